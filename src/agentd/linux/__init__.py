@@ -1,0 +1,1 @@
+"""The kernel, through ctypes. Standard library only; imports nothing else of agentd."""

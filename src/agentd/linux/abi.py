@@ -1,0 +1,99 @@
+"""Numbers of the kernel's ABI that Python does not have, from the uapi headers."""
+
+import os
+
+
+class _Common:
+    """Calls added since Linux 5.1 have one number on every architecture."""
+
+    pidfd_send_signal = 424
+    open_tree = 428
+    move_mount = 429
+    fsopen = 430
+    fsconfig = 431
+    fsmount = 432
+    pidfd_open = 434
+    clone3 = 435
+    openat2 = 437
+    mount_setattr = 442
+    landlock_create_ruleset = 444
+    landlock_add_rule = 445
+    landlock_restrict_self = 446
+
+
+class _X86_64(_Common):
+    gettid = 186
+    prctl = 157
+    mount = 165
+    umount2 = 166
+    pivot_root = 155
+    unshare = 272
+    setns = 308
+    capset = 126
+    sethostname = 170
+    seccomp = 317
+
+
+class _AArch64(_Common):
+    gettid = 178
+    prctl = 167
+    mount = 40
+    umount2 = 39
+    pivot_root = 41
+    unshare = 97
+    setns = 268
+    capset = 91
+    sethostname = 161
+    seccomp = 277
+
+
+_TABLES: dict[str, type[_X86_64] | type[_AArch64]] = {"x86_64": _X86_64, "aarch64": _AArch64}
+MACHINE = os.uname().machine
+SYS = _TABLES.get(MACHINE, _X86_64)
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+CLONE_PIDFD = 0x00001000
+CLONE_CHILD_SETTID = 0x01000000
+
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
+MS_REMOUNT = 32
+MS_BIND = 4096
+MS_REC = 16384
+MS_PRIVATE = 1 << 18
+MS_SLAVE = 1 << 19
+MNT_DETACH = 2
+
+AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
+AT_RECURSIVE = 0x8000
+OPEN_TREE_CLONE = 1
+OPEN_TREE_CLOEXEC = os.O_CLOEXEC
+MOVE_MOUNT_F_EMPTY_PATH = 0x4
+MOUNT_ATTR_RDONLY = 0x1
+MOUNT_ATTR_NOSUID = 0x2
+MOUNT_ATTR_NODEV = 0x4
+MOUNT_ATTR_NOEXEC = 0x8
+MOUNT_ATTR_IDMAP = 0x00100000
+FSOPEN_CLOEXEC = 1
+FSMOUNT_CLOEXEC = 1
+FSCONFIG_SET_FLAG = 0
+FSCONFIG_SET_STRING = 1
+FSCONFIG_SET_FD = 5
+FSCONFIG_CMD_CREATE = 6
+
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_SECUREBITS = 28
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
+PR_CAP_AMBIENT = 47
+PR_CAPBSET_DROP = 24

@@ -1,0 +1,105 @@
+"""The thin port: every kernel call that Python lacks, one method each, errors as OSError.
+
+``tests`` use RecordingKernel in its place. Numbers are in ``agentd.linux.abi``.
+"""
+
+import ctypes
+import os
+
+from agentd.linux import abi
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+
+
+class Kernel:
+    """The real one. Stateless."""
+
+    def syscall(self, number: int, *args: object) -> int:
+        """A raw system call. ints go as 64 bits, bytes and ctypes objects as pointers."""
+        words = [ctypes.c_long(a) if isinstance(a, int) else a for a in args]
+        result = int(_syscall(ctypes.c_long(number), *words))
+        if result < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+        return result
+
+    def prctl(self, option: int, a: int = 0, b: object = 0, c: int = 0, d: int = 0) -> int:
+        return self.syscall(abi.SYS.prctl, option, a, b, c, d)
+
+    def unshare(self, flags: int) -> None:
+        self.syscall(abi.SYS.unshare, flags)
+
+    def mount(
+        self,
+        source: str | None,
+        target: str,
+        fstype: str | None,
+        flags: int,
+        data: str | None = None,
+    ) -> None:
+        self.syscall(abi.SYS.mount, _text(source), _text(target), _text(fstype), flags, _text(data))
+
+    def umount(self, target: str, flags: int = 0) -> None:
+        self.syscall(abi.SYS.umount2, _text(target), flags)
+
+    def pivot_root(self, new_root: str, put_old: str) -> None:
+        self.syscall(abi.SYS.pivot_root, _text(new_root), _text(put_old))
+
+    def open_tree(self, dirfd: int, path: str, flags: int) -> int:
+        return self.syscall(abi.SYS.open_tree, dirfd, _text(path), flags)
+
+    def move_mount(
+        self, from_fd: int, from_path: str, to_fd: int, to_path: str, flags: int
+    ) -> None:
+        self.syscall(abi.SYS.move_mount, from_fd, _text(from_path), to_fd, _text(to_path), flags)
+
+    def mount_setattr(
+        self,
+        dirfd: int,
+        path: str,
+        flags: int,
+        *,
+        set_: int = 0,
+        clear: int = 0,
+        userns_fd: int = 0,
+    ) -> None:
+        """``struct mount_attr`` (Linux 5.12): attributes to set and clear, and an idmap."""
+        attr = (ctypes.c_uint64 * 4)(set_, clear, 0, userns_fd)
+        self.syscall(
+            abi.SYS.mount_setattr,
+            dirfd,
+            _text(path),
+            flags,
+            ctypes.byref(attr),
+            ctypes.sizeof(attr),
+        )
+
+    def fsopen(self, fstype: str) -> int:
+        return self.syscall(abi.SYS.fsopen, _text(fstype), abi.FSOPEN_CLOEXEC)
+
+    def fsconfig(self, fd: int, command: int, key: str | None, value: object, aux: int = 0) -> None:
+        if isinstance(value, str):
+            value = _text(value)
+        self.syscall(abi.SYS.fsconfig, fd, command, _text(key), value, aux)
+
+    def fsmount(self, fd: int, attributes: int) -> int:
+        return self.syscall(abi.SYS.fsmount, fd, abi.FSMOUNT_CLOEXEC, attributes)
+
+    def capset_none(self) -> None:
+        """Drop every effective, permitted and inheritable capability (capset(2), version 3)."""
+        header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+        data = (ctypes.c_uint32 * 6)()
+        self.syscall(abi.SYS.capset, ctypes.byref(header), ctypes.byref(data))
+
+    def sethostname(self, name: str) -> None:
+        raw = name.encode()
+        self.syscall(abi.SYS.sethostname, raw, len(raw))
+
+
+KERNEL = Kernel()
+
+
+def _text(value: str | None) -> bytes | None:
+    return None if value is None else os.fsencode(value)

@@ -1,0 +1,77 @@
+"""What can go wrong, as a caller sees it.
+
+    AgentdError
+      +-- InvalidInput          the request is malformed; nothing was run
+      +-- Refused               it is well-formed, and will not be run
+      |     +-- Unavailable     no wall here satisfies it; carries the blockers and their fixes
+      +-- SandboxError          the sandbox could not be built, or it broke
+      |     +-- BackendLost     the wall died under its work
+      |     +-- GuestError      the agent inside broke the protocol
+      +-- OperationFailed       the agent answered with an error (a missing file, say)
+
+Every error says what happened, why, and what to do about it: ``code``, ``message``, ``cause``
+and ``remediation`` are the same four fields on every way in.
+"""
+
+
+class AgentdError(Exception):
+    code = "internal"
+
+    def __init__(self, message: str, *, cause: str = "", remediation: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.cause = cause
+        self.remediation = remediation
+
+    def __str__(self) -> str:
+        text = self.message
+        if self.cause:
+            text += f": {self.cause}"
+        if self.remediation:
+            text += f" ({self.remediation})"
+        return text
+
+    def as_dict(self) -> dict[str, str]:
+        """The four fields, as they go over any wire."""
+        return {
+            "code": self.code,
+            "message": self.message,
+            "cause": self.cause,
+            "remediation": self.remediation,
+        }
+
+
+class InvalidInput(AgentdError):
+    code = "invalid_input"
+
+
+class Refused(AgentdError):
+    code = "refused"
+
+
+class Unavailable(Refused):
+    code = "unavailable"
+
+
+class SandboxError(AgentdError):
+    code = "sandbox_error"
+
+
+class BackendLost(SandboxError):
+    code = "backend_lost"
+
+
+class GuestError(SandboxError):
+    code = "guest_error"
+
+
+class OperationFailed(AgentdError):
+    """The agent inside refused an operation; ``errno`` is the kernel's number, or 0."""
+
+    code = "operation_failed"
+
+    def __init__(
+        self, message: str, *, errno: int = 0, cause: str = "", remediation: str = ""
+    ) -> None:
+        super().__init__(message, cause=cause, remediation=remediation)
+        self.errno = errno

@@ -1,0 +1,32 @@
+"""What a sandbox may use."""
+
+import msgspec
+
+MIB = 1 << 20
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """Bounds of a whole sandbox; None takes the default below.
+
+    A limit that was asked for and cannot be enforced refuses the request; a default that cannot
+    be enforced is reported as such.
+    """
+
+    memory: int | None = None  # bytes, all processes and tmpfs together
+    cpus: float | None = None  # cores
+    pids: int | None = None  # processes and threads
+    disk: int | None = None  # bytes written outside mounts
+    open_files: int | None = None  # descriptors a process
+    output: int | None = None  # bytes of stdout and of stderr, each, of one command
+    timeout: float | None = None  # seconds of wall time, of one command
+
+
+DEFAULTS = Limits(
+    memory=1024 * MIB,
+    cpus=None,
+    pids=512,
+    disk=1024 * MIB,
+    open_files=4096,
+    output=64 * MIB,
+    timeout=None,
+)

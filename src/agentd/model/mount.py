@@ -1,0 +1,92 @@
+"""Host paths that a sandbox may see."""
+
+from enum import StrEnum
+from os.path import abspath, expanduser, normpath
+
+import msgspec
+
+from agentd.model.errors import InvalidInput
+
+
+class MountMode(StrEnum):
+    RO = "ro"
+    RW = "rw"
+    COW = "cow"
+
+
+class Mount(msgspec.Struct, frozen=True):
+    """``source`` on the host appears at ``target`` inside; both absolute."""
+
+    source: str
+    target: str
+    mode: MountMode
+
+
+WORKSPACE = "/workspace"
+# A mount over one of these would replace a part of the wall.
+_RESERVED = (
+    "/",
+    "/proc",
+    "/sys",
+    "/dev",
+    "/etc",
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib64",
+    "/.agentd",
+)
+
+
+def parse_workspace(text: str) -> Mount:
+    """``PATH[:ro|rw|cow]``, mounted at /workspace; read-write unless said otherwise."""
+    path, mode = _split_mode(text, MountMode.RW, tuple(MountMode))
+    return Mount(_host_path(path, text), WORKSPACE, mode)
+
+
+def parse_mount(text: str) -> Mount:
+    """``SRC:DST[:ro|rw]``; read-only unless said otherwise."""
+    pair, mode = _split_mode(text, MountMode.RO, (MountMode.RO, MountMode.RW))
+    source, colon, target = pair.rpartition(":")
+    if not colon or not source:
+        raise InvalidInput(
+            f"mount {text!r} has no target", remediation="write it as SRC:DST[:ro|rw]"
+        )
+    return Mount(_host_path(source, text), check_target(target), mode)
+
+
+def check_target(target: str) -> str:
+    if not target.startswith("/") or normpath(target) != target or "\0" in target:
+        raise InvalidInput(
+            f"mount target {target!r} is not a plain absolute path", remediation="write it as /data"
+        )
+    if any(target == r or (r != "/" and target.startswith(r + "/")) for r in _RESERVED):
+        raise InvalidInput(
+            f"mount target {target!r} belongs to the wall",
+            remediation="choose another, such as /data",
+        )
+    return target
+
+
+def _split_mode(
+    text: str, default: MountMode, allowed: tuple[MountMode, ...]
+) -> tuple[str, MountMode]:
+    path, colon, suffix = text.rpartition(":")
+    if colon and suffix in MountMode._value2member_map_:
+        mode = MountMode(suffix)
+        if mode not in allowed:
+            names = ", ".join(allowed)
+            raise InvalidInput(
+                f"mount {text!r} cannot be {mode}", remediation=f"use one of: {names}"
+            )
+        return path, mode
+    return text, default
+
+
+def _host_path(path: str, text: str) -> str:
+    if not path or "\0" in path:
+        raise InvalidInput(
+            f"mount {text!r} names no host path", remediation="write it as PATH[:mode]"
+        )
+    return abspath(expanduser(path))

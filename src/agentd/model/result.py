@@ -1,0 +1,60 @@
+"""What came of a request."""
+
+import msgspec
+
+from agentd.model.cause import Cause, CauseCode
+from agentd.model.enforcement import Control
+
+
+class Usage(msgspec.Struct, frozen=True):
+    wall_ms: float = 0.0
+    cpu_ms: float = 0.0
+    peak_memory_bytes: int = 0
+
+
+class Timing(msgspec.Struct, frozen=True):
+    setup_ms: float = 0.0
+    exec_ms: float = 0.0
+    total_ms: float = 0.0
+
+
+class SandboxInfo(msgspec.Struct, frozen=True):
+    id: str
+    backend: str
+    level: str
+
+
+class Exit(msgspec.Struct, frozen=True):
+    """How one command ended. ``exit_code`` is None where a signal ended it or it never ran."""
+
+    exit_code: int | None
+    signal: int | None
+    cause: Cause
+    usage: Usage = Usage()
+
+    @property
+    def ok(self) -> bool:
+        return self.cause.code is CauseCode.EXITED and self.exit_code == 0
+
+
+class Result(msgspec.Struct, frozen=True):
+    """One request's whole answer; ``stdout`` and ``stderr`` hold what was captured, as bytes."""
+
+    request_id: str
+    status: str  # "ok" exit code 0, "failed" it ran and did not succeed, "error" it never ran
+    exit_code: int | None
+    signal: int | None
+    cause: Cause
+    stdout: bytes
+    stderr: bytes
+    truncated: bool
+    usage: Usage
+    timing: Timing
+    sandbox: SandboxInfo
+    enforcement: dict[str, Control]
+    changes: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """Standard output as text; bytes that are not UTF-8 become U+FFFD."""
+        return self.stdout.decode(errors="replace")

@@ -1,0 +1,40 @@
+"""What a caller asks of a sandbox, and of a command in it."""
+
+import msgspec
+
+from agentd.model.isolation import IsolationLevel
+from agentd.model.limits import Limits
+from agentd.model.mount import Mount
+
+
+class SandboxSpec(msgspec.Struct, frozen=True):
+    """``isolation`` is the least that will do; ``backend`` names one wall and no other."""
+
+    isolation: IsolationLevel = IsolationLevel.NAMESPACE
+    backend: str | None = None
+    mounts: tuple[Mount, ...] = ()
+    net: str = "none"  # "none" or "host"
+    limits: Limits = Limits()
+    user: str | None = None  # uid inside, "root" or "sandbox"
+    env: dict[str, str] = {}
+    hostname: str = "sandbox"
+
+
+class Pty(msgspec.Struct, frozen=True):
+    rows: int = 24
+    cols: int = 80
+
+
+class ExecRequest(msgspec.Struct, frozen=True):
+    """One command. ``stdin`` is True for a stream that the caller feeds."""
+
+    argv: tuple[str, ...]
+    cwd: str | None = None
+    env: dict[str, str] = {}
+    stdin: bool = False
+    pty: Pty | None = None
+    timeout: float | None = None  # seconds
+    output_limit: int | None = (
+        None  # bytes a stream; None = unbounded, the reader's back-pressure holds
+    )
+    tag: str | None = None

@@ -1,0 +1,52 @@
+"""Sizes and times as people write them: ``128M``, ``1.5G``, ``2s``, ``250ms``, ``10m``."""
+
+import re
+
+from agentd.model.errors import InvalidInput
+
+_SIZE = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_TIME = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_NUMBER = re.compile(r"\A(\d+(?:\.\d+)?)\s*([A-Za-z]*)\Z")
+
+
+def parse_size(text: str | int, what: str = "size") -> int:
+    """Bytes from ``128M`` (binary units; ``MB`` and ``MiB`` are the same).
+
+    Raises InvalidInput for anything else, for zero, and for more than 2**63 - 1.
+    """
+    if isinstance(text, int):
+        text = str(text)
+    match = _NUMBER.match(text.strip())
+    unit = re.sub(r"I?B\Z", "", match[2].upper()) if match else ""
+    if match is None or unit not in _SIZE:
+        raise InvalidInput(
+            f"{what} {text!r} is not a size", remediation="write it as 512K, 128M or 2G"
+        )
+    value = int(float(match[1]) * _SIZE[unit])
+    if not 0 < value < 1 << 63:
+        raise InvalidInput(f"{what} {text!r} is out of range", remediation="give at least 1 byte")
+    return value
+
+
+def parse_duration(text: str | float, what: str = "duration") -> float:
+    """Seconds from ``250ms``, ``2s``, ``10m``, ``1h`` or a bare number of seconds.
+
+    Raises InvalidInput for anything else, for zero, and for more than a year.
+    """
+    match = _NUMBER.match(str(text).strip())
+    if match is None or match[2].lower() not in _TIME:
+        raise InvalidInput(
+            f"{what} {text!r} is not a time", remediation="write it as 250ms, 2s, 10m or 1h"
+        )
+    value = float(match[1]) * _TIME[match[2].lower()]
+    if not 0 < value <= 366 * 86400:
+        raise InvalidInput(f"{what} {text!r} is out of range", remediation="between 1ms and 366d")
+    return value
+
+
+def format_size(value: int) -> str:
+    """The shortest exact binary form: ``128M``, ``1536K``, ``1000``."""
+    for unit in ("T", "G", "M", "K"):
+        if value and value % _SIZE[unit] == 0:
+            return f"{value // _SIZE[unit]}{unit}"
+    return str(value)

@@ -1,0 +1,1 @@
+"""Sandboxes: their manager, lifecycle and backends."""

@@ -1,0 +1,82 @@
+"""The backend port, small on purpose: a backend builds a wall and hands back a byte stream."""
+
+import socket
+from typing import Protocol, runtime_checkable
+
+from agentd.model.availability import Availability
+from agentd.model.enforcement import Enforcement
+from agentd.model.isolation import IsolationLevel
+from agentd.model.spec import SandboxSpec
+
+
+class Plan(Protocol):
+    """What a backend will do for a spec: a frozen value, made without touching anything."""
+
+    @property
+    def spec(self) -> SandboxSpec: ...
+
+
+class Wall(Protocol):
+    """A built wall with a live agent behind it."""
+
+    @property
+    def enforcement(self) -> Enforcement:
+        """What is really in force."""
+
+    @property
+    def workspace(self) -> str:
+        """The workspace's path as commands inside see it."""
+
+    @property
+    def passes_descriptors(self) -> bool:
+        """Whether SCM_RIGHTS reaches the agent (host and guest share a kernel)."""
+
+    def open_stream(self) -> socket.socket:
+        """A fresh byte stream to the agent. Raises BackendLost when the wall is gone."""
+
+    def counters(self) -> dict[str, int]:
+        """Limit hits so far, from outside the guest: ``oom``, ``pids``; {} where none is counted."""
+
+    def usage(self) -> dict[str, int]:
+        """``memory_bytes``, ``peak_memory_bytes``, ``cpu_usec`` where known."""
+
+    def alive(self) -> bool: ...
+
+    def kill(self) -> None:
+        """End everything behind the wall and free everything it held; idempotent, never raises."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Until the wall has ended; False when it has not within ``timeout`` seconds."""
+
+    def save(self) -> dict[str, object]:
+        """Enough to find and reap it after the host process died."""
+
+
+@runtime_checkable
+class CopyOnWrite(Protocol):
+    """A wall whose workspace is an overlay: its changes can be listed and applied."""
+
+    def changes(self) -> tuple[str, ...]:
+        """One line a path, sorted: ``A new``, ``M changed``, ``D gone``; relative to the workspace."""
+
+    def apply(self) -> None:
+        """Write the changes to the host's directory."""
+
+
+class Backend(Protocol):
+    name: str
+    level: IsolationLevel
+
+    def requirements(self) -> tuple[str, ...]:
+        """What it needs of the machine, in a few words each."""
+
+    def probe(self) -> Availability: ...
+
+    def plan(self, spec: SandboxSpec) -> Plan:
+        """Pure. Raises InvalidInput or Refused where the spec cannot be met."""
+
+    def launch(self, plan: Plan) -> Wall:
+        """Raises SandboxError; leaves nothing behind when it does."""
+
+    def close(self) -> None:
+        """Free what is shared by this backend's walls; idempotent."""
