@@ -39,7 +39,7 @@ class Channel(Protocol):
         """Send DATA_EOF."""
 
     def credit(self) -> int:
-        """Bytes of data frames that may be sent now; 0 too while the connection's buffer is full."""
+        """Bytes of data frames that may be sent now; 0 while the buffer is full."""
 
     def grant(self, amount: int) -> None:
         """Let the host send so many more bytes on this channel."""

@@ -35,7 +35,7 @@ class Wall(Protocol):
         """A fresh byte stream to the agent. Raises BackendLost when the wall is gone."""
 
     def counters(self) -> dict[str, int]:
-        """Limit hits so far, from outside the guest: ``oom``, ``pids``; {} where none is counted."""
+        """Limit hits so far, seen from outside: ``oom``, ``pids``; {} where not counted."""
 
     def usage(self) -> dict[str, int]:
         """``memory_bytes``, ``peak_memory_bytes``, ``cpu_usec`` where known."""
@@ -57,7 +57,7 @@ class CopyOnWrite(Protocol):
     """A wall whose workspace is an overlay: its changes can be listed and applied."""
 
     def changes(self) -> tuple[str, ...]:
-        """One line a path, sorted: ``A new``, ``M changed``, ``D gone``; relative to the workspace."""
+        """One line a path, sorted: ``A new``, ``M changed``, ``D gone``; relative."""
 
     def apply(self) -> None:
         """Write the changes to the host's directory."""

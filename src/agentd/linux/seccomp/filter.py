@@ -1,0 +1,234 @@
+"""From rules to an installed filter.
+
+The program checks the architecture, then finds the number by a balanced binary search over runs of
+numbers with one outcome. Outcomes that depend on nothing but the number are ones the kernel works
+out once at install (seccomp's allow bitmap, Linux 5.11), so an allowed call costs no filter run.
+"""
+
+import ctypes
+import errno
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import NamedTuple
+
+from agentd.linux import abi
+from agentd.linux.kernel import KERNEL, Kernel
+from agentd.linux.seccomp import bpf
+from agentd.linux.seccomp.rule import WORD, Match, Rule
+from agentd.linux.seccomp.rules import NO_INET, PROFILES
+from agentd.linux.seccomp.tables import numbers
+
+SECCOMP_SET_MODE_FILTER = 1
+SECCOMP_FILTER_FLAG_TSYNC = 1
+RET_KILL_PROCESS = 0x80000000
+RET_ERRNO = 0x00050000
+RET_ALLOW = 0x7FFF0000
+
+# struct seccomp_data: int nr; u32 arch; u64 instruction_pointer; u64 args[6]. Both machines are
+# little-endian, so the low half of an argument comes first.
+_NR, _ARCH, _ARGS = 0, 4, 16
+_AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+_X32 = range(0x40000000, 0x80000000)
+
+_ALLOW, _KILL = "allow", "kill"
+
+
+class Row(NamedTuple):
+    """One rule for human eyes. ``when`` is empty where the call always fails."""
+
+    group: str
+    calls: tuple[str, ...]
+    when: str
+    answer: str
+    why: str
+
+
+class _Run(NamedTuple):
+    """The numbers from ``start`` up to the next run's share the outcome that a label names."""
+
+    start: int
+    label: str
+
+
+def rules(profile: str, *, inet: bool = True) -> tuple[Rule, ...]:
+    """Raises LookupError for an unknown profile."""
+    if profile not in PROFILES:
+        raise LookupError(f"no seccomp profile {profile!r}; known: {', '.join(PROFILES)}")
+    return PROFILES[profile] if inet else (*PROFILES[profile], NO_INET)
+
+
+@cache
+def build(profile: str, machine: str = abi.MACHINE, *, inet: bool = True) -> bytes:
+    """The filter as an array of ``struct sock_filter``; without ``inet``, unix sockets only.
+
+    Wrong architecture or an x32 number: the process dies of SIGSYS. A number that the table does
+    not have, a future one too: ENOSYS. Raises LookupError for an unknown profile or machine.
+    """
+    table = numbers(machine)
+    by_number = _rules_by_number(rules(profile, inet=inet), table)
+    leaves: dict[str, tuple[Rule, ...]] = {}
+    runs = _merge(_outcomes(table, by_number, machine, leaves))
+    return bpf.assemble(_program(runs, leaves, machine))
+
+
+def digest(program: bytes) -> str:
+    """16 hex digits of SHA-256: what an enforcement report names the filter by."""
+    return hashlib.sha256(program).hexdigest()[:16]
+
+
+def explain(profile: str, *, inet: bool = True) -> list[Row]:
+    """The profile's rules in order, one row each."""
+    return [
+        Row(
+            rule.group,
+            rule.calls,
+            " and ".join(map(str, rule.when)),
+            errno.errorcode[rule.code],
+            rule.why,
+        )
+        for rule in rules(profile, inet=inet)
+    ]
+
+
+class _SockFprog(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+def install(program: bytes, kernel: Kernel = KERNEL) -> None:
+    """Put every thread of the calling process and all its descendants under ``program``, for good.
+
+    Set no_new_privs before: without it the kernel answers EACCES to the unprivileged, and to root
+    gives a filter under which setuid programs still gain privileges. Raises OSError.
+    """
+    header = _SockFprog(len(program) // 8, program)
+    thread = kernel.syscall(
+        abi.SYS.seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, ctypes.byref(header)
+    )
+    if thread:  # seccomp(2): the id of a thread with another filter, and nothing was installed
+        raise OSError(
+            errno.EBUSY,
+            f"{os.strerror(errno.EBUSY)}: thread {thread} has a seccomp filter of its own; "
+            "install before starting threads",
+        )
+
+
+def _rules_by_number(chosen: Sequence[Rule], table: dict[str, int]) -> dict[int, tuple[Rule, ...]]:
+    found: dict[int, tuple[Rule, ...]] = {}
+    for rule in chosen:
+        for name in rule.calls:
+            if name in table:
+                number = table[name]
+                found[number] = (*found.get(number, ()), rule)
+    return found
+
+
+def _outcomes(
+    table: dict[str, int],
+    by_number: dict[int, tuple[Rule, ...]],
+    machine: str,
+    leaves: dict[str, tuple[Rule, ...]],
+) -> Iterator[_Run]:
+    """One run a number, in order, over all 32 bits; fills ``leaves`` with the argument checks."""
+    known = set(table.values())
+    for number in range(max(known) + 1):
+        if number in known:
+            yield _Run(number, _label(by_number.get(number, ()), leaves))
+        else:
+            yield _Run(number, _errno(errno.ENOSYS))
+    yield _Run(max(known) + 1, _errno(errno.ENOSYS))
+    if machine == "x86_64":
+        yield _Run(_X32.start, _KILL)
+        yield _Run(_X32.stop, _errno(errno.ENOSYS))  # -1 among them: what a tracer skips with
+
+
+def _label(checks: tuple[Rule, ...], leaves: dict[str, tuple[Rule, ...]]) -> str:
+    if not checks:
+        return _ALLOW
+    if not checks[0].when:
+        return _errno(checks[0].code)
+    # the whole value, the argument's index too: calls share a leaf only where nothing differs
+    label = f"check {[(rule.when, rule.code) for rule in checks]}"
+    leaves[label] = checks
+    return label
+
+
+def _errno(code: int) -> str:
+    return f"errno {code}"
+
+
+def _merge(runs: Iterator[_Run]) -> list[_Run]:
+    merged: list[_Run] = []
+    for run in runs:
+        if not merged or merged[-1].label != run.label:
+            merged.append(run)
+    return merged
+
+
+def _program(
+    runs: Sequence[_Run], leaves: dict[str, tuple[Rule, ...]], machine: str
+) -> Iterator[bpf.Item]:
+    yield bpf.load(_ARCH)
+    yield bpf.equal(_AUDIT_ARCH[machine], None, _KILL)
+    yield bpf.load(_NR)
+    yield from _search(runs)
+    for label, checks in leaves.items():
+        yield bpf.Label(label)
+        yield from _checks(label, checks)
+    codes = {run.label for run in runs} | {_errno(c.code) for r in leaves.values() for c in r}
+    for label in sorted(code for code in codes if code.startswith("errno ")):
+        yield bpf.Label(label)
+        yield bpf.answer(RET_ERRNO | int(label.split()[1]))
+    yield bpf.Label(_KILL)
+    yield bpf.answer(RET_KILL_PROCESS)
+    yield bpf.Label(_ALLOW)
+    yield bpf.answer(RET_ALLOW)
+
+
+def _search(runs: Sequence[_Run]) -> Iterator[bpf.Item]:
+    """Branches from the middle run out; a single run needs none, its label is the target."""
+    if len(runs) == 1:
+        yield bpf.Goto(runs[0].label)
+        return
+    middle = len(runs) // 2
+    low, high = runs[:middle], runs[middle:]
+    upper = f"from {high[0].start}"
+    yield bpf.at_least(
+        high[0].start,
+        high[0].label if len(high) == 1 else upper,
+        low[0].label if len(low) == 1 else None,
+    )
+    if len(low) > 1:
+        yield from _search(low)
+    if len(high) > 1:
+        yield bpf.Label(upper)
+        yield from _search(high)
+
+
+def _checks(label: str, checks: Sequence[Rule]) -> Iterator[bpf.Item]:
+    """Every rule in turn; the first whose matches all hold answers, else the call is allowed."""
+    for position, rule in enumerate(checks):
+        if not rule.when:
+            yield bpf.Goto(_errno(rule.code))
+            return
+        last = position == len(checks) - 1
+        miss = _ALLOW if last else f"{label} > {position}"
+        for step, match in enumerate(rule.when):
+            final = step == len(rule.when) - 1
+            hit = _errno(rule.code) if final else f"{label} > {position}.{step}"
+            yield from _match(match, hit, miss)
+            if not final:
+                yield bpf.Label(hit)
+        if not last:
+            yield bpf.Label(miss)
+
+
+def _match(match: Match, hit: str, miss: str) -> Iterator[bpf.Item]:
+    yield bpf.load(_ARGS + 8 * match.index)
+    if match.mask != WORD:
+        yield bpf.mask(match.mask)
+    inside, outside = (hit, miss) if match.inside else (miss, hit)
+    for value in match.values[:-1]:
+        yield bpf.equal(value, inside)
+    yield bpf.equal(match.values[-1], inside, outside)

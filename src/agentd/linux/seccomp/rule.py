@@ -1,0 +1,49 @@
+"""The shape of a rule: which calls, with which arguments, get which errno, and why."""
+
+import errno
+from dataclasses import dataclass
+
+WORD = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """True when ``arg & mask`` is among ``values`` (``inside``), or is not (``inside=False``).
+
+    Only the low 32 bits of an argument are looked at. Every argument named in the rules is an
+    int, an unsigned int or flags below bit 32, which the kernel truncates before use: a rule that
+    also compared the high half would be passed by setting a bit there.
+    """
+
+    index: int
+    name: str
+    values: tuple[int, ...]
+    mask: int = WORD
+    inside: bool = True
+
+    def holds(self, arg: int) -> bool:
+        return (arg & self.mask in self.values) is self.inside
+
+    def __str__(self) -> str:
+        left = self.name if self.mask == WORD else f"{self.name} & {self.mask:#x}"
+        right = ", ".join(f"{value:#x}" for value in self.values)
+        return f"{left} {'in' if self.inside else 'not in'} {{{right}}}"
+
+
+def not_zero(index: int, name: str, mask: int = WORD) -> Match:
+    return Match(index, name, (0,), mask, inside=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Calls that fail with ``code`` when every match of ``when`` holds (none: always)."""
+
+    group: str
+    names: str
+    why: str
+    when: tuple[Match, ...] = ()
+    code: int = errno.EPERM
+
+    @property
+    def calls(self) -> tuple[str, ...]:
+        return tuple(self.names.split())

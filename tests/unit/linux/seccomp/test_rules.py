@@ -1,0 +1,58 @@
+"""The rules as data: each is needed, sound and explained."""
+
+import errno
+
+import pytest
+
+from agentd.linux.seccomp import PROFILES, explain
+from agentd.linux.seccomp.rule import Rule
+from agentd.linux.seccomp.rules import NO_INET
+from agentd.linux.seccomp.tables import MACHINES, numbers
+
+LARGEST = (*PROFILES["process-same-uid"], NO_INET)
+KNOWN = {name for machine in MACHINES for name in numbers(machine)}
+
+
+@pytest.mark.parametrize("rule", LARGEST, ids=lambda r: f"{r.group}: {r.calls[0]}")
+def test_a_rule_names_calls_that_exist_and_says_why(rule: Rule) -> None:
+    assert rule.calls
+    assert set(rule.calls) <= KNOWN
+    assert len(set(rule.calls)) == len(rule.calls)
+    assert len(rule.why.split()) >= 5
+    assert not rule.why.endswith(".")
+    assert rule.code in errno.errorcode
+    for match in rule.when:
+        assert 0 <= match.index < 6
+        assert match.values
+        assert all(value & ~match.mask == 0 for value in match.values), "could never match"
+
+
+def test_no_rule_is_hidden_behind_another() -> None:
+    always: set[str] = set()
+    seen: set[object] = set()
+    for rule in LARGEST:
+        for name in rule.calls:
+            assert name not in always, f"{name} is already denied"
+            assert (name, rule.when) not in seen, f"{name} has the same rule twice"
+            seen.add((name, rule.when))
+            if not rule.when:
+                always.add(name)
+
+
+def test_profiles_only_ever_add() -> None:
+    sandbox, process, same_uid = (
+        PROFILES[name] for name in ("sandbox", "process", "process-same-uid")
+    )
+    assert process[: len(sandbox)] == sandbox
+    assert same_uid[: len(process)] == process
+    assert len(sandbox) < len(process) < len(same_uid)
+
+
+def test_explain_has_a_row_a_rule() -> None:
+    rows = explain("process", inet=False)
+    assert len(rows) == len(PROFILES["process"]) + 1
+    (clone,) = (row for row in rows if row.calls == ("clone",))
+    assert clone.when == "flags & 0x7e020000 not in {0x0}"
+    assert clone.answer == "EPERM"
+    (clone3,) = (row for row in rows if row.calls == ("clone3",))
+    assert (clone3.when, clone3.answer) == ("", "ENOSYS")
