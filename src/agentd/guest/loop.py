@@ -1,7 +1,10 @@
-"""A small event loop on selectors: readiness callbacks and timers, one thread."""
+"""A small event loop on selectors: readiness callbacks, timers and signals, one thread."""
 
+import contextlib
 import heapq
+import os
 import selectors
+import signal
 import time
 from collections.abc import Callable
 
@@ -23,9 +26,17 @@ class Timer:
 
 
 class Loop:
-    """Not thread-safe. A callback that raises ends ``run``: guard at the edge, not here."""
+    """Not thread-safe. A callback that raises goes to ``on_error`` and is no longer watched.
 
-    def __init__(self) -> None:
+    Without ``on_error`` it ends ``run``.
+    """
+
+    def __init__(self, on_error: Callable[[Exception], None] | None = None) -> None:
+        self._on_error = on_error
+        self._soon: list[Callable[[], None]] = []
+        self._signals: dict[int, Callable[[], None]] = {}
+        self._old_handlers: dict[int, object] = {}
+        self._wakeup: tuple[int, int] | None = None
         self._selector = selectors.DefaultSelector()
         self._timers: list[tuple[float, int, Timer]] = []
         self._count = 0
@@ -49,21 +60,69 @@ class Loop:
         heapq.heappush(self._timers, (timer.when, self._count, timer))
         return timer
 
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Call once, after the callbacks of this round: what they all wrote leaves in one send."""
+        self._soon.append(callback)
+
+    def on_signal(self, number: int, callback: Callable[[], None]) -> None:
+        """Call ``callback()`` in the loop after signal ``number``; once for several. Main thread.
+
+        The loop's own descriptors count as watched: end such a loop with ``stop``.
+        """
+        if self._wakeup is None:
+            self._wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+            signal.set_wakeup_fd(self._wakeup[1], warn_on_full_buffer=False)
+            self.watch(self._wakeup[0], READ, self._on_wakeup)
+        self._signals[number] = callback
+        # Without a handler of Python's own the wakeup descriptor is not written to.
+        self._old_handlers.setdefault(number, signal.signal(number, _noted))
+
     def run(self) -> None:
         """Until ``stop``, or until nothing is watched and no timer is left."""
         self._running = True
+        self._run_soon()
         while self._running and (self._selector.get_map() or self._timers):
             for key, events in self._selector.select(self._timeout()):
                 # An earlier callback of this round may have dropped this one.
                 if self._selector.get_map().get(key.fd) is key:
-                    key.data(events)
+                    self._guarded(key.data, events, key.fd)
             self._fire()
+            self._run_soon()
 
     def stop(self) -> None:
         self._running = False
 
     def close(self) -> None:
+        """Free the descriptors and put the signal handlers back; idempotent."""
         self._selector.close()
+        if self._wakeup is None:
+            return
+        signal.set_wakeup_fd(-1)
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        for fd in self._wakeup:
+            os.close(fd)
+        self._wakeup = None
+
+    def _on_wakeup(self, _: int) -> None:
+        numbers: set[int] = set()
+        with contextlib.suppress(BlockingIOError):
+            while self._wakeup is not None:
+                numbers.update(os.read(self._wakeup[0], 512))
+        for number in numbers:
+            if number in self._signals:
+                self._signals[number]()
+
+    def _guarded(self, callback: Callable[[int], None], events: int, fd: int) -> None:
+        try:
+            callback(events)
+        except Exception as error:
+            if self._on_error is None:
+                raise
+            # Ready as it is, it would raise again at once. Signals must stay.
+            if self._wakeup is None or fd != self._wakeup[0]:
+                self.forget(fd)
+            self._on_error(error)
 
     def _timeout(self) -> float | None:
         while self._timers and self._timers[0][2].callback is None:
@@ -75,4 +134,22 @@ class Loop:
         while self._timers and self._timers[0][0] <= now:
             callback = heapq.heappop(self._timers)[2].callback
             if callback is not None:
-                callback()
+                self._guarded_call(callback)
+
+    def _run_soon(self) -> None:
+        while self._soon:
+            callbacks, self._soon = self._soon, []
+            for callback in callbacks:
+                self._guarded_call(callback)
+
+    def _guarded_call(self, callback: Callable[[], None]) -> None:
+        try:
+            callback()
+        except Exception as error:
+            if self._on_error is None:
+                raise
+            self._on_error(error)
+
+
+def _noted(number: int, frame: object) -> None:
+    """The wakeup descriptor has been written to; the loop does the rest."""

@@ -26,6 +26,9 @@ class Channel(Protocol):
     def event(self, name: str, **fields: object) -> None:
         """Send an EVENT frame."""
 
+    def event_lazily(self, name: str, **fields: object) -> None:
+        """An EVENT frame that may wait some milliseconds, to leave together with the next one."""
+
     def finish(self, name: str, **fields: object) -> None:
         """Send the last EVENT frame; closes the operation and the channel."""
 

@@ -1,0 +1,3 @@
+.PHONY: demo test check bench docs
+demo test check bench docs:
+	@scripts/$@

@@ -1,0 +1,86 @@
+"""Measures agentd beside its peers in one run, and says which targets are met."""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cases
+import density
+import peers
+import plot
+import report
+
+if TYPE_CHECKING:
+    from stats import Case
+
+OUT = Path(__file__).resolve().parent / "out"
+
+
+def main() -> int:
+    options = _options()
+    measures: dict[str, Callable[[], Case]] = {
+        "fresh": lambda: cases.fresh(options.rounds),
+        "warm": lambda: cases.warm(options.rounds),
+        "stdout": lambda: cases.stdout(options.rounds),
+        "idle": lambda: density.idle(options.sandboxes),
+        "cli": lambda: cases.cli(max(1, options.rounds // 3)),
+    }
+    results = []
+    for key, measure in measures.items():
+        if options.only in (None, key):
+            print(f"measuring: {key} ...", file=sys.stderr, flush=True)
+            results.append(measure())
+    document = report.as_json(results, machine())
+    OUT.mkdir(parents=True, exist_ok=True)
+    # One case alone must not replace the whole table.
+    stem = f"results-{options.only}" if options.only else "results"
+    (OUT / f"{stem}.json").write_text(json.dumps(document, indent=2) + "\n")
+    plot.write(results, OUT / f"{stem}.png")
+    print(json.dumps(document) if options.json else report.as_text(results, document["machine"]))
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
+    parser.add_argument("--rounds", type=_count, default=100, help="of each case (default: 100)")
+    parser.add_argument("--sandboxes", type=_count, default=1000, help="idle ones (default: 1000)")
+    parser.add_argument("--only", choices=("fresh", "warm", "stdout", "idle", "cli"))
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    return parser.parse_args()
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 100_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 100000")
+    return int(text)
+
+
+def machine() -> dict[str, str]:
+    return {
+        "cpu": _cpu(),
+        "cores": str(os.cpu_count()),
+        "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') >> 30} GiB",
+        "system": platform.freedesktop_os_release()["PRETTY_NAME"],
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "user": "root" if os.getuid() == 0 else f"uid {os.getuid()}",
+        "load": f"{os.getloadavg()[0]:.1f} at the end",
+        "taken": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        **peers.versions(),
+    }
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+"""``agentd guest``: the guest agent as one file, for images of your own."""
+
+import argparse
+
+from agentd.client.cli.options import Parser
+from agentd.model.errors import InvalidInput
+
+_EXAMPLES = """\
+examples:
+  agentd guest --out agentd-guest.pyz
+  ./agentd-guest.pyz --listen vsock:5000           inside a virtual machine, as its PID 1
+"""
+
+
+def main(words: list[str]) -> int:
+    parser = Parser(
+        prog="agentd guest",
+        description="Write the guest agent as one executable file that needs only Python 3.11.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--out", metavar="FILE", required=True, help="where to write it")
+    path = parser.parse_args(words).out
+    from agentd.guest.bundle import build
+
+    try:
+        digest = build(path)
+    except OSError as error:
+        raise InvalidInput(
+            f"cannot write {path!r}: {error.strerror}", remediation="give a writable path"
+        ) from error
+    print(f"{path} sha256:{digest}")
+    return 0

@@ -1,0 +1,95 @@
+"""``agentd``: finds the command and turns every failure into one line and an exit code.
+
+Nothing is imported that the command does not need: Python's start is most of the time.
+"""
+
+import os
+import sys
+
+COMMANDS = {
+    "run": ("agentd.client.cli.run", "run a command in a fresh sandbox"),
+    "doctor": ("agentd.client.cli.doctor", "say which walls work here, and what mends the others"),
+    "guest": ("agentd.client.cli.guest", "write the guest agent as one file"),
+}
+BAD_INPUT = 2
+OWN_FAILURE = 125
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The exit code. Never raises but SystemExit and KeyboardInterrupt."""
+    words = sys.argv[1:] if argv is None else argv
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0 if words else BAD_INPUT
+    if words[0] in ("-V", "--version"):
+        from agentd._version import __version__
+
+        print(f"agentd {__version__}")
+        return 0
+    if words[0] not in COMMANDS:
+        names = ", ".join(COMMANDS)
+        _say(f"agentd: unknown command {words[0]!r} (use one of: {names})")
+        return BAD_INPUT
+    return _guarded(words[0], words[1:])
+
+
+def _guarded(name: str, words: list[str]) -> int:
+    from agentd.model.errors import AgentdError, InvalidInput
+
+    try:
+        from importlib import import_module
+
+        return int(import_module(COMMANDS[name][0]).main(words))
+    except InvalidInput as error:
+        _say(f"agentd {name}: {error}")
+        return BAD_INPUT
+    except AgentdError as error:
+        _say(f"agentd {name}: {error}")
+        return OWN_FAILURE
+    except BrokenPipeError:
+        # The reader went away, as with ``| head``; as a shell reports SIGPIPE.
+        _silence_stdout()
+        return 128 + 13
+    except KeyboardInterrupt:
+        return 128 + 2
+    except Exception as error:
+        if os.environ.get("AGENTD_DEBUG") == "1":
+            raise
+        _say(
+            f"agentd {name}: internal error: {type(error).__name__}: {error} "
+            "(AGENTD_DEBUG=1 shows where)"
+        )
+        return OWN_FAILURE
+
+
+def _help() -> str:
+    lines = [f"  {name:<8} {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: agentd COMMAND [options]",
+            "",
+            "Run untrusted commands behind a wall you choose, and learn what that wall was.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "examples:",
+            "  agentd run -- python3 -c 'print(6*7)'",
+            "  agentd run --json --timeout 2s --memory 128M -- sh -c 'exit 3'",
+            "  agentd doctor",
+            "",
+            "agentd COMMAND --help tells more; agentd --version tells the version.",
+        ]
+    )
+
+
+def _say(line: str) -> None:
+    # One line whatever the message holds: an argument may contain newlines.
+    print(" ".join(line.split("\n")), file=sys.stderr)
+
+
+def _silence_stdout() -> None:
+    # Python flushes stdout again at exit and would complain about the same broken pipe.
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)

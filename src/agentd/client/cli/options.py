@@ -1,0 +1,132 @@
+"""``agentd run``'s options: parsed here, judged by ``client.build``."""
+
+import argparse
+from typing import NoReturn
+
+from agentd.model.errors import InvalidInput
+
+_EXAMPLES = """\
+examples:
+  agentd run -- python3 -c 'print(6*7)'
+  agentd run --json --timeout 2s --memory 128M -- sh -c 'echo out; exit 3'
+  tar c src | agentd run -i -- sh -c 'tar x && find . -name "*.py" | wc -l'
+  agentd run -t -- bash
+  agentd run -w .:cow -- sh -c 'rm -rf *; ls'      the host's files stay as they were
+  agentd run --isolation process -- make -n        no namespaces, no privileges needed
+
+exit codes:
+  the command's own; 128+n ended by signal n; 124 timed out; 125 agentd failed;
+  126 not executable; 127 not found; 2 wrong options
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """An error is an InvalidInput: one line, exit code 2, on every command alike."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InvalidInput(message, remediation=f"see {self.prog} --help")
+
+
+def run_parser() -> Parser:
+    parser = Parser(
+        prog="agentd run",
+        usage="agentd run [options] -- COMMAND [ARG...]",
+        description="Run a command in a fresh sandbox that is destroyed afterwards.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _wall_options(parser)
+    _command_options(parser)
+    _limit_options(parser)
+    parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser
+
+
+def parse_run(words: list[str]) -> argparse.Namespace:
+    """Raises InvalidInput; exits 0 on --help."""
+    head, dashes, tail = words, [], []
+    if "--" in words:
+        at = words.index("--")
+        head, dashes, tail = words[:at], ["--"], words[at + 1 :]
+    options = run_parser().parse_args(head)
+    # ``run sh -c x -- y``: the command began before the dashes, so they belong to it.
+    options.command = options.command + dashes + tail if options.command else tail
+    if not options.command:
+        raise InvalidInput("no command given", remediation="write it after --: agentd run -- ls")
+    if options.json and options.tty:
+        raise InvalidInput(
+            "--json and --tty cannot go together",
+            remediation="drop one: a terminal is not captured",
+        )
+    if options.apply and not (options.workspace or "").endswith(":cow"):
+        raise InvalidInput(
+            "--apply needs a copy-on-write workspace", remediation="add --workspace PATH:cow"
+        )
+    return options
+
+
+def _wall_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the wall")
+    group.add_argument(
+        "--isolation",
+        metavar="LEVEL",
+        help="the least that will do: none, process, namespace, userspace-kernel, microvm "
+        "(default: namespace)",
+    )
+    group.add_argument(
+        "--backend", metavar="NAME", help="this wall and no other; see agentd doctor"
+    )
+    group.add_argument(
+        "-w",
+        "--workspace",
+        metavar="PATH[:ro|rw|cow]",
+        help="a host directory as /workspace (default rw); cow leaves the host's files alone and "
+        "lists the changes",
+    )
+    group.add_argument(
+        "--apply",
+        action="store_true",
+        help="write a cow workspace's changes back after exit code 0",
+    )
+    group.add_argument(
+        "--mount",
+        metavar="SRC:DST[:ro|rw]",
+        action="append",
+        default=[],
+        help="show a host path inside (default ro); may be repeated",
+    )
+    group.add_argument("--net", metavar="none|host", default="none", help="default: none")
+    group.add_argument("--user", metavar="root|sandbox|UID", help="who the command runs as inside")
+
+
+def _command_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the command")
+    group.add_argument("-C", "--cwd", metavar="DIR", help="its working directory, as seen inside")
+    group.add_argument(
+        "-e",
+        "--env",
+        metavar="NAME[=VALUE]",
+        action="append",
+        default=[],
+        help="a variable for it; without a value, the caller's own",
+    )
+    group.add_argument(
+        "--env-file", metavar="FILE", action="append", default=[], help="NAME=value lines"
+    )
+    group.add_argument("-i", "--stdin", action="store_true", help="pass standard input")
+    group.add_argument("-t", "--tty", action="store_true", help="give it a terminal (implies -i)")
+    group.add_argument(
+        "--json", action="store_true", help="capture the output and print one JSON object"
+    )
+
+
+def _limit_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("limits")
+    group.add_argument("--timeout", metavar="TIME", help="as 250ms, 2s, 10m")
+    group.add_argument("--memory", metavar="SIZE", help="as 128M, 2G; of all its processes")
+    group.add_argument("--cpus", metavar="N", help="cores, as 0.5")
+    group.add_argument("--pids", metavar="N", help="processes and threads")
+    group.add_argument("--disk", metavar="SIZE", help="bytes written outside mounts")
+    group.add_argument("--open-files", metavar="N", help="descriptors a process")
+    group.add_argument("--output", metavar="SIZE", help="bytes of stdout and of stderr, each")

@@ -1,0 +1,125 @@
+"""What ``agentd run`` prints, and the exit code that it ends with."""
+
+import os
+import sys
+from base64 import b64encode
+
+import msgspec
+
+from agentd.model.cause import Cause, CauseCode
+from agentd.model.errors import AgentdError
+from agentd.model.result import Result
+
+TIMED_OUT = 124
+OWN_FAILURE = 125
+_KILLED = 128 + 9
+
+
+def exit_code(result: Result) -> int:
+    """As shells have it: the command's code, 128+n for a signal; 124 and 125 as timeout(1) has."""
+    if result.cause.code is CauseCode.TIMEOUT:
+        return TIMED_OUT
+    if result.signal is not None:
+        return 128 + result.signal
+    if result.exit_code is not None:
+        return result.exit_code
+    return OWN_FAILURE if result.cause.code is CauseCode.BACKEND_LOST else _KILLED
+
+
+def as_json(result: Result, changes: tuple[str, ...] | None = None) -> bytes:
+    """One object on one line; ``changes`` only where the workspace is copy-on-write."""
+    stdout, stderr, encoding = _texts(result.stdout, result.stderr)
+    fields: dict[str, object] = {
+        "request_id": result.request_id,
+        "status": result.status,
+        "exit_code": result.exit_code,
+        "signal": result.signal,
+        "cause": result.cause,
+        "stdout": stdout,
+        "stderr": stderr,
+        "encoding": encoding,
+        "truncated": result.truncated,
+        "usage": result.usage,
+        "timing": result.timing,
+        "sandbox": result.sandbox,
+        "enforcement": result.enforcement,
+    }
+    if changes is not None:
+        fields["changes"] = changes
+    return msgspec.json.encode(fields) + b"\n"
+
+
+def error_json(error: AgentdError) -> bytes:
+    """The same object for a request that never ran: its cause is the error."""
+    message = f"{error.message}: {error.cause}" if error.cause else error.message
+    fields: dict[str, object] = {
+        "request_id": None,
+        "status": "error",
+        "exit_code": None,
+        "signal": None,
+        "cause": {"code": error.code, "message": message, "remediation": error.remediation},
+        "stdout": "",
+        "stderr": "",
+        "encoding": "utf-8",
+        "truncated": False,
+        "usage": None,
+        "timing": None,
+        "sandbox": None,
+        "enforcement": {},
+    }
+    return msgspec.json.encode(fields) + b"\n"
+
+
+def explain(cause: Cause) -> None:
+    """On stderr, unless the command ended by itself: then its own output says enough."""
+    if cause.code in (CauseCode.EXITED, CauseCode.SIGNALLED):
+        return
+    hint = f" ({cause.remediation})" if cause.remediation else ""
+    say(f"{cause.code}: {cause.message}{hint}")
+
+
+def say(line: str) -> None:
+    print(f"agentd run: {line}", file=sys.stderr, flush=True)
+
+
+def list_changes(changes: tuple[str, ...], applied: bool) -> None:
+    if not changes:
+        say("no changes in the workspace")
+        return
+    fate = "written to the host" if applied else "not written to the host; --apply does that"
+    say(f"{len(changes)} changes in the workspace, {fate}")
+    for line in changes:
+        print(f"  {_printable(line)}", file=sys.stderr)
+    sys.stderr.flush()
+
+
+def write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(fd, view) :]
+        except BlockingIOError:
+            _wait_writable(fd)
+
+
+def _wait_writable(fd: int) -> None:
+    # Whoever shares the terminal or pipe with us may have made it non-blocking.
+    import select
+
+    poller = select.poll()
+    poller.register(fd, select.POLLOUT)
+    poller.poll()
+
+
+def _texts(stdout: bytes, stderr: bytes) -> tuple[str, str, str]:
+    try:
+        return stdout.decode(), stderr.decode(), "utf-8"
+    except UnicodeDecodeError:
+        return b64encode(stdout).decode(), b64encode(stderr).decode(), "base64"
+
+
+def _printable(line: str) -> str:
+    # A file's name is the sandbox's choice: it must not reach the terminal as control codes.
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)

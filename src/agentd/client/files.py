@@ -1,0 +1,58 @@
+"""Files inside a sandbox, as the SDK offers them."""
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from agentd.transport.files import Change, Entry
+
+
+class Files:
+    """Paths are those inside. Raises OperationFailed, with the kernel's errno, where refused."""
+
+    def __init__(self, files: Any) -> None:
+        self._files = files
+
+    def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
+        """At most 256 MiB at once; ``read_iter`` has no bound."""
+        return bytes(self._files.read(path, offset, length))
+
+    def read_iter(self, path: str) -> Iterator[bytes]:
+        yield from self._files.read_iter(path)
+
+    def read_text(self, path: str, encoding: str = "utf-8") -> str:
+        return self.read(path).decode(encoding)
+
+    def write(
+        self,
+        path: str,
+        data: bytes | str | Iterable[bytes] | BinaryIO,
+        *,
+        mode: int = 0o644,
+        parents: bool = False,
+    ) -> int:
+        """The whole file or none of it; its size in bytes."""
+        content = data.encode() if isinstance(data, str) else data
+        return int(self._files.write(path, content, mode=mode, parents=parents))
+
+    def list(self, path: str) -> "list[Entry]":
+        entries: list[Entry] = self._files.list(path)
+        return entries
+
+    def stat(self, path: str) -> "Entry":
+        """Of a link itself."""
+        entry: Entry = self._files.stat(path)
+        return entry
+
+    def mkdir(self, path: str, *, mode: int = 0o755, parents: bool = False) -> None:
+        self._files.mkdir(path, mode=mode, parents=parents)
+
+    def move(self, path: str, to: str) -> None:
+        self._files.move(path, to)
+
+    def remove(self, path: str, *, recursive: bool = False) -> None:
+        self._files.remove(path, recursive=recursive)
+
+    def watch(self, path: str, *, recursive: bool = False) -> "Iterator[Change]":
+        """Changes, with ``kind`` and ``path``, until the iterator is closed."""
+        yield from self._files.watch(path, recursive=recursive)

@@ -1,0 +1,135 @@
+"""One command from its start to its Result; the one place where a cause is refined."""
+
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+from agentd.model.cause import Cause, CauseCode
+from agentd.model.errors import BackendLost, GuestError
+from agentd.model.result import Exit, Result, Timing, Usage
+from agentd.model.spec import ExecRequest
+from agentd.sandbox.manager import SandboxHandle
+from agentd.transport.core import Chunk
+
+# A wall that dies takes its agent's stream along first; the process itself follows.
+_DEATH_SECONDS = 1.0
+
+
+class Execution:
+    """A running command. One thread drives it; ``close`` kills what has not ended."""
+
+    def __init__(self, handle: SandboxHandle, request: ExecRequest, capture: bool) -> None:
+        self.request_id = "req-" + secrets.token_hex(8)
+        self._handle = handle
+        self._before = dict(handle.wall.counters())
+        self._started = time.monotonic()
+        self._lost: Exit | None = None
+        # The first command waited for the sandbox; those after it found it ready.
+        self._setup_ms, handle.unreported_ms = handle.unreported_ms, 0.0
+        self.running = handle.guest.start(request, capture=capture)
+
+    @property
+    def exit(self) -> Exit | None:
+        return self._lost or self.running.exit
+
+    def step(
+        self, timeout: float | None = None, extra_fds: Sequence[int] = ()
+    ) -> tuple[list[Chunk], list[int]]:
+        """One round: chunks of output, and which of ``extra_fds`` are readable."""
+        if self._lost is not None:
+            return [], []
+        try:
+            return self.running.step(timeout, extra_fds)
+        except (BackendLost, GuestError) as error:
+            self._lost = self._end_of_wall(error)
+            return [], []
+
+    def chunks(self) -> Iterator[Chunk]:
+        while True:
+            found, _ = self.step()
+            yield from found
+            if self.exit is not None and not found:
+                return
+
+    def write(self, data: bytes) -> None:
+        try:
+            self.running.write(data)
+        except BackendLost as error:
+            self._lost = self._end_of_wall(error)
+
+    def close_stdin(self) -> None:
+        self.running.close_stdin()
+
+    def kill(self) -> None:
+        self.running.kill()
+
+    def finish(self) -> Result:
+        """Wait for the end; output that nobody took is dropped, unless it is captured."""
+        while self.exit is None:
+            self.step()
+        end = self.exit
+        exec_ms = (time.monotonic() - self._started) * 1000
+        counters = self._handle.wall.counters()
+        refined = end if self._lost else refine(end, self._before, counters)
+        return Result(
+            request_id=self.request_id,
+            status=status(refined),
+            exit_code=refined.exit_code,
+            signal=refined.signal,
+            cause=refined.cause,
+            stdout=bytes(getattr(self.running, "stdout", b"")),
+            stderr=bytes(getattr(self.running, "stderr", b"")),
+            truncated=self.running.truncated,
+            usage=refined.usage,
+            timing=Timing(self._setup_ms, exec_ms, self._setup_ms + exec_ms),
+            sandbox=self._handle.info,
+            enforcement=dict(self._handle.enforcement),
+        )
+
+    def close(self) -> None:
+        self.running.close()
+
+    def __enter__(self) -> "Execution":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _end_of_wall(self, error: BackendLost | GuestError) -> Exit:
+        """What a broken stream means; a living wall with a lying agent stays an error."""
+        wall = self._handle.wall
+        gone = wall.wait(_DEATH_SECONDS)
+        if isinstance(error, GuestError) and not gone:
+            raise error
+        if grown(self._before, wall.counters(), "oom"):
+            cause = Cause.of(CauseCode.OOM, "the sandbox ran out of memory and ended")
+        else:
+            cause = Cause.of(CauseCode.BACKEND_LOST, f"the sandbox ended under its work: {error}")
+        return Exit(None, None, cause, Usage(wall_ms=(time.monotonic() - self._started) * 1000))
+
+
+def refine(end: Exit, before: Mapping[str, int], after: Mapping[str, int]) -> Exit:
+    """The agent sees an exit; the wall's counters tell which limit it ran into."""
+    failed = end.signal is not None or end.exit_code != 0
+    if end.cause.code not in (CauseCode.EXITED, CauseCode.SIGNALLED) or not failed:
+        return end
+    if grown(before, after, "oom"):
+        cause = Cause.of(CauseCode.OOM, f"ran out of memory ({end.cause.message})")
+    elif grown(before, after, "pids"):
+        cause = Cause.of(
+            CauseCode.PIDS_LIMIT, f"ran into the limit of processes ({end.cause.message})"
+        )
+    else:
+        return end
+    return Exit(end.exit_code, end.signal, cause, end.usage)
+
+
+def grown(before: Mapping[str, int], after: Mapping[str, int], name: str) -> bool:
+    return after.get(name, 0) > before.get(name, 0)
+
+
+def status(end: Exit) -> str:
+    if end.ok:
+        return "ok"
+    never = (CauseCode.SPAWN_FAILED, CauseCode.BACKEND_LOST)
+    return "error" if end.cause.code in never else "failed"

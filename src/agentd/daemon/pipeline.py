@@ -1,0 +1,77 @@
+"""The whole flow, top to bottom: who asks, whether they may, where it runs, what came of it."""
+
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+import msgspec
+
+from agentd.daemon.execution import Execution
+from agentd.model.result import Result
+from agentd.model.spec import ExecRequest, SandboxSpec
+from agentd.sandbox.manager import Manager, SandboxHandle
+
+Principal = str
+Asked = TypeVar("Asked", SandboxSpec, ExecRequest)
+# Authentication, policy, quota and audit are such steps: the request as it may go on, or Refused.
+Step = Callable[[Principal, SandboxSpec | ExecRequest], SandboxSpec | ExecRequest]
+
+
+class Pipeline:
+    """Thread-safe where its steps are."""
+
+    def __init__(self, manager: Manager, *steps: Step) -> None:
+        self.manager = manager
+        self._steps = steps
+
+    def open(self, principal: Principal, spec: SandboxSpec) -> SandboxHandle:
+        """Raises Refused, InvalidInput and SandboxError; nothing is left behind then."""
+        return self.manager.create(self._admit(principal, spec))
+
+    def execute(
+        self, principal: Principal, handle: SandboxHandle, request: ExecRequest, stdin: bytes = b""
+    ) -> Result:
+        """One command, its output captured and bounded, its end typed."""
+        asked = msgspec.structs.replace(request, stdin=bool(stdin))
+        with self.start(principal, handle, asked, capture=True) as execution:
+            if stdin:
+                execution.write(stdin)
+                execution.close_stdin()
+            return execution.finish()
+
+    def start(
+        self,
+        principal: Principal,
+        handle: SandboxHandle,
+        request: ExecRequest,
+        capture: bool = False,
+    ) -> Execution:
+        """A command whose stdin the caller feeds, and whose output it takes as it comes.
+
+        ``capture`` keeps the output for the Result instead, 64 MiB a stream unless limited.
+        """
+        admitted = self._admit(principal, _completed(request, handle))
+        return Execution(handle, admitted, capture)
+
+    def close(self, handle: SandboxHandle) -> None:
+        self.manager.destroy(handle)
+
+    def _admit(self, principal: Principal, asked: Asked) -> Asked:
+        for step in self._steps:
+            answer = step(principal, asked)
+            if not isinstance(answer, type(asked)):
+                raise TypeError(f"step {step!r} answered a {type(answer).__name__}")
+            asked = answer
+        return asked
+
+
+def _completed(request: ExecRequest, handle: SandboxHandle) -> ExecRequest:
+    """What the sandbox says where the request says nothing."""
+    spec = handle.spec
+    return msgspec.structs.replace(
+        request,
+        cwd=request.cwd and os.path.join(handle.wall.workspace, request.cwd),
+        env={**spec.env, **request.env},
+        timeout=request.timeout or spec.limits.timeout,
+        output_limit=request.output_limit or spec.limits.output,
+    )

@@ -1,0 +1,227 @@
+"""The agent: connections of both protocols over one process engine. docs/guest-protocol.md."""
+
+import errno
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+
+from agentd._version import __version__
+from agentd.guest import fs, fs_read, fs_write, spawn, system, tunnel, watch, wire
+from agentd.guest.attach import attach
+from agentd.guest.connection import Connection, guarded, report
+from agentd.guest.exec import Commands
+from agentd.guest.history import History
+from agentd.guest.listener import FdListener, SocketListener, adopt
+from agentd.guest.loop import Loop
+from agentd.guest.operation import Channel, RequestError, Starter
+from agentd.guest.process import Processes
+from agentd.guest.stream import Stream
+from agentd.guest.v1_server import V1Connection
+from agentd.linux import abi
+from agentd.linux.kernel import KERNEL
+
+MAX_CONNECTIONS = 128
+FEATURES = ("exec", "fds", "pty", "detach", "fs", "watch", "tcp", "sys", "accept")
+
+
+class Agent:
+    """Serves connections until ``stop``. Sets up the process it runs in: umask, descriptors.
+
+    ``pid1``: the agent is alone in its PID namespace, so that "the whole sandbox" is every process
+    there is. ``operations`` are added to exec, signal, list, attach and sys.accept. ``hello`` is
+    merged into the handshake's reply. ``paths`` are looked at to tell a full disk.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        *,
+        pid1: bool,
+        features: Iterable[str] = FEATURES,
+        hello: Mapping[str, object] | None = None,
+        operations: Mapping[str, Starter] | None = None,
+        paths: Iterable[str] = (),
+        max_connections: int = MAX_CONNECTIONS,
+    ) -> None:
+        self.loop = loop
+        self.pid1 = pid1
+        os.umask(0o022)
+        os.chdir("/")
+        spawn.sweep_descriptors()
+        if not pid1:
+            become_subreaper()
+        self.processes = Processes(loop, disk_paths=paths)
+        self._hello = {"agent": __version__, "features": list(features), **(hello or {})}
+        self._max_connections = max_connections
+        self._streams: set[Stream] = set()
+        self._listeners: list[FdListener | SocketListener] = []
+        self._stopped = False
+        history = History()
+        commands = Commands(self.processes, history, whole_sandbox=pid1)
+        self._operations: dict[str, Starter] = {
+            **(operations or {}),
+            "exec": commands.exec,
+            "signal": commands.signal,
+            "list": commands.list_all,
+            "attach": partial(attach, commands),
+            "sys.accept": self._sys_accept,
+        }
+
+    def serve_stream(self, source: socket.socket | tuple[int, int]) -> bool:
+        """Serve one connection and own it; False when there is no room for another after it.
+
+        One too many is closed at once.
+        """
+        stream = Stream(self.loop, source)
+        if self._stopped or len(self._streams) >= self._max_connections:
+            stream.close()
+            return False
+        self._streams.add(stream)
+        stream.on_close = partial(self._on_close, stream)
+        stream.start(_Handshake(self, stream))
+        return len(self._streams) < self._max_connections
+
+    def listen_fds(self, sock: socket.socket) -> None:
+        """Serve every descriptor that comes through a SEQPACKET socket; its EOF ends the agent."""
+        self._listeners.append(FdListener(self.loop, sock, self._accept, self.stop))
+
+    def listen(self, sock: socket.socket) -> None:
+        """Serve a bound stream socket."""
+        self._listeners.append(SocketListener(self.loop, sock, self.serve_stream))
+
+    def upgrade(self, stream: Stream, first: bytes) -> None:
+        """Go on in v2 after the hello line."""
+        boot = {"pid1": self.pid1, "uptime_ms": int(time.clock_gettime(time.CLOCK_BOOTTIME) * 1000)}
+        reply = json.dumps({"agentd": 2, **self._hello, "boot": boot}, separators=(",", ":"))
+        Connection(stream, self._operations, reply.encode() + b"\n", first)
+
+    def signal_all(self, number: int) -> None:
+        """Signal everything in the sandbox but the agent: all that is ours where it is no PID 1."""
+        if self.pid1:
+            system.signal_namespace(number)
+            return
+        for process in self.processes:
+            process.signal(number)
+
+    def stop(self) -> None:
+        """End every connection and command, and the loop; idempotent."""
+        if self._stopped:
+            return
+        self._stopped = True
+        for listener in self._listeners:
+            listener.close()
+        for stream in list(self._streams):
+            guarded(stream.abort)
+        self.processes.end_all()
+        self.loop.stop()
+
+    def _accept(self, sock: socket.socket) -> None:
+        self.serve_stream(sock)
+
+    def _on_close(self, stream: Stream) -> None:
+        self._streams.discard(stream)
+        if self._stopped:
+            return
+        for listener in self._listeners:
+            if isinstance(listener, SocketListener):
+                listener.resume()
+
+    def _sys_accept(self, channel: Channel, request: dict[str, object], fds: list[int]) -> None:
+        if len(fds) != 1:
+            raise RequestError("one descriptor must be passed with the request", errno.EBADF)
+        accepted: list[socket.socket] = []
+        adopt(fds[0], accepted.append)
+        if not accepted:
+            raise RequestError("the descriptor is no stream socket", errno.ENOTSOCK)
+        if len(self._streams) >= self._max_connections:
+            accepted[0].close()
+            raise RequestError(f"{self._max_connections} connections are open", errno.EAGAIN)
+        self.serve_stream(accepted[0])
+        channel.finish("result")
+
+
+class _Handshake:
+    """The stream's user until its first line is known to be v2's hello or not."""
+
+    def __init__(self, agent: Agent, stream: Stream) -> None:
+        self._agent = agent
+        self._stream = stream
+        self._first = b""
+
+    def on_bytes(self, data: bytes) -> None:
+        self._first += data
+        if self._first.startswith(wire.HELLO):
+            self._agent.upgrade(self._stream, self._first[len(wire.HELLO) :])
+        elif not wire.HELLO.startswith(self._first):
+            V1Connection(self._stream, self._agent.processes).start(self._first)
+
+    def on_eof(self) -> None:
+        if not self._first:
+            self._stream.finish()
+        else:
+            V1Connection(self._stream, self._agent.processes).start(self._first)
+
+    def on_drained(self) -> None:
+        """Nothing was written yet."""
+
+    def on_lost(self) -> None:
+        """Nothing was started yet."""
+
+
+def builtin_operations(agent_context: system.Context) -> dict[str, Starter]:
+    """Everything that this package offers beyond the agent's own operations."""
+    return {
+        **fs.OPERATIONS,
+        **fs_read.OPERATIONS,
+        **fs_write.OPERATIONS,
+        **watch.OPERATIONS,
+        **tunnel.OPERATIONS,
+        **system.operations(agent_context),
+    }
+
+
+def create(loop: Loop, *, pid1: bool, paths: Iterable[str] = ("/tmp",)) -> Agent:
+    """An agent with all operations. ``paths``: whose disks count as the sandbox's."""
+    disks = list(paths)
+    context = system.Context(pid1=pid1, paths=disks, on_shutdown=system.stop_agent(loop, pid1))
+    agent = Agent(loop, pid1=pid1, operations=builtin_operations(context), paths=disks)
+    # Outside a namespace of its own a signal to all would reach the whole machine.
+    context.signal_all = agent.signal_all
+    return agent
+
+
+def run_on_listener(
+    sock: socket.socket,
+    *,
+    pid1: bool,
+    paths: Iterable[str] = ("/tmp",),
+    ready: Callable[[], None] | None = None,
+) -> None:
+    """Be the agent on a SEQPACKET listener until its EOF; in the main thread."""
+    loop = Loop(on_error=report)
+    try:
+        agent = create(loop, pid1=pid1, paths=paths)
+        agent.listen_fds(sock)
+        if ready is not None:
+            ready()
+        loop.run()
+        agent.stop()
+        agent.processes.close()
+    finally:
+        loop.close()
+
+
+def become_subreaper() -> None:
+    """Orphans come to us, to be reaped and ended with us (Linux 3.4)."""
+    try:
+        KERNEL.prctl(abi.PR_SET_CHILD_SUBREAPER, 1)
+    except OSError as error:
+        report(error)
+
+
+def preload() -> None:
+    """Import all that is imported late: after pivot_root the library may be out of reach."""
+    spawn.preload()

@@ -1,0 +1,100 @@
+"""The operation ``attach``: a detached command's output from a cursor on, live, then its end."""
+
+import errno
+
+from agentd.guest import wire
+from agentd.guest.exec import FRAME_OF, Commands, control
+from agentd.guest.history import Detached
+from agentd.guest.operation import Channel, Operation, RequestError, get_int
+from agentd.guest.output import STDERR, STDOUT
+
+CHUNK_BYTES = 64 << 10
+MAX_CURSOR = (1 << 63) - 1
+_NAMES = {STDOUT: "stdout", STDERR: "stderr"}
+
+
+class Attach:
+    """Each attacher has its own cursors and credit; a slow one holds up nobody."""
+
+    def __init__(
+        self, commands: Commands, channel: Channel, record: Detached, cursors: dict[int, int]
+    ) -> None:
+        self._commands = commands
+        self._channel = channel
+        self._record = record
+        self._cursors = {
+            number: min(max(cursors[number], ring.start), ring.end)
+            for number, ring in record.rings.items()
+        }
+        self._closed = False
+        channel.event(
+            "attached",
+            pid=record.process.pid,
+            cursor={_NAMES[number]: cursor for number, cursor in self._cursors.items()},
+        )
+        record.followers.append(self._push)
+        # Not from here: the channel does not know this operation yet.
+        channel.loop.soon(self._push)
+
+    def on_data(self, kind: int, data: bytes) -> None:
+        if kind != wire.STDIN:
+            raise RequestError("a command takes STDIN, not DATA")
+        self._record.process.feed(data, self._channel.grant)
+
+    def on_eof(self, kind: int) -> None:
+        self._record.process.feed_eof()
+
+    def on_control(self, request: dict[str, object]) -> None:
+        control(self._commands, self._record.process, request)
+
+    def cancel(self) -> None:
+        self._record.process.kill("cancelled")
+
+    def on_credit(self) -> None:
+        self._push()
+
+    def close(self) -> None:
+        self._closed = True
+        if self._push in self._record.followers:
+            self._record.followers.remove(self._push)
+
+    def _push(self) -> None:
+        if self._closed:
+            return
+        for number in (STDOUT, STDERR):
+            if not self._push_stream(number):
+                return
+        if self._record.info is not None:
+            self._channel.finish("exited", **self._record.info.fields())
+
+    def _push_stream(self, number: int) -> bool:
+        """False when credit ran out before the end of the ring."""
+        ring = self._record.rings[number]
+        while self._cursors[number] < ring.end:
+            credit = self._channel.credit()
+            if not credit:
+                return False
+            at = self._cursors[number]
+            cursor, data = ring.read(at, min(credit, CHUNK_BYTES))
+            if cursor > at:
+                # It was too slow for the ring: say so rather than skip in silence.
+                self._channel.event("dropped", stream=_NAMES[number], bytes=cursor - at)
+            self._cursors[number] = cursor + len(data)
+            self._channel.send(FRAME_OF[number], data)
+        return True
+
+
+def attach(
+    commands: Commands, channel: Channel, request: dict[str, object], fds: list[int]
+) -> Operation:
+    record = commands.history.find(request.get("pid"), request.get("tag"))
+    if record is None:
+        commands.find(request)
+        raise RequestError("the command is not detached: its output goes to whoever started it")
+    cursor = request.get("cursor")
+    if cursor is None:
+        cursor = {}
+    if not isinstance(cursor, dict):
+        raise RequestError("'cursor' must be an object", errno.EINVAL)
+    cursors = {number: get_int(cursor, name, 0, 0, MAX_CURSOR) for number, name in _NAMES.items()}
+    return Attach(commands, channel, record, cursors)

@@ -1,0 +1,82 @@
+"""Detached commands: their output in rings, their end kept for a late attach."""
+
+import errno
+from collections.abc import Callable
+
+from agentd.guest.operation import RequestError
+from agentd.guest.output import STDERR, STDOUT, Ring
+from agentd.guest.process import ExitInfo, Process
+
+MAX_RUNNING = 64
+MAX_EXITED = 256
+# Rings of exited commands in all; over it the oldest are forgotten first.
+MAX_EXITED_BYTES = 32 << 20
+
+
+class Detached:
+    """One detached command. ``info`` is None while it runs or still has output to deliver."""
+
+    process: Process
+
+    def __init__(self) -> None:
+        self.rings = {STDOUT: Ring(), STDERR: Ring()}
+        self.info: ExitInfo | None = None
+        # Called when there is more output, and when it has ended.
+        self.followers: list[Callable[[], None]] = []
+        self.forget: Callable[[], None] | None = None
+
+    def on_output(self, stream: int, data: bytes) -> None:
+        self.rings[stream].append(data)
+        self._tell()
+
+    def on_exit(self, info: ExitInfo) -> None:
+        self.info = info
+        if self.forget is not None:
+            self.forget()
+        self._tell()
+
+    def held(self) -> int:
+        return sum(len(ring) for ring in self.rings.values())
+
+    def _tell(self) -> None:
+        for follower in list(self.followers):
+            follower()
+
+
+class History:
+    """The detached commands of an agent, oldest first."""
+
+    def __init__(self) -> None:
+        self._records: list[Detached] = []
+
+    def all(self) -> list[Detached]:
+        return list(self._records)
+
+    def admit(self, tag: str | None) -> None:
+        """Raises RequestError when one more would be too many, or the tag is taken."""
+        running = [record for record in self._records if record.info is None]
+        if len(running) >= MAX_RUNNING:
+            raise RequestError(f"{MAX_RUNNING} detached commands run already", errno.EAGAIN)
+        if tag is not None and any(record.process.tag == tag for record in running):
+            raise RequestError(f"a detached command tagged {tag!r} runs already", errno.EEXIST)
+
+    def add(self, record: Detached) -> None:
+        record.forget = self._trim
+        self._records.append(record)
+
+    def find(self, pid: object, tag: object) -> Detached | None:
+        """By pid, else by tag; the youngest where several had it."""
+        for record in reversed(self._records):
+            process = record.process
+            if process.pid == pid if pid is not None else tag is not None and process.tag == tag:
+                return record
+        return None
+
+    def _trim(self) -> None:
+        exited = [record for record in self._records if record.info is not None]
+        held = sum(record.held() for record in exited)
+        # The youngest stays, whatever it holds.
+        while len(exited) > 1 and (len(exited) > MAX_EXITED or held > MAX_EXITED_BYTES):
+            oldest = exited.pop(0)
+            held -= oldest.held()
+            self._records.remove(oldest)

@@ -1,0 +1,396 @@
+"""The process engine: starts commands, feeds and pumps them, enforces their limits, reaps all."""
+
+import contextlib
+import errno
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+
+from agentd.guest.loop import Loop, Timer
+from agentd.guest.output import NO_LIMIT, Pump
+from agentd.guest.spawn import Spawner, SpawnError, SpawnRequest
+from agentd.guest.stdin import Stdin
+from agentd.guest.stdio import Stdio, set_window_size
+
+MAX_RUNNING = 1024
+# Each round ends one child at least; a fork bomb that outruns them is for the sandbox's wall.
+MAX_END_ROUNDS = 4096
+# A PTY's output reaches its master a moment after the exit; a pipe's is there at once.
+PTY_DRAIN_S = 0.1
+# Children are to die before the agent does when memory runs out.
+CHILD_OOM_SCORE_ADJ = 500
+
+OnOutput = Callable[[int, bytes], None]
+
+
+class ExitInfo:
+    """How a command ended. One of ``code`` and ``signal`` is None."""
+
+    __slots__ = (
+        "cause", "code", "cpu_ms", "peak_memory_bytes", "signal", "truncated", "wall_ms",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        code: int | None,
+        signal: int | None,
+        cause: str,
+        wall_ms: float,
+        cpu_ms: float,
+        peak_memory_bytes: int,
+        truncated: bool,
+    ) -> None:
+        self.code = code
+        self.signal = signal
+        self.cause = cause
+        self.wall_ms = wall_ms
+        self.cpu_ms = cpu_ms
+        self.peak_memory_bytes = peak_memory_bytes
+        self.truncated = truncated
+
+    def fields(self) -> dict[str, object]:
+        """As the ``exited`` event states it."""
+        usage = {
+            "wall_ms": self.wall_ms,
+            "cpu_ms": self.cpu_ms,
+            "peak_memory_bytes": self.peak_memory_bytes,
+        }
+        return {
+            "code": self.code,
+            "signal": self.signal,
+            "cause": self.cause,
+            "usage": usage,
+            "truncated": self.truncated,
+        }
+
+
+class Process:
+    """One command of ours. Its calls are harmless once it has ended."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        request: SpawnRequest,
+        pid: int,
+        started: float,
+        on_exit: Callable[[ExitInfo], None],
+        disk_full: Callable[[], bool],
+    ) -> None:
+        self.pid = pid
+        self.tag = request.tag
+        self.argv = request.argv
+        self.running = True
+        self.pumps: dict[int, Pump] = {}
+        self.stdin: Stdin | None = None
+        self.terminal: int | None = None
+        self._loop = loop
+        self._limits = request.limits
+        self._on_exit: Callable[[ExitInfo], None] | None = on_exit
+        self._disk_full = disk_full
+        self._started = started
+        self._timers: list[Timer] = []
+        self._kill_cause: str | None = None
+        self._truncated = False
+        self._status = 0
+        self._usage: tuple[float, float, int] = (0.0, 0.0, 0)
+        wall_ms = request.limits.get("wall_ms")
+        if wall_ms is not None:
+            self._timers.append(loop.after(wall_ms / 1000, lambda: self.kill("timeout")))
+
+    def feed(self, data: bytes, taken: Callable[[int], None] | None = None) -> None:
+        """Write to its stdin in time; ``taken(bytes)`` is called as they go, or are dropped."""
+        if self.stdin is not None:
+            self.stdin.feed(data, taken)
+        elif taken is not None:
+            taken(len(data))
+
+    def feed_eof(self) -> None:
+        if self.stdin is not None:
+            self.stdin.feed_eof()
+
+    def signal(self, number: int) -> None:
+        """To its process group. Raises OSError."""
+        if self.running:
+            os.killpg(self.pid, number)
+
+    def kill(self, cause: str) -> None:
+        """SIGKILL to its process group; ``cause`` is reported if that is what ends it."""
+        if not self.running:
+            return
+        self._kill_cause = self._kill_cause or cause
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except OSError:
+            # A user it turned into may be out of our reach (no CAP_KILL): nothing more to do.
+            return
+
+    def resize(self, rows: int, columns: int) -> None:
+        """The kernel sends SIGWINCH. Raises OSError."""
+        if self.terminal is not None:
+            set_window_size(self.terminal, rows, columns)
+
+    def resume_output(self) -> None:
+        """The window has opened."""
+        for pump in self.pumps.values():
+            pump.resume()
+
+    def abandon(self) -> None:
+        """Nobody wants its output or its end any more: kill it, free what it held."""
+        self._on_exit = None
+        self.kill("cancelled")
+        self._release()
+
+    def overflow(self) -> None:
+        """A stream went over its limit."""
+        self._truncated = True
+        self.kill("output_limit")
+
+    def pump_ended(self) -> None:
+        if not self.running:
+            self._settle()
+
+    def reaped(self, status: int, cpu_ms: float, peak_memory_bytes: int) -> None:
+        """It is gone: what it had written is still delivered, as fast as the window allows."""
+        self.running = False
+        self._status = status
+        wall_ms = (time.monotonic() - self._started) * 1000
+        self._usage = (round(wall_ms, 3), round(cpu_ms, 3), peak_memory_bytes)
+        self._cancel_timers()
+        if self.stdin is not None:
+            self.stdin.close()
+        if self._on_exit is None:
+            return
+        if self.terminal is not None and not all(p.closed for p in self.pumps.values()):
+            self._timers.append(self._loop.after(PTY_DRAIN_S, self._drain))
+        else:
+            self._drain()
+
+    def _drain(self) -> None:
+        for pump in self.pumps.values():
+            pump.drain()
+        self._settle()
+
+    def _settle(self) -> None:
+        if self._on_exit is None or not all(pump.closed for pump in self.pumps.values()):
+            return
+        on_exit, self._on_exit = self._on_exit, None
+        self._release()
+        wall_ms, cpu_ms, peak = self._usage
+        exited = os.WIFEXITED(self._status)
+        on_exit(
+            ExitInfo(
+                code=os.WEXITSTATUS(self._status) if exited else None,
+                signal=None if exited else os.WTERMSIG(self._status),
+                cause=self._cause(exited),
+                wall_ms=wall_ms,
+                cpu_ms=cpu_ms,
+                peak_memory_bytes=peak,
+                truncated=self._truncated,
+            )
+        )
+
+    def _cause(self, exited: bool) -> str:
+        if self._truncated:
+            return "output_limit"
+        if exited:
+            return "disk_full" if os.WEXITSTATUS(self._status) and self._disk_full() else "exited"
+        number = os.WTERMSIG(self._status)
+        if number == signal.SIGSYS:
+            return "seccomp_violation"
+        if number == signal.SIGKILL and self._kill_cause is not None:
+            return self._kill_cause
+        cpu_s = self._limits.get("cpu_s")
+        if cpu_s is not None and number in (signal.SIGXCPU, signal.SIGKILL):
+            # The kernel counts in ticks, rusage in nanoseconds: allow for one tick of HZ=100.
+            return "timeout" if self._usage[1] >= cpu_s * 1000 - 10 else "signalled"
+        return "signalled"
+
+    def _cancel_timers(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        self._timers = []
+
+    def _release(self) -> None:
+        self._cancel_timers()
+        for pump in self.pumps.values():
+            pump.close()
+        if self.stdin is not None:
+            self.stdin.close()
+        if self.terminal is not None:
+            os.close(self.terminal)
+            self.terminal = None
+
+
+class Processes:
+    """All commands of an agent, and the one place that waits for children.
+
+    ``disk_paths`` are looked at when a command fails, to tell a full disk.
+    """
+
+    def __init__(self, loop: Loop, *, disk_paths: Iterable[str] = ("/tmp",)) -> None:
+        self._loop = loop
+        self._disk_paths = tuple(disk_paths)
+        self._running: dict[int, Process] = {}
+        self._spawner = Spawner()
+        self._null = -1
+        self._oom_score_adj = _child_oom_score_adj()
+        loop.on_signal(signal.SIGCHLD, self.reap)
+
+    def __iter__(self) -> Iterator[Process]:
+        """The running ones."""
+        return iter(list(self._running.values()))
+
+    def get(self, pid: int) -> Process | None:
+        return self._running.get(pid)
+
+    def start(
+        self,
+        request: SpawnRequest,
+        *,
+        on_output: OnOutput,
+        on_exit: Callable[[ExitInfo], None],
+        window: Callable[[], int] | None = None,
+    ) -> Process:
+        """Start a command; raises SpawnError. Owns the descriptors in ``request`` either way.
+
+        ``on_output(STDOUT | STDERR, bytes)`` gets at most ``window()`` bytes; when the window was
+        0, call ``process.resume_output()`` once it is not. ``on_exit`` comes after the last output
+        and never from within this call.
+        """
+        started = time.monotonic()
+        stdio = Stdio(request, self._open_null)
+        try:
+            if len(self._running) >= MAX_RUNNING:
+                raise SpawnError(
+                    "request", errno.EAGAIN, f"{MAX_RUNNING} commands are running already"
+                )
+            stdio.open()
+            pid = self._spawner.spawn(request, stdio.child())
+        except BaseException:
+            stdio.close_ours()
+            raise
+        finally:
+            stdio.close_childs()
+        disk_paths = (*self._disk_paths, request.cwd or self._spawner.home)
+        process = Process(self._loop, request, pid, started, on_exit, lambda: disk_is_full(disk_paths))
+        self._running[pid] = process
+        self._raise_oom_score(pid)
+        self._attach(process, stdio, on_output, window or _always)
+        return process
+
+    def reap(self) -> None:
+        """Wait for every child that has ended; the ones we did not start are orphans."""
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            process = self._running.pop(pid, None)
+            if process is not None:
+                cpu_ms = (usage.ru_utime + usage.ru_stime) * 1000
+                process.reaped(status, cpu_ms, usage.ru_maxrss << 10)
+
+    def end_all(self) -> None:
+        """Kill every command, and what has outlived its parent and come to us as an orphan."""
+        for process in self:
+            process.abandon()
+        for _ in range(MAX_END_ROUNDS):
+            children = own_children()
+            for pid in children:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+            if not children:
+                return
+            # Its own children become ours when it is reaped.
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(-1, 0)
+            self.reap()
+
+    def close(self) -> None:
+        if self._null >= 0:
+            os.close(self._null)
+            self._null = -1
+
+    def _attach(
+        self, process: Process, stdio: Stdio, on_output: OnOutput, window: Callable[[], int]
+    ) -> None:
+        if stdio.feed >= 0:
+            terminal = stdio.request.pty is not None
+            process.stdin = Stdin(self._loop, stdio.feed, terminal=terminal)
+            if terminal:
+                process.terminal = os.dup(stdio.feed)
+        for number, fd in stdio.pumped.items():
+            process.pumps[number] = Pump(
+                self._loop,
+                fd,
+                limit=stdio.request.limits.get("output"),
+                window=window,
+                deliver=partial(on_output, number),
+                on_over=process.overflow,
+                on_end=process.pump_ended,
+            )
+
+    def _open_null(self) -> int:
+        if self._null < 0:
+            try:
+                self._null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                message = f"/dev/null: {error.strerror}"
+                raise SpawnError("request", error.errno or 0, message) from None
+        return self._null
+
+    def _raise_oom_score(self, pid: int) -> None:
+        if self._oom_score_adj is None:
+            return
+        try:
+            fd = os.open(f"/proc/{pid}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        except OSError:
+            return
+        try:
+            os.write(fd, self._oom_score_adj)
+        except OSError:
+            return
+        finally:
+            os.close(fd)
+
+
+def _always() -> int:
+    return NO_LIMIT
+
+
+def _child_oom_score_adj() -> bytes | None:
+    """What to write for a child: 0 when the agent itself is exempt, else 500, if that is more."""
+    try:
+        with open("/proc/self/oom_score_adj", "rb") as file:
+            own = int(file.read())
+    except (OSError, ValueError):
+        return None
+    if own == -1000:
+        return b"0"
+    return b"%d" % CHILD_OOM_SCORE_ADJ if own < CHILD_OOM_SCORE_ADJ else None
+
+
+def own_children() -> list[int]:
+    """Pids; [] where the kernel does not tell (CONFIG_PROC_CHILDREN)."""
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children", "rb") as file:
+            return [int(word) for word in file.read().split()]
+    except OSError:
+        return []
+
+
+def disk_is_full(paths: Iterable[str]) -> bool:
+    """Whether one of the file systems has no block or no inode left for us."""
+    for path in paths:
+        try:
+            found = os.statvfs(path)
+        except (OSError, ValueError):
+            continue
+        if (found.f_blocks and not found.f_bavail) or (found.f_files and not found.f_favail):
+            return True
+    return False

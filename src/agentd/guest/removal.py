@@ -1,0 +1,130 @@
+"""Removes a tree: never through a symlink, never past a mount, in slices, at any depth.
+
+Two descriptors are open however deep the tree is. The way back up is ``..``, and it is checked to
+be the directory that was left: a command may move a directory while it is being emptied, and
+``..`` then leads elsewhere.
+"""
+
+import errno
+import os
+from itertools import islice
+
+from agentd.guest.operation import RequestError
+from agentd.guest.resolve import RESOLVE_NO_XDEV, naming, open_at
+from agentd.guest.stepped import Steps
+
+# Calls made before the loop has its turn.
+SLICE = 1000
+# Names read of a directory at a time.
+BATCH = 256
+# About 200 bytes each are remembered.
+MAX_DEPTH = 100_000
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+# The entry changed between being listed and being removed: list again.
+_CHANGED = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENOTEMPTY, errno.EEXIST)
+
+
+def remove_tree(parent: int, name: str, path: str) -> Steps:
+    """Remove the directory ``name`` of ``parent``. The result: ``count``."""
+    with naming(path):
+        emptying = _Emptying(_enter(parent, name), path)
+    try:
+        while not emptying.advance():
+            yield None
+    finally:
+        emptying.close()
+    with naming(path):
+        os.rmdir(name, dir_fd=parent)
+    return {"count": emptying.removed + 1}
+
+
+class _Emptying:
+    def __init__(self, fd: int, path: str) -> None:
+        self._fd = fd
+        self._path = path
+        # Of every directory above the present one: what it is, and the name gone down by.
+        self._trail: list[tuple[tuple[int, int], str]] = []
+        self.removed = 0
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def advance(self) -> bool:
+        """One slice; True when the top directory is empty."""
+        left = SLICE
+        while left > 0:
+            names = self._list()
+            if not names and not self._trail:
+                return True
+            if not names:
+                self._ascend()
+            left -= 1 + len(names)
+            for name, is_directory in names:
+                if not self._remove(name, is_directory):
+                    self._descend(name)
+                    break
+        return False
+
+    def _list(self) -> list[tuple[str, bool]]:
+        with naming(self._where()), os.scandir(self._fd) as entries:
+            return [(e.name, e.is_dir(follow_symlinks=False)) for e in islice(entries, BATCH)]
+
+    def _remove(self, name: str, is_directory: bool) -> bool:
+        """False for a directory that is not empty."""
+        try:
+            if is_directory:
+                os.rmdir(name, dir_fd=self._fd)
+            else:
+                os.unlink(name, dir_fd=self._fd)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return False
+            if error.errno not in _CHANGED:
+                raise OSError(error.errno, error.strerror, self._where(name)) from None
+            return True
+        self.removed += 1
+        return True
+
+    def _descend(self, name: str) -> None:
+        if len(self._trail) >= MAX_DEPTH:
+            raise RequestError(f"{self._path} is over {MAX_DEPTH} directories deep: use rm -r")
+        try:
+            below = _enter(self._fd, name)
+        except OSError as error:
+            if error.errno in _CHANGED:
+                return
+            raise OSError(error.errno, error.strerror, self._where(name)) from None
+        self._trail.append((_identity(self._fd), name))
+        os.close(self._fd)
+        self._fd = below
+
+    def _ascend(self) -> None:
+        identity, name = self._trail.pop()
+        with naming(self._where(name)):
+            above = open_at(self._fd, "..", _DIRECTORY)
+        os.close(self._fd)
+        self._fd = above
+        if _identity(above) != identity:
+            raise RequestError(f"{self._path} was moved while it was removed: try again")
+        self._remove(name, True)
+
+    def _where(self, *more: str) -> str:
+        """The path for a message; of a deep one, the beginning."""
+        return "/".join([self._path, *(name for _, name in self._trail[:64]), *more])
+
+
+def _enter(dir_fd: int, name: str) -> int:
+    try:
+        return open_at(dir_fd, name, _DIRECTORY, RESOLVE_NO_XDEV)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        raise RequestError(
+            f"{name!r} is a mount point: remove what is in it instead", errno.EBUSY
+        ) from None
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino

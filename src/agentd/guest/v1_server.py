@@ -1,0 +1,204 @@
+"""A connection that speaks protocol v1: one request at a time, in order; docs/guest-protocol.md."""
+
+import contextlib
+import select
+from collections.abc import Callable, Iterator
+
+from agentd.guest import v1
+from agentd.guest.loop import READ, Loop
+from agentd.guest.output import STDERR, STDOUT
+from agentd.guest.process import ExitInfo, Process, Processes
+from agentd.guest.spawn import SpawnError, SpawnRequest
+from agentd.guest.stream import Stream
+
+# How often a client that reads slowly is looked at before the connection is ended.
+FLUSH_POLL_S = 0.1
+
+
+class Hangup:
+    """Calls ``callback`` once when the peer of ``fd`` is gone altogether, not merely half-closed.
+
+    Reading cannot tell the two apart, and is paused meanwhile. An epoll of no events still reports
+    EPOLLHUP and EPOLLERR (epoll_ctl(2)), and is itself readable then.
+    """
+
+    def __init__(self, loop: Loop, fd: int, callback: Callable[[], None]) -> None:
+        self._loop = loop
+        self._callback = callback
+        self._epoll = select.epoll()
+        # EPERM: a plain file, whose other side cannot go away.
+        with contextlib.suppress(PermissionError):
+            self._epoll.register(fd, 0)
+        loop.watch(self._epoll.fileno(), READ, self._ready)
+
+    def close(self) -> None:
+        if not self._epoll.closed:
+            self._loop.forget(self._epoll.fileno())
+            self._epoll.close()
+
+    def _ready(self, _: int) -> None:
+        self.close()
+        self._callback()
+
+
+class V1Connection:
+    """The ``StreamUser`` of a v1 stream; ``start`` it with what the handshake has read.
+
+    Reads no further while a command runs or a reply waits to be sent, so that a client is held up
+    by the kernel's buffers. When the client is gone its command's process group is killed.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        processes: Processes,
+        *,
+        max_line: int = v1.MAX_LINE,
+        max_output: int = v1.MAX_OUTPUT,
+    ) -> None:
+        self._stream = stream
+        self._processes = processes
+        self._lines = v1.LineBuffer(max_line)
+        self._max_line = max_line
+        self._max_output = max_output
+        self._process: Process | None = None
+        self._request: v1.V1Request | None = None
+        self._outputs: dict[int, bytearray] = {}
+        self._hangup: Hangup | None = None
+        # What is left of the reply being sent.
+        self._reply: Iterator[bytes] | None = None
+        self._eof = False
+        self._done = False
+
+    def start(self, data: bytes = b"") -> None:
+        """Take the stream over. ``data`` came before; its EOF may have come, too."""
+        self._stream.user = self
+        self._eof = self._stream.eof
+        self.on_bytes(data)
+
+    def on_bytes(self, data: bytes) -> None:
+        self._lines.feed(data)
+        self._advance()
+
+    def on_eof(self) -> None:
+        self._eof = True
+        self._advance()
+
+    def on_drained(self) -> None:
+        self._send()
+        self._advance()
+
+    def on_lost(self) -> None:
+        self._done = True
+        self._reply = None
+        self._unwatch()
+        if self._process is not None:
+            self._process.abandon()
+            self._process = None
+
+    @property
+    def _busy(self) -> bool:
+        return self._process is not None or self._reply is not None
+
+    def _advance(self) -> None:
+        """Serve the lines at hand, until one of them keeps us busy."""
+        lines = self._lines.lines()
+        while not (self._busy or self._done):
+            try:
+                self._serve(next(lines))
+            except StopIteration:
+                if not self._eof:
+                    self._stream.resume()
+                    return
+                # At most one line is left, and then nothing.
+                last = self._lines.rest()
+                if not last:
+                    self._end()
+                    return
+                self._serve(last)
+        if not self._done:
+            self._stream.pause()
+
+    def _serve(self, line: bytes | None) -> None:
+        try:
+            if line is None:
+                raise v1.InvalidRequest(f"line is over the limit of {self._max_line} bytes")
+            if not v1.is_blank(line):
+                self._run(v1.parse_request(line))
+        except v1.InvalidRequest as error:
+            self._answer(-1, f"Invalid request: {error}")
+        except v1.NotText:
+            self._end()
+
+    def _run(self, request: v1.V1Request) -> None:
+        self._request = request
+        self._outputs = {STDOUT: bytearray(), STDERR: bytearray()}
+        try:
+            process = self._processes.start(
+                self._spawn_request(request), on_output=self._on_output, on_exit=self._on_exit
+            )
+        except SpawnError as error:
+            self._answer(-1, v1.spawn_error(error.errno, str(error)))
+            return
+        self._process = process
+        if request.stdin is not None:
+            process.feed(request.stdin)
+            process.feed_eof()
+        self._hangup = Hangup(self._stream.loop, self._stream.fileno(), self._stream.abort)
+
+    def _spawn_request(self, request: v1.V1Request) -> SpawnRequest:
+        limits = {"output": self._max_output}
+        if request.timeout_ms is not None:
+            limits["wall_ms"] = request.timeout_ms
+        none = request.stdin is None
+        return SpawnRequest(
+            [request.command, *request.args],
+            cwd=request.cwd,
+            env=request.env,
+            stdin=SpawnRequest.STDIN_NONE if none else SpawnRequest.STDIN_STREAM,
+            limits=limits,
+        )
+
+    def _on_output(self, number: int, data: bytes) -> None:
+        self._outputs[number] += data
+
+    def _on_exit(self, info: ExitInfo) -> None:
+        self._process = None
+        self._unwatch()
+        self._answer(-1 if info.code is None else info.code, self._limit_error(info.cause))
+        self._advance()
+
+    def _limit_error(self, cause: str) -> str | None:
+        if cause == "output_limit":
+            return f"output limit of {self._max_output} bytes exceeded"
+        if cause == "timeout" and self._request is not None:
+            return f"time limit of {self._request.timeout_ms} ms exceeded"
+        return None
+
+    def _answer(self, exit_code: int, error: str | None) -> None:
+        out, self._outputs = self._outputs, {}
+        self._reply = v1.reply_pieces(exit_code, out.get(STDOUT, b""), out.get(STDERR, b""), error)
+        self._send()
+
+    def _send(self) -> None:
+        """Send what fits; a client that reads slowly is served on by ``on_drained``."""
+        while self._reply is not None and not self._stream.full:
+            piece = next(self._reply, None)
+            if piece is None:
+                self._reply = None
+            else:
+                self._stream.write(piece)
+
+    def _unwatch(self) -> None:
+        if self._hangup is not None:
+            self._hangup.close()
+            self._hangup = None
+
+    def _end(self, again_s: float = 0.0) -> None:
+        """No more requests: end the stream once the last reply has left, however slowly."""
+        self._done = True
+        self._stream.pause()
+        if self._stream.pending:
+            self._stream.loop.after(again_s, lambda: self._end(FLUSH_POLL_S))
+        else:
+            self._stream.finish()

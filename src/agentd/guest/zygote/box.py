@@ -1,0 +1,229 @@
+"""From a fresh clone to a confined agent: what a sandbox's PID 1 does before it serves.
+
+Reads top to bottom, one step a line, in ``confine``. Runs in the forked child, so it only uses
+what the zygote has imported. Standard library and ``agentd.linux`` only.
+"""
+
+import os
+import resource
+from collections.abc import Callable
+
+from agentd.guest.zygote.root import SANDBOX_HOME
+from agentd.linux import abi, caps, landlock, net, process, seccomp
+from agentd.linux.kernel import KERNEL, Kernel
+
+NAMESPACES = (
+    abi.CLONE_NEWUSER
+    | abi.CLONE_NEWNS
+    | abi.CLONE_NEWPID
+    | abi.CLONE_NEWIPC
+    | abi.CLONE_NEWUTS
+    | abi.CLONE_NEWCGROUP
+)
+WORKSPACE = "/workspace"
+# Writable places. Each is a directory of one tmpfs, so that one size bounds them all.
+_SCRATCH = (("t", "/tmp", 0o1777), ("h", SANDBOX_HOME, 0o755), ("s", "/dev/shm", 0o1777))
+WRITABLE = (WORKSPACE, "/tmp", SANDBOX_HOME, "/dev/shm", "/dev/pts")
+_NOSUID_NODEV = abi.MS_NOSUID | abi.MS_NODEV
+
+Request = dict[str, object]
+
+
+class SetupError(Exception):
+    """A step failed; ``stage`` names it."""
+
+    def __init__(self, stage: str, error: Exception) -> None:
+        super().__init__(f"{stage}: {error}")
+        self.stage = stage
+        self.errno = getattr(error, "errno", 0) or 0
+
+
+def confine(box: Request, fds: list[int], filter_: bytes, kernel: Kernel = KERNEL) -> list[str]:
+    """Build the wall around this process; the names of the controls that now hold.
+
+    Raises SetupError; the caller ends the process.
+    """
+    without = set(_strings(box["without"]))
+    done: list[str] = []
+    steps: tuple[tuple[str, Callable[[], object]], ...] = (
+        ("user_namespace", lambda: _identity(box)),
+        ("hostname", lambda: kernel.sethostname(str(box["hostname"]))),
+        ("loopback", lambda: _loopback(box)),
+        ("root", lambda: _private_root(box, kernel)),
+        ("scratch", lambda: _scratch(box, fds, kernel)),
+        ("workspace", lambda: _mounts(box, fds, kernel)),
+        ("proc", lambda: _proc(kernel)),
+        ("rlimits", lambda: _rlimits(box)),
+        ("no_new_privs", lambda: process.set_no_new_privs(kernel)),
+        ("capabilities", lambda: caps.drop_all(kernel)),
+        ("dumpable", lambda: process.set_dumpable(False, kernel)),
+        ("landlock", lambda: _landlock(box)),
+        ("seccomp", lambda: seccomp.install(filter_, kernel)),
+    )
+    for name, step in steps:
+        if name in without:
+            continue
+        try:
+            step()
+        except OSError as error:
+            raise SetupError(name, error) from None
+        done.append(name)
+    return done
+
+
+def _identity(box: Request) -> None:
+    """One uid and one gid inside; outside they are the zygote's, which own nothing."""
+    _write("/proc/self/setgroups", "deny")
+    _write("/proc/self/gid_map", f"{box['uid']} 0 1")
+    _write("/proc/self/uid_map", f"{box['uid']} 0 1")
+    os.umask(0o022)
+
+
+def _loopback(box: Request) -> None:
+    if box["net"] == "none":
+        net.loopback_up()
+
+
+def _scratch(box: Request, fds: list[int], kernel: Kernel) -> None:
+    """One tmpfs, bounded in bytes and inodes, seen at every writable place.
+
+    It is mounted on the workspace, and its own subdirectory is put on top at the end, so that
+    nothing but the subdirectories can be reached.
+    """
+    if box["scratch_fd"] is None:
+        options = f"mode=0755,size={box['disk']},nr_inodes={box['inodes']}"
+        kernel.mount("tmpfs", WORKSPACE, "tmpfs", _NOSUID_NODEV, options)
+    else:
+        fd = fds[_int(box["scratch_fd"])]
+        kernel.move_mount(fd, "", abi.AT_FDCWD, WORKSPACE, abi.MOVE_MOUNT_F_EMPTY_PATH)
+    for name, target, mode in _SCRATCH:
+        _mkdir(f"{WORKSPACE}/{name}", mode)
+        kernel.mount(f"{WORKSPACE}/{name}", target, None, abi.MS_BIND)
+    devpts = "newinstance,ptmxmode=0666,mode=0620"
+    kernel.mount("devpts", "/dev/pts", "devpts", abi.MS_NOSUID | abi.MS_NOEXEC, devpts)
+
+
+def _mounts(box: Request, fds: list[int], kernel: Kernel) -> None:
+    """The workspace, then what else of the host was asked for."""
+    mounts = list(_dicts(box["mounts"]))
+    _mkdir(f"{WORKSPACE}/w", 0o755)
+    if box["cow"]:
+        _overlay(fds[_int(mounts.pop(0)["fd"])], kernel)
+    elif mounts and mounts[0]["target"] == WORKSPACE:
+        _attach(fds[_int(mounts.pop(0)["fd"])], WORKSPACE, kernel)
+    else:
+        kernel.mount(f"{WORKSPACE}/w", WORKSPACE, None, abi.MS_BIND)
+    for mount in mounts:
+        target = str(mount["target"])
+        _mount_point(target, bool(mount["is_dir"]))
+        _attach(fds[_int(mount["fd"])], target, kernel)
+
+
+def _overlay(lower: int, kernel: Kernel) -> None:
+    """Copy on write, mounted inside the user namespace: userxattr (Linux 5.11).
+
+    Without userxattr a replaced lower directory fails with EIO here.
+    """
+    for name in ("l", "u", "k"):
+        _mkdir(f"{WORKSPACE}/{name}", 0o755)
+    _attach(lower, f"{WORKSPACE}/l", kernel)
+    options = f"userxattr,lowerdir={WORKSPACE}/l,upperdir={WORKSPACE}/u,workdir={WORKSPACE}/k"
+    kernel.mount("overlay", WORKSPACE, "overlay", _NOSUID_NODEV, options)
+
+
+def _attach(fd: int, target: str, kernel: Kernel) -> None:
+    kernel.move_mount(fd, "", abi.AT_FDCWD, target, abi.MOVE_MOUNT_F_EMPTY_PATH)
+
+
+def _mount_point(target: str, is_dir: bool) -> None:
+    if is_dir:
+        os.makedirs(target, 0o755, exist_ok=True)
+        return
+    os.makedirs(os.path.dirname(target), 0o755, exist_ok=True)
+    os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644))
+
+
+def _private_root(box: Request, kernel: Kernel) -> None:
+    """A root of this sandbox's own, where a mount is wanted outside the writable places.
+
+    The shared root is read-only, and a directory made in it would be seen by the other sandboxes.
+    """
+    if not box["private_root"]:
+        return
+    stage = "/tmp"
+    kernel.mount("tmpfs", stage, "tmpfs", _NOSUID_NODEV, "mode=0755,size=1m,nr_inodes=1k")
+    for entry in os.scandir("/"):
+        if entry.is_symlink():
+            os.symlink(os.readlink(entry.path), stage + entry.path)
+        elif entry.path == stage:
+            _mkdir(stage + entry.path, 0o755)
+        else:
+            _mkdir(stage + entry.path, 0o755)
+            kernel.mount(entry.path, stage + entry.path, None, abi.MS_BIND | abi.MS_REC)
+    for mount in _dicts(box["mounts"]):
+        target = str(mount["target"])
+        if not target.startswith(tuple(w + "/" for w in WRITABLE)) and target != WORKSPACE:
+            _mount_point(stage + target, bool(mount["is_dir"]))
+    os.chdir(stage)
+    kernel.pivot_root(".", ".")
+    kernel.umount(".", abi.MNT_DETACH)
+    os.chdir("/")
+    kernel.mount_setattr(abi.AT_FDCWD, "/", 0, set_=abi.MOUNT_ATTR_RDONLY)
+
+
+def _proc(kernel: Kernel) -> None:
+    flags = _NOSUID_NODEV | abi.MS_NOEXEC
+    kernel.mount("proc", "/proc", "proc", flags)
+
+
+def _rlimits(box: Request) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    files = _int(box["open_files"])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    if box["pids"] is not None:
+        # Counted per user and user namespace (Linux 5.14): the sandbox's own count.
+        pids = _int(box["pids"])
+        resource.setrlimit(resource.RLIMIT_NPROC, (pids, pids))
+
+
+def _landlock(box: Request) -> None:
+    """Defence in depth behind the read-only mounts; the abstract sockets' only control where the
+    host's network is shared."""
+    version = _int(box["landlock_abi"])
+    if not version:
+        return
+    with landlock.Ruleset(abi=version, handle_net=False, scopes=True) as rules:
+        rules.allow_path("/", landlock.READ | landlock.EXEC)
+        rules.allow_path("/dev", landlock.WRITE | landlock.IOCTL_DEV)
+        for path in WRITABLE:
+            rules.allow_path(path, landlock.WRITE | landlock.IOCTL_DEV)
+        for mount in _dicts(box["mounts"]):
+            if not mount["ro"]:
+                rules.allow_path(str(mount["target"]), landlock.WRITE)
+        rules.restrict()
+
+
+def _mkdir(path: str, mode: int) -> None:
+    os.mkdir(path)
+    os.chmod(path, mode)  # mkdir's mode is cut by the umask
+
+
+def _write(path: str, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def _int(value: object) -> int:
+    assert isinstance(value, int)  # noqa: S101  (the host made it; this narrows the type)
+    return value
+
+
+def _strings(value: object) -> list[str]:
+    return [str(v) for v in value] if isinstance(value, list) else []
+
+
+def _dicts(value: object) -> list[dict[str, object]]:
+    return value if isinstance(value, list) else []

@@ -1,0 +1,223 @@
+"""The zygote: a small process in a read-only root that clones one sandbox a request.
+
+Started with an empty environment by ``python -I -S -E``, so standard library only. It holds no
+secret: every sandbox begins as a copy of its memory. As root it first becomes a user that owns
+nothing. It is PID 1 of a pid namespace, so that when it dies the kernel ends every sandbox.
+
+Requests come over a SEQPACKET socket: one JSON object each, descriptors beside it. The process
+that the host started stays outside the root, in the same user namespace: without root only it can
+make copies of the host's mounts (``_serve_mounts``).
+"""
+
+import array
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import sys
+
+from agentd.guest import agent
+from agentd.guest.zygote import box as boxes
+from agentd.guest.zygote import root
+from agentd.linux import abi, mounts, process, seccomp
+from agentd.linux.clone import Cloner
+from agentd.linux.kernel import KERNEL
+from agentd.linux.title import set_title
+
+MAX_MESSAGE = 128 << 10
+MAX_FDS = 34
+CONTROL_FD = 3
+MOUNTS_FD = 4
+_CMSG_SPACE = socket.CMSG_SPACE(MAX_FDS * 4)
+
+
+def main() -> None:
+    """Serve until the host closes its end. Never returns."""
+    os.closerange(MOUNTS_FD + 1, os.sysconf("SC_OPEN_MAX"))  # what the host forgot to mark
+    control = socket.socket(fileno=CONTROL_FD)
+    control.set_inheritable(False)
+    os.set_inheritable(MOUNTS_FD, False)
+    try:
+        config, _ = receive(control)
+        cloner = _prepare(config)
+    except Exception as error:
+        _reply(control, {"error": f"{type(error).__name__}: {error}"})
+        os._exit(1)
+    filter_ = seccomp.build("sandbox")
+    agent.preload()
+    gc.collect()
+    gc.freeze()
+    _reply(control, {"ok": True})
+    while True:
+        try:
+            request, fds = receive(control)
+        except EOFError:
+            os._exit(0)
+        _spawn(control, cloner, request, fds, filter_)
+
+
+def receive(sock: socket.socket) -> tuple[dict[str, object], list[int]]:
+    """One message and its descriptors, close-on-exec. Raises EOFError at the end."""
+    # socket.recv_fds forgets MSG_CMSG_CLOEXEC.
+    data, ancillary, _, _ = sock.recvmsg(MAX_MESSAGE, _CMSG_SPACE, socket.MSG_CMSG_CLOEXEC)
+    fds = array.array("i")
+    for level, kind, raw in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(raw[: len(raw) - len(raw) % fds.itemsize])
+    if not data:
+        raise EOFError
+    return json.loads(data), list(fds)
+
+
+def _reply(
+    control: socket.socket, message: dict[str, object], fds: list[int] | None = None
+) -> None:
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    control.sendmsg([json.dumps(message).encode()], rights)
+
+
+def _prepare(config: dict[str, object]) -> Cloner:
+    """Leave the host behind: become nobody, enter the namespaces, pivot into the root."""
+    process.set_pdeathsig(0)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)  # the host ends us by closing the socket
+    set_title("agentd")
+    cloner = Cloner()
+    files = root.read_etc(bool(config["resolver"]))
+    uid, gid = config["uid"], config["gid"]
+    trees = None
+    if isinstance(uid, int) and isinstance(gid, int):
+        trees = _as_root(uid, gid)
+    _enter_namespaces()
+    root.enter(trees if trees is not None else root.clone_trees(), files)
+    return cloner
+
+
+def _as_root(uid: int, gid: int) -> list[root.Tree]:
+    # Mounts are copied while that is still allowed, in a mount namespace of our own.
+    KERNEL.unshare(abi.CLONE_NEWNS)
+    KERNEL.mount(None, "/", None, abi.MS_REC | abi.MS_PRIVATE)
+    trees = root.clone_trees()
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    process.set_dumpable(True)  # setuid cleared it, and uid_map is then root's
+    return trees
+
+
+def _enter_namespaces() -> None:
+    uid, gid = os.geteuid(), os.getegid()
+    KERNEL.unshare(abi.CLONE_NEWUSER | abi.CLONE_NEWNS | abi.CLONE_NEWPID)
+    _write("/proc/self/setgroups", "deny")
+    _write("/proc/self/gid_map", f"0 {gid} 1")
+    _write("/proc/self/uid_map", f"0 {uid} 1")
+    child = os.fork()
+    if child:
+        _serve_mounts(child)
+    os.close(MOUNTS_FD)
+    process.set_pdeathsig(signal.SIGKILL)
+    KERNEL.unshare(abi.CLONE_NEWNS)  # the first process keeps the host's tree, we pivot away
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps ended sandboxes
+
+
+def _serve_mounts(zygote: int) -> None:
+    """The first process: answer ``{"path", "ro"}`` with a detached mount until the zygote ends."""
+    os.close(CONTROL_FD)
+    sock = socket.socket(fileno=MOUNTS_FD)
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    ended = os.pidfd_open(zygote)
+    poll.register(ended, select.POLLIN)
+    while all(fd != ended for fd, _ in poll.poll()):
+        try:
+            request, _ = receive(sock)
+        except EOFError:
+            break
+        try:
+            fd = mounts.clone_tree(str(request["path"]), readonly=bool(request["ro"]))
+            _reply(sock, {"ok": True}, [fd])
+            os.close(fd)
+        except OSError as error:
+            _reply(sock, {"error": error.strerror, "errno": error.errno})
+    os.waitpid(zygote, 0)
+    os._exit(0)
+
+
+def _spawn(
+    control: socket.socket,
+    cloner: Cloner,
+    request: dict[str, object],
+    fds: list[int],
+    filter_: bytes,
+) -> None:
+    """Clone one sandbox and answer with its pidfd, and its scratch tmpfs if the host needs it."""
+    passed = []
+    try:
+        if request["cow"]:
+            scratch = _scratch_mount(request)
+            request["scratch_fd"] = len(fds)
+            fds.append(scratch)
+            passed.append(scratch)
+        flags = boxes.NAMESPACES | (abi.CLONE_NEWNET if request["net"] == "none" else 0)
+        pid, pidfd = cloner.clone(flags)
+        if pid == 0:
+            control.close()
+            _box(request, fds, filter_)
+        fds.append(pidfd)
+        _reply(control, {"ok": True}, [pidfd, *passed])
+    except OSError as error:
+        _reply(control, {"error": str(error), "errno": error.errno})
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def _scratch_mount(request: dict[str, object]) -> int:
+    fd = KERNEL.fsopen("tmpfs")
+    try:
+        options = {"mode": "0755", "size": request["disk"], "nr_inodes": request["inodes"]}
+        for key, value in options.items():
+            KERNEL.fsconfig(fd, abi.FSCONFIG_SET_STRING, key, str(value))
+        KERNEL.fsconfig(fd, abi.FSCONFIG_CMD_CREATE, None, None)
+        return KERNEL.fsmount(fd, abi.MOUNT_ATTR_NOSUID | abi.MOUNT_ATTR_NODEV)
+    finally:
+        os.close(fd)
+
+
+def _box(request: dict[str, object], fds: list[int], filter_: bytes) -> None:
+    """The child: confine, then be the agent. Never returns."""
+    status = 1
+    try:
+        listener = socket.socket(fileno=fds[0])
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        gc.enable()
+        try:
+            done = boxes.confine(request, fds, filter_)
+        except boxes.SetupError as error:
+            listener.send(json.dumps({"error": str(error), "errno": error.errno}).encode())
+            os._exit(1)
+        for fd in fds[1:]:
+            os.close(fd)
+        env = request["env"]
+        if isinstance(env, dict):
+            os.environ.update(env)
+        listener.send(json.dumps({"controls": done}).encode())
+        agent.run_on_listener(listener, pid1=True, paths=["/tmp"])
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _write(path: str, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+if __name__ == "__main__":
+    sys.dont_write_bytecode = True
+    main()

@@ -1,0 +1,168 @@
+"""The process wall: Landlock and seccomp around a process tree, and nothing else. No privileges.
+
+Without a pid namespace nothing ends the tree by itself. So the agent has a parent, this monitor,
+which stays unconfined and out of reach, adopts every orphan (subreaper), and kills what is left
+when the host or the agent goes away. Standard library only.
+"""
+
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable
+
+from agentd.guest import agent
+from agentd.guest.zygote import root
+from agentd.linux import caps, landlock, process, seccomp
+from agentd.linux.title import set_title
+
+LISTENER_FD, CONTROL_FD = 3, 4
+_MAX_CONFIG = 128 << 10
+_KILL_SECONDS = 10.0
+# What of /proc and /sys can be read without learning of other processes.
+_FACTS = (
+    "/proc/cpuinfo",
+    "/proc/filesystems",
+    "/proc/loadavg",
+    "/proc/meminfo",
+    "/proc/stat",
+    "/proc/uptime",
+    "/proc/version",
+    "/proc/sys/kernel/osrelease",
+    "/proc/sys/vm/overcommit_memory",
+    "/sys/devices/system/cpu",
+)
+# Not /dev/pts: the terminals of the host's users are there.
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty")
+
+Config = dict[str, object]
+
+
+def main() -> None:
+    """Run one sandbox until the host closes its end. Never returns."""
+    os.closerange(CONTROL_FD + 1, os.sysconf("SC_OPEN_MAX"))
+    for fd in (LISTENER_FD, CONTROL_FD):
+        os.set_inheritable(fd, False)
+    control = socket.socket(fileno=CONTROL_FD)
+    config: Config = json.loads(control.recv(_MAX_CONFIG))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)  # the host ends us by closing the socket
+    set_title("agentd")
+    process.set_child_subreaper(True)
+    agent.preload()
+    child = os.fork()
+    if child == 0:
+        control.close()
+        _agent(config)
+    os.close(LISTENER_FD)
+    control.send(json.dumps({"pid": child}).encode())
+    _watch(control, child)
+    with_deadline = time.monotonic() + _KILL_SECONDS
+    process.kill_descendants(os.getpid(), with_deadline)
+    os._exit(0)
+
+
+def _watch(control: socket.socket, child: int) -> None:
+    ended = os.pidfd_open(child)
+    poll = select.poll()
+    poll.register(control, select.POLLIN)
+    poll.register(ended, select.POLLIN)
+    poll.poll()  # nothing more is ever said: either one's readiness is an end
+
+
+def _agent(config: Config) -> None:
+    status = 1
+    try:
+        listener = socket.socket(fileno=LISTENER_FD)
+        os.setsid()
+        process.set_pdeathsig(signal.SIGKILL)
+        try:
+            done = _confine(config)
+        except OSError as error:
+            answer = {"error": str(error), "errno": error.errno}
+            listener.send(json.dumps(answer).encode())
+            os._exit(1)
+        env = config["env"]
+        if isinstance(env, dict):
+            os.environ.update(env)
+        listener.send(json.dumps({"controls": done}).encode())
+        agent.run_on_listener(listener, pid1=False, paths=[str(config["scratch"])])
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _confine(config: Config) -> list[str]:
+    """The names of the controls in force. Raises OSError."""
+    without = config["without"]
+    skip = set(without) if isinstance(without, list) else set()
+    os.umask(0o022)
+    os.chdir("/")
+    uid = config["uid"]
+    steps: list[tuple[str, Callable[[], object]]] = [
+        ("rlimits", lambda: _rlimits(config)),
+        ("identity", lambda: _identity(uid) if isinstance(uid, int) else None),
+        ("no_new_privs", process.set_no_new_privs),
+        ("capabilities", caps.drop_all),
+        ("dumpable", lambda: process.set_dumpable(False)),
+        ("landlock", lambda: _landlock(config)),
+        ("seccomp", lambda: seccomp.install(_filter(config))),
+    ]
+    if not config["confine"]:
+        steps = steps[:1]
+    for name, step in steps:
+        if name not in skip:
+            step()
+    return [name for name, _ in steps if name not in skip]
+
+
+def _filter(config: Config) -> bytes:
+    return seccomp.build(str(config["profile"]), inet=config["net"] == "host")
+
+
+def _identity(uid: int) -> None:
+    """As root: become a user that owns nothing but the scratch directory."""
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+
+
+def _rlimits(config: Config) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    files = config["open_files"]
+    if isinstance(files, int):
+        hard = min(files, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _landlock(config: Config) -> None:
+    version = landlock.abi_version()
+    closed = config["net"] == "none"
+    with landlock.Ruleset(abi=version, handle_net=closed, scopes=True) as rules:
+        for path in root.PROGRAMS:
+            _allow(rules, path, landlock.READ | landlock.EXEC)
+        for path in (*root.ETC_TREES, *root.ETC_FILES, *root.ETC_MADE, "/etc/mtab"):
+            _allow(rules, path, landlock.READ)
+        if not closed:
+            _allow(rules, "/etc/resolv.conf", landlock.READ)
+        for path in _FACTS:
+            _allow(rules, path, landlock.READ)
+        for path in _DEVICES:
+            _allow(rules, path, landlock.READ | landlock.WRITE | landlock.IOCTL_DEV)
+        everything = landlock.READ | landlock.WRITE | landlock.EXEC
+        _allow(rules, str(config["scratch"]), everything)
+        mounts = config["mounts"]
+        for mount in mounts if isinstance(mounts, list) else []:
+            readonly = landlock.READ | landlock.EXEC
+            _allow(rules, mount["source"], readonly if mount["ro"] else everything)
+        rules.restrict()
+
+
+def _allow(rules: landlock.Ruleset, path: str, access: int) -> None:
+    try:
+        rules.allow_path(path, access)
+    except FileNotFoundError:
+        return  # absent on this distribution

@@ -1,0 +1,149 @@
+"""The read-only root that every sandbox of a zygote shares: the host's programs, none of its data.
+
+Runs once, inside the zygote's own user, mount and pid namespaces. Standard library only.
+"""
+
+import os
+
+from agentd.linux import abi, mounts
+from agentd.linux.kernel import KERNEL, Kernel
+
+SANDBOX_HOME = "/home/sandbox"
+# Host directories that hold programs and libraries. Symbolic links among them (merged /usr) are
+# made again as links.
+PROGRAMS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store")
+# Parts of /etc that programs need, none of which holds a secret. /etc/ssl as a whole does not
+# belong here: /etc/ssl/private holds keys.
+ETC_TREES = (
+    "/etc/alternatives",
+    "/etc/ca-certificates",
+    "/etc/fonts",
+    "/etc/java-17-openjdk",
+    "/etc/java-21-openjdk",
+    "/etc/ld.so.conf.d",
+    "/etc/perl",
+    "/etc/pki/ca-trust",
+    "/etc/pki/tls/certs",
+    "/etc/python3",
+    "/etc/python3.11",
+    "/etc/python3.12",
+    "/etc/python3.13",
+    "/etc/ssl/certs",
+    "/etc/terminfo",
+)
+ETC_FILES = (
+    "/etc/ca-certificates.conf",
+    "/etc/debian_version",
+    "/etc/inputrc",
+    "/etc/ld.so.cache",
+    "/etc/ld.so.conf",
+    "/etc/localtime",
+    "/etc/magic",
+    "/etc/mime.types",
+    "/etc/os-release",
+    "/etc/protocols",
+    "/etc/services",
+    "/etc/ssl/openssl.cnf",
+)
+ETC_MADE = {
+    "/etc/group": "root:x:0:\nsandbox:x:1000:\nnogroup:x:65534:\n",
+    "/etc/hosts": "127.0.0.1 localhost\n::1 localhost\n",
+    "/etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
+    "/etc/passwd": (
+        f"root:x:0:0:root:{SANDBOX_HOME}:/bin/sh\n"
+        f"sandbox:x:1000:1000:sandbox:{SANDBOX_HOME}:/bin/sh\n"
+        "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"
+    ),
+    "/etc/profile": "PS1='$ '\n",
+}
+_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+_DEV_LINKS = {
+    "fd": "/proc/self/fd",
+    "stdin": "/proc/self/fd/0",
+    "stdout": "/proc/self/fd/1",
+    "stderr": "/proc/self/fd/2",
+    "ptmx": "pts/ptmx",
+}
+_EMPTY = ("/proc", "/sys", "/run", "/mnt", "/tmp", "/workspace", SANDBOX_HOME)
+_EMPTY_DEV = ("/dev/pts", "/dev/shm")
+# Any directory that exists everywhere: the new root is built on top of it, then pivoted into.
+_STAGE = "/tmp"
+
+Tree = tuple[str, int]  # where it goes, a detached mount
+
+
+def clone_trees(kernel: Kernel = KERNEL) -> list[Tree]:
+    """Detached read-only copies of what the root shows of the host.
+
+    As root call it before privileges are dropped; otherwise inside the new user namespace.
+    """
+    trees = []
+    for path in (*PROGRAMS, *ETC_TREES):
+        if os.path.isdir(path) and not os.path.islink(path):
+            trees.append((path, mounts.clone_tree(path, readonly=True, kernel=kernel)))
+    for name in _DEVICES:
+        path = f"/dev/{name}"
+        fd = kernel.open_tree(-1, path, abi.OPEN_TREE_CLONE | abi.OPEN_TREE_CLOEXEC)
+        kernel.mount_setattr(
+            fd, "", abi.AT_EMPTY_PATH, set_=abi.MOUNT_ATTR_NOSUID | abi.MOUNT_ATTR_NOEXEC
+        )
+        trees.append((path, fd))
+    return trees
+
+
+def read_etc(resolver: bool) -> dict[str, bytes]:
+    """Contents of the small files of /etc. With ``resolver`` the host's resolv.conf too."""
+    files = {path: text.encode() for path, text in ETC_MADE.items()}
+    for path in (*ETC_FILES, *(("/etc/resolv.conf",) if resolver else ())):
+        try:
+            with open(path, "rb") as file:
+                files[path] = file.read(1 << 20)
+        except OSError:
+            continue  # absent on this distribution
+    return files
+
+
+def enter(trees: list[Tree], files: dict[str, bytes], kernel: Kernel = KERNEL) -> None:
+    """Build the root on a tmpfs, pivot into it, make it read-only. Raises OSError."""
+    kernel.mount(None, "/", None, abi.MS_REC | abi.MS_PRIVATE)
+    kernel.mount("tmpfs", _STAGE, "tmpfs", abi.MS_NOSUID, "mode=0755,size=4m,nr_inodes=1k")
+    _skeleton(_STAGE, trees, files)
+    for path, fd in trees:
+        kernel.move_mount(fd, "", abi.AT_FDCWD, _STAGE + path, abi.MOVE_MOUNT_F_EMPTY_PATH)
+        os.close(fd)
+    # A new proc needs a fully visible one already there; it shows the zygote's pid namespace.
+    kernel.mount("proc", _STAGE + "/proc", "proc", abi.MS_NOSUID | abi.MS_NODEV | abi.MS_NOEXEC)
+    os.chdir(_STAGE)
+    kernel.pivot_root(".", ".")
+    kernel.umount(".", abi.MNT_DETACH)
+    os.chdir("/")
+    kernel.mount_setattr(abi.AT_FDCWD, "/", 0, set_=abi.MOUNT_ATTR_RDONLY | abi.MOUNT_ATTR_NOSUID)
+
+
+def _skeleton(stage: str, trees: list[Tree], files: dict[str, bytes]) -> None:
+    for path in (*_EMPTY, "/dev", *_EMPTY_DEV, "/var", "/etc"):
+        os.makedirs(stage + path, 0o755, exist_ok=True)
+    for path in PROGRAMS:
+        if os.path.islink(path):
+            os.symlink(os.readlink(path), stage + path)
+    os.symlink("/tmp", stage + "/var/tmp")
+    os.symlink("/run", stage + "/var/run")
+    os.symlink("/proc/self/mounts", stage + "/etc/mtab")
+    for name, target in _DEV_LINKS.items():
+        os.symlink(target, f"{stage}/dev/{name}")
+    for path, data in files.items():
+        os.makedirs(os.path.dirname(stage + path), 0o755, exist_ok=True)
+        _write(stage + path, data)
+    for path, _fd in trees:
+        if path.startswith("/dev/"):
+            _write(stage + path, b"")
+        else:
+            os.makedirs(stage + path, 0o755, exist_ok=True)
+
+
+def _write(path: str, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        os.write(fd, data)
+    finally:
+        os.close(fd)

@@ -1,0 +1,74 @@
+"""Capabilities and securebits: privileges are given up for good."""
+
+import errno
+
+from agentd.linux import abi
+from agentd.linux.kernel import KERNEL, Kernel
+
+# capabilities(7): uid 0 is no longer special (NOROOT, NO_SETUID_FIXUP), capabilities are not kept
+# over a change of uid (KEEP_CAPS stays off), none can be made ambient; each with its lock bit.
+_NOROOT = 0x01 | 0x02
+_NO_SETUID_FIXUP = 0x04 | 0x08
+_KEEP_CAPS_LOCKED = 0x20
+_NO_CAP_AMBIENT_RAISE = 0x40 | 0x80
+SECUREBITS_LOCKED = _NOROOT | _NO_SETUID_FIXUP | _KEEP_CAPS_LOCKED | _NO_CAP_AMBIENT_RAISE
+
+# Capability numbers fit the 64 bits of /proc/PID/status; the kernel says where they end (EINVAL).
+_CAP_LIMIT = 64
+
+
+def drop_all(kernel: Kernel = KERNEL) -> None:
+    """Drop every capability of the calling thread and lock the securebits.
+
+    Order matters: the securebits need CAP_SETPCAP, so they go first; a caller that has it not
+    (EPERM) has nothing that they could bring back once no_new_privs is set. A capability that was
+    dropped leaves the ambient set by itself; clearing it too covers the caller without privilege.
+    """
+    lock_securebits(kernel)
+    kernel.prctl(abi.PR_CAP_AMBIENT, abi.PR_CAP_AMBIENT_CLEAR_ALL)
+    kernel.capset_none()
+
+
+def lock_securebits(kernel: Kernel = KERNEL) -> bool:
+    """Set and lock the securebits; False where the caller lacks CAP_SETPCAP."""
+    try:
+        kernel.prctl(abi.PR_SET_SECUREBITS, SECUREBITS_LOCKED)
+    except OSError as error:
+        if error.errno != errno.EPERM:
+            raise
+        return False
+    return True
+
+
+def drop_bounding(kernel: Kernel = KERNEL) -> None:
+    """Empty the bounding set, so that no exec gains a capability. Raises OSError (EPERM).
+
+    For processes of host root, before ``drop_all``: needs CAP_SETPCAP.
+    """
+    for capability in range(_CAP_LIMIT):
+        try:
+            present = kernel.prctl(abi.PR_CAPBSET_READ, capability)
+        except OSError as error:
+            if error.errno == errno.EINVAL and capability:
+                return
+            raise
+        if present:
+            kernel.prctl(abi.PR_CAPBSET_DROP, capability)
+
+
+def effective() -> int:
+    """The calling thread's effective capabilities, as a mask by capability number."""
+    return _status_mask("CapEff:")
+
+
+def bounding() -> int:
+    """The calling thread's bounding set, as a mask by capability number."""
+    return _status_mask("CapBnd:")
+
+
+def _status_mask(field: str) -> int:
+    with open("/proc/thread-self/status", encoding="ascii", errors="replace") as status:
+        for line in status:
+            if line.startswith(field):
+                return int(line.split()[1], 16)
+    raise OSError(errno.ENOENT, f"/proc/thread-self/status has no field {field}")

@@ -1,0 +1,75 @@
+"""The few file operations that cgroupfs needs; errors carry the path."""
+
+import errno
+import os
+
+_MAX_BYTES = 1 << 20
+
+
+def write(directory: str, name: str, value: int | str) -> None:
+    path = f"{directory}/{name}"
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, str(value).encode())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
+    finally:
+        os.close(fd)
+
+
+def write_if_present(directory: str, name: str, value: int | str) -> bool:
+    """False where the kernel has no such file."""
+    try:
+        write(directory, name, value)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def read(directory: str, name: str) -> str:
+    """The file's text, at most 1 MiB of it; "" where it does not exist (any more)."""
+    try:
+        with open(f"{directory}/{name}", encoding="ascii", errors="replace") as file:
+            return file.read(_MAX_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        if error.errno == errno.ENODEV:  # the group was removed while its file was open
+            return ""
+        raise
+
+
+def read_int(directory: str, name: str) -> int | None:
+    text = read(directory, name).strip()
+    return int(text) if text.isdecimal() else None
+
+
+def read_field(directory: str, name: str, field: str) -> int | None:
+    """One number of a file of ``field number`` lines."""
+    for line in read(directory, name).splitlines():
+        words = line.split()
+        if len(words) == 2 and words[0] == field:
+            return int(words[1])
+    return None
+
+
+def subdirectories(directory: str) -> list[str]:
+    """Their names; [] where the directory does not exist."""
+    try:
+        with os.scandir(directory) as entries:
+            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return []
+
+
+def deepest_first(directory: str) -> list[str]:
+    """The directory and all below it, each after what it holds; [] where it does not exist."""
+    return [path for path, _, _ in os.walk(directory, topdown=False)]
+
+
+def make_dir(path: str) -> None:
+    os.mkdir(path, 0o755)
+
+
+def remove_dir(path: str) -> None:
+    os.rmdir(path)

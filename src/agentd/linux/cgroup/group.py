@@ -1,0 +1,148 @@
+"""What groups of both versions share: membership, killing and removal."""
+
+import contextlib
+import errno
+import os
+import signal
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+
+from agentd.linux.cgroup import files
+
+_KILL_SECONDS = 5.0
+_REMOVE_SECONDS = 2.0
+_POLL_SECONDS = 0.001
+_PIDFDS_AT_ONCE = 64
+
+
+class Group(ABC):
+    """One sandbox's group. ``controllers`` are those whose limit was asked for and is in force."""
+
+    def __init__(
+        self,
+        name: str,
+        directories: Sequence[str],
+        controllers: frozenset[str],
+        removed: Callable[[], None],
+    ) -> None:
+        self.name = name
+        self.controllers = controllers
+        self._directories = tuple(directories)
+        self._removed = removed
+
+    def attach(self, pid: int) -> None:
+        """Move a process in, with what it forks from now on. Raises ProcessLookupError."""
+        for directory in self._directories:
+            files.write(directory, "cgroup.procs", pid)
+
+    @abstractmethod
+    def counters(self) -> dict[str, int]:
+        """Limit hits: ``oom`` processes killed, ``pids`` forks refused; without what is unknown."""
+
+    @abstractmethod
+    def usage(self) -> dict[str, int]:
+        """``memory_bytes``, ``peak_memory_bytes``, ``cpu_usec``; without what is unknown."""
+
+    @abstractmethod
+    def freeze(self) -> None:
+        """Stop every process until ``thaw``. Raises OSError where that cannot be had."""
+
+    @abstractmethod
+    def thaw(self) -> None: ...
+
+    def kill(self) -> bool:
+        """SIGKILL every member, nested groups too; False when some were left after 5 s."""
+        deadline = time.monotonic() + _KILL_SECONDS
+        self._start_kill()
+        while self._kill_members():
+            self.thaw_if_frozen()
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_POLL_SECONDS)
+        return True
+
+    def remove(self) -> None:
+        """Kill what is left and remove the group; idempotent.
+
+        Raises OSError (EBUSY) when a member could not be killed.
+        """
+        deadline = time.monotonic() + _REMOVE_SECONDS
+        while not self._try_remove():
+            self.kill()
+            if time.monotonic() >= deadline:
+                raise OSError(
+                    errno.EBUSY,
+                    "cgroup still has processes, end them by hand",
+                    self._directories[0],
+                )
+            time.sleep(_POLL_SECONDS)
+        self._removed()
+
+    def pids(self) -> set[int]:
+        """Members that this pid namespace can name, nested groups included."""
+        return {
+            int(line)
+            for path in self._all_directories()
+            for line in files.read(path, "cgroup.procs").split()
+        } - {0}
+
+    @abstractmethod
+    def _start_kill(self) -> None:
+        """Kill in one go, or keep members from forking, where the kernel can."""
+
+    @abstractmethod
+    def thaw_if_frozen(self) -> None:
+        """A frozen member of a v1 freezer dies only once it is thawed."""
+
+    def _all_directories(self) -> Iterator[str]:
+        for directory in self._directories:
+            yield from files.deepest_first(directory)
+
+    def _kill_members(self) -> bool:
+        """Signal the present members; whether there were any."""
+        members = sorted(self.pids())
+        for start in range(0, len(members), _PIDFDS_AT_ONCE):
+            self._kill_pinned(members[start : start + _PIDFDS_AT_ONCE])
+        return bool(members)
+
+    def _kill_pinned(self, members: Sequence[int]) -> None:
+        """A number may pass to a stranger at any time: pin it, then see that it is a member."""
+        with contextlib.ExitStack() as opened:
+            pinned = {}
+            for pid in members:
+                with contextlib.suppress(ProcessLookupError):
+                    pinned[pid] = os.pidfd_open(pid)
+                    opened.callback(os.close, pinned[pid])
+            still = self.pids()
+            for pid, pidfd in pinned.items():
+                if pid in still:
+                    with contextlib.suppress(ProcessLookupError):
+                        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+    def _try_remove(self) -> bool:
+        for directory in self._directories:
+            try:
+                files.remove_dir(directory)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
+                    raise
+                if not _remove_tree(directory):
+                    return False
+        return True
+
+
+def _remove_tree(directory: str) -> bool:
+    """A container runtime nests groups of its own: deepest first."""
+    for path in files.deepest_first(directory):
+        try:
+            files.remove_dir(path)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            if error.errno in (errno.EBUSY, errno.ENOTEMPTY):
+                return False
+            raise
+    return True

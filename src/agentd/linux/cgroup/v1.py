@@ -1,0 +1,174 @@
+"""Version 1: a directory for each controller's own mount (cgroup-v1/*.rst in the kernel's docs)."""
+
+import errno
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from agentd.linux.cgroup import files
+from agentd.linux.cgroup.group import Group
+from agentd.linux.cgroup.hierarchy import (
+    CPU_PERIOD_USEC,
+    PARENT,
+    Hierarchy,
+    cpu_quota,
+    not_writable,
+)
+
+LIMITING = ("memory", "pids", "cpu")
+# cpuacct only counts; freezer only freezes, and a group's directory there is made when it must.
+KNOWN = (*LIMITING, "cpuacct", "freezer")
+_FREEZE_SECONDS = 5.0
+_POLL_SECONDS = 0.001
+
+
+class V1Hierarchy(Hierarchy):
+    """``bases`` maps controllers to the directory of the group that this process is in."""
+
+    version = 1
+
+    def __init__(self, bases: Mapping[str, str]) -> None:
+        self._bases = {name: bases[name] for name in KNOWN if name in bases}
+        self.controllers = frozenset(LIMITING) & self._bases.keys()
+
+    def blockers(self) -> list[str]:
+        words = [not_writable(base) for base in dict.fromkeys(self._bases.values())]
+        return [text for text in words if text is not None]
+
+    def _parents(self) -> Sequence[str]:
+        return [f"{base}/{PARENT}" for base in dict.fromkeys(self._bases.values())]
+
+    def _directory(self, controller: str, name: str) -> str:
+        return f"{self._bases[controller]}/{PARENT}/{name}"
+
+    def _directories(self, name: str, held: frozenset[str]) -> Sequence[str]:
+        # memory and pids also count and kill; cpu costs an attach, so only with a quota.
+        wanted = {"memory", "pids", "cpuacct"} | held
+        found = [self._directory(c, name) for c in self._bases if c in wanted]
+        return list(dict.fromkeys(found))  # cpu and cpuacct are often one mount
+
+    def _group(self, name: str, directories: Sequence[str], held: frozenset[str]) -> Group:
+        of = {c: self._directory(c, name) for c in self._bases}
+        return V1Group(name, directories, held, self._remove_parents, of, self._make)
+
+    def _limit(
+        self,
+        name: str,
+        held: frozenset[str],
+        memory: int | None,
+        pids: int | None,
+        cpus: float | None,
+    ) -> None:
+        if memory is not None and "memory" in held:
+            directory = self._directory("memory", name)
+            files.write(directory, "memory.limit_in_bytes", memory)
+            # Memory and swap together; absent where the kernel does not account swap.
+            if not files.write_if_present(directory, "memory.memsw.limit_in_bytes", memory):
+                files.write(directory, "memory.swappiness", 0)
+        if pids is not None and "pids" in held:
+            files.write(self._directory("pids", name), "pids.max", pids)
+        if cpus is not None and "cpu" in held:
+            directory = self._directory("cpu", name)
+            files.write(directory, "cpu.cfs_period_us", CPU_PERIOD_USEC)
+            files.write(directory, "cpu.cfs_quota_us", cpu_quota(cpus))
+
+    def _make_parent(self, parent: str) -> None:
+        try:
+            files.make_dir(parent)
+        except FileExistsError:
+            return
+
+
+class V1Group(Group):
+    def __init__(
+        self,
+        name: str,
+        directories: Sequence[str],
+        controllers: frozenset[str],
+        removed: Callable[[], None],
+        of: Mapping[str, str],
+        make: Callable[[str], None],
+    ) -> None:
+        super().__init__(name, directories, controllers, removed)
+        self._of = of
+        self._make = make
+
+    def counters(self) -> dict[str, int]:
+        return _known(
+            oom=self._field("memory", "memory.oom_control", "oom_kill"),
+            pids=self._field("pids", "pids.events", "max"),
+        )
+
+    def usage(self) -> dict[str, int]:
+        nanoseconds = self._number("cpuacct", "cpuacct.usage")
+        return _known(
+            memory_bytes=self._number("memory", "memory.usage_in_bytes"),
+            peak_memory_bytes=self._number("memory", "memory.max_usage_in_bytes"),
+            cpu_usec=None if nanoseconds is None else nanoseconds // 1000,
+        )
+
+    def freeze(self) -> None:
+        directory = self._of.get("freezer")
+        if directory is None:
+            raise OSError(errno.EOPNOTSUPP, "no freezer controller is mounted", self.name)
+        if directory not in self._directories:
+            self._make(directory)
+            self._directories += (directory,)
+        deadline = time.monotonic() + _FREEZE_SECONDS
+        self._gather(directory, deadline)
+        files.write(directory, "freezer.state", "FROZEN")
+        while files.read(directory, "freezer.state").strip() != "FROZEN":
+            if time.monotonic() >= deadline:
+                self.thaw()
+                raise OSError(errno.ETIMEDOUT, "processes did not freeze", directory)
+            time.sleep(_POLL_SECONDS)
+
+    def thaw(self) -> None:
+        directory = self._of.get("freezer")
+        if directory in self._directories:
+            files.write(directory, "freezer.state", "THAWED")
+
+    def thaw_if_frozen(self) -> None:
+        if self._of.get("freezer") in self._directories:
+            self.thaw()
+
+    def _start_kill(self) -> None:
+        # Without forks one round of signals ends it.
+        directory = self._of.get("pids")
+        if directory in self._directories:
+            files.write_if_present(directory, "pids.max", 0)
+
+    def _gather(self, freezer: str, deadline: float) -> None:
+        """Move every member into the freezer; what is forked meanwhile follows, or is met again."""
+        while True:
+            outside = self.pids() - set(map(int, files.read(freezer, "cgroup.procs").split()))
+            if not outside:
+                return
+            if time.monotonic() >= deadline:
+                raise OSError(errno.ETIMEDOUT, "processes fork faster than they freeze", freezer)
+            for pid in outside:
+                try:
+                    files.write(freezer, "cgroup.procs", pid)
+                except ProcessLookupError:
+                    continue
+
+    def _field(self, controller: str, file: str, field: str) -> int | None:
+        directory = self._of.get(controller)
+        return None if directory is None else files.read_field(directory, file, field)
+
+    def _number(self, controller: str, file: str) -> int | None:
+        directory = self._of.get(controller)
+        return None if directory is None else files.read_int(directory, file)
+
+
+def _known(**values: int | None) -> dict[str, int]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def base_of(mount_point: str, mount_root: str, own: str) -> str:
+    """The directory of the group ``own`` beneath a mount that shows only ``mount_root`` of it."""
+    relative = os.path.relpath(own, mount_root)
+    if relative == "." or relative.startswith(".."):
+        # A container sees its own group at the top of the mount.
+        return mount_point
+    return f"{mount_point}/{relative}"

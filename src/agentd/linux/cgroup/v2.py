@@ -1,0 +1,160 @@
+"""Version 2: one tree (cgroup-v2.rst in the kernel's docs)."""
+
+import contextlib
+import os
+from collections.abc import Sequence
+
+from agentd.linux.cgroup import files
+from agentd.linux.cgroup.group import Group
+from agentd.linux.cgroup.hierarchy import (
+    CPU_PERIOD_USEC,
+    PARENT,
+    Hierarchy,
+    cpu_quota,
+    not_writable,
+)
+
+LIMITING = ("memory", "pids", "cpu")
+# A group with processes cannot share its controllers out: they move into this child first.
+LEAF = "agentd-host"
+_MOVE_ROUNDS = 20
+_NOT_DELEGATED = (
+    "this process' cgroup is not delegated to it: start agentd with "
+    "systemd-run --user --scope -p Delegate=yes, or set Delegate=yes in its unit"
+)
+
+
+class V2Hierarchy(Hierarchy):
+    """``base`` is where ``agentd`` goes: this process' own group, if it is ours to arrange.
+
+    It is when the top of a container's view, or delegated by systemd. Root of a whole machine
+    uses the top of the tree instead, as nothing else is its own.
+    """
+
+    version = 2
+
+    def __init__(self, mount_point: str, own: str) -> None:
+        directory = os.path.normpath(f"{mount_point}/{own}")
+        if os.path.basename(directory) == LEAF:
+            directory = os.path.dirname(directory)
+        self._arranges = _is_ours(directory, mount_point)
+        self._base = directory if self._arranges else mount_point
+        self.controllers = frozenset(LIMITING) & _controllers(self._base)
+
+    def blockers(self) -> list[str]:
+        if not self._arranges and not _is_real_root(self._base):
+            return [_NOT_DELEGATED]
+        text = not_writable(self._base)
+        return [] if text is None else [text]
+
+    def _parents(self) -> Sequence[str]:
+        return [f"{self._base}/{PARENT}"]
+
+    def _directories(self, name: str, held: frozenset[str]) -> Sequence[str]:
+        return [f"{self._base}/{PARENT}/{name}"]
+
+    def _group(self, name: str, directories: Sequence[str], held: frozenset[str]) -> Group:
+        return V2Group(name, directories, held, self._remove_parents)
+
+    def _limit(
+        self,
+        name: str,
+        held: frozenset[str],
+        memory: int | None,
+        pids: int | None,
+        cpus: float | None,
+    ) -> None:
+        directory = f"{self._base}/{PARENT}/{name}"
+        if memory is not None and "memory" in held:
+            files.write(directory, "memory.max", memory)
+            # Absent where the kernel does not account swap.
+            files.write_if_present(directory, "memory.swap.max", 0)
+        if pids is not None and "pids" in held:
+            files.write(directory, "pids.max", pids)
+        if cpus is not None and "cpu" in held:
+            files.write(directory, "cpu.max", f"{cpu_quota(cpus)} {CPU_PERIOD_USEC}")
+
+    def _make_parent(self, parent: str) -> None:
+        if self._arranges:
+            self._move_processes()
+        share = " ".join(f"+{controller}" for controller in sorted(self.controllers))
+        files.write(self._base, "cgroup.subtree_control", share)
+        with contextlib.suppress(FileExistsError):
+            files.make_dir(parent)
+        files.write(parent, "cgroup.subtree_control", share)
+
+    def _move_processes(self) -> None:
+        """Into a leaf of their own. Their limits stay: the leaf has none."""
+        leaf = f"{self._base}/{LEAF}"
+        for _ in range(_MOVE_ROUNDS):
+            present = [pid for pid in files.read(self._base, "cgroup.procs").split() if pid != "0"]
+            if not present:
+                return
+            with contextlib.suppress(FileExistsError):
+                files.make_dir(leaf)
+            for pid in present:
+                with contextlib.suppress(ProcessLookupError):
+                    files.write(leaf, "cgroup.procs", pid)
+
+
+class V2Group(Group):
+    def counters(self) -> dict[str, int]:
+        return self._fields(
+            oom=("memory.events", "oom_kill"),
+            pids=("pids.events", "max"),
+        )
+
+    def usage(self) -> dict[str, int]:
+        numbers = {
+            "memory_bytes": files.read_int(self._directories[0], "memory.current"),
+            "peak_memory_bytes": files.read_int(self._directories[0], "memory.peak"),  # Linux 5.19
+        }
+        known = {name: value for name, value in numbers.items() if value is not None}
+        return known | self._fields(cpu_usec=("cpu.stat", "usage_usec"))
+
+    def freeze(self) -> None:
+        files.write(self._directories[0], "cgroup.freeze", 1)
+
+    def thaw(self) -> None:
+        files.write(self._directories[0], "cgroup.freeze", 0)
+
+    def thaw_if_frozen(self) -> None:
+        """Nothing to do: a v2 freezer lets SIGKILL through."""
+
+    def _start_kill(self) -> None:
+        for directory in self._directories:
+            # Linux 5.14, all at once and nested groups too; before that, members one by one.
+            if not files.write_if_present(directory, "cgroup.kill", 1):
+                files.write_if_present(directory, "pids.max", 0)
+
+    def _fields(self, **wanted: tuple[str, str]) -> dict[str, int]:
+        found = {
+            name: files.read_field(self._directories[0], file, field)
+            for name, (file, field) in wanted.items()
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def _controllers(directory: str) -> frozenset[str]:
+    return frozenset(files.read(directory, "cgroup.controllers").split())
+
+
+def _is_real_root(directory: str) -> bool:
+    """Only the machine's own root group has no type."""
+    return not os.path.exists(f"{directory}/cgroup.type")
+
+
+def _is_ours(directory: str, mount_point: str) -> bool:
+    if not os.path.isdir(directory) or _is_real_root(directory):
+        return False
+    if directory == mount_point or os.stat(directory).st_uid == os.geteuid() != 0:
+        return True
+    return any(_xattr(directory, name) == b"1" for name in ("user.delegate", "trusted.delegate"))
+
+
+def _xattr(path: str, name: str) -> bytes:
+    """systemd marks what it delegates; trusted ones can be read by root only."""
+    try:
+        return os.getxattr(path, name)
+    except OSError:
+        return b""

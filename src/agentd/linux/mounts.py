@@ -1,0 +1,34 @@
+"""Detached copies of mounts, to be attached in another mount namespace."""
+
+import os
+
+from agentd.linux import abi
+from agentd.linux.kernel import KERNEL, Kernel
+
+
+def clone_tree(
+    path: str, *, readonly: bool, idmap_fd: int | None = None, kernel: Kernel = KERNEL
+) -> int:
+    """A detached bind mount of ``path``, nosuid and nodev; the caller owns the descriptor.
+
+    With ``idmap_fd``, a user namespace, owners are translated through its map (Linux 5.12; root
+    only; EINVAL where the filesystem has none), and mounts beneath ``path`` are left out: each
+    would need a map of its own. Without it they come along, since an unprivileged copy must not
+    uncover what they hide. Raises OSError.
+    """
+    recursive = 0 if idmap_fd is not None else abi.AT_RECURSIVE
+    flags = abi.OPEN_TREE_CLONE | abi.OPEN_TREE_CLOEXEC | recursive
+    fd = kernel.open_tree(abi.AT_FDCWD, path, flags)
+    attributes = abi.MOUNT_ATTR_NOSUID | abi.MOUNT_ATTR_NODEV
+    if readonly:
+        attributes |= abi.MOUNT_ATTR_RDONLY
+    if idmap_fd is not None:
+        attributes |= abi.MOUNT_ATTR_IDMAP
+    try:
+        kernel.mount_setattr(
+            fd, "", abi.AT_EMPTY_PATH | recursive, set_=attributes, userns_fd=idmap_fd or 0
+        )
+    except OSError:
+        os.close(fd)
+        raise
+    return fd

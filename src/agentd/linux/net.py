@@ -1,0 +1,21 @@
+"""The loopback device of a network namespace."""
+
+import fcntl
+import socket
+import struct
+
+from agentd.linux import abi
+
+# struct ifreq: a name of 16 bytes, then a union of 24 whose first member here is a short of flags.
+_IFREQ = struct.Struct("=16sh22x")
+
+
+def loopback_up() -> None:
+    """Bring ``lo`` up in the caller's network namespace: a new one is born with it down.
+
+    Needs CAP_NET_ADMIN there. Raises OSError.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
+        answer = fcntl.ioctl(any_socket, abi.SIOCGIFFLAGS, _IFREQ.pack(b"lo", 0))
+        flags = _IFREQ.unpack(answer)[1]
+        fcntl.ioctl(any_socket, abi.SIOCSIFFLAGS, _IFREQ.pack(b"lo", flags | abi.IFF_UP))

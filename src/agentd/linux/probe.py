@@ -1,0 +1,151 @@
+"""What this machine's kernel offers, as facts. Nothing is changed by asking."""
+
+import os
+import platform
+import warnings
+from dataclasses import asdict, dataclass
+
+from agentd.linux import abi
+from agentd.linux.kernel import KERNEL, Kernel
+
+_LANDLOCK_CREATE_RULESET_VERSION = 1
+_APPARMOR_USERNS = "/proc/sys/kernel/apparmor_restrict_unprivileged_userns"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """None means that the kernel does not say, or has no such thing."""
+
+    kernel: str
+    machine: str
+    uid: int
+    landlock_abi: int  # 0: absent or off at boot
+    seccomp: bool  # filters can be installed
+    cgroup_version: int  # 2, 1, or 0 where none is mounted
+    cgroup_writable: bool  # child groups of our own group can be made
+    user_namespaces: bool
+    user_namespaces_error: str  # why not, or empty
+    apparmor_restricts_userns: bool | None
+    max_user_namespaces: int | None
+    unprivileged_userns_clone: int | None  # Debian's switch
+    kvm: bool
+    kvm_error: str
+    yama_ptrace_scope: int | None
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def gather(kernel: Kernel = KERNEL) -> Facts:
+    version = cgroup_version()
+    userns_error = user_namespaces_error(kernel)
+    kvm = kvm_error()
+    restricted = read_int(_APPARMOR_USERNS)
+    return Facts(
+        kernel=platform.release(),
+        machine=abi.MACHINE,
+        uid=os.geteuid(),
+        landlock_abi=landlock_abi(kernel),
+        seccomp=seccomp_filters(),
+        cgroup_version=version,
+        cgroup_writable=cgroup_writable(version),
+        user_namespaces=not userns_error,
+        user_namespaces_error=userns_error,
+        apparmor_restricts_userns=None if restricted is None else restricted != 0,
+        max_user_namespaces=read_int("/proc/sys/user/max_user_namespaces"),
+        unprivileged_userns_clone=read_int("/proc/sys/kernel/unprivileged_userns_clone"),
+        kvm=not kvm,
+        kvm_error=kvm,
+        yama_ptrace_scope=read_int("/proc/sys/kernel/yama/ptrace_scope"),
+    )
+
+
+def landlock_abi(kernel: Kernel = KERNEL) -> int:
+    """The ABI version (landlock(7)), 0 where the kernel lacks Landlock or booted without it."""
+    try:
+        return kernel.syscall(
+            abi.SYS.landlock_create_ruleset, 0, 0, _LANDLOCK_CREATE_RULESET_VERSION
+        )
+    except OSError:
+        return 0
+
+
+def seccomp_filters() -> bool:
+    """CONFIG_SECCOMP_FILTER: the sysctl directory exists only with it (Linux 4.14)."""
+    return os.path.exists("/proc/sys/kernel/seccomp/actions_avail")
+
+
+def cgroup_version(root: str = "/sys/fs/cgroup") -> int:
+    if os.path.exists(f"{root}/cgroup.controllers"):
+        return 2
+    return 1 if os.path.isdir(f"{root}/memory") or os.path.isdir(f"{root}/pids") else 0
+
+
+def cgroup_writable(version: int, root: str = "/sys/fs/cgroup") -> bool:
+    """Whether our own group's directory takes children; False on a read-only mount too."""
+    if version == 0:
+        return False
+    controller = "memory" if version == 1 else ""
+    path = own_cgroup(_read("/proc/self/cgroup"), controller)
+    if path is None:
+        return False
+    directory = os.path.join(root, controller, path.lstrip("/"))
+    # Inside a cgroup namespace or a bind mount the path may not resolve: the mount's root is ours.
+    if not os.path.isdir(directory):
+        directory = os.path.join(root, controller)
+    return os.access(directory, os.W_OK)
+
+
+def own_cgroup(text: str, controller: str) -> str | None:
+    """The path of ``controller`` in /proc/self/cgroup's text; "" is the unified hierarchy."""
+    for line in text.splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controller in controllers.split(","):
+            return path
+    return None
+
+
+def user_namespaces_error(kernel: Kernel = KERNEL) -> str:
+    """Why a user namespace with a mount namespace in it cannot be made; empty when it can.
+
+    Tried in a child. Ubuntu's AppArmor restriction lets the user namespace be made and takes its
+    capabilities away: only the mount namespace shows it.
+    """
+    with warnings.catch_warnings():
+        # 3.12 warns of threads at fork; this child makes two system calls and exits.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        code = 255
+        try:
+            kernel.unshare(abi.CLONE_NEWUSER)
+            kernel.unshare(abi.CLONE_NEWNS)
+            code = 0
+        except OSError as error:
+            code = (error.errno or 255) & 0xFF
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return os.strerror(code) if code else ""
+
+
+def kvm_error(path: str = "/dev/kvm") -> str:
+    if not os.path.exists(path):
+        return f"{path} does not exist"
+    return "" if os.access(path, os.R_OK | os.W_OK) else f"{path} is not ours to open"
+
+
+def read_int(path: str) -> int | None:
+    try:
+        return int(_read(path))
+    except ValueError:
+        return None
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,50 @@
+"""The walls we know: one table of names, imported late; third parties join by entry point."""
+
+from typing import NamedTuple
+
+from agentd.model.errors import InvalidInput
+from agentd.model.isolation import IsolationLevel
+from agentd.sandbox.ports import Backend
+
+ENTRY_POINTS = "agentd.backends"
+
+
+class Known(NamedTuple):
+    """Where a backend is; its level stands here so that choosing imports only what it tries."""
+
+    level: IsolationLevel
+    where: str
+
+
+# Cheapest first within a level.
+BUILTIN: dict[str, Known] = {
+    "host": Known(IsolationLevel.NONE, "agentd.sandbox.backends.process:HostBackend"),
+    "landlock": Known(IsolationLevel.PROCESS, "agentd.sandbox.backends.process:LandlockBackend"),
+    "linux": Known(IsolationLevel.NAMESPACE, "agentd.sandbox.backends.linux.backend:LinuxBackend"),
+}
+
+
+def names() -> tuple[str, ...]:
+    """Every backend's name: ours, weakest first, then third parties' in order."""
+    return (*BUILTIN, *(name for name in sorted(_third_parties()) if name not in BUILTIN))
+
+
+def load(name: str) -> Backend:
+    """A fresh backend. Raises InvalidInput for a name nobody has."""
+    from importlib import import_module
+
+    where = BUILTIN[name].where if name in BUILTIN else _third_parties().get(name)
+    if where is None:
+        raise InvalidInput(
+            f"unknown backend {name!r}", remediation=f"use one of: {', '.join(names())}"
+        )
+    module, _, attribute = where.partition(":")
+    backend: Backend = getattr(import_module(module), attribute)()
+    return backend
+
+
+def _third_parties() -> dict[str, str]:
+    # Reading every installed package's metadata costs 10 ms and more: never on the common path.
+    from importlib.metadata import entry_points
+
+    return {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}

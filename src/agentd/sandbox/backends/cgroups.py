@@ -1,0 +1,69 @@
+"""The cgroup of one sandbox: made when it can be, refused when it must be and cannot."""
+
+import os
+import secrets
+
+from agentd.linux import cgroup
+from agentd.model.errors import Refused
+from agentd.model.limits import Limits
+
+_hierarchy: cgroup.Hierarchy | str | None = None
+
+
+def own_hierarchy() -> cgroup.Hierarchy | str:
+    """The hierarchy that this process may make groups in, or why there is none; looked up once.
+
+    The first look also removes the groups of agentd processes that have died.
+    """
+    global _hierarchy  # noqa: PLW0603  (a cache of a fact of the machine)
+    if _hierarchy is None:
+        found = cgroup.detect()
+        if found is None:
+            _hierarchy = "no memory, cpu or pids controller is mounted"
+        elif found.blockers():
+            _hierarchy = found.blockers()[0]
+        else:
+            _reap_stale(found)
+            _hierarchy = found
+    return _hierarchy
+
+
+def make_group(asked: Limits, limits: Limits) -> tuple[cgroup.Group | None, str]:
+    """A group with the limits, and the reason where there is none.
+
+    Raises Refused when memory or CPU was asked for and cannot be limited.
+    """
+    hierarchy = own_hierarchy()
+    if isinstance(hierarchy, str):
+        for name in ("memory", "cpus"):
+            if getattr(asked, name) is not None:
+                raise Refused(
+                    f"--{name} cannot be enforced here",
+                    cause=hierarchy,
+                    remediation=f"leave --{name} out, run as root, or have systemd delegate a "
+                    "cgroup (systemd-run --user --scope -p Delegate=yes)",
+                )
+        return None, hierarchy
+    group = hierarchy.create(group_name(), memory=limits.memory, pids=limits.pids, cpus=limits.cpus)
+    return group, ""
+
+
+def group_name() -> str:
+    """Names its owner, so that a later process can tell whether it died: sbx-PID-START-RANDOM."""
+    return f"sbx-{os.getpid()}-{_start_time(os.getpid())}-{secrets.token_hex(4)}"
+
+
+def _reap_stale(hierarchy: cgroup.Hierarchy) -> None:
+    for name in hierarchy.stale("sbx-"):
+        _, pid, start, _ = name.split("-", 3)
+        if _start_time(int(pid)) != int(start):
+            hierarchy.reap(name)
+
+
+def _start_time(pid: int) -> int:
+    """Clock ticks after boot at which a process started (proc(5), stat, field 22); 0 if gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[19])
+    except OSError:
+        return 0

@@ -1,0 +1,81 @@
+"""Starting agentd's own isolated interpreters: empty environment, nothing inherited."""
+
+import array
+import fcntl
+import json
+import os
+import select
+import socket
+import sys
+from collections.abc import Sequence
+
+from agentd.model.errors import SandboxError
+
+_PACKAGE_ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 3))
+_MAX_MESSAGE = 64 << 10
+
+
+def start_python(module: str, sockets: Sequence[socket.socket]) -> int:
+    """Run ``module.main()`` with the sockets as descriptors 3, 4, ...; its pid.
+
+    ``-I -S -E`` keeps the caller's site-packages and environment out. A session of its own keeps
+    the terminal's Ctrl-C out. Raises SandboxError.
+    """
+    code = f"import sys; sys.path.insert(0, {_PACKAGE_ROOT!r}); from {module} import main; main()"
+    argv = [sys.executable, "-I", "-S", "-E", "-X", "utf8", "-c", code]
+    # Above the numbers they will get, so that no dup2 overwrites another's source.
+    sources = [fcntl.fcntl(sock, fcntl.F_DUPFD_CLOEXEC, 10) for sock in sockets]
+    actions = [
+        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
+        (os.POSIX_SPAWN_DUP2, 1, 2),
+        *((os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(sources, 3)),
+    ]
+    try:
+        return os.posix_spawn(argv[0], argv, {}, file_actions=actions, setsid=True, setsigmask=[])
+    except OSError as error:
+        raise SandboxError(f"cannot start {sys.executable}", cause=str(error)) from error
+    finally:
+        for fd in sources:
+            os.close(fd)
+
+
+def receive(sock: socket.socket, seconds: float, who: str) -> tuple[dict[str, object], list[int]]:
+    """One message and its descriptors, from our own process. Raises SandboxError."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    if not poll.poll(seconds * 1000):
+        raise SandboxError(f"the {who} gave no answer within {seconds:g} s")
+    data, ancillary, _, _ = sock.recvmsg(
+        _MAX_MESSAGE, socket.CMSG_SPACE(16), socket.MSG_CMSG_CLOEXEC
+    )
+    fds = array.array("i")
+    for _level, _kind, raw in ancillary:
+        fds.frombytes(raw)
+    if not data:
+        raise SandboxError(f"the {who} ended unexpectedly")
+    return json.loads(data), list(fds)
+
+
+def await_ready(listener: socket.socket, seconds: float = 10.0) -> list[str]:
+    """The names of the controls that a new sandbox has put in force. Raises SandboxError.
+
+    Read before any untrusted code runs, without descriptors.
+    """
+    poll = select.poll()
+    poll.register(listener, select.POLLIN)
+    if not poll.poll(seconds * 1000):
+        raise SandboxError(f"the sandbox was not ready within {seconds:g} s")
+    data = listener.recv(_MAX_MESSAGE)
+    answer = json.loads(data) if data else {"error": "it ended before it was ready"}
+    if "error" in answer:
+        raise SandboxError("the sandbox could not be built", cause=str(answer["error"]))
+    return [str(name) for name in answer["controls"]]
+
+
+def reap(pid: int) -> bool:
+    """Whether our child has ended; collects it. Never blocks."""
+    try:
+        return os.waitpid(pid, os.WNOHANG) != (0, 0)
+    except ChildProcessError:
+        return True

@@ -1,0 +1,39 @@
+"""Limits with their defaults, and how each is reported."""
+
+import msgspec
+
+from agentd.linux.cgroup import Group
+from agentd.model.enforcement import Control
+from agentd.model.limits import DEFAULTS, Limits
+from agentd.model.units import format_size
+
+
+def with_defaults(limits: Limits) -> Limits:
+    fields = {name: getattr(limits, name) for name in limits.__struct_fields__}
+    given = {name: value for name, value in fields.items() if value is not None}
+    return msgspec.structs.replace(DEFAULTS, **given)
+
+
+def limit_control(asked: int | float | None, value: int | float | None, enforced: bool, detail: str) -> Control:
+    """``asked`` is None where ``value`` is a default."""
+    wanted = value if asked is None else asked
+    if isinstance(wanted, int) and wanted >= 1 << 20:
+        text = format_size(wanted)
+    else:
+        text = f"{wanted:g}"
+    return Control(text if asked is not None else f"default {text}", enforced, detail)
+
+
+def group_controls(
+    asked: Limits, limits: Limits, group: Group | None, detail: str
+) -> dict[str, Control]:
+    """The limits that a cgroup holds; ``detail`` says why there is none."""
+    table = {}
+    for name, controller in (("memory", "memory"), ("cpus", "cpu"), ("pids", "pids")):
+        value = getattr(limits, name)
+        if value is None:
+            continue
+        held = group is not None and controller in group.controllers
+        how = f"cgroup controller {controller}" if held else detail or f"no {controller} controller"
+        table[name] = limit_control(getattr(asked, name), value, held, how)
+    return table

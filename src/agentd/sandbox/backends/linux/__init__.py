@@ -1,0 +1,1 @@
+"""The namespace wall: a zygote in a read-only root, one clone3 a sandbox, the agent as PID 1."""

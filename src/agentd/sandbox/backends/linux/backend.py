@@ -1,0 +1,182 @@
+"""The ``linux`` backend: namespaces, a read-only root, Landlock, seccomp, cgroups."""
+
+import contextlib
+import os
+import socket
+import threading
+
+from agentd.linux import cgroup, idmap, landlock, mounts, probe, process
+from agentd.model.availability import Availability, Blocker
+from agentd.model.errors import AgentdError, InvalidInput
+from agentd.model.isolation import IsolationLevel
+from agentd.model.mount import Mount, MountMode
+from agentd.model.spec import SandboxSpec
+from agentd.sandbox.backends.cgroups import make_group, own_hierarchy
+from agentd.sandbox.backends.child import await_ready
+from agentd.sandbox.backends.identity import SANDBOX_UID
+from agentd.sandbox.backends.linux import report
+from agentd.sandbox.backends.linux.cow import OverlayWall
+from agentd.sandbox.backends.linux.nursery import Nursery
+from agentd.sandbox.backends.linux.plan import LinuxPlan, make_plan
+from agentd.sandbox.backends.wall import ProcessWall
+
+
+class LinuxBackend:
+    """``without`` leaves controls out, for the tests that prove what each one stops."""
+
+    name = "linux"
+    level = IsolationLevel.NAMESPACE
+
+    def __init__(self, without: frozenset[str] = frozenset()) -> None:
+        self._without = without
+        self._lock = threading.Lock()
+        self._nurseries: dict[str, Nursery] = {}
+        self._availability: Availability | None = None
+
+    def requirements(self) -> tuple[str, ...]:
+        return (
+            "Linux 5.12 or newer",
+            "user namespaces",
+            "seccomp filters",
+            "cgroups for memory and CPU limits",
+        )
+
+    def prestart(self) -> None:
+        """Start the zygote without waiting for it, while the caller does other things."""
+        with contextlib.suppress(AgentdError, OSError):
+            self._nursery("none")
+
+    def probe(self) -> Availability:
+        """Builds the root once for real: what the kernel says then is the answer."""
+        if self._availability is None:
+            self._availability = Availability.of(*self._examine())
+        return self._availability
+
+    def plan(self, spec: SandboxSpec) -> LinuxPlan:
+        return make_plan(spec)
+
+    def launch(self, plan: LinuxPlan) -> ProcessWall:
+        with contextlib.ExitStack() as undo:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.callback(ours.close)
+            with contextlib.ExitStack() as passed:
+                passed.callback(theirs.close)
+                nursery = self._nursery(plan.spec.net)
+                fds = [theirs.fileno()]
+                for mount in plan.mounts:
+                    fds.append(self._mount_fd(nursery, mount))
+                    passed.callback(os.close, fds[-1])
+                pending = nursery.spawn(self._request(plan), fds)
+                try:
+                    group, group_detail = make_group(plan.spec.limits, plan.limits)
+                finally:
+                    answer = pending.answer()
+            for fd in answer:
+                undo.callback(os.close, fd)
+            if group is not None:
+                undo.callback(group.remove)
+            pid = process.pidfd_of_fdinfo(answer[0])
+            if group is not None:
+                group.attach(pid)
+            controls = await_ready(ours)
+            undo.pop_all()
+            return self._wall(plan, pid, answer, ours, group, controls, group_detail)
+
+    def close(self) -> None:
+        with self._lock:
+            nurseries, self._nurseries = list(self._nurseries.values()), {}
+        for nursery in nurseries:
+            nursery.close()
+
+    def _wall(
+        self,
+        plan: LinuxPlan,
+        pid: int,
+        answer: list[int],
+        listener: socket.socket,
+        group: cgroup.Group | None,
+        controls: list[str],
+        group_detail: str,
+    ) -> ProcessWall:
+        kind = OverlayWall if plan.cow else ProcessWall
+        wall = kind(
+            id_=f"{pid}",
+            pid=pid,
+            pidfd=answer[0],
+            listener=listener,
+            group=group,
+            enforcement=report.enforcement(plan, controls, group, group_detail, self._mapped()),
+            workspace="/workspace",
+        )
+        if isinstance(wall, OverlayWall):
+            wall.attach_layers(answer[1], plan.mounts[0].source)
+        return wall
+
+    def _request(self, plan: LinuxPlan) -> dict[str, object]:
+        return {
+            "uid": plan.uid,
+            "hostname": plan.spec.hostname,
+            "net": plan.spec.net,
+            "disk": plan.limits.disk,
+            "inodes": plan.inodes,
+            "pids": plan.limits.pids,
+            "open_files": plan.limits.open_files,
+            "env": plan.env,
+            "cow": plan.cow,
+            "scratch_fd": None,
+            "private_root": plan.private_root,
+            "landlock_abi": landlock.abi_version(),
+            "without": sorted(self._without),
+            "mounts": [
+                {
+                    "target": mount.target,
+                    "fd": index,
+                    "ro": mount.mode is MountMode.RO,
+                    "is_dir": os.path.isdir(mount.source),
+                }
+                for index, mount in enumerate(plan.mounts, 1)
+            ],
+        }
+
+    def _mount_fd(self, nursery: Nursery, mount: Mount) -> int:
+        """A detached mount of a host path, owned inside by the sandbox's user."""
+        readonly = mount.mode is not MountMode.RW
+        try:
+            if not self._mapped():
+                return nursery.clone_tree(mount.source, readonly=readonly)
+            owner = os.stat(mount.source)
+            userns = idmap.userns_fd(owner.st_uid, SANDBOX_UID, owner.st_gid, SANDBOX_UID)
+            return mounts.clone_tree(mount.source, readonly=readonly, idmap_fd=userns)
+        except OSError as error:
+            hint = "check the path and that you may read it"
+            raise InvalidInput(
+                f"cannot mount {mount.source}", cause=error.strerror or "", remediation=hint
+            ) from error
+
+    def _mapped(self) -> bool:
+        return os.geteuid() == 0
+
+    def _nursery(self, net: str) -> Nursery:
+        with self._lock:
+            nursery = self._nurseries.get(net)
+            if nursery is not None and not nursery.alive():
+                nursery.close()
+                nursery = None
+            if nursery is None:
+                nursery = self._nurseries[net] = Nursery(resolver=net == "host")
+            return nursery
+
+    def _examine(self) -> tuple[list[Blocker], list[str]]:
+        notes = []
+        try:
+            self._nursery("none").wait_ready()
+            blockers = []
+        except (AgentdError, OSError) as error:
+            facts = probe.gather()
+            blockers = report.blockers(facts, str(error))
+        hierarchy = own_hierarchy()
+        if isinstance(hierarchy, str):
+            notes.append(f"no memory or CPU limits: {hierarchy}")
+        if not landlock.abi_version():
+            notes.append("Landlock is off: the read-only root stands alone")
+        return blockers, notes

@@ -1,0 +1,122 @@
+"""The host's end of one zygote: starts it, asks it for sandboxes, ends it."""
+
+import array
+import contextlib
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Sequence
+
+from agentd.model.errors import SandboxError
+from agentd.sandbox.backends.child import reap, receive, start_python
+from agentd.sandbox.backends.identity import SANDBOX_UID
+
+_START_SECONDS = 20.0
+_ANSWER_SECONDS = 20.0
+_MODULE = "agentd.guest.zygote.main"
+
+
+class Nursery:
+    """Thread-safe. Closing it ends every sandbox of its zygote: the kernel sees to that."""
+
+    def __init__(self, *, resolver: bool) -> None:
+        """Starts the process and returns at once; the first request waits for it."""
+        self._lock = threading.Lock()
+        self._ready = False
+        self._owner = os.getpid()
+        root = os.geteuid() == 0
+        identity = SANDBOX_UID if root else None
+        self._control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._mounts, mounts = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self.pid = start_python(_MODULE, (control, mounts))
+            self._send({"uid": identity, "gid": identity, "resolver": resolver}, [])
+        except BaseException:
+            self._control.close()
+            self._mounts.close()
+            raise
+        finally:
+            control.close()
+            mounts.close()
+
+    def wait_ready(self) -> None:
+        """Raises SandboxError with the zygote's own words when it could not build its root."""
+        with self._lock:
+            self._wait_ready()
+
+    def spawn(self, request: dict[str, object], fds: Sequence[int]) -> "Pending":
+        """Send one request; its answer is taken by ``Pending.answer``, which must be called."""
+        self._lock.acquire()
+        try:
+            self._wait_ready()
+            self._send(request, fds)
+        except BaseException:
+            self._lock.release()
+            raise
+        return Pending(self)
+
+    def clone_tree(self, path: str, *, readonly: bool) -> int:
+        """A detached mount of a host path, made with the caller's own rights. Raises OSError."""
+        with self._lock:
+            self._wait_ready()
+            self._mounts.send(json.dumps({"path": path, "ro": readonly}).encode())
+            answer, fds = receive(self._mounts, _ANSWER_SECONDS, "zygote")
+        if "error" in answer:
+            raise OSError(answer.get("errno"), str(answer["error"]), path)
+        return fds[0]
+
+    def alive(self) -> bool:
+        return not reap(self.pid)
+
+    def close(self) -> None:
+        """End the zygote and with it every sandbox; idempotent."""
+        self._control.close()
+        self._mounts.close()
+        if os.getpid() != self._owner:
+            return  # a forked copy of us: the zygote belongs to the original
+        deadline = time.monotonic() + 5.0
+        while time.monotonic() < deadline:
+            if not self.alive():
+                return
+            time.sleep(0.001)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+
+    def _wait_ready(self) -> None:
+        if self._ready:
+            return
+        answer, _ = receive(self._control, _START_SECONDS, "zygote")
+        if "error" in answer:
+            raise SandboxError("the sandbox root could not be built", cause=str(answer["error"]))
+        self._ready = True
+
+    def _send(self, request: dict[str, object], fds: Sequence[int]) -> None:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        try:
+            self._control.sendmsg([json.dumps(request).encode()], rights)
+        except OSError as error:
+            raise SandboxError("the zygote is gone", cause=str(error)) from error
+
+    def _answer(self) -> list[int]:
+        try:
+            answer, fds = receive(self._control, _ANSWER_SECONDS, "zygote")
+        finally:
+            self._lock.release()
+        if "error" in answer:
+            raise SandboxError("the kernel refused the sandbox", cause=str(answer["error"]))
+        return fds
+
+
+class Pending:
+    """A request on its way; holds the nursery's lock until it is answered."""
+
+    def __init__(self, nursery: Nursery) -> None:
+        self._nursery = nursery
+
+    def answer(self) -> list[int]:
+        """The pidfd, and the scratch mount of a copy-on-write sandbox. Raises SandboxError."""
+        return self._nursery._answer()

@@ -1,0 +1,100 @@
+"""From a spec to what the zygote is told: pure, so that it can be compared and tested."""
+
+import msgspec
+
+from agentd.model.errors import InvalidInput, Refused
+from agentd.model.limits import Limits
+from agentd.model.mount import WORKSPACE, Mount, MountMode
+from agentd.model.spec import SandboxSpec
+from agentd.sandbox.backends.limits import with_defaults
+
+HOME = "/home/sandbox"
+# Directories of the scratch tmpfs; a mount elsewhere needs a root of the sandbox's own.
+_SCRATCH = (WORKSPACE + "/", "/tmp/", HOME + "/", "/dev/shm/")
+MAX_MOUNTS = 32
+_USERS = {"sandbox": 1000, "root": 0}
+_BYTES_PER_INODE = 4096
+_MIN_INODES, _MAX_INODES = 1024, 1 << 20
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class LinuxPlan(msgspec.Struct, frozen=True):
+    """``mounts`` starts with the workspace, if one is mounted; limits have their defaults in."""
+
+    spec: SandboxSpec
+    uid: int
+    mounts: tuple[Mount, ...]
+    cow: bool
+    private_root: bool
+    limits: Limits
+    inodes: int
+    env: dict[str, str]
+
+
+def make_plan(spec: SandboxSpec) -> LinuxPlan:
+    """Raises InvalidInput or Refused."""
+    if spec.net not in ("none", "host"):
+        raise InvalidInput(f"unknown network {spec.net!r}", remediation="use none or host")
+    mounts = _ordered(spec.mounts)
+    limits = with_defaults(spec.limits)
+    disk = limits.disk or 0
+    uid = parse_user(spec.user)
+    return LinuxPlan(
+        spec=spec,
+        uid=uid,
+        mounts=mounts,
+        cow=bool(mounts) and mounts[0].mode is MountMode.COW,
+        private_root=any(not _in_scratch(m.target) for m in mounts),
+        limits=limits,
+        inodes=min(max(disk // _BYTES_PER_INODE, _MIN_INODES), _MAX_INODES),
+        env=environment(spec.env, uid),
+    )
+
+
+def parse_user(user: str | None) -> int:
+    """The uid inside: 1000 by default, 0 for root. Raises InvalidInput."""
+    if user is None:
+        return _USERS["sandbox"]
+    if user in _USERS:
+        return _USERS[user]
+    if user.isascii() and user.isdigit() and int(user) < 1 << 31:
+        return int(user)
+    raise InvalidInput(f"unknown user {user!r}", remediation="use root, sandbox or a number")
+
+
+def environment(extra: dict[str, str], uid: int) -> dict[str, str]:
+    """What a command starts with: nothing of the host's, and what the request names."""
+    base = {
+        "HOME": HOME,
+        "LANG": "C.UTF-8",
+        "LOGNAME": "root" if uid == 0 else "sandbox",
+        "PATH": _PATH,
+        "USER": "root" if uid == 0 else "sandbox",
+    }
+    return base | extra
+
+
+def _ordered(mounts: tuple[Mount, ...]) -> tuple[Mount, ...]:
+    if len(mounts) > MAX_MOUNTS:
+        raise InvalidInput(
+            f"{len(mounts)} mounts are too many", remediation=f"at most {MAX_MOUNTS}"
+        )
+    targets = [m.target for m in mounts]
+    for mount in mounts:
+        if targets.count(mount.target) > 1:
+            raise InvalidInput(f"two mounts at {mount.target}", remediation="give each its own")
+        if any(mount.target.startswith(other + "/") for other in targets):
+            raise InvalidInput(
+                f"mount {mount.target} lies inside another mount",
+                remediation="mount it somewhere else, such as /data",
+            )
+        if mount.mode is MountMode.COW and mount.target != WORKSPACE:
+            raise Refused(
+                f"only the workspace can be copy-on-write, not {mount.target}",
+                remediation="use -w PATH:cow",
+            )
+    return tuple(sorted(mounts, key=lambda m: m.target != WORKSPACE))
+
+
+def _in_scratch(target: str) -> bool:
+    return target == WORKSPACE or target.startswith(_SCRATCH)

@@ -1,0 +1,119 @@
+"""What the namespace wall says of itself: the controls in force, and what stands in its way."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from agentd.linux import landlock, seccomp
+from agentd.linux.cgroup import Group
+from agentd.linux.probe import Facts
+from agentd.model.availability import Blocker
+from agentd.model.enforcement import Control
+from agentd.model.mount import Mount
+from agentd.sandbox.backends.limits import group_controls, limit_control
+from agentd.sandbox.backends.linux.plan import LinuxPlan
+
+MIN_KERNEL = (5, 12)  # mount_setattr(2)
+APPARMOR_PROFILE = """\
+cat > /etc/apparmor.d/agentd <<'EOF'
+abi <abi/4.0>,
+include <tunables/global>
+profile agentd {executable} flags=(unconfined) {{
+  userns,
+}}
+EOF
+apparmor_parser -r /etc/apparmor.d/agentd"""
+
+
+def enforcement(
+    plan: LinuxPlan, controls: Sequence[str], group: Group | None, detail: str, mapped: bool
+) -> dict[str, Control]:
+    """Every control of the level: asked, enforced, and by what."""
+    own = plan.spec.net == "none"
+    table = {
+        "user_namespace": _fixed(True, f"uid {plan.uid} inside, an unprivileged uid outside"),
+        "pid_namespace": _fixed(True, "the sandbox sees and signals only its own processes"),
+        "mount_namespace": _fixed(True, "read-only root of the host's programs"),
+        "ipc_namespace": _fixed(True),
+        "uts_namespace": _fixed(True),
+        "cgroup_namespace": _fixed(True),
+        "network": Control(
+            plan.spec.net, own, "own namespace, loopback only" if own else "shared with the host"
+        ),
+        "capabilities": _step("capabilities", controls, "none, and none can be gained"),
+        "no_new_privs": _step("no_new_privs", controls, "setuid and file capabilities do nothing"),
+        "seccomp": _step("seccomp", controls, f"profile sandbox {_profile_digest()}"),
+        "landlock": _landlock(controls),
+        "agent_protected": _step("dumpable", controls, "the agent cannot be traced or read"),
+    }
+    table |= group_controls(plan.spec.limits, plan.limits, group, detail)
+    table |= {
+        "disk": limit_control(
+            plan.spec.limits.disk, plan.limits.disk, True, "one tmpfs; not in mounts"
+        ),
+        "open_files": _rlimit(plan.spec.limits.open_files, plan.limits.open_files, controls),
+    }
+    if table["pids"].enforced is False and "rlimits" in controls:
+        asked, limit = plan.spec.limits.pids, plan.limits.pids
+        table["pids"] = limit_control(asked, limit, True, "RLIMIT_NPROC in the user namespace")
+    for mount in plan.mounts:
+        table[f"mount {mount.target}"] = _mount(mount, mapped)
+    return table
+
+
+def blockers(facts: Facts, error: str) -> list[Blocker]:
+    """The known reasons first; the kernel's own words where none of them fits."""
+    found = []
+    if facts.max_user_namespaces == 0:
+        fix = "sysctl -w user.max_user_namespaces=65536"
+        found.append(Blocker("user namespaces are switched off", fix))
+    if facts.unprivileged_userns_clone == 0 and facts.uid != 0:
+        fix = "sysctl -w kernel.unprivileged_userns_clone=1"
+        found.append(Blocker("ordinary users may not make user namespaces", fix))
+    if facts.apparmor_restricts_userns and facts.uid != 0:
+        fix = APPARMOR_PROFILE.format(executable=os.path.realpath(sys.executable))
+        found.append(Blocker("AppArmor restricts user namespaces to profiles that allow them", fix))
+    if not facts.seccomp:
+        found.append(
+            Blocker("the kernel has no seccomp filters", "boot one with CONFIG_SECCOMP_FILTER")
+        )
+    if kernel_version(facts.kernel) < MIN_KERNEL:
+        wanted = ".".join(map(str, MIN_KERNEL))
+        found.append(Blocker(f"kernel {facts.kernel} is too old", f"boot Linux {wanted} or newer"))
+    fix = "run agentd outside the container, or give the container its own /proc unmasked"
+    return found or [Blocker(error, fix)]
+
+
+def kernel_version(release: str) -> tuple[int, int]:
+    """``(6, 18)`` of ``6.18.44-generic``."""
+    major, minor, *_ = release.split("-", maxsplit=1)[0].split(".")
+    return int(major), int(minor)
+
+
+def _fixed(enforced: bool, detail: str = "") -> Control:
+    return Control("default", enforced, detail)
+
+
+def _step(name: str, controls: Sequence[str], detail: str) -> Control:
+    held = name in controls
+    return Control("default", held, detail if held else "switched off")
+
+
+def _landlock(controls: Sequence[str]) -> Control:
+    version = landlock.abi_version()
+    if version and "landlock" in controls:
+        return Control("default", True, f"ABI {version}: files, abstract sockets, signals")
+    return Control("default", False, "switched off" if version else "the kernel has none")
+
+
+def _rlimit(asked: int | None, value: int | None, controls: Sequence[str]) -> Control:
+    return limit_control(asked, value, "rlimits" in controls, "RLIMIT_NOFILE, each process")
+
+
+def _mount(mount: Mount, mapped: bool) -> Control:
+    owner = "owned by the sandbox's user, idmapped" if mapped else "the caller's own rights"
+    return Control(str(mount.mode), True, f"{mount.source}, {owner}")
+
+
+def _profile_digest() -> str:
+    return seccomp.digest(seccomp.build("sandbox"))

@@ -1,0 +1,234 @@
+"""The backends without namespaces: ``host`` (no wall) and ``landlock`` (a process's own)."""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import tempfile
+import time
+
+import msgspec
+
+from agentd.linux import landlock, seccomp
+from agentd.linux.cgroup import Group
+from agentd.model.availability import Availability, Blocker
+from agentd.model.enforcement import Control
+from agentd.model.errors import InvalidInput, Refused
+from agentd.model.isolation import IsolationLevel
+from agentd.model.limits import Limits
+from agentd.model.mount import Mount, MountMode
+from agentd.model.spec import SandboxSpec
+from agentd.sandbox.backends.cgroups import make_group
+from agentd.sandbox.backends.child import await_ready, reap, receive, start_python
+from agentd.sandbox.backends.identity import SANDBOX_UID
+from agentd.sandbox.backends.limits import group_controls, limit_control, with_defaults
+from agentd.sandbox.backends.wall import ProcessWall
+
+_MONITOR = "agentd.guest.zygote.monitor"
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_END_SECONDS = 15.0
+# Signals and abstract sockets of the same user are out of reach from this ABI on (Linux 6.12).
+_SCOPED_ABI = 6
+
+
+class ProcessPlan(msgspec.Struct, frozen=True):
+    spec: SandboxSpec
+    limits: Limits
+    mounts: tuple[Mount, ...]
+    workspace: str | None  # a host path, or None for a scratch directory
+
+
+class HostBackend:
+    """No wall at all: the command is the caller's own process. Never chosen unless named."""
+
+    name = "host"
+    level = IsolationLevel.NONE
+    confined = False
+
+    def __init__(self, without: frozenset[str] = frozenset()) -> None:
+        self._without = without
+
+    def requirements(self) -> tuple[str, ...]:
+        return ()
+
+    def probe(self) -> Availability:
+        return Availability(usable=True, notes=("no isolation: for trusted commands only",))
+
+    def plan(self, spec: SandboxSpec) -> ProcessPlan:
+        """Raises Refused for what takes a namespace: another user, mounts elsewhere, cow."""
+        for what, wanted in (
+            ("--user", spec.user is not None),
+            ("--disk", spec.limits.disk is not None),
+        ):
+            if wanted:
+                raise Refused(
+                    f"{what} cannot be enforced by backend {self.name}", remediation=_STRONGER
+                )
+        for mount in spec.mounts:
+            self._check_mount(mount)
+        workspace = next((m.source for m in spec.mounts if m.target == "/workspace"), None)
+        return ProcessPlan(spec, with_defaults(spec.limits), spec.mounts, workspace)
+
+    def launch(self, plan: ProcessPlan) -> ProcessWall:
+        with contextlib.ExitStack() as undo:
+            scratch = self._scratch()
+            undo.callback(shutil.rmtree, scratch, ignore_errors=True)
+            workspace = plan.workspace or os.path.join(scratch, "workspace")
+            control, theirs_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            listener, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.callback(listener.close)
+            with theirs, theirs_control:
+                monitor = start_python(_MONITOR, (theirs, theirs_control))
+            undo.callback(_end_monitor, control, monitor)
+            control.send(json.dumps(self._config(plan, scratch, workspace)).encode())
+            answer, _ = receive(control, 20.0, "monitor")
+            pid = answer["pid"]
+            assert isinstance(pid, int)  # noqa: S101  (our own process said it)
+            group, detail = make_group(plan.spec.limits, plan.limits)
+            if group is not None:
+                undo.callback(group.remove)
+                group.attach(pid)
+            controls = await_ready(listener)
+            pidfd = os.pidfd_open(pid)
+            undo.pop_all()
+        return ProcessWall(
+            id_=str(pid),
+            pid=pid,
+            pidfd=pidfd,
+            listener=listener,
+            group=group,
+            enforcement=self._enforcement(plan, controls, group, detail),
+            workspace=workspace,
+            before_end=(lambda: _end_monitor(control, monitor),),
+            on_end=(lambda: shutil.rmtree(scratch, ignore_errors=True),),
+        )
+
+    def close(self) -> None:
+        pass
+
+    def _check_mount(self, mount: Mount) -> None:
+        if mount.mode is MountMode.COW or (mount.target != "/workspace" and mount.mode is not MountMode.RO):
+            raise Refused(
+                f"backend {self.name} cannot mount {mount.source} as {mount.mode}",
+                remediation=_STRONGER,
+            )
+        if not os.path.exists(mount.source):
+            raise InvalidInput(f"cannot mount {mount.source}", cause="no such file or directory")
+
+    def _scratch(self) -> str:
+        scratch = tempfile.mkdtemp(prefix="agentd-")
+        for name in ("workspace", "tmp"):
+            os.mkdir(os.path.join(scratch, name), 0o700)
+        if self.confined and os.geteuid() == 0:
+            for path in (scratch, *(os.path.join(scratch, n) for n in ("workspace", "tmp"))):
+                os.chown(path, SANDBOX_UID, SANDBOX_UID)
+        return scratch
+
+    def _config(self, plan: ProcessPlan, scratch: str, workspace: str) -> dict[str, object]:
+        tmp = os.path.join(scratch, "tmp")
+        base = {"HOME": scratch, "LANG": "C.UTF-8", "PATH": _PATH, "TMPDIR": tmp}
+        return {
+            "confine": self.confined,
+            "uid": SANDBOX_UID if self.confined and os.geteuid() == 0 else None,
+            "scratch": scratch,
+            "workspace": workspace,
+            "net": plan.spec.net,
+            "env": base | plan.spec.env,
+            "open_files": plan.limits.open_files,
+            "without": sorted(self._without),
+            "profile": self._profile(),
+            "mounts": [{"source": m.source, "ro": m.mode is not MountMode.RW} for m in plan.mounts],
+        }
+
+    def _profile(self) -> str:
+        return "none"
+
+    def _enforcement(
+        self, plan: ProcessPlan, controls: list[str], group: Group | None, detail: str
+    ) -> dict[str, Control]:
+        table = {"isolation": Control("default", False, "none: the command is the caller's own")}
+        return table | self._limits(plan, controls, group, detail)
+
+    def _limits(
+        self, plan: ProcessPlan, controls: list[str], group: Group | None, detail: str
+    ) -> dict[str, Control]:
+        asked, limits = plan.spec.limits, plan.limits
+        table = group_controls(asked, limits, group, detail)
+        files = "RLIMIT_NOFILE, each process"
+        table["open_files"] = limit_control(
+            asked.open_files, limits.open_files, "rlimits" in controls, files
+        )
+        table["disk"] = limit_control(None, limits.disk, False, "takes a mount namespace")
+        return table
+
+
+class LandlockBackend(HostBackend):
+    """Landlock and seccomp only: no privileges, no namespaces, works inside a container."""
+
+    name = "landlock"
+    level = IsolationLevel.PROCESS
+    confined = True
+
+    def requirements(self) -> tuple[str, ...]:
+        return ("Landlock ABI 6 (Linux 6.12), or root with ABI 1", "seccomp filters")
+
+    def probe(self) -> Availability:
+        version = landlock.abi_version()
+        blockers = []
+        if not version:
+            fix = "boot Linux 5.13 or newer with lsm=landlock,... on its command line"
+            blockers.append(Blocker("Landlock is absent or off", fix))
+        elif version < _SCOPED_ABI and os.geteuid() != 0:
+            what = f"Landlock ABI {version} cannot keep signals from your other processes"
+            blockers.append(Blocker(what, "boot Linux 6.12 or newer, or run agentd as root"))
+        return Availability.of(blockers, [])
+
+    def _check_mount(self, mount: Mount) -> None:
+        super()._check_mount(mount)
+        if mount.mode is MountMode.RW and os.geteuid() == 0:
+            raise Refused(
+                f"backend {self.name} run by root cannot write {mount.source}: commands run as a "
+                "user that owns nothing",
+                remediation=_STRONGER,
+            )
+
+    def _profile(self) -> str:
+        return "process" if os.geteuid() == 0 else "process-same-uid"
+
+    def _enforcement(
+        self, plan: ProcessPlan, controls: list[str], group: Group | None, detail: str
+    ) -> dict[str, Control]:
+        version, profile = landlock.abi_version(), self._profile()
+
+        def step(name: str, how: str) -> Control:
+            held = name in controls
+            return Control("default", held, how if held else "switched off")
+
+        digest = seccomp.digest(seccomp.build(profile, inet=plan.spec.net == "host"))
+        table = {
+            "landlock": step("landlock", f"ABI {version}: files, TCP, abstract sockets, signals"),
+            "seccomp": step("seccomp", f"profile {profile} {digest}"),
+            "capabilities": step("capabilities", "none, and none can be gained"),
+            "no_new_privs": step("no_new_privs", "setuid and file capabilities do nothing"),
+            "agent_protected": step("dumpable", "the agent cannot be traced or read"),
+            "network": Control(
+                plan.spec.net,
+                plan.spec.net == "none" and "seccomp" in controls,
+                "no sockets can be made" if plan.spec.net == "none" else "shared with the host",
+            ),
+        }
+        for mount in plan.mounts:
+            table[f"mount {mount.source}"] = Control(str(mount.mode), True, "Landlock rule")
+        return table | self._limits(plan, controls, group, detail)
+
+
+_STRONGER = "use --isolation namespace"
+
+
+def _end_monitor(control: socket.socket, monitor: int) -> None:
+    """Tell the monitor to end its tree, and collect it."""
+    control.close()
+    deadline = time.monotonic() + _END_SECONDS
+    while not reap(monitor) and time.monotonic() < deadline:
+        time.sleep(0.001)

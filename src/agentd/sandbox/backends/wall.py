@@ -1,0 +1,98 @@
+"""A running sandbox of the shared kernel, seen from the host."""
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import threading
+from collections.abc import Callable, Sequence
+
+from agentd.linux.cgroup import Group
+from agentd.model.enforcement import Enforcement
+from agentd.model.errors import BackendLost
+
+
+class ProcessWall:
+    """A wall around one process tree, known by its first process's pidfd.
+
+    ``listener`` carries fresh connections to the agent: one message with one descriptor each.
+    """
+
+    passes_descriptors = True
+
+    def __init__(
+        self,
+        *,
+        id_: str,
+        pid: int,
+        pidfd: int,
+        listener: socket.socket,
+        group: Group | None,
+        enforcement: Enforcement,
+        workspace: str,
+        before_end: Sequence[Callable[[], None]] = (),
+        on_end: Sequence[Callable[[], None]] = (),
+    ) -> None:
+        self.id = id_
+        self.pid = pid
+        self.enforcement = enforcement
+        self.workspace = workspace
+        self._pidfd = pidfd
+        self._listener = listener
+        self._group = group
+        self._before_end = before_end
+        self._on_end = on_end
+        self._lock = threading.Lock()
+        self._ended = False
+
+    def open_stream(self) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        try:
+            socket.send_fds(self._listener, [b"c"], [theirs.fileno()])
+        except OSError as error:
+            ours.close()
+            raise BackendLost(f"sandbox {self.id} is gone", cause=str(error)) from error
+        finally:
+            theirs.close()
+        return ours
+
+    def counters(self) -> dict[str, int]:
+        return self._group.counters() if self._group and not self._ended else {}
+
+    def usage(self) -> dict[str, int]:
+        return self._group.usage() if self._group and not self._ended else {}
+
+    def alive(self) -> bool:
+        return not self.wait(0)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if self._ended:
+            return True
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(None if timeout is None else timeout * 1000))
+
+    def kill(self) -> None:
+        with self._lock:
+            if self._ended:
+                return
+            for callback in self._before_end:
+                callback()
+            self._end_processes()
+            self._ended = True
+            os.close(self._pidfd)
+            self._listener.close()
+            if self._group is not None:
+                self._group.remove()
+            for callback in self._on_end:
+                callback()
+
+    def save(self) -> dict[str, object]:
+        return {"pid": self.pid, "group": self._group.name if self._group else None}
+
+    def _end_processes(self) -> None:
+        """PID 1 takes its whole pid namespace with it."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        self.wait(10.0)

@@ -1,0 +1,102 @@
+"""One operation on a channel: a request, then its events and data, each within a deadline."""
+
+import select
+import time
+from collections import deque
+from typing import Any
+
+from agentd.guest import wire
+from agentd.model.errors import BackendLost, GuestError
+from agentd.transport.channel import Frame, encode_request
+from agentd.transport.connection import Connection, ready
+
+_PIECE = 64 << 10
+
+
+class Call:
+    """Blocking use of one connection. ``timeout`` is the seconds without any sign of the agent."""
+
+    def __init__(self, connection: Connection, timeout: float) -> None:
+        self.connection = connection
+        self.channel = connection.open_channel()
+        self.ended = False
+        self._timeout = timeout
+        self._queue: deque[tuple[int, bytes]] = deque()
+        self._event_came = False
+        self._eof_came = False
+
+    def request(self, fields: dict[str, Any]) -> None:
+        self.send(encode_request(wire.REQUEST, self.channel.number, fields))
+
+    def send(self, frame: bytes) -> None:
+        self.connection.send(frame, self._deadline())
+
+    def next(self, timeout: float | None = None, *, forever: bool = False) -> tuple[int, bytes]:
+        """The next ``(type, payload)``. ``timeout`` overrides the operation's; or wait ``forever``.
+
+        Raises TimeoutError after an own ``timeout``, else GuestError.
+        """
+        limit = self._timeout if timeout is None else timeout
+        deadline = None if forever else time.monotonic() + limit
+        while not self._queue:
+            self._read(deadline, timeout)
+        return self._queue.popleft()
+
+    def send_data(self, data: memoryview, *, forever: bool = False) -> bool:
+        """As DATA frames, within the credit; False once the agent has ended the operation."""
+        while data:
+            if not self._wait_for_credit(forever):
+                return False
+            piece = data[: min(_PIECE, self.channel.send_credit)]
+            try:
+                self.send(self.channel.data(wire.DATA, piece))
+            except BackendLost:
+                # Its reason may be waiting to be read.
+                return False
+            data = data[len(piece) :]
+        return True
+
+    def consumed(self, amount: int) -> None:
+        grant = self.channel.consumed(amount)
+        if grant:
+            self.send(grant)
+
+    def go_on(self) -> None:
+        """The event that ``next`` gave was not the last one."""
+        self._event_came = any(kind == wire.EVENT for kind, _ in self._queue)
+
+    def pending(self) -> bool:
+        """Whether ``next`` would find frames without reading."""
+        return bool(self._queue)
+
+    def _wait_for_credit(self, forever: bool) -> bool:
+        """False where an event came: nothing more need be sent. Data that comes is queued."""
+        deadline = None if forever else self._deadline()
+        while not self._event_came:
+            if self.channel.send_credit and not ready(self.connection.fileno(), select.POLLIN, 0.0):
+                return True
+            self._read(deadline, None)
+        return False
+
+    def _read(self, deadline: float | None, timeout: float | None) -> None:
+        if not ready(self.connection.fileno(), select.POLLIN, deadline):
+            if timeout is not None:
+                raise TimeoutError(f"nothing came within {timeout} s")
+            raise GuestError("the agent did not answer a request in time")
+        for frame in self.connection.receive():
+            self._accept(frame)
+
+    def _accept(self, frame: Frame) -> None:
+        """Queue what the operation must see; its size is bounded by the credit, not its count."""
+        accepted = self.channel.accept(frame)
+        if accepted is None or (accepted[0] in wire.PAID and not accepted[1]):
+            return
+        if accepted[0] == wire.DATA_EOF:
+            if self._eof_came:
+                raise GuestError("the agent ended its data twice")
+            self._eof_came = True
+        self._event_came = self._event_came or accepted[0] == wire.EVENT
+        self._queue.append(accepted)
+
+    def _deadline(self) -> float:
+        return time.monotonic() + self._timeout

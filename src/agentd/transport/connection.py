@@ -1,0 +1,101 @@
+"""One stream to an agent: frames with deadlines, nothing that blocks without one."""
+
+import array
+import select
+import socket
+import time
+from collections.abc import Sequence
+
+from agentd.guest import wire
+from agentd.model.errors import BackendLost, GuestError
+from agentd.transport.channel import Channel, Frame
+
+READ = 64 << 10
+_LAST_CHANNEL = (1 << 32) - 1
+
+
+def milliseconds(deadline: float | None) -> int | None:
+    """What is left until ``deadline`` (of time.monotonic) for poll; rounded up, so not a spin."""
+    if deadline is None:
+        return None
+    return max(0, min(int((deadline - time.monotonic()) * 1000) + 1, 1 << 30))
+
+
+def ready(fd: int, events: int, deadline: float | None) -> bool:
+    poller = select.poll()
+    poller.register(fd, events)
+    return bool(poller.poll(milliseconds(deadline)))
+
+
+class Connection:
+    """Owns the socket. Descriptors are sent, and never received: the kernel discards what a guest
+    attaches, because recv gives no room for it (unix(7), SCM_RIGHTS)."""
+
+    def __init__(self, stream: socket.socket, early: bytes = b"") -> None:
+        stream.setblocking(False)
+        self._socket = stream
+        self._decoder = wire.FrameDecoder(wire.FROM_AGENT)
+        self._early = early
+        self._number = 0
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def open_channel(self) -> Channel:
+        self._number += 1
+        return Channel(self._number)
+
+    def send_some(self, data: bytes | bytearray | memoryview) -> int:
+        """Bytes that the kernel took now. Raises BackendLost."""
+        try:
+            return self._socket.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise _lost(error) from None
+
+    def send(self, data: bytes, deadline: float, fds: Sequence[int] = ()) -> None:
+        """All of it; the descriptors ride with the first byte. Raises BackendLost, GuestError."""
+        sent = self._send_descriptors(data, fds) if fds else self.send_some(data)
+        while sent < len(data):
+            if not ready(self.fileno(), select.POLLOUT, deadline):
+                raise GuestError("the agent does not read its requests")
+            sent += self.send_some(memoryview(data)[sent:])
+
+    def _send_descriptors(self, data: bytes, fds: Sequence[int]) -> int:
+        # An idle connection's buffer is empty, so this one never meets a full one.
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
+        try:
+            return self._socket.sendmsg([data], [rights])
+        except OSError as error:
+            raise _lost(error) from None
+
+    def receive(self) -> list[Frame]:
+        """The frames that are here now, from one read. Raises BackendLost, GuestError."""
+        try:
+            data = self._early or self._socket.recv(READ)
+        except BlockingIOError:
+            return []
+        except OSError as error:
+            raise _lost(error) from None
+        self._early = b""
+        try:
+            if not data:
+                self._decoder.close()
+                raise BackendLost("the agent closed the connection")
+            return self._decoder.feed(data)
+        except wire.WireError as error:
+            raise GuestError("the agent broke the protocol", cause=str(error)) from None
+
+    def idle(self) -> bool:
+        """Whether it can serve another request: nothing unasked for came, and it is open."""
+        if self._early or self._number >= _LAST_CHANNEL:
+            return False
+        return not ready(self.fileno(), select.POLLIN, 0.0)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def _lost(error: OSError) -> BackendLost:
+    return BackendLost("the connection to the agent broke", cause=error.strerror or str(error))

@@ -1,0 +1,75 @@
+"""A command on a channel, sans I/O: frames in; output, a pid and an end out."""
+
+from typing import TYPE_CHECKING
+
+from agentd.guest import wire
+from agentd.model.errors import GuestError
+from agentd.model.spec import ExecRequest
+from agentd.transport.channel import Channel, Frame
+from agentd.transport.events import (
+    EXEC,
+    Attached,
+    Error,
+    Exited,
+    Failed,
+    command_exit,
+    decode,
+    failure,
+    spawn_exit,
+)
+
+if TYPE_CHECKING:
+    from agentd.model.result import Exit
+
+Chunk = tuple[str, bytes]
+_NAMES = {wire.STDOUT: "stdout", wire.STDERR: "stderr"}
+
+
+class Command:
+    """``passed``: the output goes past this stream; ``request`` is None for an attached one."""
+
+    def __init__(self, channel: Channel, request: ExecRequest | None, *, passed: bool) -> None:
+        self.channel = channel
+        self.request = request
+        self.passed = passed
+        self.pid: int | None = None
+        self.cursor: tuple[int, int] | None = None
+        self.exit: Exit | None = None
+        self.truncated = False
+
+    def receive(self, frame: Frame) -> Chunk | None:
+        """Raises GuestError for what is out of place, OperationFailed for a refused request."""
+        if self.exit is not None:
+            raise GuestError("the agent went on after a command's end")
+        accepted = self.channel.accept(frame)
+        if accepted is None:
+            return None
+        kind, payload = accepted
+        if kind == wire.EVENT:
+            self._event(payload)
+            return None
+        name = _NAMES.get(kind)
+        if name is None or self.passed or self.pid is None:
+            raise GuestError(f"the agent sent a frame of type {kind} out of place")
+        # An empty frame costs no credit: kept, they would fill the queue for ever.
+        return (name, payload) if payload else None
+
+    def _event(self, payload: bytes) -> None:
+        event = decode(EXEC, payload)
+        if isinstance(event, Error):
+            raise failure(event, self.request.argv[0] if self.request else "attach")
+        if isinstance(event, Exited) and self.pid is not None:
+            self.exit = command_exit(event, self.request)
+            self.truncated = self.truncated or event.truncated
+        elif self.pid is not None or isinstance(event, Exited):
+            raise GuestError("the agent sent an event out of place")
+        elif isinstance(event, Failed):
+            if self.request is None:
+                raise GuestError("the agent sent an event out of place")
+            self.exit = spawn_exit(event, self.request)
+        elif isinstance(event, Attached) != (self.request is None):
+            raise GuestError("the agent sent an event out of place")
+        else:
+            self.pid = event.pid
+            if isinstance(event, Attached):
+                self.cursor = event.cursor.stdout, event.cursor.stderr

@@ -1,0 +1,186 @@
+"""The agent's EVENT payloads as types, and what they mean to a caller."""
+
+import json
+import signal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+
+from agentd.model.cause import Cause, CauseCode
+from agentd.model.errors import GuestError, OperationFailed
+from agentd.model.result import Exit, Usage
+from agentd.model.spec import ExecRequest
+from agentd.transport.channel import kernel_text
+from agentd.transport.text import safe_text
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+Errno = Annotated[int, msgspec.Meta(ge=0, le=4095)]
+Pid = Annotated[int, msgspec.Meta(ge=1, le=1 << 22)]
+Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
+ExitCode = Annotated[int, msgspec.Meta(ge=0, le=255)]
+SignalNumber = Annotated[int, msgspec.Meta(ge=1, le=64)]
+AgentCause = Literal[
+    "exited",
+    "signalled",
+    "timeout",
+    "output_limit",
+    "disk_full",
+    "seccomp_violation",
+    "cancelled",
+]
+
+
+class Started(msgspec.Struct, tag="started", tag_field="event"):
+    pid: Pid
+
+
+class Failed(msgspec.Struct, tag="failed", tag_field="event"):
+    errno: Errno
+    stage: str = ""
+    message: str = ""
+
+
+class AgentUsage(msgspec.Struct):
+    wall_ms: Milliseconds = 0.0
+    cpu_ms: Milliseconds = 0.0
+    peak_memory_bytes: Count = 0
+
+
+class Exited(msgspec.Struct, tag="exited", tag_field="event"):
+    code: ExitCode | None
+    signal: SignalNumber | None
+    cause: AgentCause
+    usage: AgentUsage = msgspec.field(default_factory=AgentUsage)
+    truncated: bool = False
+
+
+class Cursor(msgspec.Struct):
+    stdout: Count = 0
+    stderr: Count = 0
+
+
+class Attached(msgspec.Struct, tag="attached", tag_field="event"):
+    pid: Pid
+    cursor: Cursor = msgspec.field(default_factory=Cursor)
+
+
+class Error(msgspec.Struct, tag="error", tag_field="event"):
+    errno: Errno = 0
+    message: str = ""
+
+
+class Process(msgspec.Struct, frozen=True):
+    """A command that the agent knows; ``stdout_bytes`` is where its output stream stands."""
+
+    pid: Pid
+    argv: tuple[str, ...] = ()
+    state: Literal["running", "exited"] = "running"
+    tag: str | None = None
+    code: int | None = None
+    signal: int | None = None
+    cause: str | None = None
+    stdout_bytes: Count = 0
+    stderr_bytes: Count = 0
+
+
+ExecEvent = Started | Attached | Failed | Exited | Error
+EXEC = msgspec.json.Decoder(ExecEvent)
+_ANY = msgspec.json.Decoder(dict[str, Any])
+T = TypeVar("T")
+
+
+def decode(decoder: "msgspec.json.Decoder[T]", payload: bytes) -> T:
+    """Raises GuestError for anything but the decoder's type."""
+    try:
+        return decoder.decode(payload)
+    except (ValueError, RecursionError) as error:
+        if "surrogate" not in str(error):
+            raise _malformed(error) from None
+    # A name that is not UTF-8: json keeps its lone surrogates, msgspec refuses them.
+    try:
+        return msgspec.convert(json.loads(payload), decoder.type)
+    except (ValueError, RecursionError) as error:
+        raise _malformed(error) from None
+
+
+def decode_any(payload: bytes) -> dict[str, Any]:
+    """An event as it is. Raises GuestError unless it is an object that names its event."""
+    value = decode(_ANY, payload)
+    if not isinstance(value.get("event"), str):
+        raise GuestError("the agent sent an event without a name")
+    return value
+
+
+def _malformed(error: Exception) -> GuestError:
+    return GuestError("the agent sent a malformed event", cause=safe_text(str(error)))
+
+
+def failure(event: Error, what: str) -> OperationFailed:
+    """The agent's refusal of ``what`` as an exception."""
+    return OperationFailed(f"{what}: {kernel_text(event.errno, event.message)}", errno=event.errno)
+
+
+def spawn_exit(event: Failed, request: ExecRequest) -> Exit:
+    """Exit code 127 where something was not found and 126 otherwise, as shells have it."""
+    subject = request.cwd if event.stage == "cwd" and request.cwd else request.argv[0]
+    text = kernel_text(event.errno, event.message)
+    message = f"{subject}: {text} (stage {safe_text(event.stage, 20) or 'unknown'})"
+    return Exit(127 if event.errno == 2 else 126, None, Cause.of(CauseCode.SPAWN_FAILED, message))
+
+
+def command_exit(event: Exited, request: ExecRequest | None) -> Exit:
+    if event.cause == "exited" and event.code is None:
+        raise GuestError("the agent sent an exit without an exit code")
+    code = CauseCode(event.cause)
+    usage = event.usage
+    return Exit(
+        event.code,
+        event.signal,
+        Cause.of(code, _message(code, event.code, event.signal, request)),
+        Usage(usage.wall_ms, usage.cpu_ms, usage.peak_memory_bytes),
+    )
+
+
+def limit_exit(code: CauseCode, request: ExecRequest | None) -> Exit:
+    """An end that the host imposed: how the command itself ended is not known."""
+    return Exit(None, None, Cause.of(code, _message(code, None, None, request)))
+
+
+def _message(
+    code: CauseCode, status: int | None, number: int | None, request: ExecRequest | None
+) -> str:
+    match code:
+        case CauseCode.EXITED:
+            return f"exited with code {status}"
+        case CauseCode.SIGNALLED:
+            return f"killed by {signal_name(number)}" if number else "killed by a signal"
+        case CauseCode.TIMEOUT if request and request.timeout is not None:
+            return f"ran longer than {request.timeout:g} s"
+        case CauseCode.OUTPUT_LIMIT if request and request.output_limit is not None:
+            return f"wrote more than {request.output_limit} bytes to a stream"
+    return _WORDS[code]
+
+
+def signal_name(number: int) -> str:
+    try:
+        return f"signal {number} ({signal.Signals(number).name})"
+    except ValueError:
+        return f"signal {number}"
+
+
+_WORDS = {
+    CauseCode.TIMEOUT: "ran longer than its time limit",
+    CauseCode.OUTPUT_LIMIT: "wrote more than its output limit",
+    CauseCode.DISK_FULL: "no space was left on a disk of the sandbox",
+    CauseCode.SECCOMP_VIOLATION: "killed for a system call that the sandbox forbids",
+    CauseCode.CANCELLED: "cancelled by the caller",
+}
+
+
+def processes(values: Sequence[object]) -> list[Process]:
+    """Raises GuestError."""
+    try:
+        return msgspec.convert(values, list[Process])
+    except (ValueError, RecursionError) as error:
+        raise _malformed(error) from None

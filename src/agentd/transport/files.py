@@ -1,0 +1,197 @@
+"""Files inside a sandbox, over its agent."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, BinaryIO, Literal, TypeVar
+
+import msgspec
+
+from agentd.guest import wire
+from agentd.model.errors import GuestError, OperationFailed
+from agentd.transport.call import Call
+from agentd.transport.events import Count, Error, decode, failure
+
+MAX_READ = 256 << 20
+MAX_ENTRIES = 250_000
+_PIECE = 1 << 20
+T = TypeVar("T")
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """``mtime`` in seconds of Unix time, ``target`` of a link. ``name`` holds no slash."""
+
+    name: str
+    path: str
+    type: Literal["file", "dir", "link", "fifo", "socket", "char", "block"]
+    size: Count
+    mode: Count
+    uid: Count
+    gid: Count
+    mtime: float
+    target: str | None = None
+
+    def __post_init__(self) -> None:
+        # A caller may join the name to a path of the host's.
+        if not self.name or "/" in self.name or "\0" in self.name or self.name in {".", ".."}:
+            if self.name == "/" == self.path:
+                return
+            raise ValueError("an entry's name is not the name of a file")
+
+
+class Change(msgspec.Struct, frozen=True, tag="change", tag_field="event"):
+    kind: Literal["create", "modify", "delete", "move", "overflow"]
+    path: str
+
+
+class _Done(msgspec.Struct, tag="result", tag_field="event"):
+    size: Count = 0
+    count: Count = 0
+    entry: Entry | None = None
+
+
+class _Entries(msgspec.Struct, tag="entries", tag_field="event"):
+    entries: list[Entry]
+
+
+class _End(msgspec.Struct, tag="end", tag_field="event"):
+    pass
+
+
+_DONE: "msgspec.json.Decoder[_Done]" = msgspec.json.Decoder(_Done | Error)
+_LIST: "msgspec.json.Decoder[_Entries | _Done]" = msgspec.json.Decoder(_Entries | _Done | Error)
+_WATCH: "msgspec.json.Decoder[Change | _End | _Done]" = msgspec.json.Decoder(
+    Change | _End | _Done | Error
+)
+Data = bytes | Iterable[bytes] | BinaryIO
+
+
+class Files:
+    """Paths are those inside. Raises OperationFailed with the errno where the agent refuses."""
+
+    def __init__(self, call: Callable[[dict[str, Any]], AbstractContextManager[Call]]) -> None:
+        self._call = call
+
+    def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
+        """At most 256 MiB at once: ``read_iter`` has no bound."""
+        parts = bytearray()
+        for piece in self.read_iter(path, offset, length):
+            parts += piece
+            if len(parts) > MAX_READ:
+                raise OperationFailed(
+                    f"{path}: over {MAX_READ} bytes to read at once",
+                    remediation="read it in parts, by offset and length",
+                )
+        return bytes(parts)
+
+    def read_iter(self, path: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """The bytes as they come."""
+        fields = {"op": "fs.read", "path": path, "offset": offset}
+        if length is not None:
+            fields["length"] = length
+        left = length
+        with self._call(fields) as call:
+            at_end = False
+            while True:
+                kind, payload = call.next()
+                if kind == wire.EVENT:
+                    self._result(_DONE, payload, path)
+                    call.ended = True
+                    return
+                at_end = self._check_read(kind, at_end)
+                if left is not None:
+                    left -= len(payload)
+                    if left < 0:
+                        raise GuestError("the agent sent more of a file than was asked for")
+                if payload:
+                    yield payload
+                    call.consumed(len(payload))
+
+    @staticmethod
+    def _check_read(kind: int, at_end: bool) -> bool:
+        if at_end or kind not in {wire.DATA, wire.DATA_EOF}:
+            raise GuestError(f"the agent sent a frame of type {kind} out of place")
+        return kind == wire.DATA_EOF
+
+    def write(self, path: str, data: Data, mode: int = 0o644, parents: bool = False) -> int:
+        """The whole file or none of it; its size in bytes."""
+        fields = {"op": "fs.write", "path": path, "mode": mode, "parents": parents}
+        with self._call(fields) as call:
+            if all(call.send_data(memoryview(piece)) for piece in _pieces(data)):
+                call.send(wire.encode(wire.DATA_EOF, call.channel.number))
+            done = self._result(_DONE, _event(call), path)
+            call.ended = True
+            return done.size
+
+    def stat(self, path: str) -> Entry:
+        """Of a link itself."""
+        done = self._simple("fs.stat", path)
+        if done.entry is None:
+            raise GuestError("the agent sent a stat without an entry")
+        return done.entry
+
+    def list(self, path: str) -> "list[Entry]":
+        """At most 250 000 entries."""
+        entries: list[Entry] = []
+        with self._call({"op": "fs.list", "path": path}) as call:
+            while True:
+                event = self._result(_LIST, _event(call), path)
+                if isinstance(event, _Done):
+                    call.ended = True
+                    return entries
+                entries += event.entries
+                if len(entries) > MAX_ENTRIES:
+                    raise OperationFailed(f"{path}: over {MAX_ENTRIES} entries")
+
+    def mkdir(self, path: str, mode: int = 0o755, parents: bool = False) -> None:
+        self._simple("fs.mkdir", path, mode=mode, parents=parents)
+
+    def move(self, path: str, to: str) -> None:
+        self._simple("fs.move", path, to=to)
+
+    def remove(self, path: str, recursive: bool = False) -> None:
+        self._simple("fs.remove", path, recursive=recursive)
+
+    def watch(self, path: str, recursive: bool = False) -> Iterator[Change]:
+        """Changes until the iterator is closed."""
+        fields = {"op": "fs.watch", "path": path, "recursive": recursive}
+        with self._call(fields) as call:
+            while True:
+                kind, payload = call.next(forever=True)
+                if kind != wire.EVENT:
+                    raise GuestError(f"the agent sent a frame of type {kind} out of place")
+                event = self._result(_WATCH, payload, path)
+                if isinstance(event, Change):
+                    yield event
+                elif isinstance(event, _End):
+                    call.ended = True
+                    return
+
+    def _simple(self, op: str, path: str, **fields: object) -> _Done:
+        with self._call({"op": op, "path": path, **fields}) as call:
+            done = self._result(_DONE, _event(call), path)
+            call.ended = True
+            return done
+
+    @staticmethod
+    def _result(decoder: "msgspec.json.Decoder[T]", payload: bytes, path: str) -> T:
+        event = decode(decoder, payload)
+        if isinstance(event, Error):
+            raise failure(event, path)
+        return event
+
+
+def _event(call: Call) -> bytes:
+    kind, payload = call.next()
+    if kind != wire.EVENT:
+        raise GuestError(f"the agent sent a frame of type {kind} out of place")
+    return payload
+
+
+def _pieces(data: Data) -> Iterator[bytes]:
+    if isinstance(data, (bytes, bytearray, memoryview)):
+        yield bytes(data)
+    elif hasattr(data, "read"):
+        while piece := data.read(_PIECE):
+            yield piece
+    else:
+        yield from data

@@ -1,0 +1,251 @@
+"""The client of one agent: commands, files, tunnels and the sandbox's own operations."""
+
+import math
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+
+from agentd.guest import wire
+from agentd.model.errors import GuestError, InvalidInput
+from agentd.model.limits import DEFAULTS
+from agentd.model.spec import ExecRequest
+from agentd.transport.call import Call
+from agentd.transport.channel import encode_request
+from agentd.transport.connection import Connection
+from agentd.transport.core import Command
+from agentd.transport.events import Error, Process, decode, decode_any, failure, processes
+from agentd.transport.files import Files
+from agentd.transport.pipes import Pipes
+from agentd.transport.pool import Pool
+from agentd.transport.running import Running, StreamCommand
+from agentd.transport.tunnel import Tunnel
+from agentd.transport.v1 import V1Command, V1Connection, V1Result, refuse
+
+ANSWER_TIMEOUT = 30.0
+_ERROR = msgspec.json.Decoder(Error)
+
+
+class Guest:
+    """Thread-safe; each operation has a connection of its own, and idle ones are reused.
+
+    ``passes_descriptors``: the agent is on this kernel and ``open_stream`` gives unix sockets,
+    so a command's output goes through pipes and not through the agent.
+    """
+
+    def __init__(
+        self,
+        open_stream: Callable[[], socket.socket],
+        *,
+        passes_descriptors: bool,
+        handshake_timeout: float = 10.0,
+        answer_timeout: float = ANSWER_TIMEOUT,
+    ) -> None:
+        self._pool = Pool(open_stream, handshake_timeout)
+        self._passes = passes_descriptors
+        self._answer_timeout = answer_timeout
+        self.files = Files(self._call)
+
+    def run(self, request: ExecRequest, *, stdin: bytes | None = None) -> V1Result:
+        """``(exit, stdout, stderr, truncated)``, at most ``output_limit`` bytes a stream.
+
+        The limit is 64 MiB where the request has none. ``stdin`` None is no input. Raises
+        BackendLost, GuestError, and OperationFailed for a request the agent refused.
+        """
+        connection = self._take(request)
+        if isinstance(connection, V1Connection):
+            return self._run_v1(connection, request, stdin)
+        feeds = stdin is not None or request.stdin
+        command = self._start(connection, request, feeds=feeds, capture=True)
+        with command:
+            if feeds:
+                command.feed_all(stdin or b"")
+            end = command.wait()
+        return end, bytes(command.stdout), bytes(command.stderr), command.truncated
+
+    def start(self, request: ExecRequest, *, capture: bool = False) -> Running:
+        """A command to follow; ``capture`` keeps its output for ``wait`` instead of yielding it."""
+        connection = self._take(request)
+        if isinstance(connection, V1Connection):
+            if request.stdin:
+                self._pool.give_back(connection)
+                raise refuse("streamed stdin")
+            return V1Command(self._run_v1(connection, request, None))
+        return self._start(connection, request, feeds=request.stdin, capture=capture)
+
+    def start_detached(self, request: ExecRequest) -> int:
+        """The pid of a command that outlives this connection; its output is had by ``attach``."""
+        if not request.argv:
+            raise InvalidInput("the command is empty")
+        fields = exec_fields(request, stdin=request.stdin) | {"detach": True}
+        with self._call(fields) as call:
+            command = Command(call.channel, request, passed=False)
+            kind, payload = call.next()
+            command.receive((kind, call.channel.number, payload))
+            call.ended = True
+        if command.exit is not None:
+            raise InvalidInput(command.exit.cause.message)
+        if command.pid is None:
+            raise GuestError("the agent answered a detached command without a pid")
+        return command.pid
+
+    def attach(self, command: int | str, cursor: tuple[int, int] = (0, 0)) -> StreamCommand:
+        """Follow a command by pid or tag, from those bytes of stdout and stderr on.
+
+        Leaving it does not end it; ``cursor`` says where the output really began.
+        """
+        key = "pid" if isinstance(command, int) else "tag"
+        place = {"stdout": cursor[0], "stderr": cursor[1]}
+        connection = self._v2("attach")
+        try:
+            core = Command(connection.open_channel(), None, passed=False)
+            fields = {"op": "attach", key: command, "cursor": place}
+            deadline = time.monotonic() + self._answer_timeout
+            connection.send(encode_request(wire.REQUEST, core.channel.number, fields), deadline)
+        except BaseException:
+            connection.close()
+            raise
+        return StreamCommand(
+            connection, core, None, self._pool.give_back, answer_by=deadline, stdin=True
+        )
+
+    def processes(self) -> list[Process]:
+        """Commands that run, and detached ones that have ended."""
+        value = self.call("list").get("processes")
+        if not isinstance(value, list):
+            raise GuestError("the agent sent a list without processes")
+        return processes(value)
+
+    def signal(self, command: int | str, number: int) -> None:
+        """To the process group of a command, by pid or tag."""
+        key = "pid" if isinstance(command, int) else "tag"
+        self.call("signal", signal=int(number), target="group", **{key: command})
+
+    def call(self, op: str, **fields: object) -> dict[str, Any]:
+        """One request with one answer: the fields of its result."""
+        with self._call({"op": op, **fields}) as call:
+            kind, payload = call.next()
+            if kind != wire.EVENT:
+                raise GuestError(f"the agent sent a frame of type {kind} out of place")
+            value = decode_any(payload)
+            name = value.pop("event")
+            if name == "error":
+                raise failure(decode(_ERROR, payload), op)
+            if name != "result":
+                raise GuestError(f"the agent did not answer {op} with a result")
+            call.ended = True
+            return value
+
+    def tunnel(self, port: int) -> Tunnel:
+        """A TCP connection to ``port`` on the sandbox's loopback."""
+        connection = self._v2("tunnels")
+        try:
+            return Tunnel(Call(connection, self._answer_timeout), port)
+        except BaseException:
+            connection.close()
+            raise
+
+    def close(self) -> None:
+        """Close the idle connections; what is in use closes when it ends."""
+        self._pool.close()
+
+    def _take(self, request: ExecRequest) -> Connection | V1Connection:
+        if not request.argv:
+            raise InvalidInput("the command is empty")
+        return self._pool.take()
+
+    def _v2(self, what: str) -> Connection:
+        connection = self._pool.take()
+        if isinstance(connection, V1Connection):
+            self._pool.give_back(connection)
+            raise refuse(what)
+        return connection
+
+    @contextmanager
+    def _call(self, fields: dict[str, Any]) -> Iterator[Call]:
+        """A call on a connection of its own, reused only where the call came to its end."""
+        connection = self._v2(str(fields["op"]))
+        call = Call(connection, self._answer_timeout)
+        try:
+            call.request(fields)
+            yield call
+        finally:
+            if call.ended and not call.pending():
+                self._pool.give_back(connection)
+            else:
+                connection.close()
+
+    def _run_v1(
+        self, connection: V1Connection, request: ExecRequest, stdin: bytes | None
+    ) -> V1Result:
+        try:
+            outcome = connection.run(request, stdin, self._answer_timeout)
+        except BaseException:
+            connection.close()
+            raise
+        if connection.fileno() >= 0:
+            self._pool.give_back(connection)
+        return outcome
+
+    def _start(
+        self, connection: Connection, request: ExecRequest, *, feeds: bool, capture: bool
+    ) -> StreamCommand:
+        pipes = None
+        try:
+            if self._passes and request.pty is None:
+                pipes = Pipes(feeds)
+            deadline = time.monotonic() + self._answer_timeout
+            core = Command(connection.open_channel(), request, passed=pipes is not None)
+            names = pipes.names if pipes else ()
+            frame = encode_request(
+                wire.REQUEST, core.channel.number, exec_fields(request, stdin=feeds, fds=names)
+            )
+            connection.send(frame, deadline, pipes.theirs if pipes else ())
+            if pipes is not None:
+                pipes.hand_over()
+        except BaseException:
+            connection.close()
+            if pipes is not None:
+                pipes.close()
+            raise
+        limit = request.output_limit
+        if limit is None and capture:
+            limit = DEFAULTS.output
+        return StreamCommand(
+            connection,
+            core,
+            pipes,
+            self._pool.give_back,
+            answer_by=deadline,
+            stdin=feeds or request.pty is not None,
+            capture=capture,
+            limit=limit,
+        )
+
+
+def exec_fields(request: ExecRequest, *, stdin: bool, fds: Sequence[str] = ()) -> dict[str, Any]:
+    """The ``exec`` request; passed descriptors take the place of in-band streams."""
+    fields: dict[str, Any] = {"op": "exec", "argv": request.argv}
+    limits: dict[str, int] = {}
+    if request.cwd is not None:
+        fields["cwd"] = request.cwd
+    if request.env:
+        fields["env"] = request.env
+    if request.tag is not None:
+        fields["tag"] = request.tag
+    if request.timeout is not None:
+        limits["wall_ms"] = max(1, math.ceil(request.timeout * 1000))
+    if fds:
+        fields["fds"] = fds
+    elif request.output_limit is not None:
+        limits["output"] = request.output_limit
+    if request.pty is not None:
+        fields["pty"] = {"rows": request.pty.rows, "cols": request.pty.cols}
+    elif stdin and not fds:
+        fields["stdin"] = "stream"
+    if limits:
+        fields["limits"] = limits
+    return fields

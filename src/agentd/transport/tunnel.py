@@ -1,0 +1,91 @@
+"""A TCP connection to a port inside, carried over the agent's stream."""
+
+from typing import Any
+
+import msgspec
+
+from agentd.guest import wire
+from agentd.model.errors import BackendLost, GuestError
+from agentd.transport.call import Call
+from agentd.transport.events import Error, decode, failure
+
+
+class _Connected(msgspec.Struct, tag="connected", tag_field="event"):
+    pass
+
+
+class _End(msgspec.Struct, tag="end", tag_field="event"):
+    pass
+
+
+_EVENTS = msgspec.json.Decoder(_Connected | _End | Error)
+
+
+class Tunnel:
+    """Owns its connection. One thread; poll ``fileno`` and ask ``pending`` to multiplex."""
+
+    def __init__(self, call: Call, port: int) -> None:
+        """Raises OperationFailed where nothing listens; then the caller closes the connection."""
+        self._call = call
+        self._port = port
+        self._received_all = False
+        self._sent_all = False
+        call.request({"op": "tcp", "port": port})
+        if not isinstance(self._event(*call.next()), _Connected):
+            raise GuestError("the agent ended a tunnel before it began")
+        call.go_on()
+
+    def fileno(self) -> int:
+        return self._call.connection.fileno()
+
+    def pending(self) -> bool:
+        """Whether ``recv`` may have something without ``fileno`` being readable."""
+        return self._received_all or self._call.pending()
+
+    def send(self, data: bytes) -> None:
+        """All of it, as far as the credit carries. Raises BackendLost when the other end closed."""
+        if self._sent_all:
+            raise BackendLost(f"the tunnel to port {self._port} is closed for sending")
+        if not self._call.send_data(memoryview(data), forever=True):
+            self._sent_all = True
+            raise BackendLost(f"port {self._port} closed its connection")
+
+    def recv(self, timeout: float | None = None) -> bytes:
+        """The next bytes; b"" for ever after the end of file. Raises TimeoutError."""
+        while not self._received_all:
+            kind, payload = self._call.next(timeout, forever=timeout is None)
+            if kind == wire.DATA and payload:
+                self._call.consumed(len(payload))
+                return payload
+            if kind == wire.DATA_EOF:
+                self._received_all = True
+            elif kind == wire.EVENT:
+                if not isinstance(self._event(kind, payload), _End):
+                    raise GuestError("the agent sent an event out of place")
+                self._received_all = self._sent_all = True
+            elif kind != wire.DATA:
+                raise GuestError(f"the agent sent a frame of type {kind} out of place")
+        return b""
+
+    def half_close(self) -> None:
+        """No more is sent; the rest can still be received."""
+        if not self._sent_all:
+            self._sent_all = True
+            self._call.send(wire.encode(wire.DATA_EOF, self._call.channel.number))
+
+    def close(self) -> None:
+        self._call.connection.close()
+
+    def __enter__(self) -> "Tunnel":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _event(self, kind: int, payload: bytes) -> Any:
+        if kind != wire.EVENT:
+            raise GuestError(f"the agent sent a frame of type {kind} out of place")
+        event = decode(_EVENTS, payload)
+        if isinstance(event, Error):
+            raise failure(event, f"port {self._port}")
+        return event

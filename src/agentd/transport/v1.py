@@ -1,0 +1,210 @@
+"""Protocol v1: one JSON line each way, no streaming. What it cannot do is refused by name."""
+
+import math
+import select
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from typing import Self
+
+import msgspec
+
+from agentd.model.cause import Cause, CauseCode
+from agentd.model.errors import BackendLost, GuestError, InvalidInput, Refused
+from agentd.model.limits import DEFAULTS, MIB
+from agentd.model.result import Exit, Usage
+from agentd.model.spec import ExecRequest
+from agentd.transport.connection import ready
+from agentd.transport.text import safe_text
+
+MAX_REQUEST = 8 * MIB
+# Two outputs of 64 MiB in base64, and the rest of the object.
+MAX_REPLY = 2 * (64 * MIB * 4 // 3 + 4) + MIB
+GRACE = 2.0
+_READ = 256 << 10
+V1Result = tuple[Exit, bytes, bytes, bool]
+
+
+class _Reply(msgspec.Struct):
+    exit_code: int
+    stdout: bytes = b""  # msgspec reads base64 into bytes
+    stderr: bytes = b""
+    error: str | None = None
+
+
+_DECODER = msgspec.json.Decoder(_Reply)
+
+
+def refuse(what: str) -> Refused:
+    return Refused(
+        f"the agent inside speaks protocol v1, which has no {what}",
+        remediation="use a guest image with the agentd agent",
+    )
+
+
+class V1Connection:
+    """Owns the socket; one request at a time."""
+
+    def __init__(self, stream: socket.socket) -> None:
+        stream.setblocking(False)
+        self._socket = stream
+
+    def run(self, request: ExecRequest, stdin: bytes | None, answer_timeout: float) -> V1Result:
+        """Raises Refused, InvalidInput, BackendLost and GuestError; then it must be closed."""
+        line = encode(request, stdin)
+        start = time.monotonic()
+        limit = None if request.timeout is None else start + request.timeout + GRACE
+        self._send(line, start + answer_timeout)
+        reply = self._receive(limit)
+        if reply is None:
+            self.close()
+            message = f"ran longer than {request.timeout:g} s and may still run: v1 cannot end it"
+            return Exit(None, None, Cause.of(CauseCode.TIMEOUT, message)), b"", b"", False
+        return result(reply, request, time.monotonic() - start)
+
+    def _send(self, line: bytes, deadline: float) -> None:
+        view = memoryview(line)
+        while view:
+            if not ready(self._socket.fileno(), select.POLLOUT, deadline):
+                raise GuestError("the agent does not read its requests")
+            try:
+                view = view[self._socket.send(view) :]
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise BackendLost("the connection to the agent broke", cause=str(error)) from None
+
+    def _receive(self, deadline: float | None) -> bytes | None:
+        """The answer's line; None when it did not come in time."""
+        buffer = bytearray()
+        while ready(self._socket.fileno(), select.POLLIN, deadline):
+            try:
+                data = self._socket.recv(_READ)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise BackendLost("the connection to the agent broke", cause=str(error)) from None
+            if not data:
+                raise BackendLost("the agent closed the connection before its answer")
+            end = data.find(b"\n")
+            if end >= 0 and end != len(data) - 1:
+                raise GuestError("the agent sent more than one answer")
+            buffer += data
+            if len(buffer) > MAX_REPLY:
+                raise GuestError(f"the agent's answer is over {MAX_REPLY} bytes")
+            if end >= 0:
+                return bytes(buffer)
+        return None
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def idle(self) -> bool:
+        return not ready(self.fileno(), select.POLLIN, 0.0)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def encode(request: ExecRequest, stdin: bytes | None) -> bytes:
+    """The request's line. Raises Refused for what v1 lacks, InvalidInput over its bound."""
+    if request.pty is not None:
+        raise refuse("terminals")
+    try:
+        text = None if stdin is None else stdin.decode()
+    except UnicodeDecodeError:
+        raise refuse("binary stdin") from None
+    fields: dict[str, object] = {
+        "command": request.argv[0],
+        "args": request.argv[1:],
+        "cwd": request.cwd,
+        "env": request.env,
+        "stdin": text,
+    }
+    if request.timeout is not None:
+        fields["timeout_ms"] = math.ceil(request.timeout * 1000)
+    line = msgspec.json.encode(fields) + b"\n"
+    if len(line) > MAX_REQUEST:
+        raise InvalidInput(f"request of {len(line)} bytes is over v1's limit of {MAX_REQUEST}")
+    return line
+
+
+def result(line: bytes, request: ExecRequest, seconds: float) -> V1Result:
+    """Raises GuestError for a malformed answer."""
+    try:
+        reply = _DECODER.decode(line)
+    except (ValueError, RecursionError) as error:
+        raise GuestError("the agent's answer is malformed", cause=safe_text(str(error))) from None
+    limit = DEFAULTS.output if request.output_limit is None else request.output_limit
+    out, err = reply.stdout[:limit], reply.stderr[:limit]
+    truncated = len(out) + len(err) < len(reply.stdout) + len(reply.stderr)
+    cause = _cause(reply, request, seconds, truncated)
+    code = reply.exit_code if 0 <= reply.exit_code <= 255 else None
+    if cause.code is CauseCode.SPAWN_FAILED:
+        code = 127 if "(os error 2)" in (reply.error or "") else 126
+    return Exit(code, None, cause, Usage(wall_ms=seconds * 1000)), out, err, truncated
+
+
+def _cause(reply: _Reply, request: ExecRequest, seconds: float, truncated: bool) -> Cause:
+    error = safe_text(reply.error or "")
+    if error.startswith(("Failed to spawn", "Invalid request")):
+        return Cause.of(CauseCode.SPAWN_FAILED, f"{request.argv[0]}: {error}")
+    if reply.exit_code < 0 and request.timeout is not None and seconds >= request.timeout:
+        return Cause.of(CauseCode.TIMEOUT, f"ran longer than {request.timeout:g} s")
+    if truncated or "output" in error:
+        return Cause.of(CauseCode.OUTPUT_LIMIT, error or "wrote more than its output limit")
+    if reply.exit_code < 0:
+        return Cause.of(CauseCode.SIGNALLED, error or "killed by a signal that v1 does not name")
+    return Cause.of(CauseCode.EXITED, f"exited with code {reply.exit_code}")
+
+
+class V1Command:
+    """A finished v1 command in the shape of a running one: its output comes at once."""
+
+    pid: int | None = None
+    backlog = 0
+
+    def __init__(self, outcome: V1Result) -> None:
+        self._exit, out, err, self.truncated = outcome
+        self._chunks = [(n, d) for n, d in (("stdout", out), ("stderr", err)) if d]
+        self.stdout, self.stderr = out, err
+
+    @property
+    def exit(self) -> Exit | None:
+        return self._exit
+
+    def chunks(self) -> Iterator[tuple[str, bytes]]:
+        yield from self.step()[0]
+
+    def step(
+        self, timeout: float | None = None, extra_fds: Sequence[int] = ()
+    ) -> tuple[list[tuple[str, bytes]], list[int]]:
+        chunks, self._chunks = self._chunks, []
+        return chunks, []
+
+    def wait(self, timeout: float | None = None) -> Exit:
+        return self._exit
+
+    def write(self, data: bytes) -> None:
+        raise refuse("streamed stdin")
+
+    def close_stdin(self) -> None:
+        raise refuse("streamed stdin")
+
+    def signal(self, number: int, target: str = "group") -> None:
+        raise refuse("signals")
+
+    def resize(self, rows: int, cols: int) -> None:
+        raise refuse("terminals")
+
+    def kill(self) -> None:
+        """It has ended already."""
+
+    def close(self) -> None:
+        """It holds nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

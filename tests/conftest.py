@@ -1,0 +1,278 @@
+"""Every test is checked for what it leaves behind; what is absent is skipped by name and reason."""
+
+import ctypes
+import gc
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import pytest
+
+GRACE = 3.0  # seconds that a closing sandbox's last child, mount or group may take to go
+NOBODY = 65534
+R = TypeVar("R")
+SOURCE = Path(__file__).resolve().parent.parent / "src"
+TOOLS = ("bwrap", "runc", "runsc", "crun", "setpriv")
+KVM = "needs a KVM that runs a guest; set AGENTD_TEST_KVM=1 where there is one"
+RUNTIME = ("msgspec", "rich", "markdown_it", "mdurl", "pygments")  # what agentd imports
+PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+
+
+# --- what is skipped, and why ---
+
+
+def _absent() -> dict[str, str]:
+    """Marker -> why the tests that carry it are skipped here."""
+    reasons = {}
+    if os.getuid() != 0:
+        reasons["root"] = f"needs uid 0, and this is uid {os.getuid()}"
+    if os.environ.get("AGENTD_TEST_KVM") != "1":
+        reasons["pending_kvm"] = KVM
+    return reasons
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(tool): needs a program on PATH, such as runc")
+
+
+def pytest_report_header() -> list[str]:
+    missing = [tool for tool in TOOLS if shutil.which(tool, path=PATH) is None]
+    lines = [f"skipped: {name}: {why}" for name, why in _absent().items()]
+    return lines + [f"skipped: needs({tool}): {tool} is not installed" for tool in missing]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    absent = _absent()
+    for item in items:
+        for name, why in absent.items():
+            if item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=f"{name}: {why}"))
+        for marker in item.iter_markers("needs"):
+            for tool in marker.args:
+                if shutil.which(tool, path=PATH) is None:
+                    item.add_marker(pytest.mark.skip(reason=f"{tool} is not installed"))
+
+
+# --- what a test leaves behind ---
+
+
+def _descriptors() -> set[str]:
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found.add(f"{fd} -> {os.readlink(f'/proc/self/fd/{fd}')}")
+        except FileNotFoundError:  # the listing's own
+            continue
+    return found
+
+
+def _children() -> set[str]:
+    found = set()
+    for task in Path("/proc/self/task").iterdir():
+        for pid in (task / "children").read_text().split():
+            try:
+                name = Path(f"/proc/{pid}/comm").read_text().strip()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            found.add(f"{pid} ({name})")
+    return found
+
+
+def _mounts() -> set[str]:
+    return set(Path("/proc/self/mountinfo").read_text().splitlines())
+
+
+def _threads() -> set[str]:
+    return {f"{thread.name} ({thread.ident})" for thread in threading.enumerate()}
+
+
+def _cgroups() -> set[str]:
+    """Groups in and below any directory named agentd*, at most three levels down a hierarchy."""
+    root = Path("/sys/fs/cgroup")
+    tops = {top for depth in ("*", "*/*", "*/*/*") for top in root.glob(f"{depth}/agentd*")}
+    tops |= set(root.glob("agentd*"))
+    found = set()
+    for top in tops:
+        if top.is_dir():
+            found |= {folder for folder, _, _ in os.walk(top)}
+    return found
+
+
+_CENSUS: dict[str, Callable[[], set[str]]] = {
+    "descriptor": _descriptors,
+    "child process": _children,
+    "mount": _mounts,
+    "thread": _threads,
+    "cgroup": _cgroups,
+}
+
+
+def _leaks(before: dict[str, set[str]]) -> list[str]:
+    return [
+        f"{kind}: {thing}"
+        for kind, count in _CENSUS.items()
+        for thing in sorted(count() - before[kind])
+    ]
+
+
+def _shared_pipeline() -> Any:
+    """The one that embedded sandboxes share for the whole process, where a test has started it."""
+    return getattr(sys.modules.get("agentd.client.embedded"), "_shared", None)
+
+
+def _close_shared_pipeline() -> None:
+    pipeline = _shared_pipeline()
+    if pipeline is not None:
+        sys.modules["agentd.client.embedded"]._shared = None  # type: ignore[attr-defined]
+        pipeline.manager.close()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind() -> Iterator[None]:
+    """Fails a test that leaks. What a fixture of a wider scope holds was there before the count."""
+    before = {kind: count() for kind, count in _CENSUS.items()}
+    shared = _shared_pipeline()
+    yield
+    if shared is None:
+        _close_shared_pipeline()
+    deadline = time.monotonic() + GRACE
+    while leaks := _leaks(before):
+        gc.collect()
+        if time.monotonic() > deadline:
+            pytest.fail("left behind:\n  " + "\n  ".join(leaks), pytrace=False)
+        time.sleep(0.02)
+
+
+# --- as an ordinary user ---
+
+
+class OrdinaryUser:
+    """Runs things as uid 65534, without capabilities, in its own home; as ourselves if not root."""
+
+    def __init__(self, home: Path, python: list[str], pythonpath: str) -> None:
+        self.home = home
+        self.is_other = os.getuid() == 0
+        self._python = python
+        self.env = {
+            "PATH": PATH,
+            "LANG": "C.UTF-8",
+            "HOME": str(home),
+            "TMPDIR": str(home),
+            "XDG_RUNTIME_DIR": str(home),
+            "XDG_CACHE_HOME": str(home / "cache"),
+            "XDG_STATE_HOME": str(home / "state"),
+            "PYTHONPATH": pythonpath,
+        }
+
+    def run(
+        self, argv: list[str], *, timeout: float = 50, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Output captured, stdin empty, in the user's home; a failure is the caller's to judge."""
+        drop = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+        return subprocess.run(
+            [*(drop if self.is_other else []), *argv],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout,
+            cwd=self.home,
+            env=self.env | dict(env or {}),
+            check=False,
+        )
+
+    def python(self, *args: str, timeout: float = 50) -> subprocess.CompletedProcess[bytes]:
+        return self.run([*self._python, *args], timeout=timeout)
+
+    def agentd(self, *args: str, timeout: float = 50) -> subprocess.CompletedProcess[bytes]:
+        return self.python("-m", "agentd", *args, timeout=timeout)
+
+    def call(self, function: Callable[[], R]) -> R:
+        """``function()`` in a forked child that has become the user: its value, or its exception.
+
+        Both must pickle; the function itself need not.
+        """
+        read_end, write_end = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(read_end)
+            self._child(function, write_end)
+        os.close(write_end)
+        with open(read_end, "rb") as pipe:
+            data = pipe.read()
+        _, status = os.waitpid(pid, 0)
+        assert data, f"the child ended with wait status {status} and no answer"
+        answer: tuple[bool, Any] = pickle.loads(data)  # noqa: S301 written by our own child
+        ok, value = answer
+        if not ok:
+            raise value
+        result: R = value
+        return result
+
+    def _child(self, function: Callable[[], object], write_end: int) -> NoReturn:
+        try:
+            try:
+                if self.is_other:
+                    become_nobody()
+                os.environ.clear()
+                os.environ.update(self.env)
+                os.chdir(self.home)
+                answer = pickle.dumps((True, function()))
+            except BaseException as error:
+                answer = pickle.dumps((False, error))
+            with open(write_end, "wb") as pipe:
+                pipe.write(answer)
+        finally:
+            os._exit(0)
+
+
+def become_nobody() -> None:
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+    # A change of uid makes /proc/self root's, and then uid_map cannot be written (proc(5)).
+    PR_SET_DUMPABLE = 4
+    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
+
+
+def _readable_by_nobody(path: Path) -> bool:
+    return all(os.stat(folder).st_mode & 0o001 for folder in path.resolve().parents)
+
+
+@pytest.fixture(scope="session")
+def _user_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[str], str]]:
+    """(argv that starts our Python, PYTHONPATH), both within an ordinary user's reach."""
+    base = Path(os.path.realpath(sys.executable))
+    if not _readable_by_nobody(base):
+        pytest.skip(
+            f"as_user: an ordinary user cannot reach {base}; build .venv on /usr/bin/python3"
+        )
+    site = Path(sysconfig.get_path("purelib"))
+    if _readable_by_nobody(site) and _readable_by_nobody(SOURCE):
+        yield [str(base)], f"{SOURCE}:{site}"
+        return
+    # The checkout lies where only we can look: give the user a copy of what it imports.
+    with tempfile.TemporaryDirectory(prefix="agentd-user-") as folder:
+        os.chmod(folder, 0o755)  # noqa: S103 a copy of public code, for another user to read
+        shutil.copytree(SOURCE / "agentd", f"{folder}/agentd")
+        for name in RUNTIME:
+            for found in site.glob(f"{name}*"):
+                copy = shutil.copytree if found.is_dir() else shutil.copy
+                copy(found, f"{folder}/{found.name}")
+        yield [str(base)], folder
+
+
+@pytest.fixture
+def as_user(_user_python: tuple[list[str], str]) -> Iterator[OrdinaryUser]:
+    """An OrdinaryUser whose home lives as long as the test. pytest's tmp_path is closed to it."""
+    with tempfile.TemporaryDirectory(prefix="agentd-home-") as home:
+        if os.getuid() == 0:
+            os.chown(home, NOBODY, NOBODY)
+        yield OrdinaryUser(Path(home), *_user_python)
