@@ -39,8 +39,9 @@ def _bars(axis: "Axes", case: Case) -> None:
     rows = case.rows[::-1]
     values = [max(row.median, 1e-3) for row in rows]
     colours = [OURS if row.name.startswith("agentd") else THEIRS for row in rows]
+    # A cost below the machine's noise may come out negative: its bar is a stub, its label true.
     bars = axis.barh([row.name for row in rows], values, color=colours)
-    axis.bar_label(bars, [f" {value:,.2f}" for value in values], fontsize=8)
+    axis.bar_label(bars, [f" {value:,.2f}" for value in (row.median for row in rows)], fontsize=8)
     axis.set_xscale("log")
     axis.margins(x=0.12)
     axis.set_title(f"{case.title} ({case.unit}, log scale)", fontsize=10, loc="left")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,7 +61,7 @@ ATTACKS = [
     ("reach the network", [], ["python3", "-c", CONNECT], "connected"),
     ("mount a file system", [], ["sh", "-c", "mount -t tmpfs x /tmp 2>&1"], None),
     ("a fork bomb", ["--pids", "64"], ["python3", "-c", BOMB], "no limit"),
-    ("eat 1 GiB of memory", ["--memory", "128M"], ["python3", "-c", "len(bytes(1 << 30))"], None),
+    ("eat 1 GiB of memory", ["--memory", "128M"], ["python3", "-c", "b'x' * (1 << 30)"], None),
     ("run for ever", ["--timeout", "1s"], ["sh", "-c", "trap '' TERM; while :; do :; done"], None),
 ]
 
@@ -90,11 +91,11 @@ def heading(text: str) -> None:
 
 def show_work() -> dict[str, Any]:
     heading("1. An untrusted script reads this checkout's source, mounted read-only")
-    answer = agentd(["-w", f"{ROOT / 'src'}:ro"], ["python3", "-c", UNTRUSTED])
+    answer = agentd(["-w", f"{ROOT / 'src'}:ro", "-C", "/workspace"], ["python3", "-c", UNTRUSTED])
     if answer["exit_code"] != 0:
-        raise Failed(f"the script ended with {answer['cause']}: {answer['stderr']}")
+        raise Failed(f"{answer['cause']['message']}: {answer['stderr'].strip()}")
     for line in answer["stdout"].splitlines():
-        console.print(f"   {line}", markup=False)
+        console.print(f"   {line}", markup=False, soft_wrap=True)
     timing = answer["timing"]
     console.print(f"   sandbox {timing['setup_ms']:.0f} ms, command {timing['exec_ms']:.0f} ms")
     return answer
@@ -108,13 +109,20 @@ def show_attacks() -> bool:
         answer = agentd(options, command)
         stopped = was_stopped(title, answer, forbidden)
         held = held and stopped
-        said = (answer["stdout"] + answer["stderr"]).strip().splitlines() or [""]
-        table.add_row(title, said[-1][:60], answer["cause"]["code"], mark(stopped))
+        said = (answer["stdout"] + answer["stderr"]).strip().splitlines() or ["nothing"]
+        table.add_row(
+            title,
+            escape(said[0][:60]),
+            escape(answer["cause"]["message"]),
+            verdict(answer, stopped),
+        )
     console.print(table)
     return held
 
 
 def was_stopped(title: str, answer: dict[str, Any], forbidden: str | None) -> bool:
+    if refused(answer):
+        return True
     if forbidden is not None:
         return bool(answer["stdout"].strip()) and forbidden not in answer["stdout"]
     if title.startswith("see"):  # the agent, the shell and its pipe: nothing of the host's
@@ -125,10 +133,10 @@ def was_stopped(title: str, answer: dict[str, Any], forbidden: str | None) -> bo
 def show_changes() -> bool:
     heading("3. `rm -rf *` on a copy-on-write workspace: the host's files stay")
     before = sorted(path.name for path in ROOT.iterdir())
-    answer = agentd(["-w", f"{ROOT}:cow"], ["sh", "-c", "rm -rf docs README.md; echo hi > new.txt"])
+    answer = agentd(["-w", f"{ROOT}:cow"], ["sh", "-c", "rm -rf *; echo hi > new.txt"])
     changes = answer.get("changes", [])
     for line in changes[:6]:
-        console.print(f"   {line}", markup=False)
+        console.print(f"   {line}", markup=False, soft_wrap=True)
     if len(changes) > 6:
         console.print(f"   ... {len(changes)} changes in all")
     same = before == sorted(path.name for path in ROOT.iterdir())
@@ -141,8 +149,18 @@ def show_wall(answer: dict[str, Any]) -> None:
     heading(f"4. The wall it ran behind: {sandbox['backend']}, level {sandbox['level']}")
     table = Table("control", "asked", "enforced", "detail")
     for name, control in answer["enforcement"].items():
-        table.add_row(name, control["asked"], mark(control["enforced"]), control["detail"])
+        enforced, detail = mark(control["enforced"]), escape(control["detail"])
+        table.add_row(escape(name), control["asked"], enforced, detail)
     console.print(table)
+
+
+def refused(answer: dict[str, Any]) -> bool:
+    """A limit that cannot be enforced here is not run without it."""
+    return answer["sandbox"] is None
+
+
+def verdict(answer: dict[str, Any], stopped: bool) -> str:
+    return "[yellow]refused[/yellow]" if refused(answer) else mark(stopped)
 
 
 def mark(good: bool) -> str:

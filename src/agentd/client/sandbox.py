@@ -14,7 +14,7 @@ from agentd.model.errors import AgentdError, InvalidInput, Refused
 from agentd.model.isolation import IsolationLevel
 from agentd.model.mount import Mount
 from agentd.model.result import Result, SandboxInfo
-from agentd.model.spec import Pty
+from agentd.model.spec import ExecRequest, Pty
 
 if TYPE_CHECKING:
     from agentd.client.embedded import Execution, Pipeline, SandboxHandle
@@ -234,7 +234,10 @@ class Sandbox:
         request = build.exec_request(
             cmd, cwd=cwd, env=env, stdin=stdin, pty=terminal, timeout=timeout
         )
-        return Process(self._pipeline.start(self._principal, self._handle, request))
+        return Process(self._begin(request))
+
+    def _begin(self, request: ExecRequest, capture: bool = False) -> "Execution":
+        return self._pipeline.start(self._principal, self._handle, request, capture)
 
     def changes(self) -> tuple[str, ...]:
         """Of a copy-on-write workspace: ``A new``, ``M changed``, ``D gone``, by path."""

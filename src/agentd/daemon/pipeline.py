@@ -70,7 +70,7 @@ def _completed(request: ExecRequest, handle: SandboxHandle) -> ExecRequest:
     spec = handle.spec
     return msgspec.structs.replace(
         request,
-        cwd=request.cwd and os.path.join(handle.wall.workspace, request.cwd),
+        cwd=os.path.join(handle.wall.workspace, request.cwd or ".").removesuffix("/."),
         env={**spec.env, **request.env},
         timeout=request.timeout or spec.limits.timeout,
         output_limit=request.output_limit or spec.limits.output,

@@ -45,8 +45,7 @@ class Commands:
         except (RequestError, SpawnError) as error:
             for fd in fds:
                 os.close(fd)
-            code = error.errno or errno.EINVAL
-            channel.finish("failed", errno=code, stage="request", message=str(error))
+            _failed(channel, SpawnError("request", error.errno, str(error)))
             return None
         try:
             if detach:
@@ -54,7 +53,7 @@ class Commands:
                 return None
             return Exec(self, channel, self._processes, spawn)
         except SpawnError as error:
-            channel.finish("failed", errno=error.errno, stage=error.stage, message=str(error))
+            _failed(channel, error)
             return None
 
     def signal(self, channel: Channel, request: dict[str, object], fds: list[int]) -> None:
@@ -180,6 +179,11 @@ class Exec:
 
     def _on_exit(self, info: ExitInfo) -> None:
         self._channel.finish("exited", **info.fields())
+
+
+def _failed(channel: Channel, error: SpawnError) -> None:
+    code = error.errno or errno.EINVAL
+    channel.finish("failed", errno=code, stage=error.stage, message=str(error))
 
 
 def control(commands: Commands, process: Process, request: dict[str, object]) -> None:

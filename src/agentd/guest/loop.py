@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
+_SWEEP_TIMERS = 64
 
 
 class Timer:
@@ -39,6 +40,7 @@ class Loop:
         self._wakeup: tuple[int, int] | None = None
         self._selector = selectors.DefaultSelector()
         self._timers: list[tuple[float, int, Timer]] = []
+        self._sweep_at = _SWEEP_TIMERS
         self._count = 0
         self._running = False
 
@@ -57,6 +59,11 @@ class Loop:
     def after(self, seconds: float, callback: Callable[[], None]) -> Timer:
         timer = Timer(time.monotonic() + seconds, callback)
         self._count += 1
+        if len(self._timers) >= self._sweep_at:
+            # Cancelled timers would stay until they are due: a long limit on every short command.
+            self._timers = [entry for entry in self._timers if entry[2].callback is not None]
+            heapq.heapify(self._timers)
+            self._sweep_at = max(_SWEEP_TIMERS, 2 * len(self._timers))
         heapq.heappush(self._timers, (timer.when, self._count, timer))
         return timer
 

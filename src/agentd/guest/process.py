@@ -203,9 +203,11 @@ class Process:
         if number == signal.SIGKILL and self._kill_cause is not None:
             return self._kill_cause
         cpu_s = self._limits.get("cpu_s")
-        if cpu_s is not None and number in (signal.SIGXCPU, signal.SIGKILL):
-            # The kernel counts in ticks, rusage in nanoseconds: allow for one tick of HZ=100.
-            return "timeout" if self._usage[1] >= cpu_s * 1000 - 10 else "signalled"
+        if cpu_s is not None and number == signal.SIGXCPU:
+            return "timeout"
+        if cpu_s is not None and number == signal.SIGKILL and self._usage[1] >= cpu_s * 1000:
+            # SIGXCPU was ignored, and the hard limit came.
+            return "timeout"
         return "signalled"
 
     def _cancel_timers(self) -> None:
@@ -275,7 +277,9 @@ class Processes:
         finally:
             stdio.close_childs()
         disk_paths = (*self._disk_paths, request.cwd or self._spawner.home)
-        process = Process(self._loop, request, pid, started, on_exit, lambda: disk_is_full(disk_paths))
+        process = Process(
+            self._loop, request, pid, started, on_exit, lambda: disk_is_full(disk_paths)
+        )
         self._running[pid] = process
         self._raise_oom_score(pid)
         self._attach(process, stdio, on_output, window or _always)

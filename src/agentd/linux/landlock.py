@@ -9,9 +9,8 @@ import errno
 import os
 import stat
 import struct
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 from agentd.linux import abi
 from agentd.linux.kernel import KERNEL, Kernel
@@ -60,8 +59,7 @@ _MAX_PORT = 65535
 _UNAVAILABLE = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
 
 
-@dataclass(frozen=True, slots=True)
-class Handled:
+class Handled(NamedTuple):
     """What a ruleset denies unless a rule allows it; names as in the kernel's headers."""
 
     abi: int

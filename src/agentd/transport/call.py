@@ -1,5 +1,6 @@
 """One operation on a channel: a request, then its events and data, each within a deadline."""
 
+import contextlib
 import select
 import time
 from collections import deque
@@ -57,9 +58,12 @@ class Call:
         return True
 
     def consumed(self, amount: int) -> None:
+        """So many bytes were used: let the agent send more, unless it has ended already."""
         grant = self.channel.consumed(amount)
-        if grant:
-            self.send(grant)
+        if grant and not self._event_came:
+            # What it sent before it closed is still to be read, and says more.
+            with contextlib.suppress(BackendLost):
+                self.send(grant)
 
     def go_on(self) -> None:
         """The event that ``next`` gave was not the last one."""

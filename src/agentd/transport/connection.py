@@ -63,10 +63,12 @@ class Connection:
             sent += self.send_some(memoryview(data)[sent:])
 
     def _send_descriptors(self, data: bytes, fds: Sequence[int]) -> int:
-        # An idle connection's buffer is empty, so this one never meets a full one.
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
         try:
             return self._socket.sendmsg([data], [rights])
+        except BlockingIOError:
+            # An honest agent has read all that an idle connection ever carried.
+            raise GuestError("the agent does not read its requests") from None
         except OSError as error:
             raise _lost(error) from None
 

@@ -90,6 +90,7 @@ class StreamCommand:
         timeout = command.request.timeout if command.request else None
         self._end_by = None if timeout is None else time.monotonic() + timeout + GRACE
         self._imposed = CauseCode.TIMEOUT
+        self._overflowed = False
         self._error: AgentdError | None = None
 
     @property
@@ -217,7 +218,7 @@ class StreamCommand:
             outgoing = select.POLLOUT if self._outgoing else 0
             poller.register(connection, select.POLLIN | outgoing)
             if self._pipes is not None:
-                self._pipes.register(poller, self._queued < MAX_QUEUE, self._feed.size > 0)
+                self._pipes.register(poller, self._wants_output(), self._feed.size > 0)
         for fd in extra_fds:
             poller.register(fd, select.POLLIN)
         ready = [fd for fd, _ in poller.poll(milliseconds(due))]
@@ -228,6 +229,10 @@ class StreamCommand:
             self.close()
             raise
         return [fd for fd in ready if fd in extra_fds]
+
+    def _wants_output(self) -> bool:
+        """A caller knows the pid before it sees output, though the pipes may be the faster."""
+        return self._capture or (self.pid is not None and self._queued < MAX_QUEUE)
 
     def _serve(self, ready: list[int]) -> None:
         connection, pipes = self._connection, self._pipes
@@ -265,7 +270,7 @@ class StreamCommand:
             room = self._limit - self._seen[name]
             if len(data) > room:
                 data = data[:room]
-                self._command.truncated = True
+                self._command.truncated = self._overflowed = True
                 self._impose(CauseCode.OUTPUT_LIMIT)
             self._seen[name] += len(data)
         if self._capture:
@@ -286,7 +291,8 @@ class StreamCommand:
         if self.exit is not None or self._imposed is not CauseCode.TIMEOUT:
             return
         self._imposed = cause
-        self._end_by = time.monotonic() + GRACE
+        grace_end = time.monotonic() + GRACE
+        self._end_by = grace_end if self._end_by is None else min(self._end_by, grace_end)
         if self._command.request is None:
             self.signal(9)  # cancel on an attached channel would only end the watching
         else:
@@ -303,10 +309,10 @@ class StreamCommand:
 
     def _finish(self, connection: Connection) -> None:
         self._drain()
-        if self._command.exit is not None and self._imposed is CauseCode.OUTPUT_LIMIT:
-            imposed = limit_exit(self._imposed, self._command.request)
-            end = self._command.exit
-            self._command.exit = Exit(end.exit_code, end.signal, imposed.cause, end.usage)
+        end = self._command.exit
+        if end is not None and self._overflowed:
+            cause = limit_exit(CauseCode.OUTPUT_LIMIT, self._command.request).cause
+            self._command.exit = Exit(end.exit_code, end.signal, cause, end.usage)
         if self._outgoing:
             self._outgoing = self._outgoing[connection.send_some(self._outgoing) :]
         if not self._outgoing:

@@ -153,7 +153,7 @@ def test_a_process_that_is_gone_has_no_children(sleeper: subprocess.Popen[bytes]
 
 # A tree of orphans, of a new session, and of ones that ignore what can be ignored.
 _TREE = """
-process.set_child_subreaper({subreaper})
+process.set_child_subreaper()
 ready, tell = os.pipe()
 def grow(depth):
     for _ in range(2):
@@ -179,37 +179,30 @@ def test_kill_descendants_leaves_none() -> None:
 print(process.kill_descendants(os.getpid(), time.monotonic() + 20), len(everyone) >= 10)
 print([pid for pid in everyone if os.path.exists(f"/proc/{pid}")], process.children(os.getpid()))
 """
-    output = in_child(_TREE.format(subreaper=True) + code)
+    output = in_child(_TREE + code)
     assert output.splitlines() == ["True True", "[] []"]
 
 
 def test_without_a_subreaper_orphans_get_away() -> None:
     code = """
-import ctypes
-process.set_child_subreaper(False)
-os.close(tell)
 pid = os.fork()
 if pid == 0:
     orphan = os.fork()
     if orphan == 0:
+        for fd in (0, 1, 2):
+            os.close(fd)
         time.sleep(60)
     os.write(1, str(orphan).encode())
     os._exit(0)
 os.waitpid(pid, 0)
 process.kill_descendants(os.getpid(), time.monotonic() + 20)
 """
-    orphan = int(
-        in_child("ready, tell = os.pipe()\n" + code.replace("time.sleep(60)", CLOSE_SLEEP))
-    )
+    orphan = int(in_child(code))
     os.kill(orphan, signal.SIGKILL)  # raises if it had been killed
-
-
-CLOSE_SLEEP = "[os.close(fd) for fd in (0, 1, 2)]; time.sleep(60)"
 
 
 def test_kill_descendants_stops_a_process_that_forks_for_ever() -> None:
     code = """
-import resource
 process.set_child_subreaper()
 if os.fork() == 0:
     while True:  # one lives at a time: each forks the next and ends

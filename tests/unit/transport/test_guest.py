@@ -374,6 +374,7 @@ def test_a_v1_agent_is_served_in_v1(agent):
             )
             reader.readline()
             peer.sock.sendall(b'{"exit_code":-1,"stdout":"","stderr":"","error":null}\n')
+            reader.read()
 
     guest = agent(script, greeted=False)
     end, out, err, truncated = guest.run(ExecRequest(("echo", "hi")), stdin=b"in")

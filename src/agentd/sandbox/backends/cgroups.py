@@ -1,12 +1,14 @@
 """The cgroup of one sandbox: made when it can be, refused when it must be and cannot."""
 
 import os
+import re
 import secrets
 
 from agentd.linux import cgroup
 from agentd.model.errors import Refused
 from agentd.model.limits import Limits
 
+_NAME = re.compile(r"sbx-(\d+)-(\d+)-[0-9a-f]+\Z")
 _hierarchy: cgroup.Hierarchy | str | None = None
 
 
@@ -34,18 +36,26 @@ def make_group(asked: Limits, limits: Limits) -> tuple[cgroup.Group | None, str]
     Raises Refused when memory or CPU was asked for and cannot be limited.
     """
     hierarchy = own_hierarchy()
+    for name, controller in (("memory", "memory"), ("cpus", "cpu")):
+        if getattr(asked, name) is None:
+            continue
+        if isinstance(hierarchy, str):
+            raise _refused(name, hierarchy)
+        if controller not in hierarchy.controllers:
+            raise _refused(name, f"no {controller} controller is mounted")
     if isinstance(hierarchy, str):
-        for name in ("memory", "cpus"):
-            if getattr(asked, name) is not None:
-                raise Refused(
-                    f"--{name} cannot be enforced here",
-                    cause=hierarchy,
-                    remediation=f"leave --{name} out, run as root, or have systemd delegate a "
-                    "cgroup (systemd-run --user --scope -p Delegate=yes)",
-                )
         return None, hierarchy
     group = hierarchy.create(group_name(), memory=limits.memory, pids=limits.pids, cpus=limits.cpus)
     return group, ""
+
+
+def _refused(name: str, why: str) -> Refused:
+    return Refused(
+        f"--{name} cannot be enforced here",
+        cause=why,
+        remediation=f"leave --{name} out, run as root, or have systemd delegate a cgroup "
+        "(systemd-run --user --scope -p Delegate=yes)",
+    )
 
 
 def group_name() -> str:
@@ -55,8 +65,8 @@ def group_name() -> str:
 
 def _reap_stale(hierarchy: cgroup.Hierarchy) -> None:
     for name in hierarchy.stale("sbx-"):
-        _, pid, start, _ = name.split("-", 3)
-        if _start_time(int(pid)) != int(start):
+        match = _NAME.match(name)
+        if match and _start_time(int(match[1])) != int(match[2]):
             hierarchy.reap(name)
 
 

@@ -1,0 +1,150 @@
+"""A stream's buffer, its marks, its end, and descriptors that come along."""
+
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from agentd.guest.loop import Loop
+from agentd.guest.stream import HIGH_WATER, LOW_WATER, Stream
+
+
+class User:
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self.data = b""
+        self.said: list[str] = []
+
+    def on_bytes(self, data: bytes) -> None:
+        self.data += data
+        self.loop.stop()
+
+    def on_eof(self) -> None:
+        self.said.append("eof")
+        self.loop.stop()
+
+    def on_drained(self) -> None:
+        self.said.append("drained")
+        self.loop.stop()
+
+    def on_lost(self) -> None:
+        self.said.append("lost")
+        self.loop.stop()
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    made = Loop()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def pair(loop: Loop) -> Iterator[tuple[Stream, User, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(20)
+    stream = Stream(loop, ours)
+    user = User(loop)
+    stream.start(user)
+    yield stream, user, theirs
+    stream.close()
+    theirs.close()
+
+
+def test_descriptors_are_close_on_exec_and_closed_when_unclaimed(
+    pair: tuple[Stream, User, socket.socket],
+) -> None:
+    stream, user, theirs = pair
+    reader, writer = os.pipe()
+    socket.send_fds(theirs, [b"x"], [writer, writer])
+    os.close(writer)
+    stream.loop.run()
+    assert user.data == b"x"
+    taken = stream.take_fds()
+    assert [os.get_inheritable(fd) for fd in taken] == [False, False]
+    for fd in taken:
+        os.close(fd)
+    reader2, writer2 = os.pipe()
+    socket.send_fds(theirs, [b"y"], [writer2])
+    os.close(writer2)
+    stream.loop.run()
+    stream.close()
+    for fd in (reader, reader2):
+        with os.fdopen(fd, "rb") as file:
+            assert file.read() == b""
+
+
+def test_the_marks(pair: tuple[Stream, User, socket.socket]) -> None:
+    stream, user, theirs = pair
+    block = b"x" * (64 << 10)
+    while stream.room():
+        stream.write(block)
+    assert stream.pending >= HIGH_WATER
+    received = 0
+    stream.loop.after(0.01, stream.loop.stop)
+    stream.loop.run()
+    while not user.said:
+        received += len(theirs.recv(1 << 16))
+        stream.loop.after(0, stream.loop.stop)
+        stream.loop.run()
+    assert user.said == ["drained"]
+    assert stream.pending <= LOW_WATER
+    assert stream.room() >= HIGH_WATER - LOW_WATER
+
+
+def test_finish_delivers_all_before_the_end(pair: tuple[Stream, User, socket.socket]) -> None:
+    stream, user, theirs = pair
+    theirs.sendall(b"unread input must not reset the last words")
+    stream.write(b"last words")
+    stream.finish()
+    stream.write(b"dropped")
+    assert theirs.recv(100) == b"last words"
+    assert theirs.recv(100) == b""
+    theirs.close()
+    stream.loop.run()
+    assert stream.closed
+    assert user.said == []
+
+
+def test_a_peer_that_is_gone(pair: tuple[Stream, User, socket.socket]) -> None:
+    stream, user, theirs = pair
+    theirs.close()
+    stream.loop.run()
+    assert user.said == ["eof"]
+    stream.write(b"x")
+    stream.loop.run()
+    assert user.said == ["eof", "lost"]
+    assert stream.closed
+
+
+def test_pause(pair: tuple[Stream, User, socket.socket]) -> None:
+    stream, user, theirs = pair
+    theirs.sendall(b"x")
+    stream.pause()
+    stream.loop.after(0.01, stream.loop.stop)
+    stream.loop.run()
+    assert user.data == b""
+    stream.resume()
+    stream.loop.run()
+    assert user.data == b"x"
+
+
+def test_a_pair_of_descriptors_gets_its_flags_back(loop: Loop) -> None:
+    reader, feed = os.pipe()
+    drain, writer = os.pipe()
+    kept = os.dup(reader)
+    stream = Stream(loop, (reader, writer))
+    user = User(loop)
+    stream.start(user)
+    os.write(feed, b"in")
+    loop.run()
+    stream.write(b"out")
+    loop.soon(loop.stop)
+    loop.run()
+    assert (user.data, os.read(drain, 9)) == (b"in", b"out")
+    assert not os.get_blocking(kept)
+    stream.close()
+    assert os.get_blocking(kept)
+    for fd in (feed, drain, kept):
+        os.close(fd)

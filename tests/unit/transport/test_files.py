@@ -1,0 +1,167 @@
+"""Files and tunnels against a scripted agent."""
+
+import io
+
+import pytest
+
+from agentd.guest import wire
+from agentd.model.errors import BackendLost, GuestError, OperationFailed
+from agentd.transport import files as files_module
+from agentd.transport.files import Change, Entry
+
+ENTRY = {
+    "name": "f", "path": "/w/f", "type": "file", "size": 3, "mode": 0o644,
+    "uid": 0, "gid": 0, "mtime": 1.5,
+}  # fmt: skip
+
+
+def test_a_file_larger_than_the_window_is_read_whole(agent):
+    size = 3 * wire.INITIAL_WINDOW + 17
+
+    def script(peer):
+        channel, request = peer.request()
+        assert request == {"op": "fs.read", "path": "/w/f", "offset": 5, "length": size}
+        window, left = wire.INITIAL_WINDOW, size
+        while left:
+            if not window:
+                _, _, payload = peer.frame()
+                window += wire.decode_credit(payload)
+            step = min(window, left, 65536)
+            peer.send(wire.DATA, channel, b"r" * step)
+            window -= step
+            left -= step
+        peer.send(wire.DATA_EOF, channel)
+        peer.event(channel, "result", size=size + 5)
+
+    guest = agent(script)
+    assert guest.files.read("/w/f", 5, size) == b"r" * size
+
+
+def test_a_read_has_a_bound(agent, monkeypatch):
+    monkeypatch.setattr(files_module, "MAX_READ", 10)
+
+    def script(peer):
+        channel, _ = peer.request()
+        peer.send(wire.DATA, channel, b"x" * 11)
+        peer.until_closed()
+
+    with pytest.raises(OperationFailed, match="at once"):
+        agent(script).files.read("/w/f")
+
+
+def test_a_listing_has_a_bound(agent, monkeypatch):
+    monkeypatch.setattr(files_module, "MAX_ENTRIES", 3)
+
+    def script(peer):
+        channel, _ = peer.request()
+        peer.event(channel, "entries", entries=[ENTRY] * 4)
+        peer.until_closed()
+
+    with pytest.raises(OperationFailed, match="over 3 entries"):
+        agent(script).files.list("/w")
+
+
+@pytest.mark.parametrize("make", [lambda d: d, lambda d: [d[:7], d[7:]], io.BytesIO])
+def test_a_write_keeps_to_the_credit(agent, make):
+    data = bytes(range(256)) * 3000
+    got = bytearray()
+
+    def script(peer):
+        channel, request = peer.request()
+        assert request == {"op": "fs.write", "path": "/w/f", "mode": 0o600, "parents": True}
+        window = wire.INITIAL_WINDOW
+        while True:
+            kind, _, payload = peer.frame()
+            if kind == wire.DATA_EOF:
+                break
+            got.extend(payload)
+            window -= len(payload)
+            assert window >= 0
+            if window == 0:
+                window = 200_000
+                peer.sock.sendall(wire.encode_credit(channel, window))
+        peer.event(channel, "result", size=len(got))
+
+    assert agent(script).files.write("/w/f", make(data), 0o600, True) == len(data)
+    assert got == data
+
+
+def test_a_write_that_is_refused_midway_says_why(agent):
+    def script(peer):
+        channel, _ = peer.request()
+        peer.event(channel, "error", errno=28, message="")
+        peer.until_closed()
+
+    with pytest.raises(OperationFailed, match="/w/f: No space left on device"):
+        agent(script).files.write("/w/f", b"x" * (1 << 20))
+
+
+def test_entries_and_changes(agent):
+    def script(peer):
+        channel, request = peer.request()
+        if request["op"] == "fs.stat":
+            peer.event(channel, "result", entry=ENTRY)
+        elif request["op"] == "fs.watch":
+            peer.event(channel, "change", kind="create", path="/w/f")
+            peer.until_closed()
+        else:
+            peer.event(channel, "result")
+        script(peer)
+
+    files = agent(script).files
+    assert files.stat("/w/f") == Entry("f", "/w/f", "file", 3, 0o644, 0, 0, 1.5)
+    files.mkdir("/w/d", parents=True)
+    files.move("/w/f", "/w/d/f")
+    files.remove("/w/d", recursive=True)
+    changes = files.watch("/w")
+    assert next(changes) == Change("create", "/w/f")
+    changes.close()
+
+
+def test_a_tunnel_carries_both_ways(agent):
+    def script(peer):
+        channel, request = peer.request()
+        assert request == {"op": "tcp", "port": 80}
+        peer.event(channel, "connected")
+        assert peer.frame() == (wire.DATA, channel, b"ping")
+        peer.send(wire.DATA, channel, b"pong")
+        peer.send(wire.DATA_EOF, channel)
+        assert peer.frame() == (wire.DATA, channel, b"more")
+        assert peer.frame() == (wire.DATA_EOF, channel, b"")
+        peer.event(channel, "end")
+
+    with agent(script).tunnel(80) as tunnel:
+        tunnel.send(b"ping")
+        assert tunnel.recv() == b"pong"
+        assert tunnel.recv() == b""
+        tunnel.send(b"more")
+        tunnel.half_close()
+        assert tunnel.recv() == b""
+        with pytest.raises(BackendLost):
+            tunnel.send(b"x")
+
+
+def test_a_tunnel_with_a_timeout_and_a_refusal(agent):
+    def script(peer):
+        channel, request = peer.request()
+        if request["port"] == 1:
+            peer.event(channel, "error", errno=111, message="")
+        else:
+            peer.event(channel, "connected")
+        peer.until_closed()
+
+    guest = agent(script)
+    with pytest.raises(OperationFailed, match="port 1: Connection refused"):
+        guest.tunnel(1)
+    with guest.tunnel(2) as tunnel, pytest.raises(TimeoutError):
+        tunnel.recv(0.02)
+
+
+def test_data_cannot_end_twice(agent):
+    def script(peer):
+        channel, _ = peer.request()
+        peer.sock.sendall(wire.encode(wire.DATA_EOF, channel) * 2)
+        peer.until_closed()
+
+    with pytest.raises(GuestError, match="twice"):
+        agent(script).files.read("/w/f")
