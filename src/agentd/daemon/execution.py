@@ -39,7 +39,8 @@ class Execution:
         if self._lost is not None:
             return [], []
         try:
-            return self.running.step(timeout, extra_fds)
+            # After the end nothing wakes a poll of ``extra_fds`` alone: take what is left.
+            return self.running.step(timeout, extra_fds if self.exit is None else ())
         except (BackendLost, GuestError) as error:
             self._lost = self._end_of_wall(error)
             return [], []

@@ -88,7 +88,7 @@ class Loop:
         """Until ``stop``, or until nothing is watched and no timer is left."""
         self._running = True
         self._run_soon()
-        while self._running and (self._selector.get_map() or self._timers):
+        while self._running and (self._selector.get_map() or self._due() is not None):
             for key, events in self._selector.select(self._timeout()):
                 # An earlier callback of this round may have dropped this one.
                 if self._selector.get_map().get(key.fd) is key:
@@ -132,9 +132,14 @@ class Loop:
             self._on_error(error)
 
     def _timeout(self) -> float | None:
+        due = self._due()
+        return None if due is None else max(0.0, due - time.monotonic())
+
+    def _due(self) -> float | None:
+        """When the next timer that is not cancelled fires."""
         while self._timers and self._timers[0][2].callback is None:
             heapq.heappop(self._timers)
-        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+        return self._timers[0][0] if self._timers else None
 
     def _fire(self) -> None:
         now = time.monotonic()

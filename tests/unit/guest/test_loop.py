@@ -80,3 +80,10 @@ def test_a_callback_that_raises_is_reported_and_forgotten() -> None:
     os.close(reader)
     os.close(writer)
     assert [str(error) for error in errors] == ["broken"]
+
+
+def test_it_ends_when_only_a_cancelled_timer_is_left(loop: Loop) -> None:
+    late = loop.after(3600, lambda: None)
+    loop.after(0, late.cancel)
+    loop.run()
+    assert late.callback is None

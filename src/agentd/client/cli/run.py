@@ -145,7 +145,7 @@ def _follow(execution: "Execution", request: "ExecRequest", interrupts: Interrup
         waiting = [interrupts.wake] if request.pty else []
         if feeding and execution.running.backlog < _BACKLOG:
             waiting.append(0)
-        chunks, ready = execution.step(None, waiting if execution.exit is None else ())
+        chunks, ready = execution.step(None, waiting)
         for name, data in chunks:
             write_all(1 if name == "stdout" else 2, data)
         if interrupts.wake in ready:

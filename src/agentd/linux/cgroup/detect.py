@@ -2,14 +2,13 @@
 
 import os
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from agentd.linux.cgroup import v1, v2
 from agentd.linux.cgroup.hierarchy import Hierarchy
 
 
-@dataclass(frozen=True, slots=True)
-class _Mount:
+class _Mount(NamedTuple):
     root: str
     point: str
     kind: str

@@ -6,7 +6,7 @@ The one output is an array of ``struct sock_filter`` (8 bytes each: u16 code, u8
 
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 MAX_INSTRUCTIONS = 4096  # BPF_MAXINSNS, linux/bpf_common.h
 _WORD = 0xFFFFFFFF
@@ -25,24 +25,20 @@ class AssemblyError(ValueError):
     """The program cannot be encoded; the message names the label or the bound."""
 
 
-@dataclass(frozen=True, slots=True)
-class Label:
+class Label(NamedTuple):
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Statement:
+class Statement(NamedTuple):
     code: int
     k: int
 
 
-@dataclass(frozen=True, slots=True)
-class Goto:
+class Goto(NamedTuple):
     label: str
 
 
-@dataclass(frozen=True, slots=True)
-class Branch:
+class Branch(NamedTuple):
     """Compare the accumulator with ``k``. A label of None is the next item."""
 
     code: int

@@ -7,7 +7,6 @@ out once at install (seccomp's allow bitmap, Linux 5.11), so an allowed call cos
 
 import ctypes
 import errno
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -75,7 +74,9 @@ def build(profile: str, machine: str = abi.MACHINE, *, inet: bool = True) -> byt
 
 def digest(program: bytes) -> str:
     """16 hex digits of SHA-256: what an enforcement report names the filter by."""
-    return hashlib.sha256(program).hexdigest()[:16]
+    from hashlib import sha256  # late: it loads OpenSSL, which the zygote does without
+
+    return sha256(program).hexdigest()[:16]
 
 
 def explain(profile: str, *, inet: bool = True) -> list[Row]:
@@ -225,7 +226,7 @@ def _checks(label: str, checks: Sequence[Rule]) -> Iterator[bpf.Item]:
 
 
 def _match(match: Match, hit: str, miss: str) -> Iterator[bpf.Item]:
-    yield bpf.load(_ARGS + 8 * match.index)
+    yield bpf.load(_ARGS + 8 * match.argument)
     if match.mask != WORD:
         yield bpf.mask(match.mask)
     inside, outside = (hit, miss) if match.inside else (miss, hit)

@@ -1,13 +1,12 @@
 """The shape of a rule: which calls, with which arguments, get which errno, and why."""
 
 import errno
-from dataclasses import dataclass
+from typing import NamedTuple
 
 WORD = 0xFFFFFFFF
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(NamedTuple):
     """True when ``arg & mask`` is among ``values`` (``inside``), or is not (``inside=False``).
 
     Only the low 32 bits of an argument are looked at. Every argument named in the rules is an
@@ -15,7 +14,7 @@ class Match:
     also compared the high half would be passed by setting a bit there.
     """
 
-    index: int
+    argument: int
     name: str
     values: tuple[int, ...]
     mask: int = WORD
@@ -34,8 +33,7 @@ def not_zero(index: int, name: str, mask: int = WORD) -> Match:
     return Match(index, name, (0,), mask, inside=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(NamedTuple):
     """Calls that fail with ``code`` when every match of ``when`` holds (none: always)."""
 
     group: str

@@ -2,7 +2,6 @@
 
 import os
 import re
-import secrets
 
 from agentd.linux import cgroup
 from agentd.model.errors import Refused
@@ -60,7 +59,7 @@ def _refused(name: str, why: str) -> Refused:
 
 def group_name() -> str:
     """Names its owner, so that a later process can tell whether it died: sbx-PID-START-RANDOM."""
-    return f"sbx-{os.getpid()}-{_start_time(os.getpid())}-{secrets.token_hex(4)}"
+    return f"sbx-{os.getpid()}-{_start_time(os.getpid())}-{os.urandom(4).hex()}"
 
 
 def _reap_stale(hierarchy: cgroup.Hierarchy) -> None:

@@ -14,7 +14,9 @@ def with_defaults(limits: Limits) -> Limits:
     return msgspec.structs.replace(DEFAULTS, **given)
 
 
-def limit_control(asked: int | float | None, value: int | float | None, enforced: bool, detail: str) -> Control:
+def limit_control(
+    asked: int | float | None, value: int | float | None, enforced: bool, detail: str
+) -> Control:
     """``asked`` is None where ``value`` is a default."""
     wanted = value if asked is None else asked
     if isinstance(wanted, int) and wanted >= 1 << 20:

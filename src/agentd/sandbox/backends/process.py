@@ -108,7 +108,9 @@ class HostBackend:
         pass
 
     def _check_mount(self, mount: Mount) -> None:
-        if mount.mode is MountMode.COW or (mount.target != "/workspace" and mount.mode is not MountMode.RO):
+        if mount.mode is MountMode.COW or (
+            mount.target != "/workspace" and mount.mode is not MountMode.RO
+        ):
             raise Refused(
                 f"backend {self.name} cannot mount {mount.source} as {mount.mode}",
                 remediation=_STRONGER,

@@ -61,7 +61,7 @@ def rules_of(profile: str, inet: bool) -> tuple[Rule, ...]:
 def plainly(rules: tuple[Rule, ...], name: str, args: Args) -> int:
     """The first rule that names the call and whose matches all hold."""
     for rule in rules:
-        if name in rule.calls and all(match.holds(args[match.index]) for match in rule.when):
+        if name in rule.calls and all(match.holds(args[match.argument]) for match in rule.when):
             return fails(rule.code)
     return ALLOW
 

@@ -137,13 +137,13 @@ def denied(rules: tuple[Rule, ...]) -> list[tuple[str, int, list[int], int]]:
     for rule in rules:
         args = [0] * 6
         for match in rule.when:
-            args[match.index] = meeting(match)
+            args[match.argument] = meeting(match)
         for name in rule.calls:
             if name in table:
                 first = next(
                     r.code
                     for r in rules
-                    if name in r.calls and all(m.holds(args[m.index]) for m in r.when)
+                    if name in r.calls and all(m.holds(args[m.argument]) for m in r.when)
                 )
                 attempts.append((name, table[name], args, first))
     return attempts

@@ -22,7 +22,7 @@ def test_a_rule_names_calls_that_exist_and_says_why(rule: Rule) -> None:
     assert not rule.why.endswith(".")
     assert rule.code in errno.errorcode
     for match in rule.when:
-        assert 0 <= match.index < 6
+        assert 0 <= match.argument < 6
         assert match.values
         assert all(value & ~match.mask == 0 for value in match.values), "could never match"
 

@@ -5,7 +5,7 @@ import os
 import socket
 import threading
 
-from agentd.linux import cgroup, idmap, landlock, mounts, probe, process
+from agentd.linux import cgroup, landlock, mounts, process
 from agentd.model.availability import Availability, Blocker
 from agentd.model.errors import AgentdError, InvalidInput
 from agentd.model.isolation import IsolationLevel
@@ -144,6 +144,8 @@ class LinuxBackend:
         try:
             if not self._mapped():
                 return nursery.clone_tree(mount.source, readonly=readonly)
+            from agentd.linux import idmap  # late: it imports subprocess
+
             owner = os.stat(mount.source)
             userns = idmap.userns_fd(owner.st_uid, SANDBOX_UID, owner.st_gid, SANDBOX_UID)
             return mounts.clone_tree(mount.source, readonly=readonly, idmap_fd=userns)
@@ -172,8 +174,9 @@ class LinuxBackend:
             self._nursery("none").wait_ready()
             blockers = []
         except (AgentdError, OSError) as error:
-            facts = probe.gather()
-            blockers = report.blockers(facts, str(error))
+            from agentd.linux import probe
+
+            blockers = report.blockers(probe.gather(), str(error))
         hierarchy = own_hierarchy()
         if isinstance(hierarchy, str):
             notes.append(f"no memory or CPU limits: {hierarchy}")

@@ -7,7 +7,6 @@ https://docs.kernel.org/filesystems/overlayfs.html
 """
 
 import os
-import shutil
 import stat
 from collections.abc import Callable, Iterator
 
@@ -188,7 +187,9 @@ def _remove(name: str, directory: int) -> None:
     if info is None:
         return
     if stat.S_ISDIR(info.st_mode):
-        shutil.rmtree(name, dir_fd=directory)  # descriptor-based, follows no link
+        from shutil import rmtree  # late: 5 ms that few sandboxes need
+
+        rmtree(name, dir_fd=directory)  # descriptor-based, follows no link
     else:
         os.unlink(name, dir_fd=directory)
 

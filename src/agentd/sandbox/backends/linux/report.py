@@ -3,15 +3,18 @@
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from agentd.linux import landlock, seccomp
 from agentd.linux.cgroup import Group
-from agentd.linux.probe import Facts
 from agentd.model.availability import Blocker
 from agentd.model.enforcement import Control
 from agentd.model.mount import Mount
 from agentd.sandbox.backends.limits import group_controls, limit_control
 from agentd.sandbox.backends.linux.plan import LinuxPlan
+
+if TYPE_CHECKING:
+    from agentd.linux.probe import Facts
 
 MIN_KERNEL = (5, 12)  # mount_setattr(2)
 APPARMOR_PROFILE = """\
@@ -61,7 +64,7 @@ def enforcement(
     return table
 
 
-def blockers(facts: Facts, error: str) -> list[Blocker]:
+def blockers(facts: "Facts", error: str) -> list[Blocker]:
     """The known reasons first; the kernel's own words where none of them fits."""
     found = []
     if facts.max_user_namespaces == 0:
