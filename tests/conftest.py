@@ -96,15 +96,26 @@ def _threads() -> set[str]:
 
 
 def _cgroups() -> set[str]:
-    """Groups in and below any directory named agentd*, at most three levels down a hierarchy."""
+    """Sandboxes' groups at most four levels down a hierarchy.
+
+    The directory above them is shared by every agentd on the machine, and stays. A group's name
+    holds its owner's pid: those of a live process that is not below us are another run's.
+    """
     root = Path("/sys/fs/cgroup")
-    tops = {top for depth in ("*", "*/*", "*/*/*") for top in root.glob(f"{depth}/agentd*")}
-    tops |= set(root.glob("agentd*"))
-    found = set()
-    for top in tops:
-        if top.is_dir():
-            found |= {folder for folder, _, _ in os.walk(top)}
-    return found
+    depths = ("agentd", "*/agentd", "*/*/agentd", "*/*/*/agentd")
+    groups = [group for depth in depths for group in root.glob(f"{depth}/sbx-*")]
+    return {str(group) for group in groups if not _is_anothers(group.name)}
+
+
+def _is_anothers(name: str) -> bool:
+    pid = name.split("-")[1]
+    while pid not in ("0", str(os.getpid())):
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        pid = stat.rpartition(")")[2].split()[1]
+    return pid == "0"
 
 
 _CENSUS: dict[str, Callable[[], set[str]]] = {

@@ -1,6 +1,6 @@
 """One command from its start to its Result; the one place where a cause is refined."""
 
-import secrets
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -19,7 +19,7 @@ class Execution:
     """A running command. One thread drives it; ``close`` kills what has not ended."""
 
     def __init__(self, handle: SandboxHandle, request: ExecRequest, capture: bool) -> None:
-        self.request_id = "req-" + secrets.token_hex(8)
+        self.request_id = "req-" + os.urandom(8).hex()
         self._handle = handle
         self._before = dict(handle.wall.counters())
         self._started = time.monotonic()

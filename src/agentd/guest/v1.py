@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 MAX_LINE = 8 << 20
 MAX_OUTPUT = 64 << 20
@@ -38,8 +38,7 @@ class NotText(Exception):
     """The line is not UTF-8: the connection ends without a reply."""
 
 
-@dataclass(frozen=True, slots=True)
-class V1Request:
+class V1Request(NamedTuple):
     """One command. No text holds a surrogate, all may hold NUL.
 
     ``env`` is merged over the agent's environment; names may be empty or hold ``=``. ``cwd`` None

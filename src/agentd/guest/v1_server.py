@@ -144,7 +144,7 @@ class V1Connection:
         if request.stdin is not None:
             process.feed(request.stdin)
             process.feed_eof()
-        self._hangup = Hangup(self._stream.loop, self._stream.fileno(), self._stream.abort)
+        self._hangup = Hangup(self._stream.loop, self._stream.write_fd, self._stream.abort)
 
     def _spawn_request(self, request: v1.V1Request) -> SpawnRequest:
         limits = {"output": self._max_output}

@@ -33,6 +33,8 @@ GOAWAY = 35  # JSON {"reason": ...}, channel 0: the connection ends
 
 FROM_HOST = frozenset({REQUEST, STDIN, STDIN_EOF, CONTROL, DATA, DATA_EOF, CREDIT, GOAWAY})
 FROM_AGENT = frozenset({EVENT, STDOUT, STDERR, DATA, DATA_EOF, CREDIT, GOAWAY})
+# json.dumps with separators builds an encoder a call.
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode
 # Frames whose payload is paid for with credit.
 PAID = frozenset({STDIN, STDOUT, STDERR, DATA})
 
@@ -46,7 +48,7 @@ def encode(kind: int, channel: int, payload: bytes = b"") -> bytes:
 
 
 def encode_json(kind: int, channel: int, value: dict[str, object]) -> bytes:
-    return encode(kind, channel, json.dumps(value, separators=(",", ":")).encode())
+    return encode(kind, channel, _ENCODE(value).encode())
 
 
 def encode_credit(channel: int, amount: int) -> bytes:

@@ -5,7 +5,6 @@ would write down each step of ``_feed``; they join here.
 """
 
 import os
-import secrets
 import threading
 import time
 from base64 import b32encode
@@ -35,7 +34,7 @@ class SandboxHandle:
 
     def __init__(self, choice: Choice) -> None:
         # 60 random bits: an id cannot be guessed, nor met twice.
-        self.id = "sbx-" + b32encode(secrets.token_bytes(8)).decode().lower()[:12]
+        self.id = "sbx-" + b32encode(os.urandom(8)).decode().lower()[:12]
         self.spec: SandboxSpec = choice.plan.spec
         self.backend: str = choice.backend.name
         self.level: IsolationLevel = choice.backend.level

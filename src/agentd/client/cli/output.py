@@ -87,7 +87,7 @@ def list_changes(changes: tuple[str, ...], applied: bool) -> None:
         say("no changes in the workspace")
         return
     fate = "written to the host" if applied else "not written to the host; --apply does that"
-    say(f"{len(changes)} changes in the workspace, {fate}")
+    say(f"{len(changes)} change{'s' if len(changes) > 1 else ''} in the workspace, {fate}")
     for line in changes:
         print(f"  {_printable(line)}", file=sys.stderr)
     sys.stderr.flush()

@@ -9,10 +9,10 @@ from agentd.client.cli.interrupts import Interrupted, Interrupts
 from agentd.client.cli.options import parse_run
 from agentd.model.errors import AgentdError, InvalidInput
 from agentd.model.isolation import IsolationLevel
-from agentd.model.mount import Mount, MountMode, check_target
 
 if TYPE_CHECKING:
     from agentd.client.embedded import Execution, Pipeline, SandboxHandle
+    from agentd.model.mount import Mount
     from agentd.model.result import Result
     from agentd.model.spec import ExecRequest, SandboxSpec
 
@@ -94,7 +94,7 @@ def _judge(options: argparse.Namespace) -> "tuple[SandboxSpec, ExecRequest]":
     return spec, request
 
 
-def _visible_here(options: argparse.Namespace) -> Mount | None:
+def _visible_here(options: argparse.Namespace) -> "Mount | None":
     """The caller's directory, read-only, for a wall without a file tree of its own.
 
     Not the whole machine and not a home directory: what lies there was not meant to be shown.
@@ -102,6 +102,8 @@ def _visible_here(options: argparse.Namespace) -> Mount | None:
     wanted = options.isolation == "process" or options.backend == "landlock"
     if not wanted or options.workspace is not None:
         return None
+    from agentd.model.mount import Mount, MountMode, check_target
+
     try:
         here = os.getcwd()
         check_target(here)

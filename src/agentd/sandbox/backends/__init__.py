@@ -1,10 +1,12 @@
 """The walls we know: one table of names, imported late; third parties join by entry point."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from agentd.model.errors import InvalidInput
 from agentd.model.isolation import IsolationLevel
-from agentd.sandbox.ports import Backend
+
+if TYPE_CHECKING:
+    from agentd.sandbox.ports import Backend
 
 ENTRY_POINTS = "agentd.backends"
 
@@ -29,7 +31,7 @@ def names() -> tuple[str, ...]:
     return (*BUILTIN, *(name for name in sorted(_third_parties()) if name not in BUILTIN))
 
 
-def load(name: str) -> Backend:
+def load(name: str) -> "Backend":
     """A fresh backend. Raises InvalidInput for a name nobody has."""
     from importlib import import_module
 
