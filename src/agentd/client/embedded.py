@@ -1,33 +1,60 @@
 """The daemon's pipeline in this very process: the only place of the client that imports it."""
 
-import atexit
 import os
 import threading
 from typing import TYPE_CHECKING
 
-from agentd.daemon.execution import Execution
-from agentd.daemon.pipeline import Pipeline
-from agentd.sandbox.manager import Manager, SandboxHandle
+from agentd.model.isolation import IsolationLevel
 
 if TYPE_CHECKING:
+    # "as": re-exported, for the annotations of the rest of the client.
     from agentd.daemon.doctor import Finding
-
-__all__ = ["Execution", "Pipeline", "SandboxHandle", "new", "principal", "shared"]
+    from agentd.daemon.execution import Execution as Execution  # noqa: PLC0414
+    from agentd.daemon.pipeline import Pipeline as Pipeline  # noqa: PLC0414
+    from agentd.sandbox.manager import SandboxHandle as SandboxHandle  # noqa: PLC0414
+    from agentd.sandbox.ports import Backend
 
 _lock = threading.Lock()
-_shared: Pipeline | None = None
+_shared: "Pipeline | None" = None
 
 
-def new() -> Pipeline:
-    """The caller closes its ``manager``."""
-    return Pipeline(Manager())
+def new(begin: tuple[str | None, IsolationLevel] | None = None) -> "Pipeline":
+    """The caller closes its ``manager``.
+
+    ``begin`` is the backend and the least level that will be asked for: where that tells which
+    backend it will be, its slow start goes on while the rest is imported.
+    """
+    begun = _begin(*begin) if begin is not None else {}
+    try:
+        from agentd.daemon.pipeline import Pipeline
+        from agentd.sandbox.manager import Manager
+    except BaseException:
+        for backend in begun.values():
+            backend.close()
+        raise
+    return Pipeline(Manager(made=begun))
 
 
-def shared() -> Pipeline:
+def _begin(name: str | None, level: IsolationLevel) -> "dict[str, Backend]":
+    from agentd.sandbox import backends
+
+    likely = name or next((n for n, known in backends.BUILTIN.items() if known.level >= level), "")
+    if likely not in backends.BUILTIN:
+        return {}
+    backend = backends.load(likely)
+    start = getattr(backend, "prestart", None)
+    if start is not None:
+        start()
+    return {likely: backend}
+
+
+def shared() -> "Pipeline":
     """One for the whole process, closed when it exits; a forked child gets its own."""
     global _shared  # noqa: PLW0603  one zygote a process, however many sandboxes
     with _lock:
         if _shared is None or not _shared.manager.ours:
+            import atexit
+
             _shared = new()
             atexit.register(_shared.manager.close)
         return _shared
@@ -38,7 +65,7 @@ def principal() -> str:
     return f"uid:{os.geteuid()}"
 
 
-def doctor() -> tuple[list["Finding"], dict[str, object]]:
+def doctor() -> "tuple[list[Finding], dict[str, object]]":
     """Every backend's finding, and the facts of the machine."""
     from agentd.daemon import doctor
 

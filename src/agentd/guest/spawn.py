@@ -223,6 +223,8 @@ def _child(
     code = 0
     try:
         signal.set_wakeup_fd(-1)
+        # While there is memory: the limits may leave none to a Python as large as the agent.
+        execute = _execve(argv, env)
         _reset_signals()
         os.setsid()
         stage = "pty"
@@ -241,11 +243,12 @@ def _child(
         # All of them are close-on-exec; this is for the one that somebody forgets.
         os.closerange(3, report)
         os.closerange(report + 1, 4096)
-        execute = _execve(argv, env)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         first_executable(argv[0], search_path(env), execute)
     except OSError as error:
         code = error.errno or errno.EINVAL
+    except MemoryError:
+        code = errno.ENOMEM
     except BaseException:
         code = errno.EINVAL
     finally:

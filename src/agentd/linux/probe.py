@@ -1,7 +1,6 @@
 """What this machine's kernel offers, as facts. Nothing is changed by asking."""
 
 import os
-import platform
 import warnings
 from dataclasses import asdict, dataclass
 
@@ -42,7 +41,7 @@ def gather(kernel: Kernel = KERNEL) -> Facts:
     kvm = kvm_error()
     restricted = read_int(_APPARMOR_USERNS)
     return Facts(
-        kernel=platform.release(),
+        kernel=os.uname().release,
         machine=abi.MACHINE,
         uid=os.geteuid(),
         landlock_abi=landlock_abi(kernel),

@@ -8,11 +8,11 @@ import os
 import threading
 import time
 from base64 import b32encode
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from agentd.model.enforcement import Enforcement
 from agentd.model.errors import AgentdError, InvalidInput, SandboxError
-from agentd.model.isolation import IsolationLevel
 from agentd.model.result import SandboxInfo
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import backends, lifecycle
@@ -20,6 +20,9 @@ from agentd.sandbox.choose import Choice, choose
 from agentd.sandbox.lifecycle import Do, Event, State
 from agentd.sandbox.ports import Backend, Wall
 from agentd.transport.guest import Guest
+
+if TYPE_CHECKING:
+    from agentd.model.isolation import IsolationLevel
 
 MAX_SANDBOXES = 4096
 _END_SECONDS = 10.0
@@ -76,11 +79,13 @@ class Manager:
         self,
         load: Callable[[str], Backend] = backends.load,
         connect: Callable[[Wall], Guest] = connect,
+        made: Mapping[str, Backend] | None = None,
     ) -> None:
+        """``made``: backends that exist already; they are ours to close from now on."""
         self._load = load
         self._connect = connect
         self._lock = threading.Lock()
-        self._backends: dict[str, Backend] = {}
+        self._backends: dict[str, Backend] = dict(made or {})
         self._handles: dict[str, SandboxHandle] = {}
         self._owner = os.getpid()
 
@@ -90,15 +95,6 @@ class Manager:
             if name not in self._backends:
                 self._backends[name] = self._load(name)
             return self._backends[name]
-
-    def prestart(self, spec_backend: str | None, level: IsolationLevel) -> None:
-        """Let the likely backend begin what takes long, while the caller still gets ready."""
-        fitting = (n for n, known in backends.BUILTIN.items() if known.level >= level)
-        name = spec_backend or next(fitting, None)
-        if name in backends.BUILTIN:
-            begin = getattr(self.backend(name), "prestart", None)
-            if begin is not None:
-                begin()
 
     def create(self, spec: SandboxSpec) -> SandboxHandle:
         """A sandbox that is ready.

@@ -38,10 +38,8 @@ def main(words: list[str]) -> int:
 def _run(options: argparse.Namespace, interrupts: Interrupts) -> int:
     from agentd.client import embedded
 
-    pipeline = embedded.new()
+    pipeline = embedded.new(begin=(options.backend, _floor(options)))
     try:
-        # The zygote starts while we import and judge the rest.
-        pipeline.manager.prestart(options.backend, _floor(options))
         spec, request = _judge(options)
         handle = pipeline.open(embedded.principal(), spec)
         result = _execute(options, pipeline, handle, request, interrupts)

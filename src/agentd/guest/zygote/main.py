@@ -21,6 +21,7 @@ import sys
 from agentd.guest import agent
 from agentd.guest.zygote import box as boxes
 from agentd.guest.zygote import root
+from agentd.guest.zygote.rehearsal import rehearse
 from agentd.linux import abi, mounts, process, seccomp
 from agentd.linux.clone import Cloner
 from agentd.linux.kernel import KERNEL
@@ -30,6 +31,10 @@ MAX_MESSAGE = 128 << 10
 MAX_FDS = 34
 CONTROL_FD = 3
 MOUNTS_FD = 4
+# Milliseconds without a request after which there is time to clone ahead.
+_IDLE_MS = 5
+# Enough for the interpreter to specialise what a command runs through.
+_REHEARSALS = 12
 _CMSG_SPACE = socket.CMSG_SPACE(MAX_FDS * 4)
 
 
@@ -41,21 +46,126 @@ def main() -> None:
     os.set_inheritable(MOUNTS_FD, False)
     try:
         config, _ = receive(control)
-        cloner = _prepare(config)
+        zygote = _Zygote(control, _prepare(config), str(config["net"]))
     except Exception as error:
-        _reply(control, {"error": f"{type(error).__name__}: {error}"})
+        reply(control, {"error": f"{type(error).__name__}: {error}"})
         os._exit(1)
-    filter_ = seccomp.build("sandbox")
     agent.preload()
     gc.collect()
     gc.freeze()
-    _reply(control, {"ok": True})
-    while True:
+    reply(control, {"ok": True})
+    zygote.serve()
+
+
+class _Spare:
+    """A clone that waits for its request: in its namespaces, not yet confined, never used."""
+
+    def __init__(self, pidfd: int, sock: socket.socket) -> None:
+        self.pidfd = pidfd
+        self.sock = sock
+
+
+class _Zygote:
+    """Answers requests one by one. Between them it keeps one clone ahead."""
+
+    def __init__(self, control: socket.socket, cloner: Cloner, net: str) -> None:
+        self._control = control
+        self._cloner = cloner
+        self._filter = seccomp.build("sandbox")
+        self._flags = boxes.NAMESPACES | (abi.CLONE_NEWNET if net == "none" else 0)
+        self._spare: _Spare | None = None
+        self._served = 0
+        self._rehearsed = False
+
+    def serve(self) -> None:
+        poll = select.poll()
+        poll.register(self._control, select.POLLIN)
+        while True:
+            # A one-shot user never asks twice, and shall not pay for a spare.
+            spare_wanted = self._spare is None and self._served > 1
+            if spare_wanted and not poll.poll(_IDLE_MS):
+                self._prepare_spare()
+            try:
+                request, fds = receive(self._control)
+            except EOFError:
+                os._exit(0)
+            self._spawn(request, fds)
+            self._served += 1
+
+    def _prepare_spare(self) -> None:
+        if not self._rehearsed:
+            rehearse(_REHEARSALS)
+            self._rehearsed = True
+            gc.collect()
+            gc.freeze()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            request, fds = receive(control)
-        except EOFError:
-            os._exit(0)
-        _spawn(control, cloner, request, fds, filter_)
+            pid, pidfd = self._cloner.clone(self._flags)
+        except OSError:
+            ours.close()
+            theirs.close()
+            return  # the next request clones for itself, and says what is wrong
+        if pid == 0:
+            self._control.close()
+            ours.close()
+            _wait(theirs, self._filter)
+        theirs.close()
+        self._spare = _Spare(pidfd, ours)
+
+    def _spawn(self, request: dict[str, object], fds: list[int]) -> None:
+        """Start one sandbox; answer with its pidfd, and its scratch tmpfs if the host needs it."""
+        passed = []
+        try:
+            if request["cow"]:
+                scratch = _scratch_mount(request)
+                request["scratch_fd"] = len(fds)
+                fds.append(scratch)
+                passed.append(scratch)
+            pidfd = self._take_spare(request, fds)
+            if pidfd is None:
+                pidfd = self._clone(request, fds)
+            fds.append(pidfd)
+            reply(self._control, {"ok": True}, [pidfd, *passed])
+        except OSError as error:
+            reply(self._control, {"error": str(error), "errno": error.errno})
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _take_spare(self, request: dict[str, object], fds: list[int]) -> int | None:
+        spare, self._spare = self._spare, None
+        if spare is None:
+            return None
+        try:
+            reply(spare.sock, request, fds)
+        except OSError:  # it died while it waited
+            os.close(spare.pidfd)
+            return None
+        finally:
+            spare.sock.close()
+        return spare.pidfd
+
+    def _clone(self, request: dict[str, object], fds: list[int]) -> int:
+        pid, pidfd = self._cloner.clone(self._flags)
+        if pid == 0:
+            self._control.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            gc.enable()
+            _box(request, fds, self._filter)
+        return pidfd
+
+
+def _wait(sock: socket.socket, filter_: bytes) -> None:
+    """The spare: get warm, wait for the request, become its sandbox. Never returns."""
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        gc.enable()
+        rehearse(1)
+        request, fds = receive(sock)
+        sock.close()
+        _box(request, fds, filter_)
+    finally:
+        os._exit(1)
 
 
 def receive(sock: socket.socket) -> tuple[dict[str, object], list[int]]:
@@ -71,9 +181,7 @@ def receive(sock: socket.socket) -> tuple[dict[str, object], list[int]]:
     return json.loads(data), list(fds)
 
 
-def _reply(
-    control: socket.socket, message: dict[str, object], fds: list[int] | None = None
-) -> None:
+def reply(control: socket.socket, message: dict[str, object], fds: list[int] | None = None) -> None:
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     control.sendmsg([json.dumps(message).encode()], rights)
 
@@ -85,7 +193,7 @@ def _prepare(config: dict[str, object]) -> Cloner:
         signal.signal(number, signal.SIG_IGN)  # the host ends us by closing the socket
     set_title("agentd")
     cloner = Cloner()
-    files = root.read_etc(bool(config["resolver"]))
+    files = root.read_etc(config["net"] == "host")
     uid, gid = config["uid"], config["gid"]
     trees = None
     if isinstance(uid, int) and isinstance(gid, int):
@@ -137,41 +245,12 @@ def _serve_mounts(zygote: int) -> None:
             break
         try:
             fd = mounts.clone_tree(str(request["path"]), readonly=bool(request["ro"]))
-            _reply(sock, {"ok": True}, [fd])
+            reply(sock, {"ok": True}, [fd])
             os.close(fd)
         except OSError as error:
-            _reply(sock, {"error": error.strerror, "errno": error.errno})
+            reply(sock, {"error": error.strerror, "errno": error.errno})
     os.waitpid(zygote, 0)
     os._exit(0)
-
-
-def _spawn(
-    control: socket.socket,
-    cloner: Cloner,
-    request: dict[str, object],
-    fds: list[int],
-    filter_: bytes,
-) -> None:
-    """Clone one sandbox and answer with its pidfd, and its scratch tmpfs if the host needs it."""
-    passed = []
-    try:
-        if request["cow"]:
-            scratch = _scratch_mount(request)
-            request["scratch_fd"] = len(fds)
-            fds.append(scratch)
-            passed.append(scratch)
-        flags = boxes.NAMESPACES | (abi.CLONE_NEWNET if request["net"] == "none" else 0)
-        pid, pidfd = cloner.clone(flags)
-        if pid == 0:
-            control.close()
-            _box(request, fds, filter_)
-        fds.append(pidfd)
-        _reply(control, {"ok": True}, [pidfd, *passed])
-    except OSError as error:
-        _reply(control, {"error": str(error), "errno": error.errno})
-    finally:
-        for fd in fds:
-            os.close(fd)
 
 
 def _scratch_mount(request: dict[str, object]) -> int:
@@ -191,8 +270,6 @@ def _box(request: dict[str, object], fds: list[int], filter_: bytes) -> None:
     status = 1
     try:
         listener = socket.socket(fileno=fds[0])
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        gc.enable()
         try:
             done = boxes.confine(request, fds, filter_)
         except boxes.SetupError as error:

@@ -345,3 +345,8 @@ def test_children_die_first_when_memory_runs_out(client: Any) -> None:
     channel = client.request("exec", argv=["sh", "-c", "sleep 0.1; cat /proc/$$/oom_score_adj"])
     client.wait(channel)
     assert client.stdout(channel) == b"500\n"
+
+
+def test_an_address_space_smaller_than_the_agents(client: Any) -> None:
+    ended = client.run("true", limits={"address_space": 8 << 20})
+    assert (ended["event"], ended.get("code")) == ("exited", 0), ended

@@ -20,6 +20,9 @@ from agentd.sandbox.backends.linux.nursery import Nursery
 from agentd.sandbox.backends.linux.plan import LinuxPlan, make_plan
 from agentd.sandbox.backends.wall import ProcessWall
 
+# RLIMIT_NPROC counts a fork before the cgroup refuses it.
+_FORKS_IN_FLIGHT = 64
+
 
 class LinuxBackend:
     """``without`` leaves controls out, for the tests that prove what each one stops."""
@@ -69,12 +72,12 @@ class LinuxBackend:
                 pending = nursery.spawn(self._request(plan), fds)
                 try:
                     group, group_detail = make_group(plan.spec.limits, plan.limits)
+                    if group is not None:
+                        undo.callback(group.remove)
                 finally:
                     answer = pending.answer()
-            for fd in answer:
-                undo.callback(os.close, fd)
-            if group is not None:
-                undo.callback(group.remove)
+                    for fd in answer:
+                        undo.callback(os.close, fd)
             pid = process.pidfd_of_fdinfo(answer[0])
             if group is not None:
                 group.attach(pid)
@@ -119,7 +122,7 @@ class LinuxBackend:
             "net": plan.spec.net,
             "disk": plan.limits.disk,
             "inodes": plan.inodes,
-            "pids": plan.limits.pids,
+            "pids": _process_rlimit(plan.limits.pids),
             "open_files": plan.limits.open_files,
             "env": plan.env,
             "cow": plan.cow,
@@ -165,7 +168,7 @@ class LinuxBackend:
                 nursery.close()
                 nursery = None
             if nursery is None:
-                nursery = self._nurseries[net] = Nursery(resolver=net == "host")
+                nursery = self._nurseries[net] = Nursery(net=net)
             return nursery
 
     def _examine(self) -> tuple[list[Blocker], list[str]]:
@@ -183,3 +186,10 @@ class LinuxBackend:
         if not landlock.abi_version():
             notes.append("Landlock is off: the read-only root stands alone")
         return blockers, notes
+
+
+def _process_rlimit(pids: int | None) -> int | None:
+    """Above the cgroup's limit where there is one: only the cgroup tells that it was met."""
+    hierarchy = own_hierarchy()
+    counted = isinstance(hierarchy, cgroup.Hierarchy) and "pids" in hierarchy.controllers
+    return pids + _FORKS_IN_FLIGHT if pids is not None and counted else pids

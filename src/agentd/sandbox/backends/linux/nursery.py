@@ -22,7 +22,7 @@ _MODULE = "agentd.guest.zygote.main"
 class Nursery:
     """Thread-safe. Closing it ends every sandbox of its zygote: the kernel sees to that."""
 
-    def __init__(self, *, resolver: bool) -> None:
+    def __init__(self, *, net: str) -> None:
         """Starts the process and returns at once; the first request waits for it."""
         self._lock = threading.Lock()
         self._ready = False
@@ -33,7 +33,7 @@ class Nursery:
         self._mounts, mounts = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self.pid = start_python(_MODULE, (control, mounts))
-            self._send({"uid": identity, "gid": identity, "resolver": resolver}, [])
+            self._send({"uid": identity, "gid": identity, "net": net}, [])
         except BaseException:
             self._control.close()
             self._mounts.close()

@@ -1,0 +1,135 @@
+"""What a wall says of itself is what the kernel says of it."""
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agentd.client.sandbox import Sandbox
+
+LIMITS = {"memory", "pids", "disk", "open_files"}
+CONFINED = {"landlock", "seccomp", "capabilities", "no_new_privs", "agent_protected", "network"}
+SPACES = {
+    "user_namespace": "user",
+    "pid_namespace": "pid",
+    "mount_namespace": "mnt",
+    "ipc_namespace": "ipc",
+    "uts_namespace": "uts",
+    "cgroup_namespace": "cgroup",
+}
+CONNECT = """
+import socket, sys
+try:
+    socket.create_connection(("127.0.0.1", int(sys.argv[1])), 5).close()
+    print("through")
+except OSError:
+    print("none")
+"""
+
+Status = Callable[[Sandbox], dict[str, str]]
+
+
+def test_every_control_has_an_entry(kind: Any, sandbox: Sandbox) -> None:
+    wanted = set(LIMITS)
+    wanted |= CONFINED if kind.confined else {"isolation"}
+    wanted |= set(SPACES) if kind.namespaces else set()
+    assert wanted <= set(sandbox.enforcement)
+    for name, control in sandbox.enforcement.items():
+        assert control.asked, name
+        assert isinstance(control.enforced, bool), name
+        assert control.detail or control.enforced, f"{name} does not say why not"
+
+
+def test_each_result_carries_them(sandbox: Sandbox) -> None:
+    result = sandbox.run(["true"])
+    assert result.enforcement == dict(sandbox.enforcement)
+    assert result.sandbox == sandbox.info
+    assert result.sandbox.id == sandbox.id
+
+
+def test_the_kernel_agrees(kind: Any, sandbox: Sandbox, agent_status: Status) -> None:
+    said, status = sandbox.enforcement, agent_status(sandbox)
+    if not kind.confined:
+        assert said["isolation"].enforced is False
+        return
+    assert said["seccomp"].enforced is (status["Seccomp"] == "2") is True
+    assert said["no_new_privs"].enforced is (status["NoNewPrivs"] == "1") is True
+    held = any(int(status[f"Cap{kind}"], 16) for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb"))
+    assert said["capabilities"].enforced is not held
+
+
+def test_a_wall_runs_nothing_as_its_caller_if_that_is_root(
+    kind: Any, sandbox: Sandbox, agent_status: Status
+) -> None:
+    uids = {int(uid) for uid in agent_status(sandbox)["Uid"].split()}
+    if kind.confined and os.getuid() == 0:
+        assert os.getuid() not in uids
+    else:
+        assert uids == {os.getuid()}
+
+
+def test_namespaces_are_new_ones(kind: Any, sandbox: Sandbox) -> None:
+    ours = {name: os.readlink(f"/proc/self/ns/{name}") for name in SPACES.values()}
+    for control, name in SPACES.items():
+        claimed = control in sandbox.enforcement and sandbox.enforcement[control].enforced
+        assert claimed is kind.namespaces
+        if claimed:
+            inside = sandbox.run(["readlink", f"/proc/self/ns/{name}"]).text.strip()
+            assert inside.startswith(f"{name}:")
+            assert inside != ours[name]
+
+
+@pytest.fixture
+def service() -> Iterator[str]:
+    """The port of a service on the host's loopback; the kernel itself takes its connections."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield str(server.getsockname()[1])
+
+
+def _reaches(sandbox: Sandbox, port: str) -> bool:
+    result = sandbox.run(["/usr/bin/python3", "-I", "-c", CONNECT, port])
+    assert result.exit_code == 0, result.stderr
+    return result.text == "through\n"
+
+
+def test_no_network_means_none(kind: Any, make: Callable[..., Sandbox], service: str) -> None:
+    sandbox = make(net="none")
+    claimed = sandbox.enforcement.get("network")
+    assert _reaches(sandbox, service) is not kind.confined
+    assert (claimed is not None and claimed.enforced) is kind.confined
+
+
+def test_the_hosts_network_is_that(make: Callable[..., Sandbox], service: str) -> None:
+    sandbox = make(net="host")
+    assert _reaches(sandbox, service)
+    if "network" in sandbox.enforcement:
+        assert sandbox.enforcement["network"].asked == "host"
+        assert sandbox.enforcement["network"].enforced is False
+
+
+def test_files_of_the_caller_are_out_of_reach(
+    kind: Any, sandbox: Sandbox, folder: Path
+) -> None:
+    secret = folder / "secret"
+    secret.write_text("secret")
+    secret.chmod(0o644)
+    result = sandbox.run(["cat", str(secret)])
+    assert (b"secret" in result.stdout) is not kind.confined
+    sandbox.run(["rm", "-f", str(secret)])
+    assert secret.exists() is kind.confined
+
+
+def test_signals_to_the_caller_do_not_arrive(kind: Any, sandbox: Sandbox) -> None:
+    if not kind.confined:
+        pytest.skip(f"{kind.name}: is no wall")
+    # Signal 0 only asks whether one could be sent.
+    assert sandbox.run(f"kill -0 {os.getpid()}").exit_code != 0
+
+
+def test_a_set_uid_program_gains_nothing(kind: Any, sandbox: Sandbox, agent_status: Status) -> None:
+    if not kind.confined:
+        pytest.skip(f"{kind.name}: is no wall")
+    assert agent_status(sandbox)["NoNewPrivs"] == "1"
+    assert sandbox.run("id -u").text == sandbox.run("su -c 'id -u' 2>/dev/null || id -u").text

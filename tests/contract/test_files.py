@@ -1,0 +1,161 @@
+"""Files inside, through the agent: the same behind every wall."""
+
+import errno
+import io
+import random
+import threading
+from collections.abc import Iterator
+
+import pytest
+from agentd.client.files import Files
+from agentd.client.sandbox import Sandbox
+from agentd.model.errors import OperationFailed
+
+
+@pytest.fixture
+def files(sandbox: Sandbox) -> Files:
+    return sandbox.files
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_536, 5_000_001])
+def test_what_is_written_is_read(files: Files, workspace: str, size: int) -> None:
+    data = random.Random(size).randbytes(size)
+    assert files.write(f"{workspace}/file", data) == size
+    assert files.read(f"{workspace}/file") == data
+    assert b"".join(files.read_iter(f"{workspace}/file")) == data
+
+
+def test_a_command_sees_what_was_written_and_the_other_way(
+    sandbox: Sandbox, files: Files, workspace: str
+) -> None:
+    files.write(f"{workspace}/script", "#!/bin/sh\necho ran by $0 > out\n", mode=0o755)
+    assert sandbox.run(["./script"]).exit_code == 0
+    assert files.read_text(f"{workspace}/out") == "ran by ./script\n"
+
+
+def test_parts_of_a_file(files: Files, workspace: str) -> None:
+    files.write(f"{workspace}/file", b"0123456789")
+    assert files.read(f"{workspace}/file", 3, 4) == b"3456"
+    assert files.read(f"{workspace}/file", 8) == b"89"
+    assert files.read(f"{workspace}/file", 100) == b""
+
+
+def test_writing_takes_iterators_and_open_files(files: Files, workspace: str) -> None:
+    def pieces() -> Iterator[bytes]:
+        for letter in (b"a", b"b", b"c"):
+            yield letter * 100_000
+
+    assert files.write(f"{workspace}/a", pieces()) == 300_000
+    assert files.write(f"{workspace}/b", io.BytesIO(b"z" * 10)) == 10
+    assert files.read(f"{workspace}/a")[99_999:100_001] == b"ab"
+
+
+def test_a_failed_write_leaves_the_old_file(files: Files, workspace: str) -> None:
+    files.write(f"{workspace}/file", b"old")
+
+    def pieces() -> Iterator[bytes]:
+        yield b"new" * 1000
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        files.write(f"{workspace}/file", pieces())
+    assert files.read(f"{workspace}/file") == b"old"
+
+
+def test_modes_and_parents(files: Files, workspace: str) -> None:
+    path = f"{workspace}/a/b/c"
+    with pytest.raises(OperationFailed) as caught:
+        files.write(path, b"x")
+    assert caught.value.errno == errno.ENOENT
+    files.write(path, b"x", mode=0o640, parents=True)
+    assert files.stat(path).mode & 0o777 == 0o640
+
+
+def test_stat_tells_the_kinds_apart(sandbox: Sandbox, files: Files, workspace: str) -> None:
+    sandbox.run("echo text > file; mkdir dir; ln -s file link; mkfifo fifo")
+    kinds = {name: files.stat(f"{workspace}/{name}") for name in ("file", "dir", "link", "fifo")}
+    assert {name: entry.type for name, entry in kinds.items()} == {
+        "file": "file",
+        "dir": "dir",
+        "link": "link",
+        "fifo": "fifo",
+    }
+    assert kinds["file"].size == 5
+    assert kinds["link"].target == "file"
+    assert kinds["file"].path == f"{workspace}/file"
+
+
+def test_a_listing_is_complete(sandbox: Sandbox, files: Files, workspace: str) -> None:
+    sandbox.run("mkdir many; cd many; touch $(seq 1 1500) .hidden")
+    names = {entry.name for entry in files.list(f"{workspace}/many")}
+    assert names == {*(str(n) for n in range(1, 1501)), ".hidden"}
+
+
+def test_names_that_are_not_text(sandbox: Sandbox, files: Files, workspace: str) -> None:
+    sandbox.run(r"mkdir odd; cd odd; touch $(printf 'a\377')")
+    (entry,) = files.list(f"{workspace}/odd")
+    assert entry.name == "a\udcff"
+
+
+def test_directories_are_made_moved_and_removed(files: Files, workspace: str) -> None:
+    files.mkdir(f"{workspace}/one/two", parents=True)
+    files.write(f"{workspace}/one/two/file", b"data")
+    files.move(f"{workspace}/one", f"{workspace}/moved")
+    assert files.read(f"{workspace}/moved/two/file") == b"data"
+    with pytest.raises(OperationFailed) as caught:
+        files.remove(f"{workspace}/moved")
+    assert caught.value.errno == errno.ENOTEMPTY
+    files.remove(f"{workspace}/moved", recursive=True)
+    with pytest.raises(OperationFailed) as caught:
+        files.stat(f"{workspace}/moved")
+    assert caught.value.errno == errno.ENOENT
+
+
+def test_removing_a_link_spares_its_target(
+    sandbox: Sandbox, files: Files, workspace: str
+) -> None:
+    sandbox.run("mkdir kept; echo data > kept/file; mkdir tree; ln -s ../kept tree/link")
+    files.remove(f"{workspace}/tree", recursive=True)
+    assert files.read(f"{workspace}/kept/file") == b"data\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "number"), [("absent", errno.ENOENT), (".", errno.EISDIR), ("file/x", errno.ENOTDIR)]
+)
+def test_the_kernels_own_error_comes_back(
+    files: Files, workspace: str, path: str, number: int
+) -> None:
+    files.write(f"{workspace}/file", b"")
+    with pytest.raises(OperationFailed) as caught:
+        files.read(f"{workspace}/{path}")
+    assert caught.value.errno == number
+    assert path in str(caught.value)
+
+
+def test_a_watch_tells_of_changes(files: Files, workspace: str) -> None:
+    files.mkdir(f"{workspace}/watched")
+    seen = threading.Event()
+    kinds: list[tuple[str, str]] = []
+
+    def follow() -> None:
+        changes = files.watch(f"{workspace}/watched")
+        for change in changes:
+            kinds.append((change.kind, change.path))
+            if change.path.rpartition("/")[2].startswith("file"):
+                break
+        changes.close()  # type: ignore[attr-defined]
+        seen.set()
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    try:
+        # The watch has begun at some point: go on until it sees one.
+        for number in range(1000):
+            files.write(f"{workspace}/watched/file{number}", b"")
+            if seen.wait(0.02):
+                break
+    finally:
+        thread.join(20)
+    assert not thread.is_alive()
+    assert kinds[-1][0] in {"create", "modify", "move"}
+    assert "/watched/" in kinds[-1][1] or kinds[-1][1].startswith("file")

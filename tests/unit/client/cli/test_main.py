@@ -1,0 +1,126 @@
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from agentd._version import __version__
+from agentd.client.cli import main as cli
+from agentd.model.errors import InvalidInput, SandboxError
+
+
+def test_the_version_is_told_without_the_heavy_imports():
+    code = (
+        "import sys; from agentd.client.cli.main import main; main(['--version'])\n"
+        "print([m for m in ('argparse', 'msgspec', 'rich', 'asyncio', 'typing') "
+        "if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, check=True)
+    assert out.stdout.decode() == f"agentd {__version__}\n[]\n"
+
+
+@pytest.mark.parametrize(("words", "code"), [([], 2), (["--help"], 0), (["-h"], 0)])
+def test_help(words, code, capsys):
+    assert cli.main(words) == code
+    out = capsys.readouterr().out
+    assert "examples:" in out and "doctor" in out
+
+
+def test_an_unknown_command_names_the_known_ones(capsys):
+    assert cli.main(["walk"]) == 2
+    assert capsys.readouterr().err == (
+        "agentd: unknown command 'walk' (use one of: run, doctor, guest)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (InvalidInput("bad", remediation="mend it"), 2, "agentd run: bad (mend it)\n"),
+        (InvalidInput("a\nb"), 2, "agentd run: a b\n"),
+        (SandboxError("broke", cause="why"), 125, "agentd run: broke: why\n"),
+        (
+            ValueError("odd"),
+            125,
+            "agentd run: internal error: ValueError: odd (AGENTD_DEBUG=1 shows where)\n",
+        ),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_a_failure_is_one_line_and_a_code(monkeypatch, capsys, error, code, line):
+    def fail(words):
+        raise error
+
+    monkeypatch.delenv("AGENTD_DEBUG", raising=False)
+    monkeypatch.setattr("agentd.client.cli.run.main", fail)
+    assert cli.main(["run"]) == code
+    assert capsys.readouterr().err == line
+
+
+def test_debug_shows_where(monkeypatch):
+    def fail(words):
+        raise ValueError("odd")
+
+    monkeypatch.setenv("AGENTD_DEBUG", "1")
+    monkeypatch.setattr("agentd.client.cli.run.main", fail)
+    with pytest.raises(ValueError, match="odd"):
+        cli.main(["run"])
+
+
+@pytest.mark.parametrize("command", ["run", "doctor", "guest"])
+def test_every_commands_help_has_examples(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([command, "--help"])
+    assert caught.value.code == 0
+    assert "examples:" in capsys.readouterr().out
+
+
+def test_guest_writes_a_file_that_runs(tmp_path, capsys):
+    path = tmp_path / "agent.pyz"
+    assert cli.main(["guest", "--out", str(path)]) == 0
+    assert capsys.readouterr().out.startswith(f"{path} sha256:")
+    assert os.access(path, os.X_OK)
+
+
+def test_guest_says_why_it_cannot_write(tmp_path, capsys):
+    path = str(tmp_path / "no" / "agent.pyz")
+    assert cli.main(["guest", "--out", path]) == 2
+    assert "No such file or directory (give a writable path)" in capsys.readouterr().err
+
+
+def test_doctor_tells_the_same_to_people_and_programs(monkeypatch, capfdbinary):
+    import msgspec
+
+    from agentd.client import embedded
+    from agentd.model.availability import Availability, Blocker
+
+    blocker = Blocker("user namespaces are switched off", "sysctl -w a=1\nand more")
+    findings = [
+        SimpleNamespace(
+            name="linux",
+            level="namespace",
+            requirements=("userns",),
+            availability=Availability(False, (blocker,)),
+        ),
+        SimpleNamespace(
+            name="host", level="none", requirements=(), availability=Availability(True)
+        ),
+    ]
+    monkeypatch.setattr(embedded, "doctor", lambda: (findings, {"kernel": "6.18", "kvm": True}))
+    assert cli.main(["doctor"]) == 0
+    text = capfdbinary.readouterr().out.decode()
+    assert "linux: user namespaces are switched off\n    sysctl -w a=1\n    and more\n" in text
+    assert "\x1b" not in text
+    assert cli.main(["doctor", "--json"]) == 0
+    value = msgspec.json.decode(capfdbinary.readouterr().out)
+    assert value["machine"] == {"kernel": "6.18", "kvm": True}
+    assert value["backends"][0] == {
+        "name": "linux",
+        "level": "namespace",
+        "usable": False,
+        "blockers": [{"what": blocker.what, "fix": blocker.fix}],
+        "notes": [],
+        "requirements": ["userns"],
+    }
+    assert value["backends"][1]["usable"] is True

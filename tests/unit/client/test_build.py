@@ -1,0 +1,144 @@
+import pytest
+
+from agentd.client import build
+from agentd.model.errors import InvalidInput
+from agentd.model.isolation import IsolationLevel
+from agentd.model.limits import Limits
+from agentd.model.mount import MountMode
+
+
+def test_nothing_asked_is_the_default_level_and_no_limit():
+    spec = build.sandbox_spec()
+    assert spec.isolation is IsolationLevel.NAMESPACE
+    assert (spec.backend, spec.limits, spec.mounts, spec.net) == (None, Limits(), (), "none")
+
+
+def test_everything_asked(tmp_path):
+    spec = build.sandbox_spec(
+        isolation="process",
+        memory="128M",
+        cpus="0.5",
+        pids="20",
+        disk="1G",
+        open_files=64,
+        output="1K",
+        timeout="2s",
+        workspace=f"{tmp_path}:cow",
+        mounts=[f"{tmp_path}:/data"],
+        net="host",
+        user=0,
+        env={"A": "1"},
+    )
+    assert spec.limits == Limits(
+        memory=128 << 20,
+        cpus=0.5,
+        pids=20,
+        disk=1 << 30,
+        open_files=64,
+        output=1024,
+        timeout=2.0,
+    )
+    assert [(m.target, m.mode) for m in spec.mounts] == [
+        ("/workspace", MountMode.COW),
+        ("/data", MountMode.RO),
+    ]
+    assert (spec.isolation, spec.net, spec.user) == (IsolationLevel.PROCESS, "host", "0")
+
+
+@pytest.mark.parametrize(
+    ("isolation", "backend", "level"),
+    [
+        (None, "host", IsolationLevel.NONE),
+        ("namespace", "host", IsolationLevel.NAMESPACE),
+        (IsolationLevel.MICROVM, None, IsolationLevel.MICROVM),
+    ],
+)
+def test_naming_a_wall_asks_for_what_it_gives(isolation, backend, level):
+    assert build.sandbox_spec(isolation=isolation, backend=backend).isolation is level
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"isolation": "vm"}, r"unknown isolation level 'vm' \(use one of: none, process"),
+        ({"memory": "lots"}, r"memory 'lots' is not a size \(write it as 512K"),
+        ({"memory": "0"}, "out of range"),
+        ({"cpus": "two"}, r"cpus 'two' is not a number of cores \(write 0.5 or 2\)"),
+        ({"cpus": "nan"}, "not a number of cores"),
+        ({"cpus": 0}, "not a number of cores"),
+        ({"pids": "-1"}, "pids '-1' is not a count"),
+        ({"pids": 0}, "pids 0 is not a count"),
+        ({"pids": "9" * 5000}, "is not a count"),
+        ({"open_files": "1.5"}, "open files '1.5' is not a count"),
+        ({"timeout": "soon"}, r"timeout 'soon' is not a time \(write it as 250ms"),
+        ({"net": "bridge"}, r"unknown network 'bridge' \(use one of: none, host\)"),
+        ({"user": "alice"}, r"user 'alice' is not known.*use root, sandbox or a uid"),
+        ({"user": "9" * 30}, "is not known"),
+        ({"workspace": "/no/such/place"}, r"'/no/such/place' does not exist \(create it"),
+        ({"workspace": "/etc/passwd"}, "workspace '/etc/passwd' is not a directory"),
+        ({"mounts": ["/tmp"]}, "has no target"),
+        ({"mounts": ["/tmp:/usr"]}, "belongs to the wall"),
+        ({"mounts": ["/tmp:/a", "/var:/a"]}, "two mounts have the target '/a'"),
+        ({"env": {"A=B": "1"}}, "environment variable 'A=B' is not usable"),
+        ({"env": {"A": "x\0"}}, "environment variable 'A' is not usable"),
+    ],
+)
+def test_wrong_input_says_what_and_how_to_mend_it(options, message):
+    with pytest.raises(InvalidInput, match=message) as caught:
+        build.sandbox_spec(**options)
+    assert caught.value.remediation
+    assert "\n" not in str(caught.value)
+
+
+def test_a_string_is_run_by_the_shell_and_a_list_is_not():
+    assert build.exec_request("echo $A").argv == ("sh", "-c", "echo $A")
+    assert build.exec_request(["echo", "$A"]).argv == ("echo", "$A")
+
+
+@pytest.mark.parametrize("cmd", [[], [""], ["a", "b\0"], "x\0", ["a", 1]])
+def test_a_command_that_cannot_be_run(cmd):
+    with pytest.raises(InvalidInput, match="cannot be run"):
+        build.exec_request(cmd)
+
+
+@pytest.mark.parametrize("cwd", ["", "a\0"])
+def test_a_directory_that_is_none(cwd):
+    with pytest.raises(InvalidInput, match="is not a path"):
+        build.exec_request("true", cwd=cwd)
+
+
+def test_a_bare_variable_takes_the_callers_value(monkeypatch):
+    monkeypatch.setenv("AGENTD_T", "v=1")
+    assert build.parse_variable("AGENTD_T") == ("AGENTD_T", "v=1")
+    assert build.parse_variable("A=b=c") == ("A", "b=c")
+    monkeypatch.delenv("AGENTD_T")
+    with pytest.raises(InvalidInput, match=r"'AGENTD_T' is not set here \(write AGENTD_T=value"):
+        build.parse_variable("AGENTD_T")
+
+
+def test_env_file(tmp_path):
+    path = tmp_path / "env"
+    path.write_text("# note\n\nA=1\nexport B=two words\nC='quo ted'\nD=\n")
+    assert build.parse_env_file(str(path)) == {
+        "A": "1",
+        "B": "two words",
+        "C": "quo ted",
+        "D": "",
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"A=1\nnonsense\n", "env:2 is not a variable: 'nonsense'"),
+        (b"A='open\n", "env:1 is not a variable"),
+        (b"A=\xff\n", "it is not UTF-8 text"),
+        (None, "No such file or directory"),
+    ],
+)
+def test_a_wrong_env_file_names_the_line(tmp_path, content, message):
+    path = tmp_path / "env"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InvalidInput, match=message):
+        build.parse_env_file(str(path))

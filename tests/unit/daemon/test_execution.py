@@ -1,0 +1,99 @@
+from types import SimpleNamespace
+
+import pytest
+
+from agentd.daemon.execution import Execution, refine, status
+from agentd.model.cause import Cause, CauseCode
+from agentd.model.errors import BackendLost, GuestError
+from agentd.model.result import Exit, SandboxInfo
+from agentd.model.spec import ExecRequest
+
+
+def ended(code, exit_code=None, signal=None):
+    return Exit(exit_code, signal, Cause.of(CauseCode(code), "as it went"))
+
+
+@pytest.mark.parametrize(
+    ("end", "after", "cause"),
+    [
+        (ended("exited", 0), {"oom": 1, "pids": 1}, "exited"),
+        (ended("exited", 1), {}, "exited"),
+        (ended("exited", 1), {"oom": 1}, "oom"),
+        (ended("signalled", None, 9), {"oom": 2}, "oom"),
+        (ended("exited", 2), {"pids": 7}, "pids_limit"),
+        (ended("signalled", None, 6), {"pids": 1}, "pids_limit"),
+        (ended("exited", 1), {"oom": 1, "pids": 1}, "oom"),
+        (ended("signalled", None, 9), {"oom": 0, "pids": 0}, "signalled"),
+        (ended("timeout", None, 9), {"oom": 1}, "timeout"),
+        (ended("cancelled", None, 9), {"oom": 1}, "cancelled"),
+    ],
+)
+def test_the_walls_counters_refine_the_cause(end, after, cause):
+    refined = refine(end, {"oom": 0, "pids": 0}, after)
+    assert refined.cause.code == cause
+    assert (refined.exit_code, refined.signal) == (end.exit_code, end.signal)
+
+
+def test_hits_of_earlier_commands_do_not_count():
+    end = ended("exited", 1)
+    assert refine(end, {"oom": 3}, {"oom": 3}) is end
+
+
+@pytest.mark.parametrize(
+    ("end", "word"),
+    [
+        (ended("exited", 0), "ok"),
+        (ended("exited", 1), "failed"),
+        (ended("timeout", None, 9), "failed"),
+        (ended("spawn_failed", 127), "error"),
+        (ended("backend_lost"), "error"),
+    ],
+)
+def test_status(end, word):
+    assert status(end) == word
+
+
+class Breaking:
+    """A command whose stream breaks."""
+
+    exit = None
+    truncated = False
+    stdout = bytearray(b"before")
+
+    def __init__(self, error):
+        self.error = error
+
+    def step(self, timeout, fds):
+        raise self.error
+
+    def close(self):
+        pass
+
+
+def broken(error, *, dies, oom):
+    counters = {"oom": 0}
+    wall = SimpleNamespace(enforcement={}, wait=lambda s: dies, counters=lambda: counters)
+    guest = SimpleNamespace(start=lambda request, capture: Breaking(error))
+    info = SandboxInfo("sbx-a", "fake", "none")
+    handle = SimpleNamespace(wall=wall, guest=guest, info=info, unreported_ms=5.0, enforcement={})
+    execution = Execution(handle, ExecRequest(("x",)), capture=True)
+    counters = {"oom": oom}
+    return execution
+
+
+@pytest.mark.parametrize(
+    ("dies", "oom", "cause"),
+    [(True, 0, "backend_lost"), (True, 1, "oom"), (False, 0, "backend_lost")],
+)
+def test_a_lost_wall_is_a_result_with_its_cause(dies, oom, cause):
+    with broken(BackendLost("gone"), dies=dies, oom=oom) as execution:
+        result = execution.finish()
+    assert result.cause.code == cause
+    assert result.exit_code is None
+    assert result.stdout == b"before"
+    assert result.timing.setup_ms == 5.0
+
+
+def test_a_lying_agent_behind_a_living_wall_is_an_error():
+    with broken(GuestError("nonsense"), dies=False, oom=0) as execution, pytest.raises(GuestError):
+        execution.finish()

@@ -1,0 +1,105 @@
+from types import SimpleNamespace
+
+import pytest
+
+from agentd.model.availability import Availability, Blocker
+from agentd.model.errors import InvalidInput, Refused, Unavailable
+from agentd.model.isolation import IsolationLevel
+from agentd.model.spec import SandboxSpec
+from agentd.sandbox import backends
+from agentd.sandbox.choose import choose, describe
+
+
+class Fake:
+    def __init__(self, name, level, blockers=(), refusal=None):
+        self.name, self.level = name, level
+        self.blockers, self.refusal = list(blockers), refusal
+        self.probed = 0
+
+    def probe(self):
+        self.probed += 1
+        return Availability.of(self.blockers, [])
+
+    def plan(self, spec):
+        if self.refusal:
+            raise self.refusal
+        return SimpleNamespace(spec=spec)
+
+
+@pytest.fixture
+def walls():
+    return {
+        "host": Fake("host", IsolationLevel.NONE),
+        "landlock": Fake("landlock", IsolationLevel.PROCESS),
+        "linux": Fake("linux", IsolationLevel.NAMESPACE),
+    }
+
+
+@pytest.mark.parametrize(
+    ("level", "name"),
+    [("none", "host"), ("process", "landlock"), ("namespace", "linux")],
+)
+def test_the_cheapest_wall_that_satisfies_wins(walls, level, name):
+    spec = SandboxSpec(isolation=IsolationLevel.parse(level))
+    assert choose(spec, walls.__getitem__).backend.name == name
+
+
+def test_a_blocked_wall_gives_way_to_a_stronger_one_and_never_to_a_weaker(walls):
+    walls["landlock"].blockers.append(Blocker("Landlock is off", "boot with it"))
+    spec = SandboxSpec(isolation=IsolationLevel.PROCESS)
+    assert choose(spec, walls.__getitem__).backend.name == "linux"
+    assert walls["host"].probed == 0
+
+
+def test_a_refused_plan_gives_way_to_a_stronger_wall(walls):
+    walls["landlock"].refusal = Refused("cannot mount", remediation="use another")
+    spec = SandboxSpec(isolation=IsolationLevel.PROCESS)
+    assert choose(spec, walls.__getitem__).backend.name == "linux"
+
+
+def test_the_refusal_has_every_blocker_and_fix_in_the_doctors_words(walls):
+    blocked = Blocker("user namespaces are switched off", "sysctl -w user.max_user_namespaces=1")
+    walls["linux"].blockers.append(blocked)
+    walls["landlock"].refusal = Refused("too small", cause="no disk", remediation="drop --disk")
+    with pytest.raises(Unavailable) as caught:
+        choose(SandboxSpec(isolation=IsolationLevel.PROCESS), walls.__getitem__)
+    what, fix = describe("linux", blocked)
+    assert caught.value.message == "no backend here gives isolation process or stronger"
+    assert caught.value.cause == f"landlock: too small: no disk; {what}"
+    assert caught.value.remediation == f"landlock: drop --disk; {fix}"
+
+
+def test_no_wall_of_that_strength(walls):
+    with pytest.raises(Unavailable, match=r"isolation microvm or stronger.*agentd doctor"):
+        choose(SandboxSpec(isolation=IsolationLevel.MICROVM), walls.__getitem__)
+
+
+def test_a_named_wall_is_the_only_one_tried(walls):
+    walls["landlock"].blockers.append(Blocker("off", "boot with it"))
+    spec = SandboxSpec(isolation=IsolationLevel.NONE, backend="landlock")
+    with pytest.raises(Unavailable, match="backend landlock is not usable here: landlock: off"):
+        choose(spec, walls.__getitem__)
+    assert walls["linux"].probed == 0
+
+
+def test_a_named_wall_that_is_too_weak_is_refused(walls):
+    with pytest.raises(Refused, match="backend host gives isolation none, less than the namespace"):
+        choose(SandboxSpec(backend="host"), walls.__getitem__)
+
+
+def test_a_named_walls_own_refusal_is_told_as_it_is(walls):
+    walls["linux"].refusal = InvalidInput("two mounts at /a")
+    with pytest.raises(InvalidInput, match="two mounts"):
+        choose(SandboxSpec(backend="linux"), walls.__getitem__)
+
+
+def test_an_unknown_backend_is_named_with_the_known_ones():
+    with pytest.raises(InvalidInput, match=r"unknown backend 'nope'.*host, landlock, linux"):
+        backends.load("nope")
+
+
+def test_the_table_tells_the_levels_that_the_backends_have():
+    for name, known in backends.BUILTIN.items():
+        backend = backends.load(name)
+        assert (backend.name, backend.level) == (name, known.level)
+        backend.close()

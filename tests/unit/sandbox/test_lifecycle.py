@@ -1,0 +1,74 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentd.model.errors import SandboxError
+from agentd.sandbox.lifecycle import Do, Event, State, advance
+
+
+def walk(events):
+    """The instructions of a life; events that make no sense are refused and change nothing."""
+    state, done = State.CREATED, []
+    for event in events:
+        try:
+            step = advance(state, event)
+        except SandboxError:
+            continue
+        state = step.state
+        done += step.instructions
+    return state, done
+
+
+def test_a_whole_life_in_order():
+    state, done = walk(
+        [
+            Event.START,
+            Event.WALL_UP,
+            Event.GUEST_READY,
+            Event.PAUSE,
+            Event.RESUME,
+            Event.DESTROY,
+            Event.WALL_GONE,
+        ]
+    )
+    assert state is State.ENDED
+    assert done == [
+        Do.LAUNCH,
+        Do.CONNECT,
+        Do.FREEZE,
+        Do.THAW,
+        Do.DISCONNECT,
+        Do.KILL,
+        Do.FORGET,
+    ]
+
+
+@pytest.mark.parametrize("event", [Event.PAUSE, Event.RESUME, Event.GUEST_READY, Event.FAILED])
+def test_an_event_that_makes_no_sense_is_refused_by_name(event):
+    with pytest.raises(SandboxError, match=f"cannot {event} a sandbox that is created"):
+        advance(State.CREATED, event)
+
+
+def test_what_was_never_built_is_not_killed():
+    assert advance(State.CREATED, Event.DESTROY) == (State.ENDED, (Do.FORGET,))
+
+
+@given(st.lists(st.sampled_from(Event)))
+def test_nothing_is_done_twice_and_what_was_launched_is_killed_before_it_is_forgotten(events):
+    state, done = walk(events)
+    for once in (Do.LAUNCH, Do.CONNECT, Do.KILL, Do.FORGET, Do.DISCONNECT):
+        # One wall a life; CONNECT repeats only while the wall says that it is up.
+        if once is not Do.CONNECT:
+            assert done.count(once) <= 1
+    if Do.FORGET in done:
+        assert done[-1] is Do.FORGET
+        assert state is State.ENDED
+        assert (Do.LAUNCH in done) == (Do.KILL in done)
+
+
+@given(st.lists(st.sampled_from(Event)))
+def test_every_life_can_be_ended_from_anywhere(events):
+    state, _ = walk(events)
+    state = advance(state, Event.DESTROY).state
+    assert advance(state, Event.WALL_GONE).state is State.ENDED
+    assert advance(State.ENDED, Event.DESTROY) == (State.ENDED, ())

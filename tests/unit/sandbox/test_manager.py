@@ -1,0 +1,141 @@
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from agentd.model.availability import Availability
+from agentd.model.errors import BackendLost, SandboxError
+from agentd.model.isolation import IsolationLevel
+from agentd.model.spec import SandboxSpec
+from agentd.sandbox import manager as module
+from agentd.sandbox.lifecycle import State
+from agentd.sandbox.manager import Manager
+
+
+class Wall:
+    workspace = "/workspace"
+
+    def __init__(self):
+        self.enforcement = {}
+        self.killed = 0
+
+    def kill(self):
+        self.killed += 1
+
+
+class Guest:
+    def __init__(self):
+        self.closed = 0
+
+    def close(self):
+        self.closed += 1
+
+
+class Backend:
+    name = "linux"
+    level = IsolationLevel.NAMESPACE
+
+    def __init__(self):
+        self.walls, self.closed = [], 0
+        self.error = None
+
+    def probe(self):
+        return Availability(True)
+
+    def plan(self, spec):
+        return SimpleNamespace(spec=spec)
+
+    def launch(self, plan):
+        if self.error:
+            raise self.error
+        self.walls.append(Wall())
+        return self.walls[-1]
+
+    def close(self):
+        assert all(wall.killed for wall in self.walls)
+        self.closed += 1
+
+
+@pytest.fixture
+def backend():
+    return Backend()
+
+
+@pytest.fixture
+def manager(backend):
+    return Manager(lambda name: backend, lambda wall: Guest())
+
+
+def test_a_sandbox_comes_up_and_goes(manager, backend):
+    handle = manager.create(SandboxSpec())
+    assert handle.state is State.READY
+    assert handle.setup_ms > 0
+    assert handle.info.backend == "linux" and handle.info.level == "namespace"
+    assert len(handle.id) == 16 and handle.id.startswith("sbx-")
+    guest = handle.guest
+    manager.destroy(handle)
+    manager.destroy(handle)
+    assert (backend.walls[0].killed, guest.closed) == (1, 1)
+    assert manager.sandboxes() == ()
+    with pytest.raises(SandboxError, match=f"sandbox {handle.id} is ended"):
+        _ = handle.guest
+
+
+def test_ids_differ(manager):
+    assert len({manager.create(SandboxSpec()).id for _ in range(20)}) == 20
+    manager.close()
+
+
+def test_a_wall_that_does_not_come_up_leaves_nothing(manager, backend):
+    backend.error = SandboxError("the kernel refused")
+    with pytest.raises(SandboxError, match="the kernel refused"):
+        manager.create(SandboxSpec())
+    assert manager.sandboxes() == ()
+
+
+def test_an_agent_that_does_not_answer_costs_its_wall(backend):
+    def connect(wall):
+        raise BackendLost("gone")
+
+    manager = Manager(lambda name: backend, connect)
+    with pytest.raises(BackendLost):
+        manager.create(SandboxSpec())
+    assert backend.walls[0].killed == 1
+    assert manager.sandboxes() == ()
+
+
+def test_closing_ends_the_sandboxes_before_their_backend(manager, backend):
+    for _ in range(3):
+        manager.create(SandboxSpec())
+    manager.close()
+    manager.close()
+    assert [wall.killed for wall in backend.walls] == [1, 1, 1]
+    assert backend.closed == 1
+
+
+def test_a_forked_copy_ends_nothing(manager, backend, monkeypatch):
+    manager.create(SandboxSpec())
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: -1)
+        manager.close()
+    assert backend.walls[0].killed == 0
+    manager.close()
+
+
+def test_the_number_of_sandboxes_is_bounded(manager, monkeypatch):
+    monkeypatch.setattr(module, "MAX_SANDBOXES", 2)
+    for _ in range(2):
+        manager.create(SandboxSpec())
+    with pytest.raises(SandboxError, match="there are 2 sandboxes already"):
+        manager.create(SandboxSpec())
+    manager.close()
+
+
+def test_a_backend_that_was_made_before_is_used_and_closed(backend):
+    def load(name):
+        pytest.fail("it is there already")
+
+    manager = Manager(load, lambda wall: Guest(), {"linux": backend})
+    manager.create(SandboxSpec())
+    manager.close()
+    assert backend.closed == 1
