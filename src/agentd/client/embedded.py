@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from agentd.daemon.execution import Execution as Execution  # noqa: PLC0414
     from agentd.daemon.pipeline import Pipeline as Pipeline  # noqa: PLC0414
     from agentd.sandbox.manager import SandboxHandle as SandboxHandle  # noqa: PLC0414
-    from agentd.sandbox.ports import Backend
 
 _lock = threading.Lock()
 _shared: "Pipeline | None" = None
@@ -24,28 +23,20 @@ def new(begin: tuple[str | None, IsolationLevel] | None = None) -> "Pipeline":
     ``begin`` is the backend and the least level that will be asked for: where that tells which
     backend it will be, its slow start goes on while the rest is imported.
     """
-    begun = _begin(*begin) if begin is not None else {}
-    try:
-        from agentd.daemon.pipeline import Pipeline
-        from agentd.sandbox.manager import Manager
-    except BaseException:
-        for backend in begun.values():
-            backend.close()
-        raise
-    return Pipeline(Manager(made=begun))
+    if begin is not None:
+        _begin(*begin)
+    from agentd.daemon.pipeline import Pipeline
+    from agentd.sandbox.manager import Manager
+
+    return Pipeline(Manager())
 
 
-def _begin(name: str | None, level: IsolationLevel) -> "dict[str, Backend]":
+def _begin(name: str | None, level: IsolationLevel) -> None:
     from agentd.sandbox import backends
 
     likely = name or next((n for n, known in backends.BUILTIN.items() if known.level >= level), "")
-    if likely not in backends.BUILTIN:
-        return {}
-    backend = backends.load(likely)
-    start = getattr(backend, "prestart", None)
-    if start is not None:
-        start()
-    return {likely: backend}
+    if likely in backends.BUILTIN:
+        backends.begin(likely)
 
 
 def shared() -> "Pipeline":

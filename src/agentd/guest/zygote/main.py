@@ -21,6 +21,7 @@ import sys
 from agentd.guest import agent
 from agentd.guest.zygote import box as boxes
 from agentd.guest.zygote import root
+from agentd.guest.zygote.group import enter_group
 from agentd.guest.zygote.rehearsal import rehearse
 from agentd.linux import abi, mounts, process, seccomp
 from agentd.linux.clone import Cloner
@@ -272,7 +273,8 @@ def _box(request: dict[str, object], fds: list[int], filter_: bytes) -> None:
         listener = socket.socket(fileno=fds[0])
         try:
             done = boxes.confine(request, fds, filter_)
-        except boxes.SetupError as error:
+            done += enter_group(listener)
+        except (boxes.SetupError, OSError) as error:
             listener.send(json.dumps({"error": str(error), "errno": error.errno}).encode())
             os._exit(1)
         for fd in fds[1:]:

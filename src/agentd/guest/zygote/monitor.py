@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from agentd.guest import agent
 from agentd.guest.zygote import root
+from agentd.guest.zygote.group import enter_group
 from agentd.linux import caps, landlock, process, seccomp
 from agentd.linux.title import set_title
 
@@ -80,7 +81,7 @@ def _agent(config: Config) -> None:
         os.setsid()
         process.set_pdeathsig(signal.SIGKILL)
         try:
-            done = _confine(config)
+            done = _confine(config) + enter_group(listener)
         except OSError as error:
             answer = {"error": str(error), "errno": error.errno}
             listener.send(json.dumps(answer).encode())

@@ -42,7 +42,12 @@ def rehearse(commands: int) -> None:
 
 
 def _send(sock: socket.socket, channel: int) -> None:
-    request = {"op": "exec", "argv": [_PROGRAM], "cwd": "/", "fds": ["stdout", "stderr"]}
+    request: dict[str, object] = {
+        "op": "exec",
+        "argv": [_PROGRAM],
+        "cwd": "/",
+        "fds": ["stdout", "stderr"],
+    }
     null = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
     try:
         rights = array.array("i", [null, null])

@@ -19,6 +19,9 @@ _PIDFDS_AT_ONCE = 64
 class Group(ABC):
     """One sandbox's group. ``controllers`` are those whose limit was asked for and is in force."""
 
+    #: The file for moving oneself in.
+    _DOOR = "cgroup.procs"
+
     def __init__(
         self,
         name: str,
@@ -35,6 +38,22 @@ class Group(ABC):
         """Move a process in, with what it forks from now on. Raises ProcessLookupError."""
         for directory in self._directories:
             files.write(directory, "cgroup.procs", pid)
+
+    def doors(self) -> list[int]:
+        """Descriptors, the caller's to close: who writes ``0`` to all of them is moved in.
+
+        Whoever holds them needs no right of its own: the kernel looks at who opened them.
+        """
+        flags = os.O_WRONLY | os.O_CLOEXEC
+        fds: list[int] = []
+        try:
+            for directory in self._directories:
+                fds.append(os.open(f"{directory}/{self._DOOR}", flags))
+        except OSError:
+            for fd in fds:
+                os.close(fd)
+            raise
+        return fds
 
     @abstractmethod
     def counters(self) -> dict[str, int]:

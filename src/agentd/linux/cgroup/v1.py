@@ -80,6 +80,9 @@ class V1Hierarchy(Hierarchy):
 
 
 class V1Group(Group):
+    # A thread moving itself needs no lock on all threads of the machine; a process does.
+    _DOOR = "tasks"
+
     def __init__(
         self,
         name: str,

@@ -1,6 +1,6 @@
 """The walls we know: one table of names, imported late; third parties join by entry point."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agentd.model.errors import InvalidInput
 from agentd.model.isolation import IsolationLevel
@@ -16,13 +16,18 @@ class Known(NamedTuple):
 
     level: IsolationLevel
     where: str
+    begin: str = ""  # what of it is slow to start and can be started ahead, without an import
 
 
 # Cheapest first within a level.
 BUILTIN: dict[str, Known] = {
     "host": Known(IsolationLevel.NONE, "agentd.sandbox.backends.process:HostBackend"),
     "landlock": Known(IsolationLevel.PROCESS, "agentd.sandbox.backends.process:LandlockBackend"),
-    "linux": Known(IsolationLevel.NAMESPACE, "agentd.sandbox.backends.linux.backend:LinuxBackend"),
+    "linux": Known(
+        IsolationLevel.NAMESPACE,
+        "agentd.sandbox.backends.linux.backend:LinuxBackend",
+        "agentd.sandbox.backends.linux.nursery:begin",
+    ),
 }
 
 
@@ -31,18 +36,28 @@ def names() -> tuple[str, ...]:
     return (*BUILTIN, *(name for name in sorted(_third_parties()) if name not in BUILTIN))
 
 
+def begin(name: str) -> None:
+    """Start the slow part of one of our backends ahead of ``load``; returns at once."""
+    if BUILTIN[name].begin:
+        _attribute(BUILTIN[name].begin)()
+
+
 def load(name: str) -> "Backend":
     """A fresh backend. Raises InvalidInput for a name nobody has."""
-    from importlib import import_module
-
     where = BUILTIN[name].where if name in BUILTIN else _third_parties().get(name)
     if where is None:
         raise InvalidInput(
             f"unknown backend {name!r}", remediation=f"use one of: {', '.join(names())}"
         )
-    module, _, attribute = where.partition(":")
-    backend: Backend = getattr(import_module(module), attribute)()
+    backend: Backend = _attribute(where)()
     return backend
+
+
+def _attribute(where: str) -> Any:
+    from importlib import import_module
+
+    module, _, attribute = where.partition(":")
+    return getattr(import_module(module), attribute)
 
 
 def _third_parties() -> dict[str, str]:

@@ -19,10 +19,8 @@ def limit_control(
 ) -> Control:
     """``asked`` is None where ``value`` is a default."""
     wanted = value if asked is None else asked
-    if isinstance(wanted, int) and wanted >= 1 << 20:
-        text = format_size(wanted)
-    else:
-        text = f"{wanted:g}"
+    whole = isinstance(wanted, int) and wanted >= 1 << 20
+    text = format_size(int(wanted or 0)) if whole else f"{wanted:g}"
     return Control(text if asked is not None else f"default {text}", enforced, detail)
 
 

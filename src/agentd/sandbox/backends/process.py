@@ -19,7 +19,7 @@ from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.mount import Mount, MountMode
 from agentd.model.spec import SandboxSpec
-from agentd.sandbox.backends.cgroups import make_group
+from agentd.sandbox.backends.cgroups import let_in, make_group
 from agentd.sandbox.backends.child import await_ready, reap, receive, start_python
 from agentd.sandbox.backends.identity import SANDBOX_UID
 from agentd.sandbox.backends.limits import group_controls, limit_control, with_defaults
@@ -88,7 +88,7 @@ class HostBackend:
             group, detail = make_group(plan.spec.limits, plan.limits)
             if group is not None:
                 undo.callback(group.remove)
-                group.attach(pid)
+            let_in(listener, group)
             controls = await_ready(listener)
             pidfd = os.pidfd_open(pid)
             undo.pop_all()

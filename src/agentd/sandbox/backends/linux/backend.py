@@ -11,12 +11,12 @@ from agentd.model.errors import AgentdError, InvalidInput
 from agentd.model.isolation import IsolationLevel
 from agentd.model.mount import Mount, MountMode
 from agentd.model.spec import SandboxSpec
-from agentd.sandbox.backends.cgroups import make_group, own_hierarchy
+from agentd.sandbox.backends.cgroups import let_in, make_group, own_hierarchy
 from agentd.sandbox.backends.child import await_ready
 from agentd.sandbox.backends.identity import SANDBOX_UID
 from agentd.sandbox.backends.linux import report
 from agentd.sandbox.backends.linux.cow import OverlayWall
-from agentd.sandbox.backends.linux.nursery import Nursery
+from agentd.sandbox.backends.linux.nursery import Nursery, adopt
 from agentd.sandbox.backends.linux.plan import LinuxPlan, make_plan
 from agentd.sandbox.backends.wall import ProcessWall
 
@@ -33,7 +33,8 @@ class LinuxBackend:
     def __init__(self, without: frozenset[str] = frozenset()) -> None:
         self._without = without
         self._lock = threading.Lock()
-        self._nurseries: dict[str, Nursery] = {}
+        begun = adopt()
+        self._nurseries = {"none": begun} if begun is not None else {}
         self._availability: Availability | None = None
 
     def requirements(self) -> tuple[str, ...]:
@@ -43,11 +44,6 @@ class LinuxBackend:
             "seccomp filters",
             "cgroups for memory and CPU limits",
         )
-
-    def prestart(self) -> None:
-        """Start the zygote without waiting for it, while the caller does other things."""
-        with contextlib.suppress(AgentdError, OSError):
-            self._nursery("none")
 
     def probe(self) -> Availability:
         """Builds the root once for real: what the kernel says then is the answer."""
@@ -74,13 +70,12 @@ class LinuxBackend:
                     group, group_detail = make_group(plan.spec.limits, plan.limits)
                     if group is not None:
                         undo.callback(group.remove)
+                    let_in(ours, group)
                 finally:
                     answer = pending.answer()
                     for fd in answer:
                         undo.callback(os.close, fd)
             pid = process.pidfd_of_fdinfo(answer[0])
-            if group is not None:
-                group.attach(pid)
             controls = await_ready(ours)
             undo.pop_all()
             return self._wall(plan, pid, answer, ours, group, controls, group_detail)

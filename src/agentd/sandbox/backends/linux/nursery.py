@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from agentd.model.errors import SandboxError
+from agentd.model.errors import AgentdError, SandboxError
 from agentd.sandbox.backends.child import reap, receive, start_python
 from agentd.sandbox.backends.identity import SANDBOX_UID
 
@@ -109,6 +109,24 @@ class Nursery:
         if "error" in answer:
             raise SandboxError("the kernel refused the sandbox", cause=str(answer["error"]))
         return fds
+
+
+_begun: Nursery | None = None
+
+
+def begin() -> None:
+    """Start a zygote that the process's first backend will adopt; returns at once."""
+    global _begun  # noqa: PLW0603  (handed over before any backend exists)
+    if _begun is None:
+        with contextlib.suppress(AgentdError, OSError):  # said again by whoever needs it
+            _begun = Nursery(net="none")
+
+
+def adopt() -> Nursery | None:
+    """The zygote that ``begin`` started, once."""
+    global _begun
+    nursery, _begun = _begun, None
+    return nursery
 
 
 class Pending:

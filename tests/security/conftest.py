@@ -1,0 +1,150 @@
+"""Attacks run behind a wall, whole or with named controls left out.
+
+``sandbox(backend, without={...})`` gives a ``Box``. An attack is Python source; it starts with
+``PRELUDE``, which has ``NR`` (system call numbers by name), ``call(name, *args)`` (a raw system
+call: its result, or the name of its errno) and ``said(name, value)`` for what it found out.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from agentd.client import build
+from agentd.linux import abi
+from agentd.linux.seccomp.tables import numbers
+from agentd.model.result import Exit
+from agentd.model.spec import ExecRequest
+from agentd.sandbox.backends.linux.backend import LinuxBackend
+from agentd.sandbox.backends.process import HostBackend, LandlockBackend
+from agentd.sandbox.ports import Wall
+from agentd.transport.guest import Guest
+
+PYTHON = "/usr/bin/python3"
+BACKENDS = {"host": HostBackend, "landlock": LandlockBackend, "linux": LinuxBackend}
+PRELUDE = f"""
+import ctypes, errno, os, signal, socket, struct, sys
+NR = {numbers(abi.MACHINE)!r}
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+def call(name, *args):
+    words = [a if isinstance(a, bytes) else ctypes.c_long(a) if isinstance(a, int) else a
+             for a in args]
+    number = NR[name] if isinstance(name, str) else name
+    result = _libc.syscall(ctypes.c_long(number), *words)
+    return errno.errorcode[ctypes.get_errno()] if result == -1 else result
+def tried(action, *args):
+    try:
+        return action(*args)
+    except OSError as error:
+        return errno.errorcode[error.errno]
+def opens(path, flags=os.O_RDONLY):
+    got = tried(os.open, path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    if isinstance(got, int):
+        os.close(got)
+        return "opened"
+    return got
+def said(name, value):
+    print(name, value, sep="=", flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a command in a box ended, and what it wrote."""
+
+    exit: Exit
+    stdout: str
+    stderr: str
+
+    @property
+    def said(self) -> dict[str, str]:
+        """What the attack reported; one that did not come to its end has failed by itself."""
+        assert self.exit.ok, f"{self.exit}\n{self.stdout}\n{self.stderr}"
+        return dict(line.split("=", 1) for line in self.stdout.splitlines() if "=" in line)
+
+
+@dataclass(frozen=True)
+class Box:
+    wall: Wall
+    guest: Guest
+
+    @property
+    def workspace(self) -> str:
+        return self.wall.workspace
+
+    def run(self, attack: str | Sequence[str], *args: str, **request: Any) -> Ran:
+        """A script with its ``sys.argv[1:]``, or an argv; 30 s and 1 MiB a stream at most."""
+        argv = (PYTHON, "-I", "-c", PRELUDE + attack) if isinstance(attack, str) else attack
+        fields = {"cwd": self.workspace, "timeout": 30.0, "output_limit": 1 << 20} | request
+        exit_, out, err, _ = self.guest.run(ExecRequest((*argv, *args), **fields))
+        return Ran(exit_, out.decode(errors="replace"), err.decode(errors="replace"))
+
+    def attack(self, script: str, *args: str, **request: Any) -> dict[str, str]:
+        """What the script ``said``."""
+        return self.run(script, *args, **request).said
+
+
+@dataclass
+class _Yard:
+    """The boxes of one test. Those of the same backend and controls are siblings."""
+
+    backends: dict[tuple[str, frozenset[str]], Any] = field(default_factory=dict)
+    boxes: list[Box] = field(default_factory=list)
+
+    def make(self, backend: str, without: Collection[str] = (), **spec: Any) -> Box:
+        """``spec`` as of ``build.sandbox_spec``: ``user``, ``net``, ``mounts``, ``memory``..."""
+        key = (backend, frozenset(without))
+        if key not in self.backends:
+            self.backends[key] = BACKENDS[backend](without=key[1])
+            found = self.backends[key].probe()
+            if not found.usable:
+                pytest.skip(f"{backend}: {'; '.join(b.what for b in found.blockers)}")
+        of = self.backends[key]
+        wall = of.launch(of.plan(build.sandbox_spec(backend=backend, **spec)))
+        box = Box(wall, Guest(wall.open_stream, passes_descriptors=wall.passes_descriptors))
+        self.boxes.append(box)
+        return box
+
+    def close(self) -> None:
+        for box in self.boxes:
+            box.guest.close()
+            box.wall.kill()
+        for backend in self.backends.values():
+            backend.close()
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Callable[..., Box]]:
+    """``sandbox(backend, without=(), **spec)``: a fresh Box, ended with the test."""
+    yard = _Yard()
+    try:
+        yield yard.make
+    finally:
+        yard.close()
+
+
+@pytest.fixture(params=["linux", "landlock"])
+def walled(request: pytest.FixtureRequest) -> str:
+    """The name of every backend that confines."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def bystander() -> Iterator[subprocess.Popen[bytes]]:
+    """A process of the host's that is no concern of any sandbox; of our own user."""
+    code = "import sys; print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={"PATH": os.defpath},
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # it runs
+        yield process
+        process.kill()
