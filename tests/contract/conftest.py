@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import agentd
 import msgspec
 import pytest
+
+import agentd
 from agentd.client import build
 from agentd.client.sandbox import Sandbox
 from agentd.daemon.pipeline import Pipeline
@@ -41,16 +42,15 @@ class Kind:
 
     name: str
     confined: bool = False
-    terminals: bool = True
     namespaces: bool = False
 
 
-KINDS = (
-    Kind("fake"),
-    Kind("host"),
-    Kind("landlock", confined=True, terminals=False),
-    Kind("linux", confined=True, namespaces=True),
-)
+KINDS = {
+    "fake": Kind("fake"),
+    "host": Kind("host"),
+    "landlock": Kind("landlock", confined=True),
+    "linux": Kind("linux", confined=True, namespaces=True),
+}
 
 # --- the fake ---
 
@@ -153,8 +153,10 @@ class FakeBackend:
 
     def plan(self, spec: SandboxSpec) -> FakePlan:
         limits = spec.limits
-        if spec.mounts or spec.user or any(
-            (limits.memory, limits.cpus, limits.pids, limits.disk, limits.open_files)
+        if (
+            spec.mounts
+            or spec.user
+            or any((limits.memory, limits.cpus, limits.pids, limits.disk, limits.open_files))
         ):
             raise Refused("backend fake enforces nothing", remediation="use another backend")
         return FakePlan(spec)
@@ -188,16 +190,20 @@ def pipeline(canary: str) -> Iterator[Pipeline]:
     pipeline.manager.close()
 
 
-@pytest.fixture(scope="session", params=KINDS, ids=lambda kind: kind.name)
+@pytest.fixture(scope="session", params=KINDS)
 def kind(request: pytest.FixtureRequest, pipeline: Pipeline) -> Kind:
-    kind: Kind = request.param
+    """A test for some of them alone parametrizes it by their names, indirectly."""
+    kind = KINDS[request.param]
     found = pipeline.manager.backend(kind.name).probe()
     if not found.usable:
         pytest.skip(f"{kind.name}: {'; '.join(blocker.what for blocker in found.blockers)}")
-    # A wall's shared parts start with its first sandbox of each network, and stay.
-    for net in ("none", "host"):
-        spec = build.sandbox_spec(backend=kind.name, net=net)
-        pipeline.close(pipeline.open("test", spec))
+    # A wall's shared parts start with its first sandbox of each network, and stay; the map of a
+    # directory's owner with the first workspace.
+    with tempfile.TemporaryDirectory(prefix="contract-") as folder:
+        for net in ("none", "host"):
+            workspace = folder if kind.namespaces else None
+            spec = build.sandbox_spec(backend=kind.name, net=net, workspace=workspace)
+            pipeline.close(pipeline.open("test", spec))
     return kind
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from agentd.client.sandbox import Sandbox
 from agentd.model.cause import CauseCode
 from agentd.model.errors import AgentdError, SandboxError
@@ -39,9 +40,7 @@ def _sleepers(token: str) -> list[int]:
     return found
 
 
-def test_close_ends_every_process_however_it_hid(
-    make: Callable[..., Sandbox], token: str
-) -> None:
+def test_close_ends_every_process_however_it_hid(make: Callable[..., Sandbox], token: str) -> None:
     sandbox = make()
     # A child, an orphan, one in a session of its own, one that ignores what can be ignored.
     sandbox.run(
@@ -53,9 +52,7 @@ def test_close_ends_every_process_however_it_hid(
     assert _wait(lambda: not _sleepers(token)), _sleepers(token)
 
 
-def test_close_ends_what_runs_in_the_foreground(
-    make: Callable[..., Sandbox], token: str
-) -> None:
+def test_close_ends_what_runs_in_the_foreground(make: Callable[..., Sandbox], token: str) -> None:
     sandbox = make()
     with sandbox.start(f"echo up; sleep {token}") as process:
         assert next(iter(process)).data == b"up\n"

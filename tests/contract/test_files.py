@@ -2,11 +2,12 @@
 
 import errno
 import io
-import random
+import os
 import threading
 from collections.abc import Iterator
 
 import pytest
+
 from agentd.client.files import Files
 from agentd.client.sandbox import Sandbox
 from agentd.model.errors import OperationFailed
@@ -19,7 +20,7 @@ def files(sandbox: Sandbox) -> Files:
 
 @pytest.mark.parametrize("size", [0, 1, 65_536, 5_000_001])
 def test_what_is_written_is_read(files: Files, workspace: str, size: int) -> None:
-    data = random.Random(size).randbytes(size)
+    data = os.urandom(size)
     assert files.write(f"{workspace}/file", data) == size
     assert files.read(f"{workspace}/file") == data
     assert b"".join(files.read_iter(f"{workspace}/file")) == data
@@ -111,9 +112,7 @@ def test_directories_are_made_moved_and_removed(files: Files, workspace: str) ->
     assert caught.value.errno == errno.ENOENT
 
 
-def test_removing_a_link_spares_its_target(
-    sandbox: Sandbox, files: Files, workspace: str
-) -> None:
+def test_removing_a_link_spares_its_target(sandbox: Sandbox, files: Files, workspace: str) -> None:
     sandbox.run("mkdir kept; echo data > kept/file; mkdir tree; ln -s ../kept tree/link")
     files.remove(f"{workspace}/tree", recursive=True)
     assert files.read(f"{workspace}/kept/file") == b"data\n"

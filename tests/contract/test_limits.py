@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from agentd.client.sandbox import Sandbox
 from agentd.linux.cgroup import Hierarchy
 from agentd.model.cause import CauseCode
@@ -158,9 +159,7 @@ def test_a_limit_that_is_asked_for_is_held_or_refused(
 
 
 @pytest.mark.parametrize("limit", ["memory", "cpus", "pids", "disk", "open_files"])
-def test_a_default_limit_is_reported_as_it_is(
-    kind: Any, sandbox: Sandbox, limit: str
-) -> None:
+def test_a_default_limit_is_reported_as_it_is(kind: Any, sandbox: Sandbox, limit: str) -> None:
     if limit == "cpus" and limit not in sandbox.enforcement:
         return  # there is no default
     control = sandbox.enforcement[limit]

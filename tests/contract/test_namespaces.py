@@ -4,17 +4,18 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+
 from agentd.client.sandbox import Sandbox
 from agentd.model.errors import InvalidInput, Refused
 
+of_namespaces = pytest.mark.parametrize("kind", ["linux"], indirect=True)
+without_namespaces = pytest.mark.parametrize("kind", ["fake", "host", "landlock"], indirect=True)
+
 
 @pytest.fixture
-def box(kind: Any, make: Callable[..., Sandbox]) -> Callable[..., Sandbox]:
-    if not kind.namespaces:
-        pytest.skip(f"{kind.name}: has no namespaces; the tests at the end hold it to refusing")
+def box(make: Callable[..., Sandbox]) -> Callable[..., Sandbox]:
     return make
 
 
@@ -28,6 +29,7 @@ def project(folder: Path) -> Path:
     return folder
 
 
+@of_namespaces
 def test_a_workspace_is_the_hosts_directory(box: Callable[..., Sandbox], project: Path) -> None:
     sandbox = box(workspace=project)
     assert sandbox.run("pwd; cat file sub/deep link").text == "/workspace\nhost\ndeep\nhost\n"
@@ -39,6 +41,7 @@ def test_a_workspace_is_the_hosts_directory(box: Callable[..., Sandbox], project
     assert (project / "made").stat().st_uid == project.stat().st_uid
 
 
+@of_namespaces
 @pytest.mark.parametrize("user", [None, "root", "4321"])
 def test_the_workspace_belongs_to_the_user_inside(
     box: Callable[..., Sandbox], project: Path, user: str | None
@@ -49,6 +52,7 @@ def test_the_workspace_belongs_to_the_user_inside(
         assert sandbox.run("touch own && stat -c %u own").text == f"{uid}\n"
 
 
+@of_namespaces
 def test_the_names_of_the_users(box: Callable[..., Sandbox]) -> None:
     assert box().run("id -un; echo $USER $HOME; touch ~/x").text == (
         "sandbox\nsandbox /home/sandbox\n"
@@ -60,6 +64,7 @@ def test_the_names_of_the_users(box: Callable[..., Sandbox]) -> None:
     assert root.run("chown 1:1 /tmp/x").exit_code != 0
 
 
+@of_namespaces
 def test_a_read_only_workspace(box: Callable[..., Sandbox], project: Path) -> None:
     sandbox = box(workspace=f"{project}:ro")
     assert sandbox.run("cat file").text == "host\n"
@@ -72,6 +77,7 @@ def test_a_read_only_workspace(box: Callable[..., Sandbox], project: Path) -> No
     assert sandbox.enforcement["mount /workspace"].enforced
 
 
+@of_namespaces
 def test_mounts_at_places_of_their_own(box: Callable[..., Sandbox], project: Path) -> None:
     (project / "rw").mkdir()
     sandbox = box(
@@ -87,6 +93,7 @@ def test_mounts_at_places_of_their_own(box: Callable[..., Sandbox], project: Pat
     assert set(sandbox.enforcement) >= {"mount /data", "mount /srv/deep/rw", "mount /opt/one"}
 
 
+@of_namespaces
 def test_a_mount_of_one_sandbox_is_not_seen_by_another(
     box: Callable[..., Sandbox], project: Path
 ) -> None:
@@ -97,6 +104,7 @@ def test_a_mount_of_one_sandbox_is_not_seen_by_another(
     assert second.run(seen).text == ""
 
 
+@of_namespaces
 def test_copy_on_write_lists_and_applies(box: Callable[..., Sandbox], project: Path) -> None:
     sandbox = box(workspace=f"{project}:cow")
     script = (
@@ -123,6 +131,7 @@ def test_copy_on_write_lists_and_applies(box: Callable[..., Sandbox], project: P
     assert (project / "new" / "dir" / "file").stat().st_uid == os.getuid()
 
 
+@of_namespaces
 def test_a_directory_that_was_replaced(box: Callable[..., Sandbox], project: Path) -> None:
     sandbox = box(workspace=f"{project}:cow")
     assert sandbox.run("rm -r sub && mkdir sub && echo n > sub/new").exit_code == 0
@@ -131,6 +140,7 @@ def test_a_directory_that_was_replaced(box: Callable[..., Sandbox], project: Pat
     assert os.listdir(project / "sub") == ["new"]
 
 
+@of_namespaces
 def test_copy_on_write_that_is_dropped_changes_nothing(
     box: Callable[..., Sandbox], project: Path
 ) -> None:
@@ -141,6 +151,7 @@ def test_copy_on_write_that_is_dropped_changes_nothing(
     assert (project / "file").read_text() == "host\n"
 
 
+@of_namespaces
 def test_the_root_is_read_only_and_bare(box: Callable[..., Sandbox]) -> None:
     sandbox = box()
     for path in ("/", "/usr", "/etc", "/dev", "/var", "/run", "/mnt"):
@@ -150,6 +161,7 @@ def test_the_root_is_read_only_and_bare(box: Callable[..., Sandbox]) -> None:
     assert int(sandbox.run("ls /proc | grep -c '^[0-9]'").text) < 8
 
 
+@of_namespaces
 def test_hostname_and_loopback_are_its_own(box: Callable[..., Sandbox]) -> None:
     sandbox = box()
     assert sandbox.run(["uname", "-n"]).text == "sandbox\n"
@@ -160,11 +172,10 @@ def test_hostname_and_loopback_are_its_own(box: Callable[..., Sandbox]) -> None:
 # --- the others refuse ---
 
 
+@without_namespaces
 def test_other_walls_refuse_what_takes_namespaces(
-    kind: Any, make: Callable[..., Sandbox], project: Path
+    make: Callable[..., Sandbox], project: Path
 ) -> None:
-    if kind.namespaces:
-        pytest.skip(f"{kind.name}: has namespaces")
     for wanted in (
         {"user": "root"},
         {"workspace": f"{project}:cow"},
@@ -175,6 +186,7 @@ def test_other_walls_refuse_what_takes_namespaces(
         assert caught.value.remediation
 
 
+@of_namespaces
 def test_no_overlay_no_changes(sandbox: Sandbox) -> None:
     with pytest.raises(Refused, match="copy-on-write"):
         sandbox.changes()

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable
 
 import pytest
+
 from agentd.client.sandbox import CommandFailed, Sandbox
 from agentd.model.cause import CauseCode
 

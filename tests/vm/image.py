@@ -62,12 +62,7 @@ def _archive(files: dict[str, str]) -> bytes:
     for name in _APPLETS:
         archive.symlink(f"/usr/bin/{name}", "busybox")
     for path, source in files.items():
-        real = os.path.realpath(source)
-        if path != source or path == real:
-            archive.copy(source, path)
-        else:
-            archive.copy(source, _merged(real))
-            archive.symlink(_merged(path), _merged(real))
+        archive.copy(source, _merged(path))
     return archive.finish()
 
 

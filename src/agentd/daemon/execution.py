@@ -21,7 +21,8 @@ class Execution:
     def __init__(self, handle: SandboxHandle, request: ExecRequest, capture: bool) -> None:
         self.request_id = "req-" + os.urandom(8).hex()
         self._handle = handle
-        self._before = dict(handle.wall.counters())
+        # A sandbox that has run nothing has met no limit.
+        self._before = {} if handle.unreported_ms else dict(handle.wall.counters())
         self._started = time.monotonic()
         self._lost: Exit | None = None
         # The first command waited for the sandbox; those after it found it ready.
@@ -70,8 +71,9 @@ class Execution:
             self.step()
         end = self.exit
         exec_ms = (time.monotonic() - self._started) * 1000
-        counters = self._handle.wall.counters()
-        refined = end if self._lost else refine(end, self._before, counters)
+        refined = end
+        if not end.ok and not self._lost:
+            refined = refine(end, self._before, self._handle.wall.counters())
         return Result(
             request_id=self.request_id,
             status=status(refined),

@@ -4,6 +4,7 @@ Reads top to bottom, one step a line, in ``confine``. Runs in the forked child, 
 what the zygote has imported. Standard library and ``agentd.linux`` only.
 """
 
+import contextlib
 import os
 import resource
 from collections.abc import Callable
@@ -38,12 +39,37 @@ class SetupError(Exception):
         self.errno = getattr(error, "errno", 0) or 0
 
 
-def confine(box: Request, fds: list[int], filter_: bytes, kernel: Kernel = KERNEL) -> list[str]:
+class Prepared:
+    """What a waiting clone has done ahead of its request: the steps named in ``steps``.
+
+    Only for a plain sandbox, one that asks for nothing else than the defaults of those steps.
+    """
+
+    steps = frozenset({"user_namespace", "loopback", "root", "scratch", "proc"})
+
+    def __init__(self, plain: Request, kernel: Kernel = KERNEL) -> None:
+        """Raises OSError; the process is of no use then."""
+        _identity(plain)
+        _loopback(plain)
+        _scratch(plain, [], kernel)
+        _own_workspace(kernel)
+        _proc(kernel)
+        self.rules = _base_rules(plain)
+
+
+def confine(
+    box: Request,
+    fds: list[int],
+    filter_: bytes,
+    kernel: Kernel = KERNEL,
+    prepared: Prepared | None = None,
+) -> list[str]:
     """Build the wall around this process; the names of the controls that now hold.
 
     Raises SetupError; the caller ends the process.
     """
     without = set(_strings(box["without"]))
+    ahead = prepared.steps if prepared is not None else frozenset()
     done: list[str] = []
     steps: tuple[tuple[str, Callable[[], object]], ...] = (
         ("user_namespace", lambda: _identity(box)),
@@ -51,20 +77,21 @@ def confine(box: Request, fds: list[int], filter_: bytes, kernel: Kernel = KERNE
         ("loopback", lambda: _loopback(box)),
         ("root", lambda: _private_root(box, kernel)),
         ("scratch", lambda: _scratch(box, fds, kernel)),
-        ("workspace", lambda: _mounts(box, fds, kernel)),
+        ("workspace", lambda: _mounts(box, fds, kernel, prepared is not None)),
         ("proc", lambda: _proc(kernel)),
         ("rlimits", lambda: _rlimits(box)),
         ("no_new_privs", lambda: process.set_no_new_privs(kernel)),
         ("capabilities", lambda: caps.drop_all(kernel)),
         ("dumpable", lambda: process.set_dumpable(False, kernel)),
-        ("landlock", lambda: _landlock(box)),
+        ("landlock", lambda: _landlock(box, prepared)),
         ("seccomp", lambda: seccomp.install(filter_, kernel)),
     )
     for name, step in steps:
         if name in without:
             continue
         try:
-            step()
+            if name not in ahead:
+                step()
         except OSError as error:
             raise SetupError(name, error) from None
         done.append(name)
@@ -103,20 +130,25 @@ def _scratch(box: Request, fds: list[int], kernel: Kernel) -> None:
     kernel.mount("devpts", "/dev/pts", "devpts", abi.MS_NOSUID | abi.MS_NOEXEC, devpts)
 
 
-def _mounts(box: Request, fds: list[int], kernel: Kernel) -> None:
-    """The workspace, then what else of the host was asked for."""
+def _mounts(box: Request, fds: list[int], kernel: Kernel, own: bool) -> None:
+    """The workspace, then what else of the host was asked for; ``own`` if it has one already."""
     mounts = list(_dicts(box["mounts"]))
-    _mkdir(f"{WORKSPACE}/w", 0o755)
     if box["cow"]:
         _overlay(fds[_int(mounts.pop(0)["fd"])], kernel)
     elif mounts and mounts[0]["target"] == WORKSPACE:
         _attach(fds[_int(mounts.pop(0)["fd"])], WORKSPACE, kernel)
-    else:
-        kernel.mount(f"{WORKSPACE}/w", WORKSPACE, None, abi.MS_BIND)
+    elif not own:
+        _own_workspace(kernel)
     for mount in mounts:
         target = str(mount["target"])
         _mount_point(target, bool(mount["is_dir"]))
         _attach(fds[_int(mount["fd"])], target, kernel)
+
+
+def _own_workspace(kernel: Kernel) -> None:
+    """A directory of the scratch tmpfs, on top of the tmpfs itself."""
+    _mkdir(f"{WORKSPACE}/w", 0o755)
+    kernel.mount(f"{WORKSPACE}/w", WORKSPACE, None, abi.MS_BIND)
 
 
 def _overlay(lower: int, kernel: Kernel) -> None:
@@ -140,7 +172,9 @@ def _mount_point(target: str, is_dir: bool) -> None:
         os.makedirs(target, 0o755, exist_ok=True)
         return
     os.makedirs(os.path.dirname(target), 0o755, exist_ok=True)
-    os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644))
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    with contextlib.suppress(FileExistsError):  # in a private root it is there, and read-only
+        os.close(os.open(target, flags, 0o644))
 
 
 def _private_root(box: Request, kernel: Kernel) -> None:
@@ -186,17 +220,26 @@ def _rlimits(box: Request) -> None:
         resource.setrlimit(resource.RLIMIT_NPROC, (pids, pids))
 
 
-def _landlock(box: Request) -> None:
-    """Defence in depth behind the read-only mounts; the abstract sockets' only control where the
-    host's network is shared."""
+def _base_rules(box: Request) -> landlock.Ruleset | None:
+    """Read and run anything, write in the writable places; None where the kernel has none."""
     version = _int(box["landlock_abi"])
     if not version:
+        return None
+    rules = landlock.Ruleset(abi=version, handle_net=False, scopes=True)
+    rules.allow_path("/", landlock.READ | landlock.EXEC)
+    rules.allow_path("/dev", landlock.WRITE | landlock.IOCTL_DEV)
+    for path in WRITABLE:
+        rules.allow_path(path, landlock.WRITE | landlock.IOCTL_DEV)
+    return rules
+
+
+def _landlock(box: Request, prepared: Prepared | None) -> None:
+    """Defence in depth behind the read-only mounts; the abstract sockets' only control where the
+    host's network is shared."""
+    rules = prepared.rules if prepared is not None else _base_rules(box)
+    if rules is None:
         return
-    with landlock.Ruleset(abi=version, handle_net=False, scopes=True) as rules:
-        rules.allow_path("/", landlock.READ | landlock.EXEC)
-        rules.allow_path("/dev", landlock.WRITE | landlock.IOCTL_DEV)
-        for path in WRITABLE:
-            rules.allow_path(path, landlock.WRITE | landlock.IOCTL_DEV)
+    with rules:
         for mount in _dicts(box["mounts"]):
             if not mount["ro"]:
                 rules.allow_path(str(mount["target"]), landlock.WRITE)

@@ -47,7 +47,7 @@ def main() -> None:
     os.set_inheritable(MOUNTS_FD, False)
     try:
         config, _ = receive(control)
-        zygote = _Zygote(control, _prepare(config), str(config["net"]))
+        zygote = _Zygote(control, _prepare(config), config)
     except Exception as error:
         reply(control, {"error": f"{type(error).__name__}: {error}"})
         os._exit(1)
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 class _Spare:
-    """A clone that waits for its request: in its namespaces, not yet confined, never used."""
+    """A clone that waits for a plain request: in its namespaces, not yet confined, never used."""
 
     def __init__(self, pidfd: int, sock: socket.socket) -> None:
         self.pidfd = pidfd
@@ -69,11 +69,13 @@ class _Spare:
 class _Zygote:
     """Answers requests one by one. Between them it keeps one clone ahead."""
 
-    def __init__(self, control: socket.socket, cloner: Cloner, net: str) -> None:
+    def __init__(self, control: socket.socket, cloner: Cloner, config: dict[str, object]) -> None:
         self._control = control
         self._cloner = cloner
         self._filter = seccomp.build("sandbox")
-        self._flags = boxes.NAMESPACES | (abi.CLONE_NEWNET if net == "none" else 0)
+        self._flags = boxes.NAMESPACES | (abi.CLONE_NEWNET if config["net"] == "none" else 0)
+        plain = config["plain"]
+        self._plain = plain if isinstance(plain, dict) else None
         self._spare: _Spare | None = None
         self._served = 0
         self._rehearsed = False
@@ -82,9 +84,9 @@ class _Zygote:
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         while True:
-            # A one-shot user never asks twice, and shall not pay for a spare.
-            spare_wanted = self._spare is None and self._served > 1
-            if spare_wanted and not poll.poll(_IDLE_MS):
+            # Who asks once may never ask again, and shall not pay for a spare.
+            wanted = self._plain is not None and self._spare is None and self._served > 1
+            if wanted and not poll.poll(_IDLE_MS):
                 self._prepare_spare()
             try:
                 request, fds = receive(self._control)
@@ -109,7 +111,7 @@ class _Zygote:
         if pid == 0:
             self._control.close()
             ours.close()
-            _wait(theirs, self._filter)
+            _wait(theirs, self._plain or {}, self._filter)
         theirs.close()
         self._spare = _Spare(pidfd, ours)
 
@@ -122,7 +124,7 @@ class _Zygote:
                 request["scratch_fd"] = len(fds)
                 fds.append(scratch)
                 passed.append(scratch)
-            pidfd = self._take_spare(request, fds)
+            pidfd = self._take_spare(request, fds) if request["plain"] else None
             if pidfd is None:
                 pidfd = self._clone(request, fds)
             fds.append(pidfd)
@@ -156,15 +158,16 @@ class _Zygote:
         return pidfd
 
 
-def _wait(sock: socket.socket, filter_: bytes) -> None:
-    """The spare: get warm, wait for the request, become its sandbox. Never returns."""
+def _wait(sock: socket.socket, plain: dict[str, object], filter_: bytes) -> None:
+    """The spare: get ready, wait for the request, become its sandbox. Never returns."""
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         gc.enable()
+        prepared = boxes.Prepared(plain)
         rehearse(1)
         request, fds = receive(sock)
         sock.close()
-        _box(request, fds, filter_)
+        _box(request, fds, filter_, prepared)
     finally:
         os._exit(1)
 
@@ -266,13 +269,18 @@ def _scratch_mount(request: dict[str, object]) -> int:
         os.close(fd)
 
 
-def _box(request: dict[str, object], fds: list[int], filter_: bytes) -> None:
+def _box(
+    request: dict[str, object],
+    fds: list[int],
+    filter_: bytes,
+    prepared: boxes.Prepared | None = None,
+) -> None:
     """The child: confine, then be the agent. Never returns."""
     status = 1
     try:
         listener = socket.socket(fileno=fds[0])
         try:
-            done = boxes.confine(request, fds, filter_)
+            done = boxes.confine(request, fds, filter_, prepared=prepared)
             done += enter_group(listener)
         except (boxes.SetupError, OSError) as error:
             listener.send(json.dumps({"error": str(error), "errno": error.errno}).encode())

@@ -7,12 +7,15 @@ _MAX_BYTES = 1 << 20
 
 
 def write(directory: str, name: str, value: int | str) -> None:
+    """Raises FileNotFoundError where the file, or meanwhile its group, is gone."""
     path = f"{directory}/{name}"
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, str(value).encode())
     except OSError as error:
-        raise OSError(error.errno, error.strerror, path) from error
+        # The group was removed while its file was open: to the caller, no other than before.
+        gone = error.errno == errno.ENODEV
+        raise OSError(errno.ENOENT if gone else error.errno, error.strerror, path) from error
     finally:
         os.close(fd)
 

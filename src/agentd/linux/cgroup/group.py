@@ -130,9 +130,10 @@ class Group(ABC):
         with contextlib.ExitStack() as opened:
             pinned = {}
             for pid in members:
-                with contextlib.suppress(ProcessLookupError):
-                    pinned[pid] = os.pidfd_open(pid)
-                    opened.callback(os.close, pinned[pid])
+                pidfd = _pin(pid)
+                if pidfd is not None:
+                    pinned[pid] = pidfd
+                    opened.callback(os.close, pidfd)
             still = self.pids()
             for pid, pidfd in pinned.items():
                 if pid in still:
@@ -151,6 +152,19 @@ class Group(ABC):
                 if not _remove_tree(directory):
                     return False
         return True
+
+
+def _pin(pid: int) -> int | None:
+    """A pidfd; None where the process has ended."""
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    except OSError as error:
+        # Linux 6.12 says so of one that is reaped between its two looks at the number.
+        if error.errno == errno.EINVAL:
+            return None
+        raise
 
 
 def _remove_tree(directory: str) -> bool:

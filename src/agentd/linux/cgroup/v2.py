@@ -1,7 +1,9 @@
 """Version 2: one tree (cgroup-v2.rst in the kernel's docs)."""
 
 import contextlib
+import errno
 import os
+import time
 from collections.abc import Sequence
 
 from agentd.linux.cgroup import files
@@ -18,6 +20,8 @@ LIMITING = ("memory", "pids", "cpu")
 # A group with processes cannot share its controllers out: they move into this child first.
 LEAF = "agentd-host"
 _MOVE_ROUNDS = 20
+_FREEZE_SECONDS = 5.0
+_POLL_SECONDS = 0.001
 _NOT_DELEGATED = (
     "this process' cgroup is not delegated to it: start agentd with "
     "systemd-run --user --scope -p Delegate=yes, or set Delegate=yes in its unit"
@@ -64,7 +68,10 @@ class V2Hierarchy(Hierarchy):
         pids: int | None,
         cpus: float | None,
     ) -> None:
-        directory = f"{self._base}/{PARENT}/{name}"
+        parent = f"{self._base}/{PARENT}"
+        directory = f"{parent}/{name}"
+        # Another may have made the parent, and not have come to sharing yet.
+        self._share(parent)
         if memory is not None and "memory" in held:
             files.write(directory, "memory.max", memory)
             # Absent where the kernel does not account swap.
@@ -77,11 +84,15 @@ class V2Hierarchy(Hierarchy):
     def _make_parent(self, parent: str) -> None:
         if self._arranges:
             self._move_processes()
-        share = " ".join(f"+{controller}" for controller in sorted(self.controllers))
-        files.write(self._base, "cgroup.subtree_control", share)
+        self._share(self._base)
         with contextlib.suppress(FileExistsError):
             files.make_dir(parent)
-        files.write(parent, "cgroup.subtree_control", share)
+        self._share(parent)
+
+    def _share(self, directory: str) -> None:
+        """Let the groups below ``directory`` have the controllers; idempotent."""
+        share = " ".join(f"+{controller}" for controller in sorted(self.controllers))
+        files.write(directory, "cgroup.subtree_control", share)
 
     def _move_processes(self) -> None:
         """Into a leaf of their own. Their limits stay: the leaf has none."""
@@ -113,7 +124,15 @@ class V2Group(Group):
         return known | self._fields(cpu_usec=("cpu.stat", "usage_usec"))
 
     def freeze(self) -> None:
-        files.write(self._directories[0], "cgroup.freeze", 1)
+        """The write only starts it: the kernel says when the last process has stopped."""
+        directory = self._directories[0]
+        deadline = time.monotonic() + _FREEZE_SECONDS
+        files.write(directory, "cgroup.freeze", 1)
+        while files.read_field(directory, "cgroup.events", "frozen") == 0:
+            if time.monotonic() >= deadline:
+                self.thaw()
+                raise OSError(errno.ETIMEDOUT, "processes did not freeze", directory)
+            time.sleep(_POLL_SECONDS)
 
     def thaw(self) -> None:
         files.write(self._directories[0], "cgroup.freeze", 0)

@@ -3,12 +3,14 @@
 import os
 import re
 import socket
+from collections.abc import Collection
 
 from agentd.linux import cgroup
 from agentd.model.errors import Refused, SandboxError
 from agentd.model.limits import Limits
 
 _NAME = re.compile(r"sbx-(\d+)-(\d+)-[0-9a-f]+\Z")
+_CONTROLLERS = {"memory": "memory", "cpus": "cpu", "pids": "pids"}
 _hierarchy: cgroup.Hierarchy | str | None = None
 
 
@@ -30,13 +32,17 @@ def own_hierarchy() -> cgroup.Hierarchy | str:
     return _hierarchy
 
 
-def make_group(asked: Limits, limits: Limits) -> tuple[cgroup.Group | None, str]:
+def make_group(
+    asked: Limits, limits: Limits, needed: Collection[str] = ("memory", "cpus")
+) -> tuple[cgroup.Group | None, str]:
     """A group with the limits, and the reason where there is none.
 
-    Raises Refused when memory or CPU was asked for and cannot be limited.
+    ``needed`` are the limits that nothing but a group can hold: Refused is raised when one of
+    them was asked for and there is no group for it.
     """
     hierarchy = own_hierarchy()
-    for name, controller in (("memory", "memory"), ("cpus", "cpu")):
+    for name in needed:
+        controller = _CONTROLLERS[name]
         if getattr(asked, name) is None:
             continue
         if isinstance(hierarchy, str):

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shutil
 import socket
 import tempfile
 import time
@@ -23,6 +22,7 @@ from agentd.sandbox.backends.cgroups import let_in, make_group
 from agentd.sandbox.backends.child import await_ready, reap, receive, start_python
 from agentd.sandbox.backends.identity import SANDBOX_UID
 from agentd.sandbox.backends.limits import group_controls, limit_control, with_defaults
+from agentd.sandbox.backends.scratch import remove
 from agentd.sandbox.backends.wall import ProcessWall
 
 _MONITOR = "agentd.guest.zygote.monitor"
@@ -73,7 +73,7 @@ class HostBackend:
     def launch(self, plan: ProcessPlan) -> ProcessWall:
         with contextlib.ExitStack() as undo:
             scratch = self._scratch()
-            undo.callback(shutil.rmtree, scratch, ignore_errors=True)
+            undo.callback(remove, scratch)
             workspace = plan.workspace or os.path.join(scratch, "workspace")
             control, theirs_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             listener, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -85,7 +85,9 @@ class HostBackend:
             answer, _ = receive(control, 20.0, "monitor")
             pid = answer["pid"]
             assert isinstance(pid, int)  # noqa: S101  (our own process said it)
-            group, detail = make_group(plan.spec.limits, plan.limits)
+            group, detail = make_group(
+                plan.spec.limits, plan.limits, needed=("memory", "cpus", "pids")
+            )
             if group is not None:
                 undo.callback(group.remove)
             let_in(listener, group)
@@ -101,7 +103,7 @@ class HostBackend:
             enforcement=self._enforcement(plan, controls, group, detail),
             workspace=workspace,
             before_end=(lambda: _end_monitor(control, monitor),),
-            on_end=(lambda: shutil.rmtree(scratch, ignore_errors=True),),
+            on_end=(lambda: remove(scratch),),
         )
 
     def close(self) -> None:

@@ -112,6 +112,7 @@ class LinuxBackend:
 
     def _request(self, plan: LinuxPlan) -> dict[str, object]:
         return {
+            "plain": self._is_plain(plan),
             "uid": plan.uid,
             "hostname": plan.spec.hostname,
             "net": plan.spec.net,
@@ -135,6 +136,23 @@ class LinuxBackend:
                 for index, mount in enumerate(plan.mounts, 1)
             ],
         }
+
+    def _plain(self, net: str) -> dict[str, object]:
+        """What the zygote needs to prepare a clone for a request with nothing special."""
+        plan = make_plan(SandboxSpec(net=net))
+        return {
+            "uid": plan.uid,
+            "net": net,
+            "disk": plan.limits.disk,
+            "inodes": plan.inodes,
+            "scratch_fd": None,
+            "landlock_abi": landlock.abi_version(),
+        }
+
+    def _is_plain(self, plan: LinuxPlan) -> bool:
+        usual = make_plan(SandboxSpec())
+        special = plan.cow or plan.private_root or self._without
+        return not special and (plan.uid, plan.limits.disk) == (usual.uid, usual.limits.disk)
 
     def _mount_fd(self, nursery: Nursery, mount: Mount) -> int:
         """A detached mount of a host path, owned inside by the sandbox's user."""
@@ -163,7 +181,7 @@ class LinuxBackend:
                 nursery.close()
                 nursery = None
             if nursery is None:
-                nursery = self._nurseries[net] = Nursery(net=net)
+                nursery = self._nurseries[net] = Nursery(net=net, plain=self._plain(net))
             return nursery
 
     def _examine(self) -> tuple[list[Blocker], list[str]]:

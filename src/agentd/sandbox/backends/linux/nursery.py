@@ -22,8 +22,11 @@ _MODULE = "agentd.guest.zygote.main"
 class Nursery:
     """Thread-safe. Closing it ends every sandbox of its zygote: the kernel sees to that."""
 
-    def __init__(self, *, net: str) -> None:
-        """Starts the process and returns at once; the first request waits for it."""
+    def __init__(self, *, net: str, plain: dict[str, object] | None = None) -> None:
+        """Starts the process and returns at once; the first request waits for it.
+
+        ``plain`` is what most requests ask for: the zygote keeps one clone ahead for those.
+        """
         self._lock = threading.Lock()
         self._ready = False
         self._owner = os.getpid()
@@ -33,7 +36,7 @@ class Nursery:
         self._mounts, mounts = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self.pid = start_python(_MODULE, (control, mounts))
-            self._send({"uid": identity, "gid": identity, "net": net}, [])
+            self._send({"uid": identity, "gid": identity, "net": net, "plain": plain}, [])
         except BaseException:
             self._control.close()
             self._mounts.close()

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 from agentd.linux import landlock, seccomp
@@ -118,5 +119,6 @@ def _mount(mount: Mount, mapped: bool) -> Control:
     return Control(str(mount.mode), True, f"{mount.source}, {owner}")
 
 
+@cache
 def _profile_digest() -> str:
     return seccomp.digest(seccomp.build("sandbox"))
