@@ -5,7 +5,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 from agentd._version import __version__
@@ -193,25 +193,42 @@ def create(loop: Loop, *, pid1: bool, paths: Iterable[str] = ("/tmp",)) -> Agent
     return agent
 
 
+class Ready:
+    """An agent that is built and serves nobody yet. Owns its loop; ``serve`` frees it."""
+
+    def __init__(self, *, pid1: bool, paths: Iterable[str] = ("/tmp",)) -> None:
+        self._loop = Loop(on_error=report)
+        try:
+            self._agent = create(self._loop, pid1=pid1, paths=paths)
+        except BaseException:
+            self._loop.close()
+            raise
+
+    def serve(self, sock: socket.socket, env: Mapping[str, str] | None = None) -> None:
+        """Be the agent on a SEQPACKET listener until its EOF; in the main thread.
+
+        Commands start with ``env``; None is this process's own environment.
+        """
+        try:
+            if env is not None:
+                self._agent.processes.set_environment(env)
+            self._agent.listen_fds(sock)
+            self._loop.run()
+            self._agent.stop()
+            self._agent.processes.close()
+        finally:
+            self._loop.close()
+
+
 def run_on_listener(
     sock: socket.socket,
     *,
     pid1: bool,
     paths: Iterable[str] = ("/tmp",),
-    ready: Callable[[], None] | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> None:
-    """Be the agent on a SEQPACKET listener until its EOF; in the main thread."""
-    loop = Loop(on_error=report)
-    try:
-        agent = create(loop, pid1=pid1, paths=paths)
-        agent.listen_fds(sock)
-        if ready is not None:
-            ready()
-        loop.run()
-        agent.stop()
-        agent.processes.close()
-    finally:
-        loop.close()
+    """Build an agent and serve until the listener's EOF; in the main thread."""
+    Ready(pid1=pid1, paths=paths).serve(sock, env)
 
 
 def become_subreaper() -> None:

@@ -5,7 +5,7 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
 from agentd.guest.loop import Loop, Timer
@@ -240,6 +240,10 @@ class Processes:
         self._null = -1
         self._oom_score_adj = _child_oom_score_adj()
         loop.on_signal(signal.SIGCHLD, self.reap)
+
+    def set_environment(self, env: Mapping[str, str]) -> None:
+        """What commands start with from now on, in place of this process's environment."""
+        self._spawner.base_env = {os.fsencode(k): os.fsencode(v) for k, v in env.items()}
 
     def __iter__(self) -> Iterator[Process]:
         """The running ones."""

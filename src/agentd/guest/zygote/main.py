@@ -165,9 +165,10 @@ def _wait(sock: socket.socket, plain: dict[str, object], filter_: bytes) -> None
         gc.enable()
         prepared = boxes.Prepared(plain)
         rehearse(1)
+        made = agent.Ready(pid1=True)
         request, fds = receive(sock)
         sock.close()
-        _box(request, fds, filter_, prepared)
+        _box(request, fds, filter_, prepared, made)
     finally:
         os._exit(1)
 
@@ -274,6 +275,7 @@ def _box(
     fds: list[int],
     filter_: bytes,
     prepared: boxes.Prepared | None = None,
+    made: agent.Ready | None = None,
 ) -> None:
     """The child: confine, then be the agent. Never returns."""
     status = 1
@@ -288,10 +290,9 @@ def _box(
         for fd in fds[1:]:
             os.close(fd)
         env = request["env"]
-        if isinstance(env, dict):
-            os.environ.update(env)
         listener.send(json.dumps({"controls": done}).encode())
-        agent.run_on_listener(listener, pid1=True, paths=["/tmp"])
+        ready = made or agent.Ready(pid1=True)
+        ready.serve(listener, env if isinstance(env, dict) else {})
         status = 0
     finally:
         os._exit(status)

@@ -87,10 +87,11 @@ def _agent(config: Config) -> None:
             listener.send(json.dumps(answer).encode())
             os._exit(1)
         env = config["env"]
-        if isinstance(env, dict):
-            os.environ.update(env)
         listener.send(json.dumps({"controls": done}).encode())
-        agent.run_on_listener(listener, pid1=False, paths=[str(config["scratch"])])
+        paths = [str(config["scratch"])]
+        agent.run_on_listener(
+            listener, pid1=False, paths=paths, env=env if isinstance(env, dict) else {}
+        )
         status = 0
     finally:
         os._exit(status)

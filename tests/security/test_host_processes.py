@@ -1,0 +1,147 @@
+"""Threat: seeing, signalling or slowing the host's processes, and other sandboxes'.
+
+Controls: a pid namespace with a /proc of its own (linux); Landlock's signal scope and its closed
+/proc, a user of its own, seccomp for what takes a pid (landlock).
+"""
+
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+Process = subprocess.Popen[bytes]
+
+SIGNAL = """
+pid = int(sys.argv[1])
+said("kill", tried(os.kill, pid, 0))
+said("group", tried(os.killpg, os.getpgid(pid) if len(sys.argv) > 2 else pid, 0))
+pidfd = tried(os.pidfd_open, pid)
+said("pidfd", pidfd if isinstance(pidfd, str) else
+     tried(signal.pidfd_send_signal, pidfd, 0))
+said("queue", call("rt_sigqueueinfo", pid, 0, struct.pack("=iii4x112x", 0, 0, -1)))
+said("thread", call("tgkill", pid, pid, 0))
+"""
+SEE = """
+pid = sys.argv[1]
+said("listed", pid in (tried(os.listdir, "/proc") or ()))
+for name in ("stat", "status", "cmdline", "environ", "maps", "mem", "cgroup", "net/tcp"):
+    said(name, opens(f"/proc/{pid}/{name}"))
+for name in ("cwd", "root", "exe", "ns/pid"):
+    said(name, "opened" if "/" in (got := tried(os.readlink, f"/proc/{pid}/{name}")) else got)
+"""
+# Reads and changes of scheduling that leave the victim as it is.
+SLOW = """
+pid = int(sys.argv[1])
+said("priority", tried(os.setpriority, os.PRIO_PROCESS, pid, 0))
+said("user", tried(os.setpriority, os.PRIO_USER, 0, 0))
+said("affinity", tried(os.sched_setaffinity, pid, range(1024)))
+said("scheduler", call("sched_setscheduler", pid, 0, struct.pack("=i", 0)))
+said("ioprio", call("ioprio_set", 1, pid, 0))
+said("limits", call("prlimit64", pid, 7, 0, ctypes.create_string_buffer(16)))
+"""
+REFUSED = {"linux": {"ESRCH"}, "landlock": {"EPERM"}}
+UNSEEN = {"ENOENT", "EACCES", "ESRCH", "False"}
+
+
+def test_no_signal_reaches_the_host(
+    sandbox: Callable[..., Any], walled: str, bystander: Process
+) -> None:
+    answers = sandbox(walled).attack(SIGNAL, str(bystander.pid))
+    assert set(answers.values()) <= REFUSED[walled] | {"ESRCH"}
+    assert bystander.poll() is None
+
+
+def test_off_signals_reach_the_host(sandbox: Callable[..., Any], bystander: Process) -> None:
+    """No wall; then a wall whose pid namespace, user and Landlock are missing."""
+    assert sandbox("host").attack(SIGNAL, str(bystander.pid), "own")["kill"] == "None"
+    box = sandbox("landlock", without={"landlock", "identity"})
+    answers = box.attack(SIGNAL, str(bystander.pid), "own", cwd="/")
+    assert answers == dict.fromkeys(("kill", "group", "pidfd"), "None") | dict.fromkeys(
+        ("queue", "thread"), "0"
+    )
+
+
+@pytest.mark.parametrize("off", ["landlock", "identity"])
+def test_scope_and_user_each_stop_signals(
+    sandbox: Callable[..., Any], bystander: Process, off: str
+) -> None:
+    """As an ordinary user there is no second user, and Landlock ABI 6 stands alone."""
+    box = sandbox("landlock", without={off})
+    if off == "landlock" and box.attack('said("uid", os.getuid())')["uid"] != "2000000000":
+        pytest.skip("takes root: without it commands keep the caller's user")
+    assert box.attack(SIGNAL, str(bystander.pid), cwd="/")["kill"] == "EPERM"
+
+
+def test_no_host_process_is_seen(
+    sandbox: Callable[..., Any], walled: str, bystander: Process
+) -> None:
+    answers = sandbox(walled).attack(SEE, str(bystander.pid))
+    assert {name: got for name, got in answers.items() if got not in UNSEEN} == {}
+
+
+def test_off_a_host_process_is_seen(sandbox: Callable[..., Any], bystander: Process) -> None:
+    answers = sandbox("host").attack(SEE, str(bystander.pid))
+    assert answers == dict.fromkeys(answers, "opened") | {"listed": "True"}
+    open_proc = sandbox("landlock", without={"landlock"}).attack(SEE, str(bystander.pid))
+    assert open_proc["listed"] == "True"
+    assert open_proc["cmdline"] == open_proc["stat"] == "opened"
+
+
+def test_only_own_processes_are_listed(sandbox: Callable[..., Any]) -> None:
+    """PID 1, which is the agent, and the command; a /proc of the zygote's would show more."""
+    script = 'said("pids", sorted(int(p) for p in os.listdir("/proc") if p.isdigit()))'
+    script += '\nsaid("own", [1, os.getpid()])'
+    one = sandbox("linux")
+    sandbox("linux")  # a sibling of the same zygote
+    answers = one.attack(script)
+    assert answers["pids"] == answers["own"]
+    off = sandbox("linux", without={"proc"})
+    sandbox("linux", without={"proc"})
+    answers = off.attack(script)
+    assert len(answers["pids"].split()) > 2
+
+
+@pytest.mark.parametrize("off", [{"proc"}, {"proc", "landlock"}], ids=["proc", "and landlock"])
+def test_a_sibling_is_not_signalled_even_where_proc_shows_it(
+    sandbox: Callable[..., Any], off: set[str]
+) -> None:
+    """All sandboxes of one zygote have the same uid outside: the pid namespace keeps them apart."""
+    one, _sibling = sandbox("linux", without=off), sandbox("linux", without=off)
+    script = """
+for pid in (int(p) for p in os.listdir("/proc") if p.isdigit()):
+    # Numbers here are the zygote's; those above ours mean nothing in our own namespace.
+    if pid not in (1, os.getpid(), os.getppid()):
+        said(pid, tried(os.kill, pid, 0))
+        said(f"{pid} mem", opens(f"/proc/{pid}/mem"))
+"""
+    answers = one.attack(script)
+    assert answers
+    assert set(answers.values()) <= {"ESRCH", "EACCES", "EPERM"}
+
+
+def test_everybody_is_only_the_sandbox(sandbox: Callable[..., Any], bystander: Process) -> None:
+    """kill(-1) of the linux wall's root meets nobody else; a real signal, so never run walless."""
+    box = sandbox("linux", user="root")
+    assert box.attack('said("all", tried(os.kill, -1, signal.SIGKILL))') == {"all": "ESRCH"}
+    assert bystander.poll() is None
+    assert box.attack('said("alive", 1)') == {"alive": "1"}
+
+
+def test_no_host_process_is_slowed(
+    sandbox: Callable[..., Any], walled: str, bystander: Process
+) -> None:
+    answers = sandbox(walled).attack(SLOW, str(bystander.pid))
+    user = answers.pop("user")
+    assert set(answers.values()) <= REFUSED[walled]
+    assert user in {"linux": ("None",), "landlock": ("EPERM",)}[walled]  # linux: its own uid
+
+
+def test_off_a_host_process_is_slowed(sandbox: Callable[..., Any], bystander: Process) -> None:
+    """With seccomp the same user's process is left alone, without it the kernel lets it be."""
+    kept = sandbox("landlock", without={"identity"}).attack(SLOW, str(bystander.pid), cwd="/")
+    assert set(kept.values()) == {"EPERM"}
+    off = {"identity", "seccomp"}
+    answers = sandbox("landlock", without=off).attack(SLOW, str(bystander.pid), cwd="/")
+    assert answers["priority"] == answers["affinity"] == "None"
+    assert answers["scheduler"] == answers["ioprio"] == "0"
