@@ -58,16 +58,12 @@ def main() -> None:
     zygote.serve()
 
 
-class _Spare:
-    """A clone that waits for a plain request: in its namespaces, not yet confined, never used."""
-
-    def __init__(self, pidfd: int, sock: socket.socket) -> None:
-        self.pidfd = pidfd
-        self.sock = sock
-
-
 class _Zygote:
-    """Answers requests one by one. Between them it keeps one clone ahead."""
+    """Answers requests one by one. Between them it clones one ahead, and hands it to the host.
+
+    A spare is in its namespaces, prepared for a plain request, not yet confined, and never used.
+    The host sends it such a request itself, and then asks for the next one.
+    """
 
     def __init__(self, control: socket.socket, cloner: Cloner, config: dict[str, object]) -> None:
         self._control = control
@@ -76,24 +72,27 @@ class _Zygote:
         self._flags = boxes.NAMESPACES | (abi.CLONE_NEWNET if config["net"] == "none" else 0)
         plain = config["plain"]
         self._plain = plain if isinstance(plain, dict) else None
-        self._spare: _Spare | None = None
+        # Who asks once may never ask again, and shall not pay for a spare.
         self._served = 0
+        self._spare_out = False
         self._rehearsed = False
 
     def serve(self) -> None:
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         while True:
-            # Who asks once may never ask again, and shall not pay for a spare.
-            wanted = self._plain is not None and self._spare is None and self._served > 1
+            wanted = self._plain is not None and not self._spare_out and self._served > 1
             if wanted and not poll.poll(_IDLE_MS):
                 self._prepare_spare()
             try:
                 request, fds = receive(self._control)
             except EOFError:
                 os._exit(0)
-            self._spawn(request, fds)
             self._served += 1
+            if "next" in request:
+                self._spare_out = False
+            else:
+                self._spawn(request, fds)
 
     def _prepare_spare(self) -> None:
         if not self._rehearsed:
@@ -113,7 +112,10 @@ class _Zygote:
             ours.close()
             _wait(theirs, self._plain or {}, self._filter)
         theirs.close()
-        self._spare = _Spare(pidfd, ours)
+        with ours:
+            reply(self._control, {"spare": True}, [pidfd, ours.fileno()])
+        os.close(pidfd)
+        self._spare_out = True
 
     def _spawn(self, request: dict[str, object], fds: list[int]) -> None:
         """Start one sandbox; answer with its pidfd, and its scratch tmpfs if the host needs it."""
@@ -124,9 +126,7 @@ class _Zygote:
                 request["scratch_fd"] = len(fds)
                 fds.append(scratch)
                 passed.append(scratch)
-            pidfd = self._take_spare(request, fds) if request["plain"] else None
-            if pidfd is None:
-                pidfd = self._clone(request, fds)
+            pidfd = self._clone(request, fds)
             fds.append(pidfd)
             reply(self._control, {"ok": True}, [pidfd, *passed])
         except OSError as error:
@@ -134,19 +134,6 @@ class _Zygote:
         finally:
             for fd in fds:
                 os.close(fd)
-
-    def _take_spare(self, request: dict[str, object], fds: list[int]) -> int | None:
-        spare, self._spare = self._spare, None
-        if spare is None:
-            return None
-        try:
-            reply(spare.sock, request, fds)
-        except OSError:  # it died while it waited
-            os.close(spare.pidfd)
-            return None
-        finally:
-            spare.sock.close()
-        return spare.pidfd
 
     def _clone(self, request: dict[str, object], fds: list[int]) -> int:
         pid, pidfd = self._cloner.clone(self._flags)

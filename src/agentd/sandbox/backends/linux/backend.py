@@ -65,14 +65,16 @@ class LinuxBackend:
                 for mount in plan.mounts:
                     fds.append(self._mount_fd(nursery, mount))
                     passed.callback(os.close, fds[-1])
-                pending = nursery.spawn(self._request(plan), fds)
+                request = self._request(plan)
+                spare = nursery.spawn_spare(request, fds) if request["plain"] else None
+                pending = nursery.spawn(request, fds) if spare is None else None
                 try:
                     group, group_detail = make_group(plan.spec.limits, plan.limits)
                     if group is not None:
                         undo.callback(group.remove)
                     let_in(ours, group)
                 finally:
-                    answer = pending.answer()
+                    answer = pending.answer() if pending is not None else spare or []
                     for fd in answer:
                         undo.callback(os.close, fd)
             pid = process.pidfd_of_fdinfo(answer[0])

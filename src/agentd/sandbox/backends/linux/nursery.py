@@ -4,6 +4,7 @@ import array
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import threading
@@ -29,6 +30,7 @@ class Nursery:
         """
         self._lock = threading.Lock()
         self._ready = False
+        self._spare: tuple[int, socket.socket] | None = None
         self._owner = os.getpid()
         root = os.geteuid() == 0
         identity = SANDBOX_UID if root else None
@@ -49,6 +51,24 @@ class Nursery:
         """Raises SandboxError with the zygote's own words when it could not build its root."""
         with self._lock:
             self._wait_ready()
+
+    def spawn_spare(self, request: dict[str, object], fds: Sequence[int]) -> list[int] | None:
+        """Give a plain request to the clone that waits for one: its pidfd; None without one."""
+        with self._lock:
+            self._collect_spare()
+            spare, self._spare = self._spare, None
+            if spare is None:
+                return None
+            pidfd, sock = spare
+            with sock:
+                try:
+                    _send(sock, request, fds)
+                except OSError:  # it died while it waited
+                    os.close(pidfd)
+                    return None
+                finally:
+                    self._send({"next": True}, [])
+            return [pidfd]
 
     def spawn(self, request: dict[str, object], fds: Sequence[int]) -> "Pending":
         """Send one request; its answer is taken by ``Pending.answer``, which must be called."""
@@ -78,6 +98,7 @@ class Nursery:
         """End the zygote and with it every sandbox; idempotent."""
         self._control.close()
         self._mounts.close()
+        self._drop_spare()
         if os.getpid() != self._owner:
             return  # a forked copy of us: the zygote belongs to the original
         deadline = time.monotonic() + 5.0
@@ -89,6 +110,23 @@ class Nursery:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
 
+    def _collect_spare(self) -> None:
+        """Take the clone that the zygote may have sent since."""
+        poll = select.poll()
+        poll.register(self._control, select.POLLIN)
+        if self._ready and poll.poll(0):
+            self._keep_spare(receive(self._control, 0, "zygote")[1])
+
+    def _keep_spare(self, fds: list[int]) -> None:
+        self._drop_spare()
+        self._spare = fds[0], socket.socket(fileno=fds[1])
+
+    def _drop_spare(self) -> None:
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            os.close(spare[0])
+            spare[1].close()
+
     def _wait_ready(self) -> None:
         if self._ready:
             return
@@ -98,15 +136,17 @@ class Nursery:
         self._ready = True
 
     def _send(self, request: dict[str, object], fds: Sequence[int]) -> None:
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         try:
-            self._control.sendmsg([json.dumps(request).encode()], rights)
+            _send(self._control, request, fds)
         except OSError as error:
             raise SandboxError("the zygote is gone", cause=str(error)) from error
 
     def _answer(self) -> list[int]:
         try:
             answer, fds = receive(self._control, _ANSWER_SECONDS, "zygote")
+            if "spare" in answer:  # it was on its way when we asked
+                self._keep_spare(fds)
+                answer, fds = receive(self._control, _ANSWER_SECONDS, "zygote")
         finally:
             self._lock.release()
         if "error" in answer:
@@ -141,3 +181,8 @@ class Pending:
     def answer(self) -> list[int]:
         """The pidfd, and the scratch mount of a copy-on-write sandbox. Raises SandboxError."""
         return self._nursery._answer()
+
+
+def _send(sock: socket.socket, request: dict[str, object], fds: Sequence[int]) -> None:
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    sock.sendmsg([json.dumps(request).encode()], rights)

@@ -1,0 +1,113 @@
+"""Threat: overwriting the program that runs on the host through /proc/PID/exe (CVE-2019-5736).
+
+Controls: the agent is not dumpable, so its /proc entries are closed; programs come from read-only
+mounts and belong to nobody inside (linux); Landlock closes /proc and the programs' directories to
+writing, and the user inside owns none (landlock).
+"""
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Opens for writing, never writes: a hole must be found without making use of it.
+ATTACK = """
+agent = sys.argv[1]
+for name in ("exe", "root", "cwd", "fd", "mem", "environ", "maps"):
+    path = f"/proc/{agent}/{name}"
+    if name in ("exe", "cwd", "root"):
+        said(f"link {name}", tried(os.readlink, path) if isinstance(tried(os.readlink, path), str)
+             and tried(os.readlink, path)[0] == "E" else "read")
+    said(f"open {name}", opens(path))
+said("write agent", opens(f"/proc/{agent}/exe", os.O_WRONLY))
+said("write mem", opens(f"/proc/{agent}/mem", os.O_RDWR))
+said("write self", opens("/proc/self/exe", os.O_WRONLY))
+said("write program", opens(os.path.realpath(sys.executable), os.O_WRONLY))
+said("append program", opens(os.path.realpath(sys.executable), os.O_WRONLY | os.O_APPEND))
+said("write library", opens(sys.argv[2], os.O_WRONLY))
+said("new program", tried(os.mkdir, "/usr/bin/agentd-test"))
+said("chmod", tried(os.chmod, os.path.realpath(sys.executable), 0o777))
+said("unlink", tried(os.unlink, "/usr/lib/os-release.agentd-test"))
+"""
+# A script whose interpreter is /proc/self/exe makes the starter run itself once more, from inside.
+SHEBANG = """
+import subprocess
+path = os.path.join(sys.argv[1], "start")
+with open(path, "w") as file:
+    file.write("#!/proc/self/exe\\n")
+os.chmod(path, 0o755)
+print(path)
+"""
+DENIED = {"EACCES", "EPERM", "EROFS", "ETXTBSY", "ENOENT"}
+LIBC = next(
+    str(path)
+    for folder in ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/lib")
+    for path in Path(folder).glob("libc.so.6")
+)
+
+
+def _agent(box: Any) -> str:
+    """The agent's pid as commands inside see it."""
+    pid: str = box.run(["sh", "-c", "echo $PPID"]).stdout.strip()
+    return pid
+
+
+def test_no_program_of_the_host_opens_for_writing(
+    sandbox: Callable[..., Any], walled: str
+) -> None:
+    box = sandbox(walled)
+    said = box.attack(ATTACK, _agent(box), LIBC)
+    assert "opened" not in said.values(), said
+    assert "read" not in said.values(), said
+    denied = {"EACCES", "EPERM", "EROFS", "ENOENT"}
+    # A running program is busy for everybody: only the other answers tell of a control.
+    assert said["write library"] in denied
+    assert said["write self"] in denied
+    assert set(said.values()) <= denied
+
+
+def test_root_inside_can_neither(sandbox: Callable[..., Any]) -> None:
+    box = sandbox("linux", user="root")
+    said = box.attack(ATTACK, _agent(box), LIBC)
+    assert "opened" not in said.values(), said
+    assert said["write self"] == said["write library"] == said["chmod"] == "EROFS"
+
+
+def test_without_dumpable_the_agent_lies_open(sandbox: Callable[..., Any]) -> None:
+    box = sandbox("linux", without={"dumpable", "landlock"}, user="root")
+    said = box.attack(ATTACK, _agent(box), LIBC)
+    assert said["link exe"] == "read"
+    assert said["open fd"] == said["open mem"] == "opened", said
+    # The read-only mount still stands.
+    assert said["write agent"] in {"EROFS", "ETXTBSY"}
+
+
+@pytest.mark.root
+def test_without_landlock_and_another_user_programs_open(sandbox: Callable[..., Any]) -> None:
+    without = {"landlock", "identity", "capabilities", "dumpable", "seccomp"}
+    box = sandbox("landlock", without=without)
+    said = box.attack(ATTACK, _agent(box), LIBC)
+    assert said["open mem"] == said["write mem"] == "opened"
+    assert said["write library"] == "opened"
+    assert said["write self"] == "ETXTBSY"  # permitted, and only busy
+
+
+@pytest.mark.parametrize("net", ["none", "host"])
+def test_the_starter_run_from_inside_is_not_writable(
+    sandbox: Callable[..., Any], walled: str, net: str
+) -> None:
+    box = sandbox(walled, net=net)
+    program = Path(os.path.realpath(sys.executable))
+    before = hashlib.sha256(program.read_bytes()).digest()
+    path = box.run(SHEBANG, box.workspace).stdout.strip()
+    # Whatever it ran as, it was given the script as its input and could do no harm by itself.
+    ran = box.run([path], timeout=10.0)
+    assert ran.exit.cause.code in {"exited", "spawn_failed", "signalled"}
+    attack = "import os\nos.open('/proc/self/exe', os.O_WRONLY)\nprint('opened')\n"
+    box.run(["sh", "-c", f"printf '#!/proc/self/exe\\n{attack!r}' > {path}"])
+    assert "opened" not in box.run([path], timeout=10.0).stdout
+    assert hashlib.sha256(program.read_bytes()).digest() == before
