@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+
 from agentd.client import build
 from agentd.linux import abi
 from agentd.linux.seccomp.tables import numbers

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+
 from agentd.linux import idmap
 
 ATTACK = """

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from agentd.model.spec import ExecRequest, Pty
 
 TYPED = "typed by the sandbox"

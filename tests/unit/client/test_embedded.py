@@ -6,50 +6,42 @@ from agentd.client import embedded
 from agentd.model.errors import InvalidInput
 from agentd.model.isolation import IsolationLevel
 from agentd.sandbox import backends
-
-
-class Early:
-    def __init__(self):
-        self.calls = []
-
-    def prestart(self):
-        self.calls.append("prestart")
-
-    def close(self):
-        self.calls.append("close")
+from agentd.sandbox.backends.linux import nursery
+from agentd.sandbox.backends.linux.backend import LinuxBackend
 
 
 @pytest.fixture
-def loaded(monkeypatch):
-    made = {}
-
-    def load(name):
-        return made.setdefault(name, Early())
-
-    monkeypatch.setattr(backends, "load", load)
-    return made
+def begun(monkeypatch):
+    names = []
+    monkeypatch.setattr(backends, "begin", names.append)
+    return names
 
 
 @pytest.mark.parametrize(
     ("name", "level", "likely"),
     [
-        (None, "namespace", "linux"),
-        (None, "process", "landlock"),
-        ("host", "namespace", "host"),
-        (None, "microvm", None),
-        ("someone-elses", "none", None),
+        (None, "namespace", ["linux"]),
+        (None, "process", ["landlock"]),
+        ("host", "namespace", ["host"]),
+        (None, "microvm", []),
+        ("someone-elses", "none", []),
     ],
 )
-def test_the_likely_backend_begins_and_is_closed_with_the_manager(loaded, name, level, likely):
-    pipeline = embedded.new(begin=(name, IsolationLevel.parse(level)))
-    pipeline.manager.close()
-    expected = {likely: ["prestart", "close"]} if likely else {}
-    assert {name: early.calls for name, early in loaded.items()} == expected
+def test_what_is_likely_used_begins_early(begun, name, level, likely):
+    embedded.new(begin=(name, IsolationLevel.parse(level))).manager.close()
+    assert begun == likely
 
 
-def test_nothing_begins_unasked(loaded):
+def test_nothing_begins_unasked(begun):
     embedded.new().manager.close()
-    assert loaded == {}
+    assert begun == []
+
+
+def test_the_zygote_that_begun_early_is_the_backends():
+    nursery.begin()
+    backend = LinuxBackend()
+    assert nursery.adopt() is None
+    backend.close()
 
 
 def test_an_unknown_backend_is_refused_when_it_is_used():

@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from group_checks import MIB, TOP, Facts, fields, read
+
 from agentd.model.errors import BackendLost
 from agentd.model.limits import Limits
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox.backends.linux.backend import LinuxBackend
 from agentd.transport.guest import Guest
-from group_checks import MIB, TOP, Facts, fields, read
 
 Run = Callable[..., Facts]
 # busybox takes the whole block as one buffer and fills it.

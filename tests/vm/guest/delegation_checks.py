@@ -1,16 +1,17 @@
 """Groups made by those who own only a part of the tree: a systemd unit, a user, a container."""
 
 import ctypes
+import json
 import os
-import pickle
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from agentd.linux import abi, cgroup
 from group_checks import MIB, TOP, Facts, child, end, read, touch, tree, wait
+
+from agentd.linux import abi, cgroup
 
 NOBODY = 65534
 
@@ -26,13 +27,13 @@ def _answer_of(work: Callable[[], Facts], before: Callable[[], object]) -> Facts
                 answer: tuple[bool, Any] = (True, work())
             except BaseException as error:
                 answer = (False, repr(error))
-            os.write(theirs, pickle.dumps(answer))
+            os.write(theirs, json.dumps(answer).encode())
         finally:
             os._exit(0)
     os.close(theirs)
     try:
-        with open(ours, "rb") as pipe:
-            ok, value = pickle.loads(pipe.read())
+        with open(ours, encoding="utf-8") as pipe:
+            ok, value = json.load(pipe)
         assert ok, value
         facts: Facts = value
         return facts

@@ -6,8 +6,9 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def tree() -> cgroup.Hierarchy:
 
 
 @contextmanager
-def grouped(name: str, **limits: Any) -> Any:
+def grouped(name: str, **limits: Any) -> Iterator[cgroup.Group]:
     group = tree().create(name, **limits)
     try:
         yield group
@@ -182,6 +183,10 @@ def freeze() -> Facts:
     with grouped("ice") as group:
         pids = [child(group, lambda: burn(1000)) for _ in range(6)]
         assert eventually(lambda: group.usage()["cpu_usec"] > 0)
+
+        def uses_more_than(before: int) -> bool:
+            return bool(group.usage()["cpu_usec"] > before)
+
         frozen, used, resumed = [], [], []
         for _ in range(10):
             group.freeze()
@@ -191,7 +196,7 @@ def freeze() -> Facts:
             second = group.usage()["cpu_usec"]
             used.append(second - first)
             group.thaw()
-            resumed.append(eventually(lambda before=second: group.usage()["cpu_usec"] > before))
+            resumed.append(eventually(partial(uses_more_than, second)))
         group.freeze()
         killed = group.kill()
         codes = [wait(pid) for pid in pids]

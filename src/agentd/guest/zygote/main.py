@@ -47,14 +47,16 @@ def main() -> None:
     os.set_inheritable(MOUNTS_FD, False)
     try:
         config, _ = receive(control)
-        zygote = _Zygote(control, _prepare(config), config)
+        filter_ = seccomp.build("sandbox")
+        digest = seccomp.digest(filter_)  # now: the library is out of reach after the pivot
+        zygote = _Zygote(control, _prepare(config), config, filter_)
     except Exception as error:
         reply(control, {"error": f"{type(error).__name__}: {error}"})
         os._exit(1)
     agent.preload()
     gc.collect()
     gc.freeze()
-    reply(control, {"ok": True})
+    reply(control, {"ok": True, "filter": digest})
     zygote.serve()
 
 
@@ -65,10 +67,16 @@ class _Zygote:
     The host sends it such a request itself, and then asks for the next one.
     """
 
-    def __init__(self, control: socket.socket, cloner: Cloner, config: dict[str, object]) -> None:
+    def __init__(
+        self,
+        control: socket.socket,
+        cloner: Cloner,
+        config: dict[str, object],
+        filter_: bytes,
+    ) -> None:
         self._control = control
         self._cloner = cloner
-        self._filter = seccomp.build("sandbox")
+        self._filter = filter_
         self._flags = boxes.NAMESPACES | (abi.CLONE_NEWNET if config["net"] == "none" else 0)
         plain = config["plain"]
         self._plain = plain if isinstance(plain, dict) else None

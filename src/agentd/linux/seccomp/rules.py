@@ -12,6 +12,7 @@ _PROTOCOLS = (0, 1, 6, 17, 58)  # default (and PF_UNIX), ICMP (and PF_UNIX), TCP
 # is clone(2)'s exit signal, so only clone3 and unshare can ask for it.
 _CLONE_NEW = 0x7E020000
 _S_IFMT, _S_IFCHR, _S_IFBLK = 0xF000, 0x2000, 0x6000
+_S_ISUID_ISGID = 0o6000
 _TIOCSTI, _TIOCLINUX, _TIOCSETD = 0x5412, 0x541C, 0x5423
 _PER_LINUX, _UNAME26, _PER_QUERY = 0, 0x20000, 0xFFFFFFFF
 _PR_SET_MM = 35
@@ -108,6 +109,31 @@ _SANDBOX = (
         "mknodat",
         "a device node reaches the hardware; fifos, sockets and plain files pass",
         (Match(2, "mode", (_S_IFCHR, _S_IFBLK), _S_IFMT),),
+    ),
+    Rule(
+        "set-id bits",
+        "chmod fchmod",
+        "a writable workspace's files belong to its owner on the host: a set-id program there would "
+        "hand out that user to everyone on the host",
+        (not_zero(1, "mode", _S_ISUID_ISGID),),
+    ),
+    Rule(
+        "set-id bits",
+        "fchmodat fchmodat2",
+        "as chmod; what open(2) makes with such a bit loses it on the first write",
+        (not_zero(2, "mode", _S_ISUID_ISGID),),
+    ),
+    Rule(
+        "set-id bits",
+        "mknod",
+        "as chmod, on a new file",
+        (not_zero(1, "mode", _S_ISUID_ISGID),),
+    ),
+    Rule(
+        "set-id bits",
+        "mknodat",
+        "as chmod, on a new file",
+        (not_zero(2, "mode", _S_ISUID_ISGID),),
     ),
     Rule(
         "terminal",

@@ -80,7 +80,9 @@ class LinuxBackend:
             pid = process.pidfd_of_fdinfo(answer[0])
             controls = await_ready(ours)
             undo.pop_all()
-            return self._wall(plan, pid, answer, ours, group, controls, group_detail)
+            return self._wall(
+                plan, pid, answer, ours, group, controls, group_detail, nursery.filter_digest
+            )
 
     def close(self) -> None:
         with self._lock:
@@ -97,6 +99,7 @@ class LinuxBackend:
         group: cgroup.Group | None,
         controls: list[str],
         group_detail: str,
+        digest: str,
     ) -> ProcessWall:
         kind = OverlayWall if plan.cow else ProcessWall
         wall = kind(
@@ -105,7 +108,14 @@ class LinuxBackend:
             pidfd=answer[0],
             listener=listener,
             group=group,
-            enforcement=report.enforcement(plan, controls, group, group_detail, self._mapped()),
+            enforcement=report.enforcement(
+                plan,
+                controls,
+                group,
+                group_detail,
+                mapped=self._mapped(),
+                digest=digest,
+            ),
             workspace="/workspace",
         )
         if isinstance(wall, OverlayWall):

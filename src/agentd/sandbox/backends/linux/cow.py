@@ -2,10 +2,12 @@
 
 The upper directory of the overlay is read through a descriptor of its tmpfs, never through the
 sandbox. It is hostile data: nothing is followed, nothing but files, directories and symbolic links
-is taken, and set-id bits are dropped. Layout of an overlay made with ``userxattr``:
+is taken, set-id bits are dropped, holes stay holes, and no more is written to the host than the
+sandbox could hold. Layout of an overlay made with ``userxattr``:
 https://docs.kernel.org/filesystems/overlayfs.html
 """
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -42,7 +44,9 @@ class OverlayWall(ProcessWall):
     def apply(self) -> None:
         owner = os.stat(self._source)
         ids = (owner.st_uid, owner.st_gid) if os.geteuid() == 0 else None
-        self._walk(lambda upper, lower: _apply(upper, lower, ids, 0))
+        size = os.fstatvfs(self._scratch)
+        writer = _Writer(ids, size.f_blocks * size.f_frsize)
+        self._walk(lambda upper, lower: writer.apply(upper, lower, 0))
 
     def _walk(self, visit: Callable[[int, int], None]) -> None:
         upper = os.open("u", _DIR, dir_fd=self._scratch)
@@ -92,94 +96,118 @@ def _descend(
             os.close(below)
 
 
-def _apply(upper: int, lower: int, ids: tuple[int, int] | None, depth: int) -> None:
-    if depth > _MAX_DEPTH:
-        raise OSError(f"workspace nested deeper than {_MAX_DEPTH} directories")
-    if _is_opaque(upper):
-        kept = {name for name, info in _entries(upper) if not _is_whiteout(info)}
-        for name, _info in _entries(lower):
-            if name not in kept:
+class _Writer:
+    """Writes an upper directory to the host: as ``ids`` where given, at most ``budget`` bytes.
+
+    Hard links and files rewritten meanwhile could ask for more than the sandbox ever held.
+    """
+
+    def __init__(self, ids: tuple[int, int] | None, budget: int) -> None:
+        self._ids = ids
+        self._budget = self._left = budget
+
+    def apply(self, upper: int, lower: int, depth: int) -> None:
+        if depth > _MAX_DEPTH:
+            raise OSError(f"workspace nested deeper than {_MAX_DEPTH} directories")
+        if _is_opaque(upper):
+            kept = {name for name, info in _entries(upper) if not _is_whiteout(info)}
+            for name, _info in _entries(lower):
+                if name not in kept:
+                    _remove(name, lower)
+        for name, info in _entries(upper):
+            before = _lstat(name, lower)
+            if _is_whiteout(info):
                 _remove(name, lower)
-    for name, info in _entries(upper):
-        before = _lstat(name, lower)
-        if _is_whiteout(info):
+            elif stat.S_ISDIR(info.st_mode):
+                self._directory(name, info, before, upper, lower, depth)
+            elif stat.S_ISREG(info.st_mode) or stat.S_ISLNK(info.st_mode):
+                if before is not None and stat.S_ISDIR(before.st_mode):
+                    _remove(name, lower)
+                self._replace(name, info, upper, lower)
+
+    def _directory(
+        self,
+        name: str,
+        info: os.stat_result,
+        before: os.stat_result | None,
+        upper: int,
+        lower: int,
+        depth: int,
+    ) -> None:
+        if before is not None and not stat.S_ISDIR(before.st_mode):
             _remove(name, lower)
-        elif stat.S_ISDIR(info.st_mode):
-            _apply_directory(name, info, before, (upper, lower), ids, depth)
-        elif stat.S_ISREG(info.st_mode) or stat.S_ISLNK(info.st_mode):
-            if before is not None and stat.S_ISDIR(before.st_mode):
-                _remove(name, lower)
-            _replace(name, info, upper, lower, ids)
-
-
-def _apply_directory(
-    name: str,
-    info: os.stat_result,
-    before: os.stat_result | None,
-    dirs: tuple[int, int],
-    ids: tuple[int, int] | None,
-    depth: int,
-) -> None:
-    upper, lower = dirs
-    if before is not None and not stat.S_ISDIR(before.st_mode):
-        _remove(name, lower)
-        before = None
-    if before is None:
-        os.mkdir(name, 0o700, dir_fd=lower)
-    inner = os.open(name, _DIR, dir_fd=upper)
-    below = os.open(name, _DIR, dir_fd=lower)
-    try:
-        _apply(inner, below, ids, depth + 1)
-        if before is None and ids is not None:
-            os.fchown(below, *ids)
-        os.fchmod(below, stat.S_IMODE(info.st_mode) & 0o777)
-    finally:
-        os.close(inner)
-        os.close(below)
-
-
-def _replace(
-    name: str, info: os.stat_result, upper: int, lower: int, ids: tuple[int, int] | None
-) -> None:
-    """Write beside the target, then rename over it: a reader sees the old or the new, whole."""
-    temporary = f".{name[:200]}.{os.urandom(6).hex()}"
-    try:
-        if stat.S_ISLNK(info.st_mode):
-            os.symlink(os.readlink(name, dir_fd=upper), temporary, dir_fd=lower)
-            if ids is not None:
-                os.chown(temporary, *ids, dir_fd=lower, follow_symlinks=False)
-        else:
-            _copy(name, temporary, info, upper, lower, ids)
-        os.rename(temporary, name, src_dir_fd=lower, dst_dir_fd=lower)
-    except OSError:
-        _remove(temporary, lower)
-        raise
-
-
-def _copy(
-    name: str,
-    target: str,
-    info: os.stat_result,
-    upper: int,
-    lower: int,
-    ids: tuple[int, int] | None,
-) -> None:
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    source = os.open(name, flags, dir_fd=upper)
-    try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        out = os.open(target, flags, 0o600, dir_fd=lower)
+            before = None
+        if before is None:
+            os.mkdir(name, 0o700, dir_fd=lower)
+        inner = os.open(name, _DIR, dir_fd=upper)
+        below = os.open(name, _DIR, dir_fd=lower)
         try:
-            while os.sendfile(out, source, None, _COPY_BYTES):
-                pass
-            if ids is not None:
-                os.fchown(out, *ids)
-            os.fchmod(out, stat.S_IMODE(info.st_mode) & 0o777)
-            os.utime(out, ns=(info.st_atime_ns, info.st_mtime_ns))
+            self.apply(inner, below, depth + 1)
+            if before is None and self._ids is not None:
+                os.fchown(below, *self._ids)
+            os.fchmod(below, stat.S_IMODE(info.st_mode) & 0o777)
         finally:
-            os.close(out)
-    finally:
-        os.close(source)
+            os.close(inner)
+            os.close(below)
+
+    def _replace(self, name: str, info: os.stat_result, upper: int, lower: int) -> None:
+        """Write beside the target, then rename over it: a reader sees the old or the new, whole."""
+        temporary = f".agentd-{os.urandom(8).hex()}"
+        try:
+            if stat.S_ISLNK(info.st_mode):
+                os.symlink(os.readlink(name, dir_fd=upper), temporary, dir_fd=lower)
+                if self._ids is not None:
+                    os.chown(temporary, *self._ids, dir_fd=lower, follow_symlinks=False)
+            else:
+                self._copy(name, temporary, upper, lower)
+            os.rename(temporary, name, src_dir_fd=lower, dst_dir_fd=lower)
+        except OSError:
+            _remove(temporary, lower)
+            raise
+
+    def _copy(self, name: str, target: str, upper: int, lower: int) -> None:
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        source = os.open(name, flags, dir_fd=upper)
+        try:
+            info = os.fstat(source)  # of what was opened, whatever stood there before
+            if not stat.S_ISREG(info.st_mode):
+                raise OSError(f"workspace file {name!r} changed into another kind meanwhile")
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            out = os.open(target, flags, 0o600, dir_fd=lower)
+            try:
+                self._copy_data(source, out, info.st_size)
+                if self._ids is not None:
+                    os.fchown(out, *self._ids)
+                os.fchmod(out, stat.S_IMODE(info.st_mode) & 0o777)
+                os.utime(out, ns=(info.st_atime_ns, info.st_mtime_ns))
+            finally:
+                os.close(out)
+        finally:
+            os.close(source)
+
+    def _copy_data(self, source: int, out: int, size: int) -> None:
+        """Data without the holes between: a hole of exabytes costs the sandbox nothing."""
+        os.ftruncate(out, size)
+        position = 0
+        while position < size:
+            try:
+                position = os.lseek(source, position, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                return  # only a hole is left
+            end = min(os.lseek(source, position, os.SEEK_HOLE), size)
+            os.lseek(out, position, os.SEEK_SET)
+            while position < end:
+                count = os.sendfile(out, source, position, min(_COPY_BYTES, end - position))
+                if not count:
+                    return  # cut short meanwhile
+                position += count
+                self._left -= count
+                if self._left < 0:
+                    raise OSError(
+                        f"workspace changes exceed {self._budget} bytes, the sandbox's disk limit"
+                    )
 
 
 def _remove(name: str, directory: int) -> None:

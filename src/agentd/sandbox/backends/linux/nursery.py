@@ -29,6 +29,8 @@ class Nursery:
         ``plain`` is what most requests ask for: the zygote keeps one clone ahead for those.
         """
         self._lock = threading.Lock()
+        #: Of the seccomp filter, once the zygote is ready.
+        self.filter_digest = ""
         self._ready = False
         self._spare: tuple[int, socket.socket] | None = None
         self._owner = os.getpid()
@@ -133,6 +135,7 @@ class Nursery:
         answer, _ = receive(self._control, _START_SECONDS, "zygote")
         if "error" in answer:
             raise SandboxError("the sandbox root could not be built", cause=str(answer["error"]))
+        self.filter_digest = str(answer["filter"])
         self._ready = True
 
     def _send(self, request: dict[str, object], fds: Sequence[int]) -> None:

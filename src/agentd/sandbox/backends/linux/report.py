@@ -3,10 +3,9 @@
 import os
 import sys
 from collections.abc import Sequence
-from functools import cache
 from typing import TYPE_CHECKING
 
-from agentd.linux import landlock, seccomp
+from agentd.linux import landlock
 from agentd.linux.cgroup import Group
 from agentd.model.availability import Blocker
 from agentd.model.enforcement import Control
@@ -30,9 +29,18 @@ apparmor_parser -r /etc/apparmor.d/agentd"""
 
 
 def enforcement(
-    plan: LinuxPlan, controls: Sequence[str], group: Group | None, detail: str, mapped: bool
+    plan: LinuxPlan,
+    controls: Sequence[str],
+    group: Group | None,
+    detail: str,
+    *,
+    mapped: bool,
+    digest: str,
 ) -> dict[str, Control]:
-    """Every control of the level: asked, enforced, and by what."""
+    """Every control of the level: asked, enforced, and by what.
+
+    ``detail`` says why there is no group; ``digest`` is that of the seccomp filter.
+    """
     own = plan.spec.net == "none"
     table = {
         "user_namespace": _fixed(True, f"uid {plan.uid} inside, an unprivileged uid outside"),
@@ -46,7 +54,7 @@ def enforcement(
         ),
         "capabilities": _step("capabilities", controls, "none, and none can be gained"),
         "no_new_privs": _step("no_new_privs", controls, "setuid and file capabilities do nothing"),
-        "seccomp": _step("seccomp", controls, f"profile sandbox {_profile_digest()}"),
+        "seccomp": _step("seccomp", controls, f"profile sandbox {digest}"),
         "landlock": _landlock(controls),
         "agent_protected": _step("dumpable", controls, "the agent cannot be traced or read"),
     }
@@ -117,8 +125,3 @@ def _rlimit(asked: int | None, value: int | None, controls: Sequence[str]) -> Co
 def _mount(mount: Mount, mapped: bool) -> Control:
     owner = "owned by the sandbox's user, idmapped" if mapped else "the caller's own rights"
     return Control(str(mount.mode), True, f"{mount.source}, {owner}")
-
-
-@cache
-def _profile_digest() -> str:
-    return seccomp.digest(seccomp.build("sandbox"))

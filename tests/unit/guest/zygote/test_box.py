@@ -1,0 +1,160 @@
+"""The order of the wall's steps, on a kernel that only writes down what it is told."""
+
+import errno
+from typing import Any
+
+import pytest
+
+from agentd.guest.zygote import box
+from agentd.linux import abi, seccomp
+from agentd.linux.recording import RecordingKernel
+
+STEPS = [
+    "user_namespace",
+    "hostname",
+    "loopback",
+    "root",
+    "scratch",
+    "workspace",
+    "proc",
+    "rlimits",
+    "no_new_privs",
+    "capabilities",
+    "dumpable",
+    "landlock",
+    "seccomp",
+]
+REQUEST: dict[str, Any] = {
+    "uid": 1000,
+    "hostname": "sandbox",
+    "net": "none",
+    "disk": 1 << 20,
+    "inodes": 1024,
+    "pids": 10,
+    "open_files": 64,
+    "cow": False,
+    "scratch_fd": None,
+    "private_root": False,
+    "landlock_abi": 0,
+    "without": [],
+    "mounts": [],
+}
+
+
+@pytest.fixture(autouse=True)
+def nothing_real(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What does not go through the kernel port is written down too, and not done."""
+    log: list[str] = []
+    for name in ("_identity", "_loopback", "_rlimits", "_landlock"):
+        monkeypatch.setattr(box, name, lambda *_, name=name: log.append(name))
+    monkeypatch.setattr(box, "_mkdir", lambda path, mode: log.append(f"mkdir {path} {mode:o}"))
+    monkeypatch.setattr(box, "_mount_point", lambda path, is_dir: log.append(f"point {path}"))
+    return log
+
+
+def _confine(kernel: RecordingKernel, fds: list[int] | None = None, **wanted: Any) -> list[str]:
+    return box.confine(REQUEST | wanted, fds or [], seccomp.build("sandbox"), kernel)
+
+
+def _mounts(kernel: RecordingKernel) -> list[tuple[object, ...]]:
+    return [
+        (name, args[1] if name == "mount" else args[3])
+        for name, args in kernel.calls
+        if name in ("mount", "move_mount")
+    ]
+
+
+def test_every_step_is_taken_in_order() -> None:
+    assert _confine(RecordingKernel()) == STEPS
+
+
+def test_nothing_is_mounted_once_privileges_are_gone() -> None:
+    kernel = RecordingKernel()
+    _confine(kernel)
+    names = kernel.names()
+    capset = names.index("capset")
+    assert "mount" in names[:capset]
+    assert not {"mount", "move_mount", "umount2", "pivot_root", "sethostname"} & set(names[capset:])
+
+
+def test_the_filter_is_the_last_and_no_new_privs_before_it() -> None:
+    kernel = RecordingKernel()
+    _confine(kernel)
+    prctls = [args[0] for name, args in kernel.calls if name == "prctl"]
+    assert prctls.index(abi.PR_SET_NO_NEW_PRIVS) < prctls.index(abi.PR_SET_SECUREBITS)
+    assert prctls.index(abi.PR_SET_SECUREBITS) < prctls.index(abi.PR_SET_DUMPABLE)
+    assert kernel.names()[-1] == "seccomp"
+    dumpable = next(a for n, a in kernel.calls if n == "prctl" and a[0] == abi.PR_SET_DUMPABLE)
+    assert dumpable[1] == 0
+
+
+def test_the_scratch_is_covered_by_its_own_part() -> None:
+    kernel = RecordingKernel()
+    _confine(kernel)
+    assert _mounts(kernel) == [
+        ("mount", b"/workspace"),
+        ("mount", b"/tmp"),
+        ("mount", b"/home/sandbox"),
+        ("mount", b"/dev/shm"),
+        ("mount", b"/dev/pts"),
+        ("mount", b"/workspace"),
+        ("mount", b"/proc"),
+    ]
+    tmpfs = next(args for name, args in kernel.calls if name == "mount")
+    assert tmpfs[2] == b"tmpfs"
+    assert tmpfs[4] == b"mode=0755,size=1048576,nr_inodes=1024"
+    for name, args in kernel.calls:
+        if name == "mount" and args[2] is not None:
+            assert isinstance(args[3], int)
+            assert args[3] & abi.MS_NOSUID, args
+
+
+def test_a_mounted_workspace_comes_last_over_the_scratch(nothing_real: list[str]) -> None:
+    kernel = RecordingKernel()
+    mounts = [
+        {"target": "/workspace", "fd": 1, "ro": False, "is_dir": True},
+        {"target": "/tmp/data", "fd": 2, "ro": True, "is_dir": True},
+    ]
+    _confine(kernel, [70, 71, 72], mounts=mounts)
+    moved = [(args[0], args[3]) for name, args in kernel.calls if name == "move_mount"]
+    assert moved == [(71, b"/workspace"), (72, b"/tmp/data")]
+    assert _mounts(kernel)[-2:] == [("move_mount", b"/tmp/data"), ("mount", b"/proc")]
+    assert "point /tmp/data" in nothing_real
+
+
+def test_copy_on_write_is_an_overlay_within_the_scratch() -> None:
+    kernel = RecordingKernel()
+    mounts = [{"target": "/workspace", "fd": 1, "ro": True, "is_dir": True}]
+    _confine(kernel, [70, 71, 72], mounts=mounts, cow=True, scratch_fd=2)
+    moved = [(args[0], args[3]) for name, args in kernel.calls if name == "move_mount"]
+    assert moved == [(72, b"/workspace"), (71, b"/workspace/l")]
+    overlay = next(args for name, args in kernel.calls if name == "mount" and args[2] == b"overlay")
+    assert overlay[4] == (
+        b"userxattr,lowerdir=/workspace/l,upperdir=/workspace/u,workdir=/workspace/k"
+    )
+    assert overlay[1] == b"/workspace"
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_control_can_be_left_out_for_the_tests_that_prove_it(step: str) -> None:
+    kernel = RecordingKernel()
+    assert _confine(kernel, without=[step]) == [name for name in STEPS if name != step]
+    gone = {"no_new_privs": "prctl", "seccomp": "seccomp", "hostname": "sethostname"}.get(step)
+    if gone == "prctl":
+        settings = [args[0] for name, args in kernel.calls if name == "prctl"]
+        assert abi.PR_SET_NO_NEW_PRIVS not in settings
+    elif gone:
+        assert gone not in kernel.names()
+
+
+@pytest.mark.parametrize(
+    ("call", "stage"),
+    [("sethostname", "hostname"), ("mount", "scratch"), ("capset", "capabilities")],
+)
+def test_a_failure_names_its_step_and_nothing_follows(call: str, stage: str) -> None:
+    kernel = RecordingKernel({call: [OSError(errno.EPERM, "no")]})
+    with pytest.raises(box.SetupError, match=f"^{stage}: ") as caught:
+        _confine(kernel)
+    assert (caught.value.stage, caught.value.errno) == (stage, errno.EPERM)
+    assert kernel.names()[-1] == call
+    assert "seccomp" not in kernel.names()

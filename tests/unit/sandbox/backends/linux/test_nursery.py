@@ -1,0 +1,61 @@
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from agentd.model.errors import SandboxError
+from agentd.model.spec import SandboxSpec
+from agentd.sandbox.backends.linux.backend import LinuxBackend
+from agentd.sandbox.backends.linux.nursery import Nursery
+
+
+@pytest.fixture
+def backend() -> Iterator[LinuxBackend]:
+    backend = LinuxBackend()
+    found = backend.probe()
+    if not found.usable:
+        backend.close()
+        pytest.skip(f"linux: {found.blockers[0].what}")
+    yield backend
+    backend.close()
+
+
+def _nursery(backend: LinuxBackend) -> Nursery:
+    (nursery,) = backend._nurseries.values()
+    return nursery
+
+
+def _kill(nursery: Nursery) -> None:
+    os.kill(nursery.pid, signal.SIGKILL)  # our own child, not collected yet
+    os.waitid(os.P_PID, nursery.pid, os.WEXITED | os.WNOWAIT)
+
+
+def test_a_request_of_a_dead_zygote_says_so(backend: LinuxBackend) -> None:
+    nursery = _nursery(backend)
+    _kill(nursery)
+    with pytest.raises(SandboxError):
+        for _ in range(2):  # the first may still fit into its socket
+            nursery.spawn({}, []).answer()
+    with pytest.raises((SandboxError, OSError)):
+        nursery.clone_tree("/usr", readonly=True)
+
+
+def test_the_next_launch_starts_another(backend: LinuxBackend) -> None:
+    first = _nursery(backend)
+    _kill(first)
+    wall = backend.launch(backend.plan(SandboxSpec()))
+    try:
+        assert wall.alive()
+        assert _nursery(backend).pid != first.pid
+    finally:
+        wall.kill()
+
+
+def test_closing_is_idempotent_and_ends_the_sandboxes(backend: LinuxBackend) -> None:
+    wall = backend.launch(backend.plan(SandboxSpec()))
+    backend.close()
+    backend.close()
+    assert wall.wait(10)
+    wall.kill()
+    wall.kill()
