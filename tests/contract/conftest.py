@@ -22,6 +22,7 @@ import agentd
 from agentd.client import build
 from agentd.client.sandbox import Sandbox
 from agentd.daemon.pipeline import Pipeline
+from agentd.linux import idmap
 from agentd.model.availability import Availability
 from agentd.model.enforcement import Control
 from agentd.model.errors import BackendLost, Refused
@@ -183,27 +184,22 @@ def canary() -> Iterator[str]:
     del os.environ[CANARY]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def pipeline(canary: str) -> Iterator[Pipeline]:
+    """A new one each test, so that what a backend leaves behind is seen too."""
     pipeline = Pipeline(Manager(_load))
     yield pipeline
     pipeline.manager.close()
+    idmap.close_all()
 
 
-@pytest.fixture(scope="session", params=KINDS)
+@pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest, pipeline: Pipeline) -> Kind:
     """A test for some of them alone parametrizes it by their names, indirectly."""
     kind = KINDS[request.param]
     found = pipeline.manager.backend(kind.name).probe()
     if not found.usable:
         pytest.skip(f"{kind.name}: {'; '.join(blocker.what for blocker in found.blockers)}")
-    # A wall's shared parts start with its first sandbox of each network, and stay; the map of a
-    # directory's owner with the first workspace.
-    with tempfile.TemporaryDirectory(prefix="contract-") as folder:
-        for net in ("none", "host"):
-            workspace = folder if kind.namespaces else None
-            spec = build.sandbox_spec(backend=kind.name, net=net, workspace=workspace)
-            pipeline.close(pipeline.open("test", spec))
     return kind
 
 

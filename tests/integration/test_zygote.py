@@ -16,7 +16,6 @@ from agentd.model.limits import Limits
 from agentd.model.result import Exit
 from agentd.model.spec import ExecRequest, Pty, SandboxSpec
 from agentd.sandbox.backends.linux.backend import LinuxBackend
-from agentd.sandbox.backends.wall import ProcessWall
 from agentd.transport.guest import Guest
 
 NPROC = """
@@ -43,7 +42,7 @@ class Box:
     """A wall and a client of the agent behind it."""
 
     def __init__(self, backend: LinuxBackend, spec: SandboxSpec) -> None:
-        self.wall: ProcessWall = backend.launch(backend.plan(spec))
+        self.wall = backend.launch(backend.plan(spec))
         self.guest = Guest(self.wall.open_stream, passes_descriptors=True)
 
     def run(self, *argv: str) -> tuple[Exit, str, str]:
@@ -55,9 +54,9 @@ class Box:
         self.wall.kill()
 
 
-@pytest.fixture(scope="module")
-def backend() -> Iterator[LinuxBackend]:
-    os.environ["AGENTD_TEST_CANARY"] = "leaked"
+@pytest.fixture
+def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[LinuxBackend]:
+    monkeypatch.setenv("AGENTD_TEST_CANARY", "leaked")
     backend = LinuxBackend()
     try:
         found = backend.probe()
@@ -66,7 +65,6 @@ def backend() -> Iterator[LinuxBackend]:
         yield backend
     finally:
         backend.close()
-        del os.environ["AGENTD_TEST_CANARY"]
 
 
 Make = Callable[..., Box]
@@ -104,8 +102,8 @@ def test_the_agent_cannot_be_read(box: Box, name: str) -> None:
         "import os, sys\n"
         f"path = '/proc/1/{name}'\n"
         "try:\n"
-        "    print(os.listdir(path) if path.endswith('fd') else\n"
-        "          os.readlink(path) if path[8:] in ('root', 'cwd', 'exe') else open(path).read())\n"
+        "    look = {'fd': os.listdir, 'root': os.readlink, 'cwd': os.readlink, 'exe': os.readlink}\n"
+        "    print(look.get(path[8:], open)(path))\n"
         "except PermissionError:\n"
         "    print('denied')\n"
     )
@@ -204,7 +202,7 @@ def test_an_operation_is_the_first_in_a_fresh_sandbox(box: Box, operation: str) 
 
 
 def test_a_tunnel_is_the_first_in_a_fresh_sandbox(box: Box) -> None:
-    with pytest.raises(Exception, match="[Cc]onnection refused"), box.guest.tunnel(9):
+    with pytest.raises(Exception, match=r"[Cc]onnection refused"), box.guest.tunnel(9):
         pass
     assert box.run("echo", "still")[1] == "still\n"
 

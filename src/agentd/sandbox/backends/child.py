@@ -46,9 +46,12 @@ def receive(sock: socket.socket, seconds: float, who: str) -> tuple[dict[str, ob
     poll.register(sock, select.POLLIN)
     if not poll.poll(seconds * 1000):
         raise SandboxError(f"the {who} gave no answer within {seconds:g} s")
-    data, ancillary, _, _ = sock.recvmsg(
-        _MAX_MESSAGE, socket.CMSG_SPACE(16), socket.MSG_CMSG_CLOEXEC
-    )
+    try:
+        data, ancillary, _, _ = sock.recvmsg(
+            _MAX_MESSAGE, socket.CMSG_SPACE(16), socket.MSG_CMSG_CLOEXEC
+        )
+    except ConnectionResetError:  # it ended before it had read all that it was sent
+        raise SandboxError(f"the {who} ended unexpectedly") from None
     fds = array.array("i")
     for _level, _kind, raw in ancillary:
         fds.frombytes(raw)
@@ -66,7 +69,10 @@ def await_ready(listener: socket.socket, seconds: float = 10.0) -> list[str]:
     poll.register(listener, select.POLLIN)
     if not poll.poll(seconds * 1000):
         raise SandboxError(f"the sandbox was not ready within {seconds:g} s")
-    data = listener.recv(_MAX_MESSAGE)
+    try:
+        data = listener.recv(_MAX_MESSAGE)
+    except ConnectionResetError:  # as in ``receive``
+        data = b""
     answer = json.loads(data) if data else {"error": "it ended before it was ready"}
     if "error" in answer:
         raise SandboxError("the sandbox could not be built", cause=str(answer["error"]))
