@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
 from agentd.guest.loop import Loop, Timer
+from agentd.guest.oom import OomScore
 from agentd.guest.output import NO_LIMIT, Pump
 from agentd.guest.spawn import Spawner, SpawnError, SpawnRequest
 from agentd.guest.stdin import Stdin
@@ -19,8 +20,6 @@ MAX_RUNNING = 1024
 MAX_END_ROUNDS = 4096
 # A PTY's output reaches its master a moment after the exit; a pipe's is there at once.
 PTY_DRAIN_S = 0.1
-# Children are to die before the agent does when memory runs out.
-CHILD_OOM_SCORE_ADJ = 500
 
 OnOutput = Callable[[int, bytes], None]
 
@@ -238,7 +237,7 @@ class Processes:
         self._running: dict[int, Process] = {}
         self._spawner = Spawner()
         self._null = -1
-        self._oom_score_adj = _child_oom_score_adj()
+        self._oom_score = OomScore()
         loop.on_signal(signal.SIGCHLD, self.reap)
 
     def set_environment(self, env: Mapping[str, str]) -> None:
@@ -274,7 +273,8 @@ class Processes:
                     "request", errno.EAGAIN, f"{MAX_RUNNING} commands are running already"
                 )
             stdio.open()
-            pid = self._spawner.spawn(request, stdio.child())
+            with self._oom_score:
+                pid = self._spawner.spawn(request, stdio.child())
         except BaseException:
             stdio.close_ours()
             raise
@@ -285,7 +285,6 @@ class Processes:
             self._loop, request, pid, started, on_exit, lambda: disk_is_full(disk_paths)
         )
         self._running[pid] = process
-        self._raise_oom_score(pid)
         self._attach(process, stdio, on_output, window or _always)
         return process
 
@@ -320,6 +319,7 @@ class Processes:
             self.reap()
 
     def close(self) -> None:
+        self._oom_score.close()
         if self._null >= 0:
             os.close(self._null)
             self._null = -1
@@ -352,35 +352,9 @@ class Processes:
                 raise SpawnError("request", error.errno or 0, message) from None
         return self._null
 
-    def _raise_oom_score(self, pid: int) -> None:
-        if self._oom_score_adj is None:
-            return
-        try:
-            fd = os.open(f"/proc/{pid}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
-        except OSError:
-            return
-        try:
-            os.write(fd, self._oom_score_adj)
-        except OSError:
-            return
-        finally:
-            os.close(fd)
-
 
 def _always() -> int:
     return NO_LIMIT
-
-
-def _child_oom_score_adj() -> bytes | None:
-    """What to write for a child: 0 when the agent itself is exempt, else 500, if that is more."""
-    try:
-        with open("/proc/self/oom_score_adj", "rb") as file:
-            own = int(file.read())
-    except (OSError, ValueError):
-        return None
-    if own == -1000:
-        return b"0"
-    return b"%d" % CHILD_OOM_SCORE_ADJ if own < CHILD_OOM_SCORE_ADJ else None
 
 
 def own_children() -> list[int]:

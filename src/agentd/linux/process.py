@@ -136,6 +136,10 @@ def _kill_in_family(pid: int, family: set[int]) -> None:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # as one that is being reaped answers
+            raise
+        return
     try:
         if _parent(pid) in family:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)

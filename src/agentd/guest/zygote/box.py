@@ -45,7 +45,7 @@ class Prepared:
     Only for a plain sandbox, one that asks for nothing else than the defaults of those steps.
     """
 
-    steps = frozenset({"user_namespace", "loopback", "root", "scratch", "proc"})
+    steps = frozenset({"user_namespace", "loopback", "root", "proc"})
 
     def __init__(self, plain: Request, kernel: Kernel = KERNEL) -> None:
         """Raises OSError; the process is of no use then."""
@@ -55,6 +55,7 @@ class Prepared:
         _own_workspace(kernel)
         _proc(kernel)
         self.rules = _base_rules(plain)
+        self.disk = plain["disk"]
 
 
 def confine(
@@ -76,7 +77,7 @@ def confine(
         ("hostname", lambda: kernel.sethostname(str(box["hostname"]))),
         ("loopback", lambda: _loopback(box)),
         ("root", lambda: _private_root(box, kernel)),
-        ("scratch", lambda: _scratch(box, fds, kernel)),
+        ("scratch", lambda: _scratch(box, fds, kernel, prepared)),
         ("workspace", lambda: _mounts(box, fds, kernel, prepared is not None)),
         ("proc", lambda: _proc(kernel)),
         ("rlimits", lambda: _rlimits(box)),
@@ -111,14 +112,21 @@ def _loopback(box: Request) -> None:
         net.loopback_up()
 
 
-def _scratch(box: Request, fds: list[int], kernel: Kernel) -> None:
+def _scratch(
+    box: Request, fds: list[int], kernel: Kernel, prepared: "Prepared | None" = None
+) -> None:
     """One tmpfs, bounded in bytes and inodes, seen at every writable place.
 
     It is mounted on the workspace, and its own subdirectory is put on top at the end, so that
     nothing but the subdirectories can be reached.
     """
+    size = f"size={box['disk']},nr_inodes={box['inodes']}"
+    if prepared is not None:
+        if prepared.disk != box["disk"]:
+            kernel.mount("tmpfs", "/tmp", "tmpfs", abi.MS_REMOUNT | _NOSUID_NODEV, size)
+        return
     if box["scratch_fd"] is None:
-        options = f"mode=0755,size={box['disk']},nr_inodes={box['inodes']}"
+        options = f"mode=0755,{size}"
         kernel.mount("tmpfs", WORKSPACE, "tmpfs", _NOSUID_NODEV, options)
     else:
         fd = fds[_int(box["scratch_fd"])]

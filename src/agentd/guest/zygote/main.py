@@ -276,6 +276,7 @@ def _box(
     status = 1
     try:
         listener = socket.socket(fileno=fds[0])
+        ready = made or agent.Ready(pid1=True)  # before Landlock: it opens what is closed then
         try:
             done = boxes.confine(request, fds, filter_, prepared=prepared)
             done += enter_group(listener)
@@ -286,7 +287,6 @@ def _box(
             os.close(fd)
         env = request["env"]
         listener.send(json.dumps({"controls": done}).encode())
-        ready = made or agent.Ready(pid1=True)
         ready.serve(listener, env if isinstance(env, dict) else {})
         status = 0
     finally:

@@ -2,7 +2,8 @@
 
 Without a pid namespace nothing ends the tree by itself. So the agent has a parent, this monitor,
 which stays unconfined and out of reach, adopts every orphan (subreaper), and kills what is left
-when the host or the agent goes away. Standard library only.
+when the host or the agent goes away. Then it removes the scratch directory: a host that was killed
+cannot. Standard library only.
 """
 
 import json
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable
 
 from agentd.guest import agent
-from agentd.guest.zygote import root
+from agentd.guest.zygote import root, scratch
 from agentd.guest.zygote.group import enter_group
 from agentd.linux import caps, landlock, process, seccomp
 from agentd.linux.title import set_title
@@ -63,6 +64,8 @@ def main() -> None:
     _watch(control, child)
     with_deadline = time.monotonic() + _KILL_SECONDS
     process.kill_descendants(os.getpid(), with_deadline)
+    _await_host(control)
+    scratch.remove(str(config["scratch"]))
     os._exit(0)
 
 
@@ -74,12 +77,20 @@ def _watch(control: socket.socket, child: int) -> None:
     poll.poll()  # nothing more is ever said: either one's readiness is an end
 
 
+def _await_host(control: socket.socket) -> None:
+    """Until the host has closed its end or has died; what an agent left is the host's to read."""
+    poll = select.poll()
+    poll.register(control, select.POLLIN)
+    poll.poll()
+
+
 def _agent(config: Config) -> None:
     status = 1
     try:
         listener = socket.socket(fileno=LISTENER_FD)
         os.setsid()
         process.set_pdeathsig(signal.SIGKILL)
+        ready = agent.Ready(pid1=False, paths=[str(config["scratch"])])
         try:
             done = _confine(config) + enter_group(listener)
         except OSError as error:
@@ -88,10 +99,7 @@ def _agent(config: Config) -> None:
             os._exit(1)
         env = config["env"]
         listener.send(json.dumps({"controls": done}).encode())
-        paths = [str(config["scratch"])]
-        agent.run_on_listener(
-            listener, pid1=False, paths=paths, env=env if isinstance(env, dict) else {}
-        )
+        ready.serve(listener, env if isinstance(env, dict) else {})
         status = 0
     finally:
         os._exit(status)

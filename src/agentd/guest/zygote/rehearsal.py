@@ -26,7 +26,8 @@ def rehearse(commands: int) -> None:
 
     def ask(left: int) -> None:
         if not left:
-            loop.stop()
+            ours.close()  # the agent ends the connection and its commands
+            loop.after(_PAUSE, loop.stop)
             return
         _send(ours, left)
         loop.after(_PAUSE, lambda: ask(left - 1))
@@ -35,7 +36,9 @@ def rehearse(commands: int) -> None:
         ask(commands)
         loop.run()
     finally:
-        rehearsed.stop()
+        # Not ``rehearsed.stop()``: it kills every child, and the zygote's children are sandboxes.
+        for process in rehearsed.processes:
+            process.abandon()
         rehearsed.processes.close()
         loop.close()
         ours.close()

@@ -11,7 +11,11 @@ from agentd.model.units import format_size
 def with_defaults(limits: Limits) -> Limits:
     fields = {name: getattr(limits, name) for name in limits.__struct_fields__}
     given = {name: value for name, value in fields.items() if value is not None}
-    return msgspec.structs.replace(DEFAULTS, **given)
+    merged = msgspec.structs.replace(DEFAULTS, **given)
+    if limits.disk is None and merged.memory is not None and merged.disk is not None:
+        # The disk is memory too: full, it must leave some for the processes.
+        return msgspec.structs.replace(merged, disk=min(merged.disk, merged.memory // 2))
+    return merged
 
 
 def limit_control(

@@ -164,7 +164,7 @@ class LinuxBackend:
     def _is_plain(self, plan: LinuxPlan) -> bool:
         usual = make_plan(SandboxSpec())
         special = plan.cow or plan.private_root or self._without
-        return not special and (plan.uid, plan.limits.disk) == (usual.uid, usual.limits.disk)
+        return not special and plan.uid == usual.uid
 
     def _mount_fd(self, nursery: Nursery, mount: Mount) -> int:
         """A detached mount of a host path, owned inside by the sandbox's user."""
