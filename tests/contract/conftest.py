@@ -5,7 +5,6 @@ A wall that cannot be had here is skipped by its name and its own reason.
 
 import os
 import select
-import shutil
 import signal
 import socket
 import subprocess
@@ -29,6 +28,7 @@ from agentd.model.errors import BackendLost, Refused
 from agentd.model.isolation import IsolationLevel
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import backends
+from agentd.sandbox.backends.scratch import remove
 from agentd.sandbox.manager import Manager
 from agentd.sandbox.ports import Backend
 
@@ -136,7 +136,7 @@ class FakeWall:
         self._listener.close()
         self._parent.communicate()
         os.close(self._pidfd)
-        shutil.rmtree(self.workspace)
+        remove(self.workspace)
 
     def save(self) -> dict[str, object]:
         return {"pid": self.pid}

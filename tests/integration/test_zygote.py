@@ -26,6 +26,7 @@ try:
         pid = os.fork()
         if pid == 0:
             signal.pause()
+            os._exit(0)
         started.append(pid)
 except OSError:
     pass

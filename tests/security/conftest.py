@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from agentd.client import build
-from agentd.linux import abi
+from agentd.linux import abi, idmap
 from agentd.linux.seccomp.tables import numbers
 from agentd.model.result import Exit
 from agentd.model.spec import ExecRequest
@@ -80,7 +80,11 @@ class Box:
     def run(self, attack: str | Sequence[str], *args: str, **request: Any) -> Ran:
         """A script with its ``sys.argv[1:]``, or an argv; 30 s and 1 MiB a stream at most."""
         argv = (PYTHON, "-I", "-c", PRELUDE + attack) if isinstance(attack, str) else attack
-        fields = {"cwd": self.workspace, "timeout": 30.0, "output_limit": 1 << 20} | request
+        fields: dict[str, Any] = {
+            "cwd": self.workspace,
+            "timeout": 30.0,
+            "output_limit": 1 << 20,
+        } | request
         exit_, out, err, _ = self.guest.run(ExecRequest((*argv, *args), **fields))
         return Ran(exit_, out.decode(errors="replace"), err.decode(errors="replace"))
 
@@ -116,6 +120,7 @@ class _Yard:
             box.wall.kill()
         for backend in self.backends.values():
             backend.close()
+        idmap.close_all()  # a cache of the process's
 
 
 @pytest.fixture

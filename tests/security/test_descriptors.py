@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from agentd.linux import idmap
 from agentd.model.spec import ExecRequest
 
 SECRET = "kept by the host"
@@ -37,12 +36,6 @@ for number in range(256):
 said("inherited", sorted(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else "none")
 said("found", found)
 """
-
-
-@pytest.fixture(autouse=True)
-def _no_cached_namespaces() -> Iterator[None]:
-    yield
-    idmap.close_all()
 
 
 @pytest.fixture
@@ -125,9 +118,7 @@ def _sleep(box: Any) -> Any:
     return ExecRequest(("sleep", "30"), cwd=box.workspace, timeout=30.0)
 
 
-def test_a_command_inherits_three_descriptors(
-    sandbox: Callable[..., Any], held: Path
-) -> None:
+def test_a_command_inherits_three_descriptors(sandbox: Callable[..., Any], held: Path) -> None:
     said = sandbox("linux").attack(ATTACK, str(held))
     assert said["inherited"] == "['0', '1', '2', '3']"  # the last is the listing's own
     assert "secret" not in said

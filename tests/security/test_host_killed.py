@@ -163,9 +163,7 @@ def test_killed_with_its_sandboxes_up(backend: str, token: str, folder: Path) ->
 
 @pytest.mark.parametrize("backend", ["linux", "landlock"])
 @pytest.mark.parametrize("after", [0, 0.004, 0.02, 0.05, 0.08, 0.11, 0.15])
-def test_killed_while_it_builds_them(
-    backend: str, token: str, folder: Path, after: float
-) -> None:
+def test_killed_while_it_builds_them(backend: str, token: str, folder: Path, after: float) -> None:
     with _host(backend, token, folder) as process:
         _lines(process, 1)
         time.sleep(after)  # any moment will do: whatever was begun must end
@@ -218,10 +216,12 @@ def test_the_zygote_dies_with_its_sandboxes_and_comes_again(
     sandbox: Callable[..., Any], token: str, victim: str
 ) -> None:
     first, second = sandbox("linux"), sandbox("linux")
-    with second.guest.start(ExecRequest(("setsid", "sleep", token))) as running:
+    with second.guest.start(ExecRequest(("sleep", token))) as running:
         running.step(5)
         zygote = _parent(first.wall.pid)
-        pid = zygote if victim == "zygote" else _parent(zygote)
+        first_process = _parent(zygote)
+        started = _started(first_process)
+        pid = zygote if victim == "zygote" else first_process
         assert pid not in {1, os.getpid()}
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(BackendLost):
@@ -229,6 +229,7 @@ def test_the_zygote_dies_with_its_sandboxes_and_comes_again(
     assert _gone(lambda: _sleepers(token))
     _lost(first)
     _lost(second)
+    assert _gone(lambda: _started(first_process) == started)
     assert sandbox("linux").run(["echo", "again"]).stdout == "again\n"
 
 

@@ -5,6 +5,7 @@ Controls: a pid namespace with a /proc of its own (linux); Landlock's signal sco
 """
 
 import subprocess
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -110,22 +111,37 @@ def test_a_sibling_is_out_of_reach_even_where_proc_shows_it(
     """Of one zygote all have the same uid outside: pid and user namespaces keep them apart."""
     one, sibling = sandbox("linux", without=off), sandbox("linux", without=off)
     sibling.run(("sh", "-c", "sleep 60 </dev/null >/dev/null 2>&1 &"))
+    # A number there is the zygote's; ours are numbers of another namespace. Others come and go.
     script = """
-for pid in os.listdir("/proc"):
-    # A number there is the zygote's; ours are numbers of another namespace.
-    if pid.isdigit() and open(f"/proc/{pid}/comm").read() == "sleep\\n":
-        said("sleep", "seen")
-        said("kill", tried(os.kill, int(pid), 0))
-        said("mem", opens(f"/proc/{pid}/mem", os.O_RDWR))
-        said("environ", opens(f"/proc/{pid}/environ"))
-        said("root", opens(f"/proc/{pid}/root/workspace"))
-        said("cwd", opens(f"/proc/{pid}/cwd"))
-        said("fd", opens(f"/proc/{pid}/fd/0"))
+import time
+def sleeper():
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        if tried(lambda: open(f"/proc/{pid}/comm").read()) == "sleep\\n":
+            return pid
+deadline = time.monotonic() + 10
+while not (pid := sleeper()) and time.monotonic() < deadline:
+    time.sleep(0.01)
+said("sleep", "seen" if pid else "unseen")
+said("kill", tried(os.kill, int(pid), 0))
+said("mem", opens(f"/proc/{pid}/mem", os.O_RDWR))
+said("environ", opens(f"/proc/{pid}/environ"))
+said("root", opens(f"/proc/{pid}/root/workspace"))
+said("cwd", opens(f"/proc/{pid}/cwd"))
+said("fd", opens(f"/proc/{pid}/fd/0"))
 """
     answers = one.attack(script)
     assert answers.pop("sleep") == "seen"
     assert answers.pop("kill") == "ESRCH"
     assert set(answers.values()) == {"EACCES"}
+
+
+def test_siblings_do_not_end_each_other(sandbox: Callable[..., Any]) -> None:
+    """What a zygote does between its requests leaves the running sandboxes alone."""
+    boxes = []
+    for _ in range(4):
+        boxes.append(sandbox("linux"))
+        time.sleep(0.1)  # the zygote has time to prepare the next one
+    assert [box.attack('said("alive", 1)') for box in boxes] == [{"alive": "1"}] * 4
 
 
 def test_everybody_is_only_the_sandbox(sandbox: Callable[..., Any], bystander: Process) -> None:

@@ -4,6 +4,7 @@ Control: seccomp refuses unshare, setns, and clone with a namespace flag; clone3
 filter cannot read, does not exist.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -48,7 +49,6 @@ for name, flag in {FLAGS!r}.items():
         fd = tried(os.open, f"/proc/{{pid}}/ns/{{name}}", os.O_RDONLY)
         if isinstance(fd, int):
             said(f"{{pid}} {{name}}", call("setns", fd, flag))
-NS_GET_USERNS, NS_GET_PARENT = 0xB701, 0xB702
 pidfd = os.pidfd_open(os.getppid())
 said("pidfd", call("setns", pidfd, 0x10000000 | 0x00020000))
 said("bad", call("setns", -1, 0))
@@ -112,8 +112,6 @@ def test_threads_and_forks_pass(sandbox: Callable[..., Any], walled: str) -> Non
 
 @pytest.mark.parametrize("kind", ["user", "mnt", "pid", "net", "ipc", "uts", "cgroup"])
 def test_every_namespace_is_the_sandboxs_own(sandbox: Callable[..., Any], kind: str) -> None:
-    import os
-
     script = f'said("ns", os.readlink("/proc/self/ns/{kind}"))'
     one, other = sandbox("linux"), sandbox("linux")
     seen = {one.attack(script)["ns"], other.attack(script)["ns"]}

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from agentd.linux import idmap
 
 ATTACK = """
 tcp, udp, abstract, path = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
@@ -82,12 +81,6 @@ class Services:
             self.udp.recv(100)
             names.add("udp")
         return names
-
-
-@pytest.fixture(autouse=True)
-def _no_cached_namespaces() -> Iterator[None]:
-    yield
-    idmap.close_all()
 
 
 @pytest.fixture

@@ -57,9 +57,7 @@ def _agent(box: Any) -> str:
     return pid
 
 
-def test_no_program_of_the_host_opens_for_writing(
-    sandbox: Callable[..., Any], walled: str
-) -> None:
+def test_no_program_of_the_host_opens_for_writing(sandbox: Callable[..., Any], walled: str) -> None:
     box = sandbox(walled)
     said = box.attack(ATTACK, _agent(box), LIBC)
     assert set(said.values()) <= DENIED, said

@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 
-from agentd.linux import idmap
 from agentd.model.errors import AgentdError
 from agentd.model.spec import ExecRequest
 
@@ -55,12 +54,6 @@ while True:
     call("renameat2", -100, b"swap", -100, b"other", 2)
     call("renameat2", -100, b"file", -100, b"file-other", 2)
 """
-
-
-@pytest.fixture(autouse=True)
-def _no_cached_namespaces() -> Iterator[None]:
-    yield
-    idmap.close_all()
 
 
 @pytest.fixture

@@ -85,7 +85,7 @@ def sandbox_without_memory_limit() -> Facts:
 
 
 def sandbox_files_count_as_memory() -> Facts:
-    with _sandbox(Limits(memory=64 * MIB)) as (run, wall):
+    with _sandbox(Limits(memory=64 * MIB, disk=256 * MIB)) as (run, wall):
         facts: Facts = {}
         try:
             facts["write"] = run("dd", "if=/dev/zero", "of=/tmp/file", "bs=1M", "count=128")

@@ -6,6 +6,7 @@ when the host or the agent goes away. Then it removes the scratch directory: a h
 cannot. Standard library only.
 """
 
+import contextlib
 import json
 import os
 import resource
@@ -55,18 +56,38 @@ def main() -> None:
     set_title("agentd")
     process.set_child_subreaper(True)
     agent.preload()
-    child = os.fork()
-    if child == 0:
-        control.close()
-        _agent(config)
-    os.close(LISTENER_FD)
-    control.send(json.dumps({"pid": child}).encode())
-    _watch(control, child)
-    with_deadline = time.monotonic() + _KILL_SECONDS
-    process.kill_descendants(os.getpid(), with_deadline)
+    try:
+        _make_scratch(config)
+        child = os.fork()
+        if child == 0:
+            control.close()
+            _agent(config)
+        os.close(LISTENER_FD)
+        _report(control, {"pid": child})
+        _watch(control, child)
+        with_deadline = time.monotonic() + _KILL_SECONDS
+        process.kill_descendants(os.getpid(), with_deadline)
+    except OSError as error:
+        _report(control, {"error": str(error)})
     _await_host(control)
     scratch.remove(str(config["scratch"]))
     os._exit(0)
+
+
+def _make_scratch(config: Config) -> None:
+    """Made here and not by the host, so that a host killed at any moment leaves none behind."""
+    top = str(config["scratch"])
+    paths = (top, os.path.join(top, "workspace"), os.path.join(top, "tmp"))
+    for path in paths:
+        os.mkdir(path, 0o700)
+    uid = config["uid"]
+    for path in paths if isinstance(uid, int) else ():
+        os.chown(path, uid, uid)
+
+
+def _report(control: socket.socket, message: dict[str, object]) -> None:
+    with contextlib.suppress(OSError):  # a host that is gone is noticed next
+        control.send(json.dumps(message).encode())
 
 
 def _watch(control: socket.socket, child: int) -> None:
@@ -86,13 +107,18 @@ def _await_host(control: socket.socket) -> None:
 
 def _agent(config: Config) -> None:
     status = 1
+    monitor = os.getppid()
     try:
         listener = socket.socket(fileno=LISTENER_FD)
         os.setsid()
-        process.set_pdeathsig(signal.SIGKILL)
         ready = agent.Ready(pid1=False, paths=[str(config["scratch"])])
         try:
-            done = _confine(config) + enter_group(listener)
+            done = _confine(config)
+            # Not before: a change of user clears it.
+            process.set_pdeathsig(signal.SIGKILL)
+            if os.getppid() != monitor:
+                os._exit(1)
+            done += enter_group(listener)
         except OSError as error:
             answer = {"error": str(error), "errno": error.errno}
             listener.send(json.dumps(answer).encode())

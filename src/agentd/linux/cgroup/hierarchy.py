@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -16,6 +17,8 @@ _CPU_QUOTA_MIN_USEC = 1_000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 # Another process may remove the empty parent between our two calls.
 _PARENT_ATTEMPTS = 100
+# Between threads no parent goes while a group is being made; between processes attempts must do.
+_parents_lock = threading.RLock()
 
 
 class Hierarchy(ABC):
@@ -45,6 +48,17 @@ class Hierarchy(ABC):
             if value is not None and value <= 0:
                 raise ValueError(f"{controller} limit {value} of group {name} is not above 0")
         held = frozenset(c for c, value in limits.items() if value is not None) & self.controllers
+        with _parents_lock:
+            return self._create(name, held, memory, pids, cpus)
+
+    def _create(
+        self,
+        name: str,
+        held: frozenset[str],
+        memory: int | None,
+        pids: int | None,
+        cpus: float | None,
+    ) -> Group:
         made: list[str] = []
         try:
             for directory in self._directories(check_name(name), held):
@@ -116,9 +130,10 @@ class Hierarchy(ABC):
 
     def _remove_parents(self) -> None:
         """An empty parent goes; one that is in use says EBUSY."""
-        for parent in self._parents():
-            with contextlib.suppress(OSError):
-                files.remove_dir(parent)
+        with _parents_lock:
+            for parent in self._parents():
+                with contextlib.suppress(OSError):
+                    files.remove_dir(parent)
 
 
 def cpu_quota(cpus: float) -> int:

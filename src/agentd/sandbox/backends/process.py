@@ -13,7 +13,7 @@ from agentd.linux import landlock, seccomp
 from agentd.linux.cgroup import Group
 from agentd.model.availability import Availability, Blocker
 from agentd.model.enforcement import Control
-from agentd.model.errors import InvalidInput, Refused
+from agentd.model.errors import InvalidInput, Refused, SandboxError
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.mount import Mount, MountMode
@@ -72,7 +72,8 @@ class HostBackend:
 
     def launch(self, plan: ProcessPlan) -> ProcessWall:
         with contextlib.ExitStack() as undo:
-            scratch = self._scratch()
+            # The monitor makes it and removes it; we do where the monitor was killed.
+            scratch = os.path.join(tempfile.gettempdir(), f"agentd-{os.urandom(8).hex()}")
             undo.callback(remove, scratch)
             workspace = plan.workspace or os.path.join(scratch, "workspace")
             control, theirs_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -83,6 +84,8 @@ class HostBackend:
             undo.callback(_end_monitor, control, monitor)
             control.send(json.dumps(self._config(plan, scratch, workspace)).encode())
             answer, _ = receive(control, 20.0, "monitor")
+            if "error" in answer:
+                raise SandboxError("the sandbox could not be built", cause=str(answer["error"]))
             pid = answer["pid"]
             assert isinstance(pid, int)  # noqa: S101  (our own process said it)
             group, detail = make_group(
@@ -119,15 +122,6 @@ class HostBackend:
             )
         if not os.path.exists(mount.source):
             raise InvalidInput(f"cannot mount {mount.source}", cause="no such file or directory")
-
-    def _scratch(self) -> str:
-        scratch = tempfile.mkdtemp(prefix="agentd-")
-        for name in ("workspace", "tmp"):
-            os.mkdir(os.path.join(scratch, name), 0o700)
-        if self.confined and os.geteuid() == 0:
-            for path in (scratch, *(os.path.join(scratch, n) for n in ("workspace", "tmp"))):
-                os.chown(path, SANDBOX_UID, SANDBOX_UID)
-        return scratch
 
     def _config(self, plan: ProcessPlan, scratch: str, workspace: str) -> dict[str, object]:
         tmp = os.path.join(scratch, "tmp")

@@ -1,0 +1,135 @@
+"""Threat: device nodes, which reach hardware and kernel memory past every path rule.
+
+Controls: seccomp refuses to make them; Landlock has no rule that allows it; without capabilities
+nobody may. Those the host has are not in the linux wall's /dev, and Landlock closes them.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+# Pairs (major, minor): null, mem, kmsg, loop0 and vda; the whiteout 0:0, which is no device and
+# which the kernel lets anyone make, is what an overlay's owner forges deletions with.
+MAKE = """
+for name, kind, major, minor in (
+    ("null", 0o20000, 1, 3), ("mem", 0o20000, 1, 1), ("kmsg", 0o20000, 1, 11),
+    ("loop", 0o60000, 7, 0), ("whiteout", 0o20000, 0, 0)):
+    device = os.makedev(major, minor)
+    said(name, tried(os.mknod, name, kind | 0o666, device))
+    said(f"{name} raw", call("mknod", f"{name}.raw".encode(), kind | 0o666, device)
+         if "mknod" in NR else "EPERM")
+    # The kernel cuts the mode to 16 bits; so must the filter.
+    said(f"{name} high", call("mknodat", -100, f"{name}.high".encode(), 1 << 32 | kind, device))
+"""
+PLAIN = """
+said("fifo", tried(os.mkfifo, "fifo"))
+said("file", tried(os.mknod, "file", 0o100644))
+"""
+OPEN = """
+import stat
+for name in ("null", "mem"):
+    got = tried(os.mknod, name, 0o20666, os.makedev(1, {"null": 3, "mem": 1}[name]))
+said("null", opens("null", os.O_RDWR))
+"""
+LIST = """
+for name in sorted(os.listdir("/dev")):
+    mode = os.lstat(f"/dev/{name}").st_mode
+    said(name, "block" if stat.S_ISBLK(mode) else "char" if stat.S_ISCHR(mode) else "other")
+"""
+PATHS = ("/dev/kmsg", "/dev/mem", "/dev/kvm", "/dev/fuse", "/dev/loop-control", "/dev/net/tun")
+REACH = f"""
+for path in {PATHS!r}:
+    said(path, opens(path))
+    said(path + " write", opens(path, os.O_WRONLY))
+"""
+HARMLESS = {"null", "zero", "full", "random", "urandom", "tty"}
+
+
+def test_no_device_is_made(sandbox: Callable[..., Any], walled: str) -> None:
+    answers = sandbox(walled).attack(MAKE)
+    assert answers == dict.fromkeys(answers, "EPERM")
+
+
+def test_seccomp_alone_stops_root(sandbox: Callable[..., Any]) -> None:
+    off = {"capabilities", "landlock"}
+    answers = sandbox("linux", without=off, user="root").attack(MAKE)
+    assert answers == dict.fromkeys(answers, "EPERM")
+
+
+def test_landlock_alone_stops_what_needs_no_capability(sandbox: Callable[..., Any]) -> None:
+    """A whiteout: the filter's EPERM becomes Landlock's EACCES, and without both it is made."""
+    box = sandbox("linux", without={"seccomp"})
+    assert box.attack(MAKE)["whiteout"] == "EACCES"
+    assert sandbox("linux", without={"seccomp", "landlock"}).attack(MAKE)["whiteout"] == "None"
+
+
+def test_a_user_namespace_makes_no_device(sandbox: Callable[..., Any]) -> None:
+    """With every control gone root inside has no CAP_MKNOD that counts."""
+    off = {"seccomp", "landlock", "capabilities"}
+    answers = sandbox("linux", without=off, user="root").attack(MAKE)
+    assert {answers[name] for name in ("null", "mem", "kmsg", "loop")} == {"EPERM"}
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("control", ["seccomp", "landlock", "capabilities"])
+def test_each_control_alone_stops_the_machines_root(
+    sandbox: Callable[..., Any], control: str
+) -> None:
+    off = {"identity", "seccomp", "landlock", "capabilities"} - {control}
+    script = 'said("null", tried(os.mknod, sys.argv[1], 0o20666, os.makedev(1, 3)))'
+    box = sandbox("landlock", without=off)
+    answers = box.attack(script, f"{box.workspace}/null", cwd="/")
+    assert answers["null"] in {"EPERM", "EACCES"}
+
+
+@pytest.mark.root
+def test_off_a_device_is_made_and_opened(sandbox: Callable[..., Any]) -> None:
+    """A second /dev/null, by the machine's root."""
+    off = {"identity", "seccomp", "landlock", "capabilities"}
+    assert sandbox("landlock", without=off).attack(OPEN)["null"] == "opened"
+
+
+def test_fifos_and_files_are_made(sandbox: Callable[..., Any], walled: str) -> None:
+    assert sandbox(walled).attack(PLAIN) == {"fifo": "None", "file": "None"}
+
+
+def test_dev_holds_nothing_else(sandbox: Callable[..., Any]) -> None:
+    script = "import stat\n" + LIST
+    answers = sandbox("linux").attack(script)
+    assert {name for name, kind in answers.items() if kind != "other"} == HARMLESS
+    host = sandbox("host").attack(script)
+    assert {name for name, kind in host.items() if kind != "other"} > HARMLESS
+
+
+def test_no_device_of_the_host_is_opened(sandbox: Callable[..., Any], walled: str) -> None:
+    answers = sandbox(walled).attack(REACH)
+    assert set(answers.values()) <= {"ENOENT", "EACCES"}
+
+
+@pytest.mark.root
+def test_off_the_hosts_devices_are_opened(sandbox: Callable[..., Any]) -> None:
+    """Opened and closed again, nothing more. Landlock alone keeps the machine's root out."""
+    off = {"identity", "capabilities"}
+    kept = sandbox("landlock", without=off).attack(REACH)
+    assert set(kept.values()) <= {"ENOENT", "EACCES"}
+    answers = sandbox("landlock", without=off | {"landlock"}).attack(REACH)
+    if answers["/dev/kmsg"] == "ENOENT":
+        pytest.skip("this machine has no /dev/kmsg")
+    assert answers["/dev/kmsg"] == "opened"
+
+
+def test_the_workspace_has_no_devices(sandbox: Callable[..., Any]) -> None:
+    """Every place that can be written is mounted nodev, nosuid: a node from elsewhere is dead."""
+    script = """
+for line in open("/proc/self/mountinfo"):
+    fields = line.split()
+    said(fields[4], fields[5])
+"""
+    answers = sandbox("linux").attack(script)
+    writable = {place: how for place, how in answers.items() if "rw" in how.split(",")}
+    assert {"/workspace", "/tmp", "/dev/shm", "/home/sandbox"} <= set(writable)
+    for place, how in writable.items():
+        assert "nosuid" in how.split(","), place
+        if place != "/dev/pts" and not place.startswith("/dev/"):
+            assert "nodev" in how.split(","), place

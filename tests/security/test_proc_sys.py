@@ -1,0 +1,160 @@
+"""Threat: running code on the host through the kernel's own files: core_pattern, release_agent,
+sysrq, modprobe, and what else of /proc and /sys can be written.
+
+Controls: the sandbox's root is none of the kernel's users; Landlock gives nobody write access to
+/proc; the linux wall has an empty /sys and cannot mount another.
+Files are opened for writing and closed again: nothing is ever written.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HOST_FILES = (
+    "/proc/sys/kernel/core_pattern",
+    "/proc/sys/kernel/modprobe",
+    "/proc/sys/kernel/hotplug",
+    "/proc/sys/kernel/panic",
+    "/proc/sys/kernel/randomize_va_space",
+    "/proc/sys/kernel/hostname",
+    "/proc/sys/fs/suid_dumpable",
+    "/proc/sys/fs/binfmt_misc/register",
+    "/proc/sys/vm/overcommit_memory",
+    "/proc/sysrq-trigger",
+    "/proc/irq/default_smp_affinity",
+    "/proc/mtrr",
+    "/sys/kernel/uevent_helper",
+    "/sys/kernel/mm/transparent_hugepage/enabled",
+    "/sys/power/state",
+    "/sys/kernel/security/apparmor/.load",
+)
+WRITE = f"""
+for path in {HOST_FILES!r}:
+    said(path, opens(path, os.O_WRONLY))
+"""
+SECRETS = (
+    "/proc/kcore",
+    "/proc/kmsg",
+    "/proc/kpageflags",
+    "/proc/vmallocinfo",
+    "/proc/slabinfo",
+    "/proc/timer_list",
+)
+READ = f"""
+for path in {SECRETS!r}:
+    said(path, opens(path))
+"""
+# What is the sandbox's own; the last two are its network administrator's.
+OWN = """
+for path in ("/proc/self/oom_score_adj", "/proc/self/comm", "/proc/self/coredump_filter",
+             "/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv4/ping_group_range"):
+    said(path, opens(path, os.O_WRONLY))
+"""
+RELEASE_AGENT = """
+import glob
+found = glob.glob("/sys/fs/cgroup/**/release_agent", recursive=True)
+said("found", bool(found))
+for path in found:
+    said(path, opens(path, os.O_WRONLY))
+said("new group", tried(os.mkdir, "/sys/fs/cgroup/memory/agentd-test-escape")
+     if os.path.isdir("/sys/fs/cgroup/memory") else "ENOENT")
+"""
+# The way of CVE-2022-0492: a cgroup file system of one's own.
+MOUNT = r"""
+os.mkdir("/tmp/m")
+for name, options in ((b"sysfs", None), (b"cgroup2", None), (b"cgroup", b"memory"),
+                      (b"cgroup", b"rdma"), (b"debugfs", None), (b"tracefs", None),
+                      (b"securityfs", None), (b"binfmt_misc", None), (b"configfs", None)):
+    got = call("mount", b"none\0", b"/tmp/m\0", name + b"\0", 0, options + b"\0" if options else 0)
+    said(name.decode() + (options or b"").decode(), got)
+    if got == 0:
+        for path in ("release_agent", "uevent_helper"):
+            said(path, opens(f"/tmp/m/{path}", os.O_WRONLY))
+        call("umount2", b"/tmp/m\0", 2)
+"""
+REFUSED = {"EACCES", "EROFS", "ENOENT", "EPERM"}
+
+
+def test_nothing_of_the_kernel_is_written(sandbox: Callable[..., Any], walled: str) -> None:
+    answers = sandbox(walled).attack(WRITE)
+    assert set(answers.values()) <= REFUSED
+    assert answers["/proc/sys/kernel/core_pattern"] == "EACCES"
+    assert answers["/proc/sysrq-trigger"] in {"EACCES", "ENOENT"}
+
+
+def test_root_inside_writes_nothing_by_itself(sandbox: Callable[..., Any]) -> None:
+    """All other controls gone: the files belong to the machine's root, who is nobody inside."""
+    off = {"landlock", "seccomp", "capabilities"}
+    answers = sandbox("linux", without=off, user="root").attack(WRITE)
+    assert set(answers.values()) <= REFUSED
+    assert answers["/proc/sys/kernel/core_pattern"] == "EACCES"
+
+
+@pytest.mark.root
+def test_landlock_alone_stops_the_machines_root(sandbox: Callable[..., Any]) -> None:
+    off = {"identity", "capabilities", "seccomp"}
+    answers = sandbox("landlock", without=off).attack(WRITE + READ)
+    assert set(answers.values()) <= {"EACCES", "ENOENT"}
+
+
+@pytest.mark.root
+def test_off_core_pattern_is_opened(sandbox: Callable[..., Any]) -> None:
+    off = {"identity", "capabilities", "seccomp", "landlock"}
+    answers = sandbox("landlock", without=off).attack(WRITE)
+    assert answers["/proc/sys/kernel/core_pattern"] == "opened"
+    assert answers["/proc/sys/vm/overcommit_memory"] == "opened"
+
+
+def test_kernel_memory_is_not_read(sandbox: Callable[..., Any], walled: str) -> None:
+    assert set(sandbox(walled).attack(READ).values()) <= REFUSED
+
+
+def test_landlock_closes_the_sandboxs_own_proc(sandbox: Callable[..., Any]) -> None:
+    """Even what root inside may write by the kernel's own rules."""
+    off = {"capabilities", "seccomp"}
+    answers = sandbox("linux", without=off, user="root").attack(OWN)
+    assert set(answers.values()) == {"EACCES"}
+    answers = sandbox("linux", without=off | {"landlock"}, user="root").attack(OWN)
+    assert set(answers.values()) == {"opened"}
+
+
+def test_no_release_agent(sandbox: Callable[..., Any], walled: str) -> None:
+    answers = sandbox(walled).attack(RELEASE_AGENT)
+    assert answers["found"] == "False"
+    assert answers["new group"] in REFUSED
+
+
+@pytest.mark.root
+@pytest.mark.skipif(
+    not list(Path("/sys/fs/cgroup").glob("*/release_agent")), reason="no cgroup v1 is mounted"
+)
+def test_off_a_release_agent_is_opened(sandbox: Callable[..., Any]) -> None:
+    off = {"identity", "capabilities", "seccomp", "landlock"}
+    script = RELEASE_AGENT[: RELEASE_AGENT.index('said("new group"')]
+    answers = sandbox("landlock", without=off).attack(script)
+    assert answers.pop("found") == "True"
+    assert "opened" in answers.values()
+
+
+def test_sys_is_empty(sandbox: Callable[..., Any]) -> None:
+    assert sandbox("linux").attack('said("sys", os.listdir("/sys"))') == {"sys": "[]"}
+
+
+@pytest.mark.parametrize("control", ["seccomp", "landlock", "capabilities"])
+def test_no_file_system_of_the_kernels_is_mounted(
+    sandbox: Callable[..., Any], control: str
+) -> None:
+    off = {"seccomp", "landlock", "capabilities"} - {control}
+    answers = sandbox("linux", without=off, user="root").attack(MOUNT)
+    assert set(answers.values()) == {"EPERM"}
+
+
+def test_off_none_of_them_has_a_release_agent(sandbox: Callable[..., Any]) -> None:
+    """A cgroup namespace of its own may mount its part of the tree, which has no release_agent."""
+    off = {"seccomp", "landlock", "capabilities"}
+    answers = sandbox("linux", without=off, user="root").attack(MOUNT)
+    assert answers["cgroup2"] == "0"
+    assert answers["sysfs"] == "EPERM"  # an old one must be fully visible, and there is none
+    assert "opened" not in answers.values()
