@@ -15,11 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from agentd.daemon.execution import refine
 from agentd.guest import wire
+from agentd.linux.cgroup import Hierarchy
 from agentd.model.cause import CauseCode
 from agentd.model.errors import AgentdError, BackendLost
 from agentd.model.spec import ExecRequest, Pty
+from agentd.sandbox.backends.cgroups import own_hierarchy
+from agentd.transport.guest import Guest
 
 # What a command would have to say in the agent's place.
 FORGED = (
@@ -214,8 +218,6 @@ def test_what_the_agent_wrote_would_count(sandbox: Callable[..., Any]) -> None:
 
 def test_a_reply_that_breaks_the_protocol_is_refused() -> None:
     """An agent that is not ours any more: nothing it says is trusted, and nothing hangs."""
-    from agentd.transport.guest import Guest
-
     hello = b'{"agentd":2,"agent":"x","features":[],"boot":{"pid1":true,"uptime_ms":1}}\n'
     answers = (
         b"\xff\xff\xff\xff\x10\0\0\0\x01",
@@ -244,9 +246,6 @@ def test_a_reply_that_breaks_the_protocol_is_refused() -> None:
 
 
 def test_the_agent_out_of_memory_is_told(sandbox: Callable[..., Any]) -> None:
-    from agentd.linux.cgroup import Hierarchy
-    from agentd.sandbox.backends.cgroups import own_hierarchy
-
     hierarchy = own_hierarchy()
     if not isinstance(hierarchy, Hierarchy) or "memory" not in hierarchy.controllers:
         pytest.skip("no memory controller is mounted")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from agentd.daemon.execution import refine
 from agentd.linux.cgroup import Hierarchy
 from agentd.model.cause import CauseCode
@@ -188,7 +189,7 @@ def test_a_memory_bomb(sandbox: Callable[..., Any], walled: str, attack: str) ->
 @pytest.mark.usefixtures("groups")
 @pytest.mark.parametrize("place", ["/dev/shm/big", "/tmp/big", "big"])
 def test_a_memory_bomb_of_files(sandbox: Callable[..., Any], place: str) -> None:
-    """tmpfs pages are charged to the sandbox; its agent must outlive them, to be asked and ended."""
+    """tmpfs pages are charged to the sandbox, and stay when their writer is killed."""
     box = sandbox("linux", **SMALL, disk="256M")
     end, said = _ended(box, SHARED, place)
     assert said == {}
@@ -257,7 +258,9 @@ def test_a_descriptor_bomb(
     _goes_on(box)
     raised = box.attack(
         "import resource\n"
-        "try: resource.setrlimit(resource.RLIMIT_NOFILE, (1 << 20, 1 << 20)); said('raise', 'done')\n"
+        "try:\n"
+        "    resource.setrlimit(resource.RLIMIT_NOFILE, (1 << 20, 1 << 20))\n"
+        "    said('raise', 'done')\n"
         "except (ValueError, OSError): said('raise', 'refused')"
     )
     assert raised["raise"] == "refused"

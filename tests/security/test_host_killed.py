@@ -11,6 +11,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from agentd.model.errors import BackendLost
 from agentd.model.spec import ExecRequest
 
@@ -35,7 +37,8 @@ print("started", flush=True)
 for _ in range(many):
     wall = backend.launch(backend.plan(build.sandbox_spec(backend=name, workspace=WORKSPACE)))
     guest = Guest(wall.open_stream, passes_descriptors=True)
-    script = f"trap '' TERM INT HUP; (setsid sh -c 'trap : TERM; sleep {token}; :' &) ; sleep {token}"
+    orphan = f"(setsid sh -c 'trap : TERM; sleep {token}; :' &)"
+    script = f"trap '' TERM INT HUP; {orphan}; sleep {token}"
     keep.append((wall, guest, guest.start(ExecRequest(("sh", "-c", script)))))
     keep[-1][2].step(0.2)
     print("wall", wall.pid, flush=True)
@@ -67,7 +70,7 @@ def _host(backend: str, token: str, folder: Path, workspace: str = "") -> Iterat
 
 
 def _lines(process: Any, count: int) -> list[str]:
-    lines = []
+    lines: list[str] = []
     for _ in range(count):
         assert select.select([process.stdout], [], [], 20)[0], lines
         lines.append(process.stdout.readline().decode().strip())
@@ -130,16 +133,17 @@ def _gone(condition: Callable[[], object]) -> bool:
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A TMPDIR that the sandboxes' own user may cross."""
-    import tempfile
-
     with tempfile.TemporaryDirectory() as path:
         os.chmod(path, 0o755)  # noqa: S103 scratch directories in it are closed by themselves
         yield Path(path)
 
 
 def _nothing_is_left(process: Any, below: dict[int, str], token: str, folder: Path) -> None:
-    alive = lambda: [pid for pid, start in below.items() if start and _started(pid) == start]  # noqa: E731
-    assert _gone(lambda: alive() or _sleepers(token)), (alive(), _sleepers(token))
+    def alive() -> list[int]:
+        same = [pid for pid, start in below.items() if start and _started(pid) == start]
+        return same + _sleepers(token)
+
+    assert _gone(alive), alive()
     assert _gone(lambda: list(folder.iterdir())), list(folder.iterdir())
     assert str(folder) not in Path("/proc/self/mountinfo").read_text()
     subprocess.run([sys.executable, "-c", REAP], check=True, timeout=30)
@@ -153,7 +157,7 @@ def test_killed_with_its_sandboxes_up(backend: str, token: str, folder: Path) ->
         _lines(process, 4)
         below = _below(process.pid)
         assert _gone(lambda: len(_sleepers(token)) < 3)
-        if backend == "landlock" or backend == "host":
+        if backend in {"landlock", "host"}:
             assert len(list(folder.iterdir())) == 3
         process.kill()
         process.wait()
@@ -234,7 +238,7 @@ def test_the_zygote_dies_with_its_sandboxes_and_comes_again(
 
 
 def test_the_monitor_dies_and_the_agent_with_it(sandbox: Callable[..., Any], token: str) -> None:
-    """At process level its orphans are out of reach then: only the agent's own death is promised."""
+    """At process level orphans are out of reach then: only the agent's own death is promised."""
     box = sandbox("landlock")
     monitor = _parent(box.wall.pid)
     assert monitor not in {1, os.getpid()}

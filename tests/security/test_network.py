@@ -2,7 +2,8 @@
 
 Controls: a network namespace of its own (linux); seccomp's refusal of internet sockets, and
 Landlock's of TCP behind it (landlock). Unix sockets of the host: the private root and the network
-namespace, or Landlock's scope where the network is shared (linux); seccomp and that scope (landlock).
+namespace, or Landlock's scope where the network is shared (linux); seccomp and that scope
+(landlock).
 """
 
 import contextlib
@@ -14,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-
 
 ATTACK = """
 tcp, udp, abstract, path = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
@@ -103,7 +103,8 @@ def services() -> Iterator[Services]:
                 sock.listen(16)
             opened.append(sock)
         os.chmod(f"{folder}/socket", 0o777)  # noqa: S103 as docker.sock at its worst
-        yield Services(*opened, folder)
+        tcp, udp, abstract, path = opened
+        yield Services(tcp, udp, abstract, path, folder)
 
 
 def test_nothing_of_the_host_is_reached(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from agentd.model.cause import CauseCode
 from agentd.model.spec import ExecRequest
 

@@ -32,7 +32,7 @@ class Write(Quiet):
         self._temporary = temporary_name(name)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         with naming(path):
-            self._fd = os.open(self._temporary, flags, 0o600, dir_fd=parent)
+            self._fd = os.open(self._temporary, flags, self._mode & 0o777, dir_fd=parent)
 
     def on_data(self, kind: int, data: bytes) -> None:
         if kind != wire.DATA:
@@ -54,7 +54,8 @@ class Write(Quiet):
         if kind != wire.DATA_EOF or self._fd < 0:
             return
         try:
-            os.fchmod(self._fd, self._mode)
+            if stat.S_IMODE(os.fstat(self._fd).st_mode) != self._mode:
+                os.fchmod(self._fd, self._mode)
             fd, self._fd = self._fd, -1
             os.close(fd)  # some filesystems tell of a full disk only here
             os.rename(self._temporary, self._name, src_dir_fd=self._parent, dst_dir_fd=self._parent)

@@ -81,8 +81,9 @@ def _make_scratch(config: Config) -> None:
     for path in paths:
         os.mkdir(path, 0o700)
     uid = config["uid"]
-    for path in paths if isinstance(uid, int) else ():
-        os.chown(path, uid, uid)
+    if isinstance(uid, int):
+        for path in paths:
+            os.chown(path, uid, uid)
 
 
 def _report(control: socket.socket, message: dict[str, object]) -> None:

@@ -113,8 +113,8 @@ _SANDBOX = (
     Rule(
         "set-id bits",
         "chmod fchmod",
-        "a writable workspace's files belong to its owner on the host: a set-id program there would "
-        "hand out that user to everyone on the host",
+        "a writable workspace's files belong to its owner on the host: a set-id program there "
+        "would hand out that user to everyone on the host",
         (not_zero(1, "mode", _S_ISUID_ISGID),),
     ),
     Rule(

@@ -64,12 +64,14 @@ class Nursery:
             pidfd, sock = spare
             with sock:
                 try:
+                    self._send({"next": True}, [])
                     _send(sock, request, fds)
                 except OSError:  # it died while it waited
                     os.close(pidfd)
                     return None
-                finally:
-                    self._send({"next": True}, [])
+                except BaseException:
+                    os.close(pidfd)
+                    raise
             return [pidfd]
 
     def spawn(self, request: dict[str, object], fds: Sequence[int]) -> "Pending":
