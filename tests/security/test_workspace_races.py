@@ -117,6 +117,19 @@ def test_a_name_cannot_forge_another_change(
     assert not [line for line in changes if line[:2] not in {"A ", "M ", "D "}]
 
 
+def test_a_directory_opened_to_everyone_is_told(
+    sandbox: Callable[..., Any], workspace: Path
+) -> None:
+    """Nothing is applied that is not listed."""
+    box = sandbox("linux", workspace=f"{workspace}:cow")
+    box.attack("os.chmod('folder', 0o777)")
+    assert box.wall.changes() == ("M folder/",)
+    box.attack("os.chmod('folder', 0o755)")
+    assert box.wall.changes() == ()
+    box.wall.apply()
+    assert (workspace / "folder").stat().st_mode & 0o777 == 0o755
+
+
 @pytest.mark.root
 def test_the_command_line_shows_it_on_one_line(workspace: Path) -> None:
     script = "mkdir 'a\nD forged'; touch \"$(printf 'x\\033[2J\\rA fine')\" \"$(printf 'b\\377')\""

@@ -13,6 +13,8 @@ from agentd.transport.core import Chunk
 
 # A wall that dies takes its agent's stream along first; the process itself follows.
 _DEATH_SECONDS = 1.0
+# No agent starts a process faster: an exec alone takes longer.
+_START_SECONDS = 0.0003
 
 
 class Execution:
@@ -21,13 +23,19 @@ class Execution:
     def __init__(self, handle: SandboxHandle, request: ExecRequest, capture: bool) -> None:
         self.request_id = "req-" + os.urandom(8).hex()
         self._handle = handle
-        # A sandbox that has run nothing has met no limit.
-        self._before = {} if handle.unreported_ms else dict(handle.wall.counters())
+        fresh = bool(handle.unreported_ms)
         self._started = time.monotonic()
         self._lost: Exit | None = None
         # The first command waited for the sandbox; those after it found it ready.
         self._setup_ms, handle.unreported_ms = handle.unreported_ms, 0.0
         self.running = handle.guest.start(request, capture=capture)
+        # A sandbox that has run nothing has met no limit. Otherwise they are read while the agent
+        # is busy starting the command, unless we were held up and it may have met one already.
+        sent = time.monotonic()
+        counters = {} if fresh else dict(handle.wall.counters())
+        if time.monotonic() - sent < _START_SECONDS:
+            handle.counters = counters
+        self._before = handle.counters
 
     @property
     def exit(self) -> Exit | None:
@@ -73,7 +81,8 @@ class Execution:
         exec_ms = (time.monotonic() - self._started) * 1000
         refined = end
         if not end.ok and not self._lost:
-            refined = refine(end, self._before, self._handle.wall.counters())
+            self._handle.counters = dict(self._handle.wall.counters())
+            refined = refine(end, self._before, self._handle.counters)
         return Result(
             request_id=self.request_id,
             status=status(refined),

@@ -44,6 +44,7 @@ class SandboxHandle:
         self.state = State.CREATED
         self.setup_ms = 0.0
         self.unreported_ms = 0.0  # set-up time that no result has counted yet
+        self.counters: dict[str, int] = {}  # the wall's, when last looked at
         self.choice = choice
         self.lock = threading.Lock()
         self._wall: Wall | None = None

@@ -47,7 +47,7 @@ def test_the_file_appears_whole_by_rename(new_channel, tmp_path):
     (temporary,) = (p for p in tmp_path.iterdir() if p != path)
     assert temporary.name.startswith(".f.")
     assert temporary.name.endswith(".agentd")
-    assert temporary.stat().st_mode & 0o7777 == 0o600
+    assert temporary.stat().st_mode & 0o7777 == 0o750
     assert put(channel, b"y") == {"event": "result", "size": 100_001}
     assert path.read_bytes() == b"x" * 100_000 + b"y"
     assert path.stat().st_mode & 0o7777 == 0o750

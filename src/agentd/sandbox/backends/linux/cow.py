@@ -72,7 +72,7 @@ def _list(upper: int, lower: int | None, prefix: str, note: Callable[[str, str],
             note("D", path)
         elif stat.S_ISDIR(info.st_mode):
             merged = before is not None and stat.S_ISDIR(before.st_mode)
-            if not merged:
+            if not merged or _permissions(before) != _permissions(info):
                 note("A" if before is None else "M", path + "/")
             _descend(name, upper, lower if merged else None, path + "/", note)
         else:
@@ -145,7 +145,7 @@ class _Writer:
             self.apply(inner, below, depth + 1)
             if before is None and self._ids is not None:
                 os.fchown(below, *self._ids)
-            os.fchmod(below, stat.S_IMODE(info.st_mode) & 0o777)
+            os.fchmod(below, _permissions(info))
         finally:
             os.close(inner)
             os.close(below)
@@ -178,7 +178,7 @@ class _Writer:
                 self._copy_data(source, out, info.st_size)
                 if self._ids is not None:
                     os.fchown(out, *self._ids)
-                os.fchmod(out, stat.S_IMODE(info.st_mode) & 0o777)
+                os.fchmod(out, _permissions(info))
                 os.utime(out, ns=(info.st_atime_ns, info.st_mtime_ns))
             finally:
                 os.close(out)
@@ -236,6 +236,10 @@ def _lstat(name: str, directory: int | None) -> os.stat_result | None:
         return os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
         return None
+
+
+def _permissions(info: os.stat_result | None) -> int:
+    return stat.S_IMODE(info.st_mode) & 0o777 if info is not None else 0
 
 
 def _is_whiteout(info: os.stat_result) -> bool:
