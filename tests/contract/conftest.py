@@ -21,6 +21,7 @@ import agentd
 from agentd.client import build
 from agentd.client.sandbox import Sandbox
 from agentd.daemon.pipeline import Pipeline
+from agentd.guest.zygote.scratch import remove
 from agentd.linux import idmap
 from agentd.model.availability import Availability
 from agentd.model.enforcement import Control
@@ -28,7 +29,6 @@ from agentd.model.errors import BackendLost, Refused
 from agentd.model.isolation import IsolationLevel
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import backends
-from agentd.sandbox.backends.scratch import remove
 from agentd.sandbox.manager import Manager
 from agentd.sandbox.ports import Backend
 

@@ -9,6 +9,7 @@ import time
 
 import msgspec
 
+from agentd.guest.zygote.scratch import remove
 from agentd.linux import landlock, seccomp
 from agentd.linux.cgroup import Group
 from agentd.model.availability import Availability, Blocker
@@ -22,7 +23,6 @@ from agentd.sandbox.backends.cgroups import let_in, make_group
 from agentd.sandbox.backends.child import await_ready, reap, receive, start_python
 from agentd.sandbox.backends.identity import SANDBOX_UID
 from agentd.sandbox.backends.limits import group_controls, limit_control, with_defaults
-from agentd.sandbox.backends.scratch import remove
 from agentd.sandbox.backends.wall import ProcessWall
 
 _MONITOR = "agentd.guest.zygote.monitor"

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from agentd.sandbox.backends.scratch import remove
+from agentd.guest.zygote.scratch import remove
 
 
 @pytest.fixture
