@@ -64,6 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         print(HELP if where == "help" else f"agentd-guest {__version__}\n", end="")
         return 0
     if pid1:
+        _import_all()
         Init(lambda: run(where, pid1=True)).run()
     return run(where, pid1=False)
 
@@ -92,6 +93,14 @@ def _check(where: str) -> None:
             raise Refused(f"--listen {where!r}: give {kind}: and a number from {low} to {high}")
     elif where != "stdio" and not (kind in ("unix", "virtio") and value and "\0" not in value):
         raise Refused(f"--listen {where!r}: give {FORMS}")
+
+
+def _import_all() -> None:
+    """Before PID 1 mounts over /tmp and /run: the program itself may lie there."""
+    from agentd.guest import agent, connection, listener, loop  # noqa: F401
+    from agentd.linux import net, process  # noqa: F401
+
+    agent.preload()
 
 
 def run(where: str, *, pid1: bool) -> int:

@@ -24,8 +24,9 @@ from agentd.linux.recording import RecordingKernel
 # The agent answers a line on stdin with what is asked of it.
 PROGRAM = """
 import os, sys, time
-from agentd.guest import init
+from agentd.guest import init, main
 from agentd.linux.kernel import Kernel
+main._import_all()  # the checkout itself may lie in /tmp
 
 class Contained(Kernel):
     def mount(self, source, target, fstype, flags, data=None):

@@ -79,10 +79,11 @@ class LinuxBackend:
                         undo.callback(os.close, fd)
             pid = process.pidfd_of_fdinfo(answer[0])
             controls = await_ready(ours)
-            undo.pop_all()
-            return self._wall(
+            wall = self._wall(
                 plan, pid, answer, ours, group, controls, group_detail, nursery.filter_digest
             )
+            undo.pop_all()
+            return wall
 
     def close(self) -> None:
         with self._lock:
