@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeVar
 
 import pytest
 
-GRACE = 5.0  # seconds; only a leak waits so long
+GRACE = 5.0  # seconds that a closing sandbox's last child, mount or group may take to go
 NOBODY = 65534
 R = TypeVar("R")
 SOURCE = Path(__file__).resolve().parent.parent / "src"
