@@ -1,6 +1,7 @@
 """The five measured cases. A contender is a context manager that yields the work of one round."""
 
 import os
+import random
 import subprocess
 import sys
 import time
@@ -30,7 +31,9 @@ def sandbox_class() -> Any:
 
 
 def interleave(case: Case, contenders: dict[str, Contender], rounds: int, budget: float) -> Case:
-    """Every contender once a round, after one round unmeasured.
+    """Every contender once a round, in a new order each, after one round unmeasured.
+
+    In a fixed order one of them would always follow the heaviest, and find cold caches.
 
     It ends after ``budget`` seconds; whoever has used a quarter of them sits out the rest. One
     that fails leaves the table, and the reason is kept.
@@ -46,8 +49,10 @@ def interleave(case: Case, contenders: dict[str, Contender], rounds: int, budget
                 case.skipped[name] = reason(why)
         case.rows = [Row(name, isolation(name)) for name in works]
         end = time.monotonic() + budget
+        order = random.Random(0)  # noqa: S311  (not a secret)
         for _ in range(rounds):
-            for row in [row for row in case.rows if sum(row.samples) < budget * 250]:
+            rows = [row for row in case.rows if sum(row.samples) < budget * 250]
+            for row in order.sample(rows, len(rows)):
                 _measure(case, row, works[row.name])
             if time.monotonic() > end:
                 break
