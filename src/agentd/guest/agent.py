@@ -20,8 +20,7 @@ from agentd.guest.operation import Channel, RequestError, Starter
 from agentd.guest.process import Processes
 from agentd.guest.stream import Stream
 from agentd.guest.v1_server import V1Connection
-from agentd.linux import abi
-from agentd.linux.kernel import KERNEL
+from agentd.linux import process
 
 MAX_CONNECTIONS = 128
 FEATURES = ("exec", "fds", "pty", "detach", "fs", "watch", "tcp", "sys", "accept")
@@ -103,8 +102,8 @@ class Agent:
         if self.pid1:
             system.signal_namespace(number)
             return
-        for process in self.processes:
-            process.signal(number)
+        for command in self.processes:
+            command.signal(number)
 
     def stop(self) -> None:
         """End every connection and command, and the loop; idempotent."""
@@ -234,7 +233,7 @@ def run_on_listener(
 def become_subreaper() -> None:
     """Orphans come to us, to be reaped and ended with us (Linux 3.4)."""
     try:
-        KERNEL.prctl(abi.PR_SET_CHILD_SUBREAPER, 1)
+        process.set_child_subreaper()
     except OSError as error:
         report(error)
 
