@@ -28,6 +28,10 @@ LAZY_S = 0.002
 # SCM_MAX_FD of the kernel is 253; more than we ever take, so that none is dropped in silence.
 _CMSG_BYTES = socket.CMSG_SPACE(253 * 4)
 _IOV = 64
+# Plain integers, once: ``|`` of two of socket's flags is a call into enum.
+_RECEIVE = int(socket.MSG_DONTWAIT)
+_RECEIVE_FDS = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+_SEND = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
 
 class StreamUser(Protocol):
@@ -53,6 +57,8 @@ class Stream:
         self.loop = loop
         self.user: StreamUser | None = None
         self.on_close: Callable[[], None] | None = None
+        # Where one host may follow another unnoticed: starts over with the new one's first bytes.
+        self.restart: Callable[[bytes], None] | None = None
         self.pending = 0
         self.eof = False
         self.closed = False
@@ -164,6 +170,11 @@ class Stream:
         if self.on_close is not None:
             self.on_close()
 
+    def drop_pending(self) -> None:
+        """Forget what has not been sent."""
+        self._out.clear()
+        self.pending = 0
+
     def abort(self) -> None:
         """Close and tell the user ``on_lost``."""
         self._lose()
@@ -231,9 +242,8 @@ class Stream:
         if self._sock is None:
             return os.read(self._read_fd, READ_BYTES)
         if not self._unix:
-            return self._sock.recv(READ_BYTES, socket.MSG_DONTWAIT)
-        flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
-        data, control, _, _ = self._sock.recvmsg(READ_BYTES, _CMSG_BYTES, flags)
+            return self._sock.recv(READ_BYTES, _RECEIVE)
+        data, control, _, _ = self._sock.recvmsg(READ_BYTES, _CMSG_BYTES, _RECEIVE_FDS)
         if control:
             self._fds += descriptors(control)
         return data
@@ -268,7 +278,7 @@ class Stream:
         parts = list(islice(self._out, _IOV))
         if self._sock is None:
             return os.writev(self._write_fd, parts)
-        return self._sock.sendmsg(parts, [], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        return self._sock.sendmsg(parts, [], _SEND)
 
     def _drop(self, sent: int) -> None:
         out = self._out

@@ -33,8 +33,9 @@ GOAWAY = 35  # JSON {"reason": ...}, channel 0: the connection ends
 
 FROM_HOST = frozenset({REQUEST, STDIN, STDIN_EOF, CONTROL, DATA, DATA_EOF, CREDIT, GOAWAY})
 FROM_AGENT = frozenset({EVENT, STDOUT, STDERR, DATA, DATA_EOF, CREDIT, GOAWAY})
-# json.dumps with separators builds an encoder a call.
+# json.dumps with separators builds an encoder a call, json.loads guesses the bytes' encoding.
 _ENCODE = json.JSONEncoder(separators=(",", ":")).encode
+_DECODE = json.JSONDecoder().decode
 # Frames whose payload is paid for with credit.
 PAID = frozenset({STDIN, STDOUT, STDERR, DATA})
 
@@ -58,7 +59,7 @@ def encode_credit(channel: int, amount: int) -> bytes:
 def decode_json(payload: bytes) -> dict[str, object]:
     """A control payload. Raises WireError unless it is one JSON object."""
     try:
-        value = json.loads(payload)
+        value = _DECODE(payload.decode())
     except (ValueError, RecursionError) as error:
         raise WireError(f"control payload is not JSON: {error}") from None
     if not isinstance(value, dict):
@@ -88,6 +89,7 @@ class FrameDecoder:
         while len(buffer) - start >= HEADER.size:
             length, kind, channel = HEADER.unpack_from(buffer, start)
             if length > MAX_PAYLOAD:
+                del buffer[:start]
                 raise WireError(f"frame of {length} bytes is over the limit of {MAX_PAYLOAD}")
             if kind not in self._accept:
                 raise WireError(f"unknown frame type {kind}")
@@ -98,6 +100,10 @@ class FrameDecoder:
             start = end
         del buffer[:start]
         return frames
+
+    def rest(self) -> bytes:
+        """What is no frame yet; after an oversized one, that one's header first."""
+        return bytes(self._buffer)
 
     def close(self) -> None:
         """The stream has ended. Raises WireError if it ended inside a frame."""

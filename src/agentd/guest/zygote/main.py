@@ -20,7 +20,7 @@ import sys
 
 from agentd.guest import agent
 from agentd.guest.zygote import box as boxes
-from agentd.guest.zygote import root
+from agentd.guest.zygote import immortal, root
 from agentd.guest.zygote.group import enter_group
 from agentd.guest.zygote.rehearsal import rehearse
 from agentd.linux import abi, mounts, process, seccomp
@@ -106,7 +106,9 @@ class _Zygote:
         if not self._rehearsed:
             rehearse(_REHEARSALS)
             self._rehearsed = True
+            gc.unfreeze()
             gc.collect()
+            immortal.immortalise()
             gc.freeze()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
