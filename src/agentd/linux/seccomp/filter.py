@@ -13,6 +13,7 @@ from functools import cache
 from typing import NamedTuple
 
 from agentd.linux import abi
+from agentd.linux.fingerprint import fingerprint
 from agentd.linux.kernel import KERNEL, Kernel
 from agentd.linux.seccomp import bpf
 from agentd.linux.seccomp.rule import WORD, Match, Rule
@@ -74,9 +75,7 @@ def build(profile: str, machine: str = abi.MACHINE, *, inet: bool = True) -> byt
 
 def digest(program: bytes) -> str:
     """16 hex digits of SHA-256: what an enforcement report names the filter by."""
-    from hashlib import sha256  # late: it loads OpenSSL, which the zygote does without
-
-    return sha256(program).hexdigest()[:16]
+    return fingerprint(program)
 
 
 def explain(profile: str, *, inet: bool = True) -> list[Row]:

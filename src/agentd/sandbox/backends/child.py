@@ -15,6 +15,10 @@ _PACKAGE_ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.par
 _MAX_MESSAGE = 64 << 10
 
 
+class Ended(SandboxError):
+    """The process at the other end died before it answered."""
+
+
 def start_python(module: str, sockets: Sequence[socket.socket]) -> int:
     """Run ``module.main()`` with the sockets as descriptors 3, 4, ...; its pid.
 
@@ -41,7 +45,7 @@ def start_python(module: str, sockets: Sequence[socket.socket]) -> int:
 
 
 def receive(sock: socket.socket, seconds: float, who: str) -> tuple[dict[str, object], list[int]]:
-    """One message and its descriptors, from our own process. Raises SandboxError."""
+    """One message and its descriptors, from our own process. Raises SandboxError, Ended."""
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     if not poll.poll(seconds * 1000):
@@ -51,12 +55,12 @@ def receive(sock: socket.socket, seconds: float, who: str) -> tuple[dict[str, ob
             _MAX_MESSAGE, socket.CMSG_SPACE(16), socket.MSG_CMSG_CLOEXEC
         )
     except ConnectionResetError:  # it ended before it had read all that it was sent
-        raise SandboxError(f"the {who} ended unexpectedly") from None
+        raise Ended(f"the {who} ended unexpectedly") from None
     fds = array.array("i")
     for _level, _kind, raw in ancillary:
         fds.frombytes(raw)
     if not data:
-        raise SandboxError(f"the {who} ended unexpectedly")
+        raise Ended(f"the {who} ended unexpectedly")
     return json.loads(data), list(fds)
 
 

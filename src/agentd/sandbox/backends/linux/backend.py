@@ -12,7 +12,7 @@ from agentd.model.isolation import IsolationLevel
 from agentd.model.mount import Mount, MountMode
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends.cgroups import let_in, make_group, own_hierarchy
-from agentd.sandbox.backends.child import await_ready
+from agentd.sandbox.backends.child import Ended, await_ready
 from agentd.sandbox.backends.identity import SANDBOX_UID
 from agentd.sandbox.backends.linux import report
 from agentd.sandbox.backends.linux.cow import OverlayWall
@@ -55,6 +55,12 @@ class LinuxBackend:
         return make_plan(spec)
 
     def launch(self, plan: LinuxPlan) -> ProcessWall:
+        try:
+            return self._launch(plan)
+        except Ended:  # the zygote was killed: the next one is as good
+            return self._launch(plan)
+
+    def _launch(self, plan: LinuxPlan) -> ProcessWall:
         with contextlib.ExitStack() as undo:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(ours.close)

@@ -11,8 +11,9 @@ import threading
 import time
 from collections.abc import Sequence
 
+from agentd.linux.fingerprint import fingerprint
 from agentd.model.errors import AgentdError, SandboxError
-from agentd.sandbox.backends.child import reap, receive, start_python
+from agentd.sandbox.backends.child import Ended, reap, receive, start_python
 from agentd.sandbox.backends.identity import SANDBOX_UID
 
 _START_SECONDS = 20.0
@@ -32,6 +33,7 @@ class Nursery:
         #: Of the seccomp filter, once the zygote is ready.
         self.filter_digest = ""
         self._ready = False
+        self._lost = False  # its socket says so before the process can be reaped
         self._spare: tuple[int, socket.socket] | None = None
         self._owner = os.getpid()
         root = os.geteuid() == 0
@@ -90,13 +92,13 @@ class Nursery:
         with self._lock:
             self._wait_ready()
             self._mounts.send(json.dumps({"path": path, "ro": readonly}).encode())
-            answer, fds = receive(self._mounts, _ANSWER_SECONDS, "zygote")
+            answer, fds = self._receive(self._mounts, _ANSWER_SECONDS)
         if "error" in answer:
             raise OSError(answer.get("errno"), str(answer["error"]), path)
         return fds[0]
 
     def alive(self) -> bool:
-        return not reap(self.pid)
+        return not self._lost and not reap(self.pid)
 
     def close(self) -> None:
         """End the zygote and with it every sandbox; idempotent."""
@@ -107,7 +109,7 @@ class Nursery:
             return  # a forked copy of us: the zygote belongs to the original
         deadline = time.monotonic() + 5.0
         while time.monotonic() < deadline:
-            if not self.alive():
+            if reap(self.pid):
                 return
             time.sleep(0.001)
         with contextlib.suppress(ProcessLookupError):
@@ -119,7 +121,7 @@ class Nursery:
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         if self._ready and poll.poll(0):
-            self._keep_spare(receive(self._control, 0, "zygote")[1])
+            self._keep_spare(self._receive(self._control, 0)[1])
 
     def _keep_spare(self, fds: list[int]) -> None:
         self._drop_spare()
@@ -134,24 +136,32 @@ class Nursery:
     def _wait_ready(self) -> None:
         if self._ready:
             return
-        answer, _ = receive(self._control, _START_SECONDS, "zygote")
+        answer, _ = self._receive(self._control, _START_SECONDS)
         if "error" in answer:
             raise SandboxError("the sandbox root could not be built", cause=str(answer["error"]))
-        self.filter_digest = str(answer["filter"])
+        self.filter_digest = fingerprint(bytes.fromhex(str(answer["filter"])))
         self._ready = True
+
+    def _receive(self, sock: socket.socket, seconds: float) -> tuple[dict[str, object], list[int]]:
+        try:
+            return receive(sock, seconds, "zygote")
+        except Ended:
+            self._lost = True
+            raise
 
     def _send(self, request: dict[str, object], fds: Sequence[int]) -> None:
         try:
             _send(self._control, request, fds)
         except OSError as error:
-            raise SandboxError("the zygote is gone", cause=str(error)) from error
+            self._lost = True
+            raise Ended("the zygote is gone", cause=str(error)) from error
 
     def _answer(self) -> list[int]:
         try:
-            answer, fds = receive(self._control, _ANSWER_SECONDS, "zygote")
+            answer, fds = self._receive(self._control, _ANSWER_SECONDS)
             if "spare" in answer:  # it was on its way when we asked
                 self._keep_spare(fds)
-                answer, fds = receive(self._control, _ANSWER_SECONDS, "zygote")
+                answer, fds = self._receive(self._control, _ANSWER_SECONDS)
         finally:
             self._lock.release()
         if "error" in answer:
