@@ -56,6 +56,10 @@ class Group(ABC):
         return fds
 
     @abstractmethod
+    def where(self) -> dict[str, object]:
+        """``version`` and ``directories`` by controller, for ``reopen`` in another process."""
+
+    @abstractmethod
     def counters(self) -> dict[str, int]:
         """Limit hits: ``oom`` processes killed, ``pids`` forks refused; without what is unknown."""
 

@@ -96,6 +96,9 @@ class V1Group(Group):
         self._of = of
         self._make = make
 
+    def where(self) -> dict[str, object]:
+        return {"version": 1, "directories": dict(self._of)}
+
     def counters(self) -> dict[str, int]:
         return _known(
             oom=self._field("memory", "memory.oom_control", "oom_kill"),

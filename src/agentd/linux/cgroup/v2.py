@@ -109,6 +109,9 @@ class V2Hierarchy(Hierarchy):
 
 
 class V2Group(Group):
+    def where(self) -> dict[str, object]:
+        return {"version": 2, "directories": {"unified": self._directories[0]}}
+
     def counters(self) -> dict[str, int]:
         return self._fields(
             oom=("memory.events", "oom_kill"),

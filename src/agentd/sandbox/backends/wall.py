@@ -63,6 +63,11 @@ class ProcessWall:
     def usage(self) -> dict[str, int]:
         return self._group.usage() if self._group and not self._ended else {}
 
+    @property
+    def counted(self) -> dict[str, object] | None:
+        """Where its counters can be read by another process too; see ``cgroup.reopen``."""
+        return self._group.where() if self._group else None
+
     def alive(self) -> bool:
         return not self.wait(0)
 

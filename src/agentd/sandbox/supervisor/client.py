@@ -1,0 +1,164 @@
+"""The daemon's end of its supervisor: starts it, asks it, hears what ended."""
+
+import contextlib
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from agentd.model.errors import BackendLost, SandboxError
+from agentd.sandbox.supervisor import wire
+
+_START_SECONDS = 10.0
+_POLL_SECONDS = 0.02
+# The longest of all is building an image and booting a template under software emulation.
+ANSWER_SECONDS = 300.0
+OnEnded = Callable[[str, str], None]
+
+
+class Link:
+    """Thread-safe. ``on_ended(id, reason)`` is called in a thread of the link's own."""
+
+    def __init__(self, sock: socket.socket, on_ended: OnEnded) -> None:
+        self._sock = sock
+        self._on_ended = on_ended
+        self._lock = threading.Lock()
+        self._waiting: dict[int, _Waiter] = {}
+        self._count = 0
+        self.lost = threading.Event()
+        self._reader = threading.Thread(target=self._read, name="supervisor-link", daemon=True)
+        self._reader.start()
+
+    def ask(self, op: str, seconds: float = ANSWER_SECONDS, **fields: object) -> Any:
+        """The answer's value. Raises the supervisor's error, BackendLost where it is gone."""
+        return self.ask_fds(op, seconds, **fields)[0]
+
+    def ask_fds(
+        self, op: str, seconds: float = ANSWER_SECONDS, **fields: object
+    ) -> tuple[Any, list[int]]:
+        """The same, with the descriptors that came along: the caller's to close."""
+        waiter = _Waiter()
+        with self._lock:
+            self._count += 1
+            number = self._count
+            self._waiting[number] = waiter
+            try:
+                if self.lost.is_set():
+                    raise BrokenPipeError
+                wire.send(self._sock, {"n": number, "op": op, **fields})
+            except OSError as error:
+                del self._waiting[number]
+                raise _gone() from error
+            except BaseException:
+                del self._waiting[number]
+                raise
+        if not waiter.done.wait(seconds):
+            with self._lock:
+                abandoned = self._waiting.pop(number, None)
+            if abandoned is not None:
+                raise SandboxError(f"the supervisor did not answer {op} within {seconds:g} s")
+        return waiter.result()
+
+    def close(self) -> None:
+        """The supervisor and its sandboxes stay; idempotent."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        if threading.current_thread() is not self._reader:
+            self._reader.join(5.0)
+        self._sock.close()
+
+    def _read(self) -> None:
+        try:
+            while True:
+                message, fds = wire.receive(self._sock)
+                if "event" in message:
+                    wire.close_all(fds)
+                    self._on_ended(str(message["id"]), str(message["reason"]))
+                    continue
+                with self._lock:
+                    waiter = self._waiting.pop(int(str(message["n"])), None)
+                if waiter is None:  # it came too late
+                    wire.close_all(fds)
+                else:
+                    waiter.give(message, fds)
+        except (EOFError, OSError, ValueError):
+            with self._lock:
+                self.lost.set()
+                waiting, self._waiting = list(self._waiting.values()), {}
+            for waiter in waiting:
+                waiter.give({"error": wire.encode_error(_gone())}, [])
+
+
+class _Waiter:
+    __slots__ = ("_fds", "_message", "done")
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self._message: wire.Message = {}
+        self._fds: list[int] = []
+
+    def give(self, message: wire.Message, fds: list[int]) -> None:
+        self._message, self._fds = message, fds
+        self.done.set()
+
+    def result(self) -> tuple[Any, list[int]]:
+        error = self._message.get("error")
+        if isinstance(error, dict):
+            wire.close_all(self._fds)
+            raise wire.decode_error(error)
+        return self._message.get("ok"), self._fds
+
+
+def connect(path: str, on_ended: OnEnded) -> Link:
+    """To the supervisor at ``path``, started if there is none. Raises SandboxError."""
+    deadline = time.monotonic() + _START_SECONDS
+    started = False
+    while True:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            sock.connect(path)
+        except OSError as error:
+            sock.close()
+            if not started:
+                _start(path)
+                started = True
+            elif time.monotonic() >= deadline:
+                raise SandboxError(
+                    f"the supervisor did not come up at {path}", cause=str(error)
+                ) from error
+            time.sleep(_POLL_SECONDS)
+        else:
+            return Link(sock, on_ended)
+
+
+def _start(path: str) -> None:
+    """In a session of its own, with nothing of our environment but what finds its files.
+
+    What we start forks and ends at once, so that the supervisor is nobody's child to reap.
+    """
+    kept = ("HOME", "PATH", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR", "LANG", "PYTHONPATH")
+    environment = {name: os.environ[name] for name in kept if name in os.environ}
+    argv = [sys.executable, "-m", "agentd.sandbox.supervisor.main", path]
+    with open(f"{path}.log", "ab", opener=_private) as log:
+        actions = [
+            (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_DUP2, log.fileno(), 1),
+            (os.POSIX_SPAWN_DUP2, log.fileno(), 2),
+        ]
+        pid = os.posix_spawn(argv[0], argv, environment, file_actions=actions, setsid=True)
+    _, status = os.waitpid(pid, 0)
+    if status:
+        raise SandboxError("the supervisor could not be started", remediation=f"see {path}.log")
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+
+
+def _gone() -> BackendLost:
+    return BackendLost(
+        "the supervisor has ended, and every sandbox with it", remediation="create new sandboxes"
+    )

@@ -1,0 +1,62 @@
+"""What the supervisor knows of one sandbox."""
+
+import threading
+import time
+
+import msgspec
+
+from agentd.model.enforcement import Control
+from agentd.model.spec import SandboxSpec
+from agentd.sandbox.ports import CopyOnWrite, Pausable, Snapshots, Wall
+
+
+class Held(msgspec.Struct, frozen=True):
+    """As the daemon sees it: enough to go on with it after a restart."""
+
+    id: str
+    spec: SandboxSpec
+    backend: str
+    workspace: str
+    passes_descriptors: bool
+    enforcement: dict[str, Control]
+    can: tuple[str, ...]  # of "pause", "snapshot", "changes"
+    fidelity: str
+    counted: dict[str, object] | None  # the group to read counters from, see linux.cgroup.saved
+    deadline: float | None  # seconds since 1970
+    paused: bool = False
+
+
+class Entry:
+    """One sandbox with its wall. ``deadline`` is of CLOCK_BOOTTIME: suspend counts, clock steps
+    do not."""
+
+    def __init__(self, id_: str, spec: SandboxSpec, backend: str, wall: Wall) -> None:
+        self.id = id_
+        self.spec = spec
+        self.backend = backend
+        self.wall = wall
+        self.deadline: float | None = None
+        self.paused = False
+        self.lock = threading.Lock()
+
+    def describe(self) -> Held:
+        wall: object = self.wall
+        able = {"pause": Pausable, "snapshot": Snapshots, "changes": CopyOnWrite}
+        deadline = None if self.deadline is None else time.time() + self.deadline - boottime()
+        return Held(
+            id=self.id,
+            spec=self.spec,
+            backend=self.backend,
+            workspace=self.wall.workspace,
+            passes_descriptors=self.wall.passes_descriptors,
+            enforcement=dict(self.wall.enforcement),
+            can=tuple(name for name, port in able.items() if isinstance(wall, port)),
+            fidelity=wall.fidelity if isinstance(wall, Snapshots) else "",
+            counted=getattr(wall, "counted", None),
+            deadline=deadline,
+            paused=self.paused,
+        )
+
+
+def boottime() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -1,0 +1,169 @@
+"""Backends and walls of a supervisor, seen from the daemon: the same ports as those in process."""
+
+import contextlib
+import os
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from agentd.linux import cgroup
+from agentd.model.availability import Availability
+from agentd.model.errors import AgentdError, BackendLost
+from agentd.model.spec import SandboxSpec
+from agentd.sandbox import backends
+from agentd.sandbox.supervisor.client import Link
+from agentd.sandbox.supervisor.held import Held
+
+if TYPE_CHECKING:
+    from agentd.model.enforcement import Enforcement
+    from agentd.model.isolation import IsolationLevel
+
+# A wall whose daemon died before it wrote down that it has it.
+_UNCLAIMED_SECONDS = 60.0
+_END_SECONDS = 30.0
+
+
+class RemotePlan(msgspec.Struct, frozen=True):
+    spec: SandboxSpec
+
+
+class RemoteBackend:
+    """One of the supervisor's backends. A wall that nobody renews ends after a minute."""
+
+    def __init__(self, link: Link, name: str) -> None:
+        self._link = link
+        self.name = name
+        self.level: IsolationLevel = backends.level(name)
+        self._availability: Availability | None = None
+
+    def requirements(self) -> tuple[str, ...]:
+        return backends.load(self.name).requirements()
+
+    def probe(self) -> Availability:
+        if self._availability is None or not self._availability.usable:
+            answer = self._link.ask("probe", backend=self.name)
+            self._availability = msgspec.convert(answer, Availability)
+        return self._availability
+
+    def plan(self, spec: SandboxSpec) -> RemotePlan:
+        self._link.ask("plan", backend=self.name, spec=msgspec.to_builtins(spec))
+        return RemotePlan(spec)
+
+    def launch(self, plan: RemotePlan) -> "RemoteWall":
+        return self._launch("launch", plan)
+
+    def restore(self, plan: RemotePlan, folder: str) -> "RemoteWall":
+        return self._launch("restore", plan, folder=folder)
+
+    def close(self) -> None:
+        """The supervisor's backends live on with its sandboxes."""
+
+    def _launch(self, op: str, plan: RemotePlan, **fields: Any) -> "RemoteWall":
+        id_ = "wall-" + os.urandom(10).hex()
+        spec = msgspec.to_builtins(plan.spec)
+        fields |= {"backend": self.name, "id": id_, "spec": spec, "lease": _UNCLAIMED_SECONDS}
+        answer = self._link.ask(op, **fields)
+        return wall_of(self._link, msgspec.convert(answer, Held))
+
+
+class RemoteWall:
+    """A wall in the supervisor. Its counters are read here, from the group's own files."""
+
+    def __init__(self, link: Link, held: Held) -> None:
+        self._link = link
+        self.id = held.id
+        self.enforcement: Enforcement = held.enforcement
+        self.workspace = held.workspace
+        self.passes_descriptors = held.passes_descriptors
+        self._group = None if held.counted is None else cgroup.reopen(held.counted)
+
+    def open_stream(self) -> socket.socket:
+        _, fds = self._link.ask_fds("stream", id=self.id)
+        if len(fds) != 1:
+            raise BackendLost(f"the supervisor gave {len(fds)} streams for one")
+        return socket.socket(fileno=fds[0])
+
+    def counters(self) -> dict[str, int]:
+        if self._group is not None:
+            return self._group.counters()
+        counters: dict[str, int] = self._ask_of_the_living("counters", {})
+        return counters
+
+    def usage(self) -> dict[str, int]:
+        if self._group is not None:
+            return self._group.usage()
+        usage: dict[str, int] = self._ask_of_the_living("usage", {})
+        return usage
+
+    def alive(self) -> bool:
+        return not self.wait(0)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        gone: bool = self._ask_of_the_living("wait", True, timeout=timeout)
+        return gone
+
+    def kill(self) -> None:
+        """Whatever it cannot be told, the supervisor's own lease ends."""
+        with contextlib.suppress(AgentdError):
+            self._link.ask("kill", _END_SECONDS, id=self.id)
+
+    def save(self) -> dict[str, object]:
+        return {"wall": self.id}
+
+    def renew(self, seconds: float | None) -> None:
+        """Its lease ends so many seconds from now; never, for None. Raises SandboxError."""
+        self._link.ask("renew", id=self.id, lease=seconds)
+
+    def _ask_of_the_living(self, op: str, otherwise: Any, **fields: Any) -> Any:
+        try:
+            return self._link.ask(op, id=self.id, **fields)
+        except AgentdError:  # it has ended, or the supervisor has
+            return otherwise
+
+
+class RemoteOverlay(RemoteWall):
+    def changes(self) -> tuple[str, ...]:
+        return tuple(self._link.ask("changes", id=self.id))
+
+    def apply(self) -> None:
+        self._link.ask("apply", id=self.id)
+
+
+class RemoteMachine(RemoteWall):
+    def __init__(self, link: Link, held: Held) -> None:
+        super().__init__(link, held)
+        self.fidelity = held.fidelity
+
+    def pause(self) -> None:
+        self._link.ask("pause", id=self.id)
+
+    def resume(self) -> None:
+        self._link.ask("resume", id=self.id)
+
+    def snapshot(self, folder: str) -> None:
+        self._link.ask("snapshot", id=self.id, folder=folder)
+
+
+def wall_of(link: Link, held: Held) -> RemoteWall:
+    """A wall with the ports that the supervisor's own has."""
+    if "snapshot" in held.can:
+        return RemoteMachine(link, held)
+    return RemoteOverlay(link, held) if "changes" in held.can else RemoteWall(link, held)
+
+
+def loader(link: Link) -> Callable[[str], RemoteBackend]:
+    """For a Manager: backends of the supervisor by name."""
+    return lambda name: RemoteBackend(link, name)
+
+
+def held(link: Link) -> list[Held]:
+    """Every sandbox of the supervisor: what a daemon that was restarted can go on with."""
+    found: list[Held] = []
+    after, more = "", True
+    while more:
+        page = link.ask("list", after=after)
+        found += msgspec.convert(page["sandboxes"], list[Held])
+        after, more = page["after"], page["more"]
+    return found

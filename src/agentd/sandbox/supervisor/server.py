@@ -1,0 +1,256 @@
+"""The supervisor's work: build walls, hand out streams to them, enforce their leases."""
+
+import os
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+
+from agentd.model.errors import InvalidInput, SandboxError
+from agentd.model.spec import SandboxSpec
+from agentd.sandbox import backends
+from agentd.sandbox.ports import Backend, CopyOnWrite, Pausable, Restores, Snapshots
+from agentd.sandbox.supervisor import wire
+from agentd.sandbox.supervisor.held import Entry, boottime
+from agentd.sandbox.supervisor.wire import Message
+
+_WORKERS = 32
+_TICK_SECONDS = 0.5
+_PAGE = 16
+# A waiting request holds a worker; who waits longer asks again.
+_WAIT_SECONDS = 5.0
+Answer = tuple[object, list[int]]
+
+
+class Supervisor:
+    """Thread-safe. One daemon at a time; the newest takes over."""
+
+    def __init__(self, load: Callable[[str], Backend] = backends.load) -> None:
+        self._load = load
+        self._lock = threading.Lock()
+        self._backends: dict[str, Backend] = {}
+        self._entries: dict[str, Entry] = {}
+        self._daemon: socket.socket | None = None
+        self._sending = threading.Lock()
+        self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="supervisor")
+        self.closing = threading.Event()
+        self.idle_since = boottime()
+        self._operations: dict[str, Callable[[Message], Answer]] = {
+            "hello": self._hello,
+            "probe": self._probe,
+            "plan": self._plan,
+            "launch": self._launch,
+            "restore": self._launch,
+            "list": self._list,
+            "stream": self._stream,
+            "counters": lambda m: (self._entry(m).wall.counters(), []),
+            "usage": lambda m: (self._entry(m).wall.usage(), []),
+            "save": lambda m: (self._entry(m).wall.save(), []),
+            "wait": self._wait,
+            "kill": self._kill,
+            "renew": self._renew,
+            "pause": lambda m: self._still(m, True),
+            "resume": lambda m: self._still(m, False),
+            "snapshot": self._snapshot,
+            "changes": lambda m: (list(self._overlay(m).changes()), []),
+            "apply": self._apply,
+            "shutdown": self._shutdown,
+        }
+
+    def serve(self, daemon: socket.socket) -> None:
+        """Answer one daemon until it goes away; its sandboxes stay. Owns ``daemon``."""
+        with self._lock:
+            before, self._daemon = self._daemon, daemon
+        if before is not None:  # a daemon that hangs must not keep a new one out
+            before.shutdown(socket.SHUT_RDWR)
+        try:
+            while True:
+                message, fds = wire.receive(daemon)
+                wire.close_all(fds)
+                self._pool.submit(self._answer, daemon, message)
+        except (EOFError, OSError, ValueError, RuntimeError):
+            pass  # it is gone, speaks something else, or we are ending
+        finally:
+            with self._lock:
+                if self._daemon is daemon:
+                    self._daemon = None
+            daemon.close()
+
+    def watch(self) -> None:
+        """Enforce leases and notice ends, until ``close``. Runs in a thread of its own."""
+        while not self.closing.wait(_TICK_SECONDS):
+            for entry in self._all():
+                if entry.deadline is not None and boottime() >= entry.deadline:
+                    self._end(entry, "lease_expired")
+                elif not entry.wall.alive():
+                    self._end(entry, "backend_lost")
+            with self._lock:
+                if self._entries or self._daemon is not None:
+                    self.idle_since = boottime()
+
+    def close(self) -> None:
+        """End every sandbox and free the backends; idempotent."""
+        self.closing.set()
+        for entry in self._all():
+            self._end(entry, "shutdown")
+        with self._lock:
+            made, self._backends = list(self._backends.values()), {}
+        for backend in made:
+            backend.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _answer(self, daemon: socket.socket, message: Message) -> None:
+        number = message.get("n")
+        fds: list[int] = []
+        try:
+            operation = self._operations.get(str(message.get("op")))
+            if operation is None:
+                raise InvalidInput(f"the supervisor does not know {message.get('op')!r}")
+            value, fds = operation(message)
+            reply: Message = {"n": number, "ok": msgspec.to_builtins(value)}
+        except Exception as error:
+            reply = {"n": number, "error": wire.encode_error(error)}
+        try:
+            self._send(daemon, reply, fds)
+        finally:
+            wire.close_all(fds)
+
+    def _send(self, daemon: socket.socket, message: Message, fds: list[int]) -> None:
+        with self._sending:
+            try:
+                wire.send(daemon, message, fds)
+            except InvalidInput as error:
+                wire.send(daemon, {"n": message.get("n"), "error": wire.encode_error(error)})
+            except OSError:
+                return  # the daemon died; the next one asks again
+
+    def _hello(self, _: Message) -> Answer:
+        return {"pid": os.getpid(), "sandboxes": len(self._all())}, []
+
+    def _list(self, message: Message) -> Answer:
+        after = str(message.get("after", ""))
+        ids = sorted(entry.id for entry in self._all() if entry.id > after)
+        page = [self._entries[id_].describe() for id_ in ids[:_PAGE] if id_ in self._entries]
+        return {
+            "sandboxes": page,
+            "more": len(ids) > _PAGE,
+            "after": page[-1].id if page else "",
+        }, []
+
+    def _probe(self, message: Message) -> Answer:
+        return self._backend(str(message["backend"])).probe(), []
+
+    def _plan(self, message: Message) -> Answer:
+        spec = msgspec.convert(message["spec"], SandboxSpec)
+        return self._backend(str(message["backend"])).plan(spec) is not None, []
+
+    def _launch(self, message: Message) -> Answer:
+        name, id_ = str(message["backend"]), str(message["id"])
+        spec = msgspec.convert(message["spec"], SandboxSpec)
+        backend = self._backend(name)
+        plan = backend.plan(spec)
+        folder = message.get("folder")
+        if folder is None:
+            wall = backend.launch(plan)
+        elif isinstance(backend, Restores):
+            wall = backend.restore(plan, str(folder))
+        else:
+            raise InvalidInput(f"backend {name} cannot restore a sandbox")
+        entry = Entry(id_, spec, name, wall)
+        entry.deadline = _after(message.get("lease"))
+        with self._lock:
+            taken = id_ in self._entries or self.closing.is_set()
+            if not taken:
+                self._entries[id_] = entry
+        if taken:
+            wall.kill()
+            raise SandboxError(f"sandbox {id_} cannot be kept: it exists, or the daemon is ending")
+        return entry.describe(), []
+
+    def _stream(self, message: Message) -> Answer:
+        return None, [self._entry(message).wall.open_stream().detach()]
+
+    def _wait(self, message: Message) -> Answer:
+        timeout = message.get("timeout")
+        bound = _WAIT_SECONDS if timeout is None else min(float(str(timeout)), _WAIT_SECONDS)
+        return self._entry(message).wall.wait(bound), []
+
+    def _kill(self, message: Message) -> Answer:
+        with self._lock:
+            entry = self._entries.pop(str(message["id"]), None)
+        if entry is not None:
+            entry.wall.kill()
+        return entry is not None, []
+
+    def _renew(self, message: Message) -> Answer:
+        entry = self._entry(message)
+        entry.deadline = _after(message.get("lease"))
+        return True, []
+
+    def _still(self, message: Message, paused: bool) -> Answer:
+        entry = self._entry(message)
+        wall: object = entry.wall
+        if not isinstance(wall, Pausable):
+            raise InvalidInput(f"sandbox {entry.id} cannot stand still")
+        with entry.lock:
+            if paused:
+                wall.pause()
+            else:
+                wall.resume()
+            entry.paused = paused
+        return True, []
+
+    def _snapshot(self, message: Message) -> Answer:
+        wall: object = self._entry(message).wall
+        if not isinstance(wall, Snapshots):
+            raise InvalidInput(f"no snapshot can be taken of sandbox {message['id']}")
+        wall.snapshot(str(message["folder"]))
+        return True, []
+
+    def _apply(self, message: Message) -> Answer:
+        self._overlay(message).apply()
+        return True, []
+
+    def _overlay(self, message: Message) -> CopyOnWrite:
+        wall: object = self._entry(message).wall
+        if not isinstance(wall, CopyOnWrite):
+            raise InvalidInput(f"the workspace of sandbox {message['id']} is no overlay")
+        return wall
+
+    def _shutdown(self, _: Message) -> Answer:
+        self.closing.set()
+        return True, []
+
+    def _entry(self, message: Message) -> Entry:
+        with self._lock:
+            entry = self._entries.get(str(message.get("id")))
+        if entry is None:
+            raise SandboxError(
+                f"sandbox {message.get('id')} has ended", remediation="create a new sandbox"
+            )
+        return entry
+
+    def _all(self) -> list[Entry]:
+        with self._lock:
+            return list(self._entries.values())
+
+    def _backend(self, name: str) -> Backend:
+        with self._lock:
+            if name not in self._backends:
+                self._backends[name] = self._load(name)
+            return self._backends[name]
+
+    def _end(self, entry: Entry, reason: str) -> None:
+        with self._lock:
+            if self._entries.pop(entry.id, None) is None:
+                return
+            daemon = self._daemon
+        entry.wall.kill()
+        if daemon is not None:
+            self._send(daemon, {"event": "ended", "id": entry.id, "reason": reason}, [])
+
+
+def _after(seconds: object) -> float | None:
+    return None if seconds is None else boottime() + float(str(seconds))

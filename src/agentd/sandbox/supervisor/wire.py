@@ -1,0 +1,76 @@
+"""Messages between the daemon and its supervisor: one JSON object a SEQPACKET packet.
+
+    request   {"n": 7, "op": "launch", ...}
+    answer    {"n": 7, "ok": value} or {"n": 7, "error": {...}}
+    event     {"event": "ended", "id": "wall-...", "reason": "lease_expired"}
+
+Descriptors go from the supervisor to the daemon only. Both ends are ours and of the same user.
+"""
+
+import array
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Sequence
+
+from agentd.model import errors
+from agentd.model.errors import AgentdError, InvalidInput, SandboxError
+
+# Less than the kernel's default send buffer (net.core.wmem_default, 208 KiB with its overhead).
+MAX_MESSAGE = 96 << 10
+_MAX_FDS = 4
+Message = dict[str, object]
+
+
+def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None:
+    """Raises OSError where the peer is gone, InvalidInput for a message that is too long."""
+    data = json.dumps(message).encode()
+    if len(data) > MAX_MESSAGE:
+        raise InvalidInput(
+            f"the request takes {len(data)} bytes, over {MAX_MESSAGE}",
+            remediation="give the sandbox less environment; write large values to a file in it",
+        )
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    sock.sendmsg([data], rights)
+
+
+def receive(sock: socket.socket) -> tuple[Message, list[int]]:
+    """One message and its descriptors, close-on-exec. Raises EOFError at the end, OSError."""
+    data, ancillary, flags, _ = sock.recvmsg(
+        MAX_MESSAGE + 1, socket.CMSG_SPACE(_MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC
+    )
+    fds = array.array("i")
+    for _level, _kind, raw in ancillary:
+        fds.frombytes(raw[: len(raw) - len(raw) % fds.itemsize])
+    if not data:
+        raise EOFError
+    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        close_all(fds)
+        raise OSError("a message of the supervisor was cut")
+    return json.loads(data), list(fds)
+
+
+def close_all(fds: Sequence[int]) -> None:
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+
+
+def encode_error(error: Exception) -> Message:
+    """An error's class and four fields; one that is not ours becomes a SandboxError."""
+    if isinstance(error, AgentdError):
+        return {"type": type(error).__name__, **error.as_dict()}
+    text = f"{type(error).__name__}: {error}"
+    return {"type": "SandboxError", "code": "sandbox_error", "message": text}
+
+
+def decode_error(fields: Message) -> AgentdError:
+    kind = getattr(errors, str(fields.get("type")), SandboxError)
+    if not (isinstance(kind, type) and issubclass(kind, AgentdError)):
+        kind = SandboxError
+    return kind(
+        str(fields.get("message")),
+        cause=str(fields.get("cause", "")),
+        remediation=str(fields.get("remediation", "")),
+    )

@@ -1,0 +1,158 @@
+"""A supervisor of its own, real sandboxes, and a daemon's end that comes and goes."""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from agentd.model.errors import AgentdError, BackendLost, SandboxError
+from agentd.model.spec import ExecRequest, SandboxSpec
+from agentd.sandbox.manager import Manager, connect
+from agentd.sandbox.supervisor import client, remote
+
+WAIT = 20.0
+
+
+class Daemon:
+    """What a daemon holds: a link and a manager. ``ended`` gathers what it was told."""
+
+    def __init__(self, path: str) -> None:
+        self.ended: list[tuple[str, str]] = []
+        self.link = client.connect(path, lambda id_, reason: self.ended.append((id_, reason)))
+        self.manager = Manager(load=remote.loader(self.link))
+
+    @property
+    def pid(self) -> int:
+        pid: int = self.link.ask("hello")["pid"]
+        return pid
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Iterator[str]:
+    place = str(tmp_path / "s")
+    yield place
+    with contextlib.suppress(AgentdError, OSError):
+        link = client.connect(place, lambda *_: None)
+        link.ask("shutdown")
+        until(link.lost.is_set)
+        link.close()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.02)
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def run(guest: object, *argv: str) -> tuple[int | None, bytes]:
+    end, out, _, _ = guest.run(ExecRequest(argv, cwd="/workspace"))  # type: ignore[attr-defined]
+    return end.exit_code, out
+
+
+def test_a_sandbox_outlives_its_daemon_and_the_next_one_goes_on_with_it(path: str) -> None:
+    first = Daemon(path)
+    handle = first.manager.create(SandboxSpec(env={"A": "1"}))
+    assert run(handle.guest, "sh", "-c", "echo kept > a.txt") == (0, b"")
+    handle.guest.close()
+    first.link.close()  # all that the supervisor sees of a kill -9
+
+    second = Daemon(path)
+    [held] = remote.held(second.link)
+    assert held.id == handle.wall.save()["wall"]
+    assert (held.backend, held.spec.env) == ("linux", {"A": "1"})
+    wall = remote.wall_of(second.link, held)
+    guest = connect(wall)
+    assert run(guest, "cat", "a.txt") == (0, b"kept\n")
+    assert wall.enforcement == handle.wall.enforcement
+    assert wall.counters().keys() == handle.wall.counters().keys()
+    guest.close()
+    wall.kill()
+    assert remote.held(second.link) == []
+    second.link.close()
+
+
+def test_what_nobody_renews_ends_by_itself_and_the_daemon_is_told(path: str) -> None:
+    daemon = Daemon(path)
+    handle = daemon.manager.create(SandboxSpec())
+    other = daemon.manager.create(SandboxSpec())
+    wall, stays = handle.wall, other.wall
+    assert isinstance(wall, remote.RemoteWall)
+    assert isinstance(stays, remote.RemoteWall)
+    stays.renew(None)
+    wall.renew(0.2)
+    until(lambda: daemon.ended == [(wall.id, "lease_expired")])
+    assert not wall.alive()
+    with pytest.raises(SandboxError, match="has ended"):
+        wall.renew(60)
+    assert [held.id for held in remote.held(daemon.link)] == [stays.id]
+    assert remote.held(daemon.link)[0].deadline is None
+    daemon.manager.close()
+    assert remote.held(daemon.link) == []
+    daemon.link.close()
+
+
+def test_a_wall_that_nobody_claims_has_a_lease_from_the_start(path: str) -> None:
+    daemon = Daemon(path)
+    daemon.manager.create(SandboxSpec())
+    [held] = remote.held(daemon.link)
+    assert held.deadline is not None
+    assert 0 < held.deadline - time.time() <= 60
+    daemon.manager.close()
+    daemon.link.close()
+
+
+def test_when_the_supervisor_is_killed_the_kernel_ends_every_sandbox(path: str) -> None:
+    daemon = Daemon(path)
+    handles = [daemon.manager.create(SandboxSpec()) for _ in range(3)]
+    supervisor = daemon.pid
+    children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
+    inside = [run(h.guest, "sh", "-c", "sleep 600 & echo started") for h in handles]
+    assert inside == [(0, b"started\n")] * 3
+    os.kill(supervisor, signal.SIGKILL)
+    until(daemon.link.lost.is_set)
+    until(lambda: all(gone(int(pid)) for pid in children))
+    for handle in handles:
+        assert not handle.wall.alive()
+    with pytest.raises(BackendLost, match="every sandbox with it"):
+        daemon.manager.create(SandboxSpec())
+    daemon.manager.close()
+    daemon.link.close()
+    again = Daemon(path)
+    assert again.pid != supervisor
+    assert remote.held(again.link) == []
+    again.link.close()
+
+
+def test_there_is_one_supervisor_a_socket_and_the_newest_daemon_has_it(path: str) -> None:
+    first, second = Daemon(path), Daemon(path)
+    assert second.pid != 0
+    until(first.link.lost.is_set)
+    with pytest.raises(BackendLost):
+        first.link.ask("hello")
+    first.link.close()
+    second.link.close()
+
+
+def test_errors_come_across_with_their_class_and_words(path: str) -> None:
+    daemon = Daemon(path)
+    with pytest.raises(AgentdError) as caught:
+        daemon.manager.create(SandboxSpec(user="nobody-there"))
+    direct = Manager()
+    with pytest.raises(AgentdError) as there:
+        direct.create(SandboxSpec(user="nobody-there"))
+    direct.close()
+    assert type(caught.value) is type(there.value)
+    assert caught.value.as_dict() == there.value.as_dict()
+    daemon.link.close()
