@@ -85,17 +85,26 @@ def group_name() -> str:
     return f"sbx-{os.getpid()}-{_start_time(os.getpid())}-{os.urandom(4).hex()}"
 
 
+def is_stale(name: str) -> bool:
+    """Whether it is a name of ``group_name`` whose owner has died."""
+    match = _NAME.match(name)
+    return match is not None and _start_time(int(match[1])) != int(match[2])
+
+
 def _reap_stale(hierarchy: cgroup.Hierarchy) -> None:
     for name in hierarchy.stale("sbx-"):
-        match = _NAME.match(name)
-        if match and _start_time(int(match[1])) != int(match[2]):
+        if is_stale(name):
             hierarchy.reap(name)
 
 
 def _start_time(pid: int) -> int:
-    """Clock ticks after boot at which a process started (proc(5), stat, field 22); 0 if gone."""
+    """Clock ticks after boot at which a process started (proc(5), stat, field 22); 0 if gone.
+
+    One that is dead and waits to be reaped is gone.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[19])
+            fields = file.read().rpartition(b")")[2].split()
     except OSError:
         return 0
+    return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
