@@ -1,0 +1,205 @@
+"""What goes over REST: bodies and views. ``docs/api.md`` has the paths; unknown fields are refused.
+
+Sizes are bytes or "256M", times seconds or "10m". Bytes that are not UTF-8 travel as base64, and
+``encoding`` says so. Instants are seconds since 1970.
+"""
+
+from typing import Any
+
+import msgspec
+
+from agentd.model.cause import Cause
+from agentd.model.enforcement import Control
+from agentd.model.result import SandboxInfo, Timing, Usage
+from agentd.model.spec import ExecLimits, Pty
+
+Size = str | int
+Time = str | float
+
+
+class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    pass
+
+
+class SandboxBody(_Body, frozen=True):
+    """``POST /v1/sandboxes``: as the SDK's ``Sandbox.create``. Host paths need the scope mount."""
+
+    isolation: str | None = None
+    backend: str | None = None
+    image: str = "default"
+    memory: Size | None = None
+    cpus: float | None = None
+    pids: int | None = None
+    disk: Size | None = None
+    open_files: int | None = None
+    output: Size | None = None
+    timeout: Time | None = None
+    net: str = "none"
+    user: str | int | None = None
+    env: dict[str, str] = {}
+    workspace: str | None = None
+    mounts: tuple[str, ...] = ()
+    labels: dict[str, str] = {}
+    ttl: Time | None = None
+    snapshot: str | None = None  # a snapshot's id
+
+
+class ExecBody(_Body, frozen=True):
+    """``POST .../exec``; a plain string as ``cmd`` is run by ``sh -c``."""
+
+    cmd: str | tuple[str, ...]
+    cwd: str | None = None
+    env: dict[str, str] = {}
+    timeout: Time | None = None
+    limits: ExecLimits | None = None
+    stdin: str | None = None  # what it reads, then its end
+    stdin_encoding: str = "utf-8"  # or "base64"
+    stdin_open: bool = False  # a stream, fed by .../stdin or the WebSocket
+    pty: Pty | None = None
+    tag: str | None = None
+    wait: bool = True
+
+
+class RunBody(_Body, frozen=True):
+    """``POST /v1/run``: a sandbox, one command in it, and its end."""
+
+    exec: ExecBody
+    sandbox: SandboxBody = SandboxBody()
+
+
+class RenewBody(_Body, frozen=True):
+    ttl: Time
+
+
+class ForkBody(_Body, frozen=True):
+    count: int = 1
+
+
+class SignalBody(_Body, frozen=True):
+    signal: int = 15
+    target: str = "group"  # or "sandbox"
+
+
+class MkdirBody(_Body, frozen=True):
+    path: str
+    mode: int = 0o755
+    parents: bool = False
+
+
+class MoveBody(_Body, frozen=True):
+    path: str
+    to: str
+
+
+class KeyBody(_Body, frozen=True):
+    name: str
+    scopes: tuple[str, ...]
+    ttl: Time | None = None
+
+
+class SandboxView(msgspec.Struct, frozen=True):
+    id: str
+    state: str
+    backend: str
+    level: str
+    image: str
+    labels: dict[str, str]
+    principal: str
+    created: float
+    deadline: float | None
+    workspace: str
+    enforcement: dict[str, Control]
+    usage: dict[str, int] = {}
+
+
+class SandboxPage(msgspec.Struct, frozen=True):
+    sandboxes: tuple[SandboxView, ...]
+    next: str | None = None  # the cursor of the next page
+
+
+class ResultView(msgspec.Struct, frozen=True):
+    """How a command ended, as ``agentd run --json`` prints it."""
+
+    request_id: str
+    status: str
+    exit_code: int | None
+    signal: int | None
+    cause: Cause
+    stdout: str
+    stderr: str
+    encoding: str
+    truncated: bool
+    usage: Usage
+    timing: Timing
+    sandbox: SandboxInfo
+    enforcement: dict[str, Control]
+    process: str | None = None  # its id, for the journal
+
+
+class ProcessView(msgspec.Struct, frozen=True):
+    """Bytes of each stream so far in ``output``, what is gone of them in ``lost``."""
+
+    id: str
+    sandbox: str
+    argv: tuple[str, ...]
+    tag: str | None
+    pid: int | None
+    state: str  # "running" or "ended"
+    started: float
+    output: dict[str, int]
+    lost: dict[str, int] = {}
+    result: ResultView | None = None
+
+
+class SnapshotView(msgspec.Struct, frozen=True):
+    id: str
+    sandbox: str
+    fidelity: str
+    created: float
+    bytes: int
+
+
+class EntryView(msgspec.Struct, frozen=True):
+    name: str
+    type: str
+    size: int
+    mode: int
+    uid: int
+    gid: int
+    mtime: float
+    target: str | None = None
+
+
+class KeyView(msgspec.Struct, frozen=True):
+    """``secret`` is there once, in the answer to its creation."""
+
+    id: str
+    name: str
+    scopes: tuple[str, ...]
+    created: float
+    expires: float | None
+    revoked: bool
+    secret: str | None = None
+
+
+class BackendView(msgspec.Struct, frozen=True):
+    name: str
+    level: str
+    usable: bool
+    blockers: tuple[dict[str, str], ...]
+    notes: tuple[str, ...]
+
+
+class ErrorView(msgspec.Struct, frozen=True):
+    code: str
+    message: str
+    cause: str = ""
+    remediation: str = ""
+
+
+class Stats(msgspec.Struct, frozen=True):
+    sandboxes: int
+    processes: int
+    pool: dict[str, int]
+    queue: int
+    totals: dict[str, Any]
