@@ -1,0 +1,174 @@
+"""Sandboxes made ahead, for requests that ask for nothing special. None is ever handed out twice.
+
+A shelf holds ready sandboxes of one spec. A claim takes the oldest; a thread fills up again, runs a
+dummy command in each so that the first real one finds its pages there, and replaces what is old.
+"""
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from agentd.model.errors import AgentdError
+from agentd.model.spec import ExecRequest, SandboxSpec
+from agentd.sandbox.handle import SandboxHandle
+
+_TICK_SECONDS = 1.0
+# After a failure the next try waits, so that a broken machine is not kept busy by it.
+_RETRY_SECONDS = 5.0
+# A shelf that ran empty may grow; one that nobody asked for so long shrinks to ``least`` again.
+_QUIET_SECONDS = 30.0
+_WARM = ExecRequest(("true",))
+
+
+class ShelfSpec(NamedTuple):
+    """``least`` are always ready, up to ``most`` while claims come; none gets older than ``ttl``
+    seconds."""
+
+    spec: SandboxSpec
+    least: int
+    most: int
+    ttl: float
+
+
+class Pool:
+    """Thread-safe. Owns what it made until it is claimed."""
+
+    def __init__(
+        self,
+        shelves: Sequence[ShelfSpec],
+        create: Callable[[SandboxSpec], SandboxHandle],
+        destroy: Callable[[SandboxHandle], None],
+    ) -> None:
+        self._shelves = {shelf_key(wanted.spec): _Shelf(wanted) for wanted in shelves}
+        self._create = create
+        self._destroy = destroy
+        self._lock = threading.Lock()
+        self._wanted = threading.Condition(self._lock)
+        self._closing = False
+        self._thread = threading.Thread(target=self._fill, name="pool", daemon=True)
+        if self._shelves:
+            self._thread.start()
+
+    def claim(self, spec: SandboxSpec) -> SandboxHandle | None:
+        """One that serves ``spec`` and is the caller's from now on; None where there is none.
+
+        It gets the spec's environment and bounds of commands, which are no part of a wall.
+        """
+        with self._lock:
+            shelf = self._shelves.get(shelf_key(spec))
+            if shelf is None or self._closing:
+                return None
+            shelf.asked = time.monotonic()
+            taken = shelf.ready.popleft() if shelf.ready else None
+            if not shelf.ready:
+                shelf.target = min(shelf.wanted.most, shelf.target + 1)
+            self._wanted.notify()
+        if taken is None:
+            return None
+        handle = taken.handle
+        handle.spec = msgspec.structs.replace(spec, backend=spec.backend)
+        return handle
+
+    def sizes(self) -> dict[str, int]:
+        """How many are ready, by image and level."""
+        with self._lock:
+            return {
+                f"{shelf.wanted.spec.image}/{shelf.wanted.spec.isolation.label}": len(shelf.ready)
+                for shelf in self._shelves.values()
+            }
+
+    def owns(self, handle: SandboxHandle) -> bool:
+        with self._lock:
+            return any(one.handle is handle for s in self._shelves.values() for one in s.ready)
+
+    def close(self) -> None:
+        """Destroy what was not claimed; idempotent."""
+        with self._lock:
+            self._closing = True
+            self._wanted.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+        for handle in self._take(lambda shelf, one: True):
+            self._end(handle)
+
+    def _fill(self) -> None:
+        while True:
+            with self._lock:
+                shelf = next((s for s in self._shelves.values() if s.short()), None)
+                if shelf is None and not self._closing:
+                    self._wanted.wait(_TICK_SECONDS)
+                if self._closing:
+                    return
+            for handle in self._take(_is_spare):
+                self._end(handle)
+            if shelf is not None:
+                self._add(shelf)
+
+    def _add(self, shelf: "_Shelf") -> None:
+        made = time.monotonic()
+        handle = None
+        try:
+            handle = self._create(shelf.wanted.spec)
+            handle.guest.run(_WARM)
+        except (AgentdError, OSError):
+            if handle is not None:
+                self._end(handle)
+            shelf.retry_at = time.monotonic() + _RETRY_SECONDS
+            return
+        handle.unreported_ms = 0.0  # the caller did not wait for it
+        with self._lock:
+            shelf.ready.append(_Ready(handle, made))
+
+    def _take(self, which: "Callable[[_Shelf, _Ready], bool]") -> list[SandboxHandle]:
+        taken = []
+        with self._lock:
+            for shelf in self._shelves.values():
+                shelf.settle()
+                going = [one for one in shelf.ready if which(shelf, one)]
+                for one in going:
+                    shelf.ready.remove(one)
+                    taken.append(one.handle)
+        return taken
+
+    def _end(self, handle: SandboxHandle) -> None:
+        with contextlib.suppress(AgentdError):  # its lease ends what could not be ended
+            self._destroy(handle)
+
+
+class _Ready(NamedTuple):
+    handle: SandboxHandle
+    made: float
+
+
+class _Shelf:
+    def __init__(self, wanted: ShelfSpec) -> None:
+        self.wanted = wanted
+        self.ready: deque[_Ready] = deque()
+        self.target = wanted.least
+        self.asked = 0.0
+        self.retry_at = 0.0
+
+    def short(self) -> bool:
+        return len(self.ready) < self.target and time.monotonic() >= self.retry_at
+
+    def settle(self) -> None:
+        if time.monotonic() - self.asked > _QUIET_SECONDS:
+            self.target = self.wanted.least
+
+
+def _is_spare(shelf: _Shelf, one: _Ready) -> bool:
+    """Too old, dead, or more than there shall be."""
+    if time.monotonic() - one.made > shelf.wanted.ttl or not one.handle.wall.alive():
+        return True
+    return len(shelf.ready) > max(shelf.target, shelf.wanted.least) and one is shelf.ready[0]
+
+
+def shelf_key(spec: SandboxSpec) -> bytes:
+    """What of a spec makes a wall: the rest may differ between requests for the same shelf."""
+    limits = msgspec.structs.replace(spec.limits, timeout=None, output=None)
+    return msgspec.json.encode(msgspec.structs.replace(spec, env={}, limits=limits))

@@ -1,0 +1,166 @@
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from agentd.model.errors import SandboxError
+from agentd.model.limits import Limits
+from agentd.model.spec import SandboxSpec
+from agentd.sandbox.pool import Pool, ShelfSpec, shelf_key
+
+PLAIN = SandboxSpec()
+LONG = 3600.0
+
+
+class Factory:
+    """Makes handles that only remember what was done with them."""
+
+    def __init__(self) -> None:
+        self.made: list[Any] = []
+        self.destroyed: list[Any] = []
+        self.fail = False
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def create(self, spec: SandboxSpec) -> Any:
+        self.gate.wait(10)
+        if self.fail:
+            raise SandboxError("no room")
+        handle = SimpleNamespace(spec=spec, ran=[], alive=True, unreported_ms=5.0)
+        handle.wall = SimpleNamespace(alive=lambda: handle.alive)
+        handle.guest = SimpleNamespace(run=lambda request: handle.ran.append(request.argv))
+        self.made.append(handle)
+        return handle
+
+    def destroy(self, handle: Any) -> None:
+        self.destroyed.append(handle)
+
+
+@pytest.fixture
+def factory() -> Factory:
+    return Factory()
+
+
+@pytest.fixture
+def pool_of(factory: Factory) -> Iterator[Callable[..., Pool]]:
+    made: list[Pool] = []
+
+    def make(least: int = 2, most: int = 4, ttl: float = LONG) -> Pool:
+        made.append(Pool([ShelfSpec(PLAIN, least, most, ttl)], factory.create, factory.destroy))
+        return made[-1]
+
+    yield make
+    for pool in made:
+        pool.close()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.01)
+
+
+def ready(pool: Pool) -> int:
+    return sum(pool.sizes().values())
+
+
+def test_it_is_filled_and_every_one_has_run_something(
+    pool_of: Callable[..., Pool], factory: Factory
+) -> None:
+    pool = pool_of(least=2)
+    until(lambda: ready(pool) == 2)
+    assert [handle.ran for handle in factory.made] == [[("true",)], [("true",)]]
+    assert {handle.unreported_ms for handle in factory.made} == {0.0}
+
+
+def test_none_is_handed_out_twice_and_the_shelf_is_filled_again(
+    pool_of: Callable[..., Pool], factory: Factory
+) -> None:
+    pool = pool_of(least=2)
+    until(lambda: ready(pool) == 2)
+    first, second = pool.claim(PLAIN), pool.claim(PLAIN)
+    assert first is not None and second is not None and first is not second
+    until(lambda: ready(pool) >= 2)
+    assert not any(pool.owns(handle) for handle in (first, second))
+    pool.close()
+    assert first not in factory.destroyed and second not in factory.destroyed
+    assert {id(h) for h in factory.destroyed} == {id(h) for h in factory.made} - {
+        id(first),
+        id(second),
+    }
+
+
+def test_an_empty_shelf_gives_none_and_grows_to_its_bound(
+    pool_of: Callable[..., Pool], factory: Factory
+) -> None:
+    pool = pool_of(least=1, most=3)
+    until(lambda: ready(pool) == 1)
+    factory.gate.clear()
+    assert pool.claim(PLAIN) is not None
+    assert [pool.claim(PLAIN) for _ in range(5)] == [None] * 5
+    factory.gate.set()
+    until(lambda: ready(pool) == 3)
+
+
+def test_environment_and_command_bounds_are_the_claimers(pool_of: Callable[..., Pool]) -> None:
+    pool = pool_of()
+    until(lambda: ready(pool) == 2)
+    asked = SandboxSpec(env={"A": "1"}, limits=Limits(timeout=2.0, output=10))
+    handle = pool.claim(asked)
+    assert handle is not None
+    assert handle.spec == asked
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"net": "host"},
+        {"user": "root"},
+        {"limits": Limits(memory=1 << 28)},
+        {"image": "other"},
+        {"hostname": "other"},
+    ],
+    ids=str,
+)
+def test_what_makes_another_wall_is_not_served(
+    pool_of: Callable[..., Pool], change: dict[str, Any]
+) -> None:
+    pool = pool_of()
+    until(lambda: ready(pool) == 2)
+    asked = msgspec.structs.replace(PLAIN, **change)
+    assert shelf_key(asked) != shelf_key(PLAIN)
+    assert pool.claim(asked) is None
+
+
+def test_old_and_dead_ones_are_replaced(pool_of: Callable[..., Pool], factory: Factory) -> None:
+    pool = pool_of(least=1, ttl=LONG)
+    until(lambda: ready(pool) == 1)
+    factory.made[0].alive = False
+    until(lambda: factory.destroyed == [factory.made[0]])
+    until(lambda: ready(pool) == 1 and len(factory.made) == 2)
+    aging = pool_of(least=1, ttl=0.05)
+    until(lambda: ready(aging) == 1)
+    until(lambda: len(factory.destroyed) >= 3)
+
+
+def test_a_failure_is_not_tried_again_at_once(
+    pool_of: Callable[..., Pool], factory: Factory
+) -> None:
+    factory.fail = True
+    pool = pool_of(least=1)
+    time.sleep(0.1)
+    factory.fail = False
+    assert pool.claim(PLAIN) is None
+    assert factory.made == []
+
+
+def test_without_shelves_nothing_is_claimed_and_no_thread_runs(factory: Factory) -> None:
+    pool = Pool([], factory.create, factory.destroy)
+    assert pool.claim(PLAIN) is None
+    assert pool.sizes() == {}
+    pool.close()
