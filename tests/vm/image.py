@@ -41,10 +41,11 @@ _SOURCES = (".py", ".so", f".{sys.implementation.cache_tag}.pyc")
 
 def initramfs() -> bytes:
     """Two archives in a row: what seldom changes, from the cache, and what is under test."""
-    return _base() + _under_test()
+    return base() + _under_test()
 
 
-def _base() -> bytes:
+def base() -> bytes:
+    """Busybox, Python and its libraries: an archive without an init."""
     files = dict(_base_files())
     digest = hashlib.sha256()
     for path, source in files.items():

@@ -1,0 +1,201 @@
+"""``agentd image``: build, list, check and remove the images that virtual machines start from."""
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+from agentd.client.cli.options import Parser
+
+if TYPE_CHECKING:
+    from agentd.image.model import Image, Progress
+
+_EXAMPLES = """\
+examples:
+  agentd image build
+  agentd image build --name small --base busybox
+  agentd image build --name mine --kernel ./vmlinux --initramfs ./initramfs.cpio
+  agentd image inspect default --verify
+  agentd run --backend qemu --image small -- uname -r
+"""
+
+
+def main(words: list[str]) -> int:
+    options = _parser().parse_args(words)
+    return int(options.run(options))
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="agentd image",
+        description="The kernels and root file systems that virtual machines start from.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _build_parser(commands)
+    listing = commands.add_parser("ls", help="list the images", allow_abbrev=False)
+    listing.set_defaults(run=_ls)
+    inspect = commands.add_parser("inspect", help="say what an image is", allow_abbrev=False)
+    inspect.add_argument("name", metavar="NAME", nargs="?", default="default")
+    inspect.add_argument("--verify", action="store_true", help="hash every file again")
+    inspect.set_defaults(run=_inspect)
+    remove = commands.add_parser("rm", help="remove images", allow_abbrev=False)
+    remove.add_argument("names", metavar="NAME", nargs="+")
+    remove.set_defaults(run=_rm)
+    for each in (listing, inspect):
+        each.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _build_parser(commands: Any) -> None:
+    build = commands.add_parser("build", help="build an image if need be", allow_abbrev=False)
+    build.add_argument("--name", metavar="NAME", default="default")
+    build.add_argument(
+        "--base",
+        metavar="debian|busybox",
+        help="Debian's Python, bash and busybox (default), or less of Python and no bash",
+    )
+    build.add_argument("--kernel", metavar="PATH", help="a vmlinux or bzImage of your own")
+    build.add_argument("--initramfs", metavar="PATH", help="an initramfs of your own")
+    build.add_argument("--rootfs", metavar="PATH", help="an ext4 or erofs image of your own")
+    build.add_argument("--force", action="store_true", help="build even if nothing has changed")
+    build.add_argument("--json", action="store_true", help="print one JSON object")
+    build.set_defaults(run=_build)
+
+
+def _build(options: argparse.Namespace) -> int:
+    with _Progress() as progress:
+        image = _built(options, progress.step)
+    if options.json:
+        _json(image)
+    else:
+        print(f"{image.name} {image.digest}")
+        for note in image.notes:
+            print(f"note: {note}", file=sys.stderr)
+    return 0
+
+
+def _built(options: argparse.Namespace, progress: "Progress") -> "Image":
+    from agentd.image.build import build, ensure, rebuild
+    from agentd.image.store import Store
+
+    own = {name: getattr(options, name) for name in ("kernel", "initramfs", "rootfs")}
+    if options.base or any(own.values()) or options.name not in Store().ls():
+        return build(options.name, options.base or "debian", progress, **own)
+    return (rebuild if options.force else ensure)(options.name, progress)
+
+
+def _ls(options: argparse.Namespace) -> int:
+    from agentd.image.store import Store
+
+    store = Store()
+    found = [_summary(store, name) for name in store.ls()]
+    if options.json:
+        _json(found)
+        return 0
+    if not found:
+        print(f"no images in {store.folder} (agentd image build)", file=sys.stderr)
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("image", "base", "kernel", "size", "state")
+    for row in found:
+        size = f"{row['size'] / 1e6:.0f} MB"
+        table.add_row(row["name"], row["base"], row["kernel"], size, row["state"])
+    Console(highlight=False).print(table)
+    return 0
+
+
+def _summary(store: Any, name: str) -> dict[str, Any]:
+    from agentd.image.build import is_stale
+    from agentd.model.errors import SandboxError
+
+    row: dict[str, Any] = {"name": name, "base": "", "kernel": "", "size": 0, "digest": ""}
+    try:
+        _, manifest = store.manifest(name)
+        row |= {"base": manifest.base, "kernel": manifest.kernel_release}
+        row |= {"digest": manifest.digest, "size": sum(f.size for f in manifest.files.values())}
+        store.get(name)
+        state = "rebuilt when next used" if is_stale(store, name) else "ready"
+    except SandboxError as error:
+        state = str(error)
+    return row | {"state": state}
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from agentd.image.store import Store
+
+    store = Store()
+    image = store.get(options.name, full=options.verify)
+    _, manifest = store.manifest(options.name)
+    if options.json:
+        import msgspec
+
+        _json(msgspec.to_builtins(image) | {"files": manifest.files})
+        return 0
+    lines = {
+        "digest": image.digest + (" (verified)" if options.verify else ""),
+        "base": image.base,
+        "kernel": image.kernel_release,
+        "python": image.python or "-",
+        "folder": image.folder,
+    }
+    for name, text in lines.items():
+        print(f"{name:<9}{text}")
+    for name, file in sorted(manifest.files.items()):
+        print(f"{'file':<9}{name} {file.size} sha256:{file.sha256}")
+    for name, version in sorted(image.packages.items()):
+        print(f"{'package':<9}{name} {version}")
+    for note in image.notes:
+        print(f"{'note':<9}{note}")
+    return 0
+
+
+def _rm(options: argparse.Namespace) -> int:
+    from agentd.image.store import Store
+
+    store = Store()
+    for name in options.names:
+        store.remove(name)
+    return 0
+
+
+def _json(value: object) -> None:
+    import msgspec
+
+    sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
+    sys.stdout.flush()
+
+
+class _Progress:
+    """A bar on a terminal, else a line a step; on stderr, and gone when it is done."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def step(self, what: str, done: int, total: int) -> None:
+        if not sys.stderr.isatty():
+            print(f"agentd image: {what}", file=sys.stderr)
+            return
+        if self._bar is None:
+            self._start()
+        self._bar.update(self._task, description=what, completed=done, total=total)
+
+    def _start(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (BarColumn(24), TimeElapsedColumn(), TextColumn("{task.description}"))
+        self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._task = self._bar.add_task("", total=None)
+        self._bar.start()

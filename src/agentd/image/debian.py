@@ -1,0 +1,210 @@
+"""The base of our own images: Debian's kernel for clouds, its Python, and busybox."""
+
+import os
+import platform
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from agentd.image import cpio, etc, kernel, packages, userland
+from agentd.image.digest import of_parts
+from agentd.image.modules import AT_BOOT, ON_DEMAND, Modules
+from agentd.image.packages import Package
+from agentd.image.tree import Tree
+from agentd.model.errors import Unavailable
+
+Say = Callable[[str], None]
+_KERNEL, _BUSYBOX, _PYTHON = "linux-image-cloud-amd64", "busybox-static", "python3-minimal"
+_REAL_KERNEL = re.compile(r"linux-image-\d[\w.+-]*")
+_FOLLOWED = re.compile(r"lib(?!gcc-s1|.*(-dev|-data|-bin)$).*|zlib1g")
+_UNWANTED = re.compile(
+    r"usr/share/(doc|man|info|lintian|locale|bash-completion|menu)/.*|usr/lib/debug/.*"
+)
+_MODULES_KEPT = re.compile(
+    r".*/(drivers/(net/(virtio_net|net_failover)|block/virtio_blk|virtio/|char/hw_random/virtio)"
+    r"|net/(core|vmw_vsock)|fs/(fuse|overlayfs|erofs|netfs)|lib|crypto|arch/x86/crypto)[^ ]*"
+    r"|.*/modules\.builtin"
+)
+
+
+@dataclass(frozen=True)
+class Base:
+    """What an image is put together from. ``agent`` compiles the agent's sources."""
+
+    vmlinux: bytes
+    kernel_release: str
+    python: str
+    modules_at_boot: list[str]
+    modules: Tree
+    small: Tree
+    whole: Callable[[], Tree]
+    agent: Callable[[dict[str, bytes]], Tree]
+
+
+@dataclass
+class Debian:
+    """``base`` is ``debian`` or ``busybox``, which has less Python and no bash."""
+
+    base: str
+    cache: str
+    _found: dict[str, Package] = field(default_factory=dict)
+
+    def packages(self) -> dict[str, Package]:
+        """As apt's lists have them now. Raises Unavailable."""
+        if not self._found:
+            if platform.machine() != "x86_64":
+                raise Unavailable(
+                    f"images for {platform.machine()} are not built here: x86_64 only",
+                    remediation="give --kernel and --initramfs of your own",
+                )
+            self._found = self._resolve()
+        return self._found
+
+    def _resolve(self) -> dict[str, Package]:
+        first = packages.require([_KERNEL, _BUSYBOX, _PYTHON])
+        real = _named(first[_KERNEL], _REAL_KERNEL)
+        minimal = _named(first[_PYTHON], re.compile(r"python3\.\d+-minimal"))
+        version = minimal.removesuffix("-minimal")
+        roots = [
+            minimal,
+            f"lib{version}-minimal",
+            f"lib{version}-stdlib",
+            "bash",
+            "ca-certificates",
+        ]
+        found = packages.closure(roots, lambda name: _FOLLOWED.fullmatch(name) is not None)
+        found |= packages.require([real])
+        found[_BUSYBOX] = first[_BUSYBOX]
+        return found
+
+    def make(self, say: Say) -> Base:
+        """Download, unpack, choose, compile. Raises Unavailable, InvalidInput."""
+        found = self.packages()
+        real = next(name for name in found if _REAL_KERNEL.fullmatch(name))
+        version = next(n for n in found if re.fullmatch(r"python3\.\d+-minimal", n))[6:-8]
+        folders = packages.unpack(found.values(), self.cache, _keep, say)
+        boot = os.path.join(folders[real], "boot")
+        with open(os.path.join(boot, f"vmlinuz-{real.removeprefix('linux-image-')}"), "rb") as file:
+            image = file.read()
+        release = kernel.release(image)
+        say("kernel modules")
+        modules = Modules(os.path.join(folders[real], "usr/lib/modules", release))
+        busybox = folders.pop(_BUSYBOX)
+        del folders[real]
+        made = _Userland(self.cache, sorted(folders.values()), busybox, version, self.base)
+        _tidy(self.cache, {package.folder for package in found.values()})
+        key = of_parts({"base": self.base, **{p.name: p.sha256 for p in found.values()}})
+        return Base(
+            vmlinux=kernel.unpack(image),
+            kernel_release=release,
+            python=found[f"python{version}-minimal"].version.split("-")[0],
+            modules_at_boot=modules.at_boot(),
+            modules=modules.tree(release, AT_BOOT + ON_DEMAND, AT_BOOT),
+            small=made.cached(f"{key[:16]}-small", made.small, say),
+            whole=lambda: made.cached(f"{key[:16]}-whole", made.whole, say),
+            agent=made.agent,
+        )
+
+
+def _tidy(cache: str, wanted: set[str]) -> None:
+    """Remove packages of other versions, and archives made by other code."""
+    for name in os.listdir(cache):
+        path = os.path.join(cache, name)
+        if name.endswith(f"-{recipe()[:16]}.cpio") or name in wanted:
+            continue
+        if os.path.isdir(path):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            os.unlink(path)
+
+
+class _Userland:
+    """Trees made from the packages of programs, and kept as archives beside them."""
+
+    def __init__(
+        self, cache: str, folders: list[str], busybox: str, version: str, base: str
+    ) -> None:
+        self._cache, self._folders, self._busybox = cache, folders, busybox
+        self._version, self._is_small = version, base == "busybox"
+
+    def small(self, merged: str) -> Tree:
+        tree = self._common()
+        tree.update(userland.libraries(merged, small=self._is_small))
+        tree.update(userland.python(merged, self._version, small=self._is_small))
+        if not self._is_small:
+            tree.update(userland.bash(merged))
+        return tree
+
+    def whole(self, merged: str) -> Tree:
+        tree = self._common()
+        tree.update(userland.whole_libraries(merged))
+        tree.update(userland.whole_python(merged, self._version))
+        tree.update(userland.bash(merged))
+        tree.update(userland.certificates(merged))
+        return tree
+
+    def agent(self, sources: dict[str, bytes]) -> Tree:
+        with self._merged() as merged:
+            return userland.agent(merged, self._version, sources)
+
+    def cached(self, name: str, make: Callable[[str], Tree], say: Say) -> Tree:
+        path = os.path.join(self._cache, f"{name}-{recipe()[:16]}.cpio")
+        try:
+            with open(path, "rb") as file:
+                return cpio.read(file.read())
+        except FileNotFoundError:
+            say(f"Python {self._version}: byte code")
+        with self._merged() as merged:
+            tree = make(merged)
+        with tempfile.NamedTemporaryFile(dir=self._cache, delete=False) as out:
+            out.write(cpio.write(tree))
+        os.rename(out.name, path)
+        return tree
+
+    def _common(self) -> Tree:
+        tree = etc.tree("agentd guest (of Debian packages)")
+        tree.update(userland.busybox(self._busybox))
+        return tree
+
+    def _merged(self) -> "tempfile.TemporaryDirectory[str]":
+        """All packages in one tree of links, so that Python finds its library beside it."""
+        folder = tempfile.TemporaryDirectory(prefix="agentd-tree-")
+        for source in self._folders:
+            shutil.copytree(
+                source, folder.name, symlinks=True, dirs_exist_ok=True, copy_function=_link
+            )
+        return folder
+
+
+def _link(source: str, target: str) -> str:
+    """A hard link where the cache and the temporary folder share a file system, else a copy."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
+    return target
+
+
+def _named(package: Package, pattern: "re.Pattern[str]") -> str:
+    for name in package.depends:
+        if pattern.fullmatch(name):
+            return name
+    raise Unavailable(f"{package.name} {package.version} depends on no {pattern.pattern}")
+
+
+def _keep(path: str) -> bool:
+    if _UNWANTED.fullmatch(path):
+        return False
+    return "/modules/" not in path or _MODULES_KEPT.fullmatch(path) is not None
+
+
+def recipe() -> str:
+    """Changes with the code that makes trees."""
+    folder, parts = os.path.dirname(__file__), {}
+    for name in sorted(os.listdir(folder)):
+        if name.endswith((".py", ".sh")):
+            with open(os.path.join(folder, name), "rb") as file:
+                parts[name] = file.read()
+    return of_parts(parts)

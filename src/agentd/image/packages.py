@@ -1,0 +1,171 @@
+"""Debian packages, downloaded and unpacked without being installed, and without root.
+
+apt checks them: the release file's signature, the index's digest in it, the package's in that.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from agentd.image.digest import of_file
+from agentd.model.errors import Unavailable
+
+_SECONDS = 600
+_UPDATE = "run apt-get update as root, and check /etc/apt/sources.list"
+_ELSEWHERE = "build on Debian, or give --kernel and --initramfs of your own"
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """One version of a package, as apt's signed index describes it."""
+
+    name: str
+    version: str
+    sha256: str
+    depends: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> str:
+        return f"{self.name}-{self.sha256[:16]}"
+
+
+def lists_stamp(folder: str = "/var/lib/apt/lists") -> str:
+    """Changes when ``apt-get update`` brings news; empty without apt."""
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted((e.name, e.stat().st_mtime_ns) for e in entries if e.is_file())
+    except OSError:
+        return ""
+    from hashlib import sha256
+
+    return sha256(repr(found).encode()).hexdigest()
+
+
+def show(names: Iterable[str]) -> dict[str, Package]:
+    """The candidate versions of those names that apt knows. Raises Unavailable."""
+    wanted = sorted(names)
+    text = _run(["apt-cache", "show", "--no-all-versions", *wanted], "/", check=False)
+    found = {}
+    for stanza in text.split("\n\n"):
+        fields = dict(re.findall(r"^([\w-]+): (.*)$", stanza, re.MULTILINE))
+        if not {"Package", "Version", "SHA256"} <= fields.keys():
+            continue
+        depends = ", ".join((fields.get("Pre-Depends", ""), fields.get("Depends", "")))
+        alternatives = [
+            re.findall(r"[a-z0-9][a-z0-9.+-]+", part)[:1] for part in depends.split(",")
+        ]
+        found[fields["Package"]] = Package(
+            fields["Package"],
+            fields["Version"],
+            fields["SHA256"],
+            tuple(n for first in alternatives for n in first),
+        )
+    return found
+
+
+def require(names: Iterable[str]) -> dict[str, Package]:
+    """Raises Unavailable when apt does not know one of them."""
+    wanted = list(names)
+    found = show(wanted)
+    if missing := [name for name in wanted if name not in found]:
+        raise Unavailable(f"apt knows no package {', '.join(missing)}", remediation=_UPDATE)
+    return found
+
+
+def closure(roots: Iterable[str], follow: Callable[[str], bool]) -> dict[str, Package]:
+    """The packages and those they depend on whose name ``follow`` accepts."""
+    found = require(roots)
+    wanted = set(found)
+    while True:
+        news = {d for p in found.values() for d in p.depends if follow(d)} - wanted
+        if not news:
+            return found
+        wanted |= news
+        found |= show(news)
+
+
+def unpack(
+    wanted: Iterable[Package], cache: str, keep: Callable[[str], bool], say: Callable[[str], None]
+) -> dict[str, str]:
+    """Name -> the package's tree in the cache, downloaded if need be, less what ``keep`` rejects.
+
+    ``keep`` judges the paths of files within a tree. Raises Unavailable.
+    """
+    folders = {package: os.path.join(cache, package.folder) for package in wanted}
+    missing = [package for package, folder in folders.items() if not os.path.isdir(folder)]
+    if missing:
+        os.makedirs(cache, exist_ok=True)
+        # Beside their final place, so that the rename is atomic.
+        with tempfile.TemporaryDirectory(dir=cache, prefix=".download-") as place:
+            say(f"downloading {len(missing)} packages")
+            _download(missing, place)
+            for package in missing:
+                say(f"unpacking {package.name} {package.version}")
+                _unpack_one(package, place, folders[package], keep)
+    return {package.name: folder for package, folder in folders.items()}
+
+
+def _download(wanted: list[Package], place: str) -> None:
+    # An unprivileged _apt cannot write here, and says so each time; that is only a warning.
+    _run(["apt-get", "download", *(f"{p.name}={p.version}" for p in wanted)], place)
+
+
+def _unpack_one(package: Package, place: str, target: str, keep: Callable[[str], bool]) -> None:
+    archives = [
+        n for n in os.listdir(place) if n.startswith(f"{package.name}_") and n[-4:] == ".deb"
+    ]
+    if len(archives) != 1:
+        raise Unavailable(f"apt-get download {package.name} gave {len(archives)} files")
+    archive = os.path.join(place, archives[0])
+    if of_file(archive) != package.sha256:
+        raise Unavailable(f"{package.name} is not what apt's index says", remediation=_UPDATE)
+    tree = os.path.join(place, f"tree-{package.name}")
+    _run(["dpkg-deb", "-x", archive, tree], place)
+    os.unlink(archive)
+    _prune(tree, keep)
+    try:
+        os.rename(tree, target)
+    except OSError:
+        if not os.path.isdir(target):  # a parallel build has put it there
+            raise
+
+
+def _prune(tree: str, keep: Callable[[str], bool]) -> None:
+    for folder, folders, names in os.walk(tree, topdown=False):
+        for name in names:
+            path = os.path.join(folder, name)
+            if not keep(os.path.relpath(path, tree)):
+                os.unlink(path)
+        for name in folders:
+            path = os.path.join(folder, name)
+            if not os.path.islink(path) and not os.listdir(path):
+                os.rmdir(path)
+
+
+def _run(argv: list[str], folder: str, *, check: bool = True) -> str:
+    if shutil.which(argv[0]) is None:
+        raise Unavailable(f"{argv[0]} is not installed", remediation=_ELSEWHERE)
+    shown = " ".join(argv[:3])
+    try:
+        done = subprocess.run(
+            argv,
+            cwd=folder,
+            env={**os.environ, "LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise Unavailable(f"{shown} took more than {_SECONDS} s", remediation=_UPDATE) from None
+    if check and done.returncode != 0:
+        errors = [line for line in done.stderr.splitlines() if line.startswith("E:")]
+        reason = "; ".join(errors) or done.stderr.strip()[-400:]
+        raise Unavailable(f"{shown} failed", cause=reason, remediation=_UPDATE)
+    return done.stdout

@@ -1,0 +1,305 @@
+"""Images on disk: found by name, verified by digest, replaced whole.
+
+FOLDER/NAME -> .builds/DIGEST    a link, so that one rename replaces an image
+FOLDER/.builds/DIGEST/           vmlinux, initramfs.cpio, root.*, manifest.json, verified.json
+FOLDER/.packages/, .parts/       what builds are made from
+FOLDER/.lock                     held by the one that builds or removes
+"""
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+
+import msgspec
+
+from agentd.image import digest
+from agentd.image.model import (
+    CMDLINE,
+    EROFS,
+    EXT4,
+    FORMAT,
+    INITRAMFS,
+    KERNEL,
+    Corrupt,
+    File,
+    Image,
+    ImageError,
+    Manifest,
+    NotFound,
+)
+from agentd.model.errors import InvalidInput
+
+MANIFEST, STAMPS = "manifest.json", "verified.json"
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_MAX_MANIFEST = 1 << 20
+# Whatever the umask: monitors run as another user.
+_OPEN = 0o755
+# Replaced images that are kept: somebody may be about to start a machine from one.
+_KEPT = 1
+
+
+class Store:
+    """Raises ImageError when the folder is not safe to start kernels from."""
+
+    def __init__(self, folder: str | None = None) -> None:
+        self.folder = os.path.abspath(folder or default_folder())
+
+    def get(self, name: str = "default", *, full: bool = False) -> Image:
+        """Files that changed since they were last hashed, or all if ``full``, are hashed again.
+
+        Raises NotFound, Corrupt, ImageError.
+        """
+        folder, manifest = self.manifest(name)
+        self._verify(name, folder, manifest, full)
+
+        def path(file: str) -> str | None:
+            return os.path.join(folder, file) if file in manifest.files else None
+
+        return Image(
+            name=name,
+            digest=manifest.digest,
+            base=manifest.base,
+            folder=folder,
+            kernel=os.path.join(folder, KERNEL),
+            initramfs=os.path.join(folder, INITRAMFS),
+            root_ext4=path(EXT4),
+            root_erofs=path(EROFS),
+            kernel_release=manifest.kernel_release,
+            cmdline="" if KERNEL in manifest.own else CMDLINE,
+            python=manifest.python,
+            agent=manifest.agent,
+            packages=manifest.packages,
+            notes=manifest.notes,
+        )
+
+    def manifest(self, name: str) -> tuple[str, Manifest]:
+        """The folder it leads to, and the manifest there; the files are not looked at.
+
+        Raises NotFound, Corrupt, ImageError, InvalidInput.
+        """
+        link = os.path.join(self.folder, check_name(name))
+        self._check_owner()
+        try:
+            folder = os.path.join(self.folder, os.readlink(link))
+            with open(os.path.join(folder, MANIFEST), "rb") as file:
+                data = file.read(_MAX_MANIFEST)
+        except FileNotFoundError:
+            raise NotFound(f"no image {name!r} in {self.folder}", remediation=_fix(name)) from None
+        except OSError as error:
+            raise ImageError(f"cannot read the image {name!r}", cause=str(error)) from error
+        try:
+            manifest = msgspec.json.decode(data, type=Manifest)
+        except msgspec.DecodeError as error:
+            raise _corrupt(name, f"its manifest is unreadable: {error}") from error
+        if manifest.format != FORMAT or manifest.digest != total(manifest.files):
+            raise _corrupt(name, "its manifest contradicts itself")
+        if not {KERNEL, INITRAMFS} <= manifest.files.keys() <= {KERNEL, INITRAMFS, EXT4, EROFS}:
+            raise _corrupt(name, "its manifest lists other files than an image has")
+        return folder, manifest
+
+    def ls(self) -> list[str]:
+        """Names of the images, sorted, whatever their state."""
+        try:
+            with os.scandir(self.folder) as entries:
+                return sorted(e.name for e in entries if e.is_symlink() and _NAME.fullmatch(e.name))
+        except FileNotFoundError:
+            return []
+
+    def remove(self, name: str) -> None:
+        """Raises NotFound."""
+        link = os.path.join(self.folder, check_name(name))
+        if not os.path.islink(link):
+            raise NotFound(f"no image {name!r} in {self.folder}", remediation="see agentd image ls")
+        with self.locked():
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(link)
+            self._clean(keep=0)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """One builder at a time; the kernel gives the lock back when the process dies."""
+        self._make(self.folder)
+        self._check_owner()
+        path = os.path.join(self.folder, ".lock")
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise ImageError(
+                f"cannot change the images in {self.folder}",
+                cause=error.strerror or "",
+                remediation="do it as their owner, or set XDG_CACHE_HOME to a folder of your own",
+            ) from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def temporary(self) -> Iterator[str]:
+        """A folder for a new build. Under the lock: leftovers of crashed builds are removed."""
+        builds = self.inner(".builds")
+        for name in os.listdir(builds):
+            if name.startswith(".new-"):
+                shutil.rmtree(os.path.join(builds, name), ignore_errors=True)
+        folder = tempfile.mkdtemp(prefix=".new-", dir=builds)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def publish(self, name: str, folder: str, manifest: Manifest) -> None:
+        """Make the temporary folder the image of that name. Under the lock."""
+        for file in manifest.files:
+            os.chmod(os.path.join(folder, file), 0o644)
+        stamps = {file: _stamp(os.path.join(folder, file)) for file in manifest.files}
+        _write(os.path.join(folder, MANIFEST), _pretty(manifest))
+        _write(os.path.join(folder, STAMPS), msgspec.json.encode(stamps))
+        os.chmod(folder, _OPEN)
+        place = f".builds/{os.path.basename(folder).removeprefix('.new-')}-{manifest.digest[7:23]}"
+        os.rename(folder, os.path.join(self.folder, place))
+        link = os.path.join(self.folder, check_name(name))
+        new = f"{link}.new"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(new)
+        os.symlink(place, new)
+        os.replace(new, link)
+        self._clean(keep=_KEPT)
+
+    def inner(self, name: str) -> str:
+        """A folder of the store, made if need be."""
+        path = os.path.join(self.folder, name)
+        self._make(path)
+        return path
+
+    def _make(self, path: str) -> None:
+        try:
+            _make_folders(path)
+        except OSError as error:
+            raise ImageError(
+                f"cannot make {path}",
+                cause=error.strerror or "",
+                remediation="set XDG_CACHE_HOME to a folder that you can write to",
+            ) from error
+
+    def _check_owner(self) -> None:
+        try:
+            status = os.stat(self.folder)
+        except FileNotFoundError:
+            return
+        if status.st_uid not in (0, os.geteuid()) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise ImageError(
+                f"others may change {self.folder}, and with it the kernels started from it",
+                remediation=f"chown and chmod it: yours, mode 0755; or remove {self.folder}",
+            )
+
+    def _verify(self, name: str, folder: str, manifest: Manifest, full: bool) -> None:
+        stamps = _read_stamps(folder)
+        known = dict(stamps)
+        for file, wanted in manifest.files.items():
+            path = os.path.join(folder, file)
+            try:
+                stamp = _stamp(path)
+                if (full or stamps.get(file) != stamp) and digest.of_file(path) != wanted.sha256:
+                    raise _corrupt(name, f"{file} is not what was built")
+            except OSError as error:
+                raise _corrupt(name, f"{file}: {error.strerror}") from error
+            known[file] = stamp
+        if known != stamps:
+            # Not ours to write for another user's store: then it is hashed each time.
+            with contextlib.suppress(OSError):
+                _write(os.path.join(folder, STAMPS), msgspec.json.encode(known))
+
+    def _clean(self, keep: int) -> None:
+        """Remove builds that no name leads to, but for the newest ``keep``. Under the lock."""
+        builds = self.inner(".builds")
+        used = {os.path.basename(os.readlink(os.path.join(self.folder, n))) for n in self.ls()}
+        unused = [os.path.join(builds, n) for n in os.listdir(builds) if n not in used]
+        unused.sort(key=os.path.getmtime, reverse=True)
+        for path in unused[keep:]:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def default_folder() -> str:
+    """Root's is not in its home, which the unprivileged user that monitors run as cannot enter."""
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(cache):
+        cache = "/var/cache" if os.geteuid() == 0 else os.path.expanduser("~/.cache")
+    return os.path.join(cache, "agentd", "images")
+
+
+def _make_folders(path: str) -> None:
+    if os.path.isdir(path):
+        return
+    _make_folders(os.path.dirname(path))
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path)
+        os.chmod(path, _OPEN)
+
+
+def check_name(name: str) -> str:
+    """Raises InvalidInput."""
+    if not _NAME.fullmatch(name):
+        raise InvalidInput(
+            f"{name!r} is no name for an image",
+            remediation="use lower case letters, digits, '.', '_' and '-', 64 at most",
+        )
+    return name
+
+
+def total(files: dict[str, File]) -> str:
+    """The image's digest."""
+    return "sha256:" + digest.of_parts({name: file.sha256 for name, file in files.items()})
+
+
+def describe(folder: str, names: list[str]) -> dict[str, File]:
+    return {
+        name: File(digest.of_file(path), os.path.getsize(path))
+        for name in names
+        if os.path.exists(path := os.path.join(folder, name))
+    }
+
+
+def _stamp(path: str) -> list[int]:
+    """Changes with the content: the time of change (ctime) cannot be set by a program."""
+    status = os.lstat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(0, "not a plain file")
+    return [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def _read_stamps(folder: str) -> dict[str, list[int]]:
+    try:
+        with open(os.path.join(folder, STAMPS), "rb") as file:
+            return msgspec.json.decode(file.read(_MAX_MANIFEST), type=dict[str, list[int]])
+    except (OSError, msgspec.DecodeError):
+        return {}
+
+
+def _write(path: str, data: bytes) -> None:
+    fd, temporary = tempfile.mkstemp(dir=os.path.dirname(path))
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            os.fchmod(file.fileno(), 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _pretty(manifest: Manifest) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+
+
+def _corrupt(name: str, what: str) -> Corrupt:
+    return Corrupt(f"the image {name!r} is damaged", cause=what, remediation=_fix(name))
+
+
+def _fix(name: str) -> str:
+    return "agentd image build" + ("" if name == "default" else f" --name {name}")

@@ -1,0 +1,71 @@
+import shutil
+import subprocess
+import tarfile
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+
+from agentd.image import disk
+from agentd.image.tree import Tree
+
+SBIN = "/usr/sbin:/sbin:/usr/bin:/bin"
+
+
+@pytest.fixture
+def tree() -> Tree:
+    made = Tree()
+    made.folder("/workspace", 0o755, 1000, 1000)
+    made.file("/usr/bin/tool", b"content", 0o755)
+    made.link("/bin", "usr/bin")
+    made.device("/dev/null", 1, 3, 0o666)
+    return made
+
+
+def test_the_tar_archive_keeps_owners_modes_and_kinds(tree: Tree) -> None:
+    with tarfile.open(fileobj=BytesIO(disk.tar(tree))) as archive:
+        members = {member.name: member for member in archive}
+        assert archive.extractfile("./usr/bin/tool").read() == b"content"
+    assert members["./workspace"].uid == members["./workspace"].gid == 1000
+    assert members["./usr/bin/tool"].mode == 0o755
+    assert members["./bin"].linkname == "usr/bin"
+    null = members["./dev/null"]
+    assert (null.ischr(), null.devmajor, null.devminor) == (True, 1, 3)
+    assert {member.mtime for member in members.values()} == {0}
+
+
+@pytest.mark.parametrize(("make", "tool"), [(disk.ext4, "mke2fs"), (disk.erofs, "mkfs.erofs")])
+def test_the_same_tree_gives_the_same_image(make, tool: str, tree: Tree, tmp_path: Path) -> None:
+    if shutil.which(tool, path=SBIN) is None:
+        pytest.skip(f"{tool} is not installed")
+    for name in ("one", "two"):
+        reason = make(tree, str(tmp_path / name))
+        assert reason == ""
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
+
+def test_an_ext4_image_is_sound_and_its_files_belong_as_told(tree: Tree, tmp_path: Path) -> None:
+    for tool in ("mke2fs", "e2fsck", "debugfs"):
+        if shutil.which(tool, path=SBIN) is None:
+            pytest.skip(f"{tool} is not installed")
+    path = str(tmp_path / "image")
+    assert disk.ext4(tree, path) == ""
+    run = {"env": {"PATH": SBIN}, "capture_output": True, "text": True}
+    assert subprocess.run(["e2fsck", "-fn", path], **run, check=False).returncode == 0
+    listing = subprocess.run(["debugfs", "-R", "stat /workspace", path], **run, check=True).stdout
+    assert "User:  1000   Group:  1000" in listing
+
+
+@pytest.mark.parametrize("make", [disk.ext4, disk.erofs])
+def test_a_missing_or_failing_tool_is_a_reason(
+    make, tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "_PATH", str(tmp_path / "bin"))
+    assert "is not installed (apt-get install" in make(tree, str(tmp_path / "root.image"))
+    (tmp_path / "bin").mkdir()
+    for tool in ("mke2fs", "mkfs.erofs"):
+        (tmp_path / "bin" / tool).write_text("#!/bin/sh\necho broken >&2\nexit 1\n")
+        (tmp_path / "bin" / tool).chmod(0o755)
+    assert make(tree, str(tmp_path / "root.image")).endswith("failed: broken")
+    assert [path.name for path in tmp_path.iterdir()] == ["bin"]
