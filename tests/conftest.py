@@ -1,6 +1,7 @@
 """Every test is checked for what it leaves behind; what is absent is skipped by name and reason."""
 
 import ctypes
+import functools
 import gc
 import os
 import pickle
@@ -21,8 +22,7 @@ GRACE = 5.0  # seconds that a closing sandbox's last child, mount or group may t
 NOBODY = 65534
 R = TypeVar("R")
 SOURCE = Path(__file__).resolve().parent.parent / "src"
-TOOLS = ("bwrap", "runc", "runsc", "crun", "setpriv")
-KVM = "needs a KVM that runs a guest; set AGENTD_TEST_KVM=1 where there is one"
+TOOLS = ("bwrap", "runc", "runsc", "crun", "setpriv", "firecracker", "jailer")
 RUNTIME = ("msgspec", "rich", "markdown_it", "mdurl", "pygments")  # what agentd imports
 PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 
@@ -35,9 +35,16 @@ def _absent() -> dict[str, str]:
     reasons = {}
     if os.getuid() != 0:
         reasons["root"] = f"needs uid 0, and this is uid {os.getuid()}"
-    if os.environ.get("AGENTD_TEST_KVM") != "1":
-        reasons["pending_kvm"] = KVM
+    if why := _kvm_blocker():
+        reasons["pending_kvm"] = why
     return reasons
+
+
+@functools.cache
+def _kvm_blocker() -> str:
+    from agentd.linux import kvm
+
+    return kvm.probe().what
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,12 +1,19 @@
 """What works on this machine, in the words that refusals use."""
 
+import os
+import shutil
+import subprocess
 from dataclasses import dataclass
 
 from agentd.linux import probe
 from agentd.model.availability import Availability, Blocker
 from agentd.model.errors import AgentdError
+from agentd.model.spec import DEFAULT_IMAGE
 from agentd.sandbox import backends
 from agentd.sandbox.ports import Backend
+from agentd.transport.text import safe_text
+
+_VERSION_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -22,7 +29,43 @@ def findings() -> list[Finding]:
 
 
 def machine() -> dict[str, object]:
-    return probe.gather().as_dict()
+    monitors = {
+        "qemu": f"qemu-system-{os.uname().machine}",
+        "firecracker": "firecracker",
+        "jailer": "jailer",
+    }
+    versions = {key: _version(name) for key, name in monitors.items()}
+    return probe.gather().as_dict() | versions | {"image": _image()}
+
+
+def _image(name: str = DEFAULT_IMAGE) -> str:
+    """What a virtual machine would boot."""
+    from agentd.image.store import Store
+
+    try:
+        image = Store().get(name)
+    except AgentdError as error:
+        return str(error)
+    return f"{image.name}: Linux {image.kernel_release}, {image.base}, {image.digest[:19]}"
+
+
+def _version(program: str) -> str:
+    """Its path and the first line of what it says of itself; empty where it is not on PATH."""
+    path = shutil.which(program)
+    if path is None:
+        return ""
+    try:
+        done = subprocess.run(
+            [path, "--version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_VERSION_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{path}: {error}"
+    line = (done.stdout or done.stderr).decode(errors="replace").partition("\n")[0]
+    return f"{path}: {safe_text(line) or f'exit code {done.returncode}'}"
 
 
 def _examine(name: str) -> Finding:

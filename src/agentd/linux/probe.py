@@ -4,7 +4,7 @@ import os
 import warnings
 from dataclasses import asdict, dataclass
 
-from agentd.linux import abi
+from agentd.linux import abi, kvm
 from agentd.linux.kernel import KERNEL, Kernel
 
 _LANDLOCK_CREATE_RULESET_VERSION = 1
@@ -27,8 +27,9 @@ class Facts:
     apparmor_restricts_userns: bool | None
     max_user_namespaces: int | None
     unprivileged_userns_clone: int | None  # Debian's switch
-    kvm: bool
+    kvm: bool  # a guest ran
     kvm_error: str
+    kvm_fix: str
     yama_ptrace_scope: int | None
 
     def as_dict(self) -> dict[str, object]:
@@ -38,7 +39,7 @@ class Facts:
 def gather(kernel: Kernel = KERNEL) -> Facts:
     version = cgroup_version()
     userns_error = user_namespaces_error(kernel)
-    kvm = kvm_error()
+    virtual = kvm.probe()
     restricted = read_int(_APPARMOR_USERNS)
     return Facts(
         kernel=os.uname().release,
@@ -53,8 +54,9 @@ def gather(kernel: Kernel = KERNEL) -> Facts:
         apparmor_restricts_userns=None if restricted is None else restricted != 0,
         max_user_namespaces=read_int("/proc/sys/user/max_user_namespaces"),
         unprivileged_userns_clone=read_int("/proc/sys/kernel/unprivileged_userns_clone"),
-        kvm=not kvm,
-        kvm_error=kvm,
+        kvm=virtual.usable,
+        kvm_error=virtual.what,
+        kvm_fix=virtual.fix,
         yama_ptrace_scope=read_int("/proc/sys/kernel/yama/ptrace_scope"),
     )
 
@@ -127,12 +129,6 @@ def user_namespaces_error(kernel: Kernel = KERNEL) -> str:
             os._exit(code)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return os.strerror(code) if code else ""
-
-
-def kvm_error(path: str = "/dev/kvm") -> str:
-    if not os.path.exists(path):
-        return f"{path} does not exist"
-    return "" if os.access(path, os.R_OK | os.W_OK) else f"{path} is not ours to open"
 
 
 def read_int(path: str) -> int | None:

@@ -69,11 +69,6 @@ def test_own_cgroup(text, controller, path):
     assert probe.own_cgroup(text, controller) == path
 
 
-def test_kvm_says_why_not(tmp_path):
-    assert probe.kvm_error(str(tmp_path / "kvm")).endswith("kvm does not exist")
-    assert probe.kvm_error("/dev/null") == ""
-
-
 def test_a_sysctl_that_is_absent_or_no_number_is_none(tmp_path):
     assert probe.read_int(str(tmp_path / "absent")) is None
     (tmp_path / "word").write_text("on\n")

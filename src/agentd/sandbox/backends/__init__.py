@@ -28,6 +28,11 @@ BUILTIN: dict[str, Known] = {
         "agentd.sandbox.backends.linux.backend:LinuxBackend",
         "agentd.sandbox.backends.linux.nursery:begin",
     ),
+    "firecracker": Known(
+        IsolationLevel.MICROVM,
+        "agentd.sandbox.backends.firecracker.backend:FirecrackerBackend",
+    ),
+    "qemu": Known(IsolationLevel.MICROVM, "agentd.sandbox.backends.qemu.backend:QemuBackend"),
 }
 
 
@@ -51,6 +56,24 @@ def load(name: str) -> "Backend":
         )
     backend: Backend = _attribute(where)()
     return backend
+
+
+def level(name: str) -> IsolationLevel:
+    """Without an import for one of ours. Raises InvalidInput for a name nobody has."""
+    return BUILTIN[name].level if name in BUILTIN else load(name).level
+
+
+def restoring() -> tuple[str, ...]:
+    """Those that can pause a sandbox, take a snapshot of it and build one from that."""
+    return tuple(name for name in names() if hasattr(_class(name), "restore"))
+
+
+def _class(name: str) -> object:
+    where = BUILTIN[name].where if name in BUILTIN else _third_parties()[name]
+    try:
+        return _attribute(where)
+    except Exception:  # a third party's module may raise anything when imported
+        return None
 
 
 def _attribute(where: str) -> Any:

@@ -65,7 +65,7 @@ def receive(sock: socket.socket, seconds: float, who: str) -> tuple[dict[str, ob
 
 
 def await_ready(listener: socket.socket, seconds: float = 10.0) -> list[str]:
-    """The names of the controls that a new sandbox has put in force. Raises SandboxError.
+    """The names of the controls that a new sandbox has put in force. Raises SandboxError, Ended.
 
     Read before any untrusted code runs, without descriptors.
     """
@@ -77,7 +77,9 @@ def await_ready(listener: socket.socket, seconds: float = 10.0) -> list[str]:
         data = listener.recv(_MAX_MESSAGE)
     except ConnectionResetError:  # as in ``receive``
         data = b""
-    answer = json.loads(data) if data else {"error": "it ended before it was ready"}
+    if not data:
+        raise Ended("the sandbox could not be built", cause="it ended before it was ready")
+    answer = json.loads(data)
     if "error" in answer:
         raise SandboxError("the sandbox could not be built", cause=str(answer["error"]))
     return [str(name) for name in answer["controls"]]

@@ -57,7 +57,7 @@ class LinuxBackend:
     def launch(self, plan: LinuxPlan) -> ProcessWall:
         try:
             return self._launch(plan)
-        except Ended:  # the zygote was killed: the next one is as good
+        except Ended:  # the zygote was killed: the next one will do
             return self._launch(plan)
 
     def _launch(self, plan: LinuxPlan) -> ProcessWall:

@@ -33,7 +33,6 @@ class Nursery:
         #: Of the seccomp filter, once the zygote is ready.
         self.filter_digest = ""
         self._ready = False
-        self._lost = False  # its socket says so before the process can be reaped
         self._spare: tuple[int, socket.socket] | None = None
         self._owner = os.getpid()
         root = os.geteuid() == 0
@@ -92,13 +91,16 @@ class Nursery:
         with self._lock:
             self._wait_ready()
             self._mounts.send(json.dumps({"path": path, "ro": readonly}).encode())
-            answer, fds = self._receive(self._mounts, _ANSWER_SECONDS)
+            answer, fds = receive(self._mounts, _ANSWER_SECONDS, "zygote")
         if "error" in answer:
             raise OSError(answer.get("errno"), str(answer["error"]), path)
         return fds[0]
 
     def alive(self) -> bool:
-        return not self._lost and not reap(self.pid)
+        # A killed zygote closes its socket before it can be reaped (do_exit, kernel/exit.c).
+        poll = select.poll()
+        poll.register(self._control, 0)
+        return not poll.poll(0) and not reap(self.pid)
 
     def close(self) -> None:
         """End the zygote and with it every sandbox; idempotent."""
@@ -121,7 +123,7 @@ class Nursery:
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         if self._ready and poll.poll(0):
-            self._keep_spare(self._receive(self._control, 0)[1])
+            self._keep_spare(receive(self._control, 0, "zygote")[1])
 
     def _keep_spare(self, fds: list[int]) -> None:
         self._drop_spare()
@@ -136,32 +138,24 @@ class Nursery:
     def _wait_ready(self) -> None:
         if self._ready:
             return
-        answer, _ = self._receive(self._control, _START_SECONDS)
+        answer, _ = receive(self._control, _START_SECONDS, "zygote")
         if "error" in answer:
             raise SandboxError("the sandbox root could not be built", cause=str(answer["error"]))
         self.filter_digest = fingerprint(bytes.fromhex(str(answer["filter"])))
         self._ready = True
 
-    def _receive(self, sock: socket.socket, seconds: float) -> tuple[dict[str, object], list[int]]:
-        try:
-            return receive(sock, seconds, "zygote")
-        except Ended:
-            self._lost = True
-            raise
-
     def _send(self, request: dict[str, object], fds: Sequence[int]) -> None:
         try:
             _send(self._control, request, fds)
         except OSError as error:
-            self._lost = True
             raise Ended("the zygote is gone", cause=str(error)) from error
 
     def _answer(self) -> list[int]:
         try:
-            answer, fds = self._receive(self._control, _ANSWER_SECONDS)
+            answer, fds = receive(self._control, _ANSWER_SECONDS, "zygote")
             if "spare" in answer:  # it was on its way when we asked
                 self._keep_spare(fds)
-                answer, fds = self._receive(self._control, _ANSWER_SECONDS)
+                answer, fds = receive(self._control, _ANSWER_SECONDS, "zygote")
         finally:
             self._lock.release()
         if "error" in answer:

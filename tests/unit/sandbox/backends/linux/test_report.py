@@ -27,6 +27,7 @@ GOOD: dict[str, Any] = {
     "unprivileged_userns_clone": 1,
     "kvm": False,
     "kvm_error": "",
+    "kvm_fix": "",
     "yama_ptrace_scope": None,
 }
 

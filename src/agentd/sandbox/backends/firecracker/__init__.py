@@ -1,0 +1,1 @@
+"""Firecracker behind its jailer: a virtual machine on KVM, for production hosts."""

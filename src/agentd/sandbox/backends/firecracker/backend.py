@@ -1,0 +1,180 @@
+"""The ``firecracker`` backend: KVM, the jailer, and Firecracker's API."""
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Protocol
+
+from agentd.linux import kvm, process
+from agentd.model.availability import Availability, Blocker
+from agentd.model.errors import SandboxError
+from agentd.model.isolation import IsolationLevel
+from agentd.model.spec import SandboxSpec
+from agentd.sandbox import progress
+from agentd.sandbox.backends.cgroups import group_name, make_group, own_hierarchy
+from agentd.sandbox.backends.firecracker import config, jailer, programs, report, snapshot, wall
+from agentd.sandbox.backends.firecracker import plan as plans
+from agentd.sandbox.backends.firecracker.config import Request
+from agentd.sandbox.backends.firecracker.jailer import Jail
+from agentd.sandbox.backends.firecracker.plan import FirecrackerPlan
+from agentd.sandbox.backends.firecracker.process import Monitor
+from agentd.sandbox.backends.firecracker.programs import Programs
+from agentd.sandbox.backends.firecracker.version import OLDEST, Quirks, parse, quirks
+from agentd.sandbox.backends.firecracker.wall import FirecrackerWall
+from agentd.sandbox.backends.vm.handshake import set_up, settings
+from agentd.sandbox.backends.vm.supervisor import monitor_uid
+
+_BOOT_SECONDS = 60.0
+_SETUP_SECONDS = 30.0
+_VERSION_SECONDS = 10.0
+
+
+class Bootable(Protocol):
+    """Of an image: what a machine starts from."""
+
+    @property
+    def kernel(self) -> str: ...
+    @property
+    def initramfs(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
+
+
+class FirecrackerBackend:
+    """``Restores`` too. Whatever is given takes the place of what this machine has, for tests."""
+
+    name = "firecracker"
+    level = IsolationLevel.MICROVM
+
+    def __init__(
+        self,
+        *,
+        base: str = jailer.BASE,
+        found: Programs | None = None,
+        kvm_works: Callable[[], kvm.Report] = kvm.probe,
+        image: Callable[[str], Bootable] | None = None,
+    ) -> None:
+        self._base = base
+        self._found = found
+        self._kvm_works = kvm_works
+        self._image = image or _stored_image
+        self._lock = threading.Lock()
+        self._availability: Availability | None = None
+        self._programs = Programs("", "")
+
+    def requirements(self) -> tuple[str, ...]:
+        return (
+            "KVM that runs a guest",
+            "root",
+            f"firecracker and jailer of one release, {OLDEST} or newer",
+            "cgroup v2",
+        )
+
+    def probe(self) -> Availability:
+        """Runs a guest of a few instructions in KVM: that its device exists says nothing."""
+        with self._lock:
+            if self._availability is None:
+                self._availability = self._examine()
+            return self._availability
+
+    def plan(self, spec: SandboxSpec) -> FirecrackerPlan:
+        return plans.make_plan(spec)
+
+    def launch(self, plan: FirecrackerPlan) -> FirecrackerWall:
+        image = self._image(plan.spec.image)
+        binds = {config.KERNEL: image.kernel, config.INITRAMFS: image.initramfs}
+        return self._build(plan, image.digest, binds, lambda found: config.boot(plan, found))
+
+    def restore(self, plan: FirecrackerPlan, folder: str) -> FirecrackerWall:
+        """Raises Refused for a snapshot of another release, CPU or size of machine."""
+        about = snapshot.read(folder)
+
+        def requests(found: Quirks) -> Iterator[Request]:
+            snapshot.check(folder, plan, found.version)
+            return config.restore(found)
+
+        built = self._build(plan, about.image, snapshot.binds(folder), requests)
+        try:
+            built.thaw()
+        except BaseException:
+            built.kill()
+            raise
+        return built
+
+    def close(self) -> None:
+        """Each machine has a warden of its own: nothing is shared."""
+
+    def _build(
+        self,
+        plan: FirecrackerPlan,
+        image: str,
+        binds: Mapping[str, str],
+        requests: Callable[[Quirks], Iterable[Request]],
+    ) -> FirecrackerWall:
+        self.probe()
+        jail = Jail(self._base, group_name(), monitor_uid() or os.geteuid())
+        argv = jailer.command(jail, self._programs.jailer, self._programs.firecracker, plan.memory)
+        with contextlib.ExitStack() as undo:
+            group, detail = make_group(plan.spec.limits, plans.host_limits(plan), needed=())
+            if group is not None:
+                undo.callback(group.remove)
+            progress.report("starting firecracker")
+            monitor = Monitor(jail, argv, binds, group)
+            undo.callback(monitor.end)
+            found = _quirks_of(monitor)
+            monitor.perform(requests(found))
+            progress.report("waiting for the guest")
+            fields = settings(plan.spec, plan.limits, None)
+            stream = wall.open_stream(monitor, _BOOT_SECONDS)
+            controls = set_up(stream, fields, _SETUP_SECONDS)
+            seen = report.observe(process.pidfd_of_fdinfo(monitor.pidfd), jail.uid)
+            built = FirecrackerWall(
+                monitor,
+                group,
+                report.enforcement(plan, found.version, seen, controls, group, detail),
+                snapshot.of(plan, found.version, image),
+                found,
+            )
+            undo.pop_all()
+        return built
+
+    def _examine(self) -> Availability:
+        blockers = []
+        if os.geteuid() != 0:
+            fix = "run agentd as root, or use --backend qemu"
+            blockers.append(Blocker(f"the jailer takes root, and this is uid {os.geteuid()}", fix))
+        self._programs = programs.find() if self._found is None else self._found
+        version, found = programs.examine(self._programs)
+        blockers += found
+        virtual = self._kvm_works()
+        if not virtual.usable:
+            blockers.append(Blocker(virtual.what, virtual.fix))
+        if blockers or version is None:
+            return Availability.of(blockers, [])
+        jailer.reap(self._base)
+        return Availability.of([], _notes(quirks(version)))
+
+
+def _quirks_of(monitor: Monitor) -> Quirks:
+    """By what the process itself says: the program may have been replaced since it was probed."""
+    answer = monitor.request(Request("GET", "/version", None), _VERSION_SECONDS)
+    text = answer.get("firecracker_version") if isinstance(answer, dict) else None
+    if not isinstance(text, str):
+        raise SandboxError("firecracker did not say its version")
+    return quirks(parse(text))
+
+
+def _notes(found: Quirks) -> list[str]:
+    notes = [f"firecracker {found.version}"]
+    notes += [why for why in (found.restore_why, found.pause_why) if why]
+    hierarchy = own_hierarchy()
+    if isinstance(hierarchy, str):
+        notes.append(f"no ceiling on the host's memory: {hierarchy}")
+    return notes + report.host_notes()
+
+
+def _stored_image(name: str) -> Bootable:
+    from agentd.image.build import ensure  # late: it imports much that no other backend needs
+
+    return ensure(name, progress=progress.report_steps)

@@ -1,0 +1,126 @@
+"""What is asked of Firecracker's API, in order: pure, so that it can be checked against its schema.
+
+Paths are the jail's. Documentation: docs/getting-started.md and src/firecracker/swagger of
+github.com/firecracker-microvm/firecracker.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from agentd.model.errors import Refused
+from agentd.model.limits import MIB
+from agentd.sandbox.backends.firecracker.plan import PORT, FirecrackerPlan
+from agentd.sandbox.backends.firecracker.version import Quirks, check_restore
+
+# In the jail's root.
+KERNEL = "kernel"
+INITRAMFS = "initramfs"
+STATE = "state"
+MEMORY = "memory"
+# A machine that was restored has those two bound read-only: its own snapshot goes elsewhere.
+NEW_STATE = "new-state"
+NEW_MEMORY = "new-memory"
+METRICS = "metrics"
+#: Relative, so that a restored machine finds it in its own jail: no override is needed.
+VSOCK = "vsock"
+GUEST_CID = 3  # may be the same in all machines: each has a socket of its own
+
+#: Ends by ``reboot=k``, which ends Firecracker; ``panic=1`` makes a reboot of a panic. No console:
+#: it is slow, and what it prints is the guest's. i8042 words save tens of ms of probing.
+ARGUMENTS = (
+    "reboot=k panic=1 8250.nr_uarts=0 i8042.noaux i8042.nomux i8042.dumbkbd swiotlb=noforce "
+    f"random.trust_cpu=on quiet loglevel=1 -- --listen vsock:{PORT}"
+)
+# Bytes and how many ms they are for. A guest reads entropy to seed itself, not in bulk, and the
+# serial port stays there for it even though its kernel was told of none.
+_ENTROPY = (64 << 10, 1_000)
+_SERIAL = (16 << 10, 1_000)
+
+
+class Request(NamedTuple):
+    method: str
+    path: str
+    body: dict[str, object] | None
+
+
+def boot(plan: FirecrackerPlan, found: Quirks, *, track_dirty: bool = False) -> Iterator[Request]:
+    """From a fresh process to a running guest."""
+    yield from _observe()
+    yield Request(
+        "PUT",
+        "/boot-source",
+        {"kernel_image_path": KERNEL, "initrd_path": INITRAMFS, "boot_args": ARGUMENTS},
+    )
+    yield Request(
+        "PUT",
+        "/machine-config",
+        {
+            "vcpu_count": plan.vcpus,
+            "mem_size_mib": plan.memory // MIB,
+            "smt": False,  # sibling threads share caches: one machine's vCPUs count as strangers
+            "track_dirty_pages": track_dirty,
+        },
+    )
+    yield Request("PUT", "/vsock", {"guest_cid": GUEST_CID, "uds_path": VSOCK})
+    yield Request("PUT", "/entropy", {"rate_limiter": {"bandwidth": _bucket(*_ENTROPY)}})
+    if found.serial_limiter:
+        yield Request("PUT", "/serial", {"rate_limiter": _bucket(*_SERIAL)})
+    yield Request("PUT", "/actions", {"action_type": "InstanceStart"})
+
+
+def restore(
+    found: Quirks, *, vsock: str | None = None, clock_realtime: bool = False
+) -> Iterator[Request]:
+    """From a fresh process to a running clone of the machine that ``STATE`` and ``MEMORY`` hold.
+
+    ``vsock`` is for a socket elsewhere than the snapshot says. ``clock_realtime`` sets the clock,
+    and makes the monotonic one jump: every timer that is overdue then fires at once, so the agent
+    sets the clock instead. Raises Refused for what the release cannot do.
+    """
+    check_restore(found)
+    yield from _observe()
+    body: dict[str, object] = {
+        "snapshot_path": STATE,
+        "mem_backend": {"backend_type": "File", "backend_path": MEMORY},
+        "resume_vm": True,
+    }
+    if vsock is not None:
+        if not found.vsock_override:
+            raise _newer("another vsock path", found, "1.16.0")
+        body["vsock_override"] = {"uds_path": vsock}
+    if clock_realtime:
+        if not found.clock_realtime:
+            raise _newer("clock_realtime", found, "1.14.4, 1.15.1 or 1.16.0")
+        body["clock_realtime"] = True
+    yield Request("PUT", "/snapshot/load", body)
+
+
+def snapshot() -> Request:
+    """For a paused machine."""
+    return Request(
+        "PUT",
+        "/snapshot/create",
+        {"snapshot_type": "Full", "snapshot_path": NEW_STATE, "mem_file_path": NEW_MEMORY},
+    )
+
+
+def state(name: str) -> Request:
+    """``Paused`` or ``Resumed``."""
+    return Request("PATCH", "/vm", {"state": name})
+
+
+def _observe() -> Iterator[Request]:
+    """To standard output, which is kept within bounds; metrics to a file in the jail."""
+    yield Request("PUT", "/logger", {"level": "Warning", "show_level": True})
+    yield Request("PUT", "/metrics", {"metrics_path": METRICS})
+
+
+def _bucket(size: int, refill_ms: int) -> dict[str, object]:
+    return {"size": size, "refill_time": refill_ms}
+
+
+def _newer(what: str, found: Quirks, wanted: str) -> Refused:
+    return Refused(
+        f"Firecracker {found.version} does not know {what}",
+        remediation=f"use Firecracker {wanted} or newer",
+    )

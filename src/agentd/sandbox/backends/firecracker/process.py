@@ -1,0 +1,195 @@
+"""One Firecracker process, seen from the host: its start in the jail, its API, its end."""
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from agentd.linux import cgroup
+from agentd.model.errors import BackendLost, SandboxError
+from agentd.sandbox.backends.child import reap, receive, start_python
+from agentd.sandbox.backends.firecracker import jailer
+from agentd.sandbox.backends.firecracker.api import Api
+from agentd.sandbox.backends.firecracker.config import Request
+from agentd.sandbox.backends.firecracker.exits import MonitorEnded, ending
+from agentd.sandbox.backends.firecracker.jailer import Jail, Root
+from agentd.sandbox.backends.vm.messages import send
+from agentd.transport.text import safe_text
+
+_WARDEN = "agentd.sandbox.backends.firecracker.warden"
+_START_SECONDS = 30.0
+_API_SECONDS = 30.0
+_ANSWER_SECONDS = 30.0
+#: Of one request. Loading a snapshot, and pausing, which waits 30 s for the vCPUs, take longest.
+REQUEST_SECONDS = 60.0
+_END_SECONDS = 15.0
+_POLL_SECONDS = 0.002
+_LOG_CHARACTERS = 4000
+
+
+class Monitor:
+    """``end`` must be called; until then everything raises MonitorEnded once it has ended."""
+
+    def __init__(
+        self,
+        jail: Jail,
+        argv: list[str],
+        binds: Mapping[str, str],
+        group: cgroup.Group | None = None,
+    ) -> None:
+        """Returns when its API answers. ``binds`` are files of the host by their name in the jail.
+
+        Raises SandboxError, and leaves nothing behind then.
+        """
+        self.jail = jail
+        self._group = group
+        self._ended = False
+        self._owner = os.getpid()
+        with contextlib.ExitStack() as undo:
+            jailer.prepare(jail, binds)
+            undo.callback(jailer.remove, jail)
+            self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.callback(self._control.close)
+            with theirs:
+                self._guard = start_python(_WARDEN, (theirs,))
+            undo.callback(self._end_warden)
+            self.pidfd = self._started(argv, binds)
+            undo.callback(os.close, self.pidfd)
+            self.root = Root(jail)
+            undo.callback(self.root.close)
+            self.api = Api(self._connect())
+            undo.pop_all()
+
+    def perform(self, requests: Iterable[Request]) -> None:
+        for request in requests:
+            self.request(request)
+
+    def request(self, request: Request, seconds: float = REQUEST_SECONDS) -> Any:
+        """Raises ApiError for a refusal, MonitorEnded, BackendLost where no answer came."""
+        try:
+            return self.api.request(*request, seconds)
+        except BackendLost as error:
+            # A load that fails takes the process with it: the reason is in its status and log.
+            if self.wait(1.0):
+                raise self.ended() from error
+            raise
+
+    def alive(self) -> bool:
+        return not self.wait(0)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Until it has ended; False when it has not within ``timeout`` seconds."""
+        if self._ended:
+            return True
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        return bool(poll.poll(None if timeout is None else timeout * 1000))
+
+    def ended(self) -> MonitorEnded:
+        """To be raised once it has ended."""
+        status, log = None, ""
+        with contextlib.suppress(SandboxError, OSError):
+            send(self._control, {"op": "look"})
+            answer, _ = receive(self._control, _ANSWER_SECONDS, "warden")
+            status, log = _seen(answer)
+        return MonitorEnded(ending(status, oom=self._oom()), status, log)
+
+    def end(self) -> None:
+        """Kill it and remove its jail; idempotent, never raises. A forked copy only lets go."""
+        if self._ended:
+            return
+        ours = os.getpid() == self._owner
+        if ours:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            self.wait(_END_SECONDS)
+        self._ended = True
+        self.api.close()
+        self.root.close()
+        os.close(self.pidfd)
+        self._control.close()
+        if ours:
+            self._end_warden()
+            jailer.remove(self.jail)  # where the guard could not: it was killed
+
+    def _started(self, argv: list[str], binds: Mapping[str, str]) -> int:
+        """The pidfd of Firecracker."""
+        doors: list[int] = []
+        files: list[int] = []
+        try:
+            doors = self._group.doors() if self._group is not None else []
+            files += [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in binds.values()]
+            request: dict[str, object] = {
+                "argv": argv,
+                "folder": self.jail.folder,
+                "root": self.jail.root,
+                "binds": list(binds),
+            }
+            send(self._control, request, [*files, *doors])
+        except OSError as error:
+            raise SandboxError("firecracker cannot be started", cause=str(error)) from error
+        finally:
+            for fd in (*files, *doors):
+                os.close(fd)
+        answer, passed = receive(self._control, _START_SECONDS, "warden")
+        if "error" in answer:
+            raise self._failed(answer)
+        return passed[0]
+
+    def _failed(self, answer: dict[str, object]) -> SandboxError:
+        """The jailer's own words are the last that it printed."""
+        status, log = _seen(answer)
+        lines = log.strip().splitlines()
+        error = SandboxError(
+            f"firecracker could not be started: {answer['error']}",
+            cause=safe_text(lines[-1], 300) if lines else ending(status).what,
+            remediation=ending(status).fix,
+        )
+        if log:
+            error.add_note(f"the end of its log:\n{log}")
+        return error
+
+    def _connect(self) -> socket.socket:
+        deadline = time.monotonic() + _API_SECONDS
+        while True:
+            stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                stream.connect(self.root.socket_path(jailer.API))
+                return stream
+            except (FileNotFoundError, ConnectionRefusedError):
+                stream.close()
+            except BaseException:
+                stream.close()
+                raise
+            if self.wait(_POLL_SECONDS):
+                raise self.ended()
+            if time.monotonic() > deadline:
+                raise BackendLost("firecracker opened no API", cause=f"within {_API_SECONDS:g} s")
+
+    def _end_warden(self) -> None:
+        """It and its guard end when our end is closed; then the jail is gone."""
+        self._control.close()
+        deadline = time.monotonic() + _END_SECONDS
+        while not reap(self._guard):
+            if time.monotonic() > deadline:
+                with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                    os.kill(self._guard, signal.SIGKILL)
+                    os.waitpid(self._guard, 0)
+                return
+            time.sleep(_POLL_SECONDS)
+
+    def _oom(self) -> bool:
+        with contextlib.suppress(OSError):
+            return self._group is not None and self._group.counters().get("oom", 0) > 0
+        return False
+
+
+def _seen(answer: dict[str, object]) -> tuple[int | None, str]:
+    """``(status, the end of the log)``, the latter safe to show line by line."""
+    status = answer.get("status")
+    lines = str(answer.get("log", ""))[-_LOG_CHARACTERS:].splitlines()
+    return status if isinstance(status, int) else None, "\n".join(map(safe_text, lines))

@@ -1,0 +1,154 @@
+"""A machine's state on disk: what Firecracker writes, and what must be the same to use it again.
+
+Its format changes with nearly every release, and it moves between equal CPUs only
+(docs/snapshotting/versioning.md). The memory file is mapped privately for as long as a restored
+machine lives, so it must not change; it may lose its name.
+"""
+
+import os
+
+import msgspec
+
+from agentd.model.errors import Refused, SandboxError
+from agentd.sandbox.backends.firecracker import config
+from agentd.sandbox.backends.firecracker.jailer import Root
+from agentd.sandbox.backends.firecracker.plan import FirecrackerPlan
+from agentd.sandbox.backends.firecracker.version import Version
+
+_ABOUT = "firecracker.json"
+_MAX_ABOUT = 64 << 10
+_MAX_STATE = 256 << 20
+_BLOCK = 1 << 20
+_AGAIN = "take the snapshot again here"
+
+
+class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``image`` is the digest of the image that was booted; ``memory`` is in bytes."""
+
+    version: str
+    cpu: str
+    image: str
+    memory: int
+    vcpus: int
+
+
+def of(plan: FirecrackerPlan, version: Version, image: str) -> About:
+    return About(str(version), cpu_model(), image, plan.memory, plan.vcpus)
+
+
+def cpu_model(path: str = "/proc/cpuinfo") -> str:
+    """Its maker, family, model and stepping, or the like on other architectures."""
+    wanted = ("vendor_id", "cpu family", "model", "stepping", "CPU implementer", "CPU part")
+    found: dict[str, str] = {}
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            name, _, value = line.partition(":")
+            if not line.strip():
+                break  # the first CPU's
+            if name.strip() in wanted:
+                found[name.strip()] = value.strip()
+    return " ".join(found.get(name, "") for name in wanted if name in found)
+
+
+def collect(root: Root, folder: str, about: About) -> None:
+    """Out of the jail into ``folder``, safely on disk. Raises SandboxError.
+
+    A copy: whoever has the monitor may hold the jail's own open and write to it later.
+    """
+    try:
+        _copy(root, config.NEW_STATE, f"{folder}/{config.STATE}", _MAX_STATE)
+        _copy(root, config.NEW_MEMORY, f"{folder}/{config.MEMORY}", about.memory)
+        _write(f"{folder}/{_ABOUT}", msgspec.json.encode(about))
+        _sync(folder)
+    except OSError as error:
+        raise SandboxError("the snapshot cannot be kept", cause=str(error)) from error
+
+
+def discard(root: Root) -> None:
+    """What Firecracker wrote; quiet where there is nothing."""
+    for name in (config.NEW_STATE, config.NEW_MEMORY):
+        root.remove_file(name)
+
+
+def check(folder: str, plan: FirecrackerPlan, version: Version) -> About:
+    """Whether this machine can build ``plan`` from it. Raises Refused, SandboxError."""
+    about = read(folder)
+    for what, there, here in (
+        ("of Firecracker", about.version, str(version)),
+        ("of CPU", about.cpu, cpu_model()),
+        ("of memory size", f"{about.memory}", f"{plan.memory}"),
+        ("of number of CPUs", f"{about.vcpus}", f"{plan.vcpus}"),
+    ):
+        if there != here:
+            kind = what.removeprefix("of ")
+            raise Refused(
+                f"the snapshot is of another {kind}",
+                cause=f"{there}, and here it is {here}",
+                remediation=_AGAIN,
+            )
+    return about
+
+
+def read(folder: str) -> About:
+    """Raises SandboxError."""
+    try:
+        with open(f"{folder}/{_ABOUT}", "rb") as file:
+            return msgspec.json.decode(file.read(_MAX_ABOUT), type=About)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise SandboxError(
+            "the snapshot is not one of backend firecracker", cause=str(error), remediation=_AGAIN
+        ) from error
+
+
+def binds(folder: str) -> dict[str, str]:
+    """For the jail that is restored into."""
+    return {name: f"{folder}/{name}" for name in (config.STATE, config.MEMORY)}
+
+
+def _copy(root: Root, name: str, target: str, most: int) -> None:
+    source, size = root.open_file(name, most)
+    try:
+        copy = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            # The folder keeps others out; the monitor it is bound to is another user.
+            os.fchmod(copy, 0o444)
+            os.truncate(copy, size)
+            _copy_data(source, copy, size)
+            os.fsync(copy)
+        finally:
+            os.close(copy)
+    finally:
+        os.close(source)
+
+
+def _copy_data(source: int, copy: int, size: int) -> None:
+    """Holes stay holes: most of a machine's memory was never touched."""
+    offset = 0
+    while offset < size:
+        try:
+            start = os.lseek(source, offset, os.SEEK_DATA)
+        except OSError:  # ENXIO: a hole until the end
+            return
+        offset = min(os.lseek(source, start, os.SEEK_HOLE), size)
+        while start < offset:
+            data = os.pread(source, min(_BLOCK, offset - start), start)
+            if not data:
+                raise OSError(0, "it was cut off while it was read")
+            start += os.pwrite(copy, data, start)
+
+
+def _write(path: str, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, data)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _sync(folder: str) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,106 @@
+"""Which release of Firecracker does what: one place for every difference that matters to us.
+
+Its API refuses unknown fields, so an optional one is sent only where the release has it. Numbers
+with # are those of github.com/firecracker-microvm/firecracker.
+"""
+
+import re
+from typing import NamedTuple
+
+from agentd.model.errors import Refused
+
+_TEXT = re.compile(r"\bv?(\d{1,4})\.(\d{1,4})\.(\d{1,4})(?:-([0-9A-Za-z.-]+))?")
+_PREFERRED = "use Firecracker 1.16.1 or newer, or 1.15.1 or 1.14.4"
+
+
+class Version(NamedTuple):
+    major: int
+    minor: int
+    patch: int
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}.{self.patch}"
+
+
+#: /serial is there, log and metrics files are made by Firecracker itself, and guests of kernel
+#: 6.17 and newer no longer corrupt vsock data (#5485).
+OLDEST = Version(1, 14, 0)
+
+
+def parse(text: str) -> Version:
+    """From ``1.16.1``, ``Firecracker v1.16.1`` or ``1.17.0-dev``, which counts as 1.17.0.
+
+    Raises Refused for what names none.
+    """
+    found = _TEXT.search(text)
+    if found is None:
+        raise Refused(f"{text[:80]!r} names no version", remediation=_PREFERRED)
+    return Version(*(int(found[index]) for index in (1, 2, 3)))
+
+
+class Quirks(NamedTuple):
+    """What one release can do; the ``..._why`` fields are empty where it can."""
+
+    version: Version
+    vsock_override: bool  # snapshot/load may name another socket
+    clock_realtime: bool  # snapshot/load may set the guest's clock; else x86 never jumps, or always
+    serial_limiter: bool
+    load_huge_pages: bool
+    restore_why: str
+    pause_why: str
+
+
+def quirks(version: Version) -> Quirks:
+    """Raises Refused for a release that is too old."""
+    if version < OLDEST:
+        raise Refused(
+            f"Firecracker {version} is too old", cause=f"it takes {OLDEST}", remediation=_PREFERRED
+        )
+    return Quirks(
+        version=version,
+        vsock_override=version >= Version(1, 16, 0),
+        clock_realtime=_clock_realtime(version),
+        serial_limiter=version >= Version(1, 16, 0),
+        load_huge_pages=version >= Version(1, 17, 0),
+        restore_why=_restore_why(version),
+        pause_why=_pause_why(version),
+    )
+
+
+def _clock_realtime(version: Version) -> bool:
+    """1.14.4, 1.15.1 and all from 1.16.0 on, but not 1.15.0 (#5809)."""
+    if version[:2] == (1, 14):
+        return version.patch >= 4
+    if version[:2] == (1, 15):
+        return version.patch >= 1
+    return version >= Version(1, 16, 0)
+
+
+def _restore_why(version: Version) -> str:
+    if version == Version(1, 16, 0):
+        return "vsock can be dead after a restore in 1.16.0 (#5958, #5969)"
+    return ""
+
+
+def _pause_why(version: Version) -> str:
+    if version in (Version(1, 16, 0), Version(1, 16, 1)):
+        return f"after pause and resume no new vsock connection works in {version} (#6074)"
+    return ""
+
+
+def check_restore(found: Quirks) -> None:
+    """Raises Refused where a restored machine could not be reached."""
+    _check(found.restore_why, f"Firecracker {found.version} cannot restore a snapshot")
+
+
+def check_pause(found: Quirks) -> None:
+    """Raises Refused where a machine could not be reached after a bare pause and resume.
+
+    The one around a snapshot is no bare one, and works.
+    """
+    _check(found.pause_why, f"Firecracker {found.version} cannot pause a machine")
+
+
+def _check(why: str, what: str) -> None:
+    if why:
+        raise Refused(what, cause=why, remediation=_PREFERRED.replace("1.16.1", "1.17.0"))

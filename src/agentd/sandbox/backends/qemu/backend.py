@@ -1,0 +1,277 @@
+"""The ``qemu`` backend: a virtual machine restored from a template, the agent its init's child."""
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from agentd.image import build as images
+from agentd.model.availability import Availability
+from agentd.model.errors import Refused, SandboxError
+from agentd.model.isolation import IsolationLevel
+from agentd.model.spec import ExecRequest, SandboxSpec
+from agentd.sandbox import progress
+from agentd.sandbox.backends.cgroups import make_group
+from agentd.sandbox.backends.qemu import process as machines
+from agentd.sandbox.backends.qemu import report
+from agentd.sandbox.backends.qemu.plan import (
+    NET,
+    Machine,
+    QemuPlan,
+    host_limits,
+    kernel_arguments,
+    make_plan,
+)
+from agentd.sandbox.backends.qemu.probe import Monitor, examine, find
+from agentd.sandbox.backends.qemu.process import Boot, Process, StateRefused
+from agentd.sandbox.backends.qemu.shares import Share, mount_command, open_share
+from agentd.sandbox.backends.qemu.template import Templates
+from agentd.sandbox.backends.qemu.wall import QemuWall, Record, read_record
+from agentd.sandbox.backends.vm.handshake import CardMissing, set_up, settings
+from agentd.sandbox.backends.vm.supervisor import Keeper
+from agentd.transport.handshake import greet
+from agentd.transport.v1 import V1Connection
+
+# Of a cold boot under software emulation, on a machine that is busy with other things.
+BOOT_SECONDS = 120.0
+_ANSWER_SECONDS = 60.0
+_CARD_SECONDS = 20.0
+_CARD_POLL = 0.05
+_LEAVE_SECONDS = 0.1
+_RECORD_FORMAT = 1
+# What a guest may need later, when nothing in it loads modules for a device that is plugged in.
+_MODULES = ("failover", "net_failover", "virtio_net", "virtiofs")
+
+
+class QemuBackend:
+    """``transport`` is "vsock", or "serial" for one stream at a time over the serial port."""
+
+    name = "qemu"
+    level = IsolationLevel.MICROVM
+
+    def __init__(self, templates: Templates | None = None, transport: str = "vsock") -> None:
+        self._templates = templates or Templates()
+        self._serial = transport == "serial"
+        self._lock = threading.Lock()
+        self._kept: Keeper | None = None
+        #: Told of what takes long: what is done, steps done, steps in all.
+        self.progress: Callable[[str, int, int], None] = progress.report_steps
+
+    def requirements(self) -> tuple[str, ...]:
+        return (
+            "x86_64",
+            "QEMU 9.0 or newer",
+            "an image, built at the first use from Debian packages",
+            "KVM for speed: software emulation else",
+        )
+
+    def probe(self) -> Availability:
+        return Availability.of(*examine())
+
+    def plan(self, spec: SandboxSpec) -> QemuPlan:
+        return make_plan(spec)
+
+    def launch(self, plan: QemuPlan) -> QemuWall:
+        if self._serial and plan.spec.mounts:
+            raise Refused(
+                "mounts need vsock, and this machine has its serial port alone",
+                remediation="leave the mounts out",
+            )
+        keeper = self._keeper()  # starts while we look at the rest
+        monitor = _monitor()
+        machine = msgspec.structs.replace(plan.machine, accel=monitor.accel)
+        boot = self._boot(plan.spec, monitor)
+        key = " ".join((boot.digest, monitor.key, machine.key, kernel_arguments(), *_MODULES))
+        for attempt in (1, 2):
+            state = self._templates.get(key, lambda fd: self._make(keeper, machine, boot, fd))
+            try:
+                return self._restored(keeper, plan, machine, boot, monitor, state, thaw=False)
+            except StateRefused:
+                # As after an upgrade of QEMU's firmware alone.
+                self._templates.drop(key)
+                if attempt == 2:
+                    raise
+            finally:
+                os.close(state)
+        raise AssertionError("the loop returns or raises")
+
+    def restore(self, plan: QemuPlan, folder: str) -> QemuWall:
+        """The snapshot decides what the machine is; memory and CPUs of ``plan`` must fit it."""
+        keeper = self._keeper()
+        monitor = _monitor()
+        boot = self._boot(plan.spec, monitor)
+        record, state = read_record(folder)
+        try:
+            _check(record, plan, boot, monitor)
+            return self._restored(keeper, plan, record.machine, boot, monitor, state, thaw=True)
+        finally:
+            os.close(state)
+
+    def close(self) -> None:
+        with self._lock:
+            keeper, self._kept = self._kept, None
+        if keeper is not None:
+            keeper.close()
+        self._templates.close()
+
+    def _keeper(self) -> Keeper:
+        with self._lock:
+            if self._kept is not None and not self._kept.alive():
+                self._kept.close()
+                self._kept = None
+            if self._kept is None:
+                self._kept = Keeper()
+            return self._kept
+
+    def _boot(self, spec: SandboxSpec, monitor: Monitor) -> Boot:
+        image = images.ensure(spec.image, self.progress)
+        return Boot(monitor.path, image.kernel, image.initramfs, image.digest)
+
+    def _make(self, keeper: Keeper, machine: Machine, boot: Boot, state: int) -> None:
+        """Boot a machine once, without a card and a vsock device, and write down its state."""
+        self.progress("booting a template", 0, 1)
+        process = machines.start(keeper, machine, boot)
+        try:
+            _await_agent(process)
+            process.save(state)
+        finally:
+            process.end()
+        self.progress("booting a template", 1, 1)
+
+    def _restored(
+        self,
+        keeper: Keeper,
+        plan: QemuPlan,
+        machine: Machine,
+        boot: Boot,
+        monitor: Monitor,
+        state: int,
+        *,
+        thaw: bool,
+    ) -> QemuWall:
+        with contextlib.ExitStack() as undo, contextlib.ExitStack() as passed:
+            opened: list[Share] = []
+            for index, mount in enumerate(plan.spec.mounts):
+                opened.append(open_share(mount, index))
+                passed.callback(os.close, opened[-1].fd)
+            # The guest holds the limits; what is around QEMU holds a guest that was broken.
+            group, detail = make_group(plan.spec.limits, host_limits(plan, machine), needed=())
+            if group is not None:
+                undo.callback(group.remove)
+            net = plan.spec.net == "host"
+            process = machines.start(keeper, machine, boot, state=state, net=net, group=group)
+            undo.callback(process.end)
+            if net:
+                process.attach_card()
+            if not self._serial:
+                process.attach_vsock()
+            fields = settings(plan.spec, plan.limits, NET if net else None)
+            for share in opened:
+                process.attach_share(share, int(str(fields["user"])))
+            setup = _set_up(process, fields, thaw)
+            if opened:
+                _mount(process, opened)
+            wall = QemuWall(
+                process,
+                group,
+                report.enforcement(plan, machine, process.controls, setup, group, detail),
+                Record(_RECORD_FORMAT, boot.digest, monitor.key, machine, ""),
+                serial=self._serial,
+                shares=bool(opened),
+            )
+            undo.pop_all()
+            return wall
+
+
+def _monitor() -> Monitor:
+    found = find()
+    if isinstance(found, Monitor):
+        return found
+    raise Refused(found.what, remediation=found.fix)
+
+
+def _await_agent(process: Process) -> None:
+    """Until the agent answers, and what a sandbox may ask of the kernel later is loaded.
+
+    That goes over v1, in which the agent itself acts: in v2 it would be the sandbox's user.
+    """
+    deadline = time.monotonic() + BOOT_SECONDS
+    try:
+        v1 = V1Connection(process.serial_stream(BOOT_SECONDS))
+        try:
+            v1.run(ExecRequest(argv=("modprobe", "-a", *_MODULES)), None, BOOT_SECONDS)
+        finally:
+            v1.close()
+        # A port has no connections: the agent must see that this one ended before the next comes.
+        while not _speaks_v2(process):
+            if time.monotonic() >= deadline:
+                raise SandboxError(
+                    "the agent in the image speaks protocol v1 alone, and cannot be set up",
+                    remediation="build the image again: agentd image build",
+                )
+            time.sleep(_LEAVE_SECONDS)
+    except SandboxError as error:
+        if process.wait(0):
+            raise SandboxError("the template did not boot", cause=process.why()) from error
+        raise
+
+
+def _speaks_v2(process: Process) -> bool:
+    line = greet(process.serial_stream(_ANSWER_SECONDS), _ANSWER_SECONDS)
+    line.close()
+    return not isinstance(line, V1Connection)
+
+
+def _mount(process: Process, opened: list[Share]) -> None:
+    """In the guest, over v1, in which the agent itself acts."""
+    v1 = V1Connection(process.vsock_stream(_ANSWER_SECONDS))
+    try:
+        for share in opened:
+            request = ExecRequest(argv=mount_command(share))
+            deadline = time.monotonic() + _CARD_SECONDS
+            while True:
+                end, _, error, _ = v1.run(request, None, _ANSWER_SECONDS)
+                if end.ok:
+                    break
+                if time.monotonic() >= deadline:
+                    raise SandboxError(
+                        f"the guest could not mount {share.mount.target}",
+                        cause=error.decode(errors="replace").strip()[:500],
+                    )
+                time.sleep(_CARD_POLL)  # the device may not be found yet
+    finally:
+        v1.close()
+
+
+def _set_up(process: Process, fields: dict[str, object], thaw: bool) -> list[str]:
+    deadline = time.monotonic() + _CARD_SECONDS
+    while True:
+        try:
+            stream = process.serial_stream(_ANSWER_SECONDS)
+            return set_up(stream, fields, _ANSWER_SECONDS, thaw=thaw)
+        except CardMissing:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_CARD_POLL)
+
+
+def _check(record: Record, plan: QemuPlan, boot: Boot, monitor: Monitor) -> None:
+    """Whether a snapshot can go on here. Raises Refused."""
+    fits = {
+        "another version of the image": record.image == boot.digest,
+        "another QEMU": record.monitor == monitor.key,
+        f"accel={record.machine.accel}": record.machine.accel == monitor.accel,
+        "another format": record.format == _RECORD_FORMAT,
+        f"a machine of {record.machine.memory} bytes": (
+            record.machine.memory == plan.machine.memory
+        ),
+    }
+    for what, fit in fits.items():
+        if not fit:
+            raise Refused(
+                f"the snapshot was taken with {what}",
+                remediation="take it again, or restore it where it was taken",
+            )

@@ -1,0 +1,133 @@
+"""From a spec to a machine, and from a machine to QEMU's command line: pure, so that both can be
+compared and tested.
+"""
+
+import math
+
+import msgspec
+
+from agentd.model.errors import InvalidInput, Refused
+from agentd.model.limits import MIB, Limits
+from agentd.model.mount import Mount, MountMode
+from agentd.model.spec import SandboxSpec
+from agentd.sandbox.backends.limits import with_defaults
+
+PROGRAM = "qemu-system-x86_64"
+PORT = 5000
+SERIAL_PORT = "agentd"
+CID = 3  # each machine has a device of its own, so that all may have the first free address
+# The guest's kernel, its root in memory and the agent, beside what the sandbox may use.
+GUEST_OVERHEAD = 160 * MIB
+# QEMU's own: its heap and stacks, and under emulation the translated code, see tb-size.
+HOST_OVERHEAD = 320 * MIB
+HOST_TASKS = 128
+_TRANSLATED_MIB = 128
+# One template serves all that round up to the same size.
+_STEP = 128 * MIB
+_MAX_MEMORY = 1 << 40
+_MAX_VCPUS = 64
+MAX_MOUNTS = 8
+_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+#: Of QEMU's user network, slirp.
+NET: dict[str, object] = {"address": "10.0.2.15/24", "gateway": "10.0.2.2", "dns": ["10.0.2.3"]}
+
+
+class Machine(msgspec.Struct, frozen=True):
+    """What a template and its clones have in common; ``memory`` is the guest's, in bytes."""
+
+    memory: int
+    vcpus: int
+    accel: str = "tcg"
+    machine: str = "pc"
+
+    @property
+    def key(self) -> str:
+        return f"{self.machine}-{self.accel}-{self.memory // MIB}M-{self.vcpus}"
+
+
+class QemuPlan(msgspec.Struct, frozen=True):
+    """``limits`` have their defaults in; ``machine.accel`` is decided when it is launched."""
+
+    spec: SandboxSpec
+    limits: Limits
+    machine: Machine
+
+
+def make_plan(spec: SandboxSpec) -> QemuPlan:
+    """Raises InvalidInput or Refused."""
+    if spec.net not in ("none", "host"):
+        raise InvalidInput(f"unknown network {spec.net!r}", remediation="use none or host")
+    _check_mounts(spec.mounts)
+    if spec.user not in (None, "sandbox", "root"):
+        raise InvalidInput(f"unknown user {spec.user!r}", remediation="use root or sandbox")
+    limits = with_defaults(spec.limits)
+    memory = (limits.memory or 0) + GUEST_OVERHEAD
+    if memory > _MAX_MEMORY:
+        raise InvalidInput("a machine has at most 1T of memory", remediation="lower --memory")
+    vcpus = max(1, math.ceil(limits.cpus or 1))
+    if vcpus > _MAX_VCPUS:
+        raise InvalidInput(f"a machine has at most {_MAX_VCPUS} CPUs", remediation="lower --cpus")
+    return QemuPlan(spec, limits, Machine(-(-memory // _STEP) * _STEP, vcpus))
+
+
+def _check_mounts(mounts: tuple[Mount, ...]) -> None:
+    if len(mounts) > MAX_MOUNTS:
+        raise InvalidInput(
+            f"{len(mounts)} mounts are too many", remediation=f"at most {MAX_MOUNTS}"
+        )
+    for mount in mounts:
+        if mount.mode is MountMode.COW:
+            raise Refused(
+                f"backend qemu cannot mount {mount.source} copy-on-write",
+                remediation="mount it ro and copy it, or use --backend linux",
+            )
+        if any(
+            other is not mount and (mount.target + "/").startswith(other.target + "/")
+            for other in mounts
+        ):
+            raise InvalidInput(
+                f"mount {mount.target} lies inside another mount",
+                remediation="mount it somewhere else, such as /data",
+            )
+
+
+def host_limits(plan: QemuPlan, machine: Machine) -> Limits:
+    """Of the cgroup around QEMU and the device: a ceiling above what the guest itself holds."""
+    return Limits(memory=machine.memory + HOST_OVERHEAD, cpus=plan.limits.cpus, pids=HOST_TASKS)
+
+
+def command(machine: Machine, kernel_arguments: str, program: str = PROGRAM) -> list[str]:
+    """QEMU's command line. ``{kernel}``, ``{initramfs}``, ``{qmp}``, ``{serial}``, ``{console}``
+    stand for the numbers of descriptors; the machine waits for a state or for ``cont``.
+    """
+    accel = (
+        f"tcg,thread=multi,tb-size={_TRANSLATED_MIB}" if machine.accel == "tcg" else machine.accel
+    )
+    size = f"{machine.memory // MIB}M"
+    return [
+        program,
+        *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
+        *("-sandbox", _SANDBOX),
+        *("-machine", f"{machine.machine},memory-backend=ram,usb=off,vmport=off"),
+        *("-accel", accel, "-cpu", "max", "-smp", str(machine.vcpus), "-m", size),
+        *("-object", f"memory-backend-memfd,id=ram,size={size},share=on"),
+        *("-kernel", "/proc/self/fd/{kernel}", "-initrd", "/proc/self/fd/{initramfs}"),
+        *("-append", kernel_arguments),
+        *("-chardev", "socket,id=console,fd={console}", "-serial", "chardev:console"),
+        *("-chardev", "socket,id=qmp,fd={qmp}", "-mon", "chardev=qmp,mode=control"),
+        *("-chardev", "socket,id=serial,fd={serial},server=on,wait=off"),
+        *("-device", "virtio-serial-pci,id=ports,max_ports=2,addr=4"),
+        *("-device", f"virtserialport,chardev=serial,name={SERIAL_PORT},nr=1"),
+    ]
+
+
+def kernel_arguments() -> str:
+    """A panic ends the machine at once; what follows ``--`` is init's.
+
+    A program that takes too much memory is to meet the limit, not the heuristic before it
+    (proc_sys_vm(5), overcommit_memory).
+    """
+    return (
+        "console=ttyS0 quiet loglevel=4 panic=-1 random.trust_cpu=on sysctl.vm.overcommit_memory=1 "
+        f"-- --listen vsock:{PORT} --listen virtio:{SERIAL_PORT}"
+    )

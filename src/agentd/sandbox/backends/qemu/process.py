@@ -1,0 +1,342 @@
+"""One QEMU process, cold or from a state, and the vsock device beside it."""
+
+import contextlib
+import os
+import re
+import select
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from agentd.linux import cgroup
+from agentd.model.errors import AgentdError, BackendLost, SandboxError
+from agentd.sandbox.backends.qemu import plan as plans
+from agentd.sandbox.backends.qemu import shares
+from agentd.sandbox.backends.qemu.plan import Machine
+from agentd.sandbox.backends.qemu.qmp import Qmp, QmpError
+from agentd.sandbox.backends.qemu.shares import Share
+from agentd.sandbox.backends.vm.supervisor import Keeper, monitor_uid
+from agentd.transport.dial import dial
+
+# Under software emulation, on a machine that is busy with other things.
+_START_SECONDS = 60.0
+_STATE_SECONDS = 120.0
+_UNPLUG_SECONDS = 30.0
+_END_SECONDS = 10.0
+# A socket closes a moment before the process that held it has ended.
+_DYING_SECONDS = 0.5
+_BACKLOG = 128
+_DEVICE = "vsock"
+_PANIC = re.compile(r"Kernel panic - not syncing: ([^\r\n]{1,200})")
+_CAPABILITIES = [
+    {"capability": "events", "state": True},
+    # Each page has its place in the file, and those of zeroes none (QEMU 9.0).
+    {"capability": "mapped-ram", "state": True},
+]
+# Bytes a second: the state goes to a file, not over a network that others use.
+_BANDWIDTH = 1 << 40
+
+
+class Boot(NamedTuple):
+    """What a machine starts from, as paths; ``digest`` is the image's."""
+
+    program: str
+    kernel: str
+    initramfs: str
+    digest: str
+
+
+class StateRefused(SandboxError):
+    """QEMU cannot go on from a state."""
+
+
+class Process:
+    """A machine that has been started; ``end`` must be called.
+
+    Methods raise SandboxError, and BackendLost with the reason when the machine has ended.
+    """
+
+    def __init__(
+        self, keeper: Keeper, number: int, uid: int | None, group: cgroup.Group | None
+    ) -> None:
+        self._keeper = keeper
+        self._number = number
+        self._uid = uid
+        self._group = group
+        self._lock = threading.Lock()  # around what changes the device
+        self._end_lock = threading.Lock()
+        self._ended = False
+        self._reason = ""
+        self._devices = 0
+        self._sockets: dict[str, str] = {}
+        self._listener: socket.socket | None = None
+        self._qmp: Qmp | None = None
+        self.controls: dict[str, list[str]] = {}
+        self.pid = 0
+        self.pidfd = -1
+
+    # --- starting ---
+
+    def start(self, machine: Machine, boot: Boot, *, incoming: bool, net: bool) -> None:
+        """Returns once QEMU answers; it boots, or waits for ``load`` where ``incoming``."""
+        argv = plans.command(machine, plans.kernel_arguments(), boot.program)
+        if incoming:
+            argv += ["-incoming", "defer"]
+        ours, theirs = socket.socketpair()
+        with contextlib.ExitStack() as passed:
+            undo = passed.enter_context(contextlib.ExitStack())
+            undo.callback(ours.close)
+            passed.callback(theirs.close)
+            serial = passed.enter_context(self._listen("serial"))
+            fds = {"qmp": theirs.fileno(), "serial": serial.fileno()}
+            for name, path in (("kernel", boot.kernel), ("initramfs", boot.initramfs)):
+                fds[name] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                passed.callback(os.close, fds[name])
+            started = self._keeper.start(
+                self._number,
+                argv,
+                fds,
+                readable=("kernel", "initramfs"),
+                devices=("/dev/kvm",) if machine.accel == "kvm" else (),
+                net=net,
+                group=self._group,
+                uid=self._uid,
+            )
+            self.pid, self.pidfd = started.pid, started.pidfd
+            self.controls["monitor"] = started.controls
+            undo.pop_all()
+        with self._explained():
+            self._qmp = Qmp(ours, _START_SECONDS)
+
+    def load(self, state: int) -> None:
+        """Go on from the state in an open file; the guest runs then. Raises StateRefused."""
+        fd = os.open(f"/proc/self/fd/{state}", os.O_RDONLY | os.O_CLOEXEC)  # an offset of its own
+        try:
+            self._migrate("migrate-incoming", fd)
+        except BackendLost as error:  # which is how QEMU answers to a state it cannot take
+            raise StateRefused("qemu did not take the state", cause=error.cause) from error
+        finally:
+            os.close(fd)
+        self.execute("cont")
+
+    def save(self, state: int) -> None:
+        """Write the state to an open file; the guest stands still meanwhile.
+
+        The vsock device must be detached: a state cannot hold it.
+        """
+        fd = os.open(f"/proc/self/fd/{state}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            self.execute("stop")
+            self.execute("migrate-set-parameters", {"max-bandwidth": _BANDWIDTH})
+            self._migrate("migrate", fd)
+        finally:
+            os.close(fd)
+            self.execute("cont")
+
+    def _migrate(self, command: str, fd: int) -> None:
+        self.execute("migrate-set-capabilities", {"capabilities": _CAPABILITIES})
+        fdset = self.execute("add-fd", fds=[fd])["fdset-id"]
+        self.execute(command, {"uri": f"file:/dev/fdset/{int(fdset)}"})
+        while True:
+            status = self.wait_event("MIGRATION", _STATE_SECONDS).get("status")
+            if status == "completed":
+                break
+            if status in ("failed", "cancelled"):
+                raise StateRefused(f"qemu could not {command}", cause=self.console_tail())
+        self.execute("remove-fd", {"fdset-id": fdset})
+
+    # --- the guest's ports ---
+
+    def attach_vsock(self) -> None:
+        """Plug the device in; the guest's driver finds it in its own time."""
+        with self._lock:
+            if self._listener is None:
+                self._listener = self._listen("vsock")
+            ours, theirs = socket.socketpair()
+            with ours, theirs:
+                started = self._keeper.device(
+                    self._number, plans.CID, ours, self._listener, self._group, self._uid
+                )
+                os.close(started.pidfd)
+                self.controls["device"] = started.controls
+                self._devices += 1
+                name = f"{_DEVICE}{self._devices}"
+                self._plug(name, "vhost-user-vsock-pci", theirs)
+
+    def attach_share(self, share: Share, guest_uid: int) -> None:
+        """Plug a host directory in, under its tag."""
+        path = shares.program()
+        with self._listen(share.tag) as listener, socket.socket(socket.AF_UNIX) as ours:
+            # One that it has not accepted yet: nobody else ever connects.
+            ours.connect(self._sockets[share.tag])
+            os.unlink(self._sockets.pop(share.tag))
+            started = self._keeper.start(
+                self._number,
+                shares.command(path, share, guest_uid),
+                {"listener": listener.fileno(), "root": share.fd},
+                readable=("root",) if share.readonly else (),
+                writable=() if share.readonly else ("root",),
+                stage="root" if share.detached else None,
+                group=self._group,
+                uid=None if self._uid is None else share.uid,
+                gid=share.gid,
+                helper=True,
+            )
+            os.close(started.pidfd)
+            self.controls["share"] = started.controls
+            self._plug(share.tag, "vhost-user-fs-pci", ours, tag=share.tag)
+
+    def _plug(self, name: str, driver: str, sock: socket.socket, **options: str) -> None:
+        """A device whose other half is at the end of a vhost-user socket."""
+        self.execute("getfd", {"fdname": name}, fds=[sock.fileno()])
+        address = {"type": "fd", "data": {"str": name}}
+        backend = {"type": "socket", "data": {"addr": address, "server": False}}
+        self.execute("chardev-add", {"id": name, "backend": backend})
+        self.execute("device_add", {"driver": driver, "id": name, "chardev": name, **options})
+
+    def attach_card(self) -> None:
+        """Plug a network card in, behind QEMU's own NAT."""
+        self.execute("netdev_add", {"type": "user", "id": "net", "ipv6": False})
+        self.execute("device_add", {"driver": "virtio-net-pci", "netdev": "net", "romfile": ""})
+
+    def detach_vsock(self) -> None:
+        """Unplug the device, with the guest's help; every connection through it ends."""
+        with self._lock:
+            name = f"{_DEVICE}{self._devices}"
+            self.execute("device_del", {"id": name})
+            self.wait_event("DEVICE_DELETED", _UNPLUG_SECONDS, device=name)
+            self._keeper.release(self._number)
+            self.execute("chardev-remove", {"id": name})
+
+    def vsock_stream(self, seconds: float) -> socket.socket:
+        with self._explained():
+            return dial(f"hybrid:{self._sockets['vsock']}:{plans.PORT}", seconds)
+
+    def serial_stream(self, seconds: float) -> socket.socket:
+        """The one stream of the serial port; a second one waits for the first to be closed."""
+        with self._explained():
+            return dial(f"unix:{self._sockets['serial']}", seconds)
+
+    # --- control ---
+
+    def execute(
+        self, command: str, arguments: dict[str, object] | None = None, *, fds: Sequence[int] = ()
+    ) -> dict[str, Any]:
+        with self._explained():
+            answer = self._monitor.execute(command, arguments, fds=fds)
+        return answer if isinstance(answer, dict) else {}
+
+    def wait_event(self, name: str, seconds: float, **fields: object) -> dict[str, object]:
+        with self._explained():
+            return self._monitor.wait_event((name,), seconds, **fields)
+
+    def wait(self, timeout: float | None) -> bool:
+        """Until it has ended."""
+        if self._ended or self.pidfd < 0:
+            return True
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        return bool(poll.poll(None if timeout is None else timeout * 1000))
+
+    def console_tail(self) -> str:
+        with contextlib.suppress(AgentdError):
+            return self._keeper.look(self._number).console[-500:].strip()
+        return ""
+
+    def why(self) -> str:
+        """In a few words, how it ended."""
+        if self._reason:
+            return self._reason
+        try:
+            seen = self._keeper.look(self._number)
+        except AgentdError as error:
+            return str(error)
+        panic = _PANIC.search(seen.console)
+        if panic:
+            return f"its kernel panicked: {panic[1]}"
+        if seen.running:
+            return "it does not answer"
+        if seen.status == 0:
+            return "it shut down or restarted by itself"
+        status = seen.status or 0
+        end = f"signal {-status}" if status < 0 else f"status {status}"
+        return f"qemu ended with {end}: {seen.console[-300:].strip()}"
+
+    def end(self) -> None:
+        """End every process of it and remove its sockets; idempotent, never raises.
+
+        Another thread that waits for QEMU's answer gets BackendLost at once.
+        """
+        with self._end_lock:
+            if self._ended:
+                return
+            if self.pidfd >= 0:
+                self._reason = self.why() if self.wait(0) else "it was closed"
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+                with contextlib.suppress(AgentdError):
+                    self._keeper.end(self._number)
+                self.wait(_END_SECONDS)
+            self._ended = True
+            if self.pidfd >= 0:
+                os.close(self.pidfd)
+            if self._qmp is not None:
+                self._qmp.close()
+            if self._listener is not None:
+                self._listener.close()
+            for path in self._sockets.values():
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+
+    def _listen(self, name: str) -> socket.socket:
+        path = f"{self._keeper.folder}/{self._number}.{name}"
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            listener.bind(path)
+            self._sockets[name] = path
+            listener.listen(_BACKLOG)
+        except OSError as error:
+            listener.close()
+            raise SandboxError(f"cannot listen at {path}", cause=str(error)) from error
+        return listener
+
+    @property
+    def _monitor(self) -> Qmp:
+        if self._qmp is None or self._ended:
+            raise BackendLost("the virtual machine is gone")
+        return self._qmp
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """BackendLost says how the machine ended, where it has."""
+        try:
+            yield
+        except QmpError:
+            raise  # an answer: it lives
+        except SandboxError as error:
+            if self.wait(_DYING_SECONDS):
+                raise BackendLost("the virtual machine is gone", cause=self.why()) from error
+            raise
+
+
+def start(
+    keeper: Keeper,
+    machine: Machine,
+    boot: Boot,
+    *,
+    state: int | None = None,
+    net: bool = False,
+    group: cgroup.Group | None = None,
+) -> Process:
+    """A running machine; ``state`` is a descriptor of what ``save`` wrote, else it boots."""
+    process = Process(keeper, keeper.number(), monitor_uid(), group)
+    try:
+        process.start(machine, boot, incoming=state is not None, net=net)
+        if state is not None:
+            process.load(state)
+    except BaseException:
+        process.end()
+        raise
+    return process

@@ -1,0 +1,94 @@
+"""What the QEMU wall says of itself: the controls in force, asked and enforced."""
+
+from collections.abc import Mapping, Sequence
+
+from agentd.linux import landlock
+from agentd.linux.cgroup import Group
+from agentd.model.enforcement import Control
+from agentd.model.limits import MIB
+from agentd.model.units import format_size
+from agentd.sandbox.backends.limits import limit_control
+from agentd.sandbox.backends.qemu.plan import Machine, QemuPlan
+
+_STEPS = {
+    "user": "an unprivileged user of this machine's own",
+    "capabilities": "none, and none can be gained",
+    "no_new_privs": "set-user-ID programs do nothing",
+    "landlock": "writes no file; the monitor reads programs and the image",
+    "seccomp": "profile sandbox",
+}
+_IN_GUEST = {
+    "memory": "the guest's cgroup, and the machine's memory",
+    "cpus": "the guest's cgroup",
+    "pids": "the guest's cgroup",
+    "disk": "one tmpfs in the guest",
+    "open_files": "RLIMIT_NOFILE, each process",
+}
+
+
+def enforcement(
+    plan: QemuPlan,
+    machine: Machine,
+    controls: Mapping[str, Sequence[str]],
+    setup: Sequence[str],
+    group: Group | None,
+    detail: str,
+) -> dict[str, Control]:
+    """``controls`` of the monitor and the device; ``setup`` those that hold in the guest;
+    ``detail`` says why there is no cgroup around them.
+    """
+    accel = "software emulation" if machine.accel == "tcg" else "hardware virtualisation"
+    none = plan.spec.net == "none"
+    table = {
+        "virtual_machine": Control(
+            "default", True, f"accel={machine.accel}, {accel}; a kernel of its own"
+        ),
+        "guest_memory": Control("default", True, format_size(machine.memory)),
+        "guest_cpus": Control("default", True, f"{machine.vcpus}"),
+        "network": Control(
+            plan.spec.net, none, "no network card" if none else "QEMU's user network, by NAT"
+        ),
+        "identity": Control(
+            "default",
+            {"entropy", "machine_id", "boot_id", "clock"} <= set(setup),
+            "own random numbers, machine-id, boot_id and clock",
+        ),
+    }
+    for who, held in controls.items():
+        for name, how in _STEPS.items():
+            if who == "monitor" and name == "seccomp":
+                table["monitor_seccomp"] = Control("default", True, "QEMU's own: -sandbox on")
+            else:
+                table[f"{who}_{name}"] = _step(name, how, held)
+    for mount in plan.spec.mounts:
+        table[f"mount {mount.target}"] = Control(
+            str(mount.mode), True, f"{mount.source}, virtiofs as its owner"
+        )
+    table |= _limits(plan, setup)
+    ceiling = group is not None and "memory" in group.controllers
+    table["host_memory"] = Control(
+        f"default {format_size(machine.memory // MIB * MIB)} and QEMU's own",
+        ceiling,
+        "cgroup controller memory" if ceiling else detail or "no memory controller",
+    )
+    return table
+
+
+def _limits(plan: QemuPlan, setup: Sequence[str]) -> dict[str, Control]:
+    table = {}
+    for name, how in _IN_GUEST.items():
+        value = getattr(plan.limits, name)
+        if value is not None:
+            asked = getattr(plan.spec.limits, name)
+            table[name] = limit_control(asked, value, name in setup, how)
+    return table
+
+
+def _step(name: str, how: str, held: Sequence[str]) -> Control:
+    if name in held:
+        return Control("default", True, how)
+    if name == "landlock" and not landlock.abi_version():
+        return Control("default", False, "the kernel has none")
+    if name == "user":
+        return Control("default", False, "the caller's own: agentd does not run as root")
+    return Control("default", False, "switched off")

@@ -1,0 +1,102 @@
+"""Host directories in the guest: one virtiofsd a directory, shut in with it.
+
+It does there what the directory's owner may, and the guest's user stands for the owner. As root
+it is a user that owns nothing, to whom an idmapped mount of the one directory lends the owner's
+rights; else it is the caller. Landlock keeps it to that directory.
+"""
+
+import os
+import shutil
+from typing import NamedTuple
+
+from agentd.model.errors import InvalidInput, Refused
+from agentd.model.mount import Mount, MountMode
+from agentd.sandbox.backends.identity import SANDBOX_UID
+from agentd.sandbox.backends.vm.confine import STAGE
+
+# Debian's place, which is on no PATH.
+_PATH = "/usr/libexec:/usr/lib/qemu:/usr/lib:" + os.defpath
+
+
+class Share(NamedTuple):
+    """A directory that is open: ``fd`` is the caller's to close. ``uid`` and ``gid`` own it.
+
+    ``detached``: ``fd`` is a mount of its own, which no path leads to.
+    """
+
+    tag: str
+    fd: int
+    uid: int
+    gid: int
+    mount: Mount
+    detached: bool
+
+    @property
+    def readonly(self) -> bool:
+        return self.mount.mode is MountMode.RO
+
+
+def program() -> str:
+    """Raises Refused where there is none."""
+    found = shutil.which("virtiofsd", path=_PATH)
+    if found is None:
+        raise Refused(
+            "backend qemu cannot mount: virtiofsd is not installed",
+            remediation="apt-get install virtiofsd",
+        )
+    return found
+
+
+def open_share(mount: Mount, index: int) -> Share:
+    """Raises InvalidInput for what is no directory that the caller may read."""
+    try:
+        fd = os.open(mount.source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        owner = os.fstat(fd)
+        if os.geteuid() != 0:
+            return Share(f"share{index}", fd, owner.st_uid, owner.st_gid, mount, False)
+        try:
+            return _lent(mount, index, fd, owner)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise InvalidInput(
+            f"cannot mount {mount.source}",
+            cause=error.strerror or "",
+            remediation="check that it is a directory, and that you may read it",
+        ) from error
+
+
+def _lent(mount: Mount, index: int, fd: int, owner: os.stat_result) -> Share:
+    from agentd.linux import idmap, mounts  # late: idmap imports subprocess
+
+    userns = idmap.userns_fd(owner.st_uid, SANDBOX_UID, owner.st_gid, SANDBOX_UID)
+    tree = mounts.clone_tree(
+        f"/proc/self/fd/{fd}", readonly=mount.mode is MountMode.RO, idmap_fd=userns
+    )
+    return Share(f"share{index}", tree, SANDBOX_UID, SANDBOX_UID, mount, True)
+
+
+def command(path: str, share: Share, guest_uid: int) -> list[str]:
+    """``{listener}`` stands for the number of a descriptor."""
+    words = [
+        path,
+        "--fd={listener}",
+        # Not by its descriptor: virtiofsd resolves that, and a detached mount's path is "/".
+        f"--shared-dir={STAGE if share.detached else share.mount.source}",
+        "--sandbox=none",  # we have done it already, and it has no right to
+        "--seccomp=kill",
+        "--inode-file-handles=never",
+        "--no-announce-submounts",
+        "--rlimit-nofile=0",
+        "--cache=auto",
+        f"--translate-uid=map:{guest_uid}:{share.uid}:1",
+        f"--translate-gid=map:{guest_uid}:{share.gid}:1",
+    ]
+    return [*words, "--readonly"] if share.readonly else words
+
+
+def mount_command(share: Share) -> tuple[str, ...]:
+    """In the guest, as root."""
+    options = "nosuid,nodev" + (",ro" if share.readonly else "")
+    script = 'mkdir -p "$2" && exec mount -t virtiofs -o "$3" "$1" "$2"'
+    return ("sh", "-c", script, "sh", share.tag, share.mount.target, options)

@@ -1,0 +1,18 @@
+"""The end of a stream that nobody may let grow. Standard library only."""
+
+
+class Ring:
+    """Keeps the last ``size`` bytes."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._data = bytearray()
+
+    def add(self, data: bytes) -> None:
+        self._data += data
+        if len(self._data) > self._size:
+            del self._data[: len(self._data) - self._size]
+
+    def text(self, length: int) -> str:
+        """At most ``length`` characters of its end; bytes that are not UTF-8 become U+FFFD."""
+        return bytes(self._data[-length:]).decode(errors="replace")

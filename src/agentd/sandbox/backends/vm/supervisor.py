@@ -1,0 +1,209 @@
+"""The host's end of one keeper: starts it, asks it for monitors and devices, ends it."""
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from agentd.linux import cgroup, process
+from agentd.model.errors import SandboxError
+from agentd.sandbox.backends.child import reap, receive, start_python
+from agentd.sandbox.backends.identity import SANDBOX_UID
+from agentd.sandbox.backends.vm import folders
+from agentd.sandbox.backends.vm.messages import send
+
+_MODULE = "agentd.sandbox.backends.vm.keeper"
+_ANSWER_SECONDS = 30.0
+# Each machine's monitor is another user: one that was broken out of cannot touch the next.
+_UIDS = 1 << 16
+
+
+class Started(NamedTuple):
+    """A process of a machine: its pid as seen from here, and a pidfd, the caller's to close."""
+
+    pid: int
+    pidfd: int
+    controls: list[str]
+
+
+class Seen(NamedTuple):
+    """``status`` is the monitor's exit code, negative for a signal; None while it runs."""
+
+    running: bool
+    status: int | None
+    console: str
+
+
+class Keeper:
+    """Thread-safe. Closing it ends every machine: the kernel sees to that."""
+
+    def __init__(self) -> None:
+        """Starts the process and returns at once; the first request waits for it."""
+        self._lock = threading.Lock()
+        self._ready = False
+        self._owner = os.getpid()
+        self._next = 0
+        try:
+            self.folder, lock = folders.claim()
+        except (folders.FolderError, OSError) as error:
+            raise SandboxError("no run folder can be made", cause=str(error)) from error
+        self._control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self.pid = start_python(_MODULE, (control,))
+            send(self._control, {"folder": self.folder}, [lock])
+        except BaseException:
+            self._control.close()
+            folders.remove(self.folder)
+            raise
+        finally:
+            control.close()
+            os.close(lock)
+
+    def wait_ready(self) -> None:
+        """Raises SandboxError with the keeper's own words when it could not start."""
+        with self._lock:
+            self._wait_ready()
+
+    def number(self) -> int:
+        """For a new machine."""
+        with self._lock:
+            self._next += 1
+            return self._next
+
+    def start(
+        self,
+        number: int,
+        argv: Sequence[str],
+        fds: Mapping[str, int],
+        *,
+        readable: Sequence[str] = (),
+        writable: Sequence[str] = (),
+        devices: Sequence[str] = (),
+        stage: str | None = None,
+        net: bool = False,
+        group: cgroup.Group | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        helper: bool = False,
+    ) -> Started:
+        """A monitor, or a helper of a machine that has one: each ends when the other does.
+
+        ``{name}`` in ``argv`` becomes the number of that descriptor in it. ``readable`` and
+        ``writable`` name descriptors of files that it opens again by /proc/self/fd, or of
+        directories; ``devices`` are paths it may use; ``stage`` names a detached mount that it
+        finds at ``confine.STAGE``. Raises SandboxError.
+        """
+        request: dict[str, object] = {
+            "op": "help" if helper else "start",
+            "vm": number,
+            "argv": list(argv),
+            "names": list(fds),
+            "readable": list(readable),
+            "writable": list(writable),
+            "devices": list(devices),
+            "stage": stage,
+            "groups": [os.stat(path).st_gid for path in devices] if uid is not None else [],
+            "net": net,
+            "uid": uid,
+            "gid": gid,
+        }
+        return self._started(request, list(fds.values()), group)
+
+    def device(
+        self,
+        number: int,
+        cid: int,
+        control: socket.socket,
+        listener: socket.socket,
+        group: cgroup.Group | None = None,
+        uid: int | None = None,
+    ) -> Started:
+        """A vsock device between a machine's vhost-user socket and a hybrid one."""
+        request: dict[str, object] = {"op": "device", "vm": number, "cid": cid, "uid": uid}
+        return self._started(request, [control.fileno(), listener.fileno()], group)
+
+    def release(self, number: int) -> None:
+        """End a machine's device and keep the machine."""
+        self._ask({"op": "release", "vm": number})
+
+    def look(self, number: int) -> Seen:
+        return _seen(self._ask({"op": "look", "vm": number})[0])
+
+    def end(self, number: int) -> Seen:
+        """End a machine; its processes are gone when their pidfds say so."""
+        return _seen(self._ask({"op": "end", "vm": number})[0])
+
+    def alive(self) -> bool:
+        return not reap(self.pid)
+
+    def close(self) -> None:
+        """End the keeper and with it every machine, and remove the run folder; idempotent."""
+        self._control.close()
+        if os.getpid() != self._owner:
+            return  # a forked copy of us: the keeper belongs to the original
+        deadline = time.monotonic() + 10.0
+        while time.monotonic() < deadline:
+            if not self.alive():
+                break
+            time.sleep(0.001)
+        else:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+                os.waitpid(self.pid, 0)
+        folders.remove(self.folder)  # where the guard could not: it was killed
+
+    def _started(
+        self, request: dict[str, object], fds: list[int], group: cgroup.Group | None
+    ) -> Started:
+        doors = group.doors() if group is not None else []
+        try:
+            answer, passed = self._ask(request, [*fds, *doors])
+        finally:
+            for fd in doors:
+                os.close(fd)
+        pid = process.pidfd_of_fdinfo(passed[0])
+        controls = answer["controls"]
+        return Started(pid, passed[0], controls if isinstance(controls, list) else [])
+
+    def _ask(
+        self, request: dict[str, object], fds: Sequence[int] = ()
+    ) -> tuple[dict[str, object], list[int]]:
+        with self._lock:
+            self._wait_ready()
+            try:
+                send(self._control, request, fds)
+            except OSError as error:
+                raise SandboxError("the keeper is gone", cause=str(error)) from error
+            answer, passed = receive(self._control, _ANSWER_SECONDS, "keeper")
+        if "error" in answer:
+            what = str(request["op"])
+            raise SandboxError(f"the keeper cannot {what} it", cause=str(answer["error"]))
+        return answer, passed
+
+    def _wait_ready(self) -> None:
+        if self._ready:
+            return
+        answer, _ = receive(self._control, _ANSWER_SECONDS, "keeper")
+        if "error" in answer:
+            raise SandboxError("the keeper could not start", cause=str(answer["error"]))
+        self._ready = True
+
+
+def monitor_uid() -> int | None:
+    """Who a machine's processes are: as root a user of their own, else the caller."""
+    if os.geteuid() != 0:
+        return None
+    return SANDBOX_UID + 1 + int.from_bytes(os.urandom(2)) % _UIDS
+
+
+def _seen(answer: dict[str, object]) -> Seen:
+    status = answer["status"]
+    return Seen(
+        answer["running"] is True,
+        status if isinstance(status, int) else None,
+        str(answer["console"]),
+    )

@@ -1,0 +1,125 @@
+"""Firecracker itself on a working KVM: its own programs, our image, nothing faked.
+
+Pending KVM: runs wherever the probe finds a KVM that works and both programs are installed.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agentd.model.errors import Refused
+from agentd.model.limits import MIB, Limits
+from agentd.model.spec import ExecRequest, SandboxSpec
+from agentd.sandbox.backends.firecracker.backend import FirecrackerBackend
+from agentd.sandbox.backends.firecracker.wall import FirecrackerWall
+from agentd.sandbox.manager import connect
+
+pytestmark = [
+    pytest.mark.pending_kvm,
+    pytest.mark.root,
+    pytest.mark.needs("firecracker", "jailer"),
+    pytest.mark.timeout(300),  # the first builds the image
+]
+SPEC = SandboxSpec(backend="firecracker", hostname="inside", limits=Limits(memory=128 * MIB))
+
+
+@pytest.fixture(scope="module")
+def backend() -> FirecrackerBackend:
+    backend = FirecrackerBackend()
+    found = backend.probe()
+    assert found.usable, found.blockers
+    return backend
+
+
+@pytest.fixture(scope="module")
+def wall(backend: FirecrackerBackend) -> Iterator[FirecrackerWall]:
+    """One machine for the tests that leave it as it was."""
+    wall = backend.launch(backend.plan(SPEC))
+    yield wall
+    wall.kill()
+
+
+def run(wall: FirecrackerWall, *argv: str, stdin: bytes | None = None) -> bytes:
+    guest = connect(wall)
+    try:
+        end, stdout, stderr, _ = guest.run(ExecRequest(argv), stdin=stdin)
+        assert end.ok, stderr
+        return stdout
+    finally:
+        guest.close()
+
+
+def read(wall: FirecrackerWall, path: str) -> str:
+    return run(wall, "cat", path).decode().strip()
+
+
+def test_a_command_runs_on_a_kernel_of_its_own(wall: FirecrackerWall) -> None:
+    from agentd.image.store import Store
+
+    assert run(wall, "uname", "-r").decode().strip() == Store().get("default").kernel_release
+    assert read(wall, "/proc/sys/kernel/hostname") == "inside"
+    assert run(wall, "id", "-u") == b"1000\n"
+
+
+def test_every_control_of_the_monitor_holds_by_the_kernels_word(wall: FirecrackerWall) -> None:
+    held = {n: c.enforced for n, c in wall.enforcement.items() if n.startswith("monitor_")}
+    assert len(held) == 5
+    assert all(held.values()), held
+
+
+def test_bulk_goes_both_ways(wall: FirecrackerWall) -> None:
+    data = os.urandom(8 << 20)
+    assert run(wall, "cat", stdin=data) == data
+
+
+def test_restored_machines_share_no_identity(
+    backend: FirecrackerBackend, wall: FirecrackerWall, tmp_path: Path
+) -> None:
+    run(wall, "sh", "-c", "echo kept > /workspace/file")
+    wall.snapshot(str(tmp_path))
+    assert read(wall, "/workspace/file") == "kept"
+    clones = [backend.restore(backend.plan(SPEC), str(tmp_path)) for _ in range(2)]
+    try:
+        everyone = (wall, *clones)
+        for path in ("/etc/machine-id", "/proc/sys/kernel/random/boot_id"):
+            assert len({read(each, path) for each in everyone}) == 3
+        numbers = {run(each, "head", "-c", "32", "/dev/urandom") for each in everyone}
+        assert len(numbers) == 3
+        assert {read(each, "/workspace/file") for each in everyone} == {"kept"}
+    finally:
+        for clone in clones:
+            clone.kill()
+
+
+def test_paused_and_resumed_it_goes_on_or_says_why_it_cannot(wall: FirecrackerWall) -> None:
+    try:
+        wall.pause()
+    except Refused as error:
+        assert "vsock" in error.cause
+        return
+    wall.resume()
+    assert run(wall, "echo", "on") == b"on\n"
+
+
+def test_killed_it_leaves_nothing(backend: FirecrackerBackend) -> None:
+    wall = backend.launch(backend.plan(SPEC))
+    folder = str(wall.save()["jail"])
+    signal.pidfd_send_signal(wall._pidfd, signal.SIGKILL)
+    assert wall.wait(20)
+    wall.kill()
+    assert not os.path.exists(folder)
+
+
+def test_a_guest_that_shuts_down_ends_the_process(backend: FirecrackerBackend) -> None:
+    wall = backend.launch(backend.plan(SPEC))
+    try:
+        guest = connect(wall)
+        guest.call("sys.shutdown")
+        guest.close()
+        assert wall.wait(30)
+        assert wall._monitor.ended().status == 0
+    finally:
+        wall.kill()
