@@ -2,8 +2,13 @@
 
     AgentdError
       +-- InvalidInput          the request is malformed; nothing was run
+      +-- Unauthenticated       nobody we know asks: no credential, or one that does not hold
       +-- Refused               it is well-formed, and will not be run
+      |     +-- Forbidden       whoever asks is known, and may not do this
       |     +-- Unavailable     no wall here satisfies it; carries the blockers and their fixes
+      |     +-- Full            there is no room for it now: a quota, or the machine
+      +-- NotFound              there is no such sandbox, process or snapshot (or it is another's)
+      +-- Conflict              it is in a state that does not allow that
       +-- SandboxError          the sandbox could not be built, or it broke
       |     +-- BackendLost     the wall died under its work
       |     +-- GuestError      the agent inside broke the protocol
@@ -45,12 +50,44 @@ class InvalidInput(AgentdError):
     code = "invalid_input"
 
 
+class Unauthenticated(AgentdError):
+    code = "unauthenticated"
+
+
 class Refused(AgentdError):
     code = "refused"
 
 
+class Forbidden(Refused):
+    code = "forbidden"
+
+
 class Unavailable(Refused):
     code = "unavailable"
+
+
+class Full(Refused):
+    """``retry_after`` is in seconds: when it is worth asking again."""
+
+    code = "full"
+
+    def __init__(
+        self, message: str, *, cause: str = "", remediation: str = "", retry_after: float = 1.0
+    ) -> None:
+        super().__init__(message, cause=cause, remediation=remediation)
+        self.retry_after = retry_after
+
+
+class QuotaExceeded(Full):
+    code = "quota_exceeded"
+
+
+class NotFound(AgentdError):
+    code = "not_found"
+
+
+class Conflict(AgentdError):
+    code = "conflict"
 
 
 class SandboxError(AgentdError):

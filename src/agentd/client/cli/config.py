@@ -1,0 +1,81 @@
+"""``agentd config``: what is wrong with the daemon's configuration, and what holds."""
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from agentd.client.cli.options import Parser
+
+if TYPE_CHECKING:
+    from agentd.daemon.config import Problem
+
+_EXAMPLES = """\
+examples:
+  agentd config check
+  agentd config check agentd.toml --json
+  agentd config show                         every setting, and what said so
+  AGENTD_LOG__LEVEL=debug agentd config show | grep log
+
+A file starts from a profile, profile = "workstation", "server" or "paranoid"; variables such as
+AGENTD_LEASES__DEFAULT=5m stand above the file. Without PATH it is AGENTD_CONFIG's, the user's
+agentd/agentd.toml or /etc/agentd/agentd.toml.
+
+exit codes: 0 all is well; 1 there are problems; 2 wrong options
+"""
+FOUND_PROBLEMS = 1
+
+
+def main(words: list[str]) -> int:
+    options = _parser().parse_intermixed_args(words)
+    from agentd.client import embedded
+
+    path, found = embedded.read_config(options.path)
+    if options.action == "check":
+        return _check(path, found.problems, as_json=options.json)
+    if options.json:
+        _print_json(found.plain())
+    else:
+        sys.stdout.write(found.text())
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="agentd config",
+        description="Check the daemon's configuration, or show what holds.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("action", choices=("check", "show"))
+    parser.add_argument("path", metavar="PATH", nargs="?")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _check(path: str | None, problems: "list[Problem]", *, as_json: bool) -> int:
+    name = path or "no file: the profile and the environment"
+    if as_json:
+        _print_json({"path": path, "ok": not problems, "problems": problems})
+    elif not problems:
+        print(f"{name}: all is well")
+    for problem in [] if as_json else problems:
+        where = f"{path}:{problem.line}" if problem.line else path or "environment"
+        if problem.key.startswith("AGENTD_"):
+            where = "environment"
+        key = f"{problem.key}: " if problem.key else ""
+        hint = f" ({problem.suggestion})" if problem.suggestion else ""
+        print(_safe(f"{where}: {key}{problem.message}{hint}"))
+    return FOUND_PROBLEMS if problems else 0
+
+
+def _print_json(value: object) -> None:
+    import msgspec
+
+    sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
+    sys.stdout.flush()
+
+
+def _safe(line: str) -> str:
+    # A file may hold anything; a terminal must not obey it.
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)

@@ -1,0 +1,69 @@
+"""From the configuration to the chain that authenticates every request."""
+
+from typing import TYPE_CHECKING
+
+from agentd.auth.chain import Anyone, Chain
+from agentd.auth.jwks import KeySet
+from agentd.auth.jwt import Issuer, JwtProvider, key_set
+from agentd.auth.keys import KeyProvider, KeyService, KeyStore
+from agentd.auth.mtls import CertificateRule, MtlsProvider
+from agentd.auth.peer import PeerProvider, PeerRule, rules_of
+from agentd.daemon.config.schema import Auth, Config, JwtIssuer
+
+if TYPE_CHECKING:
+    from agentd.auth.provider import AuthProvider
+
+
+def chain(config: Config, store: KeyStore) -> Chain:
+    """Raises InvalidInput, where a package is missing that the configuration needs, too."""
+    auth = config.auth
+    presented: list[AuthProvider] = []
+    if auth.keys.enabled:
+        presented.append(KeyProvider(store))
+    if auth.jwt:
+        presented.append(JwtProvider([(_issuer(i), _keys(i)) for i in auth.jwt]))
+    ambient: list[AuthProvider] = []
+    if auth.certificates:
+        ambient.append(MtlsProvider(_certificates(auth)))
+    ambient.append(_peers(auth))
+    if config.daemon.insecure:
+        ambient.append(Anyone())
+    return Chain(presented, ambient)
+
+
+def key_service(config: Config, store: KeyStore) -> KeyService:
+    keys = config.auth.keys
+    return KeyService(store, default_ttl=keys.default_ttl, max_ttl=keys.max_ttl)
+
+
+def _peers(auth: Auth) -> PeerProvider:
+    rules = rules_of(
+        (peer.uid.resolve(), PeerRule(frozenset(peer.scopes), peer.principal))
+        for peer in auth.peers
+    )
+    return PeerProvider(rules, containers=auth.containers)
+
+
+def _certificates(auth: Auth) -> list[CertificateRule]:
+    return [
+        CertificateRule(rule.match, rule.principal, frozenset(rule.scopes))
+        for rule in auth.certificates
+    ]
+
+
+def _issuer(issuer: JwtIssuer) -> Issuer:
+    return Issuer(
+        name=issuer.name,
+        issuer=issuer.issuer,
+        audience=issuer.audience,
+        algorithms=issuer.algorithms,
+        scopes=frozenset(issuer.scopes),
+        claim=issuer.claim,
+        grants={value: frozenset(scopes) for value, scopes in issuer.grants.items()},
+        subject=issuer.subject,
+        leeway=issuer.leeway,
+    )
+
+
+def _keys(issuer: JwtIssuer) -> KeySet:
+    return key_set(issuer.jwks_file, issuer.jwks_url)

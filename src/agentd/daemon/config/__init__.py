@@ -1,0 +1,140 @@
+"""The daemon's configuration: a profile, a TOML file, AGENTD_SECTION__KEY variables, options."""
+
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from agentd.daemon.config import reader, rules
+from agentd.daemon.config.layers import Layers
+from agentd.daemon.config.problem import Problem
+from agentd.daemon.config.profiles import PROFILES
+from agentd.daemon.config.render import leaves, plain, render
+from agentd.daemon.config.schema import RELOADED, Config
+from agentd.model.errors import InvalidInput
+
+__all__ = [
+    "PROFILES",
+    "RELOADED",
+    "Changes",
+    "Config",
+    "Problem",
+    "Read",
+    "changes",
+    "check",
+    "find",
+    "load",
+    "plain",
+    "read",
+    "render",
+]
+
+MAX_BYTES = 1 << 20
+Options = Sequence[tuple[Sequence[str], Any]]  # path -> value, as the command line gives them
+
+
+class Read(NamedTuple):
+    """``config`` is there where there are no problems."""
+
+    config: Config | None
+    problems: list[Problem]
+    layers: Layers
+    path: str | None = None
+
+    def whole(self) -> Config:
+        """Raises InvalidInput that names every problem."""
+        if self.config is None:
+            raise InvalidInput(
+                f"the configuration {self.path or 'of the environment'} is wrong",
+                cause="; ".join(str(problem) for problem in self.problems),
+                remediation="agentd config check shows it line by line",
+            )
+        return self.config
+
+    def text(self) -> str:
+        """TOML that means the same, each line with what said so."""
+        return render(self.whole(), self.layers.source)
+
+    def plain(self) -> Any:
+        return plain(self.whole())
+
+
+class Changes(NamedTuple):
+    """Dotted keys that differ: those that a running daemon takes over, and the others."""
+
+    reloaded: tuple[str, ...]
+    waiting: tuple[str, ...]
+
+
+def find(env: Mapping[str, str], uid: int | None = None) -> str | None:
+    """The file that holds where none is named: AGENTD_CONFIG, or one of the usual places."""
+    if env.get("AGENTD_CONFIG"):
+        return env["AGENTD_CONFIG"]
+    places = ["/etc/agentd/agentd.toml"]
+    if (os.geteuid() if uid is None else uid) != 0:
+        home = env.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+        places.insert(0, os.path.join(home, "agentd/agentd.toml"))
+    return next((place for place in places if os.path.exists(place)), None)
+
+
+def check(path: str | None, env: Mapping[str, str] | None = None) -> list[Problem]:
+    """Everything that is wrong with the file and the environment, in the file's order."""
+    return read(path, env).problems
+
+
+def load(path: str | None, env: Mapping[str, str] | None = None, options: Options = ()) -> Config:
+    """Raises InvalidInput that names every problem."""
+    return read(path, env, options).whole()
+
+
+def read(path: str | None, env: Mapping[str, str] | None = None, options: Options = ()) -> Read:
+    """``path`` None is no file at all; ``env`` is the process's own unless given."""
+    env = os.environ if env is None else env
+    layers = Layers()
+    said: dict[str, Any] = {}
+    if path is not None:
+        text, problem = _text(path)
+        if problem is not None:
+            return Read(None, [problem], layers, path)
+        said = layers.add_file(text)
+        if layers.problems:
+            return Read(None, layers.problems, layers, path)
+    layers.choose_profile(said.pop("profile", None), env, os.geteuid())
+    layers.merge(said)
+    layers.add_environment(env)
+    for where, value in options:
+        layers.give(where, value)
+    typed = reader.Reader(layers.problem)
+    config = typed.read(layers.tree)
+    problems = layers.problems + typed.problems
+    if config is not None:
+        problems += [layers.problem(*found) for found in rules.broken(config)]
+    problems.sort(key=lambda problem: (problem.line, problem.key))
+    return Read(None if problems else config, problems, layers, path)
+
+
+def changes(old: Config, new: Config) -> Changes:
+    before, after = leaves(old), leaves(new)
+    differing = sorted(
+        key for key in before.keys() | after.keys() if before.get(key) != after.get(key)
+    )
+    reloaded = tuple(key for key in differing if key.partition(".")[0] in RELOADED)
+    return Changes(reloaded, tuple(key for key in differing if key not in reloaded))
+
+
+def _text(path: str) -> tuple[str, Problem | None]:
+    try:
+        with open(path, "rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            data = file.read(MAX_BYTES + 1)
+        text = data.decode()
+    except OSError as error:
+        return "", Problem(0, "", f"cannot read {path}: {error.strerror}")
+    except UnicodeDecodeError as error:
+        return "", Problem(data.count(b"\n", 0, error.start) + 1, "", "not UTF-8")
+    if len(data) > MAX_BYTES:
+        return "", Problem(0, "", f"{path} has more than {MAX_BYTES} bytes")
+    if mode & stat.S_IWOTH:
+        # Whoever can write it can make themselves admin.
+        return "", Problem(0, "", f"everybody may write {path}: chmod o-w {path}")
+    return text, None

@@ -1,0 +1,196 @@
+"""What must hold between settings that are right by themselves."""
+
+import os
+import stat
+from collections.abc import Iterator
+
+import msgspec
+
+from agentd.auth.jwks import check_url
+from agentd.auth.mtls import check_match
+from agentd.daemon.config.lines import Path
+from agentd.daemon.config.schema import Config, JwtIssuer, Listen
+from agentd.model.errors import InvalidInput
+
+Found = tuple[Path, str, str]  # where, what, and what mends it
+
+_ENABLE = "enable auth.keys, or add [[auth.jwt]] or [[auth.certificates]]"
+
+
+def broken(config: Config) -> Iterator[Found]:
+    yield from _listening(config)
+    yield from _authentication(config)
+    yield from _ranges(config)
+    yield from _policy(config)
+
+
+def _listening(config: Config) -> Iterator[Found]:
+    if not config.listen:
+        yield ("listen",), "the daemon listens nowhere", 'add [[listen]] with address = "unix:..."'
+    seen: set[str] = set()
+    for n, listen in enumerate(config.listen):
+        path: Path = ("listen", n)
+        if (text := str(listen.address)) in seen:
+            yield (*path, "address"), f"{text} is there twice", "drop one of them"
+        seen.add(text)
+        yield from _tls(listen, path)
+        if not listen.address.path:
+            yield from _tcp(config, listen, path)
+
+
+def _tls(listen: Listen, path: Path) -> Iterator[Found]:
+    if listen.address.path and (listen.cert or listen.key or listen.client_ca):
+        yield path, "a unix socket has no TLS", "drop cert, key and client_ca"
+        return
+    for one, other in (("cert", "key"), ("key", "cert"), ("client_ca", "cert")):
+        if getattr(listen, one) and not getattr(listen, other):
+            yield (*path, one), f"needs {other!r} beside it", f"add {other}"
+    for name in ("cert", "key", "client_ca"):
+        yield from _file(getattr(listen, name), (*path, name))
+    if listen.key:
+        yield from _secret(listen.key, (*path, "key"))
+
+
+def _tcp(config: Config, listen: Listen, path: Path) -> Iterator[Found]:
+    where = (*path, "address")
+    if listen.group is not None:
+        yield (*path, "group"), "only a unix socket has a group", "drop it"
+    if listen.address.loopback:
+        if not config.daemon.insecure and not _authenticates(config, listen):
+            yield (
+                where,
+                "nobody could authenticate on it",
+                f"{_ENABLE}; daemon.insecure = true lets in everybody on this machine",
+            )
+        return
+    if config.daemon.insecure:
+        yield (
+            where,
+            "with daemon.insecure the network would be let in without a credential",
+            "listen on 127.0.0.1, or drop insecure",
+        )
+    elif not _authenticates(config, listen):
+        yield (
+            where,
+            "nobody could authenticate on it",
+            "enable auth.keys, or add [[auth.jwt]] or [[auth.certificates]]",
+        )
+    if not listen.cert and not listen.plain:
+        yield (
+            where,
+            "credentials and output would cross the network in the clear",
+            "give cert and key, or plain = true behind a proxy that has TLS",
+        )
+
+
+def _authenticates(config: Config, listen: Listen) -> bool:
+    auth = config.auth
+    return auth.keys.enabled or bool(auth.jwt) or bool(auth.certificates and listen.client_ca)
+
+
+def _authentication(config: Config) -> Iterator[Found]:
+    auth = config.auth
+    for n, peer in enumerate(auth.peers):
+        try:
+            peer.uid.resolve()
+        except InvalidInput as error:
+            yield ("auth", "peers", n, "uid"), error.message, "give another, or its number"
+        if peer.uid == "*" and peer.principal is not None:
+            yield (
+                ("auth", "peers", n, "principal"),
+                "all users would be one principal, and see each other's sandboxes",
+                "drop it: each is called uid:N",
+            )
+    if _over(auth.keys.default_ttl, auth.keys.max_ttl):
+        yield ("auth", "keys", "default_ttl"), "is more than max_ttl", "lower it"
+    for n, issuer in enumerate(auth.jwt):
+        yield from _issuer(issuer, ("auth", "jwt", n))
+    for name in ("name", "issuer"):
+        values = [getattr(issuer, name) for issuer in auth.jwt]
+        for n, value in enumerate(values):
+            if value in values[:n]:
+                yield ("auth", "jwt", n, name), f"{value!r} is there twice", "drop one of them"
+    for n, certificate in enumerate(auth.certificates):
+        try:
+            check_match(certificate.match)
+        except InvalidInput as error:
+            yield ("auth", "certificates", n, "match"), error.message, error.remediation
+    if auth.certificates and not any(listen.client_ca for listen in config.listen):
+        yield (
+            ("auth", "certificates"),
+            "no listener asks for certificates",
+            "give client_ca in a [[listen]]",
+        )
+
+
+def _issuer(issuer: JwtIssuer, path: Path) -> Iterator[Found]:
+    for name in ("audience", "algorithms"):
+        if not getattr(issuer, name):
+            yield (*path, name), "is empty", "name at least one"
+    if (issuer.jwks_file is None) == (issuer.jwks_url is None):
+        yield path, "its keys must come from one place", "give either jwks_file or jwks_url"
+    if issuer.jwks_url is not None:
+        try:
+            check_url(issuer.jwks_url)
+        except (InvalidInput, ValueError) as error:
+            yield (*path, "jwks_url"), str(error), "give an https:// URL"
+    yield from _file(issuer.jwks_file, (*path, "jwks_file"))
+
+
+def _ranges(config: Config) -> Iterator[Found]:
+    if _over(config.leases.default, config.leases.max):
+        yield ("leases", "default"), "is more than leases.max", "lower it, or raise leases.max"
+    for field in msgspec.structs.fields(type(config.limits.max)):
+        default = getattr(config.limits.default, field.name)
+        if _over(default, getattr(config.limits.max, field.name)):
+            yield (
+                ("limits", "default", field.name),
+                f"is more than limits.max.{field.name}",
+                "lower it, or raise the other",
+            )
+    if config.journal.process > config.journal.total:
+        yield ("journal", "process"), "is more than journal.total", "lower it"
+    order = ("none", "process", "namespace", "userspace-kernel", "microvm")
+    for n, pool in enumerate(config.pool):
+        if pool.min > pool.max:
+            yield ("pool", n, "min"), "is more than max", "lower it, or raise max"
+        if order.index(pool.isolation) < order.index(config.sandbox.minimum):
+            yield (
+                ("pool", n, "isolation"),
+                f"is less than sandbox.minimum, {config.sandbox.minimum}",
+                "no request could be given one of them",
+            )
+
+
+def _policy(config: Config) -> Iterator[Found]:
+    yield from _file(config.policy.bundle, ("policy", "bundle"))
+    digest = config.policy.sha256
+    if digest is not None and (len(digest) != 64 or set(digest) - set("0123456789abcdef")):
+        yield ("policy", "sha256"), "is no SHA-256", "give its 64 hex digits in lower case"
+
+
+def _file(name: str | None, path: Path) -> Iterator[Found]:
+    if name is None:
+        return
+    try:
+        found = os.stat(name)
+    except (FileNotFoundError, NotADirectoryError):
+        yield path, f"there is no file {str(name)!r}", "give another, or create it"
+    except OSError:
+        return  # whoever checks may not see what the daemon will
+    else:
+        if not stat.S_ISREG(found.st_mode):
+            yield path, f"{str(name)!r} is no file", "give another"
+
+
+def _secret(name: str, path: Path) -> Iterator[Found]:
+    try:
+        mode = os.stat(name).st_mode
+    except OSError:
+        return
+    if mode & 0o007:
+        yield path, "everybody on this machine may use the private key", f"chmod o= {name}"
+
+
+def _over(value: float | None, bound: float | None) -> bool:
+    return value is not None and bound is not None and value > bound

@@ -1,0 +1,194 @@
+"""Every setting of the daemon, with what holds where nothing is said.
+
+``None`` is written "none" in a file and means no bound. ``RELOADED`` names the sections that a
+running daemon takes over; the rest holds until it starts again.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from agentd.daemon.config.values import (
+    Address,
+    Algorithm,
+    Duration,
+    FilePath,
+    Isolation,
+    Mode,
+    Name,
+    Scope,
+    Size,
+    Uid,
+)
+from agentd.model.isolation import IsolationLevel
+from agentd.model.limits import Limits
+
+MIB = 1 << 20
+GIB = 1 << 30
+RELOADED = ("auth", "quotas", "pool", "leases", "limits", "sandbox", "log", "policy")
+
+ORDINARY: tuple[Scope, ...] = ("run", "create", "files", "read", "ports", "snapshot")
+
+
+class Daemon(msgspec.Struct, frozen=True, kw_only=True):
+    state: FilePath = FilePath("/var/lib/agentd")
+    insecure: bool = False  # TCP without authentication; on loopback alone
+    drain: Duration = Duration(30)  # how long running commands may go on after SIGTERM
+
+
+class Listen(msgspec.Struct, frozen=True, kw_only=True):
+    address: Address
+    mode: Mode = Mode(0o600)  # of a unix socket
+    group: str | None = None  # that owns it
+    cert: FilePath | None = None  # PEM, with its chain; TLS where it is there
+    key: FilePath | None = None
+    client_ca: FilePath | None = None  # clients must have a certificate of it
+    plain: bool = False  # TCP off loopback without TLS: behind a proxy that has it
+
+
+class PeerUser(msgspec.Struct, frozen=True, kw_only=True):
+    uid: Uid
+    scopes: tuple[Scope, ...] = ORDINARY
+    principal: Name | None = None  # else uid:N
+
+
+class Keys(msgspec.Struct, frozen=True, kw_only=True):
+    enabled: bool = True
+    default_ttl: Duration | None = None
+    max_ttl: Duration | None = None
+
+
+class JwtIssuer(msgspec.Struct, frozen=True, kw_only=True):
+    name: Name  # principals are called jwt:NAME:SUBJECT
+    issuer: str
+    audience: tuple[str, ...]
+    algorithms: tuple[Algorithm, ...]
+    jwks_file: FilePath | None = None
+    jwks_url: str | None = None
+    claim: str = "scope"  # whose values name scopes; a path with dots
+    grants: dict[str, tuple[Scope, ...]] = {}  # its values -> scopes; empty: as they are named
+    scopes: tuple[Scope, ...] = ORDINARY  # never more than these
+    subject: str = "sub"
+    leeway: Duration = Duration(30)
+
+
+class Certificate(msgspec.Struct, frozen=True, kw_only=True):
+    match: str  # uri:, dns:, email:, subject: or sha256:
+    principal: Name
+    scopes: tuple[Scope, ...] = ORDINARY
+
+
+class Auth(msgspec.Struct, frozen=True, kw_only=True):
+    containers: bool = False  # let in peers of other user or pid namespaces by their uid
+    peers: tuple[PeerUser, ...] = ()
+    keys: Keys = Keys()
+    jwt: tuple[JwtIssuer, ...] = ()
+    certificates: tuple[Certificate, ...] = ()
+
+
+class Quota(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one principal, over all its sandboxes."""
+
+    sandboxes: int | None = None
+    memory: Size | None = None
+    disk: Size | None = None
+    cpu_seconds: float | None = None  # of CPU time in any hour
+    requests: float | None = None  # a second, on the average
+    burst: int | None = None  # that may come at once
+    concurrency: int | None = None  # commands that run at the same time
+
+
+class Quotas(msgspec.Struct, frozen=True, kw_only=True):
+    default: Quota = Quota()
+    principals: dict[str, Quota] = {}  # by name; takes the place of the default as a whole
+
+
+class Pool(msgspec.Struct, frozen=True, kw_only=True):
+    """Sandboxes kept ready of one image behind one level of wall."""
+
+    image: str = "default"
+    isolation: Isolation = "namespace"
+    backend: str | None = None
+    min: int = 0
+    max: int = 4
+    ttl: Duration = Duration(600)  # that an idle one is kept
+
+
+class Leases(msgspec.Struct, frozen=True, kw_only=True):
+    default: Duration = Duration(600)
+    max: Duration = Duration(86400)
+
+
+class Journal(msgspec.Struct, frozen=True, kw_only=True):
+    memory: Size = Size(256 << 10)  # of a stream's end, kept in memory
+    process: Size = Size(64 * MIB)  # of one process's output, on disk
+    total: Size = Size(4 * GIB)
+    keep: Duration = Duration(3600)  # after a process has ended
+    compress: bool = True
+
+
+class Bounds(msgspec.Struct, frozen=True, kw_only=True):
+    memory: Size | None = None
+    cpus: float | None = None
+    pids: int | None = None
+    disk: Size | None = None
+    open_files: int | None = None
+    output: Size | None = None
+    timeout: Duration | None = None
+
+    def limits(self) -> Limits:
+        return Limits(**msgspec.structs.asdict(self))
+
+
+class LimitBounds(msgspec.Struct, frozen=True, kw_only=True):
+    default: Bounds = Bounds()  # where a request says nothing
+    max: Bounds = Bounds()  # that a request may ask for
+
+
+class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
+    minimum: Isolation = "namespace"  # no request gets less, whatever it asks for
+    backends: tuple[str, ...] = ()  # those that may be used; empty: all
+    networks: tuple[Literal["none", "host"], ...] = ("none",)
+    mounts: tuple[FilePath, ...] = ()  # host folders beneath which a request may mount
+
+    @property
+    def level(self) -> IsolationLevel:
+        return IsolationLevel.parse(self.minimum)
+
+
+class Http(msgspec.Struct, frozen=True, kw_only=True):
+    connections: int = 1024
+    body: Size = Size(64 * MIB)  # of a request that is not a streamed upload
+    idle: Duration = Duration(60)  # of a connection between requests
+
+
+class Log(msgspec.Struct, frozen=True, kw_only=True):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+
+
+class Metrics(msgspec.Struct, frozen=True, kw_only=True):
+    enabled: bool = True
+    public: bool = False  # without a credential
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
+    bundle: FilePath | None = None
+    sha256: str | None = None  # of the bundle; another one is refused
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    profile: str = "workstation"
+    daemon: Daemon = Daemon()
+    listen: tuple[Listen, ...] = ()
+    auth: Auth = Auth()
+    quotas: Quotas = Quotas()
+    pool: tuple[Pool, ...] = ()
+    leases: Leases = Leases()
+    journal: Journal = Journal()
+    limits: LimitBounds = LimitBounds()
+    sandbox: Sandbox = Sandbox()
+    http: Http = Http()
+    log: Log = Log()
+    metrics: Metrics = Metrics()
+    policy: Policy = Policy()

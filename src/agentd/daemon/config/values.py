@@ -1,0 +1,190 @@
+"""What a configuration's values are made of; each says what is wrong with a text that is none."""
+
+import ipaddress
+import os
+import re
+from typing import Literal
+
+import msgspec
+
+from agentd.model.errors import InvalidInput
+from agentd.model.units import format_size, parse_duration, parse_size
+
+Isolation = Literal["none", "process", "namespace", "userspace-kernel", "microvm"]
+Scope = Literal["run", "create", "files", "read", "ports", "snapshot", "approve", "keys", "admin"]
+Algorithm = Literal[
+    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
+]
+_MAX_SUN_PATH = 107  # unix(7): 108 bytes with the zero
+_TIMES = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
+
+
+class Size(int):
+    """Bytes: ``"128M"`` or a number."""
+
+    @classmethod
+    def of(cls, value: object) -> "Size":
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            raise InvalidInput("not a size", remediation='write it as "512K", "128M" or "2G"')
+        return cls(parse_size(value))
+
+    def __str__(self) -> str:
+        return format_size(int(self))
+
+
+class Duration(float):
+    """Seconds: ``"10m"`` or a number."""
+
+    @classmethod
+    def of(cls, value: object) -> "Duration":
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise InvalidInput("not a time", remediation='write it as "250ms", "2s" or "10m"')
+        seconds = parse_duration(value)
+        if seconds < 0.001:
+            raise InvalidInput("less than a millisecond", remediation="give at least 1ms")
+        return cls(seconds)
+
+    def __str__(self) -> str:
+        for size, unit in _TIMES:
+            if self >= size and self % size == 0:
+                return f"{int(self // size)}{unit}"
+        return f"{float(self):f}".rstrip("0").rstrip(".")
+
+
+class Name(str):
+    """Of a principal or an issuer, as the configuration may give it."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, value: object) -> "Name":
+        if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][\w.@-]{0,63}", value, re.A):
+            raise InvalidInput(
+                f"{value!r} is no name",
+                remediation="use at most 64 letters, digits, dots, dashes, @ and underscores",
+            )
+        return cls(value)
+
+
+class FilePath(str):
+    """Absolute; ``~`` is the daemon's home."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, value: object) -> "FilePath":
+        path = os.path.expanduser(value) if isinstance(value, str) else ""
+        if not path.startswith("/") or "\0" in path:
+            raise InvalidInput(f"{value!r} is no absolute path", remediation="write it as /a/b")
+        return cls(os.path.normpath(path))
+
+
+class Mode(int):
+    """A socket's permissions, as ``"0660"``."""
+
+    @classmethod
+    def of(cls, value: object) -> "Mode":
+        # A number would be read as decimal, and give other permissions than it shows.
+        if not isinstance(value, str) or not re.fullmatch(r"0?[0-7]{3}", value):
+            raise InvalidInput(f"{value!r} is no mode", remediation='write it as "0660"')
+        return cls(int(value, 8))
+
+    def __str__(self) -> str:
+        return f"{int(self):04o}"
+
+
+class Uid(str):
+    """A number, ``self`` (the daemon's own), a user's name, or ``*`` for all others."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, value: object) -> "Uid":
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 32:
+            return cls(value)
+        if isinstance(value, str) and re.fullmatch(r"\*|\d{1,10}|[a-z_][a-z0-9_.-]{0,31}", value):
+            return cls(value)
+        raise InvalidInput(
+            f"{value!r} is no user", remediation='give a uid, a user name, "self" or "*"'
+        )
+
+    def resolve(self) -> int | str:
+        """The uid, or ``*``. Raises InvalidInput for a user that is not there."""
+        if self == "*":
+            return "*"
+        if self == "self":
+            return os.geteuid()
+        if self.isdigit():
+            return int(self)
+        import pwd
+
+        try:
+            return pwd.getpwnam(self).pw_uid
+        except KeyError:
+            raise InvalidInput(f"there is no user {str(self)!r}") from None
+
+
+class Address(msgspec.Struct, frozen=True):
+    """``path`` of a unix socket, or ``host`` and ``port``."""
+
+    path: str = ""
+    host: str = ""
+    port: int = 0
+
+    @classmethod
+    def of(cls, value: object) -> "Address":
+        if not isinstance(value, str):
+            raise _no_address(value)
+        if value.startswith("unix:"):
+            return cls(path=_socket_path(value))
+        host, colon, port = value.rpartition(":")
+        if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+            raise _no_address(value)
+        if host.startswith("[") and host.endswith("]"):
+            return cls(host=_ip6(host[1:-1], value), port=int(port))
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,253}", host):
+            raise _no_address(value)
+        return cls(host=host, port=int(port))
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine reaches it: a unix socket, or a loopback address."""
+        if self.path or self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False  # a name: whatever it is today
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def _socket_path(value: str) -> str:
+    if value.startswith("unix:@"):
+        raise InvalidInput(
+            "an abstract socket has no permissions",
+            remediation="give a path: unix:/run/agentd.sock",
+        )
+    path = FilePath.of(value.removeprefix("unix:"))
+    if len(os.fsencode(path)) > _MAX_SUN_PATH:
+        raise InvalidInput(
+            f"a socket's path has at most {_MAX_SUN_PATH} bytes", remediation="give a shorter one"
+        )
+    return str(path)
+
+
+def _ip6(host: str, value: str) -> str:
+    try:
+        return str(ipaddress.IPv6Address(host))
+    except ValueError:
+        raise _no_address(value) from None
+
+
+def _no_address(value: object) -> InvalidInput:
+    return InvalidInput(
+        f"{value!r} is no address",
+        remediation="write it as unix:/path, 127.0.0.1:8443 or [::1]:8443",
+    )

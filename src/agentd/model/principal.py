@@ -1,0 +1,54 @@
+"""Who asks, and what they may do."""
+
+import msgspec
+
+from agentd.model.errors import Forbidden
+
+# What each allows; "admin" is all of them, and every principal's sandboxes.
+SCOPES = {
+    "run": "run commands in sandboxes of one's own",
+    "create": "create and end them",
+    "files": "write their files",
+    "read": "look at them: their state, output and files",
+    "ports": "connect to their ports",
+    "snapshot": "pause, snapshot and fork them",
+    "approve": "approve what a policy wants approved",
+    "keys": "make and revoke API keys of one's own",
+    "admin": "everything, and everybody's sandboxes",
+}
+ADMIN = "admin"
+
+
+class Principal(msgspec.Struct, frozen=True):
+    """One name, however it was proved; sandboxes belong to the name.
+
+    ``via`` is "peer", "key", "jwt", "mtls" or "local". ``credential`` says for the log which
+    key, token or certificate proved it; it is never a secret.
+    """
+
+    name: str
+    scopes: frozenset[str]
+    via: str
+    credential: str = ""
+
+    def may(self, scope: str) -> bool:
+        return scope in self.scopes or ADMIN in self.scopes
+
+    def require(self, scope: str) -> None:
+        """Raises Forbidden where it may not."""
+        if not self.may(scope):
+            held = ", ".join(sorted(self.scopes)) or "none"
+            raise Forbidden(
+                f"{self.name} lacks the scope {scope!r}",
+                cause=f"it has {held}",
+                remediation=f"use a credential with the scope {scope!r}",
+            )
+
+    def owns(self, owner: str) -> bool:
+        """Whether it may see and touch what belongs to the principal named ``owner``."""
+        return self.name == owner or ADMIN in self.scopes
+
+
+def local(name: str) -> Principal:
+    """Who runs the pipeline in a process of their own: may do all, as the kernel lets them."""
+    return Principal(name, frozenset((ADMIN,)), "local")

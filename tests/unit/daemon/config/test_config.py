@@ -1,0 +1,383 @@
+import os
+import tomllib
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentd.auth.jwt import ALGORITHMS
+from agentd.daemon import config
+from agentd.daemon.config import PROFILES, RELOADED, Config, Problem
+from agentd.daemon.config.problem import dotted
+from agentd.daemon.config.reader import known_keys
+from agentd.daemon.config.schema import LimitBounds
+from agentd.daemon.config.values import Algorithm, Isolation, Scope
+from agentd.model.errors import InvalidInput
+from agentd.model.isolation import IsolationLevel
+from agentd.model.limits import Limits
+from agentd.model.principal import SCOPES
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(text):
+        path = tmp_path / "agentd.toml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def one(problems):
+    (problem,) = problems
+    return problem
+
+
+# --- what is wrong, where, and what would be right ---
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key", "hint"),
+    [
+        ("[deamon]\nstate = '/x'\n", 1, "deamon", "did you mean 'daemon'?"),
+        ("\n[leases]\n\ndefualt = '5m'\n", 4, "leases.defualt", "did you mean 'default'?"),
+        ("leases.defualt = '5m'", 1, "leases.defualt", "did you mean 'default'?"),
+        ("leases = {\"default\" = '5m', mx = '9m'}", 1, "leases.mx", "did you mean 'max'?"),
+        (
+            "[[listen]]\naddress = '127.0.0.1:1'\n[[listen]]\naddress = 'unix:/x'\nmod = '0600'\n",
+            5,
+            "listen[1].mod",
+            "did you mean 'mode'?",
+        ),
+        ("[sandbox]\nmemory = '3G'\n", 2, "sandbox.memory", "'quotas.default.memory'?"),
+        ("[log]\nqqq = 1", 2, "log.qqq", "known: level, format"),
+        ("zzz = 1", 1, "zzz", "known: profile, daemon, listen"),
+        ("[sandbox]\nminimum = 'namespce'", 2, "sandbox.minimum", "did you mean 'namespace'?"),
+        ("[sandbox]\nminimum = 3", 2, "sandbox.minimum", "use one of: none, process"),
+        ("profile = 'sever'", 1, "profile", "did you mean 'server'?"),
+        ("profile = 7", 1, "profile", "use one of: workstation, server, paranoid"),
+        ("auth.peers = [{uid = 'self', scopes = ['runn']}]", 1, "auth.peers[0].scopes[0]", "'run'"),
+        ("[leases]\ndefault = '2 weeks'", 2, "leases.default", "write it as 250ms, 2s"),
+        ("[[pool]]\nmin = -1", 2, "pool[0].min", "0 or more"),
+        ("[[pool]]\nmin = true", 2, "pool[0].min", ""),
+        ("[[pool]]\nmin = 1.0", 2, "pool[0].min", ""),
+        ("[quotas.default]\nrequests = nan", 2, "quotas.default.requests", "0 or more"),
+        ("[auth.keys]\nenabled = 'yes'", 2, "auth.keys.enabled", ""),
+        ("[pool]\nmin = 1", 1, "pool", "write it as [[pool]]"),
+        ("log = 'debug'", 1, "log", "write it as [log]"),
+        ("quotas.principals = 1", 1, "quotas.principals", "write it as [quotas.principals]"),
+        ("sandbox.networks = 'none'", 1, "sandbox.networks", "in brackets"),
+        ("[[listen]]\nmode = '0600'", 1, "listen[0]", "it needs: address"),
+        ("[quotas.principals.'a b']\nsandbxes = 1", 2,
+         'quotas.principals."a b".sandbxes', "'sandboxes'"),
+        ("policy.bundle = 'x'", 1, "policy.bundle", "write it as /a/b"),
+        ("policy.sha256 = ''", 1, "policy.sha256", ""),
+        ('policy.sha256 = "\\u0000"', 1, "policy.sha256", ""),
+        ("[auth.keys\n", 1, "", ""),
+        ("a = 1\na = 2", 2, "", ""),
+        ("a = [", 1, "", ""),
+    ],
+)  # fmt: skip
+def test_a_wrong_key_is_named_with_its_line_and_the_nearest_right_one(file, text, line, key, hint):
+    problem = one(config.check(file(text), {}))
+    assert (problem.line, problem.key) == (line, key)
+    assert hint in problem.suggestion and problem.message
+
+
+def test_every_problem_is_told_at_once_in_the_order_of_the_file(file):
+    problems = config.check(file("[log]\nlevel = 'x'\nformt = 1\n[leases]\nmax = []\n"), {})
+    assert [(p.line, p.key) for p in problems] == [
+        (2, "log.level"),
+        (3, "log.formt"),
+        (5, "leases.max"),
+    ]
+
+
+@given(st.sampled_from(sorted(set(known_keys()))), st.data())
+def test_a_slip_of_the_pen_finds_its_way_back(key, data):
+    """A character that is doubled, in any key of a table, suggests the right key."""
+    *section, leaf = key.split(".")
+    if len(leaf) < 4 or "*" in key or any(f"{part}[" in ARRAYS for part in section):
+        return
+    at = data.draw(st.integers(0, len(leaf) - 1))
+    wrong = leaf[: at + 1] + leaf[at:]
+    layers = config.layers.Layers()
+    layers.tree = tree = {}
+    for part in section:
+        tree[part] = tree = {}
+    tree[wrong] = 1
+    typed = config.reader.Reader(layers.problem)
+    typed.read(layers.tree)
+    assert one(typed.problems).suggestion == f"did you mean {leaf!r}?"
+
+
+ARRAYS = "listen[peers[jwt[certificates[pool["
+
+
+# --- what must hold between settings ---
+
+TCP = "[[listen]]\naddress = '{}'\n"
+JWT = "[[auth.jwt]]\nname = 'a'\nissuer = 'i'\naudience = ['x']\nalgorithms = ['RS256']\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key", "message"),
+    [
+        ("listen = []", 1, "listen", "listens nowhere"),
+        (TCP.format("0.0.0.0:80"), 2, "listen[0].address", "in the clear"),
+        (TCP.format("agentd.example:80"), 2, "listen[0].address", "in the clear"),
+        ("daemon.insecure = true\n" + TCP.format("0.0.0.0:80") + "plain = true", 3,
+         "listen[0].address", "without a credential"),
+        ("auth.keys.enabled = false\n" + TCP.format("0.0.0.0:80") + "plain = true", 3,
+         "listen[0].address", "nobody could authenticate"),
+        ("auth.keys.enabled = false\n" + TCP.format("127.0.0.1:80"), 3, "listen[0].address",
+         "nobody could authenticate"),
+        (TCP.format("127.0.0.1:80") * 2, 4, "listen[1].address", "there twice"),
+        (TCP.format("127.0.0.1:80") + "group = 'x'", 3, "listen[0].group", "unix socket"),
+        (TCP.format("unix:/x") + "cert = '/bin/sh'", 1, "listen[0]", "has no TLS"),
+        (TCP.format("127.0.0.1:80") + "cert = '/bin/sh'", 3, "listen[0].cert", "needs 'key'"),
+        (TCP.format("127.0.0.1:80") + "client_ca = '/bin/sh'", 3, "listen[0].client_ca", "'cert'"),
+        (JWT, 1, "auth.jwt[0]", "from one place"),
+        (JWT + "jwks_url = 'http://x.example'", 6, "auth.jwt[0].jwks_url", "cannot be trusted"),
+        (JWT + "jwks_url = 'https://[x'", 6, "auth.jwt[0].jwks_url", "Invalid IPv6"),
+        (JWT + "jwks_file = '/absent/x'", 6, "auth.jwt[0].jwks_file", "no file '/absent/x'"),
+        (JWT + "jwks_file = '/'", 6, "auth.jwt[0].jwks_file", "is no file"),
+        (JWT.replace("['x']", "[]") + "jwks_url = 'https://x'", 4, "auth.jwt[0].audience", "empty"),
+        ("[[auth.peers]]\nuid = 'nobody-here'", 2, "auth.peers[0].uid", "no user"),
+        ("[[auth.peers]]\nuid = '*'\nprincipal = 'all'", 3, "auth.peers[0].principal", "one princ"),
+        ("[auth.keys]\nmax_ttl = '1h'\ndefault_ttl = '2h'", 3, "auth.keys.default_ttl", "max_ttl"),
+        ("[leases]\nmax = '1m'", 1, "leases", "is more than leases.max"),
+        ("limits.max.memory = '1G'\nlimits.default.memory = '2G'", 2, "limits.default.memory",
+         "is more than limits.max.memory"),
+        ("journal.total = '1M'", 1, "journal", "is more than journal.total"),
+        ("[[pool]]\nmin = 9", 2, "pool[0].min", "is more than max"),
+        ("[[pool]]\nisolation = 'process'", 2, "pool[0].isolation", "less than sandbox.minimum"),
+        ("policy.sha256 = 'ab'", 1, "policy.sha256", "no SHA-256"),
+        ("policy.bundle = '/absent/x'", 1, "policy.bundle", "no file"),
+    ],
+)  # fmt: skip
+def test_settings_that_do_not_go_together(file, text, line, key, message):
+    problem = one(config.check(file(text), {}))
+    assert message in problem.message
+    # What only the other setting says is shown where the section begins.
+    assert (problem.line, problem.key.startswith(key)) == (line, True)
+
+
+def test_issuers_are_told_apart(file):
+    text = JWT + "jwks_url = 'https://x'\n" + JWT.replace("'i'", "'j'") + "jwks_url = 'https://x'"
+    assert one(config.check(file(text), {})).key == "auth.jwt[1].name"
+
+
+def test_certificates_need_a_listener_that_asks_for_them(file):
+    text = "[[auth.certificates]]\nmatch = 'ci'\nprincipal = 'ci'\n"
+    assert [p.key for p in config.check(file(text), {})] == [
+        "auth.certificates",
+        "auth.certificates[0].match",
+    ]
+
+
+@pytest.fixture
+def tls(tmp_path):
+    for name in ("cert", "key", "ca"):
+        (tmp_path / name).write_text("")
+        (tmp_path / name).chmod(0o640)
+    return (
+        f"[[listen]]\naddress = '0.0.0.0:8443'\ncert = '{tmp_path}/cert'\n"
+        f"key = '{tmp_path}/key'\nclient_ca = '{tmp_path}/ca'\n"
+    )
+
+
+def test_tls_and_a_way_to_authenticate_make_the_network_fine(file, tls):
+    certificates = "[[auth.certificates]]\nmatch = 'dns:ci'\nprincipal = 'ci'\n"
+    assert config.check(file(tls), {}) == []
+    assert config.check(file("auth.keys.enabled = false\n" + tls + certificates), {}) == []
+    one(config.check(file("auth.keys.enabled = false\n" + tls), {}))
+    # Certificates let nobody in where none is asked for.
+    beside = "auth.keys.enabled = false\n" + tls + TCP.format("127.0.0.1:80") + certificates
+    assert one(config.check(file(beside), {})).key == "listen[1].address"
+
+
+def test_a_private_key_is_private(file, tls, tmp_path):
+    (tmp_path / "key").chmod(0o644)
+    assert "private key" in one(config.check(file(tls), {})).message
+
+
+def test_insecure_is_for_loopback(file):
+    text = "daemon.insecure = true\nauth.keys.enabled = false\n" + TCP.format("127.0.0.1:80")
+    assert config.check(file(text), {}) == []
+
+
+# --- files ---
+
+
+def test_what_is_no_file_is_a_problem(tmp_path, file):
+    assert "No such file" in one(config.check(str(tmp_path / "absent"), {})).message
+    assert "Is a directory" in one(config.check(str(tmp_path), {})).message
+    (tmp_path / "latin").write_bytes(b"a = 1\nb = '\xe4'\n")
+    assert one(config.check(str(tmp_path / "latin"), {})) == Problem(2, "", "not UTF-8")
+    (tmp_path / "huge").write_text("#" * (config.MAX_BYTES + 1))
+    assert "bytes" in one(config.check(str(tmp_path / "huge"), {})).message
+    deep = file("a = " + "[" * 5000 + "]" * 5000)
+    assert one(config.check(deep, {})).message
+
+
+def test_a_file_that_everybody_may_write_is_no_configuration(file):
+    path = file("")
+    os.chmod(path, 0o646)  # noqa: S103
+    assert "everybody may write" in one(config.check(path, {})).message
+
+
+def test_where_the_file_is_looked_for(tmp_path):
+    env = {"XDG_CONFIG_HOME": str(tmp_path)}
+    assert config.find(env, 1000) in (None, "/etc/agentd/agentd.toml")
+    (tmp_path / "agentd").mkdir()
+    (tmp_path / "agentd/agentd.toml").write_text("")
+    assert config.find(env, 1000) == f"{tmp_path}/agentd/agentd.toml"
+    assert config.find(env, 0) in (None, "/etc/agentd/agentd.toml")
+    assert config.find(env | {"AGENTD_CONFIG": "/x"}, 0) == "/x"
+
+
+# --- layers ---
+
+
+def test_the_layers_stand_above_each_other(file):
+    path = file("profile = 'server'\n[log]\nlevel = 'debug'\n[leases]\ndefault = '5m'\n")
+    env = {"AGENTD_LEASES__DEFAULT": "6m", "AGENTD_DAEMON__STATE": "/env"}
+    found = config.load(path, env, [(("daemon", "state"), "/option")])
+    assert found.log.level == "debug" and found.log.format == "json"
+    assert (found.leases.default, found.leases.max) == (360, 86400)
+    assert found.daemon.state == "/option" and found.profile == "server"
+
+
+def test_an_array_takes_the_place_of_the_presets(file):
+    found = config.load(file("[[listen]]\naddress = '127.0.0.1:80'\n"), {})
+    assert [str(listen.address) for listen in found.listen] == ["127.0.0.1:80"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "get", "expected"),
+    [
+        ("AGENTD_LOG__LEVEL", "debug", lambda c: c.log.level, "debug"),
+        ("AGENTD_HTTP__CONNECTIONS", "7", lambda c: c.http.connections, 7),
+        ("AGENTD_DAEMON__DRAIN", "2.5", lambda c: c.daemon.drain, 2.5),
+        ("AGENTD_DAEMON__DRAIN", '"9s"', lambda c: c.daemon.drain, 9),
+        ("AGENTD_METRICS__ENABLED", "false", lambda c: c.metrics.enabled, False),
+        ("AGENTD_SANDBOX__BACKENDS", '["linux"]', lambda c: c.sandbox.backends, ("linux",)),
+        ("AGENTD_LISTEN__0__MODE", '"0660"', lambda c: c.listen[0].mode, 0o660),
+        ("AGENTD_SANDBOX__NETWORKS__1", "none", lambda c: c.sandbox.networks, ("none", "none")),
+        ("AGENTD_AUTH__KEYS__MAX_TTL", "none", lambda c: c.auth.keys.max_ttl, None),
+        ("AGENTD_QUOTAS__PRINCIPALS__CI__BURST", "3",
+         lambda c: c.quotas.principals["ci"].burst, 3),
+        ("AGENTD_PROFILE", "paranoid", lambda c: c.sandbox.minimum, "microvm"),
+    ],
+)  # fmt: skip
+def test_a_variable_stands_above_the_file(name, value, get, expected):
+    assert get(config.load(None, {name: value})) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "hint"),
+    [
+        ("AGENTD_LOG__LEVL", "debug", "did you mean 'level'?"),
+        ("AGENTD_LOG__LEVEL", "dbug", "did you mean 'debug'?"),
+        ("AGENTD_LOG__LEVEL", "debug\nformat = 'json'", "use one of"),
+        ("AGENTD_LOG__LEVEL", "'debug'\nformat = 'json'", "use one of"),
+        ("AGENTD_LGO__LEVEL", "debug", "did you mean 'log'?"),
+        ("AGENTD_LISTEN__7__MODE", "x", "nothing at"),
+        ("AGENTD_LOG__LEVEL__X", "1", "write it as [log.level]"),
+        ("AGENTD_LOG__", "1", "nothing at"),
+        ("AGENTD_PROFILE", "severe", "did you mean 'server'?"),
+    ],
+)
+def test_a_wrong_variable_is_named(name, value, hint):
+    problem = one(config.check(None, {name: value}))
+    assert (problem.line, problem.key) == (0, name)
+    assert hint in problem.suggestion or name == "AGENTD_LOG__LEVEL__X"
+
+
+def test_other_variables_are_none_of_the_configuration():
+    env = {"AGENTD_URL": "x", "AGENTD_API_KEY": "y", "AGENTD_DEBUG": "1", "OTHER__X": "1"}
+    assert config.load(None, env) == config.load(None, {})
+
+
+def test_a_wrong_configuration_is_not_loaded(file):
+    with pytest.raises(InvalidInput) as caught:
+        config.load(file("[log]\nlevl = 1\nformat = 2\n"), {})
+    assert "line 2: log.levl" in caught.value.cause and "line 3: log.format" in caught.value.cause
+
+
+# --- profiles, and the configuration as text ---
+
+
+@pytest.mark.parametrize("profile", sorted(PROFILES))
+@pytest.mark.parametrize("uid", [0, 1000])
+def test_a_profile_is_right_and_reads_back(profile, uid, file, monkeypatch):
+    monkeypatch.setattr("agentd.daemon.config.os.geteuid", lambda: uid)
+    env = {"AGENTD_PROFILE": profile, "HOME": "/home/x"}
+    found = config.load(None, env)
+    assert config.load(file(config.render(found)), {}) == found
+    assert (
+        config.load(file(config.render(found, config.read(None, env).layers.source)), {}) == found
+    )
+    assert all(listen.address.path for listen in found.listen)
+
+
+def test_nothing_that_is_strange_is_lost_in_the_text(file):
+    text = (
+        'quotas.principals."a\\"b \\u007f ü.c" = {sandboxes = 3, memory = 15, cpu_seconds = 1e3}\n'
+        "[[auth.jwt]]\nname = 'a'\nissuer = 'i\\\"'\naudience = ['x', '#y']\n"
+        "algorithms = ['RS256']\njwks_url = 'https://x'\ngrants = {'a b' = ['run'], 'ü' = []}\n"
+    )
+    found = config.load(file(text), {})
+    assert found.quotas.principals['a"b \x7f ü.c'].sandboxes == 3
+    assert config.load(file(config.render(found)), {}) == found
+
+
+def test_the_text_says_where_each_setting_is_from(file):
+    path = file("profile = 'server'\n\nlog.level = 'debug'\n")
+    found = config.read(path, {"AGENTD_LEASES__MAX": "1h"}, [(("daemon", "state"), "/x")])
+    said = {
+        line.split(" = ")[0]: line.rpartition("  # ")[2]
+        for line in config.render(found.config, found.layers.source).splitlines()
+    }
+    assert said["profile"] == "line 1" and said["log.level"] == "line 3"
+    assert said["log.format"] == "profile" and said["leases.default"] == "default"
+    assert said["leases.max"] == "AGENTD_LEASES__MAX" and said["daemon.state"] == "command line"
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8"), max_size=5), min_size=1, max_size=4))
+def test_a_dotted_key_is_what_toml_reads(path):
+    tree = tomllib.loads(f"{dotted(path)} = 1")
+    for key in path:
+        tree = tree[key]
+    assert tree == 1
+
+
+# --- reload ---
+
+
+def test_a_reload_takes_over_what_it_can(file):
+    old = config.load(file("log.level = 'info'"), {})
+    new = config.load(file("log.level = 'debug'\ndaemon.state = '/x'\nhttp.body = '1M'"), {})
+    assert config.changes(old, new) == (("log.level",), ("daemon.state", "http.body"))
+    assert config.changes(old, old) == ((), ())
+    quota = config.load(file("quotas.principals.ci.burst = 1"), {})
+    assert all(key.startswith("quotas.principals") for key in config.changes(old, quota).reloaded)
+
+
+def test_the_sections_that_are_reloaded_are_there():
+    assert set(RELOADED) < {field.name for field in msgspec.structs.fields(Config)}
+
+
+# --- what the schema repeats of the model ---
+
+
+def test_the_schema_and_the_model_agree():
+    assert set(Scope.__args__) == SCOPES.keys()
+    assert Algorithm.__args__ == ALGORITHMS
+    assert Isolation.__args__ == tuple(level.label for level in sorted(IsolationLevel))
+    bounds = LimitBounds().default
+    assert set(bounds.__struct_fields__) == set(Limits.__struct_fields__)
+    assert bounds.limits() == Limits()
+    assert Config().sandbox.level is IsolationLevel.NAMESPACE
