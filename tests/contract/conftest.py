@@ -44,6 +44,12 @@ class Kind:
     name: str
     confined: bool = False
     namespaces: bool = False
+    machine: bool = False  # a kernel of its own
+
+    @property
+    def apart(self) -> bool:
+        """Whether nothing of the host's is within reach."""
+        return self.confined or self.machine
 
 
 KINDS = {
@@ -51,6 +57,7 @@ KINDS = {
     "host": Kind("host"),
     "landlock": Kind("landlock", confined=True),
     "linux": Kind("linux", confined=True, namespaces=True),
+    "qemu": Kind("qemu", machine=True),
 }
 
 # --- the fake ---

@@ -121,7 +121,7 @@ def test_processes_are_bounded(make: Callable[..., Sandbox]) -> None:
 
 def test_disk_is_bounded(make: Callable[..., Sandbox]) -> None:
     sandbox = _create(make, disk="4M")
-    result = sandbox.run("head -c 8000000 /dev/zero > big")
+    result = sandbox.run("dd if=/dev/zero of=big bs=1000 count=8000")
     assert result.status == "failed"
     assert b"No space left" in result.stderr
     assert result.cause.code is CauseCode.DISK_FULL

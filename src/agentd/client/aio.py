@@ -2,13 +2,13 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, Unpack
 
 from agentd.client import build
-from agentd.client.build import Command, Time
+from agentd.client.build import Command, ExecOptions, SandboxOptions
 from agentd.client.files import Files
 from agentd.client.sandbox import Chunk, CommandFailed, Sandbox
 from agentd.model.enforcement import Enforcement
@@ -16,7 +16,8 @@ from agentd.model.result import Result, SandboxInfo
 from agentd.model.spec import ExecRequest, Pty
 
 if TYPE_CHECKING:
-    from agentd.client.embedded import Execution
+    from agentd.client.embedded import Execution, Snapshot
+    from agentd.transport.files import Change
 
 # Commands and file operations of one sandbox at the same time; more of them wait their turn.
 MAX_THREADS = 16
@@ -117,7 +118,7 @@ class AsyncProcess:
 
 
 class AsyncFiles:
-    """The methods of Files as coroutines; ``watch`` and ``read_iter`` are on the sync one only."""
+    """The methods of Files as coroutines; ``read_iter`` and ``watch`` for ``async for``."""
 
     def __init__(self, sandbox: "AsyncSandbox", files: Files) -> None:
         self._sandbox = sandbox
@@ -129,7 +130,16 @@ class AsyncFiles:
     async def read_text(self, path: str, encoding: str = "utf-8") -> str:
         return await self._sandbox._call(partial(self._files.read_text, path, encoding))
 
-    async def write(self, path: str, data: bytes | str, **options: Any) -> int:
+    def read_iter(self, path: str) -> AsyncIterator[bytes]:
+        return self._each(partial(self._files.read_iter, path))
+
+    def watch(self, path: str, *, recursive: bool = False) -> "AsyncIterator[Change]":
+        """Changes, with ``kind`` and ``path``, until it is left; it holds one of the threads."""
+        return self._each(partial(self._files.watch, path, recursive=recursive))
+
+    async def write(
+        self, path: str, data: bytes | str | Iterable[bytes] | BinaryIO, **options: Any
+    ) -> int:
         return await self._sandbox._call(partial(self._files.write, path, data, **options))
 
     async def list(self, path: str) -> Any:
@@ -147,6 +157,17 @@ class AsyncFiles:
     async def remove(self, path: str, **options: Any) -> None:
         await self._sandbox._call(partial(self._files.remove, path, **options))
 
+    async def _each(self, begin: Callable[..., Iterator[T]]) -> AsyncIterator[T]:
+        """Its items, each waited for on a thread; cancelling the wait ends it."""
+        wake = _Wake()
+        items = begin(wake=wake.fd)
+        try:
+            while (item := await self._sandbox._call(partial(next, items, None), wake)) is not None:
+                yield item
+        finally:
+            items.close()  # type: ignore[attr-defined]  # a generator
+            wake.close()
+
 
 class AsyncSandbox:
     """Made by ``await AsyncSandbox.create(...)``, with the arguments of ``Sandbox.create``."""
@@ -156,14 +177,14 @@ class AsyncSandbox:
         self._pool = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix=sandbox.id)
 
     @classmethod
-    async def create(cls, **options: Any) -> "AsyncSandbox":
-        future = asyncio.ensure_future(asyncio.to_thread(partial(Sandbox.create, **options)))
-        try:
-            return cls(await asyncio.shield(future))
-        except asyncio.CancelledError:
-            # It is being built already: let it come up, then end it.
-            future.add_done_callback(_discard)
-            raise
+    async def create(
+        cls,
+        *,
+        snapshot: "Snapshot | str | os.PathLike[str] | None" = None,
+        **options: Unpack[SandboxOptions],
+    ) -> "AsyncSandbox":
+        create = partial(Sandbox.create, snapshot=snapshot, **options)
+        return cls(*await _made(lambda: [create()]))
 
     @property
     def id(self) -> str:
@@ -185,16 +206,12 @@ class AsyncSandbox:
         self,
         cmd: Command,
         *,
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
         stdin: bytes | str | None = None,
-        timeout: Time = None,
         check: bool = False,
+        **options: Unpack[ExecOptions],
     ) -> Result:
         """As Sandbox.run; cancelling it kills the command."""
-        request = build.exec_request(
-            cmd, cwd=cwd, env=env, stdin=stdin is not None, timeout=timeout
-        )
+        request = build.exec_request(cmd, stdin=stdin is not None, **options)
         data = stdin.encode() if isinstance(stdin, str) else stdin or b""
         wake = _Wake()
         try:
@@ -209,19 +226,15 @@ class AsyncSandbox:
         self,
         cmd: Command,
         *,
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
         stdin: bool = False,
         pty: Pty | tuple[int, int] | None = None,
-        timeout: Time = None,
+        **options: Unpack[ExecOptions],
     ) -> AsyncProcess:
         terminal = Pty(*pty) if isinstance(pty, tuple) else pty
-        request = build.exec_request(
-            cmd, cwd=cwd, env=env, stdin=stdin, pty=terminal, timeout=timeout
-        )
+        request = build.exec_request(cmd, stdin=stdin, pty=terminal, **options)
         return AsyncProcess(self, await self._call(partial(self._sandbox._begin, request)))
 
-    async def stream(self, cmd: Command, **options: Any) -> AsyncIterator[Chunk]:
+    async def stream(self, cmd: Command, **options: Unpack[ExecOptions]) -> AsyncIterator[Chunk]:
         """Its output as it comes; leaving the loop early kills the command."""
         async with await self.start(cmd, **options) as process:
             async for chunk in process:
@@ -232,6 +245,19 @@ class AsyncSandbox:
 
     async def apply(self) -> None:
         await self._call(self._sandbox.apply)
+
+    async def pause(self) -> None:
+        await self._call(self._sandbox.pause)
+
+    async def resume(self) -> None:
+        await self._call(self._sandbox.resume)
+
+    async def snapshot(self, path: str | os.PathLike[str] | None = None) -> "Snapshot":
+        return await self._call(partial(self._sandbox.snapshot, path))
+
+    async def fork(self, count: int = 1) -> "list[AsyncSandbox]":
+        made = await _made(partial(self._sandbox.fork, count))
+        return [type(self)(sandbox) for sandbox in made]
 
     async def ping(self) -> dict[str, object]:
         return await self._call(self._sandbox.ping)
@@ -282,6 +308,17 @@ class AsyncSandbox:
             raise
 
 
-def _discard(future: "asyncio.Future[Sandbox]") -> None:
+async def _made(make: Callable[[], list[Sandbox]]) -> list[Sandbox]:
+    """What ``make`` makes on a thread. Cancelled, it still comes up, and is then ended."""
+    future = asyncio.ensure_future(asyncio.to_thread(make))
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        future.add_done_callback(_discard)
+        raise
+
+
+def _discard(future: "asyncio.Future[list[Sandbox]]") -> None:
     if not future.cancelled() and future.exception() is None:
-        future.result().close()
+        for sandbox in future.result():
+            sandbox.close()

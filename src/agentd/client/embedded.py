@@ -8,10 +8,12 @@ from agentd.model.isolation import IsolationLevel
 
 if TYPE_CHECKING:
     # "as": re-exported, for the annotations of the rest of the client.
+    from agentd.daemon.config import Read
     from agentd.daemon.doctor import Finding
     from agentd.daemon.execution import Execution as Execution  # noqa: PLC0414
     from agentd.daemon.pipeline import Pipeline as Pipeline  # noqa: PLC0414
     from agentd.sandbox.manager import SandboxHandle as SandboxHandle  # noqa: PLC0414
+    from agentd.sandbox.snapshots import Snapshot as Snapshot  # noqa: PLC0414
 
 _lock = threading.Lock()
 _shared: "Pipeline | None" = None
@@ -51,6 +53,20 @@ def shared() -> "Pipeline":
         return _shared
 
 
+def load_snapshot(snapshot: "Snapshot | str | os.PathLike[str]") -> "Snapshot":
+    """What lies at a path. Raises InvalidInput, SandboxError."""
+    from agentd.sandbox import snapshots
+
+    return snapshot if isinstance(snapshot, snapshots.Snapshot) else snapshots.load(snapshot)
+
+
+def verify_snapshot(snapshot: "Snapshot") -> None:
+    """Raises SandboxError unless its files are those that were written."""
+    from agentd.sandbox import snapshots
+
+    snapshots.verify(snapshot)
+
+
 def principal() -> str:
     """Whoever runs this process: the kernel has authenticated them already."""
     return f"uid:{os.geteuid()}"
@@ -61,3 +77,14 @@ def doctor() -> "tuple[list[Finding], dict[str, object]]":
     from agentd.daemon import doctor
 
     return doctor.findings(), doctor.machine()
+
+
+def read_config(path: str | None) -> "tuple[str | None, Read]":
+    """The daemon's configuration as this process would have it, and the file it is from.
+
+    Without ``path`` the file is the usual one, or none where there is none.
+    """
+    from agentd.daemon import config
+
+    where = path or config.find(os.environ)
+    return where, config.read(where)

@@ -17,8 +17,9 @@ class Files:
         """At most 256 MiB at once; ``read_iter`` has no bound."""
         return bytes(self._files.read(path, offset, length))
 
-    def read_iter(self, path: str) -> Iterator[bytes]:
-        yield from self._files.read_iter(path)
+    def read_iter(self, path: str, *, wake: int = -1) -> Iterator[bytes]:
+        """The bytes as they come; a readable descriptor ``wake`` ends them early."""
+        yield from self._files.read_iter(path, wake=wake)
 
     def read_text(self, path: str, encoding: str = "utf-8") -> str:
         return self.read(path).decode(encoding)
@@ -53,6 +54,6 @@ class Files:
     def remove(self, path: str, *, recursive: bool = False) -> None:
         self._files.remove(path, recursive=recursive)
 
-    def watch(self, path: str, *, recursive: bool = False) -> "Iterator[Change]":
-        """Changes, with ``kind`` and ``path``, until the iterator is closed."""
-        yield from self._files.watch(path, recursive=recursive)
+    def watch(self, path: str, *, recursive: bool = False, wake: int = -1) -> "Iterator[Change]":
+        """Changes, with ``kind`` and ``path``, until it is closed or ``wake`` becomes readable."""
+        yield from self._files.watch(path, recursive=recursive, wake=wake)

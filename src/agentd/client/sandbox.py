@@ -3,21 +3,19 @@
 import os
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Unpack
 
 from agentd.client import build
-from agentd.client.build import Command, Size, Time
+from agentd.client.build import Command, ExecOptions, SandboxOptions
 from agentd.client.files import Files
 from agentd.model.enforcement import Enforcement
 from agentd.model.errors import AgentdError, InvalidInput, Refused
-from agentd.model.isolation import IsolationLevel
-from agentd.model.mount import Mount
 from agentd.model.result import Result, SandboxInfo
 from agentd.model.spec import ExecRequest, Pty
 
 if TYPE_CHECKING:
-    from agentd.client.embedded import Execution, Pipeline, SandboxHandle
+    from agentd.client.embedded import Execution, Pipeline, SandboxHandle, Snapshot
 
 
 class CommandFailed(AgentdError):
@@ -122,47 +120,24 @@ class Sandbox:
     def create(
         cls,
         *,
-        isolation: str | IsolationLevel | None = None,
-        backend: str | None = None,
-        memory: Size = None,
-        cpus: float | str | None = None,
-        pids: int | str | None = None,
-        disk: Size = None,
-        open_files: int | str | None = None,
-        output: Size = None,
-        timeout: Time = None,
-        workspace: str | os.PathLike[str] | None = None,
-        mounts: Iterable[str | Mount] = (),
-        net: str = "none",
-        user: str | int | None = None,
-        env: Mapping[str, str] | None = None,
+        snapshot: "Snapshot | str | os.PathLike[str] | None" = None,
+        **options: Unpack[SandboxOptions],
     ) -> "Sandbox":
-        """A sandbox that is ready.
+        """A sandbox that is ready; ``SandboxOptions`` has what may be asked for.
 
-        ``isolation`` is the least that will do: "namespace" unless a ``backend`` is named. Sizes
-        are bytes or "256M", times seconds or "2s"; ``workspace`` is "PATH[:ro|rw|cow]", a mount
-        "SRC:DST[:ro|rw]". Raises InvalidInput, Refused, SandboxError.
+        From a ``snapshot``, or the path it was kept at, it comes up as that sandbox was, and only
+        ``env``, ``timeout`` and ``output`` may be given. Raises InvalidInput, Refused,
+        SandboxError.
         """
         from agentd.client import embedded
 
-        spec = build.sandbox_spec(
-            isolation=isolation,
-            backend=backend,
-            memory=memory,
-            cpus=cpus,
-            pids=pids,
-            disk=disk,
-            open_files=open_files,
-            output=output,
-            timeout=timeout,
-            workspace=workspace,
-            mounts=mounts,
-            net=net,
-            user=user,
-            env=env,
-        )
         pipeline, principal = embedded.shared(), embedded.principal()
-        return cls(pipeline, pipeline.open(principal, spec), principal)
+        if snapshot is None:
+            spec = build.sandbox_spec(**options)
+            return cls(pipeline, pipeline.open(principal, spec), principal)
+        kept = embedded.load_snapshot(snapshot)
+        spec = build.restored_spec(kept.spec, **options)
+        return cls(pipeline, pipeline.open(principal, spec, kept), principal)
 
     @property
     def id(self) -> str:
@@ -186,17 +161,15 @@ class Sandbox:
         self,
         cmd: Command,
         *,
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
         stdin: bytes | str | None = None,
-        timeout: Time = None,
         check: bool = False,
+        **options: Unpack[ExecOptions],
     ) -> Result:
         """Run to its end, output captured; a plain string is run by ``sh -c``.
 
         A command that fails is a Result like any other, unless ``check``: then CommandFailed.
         """
-        request = build.exec_request(cmd, cwd=cwd, env=env, timeout=timeout)
+        request = build.exec_request(cmd, **options)
         data = stdin.encode() if isinstance(stdin, str) else stdin or b""
         result = self._pipeline.execute(self._principal, self._handle, request, data)
         if check and result.status != "ok":
@@ -204,16 +177,10 @@ class Sandbox:
         return result
 
     def stream(
-        self,
-        cmd: Command,
-        *,
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        stdin: bytes | str | None = None,
-        timeout: Time = None,
+        self, cmd: Command, *, stdin: bytes | str | None = None, **options: Unpack[ExecOptions]
     ) -> Process:
         """Its output as it comes: iterate over the chunks, then ``result``."""
-        process = self.start(cmd, cwd=cwd, env=env, stdin=stdin is not None, timeout=timeout)
+        process = self.start(cmd, stdin=stdin is not None, **options)
         if stdin is not None:
             process.write(stdin)
             process.close_stdin()
@@ -223,18 +190,13 @@ class Sandbox:
         self,
         cmd: Command,
         *,
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
         stdin: bool = False,
         pty: Pty | tuple[int, int] | None = None,
-        timeout: Time = None,
+        **options: Unpack[ExecOptions],
     ) -> Process:
         """Begin a command and return at once. ``pty`` is a Pty or (rows, columns)."""
         terminal = Pty(*pty) if isinstance(pty, tuple) else pty
-        request = build.exec_request(
-            cmd, cwd=cwd, env=env, stdin=stdin, pty=terminal, timeout=timeout
-        )
-        return Process(self._begin(request))
+        return Process(self._begin(build.exec_request(cmd, stdin=stdin, pty=terminal, **options)))
 
     def _begin(self, request: ExecRequest, capture: bool = False) -> "Execution":
         return self._pipeline.start(self._principal, self._handle, request, capture)
@@ -246,6 +208,31 @@ class Sandbox:
     def apply(self) -> None:
         """Write the changes of a copy-on-write workspace to the host's directory."""
         self._overlay().apply()
+
+    def pause(self) -> None:
+        """Nothing in it runs until ``resume``; the time of its commands goes on.
+
+        Raises Refused where its wall cannot, as with all of the following.
+        """
+        self._pipeline.pause(self._handle)
+
+    def resume(self) -> None:
+        self._pipeline.resume(self._handle)
+
+    def snapshot(self, path: str | os.PathLike[str] | None = None) -> "Snapshot":
+        """Its state as it is now, for ``create(snapshot=...)``; it goes on running.
+
+        Kept at ``path`` until it is deleted; without one, for as long as this process lives. What
+        runs in the background stands still meanwhile, and goes on here and in every copy; what is
+        asked of the sandbox meanwhile waits. Raises SandboxError while a command that was started
+        from here has not ended: its stream would not survive.
+        """
+        return self._pipeline.snapshot(self._handle, None if path is None else os.fspath(path))
+
+    def fork(self, count: int = 1) -> "list[Sandbox]":
+        """So many copies as it is now, 64 at most: all of them, or none and an error."""
+        made = self._pipeline.fork(self._principal, self._handle, count)
+        return [type(self)(self._pipeline, handle, self._principal) for handle in made]
 
     def ping(self) -> dict[str, object]:
         """What the agent inside answers. Raises BackendLost when it is gone."""

@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.errors import BackendLost, GuestError
@@ -10,6 +11,11 @@ from agentd.model.result import Exit, Result, Timing, Usage
 from agentd.model.spec import ExecRequest
 from agentd.sandbox.manager import SandboxHandle
 from agentd.transport.core import Chunk
+from agentd.transport.running import NeverRan, SpawnFailed
+
+if TYPE_CHECKING:
+    from agentd.transport.guest import Guest
+    from agentd.transport.running import Running
 
 # A wall that dies takes its agent's stream along first; the process itself follows.
 _DEATH_SECONDS = 1.0
@@ -20,7 +26,11 @@ _START_SECONDS = 0.0003
 class Execution:
     """A running command. One thread drives it; ``close`` kills what has not ended."""
 
-    def __init__(self, handle: SandboxHandle, request: ExecRequest, capture: bool) -> None:
+    def __init__(
+        self,
+        handle: SandboxHandle,
+        begin: "Callable[[Guest], Running]",
+    ) -> None:
         self.request_id = "req-" + os.urandom(8).hex()
         self._handle = handle
         fresh = bool(handle.unreported_ms)
@@ -28,7 +38,13 @@ class Execution:
         self._lost: Exit | None = None
         # The first command waited for the sandbox; those after it found it ready.
         self._setup_ms, handle.unreported_ms = handle.unreported_ms, 0.0
-        self.running = handle.guest.start(request, capture=capture)
+        guest = handle.begin_command()
+        self._open = True
+        try:
+            self.running = begin(guest)
+        except BaseException:
+            self._end()
+            raise
         # A sandbox that has run nothing has met no limit. Otherwise they are read while the agent
         # is busy starting the command, unless we were held up and it may have met one already.
         sent = time.monotonic()
@@ -36,6 +52,28 @@ class Execution:
         if time.monotonic() - sent < _START_SECONDS:
             handle.counters = counters
         self._before = handle.counters
+
+    @classmethod
+    def of(cls, handle: SandboxHandle, request: ExecRequest, *, capture: bool) -> "Execution":
+        """One whose output and end come by a stream of ours: it ends with that."""
+        return cls(handle, lambda guest: guest.start(request, capture=capture))
+
+    @classmethod
+    def detached(cls, handle: SandboxHandle, request: ExecRequest) -> "Execution":
+        """One that goes on without us; ``request.tag`` finds it again."""
+
+        def begin(guest: "Guest") -> "Running":
+            try:
+                return guest.attach(guest.start_detached(request))
+            except SpawnFailed as failure:
+                return NeverRan(failure.exit)
+
+        return cls(handle, begin)
+
+    @classmethod
+    def attached(cls, handle: SandboxHandle, tag: str, place: tuple[int, int]) -> "Execution":
+        """A detached one of before, from those bytes of stdout and stderr on."""
+        return cls(handle, lambda guest: guest.attach(tag, place))
 
     @property
     def exit(self) -> Exit | None:
@@ -100,6 +138,12 @@ class Execution:
 
     def close(self) -> None:
         self.running.close()
+        self._end()
+
+    def _end(self) -> None:
+        if self._open:
+            self._open = False
+            self._handle.end_command()
 
     def __enter__(self) -> "Execution":
         return self

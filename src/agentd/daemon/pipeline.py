@@ -2,14 +2,18 @@
 
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
 from agentd.daemon.execution import Execution
+from agentd.model.errors import InvalidInput
 from agentd.model.result import Result
 from agentd.model.spec import ExecRequest, SandboxSpec
-from agentd.sandbox.manager import Manager, SandboxHandle
+from agentd.sandbox.manager import MAX_FORKS, Manager, SandboxHandle
+
+if TYPE_CHECKING:
+    from agentd.sandbox.snapshots import Snapshot
 
 Principal = str
 Asked = TypeVar("Asked", SandboxSpec, ExecRequest)
@@ -24,9 +28,35 @@ class Pipeline:
         self.manager = manager
         self._steps = steps
 
-    def open(self, principal: Principal, spec: SandboxSpec) -> SandboxHandle:
-        """Raises Refused, InvalidInput and SandboxError; nothing is left behind then."""
-        return self.manager.create(self._admit(principal, spec))
+    def open(
+        self, principal: Principal, spec: SandboxSpec, snapshot: "Snapshot | None" = None
+    ) -> SandboxHandle:
+        """A new sandbox, or one as a snapshot has it.
+
+        Raises Refused, InvalidInput and SandboxError; nothing is left behind then.
+        """
+        admitted = self._admit(principal, spec)
+        if snapshot is None:
+            return self.manager.create(admitted)
+        return self.manager.restore(admitted, snapshot)
+
+    def fork(self, principal: Principal, handle: SandboxHandle, count: int) -> list[SandboxHandle]:
+        """So many copies of it as it is now, each admitted by itself; all of them or none."""
+        if not 1 <= count <= MAX_FORKS:
+            raise InvalidInput(
+                f"cannot fork {count} sandboxes", remediation=f"give 1 to {MAX_FORKS}"
+            )
+        specs = [self._admit(principal, handle.spec) for _ in range(count)]
+        return self.manager.fork(handle, specs)
+
+    def snapshot(self, handle: SandboxHandle, path: str | None = None) -> "Snapshot":
+        return self.manager.snapshot(handle, path)
+
+    def pause(self, handle: SandboxHandle) -> None:
+        self.manager.pause(handle)
+
+    def resume(self, handle: SandboxHandle) -> None:
+        self.manager.resume(handle)
 
     def execute(
         self, principal: Principal, handle: SandboxHandle, request: ExecRequest, stdin: bytes = b""
@@ -45,13 +75,17 @@ class Pipeline:
         handle: SandboxHandle,
         request: ExecRequest,
         capture: bool = False,
+        detached: bool = False,
     ) -> Execution:
         """A command whose stdin the caller feeds, and whose output it takes as it comes.
 
-        ``capture`` keeps the output for the Result instead, 64 MiB a stream unless limited.
+        ``capture`` keeps the output for the Result instead, 64 MiB a stream unless limited. A
+        ``detached`` one goes on without us, and its ``tag`` finds it again.
         """
         admitted = self._admit(principal, _completed(request, handle))
-        return Execution(handle, admitted, capture)
+        if detached:
+            return Execution.detached(handle, admitted)
+        return Execution.of(handle, admitted, capture=capture)
 
     def close(self, handle: SandboxHandle) -> None:
         self.manager.destroy(handle)

@@ -203,3 +203,12 @@ class Stats(msgspec.Struct, frozen=True):
     pool: dict[str, int]
     queue: int
     totals: dict[str, Any]
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """A whole answer, as it is recorded. ``replayed``: an earlier request did it."""
+
+    status: int
+    body: bytes = b""
+    headers: dict[str, str] = {}
+    replayed: bool = False

@@ -6,6 +6,8 @@ from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.mount import Mount
 
+DEFAULT_IMAGE = "default"
+
 
 class SandboxSpec(msgspec.Struct, frozen=True):
     """``isolation`` is the least that will do; ``backend`` names one wall and no other."""
@@ -18,11 +20,25 @@ class SandboxSpec(msgspec.Struct, frozen=True):
     user: str | None = None  # uid inside, "root" or "sandbox"
     env: dict[str, str] = {}
     hostname: str = "sandbox"
+    image: str = DEFAULT_IMAGE  # what a virtual machine boots
 
 
 class Pty(msgspec.Struct, frozen=True):
     rows: int = 24
     cols: int = 80
+
+
+class ExecLimits(msgspec.Struct, frozen=True):
+    """Bounds of one command, held by the kernel (setrlimit(2)); None leaves the sandbox's.
+
+    All but ``processes`` count for each of its processes by itself. They can only tighten.
+    """
+
+    cpu: int | None = None  # seconds of CPU time
+    processes: int | None = None  # of its user in the sandbox, threads too
+    file_size: int | None = None  # bytes of any one file
+    open_files: int | None = None  # descriptors
+    address_space: int | None = None  # bytes
 
 
 class ExecRequest(msgspec.Struct, frozen=True):
@@ -38,3 +54,4 @@ class ExecRequest(msgspec.Struct, frozen=True):
         None  # bytes a stream; None = unbounded, the reader's back-pressure holds
     )
     tag: str | None = None
+    limits: ExecLimits | None = None

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 from agentd.model.availability import Blocker
 from agentd.model.errors import Refused, Unavailable
-from agentd.model.spec import SandboxSpec
+from agentd.model.isolation import IsolationLevel
+from agentd.model.spec import DEFAULT_IMAGE, SandboxSpec
 from agentd.sandbox import backends
 from agentd.sandbox.ports import Backend, Plan
 
@@ -37,6 +38,7 @@ def choose(spec: SandboxSpec, load: Loader) -> Choice:
             blockers += [(name, blocker) for blocker in availability.blockers]
             continue
         try:
+            _check_image(spec, backend)
             return Choice(backend, backend.plan(spec))
         except Refused as refusal:
             if spec.backend is not None:
@@ -74,6 +76,14 @@ def _candidates(spec: SandboxSpec) -> Iterator[str]:
             yield name
     # Only when nothing of ours will do: finding third parties reads all package metadata.
     yield from (name for name in backends.names() if name not in backends.BUILTIN)
+
+
+def _check_image(spec: SandboxSpec, backend: Backend) -> None:
+    if spec.image != DEFAULT_IMAGE and backend.level < IsolationLevel.MICROVM:
+        raise Refused(
+            f"backend {backend.name} boots no image, and {spec.image} was asked for",
+            remediation="drop --image, or ask for --isolation microvm",
+        )
 
 
 def _too_weak(spec: SandboxSpec, backend: Backend) -> Refused:

@@ -1,8 +1,12 @@
 """A sandbox's life as a pure state machine: events in, instructions out. The manager does the I/O.
 
-created -> starting -> ready <-> paused
-               \\         |        /
-                +----> ending -> ended
+                       snapshotting
+                            |
+created -> starting ---- ready ---- paused
+               \\           |          /
+                +----- ending -> ended
+
+Pausing, resuming and taking a snapshot may fail: the sandbox is then what it was before.
 """
 
 from enum import StrEnum
@@ -16,6 +20,7 @@ class State(StrEnum):
     STARTING = "starting"
     READY = "ready"
     PAUSED = "paused"
+    SNAPSHOTTING = "snapshotting"
     ENDING = "ending"
     ENDED = "ended"
 
@@ -26,7 +31,11 @@ class Event(StrEnum):
     GUEST_READY = "guest_ready"
     FAILED = "failed"  # the wall or the agent did not come up
     PAUSE = "pause"
+    NOT_PAUSED = "not_paused"
     RESUME = "resume"
+    NOT_RESUMED = "not_resumed"
+    SNAPSHOT = "snapshot"
+    SNAPSHOT_OVER = "snapshot_over"  # it was taken, or it was not
     LOST = "lost"  # the wall died by itself
     DESTROY = "destroy"
     WALL_GONE = "wall_gone"
@@ -37,6 +46,7 @@ class Do(StrEnum):
     CONNECT = "connect"
     FREEZE = "freeze"
     THAW = "thaw"
+    CAPTURE = "capture"
     DISCONNECT = "disconnect"
     KILL = "kill"
     FORGET = "forget"
@@ -55,30 +65,48 @@ _TABLE: dict[tuple[State, Event], Step] = {
     (State.STARTING, Event.GUEST_READY): Step(State.READY),
     (State.STARTING, Event.FAILED): _END,
     (State.READY, Event.PAUSE): Step(State.PAUSED, (Do.FREEZE,)),
+    (State.PAUSED, Event.NOT_PAUSED): Step(State.READY),
     (State.PAUSED, Event.RESUME): Step(State.READY, (Do.THAW,)),
+    (State.READY, Event.NOT_RESUMED): Step(State.PAUSED),
+    # What is asked meanwhile waits; nothing that a caller follows may run.
+    (State.READY, Event.SNAPSHOT): Step(State.SNAPSHOTTING, (Do.CAPTURE,)),
+    (State.SNAPSHOTTING, Event.SNAPSHOT_OVER): Step(State.READY),
     (State.ENDING, Event.WALL_GONE): Step(State.ENDED, (Do.FORGET,)),
     # Nothing was built yet: there is nothing to kill.
     (State.CREATED, Event.DESTROY): Step(State.ENDED, (Do.FORGET,)),
 }
-for _state in (State.STARTING, State.READY, State.PAUSED):
+for _state in (State.STARTING, State.READY, State.PAUSED, State.SNAPSHOTTING):
     _TABLE[_state, Event.LOST] = _END
     _TABLE[_state, Event.DESTROY] = _END
+
+_LATE = (
+    Event.DESTROY,
+    Event.LOST,
+    Event.WALL_GONE,
+    Event.FAILED,
+    Event.NOT_PAUSED,
+    Event.NOT_RESUMED,
+    Event.SNAPSHOT_OVER,
+)
+_REMEDIES = {
+    State.PAUSED: "resume it first",
+    State.ENDING: "create a new sandbox",
+    State.ENDED: "create a new sandbox",
+}
 
 
 def advance(state: State, event: Event) -> Step:
     """The next state and what to do to get there, in order.
 
-    Ending is idempotent: DESTROY, LOST and WALL_GONE on a sandbox that is ending or has ended
-    change nothing. Raises SandboxError for an event that makes no sense in ``state``.
+    Ending is idempotent, and cuts short whatever goes on: what comes late to a sandbox that is
+    ending or has ended changes nothing. Raises SandboxError for an event that makes no sense in
+    ``state``.
     """
     step = _TABLE.get((state, event))
     if step is not None:
         return step
-    if state in (State.ENDING, State.ENDED) and event in (
-        Event.DESTROY,
-        Event.LOST,
-        Event.WALL_GONE,
-        Event.FAILED,
-    ):
+    if state in (State.ENDING, State.ENDED) and event in _LATE:
         return Step(state)
-    raise SandboxError(f"cannot {event} a sandbox that is {state}")
+    raise SandboxError(
+        f"cannot {event} a sandbox that is {state}", remediation=_REMEDIES.get(state, "")
+    )

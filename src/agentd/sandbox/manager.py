@@ -7,70 +7,38 @@ would write down each step of ``_feed``; they join here.
 import os
 import threading
 import time
-from base64 import b32encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from agentd.model.enforcement import Enforcement
-from agentd.model.errors import AgentdError, InvalidInput, SandboxError
-from agentd.model.result import SandboxInfo
+import msgspec
+
+from agentd.model.errors import AgentdError, Refused, SandboxError
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import backends, lifecycle
 from agentd.sandbox.choose import Choice, choose
+from agentd.sandbox.handle import SandboxHandle, incapable
 from agentd.sandbox.lifecycle import Do, Event, State
-from agentd.sandbox.ports import Backend, Wall
+from agentd.sandbox.ports import Backend, Restores, Wall
 from agentd.transport.guest import Guest
 
 if TYPE_CHECKING:
-    from agentd.model.isolation import IsolationLevel
+    from agentd.sandbox.shelf import Shelf
+    from agentd.sandbox.snapshots import Snapshot
+
+__all__ = ["Manager", "SandboxHandle"]
 
 MAX_SANDBOXES = 4096
-_END_SECONDS = 10.0
+MAX_FORKS = 64  # each is as large as the original: a slip of the pen must not fill the machine
+# What did not happen when an operation on a living sandbox fails.
+_FAILED = {
+    Event.PAUSE: Event.NOT_PAUSED,
+    Event.RESUME: Event.NOT_RESUMED,
+    Event.SNAPSHOT: Event.SNAPSHOT_OVER,
+}
 
 
 def connect(wall: Wall) -> Guest:
     return Guest(wall.open_stream, passes_descriptors=wall.passes_descriptors)
-
-
-class SandboxHandle:
-    """One sandbox. ``wall`` and ``guest`` are there from READY until it is destroyed."""
-
-    def __init__(self, choice: Choice) -> None:
-        # 60 random bits: an id cannot be guessed, nor met twice.
-        self.id = "sbx-" + b32encode(os.urandom(8)).decode().lower()[:12]
-        self.spec: SandboxSpec = choice.plan.spec
-        self.backend: str = choice.backend.name
-        self.level: IsolationLevel = choice.backend.level
-        self.state = State.CREATED
-        self.setup_ms = 0.0
-        self.unreported_ms = 0.0  # set-up time that no result has counted yet
-        self.counters: dict[str, int] = {}  # the wall's, when last looked at
-        self.choice = choice
-        self.lock = threading.Lock()
-        self._wall: Wall | None = None
-        self._guest: Guest | None = None
-
-    @property
-    def wall(self) -> Wall:
-        if self._wall is None:
-            raise SandboxError(f"sandbox {self.id} is {self.state}")
-        return self._wall
-
-    @property
-    def guest(self) -> Guest:
-        if self._guest is None:
-            raise SandboxError(
-                f"sandbox {self.id} is {self.state}", remediation="create a new sandbox"
-            )
-        return self._guest
-
-    @property
-    def enforcement(self) -> Enforcement:
-        return self.wall.enforcement
-
-    @property
-    def info(self) -> SandboxInfo:
-        return SandboxInfo(self.id, self.backend, self.level.label)
 
 
 class Manager:
@@ -88,6 +56,7 @@ class Manager:
         self._lock = threading.Lock()
         self._backends: dict[str, Backend] = dict(made or {})
         self._handles: dict[str, SandboxHandle] = {}
+        self._shelf: Shelf | None = None
         self._owner = os.getpid()
 
     def backend(self, name: str) -> Backend:
@@ -104,15 +73,91 @@ class Manager:
         could not be built; nothing is left behind then.
         """
         started = time.monotonic()
-        handle = SandboxHandle(choose(spec, self.backend))
+        return self._bring_up(SandboxHandle(choose(spec, self.backend)), started)
+
+    def adopt(self, id_: str, choice: Choice, wall: Wall, *, paused: bool) -> SandboxHandle:
+        """A sandbox that another process made and that outlived it, under its old id."""
+        handle = SandboxHandle(choice)
+        handle.id = id_
+        handle._wall = wall
+        handle._guest = self._connect(wall)
+        handle.state = State.PAUSED if paused else State.READY
         self._register(handle)
-        try:
-            self._feed(handle, Event.START)
-        except BaseException as error:
-            self._end(handle, Event.FAILED, error)
-            raise
-        handle.setup_ms = handle.unreported_ms = (time.monotonic() - started) * 1000
         return handle
+
+    def restore(self, spec: SandboxSpec, snapshot: "Snapshot") -> SandboxHandle:
+        """As ``create``, from a snapshot that proves whole.
+
+        Raises Refused where ``spec`` asks for another machine than the one that was kept.
+        """
+        from agentd.sandbox import snapshots  # late here and below: they load what few need
+
+        started = time.monotonic()
+        snapshots.check_spec(spec, snapshot.spec)
+        if spec.backend not in (None, snapshot.backend):
+            raise Refused(
+                f"snapshot {snapshot.id} is of backend {snapshot.backend}, not {spec.backend}",
+                remediation=f"drop --backend {spec.backend}",
+            )
+        choice = self._restorable(msgspec.structs.replace(spec, backend=snapshot.backend))
+        snapshots.verify(snapshot)
+        return self._bring_up(SandboxHandle(choice, snapshot.state), started)
+
+    def fork(self, handle: SandboxHandle, specs: Sequence[SandboxSpec]) -> list[SandboxHandle]:
+        """A copy of it as it is now for each spec, or none at all; it goes on as it was.
+
+        The caller holds their number to ``MAX_FORKS``.
+        """
+        from shutil import rmtree
+
+        from agentd.sandbox.snapshots import check_spec
+
+        handle.snapshots("fork")
+        for spec in specs:
+            check_spec(spec, handle.spec)
+        folder = self._own_shelf().new_folder()
+        made: list[SandboxHandle] = []
+        try:
+            self._operate(handle, Event.SNAPSHOT, folder)
+            for spec in specs:
+                started = time.monotonic()
+                choice = self._restorable(msgspec.structs.replace(spec, backend=handle.backend))
+                made.append(self._bring_up(SandboxHandle(choice, folder), started))
+        except BaseException:
+            for copy in made:
+                self.destroy(copy)
+            raise
+        finally:
+            rmtree(folder, ignore_errors=True)
+        return made
+
+    def snapshot(self, handle: SandboxHandle, path: str | None = None) -> "Snapshot":
+        """Its state on disk: at ``path``, kept; else for as long as this process lives."""
+        from agentd.model.snapshot import Manifest
+        from agentd.sandbox import snapshots
+
+        about = Manifest(
+            id="snp-" + os.urandom(8).hex(),
+            fidelity=handle.snapshots("snapshot").fidelity,
+            backend=handle.backend,
+            level=handle.level.label,
+            spec=handle.spec,
+        )
+        where = path or os.path.join(self._own_shelf().folder(), about.id)
+
+        def capture(folder: str) -> None:
+            self._operate(handle, Event.SNAPSHOT, folder)
+
+        return snapshots.write(where, capture, about, kept=path is not None)
+
+    def pause(self, handle: SandboxHandle) -> None:
+        """Nothing in it runs until ``resume``. Raises Refused where its wall cannot."""
+        handle.pausable("pause")
+        self._operate(handle, Event.PAUSE)
+
+    def resume(self, handle: SandboxHandle) -> None:
+        handle.pausable("resume")
+        self._operate(handle, Event.RESUME)
 
     def destroy(self, handle: SandboxHandle) -> None:
         """End everything in it and free everything it held; idempotent."""
@@ -137,6 +182,50 @@ class Manager:
             made, self._backends = list(self._backends.values()), {}
         for backend in made:
             backend.close()
+        if self._shelf is not None:
+            self._shelf.close()
+
+    def _bring_up(self, handle: SandboxHandle, started: float) -> SandboxHandle:
+        self._register(handle)
+        try:
+            self._feed(handle, Event.START)
+        except BaseException as error:
+            self._end(handle, Event.FAILED, error)
+            raise
+        handle.setup_ms = handle.unreported_ms = (time.monotonic() - started) * 1000
+        return handle
+
+    def _operate(self, handle: SandboxHandle, event: Event, folder: str = "") -> None:
+        """What a living sandbox may fail to do and go on. Only its end cuts in: one at a time."""
+        with handle.turn:
+            with handle.lock:
+                step = lifecycle.advance(handle.state, event)
+                if event is Event.SNAPSHOT:
+                    handle.check_idle()
+                handle.state = step.state
+            try:
+                following = [self._perform(handle, do, folder) for do in step.instructions]
+            except BaseException:
+                following = [_FAILED[event]]
+                raise
+            finally:
+                with handle.lock:
+                    for result in filter(None, following):
+                        self._feed(handle, result)
+
+    def _restorable(self, spec: SandboxSpec) -> Choice:
+        choice = choose(spec, self.backend)
+        if not isinstance(choice.backend, Restores):
+            raise incapable(choice.backend.name, "restore")
+        return choice
+
+    def _own_shelf(self) -> "Shelf":
+        from agentd.sandbox.shelf import Shelf
+
+        with self._lock:
+            if self._shelf is None:
+                self._shelf = Shelf()
+            return self._shelf
 
     def _register(self, handle: SandboxHandle) -> None:
         with self._lock:
@@ -165,9 +254,9 @@ class Manager:
             if following is not None:
                 self._feed(handle, following)
 
-    def _perform(self, handle: SandboxHandle, instruction: Do) -> Event | None:
+    def _perform(self, handle: SandboxHandle, instruction: Do, folder: str = "") -> Event | None:
         if instruction is Do.LAUNCH:
-            handle._wall = handle.choice.backend.launch(handle.choice.plan)
+            handle._wall = _launch(handle)
             return Event.WALL_UP
         if instruction is Do.CONNECT:
             handle._guest = self._connect(handle.wall)
@@ -185,7 +274,20 @@ class Manager:
                 self._handles.pop(handle.id, None)
             handle._guest = None
             return None
-        raise InvalidInput(
-            f"backend {handle.backend} cannot {instruction} a sandbox",
-            remediation="destroy it and create a new one",
-        )
+        if instruction is Do.CAPTURE:
+            handle.snapshots("snapshot").snapshot(folder)
+            return Event.SNAPSHOT_OVER
+        if instruction is Do.FREEZE:
+            handle.pausable("pause").pause()
+            return None
+        handle.pausable("resume").resume()
+        return None
+
+
+def _launch(handle: SandboxHandle) -> Wall:
+    backend, plan = handle.choice
+    if handle.source is None:
+        return backend.launch(plan)
+    if not isinstance(backend, Restores):
+        raise incapable(backend.name, "restore")
+    return backend.restore(plan, handle.source)

@@ -63,6 +63,31 @@ class CopyOnWrite(Protocol):
         """Write the changes to the host's directory."""
 
 
+@runtime_checkable
+class Pausable(Protocol):
+    """A wall that can stand still: nothing behind it runs until it is resumed."""
+
+    def pause(self) -> None:
+        """Raises SandboxError, and then it runs as before."""
+
+    def resume(self) -> None:
+        """Raises SandboxError, and then it stands still as before."""
+
+
+@runtime_checkable
+class Snapshots(Protocol):
+    """A wall whose state can be written down, for ``Restores`` of its backend to build upon."""
+
+    fidelity: str  # what is kept: "memory" is processes and files, "files" is files alone
+
+    def snapshot(self, folder: str) -> None:
+        """Write plain files beneath ``folder``: it exists, is empty and is for its owner alone.
+
+        What runs is held up meanwhile and then goes on. Ends within a bound of its own, whatever
+        the guest does, and at once when the wall is killed. Raises SandboxError.
+        """
+
+
 class Backend(Protocol):
     name: str
     level: IsolationLevel
@@ -80,3 +105,14 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free what is shared by this backend's walls; idempotent."""
+
+
+@runtime_checkable
+class Restores(Protocol):
+    """A backend that builds a wall from a snapshot; any number of walls from the same one."""
+
+    def restore(self, plan: Plan, folder: str) -> Wall:
+        """As ``launch``. ``folder`` is only read, and may be gone once this has returned.
+
+        The wall comes back with entropy, clock, machine-id and boot_id of its own.
+        """

@@ -14,6 +14,10 @@ from agentd.transport.connection import Connection, ready
 _PIECE = 64 << 10
 
 
+class Woken(Exception):
+    """The caller ended its own wait."""
+
+
 class Call:
     """Blocking use of one connection. ``timeout`` is the seconds without any sign of the agent."""
 
@@ -21,6 +25,8 @@ class Call:
         self.connection = connection
         self.channel = connection.open_channel()
         self.ended = False
+        #: A descriptor that ends every wait when it becomes readable, or -1.
+        self.wake = -1
         self._timeout = timeout
         self._queue: deque[tuple[int, bytes]] = deque()
         self._event_came = False
@@ -35,7 +41,7 @@ class Call:
     def next(self, timeout: float | None = None, *, forever: bool = False) -> tuple[int, bytes]:
         """The next ``(type, payload)``. ``timeout`` overrides the operation's; or wait ``forever``.
 
-        Raises TimeoutError after an own ``timeout``, else GuestError.
+        Raises TimeoutError after an own ``timeout``, else GuestError; Woken by ``wake``.
         """
         limit = self._timeout if timeout is None else timeout
         deadline = None if forever else time.monotonic() + limit
@@ -83,7 +89,9 @@ class Call:
         return False
 
     def _read(self, deadline: float | None, timeout: float | None) -> None:
-        if not ready(self.connection.fileno(), select.POLLIN, deadline):
+        if not ready(self.connection.fileno(), select.POLLIN, deadline, self.wake):
+            if self.wake >= 0 and ready(self.wake, select.POLLIN, 0.0):
+                raise Woken
             if timeout is not None:
                 raise TimeoutError(f"nothing came within {timeout} s")
             raise GuestError("the agent did not answer a request in time")

@@ -21,10 +21,13 @@ def milliseconds(deadline: float | None) -> int | None:
     return max(0, min(int((deadline - time.monotonic()) * 1000) + 1, 1 << 30))
 
 
-def ready(fd: int, events: int, deadline: float | None) -> bool:
+def ready(fd: int, events: int, deadline: float | None, wake: int = -1) -> bool:
+    """Whether ``fd`` became so in time; ``wake`` readable ends the wait, as too late."""
     poller = select.poll()
     poller.register(fd, events)
-    return bool(poller.poll(milliseconds(deadline)))
+    if wake >= 0:
+        poller.register(wake, select.POLLIN)
+    return fd in (found for found, _ in poller.poll(milliseconds(deadline)))
 
 
 class Connection:

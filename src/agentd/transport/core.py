@@ -9,6 +9,7 @@ from agentd.transport.channel import Channel, Frame
 from agentd.transport.events import (
     EXEC,
     Attached,
+    Dropped,
     Error,
     Exited,
     Failed,
@@ -20,6 +21,19 @@ from agentd.transport.events import (
 
 if TYPE_CHECKING:
     from agentd.model.result import Exit
+
+
+class Missing(bytes):
+    """No bytes, where ``length`` bytes should be: the agent's ring had dropped them."""
+
+    length: int
+
+    @classmethod
+    def of(cls, length: int) -> "Missing":
+        made = cls()
+        made.length = length
+        return made
+
 
 Chunk = tuple[str, bytes]
 _NAMES = {wire.STDOUT: "stdout", wire.STDERR: "stderr"}
@@ -46,16 +60,19 @@ class Command:
             return None
         kind, payload = accepted
         if kind == wire.EVENT:
-            self._event(payload)
-            return None
+            return self._event(payload)
         name = _NAMES.get(kind)
         if name is None or self.passed or self.pid is None:
             raise GuestError(f"the agent sent a frame of type {kind} out of place")
         # An empty frame costs no credit: kept, they would fill the queue for ever.
         return (name, payload) if payload else None
 
-    def _event(self, payload: bytes) -> None:
+    def _event(self, payload: bytes) -> Chunk | None:
         event = decode(EXEC, payload)
+        if isinstance(event, Dropped):
+            if self.cursor is None:
+                raise GuestError("the agent sent an event out of place")
+            return event.stream, Missing.of(event.bytes)
         if isinstance(event, Error):
             raise failure(event, self.request.argv[0] if self.request else "attach")
         if isinstance(event, Exited) and self.pid is not None:
@@ -73,3 +90,4 @@ class Command:
             self.pid = event.pid
             if isinstance(event, Attached):
                 self.cursor = event.cursor.stdout, event.cursor.stderr
+        return None

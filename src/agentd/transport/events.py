@@ -26,6 +26,8 @@ AgentCause = Literal[
     "timeout",
     "output_limit",
     "disk_full",
+    "oom",
+    "pids_limit",
     "seccomp_violation",
     "cancelled",
 ]
@@ -65,6 +67,13 @@ class Attached(msgspec.Struct, tag="attached", tag_field="event"):
     cursor: Cursor = msgspec.field(default_factory=Cursor)
 
 
+class Dropped(msgspec.Struct, tag="dropped", tag_field="event"):
+    """Output that the agent's ring no longer had when we came to it."""
+
+    stream: Literal["stdout", "stderr"]
+    bytes: Count
+
+
 class Error(msgspec.Struct, tag="error", tag_field="event"):
     errno: Errno = 0
     message: str = ""
@@ -84,7 +93,7 @@ class Process(msgspec.Struct, frozen=True):
     stderr_bytes: Count = 0
 
 
-ExecEvent = Started | Attached | Failed | Exited | Error
+ExecEvent = Started | Attached | Failed | Dropped | Exited | Error
 EXEC = msgspec.json.Decoder(ExecEvent)
 _ANY = msgspec.json.Decoder(dict[str, Any])
 T = TypeVar("T")
@@ -155,6 +164,8 @@ def _message(
             return f"exited with code {status}"
         case CauseCode.SIGNALLED:
             return f"killed by {signal_name(number)}" if number else "killed by a signal"
+        case CauseCode.TIMEOUT if number == signal.SIGXCPU and request and request.limits:
+            return f"used more than {request.limits.cpu} s of CPU time"
         case CauseCode.TIMEOUT if request and request.timeout is not None:
             return f"ran longer than {request.timeout:g} s"
         case CauseCode.OUTPUT_LIMIT if request and request.output_limit is not None:
@@ -172,6 +183,8 @@ def signal_name(number: int) -> str:
 _WORDS = {
     CauseCode.TIMEOUT: "ran longer than its time limit",
     CauseCode.OUTPUT_LIMIT: "wrote more than its output limit",
+    CauseCode.OOM: "the sandbox ran out of memory",
+    CauseCode.PIDS_LIMIT: "the sandbox ran into its limit of processes",
     CauseCode.DISK_FULL: "no space was left on a disk of the sandbox",
     CauseCode.SECCOMP_VIOLATION: "killed for a system call that the sandbox forbids",
     CauseCode.CANCELLED: "cancelled by the caller",

@@ -1,5 +1,6 @@
 """Files inside a sandbox, over its agent."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, BinaryIO, Literal, TypeVar
@@ -8,7 +9,7 @@ import msgspec
 
 from agentd.guest import wire
 from agentd.model.errors import GuestError, OperationFailed
-from agentd.transport.call import Call
+from agentd.transport.call import Call, Woken
 from agentd.transport.events import Count, Error, decode, failure
 
 MAX_READ = 256 << 20
@@ -83,13 +84,16 @@ class Files:
                 )
         return bytes(parts)
 
-    def read_iter(self, path: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
-        """The bytes as they come."""
+    def read_iter(
+        self, path: str, offset: int = 0, length: int | None = None, *, wake: int = -1
+    ) -> Iterator[bytes]:
+        """The bytes as they come; a readable descriptor ``wake`` ends them early."""
         fields = {"op": "fs.read", "path": path, "offset": offset}
         if length is not None:
             fields["length"] = length
         left = length
-        with self._call(fields) as call:
+        with self._call(fields) as call, contextlib.suppress(Woken):
+            call.wake = wake
             at_end = False
             while True:
                 kind, payload = call.next()
@@ -151,10 +155,11 @@ class Files:
     def remove(self, path: str, recursive: bool = False) -> None:
         self._simple("fs.remove", path, recursive=recursive)
 
-    def watch(self, path: str, recursive: bool = False) -> Iterator[Change]:
-        """Changes until the iterator is closed."""
+    def watch(self, path: str, recursive: bool = False, *, wake: int = -1) -> Iterator[Change]:
+        """Changes until the iterator is closed, or ``wake`` becomes readable."""
         fields = {"op": "fs.watch", "path": path, "recursive": recursive}
-        with self._call(fields) as call:
+        with self._call(fields) as call, contextlib.suppress(Woken):
+            call.wake = wake
             while True:
                 kind, payload = call.next(forever=True)
                 if kind != wire.EVENT:

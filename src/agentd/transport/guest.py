@@ -12,7 +12,7 @@ import msgspec
 from agentd.guest import wire
 from agentd.model.errors import GuestError, InvalidInput
 from agentd.model.limits import DEFAULTS
-from agentd.model.spec import ExecRequest
+from agentd.model.spec import ExecLimits, ExecRequest
 from agentd.transport.call import Call
 from agentd.transport.channel import encode_request
 from agentd.transport.connection import Connection
@@ -21,7 +21,7 @@ from agentd.transport.events import Error, Process, decode, decode_any, failure,
 from agentd.transport.files import Files
 from agentd.transport.pipes import Pipes
 from agentd.transport.pool import Pool
-from agentd.transport.running import Running, StreamCommand
+from agentd.transport.running import Running, SpawnFailed, StreamCommand
 from agentd.transport.tunnel import Tunnel
 from agentd.transport.v1 import V1Command, V1Connection, V1Result, refuse
 
@@ -77,7 +77,10 @@ class Guest:
         return self._start(connection, request, feeds=request.stdin, capture=capture)
 
     def start_detached(self, request: ExecRequest) -> int:
-        """The pid of a command that outlives this connection; its output is had by ``attach``."""
+        """The pid of a command that outlives this connection; its output is had by ``attach``.
+
+        Raises SpawnFailed.
+        """
         if not request.argv:
             raise InvalidInput("the command is empty")
         fields = exec_fields(request, stdin=request.stdin) | {"detach": True}
@@ -87,7 +90,7 @@ class Guest:
             command.receive((kind, call.channel.number, payload))
             call.ended = True
         if command.exit is not None:
-            raise InvalidInput(command.exit.cause.message)
+            raise SpawnFailed(command.exit)
         if command.pid is None:
             raise GuestError("the agent answered a detached command without a pid")
         return command.pid
@@ -229,7 +232,7 @@ class Guest:
 def exec_fields(request: ExecRequest, *, stdin: bool, fds: Sequence[str] = ()) -> dict[str, Any]:
     """The ``exec`` request; passed descriptors take the place of in-band streams."""
     fields: dict[str, Any] = {"op": "exec", "argv": request.argv}
-    limits: dict[str, int] = {}
+    limits = _limit_fields(request.limits)
     if request.cwd is not None:
         fields["cwd"] = request.cwd
     if request.env:
@@ -249,3 +252,11 @@ def exec_fields(request: ExecRequest, *, stdin: bool, fds: Sequence[str] = ()) -
     if limits:
         fields["limits"] = limits
     return fields
+
+
+def _limit_fields(limits: ExecLimits | None) -> dict[str, int]:
+    if limits is None:
+        return {}
+    fields = msgspec.structs.asdict(limits)
+    fields["cpu_s"] = fields.pop("cpu")
+    return {name: value for name, value in fields.items() if value is not None}

@@ -13,7 +13,7 @@ from agentd.model.errors import AgentdError, BackendLost, GuestError, InvalidInp
 from agentd.model.result import Exit
 from agentd.transport.channel import encode_request
 from agentd.transport.connection import Connection, milliseconds
-from agentd.transport.core import Chunk, Command
+from agentd.transport.core import Chunk, Command, Missing
 from agentd.transport.events import limit_exit
 from agentd.transport.pipes import Feed, Pipes
 
@@ -24,6 +24,8 @@ DRAIN = 0.1
 # Output read ahead of the caller, and stdin taken from it ahead of the command.
 MAX_QUEUE = 1 << 20
 MAX_BACKLOG = 1 << 20
+# Pieces of output ahead of the caller, where they have no bytes that credit would bound.
+MAX_CHUNKS = 1 << 16
 _PIECE = 64 << 10
 
 
@@ -50,6 +52,49 @@ class Running(Protocol):
     def kill(self) -> None: ...
     def close(self) -> None: ...
     def __enter__(self) -> Self: ...
+    def __exit__(self, *exc: object) -> None: ...
+
+
+class SpawnFailed(InvalidInput):
+    """A detached command never ran; ``exit`` says why."""
+
+    def __init__(self, end: Exit) -> None:
+        super().__init__(end.cause.message, remediation=end.cause.remediation)
+        self.exit = end
+
+
+class NeverRan:
+    """A command that could not be started, where one is expected that runs."""
+
+    pid = None
+    truncated = False
+    backlog = 0
+
+    def __init__(self, end: Exit) -> None:
+        self.exit: Exit | None = end
+
+    def chunks(self) -> Iterator[Chunk]:
+        return iter(())
+
+    def step(
+        self, timeout: float | None = None, extra_fds: Sequence[int] = ()
+    ) -> tuple[list[Chunk], list[int]]:
+        return [], []
+
+    def wait(self, timeout: float | None = None) -> Exit:
+        assert self.exit is not None  # noqa: S101  (it was made with one)
+        return self.exit
+
+    def write(self, data: bytes) -> None: ...
+    def close_stdin(self) -> None: ...
+    def signal(self, number: int, target: str = "group") -> None: ...
+    def resize(self, rows: int, cols: int) -> None: ...
+    def kill(self) -> None: ...
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
     def __exit__(self, *exc: object) -> None: ...
 
 
@@ -277,7 +322,9 @@ class StreamCommand:
             kept = self.stdout if name == "stdout" else self.stderr
             kept += data
             return False
-        if data:
+        if isinstance(data, Missing) and len(self._queue) >= MAX_CHUNKS:
+            raise GuestError("the agent told of more lost output than there can be")
+        if data or isinstance(data, Missing):
             self._queue.append((name, data))
             self._queued += len(data)
         return bool(data)

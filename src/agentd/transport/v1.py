@@ -110,6 +110,8 @@ def encode(request: ExecRequest, stdin: bytes | None) -> bytes:
     """The request's line. Raises Refused for what v1 lacks, InvalidInput over its bound."""
     if request.pty is not None:
         raise refuse("terminals")
+    if request.limits is not None:
+        raise refuse("limits of a command")
     try:
         text = None if stdin is None else stdin.decode()
     except UnicodeDecodeError:

@@ -1,6 +1,9 @@
 """A backend without a wall, whose agent is the real one in a process of its own."""
 
 import array
+import os
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +17,7 @@ from agentd.model.availability import Availability
 from agentd.model.enforcement import Control
 from agentd.model.errors import BackendLost
 from agentd.model.isolation import IsolationLevel
+from agentd.sandbox import progress
 from agentd.sandbox.manager import Manager
 
 AGENT = """
@@ -75,6 +79,21 @@ class FakeOverlayWall(FakeWall):
         self.applied += 1
 
 
+class FakeMachineWall(FakeWall):
+    """One that stands still by signals, and whose snapshot is its workspace."""
+
+    fidelity = "files"
+
+    def pause(self):
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self):
+        self.process.send_signal(signal.SIGCONT)
+
+    def snapshot(self, folder):
+        shutil.copytree(self.workspace, f"{folder}/files")
+
+
 class FakeBackend:
     name = "linux"
     level = IsolationLevel.NAMESPACE
@@ -100,10 +119,44 @@ class FakeBackend:
         pass
 
 
+class FakeMachines(FakeBackend):
+    """A backend whose walls can do what virtual machines can; each has a workspace of its own."""
+
+    name = "qemu"
+    level = IsolationLevel.MICROVM
+
+    def launch(self, plan):
+        progress.report("booting", 0.5)
+        return self._wall(plan)
+
+    def restore(self, plan, folder):
+        return self._wall(plan, f"{folder}/files")
+
+    def _wall(self, plan, files=None):
+        workspace = f"{self.workspace}/{len(self.walls)}"
+        if files is None:
+            os.mkdir(workspace)
+        else:
+            shutil.copytree(files, workspace)
+        self.walls.append(FakeMachineWall(workspace))
+        return self.walls[-1]
+
+
+@pytest.fixture
+def machines(tmp_path, monkeypatch):
+    """As ``backend``, of walls that pause, and of which snapshots can be taken."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "walls").mkdir()
+    yield from _installed(FakeMachines(str(tmp_path / "walls")), monkeypatch)
+
+
 @pytest.fixture
 def backend(tmp_path, monkeypatch):
     """Every sandbox of the test is one of this backend's."""
-    fake = FakeBackend(str(tmp_path))
+    yield from _installed(FakeBackend(str(tmp_path)), monkeypatch)
+
+
+def _installed(fake, monkeypatch):
     pipeline = Pipeline(Manager(lambda name: fake))
     monkeypatch.setattr(embedded, "shared", lambda: pipeline)
     monkeypatch.setattr(embedded, "new", lambda begin=None: pipeline)

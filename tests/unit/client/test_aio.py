@@ -3,9 +3,11 @@ import os
 
 import pytest
 
-from agentd import AsyncSandbox
+from agentd import AsyncSandbox, ExecLimits
+from agentd.client.aio import MAX_THREADS
 from agentd.client.sandbox import CommandFailed
 from agentd.model.cause import CauseCode
+from agentd.model.errors import OperationFailed
 
 
 def go(test):
@@ -114,3 +116,71 @@ def test_cancelling_a_wait_kills_the_command(backend):
         return (await sandbox.run("echo alive")).text
 
     assert go(test) == "alive\n"
+
+
+def test_a_large_file_comes_in_pieces(backend, tmp_path):
+    data = os.urandom(3 << 20)
+    (tmp_path / "big").write_bytes(data)
+
+    async def test(sandbox):
+        pieces = [piece async for piece in sandbox.files.read_iter(str(tmp_path / "big"))]
+        with pytest.raises(OperationFailed, match="No such file"):
+            await anext(sandbox.files.read_iter(str(tmp_path / "none")))
+        return pieces
+
+    pieces = go(test)
+    assert len(pieces) > 1 and b"".join(pieces) == data
+
+
+def test_leaving_a_file_early_frees_its_connection(backend, tmp_path):
+    (tmp_path / "big").write_bytes(bytes(8 << 20))
+
+    async def test(sandbox):
+        for _ in range(3):
+            pieces = sandbox.files.read_iter(str(tmp_path / "big"))
+            assert await anext(pieces)
+            await pieces.aclose()
+        return (await sandbox.run("echo alive")).text
+
+    assert go(test) == "alive\n"
+
+
+def test_changes_are_watched(backend, tmp_path):
+    async def test(sandbox):
+        changes = sandbox.files.watch(str(tmp_path), recursive=True)
+        first = asyncio.create_task(anext(changes))
+        # Written again and again: nothing tells when the watch has begun.
+        while not first.done():
+            (tmp_path / "seen").write_bytes(b"x")
+            await asyncio.sleep(0.01)
+        await changes.aclose()
+        return first.result().path
+
+    assert go(test).endswith("seen")
+
+
+def test_cancelling_a_watch_frees_its_thread(backend, tmp_path):
+    async def test(sandbox):
+        async def follow():
+            async for _ in sandbox.files.watch(str(tmp_path)):
+                pytest.fail("nothing changes here")
+
+        # More than there are threads: each must give its own back.
+        for _ in range(MAX_THREADS + 1):
+            task = asyncio.create_task(follow())
+            await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        return (await sandbox.ping())["unix_ns"]
+
+    assert go(test)
+
+
+def test_limits_and_a_misspelt_option(backend):
+    async def test(sandbox):
+        with pytest.raises(TypeError, match="there is no option 'timeuot'; use one of: cwd"):
+            await sandbox.run("true", timeuot=1)
+        return (await sandbox.run("ulimit -n", limits=ExecLimits(open_files=99))).text
+
+    assert go(test) == "99\n"

@@ -5,6 +5,7 @@ from agentd.model.errors import InvalidInput
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.mount import MountMode
+from agentd.model.spec import ExecLimits, SandboxSpec
 
 
 def test_nothing_asked_is_the_default_level_and_no_limit():
@@ -74,6 +75,8 @@ def test_naming_a_wall_asks_for_what_it_gives(isolation, backend, level):
         ({"net": "bridge"}, r"unknown network 'bridge' \(use one of: none, host\)"),
         ({"user": "alice"}, r"user 'alice' is not known.*use root, sandbox or a uid"),
         ({"user": "9" * 30}, "is not known"),
+        ({"image": "../x"}, r"image '../x' is not a name .*agentd image ls"),
+        ({"image": ""}, "is not a name"),
         ({"workspace": "/no/such/place"}, r"'/no/such/place' does not exist \(create it"),
         ({"workspace": "/etc/passwd"}, "workspace '/etc/passwd' is not a directory"),
         ({"mounts": ["/tmp"]}, "has no target"),
@@ -142,3 +145,40 @@ def test_a_wrong_env_file_names_the_line(tmp_path, content, message):
         path.write_bytes(content)
     with pytest.raises(InvalidInput, match=message):
         build.parse_env_file(str(path))
+
+
+def test_limits_of_a_command():
+    limits = ExecLimits(cpu=2, processes=3)
+    assert build.exec_request("x", limits=limits).limits == limits
+    assert build.exec_request("x", limits=ExecLimits()).limits is None
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "1M", True, 1 << 63])
+def test_a_limit_that_is_none(value):
+    with pytest.raises(InvalidInput, match=r"limit file_size of a command is .*whole number"):
+        build.exec_request("x", limits=ExecLimits(file_size=value))
+
+
+def test_a_sandbox_from_a_snapshot_has_its_machine():
+    kept = build.sandbox_spec(isolation="microvm", memory="1G", timeout=5, env={"A": "1", "B": "1"})
+    assert build.restored_spec(kept) == kept
+    found = build.restored_spec(kept, env={"B": "2"}, output="1K", isolation="namespace")
+    assert found.env == {"A": "1", "B": "2"}
+    assert found.limits == Limits(memory=1 << 30, timeout=5, output=1024)
+    assert found.isolation is IsolationLevel.NAMESPACE
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"memory": "1G"}, "memory"),
+        ({"cpus": 1}, "cpus"),
+        ({"net": "host"}, "net"),
+        ({"workspace": "/tmp"}, "mounts"),
+        ({"user": "root"}, "user"),
+        ({"image": "other"}, "image"),
+    ],
+)
+def test_what_a_snapshot_decides_cannot_be_asked_for(options, name):
+    with pytest.raises(InvalidInput, match=f"has the snapshot's {name}"):
+        build.restored_spec(SandboxSpec(), **options)

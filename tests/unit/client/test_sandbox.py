@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 
-from agentd import Sandbox
+from agentd import ExecLimits, Sandbox
 from agentd.client.sandbox import Chunk, CommandFailed
 from agentd.model.cause import CauseCode
 from agentd.model.errors import InvalidInput, OperationFailed, Refused, SandboxError
@@ -51,6 +51,39 @@ def test_a_timeout_is_a_result(sandbox):
 def test_the_sandboxs_timeout_holds_for_every_command(backend):
     with Sandbox.create(timeout=0.1) as sandbox:
         assert sandbox.run("sleep 60").cause.code is CauseCode.TIMEOUT
+
+
+@pytest.mark.parametrize(
+    ("limits", "script", "out"),
+    [
+        (ExecLimits(open_files=99), "ulimit -n", "99\n"),
+        (ExecLimits(file_size=4096), "ulimit -f", "8\n"),  # blocks of 512 bytes
+        (ExecLimits(address_space=1 << 30), "ulimit -v", "1048576\n"),  # KiB
+        (ExecLimits(cpu=7), "ulimit -t", "7\n"),
+        (ExecLimits(processes=1 << 20), "ulimit -p", f"{1 << 20}\n"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_limits_of_one_command(sandbox, limits, script, out):
+    before = sandbox.run(script).text
+    if script == "ulimit -p" and before != "unlimited\n" and int(before) < 1 << 20:
+        out = before  # a limit can only tighten
+    assert sandbox.run(script, limits=limits).text == out
+    with sandbox.start(script, limits=limits) as process:
+        assert b"".join(chunk.data for chunk in process).decode() == out
+    assert sandbox.run(script).text == before
+
+
+def test_a_limit_of_cpu_time_is_the_cause(sandbox):
+    result = sandbox.run("while :; do :; done", limits=ExecLimits(cpu=1), timeout=50)
+    assert result.cause.code is CauseCode.TIMEOUT
+    assert result.cause.message == "used more than 1 s of CPU time"
+
+
+def test_a_misspelt_option_is_not_taken_for_none(backend):
+    with pytest.raises(TypeError, match="there is no option 'mem'; use one of: isolation"):
+        Sandbox.create(mem="1M")
+    assert backend.walls == []
 
 
 def test_a_command_that_is_not_there(sandbox):

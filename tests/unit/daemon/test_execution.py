@@ -75,8 +75,15 @@ def broken(error, *, dies, oom):
     wall = SimpleNamespace(enforcement={}, wait=lambda s: dies, counters=lambda: counters)
     guest = SimpleNamespace(start=lambda request, capture: Breaking(error))
     info = SandboxInfo("sbx-a", "fake", "none")
-    handle = SimpleNamespace(wall=wall, guest=guest, info=info, unreported_ms=5.0, enforcement={})
-    execution = Execution(handle, ExecRequest(("x",)), capture=True)
+    handle = SimpleNamespace(
+        wall=wall,
+        begin_command=lambda: guest,
+        end_command=lambda: None,
+        info=info,
+        unreported_ms=5.0,
+        enforcement={},
+    )
+    execution = Execution.of(handle, ExecRequest(("x",)), capture=True)
     counters = {"oom": oom}
     return execution
 
@@ -97,3 +104,36 @@ def test_a_lost_wall_is_a_result_with_its_cause(dies, oom, cause):
 def test_a_lying_agent_behind_a_living_wall_is_an_error():
     with broken(GuestError("nonsense"), dies=False, oom=0) as execution, pytest.raises(GuestError):
         execution.finish()
+
+
+def test_a_command_counts_from_its_start_to_its_close_and_once():
+    running = []
+    guest = SimpleNamespace(start=lambda request, capture: Breaking(BackendLost("gone")))
+    handle = SimpleNamespace(
+        wall=SimpleNamespace(counters=dict),
+        begin_command=lambda: running.append("begun") or guest,
+        end_command=lambda: running.append("ended"),
+        unreported_ms=0.0,
+        counters={},
+    )
+    execution = Execution.of(handle, ExecRequest(("x",)), capture=True)
+    assert running == ["begun"]
+    execution.close()
+    execution.close()
+    assert running == ["begun", "ended"]
+
+
+def test_a_command_that_does_not_start_does_not_count():
+    running = []
+
+    def start(request, capture):
+        raise BackendLost("gone")
+
+    handle = SimpleNamespace(
+        begin_command=lambda: running.append("begun") or SimpleNamespace(start=start),
+        end_command=lambda: running.append("ended"),
+        unreported_ms=0.0,
+    )
+    with pytest.raises(BackendLost):
+        Execution.of(handle, ExecRequest(("x",)), capture=True)
+    assert running == ["begun", "ended"]

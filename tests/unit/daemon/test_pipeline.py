@@ -5,7 +5,7 @@ import pytest
 
 from agentd.daemon.pipeline import Pipeline
 from agentd.model.cause import Cause, CauseCode
-from agentd.model.errors import Refused
+from agentd.model.errors import InvalidInput, Refused
 from agentd.model.limits import Limits
 from agentd.model.result import Exit, SandboxInfo
 from agentd.model.spec import ExecRequest, SandboxSpec
@@ -47,8 +47,16 @@ class Manager:
         self.specs.append(spec)
         wall = SimpleNamespace(workspace="/workspace", counters=dict)
         info = SandboxInfo("sbx-a", "fake", "none")
+        guest = Guest()
         return SimpleNamespace(
-            spec=spec, wall=wall, guest=Guest(), info=info, unreported_ms=2.0, enforcement={}
+            spec=spec,
+            wall=wall,
+            guest=guest,
+            begin_command=lambda: guest,
+            end_command=lambda: None,
+            info=info,
+            unreported_ms=2.0,
+            enforcement={},
         )
 
 
@@ -132,3 +140,34 @@ def test_only_the_first_command_waited_for_the_sandbox():
     timings = [pipeline.execute("p", handle, ExecRequest(("x",))).timing for _ in range(2)]
     assert [timing.setup_ms for timing in timings] == [2.0, 0.0]
     assert timings[0].total_ms == timings[0].setup_ms + timings[0].exec_ms
+
+
+def test_each_fork_is_admitted_by_itself_and_their_number_is_bounded():
+    asked = []
+
+    def count(principal, spec):
+        asked.append(spec)
+        if len(asked) > 3:
+            raise Refused("over your quota")
+        return spec
+
+    manager = Manager()
+    manager.fork = lambda handle, specs: list(specs)
+    pipeline = Pipeline(manager, count)
+    handle = pipeline.open("p", SandboxSpec())
+    assert pipeline.fork("p", handle, 2) == [SandboxSpec()] * 2
+    with pytest.raises(Refused, match="over your quota"):
+        pipeline.fork("p", handle, 1)
+    with pytest.raises(InvalidInput, match=r"cannot fork 65 sandboxes .give 1 to 64"):
+        pipeline.fork("p", handle, 65)
+    assert len(asked) == 4
+
+
+def test_a_snapshots_spec_passes_every_step():
+    def tighten(principal, asked):
+        return msgspec.structs.replace(asked, env={"A": "step"})
+
+    manager = Manager()
+    manager.restore = lambda spec, snapshot: (spec, snapshot)
+    spec, snapshot = Pipeline(manager, tighten).open("p", SandboxSpec(), "kept")
+    assert (spec.env, snapshot) == ({"A": "step"}, "kept")

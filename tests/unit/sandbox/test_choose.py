@@ -27,7 +27,9 @@ class Fake:
 
 
 @pytest.fixture
-def walls():
+def walls(monkeypatch):
+    few = {name: backends.BUILTIN[name] for name in ("host", "landlock", "linux")}
+    monkeypatch.setattr(backends, "BUILTIN", few)
     return {
         "host": Fake("host", IsolationLevel.NONE),
         "landlock": Fake("landlock", IsolationLevel.PROCESS),
@@ -72,6 +74,33 @@ def test_the_refusal_has_every_blocker_and_fix_in_the_doctors_words(walls):
 def test_no_wall_of_that_strength(walls):
     with pytest.raises(Unavailable, match=r"isolation microvm or stronger.*agentd doctor"):
         choose(SandboxSpec(isolation=IsolationLevel.MICROVM), walls.__getitem__)
+
+
+@pytest.mark.parametrize(("usable", "name"), [(True, "firecracker"), (False, "qemu")])
+def test_a_microvm_is_firecrackers_where_that_works(walls, monkeypatch, usable, name):
+    known = {
+        "firecracker": backends.Known(IsolationLevel.MICROVM, ""),
+        "qemu": backends.Known(IsolationLevel.MICROVM, ""),
+    }
+    monkeypatch.setattr(backends, "BUILTIN", {**backends.BUILTIN, **known})
+    walls |= {one: Fake(one, IsolationLevel.MICROVM) for one in known}
+    if not usable:
+        walls["firecracker"].blockers.append(Blocker("no KVM", "switch it on"))
+    spec = SandboxSpec(isolation=IsolationLevel.MICROVM)
+    assert choose(spec, walls.__getitem__).backend.name == name
+
+
+def test_the_table_has_firecracker_before_qemu():
+    names = [name for name in backends.BUILTIN if name in ("firecracker", "qemu")]
+    assert names == sorted(names)
+
+
+def test_an_image_needs_a_wall_that_boots_one(walls):
+    walls["vm"] = Fake("vm", IsolationLevel.MICROVM)
+    with pytest.raises(Refused, match="backend linux boots no image, and slim was asked for"):
+        choose(SandboxSpec(backend="linux", image="slim"), walls.__getitem__)
+    spec = SandboxSpec(backend="vm", image="slim")
+    assert choose(spec, walls.__getitem__).backend.name == "vm"
 
 
 def test_a_named_wall_is_the_only_one_tried(walls):

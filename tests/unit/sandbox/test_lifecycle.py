@@ -53,6 +53,30 @@ def test_what_was_never_built_is_not_killed():
     assert advance(State.CREATED, Event.DESTROY) == (State.ENDED, (Do.FORGET,))
 
 
+@pytest.mark.parametrize(
+    ("events", "state"),
+    [
+        ([Event.PAUSE], State.PAUSED),
+        ([Event.PAUSE, Event.NOT_PAUSED], State.READY),
+        ([Event.PAUSE, Event.RESUME], State.READY),
+        ([Event.PAUSE, Event.RESUME, Event.NOT_RESUMED], State.PAUSED),
+        ([Event.SNAPSHOT], State.SNAPSHOTTING),
+        ([Event.SNAPSHOT, Event.PAUSE], State.SNAPSHOTTING),
+        ([Event.SNAPSHOT, Event.SNAPSHOT_OVER], State.READY),
+        ([Event.PAUSE, Event.SNAPSHOT], State.PAUSED),
+        ([Event.SNAPSHOT, Event.DESTROY, Event.SNAPSHOT_OVER], State.ENDING),
+        ([Event.PAUSE, Event.LOST, Event.NOT_PAUSED], State.ENDING),
+    ],
+)
+def test_what_a_ready_sandbox_may_do(events, state):
+    assert walk([Event.START, Event.WALL_UP, Event.GUEST_READY, *events])[0] is state
+
+
+def test_what_a_paused_sandbox_cannot_do_names_the_fix():
+    with pytest.raises(SandboxError, match=r"cannot snapshot .* is paused \(resume it first\)"):
+        advance(State.PAUSED, Event.SNAPSHOT)
+
+
 @given(st.lists(st.sampled_from(Event)))
 def test_nothing_is_done_twice_and_what_was_launched_is_killed_before_it_is_forgotten(events):
     state, done = walk(events)

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+_STOP = b"z"
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -22,7 +23,7 @@ class Interrupts:
     """Raises Interrupted inside ``allowed`` blocks; elsewhere a signal waits for the next one.
 
     So no signal can cut a sandbox's set-up or its clean-up in half. ``wake`` becomes readable when
-    the terminal's size has changed.
+    the terminal's size has changed, or a stop was asked for.
     """
 
     def __init__(self) -> None:
@@ -50,14 +51,29 @@ class Interrupts:
     def allowed(self) -> Iterator[None]:
         self._allowed = True
         try:
-            if self.pending is not None:
-                raise Interrupted(self.pending)
+            self.check()
             yield
         finally:
             self._allowed = False
 
-    def drain(self) -> None:
-        os.read(self.wake, 4096)
+    def check(self) -> None:
+        """Raises Interrupted if an ending signal has come: a place where it may."""
+        if self.pending is not None:
+            raise Interrupted(self.pending)
+
+    def drain(self) -> bool:
+        """Make ``wake`` unreadable; whether it was a stop that was asked for."""
+        return _STOP in os.read(self.wake, 4096)
+
+    def take_stops(self) -> None:
+        """From now on SIGTSTP only makes ``wake`` readable; whoever reads it calls ``stop``."""
+        if signal.getsignal(signal.SIGTSTP) is not signal.SIG_IGN:
+            self._old[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._on_stop)
+
+    @staticmethod
+    def stop() -> None:
+        """Stop this process until it is continued."""
+        os.kill(os.getpid(), signal.SIGSTOP)
 
     def _on_end(self, number: int, frame: FrameType | None) -> None:
         first, self.pending = self.pending is None, self.pending or number
@@ -65,6 +81,12 @@ class Interrupts:
             raise Interrupted(number)
 
     def _on_resize(self, number: int, frame: FrameType | None) -> None:
+        self._wake(b"w")
+
+    def _on_stop(self, number: int, frame: FrameType | None) -> None:
+        self._wake(_STOP)
+
+    def _wake(self, why: bytes) -> None:
         # A full pipe is readable already.
         with suppress(BlockingIOError):
-            os.write(self._wake_end, b"w")
+            os.write(self._wake_end, why)

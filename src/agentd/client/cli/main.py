@@ -9,6 +9,8 @@ import sys
 COMMANDS = {
     "run": ("agentd.client.cli.run", "run a command in a fresh sandbox"),
     "doctor": ("agentd.client.cli.doctor", "say which walls work here, and what mends the others"),
+    "snapshot": ("agentd.client.cli.snapshot", "look at a saved sandbox, or delete it"),
+    "image": ("agentd.client.cli.image", "build and list what virtual machines start from"),
     "guest": ("agentd.client.cli.guest", "write the guest agent as one file"),
 }
 BAD_INPUT = 2
@@ -63,7 +65,7 @@ def _guarded(name: str, words: list[str]) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {name:<8} {text}" for name, (_, text) in COMMANDS.items()]
+    lines = [f"  {name:<9} {text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(
         [
             "usage: agentd COMMAND [options]",

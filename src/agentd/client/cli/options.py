@@ -13,10 +13,14 @@ examples:
   agentd run -t -- bash
   agentd run -w .:cow -- sh -c 'rm -rf *; ls'      the host's files stay as they were
   agentd run --isolation process -- make -n        no namespaces, no privileges needed
+  agentd run --isolation microvm --save-snapshot ready -- ./set-up
+  agentd run --snapshot ready -- ./use             as often as you like, from the same state
 
 exit codes:
   the command's own; 128+n ended by signal n; 124 timed out; 125 agentd failed;
   126 not executable; 127 not found; 2 wrong options
+
+Ctrl-Z pauses a virtual machine along with agentd run; fg resumes both.
 """
 
 
@@ -95,6 +99,17 @@ def _wall_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         help="show a host path inside (default ro); may be repeated",
+    )
+    group.add_argument("--image", metavar="NAME", help="what a virtual machine boots")
+    group.add_argument(
+        "--snapshot",
+        metavar="PATH",
+        help="start where the sandbox that was saved there stood; its limits and image hold",
+    )
+    group.add_argument(
+        "--save-snapshot",
+        metavar="PATH",
+        help="after exit code 0 save the sandbox there, processes and files (virtual machines)",
     )
     group.add_argument("--net", metavar="none|host", default="none", help="default: none")
     group.add_argument("--user", metavar="root|sandbox|UID", help="who the command runs as inside")

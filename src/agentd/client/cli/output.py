@@ -3,12 +3,16 @@
 import os
 import sys
 from base64 import b64encode
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.errors import AgentdError
 from agentd.model.result import Result
+
+if TYPE_CHECKING:
+    from agentd.client.embedded import Snapshot
 
 TIMED_OUT = 124
 OWN_FAILURE = 125
@@ -26,8 +30,13 @@ def exit_code(result: Result) -> int:
     return OWN_FAILURE if result.cause.code is CauseCode.BACKEND_LOST else _KILLED
 
 
-def as_json(result: Result, changes: tuple[str, ...] | None = None) -> bytes:
-    """One object on one line; ``changes`` only where the workspace is copy-on-write."""
+def as_json(
+    result: Result, changes: tuple[str, ...] | None = None, saved: "Snapshot | None" = None
+) -> bytes:
+    """One object on one line.
+
+    ``changes`` is there where the workspace is copy-on-write, ``snapshot`` where one was saved.
+    """
     stdout, stderr, encoding = _texts(result.stdout, result.stderr)
     fields: dict[str, object] = {
         "request_id": result.request_id,
@@ -46,6 +55,8 @@ def as_json(result: Result, changes: tuple[str, ...] | None = None) -> bytes:
     }
     if changes is not None:
         fields["changes"] = changes
+    if saved is not None:
+        fields["snapshot"] = {"id": saved.id, "path": saved.path, "fidelity": saved.fidelity}
     return msgspec.json.encode(fields) + b"\n"
 
 

@@ -11,7 +11,9 @@ from agentd.model.errors import AgentdError, InvalidInput
 from agentd.model.isolation import IsolationLevel
 
 if TYPE_CHECKING:
-    from agentd.client.embedded import Execution, Pipeline, SandboxHandle
+    from collections.abc import Callable
+
+    from agentd.client.embedded import Execution, Pipeline, SandboxHandle, Snapshot
     from agentd.model.mount import Mount
     from agentd.model.result import Result
     from agentd.model.spec import ExecRequest, SandboxSpec
@@ -40,37 +42,73 @@ def _run(options: argparse.Namespace, interrupts: Interrupts) -> int:
 
     pipeline = embedded.new(begin=(options.backend, _floor(options)))
     try:
-        spec, request = _judge(options)
-        handle = pipeline.open(embedded.principal(), spec)
+        kept = embedded.load_snapshot(options.snapshot) if options.snapshot else None
+        spec, request = _judge(options, kept)
+        handle = _open(options, pipeline, spec, kept, interrupts)
         result = _execute(options, pipeline, handle, request, interrupts)
-        return _report(options, handle, result)
+        saved = None
+        if options.save_snapshot and result.status == "ok":
+            saved = pipeline.snapshot(handle, options.save_snapshot)
+        return _report(options, handle, result, saved)
     finally:
         pipeline.manager.close()
+
+
+def _open(
+    options: argparse.Namespace,
+    pipeline: "Pipeline",
+    spec: "SandboxSpec",
+    kept: "Snapshot | None",
+    interrupts: Interrupts,
+) -> "SandboxHandle":
+    from agentd.client.cli.progress import Display
+    from agentd.client.embedded import principal
+    from agentd.sandbox import progress
+
+    if options.save_snapshot and os.path.lexists(options.save_snapshot):
+        raise InvalidInput(
+            f"snapshot path {options.save_snapshot} exists already",
+            remediation="remove it, or name another",
+        )
+    display = Display(silent=options.json, check=interrupts.check)
+    with display, progress.listening(display):
+        handle = pipeline.open(principal(), spec, kept)
+    if options.save_snapshot:
+        handle.snapshots("snapshot")  # refused before the command ran, not after
+    return handle
 
 
 def _floor(options: argparse.Namespace) -> IsolationLevel:
     return IsolationLevel.parse(options.isolation or "namespace")
 
 
-def _judge(options: argparse.Namespace) -> "tuple[SandboxSpec, ExecRequest]":
+def _judge(
+    options: argparse.Namespace, kept: "Snapshot | None"
+) -> "tuple[SandboxSpec, ExecRequest]":
     from agentd.client import build
 
     here = _visible_here(options)
-    spec = build.sandbox_spec(
-        isolation=options.isolation,
-        backend=options.backend,
-        memory=options.memory,
-        cpus=options.cpus,
-        pids=options.pids,
-        disk=options.disk,
-        open_files=options.open_files,
-        output=options.output,
-        timeout=options.timeout,
-        workspace=options.workspace,
-        mounts=[*options.mount, *([here] if here else [])],
-        net=options.net,
-        user=options.user,
-    )
+    wanted: build.SandboxOptions = {
+        "isolation": options.isolation,
+        "backend": options.backend,
+        "memory": options.memory,
+        "cpus": options.cpus,
+        "pids": options.pids,
+        "disk": options.disk,
+        "open_files": options.open_files,
+        "output": options.output,
+        "timeout": options.timeout,
+        "workspace": options.workspace,
+        "mounts": [*options.mount, *([here] if here else [])],
+        "net": options.net,
+        "user": options.user,
+    }
+    if options.image is not None:
+        wanted["image"] = options.image
+    if kept is None:
+        spec = build.sandbox_spec(**wanted)
+    else:
+        spec = build.restored_spec(kept.spec, **wanted)
     env: dict[str, str] = {}
     for path in options.env_file:
         env |= build.parse_env_file(path)
@@ -121,6 +159,12 @@ def _execute(
     interrupts: Interrupts,
 ) -> "Result":
     from agentd.client.embedded import principal
+    from agentd.sandbox.ports import Pausable
+
+    def stand_still() -> None:
+        pipeline.pause(handle)
+        interrupts.stop()
+        pipeline.resume(handle)
 
     with ExitStack() as stack:
         execution = stack.enter_context(
@@ -131,25 +175,33 @@ def _execute(
 
             stack.enter_context(terminal.raw(0))
         # Only here may a signal cut in: the terminal and the sandbox are put in order around it.
+        pauses = isinstance(handle.wall, Pausable) and not options.tty
+        if pauses:
+            interrupts.take_stops()
         with interrupts.allowed():
-            _follow(execution, request, interrupts)
+            _follow(execution, request, interrupts, stand_still if pauses else None)
         return execution.finish()
 
 
-def _follow(execution: "Execution", request: "ExecRequest", interrupts: Interrupts) -> None:
-    """Output out, input in, size changes through, until the command has ended."""
+def _follow(
+    execution: "Execution",
+    request: "ExecRequest",
+    interrupts: Interrupts,
+    stand_still: "Callable[[], None] | None",
+) -> None:
+    """Output out, input in, size changes and stops through, until the command has ended."""
     from agentd.client.cli.output import write_all
 
     feeding = request.stdin
     while True:
-        waiting = [interrupts.wake] if request.pty else []
+        waiting = [interrupts.wake] if request.pty or stand_still else []
         if feeding and execution.running.backlog < _BACKLOG:
             waiting.append(0)
         chunks, ready = execution.step(None, waiting)
         for name, data in chunks:
             write_all(1 if name == "stdout" else 2, data)
         if interrupts.wake in ready:
-            _resize(execution, interrupts)
+            _woken(execution, request, interrupts, stand_still)
         if 0 in ready:
             feeding = _feed(execution)
         if execution.exit is not None and not chunks:
@@ -171,15 +223,28 @@ def _feed(execution: "Execution") -> bool:
     return bool(data)
 
 
-def _resize(execution: "Execution", interrupts: Interrupts) -> None:
-    from agentd.client.cli import terminal
+def _woken(
+    execution: "Execution",
+    request: "ExecRequest",
+    interrupts: Interrupts,
+    stand_still: "Callable[[], None] | None",
+) -> None:
+    stopped = interrupts.drain()
+    if stopped and stand_still is not None:
+        stand_still()
+    if request.pty is not None:
+        from agentd.client.cli import terminal
 
-    interrupts.drain()
-    now = terminal.size(0)
-    execution.running.resize(now.rows, now.cols)
+        now = terminal.size(0)
+        execution.running.resize(now.rows, now.cols)
 
 
-def _report(options: argparse.Namespace, handle: "SandboxHandle", result: "Result") -> int:
+def _report(
+    options: argparse.Namespace,
+    handle: "SandboxHandle",
+    result: "Result",
+    saved: "Snapshot | None",
+) -> int:
     from agentd.client.cli import output
 
     changes = None
@@ -190,9 +255,11 @@ def _report(options: argparse.Namespace, handle: "SandboxHandle", result: "Resul
     if applied:
         handle.wall.apply()  # type: ignore[attr-defined]  # CopyOnWrite, as above
     if options.json:
-        output.write_all(1, output.as_json(result, changes))
+        output.write_all(1, output.as_json(result, changes, saved))
     else:
         output.explain(result.cause)
         if changes is not None:
             output.list_changes(changes, applied)
+        if saved is not None:
+            output.say(f"snapshot {saved.id} of the sandbox is in {saved.path}")
     return output.exit_code(result)

@@ -1,0 +1,71 @@
+"""``agentd snapshot``: what was saved with ``agentd run --save-snapshot`` or from the SDK."""
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from agentd.client.cli.options import Parser
+
+if TYPE_CHECKING:
+    from agentd.client.embedded import Snapshot
+
+_EXAMPLES = """\
+examples:
+  agentd run --isolation microvm --save-snapshot ready -- ./set-up
+  agentd snapshot inspect ready
+  agentd run --snapshot ready -- ./use
+  agentd snapshot rm ready
+"""
+
+
+def main(words: list[str]) -> int:
+    options = _parser().parse_args(words)
+    from agentd.client import embedded
+
+    snapshot = embedded.load_snapshot(options.path)
+    if options.action == "rm":
+        snapshot.delete()
+        return 0
+    embedded.verify_snapshot(snapshot)
+    _show(snapshot, as_json=options.json)
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="agentd snapshot",
+        description="Look at a saved sandbox, and check that it is whole; or delete it.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("action", choices=("inspect", "rm"))
+    parser.add_argument("path", metavar="PATH")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _show(snapshot: "Snapshot", *, as_json: bool) -> None:
+    import msgspec
+
+    from agentd.model.units import format_size
+
+    manifest = snapshot.manifest
+    if as_json:
+        sys.stdout.buffer.write(msgspec.json.encode(manifest) + b"\n")
+        sys.stdout.flush()
+        return
+    facts = {
+        "id": manifest.id,
+        "backend": f"{manifest.backend} ({manifest.level})",
+        "keeps": manifest.fidelity,
+        "image": manifest.spec.image,
+        "memory": "default"
+        if manifest.spec.limits.memory is None
+        else format_size(manifest.spec.limits.memory),
+        "created": manifest.created,
+        "agentd": manifest.agentd,
+        "size": f"{snapshot.size} bytes in {len(manifest.files)} files, all as they were written",
+    }
+    for name, value in facts.items():
+        print(f"{name:<8} {value}")

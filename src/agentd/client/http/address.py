@@ -1,0 +1,118 @@
+"""Where a daemon is: ``unix:PATH``, ``http://HOST:PORT`` or ``https://HOST:PORT``."""
+
+import os
+import re
+import stat
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from agentd.model.errors import InvalidInput
+
+URL = "AGENTD_URL"
+API_KEY = "AGENTD_API_KEY"
+CA, CERT, CERT_KEY = "AGENTD_CA", "AGENTD_CERT", "AGENTD_CERT_KEY"
+SYSTEM_SOCKET = "/run/agentd/agentd.sock"
+_PORTS = {"http": 80, "https": 443}
+_HOST = re.compile(r"(?P<scheme>https?)://(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]{1,253})(:(?P<port>\d{1,5}))?/?")
+_MAX_PATH = 107  # bytes of sun_path before its NUL, unix(7)
+
+
+class Address(NamedTuple):
+    """``path`` of a unix socket, or ``host`` and ``port``; how to prove who asks, if at all.
+
+    ``ca``, ``cert`` and ``cert_key`` are PEM files; without ``ca`` the system's hold.
+    """
+
+    path: str = ""
+    host: str = ""
+    port: int = 0
+    tls: bool = False
+    api_key: str = ""
+    ca: str = ""
+    cert: str = ""
+    cert_key: str = ""
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http{'s' if self.tls else ''}://{host}:{self.port}"
+
+    def __repr__(self) -> str:
+        return f"<Address {self}>"  # never the key
+
+
+def parse(url: str, api_key: str | None = None, env: Mapping[str, str] = os.environ) -> Address:
+    """Raises InvalidInput. Without ``api_key`` it is the environment's."""
+    key = env.get(API_KEY, "") if api_key is None else api_key
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise InvalidInput("the API key is not one", remediation="it looks like agd_ID_SECRET")
+    if url.startswith("unix:"):
+        return Address(path=_socket(url), api_key=key)
+    match = _HOST.fullmatch(url)
+    if match is None:
+        raise InvalidInput(
+            f"{url!r} is not the address of a daemon",
+            remediation="write it as unix:/path, http://host:port or https://host:port",
+        )
+    tls = match["scheme"] == "https"
+    port = int(match["port"] or _PORTS[match["scheme"]])
+    if not 0 < port < 65536:
+        raise InvalidInput(f"{url!r} has no usable port", remediation="give one from 1 to 65535")
+    return Address(
+        host=match["host"].strip("[]"),
+        port=port,
+        tls=tls,
+        api_key=key,
+        ca=env.get(CA, "") if tls else "",
+        cert=env.get(CERT, "") if tls else "",
+        cert_key=env.get(CERT_KEY, "") if tls else "",
+    )
+
+
+def given(
+    url: str | None, api_key: str | None = None, env: Mapping[str, str] = os.environ
+) -> Address | None:
+    """The address in ``url``, or in the environment; None where neither says one."""
+    found = url or env.get(URL)
+    return parse(found, api_key, env) if found else None
+
+
+def default(api_key: str | None = None, env: Mapping[str, str] = os.environ) -> Address | None:
+    """The usual socket that is there: the user's own daemon, else the machine's."""
+    for path in sockets(env):
+        try:
+            if stat.S_ISSOCK(os.stat(path).st_mode):
+                return parse(f"unix:{path}", api_key, env)
+        except OSError:
+            continue
+    return None
+
+
+def sockets(env: Mapping[str, str] = os.environ) -> list[str]:
+    own = env.get("XDG_RUNTIME_DIR")
+    return [*([f"{own}/agentd/agentd.sock"] if own else []), SYSTEM_SOCKET]
+
+
+def find(
+    url: str | None, api_key: str | None = None, env: Mapping[str, str] = os.environ
+) -> Address:
+    """The daemon to talk to. Raises InvalidInput where none is named and none is at its place."""
+    found = given(url, api_key, env) or default(api_key, env)
+    if found is None:
+        raise InvalidInput(
+            f"no daemon at {' or '.join(sockets(env))}",
+            remediation=f"start one with agentd serve, or give --url or {URL}",
+        )
+    return found
+
+
+def _socket(url: str) -> str:
+    path = os.path.abspath(os.path.expanduser(url.removeprefix("unix:").removeprefix("//")))
+    if url in ("unix:", "unix://") or "\0" in path:
+        raise InvalidInput(f"{url!r} names no socket", remediation="write it as unix:/path")
+    if len(os.fsencode(path)) > _MAX_PATH:
+        raise InvalidInput(
+            f"socket path {path} is longer than {_MAX_PATH} bytes", remediation="use a shorter one"
+        )
+    return path

@@ -1,0 +1,228 @@
+"""HTTP/1.1 connections to a daemon, over unix sockets, TCP or TLS, and a pool of them."""
+
+import contextlib
+import http.client
+import os
+import select
+import socket
+import ssl
+import threading
+import time
+from typing import Any
+
+from agentd.client.http.address import Address
+from agentd.client.http.errors import Unreachable
+from agentd.model.errors import Full, InvalidInput
+
+CONNECT_SECONDS = 10.0
+MAX_IDLE = 8
+MAX_OPEN = 128  # requests of one client at the same time; more of them wait
+MAX_WAIT = 60.0  # seconds for one of those
+# A request up to this size leaves in one write; no answer waits for a second one.
+_CORK = 256 << 10
+# A peer that is gone without a word is noticed within two minutes, tcp(7).
+_KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
+
+
+class Woken(Exception):  # noqa: N818  not an error
+    """The descriptor ``wake`` became readable before the next byte came."""
+
+
+class _Wakes:
+    """A socket whose blocking reads end when another descriptor becomes readable."""
+
+    wake = -1
+
+    def recv_into(self, *args: Any, **options: Any) -> int:
+        if self.wake >= 0 and not (hasattr(self, "pending") and self.pending()):
+            poller = select.poll()
+            poller.register(self.wake, select.POLLIN)
+            poller.register(self, select.POLLIN)  # type: ignore[arg-type]
+            if self.wake in (fd for fd, _ in poller.poll()):
+                raise Woken
+        return int(super().recv_into(*args, **options))  # type: ignore[misc]
+
+
+class _Socket(_Wakes, socket.socket):
+    pass
+
+
+class _TLSSocket(_Wakes, ssl.SSLSocket):
+    pass
+
+
+def dial(address: Address, context: ssl.SSLContext | None = None) -> socket.socket:
+    """A connected socket. Raises Unreachable."""
+    try:
+        if address.path:
+            plain: socket.socket = _Socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            return _connected(plain, address)
+        found = socket.create_connection((address.host, address.port), CONNECT_SECONDS)
+        plain = _Socket(found.family, found.type, found.proto, fileno=found.detach())
+        return _tuned(plain, address, context)
+    except (OSError, ssl.SSLError) as error:
+        raise Unreachable(
+            f"no daemon answers at {address}",
+            cause=error.strerror or str(error),
+            remediation="start one with agentd serve, or correct the address",
+        ) from error
+
+
+def _connected(plain: socket.socket, address: Address) -> socket.socket:
+    try:
+        plain.settimeout(CONNECT_SECONDS)
+        plain.connect(address.path)
+        plain.settimeout(None)
+    except BaseException:
+        plain.close()
+        raise
+    return plain
+
+
+def _tuned(
+    plain: socket.socket, address: Address, context: ssl.SSLContext | None
+) -> socket.socket:
+    try:
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _KEEPALIVE:
+            plain.setsockopt(socket.IPPROTO_TCP, option, value)
+        plain.settimeout(CONNECT_SECONDS)
+        made = plain
+        if context is not None:
+            made = context.wrap_socket(plain, server_hostname=address.host)
+        made.settimeout(None)
+    except BaseException:
+        plain.close()
+        raise
+    return made
+
+
+def tls(address: Address) -> ssl.SSLContext | None:
+    """Raises InvalidInput where its files cannot be used."""
+    if not address.tls:
+        return None
+    try:
+        context = ssl.create_default_context(cafile=address.ca or None)
+        if address.cert:
+            context.load_cert_chain(address.cert, address.cert_key or None)
+    except (OSError, ssl.SSLError) as error:
+        raise InvalidInput(
+            f"the certificates for {address} cannot be used: {error}",
+            remediation="correct AGENTD_CA, AGENTD_CERT and AGENTD_CERT_KEY",
+        ) from None
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.sslsocket_class = _TLSSocket
+    return context
+
+
+class Connection(http.client.HTTPConnection):
+    """One of them; a small request leaves in one write."""
+
+    def __init__(self, address: Address, context: ssl.SSLContext | None) -> None:
+        super().__init__(address.host or "localhost", address.port or None)
+        self._address = address
+        self._context = context
+        self._corked: list[bytes] | None = None
+        self._held = 0
+
+    def connect(self) -> None:
+        self.sock = dial(self._address, self._context)
+
+    def request(self, *args: Any, **options: Any) -> None:
+        self._corked, self._held = [], 0
+        try:
+            super().request(*args, **options)
+            self._flush()
+        finally:
+            self._corked = None
+
+    def send(self, data: Any) -> None:
+        if self._corked is None:
+            super().send(data)
+            return
+        self._corked.append(data)
+        self._held += len(data)
+        if self._held >= _CORK:
+            self._flush()
+
+    def wake_by(self, fd: int) -> None:
+        """Reads of its answer raise Woken once ``fd`` is readable; -1: never."""
+        self.sock.wake = fd
+
+    @property
+    def usable(self) -> bool:
+        """Whether the server has neither closed it nor sent what nobody asked for."""
+        if self.sock is None:
+            return False
+        poller = select.poll()
+        poller.register(self.sock, select.POLLIN)
+        return not poller.poll(0)
+
+    def _flush(self) -> None:
+        data, self._corked, self._held = self._corked or [], [], 0
+        if data:
+            super().send(data[0] if len(data) == 1 else b"".join(data))
+
+
+class Pool:
+    """Thread-safe. A forked child begins with an empty one."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self._context: ssl.SSLContext | None = None
+        self._condition = threading.Condition()
+        self._idle: list[Connection] = []
+        self._open = 0
+        self._owner = os.getpid()
+
+    def take(self, *, fresh: bool = False) -> Connection:
+        """One to give back. Raises Full when too many are taken for too long."""
+        deadline = time.monotonic() + MAX_WAIT
+        with self._condition:
+            self._check_owner()
+            while self._open >= MAX_OPEN:
+                if not self._condition.wait(deadline - time.monotonic()):
+                    raise Full(
+                        f"{MAX_OPEN} requests to {self.address} are under way",
+                        remediation="wait for some of them, or use another process",
+                    )
+            self._open += 1
+            while self._idle:
+                connection = self._idle.pop()  # the warmest
+                if connection.usable and not fresh:
+                    return connection
+                connection.close()
+        return Connection(self.address, self.context())
+
+    def give_back(self, connection: Connection, *, reusable: bool) -> None:
+        with self._condition:
+            self._open = max(0, self._open - 1)
+            self._condition.notify()
+            if reusable and connection.sock is not None and len(self._idle) < MAX_IDLE:
+                connection.wake_by(-1)
+                self._idle.append(connection)
+                return
+        with contextlib.suppress(OSError):
+            connection.close()
+
+    def context(self) -> ssl.SSLContext | None:
+        if self.address.tls and self._context is None:
+            self._context = tls(self.address)
+        return self._context
+
+    def close(self) -> None:
+        """Those that are taken are closed when they come back, or are kept for the next use."""
+        with self._condition:
+            self._check_owner()
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def _check_owner(self) -> None:
+        if self._owner != os.getpid():
+            # The parent's: to write to them would garble its requests. Closing our copies does not.
+            for connection in self._idle:
+                if connection.sock is not None:
+                    connection.sock.detach()
+            self._owner, self._idle, self._open = os.getpid(), [], 0

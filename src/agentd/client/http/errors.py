@@ -1,0 +1,109 @@
+"""What a daemon answers when it will not, made into the errors of ``model.errors``."""
+
+import errno
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from agentd.model.errors import (
+    AgentdError,
+    BackendLost,
+    Conflict,
+    Full,
+    InvalidInput,
+    OperationFailed,
+    Refused,
+    SandboxError,
+)
+
+_LONGEST = 500  # characters shown of an answer that is not ours
+
+
+class Unreachable(AgentdError):
+    """No daemon answers there, or the connection broke and it is not known what came of it."""
+
+    code = "unreachable"
+
+
+class _Error(msgspec.Struct):
+    code: str
+    message: str
+    cause: str = ""
+    remediation: str = ""
+    errno: int = 0
+
+
+# Codes without a class of their own: what a caller would catch.
+_CODES: dict[str, type[AgentdError]] = {
+    "policy_denied": Refused,
+    "lease_expired": BackendLost,
+    "draining": Full,
+    "too_large": InvalidInput,
+    "idempotency_mismatch": Conflict,
+}
+_STATUS: dict[int, type[AgentdError]] = {
+    400: InvalidInput,
+    409: Conflict,
+    410: SandboxError,
+    413: InvalidInput,
+    502: SandboxError,
+}
+_NAMES = {os.strerror(number): number for number in errno.errorcode}
+_DECODER = msgspec.json.Decoder(_Error)
+
+
+def from_answer(status: int, headers: Mapping[str, str], body: bytes) -> AgentdError:
+    """The error that an answer with a status of 400 or more stands for."""
+    try:
+        return from_fields(_DECODER.decode(body), status, headers)
+    except msgspec.DecodeError:
+        text = re.sub(r"\s+", " ", body[:_LONGEST].decode(errors="replace")).strip()
+        shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        return AgentdError(
+            f"the answer has status {status} and is not agentd's",
+            cause=shown,
+            remediation="check that the address is a daemon's",
+        )
+
+
+def from_fields(found: _Error, status: int, headers: Mapping[str, str]) -> AgentdError:
+    kind = _class(found.code) or _STATUS.get(status, AgentdError)
+    options: dict[str, Any] = {"cause": found.cause, "remediation": found.remediation}
+    if issubclass(kind, OperationFailed):
+        options["errno"] = found.errno or _errno(found)
+    if issubclass(kind, Full):
+        options["retry_after"] = _seconds(headers.get("retry-after", ""))
+    error = kind(found.message, **options)
+    error.code = found.code
+    return error
+
+
+def _class(code: str) -> type[AgentdError] | None:
+    if code in _CODES:
+        return _CODES[code]
+    waiting: list[type[AgentdError]] = [AgentdError]
+    while waiting:
+        kind = waiting.pop()
+        if kind.code == code and kind.__module__ == AgentdError.__module__:
+            return kind
+        waiting += kind.__subclasses__()
+    return None
+
+
+def _errno(found: _Error) -> int:
+    """The kernel's number from its words, which stand at the end of what happened or why."""
+    for text in (found.cause, found.message):
+        name = text.rpartition(": ")[2] or text
+        if name in _NAMES:
+            return _NAMES[name]
+    return 0
+
+
+def _seconds(text: str) -> float:
+    try:
+        return min(max(float(text), 0.0), 86400.0)
+    except ValueError:
+        return 1.0

@@ -1,0 +1,249 @@
+"""What callers write, made into the model's values; every mistake is one InvalidInput. No I/O."""
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias, TypedDict, Unpack
+
+import msgspec
+
+from agentd.model.errors import InvalidInput
+from agentd.model.isolation import IsolationLevel
+from agentd.model.limits import Limits
+from agentd.model.mount import Mount, parse_mount, parse_workspace
+from agentd.model.spec import DEFAULT_IMAGE, ExecLimits, ExecRequest, Pty, SandboxSpec
+from agentd.model.units import parse_duration, parse_size
+
+Size: TypeAlias = str | int | None
+Time: TypeAlias = str | float | None
+Command: TypeAlias = str | Sequence[str]
+
+NETS = ("none", "host")
+USERS = ("root", "sandbox")
+_MAX_ID = (1 << 32) - 2
+_MAX_NUMBER = (1 << 63) - 1
+_IMAGE = re.compile(r"\A[a-z0-9][a-z0-9._-]{0,63}\Z")
+_MAX_COUNT = 1 << 22  # the kernel's own ceiling of pids (PID_MAX_LIMIT, 64-bit)
+
+
+class SandboxOptions(TypedDict, total=False):
+    """What a sandbox may be asked for; None, or nothing, takes the default.
+
+    ``isolation`` is the least that will do: "namespace" unless a ``backend`` is named. Sizes are
+    bytes or "256M", times seconds or "2s"; ``workspace`` is "PATH[:ro|rw|cow]", a mount
+    "SRC:DST[:ro|rw]". ``timeout`` and ``output`` bound each command, the rest all of them together.
+    """
+
+    isolation: str | IsolationLevel | None
+    backend: str | None
+    memory: Size
+    cpus: float | str | None
+    pids: int | str | None
+    disk: Size
+    open_files: int | str | None  # of each process
+    output: Size
+    timeout: Time
+    workspace: str | os.PathLike[str] | None
+    mounts: Iterable[str | Mount]
+    net: str  # "none" or "host"
+    user: str | int | None  # "root", "sandbox" or a uid inside
+    env: Mapping[str, str] | None  # for every command
+    image: str  # what a virtual machine boots
+
+
+class ExecOptions(TypedDict, total=False):
+    """What a command may be given; a plain string as command is run by ``sh -c``."""
+
+    cwd: str | None  # relative to the workspace
+    env: Mapping[str, str] | None
+    timeout: Time
+    limits: ExecLimits | None
+
+
+def sandbox_spec(**options: Unpack[SandboxOptions]) -> SandboxSpec:
+    """The spec of a sandbox. Raises InvalidInput, naming what is wrong and how to mend it."""
+    _check_names(options, SandboxOptions)
+    cpus, pids, open_files = options.get("cpus"), options.get("pids"), options.get("open_files")
+    user = options.get("user")
+    return SandboxSpec(
+        isolation=_level(options.get("isolation"), options.get("backend")),
+        backend=options.get("backend"),
+        mounts=_mounts(options.get("workspace"), options.get("mounts", ())),
+        net=_one_of("network", options.get("net", "none"), NETS),
+        limits=Limits(
+            memory=_size(options.get("memory"), "memory"),
+            cpus=None if cpus is None else _cpus(cpus),
+            pids=None if pids is None else _count(pids, "pids"),
+            disk=_size(options.get("disk"), "disk"),
+            open_files=None if open_files is None else _count(open_files, "open files"),
+            output=_size(options.get("output"), "output"),
+            timeout=_time(options.get("timeout")),
+        ),
+        user=None if user is None else _user(str(user)),
+        env=environment(options.get("env")),
+        image=_image(options.get("image", DEFAULT_IMAGE)),
+    )
+
+
+def restored_spec(kept: SandboxSpec, **options: Unpack[SandboxOptions]) -> SandboxSpec:
+    """The spec of a sandbox from a snapshot, whose machine is given.
+
+    ``env``, ``timeout`` and ``output`` may be chosen anew. Raises InvalidInput for what may not.
+    """
+    asked, nothing = sandbox_spec(**options), SandboxSpec()
+    if asked.backend is None and options.get("isolation") is None:
+        asked = msgspec.structs.replace(asked, isolation=kept.isolation)
+    free = {"isolation", "backend", "env", "limits"}
+    limits = msgspec.structs.asdict(asked.limits)
+    anew = {name: limits.pop(name) for name in ("timeout", "output")}
+    fixed = {name: getattr(asked, name) for name in asked.__struct_fields__ if name not in free}
+    wrong = [name for name, value in limits.items() if value is not None]
+    wrong += [name for name, value in fixed.items() if value != getattr(nothing, name)]
+    if wrong:
+        raise InvalidInput(
+            f"a sandbox from a snapshot has the snapshot's {wrong[0]}",
+            remediation=f"leave {wrong[0]} out, or create one without the snapshot",
+        )
+    chosen = {name: value for name, value in anew.items() if value is not None}
+    return msgspec.structs.replace(
+        kept,
+        isolation=asked.isolation,
+        backend=asked.backend,
+        env={**kept.env, **asked.env},
+        limits=msgspec.structs.replace(kept.limits, **chosen),
+    )
+
+
+def exec_request(
+    cmd: Command, *, stdin: bool = False, pty: Pty | None = None, **options: Unpack[ExecOptions]
+) -> ExecRequest:
+    """A command; a plain string is run by ``sh -c``. Raises InvalidInput."""
+    _check_names(options, ExecOptions)
+    argv = ("sh", "-c", cmd) if isinstance(cmd, str) else tuple(cmd)
+    if not argv or not argv[0] or any(not isinstance(a, str) or "\0" in a for a in argv):
+        raise InvalidInput(
+            f"command {cmd!r} cannot be run",
+            remediation="give a program and its arguments, all text without NUL",
+        )
+    cwd = options.get("cwd")
+    if cwd is not None and (not cwd or "\0" in cwd):
+        raise InvalidInput(
+            f"working directory {cwd!r} is not a path", remediation="write it as /workspace"
+        )
+    return ExecRequest(
+        argv=argv,
+        cwd=cwd,
+        env=environment(options.get("env")),
+        stdin=stdin,
+        pty=pty,
+        timeout=_time(options.get("timeout")),
+        limits=_exec_limits(options.get("limits")),
+    )
+
+
+def _check_names(options: Mapping[str, object], known: type) -> None:
+    """A misspelt limit must not pass for none at all (a TypedDict checks nothing at run time)."""
+    for name in options:
+        if name not in known.__annotations__:
+            names = ", ".join(known.__annotations__)
+            raise TypeError(f"there is no option {name!r}; use one of: {names}")
+
+
+def environment(env: Mapping[str, str] | None) -> dict[str, str]:
+    for name, value in (env or {}).items():
+        check_variable(name, value)
+    return dict(env or {})
+
+
+def check_variable(name: str, value: str) -> None:
+    if not name or "=" in name or "\0" in name or "\0" in value:
+        raise InvalidInput(
+            f"environment variable {name!r} is not usable", remediation="write it as NAME=value"
+        )
+
+
+def _level(isolation: str | IsolationLevel | None, backend: str | None) -> IsolationLevel:
+    if isinstance(isolation, IsolationLevel):
+        return isolation
+    if isolation is not None:
+        return IsolationLevel.parse(isolation)
+    # Naming a wall is asking for what it gives; naming nothing is asking for the default.
+    return SandboxSpec().isolation if backend is None else IsolationLevel.NONE
+
+
+def _mounts(
+    workspace: str | os.PathLike[str] | None, mounts: Iterable[str | Mount]
+) -> tuple[Mount, ...]:
+    found = [parse_workspace(os.fspath(workspace))] if workspace is not None else []
+    found += [mount if isinstance(mount, Mount) else parse_mount(mount) for mount in mounts]
+    targets = [mount.target for mount in found]
+    for target in targets:
+        if targets.count(target) > 1:
+            raise InvalidInput(
+                f"two mounts have the target {target!r}", remediation="give each its own"
+            )
+    return tuple(found)
+
+
+def _size(value: Size, what: str) -> int | None:
+    return None if value is None else parse_size(value, what)
+
+
+def _time(value: Time) -> float | None:
+    return None if value is None else parse_duration(value, "timeout")
+
+
+def _cpus(value: float | str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = 0.0
+    if not 0.01 <= number <= 4096:
+        raise InvalidInput(f"cpus {value!r} is not a number of cores", remediation="write 0.5 or 2")
+    return number
+
+
+def _count(value: int | str, what: str) -> int:
+    text = str(value)
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:9]) <= _MAX_COUNT:
+        raise InvalidInput(
+            f"{what} {value!r} is not a count", remediation=f"give a number from 1 to {_MAX_COUNT}"
+        )
+    return int(text)
+
+
+def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise InvalidInput(
+            f"unknown {what} {value!r}", remediation=f"use one of: {', '.join(allowed)}"
+        )
+    return value
+
+
+def _user(value: str) -> str:
+    if value in USERS or (value.isascii() and value.isdigit() and int(value[:11]) <= _MAX_ID):
+        return value
+    raise InvalidInput(
+        f"user {value!r} is not known inside a sandbox", remediation="use root, sandbox or a uid"
+    )
+
+
+def _image(value: str) -> str:
+    if not _IMAGE.match(value):
+        raise InvalidInput(
+            f"image {value!r} is not a name",
+            remediation="use lower case letters, digits and dots; agentd image ls lists them",
+        )
+    return value
+
+
+def _exec_limits(limits: ExecLimits | None) -> ExecLimits | None:
+    fields = {} if limits is None else msgspec.structs.asdict(limits)
+    for name, value in fields.items():
+        # A bool is an int to Python, and not what anyone means here.
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if value is not None and not (whole and 1 <= value <= _MAX_NUMBER):
+            raise InvalidInput(
+                f"limit {name} of a command is {value!r}", remediation="give a whole number from 1"
+            )
+    return limits if any(value is not None for value in fields.values()) else None

@@ -1,0 +1,123 @@
+"""One sandbox, as the manager and its callers hold it."""
+
+import os
+import threading
+from base64 import b32encode
+from typing import TYPE_CHECKING
+
+from agentd.model.enforcement import Enforcement
+from agentd.model.errors import Refused, SandboxError
+from agentd.model.result import SandboxInfo
+from agentd.sandbox import backends
+from agentd.sandbox.choose import Choice
+from agentd.sandbox.lifecycle import State
+from agentd.sandbox.ports import Pausable, Snapshots, Wall
+from agentd.transport.guest import Guest
+
+if TYPE_CHECKING:
+    from agentd.model.isolation import IsolationLevel
+    from agentd.model.spec import SandboxSpec
+
+
+class SandboxHandle:
+    """One sandbox. ``wall`` and ``guest`` are there from READY until it is destroyed."""
+
+    def __init__(self, choice: Choice, source: str | None = None) -> None:
+        """``source``: the state of a snapshot that it is built from."""
+        # 60 random bits: an id cannot be guessed, nor met twice.
+        self.id = "sbx-" + b32encode(os.urandom(8)).decode().lower()[:12]
+        self.spec: SandboxSpec = choice.plan.spec
+        self.backend: str = choice.backend.name
+        self.level: IsolationLevel = choice.backend.level
+        self.state = State.CREATED
+        self.setup_ms = 0.0
+        self.unreported_ms = 0.0  # set-up time that no result has counted yet
+        self.counters: dict[str, int] = {}  # the wall's, when last looked at
+        self.commands = 0  # that run; guarded by ``lock``
+        self.choice = choice
+        self.source = source
+        self.lock = threading.Lock()  # held while the state changes
+        self.turn = threading.Lock()  # held by a pause, a resume or a snapshot
+        self._wall: Wall | None = None
+        self._guest: Guest | None = None
+
+    @property
+    def wall(self) -> Wall:
+        if self._wall is None:
+            raise SandboxError(f"sandbox {self.id} is {self.state}")
+        return self._wall
+
+    @property
+    def guest(self) -> Guest:
+        """Waits while a snapshot is taken: the wall may have no streams then."""
+        if self.state is State.SNAPSHOTTING:
+            with self.turn:
+                pass
+        if self._guest is None:
+            raise SandboxError(
+                f"sandbox {self.id} is {self.state}", remediation="create a new sandbox"
+            )
+        if self.state is State.PAUSED:
+            raise SandboxError(f"sandbox {self.id} is paused", remediation="resume it first")
+        return self._guest
+
+    @property
+    def enforcement(self) -> Enforcement:
+        return self.wall.enforcement
+
+    @property
+    def info(self) -> SandboxInfo:
+        return SandboxInfo(self.id, self.backend, self.level.label)
+
+    def begin_command(self) -> Guest:
+        """The guest, for a command that counts as running until ``end_command``."""
+        while True:
+            with self.lock:
+                if self.state is not State.SNAPSHOTTING:
+                    guest = self.guest
+                    self.commands += 1
+                    return guest
+            with self.turn:
+                pass
+
+    def end_command(self) -> None:
+        with self.lock:
+            self.commands -= 1
+
+    def check_idle(self) -> None:
+        """Raises SandboxError while commands run: a snapshot would end them here and there.
+
+        The streams to a virtual machine do not survive one, and with them go attached commands.
+        """
+        if self.commands:
+            raise SandboxError(
+                f"{self.commands} commands run in sandbox {self.id}",
+                remediation="wait for them, or let the shell start them in the background",
+            )
+
+    def pausable(self, what: str) -> Pausable:
+        """Its wall, if that can stand still. Raises Refused, naming the backends that can."""
+        wall: object = self.wall
+        if not isinstance(wall, Pausable):
+            raise incapable(self.backend, what)
+        return wall
+
+    def snapshots(self, what: str) -> Snapshots:
+        """Its wall, if a snapshot can be taken of it. Raises Refused."""
+        wall: object = self.wall
+        if not isinstance(wall, Snapshots):
+            raise incapable(self.backend, what)
+        if self.spec.mounts:
+            raise Refused(
+                f"cannot {what} sandbox {self.id}: host directories are mounted in it",
+                remediation="create it without them, and write the files into it",
+            )
+        return wall
+
+
+def incapable(name: str, what: str) -> Refused:
+    able = ", ".join(backends.restoring())
+    return Refused(
+        f"backend {name} cannot {what} a sandbox",
+        remediation=f"use a backend that can: {able}" if able else "no backend here can",
+    )

@@ -1,0 +1,108 @@
+"""Where a process keeps the snapshots that it was given no path for: on disk, until it ends.
+
+A process that was killed leaves its folder behind; the next one that keeps snapshots removes it.
+Whether an owner lives is told by the lock it holds (flock(2)): the kernel lets go of it.
+"""
+
+import fcntl
+import os
+import shutil
+import tempfile
+import threading
+
+from agentd.model.errors import SandboxError
+
+_PREFIX = "p-"
+_LOCK = "lock"
+
+
+class Shelf:
+    """Thread-safe; nothing is made before ``folder`` is asked for."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._folder: str | None = None
+        self._lock_fd = -1
+
+    def folder(self) -> str:
+        """This process's own, mode 0700. Raises SandboxError."""
+        with self._guard:
+            try:
+                if self._folder is None:
+                    self._folder = self._make()
+                return self._folder
+            except OSError as error:
+                raise SandboxError(
+                    "there is no place for snapshots",
+                    cause=str(error),
+                    remediation="set XDG_CACHE_HOME to a directory of yours with room",
+                ) from error
+
+    def new_folder(self) -> str:
+        """An empty one in it, mode 0700."""
+        return tempfile.mkdtemp(prefix="state-", dir=self.folder())
+
+    def close(self) -> None:
+        """Delete all of it; idempotent."""
+        with self._guard:
+            folder, self._folder = self._folder, None
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+            if self._lock_fd >= 0:
+                os.close(self._lock_fd)
+                self._lock_fd = -1
+
+    def _make(self) -> str:
+        base = _base()
+        if base is None:
+            return tempfile.mkdtemp(prefix="agentd-snapshots-")
+        # Nobody sweeps between a folder's making and its locking.
+        turn = _lock(os.path.join(base, _LOCK), fcntl.LOCK_EX)
+        try:
+            _sweep(base)
+            folder = tempfile.mkdtemp(prefix=_PREFIX, dir=base)
+            self._lock_fd = _lock(os.path.join(folder, _LOCK))
+        finally:
+            os.close(turn)
+        return folder
+
+
+def _base() -> str | None:
+    """Beside the images: /tmp is memory on many machines, and a snapshot is as large as a guest.
+
+    None where that is not a place of our own: under sudo the home may be another's, who could
+    swap what lies in it.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    path = os.path.join(cache, "agentd", "snapshots")
+    try:
+        os.makedirs(path, 0o700, exist_ok=True)
+        ours = [os.lstat(folder).st_uid for folder in (path, os.path.dirname(path), cache)]
+    except OSError:
+        return None
+    return path if set(ours) == {os.geteuid()} else None
+
+
+def _sweep(base: str) -> None:
+    """Remove the folders whose owners have ended."""
+    for name in os.listdir(base):
+        folder = os.path.join(base, name)
+        if not name.startswith(_PREFIX):
+            continue
+        try:
+            fd = _lock(os.path.join(folder, _LOCK))
+        except OSError:
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(fd)
+
+
+def _lock(path: str, how: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> int:
+    """A descriptor that holds the lock. Raises BlockingIOError where another does."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, how)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd

@@ -1,0 +1,262 @@
+"""Snapshots on disk: written whole or not at all, checked before they are used.
+
+    PATH/manifest.json     what it is, and the size and digest of every file of its state
+    PATH/state/...         what the wall wrote; the backend alone knows what it means
+
+A snapshot holds all of its sandbox's memory: its folders are for their owner alone. Digests find
+damage, not forgery, so one that others could have written is refused.
+"""
+
+import contextlib
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+
+import msgspec
+
+from agentd._version import __version__
+from agentd.model.errors import InvalidInput, Refused, SandboxError
+from agentd.model.snapshot import FORMAT, Manifest, StateFile
+from agentd.model.spec import SandboxSpec
+from agentd.sandbox import sparse
+
+MANIFEST = "manifest.json"
+STATE = "state"
+MAX_FILES = 64
+MAX_MANIFEST = 1 << 20
+
+
+class Snapshot:
+    """A sandbox's state, for ``Sandbox.create(snapshot=...)``, any number of times.
+
+    In a with statement it is deleted at the end, unless it was given a path to keep it at.
+    """
+
+    def __init__(self, manifest: Manifest, path: str, *, kept: bool) -> None:
+        self.manifest = manifest
+        self.path = path
+        self._kept = kept
+
+    @property
+    def id(self) -> str:
+        return self.manifest.id
+
+    @property
+    def fidelity(self) -> str:
+        """What is in it: "memory" is processes and files, "files" is files alone."""
+        return self.manifest.fidelity
+
+    @property
+    def backend(self) -> str:
+        return self.manifest.backend
+
+    @property
+    def spec(self) -> SandboxSpec:
+        """That of the sandbox it was taken of."""
+        return self.manifest.spec
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files together."""
+        return sum(file.size for file in self.manifest.files)
+
+    @property
+    def state(self) -> str:
+        """The folder that the backend reads."""
+        return os.path.join(self.path, STATE)
+
+    def delete(self) -> None:
+        """Idempotent. Sandboxes that were made of it stay as they are."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def __enter__(self) -> "Snapshot":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if not self._kept:
+            self.delete()
+
+    def __repr__(self) -> str:
+        return f"<Snapshot {self.id} {self.backend} {self.fidelity} {self.path}>"
+
+
+def write(path: str, capture: Callable[[str], None], about: Manifest, *, kept: bool) -> Snapshot:
+    """Have ``capture`` write the state, then put all of it at ``path`` in one rename.
+
+    Raises InvalidInput where ``path`` cannot be, SandboxError where writing failed.
+    """
+    path = os.path.abspath(path)
+    if os.path.lexists(path):
+        raise InvalidInput(
+            f"snapshot path {path} exists already", remediation="remove it, or name another"
+        )
+    with _partial(path) as folder:
+        state = os.path.join(folder, STATE)
+        os.mkdir(state, 0o700)
+        capture(state)
+        manifest = msgspec.structs.replace(
+            about,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            agentd=__version__,
+            files=_digests(state),
+        )
+        with open(os.path.join(folder, MANIFEST), "xb") as file:
+            file.write(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
+        if kept:
+            _sync(folder)
+        os.rename(folder, path)
+    return Snapshot(manifest, path, kept=kept)
+
+
+def load(path: str | os.PathLike[str]) -> Snapshot:
+    """What lies at ``path``; its state is not looked at before ``verify``.
+
+    Raises InvalidInput where there is none, SandboxError where it cannot be trusted.
+    """
+    path = os.path.abspath(os.fspath(path))
+    try:
+        _check_owner(path)
+        with open(os.path.join(path, MANIFEST), "rb", opener=_plain) as file:
+            data = file.read(MAX_MANIFEST + 1)
+        if len(data) > MAX_MANIFEST:
+            raise _damaged(path, f"its manifest is over {MAX_MANIFEST} bytes")
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except OSError as error:
+        raise InvalidInput(
+            f"no snapshot at {path}", cause=error.strerror or "", remediation="check the path"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, f"its manifest cannot be read: {error}") from None
+    if manifest.format != FORMAT:
+        raise SandboxError(
+            f"snapshot {path} has format {manifest.format}, and this agentd reads {FORMAT}",
+            remediation=f"use agentd {manifest.agentd}, or take it again",
+        )
+    if manifest.spec.mounts:
+        # Ours never have any: a forged one could ask for the host's files.
+        raise _damaged(path, "it asks for host directories")
+    return Snapshot(manifest, path, kept=True)
+
+
+def verify(snapshot: Snapshot) -> None:
+    """Raises SandboxError unless its files are those that were written, to the last bit."""
+    try:
+        found = _digests(snapshot.state)
+    except OSError as error:
+        raise _damaged(snapshot.path, error.strerror or str(error)) from None
+    expected = {file.path: file for file in snapshot.manifest.files}
+    for file in found:
+        if expected.pop(file.path, None) != file:
+            raise _damaged(snapshot.path, f"{file.path} is not what was written")
+    for name in expected:
+        raise _damaged(snapshot.path, f"{name} is missing")
+
+
+def check_spec(asked: SandboxSpec, kept: SandboxSpec) -> None:
+    """Raises Refused unless both describe the same machine.
+
+    Each sandbox may choose what the machine does not know of: the variables of its commands, and
+    the bounds of their time and output.
+    """
+    for name in SandboxSpec.__struct_fields__:
+        if _machine(asked)[name] != _machine(kept)[name]:
+            raise Refused(
+                f"{name} differs from the snapshot's: {_machine(kept)[name]}",
+                remediation=f"leave {name} to the snapshot",
+            )
+
+
+def _machine(spec: SandboxSpec) -> dict[str, object]:
+    fields = msgspec.structs.asdict(spec)
+    fields |= {"isolation": None, "backend": None, "env": None}
+    fields["limits"] = msgspec.structs.replace(spec.limits, output=None, timeout=None)
+    return fields
+
+
+@contextlib.contextmanager
+def _partial(path: str) -> Iterator[str]:
+    """A folder beside ``path`` to fill; what is left of it at the end is removed."""
+    parent, name = os.path.split(path)
+    try:
+        folder = tempfile.mkdtemp(prefix=f".{name}.", dir=parent)
+    except OSError as error:
+        raise InvalidInput(
+            f"no snapshot can be written to {path}",
+            cause=error.strerror or "",
+            remediation="name a path in a directory that exists and is yours",
+        ) from None
+    try:
+        yield folder
+    except OSError as error:
+        raise SandboxError(
+            f"the snapshot could not be written to {path}",
+            cause=error.strerror or str(error),
+            remediation="make room, or name another path",
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _digests(state: str) -> tuple[StateFile, ...]:
+    files = []
+    for path in _files(state):
+        with open(path, "rb", opener=_plain) as file:
+            found = sparse.digest(file.fileno())
+            size = os.fstat(file.fileno()).st_size
+        files.append(StateFile(os.path.relpath(path, state), size, found))
+    return tuple(sorted(files, key=lambda file: file.path))
+
+
+def _files(folder: str) -> list[str]:
+    """Regular files beneath, and nothing else but folders."""
+    found: list[str] = []
+    pending = [folder]
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+                elif entry.is_file(follow_symlinks=False):
+                    found.append(entry.path)
+                else:
+                    raise SandboxError(f"snapshot file {entry.path} is not a plain file")
+                if len(found) + len(pending) > MAX_FILES:
+                    raise SandboxError(f"over {MAX_FILES} files in the snapshot {folder}")
+    return found
+
+
+def _plain(path: str, flags: int) -> int:
+    """Opens regular files only: no link is followed, no FIFO waits for its writer."""
+    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(0, "not a plain file", path)
+    return fd
+
+
+def _check_owner(path: str) -> None:
+    found = os.stat(path)
+    if found.st_uid not in (os.geteuid(), 0) or found.st_mode & 0o022:
+        raise SandboxError(
+            f"snapshot {path} could have been written by others",
+            remediation=f"if you trust it: chown -R {os.geteuid()} {path} && chmod go-w {path}",
+        )
+
+
+def _sync(folder: str) -> None:
+    """On the disk before the rename makes it count (rename(2) orders nothing)."""
+    for path in [*_files(folder), os.path.join(folder, STATE), folder]:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _damaged(path: str, why: str) -> SandboxError:
+    return SandboxError(
+        f"snapshot {path} is damaged", cause=why, remediation="take it again and delete this one"
+    )
