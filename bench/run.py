@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import cases
 import density
+import machines
 import peers
 import plot
 import report
@@ -24,19 +25,20 @@ OUT = Path(__file__).resolve().parent / "out"
 
 def main() -> int:
     options = _options()
-    measures: dict[str, Callable[[], Case]] = {
-        "fresh": lambda: cases.fresh(options.rounds),
-        "warm": lambda: cases.warm(options.rounds),
-        "stdout": lambda: cases.stdout(options.rounds),
-        "idle": lambda: density.idle(options.sandboxes),
-        "cli": lambda: cases.cli(max(1, options.rounds // 3)),
+    measures: dict[str, Callable[[], list[Case]]] = {
+        "fresh": lambda: [cases.fresh(options.rounds)],
+        "warm": lambda: [cases.warm(options.rounds)],
+        "stdout": lambda: [cases.stdout(options.rounds)],
+        "idle": lambda: [density.idle(options.sandboxes)],
+        "cli": lambda: [cases.cli(max(1, options.rounds // 3))],
+        "vm": lambda: machines.machines(options.rounds),
     }
     results = []
     for key, measure in measures.items():
         if options.only in (None, key):
             print(f"measuring: {key} ...", file=sys.stderr, flush=True)
-            results.append(measure())
-    document = report.as_json(results, machine())
+            results += measure()
+    document = report.as_json(results, this_machine())
     OUT.mkdir(parents=True, exist_ok=True)
     # One case alone must not replace the whole table.
     stem = f"results-{options.only}" if options.only else "results"
@@ -50,7 +52,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--rounds", type=_count, default=100, help="of each case (default: 100)")
     parser.add_argument("--sandboxes", type=_count, default=1000, help="idle ones (default: 1000)")
-    parser.add_argument("--only", choices=("fresh", "warm", "stdout", "idle", "cli"))
+    parser.add_argument("--only", choices=("fresh", "warm", "stdout", "idle", "cli", "vm"))
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     return parser.parse_args()
 
@@ -61,7 +63,7 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def machine() -> dict[str, str]:
+def this_machine() -> dict[str, str]:
     return {
         "cpu": _cpu(),
         "cores": str(os.cpu_count()),

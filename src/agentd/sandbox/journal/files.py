@@ -34,6 +34,7 @@ class Files:
         self.segments: list[Segment] = []
         self.dropped = False  # whether the bound has cost anything
         self._last = 0
+        self._removed = False
         self._fd = -1
 
     @property
@@ -61,6 +62,8 @@ class Files:
 
     def write(self, buffers: Sequence[bytes], offsets: tuple[int, ...], total: int) -> None:
         """Whole records that begin at ``offsets``: all of them, or none. Raises OSError."""
+        if self._removed:
+            return
         length = sum(map(len, buffers))
         if self._fd >= 0 and self.segments[-1].size + length > self.max_bytes // _SEGMENTS:
             self.end_segment()
@@ -87,6 +90,8 @@ class Files:
             os.close(fd)
 
     def remove(self) -> None:
+        """Delete them; what is written from now on is nowhere."""
+        self._removed = True
         self.end_segment()
         for segment in self.segments:
             with contextlib.suppress(OSError):

@@ -29,7 +29,8 @@ _INDEX = {name: index for index, name in enumerate(STREAMS)}
 
 
 class Journal:
-    """Thread-safe; one thread appends. ``append`` waits for the disk's cache, never for a follower.
+    """Thread-safe; one thread appends, not an event loop's: now and then it compresses and writes,
+    as a disk that is slow holds up the process. No follower ever does.
 
     Small pieces reach the file when ``flush`` is called: ``on_dirty`` is, when there are some. A
     disk that refuses costs the oldest bytes once ``memory`` is full of what it has not taken; their
@@ -178,7 +179,7 @@ class Journal:
             self.files.end_segment()
 
     def remove(self) -> None:
-        """Delete the files."""
+        """Delete the files. What is appended yet is in memory alone."""
         with self._io:
             self.files.remove()
 

@@ -19,6 +19,7 @@ from agentd.sandbox.supervisor.held import Held
 if TYPE_CHECKING:
     from agentd.model.enforcement import Enforcement
     from agentd.model.isolation import IsolationLevel
+    from agentd.sandbox.ports import Plan
 
 # A wall whose daemon died before it wrote down that it has it.
 _UNCLAIMED_SECONDS = 60.0
@@ -51,16 +52,16 @@ class RemoteBackend:
         self._link.ask("plan", backend=self.name, spec=msgspec.to_builtins(spec))
         return RemotePlan(spec)
 
-    def launch(self, plan: RemotePlan) -> "RemoteWall":
+    def launch(self, plan: "Plan") -> "RemoteWall":
         return self._launch("launch", plan)
 
-    def restore(self, plan: RemotePlan, folder: str) -> "RemoteWall":
+    def restore(self, plan: "Plan", folder: str) -> "RemoteWall":
         return self._launch("restore", plan, folder=folder)
 
     def close(self) -> None:
         """The supervisor's backends live on with its sandboxes."""
 
-    def _launch(self, op: str, plan: RemotePlan, **fields: Any) -> "RemoteWall":
+    def _launch(self, op: str, plan: "Plan", **fields: Any) -> "RemoteWall":
         id_ = "wall-" + os.urandom(10).hex()
         spec = msgspec.to_builtins(plan.spec)
         fields |= {"backend": self.name, "id": id_, "spec": spec, "lease": _UNCLAIMED_SECONDS}

@@ -15,8 +15,8 @@ from agentd.model.isolation import IsolationLevel
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox import progress
 from agentd.sandbox.backends.cgroups import make_group
+from agentd.sandbox.backends.qemu import foreign, report
 from agentd.sandbox.backends.qemu import process as machines
-from agentd.sandbox.backends.qemu import report
 from agentd.sandbox.backends.qemu.plan import (
     NET,
     Machine,
@@ -84,6 +84,8 @@ class QemuBackend:
         monitor = _monitor()
         machine = msgspec.structs.replace(plan.machine, accel=monitor.accel)
         boot = self._boot(plan.spec, monitor)
+        if boot.foreign:
+            return self._foreign(keeper, plan, machine, boot, monitor)
         key = " ".join((boot.digest, monitor.key, machine.key, kernel_arguments(), *_MODULES))
         for attempt in (1, 2):
             state = self._templates.get(key, lambda fd: self._make(keeper, machine, boot, fd))
@@ -128,7 +130,8 @@ class QemuBackend:
 
     def _boot(self, spec: SandboxSpec, monitor: Monitor) -> Boot:
         image = images.ensure(spec.image, self.progress)
-        return Boot(monitor.path, image.kernel, image.initramfs, image.digest)
+        foreign = image.base == images.OWN
+        return Boot(monitor.path, image.kernel, image.initramfs, image.digest, foreign)
 
     def _make(self, keeper: Keeper, machine: Machine, boot: Boot, state: int) -> None:
         """Boot a machine once, without a card and a vsock device, and write down its state."""
@@ -181,6 +184,30 @@ class QemuBackend:
                 Record(_RECORD_FORMAT, boot.digest, monitor.key, machine, ""),
                 serial=self._serial,
                 shares=bool(opened),
+            )
+            undo.pop_all()
+            return wall
+
+    def _foreign(
+        self, keeper: Keeper, plan: QemuPlan, machine: Machine, boot: Boot, monitor: Monitor
+    ) -> QemuWall:
+        """A machine of an image whose agent is not ours: booted, and told nothing."""
+        foreign.check(plan.spec)
+        with contextlib.ExitStack() as undo:
+            group, detail = make_group(plan.spec.limits, host_limits(plan, machine), ("cpus",))
+            if group is not None:
+                undo.callback(group.remove)
+            process = machines.start(keeper, machine, boot, group=group)
+            undo.callback(process.end)
+            process.attach_vsock()
+            foreign.await_agent(process, BOOT_SECONDS)
+            wall = foreign.ForeignWall(
+                process,
+                group,
+                report.enforcement(plan, machine, process.controls, (), group, detail),
+                Record(_RECORD_FORMAT, boot.digest, monitor.key, machine, ""),
+                serial=False,
+                shares=False,
             )
             undo.pop_all()
             return wall

@@ -7,6 +7,7 @@ import select
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from agentd.transport.dial import dial
 _START_SECONDS = 60.0
 _STATE_SECONDS = 120.0
 _UNPLUG_SECONDS = 30.0
+_FINAL_SECONDS, _FINAL_POLL = 10.0, 0.005
 _END_SECONDS = 10.0
 # A socket closes a moment before the process that held it has ended.
 _DYING_SECONDS = 0.5
@@ -40,12 +42,15 @@ _BANDWIDTH = 1 << 40
 
 
 class Boot(NamedTuple):
-    """What a machine starts from, as paths; ``digest`` is the image's."""
+    """What a machine starts from, as paths; ``digest`` is the image's, which is ``foreign`` where
+    its agent is not ours.
+    """
 
     program: str
     kernel: str
     initramfs: str
     digest: str
+    foreign: bool = False
 
 
 class StateRefused(SandboxError):
@@ -119,7 +124,7 @@ class Process:
             raise StateRefused("qemu did not take the state", cause=error.cause) from error
         finally:
             os.close(fd)
-        self.execute("cont")
+        self._go_on()
 
     def save(self, state: int) -> None:
         """Write the state to an open file; the guest stands still meanwhile.
@@ -133,7 +138,19 @@ class Process:
             self._migrate("migrate", fd)
         finally:
             os.close(fd)
-            self.execute("cont")
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """QEMU says that a migration is complete a moment before it lets the guest run again."""
+        deadline = time.monotonic() + _FINAL_SECONDS
+        while True:
+            try:
+                self.execute("cont")
+                return
+            except QmpError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(_FINAL_POLL)
 
     def _migrate(self, command: str, fd: int) -> None:
         self.execute("migrate-set-capabilities", {"capabilities": _CAPABILITIES})

@@ -51,7 +51,9 @@ def enforcement(
         "identity": Control(
             "default",
             {"entropy", "machine_id", "boot_id", "clock"} <= set(setup),
-            "own random numbers, machine-id, boot_id and clock",
+            "own random numbers, machine-id, boot_id and clock"
+            if setup
+            else "as the image has it: its agent is not ours",
         ),
     }
     for who, held in controls.items():
@@ -80,7 +82,8 @@ def _limits(plan: QemuPlan, setup: Sequence[str]) -> dict[str, Control]:
         value = getattr(plan.limits, name)
         if value is not None:
             asked = getattr(plan.spec.limits, name)
-            table[name] = limit_control(asked, value, name in setup, how)
+            held = name in setup
+            table[name] = limit_control(asked, value, held, how if held else "not set in the guest")
     return table
 
 

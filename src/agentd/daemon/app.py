@@ -1,0 +1,195 @@
+"""The daemon put together: what it holds, in which order it comes up, and how it goes down."""
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from agentd.daemon import authentication
+from agentd.daemon.config import Config
+from agentd.daemon.idempotency import Idempotency
+from agentd.daemon.pipeline import Pipeline
+from agentd.daemon.service.commands import Commands
+from agentd.daemon.service.keystore import StoredKeys
+from agentd.daemon.service.live import Live
+from agentd.daemon.service.quotas import Ledger
+from agentd.daemon.service.sandboxes import Sandboxes
+from agentd.daemon.service.service import DaemonService
+from agentd.daemon.service.snapshots import Snapshots
+from agentd.daemon.store.sqlite import SqliteStore
+from agentd.model.errors import AgentdError, InvalidInput
+from agentd.model.isolation import IsolationLevel
+from agentd.model.spec import SandboxSpec
+from agentd.sandbox.handle import SandboxHandle
+from agentd.sandbox.journal.journals import Journals
+from agentd.sandbox.manager import Manager
+from agentd.sandbox.pool import Pool, ShelfSpec
+from agentd.sandbox.supervisor import client, remote
+
+if TYPE_CHECKING:
+    from agentd.auth.chain import Chain
+    from agentd.auth.keys import KeyService
+
+_TICK_SECONDS = 0.5
+_MAX_PATH = 100  # sun_path has 108 bytes, and the supervisor's lock and log lie beside it
+_POOL_GRACE = 60.0
+
+
+class Daemon:
+    """``report(line)`` is told what happens. Raises AgentdError where it cannot come up."""
+
+    def __init__(self, config: Config, report: Callable[[str], None]) -> None:
+        self.config = config
+        self._report = report
+        self._closing = threading.Event()
+        state = str(config.daemon.state)
+        socket_path = os.path.join(state, "supervisor.sock")
+        if len(socket_path) > _MAX_PATH:
+            raise InvalidInput(
+                f"the state directory {state} has too long a path",
+                remediation=f"give one of at most {_MAX_PATH - 16} bytes with --state",
+            )
+        with contextlib.ExitStack() as undo:
+            # First of all: it refuses where another daemon has this state.
+            self.store = SqliteStore(state)
+            undo.callback(self.store.close)
+            self.journals = Journals(
+                os.path.join(state, "journals"),
+                memory=int(config.journal.memory),
+                max_bytes=int(config.journal.process),
+                total_bytes=int(config.journal.total),
+            )
+            undo.callback(self.journals.close)
+            self.link = client.connect(socket_path, self._on_wall_ended)
+            undo.callback(self.link.close)
+            self.manager = Manager(load=remote.loader(self.link))
+            self.pipeline = Pipeline(self.manager)
+            self.ledger = Ledger(lambda: self.config.quotas)
+            self.pool = Pool(_shelves(config), self._create_for_pool, self.pipeline.close)
+            undo.callback(self.pool.close)
+            self.commands = Commands(self.store, self.pipeline, self.journals, self.ledger)
+            self.sandboxes = Sandboxes(
+                lambda: self.config,
+                self.store,
+                self.link,
+                self.pipeline,
+                self.pool,
+                self.ledger,
+                self._on_sandbox_end,
+            )
+            self._keys = StoredKeys(self.store)
+            self.chain: Chain = authentication.chain(config, self._keys)
+            self._idempotency: Idempotency | None = None
+            self.service = self._service(state)
+            self._adopt()
+            undo.pop_all()
+        self._timer = threading.Thread(target=self._keep_time, name="daemon-timer", daemon=True)
+        self._timer.start()
+        self.service.not_ready = ""
+
+    def reload(self, config: Config) -> None:
+        """Take over what a running daemon can: quotas, leases, limits, authentication."""
+        self.chain = authentication.chain(config, self._keys)
+        self.config = config
+
+    def drain(self) -> bool:
+        """Take no new work; wait for what runs, as long as the configuration says."""
+        self.sandboxes.draining = True
+        return self.commands.wait_idle(float(self.config.daemon.drain))
+
+    def close(self) -> None:
+        """Go down. Sandboxes stay with the supervisor until their leases end, or the next daemon
+        goes on with them; idempotent."""
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        self._timer.join()
+        self.pool.close()
+        self.link.close()
+        self.journals.close()
+        self.store.close()
+
+    def _service(self, state: str) -> DaemonService:
+        snapshots = Snapshots(os.path.join(state, "snapshots"))
+        snapshots.sweep()
+        return DaemonService(
+            config=lambda: self.config,
+            chain=lambda: self.chain,
+            keys=self._key_service,
+            ledger=self.ledger,
+            pipeline=self.pipeline,
+            pool=self.pool,
+            sandboxes=self.sandboxes,
+            commands=self.commands,
+            snapshots=snapshots,
+            idempotency=self._of_the_loop,
+        )
+
+    def _key_service(self) -> "KeyService":
+        return authentication.key_service(self.config, self._keys)
+
+    def _of_the_loop(self) -> Idempotency:
+        if self._idempotency is None:
+            self._idempotency = Idempotency(self.store)
+        return self._idempotency
+
+    def _adopt(self) -> None:
+        adopted, reaped = self.sandboxes.adopt()
+        commands = sum(self.commands.adopt(live) for live in self.sandboxes.all())
+        if adopted or reaped:
+            self._report(
+                f"went on with {adopted} sandboxes and {commands} commands, reaped {reaped}"
+            )
+
+    def _create_for_pool(self, spec: SandboxSpec) -> SandboxHandle:
+        handle = self.pipeline.open("pool", spec)
+        oldest = max((float(p.ttl) for p in self.config.pool), default=0.0)
+        wall: object = handle.wall
+        if isinstance(wall, remote.RemoteWall):
+            wall.renew(oldest + _POOL_GRACE)
+        return handle
+
+    def _on_wall_ended(self, wall: str, reason: str) -> None:
+        # Not in the link's own thread: ending asks the supervisor, whose answer it would read.
+        threading.Thread(target=self.sandboxes.lost, args=(wall, reason), daemon=True).start()
+
+    def _on_sandbox_end(self, live: Live, reason: str) -> None:
+        self.commands.sandbox_ended(live)
+        self._report(f"sandbox {live.id} ended: {reason}")
+
+    def _keep_time(self) -> None:
+        while not self._closing.wait(_TICK_SECONDS):
+            try:
+                self.sandboxes.expire()
+                if self.link.lost.is_set():
+                    self._report("the supervisor has ended, and every sandbox with it")
+                    self._lose_all()
+            except AgentdError as error:
+                self._report(f"{error}")
+
+    def _lose_all(self) -> None:
+        """The kernel has ended them all. A new supervisor takes the place of the old one."""
+        for live in self.sandboxes.all():
+            self.sandboxes.end(live, "backend_lost")
+        self.service.not_ready = "its supervisor has ended; start it again"
+        time.sleep(_TICK_SECONDS)
+
+
+def _shelves(config: Config) -> list[ShelfSpec]:
+    limits = config.limits.default.limits()
+    return [
+        ShelfSpec(
+            SandboxSpec(
+                isolation=IsolationLevel.parse(pool.isolation),
+                backend=pool.backend,
+                image=pool.image,
+                limits=limits,
+            ),
+            pool.min,
+            pool.max,
+            float(pool.ttl),
+        )
+        for pool in config.pool
+    ]

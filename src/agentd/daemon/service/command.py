@@ -1,0 +1,235 @@
+"""One command of a sandbox: what drives it, where its output is kept, how it ended.
+
+One thread drives it. What other threads want of it (input, a signal) is done by that thread too,
+between two rounds of output: its stream to the agent has one owner.
+"""
+
+import contextlib
+import os
+import queue
+import threading
+import time
+from base64 import b64encode
+from collections.abc import Callable
+from concurrent.futures import Future
+
+import msgspec
+
+from agentd.daemon.execution import Execution
+from agentd.daemon.service.live import Live
+from agentd.model.api import ProcessView, ResultView
+from agentd.model.cause import Cause, CauseCode
+from agentd.model.errors import AgentdError, Conflict
+from agentd.model.result import Result, SandboxInfo, Timing, Usage
+from agentd.sandbox.journal.events import LIMIT
+from agentd.sandbox.journal.journal import Journal
+from agentd.transport.core import Missing
+
+# Bytes of each stream that an answer holds; all of it is in the journal.
+MAX_ANSWER = 16 << 20
+RUNNING, ENDED = "running", "ended"
+_Errand = tuple[Callable[[], None], "Future[None]"]
+
+
+class Command:
+    """Thread-safe but for ``drive``."""
+
+    def __init__(
+        self,
+        id_: str,
+        live: Live,
+        argv: tuple[str, ...],
+        tag: str | None,
+        execution: Execution,
+        journal: Journal,
+        *,
+        pty: bool,
+    ) -> None:
+        self.id = id_
+        self.live = live
+        self.argv = argv
+        self.tag = tag
+        self.journal = journal
+        self.started = time.time()
+        self.result: ResultView | None = None
+        self.stdout = bytearray()  # the begin of each, for who waits
+        self.stderr = bytearray()
+        self.ended = threading.Event()
+        self.usage = Usage()
+        self._execution = execution
+        self._wanted: queue.SimpleQueue[_Errand] = queue.SimpleQueue()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._lock = threading.Lock()  # of ``_wake``
+        self._pty = pty
+        self._keep = False
+
+    def drive(self, *, keep: bool) -> ResultView:
+        """Take its output until its end. ``keep``: so that the answer can have it, too."""
+        self._keep = keep
+        try:
+            self._follow()
+            result = self._execution.finish()
+            self.usage = result.usage
+            view = self._view(result)
+        except AgentdError as error:
+            view = self._lost(error)
+        finally:
+            with contextlib.suppress(AgentdError):
+                self._execution.close()
+        self.result = view
+        self.journal.finish(msgspec.json.encode(_bare(view)))
+        self._settle()
+        self.ended.set()
+        return view
+
+    def _follow(self) -> None:
+        while True:
+            chunks, ready = self._execution.step(None, (self._wake,))
+            for stream, data in chunks:
+                self._take(stream, data)
+            if ready:
+                self._run_errands()
+            if self._execution.exit is not None and not chunks:
+                return
+
+    def _run_errands(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._wake)
+        while True:
+            try:
+                work, done = self._wanted.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                work()
+            except Exception as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+    def _settle(self) -> None:
+        """Nothing is done for it any more."""
+        with self._lock:
+            os.close(self._wake)
+            self._wake = -1
+        while not self._wanted.empty():
+            self._wanted.get_nowait()[1].set_exception(self._over())
+
+    def _do(self, work: Callable[[], None]) -> None:
+        """In the driving thread. Raises what it raises, Conflict once the command has ended."""
+        done: Future[None] = Future()
+        with self._lock:
+            if self._wake < 0:
+                raise self._over()
+            self._wanted.put((work, done))
+            os.eventfd_write(self._wake, 1)
+        done.result()
+
+    def _over(self) -> Conflict:
+        return Conflict(f"process {self.id} has ended")
+
+    @property
+    def pid(self) -> int | None:
+        return self._execution.running.pid
+
+    def give(self, data: bytes, *, eof: bool) -> None:
+        """Input from its driver, before it drives."""
+        if data:
+            self._execution.write(data)
+        if eof:
+            self._execution.close_stdin()
+
+    def write(self, data: bytes, *, eof: bool) -> None:
+        """Raises Conflict once it has ended."""
+        self._do(lambda: self.give(data, eof=eof))
+
+    def signal(self, number: int, target: str) -> None:
+        self._do(lambda: self._execution.running.signal(number, target))
+
+    def resize(self, rows: int, cols: int) -> None:
+        self._do(lambda: self._execution.running.resize(rows, cols))
+
+    def kill(self) -> None:
+        with contextlib.suppress(AgentdError):
+            self._do(self._execution.kill)
+
+    def view(self) -> ProcessView:
+        offsets = {name: count for name, count in self.journal.offsets.items() if count}
+        lost: dict[str, int] = {}
+        for gap in self.journal.losses:
+            lost[gap.stream] = lost.get(gap.stream, 0) + gap.length
+        return ProcessView(
+            id=self.id,
+            sandbox=self.live.id,
+            argv=self.argv,
+            tag=self.tag,
+            pid=self._execution.running.pid,
+            state=ENDED if self.result is not None else RUNNING,
+            started=self.started,
+            output=offsets,
+            lost=lost,
+            result=None if self.result is None else _bare(self.result),
+        )
+
+    def _take(self, stream: str, data: bytes) -> None:
+        kept_as = "pty" if self._pty else stream
+        if isinstance(data, Missing):
+            self.journal.skip(kept_as, data.length, LIMIT)
+            return
+        self.journal.append(kept_as, data)
+        if self._keep:
+            kept = self.stdout if stream == "stdout" else self.stderr
+            kept += data[: MAX_ANSWER - len(kept)]
+
+    def _view(self, result: Result) -> ResultView:
+        stdout, stderr, encoding = texts(bytes(self.stdout), bytes(self.stderr))
+        offsets = self.journal.offsets
+        cut = self._keep and any(offsets[name] > MAX_ANSWER for name in ("stdout", "stderr", "pty"))
+        return ResultView(
+            request_id=result.request_id,
+            status=result.status,
+            exit_code=result.exit_code,
+            signal=result.signal,
+            cause=result.cause,
+            stdout=stdout,
+            stderr=stderr,
+            encoding=encoding,
+            truncated=result.truncated or cut,
+            usage=result.usage,
+            timing=result.timing,
+            sandbox=result.sandbox,
+            enforcement=result.enforcement,
+            process=self.id,
+        )
+
+    def _lost(self, error: AgentdError) -> ResultView:
+        stdout, stderr, encoding = texts(bytes(self.stdout), bytes(self.stderr))
+        handle = self.live.handle
+        return ResultView(
+            request_id=self._execution.request_id,
+            status="error",
+            exit_code=None,
+            signal=None,
+            cause=Cause.of(CauseCode.BACKEND_LOST, str(error)),
+            stdout=stdout,
+            stderr=stderr,
+            encoding=encoding,
+            truncated=True,
+            usage=Usage(),
+            timing=Timing(),
+            sandbox=SandboxInfo(handle.id, handle.backend, handle.level.label),
+            enforcement=dict(handle.enforcement),
+            process=self.id,
+        )
+
+
+def texts(stdout: bytes, stderr: bytes) -> tuple[str, str, str]:
+    """Both as text, or both as base64, and which."""
+    try:
+        return stdout.decode(), stderr.decode(), "utf-8"
+    except UnicodeDecodeError:
+        return b64encode(stdout).decode(), b64encode(stderr).decode(), "base64"
+
+
+def _bare(view: ResultView) -> ResultView:
+    return msgspec.structs.replace(view, stdout="", stderr="", encoding="utf-8")

@@ -1,0 +1,251 @@
+"""The commands of a daemon's sandboxes: begun, followed, found again, and after a restart gone on
+with where the sandbox outlived the daemon."""
+
+import os
+import threading
+import time
+from base64 import b64decode
+
+import msgspec
+
+from agentd.daemon.execution import Execution
+from agentd.daemon.pipeline import Pipeline
+from agentd.daemon.service.command import ENDED, RUNNING, Command
+from agentd.daemon.service.live import Live
+from agentd.daemon.service.quotas import Ledger
+from agentd.daemon.store.port import Store
+from agentd.daemon.store.records import ProcessRecord
+from agentd.model import options
+from agentd.model.api import ExecBody, ProcessView, ResultView
+from agentd.model.errors import AgentdError, Full, InvalidInput, NotFound
+from agentd.model.principal import Principal
+from agentd.model.result import Exit
+from agentd.model.spec import ExecRequest
+from agentd.sandbox.journal.journals import Journals
+
+MAX_RUNNING = 1024  # a thread each
+MAX_KEPT = 256  # ended commands of one sandbox, in memory
+_MAX_STDIN = 64 << 20
+
+
+class Commands:
+    """Thread-safe."""
+
+    def __init__(
+        self, store: Store, pipeline: Pipeline, journals: Journals, ledger: Ledger
+    ) -> None:
+        self._store = store
+        self._pipeline = pipeline
+        self._journals = journals
+        self._ledger = ledger
+        self._lock = threading.Lock()
+        self._running: dict[str, Command] = {}
+        self._of: dict[str, dict[str, Command]] = {}  # by sandbox
+        self.count = 0
+
+    def exec(self, who: Principal, live: Live, body: ExecBody) -> ResultView:
+        """To its end. The answer's record and output are on their way to disk before it is given;
+        the record is there."""
+        stdin = _stdin(body)
+        with self._ledger.command(who.name):
+            command = self._begin(who, live, body, detached=False, feeds=bool(stdin))
+            if stdin:
+                self._feed(command, stdin)
+            view = command.drive(keep=True)
+        self._over(who, command)
+        self._record(who, command)
+        return view
+
+    def start(self, who: Principal, live: Live, body: ExecBody) -> ProcessView:
+        """Returns once it has started. It outlives the daemon where its sandbox does."""
+        stdin = _stdin(body)
+        entered = self._ledger.command(who.name)
+        entered.__enter__()
+        try:
+            feeds = body.stdin_open or bool(stdin)
+            command = self._begin(who, live, body, detached=True, feeds=feeds)
+        except BaseException:
+            entered.__exit__(None, None, None)
+            raise
+
+        def run() -> None:
+            try:
+                if stdin:
+                    self._feed(command, stdin, eof=not body.stdin_open)
+                command.drive(keep=False)
+            finally:
+                entered.__exit__(None, None, None)
+                self._over(who, command)
+                self._record(who, command)
+
+        threading.Thread(target=run, name=command.id, daemon=True).start()
+        self._record(who, command)
+        return command.view()
+
+    def all(self, live: Live) -> list[Command]:
+        """Oldest first."""
+        with self._lock:
+            return list(self._of.get(live.id, {}).values())
+
+    def get(self, live: Live, id_: str) -> Command:
+        """By its id or its tag, the newest with that. Raises NotFound."""
+        with self._lock:
+            known = self._of.get(live.id, {})
+            found = known.get(id_)
+            if found is None:
+                tagged = [c for c in known.values() if c.tag == id_ and c.tag is not None]
+                found = tagged[-1] if tagged else None
+        if found is None:
+            raise NotFound(f"sandbox {live.id} has no process {id_[:64]!r}")
+        return found
+
+    def running(self) -> int:
+        with self._lock:
+            return len(self._running)
+
+    def sandbox_ended(self, live: Live) -> None:
+        """Its commands end with it; their output stays until it is trimmed."""
+        with self._lock:
+            self._of.pop(live.id, None)
+
+    def wait_idle(self, seconds: float) -> bool:
+        """Until nothing runs; False when something still does."""
+        deadline = time.monotonic() + seconds
+        while self.running() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return not self.running()
+
+    def adopt(self, live: Live) -> int:
+        """Go on with what runs in a sandbox that outlived the daemon before: how many."""
+        adopted = 0
+        for record in self._store.find(ProcessRecord, sandbox=live.id, state=RUNNING):
+            try:
+                self._take_over(live, record)
+                adopted += 1
+            except (AgentdError, OSError):
+                # It ended while nobody looked, and the agent has forgotten it.
+                self._put(msgspec.structs.replace(record, state=ENDED, ended=time.time()))
+        return adopted
+
+    def _begin(
+        self, who: Principal, live: Live, body: ExecBody, *, detached: bool, feeds: bool
+    ) -> Command:
+        live.require_running("run a command in it")
+        request = _request(body, feeds or body.stdin_open)
+        id_ = f"prc-{os.urandom(8).hex()}"
+        if detached:
+            request = msgspec.structs.replace(request, tag=id_)
+        self._room()
+        journal = self._journals.create(f"{live.id}/{id_}")
+        execution = self._pipeline.start(who.name, live.handle, request, detached=detached)
+        command = Command(
+            id_, live, request.argv, body.tag, execution, journal, pty=body.pty is not None
+        )
+        self._keep(command)
+        return command
+
+    def _take_over(self, live: Live, record: ProcessRecord) -> None:
+        journal = self._journals.open(record.journal or f"{live.id}/{record.id}")
+        offsets = journal.offsets
+        place = offsets["stdout"] or offsets["pty"], offsets["stderr"]
+        execution = Execution.attached(live.handle, record.id, place)
+        command = Command(
+            record.id,
+            live,
+            record.argv,
+            record.tag,
+            execution,
+            journal,
+            pty=offsets["pty"] > 0,
+        )
+        command.started = record.created
+        who = Principal(record.principal, frozenset(), "local")
+        self._keep(command)
+
+        def run() -> None:
+            command.drive(keep=False)
+            self._over(who, command)
+            self._record(who, command)
+
+        threading.Thread(target=run, name=command.id, daemon=True).start()
+
+    def _feed(self, command: Command, data: bytes, *, eof: bool = True) -> None:
+        """Before it is driven: what cannot be written at once is kept by the transport."""
+        command.give(data, eof=eof)
+
+    def _room(self) -> None:
+        with self._lock:
+            if len(self._running) >= MAX_RUNNING:
+                raise Full(
+                    f"{MAX_RUNNING} commands run already",
+                    remediation="come back when some have ended",
+                )
+
+    def _keep(self, command: Command) -> None:
+        with self._lock:
+            self.count += 1
+            self._running[command.id] = command
+            known = self._of.setdefault(command.live.id, {})
+            known[command.id] = command
+            if len(known) > MAX_KEPT:
+                ended = [c for c in known.values() if c.result is not None]
+                for old in ended[: len(known) - MAX_KEPT]:
+                    del known[old.id]
+
+    def _over(self, who: Principal, command: Command) -> None:
+        with self._lock:
+            self._running.pop(command.id, None)
+        self._ledger.used_cpu(who.name, command.usage.cpu_ms / 1000)
+
+    def _record(self, who: Principal, command: Command) -> None:
+        view = command.result
+        record = ProcessRecord(
+            id=command.id,
+            sandbox=command.live.id,
+            principal=who.name,
+            argv=command.argv,
+            state=RUNNING if view is None else ENDED,
+            created=command.started,
+            tag=command.tag,
+            pid=command.pid,
+            ended=None if view is None else time.time(),
+            exit=None
+            if view is None
+            else Exit(view.exit_code, view.signal, view.cause, view.usage),
+            journal=f"{command.live.id}/{command.id}",
+        )
+        self._put(record)
+
+    def _put(self, record: ProcessRecord) -> None:
+        self._store.write(lambda transaction: transaction.put(record))
+
+
+def _request(body: ExecBody, stdin: bool) -> ExecRequest:
+    wanted: options.ExecOptions = {
+        "cwd": body.cwd,
+        "env": body.env,
+        "timeout": body.timeout,
+        "limits": body.limits,
+    }
+    return options.exec_request(body.cmd, stdin=stdin, pty=body.pty, **wanted)
+
+
+def _stdin(body: ExecBody) -> bytes:
+    """What it reads at first. Raises InvalidInput."""
+    if body.stdin is None:
+        return b""
+    try:
+        if body.stdin_encoding == "base64":
+            data = b64decode(body.stdin, validate=True)
+        elif body.stdin_encoding == "utf-8":
+            data = body.stdin.encode()
+        else:
+            raise ValueError("it is neither utf-8 nor base64")
+    except ValueError as error:
+        raise InvalidInput("stdin is not encoded as it says", cause=str(error)) from error
+    if len(data) > _MAX_STDIN:
+        raise InvalidInput(
+            f"stdin has {len(data)} bytes, over {_MAX_STDIN}",
+            remediation="write them to a file in the sandbox",
+        )
+    return data

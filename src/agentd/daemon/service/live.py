@@ -1,0 +1,71 @@
+"""One sandbox of a running daemon: its handle, its owner, its record and its lease."""
+
+import threading
+from typing import TYPE_CHECKING, cast
+
+from agentd.daemon.store.records import SandboxRecord
+from agentd.model.api import SandboxView
+from agentd.model.errors import Conflict, Refused
+from agentd.sandbox.handle import SandboxHandle
+from agentd.sandbox.lifecycle import State
+from agentd.sandbox.ports import CopyOnWrite
+
+if TYPE_CHECKING:
+    from agentd.sandbox.supervisor.remote import RemoteWall
+
+
+class Live:
+    def __init__(self, handle: SandboxHandle, record: SandboxRecord) -> None:
+        self.handle = handle
+        self.record = record
+        self.lock = threading.Lock()  # held while its record changes
+        self.ending = False
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    @property
+    def wall(self) -> "RemoteWall":
+        return cast("RemoteWall", self.handle.wall)  # a daemon's backends make no other
+
+    def require_running(self, what: str) -> None:
+        """Raises Conflict while it is paused or ends."""
+        if self.handle.state is not State.READY:
+            fix = "resume it first" if self.handle.state is State.PAUSED else "create a new one"
+            raise Conflict(
+                f"cannot {what}: sandbox {self.id} is {self.handle.state}", remediation=fix
+            )
+
+    def changes(self) -> tuple[str, ...]:
+        """Raises Refused where the workspace is no overlay."""
+        return self._overlay().changes()
+
+    def apply(self) -> None:
+        self._overlay().apply()
+
+    def _overlay(self) -> CopyOnWrite:
+        wall: object = self.handle.wall
+        if not isinstance(wall, CopyOnWrite):
+            raise Refused(
+                f"sandbox {self.id} has no copy-on-write workspace",
+                remediation="create it with workspace 'PATH:cow'",
+            )
+        return wall
+
+    def view(self, *, usage: bool = False) -> SandboxView:
+        record = self.record
+        return SandboxView(
+            id=record.id,
+            state=str(self.handle.state),
+            backend=record.backend,
+            level=record.level,
+            image=record.spec.image,
+            labels=record.labels,
+            principal=record.principal,
+            created=record.created,
+            deadline=record.deadline,
+            workspace=self.wall.workspace,
+            enforcement=dict(self.handle.enforcement),
+            usage=self.wall.usage() if usage else {},
+        )

@@ -1,0 +1,39 @@
+"""A follower of a journal, in the words of the ways in."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from agentd.model.api import ResultView
+from agentd.sandbox.journal.events import Chunk, Gap
+from agentd.sandbox.journal.follower import Follower
+
+
+class OutputEvent(msgspec.Struct, frozen=True):
+    kind: str
+    stream: str = ""
+    offset: int = 0
+    data: bytes = b""
+    length: int = 0
+    result: ResultView | None = None
+
+
+class Output:
+    def __init__(self, follower: Follower) -> None:
+        self._follower = follower
+
+    def read(self, limit: int) -> Sequence[OutputEvent]:
+        return [_event(event) for event in self._follower.read(limit)]
+
+    def close(self) -> None:
+        self._follower.close()
+
+
+def _event(event: object) -> OutputEvent:
+    if isinstance(event, Chunk):
+        return OutputEvent("data", event.stream, event.offset, event.data, len(event.data))
+    if isinstance(event, Gap):
+        return OutputEvent("lost", event.stream, event.offset, b"", event.length)
+    info = getattr(event, "info", b"")
+    result = msgspec.json.decode(info, type=ResultView) if info else None
+    return OutputEvent("exit", result=result)

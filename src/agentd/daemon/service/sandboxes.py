@@ -1,0 +1,311 @@
+"""The sandboxes of a daemon: made, found, renewed, ended, and taken over from the daemon before.
+
+What is acknowledged is in the store first. A sandbox that the store does not know is nobody's, and
+is ended; one that the supervisor has lost is written down as ended.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from agentd.daemon.config.schema import Config
+from agentd.daemon.pipeline import Pipeline
+from agentd.daemon.service.live import Live
+from agentd.daemon.service.quotas import Ledger
+from agentd.daemon.store.port import Store
+from agentd.daemon.store.records import SandboxRecord
+from agentd.model.api import SandboxPage, SandboxView
+from agentd.model.errors import AgentdError, Full, InvalidInput, NotFound
+from agentd.model.principal import Principal
+from agentd.model.spec import SandboxSpec
+from agentd.sandbox.choose import Choice
+from agentd.sandbox.handle import SandboxHandle
+from agentd.sandbox.lifecycle import State
+from agentd.sandbox.pool import Pool
+from agentd.sandbox.supervisor import remote
+from agentd.sandbox.supervisor.client import Link
+from agentd.sandbox.supervisor.held import Held
+
+if TYPE_CHECKING:
+    from agentd.sandbox.snapshots import Snapshot
+
+MAX_PAGE = 500
+MAX_LABELS = 32
+MAX_LABEL = 256
+# The supervisor ends it a little later than we do, so that the cause is told by us.
+_GRACE_SECONDS = 5.0
+_ENDED = "ended"
+
+
+class Sandboxes:
+    """Thread-safe. ``on_end(live, reason)`` is called once for each that has ended."""
+
+    def __init__(
+        self,
+        config: Callable[[], Config],
+        store: Store,
+        link: Link,
+        pipeline: Pipeline,
+        pool: Pool,
+        ledger: Ledger,
+        on_end: Callable[[Live, str], None],
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._link = link
+        self._pipeline = pipeline
+        self._pool = pool
+        self._ledger = ledger
+        self._on_end = on_end
+        self._lock = threading.Lock()
+        self._live: dict[str, Live] = {}
+        self._by_wall: dict[str, Live] = {}
+        self.draining = False
+
+    # --- made and ended ---
+
+    def create(
+        self,
+        principal: Principal,
+        spec: SandboxSpec,
+        *,
+        labels: Mapping[str, str] | None = None,
+        ttl: float | None = None,
+        snapshot: "Snapshot | None" = None,
+    ) -> Live:
+        """A sandbox that is ready and written down. Raises Full, QuotaExceeded, Refused, ..."""
+        seconds = self._ttl(ttl)
+        checked = check_labels(labels or {})
+        self._admit()
+        self._ledger.take(principal.name, spec.limits)
+        try:
+            handle = None if snapshot is not None else self._pool.claim(spec)
+            if handle is None:
+                handle = self._pipeline.open(principal.name, spec, snapshot)
+            try:
+                return self._write_down(principal.name, handle, checked, seconds)
+            except BaseException:
+                self._pipeline.close(handle)
+                raise
+        except BaseException:
+            self._ledger.give_back(principal.name, spec.limits)
+            raise
+
+    def fork(self, principal: Principal, source: Live, count: int) -> list[Live]:
+        """Copies with the source's labels and a lease of their own; all of them or none."""
+        source.require_running("fork it")
+        self._admit()
+        taken = 0
+        handles: list[SandboxHandle] = []
+        try:
+            for _ in range(count):
+                self._ledger.take(principal.name, source.handle.spec.limits)
+                taken += 1
+            handles = self._pipeline.fork(principal.name, source.handle, count)
+            seconds = self._ttl(None)
+            labels = source.record.labels
+            return [self._write_down(principal.name, h, labels, seconds) for h in handles]
+        except BaseException:
+            for handle in handles:
+                self._pipeline.close(handle)
+            for _ in range(taken):
+                self._ledger.give_back(principal.name, source.handle.spec.limits)
+            raise
+
+    def end(self, live: Live, reason: str = "destroyed") -> None:
+        """End everything in it, then write that down; idempotent."""
+        with live.lock:
+            if live.ending:
+                return
+            live.ending = True
+        self._on_end(live, reason)
+        self._pipeline.close(live.handle)
+        self._forget(live)
+        self._store.submit(lambda t: t.put(_ended(live.record)))
+
+    def lost(self, wall: str, reason: str) -> None:
+        """The supervisor says that a wall has ended by itself, or by its lease."""
+        with self._lock:
+            live = self._by_wall.get(wall)
+        if live is not None:
+            self.end(live, reason)
+
+    # --- found ---
+
+    def get(self, principal: Principal, id_: str) -> Live:
+        """Raises NotFound, also for another principal's."""
+        with self._lock:
+            live = self._live.get(id_)
+        if live is None or live.ending or not principal.owns(live.record.principal):
+            raise NotFound(
+                f"there is no sandbox {id_[:64]!r}",
+                remediation="agentd ls lists yours; one whose lease has ended is gone",
+            )
+        return live
+
+    def page(
+        self, principal: Principal, labels: Mapping[str, str], limit: int, after: str
+    ) -> SandboxPage:
+        """Those that ``principal`` may see, in the order of their ids."""
+        if not 1 <= limit <= MAX_PAGE:
+            raise InvalidInput(f"limit {limit} is not from 1 to {MAX_PAGE}")
+        with self._lock:
+            ids = sorted(id_ for id_ in self._live if id_ > after)
+        found: list[SandboxView] = []
+        for id_ in ids:
+            with contextlib.suppress(NotFound, AgentdError):
+                live = self.get(principal, id_)
+                if labels.items() <= live.record.labels.items():
+                    if len(found) == limit:
+                        return SandboxPage(tuple(found), next=found[-1].id)
+                    found.append(live.view())
+        return SandboxPage(tuple(found))
+
+    def all(self) -> list[Live]:
+        with self._lock:
+            return list(self._live.values())
+
+    # --- its state ---
+
+    def renew(self, live: Live, ttl: float) -> None:
+        """Its lease ends ``ttl`` seconds from now, not before."""
+        seconds = self._ttl(ttl)
+        live.wall.renew(seconds + _GRACE_SECONDS)
+        self._change(live, deadline=time.time() + seconds)
+
+    def pause(self, live: Live) -> None:
+        live.require_running("pause it")
+        self._pipeline.pause(live.handle)
+        self._change(live, state=str(live.handle.state))
+
+    def resume(self, live: Live) -> None:
+        self._pipeline.resume(live.handle)
+        self._change(live, state=str(live.handle.state))
+
+    def expire(self) -> None:
+        """End those whose lease is over."""
+        now = time.time()
+        for live in self.all():
+            if live.record.deadline is not None and live.record.deadline <= now:
+                self.end(live, "lease_expired")
+
+    # --- after a restart ---
+
+    def adopt(self) -> tuple[int, int]:
+        """Go on with what the store and the supervisor both know: how many, and how many not."""
+        there = {held.id: held for held in remote.held(self._link)}
+        adopted = reaped = 0
+        for record in self._records():
+            held = there.pop(str(record.save.get("wall")), None)
+            if held is None:
+                self._put(_ended(record))
+                reaped += 1
+            else:
+                self._take_over(record, held)
+                adopted += 1
+        for nobodys in there.values():
+            remote.wall_of(self._link, nobodys).kill()
+            reaped += 1
+        return adopted, reaped
+
+    def _take_over(self, record: SandboxRecord, held: Held) -> None:
+        backend = self._pipeline.manager.backend(record.backend)
+        wall = remote.wall_of(self._link, held)
+        choice = Choice(backend, remote.RemotePlan(record.spec))
+        handle = self._pipeline.manager.adopt(record.id, choice, wall, paused=held.paused)
+        self._ledger.take(record.principal, record.spec.limits, force=True)
+        self._keep(Live(handle, record))
+
+    def _records(self) -> list[SandboxRecord]:
+        found: list[SandboxRecord] = []
+        for state in (State.READY, State.PAUSED):
+            after: tuple[str, ...] = ()
+            while page := self._store.find(SandboxRecord, after=after, state=str(state)):
+                found += page
+                after = (page[-1].id,)
+        return found
+
+    # --- the record ---
+
+    def _write_down(
+        self, owner: str, handle: SandboxHandle, labels: Mapping[str, str], seconds: float
+    ) -> Live:
+        now = time.time()
+        record = SandboxRecord(
+            id=handle.id,
+            principal=owner,
+            spec=handle.spec,
+            backend=handle.backend,
+            level=handle.level.label,
+            state=str(handle.state),
+            created=now,
+            deadline=now + seconds,
+            labels=dict(labels),
+            save=dict(handle.wall.save()),
+        )
+        live = Live(handle, record)
+        live.wall.renew(seconds + _GRACE_SECONDS)
+        self._put(record)
+        self._keep(live)
+        return live
+
+    def _change(self, live: Live, **fields: object) -> None:
+        with live.lock:
+            if live.ending:
+                raise NotFound(f"sandbox {live.id} has ended")
+            live.record = msgspec.structs.replace(live.record, **fields)
+            record = live.record
+        self._put(record)
+
+    def _put(self, record: SandboxRecord) -> None:
+        self._store.write(lambda transaction: transaction.put(record))
+
+    def _keep(self, live: Live) -> None:
+        with self._lock:
+            self._live[live.id] = live
+            self._by_wall[live.wall.id] = live
+
+    def _forget(self, live: Live) -> None:
+        with self._lock:
+            self._live.pop(live.id, None)
+            self._by_wall.pop(str(live.record.save.get("wall")), None)
+        self._ledger.give_back(live.record.principal, live.record.spec.limits)
+
+    def _admit(self) -> None:
+        if self.draining:
+            raise Full(
+                "the daemon is about to end",
+                remediation="come back when it has been started again",
+                retry_after=5.0,
+            )
+
+    def _ttl(self, ttl: float | None) -> float:
+        leases = self._config().leases
+        seconds = float(leases.default) if ttl is None else ttl
+        if seconds > leases.max:
+            raise InvalidInput(
+                f"a lease of {seconds:g} s is longer than the {leases.max:g} s allowed",
+                remediation="ask for less, and renew it",
+            )
+        return seconds
+
+
+def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """Raises InvalidInput for more or longer ones than are kept."""
+    if len(labels) > MAX_LABELS:
+        raise InvalidInput(f"{len(labels)} labels are more than the {MAX_LABELS} allowed")
+    for key, value in labels.items():
+        if not key or len(key) > MAX_LABEL or len(value) > MAX_LABEL or not key.isprintable():
+            raise InvalidInput(
+                f"label {key[:64]!r} is not usable",
+                remediation=f"give printable keys and values of at most {MAX_LABEL} characters",
+            )
+    return dict(labels)
+
+
+def _ended(record: SandboxRecord) -> SandboxRecord:
+    return msgspec.structs.replace(record, state=_ENDED, deadline=None)

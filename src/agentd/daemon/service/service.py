@@ -1,0 +1,352 @@
+"""``ingest.service.Service`` as the daemon has it: each call checked, then done by whose it is."""
+
+import os
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from agentd._version import __version__
+from agentd.auth.chain import Chain
+from agentd.auth.credential import Credential
+from agentd.auth.keys import KeyRecord, KeyService
+from agentd.auth.peer import Peer, peer_of
+from agentd.daemon import doctor
+from agentd.daemon.config.schema import Config
+from agentd.daemon.pipeline import Pipeline
+from agentd.daemon.service import bodies, tar
+from agentd.daemon.service.commands import Commands
+from agentd.daemon.service.files import Files
+from agentd.daemon.service.live import Live
+from agentd.daemon.service.output import Output
+from agentd.daemon.service.quotas import Ledger
+from agentd.daemon.service.sandboxes import Sandboxes
+from agentd.daemon.service.snapshots import About, Snapshots
+from agentd.model.api import (
+    Answer,
+    BackendView,
+    EntryView,
+    ExecBody,
+    KeyBody,
+    KeyView,
+    MkdirBody,
+    MoveBody,
+    ProcessView,
+    ResultView,
+    RunBody,
+    SandboxBody,
+    SandboxPage,
+    SandboxView,
+    SnapshotView,
+    Stats,
+)
+from agentd.model.principal import Principal
+from agentd.model.units import parse_duration
+from agentd.sandbox.journal.events import STREAMS
+from agentd.sandbox.pool import Pool
+from agentd.transport.tunnel import Tunnel
+
+if TYPE_CHECKING:
+    from agentd.daemon.idempotency import Idempotency
+
+
+class DaemonService:
+    """Thread-safe, but for ``once``, which belongs to the event loop."""
+
+    def __init__(
+        self,
+        *,
+        config: Callable[[], Config],
+        chain: Callable[[], Chain],
+        keys: Callable[[], KeyService],
+        ledger: Ledger,
+        pipeline: Pipeline,
+        pool: Pool,
+        sandboxes: Sandboxes,
+        commands: Commands,
+        snapshots: Snapshots,
+        idempotency: "Callable[[], Idempotency]",
+    ) -> None:
+        self._config = config
+        self._chain = chain
+        self._keys = keys
+        self._ledger = ledger
+        self._pipeline = pipeline
+        self._pool = pool
+        self._sandboxes = sandboxes
+        self._commands = commands
+        self._snapshots = snapshots
+        self._idempotency = idempotency
+        self._files = Files()
+        self._started = time.time()
+        self.not_ready = "it is starting"
+
+    # --- who asks ---
+
+    def peer(self, connection: socket.socket) -> Peer:
+        return peer_of(connection)
+
+    def authenticate(
+        self,
+        *,
+        peer: object | None,
+        headers: Mapping[str, str],
+        certificate: bytes | None,
+    ) -> Principal:
+        seen = peer if isinstance(peer, Peer) else None
+        credential = Credential(
+            peer_pid=seen.pid if seen else None,
+            peer_uid=seen.uid if seen else None,
+            foreign=seen.foreign if seen else False,
+            authorization=headers.get("authorization"),
+            api_key=headers.get("x-api-key"),
+            certificate=certificate,
+        )
+        who = self._chain().authenticate(credential)
+        self._ledger.request(who.name)
+        return who
+
+    # --- sandboxes ---
+
+    def create(self, who: Principal, body: SandboxBody) -> SandboxView:
+        return self._create(who, body).view()
+
+    def list(
+        self, who: Principal, labels: Mapping[str, str], limit: int, cursor: str
+    ) -> SandboxPage:
+        who.require("read")
+        return self._sandboxes.page(who, labels, limit, cursor)
+
+    def get(self, who: Principal, id_: str) -> SandboxView:
+        return self._live(who, "read", id_).view(usage=True)
+
+    def delete(self, who: Principal, id_: str) -> None:
+        self._sandboxes.end(self._live(who, "create", id_))
+
+    def renew(self, who: Principal, id_: str, ttl: str | float) -> SandboxView:
+        live = self._live(who, "create", id_)
+        self._sandboxes.renew(live, parse_duration(ttl, "ttl"))
+        return live.view()
+
+    def pause(self, who: Principal, id_: str) -> SandboxView:
+        live = self._live(who, "create", id_)
+        self._sandboxes.pause(live)
+        return live.view()
+
+    def resume(self, who: Principal, id_: str) -> SandboxView:
+        live = self._live(who, "create", id_)
+        self._sandboxes.resume(live)
+        return live.view()
+
+    def snapshot(self, who: Principal, id_: str) -> SnapshotView:
+        live = self._live(who, "snapshot", id_)
+        live.require_running("take a snapshot of it")
+        new = "snp-" + os.urandom(8).hex()
+        place = self._snapshots.place(new)
+        try:
+            os.mkdir(os.path.dirname(place), 0o700)
+            kept = self._pipeline.snapshot(live.handle, place)
+            about = About(sandbox=live.id, principal=who.name, created=time.time())
+            self._snapshots.write_down(new, about)
+        except BaseException:
+            self._snapshots.discard(new)
+            raise
+        return SnapshotView(new, live.id, kept.fidelity, about.created, kept.size)
+
+    def snapshots(self, who: Principal) -> Sequence[SnapshotView]:
+        who.require("snapshot")
+        return self._snapshots.all(who)
+
+    def delete_snapshot(self, who: Principal, snapshot: str) -> None:
+        who.require("snapshot")
+        self._snapshots.remove(who, snapshot)
+
+    def fork(self, who: Principal, id_: str, count: int) -> Sequence[SandboxView]:
+        live = self._live(who, "snapshot", id_)
+        return [copy.view() for copy in self._sandboxes.fork(who, live, count)]
+
+    def changes(self, who: Principal, id_: str) -> Sequence[str]:
+        return self._live(who, "files", id_).changes()
+
+    def apply(self, who: Principal, id_: str) -> None:
+        self._live(who, "files", id_).apply()
+
+    # --- commands ---
+
+    def exec(self, who: Principal, id_: str, body: ExecBody) -> ResultView:
+        return self._commands.exec(who, self._live(who, "run", id_), body)
+
+    def start(self, who: Principal, id_: str, body: ExecBody) -> ProcessView:
+        return self._commands.start(who, self._live(who, "run", id_), body)
+
+    def run(self, who: Principal, body: RunBody) -> ResultView:
+        who.require("run")
+        live = self._create(who, body.sandbox)
+        try:
+            return self._commands.exec(who, live, body.exec)
+        finally:
+            self._sandboxes.end(live)
+
+    def processes(self, who: Principal, id_: str) -> Sequence[ProcessView]:
+        return [c.view() for c in self._commands.all(self._live(who, "read", id_))]
+
+    def process(self, who: Principal, id_: str, process: str) -> ProcessView:
+        return self._commands.get(self._live(who, "read", id_), process).view()
+
+    def follow(
+        self,
+        who: Principal,
+        id_: str,
+        process: str,
+        cursors: Mapping[str, int],
+        notify: Callable[[], None],
+        streams: Sequence[str] = STREAMS,
+    ) -> Output:
+        command = self._commands.get(self._live(who, "read", id_), process)
+        follower = command.journal.follow(cursors, streams=streams, notify=notify)
+        return Output(follower)
+
+    def stdin(self, who: Principal, id_: str, process: str, data: bytes, *, eof: bool) -> None:
+        self._commands.get(self._live(who, "run", id_), process).write(data, eof=eof)
+
+    def signal(self, who: Principal, id_: str, process: str, signal: int, target: str) -> None:
+        self._commands.get(self._live(who, "run", id_), process).signal(signal, target)
+
+    def resize(self, who: Principal, id_: str, process: str, rows: int, cols: int) -> None:
+        self._commands.get(self._live(who, "run", id_), process).resize(rows, cols)
+
+    # --- files ---
+
+    def read_file(
+        self, who: Principal, id_: str, path: str, offset: int = 0, length: int | None = None
+    ) -> Iterator[bytes]:
+        return self._files.read(self._live(who, "read", id_), path, offset, length)
+
+    def write_file(
+        self,
+        who: Principal,
+        id_: str,
+        path: str,
+        data: Iterable[bytes],
+        *,
+        mode: int = 0o644,
+        parents: bool = False,
+    ) -> int:
+        return self._files.write(self._live(who, "files", id_), path, data, mode, parents)
+
+    def list_files(self, who: Principal, id_: str, path: str) -> Sequence[EntryView]:
+        return self._files.list(self._live(who, "read", id_), path)
+
+    def stat_file(self, who: Principal, id_: str, path: str) -> EntryView:
+        return self._files.stat(self._live(who, "read", id_), path)
+
+    def mkdir(self, who: Principal, id_: str, body: MkdirBody) -> None:
+        self._files.mkdir(self._live(who, "files", id_), body)
+
+    def move(self, who: Principal, id_: str, body: MoveBody) -> None:
+        self._files.move(self._live(who, "files", id_), body)
+
+    def remove(self, who: Principal, id_: str, path: str, *, recursive: bool) -> None:
+        self._files.remove(self._live(who, "files", id_), path, recursive)
+
+    def watch(
+        self, who: Principal, id_: str, path: str, *, recursive: bool, wake: int
+    ) -> Iterator[Mapping[str, str]]:
+        return self._files.watch(self._live(who, "read", id_), path, recursive, wake)
+
+    def read_tar(self, who: Principal, id_: str, path: str) -> Iterator[bytes]:
+        return tar.read(self._pipeline, who, self._live(who, "read", id_), path)
+
+    def write_tar(self, who: Principal, id_: str, path: str, data: Iterable[bytes]) -> None:
+        tar.write(self._pipeline, who, self._live(who, "files", id_), path, data)
+
+    # --- ports ---
+
+    def tunnel(self, who: Principal, id_: str, port: int) -> Tunnel:
+        live = self._live(who, "ports", id_)
+        live.require_running("reach a port of it")
+        return live.handle.guest.tunnel(port)
+
+    # --- keys ---
+
+    def create_key(self, who: Principal, body: KeyBody) -> KeyView:
+        ttl = None if body.ttl is None else parse_duration(body.ttl, "ttl")
+        made = self._keys().create(who, body.name, body.scopes, ttl=ttl)
+        return _key_view(made.record, made.key)
+
+    def keys(self, who: Principal) -> Sequence[KeyView]:
+        return [_key_view(record) for record in self._keys().ls(who)]
+
+    def revoke_key(self, who: Principal, key: str) -> None:
+        self._keys().revoke(who, key)
+
+    # --- the daemon itself ---
+
+    def version(self) -> Mapping[str, str]:
+        return {"agentd": __version__, "api": "v1"}
+
+    def backends(self, who: Principal) -> Sequence[BackendView]:
+        who.require("read")
+        return [
+            BackendView(
+                name=found.name,
+                level=found.level,
+                usable=found.availability.usable,
+                blockers=tuple({"what": b.what, "fix": b.fix} for b in found.availability.blockers),
+                notes=found.availability.notes,
+            )
+            for found in doctor.findings()
+        ]
+
+    def stats(self, who: Principal) -> Stats:
+        who.require("read")
+        return Stats(
+            sandboxes=len(self._sandboxes.all()),
+            processes=self._commands.running(),
+            pool=self._pool.sizes(),
+            queue=0,
+            totals={
+                "commands": self._commands.count,
+                "uptime_seconds": round(time.time() - self._started, 1),
+            },
+        )
+
+    def ready(self) -> str:
+        return "it is about to end" if self._sandboxes.draining else self.not_ready
+
+    async def once(
+        self,
+        who: Principal,
+        key: str,
+        request: bytes,
+        work: Callable[[], Awaitable[Answer]],
+    ) -> Answer:
+        digest = sha256(request).hexdigest()
+        return await self._idempotency().run(who.name, key, digest, work)
+
+    def _create(self, who: Principal, body: SandboxBody) -> Live:
+        who.require("create")
+        ttl = bodies.ttl_of(body)
+        if body.snapshot is None:
+            spec = bodies.sandbox_spec(who, body, self._config())
+            return self._sandboxes.create(who, spec, labels=body.labels, ttl=ttl)
+        kept = self._snapshots.get(who, body.snapshot)
+        spec = bodies.restored_spec(kept.spec, body)
+        return self._sandboxes.create(who, spec, labels=body.labels, ttl=ttl, snapshot=kept)
+
+    def _live(self, who: Principal, scope: str, id_: str) -> Live:
+        who.require(scope)
+        return self._sandboxes.get(who, id_)
+
+
+def _key_view(record: KeyRecord, secret: str | None = None) -> KeyView:
+    return KeyView(
+        id=record.id,
+        name=record.name,
+        scopes=tuple(record.scopes),
+        created=record.created,
+        expires=record.expires,
+        revoked=record.revoked is not None,
+        secret=secret,
+    )

@@ -1,0 +1,81 @@
+"""Snapshots that principals have taken: files of the daemon's, found again after a restart."""
+
+import os
+import shutil
+
+import msgspec
+
+from agentd.model.api import SnapshotView
+from agentd.model.errors import AgentdError, NotFound
+from agentd.model.principal import Principal
+from agentd.sandbox import snapshots
+from agentd.sandbox.snapshots import Snapshot
+
+_ABOUT = "about.json"
+
+
+class About(msgspec.Struct, frozen=True):
+    sandbox: str
+    principal: str
+    created: float
+
+
+class Snapshots:
+    """One folder each: the snapshot, and beside it who took it of what."""
+
+    def __init__(self, folder: str) -> None:
+        os.makedirs(folder, 0o700, exist_ok=True)
+        self._folder = folder
+
+    def place(self, id_: str) -> str:
+        return os.path.join(self._folder, id_, "snapshot")
+
+    def write_down(self, id_: str, about: About) -> None:
+        path = os.path.join(self._folder, id_, _ABOUT)
+        with open(f"{path}.new", "wb") as file:
+            file.write(msgspec.json.encode(about))
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(f"{path}.new", path)
+
+    def get(self, who: Principal, id_: str) -> Snapshot:
+        """Raises NotFound, also for another principal's."""
+        about = self._about(id_)
+        if about is None or not who.owns(about.principal):
+            raise NotFound(f"there is no snapshot {id_[:64]!r}")
+        return snapshots.load(self.place(id_))
+
+    def all(self, who: Principal) -> list[SnapshotView]:
+        return [v for id_ in sorted(os.listdir(self._folder)) if (v := self.view(who, id_))]
+
+    def view(self, who: Principal, id_: str) -> SnapshotView | None:
+        about = self._about(id_)
+        if about is None or not who.owns(about.principal):
+            return None
+        try:
+            kept = snapshots.load(self.place(id_))
+        except AgentdError:
+            return None
+        return SnapshotView(id_, about.sandbox, kept.fidelity, about.created, kept.size)
+
+    def remove(self, who: Principal, id_: str) -> None:
+        self.get(who, id_)
+        self.discard(id_)
+
+    def discard(self, id_: str) -> None:
+        shutil.rmtree(os.path.join(self._folder, id_), ignore_errors=True)
+
+    def sweep(self) -> None:
+        """What was not finished when the daemon before ended."""
+        for id_ in os.listdir(self._folder):
+            if self._about(id_) is None:
+                self.discard(id_)
+
+    def _about(self, id_: str) -> About | None:
+        if not id_.startswith("snp-") or "/" in id_ or "\0" in id_:
+            return None
+        try:
+            with open(os.path.join(self._folder, id_, _ABOUT), "rb") as file:
+                return msgspec.json.decode(file.read(), type=About)
+        except (OSError, msgspec.MsgspecError):
+            return None

@@ -1,0 +1,85 @@
+"""The schema, step by step. A step that was released is never changed: the next one is added.
+
+The number of steps done is SQLite's user_version, which changes in the same transaction.
+"""
+
+import sqlite3
+from collections.abc import Sequence
+
+from agentd.daemon.store.errors import StoreError
+
+APPLICATION_ID = 0x61676E74  # "agnt": file(1) and we tell a store of ours from other databases
+
+_FIRST = """
+CREATE TABLE sandboxes (
+    id TEXT PRIMARY KEY, principal TEXT NOT NULL, spec TEXT NOT NULL, backend TEXT NOT NULL,
+    level TEXT NOT NULL, state TEXT NOT NULL, created REAL NOT NULL, deadline REAL,
+    labels TEXT NOT NULL, save TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX sandboxes_principal ON sandboxes (principal, id);
+CREATE TABLE processes (
+    id TEXT PRIMARY KEY, sandbox TEXT NOT NULL, principal TEXT NOT NULL, argv TEXT NOT NULL,
+    state TEXT NOT NULL, created REAL NOT NULL, tag TEXT, pid INTEGER, ended REAL, exit TEXT,
+    journal TEXT
+) STRICT, WITHOUT ROWID;
+CREATE INDEX processes_sandbox ON processes (sandbox, id);
+CREATE INDEX processes_state ON processes (state, id);
+CREATE TABLE api_keys (
+    id TEXT PRIMARY KEY, principal TEXT NOT NULL, hash BLOB NOT NULL, created REAL NOT NULL,
+    scopes TEXT NOT NULL, expires REAL, revoked REAL, name TEXT NOT NULL,
+    created_by TEXT NOT NULL, parent TEXT, last_used REAL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE idempotency (
+    principal TEXT NOT NULL, key TEXT NOT NULL, digest TEXT NOT NULL, state TEXT NOT NULL,
+    created REAL NOT NULL, expires REAL NOT NULL, status INTEGER NOT NULL, headers TEXT NOT NULL,
+    body BLOB NOT NULL, size INTEGER NOT NULL, PRIMARY KEY (principal, key)
+) STRICT;
+CREATE INDEX idempotency_size ON idempotency (principal, size);
+CREATE INDEX idempotency_expires ON idempotency (expires);
+CREATE INDEX idempotency_state ON idempotency (state, principal, key);
+"""
+
+STEPS: tuple[str, ...] = (_FIRST,)
+
+
+def migrate(connection: sqlite3.Connection, steps: Sequence[str] = STEPS) -> int:
+    """Take the steps that are missing, each whole or not at all: how many were taken.
+
+    Raises StoreError for another program's database, or one that a newer agentd has migrated.
+    """
+    version = _pragma(connection, "user_version")
+    identity = _pragma(connection, "application_id")
+    tables = connection.execute("SELECT COUNT(*) FROM sqlite_schema").fetchone()[0]
+    if identity != APPLICATION_ID and (identity or tables):
+        raise StoreError(
+            "the store's file is another program's database",
+            remediation="give --state a directory of its own",
+        )
+    if version > len(steps):
+        raise StoreError(
+            f"the store has schema {version}, and this agentd knows {len(steps)}",
+            remediation="run the newer agentd, or give --state another directory",
+        )
+    for number in range(version, len(steps)):
+        _take(connection, steps[number], number + 1)
+    return len(steps) - version
+
+
+def _take(connection: sqlite3.Connection, step: str, version: int) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        # Not executescript: it would commit the open transaction first.
+        for statement in filter(None, map(str.strip, step.split(";"))):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {version}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _pragma(connection: sqlite3.Connection, name: str) -> int:
+    value: int = connection.execute(f"PRAGMA {name}").fetchone()[0]
+    return value

@@ -1,0 +1,74 @@
+"""The rows of the store as frozen values. Times are seconds since 1970, UTC."""
+
+from typing import Any
+
+import msgspec
+
+from agentd.model.result import Exit
+from agentd.model.spec import SandboxSpec
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """One row; what identifies it is said in ``tables``."""
+
+
+class SandboxRecord(Record, frozen=True, kw_only=True):
+    """``save`` is what its wall said of itself: enough to find it again, or to reap it."""
+
+    id: str
+    principal: str
+    spec: SandboxSpec
+    backend: str
+    level: str
+    state: str
+    created: float
+    deadline: float | None = None  # when its lease ends
+    labels: dict[str, str] = {}
+    save: dict[str, Any] = {}
+
+
+class ProcessRecord(Record, frozen=True, kw_only=True):
+    """``exit`` is None until it has ended. ``journal`` is the name of its output's journal."""
+
+    id: str
+    sandbox: str
+    principal: str
+    argv: tuple[str, ...]
+    state: str
+    created: float
+    tag: str | None = None
+    pid: int | None = None  # in the sandbox
+    ended: float | None = None
+    exit: Exit | None = None
+    journal: str | None = None
+
+
+class ApiKeyRecord(Record, frozen=True, kw_only=True):
+    """``hash`` is of the secret, which is not kept."""
+
+    id: str
+    principal: str
+    hash: bytes
+    created: float
+    scopes: tuple[str, ...] = ()
+    expires: float | None = None
+    revoked: float | None = None
+    name: str = ""
+    created_by: str = ""
+    parent: str | None = None
+    last_used: float | None = None
+
+
+class IdempotencyRecord(Record, frozen=True, kw_only=True):
+    """``state``: "started", "done", "dropped" (the answer was too large) or "interrupted"."""
+
+    principal: str
+    key: str
+    digest: str  # of the request
+    state: str
+    created: float
+    expires: float
+    status: int = 0
+    headers: dict[str, str] = {}
+    body: bytes = b""
+    size: int = 0  # bytes of the body

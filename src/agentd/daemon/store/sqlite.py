@@ -1,0 +1,192 @@
+"""The store as an SQLite file in WAL mode (https://www.sqlite.org/wal.html)."""
+
+import contextlib
+import os
+import sqlite3
+import stat
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from typing import TypeVar
+
+from agentd.daemon.store.errors import StoreError
+from agentd.daemon.store.lock import OwnerLock
+from agentd.daemon.store.migrations import migrate
+from agentd.daemon.store.port import MAX_PAGE, Amount, Transaction, Value
+from agentd.daemon.store.records import Record
+from agentd.daemon.store.view import View
+from agentd.daemon.store.writer import Writer, failed
+
+R = TypeVar("R", bound=Record)
+T = TypeVar("T")
+
+FILE, LOCK = "store.db", "store.lock"
+_MAX_IDLE_READERS = 8
+# FULL: the log is synced at each commit, so what was acknowledged outlives a loss of power.
+_WRITER = (
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = FULL",
+    "PRAGMA journal_size_limit = 16777216",
+)
+_READER = ("PRAGMA query_only = ON",)
+
+
+class SqliteStore:
+    """``folder`` is made if need be, mode 0700. Raises StoreLocked, StoreError."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = os.path.abspath(folder)
+        self._path = os.path.join(self.folder, FILE)
+        self._guard = threading.Lock()
+        self._idle: list[sqlite3.Connection] = []
+        self._closed = False
+        _prepare(self.folder)
+        self._lock = OwnerLock(os.path.join(self.folder, LOCK))
+        try:
+            _create(self._path)
+            self._writer = Writer(self._open())
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def get(self, kind: type[R], *key: Value) -> R | None:
+        with self._reading() as view:
+            return view.get(kind, *key)
+
+    def find(
+        self,
+        kind: type[R],
+        *,
+        after: tuple[Value, ...] = (),
+        limit: int = MAX_PAGE,
+        labels: Mapping[str, str] | None = None,
+        **equal: Value,
+    ) -> list[R]:
+        with self._reading() as view:
+            return view.find(kind, after=after, limit=limit, labels=labels, **equal)
+
+    def measure(self, kind: type[Record], column: str, **equal: Value) -> Amount:
+        with self._reading() as view:
+            return view.measure(kind, column, **equal)
+
+    def write(self, work: Callable[[Transaction], T]) -> T:
+        return self.submit(work).result()
+
+    def submit(self, work: Callable[[Transaction], T]) -> "Future[T]":
+        return self._writer.submit(work)
+
+    async def awrite(self, work: Callable[[Transaction], T]) -> T:
+        value: T = await self._writer.awrite(work)
+        return value
+
+    def close(self) -> None:
+        with self._guard:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+        self._writer.close()
+        self._lock.close()
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            connection = _connect(self._path, _WRITER)
+        except sqlite3.Error as error:
+            raise _unusable(self._path, error) from error
+        try:
+            migrate(connection)
+        except sqlite3.Error as error:
+            connection.close()
+            raise _unusable(self._path, error) from error
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[View]:
+        """A connection for one reader at a time; in WAL mode it neither waits nor is waited for."""
+        connection = self._borrow()
+        try:
+            yield View(connection)
+        except sqlite3.Error as error:
+            raise failed("the store cannot be read", error) from error
+        finally:
+            self._give_back(connection)
+
+    def _borrow(self) -> sqlite3.Connection:
+        with self._guard:
+            if self._closed:
+                raise StoreError("the store is closed")
+            if self._idle:
+                return self._idle.pop()
+        try:
+            return _connect(self._path, _READER)
+        except sqlite3.Error as error:
+            raise failed("the store cannot be read", error) from error
+
+    def _give_back(self, connection: sqlite3.Connection) -> None:
+        with self._guard:
+            keep = not self._closed and len(self._idle) < _MAX_IDLE_READERS
+            if keep:
+                self._idle.append(connection)
+        if not keep:
+            connection.close()
+
+
+def _connect(path: str, settings: tuple[str, ...]) -> sqlite3.Connection:
+    """In autocommit mode; used by one thread at a time, not always the same."""
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        for setting in settings:
+            connection.execute(setting).fetchall()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _prepare(folder: str) -> None:
+    try:
+        if not os.path.isdir(folder):
+            os.makedirs(folder, 0o700, exist_ok=True)
+            _sync(os.path.dirname(folder))
+        status = os.stat(folder)
+    except OSError as error:
+        raise StoreError(
+            f"cannot make {folder}",
+            cause=error.strerror or "",
+            remediation="give --state a directory that you can write to",
+        ) from error
+    if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise StoreError(
+            f"others may change {folder}",
+            remediation=f"make it yours alone: chown {os.geteuid()} {folder}; chmod 700 {folder}",
+        )
+
+
+def _create(path: str) -> None:
+    """The empty file, for its owner alone: SQLite gives its log and index the same mode."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        os.close(fd)
+        _sync(os.path.dirname(path))  # SQLite does it for its log, not for a file that it found
+    except OSError as error:
+        raise StoreError(f"cannot open {path}", cause=error.strerror or "") from error
+
+
+def _sync(folder: str) -> None:
+    """Make the names in it safe from a loss of power."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _unusable(path: str, error: sqlite3.Error) -> StoreError:
+    return StoreError(
+        f"the store {path} cannot be opened",
+        cause=str(error),
+        remediation="move the damaged file away; what it knew of sandboxes is lost then",
+    )

@@ -1,0 +1,69 @@
+"""Reads and writes on one SQLite connection, in records."""
+
+import sqlite3
+from collections.abc import Mapping
+from typing import TypeVar
+
+from agentd.daemon.store import tables
+from agentd.daemon.store.port import MAX_PAGE, Amount, Value
+from agentd.daemon.store.records import Record
+
+R = TypeVar("R", bound=Record)
+
+
+class View:
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def get(self, kind: type[R], *key: Value) -> R | None:
+        table = tables.of(kind)
+        row = self._connection.execute(table.get, key).fetchone()
+        return None if row is None else table.record(row)
+
+    def find(
+        self,
+        kind: type[R],
+        *,
+        after: tuple[Value, ...] = (),
+        limit: int = MAX_PAGE,
+        labels: Mapping[str, str] | None = None,
+        **equal: Value,
+    ) -> list[R]:
+        table = tables.of(kind)
+        wanted = [f"{table.column(column)} IS ?" for column in equal]
+        values: list[Value] = list(equal.values())
+        for label in (labels or {}).items():
+            listed = f"json_each({table.column('labels')})"
+            wanted.append(f"EXISTS (SELECT 1 FROM {listed} AS l WHERE l.key = ? AND l.value = ?)")  # noqa: S608
+            values.extend(label)
+        order = ", ".join(table.key)
+        if after:
+            wanted.append(f"({order}) > ({', '.join('?' * len(table.key))})")
+            values.extend(after)
+        where = f" WHERE {' AND '.join(wanted)}" if wanted else ""
+        sql = f"{table.select}{where} ORDER BY {order} LIMIT ?"
+        rows = self._connection.execute(sql, (*values, max(0, min(limit, MAX_PAGE))))
+        return [table.record(row) for row in rows]
+
+    def measure(self, kind: type[Record], column: str, **equal: Value) -> Amount:
+        table = tables.of(kind)
+        where = " AND ".join(f"{table.column(name)} IS ?" for name in equal) or "1"
+        total = f"COALESCE(SUM({table.column(column)}), 0)"
+        sql = f"SELECT COUNT(*), {total} FROM {table.name} WHERE {where}"  # noqa: S608
+        return Amount(*self._connection.execute(sql, tuple(equal.values())).fetchone())
+
+
+class WriteView(View):
+    def put(self, record: Record) -> None:
+        table = tables.of(type(record))
+        self._connection.execute(table.put, table.row(record))
+
+    def delete(self, kind: type[Record], *key: Value) -> bool:
+        return self._connection.execute(tables.of(kind).delete, key).rowcount > 0
+
+    def delete_before(self, kind: type[Record], column: str, value: float, limit: int) -> int:
+        table = tables.of(kind)
+        key = ", ".join(table.key)
+        old = f"SELECT {key} FROM {table.name} WHERE {table.column(column)} < ? LIMIT ?"  # noqa: S608
+        sql = f"DELETE FROM {table.name} WHERE ({key}) IN ({old})"  # noqa: S608
+        return self._connection.execute(sql, (value, limit)).rowcount

@@ -1,0 +1,164 @@
+"""One thread writes; what waits meanwhile shares the next commit, and so its fsync(2)."""
+
+import asyncio
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from agentd.daemon.store.errors import StoreBusy, StoreError
+from agentd.daemon.store.view import WriteView
+
+MAX_WAITING = 8192
+MAX_BATCH = 256
+
+Work = Callable[[WriteView], Any]
+Outcome = tuple[Any, BaseException | None]
+
+
+class _Job:
+    """``future`` is an asyncio one where ``loop`` is given."""
+
+    __slots__ = ("future", "loop", "outcome", "work")
+
+    def __init__(
+        self,
+        work: Work,
+        future: "Future[Any] | asyncio.Future[Any]",
+        loop: asyncio.AbstractEventLoop | None,
+    ) -> None:
+        self.work = work
+        self.future = future
+        self.loop = loop
+        self.outcome: Outcome = (None, None)
+
+
+class Writer:
+    """Owns ``connection``, which must not begin transactions by itself."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._view = WriteView(connection)
+        self._queue: SimpleQueue[_Job | None] = SimpleQueue()
+        self._guard = threading.Lock()  # nothing is queued behind the end
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="agentd-store", daemon=True)
+        self._thread.start()
+
+    def submit(self, work: Work) -> "Future[Any]":
+        future: Future[Any] = Future()
+        self._enqueue(_Job(work, future, None))
+        return future
+
+    async def awrite(self, work: Work) -> Any:
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        self._enqueue(_Job(work, future, loop))
+        return await future
+
+    def close(self) -> None:
+        with self._guard:
+            if not self._closed:
+                self._closed = True
+                self._queue.put(None)
+        self._thread.join()
+
+    def _enqueue(self, job: _Job) -> None:
+        with self._guard:
+            if self._closed:
+                raise StoreError("the store is closed")
+            if self._queue.qsize() >= MAX_WAITING:
+                raise StoreBusy(
+                    f"{MAX_WAITING} writes wait for the store", remediation="try again later"
+                )
+            self._queue.put(job)
+
+    def _run(self) -> None:
+        try:
+            ended = False
+            while not ended:
+                batch, ended = self._take()
+                if batch:
+                    self._commit(batch)
+                    _settle(batch)
+        finally:
+            self._connection.close()
+
+    def _take(self) -> tuple[list[_Job], bool]:
+        """Wait for one, then all that is there; whether the end was among it."""
+        batch: list[_Job] = []
+        with contextlib.suppress(Empty):
+            while len(batch) < MAX_BATCH:
+                job = self._queue.get(block=not batch)
+                if job is None:
+                    return batch, True
+                batch.append(job)
+        return batch, False
+
+    def _commit(self, batch: list[_Job]) -> None:
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            for job in batch:
+                self._do(job)
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._roll_back()
+            reason = failed("the store cannot be written", error)
+            for job in batch:
+                job.outcome = (None, reason)
+
+    def _do(self, job: _Job) -> None:
+        """Alone in a savepoint: what it raises undoes it and nothing else."""
+        self._connection.execute("SAVEPOINT job")
+        try:
+            job.outcome = (job.work(self._view), None)
+        except BaseException as error:
+            # Some errors, a full disk among them, end the transaction (lang_transaction.html).
+            if not self._connection.in_transaction:
+                raise sqlite3.OperationalError(f"the transaction ended: {error}") from error
+            self._connection.execute("ROLLBACK TO job")
+            wrapped = failed("the store refused a write", error)
+            job.outcome = (None, wrapped if isinstance(error, sqlite3.Error) else error)
+        self._connection.execute("RELEASE job")
+
+    def _roll_back(self) -> None:
+        with contextlib.suppress(sqlite3.Error):
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+
+
+def failed(what: str, error: BaseException) -> StoreError:
+    reason = StoreError(what, cause=str(error), remediation="free space on its disk, or see dmesg")
+    reason.__cause__ = error
+    return reason
+
+
+def _settle(batch: list[_Job]) -> None:
+    """One wake-up a loop, however many wait in it."""
+    loops: dict[asyncio.AbstractEventLoop, list[_Job]] = {}
+    for job in batch:
+        if job.loop is None:
+            _resolve(job)
+        else:
+            loops.setdefault(job.loop, []).append(job)
+    for loop, jobs in loops.items():
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(_resolve_all, jobs)
+
+
+def _resolve_all(jobs: Iterable[_Job]) -> None:
+    for job in jobs:
+        _resolve(job)
+
+
+def _resolve(job: _Job) -> None:
+    value, error = job.outcome
+    if job.future.cancelled():
+        return
+    if error is None:
+        job.future.set_result(value)
+    else:
+        job.future.set_exception(error)

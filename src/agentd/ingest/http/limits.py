@@ -1,0 +1,38 @@
+"""Every bound of the HTTP side, in one place."""
+
+import msgspec
+
+KIB, MIB = 1 << 10, 1 << 20
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Sizes are bytes, times seconds.
+
+    Threads exist only while they are used. ``waits`` bounds the requests that stay until something
+    inside a sandbox is done; more are refused with 429, never queued.
+    """
+
+    connections: int = 1024
+    head: int = 64 * KIB  # request line and headers
+    headers: int = 128  # how many
+    body: int = 64 * MIB  # of a request that is not a streamed upload
+    message: int = MIB  # of a WebSocket client
+    pipelined: int = 16  # requests that a client sends before it has its answers
+    discarded: int = MIB  # of a refused body, before the connection is cut
+
+    head_seconds: float = 10.0  # from the first byte of a request to the end of its headers
+    idle: float = 60.0  # of a connection between requests
+    body_seconds: float = 60.0  # without a byte of a body; and for the whole of one that is JSON
+    slowest: int = KIB  # bytes a second of an upload, on the average after body_seconds
+    stall: float = 300.0  # that an answer waits for a client who takes nothing
+    discard_seconds: float = 5.0
+    tls_seconds: float = 10.0  # of a TLS handshake
+    first_message: float = 10.0  # that WS .../exec waits for its ExecBody
+    heartbeat: float = 15.0  # between comments in an idle stream of server-sent events
+
+    short: int = 32  # threads for what only looks something up
+    waits: int = 512
+    transfers: int = 128  # downloads that take their next piece at the same time; others queue
+    uploads: int = 128
+    tunnels: int = 256  # connections to ports
+    watches: int = 256

@@ -1,0 +1,152 @@
+"""One row of the table in docs/api.md, and how an ordinary one is answered.
+
+An ordinary operation is one call of the service: authentication, decoding, the call and encoding
+are all done by one thread, so that a request costs one hop there and one back.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from agentd.ingest.http.credential import Proof
+from agentd.ingest.http.exchange import Exchange
+from agentd.ingest.http.query import Parameter, parse
+from agentd.ingest.http.respond import answer, error_answer
+from agentd.ingest.http.threads import Room
+from agentd.ingest.service import Service
+from agentd.model.api import Answer
+from agentd.model.errors import AgentdError, InvalidInput, Refused
+from agentd.model.principal import Principal
+
+# A body up to this is read before anybody asks who sent it; a larger one after that.
+_SMALL = 64 << 10
+
+
+class Arguments(msgspec.Struct, frozen=True):
+    path: Mapping[str, str]
+    query: dict[str, Any]
+    body: Any
+
+    @property
+    def id(self) -> str:
+        return self.path["id"]
+
+    @property
+    def process(self) -> str:
+        return self.path["proc"]
+
+
+Call = Callable[[Service, Principal, Arguments], object]
+Stream = Callable[[Exchange, dict[str, Any]], Awaitable[None]]
+
+
+class Operation(msgspec.Struct, frozen=True, kw_only=True):
+    """``call`` is an ordinary one's; ``stream`` answers by itself. ``answer`` is a msgspec type,
+    or a media type. The service is what checks ``scope``: here it is for the reader."""
+
+    method: str
+    path: str
+    scope: str
+    help: str
+    call: Call | None = None
+    stream: Stream | None = None
+    query: tuple[Parameter, ...] = ()
+    body: Any = None
+    answer: Any = None
+    status: int = 200
+    waits: bool = False  # for something inside a sandbox
+    once: bool = False  # takes an Idempotency-Key
+    also: Mapping[int, Any] = {}  # other statuses, and their answers
+
+    async def handle(self, exchange: Exchange) -> None:
+        query = parse(exchange.scope["query_string"], self.query)
+        if self.stream is not None:
+            await self.stream(exchange, query)
+            return
+        limit = exchange.api.limits.body
+        length = exchange.length()
+        key = exchange.header(b"idempotency-key") if self.once else None
+        if key is None and length is not None and length <= _SMALL:
+            raw = await exchange.body(limit) if length else b""
+            work = self._work, exchange.api.service, exchange.proof(), exchange, query, raw
+            await exchange.answer(await self._room(exchange).run(*work))
+            return
+        if length is not None and length > limit:
+            await exchange.body(limit)  # raises TooLarge
+        who = await exchange.authenticate()
+        raw = await exchange.body(limit)
+        await exchange.answer(await self._at_most_once(exchange, who, key, query, raw))
+
+    async def _at_most_once(
+        self, exchange: Exchange, who: Principal, key: str | None, query: dict[str, Any], raw: bytes
+    ) -> Answer:
+        async def work() -> Answer:
+            call = self._answer, exchange.api.service, who, exchange, query, raw
+            return await recordable(self._room(exchange), *call)
+
+        if key is None:
+            return await self._room(exchange).run(
+                self._answer, exchange.api.service, who, exchange, query, raw
+            )
+        return await exchange.api.service.once(who, key, fingerprint(exchange, raw), work)
+
+    def _room(self, exchange: Exchange) -> Room:
+        threads = exchange.api.threads
+        return threads.waits if self.waits else threads.short
+
+    # -- in a thread --
+
+    def _work(
+        self, service: Service, proof: Proof, exchange: Exchange, query: dict[str, Any], raw: bytes
+    ) -> Answer:
+        return self._answer(service, proof.principal(service), exchange, query, raw)
+
+    def _answer(
+        self, service: Service, who: Principal, exchange: Exchange, query: dict[str, Any], raw: bytes
+    ) -> Answer:
+        assert self.call is not None
+        body = None if self.body is None else decode(exchange, self.body, raw)
+        if self.body is None and raw:
+            raise InvalidInput("this takes no body")
+        value = self.call(service, who, Arguments(exchange.path, query, body))
+        return answer(value, self.status)
+
+
+def decode(exchange: Exchange, kind: Any, raw: bytes) -> Any:
+    """Raises InvalidInput. No body at all is an empty object."""
+    media = (exchange.header(b"content-type") or "").partition(";")[0].strip().lower()
+    # A form of another site's page can send every type but this one without asking first.
+    if raw and media != "application/json":
+        raise InvalidInput(
+            f"the body is not JSON but {media[:64] or 'of no type'}",
+            remediation="send Content-Type: application/json",
+        )
+    return decode_json(kind, raw or b"{}")
+
+
+def decode_json(kind: Any, raw: bytes | str) -> Any:
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except (msgspec.DecodeError, UnicodeError) as error:  # ValidationError is one
+        raise InvalidInput(f"the body does not fit: {error}") from None
+    except RecursionError:
+        raise InvalidInput("the body is nested too deeply") from None
+
+
+def fingerprint(exchange: Exchange, raw: bytes) -> bytes:
+    """Of what must be the same when an Idempotency-Key is used again."""
+    scope = exchange.scope
+    head = scope["method"].encode(), scope["raw_path"], scope["query_string"], raw
+    return b"".join(len(part).to_bytes(8, "big") + part for part in head)
+
+
+async def recordable(room: Room, call: Callable[..., Answer], *args: Any) -> Answer:
+    """The answer, also where it is an error. Those by which nothing was done are raised: the
+    request may be sent again with its key."""
+    try:
+        return await room.run(call, *args)
+    except (InvalidInput, Refused):
+        raise
+    except AgentdError as error:
+        return error_answer(error)

@@ -1,0 +1,159 @@
+"""Values and errors to answers: JSON by msgspec, the status by the error's code."""
+
+import errno
+import logging
+import math
+
+import msgspec
+
+from agentd.model.api import Answer, ErrorView
+from agentd.model.errors import AgentdError, InvalidInput
+
+_log = logging.getLogger(__name__)
+JSON = "application/json"
+_encode = msgspec.json.Encoder().encode
+
+# The table of docs/api.md. A code that is not here has the status of the error's base class.
+STATUS = {
+    "invalid_input": 400,
+    "unauthenticated": 401,
+    "forbidden": 403,
+    "refused": 403,
+    "policy_denied": 403,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "request_timeout": 408,
+    "conflict": 409,
+    "idempotency_interrupted": 409,
+    "idempotency_answer_dropped": 409,
+    "backend_lost": 410,
+    "lease_expired": 410,
+    "too_large": 413,
+    "range_not_satisfiable": 416,
+    "idempotency_mismatch": 422,
+    "quota_exceeded": 429,
+    "full": 429,
+    "idempotency_full": 429,
+    "headers_too_large": 431,
+    "internal": 500,
+    "sandbox_error": 502,
+    "guest_error": 502,
+    "operation_failed": 502,
+    "unavailable": 503,
+    "draining": 503,
+    "store_busy": 503,
+    "store_error": 503,
+    "busy": 503,
+}
+ERRNO = {
+    errno.ENOENT: 404,
+    errno.EEXIST: 409,
+    errno.ENOTEMPTY: 409,
+    errno.EBUSY: 409,
+    errno.EACCES: 403,
+    errno.EPERM: 403,
+    errno.EROFS: 403,
+    errno.ENOSPC: 507,
+    errno.EDQUOT: 507,
+    errno.EFBIG: 413,
+    errno.EINVAL: 400,
+    errno.EISDIR: 400,
+    errno.ENOTDIR: 400,
+    errno.ELOOP: 400,
+    errno.ENAMETOOLONG: 400,
+    errno.ECONNREFUSED: 502,
+}
+
+
+class TooLarge(InvalidInput):
+    code = "too_large"
+
+
+class Busy(AgentdError):
+    """The server has no room for another connection."""
+
+    code = "busy"
+
+
+class HeadersTooLarge(InvalidInput):
+    code = "headers_too_large"
+
+
+class RequestTimeout(InvalidInput):
+    code = "request_timeout"
+
+
+class MethodNotAllowed(InvalidInput):
+    code = "method_not_allowed"
+
+
+class RangeNotSatisfiable(InvalidInput):
+    code = "range_not_satisfiable"
+
+
+class Draining(AgentdError):
+    code = "draining"
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """A value with another status than its operation's."""
+
+    status: int
+    value: object
+
+
+def answer(value: object, status: int = 200) -> Answer:
+    if isinstance(value, Reply):
+        value, status = value.value, value.status
+    if value is None:
+        return Answer(204)
+    return Answer(status, encode(value), {"content-type": JSON})
+
+
+def encode(value: object) -> bytes:
+    """JSON. A lone surrogate (a file name that is not UTF-8) becomes U+FFFD."""
+    try:
+        return _encode(value)
+    except UnicodeEncodeError:
+        return _encode(_printable(msgspec.to_builtins(value)))
+
+
+def _printable(value: object) -> object:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {_printable(key): _printable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_printable(item) for item in value]
+    return value
+
+
+def status_of(error: AgentdError) -> int:
+    number = getattr(error, "errno", 0)
+    if error.code == "operation_failed" and number in ERRNO:
+        return ERRNO[number]
+    for kind in (error, *type(error).__mro__):
+        status = STATUS.get(getattr(kind, "code", ""))
+        if status is not None:
+            return status
+    return 500
+
+
+def error_answer(error: AgentdError) -> Answer:
+    status = status_of(error)
+    headers = {"content-type": JSON}
+    retry_after = getattr(error, "retry_after", 1.0 if status == 503 else None)
+    if status in (429, 503) and retry_after is not None:
+        headers["retry-after"] = str(max(1, math.ceil(retry_after)))
+    if status == 401:
+        headers["www-authenticate"] = 'Bearer realm="agentd"'
+    view = ErrorView(error.code, error.message, error.cause, error.remediation)
+    return Answer(status, encode(view), headers)
+
+
+def internal(error: Exception, what: str) -> AgentdError:
+    """What an error that nobody foresaw is told as: the log has the rest."""
+    _log.error("%s failed", what, exc_info=error)
+    return AgentdError(
+        "the daemon failed to answer this", remediation="its log says why; please report it"
+    )

@@ -1,0 +1,189 @@
+"""What every way in asks of the daemon. Blocking and thread-safe, unless it says otherwise.
+
+Each method checks the principal's scope and that the sandbox is its own, and raises errors of
+``model.errors``: Forbidden, NotFound, Conflict, Full, InvalidInput, Refused, SandboxError, ...
+"""
+
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol, TypeVar
+
+from agentd.model.api import (
+    Answer,
+    BackendView,
+    EntryView,
+    ExecBody,
+    KeyBody,
+    KeyView,
+    MkdirBody,
+    MoveBody,
+    ProcessView,
+    ResultView,
+    RunBody,
+    SandboxBody,
+    SandboxPage,
+    SandboxView,
+    SnapshotView,
+    Stats,
+)
+from agentd.model.principal import Principal
+
+T = TypeVar("T")
+
+
+class Output(Protocol):
+    """One follower of a process's output, at its own place."""
+
+    def read(self, limit: int) -> "Sequence[OutputEvent]":
+        """What is there now, about ``limit`` bytes at most; never blocks. After the end: an event
+        of the kind "exit", then nothing."""
+
+    def close(self) -> None: ...
+
+
+class OutputEvent(Protocol):
+    """``kind``: "data", "lost" or "exit"."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def stream(self) -> str: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def data(self) -> bytes: ...
+    @property
+    def length(self) -> int:
+        """Of data, or of what is lost."""
+
+    @property
+    def result(self) -> ResultView | None: ...
+
+
+class Port(Protocol):
+    """A byte stream to a port inside a sandbox."""
+
+    def fileno(self) -> int:
+        """Readable when ``recv`` has something, or when it is over."""
+
+    def pending(self) -> bool:
+        """Whether ``recv`` returns at once without the descriptor being readable."""
+
+    def send_some(self, data: bytes) -> int:
+        """How many bytes were taken, maybe none; never waits for the other end to read. The
+        descriptor becomes readable when it takes more again. Raises BackendLost at its end."""
+
+    def recv(self, timeout: float | None = None) -> bytes:
+        """b"" at the end. Raises TimeoutError."""
+
+    def half_close(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Service(Protocol):
+    # who asks
+    def peer(self, connection: socket.socket) -> object:
+        """Who is at the other end of a unix socket, for ``authenticate``; to be asked when the
+        connection is new. Raises OSError where they have gone."""
+
+    def authenticate(
+        self,
+        *,
+        peer: object | None,
+        headers: Mapping[str, str],
+        certificate: bytes | None,
+    ) -> Principal:
+        """``peer`` is None elsewhere than on a unix socket; ``headers`` have lower-case names;
+        the certificate is DER. Raises Unauthenticated, QuotaExceeded (requests come too fast)."""
+
+    # sandboxes
+    def create(self, who: Principal, body: SandboxBody) -> SandboxView: ...
+    def list(
+        self, who: Principal, labels: Mapping[str, str], limit: int, cursor: str
+    ) -> SandboxPage: ...
+    def get(self, who: Principal, id_: str) -> SandboxView: ...
+    def delete(self, who: Principal, id_: str) -> None: ...
+    def renew(self, who: Principal, id_: str, ttl: str | float) -> SandboxView: ...
+    def pause(self, who: Principal, id_: str) -> SandboxView: ...
+    def resume(self, who: Principal, id_: str) -> SandboxView: ...
+    def snapshot(self, who: Principal, id_: str) -> SnapshotView: ...
+    def snapshots(self, who: Principal) -> Sequence[SnapshotView]: ...
+    def delete_snapshot(self, who: Principal, snapshot: str) -> None: ...
+    def fork(self, who: Principal, id_: str, count: int) -> Sequence[SandboxView]: ...
+    def changes(self, who: Principal, id_: str) -> Sequence[str]: ...
+    def apply(self, who: Principal, id_: str) -> None: ...
+
+    # commands
+    def exec(self, who: Principal, id_: str, body: ExecBody) -> ResultView:
+        """To its end; its output is in the answer, and in the journal."""
+
+    def start(self, who: Principal, id_: str, body: ExecBody) -> ProcessView: ...
+    def run(self, who: Principal, body: RunBody) -> ResultView: ...
+    def processes(self, who: Principal, id_: str) -> Sequence[ProcessView]: ...
+    def process(self, who: Principal, id_: str, process: str) -> ProcessView: ...
+    def follow(
+        self,
+        who: Principal,
+        id_: str,
+        process: str,
+        cursors: Mapping[str, int],
+        notify: Callable[[], None],
+        streams: Sequence[str] = ("stdout", "stderr", "pty"),
+    ) -> Output:
+        """``notify`` is called from any thread when ``read`` may have more."""
+
+    def stdin(self, who: Principal, id_: str, process: str, data: bytes, *, eof: bool) -> None: ...
+    def signal(self, who: Principal, id_: str, process: str, signal: int, target: str) -> None: ...
+    def resize(self, who: Principal, id_: str, process: str, rows: int, cols: int) -> None: ...
+
+    # files
+    def read_file(
+        self, who: Principal, id_: str, path: str, offset: int = 0, length: int | None = None
+    ) -> Iterator[bytes]: ...
+    def write_file(
+        self,
+        who: Principal,
+        id_: str,
+        path: str,
+        data: Iterable[bytes],
+        *,
+        mode: int = 0o644,
+        parents: bool = False,
+    ) -> int: ...
+    def list_files(self, who: Principal, id_: str, path: str) -> Sequence[EntryView]: ...
+    def stat_file(self, who: Principal, id_: str, path: str) -> EntryView: ...
+    def mkdir(self, who: Principal, id_: str, body: MkdirBody) -> None: ...
+    def move(self, who: Principal, id_: str, body: MoveBody) -> None: ...
+    def remove(self, who: Principal, id_: str, path: str, *, recursive: bool) -> None: ...
+    def watch(
+        self, who: Principal, id_: str, path: str, *, recursive: bool, wake: int
+    ) -> Iterator[Mapping[str, str]]:
+        """``{"kind", "path"}`` each, until the descriptor ``wake`` becomes readable."""
+
+    def read_tar(self, who: Principal, id_: str, path: str) -> Iterator[bytes]: ...
+    def write_tar(self, who: Principal, id_: str, path: str, data: Iterable[bytes]) -> None: ...
+
+    # ports
+    def tunnel(self, who: Principal, id_: str, port: int) -> Port: ...
+
+    # keys
+    def create_key(self, who: Principal, body: KeyBody) -> KeyView: ...
+    def keys(self, who: Principal) -> Sequence[KeyView]: ...
+    def revoke_key(self, who: Principal, key: str) -> None: ...
+
+    # the daemon itself
+    def version(self) -> Mapping[str, str]: ...
+    def backends(self, who: Principal) -> Sequence[BackendView]: ...
+    def stats(self, who: Principal) -> Stats: ...
+    def ready(self) -> str:
+        """Why it is not ready, or ""."""
+
+    async def once(
+        self,
+        who: Principal,
+        key: str,
+        request: bytes,
+        work: Callable[[], Awaitable[Answer]],
+    ) -> Answer:
+        """``Idempotency-Key``: ``work`` runs at most once for a key; ``request`` is what it was
+        asked with. Raises IdempotencyMismatch and others."""

@@ -1,0 +1,52 @@
+"""Machines of an image that is the user's own through and through, whose agent may know v1 alone.
+
+Nothing can be said to such an agent: no limit can be set in the guest, and no clone of it could be
+made another machine. So each is booted, and what only the guest can hold is refused.
+"""
+
+from agentd.model.errors import Refused, SandboxError
+from agentd.model.spec import SandboxSpec
+from agentd.sandbox.backends.qemu.process import Process
+from agentd.sandbox.backends.qemu.wall import QemuWall
+from agentd.transport.handshake import greet
+
+_IN_GUEST = ("memory", "pids", "disk", "open_files")
+
+
+def check(spec: SandboxSpec) -> None:
+    """Raises Refused for what such a guest cannot be made to do."""
+    limits = [f"--{name}" for name in _IN_GUEST if getattr(spec.limits, name) is not None]
+    others = ["mounts"] * bool(spec.mounts) + ["a network"] * (spec.net != "none")
+    users = ["--user"] * (spec.user is not None)
+    for what in (*limits, *others, *users):
+        raise Refused(
+            f"image {spec.image} cannot be given {what}: its agent is not ours",
+            remediation="leave it out, or build an image with our agent: agentd image build",
+        )
+
+
+def await_agent(process: Process, seconds: float) -> None:
+    """Until it answers over vsock. Raises SandboxError."""
+    try:
+        greet(process.vsock_stream(seconds), seconds).close()
+    except SandboxError as error:
+        if process.wait(0):
+            raise SandboxError("the image did not boot", cause=process.why()) from error
+        raise SandboxError(
+            "no agent answers in the image",
+            cause=process.console_tail(),
+            remediation="have it listen on vsock port 5000",
+        ) from error
+
+
+class ForeignWall(QemuWall):
+    """Can be paused; its clock is then behind, and its snapshot would be of no use."""
+
+    workspace = "/"  # where the original agent starts commands
+
+    def _tell(self, *operations: str) -> None:
+        if operations != ("sys.clock",):
+            raise SandboxError(
+                "a machine whose agent is not ours cannot be snapshotted",
+                remediation="build an image with our agent: agentd image build",
+            )

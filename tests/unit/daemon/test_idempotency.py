@@ -1,0 +1,391 @@
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from agentd.daemon import idempotency
+from agentd.daemon.idempotency import (
+    Answer,
+    AnswerDropped,
+    Idempotency,
+    IdempotencyFull,
+    IdempotencyInterrupted,
+    IdempotencyMismatch,
+    request_digest,
+)
+from agentd.daemon.store.errors import StoreError
+from agentd.daemon.store.records import IdempotencyRecord
+from agentd.daemon.store.sqlite import SqliteStore
+from agentd.model.errors import InvalidInput, Refused
+
+# Does its work, of which a file is the trace, and dies before, during or after it.
+DIES = """
+import asyncio, os, signal, sys
+from agentd.daemon.idempotency import Answer, Idempotency
+from agentd.daemon.store.sqlite import SqliteStore
+
+folder, where = sys.argv[1:]
+
+def die(place):
+    if place == where:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+async def work():
+    die("claimed")
+    with open(f"{folder}/trace", "a") as file:
+        file.write("x")
+    die("worked")
+    return Answer(201, b"made")
+
+async def main():
+    store = SqliteStore(f"{folder}/state")
+    keys = Idempotency(store)
+    die("before")
+    await keys.run("alice", "k", "d", work)
+    die("answered")
+
+asyncio.run(main())
+"""
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+class Worker:
+    """Counts how often it ran; blocks while ``gate`` is given and not set."""
+
+    def __init__(self, answer=None, gate=None):
+        self.answer = answer if answer is not None else Answer(201, b"made", {"location": "/x"})
+        self.gate = gate
+        self.started = asyncio.Event()
+        self.runs = 0
+
+    async def __call__(self):
+        self.runs += 1
+        self.started.set()
+        if self.gate is not None:
+            await self.gate.wait()
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+@pytest.fixture
+def store(tmp_path):
+    made = SqliteStore(str(tmp_path / "state"))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def make(store, clock):
+    return lambda: Idempotency(store, ttl=100, clock=clock)
+
+
+def test_a_repeat_gets_the_recorded_answer_also_from_the_next_daemon(make):
+    async def main():
+        work = Worker()
+        keys = make()
+        assert await keys.run("alice", "k", "d", work) == work.answer
+        for again in (keys, make()):
+            answer = await again.run("alice", "k", "d", work)
+            assert answer == Answer(201, b"made", {"location": "/x"}, replayed=True)
+        assert work.runs == 1
+
+    asyncio.run(main())
+
+
+def test_a_repeat_while_it_runs_waits_for_the_same_answer(make):
+    async def main():
+        work, keys = Worker(gate=asyncio.Event()), make()
+        # The second and third come before the first is even in the store.
+        tasks = [asyncio.ensure_future(keys.run("alice", "k", "d", work)) for _ in range(3)]
+        await work.started.wait()
+        tasks.append(asyncio.ensure_future(keys.run("alice", "k", "d", work)))
+        await asyncio.sleep(0)
+        assert not any(task.done() for task in tasks)
+        work.gate.set()
+        answers = await asyncio.gather(*tasks)
+        assert [answer.body for answer in answers] == [b"made"] * 4
+        assert [answer.replayed for answer in answers] == [False, True, True, True]
+        assert work.runs == 1
+
+    asyncio.run(main())
+
+
+def test_a_client_that_goes_away_does_not_stop_it_and_its_repeat_attaches(make):
+    async def main():
+        work, keys = Worker(gate=asyncio.Event()), make()
+        first = asyncio.ensure_future(keys.run("alice", "k", "d", work))
+        await work.started.wait()
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        again = asyncio.ensure_future(keys.run("alice", "k", "d", work))
+        await asyncio.sleep(0)
+        work.gate.set()
+        assert (await again).body == b"made"
+        assert work.runs == 1
+
+    asyncio.run(main())
+
+
+def test_the_same_key_with_another_body_is_refused_running_or_done(make):
+    async def main():
+        work, other, keys = Worker(gate=asyncio.Event()), Worker(), make()
+        task = asyncio.ensure_future(keys.run("alice", "k", "d", work))
+        early = asyncio.ensure_future(keys.run("alice", "k", "other", other))
+        await work.started.wait()
+        with pytest.raises(IdempotencyMismatch, match="'k' was used for another request"):
+            await keys.run("alice", "k", "other", other)
+        with pytest.raises(IdempotencyMismatch) as caught:
+            await early
+        assert caught.value.code == "idempotency_mismatch"
+        work.gate.set()
+        await task
+        with pytest.raises(IdempotencyMismatch):
+            await keys.run("alice", "k", "other", other)
+        assert (work.runs, other.runs) == (1, 0)
+
+    asyncio.run(main())
+
+
+def test_a_wrong_repeat_does_not_make_a_right_one_at_the_same_time_wrong(make):
+    async def main():
+        work, keys = Worker(), make()
+        await keys.run("alice", "k", "d", work)
+        wrong = asyncio.ensure_future(keys.run("alice", "k", "other", work))
+        right = asyncio.ensure_future(keys.run("alice", "k", "d", work))
+        assert (await right).replayed
+        with pytest.raises(IdempotencyMismatch):
+            await wrong
+        assert work.runs == 1
+
+    asyncio.run(main())
+
+
+def test_each_principal_has_keys_of_its_own(make):
+    async def main():
+        work, keys = Worker(), make()
+        for principal in ("alice", "bob"):
+            assert not (await keys.run(principal, "k", "d", work)).replayed
+        assert work.runs == 2
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("where", "traces", "runs_again"),
+    [("before", 0, True), ("claimed", 0, False), ("worked", 1, False), ("answered", 1, False)],
+)
+def test_a_crash_never_makes_it_run_twice(tmp_path, where, traces, runs_again):
+    argv = [sys.executable, "-c", DIES, str(tmp_path), where]
+    assert subprocess.run(argv, check=False).returncode == -signal.SIGKILL
+    trace = tmp_path / "trace"
+    assert (len(trace.read_text()) if trace.exists() else 0) == traces
+
+    async def main():
+        keys, work = Idempotency(store), Worker()
+        if where in ("claimed", "worked"):
+            assert store.get(IdempotencyRecord, "alice", "k").state == "interrupted"
+            for _ in range(2):
+                with pytest.raises(IdempotencyInterrupted, match="look at what it did"):
+                    await keys.run("alice", "k", "d", work)
+            with pytest.raises(IdempotencyMismatch):
+                await keys.run("alice", "k", "other", work)
+        else:
+            answer = await keys.run("alice", "k", "d", work)
+            assert answer.replayed is not runs_again
+            assert answer.body == b"made"
+        assert work.runs == int(runs_again)
+
+    store = SqliteStore(str(tmp_path / "state"))
+    try:
+        asyncio.run(main())
+    finally:
+        store.close()
+
+
+@pytest.mark.parametrize("error", [InvalidInput("bad"), Refused("no")])
+def test_what_was_refused_before_anything_was_done_may_be_sent_again(make, error):
+    async def main():
+        keys, work = make(), Worker(error, asyncio.Event())
+        tasks = [asyncio.ensure_future(keys.run("alice", "k", "d", work)) for _ in range(2)]
+        await work.started.wait()
+        work.gate.set()
+        for task in tasks:
+            with pytest.raises(type(error)):
+                await task
+        good = Worker()
+        assert not (await keys.run("alice", "k", "other", good)).replayed
+        assert (work.runs, good.runs) == (1, 1)
+
+    asyncio.run(main())
+
+
+def test_what_failed_half_way_is_interrupted(make):
+    async def main():
+        keys, work = make(), Worker(OSError("broke"))
+        with pytest.raises(OSError, match="broke"):
+            await keys.run("alice", "k", "d", work)
+        for again in (keys, make()):
+            with pytest.raises(IdempotencyInterrupted):
+                await again.run("alice", "k", "d", work)
+        assert work.runs == 1
+
+    asyncio.run(main())
+
+
+def test_a_key_expires_after_its_request_has_ended(make, store, clock):
+    async def main():
+        keys, work = make(), Worker(gate=asyncio.Event())
+        task = asyncio.ensure_future(keys.run("alice", "k", "d", work))
+        await work.started.wait()
+        clock.now += 1000  # while it runs its key is held, whatever the clock says
+        attached = asyncio.ensure_future(keys.run("alice", "k", "d", work))
+        await asyncio.sleep(0)
+        work.gate.set()
+        await asyncio.gather(task, attached)
+        clock.now += 99
+        assert await keys.sweep() == 0
+        assert (await keys.run("alice", "k", "d", work)).replayed
+        clock.now += 2
+        assert not (await keys.run("alice", "k", "other", work)).replayed
+        clock.now += 101
+        assert await keys.sweep() == 1
+        assert store.find(IdempotencyRecord) == []
+        assert work.runs == 2
+
+    asyncio.run(main())
+
+
+def test_a_full_table_refuses_until_keys_expire_and_forgets_none_before(make, clock, monkeypatch):
+    monkeypatch.setattr(idempotency, "MAX_KEYS", 3)
+    monkeypatch.setattr(idempotency, "MAX_TOTAL_KEYS", 5)
+
+    async def main():
+        keys, work = make(), Worker()
+        for key in "abc":
+            await keys.run("alice", key, "d", work)
+        with pytest.raises(IdempotencyFull, match="wait until the oldest expire"):
+            await keys.run("alice", "d", "d", work)
+        for key in "ab":
+            await keys.run("bob", key, "d", work)
+        for again in (keys, make()):
+            with pytest.raises(IdempotencyFull):
+                await again.run("carol", "a", "d", work)
+            assert (await again.run("alice", "a", "d", work)).replayed
+        clock.now += 101
+        assert not (await keys.run("alice", "d", "d", work)).replayed
+        assert work.runs == 6
+
+    asyncio.run(main())
+
+
+def test_an_answer_too_large_to_keep_is_told_and_not_made_again(make, monkeypatch):
+    monkeypatch.setattr(idempotency, "MAX_ANSWER", 10)
+    monkeypatch.setattr(idempotency, "MAX_BYTES", 15)
+
+    async def main():
+        keys = make()
+        sizes = {"a": 10, "b": 11, "c": 5, "d": 1}
+        for key, size in sizes.items():
+            work = Worker(Answer(200, b"x" * size))
+            assert len((await keys.run("alice", key, "d", work)).body) == size
+        for again in (keys, make()):
+            for key in "ac":
+                assert len((await again.run("alice", key, "d", work)).body) == sizes[key]
+            for key in "bd":
+                with pytest.raises(AnswerDropped, match="was done, with status 200"):
+                    await again.run("alice", key, "d", work)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "a b", "ü", "a\n"])
+def test_a_malformed_key_is_refused(make, key):
+    async def main():
+        work = Worker()
+        with pytest.raises(InvalidInput, match="Idempotency-Key is malformed"):
+            await make().run("alice", key, "d", work)
+        assert work.runs == 0
+
+    asyncio.run(main())
+
+
+def test_when_the_store_fails_nothing_is_run(make, store):
+    async def main():
+        keys, work = make(), Worker()
+        store.close()
+        with pytest.raises(StoreError):
+            await keys.run("alice", "k", "d", work)
+        assert work.runs == 0
+
+    asyncio.run(main())
+
+
+def test_an_answer_that_cannot_be_recorded_is_given_once_and_never_made_again(make, store):
+    def pages(count):
+        def work(transaction):
+            return transaction._connection.execute(f"PRAGMA max_page_count={count}").fetchall()
+
+        return store.awrite(work)
+
+    async def main():
+        keys, work = make(), Worker(Answer(200, os.urandom(500_000)))
+
+        async def fill():
+            await pages(1)
+            return await work()
+
+        assert await keys.run("alice", "k", "d", fill) == work.answer
+        await pages(100_000)
+        for again in (keys, make()):
+            with pytest.raises(IdempotencyInterrupted):
+                await again.run("alice", "k", "d", work)
+        assert work.runs == 1
+
+    asyncio.run(main())
+
+
+def test_drain_waits_for_what_runs(make):
+    async def main():
+        keys, work = make(), Worker(gate=asyncio.Event())
+        task = asyncio.ensure_future(keys.run("alice", "k", "d", work))
+        await work.started.wait()
+        task.cancel()
+        drained = asyncio.ensure_future(keys.drain())
+        await asyncio.sleep(0)
+        assert not drained.done()
+        work.gate.set()
+        await drained
+        assert (await keys.run("alice", "k", "d", work)).replayed
+
+    asyncio.run(main())
+
+
+def test_the_digest_tells_apart_what_only_looks_the_same():
+    made = {
+        request_digest(*parts)
+        for parts in [
+            ("POST", "/v1", b""),
+            ("POST", "/v", b"1"),
+            ("PUT", "/v1", b""),
+            ("POST", "/v1", b"x"),
+        ]
+    }
+    assert len(made) == 4
+    assert request_digest("POST", "/v1", b"x") in made
