@@ -129,9 +129,7 @@ def booted(
             *("-kernel", guest.kernel, "-initrd", initramfs),
             *("-append", f"{CMDLINE} {words} -- {arguments}"),
             *("-serial", f"file:{folder / 'console.log'}"),
-            # With one CPU the emulator takes no barrier from the guest's locked instructions, and
-            # event indices rely on one: about one wake-up in ten thousand is lost.
-            *("-device", "virtio-serial-pci,event_idx=off"),
+            *("-device", "virtio-serial-pci"),
             *(word for number, port in enumerate(ports) for word in _port(folder, number, port)),
             *(_vsock(folder) if vsock else ()),
             *extra,

@@ -5,7 +5,8 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 from agentd._version import __version__
@@ -53,6 +54,8 @@ class Agent:
         if not pid1:
             become_subreaper()
         self.processes = Processes(loop, disk_paths=paths)
+        # Around what takes rights over files that the agent does without otherwise.
+        self.privileged: AbstractContextManager[object] = nullcontext()
         self._hello = {"agent": __version__, "features": list(features), **(hello or {})}
         self._max_connections = max_connections
         self._streams: set[Stream] = set()
@@ -68,6 +71,15 @@ class Agent:
             "attach": partial(attach, commands),
             "sys.accept": self._sys_accept,
         }
+
+    def extend(
+        self, make: Callable[[Mapping[str, Starter]], Mapping[str, Starter]], feature: str
+    ) -> None:
+        """Add operations, or put them in the place of those there are, under a feature's name."""
+        self._operations.update(make(self._operations))
+        features = self._hello["features"]
+        if isinstance(features, list):
+            features.append(feature)
 
     def serve_stream(self, source: socket.socket | tuple[int, int]) -> bool:
         """Serve one connection and own it; False when there is no room for another after it.
@@ -96,6 +108,13 @@ class Agent:
         boot = {"pid1": self.pid1, "uptime_ms": int(time.clock_gettime(time.CLOCK_BOOTTIME) * 1000)}
         reply = json.dumps({"agentd": 2, **self._hello, "boot": boot}, separators=(",", ":"))
         Connection(stream, self._operations, reply.encode() + b"\n", first)
+
+    def restart(self, stream: Stream, first: bytes) -> None:
+        """The stream has a new host, whose first bytes have come; the old one's are dropped."""
+        stream.drop_pending()
+        stream.user = handshake = _Handshake(self, stream)
+        stream.resume()
+        handshake.on_bytes(first)
 
     def signal_all(self, number: int) -> None:
         """Signal everything in the sandbox but the agent: all that is ours where it is no PID 1."""

@@ -5,7 +5,7 @@ import errno
 from agentd.guest import wire
 from agentd.guest.exec import FRAME_OF, Commands, control
 from agentd.guest.history import Detached
-from agentd.guest.operation import Channel, Operation, RequestError, get_int
+from agentd.guest.operation import Channel, Operation, RequestError, get_bool, get_int
 from agentd.guest.output import STDERR, STDOUT
 
 CHUNK_BYTES = 64 << 10
@@ -14,10 +14,18 @@ _NAMES = {STDOUT: "stdout", STDERR: "stderr"}
 
 
 class Attach:
-    """Each attacher has its own cursors and credit; a slow one holds up nobody."""
+    """Each attacher has its own cursors and credit. A slow one holds up nobody unless it ``holds``:
+    the command then waits, rather than have it miss anything.
+    """
 
     def __init__(
-        self, commands: Commands, channel: Channel, record: Detached, cursors: dict[int, int]
+        self,
+        commands: Commands,
+        channel: Channel,
+        record: Detached,
+        cursors: dict[int, int],
+        *,
+        holds: bool,
     ) -> None:
         self._commands = commands
         self._channel = channel
@@ -27,6 +35,9 @@ class Attach:
             for number, ring in record.rings.items()
         }
         self._closed = False
+        self._holds = holds
+        if holds:
+            record.hold(self._lag)
         channel.event(
             "attached",
             pid=record.process.pid,
@@ -57,13 +68,19 @@ class Attach:
         self._closed = True
         if self._push in self._record.followers:
             self._record.followers.remove(self._push)
+        self._record.release(self._lag)
+
+    def _lag(self) -> int:
+        return max(ring.end - self._cursors[number] for number, ring in self._record.rings.items())
 
     def _push(self) -> None:
         if self._closed:
             return
-        for number in (STDOUT, STDERR):
-            if not self._push_stream(number):
-                return
+        pushed = [self._push_stream(number) for number in (STDOUT, STDERR)]
+        if self._holds:
+            self._record.process.resume_output()
+        if not all(pushed):
+            return
         if self._record.info is not None:
             self._channel.finish("exited", **self._record.info.fields())
 
@@ -97,4 +114,4 @@ def attach(
     if not isinstance(cursor, dict):
         raise RequestError("'cursor' must be an object", errno.EINVAL)
     cursors = {number: get_int(cursor, name, 0, 0, MAX_CURSOR) for number, name in _NAMES.items()}
-    return Attach(commands, channel, record, cursors)
+    return Attach(commands, channel, record, cursors, holds=get_bool(request, "hold"))

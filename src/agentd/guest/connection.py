@@ -131,7 +131,8 @@ class Connection:
             if self._fds and self._between_frames():
                 self._drop_fds()
         except wire.WireError as error:
-            self.go_away(str(error))
+            if not self._restarted():
+                self.go_away(str(error))
             return
         # A host that asks without reading the answers is not heard until it does.
         if not self._closed and self.stream.full:
@@ -161,6 +162,15 @@ class Connection:
         self._shut()
         self.send_json(wire.GOAWAY, 0, {"reason": reason})
         self.stream.finish()
+
+    def _restarted(self) -> bool:
+        """On a stream that hosts share, a hello in place of a frame is the next host's."""
+        restart, rest = self.stream.restart, self._decoder.rest()
+        if restart is None or not rest or not wire.HELLO.startswith(rest[: len(wire.HELLO)]):
+            return False
+        self._shut()
+        restart(rest)
+        return True
 
     def _shut(self) -> None:
         self._closed = True

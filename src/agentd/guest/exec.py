@@ -49,7 +49,7 @@ class Commands:
             return None
         try:
             if detach:
-                self._start_detached(channel, spawn)
+                self._start_detached(channel, spawn, held=get_bool(request, "hold"))
                 return None
             return Exec(self, channel, self._processes, spawn)
         except SpawnError as error:
@@ -103,10 +103,10 @@ class Commands:
         for process in self._processes:
             process.signal(number)
 
-    def _start_detached(self, channel: Channel, spawn: SpawnRequest) -> None:
-        record = Detached()
+    def _start_detached(self, channel: Channel, spawn: SpawnRequest, *, held: bool) -> None:
+        record = Detached(held=held)
         record.process = self._processes.start(
-            spawn, on_output=record.on_output, on_exit=record.on_exit
+            spawn, on_output=record.on_output, on_exit=record.on_exit, window=record.window
         )
         self.history.add(record)
         channel.finish("started", pid=record.process.pid)

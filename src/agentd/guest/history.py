@@ -4,7 +4,7 @@ import errno
 from collections.abc import Callable
 
 from agentd.guest.operation import RequestError
-from agentd.guest.output import STDERR, STDOUT, Ring
+from agentd.guest.output import NO_LIMIT, RING_BYTES, STDERR, STDOUT, Ring
 from agentd.guest.process import ExitInfo, Process
 
 MAX_RUNNING = 64
@@ -18,8 +18,11 @@ class Detached:
 
     process: Process
 
-    def __init__(self) -> None:
+    def __init__(self, *, held: bool = False) -> None:
+        """``held``: it waits for its first follower once the rings are full."""
         self.rings = {STDOUT: Ring(), STDERR: Ring()}
+        # Who must not miss anything: how many bytes each has not taken yet.
+        self.holders: list[Callable[[], int]] = [self._unseen] if held else []
         self.info: ExitInfo | None = None
         # Called when there is more output, and when it has ended.
         self.followers: list[Callable[[], None]] = []
@@ -34,6 +37,26 @@ class Detached:
         if self.forget is not None:
             self.forget()
         self._tell()
+
+    def window(self) -> int:
+        """Bytes until somebody who holds it would miss some."""
+        if not self.holders:
+            return NO_LIMIT
+        return max(0, RING_BYTES - max(lag() for lag in self.holders))
+
+    def hold(self, lag: Callable[[], int]) -> None:
+        if self._unseen in self.holders:
+            self.holders.remove(self._unseen)
+        self.holders.append(lag)
+
+    def release(self, lag: Callable[[], int]) -> None:
+        """It is held up no longer by this one; harmless where it never was."""
+        if lag in self.holders:
+            self.holders.remove(lag)
+            self.process.resume_output()
+
+    def _unseen(self) -> int:
+        return max(ring.end for ring in self.rings.values())
 
     def held(self) -> int:
         return sum(len(ring) for ring in self.rings.values())

@@ -1,10 +1,21 @@
 """Who dies first when memory runs out: commands, and the agent last."""
 
 import os
+from typing import Protocol
 
 _PATH = "/proc/self/oom_score_adj"
 _CHILD = 500
 _EXEMPT = -1000
+
+
+class SpawnContext(Protocol):
+    """What surrounds the start of a command."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class OomScore:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
 from agentd.guest.loop import Loop, Timer
-from agentd.guest.oom import OomScore
+from agentd.guest.oom import OomScore, SpawnContext
 from agentd.guest.output import NO_LIMIT, Pump
 from agentd.guest.spawn import Spawner, SpawnError, SpawnRequest
 from agentd.guest.stdin import Stdin
@@ -77,6 +77,7 @@ class Process:
         started: float,
         on_exit: Callable[[ExitInfo], None],
         disk_full: Callable[[], bool],
+        limit_hit: Callable[[], str | None],
     ) -> None:
         self.pid = pid
         self.tag = request.tag
@@ -89,6 +90,7 @@ class Process:
         self._limits = request.limits
         self._on_exit: Callable[[ExitInfo], None] | None = on_exit
         self._disk_full = disk_full
+        self._limit_hit = limit_hit
         self._started = started
         self._timers: list[Timer] = []
         self._kill_cause: str | None = None
@@ -195,7 +197,9 @@ class Process:
         if self._truncated:
             return "output_limit"
         if exited:
-            return "disk_full" if os.WEXITSTATUS(self._status) and self._disk_full() else "exited"
+            if not os.WEXITSTATUS(self._status):
+                return "exited"
+            return self._limit_hit() or ("disk_full" if self._disk_full() else "exited")
         number = os.WTERMSIG(self._status)
         if number == signal.SIGSYS:
             return "seccomp_violation"
@@ -207,7 +211,7 @@ class Process:
         if cpu_s is not None and number == signal.SIGKILL and self._usage[1] >= cpu_s * 1000:
             # SIGXCPU was ignored, and the hard limit came.
             return "timeout"
-        return "signalled"
+        return self._limit_hit() or "signalled"
 
     def _cancel_timers(self) -> None:
         for timer in self._timers:
@@ -237,12 +241,19 @@ class Processes:
         self._running: dict[int, Process] = {}
         self._spawner = Spawner()
         self._null = -1
-        self._oom_score = OomScore()
+        self._oom_score: SpawnContext = OomScore()
+        # Hits of the sandbox's limits so far, by cause; where the agent can see them.
+        self.limit_hits: Callable[[], Mapping[str, int]] = dict
         loop.on_signal(signal.SIGCHLD, self.reap)
 
     def set_environment(self, env: Mapping[str, str]) -> None:
         """What commands start with from now on, in place of this process's environment."""
         self._spawner.base_env = {os.fsencode(k): os.fsencode(v) for k, v in env.items()}
+
+    def spawn_in(self, wrap: Callable[[SpawnContext], SpawnContext], group: int = -1) -> None:
+        """Start commands within another context, around the one of now, and in that cgroup."""
+        self._oom_score = wrap(self._oom_score)
+        self._spawner.group = group
 
     def __iter__(self) -> Iterator[Process]:
         """The running ones."""
@@ -266,6 +277,7 @@ class Processes:
         and never from within this call.
         """
         started = time.monotonic()
+        before = dict(self.limit_hits())
         stdio = Stdio(request, self._open_null)
         try:
             if len(self._running) >= MAX_RUNNING:
@@ -282,7 +294,13 @@ class Processes:
             stdio.close_childs()
         disk_paths = (*self._disk_paths, request.cwd or self._spawner.home)
         process = Process(
-            self._loop, request, pid, started, on_exit, lambda: disk_is_full(disk_paths)
+            self._loop,
+            request,
+            pid,
+            started,
+            on_exit,
+            lambda: disk_is_full(disk_paths),
+            lambda: first_grown(before, self.limit_hits()),
         )
         self._running[pid] = process
         self._attach(process, stdio, on_output, window or _always)
@@ -364,6 +382,11 @@ def own_children() -> list[int]:
             return [int(word) for word in file.read().split()]
     except OSError:
         return []
+
+
+def first_grown(before: Mapping[str, int], after: Mapping[str, int]) -> str | None:
+    """The first cause that was hit meanwhile, by this command or one beside it."""
+    return next((name for name, count in after.items() if count > before.get(name, 0)), None)
 
 
 def disk_is_full(paths: Iterable[str]) -> bool:

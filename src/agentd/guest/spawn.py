@@ -4,18 +4,26 @@ Every child is the leader of its own session, with umask 022, an empty signal ma
 signal and no descriptor but 0, 1 and 2. The caller is single-threaded.
 """
 
+import _signal  # type: ignore[import-not-found]  # typeshed has none
 import errno
 import os
 import signal
-import stat
 from collections.abc import Callable, Iterable
-from typing import NoReturn
+from functools import cache, lru_cache, partial
+from typing import TYPE_CHECKING, NoReturn
 
-# Where a program is looked up when the environment names no PATH.
-DEFAULT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+from agentd.guest.lookup import first_executable, places, search_path, try_each
+
+if TYPE_CHECKING:
+    import ctypes
+
+    from agentd.guest.group_spawn import GroupSpawner
+    from agentd.linux.clone import Cloner
+
 # CPU seconds between SIGXCPU and the kernel's SIGKILL.
 CPU_GRACE_S = 1
 STAGES = ("request", "cwd", "exec", "limits", "user", "pty")
+_HANDLED = (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM)
 RLIMITS = ("cpu_s", "open_files", "processes", "file_size", "address_space")
 
 
@@ -74,6 +82,8 @@ class Spawner:
     def __init__(self, home: str = "/") -> None:
         self.home = home
         self.base_env = dict(os.environb)
+        # The directory of the cgroup that children are born in, or -1 for the agent's own.
+        self.group = -1
         self._ignored = [
             number
             for number in signal.valid_signals()
@@ -90,6 +100,7 @@ class Spawner:
             raise SpawnError("exec", errno.ENOENT)
         slow = (
             request.pty is not None
+            or (self.group >= 0 and not _spawns_into_groups())
             or any(name in request.limits for name in RLIMITS)
             or (request.user is not None and request.user != os.geteuid())
             or any(not name or "=" in name for name in request.env or ())
@@ -97,7 +108,7 @@ class Spawner:
         self._enter(request.cwd)
         try:
             if slow:
-                return _fork_exec(request, stdio, argv, env)
+                return _fork_exec(request, stdio, argv, env, self.group, self._ignored)
             return self._posix_spawn(stdio, argv, env)
         finally:
             if request.cwd is not None:
@@ -123,6 +134,9 @@ class Spawner:
         argv: list[bytes],
         env: dict[bytes, bytes],
     ) -> int:
+        if self.group >= 0:
+            spawner = _group_spawner(self.group, tuple(self._ignored))
+            return _found(argv[0], env, spawner.prepare(stdio, argv, env))
         actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(stdio)]
 
         def attempt(program: bytes) -> int:
@@ -136,39 +150,28 @@ class Spawner:
                 setsigdef=self._ignored,
             )
 
-        try:
-            return first_executable(argv[0], search_path(env), attempt)
-        except OSError as error:
-            raise SpawnError("exec", error.errno or 0) from None
+        return _found(argv[0], env, attempt)
 
 
-def search_path(env: dict[bytes, bytes]) -> bytes:
-    return env.get(b"PATH", DEFAULT_PATH)
+def _found(name: bytes, env: dict[bytes, bytes], attempt: Callable[[bytes], int]) -> int:
+    try:
+        return first_executable(name, search_path(env), attempt)
+    except OSError as error:
+        raise SpawnError("exec", error.errno or 0) from None
 
 
-def first_executable(name: bytes, path: bytes, attempt: Callable[[bytes], int]) -> int:
-    """execvp(3)'s search: ``attempt`` on each place, of which the first that works counts.
+@cache
+def _spawns_into_groups() -> bool:
+    from agentd.guest import group_spawn
 
-    A name with a slash is taken as it is. EACCES is remembered, what is missing is passed over,
-    anything else ends the search. Raises OSError.
-    """
-    if b"/" in name:
-        return attempt(name)
-    denied = False
-    for folder in path.split(b":"):
-        # An empty element is the working directory (POSIX 8.3).
-        program = (folder or b".") + b"/" + name
-        try:
-            # Attempts are dear: look first.
-            if not stat.S_ISREG(os.stat(program).st_mode):
-                denied = True
-                continue
-            return attempt(program)
-        except PermissionError:
-            denied = True
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-    raise OSError(errno.EACCES if denied else errno.ENOENT, "")
+    return group_spawn.available()
+
+
+@lru_cache(1)
+def _group_spawner(group: int, ignored: tuple[int, ...]) -> "GroupSpawner":
+    from agentd.guest.group_spawn import GroupSpawner
+
+    return GroupSpawner(group, ignored)
 
 
 def _encoded(text: str) -> bytes:
@@ -186,20 +189,26 @@ def _fork_exec(
     stdio: tuple[int, int, int],
     argv: list[bytes],
     env: dict[bytes, bytes],
+    group: int,
+    ignored: list[signal.Signals],
 ) -> int:
     """The child reports a failure as ``stage index, errno`` through a close-on-exec pipe."""
+    # Here and not in the child: there each page of code and data that is touched costs a fault.
+    execute = _execve(argv, env)
+    found = places(argv[0], search_path(env))
     reader, writer = os.pipe2(os.O_CLOEXEC)
-    # No handler of the agent may run in the child.
-    mask = signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+    # No handler of the agent may run in the child. The C functions, as those of the signal module
+    # make an enumeration of each number.
+    mask = _signal.pthread_sigmask(signal.SIG_SETMASK, _every_signal())
     try:
-        pid = os.fork()
+        pid = os.fork() if group < 0 else _fork_into(group)
         if pid == 0:
-            _child(request, stdio, argv, env, writer)
+            _child(request, stdio, partial(try_each, found, execute), writer, ignored)
     except OSError as error:
         os.close(reader)
         raise SpawnError("exec", error.errno or 0) from None
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        _signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.close(writer)
     try:
         report = os.read(reader, 16)
@@ -212,20 +221,42 @@ def _fork_exec(
     return pid
 
 
+@cache
+def _every_signal() -> frozenset[int]:
+    return frozenset(signal.valid_signals())
+
+
+@cache
+def _cloner() -> "Cloner":
+    from agentd.linux.clone import Cloner
+
+    return Cloner()
+
+
+def _fork_into(group: int) -> int:
+    """A fork whose child is in the cgroup from its first instruction on: it never has to move.
+
+    Moving waits for an RCU grace period, and an agent that went there and back itself would take
+    memory from a group that may have none left.
+    """
+    pid, pidfd = _cloner().clone(0, group)
+    if pid:
+        os.close(pidfd)
+    return pid
+
+
 def _child(
     request: SpawnRequest,
     stdio: tuple[int, int, int],
-    argv: list[bytes],
-    env: dict[bytes, bytes],
+    execute: Callable[[], int],
     report: int,
+    ignored: list[signal.Signals],
 ) -> NoReturn:
     stage = "exec"
     code = 0
     try:
         signal.set_wakeup_fd(-1)
-        # While there is memory: the limits may leave none to a Python as large as the agent.
-        execute = _execve(argv, env)
-        _reset_signals()
+        _reset_signals(ignored)
         os.setsid()
         stage = "pty"
         for number, fd in enumerate(stdio):
@@ -233,7 +264,8 @@ def _child(
         if request.pty is not None:
             _take_terminal()
         stage = "limits"
-        set_limits(request.limits)
+        if request.limits:
+            set_limits(request.limits)
         stage = "user"
         if request.user is not None and request.user != os.geteuid():
             os.setgroups([])
@@ -243,8 +275,8 @@ def _child(
         # All of them are close-on-exec; this is for the one that somebody forgets.
         os.closerange(3, report)
         os.closerange(report + 1, 4096)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        first_executable(argv[0], search_path(env), execute)
+        _signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        execute()
     except OSError as error:
         code = error.errno or errno.EINVAL
     except MemoryError:
@@ -256,9 +288,13 @@ def _child(
         os._exit(127)
 
 
-def _reset_signals() -> None:
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        signal.signal(number, signal.SIG_DFL)
+def _reset_signals(ignored: list[signal.Signals]) -> None:
+    """What is ignored, and what the agent handles: until execve(2) a handler would swallow it.
+
+    All sixty would cost a slow machine milliseconds.
+    """
+    for number in (*ignored, *_HANDLED):
+        _signal.signal(number, _signal.SIG_DFL)
 
 
 def _take_terminal() -> None:
@@ -292,11 +328,18 @@ def set_limits(limits: dict[str, int]) -> None:
         resource.setrlimit(number, (soft, ceiling))
 
 
+@cache
+def _libc() -> "ctypes.CDLL":
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def _execve(argv: list[bytes], env: dict[bytes, bytes]) -> Callable[[bytes], int]:
     """execve(2) itself: Python's refuses names of variables that are empty or hold ``=``."""
     import ctypes
 
-    execve = ctypes.CDLL(None, use_errno=True).execve
+    execve = _libc().execve
     arguments = (ctypes.c_char_p * (len(argv) + 1))(*argv, None)
     pairs = [name + b"=" + value for name, value in env.items()]
     environment = (ctypes.c_char_p * (len(pairs) + 1))(*pairs, None)
@@ -316,6 +359,7 @@ def preload() -> list[str]:
     import resource
     import termios
 
+    _libc()
     return [module.__name__ for module in (ctypes, fcntl, resource, termios)]
 
 

@@ -96,6 +96,18 @@ class Stream:
         """To poll for the peer's end; not to write to."""
         return self._write_fd
 
+    def peer_is_gone(self) -> bool:
+        """Of a vsock: whether nothing can be sent any more, which sending nothing tells."""
+        if self._sock is None or self._sock.family != socket.AF_VSOCK:
+            return False
+        try:
+            self._sock.send(b"", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return False
+
     @property
     def full(self) -> bool:
         """Whether producers should wait for ``on_drained``."""
@@ -112,6 +124,11 @@ class Stream:
         """The descriptors received so far, in order; the caller owns them now."""
         taken, self._fds = self._fds, []
         return taken
+
+    def look_again(self) -> None:
+        """Ask the kernel anew whether there is something to do: a wake-up may have been lost."""
+        for fd, events in self._watched.items():
+            self.loop.watch(fd, events, self._ready)
 
     def pause(self) -> None:
         """Stop reading; the peer is held up by the kernel's buffer."""

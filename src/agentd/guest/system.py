@@ -157,7 +157,14 @@ def _clock(channel: Channel, request: dict[str, object]) -> None:
 
 
 def _reseed(channel: Channel, request: dict[str, object]) -> None:
-    entropy = _entropy(request)
+    channel.finish("result", credited=add_entropy(parse_entropy(request)))
+
+
+def add_entropy(entropy: bytes) -> bool:
+    """Mix it into the kernel's generator; False where it counts for nothing and is not used yet.
+
+    The agent keeps no generator of its own: it asks the kernel each time.
+    """
     fd = os.open(_RANDOM, os.O_WRONLY | os.O_NOFOLLOW)
     try:
         credited = _credit(fd, entropy)
@@ -165,10 +172,10 @@ def _reseed(channel: Channel, request: dict[str, object]) -> None:
             os.write(fd, entropy)
     finally:
         os.close(fd)
-    channel.finish("result", credited=credited)
+    return credited
 
 
-def _entropy(request: dict[str, object]) -> bytes:
+def parse_entropy(request: dict[str, object]) -> bytes:
     text = request.get("entropy")
     try:
         if not isinstance(text, str) or len(text) > 2 * MAX_ENTROPY:

@@ -4,8 +4,8 @@ import contextlib
 import select
 from collections.abc import Callable, Iterator
 
-from agentd.guest import v1
-from agentd.guest.loop import READ, Loop
+from agentd.guest import v1, wire
+from agentd.guest.loop import READ
 from agentd.guest.output import STDERR, STDOUT
 from agentd.guest.process import ExitInfo, Process, Processes
 from agentd.guest.spawn import SpawnError, SpawnRequest
@@ -13,32 +13,36 @@ from agentd.guest.stream import Stream
 
 # How often a client that reads slowly is looked at before the connection is ended.
 FLUSH_POLL_S = 0.1
+_HELLO = wire.HELLO.rstrip()
 
 
 class Hangup:
-    """Calls ``callback`` once when the peer of ``fd`` is gone altogether, not merely half-closed.
+    """Calls ``callback`` once when the peer of a stream is gone, not merely half-closed.
 
-    Reading cannot tell the two apart, and is paused meanwhile. An epoll of no events still reports
-    EPOLLHUP and EPOLLERR (epoll_ctl(2)), and is itself readable then.
+    Reading cannot tell the two apart, and is paused meanwhile. An epoll always reports EPOLLHUP and
+    EPOLLERR (epoll_ctl(2)), and is itself readable then. A vsock whose peer is gone has neither
+    (net/vmw_vsock/af_vsock.c, vsock_poll): there each change is a reason to ask the stream.
     """
 
-    def __init__(self, loop: Loop, fd: int, callback: Callable[[], None]) -> None:
-        self._loop = loop
+    def __init__(self, stream: Stream, callback: Callable[[], None]) -> None:
+        self._stream = stream
         self._callback = callback
         self._epoll = select.epoll()
         # EPERM: a plain file, whose other side cannot go away.
         with contextlib.suppress(PermissionError):
-            self._epoll.register(fd, 0)
-        loop.watch(self._epoll.fileno(), READ, self._ready)
+            self._epoll.register(stream.write_fd, select.EPOLLRDHUP | select.EPOLLET)
+        stream.loop.watch(self._epoll.fileno(), READ, self._ready)
 
     def close(self) -> None:
         if not self._epoll.closed:
-            self._loop.forget(self._epoll.fileno())
+            self._stream.loop.forget(self._epoll.fileno())
             self._epoll.close()
 
     def _ready(self, _: int) -> None:
-        self.close()
-        self._callback()
+        gone = select.EPOLLHUP | select.EPOLLERR
+        if any(events & gone for _, events in self._epoll.poll(0)) or self._stream.peer_is_gone():
+            self.close()
+            self._callback()
 
 
 class V1Connection:
@@ -123,7 +127,10 @@ class V1Connection:
         try:
             if line is None:
                 raise v1.InvalidRequest(f"line is over the limit of {self._max_line} bytes")
-            if not v1.is_blank(line):
+            if line == _HELLO and self._stream.restart is not None:
+                self.on_lost()
+                self._stream.restart(_HELLO + b"\n")
+            elif not v1.is_blank(line):
                 self._run(v1.parse_request(line))
         except v1.InvalidRequest as error:
             self._answer(-1, f"Invalid request: {error}")
@@ -144,7 +151,7 @@ class V1Connection:
         if request.stdin is not None:
             process.feed(request.stdin)
             process.feed_eof()
-        self._hangup = Hangup(self._stream.loop, self._stream.write_fd, self._stream.abort)
+        self._hangup = Hangup(self._stream, self._stream.abort)
 
     def _spawn_request(self, request: v1.V1Request) -> SpawnRequest:
         limits = {"output": self._max_output}

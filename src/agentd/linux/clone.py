@@ -23,8 +23,9 @@ for _hook in (_before, _after_parent, _after_child):
     _hook.restype = None
 
 # struct clone_args (Linux 5.3): flags, pidfd, child_tid, parent_tid, exit_signal, stack,
-# stack_size, tls.
+# stack_size, tls; since Linux 5.7 also set_tid, set_tid_size, cgroup.
 _ARGS = struct.Struct("=8Q")
+_GROUP = struct.Struct("=3Q")
 _TCB_BYTES = 2048
 
 
@@ -34,14 +35,20 @@ class Cloner:
     def __init__(self) -> None:
         self._tid_address = _find_cached_tid()
         self._pidfd = ctypes.c_int(-1)
-        self._buffer = ctypes.create_string_buffer(_ARGS.size)
+        self._buffer = ctypes.create_string_buffer(_ARGS.size + _GROUP.size)
 
-    def clone(self, flags: int) -> tuple[int, int]:
+    def clone(self, flags: int, group: int = -1) -> tuple[int, int]:
         """``(pid, pidfd)`` in the parent, ``(0, -1)`` in the child. The pidfd is close-on-exec.
 
-        Only from a single-threaded process. Raises OSError.
+        ``group`` is the directory of a version 2 cgroup that the child is born in (Linux 5.7).
+        Only from a single-threaded process. Raises OSError, EAGAIN where the group is full.
         """
         flags |= abi.CLONE_PIDFD
+        size = _ARGS.size
+        if group >= 0:
+            flags |= abi.CLONE_INTO_CGROUP
+            size += _GROUP.size
+            _GROUP.pack_into(self._buffer, _ARGS.size, 0, 0, group)
         if self._tid_address:
             flags |= abi.CLONE_CHILD_SETTID
         _ARGS.pack_into(
@@ -49,7 +56,7 @@ class Cloner:
             signal.SIGCHLD, 0, 0, 0,
         )  # fmt: skip
         _before()
-        pid = int(_syscall(abi.SYS.clone3, self._buffer, _ARGS.size))
+        pid = int(_syscall(abi.SYS.clone3, self._buffer, size))
         if pid == 0:
             _after_child()
             return 0, -1

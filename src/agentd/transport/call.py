@@ -63,6 +63,21 @@ class Call:
             data = data[len(piece) :]
         return True
 
+    def send_some(self, data: memoryview) -> int | None:
+        """What the credit allows now, as one DATA frame, and how much that was; None once the
+        agent has ended the operation."""
+        while not self._event_came and ready(self.connection.fileno(), select.POLLIN, 0.0):
+            self._read(self._deadline(), None)
+        if self._event_came:
+            return None
+        piece = data[: min(_PIECE, self.channel.send_credit)]
+        if piece:
+            try:
+                self.send(self.channel.data(wire.DATA, piece))
+            except BackendLost:
+                return None
+        return len(piece)
+
     def consumed(self, amount: int) -> None:
         """So many bytes were used: let the agent send more, unless it has ended already."""
         grant = self.channel.consumed(amount)

@@ -76,14 +76,16 @@ class Guest:
             return V1Command(self._run_v1(connection, request, None))
         return self._start(connection, request, feeds=request.stdin, capture=capture)
 
-    def start_detached(self, request: ExecRequest) -> int:
+    def start_detached(self, request: ExecRequest, *, hold: bool = False) -> int:
         """The pid of a command that outlives this connection; its output is had by ``attach``.
+
+        ``hold``: it waits for the first of those once the agent's rings are full.
 
         Raises SpawnFailed.
         """
         if not request.argv:
             raise InvalidInput("the command is empty")
-        fields = exec_fields(request, stdin=request.stdin) | {"detach": True}
+        fields = exec_fields(request, stdin=request.stdin) | {"detach": True} | _hold(hold)
         with self._call(fields) as call:
             command = Command(call.channel, request, passed=False)
             kind, payload = call.next()
@@ -95,8 +97,12 @@ class Guest:
             raise GuestError("the agent answered a detached command without a pid")
         return command.pid
 
-    def attach(self, command: int | str, cursor: tuple[int, int] = (0, 0)) -> StreamCommand:
+    def attach(
+        self, command: int | str, cursor: tuple[int, int] = (0, 0), *, hold: bool = False
+    ) -> StreamCommand:
         """Follow a command by pid or tag, from those bytes of stdout and stderr on.
+
+        ``hold``: it waits for us rather than have us miss anything, as long as we are there.
 
         Leaving it does not end it; ``cursor`` says where the output really began.
         """
@@ -105,7 +111,7 @@ class Guest:
         connection = self._v2("attach")
         try:
             core = Command(connection.open_channel(), None, passed=False)
-            fields = {"op": "attach", key: command, "cursor": place}
+            fields = {"op": "attach", key: command, "cursor": place} | _hold(hold)
             deadline = time.monotonic() + self._answer_timeout
             connection.send(encode_request(wire.REQUEST, core.channel.number, fields), deadline)
         except BaseException:
@@ -227,6 +233,10 @@ class Guest:
             capture=capture,
             limit=limit,
         )
+
+
+def _hold(hold: bool) -> dict[str, Any]:
+    return {"hold": True} if hold else {}
 
 
 def exec_fields(request: ExecRequest, *, stdin: bool, fds: Sequence[str] = ()) -> dict[str, Any]:

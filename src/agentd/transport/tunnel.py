@@ -50,6 +50,15 @@ class Tunnel:
             self._sent_all = True
             raise BackendLost(f"port {self._port} closed its connection")
 
+    def send_some(self, data: bytes) -> int:
+        """How many bytes the credit allowed, maybe none: ``fileno`` becomes readable when there is
+        more. Raises BackendLost when the other end closed."""
+        sent = None if self._sent_all else self._call.send_some(memoryview(data))
+        if sent is None:
+            self._sent_all = True
+            raise BackendLost(f"port {self._port} closed its connection")
+        return sent
+
     def recv(self, timeout: float | None = None) -> bytes:
         """The next bytes; b"" for ever after the end of file. Raises TimeoutError."""
         while not self._received_all:

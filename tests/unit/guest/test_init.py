@@ -40,7 +40,7 @@ class Contained(Kernel):
 
 def real_agent():
     from agentd.guest.main import run
-    return run("fd:" + sys.argv[1], pid1=True)
+    return run(["fd:" + sys.argv[1]], pid1=True)
 
 def agent():
     print("agent", os.getpid(), os.getppid(), flush=True)

@@ -18,16 +18,16 @@ from typing import Any
 import pytest
 
 from agentd._version import __version__
-from agentd.guest import main
+from agentd.guest import listen, main, virtio
 
 REQUEST = b'{"command":"echo","args":["hi"]}\n'
 REPLY = b'{"exit_code":0,"stdout":"aGkK","stderr":"","error":null}\n'
 # With a port that is open already; one of /sys and /dev takes a virtual machine.
 VIRTIO = """
 import sys
-from agentd.guest import main
-main.find_virtio_port = lambda name: name
-main.open_port = int
+from agentd.guest import main, virtio
+virtio.find = lambda name: name
+virtio.open_port = int
 sys.exit(main.main(["--listen", "virtio:" + sys.argv[1]]))
 """
 
@@ -78,18 +78,20 @@ def ask(path: str) -> bytes:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "vsock:5000"),
-        (["--listen", "vsock:1"], "vsock:1"),
-        (["--listen=unix:/a=b:c"], "unix:/a=b:c"),
-        (["--listen", "stdio"], "stdio"),
-        (["--listen", "virtio:agent.0"], "virtio:agent.0"),
-        (["--listen", "fd:3"], "fd:3"),
-        (["--listen", "stdio", "-h"], "help"),
-        (["--help"], "help"),
-        (["--version"], "version"),
+        ([], ["vsock:5000"]),
+        (["--listen", "vsock:1"], ["vsock:1"]),
+        (["--listen=unix:/a=b:c"], ["unix:/a=b:c"]),
+        (["--listen", "stdio"], ["stdio"]),
+        (["--listen", "virtio:agent.0"], ["virtio:agent.0"]),
+        (["--listen", "fd:3"], ["fd:3"]),
+        (["--listen=vsock:5", "--listen", "virtio:a"], ["vsock:5", "virtio:a"]),
+        (["--listen=vsock:5", "--listen", "vsock:5"], ["vsock:5"]),
+        (["--listen", "stdio", "-h"], ["help"]),
+        (["--help"], ["help"]),
+        (["--version"], ["version"]),
     ],
 )
-def test_arguments(arguments: list[str], expected: str) -> None:
+def test_arguments(arguments: list[str], expected: list[str]) -> None:
     assert main.parse(arguments) == expected
 
 
@@ -97,10 +99,10 @@ def test_arguments(arguments: list[str], expected: str) -> None:
     ("arguments", "complaint"),
     [
         (["quiet"], "unknown argument 'quiet': see agentd-guest --help"),
-        (["--listen"], f"--listen '': give {main.FORMS}"),
-        (["--listen", "tcp:1"], f"--listen 'tcp:1': give {main.FORMS}"),
-        (["--listen", "unix:"], f"--listen 'unix:': give {main.FORMS}"),
-        (["--listen", "stdio:"], f"--listen 'stdio:': give {main.FORMS}"),
+        (["--listen"], f"--listen '': give {listen.FORMS}"),
+        (["--listen", "tcp:1"], f"--listen 'tcp:1': give {listen.FORMS}"),
+        (["--listen", "unix:"], f"--listen 'unix:': give {listen.FORMS}"),
+        (["--listen", "stdio:"], f"--listen 'stdio:': give {listen.FORMS}"),
         (
             ["--listen", "vsock:x"],
             "--listen 'vsock:x': give vsock: and a number from 1 to 4294967294",
@@ -288,13 +290,52 @@ def test_a_virtio_port_serves_one_host_after_the_other() -> None:
         os.close(master)
 
 
+def test_of_several_places_one_will_do(start: Start, tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    arguments = ("--listen", "virtio:nope", "--listen", f"unix:{path}")
+    command = [sys.executable, "-m", "agentd.guest.main", *arguments]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        assert b": no virtio port is named 'nope'" in process.stderr.readline()
+        assert f": listening on unix:{path}, ".encode() in process.stderr.readline()
+        assert ask(str(path)) == REPLY
+        process.terminate()
+        assert process.wait(30) == 0
+
+
+def test_of_several_places_none_will_not(tmp_path: Path) -> None:
+    done = run("--listen", "virtio:nope", "--listen", f"unix:{tmp_path}/no/s")
+    assert done.returncode == 1
+    assert b"nope" in done.stderr
+    assert b"/no/s: No such file" in done.stderr
+
+
+def test_the_end_of_one_place_is_not_the_end_of_the_others(tmp_path: Path) -> None:
+    arguments = ("--listen", "stdio", "--listen", f"unix:{tmp_path}/s")
+    command = [sys.executable, "-m", "agentd.guest.main", *arguments]
+    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, **pipes) as process:
+        assert process.stderr is not None
+        assert process.stdin is not None
+        assert b": listening on stdio, unix:" in process.stderr.readline()
+        process.stdin.write(REQUEST)
+        process.stdin.close()
+        assert process.stdout is not None
+        assert process.stdout.readline() == REPLY
+        assert process.stdout.read() == b""
+        assert ask(f"{tmp_path}/s") == REPLY
+        process.terminate()
+        assert process.wait(30) == 0
+
+
 def test_virtio_ports_are_found_by_their_name(tmp_path: Path) -> None:
     for port, name in (("vport1p1", "agent.0\n"), ("vport1p2", "other\n")):
         (tmp_path / port).mkdir()
         (tmp_path / port / "name").write_text(name)
-    assert main.find_virtio_port("agent.0", str(tmp_path)) == "/dev/vport1p1"
-    with pytest.raises(main.Refused, match=r"choose one of those here \(agent.0, other\)"):
-        main.find_virtio_port("agent.1", str(tmp_path))
+    (tmp_path / "vport1p3").mkdir()  # whose name has not come yet
+    assert virtio.find("agent.0", str(tmp_path)) == "/dev/vport1p1"
+    with pytest.raises(virtio.NoPort, match=r"choose one of those here \(agent.0, other\)"):
+        virtio.find("agent.1", str(tmp_path))
 
 
 def test_commands_of_a_stopped_agent_are_gone(start: Start, tmp_path: Path) -> None:

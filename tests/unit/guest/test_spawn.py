@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agentd.guest import spawn
-from agentd.guest.spawn import first_executable
+from agentd.guest.lookup import first_executable
 
 
 def make(folder: Path, mode: int) -> Path:

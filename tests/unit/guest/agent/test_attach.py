@@ -57,6 +57,32 @@ def test_a_slow_attacher_holds_up_nobody(remote: Any) -> None:
     assert len(client.stdout(slow)) == 500_000
 
 
+def test_one_that_holds_misses_nothing_and_the_command_waits_for_it(remote: Any) -> None:
+    client = remote.connect()
+    total = 4 * RING_BYTES
+    pid = detach(client, "head", "-c", str(total), "/dev/zero", hold=True)
+    channel = client.request("attach", pid=pid, hold=True)
+    client.silent.add(channel)
+    client.until(lambda: len(client.stdout(channel)) == wire.INITIAL_WINDOW)
+    client.silent.discard(channel)
+    client.grant(channel, wire.INITIAL_WINDOW)
+    assert client.wait(channel)["code"] == 0
+    assert len(client.stdout(channel)) == total
+    assert not [e for e in client.events[channel] if e["event"] == "dropped"]
+
+
+def test_when_the_one_that_holds_leaves_the_command_goes_on(remote: Any) -> None:
+    holder, other = remote.connect(), remote.connect()
+    total = 4 * RING_BYTES
+    pid = detach(holder, "head", "-c", str(total), "/dev/zero", hold=True)
+    channel = holder.request("attach", pid=pid, hold=True)
+    holder.silent.add(channel)
+    holder.until(lambda: len(holder.stdout(channel)) == wire.INITIAL_WINDOW)
+    holder.close()
+    late = other.request("attach", pid=pid)
+    assert other.wait(late)["code"] == 0
+
+
 def test_the_ring_keeps_the_last_bytes(remote: Any) -> None:
     client = remote.connect()
     size = RING_BYTES + 12_345

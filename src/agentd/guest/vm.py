@@ -1,0 +1,298 @@
+"""A virtual machine as a sandbox of its own: its user, its limits, and what sys.setup sets.
+
+Speaks to the kernel that init has booted; nothing here is for a container.
+"""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from agentd.guest import system, vm_net, vm_scratch
+from agentd.guest.init import say
+from agentd.guest.operation import Channel, Operation, RequestError, Starter
+from agentd.guest.stepped import plain
+from agentd.guest.vm_group import Group
+from agentd.guest.vm_identity import AsRoot, Identity
+from agentd.guest.vm_setup import Net, Setup
+from agentd.linux.kernel import KERNEL, Kernel
+
+if TYPE_CHECKING:
+    from agentd.guest.agent import Agent
+
+USER = 1000
+STATE = "/run/agentd"
+_STATE_FILE = f"{STATE}/state.json"
+_MAX_STATE = 1 << 20
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# The kernel's own numbers of its first namespaces (include/linux/proc_ns.h, PROC_PID_INIT_INO).
+_FIRST_PID_NAMESPACE = 0xEFFFFFFC
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+_PASSWD = (
+    f"sandbox:x:{USER}:{USER}:sandbox:{vm_scratch.HOME}:/bin/sh\n",
+    f"sandbox:x:{USER}:\n",
+)
+
+
+def is_machine() -> bool:
+    """Whether our init is the kernel's own, not that of a container."""
+    try:
+        return os.getppid() == 1 and os.stat("/proc/self/ns/pid").st_ino == _FIRST_PID_NAMESPACE
+    except OSError:
+        return False
+
+
+def install(agent: "Agent") -> "Machine":
+    """Make the agent the master of its machine. Warns on stderr of what fails, and goes on."""
+    machine = Machine(agent)
+    agent.privileged = machine.identity
+    steps: tuple[tuple[str, Callable[[], object]], ...] = (
+        # An initramfs without an entry for it leaves the root open to everyone (mm/shmem.c).
+        ("root directory", lambda: os.chmod("/", 0o755)),  # noqa: S103  as every root is
+        ("writable places", lambda: vm_scratch.prepare(USER)),
+        ("user", _add_user),
+        ("state of the last agent", machine.load),
+    )
+    with machine.identity:
+        machine.identity.become(machine.user)
+        for name, step in steps:
+            try:
+                step()
+            except (OSError, ValueError, KeyError) as error:
+                say(f"{name} not set up: {error}")
+    return machine
+
+
+def preload() -> None:
+    """Import what is used late: the program itself may lie where init mounts."""
+    from agentd.guest import group_spawn  # noqa: F401
+    from agentd.linux import clone  # noqa: F401
+
+
+class Machine:
+    """What the agent remembers of its machine. ``user``: as whom v2 acts by default."""
+
+    def __init__(self, agent: "Agent", kernel: Kernel = KERNEL) -> None:
+        self.user = USER
+        self.env: dict[str, str] = {}
+        self.open_files: int | None = None
+        self.group: Group | None = None
+        self.identity = Identity()
+        self._processes = agent.processes
+        self._kernel = kernel
+        self._processes.spawn_in(lambda inner: AsRoot(self.identity, inner))
+        agent.extend(
+            lambda operations: {
+                "exec": self._with_defaults(operations["exec"]),
+                "sys.setup": self._as_root(plain(self._setup)),
+                "sys.reseed": self._as_root(operations["sys.reseed"]),
+                "sys.usage": self._as_root(operations["sys.usage"]),
+                "sys.counters": plain(lambda channel, _: self._counters(channel)),
+            },
+            feature="setup",
+        )
+
+    def close(self) -> None:
+        if self.group is not None:
+            self.group.close()
+
+    def load(self) -> None:
+        """What the agent before this one was told. Raises OSError, ValueError."""
+        try:
+            with open(_STATE_FILE, "rb") as file:
+                state = json.loads(file.read(_MAX_STATE))
+        except FileNotFoundError:
+            return
+        self._remember(state["user"], state["env"], state["open_files"])
+        self._enter_group()
+
+    # --- sys.setup ---
+
+    def _setup(self, channel: Channel, request: dict[str, object]) -> None:
+        setup = Setup(request)
+        limits: dict[str, int | float] = {}
+        controls: list[str] = []
+        for name, step in self._steps(setup, limits):
+            try:
+                step()
+            except OSError as error:
+                text = error.strerror or str(error)
+                raise RequestError(f"{name}: {text}", error.errno or 0) from None
+            controls.append(name)
+        self._save()
+        channel.finish("result", controls=controls, limits=limits)
+
+    def _steps(
+        self, setup: Setup, limits: dict[str, int | float]
+    ) -> list[tuple[str, Callable[[], object]]]:
+        """In order: before the entropy nothing may need a random number."""
+        steps: list[tuple[object, str, Callable[[], object]]] = [
+            (setup.entropy, "entropy", lambda: self._reseed(setup.entropy or b"")),
+            (setup.unix_ns, "clock", lambda: _set_clock(setup.unix_ns or 0)),
+            (setup.hostname, "hostname", lambda: self._hostname(setup.hostname or "")),
+            (setup.machine_id, "machine_id", lambda: self._machine_id(setup.machine_id or "")),
+            (setup.boot_id, "boot_id", lambda: self._place(_BOOT_ID, setup.boot_id or "")),
+            (setup.user, "user", lambda: self._become(setup.user or 0)),
+            (setup.env, "env", lambda: self._remember(self.user, setup.env or {}, self.open_files)),
+            (True, "memory", lambda: self._limit(limits, "memory", setup.memory)),
+            (setup.pids, "pids", lambda: self._limit(limits, "pids", setup.pids)),
+            (setup.cpus, "cpus", lambda: self._limit(limits, "cpus", setup.cpus)),
+            (setup.disk, "disk", lambda: self._disk(limits, setup.disk or 0)),
+            (setup.open_files, "open_files", lambda: self._files(limits, setup.open_files or 0)),
+            (setup.net, "network", lambda: self._net(setup.net)),
+        ]
+        return [(name, step) for asked, name, step in steps if asked is not None]
+
+    def _reseed(self, entropy: bytes) -> None:
+        if not system.add_entropy(entropy):
+            raise OSError(1, "the kernel does not credit it")
+
+    def _hostname(self, name: str) -> None:
+        self._kernel.sethostname(name)
+        vm_scratch.place(
+            {
+                "/etc/hostname": f"{name}\n",
+                "/etc/hosts": f"127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {name}\n",
+            },
+            STATE,
+            self._kernel,
+        )
+
+    def _machine_id(self, value: str) -> None:
+        self._place("/etc/machine-id", value)
+
+    def _place(self, path: str, value: str) -> None:
+        vm_scratch.place({path: f"{value}\n"}, STATE, self._kernel)
+
+    def _become(self, user: int) -> None:
+        self._remember(user, self.env, self.open_files)
+        vm_scratch.give_to(user)
+
+    def _limit(self, limits: dict[str, int | float], name: str, value: float | None) -> None:
+        group = self._enter_group()
+        if name == "memory":
+            limits[name] = group.limit_memory(None if value is None else int(value))
+        elif value is not None:
+            limits[name] = value
+            if name == "pids":
+                group.limit_pids(int(value))
+            else:
+                group.limit_cpus(value)
+
+    def _enter_group(self) -> Group:
+        """Commands are born in the group from now on."""
+        if self.group is None:
+            self.group = Group()
+            self._processes.spawn_in(lambda context: context, self.group.fd)
+            self._processes.limit_hits = self.group.hits
+        return self.group
+
+    def _disk(self, limits: dict[str, int | float], size: int) -> None:
+        vm_scratch.bound(size, self._kernel)
+        limits["disk"] = size
+
+    def _files(self, limits: dict[str, int | float], count: int) -> None:
+        self._remember(self.user, self.env, count)
+        limits["open_files"] = count
+
+    def _net(self, net: Net | None) -> None:
+        if net is None:
+            return
+        device = net.device or vm_net.find()
+        vm_net.configure(device, net.address, net.mask, net.gateway)
+        text = "".join(f"nameserver {address}\n" for address in net.dns)
+        vm_scratch.place({"/etc/resolv.conf": text}, STATE, self._kernel)
+
+    # --- what is remembered ---
+
+    def _remember(self, user: int, env: dict[str, str], open_files: int | None) -> None:
+        self.user, self.env, self.open_files = user, env, open_files
+        self.identity.become(user)
+
+    def _save(self) -> None:
+        os.makedirs(STATE, exist_ok=True)
+        state = {"user": self.user, "env": self.env, "open_files": self.open_files}
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        fd = os.open(_STATE_FILE, flags, 0o600)
+        try:
+            os.write(fd, json.dumps(state).encode())
+        finally:
+            os.close(fd)
+
+    # --- operations ---
+
+    def _with_defaults(self, start: Starter) -> Starter:
+        def starter(
+            channel: Channel, request: dict[str, object], fds: list[int]
+        ) -> Operation | None:
+            return start(channel, self.defaults(request), fds)
+
+        return starter
+
+    def defaults(self, request: dict[str, object]) -> dict[str, object]:
+        """An exec request with what the sandbox's user has by default."""
+        user = request.get("user", self.user)
+        cwd = request.get("cwd")
+        filled = {**request, "user": user}
+        if cwd is None:
+            filled["cwd"] = vm_scratch.WORKSPACE
+        elif isinstance(cwd, str):
+            filled["cwd"] = os.path.join(vm_scratch.WORKSPACE, cwd)
+        env = request.get("env") or {}
+        if request.get("env_mode", "merge") == "merge" and isinstance(env, dict):
+            filled["env_mode"] = "replace"
+            filled["env"] = {**environment(user), **self.env, **env}
+        limits = request.get("limits") or {}
+        if self.open_files is not None and isinstance(limits, dict):
+            files = limits.get("open_files")
+            own = files if isinstance(files, int) else self.open_files
+            filled["limits"] = {**limits, "open_files": min(own, self.open_files)}
+        return filled
+
+    def _as_root(self, start: Starter) -> Starter:
+        def starter(
+            channel: Channel, request: dict[str, object], fds: list[int]
+        ) -> Operation | None:
+            with self.identity:
+                return start(channel, request, fds)
+
+        return starter
+
+    def _counters(self, channel: Channel) -> None:
+        group = self.group
+        channel.finish(
+            "result",
+            counters=group.hits() if group else {},
+            usage=group.usage() if group else {},
+        )
+
+
+def environment(user: object) -> dict[str, str]:
+    """What a command starts with, as behind the other walls."""
+    name = "root" if user == 0 else "sandbox"
+    return {
+        "HOME": vm_scratch.HOME,
+        "LANG": "C.UTF-8",
+        "LOGNAME": name,
+        "PATH": _PATH,
+        "USER": name,
+    }
+
+
+def _set_clock(unix_ns: int) -> None:
+    time.clock_settime_ns(time.CLOCK_REALTIME, unix_ns)
+
+
+def _add_user() -> None:
+    """An image that was not made by us knows no sandbox."""
+    for path, line in zip(("/etc/passwd", "/etc/group"), _PASSWD, strict=True):
+        text = b""
+        with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+            text = file.read()
+        if b"\nsandbox:" not in b"\n" + text:
+            os.makedirs("/etc", exist_ok=True)
+            gap = b"\n" if text and not text.endswith(b"\n") else b""
+            with open(path, "ab") as file:
+                file.write(gap + line.encode())

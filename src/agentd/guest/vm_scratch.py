@@ -1,0 +1,77 @@
+"""The writable places of a virtual machine's sandbox: directories of one bounded tmpfs."""
+
+import os
+from collections.abc import Mapping
+
+from agentd.linux import abi
+from agentd.linux.kernel import KERNEL, Kernel
+
+WORKSPACE = "/workspace"
+HOME = "/home/sandbox"
+BYTES_PER_INODE = 4096
+MIN_INODES, MAX_INODES = 1024, 1 << 20
+_FLAGS = abi.MS_NOSUID | abi.MS_NODEV
+# Directory of the tmpfs, where it is seen, mode, whether it belongs to the sandbox's user. The
+# workspace comes last: it hides the tmpfs itself.
+_PLACES = (
+    ("t", "/tmp", 0o1777, False),
+    ("s", "/dev/shm", 0o1777, False),
+    ("h", HOME, 0o755, True),
+    ("w", WORKSPACE, 0o755, True),
+)
+
+
+def prepare(user: int, kernel: Kernel = KERNEL) -> None:
+    """Mount it, once: an agent that was started again finds it there. Raises OSError."""
+    if os.path.ismount(WORKSPACE):
+        return
+    for _, target, _, _ in _PLACES:
+        os.makedirs(target, exist_ok=True)
+    # Without a size it may take half of the memory (tmpfs(5)).
+    kernel.mount("tmpfs", WORKSPACE, "tmpfs", _FLAGS, "mode=0755")
+    for name, target, mode, owned in _PLACES:
+        path = f"{WORKSPACE}/{name}"
+        os.mkdir(path)
+        os.chmod(path, mode)
+        if owned:
+            os.chown(path, user, user)
+        kernel.mount(path, target, None, abi.MS_BIND)
+
+
+def give_to(user: int) -> None:
+    """The user's places; what others have made in them stays theirs."""
+    for _, target, _, owned in _PLACES:
+        if owned:
+            os.chown(target, user, user)
+
+
+def bound(size: int, kernel: Kernel = KERNEL) -> None:
+    """In bytes and in inodes. Raises OSError, EINVAL where more than that is in use."""
+    inodes = min(max(size // BYTES_PER_INODE, MIN_INODES), MAX_INODES)
+    options = f"size={size},nr_inodes={inodes}"
+    kernel.mount("tmpfs", WORKSPACE, "tmpfs", abi.MS_REMOUNT | _FLAGS, options)
+
+
+def place(contents: Mapping[str, str], backing: str, kernel: Kernel = KERNEL) -> None:
+    """Files over those of the image, or of the kernel, by bind mounts; again and again.
+
+    ``contents`` maps each path to its text; ``backing`` is a directory for what is mounted.
+    """
+    os.makedirs(backing, mode=0o755, exist_ok=True)
+    for path, text in contents.items():
+        source = os.path.join(backing, os.path.basename(path))
+        _write(source, text)
+        if not os.path.exists(path):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            _write(path, "")
+        if not os.path.samefile(source, path):
+            kernel.mount(source, path, None, abi.MS_BIND)
+
+
+def _write(path: str, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        os.write(fd, text.encode())
+        os.fchmod(fd, 0o644)
+    finally:
+        os.close(fd)

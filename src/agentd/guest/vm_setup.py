@@ -1,0 +1,123 @@
+"""The request of sys.setup: parsed whole before anything is done; docs/guest-protocol.md."""
+
+import re
+
+from agentd.guest import vm_net
+from agentd.guest.operation import RequestError, get_int
+from agentd.guest.system import parse_entropy
+
+MAX_ID = (1 << 32) - 2
+MAX_BYTES = 1 << 50
+MAX_PIDS = 1 << 22
+MAX_CPUS = 4096
+MAX_ENV = 256
+MAX_RESOLVERS = 8
+_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?\Z")
+_MACHINE_ID = re.compile(r"[0-9a-f]{32}\Z")
+_BOOT_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
+_FIELDS = frozenset(
+    {"op", "entropy", "unix_ns", "hostname", "machine_id", "boot_id", "user", "env", "limits"}
+    | {"cpus", "net"}
+)
+_LIMITS = {
+    "memory": (1 << 20, MAX_BYTES),
+    "pids": (1, MAX_PIDS),
+    "disk": (4096, MAX_BYTES),
+    "open_files": (8, 1 << 20),
+}
+
+
+class Net:
+    """A card's address and mask, the gateway and the resolvers; ``device`` None is the first."""
+
+    def __init__(self, request: dict[str, object]) -> None:
+        _known(request, {"address", "gateway", "dns", "device"}, "net")
+        try:
+            self.address, self.mask = vm_net.parse(_text(request, "address") or "")
+            gateway = _text(request, "gateway")
+            self.gateway = None if gateway is None else vm_net.parse_host(gateway)
+            dns = request.get("dns", [])
+            if not isinstance(dns, list) or len(dns) > MAX_RESOLVERS:
+                raise RequestError(f"'dns' must be a list of at most {MAX_RESOLVERS} addresses")
+            for resolver in dns:
+                vm_net.parse_host(str(resolver))
+        except ValueError as error:
+            raise RequestError(f"net: {error}") from None
+        self.dns: list[str] = dns
+        self.device = _text(request, "device")
+
+
+class Setup:
+    """Raises RequestError for what is malformed. None is what was not asked for."""
+
+    def __init__(self, request: dict[str, object]) -> None:
+        _known(request, _FIELDS, "sys.setup")
+        self.hostname = _matching(request, "hostname", _HOSTNAME, "letters, digits, '-' and '.'")
+        self.machine_id = _matching(request, "machine_id", _MACHINE_ID, "32 hexadecimal digits")
+        self.boot_id = _matching(request, "boot_id", _BOOT_ID, "a UUID in lower case")
+        self.entropy = parse_entropy(request) if "entropy" in request else None
+        self.unix_ns = _number(request, "unix_ns", 0, (1 << 63) - 1)
+        self.user = _number(request, "user", 0, MAX_ID)
+        self.env = _env(request.get("env"))
+        self.cpus = _cpus(request.get("cpus"))
+        limits = _object(request, "limits") or {}
+        _known(limits, set(_LIMITS), "limits")
+        found = {name: _number(limits, name, *bounds) for name, bounds in _LIMITS.items()}
+        self.memory, self.pids = found["memory"], found["pids"]
+        self.disk, self.open_files = found["disk"], found["open_files"]
+        net = _object(request, "net")
+        self.net = None if net is None else Net(net)
+
+
+def _known(value: dict[str, object], names: frozenset[str] | set[str], what: str) -> None:
+    unknown = sorted(set(value) - names)
+    if unknown:
+        # A control that is passed over in silence would be believed to hold.
+        raise RequestError(f"{what} has no field {unknown[0][:64]!r}")
+
+
+def _object(request: dict[str, object], key: str) -> dict[str, object] | None:
+    value = request.get(key)
+    if value is not None and not isinstance(value, dict):
+        raise RequestError(f"{key!r} must be an object")
+    return value
+
+
+def _text(request: dict[str, object], key: str) -> str | None:
+    value = request.get(key)
+    if value is not None and not isinstance(value, str):
+        raise RequestError(f"{key!r} must be a string")
+    return value
+
+
+def _matching(
+    request: dict[str, object], key: str, form: "re.Pattern[str]", what: str
+) -> str | None:
+    value = _text(request, key)
+    if value is not None and not form.match(value):
+        raise RequestError(f"{key!r} must be {what}")
+    return value
+
+
+def _number(request: dict[str, object], key: str, low: int, high: int) -> int | None:
+    return None if request.get(key) is None else get_int(request, key, low, low, high)
+
+
+def _cpus(value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= MAX_CPUS:
+        raise RequestError(f"'cpus' must be a number over 0, {MAX_CPUS} at most")
+    return float(value)
+
+
+def _env(value: object) -> dict[str, str] | None:
+    if value is None:
+        return None
+    if (
+        not isinstance(value, dict)
+        or len(value) > MAX_ENV
+        or not all(isinstance(text, str) and "\0" not in text for text in value.values())
+    ):
+        raise RequestError(f"'env' must be an object of at most {MAX_ENV} strings")
+    return value
