@@ -17,6 +17,8 @@ MEMORY = 256 * MIB
 BULK = 64 * MIB
 TEN = 10_000_000
 PORT = 6000
+# In large pieces: what writes them shall not be what is measured.
+TEN_OUT = ("dd", "if=/dev/zero", "bs=500000", f"count={TEN // 500_000}")
 LINE = b"not json\n"
 TRUE = b'{"command":"true"}\n'
 # In the guest: sends, or counts, what a connection to it asks for.
@@ -136,10 +138,13 @@ def _restored(backend: Any) -> None:
 
 
 def _requests(times: Case, bulk: Case, stack: ExitStack, rounds: int) -> None:
-    from agentd import Sandbox
+    from agentd.model.spec import ExecRequest
+    from agentd.sandbox.manager import Manager
 
-    box = stack.enter_context(Sandbox.create(backend="qemu", memory=MEMORY))
-    wall = box._handle.wall
+    manager = Manager()
+    stack.callback(manager.close)
+    handle = manager.create(_spec())
+    wall, guest = handle.wall, handle.guest
     isolates = "a kernel of its own"
     with wall.open_stream() as stream:
         stream.setblocking(True)
@@ -149,12 +154,12 @@ def _requests(times: Case, bulk: Case, stack: ExitStack, rounds: int) -> None:
                 row.samples.append(milliseconds(lambda line=line: _ask(stream, line)))
             times.rows.append(row)
         rows = {name: Row(name, isolates) for name in ("v1 stdout", "v2 stdout", "out", "in")}
-        request = json.dumps({"command": "head", "args": ["-c", str(TEN), "/dev/zero"]}) + "\n"
+        request = json.dumps({"command": TEN_OUT[0], "args": TEN_OUT[1:]}) + "\n"
         for _ in range(3):
             rows["v1 stdout"].samples.append(_rate(TEN, lambda: _ask(stream, request.encode())))
-            rows["v2 stdout"].samples.append(_rate(TEN, lambda: _v2(box)))
-    peer = stack.enter_context(box.start(["python3", "-c", PEER]))
-    next(iter(peer))
+            rows["v2 stdout"].samples.append(_rate(TEN, lambda: _v2(guest)))
+    peer = stack.enter_context(guest.start(ExecRequest(("python3", "-c", PEER))))
+    next(peer.chunks())
     for _ in range(5):
         rows["out"].samples.append(_rate(BULK, lambda: _bulk(wall, b"o")))
         rows["in"].samples.append(_rate(BULK, lambda: _bulk(wall, b"i")))
@@ -168,9 +173,11 @@ def _ask(stream: socket.socket, line: bytes) -> None:
         pass
 
 
-def _v2(box: Any) -> None:
-    with box.stream(["head", "-c", str(TEN), "/dev/zero"]) as process:
-        assert sum(len(chunk.data) for chunk in process) == TEN
+def _v2(guest: Any) -> None:
+    from agentd.model.spec import ExecRequest
+
+    with guest.start(ExecRequest(TEN_OUT)) as running:
+        assert sum(len(data) for stream, data in running.chunks() if stream == "stdout") == TEN
 
 
 def _bulk(wall: Any, kind: bytes) -> None:

@@ -21,13 +21,14 @@ from agentd.guest.main import main
 sys.exit(main())
 """
 # What the small root leaves out: tests, tools of developers, servers' and mail protocols, second
-# implementations of what is there in C, and what needs OpenSSL (8 MB).
+# implementations of what is there in C, second interfaces to XML, and what needs OpenSSL (8 MB).
 _PRUNED = re.compile(
     r"(test|tests|idlelib|tkinter|turtledemo|ensurepip|venv|pydoc_data|lib2to3|unittest|_pyrepl"
     r"|config-[^/]*|__phello__|dist-packages|curses|dbm|wsgiref|xmlrpc)/.*|.*/(tests?|__pycache__)/.*"
     r"|(turtle|antigravity|this|_aix_support|_ios_support|_android_support|__hello__|pydoc|doctest"
     r"|mailbox|imaplib|smtplib|ftplib|poplib|pickletools|pstats|profile|cProfile|ssl|webbrowser"
-    r"|_pydecimal|_pyio|_pydatetime|_sysconfigdata__x86_64[^/]*|pdb|bdb|trace|plistlib)\.py"
+    r"|optparse|_pydecimal|_pyio|_pydatetime|_sysconfigdata__x86_64[^/]*|pdb|bdb|trace|plistlib)\.py"
+    r"|xml/(dom|sax)/.*|http/(cookiejar|server)\.py|multiprocessing/managers\.py"
     r"|asyncio/(windows_|proactor_).*|ctypes/macholib/.*|multiprocessing/popen_spawn_win32\.py"
     r"|encodings/(mac_|big5|cp(932|949|950|[78]|1[01]|27|[56]|0|12[0-4])|euc_|gb|hz|iso2022|johab|ptcp|shift_jis|koi8|hp_|kz|tis).*"
 )

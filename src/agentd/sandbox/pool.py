@@ -82,6 +82,20 @@ class Pool:
                 for shelf in self._shelves.values()
             }
 
+    def reshape(self, shelves: Sequence[ShelfSpec]) -> None:
+        """Other shelves from now on. What stands ready on one that stays is kept."""
+        with self._lock:
+            before = self._shelves
+            self._shelves = {shelf_key(wanted.spec): _Shelf(wanted) for wanted in shelves}
+            for key in self._shelves.keys() & before.keys():
+                self._shelves[key].ready = before.pop(key).ready
+            going = [one.handle for shelf in before.values() for one in shelf.ready]
+            if self._shelves and not self._closing and not self._thread.ident:
+                self._thread.start()
+            self._wanted.notify()
+        for handle in going:
+            self._end(handle)
+
     def owns(self, handle: SandboxHandle) -> bool:
         with self._lock:
             return any(one.handle is handle for s in self._shelves.values() for one in s.ready)
@@ -122,7 +136,11 @@ class Pool:
             return
         handle.unreported_ms = 0.0  # the caller did not wait for it
         with self._lock:
-            shelf.ready.append(_Ready(handle, made))
+            kept = self._shelves.get(shelf_key(shelf.wanted.spec))
+            if kept is not None:
+                kept.ready.append(_Ready(handle, made))
+        if kept is None:  # the shelf was taken away meanwhile
+            self._end(handle)
 
     def _take(self, which: "Callable[[_Shelf, _Ready], bool]") -> list[SandboxHandle]:
         taken = []

@@ -77,6 +77,8 @@ def test_a_full_disk_costs_the_oldest_and_the_process_goes_on(tmp_path, file_lim
     for block in blocks:
         source.append("stdout", block)
     assert not source.flush()
+    (file,) = tmp_path.iterdir()
+    assert file.stat().st_size == source.files.size < 400_000  # nothing is left half written
     (lost,) = source.losses
     assert lost.reason == DISK_FULL
     assert 0 < lost.offset <= 400_000

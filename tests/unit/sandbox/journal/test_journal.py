@@ -163,6 +163,27 @@ def test_many_followers_each_at_its_own_pace_while_it_is_written(made):
     assert results == {number: whole[number * 1000 :] for number in range(8)}
 
 
+def test_what_leaves_memory_while_the_files_end_is_met_is_not_missed(made, monkeypatch):
+    source = made(memory=10_000)
+    more = [noise(200_000, 1)]
+    source.append("stdout", noise(200_000, 0))
+    source.append("stderr", noise(200_000))  # not wanted: the end of the files is met behind it
+    with source.follow(streams=["stdout"]) as follower:
+        read = follower._reader.next
+
+        def next_and_then_more(*args):
+            entry = read(*args)
+            if entry is None and more:
+                source.append("stdout", more.pop(0))
+            return entry
+
+        monkeypatch.setattr(follower._reader, "next", next_and_then_more)
+        events = drain(follower)
+    assert more == []
+    assert not [e for e in events if isinstance(e, Gap)]
+    assert text(events, "stdout") == noise(200_000, 0) + noise(200_000, 1)
+
+
 def test_a_follower_is_notified_once_until_it_has_read_all(made):
     source, calls = made(), []
     with source.follow(notify=lambda: calls.append(1)) as follower:

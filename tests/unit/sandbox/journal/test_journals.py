@@ -66,6 +66,19 @@ def test_removed_is_gone(journals):
     assert journals.open("sbx-1/prc-1").offsets["stdout"] == 0
 
 
+def test_removed_while_it_is_written_stays_gone_and_the_process_goes_on(journals):
+    source = journals.create("sbx-1/prc-1")
+    source.append("stdout", b"a" * 200_000)
+    journals.remove("sbx-1/prc-1")
+    for _ in range(20):
+        source.append("stdout", b"b" * 200_000)
+    source.finish()
+    assert source.flush()
+    assert files(journals) == []
+    *_, gap, end = replay(source)
+    assert (gap.offset + gap.length, end) == (21 * 200_000, End(b""))
+
+
 def test_finished_ones_are_bounded_together_oldest_first_and_open_ones_stay(tmp_path):
     made = Journals(str(tmp_path / "journals"), total_bytes=100_000)
     for number in range(6):

@@ -28,6 +28,15 @@ _MAX_MEMORY = 1 << 40
 _MAX_VCPUS = 64
 MAX_MOUNTS = 8
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+_KERNEL = (
+    *("console=ttyS0", "quiet", "loglevel=4", "panic=-1", "random.trust_cpu=on"),
+    # A program that takes too much memory is to meet its limit, not the heuristic before it
+    # (proc_sys_vm(5), overcommit_memory).
+    "sysctl.vm.overcommit_memory=1",
+    # Half a second of a boot under emulation: the self-tests of the crypto library, and a source
+    # of entropy for that alone. The kernel's own random numbers need neither.
+    *("cryptomgr.notests=1", "initcall_blacklist=jent_mod_init"),
+)
 #: Of QEMU's user network, slirp.
 NET: dict[str, object] = {"address": "10.0.2.15/24", "gateway": "10.0.2.2", "dns": ["10.0.2.3"]}
 
@@ -122,12 +131,5 @@ def command(machine: Machine, kernel_arguments: str, program: str = PROGRAM) -> 
 
 
 def kernel_arguments() -> str:
-    """A panic ends the machine at once; what follows ``--`` is init's.
-
-    A program that takes too much memory is to meet the limit, not the heuristic before it
-    (proc_sys_vm(5), overcommit_memory).
-    """
-    return (
-        "console=ttyS0 quiet loglevel=4 panic=-1 random.trust_cpu=on sysctl.vm.overcommit_memory=1 "
-        f"-- --listen vsock:{PORT} --listen virtio:{SERIAL_PORT}"
-    )
+    """A panic ends the machine at once; what follows ``--`` is init's."""
+    return " ".join((*_KERNEL, f"-- --listen vsock:{PORT} --listen virtio:{SERIAL_PORT}"))

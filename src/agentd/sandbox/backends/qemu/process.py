@@ -25,6 +25,7 @@ from agentd.transport.dial import dial
 _START_SECONDS = 60.0
 _STATE_SECONDS = 120.0
 _UNPLUG_SECONDS = 30.0
+_PATIENCE = 1.0  # and then twice as long each time
 _FINAL_SECONDS, _FINAL_POLL = 10.0, 0.005
 _END_SECONDS = 10.0
 # A socket closes a moment before the process that held it has ended.
@@ -229,12 +230,26 @@ class Process:
 
     def vsock_stream(self, seconds: float) -> socket.socket:
         with self._explained():
-            return dial(f"hybrid:{self._sockets['vsock']}:{plans.PORT}", seconds)
+            return self._dial(f"hybrid:{self._sockets['vsock']}:{plans.PORT}", seconds)
 
     def serial_stream(self, seconds: float) -> socket.socket:
         """The one stream of the serial port; a second one waits for the first to be closed."""
         with self._explained():
-            return dial(f"unix:{self._sockets['serial']}", seconds)
+            return self._dial(f"unix:{self._sockets['serial']}", seconds)
+
+    def _dial(self, address: str, seconds: float) -> socket.socket:
+        """No longer than the machine lives: nobody else would ever answer there."""
+        deadline, patience = time.monotonic() + seconds, _PATIENCE
+        while True:
+            left = deadline - time.monotonic()
+            if self.wait(0):
+                raise BackendLost("the virtual machine is gone", cause=self.why())
+            try:
+                return dial(address, min(patience, left))
+            except BackendLost:
+                if patience >= left:
+                    raise
+            patience *= 2
 
     # --- control ---
 

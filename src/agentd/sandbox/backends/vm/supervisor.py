@@ -178,7 +178,11 @@ class Keeper:
                 send(self._control, request, fds)
             except OSError as error:
                 raise SandboxError("the keeper is gone", cause=str(error)) from error
-            answer, passed = receive(self._control, _ANSWER_SECONDS, "keeper")
+            try:
+                answer, passed = receive(self._control, _ANSWER_SECONDS, "keeper")
+            except SandboxError:
+                self._control.close()  # its next answer would be taken for another's: it must end
+                raise
         if "error" in answer:
             what = str(request["op"])
             raise SandboxError(f"the keeper cannot {what} it", cause=str(answer["error"]))

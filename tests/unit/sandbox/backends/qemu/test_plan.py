@@ -11,6 +11,8 @@ from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends.qemu import plan as plans
 from agentd.sandbox.backends.qemu.plan import Machine, command, host_limits, make_plan
 
+RO = MountMode.RO
+
 
 def test_the_machine_of_a_plain_spec() -> None:
     plan = make_plan(SandboxSpec())
@@ -45,6 +47,9 @@ def test_the_guest_has_more_than_the_sandbox_may_use(
         (SandboxSpec(limits=Limits(memory=1 << 41)), InvalidInput),
         (SandboxSpec(limits=Limits(cpus=65)), InvalidInput),
         (SandboxSpec(mounts=(Mount("/srv", "/workspace", MountMode.COW),)), Refused),
+        (SandboxSpec(mounts=(Mount("/srv", "/a", RO), Mount("/srv", "/a/b", RO))), InvalidInput),
+        (SandboxSpec(mounts=(Mount("/srv", "/a", RO), Mount("/tmp", "/a", RO))), InvalidInput),
+        (SandboxSpec(mounts=tuple(Mount("/", f"/{n}", RO) for n in range(9))), InvalidInput),
     ],
 )
 def test_what_cannot_be_met_is_refused_with_its_fix(

@@ -1,0 +1,73 @@
+"""What virtiofsd is told, and which directories it is given."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from agentd.linux import idmap
+from agentd.model.errors import InvalidInput
+from agentd.model.mount import Mount, MountMode
+from agentd.sandbox.backends.identity import SANDBOX_UID
+from agentd.sandbox.backends.qemu import shares
+from agentd.sandbox.backends.qemu.shares import Share
+
+RW = Mount("/srv/project", "/data", MountMode.RW)
+RO = Mount("/srv/project", "/data", MountMode.RO)
+
+
+def test_the_guests_user_stands_for_the_owner_and_nobody_else_is_anybody() -> None:
+    words = shares.command("/usr/libexec/virtiofsd", Share("t", 9, 33, 34, RW, False), 1000)
+    assert words == [
+        "/usr/libexec/virtiofsd",
+        "--fd={listener}",
+        "--shared-dir=/srv/project",
+        "--sandbox=none",
+        "--seccomp=kill",
+        "--inode-file-handles=never",
+        "--no-announce-submounts",
+        "--rlimit-nofile=0",
+        "--cache=auto",
+        "--translate-uid=map:1000:33:1",
+        "--translate-gid=map:1000:34:1",
+    ]
+
+
+def test_a_detached_mount_is_found_where_it_is_put() -> None:
+    words = shares.command("virtiofsd", Share("t", 9, 1, 1, RO, True), 0)
+    assert "--shared-dir=/tmp" in words
+    assert words[-1] == "--readonly"
+
+
+def test_the_guest_mounts_it_without_set_uid_programs_and_devices() -> None:
+    share = Share("share0", 9, 1, 1, RW, True)
+    assert shares.mount_command(share)[-3:] == ("share0", "/data", "nosuid,nodev")
+    assert shares.mount_command(share._replace(mount=RO))[-1] == "nosuid,nodev,ro"
+
+
+@pytest.mark.root
+def test_root_lends_the_owners_rights_to_a_user_without_any(tmp_path: Path) -> None:
+    os.chown(tmp_path, 1234, 1234)
+    share = shares.open_share(Mount(str(tmp_path), "/data", MountMode.RW), 3)
+    try:
+        assert (share.tag, share.uid, share.gid, share.detached) == (
+            "share3",
+            SANDBOX_UID,
+            SANDBOX_UID,
+            True,
+        )
+        status = os.fstat(share.fd)
+        assert (status.st_uid, status.st_gid) == (SANDBOX_UID, SANDBOX_UID)
+        assert stat.S_ISDIR(status.st_mode)
+    finally:
+        os.close(share.fd)
+        idmap.close_all()
+
+
+@pytest.mark.parametrize("name", ["absent", "file"])
+def test_what_is_no_directory_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidInput, match=name) as caught:
+        shares.open_share(Mount(str(tmp_path / name), "/data", MountMode.RO), 0)
+    assert "directory" in caught.value.remediation
