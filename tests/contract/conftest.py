@@ -10,22 +10,27 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 import agentd
 from agentd.client import build
+from agentd.client.http import address
+from agentd.client.http.client import Client
+from agentd.client.local import LocalSandbox
 from agentd.client.sandbox import Sandbox
 from agentd.daemon.pipeline import Pipeline
 from agentd.guest.zygote.scratch import remove
 from agentd.linux import idmap
 from agentd.model.availability import Availability
 from agentd.model.enforcement import Control
-from agentd.model.errors import BackendLost, Refused
+from agentd.model.errors import AgentdError, BackendLost, Refused
 from agentd.model.isolation import IsolationLevel
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import backends
@@ -45,6 +50,7 @@ class Kind:
     confined: bool = False
     namespaces: bool = False
     machine: bool = False  # a kernel of its own
+    over_http: bool = False  # a daemon's: its processes and its kernel objects are out of reach
 
     @property
     def apart(self) -> bool:
@@ -58,7 +64,21 @@ KINDS = {
     "landlock": Kind("landlock", confined=True),
     "linux": Kind("linux", confined=True, namespaces=True),
     "qemu": Kind("qemu", machine=True),
+    "linux over HTTP": Kind("linux", confined=True, namespaces=True, over_http=True),
 }
+# One that runs already, and may do all; otherwise one is started.
+URL = os.environ.get("AGENTD_CONTRACT_URL", "")
+_CONFIG = """
+[[listen]]
+address = "unix:{folder}/agentd.sock"
+[[auth.peers]]
+uid = {uid}
+scopes = ["admin"]
+[sandbox]
+minimum = "none"
+networks = ["none", "host"]
+mounts = ["/"]
+"""
 
 # --- the fake ---
 
@@ -210,14 +230,58 @@ def kind(request: pytest.FixtureRequest, pipeline: Pipeline) -> Kind:
     return kind
 
 
+@pytest.fixture(scope="session", autouse=True)
+def daemon(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of one, for all tests that need one: there before the first looks for leaks."""
+    if URL or not any("over HTTP" in item.name for item in request.session.items):
+        yield URL
+        return
+    with tempfile.TemporaryDirectory(prefix="contract-daemon-") as folder:
+        config, log = Path(folder, "agentd.toml"), Path(folder, "log")
+        config.write_text(_CONFIG.format(folder=folder, uid=os.getuid()))
+        argv = [sys.executable, "-m", "agentd", "serve", "--config", str(config)]
+        with (
+            log.open("wb") as sink,
+            subprocess.Popen(
+                [*argv, "--state", f"{folder}/state"],
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=sink,
+            ) as process,
+        ):
+            try:
+                yield _ready(process, f"unix:{folder}/agentd.sock", log)
+            finally:
+                process.terminate()
+                process.wait(30)
+
+
+def _ready(process: "subprocess.Popen[bytes]", url: str, log: Path) -> str:
+    client = Client(address.parse(url))
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            client.call("GET", "/readyz")
+            client.close()
+            return url
+        except AgentdError:
+            if process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"the daemon did not come up:\n{log.read_text()}")
+            time.sleep(0.05)
+
+
 @pytest.fixture
-def make(kind: Kind, pipeline: Pipeline) -> Iterator[Callable[..., Sandbox]]:
+def make(kind: Kind, pipeline: Pipeline, daemon: str) -> Iterator[Callable[..., Sandbox]]:
     """``Sandbox.create`` of this wall; closed after the test."""
     made: list[Sandbox] = []
 
     def create(**wanted: object) -> Sandbox:
-        spec = build.sandbox_spec(backend=kind.name, **wanted)  # type: ignore[arg-type]
-        made.append(Sandbox(pipeline, pipeline.open("test", spec), "test"))
+        if kind.over_http:
+            made.append(Sandbox.create(url=daemon, backend=kind.name, **wanted))  # type: ignore[arg-type]
+        else:
+            spec = build.sandbox_spec(backend=kind.name, **wanted)  # type: ignore[arg-type]
+            held = LocalSandbox(pipeline, pipeline.open("test", spec), "test")
+            made.append(Sandbox(held))
         return made[-1]
 
     yield create
@@ -245,23 +309,34 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture
-def end_agent() -> Callable[[Sandbox], None]:
+def handle_of(kind: Kind) -> Callable[[Sandbox], Any]:
+    """What the manager holds of a sandbox; of a daemon's that is out of reach."""
+
+    def find(sandbox: Sandbox) -> Any:
+        if kind.over_http:
+            pytest.skip("over HTTP: the wall is the daemon's")
+        return sandbox._held.handle  # type: ignore[attr-defined]
+
+    return find
+
+
+@pytest.fixture
+def end_agent(handle_of: Callable[[Sandbox], Any]) -> Callable[[Sandbox], None]:
     """Kills a sandbox's agent from outside, as the kernel might."""
 
     def end(sandbox: Sandbox) -> None:
         # By descriptor: a number could be a stranger's by now.
-        signal.pidfd_send_signal(sandbox._handle.wall._pidfd, signal.SIGKILL)  # type: ignore[attr-defined]
+        signal.pidfd_send_signal(handle_of(sandbox).wall._pidfd, signal.SIGKILL)
 
     return end
 
 
 @pytest.fixture
-def agent_status() -> Callable[[Sandbox], dict[str, str]]:
+def agent_status(handle_of: Callable[[Sandbox], Any]) -> Callable[[Sandbox], dict[str, str]]:
     """The kernel's own words of a sandbox's agent: /proc/PID/status, read from outside."""
 
     def read(sandbox: Sandbox) -> dict[str, str]:
-        pid = sandbox._handle.wall.pid  # type: ignore[attr-defined]
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        lines = Path(f"/proc/{handle_of(sandbox).wall.pid}/status").read_text().splitlines()
         return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
     return read

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from agentd.client.local import LocalSandbox
 from agentd.client.sandbox import Sandbox
+from agentd.daemon.pipeline import Pipeline
 from agentd.model.cause import CauseCode
 from agentd.model.errors import AgentdError, SandboxError
 
@@ -42,7 +44,7 @@ def _sleepers(token: str) -> list[int]:
 
 
 def test_close_ends_every_process_however_it_hid(
-    kind: Any, make: Callable[..., Sandbox], token: str
+    kind: Any, make: Callable[..., Sandbox], handle_of: Callable[[Sandbox], Any], token: str
 ) -> None:
     sandbox = make()
     # A child, an orphan, one in a session of its own, one that ignores what can be ignored.
@@ -53,7 +55,7 @@ def test_close_ends_every_process_however_it_hid(
     if kind.machine:  # the host's kernel sees the machine and not what runs in it
         counted = f"grep -lx sleep.{token}. /proc/[0-9]*/cmdline | wc -l"
         assert _wait(lambda: sandbox.run(counted).text == "4\n"), sandbox.run(counted)
-        wall = sandbox._handle.wall
+        wall = handle_of(sandbox).wall
         sandbox.close()
         assert not wall.alive()
         return
@@ -134,11 +136,10 @@ def test_a_wall_that_dies_is_a_cause_of_its_own(
 
 
 def test_a_sandbox_that_was_forgotten_is_ended_with_a_warning(
-    make: Callable[..., Sandbox],
+    make: Callable[..., Sandbox], handle_of: Callable[[Sandbox], Any], pipeline: Pipeline
 ) -> None:
-    pipeline = make()._pipeline
-    handle = pipeline.open("test", make()._handle.spec)
-    sandbox = Sandbox(pipeline, handle, "test")
+    handle = pipeline.open("test", handle_of(make()).spec)
+    sandbox = Sandbox(LocalSandbox(pipeline, handle, "test"))
     with pytest.warns(ResourceWarning, match=handle.id):
         del sandbox
     assert handle not in pipeline.manager.sandboxes()

@@ -5,6 +5,7 @@ import io
 import os
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -92,10 +93,21 @@ def test_a_listing_is_complete(sandbox: Sandbox, files: Files, workspace: str) -
     assert names == {*(str(n) for n in range(1, 1501)), ".hidden"}
 
 
-def test_names_that_are_not_text(sandbox: Sandbox, files: Files, workspace: str) -> None:
+def test_names_that_are_not_text(kind: Any, sandbox: Sandbox, files: Files, workspace: str) -> None:
     sandbox.run(r"mkdir odd; cd odd; touch $(printf 'a\377')")
     (entry,) = files.list(f"{workspace}/odd")
-    assert entry.name == "a\udcff"
+    if kind.over_http:  # JSON has no place for it: it is seen, and cannot be named
+        assert entry.name in {"a?", "a\N{REPLACEMENT CHARACTER}"}
+    else:
+        assert entry.name == "a\udcff"
+
+
+@pytest.mark.parametrize(("path", "name"), [(".", ""), ("a/..", ""), ("a/.", "a")])
+def test_a_path_that_ends_in_dots_is_where_it_leads(
+    files: Files, workspace: str, path: str, name: str
+) -> None:
+    files.mkdir(f"{workspace}/a")
+    assert files.stat(f"{workspace}/{path}").name == (name or os.path.basename(workspace))
 
 
 def test_directories_are_made_moved_and_removed(files: Files, workspace: str) -> None:
