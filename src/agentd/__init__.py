@@ -6,10 +6,11 @@ the public names load on first use.
 
 _PUBLIC = {
     "AsyncSandbox": "agentd.client.aio",
+    "ExecLimits": "agentd.model.spec",
     "Sandbox": "agentd.client.sandbox",
 }
 
-__all__ = ["AsyncSandbox", "Sandbox"]
+__all__ = ["AsyncSandbox", "ExecLimits", "Sandbox"]
 
 
 def __getattr__(name: str) -> object:

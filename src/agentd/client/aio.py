@@ -2,13 +2,14 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, Unpack
 
 from agentd.client import build
 from agentd.client.build import Command, ExecOptions, SandboxOptions
+from agentd.client.drive import drive
 from agentd.client.files import Files
 from agentd.client.sandbox import Chunk, CommandFailed, Sandbox
 from agentd.model.enforcement import Enforcement
@@ -16,13 +17,14 @@ from agentd.model.result import Result, SandboxInfo
 from agentd.model.spec import ExecRequest, Pty
 
 if TYPE_CHECKING:
-    from agentd.client.embedded import Execution, Snapshot
+    from agentd.client.embedded import Snapshot
+    from agentd.client.http.sandbox import RemoteSnapshot
+    from agentd.client.ports import Running
     from agentd.transport.files import Change
 
 # Commands and file operations of one sandbox at the same time; more of them wait their turn.
 MAX_THREADS = 16
 _PIECE = 64 << 10
-_BACKLOG = 256 << 10
 T = TypeVar("T")
 
 
@@ -46,49 +48,57 @@ class AsyncProcess:
     Cancelling the task that waits for it kills the command.
     """
 
-    def __init__(self, sandbox: "AsyncSandbox", execution: "Execution") -> None:
+    def __init__(self, sandbox: "AsyncSandbox", running: "Running") -> None:
         self._sandbox = sandbox
-        self._execution = execution
+        self._running = running
         self._wake = _Wake()
         self._closed = False
         self.result: Result | None = None
 
     @property
+    def id(self) -> str | None:
+        return self._running.id
+
+    @property
     def pid(self) -> int | None:
-        return self._execution.running.pid
+        return self._running.pid
+
+    @property
+    def cursors(self) -> dict[str, int]:
+        return dict(self._running.cursors)
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:
         while self.result is None:
             found = await self._guarded(self._step)
             for name, data in found:
                 yield Chunk(name, data)
-            if self._execution.exit is not None and not found:
+            if self._running.exit is not None and not found:
                 await self.wait()
 
     async def write(self, data: bytes | str) -> None:
         content = data.encode() if isinstance(data, str) else data
         for at in range(0, len(content), _PIECE):
-            await self._guarded(partial(self._execution.write, content[at : at + _PIECE]))
+            await self._guarded(partial(self._running.write, content[at : at + _PIECE]))
 
     async def close_stdin(self) -> None:
-        await self._guarded(self._execution.close_stdin)
+        await self._guarded(self._running.close_stdin)
 
     async def signal(self, number: int) -> None:
-        await self._guarded(partial(self._execution.running.signal, number))
+        await self._guarded(partial(self._running.signal, number))
 
     async def resize(self, rows: int, cols: int) -> None:
-        await self._guarded(partial(self._execution.running.resize, rows, cols))
+        await self._guarded(partial(self._running.resize, rows, cols))
 
     async def kill(self) -> None:
-        await self._guarded(self._execution.kill)
+        await self._guarded(self._running.kill)
 
     async def wait(self) -> Result:
         """Until it has ended; output that was not read is dropped."""
         while self.result is None:
-            if self._execution.exit is None:
+            if self._running.exit is None:
                 await self._guarded(self._step)
             else:
-                self.result = await self._guarded(self._execution.finish)
+                self.result = await self._guarded(self._running.finish)
         await self.close()
         return self.result
 
@@ -96,8 +106,14 @@ class AsyncProcess:
         """Free it; a command that still runs is killed."""
         if not self._closed:
             self._closed = True
-            await self._sandbox._call(self._execution.close)
+            await self._sandbox._call(self._running.close)
             self._wake.close()
+
+    async def detach(self) -> None:
+        """Let go of it: in a daemon's sandbox it goes on, and can be attached to."""
+        await self._sandbox._call(self._running.detach)
+        self._closed = True
+        self._wake.close()
 
     async def __aenter__(self) -> "AsyncProcess":
         return self
@@ -106,7 +122,7 @@ class AsyncProcess:
         await self.close()
 
     def _step(self) -> list[tuple[str, bytes]]:
-        return self._execution.step(None, [self._wake.fd])[0]
+        return self._running.step(None, [self._wake.fd])[0]
 
     async def _guarded(self, call: Callable[[], T]) -> T:
         """On cancellation the thread is woken and done before the command is killed."""
@@ -180,11 +196,22 @@ class AsyncSandbox:
     async def create(
         cls,
         *,
-        snapshot: "Snapshot | str | os.PathLike[str] | None" = None,
+        url: str | None = None,
+        api_key: str | None = None,
+        snapshot: "Snapshot | RemoteSnapshot | str | os.PathLike[str] | None" = None,
+        labels: Mapping[str, str] | None = None,
+        ttl: str | float | None = None,
         **options: Unpack[SandboxOptions],
     ) -> "AsyncSandbox":
-        create = partial(Sandbox.create, snapshot=snapshot, **options)
-        return cls(*await _made(lambda: [create()]))
+        create = partial(Sandbox.create, url=url, api_key=api_key, snapshot=snapshot, **options)
+        return cls(*await _made(lambda: [create(labels=labels, ttl=ttl)]))
+
+    @classmethod
+    async def connect(
+        cls, id: str, *, url: str | None = None, api_key: str | None = None
+    ) -> "AsyncSandbox":
+        """As Sandbox.connect: to close it lets go of it, ``kill`` ends it."""
+        return cls(await asyncio.to_thread(partial(Sandbox.connect, id, url=url, api_key=api_key)))
 
     @property
     def id(self) -> str:
@@ -199,6 +226,10 @@ class AsyncSandbox:
         return self._sandbox.enforcement
 
     @property
+    def labels(self) -> Mapping[str, str]:
+        return self._sandbox.labels
+
+    @property
     def files(self) -> AsyncFiles:
         return AsyncFiles(self, self._sandbox.files)
 
@@ -211,7 +242,7 @@ class AsyncSandbox:
         **options: Unpack[ExecOptions],
     ) -> Result:
         """As Sandbox.run; cancelling it kills the command."""
-        request = build.exec_request(cmd, stdin=stdin is not None, **options)
+        request = build.exec_request(cmd, stdin=bool(stdin), **options)
         data = stdin.encode() if isinstance(stdin, str) else stdin or b""
         wake = _Wake()
         try:
@@ -233,6 +264,11 @@ class AsyncSandbox:
         terminal = Pty(*pty) if isinstance(pty, tuple) else pty
         request = build.exec_request(cmd, stdin=stdin, pty=terminal, **options)
         return AsyncProcess(self, await self._call(partial(self._sandbox._begin, request)))
+
+    async def attach(self, process: str, cursors: Mapping[str, int] | None = None) -> AsyncProcess:
+        """As Sandbox.attach."""
+        found = await self._call(partial(self._sandbox._held.attach, process, cursors or {}))
+        return AsyncProcess(self, found)
 
     async def stream(self, cmd: Command, **options: Unpack[ExecOptions]) -> AsyncIterator[Chunk]:
         """Its output as it comes; leaving the loop early kills the command."""
@@ -262,14 +298,21 @@ class AsyncSandbox:
     async def ping(self) -> dict[str, object]:
         return await self._call(self._sandbox.ping)
 
+    async def renew(self, ttl: str | float) -> None:
+        await self._call(partial(self._sandbox.renew, ttl))
+
     async def close(self) -> None:
-        """End everything in it; idempotent."""
-        # Not on our own threads: its commands may hold them all.
-        await asyncio.to_thread(self._sandbox.close)
-        await asyncio.to_thread(self._pool.shutdown)
+        """End everything in it, or let go of it if it was ``connect``ed to; idempotent."""
+        await self._end(self._sandbox.close)
 
     async def kill(self) -> None:
-        await self.close()
+        """End everything in it; idempotent."""
+        await self._end(self._sandbox.kill)
+
+    async def _end(self, end: Callable[[], None]) -> None:
+        # Not on our own threads: its commands may hold them all.
+        await asyncio.to_thread(end)
+        await asyncio.to_thread(self._pool.shutdown)
 
     async def __aenter__(self) -> "AsyncSandbox":
         return self
@@ -279,21 +322,8 @@ class AsyncSandbox:
 
     def _drive(self, request: ExecRequest, stdin: bytes, wake: int) -> Result:
         """A whole captured command on a thread; ``wake`` readable kills it."""
-        left = memoryview(stdin)
-        with self._sandbox._begin(request, capture=True) as execution:
-            feeding = request.stdin
-            while execution.exit is None:
-                if feeding and execution.running.backlog < _BACKLOG:
-                    execution.write(bytes(left[:_PIECE]))
-                    left = left[_PIECE:]
-                    if not left:
-                        execution.close_stdin()
-                        feeding = False
-                    continue
-                if execution.step(None, [wake])[1]:
-                    execution.kill()
-                    break
-            return execution.finish()
+        with self._sandbox._begin(request, capture=True) as running:
+            return drive(running, stdin, wake)
 
     async def _call(self, call: Callable[[], T], wake: _Wake | None = None) -> T:
         future = asyncio.get_running_loop().run_in_executor(self._pool, call)

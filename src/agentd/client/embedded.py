@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections.abc import MutableMapping, Sequence
 from typing import TYPE_CHECKING
 
 from agentd.model.isolation import IsolationLevel
@@ -88,3 +89,26 @@ def read_config(path: str | None) -> "tuple[str | None, Read]":
 
     where = path or config.find(os.environ)
     return where, config.read(where)
+
+
+def serve(
+    path: str | None,
+    env: MutableMapping[str, str],
+    profile: str | None,
+    options: "Sequence[tuple[Sequence[str], object]]",
+) -> int:
+    """The daemon, until a signal ends it. Raises AgentdError where it cannot come up.
+
+    The configuration is read anew at each reload, with the same options above it.
+    """
+    from agentd.daemon import config
+
+    settings = {**env, "AGENTD_PROFILE": profile} if profile else dict(env)
+
+    def load() -> config.Config:
+        return config.load(path or config.find(settings), settings, options)
+
+    load()  # what is wrong with it is told before anything slow is imported
+    from agentd.daemon import serve
+
+    return serve.serve(load, serve.announce, env)

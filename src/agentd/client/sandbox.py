@@ -1,21 +1,23 @@
 """The SDK: a sandbox as an object. Nothing of it is imported before it is used."""
 
 import os
-import warnings
 import weakref
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Unpack
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Unpack
 
 from agentd.client import build
 from agentd.client.build import Command, ExecOptions, SandboxOptions
 from agentd.client.files import Files
+from agentd.client.http import address
 from agentd.model.enforcement import Enforcement
-from agentd.model.errors import AgentdError, InvalidInput, Refused
+from agentd.model.errors import AgentdError, InvalidInput
 from agentd.model.result import Result, SandboxInfo
 from agentd.model.spec import ExecRequest, Pty
 
 if TYPE_CHECKING:
-    from agentd.client.embedded import Execution, Pipeline, SandboxHandle, Snapshot
+    from agentd.client.embedded import Snapshot
+    from agentd.client.http.sandbox import RemoteSnapshot
+    from agentd.client.ports import Held, Running
 
 
 class CommandFailed(AgentdError):
@@ -49,14 +51,24 @@ class Chunk:
 class Process:
     """A running command: iterate for its output, ``wait`` for its Result. One thread drives it."""
 
-    def __init__(self, execution: "Execution") -> None:
-        self._execution = execution
+    def __init__(self, running: "Running") -> None:
+        self._running = running
         self._result: Result | None = None
+
+    @property
+    def id(self) -> str | None:
+        """The daemon's name for it, for ``Sandbox.attach``; None without a daemon."""
+        return self._running.id
 
     @property
     def pid(self) -> int | None:
         """Its process id inside, once it has started."""
-        return self._execution.running.pid
+        return self._running.pid
+
+    @property
+    def cursors(self) -> dict[str, int]:
+        """Bytes of each stream that have come, for ``Sandbox.attach``."""
+        return dict(self._running.cursors)
 
     @property
     def result(self) -> Result:
@@ -68,37 +80,41 @@ class Process:
     def __iter__(self) -> Iterator[Chunk]:
         if self._result is not None:
             return
-        for name, data in self._execution.chunks():
+        for name, data in self._running.chunks():
             yield Chunk(name, data)
         self.wait()
 
     def write(self, data: bytes | str) -> None:
-        self._execution.write(data.encode() if isinstance(data, str) else data)
+        self._running.write(data.encode() if isinstance(data, str) else data)
 
     def close_stdin(self) -> None:
-        self._execution.close_stdin()
+        self._running.close_stdin()
 
     def signal(self, number: int) -> None:
         """To its process group."""
-        self._execution.running.signal(number)
+        self._running.signal(number)
 
     def resize(self, rows: int, cols: int) -> None:
-        self._execution.running.resize(rows, cols)
+        self._running.resize(rows, cols)
 
     def kill(self) -> None:
         """SIGKILL; ``wait`` then tells how it ended."""
-        self._execution.kill()
+        self._running.kill()
 
     def wait(self) -> Result:
         """Until it has ended; output that was not read is dropped."""
         if self._result is None:
-            self._result = self._execution.finish()
-            self._execution.close()
+            self._result = self._running.finish()
+            self._running.close()
         return self._result
+
+    def detach(self) -> None:
+        """Let go of it: in a daemon's sandbox it goes on, and can be attached to."""
+        self._running.detach()
 
     def close(self) -> None:
         """Free it; a command that still runs is killed."""
-        self._execution.close()
+        self._running.close()
 
     def __enter__(self) -> "Process":
         return self
@@ -108,54 +124,76 @@ class Process:
 
 
 class Sandbox:
-    """A wall with commands and files behind it. Made by ``create``; ends with ``close``."""
+    """A wall with commands and files behind it. Made by ``create``; ends with ``close``.
 
-    def __init__(self, pipeline: "Pipeline", handle: "SandboxHandle", principal: str) -> None:
-        self._pipeline = pipeline
-        self._handle = handle
-        self._principal = principal
-        self._finalizer = weakref.finalize(self, _forgotten, pipeline, handle, os.getpid())
+    One of a daemon (``url``) outlives this process until its lease ends, unless it is closed.
+    """
+
+    def __init__(self, held: "Held", *, connected: bool = False) -> None:
+        self._held = held
+        self._connected = connected
+        self._finalizer = weakref.finalize(self, held.forget)
 
     @classmethod
     def create(
         cls,
         *,
-        snapshot: "Snapshot | str | os.PathLike[str] | None" = None,
+        url: str | None = None,
+        api_key: str | None = None,
+        snapshot: "Snapshot | RemoteSnapshot | str | os.PathLike[str] | None" = None,
+        labels: Mapping[str, str] | None = None,
+        ttl: str | float | None = None,
         **options: Unpack[SandboxOptions],
     ) -> "Sandbox":
         """A sandbox that is ready; ``SandboxOptions`` has what may be asked for.
 
-        From a ``snapshot``, or the path it was kept at, it comes up as that sandbox was, and only
-        ``env``, ``timeout`` and ``output`` may be given. Raises InvalidInput, Refused,
+        ``url`` (else AGENTD_URL) is a daemon's, as unix:PATH or https://HOST:PORT, and ``api_key``
+        (else AGENTD_API_KEY) says who asks; without it the sandbox is one of this process.
+        From a ``snapshot``, its id or the path it was kept at, it comes up as that sandbox was, and
+        only ``env``, ``timeout`` and ``output`` may be given. ``labels`` and ``ttl``, the time
+        until it is ended unless it is renewed, are for a daemon's. Raises InvalidInput, Refused,
         SandboxError.
         """
-        from agentd.client import embedded
+        where = address.given(url, api_key)
+        if where is None:
+            from agentd.client import local
 
-        pipeline, principal = embedded.shared(), embedded.principal()
-        if snapshot is None:
-            spec = build.sandbox_spec(**options)
-            return cls(pipeline, pipeline.open(principal, spec), principal)
-        kept = embedded.load_snapshot(snapshot)
-        spec = build.restored_spec(kept.spec, **options)
-        return cls(pipeline, pipeline.open(principal, spec, kept), principal)
+            return cls(local.create(snapshot=snapshot, labels=labels, ttl=ttl, **options))  # type: ignore[arg-type]
+        from agentd.client.http import sandbox as remote
+
+        return cls(remote.create(where, snapshot=snapshot, labels=labels, ttl=ttl, **options))  # type: ignore[arg-type]
+
+    @classmethod
+    def connect(cls, id: str, *, url: str | None = None, api_key: str | None = None) -> "Sandbox":
+        """A sandbox that a daemon has already; without ``url`` of the daemon at its usual place.
+
+        To close it only lets go of it; ``kill`` ends it. Raises NotFound.
+        """
+        from agentd.client.http import sandbox as remote
+
+        return cls(remote.connect(address.find(url, api_key), id), connected=True)
 
     @property
     def id(self) -> str:
-        return self._handle.id
+        return self._held.id
 
     @property
     def info(self) -> SandboxInfo:
-        return self._handle.info
+        return self._held.info
 
     @property
     def enforcement(self) -> Enforcement:
         """What is really in force, control by control."""
-        return self._handle.enforcement
+        return self._held.enforcement
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        return self._held.labels
 
     @property
     def files(self) -> Files:
         """Reading and writing inside, by absolute paths."""
-        return Files(self._handle.guest.files)
+        return Files(self._held.files)
 
     def run(
         self,
@@ -171,7 +209,7 @@ class Sandbox:
         """
         request = build.exec_request(cmd, **options)
         data = stdin.encode() if isinstance(stdin, str) else stdin or b""
-        result = self._pipeline.execute(self._principal, self._handle, request, data)
+        result = self._held.execute(request, data)
         if check and result.status != "ok":
             raise CommandFailed(result)
         return result
@@ -198,54 +236,69 @@ class Sandbox:
         terminal = Pty(*pty) if isinstance(pty, tuple) else pty
         return Process(self._begin(build.exec_request(cmd, stdin=stdin, pty=terminal, **options)))
 
-    def _begin(self, request: ExecRequest, capture: bool = False) -> "Execution":
-        return self._pipeline.start(self._principal, self._handle, request, capture)
+    def attach(self, process: str, cursors: Mapping[str, int] | None = None) -> Process:
+        """A command of a daemon's sandbox, by its id; from the begin of its output, or ``cursors``.
+
+        Raises NotFound; Refused where there is no daemon.
+        """
+        return Process(self._held.attach(process, cursors or {}))
+
+    def _begin(self, request: ExecRequest, capture: bool = False) -> "Running":
+        return self._held.start(request, capture=capture)
 
     def changes(self) -> tuple[str, ...]:
         """Of a copy-on-write workspace: ``A new``, ``M changed``, ``D gone``, by path."""
-        return tuple(self._overlay().changes())
+        return self._held.changes()
 
     def apply(self) -> None:
         """Write the changes of a copy-on-write workspace to the host's directory."""
-        self._overlay().apply()
+        self._held.apply()
 
     def pause(self) -> None:
         """Nothing in it runs until ``resume``; the time of its commands goes on.
 
         Raises Refused where its wall cannot, as with all of the following.
         """
-        self._pipeline.pause(self._handle)
+        self._held.pause()
 
     def resume(self) -> None:
-        self._pipeline.resume(self._handle)
+        self._held.resume()
 
     def snapshot(self, path: str | os.PathLike[str] | None = None) -> "Snapshot":
         """Its state as it is now, for ``create(snapshot=...)``; it goes on running.
 
-        Kept at ``path`` until it is deleted; without one, for as long as this process lives. What
-        runs in the background stands still meanwhile, and goes on here and in every copy; what is
-        asked of the sandbox meanwhile waits. Raises SandboxError while a command that was started
-        from here has not ended: its stream would not survive.
+        Kept at ``path`` until it is deleted; without one, for as long as this process lives. A
+        daemon keeps its own, and takes no path. What runs in the background stands still meanwhile,
+        and goes on here and in every copy; what is asked of the sandbox meanwhile waits. Raises
+        SandboxError while a command that was started from here has not ended: its stream would not
+        survive.
         """
-        return self._pipeline.snapshot(self._handle, None if path is None else os.fspath(path))
+        taken: Snapshot = self._held.snapshot(path)
+        return taken
 
     def fork(self, count: int = 1) -> "list[Sandbox]":
         """So many copies as it is now, 64 at most: all of them, or none and an error."""
-        made = self._pipeline.fork(self._principal, self._handle, count)
-        return [type(self)(self._pipeline, handle, self._principal) for handle in made]
+        return [type(self)(held) for held in self._held.fork(count)]
 
     def ping(self) -> dict[str, object]:
         """What the agent inside answers. Raises BackendLost when it is gone."""
-        return dict(self._handle.guest.call("sys.ping"))
+        return self._held.ping()
+
+    def renew(self, ttl: str | float) -> None:
+        """Let a daemon end it no sooner than ``ttl``, as "10m", from now."""
+        self._held.renew(ttl)
 
     def close(self) -> None:
-        """End everything in it; idempotent."""
-        self._finalizer.detach()
-        self._pipeline.close(self._handle)
+        """End everything in it, or let go of it if it was ``connect``ed to; idempotent."""
+        if not self._connected:
+            self.kill()
+        elif self._finalizer.detach():
+            self._held.forget()
 
     def kill(self) -> None:
-        """The same as close: nothing inside is asked before it ends."""
-        self.close()
+        """End everything in it; idempotent. Nothing inside is asked before."""
+        self._finalizer.detach()
+        self._held.kill()
 
     def __enter__(self) -> "Sandbox":
         return self
@@ -254,24 +307,4 @@ class Sandbox:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Sandbox {self.id} {self._handle.backend} {self._handle.state}>"
-
-    def _overlay(self) -> Any:
-        wall = self._handle.wall
-        if not hasattr(wall, "changes"):
-            raise Refused(
-                f"sandbox {self.id} has no copy-on-write workspace",
-                remediation="create it with workspace='PATH:cow'",
-            )
-        return wall
-
-
-def _forgotten(pipeline: "Pipeline", handle: "SandboxHandle", owner: int) -> None:
-    if os.getpid() != owner:
-        return  # a forked copy: the sandbox belongs to the original
-    pipeline.close(handle)
-    warnings.warn(
-        f"sandbox {handle.id} was never closed (use it in a with statement)",
-        ResourceWarning,
-        stacklevel=2,
-    )
+        return f"<Sandbox {self.id} {self.info.backend} {self._held.state}>"

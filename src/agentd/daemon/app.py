@@ -4,10 +4,9 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from agentd.daemon import authentication
+from agentd.daemon import authentication, meter
 from agentd.daemon.config import Config
 from agentd.daemon.idempotency import Idempotency
 from agentd.daemon.pipeline import Pipeline
@@ -37,10 +36,16 @@ _MAX_PATH = 100  # sun_path has 108 bytes, and the supervisor's lock and log lie
 _POOL_GRACE = 60.0
 
 
-class Daemon:
-    """``report(line)`` is told what happens. Raises AgentdError where it cannot come up."""
+class Report(Protocol):
+    """Told what happens: the same words each time, and what they are about in ``fields``."""
 
-    def __init__(self, config: Config, report: Callable[[str], None]) -> None:
+    def __call__(self, event: str, /, **fields: object) -> object: ...
+
+
+class Daemon:
+    """Raises AgentdError where it cannot come up."""
+
+    def __init__(self, config: Config, report: Report, counts: meter.Meter = meter.NONE) -> None:
         self.config = config
         self._report = report
         self._closing = threading.Event()
@@ -69,7 +74,7 @@ class Daemon:
             self.ledger = Ledger(lambda: self.config.quotas)
             self.pool = Pool(_shelves(config), self._create_for_pool, self.pipeline.close)
             undo.callback(self.pool.close)
-            self.commands = Commands(self.store, self.pipeline, self.journals, self.ledger)
+            self.commands = Commands(self.store, self.pipeline, self.journals, self.ledger, counts)
             self.sandboxes = Sandboxes(
                 lambda: self.config,
                 self.store,
@@ -78,6 +83,7 @@ class Daemon:
                 self.pool,
                 self.ledger,
                 self._on_sandbox_end,
+                counts,
             )
             self._keys = StoredKeys(self.store)
             self.chain: Chain = authentication.chain(config, self._keys)
@@ -90,9 +96,10 @@ class Daemon:
         self.service.not_ready = ""
 
     def reload(self, config: Config) -> None:
-        """Take over what a running daemon can: quotas, leases, limits, authentication."""
+        """Take over what a running daemon can: quotas, leases, limits, authentication, the pool."""
         self.chain = authentication.chain(config, self._keys)
         self.config = config
+        self.pool.reshape(_shelves(config))
 
     def drain(self) -> bool:
         """Take no new work; wait for what runs, as long as the configuration says."""
@@ -140,7 +147,7 @@ class Daemon:
         commands = sum(self.commands.adopt(live) for live in self.sandboxes.all())
         if adopted or reaped:
             self._report(
-                f"went on with {adopted} sandboxes and {commands} commands, reaped {reaped}"
+                "went on after a restart", sandboxes=adopted, commands=commands, reaped=reaped
             )
 
     def _create_for_pool(self, spec: SandboxSpec) -> SandboxHandle:
@@ -157,7 +164,7 @@ class Daemon:
 
     def _on_sandbox_end(self, live: Live, reason: str) -> None:
         self.commands.sandbox_ended(live)
-        self._report(f"sandbox {live.id} ended: {reason}")
+        self._report("sandbox ended", sandbox=live.id, reason=reason)
 
     def _keep_time(self) -> None:
         while not self._closing.wait(_TICK_SECONDS):

@@ -1,10 +1,10 @@
 """One command from its start to its Result; the one place where a cause is refined."""
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from agentd.daemon import context
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.errors import BackendLost, GuestError
 from agentd.model.result import Exit, Result, Timing, Usage
@@ -31,7 +31,7 @@ class Execution:
         handle: SandboxHandle,
         begin: "Callable[[Guest], Running]",
     ) -> None:
-        self.request_id = "req-" + os.urandom(8).hex()
+        self.request_id = context.current() or context.new_id()
         self._handle = handle
         fresh = bool(handle.unreported_ms)
         self._started = time.monotonic()
@@ -64,7 +64,7 @@ class Execution:
 
         def begin(guest: "Guest") -> "Running":
             try:
-                return guest.attach(guest.start_detached(request))
+                return guest.attach(guest.start_detached(request, hold=True), hold=True)
             except SpawnFailed as failure:
                 return NeverRan(failure.exit)
 
@@ -73,7 +73,7 @@ class Execution:
     @classmethod
     def attached(cls, handle: SandboxHandle, tag: str, place: tuple[int, int]) -> "Execution":
         """A detached one of before, from those bytes of stdout and stderr on."""
-        return cls(handle, lambda guest: guest.attach(tag, place))
+        return cls(handle, lambda guest: guest.attach(tag, place, hold=True))
 
     @property
     def exit(self) -> Exit | None:

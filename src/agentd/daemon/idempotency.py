@@ -127,8 +127,9 @@ class Idempotency:
 
     async def _answer(self, principal: str, key: str, running: _Run, work: Work) -> Answer:
         try:
+            # Not synced: a loss of power takes the sandboxes along that it was about.
             record = await self._store.awrite(
-                lambda t: self._claim(t, principal, key, running.digest)
+                lambda t: self._claim(t, principal, key, running.digest), synced=False
             )
             if record is None:
                 raise IdempotencyFull(

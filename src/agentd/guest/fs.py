@@ -30,7 +30,7 @@ _TYPES = {
 def describe(path: str, status: os.stat_result, target: str | None) -> dict[str, object]:
     """An entry: ``size`` in bytes, ``mode`` the permission bits, ``mtime`` in Unix seconds."""
     entry: dict[str, object] = {
-        "name": path.rstrip("/").rpartition("/")[2] or "/",
+        "name": _name(path),
         "path": path,
         "type": type_name(status.st_mode),
         "size": status.st_size,
@@ -42,6 +42,14 @@ def describe(path: str, status: os.stat_result, target: str | None) -> dict[str,
     if target is not None:
         entry["target"] = target
     return entry
+
+
+def _name(path: str) -> str:
+    """Its last part; of one that ends in dots that of where it leads, by its text."""
+    name = path.rstrip("/").rpartition("/")[2]
+    if name in {".", ".."}:
+        name = os.path.basename(os.path.abspath(path))
+    return name or "/"
 
 
 def type_name(mode: int) -> str:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from agentd.client import embedded
+from agentd.client.http import address
 from agentd.daemon.pipeline import Pipeline
 from agentd.model.availability import Availability
 from agentd.model.enforcement import Control
@@ -140,6 +141,15 @@ class FakeMachines(FakeBackend):
             shutil.copytree(files, workspace)
         self.walls.append(FakeMachineWall(workspace))
         return self.walls[-1]
+
+
+@pytest.fixture(autouse=True)
+def _no_daemon(tmp_path, monkeypatch):
+    """Whatever runs on this machine is not found."""
+    monkeypatch.delenv("AGENTD_URL", raising=False)
+    monkeypatch.delenv("AGENTD_API_KEY", raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr(address, "SYSTEM_SOCKET", str(tmp_path / "none.sock"))
 
 
 @pytest.fixture

@@ -6,12 +6,42 @@ Nothing is imported that the command does not need: Python's start is most of th
 import os
 import sys
 
+_CLI = "agentd.client.cli"
+GROUPS = {
+    "run": {
+        "run": "run a command in a fresh sandbox",
+        "doctor": "say which walls work here, and what mends the others",
+    },
+    "sandboxes of a daemon": {
+        "create": "make a sandbox that goes on until it is killed",
+        "ls": "list them",
+        "inspect": "show all about one",
+        "renew": "give one more time",
+        "pause": "let one stand still",
+        "resume": "let it go on",
+        "kill": "end them, or signal a command",
+    },
+    "commands and files in them": {
+        "exec": "run a command",
+        "shell": "open a shell",
+        "attach": "go back to a command that runs",
+        "logs": "print what a command wrote",
+        "cp": "copy files and directories in and out",
+    },
+    "the daemon": {
+        "serve": "run it",
+        "stats": "show what it is doing",
+        "key": "make, list and revoke API keys",
+        "config": "check its configuration, or show what holds",
+    },
+    "what sandboxes are made of": {
+        "image": "build and list what virtual machines start from",
+        "snapshot": "look at a saved sandbox, or delete it",
+        "guest": "write the guest agent as one file",
+    },
+}
 COMMANDS = {
-    "run": ("agentd.client.cli.run", "run a command in a fresh sandbox"),
-    "doctor": ("agentd.client.cli.doctor", "say which walls work here, and what mends the others"),
-    "snapshot": ("agentd.client.cli.snapshot", "look at a saved sandbox, or delete it"),
-    "image": ("agentd.client.cli.image", "build and list what virtual machines start from"),
-    "guest": ("agentd.client.cli.guest", "write the guest agent as one file"),
+    name: (f"{_CLI}.{name}", text) for group in GROUPS.values() for name, text in group.items()
 }
 BAD_INPUT = 2
 OWN_FAILURE = 125
@@ -65,20 +95,21 @@ def _guarded(name: str, words: list[str]) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {name:<9} {text}" for name, (_, text) in COMMANDS.items()]
+    lines = []
+    for heading, commands in GROUPS.items():
+        lines += [f"{heading}:", *(f"  {name:<9} {text}" for name, text in commands.items()), ""]
     return "\n".join(
         [
             "usage: agentd COMMAND [options]",
             "",
             "Run untrusted commands behind a wall you choose, and learn what that wall was.",
             "",
-            "commands:",
             *lines,
-            "",
             "examples:",
             "  agentd run -- python3 -c 'print(6*7)'",
             "  agentd run --json --timeout 2s --memory 128M -- sh -c 'exit 3'",
             "  agentd doctor",
+            "  box=$(agentd create) && agentd exec $box -- uname -a && agentd kill $box",
             "",
             "agentd COMMAND --help tells more; agentd --version tells the version.",
         ]

@@ -1,9 +1,12 @@
 """``agentd run``'s options: parsed here, judged by ``client.build``."""
 
 import argparse
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from agentd.model.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from agentd.model.options import SandboxOptions
 
 _EXAMPLES = """\
 examples:
@@ -40,9 +43,11 @@ def run_parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    _wall_options(parser)
+    _where_options(parser)
+    wall_options(parser)
+    _kept_options(parser)
     _command_options(parser)
-    _limit_options(parser)
+    limit_options(parser).add_argument("--timeout", metavar="TIME", help="as 250ms, 2s, 10m")
     parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
 
@@ -63,6 +68,13 @@ def parse_run(words: list[str]) -> argparse.Namespace:
             "--json and --tty cannot go together",
             remediation="drop one: a terminal is not captured",
         )
+    if options.embedded and options.url:
+        raise InvalidInput("--embedded and --url cannot go together", remediation="drop one")
+    if options.url and (options.snapshot or options.save_snapshot):
+        raise InvalidInput(
+            "a daemon keeps its snapshots itself",
+            remediation="use agentd create --snapshot ID, or --embedded",
+        )
     if options.apply and not (options.workspace or "").endswith(":cow"):
         raise InvalidInput(
             "--apply needs a copy-on-write workspace", remediation="add --workspace PATH:cow"
@@ -70,7 +82,60 @@ def parse_run(words: list[str]) -> argparse.Namespace:
     return options
 
 
-def _wall_options(parser: argparse.ArgumentParser) -> None:
+def sandbox_options(options: argparse.Namespace) -> "SandboxOptions":
+    """What ``wall_options`` and ``limit_options`` say."""
+    wanted: SandboxOptions = {
+        "isolation": options.isolation,
+        "backend": options.backend,
+        "memory": options.memory,
+        "cpus": options.cpus,
+        "pids": options.pids,
+        "disk": options.disk,
+        "open_files": options.open_files,
+        "output": options.output,
+        "timeout": options.timeout,
+        "workspace": options.workspace,
+        "mounts": options.mount,
+        "net": options.net,
+        "user": options.user,
+    }
+    if options.image is not None:
+        wanted["image"] = options.image
+    return wanted
+
+
+def _where_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("where it runs")
+    group.add_argument(
+        "--url",
+        metavar="URL",
+        help="this daemon, as unix:PATH or https://HOST:PORT (default: AGENTD_URL, or the one at "
+        "the usual socket; in this process where there is none)",
+    )
+    group.add_argument("--embedded", action="store_true", help="in this process, without a daemon")
+    group.add_argument("-v", "--verbose", action="store_true", help="say where it ran")
+
+
+def _kept_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what is kept")
+    group.add_argument(
+        "--apply",
+        action="store_true",
+        help="write a cow workspace's changes back after exit code 0",
+    )
+    group.add_argument(
+        "--snapshot",
+        metavar="PATH",
+        help="start where the sandbox that was saved there stood; its limits and image hold",
+    )
+    group.add_argument(
+        "--save-snapshot",
+        metavar="PATH",
+        help="after exit code 0 save the sandbox there, processes and files (virtual machines)",
+    )
+
+
+def wall_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the wall")
     group.add_argument(
         "--isolation",
@@ -89,11 +154,6 @@ def _wall_options(parser: argparse.ArgumentParser) -> None:
         "lists the changes",
     )
     group.add_argument(
-        "--apply",
-        action="store_true",
-        help="write a cow workspace's changes back after exit code 0",
-    )
-    group.add_argument(
         "--mount",
         metavar="SRC:DST[:ro|rw]",
         action="append",
@@ -101,16 +161,6 @@ def _wall_options(parser: argparse.ArgumentParser) -> None:
         help="show a host path inside (default ro); may be repeated",
     )
     group.add_argument("--image", metavar="NAME", help="what a virtual machine boots")
-    group.add_argument(
-        "--snapshot",
-        metavar="PATH",
-        help="start where the sandbox that was saved there stood; its limits and image hold",
-    )
-    group.add_argument(
-        "--save-snapshot",
-        metavar="PATH",
-        help="after exit code 0 save the sandbox there, processes and files (virtual machines)",
-    )
     group.add_argument("--net", metavar="none|host", default="none", help="default: none")
     group.add_argument("--user", metavar="root|sandbox|UID", help="who the command runs as inside")
 
@@ -136,12 +186,12 @@ def _command_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _limit_options(parser: argparse.ArgumentParser) -> None:
+def limit_options(parser: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
     group = parser.add_argument_group("limits")
-    group.add_argument("--timeout", metavar="TIME", help="as 250ms, 2s, 10m")
     group.add_argument("--memory", metavar="SIZE", help="as 128M, 2G; of all its processes")
     group.add_argument("--cpus", metavar="N", help="cores, as 0.5")
     group.add_argument("--pids", metavar="N", help="processes and threads")
     group.add_argument("--disk", metavar="SIZE", help="bytes written outside mounts")
     group.add_argument("--open-files", metavar="N", help="descriptors a process")
     group.add_argument("--output", metavar="SIZE", help="bytes of stdout and of stderr, each")
+    return group

@@ -31,11 +31,15 @@ def exit_code(result: Result) -> int:
 
 
 def as_json(
-    result: Result, changes: tuple[str, ...] | None = None, saved: "Snapshot | None" = None
+    result: Result,
+    changes: tuple[str, ...] | None = None,
+    saved: "Snapshot | None" = None,
+    via: str | None = None,
 ) -> bytes:
     """One object on one line.
 
-    ``changes`` is there where the workspace is copy-on-write, ``snapshot`` where one was saved.
+    ``changes`` is there where the workspace is copy-on-write, ``snapshot`` where one was saved;
+    ``via`` is "embedded", or the address of the daemon that did it.
     """
     stdout, stderr, encoding = _texts(result.stdout, result.stderr)
     fields: dict[str, object] = {
@@ -57,6 +61,8 @@ def as_json(
         fields["changes"] = changes
     if saved is not None:
         fields["snapshot"] = {"id": saved.id, "path": saved.path, "fidelity": saved.fidelity}
+    if via is not None:
+        fields["via"] = via
     return msgspec.json.encode(fields) + b"\n"
 
 
@@ -81,16 +87,16 @@ def error_json(error: AgentdError) -> bytes:
     return msgspec.json.encode(fields) + b"\n"
 
 
-def explain(cause: Cause) -> None:
+def explain(cause: Cause, name: str = "run") -> None:
     """On stderr, unless the command ended by itself: then its own output says enough."""
     if cause.code in (CauseCode.EXITED, CauseCode.SIGNALLED):
         return
     hint = f" ({cause.remediation})" if cause.remediation else ""
-    say(f"{cause.code}: {cause.message}{hint}")
+    say(f"{cause.code}: {cause.message}{hint}", name)
 
 
-def say(line: str) -> None:
-    print(f"agentd run: {line}", file=sys.stderr, flush=True)
+def say(line: str, name: str = "run") -> None:
+    print(f"agentd {name}: {line}", file=sys.stderr, flush=True)
 
 
 def list_changes(changes: tuple[str, ...], applied: bool) -> None:

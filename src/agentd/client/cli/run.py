@@ -1,31 +1,39 @@
-"""``agentd run``: one command in a fresh sandbox."""
+"""``agentd run``: one command in a fresh sandbox, a daemon's where there is one."""
 
 import argparse
 import os
-from contextlib import ExitStack
+import socket
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from agentd.client.cli.interrupts import Interrupted, Interrupts
-from agentd.client.cli.options import parse_run
+from agentd.client.cli.options import parse_run, sandbox_options
 from agentd.model.errors import AgentdError, InvalidInput
 from agentd.model.isolation import IsolationLevel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from agentd.client.embedded import Execution, Pipeline, SandboxHandle, Snapshot
+    from agentd.client.embedded import Pipeline, SandboxHandle, Snapshot
+    from agentd.client.http.address import Address
     from agentd.model.mount import Mount
     from agentd.model.result import Result
     from agentd.model.spec import ExecRequest, SandboxSpec
 
-_READ = 64 << 10
-_BACKLOG = 256 << 10  # bytes of stdin taken ahead of the command
+_ANSWERS_SECONDS = 2.0
 
 
 def main(words: list[str]) -> int:
     options = parse_run(words)
+    where = _daemon(options)
+    if options.verbose:
+        from agentd.client.cli import output
+
+        output.say(f"via {where or 'this process'}")
     with Interrupts() as interrupts:
         try:
+            if where is not None:
+                from agentd.client.cli import run_remote
+
+                return run_remote.run(where, options, request(options), interrupts)
             return _run(options, interrupts)
         except Interrupted as interrupted:
             return 128 + interrupted.number
@@ -37,15 +45,66 @@ def main(words: list[str]) -> int:
             raise
 
 
+def request(options: argparse.Namespace, here: "Mount | None" = None) -> "ExecRequest":
+    """The command that is asked for. Raises InvalidInput."""
+    from agentd.client import build
+
+    env: dict[str, str] = {}
+    for path in options.env_file:
+        env |= build.parse_env_file(path)
+    env |= dict(build.parse_variable(text) for text in options.env)
+    pty = None
+    if options.tty:
+        from agentd.client.cli import terminal
+
+        terminal.require(0)
+        pty = terminal.size(0)
+        env.setdefault("TERM", os.environ.get("TERM", "xterm"))
+    return build.exec_request(
+        options.command,
+        cwd=options.cwd or (here.target if here else None),
+        env=env,
+        stdin=options.stdin or options.tty,
+        pty=pty,
+    )
+
+
+def _daemon(options: argparse.Namespace) -> "Address | None":
+    """The daemon that was named, or one that listens at the usual place. Snapshots at a path are
+    read and written by this process alone."""
+    if options.embedded or options.snapshot or options.save_snapshot:
+        return None
+    from agentd.client.http import address
+
+    found = address.given(options.url)
+    if found is not None:
+        return found
+    found = address.default()
+    return found if found is not None and _answers(found.path) else None
+
+
+def _answers(path: str) -> bool:
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
+        probe.settimeout(_ANSWERS_SECONDS)
+        try:
+            probe.connect(path)
+        except OSError:  # nobody there any more, or not for us
+            return False
+    return True
+
+
+# --- in this process ---
+
+
 def _run(options: argparse.Namespace, interrupts: Interrupts) -> int:
     from agentd.client import embedded
 
     pipeline = embedded.new(begin=(options.backend, _floor(options)))
     try:
         kept = embedded.load_snapshot(options.snapshot) if options.snapshot else None
-        spec, request = _judge(options, kept)
+        spec, asked = _judge(options, kept)
         handle = _open(options, pipeline, spec, kept, interrupts)
-        result = _execute(options, pipeline, handle, request, interrupts)
+        result = _execute(options, pipeline, handle, asked, interrupts)
         saved = None
         if options.save_snapshot and result.status == "ok":
             saved = pipeline.snapshot(handle, options.save_snapshot)
@@ -88,46 +147,13 @@ def _judge(
     from agentd.client import build
 
     here = _visible_here(options)
-    wanted: build.SandboxOptions = {
-        "isolation": options.isolation,
-        "backend": options.backend,
-        "memory": options.memory,
-        "cpus": options.cpus,
-        "pids": options.pids,
-        "disk": options.disk,
-        "open_files": options.open_files,
-        "output": options.output,
-        "timeout": options.timeout,
-        "workspace": options.workspace,
-        "mounts": [*options.mount, *([here] if here else [])],
-        "net": options.net,
-        "user": options.user,
-    }
-    if options.image is not None:
-        wanted["image"] = options.image
+    wanted = sandbox_options(options)
+    wanted["mounts"] = [*options.mount, *([here] if here else [])]
     if kept is None:
         spec = build.sandbox_spec(**wanted)
     else:
         spec = build.restored_spec(kept.spec, **wanted)
-    env: dict[str, str] = {}
-    for path in options.env_file:
-        env |= build.parse_env_file(path)
-    env |= dict(build.parse_variable(text) for text in options.env)
-    pty = None
-    if options.tty:
-        from agentd.client.cli import terminal
-
-        terminal.require(0)
-        pty = terminal.size(0)
-        env.setdefault("TERM", os.environ.get("TERM", "xterm"))
-    request = build.exec_request(
-        options.command,
-        cwd=options.cwd or (here.target if here else None),
-        env=env,
-        stdin=options.stdin or options.tty,
-        pty=pty,
-    )
-    return spec, request
+    return spec, request(options, here)
 
 
 def _visible_here(options: argparse.Namespace) -> "Mount | None":
@@ -155,10 +181,12 @@ def _execute(
     options: argparse.Namespace,
     pipeline: "Pipeline",
     handle: "SandboxHandle",
-    request: "ExecRequest",
+    asked: "ExecRequest",
     interrupts: Interrupts,
 ) -> "Result":
+    from agentd.client.cli.follow import Follow
     from agentd.client.embedded import principal
+    from agentd.client.local import LocalCommand
     from agentd.sandbox.ports import Pausable
 
     def stand_still() -> None:
@@ -166,77 +194,17 @@ def _execute(
         interrupts.stop()
         pipeline.resume(handle)
 
-    with ExitStack() as stack:
-        execution = stack.enter_context(
-            pipeline.start(principal(), handle, request, capture=options.json)
-        )
-        if options.tty:
-            from agentd.client.cli import terminal
-
-            stack.enter_context(terminal.raw(0))
-        # Only here may a signal cut in: the terminal and the sandbox are put in order around it.
+    execution = pipeline.start(principal(), handle, asked, capture=options.json)
+    with LocalCommand(execution) as running:
         pauses = isinstance(handle.wall, Pausable) and not options.tty
-        if pauses:
-            interrupts.take_stops()
-        with interrupts.allowed():
-            _follow(execution, request, interrupts, stand_still if pauses else None)
-        return execution.finish()
-
-
-def _follow(
-    execution: "Execution",
-    request: "ExecRequest",
-    interrupts: Interrupts,
-    stand_still: "Callable[[], None] | None",
-) -> None:
-    """Output out, input in, size changes and stops through, until the command has ended."""
-    from agentd.client.cli.output import write_all
-
-    feeding = request.stdin
-    while True:
-        waiting = [interrupts.wake] if request.pty or stand_still else []
-        if feeding and execution.running.backlog < _BACKLOG:
-            waiting.append(0)
-        chunks, ready = execution.step(None, waiting)
-        for name, data in chunks:
-            write_all(1 if name == "stdout" else 2, data)
-        if interrupts.wake in ready:
-            _woken(execution, request, interrupts, stand_still)
-        if 0 in ready:
-            feeding = _feed(execution)
-        if execution.exit is not None and not chunks:
-            return
-
-
-def _feed(execution: "Execution") -> bool:
-    """One read of our stdin passed on; False at its end, or where there is none."""
-    try:
-        data = os.read(0, _READ)
-    except BlockingIOError:
-        return True
-    except OSError:
-        data = b""
-    if data:
-        execution.write(data)
-    else:
-        execution.close_stdin()
-    return bool(data)
-
-
-def _woken(
-    execution: "Execution",
-    request: "ExecRequest",
-    interrupts: Interrupts,
-    stand_still: "Callable[[], None] | None",
-) -> None:
-    stopped = interrupts.drain()
-    if stopped and stand_still is not None:
-        stand_still()
-    if request.pty is not None:
-        from agentd.client.cli import terminal
-
-        now = terminal.size(0)
-        execution.running.resize(now.rows, now.cols)
+        Follow(
+            running,
+            interrupts,
+            stdin=options.stdin,
+            tty=options.tty,
+            stand_still=stand_still if pauses else None,
+        ).run()
+        return running.finish()
 
 
 def _report(
@@ -255,7 +223,7 @@ def _report(
     if applied:
         handle.wall.apply()  # type: ignore[attr-defined]  # CopyOnWrite, as above
     if options.json:
-        output.write_all(1, output.as_json(result, changes, saved))
+        output.write_all(1, output.as_json(result, changes, saved, via="embedded"))
     else:
         output.explain(result.cause)
         if changes is not None:

@@ -13,7 +13,9 @@ API_KEY = "AGENTD_API_KEY"
 CA, CERT, CERT_KEY = "AGENTD_CA", "AGENTD_CERT", "AGENTD_CERT_KEY"
 SYSTEM_SOCKET = "/run/agentd/agentd.sock"
 _PORTS = {"http": 80, "https": 443}
-_HOST = re.compile(r"(?P<scheme>https?)://(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]{1,253})(:(?P<port>\d{1,5}))?/?")
+_HOST = re.compile(
+    r"(?P<scheme>https?)://(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]{1,253})(:(?P<port>\d{1,5}))?/?"
+)
 _MAX_PATH = 107  # bytes of sun_path before its NUL, unix(7)
 
 

@@ -24,7 +24,7 @@ _CORK = 256 << 10
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
 
 
-class Woken(Exception):  # noqa: N818  not an error
+class Woken(Exception):
     """The descriptor ``wake`` became readable before the next byte came."""
 
 
@@ -79,9 +79,7 @@ def _connected(plain: socket.socket, address: Address) -> socket.socket:
     return plain
 
 
-def _tuned(
-    plain: socket.socket, address: Address, context: ssl.SSLContext | None
-) -> socket.socket:
+def _tuned(plain: socket.socket, address: Address, context: ssl.SSLContext | None) -> socket.socket:
     try:
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -125,9 +123,10 @@ class Connection(http.client.HTTPConnection):
         self._context = context
         self._corked: list[bytes] | None = None
         self._held = 0
+        self._dialled: Any = None
 
     def connect(self) -> None:
-        self.sock = dial(self._address, self._context)
+        self.sock = self._dialled = dial(self._address, self._context)
 
     def request(self, *args: Any, **options: Any) -> None:
         self._corked, self._held = [], 0
@@ -148,7 +147,8 @@ class Connection(http.client.HTTPConnection):
 
     def wake_by(self, fd: int) -> None:
         """Reads of its answer raise Woken once ``fd`` is readable; -1: never."""
-        self.sock.wake = fd
+        # An answer that ends with its connection has taken ``sock`` away by now.
+        self._dialled.wake = fd
 
     @property
     def usable(self) -> bool:
@@ -178,7 +178,7 @@ class Pool:
 
     def take(self, *, fresh: bool = False) -> Connection:
         """One to give back. Raises Full when too many are taken for too long."""
-        deadline = time.monotonic() + MAX_WAIT
+        deadline, context = time.monotonic() + MAX_WAIT, self.context()
         with self._condition:
             self._check_owner()
             while self._open >= MAX_OPEN:
@@ -193,7 +193,7 @@ class Pool:
                 if connection.usable and not fresh:
                     return connection
                 connection.close()
-        return Connection(self.address, self.context())
+        return Connection(self.address, context)
 
     def give_back(self, connection: Connection, *, reusable: bool) -> None:
         with self._condition:
@@ -223,6 +223,5 @@ class Pool:
         if self._owner != os.getpid():
             # The parent's: to write to them would garble its requests. Closing our copies does not.
             for connection in self._idle:
-                if connection.sock is not None:
-                    connection.sock.detach()
+                connection.close()
             self._owner, self._idle, self._open = os.getpid(), [], 0

@@ -3,11 +3,11 @@
 import errno
 import os
 import re
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
+from agentd.model.api import ErrorView
 from agentd.model.errors import (
     AgentdError,
     BackendLost,
@@ -42,7 +42,7 @@ _CODES: dict[str, type[AgentdError]] = {
     "lease_expired": BackendLost,
     "draining": Full,
     "too_large": InvalidInput,
-    "idempotency_mismatch": Conflict,
+    "idempotency_mismatch": InvalidInput,
 }
 _STATUS: dict[int, type[AgentdError]] = {
     400: InvalidInput,
@@ -55,21 +55,33 @@ _NAMES = {os.strerror(number): number for number in errno.errorcode}
 _DECODER = msgspec.json.Decoder(_Error)
 
 
-def from_answer(status: int, headers: Mapping[str, str], body: bytes) -> AgentdError:
+class Headers(Protocol):
+    def get(self, name: str, default: str) -> str: ...
+
+
+def from_answer(status: int, headers: Headers, body: bytes) -> AgentdError:
     """The error that an answer with a status of 400 or more stands for."""
     try:
         return from_fields(_DECODER.decode(body), status, headers)
     except msgspec.DecodeError:
         text = re.sub(r"\s+", " ", body[:_LONGEST].decode(errors="replace")).strip()
         shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-        return AgentdError(
+        error = AgentdError(
             f"the answer has status {status} and is not agentd's",
             cause=shown,
             remediation="check that the address is a daemon's",
         )
+        error.status = status  # type: ignore[attr-defined]
+        return error
 
 
-def from_fields(found: _Error, status: int, headers: Mapping[str, str]) -> AgentdError:
+def from_view(view: ErrorView) -> AgentdError:
+    """Of one that came in a message."""
+    found = _Error(view.code, view.message, view.cause, view.remediation)
+    return from_fields(found, 0, {})
+
+
+def from_fields(found: _Error, status: int, headers: Headers) -> AgentdError:
     kind = _class(found.code) or _STATUS.get(status, AgentdError)
     options: dict[str, Any] = {"cause": found.cause, "remediation": found.remediation}
     if issubclass(kind, OperationFailed):
@@ -78,6 +90,7 @@ def from_fields(found: _Error, status: int, headers: Mapping[str, str]) -> Agent
         options["retry_after"] = _seconds(headers.get("retry-after", ""))
     error = kind(found.message, **options)
     error.code = found.code
+    error.status = status  # type: ignore[attr-defined]
     return error
 
 

@@ -1,13 +1,17 @@
 """The commands of a daemon's sandboxes: begun, followed, found again, and after a restart gone on
 with where the sandbox outlived the daemon."""
 
+import contextlib
+import contextvars
 import os
 import threading
 import time
 from base64 import b64decode
+from collections.abc import Iterator
 
 import msgspec
 
+from agentd.daemon import context, meter, trace
 from agentd.daemon.execution import Execution
 from agentd.daemon.pipeline import Pipeline
 from agentd.daemon.service.command import ENDED, RUNNING, Command
@@ -32,28 +36,37 @@ class Commands:
     """Thread-safe."""
 
     def __init__(
-        self, store: Store, pipeline: Pipeline, journals: Journals, ledger: Ledger
+        self,
+        store: Store,
+        pipeline: Pipeline,
+        journals: Journals,
+        ledger: Ledger,
+        counts: meter.Meter = meter.NONE,
     ) -> None:
         self._store = store
         self._pipeline = pipeline
         self._journals = journals
         self._ledger = ledger
+        self._meter = counts
         self._lock = threading.Lock()
         self._running: dict[str, Command] = {}
         self._of: dict[str, dict[str, Command]] = {}  # by sandbox
+        self._waiting: dict[int, list[Command]] = {}  # calls that return with a command's end
         self.count = 0
 
     def exec(self, who: Principal, live: Live, body: ExecBody) -> ResultView:
         """To its end. The answer's record and output are on their way to disk before it is given;
         the record is there."""
         stdin = _stdin(body)
-        with self._ledger.command(who.name):
+        with self._ledger.command(who.name), self._awaited() as awaited:
             command = self._begin(who, live, body, detached=False, feeds=bool(stdin))
+            awaited.append(command)
             if stdin:
                 self._feed(command, stdin)
             view = command.drive(keep=True)
         self._over(who, command)
-        self._record(who, command)
+        # An answer that is recorded itself is written behind this one, and waits for both.
+        self._record(who, command, wait=not context.recorded())
         return view
 
     def start(self, who: Principal, live: Live, body: ExecBody) -> ProcessView:
@@ -78,7 +91,9 @@ class Commands:
                 self._over(who, command)
                 self._record(who, command)
 
-        threading.Thread(target=run, name=command.id, daemon=True).start()
+        # It goes on in the request's own context: its id, and its trace.
+        target = contextvars.copy_context().run
+        threading.Thread(target=target, args=(run,), name=command.id, daemon=True).start()
         self._record(who, command)
         return command.view()
 
@@ -103,17 +118,43 @@ class Commands:
         with self._lock:
             return len(self._running)
 
+    def now(self) -> list[Command]:
+        """Those that run."""
+        with self._lock:
+            return list(self._running.values())
+
     def sandbox_ended(self, live: Live) -> None:
         """Its commands end with it; their output stays until it is trimmed."""
         with self._lock:
             self._of.pop(live.id, None)
 
     def wait_idle(self, seconds: float) -> bool:
-        """Until nothing runs; False when something still does."""
+        """Until nothing runs whose caller waits for its end; False when something still does.
+
+        What was started without waiting goes on in its sandbox when we end.
+        """
         deadline = time.monotonic() + seconds
-        while self.running() and time.monotonic() < deadline:
+        while self._waiting and time.monotonic() < deadline:
             time.sleep(0.05)
-        return not self.running()
+        return not self._waiting
+
+    def end_awaited(self) -> None:
+        """End those whose caller waits: it is told so."""
+        with self._lock:
+            going = [command for one in self._waiting.values() for command in one]
+        for command in going:
+            command.kill()
+
+    @contextlib.contextmanager
+    def _awaited(self) -> Iterator[list[Command]]:
+        one: list[Command] = []
+        with self._lock:
+            self._waiting[id(one)] = one
+        try:
+            yield one
+        finally:
+            with self._lock:
+                del self._waiting[id(one)]
 
     def adopt(self, live: Live) -> int:
         """Go on with what runs in a sandbox that outlived the daemon before: how many."""
@@ -137,7 +178,12 @@ class Commands:
             request = msgspec.structs.replace(request, tag=id_)
         self._room()
         journal = self._journals.create(f"{live.id}/{id_}")
-        execution = self._pipeline.start(who.name, live.handle, request, detached=detached)
+        if carried := trace.carrier():
+            request = msgspec.structs.replace(request, env={**carried, **request.env})
+        with trace.span(
+            "guest.start", {"agentd.process": id_, "agentd.backend": live.handle.backend}
+        ):
+            execution = self._pipeline.start(who.name, live.handle, request, detached=detached)
         command = Command(
             id_, live, request.argv, body.tag, execution, journal, pty=body.pty is not None
         )
@@ -196,8 +242,16 @@ class Commands:
         with self._lock:
             self._running.pop(command.id, None)
         self._ledger.used_cpu(who.name, command.usage.cpu_ms / 1000)
+        self._meter.command(command)
+        view = command.result
+        if view is not None:
+            end: trace.Values = {
+                "agentd.cause": str(view.cause.code),
+                "agentd.exit_code": view.exit_code or 0,
+            }
+            trace.past("guest.command", command.usage.wall_ms / 1000, end)
 
-    def _record(self, who: Principal, command: Command) -> None:
+    def _record(self, who: Principal, command: Command, *, wait: bool = True) -> None:
         view = command.result
         record = ProcessRecord(
             id=command.id,
@@ -214,10 +268,12 @@ class Commands:
             else Exit(view.exit_code, view.signal, view.cause, view.usage),
             journal=f"{command.live.id}/{command.id}",
         )
-        self._put(record)
+        self._put(record, wait=wait)
 
-    def _put(self, record: ProcessRecord) -> None:
-        self._store.write(lambda transaction: transaction.put(record))
+    def _put(self, record: ProcessRecord, *, wait: bool = True) -> None:
+        written = self._store.submit(lambda transaction: transaction.put(record))
+        if wait:
+            written.result()
 
 
 def _request(body: ExecBody, stdin: bool) -> ExecRequest:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from agentd.daemon import meter, trace
 from agentd.daemon.config.schema import Config
 from agentd.daemon.pipeline import Pipeline
 from agentd.daemon.service.live import Live
@@ -53,6 +54,7 @@ class Sandboxes:
         pool: Pool,
         ledger: Ledger,
         on_end: Callable[[Live, str], None],
+        counts: meter.Meter = meter.NONE,
     ) -> None:
         self._config = config
         self._store = store
@@ -61,6 +63,7 @@ class Sandboxes:
         self._pool = pool
         self._ledger = ledger
         self._on_end = on_end
+        self._meter = counts
         self._lock = threading.Lock()
         self._live: dict[str, Live] = {}
         self._by_wall: dict[str, Live] = {}
@@ -81,13 +84,18 @@ class Sandboxes:
         seconds = self._ttl(ttl)
         checked = check_labels(labels or {})
         self._admit()
+        begun = time.monotonic()
         self._ledger.take(principal.name, spec.limits)
         try:
             handle = None if snapshot is not None else self._pool.claim(spec)
+            pooled = handle is not None
             if handle is None:
-                handle = self._pipeline.open(principal.name, spec, snapshot)
+                with trace.span("sandbox.open"):
+                    handle = self._pipeline.open(principal.name, spec, snapshot)
             try:
-                return self._write_down(principal.name, handle, checked, seconds)
+                live = self._write_down(principal.name, handle, checked, seconds)
+                self._meter.sandbox(live, pooled=pooled, seconds=time.monotonic() - begun)
+                return live
             except BaseException:
                 self._pipeline.close(handle)
                 raise
@@ -123,6 +131,7 @@ class Sandboxes:
                 return
             live.ending = True
         self._on_end(live, reason)
+        self._meter.sandbox_ended(live, reason)
         self._pipeline.close(live.handle)
         self._forget(live)
         self._store.submit(lambda t: t.put(_ended(live.record)))

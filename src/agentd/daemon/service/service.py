@@ -12,7 +12,7 @@ from agentd.auth.chain import Chain
 from agentd.auth.credential import Credential
 from agentd.auth.keys import KeyRecord, KeyService
 from agentd.auth.peer import Peer, peer_of
-from agentd.daemon import doctor
+from agentd.daemon import context, doctor
 from agentd.daemon.config.schema import Config
 from agentd.daemon.pipeline import Pipeline
 from agentd.daemon.service import bodies, tar
@@ -323,7 +323,8 @@ class DaemonService:
         work: Callable[[], Awaitable[Answer]],
     ) -> Answer:
         digest = sha256(request).hexdigest()
-        return await self._idempotency().run(who.name, key, digest, work)
+        with context.recording():
+            return await self._idempotency().run(who.name, key, digest, work)
 
     def _create(self, who: Principal, body: SandboxBody) -> Live:
         who.require("create")

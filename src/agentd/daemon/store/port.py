@@ -64,10 +64,12 @@ class Store(Reader, Protocol):
     def write(self, work: Callable[[Transaction], T]) -> T:
         """Blocks until it is on disk."""
 
-    def submit(self, work: Callable[[Transaction], T]) -> "Future[T]": ...
+    def submit(self, work: Callable[[Transaction], T], *, synced: bool = True) -> "Future[T]":
+        """Without ``synced`` a loss of power may undo it, the death of the daemon does not; the
+        next synced write of any caller makes it lasting too."""
 
-    async def awrite(self, work: Callable[[Transaction], T]) -> T:
-        """A caller that is cancelled does not undo it."""
+    async def awrite(self, work: Callable[[Transaction], T], *, synced: bool = True) -> T:
+        """A caller that is cancelled does not undo it. ``synced`` as for ``submit``."""
 
     def close(self) -> None:
         """After the writes that wait; idempotent."""

@@ -15,7 +15,7 @@ from agentd.daemon.store.migrations import migrate
 from agentd.daemon.store.port import MAX_PAGE, Amount, Transaction, Value
 from agentd.daemon.store.records import Record
 from agentd.daemon.store.view import View
-from agentd.daemon.store.writer import Writer, failed
+from agentd.daemon.store.writer import Counts, Writer, failed
 
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
@@ -72,12 +72,15 @@ class SqliteStore:
     def write(self, work: Callable[[Transaction], T]) -> T:
         return self.submit(work).result()
 
-    def submit(self, work: Callable[[Transaction], T]) -> "Future[T]":
-        return self._writer.submit(work)
+    def submit(self, work: Callable[[Transaction], T], *, synced: bool = True) -> "Future[T]":
+        return self._writer.submit(work, synced=synced)
 
-    async def awrite(self, work: Callable[[Transaction], T]) -> T:
-        value: T = await self._writer.awrite(work)
+    async def awrite(self, work: Callable[[Transaction], T], *, synced: bool = True) -> T:
+        value: T = await self._writer.awrite(work, synced=synced)
         return value
+
+    def counts(self) -> Counts:
+        return self._writer.counts
 
     def close(self) -> None:
         with self._guard:

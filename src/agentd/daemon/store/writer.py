@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 from agentd.daemon.store.errors import StoreBusy, StoreError
 from agentd.daemon.store.view import WriteView
@@ -19,18 +19,28 @@ Work = Callable[[WriteView], Any]
 Outcome = tuple[Any, BaseException | None]
 
 
+class Counts(NamedTuple):
+    """Since it was opened: ``writes`` share ``commits``; ``failures`` the disk refused."""
+
+    commits: int
+    writes: int
+    failures: int
+
+
 class _Job:
     """``future`` is an asyncio one where ``loop`` is given."""
 
-    __slots__ = ("future", "loop", "outcome", "work")
+    __slots__ = ("future", "loop", "outcome", "synced", "work")
 
     def __init__(
         self,
         work: Work,
         future: "Future[Any] | asyncio.Future[Any]",
         loop: asyncio.AbstractEventLoop | None,
+        synced: bool,
     ) -> None:
         self.work = work
+        self.synced = synced
         self.future = future
         self.loop = loop
         self.outcome: Outcome = (None, None)
@@ -45,18 +55,20 @@ class Writer:
         self._queue: SimpleQueue[_Job | None] = SimpleQueue()
         self._guard = threading.Lock()  # nothing is queued behind the end
         self._closed = False
+        self._synced = True
+        self.counts = Counts(0, 0, 0)  # set by the thread alone
         self._thread = threading.Thread(target=self._run, name="agentd-store", daemon=True)
         self._thread.start()
 
-    def submit(self, work: Work) -> "Future[Any]":
+    def submit(self, work: Work, *, synced: bool = True) -> "Future[Any]":
         future: Future[Any] = Future()
-        self._enqueue(_Job(work, future, None))
+        self._enqueue(_Job(work, future, None, synced))
         return future
 
-    async def awrite(self, work: Work) -> Any:
+    async def awrite(self, work: Work, *, synced: bool = True) -> Any:
         loop = asyncio.get_running_loop()
         future = loop.create_future()
-        self._enqueue(_Job(work, future, loop))
+        self._enqueue(_Job(work, future, loop, synced))
         return await future
 
     def close(self) -> None:
@@ -100,15 +112,26 @@ class Writer:
 
     def _commit(self, batch: list[_Job]) -> None:
         try:
+            self._sync(any(job.synced for job in batch))
             self._connection.execute("BEGIN IMMEDIATE")
             for job in batch:
                 self._do(job)
             self._connection.execute("COMMIT")
+            commits, writes, failures = self.counts
+            self.counts = Counts(commits + 1, writes + len(batch), failures)
         except sqlite3.Error as error:
             self._roll_back()
+            self.counts = self.counts._replace(failures=self.counts.failures + 1)
             reason = failed("the store cannot be written", error)
             for job in batch:
                 job.outcome = (None, reason)
+
+    def _sync(self, wanted: bool) -> None:
+        """Whether commits reach the disk. In WAL mode the next that does takes earlier ones along
+        (pragma.html#pragma_synchronous)."""
+        if wanted != self._synced:
+            self._connection.execute(f"PRAGMA synchronous = {'FULL' if wanted else 'NORMAL'}")
+            self._synced = wanted
 
     def _do(self, job: _Job) -> None:
         """Alone in a savepoint: what it raises undoes it and nothing else."""

@@ -5,6 +5,8 @@ import contextlib
 from collections.abc import Callable
 from typing import Protocol
 
+from starlette.applications import Starlette
+
 from agentd.ingest.http.limits import Limits
 from agentd.ingest.http.threads import Threads
 from agentd.ingest.service import Service
@@ -43,6 +45,11 @@ class Api:
 
     def close(self) -> None:
         self.threads.close()
+
+
+def api_of(app: Starlette) -> Api:
+    api: Api = app.state.api
+    return api
 
 
 class Signal:

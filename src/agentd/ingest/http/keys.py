@@ -24,10 +24,10 @@ OPERATIONS = (
     ),
     Operation(
         method="DELETE",
-        path="/v1/keys/{key}",
+        path="/v1/keys/{id}",
         scope="keys",
         help="revoke a key",
-        call=lambda s, who, a: s.revoke_key(who, a.path["key"]),
+        call=lambda s, who, a: s.revoke_key(who, a.id),
         status=204,
     ),
 )

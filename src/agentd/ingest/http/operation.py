@@ -69,8 +69,9 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         key = exchange.header(b"idempotency-key") if self.once else None
         if key is None and length is not None and length <= _SMALL:
             raw = await exchange.body(limit) if length else b""
-            work = self._work, exchange.api.service, exchange.proof(), exchange, query, raw
-            await exchange.answer(await self._room(exchange).run(*work))
+            proof, service = exchange.proof(), exchange.api.service
+            room = self._room(exchange)
+            await exchange.answer(await room.run(self._work, service, proof, exchange, query, raw))
             return
         if length is not None and length > limit:
             await exchange.body(limit)  # raises TooLarge
@@ -103,9 +104,15 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         return self._answer(service, proof.principal(service), exchange, query, raw)
 
     def _answer(
-        self, service: Service, who: Principal, exchange: Exchange, query: dict[str, Any], raw: bytes
+        self,
+        service: Service,
+        who: Principal,
+        exchange: Exchange,
+        query: dict[str, Any],
+        raw: bytes,
     ) -> Answer:
-        assert self.call is not None
+        if self.call is None:
+            raise TypeError(f"{self.path} has nothing to call")
         body = None if self.body is None else decode(exchange, self.body, raw)
         if self.body is None and raw:
             raise InvalidInput("this takes no body")

@@ -1,11 +1,11 @@
 """uvicorn's protocols, with bounds on what a client may send, and how slowly."""
 
 import asyncio
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 from websockets.frames import CloseCode, Frame
@@ -33,6 +33,7 @@ class State(ServerState):
         super().__init__()
         self.limits = limits
         self.service = service
+        self.draining = False
 
 
 class _Stalling:
@@ -54,7 +55,7 @@ class HttpConnection(HttpToolsProtocol):
         super().__init__(config, state, {})
         self.access_log = False
         self.limits = state.limits
-        self.service = state.service
+        self.shared = state
         self._stalling = _Stalling()
         self._is_over = False  # one connection too many
         self._deaf = False  # the client is wrong: what else it sends is not looked at
@@ -64,15 +65,16 @@ class HttpConnection(HttpToolsProtocol):
         self._since = 0.0  # when the connection or the head began
         self._unread = False  # there is more of a request that has its answer already
         self._discarded = 0
+        self._active: RequestResponseCycle | None = None  # self.cycle is the last that came
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        link = Link(transport, self.service)
+        link = Link(transport, self.shared.service)
         self.app_state["link"] = link
         self._since = self.loop.time()
         over = len(self.connections) - self.limits.connections
         self._is_over = over > 0
-        if over > self.limits.connections:
+        if over > self.limits.connections or self.shared.draining:
             transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -125,12 +127,18 @@ class HttpConnection(HttpToolsProtocol):
         self._check_head()
         if len(self.pipeline) >= self.limits.pipelined:
             raise ValueError("too many pipelined requests")
+        if self.parser.get_http_version() not in ("1.0", "1.1"):
+            raise ValueError("only HTTP/1.0 and 1.1 are spoken here")
         self._in_head = False
         self._unread = True
         super().on_headers_complete()
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._active = cycle
+        super()._start_asgi_task(cycle, app)
+
     def on_body(self, body: bytes) -> None:
-        if self.cycle is not None and self.cycle.response_complete:
+        if self._has_answered():
             self._discard(len(body))
         else:
             super().on_body(body)
@@ -155,11 +163,15 @@ class HttpConnection(HttpToolsProtocol):
         elif self._in_head:
             if now - self._since > limits.head_seconds:
                 self._refuse(RequestTimeout("the request did not come in time"))
-        elif self.cycle is None and now - self._since > limits.idle:
+        elif self._cycle() is None and now - self._since > limits.idle:
             self.transport.close()
 
     def _has_answered(self) -> bool:
-        return self.cycle is not None and bool(self.cycle.response_complete)
+        cycle = self._cycle()
+        return cycle is not None and cycle.response_complete
+
+    def _cycle(self) -> RequestResponseCycle | None:
+        return self.cycle  # uvicorn's type of it leaves out that there is none at first
 
     def _check_head(self) -> None:
         # What a callback raises, the parser turns into an HttpParserCallbackError.
@@ -185,22 +197,24 @@ class HttpConnection(HttpToolsProtocol):
     def _end_after_this(self) -> None:
         self._deaf = True
         self._since = self.loop.time()
-        if self.cycle is not None:
-            self.cycle.keep_alive = False
+        if self._active is not None:
+            self._active.keep_alive = False
 
     def _refuse(self, error: AgentdError) -> None:
         """Answer what is no request, and hang up; never amid the answer to another."""
-        busy = self.cycle is not None and not self.cycle.response_complete
         self._in_head = False
         self._end_after_this()
         self.pipeline.clear()
-        if busy:
-            # Its body can no longer come: whoever waits for it is told.
-            self.cycle.disconnected = self.cycle.disconnected or self.cycle.more_body
-            self.cycle.message_event.set()
-            if self.cycle.disconnected:
+        active = self._active
+        if active is not None and not active.response_complete:
+            if not active.more_body:
+                return
+            if active.response_started:
                 self.transport.abort()
-            return
+                return
+            # The rest of its body can no longer come: whoever waits for it is told.
+            active.disconnected = True
+            active.message_event.set()
         self.transport.write(_as_bytes(error_answer(error)))
         if self.transport.can_write_eof():
             self.transport.write_eof()  # an orderly end; we close when the client does, or later
@@ -217,14 +231,19 @@ class WsConnection(WebSocketsSansIOProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        assert isinstance(server_state, State)
-        self.limits = server_state.limits
+        state = cast("State", server_state)
+        self.limits = state.limits
         self.curr_msg_data_type: Literal["text", "bytes"] = "bytes"
         self._stalling = _Stalling()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self.app_state["link"].lost()
+
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and self.close_sent:
+            self.handshake_complete = True  # else uvicorn complains of a refusal
 
     def handle_cont(self, event: Frame) -> None:
         if len(self.frames) >= _FRAGMENTS:

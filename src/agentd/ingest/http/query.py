@@ -17,14 +17,14 @@ class Parameter(msgspec.Struct, frozen=True):
 
     name: str
     kind: type | str = str
-    default: Any = msgspec.NODEFAULT
+    default: Any = msgspec.UNSET
     repeat: bool = False
     help: str = ""
 
 
 def parse(query: bytes, declared: Sequence[Parameter]) -> dict[str, Any]:
     """Raises InvalidInput."""
-    if not query and all(p.default is not msgspec.NODEFAULT for p in declared):
+    if not query and all(p.default is not msgspec.UNSET for p in declared):
         return {p.name: p.default for p in declared}
     try:
         pairs = parse_qsl(
@@ -46,7 +46,7 @@ def parse(query: bytes, declared: Sequence[Parameter]) -> dict[str, Any]:
 
 def _value(parameter: Parameter, given: list[str] | None) -> Any:
     if given is None:
-        if parameter.default is msgspec.NODEFAULT:
+        if parameter.default is msgspec.UNSET:
             raise InvalidInput(f"the query parameter {parameter.name!r} is missing")
         return parameter.default
     values = tuple(_convert(parameter, text) for text in given)

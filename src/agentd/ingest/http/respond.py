@@ -104,7 +104,7 @@ class Reply(msgspec.Struct, frozen=True):
 
 def answer(value: object, status: int = 200) -> Answer:
     if isinstance(value, Reply):
-        value, status = value.value, value.status
+        status, value = value.status, value.value
     if value is None:
         return Answer(204)
     return Answer(status, encode(value), {"content-type": JSON})

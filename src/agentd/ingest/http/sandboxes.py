@@ -142,10 +142,10 @@ OPERATIONS = (
     ),
     Operation(
         method="DELETE",
-        path="/v1/snapshots/{snapshot}",
+        path="/v1/snapshots/{id}",
         scope="snapshot",
         help="delete a snapshot",
-        call=lambda s, who, a: s.delete_snapshot(who, a.path["snapshot"]),
+        call=lambda s, who, a: s.delete_snapshot(who, a.id),
         status=204,
         waits=True,
     ),

@@ -1,52 +1,112 @@
-"""The service blocks; the event loop must not. Each kind of call has threads of its own."""
+"""The service blocks; the event loop must not. Each kind of call has threads of its own.
+
+concurrent.futures would do; a request goes through here and back, and this costs it half as much.
+"""
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from queue import Empty, SimpleQueue
+from typing import Any, ParamSpec, TypeVar
 
 from agentd.ingest.http.limits import Limits
 from agentd.model.errors import Full
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_IDLE = 30.0  # seconds until a thread with nothing to do ends
+
+
+class _Work:
+    __slots__ = ("args", "call", "future", "kwargs", "loop")
+
+    def __init__(self, call: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> None:
+        self.call, self.args, self.kwargs = call, args, kwargs
+        self.loop = asyncio.get_running_loop()
+        self.future = self.loop.create_future()
 
 
 class Room:
-    """At most ``size`` calls at once. A further one is refused, or with ``queue`` waits its turn."""
+    """At most ``size`` calls at once. One more is refused, or with ``queue`` waits its turn.
+
+    For one event loop. Its threads keep no process from ending: what they wait for may last.
+    """
 
     def __init__(self, name: str, size: int, *, queue: bool = False) -> None:
         self.name = name
         self._size = size
-        self._free = None if queue else threading.Semaphore(size)
-        self._pool = ThreadPoolExecutor(size, f"http-{name}")
+        self._is_queue = queue
+        self._lock = threading.Lock()
+        self._work: SimpleQueue[_Work | None] = SimpleQueue()
+        self._threads = 0
+        self._busy = 0  # calls that have not ended, on the loop's side
 
     async def run(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """A caller that is cancelled leaves its call running: it holds its place to its end."""
-        if self._free is None:
-            return await asyncio.wrap_future(self._pool.submit(call, *args, **kwargs))
-        if not self._free.acquire(blocking=False):
+        if self._busy >= self._size and not self._is_queue:
             raise Full(
                 "too many requests wait for sandboxes",
                 cause=f"{self._size} of this kind ({self.name}) are the most",
                 remediation="send it again later",
             )
-        try:
-            future = self._pool.submit(call, *args, **kwargs)
-        except BaseException:
-            self._free.release()
-            raise
-        future.add_done_callback(self._release)
-        return await asyncio.wrap_future(future)
+        work = _Work(call, args, kwargs)
+        self._busy += 1
+        with self._lock:
+            self._work.put(work)
+            missing = self._threads < min(self._busy, self._size)
+            self._threads += missing
+        if missing:
+            threading.Thread(target=self._serve, name=f"http-{self.name}", daemon=True).start()
+        result: R = await work.future
+        return result
 
     def close(self) -> None:
         """Waits for no call: the service is what ends them."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            for _ in range(self._threads):
+                self._work.put(None)
+            self._threads = 0
 
-    def _release(self, _: object) -> None:
-        if self._free is not None:
-            self._free.release()
+    def _done(self, work: _Work, result: Any, error: BaseException | None) -> None:
+        self._busy -= 1
+        if work.future.done():  # its caller was cancelled
+            return
+        if error is None:
+            work.future.set_result(result)
+        else:
+            work.future.set_exception(error)
+
+    # --- in a thread ---
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                work = self._work.get(timeout=_IDLE)
+            except Empty:
+                if self._retire():
+                    return
+                continue
+            if work is None:
+                return
+            _perform(work, self._done)
+            del work  # what it holds is not kept until the next one comes
+
+    def _retire(self) -> bool:
+        with self._lock:
+            idle = self._work.empty()
+            self._threads -= idle
+            return idle
+
+
+def _perform(work: _Work, done: Callable[[_Work, Any, BaseException | None], None]) -> None:
+    result, failure = None, None
+    try:
+        result = work.call(*work.args, **work.kwargs)
+    except BaseException as error:
+        failure = error
+    with contextlib.suppress(RuntimeError):  # the loop is closed
+        work.loop.call_soon_threadsafe(done, work, result, failure)
 
 
 class Threads:

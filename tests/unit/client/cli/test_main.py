@@ -27,6 +27,15 @@ def test_help(words, code, capsys):
     assert "examples:" in out and "doctor" in out
 
 
+def test_help_is_grouped_and_names_every_command(capsys):
+    cli.main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    for heading, commands in cli.GROUPS.items():
+        at = lines.index(f"{heading}:")
+        shown = [line.split()[0] for line in lines[at + 1 : at + 1 + len(commands)]]
+        assert shown == list(commands)
+
+
 def test_an_unknown_command_names_the_known_ones(capsys):
     assert cli.main(["walk"]) == 2
     assert capsys.readouterr().err == (

@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import socket
 import threading
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from agentd.client.cli import run
 from agentd.client.cli.interrupts import Interrupted, Interrupts
 from agentd.client.cli.options import parse_run
-from agentd.model.errors import InvalidInput, Refused
+from agentd.model.errors import AgentdError, InvalidInput, Refused
 
 
 @pytest.fixture
@@ -55,7 +56,36 @@ def test_json_is_one_object(backend, capfd):
     assert (value["stdout"], value["exit_code"], value["status"]) == ("b\n", 3, "failed")
     assert value["timing"]["setup_ms"] > 0
     assert "changes" not in value
+    assert value["via"] == "embedded"
     assert err == ""
+
+
+def test_a_socket_that_nobody_listens_on_is_no_daemon(backend, capfd, tmp_path):
+    (tmp_path / "agentd").mkdir()
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(tmp_path / "agentd" / "agentd.sock"))
+    assert run.main(["-v", "--", "echo", "here"]) == 0
+    assert capfd.readouterr() == ("here\n", "agentd run: via this process\n")
+
+
+def test_a_daemon_that_was_named_must_be_there(backend, tmp_path):
+    with pytest.raises(AgentdError, match="no daemon answers") as caught:
+        run.main(["--url", f"unix:{tmp_path}/none", "--", "true"])
+    assert caught.value.code == "unreachable"
+    assert backend.walls == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--embedded", "--url", "unix:/x", "--", "true"],
+        ["--url", "unix:/x", "--snapshot", "/s", "--", "true"],
+        ["--url", "nonsense", "--", "true"],
+    ],
+)
+def test_where_it_cannot_run(backend, words):
+    with pytest.raises(InvalidInput):
+        run.main(words)
 
 
 def test_a_refusal_is_an_object_too(backend, capfd, monkeypatch):

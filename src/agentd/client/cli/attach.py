@@ -1,0 +1,76 @@
+"""``agentd attach``: back to a command that runs in a daemon's sandbox."""
+
+import argparse
+import os
+
+from agentd.client.cli import remote
+from agentd.client.cli.interrupts import Interrupted, Interrupts
+from agentd.model.errors import InvalidInput
+
+_EXAMPLES = """\
+  agentd attach sbx-abcdefghijkl prc-0123456789abcdef
+  agentd attach sbx-abcdefghijkl prc-0123456789abcdef --all      its output from the begin on
+  agentd attach sbx-abcdefghijkl                                 if one command runs there
+
+A signal to agentd attach leaves the command as it is; so does Ctrl-P Ctrl-Q at a terminal.
+"""
+
+
+def main(words: list[str]) -> int:
+    options = _parser().parse_args(words)
+    with Interrupts() as interrupts:
+        try:
+            return _attach(options, interrupts)
+        except Interrupted as interrupted:
+            return 128 + interrupted.number
+
+
+def _attach(options: argparse.Namespace, interrupts: Interrupts) -> int:
+    from agentd.client.cli import output
+    from agentd.client.cli.follow import Follow
+
+    with remote.sandbox(options, options.id) as sandbox:
+        process = options.process or only(sandbox.processes(), running=True)
+        view = sandbox.process(process)
+        tty = "pty" in view.output and os.isatty(0)
+        running = sandbox.attach(view.id, {} if options.all else view.output)
+        try:
+            follow = Follow(
+                running,
+                interrupts,
+                stdin=options.stdin,
+                tty=tty,
+                leaves=True,
+                silent=options.json,
+            )
+            if not follow.run():
+                return 0
+            result = running.finish()
+        finally:
+            running.detach()
+    if options.json:
+        output.write_all(1, output.as_json(result))
+    else:
+        output.explain(result.cause, "attach")
+    return output.exit_code(result)
+
+
+def only(processes: "tuple", *, running: bool) -> str:  # type: ignore[type-arg]
+    """The id of the one that is meant where none is named. Raises InvalidInput."""
+    found = [process for process in processes if process.state == "running" or not running]
+    if len(found) == 1 or (found and not running):
+        return str(found[-1].id)
+    ids = ", ".join(process.id for process in found[-5:])
+    raise InvalidInput(
+        f"{len(found) or 'no'} commands run there" if running else "no command has run there",
+        remediation=f"name one: {ids}" if ids else "start one with agentd exec -d",
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = remote.parser("attach", "Follow a command that runs already.", _EXAMPLES)
+    parser.add_argument("--all", action="store_true", help="from the begin of its output")
+    parser.add_argument("-i", "--stdin", action="store_true", help="pass standard input")
+    parser.add_argument("id", metavar="ID")
+    parser.add_argument("process", metavar="PROCESS", nargs="?")
+    return parser

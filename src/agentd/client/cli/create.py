@@ -1,0 +1,70 @@
+"""``agentd create``: a sandbox that a daemon keeps."""
+
+import argparse
+
+from agentd.client.cli import remote
+from agentd.client.cli.options import limit_options, sandbox_options, wall_options
+
+_EXAMPLES = """\
+  agentd create                              prints its id
+  agentd create --memory 512M --ttl 1h --label job=7
+  box=$(agentd create) && agentd exec $box -- uname -a && agentd kill $box
+  agentd create --isolation microvm --json
+  agentd create --snapshot snp-0123456789abcdef
+"""
+
+
+def main(words: list[str]) -> int:
+    options = _parser().parse_args(words)
+    from agentd.client import build
+    from agentd.client.http import address, sandbox
+
+    env: dict[str, str] = {}
+    for path in options.env_file:
+        env |= build.parse_env_file(path)
+    env |= dict(build.parse_variable(text) for text in options.env)
+    wanted = sandbox_options(options)
+    wanted["env"] = env
+    made = sandbox.create(
+        address.find(options.url),
+        snapshot=options.snapshot,
+        labels=remote.labels(options.label),
+        ttl=options.ttl,
+        **wanted,
+    )
+    try:
+        if options.json:
+            remote.print_json(made.view)
+        else:
+            print(made.id)
+    finally:
+        made.forget()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = remote.parser(
+        "create",
+        "Make a sandbox that goes on until it is killed, or its lease ends.",
+        _EXAMPLES,
+    )
+    group = parser.add_argument_group("the sandbox")
+    group.add_argument("--ttl", metavar="TIME", help="until it is ended unless renewed, as 10m")
+    group.add_argument(
+        "--label", metavar="KEY=VALUE", action="append", default=[], help="to find it by"
+    )
+    group.add_argument("--snapshot", metavar="ID", help="as that sandbox was")
+    group.add_argument(
+        "-e",
+        "--env",
+        metavar="NAME[=VALUE]",
+        action="append",
+        default=[],
+        help="a variable of all its commands",
+    )
+    group.add_argument(
+        "--env-file", metavar="FILE", action="append", default=[], help="NAME=value lines"
+    )
+    wall_options(parser)
+    limit_options(parser).add_argument("--timeout", metavar="TIME", help="of each command, as 2s")
+    return parser

@@ -1,0 +1,123 @@
+"""``agentd exec``: a command in a daemon's sandbox."""
+
+import argparse
+import os
+
+from agentd.client.cli import remote
+from agentd.client.cli.interrupts import Interrupted, Interrupts
+from agentd.model.errors import InvalidInput
+
+_EXAMPLES = """\
+  agentd exec sbx-abcdefghijkl -- python3 -c 'print(6*7)'
+  tar c src | agentd exec -i sbx-abcdefghijkl -- tar x
+  agentd exec -t sbx-abcdefghijkl -- bash
+  agentd exec -d sbx-abcdefghijkl -- ./server        prints the process's id, for logs and attach
+  agentd exec --json sbx-abcdefghijkl -- sh -c 'echo out; exit 3'
+
+exit codes: as of agentd run. Ctrl-C ends the command; with -t Ctrl-P Ctrl-Q leaves it running.
+"""
+
+
+def main(words: list[str]) -> int:
+    return execute(_parse(words))
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Also for ``agentd shell``."""
+    from agentd.client import build
+    from agentd.client.cli import terminal
+
+    env = dict(build.parse_variable(text) for text in options.env)
+    pty = None
+    if options.tty:
+        terminal.require(0)
+        pty = terminal.size(0)
+        env.setdefault("TERM", os.environ.get("TERM", "xterm"))
+    request = build.exec_request(
+        options.command,
+        cwd=options.cwd,
+        env=env,
+        timeout=options.timeout,
+        stdin=options.stdin or options.tty,
+        pty=pty,
+    )
+    with Interrupts() as interrupts:
+        try:
+            return _run(options, request, interrupts)
+        except Interrupted as interrupted:
+            return 128 + interrupted.number
+
+
+def _run(options: argparse.Namespace, request: "object", interrupts: Interrupts) -> int:
+    from agentd.client.cli import output
+    from agentd.client.cli.follow import Follow
+
+    with (
+        remote.sandbox(options, options.id) as sandbox,
+        sandbox.start(request, capture=options.json) as running,  # type: ignore[arg-type]
+    ):
+        if options.detach:
+            running.detach()
+            if options.json:
+                remote.print_json(sandbox.process(running.id))
+            else:
+                print(running.id)
+            return 0
+        follow = Follow(running, interrupts, stdin=options.stdin, tty=options.tty, leaves=True)
+        if not follow.run():
+            running.detach()
+            output.say(f"process {running.id} goes on", options.name)
+            return 0
+        result = running.finish()
+    if options.json:
+        output.write_all(1, output.as_json(result))
+    else:
+        output.explain(result.cause, options.name)
+    return output.exit_code(result)
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    head, tail = remote.split(words)
+    options = _parser().parse_args(head)
+    options.command = options.command + tail
+    if not options.command:
+        raise InvalidInput(
+            "no command given", remediation="write it after --: agentd exec ID -- ls"
+        )
+    if options.tty and (options.json or options.detach):
+        raise InvalidInput(
+            "-t goes with neither --json nor -d", remediation="drop -t, or the other"
+        )
+    if options.detach and options.stdin:
+        raise InvalidInput("-d and -i cannot go together", remediation="drop one")
+    return options
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = remote.parser(
+        "exec",
+        "Run a command in a sandbox that a daemon keeps.",
+        _EXAMPLES,
+        usage="agentd exec [options] ID -- COMMAND [ARG...]",
+    )
+    command_options(parser)
+    parser.add_argument("-i", "--stdin", action="store_true", help="pass standard input")
+    parser.add_argument("-t", "--tty", action="store_true", help="give it a terminal (implies -i)")
+    parser.add_argument("-d", "--detach", action="store_true", help="do not wait for it")
+    parser.add_argument("id", metavar="ID")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    parser.set_defaults(name="exec")
+    return parser
+
+
+def command_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-C", "--cwd", metavar="DIR", help="its working directory")
+    parser.add_argument(
+        "-e",
+        "--env",
+        metavar="NAME[=VALUE]",
+        action="append",
+        default=[],
+        help="a variable for it; without a value, the caller's own",
+    )
+    parser.add_argument("--timeout", metavar="TIME", help="as 250ms, 2s, 10m")

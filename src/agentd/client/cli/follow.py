@@ -1,0 +1,116 @@
+"""A command on the caller's terminal or pipes: output out, input in, until its end."""
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from agentd.client.cli.interrupts import Interrupts
+from agentd.client.cli.output import write_all
+
+if TYPE_CHECKING:
+    from agentd.client.ports import Running
+
+_READ = 64 << 10
+_BACKLOG = 256 << 10  # bytes of stdin taken ahead of the command
+DETACH = b"\x10\x11"  # Ctrl-P Ctrl-Q, as others have it
+
+
+class Follow:
+    """``stand_still`` is what a stop of ours does to the sandbox; ``tick`` is called every
+    ``every`` seconds. ``leaves``: Ctrl-P Ctrl-Q lets go of the command."""
+
+    def __init__(
+        self,
+        running: "Running",
+        interrupts: Interrupts,
+        *,
+        stdin: bool = False,
+        tty: bool = False,
+        silent: bool = False,
+        leaves: bool = False,
+        stand_still: Callable[[], None] | None = None,
+        tick: Callable[[], None] | None = None,
+        every: float = 0.0,
+    ) -> None:
+        self._running = running
+        self._interrupts = interrupts
+        self._feeding = stdin or tty
+        self._tty = tty
+        self._silent = silent
+        self._leaves = leaves and tty
+        self._stand_still = stand_still
+        self._tick = tick
+        self._every = every
+        self._held = b""  # the begin of DETACH, perhaps
+        self._left = False
+
+    def run(self) -> bool:
+        """Whether it has ended; False when it was let go of. Raises Interrupted."""
+        with ExitStack() as stack:
+            if self._tty:
+                from agentd.client.cli import terminal
+
+                stack.enter_context(terminal.raw(0))
+            if self._stand_still is not None:
+                self._interrupts.take_stops()
+            # Only here may a signal cut in: all is put in order around it.
+            with self._interrupts.allowed():
+                self._loop()
+        return not self._left
+
+    def _loop(self) -> None:
+        due = time.monotonic() + self._every
+        while not self._left:
+            timeout = None if self._tick is None else max(0.0, due - time.monotonic())
+            chunks, ready = self._running.step(timeout, self._waiting())
+            for name, data in chunks:
+                if not self._silent:
+                    write_all(1 if name == "stdout" else 2, data)
+            if self._interrupts.wake in ready:
+                self._woken()
+            if 0 in ready:
+                self._feed()
+            if self._running.exit is not None and not chunks:
+                return
+            if self._tick is not None and time.monotonic() >= due:
+                self._tick()
+                due = time.monotonic() + self._every
+
+    def _waiting(self) -> list[int]:
+        waiting = [self._interrupts.wake] if self._tty or self._stand_still else []
+        if self._feeding and self._running.backlog < _BACKLOG:
+            waiting.append(0)
+        return waiting
+
+    def _feed(self) -> None:
+        """One read of our stdin passed on, or its end."""
+        try:
+            data = os.read(0, _READ)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._feeding = False
+            self._running.close_stdin()
+            return
+        data = self._held + data
+        self._held = b""
+        if self._leaves and DETACH in data:
+            data, self._left = data.partition(DETACH)[0], True
+        elif self._leaves and data.endswith(DETACH[:1]):
+            data, self._held = data[:-1], DETACH[:1]
+        if data:
+            self._running.write(data)
+
+    def _woken(self) -> None:
+        stopped = self._interrupts.drain()
+        if stopped and self._stand_still is not None:
+            self._stand_still()
+        if self._tty:
+            from agentd.client.cli import terminal
+
+            now = terminal.size(0)
+            self._running.resize(now.rows, now.cols)

@@ -1,0 +1,100 @@
+"""``agentd key``: API keys of one's own."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from agentd.client.cli import remote, table
+from agentd.model.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from agentd.client.http.client import Client
+
+_EXAMPLES = """\
+  agentd key create ci --scope run,create,read,files --ttl 90d
+  AGENTD_API_KEY=$(agentd key create ci --scope run,read -q) agentd ls
+  agentd key ls
+  agentd key revoke abcdefgh2345
+
+A key is shown when it is created and never again. It may do no more than you may.
+"""
+
+
+def main(words: list[str]) -> int:
+    options = _parser().parse_args(words)
+    with remote.client(options) as client:
+        if options.action == "create":
+            return _create(options, client)
+        if options.action == "ls":
+            return _list(options, client)
+        return _revoke(options, client)
+
+
+def _create(options: argparse.Namespace, client: "Client") -> int:
+    from agentd.model.api import KeyBody, KeyView
+    from agentd.model.principal import SCOPES
+
+    scopes = tuple(part for text in options.scope for part in text.split(",") if part)
+    unknown = [scope for scope in scopes if scope not in SCOPES]
+    if not options.name or not scopes or unknown:
+        what = f"unknown scope {unknown[0]!r}" if unknown else "a key needs a NAME and --scope"
+        raise InvalidInput(what, remediation=f"the scopes are: {', '.join(SCOPES)}")
+    body = KeyBody(name=options.name, scopes=scopes, ttl=options.ttl)
+    made = client.call("POST", "/v1/keys", body, into=KeyView)
+    if options.json:
+        remote.print_json(made)
+    elif options.quiet:
+        print(made.secret)
+    else:
+        table.facts(
+            [
+                ("id", made.id),
+                ("scopes", ", ".join(made.scopes)),
+                ("ends", table.until(made.expires)),
+                ("key", made.secret),
+            ]
+        )
+    return 0
+
+
+def _list(options: argparse.Namespace, client: "Client") -> int:
+    from agentd.model.api import KeyView
+
+    found = client.call("GET", "/v1/keys", into=tuple[KeyView, ...])
+    if options.json:
+        remote.print_json(found)
+        return 0
+    rows = [
+        (
+            key.id,
+            key.name,
+            "revoked" if key.revoked else table.until(key.expires),
+            table.ago(key.created),
+            ",".join(key.scopes),
+        )
+        for key in found
+    ]
+    table.show(("ID", "NAME", "ENDS", "CREATED", "SCOPES"), rows)
+    return 0
+
+
+def _revoke(options: argparse.Namespace, client: "Client") -> int:
+    from agentd.client.http.client import segment
+
+    if not options.name:
+        raise InvalidInput("no key given", remediation="name its id; agentd key ls lists them")
+    client.call("DELETE", f"/v1/keys/{segment(options.name)}")
+    if options.json:
+        remote.print_json({"revoked": options.name})
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = remote.parser("key", "Make, list and revoke API keys.", _EXAMPLES)
+    parser.add_argument("action", choices=("create", "ls", "revoke"))
+    parser.add_argument("name", metavar="NAME|ID", nargs="?", help="of the key")
+    parser.add_argument(
+        "--scope", metavar="SCOPE,...", action="append", default=[], help="what it allows"
+    )
+    parser.add_argument("--ttl", metavar="TIME", help="how long it holds, as 90d")
+    parser.add_argument("-q", "--quiet", action="store_true", help="the key alone")
+    return parser

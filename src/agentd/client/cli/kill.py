@@ -1,0 +1,63 @@
+"""``agentd kill``: the end of sandboxes, or a signal to a command."""
+
+import argparse
+
+from agentd.client.cli import remote
+from agentd.model.errors import AgentdError, InvalidInput
+
+_EXAMPLES = """\
+  agentd kill sbx-abcdefghijkl
+  agentd ls -q --label job=7 | xargs agentd kill
+  agentd kill sbx-abcdefghijkl --process prc-0123456789abcdef --signal TERM
+"""
+
+
+def main(words: list[str]) -> int:
+    options = _parser().parse_args(words)
+    if options.process is not None and len(options.id) > 1:
+        raise InvalidInput("--process is of one sandbox", remediation="name one ID")
+    if options.signal is not None and options.process is None:
+        raise InvalidInput("--signal is for a process", remediation="add --process")
+    number = _number(options.signal or "KILL")
+    from agentd.client.http.client import segment
+
+    ended: list[str] = []
+    with remote.client(options) as client:
+        failure: AgentdError | None = None
+        for id_ in options.id:
+            path = f"/v1/sandboxes/{segment(id_)}"
+            try:
+                if options.process is None:
+                    client.call("DELETE", path)
+                else:
+                    path = f"{path}/processes/{segment(options.process)}/signal"
+                    client.call("POST", path, {"signal": number})
+                ended.append(id_)
+            except AgentdError as error:  # the others are ended all the same
+                failure = failure or error
+    if options.json:
+        remote.print_json({"ended": ended})
+    if failure is not None:
+        raise failure
+    return 0
+
+
+def _number(text: str) -> int:
+    import signal
+
+    if text.isascii() and text.isdigit() and 0 < int(text[:4]) < signal.NSIG:
+        return int(text)
+    try:
+        return int(signal.Signals[f"SIG{text.upper().removeprefix('SIG')}"])
+    except KeyError:
+        raise InvalidInput(
+            f"signal {text!r} is not known", remediation="write it as TERM or 15"
+        ) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = remote.parser("kill", "End sandboxes and everything in them.", _EXAMPLES)
+    parser.add_argument("--process", metavar="PROCESS", help="signal this command alone")
+    parser.add_argument("--signal", metavar="NAME", help="which, for --process (default: KILL)")
+    parser.add_argument("id", metavar="ID", nargs="+")
+    return parser

@@ -1,0 +1,58 @@
+"""``agentd logs``: what a command wrote, while it runs and after."""
+
+import argparse
+
+from agentd.client.cli import remote
+
+_EXAMPLES = """\
+  agentd logs sbx-abcdefghijkl                       of its latest command
+  agentd logs -f sbx-abcdefghijkl prc-0123456789abcdef
+  agentd logs --stream stderr sbx-abcdefghijkl prc-0123456789abcdef > errors
+"""
+
+
+def main(words: list[str]) -> int:
+    options = _parser().parse_args(words)
+    with remote.sandbox(options, options.id) as sandbox:
+        from agentd.client.cli.attach import only
+
+        process = options.process or only(sandbox.processes(), running=False)
+        for name, value in sandbox.events(process, follow=options.follow):
+            _write(name, value, options)
+    return 0
+
+
+def _write(name: str, value: object, options: argparse.Namespace) -> None:
+    from agentd.client.cli import output
+
+    if options.stream not in (None, name):
+        return
+    if options.json:
+        _write_json(name, value)
+    elif isinstance(value, bytes):
+        output.write_all(2 if name == "stderr" else 1, value)
+    elif name == "lost" and isinstance(value, dict):
+        gone = int(value["to"]) - int(value["from"])
+        output.say(f"{gone} bytes of {value['stream']} are gone", "logs")
+
+
+def _write_json(name: str, value: object) -> None:
+    from base64 import b64encode
+
+    if isinstance(value, bytes):
+        try:
+            fields = {"stream": name, "data": value.decode(), "encoding": "utf-8"}
+        except UnicodeDecodeError:
+            fields = {"stream": name, "data": b64encode(value).decode(), "encoding": "base64"}
+        remote.print_json(fields)
+    else:
+        remote.print_json({name: value})
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = remote.parser("logs", "Print what a command wrote.", _EXAMPLES)
+    parser.add_argument("-f", "--follow", action="store_true", help="wait for more, until its end")
+    parser.add_argument("--stream", choices=("stdout", "stderr", "pty"), help="this one alone")
+    parser.add_argument("id", metavar="ID")
+    parser.add_argument("process", metavar="PROCESS", nargs="?")
+    return parser

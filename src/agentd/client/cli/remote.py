@@ -1,0 +1,91 @@
+"""What every command that talks to a daemon has: its options, its client, its answers."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from agentd.client.cli.options import Parser
+from agentd.model.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from agentd.client.http.client import Client
+    from agentd.client.http.sandbox import RemoteSandbox
+
+_URL_HELP = (
+    "the daemon, as unix:PATH or https://HOST:PORT (default: AGENTD_URL, or the usual socket)"
+)
+
+
+def parser(name: str, description: str, examples: str, usage: str | None = None) -> Parser:
+    """With --url and --json; AGENTD_API_KEY says who asks."""
+    made = Parser(
+        prog=f"agentd {name}",
+        usage=usage,
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    made.add_argument("--url", metavar="URL", help=_URL_HELP)
+    made.add_argument("--json", action="store_true", help="print JSON")
+    return made
+
+
+def split(words: list[str]) -> tuple[list[str], list[str]]:
+    """What stands before ``--``, and the command behind it."""
+    if "--" not in words:
+        return words, []
+    at = words.index("--")
+    return words[:at], words[at + 1 :]
+
+
+@contextmanager
+def client(options: argparse.Namespace) -> "Iterator[Client]":
+    from agentd.client.http import address, client
+
+    made = client.Client(address.find(options.url))
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@contextmanager
+def sandbox(options: argparse.Namespace, id_: str) -> "Iterator[RemoteSandbox]":
+    from agentd.client.http import address, sandbox
+
+    found = sandbox.connect(address.find(options.url), id_)
+    try:
+        yield found
+    finally:
+        found.forget()
+
+
+def labels(texts: list[str]) -> dict[str, str]:
+    """``KEY=VALUE`` each. Raises InvalidInput."""
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise InvalidInput(f"label {text!r} is not usable", remediation="write it as KEY=VALUE")
+        found[key] = value
+    return found
+
+
+def print_json(value: object) -> None:
+    import msgspec
+
+    sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
+    sys.stdout.flush()
+
+
+def safe(text: object) -> str:
+    """What others chose must not reach the terminal as control codes."""
+    line = str(text)
+    return line if line.isprintable() else "".join(map(_visible, line))
+
+
+def _visible(char: str) -> str:
+    return char if char.isprintable() else ascii(char)[1:-1]

@@ -1,0 +1,31 @@
+"""``agentd renew``: more time for a sandbox."""
+
+import argparse
+
+from agentd.client.cli import remote, table
+
+_EXAMPLES = """\
+  agentd renew sbx-abcdefghijkl 1h             it ends an hour from now
+"""
+
+
+def main(words: list[str]) -> int:
+    options = _parser().parse_args(words)
+    from agentd.model.units import parse_duration
+
+    ttl = parse_duration(options.ttl, "ttl")
+    with remote.sandbox(options, options.id) as sandbox:
+        sandbox.renew(ttl)
+        view = sandbox.view
+    if options.json:
+        remote.print_json(view)
+    else:
+        print(f"{view.id} ends {table.until(view.deadline)}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = remote.parser("renew", "Let a sandbox's lease end so long from now.", _EXAMPLES)
+    parser.add_argument("id", metavar="ID")
+    parser.add_argument("ttl", metavar="TIME", help="as 10m, 1h")
+    return parser

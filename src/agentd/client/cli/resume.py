@@ -1,0 +1,27 @@
+"""``agentd resume``: a sandbox that stands still goes on."""
+
+import argparse
+
+from agentd.client.cli import remote
+
+_EXAMPLES = """\
+  agentd resume sbx-abcdefghijkl
+"""
+
+
+def main(words: list[str]) -> int:
+    options = _parser().parse_args(words)
+    found = []
+    for id_ in options.id:
+        with remote.sandbox(options, id_) as sandbox:
+            sandbox.resume()
+            found.append(sandbox.view)
+    if options.json:
+        remote.print_json(found)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = remote.parser("resume", "Let sandboxes that stand still go on.", _EXAMPLES)
+    parser.add_argument("id", metavar="ID", nargs="+")
+    return parser

@@ -1,0 +1,77 @@
+"""``agentd serve``: the daemon, in the foreground."""
+
+import argparse
+import os
+
+from agentd.client.cli.options import Parser
+
+_EXAMPLES = """\
+examples:
+  agentd serve                                     one's own daemon, on a unix socket
+  agentd serve --profile server --listen unix:/run/agentd/agentd.sock --listen 127.0.0.1:8443
+  agentd serve --config agentd.toml                TLS, keys, quotas: see agentd config show
+  agentd serve --listen 127.0.0.1:8080 --insecure  no credential asked, on this machine alone
+
+Then, elsewhere: agentd create; agentd ls; AGENTD_URL=unix:PATH agentd stats
+
+The socket is $XDG_RUNTIME_DIR/agentd/agentd.sock, for root /run/agentd/agentd.sock; the state is in
+$XDG_STATE_HOME/agentd, for root in /var/lib/agentd. Options stand above the file and the
+environment; --listen takes the place of all listeners in the file.
+
+SIGTERM drains: what was asked is answered, sandboxes stay for the next start until their leases
+end. A second one ends at once. SIGHUP reads the configuration again.
+
+exit codes: 0 told to end; 2 wrong options or configuration; 125 it could not come up
+"""
+
+
+def main(words: list[str]) -> int:
+    options = _parser().parse_args(words)
+    from agentd.client import embedded
+
+    return embedded.serve(options.config, os.environ, options.profile, _given(options))
+
+
+def _given(options: argparse.Namespace) -> "list[tuple[tuple[str, ...], object]]":
+    """What the command line says, as the configuration has it."""
+    given: list[tuple[tuple[str, ...], object]] = []
+    if options.listen:
+        given.append((("listen",), [{"address": _absolute(where)} for where in options.listen]))
+    if options.state:
+        given.append((("daemon", "state"), os.path.abspath(options.state)))
+    if options.insecure:
+        given.append((("daemon", "insecure"), True))
+    return given
+
+
+def _absolute(where: str) -> str:
+    path = where.removeprefix("unix:")
+    if path == where or not path or path.startswith(("/", "~", "@")):
+        return where
+    return f"unix:{os.path.abspath(path)}"
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="agentd serve",
+        description="Serve sandboxes over HTTP, on a unix socket unless told otherwise.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="its configuration (default: the usual)")
+    parser.add_argument(
+        "--listen",
+        metavar="unix:PATH|HOST:PORT",
+        action="append",
+        default=[],
+        help="where clients connect; may be repeated",
+    )
+    parser.add_argument("--state", metavar="DIR", help="where it keeps what outlives it")
+    parser.add_argument(
+        "--profile", metavar="NAME", help="what lies beneath it all: workstation, server, paranoid"
+    )
+    parser.add_argument(
+        "--insecure", action="store_true", help="ask nobody for a credential on TCP; loopback alone"
+    )
+    return parser

@@ -1,0 +1,41 @@
+"""``agentd stats``: what a daemon is doing."""
+
+import argparse
+
+from agentd.client.cli import remote, table
+
+_EXAMPLES = """\
+  agentd stats
+  agentd stats --json | jq .sandboxes
+"""
+
+
+def main(words: list[str]) -> int:
+    options = _parser().parse_args(words)
+    from agentd.model.api import Stats
+
+    with remote.client(options) as client:
+        version = client.call("GET", "/v1/version", into=dict[str, str])
+        stats = client.call("GET", "/v1/stats", into=Stats)
+        address = str(client.address)
+    if options.json:
+        import msgspec
+
+        remote.print_json({**msgspec.to_builtins(stats), "url": address, "version": version})
+        return 0
+    table.facts(
+        [
+            ("daemon", address),
+            ("version", version.get("agentd", "unknown")),
+            ("sandboxes", stats.sandboxes),
+            ("commands that run", stats.processes),
+            ("requests that wait", stats.queue),
+            *((f"ready: {name}", count) for name, count in stats.pool.items()),
+            *((name.replace("_", " "), value) for name, value in stats.totals.items()),
+        ]
+    )
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    return remote.parser("stats", "Show what the daemon is doing.", _EXAMPLES)

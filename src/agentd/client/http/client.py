@@ -1,0 +1,278 @@
+"""Requests to a daemon: encoded, sent, tried again where that is safe, and their answers."""
+
+import http.client
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import msgspec
+
+from agentd._version import __version__
+from agentd.client.http.address import Address
+from agentd.client.http.connection import Connection, Pool
+from agentd.client.http.errors import Unreachable, from_answer
+from agentd.model.errors import AgentdError
+
+# A daemon that is started again is back within these seconds.
+DELAYS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
+_MAX_ERROR = 1 << 20
+_SAFE = ("GET", "DELETE")
+T = TypeVar("T")
+Query = Mapping[str, object]
+_decoders: "dict[object, msgspec.json.Decoder[Any]]" = {}
+
+
+class Client:
+    """Thread-safe. ``close`` when it is no longer needed; the next use opens it again."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self.pool = Pool(address)
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        into: Any = None,
+        query: "Query | Iterable[tuple[str, object]]" = (),
+        once: bool = False,
+        safe: bool = False,
+    ) -> Any:
+        """The answer as ``into``, or None.
+
+        ``once``: the daemon does it at most once, however often it is sent. ``safe``: to do it
+        twice does no harm. Either is sent again after a lost connection.
+        Raises what the daemon says, or Unreachable.
+        """
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        data = None if body is None else msgspec.json.encode(body)
+        if once:
+            headers["Idempotency-Key"] = new_key()
+
+        def attempt(fresh: bool) -> bytes:
+            with self._exchange(method, path, query, data, headers, fresh) as response:
+                return response.read()
+
+        answer = self.trying(safe or once or method in _SAFE, attempt)
+        return None if into is None else self.decode(into, answer)
+
+    @contextmanager
+    def open(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: "Query | Iterable[tuple[str, object]]" = (),
+        body: "bytes | Iterable[bytes] | None" = None,
+        headers: Mapping[str, str] | None = None,
+        once: bool = False,
+        wake: int = -1,
+    ) -> "Iterator[http.client.HTTPResponse]":
+        """An answer to be read as it comes. Reads raise Woken once ``wake`` is readable.
+
+        A body in pieces cannot be sent twice, and is not.
+        """
+        asked = dict(headers or {})
+        if once:
+            asked["Idempotency-Key"] = new_key()
+        source = None if body is None or isinstance(body, bytes) else _Source(body)
+        safe = source is None and (once or method in _SAFE)
+        sent = body if source is None else iter(source)
+
+        def begin(fresh: bool) -> Any:
+            exchange = self._exchange(method, path, query, sent, asked, fresh, wake)
+            return exchange, exchange.__enter__()
+
+        try:
+            exchange, response = self.trying(safe, begin)
+        except Unreachable:
+            if source is not None and source.error is not None:
+                raise source.error from None
+            raise
+        with ExitStack() as stack, self._reading():
+            stack.push(exchange)
+            yield response
+
+    def upload(
+        self,
+        path: str,
+        body: "bytes | Iterable[bytes]",
+        query: "Query | Iterable[tuple[str, object]]",
+        into: Any = None,
+    ) -> Any:
+        with self.open("PUT", path, query=query, body=body, once=True) as response:
+            answer = response.read()
+        return None if into is None else self.decode(into, answer)
+
+    def trying(self, safe: bool, attempt: Callable[[bool], T]) -> T:
+        """``attempt``, again after a lost connection where that is ``safe``."""
+        lost: Exception | None = None
+        for delay in (0.0, *(DELAYS if safe else ())):
+            time.sleep(delay)
+            try:
+                return attempt(lost is not None)
+            except Unreachable as error:
+                if lost is None:
+                    raise
+                lost = error
+            except (OSError, http.client.HTTPException) as error:
+                lost = error
+        raise self._lost(lost) from lost
+
+    def headers(self) -> dict[str, str]:
+        """Who asks."""
+        found = {"User-Agent": f"agentd/{__version__}"}
+        if self.address.api_key:
+            found["Authorization"] = f"Bearer {self.address.api_key}"
+        return found
+
+    def close(self) -> None:
+        self.pool.close()
+
+    def decode(self, into: Any, data: bytes) -> Any:
+        decoder = _decoders.get(into)
+        if decoder is None:
+            decoder = _decoders[into] = msgspec.json.Decoder(into)
+        try:
+            return decoder.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise AgentdError(
+                f"the answer of {self.address} is not what it should be",
+                cause=str(error),
+                remediation="use the same version of agentd on both sides",
+            ) from error
+
+    @contextmanager
+    def _exchange(
+        self,
+        method: str,
+        path: str,
+        query: "Query | Iterable[tuple[str, object]]",
+        body: Any,
+        headers: Mapping[str, str],
+        fresh: bool,
+        wake: int = -1,
+    ) -> "Iterator[http.client.HTTPResponse]":
+        connection, done = self.pool.take(fresh=fresh), False
+        response: http.client.HTTPResponse | None = None
+        try:
+            response = self._answer(connection, method, path + encoded(query), body, headers)
+            if response.status >= 400:
+                error = from_answer(response.status, response.headers, response.read(_MAX_ERROR))
+                done = response.isclosed()
+                raise error
+            connection.wake_by(wake)
+            yield response
+            # What was not read to its end cannot be used again.
+            done = response.isclosed()
+        finally:
+            if response is not None:
+                response.close()  # one that ends with its connection is the socket's last owner
+            self.pool.give_back(connection, reusable=done)
+
+    def _answer(
+        self,
+        connection: Connection,
+        method: str,
+        target: str,
+        body: Any,
+        headers: Mapping[str, str],
+    ) -> http.client.HTTPResponse:
+        sent = {**self.headers(), **headers}
+        chunked = body is not None and not isinstance(body, bytes)
+        if chunked:
+            sent["Transfer-Encoding"] = "chunked"
+        try:
+            connection.request(method, target, body, sent, encode_chunked=chunked)
+        except (BrokenPipeError, ConnectionResetError):
+            # It may have refused before it had read all: then it has said why.
+            if connection.sock is None:
+                raise
+        return connection.getresponse()
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except (ConnectionError, http.client.HTTPException) as error:
+            raise self._lost(error) from error
+
+    def _lost(self, error: Exception | None) -> Unreachable:
+        return Unreachable(
+            f"the connection to {self.address} broke",
+            cause=str(error) or type(error).__name__,
+            remediation="it may have been done or not: look before you do it again",
+        )
+
+
+class _Source:
+    """The caller's pieces; what goes wrong in making them is the caller's own error."""
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces = pieces
+        self.error: Exception | None = None
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            yield from self._pieces
+        except OSError as error:
+            self.error = error
+            raise
+
+
+def encoded(query: "Query | Iterable[tuple[str, object]]") -> str:
+    """``?name=value&...``; None is left out. Names of files need not be text."""
+    pairs = query.items() if isinstance(query, Mapping) else query
+    parts = [f"{name}={_quoted(_text(value))}" for name, value in pairs if value is not None]
+    return "?" + "&".join(parts) if parts else ""
+
+
+def segment(name: str) -> str:
+    """One part of a path; an id with a slash or dots in it names nothing of another's."""
+    return quote(os.fsencode(name), safe="").replace(".", "%2E")
+
+
+def new_key() -> str:
+    return os.urandom(16).hex()
+
+
+def _quoted(text: str) -> str:
+    return quote(os.fsencode(text), safe="/:")
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)
+
+
+# --- one client for each daemon, however many sandboxes ---
+
+_lock = threading.Lock()
+_shared: dict[Address, tuple[Client, int]] = {}
+
+
+def shared(address: Address) -> Client:
+    """The process's client for it; ``release`` it."""
+    with _lock:
+        client, users = _shared.get(address) or (Client(address), 0)
+        _shared[address] = client, users + 1
+        return client
+
+
+def release(client: Client) -> None:
+    """With its last user go its connections."""
+    with _lock:
+        found, users = _shared.get(client.address, (client, 0))
+        if found is not client or users <= 1:
+            if found is client:
+                _shared.pop(client.address, None)
+            client.close()
+        else:
+            _shared[client.address] = client, users - 1

@@ -1,0 +1,360 @@
+"""A command of a daemon, over WebSocket; after a lost connection it goes on from where it was."""
+
+import http.client
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Self
+
+import msgspec
+
+from agentd.client.http import wire
+from agentd.client.http.client import DELAYS, Client
+from agentd.client.http.errors import Unreachable, from_view
+from agentd.client.http.frames import BINARY, PONG, TEXT, Message
+from agentd.client.http.websocket import WebSocket
+from agentd.model.api import ErrorView, ProcessView, ResultView
+from agentd.model.cause import Cause, CauseCode
+from agentd.model.errors import AgentdError, Conflict, InvalidInput, SandboxError
+from agentd.model.result import Result
+
+# Output read ahead of the caller, and stdin taken from it ahead of the connection.
+MAX_QUEUE = 1 << 20
+MAX_BACKLOG = 1 << 20
+MAX_CAPTURE = 64 << 20  # bytes of each stream
+_PIECE = 64 << 10
+_HEAD = 9  # bytes before the data: the stream's number, and the first byte's cursor
+_STREAMS = {1: "stdout", 2: "stderr", 3: "pty"}
+_SIGKILL = 9
+_UNKNOWN = object()  # an end that nobody saw: the daemon was not there
+_EOF = msgspec.json.encode({"op": "eof"})
+
+
+class _Event(msgspec.Struct, rename={"from_": "from"}):
+    event: str
+    stream: str = ""
+    from_: int = 0
+    to: int = 0
+    process: ProcessView | None = None
+    result: ResultView | None = None
+    error: ErrorView | None = None
+
+
+_EVENT = msgspec.json.Decoder(_Event)
+
+
+class RemoteCommand:
+    """``path`` is the process's own; ``cursors`` say where to begin.
+
+    One thread drives it; others may write, signal and kill. ``lost`` counts bytes of each stream
+    that the daemon no longer had.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        path: str,
+        id_: str,
+        *,
+        pid: int | None = None,
+        stdin: bool = False,
+        pty: bool = False,
+        capture: bool = False,
+        cursors: Mapping[str, int] | None = None,
+    ) -> None:
+        self.id = id_
+        self.pid = pid
+        self.cursors = {"stdout": 0, "stderr": 0, "pty": 0, **(cursors or {})}
+        self.lost: dict[str, int] = {}
+        self.exit: object | None = None
+        self._client = client
+        self._path = path
+        self._stdin_open = stdin or pty
+        self._pty = pty
+        self._kept = {"stdout": bytearray(), "stderr": bytearray()} if capture else None
+        self._cut = False
+        self._refusal: AgentdError | None = None
+        self._killed = False
+        self._queue: deque[tuple[str, bytes]] = deque()
+        self._queued = 0
+        self._given = self._taken = 0  # messages of stdin: sent, and known to have arrived
+        self._asked = 0  # of those, how many an unanswered ping asks about
+        self._fruitless = 0  # connections one after the other that brought nothing
+        self._lock = threading.RLock()
+        self._closed = False
+        self._socket: WebSocket | None = None
+        self._attach(first=True)
+        self._nudge = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    @property
+    def backlog(self) -> int:
+        with self._lock:
+            return self._socket.backlog if self._socket is not None else 0
+
+    def step(
+        self, timeout: float | None = None, extra_fds: Sequence[int] = ()
+    ) -> tuple[list[tuple[str, bytes]], list[int]]:
+        ready: list[int] = []
+        if not self._queue and self.exit is None:
+            ready = self._pump(timeout, extra_fds)
+        with self._lock:
+            chunks = list(self._queue)
+            self._queue.clear()
+            self._queued = 0
+            refusal, self._refusal = self._refusal, None
+        if refusal is not None and self.exit is None:
+            raise refusal
+        return chunks, ready
+
+    def chunks(self) -> Iterator[tuple[str, bytes]]:
+        while True:
+            found, _ = self.step()
+            yield from found
+            if self.exit is not None and not found:
+                return
+
+    def write(self, data: bytes) -> None:
+        """Waits while over 1 MiB is on its way, unless the output must be read first."""
+        if not self._stdin_open:
+            raise InvalidInput("stdin is not open", remediation="start the command with stdin")
+        for at in range(0, len(data), _PIECE):
+            self._give(BINARY, data[at : at + _PIECE])
+            while self.backlog > MAX_BACKLOG and self.exit is None and not self._queue:
+                self._pump(None, ())
+
+    def close_stdin(self) -> None:
+        if self._stdin_open:
+            self._stdin_open = False
+            self._give(TEXT, _EOF)
+
+    def signal(self, number: int) -> None:
+        self._send(TEXT, msgspec.json.encode({"op": "signal", "signal": int(number)}))
+
+    def resize(self, rows: int, cols: int) -> None:
+        self._send(TEXT, msgspec.json.encode({"op": "resize", "rows": rows, "cols": cols}))
+
+    def kill(self) -> None:
+        self._killed = True
+        self.signal(_SIGKILL)
+
+    def finish(self) -> Result:
+        while self.exit is None:
+            self.step()
+        if not isinstance(self.exit, ResultView):
+            raise SandboxError(
+                f"how process {self.id} ended is not known",
+                cause="it ended while its daemon was not running",
+                remediation="its output is in its journal: agentd logs",
+            )
+        kept = self._kept or {}
+        stdout, stderr = (bytes(kept.get(name, b"")) for name in ("stdout", "stderr"))
+        found = wire.result(self.exit, stdout, stderr)
+        if self._cut:
+            found = msgspec.structs.replace(found, truncated=True)
+        if self._killed and found.signal == _SIGKILL:
+            cause = Cause.of(CauseCode.CANCELLED, "cancelled by its caller")
+            found = msgspec.structs.replace(found, cause=cause)
+        return found
+
+    def detach(self) -> None:
+        """It goes on; ``cursors`` say what was seen of it."""
+        with self._lock:
+            self._closed = True
+            self._drop()
+            if self._nudge >= 0:
+                os.close(self._nudge)
+                self._nudge = -1
+
+    def close(self) -> None:
+        """A command that has not ended is killed."""
+        if self._closed:
+            return
+        if self.exit is None:
+            # By a request of its own: whether a message arrives before the close nobody can say.
+            body = {"signal": _SIGKILL}
+            with suppress(AgentdError):
+                self._client.call("POST", f"{self._path}/signal", body)
+        self.detach()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # --- one round ---
+
+    def _pump(self, timeout: float | None, extra_fds: Sequence[int]) -> list[int]:
+        with self._lock:
+            socket = self._open()
+            poller = select.poll()
+            if self.exit is None:
+                wanted = select.POLLIN if self._queued < MAX_QUEUE else 0
+                poller.register(socket, wanted | (select.POLLOUT if socket.backlog else 0))
+            poller.register(self._nudge, select.POLLIN)
+            for fd in extra_fds:
+                poller.register(fd, select.POLLIN)
+            wait = 0 if socket.pending else None if timeout is None else int(timeout * 1000) + 1
+        ready = [fd for fd, _ in poller.poll(wait)]
+        with self._lock:
+            if self._closed:
+                raise self._gone()
+            if self._nudge in ready:
+                os.eventfd_read(self._nudge)
+            if self.exit is None and (socket.pending or socket.fileno() in ready):
+                self._serve(socket)
+        return [fd for fd in ready if fd in extra_fds]
+
+    def _serve(self, socket: WebSocket) -> None:
+        try:
+            socket.flush()
+            for message in socket.receive():
+                self._take(message)
+        except OSError as error:
+            if self.exit is None:
+                self._attach(error)
+        if self.exit is not None:
+            self._drop()
+
+    def _take(self, message: Message) -> None:
+        self._fruitless = 0
+        if message.kind == BINARY:
+            self._output(message.data)
+        elif message.kind == PONG:
+            self._taken, self._asked = max(self._taken, self._asked), 0
+            self._ask()
+        else:
+            self._event(message.data)
+
+    def _output(self, message: bytes) -> None:
+        name = _STREAMS.get(message[0]) if len(message) >= _HEAD else None
+        if name is None:
+            raise self._odd("a message of output without its head")
+        at, data = int.from_bytes(message[1:_HEAD], "big"), message[_HEAD:]
+        seen = self.cursors[name]
+        if at > seen:
+            self._missing(name, at)
+        elif at < seen:
+            data = data[seen - at :]  # sent again: it did not know how far we were
+        if not data:
+            return
+        self.cursors[name] += len(data)
+        shown = "stderr" if name == "stderr" else "stdout"
+        if self._kept is None:
+            self._queue.append((shown, data))
+            self._queued += len(data)
+        else:
+            room = MAX_CAPTURE - len(self._kept[shown])
+            self._cut = self._cut or len(data) > room
+            self._kept[shown] += data[:room]
+
+    def _event(self, message: bytes) -> None:
+        try:
+            event = _EVENT.decode(message)
+        except msgspec.DecodeError as error:
+            raise self._odd(str(error)) from error
+        if event.process is not None:
+            self.pid = event.process.pid or self.pid
+        elif event.event == "lost" and event.stream in self.cursors:
+            self._missing(event.stream, event.to)
+        elif event.event == "exit":
+            self.exit = event.result or _UNKNOWN
+        elif event.error is not None and event.error.code != Conflict.code:
+            # A conflict is input for a command that has ended: its end is on its way.
+            self._refusal = self._refusal or from_view(event.error)
+
+    def _missing(self, name: str, until: int) -> None:
+        gone = until - self.cursors[name]
+        if gone > 0:
+            self.lost[name] = self.lost.get(name, 0) + gone
+            self.cursors[name] = until
+            self._cut = True
+
+    # --- stdin and controls ---
+
+    def _give(self, kind: int, data: bytes) -> None:
+        with self._lock:
+            if self._send(kind, data):
+                self._given += 1
+                self._ask()
+
+    def _ask(self) -> None:
+        """A ping behind what was given: its answer tells that all before it has arrived."""
+        socket = self._socket
+        if socket is not None and not self._asked and self._taken < self._given:
+            self._asked = self._given
+            with suppress(OSError):
+                socket.ping()
+
+    def _send(self, kind: int, data: bytes) -> bool:
+        """False where the command has ended, and nobody would read it."""
+        with self._lock:
+            if self.exit is not None:
+                return False
+            socket = self._open()
+            try:
+                socket.send(kind, data)
+            except OSError as error:
+                self._attach(error)
+                self._open().send(kind, data)
+                socket = self._open()
+            if socket.backlog:
+                os.eventfd_write(self._nudge, 1)  # whoever polls must wait for room, too
+            return True
+
+    # --- the connection ---
+
+    def _open(self) -> WebSocket:
+        if self._socket is None:
+            raise self._gone()
+        return self._socket
+
+    def _attach(self, lost: Exception | None = None, *, first: bool = False) -> None:
+        """Again, from the cursors on. Raises Unreachable when that takes too long."""
+        self._drop()
+        if self._taken < self._given and not self._pty:
+            raise Unreachable(
+                "the connection broke while stdin was on its way",
+                cause=str(lost),
+                remediation=f"attach to process {self.id}, and see how much of it has arrived",
+            ) from lost
+        query = {name: at for name, at in self.cursors.items() if at}
+        self._fruitless += 1
+        for delay in (0.0, *DELAYS) if self._fruitless <= len(DELAYS) else ():
+            time.sleep(delay)
+            try:
+                self._socket = WebSocket(self._client, f"{self._path}/attach", query)
+            except (OSError, http.client.HTTPException, Unreachable) as error:
+                if first and isinstance(error, Unreachable):
+                    raise
+                lost = error
+            else:
+                self._taken = self._given
+                self._asked = 0
+                return
+        raise Unreachable(
+            f"the connection to {self._client.address} broke, and there is no new one",
+            cause=str(lost),
+            remediation=f"process {self.id} may still run: attach to it later",
+        ) from lost
+
+    def _drop(self) -> None:
+        socket, self._socket = self._socket, None
+        if socket is not None:
+            socket.close()
+
+    def _gone(self) -> AgentdError:
+        return SandboxError(
+            f"process {self.id} was let go", remediation="attach to it, or start another"
+        )
+
+    def _odd(self, what: str) -> AgentdError:
+        return AgentdError(
+            f"the daemon at {self._client.address} broke the protocol",
+            cause=what,
+            remediation="use the same version of agentd on both sides",
+        )

@@ -1,0 +1,190 @@
+"""A sandbox of this process, behind the same port as a daemon's."""
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
+
+from agentd.client import build
+from agentd.client.build import SandboxOptions
+from agentd.model.errors import InvalidInput, Refused
+
+if TYPE_CHECKING:
+    from agentd.client.embedded import Execution, Pipeline, SandboxHandle, Snapshot
+    from agentd.model.enforcement import Enforcement
+    from agentd.model.result import Result, SandboxInfo
+    from agentd.model.spec import ExecRequest
+
+
+class LocalCommand:
+    id = None
+
+    def __init__(self, execution: "Execution") -> None:
+        self._execution = execution
+        self.cursors = {"stdout": 0, "stderr": 0}
+        self.close = execution.close
+        self.write = execution.write
+        self.close_stdin = execution.close_stdin
+        self.kill = execution.kill
+        self.finish = execution.finish
+
+    @property
+    def pid(self) -> int | None:
+        return self._execution.running.pid
+
+    @property
+    def exit(self) -> object | None:
+        return self._execution.exit
+
+    @property
+    def backlog(self) -> int:
+        return self._execution.running.backlog
+
+    def step(
+        self, timeout: float | None = None, extra_fds: Sequence[int] = ()
+    ) -> tuple[list[tuple[str, bytes]], list[int]]:
+        chunks, ready = self._execution.step(timeout, extra_fds)
+        for name, data in chunks:
+            self.cursors[name] += len(data)
+        return chunks, ready
+
+    def chunks(self) -> Iterator[tuple[str, bytes]]:
+        while True:
+            found, _ = self.step()
+            yield from found
+            if self.exit is not None and not found:
+                return
+
+    def signal(self, number: int) -> None:
+        self._execution.running.signal(number)
+
+    def resize(self, rows: int, cols: int) -> None:
+        self._execution.running.resize(rows, cols)
+
+    def detach(self) -> NoReturn:
+        raise _needs_daemon("to let a command go on")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class LocalSandbox:
+    lasting = False
+
+    def __init__(self, pipeline: "Pipeline", handle: "SandboxHandle", principal: str) -> None:
+        self.pipeline = pipeline
+        self.handle = handle
+        self.principal = principal
+        self.labels: Mapping[str, str] = {}
+        self._owner = os.getpid()
+
+    @property
+    def id(self) -> str:
+        return self.handle.id
+
+    @property
+    def state(self) -> str:
+        return str(self.handle.state)
+
+    @property
+    def info(self) -> "SandboxInfo":
+        return self.handle.info
+
+    @property
+    def enforcement(self) -> "Enforcement":
+        return self.handle.enforcement
+
+    @property
+    def files(self) -> Any:
+        return self.handle.guest.files
+
+    def execute(self, request: "ExecRequest", stdin: bytes) -> "Result":
+        return self.pipeline.execute(self.principal, self.handle, request, stdin)
+
+    def start(self, request: "ExecRequest", *, capture: bool = False) -> LocalCommand:
+        return LocalCommand(self.pipeline.start(self.principal, self.handle, request, capture))
+
+    def attach(self, process: str, cursors: Mapping[str, int]) -> NoReturn:
+        raise _needs_daemon("to attach to a command")
+
+    def changes(self) -> tuple[str, ...]:
+        return tuple(self._overlay().changes())
+
+    def apply(self) -> None:
+        self._overlay().apply()
+
+    def pause(self) -> None:
+        self.pipeline.pause(self.handle)
+
+    def resume(self) -> None:
+        self.pipeline.resume(self.handle)
+
+    def snapshot(self, path: str | os.PathLike[str] | None) -> "Snapshot":
+        return self.pipeline.snapshot(self.handle, None if path is None else os.fspath(path))
+
+    def fork(self, count: int) -> "Sequence[LocalSandbox]":
+        made = self.pipeline.fork(self.principal, self.handle, count)
+        return [LocalSandbox(self.pipeline, handle, self.principal) for handle in made]
+
+    def ping(self) -> dict[str, object]:
+        return dict(self.handle.guest.call("sys.ping"))
+
+    def renew(self, ttl: str | float) -> NoReturn:
+        raise _needs_daemon("to renew a lease")
+
+    def kill(self) -> None:
+        self.pipeline.close(self.handle)
+
+    def forget(self) -> None:
+        if os.getpid() != self._owner:
+            return  # a forked copy: the sandbox belongs to the original
+        self.kill()
+        warnings.warn(
+            f"sandbox {self.id} was never closed (use it in a with statement)",
+            ResourceWarning,
+            stacklevel=3,
+        )
+
+    def _overlay(self) -> Any:
+        wall = self.handle.wall
+        if not hasattr(wall, "changes"):
+            raise Refused(
+                f"sandbox {self.id} has no copy-on-write workspace",
+                remediation="create it with workspace='PATH:cow'",
+            )
+        return wall
+
+
+def create(
+    *,
+    snapshot: "Snapshot | str | os.PathLike[str] | None" = None,
+    labels: Mapping[str, str] | None = None,
+    ttl: str | float | None = None,
+    **options: Unpack[SandboxOptions],
+) -> LocalSandbox:
+    """Raises InvalidInput, Refused, SandboxError."""
+    from agentd.client import embedded
+
+    if labels or ttl is not None:
+        raise InvalidInput(
+            f"{'labels' if labels else 'ttl'} are for the sandboxes of a daemon",
+            remediation="leave them out, or give url=",
+        )
+    pipeline, principal = embedded.shared(), embedded.principal()
+    if snapshot is None:
+        spec = build.sandbox_spec(**options)
+        return LocalSandbox(pipeline, pipeline.open(principal, spec), principal)
+    kept = embedded.load_snapshot(snapshot)
+    spec = build.restored_spec(kept.spec, **options)
+    return LocalSandbox(pipeline, pipeline.open(principal, spec, kept), principal)
+
+
+def _needs_daemon(what: str) -> Refused:
+    return Refused(
+        f"a daemon is needed {what}",
+        cause="this sandbox lives and ends with this process",
+        remediation="give url=, with agentd serve running",
+    )

@@ -1,0 +1,94 @@
+"""What stands behind the SDK's objects: a sandbox of this process, or one of a daemon."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from agentd.model.enforcement import Enforcement
+    from agentd.model.result import Result, SandboxInfo
+    from agentd.model.spec import ExecRequest
+
+
+class Running(Protocol):
+    """A command that runs. One thread drives it; another may write, signal and kill."""
+
+    @property
+    def id(self) -> str | None:
+        """The daemon's name for it; None for one of this process."""
+
+    @property
+    def pid(self) -> int | None: ...
+    @property
+    def exit(self) -> object | None:
+        """Not None once it has ended."""
+
+    @property
+    def backlog(self) -> int:
+        """Bytes of stdin that it has not taken yet."""
+
+    @property
+    def cursors(self) -> Mapping[str, int]:
+        """Bytes of each stream that were given out."""
+
+    def step(
+        self, timeout: float | None = None, extra_fds: Sequence[int] = ()
+    ) -> tuple[list[tuple[str, bytes]], list[int]]:
+        """Chunks of output, ("stdout" | "stderr", bytes), and the readable ones of ``extra_fds``:
+        what is there, or after ``timeout`` seconds nothing."""
+
+    def chunks(self) -> Iterator[tuple[str, bytes]]: ...
+    def write(self, data: bytes) -> None: ...
+    def close_stdin(self) -> None: ...
+    def signal(self, number: int) -> None: ...
+    def resize(self, rows: int, cols: int) -> None: ...
+    def kill(self) -> None: ...
+    def finish(self) -> "Result":
+        """Waits for its end; output that nobody took is dropped, unless it is captured."""
+
+    def detach(self) -> None:
+        """Let go of it without ending it. Raises Refused where it could not go on."""
+
+    def close(self) -> None:
+        """Let go of it; a command that has not ended is killed."""
+
+    def __enter__(self) -> "Running": ...
+    def __exit__(self, *exc: object) -> None: ...
+
+
+class Held(Protocol):
+    """A sandbox. Thread-safe."""
+
+    lasting: bool
+    """Whether it outlives this process, so that to forget it is no mistake."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def labels(self) -> Mapping[str, str]: ...
+    @property
+    def info(self) -> "SandboxInfo": ...
+    @property
+    def enforcement(self) -> "Enforcement": ...
+    @property
+    def files(self) -> Any:
+        """With the methods of transport.files.Files."""
+
+    def execute(self, request: "ExecRequest", stdin: bytes) -> "Result": ...
+    def start(self, request: "ExecRequest", *, capture: bool = False) -> Running: ...
+    def attach(self, process: str, cursors: Mapping[str, int]) -> Running: ...
+    def changes(self) -> tuple[str, ...]: ...
+    def apply(self) -> None: ...
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+    def snapshot(self, path: str | os.PathLike[str] | None) -> Any: ...
+    def fork(self, count: int) -> "Sequence[Held]": ...
+    def ping(self) -> dict[str, object]: ...
+    def renew(self, ttl: str | float) -> None: ...
+    def kill(self) -> None:
+        """End everything in it; idempotent."""
+
+    def forget(self) -> None:
+        """Let go of it: it goes on where it outlives this process, and is ended where not."""

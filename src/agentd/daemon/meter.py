@@ -1,0 +1,25 @@
+"""What is counted while the daemon works. This one counts nothing: metrics.py has one that does."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from agentd.daemon.service.command import Command
+    from agentd.daemon.service.live import Live
+
+
+class Meter:
+    """Thread-safe, quick, and never raises."""
+
+    def request(self, op: str, status: str, seconds: float) -> None:
+        """One call of the service has ended; ``status`` is "ok" or the error's code."""
+
+    def command(self, command: "Command") -> None:
+        """One has ended; its result is there."""
+
+    def sandbox(self, live: "Live", *, pooled: bool, seconds: float) -> None:
+        """One was made, or claimed from the pool."""
+
+    def sandbox_ended(self, live: "Live", reason: str) -> None: ...
+
+
+NONE = Meter()

@@ -1,0 +1,124 @@
+"""The service, with every call timed, counted, traced and told to the log."""
+
+import inspect
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+from agentd.daemon import context, trace
+from agentd.daemon.log import Log, about
+from agentd.daemon.meter import Meter
+from agentd.ingest.service import Service
+from agentd.model.errors import AgentdError
+from agentd.model.principal import Principal
+
+# ``peer`` and ``ready`` are asked all the time, ``once`` belongs to the loop, and ``watch`` and
+# ``tunnel`` take as long as their caller stays.
+_PLAIN = frozenset(("peer", "ready", "version", "once", "watch", "tunnel"))
+_OURS = frozenset(
+    ("internal", "sandbox_error", "backend_lost", "guest_error", "store_error", "store_busy")
+)
+OPERATIONS = tuple(
+    name
+    for name, _ in inspect.getmembers(Service, inspect.isfunction)
+    if not name.startswith("_") and name not in _PLAIN
+)
+
+
+def observed(service: Service, meter: Meter, log: Log) -> Service:
+    """It in front of ``service``."""
+    return cast("Service", _Observed(service, meter, log))
+
+
+class _Observed:
+    def __init__(self, service: Service, meter: Meter, log: Log) -> None:
+        self._service = service
+        self._meter = meter
+        self._log = log
+        for name in _PLAIN:
+            setattr(self, name, getattr(service, name))
+        for name in OPERATIONS:
+            setattr(self, name, self._watched(name, getattr(service, name)))
+
+    def _watched(self, op: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        if inspect.isgeneratorfunction(call) or op in ("read_file", "read_tar"):
+
+            def stream(*args: Any, **options: Any) -> Iterator[Any]:
+                # What is wrong with the request is raised before anything is asked of the answer.
+                return self._pieces(op, self._do(op, call, args, options), args)
+
+            return stream
+
+        def do(*args: Any, **options: Any) -> Any:
+            return self._do(op, call, args, options)
+
+        return do
+
+    def _do(self, op: str, call: Callable[..., Any], args: Any, options: Any) -> Any:
+        begun = time.perf_counter()
+        who, sandbox = _whose(args)
+        status, words = "ok", ""
+        with context.request(context.current() or context.new_id(), context.trace_headers()):
+            try:
+                with (
+                    about(sandbox=sandbox),
+                    trace.span(f"agentd.{op}", _values(who, sandbox), context.trace_headers()),
+                ):
+                    return call(*args, **options)
+            except AgentdError as error:
+                status, words = error.code, str(error)
+                raise
+            except BaseException as error:
+                status, words = "internal", type(error).__name__
+                raise
+            finally:
+                seconds = time.perf_counter() - begun
+                self._meter.request(op, status, seconds)
+                self._tell(op, who, sandbox, status, words, seconds)
+
+    def _pieces(self, op: str, pieces: Iterator[Any], args: Any) -> Iterator[Any]:
+        """Counted when the caller has taken all of it, or gone away."""
+        begun = time.perf_counter()
+        status = "ok"
+        try:
+            yield from pieces
+        except AgentdError as error:
+            status = error.code
+            raise
+        except GeneratorExit:
+            status = "cancelled"
+            raise
+        except BaseException:
+            status = "internal"
+            raise
+        finally:
+            seconds = time.perf_counter() - begun
+            self._meter.request(f"{op}_data", status, seconds)
+            who, sandbox = _whose(args)
+            self._tell(f"{op}_data", who, sandbox, status, "", seconds)
+
+    def _tell(
+        self, op: str, who: str, sandbox: str, status: str, words: str, seconds: float
+    ) -> None:
+        level, event = "debug", "request"
+        if status in _OURS:
+            level, event = "warning", "request failed"
+        elif status != "ok":
+            level, event = "info", "request refused"
+        if not self._log.wants(level):
+            return
+        fields = {"sandbox": sandbox, "principal": who, "error": words}
+        known = {name: value for name, value in fields.items() if value}
+        self._log.say(level, event, op=op, code=status, ms=round(seconds * 1000, 2), **known)
+
+
+def _whose(args: Any) -> tuple[str, str]:
+    """The principal's name and the sandbox's id, where the call has them."""
+    who = args[0].name if args and isinstance(args[0], Principal) else ""
+    id_ = args[1] if len(args) > 1 and isinstance(args[1], str) else ""
+    return who, id_ if id_.startswith("sbx-") else ""
+
+
+def _values(who: str, sandbox: str) -> trace.Values:
+    values = {"agentd.principal": who, "agentd.sandbox": sandbox}
+    return {name: value for name, value in values.items() if value}

@@ -1,0 +1,171 @@
+"""The sockets that are listened on."""
+
+import contextlib
+import errno
+import grp
+import os
+import socket
+import ssl
+import stat
+from collections.abc import MutableMapping
+from typing import Self
+
+from agentd.model.errors import Conflict, InvalidInput
+
+BACKLOG = 1024
+_FIRST_FD = 3  # sd_listen_fds(3), SD_LISTEN_FDS_START
+
+
+class Listener:
+    """Owns its socket. ``name`` is for the log: unix:/path, or http(s)://host:port."""
+
+    def __init__(self, sock: socket.socket, tls: ssl.SSLContext | None = None) -> None:
+        self.socket = sock
+        self.tls = tls
+        self.path: str | None = None  # to be removed with it
+        self._file: tuple[int, int] | None = None
+        sock.setblocking(False)
+
+    @property
+    def name(self) -> str:
+        address = self.socket.getsockname()
+        if self.socket.family == socket.AF_UNIX:
+            return f"unix:{address}"
+        host = f"[{address[0]}]" if ":" in address[0] else address[0]
+        return f"{'https' if self.tls else 'http'}://{host}:{address[1]}"
+
+    def own(self, path: str) -> Self:
+        """Remove the file when it closes, unless it is another's by then."""
+        found = os.lstat(path)
+        self.path, self._file = path, (found.st_dev, found.st_ino)
+        return self
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self.path is not None:
+            with contextlib.suppress(OSError):
+                found = os.lstat(self.path)
+                if (found.st_dev, found.st_ino) == self._file:
+                    os.unlink(self.path)
+            self.path = None
+        self.socket.close()
+
+
+def unix(path: str, *, mode: int = 0o600, group: str | None = None) -> Listener:
+    """Its permissions hold before anybody can connect. Raises Conflict where somebody listens
+    there, InvalidInput for a file that is no socket or a group that is not there, OSError."""
+    gid = _gid(group)
+    os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+    _remove_stale(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(path)
+        listener = Listener(sock).own(path)
+        try:
+            # Until listen() every connect() is refused (unix(7)).
+            if gid >= 0:
+                os.chown(path, -1, gid)
+            os.chmod(path, mode)
+            sock.listen(BACKLOG)
+        except BaseException:
+            listener.close()
+            raise
+    except BaseException:
+        sock.close()
+        raise
+    return listener
+
+
+def tcp(host: str, port: int, *, tls: ssl.SSLContext | None = None) -> list[Listener]:
+    """One for each address of the host. Raises InvalidInput for a host that has none, OSError."""
+    try:
+        found = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
+        )
+    except socket.gaierror as error:
+        raise InvalidInput(f"the host {host!r} has no address", cause=str(error)) from None
+    listeners: list[Listener] = []
+    try:
+        for family, kind, proto, _, address in dict.fromkeys(found):
+            # asyncio looks at the protocol number before it sets TCP_NODELAY: without IPPROTO_TCP
+            # an answer in two writes waits for the client's delayed acknowledgement, 40 ms.
+            sock = socket.socket(family, kind, proto or socket.IPPROTO_TCP)
+            listeners.append(Listener(sock, tls))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind(address)
+            sock.listen(BACKLOG)
+    except BaseException:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners
+
+
+def tls_context(cert: str, key: str | None = None, client_ca: str | None = None) -> ssl.SSLContext:
+    """TLS 1.2 and up; with ``client_ca`` every client must have a certificate of it. Raises
+    InvalidInput for files that cannot be used."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(cert, key)
+        if client_ca is not None:
+            context.load_verify_locations(client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except (OSError, ssl.SSLError) as error:
+        raise InvalidInput("the TLS files cannot be used", cause=str(error)) from None
+    return context
+
+
+def inherited(
+    environ: MutableMapping[str, str], tls: ssl.SSLContext | None = None
+) -> list[Listener]:
+    """Those that systemd passes (sd_listen_fds(3)); forgets that it did. TCP ones get ``tls``."""
+    pid, count = environ.pop("LISTEN_PID", ""), environ.pop("LISTEN_FDS", "")
+    environ.pop("LISTEN_FDNAMES", None)
+    if pid != str(os.getpid()) or not count.isdigit():
+        return []
+    listeners = []
+    for fd in range(_FIRST_FD, _FIRST_FD + int(count)):
+        os.set_inheritable(fd, False)
+        sock = socket.socket(fileno=fd)  # finds out its family, type and protocol
+        if sock.type != socket.SOCK_STREAM or not sock.getsockopt(
+            socket.SOL_SOCKET, socket.SO_ACCEPTCONN
+        ):
+            sock.close()
+            raise InvalidInput(f"descriptor {fd} from systemd is no listening stream socket")
+        listeners.append(Listener(sock, None if sock.family == socket.AF_UNIX else tls))
+    return listeners
+
+
+def _remove_stale(path: str) -> None:
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise InvalidInput(
+            f"{path} is there and no socket", remediation="remove it, or use another"
+        )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        number = probe.connect_ex(path)
+    if number != errno.ECONNREFUSED:
+        raise Conflict(
+            f"somebody listens on {path} already",
+            cause=os.strerror(number) if number else "",
+            remediation="stop that daemon, or use another path",
+        )
+    os.unlink(path)
+
+
+def _gid(group: str | None) -> int:
+    if group is None:
+        return -1
+    try:
+        return int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise InvalidInput(f"there is no group {group!r}") from None

@@ -1,0 +1,448 @@
+"""The SDK and the command line against a real ``agentd serve``."""
+
+import asyncio
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from agentd import AsyncSandbox, Sandbox
+from agentd.client.http import address
+from agentd.client.http.client import Client
+from agentd.model.cause import CauseCode
+from agentd.model.errors import AgentdError, InvalidInput, NotFound, Refused
+
+pytestmark = pytest.mark.timeout(120)
+
+
+class Daemon:
+    """One whose process can be ended and started again on the same state."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.url = f"unix:{folder}/agentd.sock"
+        (folder / "agentd.toml").write_text(
+            f'[[listen]]\naddress = "{self.url}"\n'
+            f'[[auth.peers]]\nuid = {os.getuid()}\nscopes = ["admin"]\n'
+            "[daemon]\ndrain = 1\n"
+        )
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        argv = [sys.executable, "-m", "agentd", "serve", "--config", f"{self.folder}/agentd.toml"]
+        argv += ["--state", f"{self.folder}/state"]
+        with open(f"{self.folder}/log", "ab") as log:
+            self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        client = Client(address.parse(self.url))
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                client.call("GET", "/readyz")
+                break
+            except AgentdError:
+                assert self.process.poll() is None, (self.folder / "log").read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        client.close()
+
+    def stop(self, *, kill: bool = False) -> None:
+        assert self.process is not None
+        if kill:
+            self.process.kill()
+        else:
+            self.process.terminate()
+        self.process.wait(60)
+
+    def cli(self, *words: str, stdin: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
+        return subprocess.run(
+            [sys.executable, "-m", "agentd", *words],
+            input=stdin,
+            capture_output=True,
+            env={**os.environ, "AGENTD_URL": self.url},
+            timeout=60,
+            check=False,
+        )
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    made = Daemon(tmp_path_factory.mktemp("daemon"))
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def sandbox(daemon: Daemon) -> Iterator[Sandbox]:
+    with Sandbox.create(url=daemon.url, labels={"of": "test"}, ttl="10m") as made:
+        yield made
+
+
+# --- the SDK ---
+
+
+def test_connected_ones_are_the_same_sandbox(daemon: Daemon, sandbox: Sandbox) -> None:
+    assert sandbox.labels == {"of": "test"}
+    sandbox.run("echo kept > file", check=True)
+    with Sandbox.connect(sandbox.id, url=daemon.url) as other:
+        assert (other.id, other.info, other.labels) == (sandbox.id, sandbox.info, sandbox.labels)
+        assert other.run("cat file").text == "kept\n"
+    assert sandbox.run("cat file").text == "kept\n"  # to let go of it is not to end it
+    with Sandbox.connect(sandbox.id, url=daemon.url) as other:
+        other.kill()
+    with pytest.raises(NotFound):
+        Sandbox.connect(sandbox.id, url=daemon.url)
+
+
+def test_one_that_is_forgotten_goes_on(daemon: Daemon) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        name = Sandbox.create(url=daemon.url, ttl="1m").id
+    Sandbox.connect(name, url=daemon.url).kill()
+
+
+def test_the_environment_names_the_daemon(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENTD_URL", daemon.url)
+    with Sandbox.create() as made, Sandbox.connect(made.id) as other:
+        assert other.run("echo here").text == "here\n"
+
+
+def test_a_lease(sandbox: Sandbox) -> None:
+    before = sandbox._held.view.deadline  # type: ignore[attr-defined]
+    sandbox.renew("1h")
+    assert sandbox._held.view.deadline > before + 1800  # type: ignore[attr-defined]
+
+
+def test_what_needs_a_daemon_says_so() -> None:
+    with pytest.raises(InvalidInput, match="labels are for the sandboxes of a daemon"):
+        Sandbox.create(labels={"a": "b"})
+    with Sandbox.create() as embedded:
+        for use in (lambda: embedded.renew("1m"), lambda: embedded.attach("p")):
+            with pytest.raises(Refused, match="a daemon is needed"):
+                use()
+
+
+def test_a_process_is_left_and_come_back_to(sandbox: Sandbox) -> None:
+    process = sandbox.start("echo one; read x; echo $x; exit 4", stdin=True)
+    assert next(iter(process)).data == b"one\n"
+    name, cursors = process.id, process.cursors
+    assert name is not None and cursors["stdout"] == 4
+    process.detach()
+    with sandbox.attach(name, cursors) as again:
+        again.write("two\n")
+        assert b"".join(chunk.data for chunk in again) == b"two\n"
+        assert again.result.exit_code == 4
+    with sandbox.attach(name) as whole:  # after its end as well
+        assert b"".join(chunk.data for chunk in whole) == b"one\ntwo\n"
+
+
+def test_an_interrupted_run_ends_its_command(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = sandbox._held
+    call = held.client.call  # type: ignore[attr-defined]
+
+    def interrupted(method: str, path: str, *args: object, **options: object) -> object:
+        if not path.endswith("/exec"):
+            return call(method, path, *args, **options)
+        # Sent, and begun: then whoever waits for the answer is interrupted.
+        body = msgspec.to_builtins(args[0]) | {"wait": False}
+        call(method, path, body, once=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(held.client, "call", interrupted)  # type: ignore[attr-defined]
+    with pytest.raises(KeyboardInterrupt):
+        sandbox.run("sleep 1000")
+    deadline = time.monotonic() + 20
+    while any(found.state == "running" for found in held.processes()):  # type: ignore[attr-defined]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_async(daemon: Daemon) -> None:
+    async def main() -> None:
+        async with await AsyncSandbox.create(url=daemon.url, labels={"a": "b"}) as sandbox:
+            assert sandbox.labels == {"a": "b"}
+            data = os.urandom(1 << 20)
+            many = [sandbox.run(["cat"], stdin=data) for _ in range(4)]
+            assert all(result.stdout == data for result in await asyncio.gather(*many))
+            await sandbox.files.write("/workspace/a", data)
+            pieces = [piece async for piece in sandbox.files.read_iter("/workspace/a")]
+            assert b"".join(pieces) == data
+            text = [str(chunk) async for chunk in sandbox.stream("echo x; echo y")]
+            assert "".join(text) == "x\ny\n"
+            async with await sandbox.start("read x; echo got $x", stdin=True) as process:
+                await process.write("it\n")
+                assert b"".join([c.data async for c in process]) == b"got it\n"
+            task = asyncio.create_task(sandbox.run("echo up > up; sleep 1000"))
+            while (await sandbox.run("cat up")).status != "ok":
+                await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            while (await sandbox.run("pgrep -x sleep || test $? != 1")).status == "ok":
+                await asyncio.sleep(0.02)
+            await sandbox.renew("5m")
+            async with await AsyncSandbox.connect(sandbox.id, url=daemon.url) as other:
+                assert (await other.run("wc -c < a")).text.strip() == str(len(data))
+
+    asyncio.run(main())
+
+
+def test_a_watch_is_left_by_cancelling(daemon: Daemon) -> None:
+    async def main() -> str:
+        async with await AsyncSandbox.create(url=daemon.url) as sandbox:
+            changes = sandbox.files.watch("/workspace")
+            first = asyncio.create_task(anext(changes))
+            while not first.done():
+                await sandbox.files.write("/workspace/seen", b"x")
+                await asyncio.sleep(0.01)
+            await changes.aclose()  # type: ignore[attr-defined]
+            waiting = asyncio.create_task(anext(sandbox.files.watch("/tmp")))
+            await asyncio.sleep(0.05)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            return first.result().path
+
+    assert asyncio.run(main()).startswith("/workspace/")
+
+
+@pytest.mark.parametrize("kill", [False, True], ids=["drained", "killed"])
+def test_a_command_is_followed_across_a_restart(tmp_path: Path, kill: bool) -> None:
+    daemon = Daemon(tmp_path)
+    daemon.start()
+    sandbox = Sandbox.create(url=daemon.url, ttl="5m")
+    script = "n=0; while [ ! -e stop ]; do echo $((n=n+1)); sleep 0.02; done"
+    with sandbox.start(script) as process:
+        chunks = iter(process)
+        seen = next(chunks).data
+        daemon.stop(kill=kill)
+        daemon.start()
+        assert process.cursors["stdout"] == len(seen)
+        while seen.count(b"\n") < 20:
+            seen += next(chunks).data
+        sandbox.files.write("/workspace/stop", b"")
+        seen += b"".join(chunk.data for chunk in chunks)
+        assert process.result.exit_code == 0
+    numbers = [int(line) for line in seen.split()]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert sandbox.run("echo on").text == "on\n"
+    sandbox.kill()
+    daemon.stop()
+
+
+def test_a_run_that_the_daemon_has_heard_is_not_done_twice(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from agentd.client.http.connection import Connection
+
+    sandbox.run("true")
+    answer, lost = Connection.getresponse, []
+
+    def lose(self: Connection) -> object:
+        found = answer(self)
+        if not lost:
+            lost.append(found.read())
+            raise ConnectionResetError("lost on the way back")
+        return found
+
+    monkeypatch.setattr(Connection, "getresponse", lose)
+    assert sandbox.run("echo x >> log; cat log").text == "x\n"
+    assert lost
+    assert sandbox.run("cat log").text == "x\n"
+
+
+# --- the command line ---
+
+
+@pytest.fixture
+def box(daemon: Daemon) -> Iterator[str]:
+    name = daemon.cli("create", "--label", "of=cli").stdout.decode().strip()
+    assert name.startswith("sbx-")
+    yield name
+    daemon.cli("kill", name)
+
+
+def test_exec_passes_everything_through(daemon: Daemon, box: str) -> None:
+    done = daemon.cli(
+        "exec",
+        "-i",
+        "-e",
+        "A=b",
+        box,
+        "--",
+        "sh",
+        "-c",
+        "cat; echo $A >&2; exit 3",
+        stdin=b"in\0\xff",
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (3, b"in\0\xff", b"b\n")
+    done = daemon.cli("exec", "--timeout", "200ms", box, "--", "sleep", "60")
+    assert done.returncode == 124
+    assert done.stderr.startswith(b"agentd exec: timeout: ")
+    value = json.loads(daemon.cli("exec", "--json", box, "--", "echo", "out").stdout)
+    assert (value["stdout"], value["sandbox"]["id"]) == ("out\n", box)
+
+
+def test_a_detached_command_and_its_logs(daemon: Daemon, box: str) -> None:
+    script = "echo out; echo err >&2; while [ ! -e go ]; do sleep 0.02; done; exit 5"
+    process = daemon.cli("exec", "-d", box, "--", "sh", "-c", script).stdout.decode().strip()
+    assert process.startswith("prc-")
+    with subprocess.Popen(
+        [sys.executable, "-m", "agentd", "logs", "-f", box, process],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "AGENTD_URL": daemon.url},
+    ) as follower:
+        assert follower.stdout is not None and follower.stdout.readline() == b"out\n"
+        daemon.cli("exec", box, "--", "touch", "go")
+        out, err = follower.communicate(timeout=60)
+    assert (follower.returncode, out, err) == (0, b"", b"err\n")
+    done = daemon.cli("attach", "--all", box, process)
+    assert (done.returncode, done.stdout, done.stderr) == (5, b"out\n", b"err\n")
+    only = daemon.cli("logs", "--stream", "stderr", box, process)
+    assert (only.stdout, only.stderr) == (b"", b"err\n")
+    lines = daemon.cli("logs", "--json", box, process).stdout.splitlines()
+    assert json.loads(lines[0]) == {"stream": "stdout", "data": "out\n", "encoding": "utf-8"}
+    assert json.loads(lines[-1])["exit"]["exit_code"] == 5
+    shown = json.loads(daemon.cli("inspect", "--json", box).stdout)
+    assert process in [found["id"] for found in shown["processes"]]
+
+
+def test_files_are_copied_both_ways(daemon: Daemon, box: str, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    (tree / "sub").mkdir(parents=True)
+    (tree / "sub" / "run").write_text("#!/bin/sh\necho ran\n")
+    (tree / "sub" / "run").chmod(0o755)
+    (tree / "link").symlink_to("sub/run")
+    big = os.urandom(3 << 20)
+    (tree / "big").write_bytes(big)
+    assert daemon.cli("cp", str(tree), f"{box}:/workspace/").returncode == 0
+    assert daemon.cli("exec", box, "--", "tree/link").stdout == b"ran\n"
+    assert daemon.cli("cp", f"{box}:/workspace/tree", str(tmp_path / "back")).returncode == 0
+    assert (tmp_path / "back" / "big").read_bytes() == big
+    assert os.readlink(tmp_path / "back" / "link") == "sub/run"
+    assert (tmp_path / "back" / "sub" / "run").stat().st_mode & 0o111
+    renamed = daemon.cli("cp", "--json", f"{box}:/workspace/tree/big", str(tmp_path / "one"))
+    assert json.loads(renamed.stdout) == {"bytes": len(big)}
+    assert (tmp_path / "one").read_bytes() == big
+    into = daemon.cli("cp", f"{box}:/workspace/tree", str(tmp_path / "back"))
+    assert into.returncode == 0 and (tmp_path / "back" / "tree" / "big").exists()
+    again = daemon.cli("cp", f"{box}:/workspace/tree", str(tmp_path / "back"))
+    assert (again.returncode, b"exists already" in again.stderr) == (2, True)
+    assert daemon.cli("cp", str(tree / "big"), f"{box}:/workspace/deep/down/big").returncode == 0
+    assert daemon.cli("exec", box, "--", "ls", "deep/down").stdout == b"big\n"
+
+
+def test_a_terminal(daemon: Daemon, box: str) -> None:
+    """In a child that has one: its size, its keys, and Ctrl-P Ctrl-Q, which leaves it running."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid, fd = pty.fork()
+    if pid == 0:
+        os.environ["AGENTD_URL"] = daemon.url
+        argv = [sys.executable, "-m", "agentd", "shell", "--shell", "sh", box]
+        os.execv(sys.executable, argv)  # noqa: S606
+    try:
+        _read_until(fd, b"$ ")  # what is typed before it has its terminal is thrown away
+        os.write(fd, b"echo $((6*7))\r")
+        _read_until(fd, b"42")
+        os.write(fd, b"\x10\x11")
+        _read_until(fd, b"goes on")
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        raise
+    finally:
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        os.close(fd)
+    assert code == 0
+    done = daemon.cli("attach", "-i", box, stdin=b"echo back; exit 6\n")
+    assert done.returncode == 6 and b"back" in done.stdout
+
+
+def _read_until(fd: int, wanted: bytes) -> None:
+    seen = b""
+    while wanted not in seen:
+        assert select.select([fd], [], [], 30)[0], seen
+        seen += os.read(fd, 4096)
+
+
+def test_finding_and_ending(daemon: Daemon, box: str) -> None:
+    found = json.loads(daemon.cli("ls", "--json", "--label", "of=cli").stdout)
+    assert [view["id"] for view in found] == [box]
+    assert daemon.cli("ls", "-q", "--label", "of=nobody").stdout == b""
+    table = daemon.cli("ls").stdout.decode()
+    assert table.startswith("ID") and box in table and "of=cli" in table
+    renewed = json.loads(daemon.cli("renew", "--json", box, "1h").stdout)
+    assert renewed["deadline"] > time.time() + 3000
+    assert daemon.cli("pause", box).returncode == 125  # its wall cannot
+    shown = daemon.cli("inspect", box).stdout.decode()
+    assert "label of" in shown and "seccomp" in shown
+    both = daemon.cli("kill", "sbx-nobody", box)
+    assert both.returncode == 125 and b"sbx-nobody" in both.stderr
+    assert daemon.cli("inspect", box).returncode == 125
+
+
+def test_keys(daemon: Daemon, box: str) -> None:
+    made = json.loads(daemon.cli("key", "create", "ci", "--scope", "read", "--json").stdout)
+    assert made["secret"].startswith("agd_") and made["scopes"] == ["read"]
+    client = Client(address.parse(daemon.url, api_key=made["secret"]))
+    client.call("GET", "/v1/sandboxes")
+    with pytest.raises(Refused) as caught:
+        client.call("DELETE", f"/v1/sandboxes/{box}")
+    assert caught.value.code == "forbidden"
+    assert made["id"] in daemon.cli("key", "ls").stdout.decode()
+    assert made["secret"] not in daemon.cli("key", "ls", "--json").stdout.decode()
+    assert daemon.cli("key", "revoke", made["id"]).returncode == 0
+    with pytest.raises(AgentdError) as gone:
+        client.call("GET", "/v1/sandboxes")
+    assert gone.value.code == "unauthenticated"
+    client.close()
+
+
+def test_stats(daemon: Daemon) -> None:
+    value = json.loads(daemon.cli("stats", "--json").stdout)
+    assert value["url"] == daemon.url and "agentd" in value["version"]
+    assert "sandboxes" in daemon.cli("stats").stdout.decode()
+
+
+@pytest.mark.parametrize("flag", [(), ("--embedded",)])
+def test_run_says_where_it_ran(daemon: Daemon, flag: tuple[str, ...]) -> None:
+    via = "embedded" if flag else daemon.url
+    done = daemon.cli("run", "-v", *flag, "--", "sh", "-c", "echo out; exit 3")
+    assert (done.returncode, done.stdout) == (3, b"out\n")
+    said = b"this process" if flag else via.encode()
+    assert done.stderr == b"agentd run: via " + said + b"\n"
+    value = json.loads(daemon.cli("run", "--json", *flag, "--", "echo", "x").stdout)
+    assert (value["via"], value["stdout"]) == (via, "x\n")
+    assert daemon.cli("ls", "-q").stdout == b""
+
+
+def test_a_run_outlives_its_first_lease(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    from agentd.client.cli import run_remote
+    from agentd.client.cli.interrupts import Interrupts
+    from agentd.client.cli.options import parse_run
+    from agentd.client.cli.run import request
+    from agentd.client.http import sandbox
+
+    create = sandbox.create
+    monkeypatch.setattr(sandbox, "create", lambda *a, **k: create(*a, ttl=2.0, **k))
+    options = parse_run(["--json", "--", "sleep", "5"])
+    with Interrupts() as interrupts:
+        where = address.parse(daemon.url)
+        assert run_remote.run(where, options, request(options), interrupts) == 0
+
+
+def test_a_cause_is_told_by_the_daemon(daemon: Daemon, sandbox: Sandbox) -> None:
+    assert sandbox.run("sleep 60", timeout=0.2).cause.code is CauseCode.TIMEOUT

@@ -1,0 +1,92 @@
+import os
+import pty
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from agentd.client.cli.follow import Follow
+from agentd.client.cli.interrupts import Interrupts
+
+
+class Running(SimpleNamespace):
+    """A command that says back what it hears, and ends at the end of its stdin."""
+
+    def __init__(self):
+        super().__init__(exit=None, backlog=0, heard=[], sizes=[], steps=0)
+
+    def step(self, timeout, extra_fds):
+        import select
+
+        self.steps += 1
+        ready = select.select(list(extra_fds), [], [], timeout)[0]
+        return [], ready
+
+    def write(self, data):
+        self.heard.append(data)
+
+    def close_stdin(self):
+        self.exit = "ended"
+
+    def resize(self, rows, cols):
+        self.sizes.append((rows, cols))
+
+
+@pytest.fixture
+def stdin():
+    """A terminal as our descriptor 0; what is written here is typed there."""
+    saved = os.dup(0)
+    ours, theirs = pty.openpty()
+    os.dup2(theirs, 0)
+    os.close(theirs)
+    yield ours
+    os.dup2(saved, 0)
+    os.close(saved)
+    os.close(ours)
+
+
+@pytest.mark.parametrize(
+    "keys", [[b"ab\x10\x11cd"], [b"ab", b"\x10", b"\x11"], [b"ab\x10", b"\x11"]]
+)
+def test_ctrl_p_ctrl_q_lets_go(stdin, keys):
+    running = Running()
+    with Interrupts() as interrupts:
+        follow = Follow(running, interrupts, tty=True, leaves=True)
+        thread = threading.Timer(0.1, lambda: [_typed(stdin, key, running) for key in keys])
+        thread.start()
+        assert follow.run() is False
+        thread.join()
+    assert b"".join(running.heard) == b"ab"
+
+
+def _typed(fd, keys, running):
+    steps = running.steps
+    os.write(fd, keys)
+    for _ in range(200):
+        if running.steps > steps:
+            return
+        threading.Event().wait(0.01)
+
+
+def test_a_lone_ctrl_p_is_a_key(stdin):
+    running = Running()
+    running.write = lambda data: (running.heard.append(data), running.close_stdin())
+    with Interrupts() as interrupts:
+        thread = threading.Timer(0.1, lambda: os.write(stdin, b"\x10x"))
+        thread.start()
+        assert Follow(running, interrupts, tty=True, leaves=True).run() is True
+        thread.join()
+    assert running.heard == [b"\x10x"]
+
+
+def test_it_ticks():
+    running, ticks = Running(), []
+
+    def tick():
+        ticks.append(1)
+        if len(ticks) == 3:
+            running.exit = "ended"
+
+    with Interrupts() as interrupts:
+        assert Follow(running, interrupts, tick=tick, every=0.01).run() is True
+    assert len(ticks) == 3

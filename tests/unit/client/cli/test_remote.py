@@ -1,0 +1,111 @@
+"""The commands that talk to a daemon: what is wrong is one line, before anybody is asked."""
+
+import os
+import time
+
+import pytest
+
+from agentd.client.cli import main as cli
+from agentd.client.cli import remote, table
+from agentd.client.cli.attach import only
+from agentd.model.errors import InvalidInput
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["ls"], "no daemon at"),
+        (["ls", "--url", "nonsense"], "is not the address of a daemon"),
+        (["ls", "--label", "x"], "label 'x' is not usable (write it as KEY=VALUE)"),
+        (["create", "--memory", "lots"], "is not a size"),
+        (["create", "-e", "=x"], "environment variable"),
+        (["exec", "sbx"], "no command given (write it after --"),
+        (["exec", "-t", "--json", "sbx", "--", "ls"], "drop -t"),
+        (["exec", "-d", "-i", "sbx", "--", "ls"], "-d and -i cannot go together"),
+        (["exec", "-t", "sbx", "--", "ls"], "--tty needs a terminal"),
+        (["kill", "--signal", "TERM", "sbx"], "--signal is for a process"),
+        (["kill", "--process", "p", "--signal", "NONE", "sbx"], "signal 'NONE' is not known"),
+        (["kill", "--process", "p", "a", "b"], "--process is of one sandbox"),
+        (["renew", "sbx", "soon"], "ttl 'soon' is not a time"),
+        (["cp", "a", "b"], "one of the two must be inside a sandbox"),
+        (["cp", "sbx:/a", "sbx:/b"], "one of the two must be inside a sandbox"),
+        (["cp", "sbx:a", "."], "path 'a' inside is not absolute (write sbx:/a)"),
+        (["cp", "nowhere-at-all", "sbx:/a"], "does not exist"),
+        (["logs"], "the following arguments are required"),
+    ],
+)
+def test_wrong_input_is_one_line_and_2(words, said, capsys, tmp_path, monkeypatch):
+    if not any(word.startswith("--url") for word in words) and words != ["ls"]:
+        monkeypatch.setenv("AGENTD_URL", f"unix:{tmp_path}/none")
+    monkeypatch.setattr(os, "isatty", lambda fd: False)
+    assert cli.main(words) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.startswith(f"agentd {words[0]}: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["ls"], ["stats"], ["key", "ls"], ["create"], ["exec", "x", "--", "ls"], ["kill", "x"]],
+)
+def test_no_daemon_there_is_125(words, capsys, tmp_path):
+    assert cli.main([*words[:1], "--url", f"unix:{tmp_path}/none", *words[1:]]) == 125
+    err = capsys.readouterr().err
+    assert "no daemon answers" in err and "agentd serve" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["key", "create"], ["key", "create", "n", "--scope", "x"]])
+def test_a_key_needs_a_name_and_known_scopes(words, capsys, tmp_path):
+    assert cli.main([*words, "--url", f"unix:{tmp_path}/none"]) == 2
+    assert "the scopes are: run, create" in capsys.readouterr().err
+
+
+def test_what_others_chose_does_not_reach_the_terminal(capsys):
+    table.show(("A", "B"), [("x\x1b[2J", "y\n"), ("long value", "z")])
+    assert capsys.readouterr().out == ("A           B\nx\\x1b[2J    y\\n\nlong value  z\n")
+    assert remote.safe("plain \N{SNOWMAN}") == "plain \N{SNOWMAN}"
+
+
+def test_on_a_terminal_it_is_drawn(capsys, monkeypatch):
+    monkeypatch.setattr(os, "isatty", lambda fd: True)
+    table.show(("ID",), [("[red]x",)])
+    assert "[red]x" in capsys.readouterr().out  # no markup of theirs
+
+
+def test_times():
+    now = time.time()
+    assert table.ago(now - 90) == "90s ago"
+    assert table.ago(now - 7300) == "2h ago"
+    assert table.until(None) == "-"
+    assert table.until(now - 1) == "now"
+    assert table.until(now + 3 * 86400 + 5) == "in 3d"
+
+
+class P:
+    def __init__(self, id_, state):
+        self.id, self.state = id_, state
+
+
+def test_which_process_is_meant():
+    a, b = P("a", "running"), P("b", "ended")
+    assert only((a, b), running=True) == "a"
+    assert only((a, b), running=False) == "b"
+    with pytest.raises(InvalidInput, match=r"2 commands run there \(name one: a, c\)"):
+        only((a, P("c", "running")), running=True)
+    with pytest.raises(InvalidInput, match="no commands run there"):
+        only((b,), running=True)
+    with pytest.raises(InvalidInput, match="no command has run there"):
+        only((), running=False)
+
+
+@pytest.mark.parametrize("module", ["exec", "ls", "create", "remote", "shell", "cp"])
+def test_nothing_heavy_is_imported_to_parse(module):
+    import subprocess
+    import sys
+
+    code = (
+        f"import sys, agentd.client.cli.{module}\n"
+        "print([m for m in ('http.client', 'rich', 'asyncio', 'msgspec', 'ssl', 'tarfile', "
+        "'agentd.daemon', 'agentd.sandbox', 'agentd.transport') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert out.stdout == b"[]\n"

@@ -1,0 +1,130 @@
+import os
+import socket
+import threading
+
+import pytest
+
+from agentd.client.http import address, connection
+from agentd.client.http.connection import Pool
+from agentd.client.http.errors import Unreachable
+from agentd.model.errors import Full, InvalidInput
+
+OK = (200, {}, b"{}")
+
+
+def get(pool, **options):
+    taken = pool.take(**options)
+    taken.request("GET", "/", None, {})
+    taken.getresponse().read()
+    return taken
+
+
+def test_a_request_is_one_write(daemon, client, monkeypatch):
+    daemon.answers = [OK]
+    sizes = []
+    send = connection._Socket.sendall
+    monkeypatch.setattr(
+        connection._Socket,
+        "sendall",
+        lambda self, data: sizes.append(len(data)) or send(self, data),
+    )
+    client.call("POST", "/x", {"body": "y" * 10_000})
+    assert len(sizes) == 1 and sizes[0] > 10_000
+
+
+def test_a_connection_is_used_again(daemon, client):
+    daemon.answers = [OK]
+    for _ in range(5):
+        client.call("GET", "/")
+    assert daemon.connections == 1
+
+
+def test_one_that_the_server_has_closed_is_not(daemon, client):
+    daemon.answers = [(200, {"Connection": "close"}, b"{}"), OK]
+    client.call("GET", "/")
+    client.call("GET", "/")
+    assert daemon.connections == 2
+
+
+def test_one_that_has_said_what_nobody_asked_is_not(daemon, client):
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        found = client.pool.take()
+        found.sock = ours
+        assert found.usable
+        theirs.sendall(b"HTTP/1.1 200 OK\r\n")
+        assert not found.usable
+        client.pool.give_back(found, reusable=False)
+
+
+def test_what_was_not_read_to_its_end_is_dropped(daemon, client):
+    daemon.answers = [(200, {}, b"x" * 1_000_000), OK]
+    with client.open("GET", "/") as response:
+        response.read(10)
+    client.call("GET", "/")
+    assert daemon.connections == 2
+
+
+def test_so_many_and_no_more(daemon, monkeypatch):
+    monkeypatch.setattr(connection, "MAX_OPEN", 2)
+    monkeypatch.setattr(connection, "MAX_WAIT", 0.05)
+    pool = Pool(address.parse(f"unix:{daemon.server_address}"))
+    first, second = pool.take(), pool.take()
+    with pytest.raises(Full, match="2 requests"):
+        pool.take()
+    monkeypatch.setattr(connection, "MAX_WAIT", 30.0)
+    threading.Timer(0.05, lambda: pool.give_back(first, reusable=False)).start()
+    third = pool.take()
+    for taken in (second, third):
+        pool.give_back(taken, reusable=False)
+
+
+def test_idle_ones_are_bounded(daemon, monkeypatch):
+    monkeypatch.setattr(connection, "MAX_IDLE", 1)
+    daemon.answers = [OK]
+    pool = Pool(address.parse(f"unix:{daemon.server_address}"))
+    taken = [get(pool) for _ in range(3)]
+    for one in taken:
+        pool.give_back(one, reusable=True)
+    assert [one.sock is not None for one in taken] == [True, False, False]
+    pool.close()
+    assert taken[0].sock is None
+
+
+def test_a_forked_child_leaves_its_parents_connections_alone(daemon, client):
+    daemon.answers = [OK]
+    client.call("GET", "/")
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            client.call("GET", "/child")
+            client.close()
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(pid, 0)[1] == 0
+    client.call("GET", "/")
+    assert daemon.connections == 2
+
+
+@pytest.mark.parametrize("url", ["unix:/nowhere/at/all", "http://127.0.0.1:1"])
+def test_nobody_there(url):
+    with pytest.raises(Unreachable, match="agentd serve") as caught:
+        connection.dial(address.parse(url))
+    assert caught.value.cause
+
+
+def test_certificates_that_are_not_there():
+    where = address.parse("https://h", env={"AGENTD_CA": "/nowhere"})
+    with pytest.raises(InvalidInput, match="AGENTD_CA"):
+        connection.tls(where)
+
+
+def test_tcp_is_not_held_up_and_a_dead_peer_is_noticed():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        where = address.parse(f"http://127.0.0.1:{server.getsockname()[1]}")
+        with connection.dial(where) as sock:
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert sock.gettimeout() is None

@@ -1,0 +1,76 @@
+import errno
+
+import msgspec
+import pytest
+
+from agentd.client.http.errors import from_answer
+from agentd.model import errors
+
+
+def answer(status=400, headers=None, **fields):
+    body = {"message": "m", "cause": "c", "remediation": "r"} | fields
+    return from_answer(status, headers or {}, msgspec.json.encode(body))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        errors.InvalidInput,
+        errors.Unauthenticated,
+        errors.Forbidden,
+        errors.Refused,
+        errors.NotFound,
+        errors.Conflict,
+        errors.SandboxError,
+        errors.BackendLost,
+        errors.GuestError,
+        errors.Unavailable,
+        errors.Full,
+        errors.QuotaExceeded,
+    ],
+)
+def test_a_code_is_its_class(kind):
+    error = answer(code=kind.code)
+    assert type(error) is kind
+    assert error.as_dict() == {"code": kind.code, "message": "m", "cause": "c", "remediation": "r"}
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "kind"),
+    [
+        ("policy_denied", 403, errors.Refused),
+        ("lease_expired", 410, errors.BackendLost),
+        ("idempotency_mismatch", 422, errors.InvalidInput),
+        ("draining", 503, errors.Full),
+        ("never_heard_of", 409, errors.Conflict),
+        ("never_heard_of", 500, errors.AgentdError),
+    ],
+)
+def test_a_code_without_a_class_keeps_its_name(code, status, kind):
+    error = answer(status, code=code)
+    assert type(error) is kind
+    assert error.code == code
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("2.5", 2.5), ("", 1.0), ("soon", 1.0), ("-1", 0.0)])
+def test_when_to_come_back(text, seconds):
+    assert answer(429, {"retry-after": text}, code="full").retry_after == seconds
+
+
+@pytest.mark.parametrize(
+    ("fields", "number"),
+    [
+        ({"message": "/a: No such file or directory"}, errno.ENOENT),
+        ({"cause": "Is a directory", "message": "x"}, errno.EISDIR),
+        ({"message": "x", "errno": errno.EXDEV}, errno.EXDEV),
+        ({"message": "nothing the kernel says"}, 0),
+    ],
+)
+def test_the_kernels_number_comes_back(fields, number):
+    assert answer(code="operation_failed", **fields).errno == number
+
+
+def test_an_answer_of_somebody_else():
+    error = from_answer(502, {}, b"<html>\n\x1b[31mBad gateway" + b"x" * 10_000)
+    assert "502" in str(error) and "Bad gateway" in str(error)
+    assert "\x1b" not in str(error) and len(str(error)) < 1000

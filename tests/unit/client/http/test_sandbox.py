@@ -1,0 +1,201 @@
+"""A daemon's sandbox: what is asked, and what is made of the answers."""
+
+import msgspec
+import pytest
+
+from agentd import Sandbox
+from agentd.client.http import client as clients
+from agentd.model.errors import InvalidInput, NotFound, SandboxError
+
+VIEW = {
+    "id": "sbx-a",
+    "state": "ready",
+    "backend": "qemu",
+    "level": "microvm",
+    "image": "default",
+    "labels": {"k": "v"},
+    "principal": "uid:0",
+    "created": 1.0,
+    "deadline": 61.0,
+    "workspace": "/workspace",
+    "enforcement": {"network": {"asked": "none", "enforced": True, "detail": ""}},
+}
+SNAPSHOT = {"id": "snp-1", "sandbox": "sbx-a", "fidelity": "memory", "created": 2.0, "bytes": 9}
+GONE = (404, {}, b'{"code": "not_found", "message": "there is no such thing"}')
+NOTHING = (204, {}, b"")
+
+
+def encoded(value, status=200):
+    return status, {}, msgspec.json.encode(value)
+
+
+@pytest.fixture
+def url(daemon, monkeypatch):
+    monkeypatch.setattr(clients, "DELAYS", (0.0, 0.0))
+    return f"unix:{daemon.server_address}"
+
+
+@pytest.fixture
+def sandbox(daemon, url):
+    daemon.answers = [encoded(VIEW, 201)]
+    made = Sandbox.create(url=url, labels={"k": "v"}, ttl="1m", isolation="microvm")
+    yield made
+    daemon.answers = [NOTHING]
+    made.close()
+    assert clients._shared == {}
+
+
+def asked(daemon, at=-1):
+    request = daemon.requests[at]
+    body = msgspec.json.decode(request.body) if request.body else None
+    return request.method, request.path, body
+
+
+def test_it_is_what_the_daemon_says(daemon, sandbox):
+    assert asked(daemon) == (
+        "POST",
+        "/v1/sandboxes",
+        {"isolation": "microvm", "labels": {"k": "v"}, "ttl": "1m"},
+    )
+    assert daemon.requests[0].headers["Idempotency-Key"]
+    assert (sandbox.id, sandbox.labels, sandbox.info.level) == ("sbx-a", {"k": "v"}, "microvm")
+    assert sandbox.enforcement["network"].enforced
+    assert repr(sandbox) == "<Sandbox sbx-a qemu ready>"
+
+
+def test_a_lost_answer_does_not_make_two(daemon, url, drop):
+    daemon.answers = [drop, encoded(VIEW, 201)]
+    made = Sandbox.create(url=url)
+    first, second = daemon.requests
+    assert first.headers["Idempotency-Key"] == second.headers["Idempotency-Key"]
+    daemon.answers = [GONE]  # the lease has ended it meanwhile
+    made.close()
+    made.kill()
+    assert len(daemon.requests) == 3
+    with pytest.raises(SandboxError, match="sandbox sbx-a is ended"):
+        made.ping()
+
+
+def test_standing_still(daemon, sandbox):
+    daemon.answers = [encoded(VIEW | {"state": "paused"})]
+    sandbox.pause()
+    assert asked(daemon) == ("POST", "/v1/sandboxes/sbx-a/pause", None)
+    assert "paused" in repr(sandbox)
+    daemon.answers = [encoded(VIEW)]
+    sandbox.resume()
+    assert asked(daemon)[1].endswith("/resume")
+
+
+def test_a_lease_is_renewed(daemon, sandbox):
+    daemon.answers = [encoded(VIEW)]
+    sandbox.renew("10m")
+    assert asked(daemon) == ("POST", "/v1/sandboxes/sbx-a/renew", {"ttl": "10m"})
+
+
+def test_snapshots_are_the_daemons(daemon, sandbox, url):
+    daemon.answers = [encoded(SNAPSHOT, 201)]
+    with pytest.raises(InvalidInput, match="keeps its snapshots itself"):
+        sandbox.snapshot("/a/path")
+    with sandbox.snapshot() as taken:
+        assert (taken.id, taken.fidelity, taken.size) == ("snp-1", "memory", 9)
+        daemon.answers = [encoded(VIEW | {"id": "sbx-b"}, 201)]
+        copy = Sandbox.create(url=url, snapshot=taken)
+        assert asked(daemon)[2] == {"snapshot": "snp-1"}
+        daemon.answers = [NOTHING]
+        copy.close()
+    assert asked(daemon) == ("DELETE", "/v1/snapshots/snp-1", None)
+    daemon.answers = [GONE]
+    taken.delete()
+
+
+def test_a_snapshot_of_this_process_is_not_the_daemons(daemon, sandbox, url, tmp_path):
+    before = len(daemon.requests)
+    with pytest.raises(InvalidInput, match="is not the daemon's"):
+        Sandbox.create(url=url, snapshot=tmp_path)
+    assert len(daemon.requests) == before
+
+
+def test_forks(daemon, sandbox):
+    daemon.answers = [encoded([VIEW | {"id": f"sbx-{n}"} for n in "xy"], 201)]
+    copies = sandbox.fork(2)
+    assert asked(daemon) == ("POST", "/v1/sandboxes/sbx-a/fork", {"count": 2})
+    assert [copy.id for copy in copies] == ["sbx-x", "sbx-y"]
+    daemon.answers = [NOTHING]
+    for copy in copies:
+        copy.close()
+    assert asked(daemon) == ("DELETE", "/v1/sandboxes/sbx-y", None)
+
+
+def test_a_fork_is_not_asked_for_twice(daemon, sandbox, drop):
+    before = len(daemon.requests)
+    daemon.answers = [drop]
+    with pytest.raises(Exception, match="look before"):
+        sandbox.fork(2)
+    assert len(daemon.requests) == before + 1
+
+
+def result(**fields):
+    return {
+        "request_id": "r",
+        "status": "ok",
+        "exit_code": 0,
+        "signal": None,
+        "cause": {"code": "exited", "message": ""},
+        "stdout": "begin",
+        "stderr": "",
+        "encoding": "utf-8",
+        "truncated": False,
+        "usage": {},
+        "timing": {},
+        "sandbox": {"id": "sbx-a", "backend": "qemu", "level": "microvm"},
+        "enforcement": {},
+        "process": "prc-1",
+    } | fields
+
+
+def test_a_long_output_is_completed_from_the_journal(daemon, sandbox):
+    daemon.answers = [encoded(result(truncated=True)), (200, {}, b" and rest"), (200, {}, b"err")]
+    found = sandbox.run("x")
+    assert (found.stdout, found.stderr, found.truncated) == (b"begin and rest", b"err", False)
+    path = "/v1/sandboxes/sbx-a/processes/prc-1/output?stream="
+    assert [request.path for request in daemon.requests[-2:]] == [
+        f"{path}stdout&from=5&follow=false",
+        f"{path}stderr&from=0&follow=false",
+    ]
+
+
+def test_output_over_its_limit_stays_cut(daemon, sandbox):
+    cause = {"code": "output_limit", "message": "too much"}
+    answer = result(truncated=True, cause=cause, status="failed")
+    daemon.answers = [encoded(answer), (200, {}, b"")]
+    assert sandbox.run("x").truncated
+
+
+def test_an_id_leads_nowhere_else(daemon, url):
+    daemon.answers = [GONE]
+    with pytest.raises(NotFound):
+        Sandbox.connect("../../keys?x", url=url)
+    assert asked(daemon)[1] == "/v1/sandboxes/%2E%2E%2F%2E%2E%2Fkeys%3Fx"
+    assert clients._shared == {}
+
+
+def test_one_that_was_connected_to_is_let_go_of(daemon, url):
+    daemon.answers = [encoded(VIEW)]
+    with Sandbox.connect("sbx-a", url=url) as found:
+        assert found.id == "sbx-a"
+    assert [request.method for request in daemon.requests] == ["GET"]
+    assert clients._shared == {}
+
+
+def test_one_that_is_forgotten_frees_its_connections(daemon, url):
+    daemon.answers = [encoded(VIEW, 201)]
+    Sandbox.create(url=url)
+    assert clients._shared == {}
+    assert [request.method for request in daemon.requests] == ["POST"]
+
+
+def test_nothing_is_left_of_one_that_could_not_be_made(daemon, url):
+    daemon.answers = [(403, {}, b'{"code": "refused", "message": "no"}')]
+    with pytest.raises(Exception, match="no"):
+        Sandbox.create(url=url)
+    assert clients._shared == {}
