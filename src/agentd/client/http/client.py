@@ -114,7 +114,8 @@ class Client:
         """``attempt``, again after a lost connection where that is ``safe``."""
         lost: Exception | None = None
         for delay in (0.0, *(DELAYS if safe else ())):
-            time.sleep(delay)
+            if delay:  # even a sleep of 0 gives the processor away
+                time.sleep(delay)
             try:
                 return attempt(lost is not None)
             except Unreachable as error:

@@ -271,9 +271,10 @@ class Commands:
         self._put(record, wait=wait)
 
     def _put(self, record: ProcessRecord, *, wait: bool = True) -> None:
-        written = self._store.submit(lambda transaction: transaction.put(record))
         if wait:
-            written.result()
+            self._store.write(lambda transaction: transaction.put(record))
+        else:
+            self._store.submit(lambda transaction: transaction.put(record))
 
 
 def _request(body: ExecBody, stdin: bool) -> ExecRequest:

@@ -56,8 +56,8 @@ class Transaction(Reader, Protocol):
 class Store(Reader, Protocol):
     """Thread-safe.
 
-    A write is a function that gets a Transaction. It runs alone, on the store's own thread, so it
-    must be short and wait for nothing. What it raises undoes it and reaches the caller. When its
+    A write is a function that gets a Transaction. It runs alone, in whichever thread commits it, so
+    it must be short and wait for nothing. What it raises undoes it and reaches the caller. When its
     value is there, it is on disk. Raises StoreBusy, and StoreError when the disk refuses.
     """
 

@@ -70,7 +70,8 @@ class SqliteStore:
             return view.measure(kind, column, **equal)
 
     def write(self, work: Callable[[Transaction], T]) -> T:
-        return self.submit(work).result()
+        value: T = self._writer.write(work)
+        return value
 
     def submit(self, work: Callable[[Transaction], T], *, synced: bool = True) -> "Future[T]":
         return self._writer.submit(work, synced=synced)

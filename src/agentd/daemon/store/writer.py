@@ -1,4 +1,8 @@
-"""One thread writes; what waits meanwhile shares the next commit, and so its fsync(2)."""
+"""One at a time writes; what waits meanwhile shares the next commit, and so its fsync(2).
+
+Whoever waits for a write commits it, with all that is queued before it: two switches of threads
+cost as much as the fsync. What nobody waits for is the thread's.
+"""
 
 import asyncio
 import contextlib
@@ -54,7 +58,10 @@ class Writer:
         self._view = WriteView(connection)
         self._queue: SimpleQueue[_Job | None] = SimpleQueue()
         self._guard = threading.Lock()  # nothing is queued behind the end
+        self._turn = threading.Lock()  # held by whoever takes from the queue and commits
         self._closed = False
+        self._ended = False  # the queue's end was taken
+        self._wake = threading.Event()
         self._synced = True
         self.counts = Counts(0, 0, 0)  # set by the thread alone
         self._thread = threading.Thread(target=self._run, name="agentd-store", daemon=True)
@@ -63,12 +70,25 @@ class Writer:
     def submit(self, work: Work, *, synced: bool = True) -> "Future[Any]":
         future: Future[Any] = Future()
         self._enqueue(_Job(work, future, None, synced))
+        self._wake.set()
         return future
+
+    def write(self, work: Work) -> Any:
+        """As ``submit``, done by the caller unless another is about to take it along."""
+        future: Future[Any] = Future()
+        self._enqueue(_Job(work, future, None, synced=True))
+        while not future.done():
+            with self._turn:
+                if not future.done() and (batch := self._take_queued()):
+                    self._commit(batch)
+                    _settle(batch)
+        return future.result()
 
     async def awrite(self, work: Work, *, synced: bool = True) -> Any:
         loop = asyncio.get_running_loop()
         future = loop.create_future()
         self._enqueue(_Job(work, future, loop, synced))
+        self._wake.set()
         return await future
 
     def close(self) -> None:
@@ -76,6 +96,7 @@ class Writer:
             if not self._closed:
                 self._closed = True
                 self._queue.put(None)
+        self._wake.set()
         self._thread.join()
 
     def _enqueue(self, job: _Job) -> None:
@@ -90,25 +111,27 @@ class Writer:
 
     def _run(self) -> None:
         try:
-            ended = False
-            while not ended:
-                batch, ended = self._take()
-                if batch:
-                    self._commit(batch)
-                    _settle(batch)
+            while not self._ended:
+                self._wake.wait()
+                self._wake.clear()
+                with self._turn:
+                    while batch := self._take_queued():
+                        self._commit(batch)
+                        _settle(batch)
         finally:
             self._connection.close()
 
-    def _take(self) -> tuple[list[_Job], bool]:
-        """Wait for one, then all that is there; whether the end was among it."""
+    def _take_queued(self) -> list[_Job]:
+        """What is there, in its order; under ``_turn``."""
         batch: list[_Job] = []
         with contextlib.suppress(Empty):
             while len(batch) < MAX_BATCH:
-                job = self._queue.get(block=not batch)
+                job = self._queue.get(block=False)
                 if job is None:
-                    return batch, True
+                    self._ended = True
+                    break
                 batch.append(job)
-        return batch, False
+        return batch
 
     def _commit(self, batch: list[_Job]) -> None:
         try:

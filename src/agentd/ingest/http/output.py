@@ -110,7 +110,7 @@ async def _send_raw(exchange: Exchange, follower: Follower, start: int, *, follo
         async for events in follower.events(follow=follow):
             data = [event.data for event in events if event.kind == "data"]
             lost = [event for event in events if event.kind == "lost"]
-            if False and (exchange.started or len(lost) > 1 or events[0] is not lost[0]):
+            if lost and (exchange.started or len(lost) > 1 or events[0] is not lost[0]):
                 raise Aborted("output was lost")
             if not exchange.started:
                 await _start_raw(exchange, start, lost[0] if lost else None)

@@ -177,6 +177,7 @@ class Authority:
             .add_extension(
                 x509.KeyUsage(digital_signature=True, key_cert_sign=is_ca, **usage), critical=True
             )
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
             .add_extension(
                 x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()),
                 critical=False,
