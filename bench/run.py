@@ -16,6 +16,7 @@ import machines
 import peers
 import plot
 import report
+import service
 
 if TYPE_CHECKING:
     from stats import Case
@@ -32,6 +33,7 @@ def main() -> int:
         "idle": lambda: [density.idle(options.sandboxes)],
         "cli": lambda: [cases.cli(max(1, options.rounds // 3))],
         "vm": lambda: machines.machines(options.rounds),
+        "daemon": lambda: service.service(options.rounds),
     }
     results = []
     for key, measure in measures.items():
@@ -52,7 +54,9 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--rounds", type=_count, default=100, help="of each case (default: 100)")
     parser.add_argument("--sandboxes", type=_count, default=1000, help="idle ones (default: 1000)")
-    parser.add_argument("--only", choices=("fresh", "warm", "stdout", "idle", "cli", "vm"))
+    parser.add_argument(
+        "--only", choices=("fresh", "warm", "stdout", "idle", "cli", "vm", "daemon")
+    )
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     return parser.parse_args()
 

@@ -114,8 +114,12 @@ def _cgroups() -> set[str]:
     """
     root = Path("/sys/fs/cgroup")
     depths = ("agentd", "*/agentd", "*/*/agentd", "*/*/*/agentd")
-    groups = [group for depth in depths for group in root.glob(f"{depth}/sbx-*")]
-    return {str(group) for group in groups if not _is_anothers(group.name)}
+    while True:
+        try:
+            groups = [group for depth in depths for group in root.glob(f"{depth}/sbx-*")]
+        except FileNotFoundError:  # another run's directory went while we looked
+            continue
+        return {str(group) for group in groups if not _is_anothers(group.name)}
 
 
 def _is_anothers(name: str) -> bool:

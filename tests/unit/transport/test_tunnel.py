@@ -1,6 +1,7 @@
 """A tunnel that must never wait for the other end to read."""
 
 import select
+import threading
 
 import pytest
 from tests.unit.transport.conftest import Peer
@@ -19,6 +20,7 @@ def _send_all_there_is_credit_for(tunnel) -> int:
 
 def test_what_the_credit_does_not_allow_is_not_waited_for(agent):
     grant = 1000
+    full = threading.Event()
 
     def script(peer: Peer) -> None:
         channel, _ = peer.request()
@@ -26,6 +28,7 @@ def test_what_the_credit_does_not_allow_is_not_waited_for(agent):
         got = 0
         while got < wire.INITIAL_WINDOW:
             got += len(peer.frame()[2])
+        full.wait(20)
         peer.send(wire.DATA, channel, b"while you wait")
         peer.sock.sendall(wire.encode_credit(channel, grant))
         assert len(peer.frame()[2]) == grant
@@ -33,6 +36,7 @@ def test_what_the_credit_does_not_allow_is_not_waited_for(agent):
 
     with agent(script).tunnel(80) as tunnel:
         assert _send_all_there_is_credit_for(tunnel) == wire.INITIAL_WINDOW
+        full.set()
         assert tunnel.recv(5) == b"while you wait"
         while not (sent := _send_all_there_is_credit_for(tunnel)):
             assert ready(tunnel.fileno(), select.POLLIN, None)  # it tells of credit, too

@@ -1,6 +1,7 @@
 """The table of routes, and the application that serves it."""
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -91,11 +92,19 @@ def create_app(
         WebSocketRoute(_PORTS, WsResource(api, ports_websocket.forward, None)),
         WebSocketRoute(_PORTS + "/{path:rest}", WsResource(api, ports_websocket.forward, None)),
     ]
+    for route in routes:
+        _end_exactly(route)
     app = Starlette(routes=routes)
     app.router.redirect_slashes = False
     app.router.default = _Nothing(api)
     app.state.api = api
     return app
+
+
+def _end_exactly(route: Any) -> None:
+    """Starlette's ``$`` also matches before a line feed: /metrics%0A would be /metrics, but not for
+    whoever guards that path."""
+    route.path_regex = re.compile(route.path_regex.pattern.removesuffix("$") + r"\Z")
 
 
 class Resource:

@@ -96,6 +96,7 @@ def test_only_credentials_are_shown_to_who_authenticates(running: Running) -> No
     [
         ("GET", "/v1/nothing", None, {}, 404, "not_found"),
         ("GET", "/v1/sandboxes/", None, {}, 404, "not_found"),
+        ("GET", "/healthz%0A", None, {}, 404, "not_found"),
         ("PATCH", "/v1/sandboxes", None, {}, 405, "method_not_allowed"),
         ("POST", "/v1/sandboxes", {"unknown": 1}, {}, 400, "invalid_input"),
         ("POST", "/v1/sandboxes", b"{", {"Content-Type": "application/json"}, 400, "invalid_input"),
