@@ -14,6 +14,7 @@ from agentd.daemon.service.commands import Commands
 from agentd.daemon.service.keystore import StoredKeys
 from agentd.daemon.service.live import Live
 from agentd.daemon.service.quotas import Ledger
+from agentd.daemon.service.retention import Retention
 from agentd.daemon.service.sandboxes import Sandboxes
 from agentd.daemon.service.service import DaemonService
 from agentd.daemon.service.snapshots import Snapshots
@@ -86,6 +87,7 @@ class Daemon:
                 counts,
             )
             self._keys = StoredKeys(self.store)
+            self._retention = Retention(lambda: self.config, self.store, self.journals, self._keys)
             self.chain: Chain = authentication.chain(config, self._keys)
             self._idempotency: Idempotency | None = None
             self.service = self._service(state)
@@ -170,6 +172,7 @@ class Daemon:
         while not self._closing.wait(_TICK_SECONDS):
             try:
                 self.sandboxes.expire()
+                self._retention.tick()
                 if self.link.lost.is_set():
                     self._report("the supervisor has ended, and every sandbox with it")
                     self._lose_all()

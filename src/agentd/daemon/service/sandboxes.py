@@ -317,4 +317,4 @@ def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
 
 
 def _ended(record: SandboxRecord) -> SandboxRecord:
-    return msgspec.structs.replace(record, state=_ENDED, deadline=None)
+    return msgspec.structs.replace(record, state=_ENDED, deadline=None, ended=time.time())

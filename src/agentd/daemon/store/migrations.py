@@ -14,8 +14,9 @@ _FIRST = """
 CREATE TABLE sandboxes (
     id TEXT PRIMARY KEY, principal TEXT NOT NULL, spec TEXT NOT NULL, backend TEXT NOT NULL,
     level TEXT NOT NULL, state TEXT NOT NULL, created REAL NOT NULL, deadline REAL,
-    labels TEXT NOT NULL, save TEXT NOT NULL
+    labels TEXT NOT NULL, save TEXT NOT NULL, ended REAL
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX sandboxes_ended ON sandboxes (ended);
 CREATE INDEX sandboxes_principal ON sandboxes (principal, id);
 CREATE TABLE processes (
     id TEXT PRIMARY KEY, sandbox TEXT NOT NULL, principal TEXT NOT NULL, argv TEXT NOT NULL,
@@ -23,6 +24,7 @@ CREATE TABLE processes (
     journal TEXT
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX processes_sandbox ON processes (sandbox, id);
+CREATE INDEX processes_ended ON processes (ended);
 CREATE INDEX processes_state ON processes (state, id);
 CREATE TABLE api_keys (
     id TEXT PRIMARY KEY, principal TEXT NOT NULL, hash BLOB NOT NULL, created REAL NOT NULL,

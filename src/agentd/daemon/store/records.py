@@ -25,6 +25,7 @@ class SandboxRecord(Record, frozen=True, kw_only=True):
     deadline: float | None = None  # when its lease ends
     labels: dict[str, str] = {}
     save: dict[str, Any] = {}
+    ended: float | None = None
 
 
 class ProcessRecord(Record, frozen=True, kw_only=True):

@@ -1,0 +1,70 @@
+"""What has ended is kept for a while, to be asked about, and then forgotten."""
+
+import contextlib
+import time
+from collections.abc import Callable
+
+from agentd.daemon.config.schema import Config
+from agentd.daemon.service.keystore import StoredKeys
+from agentd.daemon.store.port import Store, Transaction
+from agentd.daemon.store.records import ProcessRecord, SandboxRecord
+from agentd.sandbox.journal.journals import Journals
+
+_AT_ONCE = 500  # rows in one transaction: others wait for it
+_TICK_SECONDS = 60.0
+
+
+class Retention:
+    """Called now and then by one thread."""
+
+    def __init__(
+        self,
+        config: Callable[[], Config],
+        store: Store,
+        journals: Journals,
+        keys: StoredKeys,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._journals = journals
+        self._keys = keys
+        self._clock = clock
+        self._next = 0.0
+
+    def tick(self) -> None:
+        """``sweep``, if it is time."""
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + _TICK_SECONDS
+            self.sweep()
+
+    def sweep(self) -> int:
+        """Forget commands and sandboxes that ended longer ago than is kept: how many."""
+        oldest = self._clock() - float(self._config().journal.keep)
+        gone = 0
+        while ended := self._store.write(lambda t: _take_ended(t, oldest)):
+            for record in ended:
+                with contextlib.suppress(OSError):
+                    self._journals.remove(record.journal or f"{record.sandbox}/{record.id}")
+            gone += len(ended)
+        while count := self._store.write(
+            lambda t: t.delete_before(SandboxRecord, "ended", oldest, _AT_ONCE)
+        ):
+            gone += count
+        self._keys.forget(self._clock())
+        return gone
+
+
+def _take_ended(transaction: Transaction, oldest: float) -> list[ProcessRecord]:
+    """Delete some of those that ended before, and tell which."""
+    found: list[ProcessRecord] = []
+    after: tuple[str, ...] = ()
+    while len(found) < _AT_ONCE and (
+        page := transaction.find(ProcessRecord, after=after, state="ended")
+    ):
+        found += [r for r in page if r.ended is not None and r.ended < oldest]
+        after = (page[-1].id,)
+    for record in found:
+        transaction.delete(ProcessRecord, record.id)
+    return found

@@ -1,0 +1,103 @@
+import pytest
+
+from agentd.daemon.config.schema import Quota, Quotas
+from agentd.daemon.service.quotas import Ledger
+from agentd.model.errors import QuotaExceeded
+from agentd.model.limits import Limits
+
+MIB = 1 << 20
+SMALL = Limits(memory=64 * MIB, disk=32 * MIB)
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def ledger(clock: Clock, **quota: object) -> Ledger:
+    quotas = Quotas(default=Quota(**quota), principals={"free": Quota()})  # type: ignore[arg-type]
+    return Ledger(lambda: quotas, clock)
+
+
+def test_sandboxes_memory_and_disk_are_counted_together_and_given_back(clock: Clock) -> None:
+    book = ledger(clock, sandboxes=3, memory=128 * MIB, disk=1 << 40)
+    book.take("a", SMALL)
+    book.take("a", SMALL)
+    with pytest.raises(QuotaExceeded, match="bytes of memory"):
+        book.take("a", SMALL)
+    book.take("b", SMALL)  # each has its own
+    book.give_back("a", SMALL)
+    book.take("a", SMALL)
+    assert book.sandboxes("a") == 2
+
+
+def test_what_exists_already_is_counted_even_beyond_the_quota(clock: Clock) -> None:
+    book = ledger(clock, sandboxes=1)
+    for _ in range(3):
+        book.take("a", SMALL, force=True)
+    assert book.sandboxes("a") == 3
+    with pytest.raises(QuotaExceeded, match="1 sandboxes"):
+        book.take("a", SMALL)
+
+
+def test_a_default_limit_counts_as_what_it_is(clock: Clock) -> None:
+    book = ledger(clock, memory=1024 * MIB)
+    book.take("a", Limits())
+    with pytest.raises(QuotaExceeded):
+        book.take("a", Limits(memory=1))
+
+
+def test_a_principal_of_its_own_quota_has_no_other(clock: Clock) -> None:
+    book = ledger(clock, sandboxes=0)
+    book.take("free", SMALL)
+    with pytest.raises(QuotaExceeded):
+        book.take("other", SMALL)
+
+
+def test_requests_are_let_in_at_their_rate_and_told_when_to_come_back(clock: Clock) -> None:
+    book = ledger(clock, requests=10.0, burst=2)
+    book.request("a")
+    book.request("a")
+    with pytest.raises(QuotaExceeded) as caught:
+        book.request("a")
+    assert caught.value.retry_after == pytest.approx(0.1)
+    clock.now += 0.11
+    book.request("a")
+    with pytest.raises(QuotaExceeded):
+        book.request("a")
+    clock.now += 100
+    book.request("a")
+    book.request("a")
+    with pytest.raises(QuotaExceeded):
+        book.request("a")
+
+
+def test_commands_at_the_same_time_are_bounded(clock: Clock) -> None:
+    book = ledger(clock, concurrency=1)
+    with book.command("a"):
+        with pytest.raises(QuotaExceeded, match="at the same time"), book.command("a"):
+            raise AssertionError("it ran")
+        with book.command("b"):
+            pass
+    with book.command("a"):
+        pass
+
+
+def test_cpu_time_is_bounded_in_an_hour(clock: Clock) -> None:
+    book = ledger(clock, cpu_seconds=10.0)
+    with book.command("a"):
+        book.used_cpu("a", 11.0)
+    clock.now += 600
+    with pytest.raises(QuotaExceeded) as caught, book.command("a"):
+        raise AssertionError("it ran")
+    assert caught.value.retry_after == pytest.approx(3000.0)
+    clock.now += 3000
+    with book.command("a"):
+        pass

@@ -1,0 +1,55 @@
+from pathlib import Path
+
+from agentd.daemon.config.schema import Config
+from agentd.daemon.service.keystore import StoredKeys
+from agentd.daemon.service.retention import Retention
+from agentd.daemon.store.records import ProcessRecord, SandboxRecord
+from agentd.daemon.store.sqlite import SqliteStore
+from agentd.model.spec import SandboxSpec
+from agentd.sandbox.journal.journals import Journals
+
+NOW = 1_000_000.0
+HOUR = 3600.0
+
+
+def sandbox(id_: str, ended: float | None) -> SandboxRecord:
+    return SandboxRecord(
+        id=id_, principal="a", spec=SandboxSpec(), backend="linux", level="namespace",
+        state="ready" if ended is None else "ended", created=1.0, ended=ended,
+    )  # fmt: skip
+
+
+def process(id_: str, ended: float | None) -> ProcessRecord:
+    return ProcessRecord(
+        id=id_, sandbox="sbx-1", principal="a", argv=("true",),
+        state="running" if ended is None else "ended", created=1.0, ended=ended,
+        journal=f"sbx-1/{id_}",
+    )  # fmt: skip
+
+
+def test_what_ended_long_ago_goes_with_its_output_and_the_rest_stays(tmp_path: Path) -> None:
+    store = SqliteStore(str(tmp_path / "store"))
+    journals = Journals(str(tmp_path / "journals"))
+    for record in (
+        sandbox("sbx-1", None),
+        sandbox("sbx-2", NOW - 2 * HOUR),
+        sandbox("sbx-3", NOW - 10),
+        process("prc-1", None),
+        process("prc-2", NOW - 2 * HOUR),
+        process("prc-3", NOW - 10),
+    ):
+        store.write(lambda t, record=record: t.put(record))
+    for name in ("prc-2", "prc-3"):
+        journal = journals.create(f"sbx-1/{name}")
+        journal.append("stdout", b"x" * 100)
+        journal.finish()
+        journal.flush()
+    keeper = Retention(Config, store, journals, StoredKeys(store), lambda: NOW)
+    assert keeper.sweep() == 2
+    assert keeper.sweep() == 0
+    assert [r.id for r in store.find(SandboxRecord)] == ["sbx-1", "sbx-3"]
+    assert [r.id for r in store.find(ProcessRecord)] == ["prc-1", "prc-3"]
+    journals.close()
+    store.close()
+    left = sorted(path.name for path in (tmp_path / "journals").rglob("*") if path.is_file())
+    assert len(left) == 1 and left[0].startswith("prc-3")
