@@ -113,6 +113,22 @@ def test_a_wall_that_nobody_claims_has_a_lease_from_the_start(path: str) -> None
     daemon.link.close()
 
 
+def test_an_agent_ends_its_sandbox_by_itself_when_nobody_else_can(path: str) -> None:
+    daemon = Daemon(path)
+    handle = daemon.manager.create(SandboxSpec())
+    supervisor = daemon.pid
+    handle.guest.call("sys.lease", ms=200)
+    os.kill(supervisor, signal.SIGSTOP)
+    try:
+        with pytest.raises(AgentdError):
+            handle.guest.run(ExecRequest(("sleep", "30"), cwd="/workspace"))
+    finally:
+        os.kill(supervisor, signal.SIGCONT)
+    until(lambda: not handle.wall.alive())
+    daemon.manager.close()
+    daemon.link.close()
+
+
 def test_when_the_supervisor_is_killed_the_kernel_ends_every_sandbox(path: str) -> None:
     daemon = Daemon(path)
     handles = [daemon.manager.create(SandboxSpec()) for _ in range(3)]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from fcntl import ioctl
 
-from agentd.guest.loop import Loop
+from agentd.guest.loop import Loop, Timer
 from agentd.guest.operation import Channel, RequestError, Starter, get_int
 from agentd.guest.resolve import get_path, open_path
 from agentd.guest.stepped import plain
@@ -20,6 +20,7 @@ MAX_ENTROPY = 4096
 MAX_DISKS = 16
 # Processes looked at for sys.usage: about 20 us each.
 MAX_PROCESSES = 4096
+MAX_LEASE_MS = 366 * 86_400_000
 # Lets the loop write out the answer before the system goes down.
 SHUTDOWN_DELAY_S = 0.05
 
@@ -49,6 +50,7 @@ class Context:
         self.paths = paths
         self.on_shutdown = on_shutdown
         self.signal_all = signal_all or signal_namespace
+        self.lease: Timer | None = None
 
 
 def stop_agent(loop: Loop, pid1: bool) -> Callable[[], None]:
@@ -81,6 +83,7 @@ def operations(context: Context) -> dict[str, Starter]:
         "sys.reseed": plain(_reseed),
         "sys.freeze": plain(lambda channel, _: _signal(context, channel, signal.SIGSTOP)),
         "sys.thaw": plain(lambda channel, _: _signal(context, channel, signal.SIGCONT)),
+        "sys.lease": plain(lambda channel, request: _lease(context, channel, request)),
         "sys.shutdown": plain(lambda channel, _: _shutdown(context, channel)),
     }
 
@@ -209,6 +212,18 @@ def _signal(context: Context, channel: Channel, number: int) -> None:
             errno.EPERM,
         )
     context.signal_all(number)
+    channel.finish("result")
+
+
+def _lease(context: Context, channel: Channel, request: dict[str, object]) -> None:
+    """The sandbox ends so many milliseconds from now, unless it is told again; null: never."""
+    value = request.get("ms")
+    milliseconds = None if value is None else get_int(request, "ms", 0, 1, MAX_LEASE_MS)
+    if context.lease is not None:
+        context.lease.cancel()
+        context.lease = None
+    if milliseconds is not None:
+        context.lease = channel.loop.after(milliseconds / 1000, context.on_shutdown)
     channel.finish("result")
 
 

@@ -156,3 +156,25 @@ def test_the_agent_without_an_init_stops_its_loop():
     loop.after(60, lambda: None)
     loop.run()
     loop.close()
+
+
+def test_a_lease_ends_the_sandbox_unless_it_is_renewed(new_channel):
+    ended = []
+    loop = Loop()
+    ctx = context(on_shutdown=lambda: (ended.append(time.monotonic()), loop.stop()))
+
+    def lease(**request):
+        channel = new_channel()
+        channel.loop = loop
+        return channel.start(system.operations(ctx)["sys.lease"], **request).last
+
+    assert lease(ms=30)["event"] == "result"
+    assert lease(ms=None)["event"] == "result"
+    started = time.monotonic()
+    loop.after(0.1, lambda: lease(ms=50))
+    loop.run()
+    loop.close()
+    assert len(ended) == 1
+    assert ended[0] - started >= 0.15
+    for wrong in (0, -1, 1 << 60, "1", True):
+        assert lease(ms=wrong)["event"] == "error"

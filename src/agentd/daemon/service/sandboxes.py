@@ -183,7 +183,7 @@ class Sandboxes:
     def renew(self, live: Live, ttl: float) -> None:
         """Its lease ends ``ttl`` seconds from now, not before."""
         seconds = self._ttl(ttl)
-        live.wall.renew(seconds + _GRACE_SECONDS)
+        self._lease(live, seconds)
         self._change(live, deadline=time.time() + seconds)
 
     def pause(self, live: Live) -> None:
@@ -257,10 +257,19 @@ class Sandboxes:
             save=dict(handle.wall.save()),
         )
         live = Live(handle, record)
-        live.wall.renew(seconds + _GRACE_SECONDS)
+        self._lease(live, seconds)
         self._put(record)
         self._keep(live)
         return live
+
+    def _lease(self, live: Live, seconds: float) -> None:
+        """Ours ends first, then the supervisor's, then the agent's own: each where the one before
+        is in no state to."""
+        live.wall.renew(seconds + _GRACE_SECONDS)
+        # An agent of protocol v1 has none, a paused machine's stands still with it.
+        with contextlib.suppress(AgentdError):
+            last = seconds + 2 * _GRACE_SECONDS
+            live.handle.guest.call("sys.lease", ms=int(last * 1000))
 
     def _change(self, live: Live, **fields: object) -> None:
         with live.lock:
