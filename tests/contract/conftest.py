@@ -3,6 +3,7 @@
 A wall that cannot be had here is skipped by its name and its own reason.
 """
 
+import contextlib
 import os
 import select
 import signal
@@ -36,6 +37,7 @@ from agentd.model.spec import SandboxSpec
 from agentd.sandbox import backends
 from agentd.sandbox.manager import Manager
 from agentd.sandbox.ports import Backend
+from agentd.sandbox.supervisor import client as supervisor
 
 CANARY = "AGENTD_TEST_CANARY"
 SOURCE = os.path.dirname(os.path.dirname(agentd.__file__))
@@ -64,7 +66,10 @@ KINDS = {
     "landlock": Kind("landlock", confined=True),
     "linux": Kind("linux", confined=True, namespaces=True),
     "qemu": Kind("qemu", machine=True),
+    "firecracker": Kind("firecracker", machine=True),
     "linux over HTTP": Kind("linux", confined=True, namespaces=True, over_http=True),
+    "landlock over HTTP": Kind("landlock", confined=True, over_http=True),
+    "qemu over HTTP": Kind("qemu", machine=True, over_http=True),
 }
 # One that runs already, and may do all; otherwise one is started.
 URL = os.environ.get("AGENTD_CONTRACT_URL", "")
@@ -254,6 +259,16 @@ def daemon(request: pytest.FixtureRequest) -> Iterator[str]:
             finally:
                 process.terminate()
                 process.wait(30)
+                _end_supervisor(f"{folder}/state/supervisor.sock")
+
+
+def _end_supervisor(path: str) -> None:
+    """It would outlive the daemon for a minute."""
+    with contextlib.suppress(AgentdError):
+        link = supervisor.connect(path, lambda *_: None)
+        link.ask("shutdown")
+        link.lost.wait(30)
+        link.close()
 
 
 def _ready(process: "subprocess.Popen[bytes]", url: str, log: Path) -> str:
