@@ -242,9 +242,10 @@ def test_a_command_is_followed_across_a_restart(tmp_path: Path, kill: bool) -> N
     daemon.stop()
 
 
-def test_a_run_that_the_daemon_has_heard_is_not_done_twice(
+def test_a_command_that_the_daemon_has_heard_is_not_done_twice(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from agentd.client.http.errors import Unreachable
     from agentd.client.http.connection import Connection
 
     sandbox.run("true")
@@ -258,9 +259,14 @@ def test_a_run_that_the_daemon_has_heard_is_not_done_twice(
         return found
 
     monkeypatch.setattr(Connection, "getresponse", lose)
-    assert sandbox.run("echo x >> log; cat log").text == "x\n"
+    with sandbox.start("echo x >> log") as process:  # with a key: sent again, and answered
+        assert process.wait().exit_code == 0
     assert lost
     assert sandbox.run("cat log").text == "x\n"
+    lost.clear()
+    with pytest.raises(Unreachable, match="may have been done or not"):
+        sandbox.run("echo y >> log")  # without one over a unix socket: not sent again
+    assert sandbox.run("cat log").text == "x\ny\n"
 
 
 # --- the command line ---
