@@ -245,8 +245,8 @@ def test_a_command_is_followed_across_a_restart(tmp_path: Path, kill: bool) -> N
 def test_a_command_that_the_daemon_has_heard_is_not_done_twice(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from agentd.client.http.errors import Unreachable
     from agentd.client.http.connection import Connection
+    from agentd.client.http.errors import Unreachable
 
     sandbox.run("true")
     answer, lost = Connection.getresponse, []
