@@ -1,0 +1,1 @@
+"""What can be asked for: the registry of capabilities, their schemas, and the built-in ones."""
