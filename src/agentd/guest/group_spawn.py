@@ -24,6 +24,8 @@ class GroupSpawner:
     def __init__(self, group: int, ignored: Iterable[int]) -> None:
         """``ignored``: signals to be reset, as every other handler is by execve(2)."""
         self.group = group
+        self._stdio: tuple[int, int, int] | None = None  # those of ``_actions``
+        self._actions = ctypes.create_string_buffer(_ROOM)
         self._attributes = ctypes.create_string_buffer(_ROOM)
         none, reset = ctypes.create_string_buffer(_ROOM), ctypes.create_string_buffer(_ROOM)
         _libc.sigemptyset(none)
@@ -46,20 +48,26 @@ class GroupSpawner:
         environment = (ctypes.c_char_p * (len(pairs) + 1))(*pairs, None)
         words = arguments, environment
 
+        actions = self._file_actions(stdio)
+
         def attempt(program: bytes) -> int:
             pid = ctypes.c_int()
-            actions = ctypes.create_string_buffer(_ROOM)
-            _check(_libc.posix_spawn_file_actions_init(actions))
-            try:
-                for number, fd in enumerate(stdio):
-                    _check(_libc.posix_spawn_file_actions_adddup2(actions, fd, number))
-                place = ctypes.byref(pid)
-                _check(_libc.posix_spawn(place, program, actions, self._attributes, *words))
-            finally:
-                _libc.posix_spawn_file_actions_destroy(actions)
+            _check(_libc.posix_spawn(ctypes.byref(pid), program, actions, self._attributes, *words))
             return pid.value
 
         return attempt
+
+    def _file_actions(self, stdio: tuple[int, int, int]) -> "ctypes.Array[ctypes.c_char]":
+        """Made anew for other numbers only: one command after the other has the same."""
+        if self._stdio != stdio:
+            if self._stdio is not None:
+                _libc.posix_spawn_file_actions_destroy(self._actions)
+            self._stdio = None
+            _check(_libc.posix_spawn_file_actions_init(self._actions))
+            self._stdio = stdio
+            for number, fd in enumerate(stdio):
+                _check(_libc.posix_spawn_file_actions_adddup2(self._actions, fd, number))
+        return self._actions
 
 
 def _check(code: int) -> None:

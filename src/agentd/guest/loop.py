@@ -126,11 +126,10 @@ class Loop:
         self._wakeup = None
 
     def _on_wakeup(self, _: int) -> None:
-        numbers: set[int] = set()
-        with contextlib.suppress(BlockingIOError):
-            while self._wakeup is not None:
-                numbers.update(os.read(self._wakeup[0], 512))
-        for number in numbers:
+        if self._wakeup is None:
+            return
+        # One read: what it leaves wakes us again.
+        for number in set(os.read(self._wakeup[0], 512)):
             if number in self._signals:
                 self._signals[number]()
 

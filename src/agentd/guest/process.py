@@ -242,7 +242,8 @@ class Processes:
         self._spawner = Spawner()
         self._null = -1
         self._oom_score: SpawnContext = OomScore()
-        # Hits of the sandbox's limits so far, by cause; where the agent can see them.
+        # Hits of the sandbox's limits so far, by cause, where the agent can see them. What it gives
+        # does not change.
         self.limit_hits: Callable[[], Mapping[str, int]] = dict
         loop.on_signal(signal.SIGCHLD, self.reap)
 
@@ -277,7 +278,7 @@ class Processes:
         and never from within this call.
         """
         started = time.monotonic()
-        before = dict(self.limit_hits())
+        before = self.limit_hits()
         stdio = Stdio(request, self._open_null)
         try:
             if len(self._running) >= MAX_RUNNING:

@@ -110,7 +110,8 @@ def reply_pieces(
     yield from _base64_pieces(stdout)
     yield b'","stderr":"'
     yield from _base64_pieces(stderr)
-    yield b'","error":%s}\n' % json.dumps(error, ensure_ascii=False).encode("utf-8", "replace")
+    text = "null" if error is None else json.dumps(error, ensure_ascii=False)
+    yield b'","error":%s}\n' % text.encode("utf-8", "replace")
 
 
 def encode_reply(exit_code: int, stdout: bytes, stderr: bytes, error: str | None) -> bytes:
@@ -177,13 +178,7 @@ def _decode(line: bytes) -> str:
 
 def _parse_json(text: str) -> object:
     try:
-        return json.loads(
-            text,
-            object_pairs_hook=_Object,
-            parse_constant=_refuse_constant,
-            parse_int=_integer,
-            parse_float=lambda _: _HUGE,
-        )
+        return _DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise InvalidRequest(f"{error.msg.lower()} at column {error.colno}") from None
     except RecursionError:
@@ -220,6 +215,15 @@ def _text(value: object, name: str) -> str:
     if _SURROGATE.search(value):
         raise InvalidRequest(f"{name} holds a lone surrogate")
     return value
+
+
+# Made once: json.loads makes one for each call that has hooks.
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_Object,
+    parse_constant=_refuse_constant,
+    parse_int=_integer,
+    parse_float=lambda _: _HUGE,
+)
 
 
 def _optional_text(value: object, name: str) -> str | None:

@@ -17,7 +17,8 @@ _HELLO = wire.HELLO.rstrip()
 
 
 class Hangup:
-    """Calls ``callback`` once when the peer of a stream is gone, not merely half-closed.
+    """Between ``start`` and ``stop`` calls ``callback`` once when the peer of a stream is gone, not
+    merely half-closed.
 
     Reading cannot tell the two apart, and is paused meanwhile. An epoll always reports EPOLLHUP and
     EPOLLERR (epoll_ctl(2)), and is itself readable then. A vsock whose peer is gone has neither
@@ -31,7 +32,12 @@ class Hangup:
         # EPERM: a plain file, whose other side cannot go away.
         with contextlib.suppress(PermissionError):
             self._epoll.register(stream.write_fd, select.EPOLLRDHUP | select.EPOLLET)
-        stream.loop.watch(self._epoll.fileno(), READ, self._ready)
+
+    def start(self) -> None:
+        self._stream.loop.watch(self._epoll.fileno(), READ, self._ready)
+
+    def stop(self) -> None:
+        self._stream.loop.forget(self._epoll.fileno())
 
     def close(self) -> None:
         if not self._epoll.closed:
@@ -151,7 +157,9 @@ class V1Connection:
         if request.stdin is not None:
             process.feed(request.stdin)
             process.feed_eof()
-        self._hangup = Hangup(self._stream, self._stream.abort)
+        if self._hangup is None:
+            self._hangup = Hangup(self._stream, self._stream.abort)
+        self._hangup.start()
 
     def _spawn_request(self, request: v1.V1Request) -> SpawnRequest:
         limits = {"output": self._max_output}
@@ -171,7 +179,8 @@ class V1Connection:
 
     def _on_exit(self, info: ExitInfo) -> None:
         self._process = None
-        self._unwatch()
+        if self._hangup is not None:
+            self._hangup.stop()
         self._answer(-1 if info.code is None else info.code, self._limit_error(info.cause))
         self._advance()
 
@@ -204,6 +213,7 @@ class V1Connection:
     def _end(self, again_s: float = 0.0) -> None:
         """No more requests: end the stream once the last reply has left, however slowly."""
         self._done = True
+        self._unwatch()
         self._stream.pause()
         if self._stream.pending:
             self._stream.loop.after(again_s, lambda: self._end(FLUSH_POLL_S))

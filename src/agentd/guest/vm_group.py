@@ -6,6 +6,7 @@ neither of the two runs out of memory or processes. Children are born in the gro
 
 import contextlib
 import os
+import select
 
 ROOT = "/sys/fs/cgroup"
 NAME = "sandbox"
@@ -30,11 +31,16 @@ class Group:
         with contextlib.suppress(FileExistsError):
             os.mkdir(self._path)
         self._counters: list[tuple[str, int, bytes]] = []
+        # Tells that a counter was raised since it was read (kernfs_notify): cheaper than to read.
+        self._changed = select.poll()
+        self._hits: dict[str, int] = {}
         self.fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             for cause, name, field in _HITS:
                 fd = os.open(os.path.join(self._path, name), os.O_RDONLY | os.O_CLOEXEC)
                 self._counters.append((cause, fd, field))
+                self._changed.register(fd, select.POLLPRI)
+            self._hits = self._read_hits()
         except OSError:
             self.close()
             raise
@@ -65,7 +71,9 @@ class Group:
 
     def hits(self) -> dict[str, int]:
         """How often each limit was met, by its cause."""
-        return {cause: _field(os.pread(fd, 512, 0), field) for cause, fd, field in self._counters}
+        if self._changed.poll(0):
+            self._hits = self._read_hits()
+        return self._hits
 
     def usage(self) -> dict[str, int]:
         """Bytes in use now, and at most so far (Linux 5.19)."""
@@ -74,6 +82,9 @@ class Group:
             with contextlib.suppress(OSError, ValueError):
                 found[name] = int(_read(os.path.join(self._path, file)))
         return found
+
+    def _read_hits(self) -> dict[str, int]:
+        return {cause: _field(os.pread(fd, 512, 0), field) for cause, fd, field in self._counters}
 
     def _set(self, name: str, value: str) -> None:
         _write(os.path.join(self._path, name), value)
