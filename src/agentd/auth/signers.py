@@ -47,6 +47,7 @@ class Signers:
         self._lock = threading.Lock()
         self._signers: dict[str, Signer] = {}
         self._seen: Seen | None = None
+        self._files: dict[str, tuple[object, ...]] = {}
         self._looked = 0.0
         self.reload()
 
@@ -76,7 +77,7 @@ class Signers:
             seen = _look_at(self.folder)
             if seen != self._seen:
                 self._signers, self.problems = _load(self.folder)
-                self._seen = seen
+                self._seen, self._files = seen, {str(file[0]): file for file in seen}
         except (OSError, ValueError) as error:
             # Not those of before: it may have been taken away to end the trust in them.
             self._signers, self._seen = {}, None
@@ -84,9 +85,8 @@ class Signers:
 
     def _is_as_seen(self, name: str) -> bool:
         """Whether the one signer's files are those that were read; the others wait for the poll."""
-        now = {_look_at_file(self.folder, f"{name}.{end}") for end in ("pem", "toml")} - {None}
-        mine = {seen for seen in self._seen or () if seen[0] in (f"{name}.pem", f"{name}.toml")}
-        return now == mine
+        files = (f"{name}.pem", f"{name}.toml")
+        return all(_look_at_file(self.folder, file) == self._files.get(file) for file in files)
 
 
 def _look_at(folder: str) -> Seen:

@@ -87,6 +87,8 @@ def test_nobody_decides_on_their_own(approvals, store, clock):
 
 def test_the_scope_decides_who_may(approvals):
     asked = approvals.ask(ASKED, ALICE, "req-1")
+    only = Principal("erin", frozenset({"approve"}), "key")
+    assert approvals.ls(only) == [approvals.get(only, asked.id)]
     with pytest.raises(Forbidden, match="lacks the scope 'approve'"):
         approvals.decide(CAROL, asked.id, True)
     assert approvals.wait(asked.id, 0).state == "pending"

@@ -2,9 +2,10 @@
 
 A nonce is written before its request does anything, and without waiting for the disk: the death of
 the daemon does not undo that, the death of the machine may. So the store also has a **ceiling**,
-synced before any request at or beyond it is let in, every half minute or so. A daemon that comes up
-after the machine went down without warning cannot know which of the last nonces were lost: it
-refuses every request issued below that ceiling. Those are stale half a minute later anyway.
+synced before any request at or beyond it is let in, and raised by half a minute each time. A daemon
+that comes up after the machine went down without warning cannot know which of the last nonces were
+lost: it refuses every request issued below that ceiling, so all that were let in, and those of the
+next minute at most (the half one, and how far a signer's clock may be ahead).
 
 When nonces are forgotten, the **floor** rises above them in the same transaction, and what was
 issued below it is refused: also when the clock is set back, or max_age is raised, afterwards.
