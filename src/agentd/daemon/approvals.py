@@ -36,6 +36,7 @@ MAX_KEPT = 20_000
 KEPT_SECONDS = 86400.0
 LISTED_SECONDS = 3600.0  # ended ones are listed for so long
 _AT_ONCE = 500
+_LATE = "nobody decided in time"
 
 
 class _Parked:
@@ -112,7 +113,7 @@ class Approvals:
             if not parked.ended.wait(max(0.0, left if timeout is None else min(timeout, left))):
                 if not whole:
                     return self._view(self._get(id_))
-                self._finish(id_, "expired", "nobody decided in time")
+                self._finish(id_, "expired", _LATE)
         return self._view(self._get(id_))
 
     def withdraw(self, id_: str, note: str = "its request has gone") -> None:
@@ -165,7 +166,7 @@ class Approvals:
         with self._lock:
             overdue = [i for i, p in self._parked.items() if p.until <= self._monotonic()]
         for id_ in overdue:
-            self._finish(id_, "expired", "nobody decided in time")
+            self._finish(id_, "expired", _LATE)
         gone, before = 0, now - KEPT_SECONDS
         while count := self._store.write(
             lambda t: t.delete_before(ApprovalRecord, "expires", before, _AT_ONCE), synced=False
@@ -214,7 +215,11 @@ class Approvals:
         def work(t: Transaction) -> None:
             record = t.get(ApprovalRecord, id_)
             if record is not None and record.state == PENDING:
-                t.put(msgspec.structs.replace(record, state=state, note=note, decided=now))
+                late = now >= record.expires  # it was told as expired already
+                how = (
+                    {"state": "expired", "note": _LATE} if late else {"state": state, "note": note}
+                )
+                t.put(msgspec.structs.replace(record, decided=now, **how))
 
         try:
             self._store.write(work)

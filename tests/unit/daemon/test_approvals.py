@@ -157,6 +157,14 @@ def test_what_nobody_waits_for_any_more_cannot_be_approved(approvals):
         approvals.decide(BOB, asked.id, True)
 
 
+def test_what_has_expired_stays_so(approvals, clock, store):
+    asked = approvals.ask(ASKED, ALICE, "req-1")
+    clock.now += 600
+    assert approvals.get(ALICE, asked.id).state == "expired"
+    approvals.withdraw(asked.id)
+    assert store.get(ApprovalRecord, asked.id).state == "expired"
+
+
 def test_a_restart_ends_what_waited_and_says_so(store, approvals, clock):
     waited = approvals.ask(ASKED, ALICE, "req-1")
     done = approvals.ask(ASKED, ALICE, "req-2")
@@ -361,5 +369,5 @@ class Lives(RuleBasedStateMachine):
             self.folder.cleanup()
 
 
-Lives.TestCase.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+Lives.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
 TestLives = Lives.TestCase

@@ -294,5 +294,5 @@ class Attack(RuleBasedStateMachine):
             shutil.rmtree(self.place)
 
 
-Attack.TestCase.settings = settings(max_examples=20, stateful_step_count=25, deadline=None)
+Attack.TestCase.settings = settings(max_examples=10, stateful_step_count=25, deadline=None)
 TestAttack = Attack.TestCase
