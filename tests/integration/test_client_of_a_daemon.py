@@ -452,3 +452,11 @@ def test_a_run_outlives_its_first_lease(daemon: Daemon, monkeypatch: pytest.Monk
 
 def test_a_cause_is_told_by_the_daemon(daemon: Daemon, sandbox: Sandbox) -> None:
     assert sandbox.run("sleep 60", timeout=0.2).cause.code is CauseCode.TIMEOUT
+
+
+def test_approvals_are_asked_for_over_the_socket(daemon: Daemon) -> None:
+    done = daemon.cli("approval", "ls", "--json")
+    assert (done.returncode, done.stdout) == (0, b"[]\n")
+    done = daemon.cli("approval", "approve", "apr-none")
+    assert done.returncode == 125
+    assert b"there is no approval 'apr-none'" in done.stderr

@@ -7,17 +7,20 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 from agentd.daemon import authentication, meter
+from agentd.daemon.approvals import Approvals
 from agentd.daemon.config import Config
 from agentd.daemon.idempotency import Idempotency
 from agentd.daemon.pipeline import Pipeline
 from agentd.daemon.service.commands import Commands
 from agentd.daemon.service.keystore import StoredKeys
 from agentd.daemon.service.live import Live
+from agentd.daemon.service.nonces import StoredNonces
 from agentd.daemon.service.quotas import Ledger
 from agentd.daemon.service.retention import Retention
 from agentd.daemon.service.sandboxes import Sandboxes
 from agentd.daemon.service.service import DaemonService
 from agentd.daemon.service.snapshots import Snapshots
+from agentd.daemon.signed import SignedRequests
 from agentd.daemon.store.sqlite import SqliteStore
 from agentd.model.errors import AgentdError, InvalidInput
 from agentd.model.isolation import IsolationLevel
@@ -87,8 +90,17 @@ class Daemon:
                 counts,
             )
             self._keys = StoredKeys(self.store)
-            self._retention = Retention(lambda: self.config, self.store, self.journals, self._keys)
+            self._nonces = StoredNonces(self.store, time.time())
+            self.approvals = Approvals(self.store, lambda: self.config.approvals)
+            self._retention = Retention(
+                lambda: self.config,
+                self.store,
+                self.journals,
+                self._keys,
+                more=(self._forget_nonces, self.approvals.sweep),
+            )
             self.chain: Chain = authentication.chain(config, self._keys)
+            self.signed = self._signed_requests(config)
             self._idempotency: Idempotency | None = None
             self.service = self._service(state)
             self._adopt()
@@ -99,13 +111,15 @@ class Daemon:
 
     def reload(self, config: Config) -> None:
         """Take over what a running daemon can: quotas, leases, limits, authentication, the pool."""
-        self.chain = authentication.chain(config, self._keys)
+        chain, signed = authentication.chain(config, self._keys), self._signed_requests(config)
+        self.chain, self.signed = chain, signed
         self.config = config
         self.pool.reshape(_shelves(config))
 
     def drain(self) -> bool:
         """Take no new work; wait for what runs, as long as the configuration says."""
         self.sandboxes.draining = True
+        self.approvals.close()  # whoever waits for one would wait for nothing
         return self.commands.wait_idle(float(self.config.daemon.drain))
 
     def close(self) -> None:
@@ -115,9 +129,11 @@ class Daemon:
             return
         self._closing.set()
         self._timer.join()
+        self.approvals.close()
         self.pool.close()
         self.link.close()
         self.journals.close()
+        self._nonces.close()
         self.store.close()
 
     def _service(self, state: str) -> DaemonService:
@@ -133,11 +149,21 @@ class Daemon:
             sandboxes=self.sandboxes,
             commands=self.commands,
             snapshots=snapshots,
+            approvals=self.approvals,
             idempotency=self._of_the_loop,
         )
 
     def _key_service(self) -> "KeyService":
         return authentication.key_service(self.config, self._keys)
+
+    def _signed_requests(self, config: Config) -> SignedRequests:
+        signed = SignedRequests(config.auth.signed, self._nonces)
+        for problem in signed.problems:
+            self._report("a signer is not trusted", problem=problem)
+        return signed
+
+    def _forget_nonces(self, now: float) -> int:
+        return self._nonces.forget(now - float(self.config.auth.signed.max_age))
 
     def _of_the_loop(self) -> Idempotency:
         if self._idempotency is None:

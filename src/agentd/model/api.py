@@ -97,6 +97,13 @@ class KeyBody(_Body, frozen=True):
     ttl: Time | None = None
 
 
+class DecideBody(_Body, frozen=True):
+    """``POST /v1/approvals/{id}/decide``"""
+
+    allow: bool
+    note: str = ""
+
+
 class SandboxView(msgspec.Struct, frozen=True):
     id: str
     state: str
@@ -180,6 +187,22 @@ class KeyView(msgspec.Struct, frozen=True):
     expires: float | None
     revoked: bool
     secret: str | None = None
+
+
+class ApprovalView(msgspec.Struct, frozen=True):
+    """A request that waits, or waited, for somebody to allow it. ``note`` is of who decided, or
+    says why nobody did."""
+
+    id: str
+    state: str  # "pending", "approved", "denied", "expired" or "withdrawn"
+    principal: str  # who asked
+    request: str  # its id
+    asked: dict[str, Any]
+    created: float
+    expires: float
+    decided: float | None = None
+    decided_by: str = ""
+    note: str = ""
 
 
 class BackendView(msgspec.Struct, frozen=True):

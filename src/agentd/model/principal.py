@@ -22,8 +22,8 @@ ADMIN = "admin"
 class Principal(msgspec.Struct, frozen=True):
     """One name, however it was proved; sandboxes belong to the name.
 
-    ``via`` is "peer", "key", "jwt", "mtls" or "local". ``credential`` says for the log which
-    key, token or certificate proved it; it is never a secret.
+    ``via`` is "peer", "key", "jwt", "mtls", "signed" or "local". ``credential`` says for the log
+    which key, token or certificate proved it; it is never a secret.
     """
 
     name: str

@@ -32,6 +32,8 @@ GROUPS = {
         "serve": "run it",
         "stats": "show what it is doing",
         "key": "make, list and revoke API keys",
+        "sign": "sign a request, or make a key to sign with",
+        "approval": "decide on requests that wait for it",
         "config": "check its configuration, or show what holds",
     },
     "what sandboxes are made of": {

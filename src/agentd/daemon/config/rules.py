@@ -9,17 +9,20 @@ import msgspec
 from agentd.auth.jwks import check_url
 from agentd.auth.mtls import check_match
 from agentd.daemon.config.lines import Path
-from agentd.daemon.config.schema import Config, JwtIssuer, Listen
+from agentd.daemon.config.schema import Config, JwtIssuer, Listen, Signed
 from agentd.model.errors import InvalidInput
 
 Found = tuple[Path, str, str]  # where, what, and what mends it
 
+# Their nonces are remembered for that long.
+_MAX_AGE = 3600.0
 _ENABLE = "enable auth.keys, or add [[auth.jwt]] or [[auth.certificates]]"
 
 
 def broken(config: Config) -> Iterator[Found]:
     yield from _listening(config)
     yield from _authentication(config)
+    yield from _signed(config.auth.signed)
     yield from _ranges(config)
     yield from _policy(config)
 
@@ -137,6 +140,26 @@ def _issuer(issuer: JwtIssuer, path: Path) -> Iterator[Found]:
     yield from _file(issuer.jwks_file, (*path, "jwks_file"))
 
 
+def _signed(signed: Signed) -> Iterator[Found]:
+    path: Path = ("auth", "signed")
+    if signed.max_age > _MAX_AGE:
+        yield (*path, "max_age"), "is more than an hour", "lower it"
+    if signed.skew > signed.max_age:
+        yield (*path, "skew"), "is more than max_age", "lower it"
+    if signed.signers is None:
+        if signed.required:
+            yield (*path, "required"), "nobody could sign", "give signers, a directory of keys"
+        return
+    if not os.path.isdir(signed.signers):
+        where = f"there is no directory {str(signed.signers)!r}"
+        yield (*path, "signers"), where, "give another, or create it"
+        return
+    from agentd.auth.signers import Signers
+
+    for problem in Signers(signed.signers).problems:
+        yield (*path, "signers"), problem, "mend it, or take it out"
+
+
 def _ranges(config: Config) -> Iterator[Found]:
     if _over(config.leases.default, config.leases.max):
         yield ("leases", "default"), "is more than leases.max", "lower it, or raise leases.max"
@@ -148,6 +171,8 @@ def _ranges(config: Config) -> Iterator[Found]:
                 f"is more than limits.max.{field.name}",
                 "lower it, or raise the other",
             )
+    if config.approvals.max < 1:
+        yield ("approvals", "max"), "nothing could ever be approved", "give 1 or more"
     if config.journal.process > config.journal.total:
         yield ("journal", "process"), "is more than journal.total", "lower it"
     order = ("none", "process", "namespace", "userspace-kernel", "microvm")

@@ -25,7 +25,9 @@ from agentd.model.limits import Limits
 
 MIB = 1 << 20
 GIB = 1 << 30
-RELOADED = ("auth", "quotas", "pool", "leases", "limits", "sandbox", "log", "policy")
+RELOADED = (
+    "auth", "quotas", "pool", "leases", "limits", "sandbox", "log", "policy", "approvals",
+)  # fmt: skip
 
 ORDINARY: tuple[Scope, ...] = ("run", "create", "files", "read", "ports", "snapshot")
 
@@ -78,12 +80,23 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True):
     scopes: tuple[Scope, ...] = ORDINARY
 
 
+class Signed(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests that are signed by themselves, whatever way they come."""
+
+    signers: FilePath | None = None  # a directory of public keys; none: no signature holds
+    required: bool = False  # of every call
+    max_age: Duration = Duration(300)  # of a signature
+    skew: Duration = Duration(30)  # that a signer's clock may be ahead
+    audience: Name | None = None  # what this daemon is called; else any daemon's requests do
+
+
 class Auth(msgspec.Struct, frozen=True, kw_only=True):
     containers: bool = False  # let in peers of other user or pid namespaces by their uid
     peers: tuple[PeerUser, ...] = ()
     keys: Keys = Keys()
     jwt: tuple[JwtIssuer, ...] = ()
     certificates: tuple[Certificate, ...] = ()
+    signed: Signed = Signed()
 
 
 class Quota(msgspec.Struct, frozen=True, kw_only=True):
@@ -177,6 +190,14 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str | None = None  # of the bundle; another one is refused
 
 
+class Approvals(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests that wait for somebody to allow them."""
+
+    ttl: Duration = Duration(600)  # then they are refused
+    max: int = 1000  # that wait at the same time
+    self_approve: bool = False  # whether one may allow one's own
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     profile: str = "workstation"
     daemon: Daemon = Daemon()
@@ -192,3 +213,4 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     log: Log = Log()
     metrics: Metrics = Metrics()
     policy: Policy = Policy()
+    approvals: Approvals = Approvals()

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from agentd.daemon.config.schema import Config
 from agentd.daemon.service.keystore import StoredKeys
@@ -15,7 +15,8 @@ _TICK_SECONDS = 60.0
 
 
 class Retention:
-    """Called now and then by one thread."""
+    """Called now and then by one thread. ``more`` get the time, forget what is theirs in steps that
+    others need not wait long for, and tell how much it was."""
 
     def __init__(
         self,
@@ -24,12 +25,14 @@ class Retention:
         journals: Journals,
         keys: StoredKeys,
         clock: Callable[[], float] = time.time,
+        more: Sequence[Callable[[float], int]] = (),
     ) -> None:
         self._config = config
         self._store = store
         self._journals = journals
         self._keys = keys
         self._clock = clock
+        self._more = more
         self._next = 0.0
 
     def tick(self) -> None:
@@ -53,7 +56,7 @@ class Retention:
         ):
             gone += count
         self._keys.forget(self._clock())
-        return gone
+        return gone + sum(forget(self._clock()) for forget in self._more)
 
 
 def _take_ended(transaction: Transaction, oldest: float) -> list[ProcessRecord]:

@@ -13,6 +13,7 @@ from agentd.auth.credential import Credential
 from agentd.auth.keys import KeyRecord, KeyService
 from agentd.auth.peer import Peer, peer_of
 from agentd.daemon import context, doctor
+from agentd.daemon.approvals import Approvals
 from agentd.daemon.config.schema import Config
 from agentd.daemon.pipeline import Pipeline
 from agentd.daemon.service import bodies, tar
@@ -25,7 +26,9 @@ from agentd.daemon.service.sandboxes import Sandboxes
 from agentd.daemon.service.snapshots import About, Snapshots
 from agentd.model.api import (
     Answer,
+    ApprovalView,
     BackendView,
+    DecideBody,
     EntryView,
     ExecBody,
     KeyBody,
@@ -66,6 +69,7 @@ class DaemonService:
         sandboxes: Sandboxes,
         commands: Commands,
         snapshots: Snapshots,
+        approvals: Approvals,
         idempotency: "Callable[[], Idempotency]",
     ) -> None:
         self._config = config
@@ -77,6 +81,7 @@ class DaemonService:
         self._sandboxes = sandboxes
         self._commands = commands
         self._snapshots = snapshots
+        self._approvals = approvals
         self._idempotency = idempotency
         self._files = Files()
         self._started = time.time()
@@ -280,6 +285,17 @@ class DaemonService:
 
     def revoke_key(self, who: Principal, key: str) -> None:
         self._keys().revoke(who, key)
+
+    # --- approvals ---
+
+    def approvals(self, who: Principal) -> Sequence[ApprovalView]:
+        return self._approvals.ls(who)
+
+    def approval(self, who: Principal, id_: str) -> ApprovalView:
+        return self._approvals.get(who, id_)
+
+    def decide_approval(self, who: Principal, id_: str, body: DecideBody) -> ApprovalView:
+        return self._approvals.decide(who, id_, body.allow, body.note)
 
     # --- the daemon itself ---
 

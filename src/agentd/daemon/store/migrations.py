@@ -41,7 +41,25 @@ CREATE INDEX idempotency_expires ON idempotency (expires);
 CREATE INDEX idempotency_state ON idempotency (state, principal, key);
 """
 
-STEPS: tuple[str, ...] = (_FIRST,)
+_SIGNED_AND_APPROVED = """
+CREATE TABLE nonces (
+    key TEXT NOT NULL, nonce TEXT NOT NULL, issued REAL NOT NULL, PRIMARY KEY (key, nonce)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX nonces_issued ON nonces (issued);
+CREATE TABLE replay_marks (
+    id TEXT PRIMARY KEY, floor REAL NOT NULL, ceiling REAL NOT NULL, boot TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE approvals (
+    id TEXT PRIMARY KEY, principal TEXT NOT NULL, request TEXT NOT NULL, asked TEXT NOT NULL,
+    state TEXT NOT NULL, created REAL NOT NULL, expires REAL NOT NULL, decided REAL,
+    decided_by TEXT NOT NULL, note TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX approvals_principal ON approvals (principal, state);
+CREATE INDEX approvals_state ON approvals (state, id);
+CREATE INDEX approvals_expires ON approvals (expires);
+"""
+
+STEPS: tuple[str, ...] = (_FIRST, _SIGNED_AND_APPROVED)
 
 
 def migrate(connection: sqlite3.Connection, steps: Sequence[str] = STEPS) -> int:

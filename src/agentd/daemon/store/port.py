@@ -61,8 +61,8 @@ class Store(Reader, Protocol):
     value is there, it is on disk. Raises StoreBusy, and StoreError when the disk refuses.
     """
 
-    def write(self, work: Callable[[Transaction], T]) -> T:
-        """Blocks until it is on disk."""
+    def write(self, work: Callable[[Transaction], T], *, synced: bool = True) -> T:
+        """Blocks until it is on disk; ``synced`` as for ``submit``."""
 
     def submit(self, work: Callable[[Transaction], T], *, synced: bool = True) -> "Future[T]":
         """Without ``synced`` a loss of power may undo it, the death of the daemon does not; the

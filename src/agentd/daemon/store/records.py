@@ -73,3 +73,38 @@ class IdempotencyRecord(Record, frozen=True, kw_only=True):
     headers: dict[str, str] = {}
     body: bytes = b""
     size: int = 0  # bytes of the body
+
+
+class NonceRecord(Record, frozen=True, kw_only=True):
+    """A signed request that was used."""
+
+    key: str  # its signer's id
+    nonce: str
+    issued: float
+
+
+class ReplayMarkRecord(Record, frozen=True, kw_only=True):
+    """What is known beyond the nonces that are there; there is one, with the id "requests".
+
+    ``boot`` is the kernel's boot_id while the daemon runs, and "" after it has ended in order.
+    """
+
+    id: str
+    floor: float  # requests issued before it are used, or may be
+    ceiling: float  # none that was issued from here on has been used
+    boot: str
+
+
+class ApprovalRecord(Record, frozen=True, kw_only=True):
+    """``asked`` is what is to be decided on, as JSON. ``expires`` is when it ends undecided."""
+
+    id: str
+    principal: str
+    request: str  # its id
+    asked: dict[str, Any]
+    state: str
+    created: float
+    expires: float
+    decided: float | None = None
+    decided_by: str = ""
+    note: str = ""

@@ -69,8 +69,8 @@ class SqliteStore:
         with self._reading() as view:
             return view.measure(kind, column, **equal)
 
-    def write(self, work: Callable[[Transaction], T]) -> T:
-        value: T = self._writer.write(work)
+    def write(self, work: Callable[[Transaction], T], *, synced: bool = True) -> T:
+        value: T = self._writer.write(work, synced=synced)
         return value
 
     def submit(self, work: Callable[[Transaction], T], *, synced: bool = True) -> "Future[T]":

@@ -10,9 +10,12 @@ import msgspec
 from agentd.daemon.store.errors import StoreError
 from agentd.daemon.store.records import (
     ApiKeyRecord,
+    ApprovalRecord,
     IdempotencyRecord,
+    NonceRecord,
     ProcessRecord,
     Record,
+    ReplayMarkRecord,
     SandboxRecord,
 )
 
@@ -85,4 +88,7 @@ _TABLES: dict[type[Record], tuple[str, tuple[str, ...]]] = {
     ProcessRecord: ("processes", ("id",)),
     ApiKeyRecord: ("api_keys", ("id",)),
     IdempotencyRecord: ("idempotency", ("principal", "key")),
+    NonceRecord: ("nonces", ("key", "nonce")),
+    ReplayMarkRecord: ("replay_marks", ("id",)),
+    ApprovalRecord: ("approvals", ("id",)),
 }

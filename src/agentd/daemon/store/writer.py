@@ -73,10 +73,10 @@ class Writer:
         self._wake.set()
         return future
 
-    def write(self, work: Work) -> Any:
+    def write(self, work: Work, *, synced: bool = True) -> Any:
         """As ``submit``, done by the caller unless another is about to take it along."""
         future: Future[Any] = Future()
-        self._enqueue(_Job(work, future, None, synced=True))
+        self._enqueue(_Job(work, future, None, synced))
         while not future.done():
             with self._turn:
                 if not future.done() and (batch := self._take_queued()):

@@ -9,7 +9,16 @@ from starlette.applications import Starlette
 from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 
-from agentd.ingest.http import files, keys, meta, ports, ports_websocket, processes, sandboxes
+from agentd.ingest.http import (
+    approvals,
+    files,
+    keys,
+    meta,
+    ports,
+    ports_websocket,
+    processes,
+    sandboxes,
+)
 from agentd.ingest.http.api import Api
 from agentd.ingest.http.exchange import Aborted, Disconnected, Exchange
 from agentd.ingest.http.limits import Limits
@@ -57,6 +66,7 @@ def operations(*, metrics: bool = False) -> tuple[Operation, ...]:
         *sandboxes.OPERATIONS,
         *files.OPERATIONS,
         *keys.OPERATIONS,
+        *approvals.OPERATIONS,
         *meta.OPERATIONS,
     )
     return (*table, meta.METRICS) if metrics else table

@@ -155,6 +155,12 @@ JWT = "[[auth.jwt]]\nname = 'a'\nissuer = 'i'\naudience = ['x']\nalgorithms = ['
         ("[[pool]]\nisolation = 'process'", 2, "pool[0].isolation", "less than sandbox.minimum"),
         ("policy.sha256 = 'ab'", 1, "policy.sha256", "no SHA-256"),
         ("policy.bundle = '/absent/x'", 1, "policy.bundle", "no file"),
+        ("auth.signed.required = true", 1, "auth.signed.required", "nobody could sign"),
+        ("auth.signed.signers = '/absent/x'", 1, "auth.signed.signers", "no directory '/absent/x'"),
+        ("auth.signed.signers = '/bin/sh'", 1, "auth.signed.signers", "no directory"),
+        ("auth.signed.max_age = '2h'", 1, "auth.signed.max_age", "more than an hour"),
+        ("[auth.signed]\nmax_age = '20s'", 1, "auth.signed", "more than max_age"),
+        ("approvals.max = 0", 1, "approvals.max", "ever be approved"),
     ],
 )  # fmt: skip
 def test_settings_that_do_not_go_together(file, text, line, key, message):
@@ -162,6 +168,37 @@ def test_settings_that_do_not_go_together(file, text, line, key, message):
     assert message in problem.message
     # What only the other setting says is shown where the section begins.
     assert (problem.line, problem.key.startswith(key)) == (line, True)
+
+
+def test_what_is_wrong_among_the_signers_is_told(file, tmp_path):
+    folder = tmp_path / "signers"
+    folder.mkdir(mode=0o755)
+    text = f"[auth.signed]\nrequired = true\nsigners = '{folder}'\n"
+    assert config.check(file(text), {}) == []
+    (folder / "alice.pem").write_text("no key")
+    problem = one(config.check(file(text), {}))
+    assert (problem.line, problem.key) == (3, "auth.signed.signers")
+    assert problem.message == "alice.pem: it is no public key in PEM"
+    (folder / "alice.pem").unlink()
+    folder.chmod(0o777)
+    assert "others may write" in one(config.check(file(text), {})).message
+
+
+def test_signatures_and_approvals_are_shown_and_taken_over(file):
+    text = "[auth.signed]\naudience = 'build-1'\nmax_age = '1m'\n[approvals]\nttl = '5m'\nmax = 7\n"
+    before, after = config.load(None, {}), config.load(file(text), {})
+    assert 'auth.signed.audience = "build-1"' in config.render(after)
+    assert "approvals.self_approve = false" in config.render(after)
+    assert 'auth.signed.signers = "none"' in config.render(after)
+    assert (after.auth.signed.max_age, after.approvals.ttl) == (60.0, 300.0)
+    found = config.changes(before, after)
+    assert found.waiting == ()
+    assert set(found.reloaded) == {
+        "auth.signed.audience",
+        "auth.signed.max_age",
+        "approvals.ttl",
+        "approvals.max",
+    }
 
 
 def test_issuers_are_told_apart(file):

@@ -44,9 +44,16 @@ def test_what_ended_long_ago_goes_with_its_output_and_the_rest_stays(tmp_path: P
         journal.append("stdout", b"x" * 100)
         journal.finish()
         journal.flush()
-    keeper = Retention(Config, store, journals, StoredKeys(store), lambda: NOW)
-    assert keeper.sweep() == 2
-    assert keeper.sweep() == 0
+    told: list[float] = []
+
+    def more(now: float) -> int:
+        told.append(now)
+        return 5
+
+    keeper = Retention(Config, store, journals, StoredKeys(store), lambda: NOW, more=(more,))
+    assert keeper.sweep() == 2 + 5
+    assert keeper.sweep() == 5
+    assert told == [NOW, NOW]
     assert [r.id for r in store.find(SandboxRecord)] == ["sbx-1", "sbx-3"]
     assert [r.id for r in store.find(ProcessRecord)] == ["prc-1", "prc-3"]
     journals.close()

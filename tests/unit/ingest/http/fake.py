@@ -16,7 +16,9 @@ import msgspec
 
 from agentd.model.api import (
     Answer,
+    ApprovalView,
     BackendView,
+    DecideBody,
     EntryView,
     ExecBody,
     KeyBody,
@@ -288,6 +290,7 @@ class FakeService:
         self.sandboxes: dict[str, FakeSandbox] = {}
         self.api_keys: dict[str, KeyView] = {}
         self.kept: dict[str, SnapshotView] = {}
+        self.asked: dict[str, ApprovalView] = {}
         self.count = 0
         self.calls: list[str] = []
         self.not_ready = ""
@@ -559,6 +562,29 @@ class FakeService:
         who.require("keys")
         if self.api_keys.pop(key, None) is None:
             raise NotFound("there is no such key")
+
+    # approvals
+
+    def approvals(self, who: Principal) -> Sequence[ApprovalView]:
+        who.require("read")
+        return list(self.asked.values())
+
+    def approval(self, who: Principal, id_: str) -> ApprovalView:
+        who.require("read")
+        if id_ not in self.asked:
+            raise NotFound(f"there is no approval {id_[:64]!r}")
+        return self.asked[id_]
+
+    def decide_approval(self, who: Principal, id_: str, body: DecideBody) -> ApprovalView:
+        who.require("approve")
+        found = self.approval(who, id_)
+        if found.state != "pending":
+            raise Conflict(f"it is {found.state}")
+        state = "approved" if body.allow else "denied"
+        self.asked[id_] = msgspec.structs.replace(
+            found, state=state, decided=2.0, decided_by=who.name, note=body.note
+        )
+        return self.asked[id_]
 
     # the daemon itself
 

@@ -10,6 +10,7 @@ from tests.unit.ingest.http.harness import ALICE, BOB, Running
 
 from agentd.ingest.http.respond import error_answer, status_of
 from agentd.model import errors
+from agentd.model.api import ApprovalView
 
 
 def test_a_sandbox_from_its_creation_to_its_end(running: Running) -> None:
@@ -66,6 +67,21 @@ def test_snapshots_forks_changes_and_keys(running: Running) -> None:
     assert (key.status, key.json["secret"]) == (201, "agd_secret")
     assert running.ask("GET", "/v1/keys").json[0]["secret"] is None
     assert running.ask("DELETE", f"/v1/keys/{key.json['id']}").status == 204
+
+
+def test_approvals(running: Running) -> None:
+    waiting = ApprovalView("apr-1", "pending", "alice", "req-1", {"cmd": "rm"}, 1.0, 9.0)
+    running.service.asked["apr-1"] = waiting
+    (shown,) = running.ask("GET", "/v1/approvals").json
+    assert (shown["state"], shown["asked"]) == ("pending", {"cmd": "rm"})
+    assert running.ask("GET", "/v1/approvals/apr-1").json == shown
+    assert running.ask("GET", "/v1/approvals/apr-2").status == 404
+    path = "/v1/approvals/apr-1/decide"
+    assert running.ask("POST", path, {"note": "no word of it"}).status == 400
+    assert running.ask("POST", path, {"allow": "yes"}).status == 400
+    done = running.ask("POST", path, {"allow": True, "note": "fine"}, BOB)
+    assert (done.status, done.json["state"], done.json["decided_by"]) == (200, "approved", "bob")
+    assert running.ask("POST", path, {"allow": False}).status == 409
 
 
 def test_what_is_anothers_does_not_exist(running: Running) -> None:

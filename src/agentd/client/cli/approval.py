@@ -1,0 +1,110 @@
+"""``agentd approval``: requests that wait for somebody to allow them."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from agentd.client.cli import remote, table
+from agentd.model.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from agentd.client.http.client import Client
+    from agentd.model.api import ApprovalView
+
+_EXAMPLES = """\
+  agentd approval ls
+  agentd approval show apr-0199c5d2a3f0deadbeef
+  agentd approval approve apr-0199c5d2a3f0deadbeef --note 'as agreed'
+  agentd approval deny apr-0199c5d2a3f0deadbeef
+
+To decide takes the scope approve, and never on one's own request. What nobody decides on in
+time is refused.
+"""
+_SHOWN = 60  # characters of what was asked, in a line of the list
+
+
+def main(words: list[str]) -> int:
+    options = _parser().parse_args(words)
+    if options.note and options.action not in ("approve", "deny"):
+        raise InvalidInput("a note is for a decision", remediation="drop --note")
+    with remote.client(options) as client:
+        if options.action == "ls":
+            return _list(options, client)
+        if not options.id:
+            raise InvalidInput("no approval given", remediation="agentd approval ls has their ids")
+        if options.action == "show":
+            return _show(options, client)
+        return _decide(options, client)
+
+
+def _list(options: argparse.Namespace, client: "Client") -> int:
+    from agentd.model.api import ApprovalView
+
+    found = client.call("GET", "/v1/approvals", into=tuple[ApprovalView, ...])
+    if options.json:
+        remote.print_json(found)
+        return 0
+    rows = [
+        (
+            view.id,
+            view.state,
+            view.principal,
+            table.until(view.expires) if view.state == "pending" else "-",
+            _json(view)[:_SHOWN],
+        )
+        for view in found
+    ]
+    table.show(("ID", "STATE", "WHO", "ENDS", "ASKED"), rows)
+    return 0
+
+
+def _show(options: argparse.Namespace, client: "Client") -> int:
+    from agentd.client.http.client import segment
+    from agentd.model.api import ApprovalView
+
+    view = client.call("GET", f"/v1/approvals/{segment(options.id)}", into=ApprovalView)
+    if options.json:
+        remote.print_json(view)
+        return 0
+    table.facts(
+        [
+            ("id", view.id),
+            ("state", view.state),
+            ("who", view.principal),
+            ("request", view.request),
+            ("asked", table.ago(view.created)),
+            ("ends", table.until(view.expires) if view.state == "pending" else "-"),
+            ("decided by", view.decided_by or "-"),
+            ("note", view.note or "-"),
+        ]
+    )
+    for line in _json(view, indent=2).splitlines():
+        print(remote.safe(line))
+    return 0
+
+
+def _decide(options: argparse.Namespace, client: "Client") -> int:
+    from agentd.client.http.client import segment
+    from agentd.model.api import ApprovalView, DecideBody
+
+    body = DecideBody(allow=options.action == "approve", note=options.note)
+    path = f"/v1/approvals/{segment(options.id)}/decide"
+    view = client.call("POST", path, body, into=ApprovalView)
+    if options.json:
+        remote.print_json(view)
+    else:
+        print(f"{remote.safe(view.id)} {view.state}")
+    return 0
+
+
+def _json(view: "ApprovalView", indent: int = 0) -> str:
+    import msgspec
+
+    return msgspec.json.format(msgspec.json.encode(view.asked), indent=indent).decode()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = remote.parser("approval", "Look at requests that wait, and decide.", _EXAMPLES)
+    parser.add_argument("action", choices=("ls", "show", "approve", "deny"))
+    parser.add_argument("id", metavar="ID", nargs="?", help="of the approval")
+    parser.add_argument("--note", metavar="TEXT", default="", help="why, for who asked")
+    return parser

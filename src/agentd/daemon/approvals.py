@@ -1,0 +1,299 @@
+"""Requests that wait until somebody allows them.
+
+    ask --> pending --decide--> approved | denied
+               |--- time, or the daemon's end --> expired
+               `--- whoever asked gave up ------> withdrawn
+
+Every step is in the store before anybody acts on it. An approval is of the one request that waits
+for it, and of no other: what was not taken up in time is worth nothing.
+"""
+
+import contextlib
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from agentd.daemon.config import schema
+from agentd.daemon.store.errors import StoreError
+from agentd.daemon.store.port import MAX_PAGE, Store, Transaction
+from agentd.daemon.store.records import ApprovalRecord
+from agentd.model.api import ApprovalView
+from agentd.model.canonical import canonical
+from agentd.model.errors import Conflict, Forbidden, Full, InvalidInput, NotFound, QuotaExceeded
+from agentd.model.principal import Principal
+
+PENDING = "pending"
+MAX_ASKED = 64 << 10  # bytes of JSON: somebody is to read it
+MAX_NOTE = 500
+MAX_OF_ONE = 100  # that wait, of one principal
+MAX_KEPT_OF_ONE = 1000  # ended ones too, so that none fills the store
+MAX_KEPT = 20_000
+KEPT_SECONDS = 86400.0
+LISTED_SECONDS = 3600.0  # ended ones are listed for so long
+_AT_ONCE = 500
+_LATE = "nobody decided in time"
+
+
+class _Parked:
+    def __init__(self, principal: str, until: float) -> None:
+        self.principal = principal
+        self.until = until  # of the monotonic clock: nobody can set that one
+        self.ended = threading.Event()
+
+
+class Approvals:
+    """Thread-safe."""
+
+    def __init__(
+        self,
+        store: Store,
+        config: Callable[[], schema.Approvals] = schema.Approvals,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._config = config
+        self._clock = clock
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._parked: dict[str, _Parked] = {}
+        self._of: Counter[str] = Counter()
+        self._closed = False
+        # Their requests went with the daemon that held them.
+        for id_ in _pending(store):
+            self._finish(id_, "expired", "the daemon ended while it waited")
+
+    def ask(
+        self,
+        asked: Mapping[str, Any],
+        principal: Principal,
+        request_id: str,
+        ttl: float | None = None,
+    ) -> ApprovalView:
+        """Park a request. ``asked`` says, as JSON, all that is to be decided on; ``ttl`` is in
+        seconds, the configuration's at most. Raises Full, QuotaExceeded, InvalidInput."""
+        size = len(canonical(dict(asked)))
+        if size > MAX_ASKED:
+            raise InvalidInput(
+                f"a request of {size} bytes cannot be approved: nobody could read it",
+                remediation=f"keep it under {MAX_ASKED} bytes",
+            )
+        now, most = self._clock(), float(self._config().ttl)
+        ttl = most if ttl is None else min(ttl, most)
+        record = ApprovalRecord(
+            id=f"apr-{max(0, int(now * 1000)):012x}{os.urandom(6).hex()}",
+            principal=principal.name,
+            request=request_id,
+            asked=dict(asked),
+            state=PENDING,
+            created=now,
+            expires=now + ttl,
+        )
+        self._park(record, ttl)
+        try:
+            self._store.write(lambda t: _keep(t, record))
+        except BaseException:
+            self._unpark(record.id)
+            raise
+        return self._view(record)
+
+    def wait(self, id_: str, timeout: float | None = None) -> ApprovalView:
+        """Until it has ended, ``timeout`` seconds at most: then it may be "pending" still, and
+        ``withdraw`` tells that nobody waits any more. Only "approved" allows anything."""
+        with self._lock:
+            parked = self._parked.get(id_)
+        if parked is not None:
+            left = parked.until - self._monotonic()
+            whole = timeout is None or timeout >= left
+            if not parked.ended.wait(max(0.0, left if timeout is None else min(timeout, left))):
+                if not whole:
+                    return self._view(self._get(id_))
+                self._finish(id_, "expired", _LATE)
+        return self._view(self._get(id_))
+
+    def withdraw(self, id_: str, note: str = "its request has gone") -> None:
+        """Nobody waits for it any more; idempotent."""
+        self._finish(id_, "withdrawn", note)
+
+    def decide(self, who: Principal, id_: str, allow: bool, note: str = "") -> ApprovalView:
+        """Raises Forbidden, NotFound, Conflict (it has ended), InvalidInput."""
+        who.require("approve")
+        if len(note) > MAX_NOTE:
+            raise InvalidInput(f"a note has at most {MAX_NOTE} characters", remediation="cut it")
+
+        def work(t: Transaction) -> ApprovalRecord:
+            record = t.get(ApprovalRecord, id_)
+            if record is None:
+                raise _unknown(id_)
+            if record.principal == who.name and not self._config().self_approve:
+                raise Forbidden(
+                    f"{who.name} asked for this, and cannot decide on it",
+                    remediation="have somebody else do it; approvals.self_approve would let you",
+                )
+            made = decided(record, who.name, allow, note, self._clock())
+            t.put(made)
+            return made
+
+        record = self._store.write(work)
+        self._unpark(id_)
+        return self._view(record)
+
+    def ls(self, who: Principal) -> Sequence[ApprovalView]:
+        """What waits, oldest first, then what ended in the last hour; for who may approve
+        everybody's, else one's own."""
+        _require_seeing(who)
+        mine: dict[str, Any] = {} if who.may("approve") else {"principal": who.name}
+        recent = f"apr-{max(0, int((self._clock() - LISTED_SECONDS) * 1000)):012x}"
+        waiting = self._store.find(ApprovalRecord, state=PENDING, **mine)
+        others = self._store.find(ApprovalRecord, after=(recent,), **mine)
+        return [self._view(r) for r in (*waiting, *(r for r in others if r.state != PENDING))]
+
+    def get(self, who: Principal, id_: str) -> ApprovalView:
+        """Raises NotFound, also for another's where ``who`` may not approve."""
+        _require_seeing(who)
+        record = self._get(id_)
+        if not who.may("approve") and not who.owns(record.principal):
+            raise _unknown(id_)
+        return self._view(record)
+
+    def sweep(self, now: float) -> int:
+        """End what is overdue, and forget what ended long ago: how many were forgotten."""
+        with self._lock:
+            overdue = [i for i, p in self._parked.items() if p.until <= self._monotonic()]
+        for id_ in overdue:
+            self._finish(id_, "expired", _LATE)
+        gone, before = 0, now - KEPT_SECONDS
+        while count := self._store.write(
+            lambda t: t.delete_before(ApprovalRecord, "expires", before, _AT_ONCE), synced=False
+        ):
+            gone += count
+        return gone
+
+    def close(self) -> None:
+        """Whoever waits is told that it has expired; nothing is asked any more. Idempotent."""
+        with self._lock:
+            self._closed = True
+            parked = list(self._parked)
+        for id_ in parked:
+            with contextlib.suppress(StoreError):  # the next daemon ends it
+                self._finish(id_, "expired", "the daemon was about to end")
+
+    def _park(self, record: ApprovalRecord, ttl: float) -> None:
+        most, name = self._config().max, record.principal
+        with self._lock:
+            if self._closed:
+                raise Full("the daemon is about to end", remediation="ask the next one")
+            if len(self._parked) >= most:
+                raise Full(f"{most} requests wait for approval", remediation="have them decided on")
+            if self._of[name] >= MAX_OF_ONE:
+                raise QuotaExceeded(
+                    f"{MAX_OF_ONE} requests of {name} wait for approval",
+                    remediation="have them decided on",
+                )
+            self._of[name] += 1
+            self._parked[record.id] = _Parked(name, self._monotonic() + ttl)
+
+    def _unpark(self, id_: str) -> None:
+        with self._lock:
+            parked = self._parked.pop(id_, None)
+            if parked is not None:
+                self._of[parked.principal] -= 1
+                if not self._of[parked.principal]:
+                    del self._of[parked.principal]
+        if parked is not None:
+            parked.ended.set()
+
+    def _finish(self, id_: str, state: str, note: str) -> None:
+        """Unless it has ended already."""
+        now = self._clock()
+
+        def work(t: Transaction) -> None:
+            record = t.get(ApprovalRecord, id_)
+            if record is not None and record.state == PENDING:
+                late = now >= record.expires  # it was told as expired already
+                how = (
+                    {"state": "expired", "note": _LATE} if late else {"state": state, "note": note}
+                )
+                t.put(msgspec.structs.replace(record, decided=now, **how))
+
+        try:
+            self._store.write(work)
+        finally:
+            self._unpark(id_)  # its place is free, and whoever waits sees what the store says
+
+    def _get(self, id_: str) -> ApprovalRecord:
+        record = self._store.get(ApprovalRecord, id_)
+        if record is None:
+            raise _unknown(id_)
+        return record
+
+    def _view(self, record: ApprovalRecord) -> ApprovalView:
+        overdue = record.state == PENDING and self._clock() >= record.expires
+        return ApprovalView(
+            id=record.id,
+            state="expired" if overdue else record.state,
+            principal=record.principal,
+            request=record.request,
+            asked=record.asked,
+            created=record.created,
+            expires=record.expires,
+            decided=record.decided,
+            decided_by=record.decided_by,
+            note=record.note,
+        )
+
+
+def decided(record: ApprovalRecord, by: str, allow: bool, note: str, now: float) -> ApprovalRecord:
+    """Raises Conflict where it has ended."""
+    late = record.state == PENDING and now >= record.expires
+    if record.state != PENDING or late:
+        raise Conflict(
+            f"approval {record.id} is {'expired' if late else record.state}",
+            cause=record.note,
+            remediation="its request must be sent again",
+        )
+    return msgspec.structs.replace(
+        record,
+        state="approved" if allow else "denied",
+        decided=now,
+        decided_by=by,
+        note=note,
+    )
+
+
+def _require_seeing(who: Principal) -> None:
+    if not who.may("approve"):
+        who.require("read")
+
+
+def _keep(t: Transaction, record: ApprovalRecord) -> None:
+    mine = t.measure(ApprovalRecord, "created", principal=record.principal).rows
+    if mine >= MAX_KEPT_OF_ONE:
+        raise QuotaExceeded(
+            f"{record.principal} has asked for {mine} approvals in a day",
+            remediation="come back later",
+            retry_after=600.0,
+        )
+    if t.measure(ApprovalRecord, "created").rows >= MAX_KEPT:
+        raise Full(f"{MAX_KEPT} approvals are kept", remediation="come back later")
+    t.put(record)
+
+
+def _pending(store: Store) -> list[str]:
+    found: list[str] = []
+    while page := store.find(
+        ApprovalRecord, after=(found[-1],) if found else (), state=PENDING, limit=MAX_PAGE
+    ):
+        found += [record.id for record in page]
+    return found
+
+
+def _unknown(id_: str) -> NotFound:
+    return NotFound(
+        f"there is no approval {id_[:64]!r}", remediation="agentd approval ls has their ids"
+    )

@@ -1,0 +1,32 @@
+"""Requests that wait for somebody to allow them."""
+
+from agentd.ingest.http.operation import Operation
+from agentd.model.api import ApprovalView, DecideBody
+
+OPERATIONS = (
+    Operation(
+        method="GET",
+        path="/v1/approvals",
+        scope="read",
+        help="what waits, and what was decided lately; one's own without the scope approve",
+        call=lambda s, who, a: s.approvals(who),
+        answer=list[ApprovalView],
+    ),
+    Operation(
+        method="GET",
+        path="/v1/approvals/{id}",
+        scope="read",
+        help="one of them",
+        call=lambda s, who, a: s.approval(who, a.id),
+        answer=ApprovalView,
+    ),
+    Operation(
+        method="POST",
+        path="/v1/approvals/{id}/decide",
+        scope="approve",
+        help="allow another's request, or refuse it",
+        call=lambda s, who, a: s.decide_approval(who, a.id, a.body),
+        body=DecideBody,
+        answer=ApprovalView,
+    ),
+)
