@@ -94,6 +94,13 @@ def read_config(path: str | None) -> "tuple[str | None, Read]":
     return where, config.read(where)
 
 
+def state_directory() -> str:
+    """Where a daemon with this process's configuration keeps what it keeps. Raises AgentdError."""
+    from agentd.daemon import config
+
+    return config.load(config.find(os.environ), dict(os.environ), ()).daemon.state
+
+
 def serve(
     path: str | None,
     env: MutableMapping[str, str],

@@ -1,7 +1,7 @@
 """The daemon's log: one line an event, as JSON or as text, with whose request and which sandbox.
 
-Nothing secret gets in (redact.py), and no flood of one event hides another (rate.py). What other
-packages log by the standard library's ``logging`` comes out in the same form.
+Nothing secret gets in (model/redact.py), and no flood of one event hides another (rate.py). What
+other packages log by the standard library's ``logging`` comes out in the same form.
 """
 
 import logging
@@ -16,8 +16,9 @@ import structlog
 from structlog.contextvars import bound_contextvars, get_contextvars
 from structlog.typing import EventDict, WrappedLogger
 
-from agentd.daemon import context, redact
+from agentd.daemon import context
 from agentd.daemon.rate import Bound
+from agentd.model import redact
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _FIRST = ("timestamp", "level", "event", "request", "sandbox")

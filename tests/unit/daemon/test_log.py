@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from agentd.daemon import context, redact
+from agentd.daemon import context
 from agentd.daemon.log import Log, about
 from agentd.daemon.rate import Bound
+from agentd.model import redact
 
 KEY = "agd_abcdefghijkl_" + "a2" * 26
 

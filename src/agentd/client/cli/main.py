@@ -36,6 +36,10 @@ GROUPS = {
         "approval": "decide on requests that wait for it",
         "config": "check its configuration, or show what holds",
     },
+    "what was done": {
+        "audit": "look at the audit log, verify it, export it",
+        "receipt": "look at what a receipt says, and verify it",
+    },
     "what sandboxes are made of": {
         "image": "build and list what virtual machines start from",
         "snapshot": "look at a saved sandbox, or delete it",

@@ -1,0 +1,27 @@
+"""What can go wrong with the audit log and with receipts."""
+
+from agentd.model.errors import AgentdError
+
+
+class AuditError(AgentdError):
+    """The log cannot be opened, read or written; an event that this was raised for is not in it."""
+
+    code = "audit_error"
+
+
+class AuditLocked(AuditError):
+    """Another process writes this log."""
+
+    code = "audit_locked"
+
+
+class AuditBusy(AuditError):
+    """Too many events wait for the disk already; this one was not taken."""
+
+    code = "audit_busy"
+
+
+class ReceiptInvalid(AgentdError):
+    """It is no receipt, was changed, or another key signed it."""
+
+    code = "receipt_invalid"

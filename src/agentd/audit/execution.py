@@ -1,0 +1,113 @@
+"""What is told of one execution, in its record and in its receipt: bounded, nothing secret."""
+
+import re
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from agentd.model.cause import Cause
+from agentd.model.enforcement import Control
+from agentd.model.errors import InvalidInput
+from agentd.model.redact import Redactor
+from agentd.model.result import Usage
+
+MAX_CONTROLS = 64
+MAX_OUTPUTS = 32
+MAX_REASONS = 8
+_NAME = 96  # characters; with the bounds above it all fits into a record
+_TEXT = 192
+_MESSAGE = 512
+_DIGEST = re.compile(r"(sha256:[0-9a-f]{64})?")
+
+
+class Decided(msgspec.Struct, frozen=True):
+    """A policy's answer; ``bundle`` is "sha256:..." of what decided, "" for no policy."""
+
+    allow: bool
+    bundle: str = ""
+    reasons: tuple[str, ...] = ()
+
+
+class Execution(msgspec.Struct, frozen=True, kw_only=True):
+    """``request`` is the request's id, and the receipt's. Digests are "sha256:..." or "" where
+    there is none; times are seconds since the epoch."""
+
+    principal: str
+    request: str
+    request_digest: str
+    sandbox: str = ""
+    capability: str = ""
+    decision: Decided
+    backend: str
+    level: str
+    image_digest: str = ""
+    code_digest: str = ""  # of the argv, or of the code
+    input_digest: str = ""
+    outputs: Mapping[str, str]  # name, as "stdout" -> digest
+    enforcement: Mapping[str, Control] = {}
+    usage: Usage = Usage()
+    cause: Cause
+    exit_code: int | None = None
+    signal: int | None = None
+    started: float
+    ended: float
+
+
+def clean(execution: Execution, secrets: Iterable[str] = ()) -> Execution:
+    """A copy that can be recorded. Raises InvalidInput for what is no digest.
+
+    ``secrets`` are hidden in what others wrote: reasons, messages, names of controls and outputs.
+    Names, digests and numbers are ours, and stay: nobody hides them by calling them secrets.
+    """
+    hide = Redactor(secrets).text
+    decision, cause = execution.decision, execution.cause
+    for digest in (
+        execution.request_digest,
+        execution.image_digest,
+        execution.code_digest,
+        execution.input_digest,
+        decision.bundle,
+        *execution.outputs.values(),
+    ):
+        _check(digest)
+    return msgspec.structs.replace(
+        execution,
+        decision=Decided(
+            decision.allow,
+            decision.bundle,
+            tuple(hide(reason)[:_MESSAGE] for reason in decision.reasons[:MAX_REASONS]),
+        ),
+        outputs={
+            _bounded(hide(name), _NAME): digest
+            for name, digest in list(execution.outputs.items())[:MAX_OUTPUTS]
+        },
+        enforcement={
+            _bounded(hide(name), _NAME): Control(
+                hide(control.asked)[:_NAME], control.enforced, hide(control.detail)[:_TEXT]
+            )
+            for name, control in list(execution.enforcement.items())[:MAX_CONTROLS]
+        },
+        cause=Cause(cause.code, hide(cause.message)[:_MESSAGE], hide(cause.remediation)[:_MESSAGE]),
+    )
+
+
+def slim(known: Execution) -> Execution:
+    """Without what says how and why, for one whose text is too long even so."""
+    controls = list(known.enforcement.items())[: MAX_CONTROLS // 2]
+    return msgspec.structs.replace(
+        known,
+        decision=Decided(known.decision.allow, known.decision.bundle),
+        enforcement={name: Control("", control.enforced) for name, control in controls},
+        cause=Cause(known.cause.code, "", ""),
+    )
+
+
+def _bounded(name: str, size: int) -> str:
+    return name if len(name) <= size else f"{name[: size - 3]}..."
+
+
+def _check(digest: str) -> None:
+    if not _DIGEST.fullmatch(digest):
+        raise InvalidInput(
+            f"{digest[:100]!r} is no digest", remediation="write it as sha256: and 64 hex digits"
+        )

@@ -1,0 +1,143 @@
+"""The log's files: ``audit-SEQ.jsonl``, named by the sequence number of their first record."""
+
+import contextlib
+import os
+import re
+from typing import NamedTuple
+
+from agentd.audit.errors import AuditError
+from agentd.audit.record import MAX_LINE, Seal, unseal
+
+_NAME = re.compile(r"audit-([0-9]{20})\.jsonl")
+_TORN = ".torn-"
+MAX_TORN = 1000  # side files of one file
+
+
+class File(NamedTuple):
+    path: str
+    first: int  # sequence number of its first record
+
+    @property
+    def name(self) -> str:
+        return os.path.basename(self.path)
+
+
+class Tail(NamedTuple):
+    """Of the last record that is whole: ``end`` is the offset behind it."""
+
+    end: int
+    seal: Seal
+
+
+def path(directory: str, first: int) -> str:
+    return os.path.join(directory, f"audit-{first:020}.jsonl")
+
+
+def ls(directory: str) -> list[File]:
+    """The oldest first. Raises AuditError."""
+    try:
+        names = os.listdir(directory)
+    except OSError as error:
+        raise unreadable(directory, error) from error
+    found = [
+        File(os.path.join(directory, name), int(match[1]))
+        for name in names
+        if (match := _NAME.fullmatch(name))
+    ]
+    return sorted(found, key=lambda file: file.first)
+
+
+def unreadable(where: str, error: OSError) -> AuditError:
+    return AuditError(
+        f"cannot read the audit log {where}",
+        cause=error.strerror or "",
+        remediation="name the log's directory, and be allowed to read it",
+    )
+
+
+def open_reading(where: str) -> int:
+    """A descriptor, of a regular file and nothing else. Raises OSError."""
+    # Non-blocking: a fifo with such a name must not hold up who reads it.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    return os.open(where, flags)
+
+
+def find_tail(fd: int, size: int) -> Tail | None:
+    """The last whole record of ``size`` bytes, looked for from the end."""
+    window = MAX_LINE
+    while True:
+        begin = max(0, size - window)
+        data = os.pread(fd, size - begin, begin)
+        stop = data.rfind(b"\n")
+        while stop >= 0:
+            start = data.rfind(b"\n", 0, stop) + 1
+            if start == 0 and begin > 0:
+                break  # it may begin before the window
+            seal = unseal(data[start : stop + 1])
+            if seal is not None:
+                return Tail(begin + stop + 1, seal)
+            stop = start - 1
+        if begin == 0:
+            return None
+        window *= 4
+
+
+def cut(file: File, fd: int, end: int, size: int) -> str:
+    """Move what lies behind ``end`` into a file beside it; its name. Raises OSError."""
+    side = _set_aside(file.path, end, fd, size)
+    os.ftruncate(fd, end)
+    os.fsync(fd)
+    return os.path.basename(side)
+
+
+def remove(file: File) -> None:
+    """With its side files. Raises OSError."""
+    directory = os.path.dirname(file.path)
+    for name in os.listdir(directory):
+        if name.startswith(file.name + _TORN):
+            os.unlink(os.path.join(directory, name))
+    os.unlink(file.path)
+
+
+def sync_directory(directory: str) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def first_line(file: File) -> Seal | None:
+    fd = open_reading(file.path)
+    try:
+        data = os.pread(fd, MAX_LINE, 0)
+    finally:
+        os.close(fd)
+    return unseal(data[: data.find(b"\n") + 1])
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """A full disk shows as a short write first, as an error then."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _set_aside(whole: str, end: int, fd: int, size: int) -> str:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    for number in range(MAX_TORN):
+        side = f"{whole}{_TORN}{end}-{number}"
+        with contextlib.suppress(FileExistsError):
+            out = os.open(side, flags, 0o600)
+            break
+    else:
+        raise FileExistsError(f"there are {MAX_TORN} side files of {whole}")
+    try:
+        while end < size and (data := os.pread(fd, min(1 << 20, size - end), end)):
+            write_all(out, data)
+            end += len(data)
+        os.fsync(out)
+    finally:
+        os.close(out)
+    sync_directory(os.path.dirname(whole))
+    return side

@@ -1,0 +1,336 @@
+"""The log of a daemon: many threads append, and share an fsync(2).
+
+Whoever comes first leads: it writes its event, and then the first of those that came meanwhile
+leads, with all of them. So one alone pays for no switch of threads, which costs as much as the
+fsync. Where nobody waits for the first event, the thread leads.
+"""
+
+import contextlib
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from agentd.audit.chain import Chain, Keep, Written
+from agentd.audit.errors import AuditBusy, AuditError
+from agentd.audit.lock import Lock
+from agentd.audit.losses import Losses
+from agentd.audit.record import Entry, entry
+from agentd.audit.sinks.feeder import Feeder
+from agentd.model.audit import Event, Kind, Position
+
+if TYPE_CHECKING:
+    from agentd.audit.sinks.port import AuditSink
+
+MAX_WAITING = 8192
+MAX_WAITING_BYTES = 64 << 20
+MAX_BATCH = 512
+MAX_BATCH_BYTES = 1 << 20
+CLOSE_SECONDS = 5.0  # for what the sinks have not sent yet
+
+
+class Counts(msgspec.Struct, frozen=True):
+    """Since it was opened: ``records`` share ``commits``; ``failures`` the disk refused, and
+    ``lost`` events with them; ``retire_failures`` are old files that could not be deleted."""
+
+    commits: int = 0
+    records: int = 0
+    failures: int = 0
+    lost: int = 0
+    retire_failures: int = 0
+    unsent: int = 0  # that sinks have dropped
+
+
+class _Job:
+    """Done when it has a ``position`` or an ``error``."""
+
+    __slots__ = ("body", "error", "future", "leads", "position", "ready", "waiting")
+
+    def __init__(self, body: bytes, future: "Future[Position] | None") -> None:
+        self.body = body
+        self.future = future
+        self.waiting = future is None  # for ``ready``
+        self.leads = False  # whoever waits for it is to write the next batch
+        self.ready = threading.Lock()  # let go once: when it is done, or when it leads
+        self.ready.acquire()
+        self.position: Position | None = None
+        self.error: OSError | None = None
+
+
+class AuditLog:
+    """The only writer of ``directory``, until ``close``.
+
+    ``sinks`` get every record as well, by name; they never hold up the log. Raises AuditLocked,
+    AuditError.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        *,
+        keep: Keep | None = None,
+        sinks: "dict[str, AuditSink] | None" = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.directory = directory
+        self._clock = clock
+        self._queue: deque[_Job] = deque()
+        self._queued_bytes = 0
+        self._guard = threading.Lock()  # of the queue
+        self._led = False  # somebody takes from the queue and writes, or is about to
+        self._thread_leads = False
+        self._wake = threading.Event()
+        self._closed = False
+        self._losses = Losses(clock)
+        self._counts = Counts()
+        self._lock, self._chain = _open(directory, keep, clock)
+        self._feeders = [Feeder(name, sink, self._note) for name, sink in (sinks or {}).items()]
+        try:
+            cuts = self._chain.load()
+            self._write_own(
+                [Event(kind=Kind.CUT, fields=cut) for cut in cuts]
+                + [Event(kind=Kind.OPENED, fields={"pid": os.getpid(), "mode": "exclusive"})]
+            )
+        except BaseException:
+            for feeder in self._feeders:
+                feeder.close(0)
+            self._chain.close()
+            self._lock.close()
+            raise
+        self._thread = threading.Thread(target=self._run, name="agentd-audit", daemon=True)
+        self._thread.start()
+
+    def append(self, event: Event | Entry, secrets: Iterable[str] = ()) -> Position:
+        """On disk when it returns. ``secrets`` are values that are hidden wherever they appear in
+        ``fields``; an Entry is taken as it is.
+
+        Raises AuditBusy, AuditError: then it is not in the log, and is counted as lost.
+        """
+        job = self._enqueue(event, secrets, None)
+        if not job.leads:
+            self._await(job)
+        if job.leads:
+            self._lead()
+        if job.position is None:
+            raise _refused(job.error)
+        return job.position
+
+    def submit(self, event: Event | Entry, secrets: Iterable[str] = ()) -> "Future[Position]":
+        """As ``append``, without waiting. Raises AuditBusy."""
+        future: Future[Position] = Future()
+        self._enqueue(event, secrets, future)
+        return future
+
+    @property
+    def head(self) -> Position | None:
+        """Of the last record: kept elsewhere, it shows later whether the end was cut off."""
+        return self._chain.head
+
+    @property
+    def counts(self) -> Counts:
+        return msgspec.structs.replace(
+            self._counts,
+            lost=self._losses.total,
+            retire_failures=self._chain.retire_failures,
+            unsent=sum(feeder.dropped for feeder in self._feeders),
+        )
+
+    def close(self) -> None:
+        """Write what is queued, give the sinks some seconds for the rest, and let go."""
+        with self._guard:
+            if self._closed:
+                return
+        for feeder in self._feeders:  # first: what they have lost is recorded, too
+            feeder.close(CLOSE_SECONDS)
+        with self._guard:
+            self._closed = True
+        self._wake.set()
+        self._thread.join()
+
+    def _enqueue(
+        self, event: Event | Entry, secrets: Iterable[str], future: "Future[Position] | None"
+    ) -> _Job:
+        made = event if isinstance(event, Entry) else entry(event, self._clock(), secrets)
+        job = _Job(made.body, future)
+        with self._guard:
+            if self._closed:
+                raise AuditError("the audit log is closed")
+            waiting, size = len(self._queue), self._queued_bytes
+            if waiting < MAX_WAITING and size < MAX_WAITING_BYTES:
+                self._queue.append(job)
+                self._queued_bytes += len(job.body)
+                if not self._led:
+                    self._led = True
+                    self._appoint(job)
+                return job
+        self._losses.add(1, "too many events waited")
+        raise AuditBusy(
+            f"{waiting} events, {size} bytes, wait for the audit log",
+            cause="its disk is too slow, or stands still",
+            remediation="try again later",
+        )
+
+    def _await(self, job: _Job) -> None:
+        try:
+            job.ready.acquire()
+        except BaseException:  # an interrupt: somebody else must do what is queued
+            with self._guard:
+                job.waiting = False
+            if job.leads:
+                self._pass_on()
+            raise
+
+    def _lead(self) -> None:
+        """Write one batch, which one's own event is the first of."""
+        try:
+            self._commit()
+        finally:
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        with self._guard:
+            if self._queue:
+                self._appoint(self._queue[0])
+            else:
+                self._led = False
+                if self._closed:
+                    self._wake.set()
+
+    def _appoint(self, job: _Job) -> None:
+        """Whoever waits for the first of the queue leads; under ``_guard``."""
+        if job.waiting:
+            job.leads = True
+            job.ready.release()
+        else:
+            self._thread_leads = True
+            self._wake.set()
+
+    def _run(self) -> None:
+        try:
+            while self._led or not self._closed:
+                self._wake.wait()
+                self._wake.clear()
+                if self._thread_leads:
+                    self._thread_leads = False
+                    self._lead()
+            with contextlib.suppress(OSError):
+                self._write(())  # what was lost
+        finally:
+            self._chain.close()
+            self._lock.close()
+
+    def _commit(self) -> None:
+        """One batch of what is queued, by the one that leads."""
+        batch: list[_Job] = []
+        try:
+            self._take_queued(batch)
+            written = self._write([job.body for job in batch])
+            for job, position in zip(batch, written, strict=True):
+                job.position = position
+        except OSError as error:
+            self._fail(batch, error)
+        except BaseException:  # an interrupt: nobody may wait for ever
+            self._fail(batch, OSError("interrupted"))
+            raise
+        finally:
+            for job in batch:
+                if job.future is not None:
+                    _settle(job)
+                elif not job.leads:
+                    job.ready.release()
+
+    def _take_queued(self, batch: list[_Job]) -> None:
+        """Into ``batch``, which the caller has even where this is interrupted."""
+        size = 0
+        with self._guard:
+            while self._queue and len(batch) < MAX_BATCH and size < MAX_BATCH_BYTES:
+                job = self._queue.popleft()
+                size += len(job.body)
+                batch.append(job)
+            self._queued_bytes -= size
+
+    def _write(self, bodies: Sequence[bytes]) -> list[Position]:
+        """Those, behind a record of what was lost before. Raises OSError."""
+        if not bodies and not self._losses:
+            return []
+        lost = self._losses.taken()
+        own = [entry(lost.event(), self._clock()).body] if lost else []
+        try:
+            written = self._chain.write([*own, *bodies])
+        except BaseException:
+            self._losses.put_back(lost)
+            raise
+        self._count(written)
+        for feeder in self._feeders:
+            feeder.offer(written.lines)
+        return written.positions[len(own) :]
+
+    def _fail(self, batch: Sequence[_Job], error: OSError) -> None:
+        self._losses.add(len(batch), error.strerror or type(error).__name__)
+        counts = self._counts
+        self._counts = msgspec.structs.replace(counts, failures=counts.failures + 1)
+        for job in batch:
+            job.error = error
+
+    def _write_own(self, events: Sequence[Event]) -> None:
+        try:
+            self._write([entry(event, self._clock()).body for event in events])
+        except OSError as error:
+            raise _refused(error) from error
+
+    def _count(self, written: Written) -> None:
+        counts = self._counts
+        self._counts = msgspec.structs.replace(
+            counts, commits=counts.commits + 1, records=counts.records + len(written.lines)
+        )
+
+    def _note(self, event: Event) -> None:
+        """Of a feeder; nobody waits for it."""
+        with contextlib.suppress(AuditError):
+            self.submit(event)
+
+
+def _open(directory: str, keep: Keep | None, clock: Callable[[], float]) -> tuple[Lock, Chain]:
+    make_directory(directory)
+    lock = Lock(directory)
+    try:
+        lock.acquire()
+    except BaseException:
+        lock.close()
+        raise
+    return lock, Chain(directory, keep, clock)
+
+
+def make_directory(directory: str) -> None:
+    """Raises AuditError."""
+    try:
+        os.makedirs(directory, 0o700, exist_ok=True)
+    except OSError as error:
+        raise AuditError(
+            f"cannot make the directory of the audit log {directory}", cause=error.strerror or ""
+        ) from error
+
+
+def _refused(error: OSError | None) -> AuditError:
+    reason = AuditError(
+        "the audit log cannot be written",
+        cause=(error.strerror or str(error)) if error else "",
+        remediation="free space on its disk, or see dmesg",
+    )
+    reason.__cause__ = error
+    return reason
+
+
+def _settle(job: _Job) -> None:
+    future = job.future
+    if future is None or not future.set_running_or_notify_cancel():
+        return
+    if job.position is not None:
+        future.set_result(job.position)
+    else:
+        future.set_exception(_refused(job.error))

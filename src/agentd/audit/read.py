@@ -1,0 +1,98 @@
+"""Records of the log, for people and for export. What is read is not verified."""
+
+import os
+import time
+from collections import deque
+from collections.abc import Iterator
+
+from agentd.audit import files
+from agentd.audit.files import File
+from agentd.audit.record import MAX_LINE, decode
+from agentd.model.audit import Record
+
+_CHUNK = 256 << 10
+_POLL_SECONDS = 0.2
+
+
+def lines(directory: str, first: int = 1, last: int | None = None) -> Iterator[bytes]:
+    """Whole lines, from record ``first`` to ``last``, both included. Raises AuditError."""
+    for file in _from(files.ls(directory), first):
+        if last is not None and file.first > last:
+            return
+        seq = file.first
+        for line in _Reader(file).whole():
+            if first <= seq and (last is None or seq <= last):
+                yield line
+            seq += 1
+
+
+def tail(directory: str, count: int) -> list[bytes]:
+    """The last ``count`` lines."""
+    kept: deque[bytes] = deque()
+    for file in reversed(files.ls(directory)):
+        wanted = count - len(kept)
+        if wanted <= 0:
+            break
+        kept.extendleft(reversed(deque(_Reader(file).whole(), wanted)))
+    return list(kept)
+
+
+def follow(directory: str, first: int) -> Iterator[bytes]:
+    """Lines from record ``first`` on, as they come; without end."""
+    file, reader, seq = None, None, 0
+    while True:
+        found = _from(files.ls(directory), first)
+        if file is None and found:
+            file = found[0]
+            reader, seq = _Reader(file), file.first
+        for line in reader.whole() if reader else ():
+            if seq >= first:
+                yield line
+            seq += 1
+        later = [other for other in found if file and other.first > file.first]
+        if later and later[0].first <= seq:
+            file = later[0]
+            reader, seq = _Reader(file), file.first
+            continue
+        time.sleep(_POLL_SECONDS)
+
+
+def records(directory: str, first: int = 1, last: int | None = None) -> Iterator[Record]:
+    """Raises AuditError for a line that is no record."""
+    return (decode(line) for line in lines(directory, first, last))
+
+
+def _from(found: list[File], first: int) -> list[File]:
+    """Without the files that end before record ``first``."""
+    begin = max((i for i, file in enumerate(found) if file.first <= first), default=0)
+    return found[begin:]
+
+
+class _Reader:
+    """Of one file; ``whole`` goes on where it ended the last time."""
+
+    def __init__(self, file: File) -> None:
+        self._path = file.path
+        self._offset = 0
+
+    def whole(self) -> Iterator[bytes]:
+        """Lines that have their newline; stops at one that is longer than a record can be."""
+        try:
+            fd = files.open_reading(self._path)
+        except FileNotFoundError:  # retired meanwhile
+            return
+        except OSError as error:
+            raise files.unreadable(self._path, error) from error
+        try:
+            rest = b""
+            at = self._offset
+            while data := os.pread(fd, _CHUNK, at):
+                at += len(data)
+                *found, rest = (rest + data).split(b"\n")
+                for line in found:
+                    self._offset += len(line) + 1
+                    yield line + b"\n"
+                if len(rest) > MAX_LINE:
+                    return
+        finally:
+            os.close(fd)

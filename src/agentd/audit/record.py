@@ -1,0 +1,139 @@
+"""A record's line.
+
+    {"seq":2,"prev":"HASH","kind":"start","time":"...",...,"hash":"HASH"}
+
+``hash`` is the SHA-256 of the line up to and without ``,"hash":``, so it covers ``prev``, the hash
+of the record before. The first record's ``prev`` is 64 zeros.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+import msgspec
+
+from agentd.audit.errors import AuditError
+from agentd.model.audit import Event, Position, Record
+from agentd.model.redact import Redactor
+
+GENESIS = b"0" * 64
+MAX_LINE = 64 << 10  # bytes
+_MAX_BODY = 56 << 10
+_MAX_NAME = 512  # characters
+_HASH = b',"hash":"'
+TAIL = len(_HASH) + 64 + len(b'"}')  # what follows that which is hashed
+_HEAD = re.compile(rb'\{"seq":([1-9][0-9]{0,18}),"prev":"([0-9a-f]{64})","kind":"[a-z_]+",')
+
+
+class Entry(NamedTuple):
+    """An event as it will stand in the log: nothing secret in it, bounded."""
+
+    event: Event
+    body: bytes  # the line without ``{"seq":N,"prev":"HASH",`` and what follows the fields
+
+
+class Seal(NamedTuple):
+    seq: int
+    prev: bytes
+    hash: bytes
+
+
+class _Body(msgspec.Struct, omit_defaults=True):
+    kind: str
+    time: datetime
+    principal: str = ""
+    request: str = ""
+    sandbox: str = ""
+    capability: str = ""
+    fields: Mapping[str, Any] = {}
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Record).decode
+
+
+def entry(event: Event, now: float, secrets: Iterable[str] = ()) -> Entry:
+    """``now`` in seconds since the epoch. Never raises for what the fields hold.
+
+    ``secrets`` are looked for in the fields alone: nobody may hide who they are by calling their
+    own name a secret.
+    """
+    redactor = Redactor()
+    clean = Event(
+        kind=event.kind,
+        principal=_name(redactor, event.principal),
+        request=_name(redactor, event.request),
+        sandbox=_name(redactor, event.sandbox),
+        capability=_name(redactor, event.capability),
+        fields=Redactor(secrets).fields(event.fields) if event.fields else {},
+    )
+    return plain(clean, now)
+
+
+def plain(clean: Event, now: float) -> Entry:
+    """Of an event that is known to hold nothing secret; too many fields are cut."""
+    body = _body(clean, now)
+    if len(body) > _MAX_BODY:
+        digest = sha256(_encode(clean.fields)).hexdigest()
+        cut = {"cut": f"{len(body)} bytes were too many", "sha256": digest}
+        clean = msgspec.structs.replace(clean, fields=cut)
+        body = _body(clean, now)
+    return Entry(clean, body)
+
+
+def seal(seq: int, prev: bytes, body: bytes) -> tuple[bytes, bytes]:
+    """The line, and its hash."""
+    text = b'{"seq":%d,"prev":"%b",%b' % (seq, prev, body)
+    digest = sha256(text).hexdigest().encode()
+    return b'%b,"hash":"%b"}\n' % (text, digest), digest
+
+
+def unseal(line: bytes) -> Seal | None:
+    """Of a whole line, with its newline, that has its own hash right; else None."""
+    head = _HEAD.match(line)
+    if head is None or not line.endswith(b'"}\n') or len(line) > MAX_LINE:
+        return None
+    text, rest = line[: -TAIL - 1], line[-TAIL - 1 : -3]
+    digest = sha256(text).hexdigest().encode()
+    return Seal(int(head[1]), head[2], digest) if rest == _HASH + digest else None
+
+
+def is_cut(made: Entry) -> bool:
+    """Whether its fields were too many."""
+    return made.event.fields.keys() == {"cut", "sha256"}
+
+
+def decode(line: bytes) -> Record:
+    """Raises AuditError."""
+    try:
+        return _decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise AuditError(
+            "a line of the audit log is no record",
+            cause=str(error),
+            remediation="agentd audit verify says where",
+        ) from error
+
+
+def position(seq: int, digest: bytes) -> Position:
+    return Position(seq, digest.decode())
+
+
+def _name(redactor: Redactor, words: str) -> str:
+    return redactor.text(words)[:_MAX_NAME] if words else ""
+
+
+def _body(event: Event, now: float) -> bytes:
+    body = _Body(
+        event.kind,
+        datetime.fromtimestamp(now, UTC),
+        event.principal,
+        event.request,
+        event.sandbox,
+        event.capability,
+        event.fields,
+    )
+    encoded = _encode(body)
+    return encoded[1:-1]

@@ -1,0 +1,266 @@
+import os
+import resource
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from agentd.audit import log as log_module
+from agentd.audit.chain import Keep
+from agentd.audit.errors import AuditBusy, AuditError, AuditLocked
+from agentd.audit.log import AuditLog
+from agentd.audit.read import records
+from agentd.audit.verify import verify
+from agentd.model.audit import Event, Kind, Position
+
+START = Event(kind=Kind.START, principal="uid:1000", request="req-1", fields={"a": "b"})
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> str:
+    return str(tmp_path / "audit")
+
+
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """No file may grow beyond ``size``: the kernel refuses with EFBIG, after a short write."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    had = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, had)
+
+
+def newest(directory: str) -> Path:
+    return max(Path(directory).glob("audit-*.jsonl"))
+
+
+def test_what_is_appended_is_on_disk_and_chained(directory: str) -> None:
+    log = AuditLog(directory)
+    first = log.append(START)
+    assert newest(directory).read_bytes().count(b"\n") == 2  # before anything is closed
+    second = log.submit(START).result(10)
+    log.close()
+    opened, one, two = records(directory)
+    assert opened.kind == "opened" and opened.seq == 1 and opened.fields["pid"] == os.getpid()
+    assert one.position == first and two.position == second
+    assert two.prev == first.hash and verify(directory, second).ok
+
+
+def test_it_goes_on_where_it_ended(directory: str) -> None:
+    for _ in range(3):
+        log = AuditLog(directory)
+        last = log.append(START)
+        assert log.head == last
+        log.close()
+    assert last.seq == 6 and verify(directory, last).ok
+
+
+def test_many_threads_share_commits_and_each_gets_its_own_place(directory: str) -> None:
+    log = AuditLog(directory)
+    places: list[list[Position]] = [[] for _ in range(16)]
+
+    def work(mine: list[Position]) -> None:
+        for number in range(20):
+            mine.append(log.append(Event(kind=Kind.START, request=f"{id(mine)}-{number}")))
+
+    threads = [threading.Thread(target=work, args=(mine,)) for mine in places]
+    for thread in threads:
+        thread.start()
+    futures = [log.submit(START) for _ in range(50)]
+    for thread in threads:
+        thread.join()
+    seqs = {future.result(10).seq for future in futures}
+    counts = log.counts
+    log.close()
+    by_seq = {record.seq: record.request for record in records(directory)}
+    for mine in places:
+        assert [by_seq[place.seq] for place in mine] == [f"{id(mine)}-{n}" for n in range(20)]
+        seqs |= {place.seq for place in mine}
+    assert len(seqs) == 370 and counts.records == 371 > counts.commits
+    assert verify(directory).ok
+
+
+def test_submitted_events_are_written_before_it_closes(directory: str) -> None:
+    log = AuditLog(directory)
+    futures = [log.submit(START) for _ in range(1000)]
+    log.close()
+    assert [future.result(0).seq for future in futures] == list(range(2, 1002))
+    with pytest.raises(AuditError, match="closed"):
+        log.append(START)
+    log.close()
+
+
+def test_a_second_writer_is_refused_and_told_who_is_the_first(directory: str) -> None:
+    log = AuditLog(directory)
+    try:
+        with pytest.raises(AuditLocked, match=f"in use by process {os.getpid()}"):
+            AuditLog(directory)
+    finally:
+        log.close()
+    AuditLog(directory).close()
+
+
+def test_files_are_rotated_closed_for_writing_and_chained(directory: str) -> None:
+    log = AuditLog(directory, keep=Keep(file_bytes=2000))
+    for _ in range(30):
+        log.append(START)
+    log.close()
+    files = sorted(Path(directory).glob("audit-*.jsonl"))
+    assert len(files) > 3 and all(file.stat().st_size <= 2000 for file in files)
+    assert {file.stat().st_mode & 0o777 for file in files[:-1]} == {0o400}
+    assert verify(directory).records == 31 and verify(directory).ok
+
+
+def test_old_files_are_retired_and_a_record_says_so(directory: str) -> None:
+    log = AuditLog(directory, keep=Keep(file_bytes=2000, files=3))
+    for _ in range(60):
+        log.append(START)
+    log.close()
+    files = sorted(Path(directory).glob("audit-*.jsonl"))
+    verdict = verify(directory)
+    assert len(files) == 3 and verdict.ok and verdict.retired == int(files[0].stem[6:]) - 1 > 0
+    files[0].unlink()  # by nobody that says so
+    assert [problem.kind for problem in verify(directory).problems] == ["removed"]
+
+
+def test_files_are_retired_by_age(directory: str) -> None:
+    now = [0.0]
+    log = AuditLog(directory, keep=Keep(file_bytes=2000, seconds=3600), clock=lambda: now[0])
+    now[0] = 4e9  # all that is there is old by now
+    for _ in range(30):
+        log.append(START)
+    log.close()
+    assert len(list(Path(directory).glob("audit-*.jsonl"))) == 1
+    assert verify(directory).ok and verify(directory).retired > 0
+
+
+def test_a_full_disk_is_an_error_counted_and_recorded_when_it_works_again(directory: str) -> None:
+    log = AuditLog(directory)
+    place = log.append(START)
+    with full_disk(newest(directory).stat().st_size + 50):
+        for _ in range(3):
+            with pytest.raises(AuditError, match=r"cannot be written: File too large \(free"):
+                log.append(START)
+        with pytest.raises(AuditError, match="File too large"):
+            log.submit(START).result(10)
+        assert verify(directory, place).ok  # the half line is gone again
+    assert log.counts.lost == 4 and log.counts.failures == 4
+    log.append(START)
+    log.close()
+    loss = next(record for record in records(directory) if record.kind == "loss")
+    assert loss.seq == place.seq + 1
+    assert loss.fields["lost"] == 4 and loss.fields["reasons"] == ["File too large: 4"]
+    assert verify(directory).ok and verify(directory).records == 4
+
+
+def test_a_loss_that_no_event_follows_is_recorded_at_the_end(directory: str) -> None:
+    log = AuditLog(directory)
+    with full_disk(newest(directory).stat().st_size), pytest.raises(AuditError):
+        log.append(START)
+    log.close()
+    assert [record.kind for record in records(directory)] == ["opened", "loss"]
+
+
+def test_a_new_file_that_the_disk_has_no_room_for_is_begun_later(directory: str) -> None:
+    log = AuditLog(directory, keep=Keep(file_bytes=400))
+    log.append(START)
+    with full_disk(10), pytest.raises(AuditError):
+        log.append(START)
+    log.append(START)
+    log.close()
+    assert verify(directory).ok and verify(directory).records == 4
+
+
+def test_too_many_waiting_events_are_refused_and_counted(
+    directory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = AuditLog(directory)
+    monkeypatch.setattr(log_module, "MAX_WAITING", 2)
+    gate = threading.Event()
+    real = log._chain.write
+    monkeypatch.setattr(log._chain, "write", lambda bodies: (gate.wait(10), real(bodies))[1])
+    futures = [log.submit(START)]
+    while log._queue:  # the thread has taken the first, and waits for the disk
+        gate.wait(0.001)
+    futures += [log.submit(START), log.submit(START)]
+    with pytest.raises(AuditBusy, match="wait for the audit log"):
+        log.submit(START)
+    gate.set()
+    assert [future.result(10).seq for future in futures] == [2, 4, 5]  # 3 is of the loss
+    log.close()
+    loss = next(record for record in records(directory) if record.kind == "loss")
+    assert loss.fields["reasons"] == ["too many events waited: 1"]
+
+
+def test_an_interrupted_writer_leaves_nobody_waiting(
+    directory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = AuditLog(directory)
+    real = log._chain.write
+
+    def interrupted(bodies: list[bytes]) -> None:
+        monkeypatch.setattr(log._chain, "write", real)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(log._chain, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        log.append(START)
+    assert log.append(START).seq == 3  # behind the record of the loss
+    log.close()
+
+
+def test_a_torn_end_is_moved_aside_and_recorded(directory: str) -> None:
+    log = AuditLog(directory)
+    place = log.append(START)
+    log.close()
+    file = newest(directory)
+    with file.open("ab") as out:
+        out.write(b'{"seq":3,"prev":"torn')
+    assert verify(directory).problems[0].kind == "truncated"
+    log = AuditLog(directory)
+    log.close()
+    cut = list(records(directory))[2]
+    assert cut.kind == "cut" and cut.fields["bytes"] == 21 and cut.fields["file"] == file.name
+    side = Path(directory, cut.fields["moved_to"])
+    assert side.read_bytes() == b'{"seq":3,"prev":"torn'
+    assert verify(directory, place).ok
+
+
+def test_a_file_with_no_whole_record_follows_on_the_one_before(directory: str) -> None:
+    log = AuditLog(directory, keep=Keep(file_bytes=300))
+    for _ in range(3):
+        log.append(START)
+    log.close()
+    newest(directory).write_bytes(b"\0" * 5000)  # as a loss of power leaves it
+    log = AuditLog(directory)
+    log.append(START)
+    log.close()
+    assert verify(directory).ok
+
+
+def test_a_log_without_what_is_before_it_is_not_gone_on_with(directory: str) -> None:
+    log = AuditLog(directory, keep=Keep(file_bytes=300))
+    for _ in range(3):
+        log.append(START)
+    log.close()
+    old, *_, last = sorted(Path(directory).glob("audit-*.jsonl"))
+    last.chmod(0o600)
+    last.write_bytes(b"")
+    for file in sorted(Path(directory).glob("audit-*.jsonl"))[1:-1]:
+        file.unlink()
+    with pytest.raises(AuditError, match="does not follow"):
+        AuditLog(directory)
+    assert old.exists()
+
+
+def test_nobody_else_reads_it(directory: str) -> None:
+    AuditLog(directory).close()
+    assert os.stat(directory).st_mode & 0o777 == 0o700
+    assert {os.stat(path).st_mode & 0o777 for path in Path(directory).iterdir()} == {0o600}
