@@ -83,9 +83,7 @@ def registry() -> Registry:
 
 
 @pytest.fixture
-def make_box(
-    backend: str, pipeline: Pipeline, registry: Registry
-) -> Iterator[Callable[..., Box]]:
+def make_box(backend: str, pipeline: Pipeline, registry: Registry) -> Iterator[Callable[..., Box]]:
     """A sandbox by the SDK's options; ended after the test."""
     with contextlib.ExitStack() as stack:
 
