@@ -1,3 +1,4 @@
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -72,3 +73,31 @@ def test_much_goes_in_while_much_comes_out(inside: HandleInside) -> None:
     wide = HandleInside(inside._pipeline, "alice", handle)
     result = wide.execute(ExecRequest(argv=("cat",)), data, lambda _, d: seen.append(len(d)))
     assert result.stdout == data and sum(seen) == len(data)
+
+
+@pytest.fixture
+def cancel() -> Iterator[tuple[int, int]]:
+    """A pipe: what is written to the second end is readable at the first."""
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        os.close(end)
+
+
+def test_a_command_is_ended_by_whoever_asked(inside: HandleInside, cancel: tuple[int, int]) -> None:
+    handle = inside._pipeline.open("alice", build.sandbox_spec(backend="host"))
+    ours = HandleInside(inside._pipeline, "alice", handle, cancel=cancel[0])
+    argv = ("sh", "-c", "echo started; sleep 600")
+    result = ours.execute(
+        ExecRequest(argv=argv), emit=lambda *_: os.write(cancel[1], b"x") and None
+    )
+    assert result.cause.code is CauseCode.CANCELLED and result.stdout == b"started\n"
+    # And those that come after it.
+    assert ours.execute(ExecRequest(argv=("sleep", "600"))).cause.code is CauseCode.CANCELLED
+    assert ours.execute(ExecRequest(argv=("sleep", "600")), b"x").cause.code is CauseCode.CANCELLED
+
+
+def test_one_that_nobody_ends_is_as_ever(inside: HandleInside, cancel: tuple[int, int]) -> None:
+    ours = HandleInside(inside._pipeline, "alice", inside._handle, cancel=cancel[0])
+    result = ours.execute(ExecRequest(argv=("cat",)), b"in")
+    assert (result.exit_code, result.stdout) == (0, b"in")
