@@ -6,22 +6,25 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from agentd.model.limits import DEFAULTS
+from agentd.daemon.pipeline import begin
+from agentd.model.limits import DEFAULTS, Limits
 from agentd.model.result import Result
 from agentd.model.spec import ExecRequest
 
 if TYPE_CHECKING:
     from agentd.daemon.execution import Execution
-    from agentd.daemon.pipeline import Pipeline, Principal
+    from agentd.daemon.pipeline import Pipeline
+    from agentd.model.principal import Principal
     from agentd.sandbox.manager import SandboxHandle
     from agentd.transport.files import Files
 
 Emit = Callable[[str, bytes], None]
 Bound = TypeVar("Bound", int, float)
+_NO_LIMITS = Limits()
 
 
 class HandleInside:
-    """Commands go through the pipeline's steps, as any do; the handle stays the caller's to end."""
+    """The handle stays the caller's to end."""
 
     def __init__(
         self,
@@ -29,12 +32,21 @@ class HandleInside:
         principal: "Principal",
         handle: "SandboxHandle",
         cancel: int = -1,
+        *,
+        admitted: bool = False,
+        most: Limits = _NO_LIMITS,
     ) -> None:
-        """``cancel``: a descriptor of the caller's that ends every command once it is readable."""
-        self._cancel = cancel
+        """``cancel``: a descriptor of the caller's that ends every command once it is readable.
+
+        ``admitted``: the call was decided as a whole, and its commands are parts of it; otherwise
+        each goes by the pipeline's gate. ``most`` is what the decision lets a command have.
+        """
         self._pipeline = pipeline
         self._principal = principal
         self._handle = handle
+        self._cancel = cancel
+        self._admitted = admitted
+        self._most = most
 
     @property
     def workspace(self) -> str:
@@ -53,15 +65,17 @@ class HandleInside:
 
         What ``emit`` raises ends the command and comes out here.
         """
-        asked = self._bounded(request)
-        if emit is None and self._cancel < 0:
-            return self._pipeline.execute(self._principal, self._handle, asked, stdin)
-        asked = msgspec.structs.replace(asked, stdin=bool(stdin))
-        with self._pipeline.start(self._principal, self._handle, asked) as execution:
+        capture = emit is None and self._cancel < 0
+        with self._start(self._bounded(request, bool(stdin)), capture) as execution:
             if stdin:
                 execution.write(stdin)
                 execution.close_stdin()
-            return self._followed(execution, emit)
+            return execution.finish() if capture else self._followed(execution, emit)
+
+    def _start(self, request: ExecRequest, capture: bool) -> "Execution":
+        if self._admitted:
+            return begin(self._handle, request, capture=capture)
+        return self._pipeline.start(self._principal, self._handle, request, capture)
 
     def _followed(self, execution: "Execution", emit: Emit | None) -> Result:
         kept = {"stdout": bytearray(), "stderr": bytearray()}
@@ -80,13 +94,14 @@ class HandleInside:
         stdout, stderr = map(bytes, kept.values())
         return msgspec.structs.replace(execution.finish(), stdout=stdout, stderr=stderr)
 
-    def _bounded(self, request: ExecRequest) -> ExecRequest:
+    def _bounded(self, request: ExecRequest, stdin: bool) -> ExecRequest:
         """A capability asks for bounds of its own; they do not widen the sandbox's."""
-        limits = self._handle.spec.limits
+        limits, most = self._handle.spec.limits, self._most
         return msgspec.structs.replace(
             request,
-            timeout=_least(request.timeout, limits.timeout),
-            output_limit=_least(request.output_limit, limits.output, DEFAULTS.output),
+            stdin=stdin,
+            timeout=_least(request.timeout, limits.timeout, most.timeout),
+            output_limit=_least(request.output_limit, limits.output, most.output, DEFAULTS.output),
         )
 
 
