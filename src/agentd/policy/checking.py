@@ -15,6 +15,7 @@ from agentd.policy import build, lint, source
 from agentd.policy.build import Built
 from agentd.policy.engine import PolicyEngine
 from agentd.policy.errors import BundleError, Problem
+from agentd.policy.example import example
 from agentd.policy.source import MANIFEST, Source
 
 _DECISION = re.compile(r"^(default\s+)?decision\b", re.MULTILINE)
@@ -70,28 +71,14 @@ def _compiles(found: Source) -> list[Problem]:
 
 def _samples() -> list[Asked]:
     return [
-        Asked(
-            principal={"name": "somebody", "scopes": scopes, "via": "key"},
-            capability={
-                "name": name,
-                "needs": {
-                    "level": "process",
-                    "network": "url" in parameters,
-                    "writes": writes,
-                    "sandbox": not name.startswith("sandbox.create"),
-                },
-            },
-            parameters=parameters,
-            sandbox={"id": "s", "level": "namespace", "net": "none", "mounts": [], "limits": {}},
-            request={"id": "r", "time": 1.8e9, "signer": "", "via": "http"},
-        )
-        for scopes in ([], ["run", "read", "files", "create"], ["admin"])
-        for name, writes, parameters in (
-            ("shell.exec.v1", True, {"command": "true", "args": []}),
-            ("fs.read.v1", False, {"path": "/etc/passwd"}),
-            ("fs.write.v1", True, {"path": "/workspace/a", "content": "a"}),
-            ("http.fetch.v1", False, {"url": "https://example.org/", "method": "GET"}),
-            ("sandbox.create.v1", False, {"isolation": "namespace"}),
-            ("some.other.v1", False, {}),
+        example(name, parameters, scopes=scopes)
+        for scopes in ((), ("run", "read", "files", "create"), ("admin",))
+        for name, parameters in (
+            ("shell.exec.v1", {"command": "true", "args": []}),
+            ("fs.read.v1", {"path": "/etc/passwd"}),
+            ("fs.write.v1", {"path": "/workspace/a", "content": "a"}),
+            ("http.fetch.v1", {"url": "https://example.org/", "method": "GET"}),
+            ("sandbox.create.v1", {"isolation": "namespace"}),
+            ("some.other.v1", {}),
         )
     ]

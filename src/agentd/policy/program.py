@@ -23,6 +23,7 @@ from agentd.policy.reads import Reads, reads
 MAX_DEPTH = 64
 _INT64 = 1 << 63
 _ERROR = re.compile(r"\(error (?:\d+:)?([^|\s]*)\|(\d+)\|\d+\s+\(errormsg \d+:(.*)\)")
+_UNSAID = "a function had an argument of a wrong type, or rules of one name disagree"
 _MESSAGE = re.compile(r"\(errormsg \d+:(.*)\)")
 
 # Builds of an input are many calls that take a microsecond: releasing the lock costs more.
@@ -96,7 +97,7 @@ class Program:
             text = str(rego_shared.rego_output_string(raw))
             if not rego_shared.rego_output_ok(raw) or not text.startswith(("{", "undefined")):
                 found = _MESSAGE.search(text)
-                raise Unevaluated(found[1] if found else "rules of one name disagree")
+                raise Unevaluated(found[1] if found else _UNSAID)
             return text
         finally:
             rego_shared.rego_free_output(raw)

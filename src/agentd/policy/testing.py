@@ -37,7 +37,7 @@ def test(where: str | Source) -> list[TestResult]:
     Raises BundleError, AgentdError.
     """
     source = read(where) if isinstance(where, str) else where
-    found = {name: place for name, place in _rules(source)}
+    found = dict(_rules(source))
     if not found:
         return []
     with tempfile.TemporaryDirectory(prefix="agentd-policy-") as folder:

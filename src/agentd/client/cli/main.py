@@ -33,6 +33,7 @@ GROUPS = {
         "stats": "show what it is doing",
         "key": "make, list and revoke API keys",
         "config": "check its configuration, or show what holds",
+        "policy": "check, test, explain and learn what is allowed",
     },
     "what sandboxes are made of": {
         "image": "build and list what virtual machines start from",
