@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING
 
 from agentd.model.isolation import IsolationLevel
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from agentd.daemon.pipeline import Pipeline as Pipeline  # noqa: PLC0414
     from agentd.model.capability import About
     from agentd.model.principal import Principal as Principal  # noqa: PLC0414
+    from agentd.policy.engine import Explanation
+    from agentd.policy.errors import Problem
+    from agentd.policy.testing import TestResult
     from agentd.sandbox.manager import SandboxHandle as SandboxHandle  # noqa: PLC0414
     from agentd.sandbox.snapshots import Snapshot as Snapshot  # noqa: PLC0414
 
@@ -138,3 +141,57 @@ def serve(
     from agentd.daemon import serve
 
     return serve.serve(load, serve.announce, env)
+
+
+def check_policy(where: str) -> "list[Problem]":
+    """All that is wrong with a policy bundle, a folder or the name of a shipped one."""
+    from agentd.policy import checking
+
+    return checking.check(where)
+
+
+def test_policy(where: str) -> "list[TestResult]":
+    """Raises InvalidInput for a bundle that cannot be used, AgentdError."""
+    from agentd.policy import testing
+
+    return testing.test(where)
+
+
+def explain_policy(
+    where: str | None,
+    call: str,
+    parameters: Mapping[str, object],
+    *,
+    principal: str,
+    scopes: Sequence[str],
+    sandbox: Mapping[str, object],
+) -> "Explanation":
+    """What a bundle would decide, and why; without ``where`` the configured one, or permissive.
+
+    Raises InvalidInput for a bundle that cannot be used, AgentdError.
+    """
+    from agentd.policy.example import example
+    from agentd.policy.store import PolicyStore
+
+    sha256 = None
+    if where is None:
+        from agentd.daemon import config
+
+        policy = config.load(config.find(os.environ), dict(os.environ)).policy
+        where, sha256 = str(policy.bundle or "permissive"), policy.sha256
+    store = PolicyStore(where, sha256=sha256, workers=1)
+    try:
+        return store.explain(
+            example(call, parameters, principal=principal, scopes=scopes, sandbox=sandbox)
+        )
+    finally:
+        store.close()
+
+
+def learn_policy(path: str, out: str) -> "tuple[int, list[TestResult]]":
+    """Writes a bundle that allows the calls noted in the file ``path``: how many they were, and
+    what its tests say. Raises InvalidInput, AgentdError."""
+    from agentd.policy import learn, learning, testing
+
+    seen = learning.recorded(path)
+    return len(seen), testing.test(str(learn.learn(seen, out)))

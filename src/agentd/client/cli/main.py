@@ -38,6 +38,7 @@ GROUPS = {
         "sign": "sign a request, or make a key to sign with",
         "approval": "decide on requests that wait for it",
         "config": "check its configuration, or show what holds",
+        "policy": "check, test, explain and learn what is allowed",
     },
     "what was done": {
         "audit": "look at the audit log, verify it, export it",

@@ -1,0 +1,200 @@
+"""``agentd policy``: check, test and learn policy bundles, and ask why one decides as it does."""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+from agentd.client.cli import remote, table
+from agentd.client.cli.options import Parser
+from agentd.model.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from agentd.policy.engine import Explanation
+    from agentd.policy.testing import TestResult
+
+_EXAMPLES = """\
+examples:
+  agentd policy check ./policy
+  agentd policy test strict                  the tests of a bundle that agentd ships
+  agentd policy explain --bundle strict --as bob --scopes files \\
+      --call fs.write.v1 --json '{"path": "/etc/passwd", "content": ""}'
+  agentd policy learn --out ./policy -- ./what-the-agent-does
+
+DIR is a folder, or permissive, strict or paranoid. explain takes the bundle of the daemon's
+configuration where none is named; --sandbox says how the sandbox is, as '{"net": "host"}'.
+
+exit codes: 0 all is well, or allowed; 1 problems, failed tests, denied or undecided;
+2 wrong options
+"""
+FAILED = 1
+_LEARN = "AGENTD_POLICY_LEARN"
+
+
+def main(words: list[str]) -> int:
+    head, command = remote.split(words)
+    options = _parser().parse_args(head)
+    if command and options.action != "learn":
+        raise InvalidInput(f"policy {options.action} runs no command", remediation="leave it out")
+    if options.action == "check":
+        return _check(options)
+    if options.action == "test":
+        return _test(options)
+    return _explain(options) if options.action == "explain" else _learn(options, command)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="agentd policy",
+        description="Check, test and learn policy bundles, and ask why one decides as it does.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    actions = parser.add_subparsers(dest="action", required=True, parser_class=Parser)
+    for name, about in (("check", "say what is wrong with one"), ("test", "run its tests")):
+        action = actions.add_parser(name, help=about, allow_abbrev=False)
+        action.add_argument("bundle", metavar="DIR")
+        action.add_argument("--json", action="store_true", help="print one JSON object")
+    explain = actions.add_parser("explain", help="decide a call and say why", allow_abbrev=False)
+    explain.add_argument("--bundle", metavar="DIR")
+    explain.add_argument("--as", dest="principal", metavar="NAME", required=True)
+    explain.add_argument("--scopes", metavar="A,B", default="")
+    explain.add_argument("--call", metavar="NAME", required=True)
+    explain.add_argument("--json", dest="parameters", metavar="PARAMETERS", default="{}")
+    explain.add_argument("--sandbox", metavar="JSON", default="{}")
+    explain.add_argument("--as-json", action="store_true", help="print one JSON object")
+    learn = actions.add_parser(
+        "learn",
+        help="write one that allows what a command does",
+        usage="agentd policy learn --out DIR [--json] -- COMMAND [ARG...]",
+        allow_abbrev=False,
+    )
+    learn.add_argument("--out", metavar="DIR", required=True)
+    learn.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _check(options: argparse.Namespace) -> int:
+    from agentd.client import embedded
+
+    problems = embedded.check_policy(options.bundle)
+    if options.json:
+        remote.print_json({"bundle": options.bundle, "ok": not problems, "problems": problems})
+    elif not problems:
+        print(f"{remote.safe(options.bundle)}: all is well")
+    else:
+        for problem in problems:
+            print(remote.safe(str(problem)))
+    return FAILED if problems else 0
+
+
+def _test(options: argparse.Namespace) -> int:
+    from agentd.client import embedded
+
+    results = embedded.test_policy(options.bundle)
+    failed = [result for result in results if not result.passed]
+    if options.json:
+        remote.print_json({"bundle": options.bundle, "ok": not failed, "tests": results})
+    else:
+        _show(results)
+        print(f"{len(results) - len(failed)} passed, {len(failed)} failed")
+    return FAILED if failed or not results else 0
+
+
+def _show(results: "list[TestResult]") -> None:
+    rows = [
+        (
+            "pass" if result.passed else "FAIL",
+            result.name,
+            f"{result.seconds * 1000:.1f} ms",
+            "" if result.passed else f"{result.file}:{result.line}: {result.message}",
+        )
+        for result in results
+    ]
+    if rows:
+        table.show(("", "TEST", "TIME", "WHY"), rows)
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from agentd.client import embedded
+
+    found = embedded.explain_policy(
+        options.bundle,
+        options.call,
+        _object(options.parameters, "--json"),
+        principal=options.principal,
+        scopes=[scope for scope in options.scopes.split(",") if scope],
+        sandbox=_object(options.sandbox, "--sandbox"),
+    )
+    if options.as_json:
+        remote.print_json(found)
+    else:
+        _print(found)
+    return 0 if found.decision.allow else FAILED
+
+
+def _print(found: "Explanation") -> None:
+    decision, duties = found.decision, found.decision.obligations
+    word = "undecided" if decision.undecided else "allowed" if decision.allow else "denied"
+    limits = [f"{k} {v}" for k, v in _set(duties.limits).items()]
+    pairs = [
+        ("decision", word),
+        ("why", decision.undecided or "; ".join(decision.reasons) or "-"),
+        ("level", "-" if duties.level is None else f"{duties.level.label} or more"),
+        ("limits", ", ".join(limits) or "-"),
+        ("network", "none" if duties.no_network else "as asked"),
+        ("approval", "needed" if duties.approve else "-"),
+        ("bundle", decision.bundle),
+    ]
+    table.facts(pairs)
+    if found.fired:
+        print()
+        table.show(("EFFECT", "RULE", "WHY"), [(f.effect, f.rule, f.message) for f in found.fired])
+
+
+def _learn(options: argparse.Namespace, command: list[str]) -> int:
+    from agentd.client import embedded
+
+    if not command:
+        raise InvalidInput("no command given", remediation="write it after --")
+    with tempfile.TemporaryDirectory(prefix="agentd-learn-") as folder:
+        path = os.path.join(folder, "seen")
+        open(path, "xb").close()
+        try:
+            # What it prints is not what this command answers with --json.
+            code = subprocess.run(
+                command, env={**os.environ, _LEARN: path}, check=False, stdout=sys.stderr
+            ).returncode
+        except OSError as error:
+            raise InvalidInput(f"cannot run {command[0]!r}", cause=str(error)) from error
+        seen, results = embedded.learn_policy(path, options.out)
+    failed = [result for result in results if not result.passed]
+    if options.json:
+        about = {"bundle": options.out, "seen": seen, "exit_code": code, "tests": results}
+        remote.print_json({**about, "ok": not failed})
+    else:
+        ended = f"; the command ended with {code}" if code else ""
+        print(f"{remote.safe(options.out)}: {seen} calls seen, {len(results)} tests{ended}")
+    return FAILED if failed else 0
+
+
+def _set(limits: Any) -> dict[str, float]:
+    import msgspec
+
+    return {k: v for k, v in msgspec.structs.asdict(limits).items() if v is not None}
+
+
+def _object(text: str, option: str) -> dict[str, Any]:
+    import msgspec
+
+    try:
+        return msgspec.json.decode(text.encode(), type=dict[str, Any])
+    except (msgspec.MsgspecError, UnicodeError) as error:
+        raise InvalidInput(
+            f"{option} is no JSON object",
+            cause=str(error),
+            remediation='quote it: \'{"path": "a"}\'',
+        ) from error

@@ -1,0 +1,102 @@
+"""What somebody asks for, whatever way it came in: one value for policy, audit and receipt."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from agentd.daemon import context
+from agentd.model.capability import Needs
+from agentd.model.decision import Asked
+from agentd.model.isolation import IsolationLevel
+from agentd.model.principal import Principal
+from agentd.model.spec import SandboxSpec
+from agentd.sandbox.handle import SandboxHandle
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where it is to happen. ``id``, ``level`` and ``backend`` are of a sandbox that is there; of
+    one that is yet to be made ``id`` is "", and ``level`` the least that is asked for."""
+
+    spec: SandboxSpec
+    level: IsolationLevel
+    id: str = ""
+    backend: str = ""
+    labels: Mapping[str, str] = {}
+
+    @classmethod
+    def new(cls, spec: SandboxSpec, labels: Mapping[str, str] | None = None) -> "Place":
+        return cls(spec, spec.isolation, backend=spec.backend or "", labels=labels or {})
+
+    @classmethod
+    def of(cls, handle: SandboxHandle, labels: Mapping[str, str] | None = None) -> "Place":
+        return cls(handle.spec, handle.level, handle.id, handle.backend, labels or {})
+
+
+class Act(msgspec.Struct, frozen=True, kw_only=True):
+    """``name`` is a capability's, or that of an operation on sandboxes: ``sandbox.create.v1``.
+
+    ``signer`` is the key that signed the request, ``digest`` of the request as it came, ``bundle``
+    the policy that the caller expects; each "" where there is none. ``executes``: something runs,
+    and so it has a start, an end and a receipt.
+    """
+
+    who: Principal
+    name: str
+    parameters: Mapping[str, Any]
+    place: Place
+    needs: Needs = Needs()
+    request: str = ""
+    signer: str = ""
+    digest: str = ""
+    bundle: str = ""
+    via: str = ""
+    executes: bool = False
+
+    @property
+    def id(self) -> str:
+        return self.request or context.current()
+
+
+def asked(act: Act, now: float) -> Asked:
+    """The document that policies decide on; variables of an environment by name only."""
+    who, needs, place = act.who, act.needs, act.place
+    return Asked(
+        principal={"name": who.name, "scopes": sorted(who.scopes), "via": who.via},
+        capability={
+            "name": act.name,
+            "needs": {
+                "level": needs.level.label,
+                "network": needs.network,
+                "writes": needs.writes,
+                "sandbox": needs.sandbox,
+            },
+        },
+        parameters=_without_values(act.parameters),
+        sandbox=_sandbox(place),
+        request={"id": act.id, "time": now, "signer": act.signer, "via": act.via},
+    )
+
+
+def _sandbox(place: Place) -> dict[str, Any]:
+    spec = place.spec
+    return {
+        "id": place.id,
+        "level": place.level.label,
+        "backend": place.backend,
+        "image": spec.image,
+        "net": spec.net,
+        "user": spec.user,
+        "env": sorted(spec.env),
+        "mounts": [
+            {"source": m.source, "target": m.target, "mode": str(m.mode)} for m in spec.mounts
+        ],
+        "limits": msgspec.structs.asdict(spec.limits),
+        "labels": dict(place.labels),
+    }
+
+
+def _without_values(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A policy may be shown to people, and its input logged: it gets no variable's value."""
+    env = parameters.get("env")
+    return {**parameters, "env": sorted(env)} if isinstance(env, Mapping) else parameters

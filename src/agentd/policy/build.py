@@ -1,0 +1,132 @@
+"""From a bundle's files to what the engine loads, kept by digest."""
+
+import contextlib
+import functools
+import os
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from agentd.model.errors import InvalidInput
+from agentd.policy import lint
+from agentd.policy.errors import BundleError
+from agentd.policy.frames import BUILD_SECONDS, Build, Compiled
+from agentd.policy.process import Process
+from agentd.policy.reads import Reads
+from agentd.policy.source import Source
+
+# The decision, and the sets of texts that explain it.
+ENTRYPOINTS = ("agentd/decision", "agentd/deny", "agentd/approve", "agentd/grant")
+_FORMAT = 1  # of what is kept beside the engine's file
+
+
+class Built(msgspec.Struct, frozen=True):
+    digest: str  # of the source
+    path: str
+    reads: Reads
+
+
+class Cache:
+    """A folder of compiled bundles. Nobody else may write it: who can, makes the policy.
+
+    Without ``folder`` it is one of its own, which ``close`` removes. Raises InvalidInput for a
+    folder that is not its user's alone.
+    """
+
+    def __init__(self, folder: str | None = None) -> None:
+        self._own = None if folder else tempfile.TemporaryDirectory(prefix="agentd-policy-")
+        self._folder = self._own.name if self._own else _private(str(folder))
+
+    def close(self) -> None:
+        if self._own:
+            self._own.cleanup()
+
+    def get(self, source: Source) -> Built | None:
+        path = self._path(source)
+        try:
+            if not (_is_ours(path) and _is_ours(f"{path}.json")):
+                return None
+            about = Path(f"{path}.json").read_bytes()
+            return Built(source.digest, path, msgspec.json.decode(about, type=Compiled).reads)
+        except (OSError, msgspec.MsgspecError):
+            return None
+
+    def put(self, source: Source) -> Built:
+        """Compiles it, in a process of its own. Raises BundleError, AgentdError."""
+        path = self._path(source)
+        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+            new = os.path.join(folder, "new")
+            done = compiled(source, new)
+            Path(folder, "about").write_bytes(msgspec.json.encode(done))
+            os.chmod(os.path.join(folder, "about"), 0o600)
+            os.replace(os.path.join(folder, "about"), f"{path}.json")
+            os.replace(new, path)
+        return Built(source.digest, path, done.reads)
+
+    def _path(self, source: Source) -> str:
+        name = source.digest.removeprefix("sha256:")
+        return os.path.join(self._folder, f"{name}-{_FORMAT}-{_engine()}")
+
+
+@contextlib.contextmanager
+def worker() -> Iterator[Process]:
+    """One that nobody else has, until the end of the block."""
+    process = Process()
+    try:
+        yield process
+    finally:
+        process.close()
+
+
+def compiled(
+    source: Source,
+    path: str,
+    more: Mapping[str, str] | None = None,
+    entrypoints: Sequence[str] = ENTRYPOINTS,
+) -> Compiled:
+    """Writes to ``path``; ``more`` are modules besides its own.
+
+    Raises BundleError; AgentdError where the compiler broke off.
+    """
+    modules = {**source.modules, **(more or {})}
+    problems = lint.modules(modules)
+    if not problems:
+        build = Build(path, modules, source.data.decode(), list(entrypoints))
+        with worker() as process:
+            answer = process.ask(b"b", msgspec.json.encode(build), BUILD_SECONDS)
+        done = msgspec.json.decode(answer, type=Compiled)
+        problems = done.problems + lint.builtins(done.builtins)
+        if not problems:
+            return done
+    raise BundleError(source.where, problems)
+
+
+def _private(folder: str) -> str:
+    os.makedirs(folder, 0o700, exist_ok=True)
+    status = os.lstat(folder)
+    if not stat.S_ISDIR(status.st_mode) or not _belongs(status):
+        raise InvalidInput(
+            f"{folder} cannot keep policies",
+            cause="it is not a folder that this user alone may write",
+            remediation=f"chown it to uid {os.geteuid()} and chmod 700 it, or name another",
+        )
+    return folder
+
+
+def _is_ours(path: str) -> bool:
+    status = os.lstat(path)
+    return stat.S_ISREG(status.st_mode) and _belongs(status)
+
+
+def _belongs(status: os.stat_result) -> bool:
+    return status.st_uid == os.geteuid() and not status.st_mode & 0o022
+
+
+@functools.cache
+def _engine() -> str:
+    from importlib.metadata import version
+
+    return version("regopy")

@@ -1,0 +1,71 @@
+# Who may reach what. A host is compared as it is written: where its name leads, and where a
+# redirect goes, is for what makes the connection.
+package agentd
+
+import rego.v1
+
+# "any", "listed" (http.fetch to the hosts and ports of the policy) or "none".
+network := data.policy.network
+
+deny contains "network.host: a sandbox with a network of the host is not allowed" if {
+	network != "any"
+	not closed
+}
+
+deny contains concat("", ["network.", network, ": ", name, " needs a network that it cannot have"]) if {
+	network != "any"
+	reaches
+	not open
+}
+
+deny contains "network.unlisted: the url does not name a listed host and port" if {
+	kind == "network"
+	network == "listed"
+	name == "http.fetch.v1"
+	not listed
+}
+
+# The sandbox as it is, and as it is asked for.
+closed if {
+	not asked_net
+	input.sandbox.net == "none"
+} else if {
+	not asked_net
+	input.capability.needs.sandbox == false
+	not some_net
+}
+
+asked_net if input.parameters.net != "none"
+
+some_net if input.sandbox.net != ""
+
+# Some by name, whatever they say that they need.
+reaches if {
+	kind == "network"
+} else if {
+	not input.capability.needs.network == false
+}
+
+open if {
+	network == "listed"
+	name == "http.fetch.v1"
+} else if {
+	# The caller's way in is no way out; but where there is to be no network, there is neither.
+	network == "listed"
+	name == "sandbox.port.v1"
+	input.capability.needs.network == false
+}
+
+# No user, no capitals, no other forms of a host: nothing that two readers could read in two ways.
+listed if {
+	regex.match(`^https?://[a-z0-9.-]+(:[0-9]{1,5})?([/?][!-~]*)?$`, input.parameters.url)
+	authority := split(split(input.parameters.url, "/")[2], "?")[0]
+	split(authority, ":")[0] in data.policy.hosts
+	port(authority) in data.policy.ports
+}
+
+port(authority) := to_number(split(authority, ":")[1]) if {
+	contains(authority, ":")
+} else := 443 if {
+	startswith(input.parameters.url, "https:")
+} else := 80

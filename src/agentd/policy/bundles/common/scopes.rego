@@ -1,0 +1,20 @@
+# Which scope a principal needs for a call: calls.json has the table, and a bundle says in
+# policy.others what those need that are not in it (null: nobody may).
+package agentd
+
+import rego.v1
+
+grant contains held
+
+held := concat("", ["scopes.held: ", input.principal.name, " holds the scope ", scope]) if {
+	scope in input.principal.scopes
+} else := concat("", ["scopes.admin: ", input.principal.name, " is an admin"]) if {
+	admin
+	scope != null
+}
+
+scope := data.calls[name].scope if {
+	data.calls[name]
+} else := data.policy.others
+
+admin if "admin" in input.principal.scopes

@@ -1,0 +1,23 @@
+package agentd.network_test
+
+import rego.v1
+
+import data.agentd.calls_test.call
+import data.agentd.calls_test.decide
+import data.agentd.calls_test.inside
+
+test_fetch if {
+	decision := decide(call("http.fetch.v1", ["run"], {"url": "http://anything.example:81/x", "method": "GET"}))
+	decision.allow
+	not decision.obligations.no_network
+}
+
+test_clone if {
+	decision := decide(call("git.clone.v1", ["files"], {"url": "https://example.org/a.git", "path": "a"}))
+	decision.allow
+}
+
+test_host_network if {
+	decision := decide(inside(call("shell.exec.v1", ["run"], {"command": "ls"}), {"net": "host"}))
+	decision.allow
+}

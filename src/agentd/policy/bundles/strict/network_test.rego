@@ -1,0 +1,122 @@
+package agentd.network_test
+
+import rego.v1
+
+import data.agentd.calls_test.call
+import data.agentd.calls_test.decide
+import data.agentd.calls_test.inside
+
+test_listed if {
+	decision := decide(call("http.fetch.v1", ["run"], {"url": "https://example.org/a?b=c", "method": "GET"}))
+	decision.allow
+	not decision.obligations.no_network
+}
+
+test_listed_with_port if {
+	decision := decide(call("http.fetch.v1", ["run"], {"url": "https://example.org:443/", "method": "GET"}))
+	decision.allow
+}
+
+test_unlisted if {
+	decision := decide(call("http.fetch.v1", ["run"], {"url": "https://evil.example/", "method": "GET"}))
+	not decision.allow
+}
+
+test_port if {
+	decision := decide(call("http.fetch.v1", ["run"], {"url": "https://example.org:22/", "method": "GET"}))
+	not decision.allow
+}
+
+test_plain if {
+	decision := decide(call("http.fetch.v1", ["run"], {"url": "http://example.org/", "method": "GET"}))
+	not decision.allow
+}
+
+test_user if {
+	decision := decide(call("http.fetch.v1", ["run"], {"url": "https://example.org@evil.example/", "method": "GET"}))
+	not decision.allow
+}
+
+test_user_and_port if {
+	decision := decide(call("http.fetch.v1", ["run"], {"url": "https://example.org:443@evil.example/", "method": "GET"}))
+	not decision.allow
+}
+
+test_backslash if {
+	decision := decide(call("http.fetch.v1", ["run"], {"url": "https://evil.example\\@example.org/", "method": "GET"}))
+	not decision.allow
+}
+
+test_suffix if {
+	decision := decide(call("http.fetch.v1", ["run"], {"url": "https://example.org.evil.example/", "method": "GET"}))
+	not decision.allow
+}
+
+test_fragment if {
+	decision := decide(call("http.fetch.v1", ["run"], {"url": "https://evil.example#@example.org/", "method": "GET"}))
+	not decision.allow
+}
+
+test_query if {
+	decision := decide(call("http.fetch.v1", ["run"], {"url": "https://evil.example?@example.org/", "method": "GET"}))
+	not decision.allow
+}
+
+test_capitals if {
+	decision := decide(call("http.fetch.v1", ["run"], {"url": "https://EXAMPLE.ORG/", "method": "GET"}))
+	not decision.allow
+}
+
+test_file if {
+	decision := decide(call("http.fetch.v1", ["run"], {"url": "file:///etc/passwd", "method": "GET"}))
+	not decision.allow
+}
+
+test_newline if {
+	decision := decide(call("http.fetch.v1", ["run"], {"url": "https://example.org\n.evil.example/", "method": "GET"}))
+	not decision.allow
+}
+
+test_no_host if {
+	decision := decide(call("http.fetch.v1", ["run"], {"url": "https:///example.org/", "method": "GET"}))
+	not decision.allow
+}
+
+test_unicode if {
+	decision := decide(call("http.fetch.v1", ["run"], {"url": "https://exаmple.org/", "method": "GET"}))
+	not decision.allow
+}
+
+test_clone if {
+	decision := decide(call("git.clone.v1", ["files"], {"url": "https://example.org/a.git", "path": "a"}))
+	not decision.allow
+}
+
+test_port_is_a_way_in if {
+	decision := decide(call("sandbox.port.v1", ["ports"], {"port": 80}))
+	decision.allow
+}
+
+test_host_network if {
+	decision := decide(inside(call("shell.exec.v1", ["admin"], {"command": "ls"}), {"net": "host"}))
+	not decision.allow
+}
+
+test_asks_for_host_network if {
+	decision := decide(call("sandbox.create.v1", ["admin"], {"net": "host"}))
+	not decision.allow
+}
+
+test_needs_network if {
+	asked := call("shell.exec.v1", ["admin"], {"command": "ls"})
+	needs := object.union(asked.capability.needs, {"network": true})
+	wanted := object.union(asked, {"capability": {"name": "shell.exec.v1", "needs": needs}})
+	decision := decide(wanted)
+	not decision.allow
+}
+
+test_unknown_network if {
+	asked := object.union(object.remove(call("shell.exec.v1", ["admin"], {"command": "ls"}), ["sandbox"]), {"sandbox": {}})
+	decision := decide(asked)
+	not decision.allow
+}

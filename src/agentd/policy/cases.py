@@ -1,0 +1,67 @@
+"""The tests of a learned bundle: each call that was seen, and neighbours of it that were not."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from agentd.model.decision import Asked
+from agentd.model.errors import InvalidInput
+
+_HEAD = """\
+package agentd.learned_test
+
+import rego.v1
+
+import data.agentd.calls_test.decide
+"""
+_JUDGED = ("path", "url", "port", "net", "mounts", "workspace", "isolation")
+_ELSEWHERE: Mapping[str, Any] = {
+    "path": "/learned-nowhere/file",
+    "url": "https://learned-nowhere.invalid/",
+    "port": 0,
+}
+
+
+def tests(seen: Sequence[Asked]) -> str:
+    """The text of a module. Raises InvalidInput for what cannot be written in one."""
+    rules = [_HEAD]
+    for number, asked in enumerate(seen, 1):
+        document = _document(asked)
+        rules.append(_rule(f"seen_{number}", document, "decision.allow"))
+        rules += [
+            _rule(f"unseen_{number}_{what}", neighbour, "not decision.allow")
+            for what, neighbour in _neighbours(document)
+        ]
+    return "\n".join(rules)
+
+
+def _document(asked: Asked) -> dict[str, Any]:
+    """With the parameters that are judged alone: others may be large, and secret."""
+    document: dict[str, Any] = msgspec.to_builtins(asked)
+    document["parameters"] = {k: v for k, v in asked.parameters.items() if k in _JUDGED}
+    document["sandbox"] = {
+        key: asked.sandbox[key] for key in ("level", "net", "mounts") if key in asked.sandbox
+    }
+    document["request"] = {}
+    return document
+
+
+def _neighbours(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    capability = {**document["capability"], "name": "learned.unseen.v1"}
+    yield "capability", {**document, "capability": capability}
+    for key, other in _ELSEWHERE.items():
+        if key in document["parameters"]:
+            yield key, {**document, "parameters": {**document["parameters"], key: other}}
+    if document["sandbox"].get("net") != "elsewhere":
+        yield "net", {**document, "sandbox": {**document["sandbox"], "net": "elsewhere"}}
+
+
+def _rule(name: str, document: dict[str, Any], expected: str) -> str:
+    text = msgspec.json.encode(document).decode()
+    if "\\u" in text:
+        raise InvalidInput(
+            "a call with a control character in a name or path cannot be learned",
+            remediation="leave that call out",
+        )
+    return f"test_{name} if {{\n\tdecision := decide({text})\n\t{expected}\n}}\n"

@@ -1,0 +1,131 @@
+"""Worker processes as their owner has them: started, asked, replaced, ended."""
+
+import contextlib
+import os
+import queue
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from agentd.model.errors import AgentdError, Full, Refused
+from agentd.policy.frames import receive, send
+
+_CODE = "import sys; sys.path[:] = {path!r}; from agentd.policy.worker import main; main()"
+_GRACE = 2.0  # seconds; beyond the worker's own alarm, should that fail
+
+
+class WorkerLost(AgentdError):
+    """It ended before it answered: it took too long, ran out of memory, or crashed."""
+
+    code = "policy_worker_lost"
+
+
+class NoAnswer(Refused):
+    """The engine says why it has none."""
+
+    code = "policy_no_answer"
+
+
+class Process:
+    """One worker. For one thread at a time. Raises AgentdError where it cannot be started."""
+
+    def __init__(self) -> None:
+        self.loaded = ""  # the path of what it has loaded, for its pool
+        self._seconds = 0.0
+        self._stream, theirs = socket.socketpair()
+        code = _CODE.format(path=[os.path.abspath(p) for p in sys.path])
+        try:
+            with theirs:
+                self._child = subprocess.Popen(
+                    [sys.executable, "-I", "-S", "-c", code],
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    env={},
+                    process_group=0,  # Ctrl-C is for its owner, which still wants decisions
+                )
+        except OSError as error:
+            self._stream.close()
+            raise AgentdError("cannot start a policy worker", cause=str(error)) from error
+
+    def ask(self, operation: bytes, body: bytes, seconds: float) -> bytes:
+        """Raises NoAnswer; WorkerLost, after which it is closed."""
+        self._patience(seconds + _GRACE)
+        try:
+            send(self._stream, operation + body)
+            frame = receive(self._stream)
+        except (BrokenPipeError, ConnectionResetError):
+            frame = None
+        except (OSError, ValueError) as error:
+            self.close()
+            raise WorkerLost("the policy worker broke off", cause=str(error)) from error
+        if frame is None:
+            raise WorkerLost("the policy worker ended", cause=self._end(seconds))
+        if frame[:1] != b"+":
+            raise NoAnswer(frame[1:].decode(errors="replace"))
+        return frame[1:]
+
+    def _patience(self, seconds: float) -> None:
+        # The kernel's own: Python's would poll before each call, which is a call more.
+        if seconds != self._seconds:
+            time = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
+            self._stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, time)
+            self._stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, time)
+            self._seconds = seconds
+
+    def close(self) -> None:
+        self._stream.close()
+        self._child.kill()
+        self._child.wait()
+
+    def _end(self, seconds: float) -> str:
+        self._stream.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(_GRACE)
+        self.close()
+        code = self._child.returncode
+        if code == -14:
+            return f"it took more than {seconds:g} s"
+        return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+class Pool:
+    """At most ``count`` workers, started when they are needed. Thread-safe."""
+
+    def __init__(self, count: int) -> None:
+        # The one used last is taken first: it is the one in the caches, and others may stay unborn.
+        self._free: queue.LifoQueue[Process | None] = queue.LifoQueue()
+        self._count = count
+        self._closed = False
+        for _ in range(count):
+            self._free.put(None)
+
+    @contextlib.contextmanager
+    def borrow(self, seconds: float) -> Iterator[Process]:
+        """Waits so long for a free one. One that raises WorkerLost is replaced. Raises Full."""
+        try:
+            process = self._free.get(timeout=seconds)
+        except queue.Empty:
+            raise Full("all policy workers are busy") from None
+        try:
+            if self._closed:
+                raise Refused("the policy engine is closed")
+            process = process or Process()
+            yield process
+        except WorkerLost:
+            process = None
+            raise
+        finally:
+            self._free.put(process)
+
+    def close(self) -> None:
+        """Waits for what they are doing, which is bounded."""
+        self._closed = True
+        for _ in range(self._count):
+            process = self._free.get()
+            if process is not None:
+                process.close()
+        for _ in range(self._count):
+            self._free.put(None)

@@ -1,0 +1,82 @@
+"""The process that evaluates policies: it has the engine, and nothing else.
+
+It answers on descriptor 0, a stream socket. It has no environment, and an alarm that ends
+it when an answer takes too long: nothing else interrupts the engine. Whoever asked then finds the
+stream ended. Its memory is bounded by that time alone: the engine's allocator reserves 256 GiB of
+addresses at its start, which every limit of the kernel's counts.
+"""
+
+import contextlib
+import os
+import resource
+import signal
+import socket
+
+import msgspec
+
+from agentd.policy.frames import BUILD_SECONDS, Build, Compiled, Load, Query, receive, send
+from agentd.policy.program import Program, Uncompiled, Unevaluated, compile_to
+
+
+class Worker:
+    def __init__(self) -> None:
+        self._program: Program | None = None
+        self._seconds = BUILD_SECONDS
+
+    def answer(self, frame: bytes) -> bytes:
+        operation, body = frame[:1], frame[1:]
+        try:
+            if operation == b"d":
+                return self._query("agentd/decision", body)
+            if operation == b"q":
+                query = msgspec.json.decode(body, type=Query)
+                return self._query(query.entrypoint, bytes(query.input))
+            if operation == b"l":
+                load = msgspec.json.decode(body, type=Load)
+                self._program, self._seconds = Program(load.path), load.seconds
+                return b"+"
+            return b"+" + msgspec.json.encode(_build(msgspec.json.decode(body, type=Build)))
+        except Unevaluated as error:
+            return b"-" + str(error).encode()
+        except Exception as error:
+            return b"-" + f"{type(error).__name__}: {error}"[:500].encode(errors="replace")
+
+    def _query(self, entrypoint: str, document: bytes) -> bytes:
+        if self._program is None:
+            raise Unevaluated("no policy is loaded")
+        signal.setitimer(signal.ITIMER_REAL, self._seconds)
+        try:
+            return b"+" + self._program.query(entrypoint, msgspec.json.decode(document)).encode()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def main() -> None:
+    # What the kernel does with an alarm that nobody handles needs no help of a busy process.
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    os.umask(0o077)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _die_first()
+    worker = Worker()
+    with socket.socket(fileno=0) as stream:
+        while (frame := receive(stream)) is not None:
+            send(stream, worker.answer(frame))
+    os._exit(0)  # the engine's own end at exit is nothing to wait for
+
+
+def _die_first() -> None:
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
+
+
+def _build(wanted: Build) -> Compiled:
+    signal.setitimer(signal.ITIMER_REAL, BUILD_SECONDS)
+    try:
+        called, read = compile_to(
+            wanted.path, wanted.modules, wanted.data.encode(), wanted.entrypoints
+        )
+        return Compiled(called, read)
+    except Uncompiled as error:
+        return Compiled([], None, error.problems)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
