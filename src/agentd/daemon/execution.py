@@ -2,8 +2,9 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -29,12 +30,34 @@ _START_SECONDS = 0.0003
 class Concluded(Protocol):
     """Told once how a command ended, before its caller is."""
 
-    def __call__(self, result: Result) -> str:
-        """The id of its receipt, "" without one. Raises AgentdError where it cannot be written
-        down: then the caller gets that for an answer."""
+    @property
+    def request_id(self) -> str: ...
+
+    def __call__(self, result: Result, outputs: Mapping[str, str]) -> str:
+        """The id of its receipt, "" without one; ``outputs`` are the digests of its streams.
+
+        Raises AgentdError where it cannot be written down: the caller gets that for an answer.
+        """
 
     def failed(self, error: BaseException | None) -> None:
         """It did not begin, or nobody waited for its end."""
+
+
+class Digests:
+    """Of each stream, as it goes by. What was lost on the way is not in it."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, Any] = {}
+
+    def take(self, chunks: Iterable[Chunk]) -> None:
+        for name, data in chunks:
+            if data:
+                if name not in self._of:
+                    self._of[name] = sha256()
+                self._of[name].update(data)
+
+    def found(self) -> dict[str, str]:
+        return {name: f"sha256:{digest.hexdigest()}" for name, digest in self._of.items()}
 
 
 class Execution:
@@ -46,7 +69,9 @@ class Execution:
         begin: "Callable[[Guest], Running]",
         concluded: Concluded | None = None,
     ) -> None:
-        self.request_id = context.current() or context.new_id()
+        named = concluded.request_id if concluded is not None else context.current()
+        self.request_id = named or context.new_id()
+        self._digests = Digests() if concluded is not None else None
         self._handle = handle
         fresh = bool(handle.unreported_ms)
         self._started = time.monotonic()
@@ -131,7 +156,10 @@ class Execution:
             return [], []
         try:
             # After the end nothing wakes a poll of ``extra_fds`` alone: take what is left.
-            return self.running.step(timeout, extra_fds if self.exit is None else ())
+            found = self.running.step(timeout, extra_fds if self.exit is None else ())
+            if self._digests is not None:
+                self._digests.take(found[0])
+            return found
         except (BackendLost, GuestError) as error:
             self._lost = self._end_of_wall(error)
             return [], []
@@ -180,9 +208,10 @@ class Execution:
             enforcement=dict(self._handle.enforcement),
         )
         concluded, self._concluded = self._concluded, None
-        if concluded is None:
+        if concluded is None or self._digests is None:
             return result
-        return msgspec.structs.replace(result, receipt=concluded(result))
+        self._digests.take((("stdout", result.stdout), ("stderr", result.stderr)))
+        return msgspec.structs.replace(result, receipt=concluded(result, self._digests.found()))
 
     def close(self) -> None:
         self.running.close()

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from agentd.model.cause import Cause
+from agentd.model.decision import Decision
 from agentd.model.enforcement import Control
 from agentd.model.result import SandboxInfo, Timing, Usage
 from agentd.model.spec import ExecLimits, Pty
@@ -65,6 +66,19 @@ class RunBody(_Body, frozen=True):
 
     exec: ExecBody
     sandbox: SandboxBody = SandboxBody()
+
+
+class CallBody(_Body, frozen=True):
+    """``POST /v1/call``: a capability, by name; in the sandbox with that id, or in one that is made
+    as ``create`` says and ends with the call. ``bundle``: the policy that must be in force, by its
+    digest. ``signature`` is what ``agentd sign`` adds to all of the rest."""
+
+    capability: str
+    parameters: dict[str, Any] = {}
+    sandbox: str | None = None
+    create: SandboxBody = SandboxBody()
+    bundle: str | None = None
+    signature: dict[str, Any] | None = None
 
 
 class RenewBody(_Body, frozen=True):
@@ -141,6 +155,38 @@ class ResultView(msgspec.Struct, frozen=True):
     sandbox: SandboxInfo
     enforcement: dict[str, Control]
     process: str | None = None  # its id, for the journal
+    receipt: str = ""  # its id, for GET /v1/receipts/{id}
+
+
+class CallView(msgspec.Struct, frozen=True):
+    """What came of a call: ``value`` is the capability's own, the rest the same for all.
+
+    ``status`` is "ok", or "failed" where a command did it and did not succeed. What did not run is
+    an error and no CallView.
+    """
+
+    request_id: str
+    capability: str
+    status: str
+    value: dict[str, Any]
+    cause: Cause
+    decision: Decision
+    usage: Usage
+    timing: Timing
+    sandbox: SandboxInfo | None
+    enforcement: dict[str, Control]
+    receipt: str
+
+
+class CapabilityView(msgspec.Struct, frozen=True):
+    """``blocker`` says why it cannot be used; then it is all but the name."""
+
+    name: str
+    summary: str = ""
+    needs: dict[str, Any] = {}
+    parameters: dict[str, Any] = {}  # their JSON Schema
+    examples: tuple[dict[str, Any], ...] = ()
+    blocker: str = ""
 
 
 class ProcessView(msgspec.Struct, frozen=True):

@@ -19,6 +19,7 @@ class CauseCode(StrEnum):
     LEASE_EXPIRED = "lease_expired"
     BACKEND_LOST = "backend_lost"
     SPAWN_FAILED = "spawn_failed"
+    FAILED = "failed"  # a call that came to nothing; the message has its error's code
 
 
 REMEDIATION = {

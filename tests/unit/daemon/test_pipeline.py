@@ -84,7 +84,9 @@ class Concluded:
     def __init__(self, ends):
         self._ends = ends
 
-    def __call__(self, result):
+    request_id = "req-1"
+
+    def __call__(self, result, outputs):
         self._ends.append(result)
         return "rcp-1"
 

@@ -2,7 +2,8 @@
 
     admit     the bundle that the caller expects, the policy's decision, its approval; written down
     begun     what runs has begun
-    ended     how it ended, on disk before anybody is told, and the receipt that chains to it
+
+How it ended is ``records.Records``.
 
 Anything that is in doubt is a refusal, and a refusal is written down as well.
 """
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 import msgspec
 
 from agentd.daemon.calls.act import Act, asked
-from agentd.model.audit import Event, Kind, Position
+from agentd.model.audit import Event, Kind
 from agentd.model.decision import Asked, Decision
 from agentd.model.errors import AgentdError, PolicyDenied, Undecided
 
@@ -28,9 +29,9 @@ class Policy(Protocol):
 
 
 class Log(Protocol):
-    """``append`` returns when it is on disk. Both raise AuditError: then nothing may be done."""
+    """Raises AuditError: then nothing may be done. It is on disk with the next that is waited for,
+    or sooner."""
 
-    def append(self, event: Event, secrets: Iterable[str] = ()) -> Position: ...
     def submit(self, event: Event, secrets: Iterable[str] = ()) -> object: ...
 
 
@@ -75,15 +76,6 @@ class Admission:
     def begun(self, admitted: Admitted, **fields: Any) -> None:
         self._write(Kind.START, admitted.act, fields)
 
-    def ended(self, admitted: Admitted, fields: Mapping[str, Any]) -> Position:
-        """On disk when it returns."""
-        act = admitted.act
-        return self._log.append(_event(Kind.END, act, fields), _secrets(act))
-
-    def note(self, kind: Kind, act: Act, **fields: Any) -> None:
-        """Something that happened beside it."""
-        self._write(kind, act, fields)
-
     def _decide(self, act: Act, now: float) -> Decision:
         policy = self._policy()
         if act.bundle and (policy is None or policy.digest != act.bundle):
@@ -127,7 +119,7 @@ class Admission:
             raise
 
     def _write(self, kind: Kind, act: Act, fields: Mapping[str, Any]) -> None:
-        self._log.submit(_event(kind, act, fields), _secrets(act))
+        self._log.submit(_event(kind, act, fields), secrets(act))
 
 
 def decision_fields(decision: Decision) -> dict[str, Any]:
@@ -152,7 +144,7 @@ def _event(kind: Kind, act: Act, fields: Mapping[str, Any]) -> Event:
     )
 
 
-def _secrets(act: Act) -> list[str]:
+def secrets(act: Act) -> list[str]:
     """Values that must not be in the log, wherever they come up."""
     env = act.parameters.get("env")
     values = list(env.values()) if isinstance(env, Mapping) else []

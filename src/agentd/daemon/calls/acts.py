@@ -1,0 +1,95 @@
+"""The acts that have no call of their own: what REST and the SDK ask for, in capabilities' words.
+
+A policy says "shell.exec.v1", and means a command however it was asked for.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import msgspec
+
+from agentd.daemon import context
+from agentd.daemon.calls.act import Act, Place
+from agentd.model.capability import Needs
+from agentd.model.principal import Principal
+from agentd.model.spec import ExecRequest, SandboxSpec
+from agentd.sandbox.handle import SandboxHandle
+
+SHELL = "shell.exec.v1"
+CREATE = "sandbox.create.v1"
+FORK = "sandbox.fork.v1"
+SNAPSHOT = "sandbox.snapshot.v1"
+PORT = "sandbox.port.v1"
+READ, WRITE, LIST = "fs.read.v1", "fs.write.v1", "fs.list.v1"
+_WRITES = Needs(writes=True)
+
+
+def command(
+    who: Principal, handle: SandboxHandle, request: ExecRequest, labels: Mapping[str, str]
+) -> Act:
+    """``request`` as the sandbox completed it; what it reads is told by its end alone."""
+    parameters: dict[str, Any] = {"command": request.argv[0], "args": list(request.argv[1:])}
+    parameters |= {"cwd": request.cwd, "env": dict(request.env)}
+    if request.timeout is not None:
+        parameters["timeout_ms"] = round(request.timeout * 1000)
+    return Act(
+        who=who,
+        name=SHELL,
+        parameters=parameters,
+        place=Place.of(handle, labels),
+        needs=shell_needs(),
+        request=context.current() or context.new_id(),
+        executes=True,
+    )
+
+
+def creation(who: Principal, spec: SandboxSpec, labels: Mapping[str, str]) -> Act:
+    limits = msgspec.structs.asdict(spec.limits)
+    parameters = {name: value for name, value in limits.items() if value is not None}
+    parameters |= {
+        "isolation": spec.isolation.label,
+        "backend": spec.backend,
+        "image": spec.image,
+        "net": spec.net,
+        "user": spec.user,
+        "mounts": [f"{m.source}:{m.target}:{m.mode}" for m in spec.mounts],
+    }
+    return _act(who, CREATE, parameters, Place.new(spec, labels))
+
+
+def operation(
+    who: Principal,
+    name: str,
+    handle: SandboxHandle,
+    labels: Mapping[str, str],
+    **parameters: Any,
+) -> Act:
+    """One on a sandbox that is there, or on its files."""
+    needs = _WRITES if name == WRITE else Needs()
+    return _act(who, name, parameters, Place.of(handle, labels), needs)
+
+
+@cache
+def shell_needs() -> Needs:
+    from agentd.capability import registry
+
+    return registry.Registry().get(SHELL).about.needs
+
+
+def _act(
+    who: Principal,
+    name: str,
+    parameters: Mapping[str, Any],
+    place: Place,
+    needs: Needs | None = None,
+) -> Act:
+    request = context.current() or context.new_id()
+    return Act(
+        who=who,
+        name=name,
+        parameters=parameters,
+        place=place,
+        needs=needs or Needs(),
+        request=request,
+    )

@@ -1,0 +1,238 @@
+"""A call of a capability, from what was asked to the signed record of what came of it.
+
+The same lines for every way in: REST, the SDK and the command line, with a daemon and without.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+from agentd.capability import schema
+from agentd.capability.call import CallContext, perform
+from agentd.capability.registry import Registry
+from agentd.daemon import context
+from agentd.daemon.calls import facts, oblige
+from agentd.daemon.calls.act import Act, Place
+from agentd.daemon.calls.admission import Admission, Admitted
+from agentd.daemon.calls.gate import ran
+from agentd.daemon.calls.inside import HandleInside
+from agentd.daemon.calls.nowhere import Nowhere
+from agentd.daemon.calls.records import Ending, Records
+from agentd.model.api import CallBody, CallView
+from agentd.model.capability import About, Outcome
+from agentd.model.cause import Cause, CauseCode
+from agentd.model.errors import PolicyDenied, Refused
+from agentd.model.principal import Principal
+from agentd.model.result import Timing, Usage
+from agentd.model.spec import SandboxSpec
+from agentd.sandbox.handle import SandboxHandle
+
+if TYPE_CHECKING:
+    from agentd.daemon.pipeline import Pipeline
+
+Emit = Callable[[str, bytes], None]
+
+
+class Sandboxes(Protocol):
+    """Where calls run: quotas, leases and owners are its business."""
+
+    def get(self, who: Principal, id_: str) -> tuple[SandboxHandle, Mapping[str, str]]:
+        """One that is there, and its labels. Raises NotFound, Forbidden, Conflict."""
+
+    def plan(self, who: Principal, body: CallBody) -> tuple[SandboxSpec, Mapping[str, str]]:
+        """Of one to be made. Raises InvalidInput, Refused, Forbidden."""
+
+    def made(
+        self, who: Principal, spec: SandboxSpec, labels: Mapping[str, str]
+    ) -> AbstractContextManager[SandboxHandle]:
+        """It, until the end of the block. Raises QuotaExceeded, Full, SandboxError."""
+
+
+class Calls:
+    """Thread-safe."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        admission: Admission,
+        records: Records,
+        pipeline: "Pipeline",
+        sandboxes: Sandboxes,
+    ) -> None:
+        self.registry = registry
+        self._admission = admission
+        self._records = records
+        self._pipeline = pipeline
+        self._sandboxes = sandboxes
+
+    def call(
+        self,
+        who: Principal,
+        body: CallBody,
+        emit: Emit | None = None,
+        *,
+        via: str = "",
+        cancel: int = -1,
+    ) -> CallView:
+        """``who`` is authenticated, by signature where there is one; ``emit`` gets what comes
+        before the end; ``cancel`` is a descriptor that ends it once it is readable.
+
+        Raises what refuses it, and what the capability fails with.
+        """
+        begun = time.monotonic()
+        capability = self.registry.get(body.capability)
+        about = capability.about
+        parameters = schema.check(about, body.parameters)
+        handle, act = self._act(who, about, parameters, body, via)
+        admitted = self._admission.admit(act)
+        most = admitted.decision.obligations.limits
+        call = CallContext.of(
+            about,
+            parameters,
+            request_id=act.id,
+            emit=emit or _nowhere,
+            most=most.timeout,
+        )
+        with self._place(who, act, admitted, handle, about) as place:
+            self._admission.begun(admitted)
+            where = facts.Ran() if place is None else ran(place)
+            ending = Ending(self._records, admitted, where)
+            inside: Any = Nowhere()
+            if place is not None:
+                inside = HandleInside(self._pipeline, who, place, cancel, admitted=True, most=most)
+            setup = time.monotonic()
+            try:
+                outcome = perform(capability, call, inside)
+            except BaseException as error:
+                ending.failed(error)
+                raise
+            receipt = self._ended(admitted, where, outcome)
+        timing = _timing(begun, setup)
+        return _view(act, admitted, where, outcome, timing, receipt)
+
+    def _act(
+        self,
+        who: Principal,
+        about: About,
+        parameters: Mapping[str, Any],
+        body: CallBody,
+        via: str,
+    ) -> tuple[SandboxHandle | None, Act]:
+        handle = None
+        if body.sandbox is not None:
+            handle, labels = self._sandboxes.get(who, body.sandbox)
+            place = Place.of(handle, labels)
+        else:
+            spec, labels = self._sandboxes.plan(who, body)
+            place = Place.new(_strong_enough(spec, about), labels)
+        act = Act(
+            who=who,
+            name=about.name,
+            parameters=parameters,
+            place=place,
+            needs=about.needs,
+            request=context.current() or context.new_id(),
+            signer=who.credential if who.via == "signed" else "",
+            bundle=body.bundle or "",
+            via=via,
+            executes=True,
+        )
+        return handle, act
+
+    def _place(
+        self,
+        who: Principal,
+        act: Act,
+        admitted: Admitted,
+        handle: SandboxHandle | None,
+        about: About,
+    ) -> AbstractContextManager[SandboxHandle | None]:
+        """The sandbox that it runs in; none for what acts in the daemon itself."""
+        obligations = admitted.decision.obligations
+        if not about.needs.sandbox:
+            if about.needs.network and obligations.no_network:
+                raise PolicyDenied(
+                    f"the policy allows {about.name} no network", remediation="call another"
+                )
+            return _Given(None)
+        if handle is not None:
+            oblige.existing_sandbox(handle.spec, handle.level, obligations)
+            _check_needs(handle, about)
+            return _Given(handle)
+        spec = oblige.new_sandbox(act.place.spec, obligations)
+        return self._sandboxes.made(who, spec, act.place.labels)
+
+    def _ended(self, admitted: Admitted, where: facts.Ran, outcome: Outcome) -> str:
+        outputs = {"value": facts.digest(msgspec.json.encode(outcome.value))}
+        end = outcome.end
+        if end is None:
+            known = facts.of_value(admitted, where, outputs)
+        else:
+            for name, data in (("stdout", end.stdout), ("stderr", end.stderr)):
+                if data:
+                    outputs[name] = facts.digest(data)
+            known = facts.of_result(admitted, end, outputs)
+        return self._records.write(admitted, known)
+
+
+class _Given(AbstractContextManager[SandboxHandle | None]):
+    """Somebody else's, or none at all: the call's end does not end it."""
+
+    def __init__(self, handle: SandboxHandle | None) -> None:
+        self._handle = handle
+
+    def __enter__(self) -> SandboxHandle | None:
+        return self._handle
+
+    def __exit__(self, *exc: object) -> None:
+        return None
+
+
+def _strong_enough(spec: SandboxSpec, about: About) -> SandboxSpec:
+    """A sandbox that is made for a capability has the wall that it needs."""
+    return msgspec.structs.replace(spec, isolation=max(spec.isolation, about.needs.level))
+
+
+def _check_needs(handle: SandboxHandle, about: About) -> None:
+    if handle.level < about.needs.level:
+        raise Refused(
+            f"{about.name} needs a wall of level {about.needs.level.label}",
+            cause=f"sandbox {handle.id} has {handle.level.label}",
+            remediation="call it in another sandbox, or without one",
+        )
+
+
+def _timing(begun: float, setup: float) -> Timing:
+    now = time.monotonic()
+    return Timing((setup - begun) * 1000, (now - setup) * 1000, (now - begun) * 1000)
+
+
+def _view(
+    act: Act,
+    admitted: Admitted,
+    where: facts.Ran,
+    outcome: Outcome,
+    timing: Timing,
+    receipt: str,
+) -> CallView:
+    end = outcome.end
+    return CallView(
+        request_id=act.id,
+        capability=act.name,
+        status="ok" if end is None else end.status,
+        value=dict(outcome.value),
+        cause=Cause.of(CauseCode.EXITED, "done") if end is None else end.cause,
+        decision=admitted.decision,
+        usage=Usage() if end is None else end.usage,
+        timing=timing,
+        sandbox=where.info(),
+        enforcement=dict(where.enforcement),
+        receipt=receipt,
+    )
+
+
+def _nowhere(kind: str, data: bytes) -> None:
+    """For a call that nobody follows."""

@@ -1,0 +1,118 @@
+"""What a receipt says of an execution, from the act, the decision and what came of it."""
+
+import time
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Any
+
+from agentd.audit.execution import Decided, Execution
+from agentd.daemon.calls.act import Act
+from agentd.daemon.calls.admission import Admitted
+from agentd.model.canonical import canonical
+from agentd.model.cause import Cause, CauseCode
+from agentd.model.enforcement import Control
+from agentd.model.errors import AgentdError
+from agentd.model.result import Result, SandboxInfo, Usage
+
+_NO_CONTROLS: Mapping[str, Control] = {}
+Digests = Mapping[str, str]
+
+
+def of_result(admitted: Admitted, result: Result, outputs: Digests) -> Execution:
+    """Of a command, or of a call that a command did."""
+    return _execution(
+        admitted,
+        outputs,
+        cause=result.cause,
+        usage=result.usage,
+        enforcement=result.enforcement,
+        exit_code=result.exit_code,
+        signal=result.signal,
+        backend=result.sandbox.backend,
+        level=result.sandbox.level,
+        sandbox=result.sandbox.id,
+    )
+
+
+def of_value(admitted: Admitted, place: "Ran", outputs: Digests) -> Execution:
+    """Of a call that no command did."""
+    done = Cause.of(CauseCode.EXITED, "done")
+    return _execution(admitted, outputs, cause=done, **place.fields())
+
+
+def of_error(admitted: Admitted, place: "Ran", error: BaseException | None) -> Execution:
+    """Of what failed, or was let go of before its end."""
+    if error is None:
+        cause = Cause.of(CauseCode.CANCELLED, "nobody waited for its end")
+    elif isinstance(error, AgentdError):
+        cause = Cause(CauseCode.FAILED, f"{error.code}: {error}")
+    else:
+        cause = Cause(CauseCode.FAILED, type(error).__name__)
+    return _execution(admitted, {}, cause=cause, **place.fields())
+
+
+class Ran:
+    """The sandbox in which it ran, as its controls are."""
+
+    def __init__(
+        self,
+        sandbox: str = "",
+        backend: str = "",
+        level: str = "",
+        enforcement: Mapping[str, Control] = _NO_CONTROLS,
+    ) -> None:
+        self.sandbox = sandbox
+        self.backend = backend
+        self.level = level
+        self.enforcement = enforcement
+
+    def fields(self) -> dict[str, Any]:
+        return vars(self)
+
+    def info(self) -> SandboxInfo | None:
+        """None where there was no sandbox."""
+        return SandboxInfo(self.sandbox, self.backend, self.level) if self.sandbox else None
+
+
+def digest(data: bytes) -> str:
+    return f"sha256:{sha256(data).hexdigest()}"
+
+
+def digest_of(value: Any) -> str:
+    """Of a JSON value. What cannot be written canonically (a file's name that is no text) has one
+    of its own form, which nobody else can make, but which is the same each time."""
+    try:
+        return digest(canonical(value))
+    except AgentdError:
+        return digest(repr(value).encode("utf-8", "surrogatepass"))
+
+
+def _execution(admitted: Admitted, outputs: Digests, **known: Any) -> Execution:
+    act, decision = admitted.act, admitted.decision
+    parameters = act.parameters
+    named = {"capability": act.name, "parameters": dict(parameters)}
+    stdin = parameters.get("stdin") or parameters.get("content")
+    return Execution(
+        principal=act.who.name,
+        request=act.id,
+        request_digest=act.digest or digest_of(named),
+        capability=act.name,
+        decision=Decided(decision.allow, decision.bundle, decision.reasons),
+        code_digest=_code_digest(act),
+        input_digest=digest(stdin.encode("utf-8", "surrogatepass"))
+        if isinstance(stdin, str)
+        else "",
+        outputs=outputs,
+        started=admitted.began,
+        ended=time.time(),
+        **({"usage": Usage()} | known),
+    )
+
+
+def _code_digest(act: Act) -> str:
+    code = act.parameters.get("code")
+    if isinstance(code, str):
+        return digest(code.encode("utf-8", "surrogatepass"))
+    if "command" in act.parameters:
+        return digest_of([act.parameters["command"], *act.parameters.get("args", ())])
+    return ""

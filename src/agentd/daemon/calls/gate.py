@@ -1,0 +1,55 @@
+"""The pipeline's gate: policy and audit around sandboxes and commands that no call asks for."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from agentd.daemon.calls import acts, oblige
+from agentd.daemon.calls.admission import Admission
+from agentd.daemon.calls.facts import Ran
+from agentd.daemon.calls.records import Ending, Records
+from agentd.daemon.execution import Concluded
+from agentd.model.principal import Principal
+from agentd.model.spec import ExecRequest, SandboxSpec
+from agentd.sandbox.handle import SandboxHandle
+
+Labels = Mapping[str, str]
+
+
+class PolicyGate:
+    """Thread-safe."""
+
+    def __init__(self, admission: Admission, records: Records) -> None:
+        self._admission = admission
+        self._records = records
+
+    def sandbox(self, who: Principal, spec: SandboxSpec, labels: Labels) -> SandboxSpec:
+        admitted = self._admission.admit(acts.creation(who, spec, labels))
+        return oblige.new_sandbox(spec, admitted.decision.obligations)
+
+    def fork(self, who: Principal, handle: SandboxHandle, count: int, labels: Labels) -> None:
+        self.operation(who, acts.FORK, handle, labels, count=count)
+
+    def command(
+        self, who: Principal, handle: SandboxHandle, request: ExecRequest, labels: Labels
+    ) -> tuple[ExecRequest, Concluded]:
+        admitted = self._admission.admit(acts.command(who, handle, request, labels))
+        obligations = admitted.decision.obligations
+        oblige.existing_sandbox(handle.spec, handle.level, obligations)
+        self._admission.begun(admitted)
+        return oblige.command(request, obligations), Ending(self._records, admitted, ran(handle))
+
+    def operation(
+        self,
+        who: Principal,
+        name: str,
+        handle: SandboxHandle,
+        labels: Labels,
+        **parameters: Any,
+    ) -> None:
+        """One on a sandbox that is there, or on its files. Raises Refused."""
+        admitted = self._admission.admit(acts.operation(who, name, handle, labels, **parameters))
+        oblige.existing_sandbox(handle.spec, handle.level, admitted.decision.obligations)
+
+
+def ran(handle: SandboxHandle) -> Ran:
+    return Ran(handle.id, handle.backend, handle.level.label, dict(handle.enforcement))

@@ -1,0 +1,55 @@
+"""How an execution ended: its record in the audit log, then the receipt that chains to it."""
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from agentd.audit import receipt
+from agentd.audit.errors import AuditError
+from agentd.audit.execution import Execution
+from agentd.daemon.calls import facts
+from agentd.daemon.calls.admission import Admitted, secrets
+from agentd.model.result import Result
+
+if TYPE_CHECKING:
+    from agentd.audit.keypair import KeyPair
+    from agentd.audit.receipts import Receipts
+
+
+class Records:
+    """Thread-safe."""
+
+    def __init__(self, log: receipt.Log, receipts: "Receipts", key: "KeyPair") -> None:
+        self._log = log
+        self._receipts = receipts
+        self._key = key
+
+    def write(self, admitted: Admitted, execution: Execution) -> str:
+        """The receipt's id. The record is on disk when it returns. Raises AuditError.
+
+        A receipt that cannot be kept can be issued again from the record: that is no error.
+        """
+        known = receipt.chain(self._log, execution, secrets(admitted.act))
+        with contextlib.suppress(AuditError):
+            self._receipts.put(execution.request, receipt.issue(known, self._key))
+        return execution.request
+
+    def get(self, id_: str) -> bytes | None:
+        return self._receipts.get(id_)
+
+
+class Ending:
+    """A command's ``Concluded``: it ends once."""
+
+    def __init__(self, records: Records, admitted: Admitted, place: facts.Ran) -> None:
+        self._records = records
+        self._admitted = admitted
+        self._place = place
+        self.request_id = admitted.act.id
+
+    def __call__(self, result: Result, outputs: facts.Digests) -> str:
+        return self._records.write(self._admitted, facts.of_result(self._admitted, result, outputs))
+
+    def failed(self, error: BaseException | None) -> None:
+        # Whoever is told of the failure is told that first.
+        with contextlib.suppress(AuditError):
+            self._records.write(self._admitted, facts.of_error(self._admitted, self._place, error))
