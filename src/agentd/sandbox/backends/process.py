@@ -182,6 +182,12 @@ class LandlockBackend(HostBackend):
             blockers.append(Blocker(what, "boot Linux 6.12 or newer, or run agentd as root"))
         return Availability.of(blockers, [])
 
+    def _user(self, controls: list[str]) -> Control:
+        if os.geteuid() != 0:
+            return Control("default", False, "the caller's own: agentd does not run as root")
+        held = "identity" in controls
+        return Control("default", held, "one that owns nothing" if held else "switched off")
+
     def _check_mount(self, mount: Mount) -> None:
         super()._check_mount(mount)
         if mount.mode is MountMode.RW and os.geteuid() == 0:
@@ -207,6 +213,7 @@ class LandlockBackend(HostBackend):
         table = {
             "landlock": step("landlock", f"ABI {version}: files, TCP, abstract sockets, signals"),
             "seccomp": step("seccomp", f"profile {profile} {digest}"),
+            "user": self._user(controls),
             "capabilities": step("capabilities", "none, and none can be gained"),
             "no_new_privs": step("no_new_privs", "setuid and file capabilities do nothing"),
             "agent_protected": step("dumpable", "the agent cannot be traced or read"),
