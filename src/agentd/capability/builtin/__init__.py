@@ -1,0 +1,1 @@
+"""The capabilities that come with agentd, one a file; each has a ``CAPABILITY``."""
