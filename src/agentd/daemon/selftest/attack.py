@@ -82,7 +82,9 @@ def refused(*also: str) -> Judge:
     return said_only(REFUSALS | set(also))
 
 
-def said_only(fine: Collection[str]) -> Judge:
+def said_only(fine: Collection[str], words: str = "") -> Judge:
+    """Stopped when every answer is one of ``fine``; ``words`` say that, instead of the answers."""
+
     def judge(seen: Seen) -> Judged:
         if (early := unfinished(seen)) is not None:
             return early
@@ -90,7 +92,7 @@ def said_only(fine: Collection[str]) -> Judge:
         reached = {name: value for name, value in answers.items() if value not in fine}
         if reached:
             return Verdict.THROUGH, shown(reached)
-        return Verdict.STOPPED, shown(answers)
+        return Verdict.STOPPED, words or shown(answers)
 
     return judge
 

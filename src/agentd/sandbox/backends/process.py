@@ -198,7 +198,7 @@ class LandlockBackend(HostBackend):
             )
 
     def _profile(self) -> str:
-        return "process" if os.geteuid() == 0 else "process-same-uid"
+        return profile_name()
 
     def _enforcement(
         self, plan: ProcessPlan, controls: list[str], group: Group | None, detail: str
@@ -226,6 +226,11 @@ class LandlockBackend(HostBackend):
         for mount in plan.mounts:
             table[f"mount {mount.source}"] = Control(str(mount.mode), True, "Landlock rule")
         return table | self._limits(plan, controls, group, detail)
+
+
+def profile_name() -> str:
+    """The seccomp profile of this process's sandboxes of the process level."""
+    return "process" if os.geteuid() == 0 else "process-same-uid"
 
 
 _STRONGER = "use --isolation namespace"

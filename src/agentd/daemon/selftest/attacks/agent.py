@@ -54,14 +54,13 @@ said("maps", opens(f"/proc/{agent}/maps"))
 said("auxv", opens(f"/proc/{agent}/auxv"))
 """
 _KILL = """
-agent = os.getppid()
 for number in (9, 19, 15, 2, 1, 3, 6, 11, 10, 17, 34):
-    tried(os.kill, agent, number)
-    fd = tried(os.pidfd_open, agent)
-    if isinstance(fd, int):
-        tried(signal.pidfd_send_signal, fd, number)
-        os.close(fd)
-said("pid", agent)
+    for pid in {1, os.getppid()}:
+        tried(os.kill, pid, number)
+        fd = tried(os.pidfd_open, pid)
+        if isinstance(fd, int):
+            tried(signal.pidfd_send_signal, fd, number)
+            os.close(fd)
 """
 
 
@@ -79,7 +78,7 @@ def _judge_forge(seen: Seen) -> Judged:
 
 def _judge_kill(seen: Seen) -> Judged:
     """Another command is run after this one by the runner's ``alive``: here it is what it said."""
-    return unfinished(seen) or (Verdict.STOPPED, f"pid {seen.said['pid']} goes on")
+    return unfinished(seen) or (Verdict.STOPPED, "they go on")
 
 
 ATTACKS = (
@@ -87,7 +86,7 @@ ATTACKS = (
         "hold a descriptor of the agent or the host",
         _DESCRIPTORS,
         by("descriptors", "descriptors", "descriptors"),
-        said_only({"[]"}),
+        said_only({"[]"}, "it holds 0, 1 and 2 alone"),
     ),
     Attack(
         "forge the agent's answers",
@@ -110,7 +109,7 @@ ATTACKS = (
         otherwise="whoever takes over the machine's agent is still in the machine",
     ),
     Attack(
-        "kill the agent, PID 1 of the sandbox",
+        "kill the agent and PID 1",
         _KILL,
         by("", "pid_namespace", "virtual_machine"),
         _judge_kill,

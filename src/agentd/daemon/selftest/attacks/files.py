@@ -79,14 +79,14 @@ ATTACKS = (
         "read a host file that everybody may read",
         _READ,
         by("landlock", "mount_namespace"),
-        said_only({"False"}),
+        said_only({"False"}, "found nowhere"),
         _secret,
     ),
     Attack(
         "read a private host file",
         _READ,
         by("landlock user", "mount_namespace"),
-        said_only({"False"}),
+        said_only({"False"}, "found nowhere"),
         _private,
     ),
     Attack(
@@ -107,7 +107,7 @@ ATTACKS = (
         "read the caller's environment",
         _ENVIRONMENT,
         by("environment", "environment"),
-        said_only({"False"}),
+        said_only({"False"}, "found nowhere"),
         lambda planted: (*planted.halves(), VARIABLE),
     ),
 )

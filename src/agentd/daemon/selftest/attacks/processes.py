@@ -107,14 +107,14 @@ ATTACKS = (
         "see a host process, its arguments and environment",
         _SEE,
         by("landlock", "pid_namespace"),
-        said_only({"False"}),
+        said_only({"False"}, "found nowhere"),
         lambda planted: (*planted.halves(), str(planted.holder)),
     ),
     Attack(
         "list processes that are not the sandbox's",
         _STRANGERS,
         by("landlock", "pid_namespace", ""),
-        said_only({"[]"}),
+        said_only({"[]"}, "there are none"),
         otherwise="the machine's own processes are listed, and there are no others",
     ),
     Attack(
