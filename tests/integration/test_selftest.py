@@ -2,7 +2,10 @@
 exactly the attacks that those controls had stopped."""
 
 import contextlib
+import json
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -26,7 +29,7 @@ from agentd.sandbox.backends.process import HostBackend, LandlockBackend
 from agentd.sandbox.manager import Manager
 from agentd.sandbox.ports import Backend
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(180)
 # A control as the report names it, and as the backends' ``without`` does.
 SWITCHES = {
     "seccomp": "seccomp",
@@ -60,6 +63,7 @@ OFF_AS_ROOT = [
 ]
 
 
+WALLS = ("--backend", "landlock", "--backend", "linux")
 LEVEL = IsolationLevel.PROCESS
 
 
@@ -207,3 +211,73 @@ def test_every_control_is_one_that_a_report_names() -> None:
             named = set(handle.enforcement) | UNREPORTED
         for attack in ATTACKS:
             assert set(attack.stopped_by.get(backend.level, ())) <= named, attack.name
+
+
+def _agentd(*words: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "agentd", *words],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def test_the_command_tells_programs() -> None:
+    ran = _agentd("selftest", "--json")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    report = json.loads(ran.stdout)
+    assert report["passed"] is True
+    assert [backend["name"] for backend in report["backends"]] == ["landlock", "linux"]
+    for backend in report["backends"]:
+        assert backend["usable"]
+        verdicts = {row["verdict"] for row in backend["attacks"]}
+        assert verdicts <= {"stopped", "works", "not applicable"}
+    assert report["machine"]["kernel"]
+
+
+def test_the_command_fails_where_there_is_no_wall() -> None:
+    ran = _agentd("selftest", "--backend", "host")
+    assert ran.returncode == 1, ran.stderr
+    assert "got through" in ran.stdout
+    assert ran.stdout.splitlines()[-1].startswith("FAILED")
+
+
+def test_the_command_knows_wrong_usage() -> None:
+    for words in (("--backend", "nosuch"), ("--quick",), ("extra",)):
+        ran = _agentd("selftest", *words)
+        assert ran.returncode == 2, words
+        assert len(ran.stderr.splitlines()) == 1
+
+
+def test_a_wall_that_is_named_and_not_usable_fails() -> None:
+    with _pipeline() as pipeline:
+        found = pipeline.manager.backend("firecracker").probe()
+        if found.usable:
+            pytest.skip("firecracker is usable here")
+        report = selftest(pipeline, ["firecracker"])
+    assert not report.passed
+    (backend,) = report.backends
+    assert (backend.usable, backend.attacks) == (False, ())
+    assert backend.blockers
+
+
+def test_an_ordinary_users_walls_hold(as_user: Any) -> None:
+    ran = as_user.python("-m", "agentd", "selftest", "--json", "--comprehensive", *WALLS)
+    report = json.loads(ran.stdout)
+    for backend in report["backends"]:
+        if not backend["usable"]:
+            continue
+        bad = {"got through", "broken", "undecided"}
+        assert [row for row in backend["attacks"] if row["verdict"] in bad] == []
+    assert any(backend["usable"] for backend in report["backends"])
+
+
+def test_a_virtual_machine_passes() -> None:
+    with _pipeline() as pipeline:
+        found = pipeline.manager.backend("qemu").probe()
+        if not found.usable:
+            pytest.skip(f"qemu: {'; '.join(b.what for b in found.blockers)}")
+        report = selftest(pipeline, ["qemu"])
+    assert report.passed, [row for row in _rows(report).values() if row.verdict.bad]
+    assert len([r for r in _rows(report).values() if r.verdict is Verdict.STOPPED]) >= 15

@@ -52,7 +52,7 @@ def profile(
     there is no filter; Unavailable for a capability that is broken.
     """
     least, network = _needs(capability)
-    chosen = _checked(level or least, capability)
+    chosen = _checked(least if level is None else level, capability)
     wanted = net or ("host" if network else "none")
     name, inet = _filter(chosen, wanted)
     return Profile(
