@@ -45,6 +45,7 @@ class Planted:
     udp: socket.socket
     abstract: socket.socket
     path: socket.socket
+    log: socket.socket  # of datagrams, at a path
     segment: int | None
     program: str | None
 
@@ -54,10 +55,11 @@ class Planted:
         return self.marker[:half], self.marker[half:]
 
     def listeners(self) -> tuple[str, ...]:
-        """TCP port, UDP port, the abstract name and the path, of the four listeners."""
+        """TCP port, UDP port, the abstract name and the two paths, of the five listeners."""
         ports = (str(sock.getsockname()[1]) for sock in (self.tcp, self.udp))
         abstract: bytes = self.abstract.getsockname()
-        return (*ports, abstract[1:].decode(), str(self.path.getsockname()))
+        paths = (str(sock.getsockname()) for sock in (self.path, self.log))
+        return (*ports, abstract[1:].decode(), *paths)
 
     def arrived(self) -> set[str]:
         """Names of the listeners that somebody came to since the last call."""
@@ -67,9 +69,10 @@ class Planted:
                 while True:
                     getattr(self, name).accept()[0].close()
                     names.add(name)
-        with contextlib.suppress(BlockingIOError):
-            while self.udp.recv(100):
-                names.add("udp")
+        for name in ("udp", "log"):
+            with contextlib.suppress(BlockingIOError):
+                while getattr(self, name).recv(100):
+                    names.add(name)
         return names
 
     def carriers(self) -> list[int]:
@@ -162,12 +165,13 @@ def _holder(stack: contextlib.ExitStack, marker: str) -> int:
 
 def _listeners(
     stack: contextlib.ExitStack, folder: str
-) -> tuple[socket.socket, socket.socket, socket.socket, socket.socket]:
+) -> tuple[socket.socket, socket.socket, socket.socket, socket.socket, socket.socket]:
     addresses = (
         (socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", 0)),
         (socket.AF_INET, socket.SOCK_DGRAM, ("127.0.0.1", 0)),
         (socket.AF_UNIX, socket.SOCK_STREAM, f"\0agentd-selftest-{secrets.token_hex(6)}"),
         (socket.AF_UNIX, socket.SOCK_STREAM, f"{folder}/socket"),
+        (socket.AF_UNIX, socket.SOCK_DGRAM, f"{folder}/log"),
     )
     opened = []
     for family, kind, address in addresses:
@@ -177,9 +181,10 @@ def _listeners(
         if kind == socket.SOCK_STREAM:
             sock.listen(16)
         opened.append(sock)
-    os.chmod(f"{folder}/socket", 0o777)  # noqa: S103  as a container engine's at its worst
-    tcp, udp, abstract, path = opened
-    return tcp, udp, abstract, path
+    for name in ("socket", "log"):
+        os.chmod(f"{folder}/{name}", 0o777)  # noqa: S103  as a container engine's at its worst
+    tcp, udp, abstract, path, log = opened
+    return tcp, udp, abstract, path, log
 
 
 def _segment(stack: contextlib.ExitStack) -> int | None:

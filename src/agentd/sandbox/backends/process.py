@@ -204,6 +204,7 @@ class LandlockBackend(HostBackend):
         self, plan: ProcessPlan, controls: list[str], group: Group | None, detail: str
     ) -> dict[str, Control]:
         version, profile = landlock.abi_version(), self._profile()
+        covered = landlock.covers(version, net=plan.spec.net == "none")
 
         def step(name: str, how: str) -> Control:
             held = name in controls
@@ -211,7 +212,7 @@ class LandlockBackend(HostBackend):
 
         digest = seccomp.digest(seccomp.build(profile, inet=plan.spec.net == "host"))
         table = {
-            "landlock": step("landlock", f"ABI {version}: files, TCP, abstract sockets, signals"),
+            "landlock": step("landlock", f"ABI {version}: {covered}"),
             "seccomp": step("seccomp", f"profile {profile} {digest}"),
             "user": self._user(controls),
             "capabilities": step("capabilities", "none, and none can be gained"),

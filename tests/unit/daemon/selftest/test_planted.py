@@ -41,14 +41,16 @@ def test_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_listeners_tell_who_came() -> None:
     with plant() as planted:
         assert planted.arrived() == set()
-        tcp, udp, abstract, path = planted.listeners()
+        tcp, udp, abstract, path, log = planted.listeners()
         socket.create_connection(("127.0.0.1", int(tcp)), 5).close()
         for address in ("\0" + abstract, path):
             with socket.socket(socket.AF_UNIX) as sock:
                 sock.connect(address)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.sendto(b"x", ("127.0.0.1", int(udp)))
-        assert planted.arrived() == {"tcp", "udp", "abstract", "path"}
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"x", log)
+        assert planted.arrived() == {"tcp", "udp", "abstract", "path", "log"}
         assert planted.arrived() == set()
 
 

@@ -36,7 +36,14 @@ said("fast open", tried(fast_open))
 said("udp", tried(datagram))
 """
 _ABSTRACT = 'said("abstract", tried(stream, socket.AF_UNIX, "\\0" + abstract))'
-_PATH = 'said("path", tried(stream, socket.AF_UNIX, path))'
+_PATH = """
+said("path", tried(stream, socket.AF_UNIX, path))
+def pair():  # of datagrams: no such socket need be made by itself
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    one.sendto(b"datagram", sys.argv[5])
+    return "sent"
+said("pair", tried(pair))
+"""
 _METADATA = f"""
 def route():
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
@@ -96,7 +103,7 @@ ATTACKS = (
         "reach a unix socket of the host by its path",
         _CONNECT + _PATH,
         by("seccomp", "mount_namespace"),
-        arrived("path"),
+        arrived("path", "log"),
         _listeners,
     ),
     Attack(
