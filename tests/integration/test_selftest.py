@@ -148,6 +148,9 @@ def test_a_namespace_wall_without_a_control_fails(off: tuple[str, ...]) -> None:
     assert _through(report) == _only_by(backend, off)
     assert report.passed is (not _only_by(backend, off))
     assert not [row for row in _rows(report).values() if row.verdict is Verdict.UNDECIDED]
+    for row in _rows(report).values():
+        if row.verdict is Verdict.THROUGH:  # the sandbox's own report did not hide it
+            assert f"not in force: {row.controls[0]}: " in row.detail, row
 
 
 @pytest.mark.root
@@ -158,6 +161,13 @@ def test_a_process_wall_without_a_control_fails(off: tuple[str, ...]) -> None:
     report = _run(backend)
     assert _through(report) == _only_by(backend, off)
     assert report.passed is (not _only_by(backend, off))
+
+
+def test_each_row_is_told_as_it_comes() -> None:
+    told: list[tuple[str, Row]] = []
+    with _pipeline(backend := LandlockBackend()) as pipeline:
+        report = selftest(pipeline, [backend.name], told=lambda name, row: told.append((name, row)))
+    assert told == [("landlock", row) for row in _rows(report).values()]
 
 
 def test_a_shared_network_fails() -> None:
