@@ -30,6 +30,9 @@ GROUPS = {
         "logs": "print what a command wrote",
         "cp": "copy files and directories in and out",
     },
+    "what can be asked for by name": {
+        "capability": "list the capabilities, or show one",
+    },
     "the daemon": {
         "serve": "run it",
         "stats": "show what it is doing",
