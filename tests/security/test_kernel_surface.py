@@ -30,6 +30,7 @@ CALLS: dict[str, tuple[int, ...]] = {
     "add_key": (0, 0, 0, 0, 0),
     "request_key": (0, 0, 0, 0),
     "keyctl": (9999, 0, 0, 0, 0),
+    "ioctl": (-1, 0xC0406618, 0),  # FS_IOC_REMOVE_ENCRYPTION_KEY
     # the machine
     "kexec_load": (0, 0, 0, -1),
     "kexec_file_load": (-1, -1, 0, 0, -1),

@@ -178,3 +178,58 @@ def test_with_the_hosts_network_it_has_one(sandbox: Callable[..., Any], walled: 
         except OSError as error:
             pytest.skip(f"this host has no route to the metadata address: {error}")
     assert sandbox(walled, net="host").attack(METADATA, "route") == {"route": "routed"}
+
+
+# A datagram pair is a socket like any other: it sends where it likes, and can be connected anew.
+PAIR = """
+for name, kind in (("datagram", socket.SOCK_DGRAM), ("stream", socket.SOCK_STREAM),
+                   ("packets", socket.SOCK_SEQPACKET)):
+    pair = tried(socket.socketpair, socket.AF_UNIX, kind)
+    if isinstance(pair, str):
+        said(name, pair)
+        continue
+    one, other = pair
+    one.send(b"to the pair")
+    said(name, other.recv(100) == b"to the pair")
+    said(f"{name} sent", tried(one.sendto, b"sent", sys.argv[1]))
+    said(f"{name} connected", tried(one.connect, sys.argv[1]))
+    said(f"{name} written", tried(one.send, b"written"))
+"""
+
+
+@pytest.fixture
+def log_socket() -> Iterator[socket.socket]:
+    """A datagram socket that all may write to, as the machine's log is."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock,
+    ):
+        os.chmod(folder, 0o755)  # noqa: S103 the way to it must be open
+        sock.bind(f"{folder}/log")
+        os.chmod(f"{folder}/log", 0o777)  # noqa: S103 as /dev/log is
+        sock.setblocking(False)
+        yield sock
+
+
+def _received(sock: socket.socket) -> list[bytes]:
+    found = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            found.append(sock.recv(100))
+    return found
+
+
+@pytest.mark.parametrize("net", ["none", "host"])
+def test_no_pair_reaches_a_socket_of_the_host(
+    sandbox: Callable[..., Any], walled: str, net: str, log_socket: socket.socket
+) -> None:
+    said = sandbox(walled, net=net).attack(PAIR, log_socket.getsockname())
+    assert _received(log_socket) == [], said
+    assert said["stream"] == said["packets"] == "True"  # pairs that cannot be led astray pass
+
+
+def test_without_seccomp_a_datagram_pair_does(
+    sandbox: Callable[..., Any], log_socket: socket.socket
+) -> None:
+    said = sandbox("landlock", without={"seccomp"}).attack(PAIR, log_socket.getsockname())
+    assert _received(log_socket) == [b"sent", b"written"], said

@@ -6,6 +6,7 @@ Controls: the sandbox's root is none of the kernel's users; Landlock gives nobod
 Files are opened for writing and closed again: nothing is ever written.
 """
 
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,29 @@ def test_landlock_closes_the_sandboxs_own_proc(sandbox: Callable[..., Any]) -> N
     assert set(answers.values()) == {"EACCES"}
     answers = sandbox("linux", without=off | {"landlock"}, user="root").attack(OWN)
     assert set(answers.values()) == {"opened"}
+
+
+CORE = """
+import resource
+said("core", resource.getrlimit(resource.RLIMIT_CORE))
+def raised():
+    try:
+        return resource.setrlimit(resource.RLIMIT_CORE, (4096, 4096))
+    except ValueError:
+        return "refused"
+said("raise", tried(raised))
+"""
+
+
+def test_a_crash_starts_no_handler_of_the_hosts(sandbox: Callable[..., Any], walled: str) -> None:
+    """Of a limit of 0 a core_pattern that is a pipe takes no notice, of 1 it does."""
+    if resource.getrlimit(resource.RLIMIT_CORE)[1] == 0:
+        pytest.skip("core files are limited to 0 here already, for good")
+    assert sandbox(walled).attack(CORE) == {"core": "(1, 1)", "raise": "refused"}
+
+
+def test_off_a_crash_has_the_callers_limit(sandbox: Callable[..., Any], walled: str) -> None:
+    assert sandbox(walled, without={"rlimits"}).attack(CORE)["core"] != "(1, 1)"
 
 
 def test_no_release_agent(sandbox: Callable[..., Any], walled: str) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING
 
 from agentd.model.isolation import IsolationLevel
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from agentd.daemon.doctor import Finding
     from agentd.daemon.execution import Execution as Execution  # noqa: PLC0414
     from agentd.daemon.pipeline import Pipeline as Pipeline  # noqa: PLC0414
+    from agentd.daemon.seccomp_profile import Profile as Profile  # noqa: PLC0414
+    from agentd.daemon.selftest.report import Report as Report  # noqa: PLC0414
+    from agentd.daemon.selftest.report import Row as Row  # noqa: PLC0414
     from agentd.model.capability import About
     from agentd.model.principal import Principal as Principal  # noqa: PLC0414
     from agentd.policy.engine import Explanation
@@ -100,6 +103,37 @@ def doctor() -> "tuple[list[Finding], dict[str, object]]":
     from agentd.daemon import doctor
 
     return doctor.findings(), doctor.machine()
+
+
+def selftest(
+    names: Sequence[str], *, thorough: bool, told: "Callable[[str, Row], None]"
+) -> "Report":
+    """Attacks run behind these walls, or behind those that start at once.
+
+    Raises InvalidInput for a backend nobody has.
+    """
+    from agentd.daemon.selftest import selftest
+
+    pipeline = new()
+    try:
+        return selftest(pipeline, names, thorough=thorough, told=told)
+    finally:
+        pipeline.manager.close()
+
+
+def seccomp_profile(
+    capability: str | None, level: IsolationLevel | None, net: str | None
+) -> "Profile":
+    """The system call filter of a level's sandboxes. Raises InvalidInput."""
+    from agentd.daemon.seccomp_profile import profile
+
+    return profile(capability, level, net)
+
+
+def seccomp_assembly(profile: "Profile") -> list[str]:
+    from agentd.daemon.seccomp_profile import assembly
+
+    return assembly(profile)
 
 
 def read_config(path: str | None) -> "tuple[str | None, Read]":

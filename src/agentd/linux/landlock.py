@@ -80,6 +80,14 @@ def abi_version(kernel: Kernel = KERNEL) -> int:
         raise
 
 
+def covers(version: int, *, net: bool) -> str:
+    """What a ruleset that handles everything governs at that ABI; ``net``: TCP too, if it can."""
+    words = ["files"]
+    words += ["TCP"] if net and _mask(_NET, version) else []
+    words += ["abstract sockets", "signals"] if _mask(_SCOPES, version) else []
+    return ", ".join(words)
+
+
 class Ruleset:
     """A ruleset: everything handled is denied, then rules allow.
 

@@ -281,3 +281,18 @@ def test_close_is_idempotent_and_leaves_nothing_open() -> None:
     ruleset.close()
     ruleset.close()
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(
+    ("version", "net", "words"),
+    [
+        (1, True, "files"),
+        (3, True, "files"),
+        (4, True, "files, TCP"),
+        (4, False, "files"),
+        (6, False, "files, abstract sockets, signals"),
+        (7, True, "files, TCP, abstract sockets, signals"),
+    ],
+)
+def test_what_an_abi_covers_is_said_and_no_more(version: int, net: bool, words: str) -> None:
+    assert landlock.covers(version, net=net) == words

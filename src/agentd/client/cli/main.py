@@ -11,6 +11,8 @@ GROUPS = {
     "run": {
         "run": "run a command in a fresh sandbox",
         "doctor": "say which walls work here, and what mends the others",
+        "selftest": "attack them, to see that they hold",
+        "print-seccomp": "show the filter of system calls, and why it is as it is",
     },
     "sandboxes of a daemon": {
         "create": "make a sandbox that goes on until it is killed",
@@ -51,7 +53,9 @@ GROUPS = {
     },
 }
 COMMANDS = {
-    name: (f"{_CLI}.{name}", text) for group in GROUPS.values() for name, text in group.items()
+    name: (f"{_CLI}.{name.replace('-', '_')}", text)
+    for group in GROUPS.values()
+    for name, text in group.items()
 }
 BAD_INPUT = 2
 OWN_FAILURE = 125
@@ -107,7 +111,7 @@ def _guarded(name: str, words: list[str]) -> int:
 def _help() -> str:
     lines = []
     for heading, commands in GROUPS.items():
-        lines += [f"{heading}:", *(f"  {name:<10} {text}" for name, text in commands.items()), ""]
+        lines += [f"{heading}:", *(f"  {name:<13} {text}" for name, text in commands.items()), ""]
     return "\n".join(
         [
             "usage: agentd COMMAND [options]",

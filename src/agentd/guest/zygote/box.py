@@ -219,13 +219,23 @@ def _proc(kernel: Kernel) -> None:
 
 
 def _rlimits(box: Request) -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    no_core()
     files = _int(box["open_files"])
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     if box["pids"] is not None:
         # Counted per user and user namespace (Linux 5.14): the sandbox's own count.
         pids = _int(box["pids"])
         resource.setrlimit(resource.RLIMIT_NPROC, (pids, pids))
+
+
+def no_core() -> None:
+    """No core file, and no handler of the host's, which runs as its root.
+
+    One byte is too little for a file, and the limit that a core_pattern which is a pipe heeds: of
+    0 it takes no notice (do_coredump() in the kernel). A hard limit of 0 cannot be raised to it.
+    """
+    limit = min(resource.getrlimit(resource.RLIMIT_CORE)[1] % (1 << 64), 1)  # unlimited is -1
+    resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
 
 
 def _base_rules(box: Request) -> landlock.Ruleset | None:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 from agentd.guest import agent
 from agentd.guest.zygote import root, scratch
+from agentd.guest.zygote.box import no_core
 from agentd.guest.zygote.group import enter_group
 from agentd.linux import caps, landlock, process, seccomp
 from agentd.linux.title import set_title
@@ -82,8 +83,8 @@ def _make_scratch(config: Config) -> None:
         os.mkdir(path, 0o700)
     uid = config["uid"]
     if isinstance(uid, int):
-        for path in paths:
-            os.chown(path, uid, uid)
+        for path in reversed(paths):  # what is in it before it is handed over
+            os.chown(path, uid, uid, follow_symlinks=False)
 
 
 def _report(control: socket.socket, message: dict[str, object]) -> None:
@@ -168,7 +169,7 @@ def _identity(uid: int) -> None:
 
 
 def _rlimits(config: Config) -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    no_core()
     files = config["open_files"]
     if isinstance(files, int):
         hard = min(files, resource.getrlimit(resource.RLIMIT_NOFILE)[1])

@@ -19,6 +19,9 @@ _PR_SET_MM = 35
 _SECCOMP_FILTER_FLAG_NEW_LISTENER = 8
 _PRIO_USER, _IOPRIO_WHO_USER = 2, 3
 
+# linux/fscrypt.h: FS_IOC_ADD_ENCRYPTION_KEY, _REMOVE_ENCRYPTION_KEY, _REMOVE_..._KEY_ALL_USERS
+_FSCRYPT_KEYS = (0xC0506617, 0xC0406618, 0xC0406619)
+
 _SANDBOX = (
     Rule(
         "mount",
@@ -65,6 +68,13 @@ _SANDBOX = (
         "keyrings",
         "add_key request_key keyctl",
         "keyrings belong to the user, not to a namespace, and can hold the host's keys",
+    ),
+    Rule(
+        "keyrings",
+        "ioctl",
+        "keys of encrypted directories are the user's too: any file of the file system is enough "
+        "to add one, or to take one away and lock the host's files",
+        (Match(1, "request", _FSCRYPT_KEYS),),
     ),
     Rule(
         "machine",
@@ -205,6 +215,16 @@ _PROCESS = (
         "Landlock does not govern connecting to a unix socket by its path, and the user's bus, "
         "agents and container engines listen on those; socketpair passes",
         (Match(0, "family", (_AF_UNIX,)),),
+    ),
+    Rule(
+        "sockets",
+        "socketpair",
+        "a datagram pair can be connected anew, and sends to any unix socket by its path, the "
+        "system log's and service manager's among them; other pairs stay what they are",
+        (
+            Match(0, "family", (_AF_UNIX,)),
+            Match(1, "type", (_SOCK_DGRAM,), _SOCK_TYPE_MASK),
+        ),
     ),
     Rule(
         "same user's processes",

@@ -182,6 +182,12 @@ class LandlockBackend(HostBackend):
             blockers.append(Blocker(what, "boot Linux 6.12 or newer, or run agentd as root"))
         return Availability.of(blockers, [])
 
+    def _user(self, controls: list[str]) -> Control:
+        if os.geteuid() != 0:
+            return Control("default", False, "the caller's own: agentd does not run as root")
+        held = "identity" in controls
+        return Control("default", held, "one that owns nothing" if held else "switched off")
+
     def _check_mount(self, mount: Mount) -> None:
         super()._check_mount(mount)
         if mount.mode is MountMode.RW and os.geteuid() == 0:
@@ -192,12 +198,13 @@ class LandlockBackend(HostBackend):
             )
 
     def _profile(self) -> str:
-        return "process" if os.geteuid() == 0 else "process-same-uid"
+        return profile_name()
 
     def _enforcement(
         self, plan: ProcessPlan, controls: list[str], group: Group | None, detail: str
     ) -> dict[str, Control]:
         version, profile = landlock.abi_version(), self._profile()
+        covered = landlock.covers(version, net=plan.spec.net == "none")
 
         def step(name: str, how: str) -> Control:
             held = name in controls
@@ -205,8 +212,9 @@ class LandlockBackend(HostBackend):
 
         digest = seccomp.digest(seccomp.build(profile, inet=plan.spec.net == "host"))
         table = {
-            "landlock": step("landlock", f"ABI {version}: files, TCP, abstract sockets, signals"),
+            "landlock": step("landlock", f"ABI {version}: {covered}"),
             "seccomp": step("seccomp", f"profile {profile} {digest}"),
+            "user": self._user(controls),
             "capabilities": step("capabilities", "none, and none can be gained"),
             "no_new_privs": step("no_new_privs", "setuid and file capabilities do nothing"),
             "agent_protected": step("dumpable", "the agent cannot be traced or read"),
@@ -219,6 +227,11 @@ class LandlockBackend(HostBackend):
         for mount in plan.mounts:
             table[f"mount {mount.source}"] = Control(str(mount.mode), True, "Landlock rule")
         return table | self._limits(plan, controls, group, detail)
+
+
+def profile_name() -> str:
+    """The seccomp profile of this process's sandboxes of the process level."""
+    return "process" if os.geteuid() == 0 else "process-same-uid"
 
 
 _STRONGER = "use --isolation namespace"

@@ -1,6 +1,9 @@
 """The order of the wall's steps, on a kernel that only writes down what it is told."""
 
 import errno
+import resource
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -158,3 +161,21 @@ def test_a_failure_names_its_step_and_nothing_follows(call: str, stage: str) -> 
     assert (caught.value.stage, caught.value.errno) == (stage, errno.EPERM)
     assert kernel.names()[-1] == call
     assert "seccomp" not in kernel.names()
+
+
+@pytest.mark.parametrize(
+    ("hard", "wanted"),
+    [(resource.RLIM_INFINITY, (1, 1)), (1 << 20, (1, 1)), (1, (1, 1)), (0, (0, 0))],
+)
+def test_no_core_never_raises_a_hard_limit(hard: int, wanted: tuple[int, int]) -> None:
+    """A hard limit of 0, as containers have it, is left: who is not root cannot raise it."""
+    now = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    if now != resource.RLIM_INFINITY and (hard == resource.RLIM_INFINITY or hard > now):
+        pytest.skip(f"the hard limit here is {now}")
+    code = (
+        "import resource; from agentd.guest.zygote.box import no_core\n"
+        f"resource.setrlimit(resource.RLIMIT_CORE, (0, {hard})); no_core()\n"
+        "print(resource.getrlimit(resource.RLIMIT_CORE))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == f"{wanted}\n"

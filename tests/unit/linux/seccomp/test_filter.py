@@ -136,6 +136,14 @@ EXPECT: list[tuple[str, str, Args, int]] = [
     ("sandbox", "clone", (0x00020011 | HIGH,), _E),
     ("sandbox", "clone3", (0,), errno.ENOSYS),
     ("sandbox", "socket", (1, 1, 0), 0),
+    ("sandbox", "socketpair", (1, 2, 0), 0),  # its network namespace and root keep it inside
+    (_P, "socketpair", (1, 2 | 0x80800, 0), _E),
+    (_P, "socketpair", (1 | HIGH, 2 | HIGH, 0), _E),
+    (_P, "socketpair", (1, 1 | 0x80000, 0), 0),
+    (_P, "socketpair", (1, 5, 0), 0),
+    ("sandbox", "ioctl", (3, 0xC0406618 | HIGH), _E),
+    ("sandbox", "ioctl", (3, 0xC0506617), _E),
+    ("sandbox", "ioctl", (3, 0xC0406619), _E),
     ("sandbox", "socket", (2, 1 | 0x80800, 6), 0),
     ("sandbox", "socket", (10, 2, 17), 0),
     ("sandbox", "socket", (16, 3, 0), errno.EAFNOSUPPORT),
@@ -224,7 +232,7 @@ def test_without_inet_a_process_has_no_sockets_but_pairs(machine: str) -> None:
 def test_an_unconditional_rule_behind_a_checked_one_still_denies(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (ioctl,) = (r for r in PROFILES["sandbox"] if r.calls == ("ioctl",))
+    (ioctl,) = (r for r in PROFILES["sandbox"] if r.calls == ("ioctl",) and r.group == "terminal")
     always = Rule("test", "ioctl", "nothing may pass a later rule without a condition")
     monkeypatch.setitem(PROFILES, "two", (ioctl, always))
     code = decode(build.__wrapped__("two", "x86_64"))

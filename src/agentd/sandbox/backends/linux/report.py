@@ -114,7 +114,7 @@ def _step(name: str, controls: Sequence[str], detail: str) -> Control:
 def _landlock(controls: Sequence[str]) -> Control:
     version = landlock.abi_version()
     if version and "landlock" in controls:
-        return Control("default", True, f"ABI {version}: files, abstract sockets, signals")
+        return Control("default", True, f"ABI {version}: {landlock.covers(version, net=False)}")
     return Control("default", False, "switched off" if version else "the kernel has none")
 
 

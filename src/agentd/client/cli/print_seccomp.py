@@ -1,0 +1,93 @@
+"""``agentd print-seccomp``: the filter of system calls that a sandbox's commands run under."""
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from agentd.client.cli.options import Parser
+from agentd.model.isolation import IsolationLevel
+
+if TYPE_CHECKING:
+    from agentd.client.embedded import Profile
+
+_EXAMPLES = """\
+examples:
+  agentd print-seccomp
+  agentd print-seccomp shell.exec.v1
+  agentd print-seccomp --level process --net host
+  agentd print-seccomp --json | jq '.rules[] | select(.calls[] == "ptrace") | .why'
+  agentd print-seccomp --asm | less
+
+A capability's needs say which level is the least that will do, and whether it has a network; more
+can be asked for, and then --level says what holds. The filter of the process level is another one
+where agentd runs as an ordinary user.
+"""
+
+
+def main(words: list[str]) -> int:
+    options = _parser().parse_intermixed_args(words)
+    level = IsolationLevel.parse(options.level) if options.level else None
+    from agentd.client import embedded
+
+    profile = embedded.seccomp_profile(options.capability, level, options.net)
+    if options.asm:
+        print("\n".join(embedded.seccomp_assembly(profile)))
+    elif options.json:
+        import msgspec
+
+        sys.stdout.buffer.write(msgspec.json.encode(profile) + b"\n")
+        sys.stdout.flush()
+    else:
+        _show(profile)
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="agentd print-seccomp",
+        description="Print the filter of system calls that is in force for a level's sandboxes, or "
+        "for those of a capability: every rule with its reason.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("capability", metavar="CAPABILITY", nargs="?", help="as shell.exec.v1")
+    parser.add_argument(
+        "--level", metavar="process|namespace", help="default: the capability's, or namespace"
+    )
+    parser.add_argument(
+        "--net", choices=("none", "host"), help="default: the capability's, or none"
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON object")
+    form.add_argument("--asm", action="store_true", help="print the compiled program, disassembled")
+    return parser
+
+
+def _show(profile: "Profile") -> None:
+    from itertools import groupby
+
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    facts = Table.grid(padding=(0, 2))
+    asked = f"level {profile.level}, network {profile.net}"
+    for name, value in (
+        ("in force for", f"{profile.capability}, at {asked}" if profile.capability else asked),
+        ("filter", f"{profile.label}, {profile.instructions} instructions for {profile.machine}"),
+        ("architecture", profile.architecture),
+        ("unknown calls", f"fail with {profile.unknown}, those of future kernels too"),
+        ("the rest", "what no rule names is allowed"),
+    ):
+        facts.add_row(Text(name, "bold"), Text(value))
+    console.print(facts)
+    for group, rules in groupby(profile.rules, lambda rule: rule.group):
+        console.print(Text(f"\n{group}", "bold"))
+        for rule in rules:
+            when = f" when {rule.when}" if rule.when else ""
+            line = Text(" ".join(rule.calls), "cyan").append(f"{when}: {rule.errno}", "default")
+            console.print(Padding(line, (0, 0, 0, 2)))
+            console.print(Padding(Text(rule.why, "dim"), (0, 0, 0, 4)))

@@ -1,0 +1,129 @@
+"""What an attack is: a script, what must stop it behind which wall, and how its end is read."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+from agentd.daemon.selftest.planted import Planted
+from agentd.daemon.selftest.report import Verdict
+from agentd.model.isolation import IsolationLevel
+from agentd.model.limits import Limits
+from agentd.model.result import Result
+from agentd.transport.text import safe_text
+
+#: Held by agentd itself and not by a control that a wall can lack: no report has a line for them.
+UNREPORTED = frozenset({"environment", "descriptors", "output", "monitor", "isolation"})
+#: What the kernel says to one who may not, or to whom the thing does not exist.
+REFUSALS = frozenset({"EPERM", "EACCES", "ENOENT", "ENOSYS", "ESRCH", "EROFS", "EXDEV"})
+#: The script's last word: one without it has not come to its end, and proves nothing.
+END = "end"
+ABSENT = "absent"  # the attack cannot be made on this machine; its value says why
+_MOST_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is known after an attack: what it said, how it ended, what arrived at the host."""
+
+    said: Mapping[str, str]
+    result: Result
+    planted: Planted
+
+
+Judged = tuple[Verdict, str]
+Judge = Callable[[Seen], Judged]
+
+
+@dataclass(frozen=True)
+class Attack:
+    """``stopped_by`` has the controls of each level, each of which alone stops it.
+
+    ``script`` is Python for the sandbox's own python3, run after ``prelude.PRELUDE``; ``args`` are
+    its ``sys.argv[1:]``. One of a level that ``stopped_by`` lacks is not run there: ``otherwise``
+    says why.
+    """
+
+    name: str
+    script: str
+    stopped_by: Mapping[IsolationLevel, tuple[str, ...]]
+    judge: Judge
+    args: Callable[[Planted], tuple[str, ...]] = lambda _: ()
+    otherwise: str = ""
+    absent: Callable[[Planted], str] = lambda _: ""  # why this machine cannot show it, or ""
+    thorough: bool = False  # left out of the quick set
+    root: bool = False  # run as uid 0 inside, where the wall can give that
+    terminal: bool = False
+    programs: bool = False  # needs the planted set-uid program shown inside
+    fresh: bool = False  # spends its sandbox
+    after: Callable[[Planted], Judged] | None = None  # judges once its sandbox is gone
+    limits: Limits = field(default_factory=Limits)
+    output_limit: int = 1 << 20
+
+
+def by(
+    process: str = "", namespace: str = "", microvm: str = "virtual_machine"
+) -> dict[IsolationLevel, tuple[str, ...]]:
+    """``stopped_by`` from names separated by spaces; a level without any is left out.
+
+    ``none`` stops nothing: to run the attacks there shows that they are real.
+    """
+    levels = {
+        IsolationLevel.PROCESS: process,
+        IsolationLevel.NAMESPACE: namespace,
+        IsolationLevel.MICROVM: microvm,
+    }
+    found = {level: tuple(names.split()) for level, names in levels.items() if names}
+    if process:
+        found[IsolationLevel.NONE] = ("isolation",)
+    return found
+
+
+def refused(*also: str) -> Judge:
+    """Stopped when all that the script said is a refusal, or one of ``also``."""
+    return said_only(REFUSALS | set(also))
+
+
+def said_only(fine: Collection[str], words: str = "") -> Judge:
+    """Stopped when every answer is one of ``fine``; ``words`` say that, instead of the answers."""
+
+    def judge(seen: Seen) -> Judged:
+        if (early := unfinished(seen)) is not None:
+            return early
+        answers = {name: value for name, value in seen.said.items() if name != END}
+        reached = {name: value for name, value in answers.items() if value not in fine}
+        if reached:
+            return Verdict.THROUGH, shown(reached)
+        return Verdict.STOPPED, words or shown(answers)
+
+    return judge
+
+
+def arrived(*names: str) -> Judge:
+    """Stopped when nothing came to those listeners of the host, whatever the script said."""
+
+    def judge(seen: Seen) -> Judged:
+        here = sorted(seen.planted.arrived() & set(names))
+        if here:
+            return Verdict.THROUGH, f"it arrived at the host: {', '.join(here)}"
+        return unfinished(seen) or (Verdict.STOPPED, shown(seen.said))
+
+    return judge
+
+
+def unfinished(seen: Seen) -> Judged | None:
+    """The verdict on a script that was cut short or had nothing to attack."""
+    if ABSENT in seen.said:
+        return Verdict.NOT_APPLICABLE, safe_text(seen.said[ABSENT])
+    if END not in seen.said:
+        words = seen.result.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        return Verdict.UNDECIDED, safe_text(f"{seen.result.cause.message}; {words}".strip("; "))
+    return None
+
+
+def shown(answers: Mapping[str, str]) -> str:
+    """The answers in a few words: ``mount EPERM, pivot_root EPERM and 3 more``."""
+    words = [f"{name} {value}" for name, value in answers.items() if name != END]
+    if len({value for name, value in answers.items() if name != END}) == 1 and len(words) > 1:
+        return safe_text(next(iter(answers.values())))
+    more = len(words) - _MOST_SHOWN
+    text = ", ".join(words[:_MOST_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return safe_text(text)

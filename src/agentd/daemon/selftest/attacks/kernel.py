@@ -1,0 +1,211 @@
+"""The kernel's rare and dangerous interfaces. Calls are made with arguments that the kernel
+refuses, so that one that gets there does nothing; its own answer tells it from the filter's."""
+
+import platform
+
+from agentd.daemon.selftest.attack import (
+    Attack,
+    Judged,
+    Seen,
+    by,
+    refused,
+    said_only,
+    shown,
+    unfinished,
+)
+from agentd.daemon.selftest.planted import Planted
+from agentd.daemon.selftest.report import Verdict
+
+_CALLS = """
+for name, args in {calls!r}.items():
+    if name in NR:
+        said(name, call(name, *args))
+"""
+_SURFACE = _CALLS.format(
+    calls={"bpf": (0, 1, 8192), "perf_event_open": (0, 0, -1, -1, 0), "userfaultfd": (-1,)}
+)
+_IO_URING = _CALLS.format(
+    calls={
+        "io_uring_setup": (0, 0),
+        "io_uring_enter": (-1, 0, 0, 0, 0, 0),
+        "io_uring_register": (-1, 0, 0, 0),
+    }
+)
+_KEYS = _CALLS.format(
+    calls={
+        "add_key": (0, 0, 0, 0, 0),
+        "request_key": (0, 0, 0, 0),
+        "keyctl": (9999, 0, 0, 0, 0),
+    }
+)
+_CLOCK = _CALLS.format(
+    calls={"clock_settime": (-1, 0), "settimeofday": (1, 0), "clock_adjtime": (-1, 0)}
+)
+# Without its magic numbers reboot(2) answers EINVAL; a negative length the other two.
+_OWNER = _CALLS.format(
+    calls={"reboot": (0, 0, 0, 0), "sethostname": (1, -1), "setdomainname": (1, -1)}
+)
+_OTHERS = _CALLS.format(
+    calls={
+        "personality": (0x0040000,),
+        "prctl": (35, 0, 0, 0, 1),
+        "seccomp": (1, 8, 0),
+        "modify_ldt": (99, 0, 0),
+        "move_pages": (0, -1, 0, 0, 0, -1),
+        "migrate_pages": (0, -1, 0, 0),
+        "open_by_handle_at": (-1, 0, 0),
+        "name_to_handle_at": (-1, 0, 0, 0, 0),
+    }
+)
+# A file system that no kernel has: nothing is ever mounted.
+_MOUNT = r"""
+said("mount", call("mount", b"none\0", b"/\0", b"agentd-none\0", 0, 0))
+"""
+_NEW_MOUNT = r"""
+said("fsopen", call("fsopen", b"agentd-none\0", 0))
+said("chroot", in_child(lambda: call("chroot", b"/\0")))
+"""
+# The whiteout 0:0 is no device, and the kernel lets anyone make one.
+_DEVICE = """
+os.chdir(os.environ.get("TMPDIR", "/tmp"))
+for name, major, minor in (("null", 1, 3), ("whiteout", 0, 0)):
+    got = tried(os.mknod, name, 0o20000, os.makedev(major, minor))
+    said(name, got)
+    if got is None:
+        os.unlink(name)
+"""
+# Opened for writing and closed again: nothing is written.
+_SYSCTL = """
+for path in ("/proc/sys/kernel/core_pattern", "/proc/sys/kernel/modprobe",
+             "/proc/sys/vm/overcommit_memory", "/proc/sysrq-trigger", "/sys/kernel/uevent_helper"):
+    said(path, opens(path, os.O_WRONLY))
+"""
+_OWN_PROC = """
+for path in ("/proc/self/oom_score_adj", "/proc/self/coredump_filter"):
+    said(path, opens(path, os.O_WRONLY))
+"""
+_INT80 = """
+import mmap
+page = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+page.write(bytes.fromhex("b814000000cd80c3"))  # mov eax, 20 (getpid of i386); int 0x80; ret
+where = ctypes.addressof(ctypes.c_char.from_buffer(page))
+said("i386", in_child(lambda: ctypes.CFUNCTYPE(ctypes.c_int)(where)()))
+"""
+_X32 = 'said("x32", in_child(lambda: call(0x40000000 | NR["getpid"])))'
+_TERMINAL = """
+import fcntl, termios
+said("TIOCSTI", tried(fcntl.ioctl, 0, termios.TIOCSTI, b"x"))
+said("TIOCSTI, high bits", call("ioctl", 0, 1 << 32 | termios.TIOCSTI, b"x"))
+said("TIOCLINUX", tried(fcntl.ioctl, 0, 0x541C, b"\\x03"))
+said("TIOCSETD", tried(fcntl.ioctl, 0, 0x5423, struct.pack("i", 0)))
+"""
+
+
+def _no_i386(_: Planted) -> str:
+    machine = platform.machine()
+    return "" if machine == "x86_64" else f"{machine} kernels have no such second set of calls"
+
+
+def _judge_i386(seen: Seen) -> Judged:
+    early = unfinished(seen)
+    if early is not None:
+        return early
+    if seen.said["i386"] == "SIGSEGV":
+        return Verdict.NOT_APPLICABLE, "this kernel has no i386 calls"
+    stopped = seen.said["i386"] == "SIGSYS"
+    return (Verdict.STOPPED if stopped else Verdict.THROUGH), shown(seen.said)
+
+
+_MACHINE = "it is the machine's own kernel that is reached"
+ATTACKS = (
+    Attack(
+        "use bpf, perf and userfaultfd",
+        _SURFACE,
+        by("seccomp", "seccomp", ""),
+        refused(),
+        otherwise=_MACHINE,
+    ),
+    Attack("use io_uring", _IO_URING, by("seccomp", "seccomp", ""), refused(), otherwise=_MACHINE),
+    Attack("use keyrings", _KEYS, by("seccomp", "seccomp", ""), refused(), otherwise=_MACHINE),
+    Attack("set the clock", _CLOCK, by("seccomp", "seccomp", ""), refused(), otherwise=_MACHINE),
+    Attack(
+        "use other rare system calls",
+        _OTHERS,
+        by("seccomp", "seccomp", ""),
+        refused(),
+        otherwise=_MACHINE,
+        thorough=True,
+    ),
+    Attack(
+        "reboot the machine, rename it",
+        _OWNER,
+        by("seccomp capabilities user", "seccomp capabilities", ""),
+        refused(),
+        otherwise=_MACHINE,
+        root=True,
+    ),
+    Attack(
+        "call the kernel as an i386 program",
+        _INT80,
+        by("seccomp", "seccomp", ""),
+        _judge_i386,
+        otherwise=_MACHINE,
+        absent=_no_i386,
+    ),
+    Attack(
+        "call the kernel as an x32 program",
+        _X32,
+        by("seccomp", "seccomp", ""),
+        said_only({"SIGSYS"}),
+        otherwise=_MACHINE,
+        absent=_no_i386,
+    ),
+    Attack(
+        "mount a file system",
+        _MOUNT,
+        by("seccomp landlock capabilities user", "seccomp landlock capabilities", ""),
+        refused(),
+        otherwise=_MACHINE,
+        root=True,
+    ),
+    Attack(
+        "prepare a mount, change the root",
+        _NEW_MOUNT,
+        by("seccomp capabilities user", "seccomp capabilities", ""),
+        refused(),
+        otherwise=_MACHINE,
+        root=True,
+    ),
+    Attack(
+        "make a device node",
+        _DEVICE,
+        by("seccomp landlock", "seccomp landlock", ""),
+        refused(),
+        otherwise=_MACHINE,
+        root=True,
+    ),
+    Attack(
+        "write the kernel's settings in /proc/sys",
+        _SYSCTL,
+        by("landlock user", "landlock user_namespace", ""),
+        refused(),
+        otherwise=_MACHINE,
+        root=True,
+    ),
+    Attack(
+        "write in its own /proc",
+        _OWN_PROC,
+        by("landlock", "landlock", ""),
+        refused(),
+        otherwise=_MACHINE,
+        root=True,
+    ),
+    Attack(
+        "type into a terminal",
+        _TERMINAL,
+        by("seccomp", "seccomp", ""),
+        refused(),
+        otherwise=_MACHINE,
+        terminal=True,
+    ),
+)

@@ -1,0 +1,162 @@
+"""Bombs, each bounded by itself: what gets through takes little more than the limit, and ends."""
+
+from agentd.daemon.selftest.attack import Attack, Judge, Judged, Seen, by, shown, unfinished
+from agentd.daemon.selftest.report import Verdict
+from agentd.model.cause import CauseCode
+from agentd.model.limits import MIB, Limits
+
+PIDS = 32
+MEMORY = 64 * MIB
+DISK = 16 * MIB
+OPEN_FILES = 256
+OUTPUT = 1 << 16
+_OVER = 1.2  # times the limit, at most
+# The children end by themselves, and are ended by their parent before that.
+_FORK = f"""
+import time
+made = []
+try:
+    for _ in range({4 * PIDS}):
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(5)
+            os._exit(0)
+        made.append(pid)
+except OSError as error:
+    said("refused", errno.errorcode[error.errno])
+said("took", len(made))
+for pid in made:
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+"""
+_MEMORY = f"""
+keep = []
+for _ in range({int(MEMORY * _OVER) // MIB}):
+    keep.append(bytearray(b"x") * {MIB})
+said("took", len(keep) * {MIB})
+"""
+_DISK = f"""
+took = 0
+places = [p for p in ("/workspace", "/tmp", "/dev/shm") if os.access(p, os.W_OK)]
+for place in places:
+    try:
+        with open(f"{{place}}/big", "wb", buffering=0) as file:
+            while took < {int(DISK * _OVER)}:
+                took += file.write(b"x" * {MIB})
+    except OSError as error:
+        said("refused", errno.errorcode[error.errno])
+said("took", took)
+for place in places:
+    tried(os.unlink, f"{{place}}/big")
+"""
+_INODES = f"""
+folder = f"/tmp/many-{{os.getpid()}}"
+os.mkdir(folder)
+made = 0
+try:
+    for made in range({int(DISK // 4096 * _OVER)}):
+        os.mkdir(f"{{folder}}/{{made}}")
+except OSError as error:
+    said("refused", errno.errorcode[error.errno])
+said("took", made)
+"""
+_DESCRIPTORS = f"""
+import resource
+try:
+    resource.setrlimit(resource.RLIMIT_NOFILE, ({4 * OPEN_FILES}, {4 * OPEN_FILES}))
+except (ValueError, OSError):
+    pass
+kept = []
+try:
+    for _ in range({2 * OPEN_FILES}):
+        kept.append(os.open("/dev/null", os.O_RDONLY))
+except OSError as error:
+    said("refused", errno.errorcode[error.errno])
+said("took", len(kept))
+"""
+_FLOOD = f"""
+for _ in range({(8 << 20) // 65536}):
+    os.write(1, b"x" * 65536)
+    os.write(2, b"y" * 65536)
+"""
+
+
+def _at_most(limit: int, *errors: str) -> Judge:
+    def judge(seen: Seen) -> Judged:
+        early = unfinished(seen)
+        if early is not None:
+            return early
+        took = int(seen.said["took"])
+        if took > limit or seen.said.get("refused") not in errors:
+            return Verdict.THROUGH, f"took {took} where {limit} was the limit"
+        return Verdict.STOPPED, f"{seen.said['refused']} after {took} of {limit}"
+
+    return judge
+
+
+def _judge_memory(seen: Seen) -> Judged:
+    if "took" in seen.said:
+        return Verdict.THROUGH, f"took {seen.said['took']} bytes where {MEMORY} was the limit"
+    if seen.result.cause.code is CauseCode.OOM:
+        return Verdict.STOPPED, "ended for it, with the cause oom"
+    return unfinished(seen) or (Verdict.UNDECIDED, shown(seen.said))
+
+
+def _judge_flood(seen: Seen) -> Judged:
+    end = seen.result
+    size = max(len(end.stdout), len(end.stderr))
+    if end.cause.code is CauseCode.OUTPUT_LIMIT and size <= OUTPUT:
+        return Verdict.STOPPED, f"ended after {size} bytes of {OUTPUT}"
+    if size > OUTPUT:
+        return Verdict.THROUGH, f"{size} bytes were taken where {OUTPUT} was the limit"
+    return Verdict.UNDECIDED, end.cause.message
+
+
+ATTACKS = (
+    Attack(
+        "fork without end",
+        _FORK,
+        by("pids", "pids", "pids"),
+        _at_most(PIDS, "EAGAIN"),
+        limits=Limits(pids=PIDS),
+        fresh=True,
+    ),
+    Attack(
+        "take all memory",
+        _MEMORY,
+        by("memory", "memory", "memory"),
+        _judge_memory,
+        limits=Limits(memory=MEMORY),
+        fresh=True,
+    ),
+    Attack(
+        "fill the disk",
+        _DISK,
+        by("disk", "disk", "disk"),
+        _at_most(DISK, "ENOSPC"),
+        limits=Limits(disk=DISK),
+    ),
+    Attack(
+        "fill the disk with empty directories",
+        _INODES,
+        by("disk", "disk", "disk"),
+        _at_most(DISK // 4096, "ENOSPC"),
+        limits=Limits(disk=DISK),
+        thorough=True,
+        fresh=True,
+    ),
+    Attack(
+        "open files without end",
+        _DESCRIPTORS,
+        by("open_files", "open_files", "open_files"),
+        _at_most(OPEN_FILES, "EMFILE"),
+        limits=Limits(open_files=OPEN_FILES),
+    ),
+    Attack(
+        "flood the caller with output",
+        _FLOOD,
+        by("output", "output", "output"),
+        _judge_flood,
+        output_limit=OUTPUT,
+    ),
+)

@@ -1,0 +1,127 @@
+"""Gaining privileges, and the namespaces that would give them."""
+
+from agentd.daemon.selftest.attack import Attack, Judged, Seen, by, refused, shown, unfinished
+from agentd.daemon.selftest.planted import Planted, no_program
+from agentd.daemon.selftest.report import Verdict
+
+_HOLD = """
+header = ctypes.create_string_buffer(struct.pack("=Ii", 0x20080522, 0))
+data = ctypes.create_string_buffer(24)
+call("capget", header, data)
+words = struct.unpack("=6I", data.raw[:24])
+said("held", "none" if not any(words) else "".join(f"{word:08x}" for word in words))
+said("ambient", "none" if not any(call("prctl", 47, 1, n, 0, 0) for n in range(38)) else "some")
+"""
+_GAIN = """
+header = ctypes.create_string_buffer(struct.pack("=Ii", 0x20080522, 0))
+said("capset", call("capset", header, struct.pack("=6I", *[0xFFFFFFFF] * 6)))
+said("securebits", call("prctl", 28, 0, 0, 0, 0))
+other = 0 if os.getuid() else 1
+said("setuid", in_child(lambda: call("setuid", other)))
+said("setgid", in_child(lambda: call("setgid", other)))
+"""
+_SETUID = """
+import subprocess
+said("promised", call("prctl", 39, 0, 0, 0, 0))
+paths = [path for path in ("/programs/id", sys.argv[1]) if os.path.exists(path)]
+ran = subprocess.run([paths[0], "-u"], capture_output=True, text=True) if paths else None
+said("euid", ran.stdout.strip() if ran else "no program")
+said("uid", os.getuid())
+"""
+_PROMISE = 'said("no_new_privs", call("prctl", 39, 0, 0, 0, 0))'
+# Each in a child that ends with what it changed.
+_UNSHARE = """
+USER = 0x10000000
+for name, flag in (("user", 0), ("mount", 0x00020000), ("pid", 0x20000000), ("net", 0x40000000)):
+    said(f"unshare {name}", in_child(lambda: call("unshare", USER | flag)))
+def cloned(got):
+    if got == 0:
+        os._exit(0)
+    return got if isinstance(got, str) else os.waitpid(got, 0) and "done"
+said("clone", cloned(call("clone", USER | signal.SIGCHLD, 0, 0, 0, 0)))
+said("clone, high bits", cloned(call("clone", 1 << 32 | USER | signal.SIGCHLD, 0, 0, 0, 0)))
+args = struct.pack("=11Q", USER, 0, 0, 0, signal.SIGCHLD, 0, 0, 0, 0, 0, 0)
+said("clone3", cloned(call("clone3", args, len(args))))
+"""
+# A descriptor that cannot be: EBADF shows that the kernel looked at it.
+_SETNS = """
+said("setns", call("setns", -1, 0))
+for name, flag in (("user", 0x10000000), ("mnt", 0x00020000), ("net", 0x40000000)):
+    fd = tried(os.open, f"/proc/{os.getppid()}/ns/{name}", os.O_RDONLY)
+    said(name, call("setns", fd, flag) if isinstance(fd, int) else fd)
+"""
+
+
+def _judge_setuid(seen: Seen) -> Judged:
+    early = unfinished(seen)
+    if early is not None:
+        return early
+    if seen.said["euid"] == "no program":
+        return Verdict.UNDECIDED, "the set-uid program is not to be seen inside"
+    if seen.said["euid"] != seen.said["uid"]:
+        return Verdict.THROUGH, f"uid {seen.said['uid']} ran as uid {seen.said['euid']}"
+    return Verdict.STOPPED, f"it ran as uid {seen.said['uid']}, as its caller"
+
+
+def _judge_promise(seen: Seen) -> Judged:
+    early = unfinished(seen)
+    if early is not None:
+        return early
+    held = seen.said["no_new_privs"] == "1"
+    return (Verdict.STOPPED if held else Verdict.THROUGH), shown(seen.said)
+
+
+def _program(planted: Planted) -> tuple[str, ...]:
+    return (planted.program or "",)
+
+
+_MACHINE = "what is gained there is the machine's own"
+ATTACKS = (
+    Attack(
+        "hold a capability",
+        _HOLD,
+        by("capabilities user", "capabilities", ""),
+        refused("none"),
+        otherwise=_MACHINE,
+        root=True,
+    ),
+    Attack(
+        "gain capabilities or another uid",
+        _GAIN,
+        by("capabilities user", "capabilities", ""),
+        refused("EINVAL"),  # a uid that the namespace does not have
+        otherwise=_MACHINE,
+        root=True,
+    ),
+    Attack(
+        "exec with new privileges",
+        _PROMISE,
+        by("no_new_privs", "no_new_privs", ""),
+        _judge_promise,
+        otherwise=_MACHINE,
+    ),
+    Attack(
+        "gain another uid by a set-uid program",
+        _SETUID,
+        by("no_new_privs", "no_new_privs user_namespace mount_namespace", ""),
+        _judge_setuid,
+        _program,
+        otherwise=_MACHINE,
+        absent=no_program,
+        programs=True,
+    ),
+    Attack(
+        "make a user namespace, which has every capability",
+        _UNSHARE,
+        by("seccomp", "seccomp", ""),
+        refused(),
+        otherwise=_MACHINE,
+    ),
+    Attack(
+        "enter another namespace",
+        _SETNS,
+        by("seccomp", "seccomp", ""),
+        refused(),
+        otherwise=_MACHINE,
+    ),
+)

@@ -1,0 +1,160 @@
+"""The host's processes, and other processes of the sandbox."""
+
+from agentd.daemon.selftest.attack import (
+    Attack,
+    Judged,
+    Seen,
+    by,
+    refused,
+    said_only,
+    shown,
+    unfinished,
+)
+from agentd.daemon.selftest.planted import Planted, no_segment
+from agentd.daemon.selftest.report import Verdict
+
+# Numbers are of the sandbox's own namespace where it has one: what counts is what is found there.
+_SEE = """
+marker = "".join(sys.argv[1:3]).encode()
+pids = {p for p in tried(os.listdir, "/proc") if p.isdigit()} | {sys.argv[3]}
+for name in ("cmdline", "environ"):
+    found = False
+    for pid in pids - {str(os.getpid())}:
+        got = tried(lambda: open(f"/proc/{pid}/{name}", "rb").read(1 << 16))
+        found = found or isinstance(got, bytes) and marker in got
+    said(name, found)
+"""
+_STRANGERS = """
+def kin(pid):
+    fields = open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()
+    return int(pid) in (1, os.getpid()) or int(fields[1]) in (1, os.getpid())
+listed = [p for p in tried(os.listdir, "/proc") if p.isdigit()]
+said("strangers", [p for p in listed if tried(kin, p) is False])
+"""
+_SIGNAL = """
+signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # the number may be ours, in a namespace of our own
+pid = int(sys.argv[1])
+said("kill", tried(os.kill, pid, signal.SIGUSR1))
+fd = tried(os.pidfd_open, pid)
+said("pidfd", fd if isinstance(fd, str) else tried(signal.pidfd_send_signal, fd, signal.SIGUSR1))
+said("queue", call("rt_sigqueueinfo", pid, signal.SIGUSR1,
+                   struct.pack("=iii4x112x", signal.SIGUSR1, 0, -1)))
+said("thread", call("tgkill", pid, pid, signal.SIGUSR1))
+"""
+# The victim is a child: the kernel itself has nothing against any of this there.
+_TRACE = """
+buffer = ctypes.create_string_buffer(b"secret", 8)
+ready, hold = os.pipe(), os.pipe()
+victim = os.fork()
+if victim == 0:
+    os.write(ready[1], b"x")
+    os.close(hold[1])
+    os.read(hold[0], 1)
+    os._exit(0)
+os.read(ready[0], 1)
+mine = ctypes.create_string_buffer(8)
+local = struct.pack("=QQ", ctypes.addressof(mine), 6)
+remote = struct.pack("=QQ", ctypes.addressof(buffer), 6)
+fd = os.pidfd_open(victim)
+said("seize", call("ptrace", 0x4206, victim, 0, 0))
+said("read", call("process_vm_readv", victim, local, 1, remote, 1, 0))
+said("write", call("process_vm_writev", victim, local, 1, remote, 1, 0))
+said("take a descriptor", call("pidfd_getfd", fd, ready[0], 0))
+os.close(hold[1])
+os.waitpid(victim, 0)
+"""
+_SEGMENT = 'said("shmget", call("shmget", int(sys.argv[1]), 1, 0o600))'
+_SLOW = """
+pid = int(sys.argv[1])
+said("priority", tried(os.setpriority, os.PRIO_PROCESS, pid, 0))
+said("affinity", tried(os.sched_setaffinity, pid, range(1024)))
+said("scheduler", call("sched_setscheduler", pid, 0, struct.pack("=i", 0)))
+said("limits", call("prlimit64", pid, 7, 0, ctypes.create_string_buffer(16)))
+"""
+# Out of its session, deaf to every signal, with the marker for its name.
+_OUTLIVE = """
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        for number in set(range(1, 65)) - {9, 19, 32, 33}:
+            signal.signal(number, signal.SIG_IGN)
+        code = "import time; time.sleep(30)"
+        os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", code, "".join(sys.argv[1:3])])
+    os._exit(0)
+os.wait()
+"""
+
+
+def _judge_signal(seen: Seen) -> Judged:
+    if seen.planted.signalled():
+        return Verdict.THROUGH, "the signal arrived"
+    return unfinished(seen) or (Verdict.STOPPED, shown(seen.said))
+
+
+def _judge_outlive(planted: Planted) -> Judged:
+    left = planted.carriers()
+    if left:
+        return Verdict.THROUGH, f"process {left[0]} is still there"
+    return Verdict.STOPPED, "a deaf grandchild in a session of its own is gone with it"
+
+
+def _holder(planted: Planted) -> tuple[str, ...]:
+    return (str(planted.holder),)
+
+
+ATTACKS = (
+    Attack(
+        "see a host process, its arguments and environment",
+        _SEE,
+        by("landlock", "pid_namespace"),
+        said_only({"False"}, "found nowhere"),
+        lambda planted: (*planted.halves(), str(planted.holder)),
+    ),
+    Attack(
+        "list processes that are not the sandbox's",
+        _STRANGERS,
+        by("landlock", "pid_namespace", ""),
+        said_only({"[]"}, "there are none"),
+        otherwise="the machine's own processes are listed, and there are no others",
+    ),
+    Attack(
+        "signal a host process",
+        _SIGNAL,
+        by("landlock user", "pid_namespace"),
+        _judge_signal,
+        _holder,
+    ),
+    Attack(
+        "slow down a host process",
+        _SLOW,
+        by("seccomp user capabilities", "pid_namespace", ""),
+        refused(),
+        _holder,
+        otherwise="a number there is of the machine's own processes",
+        thorough=True,
+    ),
+    Attack(
+        "trace and read another process of the sandbox",
+        _TRACE,
+        by("seccomp", "seccomp", ""),
+        refused(),
+        otherwise="a machine's commands may trace their own processes",
+    ),
+    Attack(
+        "open the host's shared memory",
+        _SEGMENT,
+        by("seccomp", "ipc_namespace"),
+        refused(),
+        lambda planted: (str(planted.segment),),
+        absent=no_segment,
+    ),
+    Attack(
+        "outlive the sandbox",
+        _OUTLIVE,
+        by("monitor", "pid_namespace"),
+        said_only({"reached"}),
+        lambda planted: planted.halves(),
+        fresh=True,
+        after=_judge_outlive,
+    ),
+)

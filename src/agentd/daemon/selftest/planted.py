@@ -1,0 +1,212 @@
+"""What is laid out on the host for attacks to find: secrets, listeners, a process. All of it goes
+again; nobody but the attacks is meant to see it."""
+
+import contextlib
+import ctypes
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+VARIABLE = "AGENTD_SELFTEST_SECRET"
+METADATA = "169.254.169.254"  # where clouds hand out credentials
+_ID = "/usr/bin/id"
+_OWNS_NOTHING = 2_000_000_077
+_SIGUSR1_BIT = 1 << 9
+_IPC_RMID, _IPC_CREAT, _IPC_EXCL = 0, 0o1000, 0o2000
+_LIFE = 600  # seconds that the holder outlives a host that forgot it
+# Blocked, a signal that reached it stays to be seen in /proc.
+_HOLDER = f"""
+import signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+signal.alarm({_LIFE})
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+@dataclass
+class Planted:
+    """``marker`` is the secret, in every one of these places. ``segment`` is the key of a System V
+    shared memory segment, None where the kernel has none; ``program`` a set-uid ``id``, None where
+    we are not root."""
+
+    marker: str
+    folder: str
+    secret: str  # mode 0666 in a folder that all may enter: nothing but the wall keeps anyone out
+    private: str  # mode 0600
+    holder: int  # pid of a process that has the marker in its environment and arguments
+    tcp: socket.socket
+    udp: socket.socket
+    abstract: socket.socket
+    path: socket.socket
+    log: socket.socket  # of datagrams, at a path
+    segment: int | None
+    program: str | None
+
+    def halves(self) -> tuple[str, str]:
+        """The marker in two, so that a hunt does not find its own arguments."""
+        half = len(self.marker) // 2
+        return self.marker[:half], self.marker[half:]
+
+    def listeners(self) -> tuple[str, ...]:
+        """TCP port, UDP port, the abstract name and the two paths, of the five listeners."""
+        ports = (str(sock.getsockname()[1]) for sock in (self.tcp, self.udp))
+        abstract: bytes = self.abstract.getsockname()
+        paths = (str(sock.getsockname()) for sock in (self.path, self.log))
+        return (*ports, abstract[1:].decode(), *paths)
+
+    def arrived(self) -> set[str]:
+        """Names of the listeners that somebody came to since the last call."""
+        names = set()
+        for name in ("tcp", "abstract", "path"):
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    getattr(self, name).accept()[0].close()
+                    names.add(name)
+        for name in ("udp", "log"):
+            with contextlib.suppress(BlockingIOError):
+                while getattr(self, name).recv(100):
+                    names.add(name)
+        return names
+
+    def carriers(self) -> list[int]:
+        """Pids of the host's processes, but for the holder, that have the marker as an argument."""
+        found = []
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError), open(f"/proc/{name}/cmdline", "rb") as file:
+                if self.marker.encode() in file.read(1 << 16) and int(name) != self.holder:
+                    found.append(int(name))
+        return found
+
+    def signalled(self) -> bool:
+        """Whether SIGUSR1 ever reached the holder. Raises OSError where it is gone."""
+        with open(f"/proc/{self.holder}/status", encoding="ascii", errors="replace") as file:
+            fields = dict(line.split(":", 1) for line in file if ":" in line)
+        pending = int(fields["SigPnd"], 16) | int(fields["ShdPnd"], 16)
+        return bool(pending & _SIGUSR1_BIT)
+
+
+@contextlib.contextmanager
+def plant() -> Iterator[Planted]:
+    """Raises OSError; nothing is left behind then."""
+    with contextlib.ExitStack() as stack:
+        marker = secrets.token_hex(16)
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="agentd-selftest-"))
+        os.chmod(folder, 0o1777)  # noqa: S103  the careless case: only the wall keeps anyone out
+        secret = _file(f"{folder}/secret", marker, 0o666)
+        private = _file(f"{folder}/private", marker, 0o600)
+        _set_variable(stack, marker)
+        fd = os.open(secret, os.O_RDONLY)
+        stack.callback(os.close, fd)
+        os.set_inheritable(fd, True)
+        yield Planted(
+            marker,
+            folder,
+            secret,
+            private,
+            _holder(stack, marker),
+            *_listeners(stack, folder),
+            _segment(stack),
+            _program(stack),
+        )
+
+
+def no_metadata_route(_: Planted) -> str:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect((METADATA, 80))  # only looks the route up, sends nothing
+        except OSError as error:
+            return f"this machine itself has no route to {METADATA}: {error.strerror}"
+    return ""
+
+
+def no_segment(planted: Planted) -> str:
+    return "" if planted.segment is not None else "this kernel has no System V shared memory"
+
+
+def no_program(planted: Planted) -> str:
+    return "" if planted.program else "takes root, to lay out a set-uid program of another user's"
+
+
+def _file(path: str, text: str, mode: int) -> str:
+    with open(path, "w", encoding="ascii") as file:
+        file.write(text)
+    os.chmod(path, mode)
+    return path
+
+
+def _set_variable(stack: contextlib.ExitStack, marker: str) -> None:
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = marker
+    if before is None:
+        stack.callback(os.environ.pop, VARIABLE, None)
+    else:
+        stack.callback(os.environ.__setitem__, VARIABLE, before)
+
+
+def _holder(stack: contextlib.ExitStack, marker: str) -> int:
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _HOLDER, marker],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    stack.enter_context(process)
+    stack.callback(process.kill)
+    if process.stdout is None or not process.stdout.readline():
+        raise OSError("a process to be attacked could not be started")
+    return process.pid
+
+
+def _listeners(
+    stack: contextlib.ExitStack, folder: str
+) -> tuple[socket.socket, socket.socket, socket.socket, socket.socket, socket.socket]:
+    addresses = (
+        (socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", 0)),
+        (socket.AF_INET, socket.SOCK_DGRAM, ("127.0.0.1", 0)),
+        (socket.AF_UNIX, socket.SOCK_STREAM, f"\0agentd-selftest-{secrets.token_hex(6)}"),
+        (socket.AF_UNIX, socket.SOCK_STREAM, f"{folder}/socket"),
+        (socket.AF_UNIX, socket.SOCK_DGRAM, f"{folder}/log"),
+    )
+    opened = []
+    for family, kind, address in addresses:
+        sock = stack.enter_context(socket.socket(family, kind))
+        sock.bind(address)
+        sock.setblocking(False)
+        if kind == socket.SOCK_STREAM:
+            sock.listen(16)
+        opened.append(sock)
+    for name in ("socket", "log"):
+        os.chmod(f"{folder}/{name}", 0o777)  # noqa: S103  as a container engine's at its worst
+    tcp, udp, abstract, path, log = opened
+    return tcp, udp, abstract, path, log
+
+
+def _segment(stack: contextlib.ExitStack) -> int | None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    for _ in range(8):
+        key = secrets.randbelow((1 << 31) - 1) + 1  # 0 is IPC_PRIVATE
+        found = libc.shmget(key, 1, _IPC_CREAT | _IPC_EXCL | 0o666)
+        if found >= 0:
+            stack.callback(libc.shmctl, found, _IPC_RMID, None)
+            return key
+    return None
+
+
+def _program(stack: contextlib.ExitStack) -> str | None:
+    if os.geteuid() != 0 or not os.path.exists(_ID):
+        return None
+    # A folder of its own: it is mounted into a sandbox, and the secrets must not be.
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="agentd-selftest-"))
+    os.chmod(folder, 0o755)  # noqa: S103  the program must be reached
+    program = f"{folder}/id"
+    shutil.copy(_ID, program)
+    # Not root's: id may be one program of many names, which all would run as its owner.
+    os.chown(program, _OWNS_NOTHING, _OWNS_NOTHING)
+    os.chmod(program, 0o4755)  # noqa: S103  the point of it
+    return program

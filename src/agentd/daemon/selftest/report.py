@@ -1,0 +1,56 @@
+"""What a self-test found out."""
+
+from enum import StrEnum
+
+import msgspec
+
+from agentd._version import __version__
+from agentd.model.availability import Blocker
+
+
+class Verdict(StrEnum):
+    STOPPED = "stopped"
+    THROUGH = "got through"
+    NOT_APPLICABLE = "not applicable"  # the wall makes no such promise here; the detail says why
+    WORKS = "works"  # of a check: what a sandbox must still be able to do
+    BROKEN = "broken"
+    UNDECIDED = "undecided"  # it could not be tried: nothing is proven
+
+    @property
+    def bad(self) -> bool:
+        return self in (Verdict.THROUGH, Verdict.BROKEN, Verdict.UNDECIDED)
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One attack behind one wall. ``controls``: each of them alone stops it, as a sandbox's
+    enforcement report names them; empty for a check."""
+
+    name: str
+    controls: tuple[str, ...]
+    verdict: Verdict
+    detail: str = ""
+    ms: float = 0.0
+
+
+class BackendReport(msgspec.Struct, frozen=True):
+    """``attacks`` is empty where the backend is not usable."""
+
+    name: str
+    level: str
+    usable: bool
+    blockers: tuple[Blocker, ...] = ()
+    attacks: tuple[Row, ...] = ()
+
+    @property
+    def bad(self) -> tuple[Row, ...]:
+        return tuple(row for row in self.attacks if row.verdict.bad)
+
+
+class Report(msgspec.Struct, frozen=True):
+    """``passed``: every wall that was asked for by name was tried, at least one was tried at all,
+    and no row of any is bad."""
+
+    machine: dict[str, object]
+    backends: tuple[BackendReport, ...]
+    passed: bool
+    agentd: str = __version__

@@ -1,0 +1,210 @@
+"""Runs the attacks behind each wall, through the pipeline, as any caller's commands are run."""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from agentd.daemon.pipeline import Pipeline
+from agentd.daemon.selftest.attack import UNREPORTED, Attack, Judged, Seen
+from agentd.daemon.selftest.attacks import ATTACKS
+from agentd.daemon.selftest.planted import Planted, plant
+from agentd.daemon.selftest.prelude import source
+from agentd.daemon.selftest.report import BackendReport, Report, Row, Verdict
+from agentd.model.availability import Availability, Blocker
+from agentd.model.enforcement import Enforcement
+from agentd.model.errors import AgentdError, BackendLost, GuestError, Refused
+from agentd.model.isolation import IsolationLevel
+from agentd.model.limits import Limits
+from agentd.model.mount import Mount, MountMode
+from agentd.model.result import Result
+from agentd.model.spec import ExecRequest, Pty, SandboxSpec
+from agentd.sandbox import backends
+from agentd.sandbox.handle import SandboxHandle
+from agentd.sandbox.ports import Backend
+
+QUICK = ("landlock", "linux")
+_SECONDS = 30.0  # of one attack; most take a tenth of one
+#: Called with the backend's name and each row as it comes.
+Told = Callable[[str, Row], None]
+
+
+def default_backends(*, thorough: bool) -> tuple[str, ...]:
+    """All walls where ``thorough``, else the two that start in milliseconds."""
+    if not thorough:
+        return QUICK
+    return tuple(n for n in backends.names() if backends.level(n) > IsolationLevel.NONE)
+
+
+def selftest(
+    pipeline: Pipeline,
+    names: Sequence[str] = (),
+    *,
+    thorough: bool = False,
+    told: Told = lambda *_: None,
+    attacks: Iterable[Attack] = ATTACKS,
+) -> Report:
+    """Behind the walls ``names``, or the default ones. The pipeline's manager must be fresh.
+
+    Raises InvalidInput for a backend nobody has, OSError where the host has no room for what is
+    laid out for the attacks.
+    """
+    from agentd.linux import probe
+
+    chosen = tuple(dict.fromkeys(names)) or default_backends(thorough=thorough)
+    found = [pipeline.manager.backend(name) for name in chosen]
+    suite = [attack for attack in attacks if thorough or not attack.thorough]
+    reports = []
+    for backend in found:
+        with plant() as planted:
+            reports.append(_behind(_Yard(pipeline, backend, planted), suite, told))
+    tried = [report for report in reports if report.usable]
+    missing = bool(names) and len(tried) < len(reports)
+    passed = bool(tried) and not missing and not any(report.bad for report in tried)
+    return Report(probe.gather().as_dict(), tuple(reports), passed)
+
+
+def _behind(yard: "_Yard", suite: Sequence[Attack], told: Told) -> BackendReport:
+    backend = yard.backend
+    try:
+        availability = backend.probe()
+    except (AgentdError, OSError) as error:
+        availability = Availability(False, (Blocker(str(error), "see the message"),))
+    level = backend.level.label
+    if not availability.usable:
+        return BackendReport(backend.name, level, False, tuple(availability.blockers))
+    rows = []
+    with yard:
+        for attack in suite:
+            row = _attack(yard, attack)
+            told(backend.name, row)
+            rows.append(row)
+    return BackendReport(backend.name, level, True, (), tuple(rows))
+
+
+def _attack(yard: "_Yard", attack: Attack) -> Row:
+    controls = attack.stopped_by.get(yard.backend.level)
+    if controls is None:
+        why = attack.otherwise or f"level {yard.backend.level.label} promises nothing here"
+        return Row(attack.name, (), Verdict.NOT_APPLICABLE, why)
+    if why := attack.absent(yard.planted):
+        return Row(attack.name, controls, Verdict.NOT_APPLICABLE, why)
+    started = time.monotonic()
+    try:
+        verdict, detail = yard.judge(attack, controls)
+    except Refused as refusal:
+        # Only of limits: it said beforehand that it cannot hold this one.
+        promised = attack.limits == Limits()
+        verdict = Verdict.UNDECIDED if promised else Verdict.NOT_APPLICABLE
+        detail = f"refused: {refusal}"
+    except (BackendLost, GuestError) as error:
+        verdict, detail = Verdict.THROUGH, f"the sandbox broke: {error}"
+    except (AgentdError, OSError) as error:
+        verdict, detail = Verdict.UNDECIDED, str(error)
+    return Row(attack.name, controls, verdict, detail, (time.monotonic() - started) * 1000)
+
+
+@dataclass
+class _Yard:
+    """The sandboxes of one wall, made as they are needed and kept while they are alike."""
+
+    pipeline: Pipeline
+    backend: Backend
+    planted: Planted
+    _boxes: dict[bytes, SandboxHandle] = field(default_factory=dict)
+
+    def __enter__(self) -> "_Yard":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        while self._boxes:
+            self.pipeline.close(self._boxes.popitem()[1])
+
+    def judge(self, attack: Attack, controls: Sequence[str]) -> Judged:
+        self.planted.arrived()  # what came for an earlier one is not this one's
+        spec = _spec(attack, self.backend, self.planted)
+        with self._box(spec, fresh=attack.fresh) as box:
+            result = self._run(box, attack)
+            verdict, detail = attack.judge(Seen(_said(result.stdout), result, self.planted))
+            if verdict is Verdict.STOPPED and not self._alive(box):
+                verdict, detail = Verdict.THROUGH, "the sandbox ended by it"
+            held = _held(controls, box.enforcement)
+        if attack.after is not None and verdict is Verdict.STOPPED:
+            verdict, detail = attack.after(self.planted)
+        return verdict, "; ".join(filter(None, (detail, held)))
+
+    @contextlib.contextmanager
+    def _box(self, spec: SandboxSpec, *, fresh: bool) -> Iterator[SandboxHandle]:
+        if fresh:
+            box = self.pipeline.open(_principal(), spec)
+            try:
+                yield box
+            finally:
+                self.pipeline.close(box)
+            return
+        key = msgspec.json.encode(spec)
+        if key not in self._boxes:
+            self._boxes[key] = self.pipeline.open(_principal(), spec)
+        box = self._boxes[key]
+        try:
+            yield box
+        except BaseException:
+            self.pipeline.close(self._boxes.pop(key))
+            raise
+        if not box.wall.alive():
+            self.pipeline.close(self._boxes.pop(key))
+
+    def _run(self, box: SandboxHandle, attack: Attack) -> Result:
+        request = ExecRequest(
+            ("python3", "-I", "-c", source(attack.script), *attack.args(self.planted)),
+            timeout=_SECONDS,
+            output_limit=attack.output_limit,
+            pty=Pty() if attack.terminal and self._has_terminals() else None,
+        )
+        return self.pipeline.execute(_principal(), box, request)
+
+    def _has_terminals(self) -> bool:
+        """The process level has none: without one the requests must be refused all the same."""
+        return self.backend.level is not IsolationLevel.PROCESS
+
+    def _alive(self, box: SandboxHandle) -> bool:
+        """Whether it still runs commands."""
+        request = ExecRequest(("true",), timeout=_SECONDS)
+        try:
+            return self.pipeline.execute(_principal(), box, request).status == "ok"
+        except AgentdError:
+            return False
+
+
+def _spec(attack: Attack, backend: Backend, planted: Planted) -> SandboxSpec:
+    spec = SandboxSpec(isolation=IsolationLevel.NONE, backend=backend.name, limits=attack.limits)
+    if attack.root and backend.level is IsolationLevel.NAMESPACE:
+        spec = msgspec.structs.replace(spec, user="root")
+    if attack.programs and planted.program is not None:
+        mount = Mount(os.path.dirname(planted.program), "/programs", MountMode.RO)
+        spec = msgspec.structs.replace(spec, mounts=(mount,))
+    return spec
+
+
+def _held(controls: Sequence[str], enforcement: Enforcement) -> str:
+    """What the sandbox's own report says of those controls that are not in force."""
+    off = []
+    for name in controls:
+        if name in UNREPORTED:
+            continue
+        control = enforcement.get(name)
+        if control is None or not control.enforced:
+            off.append(f"{name}: {control.detail if control else 'not in the report'}")
+    return f"not in force: {', '.join(off)}" if off else ""
+
+
+def _said(output: bytes) -> dict[str, str]:
+    lines = output.decode(errors="replace").splitlines()
+    return dict(line.rstrip("\r").split("=", 1) for line in lines if "=" in line)
+
+
+def _principal() -> str:
+    return f"uid:{os.geteuid()}"

@@ -1,0 +1,293 @@
+"""The self-test against whole walls, and against walls with named controls left out: it must tell
+exactly the attacks that those controls had stopped."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from agentd.daemon.pipeline import Pipeline
+from agentd.daemon.selftest import Report, selftest
+from agentd.daemon.selftest.attack import UNREPORTED
+from agentd.daemon.selftest.attacks import ATTACKS
+from agentd.daemon.selftest.report import Row, Verdict
+from agentd.linux import idmap
+from agentd.model.isolation import IsolationLevel
+from agentd.model.limits import Limits
+from agentd.model.mount import Mount, MountMode
+from agentd.model.spec import SandboxSpec
+from agentd.sandbox.backends.linux.backend import LinuxBackend
+from agentd.sandbox.backends.linux.plan import LinuxPlan
+from agentd.sandbox.backends.process import HostBackend, LandlockBackend
+from agentd.sandbox.manager import Manager
+from agentd.sandbox.ports import Backend
+
+pytestmark = pytest.mark.timeout(180)
+# A control as the report names it, and as the backends' ``without`` does.
+SWITCHES = {
+    "seccomp": "seccomp",
+    "landlock": "landlock",
+    "capabilities": "capabilities",
+    "agent_protected": "dumpable",
+    "no_new_privs": "no_new_privs",
+    "user": "identity",
+    "open_files": "rlimits",
+}
+OFF = [
+    ("seccomp",),
+    ("landlock",),
+    ("capabilities",),
+    ("agent_protected",),
+    ("open_files",),
+    ("seccomp", "landlock"),
+    ("seccomp", "capabilities"),
+    ("seccomp", "agent_protected"),
+    ("seccomp", "landlock", "capabilities"),
+    ("seccomp", "landlock", "no_new_privs"),  # which cannot be without it
+]
+OFF_AS_ROOT = [
+    ("user",),
+    ("landlock", "user"),
+    ("capabilities", "user"),
+    ("landlock", "user", "agent_protected"),
+    # With its capabilities root traces what is protected, too.
+    ("seccomp", "user", "capabilities", "agent_protected"),
+    ("seccomp", "landlock", "user", "capabilities", "agent_protected"),
+]
+
+
+WALLS = ("--backend", "landlock", "--backend", "linux")
+LEVEL = IsolationLevel.PROCESS
+
+
+class RootLandlock(LandlockBackend):
+    """Whose workspace is root's, as its commands then are."""
+
+    def _config(self, *asked: Any) -> dict[str, object]:
+        return super()._config(*asked) | {"uid": None}
+
+
+class SharedNetwork(LinuxBackend):
+    """Without a network namespace, whatever was asked for."""
+
+    def plan(self, spec: SandboxSpec) -> LinuxPlan:
+        return super().plan(msgspec.structs.replace(spec, net="host"))
+
+
+class Unlimited(LinuxBackend):
+    """Which takes limits and holds others."""
+
+    def plan(self, spec: SandboxSpec) -> LinuxPlan:
+        return super().plan(msgspec.structs.replace(spec, limits=Limits()))
+
+
+class Leaky(LinuxBackend):
+    """Which hands on the caller's environment and shows the host's temporary files."""
+
+    def plan(self, spec: SandboxSpec) -> LinuxPlan:
+        folder = tempfile.gettempdir()
+        mounts = (*spec.mounts, Mount(folder, folder, MountMode.RO))
+        return super().plan(msgspec.structs.replace(spec, env=dict(os.environ), mounts=mounts))
+
+
+@contextlib.contextmanager
+def _pipeline(*backends: Backend) -> Iterator[Pipeline]:
+    manager = Manager(made={backend.name: backend for backend in backends})
+    try:
+        for backend in backends:
+            found = backend.probe()
+            if not found.usable:
+                pytest.skip(f"{backend.name}: {'; '.join(b.what for b in found.blockers)}")
+        yield Pipeline(manager)
+    finally:
+        manager.close()
+        idmap.close_all()
+
+
+def _run(backend: Backend, *, thorough: bool = True) -> Report:
+    with _pipeline(backend) as pipeline:
+        return selftest(pipeline, [backend.name], thorough=thorough)
+
+
+def _rows(report: Report) -> dict[str, Row]:
+    (backend,) = report.backends
+    return {row.name: row for row in backend.attacks}
+
+
+def _through(report: Report) -> set[str]:
+    return {row.name for row in _rows(report).values() if row.verdict is Verdict.THROUGH}
+
+
+def _only_by(backend: Backend, off: Iterable[str]) -> set[str]:
+    """The attacks that nothing is left to stop."""
+    controls = {a.name: a.stopped_by.get(backend.level, ()) for a in ATTACKS}
+    return {name for name, by in controls.items() if by and set(by) <= set(off)}
+
+
+@pytest.mark.parametrize("kind", [LandlockBackend, LinuxBackend])
+def test_a_whole_wall_passes(kind: type[Backend]) -> None:
+    report = _run(kind())
+    bad = [row for row in _rows(report).values() if row.verdict.bad]
+    assert bad == []
+    assert report.passed
+    for row in _rows(report).values():
+        assert row.detail or row.verdict is Verdict.WORKS, f"{row.name} says not why"
+
+
+@pytest.mark.parametrize("off", OFF, ids=" ".join)
+def test_a_namespace_wall_without_a_control_fails(off: tuple[str, ...]) -> None:
+    backend = LinuxBackend(without=frozenset(SWITCHES[name] for name in off))
+    report = _run(backend)
+    assert _through(report) == _only_by(backend, off)
+    assert report.passed is (not _only_by(backend, off))
+    assert not [row for row in _rows(report).values() if row.verdict is Verdict.UNDECIDED]
+    for row in _rows(report).values():
+        if row.verdict is Verdict.THROUGH:  # the sandbox's own report did not hide it
+            assert f"not in force: {row.controls[0]}: " in row.detail, row
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("off", OFF + OFF_AS_ROOT, ids=" ".join)
+def test_a_process_wall_without_a_control_fails(off: tuple[str, ...]) -> None:
+    kind = RootLandlock if "user" in off else LandlockBackend
+    backend = kind(without=frozenset(SWITCHES[name] for name in off))
+    report = _run(backend)
+    assert _through(report) == _only_by(backend, off)
+    assert report.passed is (not _only_by(backend, off))
+
+
+def test_each_row_is_told_as_it_comes() -> None:
+    told: list[tuple[str, Row]] = []
+    with _pipeline(backend := LandlockBackend()) as pipeline:
+        report = selftest(pipeline, [backend.name], told=lambda name, row: told.append((name, row)))
+    assert told == [("landlock", row) for row in _rows(report).values()]
+
+
+def test_a_shared_network_fails() -> None:
+    names = {"reach a service on the host's loopback"}
+    assert _through(_run(SharedNetwork())) - {"reach the cloud's metadata service"} == names
+
+
+def test_limits_that_are_not_held_fail() -> None:
+    limited = {a.name for a in ATTACKS if a.limits != Limits()}
+    assert _through(_run(Unlimited())) == limited
+
+
+def test_a_leak_of_files_and_environment_fails() -> None:
+    assert _through(_run(Leaky())) == {
+        "read a host file that everybody may read",
+        "read a private host file",  # a mount shows files as the sandbox's own
+        "reach a unix socket of the host by its path",
+        "read the caller's environment",
+    }
+
+
+def test_a_proc_of_the_hosts_fails() -> None:
+    """The zygote's, which shows its other sandboxes."""
+    with _pipeline(backend := LinuxBackend(without=frozenset({"proc"}))) as pipeline:
+        pipeline.open("uid:0", SandboxSpec(backend="linux"))
+        report = selftest(pipeline, ["linux"])
+    assert backend.name == "linux"
+    assert _through(report) == {"list processes that are not the sandbox's"}
+
+
+def test_with_no_wall_the_attacks_succeed() -> None:
+    """They are real: what stops them elsewhere is the wall."""
+    report = _run(HostBackend())
+    assert not report.passed
+    # What agentd itself holds, wall or none, and what a cgroup does.
+    by_agentd = {a.name for a in ATTACKS if set(a.stopped_by.get(LEVEL, ())) & UNREPORTED}
+    limited = {a.name for a in ATTACKS if a.limits != Limits()}
+    rows = _rows(report).values()
+    for row in rows:
+        if row.name not in by_agentd | limited and row.verdict is not Verdict.NOT_APPLICABLE:
+            assert row.verdict in (Verdict.THROUGH, Verdict.WORKS), row
+    assert len([row for row in rows if row.verdict is Verdict.THROUGH]) > 25
+
+
+def test_every_control_is_one_that_a_report_names() -> None:
+    for backend in (LandlockBackend(), LinuxBackend()):
+        with _pipeline(backend) as pipeline:
+            handle = pipeline.open(
+                "uid:0", SandboxSpec(isolation=IsolationLevel.NONE, backend=backend.name)
+            )
+            named = set(handle.enforcement) | UNREPORTED
+        for attack in ATTACKS:
+            assert set(attack.stopped_by.get(backend.level, ())) <= named, attack.name
+
+
+def _agentd(*words: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "agentd", *words],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def test_the_command_tells_programs() -> None:
+    ran = _agentd("selftest", "--json")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    report = json.loads(ran.stdout)
+    assert report["passed"] is True
+    assert [backend["name"] for backend in report["backends"]] == ["landlock", "linux"]
+    for backend in report["backends"]:
+        assert backend["usable"]
+        verdicts = {row["verdict"] for row in backend["attacks"]}
+        assert verdicts <= {"stopped", "works", "not applicable"}
+    assert report["machine"]["kernel"]
+
+
+def test_the_command_fails_where_there_is_no_wall() -> None:
+    ran = _agentd("selftest", "--backend", "host")
+    assert ran.returncode == 1, ran.stderr
+    assert "got through" in ran.stdout
+    assert ran.stdout.splitlines()[-1].startswith("FAILED")
+
+
+def test_the_command_knows_wrong_usage() -> None:
+    for words in (("--backend", "nosuch"), ("--quick",), ("extra",)):
+        ran = _agentd("selftest", *words)
+        assert ran.returncode == 2, words
+        assert len(ran.stderr.splitlines()) == 1
+
+
+def test_a_wall_that_is_named_and_not_usable_fails() -> None:
+    with _pipeline() as pipeline:
+        found = pipeline.manager.backend("firecracker").probe()
+        if found.usable:
+            pytest.skip("firecracker is usable here")
+        report = selftest(pipeline, ["firecracker"])
+    assert not report.passed
+    (backend,) = report.backends
+    assert (backend.usable, backend.attacks) == (False, ())
+    assert backend.blockers
+
+
+def test_an_ordinary_users_walls_hold(as_user: Any) -> None:
+    ran = as_user.python("-m", "agentd", "selftest", "--json", "--comprehensive", *WALLS)
+    report = json.loads(ran.stdout)
+    for backend in report["backends"]:
+        if not backend["usable"]:
+            continue
+        bad = {"got through", "broken", "undecided"}
+        assert [row for row in backend["attacks"] if row["verdict"] in bad] == []
+    assert any(backend["usable"] for backend in report["backends"])
+
+
+def test_a_virtual_machine_passes() -> None:
+    with _pipeline() as pipeline:
+        found = pipeline.manager.backend("qemu").probe()
+        if not found.usable:
+            pytest.skip(f"qemu: {'; '.join(b.what for b in found.blockers)}")
+        report = selftest(pipeline, ["qemu"])
+    assert report.passed, [row for row in _rows(report).values() if row.verdict.bad]
+    assert len([r for r in _rows(report).values() if r.verdict is Verdict.STOPPED]) >= 15
