@@ -132,7 +132,7 @@ def around(line: str, at: int) -> str:
 
 def clean(path: str) -> str:
     """Names are bytes; what is not UTF-8 in one cannot be sent as it is."""
-    return path.encode("utf-8", "replace").decode()
+    return re.sub("[\ud800-\udfff]", "\ufffd", path)
 
 
 def searched(asked: dict[str, Any]) -> dict[str, Any]:

@@ -2,12 +2,14 @@ import re
 import subprocess
 from pathlib import Path
 
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from agentd.capability.builtin.diff import MAX_BLOCK, Span, replaced, unified
 
 HEAD = re.compile(r"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@\n")
+# Others use the machine, too: a slow moment is no failure.
+BUSY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @st.composite
@@ -45,6 +47,7 @@ def applied(old: str, diff: str) -> str:
     return "".join(made + lines[at:])
 
 
+@BUSY
 @given(edited())
 @example(("a\na", [Span(1, 3, "")]))
 @example(("a\n\n\n\nb\n", [Span(1, 2, ""), Span(2, 3, ""), Span(3, 4, "")]))
@@ -57,6 +60,7 @@ def test_the_diff_makes_the_new_text_of_the_old(case: tuple[str, list[Span]]) ->
     assert bool(diff) == (replaced(old, spans) != old)
 
 
+@BUSY
 @given(edited())
 def test_a_line_that_is_the_same_is_at_most_context(case: tuple[str, list[Span]]) -> None:
     old, spans = case

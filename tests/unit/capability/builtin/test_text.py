@@ -2,13 +2,17 @@ from base64 import b64decode
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agentd.capability.builtin.text import decoded, encoded, whole_characters
 from agentd.model.errors import InvalidInput
 
+# Others use the machine, too: a slow moment is no failure.
+BUSY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
+
+@BUSY
 @given(st.binary(max_size=200))
 def test_it_stands_for_the_same_bytes_and_is_never_much_longer(data: bytes) -> None:
     (text,), encoding = encoded(data)
@@ -28,6 +32,7 @@ def test_one_that_is_no_text_makes_all_base64() -> None:
     assert (b64decode(one), b64decode(other), encoding) == (b"abc", b"\xff", "base64")
 
 
+@BUSY
 @given(st.text(min_size=1, max_size=20), st.integers(0, 80))
 def test_a_cut_loses_a_part_of_one_character_at_most(text: str, cut: int) -> None:
     data = text.encode()[:cut]
