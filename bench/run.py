@@ -15,6 +15,7 @@ import density
 import machines
 import peers
 import plot
+import policy
 import report
 import service
 
@@ -34,6 +35,7 @@ def main() -> int:
         "cli": lambda: [cases.cli(max(1, options.rounds // 3))],
         "vm": lambda: machines.machines(options.rounds),
         "daemon": lambda: service.service(options.rounds),
+        "policy": lambda: policy.policy(options.rounds),
     }
     results = []
     for key, measure in measures.items():
@@ -55,7 +57,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=_count, default=100, help="of each case (default: 100)")
     parser.add_argument("--sandboxes", type=_count, default=1000, help="idle ones (default: 1000)")
     parser.add_argument(
-        "--only", choices=("fresh", "warm", "stdout", "idle", "cli", "vm", "daemon")
+        "--only", choices=("fresh", "warm", "stdout", "idle", "cli", "vm", "daemon", "policy")
     )
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     return parser.parse_args()

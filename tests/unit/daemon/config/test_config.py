@@ -154,7 +154,7 @@ JWT = "[[auth.jwt]]\nname = 'a'\nissuer = 'i'\naudience = ['x']\nalgorithms = ['
         ("[[pool]]\nmin = 9", 2, "pool[0].min", "is more than max"),
         ("[[pool]]\nisolation = 'process'", 2, "pool[0].isolation", "less than sandbox.minimum"),
         ("policy.sha256 = 'ab'", 1, "policy.sha256", "no SHA-256"),
-        ("policy.bundle = '/absent/x'", 1, "policy.bundle", "no file"),
+        ("policy.bundle = '/absent/x'", 1, "policy.bundle", "no folder"),
     ],
 )  # fmt: skip
 def test_settings_that_do_not_go_together(file, text, line, key, message):
