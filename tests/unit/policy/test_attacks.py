@@ -2,7 +2,10 @@
 
 import json
 import os
+import select
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -108,6 +111,7 @@ def test_functions_of_their_arguments_are_not(bundle, store):
         ('decision := {"allow": false}', {"agentd": {"decision": {"allow": True}}}),
         ('input := {"a": 1}\ndecision := {"allow": input.a == 1}', None),
         ('decision := x if { input := {"a": 1}; x := {"allow": input.a == 1} }', None),
+        ('import data.a as input\ndecision := {"allow": input.b}', {"a": {"b": True}}),
         ('data := 1\ndecision := {"allow": true}', None),
     ],
 )
@@ -295,3 +299,24 @@ decision := {"allow": true} if {
     assert slow == []
     thread.join()
     assert slow[0].undecided
+
+
+def test_workers_end_with_their_owner():
+    """Control: a worker ends when its stream does, and while it decides by its own alarm."""
+    code = (
+        "import sys, time\n"
+        "from agentd.policy.store import PolicyStore\n"
+        "store = PolicyStore('permissive', workers=1)\n"
+        "with store._engine._pool.borrow(1) as process:\n"
+        "    print(process._child.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as owner:
+        assert owner.stdout is not None
+        worker = int(owner.stdout.readline())
+        watched = os.pidfd_open(worker)
+        try:
+            owner.kill()
+            assert select.select([watched], [], [], 30)[0], "the worker goes on"
+        finally:
+            os.close(watched)
