@@ -16,12 +16,14 @@ import density
 import machines
 import peers
 import plot
+import policy
 import report
 import service
 
 if TYPE_CHECKING:
     from stats import Case
 
+CASES = ("fresh", "warm", "stdout", "idle", "cli", "vm", "daemon", "policy", "audit")
 OUT = Path(__file__).resolve().parent / "out"
 
 
@@ -35,6 +37,7 @@ def main() -> int:
         "cli": lambda: [cases.cli(max(1, options.rounds // 3))],
         "vm": lambda: machines.machines(options.rounds),
         "daemon": lambda: service.service(options.rounds),
+        "policy": lambda: policy.policy(options.rounds),
         "audit": lambda: audit.audit(options.rounds),
     }
     results = []
@@ -56,9 +59,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--rounds", type=_count, default=100, help="of each case (default: 100)")
     parser.add_argument("--sandboxes", type=_count, default=1000, help="idle ones (default: 1000)")
-    parser.add_argument(
-        "--only", choices=("fresh", "warm", "stdout", "idle", "cli", "vm", "daemon", "audit")
-    )
+    parser.add_argument("--only", choices=CASES, help="one case")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     return parser.parse_args()
 

@@ -12,9 +12,9 @@ import msgspec
 
 from agentd.model.errors import InvalidInput
 from agentd.policy import lint
-from agentd.policy.errors import BundleError
+from agentd.policy.errors import BundleError, Problem
 from agentd.policy.frames import BUILD_SECONDS, Build, Compiled
-from agentd.policy.process import Process
+from agentd.policy.process import Process, WorkerLost
 from agentd.policy.reads import Reads
 from agentd.policy.source import Source
 
@@ -89,14 +89,18 @@ def compiled(
 ) -> Compiled:
     """Writes to ``path``; ``more`` are modules besides its own.
 
-    Raises BundleError; AgentdError where the compiler broke off.
+    Raises BundleError; AgentdError where no process can be started.
     """
     modules = {**source.modules, **(more or {})}
     problems = lint.modules(modules)
     if not problems:
         build = Build(path, modules, source.data.decode(), list(entrypoints))
-        with worker() as process:
-            answer = process.ask(b"b", msgspec.json.encode(build), BUILD_SECONDS)
+        try:
+            with worker() as process:
+                answer = process.ask(b"b", msgspec.json.encode(build), BUILD_SECONDS)
+        except WorkerLost as error:
+            ended = Problem("", 0, f"the engine's compiler broke off: {error.cause}")
+            raise BundleError(source.where, [ended]) from error
         done = msgspec.json.decode(answer, type=Compiled)
         problems = done.problems + lint.builtins(done.builtins)
         if not problems:

@@ -22,7 +22,9 @@ PURE = re.compile(
     re.VERBOSE,
 )
 _PACKAGE = re.compile(r"\s*package\s+([\w.]+)\s*")
-_SHADOW = re.compile(r"\b(?:input|data)\s*:=|^(?:default\s+)?(?:input|data)\b(?!\s*[.\[])")
+_SHADOW = re.compile(
+    r"\b(?:input|data)\s*:=|(?:^(?:default\s+)?|\bas\s+)(?:input|data)\b(?!\s*[.\[])"
+)
 _WHOLE_INPUT = re.compile(r"\bwith\s+input\s+as\b")
 _ESCAPE = re.compile(r"(?<!\\)(?:\\\\)*\\(?:u[0-9a-fA-F]{4}|/)")
 

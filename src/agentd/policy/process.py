@@ -2,11 +2,11 @@
 
 import contextlib
 import os
-import queue
 import socket
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 from agentd.model.errors import AgentdError, Full, Refused
@@ -96,19 +96,15 @@ class Pool:
 
     def __init__(self, count: int) -> None:
         # The one used last is taken first: it is the one in the caches, and others may stay unborn.
-        self._free: queue.LifoQueue[Process | None] = queue.LifoQueue()
+        self._free: list[Process | None] = [None] * count
+        self._changed = threading.Condition()
         self._count = count
         self._closed = False
-        for _ in range(count):
-            self._free.put(None)
 
     @contextlib.contextmanager
     def borrow(self, seconds: float) -> Iterator[Process]:
         """Waits so long for a free one. One that raises WorkerLost is replaced. Raises Full."""
-        try:
-            process = self._free.get(timeout=seconds)
-        except queue.Empty:
-            raise Full("all policy workers are busy") from None
+        process = self._take(seconds)
         try:
             if self._closed:
                 raise Refused("the policy engine is closed")
@@ -118,14 +114,24 @@ class Pool:
             process = None
             raise
         finally:
-            self._free.put(process)
+            self._give(process)
 
     def close(self) -> None:
-        """Waits for what they are doing, which is bounded."""
+        """Waits for what they are doing, which is bounded. Whoever waits for one is refused."""
         self._closed = True
-        for _ in range(self._count):
-            process = self._free.get()
+        taken = [self._take(None) for _ in range(self._count)]
+        for process in taken:
             if process is not None:
                 process.close()
-        for _ in range(self._count):
-            self._free.put(None)
+            self._give(None)
+
+    def _take(self, seconds: float | None) -> Process | None:
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._free, seconds):
+                raise Full("all policy workers are busy")
+            return self._free.pop()
+
+    def _give(self, process: Process | None) -> None:
+        with self._changed:
+            self._free.append(process)
+            self._changed.notify()

@@ -188,7 +188,9 @@ def _ranges(config: Config) -> Iterator[Found]:
 
 
 def _policy(config: Config) -> Iterator[Found]:
-    yield from _file(config.policy.bundle, ("policy", "bundle"))
+    bundle = config.policy.bundle
+    if bundle is not None and not os.path.isdir(bundle):
+        yield ("policy", "bundle"), f"there is no folder {str(bundle)!r}", "give that of a bundle"
     digest = config.policy.sha256
     if digest is not None and (len(digest) != 64 or set(digest) - set("0123456789abcdef")):
         yield ("policy", "sha256"), "is no SHA-256", "give its 64 hex digits in lower case"

@@ -20,6 +20,7 @@ from agentd.model.errors import AgentdError, BackendLost, GuestError, Refused
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.mount import Mount, MountMode
+from agentd.model.principal import Principal, local
 from agentd.model.result import Result
 from agentd.model.spec import ExecRequest, Pty, SandboxSpec
 from agentd.sandbox import backends
@@ -206,5 +207,5 @@ def _said(output: bytes) -> dict[str, str]:
     return dict(line.rstrip("\r").split("=", 1) for line in lines if "=" in line)
 
 
-def _principal() -> str:
-    return f"uid:{os.geteuid()}"
+def _principal() -> Principal:
+    return local(f"uid:{os.geteuid()}")

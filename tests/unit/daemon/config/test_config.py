@@ -154,13 +154,13 @@ JWT = "[[auth.jwt]]\nname = 'a'\nissuer = 'i'\naudience = ['x']\nalgorithms = ['
         ("[[pool]]\nmin = 9", 2, "pool[0].min", "is more than max"),
         ("[[pool]]\nisolation = 'process'", 2, "pool[0].isolation", "less than sandbox.minimum"),
         ("policy.sha256 = 'ab'", 1, "policy.sha256", "no SHA-256"),
-        ("policy.bundle = '/absent/x'", 1, "policy.bundle", "no file"),
         ("auth.signed.required = true", 1, "auth.signed.required", "nobody could sign"),
         ("auth.signed.signers = '/absent/x'", 1, "auth.signed.signers", "no directory '/absent/x'"),
         ("auth.signed.signers = '/bin/sh'", 1, "auth.signed.signers", "no directory"),
         ("auth.signed.max_age = '2h'", 1, "auth.signed.max_age", "more than an hour"),
         ("[auth.signed]\nmax_age = '20s'", 1, "auth.signed", "more than max_age"),
         ("approvals.max = 0", 1, "approvals.max", "ever be approved"),
+        ("policy.bundle = '/absent/x'", 1, "policy.bundle", "no folder"),
     ],
 )  # fmt: skip
 def test_settings_that_do_not_go_together(file, text, line, key, message):

@@ -8,13 +8,13 @@ import rego.v1
 network := data.policy.network
 
 deny contains "network.host: a sandbox with a network of the host is not allowed" if {
-	network != "any"
 	not closed
+	network != "any"
 }
 
 deny contains concat("", ["network.", network, ": ", name, " needs a network that it cannot have"]) if {
-	network != "any"
 	reaches
+	network != "any"
 	not open
 }
 
@@ -27,8 +27,8 @@ deny contains "network.unlisted: the url does not name a listed host and port" i
 
 # The sandbox as it is, and as it is asked for.
 closed if {
-	not asked_net
 	input.sandbox.net == "none"
+	not asked_net
 } else if {
 	not asked_net
 	input.capability.needs.sandbox == false

@@ -3,15 +3,17 @@ package agentd
 
 import rego.v1
 
-deny contains "sandbox.mounts: it has folders of the host, which is for admins" if {
-	data.policy.mounts == "admin"
+deny contains concat("", ["sandbox.mounts: it has folders of the host, which this policy allows to: ", data.policy.mounts]) if {
 	mounted
-	not admin
+	not may_mount
 }
 
-deny contains "sandbox.mounts: it has folders of the host" if {
-	data.policy.mounts == "none"
-	mounted
+# "any", "admin" or "none".
+may_mount if data.policy.mounts == "any"
+
+may_mount if {
+	data.policy.mounts == "admin"
+	admin
 }
 
 mounted if input.sandbox.mounts != []

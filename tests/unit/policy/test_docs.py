@@ -1,0 +1,70 @@
+"""docs/policy.md is true."""
+
+import json
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from agentd.model.decision import Asked
+from agentd.policy.checking import check
+from agentd.policy.example import example
+from agentd.policy.source import shipped
+from agentd.policy.testing import test as run_tests
+
+PAGE = (Path(__file__).parents[3] / "docs" / "policy.md").read_text()
+
+
+def _blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def ours(tmp_path):
+    nights, _, _ = _blocks("rego")
+    (tmp_path / "manifest.json").write_text(_blocks("json")[0])
+    (tmp_path / "nights.rego").write_text(nights)
+    (tmp_path / "data.json").write_bytes((shipped("strict") / "data.json").read_bytes())
+    return str(tmp_path)
+
+
+def test_the_module_that_is_added_denies_on_sundays(ours, store):
+    assert check(ours) == []
+    opened = store(ours)
+    asked = example("shell.exec.v1", {"command": "ls"}, scopes=["run"])
+    for day, allowed in ((1_800_000_000, True), (1_800_000_000 + 2 * 86400, False)):
+        request = {**asked.request, "time": day}
+        decision = opened.decide(msgspec.structs.replace(asked, request=request))
+        assert decision.undecided == ""
+        assert decision.allow is allowed, decision
+
+
+def test_the_bundle_of_one_module_passes_the_tests_of_the_page(tmp_path):
+    _, module, tests = _blocks("rego")
+    (tmp_path / "manifest.json").write_text(json.dumps({"name": "m", "modules": ["mine.rego"]}))
+    (tmp_path / "mine.rego").write_text(module)
+    (tmp_path / "mine_test.rego").write_text(tests)
+    assert check(str(tmp_path)) == []
+    assert [result.passed for result in run_tests(str(tmp_path))] == [True, True]
+
+
+def test_the_document_is_the_one_that_is_asked():
+    members = re.findall(r"`input\.(\w+)` \|", PAGE)
+    assert tuple(members) == Asked.__struct_fields__
+
+
+def test_the_answer_of_the_page_is_one(bundle, store):
+    answer = re.search(r"^   ```json\n(.*?)^   ```", PAGE, re.MULTILINE | re.DOTALL)
+    assert answer is not None
+    decision = store(bundle(f"decision := {answer[1]}")).decide(example("x.v1", {}))
+    assert decision.allow and decision.obligations.approve
+
+
+def test_the_command_of_the_page_says_what_it_says(capsys):
+    from agentd.client.cli import policy
+
+    path = json.dumps({"path": "/etc/passwd", "content": ""})
+    words = ["explain", "--bundle", "strict", "--as", "bob", "--scopes", "files"]
+    assert policy.main([*words, "--call", "fs.write.v1", "--json", path]) == 1
+    assert "filesystem.outside" in capsys.readouterr().out

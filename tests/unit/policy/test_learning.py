@@ -1,0 +1,57 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from agentd.model.errors import InvalidInput, OperationFailed
+from agentd.policy.example import example
+from agentd.policy.learning import record, recorded
+
+
+def test_what_is_noted_is_read_again(tmp_path):
+    path = str(tmp_path / "seen")
+    calls = [example("x.v1", {"n": n, "text": "a\nb"}) for n in range(3)]
+    for asked in calls:
+        record(asked, path)
+    assert recorded(path) == calls
+    assert os.stat(path).st_mode & 0o777 == 0o600
+
+
+MANY = """
+import sys
+from agentd.policy.example import example
+from agentd.policy.learning import record
+for n in range(50):
+    record(example("x.v1", {"who": sys.argv[2], "n": n, "fill": "a" * 5000}), sys.argv[1])
+"""
+
+
+def test_lines_of_several_processes_do_not_mix(tmp_path):
+    path = str(tmp_path / "seen")
+    words = [sys.executable, "-c", MANY, path]
+    children = [subprocess.Popen([*words, str(who)]) for who in range(3)]
+    assert [child.wait(50) for child in children] == [0, 0, 0]
+    seen = [(asked.parameters["who"], asked.parameters["n"]) for asked in recorded(path)]
+    assert sorted(seen) == [(str(who), n) for who in range(3) for n in range(50)]
+
+
+def test_bounds_and_errors(tmp_path, monkeypatch):
+    path = str(tmp_path / "seen")
+    with pytest.raises(InvalidInput, match="too large"):
+        record(example("x.v1", {"a": "a" * (1 << 20)}), path)
+    assert not os.path.exists(path)
+    record(example("x.v1", {}), path)
+    monkeypatch.setattr("agentd.policy.learning.MAX_FILE", 500)
+    with pytest.raises(InvalidInput, match="is full"):
+        record(example("x.v1", {}), path)
+    with pytest.raises(OperationFailed, match="cannot note"):
+        record(example("x.v1", {}), str(tmp_path / "no" / "seen"))
+    os.symlink(path, tmp_path / "link")
+    with pytest.raises(OperationFailed):
+        record(example("x.v1", {}), str(tmp_path / "link"))
+    with pytest.raises(OperationFailed, match="cannot read"):
+        recorded(str(tmp_path / "gone"))
+    (tmp_path / "odd").write_text("{}\n")
+    with pytest.raises(InvalidInput, match="holds no requests"):
+        recorded(str(tmp_path / "odd"))
