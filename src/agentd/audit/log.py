@@ -59,7 +59,7 @@ class _Job:
         self.ready = threading.Lock()  # let go once: when it is done, or when it leads
         self.ready.acquire()
         self.position: Position | None = None
-        self.error: OSError | None = None
+        self.error: OSError | AuditError | None = None
 
 
 class AuditLog:
@@ -84,6 +84,7 @@ class AuditLog:
         self._guard = threading.Lock()  # of the queue
         self._led = False  # somebody takes from the queue and writes, or is about to
         self._thread_leads = False
+        self._stale = False  # what is on the disk must be looked at
         self._wake = threading.Event()
         self._closed = False
         self._losses = Losses(clock)
@@ -91,11 +92,8 @@ class AuditLog:
         self._lock, self._chain = _open(directory, keep, clock)
         self._feeders = [Feeder(name, sink, self._note) for name, sink in (sinks or {}).items()]
         try:
-            cuts = self._chain.load()
-            self._write_own(
-                [Event(kind=Kind.CUT, fields=cut) for cut in cuts]
-                + [Event(kind=Kind.OPENED, fields={"pid": os.getpid(), "mode": "exclusive"})]
-            )
+            opened = Event(kind=Kind.OPENED, fields={"pid": os.getpid(), "mode": "exclusive"})
+            self._write_own([*self._reloaded(), opened])
         except BaseException:
             for feeder in self._feeders:
                 feeder.close(0)
@@ -111,9 +109,13 @@ class AuditLog:
 
         Raises AuditBusy, AuditError: then it is not in the log, and is counted as lost.
         """
-        job = self._enqueue(event, secrets, None)
+        if threading.get_ident() == threading.main_thread().ident:
+            # Signals' handlers raise in the main thread alone, anywhere: it must not lead.
+            return self.submit(event, secrets).result()
+        job = _Job(self._body(event, secrets), None)
+        self._enqueue(job)
         if not job.leads:
-            self._await(job)
+            job.ready.acquire()
         if job.leads:
             self._lead()
         if job.position is None:
@@ -123,7 +125,8 @@ class AuditLog:
     def submit(self, event: Event | Entry, secrets: Iterable[str] = ()) -> "Future[Position]":
         """As ``append``, without waiting. Raises AuditBusy."""
         future: Future[Position] = Future()
-        self._enqueue(event, secrets, future)
+        self._enqueue(_Job(self._body(event, secrets), future))
+        self._wake.set()
         return future
 
     @property
@@ -152,11 +155,11 @@ class AuditLog:
         self._wake.set()
         self._thread.join()
 
-    def _enqueue(
-        self, event: Event | Entry, secrets: Iterable[str], future: "Future[Position] | None"
-    ) -> _Job:
+    def _body(self, event: Event | Entry, secrets: Iterable[str]) -> bytes:
         made = event if isinstance(event, Entry) else entry(event, self._clock(), secrets)
-        job = _Job(made.body, future)
+        return made.body
+
+    def _enqueue(self, job: _Job) -> None:
         with self._guard:
             if self._closed:
                 raise AuditError("the audit log is closed")
@@ -164,26 +167,16 @@ class AuditLog:
             if waiting < MAX_WAITING and size < MAX_WAITING_BYTES:
                 self._queue.append(job)
                 self._queued_bytes += len(job.body)
-                if not self._led:
+                if not self._led and job.waiting:
                     self._led = True
                     self._appoint(job)
-                return job
+                return
         self._losses.add(1, "too many events waited")
         raise AuditBusy(
             f"{waiting} events, {size} bytes, wait for the audit log",
             cause="its disk is too slow, or stands still",
             remediation="try again later",
         )
-
-    def _await(self, job: _Job) -> None:
-        try:
-            job.ready.acquire()
-        except BaseException:  # an interrupt: somebody else must do what is queued
-            with self._guard:
-                job.waiting = False
-            if job.leads:
-                self._pass_on()
-            raise
 
     def _lead(self) -> None:
         """Write one batch, which one's own event is the first of."""
@@ -212,17 +205,23 @@ class AuditLog:
 
     def _run(self) -> None:
         try:
-            while self._led or not self._closed:
+            while self._led or self._queue or not self._closed:
                 self._wake.wait()
                 self._wake.clear()
-                if self._thread_leads:
-                    self._thread_leads = False
+                if self._is_threads_turn():
                     self._lead()
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, AuditError):
                 self._write(())  # what was lost
         finally:
             self._chain.close()
             self._lock.close()
+
+    def _is_threads_turn(self) -> bool:
+        with self._guard:
+            appointed, self._thread_leads = self._thread_leads, False
+            if not appointed and not self._led and self._queue:
+                self._led = appointed = True
+        return appointed
 
     def _commit(self) -> None:
         """One batch of what is queued, by the one that leads."""
@@ -232,11 +231,11 @@ class AuditLog:
             written = self._write([job.body for job in batch])
             for job, position in zip(batch, written, strict=True):
                 job.position = position
-        except OSError as error:
+        except (OSError, AuditError) as error:
             self._fail(batch, error)
-        except BaseException:  # an interrupt: nobody may wait for ever
-            self._fail(batch, OSError("interrupted"))
-            raise
+        except Exception as error:  # no memory, say: nobody may wait for ever
+            self._stale = True
+            self._fail(batch, OSError(repr(error)))
         finally:
             for job in batch:
                 if job.future is not None:
@@ -258,9 +257,11 @@ class AuditLog:
         """Those, behind a record of what was lost before. Raises OSError."""
         if not bodies and not self._losses:
             return []
+        events = self._reloaded() if self._stale else []
         lost = self._losses.taken()
-        own = [entry(lost.event(), self._clock()).body] if lost else []
         try:
+            events += [lost.event()] if lost else []
+            own = [entry(event, self._clock()).body for event in events]
             written = self._chain.write([*own, *bodies])
         except BaseException:
             self._losses.put_back(lost)
@@ -270,8 +271,13 @@ class AuditLog:
             feeder.offer(written.lines)
         return written.positions[len(own) :]
 
-    def _fail(self, batch: Sequence[_Job], error: OSError) -> None:
-        self._losses.add(len(batch), error.strerror or type(error).__name__)
+    def _reloaded(self) -> list[Event]:
+        cuts = self._chain.load()
+        self._stale = False
+        return [Event(kind=Kind.CUT, fields=cut) for cut in cuts]
+
+    def _fail(self, batch: Sequence[_Job], error: OSError | AuditError) -> None:
+        self._losses.add(len(batch), _reason(error))
         counts = self._counts
         self._counts = msgspec.structs.replace(counts, failures=counts.failures + 1)
         for job in batch:
@@ -316,14 +322,18 @@ def make_directory(directory: str) -> None:
         ) from error
 
 
-def _refused(error: OSError | None) -> AuditError:
+def _refused(error: OSError | AuditError | None) -> AuditError:
     reason = AuditError(
         "the audit log cannot be written",
-        cause=(error.strerror or str(error)) if error else "",
+        cause=_reason(error) if error else "",
         remediation="free space on its disk, or see dmesg",
     )
     reason.__cause__ = error
     return reason
+
+
+def _reason(error: OSError | AuditError) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def _settle(job: _Job) -> None:

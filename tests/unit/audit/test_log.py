@@ -199,21 +199,58 @@ def test_too_many_waiting_events_are_refused_and_counted(
     assert loss.fields["reasons"] == ["too many events waited: 1"]
 
 
-def test_an_interrupted_writer_leaves_nobody_waiting(
+def test_an_error_that_nobody_expected_leaves_nobody_waiting(
     directory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = AuditLog(directory)
     real = log._chain.write
 
-    def interrupted(bodies: list[bytes]) -> None:
+    def broken(bodies: list[bytes]) -> None:
         monkeypatch.setattr(log._chain, "write", real)
-        raise KeyboardInterrupt
+        real(bodies)  # on disk, and nobody hears of it
+        raise MemoryError
 
-    monkeypatch.setattr(log._chain, "write", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(log._chain, "write", broken)
+    with pytest.raises(AuditError, match="MemoryError"):
         log.append(START)
-    assert log.append(START).seq == 3  # behind the record of the loss
+    assert log.append(START).seq == 4  # behind that one and the record of the loss
     log.close()
+    assert verify(directory).ok
+
+
+def test_an_interrupt_at_any_step_leaves_the_log_usable(directory: str) -> None:
+    """A signal's handler raises somewhere within append, as Ctrl-C does."""
+    log = AuditLog(directory)
+    had = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    done = interrupted = 0
+    stop = threading.Event()
+
+    def others() -> None:
+        while not stop.is_set():
+            log.append(START)
+
+    threads = [threading.Thread(target=others) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(150):
+            signal.setitimer(signal.ITIMER_REAL, 0.0002 + number % 50 * 0.00005)
+            try:
+                while True:
+                    log.append(START)
+                    done += 1
+            except KeyboardInterrupt:
+                interrupted += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, had)
+        stop.set()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+    log.append(START)
+    log.close()
+    assert interrupted == 150 and verify(directory).ok and verify(directory).records > done
 
 
 def test_a_torn_end_is_moved_aside_and_recorded(directory: str) -> None:
