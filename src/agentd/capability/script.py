@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from agentd.capability.bundle import bundled
 from agentd.capability.port import Inside
 from agentd.model.capability import CallFailed
 from agentd.model.cause import Cause, CauseCode
@@ -25,7 +26,6 @@ MAX_OUTPUT = 32 << 20
 MAX_SOURCE = 100 << 10
 _MAX_TEXT = 500
 _CODE = re.compile(r"[a-z][a-z0-9_]{0,39}")
-_SOURCE_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class _Error(msgspec.Struct):
@@ -83,12 +83,8 @@ def run(
 
 @functools.cache
 def source(name: str) -> str:
-    """The text of a script of ours."""
-    from importlib.resources import files
-
-    if not _SOURCE_NAME.fullmatch(name):
-        raise ValueError(f"{name!r} names no script")
-    text = files("agentd.capability.inside").joinpath(f"{name}.py").read_text("utf-8")
+    """The text of a script of ours, with its parts."""
+    text = bundled(name)
     if len(text.encode()) > MAX_SOURCE:
         raise ValueError(f"inside/{name}.py is over {MAX_SOURCE} bytes")
     return text
