@@ -31,13 +31,24 @@ _DEFENSIVE = 1010  # SQLITE_DBCONFIG_DEFENSIVE
 _STEPS = 10_000  # of SQLite's machine between two looks at the clock
 _BUSY = 5.0  # seconds that a writer is waited for
 _ACTIONS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE}
+# FTS5 asks for it by itself; it says whether another process has changed the database.
+_DATA_VERSION = (sqlite3.SQLITE_PRAGMA, "data_version", None)
+_OTHERS = {
+    "SQLITE_ANALYZE",
+    "SQLITE_ATTACH",
+    "SQLITE_DELETE",
+    "SQLITE_DETACH",
+    "SQLITE_INSERT",
+    "SQLITE_PRAGMA",
+    "SQLITE_REINDEX",
+    "SQLITE_SAVEPOINT",
+    "SQLITE_TRANSACTION",
+    "SQLITE_UPDATE",
+}
 _NAMES = {
     getattr(sqlite3, name): name[len("SQLITE_") :].lower().replace("_", " ")
     for name in dir(sqlite3)
-    if name.startswith(("SQLITE_ALTER", "SQLITE_CREATE", "SQLITE_DROP"))
-    or name[len("SQLITE_") :]
-    in {"ANALYZE", "ATTACH", "DELETE", "DETACH", "INSERT", "PRAGMA", "REINDEX", "SAVEPOINT"}
-    or name[len("SQLITE_") :] in {"TRANSACTION", "UPDATE"}
+    if name.startswith(("SQLITE_ALTER", "SQLITE_CREATE", "SQLITE_DROP")) or name in _OTHERS
 }
 _PRAGMAS = (
     "trusted_schema=OFF",
@@ -78,7 +89,7 @@ class Guard:
         self._end = time.monotonic() + timeout
 
     def authorize(self, action: int, first: str | None, second: str | None, *_: object) -> int:
-        if action in _ACTIONS:
+        if action in _ACTIONS or (action, first, second) == _DATA_VERSION:
             return sqlite3.SQLITE_OK
         if action == sqlite3.SQLITE_FUNCTION:
             if (second or "").lower() in ALLOWED:
