@@ -135,11 +135,9 @@ def _clone(ask: dict[str, Any]) -> dict[str, Any]:
     commit = git.text("rev-parse", "--verify", "--end-of-options", "FETCH_HEAD^{commit}")
     tree = Tree(ask["max_files"], ask["max_bytes"])
     git.stream(tree.take, "ls-tree", "-r", "-l", "-z", "--full-tree", commit)
-    where = (
-        ["-B", branch, "--track", f"refs/remotes/origin/{branch}"]
-        if branch
-        else ["--detach", commit]
-    )
+    where = ["--detach", commit]
+    if branch:
+        where = ["-B", branch, "--track", f"refs/remotes/origin/{branch}"]
     git.text("checkout", "-q", "--no-recurse-submodules", *where)
     return {
         "commit": commit,

@@ -12,7 +12,7 @@ _FAILURES = (
     (r"transport '.*' not allowed", "not_allowed", "only https is"),
     (r"returned error: 30[0-9]", "redirected", "give the URL that the server redirects to"),
     (
-        "returned error: 40[13]|prompts disabled|could not read Username|Authentication failed",
+        "returned error: 40[13]|prompts disabled|unable to get password|Authentication failed",
         "needs_credentials",
         "only public repositories can be cloned; check the URL",
     ),
@@ -35,6 +35,8 @@ _FAILURES = (
     ),
     (r"File too large|File size limit", "too_large", "raise max_bytes, or clone less"),
     (r"No space left|Disk quota", "disk_full", "give the sandbox more disk"),
+    # Whatever else ends index-pack, it says; a limit on files or memory ends it silently.
+    ("invalid index-pack output", "too_large", "raise max_bytes, or clone less"),
     (
         "n.t find remote ref|not our ref|unadvertised object|Not a valid obj|single revision",
         "no_such_ref",
@@ -44,8 +46,8 @@ _FAILURES = (
 
 
 def failed(code: int, stderr: str) -> Failed:
-    if code == -signal.SIGXFSZ or code == 128 + signal.SIGXFSZ or "signal 25" in stderr:
-        return Failed("too_large", "its pack is over max_bytes: raise that, or clone less")
+    if code in (-signal.SIGXFSZ, 128 + signal.SIGXFSZ):
+        return Failed("too_large", "a file of it is over max_bytes: raise that, or clone less")
     lines = [line for line in stderr.splitlines() if line.startswith(("fatal:", "error:"))]
     said = (lines or stderr.splitlines() or [f"git ended with {code}"])[0]
     for pattern, name, fix in _FAILURES:
