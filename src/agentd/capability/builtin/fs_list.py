@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from agentd.capability.builtin import fs
+from agentd.capability.builtin import fs, text
 from agentd.capability.port import Call, Inside
 from agentd.model.capability import About, Bounds, CallFailed, Example, Outcome
 
@@ -85,7 +85,7 @@ class _Walk:
                 break
             shown = _shown(entry, f"{name}/{entry.name}".lstrip("/"))
             self.entries.append(shown)
-            if entry.type == "dir":
+            if entry.type == "dir" and text.is_utf8(entry.name):
                 below.append((f"{full.rstrip('/')}/{entry.name}", shown["path"]))
         return below
 
@@ -109,14 +109,14 @@ class _Walk:
 
 def _shown(entry: Any, path: str) -> dict[str, Any]:
     shown: dict[str, Any] = {
-        "path": path,
+        "path": text.clean(path),
         "type": entry.type,
         "size": entry.size,
         "mode": f"{entry.mode:04o}",
         "mtime": entry.mtime,
     }
     if entry.target is not None:
-        shown["target"] = entry.target
+        shown["target"] = text.clean(entry.target)
     return shown
 
 
