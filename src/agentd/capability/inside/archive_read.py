@@ -69,10 +69,17 @@ def _inflated(stream: Inflated, kind: str, path: str) -> tuple[str, Iterator[Mem
     head = exactly(stream, BLOCK)
     joined = Joined(head, stream)
     if is_tar(head):
-        return f"tar.{kind}", tar_members(joined)
+        return f"tar.{kind}", _to_the_end(tar_members(joined), joined)
     name = os.path.basename(path)
     name = name[: -len(kind) - 1] if name.endswith(f".{kind}") else name
     return kind, iter([Member(name or "data", "file", None, 0o644, "", joined.read)])
+
+
+def _to_the_end(members: Iterator[Member], source: Joined) -> Iterator[Member]:
+    """A compressed stream has its checksum behind the tar in it."""
+    yield from members
+    while source.read(CHUNK):
+        pass
 
 
 def _bounded(members: Iterable[Member], most: int, stops: bool) -> Iterator[Member | None]:

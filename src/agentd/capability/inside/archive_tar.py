@@ -30,7 +30,7 @@ def is_tar(block: bytes) -> bool:
 def tar_members(source: Source) -> Iterator[Member]:
     globals_: dict[str, Any] = {}
     own: dict[str, Any] = {}
-    while (block := exactly(source, BLOCK)) not in (b"", bytes(BLOCK)):
+    while (block := exactly(source, BLOCK)) != bytes(BLOCK):
         info = _header(block)
         if info.type in _EXTENDED:
             records = _records(source, info)

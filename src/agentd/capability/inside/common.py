@@ -55,8 +55,10 @@ def open_parent(root: str, path: str) -> tuple[int, str]:
         raise Failed("bad_path", f"{path!r} has '..' or names no entry: write it out")
     place = os.open(start, _PLACE & ~os.O_NOFOLLOW)
     for part in parts[:-1]:
-        inner = _enter(place, part, path)
-        os.close(place)
+        try:
+            inner = _enter(place, part, path)
+        finally:
+            os.close(place)
         place = inner
     return place, parts[-1]
 
