@@ -31,6 +31,7 @@ _CODE = re.compile(r"[a-z][a-z0-9_]{0,39}")
 class _Error(msgspec.Struct):
     code: str
     message: str
+    remediation: str = ""
 
 
 class _Answer(msgspec.Struct):
@@ -61,8 +62,9 @@ def run(
     """``inside/SOURCE_NAME.py`` with ``parameters`` on its stdin; its answer by ``decoder``.
 
     ``timeout`` in seconds, ``max_stdin`` and ``max_output`` in bytes of JSON. A script that
-    answers ``{"error": {"code", "message"}}`` ends in CallFailed with that code; others are
-    "no_python", "timeout", "too_large", "out_of_memory" and "script_failed". Raises BackendLost.
+    answers ``{"error": {"code", "message", "remediation"}}`` ends in CallFailed with that code;
+    others are "no_python", "timeout", "too_large", "out_of_memory" and "script_failed". Raises
+    BackendLost.
     """
     stdin = msgspec.json.encode(parameters)
     if len(stdin) > max_stdin:
@@ -105,7 +107,7 @@ def _answer(result: Result, decoder: "msgspec.json.Decoder[T]", timeout: float) 
             remediation="look at what python3 is in the sandbox",
         ) from None
     code = error.code if _CODE.fullmatch(error.code) else "script_failed"
-    raise CallFailed(code, safe(error.message))
+    raise CallFailed(code, safe(error.message), remediation=safe(error.remediation))
 
 
 def _failure(result: Result, timeout: float) -> CallFailed | BackendLost:

@@ -87,7 +87,7 @@ def _bounded(members: Iterable[Member], most: int, stops: bool) -> Iterator[Memb
     for count, member in enumerate(members):
         if count >= most:
             if not stops:
-                raise Failed("too_many_members", f"it has over {most} members: raise max_members")
+                raise Failed("too_many_members", f"it has over {most} members", "raise max_members")
             yield None
             return
         yield member
@@ -132,7 +132,7 @@ def _read(members: Iterator[Member | None], ask: dict[str, Any]) -> dict[str, An
             "truncated": rest,
         }
     if not found:
-        raise Failed("member_not_found", f"there is no {wanted} in it: list it to see what is")
+        raise Failed("member_not_found", f"there is no {wanted} in it", "list it to see what is")
     return found
 
 
@@ -145,7 +145,9 @@ def _asked(name: str) -> str:
 
 def _check(member: Member) -> None:
     if member.problem:
-        raise Failed(member.problem, f"{member.name}: {_PROBLEMS[member.problem]}")
+        raise Failed(
+            member.problem, f"{member.name}: {_PROBLEMS[member.problem]}", "name others by members"
+        )
 
 
 def _duplicate(name: str) -> Failed:
@@ -188,13 +190,15 @@ def _check_free(place: int, name: str, path: str) -> None:
         os.lstat(name, dir_fd=place)
     except FileNotFoundError:
         return
-    raise Failed("exists", f"{path} is there already: name a directory that is not")
+    raise Failed("exists", f"{path} is there already", "name a directory that is not")
 
 
 def _check_found(wanted: set[str], names: set[str]) -> None:
     had = names.union(*(_parents(name) for name in names)) if names else names
     if missing := sorted(wanted - had):
-        raise Failed("member_not_found", f"there is no {missing[0]} in it: list it to see what is")
+        raise Failed(
+            "member_not_found", f"there is no {missing[0]} in it", "list it to see what is"
+        )
 
 
 def _parents(name: str) -> Iterator[str]:
@@ -243,7 +247,11 @@ class _Writer:
             os.mkdir(part, 0o755, dir_fd=place)
             self.directories += 1
             if self.files + self.directories > self._most:
-                raise Failed("too_many_members", f"over {self._most} files and directories")
+                raise Failed(
+                    "too_many_members",
+                    f"over {self._most} files and directories",
+                    "raise max_members",
+                )
         except FileExistsError:
             pass
         try:
@@ -260,7 +268,7 @@ class _Writer:
             while data := member.read(CHUNK):
                 self.bytes += len(data)
                 if self.bytes > self._max_bytes:
-                    raise Failed("too_large", f"over {self._max_bytes} bytes: raise max_bytes")
+                    raise Failed("too_large", f"over {self._max_bytes} bytes", "raise max_bytes")
                 _write(file, data)
             os.fchmod(fd, 0o755 if member.mode & 0o100 else 0o644)
         self.files += 1

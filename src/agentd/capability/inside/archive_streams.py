@@ -118,7 +118,7 @@ class Inflated:
         self.count += size
         into = self._source.count
         if is_bomb(self.count, into, self._max_ratio):
-            raise Failed("bomb", f"{self.count} bytes came out of {into}: over max_ratio")
+            raise Failed("bomb", f"{self.count} bytes came out of {into}", "raise max_ratio")
         if self.count > MAX_SCAN:
             raise Failed("too_large", f"more than {MAX_SCAN} bytes come out of it")
 
@@ -133,7 +133,7 @@ def _engine(kind: str) -> Any:
     if kind == "bz2":
         return bz2.BZ2Decompressor()
     if lzma is None:
-        raise Failed("unsupported", "the sandbox's Python has no lzma: repack it as gzip")
+        raise Failed("unsupported", "the sandbox's Python has no lzma", "repack it as gzip")
     return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_MEMORY)
 
 

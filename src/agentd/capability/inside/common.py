@@ -15,11 +15,12 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Failed(Exception):
-    """``code`` is the caller's; the message names the thing and, where there is one, the fix."""
+    """``code`` is for the caller's program; the message names the thing, ``fix`` what mends it."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, fix: str = "") -> None:
         super().__init__(message)
         self.code = code
+        self.fix = fix
 
 
 def answer(work: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
@@ -27,19 +28,19 @@ def answer(work: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     try:
         value = work(json.load(sys.stdin.buffer))
     except Failed as error:
-        value = failure(error.code, str(error))
+        value = failure(error.code, str(error), error.fix)
     except OSError as error:
         code = "disk_full" if error.errno in _NO_ROOM else "io_error"
         value = failure(code, error.strerror or str(error))
     except MemoryError:
-        value = failure("too_large", "it takes more memory than there is: ask for less")
+        value = failure("too_large", "it takes more memory than there is", "ask for less")
     sys.stdout.write(json.dumps(value, allow_nan=False))
 
 
-def failure(code: str, message: str) -> dict[str, Any]:
+def failure(code: str, message: str, fix: str = "") -> dict[str, Any]:
     # A lone surrogate, from bytes that are not UTF-8, is no JSON that everybody reads.
     shown = message.encode(errors="replace").decode()
-    return {"error": {"code": code, "message": shown}}
+    return {"error": {"code": code, "message": shown, "remediation": fix}}
 
 
 def open_parent(root: str, path: str) -> tuple[int, str]:
@@ -52,7 +53,7 @@ def open_parent(root: str, path: str) -> tuple[int, str]:
     start = root if path.startswith(root.rstrip("/") + "/") else "/"
     parts = [part for part in path[len(start) :].split("/") if part not in ("", ".")]
     if not parts or ".." in parts or "\0" in path:
-        raise Failed("bad_path", f"{path!r} has '..' or names no entry: write it out")
+        raise Failed("bad_path", f"{path!r} has '..' or names no entry", "write it out")
     place = os.open(start, _PLACE & ~os.O_NOFOLLOW)
     for part in parts[:-1]:
         try:
@@ -77,7 +78,7 @@ def _is_link(place: int, part: str) -> bool:
 
 
 def linked(path: str) -> Failed:
-    return Failed("link", f"{path} leads through a symbolic link: name the place itself")
+    return Failed("link", f"{path} leads through a symbolic link", "name the place itself")
 
 
 def open_file(root: str, path: str) -> int:

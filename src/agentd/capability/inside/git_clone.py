@@ -35,7 +35,7 @@ class Git:
     def __init__(self, ask: dict[str, Any], certificates: str) -> None:
         program = shutil.which("git")
         if program is None:
-            raise Failed("no_git", "there is no git in the sandbox: use an image that has it")
+            raise Failed("no_git", "there is no git in the sandbox", "use an image that has it")
         settings = [*CONFIG, *([f"http.sslCAInfo={certificates}"] if certificates else [])]
         self._base = [program, *(part for setting in settings for part in ("-c", setting))]
         self._end = time.monotonic() + ask["timeout"]
@@ -77,14 +77,14 @@ class Tree:
         if self.files + self.submodules > self._max_files or self.bytes > self._max_bytes:
             raise Failed(
                 "too_large",
-                f"its files are over {self._max_files}, or over {self._max_bytes} bytes:"
-                " raise max_files or max_bytes",
+                f"its files are over {self._max_files}, or over {self._max_bytes} bytes",
+                "raise max_files or max_bytes",
             )
 
 
 def work(ask: dict[str, Any]) -> dict[str, Any]:
     if not _has_network():
-        raise Failed("no_network", "the sandbox has no network: create it with one")
+        raise Failed("no_network", "the sandbox has no network", "create it with one")
     place, name = open_parent(ask["root"], ask["path"])
     try:
         _check_free(place, name, ask["path"])
@@ -116,7 +116,7 @@ def _has_network() -> bool:
 def _check_free(place: int, name: str, path: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.lstat(name, dir_fd=place)
-        raise Failed("exists", f"{path} is there already: name a directory that is not")
+        raise Failed("exists", f"{path} is there already", "name a directory that is not")
 
 
 def _clone(ask: dict[str, Any]) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def _resolve(git: Git, url: str, ref: str) -> tuple[str, str]:
         if _COMMIT.fullmatch(found.get(name, "")):
             head = found.get("@HEAD", "").partition(" ")[2]
             return (head if name == "HEAD" and _is_branch(head) else name), found[name]
-    raise Failed("no_such_ref", f"it has no {ref or 'HEAD'}: check ref, or it is empty")
+    raise Failed("no_such_ref", f"it has no {ref or 'HEAD'}", "check ref, or whether it is empty")
 
 
 def _is_branch(name: str) -> bool:

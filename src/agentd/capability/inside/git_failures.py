@@ -47,11 +47,11 @@ _FAILURES = (
 
 def failed(code: int, stderr: str) -> Failed:
     if code in (-signal.SIGXFSZ, 128 + signal.SIGXFSZ):
-        return Failed("too_large", "a file of it is over max_bytes: raise that, or clone less")
+        return Failed("too_large", "a file of it is over max_bytes", "raise that, or clone less")
     lines = [line for line in stderr.splitlines() if line.startswith(("fatal:", "error:"))]
     said = (lines or stderr.splitlines() or [f"git ended with {code}"])[0]
     for pattern, name, fix in _FAILURES:
         # "remote:" lines are the server's text: it must not choose the code.
         if re.search(pattern, "\n".join(lines)):
-            return Failed(name, f"{said}: {fix}")
+            return Failed(name, said, fix)
     return Failed("git_failed", said)

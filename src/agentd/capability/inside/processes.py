@@ -68,4 +68,4 @@ def _follow(process: subprocess.Popen[bytes], end: float, take: Callable[[bytes]
 
 
 def _late() -> Failed:
-    return Failed("timeout", "git took too long: raise timeout_ms, or clone less")
+    return Failed("timeout", "git took too long", "raise timeout_ms, or clone less")

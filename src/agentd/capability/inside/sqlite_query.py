@@ -168,7 +168,7 @@ def _rows(connection: sqlite3.Connection, ask: dict[str, Any]) -> dict[str, Any]
     except OverflowError:
         raise Failed("bad_parameter", "an integer has over 64 bits") from None
     if cursor.description is None:
-        raise Failed("not_a_query", "the SQL holds no query: write a SELECT")
+        raise Failed("not_a_query", "the SQL holds no query", "write a SELECT")
     columns = [column[0] for column in cursor.description]
     rows: list[Any] = []
     size, truncated = len(json.dumps(columns)), ""
@@ -211,20 +211,20 @@ def _value(value: Any) -> Any:
 def _failed(error: Exception, guard: Guard, uri: str) -> Failed:
     text = str(error)
     if guard.late:
-        return Failed("timeout", "the query took too long: raise timeout_ms, or ask for less")
+        return Failed("timeout", "the query took too long", "raise timeout_ms, or ask for less")
     if guard.denied:
-        return Failed("not_allowed", f"a query may not use {guard.denied}: it only reads")
+        return Failed("not_allowed", f"a query may not use {guard.denied}", "it can only read")
     if "unable to open" in text and uri.endswith("#wal"):
         return Failed(
             "wal_read_only",
-            "it has a write-ahead log and is where the sandbox cannot write:"
-            " checkpoint it (PRAGMA journal_mode=DELETE), or copy it with its -wal file",
+            "it has a write-ahead log, and is where the sandbox cannot write",
+            "checkpoint it (PRAGMA journal_mode=DELETE), or copy it with its -wal file",
         )
     if "one statement" in text:
-        return Failed("many_statements", "the SQL holds several statements: ask one at a time")
+        return Failed("many_statements", "the SQL holds several statements", "ask one at a time")
     for part, code, fix in _ERRORS:
         if part in text:
-            return Failed(code, f"{text}: {fix}")
+            return Failed(code, text, fix)
     is_binding = isinstance(error, (sqlite3.ProgrammingError, sqlite3.InterfaceError))
     return Failed("bad_parameter" if is_binding else "sql_error", text)
 
