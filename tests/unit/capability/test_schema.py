@@ -171,8 +171,18 @@ def test_a_schema_that_cannot_be_used(wrong: dict[str, Any], why: str) -> None:
     assert why in str(caught.value)
 
 
-def test_what_is_no_schema() -> None:
-    about = About("test.it.v1", "", {**SCHEMA, "properties": {"path": {"type": "nothing"}}})
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"type": "nothing"},
+        {"pattern": "("},
+        # What only an engine that backtracks can do.
+        {"pattern": "^(?=a)"},
+        {"pattern": "(a)\\1"},
+    ],
+)
+def test_what_is_no_schema(wrong: dict[str, Any]) -> None:
+    about = About("test.it.v1", "", {**SCHEMA, "properties": {"path": wrong}})
     with pytest.raises(InvalidInput, match="is not a JSON Schema"):
         schema.check(about, {"path": "x"})
 

@@ -77,7 +77,10 @@ def refusals() -> Iterator[None]:
     except OperationFailed as error:
         code, fix = _CODES.get(error.errno, ("failed", ""))
         raise CallFailed(
-            code, error.message, cause=error.cause, remediation=error.remediation or fix
+            code,
+            text.clean(error.message),
+            cause=error.cause,
+            remediation=error.remediation or fix,
         ) from None
 
 
@@ -94,7 +97,7 @@ def follow(inside: Inside, path: str) -> tuple[str, Any]:
         path = f"{path.rstrip('/').rpartition('/')[0]}/{entry.target}"
         if entry.target.startswith("/"):
             path = entry.target
-        if not text.is_utf8(path) or len(path.encode()) > MAX_PATH:
+        if len(path.encode(errors="surrogatepass")) > MAX_PATH:
             break
     raise OperationFailed(f"{text.clean(first)}: its links lead nowhere", errno=errno.ELOOP)
 

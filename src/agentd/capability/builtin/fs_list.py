@@ -85,7 +85,7 @@ class _Walk:
                 break
             shown = _shown(entry, f"{name}/{entry.name}".lstrip("/"))
             self.entries.append(shown)
-            if entry.type == "dir" and text.is_utf8(entry.name):
+            if entry.type == "dir":
                 below.append((f"{full.rstrip('/')}/{entry.name}", shown["path"]))
         return below
 

@@ -55,13 +55,8 @@ def whole_characters(data: bytes) -> bytes:
     return data
 
 
-def is_utf8(name: str) -> bool:
-    """Whether a name of the agent's can be sent back to it: others hold halves of surrogates."""
-    return clean(name) == name
-
-
 def clean(name: str) -> str:
-    """A name of the agent's that can be sent on: U+FFFD for what is not UTF-8."""
+    """A name of the agent's that can be sent on: U+FFFD for each byte that is not UTF-8."""
     return _SURROGATE.sub("\ufffd", name)
 
 

@@ -1,9 +1,12 @@
+import os
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agentd.capability import script
+from agentd.capability.inside import search
 from agentd.model.capability import CallFailed
 
 NAME = "fs.search.v1"
@@ -137,3 +140,22 @@ def test_the_script_is_the_sandbox_s_python_s_alone() -> None:
         env={},
     )
     assert b'"not_found"' in answer.stdout
+
+
+def test_a_fifo_is_not_even_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    monkeypatch.setattr(search.os, "open", lambda *_: pytest.fail("opened"))
+    assert search.content(str(tmp_path / "fifo")) is None
+
+
+def test_what_is_swapped_in_before_it_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to("file")
+    file = os.lstat(tmp_path / "file")
+    monkeypatch.setattr(search.os, "lstat", lambda _: file)
+    assert search.content(str(tmp_path / "fifo")) is None
+    with pytest.raises(OSError, match="symbolic links"):
+        search.content(str(tmp_path / "link"))
