@@ -1,18 +1,16 @@
 """archive.read.v1: what is in an archive, one member of it, or all of it as files."""
 
 import binascii
-import contextlib
-import secrets
 from base64 import b64decode
 from typing import Any
 
 import msgspec
 
 from agentd.capability import script
-from agentd.capability.builtin import fs, text
+from agentd.capability.builtin import fs, temporary, text
 from agentd.capability.port import Call, Inside
 from agentd.model.capability import About, Bounds, CallFailed, Example, Needs, Outcome
-from agentd.model.errors import InvalidInput, OperationFailed
+from agentd.model.errors import InvalidInput
 
 MAX_READ = 8 << 20
 MAX_EXTRACTED = 4 << 30
@@ -162,7 +160,6 @@ def _asked(given: dict[str, Any], inside: Inside) -> dict[str, Any]:
         "root": inside.workspace,
         "path": fs.place(inside, given["path"]),
         "to": fs.place(inside, given.get("to", ".")),
-        "temporary": f".agentd-{secrets.token_hex(8)}",
         "member": given.get("member", ""),
         "members": given["members"],
         "max_bytes": most,
@@ -190,14 +187,9 @@ def _content(found: Content) -> dict[str, Any]:
 
 
 def _extract(inside: Inside, ask: dict[str, Any], timeout: float) -> dict[str, Any]:
-    try:
+    with temporary.beside(inside, ask["to"]) as name:
+        ask = {**ask, "temporary": name}
         done = script.run(inside, "archive_read", ask, _EXTRACTED, timeout)
-    except BaseException:
-        # The script removes its directory, unless it was ended.
-        with contextlib.suppress(OperationFailed):
-            where = f"{ask['to'].rstrip('/').rpartition('/')[0]}/{ask['temporary']}"
-            inside.files.remove(where, recursive=True)
-        raise
     return {"path": ask["to"], **msgspec.to_builtins(done)}
 
 

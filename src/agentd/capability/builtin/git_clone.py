@@ -1,18 +1,15 @@
 """git.clone.v1: a shallow clone of a public repository, over https and by nothing else."""
 
-import contextlib
 import re
-import secrets
-from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
 from agentd.capability import script
-from agentd.capability.builtin import fs
+from agentd.capability.builtin import fs, temporary
 from agentd.capability.port import Call, Inside
 from agentd.model.capability import About, Bounds, Example, Needs, Outcome
-from agentd.model.errors import InvalidInput, OperationFailed
+from agentd.model.errors import InvalidInput
 
 # Of what git would take, a part in which nothing has a second meaning: no user, no space, no
 # control character, no percent sign in the host, nothing that begins with a dash.
@@ -113,7 +110,6 @@ class GitClone:
             "ref": checked_ref(asked["ref"]),
             "root": inside.workspace,
             "path": fs.place(inside, asked["path"]),
-            "temporary": f".agentd-{secrets.token_hex(8)}",
             "depth": asked["depth"],
             "ca_pem": asked["ca_pem"],
             "max_bytes": asked["max_bytes"],
@@ -121,18 +117,10 @@ class GitClone:
             # A little sooner, so that it cleans up by itself.
             "timeout": max(call.timeout - 2.0, call.timeout / 2),
         }
-        return Outcome(_clone(inside, ask, call.timeout))
-
-
-def _clone(inside: Inside, ask: dict[str, Any], timeout: float) -> dict[str, Any]:
-    try:
-        done = script.run(inside, "git_clone", ask, _CLONED, timeout)
-    except BaseException:
-        with contextlib.suppress(OperationFailed):
-            where = f"{ask['path'].rstrip('/').rpartition('/')[0]}/{ask['temporary']}"
-            inside.files.remove(where, recursive=True)
-        raise
-    return {"path": ask["path"], **msgspec.to_builtins(done)}
+        with temporary.beside(inside, ask["path"]) as name:
+            ask["temporary"] = name
+            done = script.run(inside, "git_clone", ask, _CLONED, call.timeout)
+        return Outcome({"path": ask["path"], **msgspec.to_builtins(done)})
 
 
 def checked_url(url: str) -> str:

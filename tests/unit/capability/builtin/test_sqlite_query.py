@@ -315,6 +315,20 @@ def test_a_writer_that_holds_it(db: Any) -> None:
     assert code(db, "select * from t", timeout_ms=1500) == "busy"
 
 
+def test_a_writer_that_was_interrupted(box: Any, tmp_path: Path) -> None:
+    """Its journal has what it must take back, and that would be writing."""
+    path = tmp_path / "hot.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.executescript("create table t(a); insert into t values (1);")
+        connection.executescript("pragma cache_size = 1; begin;")
+        connection.execute("insert into t " + counted(5000, "hex(randomblob(100))"))
+        box.put("a.db", path.read_bytes())
+        box.put("a.db-journal", Path(f"{path}-journal").read_bytes())
+    before = box.get("a.db")
+    assert code(box, "select count(*) from t") == "needs_recovery"
+    assert box.get("a.db") == before
+
+
 # --- write-ahead logs ---
 
 WAL = "pragma journal_mode = wal; create table t(a); insert into t values (1);"
