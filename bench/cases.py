@@ -77,7 +77,7 @@ def reason(why: Exception) -> str:
 
 def isolation(name: str) -> str:
     """``runc exec`` isolates what ``runc`` does."""
-    return ISOLATES[name] if name in ISOLATES else ISOLATES[name.split(" ", 1)[0]]
+    return ISOLATES.get(name) or ISOLATES.get(name.split(" ", 1)[0], "")
 
 
 def _command(argv: Callable[[], list[str]]) -> Contender:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -13,7 +14,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import peers
 from cases import Contender, _oci_exec, interleave, reason
 from stats import Case, Row, Target, milliseconds
 
@@ -126,7 +126,7 @@ def _latency(case: Case, daemon: Daemon, rounds: int) -> None:
     }
     interleave(case, contenders, max(1, rounds // 4), 60, turn=10)
     for row in case.rows:
-        row.isolates = peers.ISOLATES.get(row.name, WALL)
+        row.isolates = row.isolates or WALL
     case.note = "authenticated by the socket's peer, its output journalled, its record on disk"
     case.targets = [
         Target("true through the sync SDK at most 2.2 ms", case.median("true, sync SDK"), 2.2),
@@ -278,8 +278,7 @@ def _sizes(case: Case, daemon: Daemon, rounds: int) -> None:
     with ExitStack() as stack:
         before = daemon.memory()
         for _ in range(FOLLOWERS):
-            follower = box.attach(process.id)
-            stack.callback(follower.detach)
+            stack.enter_context(_follower(daemon, box.id, process.id))
         time.sleep(1)
         followers = daemon.memory() - before
     process.kill()
@@ -289,6 +288,19 @@ def _sizes(case: Case, daemon: Daemon, rounds: int) -> None:
         Target("idle under 80 MB", idle, 80),
         Target(f"{FOLLOWERS} idle WebSocket followers under 20 MB", followers, 20),
     ]
+
+
+def _follower(daemon: Daemon, box: str, process: str) -> socket.socket:
+    """A WebSocket to a process's output, whose handshake is done, and which is read no more."""
+    follower = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    follower.connect(str(daemon.socket))
+    path = f"/v1/sandboxes/{box}/processes/{process}/attach"
+    head = ["Host: localhost", "Upgrade: websocket", "Connection: Upgrade"]
+    head += ["Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="]
+    follower.sendall("\r\n".join([f"GET {path} HTTP/1.1", *head, "", ""]).encode())
+    answer = follower.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 101 "), answer
+    return follower
 
 
 # --- the command line ---

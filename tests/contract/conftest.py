@@ -33,6 +33,7 @@ from agentd.model.availability import Availability
 from agentd.model.enforcement import Control
 from agentd.model.errors import AgentdError, BackendLost, Refused
 from agentd.model.isolation import IsolationLevel
+from agentd.model.principal import local
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import backends
 from agentd.sandbox.manager import Manager
@@ -42,6 +43,8 @@ from agentd.sandbox.supervisor import client as supervisor
 CANARY = "AGENTD_TEST_CANARY"
 SOURCE = os.path.dirname(os.path.dirname(agentd.__file__))
 NO_WALL = "a fake has no wall"
+
+WHO = local("test")
 
 
 @dataclass(frozen=True)
@@ -295,7 +298,7 @@ def make(kind: Kind, pipeline: Pipeline, daemon: str) -> Iterator[Callable[..., 
             made.append(Sandbox.create(url=daemon, backend=kind.name, **wanted))  # type: ignore[arg-type]
         else:
             spec = build.sandbox_spec(backend=kind.name, **wanted)  # type: ignore[arg-type]
-            held = LocalSandbox(pipeline, pipeline.open("test", spec), "test")
+            held = LocalSandbox(pipeline, pipeline.open(WHO, spec), WHO)
             made.append(Sandbox(held))
         return made[-1]
 

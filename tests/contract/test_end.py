@@ -14,6 +14,7 @@ from agentd.client.sandbox import Sandbox
 from agentd.daemon.pipeline import Pipeline
 from agentd.model.cause import CauseCode
 from agentd.model.errors import AgentdError, SandboxError
+from agentd.model.principal import local
 
 
 @pytest.fixture
@@ -138,8 +139,9 @@ def test_a_wall_that_dies_is_a_cause_of_its_own(
 def test_a_sandbox_that_was_forgotten_is_ended_with_a_warning(
     make: Callable[..., Sandbox], handle_of: Callable[[Sandbox], Any], pipeline: Pipeline
 ) -> None:
-    handle = pipeline.open("test", handle_of(make()).spec)
-    sandbox = Sandbox(LocalSandbox(pipeline, handle, "test"))
+    who = local("test")
+    handle = pipeline.open(who, handle_of(make()).spec)
+    sandbox = Sandbox(LocalSandbox(pipeline, handle, who))
     with pytest.warns(ResourceWarning, match=handle.id):
         del sandbox
     assert handle not in pipeline.manager.sandboxes()

@@ -206,12 +206,21 @@ def test_signals_to_init_do_nothing(client: Lines) -> None:
 def test_an_agent_that_is_killed_is_started_again(machine: Machine, client: Lines) -> None:
     client.send({"command": "sh", "args": ["-c", "sleep 86403 & kill -9 $PPID; sleep 600"]})
     assert client.line() == b""
+    # Its listener outlives its connections by a moment, and takes one more with it.
+    assert eventually(lambda: _answers(machine)), machine.log()
     with Lines(machine.open()) as after:
         assert after.sh("echo again") == "again\n"
         assert sleepers(after, 86403) == 0
     for number in range(2):
         with Lines(machine.port(number)) as port:
             assert port.sh("echo here too") == "here too\n"
+
+
+def _answers(machine: Machine) -> bool:
+    with Lines(machine.open()) as lines, contextlib.suppress(ConnectionError):
+        lines.send({"command": "true"})
+        return bool(lines.line())
+    return False
 
 
 def test_a_flood_of_requests_is_answered_one_by_one(client: Lines) -> None:

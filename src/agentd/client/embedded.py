@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from agentd.daemon.execution import Execution as Execution  # noqa: PLC0414
     from agentd.daemon.pipeline import Pipeline as Pipeline  # noqa: PLC0414
     from agentd.model.capability import About
+    from agentd.model.principal import Principal as Principal  # noqa: PLC0414
     from agentd.sandbox.manager import SandboxHandle as SandboxHandle  # noqa: PLC0414
     from agentd.sandbox.snapshots import Snapshot as Snapshot  # noqa: PLC0414
 
@@ -70,9 +71,11 @@ def verify_snapshot(snapshot: "Snapshot") -> None:
     snapshots.verify(snapshot)
 
 
-def principal() -> str:
+def principal() -> "Principal":
     """Whoever runs this process: the kernel has authenticated them already."""
-    return f"uid:{os.geteuid()}"
+    from agentd.model.principal import local
+
+    return local(f"uid:{os.geteuid()}")
 
 
 def capabilities() -> "Catalogue":

@@ -12,6 +12,7 @@ from agentd.model.errors import InvalidInput, Refused
 if TYPE_CHECKING:
     from agentd.client.embedded import Execution, Pipeline, SandboxHandle, Snapshot
     from agentd.model.enforcement import Enforcement
+    from agentd.model.principal import Principal
     from agentd.model.result import Result, SandboxInfo
     from agentd.model.spec import ExecRequest
 
@@ -30,7 +31,7 @@ class LocalCommand:
 
     @property
     def pid(self) -> int | None:
-        return self._execution.running.pid
+        return self._execution.pid
 
     @property
     def exit(self) -> object | None:
@@ -74,7 +75,9 @@ class LocalCommand:
 class LocalSandbox:
     lasting = False
 
-    def __init__(self, pipeline: "Pipeline", handle: "SandboxHandle", principal: str) -> None:
+    def __init__(
+        self, pipeline: "Pipeline", handle: "SandboxHandle", principal: "Principal"
+    ) -> None:
         self.pipeline = pipeline
         self.handle = handle
         self.principal = principal
@@ -117,13 +120,15 @@ class LocalSandbox:
         self._overlay().apply()
 
     def pause(self) -> None:
-        self.pipeline.pause(self.handle)
+        self.pipeline.manager.pause(self.handle)
 
     def resume(self) -> None:
-        self.pipeline.resume(self.handle)
+        self.pipeline.manager.resume(self.handle)
 
     def snapshot(self, path: str | os.PathLike[str] | None) -> "Snapshot":
-        return self.pipeline.snapshot(self.handle, None if path is None else os.fspath(path))
+        return self.pipeline.manager.snapshot(
+            self.handle, None if path is None else os.fspath(path)
+        )
 
     def fork(self, count: int) -> "Sequence[LocalSandbox]":
         made = self.pipeline.fork(self.principal, self.handle, count)

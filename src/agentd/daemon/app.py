@@ -153,7 +153,7 @@ class Daemon:
             )
 
     def _create_for_pool(self, spec: SandboxSpec) -> SandboxHandle:
-        handle = self.pipeline.open("pool", spec)
+        handle = self.manager.create(spec)
         oldest = max((float(p.ttl) for p in self.config.pool), default=0.0)
         wall: object = handle.wall
         if isinstance(wall, remote.RemoteWall):

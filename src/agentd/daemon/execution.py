@@ -1,8 +1,11 @@
 """One command from its start to its Result; the one place where a cause is refined."""
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 from agentd.daemon import context
 from agentd.model.cause import Cause, CauseCode
@@ -23,6 +26,17 @@ _DEATH_SECONDS = 1.0
 _START_SECONDS = 0.0003
 
 
+class Concluded(Protocol):
+    """Told once how a command ended, before its caller is."""
+
+    def __call__(self, result: Result) -> str:
+        """The id of its receipt, "" without one. Raises AgentdError where it cannot be written
+        down: then the caller gets that for an answer."""
+
+    def failed(self, error: BaseException | None) -> None:
+        """It did not begin, or nobody waited for its end."""
+
+
 class Execution:
     """A running command. One thread drives it; ``close`` kills what has not ended."""
 
@@ -30,20 +44,24 @@ class Execution:
         self,
         handle: SandboxHandle,
         begin: "Callable[[Guest], Running]",
+        concluded: Concluded | None = None,
     ) -> None:
         self.request_id = context.current() or context.new_id()
         self._handle = handle
         fresh = bool(handle.unreported_ms)
         self._started = time.monotonic()
         self._lost: Exit | None = None
+        self._pid: int | None = None
         # The first command waited for the sandbox; those after it found it ready.
         self._setup_ms, handle.unreported_ms = handle.unreported_ms, 0.0
-        guest = handle.begin_command()
-        self._open = True
+        self._concluded = concluded
+        self._open = False
         try:
+            guest = handle.begin_command()
+            self._open = True
             self.running = begin(guest)
-        except BaseException:
-            self._end()
+        except BaseException as error:
+            self._end(error)
             raise
         # A sandbox that has run nothing has met no limit. Otherwise they are read while the agent
         # is busy starting the command, unless we were held up and it may have met one already.
@@ -54,26 +72,52 @@ class Execution:
         self._before = handle.counters
 
     @classmethod
-    def of(cls, handle: SandboxHandle, request: ExecRequest, *, capture: bool) -> "Execution":
+    def of(
+        cls,
+        handle: SandboxHandle,
+        request: ExecRequest,
+        concluded: Concluded | None = None,
+        *,
+        capture: bool,
+    ) -> "Execution":
         """One whose output and end come by a stream of ours: it ends with that."""
-        return cls(handle, lambda guest: guest.start(request, capture=capture))
+        return cls(handle, lambda guest: guest.start(request, capture=capture), concluded)
 
     @classmethod
-    def detached(cls, handle: SandboxHandle, request: ExecRequest) -> "Execution":
+    def detached(
+        cls, handle: SandboxHandle, request: ExecRequest, concluded: Concluded | None = None
+    ) -> "Execution":
         """One that goes on without us; ``request.tag`` finds it again."""
+
+        pids: list[int] = []
 
         def begin(guest: "Guest") -> "Running":
             try:
-                return guest.attach(guest.start_detached(request, hold=True), hold=True)
+                pids.append(guest.start_detached(request, hold=True))
             except SpawnFailed as failure:
                 return NeverRan(failure.exit)
+            return guest.attach(pids[0], hold=True)
 
-        return cls(handle, begin)
+        execution = cls(handle, begin, concluded)
+        # It has started, though the answer to the attach may still be on its way.
+        execution._pid = pids[0] if pids else None
+        return execution
 
     @classmethod
-    def attached(cls, handle: SandboxHandle, tag: str, place: tuple[int, int]) -> "Execution":
+    def attached(
+        cls,
+        handle: SandboxHandle,
+        tag: str,
+        place: tuple[int, int],
+        concluded: Concluded | None = None,
+    ) -> "Execution":
         """A detached one of before, from those bytes of stdout and stderr on."""
-        return cls(handle, lambda guest: guest.attach(tag, place, hold=True))
+        return cls(handle, lambda guest: guest.attach(tag, place, hold=True), concluded)
+
+    @property
+    def pid(self) -> int | None:
+        """In the sandbox; None before it has started."""
+        return self.running.pid or self._pid
 
     @property
     def exit(self) -> Exit | None:
@@ -121,7 +165,7 @@ class Execution:
         if not end.ok and not self._lost:
             self._handle.counters = dict(self._handle.wall.counters())
             refined = refine(end, self._before, self._handle.counters)
-        return Result(
+        result = Result(
             request_id=self.request_id,
             status=status(refined),
             exit_code=refined.exit_code,
@@ -135,15 +179,24 @@ class Execution:
             sandbox=self._handle.info,
             enforcement=dict(self._handle.enforcement),
         )
+        concluded, self._concluded = self._concluded, None
+        if concluded is None:
+            return result
+        return msgspec.structs.replace(result, receipt=concluded(result))
 
     def close(self) -> None:
         self.running.close()
-        self._end()
+        self._end(None)
 
-    def _end(self) -> None:
-        if self._open:
-            self._open = False
-            self._handle.end_command()
+    def _end(self, error: BaseException | None) -> None:
+        concluded, self._concluded = self._concluded, None
+        try:
+            if concluded is not None:
+                concluded.failed(error)
+        finally:
+            if self._open:
+                self._open = False
+                self._handle.end_command()
 
     def __enter__(self) -> "Execution":
         return self
@@ -162,6 +215,18 @@ class Execution:
         else:
             cause = Cause.of(CauseCode.BACKEND_LOST, f"the sandbox ended under its work: {error}")
         return Exit(None, None, cause, Usage(wall_ms=(time.monotonic() - self._started) * 1000))
+
+
+def completed(request: ExecRequest, handle: SandboxHandle) -> ExecRequest:
+    """What the sandbox says where the request says nothing; idempotent."""
+    spec = handle.spec
+    return msgspec.structs.replace(
+        request,
+        cwd=os.path.join(handle.wall.workspace, request.cwd or ".").removesuffix("/."),
+        env={**spec.env, **request.env},
+        timeout=request.timeout or spec.limits.timeout,
+        output_limit=request.output_limit or spec.limits.output,
+    )
 
 
 def refine(end: Exit, before: Mapping[str, int], after: Mapping[str, int]) -> Exit:

@@ -5,6 +5,8 @@
       +-- Unauthenticated       nobody we know asks: no credential, or one that does not hold
       +-- Refused               it is well-formed, and will not be run
       |     +-- Forbidden       whoever asks is known, and may not do this
+      |     +-- PolicyDenied    the policy says no
+      |     +-- Undecided       the policy could not say yes or no: not run either
       |     +-- Unavailable     no wall here satisfies it; carries the blockers and their fixes
       |     +-- Full            there is no room for it now: a quota, or the machine
       +-- NotFound              there is no such sandbox, process or snapshot (or it is another's)
@@ -60,6 +62,14 @@ class Refused(AgentdError):
 
 class Forbidden(Refused):
     code = "forbidden"
+
+
+class PolicyDenied(Refused):
+    code = "policy_denied"
+
+
+class Undecided(Refused):
+    code = "policy_undecided"
 
 
 class Unavailable(Refused):

@@ -53,6 +53,7 @@ class Result(msgspec.Struct, frozen=True):
     sandbox: SandboxInfo
     enforcement: dict[str, Control]
     changes: tuple[str, ...] = ()
+    receipt: str = ""  # its id, where the daemon issues receipts
 
     @property
     def text(self) -> str:

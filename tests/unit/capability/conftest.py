@@ -15,6 +15,7 @@ from agentd.daemon.calls.inside import HandleInside
 from agentd.daemon.pipeline import Pipeline
 from agentd.linux import idmap
 from agentd.model.capability import Outcome
+from agentd.model.principal import local
 from agentd.model.result import Result
 from agentd.model.spec import ExecRequest
 from agentd.sandbox.manager import Manager, SandboxHandle
@@ -27,7 +28,7 @@ class Box:
 
     def __init__(self, pipeline: Pipeline, handle: SandboxHandle, registry: Registry) -> None:
         self.handle = handle
-        self.inside = HandleInside(pipeline, "test", handle)
+        self.inside = HandleInside(pipeline, local("test"), handle)
         self.registry = registry
 
     def outcome(
@@ -88,7 +89,7 @@ def make_box(backend: str, pipeline: Pipeline, registry: Registry) -> Iterator[C
     with contextlib.ExitStack() as stack:
 
         def make(**options: Any) -> Box:
-            handle = pipeline.open("test", build.sandbox_spec(backend=backend, **options))
+            handle = pipeline.open(local("test"), build.sandbox_spec(backend=backend, **options))
             stack.callback(pipeline.close, handle)
             return Box(pipeline, handle, registry)
 

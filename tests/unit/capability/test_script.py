@@ -113,6 +113,7 @@ def test_no_python() -> None:
         (CauseCode.SPAWN_FAILED, 127, "/w: No such file (stage cwd)", "script_failed"),
         (CauseCode.TIMEOUT, None, "", "timeout"),
         (CauseCode.OUTPUT_LIMIT, None, "", "too_large"),
+        (CauseCode.CANCELLED, None, "", "cancelled"),
         (CauseCode.OOM, None, "", "out_of_memory"),
         (CauseCode.PIDS_LIMIT, 1, "", "too_many_processes"),
         (CauseCode.SIGNALLED, None, "", "script_failed"),

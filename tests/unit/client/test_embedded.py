@@ -52,4 +52,5 @@ def test_an_unknown_backend_is_refused_when_it_is_used():
 
 
 def test_the_principal_is_the_kernels_word():
-    assert embedded.principal() == f"uid:{os.geteuid()}"
+    who = embedded.principal()
+    assert (who.name, who.via) == (f"uid:{os.geteuid()}", "local")

@@ -5,8 +5,9 @@ import pytest
 
 from agentd.daemon.pipeline import Pipeline
 from agentd.model.cause import Cause, CauseCode
-from agentd.model.errors import InvalidInput, Refused
+from agentd.model.errors import InvalidInput, Refused, SandboxError
 from agentd.model.limits import Limits
+from agentd.model.principal import local
 from agentd.model.result import Exit, SandboxInfo
 from agentd.model.spec import ExecRequest, SandboxSpec
 
@@ -60,65 +61,111 @@ class Manager:
         )
 
 
-def test_open_and_execute_pass_every_step_in_order():
-    seen = []
+class Gate:
+    """Notes what it is asked, and lets through what ``tighten`` makes of it."""
 
-    def note(name):
-        def step(principal, asked):
-            seen.append((name, principal, type(asked).__name__))
-            return asked
+    def __init__(self, tighten=lambda asked: asked):
+        self.seen, self.ends = [], []
+        self._tighten = tighten
 
-        return step
+    def sandbox(self, who, spec, labels):
+        self.seen.append(("sandbox", who.name, spec, labels))
+        return self._tighten(spec)
 
-    pipeline = Pipeline(Manager(), note("auth"), note("policy"))
-    handle = pipeline.open("uid:7", SandboxSpec())
-    result = pipeline.execute("uid:7", handle, ExecRequest(("true",)))
-    assert seen == [
-        ("auth", "uid:7", "SandboxSpec"),
-        ("policy", "uid:7", "SandboxSpec"),
-        ("auth", "uid:7", "ExecRequest"),
-        ("policy", "uid:7", "ExecRequest"),
+    def fork(self, who, handle, count, labels):
+        self.seen.append(("fork", who.name, count, labels))
+
+    def command(self, who, handle, request, labels):
+        self.seen.append(("command", who.name, request, labels))
+        return self._tighten(request), Concluded(self.ends)
+
+
+class Concluded:
+    def __init__(self, ends):
+        self._ends = ends
+
+    def __call__(self, result):
+        self._ends.append(result)
+        return "rcp-1"
+
+    def failed(self, error):
+        self._ends.append(error)
+
+
+def _deny(asked):
+    raise Refused("not today")
+
+
+ALICE = local("alice")
+
+
+def test_a_sandbox_and_a_command_pass_the_gate_and_the_end_is_told():
+    gate = Gate()
+    pipeline = Pipeline(Manager(), gate)
+    handle = pipeline.open(ALICE, SandboxSpec())
+    result = pipeline.execute(ALICE, handle, ExecRequest(("true",)))
+    assert [(what, who) for what, who, _, _ in gate.seen] == [
+        ("sandbox", "alice"),
+        ("command", "alice"),
     ]
-    assert (result.status, result.stdout, result.stderr) == ("ok", b"out", b"err")
+    assert gate.seen[1][2].cwd == "/workspace"  # the gate sees what the sandbox adds
+    assert (result.status, result.stdout, result.receipt) == ("ok", b"out", "rcp-1")
+    assert [end.exit_code for end in gate.ends] == [0]
     assert handle.guest.commands[0].calls == ["close"]
 
 
-def test_a_refusing_step_ends_it_before_anything_is_made():
-    def deny(principal, asked):
-        raise Refused("not today")
-
+def test_a_refusal_ends_it_before_anything_is_made():
     manager = Manager()
     with pytest.raises(Refused, match="not today"):
-        Pipeline(manager, deny).open("uid:7", SandboxSpec())
+        Pipeline(manager, Gate(_deny)).open(ALICE, SandboxSpec())
     assert manager.specs == []
+    gate = Gate()
+    pipeline = Pipeline(manager, gate)
+    handle = pipeline.open(ALICE, SandboxSpec())
+    gate._tighten = _deny
+    with pytest.raises(Refused, match="not today"):
+        pipeline.execute(ALICE, handle, ExecRequest(("true",)))
+    assert handle.guest.requests == []
 
 
-def test_a_step_may_change_what_is_asked():
-    def tighten(principal, asked):
+def test_what_the_gate_answers_is_what_is_done():
+    def tighten(asked):
         if isinstance(asked, SandboxSpec):
             return msgspec.structs.replace(asked, net="none")
         return msgspec.structs.replace(asked, timeout=1.0)
 
     manager = Manager()
-    pipeline = Pipeline(manager, tighten)
-    handle = pipeline.open("uid:7", SandboxSpec(net="host"))
-    pipeline.execute("uid:7", handle, ExecRequest(("true",)))
+    pipeline = Pipeline(manager, Gate(tighten))
+    handle = pipeline.open(ALICE, SandboxSpec(net="host"))
+    pipeline.execute(ALICE, handle, ExecRequest(("true",)))
     assert manager.specs[0].net == "none"
     assert handle.guest.requests[0][0].timeout == 1.0
 
 
-def test_a_step_that_answers_nonsense_does_not_pass():
-    with pytest.raises(TypeError, match="answered a NoneType"):
-        Pipeline(Manager(), lambda principal, asked: None).open("uid:7", SandboxSpec())
+def test_a_command_that_does_not_begin_or_is_let_go_has_an_end_too():
+    gate = Gate()
+    pipeline = Pipeline(Manager(), gate)
+    handle = pipeline.open(ALICE, SandboxSpec())
+    with pipeline.start(ALICE, handle, ExecRequest(("true",))):
+        pass
+    assert gate.ends == [None]
+
+    def broken(request, *, capture):
+        raise SandboxError("gone")
+
+    handle.guest.start = broken
+    with pytest.raises(SandboxError, match="gone"):
+        pipeline.start(ALICE, handle, ExecRequest(("true",)))
+    assert str(gate.ends[1]) == "gone"
 
 
 def test_the_sandbox_completes_what_the_request_leaves_out():
     pipeline = Pipeline(Manager())
     limits = Limits(timeout=9.0, output=1000)
-    handle = pipeline.open("p", SandboxSpec(limits=limits, env={"A": "1", "B": "1"}))
-    pipeline.execute("p", handle, ExecRequest(("true",), env={"B": "2"}))
-    pipeline.execute("p", handle, ExecRequest(("true",), cwd="src", timeout=1.0))
-    pipeline.execute("p", handle, ExecRequest(("true",), cwd="/tmp"))
+    handle = pipeline.open(ALICE, SandboxSpec(limits=limits, env={"A": "1", "B": "1"}))
+    pipeline.execute(ALICE, handle, ExecRequest(("true",), env={"B": "2"}))
+    pipeline.execute(ALICE, handle, ExecRequest(("true",), cwd="src", timeout=1.0))
+    pipeline.execute(ALICE, handle, ExecRequest(("true",), cwd="/tmp"))
     first, second, third = (request for request, _ in handle.guest.requests)
     assert first.env == {"A": "1", "B": "2"}
     assert (first.cwd, first.timeout, first.output_limit) == ("/workspace", 9.0, 1000)
@@ -128,46 +175,35 @@ def test_the_sandbox_completes_what_the_request_leaves_out():
 
 def test_stdin_is_fed_and_ended():
     pipeline = Pipeline(Manager())
-    handle = pipeline.open("p", SandboxSpec())
-    pipeline.execute("p", handle, ExecRequest(("cat",)), b"in")
+    handle = pipeline.open(ALICE, SandboxSpec())
+    pipeline.execute(ALICE, handle, ExecRequest(("cat",)), b"in")
     assert handle.guest.commands[0].calls == [b"in", "eof", "close"]
     assert handle.guest.requests[0][0].stdin is True
 
 
 def test_only_the_first_command_waited_for_the_sandbox():
     pipeline = Pipeline(Manager())
-    handle = pipeline.open("p", SandboxSpec())
-    timings = [pipeline.execute("p", handle, ExecRequest(("x",))).timing for _ in range(2)]
+    handle = pipeline.open(ALICE, SandboxSpec())
+    timings = [pipeline.execute(ALICE, handle, ExecRequest(("x",))).timing for _ in range(2)]
     assert [timing.setup_ms for timing in timings] == [2.0, 0.0]
     assert timings[0].total_ms == timings[0].setup_ms + timings[0].exec_ms
 
 
-def test_each_fork_is_admitted_by_itself_and_their_number_is_bounded():
-    asked = []
-
-    def count(principal, spec):
-        asked.append(spec)
-        if len(asked) > 3:
-            raise Refused("over your quota")
-        return spec
-
+def test_forks_pass_the_gate_and_their_number_is_bounded():
     manager = Manager()
     manager.fork = lambda handle, specs: list(specs)
-    pipeline = Pipeline(manager, count)
-    handle = pipeline.open("p", SandboxSpec())
-    assert pipeline.fork("p", handle, 2) == [SandboxSpec()] * 2
-    with pytest.raises(Refused, match="over your quota"):
-        pipeline.fork("p", handle, 1)
+    gate = Gate()
+    pipeline = Pipeline(manager, gate)
+    handle = pipeline.open(ALICE, SandboxSpec())
+    assert pipeline.fork(ALICE, handle, 2, {"a": "b"}) == [SandboxSpec()] * 2
+    assert gate.seen[-1] == ("fork", "alice", 2, {"a": "b"})
     with pytest.raises(InvalidInput, match=r"cannot fork 65 sandboxes .give 1 to 64"):
-        pipeline.fork("p", handle, 65)
-    assert len(asked) == 4
+        pipeline.fork(ALICE, handle, 65)
 
 
-def test_a_snapshots_spec_passes_every_step():
-    def tighten(principal, asked):
-        return msgspec.structs.replace(asked, env={"A": "step"})
-
+def test_a_snapshots_spec_passes_the_gate():
     manager = Manager()
     manager.restore = lambda spec, snapshot: (spec, snapshot)
-    spec, snapshot = Pipeline(manager, tighten).open("p", SandboxSpec(), "kept")
-    assert (spec.env, snapshot) == ({"A": "step"}, "kept")
+    gate = Gate(lambda asked: msgspec.structs.replace(asked, env={"A": "gate"}))
+    spec, snapshot = Pipeline(manager, gate).open(ALICE, SandboxSpec(), "kept")
+    assert (spec.env, snapshot) == ({"A": "gate"}, "kept")

@@ -107,7 +107,7 @@ def _run(options: argparse.Namespace, interrupts: Interrupts) -> int:
         result = _execute(options, pipeline, handle, asked, interrupts)
         saved = None
         if options.save_snapshot and result.status == "ok":
-            saved = pipeline.snapshot(handle, options.save_snapshot)
+            saved = pipeline.manager.snapshot(handle, options.save_snapshot)
         return _report(options, handle, result, saved)
     finally:
         pipeline.manager.close()
@@ -190,9 +190,9 @@ def _execute(
     from agentd.sandbox.ports import Pausable
 
     def stand_still() -> None:
-        pipeline.pause(handle)
+        pipeline.manager.pause(handle)
         interrupts.stop()
-        pipeline.resume(handle)
+        pipeline.manager.resume(handle)
 
     execution = pipeline.start(principal(), handle, asked, capture=options.json)
     with LocalCommand(execution) as running:

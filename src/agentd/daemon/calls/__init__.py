@@ -1,1 +1,1 @@
-"""Calls of capabilities: what carries one from who asks to the sandbox and back."""
+"""What is asked for, decided, done, and written down: the same for every way in."""

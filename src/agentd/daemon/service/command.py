@@ -130,7 +130,7 @@ class Command:
 
     @property
     def pid(self) -> int | None:
-        return self._execution.running.pid
+        return self._execution.pid
 
     def give(self, data: bytes, *, eof: bool) -> None:
         """Input from its driver, before it drives."""
@@ -163,7 +163,7 @@ class Command:
             sandbox=self.live.id,
             argv=self.argv,
             tag=self.tag,
-            pid=self._execution.running.pid,
+            pid=self._execution.pid,
             state=ENDED if self.result is not None else RUNNING,
             started=self.started,
             output=offsets,

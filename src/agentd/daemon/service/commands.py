@@ -183,7 +183,13 @@ class Commands:
         with trace.span(
             "guest.start", {"agentd.process": id_, "agentd.backend": live.handle.backend}
         ):
-            execution = self._pipeline.start(who.name, live.handle, request, detached=detached)
+            execution = self._pipeline.start(
+                who,
+                live.handle,
+                request,
+                detached=detached,
+                labels=live.record.labels,
+            )
         command = Command(
             id_, live, request.argv, body.tag, execution, journal, pty=body.pty is not None
         )

@@ -85,13 +85,14 @@ class Sandboxes:
         checked = check_labels(labels or {})
         self._admit()
         begun = time.monotonic()
+        spec = self._pipeline.admit(principal, spec, checked)
         self._ledger.take(principal.name, spec.limits)
         try:
             handle = None if snapshot is not None else self._pool.claim(spec)
             pooled = handle is not None
             if handle is None:
                 with trace.span("sandbox.open"):
-                    handle = self._pipeline.open(principal.name, spec, snapshot)
+                    handle = self._pipeline.build(spec, snapshot)
             try:
                 live = self._write_down(principal.name, handle, checked, seconds)
                 self._meter.sandbox(live, pooled=pooled, seconds=time.monotonic() - begun)
@@ -113,7 +114,7 @@ class Sandboxes:
             for _ in range(count):
                 self._ledger.take(principal.name, source.handle.spec.limits)
                 taken += 1
-            handles = self._pipeline.fork(principal.name, source.handle, count)
+            handles = self._pipeline.fork(principal, source.handle, count, source.record.labels)
             seconds = self._ttl(None)
             labels = source.record.labels
             return [self._write_down(principal.name, h, labels, seconds) for h in handles]
@@ -188,11 +189,11 @@ class Sandboxes:
 
     def pause(self, live: Live) -> None:
         live.require_running("pause it")
-        self._pipeline.pause(live.handle)
+        self._pipeline.manager.pause(live.handle)
         self._change(live, state=str(live.handle.state))
 
     def resume(self, live: Live) -> None:
-        self._pipeline.resume(live.handle)
+        self._pipeline.manager.resume(live.handle)
         self._change(live, state=str(live.handle.state))
 
     def expire(self) -> None:

@@ -146,7 +146,7 @@ class DaemonService:
         place = self._snapshots.place(new)
         try:
             os.mkdir(os.path.dirname(place), 0o700)
-            kept = self._pipeline.snapshot(live.handle, place)
+            kept = self._pipeline.manager.snapshot(live.handle, place)
             about = About(sandbox=live.id, principal=who.name, created=time.time())
             self._snapshots.write_down(new, about)
         except BaseException:
@@ -256,10 +256,10 @@ class DaemonService:
         return self._files.watch(self._live(who, "read", id_), path, recursive, wake)
 
     def read_tar(self, who: Principal, id_: str, path: str) -> Iterator[bytes]:
-        return tar.read(self._pipeline, who, self._live(who, "read", id_), path)
+        return tar.read(self._live(who, "read", id_), path)
 
     def write_tar(self, who: Principal, id_: str, path: str, data: Iterable[bytes]) -> None:
-        tar.write(self._pipeline, who, self._live(who, "files", id_), path, data)
+        tar.write(self._live(who, "files", id_), path, data)
 
     # --- ports ---
 

@@ -4,23 +4,22 @@ import os
 from collections.abc import Iterable, Iterator
 
 from agentd.daemon.execution import Execution
-from agentd.daemon.pipeline import Pipeline
+from agentd.daemon.pipeline import begin
 from agentd.daemon.service.live import Live
 from agentd.model.errors import OperationFailed
-from agentd.model.principal import Principal
 from agentd.model.result import Result
 from agentd.model.spec import ExecRequest
 
 _PIECE = 256 << 10
 
 
-def read(pipeline: Pipeline, who: Principal, live: Live, path: str) -> Iterator[bytes]:
+def read(live: Live, path: str) -> Iterator[bytes]:
     """A tar of ``path``, whose members are named from its last part on."""
     live.require_running("read a tree")
     parent, name = os.path.split(path.rstrip("/") or "/")
     argv = ("tar", "-C", parent or "/", "-cf", "-", "--", name or ".")
     errors = bytearray()
-    with pipeline.start(who.name, live.handle, ExecRequest(argv)) as execution:
+    with begin(live.handle, ExecRequest(argv)) as execution:
         for stream, data in execution.chunks():
             if stream == "stdout":
                 yield data
@@ -29,15 +28,15 @@ def read(pipeline: Pipeline, who: Principal, live: Live, path: str) -> Iterator[
         _check(execution.finish(), bytes(errors), path)
 
 
-def write(pipeline: Pipeline, who: Principal, live: Live, path: str, data: Iterable[bytes]) -> None:
+def write(live: Live, path: str, data: Iterable[bytes]) -> None:
     """Unpack a tar into the directory ``path``. Raises OperationFailed with tar's own words."""
     live.require_running("write a tree")
     argv = ("tar", "-C", path, "-xf", "-")
     request = ExecRequest(argv, stdin=True)
-    with pipeline.start(who.name, live.handle, request, capture=True) as execution:
+    with begin(live.handle, request, capture=True) as execution:
         for piece in data:
-            for begin in range(0, len(piece), _PIECE):
-                execution.write(piece[begin : begin + _PIECE])
+            for at in range(0, len(piece), _PIECE):
+                execution.write(piece[at : at + _PIECE])
                 _catch_up(execution)
             if execution.exit is not None:
                 break

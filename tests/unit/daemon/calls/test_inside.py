@@ -1,28 +1,44 @@
+import os
 from collections.abc import Iterator
 
 import pytest
 
 from agentd.client import build
 from agentd.daemon.calls.inside import HandleInside
-from agentd.daemon.pipeline import Pipeline
+from agentd.daemon.execution import Concluded
+from agentd.daemon.pipeline import Labels, Pipeline
 from agentd.model.cause import CauseCode
 from agentd.model.errors import Refused
+from agentd.model.limits import Limits
+from agentd.model.principal import Principal, local
 from agentd.model.spec import ExecRequest, SandboxSpec
-from agentd.sandbox.manager import Manager
+from agentd.sandbox.manager import Manager, SandboxHandle
+
+ALICE = local("alice")
 
 
-def no_false(principal: str, asked: SandboxSpec | ExecRequest) -> SandboxSpec | ExecRequest:
-    if isinstance(asked, ExecRequest) and asked.argv[0] == "false":
-        raise Refused(f"{principal} may not run false")
-    return asked
+class NoFalse:
+    """A gate that lets all through but one program."""
+
+    def sandbox(self, who: Principal, spec: SandboxSpec, labels: Labels) -> SandboxSpec:
+        return spec
+
+    def fork(self, who: Principal, handle: SandboxHandle, count: int, labels: Labels) -> None: ...
+
+    def command(
+        self, who: Principal, handle: SandboxHandle, request: ExecRequest, labels: Labels
+    ) -> tuple[ExecRequest, Concluded]:
+        if request.argv[0] == "false":
+            raise Refused(f"{who.name} may not run false")
+        return request, lambda *_: None
 
 
 @pytest.fixture
 def inside() -> Iterator[HandleInside]:
     manager = Manager()
-    pipeline = Pipeline(manager, no_false)
+    pipeline = Pipeline(manager, NoFalse())
     spec = build.sandbox_spec(backend="host", timeout="300ms", output=1000)
-    yield HandleInside(pipeline, "alice", pipeline.open("alice", spec))
+    yield HandleInside(pipeline, ALICE, pipeline.open(ALICE, spec))
     manager.close()
 
 
@@ -51,9 +67,16 @@ def test_a_request_s_bounds_do_not_widen_the_sandbox_s(inside: HandleInside, emi
 
 
 @pytest.mark.parametrize("emit", [None, ignore])
-def test_its_commands_go_through_the_pipeline_s_steps(inside: HandleInside, emit: object) -> None:
+def test_its_commands_go_by_the_pipeline_s_gate(inside: HandleInside, emit: object) -> None:
     with pytest.raises(Refused, match="alice may not run false"):
         inside.execute(ExecRequest(argv=("false",)), emit=emit)  # type: ignore[arg-type]
+
+
+def test_those_of_a_call_that_was_admitted_do_not(inside: HandleInside) -> None:
+    most = Limits(output=4)
+    ours = HandleInside(inside._pipeline, ALICE, inside._handle, admitted=True, most=most)
+    assert ours.execute(ExecRequest(argv=("false",))).exit_code == 1
+    assert ours.execute(ExecRequest(argv=("yes",))).stdout == b"y\ny\n"
 
 
 def test_what_is_sent_ahead_is_the_result_s(inside: HandleInside) -> None:
@@ -66,9 +89,37 @@ def test_what_is_sent_ahead_is_the_result_s(inside: HandleInside) -> None:
 
 def test_much_goes_in_while_much_comes_out(inside: HandleInside) -> None:
     spec = build.sandbox_spec(backend="host")
-    handle = inside._pipeline.open("alice", spec)
+    handle = inside._pipeline.open(ALICE, spec)
     data = b"x" * (6 << 20)
     seen: list[int] = []
-    wide = HandleInside(inside._pipeline, "alice", handle)
+    wide = HandleInside(inside._pipeline, ALICE, handle)
     result = wide.execute(ExecRequest(argv=("cat",)), data, lambda _, d: seen.append(len(d)))
     assert result.stdout == data and sum(seen) == len(data)
+
+
+@pytest.fixture
+def cancel() -> Iterator[tuple[int, int]]:
+    """A pipe: what is written to the second end is readable at the first."""
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        os.close(end)
+
+
+def test_a_command_is_ended_by_whoever_asked(inside: HandleInside, cancel: tuple[int, int]) -> None:
+    handle = inside._pipeline.open(ALICE, build.sandbox_spec(backend="host"))
+    ours = HandleInside(inside._pipeline, ALICE, handle, cancel=cancel[0])
+    argv = ("sh", "-c", "echo started; sleep 600")
+    result = ours.execute(
+        ExecRequest(argv=argv), emit=lambda *_: os.write(cancel[1], b"x") and None
+    )
+    assert result.cause.code is CauseCode.CANCELLED and result.stdout == b"started\n"
+    # And those that come after it.
+    assert ours.execute(ExecRequest(argv=("sleep", "600"))).cause.code is CauseCode.CANCELLED
+    assert ours.execute(ExecRequest(argv=("sleep", "600")), b"x").cause.code is CauseCode.CANCELLED
+
+
+def test_one_that_nobody_ends_is_as_ever(inside: HandleInside, cancel: tuple[int, int]) -> None:
+    ours = HandleInside(inside._pipeline, ALICE, inside._handle, cancel=cancel[0])
+    result = ours.execute(ExecRequest(argv=("cat",)), b"in")
+    assert (result.exit_code, result.stdout) == (0, b"in")

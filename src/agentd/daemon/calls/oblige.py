@@ -1,0 +1,84 @@
+"""What a policy obliges to, enforced: a spec or a command within it, or a refusal."""
+
+from typing import TypeVar
+
+import msgspec
+
+from agentd.model.decision import Obligations
+from agentd.model.errors import PolicyDenied
+from agentd.model.isolation import IsolationLevel
+from agentd.model.limits import Limits
+from agentd.model.spec import ExecRequest, SandboxSpec
+
+N = TypeVar("N", int, float)
+# Of one command; the others are of a whole sandbox.
+_PER_COMMAND = ("timeout", "output")
+
+
+def new_sandbox(spec: SandboxSpec, obligations: Obligations) -> SandboxSpec:
+    """The spec as it may be built: a stronger wall and lower limits, never less than was asked.
+
+    Raises PolicyDenied where a network was asked for and there must be none: to leave it out in
+    silence would be another thing than was asked for.
+    """
+    _check_network(spec, obligations)
+    level = max(spec.isolation, obligations.level or IsolationLevel.NONE)
+    return msgspec.structs.replace(
+        spec, isolation=level, limits=_lower(spec.limits, obligations.limits)
+    )
+
+
+def existing_sandbox(spec: SandboxSpec, level: IsolationLevel, obligations: Obligations) -> None:
+    """Raises PolicyDenied where a sandbox that is there already is less than what must hold."""
+    _check_network(spec, obligations)
+    if obligations.level is not None and level < obligations.level:
+        raise PolicyDenied(
+            f"the policy wants a wall of level {obligations.level.label}",
+            cause=f"the sandbox has {level.label}",
+            remediation=f"create one with isolation {obligations.level.label!r}",
+        )
+    held = msgspec.structs.asdict(spec.limits)
+    for name, most in msgspec.structs.asdict(obligations.limits).items():
+        if name in _PER_COMMAND or most is None:
+            continue
+        if held[name] is None or held[name] > most:
+            raise PolicyDenied(
+                f"the policy wants {name} of at most {most:g}",
+                cause=f"the sandbox has {_said(held[name])}",
+                remediation=f"create one with {name} of at most {most:g}",
+            )
+
+
+def command(request: ExecRequest, obligations: Obligations) -> ExecRequest:
+    """With the lower time and output limits."""
+    most = obligations.limits
+    return msgspec.structs.replace(
+        request,
+        timeout=_least(request.timeout, most.timeout),
+        output_limit=_least(request.output_limit, most.output),
+    )
+
+
+def _check_network(spec: SandboxSpec, obligations: Obligations) -> None:
+    if obligations.no_network and spec.net != "none":
+        raise PolicyDenied(
+            "the policy allows no network here",
+            cause=f"the sandbox has {spec.net!r}",
+            remediation="use a sandbox with network none",
+        )
+
+
+def _lower(asked: Limits, most: Limits) -> Limits:
+    bounds = msgspec.structs.asdict(most)
+    held = msgspec.structs.asdict(asked)
+    return Limits(**{name: _least(value, bounds[name]) for name, value in held.items()})
+
+
+def _least(asked: N | None, most: N | None) -> N | None:
+    if asked is None or most is None:
+        return most if asked is None else asked
+    return min(asked, most)
+
+
+def _said(value: float | None) -> str:
+    return "no bound" if value is None else f"{value:g}"
