@@ -12,8 +12,19 @@ def test_branches(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", "HEAD", "main", "refs/heads/", "refs/heads/-f", "refs/tags/v1", "refs/heads/a b"]
-    + ["refs/heads/a\n", "refs/heads/a:b", "refs/heads/" + "a" * 300, "--upload-pack=x"],
+    [
+        "",
+        "HEAD",
+        "main",
+        "refs/heads/",
+        "refs/heads/-f",
+        "refs/tags/v1",
+        "refs/heads/a b",
+        "refs/heads/a\n",
+        "refs/heads/a:b",
+        "refs/heads/" + "a" * 300,
+        "--upload-pack=x",
+    ],
 )
 def test_what_is_none(name: str) -> None:
     assert not _is_branch(name)
