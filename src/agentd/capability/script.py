@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from agentd.capability.bundle import bundled
 from agentd.capability.port import Inside
 from agentd.model.capability import CallFailed
 from agentd.model.cause import Cause, CauseCode
@@ -25,12 +26,12 @@ MAX_OUTPUT = 32 << 20
 MAX_SOURCE = 100 << 10
 _MAX_TEXT = 500
 _CODE = re.compile(r"[a-z][a-z0-9_]{0,39}")
-_SOURCE_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class _Error(msgspec.Struct):
     code: str
     message: str
+    remediation: str = ""
 
 
 class _Answer(msgspec.Struct):
@@ -62,8 +63,9 @@ def run(
     """``inside/SOURCE_NAME.py`` with ``parameters`` on its stdin; its answer by ``decoder``.
 
     ``timeout`` in seconds, ``max_stdin`` and ``max_output`` in bytes of JSON. A script that
-    answers ``{"error": {"code", "message"}}`` ends in CallFailed with that code; others are
-    "no_python", "timeout", "too_large", "out_of_memory" and "script_failed". Raises BackendLost.
+    answers ``{"error": {"code", "message", "remediation"}}`` ends in CallFailed with that code;
+    others are "no_python", "timeout", "too_large", "out_of_memory" and "script_failed". Raises
+    BackendLost.
     """
     stdin = msgspec.json.encode(parameters)
     if len(stdin) > max_stdin:
@@ -84,12 +86,8 @@ def run(
 
 @functools.cache
 def source(name: str) -> str:
-    """The text of a script of ours."""
-    from importlib.resources import files
-
-    if not _SOURCE_NAME.fullmatch(name):
-        raise ValueError(f"{name!r} names no script")
-    text = files("agentd.capability.inside").joinpath(f"{name}.py").read_text("utf-8")
+    """The text of a script of ours, with its parts."""
+    text = bundled(name)
     if len(text.encode()) > MAX_SOURCE:
         raise ValueError(f"inside/{name}.py is over {MAX_SOURCE} bytes")
     return text
@@ -110,7 +108,7 @@ def _answer(result: Result, decoder: "msgspec.json.Decoder[T]", timeout: float) 
             remediation="look at what python3 is in the sandbox",
         ) from None
     code = error.code if _CODE.fullmatch(error.code) else "script_failed"
-    raise CallFailed(code, safe(error.message))
+    raise CallFailed(code, safe(error.message), remediation=safe(error.remediation))
 
 
 def _failure(result: Result, timeout: float) -> CallFailed | BackendLost:

@@ -1,5 +1,6 @@
-"""Scripts that run in the sandbox: standard library only, Python 3.9 and later, imported by nobody.
+"""Scripts that run in the sandbox: standard library only, Python 3.9 and later.
 
 Each reads one JSON object from its stdin and writes one to its stdout; ``capability/script.py`` is
-the other half.
+the other half. Nobody but each other imports them: ``capability/bundle.py`` sends a script with the
+parts that it names by ``from agentd.capability.inside.PART import``.
 """
