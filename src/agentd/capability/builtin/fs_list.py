@@ -1,0 +1,123 @@
+"""fs.list.v1: what is in a directory, and in those below it; links are shown, never followed."""
+
+from typing import Any
+
+from agentd.capability.builtin import fs
+from agentd.capability.port import Call, Inside
+from agentd.model.capability import About, Bounds, CallFailed, Example, Outcome
+
+MAX_ENTRIES = 10_000
+_SCHEMA = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "path": {**fs.PATH, "default": "."},
+        "depth": {
+            "type": "integer",
+            "minimum": 1,
+            "maximum": 8,
+            "default": 1,
+            "description": "1: the directory alone; 2: and what is in those in it",
+        },
+        "limit": {"type": "integer", "minimum": 1, "maximum": MAX_ENTRIES, "default": 1000},
+        "timeout_ms": fs.TIMEOUT_MS,
+    },
+}
+_EXAMPLES = (
+    Example("nothing yet", {}, value={"entries": [], "truncated": False}),
+    Example(
+        "only so many",
+        {"path": "d", "limit": 1},
+        files={"d/a.txt": "", "d/b.txt": ""},
+        value={"truncated": True},
+    ),
+    Example("one that is not there", {"path": "gone"}, error="not_found"),
+    Example("a file", {"path": "a"}, files={"a": ""}, error="not_directory"),
+)
+
+
+class FsList:
+    about = About(
+        name="fs.list.v1",
+        summary="list a directory, and those below it",
+        schema=_SCHEMA,
+        bounds=Bounds(timeout=30.0, output=8 << 20),
+        examples=_EXAMPLES,
+    )
+
+    def run(self, call: Call, inside: Inside) -> Outcome:
+        asked = call.parameters
+        top, limit = fs.place(inside, asked["path"]), asked["limit"]
+        walk = _Walk(inside, limit, fs.Deadline(call.timeout))
+        level = [(top, "")]
+        for _ in range(asked["depth"]):
+            level = walk.level(level)
+            if walk.full:
+                break
+        return Outcome({"entries": walk.entries, "truncated": walk.full})
+
+
+class _Walk:
+    """Level by level, so that a limit leaves out what is deepest."""
+
+    def __init__(self, inside: Inside, limit: int, deadline: fs.Deadline) -> None:
+        self.entries: list[dict[str, Any]] = []
+        self.full = False
+        self._inside = inside
+        self._limit = limit
+        self._deadline = deadline
+
+    def level(self, directories: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Adds what is in them; the directories in them, each as (absolute, relative)."""
+        below: list[tuple[str, str]] = []
+        for full, name in directories:
+            self._deadline.check()
+            below += self._add(full, name)
+            if self.full:
+                break
+        return below
+
+    def _add(self, full: str, name: str) -> list[tuple[str, str]]:
+        below: list[tuple[str, str]] = []
+        for entry in self._listed(full, name):
+            if len(self.entries) >= self._limit:
+                self.full = True
+                break
+            shown = _shown(entry, f"{name}/{entry.name}".lstrip("/"))
+            self.entries.append(shown)
+            if entry.type == "dir":
+                below.append((f"{full.rstrip('/')}/{entry.name}", shown["path"]))
+        return below
+
+    def _listed(self, full: str, name: str) -> list[Any]:
+        try:
+            with fs.refusals():
+                return sorted(self._inside.files.list(full), key=lambda entry: str(entry.name))
+        except CallFailed as error:
+            if not name:
+                raise
+            self._mark(name, error.code)
+            return []
+
+    def _mark(self, name: str, code: str) -> None:
+        """A directory further down that cannot be listed, or has gone, is no end of it all."""
+        for entry in reversed(self.entries):
+            if entry["path"] == name:
+                entry["error"] = code
+                return
+
+
+def _shown(entry: Any, path: str) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "path": path,
+        "type": entry.type,
+        "size": entry.size,
+        "mode": f"{entry.mode:04o}",
+        "mtime": entry.mtime,
+    }
+    if entry.target is not None:
+        shown["target"] = entry.target
+    return shown
+
+
+CAPABILITY = FsList()

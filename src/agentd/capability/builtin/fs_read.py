@@ -1,0 +1,117 @@
+"""fs.read.v1: a part of a file, as text or as base64."""
+
+from agentd.capability.builtin import fs, text
+from agentd.capability.port import Call, Inside
+from agentd.model.capability import About, Bounds, CallFailed, Example, Outcome
+from agentd.model.errors import OperationFailed
+
+_SCHEMA = {
+    "type": "object",
+    "required": ["path"],
+    "additionalProperties": False,
+    "properties": {
+        "path": fs.PATH,
+        "offset": {
+            "type": "integer",
+            "minimum": 0,
+            "maximum": (1 << 62),
+            "default": 0,
+            "description": "bytes to leave out first",
+        },
+        "max_bytes": {"type": "integer", "minimum": 1, "maximum": fs.MAX_FILE, "default": 1 << 20},
+        "encoding": {
+            "enum": ["auto", "utf-8", "base64"],
+            "default": "auto",
+            "description": "auto: utf-8 where it is text, else base64",
+        },
+        "timeout_ms": fs.TIMEOUT_MS,
+    },
+}
+_EXAMPLES = (
+    Example(
+        "a small file",
+        {"path": "poem.txt"},
+        files={"poem.txt": "roses are red\n"},
+        value={"content": "roses are red\n", "encoding": "utf-8", "size": 14, "eof": True},
+    ),
+    Example(
+        "a part of it",
+        {"path": "poem.txt", "offset": 6, "max_bytes": 3},
+        files={"poem.txt": "roses are red\n"},
+        value={"content": "are", "length": 3, "offset": 6, "eof": False, "truncated": True},
+    ),
+    Example(
+        "its bytes",
+        {"path": "poem.txt", "encoding": "base64"},
+        files={"poem.txt": "roses"},
+        value={"content": "cm9zZXM=", "encoding": "base64"},
+    ),
+    Example("one that is not there", {"path": "gone.txt"}, error="not_found"),
+    Example("a directory", {"path": "."}, error="is_directory"),
+)
+
+
+class FsRead:
+    about = About(
+        name="fs.read.v1",
+        summary="read a file, or a part of it",
+        schema=_SCHEMA,
+        bounds=Bounds(timeout=30.0, output=24 << 20),
+        examples=_EXAMPLES,
+    )
+
+    def run(self, call: Call, inside: Inside) -> Outcome:
+        asked = call.parameters
+        path, offset = fs.place(inside, asked["path"]), asked["offset"]
+        # One byte more than asked for tells whether that was all.
+        with fs.refusals():
+            data = fs.read(inside, path, offset, asked["max_bytes"] + 1, fs.Deadline(call.timeout))
+        eof = len(data) <= asked["max_bytes"]
+        data = data[: asked["max_bytes"]]
+        content, encoding, length = _as_text(data, asked["encoding"], eof)
+        return Outcome(
+            {
+                "content": content,
+                "encoding": encoding,
+                "length": length,
+                "size": _size(inside, path, offset, len(data), eof),
+                "offset": offset,
+                "eof": eof,
+                "truncated": not eof,
+            }
+        )
+
+
+def _as_text(data: bytes, encoding: str, eof: bool) -> tuple[str, str, int]:
+    """The content, its encoding, and how many bytes it stands for."""
+    if encoding == "base64":
+        return text.as_base64(data), encoding, len(data)
+    # A part may end within a character, which the next part begins with then.
+    part = data if eof else text.whole_characters(data) or data
+    if encoding == "auto":
+        (content,), encoding = text.encoded(part)
+        if encoding == "base64":
+            return text.as_base64(data), encoding, len(data)
+        return content, encoding, len(part)
+    try:
+        return part.decode(), encoding, len(part)
+    except UnicodeDecodeError as error:
+        raise CallFailed(
+            "not_text",
+            f"it is not UTF-8 at byte {error.start} of what was read",
+            remediation='ask for "encoding": "base64"',
+        ) from None
+
+
+def _size(inside: Inside, path: str, offset: int, length: int, eof: bool) -> int:
+    """Bytes of the whole file; files of /proc say 0, and have what was seen of them."""
+    seen = offset + length if length else 0
+    if eof and length:
+        return seen
+    try:
+        return max(int(fs.follow(inside, path)[1].size), seen)
+    except OperationFailed:  # it has gone since
+        return seen
+
+
+CAPABILITY = FsRead()

@@ -1,0 +1,1 @@
+"""Calls of capabilities: what carries one from who asks to the sandbox and back."""
