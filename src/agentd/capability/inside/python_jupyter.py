@@ -1,0 +1,91 @@
+"""Jupyter's kernel behind the same socket: a process of its own below this one."""
+
+import os
+import re
+import signal
+import sys
+from typing import Any
+
+from agentd.capability.inside.python_bundle import bounded, clean
+from agentd.capability.inside.python_server import Server
+
+START_TIMEOUT = 60.0
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_MAX_TRACEBACK = 64 << 10
+
+
+class Engine:
+    name = "ipykernel"
+
+    def __init__(self, server: Server) -> None:
+        """Raises whatever Jupyter raises where it does not come up."""
+        import subprocess
+
+        from jupyter_client.blocking.client import BlockingKernelClient
+        from jupyter_client.connect import write_connection_file
+
+        self._server = server
+        self._answer: dict[str, Any] = {}
+        # Sockets in the private directory of ours: no port that others could connect to.
+        place = os.path.join(os.path.dirname(server.path), f"jupyter-{os.getpid()}")
+        key = os.urandom(32).hex().encode()
+        path, _ = write_connection_file(f"{place}.json", transport="ipc", ip=place, key=key)
+        # In our process group: it ends with us, and we with it.
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "ipykernel_launcher", "-f", path],
+            stdin=subprocess.DEVNULL,
+            stdout=server.writers[0],
+            stderr=server.writers[1],
+        )
+        signal.signal(signal.SIGCHLD, self._on_child)
+        self._client: Any = BlockingKernelClient()
+        self._client.load_connection_file(path)
+        self._client.start_channels()
+        self._client.wait_for_ready(timeout=START_TIMEOUT)
+
+    def interrupt(self) -> None:
+        os.kill(self._process.pid, signal.SIGINT)
+
+    def _on_child(self, number: int, frame: object) -> None:
+        if self._process.poll() is not None:
+            os._exit(1)
+
+    def run(self, code: str) -> "dict[str, Any]":
+        self._answer = {"result": None, "error": None}
+        reply = self._client.execute_interactive(
+            code, store_history=True, allow_stdin=False, output_hook=self._on_output
+        )
+        content = reply["content"]
+        error = self._answer["error"]
+        if content["status"] == "ok":
+            status = "ok"
+        elif content["status"] == "aborted" or content.get("ename") == "KeyboardInterrupt":
+            status = "interrupted"
+        else:
+            status = "error"
+            error = error or _error(content)
+        count = content.get("execution_count") or 0
+        return {**self._answer, "status": status, "error": error, "execution_count": count}
+
+    def _on_output(self, message: "dict[str, Any]") -> None:
+        kind, content = message["header"]["msg_type"], message["content"]
+        if kind == "stream":
+            fd = self._server.writers[content["name"] == "stderr"]
+            data = content["text"].encode("utf-8", "backslashreplace")
+            while data:
+                data = data[os.write(fd, data) :]
+        elif kind == "execute_result":
+            self._answer["result"] = bounded(content["data"])
+        elif kind == "display_data":
+            self._server.send({"display": bounded(content["data"])})
+        elif kind == "error":
+            self._answer["error"] = _error(content)
+
+
+def _error(content: "dict[str, Any]") -> "dict[str, str]":
+    text = _ANSI.sub("", "\n".join(content.get("traceback") or []))
+    return {
+        "name": clean(str(content.get("ename")), 200),
+        "value": clean(str(content.get("evalue")), 4096),
+        "traceback": clean(text[-_MAX_TRACEBACK:], _MAX_TRACEBACK),
+    }
