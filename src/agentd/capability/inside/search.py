@@ -78,7 +78,7 @@ class Search:
             raise Full
         before = lines[max(0, index - self.context) : index]
         after = lines[index + 1 : index + 1 + self.context]
-        match = {
+        match: dict[str, Any] = {
             "path": clean(shown),
             "line": index + 1,
             "column": at + 1,
