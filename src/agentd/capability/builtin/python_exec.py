@@ -5,7 +5,7 @@ process, or starts it (``inside/python_client.py``): the daemon holds nothing.
 """
 
 import functools
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -85,7 +85,7 @@ class _Value(msgspec.Struct):
     status: Literal["ok", "error", "interrupted", "timeout"]
     result: _Bundle | None = None
     error: _Error | None = None
-    execution_count: int | None = None
+    execution_count: Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)] | None = None
     kernel: Literal["builtin", "ipykernel"] | None = None
     reset: bool = False
     truncated: bool = False

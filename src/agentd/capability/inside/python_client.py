@@ -191,7 +191,7 @@ class Run:
         self._displays = 0
         self._deadline = deadline
         self._received = bytearray()
-        self._stages: "list[tuple[float, Callable[[], None]]]" = [
+        self._stages: list[tuple[float, Callable[[], None]]] = [
             (deadline, lambda: kernel.signal(signal.SIGINT)),
             (deadline + GRACE, lambda: kernel.signal(signal.SIGINT)),
             (deadline + 2 * GRACE, kernel.kill),

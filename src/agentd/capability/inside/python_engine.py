@@ -1,5 +1,6 @@
 """The two engines: Jupyter's where the image has it, ours everywhere else."""
 
+import traceback
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,8 +13,9 @@ def choose(server: Server) -> Any:
             from agentd.capability.inside.python_jupyter import Engine as Jupyter
 
             return Jupyter(server)
-        except Exception:  # noqa: S110  (a broken one; every answer says which kernel it is of)
-            pass
+        except Exception:
+            # Seen by the first call; every answer says which kernel it is of.
+            traceback.print_exc()
     from agentd.capability.inside.python_kernel import Engine
 
     return Engine(server)

@@ -9,9 +9,9 @@ import linecache
 import os
 import sys
 import threading
-import traceback
 import types
 import warnings
+from traceback import TracebackException
 from typing import Any, Callable, NoReturn  # noqa: UP035  (Python 3.9)
 
 from agentd.capability.inside.python_bundle import bounded, bundle_of, clean
@@ -42,7 +42,8 @@ class Engine:
         builtins.input = _no_input
         os.environ.setdefault("MPLBACKEND", "agg")
         warnings.filterwarnings("ignore", message="FigureCanvasAgg is non-interactive")
-        self._streams()
+        # The first ones are buffered by the block, for they were no terminal.
+        self._streams(anew=True)
 
     def interrupt(self) -> None:
         """In a signal handler. A task is cancelled; if that does nothing, broken off."""
@@ -64,7 +65,6 @@ class Engine:
 
     def run(self, code: str) -> "dict[str, Any]":
         self._count += 1
-        self._server.attach_streams()
         self._streams()
         status, result, error = self._attempt(lambda: self._evaluate(code))
         figures = self._attempt(self._figures)
@@ -83,8 +83,8 @@ class Engine:
     def _evaluate(self, code: str) -> "dict[str, str] | None":
         name = f"<cell {self._count}>"
         lines = code.splitlines(True)
-        linecache.cache[name] = (len(code), None, lines, name)
-        linecache.cache.pop(f"<cell {self._count - MAX_CELLS}>", None)
+        _LINES[name] = (len(code), None, lines, name)
+        _LINES.pop(f"<cell {self._count - MAX_CELLS}>", None)
         tree = ast.parse(code, name)
         last = tree.body[-1] if tree.body else None
         if not isinstance(last, ast.Expr):
@@ -166,10 +166,10 @@ class Engine:
         with self._sending:
             self._server.send({"display": bundle})
 
-    def _streams(self) -> None:
+    def _streams(self, *, anew: bool = False) -> None:
         """Text streams over descriptors 1 and 2, where code has closed those of before."""
         for name, fd in (("stdout", 1), ("stderr", 2)):
-            if getattr(getattr(sys, name), "closed", True):
+            if anew or getattr(getattr(sys, name), "closed", True):
                 setattr(sys, name, _writer(fd))
                 setattr(sys, f"__{name}__", getattr(sys, name))
         if getattr(sys.stdin, "closed", True):
@@ -182,6 +182,8 @@ class _Task:
         self.cancelling_by_us = False
 
 
+# Held: code may replace what it finds in modules.
+_LINES: "dict[str, Any]" = linecache.cache
 _FLAGS: "dict[str, Any]" = {"flags": ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, "dont_inherit": True}
 
 
@@ -203,8 +205,9 @@ def _traceback(error: BaseException) -> str:
     trace = error.__traceback__
     while trace is not None and not trace.tb_frame.f_code.co_filename.startswith("<cell "):
         trace = trace.tb_next
-    lines = traceback.TracebackException(type(error), error, trace, limit=_MAX_FRAMES).format()
-    text = "".join(lines)
+    told = TracebackException(type(error), error, trace, limit=_MAX_FRAMES)
+    told.stack[:] = [one for one in told.stack if not one.filename.startswith("<agentd.")]
+    text = "".join(told.format())
     return clean(text[-MAX_TRACEBACK:], MAX_TRACEBACK)
 
 

@@ -79,8 +79,11 @@ class Server:
         self._connection = connection
         try:
             self._watch(connection)
+            self.attach_streams()
             answer = run(str(request["code"]))
             self._pending = False
+            # Else the next connection would be descriptor 1 where the code has closed that.
+            self.attach_streams()
             send(connection, answer)
         finally:
             self._connection = None
