@@ -23,7 +23,7 @@ _TIMEOUT = 60.0
 # For what comes after the code's own time: two interrupts, then the kill.
 _GRACE = 8.0
 _REMEDIES = {
-    "busy": "wait for it, interrupt it with op interrupt, or use another context",
+    "busy": "wait, end the other code with op interrupt or reset, or use another context",
     "too_many_contexts": "end one with op reset",
     "timeout": "raise timeout_ms",
     "kernel_failed": "look at what python3 is in the sandbox, and whether its memory is enough",
@@ -152,6 +152,7 @@ class PythonExec:
             "timeout": timeout,
             "max_output": most,
             "sources": _sources(),
+            "run_source": script.source("python_run"),
         }
         try:
             value = script.run(

@@ -1,32 +1,23 @@
-"""One call of ``python.exec``, in the sandbox: finds or starts the context's kernel, and asks it.
+"""One call of ``python.exec``, in the sandbox: finds or starts a context's kernel, and asks it."""
 
-What comes meanwhile goes to stderr, a JSON object a line: ``{"kind", "data"}``, data as base64.
-"""
-
-import base64
 import contextlib
 import fcntl
 import json
 import os
 import select
-import selectors
 import signal
 import socket
 import stat
 import struct
 import sys
 import time
-from typing import Any, Callable, NoReturn  # noqa: UP035  (Python 3.9)
+import types
+from typing import Any, NoReturn
 
 MAX_CONTEXTS = 16
-MAX_FRAME = 16 << 20
-MAX_DISPLAYS = 64
-MAX_DISPLAY_BYTES = 8 << 20
-PIECE = 48 << 10
-# How long an idle kernel may take to answer before it counts as one whose client has gone, and how
-# long code may ignore an interrupt.
+_RUN = "agentd.capability.inside.python_run"
+# How long an idle kernel may take to answer before it counts as one whose client has gone.
 PATIENCE = ((1.0, signal.SIGINT), (3.0, signal.SIGINT), (10.0, None))
-GRACE = 1.0
 _BOOT = """\
 import sys
 if sys.path and not sys.path[0]:
@@ -44,10 +35,6 @@ class Failed(Exception):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
-
-
-class Died(Exception):
-    """The kernel ended."""
 
 
 class Kernel:
@@ -181,103 +168,13 @@ class Context:
         os.close(self._lock)
 
 
-class Run:
-    """Code in a kernel, to its end."""
-
-    def __init__(self, kernel: Kernel, streams: "list[int]", most: int, deadline: float) -> None:
-        self._kernel = kernel
-        self._streams = {streams[0]: "stdout", streams[1]: "stderr"}
-        self._room = {"stdout": most, "stderr": most, "display": MAX_DISPLAY_BYTES}
-        self._displays = 0
-        self._deadline = deadline
-        self._received = bytearray()
-        self._stages: list[tuple[float, Callable[[], None]]] = [
-            (deadline, lambda: kernel.signal(signal.SIGINT)),
-            (deadline + GRACE, lambda: kernel.signal(signal.SIGINT)),
-            (deadline + 2 * GRACE, kernel.kill),
-        ]
-        self.truncated = False
-
-    @property
-    def timed_out(self) -> bool:
-        return len(self._stages) < 3
-
-    def until_done(self) -> "dict[str, Any]":
-        """The kernel's last word. Raises Died."""
-        with selectors.DefaultSelector() as selector:
-            connection = self._kernel.connection
-            selector.register(connection, selectors.EVENT_READ)
-            for fd in (self._kernel.pidfd, *self._streams):
-                selector.register(fd, selectors.EVENT_READ)
-            while True:
-                for key, _ in selector.select(self._next_stage()):
-                    if key.fd in self._streams:
-                        self._copy(key.fd)
-                    elif key.fileobj is connection:
-                        done = self._receive(connection)
-                        if done is not None:
-                            return done
-                    else:
-                        raise Died
-
-    def drain(self) -> None:
-        """What was written before the end; who goes on writing is heard by the next call."""
-        for fd in self._streams:
-            for _ in range(64):
-                if not self._copy(fd):
-                    break
-
-    def _next_stage(self) -> "float | None":
-        while self._stages:
-            left = self._stages[0][0] - time.monotonic()
-            if left > 0:
-                return left
-            self._stages.pop(0)[1]()
-        return None
-
-    def _copy(self, fd: int) -> bool:
-        try:
-            data = os.read(fd, PIECE)
-        except BlockingIOError:
-            return False
-        if data:
-            self._tell(self._streams[fd], data)
-        return bool(data)
-
-    def _tell(self, kind: str, data: bytes) -> None:
-        kept = data[: self._room[kind]]
-        self._room[kind] -= len(kept)
-        self.truncated = self.truncated or len(kept) < len(data)
-        if kept:
-            tell(kind, kept)
-
-    def _receive(self, connection: socket.socket) -> "dict[str, Any] | None":
-        data = connection.recv(1 << 16)
-        if not data:
-            raise Died
-        self._received += data
-        while len(self._received) >= 4:
-            (size,) = struct.unpack("!I", self._received[:4])
-            if size > MAX_FRAME:
-                raise Died
-            if len(self._received) < 4 + size:
-                return None
-            message = json.loads(self._received[4 : 4 + size])
-            del self._received[: 4 + size]
-            if "display" not in message:
-                return dict(message)
-            self._show(json.dumps(message["display"]).encode())
-        return None
-
-    def _show(self, data: bytes) -> None:
-        self._displays += 1
-        if self._displays > MAX_DISPLAYS or len(data) > self._room["display"]:
-            self.truncated = True
-        else:
-            self._tell("display", data)
-
-
 def run(asked: "dict[str, Any]", context: Context) -> "dict[str, Any]":
+    # Sent along by the host: one argument could not hold all of this program.
+    module = types.ModuleType(_RUN)
+    sys.modules[_RUN] = module
+    exec(compile(asked["run_source"], f"<{_RUN}>", "exec"), module.__dict__)  # noqa: S102
+    from agentd.capability.inside.python_run import Run
+
     reset = False
     if asked["reset"]:
         reset = _end(context)
@@ -292,10 +189,13 @@ def run(asked: "dict[str, Any]", context: Context) -> "dict[str, Any]":
         answer = work.until_done()
         if work.timed_out and answer.get("status") == "interrupted":
             answer["status"] = "timeout"
-    except (Died, OSError, ValueError):
+    except (OSError, ValueError):
         kernel.kill()
         reset = True
-        answer = {"status": "timeout" if work.timed_out else "error", "error": _death(work)}
+        answer = {
+            "status": "timeout" if work.timed_out else "error",
+            "error": _death(work.timed_out),
+        }
     work.drain()
     kernel.close()
     return {
@@ -306,8 +206,8 @@ def run(asked: "dict[str, Any]", context: Context) -> "dict[str, Any]":
     }
 
 
-def _death(work: Run) -> "dict[str, str]":
-    if work.timed_out:
+def _death(timed_out: bool) -> "dict[str, str]":
+    if timed_out:
         return {"name": "Timeout", "value": "the code ignored the interrupt", "traceback": ""}
     value = "the interpreter ended: the code ended it, it crashed, or it was killed"
     return {"name": "KernelDied", "value": value, "traceback": ""}
@@ -319,14 +219,14 @@ def _attach(context: Context, sources: "list[list[str]]") -> "tuple[Kernel, list
     if kernel is not None:
         try:
             return (*_hello(kernel, context.deadline, PATIENCE), False)
-        except (Died, OSError, ValueError):
+        except (OSError, ValueError):
             kernel.kill()
             kernel.close()
             lost = True
     kernel = context.start(sources)
     try:
         return (*_hello(kernel, context.deadline, ()), lost)
-    except (Died, OSError, ValueError):
+    except (OSError, ValueError):
         kernel.kill()
         kernel.close()
         raise Failed("kernel_failed", "the interpreter ended before it was ready") from None
@@ -348,13 +248,13 @@ def _hello(
         if number is not None:
             kernel.signal(number)
         elif after < deadline:
-            raise Died
+            raise ConnectionError("the kernel ended")
     else:
         kernel.close()
         raise Failed("busy", "the interpreter was not ready in time")
     data, fds, _, _ = socket.recv_fds(kernel.connection, 4096, 2)
     if len(fds) != 2 or len(data) < 4:
-        raise Died
+        raise ConnectionError("the kernel ended")
     for fd in fds:
         os.set_blocking(fd, False)
     return kernel, list(fds), str(json.loads(data[4:])["kernel"])
@@ -411,17 +311,6 @@ def _folder() -> str:
     return path
 
 
-def tell(kind: str, data: bytes) -> None:
-    line = json.dumps({"kind": kind, "data": base64.b64encode(data).decode()}) + "\n"
-    write(2, line.encode())
-
-
-def write(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
 def main() -> "NoReturn":
     asked = json.load(sys.stdin)
     operations = {"run": run, "interrupt": interrupt, "reset": reset, "list": list_all}
@@ -433,7 +322,7 @@ def main() -> "NoReturn":
         answer = {"error": {"code": error.code, "message": str(error)}}
     except OSError as error:
         answer = {"error": {"code": "kernel_failed", "message": str(error)}}
-    write(1, json.dumps(answer).encode())
+    print(json.dumps(answer), flush=True)
     sys.exit(0)
 
 

@@ -9,7 +9,7 @@ from tests.unit.capability.fetch.servers import Answer, Server, fetcher, says
 from agentd.capability import schema
 from agentd.capability.builtin.http_fetch import CAPABILITY, HttpFetch
 from agentd.capability.call import CallContext, perform
-from agentd.model.capability import CallFailed
+from agentd.model.capability import CallFailed, Example
 from agentd.model.errors import InvalidInput
 
 
@@ -35,6 +35,13 @@ def one(request: pytest.FixtureRequest) -> Iterator[Server]:
     answer: Answer = getattr(request, "param", says(b"hello"))
     with closing(Server(answer)) as server:
         yield server
+
+
+@pytest.mark.parametrize("example", CAPABILITY.about.examples, ids=lambda one: one.about)
+def test_its_examples_are_true(example: Example) -> None:
+    with pytest.raises(CallFailed) as caught:
+        call(CAPABILITY, dict(example.parameters))
+    assert caught.value.code == example.error
 
 
 def test_its_value_has_all_of_the_answer(one: Server) -> None:
