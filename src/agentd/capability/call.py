@@ -52,7 +52,8 @@ class CallContext:
     ) -> "CallContext":
         """One whose time is its parameter ``timeout_ms``, or what the capability says.
 
-        ``most`` is what a policy lets it have, in seconds.
+        ``most`` is what a policy lets it have, in seconds. An AgentdError that ``emit`` raises
+        ends the call with it.
         """
         time = timeout(about, parameters, most)
         return cls(parameters, request_id=request_id, timeout=time, emit=emit)

@@ -142,7 +142,7 @@ def _checked(name: str, where: str) -> Capability | AgentdError:
         return Unavailable(
             f"capability {name} cannot be used",
             cause=f"{where}: {text[:500]}",
-            remediation="mend or uninstall its package",
+            remediation="reinstall agentd" if name in BUILTIN else "mend or uninstall its package",
         )
     return capability
 

@@ -41,6 +41,7 @@ _ANSWER = msgspec.json.Decoder(_Answer)
 _CAUSES = {
     CauseCode.TIMEOUT: "timeout",
     CauseCode.OUTPUT_LIMIT: "too_large",
+    CauseCode.CANCELLED: "cancelled",
     CauseCode.OOM: "out_of_memory",
     CauseCode.PIDS_LIMIT: "too_many_processes",
 }

@@ -9,10 +9,12 @@ from agentd.model.isolation import IsolationLevel
 
 if TYPE_CHECKING:
     # "as": re-exported, for the annotations of the rest of the client.
+    from agentd.capability.registry import Catalogue as Catalogue  # noqa: PLC0414
     from agentd.daemon.config import Read
     from agentd.daemon.doctor import Finding
     from agentd.daemon.execution import Execution as Execution  # noqa: PLC0414
     from agentd.daemon.pipeline import Pipeline as Pipeline  # noqa: PLC0414
+    from agentd.model.capability import About
     from agentd.sandbox.manager import SandboxHandle as SandboxHandle  # noqa: PLC0414
     from agentd.sandbox.snapshots import Snapshot as Snapshot  # noqa: PLC0414
 
@@ -71,6 +73,20 @@ def verify_snapshot(snapshot: "Snapshot") -> None:
 def principal() -> str:
     """Whoever runs this process: the kernel has authenticated them already."""
     return f"uid:{os.geteuid()}"
+
+
+def capabilities() -> "Catalogue":
+    """What can be asked for by name where this process runs, and by name what is broken."""
+    from agentd.capability.registry import Registry
+
+    return Registry().all()
+
+
+def capability(name: str) -> "About":
+    """Raises NotFound with the nearest names, Unavailable for one that is broken."""
+    from agentd.capability.registry import Registry
+
+    return Registry().get(name).about
 
 
 def doctor() -> "tuple[list[Finding], dict[str, object]]":

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from agentd.capability.builtin import text
 from agentd.capability.port import Inside
 from agentd.model.capability import CallFailed
 from agentd.model.errors import InvalidInput, OperationFailed
@@ -76,7 +77,10 @@ def refusals() -> Iterator[None]:
     except OperationFailed as error:
         code, fix = _CODES.get(error.errno, ("failed", ""))
         raise CallFailed(
-            code, error.message, cause=error.cause, remediation=error.remediation or fix
+            code,
+            text.clean(error.message),
+            cause=error.cause,
+            remediation=error.remediation or fix,
         ) from None
 
 
@@ -85,6 +89,7 @@ def follow(inside: Inside, path: str) -> tuple[str, Any]:
 
     Raises OperationFailed. The sandbox may change it at once: no check of it protects anything.
     """
+    first = path
     for _ in range(MAX_LINKS):
         entry = inside.files.stat(path)
         if entry.type != "link" or not entry.target:
@@ -92,9 +97,9 @@ def follow(inside: Inside, path: str) -> tuple[str, Any]:
         path = f"{path.rstrip('/').rpartition('/')[0]}/{entry.target}"
         if entry.target.startswith("/"):
             path = entry.target
-        if len(path.encode()) > MAX_PATH:
+        if len(path.encode(errors="surrogatepass")) > MAX_PATH:
             break
-    raise OperationFailed(f"{path[:200]}: too many links", errno=errno.ELOOP)
+    raise OperationFailed(f"{text.clean(first)}: its links lead nowhere", errno=errno.ELOOP)
 
 
 def read(inside: Inside, path: str, offset: int, length: int, deadline: Deadline) -> bytes:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from agentd.capability.builtin import fs
+from agentd.capability.builtin import fs, text
 from agentd.capability.port import Call, Inside
 from agentd.model.capability import About, Bounds, CallFailed, Example, Outcome
 
@@ -109,14 +109,14 @@ class _Walk:
 
 def _shown(entry: Any, path: str) -> dict[str, Any]:
     shown: dict[str, Any] = {
-        "path": path,
+        "path": text.clean(path),
         "type": entry.type,
         "size": entry.size,
         "mode": f"{entry.mode:04o}",
         "mtime": entry.mtime,
     }
     if entry.target is not None:
-        shown["target"] = entry.target
+        shown["target"] = text.clean(entry.target)
     return shown
 
 

@@ -9,6 +9,8 @@ from agentd.model.errors import InvalidInput
 # What JSON writes as \u00XX: six bytes for one.
 _ESCAPED = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
 
 def encoded(*pieces: bytes) -> tuple[list[str], str]:
     """Each of ``pieces`` as a string, and the encoding of all: "utf-8" or "base64".
@@ -51,6 +53,11 @@ def whole_characters(data: bytes) -> bytes:
         if byte < 0x80:
             return data
     return data
+
+
+def clean(name: str) -> str:
+    """A name of the agent's that can be sent on: U+FFFD for each byte that is not UTF-8."""
+    return _SURROGATE.sub("\ufffd", name)
 
 
 def _is_text(text: str) -> bool:

@@ -59,10 +59,15 @@ class Search:
             return True
         return self.glob.fullmatch(path if self.by_path else name) is not None
 
-    def file(self, path: str, shown: str) -> None:
+    def file(self, path: str, shown: str, alone: bool = False) -> None:
         if self.files + self.skipped >= MAX_FILES:
             raise Full
-        data = content(path)
+        try:
+            data = content(path)
+        except OSError:
+            if alone:
+                raise
+            data = None
         if data is None or b"\0" in data[:8192]:
             self.skipped += 1
             return
@@ -109,17 +114,14 @@ def translated(glob: str) -> str:
 
 def content(path: str) -> bytes | None:
     """Bytes of a regular file that is not too large; None otherwise."""
-    try:
-        # Looked at first: opening a device or a fifo acts on it.
-        if not stat.S_ISREG(os.lstat(path).st_mode):
-            return None
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-        with os.fdopen(os.open(path, flags), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                return None
-            data = file.read(MAX_FILE + 1)
-    except OSError:
+    # Looked at first: opening a device or a fifo acts on it.
+    if not stat.S_ISREG(os.lstat(path).st_mode):
         return None
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            return None
+        data = file.read(MAX_FILE + 1)
     return data if len(data) <= MAX_FILE else None
 
 
@@ -144,7 +146,7 @@ def searched(asked: dict[str, Any]) -> dict[str, Any]:
         if stat.S_ISDIR(mode):
             search.tree(asked["root"], asked["shown"])
         elif stat.S_ISREG(mode):
-            search.file(os.path.realpath(asked["root"]), asked["shown"])
+            search.file(os.path.realpath(asked["root"]), asked["shown"], alone=True)
         else:
             return failed("not_a_file", "it is no file and no directory")
     except Full:

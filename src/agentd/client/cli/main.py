@@ -28,6 +28,9 @@ GROUPS = {
         "logs": "print what a command wrote",
         "cp": "copy files and directories in and out",
     },
+    "what can be asked for by name": {
+        "capability": "list the capabilities, or show one",
+    },
     "the daemon": {
         "serve": "run it",
         "stats": "show what it is doing",
@@ -97,7 +100,7 @@ def _guarded(name: str, words: list[str]) -> int:
 def _help() -> str:
     lines = []
     for heading, commands in GROUPS.items():
-        lines += [f"{heading}:", *(f"  {name:<9} {text}" for name, text in commands.items()), ""]
+        lines += [f"{heading}:", *(f"  {name:<10} {text}" for name, text in commands.items()), ""]
     return "\n".join(
         [
             "usage: agentd COMMAND [options]",

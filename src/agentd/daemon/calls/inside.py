@@ -24,8 +24,14 @@ class HandleInside:
     """Commands go through the pipeline's steps, as any do; the handle stays the caller's to end."""
 
     def __init__(
-        self, pipeline: "Pipeline", principal: "Principal", handle: "SandboxHandle"
+        self,
+        pipeline: "Pipeline",
+        principal: "Principal",
+        handle: "SandboxHandle",
+        cancel: int = -1,
     ) -> None:
+        """``cancel``: a descriptor of the caller's that ends every command once it is readable."""
+        self._cancel = cancel
         self._pipeline = pipeline
         self._principal = principal
         self._handle = handle
@@ -48,14 +54,31 @@ class HandleInside:
         What ``emit`` raises ends the command and comes out here.
         """
         asked = self._bounded(request)
-        if emit is None:
+        if emit is None and self._cancel < 0:
             return self._pipeline.execute(self._principal, self._handle, asked, stdin)
         asked = msgspec.structs.replace(asked, stdin=bool(stdin))
         with self._pipeline.start(self._principal, self._handle, asked) as execution:
             if stdin:
                 execution.write(stdin)
                 execution.close_stdin()
-            return _followed(execution, emit)
+            return self._followed(execution, emit)
+
+    def _followed(self, execution: "Execution", emit: Emit | None) -> Result:
+        kept = {"stdout": bytearray(), "stderr": bytearray()}
+        cancel = (self._cancel,) if self._cancel >= 0 else ()
+        while True:
+            chunks, ready = execution.step(None, cancel)
+            for name, data in chunks:
+                kept[name] += data  # as many as the request's output_limit at most
+                if emit is not None:
+                    emit(name, bytes(data))
+            if execution.exit is not None and not chunks:
+                break
+            if ready:
+                cancel = ()  # it stays readable: looked at again, it would keep us awake
+                execution.kill()
+        stdout, stderr = map(bytes, kept.values())
+        return msgspec.structs.replace(execution.finish(), stdout=stdout, stderr=stderr)
 
     def _bounded(self, request: ExecRequest) -> ExecRequest:
         """A capability asks for bounds of its own; they do not widen the sandbox's."""
@@ -65,16 +88,6 @@ class HandleInside:
             timeout=_least(request.timeout, limits.timeout),
             output_limit=_least(request.output_limit, limits.output, DEFAULTS.output),
         )
-
-
-def _followed(execution: "Execution", emit: Emit) -> Result:
-    kept = {"stdout": bytearray(), "stderr": bytearray()}
-    for name, data in execution.chunks():
-        kept[name] += data  # as many as the request's output_limit at most
-        emit(name, bytes(data))
-    return msgspec.structs.replace(
-        execution.finish(), stdout=bytes(kept["stdout"]), stderr=bytes(kept["stderr"])
-    )
 
 
 def _least(*bounds: Bound | None) -> Bound | None:

@@ -1,0 +1,141 @@
+"""``agentd capability``: what can be asked for by name, and how."""
+
+import argparse
+import shlex
+import sys
+from typing import TYPE_CHECKING
+
+from agentd.client.cli import remote, table
+from agentd.client.cli.options import Parser
+from agentd.model.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from agentd.model.capability import About, Example, Needs
+
+_EXAMPLES = """\
+  agentd capability ls
+  agentd capability show fs.edit.v1
+  agentd capability show fs.edit.v1 --json
+"""
+
+
+def main(words: list[str]) -> int:
+    options = _parser().parse_args(words)
+    if options.action == "ls":
+        return _list(options)
+    return _show(options)
+
+
+def _list(options: argparse.Namespace) -> int:
+    from agentd.client import embedded
+
+    found = embedded.capabilities()
+    abouts = [capability.about for capability in found.capabilities]
+    if options.json:
+        broken = {name: error.as_dict() for name, error in found.broken.items()}
+        remote.print_json({"capabilities": [_brief(about) for about in abouts], "broken": broken})
+        return 0
+    rows = [
+        (about.name, about.needs.level.label, _effects(about.needs), about.summary)
+        for about in abouts
+    ]
+    table.show(("NAME", "WALL", "USES", "SUMMARY"), rows)
+    for name, error in found.broken.items():
+        print(f"agentd capability: {remote.safe(f'{name}: {error}')}", file=sys.stderr)
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    from agentd.client import embedded
+
+    if not options.name:
+        raise InvalidInput("no capability given", remediation="agentd capability ls lists them")
+    about = embedded.capability(options.name)
+    if options.json:
+        remote.print_json({**_brief(about), "schema": about.schema, "examples": about.examples})
+        return 0
+    print(f"{about.name}: {remote.safe(about.summary)}\n")
+    table.facts(
+        [
+            ("wall", f"{about.needs.level.label} or stronger" if about.needs.sandbox else "none"),
+            ("runs", "in a sandbox" if about.needs.sandbox else "in the daemon"),
+            ("uses", _effects(about.needs)),
+            ("time", f"{about.bounds.timeout:g} s, where the call says nothing"),
+            ("answer", f"{_size(about.bounds.output)} of JSON at most"),
+        ]
+    )
+    _parameters(about)
+    _examples(about)
+    return 0
+
+
+def _parameters(about: "About") -> None:
+    from agentd.client.cli import parameters
+
+    print("\nparameters:")
+    rows = parameters.rows(about.schema)
+    table.show(("NAME", "KIND", "DEFAULT", "MEANING"), rows or [("none", "", "", "")])
+
+
+def _examples(about: "About") -> None:
+    print("\nexamples:" if about.examples else "")
+    for example in about.examples:
+        print(f"  # {remote.safe(example.about)}{_end(example)}")
+        print(f"  agentd call {about.name} --json {_quoted(example)}")
+
+
+def _quoted(example: "Example") -> str:
+    import msgspec
+
+    # JSON keeps control codes escaped; what else cannot be printed, ascii does.
+    text = msgspec.json.encode(example.parameters).decode()
+    if not text.isprintable():
+        import json
+
+        text = json.dumps(example.parameters)
+    return shlex.quote(text)
+
+
+def _end(example: "Example") -> str:
+    return f" ({remote.safe(example.error)})" if example.error else ""
+
+
+def _brief(about: "About") -> dict[str, object]:
+    needs = about.needs
+    return {
+        "name": about.name,
+        "summary": about.summary,
+        "needs": {
+            "level": needs.level.label,
+            "network": needs.network,
+            "writes": needs.writes,
+            "sandbox": needs.sandbox,
+        },
+        "bounds": about.bounds,
+    }
+
+
+def _effects(needs: "Needs") -> str:
+    used = [word for word in ("network", "writes") if getattr(needs, word)]
+    return ", ".join(used) or "-"
+
+
+def _size(count: int) -> str:
+    for size, unit in ((1 << 20, "MiB"), (1 << 10, "KiB")):
+        if count >= size:
+            return f"{count / size:g} {unit}"
+    return f"{count} bytes"
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="agentd capability",
+        description="List what can be asked for by name where this runs, or show one.",
+        epilog=f"examples:\n{_EXAMPLES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("action", choices=("ls", "show"))
+    parser.add_argument("name", metavar="NAME", nargs="?", help="of the capability")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser

@@ -1,0 +1,103 @@
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from agentd.client import build
+from agentd.daemon.calls.inside import HandleInside
+from agentd.daemon.pipeline import Pipeline
+from agentd.model.cause import CauseCode
+from agentd.model.errors import Refused
+from agentd.model.spec import ExecRequest, SandboxSpec
+from agentd.sandbox.manager import Manager
+
+
+def no_false(principal: str, asked: SandboxSpec | ExecRequest) -> SandboxSpec | ExecRequest:
+    if isinstance(asked, ExecRequest) and asked.argv[0] == "false":
+        raise Refused(f"{principal} may not run false")
+    return asked
+
+
+@pytest.fixture
+def inside() -> Iterator[HandleInside]:
+    manager = Manager()
+    pipeline = Pipeline(manager, no_false)
+    spec = build.sandbox_spec(backend="host", timeout="300ms", output=1000)
+    yield HandleInside(pipeline, "alice", pipeline.open("alice", spec))
+    manager.close()
+
+
+def ignore(kind: str, data: bytes) -> None: ...
+
+
+def test_paths_are_from_the_workspace_and_stay_as_they_are(inside: HandleInside) -> None:
+    assert inside.path("a/../b") == f"{inside.workspace}/a/../b"
+    assert inside.path("/etc/x") == "/etc/x"
+
+
+def test_its_files_are_the_sandbox_s(inside: HandleInside) -> None:
+    inside.files.write(inside.path("f"), b"x")
+    assert inside.execute(ExecRequest(argv=("cat", "f"))).stdout == b"x"
+
+
+@pytest.mark.parametrize("emit", [None, ignore])
+def test_a_request_s_bounds_do_not_widen_the_sandbox_s(inside: HandleInside, emit: object) -> None:
+    wide = ExecRequest(argv=("sleep", "600"), timeout=500.0)
+    assert inside.execute(wide, emit=emit).cause.code is CauseCode.TIMEOUT  # type: ignore[arg-type]
+    wide = ExecRequest(argv=("yes",), output_limit=1 << 30)
+    result = inside.execute(wide, emit=emit)  # type: ignore[arg-type]
+    assert result.cause.code is CauseCode.OUTPUT_LIMIT and len(result.stdout) == 1000
+    narrow = ExecRequest(argv=("yes",), output_limit=10)
+    assert inside.execute(narrow, emit=emit).stdout == b"y\n" * 5  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("emit", [None, ignore])
+def test_its_commands_go_through_the_pipeline_s_steps(inside: HandleInside, emit: object) -> None:
+    with pytest.raises(Refused, match="alice may not run false"):
+        inside.execute(ExecRequest(argv=("false",)), emit=emit)  # type: ignore[arg-type]
+
+
+def test_what_is_sent_ahead_is_the_result_s(inside: HandleInside) -> None:
+    seen: list[tuple[str, bytes]] = []
+    argv = ("sh", "-c", "cat; echo no >&2; exit 4")
+    result = inside.execute(ExecRequest(argv=argv), b"in", lambda *piece: seen.append(piece))
+    assert (result.exit_code, result.stdout, result.stderr) == (4, b"in", b"no\n")
+    assert sorted(seen) == [("stderr", b"no\n"), ("stdout", b"in")]
+
+
+def test_much_goes_in_while_much_comes_out(inside: HandleInside) -> None:
+    spec = build.sandbox_spec(backend="host")
+    handle = inside._pipeline.open("alice", spec)
+    data = b"x" * (6 << 20)
+    seen: list[int] = []
+    wide = HandleInside(inside._pipeline, "alice", handle)
+    result = wide.execute(ExecRequest(argv=("cat",)), data, lambda _, d: seen.append(len(d)))
+    assert result.stdout == data and sum(seen) == len(data)
+
+
+@pytest.fixture
+def cancel() -> Iterator[tuple[int, int]]:
+    """A pipe: what is written to the second end is readable at the first."""
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        os.close(end)
+
+
+def test_a_command_is_ended_by_whoever_asked(inside: HandleInside, cancel: tuple[int, int]) -> None:
+    handle = inside._pipeline.open("alice", build.sandbox_spec(backend="host"))
+    ours = HandleInside(inside._pipeline, "alice", handle, cancel=cancel[0])
+    argv = ("sh", "-c", "echo started; sleep 600")
+    result = ours.execute(
+        ExecRequest(argv=argv), emit=lambda *_: os.write(cancel[1], b"x") and None
+    )
+    assert result.cause.code is CauseCode.CANCELLED and result.stdout == b"started\n"
+    # And those that come after it.
+    assert ours.execute(ExecRequest(argv=("sleep", "600"))).cause.code is CauseCode.CANCELLED
+    assert ours.execute(ExecRequest(argv=("sleep", "600")), b"x").cause.code is CauseCode.CANCELLED
+
+
+def test_one_that_nobody_ends_is_as_ever(inside: HandleInside, cancel: tuple[int, int]) -> None:
+    ours = HandleInside(inside._pipeline, "alice", inside._handle, cancel=cancel[0])
+    result = ours.execute(ExecRequest(argv=("cat",)), b"in")
+    assert (result.exit_code, result.stdout) == (0, b"in")
