@@ -1,0 +1,260 @@
+"""``python.exec.v1``: code in an interpreter that keeps its state from call to call.
+
+The state lives in the sandbox, in a process there. Each call runs a short program that finds that
+process, or starts it (``inside/python_client.py``): the daemon holds nothing.
+"""
+
+import functools
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from agentd.capability import script
+from agentd.capability.port import Call, Inside
+from agentd.model.capability import About, Bounds, CallFailed, Example, Needs, Outcome
+from agentd.model.isolation import IsolationLevel
+
+MAX_CODE = 1 << 20
+MAX_OUTPUT = 4 << 20  # bytes of each stream
+MAX_DISPLAYS = 64
+_MAX_DISPLAY_BYTES = 8 << 20
+_MAX_LINE = 12 << 20
+_TIMEOUT = 60.0
+# For what comes after the code's own time: two interrupts, then the kill.
+_GRACE = 8.0
+_REMEDIES = {
+    "busy": "wait, end the other code with op interrupt or reset, or use another context",
+    "too_many_contexts": "end one with op reset",
+    "timeout": "raise timeout_ms",
+    "kernel_failed": "look at what python3 is in the sandbox, and whether its memory is enough",
+}
+_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "op": {
+            "enum": ["run", "interrupt", "reset", "list"],
+            "default": "run",
+            "description": "run code, or interrupt what runs, end the context, list the contexts",
+        },
+        "code": {"type": "string", "maxLength": MAX_CODE, "default": ""},
+        "context": {
+            "type": "string",
+            "pattern": "^[A-Za-z0-9][A-Za-z0-9_-]{0,47}$",
+            "default": "default",
+            "description": "the interpreter's name: each has a state of its own",
+        },
+        "reset": {
+            "type": "boolean",
+            "default": False,
+            "description": "begin with a new interpreter",
+        },
+        "timeout_ms": {
+            "type": "integer",
+            "minimum": 1,
+            "maximum": 3_600_000,
+            "default": int(_TIMEOUT * 1000),
+            "description": "then the code is interrupted",
+        },
+        "max_output": {
+            "type": "integer",
+            "minimum": 0,
+            "maximum": MAX_OUTPUT,
+            "default": 1 << 20,
+            "description": "bytes of stdout and of stderr; what is over them is dropped",
+        },
+    },
+}
+
+_Bundle = dict[str, str]
+
+
+class _Error(msgspec.Struct):
+    name: str
+    value: str
+    traceback: str
+
+
+class _Context(msgspec.Struct):
+    context: str
+    pid: int
+    busy: bool
+
+
+class _Value(msgspec.Struct):
+    status: Literal["ok", "error", "interrupted", "timeout"]
+    result: _Bundle | None = None
+    error: _Error | None = None
+    execution_count: Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)] | None = None
+    kernel: Literal["builtin", "ipykernel"] | None = None
+    reset: bool = False
+    truncated: bool = False
+    interrupted: bool = False
+    contexts: list[_Context] = []
+
+
+class _Answer(msgspec.Struct):
+    value: _Value
+
+
+class _Line(msgspec.Struct):
+    kind: Literal["stdout", "stderr", "display"]
+    data: bytes
+
+
+_ANSWER = msgspec.json.Decoder(_Answer)
+_LINE = msgspec.json.Decoder(_Line)
+_DISPLAY = msgspec.json.Decoder(_Bundle)
+
+
+class PythonExec:
+    about = About(
+        name="python.exec.v1",
+        summary="run Python in an interpreter that keeps its state",
+        schema=_SCHEMA,
+        needs=Needs(level=IsolationLevel.NAMESPACE, writes=True),
+        bounds=Bounds(timeout=_TIMEOUT, output=80 << 20),
+        examples=(
+            Example(
+                about="the value of the last expression",
+                parameters={"code": "x = 6\nx * 7"},
+                value={"status": "ok", "result": {"text/plain": "42"}, "stdout": ""},
+            ),
+            Example(
+                about="what is printed, and an await at the top",
+                parameters={"code": "import asyncio\nawait asyncio.sleep(0)\nprint('hello')"},
+                value={"status": "ok", "result": None, "stdout": "hello\n"},
+            ),
+            Example(
+                about="an exception is an answer, too",
+                parameters={"code": "1 / 0", "context": "other"},
+                value={"status": "error", "reset": False},
+            ),
+            Example(
+                about="code that takes too long is interrupted, and the state stays",
+                parameters={"code": "while True: pass", "timeout_ms": 300},
+                value={"status": "timeout", "reset": False},
+            ),
+        ),
+    )
+
+    def run(self, call: Call, inside: Inside) -> Outcome:
+        asked = call.parameters
+        op = asked.get("op", "run")
+        timeout = min(asked.get("timeout_ms", _TIMEOUT * 1000) / 1000, call.timeout)
+        most = asked.get("max_output", 1 << 20)
+        heard = _Heard(call, most)
+        parameters = {
+            "op": op,
+            "code": asked.get("code", ""),
+            "context": asked.get("context", "default"),
+            "reset": asked.get("reset", False),
+            "timeout": timeout,
+            "max_output": most,
+            "sources": _sources(),
+            "run_source": script.source("python_run"),
+        }
+        try:
+            value = script.run(
+                inside, "python_client", parameters, _ANSWER, timeout + _GRACE, emit=heard.feed
+            ).value
+        except CallFailed as error:
+            remedy = error.remediation or _REMEDIES.get(error.code, "")
+            raise CallFailed(
+                error.code, error.message, cause=error.cause, remediation=remedy
+            ) from None
+        return Outcome(_OF_OP[op](value, heard))
+
+
+class _Heard:
+    """What the program in the sandbox sends ahead. All of it is bounded again here."""
+
+    def __init__(self, call: Call, most: int) -> None:
+        self.streams = {"stdout": bytearray(), "stderr": bytearray()}
+        self.displays: list[_Bundle] = []
+        self.truncated = False
+        self._call = call
+        self._most = most
+        self._room = _MAX_DISPLAY_BYTES
+        self._rest = bytearray()
+
+    def feed(self, stream: str, data: bytes) -> None:
+        """Raises CallFailed "script_failed" where it is not as our program writes it."""
+        if stream != "stderr":
+            return
+        self._rest += data
+        if b"\n" not in data:
+            if len(self._rest) > _MAX_LINE:
+                raise _broken("a line without end")
+            return
+        *lines, rest = bytes(self._rest).split(b"\n")
+        self._rest = bytearray(rest)
+        for line in lines:
+            self._take(line)
+
+    def _take(self, line: bytes) -> None:
+        try:
+            heard = _LINE.decode(line)
+            if heard.kind == "display":
+                self._show(heard.data)
+                return
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+            raise _broken(str(error)) from None
+        into = self.streams[heard.kind]
+        kept = heard.data[: self._most - len(into)]
+        self.truncated = self.truncated or len(kept) < len(heard.data)
+        into += kept
+        if kept:
+            self._call.emit(heard.kind, kept)
+
+    def _show(self, data: bytes) -> None:
+        bundle = _DISPLAY.decode(data)
+        self._room -= len(data)
+        if self._room < 0 or len(self.displays) >= MAX_DISPLAYS:
+            self.truncated = True
+            return
+        self.displays.append(bundle)
+        self._call.emit("display", data)
+
+
+def _ran(value: _Value, heard: _Heard) -> dict[str, Any]:
+    return {
+        "status": value.status,
+        "result": value.result,
+        "displays": heard.displays,
+        "stdout": heard.streams["stdout"].decode(errors="replace"),
+        "stderr": heard.streams["stderr"].decode(errors="replace"),
+        "error": None if value.error is None else msgspec.to_builtins(value.error),
+        "execution_count": value.execution_count,
+        "kernel": value.kernel,
+        "reset": value.reset,
+        "truncated": value.truncated or heard.truncated,
+    }
+
+
+_OF_OP: dict[str, Any] = {
+    "run": _ran,
+    "interrupt": lambda value, heard: {"interrupted": value.interrupted},
+    "reset": lambda value, heard: {"reset": value.reset},
+    "list": lambda value, heard: {"contexts": msgspec.to_builtins(value.contexts)},
+}
+
+
+@functools.cache
+def _sources() -> list[list[str]]:
+    """The kernel's modules in the order in which it loads them, the one with ``main`` last."""
+    here = "agentd.capability.inside"
+    order = ("python_bundle", "python_server", "python_kernel", "python_jupyter", "python_engine")
+    return [[f"{here}.{name}", script.source(name)] for name in (*order, "python_main")]
+
+
+def _broken(cause: str) -> CallFailed:
+    return CallFailed(
+        "script_failed",
+        "the sandbox's Python did not answer as it should",
+        cause=script.safe(cause),
+        remediation="look at what python3 is in the sandbox",
+    )
+
+
+CAPABILITY = PythonExec()

@@ -1,0 +1,80 @@
+"""A response's body: decoded, and bounded both as it comes and as it is after that."""
+
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+from agentd.model.capability import CallFailed
+
+# What gzip and deflate can add to data that does not compress, with room.
+_OVERHEAD = 64 << 10
+_PIECE = 64 << 10
+
+
+class Decoder(Protocol):
+    def feed(self, data: bytes) -> Iterator[bytes]: ...
+
+
+class Plain:
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        yield data
+
+
+class Inflate:
+    """Pieces of at most 64 KiB: a kilobyte of input may stand for a megabyte. Raises CallFailed."""
+
+    def __init__(self, *, gzip: bool) -> None:
+        self._stream = zlib.decompressobj(31 if gzip else 15)
+        self._raw_too = not gzip
+        self._begun = False
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        while data and not self._stream.eof:
+            made = self._decompress(data)
+            data = self._stream.unconsumed_tail
+            if made:
+                yield made
+
+    def _decompress(self, data: bytes) -> bytes:
+        try:
+            made = self._stream.decompress(data, _PIECE)
+        except zlib.error as error:
+            if not self._raw_too or self._begun:
+                raise CallFailed(
+                    "bad_response", "the server's compressed body is broken", cause=str(error)
+                ) from None
+            # Many servers call deflate what has no zlib header.
+            self._raw_too, self._stream = False, zlib.decompressobj(-15)
+            return self._decompress(data)
+        self._begun = True
+        return made
+
+
+def decoder(encoding: str) -> Decoder | None:
+    """None for an encoding that is not undone here: its body is given as it came."""
+    name = encoding.strip().lower()
+    if name in {"", "identity"}:
+        return Plain()
+    if name in {"gzip", "x-gzip"}:
+        return Inflate(gzip=True)
+    return Inflate(gzip=False) if name == "deflate" else None
+
+
+def read(
+    chunks: Iterable[bytes], decode: Decoder, most: int, emit: Callable[[bytes], None]
+) -> tuple[bytes, bool]:
+    """At most ``most`` decoded bytes, each sent to ``emit`` as it comes; whether there is more."""
+    body = bytearray()
+    wire = most + _OVERHEAD
+    for chunk in chunks:
+        for piece in decode.feed(chunk):
+            kept = piece[: most - len(body)]
+            body += kept
+            if kept:
+                emit(bytes(kept))
+            if len(kept) < len(piece):
+                return bytes(body), True
+        wire -= len(chunk)
+        if wire < 0:  # empty blocks without end decode to nothing
+            return bytes(body), True
+    return bytes(body), False
