@@ -9,7 +9,6 @@ data.json       likewise; objects whose members are joined under ``data``
 import hashlib
 import os
 import stat
-from importlib.resources import files
 from pathlib import Path
 
 import msgspec
@@ -22,6 +21,7 @@ MAX_FILE = 256 << 10
 MAX_TOTAL = 2 << 20
 MANIFEST = "manifest.json"
 _COMMON = "agentd:"
+_BUNDLES = Path(__file__).resolve().parent / "bundles"
 _TEST = "_test.rego"
 
 
@@ -81,7 +81,7 @@ def locate(where: str | Path) -> Path:
 
 
 def shipped(name: str) -> Path:
-    return Path(str(files("agentd.policy"))) / "bundles" / name
+    return _BUNDLES / name
 
 
 def _folder(folder: Path) -> dict[str, bytes]:
@@ -104,9 +104,11 @@ def _folder(folder: Path) -> dict[str, bytes]:
 
 def _bytes(folder: Path, name: str) -> bytes:
     """Links may point within the folder, as those of mounted volumes do, and not out of it."""
-    real = os.path.realpath(folder / name)
-    if not real.startswith(os.path.realpath(folder) + os.sep):
-        raise BundleError(str(folder), [Problem(name, 0, "is a link out of the folder")])
+    real = os.path.join(folder, name)
+    if os.path.islink(real):
+        real = os.path.realpath(real)
+        if not real.startswith(os.path.realpath(folder) + os.sep):
+            raise BundleError(str(folder), [Problem(name, 0, "is a link out of the folder")])
     fd = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(fd, "rb") as file:
         status = os.fstat(fd)
