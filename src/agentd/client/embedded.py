@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from agentd.daemon.seccomp_profile import Profile as Profile  # noqa: PLC0414
     from agentd.daemon.selftest.report import Report as Report  # noqa: PLC0414
     from agentd.daemon.selftest.report import Row as Row  # noqa: PLC0414
+    from agentd.model.api import CallBody, CallView
     from agentd.model.capability import About
     from agentd.model.principal import Principal as Principal  # noqa: PLC0414
     from agentd.policy.engine import Explanation
@@ -61,6 +62,24 @@ def shared() -> "Pipeline":
             _shared = new()
             atexit.register(_shared.manager.close)
         return _shared
+
+
+def call(
+    pipeline: "Pipeline",
+    who: "Principal",
+    body: "CallBody",
+    emit: "Callable[[str, bytes], None] | None" = None,
+    handle: "SandboxHandle | None" = None,
+) -> "CallView":
+    """A capability, decided and written down as a daemon does it; ``handle`` is of
+    ``body.sandbox``.
+
+    AGENTD_POLICY names the bundle (default: permissive). The log and the receipts lie in the
+    user's state directory. Raises what refuses it, and what it fails with.
+    """
+    from agentd.daemon.calls import embedded
+
+    return embedded.call(pipeline, who, body, emit, handle)
 
 
 def load_snapshot(snapshot: "Snapshot | str | os.PathLike[str]") -> "Snapshot":

@@ -11,6 +11,8 @@ from agentd.model.errors import InvalidInput, Refused
 
 if TYPE_CHECKING:
     from agentd.client.embedded import Execution, Pipeline, SandboxHandle, Snapshot
+    from agentd.client.http.calls import Emit
+    from agentd.model.api import CallView
     from agentd.model.enforcement import Enforcement
     from agentd.model.principal import Principal
     from agentd.model.result import Result, SandboxInfo
@@ -112,6 +114,20 @@ class LocalSandbox:
 
     def attach(self, process: str, cursors: Mapping[str, int]) -> NoReturn:
         raise _needs_daemon("to attach to a command")
+
+    def call(
+        self, capability: str, parameters: Mapping[str, Any], emit: "Emit | None", bundle: str
+    ) -> "CallView":
+        from agentd.client import embedded
+        from agentd.model.api import CallBody
+
+        body = CallBody(
+            capability=capability,
+            parameters=dict(parameters),
+            sandbox=self.id,
+            bundle=bundle or None,
+        )
+        return embedded.call(self.pipeline, self.principal, body, emit, self.handle)
 
     def changes(self) -> tuple[str, ...]:
         return tuple(self._overlay().changes())

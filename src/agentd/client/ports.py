@@ -1,10 +1,11 @@
 """What stands behind the SDK's objects: a sandbox of this process, or one of a daemon."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from agentd.model.api import CallView
     from agentd.model.enforcement import Enforcement
     from agentd.model.result import Result, SandboxInfo
     from agentd.model.spec import ExecRequest
@@ -79,6 +80,13 @@ class Held(Protocol):
     def execute(self, request: "ExecRequest", stdin: bytes) -> "Result": ...
     def start(self, request: "ExecRequest", *, capture: bool = False) -> Running: ...
     def attach(self, process: str, cursors: Mapping[str, int]) -> Running: ...
+    def call(
+        self,
+        capability: str,
+        parameters: Mapping[str, Any],
+        emit: "Callable[[str, bytes], None] | None",
+        bundle: str,
+    ) -> "CallView": ...
     def changes(self) -> tuple[str, ...]: ...
     def apply(self) -> None: ...
     def pause(self) -> None: ...

@@ -2,8 +2,8 @@
 
 import os
 import weakref
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Unpack
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Unpack
 
 from agentd.client import build
 from agentd.client.build import Command, ExecOptions, SandboxOptions
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from agentd.client.embedded import Snapshot
     from agentd.client.http.sandbox import RemoteSnapshot
     from agentd.client.ports import Held, Running
+    from agentd.model.api import CallView
 
 
 class CommandFailed(AgentdError):
@@ -245,6 +246,23 @@ class Sandbox:
 
     def _begin(self, request: ExecRequest, capture: bool = False) -> "Running":
         return self._held.start(request, capture=capture)
+
+    def call(
+        self,
+        capability: str,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        emit: "Callable[[str, bytes], None] | None" = None,
+        bundle: str = "",
+        **more: Any,
+    ) -> "CallView":
+        """Call a capability in it: ``sb.call("fs.read.v1", path="a.txt").value["content"]``.
+
+        Parameters are those of ``agentd capability show``, as a mapping or by name. ``emit(kind,
+        data)`` gets what it has before its end; ``bundle`` is the digest of the policy that must
+        be in force. Raises PolicyDenied, Undecided, and what the capability fails with.
+        """
+        return self._held.call(capability, {**(parameters or {}), **more}, emit, bundle)
 
     def changes(self) -> tuple[str, ...]:
         """Of a copy-on-write workspace: ``A new``, ``M changed``, ``D gone``, by path."""

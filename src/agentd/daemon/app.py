@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from agentd.daemon import authentication, meter
 from agentd.daemon.approvals import Approvals
+from agentd.daemon.calls.control import Control
+from agentd.daemon.calls.parked import Parked
 from agentd.daemon.config import Config
 from agentd.daemon.idempotency import Idempotency
 from agentd.daemon.pipeline import Pipeline
@@ -22,6 +24,7 @@ from agentd.daemon.service.service import DaemonService
 from agentd.daemon.service.snapshots import Snapshots
 from agentd.daemon.signed import SignedRequests
 from agentd.daemon.store.sqlite import SqliteStore
+from agentd.model.audit import Kind
 from agentd.model.errors import AgentdError, InvalidInput
 from agentd.model.isolation import IsolationLevel
 from agentd.model.spec import SandboxSpec
@@ -74,7 +77,12 @@ class Daemon:
             self.link = client.connect(socket_path, self._on_wall_ended)
             undo.callback(self.link.close)
             self.manager = Manager(load=remote.loader(self.link))
-            self.pipeline = Pipeline(self.manager)
+            self.approvals = Approvals(self.store, lambda: self.config.approvals)
+            parked = Parked(self.approvals)
+            self.control = Control(state, config.policy, config.audit, parked, config.capabilities)
+            undo.callback(self.control.close)
+            parked.log = self.control.log
+            self.pipeline = Pipeline(self.manager, self.control.gate)
             self.ledger = Ledger(lambda: self.config.quotas)
             self.pool = Pool(_shelves(config), self._create_for_pool, self.pipeline.close)
             undo.callback(self.pool.close)
@@ -91,7 +99,6 @@ class Daemon:
             )
             self._keys = StoredKeys(self.store)
             self._nonces = StoredNonces(self.store, time.time())
-            self.approvals = Approvals(self.store, lambda: self.config.approvals)
             self._retention = Retention(
                 lambda: self.config,
                 self.store,
@@ -112,6 +119,7 @@ class Daemon:
     def reload(self, config: Config) -> None:
         """Take over what a running daemon can: quotas, leases, limits, authentication, the pool."""
         chain, signed = authentication.chain(config, self._keys), self._signed_requests(config)
+        self.control.reload(config.policy)
         self.chain, self.signed = chain, signed
         self.config = config
         self.pool.reshape(_shelves(config))
@@ -133,6 +141,7 @@ class Daemon:
         self.pool.close()
         self.link.close()
         self.journals.close()
+        self.control.close()
         self._nonces.close()
         self.store.close()
 
@@ -150,6 +159,8 @@ class Daemon:
             commands=self.commands,
             snapshots=snapshots,
             approvals=self.approvals,
+            control=self.control,
+            signed=lambda: self.signed,
             idempotency=self._of_the_loop,
         )
 
@@ -192,6 +203,8 @@ class Daemon:
 
     def _on_sandbox_end(self, live: Live, reason: str) -> None:
         self.commands.sandbox_ended(live)
+        with contextlib.suppress(AgentdError):
+            self.control.note(Kind.SANDBOX_ENDED, live.record.principal, live.id, reason=reason)
         self._report("sandbox ended", sandbox=live.id, reason=reason)
 
     def _keep_time(self) -> None:

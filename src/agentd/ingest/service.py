@@ -12,6 +12,9 @@ from agentd.model.api import (
     Answer,
     ApprovalView,
     BackendView,
+    CallBody,
+    CallView,
+    CapabilityView,
     DecideBody,
     EntryView,
     ExecBody,
@@ -137,6 +140,25 @@ class Service(Protocol):
     def stdin(self, who: Principal, id_: str, process: str, data: bytes, *, eof: bool) -> None: ...
     def signal(self, who: Principal, id_: str, process: str, signal: int, target: str) -> None: ...
     def resize(self, who: Principal, id_: str, process: str, rows: int, cols: int) -> None: ...
+
+    # capabilities
+    def capabilities(self, who: Principal) -> Sequence[CapabilityView]: ...
+    def call(
+        self,
+        who: Principal,
+        body: CallBody,
+        raw: bytes,
+        *,
+        emit: Callable[[str, bytes], None] | None = None,
+        cancel: int = -1,
+    ) -> CallView:
+        """``raw`` is the body as it came, which is what a signature is of; ``emit`` gets what the
+        call has before its end; ``cancel`` is a descriptor that ends it once it is readable."""
+
+    def receipt(self, who: Principal, id_: str) -> bytes:
+        """Its DSSE envelope. Raises NotFound, also for another's."""
+
+    def receipt_key(self, who: Principal) -> str: ...
 
     # files
     def read_file(

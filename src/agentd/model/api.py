@@ -11,6 +11,7 @@ import msgspec
 from agentd.model.cause import Cause
 from agentd.model.decision import Decision
 from agentd.model.enforcement import Control
+from agentd.model.options import SandboxOptions
 from agentd.model.result import SandboxInfo, Timing, Usage
 from agentd.model.spec import ExecLimits, Pty
 
@@ -43,6 +44,26 @@ class SandboxBody(_Body, frozen=True):
     labels: dict[str, str] = {}
     ttl: Time | None = None
     snapshot: str | None = None  # a snapshot's id
+
+    def options(self) -> SandboxOptions:
+        """What is asked of the sandbox itself: all but labels, lease and snapshot."""
+        return {
+            "isolation": self.isolation,
+            "backend": self.backend,
+            "image": self.image,
+            "memory": self.memory,
+            "cpus": self.cpus,
+            "pids": self.pids,
+            "disk": self.disk,
+            "open_files": self.open_files,
+            "output": self.output,
+            "timeout": self.timeout,
+            "net": self.net,
+            "user": self.user,
+            "env": self.env,
+            "workspace": self.workspace,
+            "mounts": self.mounts,
+        }
 
 
 class ExecBody(_Body, frozen=True):

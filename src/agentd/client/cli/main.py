@@ -32,6 +32,7 @@ GROUPS = {
     },
     "what can be asked for by name": {
         "capability": "list the capabilities, or show one",
+        "call": "call one, in a sandbox or in one made for it",
     },
     "the daemon": {
         "serve": "run it",

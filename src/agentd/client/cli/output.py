@@ -57,6 +57,8 @@ def as_json(
         "sandbox": result.sandbox,
         "enforcement": result.enforcement,
     }
+    if result.receipt:
+        fields["receipt"] = result.receipt
     if changes is not None:
         fields["changes"] = changes
     if saved is not None:

@@ -5,17 +5,19 @@ import weakref
 from base64 import b64decode
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import msgspec
 
+from agentd.client.http import calls, wire
 from agentd.client.http import client as clients
-from agentd.client.http import wire
 from agentd.client.http.address import Address
 from agentd.client.http.client import Client, segment
 from agentd.client.http.command import MAX_CAPTURE, RemoteCommand
 from agentd.client.http.files import RemoteFiles
 from agentd.model.api import (
+    CallBody,
+    CallView,
     ForkBody,
     ProcessView,
     RenewBody,
@@ -29,6 +31,9 @@ from agentd.model.errors import AgentdError, InvalidInput, NotFound, SandboxErro
 from agentd.model.options import SandboxOptions
 from agentd.model.result import Result, SandboxInfo
 from agentd.model.spec import ExecRequest
+
+if TYPE_CHECKING:
+    from agentd.client.http.calls import Emit
 
 ROOT = "/v1/sandboxes"
 # Stdin up to this size goes in the request; larger ones are streamed.
@@ -270,6 +275,18 @@ class RemoteSandbox:
                     yield "exit", msgspec.json.decode(event.data)
                 elif event.name == "lost":
                     yield "lost", msgspec.json.decode(event.data)
+
+    def call(
+        self, capability: str, parameters: Mapping[str, Any], emit: "Emit | None", bundle: str
+    ) -> CallView:
+        self._check()
+        body = CallBody(
+            capability=capability,
+            parameters=dict(parameters),
+            sandbox=self.id,
+            bundle=bundle or None,
+        )
+        return calls.call(self.client, body, emit)
 
     def _check(self) -> None:
         if self._ended:

@@ -78,6 +78,7 @@ def result(view: ResultView, stdout: bytes | None = None, stderr: bytes | None =
         timing=view.timing,
         sandbox=view.sandbox,
         enforcement=view.enforcement,
+        receipt=view.receipt,
     )
 
 

@@ -39,8 +39,8 @@ Emit = Callable[[str, bytes], None]
 class Sandboxes(Protocol):
     """Where calls run: quotas, leases and owners are its business."""
 
-    def get(self, who: Principal, id_: str) -> tuple[SandboxHandle, Mapping[str, str]]:
-        """One that is there, and its labels. Raises NotFound, Forbidden, Conflict."""
+    def get(self, who: Principal, body: CallBody) -> tuple[SandboxHandle, Mapping[str, str]]:
+        """``body.sandbox``, and its labels. Raises NotFound, Forbidden, Conflict."""
 
     def plan(self, who: Principal, body: CallBody) -> tuple[SandboxSpec, Mapping[str, str]]:
         """Of one to be made. Raises InvalidInput, Refused, Forbidden."""
@@ -123,7 +123,7 @@ class Calls:
     ) -> tuple[SandboxHandle | None, Act]:
         handle = None
         if body.sandbox is not None:
-            handle, labels = self._sandboxes.get(who, body.sandbox)
+            handle, labels = self._sandboxes.get(who, body)
             place = Place.of(handle, labels)
         else:
             spec, labels = self._sandboxes.plan(who, body)

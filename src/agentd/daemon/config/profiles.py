@@ -60,6 +60,7 @@ def _server() -> dict[str, Any]:
                 "concurrency": 64,
             }
         },
+        "policy": {"bundle": "strict"},
         "limits": {"max": {"memory": "8G", "pids": 4096, "disk": "16G", "open_files": 65536}},
         "pool": [{"min": 4, "max": 16}],
         "log": {"format": "json"},
@@ -98,6 +99,7 @@ def _paranoid() -> dict[str, Any]:
         },
         "journal": {"keep": "10m", "process": "16M", "total": "1G"},
         "sandbox": {"minimum": "microvm"},
+        "policy": {"bundle": "paranoid"},
         "pool": [{"isolation": "microvm", "min": 0, "max": 2, "ttl": "2m"}],
         "log": {"format": "json"},
     }

@@ -10,6 +10,7 @@ from agentd.auth.jwks import check_url
 from agentd.auth.mtls import check_match
 from agentd.daemon.config.lines import Path
 from agentd.daemon.config.schema import Config, JwtIssuer, Listen, Signed
+from agentd.daemon.config.values import SHIPPED_BUNDLES
 from agentd.model.errors import InvalidInput
 
 Found = tuple[Path, str, str]  # where, what, and what mends it
@@ -189,7 +190,8 @@ def _ranges(config: Config) -> Iterator[Found]:
 
 def _policy(config: Config) -> Iterator[Found]:
     bundle = config.policy.bundle
-    if bundle is not None and not os.path.isdir(bundle):
+    shipped = bundle in SHIPPED_BUNDLES
+    if bundle is not None and not shipped and not os.path.isdir(bundle):
         yield ("policy", "bundle"), f"there is no folder {str(bundle)!r}", "give that of a bundle"
     digest = config.policy.sha256
     if digest is not None and (len(digest) != 64 or set(digest) - set("0123456789abcdef")):

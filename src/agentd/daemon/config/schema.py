@@ -11,12 +11,14 @@ import msgspec
 from agentd.daemon.config.values import (
     Address,
     Algorithm,
+    Bundle,
     Duration,
     FilePath,
     Isolation,
     Mode,
     Name,
     Scope,
+    Sink,
     Size,
     Uid,
 )
@@ -186,8 +188,27 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    bundle: FilePath | None = None
+    """What decides on every request. "none" leaves it to the scopes alone."""
+
+    bundle: Bundle | None = Bundle("permissive")
     sha256: str | None = None  # of the bundle; another one is refused
+
+
+class Audit(msgspec.Struct, frozen=True, kw_only=True):
+    """The log of what was done, in the state directory. Old files are deleted only if asked for."""
+
+    file: Size = Size(64 * MIB)  # then the next one is begun
+    files: int | None = None  # that are kept
+    keep: Duration | None = None  # how long one is kept
+    sinks: tuple[Sink, ...] = ()
+    receipts: Size = Size(256 * MIB)  # that are kept; they can be issued again from the log
+
+
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """What http.fetch.v1 may reach: it acts in the daemon, not in a sandbox."""
+
+    fetch_hosts: tuple[str, ...] = ()  # as example.org or *.example.org; empty: every public one
+    fetch_networks: tuple[str, ...] = ()  # private ones that it may reach, as 10.1.0.0/16
 
 
 class Approvals(msgspec.Struct, frozen=True, kw_only=True):
@@ -213,4 +234,6 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     log: Log = Log()
     metrics: Metrics = Metrics()
     policy: Policy = Policy()
+    audit: Audit = Audit()
+    capabilities: Capabilities = Capabilities()
     approvals: Approvals = Approvals()

@@ -79,6 +79,47 @@ class FilePath(str):
         return cls(os.path.normpath(path))
 
 
+SHIPPED_BUNDLES = ("permissive", "strict", "paranoid")
+
+
+class Bundle(str):
+    """A policy: one that agentd ships, by its name, or a folder of one's own."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, value: object) -> "Bundle":
+        if value in SHIPPED_BUNDLES:
+            return cls(value)
+        try:
+            return cls(FilePath.of(value))
+        except InvalidInput:
+            names = ", ".join(SHIPPED_BUNDLES)
+            raise InvalidInput(
+                f"{value!r} is no policy", remediation=f"name {names}, or a folder as /a/b"
+            ) from None
+
+
+class Sink(str):
+    """Where audit records go as well."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, value: object) -> "Sink":
+        text = value if isinstance(value, str) else ""
+        kind, _, place = text.partition(":")
+        if text not in ("stdout", "syslog") and not (
+            place and kind in ("syslog", "http", "https", "otlp")
+        ):
+            raise InvalidInput(
+                f"{value!r} is no place for audit records",
+                remediation="write stdout, syslog, syslog:udp:HOST:PORT, syslog:tcp:HOST:PORT, "
+                "https://... or otlp:https://...",
+            )
+        return cls(text)
+
+
 class Mode(int):
     """A socket's permissions, as ``"0660"``."""
 

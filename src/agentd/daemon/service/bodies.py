@@ -16,24 +16,7 @@ from agentd.model.units import parse_duration
 
 def sandbox_spec(who: Principal, body: SandboxBody, config: Config) -> SandboxSpec:
     """Raises InvalidInput for what is malformed, Refused and Forbidden for what is not allowed."""
-    wanted: options.SandboxOptions = {
-        "isolation": body.isolation,
-        "backend": body.backend,
-        "image": body.image,
-        "memory": body.memory,
-        "cpus": body.cpus,
-        "pids": body.pids,
-        "disk": body.disk,
-        "open_files": body.open_files,
-        "output": body.output,
-        "timeout": body.timeout,
-        "net": body.net,
-        "user": body.user,
-        "env": body.env,
-        "workspace": body.workspace,
-        "mounts": body.mounts,
-    }
-    spec = options.sandbox_spec(**wanted)
+    spec = options.sandbox_spec(**body.options())
     rules = config.sandbox
     if spec.isolation < rules.level:
         spec = msgspec.structs.replace(spec, isolation=rules.level)

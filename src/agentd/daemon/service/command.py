@@ -200,6 +200,7 @@ class Command:
             sandbox=result.sandbox,
             enforcement=result.enforcement,
             process=self.id,
+            receipt=result.receipt,
         )
 
     def _lost(self, error: AgentdError) -> ResultView:

@@ -79,13 +79,18 @@ class Sandboxes:
         labels: Mapping[str, str] | None = None,
         ttl: float | None = None,
         snapshot: "Snapshot | None" = None,
+        admitted: bool = False,
     ) -> Live:
-        """A sandbox that is ready and written down. Raises Full, QuotaExceeded, Refused, ..."""
+        """A sandbox that is ready and written down. Raises Full, QuotaExceeded, Refused, ...
+
+        ``admitted``: it is part of a call that was decided as a whole.
+        """
         seconds = self._ttl(ttl)
         checked = check_labels(labels or {})
         self._admit()
         begun = time.monotonic()
-        spec = self._pipeline.admit(principal, spec, checked)
+        if not admitted:
+            spec = self._pipeline.admit(principal, spec, checked)
         self._ledger.take(principal.name, spec.limits)
         try:
             handle = None if snapshot is not None else self._pool.claim(spec)

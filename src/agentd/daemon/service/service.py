@@ -8,12 +8,16 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from agentd._version import __version__
+from agentd.audit.receipt import peek
 from agentd.auth.chain import Chain
 from agentd.auth.credential import Credential
 from agentd.auth.keys import KeyRecord, KeyService
 from agentd.auth.peer import Peer, peer_of
 from agentd.daemon import context, doctor
 from agentd.daemon.approvals import Approvals
+from agentd.daemon.calls import acts, catalogue
+from agentd.daemon.calls.calls import Calls
+from agentd.daemon.calls.control import Control
 from agentd.daemon.config.schema import Config
 from agentd.daemon.pipeline import Pipeline
 from agentd.daemon.service import bodies, tar
@@ -21,6 +25,7 @@ from agentd.daemon.service.commands import Commands
 from agentd.daemon.service.files import Files
 from agentd.daemon.service.live import Live
 from agentd.daemon.service.output import Output
+from agentd.daemon.service.places import Places
 from agentd.daemon.service.quotas import Ledger
 from agentd.daemon.service.sandboxes import Sandboxes
 from agentd.daemon.service.snapshots import About, Snapshots
@@ -28,6 +33,9 @@ from agentd.model.api import (
     Answer,
     ApprovalView,
     BackendView,
+    CallBody,
+    CallView,
+    CapabilityView,
     DecideBody,
     EntryView,
     ExecBody,
@@ -44,6 +52,9 @@ from agentd.model.api import (
     SnapshotView,
     Stats,
 )
+from agentd.model.audit import Kind
+from agentd.model.canonical import loads_strict
+from agentd.model.errors import NotFound
 from agentd.model.principal import Principal
 from agentd.model.units import parse_duration
 from agentd.sandbox.journal.events import STREAMS
@@ -52,6 +63,7 @@ from agentd.transport.tunnel import Tunnel
 
 if TYPE_CHECKING:
     from agentd.daemon.idempotency import Idempotency
+    from agentd.daemon.signed import SignedRequests
 
 
 class DaemonService:
@@ -70,6 +82,8 @@ class DaemonService:
         commands: Commands,
         snapshots: Snapshots,
         approvals: Approvals,
+        control: Control,
+        signed: "Callable[[], SignedRequests]",
         idempotency: "Callable[[], Idempotency]",
     ) -> None:
         self._config = config
@@ -82,6 +96,15 @@ class DaemonService:
         self._commands = commands
         self._snapshots = snapshots
         self._approvals = approvals
+        self._control = control
+        self._signed = signed
+        self._calls = Calls(
+            control.registry,
+            control.admission,
+            control.records,
+            pipeline,
+            Places(config, sandboxes),
+        )
         self._idempotency = idempotency
         self._files = Files()
         self._started = time.time()
@@ -145,7 +168,7 @@ class DaemonService:
         return live.view()
 
     def snapshot(self, who: Principal, id_: str) -> SnapshotView:
-        live = self._live(who, "snapshot", id_)
+        live = self._live(who, "snapshot", id_, acts.SNAPSHOT)
         live.require_running("take a snapshot of it")
         new = "snp-" + os.urandom(8).hex()
         place = self._snapshots.place(new)
@@ -175,7 +198,9 @@ class DaemonService:
         return self._live(who, "files", id_).changes()
 
     def apply(self, who: Principal, id_: str) -> None:
-        self._live(who, "files", id_).apply()
+        live = self._live(who, "files", id_)
+        self._decide(who, live, acts.WRITE, path=live.wall.workspace)
+        live.apply()
 
     # --- commands ---
 
@@ -221,12 +246,48 @@ class DaemonService:
     def resize(self, who: Principal, id_: str, process: str, rows: int, cols: int) -> None:
         self._commands.get(self._live(who, "run", id_), process).resize(rows, cols)
 
+    # --- capabilities ---
+
+    def capabilities(self, who: Principal) -> Sequence[CapabilityView]:
+        who.require("read")
+        return catalogue.views(self._control.registry)
+
+    def call(
+        self,
+        who: Principal,
+        body: CallBody,
+        raw: bytes,
+        *,
+        emit: Callable[[str, bytes], None] | None = None,
+        cancel: int = -1,
+    ) -> CallView:
+        acting = self._signed().acting(who, loads_strict(raw))
+        with self._ledger.command(acting.name):
+            view = self._calls.call(acting, body, emit, via="http", cancel=cancel)
+        self._ledger.used_cpu(acting.name, view.usage.cpu_ms / 1000)
+        return view
+
+    def receipt(self, who: Principal, id_: str) -> bytes:
+        who.require("read")
+        found = self._control.records.get(id_)
+        if found is None or not who.owns(peek(found).predicate.execution.principal):
+            raise NotFound(
+                f"there is no receipt {id_[:64]!r}",
+                remediation="its id is the request's; the oldest are dropped",
+            )
+        return found
+
+    def receipt_key(self, who: Principal) -> str:
+        who.require("read")
+        return self._control.key.public_pem().decode()
+
     # --- files ---
 
     def read_file(
         self, who: Principal, id_: str, path: str, offset: int = 0, length: int | None = None
     ) -> Iterator[bytes]:
-        return self._files.read(self._live(who, "read", id_), path, offset, length)
+        live = self._live(who, "read", id_, acts.READ, path=path)
+        return self._files.read(live, path, offset, length)
 
     def write_file(
         self,
@@ -238,38 +299,42 @@ class DaemonService:
         mode: int = 0o644,
         parents: bool = False,
     ) -> int:
-        return self._files.write(self._live(who, "files", id_), path, data, mode, parents)
+        live = self._live(who, "files", id_, acts.WRITE, path=path)
+        return self._files.write(live, path, data, mode, parents)
 
     def list_files(self, who: Principal, id_: str, path: str) -> Sequence[EntryView]:
-        return self._files.list(self._live(who, "read", id_), path)
+        return self._files.list(self._live(who, "read", id_, acts.LIST, path=path), path)
 
     def stat_file(self, who: Principal, id_: str, path: str) -> EntryView:
-        return self._files.stat(self._live(who, "read", id_), path)
+        return self._files.stat(self._live(who, "read", id_, acts.LIST, path=path), path)
 
     def mkdir(self, who: Principal, id_: str, body: MkdirBody) -> None:
-        self._files.mkdir(self._live(who, "files", id_), body)
+        self._files.mkdir(self._live(who, "files", id_, acts.WRITE, path=body.path), body)
 
     def move(self, who: Principal, id_: str, body: MoveBody) -> None:
-        self._files.move(self._live(who, "files", id_), body)
+        live = self._live(who, "files", id_, acts.WRITE, path=body.path)
+        self._decide(who, live, acts.WRITE, path=body.to)
+        self._files.move(live, body)
 
     def remove(self, who: Principal, id_: str, path: str, *, recursive: bool) -> None:
-        self._files.remove(self._live(who, "files", id_), path, recursive)
+        self._files.remove(self._live(who, "files", id_, acts.WRITE, path=path), path, recursive)
 
     def watch(
         self, who: Principal, id_: str, path: str, *, recursive: bool, wake: int
     ) -> Iterator[Mapping[str, str]]:
-        return self._files.watch(self._live(who, "read", id_), path, recursive, wake)
+        live = self._live(who, "read", id_, acts.LIST, path=path)
+        return self._files.watch(live, path, recursive, wake)
 
     def read_tar(self, who: Principal, id_: str, path: str) -> Iterator[bytes]:
-        return tar.read(self._live(who, "read", id_), path)
+        return tar.read(self._live(who, "read", id_, acts.READ, path=path), path)
 
     def write_tar(self, who: Principal, id_: str, path: str, data: Iterable[bytes]) -> None:
-        tar.write(self._live(who, "files", id_), path, data)
+        tar.write(self._live(who, "files", id_, acts.WRITE, path=path), path, data)
 
     # --- ports ---
 
     def tunnel(self, who: Principal, id_: str, port: int) -> Tunnel:
-        live = self._live(who, "ports", id_)
+        live = self._live(who, "ports", id_, acts.PORT, port=port)
         live.require_running("reach a port of it")
         return live.handle.guest.tunnel(port)
 
@@ -278,6 +343,10 @@ class DaemonService:
     def create_key(self, who: Principal, body: KeyBody) -> KeyView:
         ttl = None if body.ttl is None else parse_duration(body.ttl, "ttl")
         made = self._keys().create(who, body.name, body.scopes, ttl=ttl)
+        record = made.record
+        self._control.note(
+            Kind.KEY_CREATED, who.name, id=record.id, name=record.name, scopes=record.scopes
+        )
         return _key_view(made.record, made.key)
 
     def keys(self, who: Principal) -> Sequence[KeyView]:
@@ -285,6 +354,7 @@ class DaemonService:
 
     def revoke_key(self, who: Principal, key: str) -> None:
         self._keys().revoke(who, key)
+        self._control.note(Kind.KEY_REVOKED, who.name, id=key)
 
     # --- approvals ---
 
@@ -352,9 +422,18 @@ class DaemonService:
         spec = bodies.restored_spec(kept.spec, body)
         return self._sandboxes.create(who, spec, labels=body.labels, ttl=ttl, snapshot=kept)
 
-    def _live(self, who: Principal, scope: str, id_: str) -> Live:
+    def _live(
+        self, who: Principal, scope: str, id_: str, act: str = "", **parameters: object
+    ) -> Live:
+        """``act``: what is to be done with it, in a capability's words, for the policy."""
         who.require(scope)
-        return self._sandboxes.get(who, id_)
+        live = self._sandboxes.get(who, id_)
+        if act:
+            self._decide(who, live, act, **parameters)
+        return live
+
+    def _decide(self, who: Principal, live: Live, act: str, **parameters: object) -> None:
+        self._control.gate.operation(who, act, live.handle, live.record.labels, **parameters)
 
 
 def _key_view(record: KeyRecord, secret: str | None = None) -> KeyView:

@@ -11,6 +11,7 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 
 from agentd.ingest.http import (
     approvals,
+    calls,
     files,
     keys,
     meta,
@@ -67,6 +68,7 @@ def operations(*, metrics: bool = False) -> tuple[Operation, ...]:
         *files.OPERATIONS,
         *keys.OPERATIONS,
         *approvals.OPERATIONS,
+        *calls.OPERATIONS,
         *meta.OPERATIONS,
     )
     return (*table, meta.METRICS) if metrics else table

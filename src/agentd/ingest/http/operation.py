@@ -27,6 +27,7 @@ class Arguments(msgspec.Struct, frozen=True):
     path: Mapping[str, str]
     query: dict[str, Any]
     body: Any
+    raw: bytes = b""  # the body as it came
 
     @property
     def id(self) -> str:
@@ -116,7 +117,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         body = None if self.body is None else decode(exchange, self.body, raw)
         if self.body is None and raw:
             raise InvalidInput("this takes no body")
-        value = self.call(service, who, Arguments(exchange.path, query, body))
+        value = self.call(service, who, Arguments(exchange.path, query, body, raw))
         return answer(value, self.status)
 
 

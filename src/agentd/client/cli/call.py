@@ -1,0 +1,166 @@
+"""``agentd call``: a capability, by a daemon where there is one."""
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from agentd.client.cli import output, remote
+from agentd.client.cli.options import Parser, limit_options, sandbox_options, wall_options
+from agentd.model.errors import AgentdError, InvalidInput
+
+if TYPE_CHECKING:
+    from agentd.client.http.address import Address
+    from agentd.model.api import CallBody, CallView
+
+_EXAMPLES = """\
+  agentd call fs.read.v1 --json '{"path":"/workspace/a.txt"}' --sandbox sbx-abcdefghijkl
+  agentd call shell.exec.v1 --json '{"command":"uname","args":["-r"]}'
+  agentd call python.exec.v1 --json '{"code":"x=1\\nx+1"}' --sandbox sbx-abcdefghijkl
+  agentd call --request signed.json            as agentd sign wrote it; for a daemon
+  agentd call shell.exec.v1 --json @params.json --as-json | jq .receipt
+
+prints the value as JSON. exit codes: 0, 1 where the call failed, 125 where it was refused.
+agentd capability show NAME lists the parameters.
+"""
+_FAILED = 1
+_MAX_INPUT = 64 << 20
+
+
+def main(words: list[str]) -> int:
+    options = _parser().parse_args(words)
+    body = _request(options)
+    where = _daemon(options)
+    if options.verbose:
+        output.say(f"via {where or 'this process'}", "call")
+    try:
+        view = _call(where, body, options)
+    except AgentdError as error:
+        if error.code in ("not_found", "too_large") or _is_the_capabilitys(error):
+            output.say(str(error), "call")
+            return _FAILED
+        raise
+    shown: Any = view if options.as_json else view.value
+    if options.as_json or not sys.stdout.isatty():
+        remote.print_json(shown)
+    else:
+        print(json.dumps(view.value, indent=2, ensure_ascii=True))
+    return 0 if view.status == "ok" else _FAILED
+
+
+def _is_the_capabilitys(error: AgentdError) -> bool:
+    from agentd.model.capability import CallFailed
+
+    return isinstance(error, CallFailed)
+
+
+def _call(
+    where: "Address | None", body: "CallBody | dict[str, Any]", options: argparse.Namespace
+) -> "CallView":
+    emit = _show if options.follow else None
+    if where is not None:
+        from agentd.client.http import calls, client
+
+        asker = client.Client(where)
+        try:
+            return calls.call(asker, body, emit)
+        finally:
+            asker.close()
+    from agentd.client import embedded
+
+    if isinstance(body, dict):
+        raise InvalidInput(
+            "a signed request is for a daemon", remediation="start one: agentd serve"
+        )
+    return embedded.call(embedded.shared(), embedded.principal(), body, emit)
+
+
+def _show(kind: str, data: bytes) -> None:
+    """Nothing of the sandbox's reaches a terminal as control codes."""
+    if sys.stderr.isatty():
+        text = data.decode(errors="replace")
+        sys.stderr.write("".join(c if c in "\n\t" else remote.safe(c) for c in text))
+    else:
+        sys.stderr.buffer.write(data)
+    sys.stderr.flush()
+
+
+def _daemon(options: argparse.Namespace) -> "Address | None":
+    from agentd.client.http import address
+
+    if options.embedded:
+        return None
+    return address.given(options.url) or address.default()
+
+
+def _request(options: argparse.Namespace) -> "CallBody | dict[str, Any]":
+    """Raises InvalidInput."""
+    if options.request is not None:
+        if options.name is not None or options.json is not None:
+            raise InvalidInput(
+                "--request is the whole request", remediation="leave out the name and --json"
+            )
+        return _object(_read(options.request), "the request")
+    if options.name is None:
+        raise InvalidInput("no capability is named", remediation="agentd capability ls lists them")
+    from agentd.client.http import wire
+    from agentd.model.api import CallBody
+
+    text = options.json if options.json is not None else "{}"
+    raw = _read(text[1:]) if text.startswith("@") else text.encode(errors="surrogateescape")
+    return CallBody(
+        capability=options.name,
+        parameters=_object(raw, "--json"),
+        sandbox=options.sandbox,
+        create=wire.sandbox_body(snapshot=None, labels=None, ttl=None, **sandbox_options(options)),
+        bundle=options.bundle,
+    )
+
+
+def _object(raw: bytes, what: str) -> dict[str, Any]:
+    from agentd.model.canonical import loads_strict
+
+    found = loads_strict(raw)
+    if not isinstance(found, dict):
+        raise InvalidInput(f"{what} is no JSON object", remediation='write it as {"path": "a.txt"}')
+    return found
+
+
+def _read(path: str) -> bytes:
+    try:
+        if path == "-":
+            return sys.stdin.buffer.read(_MAX_INPUT)
+        with open(path, "rb") as file:
+            return file.read(_MAX_INPUT)
+    except OSError as error:
+        raise InvalidInput(f"cannot read {path}", cause=error.strerror or str(error)) from error
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="agentd call",
+        usage="agentd call [options] NAME --json PARAMETERS",
+        description="Call a capability: what a policy allows, with a signed receipt of it.",
+        epilog=f"examples:\n{_EXAMPLES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("name", metavar="NAME", nargs="?", help="as fs.read.v1")
+    parser.add_argument(
+        "--json", metavar="PARAMETERS", help="its parameters, a JSON object; @FILE or @- reads them"
+    )
+    parser.add_argument("--sandbox", metavar="ID", help="in this one (default: one made for it)")
+    parser.add_argument("--request", metavar="FILE", help="a whole request, signed or not")
+    parser.add_argument("--bundle", metavar="DIGEST", help="refuse under any other policy")
+    parser.add_argument("--follow", action="store_true", help="its output as it comes, on stderr")
+    parser.add_argument(
+        "--as-json", action="store_true", help="print all: decision, wall, receipt, value"
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="say where it ran")
+    parser.add_argument(
+        "--url", metavar="URL", help="the daemon (default: AGENTD_URL, or the usual socket)"
+    )
+    parser.add_argument("--embedded", action="store_true", help="in this process, without a daemon")
+    wall_options(parser)
+    limit_options(parser).add_argument("--timeout", metavar="TIME", help="as 250ms, 2s, 10m")
+    return parser

@@ -1,0 +1,153 @@
+"""Policy, audit and receipts, put together: of a daemon, or of a process that calls by itself.
+
+STATE/audit/        the log                 STATE/receipts/       the newest receipts
+STATE/receipt.key   signs them              STATE/policy/         what policies compile to
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from agentd.audit.chain import Keep
+from agentd.audit.keypair import KeyPair
+from agentd.audit.log import AuditLog
+from agentd.audit.receipts import Receipts
+from agentd.audit.shared import SharedLog
+from agentd.capability.registry import Registry
+from agentd.daemon.calls.admission import Admission, Approves
+from agentd.daemon.calls.gate import PolicyGate
+from agentd.daemon.calls.records import Records
+from agentd.daemon.config import schema
+from agentd.model.audit import Event, Kind
+from agentd.model.decision import Asked
+from agentd.policy import learning
+from agentd.policy.store import PolicyStore
+
+if TYPE_CHECKING:
+    from agentd.audit.sinks.port import AuditSink
+
+AUDIT, RECEIPTS, KEY, COMPILED = "audit", "receipts", "receipt.key", "policy"
+
+
+_ANYTHING_PUBLIC = schema.Capabilities()
+
+
+class Control:
+    """Thread-safe. ``close`` it last of all: what ends meanwhile is written down."""
+
+    def __init__(
+        self,
+        state: str,
+        policy: schema.Policy,
+        audit: schema.Audit,
+        approvals: Approves | None = None,
+        capabilities: schema.Capabilities = _ANYTHING_PUBLIC,
+        *,
+        shared: bool = False,
+    ) -> None:
+        """``shared``: other processes write to the same log.
+
+        Raises AuditError, BundleError, PinMismatch.
+        """
+        with contextlib.ExitStack() as undo:
+            self.receipts = Receipts(os.path.join(state, RECEIPTS), int(audit.receipts))
+            undo.callback(self.receipts.close)
+            self.key = KeyPair.load_or_create(os.path.join(state, KEY))
+            self.log = _log(os.path.join(state, AUDIT), audit, shared)
+            undo.callback(self.log.close)
+            self.policy: PolicyStore | None = None
+            if policy.bundle is not None:
+                cache = os.path.join(state, COMPILED)
+                os.makedirs(cache, 0o700, exist_ok=True)
+                self.policy = PolicyStore(policy.bundle, sha256=policy.sha256, cache=cache)
+                undo.callback(self.policy.close)
+            self._cache = os.path.join(state, COMPILED)
+            self.registry = _registry(capabilities)
+            self.admission = Admission(lambda: self.policy, self.log, approvals, _learn())
+            self.records = Records(self.log, self.receipts, self.key)
+            self.gate = PolicyGate(self.admission, self.records)
+            self._undo = undo.pop_all()
+
+    def note(self, kind: Kind, principal: str = "", sandbox: str = "", **fields: object) -> None:
+        """Something that happened, beside requests."""
+        self.log.submit(Event(kind=kind, principal=principal, sandbox=sandbox, fields=fields))
+
+    def reload(self, policy: schema.Policy) -> None:
+        """Raises BundleError, PinMismatch; then the old policy holds."""
+        before = self.policy.digest if self.policy is not None else "none"
+        old = self.policy
+        if policy.bundle is None:
+            self.policy = None
+        elif old is None:
+            self.policy = PolicyStore(policy.bundle, sha256=policy.sha256, cache=self._cache)
+        else:
+            old.reload(policy.bundle, policy.sha256)
+        after = self.policy.digest if self.policy is not None else "none"
+        if after != before:
+            self.note(Kind.POLICY_CHANGED, before=before, after=after)
+        if self.policy is None and old is not None:
+            old.close()
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Of the log: commits, records, failures, lost, ...; nothing of a shared one."""
+        import msgspec
+
+        log = self.log
+        return msgspec.structs.asdict(log.counts) if isinstance(log, AuditLog) else {}
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._undo.close()
+
+
+class Waiting:
+    """A SharedLog as calls write to it: nothing is put off, for nobody would come back to it."""
+
+    def __init__(self, log: SharedLog) -> None:
+        self.append = log.append
+        self.submit = log.append
+        self.close = log.close
+
+
+def _log(directory: str, audit: schema.Audit, shared: bool) -> "AuditLog | Waiting":
+    keep = Keep(int(audit.file), audit.files, None if audit.keep is None else float(audit.keep))
+    if shared:
+        return Waiting(SharedLog(directory, keep=keep))
+    return AuditLog(directory, keep=keep, sinks=_sinks(audit.sinks))
+
+
+def _sinks(places: Sequence[str]) -> "dict[str, AuditSink]":
+    return {place: _sink(place) for place in places}
+
+
+def _sink(place: str) -> "AuditSink":
+    from agentd.audit.sinks.http import HttpSink, OtlpSink
+    from agentd.audit.sinks.lines import StdoutSink, SyslogSink
+
+    kind, _, rest = place.partition(":")
+    if kind == "stdout":
+        return StdoutSink()
+    if kind == "syslog":
+        return SyslogSink(rest) if rest else SyslogSink()
+    return OtlpSink(rest) if kind == "otlp" else HttpSink(place)
+
+
+def _registry(config: schema.Capabilities) -> Registry:
+    """Raises InvalidInput for hosts or networks that are none."""
+    registry = Registry()
+    if config != _ANYTHING_PUBLIC:
+        from agentd.capability.fetch.fetcher import Fetcher
+
+        fetch: Any = registry.get("http.fetch.v1")
+        fetch.fetcher = Fetcher(
+            allowed_hosts=config.fetch_hosts, allowed_networks=config.fetch_networks
+        )
+    return registry
+
+
+def _learn() -> Callable[[Asked], None] | None:
+    """For ``agentd policy learn``, which says by this variable where to."""
+    path = os.environ.get(learning.VARIABLE)
+    return (lambda asked: learning.record(asked, path)) if path else None

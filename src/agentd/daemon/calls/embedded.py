@@ -1,0 +1,104 @@
+"""Calls without a daemon: the same decisions, records and receipts, in the caller's own process."""
+
+import atexit
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from agentd.daemon.calls.calls import Calls
+from agentd.daemon.calls.control import Control
+from agentd.daemon.config import profiles, schema
+from agentd.daemon.config.values import Bundle
+from agentd.model.api import CallBody, CallView
+from agentd.model.errors import InvalidInput, NotFound
+from agentd.model.options import sandbox_spec
+from agentd.model.principal import Principal
+from agentd.model.spec import SandboxSpec
+from agentd.sandbox.handle import SandboxHandle
+
+if TYPE_CHECKING:
+    from agentd.daemon.pipeline import Pipeline
+
+POLICY = "AGENTD_POLICY"
+# Beside the daemon's, whose log is its own alone.
+FOLDER = "embedded"
+_lock = threading.Lock()
+_shared: "tuple[tuple[str, str, int], Control] | None" = None
+
+
+def call(
+    pipeline: "Pipeline",
+    who: Principal,
+    body: CallBody,
+    emit: Callable[[str, bytes], None] | None,
+    handle: SandboxHandle | None,
+) -> CallView:
+    if body.signature is not None:
+        raise InvalidInput(
+            "a signed request is for a daemon",
+            remediation="run agentd serve, or leave the signature out",
+        )
+    control = shared()
+    places = Own(pipeline, handle)
+    calls = Calls(control.registry, control.admission, control.records, pipeline, places)
+    return calls.call(who, body, emit, via="embedded")
+
+
+def shared() -> Control:
+    """One for the whole process; a forked child, or another policy, gets its own."""
+    global _shared  # noqa: PLW0603  one log, however many calls
+    bundle = os.environ.get(POLICY) or "permissive"
+    state = state_directory()
+    key = (bundle, state, os.getpid())
+    with _lock:
+        if _shared is None or _shared[0] != key:
+            old = _shared
+            policy = schema.Policy(bundle=None if bundle == "none" else Bundle.of(bundle))
+            made = Control(state, policy, schema.Audit(), shared=True)
+            _shared = key, made
+            atexit.register(made.close)
+            if old is not None and old[0][2] == os.getpid():
+                old[1].close()
+        return _shared[1]
+
+
+def state_directory() -> str:
+    daemons = profiles.preset(profiles.DEFAULT, os.environ, os.geteuid())["daemon"]["state"]
+    return os.path.join(daemons, FOLDER)
+
+
+class Own:
+    """``calls.Sandboxes`` of a process: the one that the caller holds, or a new one."""
+
+    def __init__(self, pipeline: "Pipeline", handle: SandboxHandle | None) -> None:
+        self._pipeline = pipeline
+        self._handle = handle
+
+    def get(self, who: Principal, body: CallBody) -> tuple[SandboxHandle, Mapping[str, str]]:
+        handle = self._handle
+        if handle is None or handle.id != body.sandbox:
+            raise NotFound(
+                f"this process has no sandbox {(body.sandbox or '')[:64]!r}",
+                remediation="name a daemon with --url, or leave the sandbox out",
+            )
+        return handle, {}
+
+    def plan(self, who: Principal, body: CallBody) -> tuple[SandboxSpec, Mapping[str, str]]:
+        create = body.create
+        if create.snapshot is not None or create.labels or create.ttl is not None:
+            raise InvalidInput(
+                "snapshots, labels and leases are a daemon's", remediation="leave them out"
+            )
+        return sandbox_spec(**create.options()), {}
+
+    @contextmanager
+    def made(
+        self, who: Principal, spec: SandboxSpec, labels: Mapping[str, str]
+    ) -> Iterator[SandboxHandle]:
+        handle = self._pipeline.build(spec)
+        try:
+            yield handle
+        finally:
+            self._pipeline.close(handle)

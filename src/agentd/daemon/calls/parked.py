@@ -1,0 +1,91 @@
+"""A request that waits until somebody allows it, and the record of who did."""
+
+from typing import Any, Protocol
+
+import msgspec
+
+from agentd.daemon.approvals import Approvals
+from agentd.daemon.calls.act import Act
+from agentd.daemon.calls.admission import decision_fields
+from agentd.model.audit import Event, Kind
+from agentd.model.decision import Decision
+from agentd.model.errors import Refused
+
+
+class Log(Protocol):
+    def submit(self, event: Event) -> object: ...
+
+
+class ApprovalDenied(Refused):
+    code = "approval_denied"
+
+
+class ApprovalExpired(Refused):
+    code = "approval_expired"
+
+
+class Parked:
+    """``log`` is set once there is one: it is opened after the store that approvals lie in."""
+
+    def __init__(self, approvals: Approvals) -> None:
+        self._approvals = approvals
+        self.log: Log | None = None
+
+    def approve(self, act: Act, decision: Decision) -> None:
+        """Returns once it is approved. Raises ApprovalDenied, ApprovalExpired, Full, ..."""
+        asked = self._approvals.ask(_summary(act, decision), act.who, act.id)
+        self._note(Kind.APPROVAL_ASKED, act, approval=asked.id)
+        try:
+            found = self._approvals.wait(asked.id)
+        finally:
+            self._approvals.withdraw(asked.id)
+        if found.state == "approved":
+            self._note(
+                Kind.APPROVAL_DECIDED, act, approval=found.id, allowed=True, by=found.decided_by
+            )
+            return
+        if found.state == "denied":
+            self._note(
+                Kind.APPROVAL_DECIDED, act, approval=found.id, allowed=False, by=found.decided_by
+            )
+            raise ApprovalDenied(
+                f"{act.name} was not approved",
+                cause=f"{found.decided_by}: {found.note}" if found.note else f"{found.decided_by}",
+                remediation="ask who decided",
+            )
+        self._note(Kind.APPROVAL_EXPIRED, act, approval=found.id)
+        raise ApprovalExpired(
+            f"nobody approved {act.name} in time",
+            cause=found.note,
+            remediation="have somebody with the scope approve look at agentd approval ls, and ask "
+            "again",
+        )
+
+    def _note(self, kind: Kind, act: Act, **fields: Any) -> None:
+        if self.log is not None:
+            self.log.submit(
+                Event(
+                    kind=kind,
+                    principal=act.who.name,
+                    request=act.id,
+                    sandbox=act.place.id,
+                    capability=act.name,
+                    fields=fields,
+                )
+            )
+
+
+def _summary(act: Act, decision: Decision) -> dict[str, Any]:
+    """All that is decided on, for a person to read; no value of an environment."""
+    parameters: dict[str, Any] = msgspec.to_builtins(dict(act.parameters))
+    if isinstance(parameters.get("env"), dict):
+        parameters["env"] = sorted(parameters["env"])
+    place = act.place
+    return {
+        "capability": act.name,
+        "parameters": parameters,
+        "sandbox": place.id or "a new one",
+        "level": place.level.label,
+        "net": place.spec.net,
+        "policy": decision_fields(decision),
+    }
