@@ -64,6 +64,7 @@ def is_busy(box: Any) -> bool:
         "class E(Exception):\n  def __str__(self):\n    while True: pass\nraise E",
         "while True: print('flood' * 1000)",
         "while True: display(1)",
+        "while True: display('x' * 250_000)",
         "import threading\nthreading.Event().wait()",
     ],
 )
@@ -132,11 +133,13 @@ def test_who_waits_too_long_is_told(run: Run, box: Any) -> None:
 def test_code_whose_caller_has_gone_is_interrupted(run: Run, box: Any) -> None:
     """The client in the sandbox is killed, as the daemon does when a call is given up."""
     run("x = 5")
-    code = "print('on')\ntry:\n  while True: pass\nfinally: x = 6"
+    code = "print('on')\ntry:\n  while True: pass\nfinally: x = open('gone', 'w').close() or 6"
     thread, _ = in_background(run, code, timeout_ms=30000)
     until(lambda: is_busy(box))
     box.sh("pkill -9 -f '^python3 -I -S -c'")
     thread.join()
+    # By itself, not when the next caller comes.
+    box.sh("for i in $(seq 200); do test -e gone && exit 0; sleep 0.1; done; exit 1")
     assert run("x", timeout_ms=20000)["result"] == {"text/plain": "6"}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -108,3 +109,40 @@ def test_a_frame_is_read_as_it_was_written() -> None:
         assert python_server.receive(theirs) == {"a": "\udc80é"}
         ours.close()
         assert python_server.receive(theirs) is None
+
+
+BUSY = """
+import sys
+from agentd.capability.inside import python_server
+server = python_server.Server(sys.argv[1])
+def interrupt():
+    raise KeyboardInterrupt
+server.interrupt = interrupt
+def run(code):
+    try:
+        server.send({"display": "x" * 4_000_000})
+    except KeyboardInterrupt:
+        return {"status": "interrupted"}
+    return {"status": "ok"}
+server.serve("test", run)
+"""
+
+
+def test_an_interrupt_waits_until_a_frame_is_whole(tmp_path: Path) -> None:
+    """The frame is larger than the socket's buffer: it is on its way until somebody reads it."""
+    place = str(tmp_path / "s")
+    process = subprocess.Popen([sys.executable, "-c", BUSY, place])
+    try:
+        while process.poll() is None and not os.path.exists(place):
+            pass
+        made, _, fds = dial(place)
+        python_server.send(made, {"code": ""})
+        made.recv(1, socket.MSG_PEEK)
+        process.send_signal(signal.SIGINT)
+        made.recv(1, socket.MSG_PEEK)
+        assert len(python_server.receive(made)["display"]) == 4_000_000
+        assert python_server.receive(made) == {"status": "interrupted"}
+        close(made, fds)
+    finally:
+        process.kill()
+        process.wait()
