@@ -77,7 +77,7 @@ def choose(where: str | None) -> Chosen:
         return Chosen(where, None, "--bundle")
     if own := os.environ.get(POLICY):
         return Chosen(
-            NONE if own == NONE else Bundle.of(own), None, f"{POLICY}, for calls without a daemon"
+            NONE if own == NONE else Bundle.of(own), None, f"{POLICY}, for calls without a daemon,"
         )
     path = config.find(os.environ)
     read = config.read(path)

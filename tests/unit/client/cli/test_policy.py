@@ -102,9 +102,9 @@ def test_explain_takes_permissive_and_the_usual_scopes_where_nothing_is_said(mon
 
 def test_explain_asks_what_a_call_would_ask(capsys):
     """The capability's own needs and defaults; what it would refuse is no question."""
-    with pytest.raises(NotFound, match="did you mean shell.exec.v1"):
+    with pytest.raises(NotFound, match=r"did you mean shell\.exec\.v1"):
         cli.main([*EXPLAIN, "--call", "shel.exec.v1"])
-    with pytest.raises(NotFound, match="did you mean sandbox.create.v1"):
+    with pytest.raises(NotFound, match=r"did you mean sandbox\.create\.v1"):
         cli.main([*EXPLAIN, "--call", "sandbox.creat.v1"])
     with pytest.raises(InvalidInput, match="parameter comand is unknown"):
         cli.main([*EXPLAIN, "--call", "shell.exec.v1", "--json", '{"comand": "ls"}'])
