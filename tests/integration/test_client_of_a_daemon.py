@@ -401,7 +401,9 @@ def test_finding_and_ending(daemon: Daemon, box: str) -> None:
 
 
 def test_keys(daemon: Daemon, box: str) -> None:
-    made = json.loads(daemon.cli("key", "create", "ci", "--scope", "read", "--json").stdout)
+    made = json.loads(
+        daemon.cli("key", "create", "--name", "ci", "--scopes", "read", "--json").stdout
+    )
     assert made["secret"].startswith("agd_") and made["scopes"] == ["read"]
     client = Client(address.parse(daemon.url, api_key=made["secret"]))
     client.call("GET", "/v1/sandboxes")

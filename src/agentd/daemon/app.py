@@ -6,6 +6,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Protocol
 
+from agentd.audit.errors import AuditError
 from agentd.daemon import authentication, meter
 from agentd.daemon.approvals import Approvals
 from agentd.daemon.calls.control import Control
@@ -25,7 +26,7 @@ from agentd.daemon.service.snapshots import Snapshots
 from agentd.daemon.signed import SignedRequests
 from agentd.daemon.store.sqlite import SqliteStore
 from agentd.model.audit import Kind
-from agentd.model.errors import AgentdError, InvalidInput
+from agentd.model.errors import AgentdError, Forbidden, InvalidInput
 from agentd.model.isolation import IsolationLevel
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.handle import SandboxHandle
@@ -124,6 +125,11 @@ class Daemon:
         self.chain, self.signed = chain, signed
         self.config = config
         self.pool.reshape(_shelves(config))
+
+    def forbidden(self, op: str, who: str, sandbox: str, error: Forbidden) -> None:
+        """What a principal's scopes do not let it do: a denial that no policy was asked about."""
+        with contextlib.suppress(AuditError):
+            self.control.note(Kind.DENIAL, who, sandbox, op=op, reasons=[str(error)])
 
     def drain(self) -> bool:
         """Take no new work; wait for what runs, as long as the configuration says."""

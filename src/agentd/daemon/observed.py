@@ -9,7 +9,7 @@ from agentd.daemon import context, trace
 from agentd.daemon.log import Log, about
 from agentd.daemon.meter import Meter
 from agentd.ingest.service import Service
-from agentd.model.errors import AgentdError
+from agentd.model.errors import AgentdError, Forbidden
 from agentd.model.principal import Principal
 
 # ``peer`` and ``ready`` are asked all the time, ``once`` belongs to the loop, and ``watch`` and
@@ -25,16 +25,21 @@ OPERATIONS = tuple(
 )
 
 
-def observed(service: Service, meter: Meter, log: Log) -> Service:
-    """It in front of ``service``."""
-    return cast("Service", _Observed(service, meter, log))
+Refusal = Callable[[str, str, str, Forbidden], None]
+
+
+def observed(service: Service, meter: Meter, log: Log, forbidden: Refusal | None = None) -> Service:
+    """It in front of ``service``. ``forbidden(op, principal, sandbox, error)`` is told what one whom
+    we know may not do."""
+    return cast("Service", _Observed(service, meter, log, forbidden))
 
 
 class _Observed:
-    def __init__(self, service: Service, meter: Meter, log: Log) -> None:
+    def __init__(self, service: Service, meter: Meter, log: Log, forbidden: Refusal | None) -> None:
         self._service = service
         self._meter = meter
         self._log = log
+        self._forbidden = forbidden
         for name in _PLAIN:
             setattr(self, name, getattr(service, name))
         for name in OPERATIONS:
@@ -67,6 +72,8 @@ class _Observed:
                     return call(*args, **options)
             except AgentdError as error:
                 status, words = error.code, str(error)
+                if isinstance(error, Forbidden) and self._forbidden is not None:
+                    self._forbidden(op, who, sandbox, error)
                 raise
             except BaseException as error:
                 status, words = "internal", type(error).__name__

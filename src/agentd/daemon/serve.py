@@ -89,7 +89,9 @@ class Process:
         self, listeners: Sequence[Listener], ready: Callable[[Sequence[str]], object]
     ) -> None:
         config = self._daemon.config
-        service = observed(self._daemon.service, self._metrics or meter.NONE, self._log)
+        service = observed(
+            self._daemon.service, self._metrics or meter.NONE, self._log, self._daemon.forbidden
+        )
         render = self._metrics.render if self._metrics is not None else None
         app = entry.application(
             service, _limits(config), render, public_metrics=config.metrics.public

@@ -9,7 +9,7 @@ from agentd.daemon.log import Log
 from agentd.daemon.meter import Meter
 from agentd.daemon.observed import OPERATIONS, observed
 from agentd.daemon.service.service import DaemonService
-from agentd.model.errors import NotFound, QuotaExceeded, SandboxError
+from agentd.model.errors import Forbidden, NotFound, QuotaExceeded, SandboxError
 from agentd.model.principal import Principal
 
 WHO = Principal("ann", frozenset({"admin"}), "local")
@@ -92,6 +92,20 @@ def test_an_error_is_told_by_its_code(error: Exception, code: str, level: str) -
     (event,) = map(json.loads, lines)
     assert (event["code"], event["level"]) == (code, level)
     assert "secret" not in lines[0].decode()
+
+
+def test_who_may_not_do_it_is_told_to_whoever_writes_denials_down() -> None:
+    told: list[tuple[str, ...]] = []
+    fake = Fake()
+    service: Any = fake
+    seen = observed(
+        service, Meter(), Log("error", "json"), lambda *about: told.append(tuple(map(str, about)))
+    )
+    for error in (NotFound("there is none"), Forbidden("ann lacks the scope 'run'")):
+        fake.answer = error
+        with pytest.raises(type(error)):
+            seen.exec(WHO, "sbx-1", None)
+    assert told == [("exec", "ann", "sbx-1", "ann lacks the scope 'run'")]
 
 
 def test_pieces_are_counted_when_the_last_is_taken_or_nobody_wants_more() -> None:

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from agentd.client.http.client import Client
 
 _EXAMPLES = """\
-  agentd key create ci --scope run,create,read,files --ttl 90d
-  AGENTD_API_KEY=$(agentd key create ci --scope run,read -q) agentd ls
+  agentd key create --name ci --scopes run,create,read,files --ttl 90d
+  AGENTD_API_KEY=$(agentd key create --name ci --scopes run,read -q) agentd ls
   agentd key ls
   agentd key revoke abcdefgh2345
 
@@ -33,10 +33,10 @@ def _create(options: argparse.Namespace, client: "Client") -> int:
     from agentd.model.api import KeyBody, KeyView
     from agentd.model.principal import SCOPES
 
-    scopes = tuple(part for text in options.scope for part in text.split(",") if part)
+    scopes = tuple(part for text in options.scopes for part in text.split(",") if part)
     unknown = [scope for scope in scopes if scope not in SCOPES]
     if not options.name or not scopes or unknown:
-        what = f"unknown scope {unknown[0]!r}" if unknown else "a key needs a NAME and --scope"
+        what = f"unknown scope {unknown[0]!r}" if unknown else "a key needs --name and --scopes"
         raise InvalidInput(what, remediation=f"the scopes are: {', '.join(SCOPES)}")
     body = KeyBody(name=options.name, scopes=scopes, ttl=options.ttl)
     made = client.call("POST", "/v1/keys", body, into=KeyView)
@@ -80,20 +80,21 @@ def _list(options: argparse.Namespace, client: "Client") -> int:
 def _revoke(options: argparse.Namespace, client: "Client") -> int:
     from agentd.client.http.client import segment
 
-    if not options.name:
+    if not options.id:
         raise InvalidInput("no key given", remediation="name its id; agentd key ls lists them")
-    client.call("DELETE", f"/v1/keys/{segment(options.name)}")
+    client.call("DELETE", f"/v1/keys/{segment(options.id)}")
     if options.json:
-        remote.print_json({"revoked": options.name})
+        remote.print_json({"revoked": options.id})
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = remote.parser("key", "Make, list and revoke API keys.", _EXAMPLES)
     parser.add_argument("action", choices=("create", "ls", "revoke"))
-    parser.add_argument("name", metavar="NAME|ID", nargs="?", help="of the key")
+    parser.add_argument("id", metavar="ID", nargs="?", help="of the key to revoke")
+    parser.add_argument("--name", metavar="NAME", help="of the key to make")
     parser.add_argument(
-        "--scope", metavar="SCOPE,...", action="append", default=[], help="what it allows"
+        "--scopes", metavar="SCOPE,...", action="append", default=[], help="what it allows"
     )
     parser.add_argument("--ttl", metavar="TIME", help="how long it holds, as 90d")
     parser.add_argument("-q", "--quiet", action="store_true", help="the key alone")

@@ -9,15 +9,16 @@ Anything that is in doubt is a refusal, and a refusal is written down as well.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import msgspec
 
 from agentd.daemon.calls.act import Act, asked
 from agentd.model.audit import Event, Kind
-from agentd.model.decision import Asked, Decision
-from agentd.model.errors import AgentdError, PolicyDenied, Undecided
+from agentd.model.decision import Asked, Decision, Obligations
+from agentd.model.errors import AgentdError, PolicyDenied, Refused, Undecided
 
 NO_POLICY = Decision(allow=True, reasons=("no policy is configured",))
 _MAX_REASON = 500
@@ -73,6 +74,15 @@ class Admission:
         if decision.obligations.approve:
             self._ask_for_approval(act, decision)
         return Admitted(act, decision, now)
+
+    @contextmanager
+    def obliging(self, admitted: Admitted) -> Iterator[Obligations]:
+        """What must hold; what is refused on its account within the block is written down."""
+        try:
+            yield admitted.decision.obligations
+        except Refused as error:
+            self._write(Kind.DENIAL, admitted.act, {"reasons": [str(error)], "code": error.code})
+            raise
 
     def begun(self, admitted: Admitted, **fields: Any) -> None:
         self._write(Kind.START, admitted.act, fields)

@@ -5,7 +5,7 @@ The same lines for every way in: REST, the SDK and the command line, with a daem
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -96,7 +96,9 @@ class Calls:
             emit=emit or _nowhere,
             most=most.timeout,
         )
-        with self._place(who, act, admitted, handle, about) as place:
+        with ExitStack() as stack:
+            with self._admission.obliging(admitted):
+                place = stack.enter_context(self._place(who, act, admitted, handle, about))
             self._admission.begun(admitted)
             where = facts.Ran() if place is None else ran(place)
             ending = Ending(self._records, admitted, where)

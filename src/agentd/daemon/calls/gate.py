@@ -24,7 +24,8 @@ class PolicyGate:
 
     def sandbox(self, who: Principal, spec: SandboxSpec, labels: Labels) -> SandboxSpec:
         admitted = self._admission.admit(acts.creation(who, spec, labels))
-        return oblige.new_sandbox(spec, admitted.decision.obligations)
+        with self._admission.obliging(admitted) as obligations:
+            return oblige.new_sandbox(spec, obligations)
 
     def fork(self, who: Principal, handle: SandboxHandle, count: int, labels: Labels) -> None:
         self.operation(who, acts.FORK, handle, labels, count=count)
@@ -33,8 +34,8 @@ class PolicyGate:
         self, who: Principal, handle: SandboxHandle, request: ExecRequest, labels: Labels
     ) -> tuple[ExecRequest, Concluded]:
         admitted = self._admission.admit(acts.command(who, handle, request, labels))
-        obligations = admitted.decision.obligations
-        oblige.existing_sandbox(handle.spec, handle.level, obligations)
+        with self._admission.obliging(admitted) as obligations:
+            oblige.existing_sandbox(handle.spec, handle.level, obligations)
         self._admission.begun(admitted)
         return oblige.command(request, obligations), Ending(self._records, admitted, ran(handle))
 
@@ -48,7 +49,8 @@ class PolicyGate:
     ) -> None:
         """One on a sandbox that is there, or on its files. Raises Refused."""
         admitted = self._admission.admit(acts.operation(who, name, handle, labels, **parameters))
-        oblige.existing_sandbox(handle.spec, handle.level, admitted.decision.obligations)
+        with self._admission.obliging(admitted) as obligations:
+            oblige.existing_sandbox(handle.spec, handle.level, obligations)
 
 
 def ran(handle: SandboxHandle) -> Ran:

@@ -53,7 +53,9 @@ def test_no_daemon_there_is_125(words, capsys, tmp_path):
     assert "no daemon answers" in err and "agentd serve" in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("words", [["key", "create"], ["key", "create", "n", "--scope", "x"]])
+@pytest.mark.parametrize(
+    "words", [["key", "create"], ["key", "create", "--name", "n", "--scopes", "x"]]
+)
 def test_a_key_needs_a_name_and_known_scopes(words, capsys, tmp_path):
     assert cli.main([*words, "--url", f"unix:{tmp_path}/none"]) == 2
     assert "the scopes are: run, create" in capsys.readouterr().err

@@ -17,6 +17,15 @@ from agentd.sandbox.manager import Manager, SandboxHandle
 ALICE = local("alice")
 
 
+class Ended:
+    request_id = "req-1"
+
+    def __call__(self, result: object, outputs: object) -> str:
+        return ""
+
+    def failed(self, error: BaseException | None) -> None: ...
+
+
 class NoFalse:
     """A gate that lets all through but one program."""
 
@@ -30,7 +39,7 @@ class NoFalse:
     ) -> tuple[ExecRequest, Concluded]:
         if request.argv[0] == "false":
             raise Refused(f"{who.name} may not run false")
-        return request, lambda *_: None
+        return request, Ended()
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ def one(problems):
         ("[[listen]]\nmode = '0600'", 1, "listen[0]", "it needs: address"),
         ("[quotas.principals.'a b']\nsandbxes = 1", 2,
          'quotas.principals."a b".sandbxes', "'sandboxes'"),
-        ("policy.bundle = 'x'", 1, "policy.bundle", "write it as /a/b"),
+        ("policy.bundle = 'x'", 1, "policy.bundle", "a folder as /a/b"),
         ("policy.sha256 = ''", 1, "policy.sha256", ""),
         ('policy.sha256 = "\\u0000"', 1, "policy.sha256", ""),
         ("[auth.keys\n", 1, "", ""),
