@@ -3,6 +3,10 @@
 import re
 from pathlib import Path
 
+from agentd.auth import signing
+from agentd.ingest.http.respond import STATUS
+from agentd.model.errors import Unauthenticated
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -21,3 +25,16 @@ def test_links_between_documents_lead_somewhere() -> None:
     for page in [ROOT / "README.md", ROOT / "SECURITY.md", *ROOT.glob("docs/**/*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+def test_the_api_page_has_every_code_at_its_status() -> None:
+    table = (ROOT / "docs/api.md").read_text().partition("| status | codes |")[2]
+    rows = dict(re.findall(r"^\| ([\d, ]+) \| (.*) \|$", table, re.M))
+    signatures = [
+        kind.code
+        for kind in vars(signing).values()
+        if isinstance(kind, type) and issubclass(kind, Unauthenticated)
+    ]
+    for code, status in [*STATUS.items(), *((code, 401) for code in signatures)]:
+        (row,) = [text for numbers, text in rows.items() if str(status) in numbers.split(", ")]
+        assert f"`{code}`" in row, code

@@ -15,6 +15,7 @@ from agentd.daemon.calls import acts
 from agentd.daemon.calls.act import Act, Place, asked
 from agentd.daemon.calls.admission import NO_POLICY
 from agentd.daemon.calls.embedded import POLICY
+from agentd.daemon.config.schema import ORDINARY
 from agentd.daemon.config.values import Bundle
 from agentd.model.capability import About, Needs
 from agentd.model.decision import Asked
@@ -24,8 +25,6 @@ from agentd.model.spec import SandboxSpec
 from agentd.policy.engine import Explanation
 from agentd.policy.store import PolicyStore
 
-# What somebody may who is not said to have more: those of a signer that nothing is said of.
-USUAL_SCOPES = tuple(scope for scope in SCOPES if scope not in ("approve", "keys", "admin"))
 NONE = "none"
 
 
@@ -40,7 +39,7 @@ class Chosen(msgspec.Struct, frozen=True):
 class Explained(msgspec.Struct, frozen=True):
     explanation: Explanation
     policy: Chosen
-    scopes: tuple[str, ...]
+    scopes: tuple[str, ...]  # that were assumed, or told
 
 
 def explain(
@@ -56,7 +55,7 @@ def explain(
 
     ``sandbox`` takes the place of members of a new one without network and mounts.
     """
-    held = USUAL_SCOPES if scopes is None else tuple(scopes)
+    held = ORDINARY if scopes is None else tuple(scopes)
     question = _question(name, parameters, principal, held, sandbox)
     chosen = choose(where)
     if chosen.bundle == NONE:
