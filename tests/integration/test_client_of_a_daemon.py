@@ -240,6 +240,17 @@ def test_a_command_is_followed_across_a_restart(tmp_path: Path, kill: bool) -> N
     assert sandbox.run("echo on").text == "on\n"
     sandbox.kill()
     daemon.stop()
+    _check_audit(tmp_path / "state" / "audit", process.result.request_id)
+
+
+def _check_audit(folder: Path, request: str) -> None:
+    """Whole, and with one start and one end of the command, though a daemon died between."""
+    from agentd.audit.read import records
+    from agentd.audit.verify import verify
+
+    assert verify(str(folder)).ok
+    kinds = [record.kind for record in records(str(folder)) if record.request == request]
+    assert kinds == ["admission", "start", "end"]
 
 
 def test_a_command_that_the_daemon_has_heard_is_not_done_twice(

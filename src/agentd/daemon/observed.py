@@ -28,8 +28,13 @@ OPERATIONS = tuple(
 Refusal = Callable[[str, str, str, Forbidden], None]
 
 
-def observed(service: Service, meter: Meter, log: Log, forbidden: Refusal | None = None) -> Service:
-    """It in front of ``service``. ``forbidden(op, principal, sandbox, error)`` is told what one
+def observed(
+    service: Service,
+    meter: Meter,
+    log: Log,
+    forbidden: Refusal | None = None,
+) -> Service:
+    """It in front of ``service``. ``forbidden(op, principal, sandbox, error)`` is told of what one
     whom we know may not do."""
     return cast("Service", _Observed(service, meter, log, forbidden))
 

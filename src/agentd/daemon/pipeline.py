@@ -35,6 +35,11 @@ class Gate(Protocol):
     ) -> tuple[ExecRequest, Concluded]:
         """And who is to be told the command's end."""
 
+    def adopted(
+        self, who: Principal, handle: SandboxHandle, request: ExecRequest, id_: str, began: float
+    ) -> Concluded:
+        """Of a command that another daemon admitted, as the request ``id_``."""
+
 
 class Pipeline:
     """Thread-safe where its gate is. Without one its holder may do all: it is their process."""

@@ -75,6 +75,9 @@ class Gate:
     def fork(self, who, handle, count, labels):
         self.seen.append(("fork", who.name, count, labels))
 
+    def adopted(self, who, handle, request, id_, began):
+        return Concluded(self.ends)
+
     def command(self, who, handle, request, labels):
         self.seen.append(("command", who.name, request, labels))
         return self._tighten(request), Concluded(self.ends)

@@ -3,11 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from agentd.daemon.calls import acts, oblige
-from agentd.daemon.calls.admission import Admission
+from agentd.daemon.calls.admission import Admission, Admitted
 from agentd.daemon.calls.facts import Ran
 from agentd.daemon.calls.records import Ending, Records
 from agentd.daemon.execution import Concluded
+from agentd.model.decision import Decision
 from agentd.model.principal import Principal
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox.handle import SandboxHandle
@@ -38,6 +41,13 @@ class PolicyGate:
             oblige.existing_sandbox(handle.spec, handle.level, obligations)
         self._admission.begun(admitted)
         return oblige.command(request, obligations), Ending(self._records, admitted, ran(handle))
+
+    def adopted(
+        self, who: Principal, handle: SandboxHandle, request: ExecRequest, id_: str, began: float
+    ) -> Concluded:
+        act = msgspec.structs.replace(acts.command(who, handle, request, {}), request=id_)
+        decision = Decision(allow=True, reasons=("decided before the daemon was started again",))
+        return Ending(self._records, Admitted(act, decision, began), ran(handle))
 
     def operation(
         self,

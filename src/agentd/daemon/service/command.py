@@ -129,6 +129,10 @@ class Command:
         return Conflict(f"process {self.id} has ended")
 
     @property
+    def request_id(self) -> str:
+        return self._execution.request_id
+
+    @property
     def pid(self) -> int | None:
         return self._execution.pid
 

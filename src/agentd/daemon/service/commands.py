@@ -200,7 +200,12 @@ class Commands:
         journal = self._journals.open(record.journal or f"{live.id}/{record.id}")
         offsets = journal.offsets
         place = offsets["stdout"] or offsets["pty"], offsets["stderr"]
-        execution = Execution.attached(live.handle, record.id, place)
+        who = Principal(record.principal, frozenset(), "local")
+        concluded, gate = None, self._pipeline.gate
+        if gate is not None:
+            request = ExecRequest(record.argv)
+            concluded = gate.adopted(who, live.handle, request, record.request, record.created)
+        execution = Execution.attached(live.handle, record.id, place, concluded)
         command = Command(
             record.id,
             live,
@@ -211,7 +216,6 @@ class Commands:
             pty=offsets["pty"] > 0,
         )
         command.started = record.created
-        who = Principal(record.principal, frozenset(), "local")
         self._keep(command)
 
         def run() -> None:
@@ -273,6 +277,7 @@ class Commands:
             if view is None
             else Exit(view.exit_code, view.signal, view.cause, view.usage),
             journal=f"{command.live.id}/{command.id}",
+            request=command.request_id,
         )
         self._put(record, wait=wait)
 

@@ -21,7 +21,7 @@ CREATE INDEX sandboxes_principal ON sandboxes (principal, id);
 CREATE TABLE processes (
     id TEXT PRIMARY KEY, sandbox TEXT NOT NULL, principal TEXT NOT NULL, argv TEXT NOT NULL,
     state TEXT NOT NULL, created REAL NOT NULL, tag TEXT, pid INTEGER, ended REAL, exit TEXT,
-    journal TEXT
+    journal TEXT, request TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX processes_sandbox ON processes (sandbox, id);
 CREATE INDEX processes_ended ON processes (ended);

@@ -42,6 +42,7 @@ class ProcessRecord(Record, frozen=True, kw_only=True):
     ended: float | None = None
     exit: Exit | None = None
     journal: str | None = None
+    request: str = ""  # that began it
 
 
 class ApiKeyRecord(Record, frozen=True, kw_only=True):

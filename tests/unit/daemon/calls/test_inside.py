@@ -34,6 +34,11 @@ class NoFalse:
 
     def fork(self, who: Principal, handle: SandboxHandle, count: int, labels: Labels) -> None: ...
 
+    def adopted(
+        self, who: Principal, handle: SandboxHandle, request: ExecRequest, id_: str, began: float
+    ) -> Concluded:
+        return Ended()
+
     def command(
         self, who: Principal, handle: SandboxHandle, request: ExecRequest, labels: Labels
     ) -> tuple[ExecRequest, Concluded]:
