@@ -125,7 +125,7 @@ def _found(options: argparse.Namespace) -> bytes:
                 remediation="name their directory with --dir, or their daemon with --url",
             ) from error
         if envelope is not None:
-            if whose:
+            if whose and not options.embedded:
                 output.say(f"found in {directory}, {whose}", "receipt")
             return envelope
     raise NotFound(

@@ -93,6 +93,8 @@ def test_the_daemons_own_come_first_and_then_those_of_calls_without_one(state, c
         file.unlink()
     assert cli.main(["show", "req-1"]) == 0
     assert "embedded/receipts, of calls without a daemon" in capsys.readouterr().err
+    assert cli.main(["show", "req-1", "--embedded"]) == 0
+    assert capsys.readouterr().err == ""
     with pytest.raises(NotFound, match=f"{state}/receipts or {state}/embedded/receipts"):
         cli.main(["show", "req-2"])
 
