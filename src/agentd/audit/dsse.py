@@ -7,6 +7,7 @@ import msgspec
 
 from agentd.audit.errors import ReceiptInvalid
 from agentd.audit.keypair import KeyPair, PublicKey, as_public_key, key_id
+from agentd.model import typed
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 MAX_ENVELOPE = 1 << 20  # bytes
@@ -25,7 +26,7 @@ class _Envelope(msgspec.Struct):
 
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(_Envelope).decode
+_decode = typed.decoder(_Envelope).decode
 
 
 def pae(payload_type: str, payload: bytes) -> bytes:

@@ -17,6 +17,7 @@ from agentd.audit.errors import AuditError, ReceiptInvalid
 from agentd.audit.execution import Execution, clean, slim
 from agentd.audit.keypair import KeyPair, PublicKey
 from agentd.audit.record import Entry, is_cut, plain
+from agentd.model import typed
 from agentd.model.audit import Event, Kind, Position, Record
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -49,7 +50,7 @@ class Log(Protocol):
 
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(Statement).decode
+_decode = typed.decoder(Statement).decode
 # They have a place of their own in a record.
 _OF_EVENT = ("principal", "request", "sandbox", "capability")
 
@@ -76,7 +77,7 @@ def facts_of(record: Record) -> ReceiptFacts:
         )
     own = {name: getattr(record, name) for name in _OF_EVENT}
     try:
-        execution = msgspec.convert({**record.fields, **own}, Execution)
+        execution = typed.convert({**record.fields, **own}, Execution)
     except msgspec.ValidationError as error:
         raise AuditError(
             f"record {record.seq} is not enough for a receipt", cause=str(error)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from agentd.audit.errors import AuditError
+from agentd.model import typed
 from agentd.model.audit import Event, Position, Record
 from agentd.model.redact import Redactor
 
@@ -51,7 +52,7 @@ class _Body(msgspec.Struct, omit_defaults=True):
 
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(Record).decode
+_decode = typed.decoder(Record).decode
 
 
 def entry(event: Event, now: float, secrets: Iterable[str] = ()) -> Entry:

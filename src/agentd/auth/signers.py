@@ -19,6 +19,7 @@ import msgspec
 
 from agentd.auth.keyfiles import MAX_BYTES, key_id, read_public
 from agentd.auth.signing import Signer
+from agentd.model import typed
 from agentd.model.principal import SCOPES
 
 MAX_SIGNERS = 1000
@@ -179,7 +180,7 @@ def _signer(place: int, name: str, names: set[str]) -> Signer:
 
 def _settings(data: bytes) -> _Settings:
     try:
-        return msgspec.convert(tomllib.loads(data.decode()), _Settings)
+        return typed.convert(tomllib.loads(data.decode()), _Settings)
     except (msgspec.ValidationError, tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
         raise ValueError(f"its .toml is wrong: {error}") from None
 

@@ -16,6 +16,7 @@ import msgspec
 
 from agentd.auth.keyfiles import key_id
 from agentd.auth.replay import ReplayTable
+from agentd.model import typed
 from agentd.model.canonical import canonical
 from agentd.model.errors import InvalidInput, Unauthenticated
 from agentd.model.principal import Principal
@@ -173,7 +174,7 @@ def _signature(request: Mapping[str, Any]) -> Signature:
     if MEMBER not in request:
         raise SignatureMissing("the request is not signed", remediation=_HINT)
     try:
-        signature = msgspec.convert(request[MEMBER], Signature)
+        signature = typed.convert(request[MEMBER], Signature)
     except msgspec.ValidationError as error:
         raise _invalid("it is malformed", str(error)) from None
     if signature.alg != ALGORITHM:

@@ -13,6 +13,7 @@ import msgspec
 
 from agentd.capability.bundle import bundled
 from agentd.capability.port import Inside
+from agentd.model import typed
 from agentd.model.capability import CallFailed
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.errors import BackendLost, InvalidInput
@@ -38,7 +39,7 @@ class _Answer(msgspec.Struct):
     error: _Error | None = None
 
 
-_ANSWER = msgspec.json.Decoder(_Answer)
+_ANSWER = typed.decoder(_Answer)
 _CAUSES = {
     CauseCode.TIMEOUT: "timeout",
     CauseCode.OUTPUT_LIMIT: "too_large",

@@ -32,6 +32,7 @@ from agentd.image.model import (
     Manifest,
     NotFound,
 )
+from agentd.model import typed
 from agentd.model.errors import InvalidInput
 
 MANIFEST, STAMPS = "manifest.json", "verified.json"
@@ -93,7 +94,7 @@ class Store:
         except OSError as error:
             raise ImageError(f"cannot read the image {name!r}", cause=str(error)) from error
         try:
-            manifest = msgspec.json.decode(data, type=Manifest)
+            manifest = typed.decoder(Manifest).decode(data)
         except msgspec.DecodeError as error:
             raise _corrupt(name, f"its manifest is unreadable: {error}") from error
         if manifest.format != FORMAT or manifest.digest != total(manifest.files):

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from agentd.model import typed
 from agentd.model.decision import Decision, Obligations
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
@@ -61,7 +62,7 @@ def decision(text: str, bundle: str) -> Decision:
     """Raises ValueError saying why it is none."""
     if text == "undefined":
         raise ValueError("data.agentd.decision is undefined")
-    answer = msgspec.convert(_parsed(text), _Answer).expressions[0]
+    answer = typed.convert(_parsed(text), _Answer).expressions[0]
     if not text.startswith(_BEGIN):
         raise ValueError("the answer does not begin with allow")
     wanted = answer.obligations
@@ -82,7 +83,7 @@ def texts(text: str) -> tuple[str, ...]:
     """A set of texts; none where it is undefined. Raises ValueError."""
     if text == "undefined":
         return ()
-    return msgspec.convert(_parsed(text), _Texts).expressions[0]
+    return typed.convert(_parsed(text), _Texts).expressions[0]
 
 
 def passed(text: str) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from agentd.model import typed
 from agentd.model.errors import InvalidInput
 from agentd.policy import lint
 from agentd.policy.errors import BundleError, Problem
@@ -50,7 +51,7 @@ class Cache:
             if not (_is_ours(path) and _is_ours(f"{path}.json")):
                 return None
             about = Path(f"{path}.json").read_bytes()
-            return Built(source.digest, path, msgspec.json.decode(about, type=Compiled).reads)
+            return Built(source.digest, path, typed.decoder(Compiled).decode(about).reads)
         except (OSError, msgspec.MsgspecError):
             return None
 
@@ -101,7 +102,7 @@ def compiled(
         except WorkerLost as error:
             ended = Problem("", 0, f"the engine's compiler broke off: {error.cause}")
             raise BundleError(source.where, [ended]) from error
-        done = msgspec.json.decode(answer, type=Compiled)
+        done = typed.decoder(Compiled).decode(answer)
         problems = done.problems + lint.builtins(done.builtins)
         if not problems:
             return done

@@ -5,6 +5,7 @@ import os
 
 import msgspec
 
+from agentd.model import typed
 from agentd.model.decision import Asked
 from agentd.model.errors import InvalidInput, OperationFailed
 
@@ -49,6 +50,6 @@ def recorded(path: str) -> list[Asked]:
             f"cannot read {path}", errno=error.errno or 0, cause=str(error)
         ) from error
     try:
-        return [msgspec.json.decode(line, type=Asked) for line in lines if line]
+        return [typed.decoder(Asked).decode(line) for line in lines if line]
     except msgspec.MsgspecError as error:
         raise InvalidInput(f"{path} holds no requests", cause=str(error)) from error

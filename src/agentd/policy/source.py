@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from agentd.model import typed
 from agentd.policy.errors import BundleError, Problem
 
 SHIPPED = ("permissive", "strict", "paranoid")
@@ -128,7 +129,7 @@ def _bytes(folder: Path, name: str) -> bytes:
 
 def _manifest(where: str, content: bytes) -> Manifest:
     try:
-        return msgspec.json.decode(content, type=Manifest)
+        return typed.decoder(Manifest).decode(content)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(where, [Problem(MANIFEST, 0, str(error))]) from error
 

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from agentd._version import __version__
+from agentd.model import typed
 from agentd.model.errors import InvalidInput, Refused, SandboxError
 from agentd.model.snapshot import FORMAT, Manifest, StateFile
 from agentd.model.spec import SandboxSpec
@@ -123,7 +124,7 @@ def load(path: str | os.PathLike[str]) -> Snapshot:
             data = file.read(MAX_MANIFEST + 1)
         if len(data) > MAX_MANIFEST:
             raise _damaged(path, f"its manifest is over {MAX_MANIFEST} bytes")
-        manifest = msgspec.json.decode(data, type=Manifest)
+        manifest = typed.decoder(Manifest).decode(data)
     except OSError as error:
         raise InvalidInput(
             f"no snapshot at {path}", cause=error.strerror or "", remediation="check the path"

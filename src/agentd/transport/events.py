@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
+from agentd.model import typed
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.errors import GuestError, OperationFailed
 from agentd.model.result import Exit, Usage
@@ -94,8 +95,8 @@ class Process(msgspec.Struct, frozen=True):
 
 
 ExecEvent = Started | Attached | Failed | Dropped | Exited | Error
-EXEC = msgspec.json.Decoder(ExecEvent)
-_ANY = msgspec.json.Decoder(dict[str, Any])
+EXEC = typed.decoder(ExecEvent)
+_ANY = typed.decoder(dict[str, Any])
 T = TypeVar("T")
 
 
@@ -108,7 +109,7 @@ def decode(decoder: "msgspec.json.Decoder[T]", payload: bytes) -> T:
             raise _malformed(error) from None
     # A name that is not UTF-8: json keeps its lone surrogates, msgspec refuses them.
     try:
-        return msgspec.convert(json.loads(payload), decoder.type)
+        return typed.convert(json.loads(payload), decoder.type)
     except (ValueError, RecursionError) as error:
         raise _malformed(error) from None
 
@@ -194,6 +195,6 @@ _WORDS = {
 def processes(values: Sequence[object]) -> list[Process]:
     """Raises GuestError."""
     try:
-        return msgspec.convert(values, list[Process])
+        return typed.convert(values, list[Process])
     except (ValueError, RecursionError) as error:
         raise _malformed(error) from None

@@ -8,6 +8,7 @@ from typing import Any, BinaryIO, Literal, TypeVar
 import msgspec
 
 from agentd.guest import wire
+from agentd.model import typed
 from agentd.model.errors import GuestError, OperationFailed
 from agentd.transport.call import Call, Woken
 from agentd.transport.events import Count, Error, decode, failure
@@ -58,11 +59,9 @@ class _End(msgspec.Struct, tag="end", tag_field="event"):
     pass
 
 
-_DONE: "msgspec.json.Decoder[_Done]" = msgspec.json.Decoder(_Done | Error)
-_LIST: "msgspec.json.Decoder[_Entries | _Done]" = msgspec.json.Decoder(_Entries | _Done | Error)
-_WATCH: "msgspec.json.Decoder[Change | _End | _Done]" = msgspec.json.Decoder(
-    Change | _End | _Done | Error
-)
+_DONE: "msgspec.json.Decoder[_Done]" = typed.decoder(_Done | Error)
+_LIST: "msgspec.json.Decoder[_Entries | _Done]" = typed.decoder(_Entries | _Done | Error)
+_WATCH: "msgspec.json.Decoder[Change | _End | _Done]" = typed.decoder(Change | _End | _Done | Error)
 Data = bytes | Iterable[bytes] | BinaryIO
 
 

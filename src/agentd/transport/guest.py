@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from agentd.guest import wire
+from agentd.model import typed
 from agentd.model.errors import GuestError, InvalidInput
 from agentd.model.limits import DEFAULTS
 from agentd.model.spec import ExecLimits, ExecRequest
@@ -26,7 +27,7 @@ from agentd.transport.tunnel import Tunnel
 from agentd.transport.v1 import V1Command, V1Connection, V1Result, refuse
 
 ANSWER_TIMEOUT = 30.0
-_ERROR = msgspec.json.Decoder(Error)
+_ERROR = typed.decoder(Error)
 
 
 class Guest:

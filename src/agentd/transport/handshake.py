@@ -7,6 +7,7 @@ import time
 import msgspec
 
 from agentd.guest import wire
+from agentd.model import typed
 from agentd.model.errors import BackendLost, GuestError
 from agentd.transport.connection import Connection, ready
 from agentd.transport.text import safe_text
@@ -19,7 +20,7 @@ class _Reply(msgspec.Struct):
     error: str | None = None
 
 
-_DECODER = msgspec.json.Decoder(_Reply)
+_DECODER = typed.decoder(_Reply)
 
 
 def greet(stream: socket.socket, timeout: float) -> Connection | V1Connection:

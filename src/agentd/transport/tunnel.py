@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 
 from agentd.guest import wire
+from agentd.model import typed
 from agentd.model.errors import BackendLost, GuestError
 from agentd.transport.call import Call
 from agentd.transport.events import Error, decode, failure
@@ -18,7 +19,7 @@ class _End(msgspec.Struct, tag="end", tag_field="event"):
     pass
 
 
-_EVENTS = msgspec.json.Decoder(_Connected | _End | Error)
+_EVENTS = typed.decoder(_Connected | _End | Error)
 
 
 class Tunnel:

@@ -9,6 +9,7 @@ from typing import Self
 
 import msgspec
 
+from agentd.model import typed
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.errors import BackendLost, GuestError, InvalidInput, Refused
 from agentd.model.limits import DEFAULTS, MIB
@@ -32,7 +33,7 @@ class _Reply(msgspec.Struct):
     error: str | None = None
 
 
-_DECODER = msgspec.json.Decoder(_Reply)
+_DECODER = typed.decoder(_Reply)
 
 
 def refuse(what: str) -> Refused:

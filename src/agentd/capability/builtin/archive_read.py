@@ -9,6 +9,7 @@ import msgspec
 from agentd.capability import script
 from agentd.capability.builtin import fs, temporary, text
 from agentd.capability.port import Call, Inside
+from agentd.model import typed
 from agentd.model.capability import About, Bounds, CallFailed, Example, Needs, Outcome
 from agentd.model.errors import InvalidInput
 
@@ -117,9 +118,9 @@ class Extracted(msgspec.Struct, frozen=True):
     bytes: int
 
 
-_LISTING = msgspec.json.Decoder(Listing)
-_CONTENT = msgspec.json.Decoder(Content)
-_EXTRACTED = msgspec.json.Decoder(Extracted)
+_LISTING = typed.decoder(Listing)
+_CONTENT = typed.decoder(Content)
+_EXTRACTED = typed.decoder(Extracted)
 
 
 class ArchiveRead:

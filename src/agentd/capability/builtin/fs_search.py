@@ -11,6 +11,7 @@ from msgspec import Meta
 from agentd.capability import script
 from agentd.capability.builtin import fs
 from agentd.capability.port import Call, Inside
+from agentd.model import typed
 from agentd.model.capability import About, Bounds, CallFailed, Example, Outcome
 
 MAX_MATCHES = 10_000
@@ -100,7 +101,7 @@ class _Found(msgspec.Struct):
     truncated: bool
 
 
-_FOUND = msgspec.json.Decoder(_Found)
+_FOUND = typed.decoder(_Found)
 
 
 class FsSearch:

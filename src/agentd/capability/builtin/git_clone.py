@@ -8,6 +8,7 @@ import msgspec
 from agentd.capability import script
 from agentd.capability.builtin import fs, temporary
 from agentd.capability.port import Call, Inside
+from agentd.model import typed
 from agentd.model.capability import About, Bounds, Example, Needs, Outcome
 from agentd.model.errors import InvalidInput
 
@@ -90,7 +91,7 @@ class Cloned(msgspec.Struct, frozen=True):
     submodules: int
 
 
-_CLONED = msgspec.json.Decoder(Cloned)
+_CLONED = typed.decoder(Cloned)
 
 
 class GitClone:

@@ -11,6 +11,7 @@ import msgspec
 
 from agentd.capability import script
 from agentd.capability.port import Call, Inside
+from agentd.model import typed
 from agentd.model.capability import About, Bounds, CallFailed, Example, Needs, Outcome
 from agentd.model.isolation import IsolationLevel
 
@@ -102,9 +103,9 @@ class _Line(msgspec.Struct):
     data: bytes
 
 
-_ANSWER = msgspec.json.Decoder(_Answer)
-_LINE = msgspec.json.Decoder(_Line)
-_DISPLAY = msgspec.json.Decoder(_Bundle)
+_ANSWER = typed.decoder(_Answer)
+_LINE = typed.decoder(_Line)
+_DISPLAY = typed.decoder(_Bundle)
 
 
 class PythonExec:

@@ -7,6 +7,7 @@ import msgspec
 from agentd.capability import script
 from agentd.capability.builtin import fs
 from agentd.capability.port import Call, Inside
+from agentd.model import typed
 from agentd.model.capability import About, Bounds, Example, Outcome
 
 MAX_BYTES = 8 << 20
@@ -66,7 +67,7 @@ class Rows(msgspec.Struct, frozen=True):
     immutable: bool
 
 
-_ROWS = msgspec.json.Decoder(Rows)
+_ROWS = typed.decoder(Rows)
 
 
 class SqliteQuery:

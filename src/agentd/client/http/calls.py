@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from agentd.client.http.errors import from_event
+from agentd.model import typed
 from agentd.model.api import CallBody, CallView
 from agentd.model.errors import BackendLost
 
@@ -32,7 +33,7 @@ def call(client: "Client", body: CallBody | Mapping[str, Any], emit: Emit | None
     with client.open("POST", "/v1/call/stream", body=data, headers=headers) as response:
         for event in events(response):
             if event.name == "result":
-                return msgspec.json.decode(event.data, type=CallView)
+                return typed.decoder(CallView).decode(event.data)
             if event.name == "error":
                 raise from_event(event.data)
             emit(event.name, b64decode(event.data))

@@ -15,6 +15,7 @@ from agentd._version import __version__
 from agentd.client.http.address import Address
 from agentd.client.http.connection import Connection, Pool
 from agentd.client.http.errors import Unreachable, from_answer
+from agentd.model import typed
 from agentd.model.errors import AgentdError
 
 # A daemon that is started again is back within these seconds.
@@ -23,7 +24,6 @@ _MAX_ERROR = 1 << 20
 _SAFE = ("GET", "DELETE")
 T = TypeVar("T")
 Query = Mapping[str, object]
-_decoders: "dict[object, msgspec.json.Decoder[Any]]" = {}
 
 
 class Client:
@@ -137,11 +137,8 @@ class Client:
         self.pool.close()
 
     def decode(self, into: Any, data: bytes) -> Any:
-        decoder = _decoders.get(into)
-        if decoder is None:
-            decoder = _decoders[into] = msgspec.json.Decoder(into)
         try:
-            return decoder.decode(data)
+            return typed.decoder(into).decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise AgentdError(
                 f"the answer of {self.address} is not what it should be",

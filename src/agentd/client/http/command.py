@@ -17,6 +17,7 @@ from agentd.client.http.client import DELAYS, Client
 from agentd.client.http.errors import Unreachable, from_view
 from agentd.client.http.frames import BINARY, PONG, TEXT, Message
 from agentd.client.http.websocket import WebSocket
+from agentd.model import typed
 from agentd.model.api import ErrorView, ProcessView, ResultView
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.errors import AgentdError, Conflict, InvalidInput, SandboxError
@@ -44,7 +45,7 @@ class _Event(msgspec.Struct, rename={"from_": "from"}):
     error: ErrorView | None = None
 
 
-_EVENT = msgspec.json.Decoder(_Event)
+_EVENT = typed.decoder(_Event)
 
 
 class RemoteCommand:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from agentd.model import typed
 from agentd.model.api import ErrorView
 from agentd.model.capability import CallFailed
 from agentd.model.errors import (
@@ -57,7 +58,7 @@ _STATUS: dict[int, type[AgentdError]] = {
 }
 _CALL_FAILED = 422
 _NAMES = {os.strerror(number): number for number in errno.errorcode}
-_DECODER = msgspec.json.Decoder(_Error)
+_DECODER = typed.decoder(_Error)
 
 
 class Headers(Protocol):

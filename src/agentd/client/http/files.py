@@ -11,6 +11,7 @@ import msgspec
 from agentd.client.http.client import Client
 from agentd.client.http.connection import Woken
 from agentd.client.http.sse import events
+from agentd.model import typed
 from agentd.model.api import EntryView, MkdirBody, MoveBody
 from agentd.model.errors import OperationFailed
 
@@ -148,7 +149,7 @@ class _Beyond:
 def _entry(view: EntryView, path: str) -> "Entry":
     from agentd.transport.files import Entry
 
-    return msgspec.convert({**msgspec.structs.asdict(view), "path": path}, Entry)
+    return typed.convert({**msgspec.structs.asdict(view), "path": path}, Entry)
 
 
 def _pieces(data: Any) -> Iterator[bytes]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from agentd.model import typed
 from agentd.model.api import ResultView
 from agentd.sandbox.journal.events import Chunk, Gap
 from agentd.sandbox.journal.follower import Follower
@@ -35,5 +36,5 @@ def _event(event: object) -> OutputEvent:
     if isinstance(event, Gap):
         return OutputEvent("lost", event.stream, event.offset, b"", event.length)
     info = getattr(event, "info", b"")
-    result = msgspec.json.decode(info, type=ResultView) if info else None
+    result = typed.decoder(ResultView).decode(info) if info else None
     return OutputEvent("exit", result=result)

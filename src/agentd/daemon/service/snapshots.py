@@ -5,6 +5,7 @@ import shutil
 
 import msgspec
 
+from agentd.model import typed
 from agentd.model.api import SnapshotView
 from agentd.model.errors import AgentdError, NotFound
 from agentd.model.principal import Principal
@@ -76,6 +77,6 @@ class Snapshots:
             return None
         try:
             with open(os.path.join(self._folder, id_, _ABOUT), "rb") as file:
-                return msgspec.json.decode(file.read(), type=About)
+                return typed.decoder(About).decode(file.read())
         except (OSError, msgspec.MsgspecError):
             return None

@@ -18,6 +18,7 @@ from agentd.daemon.store.records import (
     ReplayMarkRecord,
     SandboxRecord,
 )
+from agentd.model import typed
 
 R = TypeVar("R", bound=Record)
 _PLAIN = (str, int, float, bytes)
@@ -31,7 +32,7 @@ class Table(Generic[R]):
         fields = msgspec.structs.fields(kind)
         self.columns = tuple(field.name for field in fields)
         self._decoders = tuple(
-            None if _is_plain(field.type) else msgspec.json.Decoder(field.type) for field in fields
+            None if _is_plain(field.type) else typed.decoder(field.type) for field in fields
         )
         marks = ", ".join("?" * len(self.columns))
         same_key = " AND ".join(f"{column} = ?" for column in key)

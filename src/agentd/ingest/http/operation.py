@@ -15,6 +15,7 @@ from agentd.ingest.http.query import Parameter, parse
 from agentd.ingest.http.respond import answer, error_answer
 from agentd.ingest.http.threads import Room
 from agentd.ingest.service import Service
+from agentd.model import typed
 from agentd.model.api import Answer
 from agentd.model.capability import CallFailed
 from agentd.model.errors import AgentdError, InvalidInput, Refused
@@ -136,7 +137,7 @@ def decode(exchange: Exchange, kind: Any, raw: bytes) -> Any:
 
 def decode_json(kind: Any, raw: bytes | str) -> Any:
     try:
-        return msgspec.json.decode(raw, type=kind)
+        return typed.decoder(kind).decode(raw)
     except (msgspec.DecodeError, UnicodeError) as error:  # ValidationError is one
         raise InvalidInput(f"the body does not fit: {error}") from None
     except RecursionError:

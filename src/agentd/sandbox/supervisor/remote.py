@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from agentd.linux import cgroup
+from agentd.model import typed
 from agentd.model.availability import Availability
 from agentd.model.errors import AgentdError, BackendLost
 from agentd.model.spec import SandboxSpec
@@ -45,7 +46,7 @@ class RemoteBackend:
     def probe(self) -> Availability:
         if self._availability is None or not self._availability.usable:
             answer = self._link.ask("probe", backend=self.name)
-            self._availability = msgspec.convert(answer, Availability)
+            self._availability = typed.convert(answer, Availability)
         return self._availability
 
     def plan(self, spec: SandboxSpec) -> RemotePlan:
@@ -66,7 +67,7 @@ class RemoteBackend:
         spec = msgspec.to_builtins(plan.spec)
         fields |= {"backend": self.name, "id": id_, "spec": spec, "lease": _UNCLAIMED_SECONDS}
         answer = self._link.ask(op, **fields)
-        return wall_of(self._link, msgspec.convert(answer, Held))
+        return wall_of(self._link, typed.convert(answer, Held))
 
 
 class RemoteWall:
@@ -165,6 +166,6 @@ def held(link: Link) -> list[Held]:
     after, more = "", True
     while more:
         page = link.ask("list", after=after)
-        found += msgspec.convert(page["sandboxes"], list[Held])
+        found += typed.convert(page["sandboxes"], list[Held])
         after, more = page["after"], page["more"]
     return found

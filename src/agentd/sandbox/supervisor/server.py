@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
+from agentd.model import typed
 from agentd.model.errors import InvalidInput, SandboxError
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import backends
@@ -143,12 +144,12 @@ class Supervisor:
         return self._backend(str(message["backend"])).probe(), []
 
     def _plan(self, message: Message) -> Answer:
-        spec = msgspec.convert(message["spec"], SandboxSpec)
+        spec = typed.convert(message["spec"], SandboxSpec)
         return self._backend(str(message["backend"])).plan(spec) is not None, []
 
     def _launch(self, message: Message) -> Answer:
         name, id_ = str(message["backend"]), str(message["id"])
-        spec = msgspec.convert(message["spec"], SandboxSpec)
+        spec = typed.convert(message["spec"], SandboxSpec)
         backend = self._backend(name)
         plan = backend.plan(spec)
         folder = message.get("folder")

@@ -9,6 +9,7 @@ import os
 
 import msgspec
 
+from agentd.model import typed
 from agentd.model.errors import Refused, SandboxError
 from agentd.sandbox.backends.firecracker import config
 from agentd.sandbox.backends.firecracker.jailer import Root
@@ -93,7 +94,7 @@ def read(folder: str) -> About:
     """Raises SandboxError."""
     try:
         with open(f"{folder}/{_ABOUT}", "rb") as file:
-            return msgspec.json.decode(file.read(_MAX_ABOUT), type=About)
+            return typed.decoder(About).decode(file.read(_MAX_ABOUT))
     except (OSError, msgspec.MsgspecError) as error:
         raise SandboxError(
             "the snapshot is not one of backend firecracker", cause=str(error), remediation=_AGAIN

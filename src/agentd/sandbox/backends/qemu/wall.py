@@ -8,6 +8,7 @@ import threading
 import msgspec
 
 from agentd.linux.cgroup import Group
+from agentd.model import typed
 from agentd.model.enforcement import Enforcement
 from agentd.model.errors import SandboxError
 from agentd.sandbox.backends.qemu.plan import Machine
@@ -189,7 +190,7 @@ def read_record(folder: str) -> tuple[Record, int]:
     """
     try:
         with open(f"{folder}/{RECORD}", "rb") as file:
-            record = msgspec.json.decode(file.read(1 << 16), type=Record)
+            record = typed.decoder(Record).decode(file.read(1 << 16))
         fd = os.open(f"{folder}/{STATE}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except (OSError, msgspec.MsgspecError) as error:
         raise SandboxError(f"{folder} holds no snapshot of qemu", cause=str(error)) from error
