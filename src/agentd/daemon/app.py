@@ -95,6 +95,7 @@ class Daemon:
                 self.pipeline,
                 self.pool,
                 self.ledger,
+                self._on_sandbox_made,
                 self._on_sandbox_end,
                 counts,
             )
@@ -206,6 +207,13 @@ class Daemon:
     def _on_wall_ended(self, wall: str, reason: str) -> None:
         # Not in the link's own thread: ending asks the supervisor, whose answer it would read.
         threading.Thread(target=self.sandboxes.lost, args=(wall, reason), daemon=True).start()
+
+    def _on_sandbox_made(self, live: Live) -> None:
+        # That it was asked for is in the log already; this tells which one came of it.
+        record = live.record
+        about = {"backend": record.backend, "level": record.level}
+        with contextlib.suppress(AgentdError):
+            self.control.note(Kind.SANDBOX_CREATED, record.principal, live.id, **about)
 
     def _on_sandbox_end(self, live: Live, reason: str) -> None:
         self.commands.sandbox_ended(live)

@@ -20,6 +20,7 @@ from agentd.model.audit import Event, Kind
 from agentd.model.decision import Asked, Decision, Obligations
 from agentd.model.errors import AgentdError, PolicyDenied, Refused, Undecided
 
+NO_POLICY = Decision(allow=True, reasons=("no policy is configured",))
 _MAX_REASON = 500
 
 
@@ -96,7 +97,7 @@ class Admission:
         if self._learn is not None:
             self._learn(question)
         if policy is None:
-            return Decision(allow=True, reasons=("no policy is configured",))
+            return NO_POLICY
         return policy.decide(question)
 
     def _refuse(self, act: Act, decision: Decision) -> None:

@@ -15,6 +15,7 @@ from agentd.audit.log import AuditLog
 from agentd.audit.receipts import Receipts
 from agentd.audit.shared import SharedLog
 from agentd.capability.registry import Registry
+from agentd.daemon import context
 from agentd.daemon.calls.admission import Admission, Approves
 from agentd.daemon.calls.gate import PolicyGate
 from agentd.daemon.calls.records import Records
@@ -70,8 +71,11 @@ class Control:
             self._undo = undo.pop_all()
 
     def note(self, kind: Kind, principal: str = "", sandbox: str = "", **fields: object) -> None:
-        """Something that happened, beside requests."""
-        self.log.submit(Event(kind=kind, principal=principal, sandbox=sandbox, fields=fields))
+        """Something that happened, by itself or within a request."""
+        request = context.current()
+        self.log.submit(
+            Event(kind=kind, principal=principal, request=request, sandbox=sandbox, fields=fields)
+        )
 
     def reload(self, policy: schema.Policy) -> None:
         """Raises BundleError, PinMismatch; then the old policy holds."""
