@@ -13,7 +13,7 @@ from agentd.audit.chain import Keep
 from agentd.audit.keypair import KeyPair
 from agentd.audit.log import AuditLog
 from agentd.audit.receipts import Receipts
-from agentd.audit.shared import SharedLog
+from agentd.audit.shared import SharedLog, SharedReceipts
 from agentd.capability.registry import Registry
 from agentd.daemon.calls.admission import Admission, Approves
 from agentd.daemon.calls.gate import PolicyGate
@@ -51,7 +51,8 @@ class Control:
         Raises AuditError, BundleError, PinMismatch.
         """
         with contextlib.ExitStack() as undo:
-            self.receipts = Receipts(os.path.join(state, RECEIPTS), int(audit.receipts))
+            kept = SharedReceipts if shared else Receipts
+            self.receipts = kept(os.path.join(state, RECEIPTS), int(audit.receipts))
             undo.callback(self.receipts.close)
             self.key = KeyPair.load_or_create(os.path.join(state, KEY))
             self.log = _log(os.path.join(state, AUDIT), audit, shared)
