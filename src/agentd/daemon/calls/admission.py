@@ -8,6 +8,7 @@ How it ended is ``records.Records``.
 Anything that is in doubt is a refusal, and a refusal is written down as well.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from agentd.model.decision import Asked, Decision, Obligations
 from agentd.model.errors import AgentdError, PolicyDenied, Refused, Undecided
 from agentd.model.redact import Redactor
 
+ANSWERS = ("allow", "deny", "undecided")
 _MAX_REASON = 500
 
 
@@ -64,6 +66,8 @@ class Admission:
         self._log = log
         self._approvals = approvals
         self._learn = learn
+        self._count_guard = threading.Lock()
+        self._decisions = dict.fromkeys(ANSWERS, 0)
 
     def admit(self, act: Act, cancel: int = -1) -> Admitted:
         """``cancel`` is a descriptor: readable, nobody waits any more for an approval.
@@ -74,12 +78,18 @@ class Admission:
         decision = self._decide(act, now)
         if act.bundle and decision.bundle != act.bundle:  # another one since it was looked at
             decision = _another(act, decision.bundle)
+        self._count(decision)
         if not decision.allow:
             self._refuse(act, decision)
         self._write(Kind.ADMISSION, act, decision_fields(decision))
         if decision.obligations.approve:
             self._ask_for_approval(act, decision, cancel)
         return Admitted(act, decision, now)
+
+    def decisions(self) -> dict[str, int]:
+        """How many there were of each of ANSWERS."""
+        with self._count_guard:
+            return dict(self._decisions)
 
     @contextmanager
     def obliging(self, admitted: Admitted) -> Iterator[Obligations]:
@@ -103,6 +113,11 @@ class Admission:
         if policy is None:
             return Decision(allow=True, reasons=("no policy is configured",))
         return policy.decide(question)
+
+    def _count(self, decision: Decision) -> None:
+        answer = "allow" if decision.allow else "undecided" if decision.undecided else "deny"
+        with self._count_guard:
+            self._decisions[answer] += 1
 
     def _refuse(self, act: Act, decision: Decision) -> None:
         why = "; ".join(decision.reasons)[:_MAX_REASON]

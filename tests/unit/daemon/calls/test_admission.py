@@ -145,6 +145,19 @@ def test_what_is_admitted_and_then_cannot_be_held_to_is_a_denial(admission, kept
     assert denied.fields["code"] == "policy_denied"
 
 
+def test_answers_are_counted(admission):
+    made = admission(Says())
+    made.admit(act())
+    made.admit(act(bundle=DIGEST))
+    with pytest.raises(PolicyDenied):
+        made.admit(act(bundle=OTHER))
+    assert made.decisions() == {"allow": 2, "deny": 1, "undecided": 0}
+    unsure = admission(Says(Decision(False, undecided="x")))
+    with pytest.raises(Undecided):
+        unsure.admit(act())
+    assert unsure.decisions() == {"allow": 0, "deny": 0, "undecided": 1}
+
+
 def test_where_nothing_can_be_written_nothing_is_admitted(admission, kept):
     kept.log.close()
     for policy in (None, allowing(), Says(Decision(False))):
