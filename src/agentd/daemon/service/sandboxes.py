@@ -43,7 +43,8 @@ _ENDED = "ended"
 
 
 class Sandboxes:
-    """Thread-safe. ``on_end(live, reason)`` is called once for each that has ended."""
+    """Thread-safe. ``on_made(live)`` is called for each before it is acknowledged: where it raises,
+    there is none. ``on_end(live, reason)`` is called once for each that has ended."""
 
     def __init__(
         self,
@@ -53,6 +54,7 @@ class Sandboxes:
         pipeline: Pipeline,
         pool: Pool,
         ledger: Ledger,
+        on_made: Callable[[Live], None],
         on_end: Callable[[Live, str], None],
         counts: meter.Meter = meter.NONE,
     ) -> None:
@@ -62,6 +64,7 @@ class Sandboxes:
         self._pipeline = pipeline
         self._pool = pool
         self._ledger = ledger
+        self._on_made = on_made
         self._on_end = on_end
         self._meter = counts
         self._lock = threading.Lock()
@@ -264,6 +267,7 @@ class Sandboxes:
         )
         live = Live(handle, record)
         self._lease(live, seconds)
+        self._on_made(live)
         self._put(record)
         self._keep(live)
         return live

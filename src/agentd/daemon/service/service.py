@@ -195,7 +195,9 @@ class DaemonService:
         return [copy.view() for copy in self._sandboxes.fork(who, live, count)]
 
     def changes(self, who: Principal, id_: str) -> Sequence[str]:
-        return self._live(who, "files", id_).changes()
+        live = self._live(who, "files", id_)
+        self._decide(who, live, acts.LIST, path=live.wall.workspace)
+        return live.changes()
 
     def apply(self, who: Principal, id_: str) -> None:
         live = self._live(who, "files", id_)
@@ -345,7 +347,12 @@ class DaemonService:
         made = self._keys().create(who, body.name, body.scopes, ttl=ttl)
         record = made.record
         self._control.note(
-            Kind.KEY_CREATED, who.name, id=record.id, name=record.name, scopes=record.scopes
+            Kind.KEY_CREATED,
+            who.name,
+            request=context.current(),
+            id=record.id,
+            name=record.name,
+            scopes=record.scopes,
         )
         return _key_view(made.record, made.key)
 
@@ -354,7 +361,7 @@ class DaemonService:
 
     def revoke_key(self, who: Principal, key: str) -> None:
         self._keys().revoke(who, key)
-        self._control.note(Kind.KEY_REVOKED, who.name, id=key)
+        self._control.note(Kind.KEY_REVOKED, who.name, request=context.current(), id=key)
 
     # --- approvals ---
 
