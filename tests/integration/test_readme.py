@@ -17,39 +17,59 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "PATH": f"{SCRIPTS}:/usr/bin:/bin", "NO_COLOR": "1"}
+def environment(state: str) -> dict[str, str]:
+    return {
+        **{name: value for name, value in os.environ.items() if name != "AGENTD_URL"},
+        "PATH": f"{SCRIPTS}:/usr/bin:/bin",
+        "NO_COLOR": "1",
+        "XDG_RUNTIME_DIR": "/nonexistent",  # no daemon of this machine
+        "AGENTD_DAEMON__STATE": state,
+    }
 
 
-def steps() -> list[tuple[str, str]]:
-    (console,) = blocks("console")
+def steps(console: str) -> list[tuple[str, str]]:
     parts = re.split(r"^\$ ", console, flags=re.MULTILINE)[1:]
     return [(command, expected) for command, _, expected in (p.partition("\n") for p in parts)]
 
 
 @pytest.mark.skipif(shutil.which("python3", path="/usr/bin") is None, reason="no /usr/bin/python3")
 def test_the_tour_prints_what_it_says(tmp_path: Path) -> None:
-    folder = str(tmp_path)
-    for command, expected in steps():
-        script = command.replace("/tmp/agentd-tour", str(tmp_path))
-        done = subprocess.run(
-            ["bash", "-c", script], capture_output=True, text=True, cwd=folder, env=environment(),
-            timeout=30, check=False,
-        )  # fmt: skip
-        shown = done.stdout + done.stderr
-        if done.returncode:
-            shown += f"[exit {done.returncode}]\n"
-        assert shown == expected, command
+    tour, _ = blocks("console")
+    for command, expected in steps(tour):
+        assert shell(command.replace("/tmp/agentd-tour", str(tmp_path)), tmp_path) == expected
 
 
-def test_the_python_example_runs() -> None:
+def test_calls_policies_and_receipts_are_as_it_says(tmp_path: Path) -> None:
+    _, console = blocks("console")
+    names: list[str] = []
+    for command, expected in steps(console):
+        name, equals, found = command.partition("=$(")
+        if equals and not expected:
+            # A shell's variable, which the next command uses.
+            names.append(f"{name}={shell(found.removesuffix(')'), tmp_path)}".strip())
+            continue
+        shown = shell("; ".join([*names, command]), tmp_path)
+        shown = re.sub(r"req-[0-9a-f]{16}", "req-...", shown)
+        assert shown == expected.replace("uid:1000", f"uid:{os.geteuid()}"), command
+
+
+def shell(script: str, folder: Path) -> str:
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, cwd=folder,
+        env=environment(str(folder / "state")), timeout=30, check=False,
+    )  # fmt: skip
+    shown = done.stdout + done.stderr
+    return shown + (f"[exit {done.returncode}]\n" if done.returncode else "")
+
+
+def test_the_python_example_runs(tmp_path: Path) -> None:
     (code,) = blocks("python")
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(),
-        timeout=30, check=False,
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False,
+        env=environment(str(tmp_path)),
     )  # fmt: skip
     if "Refused" in done.stderr:
         pytest.skip("memory limits cannot be enforced here: no cgroup")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("45\n exited profile sandbox ")
-    assert done.stdout.endswith("1\n2\n3\n")
+    assert done.stdout.endswith("1\n2\n3\njob.py\n")

@@ -3,6 +3,11 @@
 import re
 from pathlib import Path
 
+from agentd.auth import signing
+from agentd.daemon import config
+from agentd.ingest.http.respond import STATUS
+from agentd.model.errors import Unauthenticated
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -21,3 +26,25 @@ def test_links_between_documents_lead_somewhere() -> None:
     for page in [ROOT / "README.md", ROOT / "SECURITY.md", *ROOT.glob("docs/**/*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+def test_the_api_page_has_every_code_at_its_status() -> None:
+    table = (ROOT / "docs/api.md").read_text().partition("| status | codes |")[2]
+    rows = dict(re.findall(r"^\| ([\d, ]+) \| (.*) \|$", table, re.M))
+    signatures = [
+        kind.code
+        for kind in vars(signing).values()
+        if isinstance(kind, type) and issubclass(kind, Unauthenticated)
+    ]
+    for code, status in [*STATUS.items(), *((code, 401) for code in signatures)]:
+        (row,) = [text for numbers, text in rows.items() if str(status) in numbers.split(", ")]
+        assert f"`{code}`" in row, code
+
+
+def test_the_settings_of_what_may_be_done_are_those_that_there_are(tmp_path: Path) -> None:
+    section = (ROOT / "docs/service.md").read_text().partition("## What may be done")[2]
+    (settings,) = re.findall(r"^```toml\n(.*?)^```", section.partition("\n## ")[0], re.M | re.S)
+    for name in ("policy", "signers"):
+        (tmp_path / name).mkdir(mode=0o755)
+    (tmp_path / "agentd.toml").write_text(settings.replace("/etc/agentd", str(tmp_path)))
+    assert config.check(str(tmp_path / "agentd.toml"), {}) == []

@@ -150,5 +150,5 @@ def _no_key(why: str) -> ReceiptInvalid:
     return ReceiptInvalid(
         "this is no Ed25519 public key",
         cause=why,
-        remediation="give the daemon's public key, in PEM",
+        remediation="give a daemon's public key in PEM: receipt.key.pub, or agentd receipt key's",
     )

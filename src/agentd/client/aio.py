@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from agentd.client.embedded import Snapshot
     from agentd.client.http.sandbox import RemoteSnapshot
     from agentd.client.ports import Running
+    from agentd.model.api import CallView
     from agentd.transport.files import Change
 
 # Commands and file operations of one sandbox at the same time; more of them wait their turn.
@@ -275,6 +276,21 @@ class AsyncSandbox:
         async with await self.start(cmd, **options) as process:
             async for chunk in process:
                 yield chunk
+
+    async def call(
+        self,
+        capability: str,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        emit: "Callable[[str, bytes], None] | None" = None,
+        bundle: str = "",
+        **more: Any,
+    ) -> "CallView":
+        """As Sandbox.call; ``emit`` is called in a thread. Cancelled, it returns once the call has
+        ended."""
+        given = {**(parameters or {}), **more}
+        held = self._sandbox._held
+        return await self._call(lambda: held.call(capability, given, emit, bundle))
 
     async def changes(self) -> tuple[str, ...]:
         return await self._call(self._sandbox.changes)

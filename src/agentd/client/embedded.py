@@ -10,6 +10,7 @@ from agentd.model.isolation import IsolationLevel
 if TYPE_CHECKING:
     # "as": re-exported, for the annotations of the rest of the client.
     from agentd.capability.registry import Catalogue as Catalogue  # noqa: PLC0414
+    from agentd.daemon.calls.explain import Explained as Explained  # noqa: PLC0414
     from agentd.daemon.config import Read
     from agentd.daemon.doctor import Finding
     from agentd.daemon.execution import Execution as Execution  # noqa: PLC0414
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from agentd.model.api import CallBody, CallView
     from agentd.model.capability import About
     from agentd.model.principal import Principal as Principal  # noqa: PLC0414
-    from agentd.policy.engine import Explanation
     from agentd.policy.errors import Problem
     from agentd.policy.testing import TestResult
     from agentd.sandbox.manager import SandboxHandle as SandboxHandle  # noqa: PLC0414
@@ -173,6 +173,13 @@ def state_directory() -> str:
     return config.load(config.find(os.environ), dict(os.environ), ()).daemon.state
 
 
+def own_directory() -> str:
+    """Where calls without a daemon keep what they keep."""
+    from agentd.daemon.calls import embedded
+
+    return embedded.state_directory()
+
+
 def serve(
     path: str | None,
     env: MutableMapping[str, str],
@@ -216,29 +223,19 @@ def explain_policy(
     parameters: Mapping[str, object],
     *,
     principal: str,
-    scopes: Sequence[str],
+    scopes: Sequence[str] | None,
     sandbox: Mapping[str, object],
-) -> "Explanation":
-    """What a bundle would decide, and why; without ``where`` the configured one, or permissive.
+) -> "Explained":
+    """What a bundle would decide, and why; without ``where`` the one that is in force.
 
-    Raises InvalidInput for a bundle that cannot be used, AgentdError.
+    Raises InvalidInput for a bundle that cannot be used and for parameters that the capability
+    refuses, NotFound for one that nobody has, AgentdError.
     """
-    from agentd.policy.example import example
-    from agentd.policy.store import PolicyStore
+    from agentd.daemon.calls import explain
 
-    sha256 = None
-    if where is None:
-        from agentd.daemon import config
-
-        policy = config.load(config.find(os.environ), dict(os.environ)).policy
-        where, sha256 = str(policy.bundle or "permissive"), policy.sha256
-    store = PolicyStore(where, sha256=sha256, workers=1)
-    try:
-        return store.explain(
-            example(call, parameters, principal=principal, scopes=scopes, sandbox=sandbox)
-        )
-    finally:
-        store.close()
+    return explain.explain(
+        where, call, parameters, principal=principal, scopes=scopes, sandbox=sandbox
+    )
 
 
 def learn_policy(path: str, out: str) -> "tuple[int, list[TestResult]]":

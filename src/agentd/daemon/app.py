@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 from agentd.audit.errors import AuditError
-from agentd.daemon import authentication, context, meter
+from agentd.daemon import authentication, meter
 from agentd.daemon.approvals import Approvals
 from agentd.daemon.calls.control import Control
 from agentd.daemon.calls.parked import Parked
@@ -129,9 +129,7 @@ class Daemon:
     def forbidden(self, op: str, who: str, sandbox: str, error: Forbidden) -> None:
         """What a principal's scopes do not let it do: a denial that no policy was asked about."""
         with contextlib.suppress(AuditError):
-            self.control.note(
-                Kind.DENIAL, who, sandbox, context.current(), op=op, reasons=[str(error)]
-            )
+            self.control.note(Kind.DENIAL, who, sandbox, op=op, reasons=[str(error)])
 
     def drain(self) -> bool:
         """Take no new work; wait for what runs, as long as the configuration says."""
@@ -211,28 +209,16 @@ class Daemon:
         threading.Thread(target=self.sandboxes.lost, args=(wall, reason), daemon=True).start()
 
     def _on_sandbox_made(self, live: Live) -> None:
+        # That it was asked for is in the log already; this tells which one came of it.
         record = live.record
-        self.control.note(
-            Kind.SANDBOX_CREATED,
-            record.principal,
-            live.id,
-            context.current(),
-            backend=record.backend,
-            level=record.level,
-            image=record.spec.image,
-            net=record.spec.net,
-        )
+        about = {"backend": record.backend, "level": record.level}
+        with contextlib.suppress(AgentdError):
+            self.control.note(Kind.SANDBOX_CREATED, record.principal, live.id, **about)
 
     def _on_sandbox_end(self, live: Live, reason: str) -> None:
         self.commands.sandbox_ended(live)
         with contextlib.suppress(AgentdError):
-            self.control.note(
-                Kind.SANDBOX_ENDED,
-                live.record.principal,
-                live.id,
-                context.current(),
-                reason=reason,
-            )
+            self.control.note(Kind.SANDBOX_ENDED, live.record.principal, live.id, reason=reason)
         self._report("sandbox ended", sandbox=live.id, reason=reason)
 
     def _keep_time(self) -> None:

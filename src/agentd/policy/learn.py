@@ -43,7 +43,10 @@ def learn(seen: Sequence[Asked], out: str) -> Path:
     """
     if not seen:
         raise InvalidInput(
-            "there is nothing to learn from", remediation="let the command make calls"
+            "there is nothing to learn from",
+            cause="no call was seen",
+            remediation="let the command make some. Those that a daemon answers are seen where it "
+            "is learned from: agentd policy learn --out DIR -- agentd serve, and end it",
         )
     shapes: dict[str, dict[bytes, tuple[Shape, Asked]]] = {}
     for asked in seen:
@@ -80,7 +83,7 @@ def _folder(name: str, path: object) -> str:
         raise InvalidInput(
             f"a path like {path!r} cannot be learned", remediation="use one without .."
         )
-    full = re.sub("/+", "/", posixpath.join("/workspace", path)).rstrip("/") or "/"
+    full = posixpath.normpath(re.sub("/+", "/", posixpath.join("/workspace", path)))
     parent = posixpath.dirname(full)
     return full if name in _FOLDERS or parent == "/" else parent
 

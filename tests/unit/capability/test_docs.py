@@ -11,6 +11,7 @@ import pytest
 
 from agentd.capability import schema
 from agentd.capability.registry import BUILTIN, Registry
+from agentd.model.api import CallBody, CallView
 
 PAGE = (Path(__file__).parents[3] / "docs/capabilities.md").read_text()
 
@@ -24,12 +25,21 @@ def test_the_table_has_every_built_in_one() -> None:
 
 
 def test_every_call_that_it_shows_is_one() -> None:
-    lines = re.findall(r"^agentd call (.*)$", PAGE, re.M)
+    lines = re.findall(r"^(?:\$ AGENTD_POLICY=\w+ )?agentd call (.*)$", PAGE, re.M)
     assert len(lines) >= 3
     for line in lines:
         name, flag, parameters, *_ = shlex.split(line)
         assert flag == "--json"
         schema.check(Registry(points=list).get(name).about, json.loads(parameters))
+
+
+@pytest.mark.parametrize(("what", "model"), [("body", CallBody), ("answer", CallView)])
+def test_the_tables_have_every_member_of_a_call(
+    what: str, model: type[CallBody | CallView]
+) -> None:
+    table = PAGE.partition(f"| member of the {what} | |")[2].partition("\n\n")[0]
+    firsts = " ".join(re.findall(r"^\|(.*?)\|", table, re.M))
+    assert re.findall(r"`(\w+)`", firsts) == list(model.__struct_fields__)
 
 
 @pytest.mark.parametrize("name", ["shell.exec.v1", "fs.read.v1", "fs.write.v1", "fs.list.v1",
@@ -43,7 +53,8 @@ def test_it_tells_of_every_parameter(name: str) -> None:
 
 
 def test_the_example_of_how_to_write_one_works(box: Any) -> None:
-    (source,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    section = PAGE[PAGE.index("## How to write one") :]
+    (source,) = re.findall(r"```python\n(.*?)```", section, re.S)
     found: dict[str, Any] = {}
     exec(compile(source, "docs/capabilities.md", "exec"), found)  # noqa: S102  our own page
     capability = found["CAPABILITY"]

@@ -2,11 +2,14 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from agentd.daemon import config
+from agentd.daemon.calls import acts
 from agentd.model.decision import Asked
 from agentd.policy.checking import check
 from agentd.policy.example import example
@@ -64,7 +67,27 @@ def test_the_answer_of_the_page_is_one(bundle, store):
 def test_the_command_of_the_page_says_what_it_says(capsys):
     from agentd.client.cli import policy
 
-    path = json.dumps({"path": "/etc/passwd", "content": ""})
-    words = ["explain", "--bundle", "strict", "--as", "bob", "--scopes", "files"]
-    assert policy.main([*words, "--call", "fs.write.v1", "--json", path]) == 1
-    assert "filesystem.outside" in capsys.readouterr().out
+    console = PAGE.partition("$ agentd policy explain ")[2].partition("```")[0]
+    command, _, said = console.replace("\\\n", "").partition("\n")
+    assert policy.main(["explain", *shlex.split(command)]) == 1
+    out = re.sub(r"sha256:[0-9a-f]{64}", "sha256:...", capsys.readouterr().out)
+    assert out == said
+
+
+def test_what_is_judged_has_the_names_that_are_asked_about():
+    table = PAGE.partition("| asked for | judged as |")[2].partition("\n\n")[0]
+    named = re.findall(r"^\|[^|]*\| `([\w.]+)` \|", table, re.M)
+    assert sorted(named) == sorted([*acts.OPERATIONS, acts.SHELL, acts.READ, acts.WRITE, acts.LIST])
+
+
+def test_profiles_have_the_policies_that_it_says():
+    found = re.findall(r"`(\w+)`\s+has\s+`(\w+)`", PAGE)
+    assert sorted(name for name, _ in found) == sorted(config.PROFILES)
+    for profile, bundle in found:
+        assert config.load(None, {"AGENTD_PROFILE": profile}).policy.bundle == bundle
+
+
+def test_the_settings_are_those_that_there_are(tmp_path):
+    (settings,) = _blocks("toml")
+    (tmp_path / "agentd.toml").write_text(settings.replace("/etc/agentd/policy", str(tmp_path)))
+    assert config.check(str(tmp_path / "agentd.toml"), {}) == []

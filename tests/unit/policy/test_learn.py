@@ -132,3 +132,14 @@ def test_the_level_is_the_least_that_was_seen(tmp_path, store):
     opened = store(str(learn(seen, str(tmp_path / "out"))))
     level = opened.decide(msgspec.structs.replace(seen[0])).obligations.level
     assert level is not None and level.label == "process"
+
+
+@pytest.mark.parametrize("path", [".", "/workspace", "./", "/workspace/./", "a/..", "/"])
+def test_the_same_folder_by_another_name_is_learned_as_one(tmp_path, store, path):
+    seen = [call("fs.list.v1", {"path": "."}), call("fs.write.v1", {"path": "./out//./x"})]
+    learned = str(learn(seen, str(tmp_path / "policy")))
+    assert [result for result in run_tests(learned) if not result.passed] == []
+    allowed = path not in ("a/..", "/")
+    assert store(learned).decide(call("fs.list.v1", {"path": path})).allow is allowed
+    assert store(learned).decide(call("fs.write.v1", {"path": "out/y"})).allow
+    assert not store(learned).decide(call("fs.write.v1", {"path": "./outer/y"})).allow

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from agentd.client.cli import kept
 from agentd.client.cli.options import Parser
 from agentd.model.errors import InvalidInput
 
@@ -21,20 +22,16 @@ examples:
   agentd audit verify --head 1042:9f2c...          a place that was kept elsewhere
   agentd audit export --from 1000 --out audit.jsonl
 
+It is the daemon's log, where there is one, else that of calls without a daemon (--embedded).
 verify ends with 0 where all is as it was written, with 1 where it is not.
 """
 _FOUND_WRONG = 1
+_FIRST = ("cause", "exit_code", "undecided", "reasons")
 
 
 def main(words: list[str]) -> int:
     options = _parser().parse_args(words)
-    return int(options.run(options, options.dir or _default()))
-
-
-def _default() -> str:
-    from agentd.client import embedded
-
-    return os.path.join(embedded.state_directory(), "audit")
+    return int(options.run(options, kept.directory(options, "audit", "audit")))
 
 
 def _parser() -> Parser:
@@ -63,7 +60,7 @@ def _parser() -> Parser:
     for each in (tail, verify):
         each.add_argument("--json", action="store_true", help="print JSON")
     for each in (tail, verify, export):
-        each.add_argument("--dir", metavar="DIR", help="of the log (default: the daemon's)")
+        kept.options(each, "log")
     return parser
 
 
@@ -116,12 +113,19 @@ def _row(record: Any) -> tuple[str, ...]:
 
 
 def _about(record: Any) -> str:
-    """A few words: the capability, and the fields that are short."""
+    """A few words: the capability, why, and the fields that are short."""
     words = [record.capability] if record.capability else []
-    for name, value in record.fields.items():
+    fields = dict(record.fields)
+    for name in _FIRST:
+        value = fields.pop(name, None)
         if name == "cause" and isinstance(value, dict):
-            value = value.get("code")  # noqa: PLW2901
-        if isinstance(value, str | int | float) and len(str(value)) <= 40:
+            value = value.get("code")
+        if name == "reasons" and isinstance(value, list):
+            value = "; ".join(map(str, value))
+        if value not in (None, ""):
+            words.append(f"{name}={value}")
+    for name, value in fields.items():
+        if isinstance(value, str | int | float) and 0 < len(str(value)) <= 40:
             words.append(f"{name}={value}")
     text = " ".join(words)
     return text if len(text) <= 100 else f"{text[:97]}..."
@@ -149,7 +153,7 @@ def _show(verdict: "Verdict", directory: str, *, checked: bool) -> None:
     table.facts(
         [
             ("log", directory),
-            ("records", f"{verdict.records} in {verdict.files} files"),
+            ("records", f"{verdict.records} in {_files(verdict.files)}"),
             ("retired", f"records up to {verdict.retired}" if verdict.retired else "none"),
             ("head", verdict.head or "none"),
         ]
@@ -162,6 +166,10 @@ def _show(verdict: "Verdict", directory: str, *, checked: bool) -> None:
         print(_coloured("ok", "green") + f": every record is there and unchanged; {end}")
     else:
         print(_coloured("not ok", "red") + ": this log is not as it was written")
+
+
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count} files"
 
 
 def _coloured(text: str, colour: str) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -12,7 +13,7 @@ from agentd.client.cli.options import Parser
 from agentd.model.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from agentd.policy.engine import Explanation
+    from agentd.client.embedded import Explained
     from agentd.policy.testing import TestResult
 
 _EXAMPLES = """\
@@ -21,10 +22,13 @@ examples:
   agentd policy test strict                  the tests of a bundle that agentd ships
   agentd policy explain --bundle strict --as bob --scopes files \\
       --call fs.write.v1 --json '{"path": "/etc/passwd", "content": ""}'
+  agentd policy explain --as alice --call shell.exec.v1 --json '{"command": "ls"}'
   agentd policy learn --out ./policy -- ./what-the-agent-does
+  agentd policy learn --out ./policy -- agentd serve       what a daemon is asked, until Ctrl-C
 
-DIR is a folder, or permissive, strict or paranoid. explain takes the bundle of the daemon's
-configuration where none is named; --sandbox says how the sandbox is, as '{"net": "host"}'.
+DIR is a folder, or permissive, strict or paranoid. Without --bundle, explain takes the one in
+force: AGENTD_POLICY's, else the configuration's. Without --scopes it takes those that a signer has;
+--sandbox says how the sandbox is, as '{"net": "host"}'.
 
 exit codes: 0 all is well, or allowed; 1 problems, failed tests, denied or undecided;
 2 wrong options
@@ -59,12 +63,14 @@ def _parser() -> Parser:
         action.add_argument("bundle", metavar="DIR")
         action.add_argument("--json", action="store_true", help="print one JSON object")
     explain = actions.add_parser("explain", help="decide a call and say why", allow_abbrev=False)
-    explain.add_argument("--bundle", metavar="DIR")
-    explain.add_argument("--as", dest="principal", metavar="NAME", required=True)
-    explain.add_argument("--scopes", metavar="A,B", default="")
-    explain.add_argument("--call", metavar="NAME", required=True)
-    explain.add_argument("--json", dest="parameters", metavar="PARAMETERS", default="{}")
-    explain.add_argument("--sandbox", metavar="JSON", default="{}")
+    explain.add_argument("--bundle", metavar="DIR", help="default: the one in force")
+    explain.add_argument("--as", dest="principal", metavar="NAME", required=True, help="who asks")
+    explain.add_argument("--scopes", metavar="A,B", help='what they may; "" for nothing')
+    explain.add_argument("--call", metavar="NAME", required=True, help="as fs.read.v1")
+    explain.add_argument(
+        "--json", dest="parameters", metavar="PARAMETERS", default="{}", help="a JSON object"
+    )
+    explain.add_argument("--sandbox", metavar="JSON", default="{}", help="default: a new one")
     explain.add_argument("--as-json", action="store_true", help="print one JSON object")
     learn = actions.add_parser(
         "learn",
@@ -126,18 +132,23 @@ def _explain(options: argparse.Namespace) -> int:
         options.call,
         _object(options.parameters, "--json"),
         principal=options.principal,
-        scopes=[scope for scope in options.scopes.split(",") if scope],
+        scopes=None if options.scopes is None else _split(options.scopes),
         sandbox=_object(options.sandbox, "--sandbox"),
     )
     if options.as_json:
         remote.print_json(found)
     else:
-        _print(found)
-    return 0 if found.decision.allow else FAILED
+        _print(found, options.principal)
+    return 0 if found.explanation.decision.allow else FAILED
 
 
-def _print(found: "Explanation") -> None:
-    decision, duties = found.decision, found.decision.obligations
+def _split(scopes: str) -> list[str]:
+    return [scope for scope in scopes.split(",") if scope]
+
+
+def _print(found: "Explained", principal: str) -> None:
+    decision, fired = found.explanation.decision, found.explanation.fired
+    duties = decision.obligations
     word = "undecided" if decision.undecided else "allowed" if decision.allow else "denied"
     limits = [f"{k} {v}" for k, v in _set(duties.limits).items()]
     pairs = [
@@ -147,12 +158,14 @@ def _print(found: "Explanation") -> None:
         ("limits", ", ".join(limits) or "-"),
         ("network", "none" if duties.no_network else "as asked"),
         ("approval", "needed" if duties.approve else "-"),
-        ("bundle", decision.bundle),
+        ("who", f"{principal}, with {', '.join(found.scopes) or 'no scope'}"),
+        ("policy", f"{found.policy.bundle}, as {found.policy.said_by} says"),
+        ("bundle", decision.bundle or "-"),
     ]
     table.facts(pairs)
-    if found.fired:
+    if fired:
         print()
-        table.show(("EFFECT", "RULE", "WHY"), [(f.effect, f.rule, f.message) for f in found.fired])
+        table.show(("EFFECT", "RULE", "WHY"), [(f.effect, f.rule, f.message) for f in fired])
 
 
 def _learn(options: argparse.Namespace, command: list[str]) -> int:
@@ -163,13 +176,7 @@ def _learn(options: argparse.Namespace, command: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="agentd-learn-") as folder:
         path = os.path.join(folder, "seen")
         open(path, "xb").close()
-        try:
-            # What it prints is not what this command answers with --json.
-            code = subprocess.run(
-                command, env={**os.environ, _LEARN: path}, check=False, stdout=sys.stderr
-            ).returncode
-        except OSError as error:
-            raise InvalidInput(f"cannot run {command[0]!r}", cause=str(error)) from error
+        code = _run(command, {**os.environ, _LEARN: path})
         seen, results = embedded.learn_policy(path, options.out)
     failed = [result for result in results if not result.passed]
     if options.json:
@@ -177,8 +184,26 @@ def _learn(options: argparse.Namespace, command: list[str]) -> int:
         remote.print_json({**about, "ok": not failed})
     else:
         ended = f"; the command ended with {code}" if code else ""
-        print(f"{remote.safe(options.out)}: {seen} calls seen, {len(results)} tests{ended}")
+        calls = "1 call" if seen == 1 else f"{seen} calls"
+        print(f"{remote.safe(options.out)}: {calls} seen, {len(results)} tests{ended}")
+        _show(failed)
     return FAILED if failed else 0
+
+
+def _run(command: list[str], env: dict[str, str]) -> int:
+    """Its exit code. Ctrl-C is for the command: a daemon ends by it, and then it is learned from.
+
+    Raises InvalidInput where it cannot be run.
+    """
+    # A handler and not SIG_IGN, which the command would inherit.
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        # What it prints is not what this command answers with --json.
+        return subprocess.run(command, env=env, check=False, stdout=sys.stderr).returncode
+    except OSError as error:
+        raise InvalidInput(f"cannot run {command[0]!r}", cause=str(error)) from error
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _set(limits: Any) -> dict[str, float]:

@@ -5,7 +5,9 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from agentd.client.cli import kept, output, remote
 from agentd.client.cli.options import Parser
+from agentd.client.http.errors import Unreachable
 from agentd.model.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:
@@ -15,9 +17,12 @@ _EXAMPLES = """\
 examples:
   agentd receipt show req-0123456789abcdef
   agentd receipt show req-0123456789abcdef --raw > receipt.json
-  agentd receipt verify receipt.json --key receipt.key.pub
+  agentd receipt key > receipt.pub
+  agentd receipt verify receipt.json --key receipt.pub
 
-A receipt's id is its request's. Verifying needs the public key and nothing else: no daemon, no log.
+A receipt's id is its request's. It is asked of the daemon, where one answers; else it is looked for
+in the daemon's files, and among those of calls without a daemon (--embedded). Verifying needs the
+public key and nothing else: no daemon, no log.
 """
 _MAX_FILE = 1 << 20
 
@@ -36,11 +41,15 @@ def _parser() -> Parser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    show = commands.add_parser("show", help="print one that is kept here", allow_abbrev=False)
+    show = commands.add_parser("show", help="print one", allow_abbrev=False)
     show.add_argument("id", metavar="ID")
     show.add_argument("--raw", action="store_true", help="the signed envelope as it is")
-    show.add_argument("--dir", metavar="DIR", help="of the receipts (default: the daemon's)")
     show.set_defaults(run=_show)
+    key = commands.add_parser("key", help="print the public key", allow_abbrev=False)
+    key.set_defaults(run=_key, json=False)
+    for each in (show, key):
+        kept.options(each, "receipts")
+        each.add_argument("--url", metavar="URL", help=remote.URL_HELP)
     verify = commands.add_parser("verify", help="check the signature", allow_abbrev=False)
     verify.add_argument("file", metavar="FILE", help="the envelope, or - for standard input")
     verify.add_argument("--key", metavar="PUBLIC.pem", required=True, help="who must have signed")
@@ -51,28 +60,78 @@ def _parser() -> Parser:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from agentd.audit import receipt, receipts
+    from agentd.audit import receipt
+    from agentd.client.http.client import segment
 
-    directory = options.dir or _default()
-    try:
-        envelope = receipts.find(directory, options.id)
-    except OSError as error:
-        raise InvalidInput(
-            f"cannot read the receipts in {directory}",
-            cause=error.strerror or "",
-            remediation="name their directory with --dir",
-        ) from error
+    envelope = _asked(options, f"/v1/receipts/{segment(options.id)}")
     if envelope is None:
-        raise NotFound(
-            f"there is no receipt {options.id!r} in {directory}",
-            remediation="its id is its request's; the oldest are dropped in time",
-        )
+        envelope = _found(options)
     if options.raw:
         sys.stdout.buffer.write(envelope + b"\n")
         sys.stdout.flush()
     else:
         _print(receipt.peek(envelope), as_json=options.json)
     return 0
+
+
+def _key(options: argparse.Namespace) -> int:
+    import msgspec
+
+    answer = _asked(options, "/v1/receipt-key")
+    if answer is not None:
+        sys.stdout.write(msgspec.json.decode(answer, type=str))
+        return 0
+    directory = kept.directory(options, "receipts", "receipt")
+    sys.stdout.write(_read(f"{os.path.dirname(directory)}/receipt.key.pub").decode())
+    return 0
+
+
+def _asked(options: argparse.Namespace, path: str) -> bytes | None:
+    """What a daemon answers; None where none is to be asked, or the usual one does not know it."""
+    from agentd.client.http import address, client
+
+    if options.url and (options.dir or options.embedded):
+        raise InvalidInput("--url goes without --dir and --embedded", remediation="drop one")
+    if options.dir or options.embedded:
+        return None
+    named = address.given(options.url)
+    where = named or address.default()
+    if where is None:
+        return None
+    asker = client.Client(where)
+    try:
+        with asker.open("GET", path) as answer:
+            return bytes(answer.read(_MAX_FILE))
+    except (NotFound, Unreachable):
+        if named:
+            raise
+        return None
+    finally:
+        asker.close()
+
+
+def _found(options: argparse.Namespace) -> bytes:
+    from agentd.audit import receipts
+
+    looked = []
+    for directory, whose in kept.directories(options, "receipts"):
+        looked.append(directory)
+        try:
+            envelope = receipts.find(directory, options.id)
+        except OSError as error:
+            raise InvalidInput(
+                f"cannot read the receipts in {directory}",
+                cause=error.strerror or "",
+                remediation="name their directory with --dir, or their daemon with --url",
+            ) from error
+        if envelope is not None:
+            if whose and not options.embedded:
+                output.say(f"found in {directory}, {whose}", "receipt")
+            return envelope
+    raise NotFound(
+        f"there is no receipt {options.id!r} in {' or '.join(looked)}",
+        remediation="its id is its request's; the oldest are dropped in time",
+    )
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -83,12 +142,6 @@ def _verify(options: argparse.Namespace) -> int:
         print(f"the signature holds: {options.key} signed this")
     _print(statement, as_json=options.json)
     return 0
-
-
-def _default() -> str:
-    from agentd.client import embedded
-
-    return os.path.join(embedded.state_directory(), "receipts")
 
 
 def _read(path: str) -> bytes:
@@ -103,7 +156,7 @@ def _read(path: str) -> bytes:
 
 
 def _print(statement: "Statement", *, as_json: bool) -> None:
-    from agentd.client.cli import remote, table
+    from agentd.client.cli import table
 
     if as_json:
         remote.print_json(statement)

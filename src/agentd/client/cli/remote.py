@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from agentd.client.http.client import Client
     from agentd.client.http.sandbox import RemoteSandbox
 
-_URL_HELP = (
+URL_HELP = (
     "the daemon, as unix:PATH or https://HOST:PORT (default: AGENTD_URL, or the usual socket)"
 )
 
@@ -28,7 +28,7 @@ def parser(name: str, description: str, examples: str, usage: str | None = None)
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    made.add_argument("--url", metavar="URL", help=_URL_HELP)
+    made.add_argument("--url", metavar="URL", help=URL_HELP)
     made.add_argument("--json", action="store_true", help="print JSON")
     return made
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from agentd.client.http.errors import from_view
-from agentd.model.api import CallBody, CallView, ErrorView
+from agentd.client.http.errors import from_event
+from agentd.model.api import CallBody, CallView
 from agentd.model.errors import BackendLost
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def call(client: "Client", body: CallBody | Mapping[str, Any], emit: Emit | None
             if event.name == "result":
                 return msgspec.json.decode(event.data, type=CallView)
             if event.name == "error":
-                raise from_view(msgspec.json.decode(event.data, type=ErrorView))
+                raise from_event(event.data)
             emit(event.name, b64decode(event.data))
     raise BackendLost(
         "the daemon ended amid the call",

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import msgspec
 
 from agentd.model.api import ErrorView
+from agentd.model.capability import CallFailed
 from agentd.model.errors import (
     AgentdError,
     BackendLost,
@@ -17,6 +18,7 @@ from agentd.model.errors import (
     OperationFailed,
     Refused,
     SandboxError,
+    Unauthenticated,
 )
 
 _LONGEST = 500  # characters shown of an answer that is not ours
@@ -34,11 +36,11 @@ class _Error(msgspec.Struct):
     cause: str = ""
     remediation: str = ""
     errno: int = 0
+    status: int = 0  # in a message, which has none of its own
 
 
 # Codes without a class of their own: what a caller would catch.
 _CODES: dict[str, type[AgentdError]] = {
-    "policy_denied": Refused,
     "lease_expired": BackendLost,
     "draining": Full,
     "too_large": InvalidInput,
@@ -46,11 +48,14 @@ _CODES: dict[str, type[AgentdError]] = {
 }
 _STATUS: dict[int, type[AgentdError]] = {
     400: InvalidInput,
+    401: Unauthenticated,
+    403: Refused,
     409: Conflict,
     410: SandboxError,
     413: InvalidInput,
     502: SandboxError,
 }
+_CALL_FAILED = 422
 _NAMES = {os.strerror(number): number for number in errno.errorcode}
 _DECODER = msgspec.json.Decoder(_Error)
 
@@ -81,9 +86,21 @@ def from_view(view: ErrorView) -> AgentdError:
     return from_fields(found, 0, {})
 
 
+def from_event(data: bytes | str) -> AgentdError:
+    """Of one that came as the last event of a call. Raises msgspec.MsgspecError."""
+    found = _DECODER.decode(data)
+    return from_fields(found, found.status, {})
+
+
 def from_fields(found: _Error, status: int, headers: Headers) -> AgentdError:
-    kind = _class(found.code) or _STATUS.get(status, AgentdError)
     options: dict[str, Any] = {"cause": found.cause, "remediation": found.remediation}
+    error: AgentdError
+    if status == _CALL_FAILED and found.code not in _CODES:
+        # A capability's own code, whatever it means elsewhere.
+        error = CallFailed(found.code, found.message, **options)
+        error.status = status  # type: ignore[attr-defined]
+        return error
+    kind = _class(found.code) or _STATUS.get(status, AgentdError)
     if issubclass(kind, OperationFailed):
         options["errno"] = found.errno or _errno(found)
     if issubclass(kind, Full):

@@ -21,6 +21,8 @@ CREATE = "sandbox.create.v1"
 FORK = "sandbox.fork.v1"
 SNAPSHOT = "sandbox.snapshot.v1"
 PORT = "sandbox.port.v1"
+# Not in the registry: they have no call.
+OPERATIONS = (CREATE, FORK, SNAPSHOT, PORT)
 READ, WRITE, LIST = "fs.read.v1", "fs.write.v1", "fs.list.v1"
 _WRITES = Needs(writes=True)
 

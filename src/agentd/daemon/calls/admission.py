@@ -23,6 +23,7 @@ from agentd.model.errors import AgentdError, PolicyDenied, Refused, Undecided
 from agentd.model.redact import Redactor
 
 ANSWERS = ("allow", "deny", "undecided")
+NO_POLICY = Decision(allow=True, reasons=("no policy is configured",))
 _MAX_REASON = 500
 
 
@@ -111,7 +112,7 @@ class Admission:
         if self._learn is not None:
             self._learn(question)
         if policy is None:
-            return Decision(allow=True, reasons=("no policy is configured",))
+            return NO_POLICY
         return policy.decide(question)
 
     def _count(self, decision: Decision) -> None:

@@ -15,6 +15,7 @@ from agentd.audit.log import AuditLog
 from agentd.audit.receipts import Receipts
 from agentd.audit.shared import SharedLog, SharedReceipts
 from agentd.capability.registry import Registry
+from agentd.daemon import context
 from agentd.daemon.calls.admission import Admission, Approves
 from agentd.daemon.calls.gate import PolicyGate
 from agentd.daemon.calls.records import Records
@@ -67,17 +68,11 @@ class Control:
             self.gate = PolicyGate(self.admission, self.records)
             self._undo = undo.pop_all()
 
-    def note(
-        self,
-        kind: Kind,
-        principal: str = "",
-        sandbox: str = "",
-        request: str = "",
-        **fields: object,
-    ) -> None:
-        """Something that happened beside what is decided on. Raises AuditError."""
+    def note(self, kind: Kind, principal: str = "", sandbox: str = "", **fields: object) -> None:
+        """Something that happened, by itself or within a request."""
+        request = context.current()
         self.log.submit(
-            Event(kind=kind, principal=principal, sandbox=sandbox, request=request, fields=fields)
+            Event(kind=kind, principal=principal, request=request, sandbox=sandbox, fields=fields)
         )
 
     def reload(self, policy: schema.Policy) -> None:

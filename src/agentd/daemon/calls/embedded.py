@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from agentd.daemon.pipeline import Pipeline
 
 POLICY = "AGENTD_POLICY"
+STATE = "AGENTD_DAEMON__STATE"  # as a daemon's configuration reads it
 # Beside the daemon's, whose log is its own alone.
 FOLDER = "embedded"
 _lock = threading.Lock()
@@ -65,7 +66,11 @@ def shared() -> Control:
 
 
 def state_directory() -> str:
-    daemons = profiles.preset(profiles.DEFAULT, os.environ, os.geteuid())["daemon"]["state"]
+    """Whatever a configuration file says: what it names may be another user's."""
+    daemons = (
+        os.environ.get(STATE)
+        or profiles.preset(profiles.DEFAULT, os.environ, os.geteuid())["daemon"]["state"]
+    )
     return os.path.join(daemons, FOLDER)
 
 

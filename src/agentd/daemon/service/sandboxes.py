@@ -43,8 +43,8 @@ _ENDED = "ended"
 
 
 class Sandboxes:
-    """Thread-safe. ``on_made(live)`` is called for each before it is acknowledged: where it raises,
-    there is none. ``on_end(live, reason)`` is called once for each that has ended."""
+    """Thread-safe. ``on_made(live)`` is called once for each that is ready, and
+    ``on_end(live, reason)`` once it has ended."""
 
     def __init__(
         self,
@@ -267,9 +267,9 @@ class Sandboxes:
         )
         live = Live(handle, record)
         self._lease(live, seconds)
-        self._on_made(live)
         self._put(record)
         self._keep(live)
+        self._on_made(live)
         return live
 
     def _lease(self, live: Live, seconds: float) -> None:

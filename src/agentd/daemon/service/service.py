@@ -347,12 +347,7 @@ class DaemonService:
         made = self._keys().create(who, body.name, body.scopes, ttl=ttl)
         record = made.record
         self._control.note(
-            Kind.KEY_CREATED,
-            who.name,
-            request=context.current(),
-            id=record.id,
-            name=record.name,
-            scopes=record.scopes,
+            Kind.KEY_CREATED, who.name, id=record.id, name=record.name, scopes=record.scopes
         )
         return _key_view(made.record, made.key)
 
@@ -361,7 +356,7 @@ class DaemonService:
 
     def revoke_key(self, who: Principal, key: str) -> None:
         self._keys().revoke(who, key)
-        self._control.note(Kind.KEY_REVOKED, who.name, request=context.current(), id=key)
+        self._control.note(Kind.KEY_REVOKED, who.name, id=key)
 
     # --- approvals ---
 

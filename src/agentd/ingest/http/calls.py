@@ -13,9 +13,9 @@ from agentd.ingest.http.credential import Proof
 from agentd.ingest.http.exchange import Exchange
 from agentd.ingest.http.operation import Arguments, Operation, decode
 from agentd.ingest.http.output import EVENTS
-from agentd.ingest.http.respond import encode, internal
+from agentd.ingest.http.respond import encode, internal, status_of
 from agentd.ingest.service import Service
-from agentd.model.api import Answer, CallBody, CallView, CapabilityView, ErrorView
+from agentd.model.api import Answer, CallBody, CallView, CapabilityView
 from agentd.model.errors import AgentdError
 from agentd.model.principal import Principal
 
@@ -124,8 +124,8 @@ def _last(following: _Following) -> bytes:
     error = following.error
     if error is None:
         return _event("result", encode(following.answer))
-    view = ErrorView(error.code, error.message, error.cause, error.remediation)
-    return _event("error", encode(view))
+    # The answer began with 200: what it would have been otherwise stands in here.
+    return _event("error", encode({**error.as_dict(), "status": status_of(error)}))
 
 
 def _event(name: str, data: bytes) -> bytes:

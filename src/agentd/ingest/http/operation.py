@@ -16,6 +16,7 @@ from agentd.ingest.http.respond import answer, error_answer
 from agentd.ingest.http.threads import Room
 from agentd.ingest.service import Service
 from agentd.model.api import Answer
+from agentd.model.capability import CallFailed
 from agentd.model.errors import AgentdError, InvalidInput, Refused
 from agentd.model.principal import Principal
 
@@ -154,6 +155,8 @@ async def recordable(room: Room, call: Callable[..., Answer], *args: Any) -> Ans
     request may be sent again with its key."""
     try:
         return await room.run(call, *args)
+    except CallFailed as error:
+        return error_answer(error)  # it has run, as far as it went
     except (InvalidInput, Refused):
         raise
     except AgentdError as error:

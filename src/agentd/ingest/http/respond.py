@@ -7,6 +7,7 @@ import math
 import msgspec
 
 from agentd.model.api import Answer, ErrorView
+from agentd.model.capability import CallFailed
 from agentd.model.errors import AgentdError, InvalidInput
 
 _log = logging.getLogger(__name__)
@@ -20,6 +21,8 @@ STATUS = {
     "forbidden": 403,
     "refused": 403,
     "policy_denied": 403,
+    "approval_denied": 403,
+    "approval_expired": 403,
     "not_found": 404,
     "method_not_allowed": 405,
     "request_timeout": 408,
@@ -44,7 +47,13 @@ STATUS = {
     "store_busy": 503,
     "store_error": 503,
     "busy": 503,
+    "policy_undecided": 503,
+    "audit_error": 503,
+    "audit_busy": 503,
 }
+# The codes of capabilities are their own: a "busy" there is none of the daemon's.
+CALL_FAILED = {"not_found": 404, "too_large": 413}
+_CALL_FAILED = 422  # well asked, and it cannot be had
 ERRNO = {
     errno.ENOENT: 404,
     errno.EEXIST: 409,
@@ -129,6 +138,8 @@ def _printable(value: object) -> object:
 
 
 def status_of(error: AgentdError) -> int:
+    if isinstance(error, CallFailed):
+        return CALL_FAILED.get(error.code, _CALL_FAILED)
     number = getattr(error, "errno", 0)
     if error.code == "operation_failed" and number in ERRNO:
         return ERRNO[number]
@@ -142,7 +153,9 @@ def status_of(error: AgentdError) -> int:
 def error_answer(error: AgentdError) -> Answer:
     status = status_of(error)
     headers = {"content-type": JSON}
-    retry_after = getattr(error, "retry_after", 1.0 if status == 503 else None)
+    # The same question finds the same policy: to ask again is not what mends it.
+    again = status == 503 and error.code != "policy_undecided"
+    retry_after = getattr(error, "retry_after", 1.0 if again else None)
     if status in (429, 503) and retry_after is not None:
         headers["retry-after"] = str(max(1, math.ceil(retry_after)))
     if status == 401:

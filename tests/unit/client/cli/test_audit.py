@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -44,7 +45,7 @@ def test_tail_as_json_is_the_lines_as_they_are(log, capsysbinary, tmp_path):
 def test_verify_says_that_all_is_well_and_what_is_not(log, capsys, tmp_path):
     assert cli.main(["verify", "--dir", log]) == 0
     out = capsys.readouterr().out
-    assert "6 in 1 files" in out and "\nok: every record is there" in out
+    assert "6 in 1 file\n" in out and "\nok: every record is there" in out
     head = next(line.split()[1] for line in out.splitlines() if line.startswith("head"))
     assert cli.main(["verify", "--dir", log, "--head", head]) == 0
     assert "its end included" in capsys.readouterr().out
@@ -70,11 +71,49 @@ def test_export_writes_a_range_into_a_new_file(log, capsysbinary, tmp_path):
     assert json.loads(capsysbinary.readouterr().out)["seq"] == 6
 
 
-def test_the_daemons_own_log_is_the_default(log, capsys, monkeypatch, tmp_path):
+@pytest.fixture
+def state(log, monkeypatch, tmp_path):
+    """Where both a daemon and calls without one have written."""
     monkeypatch.setenv("AGENTD_DAEMON__STATE", str(tmp_path / "state"))
     monkeypatch.setenv("AGENTD_CONFIG", "")
+    own = AuditLog(str(tmp_path / "state/embedded/audit"))
+    own.append(Event(kind=Kind.START, request="req-own"))
+    own.close()
+    return tmp_path / "state"
+
+
+def test_the_daemons_own_log_is_the_default_and_it_says_so(state, capsys):
     assert cli.main(["tail", "-n", "1"]) == 0
+    captured = capsys.readouterr()
+    assert "req-4" in captured.out
+    assert f"{state}/audit, of the daemon; --embedded has that of calls" in captured.err
+
+
+def test_else_it_is_that_of_calls_without_a_daemon(state, capsys):
+    shutil.rmtree(state / "audit")
+    assert cli.main(["tail", "-n", "1"]) == 0
+    captured = capsys.readouterr()
+    assert "req-own" in captured.out
+    assert captured.err == f"agentd audit: {state}/embedded/audit, of calls without a daemon\n"
+
+
+def test_either_can_be_named(state, log, capsys):
+    assert cli.main(["tail", "-n", "1", "--embedded"]) == 0
+    captured = capsys.readouterr()
+    assert "req-own" in captured.out and captured.err == ""
+    assert cli.main(["tail", "-n", "1", "--dir", log]) == 0
     assert "req-4" in capsys.readouterr().out
+    with pytest.raises(InvalidInput, match="cannot go together"):
+        cli.main(["verify", "--embedded", "--dir", log])
+
+
+def test_why_something_is_in_the_log_is_told_first(tmp_path, capsys):
+    made = AuditLog(str(tmp_path / "log"))
+    fields = {"input_digest": "", "reasons": ["a.b: no"], "cause": {"code": "oom"}, "n": 1}
+    made.append(Event(kind=Kind.DENIAL, capability="fs.read.v1", fields=fields))
+    made.close()
+    assert cli.main(["tail", "-n", "1", "--dir", str(tmp_path / "log")]) == 0
+    assert capsys.readouterr().out.endswith("fs.read.v1 cause=oom reasons=a.b: no n=1\n")
 
 
 def test_no_log_is_one_line_and_wrong_words_another(tmp_path, capsys):

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from agentd.client.cli import policy as cli
-from agentd.model.errors import InvalidInput
+from agentd.model.errors import InvalidInput, NotFound
 
 EXPLAIN = ["explain", "--bundle", "strict", "--as", "bob", "--scopes", "files,run"]
 RECORD = """
@@ -50,13 +50,14 @@ def test_a_test_that_fails_is_shown(tmp_path, capsys):
 
 
 def test_explain_says_which_rules_spoke(capsys):
-    words = [*EXPLAIN, "--call", "fs.write.v1", "--json", '{"path": "/etc/x"}']
+    words = [*EXPLAIN, "--call", "fs.write.v1", "--json", '{"path": "/etc/x", "content": ""}']
     assert cli.main(words) == 1
     out = capsys.readouterr().out
     assert "decision  denied" in out
     assert "deny    filesystem.outside  it writes outside /workspace and /tmp" in out
     assert cli.main([*words, "--as-json"]) == 1
-    assert json.loads(capsys.readouterr().out)["fired"][0]["rule"] == "filesystem.outside"
+    found = json.loads(capsys.readouterr().out)
+    assert found["explanation"]["fired"][0]["rule"] == "filesystem.outside"
 
 
 def test_explain_takes_the_sandbox_as_it_is_told(capsys):
@@ -73,8 +74,48 @@ def test_explain_asks_the_configured_bundle(tmp_path, monkeypatch, capsys):
     (tmp_path / "a.rego").write_text(rules)
     (tmp_path / "agentd.toml").write_text(f'[policy]\nbundle = "{tmp_path}"\n')
     monkeypatch.setenv("AGENTD_CONFIG", str(tmp_path / "agentd.toml"))
-    assert cli.main(["explain", "--as", "bob", "--call", "x.v1"]) == 0
-    assert "configured" in capsys.readouterr().out
+    words = ["explain", "--as", "bob", "--call", "fs.list.v1"]
+    assert cli.main(words) == 0
+    out = capsys.readouterr().out
+    assert "why       configured" in out
+    assert f"policy    {tmp_path}, as {tmp_path}/agentd.toml:2 says" in out
+    monkeypatch.setenv("AGENTD_POLICY", "paranoid")
+    assert cli.main(words) == 0
+    assert "policy    paranoid, as AGENTD_POLICY" in capsys.readouterr().out
+    monkeypatch.setenv("AGENTD_POLICY", "none")
+    assert cli.main(words) == 0
+    assert "why       no policy is configured" in capsys.readouterr().out
+
+
+def test_explain_takes_permissive_and_the_usual_scopes_where_nothing_is_said(monkeypatch, capsys):
+    monkeypatch.setenv("AGENTD_CONFIG", "")
+    monkeypatch.delenv("AGENTD_POLICY", raising=False)
+    monkeypatch.setattr("os.path.exists", lambda path: False)
+    words = ["explain", "--as", "bob", "--call", "shell.exec.v1", "--json", '{"command": "ls"}']
+    assert cli.main(words) == 0
+    out = capsys.readouterr().out
+    assert "policy    permissive, as the default says" in out
+    assert "who       bob, with run, create, files, read, ports, snapshot\n" in out
+    assert cli.main([*words, "--scopes", ""]) == 1
+    assert "who       bob, with no scope\n" in capsys.readouterr().out
+
+
+def test_explain_asks_what_a_call_would_ask(capsys):
+    """The capability's own needs and defaults; what it would refuse is no question."""
+    with pytest.raises(NotFound, match=r"did you mean shell\.exec\.v1"):
+        cli.main([*EXPLAIN, "--call", "shel.exec.v1"])
+    with pytest.raises(NotFound, match=r"did you mean sandbox\.create\.v1"):
+        cli.main([*EXPLAIN, "--call", "sandbox.creat.v1"])
+    with pytest.raises(InvalidInput, match="parameter comand is unknown"):
+        cli.main([*EXPLAIN, "--call", "shell.exec.v1", "--json", '{"comand": "ls"}'])
+    with pytest.raises(InvalidInput, match="unknown scope 'ran'"):
+        cli.main(["explain", "--as", "bob", "--scopes", "ran", "--call", "fs.list.v1"])
+    # strict looks at what git.clone.v1 needs, which its registry entry alone says.
+    words = ["--json", '{"url": "https://example.org/a", "path": "a"}']
+    assert cli.main([*EXPLAIN, "--call", "git.clone.v1", *words]) == 1
+    assert "network" in capsys.readouterr().out
+    create = ["explain", "--bundle", "strict", "--as", "bob", "--call", "sandbox.create.v1"]
+    assert cli.main(create) == 0
 
 
 def test_learn_writes_what_a_command_did(tmp_path, capfd):
@@ -85,6 +126,25 @@ def test_learn_writes_what_a_command_did(tmp_path, capfd):
     assert (found["ok"], found["seen"], found["exit_code"]) == (True, 1, 0)
     assert "out of the command" in captured.err
     assert cli.main(["test", out]) == 0
+
+
+def test_learning_goes_on_after_the_interrupt_that_ends_the_command(tmp_path, capfd):
+    """As of a daemon: Ctrl-C is sent to both."""
+    script = (
+        RECORD
+        + """
+import signal
+try:
+    os.kill(os.getppid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)
+    signal.pause()
+except KeyboardInterrupt:
+    raise SystemExit(7)
+"""
+    )
+    out = str(tmp_path / "policy")
+    assert cli.main(["learn", "--out", out, "--", sys.executable, "-c", script]) == 0
+    assert capfd.readouterr().out == f"{out}: 1 call seen, 4 tests; the command ended with 7\n"
 
 
 def test_learn_of_nothing_is_refused(tmp_path):

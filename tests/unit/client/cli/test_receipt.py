@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -8,6 +9,7 @@ from agentd.audit.keypair import KeyPair
 from agentd.audit.receipts import Receipts
 from agentd.client.cli import main as entry
 from agentd.client.cli import receipt as cli
+from agentd.client.http.errors import Unreachable
 from agentd.model.audit import Position
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.enforcement import Control
@@ -73,7 +75,40 @@ def test_what_is_not_there(kept, tmp_path):
         cli.main(["verify", str(tmp_path / "none"), "--key", str(tmp_path / "key.pub")])
 
 
-def test_the_daemons_own_are_the_default(kept, capsys, monkeypatch, tmp_path):
+@pytest.fixture
+def state(kept, monkeypatch, tmp_path):
+    """A daemon's, with receipts and a key; calls without one have receipts too."""
     monkeypatch.setenv("AGENTD_DAEMON__STATE", str(tmp_path))
+    monkeypatch.setenv("AGENTD_CONFIG", "")
+    shutil.copytree(tmp_path / "receipts", tmp_path / "embedded/receipts")
+    KeyPair.load_or_create(str(tmp_path / "receipt.key"))
+    return tmp_path
+
+
+def test_the_daemons_own_come_first_and_then_those_of_calls_without_one(state, capsys):
     assert cli.main(["show", "req-1"]) == 0
-    assert "uid:1000" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "uid:1000" in captured.out and f"{state}/receipts, of the daemon" in captured.err
+    for file in (state / "receipts").iterdir():
+        file.unlink()
+    assert cli.main(["show", "req-1"]) == 0
+    assert "embedded/receipts, of calls without a daemon" in capsys.readouterr().err
+    assert cli.main(["show", "req-1", "--embedded"]) == 0
+    assert capsys.readouterr().err == ""
+    with pytest.raises(NotFound, match=f"{state}/receipts or {state}/embedded/receipts"):
+        cli.main(["show", "req-2"])
+
+
+def test_the_key_is_the_one_beside_them(state, capsys):
+    assert cli.main(["key"]) == 0
+    assert capsys.readouterr().out == (state / "receipt.key.pub").read_text()
+    with pytest.raises(InvalidInput, match=r"cannot read .*embedded/receipt.key.pub"):
+        cli.main(["key", "--embedded"])
+
+
+def test_one_place_is_named_and_no_other(state):
+    for words in (["--url", "unix:/x", "--embedded"], ["--url", "unix:/x", "--dir", "/x"]):
+        with pytest.raises(InvalidInput, match="--url goes without"):
+            cli.main(["show", "req-1", *words])
+    with pytest.raises(Unreachable):
+        cli.main(["show", "req-1", "--url", f"unix:{state}/none.sock"])

@@ -3,8 +3,9 @@ import errno
 import msgspec
 import pytest
 
-from agentd.client.http.errors import from_answer
+from agentd.client.http.errors import from_answer, from_event
 from agentd.model import errors
+from agentd.model.capability import CallFailed
 
 
 def answer(status=400, headers=None, **fields):
@@ -19,6 +20,8 @@ def answer(status=400, headers=None, **fields):
         errors.Unauthenticated,
         errors.Forbidden,
         errors.Refused,
+        errors.PolicyDenied,
+        errors.Undecided,
         errors.NotFound,
         errors.Conflict,
         errors.SandboxError,
@@ -38,7 +41,10 @@ def test_a_code_is_its_class(kind):
 @pytest.mark.parametrize(
     ("code", "status", "kind"),
     [
-        ("policy_denied", 403, errors.Refused),
+        ("approval_expired", 403, errors.Refused),
+        ("nonce_replayed", 401, errors.Unauthenticated),
+        ("busy", 422, CallFailed),
+        ("forbidden", 422, CallFailed),
         ("lease_expired", 410, errors.BackendLost),
         ("idempotency_mismatch", 422, errors.InvalidInput),
         ("draining", 503, errors.Full),
@@ -74,3 +80,9 @@ def test_an_answer_of_somebody_else():
     error = from_answer(502, {}, b"<html>\n\x1b[31mBad gateway" + b"x" * 10_000)
     assert "502" in str(error) and "Bad gateway" in str(error)
     assert "\x1b" not in str(error) and len(str(error)) < 1000
+
+
+def test_the_last_event_of_a_call_says_what_its_status_would_have_been():
+    body = {"code": "no_match", "message": "m", "cause": "", "remediation": "", "status": 422}
+    error = from_event(msgspec.json.encode(body))
+    assert (type(error), error.code, error.status) == (CallFailed, "no_match", 422)

@@ -11,6 +11,7 @@ from agentd.audit.errors import AuditLocked
 from agentd.audit.verify import verify
 from agentd.capability.call import CallContext
 from agentd.capability.registry import Registry
+from agentd.daemon import context
 from agentd.daemon.calls.control import Control
 from agentd.daemon.config import schema
 from agentd.daemon.config.values import Bundle, Sink, Size
@@ -169,7 +170,8 @@ class TestReload:
 
 def test_what_happens_beside_requests_is_noted(control, tmp_path):
     made = control()
-    made.note(Kind.SANDBOX_CREATED, "alice", "sbx-1", request="req-1", backend="linux")
+    with context.request("req-1"):
+        made.note(Kind.SANDBOX_CREATED, "alice", "sbx-1", backend="linux")
     made.close()
     *_, record = read.records(str(tmp_path / "state/audit"))
     assert (record.kind, record.principal, record.sandbox, record.request) == (

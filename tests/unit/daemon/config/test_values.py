@@ -101,7 +101,14 @@ def test_a_policy_is_one_that_is_shipped_or_a_folder(name):
 
 @pytest.mark.parametrize(
     "text",
-    ["stdout", "syslog", "syslog:udp:log:514", "https://log/in", "http://log/in", "otlp:https://c/"],
+    [
+        "stdout",
+        "syslog",
+        "syslog:udp:log:514",
+        "https://log/in",
+        "http://log/in",
+        "otlp:https://c/",
+    ],
 )
 def test_a_sink_stays_as_it_is_written(text):
     assert Sink.of(text) == text

@@ -18,6 +18,9 @@ from agentd.model.api import (
     Answer,
     ApprovalView,
     BackendView,
+    CallBody,
+    CallView,
+    CapabilityView,
     DecideBody,
     EntryView,
     ExecBody,
@@ -34,7 +37,9 @@ from agentd.model.api import (
     SnapshotView,
     Stats,
 )
+from agentd.model.capability import CallFailed
 from agentd.model.cause import Cause, CauseCode
+from agentd.model.decision import Decision
 from agentd.model.errors import (
     BackendLost,
     Conflict,
@@ -562,6 +567,54 @@ class FakeService:
         who.require("keys")
         if self.api_keys.pop(key, None) is None:
             raise NotFound("there is no such key")
+
+    # capabilities
+
+    def capabilities(self, who: Principal) -> Sequence[CapabilityView]:
+        who.require("read")
+        return [CapabilityView("echo.v1", "what it is told"), CapabilityView("odd.v1", blocker="x")]
+
+    def call(
+        self,
+        who: Principal,
+        body: CallBody,
+        raw: bytes,
+        *,
+        emit: Callable[[str, bytes], None] | None = None,
+        cancel: int = -1,
+    ) -> CallView:
+        """``echo.v1`` emits and answers its parameters; ``fail.v1`` cannot be had."""
+        who.require("run")
+        self.calls.append("call")
+        if body.capability == "fail.v1":
+            raise CallFailed("no_match", "the text is not in the file")
+        if body.capability != "echo.v1":
+            raise NotFound(f"there is no capability {body.capability[:64]!r}")
+        if emit is not None:
+            emit("stdout", b"a piece")
+        return CallView(
+            request_id="req-1",
+            capability=body.capability,
+            status="ok",
+            value=body.parameters,
+            cause=Cause.of(CauseCode.EXITED, "done"),
+            decision=Decision(allow=True),
+            usage=Usage(),
+            timing=Timing(1.0, 1.0, 2.0),
+            sandbox=None,
+            enforcement={},
+            receipt="req-1",
+        )
+
+    def receipt(self, who: Principal, id_: str) -> bytes:
+        who.require("read")
+        if id_ != "req-1":
+            raise NotFound(f"there is no receipt {id_[:64]!r}")
+        return b'{"payload": ""}'
+
+    def receipt_key(self, who: Principal) -> str:
+        who.require("read")
+        return "a key"
 
     # approvals
 

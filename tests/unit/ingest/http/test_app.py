@@ -1,5 +1,6 @@
 """Ordinary requests, each error's status, and what is asked once only."""
 
+import asyncio
 import json
 import threading
 from typing import Any
@@ -8,9 +9,16 @@ import pytest
 from tests.unit.ingest.http.fake import until
 from tests.unit.ingest.http.harness import ALICE, BOB, Running
 
+from agentd.audit.errors import AuditBusy, AuditError
+from agentd.auth import signing
+from agentd.daemon.calls.parked import ApprovalDenied, ApprovalExpired
+from agentd.ingest.http.limits import Limits
+from agentd.ingest.http.operation import recordable
 from agentd.ingest.http.respond import error_answer, status_of
+from agentd.ingest.http.threads import Threads
 from agentd.model import errors
-from agentd.model.api import ApprovalView
+from agentd.model.api import Answer, ApprovalView
+from agentd.model.capability import CallFailed
 
 
 def test_a_sandbox_from_its_creation_to_its_end(running: Running) -> None:
@@ -254,3 +262,67 @@ def test_an_unknown_code_has_the_status_of_its_kind() -> None:
         code = "odd"
 
     assert status_of(Odd("x")) == 403
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (errors.PolicyDenied("x"), 403),
+        (errors.Undecided("x"), 503),
+        (ApprovalDenied("x"), 403),
+        (ApprovalExpired("x"), 403),
+        (AuditError("x"), 503),
+        (AuditBusy("x"), 503),
+        (signing.SignatureMissing("x"), 401),
+        (signing.NonceReplayed("x"), 401),
+        (CallFailed("not_found", "x"), 404),
+        (CallFailed("too_large", "x"), 413),
+        (CallFailed("no_match", "x"), 422),
+        (CallFailed("busy", "x"), 422),
+    ],
+)
+def test_what_policy_audit_signatures_and_capabilities_answer(
+    error: errors.AgentdError, status: int
+) -> None:
+    assert status_of(error) == status
+
+
+def test_every_refusal_of_a_signature_is_a_401() -> None:
+    for kind in vars(signing).values():
+        if isinstance(kind, type) and issubclass(kind, errors.Unauthenticated):
+            assert status_of(kind("x")) == 401
+
+
+def test_an_undecided_question_is_not_worth_asking_again() -> None:
+    assert "retry-after" not in error_answer(errors.Undecided("x")).headers
+    assert "retry-after" in error_answer(AuditBusy("x")).headers
+
+
+@pytest.mark.parametrize(
+    ("error", "recorded"),
+    [
+        (CallFailed("no_match", "x"), 422),
+        (errors.SandboxError("x"), 502),
+        (errors.InvalidInput("x"), None),
+        (errors.PolicyDenied("x"), None),
+    ],
+)
+def test_a_repeat_runs_again_only_where_nothing_was_done(
+    error: errors.AgentdError, recorded: int | None
+) -> None:
+    async def ask() -> Answer:
+        threads = Threads(Limits())
+        try:
+            return await recordable(threads.short, _raise, error)
+        finally:
+            threads.close()
+
+    if recorded is None:
+        with pytest.raises(type(error)):
+            asyncio.run(ask())
+    else:
+        assert asyncio.run(ask()).status == recorded
+
+
+def _raise(error: errors.AgentdError) -> Answer:
+    raise error

@@ -67,7 +67,10 @@ place(folder) if {
 	startswith(concat("", [full, "/"]), concat("", [folder, "/"]))
 }
 
-full := path if {
+# Without "." and empty parts, which mean nothing.
+full := concat("/", array.concat([""], [part | some part in split(whole, "/"); not part in {"", "."}]))
+
+whole := path if {
 	startswith(path, "/")
 } else := concat("", ["/workspace/", path])
 

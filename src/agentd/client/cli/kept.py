@@ -1,0 +1,41 @@
+"""Where logs and receipts lie: a daemon's, or those of calls that were made without one."""
+
+import argparse
+import os
+
+from agentd.client.cli import output
+from agentd.model.errors import InvalidInput
+
+_DAEMONS, _OWN = "of the daemon", "of calls without a daemon"
+
+
+def options(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--dir", metavar="DIR", help=f"the {what} in this directory")
+    parser.add_argument(
+        "--embedded", action="store_true", help=f"the {what} of calls without a daemon"
+    )
+
+
+def directories(given: argparse.Namespace, name: str) -> list[tuple[str, str]]:
+    """(path, whose) of those that may hold it, the likeliest first: at least one."""
+    from agentd.client import embedded
+
+    if given.dir and given.embedded:
+        raise InvalidInput("--dir and --embedded cannot go together", remediation="drop one")
+    if given.dir:
+        return [(given.dir, "")]
+    own = os.path.join(embedded.own_directory(), name), _OWN
+    if given.embedded:
+        return [own]
+    daemons = os.path.join(embedded.state_directory(), name), _DAEMONS
+    return [place for place in (daemons, own) if os.path.isdir(place[0])] or [daemons]
+
+
+def directory(given: argparse.Namespace, name: str, command: str) -> str:
+    """The daemon's if there is one; says on standard error which, where nobody named it."""
+    found = directories(given, name)
+    path, whose = found[0]
+    if whose and not given.embedded and os.path.isdir(path):
+        other = "; --embedded has that of calls without one" if len(found) > 1 else ""
+        output.say(f"{path}, {whose}{other}", command)
+    return path
