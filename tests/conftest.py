@@ -162,14 +162,28 @@ def _close_shared_pipeline() -> None:
         pipeline.manager.close()
 
 
+def _shared_control() -> Any:
+    """Policy, audit and receipts of the calls that a process makes by itself, likewise."""
+    return getattr(sys.modules.get("agentd.daemon.calls.embedded"), "_shared", None)
+
+
+def _close_shared_control() -> None:
+    shared = _shared_control()
+    if shared is not None:
+        sys.modules["agentd.daemon.calls.embedded"]._shared = None  # type: ignore[attr-defined]
+        shared[1].close()
+
+
 @pytest.fixture(autouse=True)
 def _nothing_left_behind() -> Iterator[None]:
     """Fails a test that leaks. What a fixture of a wider scope holds was there before the count."""
     before = {kind: count() for kind, count in _CENSUS.items()}
-    shared = _shared_pipeline()
+    shared, control = _shared_pipeline(), _shared_control()
     yield
     if shared is None:
         _close_shared_pipeline()
+    if control is None:
+        _close_shared_control()
     deadline = time.monotonic() + GRACE
     while leaks := _leaks(before):
         gc.collect()

@@ -148,12 +148,19 @@ class AuditLog:
         with self._guard:
             if self._closed:
                 return
+        if self._feeders:  # what waits is for them, too
+            self._settle(CLOSE_SECONDS)
         for feeder in self._feeders:  # first: what they have lost is recorded, too
             feeder.close(CLOSE_SECONDS)
         with self._guard:
             self._closed = True
         self._wake.set()
         self._thread.join()
+
+    def _settle(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while (self._queue or self._led) and time.monotonic() < deadline:
+            time.sleep(0.001)
 
     def _body(self, event: Event | Entry, secrets: Iterable[str]) -> bytes:
         made = event if isinstance(event, Entry) else entry(event, self._clock(), secrets)

@@ -26,7 +26,8 @@ _ENTRY = _TAG + 8  # and the offset
 
 
 class Receipts:
-    """The only one that writes to ``directory``; ``get`` needs none that writes. Thread-safe."""
+    """The only one that writes to ``directory`` (see shared.py for several); ``get`` needs none
+    that writes. Thread-safe."""
 
     def __init__(self, directory: str, max_bytes: int = MAX_BYTES) -> None:
         """Raises AuditError."""
@@ -39,7 +40,7 @@ class Receipts:
             os.makedirs(directory, 0o700, exist_ok=True)
             self._load()
         except OSError as error:
-            raise _failed(directory, error) from error
+            raise failed(directory, error) from error
 
     def put(self, receipt_id: str, envelope: bytes) -> None:
         """Another with the same id takes its place. Raises AuditError."""
@@ -52,7 +53,7 @@ class Receipts:
                     self._begin()
                 self._write(line)
             except OSError as error:
-                raise _failed(self._directory, error) from error
+                raise failed(self._directory, error) from error
             self._offsets[_tag(receipt_id)] = self._size
             self._size += len(line)
 
@@ -66,7 +67,7 @@ class Receipts:
                 return _read(self._path(number), offset, receipt_id)
             return find(self._directory, receipt_id, below=number)
         except OSError as error:
-            raise _failed(self._directory, error) from error
+            raise failed(self._directory, error) from error
 
     def close(self) -> None:
         with self._guard:
@@ -81,7 +82,11 @@ class Receipts:
         self._number = numbers[-1]
         path = self._path(self._number)
         self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
-        for tag, offset, end in _scan(path):
+        self._read_on()
+
+    def _read_on(self) -> None:
+        """What the newest segment has that is not known yet."""
+        for tag, offset, end in _scan(self._path(self._number), self._size):
             self._offsets[tag] = offset
             self._size = end
         os.ftruncate(self._fd, self._size)  # what a crash has torn
@@ -169,10 +174,10 @@ def _write_index(path: str, offsets: dict[bytes, int]) -> None:
     os.rename(temporary, path)
 
 
-def _scan(path: str) -> Iterator[tuple[bytes, int, int]]:
-    """(tag, offset, end) of each whole line."""
+def _scan(path: str, at: int = 0) -> Iterator[tuple[bytes, int, int]]:
+    """(tag, offset, end) of each whole line, from the byte ``at`` on."""
     with open(open_reading(path), "rb") as file:
-        at = 0
+        file.seek(at)
         while line := file.readline(MAX_RECEIPT + 256):
             if not line.endswith(b"\n"):
                 return
@@ -194,6 +199,11 @@ def _numbers(directory: str) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
+def newest(directory: str) -> int:
+    """The number of the segment that is written to; 0 where there is none."""
+    return max(_numbers(directory), default=0)
+
+
 def _path(directory: str, number: int) -> str:
     return os.path.join(directory, f"receipts-{number:012}.jsonl")
 
@@ -202,7 +212,7 @@ def _tag(receipt_id: str) -> bytes:
     return sha256(receipt_id.encode(errors="replace")).digest()[:_TAG]
 
 
-def _failed(directory: str, error: OSError) -> AuditError:
+def failed(directory: str, error: OSError) -> AuditError:
     return AuditError(
         f"the receipts in {directory} cannot be read or written",
         cause=error.strerror or str(error),

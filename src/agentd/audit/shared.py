@@ -1,4 +1,5 @@
-"""The log of processes that come and go: each takes the lock for one event and no longer."""
+"""The log and the receipts of processes that come and go: each takes the lock for one event, or
+one receipt, and no longer."""
 
 import os
 import threading
@@ -9,6 +10,7 @@ from agentd.audit.chain import Chain, Keep
 from agentd.audit.errors import AuditError
 from agentd.audit.lock import Lock
 from agentd.audit.log import make_directory
+from agentd.audit.receipts import MAX_BYTES, Receipts, failed, find, newest
 from agentd.audit.record import Entry, entry
 from agentd.model.audit import Event, Kind, Position
 
@@ -80,3 +82,43 @@ class SharedLog:
         if self._chain.head is None:
             own.append(Event(kind=Kind.OPENED, fields={"pid": os.getpid(), "mode": "shared"}))
         return own
+
+
+class SharedReceipts(Receipts):
+    """Receipts that several processes write to at a time."""
+
+    def __init__(self, directory: str, max_bytes: int = MAX_BYTES) -> None:
+        super().__init__(directory, max_bytes)
+        self._lock = Lock(directory)
+        self._turn = threading.Lock()
+
+    def put(self, receipt_id: str, envelope: bytes) -> None:
+        """As of Receipts. Raises AuditLocked, too, where another keeps the lock for long."""
+        with self._turn:
+            self._lock.acquire(WAIT_SECONDS)
+            try:
+                self._follow()
+                super().put(receipt_id, envelope)
+            except OSError as error:
+                raise failed(self._directory, error) from error
+            finally:
+                self._lock.release()
+
+    def get(self, receipt_id: str) -> bytes | None:
+        return super().get(receipt_id) or find(self._directory, receipt_id)
+
+    def close(self) -> None:
+        super().close()
+        self._lock.close()
+
+    def _load(self) -> None:
+        """Not before it is our turn: another's line may be half written."""
+
+    def _follow(self) -> None:
+        """Read what the others wrote since."""
+        if self._fd >= 0 and self._number == newest(self._directory):
+            self._read_on()
+            return
+        super().close()
+        self._offsets, self._size = {}, 0
+        super()._load()

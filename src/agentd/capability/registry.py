@@ -74,6 +74,11 @@ class Registry:
             raise type(found)(found.message, cause=found.cause, remediation=found.remediation)
         return found
 
+    def use(self, capability: Capability) -> None:
+        """From now on, in the place of the one with its name: set up for whoever has this."""
+        with self._lock:
+            self._loaded[capability.about.name] = capability
+
     def all(self) -> Catalogue:
         """Every one that can be used, and by name why others cannot."""
         found: list[Capability] = []

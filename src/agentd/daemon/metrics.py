@@ -24,6 +24,7 @@ from agentd.model.cause import CauseCode
 
 if TYPE_CHECKING:
     from agentd.daemon.app import Daemon
+    from agentd.daemon.calls.control import Control
     from agentd.daemon.log import Log
     from agentd.daemon.service.command import Command
     from agentd.daemon.service.live import Live
@@ -65,6 +66,12 @@ TABLE = (
     Row("agentd_store_commits_total", "counter", (), "transactions synced to disk"),
     Row("agentd_store_writes_total", "counter", (), "writes in them: many share one"),
     Row("agentd_store_failures_total", "counter", (), "transactions that the disk refused"),
+    Row("agentd_decisions_total", "counter", ("answer",), "of policies: allow, deny, undecided"),
+    Row("agentd_audit_records_total", "counter", (), "records of the audit log"),
+    Row("agentd_audit_commits_total", "counter", (), "syncs to disk: many records share one"),
+    Row("agentd_audit_failures_total", "counter", (), "syncs that the disk refused"),
+    Row("agentd_audit_lost_total", "counter", (), "events that could not be written down"),
+    Row("agentd_audit_unsent_total", "counter", (), "records that sinks did not get"),
     Row("agentd_log_lines_total", "counter", ("level",), "lines of the log"),
     Row("agentd_log_dropped_total", "counter", (), "lines left out, for they came too fast"),
 )
@@ -187,6 +194,7 @@ class _State(Collector):
         yield _count("agentd_store_commits_total", {(): counts.commits})
         yield _count("agentd_store_writes_total", {(): counts.writes})
         yield _count("agentd_store_failures_total", {(): counts.failures})
+        yield from _of_control(daemon.control)
 
     def _sums(self, running: "list[Command]") -> "tuple[Count[str], Count[str]]":
         with self._lock:
@@ -196,6 +204,14 @@ class _State(Collector):
             # One that ends while we look is in neither for a moment; a counter must not go back.
             self._told = output | self._told[0], lost | self._told[1]
             return self._told
+
+
+def _of_control(control: "Control") -> Iterator[Metric]:
+    decisions = control.admission.decisions()
+    yield _count("agentd_decisions_total", {(answer,): n for answer, n in decisions.items()})
+    audit = control.counts
+    for name in ("records", "commits", "failures", "lost", "unsent"):
+        yield _count(f"agentd_audit_{name}_total", {(): audit[name]})
 
 
 def _add(output: "Count[str]", lost: "Count[str]", command: "Command") -> None:

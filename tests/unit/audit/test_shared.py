@@ -9,7 +9,8 @@ from agentd.audit.chain import Keep
 from agentd.audit.errors import AuditError, AuditLocked
 from agentd.audit.log import AuditLog
 from agentd.audit.read import records
-from agentd.audit.shared import SharedLog
+from agentd.audit.receipts import find
+from agentd.audit.shared import SharedLog, SharedReceipts
 from agentd.audit.verify import verify
 from agentd.model.audit import Event, Kind
 
@@ -70,3 +71,73 @@ def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(AuditError, match="cannot make"):
         SharedLog(str(tmp_path / "file" / "audit"))
+
+
+PUTS = """
+import sys
+from agentd.audit.shared import SharedReceipts
+receipts = SharedReceipts(sys.argv[1], max_bytes=80_000)
+for number in range(50):
+    receipts.put(f"req-{sys.argv[2]}-{number}", b"x" * 100)
+receipts.close()
+"""
+
+
+class TestReceipts:
+    def test_processes_write_to_one_segment_after_the_other(self, tmp_path: Path) -> None:
+        argv = [sys.executable, "-c", PUTS, str(tmp_path)]
+        processes = [subprocess.Popen([*argv, str(i)]) for i in range(4)]
+        assert [process.wait(50) for process in processes] == [0] * 4
+        assert len(list(tmp_path.glob("receipts-*.jsonl"))) > 1
+        for id_ in (f"req-{i}-{n}" for i in range(4) for n in range(50)):
+            assert find(str(tmp_path), id_) == b"x" * 100, id_
+
+    def test_two_in_one_process_see_each_others(self, tmp_path: Path) -> None:
+        one, two = (SharedReceipts(str(tmp_path), max_bytes=4000) for _ in range(2))
+        for number in range(12):
+            (one, two)[number % 2].put(f"req-{number}", b"%d" % number + b"x" * 200)
+        for number in range(12):
+            kept = b"%d" % number + b"x" * 200
+            assert one.get(f"req-{number}") == two.get(f"req-{number}") == kept
+        one.put("req-1", b"uno")
+        assert find(str(tmp_path), "req-1") == b"uno"
+        assert one.get("req-none") is None
+        one.close()
+        two.close()
+
+    def test_what_another_has_left_torn_is_cut(self, tmp_path: Path) -> None:
+        receipts = SharedReceipts(str(tmp_path))
+        receipts.put("req-1", b"one")
+        with next(tmp_path.glob("receipts-*.jsonl")).open("ab") as file:
+            file.write(b"req-2 tor")
+        receipts.put("req-3", b"three")
+        assert [receipts.get(f"req-{n}") for n in (1, 2, 3)] == [b"one", None, b"three"]
+        receipts.close()
+
+    def test_to_open_them_cuts_nothing_that_is_being_written(self, tmp_path: Path) -> None:
+        path = tmp_path / "receipts-000000000001.jsonl"
+        path.write_bytes(b"req-1 half of a li")
+        SharedReceipts(str(tmp_path)).close()
+        assert path.read_bytes() == b"req-1 half of a li"
+
+    def test_a_lock_that_is_not_let_go_of_is_told(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("agentd.audit.shared.WAIT_SECONDS", 0.05)
+        one, two = SharedReceipts(str(tmp_path)), SharedReceipts(str(tmp_path))
+        one._lock.acquire()
+        with pytest.raises(AuditLocked):
+            two.put("req-1", b"one")
+        one._lock.release()
+        two.put("req-1", b"one")
+        one.close()
+        two.close()
+
+    def test_a_directory_that_goes_is_an_error_of_its_own(self, tmp_path: Path) -> None:
+        folder = tmp_path / "receipts"
+        receipts = SharedReceipts(str(folder))
+        receipts.put("req-1", b"one")
+        folder.rename(tmp_path / "gone")
+        with pytest.raises(AuditError):
+            receipts.put("req-2", b"two")
+        receipts.close()

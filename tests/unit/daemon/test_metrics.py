@@ -61,6 +61,12 @@ class Fake:
         self.pool = SimpleNamespace(sizes=lambda: {"default/namespace": 3})
         self.commands = SimpleNamespace(now=lambda: self.running)
         self.store = SimpleNamespace(counts=lambda: Counts(2, 7, 1))
+        self.control = SimpleNamespace(
+            counts={"commits": 3, "records": 9, "failures": 1, "lost": 2, "unsent": 5},
+            admission=SimpleNamespace(
+                decisions=lambda: {"allow": 6, "deny": 2, "undecided": 1},
+            ),
+        )
 
 
 @pytest.fixture
@@ -143,6 +149,18 @@ def test_gauges_are_the_daemons_own(metrics: tuple[Metrics, Any]) -> None:
     metrics[1].why, metrics[1].lost = "it drains", True
     found = values(metrics[0])
     assert found["agentd_ready",] == found["agentd_supervisor_up",] == 0
+
+
+def test_what_policies_answer_and_what_the_audit_log_loses_is_counted(
+    metrics: tuple[Metrics, Any],
+) -> None:
+    found = values(metrics[0])
+    assert [found["agentd_decisions_total", a] for a in ("allow", "deny", "undecided")] == [6, 2, 1]
+    counted = {
+        name: found[f"agentd_audit_{name}_total",]
+        for name in ("records", "commits", "failures", "lost", "unsent")
+    }
+    assert counted == {"commits": 3, "records": 9, "failures": 1, "lost": 2, "unsent": 5}
 
 
 def test_output_is_counted_while_it_comes_and_never_goes_back(metrics: tuple[Metrics, Any]) -> None:

@@ -4,6 +4,7 @@ import argparse
 import os
 
 from agentd.client.cli.options import Parser
+from agentd.model.errors import InvalidInput
 
 _EXAMPLES = """\
 examples:
@@ -11,6 +12,7 @@ examples:
   agentd serve --profile server --listen unix:/run/agentd/agentd.sock --listen 127.0.0.1:8443
   agentd serve --config agentd.toml                TLS, keys, quotas: see agentd config show
   agentd serve --listen 127.0.0.1:8080 --insecure  no credential asked, on this machine alone
+  agentd serve --capability-digest sha256:9f2c...  under that policy bundle and no other
 
 Then, elsewhere: agentd create; agentd ls; AGENTD_URL=unix:PATH agentd stats
 
@@ -41,7 +43,21 @@ def _given(options: argparse.Namespace) -> "list[tuple[tuple[str, ...], object]]
         given.append((("daemon", "state"), os.path.abspath(options.state)))
     if options.insecure:
         given.append((("daemon", "insecure"), True))
+    if options.capability_digest:
+        given.append((("policy", "sha256"), _hexadecimal(options.capability_digest)))
     return given
+
+
+def _hexadecimal(digest: str) -> str:
+    """As policies' digests are shown, or their digits alone. Raises InvalidInput."""
+    digits = digest.removeprefix("sha256:").lower()
+    if len(digits) != 64 or set(digits) - set("0123456789abcdef"):
+        raise InvalidInput(
+            f"--capability-digest {digest!r} is no SHA-256",
+            remediation="write it as sha256: and 64 hexadecimal digits; agentd policy explain "
+            "shows a bundle's",
+        )
+    return digits
 
 
 def _absolute(where: str) -> str:
@@ -70,6 +86,11 @@ def _parser() -> Parser:
     parser.add_argument("--state", metavar="DIR", help="where it keeps what outlives it")
     parser.add_argument(
         "--profile", metavar="NAME", help="what lies beneath it all: workstation, server, paranoid"
+    )
+    parser.add_argument(
+        "--capability-digest",
+        metavar="DIGEST",
+        help="of the policy bundle: with any other it does not start, nor takes it over",
     )
     parser.add_argument(
         "--insecure", action="store_true", help="ask nobody for a credential on TCP; loopback alone"

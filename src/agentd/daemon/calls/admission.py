@@ -8,8 +8,9 @@ How it ended is ``records.Records``.
 Anything that is in doubt is a refusal, and a refusal is written down as well.
 """
 
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -19,7 +20,9 @@ from agentd.daemon.calls.act import Act, asked
 from agentd.model.audit import Event, Kind
 from agentd.model.decision import Asked, Decision, Obligations
 from agentd.model.errors import AgentdError, PolicyDenied, Refused, Undecided
+from agentd.model.redact import Redactor
 
+ANSWERS = ("allow", "deny", "undecided")
 NO_POLICY = Decision(allow=True, reasons=("no policy is configured",))
 _MAX_REASON = 500
 
@@ -34,12 +37,13 @@ class Log(Protocol):
     """Raises AuditError: then nothing may be done. It is on disk with the next that is waited for,
     or sooner."""
 
-    def submit(self, event: Event, secrets: Iterable[str] = ()) -> object: ...
+    def submit(self, event: Event) -> object: ...
 
 
 class Approves(Protocol):
-    def approve(self, act: Act, decision: Decision) -> None:
-        """Waits until it is decided. Raises Refused where it is denied, or nobody decides."""
+    def approve(self, act: Act, decision: Decision, cancel: int = -1) -> None:
+        """Waits until it is decided, or ``cancel`` is readable. Raises Refused where it is denied,
+        or nobody decides."""
 
 
 class Admitted(msgspec.Struct, frozen=True):
@@ -63,17 +67,30 @@ class Admission:
         self._log = log
         self._approvals = approvals
         self._learn = learn
+        self._count_guard = threading.Lock()
+        self._decisions = dict.fromkeys(ANSWERS, 0)
 
-    def admit(self, act: Act) -> Admitted:
-        """Raises PolicyDenied, Undecided, AuditError, and what an approval ends with."""
+    def admit(self, act: Act, cancel: int = -1) -> Admitted:
+        """``cancel`` is a descriptor: readable, nobody waits any more for an approval.
+
+        Raises PolicyDenied, Undecided, AuditError, and what an approval ends with.
+        """
         now = time.time()
         decision = self._decide(act, now)
+        if act.bundle and decision.bundle != act.bundle:  # another one since it was looked at
+            decision = _another(act, decision.bundle)
+        self._count(decision)
         if not decision.allow:
             self._refuse(act, decision)
         self._write(Kind.ADMISSION, act, decision_fields(decision))
         if decision.obligations.approve:
-            self._ask_for_approval(act, decision)
+            self._ask_for_approval(act, decision, cancel)
         return Admitted(act, decision, now)
+
+    def decisions(self) -> dict[str, int]:
+        """How many there were of each of ANSWERS."""
+        with self._count_guard:
+            return dict(self._decisions)
 
     @contextmanager
     def obliging(self, admitted: Admitted) -> Iterator[Obligations]:
@@ -84,21 +101,24 @@ class Admission:
             self._write(Kind.DENIAL, admitted.act, {"reasons": [str(error)], "code": error.code})
             raise
 
-    def begun(self, admitted: Admitted, **fields: Any) -> None:
-        self._write(Kind.START, admitted.act, fields)
+    def begun(self, admitted: Admitted) -> None:
+        self._write(Kind.START, admitted.act, {})
 
     def _decide(self, act: Act, now: float) -> Decision:
         policy = self._policy()
         if act.bundle and (policy is None or policy.digest != act.bundle):
-            held = policy.digest if policy is not None else "none"
-            reason = f"the caller expects the policy {act.bundle[:80]}, and {held} is in force"
-            return Decision(allow=False, reasons=(reason,), bundle="" if policy is None else held)
+            return _another(act, "" if policy is None else policy.digest)
         question = asked(act, now)
         if self._learn is not None:
             self._learn(question)
         if policy is None:
             return NO_POLICY
         return policy.decide(question)
+
+    def _count(self, decision: Decision) -> None:
+        answer = "allow" if decision.allow else "undecided" if decision.undecided else "deny"
+        with self._count_guard:
+            self._decisions[answer] += 1
 
     def _refuse(self, act: Act, decision: Decision) -> None:
         why = "; ".join(decision.reasons)[:_MAX_REASON]
@@ -117,20 +137,37 @@ class Admission:
             remediation="agentd policy explain says which rule decided",
         )
 
-    def _ask_for_approval(self, act: Act, decision: Decision) -> None:
+    def _ask_for_approval(self, act: Act, decision: Decision, cancel: int) -> None:
         if self._approvals is None:
             raise PolicyDenied(
                 f"the policy wants {act.name} approved, and nobody here could",
                 remediation="run agentd serve: it parks the request until somebody decides",
             )
         try:
-            self._approvals.approve(act, decision)
+            self._approvals.approve(act, decision, cancel)
         except AgentdError as error:
             self._write(Kind.DENIAL, act, {"reasons": [str(error)], "approval": error.code})
             raise
 
     def _write(self, kind: Kind, act: Act, fields: Mapping[str, Any]) -> None:
-        self._log.submit(_event(kind, act, fields), secrets(act))
+        hidden = secrets(act)
+        self._log.submit(_event(kind, act, _without(hidden, fields) if hidden else fields))
+
+
+def _another(act: Act, held: str) -> Decision:
+    reason = f"the caller expects the policy {act.bundle[:80]}, and {held or 'none'} is in force"
+    return Decision(allow=False, reasons=(reason,), bundle=held)
+
+
+def _without(hidden: list[str], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Looked for in what others wrote alone: nobody hides a decision by calling it a secret."""
+    hide = Redactor(hidden).text
+    found = dict(fields)
+    if "reasons" in found:
+        found["reasons"] = [hide(reason) for reason in found["reasons"]]
+    if "undecided" in found:
+        found["undecided"] = hide(found["undecided"])
+    return found
 
 
 def decision_fields(decision: Decision) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class Calls:
         about = capability.about
         parameters = schema.check(about, body.parameters)
         handle, act = self._act(who, about, parameters, body, via)
-        admitted = self._admission.admit(act)
+        admitted = self._admission.admit(act, cancel)
         most = admitted.decision.obligations.limits
         call = CallContext.of(
             about,

@@ -13,7 +13,7 @@ from agentd.audit.chain import Keep
 from agentd.audit.keypair import KeyPair
 from agentd.audit.log import AuditLog
 from agentd.audit.receipts import Receipts
-from agentd.audit.shared import SharedLog
+from agentd.audit.shared import SharedLog, SharedReceipts
 from agentd.capability.registry import Registry
 from agentd.daemon import context
 from agentd.daemon.calls.admission import Admission, Approves
@@ -52,18 +52,16 @@ class Control:
         Raises AuditError, BundleError, PinMismatch.
         """
         with contextlib.ExitStack() as undo:
-            self.receipts = Receipts(os.path.join(state, RECEIPTS), int(audit.receipts))
+            kept = SharedReceipts if shared else Receipts
+            self.receipts = kept(os.path.join(state, RECEIPTS), int(audit.receipts))
             undo.callback(self.receipts.close)
             self.key = KeyPair.load_or_create(os.path.join(state, KEY))
             self.log = _log(os.path.join(state, AUDIT), audit, shared)
             undo.callback(self.log.close)
-            self.policy: PolicyStore | None = None
-            if policy.bundle is not None:
-                cache = os.path.join(state, COMPILED)
-                os.makedirs(cache, 0o700, exist_ok=True)
-                self.policy = PolicyStore(policy.bundle, sha256=policy.sha256, cache=cache)
-                undo.callback(self.policy.close)
             self._cache = os.path.join(state, COMPILED)
+            self.policy: PolicyStore | None = None
+            undo.callback(self._close_policy)
+            self.policy = self._opened(policy)
             self.registry = _registry(capabilities)
             self.admission = Admission(lambda: self.policy, self.log, approvals, _learn())
             self.records = Records(self.log, self.receipts, self.key)
@@ -81,10 +79,8 @@ class Control:
         """Raises BundleError, PinMismatch; then the old policy holds."""
         before = self.policy.digest if self.policy is not None else "none"
         old = self.policy
-        if policy.bundle is None:
-            self.policy = None
-        elif old is None:
-            self.policy = PolicyStore(policy.bundle, sha256=policy.sha256, cache=self._cache)
+        if policy.bundle is None or old is None:
+            self.policy = self._opened(policy)
         else:
             old.reload(policy.bundle, policy.sha256)
         after = self.policy.digest if self.policy is not None else "none"
@@ -104,6 +100,16 @@ class Control:
     def close(self) -> None:
         """Idempotent."""
         self._undo.close()
+
+    def _opened(self, policy: schema.Policy) -> PolicyStore | None:
+        if policy.bundle is None:
+            return None
+        os.makedirs(self._cache, 0o700, exist_ok=True)
+        return PolicyStore(policy.bundle, sha256=policy.sha256, cache=self._cache)
+
+    def _close_policy(self) -> None:
+        if self.policy is not None:
+            self.policy.close()
 
 
 class Waiting:
@@ -144,10 +150,10 @@ def _registry(config: schema.Capabilities) -> Registry:
     if config != _ANYTHING_PUBLIC:
         from agentd.capability.fetch.fetcher import Fetcher
 
-        fetch: Any = registry.get("http.fetch.v1")
-        fetch.fetcher = Fetcher(
-            allowed_hosts=config.fetch_hosts, allowed_networks=config.fetch_networks
-        )
+        fetcher = Fetcher(allowed_hosts=config.fetch_hosts, allowed_networks=config.fetch_networks)
+        # The one that the registry has is the whole process's.
+        fetch: Any = type(registry.get("http.fetch.v1"))
+        registry.use(fetch(fetcher))
     return registry
 
 

@@ -44,6 +44,8 @@ def of_error(admitted: Admitted, place: "Ran", error: BaseException | None) -> E
     """Of what failed, or was let go of before its end."""
     if error is None:
         cause = Cause.of(CauseCode.CANCELLED, "nobody waited for its end")
+    elif isinstance(error, AgentdError) and error.code == CauseCode.CANCELLED:
+        cause = Cause.of(CauseCode.CANCELLED, str(error))
     elif isinstance(error, AgentdError):
         cause = Cause(CauseCode.FAILED, f"{error.code}: {error}")
     else:

@@ -1,5 +1,6 @@
 """A request that waits until somebody allows it, and the record of who did."""
 
+import select
 from typing import Any, Protocol
 
 import msgspec
@@ -7,6 +8,7 @@ import msgspec
 from agentd.daemon.approvals import Approvals
 from agentd.daemon.calls.act import Act
 from agentd.daemon.calls.admission import decision_fields
+from agentd.model.api import ApprovalView
 from agentd.model.audit import Event, Kind
 from agentd.model.decision import Decision
 from agentd.model.errors import Refused
@@ -24,6 +26,15 @@ class ApprovalExpired(Refused):
     code = "approval_expired"
 
 
+class ApprovalWithdrawn(Refused):
+    """Whoever followed the call has gone: it is not done behind their back."""
+
+    code = "cancelled"
+
+
+_LOOK_SECONDS = 1.0  # how often it is seen that whoever asked has gone
+
+
 class Parked:
     """``log`` is set once there is one: it is opened after the store that approvals lie in."""
 
@@ -31,12 +42,13 @@ class Parked:
         self._approvals = approvals
         self.log: Log | None = None
 
-    def approve(self, act: Act, decision: Decision) -> None:
-        """Returns once it is approved. Raises ApprovalDenied, ApprovalExpired, Full, ..."""
+    def approve(self, act: Act, decision: Decision, cancel: int = -1) -> None:
+        """Returns once it is approved. Raises ApprovalDenied, ApprovalExpired, ApprovalWithdrawn,
+        Full, ..."""
         asked = self._approvals.ask(_summary(act, decision), act.who, act.id)
         self._note(Kind.APPROVAL_ASKED, act, approval=asked.id)
         try:
-            found = self._approvals.wait(asked.id)
+            found = self._wait(asked.id, cancel)
         finally:
             self._approvals.withdraw(asked.id)
         if found.state == "approved":
@@ -60,6 +72,16 @@ class Parked:
             remediation="have somebody with the scope approve look at agentd approval ls, and ask "
             "again",
         )
+
+    def _wait(self, id_: str, cancel: int) -> ApprovalView:
+        if cancel < 0:
+            return self._approvals.wait(id_)
+        gone = select.poll()
+        gone.register(cancel, select.POLLIN)
+        while (found := self._approvals.wait(id_, _LOOK_SECONDS)).state == "pending":
+            if gone.poll(0):
+                raise ApprovalWithdrawn("whoever asked has gone before it was decided")
+        return found
 
     def _note(self, kind: Kind, act: Act, **fields: Any) -> None:
         if self.log is not None:

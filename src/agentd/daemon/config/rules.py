@@ -196,6 +196,8 @@ def _policy(config: Config) -> Iterator[Found]:
     digest = config.policy.sha256
     if digest is not None and (len(digest) != 64 or set(digest) - set("0123456789abcdef")):
         yield ("policy", "sha256"), "is no SHA-256", "give its 64 hex digits in lower case"
+    if digest is not None and bundle is None:
+        yield ("policy", "sha256"), "there is no policy that could have it", "name a bundle"
 
 
 def _file(name: str | None, path: Path) -> Iterator[Found]:

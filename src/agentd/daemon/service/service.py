@@ -195,7 +195,9 @@ class DaemonService:
         return [copy.view() for copy in self._sandboxes.fork(who, live, count)]
 
     def changes(self, who: Principal, id_: str) -> Sequence[str]:
-        return self._live(who, "files", id_).changes()
+        live = self._live(who, "files", id_)
+        self._decide(who, live, acts.LIST, path=live.wall.workspace)
+        return live.changes()
 
     def apply(self, who: Principal, id_: str) -> None:
         live = self._live(who, "files", id_)

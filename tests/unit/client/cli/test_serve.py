@@ -90,3 +90,19 @@ def test_help_costs_no_daemon() -> None:
 def test_an_odd_option_is_bad_input() -> None:
     with pytest.raises(InvalidInput):
         serve.main(["--port", "80"])
+
+
+@pytest.mark.parametrize("digest", ["sha256:" + "aB" * 32, "ab" * 32, "sha256:" + "ab" * 32])
+def test_a_digest_pins_the_policy(asked: list[tuple[object, ...]], digest: str) -> None:
+    assert serve.main(["--capability-digest", digest]) == 0
+    ((*_, given),) = asked
+    assert given == [(("policy", "sha256"), "ab" * 32)]
+
+
+@pytest.mark.parametrize("digest", ["ab", "sha256:" + "xy" * 32, "md5:" + "ab" * 32, "ab" * 33])
+def test_what_is_no_digest_pins_nothing(
+    asked: list[tuple[object, ...]], digest: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["serve", "--capability-digest", digest]) == 2
+    assert "is no SHA-256" in capsys.readouterr().err
+    assert asked == []

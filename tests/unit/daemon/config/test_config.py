@@ -154,6 +154,7 @@ JWT = "[[auth.jwt]]\nname = 'a'\nissuer = 'i'\naudience = ['x']\nalgorithms = ['
         ("[[pool]]\nmin = 9", 2, "pool[0].min", "is more than max"),
         ("[[pool]]\nisolation = 'process'", 2, "pool[0].isolation", "less than sandbox.minimum"),
         ("policy.sha256 = 'ab'", 1, "policy.sha256", "no SHA-256"),
+        (f"policy.sha256 = '{'ab' * 32}'\npolicy.bundle = 'none'", 1, "policy.sha256", "no policy"),
         ("auth.signed.required = true", 1, "auth.signed.required", "nobody could sign"),
         ("auth.signed.signers = '/absent/x'", 1, "auth.signed.signers", "no directory '/absent/x'"),
         ("auth.signed.signers = '/bin/sh'", 1, "auth.signed.signers", "no directory"),
@@ -199,6 +200,34 @@ def test_signatures_and_approvals_are_shown_and_taken_over(file):
         "approvals.ttl",
         "approvals.max",
     }
+
+
+def test_policy_audit_and_capabilities_are_read(file):
+    found = config.load(
+        file(
+            "[policy]\nbundle = 'strict'\n"
+            "[audit]\nfile = '1M'\nfiles = 3\nkeep = '7d'\nsinks = ['stdout', 'https://log/in']\n"
+            "receipts = '2M'\n"
+            "[capabilities]\nfetch_hosts = ['*.example.org']\nfetch_networks = ['10.1.0.0/16']\n"
+        ),
+        {},
+    )
+    assert (found.policy.bundle, found.policy.sha256) == ("strict", None)
+    audit = found.audit
+    assert (audit.file, audit.files, audit.keep) == (1 << 20, 3, 7 * 86400)
+    assert audit.sinks == ("stdout", "https://log/in") and audit.receipts == 2 << 20
+    assert found.capabilities.fetch_hosts == ("*.example.org",)
+    assert found.capabilities.fetch_networks == ("10.1.0.0/16",)
+
+
+@pytest.mark.parametrize(
+    ("profile", "bundle"),
+    [("workstation", "permissive"), ("server", "strict"), ("paranoid", "paranoid")],
+)
+def test_a_profile_has_its_policy_and_none_is_said_in_so_many_words(file, profile, bundle):
+    assert config.load(None, {"AGENTD_PROFILE": profile}).policy.bundle == bundle
+    said = file("policy.bundle = 'none'")
+    assert config.load(said, {"AGENTD_PROFILE": profile}).policy.bundle is None
 
 
 def test_issuers_are_told_apart(file):

@@ -5,7 +5,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentd.daemon.config.values import Address, Duration, FilePath, Mode, Name, Size, Uid
+from agentd.daemon.config.values import (
+    SHIPPED_BUNDLES,
+    Address,
+    Bundle,
+    Duration,
+    FilePath,
+    Mode,
+    Name,
+    Sink,
+    Size,
+    Uid,
+)
 from agentd.model.errors import InvalidInput
 
 
@@ -27,6 +38,8 @@ def test_a_time_reads_back(value):
         (Name, ["", "a b", "uid:0", "x" * 65, 1, "ä", "a\n", "-a"]),
         (FilePath, ["a/b", "", 1, "/a\0b", "./x"]),
         (Mode, [432, "0888", "660 ", "rw", "01777", "٦٦٠"]),
+        (Bundle, ["", "Strict", "strict ", "./strict", "a/b", None, 1, "/a\0b"]),
+        (Sink, ["", "stderr", "stdout:1", "http:", "ftp://a/", "otlp", "otlp:", "syslog:", None]),
         (Uid, [-1, True, 1.0, "Root", "a b", "", None, 1 << 32]),
         (
             Address,
@@ -78,6 +91,27 @@ def test_users_are_resolved_where_they_are_used():
     ]
     with pytest.raises(InvalidInput, match="no user 'nobody-here'"):
         Uid.of("nobody-here").resolve()
+
+
+@pytest.mark.parametrize("name", SHIPPED_BUNDLES)
+def test_a_policy_is_one_that_is_shipped_or_a_folder(name):
+    assert Bundle.of(name) == name
+    assert Bundle.of("/etc/agentd/../policy/") == "/etc/policy"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "stdout",
+        "syslog",
+        "syslog:udp:log:514",
+        "https://log/in",
+        "http://log/in",
+        "otlp:https://c/",
+    ],
+)
+def test_a_sink_stays_as_it_is_written(text):
+    assert Sink.of(text) == text
 
 
 def test_a_path_is_plain():
