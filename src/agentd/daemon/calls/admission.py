@@ -32,7 +32,9 @@ class Log(Protocol):
     """Raises AuditError: then nothing may be done. It is on disk with the next that is waited for,
     or sooner."""
 
-    def submit(self, event: Event, secrets: Iterable[str] = ()) -> object: ...
+    def submit(
+        self, event: Event, secrets: Iterable[str] = (), *, lazily: bool = False
+    ) -> object: ...
 
 
 class Approves(Protocol):
@@ -119,7 +121,9 @@ class Admission:
             raise
 
     def _write(self, kind: Kind, act: Act, fields: Mapping[str, Any]) -> None:
-        self._log.submit(_event(kind, act, fields), secrets(act))
+        # A refusal is the last that is heard of it.
+        lazily = kind in (Kind.ADMISSION, Kind.START)
+        self._log.submit(_event(kind, act, fields), secrets(act), lazily=lazily)
 
 
 def decision_fields(decision: Decision) -> dict[str, Any]:
