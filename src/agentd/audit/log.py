@@ -2,7 +2,8 @@
 
 Whoever comes first leads: it writes its event, and then the first of those that came meanwhile
 leads, with all of them. So one alone pays for no switch of threads, which costs as much as the
-fsync. Where nobody waits for the first event, the thread leads.
+fsync. Where nobody waits for the first event, the thread leads: at once, or where it was submitted
+lazily after some milliseconds, in which it mostly goes along with one that is waited for.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -31,6 +33,7 @@ MAX_WAITING = 8192
 MAX_WAITING_BYTES = 64 << 20
 MAX_BATCH = 512
 MAX_BATCH_BYTES = 1 << 20
+LAZY_SECONDS = 0.005
 CLOSE_SECONDS = 5.0  # for what the sinks have not sent yet
 
 
@@ -85,7 +88,10 @@ class AuditLog:
         self._led = False  # somebody takes from the queue and writes, or is about to
         self._thread_leads = False
         self._stale = False  # what is on the disk must be looked at
-        self._wake = threading.Event()
+        # The thread has something to do, and whether at once. An Event's lock could stay locked
+        # where a signal's handler raises within ``set``.
+        self._wake: SimpleQueue[bool] = SimpleQueue()
+        self._dozes = False  # the thread is about to look, by itself
         self._closed = False
         self._losses = Losses(clock)
         self._counts = Counts()
@@ -122,11 +128,17 @@ class AuditLog:
             raise _refused(job.error)
         return job.position
 
-    def submit(self, event: Event | Entry, secrets: Iterable[str] = ()) -> "Future[Position]":
-        """As ``append``, without waiting. Raises AuditBusy."""
+    def submit(
+        self, event: Event | Entry, secrets: Iterable[str] = (), *, lazily: bool = False
+    ) -> "Future[Position]":
+        """As ``append``, without waiting; ``lazily``: begun ``LAZY_SECONDS`` later at the latest,
+        and before what comes after it. Raises AuditBusy."""
         future: Future[Position] = Future()
         self._enqueue(_Job(self._body(event, secrets), future))
-        self._wake.set()
+        if not lazily:
+            self._rouse()
+        elif not self._dozes:
+            self._wake.put(False)
         return future
 
     @property
@@ -154,7 +166,7 @@ class AuditLog:
             feeder.close(CLOSE_SECONDS)
         with self._guard:
             self._closed = True
-        self._wake.set()
+        self._rouse()
         self._thread.join()
 
     def _settle(self, seconds: float) -> None:
@@ -199,7 +211,7 @@ class AuditLog:
             else:
                 self._led = False
                 if self._closed:
-                    self._wake.set()
+                    self._rouse()
 
     def _appoint(self, job: _Job) -> None:
         """Whoever waits for the first of the queue leads; under ``_guard``."""
@@ -208,13 +220,12 @@ class AuditLog:
             job.ready.release()
         else:
             self._thread_leads = True
-            self._wake.set()
+            self._rouse()
 
     def _run(self) -> None:
         try:
             while self._led or self._queue or not self._closed:
-                self._wake.wait()
-                self._wake.clear()
+                self._await_work()
                 if self._is_threads_turn():
                     self._lead()
             with contextlib.suppress(OSError, AuditError):
@@ -222,6 +233,22 @@ class AuditLog:
         finally:
             self._chain.close()
             self._lock.close()
+
+    def _rouse(self) -> None:
+        self._wake.put(True)
+
+    def _await_work(self) -> None:
+        urgent = self._wake.get()
+        # Whoever queues something while it is said to doze need not wake it: it looks afterwards.
+        self._dozes = True
+        end = time.monotonic() + LAZY_SECONDS
+        with contextlib.suppress(Empty):
+            while not urgent:
+                urgent = self._wake.get(timeout=max(0.0, end - time.monotonic()))
+        self._dozes = False
+        with contextlib.suppress(Empty):
+            while True:
+                self._wake.get_nowait()
 
     def _is_threads_turn(self) -> bool:
         with self._guard:

@@ -22,6 +22,10 @@ _TICK_SECONDS = 1.0
 _RETRY_SECONDS = 5.0
 # A shelf that ran empty may grow; one that nobody asked for so long shrinks to ``least`` again.
 _QUIET_SECONDS = 30.0
+# To fill up at once would take the processor from whoever has just claimed one, and runs a command
+# in it: it waits for a pause of so long, as long as no more than three quarters are gone.
+_CALM_SECONDS = 0.025
+_LOW = 4
 _WARM = ExecRequest(("true",))
 
 
@@ -113,9 +117,11 @@ class Pool:
     def _fill(self) -> None:
         while True:
             with self._lock:
-                shelf = next((s for s in self._shelves.values() if s.short()), None)
+                short = [s for s in self._shelves.values() if s.short()]
+                wait = min([_TICK_SECONDS, *(s.rest() for s in short)])
+                shelf = next((s for s in short if not s.rest()), None)
                 if shelf is None and not self._closing:
-                    self._wanted.wait(_TICK_SECONDS)
+                    self._wanted.wait(wait)
                 if self._closing:
                     return
             for handle in self._take(_is_spare):
@@ -173,6 +179,12 @@ class _Shelf:
 
     def short(self) -> bool:
         return len(self.ready) < self.target and time.monotonic() >= self.retry_at
+
+    def rest(self) -> float:
+        """Seconds until it is time to make another one."""
+        if len(self.ready) <= self.target // _LOW:
+            return 0.0
+        return max(0.0, self.asked + _CALM_SECONDS - time.monotonic())
 
     def settle(self) -> None:
         if time.monotonic() - self.asked > _QUIET_SECONDS:

@@ -97,6 +97,34 @@ def test_submitted_events_are_written_before_it_closes(directory: str) -> None:
     log.close()
 
 
+def test_what_is_lazy_goes_along_with_what_is_waited_for(
+    directory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentd.audit.log.LAZY_SECONDS", 60.0)
+    log = AuditLog(directory)
+    before = log.counts.commits
+    lazy = [log.submit(START, lazily=True) for _ in range(3)]
+    waited: list[Position] = []
+    thread = threading.Thread(target=lambda: waited.append(log.append(START)))
+    thread.start()
+    thread.join()
+    assert [future.result(0).seq for future in lazy] == [2, 3, 4] and waited[0].seq == 5
+    assert log.counts.commits == before + 1
+    late = log.submit(START, lazily=True)
+    assert log.submit(START).result(10).seq == 7  # an urgent one does not leave it behind
+    assert late.result(0).seq == 6
+    last = log.submit(START, lazily=True)
+    log.close()
+    assert last.result(0).seq == 8
+
+
+def test_what_is_lazy_is_written_though_nothing_follows(directory: str) -> None:
+    log = AuditLog(directory)
+    for seq in range(2, 8):
+        assert log.submit(START, lazily=True).result(10).seq == seq
+    log.close()
+
+
 def test_a_second_writer_is_refused_and_told_who_is_the_first(directory: str) -> None:
     log = AuditLog(directory)
     try:

@@ -95,6 +95,20 @@ def test_none_is_handed_out_twice_and_the_shelf_is_filled_again(
     }
 
 
+def test_while_claims_come_only_a_low_shelf_is_filled(
+    pool_of: Callable[..., Pool], factory: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentd.sandbox.pool._CALM_SECONDS", LONG)
+    pool = pool_of(least=8, most=8)
+    until(lambda: ready(pool) == 8)
+    for _ in range(6):
+        assert pool.claim(PLAIN) is not None
+    until(lambda: ready(pool) == 3)  # a quarter, and the one that is made of it
+    assert len(factory.made) == 9
+    monkeypatch.setattr("agentd.sandbox.pool._CALM_SECONDS", 0.0)
+    until(lambda: ready(pool) == 8)
+
+
 def test_an_empty_shelf_gives_none_and_grows_to_its_bound(
     pool_of: Callable[..., Pool], factory: Factory
 ) -> None:

@@ -37,7 +37,7 @@ class Log(Protocol):
     """Raises AuditError: then nothing may be done. It is on disk with the next that is waited for,
     or sooner."""
 
-    def submit(self, event: Event) -> object: ...
+    def submit(self, event: Event, *, lazily: bool = False) -> object: ...
 
 
 class Approves(Protocol):
@@ -151,7 +151,9 @@ class Admission:
 
     def _write(self, kind: Kind, act: Act, fields: Mapping[str, Any]) -> None:
         hidden = secrets(act)
-        self._log.submit(_event(kind, act, _without(hidden, fields) if hidden else fields))
+        event = _event(kind, act, _without(hidden, fields) if hidden else fields)
+        # A refusal is the last that is heard of it.
+        self._log.submit(event, lazily=kind in (Kind.ADMISSION, Kind.START))
 
 
 def _another(act: Act, held: str) -> Decision:

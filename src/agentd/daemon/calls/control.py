@@ -6,7 +6,7 @@ STATE/receipt.key   signs them              STATE/policy/         what policies 
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from agentd.audit.chain import Keep
@@ -20,7 +20,7 @@ from agentd.daemon.calls.admission import Admission, Approves
 from agentd.daemon.calls.gate import PolicyGate
 from agentd.daemon.calls.records import Records
 from agentd.daemon.config import schema
-from agentd.model.audit import Event, Kind
+from agentd.model.audit import Event, Kind, Position
 from agentd.model.decision import Asked
 from agentd.policy import learning
 from agentd.policy.store import PolicyStore
@@ -117,8 +117,12 @@ class Waiting:
 
     def __init__(self, log: SharedLog) -> None:
         self.append = log.append
-        self.submit = log.append
         self.close = log.close
+
+    def submit(
+        self, event: Event, secrets: Iterable[str] = (), *, lazily: bool = False
+    ) -> Position:
+        return self.append(event, secrets)
 
 
 def _log(directory: str, audit: schema.Audit, shared: bool) -> "AuditLog | Waiting":
