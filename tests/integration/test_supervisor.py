@@ -3,6 +3,8 @@
 import contextlib
 import os
 import signal
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -159,6 +161,25 @@ def test_there_is_one_supervisor_a_socket_and_the_newest_daemon_has_it(path: str
         first.link.ask("hello")
     first.link.close()
     second.link.close()
+
+
+def test_one_that_takes_us_and_ends_is_followed_by_another(path: str) -> None:
+    dying = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    dying.bind(path)
+    dying.listen()
+
+    def end() -> None:
+        taken, _ = dying.accept()
+        os.unlink(path)
+        dying.close()
+        taken.close()
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    daemon = Daemon(path)
+    assert daemon.pid not in (0, os.getpid())
+    thread.join()
+    daemon.link.close()
 
 
 def test_errors_come_across_with_their_class_and_words(path: str) -> None:

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, Unpack
 
 from agentd.client import build
 from agentd.client.build import Command, ExecOptions, SandboxOptions
-from agentd.client.drive import drive
 from agentd.client.files import Files
 from agentd.client.sandbox import Chunk, CommandFailed, Sandbox
 from agentd.model.enforcement import Enforcement
 from agentd.model.result import Result, SandboxInfo
-from agentd.model.spec import ExecRequest, Pty
+from agentd.model.spec import Pty
 
 if TYPE_CHECKING:
     from agentd.client.embedded import Snapshot
@@ -243,11 +242,12 @@ class AsyncSandbox:
         **options: Unpack[ExecOptions],
     ) -> Result:
         """As Sandbox.run; cancelling it kills the command."""
-        request = build.exec_request(cmd, stdin=bool(stdin), **options)
+        request = build.exec_request(cmd, **options)
         data = stdin.encode() if isinstance(stdin, str) else stdin or b""
         wake = _Wake()
         try:
-            result = await self._call(partial(self._drive, request, data, wake.fd), wake)
+            execute = partial(self._sandbox._held.execute, request, data, wake.fd)
+            result = await self._call(execute, wake)
         finally:
             wake.close()
         if check and result.status != "ok":
@@ -340,11 +340,6 @@ class AsyncSandbox:
 
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
-
-    def _drive(self, request: ExecRequest, stdin: bytes, wake: int) -> Result:
-        """A whole captured command on a thread; ``wake`` readable kills it."""
-        with self._sandbox._begin(request, capture=True) as running:
-            return drive(running, stdin, wake)
 
     async def _call(self, call: Callable[[], T], wake: _Wake | None = None) -> T:
         future = asyncio.get_running_loop().run_in_executor(self._pool, call)

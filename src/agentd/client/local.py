@@ -5,8 +5,11 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
 
+import msgspec
+
 from agentd.client import build
 from agentd.client.build import SandboxOptions
+from agentd.client.drive import drive
 from agentd.model.errors import InvalidInput, Refused
 
 if TYPE_CHECKING:
@@ -106,8 +109,12 @@ class LocalSandbox:
     def files(self) -> Any:
         return self.handle.guest.files
 
-    def execute(self, request: "ExecRequest", stdin: bytes) -> "Result":
-        return self.pipeline.execute(self.principal, self.handle, request, stdin)
+    def execute(self, request: "ExecRequest", stdin: bytes, wake: int = -1) -> "Result":
+        if wake < 0:
+            return self.pipeline.execute(self.principal, self.handle, request, stdin)
+        asked = msgspec.structs.replace(request, stdin=bool(stdin))
+        with self.start(asked, capture=True) as running:
+            return drive(running, stdin, wake)
 
     def start(self, request: "ExecRequest", *, capture: bool = False) -> LocalCommand:
         return LocalCommand(self.pipeline.start(self.principal, self.handle, request, capture))

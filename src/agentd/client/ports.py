@@ -77,7 +77,9 @@ class Held(Protocol):
     def files(self) -> Any:
         """With the methods of transport.files.Files."""
 
-    def execute(self, request: "ExecRequest", stdin: bytes) -> "Result": ...
+    def execute(self, request: "ExecRequest", stdin: bytes, wake: int = -1) -> "Result":
+        """Waits for its end; ``wake`` readable kills it."""
+
     def start(self, request: "ExecRequest", *, capture: bool = False) -> Running: ...
     def attach(self, process: str, cursors: Mapping[str, int]) -> Running: ...
     def call(

@@ -43,11 +43,14 @@ class Client:
         query: "Query | Iterable[tuple[str, object]]" = (),
         once: bool = False,
         safe: bool = False,
+        wake: int = -1,
+        on_wake: Callable[[], bool] | None = None,
     ) -> Any:
         """The answer as ``into``, or None.
 
         ``once``: the daemon does it at most once, however often it is sent. ``safe``: to do it
-        twice does no harm. Either is sent again after a lost connection.
+        twice does no harm. Either is sent again after a lost connection. Once ``wake`` is readable
+        ``on_wake`` is called, now and then until it is True or the answer comes.
         Raises what the daemon says, or Unreachable.
         """
         headers = {"Content-Type": "application/json"} if body is not None else {}
@@ -56,7 +59,8 @@ class Client:
             headers["Idempotency-Key"] = new_key()
 
         def attempt(fresh: bool) -> bytes:
-            with self._exchange(method, path, query, data, headers, fresh) as response:
+            waker = None if on_wake is None else (wake, on_wake)
+            with self._exchange(method, path, query, data, headers, fresh, waker=waker) as response:
                 return response.read()
 
         answer = self.trying(safe or once or method in _SAFE, attempt)
@@ -162,16 +166,21 @@ class Client:
         headers: Mapping[str, str],
         fresh: bool,
         wake: int = -1,
+        waker: tuple[int, Callable[[], bool]] | None = None,
     ) -> "Iterator[http.client.HTTPResponse]":
+        """``wake`` is for the answer's body, ``waker`` for all of it."""
         connection, done = self.pool.take(fresh=fresh), False
         response: http.client.HTTPResponse | None = None
         try:
+            if waker is not None:
+                connection.wake_by(*waker)
             response = self._answer(connection, method, path + encoded(query), body, headers)
             if response.status >= 400:
                 error = from_answer(response.status, response.headers, response.read(_MAX_ERROR))
                 done = response.isclosed()
                 raise error
-            connection.wake_by(wake)
+            if waker is None:
+                connection.wake_by(wake)
             yield response
             # What was not read to its end cannot be used again.
             done = response.isclosed()

@@ -8,6 +8,7 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from agentd.client.http.address import Address
@@ -20,6 +21,7 @@ MAX_OPEN = 128  # requests of one client at the same time; more of them wait
 MAX_WAIT = 60.0  # seconds for one of those
 # A request up to this size leaves in one write; no answer waits for a second one.
 _CORK = 256 << 10
+_WAKE_AGAIN_MS = 50
 # A peer that is gone without a word is noticed within two minutes, tcp(7).
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
 
@@ -29,18 +31,29 @@ class Woken(Exception):
 
 
 class _Wakes:
-    """A socket whose blocking reads end when another descriptor becomes readable."""
+    """A socket whose blocking reads end when another descriptor becomes readable; or, where there
+    is an ``on_wake``, call that, until it is True or the next byte is there."""
 
     wake = -1
+    on_wake: Callable[[], bool] | None = None
 
     def recv_into(self, *args: Any, **options: Any) -> int:
         if self.wake >= 0 and not (hasattr(self, "pending") and self.pending()):
-            poller = select.poll()
-            poller.register(self.wake, select.POLLIN)
-            poller.register(self, select.POLLIN)  # type: ignore[arg-type]
-            if self.wake in (fd for fd, _ in poller.poll()):
-                raise Woken
+            self._wait()
         return int(super().recv_into(*args, **options))  # type: ignore[misc]
+
+    def _wait(self) -> None:
+        poller = select.poll()
+        poller.register(self.wake, select.POLLIN)
+        poller.register(self, select.POLLIN)  # type: ignore[arg-type]
+        if self.wake not in (fd for fd, _ in poller.poll()):
+            return
+        if self.on_wake is None:
+            raise Woken
+        poller.unregister(self.wake)
+        while not self.on_wake() and not poller.poll(_WAKE_AGAIN_MS):
+            pass
+        self.wake = -1
 
 
 class _Socket(_Wakes, socket.socket):
@@ -145,10 +158,12 @@ class Connection(http.client.HTTPConnection):
         if self._held >= _CORK:
             self._flush()
 
-    def wake_by(self, fd: int) -> None:
-        """Reads of its answer raise Woken once ``fd`` is readable; -1: never."""
+    def wake_by(self, fd: int, then: Callable[[], bool] | None = None) -> None:
+        """Reads of its answer raise Woken, or do ``then``, once ``fd`` is readable; -1: never."""
+        if self._dialled is None:
+            self.connect()
         # An answer that ends with its connection has taken ``sock`` away by now.
-        self._dialled.wake = fd
+        self._dialled.wake, self._dialled.on_wake = fd, then
 
     @property
     def usable(self) -> bool:

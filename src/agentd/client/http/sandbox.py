@@ -14,6 +14,7 @@ from agentd.client.http import client as clients
 from agentd.client.http.address import Address
 from agentd.client.http.client import Client, segment
 from agentd.client.http.command import MAX_CAPTURE, RemoteCommand
+from agentd.client.http.errors import Unreachable
 from agentd.client.http.files import RemoteFiles
 from agentd.model.api import (
     CallBody,
@@ -27,7 +28,7 @@ from agentd.model.api import (
 )
 from agentd.model.cause import CauseCode
 from agentd.model.enforcement import Control
-from agentd.model.errors import AgentdError, InvalidInput, NotFound, SandboxError
+from agentd.model.errors import AgentdError, Conflict, InvalidInput, NotFound, SandboxError
 from agentd.model.options import SandboxOptions
 from agentd.model.result import Result, SandboxInfo
 from agentd.model.spec import ExecRequest
@@ -107,13 +108,13 @@ class RemoteSandbox:
         self._check()
         return RemoteFiles(self.client, self.path)
 
-    def execute(self, request: ExecRequest, stdin: bytes) -> Result:
+    def execute(self, request: ExecRequest, stdin: bytes, wake: int = -1) -> Result:
         self._check()
         if len(stdin) > MAX_INLINE:
             from agentd.client.drive import drive
 
             with self.start(msgspec.structs.replace(request, stdin=True), capture=True) as running:
-                return drive(running, stdin)
+                return drive(running, stdin, wake)
         tag = f"run-{clients.new_key()}"
         body = wire.exec_body(
             msgspec.structs.replace(request, tag=tag, stdin=False), stdin or None, wait=True
@@ -122,15 +123,32 @@ class RemoteSandbox:
         # which costs the daemon a write to disk, could only tell that it was interrupted.
         once = not self.client.address.path
         try:
-            view = self.client.call("POST", f"{self.path}/exec", body, into=ResultView, once=once)
+            view = self.client.call(
+                "POST",
+                f"{self.path}/exec",
+                body,
+                into=ResultView,
+                once=once,
+                wake=wake,
+                on_wake=None if wake < 0 else lambda: self._ended_by_us(tag),
+            )
         except AgentdError:
             raise
         except BaseException:
             # Interrupted: nobody waits for it any more.
-            with suppress(AgentdError):
-                self.client.call("POST", f"{self.path}/processes/{tag}/signal", {"signal": 9})
+            self._ended_by_us(tag)
             raise
         return self._completed(view)
+
+    def _ended_by_us(self, tag: str) -> bool:
+        """Kill the command with that tag; False where it has perhaps not begun yet."""
+        try:
+            self.client.call("POST", f"{self.path}/processes/{tag}/signal", {"signal": 9})
+        except (Conflict, Unreachable):
+            return True
+        except AgentdError:
+            return False
+        return True
 
     def start(self, request: ExecRequest, *, capture: bool = False) -> RemoteCommand:
         self._check()

@@ -54,7 +54,7 @@ class Prepared:
         _scratch(plain, [], kernel)
         _own_workspace(kernel)
         _proc(kernel)
-        self.rules = _base_rules(plain)
+        self.rules = _base_rules(plain, kernel)
         self.disk = plain["disk"]
 
 
@@ -84,7 +84,7 @@ def confine(
         ("no_new_privs", lambda: process.set_no_new_privs(kernel)),
         ("capabilities", lambda: caps.drop_all(kernel)),
         ("dumpable", lambda: process.set_dumpable(False, kernel)),
-        ("landlock", lambda: _landlock(box, prepared)),
+        ("landlock", lambda: _landlock(box, prepared, kernel)),
         ("seccomp", lambda: seccomp.install(filter_, kernel)),
     )
     for name, step in steps:
@@ -238,12 +238,12 @@ def no_core() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
 
 
-def _base_rules(box: Request) -> landlock.Ruleset | None:
+def _base_rules(box: Request, kernel: Kernel) -> landlock.Ruleset | None:
     """Read and run anything, write in the writable places; None where the kernel has none."""
     version = _int(box["landlock_abi"])
     if not version:
         return None
-    rules = landlock.Ruleset(abi=version, handle_net=False, scopes=True)
+    rules = landlock.Ruleset(abi=version, handle_net=False, scopes=True, kernel=kernel)
     rules.allow_path("/", landlock.READ | landlock.EXEC)
     rules.allow_path("/dev", landlock.WRITE | landlock.IOCTL_DEV)
     for path in WRITABLE:
@@ -251,10 +251,10 @@ def _base_rules(box: Request) -> landlock.Ruleset | None:
     return rules
 
 
-def _landlock(box: Request, prepared: Prepared | None) -> None:
+def _landlock(box: Request, prepared: Prepared | None, kernel: Kernel) -> None:
     """Defence in depth behind the read-only mounts; the abstract sockets' only control where the
     host's network is shared."""
-    rules = prepared.rules if prepared is not None else _base_rules(box)
+    rules = prepared.rules if prepared is not None else _base_rules(box, kernel)
     if rules is None:
         return
     with rules:

@@ -20,9 +20,9 @@ import sys
 
 from agentd.guest import agent
 from agentd.guest.zygote import box as boxes
-from agentd.guest.zygote import immortal, root
+from agentd.guest.zygote import holes, immortal, root
 from agentd.guest.zygote.group import enter_group
-from agentd.guest.zygote.rehearsal import rehearse
+from agentd.guest.zygote.rehearsal import rehearse, rehearse_wall
 from agentd.linux import abi, mounts, process, seccomp
 from agentd.linux.clone import Cloner
 from agentd.linux.kernel import KERNEL
@@ -38,6 +38,7 @@ _IDLE_MS = 5
 _BUSY = 16
 # Enough for the interpreter to specialise what a command runs through.
 _REHEARSALS = 12
+_WALLS = 4
 _CMSG_SPACE = socket.CMSG_SPACE(MAX_FDS * 4)
 
 
@@ -86,6 +87,7 @@ class _Zygote:
         self._served = 0
         self._spare_out = False
         self._seasoned = False
+        self._held: list[bytes] = []
 
     def serve(self) -> None:
         poll = select.poll()
@@ -111,11 +113,20 @@ class _Zygote:
         if self._seasoned:
             return
         self._seasoned = True
-        rehearse(_REHEARSALS)
+        self._rehearse()
         gc.unfreeze()
         gc.collect()
         immortal.immortalise()
         gc.freeze()
+        self._rehearse()  # what immortal objects are asked about is found in caches from now on
+        self._held = holes.fill()
+
+    def _rehearse(self) -> None:
+        rehearse(_REHEARSALS)
+        if self._plain is not None:
+            for _ in range(_WALLS):
+                rehearse_wall(self._plain, self._filter)
+                rehearse(1)
 
     def _prepare_spare(self) -> None:
         self._season()

@@ -131,7 +131,23 @@ def connect(path: str, on_ended: OnEnded) -> Link:
                 ) from error
             time.sleep(_POLL_SECONDS)
         else:
-            return Link(sock, on_ended)
+            link = Link(sock, on_ended)
+            if _answers(link):
+                return link
+            # It was about to end when it took us: its socket is gone by now, or will be.
+            link.close()
+            if time.monotonic() >= deadline:
+                raise SandboxError(f"the supervisor at {path} ends again and again")
+            started = False
+            time.sleep(_POLL_SECONDS)
+
+
+def _answers(link: Link) -> bool:
+    try:
+        link.ask("hello")
+    except BackendLost:
+        return False
+    return True
 
 
 def _start(path: str) -> None:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
-from agentd.model.errors import InvalidInput, SandboxError
+from agentd.model.errors import BackendLost, InvalidInput, SandboxError
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import backends
 from agentd.sandbox.ports import Backend, CopyOnWrite, Pausable, Restores, Snapshots
@@ -127,6 +127,8 @@ class Supervisor:
                 return  # the daemon died; the next one asks again
 
     def _hello(self, _: Message) -> Answer:
+        if self.closing.is_set():
+            raise BackendLost("the supervisor is about to end", remediation="start another")
         return {"pid": os.getpid(), "sandboxes": len(self._all())}, []
 
     def _list(self, message: Message) -> Answer:

@@ -1,11 +1,15 @@
 """A daemon's sandbox: what is asked, and what is made of the answers."""
 
+import os
+import threading
+
 import msgspec
 import pytest
 
 from agentd import Sandbox
 from agentd.client.http import client as clients
 from agentd.model.errors import InvalidInput, NotFound, SandboxError
+from agentd.model.spec import ExecRequest
 
 VIEW = {
     "id": "sbx-a",
@@ -199,3 +203,32 @@ def test_nothing_is_left_of_one_that_could_not_be_made(daemon, url):
     with pytest.raises(Exception, match="no"):
         Sandbox.create(url=url)
     assert clients._shared == {}
+
+
+def test_who_no_longer_waits_kills_the_command_as_soon_as_it_has_begun(daemon, sandbox):
+    killed = threading.Event()
+    wake = os.eventfd(0)
+
+    def answer(handler, status, content):
+        handler.send_response(status)
+        handler.send_header("Content-Length", str(len(content)))
+        handler.end_headers()
+        handler.wfile.write(content)
+
+    def running(handler):
+        os.eventfd_write(wake, 1)
+        assert killed.wait(10)
+        answer(handler, 200, msgspec.json.encode(result(exit_code=None, signal=9)))
+
+    def kill(handler):
+        answer(handler, 204, b"")
+        killed.set()
+
+    daemon.answers = [running, GONE, GONE, kill, NOTHING]
+    ended = sandbox._held.execute(ExecRequest(("sleep", "9")), b"", wake)
+    os.close(wake)
+    assert ended.signal == 9
+    (_, _, body), signals = asked(daemon, 1), [asked(daemon, at) for at in (2, 3, 4)]
+    path = f"/v1/sandboxes/sbx-a/processes/{body['tag']}/signal"
+    assert signals == [("POST", path, {"signal": 9})] * 3
+    assert len(daemon.requests) == 5
