@@ -282,15 +282,20 @@ class AsyncSandbox:
         capability: str,
         parameters: Mapping[str, Any] | None = None,
         *,
-        emit: "Callable[[str, bytes], None] | None" = None,
+        emit: Callable[[str, bytes], None] | None = None,
         bundle: str = "",
         **more: Any,
     ) -> "CallView":
-        """As Sandbox.call; ``emit`` is called in a thread. Cancelled, it returns once the call has
-        ended."""
+        """As Sandbox.call; cancelling it ends the call. ``emit`` is called on another thread."""
         given = {**(parameters or {}), **more}
-        held = self._sandbox._held
-        return await self._call(lambda: held.call(capability, given, emit, bundle))
+        wake = _Wake()
+        try:
+            held = self._sandbox._held
+            return await self._call(
+                partial(held.call, capability, given, emit, bundle, wake.fd), wake
+            )
+        finally:
+            wake.close()
 
     async def changes(self) -> tuple[str, ...]:
         return await self._call(self._sandbox.changes)

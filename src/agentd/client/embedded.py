@@ -70,16 +70,17 @@ def call(
     body: "CallBody",
     emit: "Callable[[str, bytes], None] | None" = None,
     handle: "SandboxHandle | None" = None,
+    cancel: int = -1,
 ) -> "CallView":
     """A capability, decided and written down as a daemon does it; ``handle`` is of
-    ``body.sandbox``.
+    ``body.sandbox``, and ``cancel`` a descriptor that ends it once it is readable.
 
     AGENTD_POLICY names the bundle (default: permissive). The log and the receipts lie in the
     user's state directory. Raises what refuses it, and what it fails with.
     """
     from agentd.daemon.calls import embedded
 
-    return embedded.call(pipeline, who, body, emit, handle)
+    return embedded.call(pipeline, who, body, emit, handle, cancel)
 
 
 def load_snapshot(snapshot: "Snapshot | str | os.PathLike[str]") -> "Snapshot":

@@ -123,7 +123,12 @@ class LocalSandbox:
         raise _needs_daemon("to attach to a command")
 
     def call(
-        self, capability: str, parameters: Mapping[str, Any], emit: "Emit | None", bundle: str
+        self,
+        capability: str,
+        parameters: Mapping[str, Any],
+        emit: "Emit | None",
+        bundle: str,
+        cancel: int = -1,
     ) -> "CallView":
         from agentd.client import embedded
         from agentd.model.api import CallBody
@@ -134,7 +139,7 @@ class LocalSandbox:
             sandbox=self.id,
             bundle=bundle or None,
         )
-        return embedded.call(self.pipeline, self.principal, body, emit, self.handle)
+        return embedded.call(self.pipeline, self.principal, body, emit, self.handle, cancel)
 
     def changes(self) -> tuple[str, ...]:
         return tuple(self._overlay().changes())

@@ -7,7 +7,7 @@ from agentd import AsyncSandbox, ExecLimits
 from agentd.client.aio import MAX_THREADS
 from agentd.client.sandbox import CommandFailed
 from agentd.model.cause import CauseCode
-from agentd.model.errors import OperationFailed
+from agentd.model.errors import OperationFailed, PolicyDenied
 
 
 def go(test):
@@ -184,3 +184,60 @@ def test_limits_and_a_misspelt_option(backend):
         return (await sandbox.run("ulimit -n", limits=ExecLimits(open_files=99))).text
 
     assert go(test) == "99\n"
+
+
+@pytest.fixture
+def _calls(tmp_path, monkeypatch):
+    """Calls decide by no policy, and are written down in the test's own folder."""
+    monkeypatch.setenv("AGENTD_POLICY", "none")
+    monkeypatch.setenv("AGENTD_DAEMON__STATE", str(tmp_path / "state"))
+
+
+@pytest.mark.usefixtures("_calls")
+def test_a_call(backend):
+    async def test(sandbox):
+        seen = []
+        view = await sandbox.call(
+            "shell.exec.v1",
+            {"command": "sh"},
+            args=["-c", "echo $WHO"],
+            env={"WHO": "me"},
+            emit=lambda *piece: seen.append(piece),
+        )
+        with pytest.raises(PolicyDenied):
+            await sandbox.call("shell.exec.v1", command="true", bundle="sha256:other")
+        return view, seen
+
+    view, seen = go(test)
+    assert (view.status, view.value["stdout"]) == ("ok", "me\n")
+    assert seen == [("stdout", b"me\n")] and view.receipt == view.request_id
+
+
+@pytest.mark.usefixtures("_calls")
+def test_calls_run_side_by_side(backend, tmp_path):
+    async def test(sandbox):
+        # Each waits for the other: one after the other they would never end.
+        reads = "while ! test -p p; do sleep .01; done; cat p"
+        one = sandbox.call("shell.exec.v1", command="sh", args=["-c", "mkfifo p; echo hi > p"])
+        other = sandbox.call("shell.exec.v1", command="sh", args=["-c", reads])
+        return [view.value["stdout"] for view in await asyncio.gather(one, other)]
+
+    assert go(test) == ["", "hi\n"]
+
+
+@pytest.mark.usefixtures("_calls")
+def test_cancelling_a_call_ends_it(backend, tmp_path):
+    async def test(sandbox):
+        sleep = f"sleep 6{os.getpid()}"  # nobody else's
+        script = f"touch begun; {sleep}; touch done"
+        task = asyncio.create_task(sandbox.call("shell.exec.v1", command="sh", args=["-c", script]))
+        await until(tmp_path / "begun")
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        # All of its group has ended, and the sandbox is as it was.
+        found = await sandbox.run(f"pgrep -fx '{sleep}' || true")
+        assert not (tmp_path / "done").exists()
+        return found.text
+
+    assert go(test) == ""

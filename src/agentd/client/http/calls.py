@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from agentd.client.http.errors import from_event
-from agentd.model import typed
 from agentd.model.api import CallBody, CallView
-from agentd.model.errors import BackendLost
+from agentd.model.errors import AgentdError, BackendLost
 
 if TYPE_CHECKING:
     from agentd.client.http.client import Client
@@ -17,12 +16,18 @@ if TYPE_CHECKING:
 Emit = Callable[[str, bytes], None]
 
 
-def call(client: "Client", body: CallBody | Mapping[str, Any], emit: Emit | None) -> CallView:
+def call(
+    client: "Client",
+    body: CallBody | Mapping[str, Any],
+    emit: Emit | None,
+    cancel: int = -1,
+) -> CallView:
     """``body`` as a mapping is sent as it is: what is signed must not change.
 
-    ``emit`` gets what the call has before its end. Raises what the daemon says.
+    ``emit`` gets what the call has before its end; once the descriptor ``cancel`` is readable, the
+    call is left, and the daemon ends it. Raises what the daemon says.
     """
-    if emit is None:
+    if emit is None and cancel < 0:
         once = isinstance(body, CallBody) or "signature" not in body
         found: CallView = client.call("POST", "/v1/call", body, into=CallView, once=once)
         return found
@@ -30,14 +35,33 @@ def call(client: "Client", body: CallBody | Mapping[str, Any], emit: Emit | None
 
     headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
     data = msgspec.json.encode(body)
-    with client.open("POST", "/v1/call/stream", body=data, headers=headers) as response:
+    path = "/v1/call/stream"
+    with client.open("POST", path, body=data, headers=headers, wake=cancel) as response:
         for event in events(response):
             if event.name == "result":
-                return typed.decoder(CallView).decode(event.data)
+                last: CallView = client.decode(CallView, event.data.encode())
+                return last
             if event.name == "error":
-                raise from_event(event.data)
-            emit(event.name, b64decode(event.data))
+                raise _error(client, event.data)
+            piece = _piece(client, event.data)
+            if emit is not None:
+                emit(event.name, piece)
     raise BackendLost(
-        "the daemon ended amid the call",
+        "the call was left before its end",
+        cause="the daemon ended, or whoever called gave up",
         remediation="it may have been done or not: look before you do it again",
     )
+
+
+def _error(client: "Client", data: str) -> AgentdError:
+    try:
+        return from_event(data)
+    except msgspec.MsgspecError as error:
+        return client.misunderstood(error)
+
+
+def _piece(client: "Client", data: str) -> bytes:
+    try:
+        return b64decode(data, validate=True)
+    except ValueError as error:
+        raise client.misunderstood(error) from error

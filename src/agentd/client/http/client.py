@@ -144,11 +144,14 @@ class Client:
         try:
             return typed.decoder(into).decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise AgentdError(
-                f"the answer of {self.address} is not what it should be",
-                cause=str(error),
-                remediation="use the same version of agentd on both sides",
-            ) from error
+            raise self.misunderstood(error) from error
+
+    def misunderstood(self, error: Exception) -> AgentdError:
+        return AgentdError(
+            f"the answer of {self.address} is not what it should be",
+            cause=str(error),
+            remediation="use the same version of agentd on both sides",
+        )
 
     @contextmanager
     def _exchange(

@@ -295,7 +295,12 @@ class RemoteSandbox:
                     yield "lost", msgspec.json.decode(event.data)
 
     def call(
-        self, capability: str, parameters: Mapping[str, Any], emit: "Emit | None", bundle: str
+        self,
+        capability: str,
+        parameters: Mapping[str, Any],
+        emit: "Emit | None",
+        bundle: str,
+        cancel: int = -1,
     ) -> CallView:
         self._check()
         body = CallBody(
@@ -304,7 +309,7 @@ class RemoteSandbox:
             sandbox=self.id,
             bundle=bundle or None,
         )
-        return calls.call(self.client, body, emit)
+        return calls.call(self.client, body, emit, cancel)
 
     def _check(self) -> None:
         if self._ended:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from agentd.client.http.connection import Woken
 
-MAX_EVENT = 16 << 20
+MAX_EVENT = 24 << 20  # a call's value has up to 16 MiB of JSON
 _READ = 64 << 10
 
 

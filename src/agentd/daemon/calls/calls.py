@@ -21,10 +21,10 @@ from agentd.daemon.calls.gate import ran
 from agentd.daemon.calls.inside import HandleInside
 from agentd.daemon.calls.nowhere import Nowhere
 from agentd.daemon.calls.records import Ending, Records
-from agentd.model.api import CallBody, CallView
+from agentd.model.api import CallBody, CallView, SandboxBody
 from agentd.model.capability import About, Outcome
 from agentd.model.cause import Cause, CauseCode
-from agentd.model.errors import PolicyDenied, Refused
+from agentd.model.errors import InvalidInput, PolicyDenied, Refused
 from agentd.model.principal import Principal
 from agentd.model.result import Timing, Usage
 from agentd.model.spec import SandboxSpec
@@ -125,6 +125,7 @@ class Calls:
     ) -> tuple[SandboxHandle | None, Act]:
         handle = None
         if body.sandbox is not None:
+            _check_place(body)
             handle, labels = self._sandboxes.get(who, body)
             place = Place.of(handle, labels)
         else:
@@ -191,6 +192,15 @@ class _Given(AbstractContextManager[SandboxHandle | None]):
 
     def __exit__(self, *exc: object) -> None:
         return None
+
+
+def _check_place(body: CallBody) -> None:
+    """Raises InvalidInput: what is asked for is had, or refused, and not left out in silence."""
+    if body.create != SandboxBody():
+        raise InvalidInput(
+            f"sandbox {(body.sandbox or '')[:64]} is there, and create says how to make one",
+            remediation="leave out one of the two",
+        )
 
 
 def _strong_enough(spec: SandboxSpec, about: About) -> SandboxSpec:

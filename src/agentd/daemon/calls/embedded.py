@@ -35,6 +35,7 @@ def call(
     body: CallBody,
     emit: Callable[[str, bytes], None] | None,
     handle: SandboxHandle | None,
+    cancel: int = -1,
 ) -> CallView:
     if body.signature is not None:
         raise InvalidInput(
@@ -44,7 +45,7 @@ def call(
     control = shared()
     places = Own(pipeline, handle)
     calls = Calls(control.registry, control.admission, control.records, pipeline, places)
-    return calls.call(who, body, emit, via="embedded")
+    return calls.call(who, body, emit, via="embedded", cancel=cancel)
 
 
 def shared() -> Control:

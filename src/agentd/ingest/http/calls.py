@@ -16,10 +16,11 @@ from agentd.ingest.http.output import EVENTS
 from agentd.ingest.http.respond import encode, internal, status_of
 from agentd.ingest.service import Service
 from agentd.model.api import Answer, CallBody, CallView, CapabilityView
-from agentd.model.errors import AgentdError
+from agentd.model.errors import AgentdError, Full
 from agentd.model.principal import Principal
 
 _AHEAD = 1 << 20  # bytes that wait for a slow client; then the call does
+_PIECE = 256  # that one more piece takes, however short it is
 _ENVELOPE = "application/vnd.dsse.envelope.v1+json"
 
 
@@ -58,6 +59,10 @@ class _Following:
             self._is_over = True
             self._more.set()
 
+    def refused(self) -> None:
+        """``run`` never is: there is no thread for it."""
+        os.close(self._cancel)
+
     def stop(self) -> None:
         """Idempotent; of the loop."""
         with self._room:
@@ -89,7 +94,7 @@ class _Following:
             if self._gone:
                 raise Gone("nobody follows the call any more")
             self._pieces.append((kind, data))
-            self._size += len(data)
+            self._size += len(data) + _PIECE
         self._more.set()
 
 
@@ -102,10 +107,10 @@ async def _stream(exchange: Exchange, query: dict[str, Any]) -> None:
     running = asyncio.create_task(
         api.threads.waits.run(following.run, api.service, exchange.proof(), body, raw)
     )
-    running.add_done_callback(lambda _: following._more.set())
     api.add(following)
     exchange.link.on_lost(following.stop)
     try:
+        await _begun(running, following)
         headers = [(b"content-type", EVENTS.encode()), (b"cache-control", b"no-store")]
         await exchange.start(200, headers)
         async for pieces in following.events(api.limits.heartbeat):
@@ -118,6 +123,17 @@ async def _stream(exchange: Exchange, query: dict[str, Any]) -> None:
         api.remove(following)
         exchange.link.forget(following.stop)
         following.stop()
+
+
+async def _begun(running: "asyncio.Task[None]", following: _Following) -> None:
+    """Raises Full where there is no room: the answer has not begun, and can say so."""
+    await asyncio.sleep(0)  # with its first step it has a place, or none
+    if running.done():
+        try:
+            await running
+        except Full:
+            following.refused()
+            raise
 
 
 def _last(following: _Following) -> bytes:

@@ -89,7 +89,7 @@ def calls(admission, records, pipeline):
 
 
 def body(name, *, sandbox=None, bundle=None, **parameters):
-    create = SandboxBody(backend="host", isolation="none")
+    create = SandboxBody(backend="host", isolation="none") if sandbox is None else SandboxBody()
     return CallBody(f"test.{name}.v1", parameters, sandbox, create, bundle)
 
 
@@ -230,6 +230,12 @@ class TestInASandboxThatIsThere:
         view = calls(handle=handle).call(ALICE, body("echo", sandbox=handle.id))
         assert view.sandbox.id == handle.id
         assert handle.id in pipeline.manager._handles
+
+    def test_how_one_would_be_made_is_not_left_out_in_silence(self, calls, handle, kept):
+        wanted = CallBody("test.echo.v1", {}, handle.id, SandboxBody(memory="64M"))
+        with pytest.raises(InvalidInput, match="leave out one of the two"):
+            calls(handle=handle).call(ALICE, wanted)
+        assert kept.kinds() == []
 
     def test_it_must_have_the_wall_that_the_capability_needs(self, calls, handle):
         with pytest.raises(Refused, match="needs a wall of level microvm"):

@@ -303,6 +303,9 @@ class FakeService:
         self.seen: dict[str, Any] = {}
         self.keyed: dict[tuple[str, str], tuple[bytes, asyncio.Task[Answer]]] = {}
         self.failing_reads = False
+        self.waiting = threading.Event()
+        self.emitted = 0
+        self.cancelled: list[object] = []
 
     # who asks
 
@@ -583,15 +586,39 @@ class FakeService:
         emit: Callable[[str, bytes], None] | None = None,
         cancel: int = -1,
     ) -> CallView:
-        """``echo.v1`` emits and answers its parameters; ``fail.v1`` cannot be had."""
+        """``echo.v1`` emits and answers its parameters; ``fail.v1`` cannot be had; ``endless.v1``
+        emits, and ``wait.v1`` waits, until nobody follows any more."""
         who.require("run")
         self.calls.append("call")
+        self.seen["raw"] = raw
+        if body.capability == "crash.v1":
+            raise RuntimeError("a secret of the daemon")
+        if body.capability == "endless.v1" and emit is not None:
+            self._emit_for_ever(emit, bytes(int(body.parameters["size"])))
+        if body.capability == "wait.v1":
+            self.waiting.set()
+            poller = select.poll()
+            poller.register(cancel, select.POLLIN)
+            self.cancelled.append(bool(poller.poll(None if cancel >= 0 else 0)))
+            return msgspec.structs.replace(self._view_of(body), status="failed")
         if body.capability == "fail.v1":
             raise CallFailed("no_match", "the text is not in the file")
         if body.capability != "echo.v1":
             raise NotFound(f"there is no capability {body.capability[:64]!r}")
         if emit is not None:
             emit("stdout", b"a piece")
+        return self._view_of(body)
+
+    def _emit_for_ever(self, emit: Callable[[str, bytes], None], data: bytes) -> None:
+        try:
+            while True:
+                emit("stdout", data)
+                self.emitted += 1
+        except BaseException as error:
+            self.cancelled.append(error)
+            raise
+
+    def _view_of(self, body: CallBody) -> CallView:
         return CallView(
             request_id="req-1",
             capability=body.capability,
