@@ -4,7 +4,6 @@ answer, one receipt, one error.
 A policy is in force in a daemon of its own and, for calls without one, in a folder beside it.
 """
 
-import contextlib
 import json
 import os
 import subprocess
@@ -21,15 +20,16 @@ import pytest
 from tests.contract.conftest import _end_supervisor, _ready
 
 from agentd.audit.receipt import Statement, verify
+from agentd.client import build
 from agentd.client.http import address
 from agentd.client.http.client import Client
 from agentd.client.http.sse import events
 from agentd.client.sandbox import Sandbox
 from agentd.linux import idmap
 from agentd.model.api import CallView
-from agentd.model.errors import AgentdError
+from agentd.model.errors import AgentdError, Refused
 from agentd.policy import source
-from agentd.sandbox import backends
+from agentd.sandbox.manager import Manager
 
 _CONFIG = """
 [[listen]]
@@ -144,11 +144,7 @@ class Governed:
 @pytest.fixture(scope="module", params=POLICIES)
 def governed(request: pytest.FixtureRequest) -> Iterator[Governed]:
     policy = POLICIES[request.param]
-    with contextlib.closing(backends.load(policy.backend)) as backend:
-        found = backend.probe()
-    idmap.close_all()
-    if not found.usable:
-        why = "; ".join(blocker.what for blocker in found.blockers)
+    if why := _blocker(policy):
         pytest.skip(f"{policy.name} on {policy.backend}: {why}")
     with tempfile.TemporaryDirectory(prefix="contract-calls-") as name:
         folder = Path(name)
@@ -173,6 +169,22 @@ def governed(request: pytest.FixtureRequest) -> Iterator[Governed]:
                 process.terminate()
                 process.wait(30)
                 _end_supervisor(f"{folder}/state/supervisor.sock")
+
+
+def _blocker(policy: Policy) -> str:
+    """Why its wall, or a limit that it obliges to, cannot be had here; "" where both can."""
+    manager = Manager()
+    try:
+        found = manager.backend(policy.backend).probe()
+        if not found.usable:
+            return "; ".join(blocker.what for blocker in found.blockers)
+        manager.create(build.sandbox_spec(backend=policy.backend, **policy.limits))
+    except Refused as error:
+        return error.message
+    finally:
+        manager.close()
+        idmap.close_all()
+    return ""
 
 
 def _own(folder: Path) -> str:
