@@ -138,12 +138,12 @@ class Admission:
         )
 
     def _ask_for_approval(self, act: Act, decision: Decision, cancel: int) -> None:
-        if self._approvals is None:
-            raise PolicyDenied(
-                f"the policy wants {act.name} approved, and nobody here could",
-                remediation="run agentd serve: it parks the request until somebody decides",
-            )
         try:
+            if self._approvals is None:
+                raise PolicyDenied(
+                    f"the policy wants {act.name} approved, and nobody here could",
+                    remediation="run agentd serve: it parks the request until somebody decides",
+                )
             self._approvals.approve(act, decision, cancel)
         except AgentdError as error:
             self._write(Kind.DENIAL, act, {"reasons": [str(error)], "approval": error.code})

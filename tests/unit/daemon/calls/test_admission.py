@@ -101,9 +101,10 @@ class Approvals:
 
 
 class TestApproval:
-    def test_where_nobody_could_approve_it_is_refused(self, admission):
+    def test_where_nobody_could_approve_it_is_refused(self, admission, kept):
         with pytest.raises(PolicyDenied, match="nobody here could"):
             admission(allowing(approve=True)).admit(act())
+        assert kept.kinds() == ["admission", "denial"]
 
     def test_it_is_admitted_once_it_is_approved(self, admission):
         approvals = Approvals()
