@@ -125,6 +125,9 @@ class Daemon:
 
     # --- its callers ---
 
+    def connect(self) -> http.client.HTTPConnection:
+        return _Unix(self.socket)
+
     def ask(
         self,
         method: str,
@@ -135,7 +138,7 @@ class Daemon:
         **headers: str,
     ) -> Answer:
         """``body`` as it is where it is bytes, else as JSON. Without ``key``, as the admin."""
-        connection = _Unix(self.socket)
+        connection = self.connect()
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         sent |= {"X-API-Key": key} if key else {}
         raw = body
