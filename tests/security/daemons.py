@@ -198,7 +198,7 @@ class Daemon:
         return (self.folder / "log").read_bytes()
 
     def records(self, **wanted: str) -> list[Record]:
-        """Those with these members; what was asked before is on disk."""
+        """Those with these members. What is refused may be on disk a moment later."""
         assert verify(self.audit).ok
         found = read.records(self.audit)
         return [r for r in found if all(getattr(r, k) == v for k, v in wanted.items())]

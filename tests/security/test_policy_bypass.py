@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from urllib.parse import quote
 
 import pytest
-from tests.security.daemons import WAIT, Answer, Daemon, fixture
+from tests.security.daemons import WAIT, Answer, Daemon, fixture, until
 
 from agentd.client.http import address, frames
 from agentd.client.http.client import Client
@@ -168,12 +168,14 @@ def test_what_is_denied_is_denied_by_every_way(
     assert allowed.status not in (401, 404, 405) or name in ("removing a file", "watch")
     if allowed.status >= 400 and allowed.body:
         assert json.loads(allowed.body)["code"] != "policy_denied"
-    before = len(daemon.records(kind="denial", principal="mallory", sandbox=closed))
+    wanted = {"kind": "denial", "principal": "mallory", "sandbox": closed}
+    before = len(daemon.records(**wanted))
     denied = way(daemon, closed, mallory)
     assert denied.status == 403
     if denied.body:
         assert denied.code == "policy_denied"
-    after = daemon.records(kind="denial", principal="mallory", sandbox=closed)
+    until(lambda: len(daemon.records(**wanted)) > before)
+    after = daemon.records(**wanted)
     assert len(after) == before + 1
     assert after[-1].fields["reasons"] == ["test.mallory: not this"]
 

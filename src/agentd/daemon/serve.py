@@ -143,6 +143,8 @@ class Process:
         self._log.info("draining", seconds=seconds, commands=commands.running())
         self._notifier.stopping(f"draining for at most {seconds:g} s")
         drained = asyncio.create_task(server.drain(seconds + _LAST_WORDS))
+        # Whoever waits for one would wait for nothing.
+        await _at_most(_LAST_WORDS, self._daemon.approvals.close)
         await asyncio.wait((drained,), timeout=seconds)
         if not drained.done():
             self._log.warning("ends what still runs", commands=commands.running())
