@@ -336,3 +336,28 @@ def test_one_trace_leads_from_the_request_to_the_command(place: Place) -> None:
     assert result["stdout"] == f"00-{trace}-{span.removeprefix('0x')}-01\n"
     assert found["guest.command"]["attributes"]["agentd.cause"] == "exited"
     assert found["sandbox.open"]["parent_id"] == found["agentd.create"]["context"]["span_id"]
+
+
+def test_a_call_that_goes_on_is_ended_and_whoever_waits_is_told(place: Place) -> None:
+    place.write(drain="1s")
+    with place.daemon() as daemon:
+        ready(daemon)
+        answers: list[Any] = []
+        body = {
+            "capability": "shell.exec.v1",
+            "parameters": {"command": "sh", "args": ["-c", "echo begun > begun; sleep 600"]},
+        }
+        _, made = place.ask("POST", "/v1/sandboxes", {})
+        body["sandbox"] = made["id"]
+        caller = threading.Thread(
+            target=lambda: answers.append(place.ask("POST", "/v1/call", body))
+        )
+        caller.start()
+        where = f"/v1/sandboxes/{made['id']}/files/stat?path=/workspace/begun"
+        until(lambda: place.ask("GET", where)[0] == 200)
+        daemon.send_signal(signal.SIGTERM)
+        end(daemon)
+        caller.join()
+    ((status, view),) = answers
+    assert (status, view["status"], view["cause"]["code"]) == (200, "failed", "cancelled")
+    assert view["receipt"] == view["request_id"]

@@ -18,6 +18,7 @@ from agentd.daemon.approvals import Approvals
 from agentd.daemon.calls import acts, catalogue
 from agentd.daemon.calls.calls import Calls
 from agentd.daemon.calls.control import Control
+from agentd.daemon.calls.ends import Ends
 from agentd.daemon.config.schema import Config
 from agentd.daemon.pipeline import Pipeline
 from agentd.daemon.service import bodies, tar
@@ -105,6 +106,7 @@ class DaemonService:
             pipeline,
             Places(config, sandboxes),
         )
+        self.ends = Ends()
         self._idempotency = idempotency
         self._files = Files()
         self._started = time.time()
@@ -264,8 +266,10 @@ class DaemonService:
         cancel: int = -1,
     ) -> CallView:
         acting = self._signed().acting(who, loads_strict(raw))
-        with self._ledger.command(acting.name):
-            view = self._calls.call(acting, body, emit, via="http", cancel=cancel)
+        with self._ledger.command(acting.name), self.ends.one() as end:
+            # Whoever follows it has a descriptor of their own, and is told by that.
+            told = cancel if cancel >= 0 else end
+            view = self._calls.call(acting, body, emit, via="http", cancel=told)
         self._ledger.used_cpu(acting.name, view.usage.cpu_ms / 1000)
         return view
 

@@ -1,0 +1,38 @@
+"""The calls that somebody waits for, so that they can be ended and whoever waits is told."""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Ends:
+    """Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._writers: set[int] = set()
+
+    @contextmanager
+    def one(self) -> Iterator[int]:
+        """A descriptor that is readable once the call is to end; the block's own."""
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        with self._lock:
+            self._writers.add(writer)
+        try:
+            yield reader
+        finally:
+            with self._lock:
+                self._writers.remove(writer)
+            os.close(writer)
+            os.close(reader)
+
+    def end(self) -> None:
+        """Those that run now; idempotent."""
+        with self._lock:
+            for writer in self._writers:
+                os.write(writer, b"e")
+
+    def running(self) -> int:
+        with self._lock:
+            return len(self._writers)
