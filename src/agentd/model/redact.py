@@ -71,8 +71,7 @@ class Redactor:
                 cut = pattern.sub(instead, cut)
         if len(cut) > _MAX_TEXT:
             cut = f"{cut[:_MAX_TEXT]}... ({len(words)} characters)"
-        # Lone surrogates, which stand for bytes of names, are no UTF-8.
-        return cut if cut.isascii() else cut.encode("utf-8", "backslashreplace").decode()
+        return cut if cut.isprintable() else "".join(map(_plain, cut))
 
     def _value(self, value: Any, depth: int) -> Any:
         self._left -= 1
@@ -100,6 +99,12 @@ class Redactor:
         if isinstance(value, int) and value.bit_length() > 64:
             return f"an integer of {value.bit_length()} bits"
         return HIDDEN if self._known and str(value) in self._known else value
+
+
+def _plain(char: str) -> str:
+    """Whoever writes JSON escapes the controls of ASCII, and leaves those beyond it as they are: a
+    terminal obeys them, and some readers end a line at one. Lone surrogates are no UTF-8."""
+    return char if char.isprintable() or char < " " else ascii(char)[1:-1]
 
 
 def _is_likely(words: str) -> bool:

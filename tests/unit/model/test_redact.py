@@ -87,3 +87,20 @@ def test_whatever_is_given_becomes_json(value: object) -> None:
 def test_surrogates_and_huge_numbers_are_written_out() -> None:
     clean = fields({"a": "\udc80", "b": 2**20_000, "c": 2**63})
     assert clean == {"a": "\\udc80", "b": "an integer of 20001 bits", "c": 2**63}
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        ("a\x9b2J", "a\\x9b2J"),
+        ("a\x85b\u2028c\u2029", "a\\x85b\\u2028c\\u2029"),
+        ("\u202ea\x7f", "\\u202ea\\x7f"),
+        ("tab\tline\nesc\x1b", "tab\tline\nesc\x1b"),
+        ("häß 漢字", "häß 漢字"),
+    ],
+)
+def test_what_json_leaves_as_it_is_and_a_terminal_obeys_is_written_out(
+    words: str, shown: str
+) -> None:
+    assert text(words) == shown
+    assert fields({"x": words}) == {"x": shown}
