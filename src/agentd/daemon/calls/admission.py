@@ -38,6 +38,8 @@ class Log(Protocol):
     or sooner."""
 
     def submit(self, event: Event, *, lazily: bool = False) -> object: ...
+    def append(self, event: Event) -> object:
+        """As ``submit``, and on disk when it returns; what was submitted before is, too."""
 
 
 class Approves(Protocol):
@@ -101,8 +103,9 @@ class Admission:
             self._write(Kind.DENIAL, admitted.act, {"reasons": [str(error)], "code": error.code})
             raise
 
-    def begun(self, admitted: Admitted) -> None:
-        self._write(Kind.START, admitted.act, {})
+    def begun(self, admitted: Admitted, *, synced: bool = False) -> None:
+        """``synced``: for one whose begin is acknowledged, and whose end nobody waits for."""
+        self._write(Kind.START, admitted.act, {}, synced=synced)
 
     def _decide(self, act: Act, now: float) -> Decision:
         policy = self._policy()
@@ -149,9 +152,14 @@ class Admission:
             self._write(Kind.DENIAL, act, {"reasons": [str(error)], "approval": error.code})
             raise
 
-    def _write(self, kind: Kind, act: Act, fields: Mapping[str, Any]) -> None:
+    def _write(
+        self, kind: Kind, act: Act, fields: Mapping[str, Any], *, synced: bool = False
+    ) -> None:
         hidden = secrets(act)
         event = _event(kind, act, _without(hidden, fields) if hidden else fields)
+        if synced:
+            self._log.append(event)
+            return
         # A refusal is the last that is heard of it.
         self._log.submit(event, lazily=kind in (Kind.ADMISSION, Kind.START))
 

@@ -39,7 +39,8 @@ class PolicyGate:
         admitted = self._admission.admit(acts.command(who, handle, request, labels))
         with self._admission.obliging(admitted) as obligations:
             oblige.existing_sandbox(handle.spec, handle.level, obligations)
-        self._admission.begun(admitted)
+        # By its tag it is found again when we have gone, and nobody waits for its end here.
+        self._admission.begun(admitted, synced=request.tag is not None)
         return oblige.command(request, obligations), Ending(self._records, admitted, ran(handle))
 
     def adopted(

@@ -3,6 +3,7 @@
 import pytest
 from tests.unit.daemon.calls.known import ALICE, Says, allowing, handle_of
 
+from agentd.audit import read
 from agentd.audit.receipt import verify
 from agentd.daemon.calls import acts
 from agentd.daemon.calls.gate import PolicyGate
@@ -53,6 +54,15 @@ def test_a_command_gets_the_lower_bounds_and_a_record_of_its_begin(gate, kept):
     assert (admitted.kind, begun.kind) == ("admission", "start")
     assert admitted.request == begun.request == ending.request_id
     assert (begun.sandbox, begun.capability) == ("sbx-1", "shell.exec.v1")
+
+
+def test_the_begin_of_one_that_goes_on_without_us_is_on_disk(gate, kept):
+    """It is acknowledged by then, and its end may be another daemon's to write."""
+    request = ExecRequest(argv=("make",), tag="prc-1")
+    for _ in range(20):
+        _, ending = gate().command(ALICE, handle_of(), request, {})
+        found = [r.kind for r in read.records(kept.folder) if r.request == ending.request_id]
+        assert found == ["admission", "start"]
 
 
 @pytest.mark.parametrize(
