@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from agentd.audit import read
 from agentd.model.errors import AgentdError
 from agentd.sandbox.supervisor import client
 
@@ -361,3 +362,29 @@ def test_a_call_that_goes_on_is_ended_and_whoever_waits_is_told(place: Place) ->
     ((status, view),) = answers
     assert (status, view["status"], view["cause"]["code"]) == (200, "failed", "cancelled")
     assert view["receipt"] == view["request_id"]
+
+
+def test_a_sandbox_s_begin_and_end_are_written_down_and_decisions_counted(place: Place) -> None:
+    def records(**wanted: str) -> list[Any]:
+        found = read.records(f"{place.folder}/state/audit")
+        return [r for r in found if all(getattr(r, k) == v for k, v in wanted.items())]
+
+    with place.daemon() as daemon:
+        ready(daemon)
+        _, made = place.ask("POST", "/v1/sandboxes", {})
+        until(lambda: bool(records(kind="sandbox_created")))
+        (created,) = records(kind="sandbox_created")
+        assert (created.sandbox, created.principal) == (made["id"], made["principal"])
+        assert created.fields == {"backend": made["backend"], "level": made["level"]}
+        kinds = [r.kind for r in records(request=created.request)]
+        assert kinds == ["admission", "sandbox_created"]
+        assert place.ask("DELETE", f"/v1/sandboxes/{made['id']}")[0] == 204
+        until(lambda: bool(records(kind="sandbox_ended")))
+        (ended,) = records(kind="sandbox_ended", sandbox=made["id"])
+        assert ended.fields == {"reason": "destroyed"} and ended.request != created.request
+        _, text = place.ask("GET", "/metrics")
+        assert 'agentd_decisions_total{answer="allow"} 1.0' in text
+        assert "agentd_audit_lost_total 0.0" in text and "agentd_audit_unsent_total 0.0" in text
+        assert "agentd_audit_records_total 4.0" in text  # with the one of its opening
+        daemon.send_signal(signal.SIGTERM)
+        end(daemon)
