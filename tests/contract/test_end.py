@@ -21,6 +21,7 @@ from agentd.model.principal import local
 def temporary(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
     """Where sandboxes made in this test put what they keep on the host."""
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setenv("TMPDIR", str(folder))
     return folder
 
 

@@ -168,7 +168,8 @@ def test_a_default_limit_is_reported_as_it_is(kind: Any, sandbox: Sandbox, limit
     if limit == "memory" and kind.name != "fake":
         hierarchy = own_hierarchy()
         held = isinstance(hierarchy, Hierarchy) and "memory" in hierarchy.controllers
-        assert control.enforced is held
+        # A virtual machine holds its own, whoever runs it.
+        assert control.enforced is (held or sandbox.info.level == "microvm")
 
 
 def test_a_limit_of_one_sandbox_is_not_anothers(make: Callable[..., Sandbox]) -> None:

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import socket
-import tempfile
 import time
 
 import msgspec
@@ -73,7 +72,7 @@ class HostBackend:
     def launch(self, plan: ProcessPlan) -> ProcessWall:
         with contextlib.ExitStack() as undo:
             # The monitor makes it and removes it; we do where the monitor was killed.
-            scratch = os.path.join(tempfile.gettempdir(), f"agentd-{os.urandom(8).hex()}")
+            scratch = os.path.join(_temporary(), f"agentd-{os.urandom(8).hex()}")
             undo.callback(remove, scratch)
             workspace = plan.workspace or os.path.join(scratch, "workspace")
             control, theirs_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -227,6 +226,16 @@ class LandlockBackend(HostBackend):
         for mount in plan.mounts:
             table[f"mount {mount.source}"] = Control(str(mount.mode), True, "Landlock rule")
         return table | self._limits(plan, controls, group, detail)
+
+
+def _temporary() -> str:
+    """Where tempfile would put it; that tries each by a file, which we leave if we are killed."""
+    for folder in (os.environ.get("TMPDIR"), "/tmp", "/var/tmp"):
+        if folder and os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK):
+            return os.path.abspath(folder)
+    raise SandboxError(
+        "there is no folder for a sandbox's files", remediation="set TMPDIR to one you may write to"
+    )
 
 
 def profile_name() -> str:
