@@ -36,9 +36,9 @@ class Place(msgspec.Struct, frozen=True):
 class Act(msgspec.Struct, frozen=True, kw_only=True):
     """``name`` is a capability's, or that of an operation on sandboxes: ``sandbox.create.v1``.
 
-    ``signer`` is the key that signed the request, ``digest`` of the request as it came, ``bundle``
-    the policy that the caller expects; each "" where there is none. ``executes``: something runs,
-    and so it has a start, an end and a receipt.
+    ``signer`` is the key that signed the request, ``bundle`` the policy that the caller expects;
+    each "" where there is none. ``executes``: something runs, and so it has a start, an end and a
+    receipt.
     """
 
     who: Principal
@@ -48,7 +48,6 @@ class Act(msgspec.Struct, frozen=True, kw_only=True):
     needs: Needs = Needs()
     request: str = ""
     signer: str = ""
-    digest: str = ""
     bundle: str = ""
     via: str = ""
     executes: bool = False

@@ -84,7 +84,8 @@ class Admission:
         self._count(decision)
         if not decision.allow:
             self._refuse(act, decision)
-        self._write(Kind.ADMISSION, act, decision_fields(decision))
+        # What has an end of its own is on disk with that; of the rest this is the only record.
+        self._write(Kind.ADMISSION, act, decision_fields(decision), synced=not act.executes)
         if decision.obligations.approve:
             self._ask_for_approval(act, decision, cancel)
         return Admitted(act, decision, now)

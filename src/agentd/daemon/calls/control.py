@@ -9,6 +9,8 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from agentd.audit.chain import Keep
 from agentd.audit.keypair import KeyPair
 from agentd.audit.log import AuditLog
@@ -92,8 +94,6 @@ class Control:
     @property
     def counts(self) -> Mapping[str, int]:
         """Of the log: commits, records, failures, lost, ...; nothing of a shared one."""
-        import msgspec
-
         log = self.log
         return msgspec.structs.asdict(log.counts) if isinstance(log, AuditLog) else {}
 

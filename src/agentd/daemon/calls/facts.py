@@ -97,7 +97,7 @@ def _execution(admitted: Admitted, outputs: Digests, **known: Any) -> Execution:
     return Execution(
         principal=act.who.name,
         request=act.id,
-        request_digest=act.digest or digest_of(named),
+        request_digest=digest_of(named),
         capability=act.name,
         decision=Decided(decision.allow, decision.bundle, decision.reasons),
         code_digest=_code_digest(act),

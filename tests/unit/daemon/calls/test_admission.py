@@ -7,7 +7,7 @@ from tests.unit.daemon.calls.known import DIGEST, Says, act, allowing
 
 from agentd.audit.errors import AuditError
 from agentd.daemon.calls.act import Place
-from agentd.daemon.calls.admission import secrets
+from agentd.daemon.calls.admission import Admission, secrets
 from agentd.model.decision import Decision
 from agentd.model.errors import AgentdError, PolicyDenied, Refused, Undecided
 from agentd.model.spec import SandboxSpec
@@ -31,6 +31,23 @@ def test_what_the_policy_allows_is_admitted_with_its_obligations(admission, kept
     (record,) = kept.records()
     assert record.fields["bundle"] == DIGEST
     assert record.fields["obligations"]["no_network"] is True
+
+
+def test_what_has_no_end_is_on_disk_before_it_is_done():
+    """Of what executes the end is waited for, and brings the admission along."""
+    asked = []
+
+    class Log:
+        def submit(self, event, *, lazily=False):
+            asked.append(("submitted", lazily))
+
+        def append(self, event):
+            asked.append(("on disk", event.kind))
+
+    admission = Admission(lambda: None, Log())
+    admission.admit(act(executes=True))
+    admission.admit(act("fs.write.v1"))
+    assert asked == [("submitted", True), ("on disk", "admission")]
 
 
 def test_what_it_denies_is_refused_with_its_reasons(admission, kept):
