@@ -52,13 +52,15 @@ class Counts(msgspec.Struct, frozen=True):
 class _Job:
     """Done when it has a ``position`` or an ``error``."""
 
-    __slots__ = ("body", "error", "future", "leads", "position", "ready", "waiting")
+    __slots__ = ("body", "error", "future", "leads", "may_lead", "position", "ready")
 
-    def __init__(self, body: bytes, future: "Future[Position] | None") -> None:
+    def __init__(
+        self, body: bytes, future: "Future[Position] | None" = None, *, may_lead: bool = False
+    ) -> None:
         self.body = body
         self.future = future
-        self.waiting = future is None  # for ``ready``
-        self.leads = False  # whoever waits for it is to write the next batch
+        self.may_lead = may_lead  # somebody waits for ``ready`` who can write a batch
+        self.leads = False  # and is to write the next one
         self.ready = threading.Lock()  # let go once: when it is done, or when it leads
         self.ready.acquire()
         self.position: Position | None = None
@@ -115,11 +117,13 @@ class AuditLog:
 
         Raises AuditBusy, AuditError: then it is not in the log, and is counted as lost.
         """
-        if threading.get_ident() == threading.main_thread().ident:
-            # Signals' handlers raise in the main thread alone, anywhere: it must not lead.
-            return self.submit(event, secrets).result()
-        job = _Job(self._body(event, secrets), None)
+        # Signals' handlers raise in the main thread alone, anywhere: it must not lead, nor wait
+        # with a Future, whose lock would stay locked.
+        may_lead = threading.get_ident() != threading.main_thread().ident
+        job = _Job(self._body(event, secrets), may_lead=may_lead)
         self._enqueue(job)
+        if not may_lead:
+            self._rouse()
         if not job.leads:
             job.ready.acquire()
         if job.leads:
@@ -186,7 +190,7 @@ class AuditLog:
             if waiting < MAX_WAITING and size < MAX_WAITING_BYTES:
                 self._queue.append(job)
                 self._queued_bytes += len(job.body)
-                if not self._led and job.waiting:
+                if not self._led and job.may_lead:
                     self._led = True
                     self._appoint(job)
                 return
@@ -215,7 +219,7 @@ class AuditLog:
 
     def _appoint(self, job: _Job) -> None:
         """Whoever waits for the first of the queue leads; under ``_guard``."""
-        if job.waiting:
+        if job.may_lead:
             job.leads = True
             job.ready.release()
         else:

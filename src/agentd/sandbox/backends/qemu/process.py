@@ -28,8 +28,9 @@ _UNPLUG_SECONDS = 30.0
 _PATIENCE = 1.0  # and then twice as long each time
 _FINAL_SECONDS, _FINAL_POLL = 10.0, 0.005
 _END_SECONDS = 10.0
-# A socket closes a moment before the process that held it has ended.
-_DYING_SECONDS = 0.5
+# A socket closes a moment before the process that held it has ended, and the keeper lets a machine
+# outlive its device and helpers by ORPHAN_SECONDS.
+_DYING_SECONDS = 2.0
 _BACKLOG = 128
 _DEVICE = "vsock"
 _PANIC = re.compile(r"Kernel panic - not syncing: ([^\r\n]{1,200})")

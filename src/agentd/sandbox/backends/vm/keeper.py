@@ -29,6 +29,8 @@ import selectors
 import signal
 import socket
 import sys
+import time
+from collections import deque
 from typing import NoReturn
 
 from agentd.linux import abi, process, seccomp
@@ -48,6 +50,8 @@ _TAIL = 8 << 10
 _READ = 16 << 10
 _MAX_VMS = 4096
 _MAX_HELPERS = 40
+# A monitor that ends by itself hangs up on its device and helpers a moment before.
+ORPHAN_SECONDS = 1.0
 
 
 class _Vm:
@@ -120,14 +124,24 @@ class Keeper:
         self._cloner = cloner
         self._filter = filter_
         self._vms: dict[int, _Vm] = {}
+        self._orphans: deque[tuple[float, _Vm]] = deque()  # when to end a monitor, the next first
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ, self._request)
 
     def serve(self) -> None:
         """Until the host is gone. Raises EOFError then."""
         while True:
-            for key, _ in self._selector.select():
+            for key, _ in self._selector.select(self._end_orphans()):
                 key.data()
+
+    def _end_orphans(self) -> float | None:
+        """The monitors that have outlived their device for too long; seconds to the next one."""
+        while self._orphans:
+            left = self._orphans[0][0] - time.monotonic()
+            if left > 0:
+                return left
+            _end(self._orphans.popleft()[1].monitor)
+        return None
 
     def _request(self) -> None:
         request, fds = receive(self._control)
@@ -225,12 +239,14 @@ class Keeper:
             _end(vm.device, *vm.helpers)
         elif pid == vm.device:
             vm.device = 0
-            vm.ring.add(b"\nagentd: the vsock device ended\n")
-            _end(vm.monitor)
+            self._orphan(vm, "the vsock device")
         elif pid in vm.helpers:
             vm.helpers.discard(pid)
-            vm.ring.add(b"\nagentd: a helper of the machine ended\n")
-            _end(vm.monitor)
+            self._orphan(vm, "a helper of the machine")
+
+    def _orphan(self, vm: _Vm, what: str) -> None:
+        vm.ring.add(f"\nagentd: {what} ended\n".encode())
+        self._orphans.append((time.monotonic() + ORPHAN_SECONDS, vm))
 
     def _release(self, vm: _Vm) -> None:
         device, vm.device = vm.device, 0
