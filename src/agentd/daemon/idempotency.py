@@ -57,16 +57,32 @@ class IdempotencyFull(Refused):
     code = "idempotency_full"
 
 
-Work = Callable[[], Awaitable[Answer]]
+Work = Callable[[], Answer]
+Carry = Callable[[Work], Awaitable[Answer]]
 
 
 class _Run:
-    """``decided``: whether it runs, or was answered from the record, is known."""
+    """Of one key. ``decided``: whether it runs, or was answered from the record, is known."""
 
     def __init__(self, digest: str) -> None:
         self.digest = digest
-        self.decided = asyncio.Event()
         self.task: asyncio.Task[Answer] | None = None
+        self.decided = False
+        self._loop = asyncio.get_running_loop()
+        self._told: asyncio.Event | None = None  # of that, if somebody waits for it
+
+    async def wait_decided(self) -> None:
+        # First this and then a look, where ``decide`` does it the other way round: no call is lost.
+        self._told = self._told or asyncio.Event()
+        if not self.decided:
+            await self._told.wait()
+
+    def decide(self) -> None:
+        """From any thread."""
+        self.decided = True
+        if self._told is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+                self._loop.call_soon_threadsafe(self._told.set)
 
 
 class Idempotency:
@@ -84,12 +100,13 @@ class Idempotency:
             pass
         self._total = store.measure(IdempotencyRecord, "size").rows
 
-    async def run(self, principal: str, key: str, digest: str, work: Work) -> Answer:
+    async def run(self, principal: str, key: str, digest: str, work: Work, carry: Carry) -> Answer:
         """The answer of ``work``, or that of the request that had the key first.
 
-        A caller that is cancelled does not stop ``work``: the next one attaches to it. ``work``
-        had best make answers of errors itself. What it raises is not recorded: InvalidInput and
-        Refused say that nothing was done and free the key, any other leaves it interrupted.
+        ``carry`` does in a thread what it is given: ``work`` between two writes to the store. A
+        caller that is cancelled does not stop that: the next one attaches to it. ``work`` had best
+        make answers of errors itself. What it raises is not recorded: InvalidInput and Refused say
+        that nothing was done and free the key, any other leaves it interrupted.
 
         Raises IdempotencyMismatch, IdempotencyInterrupted, AnswerDropped, IdempotencyFull,
         InvalidInput for a malformed key, StoreError.
@@ -103,11 +120,11 @@ class Idempotency:
             if running.digest == digest and running.task is not None:
                 answer = await asyncio.shield(running.task)
                 return msgspec.structs.replace(answer, replayed=True)
-            if running.decided.is_set():
+            if running.decided:
                 raise _mismatch(key)
-            await running.decided.wait()
+            await running.wait_decided()
         running = self._running[principal, key] = _Run(digest)
-        running.task = asyncio.ensure_future(self._answer(principal, key, running, work))
+        running.task = asyncio.ensure_future(self._answer(principal, key, running, work, carry))
         running.task.add_done_callback(_retrieve)
         return await asyncio.shield(running.task)
 
@@ -125,47 +142,49 @@ class Idempotency:
             if gone < _SWEEP:
                 return total
 
-    async def _answer(self, principal: str, key: str, running: _Run, work: Work) -> Answer:
+    async def _answer(
+        self, principal: str, key: str, running: _Run, work: Work, carry: Carry
+    ) -> Answer:
         try:
-            # Not synced: a loss of power takes the sandboxes along that it was about.
-            record = await self._store.awrite(
-                lambda t: self._claim(t, principal, key, running.digest), synced=False
-            )
-            if record is None:
-                raise IdempotencyFull(
-                    "too many Idempotency-Keys are remembered",
-                    cause=f"{MAX_KEYS} a principal and {MAX_TOTAL_KEYS} in all are the most",
-                    remediation="send it without one, or wait until the oldest expire",
-                )
-            if record.state != _NEW:
-                return _recorded(record, running.digest)
-            running.decided.set()
-            return await self._do(record, work)
+            return await carry(lambda: self._perform(principal, key, running, work))
         finally:
             # Removed first: those who wait for the decision find nothing that runs, and ask again.
             del self._running[principal, key]
-            running.decided.set()
+            running.decide()
 
-    async def _do(self, record: IdempotencyRecord, work: Work) -> Answer:
+    # -- in a thread -------------------------------------------------------------------------
+
+    def _perform(self, principal: str, key: str, running: _Run, work: Work) -> Answer:
+        # Not synced: a loss of power takes the sandboxes along that it was about.
+        record = self._store.write(
+            lambda t: self._claim(t, principal, key, running.digest), synced=False
+        )
+        if record is None:
+            raise IdempotencyFull(
+                "too many Idempotency-Keys are remembered",
+                cause=f"{MAX_KEYS} a principal and {MAX_TOTAL_KEYS} in all are the most",
+                remediation="send it without one, or wait until the oldest expire",
+            )
+        if record.state != _NEW:
+            return _recorded(record, running.digest)
+        running.decide()
         try:
-            answer = await work()
+            answer = work()
         except (InvalidInput, Refused):
-            await self._store.awrite(lambda t: self._release(t, record))
+            self._store.write(lambda t: self._release(t, record))
             raise
         except Exception:
-            await self._record(record, "interrupted")
+            self._record(record, "interrupted")
             raise
-        await self._record(record, "done", answer)
+        self._record(record, "done", answer)
         return answer
 
-    async def _record(
-        self, record: IdempotencyRecord, state: str, answer: Answer | None = None
-    ) -> None:
+    def _record(self, record: IdempotencyRecord, state: str, answer: Answer | None = None) -> None:
         """Should the disk refuse it, the key stays "started": a repeat is told "interrupted"."""
         with contextlib.suppress(StoreError):
-            await self._store.awrite(lambda t: self._end(t, record, state, answer))
+            self._store.write(lambda t: self._end(t, record, state, answer))
 
-    # -- on the store's thread: what follows is never run twice at once ----------------------
+    # -- in the store's turn: what follows is never run twice at once ------------------------
 
     def _claim(
         self, transaction: Transaction, principal: str, key: str, digest: str

@@ -212,7 +212,9 @@ class Service(Protocol):
         who: Principal,
         key: str,
         request: bytes,
-        work: Callable[[], Awaitable[Answer]],
+        work: Callable[[], Answer],
+        carry: Callable[[Callable[[], Answer]], Awaitable[Answer]],
     ) -> Answer:
         """``Idempotency-Key``: ``work`` runs at most once for a key; ``request`` is what it was
-        asked with. Raises IdempotencyMismatch and others."""
+        asked with, and ``carry`` does in a thread what it is given. Raises IdempotencyMismatch and
+        others."""

@@ -17,7 +17,8 @@ from agentd.model.errors import AgentdError
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox.handle import SandboxHandle
 
-_TICK_SECONDS = 1.0
+_CHECK_SECONDS = 1.0  # between looks at what stands ready: each is a question to its wall
+_LOOK_SECONDS = 0.1  # between looks at whether a shelf is short
 # After a failure the next try waits, so that a broken machine is not kept busy by it.
 _RETRY_SECONDS = 5.0
 # A shelf that ran empty may grow; one that nobody asked for so long shrinks to ``least`` again.
@@ -71,7 +72,8 @@ class Pool:
             taken = shelf.ready.popleft() if shelf.ready else None
             if not shelf.ready:
                 shelf.target = min(shelf.wanted.most, shelf.target + 1)
-            self._wanted.notify()
+            if not shelf.rest():  # else it will be seen soon enough: whoever claims is in a hurry
+                self._wanted.notify()
         if taken is None:
             return None
         handle = taken.handle
@@ -115,17 +117,19 @@ class Pool:
             self._end(handle)
 
     def _fill(self) -> None:
+        check_at = 0.0
         while True:
             with self._lock:
-                short = [s for s in self._shelves.values() if s.short()]
-                wait = min([_TICK_SECONDS, *(s.rest() for s in short)])
-                shelf = next((s for s in short if not s.rest()), None)
+                ripe = (s for s in self._shelves.values() if s.short() and not s.rest())
+                shelf = next(ripe, None)
                 if shelf is None and not self._closing:
-                    self._wanted.wait(wait)
+                    self._wanted.wait(_LOOK_SECONDS)
                 if self._closing:
                     return
-            for handle in self._take(_is_spare):
-                self._end(handle)
+            if time.monotonic() >= check_at:
+                check_at = time.monotonic() + _CHECK_SECONDS
+                for handle in self._take(_is_spare):
+                    self._end(handle)
             if shelf is not None:
                 self._add(shelf)
 

@@ -137,17 +137,14 @@ class Guest:
     def call(self, op: str, **fields: object) -> dict[str, Any]:
         """One request with one answer: the fields of its result."""
         with self._call({"op": op, **fields}) as call:
-            kind, payload = call.next()
-            if kind != wire.EVENT:
-                raise GuestError(f"the agent sent a frame of type {kind} out of place")
-            value = decode_any(payload)
-            name = value.pop("event")
-            if name == "error":
-                raise failure(decode(_ERROR, payload), op)
-            if name != "result":
-                raise GuestError(f"the agent did not answer {op} with a result")
-            call.ended = True
-            return value
+            return _answer(call, op)
+
+    @contextmanager
+    def calling(self, op: str, **fields: object) -> Iterator[None]:
+        """``call``, beside what the block does; its answer is waited for at the end."""
+        with self._call({"op": op, **fields}) as call:
+            yield
+            _answer(call, op)
 
     def tunnel(self, port: int) -> Tunnel:
         """A TCP connection to ``port`` on the sandbox's loopback."""
@@ -234,6 +231,21 @@ class Guest:
             capture=capture,
             limit=limit,
         )
+
+
+def _answer(call: Call, op: str) -> dict[str, Any]:
+    """The fields of the one result. Raises OperationFailed, GuestError."""
+    kind, payload = call.next()
+    if kind != wire.EVENT:
+        raise GuestError(f"the agent sent a frame of type {kind} out of place")
+    value = decode_any(payload)
+    name = value.pop("event")
+    if name == "error":
+        raise failure(decode(_ERROR, payload), op)
+    if name != "result":
+        raise GuestError(f"the agent did not answer {op} with a result")
+    call.ended = True
+    return value
 
 
 def _hold(hold: bool) -> dict[str, Any]:

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -33,7 +34,7 @@ def die(place):
     if place == where:
         os.kill(os.getpid(), signal.SIGKILL)
 
-async def work():
+def work():
     die("claimed")
     with open(f"{folder}/trace", "a") as file:
         file.write("x")
@@ -44,7 +45,7 @@ async def main():
     store = SqliteStore(f"{folder}/state")
     keys = Idempotency(store)
     die("before")
-    await keys.run("alice", "k", "d", work)
+    await keys.run("alice", "k", "d", work, asyncio.to_thread)
     die("answered")
 
 asyncio.run(main())
@@ -65,17 +66,25 @@ class Worker:
     def __init__(self, answer=None, gate=None):
         self.answer = answer if answer is not None else Answer(201, b"made", {"location": "/x"})
         self.gate = gate
-        self.started = asyncio.Event()
+        self.began = threading.Event()
         self.runs = 0
 
-    async def __call__(self):
+    async def started(self):
+        await asyncio.to_thread(self.began.wait, 10)
+
+    def __call__(self):
         self.runs += 1
-        self.started.set()
+        self.began.set()
         if self.gate is not None:
-            await self.gate.wait()
+            assert self.gate.wait(10)
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
+
+
+class Keys(Idempotency):
+    def run(self, principal, key, digest, work):
+        return super().run(principal, key, digest, work, asyncio.to_thread)
 
 
 @pytest.fixture
@@ -92,7 +101,7 @@ def clock():
 
 @pytest.fixture
 def make(store, clock):
-    return lambda: Idempotency(store, ttl=100, clock=clock)
+    return lambda: Keys(store, ttl=100, clock=clock)
 
 
 def test_a_repeat_gets_the_recorded_answer_also_from_the_next_daemon(make):
@@ -110,10 +119,10 @@ def test_a_repeat_gets_the_recorded_answer_also_from_the_next_daemon(make):
 
 def test_a_repeat_while_it_runs_waits_for_the_same_answer(make):
     async def main():
-        work, keys = Worker(gate=asyncio.Event()), make()
+        work, keys = Worker(gate=threading.Event()), make()
         # The second and third come before the first is even in the store.
         tasks = [asyncio.ensure_future(keys.run("alice", "k", "d", work)) for _ in range(3)]
-        await work.started.wait()
+        await work.started()
         tasks.append(asyncio.ensure_future(keys.run("alice", "k", "d", work)))
         await asyncio.sleep(0)
         assert not any(task.done() for task in tasks)
@@ -128,9 +137,9 @@ def test_a_repeat_while_it_runs_waits_for_the_same_answer(make):
 
 def test_a_client_that_goes_away_does_not_stop_it_and_its_repeat_attaches(make):
     async def main():
-        work, keys = Worker(gate=asyncio.Event()), make()
+        work, keys = Worker(gate=threading.Event()), make()
         first = asyncio.ensure_future(keys.run("alice", "k", "d", work))
-        await work.started.wait()
+        await work.started()
         first.cancel()
         with pytest.raises(asyncio.CancelledError):
             await first
@@ -145,10 +154,10 @@ def test_a_client_that_goes_away_does_not_stop_it_and_its_repeat_attaches(make):
 
 def test_the_same_key_with_another_body_is_refused_running_or_done(make):
     async def main():
-        work, other, keys = Worker(gate=asyncio.Event()), Worker(), make()
+        work, other, keys = Worker(gate=threading.Event()), Worker(), make()
         task = asyncio.ensure_future(keys.run("alice", "k", "d", work))
         early = asyncio.ensure_future(keys.run("alice", "k", "other", other))
-        await work.started.wait()
+        await work.started()
         with pytest.raises(IdempotencyMismatch, match="'k' was used for another request"):
             await keys.run("alice", "k", "other", other)
         with pytest.raises(IdempotencyMismatch) as caught:
@@ -198,7 +207,7 @@ def test_a_crash_never_makes_it_run_twice(tmp_path, where, traces, runs_again):
     assert (len(trace.read_text()) if trace.exists() else 0) == traces
 
     async def main():
-        keys, work = Idempotency(store), Worker()
+        keys, work = Keys(store), Worker()
         if where in ("claimed", "worked"):
             assert store.get(IdempotencyRecord, "alice", "k").state == "interrupted"
             for _ in range(2):
@@ -222,9 +231,9 @@ def test_a_crash_never_makes_it_run_twice(tmp_path, where, traces, runs_again):
 @pytest.mark.parametrize("error", [InvalidInput("bad"), Refused("no")])
 def test_what_was_refused_before_anything_was_done_may_be_sent_again(make, error):
     async def main():
-        keys, work = make(), Worker(error, asyncio.Event())
+        keys, work = make(), Worker(error, threading.Event())
         tasks = [asyncio.ensure_future(keys.run("alice", "k", "d", work)) for _ in range(2)]
-        await work.started.wait()
+        await work.started()
         work.gate.set()
         for task in tasks:
             with pytest.raises(type(error)):
@@ -251,9 +260,9 @@ def test_what_failed_half_way_is_interrupted(make):
 
 def test_a_key_expires_after_its_request_has_ended(make, store, clock):
     async def main():
-        keys, work = make(), Worker(gate=asyncio.Event())
+        keys, work = make(), Worker(gate=threading.Event())
         task = asyncio.ensure_future(keys.run("alice", "k", "d", work))
-        await work.started.wait()
+        await work.started()
         clock.now += 1000  # while it runs its key is held, whatever the clock says
         attached = asyncio.ensure_future(keys.run("alice", "k", "d", work))
         await asyncio.sleep(0)
@@ -342,17 +351,17 @@ def test_an_answer_that_cannot_be_recorded_is_given_once_and_never_made_again(ma
         def work(transaction):
             return transaction._connection.execute(f"PRAGMA max_page_count={count}").fetchall()
 
-        return store.awrite(work)
+        return store.write(work)
 
     async def main():
         keys, work = make(), Worker(Answer(200, os.urandom(500_000)))
 
-        async def fill():
-            await pages(1)
-            return await work()
+        def fill():
+            pages(1)
+            return work()
 
         assert await keys.run("alice", "k", "d", fill) == work.answer
-        await pages(100_000)
+        pages(100_000)
         for again in (keys, make()):
             with pytest.raises(IdempotencyInterrupted):
                 await again.run("alice", "k", "d", work)
@@ -363,9 +372,9 @@ def test_an_answer_that_cannot_be_recorded_is_given_once_and_never_made_again(ma
 
 def test_drain_waits_for_what_runs(make):
     async def main():
-        keys, work = make(), Worker(gate=asyncio.Event())
+        keys, work = make(), Worker(gate=threading.Event())
         task = asyncio.ensure_future(keys.run("alice", "k", "d", work))
-        await work.started.wait()
+        await work.started()
         task.cancel()
         drained = asyncio.ensure_future(keys.drain())
         await asyncio.sleep(0)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agentd.daemon import meter, trace
+from agentd.daemon import context, meter, trace
 from agentd.daemon.config.schema import Config
 from agentd.daemon.pipeline import Pipeline
 from agentd.daemon.service.live import Live
@@ -275,11 +275,16 @@ class Sandboxes:
     def _lease(self, live: Live, seconds: float) -> None:
         """Ours ends first, then the supervisor's, then the agent's own: each where the one before
         is in no state to."""
-        live.wall.renew(seconds + _GRACE_SECONDS)
-        # An agent of protocol v1 has none, a paused machine's stands still with it.
-        with contextlib.suppress(AgentdError):
-            last = seconds + 2 * _GRACE_SECONDS
-            live.handle.guest.call("sys.lease", ms=int(last * 1000))
+        last = seconds + 2 * _GRACE_SECONDS
+        renewed = False
+        try:
+            with live.handle.guest.calling("sys.lease", ms=int(last * 1000)):
+                live.wall.renew(seconds + _GRACE_SECONDS)
+                renewed = True
+        except AgentdError:
+            # An agent of protocol v1 has none, a paused machine's stands still with it.
+            if not renewed:
+                live.wall.renew(seconds + _GRACE_SECONDS)
 
     def _change(self, live: Live, **fields: object) -> None:
         with live.lock:
@@ -290,7 +295,10 @@ class Sandboxes:
         self._put(record)
 
     def _put(self, record: SandboxRecord) -> None:
-        self._store.write(lambda transaction: transaction.put(record))
+        if context.recorded():  # the answer is written behind it, and waits for both
+            self._store.submit(lambda transaction: transaction.put(record))
+        else:
+            self._store.write(lambda transaction: transaction.put(record))
 
     def _keep(self, live: Live) -> None:
         with self._lock:

@@ -412,11 +412,12 @@ class DaemonService:
         who: Principal,
         key: str,
         request: bytes,
-        work: Callable[[], Awaitable[Answer]],
+        work: Callable[[], Answer],
+        carry: Callable[[Callable[[], Answer]], Awaitable[Answer]],
     ) -> Answer:
         digest = sha256(request).hexdigest()
         with context.recording():
-            return await self._idempotency().run(who.name, key, digest, work)
+            return await self._idempotency().run(who.name, key, digest, work, carry)
 
     def _create(self, who: Principal, body: SandboxBody) -> Live:
         who.require("create")

@@ -49,7 +49,10 @@ class Exchange:
         return proof_of(self.scope)
 
     async def authenticate(self) -> Principal:
-        return await self.api.threads.short.run(self.proof().principal, self.api.service)
+        proof, service = self.proof(), self.api.service
+        if not proof.headers and proof.certificate is None:
+            return proof.principal(service)  # the connection told it: nobody need be asked
+        return await self.api.threads.short.run(proof.principal, service)
 
     # -- the request's body --
 
@@ -99,8 +102,9 @@ class Exchange:
             headers.append((b"idempotency-replayed", b"true"))
         if answer.status not in (204, 304):
             headers.append((b"content-length", b"%d" % len(answer.body)))
-        await self.start(answer.status, headers)
-        await self.end(answer.body)
+        with self.link.transport.holding():
+            await self.start(answer.status, headers)
+            await self.end(answer.body)
 
     async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.started = True

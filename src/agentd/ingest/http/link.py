@@ -4,10 +4,45 @@ import contextlib
 import socket
 import ssl
 from asyncio import Transport
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 from agentd.ingest.service import Service
+
+
+class HoldingTransport:
+    """A transport that can gather what is written, for one send: a client that waits for an answer
+    would wake up for its head alone."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._held: list[bytes] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[None]:
+        self._held = []
+        try:
+            yield
+        finally:
+            self._let_go()
+
+    def write(self, data: bytes) -> None:
+        if self._held is None:
+            self._transport.write(data)
+        else:
+            self._held.append(data)
+
+    def close(self) -> None:
+        self._let_go()
+        self._transport.close()
+
+    def _let_go(self) -> None:
+        held, self._held = self._held, None
+        if held:
+            self._transport.writelines(held)
 
 
 class Link:
@@ -15,7 +50,7 @@ class Link:
 
     __slots__ = ("_callbacks", "certificate", "is_unix", "peer", "transport")
 
-    def __init__(self, transport: Transport, service: Service) -> None:
+    def __init__(self, transport: HoldingTransport, service: Service) -> None:
         self.transport = transport
         self.peer: object | None = None
         self.certificate: bytes | None = None

@@ -5,6 +5,7 @@ are all done by one thread, so that a request costs one hop there and one back.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -85,15 +86,11 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     async def _at_most_once(
         self, exchange: Exchange, who: Principal, key: str | None, query: dict[str, Any], raw: bytes
     ) -> Answer:
-        async def work() -> Answer:
-            call = self._answer, exchange.api.service, who, exchange, query, raw
-            return await recordable(self._room(exchange), *call)
-
+        service, carry = exchange.api.service, self._room(exchange).run
+        call = partial(self._answer, service, who, exchange, query, raw)
         if key is None:
-            return await self._room(exchange).run(
-                self._answer, exchange.api.service, who, exchange, query, raw
-            )
-        return await exchange.api.service.once(who, key, fingerprint(exchange, raw), work)
+            return await carry(call)
+        return await service.once(who, key, fingerprint(exchange, raw), recordable(call), carry)
 
     def _room(self, exchange: Exchange) -> Room:
         threads = exchange.api.threads
@@ -151,14 +148,18 @@ def fingerprint(exchange: Exchange, raw: bytes) -> bytes:
     return b"".join(len(part).to_bytes(8, "big") + part for part in head)
 
 
-async def recordable(room: Room, call: Callable[..., Answer], *args: Any) -> Answer:
-    """The answer, also where it is an error. Those by which nothing was done are raised: the
-    request may be sent again with its key."""
-    try:
-        return await room.run(call, *args)
-    except CallFailed as error:
-        return error_answer(error)  # it has run, as far as it went
-    except (InvalidInput, Refused):
-        raise
-    except AgentdError as error:
-        return error_answer(error)
+def recordable(call: Callable[[], Answer]) -> Callable[[], Answer]:
+    """Answers errors, too. Those by which nothing was done are raised: the request may be sent
+    again with its key."""
+
+    def answering() -> Answer:
+        try:
+            return call()
+        except CallFailed as error:
+            return error_answer(error)  # it has run, as far as it went
+        except (InvalidInput, Refused):
+            raise
+        except AgentdError as error:
+            return error_answer(error)
+
+    return answering

@@ -11,7 +11,7 @@ from uvicorn.server import ServerState
 from websockets.frames import CloseCode, Frame
 
 from agentd.ingest.http.limits import Limits
-from agentd.ingest.http.link import Link
+from agentd.ingest.http.link import HoldingTransport, Link
 from agentd.ingest.http.respond import (
     Busy,
     HeadersTooLarge,
@@ -68,8 +68,9 @@ class HttpConnection(HttpToolsProtocol):
         self._active: RequestResponseCycle | None = None  # self.cycle is the last that came
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        link = Link(transport, self.shared.service)
+        holding = HoldingTransport(transport)
+        super().connection_made(cast("asyncio.Transport", holding))
+        link = Link(holding, self.shared.service)
         self.app_state["link"] = link
         self._since = self.loop.time()
         over = len(self.connections) - self.limits.connections

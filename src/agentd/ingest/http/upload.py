@@ -1,7 +1,8 @@
 """Files and tars, up into a sandbox: the whole of a file or nothing."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from typing import Any
 
 from agentd.ingest.http.exchange import Exchange
@@ -36,17 +37,15 @@ async def _put_once(
     length = exchange.length()
     if length is not None and length <= _WHOLE:
         whole = await exchange.body(_WHOLE)
-
-        async def work() -> Answer:
-            return await recordable(exchange.api.threads.uploads, write, (whole,))
-
-        return await exchange.api.service.once(who, key, fingerprint(exchange, whole), work)
-
-    async def stream() -> Answer:
-        return await _upload(exchange, write)
-
+        work = recordable(lambda: write((whole,)))
+        carry = exchange.api.threads.uploads.run
+        return await exchange.api.service.once(who, key, fingerprint(exchange, whole), work, carry)
     stands_for = f"{length} {exchange.header(b'content-digest') or ''}".encode()
-    return await exchange.api.service.once(who, key, fingerprint(exchange, stands_for), stream)
+    async with _feeding(exchange) as feed:
+        work = recordable(lambda: write(feed))
+        request = fingerprint(exchange, stands_for)
+        carry = exchange.api.threads.uploads.run
+        return await exchange.api.service.once(who, key, request, work, carry)
 
 
 async def put_tar(exchange: Exchange, query: dict[str, Any]) -> None:
@@ -61,10 +60,17 @@ async def put_tar(exchange: Exchange, query: dict[str, Any]) -> None:
 
 
 async def _upload(exchange: Exchange, write: Callable[[Iterable[bytes]], Answer]) -> Answer:
+    async with _feeding(exchange) as feed:
+        return await exchange.api.threads.uploads.run(recordable(lambda: write(feed)))
+
+
+@asynccontextmanager
+async def _feeding(exchange: Exchange) -> AsyncIterator[Feed]:
+    """The request's body, as it comes."""
     feed = Feed()
     filling = asyncio.create_task(feed.fill(exchange.chunks()))
     try:
-        return await recordable(exchange.api.threads.uploads, write, feed)
+        yield feed
     finally:
         filling.cancel()
         await asyncio.wait([filling])

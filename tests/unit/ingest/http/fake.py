@@ -683,11 +683,16 @@ class FakeService:
         return self.not_ready
 
     async def once(
-        self, who: Principal, key: str, request: bytes, work: Callable[[], Awaitable[Answer]]
+        self,
+        who: Principal,
+        key: str,
+        request: bytes,
+        work: Callable[[], Answer],
+        carry: Callable[[Callable[[], Answer]], Awaitable[Answer]],
     ) -> Answer:
         found = self.keyed.get((who.name, key))
         if found is None:
-            task = asyncio.ensure_future(work())
+            task = asyncio.ensure_future(carry(work))
             self.keyed[who.name, key] = request, task
             try:
                 return await asyncio.shield(task)

@@ -1,6 +1,5 @@
 """Ordinary requests, each error's status, and what is asked once only."""
 
-import asyncio
 import json
 import threading
 from typing import Any
@@ -12,10 +11,8 @@ from tests.unit.ingest.http.harness import ALICE, BOB, Running
 from agentd.audit.errors import AuditBusy, AuditError
 from agentd.auth import signing
 from agentd.daemon.calls.parked import ApprovalDenied, ApprovalExpired
-from agentd.ingest.http.limits import Limits
 from agentd.ingest.http.operation import recordable
 from agentd.ingest.http.respond import error_answer, status_of
-from agentd.ingest.http.threads import Threads
 from agentd.model import errors
 from agentd.model.api import Answer, ApprovalView
 from agentd.model.capability import CallFailed
@@ -310,18 +307,12 @@ def test_an_undecided_question_is_not_worth_asking_again() -> None:
 def test_a_repeat_runs_again_only_where_nothing_was_done(
     error: errors.AgentdError, recorded: int | None
 ) -> None:
-    async def ask() -> Answer:
-        threads = Threads(Limits())
-        try:
-            return await recordable(threads.short, _raise, error)
-        finally:
-            threads.close()
-
+    ask = recordable(lambda: _raise(error))
     if recorded is None:
         with pytest.raises(type(error)):
-            asyncio.run(ask())
+            ask()
     else:
-        assert asyncio.run(ask()).status == recorded
+        assert ask().status == recorded
 
 
 def _raise(error: errors.AgentdError) -> Answer:
