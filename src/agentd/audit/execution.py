@@ -1,7 +1,8 @@
 """What is told of one execution, in its record and in its receipt: bounded, nothing secret."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 
 import msgspec
 
@@ -59,7 +60,8 @@ def clean(execution: Execution, secrets: Iterable[str] = ()) -> Execution:
     ``secrets`` are hidden in what others wrote: reasons, messages, names of controls and outputs.
     Names, digests and numbers are ours, and stay: nobody hides them by calling them secrets.
     """
-    hide = Redactor(secrets).text
+    known = frozenset(secrets)
+    hide = Redactor(known).text
     decision, cause = execution.decision, execution.cause
     for digest in (
         execution.request_digest,
@@ -81,14 +83,28 @@ def clean(execution: Execution, secrets: Iterable[str] = ()) -> Execution:
             _bounded(hide(name), _NAME): digest
             for name, digest in list(execution.outputs.items())[:MAX_OUTPUTS]
         },
-        enforcement={
-            _bounded(hide(name), _NAME): Control(
-                hide(control.asked)[:_NAME], control.enforced, hide(control.detail)[:_TEXT]
-            )
-            for name, control in list(execution.enforcement.items())[:MAX_CONTROLS]
-        },
+        enforcement=_controls(tuple(execution.enforcement.items())[:MAX_CONTROLS], hide)
+        if known
+        else _plain_controls(tuple(execution.enforcement.items())[:MAX_CONTROLS]),
         cause=Cause(cause.code, hide(cause.message)[:_MESSAGE], hide(cause.remediation)[:_MESSAGE]),
     )
+
+
+def _controls(
+    controls: tuple[tuple[str, Control], ...], hide: Callable[[str], str]
+) -> Mapping[str, Control]:
+    return {
+        _bounded(hide(name), _NAME): Control(
+            hide(control.asked)[:_NAME], control.enforced, hide(control.detail)[:_TEXT]
+        )
+        for name, control in controls
+    }
+
+
+@lru_cache(256)
+def _plain_controls(controls: tuple[tuple[str, Control], ...]) -> Mapping[str, Control]:
+    """Without secrets of the caller's: the same for every command of a sandbox."""
+    return _controls(controls, Redactor().text)
 
 
 def slim(known: Execution) -> Execution:

@@ -23,7 +23,7 @@ class Proof(msgspec.Struct, frozen=True):
     certificate: bytes | None
 
     def principal(self, service: Service) -> Principal:
-        """Blocks where there are headers, or a certificate. Raises Unauthenticated, QuotaExceeded."""
+        """Blocks, but for a peer. Raises Unauthenticated, QuotaExceeded."""
         return service.authenticate(
             peer=self.peer, headers=self.headers, certificate=self.certificate
         )
