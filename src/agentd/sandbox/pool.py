@@ -24,7 +24,8 @@ _RETRY_SECONDS = 5.0
 # A shelf that ran empty may grow; one that nobody asked for so long shrinks to ``least`` again.
 _QUIET_SECONDS = 30.0
 # To fill up at once would take the processor from whoever has just claimed one, and runs a command
-# in it: it waits for a pause of so long, as long as no more than three quarters are gone.
+# in it: it waits for a pause of so long. Once three quarters are gone it waits for those alone who
+# found none: they make one themselves, and on a machine that is busy with that this is the faster.
 _CALM_SECONDS = 0.025
 _LOW = 4
 _WARM = ExecRequest(("true",))
@@ -70,6 +71,8 @@ class Pool:
                 return None
             shelf.asked = time.monotonic()
             taken = shelf.ready.popleft() if shelf.ready else None
+            if taken is None:
+                shelf.missed = shelf.asked
             if not shelf.ready:
                 shelf.target = min(shelf.wanted.most, shelf.target + 1)
             if not shelf.rest():  # else it will be seen soon enough: whoever claims is in a hurry
@@ -179,6 +182,7 @@ class _Shelf:
         self.ready: deque[_Ready] = deque()
         self.target = wanted.least
         self.asked = 0.0
+        self.missed = 0.0  # when there was none, and whoever asked has to make one
         self.retry_at = 0.0
 
     def short(self) -> bool:
@@ -186,9 +190,8 @@ class _Shelf:
 
     def rest(self) -> float:
         """Seconds until it is time to make another one."""
-        if len(self.ready) <= self.target // _LOW:
-            return 0.0
-        return max(0.0, self.asked + _CALM_SECONDS - time.monotonic())
+        since = self.missed if len(self.ready) <= self.target // _LOW else self.asked
+        return max(0.0, since + _CALM_SECONDS - time.monotonic())
 
     def settle(self) -> None:
         if time.monotonic() - self.asked > _QUIET_SECONDS:

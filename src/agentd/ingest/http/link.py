@@ -32,7 +32,7 @@ class HoldingTransport:
     def write(self, data: bytes) -> None:
         if self._held is None:
             self._transport.write(data)
-        else:
+        elif data:  # asyncio's writelines would try to send an empty piece for ever
             self._held.append(data)
 
     def close(self) -> None:
