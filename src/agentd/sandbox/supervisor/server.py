@@ -22,6 +22,8 @@ _TICK_SECONDS = 0.5
 _PAGE = 16
 # A waiting request holds a worker; who waits longer asks again.
 _WAIT_SECONDS = 5.0
+# These touch our own tables alone: a thread for each would take longer.
+_AT_ONCE = ("hello", "renew")
 Answer = tuple[object, list[int]]
 
 
@@ -70,7 +72,10 @@ class Supervisor:
             while True:
                 message, fds = wire.receive(daemon)
                 wire.close_all(fds)
-                self._pool.submit(self._answer, daemon, message)
+                if message.get("op") in _AT_ONCE:
+                    self._answer(daemon, message)
+                else:
+                    self._pool.submit(self._answer, daemon, message)
         except (EOFError, OSError, ValueError, RuntimeError):
             pass  # it is gone, speaks something else, or we are ending
         finally:
