@@ -151,6 +151,9 @@ def _save(path: str, builder: Any, bundle: Any, data: bytes) -> Any:
             file.seek(0)
             file.truncate()
             file.write(msgspec.json.encode(plan))
+        # As it was given: the engine sorts members, and then looks through them from the first on.
+        with open(os.path.join(folder, "data.json"), "wb") as file:
+            file.write(data)
         reader = regopy.Interpreter()
         reader.log_level = regopy.LogLevel.NONE
         found = reader.load_bundle(folder, regopy.BundleFormat.JSON)
