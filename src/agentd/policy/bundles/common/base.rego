@@ -15,7 +15,9 @@ decision := {"allow": false, "reasons": deny} if {
 	not grant == set()
 } else := {"allow": false, "reasons": ["base.default: nothing grants it"]}
 
-# So that it is a set where no module adds to it.
+# So that they are sets where no module adds to them.
+deny contains "base.never: " if false
+
 grant contains "base.never: " if false
 
 name := input.capability.name
