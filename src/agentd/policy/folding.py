@@ -56,7 +56,7 @@ class _Part(NamedTuple):
 
 def folded(plan: Any, data: Mapping[str, Any]) -> Any:
     """The plan.json that the engine saves, changed in place."""
-    statements = list(_statements(plan["plans"])) + list(_statements(plan["funcs"]))
+    statements = list(_statements(_parts(plan)))
     writes = Counter(local for each in statements for local in _written(each))
     if {each["type"] for each in statements} <= _UNDERSTOOD and not writes[_DATA]:
         mentions = Counter(local for each in statements for local in _mentioned(each))
@@ -262,11 +262,11 @@ def _drop_unused(plan: Any, settled: Mapping[int, _Statement]) -> None:
     """Assignments, and look-ups that cannot fail, of locals that nothing else mentions."""
     dropped = True
     while dropped:
-        mentions = _count(plan["plans"]) + _count(plan["funcs"])
+        mentions = _count(_parts(plan))
         mentions.update(each["return"] for each in plan["funcs"]["funcs"])
         unused = {
             id(each)
-            for each in _statements([plan["plans"], plan["funcs"]])
+            for each in _statements(_parts(plan))
             if (each["type"] == "AssignVarStmt" or id(each) in settled)
             and mentions[each["stmt"]["target"]] == 1
         }
@@ -290,7 +290,7 @@ def _without(blocks: list[Any], unused: Set[int]) -> list[Any]:
 def _drop_uncalled(plan: Any) -> None:
     functions = {each["name"]: each for each in plan["funcs"]["funcs"]}
     called: set[str] = set()
-    ahead = [plan["plans"]]
+    ahead = list(plan["plans"]["plans"])
     while ahead:
         for each in _statements(ahead.pop()):
             name = each["stmt"].get("func")
@@ -317,14 +317,17 @@ def _count(value: Any) -> Counter[int]:
 
 
 def _statements(value: Any) -> Iterator[_Statement]:
-    if isinstance(value, dict):
-        if isinstance(value.get("stmt"), dict):
-            yield value
-        for member in value.values():
-            yield from _statements(member)
-    elif isinstance(value, list):
+    """Those of parts, of blocks, or of a list of statements, and those within them."""
+    if isinstance(value, list):
         for member in value:
             yield from _statements(member)
+    elif "stmt" in value:
+        yield value
+        inner = value["stmt"].get("blocks") or value["stmt"].get("block")
+        if inner:
+            yield from _statements(inner)
+    else:
+        yield from _statements(value["stmts"] if "stmts" in value else value["blocks"])
 
 
 def _written(each: _Statement) -> Iterator[int]:
