@@ -98,7 +98,7 @@ def _parsed(text: str) -> Any:
     if len(text) > MAX_ANSWER:
         raise ValueError(f"the answer has more than {MAX_ANSWER >> 10} KiB")
     try:
-        return json.loads(text, object_pairs_hook=_unique)
+        return _DECODER.decode(text)
     except RecursionError:
         raise ValueError("the answer is too deep") from None
 
@@ -108,3 +108,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(members) != len(pairs):
         raise ValueError("a member is in the answer twice")
     return members
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)  # json.loads would make one each time

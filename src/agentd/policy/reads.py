@@ -5,39 +5,42 @@ policies. Found in the engine's plan, where ``input`` is the local 0 and each lo
 in the whole plan. Anything that is not plainly "take the member of that name" reads it all.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# Member -> the names of what is read of it (None: all of it). None: all of the input.
-Reads = dict[str, frozenset[str] | None] | None
+# Member -> what is read of it, in the same way; None: all of it. What is read most is first, where
+# the engine finds it soonest.
+Reads = dict[str, Any] | None
 _INPUT = 0
 _NO_LOCALS = {"file", "row", "col", "index", "capacity"}
 _RULE = "g0."  # what calls of rules begin with; their first argument is the input, unchanged
+
+_Node = dict[str, Any]
 
 
 def reads(plan: Any) -> Reads:
     """Of the plan.json that the engine saves with a bundle."""
     strings = [str(each["value"]) for each in plan["static"]["strings"]]
     statements = list(_statements(plan["plans"])) + list(_statements(plan["funcs"]))
-    top: dict[int, str] = {}
+    nodes: dict[int, _Node] = {_INPUT: {}}
+    times: Counter[int] = Counter()
     for kind, body in statements:
-        key = _taken(kind, body, {_INPUT}, strings)
+        key = _taken(kind, body, nodes, strings)
         if key is not None:
-            top[body["target"]] = key
-        elif _INPUT in _mentions(kind, body):
-            return None
-    found: dict[str, frozenset[str] | None] = {name: frozenset() for name in top.values()}
-    for kind, body in statements:
-        key = _taken(kind, body, set(top), strings)
-        if key is not None:
-            name = top[body["source"]["value"]]
-            had = found[name]
-            found[name] = None if had is None else had | {key}
-            continue
-        for local in _mentions(kind, body):
-            if local in top and not _makes(kind, body, local, strings):
-                found[top[local]] = None
-    return found
+            node = nodes[body["source"]["value"]].setdefault(key, {})
+            if nodes.setdefault(body["target"], node) is not node:
+                return None
+            times[id(node)] += 1
+    whole = {
+        local
+        for kind, body in statements
+        for local in _mentions(kind, body)
+        if local in nodes and not _passes(kind, body, local, nodes, strings)
+    }
+    if _INPUT in whole:
+        return None
+    return _shape(nodes[_INPUT], {id(nodes[local]) for local in whole}, times) or {}
 
 
 def pruned(document: Any, read: Reads) -> Any:
@@ -45,15 +48,20 @@ def pruned(document: Any, read: Reads) -> Any:
     if read is None or type(document) is not dict:
         return document
     return {
-        name: {key: value[key] for key in keys if key in value}
-        if keys is not None and type(value) is dict
-        else value
-        for name, keys in read.items()
+        name: value if of is None else pruned(value, of)
+        for name, of in read.items()
         if (value := document.get(name, _ABSENT)) is not _ABSENT
     }
 
 
 _ABSENT = object()
+
+
+def _shape(node: _Node, whole: set[int], times: Mapping[int, int]) -> Reads:
+    if not node or id(node) in whole:
+        return None
+    names = sorted(node, key=lambda name: -times[id(node[name])])
+    return {name: _shape(node[name], whole, times) for name in names}
 
 
 def _statements(value: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -67,7 +75,9 @@ def _statements(value: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
             yield from _statements(member)
 
 
-def _taken(kind: str, body: Mapping[str, Any], of: set[int], strings: list[str]) -> str | None:
+def _taken(
+    kind: str, body: Mapping[str, Any], of: Mapping[int, Any], strings: list[str]
+) -> str | None:
     """The name, where the statement takes the member of that name of one of these locals."""
     if kind != "DotStmt":
         return None
@@ -77,8 +87,13 @@ def _taken(kind: str, body: Mapping[str, Any], of: set[int], strings: list[str])
     return str(strings[key["value"]])
 
 
-def _makes(kind: str, body: Mapping[str, Any], local: int, strings: list[str]) -> bool:
-    return body.get("target") == local and _taken(kind, body, {_INPUT}, strings) is not None
+def _passes(
+    kind: str, body: Mapping[str, Any], local: int, of: Mapping[int, Any], strings: list[str]
+) -> bool:
+    """Whether the statement only takes a member of the local, or makes it so."""
+    if _taken(kind, body, of, strings) is None:
+        return False
+    return local in (body["source"]["value"], body["target"])
 
 
 def _mentions(kind: str, body: Mapping[str, Any]) -> Iterator[int]:

@@ -19,7 +19,11 @@ def reads_of(tmp_path):
     [
         ("decision := 1", {}),
         ("decision := input.a.b", {"a": {"b"}}),
-        ("decision := input.a.b.c", {"a": {"b"}}),
+        ("decision := input.a.b.c", {"a": {"b": {"c"}}}),
+        ("decision := [input.a.b.c, input.a.b]", {"a": {"b"}}),
+        ("decision := [input.a.b.c, input.a.d]", {"a": {"b": {"c"}, "d": None}}),
+        ("decision := input.a.b[data.key]", {"a": {"b"}}),
+        ("decision := x if { some x in input.a.b.c }", {"a": {"b": {"c"}}}),
         ("decision := [input.a.b, input.a.c]", {"a": {"b", "c"}}),
         ("decision := input.a", {"a": None}),
         ("decision := [input.a.b, input.a]", {"a": None}),
@@ -34,8 +38,19 @@ def reads_of(tmp_path):
     ],
 )
 def test_what_is_read_is_found(reads_of, rules, expected):
-    found = reads_of(rules)
-    assert found == {k: v if v is None else frozenset(v) for k, v in expected.items()}
+    assert reads_of(rules) == _tree(expected)
+
+
+def _tree(expected):
+    """A set is short for members that are read as a whole."""
+    if isinstance(expected, dict):
+        return {name: _tree(of) for name, of in expected.items()}
+    return expected if expected is None else dict.fromkeys(expected)
+
+
+def test_what_is_read_most_is_first(reads_of):
+    found = reads_of("decision := [input.a.b, input.c.d, input.c.e, input.c.e]")
+    assert list(found) == ["c", "a"] and list(found["c"]) == ["e", "d"]
 
 
 @pytest.mark.parametrize(
@@ -66,13 +81,14 @@ def test_a_statement_that_is_not_known_reads_all():
 
 
 def test_pruning_keeps_what_is_read():
-    document = {"a": {"b": 1, "c": 2}, "d": {"e": 3}, "f": [1], "g": None}
-    assert pruned(document, {"a": frozenset("b"), "d": None, "f": frozenset("x")}) == {
+    document = {"a": {"b": 1, "c": 2}, "d": {"e": 3}, "f": [1], "g": None, "h": {"i": {"j": 1}}}
+    assert pruned(document, {"a": {"b": None}, "d": None, "f": {"x": None}}) == {
         "a": {"b": 1},
         "d": {"e": 3},
         "f": [1],
     }
-    assert pruned(document, {"lacking": None, "g": frozenset("b")}) == {"g": None}
+    assert pruned(document, {"lacking": None, "g": {"b": None}}) == {"g": None}
+    assert pruned(document, {"h": {"i": {"k": None}}}) == {"h": {"i": {}}}
     assert pruned(document, None) is document
 
 
@@ -81,7 +97,8 @@ def test_the_shipped_ones_do_not_read_contents(store):
         read = store(name)._engine._now.built.reads
         assert read is not None
         assert "request" not in read
-        assert not {"content", "command", "args", "env", "code"} & (read["parameters"] or set())
+        assert not {"content", "command", "args", "env", "code"} & read["parameters"].keys()
+        assert "level" not in read["capability"]["needs"]
 
 
 def test_a_policy_may_read_all_and_then_does(bundle, store):

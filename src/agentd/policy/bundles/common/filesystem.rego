@@ -4,28 +4,35 @@ package agentd
 
 import rego.v1
 
-deny contains concat("", ["filesystem.outside: it writes outside ", concat(" and ", data.policy.roots)]) if {
-	outside
+# These by name, so that they need a path that can be judged; others where they have one. Here the
+# path is judged first: one that is no text is an error, whatever the policy says.
+deny contains elsewhere if {
+	kind == "write"
+	not inside
 	data.policy.outside == "deny"
 }
 
-approve contains concat("", ["filesystem.outside: it writes outside ", concat(" and ", data.policy.roots)]) if {
-	outside
-	data.policy.outside == "approve"
+deny contains elsewhere if {
+	input.parameters.path
+	input.capability.needs.writes
+	not inside
+	data.policy.outside == "deny"
 }
 
-outside if {
-	writes
+approve contains elsewhere if {
+	data.policy.outside == "approve"
+	kind == "write"
 	not inside
 }
 
-# These by name, so that they need a path that can be judged; others where they have one.
-writes if {
-	kind == "write"
-} else if {
+approve contains elsewhere if {
+	data.policy.outside == "approve"
 	input.parameters.path
 	input.capability.needs.writes
+	not inside
 }
+
+elsewhere := concat("", ["filesystem.outside: it writes outside ", concat(" and ", data.policy.roots)])
 
 inside if "/" in data.policy.roots
 

@@ -8,51 +8,53 @@ import rego.v1
 network := data.policy.network
 
 deny contains "network.host: a sandbox with a network of the host is not allowed" if {
-	not closed
 	network != "any"
+	input.parameters.net != "none"
 }
 
-deny contains concat("", ["network.", network, ": ", name, " needs a network that it cannot have"]) if {
-	reaches
+deny contains "network.host: a sandbox with a network of the host is not allowed" if {
 	network != "any"
-	not open
+	not input.sandbox.net == "none"
+	not bare
 }
 
-deny contains "network.unlisted: the url does not name a listed host and port" if {
-	kind == "network"
-	network == "listed"
-	name == "http.fetch.v1"
-	not listed
-}
-
-# The sandbox as it is, and as it is asked for.
-closed if {
-	input.sandbox.net == "none"
-	not asked_net
-} else if {
-	not asked_net
+# No sandbox, and none is asked for.
+bare if {
 	input.capability.needs.sandbox == false
-	not some_net
+	not input.sandbox.net != ""
 }
-
-asked_net if input.parameters.net != "none"
-
-some_net if input.sandbox.net != ""
 
 # Some by name, whatever they say that they need.
-reaches if {
+reaches if kind == "network"
+
+reaches if not input.capability.needs.network == false
+
+# Those by name, and those that say so.
+deny contains refused if {
+	network != "any"
 	kind == "network"
-} else if {
+}
+
+deny contains unconnected if {
+	network != "any"
 	not input.capability.needs.network == false
 }
 
+refused := "network.unlisted: the url does not name a listed host and port" if {
+	network == "listed"
+	input.capability.name == "http.fetch.v1"
+	not listed
+} else := unconnected
+
+unconnected := concat("", ["network.", network, ": ", input.capability.name, " needs a network that it cannot have"]) if not open
+
 open if {
 	network == "listed"
-	name == "http.fetch.v1"
+	input.capability.name == "http.fetch.v1"
 } else if {
 	# The caller's way in is no way out; but where there is to be no network, there is neither.
 	network == "listed"
-	name == "sandbox.port.v1"
+	input.capability.name == "sandbox.port.v1"
 	input.capability.needs.network == false
 }
 

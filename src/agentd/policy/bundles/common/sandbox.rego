@@ -3,24 +3,26 @@ package agentd
 
 import rego.v1
 
-deny contains concat("", ["sandbox.mounts: it has folders of the host, which this policy allows to: ", data.policy.mounts]) if {
-	mounted
+deny contains mounted if {
+	not data.policy.mounts == "any"
+	mounts := input.sandbox.mounts
+	not mounts == []
 	not may_mount
 }
 
-# "any", "admin" or "none".
-may_mount if data.policy.mounts == "any"
+deny contains mounted if {
+	not data.policy.mounts == "any"
+	kind == "sandbox"
+	wanted
+	not may_mount
+}
 
+mounted := concat("", ["sandbox.mounts: it has folders of the host, which this policy allows to: ", data.policy.mounts])
+
+# Besides "any", mounts are "admin" or "none".
 may_mount if {
 	data.policy.mounts == "admin"
 	admin
-}
-
-mounted if input.sandbox.mounts != []
-
-mounted if {
-	kind == "sandbox"
-	wanted
 }
 
 # Said so that whatever is not plainly nothing counts as a mount.

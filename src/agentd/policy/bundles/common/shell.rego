@@ -4,13 +4,13 @@ package agentd
 
 import rego.v1
 
-deny contains concat("", ["shell.off: ", name, " is off"]) if {
-	kind == "code"
+deny contains concat("", ["shell.off: ", input.capability.name, " is off"]) if {
 	data.policy.shell == "deny"
+	kind == "code"
 }
 
-approve contains concat("", ["shell.approve: ", name, " wants an approval unless an admin asks"]) if {
-	kind == "code"
+approve contains concat("", ["shell.approve: ", input.capability.name, " wants an approval unless an admin asks"]) if {
 	data.policy.shell == "approve"
+	kind == "code"
 	not admin
 }
