@@ -23,7 +23,7 @@ from agentd.guest.zygote import box as boxes
 from agentd.guest.zygote import grouping, holes, immortal, root
 from agentd.guest.zygote.group import enter_group
 from agentd.guest.zygote.rehearsal import rehearse, rehearse_wall
-from agentd.linux import abi, mounts, process, seccomp
+from agentd.linux import abi, clone, mounts, process, seccomp
 from agentd.linux.clone import Cloner
 from agentd.linux.kernel import KERNEL
 from agentd.linux.title import set_title
@@ -42,7 +42,7 @@ _REHEARSALS = 12
 # which is written down there.
 _WALLS = 32
 # Whose code is moved together whether a rehearsal comes by or not.
-_OWN = (__file__, boxes.__file__, agent.__file__)
+_OWN = (__file__, boxes.__file__, agent.__file__, clone.__file__)
 _CMSG_SPACE = socket.CMSG_SPACE(MAX_FDS * 4)
 
 
@@ -140,6 +140,7 @@ class _Zygote:
         if self._plain is not None:
             rehearse_wall(self._plain, self._filter)
         rehearse(0)
+        _rehearse_messages()
         setup = grouping.written_to(before)
         rehearse(1)
         return grouping.group([*setup, *own, *grouping.written_to(before)])
@@ -150,6 +151,7 @@ class _Zygote:
             for _ in range(walls):
                 rehearse_wall(self._plain, self._filter)
                 rehearse(0)
+                _rehearse_messages()
 
     def _prepare_spare(self) -> None:
         self._season()
@@ -224,6 +226,14 @@ def receive(sock: socket.socket) -> tuple[dict[str, object], list[int]]:
     if not data:
         raise EOFError
     return json.loads(data), list(fds)
+
+
+def _rehearse_messages() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        reply(ours, {"ok": True}, [theirs.fileno()])
+        for fd in receive(theirs)[1]:
+            os.close(fd)
 
 
 def reply(control: socket.socket, message: dict[str, object], fds: list[int] | None = None) -> None:
