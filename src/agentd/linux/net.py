@@ -3,6 +3,7 @@
 import fcntl
 import socket
 import struct
+from collections.abc import Callable
 
 from agentd.linux import abi
 
@@ -10,12 +11,13 @@ from agentd.linux import abi
 _IFREQ = struct.Struct("=16sh22x")
 
 
-def loopback_up() -> None:
+def loopback_up(ioctl: Callable[[int, int, bytes], bytes] = fcntl.ioctl) -> None:
     """Bring ``lo`` up in the caller's network namespace: a new one is born with it down.
 
     Needs CAP_NET_ADMIN there. Raises OSError.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
-        answer = fcntl.ioctl(any_socket, abi.SIOCGIFFLAGS, _IFREQ.pack(b"lo", 0))
+        fd = any_socket.fileno()
+        answer = ioctl(fd, abi.SIOCGIFFLAGS, _IFREQ.pack(b"lo", 0))
         flags = _IFREQ.unpack(answer)[1]
-        fcntl.ioctl(any_socket, abi.SIOCSIFFLAGS, _IFREQ.pack(b"lo", flags | abi.IFF_UP))
+        ioctl(fd, abi.SIOCSIFFLAGS, _IFREQ.pack(b"lo", flags | abi.IFF_UP))

@@ -5,13 +5,14 @@ what the zygote has imported. Standard library and ``agentd.linux`` only.
 """
 
 import contextlib
+import fcntl
 import os
 import resource
 from collections.abc import Callable
 
 from agentd.guest.zygote.root import SANDBOX_HOME
 from agentd.linux import abi, caps, landlock, net, process, seccomp
-from agentd.linux.kernel import KERNEL, Kernel
+from agentd.linux.kernel import Kernel
 
 NAMESPACES = (
     abi.CLONE_NEWUSER
@@ -28,6 +29,49 @@ WRITABLE = (WORKSPACE, "/tmp", SANDBOX_HOME, "/dev/shm", "/dev/pts")
 _NOSUID_NODEV = abi.MS_NOSUID | abi.MS_NODEV
 
 Request = dict[str, object]
+
+
+class WallKernel(Kernel):
+    """Also what Python can ask of the kernel by itself: every step of a wall goes through here.
+
+    A ``dry`` one changes nothing. It is no class of its own, and makes a harmless system call in
+    place of each other: so what the interpreter learns of it in a rehearsal holds for a real one.
+    """
+
+    def __init__(self, dry: bool = False) -> None:
+        self._dry = dry
+
+    def syscall(self, number: int, *args: object) -> int:
+        if self._dry:
+            if number == abi.SYS.landlock_create_ruleset:  # whoever gets it closes it
+                return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+            number = abi.SYS.gettid
+            super().syscall(number, *args)
+            return 0
+        return super().syscall(number, *args)
+
+    def write(self, path: str, text: str) -> None:
+        fd = os.open("/dev/null" if self._dry else path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
+
+    def mkdir(self, path: str, mode: int) -> None:
+        if not self._dry:
+            os.mkdir(path)
+            os.chmod(path, mode)  # mkdir's mode is cut by the umask
+
+    def setrlimit(self, number: int, limit: int) -> None:
+        """Both the soft and the hard one."""
+        if not self._dry:
+            resource.setrlimit(number, (limit, limit))
+
+    def ioctl(self, fd: int, request: int, data: bytes) -> bytes:
+        return data if self._dry else fcntl.ioctl(fd, request, data)
+
+
+KERNEL = WallKernel()
 
 
 class SetupError(Exception):
@@ -47,10 +91,10 @@ class Prepared:
 
     steps = frozenset({"user_namespace", "loopback", "root", "proc"})
 
-    def __init__(self, plain: Request, kernel: Kernel = KERNEL) -> None:
+    def __init__(self, plain: Request, kernel: WallKernel = KERNEL) -> None:
         """Raises OSError; the process is of no use then."""
-        _identity(plain)
-        _loopback(plain)
+        _identity(plain, kernel)
+        _loopback(plain, kernel)
         _scratch(plain, [], kernel)
         _own_workspace(kernel)
         _proc(kernel)
@@ -62,7 +106,7 @@ def confine(
     box: Request,
     fds: list[int],
     filter_: bytes,
-    kernel: Kernel = KERNEL,
+    kernel: WallKernel = KERNEL,
     prepared: Prepared | None = None,
 ) -> list[str]:
     """Build the wall around this process; the names of the controls that now hold.
@@ -73,14 +117,14 @@ def confine(
     ahead = prepared.steps if prepared is not None else frozenset()
     done: list[str] = []
     steps: tuple[tuple[str, Callable[[], object]], ...] = (
-        ("user_namespace", lambda: _identity(box)),
+        ("user_namespace", lambda: _identity(box, kernel)),
         ("hostname", lambda: kernel.sethostname(str(box["hostname"]))),
-        ("loopback", lambda: _loopback(box)),
+        ("loopback", lambda: _loopback(box, kernel)),
         ("root", lambda: _private_root(box, kernel)),
         ("scratch", lambda: _scratch(box, fds, kernel, prepared)),
         ("workspace", lambda: _mounts(box, fds, kernel, prepared is not None)),
         ("proc", lambda: _proc(kernel)),
-        ("rlimits", lambda: _rlimits(box)),
+        ("rlimits", lambda: _rlimits(box, kernel)),
         ("no_new_privs", lambda: process.set_no_new_privs(kernel)),
         ("capabilities", lambda: caps.drop_all(kernel)),
         ("dumpable", lambda: process.set_dumpable(False, kernel)),
@@ -99,21 +143,21 @@ def confine(
     return done
 
 
-def _identity(box: Request) -> None:
+def _identity(box: Request, kernel: WallKernel) -> None:
     """One uid and one gid inside; outside they are the zygote's, which own nothing."""
-    _write("/proc/self/setgroups", "deny")
-    _write("/proc/self/gid_map", f"{box['uid']} 0 1")
-    _write("/proc/self/uid_map", f"{box['uid']} 0 1")
+    kernel.write("/proc/self/setgroups", "deny")
+    kernel.write("/proc/self/gid_map", f"{box['uid']} 0 1")
+    kernel.write("/proc/self/uid_map", f"{box['uid']} 0 1")
     os.umask(0o022)
 
 
-def _loopback(box: Request) -> None:
+def _loopback(box: Request, kernel: WallKernel) -> None:
     if box["net"] == "none":
-        net.loopback_up()
+        net.loopback_up(kernel.ioctl)
 
 
 def _scratch(
-    box: Request, fds: list[int], kernel: Kernel, prepared: "Prepared | None" = None
+    box: Request, fds: list[int], kernel: WallKernel, prepared: "Prepared | None" = None
 ) -> None:
     """One tmpfs, bounded in bytes and inodes, seen at every writable place.
 
@@ -132,13 +176,13 @@ def _scratch(
         fd = fds[_int(box["scratch_fd"])]
         kernel.move_mount(fd, "", abi.AT_FDCWD, WORKSPACE, abi.MOVE_MOUNT_F_EMPTY_PATH)
     for name, target, mode in _SCRATCH:
-        _mkdir(f"{WORKSPACE}/{name}", mode)
+        kernel.mkdir(f"{WORKSPACE}/{name}", mode)
         kernel.mount(f"{WORKSPACE}/{name}", target, None, abi.MS_BIND)
     devpts = "newinstance,ptmxmode=0666,mode=0620"
     kernel.mount("devpts", "/dev/pts", "devpts", abi.MS_NOSUID | abi.MS_NOEXEC, devpts)
 
 
-def _mounts(box: Request, fds: list[int], kernel: Kernel, own: bool) -> None:
+def _mounts(box: Request, fds: list[int], kernel: WallKernel, own: bool) -> None:
     """The workspace, then what else of the host was asked for; ``own`` if it has one already."""
     mounts = list(_dicts(box["mounts"]))
     if box["cow"]:
@@ -153,25 +197,25 @@ def _mounts(box: Request, fds: list[int], kernel: Kernel, own: bool) -> None:
         _attach(fds[_int(mount["fd"])], target, kernel)
 
 
-def _own_workspace(kernel: Kernel) -> None:
+def _own_workspace(kernel: WallKernel) -> None:
     """A directory of the scratch tmpfs, on top of the tmpfs itself."""
-    _mkdir(f"{WORKSPACE}/w", 0o755)
+    kernel.mkdir(f"{WORKSPACE}/w", 0o755)
     kernel.mount(f"{WORKSPACE}/w", WORKSPACE, None, abi.MS_BIND)
 
 
-def _overlay(lower: int, kernel: Kernel) -> None:
+def _overlay(lower: int, kernel: WallKernel) -> None:
     """Copy on write, mounted inside the user namespace: userxattr (Linux 5.11).
 
     Without userxattr a replaced lower directory fails with EIO here.
     """
     for name in ("l", "u", "k"):
-        _mkdir(f"{WORKSPACE}/{name}", 0o755)
+        kernel.mkdir(f"{WORKSPACE}/{name}", 0o755)
     _attach(lower, f"{WORKSPACE}/l", kernel)
     options = f"userxattr,lowerdir={WORKSPACE}/l,upperdir={WORKSPACE}/u,workdir={WORKSPACE}/k"
     kernel.mount("overlay", WORKSPACE, "overlay", _NOSUID_NODEV, options)
 
 
-def _attach(fd: int, target: str, kernel: Kernel) -> None:
+def _attach(fd: int, target: str, kernel: WallKernel) -> None:
     kernel.move_mount(fd, "", abi.AT_FDCWD, target, abi.MOVE_MOUNT_F_EMPTY_PATH)
 
 
@@ -185,7 +229,7 @@ def _mount_point(target: str, is_dir: bool) -> None:
         os.close(os.open(target, flags, 0o644))
 
 
-def _private_root(box: Request, kernel: Kernel) -> None:
+def _private_root(box: Request, kernel: WallKernel) -> None:
     """A root of this sandbox's own, where a mount is wanted outside the writable places.
 
     The shared root is read-only, and a directory made in it would be seen by the other sandboxes.
@@ -198,9 +242,9 @@ def _private_root(box: Request, kernel: Kernel) -> None:
         if entry.is_symlink():
             os.symlink(os.readlink(entry.path), stage + entry.path)
         elif entry.path == stage:
-            _mkdir(stage + entry.path, 0o755)
+            kernel.mkdir(stage + entry.path, 0o755)
         else:
-            _mkdir(stage + entry.path, 0o755)
+            kernel.mkdir(stage + entry.path, 0o755)
             kernel.mount(entry.path, stage + entry.path, None, abi.MS_BIND | abi.MS_REC)
     for mount in _dicts(box["mounts"]):
         target = str(mount["target"])
@@ -213,32 +257,30 @@ def _private_root(box: Request, kernel: Kernel) -> None:
     kernel.mount_setattr(abi.AT_FDCWD, "/", 0, set_=abi.MOUNT_ATTR_RDONLY)
 
 
-def _proc(kernel: Kernel) -> None:
+def _proc(kernel: WallKernel) -> None:
     flags = _NOSUID_NODEV | abi.MS_NOEXEC
     kernel.mount("proc", "/proc", "proc", flags)
 
 
-def _rlimits(box: Request) -> None:
-    no_core()
-    files = _int(box["open_files"])
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+def _rlimits(box: Request, kernel: WallKernel) -> None:
+    no_core(kernel)
+    kernel.setrlimit(resource.RLIMIT_NOFILE, _int(box["open_files"]))
     if box["pids"] is not None:
         # Counted per user and user namespace (Linux 5.14): the sandbox's own count.
-        pids = _int(box["pids"])
-        resource.setrlimit(resource.RLIMIT_NPROC, (pids, pids))
+        kernel.setrlimit(resource.RLIMIT_NPROC, _int(box["pids"]))
 
 
-def no_core() -> None:
+def no_core(kernel: WallKernel = KERNEL) -> None:
     """No core file, and no handler of the host's, which runs as its root.
 
     One byte is too little for a file, and the limit that a core_pattern which is a pipe heeds: of
     0 it takes no notice (do_coredump() in the kernel). A hard limit of 0 cannot be raised to it.
     """
     limit = min(resource.getrlimit(resource.RLIMIT_CORE)[1] % (1 << 64), 1)  # unlimited is -1
-    resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
+    kernel.setrlimit(resource.RLIMIT_CORE, limit)
 
 
-def _base_rules(box: Request, kernel: Kernel) -> landlock.Ruleset | None:
+def _base_rules(box: Request, kernel: WallKernel) -> landlock.Ruleset | None:
     """Read and run anything, write in the writable places; None where the kernel has none."""
     version = _int(box["landlock_abi"])
     if not version:
@@ -251,7 +293,7 @@ def _base_rules(box: Request, kernel: Kernel) -> landlock.Ruleset | None:
     return rules
 
 
-def _landlock(box: Request, prepared: Prepared | None, kernel: Kernel) -> None:
+def _landlock(box: Request, prepared: Prepared | None, kernel: WallKernel) -> None:
     """Defence in depth behind the read-only mounts; the abstract sockets' only control where the
     host's network is shared."""
     rules = prepared.rules if prepared is not None else _base_rules(box, kernel)
@@ -262,19 +304,6 @@ def _landlock(box: Request, prepared: Prepared | None, kernel: Kernel) -> None:
             if not mount["ro"]:
                 rules.allow_path(str(mount["target"]), landlock.WRITE)
         rules.restrict()
-
-
-def _mkdir(path: str, mode: int) -> None:
-    os.mkdir(path)
-    os.chmod(path, mode)  # mkdir's mode is cut by the umask
-
-
-def _write(path: str, text: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, text.encode())
-    finally:
-        os.close(fd)
 
 
 def _int(value: object) -> int:

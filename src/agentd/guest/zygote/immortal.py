@@ -44,10 +44,14 @@ def immortalise() -> int:
         fresh = [thing for thing in found if id(thing) not in addresses]
         addresses.update(map(id, fresh))
         found = [inner for thing in fresh for inner in _within(thing)]
-    write = ctypes.c_uint32.from_address
     for address in addresses - {id(addresses)}:
-        write(address).value = _IMMORTAL
+        make_immortal(address)
     return len(addresses)
+
+
+def make_immortal(address: int) -> None:
+    """The object at this address; only where the interpreter is ``supported``."""
+    ctypes.c_uint32.from_address(address).value = _IMMORTAL
 
 
 def _within(thing: object) -> list[object]:

@@ -20,10 +20,10 @@ import sys
 
 from agentd.guest import agent
 from agentd.guest.zygote import box as boxes
-from agentd.guest.zygote import holes, immortal, root
+from agentd.guest.zygote import grouping, holes, immortal, root
 from agentd.guest.zygote.group import enter_group
 from agentd.guest.zygote.rehearsal import rehearse, rehearse_wall
-from agentd.linux import abi, mounts, process, seccomp
+from agentd.linux import abi, clone, mounts, process, seccomp
 from agentd.linux.clone import Cloner
 from agentd.linux.kernel import KERNEL
 from agentd.linux.title import set_title
@@ -38,7 +38,11 @@ _IDLE_MS = 5
 _BUSY = 16
 # Enough for the interpreter to specialise what a command runs through.
 _REHEARSALS = 12
-_WALLS = 4
+# More than the keys that a class's instances share have room for: each instance made takes from it,
+# which is written down there.
+_WALLS = 32
+# Whose code is moved together whether a rehearsal comes by or not.
+_OWN = (__file__, boxes.__file__, agent.__file__, clone.__file__)
 _CMSG_SPACE = socket.CMSG_SPACE(MAX_FDS * 4)
 
 
@@ -87,7 +91,7 @@ class _Zygote:
         self._served = 0
         self._spare_out = False
         self._seasoned = False
-        self._held: list[bytes] = []
+        self._held: list[object] = []
 
     def serve(self) -> None:
         poll = select.poll()
@@ -113,20 +117,41 @@ class _Zygote:
         if self._seasoned:
             return
         self._seasoned = True
-        self._rehearse()
         gc.unfreeze()
+        self._held.append(self._group())
+        self._rehearse(_WALLS // 8)
         gc.collect()
         immortal.immortalise()
         gc.freeze()
-        self._rehearse()  # what immortal objects are asked about is found in caches from now on
-        self._held = holes.fill()
+        self._rehearse(
+            _WALLS
+        )  # what immortal objects are asked about is found in caches from now on
+        gc.freeze()
+        gc.collect()  # empties the lists of free objects, each of which is another hole
+        self._held.append(holes.fill())
 
-    def _rehearse(self) -> None:
+    def _group(self) -> list[object]:
+        """Move the code together that a sandbox runs, what it runs for its set-up first.
+
+        Before any rehearsal: code that runs for the first time is sure to write to itself.
+        """
+        before = grouping.watch()
+        own = [code for code, _ in before if code.co_filename in _OWN]
+        if self._plain is not None:
+            rehearse_wall(self._plain, self._filter)
+        rehearse(0)
+        _rehearse_messages()
+        setup = grouping.written_to(before)
+        rehearse(1)
+        return grouping.group([*setup, *own, *grouping.written_to(before)])
+
+    def _rehearse(self, walls: int) -> None:
         rehearse(_REHEARSALS)
         if self._plain is not None:
-            for _ in range(_WALLS):
+            for _ in range(walls):
                 rehearse_wall(self._plain, self._filter)
-                rehearse(1)
+                rehearse(0)
+                _rehearse_messages()
 
     def _prepare_spare(self) -> None:
         self._season()
@@ -201,6 +226,14 @@ def receive(sock: socket.socket) -> tuple[dict[str, object], list[int]]:
     if not data:
         raise EOFError
     return json.loads(data), list(fds)
+
+
+def _rehearse_messages() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        reply(ours, {"ok": True}, [theirs.fileno()])
+        for fd in receive(theirs)[1]:
+            os.close(fd)
 
 
 def reply(control: socket.socket, message: dict[str, object], fds: list[int] | None = None) -> None:

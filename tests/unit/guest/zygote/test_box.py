@@ -1,16 +1,19 @@
 """The order of the wall's steps, on a kernel that only writes down what it is told."""
 
 import errno
+import os
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agentd.guest.zygote import box
 from agentd.linux import abi, seccomp
-from agentd.linux.recording import RecordingKernel
+from agentd.linux.recording import Answer, RecordingKernel
 
 STEPS = [
     "user_namespace",
@@ -44,22 +47,29 @@ REQUEST: dict[str, Any] = {
 }
 
 
+class Recorder(RecordingKernel, box.WallKernel):
+    """Dry where it is not asked for a system call, which it writes down."""
+
+    def __init__(self, script: Mapping[str, Sequence[Answer]] | None = None) -> None:
+        super().__init__(script)
+        self._dry = True
+
+
 @pytest.fixture(autouse=True)
 def nothing_real(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What does not go through the kernel port is written down too, and not done."""
     log: list[str] = []
     for name in ("_identity", "_loopback", "_rlimits", "_landlock"):
         monkeypatch.setattr(box, name, lambda *_, name=name: log.append(name))
-    monkeypatch.setattr(box, "_mkdir", lambda path, mode: log.append(f"mkdir {path} {mode:o}"))
     monkeypatch.setattr(box, "_mount_point", lambda path, is_dir: log.append(f"point {path}"))
     return log
 
 
-def _confine(kernel: RecordingKernel, fds: list[int] | None = None, **wanted: Any) -> list[str]:
+def _confine(kernel: Recorder, fds: list[int] | None = None, **wanted: Any) -> list[str]:
     return box.confine(REQUEST | wanted, fds or [], seccomp.build("sandbox"), kernel)
 
 
-def _mounts(kernel: RecordingKernel) -> list[tuple[object, ...]]:
+def _mounts(kernel: Recorder) -> list[tuple[object, ...]]:
     return [
         (name, args[1] if name == "mount" else args[3])
         for name, args in kernel.calls
@@ -68,11 +78,11 @@ def _mounts(kernel: RecordingKernel) -> list[tuple[object, ...]]:
 
 
 def test_every_step_is_taken_in_order() -> None:
-    assert _confine(RecordingKernel()) == STEPS
+    assert _confine(Recorder()) == STEPS
 
 
 def test_nothing_is_mounted_once_privileges_are_gone() -> None:
-    kernel = RecordingKernel()
+    kernel = Recorder()
     _confine(kernel)
     names = kernel.names()
     capset = names.index("capset")
@@ -81,7 +91,7 @@ def test_nothing_is_mounted_once_privileges_are_gone() -> None:
 
 
 def test_the_filter_is_the_last_and_no_new_privs_before_it() -> None:
-    kernel = RecordingKernel()
+    kernel = Recorder()
     _confine(kernel)
     prctls = [args[0] for name, args in kernel.calls if name == "prctl"]
     assert prctls.index(abi.PR_SET_NO_NEW_PRIVS) < prctls.index(abi.PR_SET_SECUREBITS)
@@ -92,7 +102,7 @@ def test_the_filter_is_the_last_and_no_new_privs_before_it() -> None:
 
 
 def test_the_scratch_is_covered_by_its_own_part() -> None:
-    kernel = RecordingKernel()
+    kernel = Recorder()
     _confine(kernel)
     assert _mounts(kernel) == [
         ("mount", b"/workspace"),
@@ -113,7 +123,7 @@ def test_the_scratch_is_covered_by_its_own_part() -> None:
 
 
 def test_a_mounted_workspace_comes_last_over_the_scratch(nothing_real: list[str]) -> None:
-    kernel = RecordingKernel()
+    kernel = Recorder()
     mounts = [
         {"target": "/workspace", "fd": 1, "ro": False, "is_dir": True},
         {"target": "/tmp/data", "fd": 2, "ro": True, "is_dir": True},
@@ -126,7 +136,7 @@ def test_a_mounted_workspace_comes_last_over_the_scratch(nothing_real: list[str]
 
 
 def test_copy_on_write_is_an_overlay_within_the_scratch() -> None:
-    kernel = RecordingKernel()
+    kernel = Recorder()
     mounts = [{"target": "/workspace", "fd": 1, "ro": True, "is_dir": True}]
     _confine(kernel, [70, 71, 72], mounts=mounts, cow=True, scratch_fd=2)
     moved = [(args[0], args[3]) for name, args in kernel.calls if name == "move_mount"]
@@ -140,7 +150,7 @@ def test_copy_on_write_is_an_overlay_within_the_scratch() -> None:
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_control_can_be_left_out_for_the_tests_that_prove_it(step: str) -> None:
-    kernel = RecordingKernel()
+    kernel = Recorder()
     assert _confine(kernel, without=[step]) == [name for name in STEPS if name != step]
     gone = {"no_new_privs": "prctl", "seccomp": "seccomp", "hostname": "sethostname"}.get(step)
     if gone == "prctl":
@@ -155,7 +165,7 @@ def test_a_control_can_be_left_out_for_the_tests_that_prove_it(step: str) -> Non
     [("sethostname", "hostname"), ("mount", "scratch"), ("capset", "capabilities")],
 )
 def test_a_failure_names_its_step_and_nothing_follows(call: str, stage: str) -> None:
-    kernel = RecordingKernel({call: [OSError(errno.EPERM, "no")]})
+    kernel = Recorder({call: [OSError(errno.EPERM, "no")]})
     with pytest.raises(box.SetupError, match=f"^{stage}: ") as caught:
         _confine(kernel)
     assert (caught.value.stage, caught.value.errno) == (stage, errno.EPERM)
@@ -179,3 +189,28 @@ def test_no_core_never_raises_a_hard_limit(hard: int, wanted: tuple[int, int]) -
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout == f"{wanted}\n"
+
+
+def test_a_dry_kernel_changes_nothing(tmp_path: Path) -> None:
+    dry = box.WallKernel(dry=True)
+    dry.mkdir(str(tmp_path / "made"), 0o755)
+    dry.write(str(tmp_path / "written"), "x")
+    dry.setrlimit(resource.RLIMIT_NOFILE, 3)
+    dry.sethostname("elsewhere")
+    assert dry.ioctl(-1, abi.SIOCSIFFLAGS, b"as it was") == b"as it was"
+    assert list(tmp_path.iterdir()) == []
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 3
+    assert os.uname().nodename != "elsewhere"
+
+
+def test_any_other_does_what_it_is_told(tmp_path: Path) -> None:
+    made, written = tmp_path / "made", tmp_path / "written"
+    written.touch()
+    box.KERNEL.mkdir(str(made), 0o777)
+    box.KERNEL.write(str(written), "x")
+    assert made.stat().st_mode & 0o777 == 0o777
+    assert written.read_text() == "x"
+    with written.open() as file, pytest.raises(OSError, match="ioctl"):
+        box.KERNEL.ioctl(file.fileno(), abi.SIOCSIFFLAGS, bytes(40))
+    with pytest.raises(OSError, match=os.strerror(errno.EINVAL)):
+        box.KERNEL.fsconfig(-1, abi.FSCONFIG_CMD_CREATE, None, None)
