@@ -123,9 +123,8 @@ class _Zygote:
         gc.collect()
         immortal.immortalise()
         gc.freeze()
-        self._rehearse(
-            _WALLS
-        )  # what immortal objects are asked about is found in caches from now on
+        # What immortal objects are asked about is found in caches from now on.
+        self._rehearse(_WALLS)
         gc.freeze()
         gc.collect()  # empties the lists of free objects, each of which is another hole
         self._held.append(holes.fill())
