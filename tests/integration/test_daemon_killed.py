@@ -247,6 +247,36 @@ daemon.close()
 """
 
 
+SLOW = """
+import sys, time
+from agentd.daemon.app import Daemon
+from agentd.daemon.config import load
+from agentd.daemon.service.sandboxes import Sandboxes
+from agentd.model.api import ExecBody, SandboxBody
+from agentd.model.principal import Principal
+
+adopt = Sandboxes.adopt
+Sandboxes.adopt = lambda self: time.sleep(1.5) or adopt(self)
+daemon = Daemon(
+    load(None, {}, [(("daemon", "state"), sys.argv[1])]), lambda event, **fields: None
+)
+deadline = time.monotonic() + 20
+while not daemon.pool.sizes().get("default/namespace") and time.monotonic() < deadline:
+    time.sleep(0.01)
+admin = Principal("admin", frozenset({"admin"}), "local")
+view = daemon.service.create(admin, SandboxBody(ttl=600))
+print(daemon.service.exec(admin, view.id, ExecBody(cmd="echo alive")).stdout, end="")
+daemon.service.delete(admin, view.id)
+daemon.link.ask("shutdown")
+daemon.close()
+"""
+
+
+def test_what_the_pool_made_is_not_taken_for_the_last_daemons(state: Path) -> None:
+    argv = [sys.executable, "-c", SLOW, str(state)]
+    assert subprocess.run(argv, check=True, stdout=subprocess.PIPE).stdout == b"alive\n"
+
+
 def test_a_commands_output_goes_on_without_a_gap(state: Path) -> None:
     first = subprocess.Popen(
         [sys.executable, "-c", ONE + BEGIN, str(state), COUNTER], stdout=subprocess.PIPE

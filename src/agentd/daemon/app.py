@@ -85,7 +85,7 @@ class Daemon:
             parked.log = self.control.log
             self.pipeline = Pipeline(self.manager, self.control.gate)
             self.ledger = Ledger(lambda: self.config.quotas)
-            self.pool = Pool(_shelves(config), self._create_for_pool, self.pipeline.close)
+            self.pool = Pool((), self._create_for_pool, self.pipeline.close)
             undo.callback(self.pool.close)
             self.commands = Commands(self.store, self.pipeline, self.journals, self.ledger, counts)
             self.sandboxes = Sandboxes(
@@ -113,6 +113,8 @@ class Daemon:
             self._idempotency: Idempotency | None = None
             self.service = self._service(state)
             self._adopt()
+            # Not before: walls that no record tells of are taken for those of the daemon before.
+            self.pool.reshape(_shelves(config))
             undo.pop_all()
         self._timer = threading.Thread(target=self._keep_time, name="daemon-timer", daemon=True)
         self._timer.start()
