@@ -63,6 +63,7 @@ def clean(execution: Execution, secrets: Iterable[str] = ()) -> Execution:
     known = frozenset(secrets)
     hide = Redactor(known).text
     decision, cause = execution.decision, execution.cause
+    controls = tuple(execution.enforcement.items())[:MAX_CONTROLS]
     for digest in (
         execution.request_digest,
         execution.image_digest,
@@ -83,9 +84,7 @@ def clean(execution: Execution, secrets: Iterable[str] = ()) -> Execution:
             _bounded(hide(name), _NAME): digest
             for name, digest in list(execution.outputs.items())[:MAX_OUTPUTS]
         },
-        enforcement=_controls(tuple(execution.enforcement.items())[:MAX_CONTROLS], hide)
-        if known
-        else _plain_controls(tuple(execution.enforcement.items())[:MAX_CONTROLS]),
+        enforcement=_controls(controls, hide) if known else _plain_controls(controls),
         cause=Cause(cause.code, hide(cause.message)[:_MESSAGE], hide(cause.remediation)[:_MESSAGE]),
     )
 

@@ -15,14 +15,14 @@ import contextlib
 import hashlib
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import msgspec
 
 from agentd.daemon.store.errors import StoreError
 from agentd.daemon.store.port import Store, Transaction
 from agentd.daemon.store.records import IdempotencyRecord
-from agentd.model.api import Answer
+from agentd.model.api import Answer, Carry, Work
 from agentd.model.errors import AgentdError, InvalidInput, Refused
 
 TTL = 86400.0
@@ -55,10 +55,6 @@ class AnswerDropped(AgentdError):
 
 class IdempotencyFull(Refused):
     code = "idempotency_full"
-
-
-Work = Callable[[], Answer]
-Carry = Callable[[Work], Awaitable[Answer]]
 
 
 class _Run:

@@ -5,7 +5,7 @@ Each method checks the principal's scope and that the sandbox is its own, and ra
 """
 
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from agentd.model.api import (
@@ -15,6 +15,7 @@ from agentd.model.api import (
     CallBody,
     CallView,
     CapabilityView,
+    Carry,
     DecideBody,
     EntryView,
     ExecBody,
@@ -30,6 +31,7 @@ from agentd.model.api import (
     SandboxView,
     SnapshotView,
     Stats,
+    Work,
 )
 from agentd.model.principal import Principal
 
@@ -212,8 +214,8 @@ class Service(Protocol):
         who: Principal,
         key: str,
         request: bytes,
-        work: Callable[[], Answer],
-        carry: Callable[[Callable[[], Answer]], Awaitable[Answer]],
+        work: Work,
+        carry: Carry,
     ) -> Answer:
         """``Idempotency-Key``: ``work`` runs at most once for a key; ``request`` is what it was
         asked with, and ``carry`` does in a thread what it is given. Raises IdempotencyMismatch and

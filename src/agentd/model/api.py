@@ -4,6 +4,7 @@ Sizes are bytes or "256M", times seconds or "10m". Bytes that are not UTF-8 trav
 ``encoding`` says so. Instants are seconds since 1970.
 """
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -302,3 +303,8 @@ class Answer(msgspec.Struct, frozen=True):
     body: bytes = b""
     headers: dict[str, str] = {}
     replayed: bool = False
+
+
+#: What makes one, and what does that in a thread.
+Work = Callable[[], Answer]
+Carry = Callable[[Work], Awaitable[Answer]]

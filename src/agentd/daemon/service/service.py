@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,7 @@ from agentd.model.api import (
     CallBody,
     CallView,
     CapabilityView,
+    Carry,
     DecideBody,
     EntryView,
     ExecBody,
@@ -52,6 +53,7 @@ from agentd.model.api import (
     SandboxView,
     SnapshotView,
     Stats,
+    Work,
 )
 from agentd.model.audit import Kind
 from agentd.model.canonical import loads_strict
@@ -412,8 +414,8 @@ class DaemonService:
         who: Principal,
         key: str,
         request: bytes,
-        work: Callable[[], Answer],
-        carry: Callable[[Callable[[], Answer]], Awaitable[Answer]],
+        work: Work,
+        carry: Carry,
     ) -> Answer:
         digest = sha256(request).hexdigest()
         with context.recording():

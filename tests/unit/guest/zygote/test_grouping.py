@@ -1,12 +1,9 @@
-import subprocess
-import sys
+from collections.abc import Callable
 
 import pytest
 
-import agentd
 from agentd.guest.zygote import grouping
 
-SOURCE = str(agentd.__path__[0]).removesuffix("/agentd")
 # Functions far apart, called in a forked copy, which tells how much memory that took.
 APART = """
 import gc, os, sys
@@ -83,15 +80,8 @@ print("sound")
 """
 
 
-def run(code: str, *arguments: str) -> str:
-    argv = [sys.executable, "-I", "-S", "-E", "-c", code, SOURCE, *arguments]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=50, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.mark.skipif(not grouping.supported(), reason="this interpreter is not known")
-def test_a_copy_that_calls_writes_to_few_pages() -> None:
+def test_a_copy_that_calls_writes_to_few_pages(run: Callable[..., str]) -> None:
     found, grouped_kb, total = map(int, run(APART, "grouped").split())
     same, apart_kb, as_much = map(int, run(APART, "as it is").split())
     assert (found, total) == (same, as_much)
@@ -100,7 +90,7 @@ def test_a_copy_that_calls_writes_to_few_pages() -> None:
 
 
 @pytest.mark.skipif(not grouping.supported(), reason="this interpreter is not known")
-def test_moved_code_does_what_it_did() -> None:
+def test_moved_code_does_what_it_did(run: Callable[..., str]) -> None:
     assert run(AFTER) == "sound\n"
 
 

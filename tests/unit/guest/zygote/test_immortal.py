@@ -1,12 +1,9 @@
-import subprocess
-import sys
+from collections.abc import Callable
 
 import pytest
 
-import agentd
 from agentd.guest.zygote import immortal
 
-SOURCE = str(agentd.__path__[0]).removesuffix("/agentd")
 # Touches every page with a small object, in a forked copy, and tells how much memory that took.
 TOUCH = """
 import gc, os, sys
@@ -52,15 +49,8 @@ print("sound")
 """
 
 
-def run(code: str, *arguments: str) -> str:
-    argv = [sys.executable, "-I", "-S", "-E", "-c", code, SOURCE, *arguments]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=50, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.mark.skipif(not immortal.supported(), reason="this interpreter counts otherwise")
-def test_a_copy_that_only_looks_writes_to_no_page() -> None:
+def test_a_copy_that_only_looks_writes_to_no_page(run: Callable[..., str]) -> None:
     made, immortal_kb, total = map(int, run(TOUCH, "immortal").split())
     none, mortal_kb, same = map(int, run(TOUCH, "mortal").split())
     assert total == same
@@ -71,7 +61,7 @@ def test_a_copy_that_only_looks_writes_to_no_page() -> None:
 
 
 @pytest.mark.skipif(not immortal.supported(), reason="this interpreter counts otherwise")
-def test_immortal_objects_change_and_the_program_goes_on() -> None:
+def test_immortal_objects_change_and_the_program_goes_on(run: Callable[..., str]) -> None:
     assert run(AFTER) == "sound\n"
 
 

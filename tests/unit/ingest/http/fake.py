@@ -9,7 +9,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -21,6 +21,7 @@ from agentd.model.api import (
     CallBody,
     CallView,
     CapabilityView,
+    Carry,
     DecideBody,
     EntryView,
     ExecBody,
@@ -36,6 +37,7 @@ from agentd.model.api import (
     SandboxView,
     SnapshotView,
     Stats,
+    Work,
 )
 from agentd.model.capability import CallFailed
 from agentd.model.cause import Cause, CauseCode
@@ -687,8 +689,8 @@ class FakeService:
         who: Principal,
         key: str,
         request: bytes,
-        work: Callable[[], Answer],
-        carry: Callable[[Callable[[], Answer]], Awaitable[Answer]],
+        work: Work,
+        carry: Carry,
     ) -> Answer:
         found = self.keyed.get((who.name, key))
         if found is None:
