@@ -95,12 +95,12 @@ def test_every_end_that_was_acknowledged_is_in_the_log(
     assert len(ended) > 5 * KILLS, "hardly anything was acknowledged"
     assert {line.get("failed") for line in told} == {None, "not_found"}
     _check_records(state, ended)
-    _check_receipts(state, ended)
     last = start_script(state, "look")
     assert list(lines(last)) == [{"up": True}] and last.wait(30) == 0
     if last.stdout is not None:
         last.stdout.close()
     assert verify_log(str(state / "audit")).ok
+    _check_receipts(state, ended)
     until_gone(state / "supervisor.sock")
     assert processes_of(state) == []
 
@@ -133,7 +133,7 @@ def _check_records(state: Path, ended: dict[str, dict[str, object]]) -> None:
 
 
 def _check_receipts(state: Path, ended: dict[str, dict[str, object]]) -> None:
-    """A kill takes none: what was written is the kernel's. Each is what the record says."""
+    """What a kill took was issued again. Each is what the record says."""
     key = KeyPair.load_or_create(str(state / "receipt.key"))
     ends = {r.request: r for r in read.records(str(state / "audit")) if r.kind == "end"}
     for request, line in ended.items():

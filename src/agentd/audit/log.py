@@ -3,7 +3,7 @@
 Whoever comes first leads: it writes its event, and then the first of those that came meanwhile
 leads, with all of them. So one alone pays for no switch of threads, which costs as much as the
 fsync. Where nobody waits for the first event, the thread leads: at once, or where it was submitted
-lazily after some milliseconds, in which it mostly goes along with one that is waited for.
+lazily once it is some milliseconds old, by when it mostly went along with one that is waited for.
 """
 
 import contextlib
@@ -52,13 +52,14 @@ class Counts(msgspec.Struct, frozen=True):
 class _Job:
     """Done when it has a ``position`` or an ``error``."""
 
-    __slots__ = ("body", "error", "future", "leads", "may_lead", "position", "ready")
+    __slots__ = ("body", "due", "error", "future", "leads", "may_lead", "position", "ready")
 
     def __init__(
         self, body: bytes, future: "Future[Position] | None" = None, *, may_lead: bool = False
     ) -> None:
         self.body = body
         self.future = future
+        self.due = 0.0  # by time.monotonic, before which the thread leaves it to others
         self.may_lead = may_lead  # somebody waits for ``ready`` who can write a batch
         self.leads = False  # and is to write the next one
         self.ready = threading.Lock()  # let go once: when it is done, or when it leads
@@ -138,7 +139,10 @@ class AuditLog:
         """As ``append``, without waiting; ``lazily``: begun ``LAZY_SECONDS`` later at the latest,
         and before what comes after it. Raises AuditBusy."""
         future: Future[Position] = Future()
-        self._enqueue(_Job(self._body(event, secrets), future))
+        job = _Job(self._body(event, secrets), future)
+        if lazily:
+            job.due = time.monotonic() + LAZY_SECONDS
+        self._enqueue(job)
         if not lazily:
             self._rouse()
         elif not self._dozes:
@@ -245,14 +249,17 @@ class AuditLog:
         urgent = self._wake.get()
         # Whoever queues something while it is said to doze need not wake it: it looks afterwards.
         self._dozes = True
-        end = time.monotonic() + LAZY_SECONDS
-        with contextlib.suppress(Empty):
-            while not urgent:
-                urgent = self._wake.get(timeout=max(0.0, end - time.monotonic()))
+        while not urgent and (left := self._oldest_due() - time.monotonic()) > 0:
+            with contextlib.suppress(Empty):
+                urgent = self._wake.get(timeout=left)
         self._dozes = False
         with contextlib.suppress(Empty):
             while True:
                 self._wake.get_nowait()
+
+    def _oldest_due(self) -> float:
+        with self._guard:
+            return self._queue[0].due if self._queue else 0.0
 
     def _is_threads_turn(self) -> bool:
         with self._guard:

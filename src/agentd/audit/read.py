@@ -33,8 +33,28 @@ def tail(directory: str, count: int) -> list[bytes]:
         wanted = count - len(kept)
         if wanted <= 0:
             break
-        kept.extendleft(reversed(deque(_Reader(file).whole(), wanted)))
+        kept.extendleft(reversed(_last(file, wanted)))
     return list(kept)
+
+
+def _last(file: File, count: int) -> list[bytes]:
+    """Its last whole lines, at most ``count``, read from the end."""
+    try:
+        fd = files.open_reading(file.path)
+    except FileNotFoundError:  # retired meanwhile
+        return []
+    except OSError as error:
+        raise files.unreadable(file.path, error) from error
+    try:
+        size, window = os.fstat(fd).st_size, _CHUNK
+        while True:
+            begin = max(0, size - window)
+            found = os.pread(fd, size - begin, begin).split(b"\n")[:-1]
+            if begin == 0 or len(found) > count:  # the first of them may have begun before
+                return [line + b"\n" for line in found[max(0, len(found) - count) :]]
+            window *= 4
+    finally:
+        os.close(fd)
 
 
 def follow(directory: str, first: int) -> Iterator[bytes]:

@@ -1,6 +1,6 @@
 """Receipts on disk, by id: the newest segment is appended to, the oldest is dropped.
 
-They are not synced: what a loss of power takes can be issued again from the log (reissue.py).
+They are not synced: what a loss of power takes is issued again from the log (reissue.py).
 An index beside each finished segment keeps nothing of it in memory.
 """
 

@@ -222,7 +222,7 @@ def describe(process: Process, info: ExitInfo | None) -> dict[str, object]:
 def _passed(names: object, fds: list[int]) -> dict[str, int]:
     if names is None:
         return {}
-    if not isinstance(names, list) or not all(name in FD_NAMES for name in names):
+    if not isinstance(names, list) or not all(map(FD_NAMES.__contains__, names)):
         raise RequestError("'fds' must be a list of 'stdin', 'stdout', 'stderr'")
     if len(set(names)) != len(names) or len(names) != len(fds):
         raise RequestError(f"'fds' names {len(names)} descriptors and {len(fds)} were passed")

@@ -3,13 +3,15 @@
 Not on ``selectors``: its Python took a tenth of a short command's time.
 """
 
+import _signal  # type: ignore[import-not-found]  # typeshed has none
 import contextlib
 import heapq
 import os
 import select
-import signal
 import time
 from collections.abc import Callable
+
+from agentd.linux.kernel import KERNEL
 
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
@@ -18,6 +20,10 @@ _FOR_READ = ~WRITE
 _FOR_WRITE = ~READ
 _SWEEP_TIMERS = 64
 _FOREVER = -1
+# struct signalfd_siginfo begins with a u32, the signal's number: on a little-endian machine one
+# byte tells it. As many are read at once as there are signals.
+_SIGNAL_BYTES = 128
+_SIGNALS_READ = 64 * _SIGNAL_BYTES
 
 
 class Timer:
@@ -44,7 +50,8 @@ class Loop:
         self._soon: list[Callable[[], None]] = []
         self._signals: dict[int, Callable[[], None]] = {}
         self._old_handlers: dict[int, object] = {}
-        self._wakeup: tuple[int, int] | None = None
+        self._blocked: list[int] = []
+        self._signal_fd = -1
         self._epoll = select.epoll(select.EPOLL_CLOEXEC)
         # A descriptor's events and callback; a list of its own for every watch.
         self._watches: dict[int, tuple[int, Callable[[int], None]]] = {}
@@ -86,15 +93,18 @@ class Loop:
     def on_signal(self, number: int, callback: Callable[[], None]) -> None:
         """Call ``callback()`` in the loop after signal ``number``; once for several. Main thread.
 
-        The loop's own descriptors count as watched: end such a loop with ``stop``.
+        The signal is blocked until ``close``, and read from a descriptor: a handler would interrupt
+        the poll first. The loop's own descriptor counts as watched: end such a loop with ``stop``.
         """
-        if self._wakeup is None:
-            self._wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-            signal.set_wakeup_fd(self._wakeup[1], warn_on_full_buffer=False)
-            self.watch(self._wakeup[0], READ, self._on_wakeup)
+        if number not in self._signals:
+            # The C functions: those of the signal module make an enumeration of each number.
+            if number not in _signal.pthread_sigmask(_signal.SIG_BLOCK, (number,)):
+                self._blocked.append(number)
+            # With SIGCHLD ignored the kernel would reap the children itself.
+            self._old_handlers[number] = _signal.signal(number, _signal.SIG_DFL)
         self._signals[number] = callback
-        # Without a handler of Python's own the wakeup descriptor is not written to.
-        self._old_handlers.setdefault(number, signal.signal(number, _noted))
+        self._signal_fd = KERNEL.signalfd(self._signals, self._signal_fd)
+        self.watch(self._signal_fd, READ, self._on_signals)
 
     def run(self) -> None:
         """Until ``stop``, or until nothing is watched and no timer is left."""
@@ -116,22 +126,24 @@ class Loop:
         """Free the descriptors and put the signal handlers back; idempotent."""
         self._epoll.close()
         self._watches.clear()
-        if self._wakeup is None:
+        if self._signal_fd < 0:
             return
-        signal.set_wakeup_fd(-1)
+        self._pending_signals()  # nobody waits for them any more: they shall not be delivered
         for number, handler in self._old_handlers.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-        for fd in self._wakeup:
-            os.close(fd)
-        self._wakeup = None
+            _signal.signal(number, handler)
+        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, self._blocked)
+        os.close(self._signal_fd)
+        self._signal_fd = -1
 
-    def _on_wakeup(self, _: int) -> None:
-        if self._wakeup is None:
-            return
-        # One read: what it leaves wakes us again.
-        for number in set(os.read(self._wakeup[0], 512)):
-            if number in self._signals:
-                self._signals[number]()
+    def _on_signals(self, _: int) -> None:
+        for number in self._pending_signals():
+            self._signals[number]()
+
+    def _pending_signals(self) -> set[int]:
+        try:
+            return set(os.read(self._signal_fd, _SIGNALS_READ)[::_SIGNAL_BYTES])
+        except BlockingIOError:
+            return set()
 
     def _guarded(self, callback: Callable[[int], None], events: int, fd: int) -> None:
         try:
@@ -140,7 +152,7 @@ class Loop:
             if self._on_error is None:
                 raise
             # Ready as it is, it would raise again at once. Signals must stay.
-            if self._wakeup is None or fd != self._wakeup[0]:
+            if fd != self._signal_fd:
                 self.forget(fd)
             self._on_error(error)
 
@@ -179,7 +191,3 @@ class Loop:
 
 def _ready(told: int) -> int:
     return (READ if told & _FOR_READ else 0) | (WRITE if told & _FOR_WRITE else 0)
-
-
-def _noted(number: int, frame: object) -> None:
-    """The wakeup descriptor has been written to; the loop does the rest."""

@@ -25,6 +25,7 @@ CPU_GRACE_S = 1
 STAGES = ("request", "cwd", "exec", "limits", "user", "pty")
 _HANDLED = (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM)
 RLIMITS = ("cpu_s", "open_files", "processes", "file_size", "address_space")
+_RLIMITS = frozenset(RLIMITS)
 
 
 class SpawnError(Exception):
@@ -101,9 +102,9 @@ class Spawner:
         slow = (
             request.pty is not None
             or (self.group >= 0 and not _spawns_into_groups())
-            or any(name in request.limits for name in RLIMITS)
+            or not _RLIMITS.isdisjoint(request.limits)
             or (request.user is not None and request.user != os.geteuid())
-            or any(not name or "=" in name for name in request.env or ())
+            or (request.env and any(not name or "=" in name for name in request.env))
         )
         self._enter(request.cwd)
         try:
@@ -255,7 +256,6 @@ def _child(
     stage = "exec"
     code = 0
     try:
-        signal.set_wakeup_fd(-1)
         _reset_signals(ignored)
         os.setsid()
         stage = "pty"

@@ -31,6 +31,7 @@ class _X86_64(_Common):
     setns = 308
     capset = 126
     sethostname = 170
+    signalfd4 = 289
     seccomp = 317
 
 
@@ -44,6 +45,7 @@ class _AArch64(_Common):
     setns = 268
     capset = 91
     sethostname = 161
+    signalfd4 = 74
     seccomp = 277
 
 

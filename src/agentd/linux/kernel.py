@@ -5,6 +5,7 @@
 
 import ctypes
 import os
+from collections.abc import Iterable
 
 from agentd.linux import abi
 
@@ -86,6 +87,17 @@ class Kernel:
 
     def fsmount(self, fd: int, attributes: int) -> int:
         return self.syscall(abi.SYS.fsmount, fd, abi.FSMOUNT_CLOEXEC, attributes)
+
+    def signalfd(self, numbers: Iterable[int], fd: int = -1) -> int:
+        """A descriptor that tells of pending signals, 128 bytes each (``struct
+        signalfd_siginfo``); or ``fd``, which tells of these from now on.
+
+        The caller blocks them: one that is not blocked is delivered instead.
+        """
+        wanted = ctypes.c_uint64(sum(1 << (number - 1) for number in numbers))
+        size = ctypes.sizeof(wanted)
+        flags = os.O_CLOEXEC | os.O_NONBLOCK  # as SFD_CLOEXEC and SFD_NONBLOCK are defined
+        return self.syscall(abi.SYS.signalfd4, fd, ctypes.byref(wanted), size, flags)
 
     def capset_none(self) -> None:
         """Drop every effective, permitted and inheritable capability (capset(2), version 3)."""

@@ -21,11 +21,12 @@ _CHECK_SECONDS = 1.0  # between looks at what stands ready: each is a question t
 _LOOK_SECONDS = 0.1  # between looks at whether a shelf is short
 # After a failure the next try waits, so that a broken machine is not kept busy by it.
 _RETRY_SECONDS = 5.0
-# A shelf that ran empty may grow; one that nobody asked for so long shrinks to ``least`` again.
+# A shelf that runs low grows; one that nobody asked for so long shrinks to ``least`` again.
 _QUIET_SECONDS = 30.0
 # To fill up at once would take the processor from whoever has just claimed one, and runs a command
-# in it: it waits for a pause of so long. Once three quarters are gone it waits for those alone who
-# found none: they make one themselves, and on a machine that is busy with that this is the faster.
+# in it: it waits for a pause of so long. A shelf that is low (three quarters are gone) waits for
+# those alone who found none: they make one themselves, and on a machine that is busy with that this
+# is the faster.
 _CALM_SECONDS = 0.025
 _LOW = 4
 _WARM = ExecRequest(("true",))
@@ -73,7 +74,7 @@ class Pool:
             taken = shelf.ready.popleft() if shelf.ready else None
             if taken is None:
                 shelf.missed = shelf.asked
-            if not shelf.ready:
+            if shelf.low():
                 shelf.target = min(shelf.wanted.most, shelf.target + 1)
             if not shelf.rest():  # else it will be seen soon enough: whoever claims is in a hurry
                 self._wanted.notify()
@@ -188,9 +189,12 @@ class _Shelf:
     def short(self) -> bool:
         return len(self.ready) < self.target and time.monotonic() >= self.retry_at
 
+    def low(self) -> bool:
+        return len(self.ready) <= self.target // _LOW
+
     def rest(self) -> float:
         """Seconds until it is time to make another one."""
-        since = self.missed if len(self.ready) <= self.target // _LOW else self.asked
+        since = self.missed if self.low() else self.asked
         return max(0.0, since + _CALM_SECONDS - time.monotonic())
 
     def settle(self) -> None:

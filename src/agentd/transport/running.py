@@ -276,8 +276,12 @@ class StreamCommand:
         return [fd for fd in ready if fd in extra_fds]
 
     def _wants_output(self) -> bool:
-        """A caller knows the pid before it sees output, though the pipes may be the faster."""
-        return self._capture or (self.pid is not None and self._queued < MAX_QUEUE)
+        """A caller knows the pid before it sees output, though the pipes may be the faster.
+
+        The ``started`` of a short command comes with its end. To be woken by its pipes before that
+        would only keep the agent from a core; ``_drain`` takes what is in them.
+        """
+        return self.pid is not None and (self._capture or self._queued < MAX_QUEUE)
 
     def _serve(self, ready: list[int]) -> None:
         connection, pipes = self._connection, self._pipes

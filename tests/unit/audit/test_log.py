@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,6 +119,23 @@ def test_what_is_lazy_goes_along_with_what_is_waited_for(
     last = log.submit(START, lazily=True)
     log.close()
     assert last.result(0).seq == 8
+
+
+def test_what_is_lazy_is_left_to_others_for_its_own_time(
+    directory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentd.audit.log.LAZY_SECONDS", 0.1)
+    log = AuditLog(directory)
+    first = log.submit(START, lazily=True)  # the thread will look in a tenth of a second
+    log.submit(START).result(10)
+    assert first.done()
+    monkeypatch.setattr("agentd.audit.log.LAZY_SECONDS", 60.0)
+    log.submit(START, lazily=True)
+    looked = log.submit(START, lazily=True)
+    time.sleep(0.3)
+    assert not looked.done()
+    log.close()
+    assert looked.done()
 
 
 def test_what_is_lazy_is_written_though_nothing_follows(directory: str) -> None:

@@ -36,6 +36,13 @@ def test_the_last_ones(chain: Chain, tmp_path: Path) -> None:
     assert read.tail(str(tmp_path), 0) == []
 
 
+def test_the_last_ones_are_read_from_the_end(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read, "_CHUNK", 16)
+    assert seqs(read.tail(str(tmp_path), 7)) == [4, 5, 6, 7, 8, 9, 10]
+
+
 def test_following_goes_from_file_to_file(chain: Chain, tmp_path: Path) -> None:
     found = read.follow(str(tmp_path), 9)
     assert [decode(next(found)).seq for _ in range(2)] == [9, 10]

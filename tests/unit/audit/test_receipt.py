@@ -1,18 +1,17 @@
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 import pytest
+from tests.unit.audit.executions import DIGEST, execution
 
 from agentd.audit import dsse, receipt
 from agentd.audit.errors import AuditError, ReceiptInvalid
-from agentd.audit.execution import Decided, Execution
+from agentd.audit.execution import Decided
 from agentd.audit.keypair import KeyPair
 from agentd.audit.log import AuditLog
 from agentd.audit.read import records
 from agentd.audit.receipts import Receipts
-from agentd.audit.reissue import reissue
+from agentd.audit.reissue import reissue, reissue_newest
 from agentd.audit.shared import SharedLog
 from agentd.audit.verify import verify
 from agentd.model.audit import Event, Kind
@@ -20,43 +19,6 @@ from agentd.model.cause import Cause, CauseCode
 from agentd.model.enforcement import Control
 from agentd.model.errors import InvalidInput
 from agentd.model.redact import HIDDEN
-from agentd.model.result import Usage
-
-DIGEST = "sha256:" + "ab" * 32
-
-
-def execution(**changes: object) -> Execution:
-    made = Execution(
-        principal="uid:1000",
-        request="req-0123456789abcdef",
-        request_digest=DIGEST,
-        sandbox="sbx-abcdefghijkl",
-        capability="shell.exec.v1",
-        decision=Decided(True, DIGEST, ("the default bundle allows it",)),
-        backend="linux",
-        level="namespace",
-        code_digest=DIGEST,
-        outputs={"stdout": DIGEST, "stderr": DIGEST},
-        enforcement={"seccomp": Control("default", True, "profile sandbox")},
-        usage=Usage(12.5, 3.25, 1234),
-        cause=Cause.of(CauseCode.EXITED, "it ended by itself"),
-        exit_code=0,
-        started=1.0,
-        ended=2.0,
-    )
-    return msgspec.structs.replace(made, **changes)
-
-
-@pytest.fixture(scope="module")
-def key(tmp_path_factory: pytest.TempPathFactory) -> KeyPair:
-    return KeyPair.load_or_create(str(tmp_path_factory.mktemp("key") / "key"))
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> Iterator[AuditLog]:
-    made = AuditLog(str(tmp_path / "audit"))
-    yield made
-    made.close()
 
 
 def test_a_receipt_says_what_was_done_and_where_it_is_recorded(log: AuditLog, key: KeyPair) -> None:
@@ -154,6 +116,21 @@ def test_lost_receipts_are_issued_again(log: AuditLog, key: KeyPair, tmp_path: P
     assert reissue(log.directory, receipts, key) == 1
     assert {name: receipts.get(name) for name in issued} == issued
     assert receipts.get("req-c") is None and reissue(log.directory, receipts, key) == 0
+    receipts.close()
+
+
+def test_the_newest_that_are_there_end_the_search(
+    log: AuditLog, key: KeyPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentd.audit.reissue._ENOUGH", 2)
+    receipts = Receipts(str(tmp_path / "receipts"))
+    for name in ("req-a", "req-b", "req-c", "req-d"):
+        issued = receipt.issue(receipt.chain(log, execution(request=name)), key)
+        if name in ("req-b", "req-d"):
+            receipts.put(name, issued)
+        log.append(Event(kind=Kind.START))
+    assert reissue_newest(log.directory, receipts, key) == 2
+    assert reissue_newest(log.directory, receipts, key) == 0
     receipts.close()
 
 

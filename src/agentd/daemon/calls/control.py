@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from agentd.audit.chain import Keep
+from agentd.audit.issuing import AtOnce, Behind
 from agentd.audit.keypair import KeyPair
 from agentd.audit.log import AuditLog
 from agentd.audit.receipts import Receipts
@@ -60,13 +61,15 @@ class Control:
             self.key = KeyPair.load_or_create(os.path.join(state, KEY))
             self.log = _log(os.path.join(state, AUDIT), audit, shared)
             undo.callback(self.log.close)
+            issuer = self._issuer(self.log)
+            undo.callback(issuer.close)
             self._cache = os.path.join(state, COMPILED)
             self.policy: PolicyStore | None = None
             undo.callback(self._close_policy)
             self.policy = self._opened(policy)
             self.registry = _registry(capabilities)
             self.admission = Admission(lambda: self.policy, self.log, approvals, _learn())
-            self.records = Records(self.log, self.receipts, self.key)
+            self.records = Records(self.log, issuer)
             self.gate = PolicyGate(self.admission, self.records)
             self._undo = undo.pop_all()
 
@@ -106,6 +109,12 @@ class Control:
             return None
         os.makedirs(self._cache, 0o700, exist_ok=True)
         return PolicyStore(policy.bundle, sha256=policy.sha256, cache=self._cache)
+
+    def _issuer(self, log: "AuditLog | Waiting") -> AtOnce:
+        """Who calls by itself ends soon: there is no time to put anything off."""
+        if isinstance(log, AuditLog):
+            return Behind(self.receipts, self.key, log.directory)
+        return AtOnce(self.receipts, self.key)
 
     def _close_policy(self) -> None:
         if self.policy is not None:

@@ -11,26 +11,19 @@ from agentd.daemon.calls.admission import Admitted, secrets
 from agentd.model.result import Result
 
 if TYPE_CHECKING:
-    from agentd.audit.keypair import KeyPair
-    from agentd.audit.receipts import Receipts
+    from agentd.audit.issuing import AtOnce
 
 
 class Records:
     """Thread-safe."""
 
-    def __init__(self, log: receipt.Log, receipts: "Receipts", key: "KeyPair") -> None:
+    def __init__(self, log: receipt.Log, receipts: "AtOnce") -> None:
         self._log = log
         self._receipts = receipts
-        self._key = key
 
     def write(self, admitted: Admitted, execution: Execution) -> str:
-        """The receipt's id. The record is on disk when it returns. Raises AuditError.
-
-        A receipt that cannot be kept can be issued again from the record: that is no error.
-        """
-        known = receipt.chain(self._log, execution, secrets(admitted.act))
-        with contextlib.suppress(AuditError):
-            self._receipts.put(execution.request, receipt.issue(known, self._key))
+        """The receipt's id. The record is on disk when it returns. Raises AuditError."""
+        self._receipts.keep(receipt.chain(self._log, execution, secrets(admitted.act)))
         return execution.request
 
     def get(self, id_: str) -> bytes | None:

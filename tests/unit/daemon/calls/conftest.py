@@ -4,6 +4,7 @@ import pytest
 from tests.unit.ingest.http.fake import until
 
 from agentd.audit import read
+from agentd.audit.issuing import AtOnce
 from agentd.audit.keypair import KeyPair
 from agentd.audit.log import AuditLog
 from agentd.audit.receipts import Receipts
@@ -61,7 +62,7 @@ def key(tmp_path):
 
 @pytest.fixture
 def records(kept, receipts, key):
-    return Records(kept.log, receipts, key)
+    return Records(kept.log, AtOnce(receipts, key))
 
 
 @pytest.fixture
