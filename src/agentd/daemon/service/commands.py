@@ -173,7 +173,7 @@ class Commands:
     ) -> Command:
         live.require_running("run a command in it")
         request = _request(body, feeds or body.stdin_open)
-        id_ = f"prc-{os.urandom(8).hex()}"
+        id_ = _new_id()
         if detached:
             request = msgspec.structs.replace(request, tag=id_)
         self._room()
@@ -286,6 +286,13 @@ class Commands:
             self._store.write(lambda transaction: transaction.put(record))
         else:
             self._store.submit(lambda transaction: transaction.put(record))
+
+
+def _new_id() -> str:
+    """The milliseconds it was made in, then chance: records that come one after another lie on the
+    same page of the store."""
+    when = time.time_ns() // 1_000_000 & (1 << 40) - 1
+    return f"prc-{when:010x}{os.urandom(5).hex()}"
 
 
 def _request(body: ExecBody, stdin: bool) -> ExecRequest:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from agentd.daemon.config.schema import Config
 from agentd.daemon.service.keystore import StoredKeys
-from agentd.daemon.store.port import Store, Transaction
+from agentd.daemon.store.port import Store
 from agentd.daemon.store.records import ProcessRecord, SandboxRecord
 from agentd.sandbox.journal.journals import Journals
 
@@ -46,7 +46,9 @@ class Retention:
         """Forget commands and sandboxes that ended longer ago than is kept: how many."""
         oldest = self._clock() - float(self._config().journal.keep)
         gone = 0
-        while ended := self._store.write(lambda t: _take_ended(t, oldest)):
+        while ended := self._store.write(
+            lambda t: t.take_before(ProcessRecord, "ended", oldest, _AT_ONCE)
+        ):
             for record in ended:
                 with contextlib.suppress(OSError):
                     self._journals.remove(record.journal or f"{record.sandbox}/{record.id}")
@@ -57,17 +59,3 @@ class Retention:
             gone += count
         self._keys.forget(self._clock())
         return gone + sum(forget(self._clock()) for forget in self._more)
-
-
-def _take_ended(transaction: Transaction, oldest: float) -> list[ProcessRecord]:
-    """Delete some of those that ended before, and tell which."""
-    found: list[ProcessRecord] = []
-    after: tuple[str, ...] = ()
-    while len(found) < _AT_ONCE and (
-        page := transaction.find(ProcessRecord, after=after, state="ended")
-    ):
-        found += [r for r in page if r.ended is not None and r.ended < oldest]
-        after = (page[-1].id,)
-    for record in found:
-        transaction.delete(ProcessRecord, record.id)
-    return found

@@ -52,6 +52,9 @@ class Transaction(Reader, Protocol):
     def delete_before(self, kind: type[Record], column: str, value: float, limit: int) -> int:
         """Rows whose column is less, ``limit`` at most: how many went."""
 
+    def take_before(self, kind: type[R], column: str, value: float, limit: int) -> list[R]:
+        """The same: what went."""
+
 
 class Store(Reader, Protocol):
     """Thread-safe.

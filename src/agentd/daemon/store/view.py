@@ -62,8 +62,16 @@ class WriteView(View):
         return self._connection.execute(tables.of(kind).delete, key).rowcount > 0
 
     def delete_before(self, kind: type[Record], column: str, value: float, limit: int) -> int:
+        return self._connection.execute(_delete_before(kind, column), (value, limit)).rowcount
+
+    def take_before(self, kind: type[R], column: str, value: float, limit: int) -> list[R]:
         table = tables.of(kind)
-        key = ", ".join(table.key)
-        old = f"SELECT {key} FROM {table.name} WHERE {table.column(column)} < ? LIMIT ?"  # noqa: S608
-        sql = f"DELETE FROM {table.name} WHERE ({key}) IN ({old})"  # noqa: S608
-        return self._connection.execute(sql, (value, limit)).rowcount
+        sql = f"{_delete_before(kind, column)} RETURNING {', '.join(table.columns)}"
+        return [table.record(row) for row in self._connection.execute(sql, (value, limit))]
+
+
+def _delete_before(kind: type[Record], column: str) -> str:
+    table = tables.of(kind)
+    key = ", ".join(table.key)
+    old = f"SELECT {key} FROM {table.name} WHERE {table.column(column)} < ? LIMIT ?"  # noqa: S608
+    return f"DELETE FROM {table.name} WHERE ({key}) IN ({old})"  # noqa: S608
