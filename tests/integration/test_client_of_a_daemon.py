@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -241,6 +242,42 @@ def test_a_command_is_followed_across_a_restart(tmp_path: Path, kill: bool) -> N
     sandbox.kill()
     daemon.stop()
     _check_audit(tmp_path / "state" / "audit", process.result.request_id)
+
+
+@pytest.mark.parametrize("kill", [False, True], ids=["drained", "killed"])
+def test_what_ended_before_a_restart_is_still_told(tmp_path: Path, kill: bool) -> None:
+    daemon = Daemon(tmp_path)
+    daemon.start()
+    sandbox = Sandbox.create(url=daemon.url, ttl="5m")
+    url = f"/v1/sandboxes/{sandbox.id}/processes"
+    client = Client(address.parse(daemon.url))
+    talker = {"cmd": "echo told; echo twice >&2; exit 3", "tag": "talker"}
+    client.call("POST", f"/v1/sandboxes/{sandbox.id}/exec", talker)
+    sandbox.run("true")
+    first, second = (one["id"] for one in client.call("GET", url, into=list[dict]))
+    names = (first, "talker", second)
+    before: dict[str, Any] = {
+        name: client.call("GET", f"{url}/{name}", into=dict) for name in names
+    }
+    assert before["talker"] == before[first] and before[first]["result"]["exit_code"] == 3
+    time.sleep(0.5)  # what a process that has ended wrote is on disk a moment later
+    daemon.stop(kill=kill)
+    daemon.start()
+    after = {name: client.call("GET", f"{url}/{name}", into=dict) for name in names}
+    before[second]["result"]["timing"] = after[second]["result"][
+        "timing"
+    ]  # without output there is no journal
+    assert after == before
+    assert daemon.cli("logs", sandbox.id, first).stdout == b"told\n"
+    assert daemon.cli("logs", sandbox.id, second).stdout == b""
+    with pytest.raises(AgentdError, match="has ended"):
+        client.call("POST", f"{url}/{first}/signal", {"signal": 15})
+    sandbox.run("echo new")
+    listed = [one["id"] for one in client.call("GET", url, into=list[dict])]
+    assert listed[:2] == [first, second] and len(listed) == 3
+    client.close()
+    sandbox.kill()
+    daemon.stop()
 
 
 def _check_audit(folder: Path, request: str) -> None:

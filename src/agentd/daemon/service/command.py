@@ -77,7 +77,7 @@ class Command:
             with contextlib.suppress(AgentdError):
                 self._execution.close()
         self.result = view
-        self.journal.finish(msgspec.json.encode(_bare(view)))
+        self.journal.finish(msgspec.json.encode(bare(view)))
         self._settle()
         self.ended.set()
         return view
@@ -159,9 +159,6 @@ class Command:
 
     def view(self) -> ProcessView:
         offsets = {name: count for name, count in self.journal.offsets.items() if count}
-        lost: dict[str, int] = {}
-        for gap in self.journal.losses:
-            lost[gap.stream] = lost.get(gap.stream, 0) + gap.length
         return ProcessView(
             id=self.id,
             sandbox=self.live.id,
@@ -171,8 +168,8 @@ class Command:
             state=ENDED if self.result is not None else RUNNING,
             started=self.started,
             output=offsets,
-            lost=lost,
-            result=None if self.result is None else _bare(self.result),
+            lost=lost_bytes(self.journal),
+            result=None if self.result is None else bare(self.result),
         )
 
     def _take(self, stream: str, data: bytes) -> None:
@@ -236,5 +233,13 @@ def texts(stdout: bytes, stderr: bytes) -> tuple[str, str, str]:
         return b64encode(stdout).decode(), b64encode(stderr).decode(), "base64"
 
 
-def _bare(view: ResultView) -> ResultView:
+def lost_bytes(journal: Journal) -> dict[str, int]:
+    """Of each stream, what the disk refused."""
+    lost: dict[str, int] = {}
+    for gap in journal.losses:
+        lost[gap.stream] = lost.get(gap.stream, 0) + gap.length
+    return lost
+
+
+def bare(view: ResultView) -> ResultView:
     return msgspec.structs.replace(view, stdout="", stderr="", encoding="utf-8")

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from base64 import b64decode
+from collections import deque
 from collections.abc import Iterator
 
 import msgspec
@@ -16,6 +17,7 @@ from agentd.daemon.execution import Execution
 from agentd.daemon.pipeline import Pipeline
 from agentd.daemon.service.command import ENDED, RUNNING, Command
 from agentd.daemon.service.live import Live
+from agentd.daemon.service.past import Past
 from agentd.daemon.service.quotas import Ledger
 from agentd.daemon.store.port import Store
 from agentd.daemon.store.records import ProcessRecord
@@ -50,7 +52,9 @@ class Commands:
         self._meter = counts
         self._lock = threading.Lock()
         self._running: dict[str, Command] = {}
-        self._of: dict[str, dict[str, Command]] = {}  # by sandbox
+        self._of: dict[str, dict[str, Command | Past]] = {}  # by sandbox
+        # Sandboxes taken over whose ended commands nobody has asked for yet.
+        self._unread: set[str] = set()
         self._waiting: dict[int, list[Command]] = {}  # calls that return with a command's end
         self.count = 0
 
@@ -97,13 +101,15 @@ class Commands:
         self._record(who, command)
         return command.view()
 
-    def all(self, live: Live) -> list[Command]:
+    def all(self, live: Live) -> list[Command | Past]:
         """Oldest first."""
+        self._remember(live)
         with self._lock:
             return list(self._of.get(live.id, {}).values())
 
-    def get(self, live: Live, id_: str) -> Command:
+    def get(self, live: Live, id_: str) -> Command | Past:
         """By its id or its tag, the newest with that. Raises NotFound."""
+        self._remember(live)
         with self._lock:
             known = self._of.get(live.id, {})
             found = known.get(id_)
@@ -127,6 +133,7 @@ class Commands:
         """Its commands end with it; their output stays until it is trimmed."""
         with self._lock:
             self._of.pop(live.id, None)
+            self._unread.discard(live.id)
 
     def wait_idle(self, seconds: float) -> bool:
         """Until nothing runs whose caller waits for its end; False when something still does.
@@ -159,6 +166,8 @@ class Commands:
     def adopt(self, live: Live) -> int:
         """Go on with what runs in a sandbox that outlived the daemon before: how many."""
         adopted = 0
+        with self._lock:
+            self._unread.add(live.id)
         for record in self._store.find(ProcessRecord, sandbox=live.id, state=RUNNING):
             try:
                 self._take_over(live, record)
@@ -224,6 +233,21 @@ class Commands:
             self._record(who, command)
 
         threading.Thread(target=run, name=command.id, daemon=True).start()
+
+    def _remember(self, live: Live) -> None:
+        """What ended in it under the daemon before, once."""
+        if live.id not in self._unread:
+            return
+        newest: deque[ProcessRecord] = deque(maxlen=MAX_KEPT)
+        after: tuple[str, ...] = ()
+        while page := self._store.find(ProcessRecord, after=after, sandbox=live.id, state=ENDED):
+            newest += page
+            after = (page[-1].id,)
+        with self._lock:
+            if live.id in self._unread:
+                self._unread.discard(live.id)
+                past = {one.id: Past(live, one, self._journals) for one in newest}
+                self._of[live.id] = {**past, **self._of.get(live.id, {})}
 
     def _feed(self, command: Command, data: bytes, *, eof: bool = True) -> None:
         """Before it is driven: what cannot be written at once is kept by the transport."""

@@ -1,0 +1,97 @@
+"""A command that ended under a daemon before: what its record and its journal still tell."""
+
+from functools import cached_property
+
+import msgspec
+
+from agentd.daemon.execution import status
+from agentd.daemon.service.command import ENDED, bare, lost_bytes
+from agentd.daemon.service.live import Live
+from agentd.daemon.store.records import ProcessRecord
+from agentd.model import typed
+from agentd.model.api import ProcessView, ResultView
+from agentd.model.cause import Cause, CauseCode
+from agentd.model.errors import Conflict
+from agentd.model.result import Exit, Timing, Usage
+from agentd.sandbox.journal.journal import Journal
+from agentd.sandbox.journal.journals import Journals
+
+_UNKNOWN = Exit(
+    None, None, Cause.of(CauseCode.BACKEND_LOST, "it ended while no daemon ran"), Usage()
+)
+_decode = typed.decoder(ResultView).decode
+
+
+class Past:
+    """As ``command.Command``, to be looked at. Thread-safe."""
+
+    def __init__(self, live: Live, record: ProcessRecord, journals: Journals) -> None:
+        self.id = record.id
+        self.live = live
+        self.tag = record.tag
+        self._record = record
+        self._journals = journals
+
+    @cached_property
+    def journal(self) -> Journal:
+        """Opened when it is asked for. Raises OSError."""
+        found = self._journals.open(self._record.journal or f"{self.live.id}/{self.id}")
+        # One that the daemon before could not end in time goes no further: say so to who follows.
+        found.finish(msgspec.json.encode(self._from_record()))
+        return found
+
+    @cached_property
+    def result(self) -> ResultView:
+        """As its journal has it, else what the record knows."""
+        try:
+            return bare(_decode(self.journal.info or b""))
+        except msgspec.DecodeError:
+            return self._from_record()
+
+    def view(self) -> ProcessView:
+        record, offsets = self._record, self.journal.offsets
+        return ProcessView(
+            id=self.id,
+            sandbox=self.live.id,
+            argv=record.argv,
+            tag=self.tag,
+            pid=record.pid,
+            state=ENDED,
+            started=record.created,
+            output={name: count for name, count in offsets.items() if count},
+            lost=lost_bytes(self.journal),
+            result=self.result,
+        )
+
+    def write(self, data: bytes, *, eof: bool) -> None:
+        raise self._over()
+
+    def signal(self, number: int, target: str) -> None:
+        raise self._over()
+
+    def resize(self, rows: int, cols: int) -> None:
+        raise self._over()
+
+    def _over(self) -> Conflict:
+        return Conflict(f"process {self.id} has ended")
+
+    def _from_record(self) -> ResultView:
+        record, handle = self._record, self.live.handle
+        end = record.exit or _UNKNOWN
+        return ResultView(
+            request_id=record.request,
+            status=status(end),
+            exit_code=end.exit_code,
+            signal=end.signal,
+            cause=end.cause,
+            stdout="",
+            stderr="",
+            encoding="utf-8",
+            truncated=record.exit is None,
+            usage=end.usage,
+            timing=Timing(),
+            sandbox=handle.info,
+            enforcement=dict(handle.enforcement),
+            process=self.id,
+            receipt=record.request if record.exit else "",
+        )
