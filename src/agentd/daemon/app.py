@@ -215,12 +215,13 @@ class Daemon:
         record = live.record
         about = {"backend": record.backend, "level": record.level}
         with contextlib.suppress(AgentdError):
-            self.control.note(Kind.SANDBOX_CREATED, record.principal, live.id, **about)
+            self.control.note(Kind.SANDBOX_CREATED, record.principal, live.id, lazily=True, **about)
 
     def _on_sandbox_end(self, live: Live, reason: str) -> None:
         self.commands.sandbox_ended(live)
         with contextlib.suppress(AgentdError):
-            self.control.note(Kind.SANDBOX_ENDED, live.record.principal, live.id, reason=reason)
+            owner = live.record.principal
+            self.control.note(Kind.SANDBOX_ENDED, owner, live.id, lazily=True, reason=reason)
         self._report("sandbox ended", sandbox=live.id, reason=reason)
 
     def _keep_time(self) -> None:

@@ -1,6 +1,7 @@
 """The client of one agent: commands, files, tunnels and the sandbox's own operations."""
 
 import math
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -139,13 +140,6 @@ class Guest:
         with self._call({"op": op, **fields}) as call:
             return _answer(call, op)
 
-    @contextmanager
-    def calling(self, op: str, **fields: object) -> Iterator[None]:
-        """``call``, beside what the block does; its answer is waited for at the end."""
-        with self._call({"op": op, **fields}) as call:
-            yield
-            _answer(call, op)
-
     def tunnel(self, port: int) -> Tunnel:
         """A TCP connection to ``port`` on the sandbox's loopback."""
         connection = self._v2("tunnels")
@@ -211,6 +205,8 @@ class Guest:
                 wire.REQUEST, core.channel.number, exec_fields(request, stdin=feeds, fds=names)
             )
             connection.send(frame, deadline, pipes.theirs if pipes else ())
+            # The agent is woken on this core, and what we do next can wait until it has forked.
+            os.sched_yield()
             if pipes is not None:
                 pipes.hand_over()
         except BaseException:

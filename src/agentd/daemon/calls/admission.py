@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -21,6 +21,11 @@ from agentd.model.audit import Event, Kind
 from agentd.model.decision import Asked, Decision, Obligations
 from agentd.model.errors import AgentdError, PolicyDenied, Refused, Undecided
 from agentd.model.redact import Redactor
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from agentd.model.audit import Position
 
 ANSWERS = ("allow", "deny", "undecided")
 NO_POLICY = Decision(allow=True, reasons=("no policy is configured",))
@@ -37,7 +42,7 @@ class Log(Protocol):
     """Raises AuditError: then nothing may be done. It is on disk with the next that is waited for,
     or sooner."""
 
-    def submit(self, event: Event, *, lazily: bool = False) -> object: ...
+    def submit(self, event: Event, *, lazily: bool = False) -> "Future[Position]": ...
     def append(self, event: Event) -> object:
         """As ``submit``, and on disk when it returns; what was submitted before is, too."""
 
@@ -48,10 +53,16 @@ class Approves(Protocol):
         or nobody decides."""
 
 
+def _nothing() -> None:
+    """It is on disk, or will be with its end."""
+
+
 class Admitted(msgspec.Struct, frozen=True):
     act: Act
     decision: Decision
     began: float  # seconds since 1970
+    # Of one that was admitted ahead of its record: returns once that is on disk. Raises AuditError.
+    written: Callable[[], object] = _nothing
 
 
 class Admission:
@@ -72,8 +83,9 @@ class Admission:
         self._count_guard = threading.Lock()
         self._decisions = dict.fromkeys(ANSWERS, 0)
 
-    def admit(self, act: Act, cancel: int = -1) -> Admitted:
-        """``cancel`` is a descriptor: readable, nobody waits any more for an approval.
+    def admit(self, act: Act, cancel: int = -1, *, ahead: bool = False) -> Admitted:
+        """``cancel`` is a descriptor: readable, nobody waits any more for an approval. ``ahead``:
+        the caller waits for the record itself, before it acknowledges what it did.
 
         Raises PolicyDenied, Undecided, AuditError, and what an approval ends with.
         """
@@ -84,11 +96,10 @@ class Admission:
         self._count(decision)
         if not decision.allow:
             self._refuse(act, decision)
-        # What has an end of its own is on disk with that; of the rest this is the only record.
-        self._write(Kind.ADMISSION, act, decision_fields(decision), synced=not act.executes)
+        written = self._write_admission(act, decision_fields(decision), ahead)
         if decision.obligations.approve:
             self._ask_for_approval(act, decision, cancel)
-        return Admitted(act, decision, now)
+        return Admitted(act, decision, now, written)
 
     def decisions(self) -> dict[str, int]:
         """How many there were of each of ANSWERS."""
@@ -153,11 +164,19 @@ class Admission:
             self._write(Kind.DENIAL, act, {"reasons": [str(error)], "approval": error.code})
             raise
 
+    def _write_admission(
+        self, act: Act, fields: Mapping[str, Any], ahead: bool
+    ) -> Callable[[], object]:
+        if ahead:
+            return self._log.submit(_event(Kind.ADMISSION, act, fields)).result
+        # What has an end of its own is on disk with that; of the rest this is the only record.
+        self._write(Kind.ADMISSION, act, fields, synced=not act.executes)
+        return _nothing
+
     def _write(
         self, kind: Kind, act: Act, fields: Mapping[str, Any], *, synced: bool = False
     ) -> None:
-        hidden = secrets(act)
-        event = _event(kind, act, _without(hidden, fields) if hidden else fields)
+        event = _event(kind, act, fields)
         if synced:
             self._log.append(event)
             return
@@ -192,6 +211,7 @@ def decision_fields(decision: Decision) -> dict[str, Any]:
 
 
 def _event(kind: Kind, act: Act, fields: Mapping[str, Any]) -> Event:
+    hidden = secrets(act)
     more = {"signer": act.signer} if act.signer else {}
     return Event(
         kind=kind,
@@ -199,7 +219,7 @@ def _event(kind: Kind, act: Act, fields: Mapping[str, Any]) -> Event:
         request=act.id,
         sandbox=act.place.id,
         capability=act.name,
-        fields={**fields, **more},
+        fields={**(_without(hidden, fields) if hidden else fields), **more},
     )
 
 

@@ -7,6 +7,7 @@ STATE/receipt.key   signs them              STATE/policy/         what policies 
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -73,12 +74,21 @@ class Control:
             self.gate = PolicyGate(self.admission, self.records)
             self._undo = undo.pop_all()
 
-    def note(self, kind: Kind, principal: str = "", sandbox: str = "", **fields: object) -> None:
+    def note(
+        self,
+        kind: Kind,
+        principal: str = "",
+        sandbox: str = "",
+        *,
+        lazily: bool = False,
+        **fields: object,
+    ) -> None:
         """Something that happened, by itself or within a request."""
         request = context.current()
-        self.log.submit(
-            Event(kind=kind, principal=principal, request=request, sandbox=sandbox, fields=fields)
+        event = Event(
+            kind=kind, principal=principal, request=request, sandbox=sandbox, fields=fields
         )
+        self.log.submit(event, lazily=lazily)
 
     def reload(self, policy: schema.Policy) -> None:
         """Raises BundleError, PinMismatch; then the old policy holds."""
@@ -130,8 +140,10 @@ class Waiting:
 
     def submit(
         self, event: Event, secrets: Iterable[str] = (), *, lazily: bool = False
-    ) -> Position:
-        return self.append(event, secrets)
+    ) -> Future[Position]:
+        done: Future[Position] = Future()
+        done.set_result(self.append(event, secrets))
+        return done
 
 
 def _log(directory: str, audit: schema.Audit, shared: bool) -> "AuditLog | Waiting":

@@ -59,8 +59,8 @@ class Commands:
         self.count = 0
 
     def exec(self, who: Principal, live: Live, body: ExecBody) -> ResultView:
-        """To its end. The answer's record and output are on their way to disk before it is given;
-        the record is there."""
+        """To its end. Its output and its record are written before the answer is given; how it
+        ended is on disk, in the audit log."""
         stdin = _stdin(body)
         with self._ledger.command(who.name), self._awaited() as awaited:
             command = self._begin(who, live, body, detached=False, feeds=bool(stdin))
@@ -306,10 +306,12 @@ class Commands:
         self._put(record, wait=wait)
 
     def _put(self, record: ProcessRecord, *, wait: bool = True) -> None:
+        """Written, not synced: a loss of power takes along the sandbox that it is found by, and
+        what came of the command is in the audit log, which is synced."""
         if wait:
-            self._store.write(lambda transaction: transaction.put(record))
+            self._store.write(lambda transaction: transaction.put(record), synced=False)
         else:
-            self._store.submit(lambda transaction: transaction.put(record))
+            self._store.submit(lambda t: t.put(record), synced=False, urgent=False)
 
 
 def _new_id() -> str:

@@ -14,7 +14,7 @@ import msgspec
 
 from agentd.daemon import context, meter, trace
 from agentd.daemon.config.schema import Config
-from agentd.daemon.pipeline import Pipeline
+from agentd.daemon.pipeline import Pipeline, Written, at_once
 from agentd.daemon.service.live import Live
 from agentd.daemon.service.quotas import Ledger
 from agentd.daemon.store.port import Store
@@ -92,8 +92,9 @@ class Sandboxes:
         checked = check_labels(labels or {})
         self._admit()
         begun = time.monotonic()
+        written: Written = at_once
         if not admitted:
-            spec = self._pipeline.admit(principal, spec, checked)
+            spec, written = self._pipeline.admit(principal, spec, checked)
         self._ledger.take(principal.name, spec.limits)
         try:
             handle = None if snapshot is not None else self._pool.claim(spec)
@@ -102,7 +103,7 @@ class Sandboxes:
                 with trace.span("sandbox.open"):
                     handle = self._pipeline.build(spec, snapshot)
             try:
-                live = self._write_down(principal.name, handle, checked, seconds)
+                live = self._write_down(principal.name, handle, checked, seconds, written)
                 self._meter.sandbox(live, pooled=pooled, seconds=time.monotonic() - begun)
                 return live
             except BaseException:
@@ -139,11 +140,13 @@ class Sandboxes:
             if live.ending:
                 return
             live.ending = True
+        live.wall.begin_kill()  # it takes its time, in which we do the rest
         self._on_end(live, reason)
         self._meter.sandbox_ended(live, reason)
+        # Should we not live to see its end, the next daemon ends what the store does not know.
+        self._store.submit(lambda t: t.put(_ended(live.record)))
         self._pipeline.close(live.handle)
         self._forget(live)
-        self._store.submit(lambda t: t.put(_ended(live.record)))
 
     def lost(self, wall: str, reason: str) -> None:
         """The supervisor says that a wall has ended by itself, or by its lease."""
@@ -250,7 +253,12 @@ class Sandboxes:
     # --- the record ---
 
     def _write_down(
-        self, owner: str, handle: SandboxHandle, labels: Mapping[str, str], seconds: float
+        self,
+        owner: str,
+        handle: SandboxHandle,
+        labels: Mapping[str, str],
+        seconds: float,
+        written: Written = at_once,
     ) -> Live:
         now = time.time()
         record = SandboxRecord(
@@ -267,6 +275,7 @@ class Sandboxes:
         )
         live = Live(handle, record)
         self._lease(live, seconds)
+        written()
         self._put(record)
         self._keep(live)
         self._on_made(live)
@@ -275,16 +284,12 @@ class Sandboxes:
     def _lease(self, live: Live, seconds: float) -> None:
         """Ours ends first, then the supervisor's, then the agent's own: each where the one before
         is in no state to."""
-        last = seconds + 2 * _GRACE_SECONDS
-        renewed = False
-        try:
-            with live.handle.guest.calling("sys.lease", ms=int(last * 1000)):
-                live.wall.renew(seconds + _GRACE_SECONDS)
-                renewed = True
-        except AgentdError:
-            # An agent of protocol v1 has none, a paused machine's stands still with it.
-            if not renewed:
-                live.wall.renew(seconds + _GRACE_SECONDS)
+        renewal = live.wall.begin_renewal(seconds + _GRACE_SECONDS)
+        # An agent of protocol v1 has none, a paused machine's stands still with it.
+        with contextlib.suppress(AgentdError):
+            last = seconds + 2 * _GRACE_SECONDS
+            live.handle.guest.call("sys.lease", ms=int(last * 1000))
+        renewal.result()
 
     def _change(self, live: Live, **fields: object) -> None:
         with live.lock:
@@ -295,8 +300,8 @@ class Sandboxes:
         self._put(record)
 
     def _put(self, record: SandboxRecord) -> None:
-        if context.recorded():  # the answer is written behind it, and waits for both
-            self._store.submit(lambda transaction: transaction.put(record))
+        if context.recorded():  # the answer is written behind it, with it, and waits for both
+            self._store.submit(lambda transaction: transaction.put(record), urgent=False)
         else:
             self._store.write(lambda transaction: transaction.put(record))
 

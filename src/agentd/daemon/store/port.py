@@ -67,8 +67,12 @@ class Store(Reader, Protocol):
     def write(self, work: Callable[[Transaction], T], *, synced: bool = True) -> T:
         """Blocks until it is on disk; ``synced`` as for ``submit``."""
 
-    def submit(self, work: Callable[[Transaction], T], *, synced: bool = True) -> "Future[T]":
-        """Without ``synced`` a loss of power may undo it, the death of the daemon does not; the
+    def submit(
+        self, work: Callable[[Transaction], T], *, synced: bool = True, urgent: bool = True
+    ) -> "Future[T]":
+        """One that is not ``urgent`` is written along with the next write, whoever makes that.
+
+        Without ``synced`` a loss of power may undo it, the death of the daemon does not; the
         next synced write of any caller makes it lasting too."""
 
     async def awrite(self, work: Callable[[Transaction], T], *, synced: bool = True) -> T:

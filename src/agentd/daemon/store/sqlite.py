@@ -73,8 +73,10 @@ class SqliteStore:
         value: T = self._writer.write(work, synced=synced)
         return value
 
-    def submit(self, work: Callable[[Transaction], T], *, synced: bool = True) -> "Future[T]":
-        return self._writer.submit(work, synced=synced)
+    def submit(
+        self, work: Callable[[Transaction], T], *, synced: bool = True, urgent: bool = True
+    ) -> "Future[T]":
+        return self._writer.submit(work, synced=synced, urgent=urgent)
 
     async def awrite(self, work: Callable[[Transaction], T], *, synced: bool = True) -> T:
         value: T = await self._writer.awrite(work, synced=synced)

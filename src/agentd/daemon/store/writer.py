@@ -67,10 +67,11 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="agentd-store", daemon=True)
         self._thread.start()
 
-    def submit(self, work: Work, *, synced: bool = True) -> "Future[Any]":
+    def submit(self, work: Work, *, synced: bool = True, urgent: bool = True) -> "Future[Any]":
         future: Future[Any] = Future()
         self._enqueue(_Job(work, future, None, synced))
-        self._wake.set()
+        if urgent:
+            self._wake.set()
         return future
 
     def write(self, work: Work, *, synced: bool = True) -> Any:

@@ -26,7 +26,7 @@ class Link:
         self._sock = sock
         self._on_ended = on_ended
         self._lock = threading.Lock()
-        self._waiting: dict[int, _Waiter] = {}
+        self._waiting: dict[int, Asked] = {}
         self._count = 0
         self.lost = threading.Event()
         self._reader = threading.Thread(target=self._read, name="supervisor-link", daemon=True)
@@ -40,11 +40,14 @@ class Link:
         self, op: str, seconds: float = ANSWER_SECONDS, **fields: object
     ) -> tuple[Any, list[int]]:
         """The same, with the descriptors that came along: the caller's to close."""
-        waiter = _Waiter()
+        return self.begin(op, **fields).result(seconds)
+
+    def begin(self, op: str, **fields: object) -> "Asked":
+        """``ask``, with something to do before its ``result``. Raises BackendLost."""
         with self._lock:
             self._count += 1
             number = self._count
-            self._waiting[number] = waiter
+            asked = self._waiting[number] = Asked(op, lambda: self._abandon(number))
             try:
                 if self.lost.is_set():
                     raise BrokenPipeError
@@ -55,12 +58,12 @@ class Link:
             except BaseException:
                 del self._waiting[number]
                 raise
-        if not waiter.done.wait(seconds):
-            with self._lock:
-                abandoned = self._waiting.pop(number, None)
-            if abandoned is not None:
-                raise SandboxError(f"the supervisor did not answer {op} within {seconds:g} s")
-        return waiter.result()
+        return asked
+
+    def _abandon(self, number: int) -> bool:
+        """Whether the answer had not come."""
+        with self._lock:
+            return self._waiting.pop(number, None) is not None
 
     def close(self) -> None:
         """The supervisor and its sandboxes stay; idempotent."""
@@ -79,32 +82,37 @@ class Link:
                     self._on_ended(str(message["id"]), str(message["reason"]))
                     continue
                 with self._lock:
-                    waiter = self._waiting.pop(int(str(message["n"])), None)
-                if waiter is None:  # it came too late
+                    asked = self._waiting.pop(int(str(message["n"])), None)
+                if asked is None:  # it came too late
                     wire.close_all(fds)
                 else:
-                    waiter.give(message, fds)
+                    asked.give(message, fds)
         except (EOFError, OSError, ValueError):
             with self._lock:
                 self.lost.set()
                 waiting, self._waiting = list(self._waiting.values()), {}
-            for waiter in waiting:
-                waiter.give({"error": wire.encode_error(_gone())}, [])
+            for asked in waiting:
+                asked.give({"error": wire.encode_error(_gone())}, [])
 
 
-class _Waiter:
-    __slots__ = ("_fds", "_message", "done")
+class Asked:
+    """A question that is under way."""
 
-    def __init__(self) -> None:
-        self.done = threading.Event()
+    def __init__(self, op: str, abandon: Callable[[], bool]) -> None:
+        self._op = op
+        self._abandon = abandon
+        self._done = threading.Event()
         self._message: wire.Message = {}
         self._fds: list[int] = []
 
     def give(self, message: wire.Message, fds: list[int]) -> None:
         self._message, self._fds = message, fds
-        self.done.set()
+        self._done.set()
 
-    def result(self) -> tuple[Any, list[int]]:
+    def result(self, seconds: float = ANSWER_SECONDS) -> tuple[Any, list[int]]:
+        """As of ``ask_fds``."""
+        if not self._done.wait(seconds) and self._abandon():
+            raise SandboxError(f"the supervisor did not answer {self._op} within {seconds:g} s")
         error = self._message.get("error")
         if isinstance(error, dict):
             wire.close_all(self._fds)

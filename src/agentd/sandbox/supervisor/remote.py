@@ -14,7 +14,7 @@ from agentd.model.availability import Availability
 from agentd.model.errors import AgentdError, BackendLost
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import backends
-from agentd.sandbox.supervisor.client import Link
+from agentd.sandbox.supervisor.client import Asked, Link
 from agentd.sandbox.supervisor.held import Held
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ class RemoteWall:
         self.enforcement: Enforcement = held.enforcement
         self.workspace = held.workspace
         self.passes_descriptors = held.passes_descriptors
+        self._killed: Asked | None = None
         self._group = None if held.counted is None else cgroup.reopen(held.counted)
 
     def open_stream(self) -> socket.socket:
@@ -106,17 +107,27 @@ class RemoteWall:
         gone: bool = self._ask_of_the_living("wait", True, timeout=timeout)
         return gone
 
+    def begin_kill(self) -> None:
+        """What ``kill`` then waits for."""
+        with contextlib.suppress(AgentdError):
+            self._killed = self._link.begin("kill", id=self.id)
+
     def kill(self) -> None:
         """Whatever it cannot be told, the supervisor's own lease ends."""
         with contextlib.suppress(AgentdError):
-            self._link.ask("kill", _END_SECONDS, id=self.id)
+            killed = self._killed or self._link.begin("kill", id=self.id)
+            killed.result(_END_SECONDS)
 
     def save(self) -> dict[str, object]:
         return {"wall": self.id}
 
     def renew(self, seconds: float | None) -> None:
         """Its lease ends so many seconds from now; never, for None. Raises SandboxError."""
-        self._link.ask("renew", id=self.id, lease=seconds)
+        self.begin_renewal(seconds).result()
+
+    def begin_renewal(self, seconds: float | None) -> Asked:
+        """Renewed once there is a result, which raises what ``renew`` does."""
+        return self._link.begin("renew", id=self.id, lease=seconds)
 
     def _ask_of_the_living(self, op: str, otherwise: Any, **fields: Any) -> Any:
         try:
