@@ -60,8 +60,9 @@ class IdempotencyFull(Refused):
 class _Run:
     """Of one key. ``decided``: whether it runs, or was answered from the record, is known."""
 
-    def __init__(self, digest: str) -> None:
+    def __init__(self, digest: str, lasting: bool) -> None:
         self.digest = digest
+        self.lasting = lasting
         self.task: asyncio.Task[Answer] | None = None
         self.decided = False
         self._loop = asyncio.get_running_loop()
@@ -96,8 +97,18 @@ class Idempotency:
             pass
         self._total = store.measure(IdempotencyRecord, "size").rows
 
-    async def run(self, principal: str, key: str, digest: str, work: Work, carry: Carry) -> Answer:
-        """The answer of ``work``, or that of the request that had the key first.
+    async def run(
+        self,
+        principal: str,
+        key: str,
+        digest: str,
+        work: Work,
+        carry: Carry,
+        *,
+        lasting: bool = True,
+    ) -> Answer:
+        """The answer of ``work``, or that of the request that had the key first. Where what it does
+        is not ``lasting``, neither is its record: a loss of power undoes both.
 
         ``carry`` does in a thread what it is given: ``work`` between two writes to the store. A
         caller that is cancelled does not stop that: the next one attaches to it. ``work`` had best
@@ -119,7 +130,7 @@ class Idempotency:
             if running.decided:
                 raise _mismatch(key)
             await running.wait_decided()
-        running = self._running[principal, key] = _Run(digest)
+        running = self._running[principal, key] = _Run(digest, lasting)
         running.task = asyncio.ensure_future(self._answer(principal, key, running, work, carry))
         running.task.add_done_callback(_retrieve)
         return await asyncio.shield(running.task)
@@ -170,15 +181,17 @@ class Idempotency:
             self._store.write(lambda t: self._release(t, record))
             raise
         except Exception:
-            self._record(record, "interrupted")
+            self._record(record, "interrupted", running.lasting)
             raise
-        self._record(record, "done", answer)
+        self._record(record, "done", running.lasting, answer)
         return answer
 
-    def _record(self, record: IdempotencyRecord, state: str, answer: Answer | None = None) -> None:
+    def _record(
+        self, record: IdempotencyRecord, state: str, lasting: bool, answer: Answer | None = None
+    ) -> None:
         """Should the disk refuse it, the key stays "started": a repeat is told "interrupted"."""
         with contextlib.suppress(StoreError):
-            self._store.write(lambda t: self._end(t, record, state, answer))
+            self._store.write(lambda t: self._end(t, record, state, answer), synced=lasting)
 
     # -- in the store's turn: what follows is never run twice at once ------------------------
 

@@ -216,7 +216,9 @@ class Service(Protocol):
         request: bytes,
         work: Work,
         carry: Carry,
+        *,
+        lasting: bool = True,
     ) -> Answer:
         """``Idempotency-Key``: ``work`` runs at most once for a key; ``request`` is what it was
-        asked with, and ``carry`` does in a thread what it is given. Raises IdempotencyMismatch and
-        others."""
+        asked with, and ``carry`` does in a thread what it is given. Not ``lasting`` is what a loss
+        of power undoes: it may then be done again. Raises IdempotencyMismatch and others."""

@@ -144,7 +144,7 @@ class Sandboxes:
         self._on_end(live, reason)
         self._meter.sandbox_ended(live, reason)
         # Should we not live to see its end, the next daemon ends what the store does not know.
-        self._store.submit(lambda t: t.put(_ended(live.record)))
+        self._store.submit(lambda t: t.put(_ended(live.record)), synced=False)
         self._pipeline.close(live.handle)
         self._forget(live)
 
@@ -300,10 +300,11 @@ class Sandboxes:
         self._put(record)
 
     def _put(self, record: SandboxRecord) -> None:
+        """Written, not synced: no sandbox outlives a loss of power."""
         if context.recorded():  # the answer is written behind it, with it, and waits for both
-            self._store.submit(lambda transaction: transaction.put(record), urgent=False)
+            self._store.submit(lambda t: t.put(record), synced=False, urgent=False)
         else:
-            self._store.write(lambda transaction: transaction.put(record))
+            self._store.write(lambda t: t.put(record), synced=False)
 
     def _keep(self, live: Live) -> None:
         with self._lock:

@@ -416,10 +416,14 @@ class DaemonService:
         request: bytes,
         work: Work,
         carry: Carry,
+        *,
+        lasting: bool = True,
     ) -> Answer:
         digest = sha256(request).hexdigest()
         with context.recording():
-            return await self._idempotency().run(who.name, key, digest, work, carry)
+            return await self._idempotency().run(
+                who.name, key, digest, work, carry, lasting=lasting
+            )
 
     def _create(self, who: Principal, body: SandboxBody) -> Live:
         who.require("create")

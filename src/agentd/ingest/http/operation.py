@@ -61,6 +61,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     status: int = 200
     waits: bool = False  # for something inside a sandbox
     once: bool = False  # takes an Idempotency-Key
+    lasting: bool = True  # what it does outlives a loss of power, or may
     also: Mapping[int, Any] = {}  # other statuses, and their answers
 
     async def handle(self, exchange: Exchange) -> None:
@@ -90,7 +91,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         call = partial(self._answer, service, who, exchange, query, raw)
         if key is None:
             return await carry(call)
-        return await service.once(who, key, fingerprint(exchange, raw), recordable(call), carry)
+        request, work = fingerprint(exchange, raw), recordable(call)
+        return await service.once(who, key, request, work, carry, lasting=self.lasting)
 
     def _room(self, exchange: Exchange) -> Room:
         threads = exchange.api.threads

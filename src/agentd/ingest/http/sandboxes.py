@@ -33,6 +33,7 @@ OPERATIONS = (
         status=201,
         waits=True,
         once=True,
+        lasting=False,
     ),
     Operation(
         method="GET",

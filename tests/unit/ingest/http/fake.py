@@ -691,6 +691,8 @@ class FakeService:
         request: bytes,
         work: Work,
         carry: Carry,
+        *,
+        lasting: bool = True,
     ) -> Answer:
         found = self.keyed.get((who.name, key))
         if found is None:
