@@ -53,6 +53,14 @@ class Wall(Protocol):
 
 
 @runtime_checkable
+class EndsFirst(Protocol):
+    """A wall that need not be kept waiting for: ``kill`` frees what ``end`` leaves."""
+
+    def end(self) -> None:
+        """Nothing runs behind the wall any more when it returns; idempotent."""
+
+
+@runtime_checkable
 class CopyOnWrite(Protocol):
     """A wall whose workspace is an overlay: its changes can be listed and applied."""
 

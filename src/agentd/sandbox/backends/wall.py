@@ -44,7 +44,8 @@ class ProcessWall:
         self._before_end = before_end
         self._on_end = on_end
         self._lock = threading.Lock()
-        self._ended = False
+        self._empty = False  # no process is left
+        self._ended = False  # and nothing else
 
     def open_stream(self) -> socket.socket:
         ours, theirs = socket.socketpair()
@@ -79,12 +80,10 @@ class ProcessWall:
         return bool(poll.poll(None if timeout is None else timeout * 1000))
 
     def kill(self) -> None:
+        self._empty_it()
         with self._lock:
             if self._ended:
                 return
-            for callback in self._before_end:
-                callback()
-            self._end_processes()
             self._ended = True
             os.close(self._pidfd)
             self._listener.close()
@@ -96,8 +95,21 @@ class ProcessWall:
     def save(self) -> dict[str, object]:
         return {"pid": self.pid, "group": self._group.name if self._group else None}
 
-    def _end_processes(self) -> None:
-        """PID 1 takes its whole pid namespace with it."""
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-        self.wait(10.0)
+    def _empty_it(self) -> None:
+        with self._lock:
+            if self._empty:
+                return
+            for callback in self._before_end:
+                callback()
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            self.wait(10.0)
+            self._empty = True
+
+
+class NamespaceWall(ProcessWall):
+    """One whose first process takes its whole pid namespace with it."""
+
+    def end(self) -> None:
+        """The first half of ``kill``: nothing runs in it any more, and it holds what it held."""
+        self._empty_it()

@@ -12,7 +12,7 @@ from agentd.model import typed
 from agentd.model.errors import BackendLost, InvalidInput, SandboxError
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import backends
-from agentd.sandbox.ports import Backend, CopyOnWrite, Pausable, Restores, Snapshots
+from agentd.sandbox.ports import Backend, CopyOnWrite, EndsFirst, Pausable, Restores, Snapshots
 from agentd.sandbox.supervisor import wire
 from agentd.sandbox.supervisor.held import Entry, boottime
 from agentd.sandbox.supervisor.wire import Message
@@ -24,6 +24,7 @@ _PAGE = 16
 _WAIT_SECONDS = 5.0
 # These touch our own tables alone: a thread for each would take longer.
 _AT_ONCE = ("hello", "renew")
+# A value, and descriptors, which are closed once they are sent.
 Answer = tuple[object, list[int]]
 
 
@@ -52,7 +53,6 @@ class Supervisor:
             "usage": lambda m: (self._entry(m).wall.usage(), []),
             "save": lambda m: (self._entry(m).wall.save(), []),
             "wait": self._wait,
-            "kill": self._kill,
             "renew": self._renew,
             "pause": lambda m: self._still(m, True),
             "resume": lambda m: self._still(m, False),
@@ -74,6 +74,8 @@ class Supervisor:
                 wire.close_all(fds)
                 if message.get("op") in _AT_ONCE:
                     self._answer(daemon, message)
+                elif message.get("op") == "kill":
+                    self._pool.submit(self._kill, daemon, message)
                 else:
                     self._pool.submit(self._answer, daemon, message)
         except (EOFError, OSError, ValueError, RuntimeError):
@@ -108,12 +110,15 @@ class Supervisor:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _answer(self, daemon: socket.socket, message: Message) -> None:
+        operation = self._operations.get(str(message.get("op")), _unknown)
+        self._answer_with(daemon, message, operation)
+
+    def _answer_with(
+        self, daemon: socket.socket, message: Message, operation: Callable[[Message], Answer]
+    ) -> None:
         number = message.get("n")
         fds: list[int] = []
         try:
-            operation = self._operations.get(str(message.get("op")))
-            if operation is None:
-                raise InvalidInput(f"the supervisor does not know {message.get('op')!r}")
             value, fds = operation(message)
             reply: Message = {"n": number, "ok": msgspec.to_builtins(value)}
         except Exception as error:
@@ -185,12 +190,22 @@ class Supervisor:
         bound = _WAIT_SECONDS if timeout is None else min(float(str(timeout)), _WAIT_SECONDS)
         return self._entry(message).wall.wait(bound), []
 
-    def _kill(self, message: Message) -> Answer:
+    def _kill(self, daemon: socket.socket, message: Message) -> None:
+        """Answered once nothing runs in it any more, before what it held is freed."""
         with self._lock:
-            entry = self._entries.pop(str(message["id"]), None)
+            entry = self._entries.pop(str(message.get("id")), None)
+
+        def end(_: Message) -> Answer:
+            wall: object = None if entry is None else entry.wall
+            if isinstance(wall, EndsFirst):
+                wall.end()
+            elif entry is not None:
+                entry.wall.kill()
+            return entry is not None, []
+
+        self._answer_with(daemon, message, end)
         if entry is not None:
             entry.wall.kill()
-        return entry is not None, []
 
     def _renew(self, message: Message) -> Answer:
         entry = self._entry(message)
@@ -258,6 +273,10 @@ class Supervisor:
         entry.wall.kill()
         if daemon is not None:
             self._send(daemon, {"event": "ended", "id": entry.id, "reason": reason}, [])
+
+
+def _unknown(message: Message) -> Answer:
+    raise InvalidInput(f"the supervisor does not know {message.get('op')!r}")
 
 
 def _after(seconds: object) -> float | None:

@@ -18,7 +18,7 @@ from agentd.sandbox.backends.linux import report
 from agentd.sandbox.backends.linux.cow import OverlayWall
 from agentd.sandbox.backends.linux.nursery import Nursery, adopt
 from agentd.sandbox.backends.linux.plan import LinuxPlan, make_plan
-from agentd.sandbox.backends.wall import ProcessWall
+from agentd.sandbox.backends.wall import NamespaceWall
 
 # RLIMIT_NPROC counts a fork before the cgroup refuses it.
 _FORKS_IN_FLIGHT = 64
@@ -54,13 +54,13 @@ class LinuxBackend:
     def plan(self, spec: SandboxSpec) -> LinuxPlan:
         return make_plan(spec)
 
-    def launch(self, plan: LinuxPlan) -> ProcessWall:
+    def launch(self, plan: LinuxPlan) -> NamespaceWall:
         try:
             return self._launch(plan)
         except Ended:  # the zygote was killed: the next one will do
             return self._launch(plan)
 
-    def _launch(self, plan: LinuxPlan) -> ProcessWall:
+    def _launch(self, plan: LinuxPlan) -> NamespaceWall:
         with contextlib.ExitStack() as undo:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(ours.close)
@@ -107,8 +107,8 @@ class LinuxBackend:
         controls: list[str],
         group_detail: str,
         digest: str,
-    ) -> ProcessWall:
-        kind = OverlayWall if plan.cow else ProcessWall
+    ) -> NamespaceWall:
+        kind = OverlayWall if plan.cow else NamespaceWall
         wall = kind(
             id_=f"{pid}",
             pid=pid,

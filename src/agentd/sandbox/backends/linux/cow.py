@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 
-from agentd.sandbox.backends.wall import ProcessWall
+from agentd.sandbox.backends.wall import NamespaceWall
 
 _OPAQUE = "user.overlay.opaque"
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -21,7 +21,7 @@ _MAX_CHANGES = 1_000_000
 _COPY_BYTES = 1 << 20
 
 
-class OverlayWall(ProcessWall):
+class OverlayWall(NamespaceWall):
     """``attach_layers`` is called once, right after construction."""
 
     def attach_layers(self, scratch_fd: int, source: str) -> None:
