@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from agentd.guest import wire
 from agentd.model.errors import BackendLost, GuestError
 from agentd.transport.channel import Channel, Frame
+from agentd.transport.greeting import Greeting
 
 READ = 64 << 10
 _LAST_CHANNEL = (1 << 32) - 1
@@ -34,11 +35,15 @@ class Connection:
     """Owns the socket. Descriptors are sent, and never received: the kernel discards what a guest
     attaches, because recv gives no room for it (unix(7), SCM_RIGHTS)."""
 
-    def __init__(self, stream: socket.socket, early: bytes = b"") -> None:
+    def __init__(self, stream: socket.socket, early: bytes = b"", *, greets: bool = False) -> None:
+        """``greets``: the agent is known to speak v2, and has not been greeted. The greeting goes
+        along with the first request, and is answered ahead of its first event."""
         stream.setblocking(False)
         self._socket = stream
         self._decoder = wire.FrameDecoder(wire.FROM_AGENT)
         self._early = early
+        self._unsent = wire.HELLO if greets else b""
+        self._greeting = Greeting() if greets else None
         self._number = 0
 
     def fileno(self) -> int:
@@ -59,6 +64,7 @@ class Connection:
 
     def send(self, data: bytes, deadline: float, fds: Sequence[int] = ()) -> None:
         """All of it; the descriptors ride with the first byte. Raises BackendLost, GuestError."""
+        data, self._unsent = self._unsent + data, b""
         sent = self._send_descriptors(data, fds) if fds else self.send_some(data)
         while sent < len(data):
             if not ready(self.fileno(), select.POLLOUT, deadline):
@@ -88,9 +94,19 @@ class Connection:
             if not data:
                 self._decoder.close()
                 raise BackendLost("the agent closed the connection")
-            return self._decoder.feed(data)
+            return self._decoder.feed(data if self._greeting is None else self._greeted(data))
         except wire.WireError as error:
             raise GuestError("the agent broke the protocol", cause=str(error)) from None
+
+    def _greeted(self, data: bytes) -> bytes:
+        """What follows the answer to the greeting."""
+        greeting = self._greeting
+        if greeting is None or not greeting.feed(data):
+            return b""
+        if greeting.protocol() != 2:
+            raise GuestError("the agent does not speak protocol v2")
+        self._greeting = None
+        return greeting.rest
 
     def idle(self) -> bool:
         """Whether it can serve another request: nothing unasked for came, and it is open."""

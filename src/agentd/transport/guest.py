@@ -46,7 +46,8 @@ class Guest:
         handshake_timeout: float = 10.0,
         answer_timeout: float = ANSWER_TIMEOUT,
     ) -> None:
-        self._pool = Pool(open_stream, handshake_timeout)
+        # An agent on this kernel was started by us, from this library.
+        self._pool = Pool(open_stream, handshake_timeout, known=passes_descriptors)
         self._passes = passes_descriptors
         self._answer_timeout = answer_timeout
         self.files = Files(self._call)

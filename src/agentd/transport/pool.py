@@ -16,11 +16,18 @@ class Pool:
     """Thread-safe. The latest one used comes first: its caches are warm."""
 
     def __init__(
-        self, open_stream: Callable[[], socket.socket], timeout: float, max_idle: int = MAX_IDLE
+        self,
+        open_stream: Callable[[], socket.socket],
+        timeout: float,
+        max_idle: int = MAX_IDLE,
+        *,
+        known: bool = False,
     ) -> None:
+        """``known``: the agent is ours, and speaks v2; no answer to a greeting is waited for."""
         self._open_stream = open_stream
         self._timeout = timeout
         self._max_idle = max_idle
+        self._known = known
         self._lock = threading.Lock()
         self._idle: list[Connection | V1Connection] = []
         self._closed = False
@@ -32,6 +39,8 @@ class Pool:
                 if self._closed:
                     raise BackendLost("the sandbox was closed")
                 connection = self._idle.pop() if self._idle else None
+            if connection is None and self._known:
+                return Connection(self._open_stream(), greets=True)
             if connection is None:
                 return greet(self._open_stream(), self._timeout)
             if connection.idle():

@@ -1,6 +1,7 @@
 """A scripted agent: a thread at the other end of a socket pair that speaks frames by hand."""
 
 import json
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -20,14 +21,20 @@ class Peer:
         self.sock = sock
         self._decoder = wire.FrameDecoder(wire.FROM_HOST)
         self._frames: list[tuple[int, int, bytes]] = []
+        self.fds: list[int] = []  # that came with the greeting: the first request's
+
+    def take_fds(self) -> list[int]:
+        fds, self.fds = self.fds, []
+        return fds
 
     def greet(self, reply: bytes = HELLO) -> None:
         got = b""
         while len(got) < len(wire.HELLO):
-            data = self.sock.recv(len(wire.HELLO) - len(got))
+            data, fds, _, _ = socket.recv_fds(self.sock, len(wire.HELLO) - len(got), 8)
             if not data:
                 raise EOFError
             got += data
+            self.fds += fds
         assert got == wire.HELLO
         self.sock.sendall(reply)
 
@@ -77,13 +84,17 @@ class Fake:
         return ours
 
     def _serve(self, sock: socket.socket) -> None:
+        peer = Peer(sock)
         with sock:
             try:
-                self.script(Peer(sock))
+                self.script(peer)
             except (EOFError, OSError):
                 pass
             except BaseException as error:
                 self.errors.append(error)
+            finally:
+                for fd in peer.take_fds():
+                    os.close(fd)
 
     def close(self) -> None:
         for thread in self._threads:

@@ -1,10 +1,10 @@
 """The client against a scripted agent."""
 
 import os
-import socket
 import time
 
 import pytest
+from tests.unit.transport.conftest import HELLO
 
 from agentd.guest import wire
 from agentd.model.cause import CauseCode
@@ -36,6 +36,45 @@ def test_a_command_runs_and_its_connection_is_reused(agent):
         )
         assert end.usage.peak_memory_bytes == 9
     assert guest.fake.connections == 1
+
+
+def test_an_agent_of_ours_is_not_waited_for_to_greet(agent):
+    """The greeting and the first request go together; the answers may come in any pieces."""
+
+    def script(peer):
+        first = peer.sock.recv(1 << 16)
+        assert first.startswith(wire.HELLO) and len(first) > len(wire.HELLO)
+        channel = 1
+        answers = HELLO + wire.encode_json(wire.EVENT, channel, {"event": "started", "pid": 7})
+        for byte in answers:
+            peer.sock.sendall(bytes([byte]))
+        peer.exited(channel, 3)
+        peer.request()
+        peer.event(2, "started", pid=8)
+        peer.exited(2, 4)
+
+    guest = agent(script, passes_descriptors=True, greeted=False)
+    assert guest.run(TRUE)[0].exit_code == 3
+    assert guest.run(TRUE)[0].exit_code == 4  # the greeting was the connection's, not the request's
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        (b'{"exit_code":-1,"error":"Invalid request: x"}\n', "does not speak protocol v2"),
+        (b"no json\n", "malformed"),
+        (b"x" * (wire.MAX_HELLO_REPLY + 1), "is over"),
+        (b"", "closed the connection"),
+    ],
+)
+def test_what_is_no_agent_of_ours_is_found_out_with_the_first_answer(agent, reply, words):
+    def script(peer):
+        peer.sock.recv(1 << 16)
+        peer.sock.sendall(reply)
+
+    with pytest.raises((GuestError, BackendLost)) as found:
+        agent(script, passes_descriptors=True, greeted=False).run(TRUE)
+    assert words in str(found.value)
 
 
 def test_every_field_of_a_request_reaches_the_agent(agent):
@@ -87,7 +126,7 @@ def test_a_failed_spawn_is_an_exit(agent, number, stage, code, message):
 
 def test_passed_descriptors_carry_the_streams(agent):
     def script(peer):
-        data, fds, _, _ = socket.recv_fds(peer.sock, 1 << 16, 8)
+        data, fds = peer.sock.recv(1 << 16), peer.take_fds()
         ((_, channel, payload),) = wire.FrameDecoder(wire.FROM_HOST).feed(data)
         assert wire.decode_json(payload)["fds"] == ["stdin", "stdout", "stderr"]
         peer.event(channel, "started", pid=7)
@@ -109,7 +148,8 @@ def test_a_writer_left_behind_does_not_hold_the_end_back(agent):
     held = []
 
     def script(peer):
-        _, fds, _, _ = socket.recv_fds(peer.sock, 1 << 16, 8)
+        peer.sock.recv(1 << 16)
+        fds = peer.take_fds()
         held.extend(fds)
         os.write(fds[0], b"said")
         peer.event(1, "started", pid=7)
@@ -131,7 +171,8 @@ def test_the_host_holds_the_output_limit_itself(agent, passes):
     def script(peer):
         out = -1
         if passes:
-            _, fds, _, _ = socket.recv_fds(peer.sock, 1 << 16, 8)
+            peer.sock.recv(1 << 16)
+            fds = peer.take_fds()
             out = fds[0]
             os.close(fds[1])
         else:
