@@ -16,9 +16,10 @@ from agentd.model.errors import AgentdError, Refused, SandboxError
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import backends, lifecycle
 from agentd.sandbox.choose import Choice, choose
+from agentd.sandbox.finisher import Finisher
 from agentd.sandbox.handle import SandboxHandle, incapable
 from agentd.sandbox.lifecycle import Do, Event, State
-from agentd.sandbox.ports import Backend, Restores, Wall
+from agentd.sandbox.ports import Backend, EndsFirst, KillsAhead, Restores, Wall
 from agentd.transport.guest import Guest
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Manager:
         self._backends: dict[str, Backend] = dict(made or {})
         self._handles: dict[str, SandboxHandle] = {}
         self._shelf: Shelf | None = None
+        self._finisher = Finisher()
         self._owner = os.getpid()
 
     def backend(self, name: str) -> Backend:
@@ -178,6 +180,7 @@ class Manager:
             return
         for handle in self.sandboxes():
             self.destroy(handle)
+        self._finisher.close()
         with self._lock:
             made, self._backends = list(self._backends.values()), {}
         for backend in made:
@@ -262,12 +265,16 @@ class Manager:
             handle._guest = self._connect(handle.wall)
             return Event.GUEST_READY
         if instruction is Do.DISCONNECT:
+            # An agent that is ending need not be told that nobody is there any more.
+            wall: object = handle._wall
+            if isinstance(wall, KillsAhead):
+                wall.begin_kill()
             if handle._guest is not None:
                 handle._guest.close()
             return None
         if instruction is Do.KILL:
             if handle._wall is not None:
-                handle._wall.kill()
+                self._kill(handle._wall)
             return Event.WALL_GONE
         if instruction is Do.FORGET:
             with self._lock:
@@ -282,6 +289,15 @@ class Manager:
             return None
         handle.pausable("resume").resume()
         return None
+
+    def _kill(self, wall: Wall) -> None:
+        """Nothing runs behind it when this returns; what it held may take a moment longer."""
+        ends: object = wall
+        if isinstance(ends, EndsFirst):
+            ends.end()
+            self._finisher.soon(wall.kill)
+        else:
+            wall.kill()
 
 
 def _launch(handle: SandboxHandle) -> Wall:

@@ -53,6 +53,14 @@ class Wall(Protocol):
 
 
 @runtime_checkable
+class KillsAhead(Protocol):
+    """A wall that ``kill`` waits for: it may begin before."""
+
+    def begin_kill(self) -> None:
+        """Everything behind the wall begins to end; idempotent, never raises."""
+
+
+@runtime_checkable
 class EndsFirst(Protocol):
     """A wall that need not be kept waiting for: ``kill`` frees what ``end`` leaves."""
 

@@ -101,14 +101,22 @@ class ProcessWall:
                 return
             for callback in self._before_end:
                 callback()
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            self._strike()
             self.wait(10.0)
             self._empty = True
+
+    def _strike(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
 
 class NamespaceWall(ProcessWall):
     """One whose first process takes its whole pid namespace with it."""
+
+    def begin_kill(self) -> None:
+        with self._lock:
+            if not self._empty:
+                self._strike()
 
     def end(self) -> None:
         """The first half of ``kill``: nothing runs in it any more, and it holds what it held."""
