@@ -1,11 +1,12 @@
 """The SDK for asyncio: the same sandbox, its blocking calls on a few threads of its own."""
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, BinaryIO, Generic, TypeVar, Unpack
 
 from agentd.client import build
 from agentd.client.build import Command, ExecOptions, SandboxOptions
@@ -40,6 +41,39 @@ class _Wake:
     def close(self) -> None:
         os.close(self.fd)
         os.close(self._write_end)
+
+
+class _Work(Generic[T]):
+    """A call on its way through a thread. ``run_in_executor`` and ``shield`` have three futures for
+    it, and as many rounds of the loop, which a short command's caller waits for."""
+
+    def __init__(self, call: Callable[[], T]) -> None:
+        self._call = call
+        self._loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[T] = self._loop.create_future()
+        self._has_ended = asyncio.Event()
+
+    def run(self) -> None:
+        """In the thread."""
+        try:
+            settle = partial(self._succeed, self._call())
+        except BaseException as error:
+            settle = partial(self._fail, error)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            self._loop.call_soon_threadsafe(settle)
+
+    async def wait_ended(self) -> None:
+        await self._has_ended.wait()
+
+    def _succeed(self, result: T) -> None:
+        self._has_ended.set()
+        if not self.future.done():
+            self.future.set_result(result)
+
+    def _fail(self, error: BaseException) -> None:
+        self._has_ended.set()
+        if not self.future.done():
+            self.future.set_exception(error)
 
 
 class AsyncProcess:
@@ -342,15 +376,14 @@ class AsyncSandbox:
         await self.close()
 
     async def _call(self, call: Callable[[], T], wake: _Wake | None = None) -> T:
-        future = asyncio.get_running_loop().run_in_executor(self._pool, call)
+        work = _Work(call)
+        self._pool.submit(work.run)
         try:
-            return await asyncio.shield(future)
+            return await work.future
         except asyncio.CancelledError:
             if wake is not None:
                 wake.set()
-            await asyncio.wait([future])
-            if not future.cancelled():
-                future.exception()  # retrieved: the cancellation is what counts
+            await work.wait_ended()  # the cancellation is what counts, not what came of it
             raise
 
 

@@ -105,7 +105,8 @@ class Connection:
         self._fds: list[int] = []
         self._closed = False
         stream.user = self
-        stream.write(hello_reply)
+        # Who has asked already waits for the answer to that.
+        stream.write(hello_reply, lazy=bool(first))
         self.on_bytes(first)
 
     def send_json(self, kind: int, channel: int, value: dict[str, object]) -> None:
