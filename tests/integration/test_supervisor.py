@@ -53,7 +53,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 def gone(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except FileNotFoundError:
         return True
 
@@ -83,6 +83,22 @@ def test_a_sandbox_outlives_its_daemon_and_the_next_one_goes_on_with_it(path: st
     wall.kill()
     assert remote.held(second.link) == []
     second.link.close()
+
+
+def test_a_kill_is_answered_when_nothing_runs_and_then_its_group_goes(path: str) -> None:
+    daemon = Daemon(path)
+    handle = daemon.manager.create(SandboxSpec())
+    run(handle.guest, "sh", "-c", "sleep 600 >/dev/null 2>&1 &")
+    group = handle.wall._group  # type: ignore[attr-defined]
+    of = group.where()["directories"] if group is not None else {}
+    folders = [folder for folder in map(Path, of.values()) if folder.exists()]
+    members = {int(p) for f in folders for p in (f / "cgroup.procs").read_text().split()}
+    assert not folders or len(members) == 2, "the agent and the sleep"
+    handle.wall.begin_kill()  # type: ignore[attr-defined]
+    daemon.manager.destroy(handle)
+    assert all(gone(pid) for pid in members) and daemon.ended == []
+    until(lambda: not any(folder.exists() for folder in folders))
+    daemon.link.close()
 
 
 def test_what_nobody_renews_ends_by_itself_and_the_daemon_is_told(path: str) -> None:

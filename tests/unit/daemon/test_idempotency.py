@@ -83,8 +83,8 @@ class Worker:
 
 
 class Keys(Idempotency):
-    def run(self, principal, key, digest, work):
-        return super().run(principal, key, digest, work, asyncio.to_thread)
+    def run(self, principal, key, digest, work, **options):
+        return super().run(principal, key, digest, work, asyncio.to_thread, **options)
 
 
 @pytest.fixture
@@ -115,6 +115,26 @@ def test_a_repeat_gets_the_recorded_answer_also_from_the_next_daemon(make):
         assert work.runs == 1
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("lasting", [True, False])
+def test_the_answer_is_synced_where_what_was_done_lasts(make, store, monkeypatch, lasting):
+    synced = []
+    write = store.write
+
+    def watched(work, *, synced_=synced, synced=True):
+        synced_.append(synced)
+        return write(work, synced=synced)
+
+    async def main():
+        keys = make()
+        monkeypatch.setattr(store, "write", watched)
+        await keys.run("alice", "k", "d", Worker(), lasting=lasting)
+        again = await keys.run("alice", "k", "d", Worker(), lasting=lasting)
+        assert again.replayed
+
+    asyncio.run(main())
+    assert synced == [False, lasting, False]  # the claim, the answer, the next claim
 
 
 def test_a_repeat_while_it_runs_waits_for_the_same_answer(make):

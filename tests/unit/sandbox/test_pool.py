@@ -109,6 +109,23 @@ def test_while_claims_come_only_a_low_shelf_is_filled(
     until(lambda: ready(pool) == 8)
 
 
+def test_a_shelf_that_runs_low_grows_before_it_is_empty(
+    pool_of: Callable[..., Pool], factory: Factory
+) -> None:
+    pool = pool_of(least=4, most=6)
+    until(lambda: ready(pool) == 4)
+    factory.gate.clear()
+    for _ in range(2):
+        assert pool.claim(PLAIN) is not None
+    factory.gate.set()
+    until(lambda: ready(pool) == 4)
+    factory.gate.clear()
+    for _ in range(4):  # at one and at none left it is low
+        assert pool.claim(PLAIN) is not None
+    factory.gate.set()
+    until(lambda: ready(pool) == 6)
+
+
 def test_an_empty_shelf_gives_none_and_grows_to_its_bound(
     pool_of: Callable[..., Pool], factory: Factory
 ) -> None:

@@ -1,6 +1,7 @@
 """Whatever is in doubt is a refusal, and every answer is in the log before anything is done."""
 
 import json
+import threading
 
 import pytest
 from tests.unit.daemon.calls.known import DIGEST, Says, act, allowing
@@ -48,6 +49,32 @@ def test_what_has_no_end_is_on_disk_before_it_is_done():
     admission.admit(act(executes=True))
     admission.admit(act("fs.write.v1"))
     assert asked == [("submitted", True), ("on disk", "admission")]
+
+
+def test_what_is_admitted_ahead_of_its_record_waits_for_it(kept):
+    disk = threading.Event()
+
+    class Log:
+        def submit(self, event, *, lazily=False):
+            assert not lazily
+            future = kept.log.submit(event)
+            result = future.result
+            future.result = lambda: disk.wait(10) and result()
+            return future
+
+    admitted = Admission(lambda: None, Log()).admit(act("sandbox.create.v1"), ahead=True)
+    waiting = threading.Thread(target=admitted.written)
+    waiting.start()
+    assert waiting.is_alive()
+    disk.set()
+    waiting.join()
+    assert kept.kinds() == ["admission"]
+
+
+def test_a_record_ahead_of_which_it_was_admitted_may_be_lost(kept):
+    kept.log.close()
+    with pytest.raises(AuditError, match="closed"):
+        Admission(lambda: None, kept.log).admit(act("sandbox.create.v1"), ahead=True)
 
 
 def test_what_it_denies_is_refused_with_its_reasons(admission, kept):

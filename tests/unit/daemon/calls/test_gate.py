@@ -25,7 +25,9 @@ def gate(admission, records):
 
 def test_a_sandbox_is_made_as_the_policy_obliges(gate, kept):
     policy = allowing(level=MICROVM, limits=Limits(memory=1024))
-    made = gate(policy).sandbox(ALICE, SandboxSpec(limits=Limits(memory=4096)), {"team": "red"})
+    asked = SandboxSpec(limits=Limits(memory=4096))
+    made, written = gate(policy).sandbox(ALICE, asked, {"team": "red"})
+    written()
     assert (made.isolation, made.limits.memory) == (MICROVM, 1024)
     assert policy.asked[0].capability["name"] == "sandbox.create.v1"
     assert policy.asked[0].sandbox["labels"] == {"team": "red"}
@@ -34,7 +36,7 @@ def test_a_sandbox_is_made_as_the_policy_obliges(gate, kept):
 
 def test_without_obligations_it_stays_as_it_is_asked_for(gate):
     spec = SandboxSpec(net="host", limits=Limits(memory=4096))
-    assert gate(allowing()).sandbox(ALICE, spec, {}) == spec
+    assert gate(allowing()).sandbox(ALICE, spec, {})[0] == spec
 
 
 def test_a_network_that_must_not_be_is_refused_and_written_down(gate, kept):

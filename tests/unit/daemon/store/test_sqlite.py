@@ -4,6 +4,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -255,6 +256,20 @@ def test_close_finishes_what_waits_and_then_refuses(store):
     for use in (lambda: store.write(put(sandbox("x"))), lambda: store.find(SandboxRecord)):
         with pytest.raises(StoreError, match="the store is closed"):
             use()
+
+
+def test_what_is_not_urgent_goes_along_with_the_next_write(store):
+    later = store.submit(put(sandbox("a")), urgent=False)
+    time.sleep(0.1)
+    assert not later.done() and store.counts().commits == 0
+    store.write(put(sandbox("b")))
+    assert later.done() and store.counts().commits == 1
+    last = store.submit(put(sandbox("c")), urgent=False)
+    store.close()
+    assert last.done()
+    again = SqliteStore(store.folder)
+    assert len(again.find(SandboxRecord)) == 3
+    again.close()
 
 
 def test_commits_are_synced(store):
