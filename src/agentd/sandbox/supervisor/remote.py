@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,7 @@ class RemoteWall:
         self.enforcement: Enforcement = held.enforcement
         self.workspace = held.workspace
         self.passes_descriptors = held.passes_descriptors
+        self._lock = threading.Lock()
         self._killed: Asked | None = None
         self._group = None if held.counted is None else cgroup.reopen(held.counted)
 
@@ -108,15 +110,16 @@ class RemoteWall:
         return gone
 
     def begin_kill(self) -> None:
-        """What ``kill`` then waits for."""
-        with contextlib.suppress(AgentdError):
-            self._killed = self._link.begin("kill", id=self.id)
+        """What ``kill`` then waits for: a second question would be answered at once."""
+        with self._lock, contextlib.suppress(AgentdError):
+            self._killed = self._killed or self._link.begin("kill", id=self.id)
 
     def kill(self) -> None:
         """Whatever it cannot be told, the supervisor's own lease ends."""
-        with contextlib.suppress(AgentdError):
-            killed = self._killed or self._link.begin("kill", id=self.id)
-            killed.result(_END_SECONDS)
+        self.begin_kill()
+        if self._killed is not None:
+            with contextlib.suppress(AgentdError):
+                self._killed.result(_END_SECONDS)
 
     def save(self) -> dict[str, object]:
         return {"wall": self.id}
