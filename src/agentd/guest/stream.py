@@ -25,6 +25,10 @@ MAX_PENDING = 128 << 20
 # How long a finished stream may take to be flushed and acknowledged by the peer's EOF.
 LINGER_S = 2.0
 LAZY_S = 0.002
+# How much later than the next host's bytes the news may come that a port's host has left: looked at
+# so often, and so far apart.
+DOUBTS = 10
+DOUBT_S = 0.005
 # SCM_MAX_FD of the kernel is 253; more than we ever take, so that none is dropped in silence.
 _CMSG_BYTES = socket.CMSG_SPACE(253 * 4)
 _IOV = 64
@@ -59,6 +63,8 @@ class Stream:
         self.on_close: Callable[[], None] | None = None
         # Where one host may follow another unnoticed: starts over with the new one's first bytes.
         self.restart: Callable[[bytes], None] | None = None
+        # There, an end of file may be old news: whether a host is connected now.
+        self.has_host: Callable[[], bool] | None = None
         self.pending = 0
         self.eof = False
         self.closed = False
@@ -70,6 +76,7 @@ class Stream:
         self._lazy: Timer | None = None
         self._was_full = False
         self._paused = False
+        self._doubted: Timer | None = None  # an end of file that may be none
         self._finishing = False
         self._linger: Timer | None = None
         self._watched: dict[int, int] = {}
@@ -173,7 +180,7 @@ class Stream:
             return
         self.closed = True
         self.user = None
-        for timer in (self._linger, self._lazy):
+        for timer in (self._linger, self._lazy, self._doubted):
             if timer is not None:
                 timer.cancel()
         for fd in self._watched:
@@ -216,7 +223,7 @@ class Stream:
     def _rewatch(self) -> None:
         wanted: dict[int, int] = {}
         if not self.closed:
-            if not (self.eof or self._paused):
+            if not (self.eof or self._paused or self._doubted is not None):
                 wanted[self._read_fd] = READ
             if self._blocked:
                 wanted[self._write_fd] = wanted.get(self._write_fd, 0) | WRITE
@@ -246,7 +253,29 @@ class Stream:
         if data:
             if self.user is not None:
                 self.user.on_bytes(data)
-            return
+        elif self.has_host is not None:
+            self._doubt(self.has_host, DOUBTS)
+            self._rewatch()
+        else:
+            self._end()
+
+    def _doubt(self, has_host: Callable[[], bool], times: int) -> None:
+        """That a host left is told apart from what the next one sends, and may come after it."""
+
+        def look() -> None:
+            self._doubted = None
+            if self.closed:
+                return
+            if has_host():
+                self._rewatch()
+            elif times > 1:
+                self._doubt(has_host, times - 1)
+            else:
+                self._end()
+
+        self._doubted = self.loop.after(DOUBT_S, look)
+
+    def _end(self) -> None:
         self.eof = True
         self._rewatch()
         if self._finishing:

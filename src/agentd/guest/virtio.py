@@ -120,6 +120,7 @@ def serve(
     inner = stream.on_close
     if port:
         stream.restart = partial(agent.restart, stream)
+        stream.has_host = partial(_has_host, stream.write_fd)
 
     def closed() -> None:
         if inner is not None:

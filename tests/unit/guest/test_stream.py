@@ -1,8 +1,10 @@
 """A stream's buffer, its marks, its end, and descriptors that come along."""
 
 import os
+import select
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -148,3 +150,72 @@ def test_a_pair_of_descriptors_gets_its_flags_back(loop: Loop) -> None:
     assert os.get_blocking(kept)
     for fd in (feed, drain, kept):
         os.close(fd)
+
+
+class Port:
+    """A fifo is to its reader what a port is: an end of file for as long as nobody is there."""
+
+    def __init__(self, loop: Loop, path: str) -> None:
+        os.mkfifo(path)
+        self.path = path
+        self.reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self.stream = Stream(loop, (self.reader, os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)))
+        self.stream.has_host = self.has_host
+        self.hosts: list[int] = []
+
+    def has_host(self) -> bool:
+        poll = select.poll()
+        poll.register(self.reader, 0)
+        return not poll.poll(0)
+
+    def come(self) -> None:
+        self.hosts.append(os.open(self.path, os.O_WRONLY | os.O_CLOEXEC))
+
+    def leave(self) -> None:
+        os.close(self.hosts.pop())
+
+
+@pytest.fixture
+def port(loop: Loop, tmp_path: Path) -> Iterator[tuple[Port, User]]:
+    made = Port(loop, str(tmp_path / "port"))
+    user = User(loop)
+    made.come()
+    made.stream.start(user)
+    yield made, user
+    made.stream.close()
+    while made.hosts:
+        made.leave()
+
+
+def test_a_host_that_leaves_is_missed_a_moment_later(loop: Loop, port: tuple[Port, User]) -> None:
+    there, user = port
+    os.write(there.hosts[0], b"last words")
+    there.leave()
+    loop.run()
+    assert (user.data, user.said) == (b"last words", [])
+    loop.run()
+    assert user.said == ["eof"]
+
+
+def test_one_that_comes_meanwhile_is_heard(loop: Loop, port: tuple[Port, User]) -> None:
+    """Its bytes may be read before the news that the one before has left."""
+    there, user = port
+    os.write(there.hosts[0], b"hello of the next")
+    there.leave()
+    loop.run()
+    assert user.data == b"hello of the next"
+    loop.after(0.0, there.come)
+    loop.after(0.1, loop.stop)
+    loop.run()
+    assert user.said == []
+    os.write(there.hosts[0], b", and more")
+    loop.run()
+    assert user.data == b"hello of the next, and more"
+
+
+def test_a_stream_that_is_closed_in_doubt_is_closed(loop: Loop, port: tuple[Port, User]) -> None:
+    there, user = port
+    there.leave()
+    loop.after(0.003, there.stream.close)
+    loop.run()
+    assert user.said == [] and there.stream.closed
