@@ -80,6 +80,9 @@ class LinuxBackend:
                         undo.callback(group.remove)
                     let_in(ours, group)
                 finally:
+                    if spare is not None:
+                        # Not before: the zygote would wake up on the core that we need.
+                        nursery.ask_next()
                     answer = pending.answer() if pending is not None else spare or []
                     for fd in answer:
                         undo.callback(os.close, fd)

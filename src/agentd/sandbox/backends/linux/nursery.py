@@ -65,7 +65,6 @@ class Nursery:
             pidfd, sock = spare
             with sock:
                 try:
-                    self._send({"next": True}, [])
                     _send(sock, request, fds)
                 except OSError:  # it died while it waited
                     os.close(pidfd)
@@ -74,6 +73,11 @@ class Nursery:
                     os.close(pidfd)
                     raise
             return [pidfd]
+
+    def ask_next(self) -> None:
+        """A spare was taken: the zygote clones another once nobody asks it for anything."""
+        with self._lock, contextlib.suppress(Ended):  # whoever needs it says so
+            self._send({"next": True}, [])
 
     def spawn(self, request: dict[str, object], fds: Sequence[int]) -> "Pending":
         """Send one request; its answer is taken by ``Pending.answer``, which must be called."""
