@@ -11,9 +11,10 @@ from agentd.audit.receipts import Receipts
 from agentd.audit.record import decode
 from agentd.model.audit import Kind, Record
 
-# How far back a loss of the newest is looked for, and how many must be there to look no further.
-_RECORDS = 8192
-_ENOUGH = 256
+# How many records are looked at for what was lost of the newest, at first and where that was not
+# enough; and how many receipts in a row must be there to look no further.
+_RECORDS = (1024, 8192)
+_ENOUGH = 128
 
 
 def reissue(log_directory: str, receipts: Receipts, key: KeyPair, first: int = 1) -> int:
@@ -26,16 +27,16 @@ def reissue(log_directory: str, receipts: Receipts, key: KeyPair, first: int = 1
 
 def reissue_newest(log_directory: str, receipts: Receipts, key: KeyPair) -> int:
     """What a daemon that was killed had not issued yet; how many. Raises AuditError."""
-    made = there = 0
-    for line in reversed(tail(log_directory, _RECORDS)):
-        if b'"kind":"end"' not in line:
-            continue
-        if _made_again(decode(line), receipts, key):
-            made, there = made + 1, 0
-        else:
-            there += 1
-        if there == _ENOUGH:
-            break
+    made = 0
+    for count in _RECORDS:
+        there = 0  # in a row
+        for line in reversed(tail(log_directory, count)):
+            if b'"kind":"end"' not in line:
+                continue
+            again = _made_again(decode(line), receipts, key)
+            made, there = made + again, 0 if again else there + 1
+            if there == _ENOUGH:
+                return made
     return made
 
 

@@ -114,9 +114,13 @@ class NamespaceWall(ProcessWall):
     """One whose first process takes its whole pid namespace with it."""
 
     def begin_kill(self) -> None:
-        with self._lock:
+        if not self._lock.acquire(blocking=False):
+            return  # somebody ends it already
+        try:
             if not self._empty:
                 self._strike()
+        finally:
+            self._lock.release()
 
     def end(self) -> None:
         """The first half of ``kill``: nothing runs in it any more, and it holds what it held."""

@@ -12,7 +12,15 @@ from agentd.model import typed
 from agentd.model.errors import BackendLost, InvalidInput, SandboxError
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import backends
-from agentd.sandbox.ports import Backend, CopyOnWrite, EndsFirst, Pausable, Restores, Snapshots
+from agentd.sandbox.ports import (
+    Backend,
+    CopyOnWrite,
+    EndsFirst,
+    KillsAhead,
+    Pausable,
+    Restores,
+    Snapshots,
+)
 from agentd.sandbox.supervisor import wire
 from agentd.sandbox.supervisor.held import Entry, boottime
 from agentd.sandbox.supervisor.wire import Message
@@ -75,6 +83,7 @@ class Supervisor:
                 if message.get("op") in _AT_ONCE:
                     self._answer(daemon, message)
                 elif message.get("op") == "kill":
+                    self._begin_kill(message)
                     self._pool.submit(self._kill, daemon, message)
                 else:
                     self._pool.submit(self._answer, daemon, message)
@@ -189,6 +198,14 @@ class Supervisor:
         timeout = message.get("timeout")
         bound = _WAIT_SECONDS if timeout is None else min(float(str(timeout)), _WAIT_SECONDS)
         return self._entry(message).wall.wait(bound), []
+
+    def _begin_kill(self, message: Message) -> None:
+        """It ends while a thread is found that waits for that."""
+        with self._lock:
+            entry = self._entries.get(str(message.get("id")))
+        wall: object = None if entry is None else entry.wall
+        if isinstance(wall, KillsAhead):
+            wall.begin_kill()
 
     def _kill(self, daemon: socket.socket, message: Message) -> None:
         """Answered once nothing runs in it any more, before what it held is freed."""
