@@ -1,6 +1,7 @@
 """The output of a command: the pump that reads it, and the ring that remembers it."""
 
 import array
+import contextlib
 import fcntl
 import os
 import termios
@@ -11,6 +12,9 @@ from agentd.guest.loop import READ, Loop
 STDOUT = 1
 STDERR = 2
 READ_BYTES = 64 << 10
+# Of a stream that has filled its pipe so often, more is read at a time, from a larger pipe.
+WIDE_BYTES = 256 << 10
+_WIDE_AFTER = 32
 RING_BYTES = 1 << 20
 NO_LIMIT = 1 << 62
 
@@ -43,6 +47,8 @@ class Pump:
         self._on_over = on_over
         self._on_end = on_end
         self._watching = False
+        self._read_bytes = READ_BYTES
+        self._full_reads = 0
         self.total = 0
         self.closed = False
         os.set_blocking(fd, False)
@@ -94,7 +100,7 @@ class Pump:
             self._hold()
             return False
         try:
-            data = os.read(self._fd, min(room, READ_BYTES, self._left or 1, self._budget))
+            data = os.read(self._fd, min(room, self._read_bytes, self._left or 1, self._budget))
         except (BlockingIOError, InterruptedError):
             return False
         except OSError:
@@ -109,8 +115,18 @@ class Pump:
             return False
         self._left -= len(data)
         self.total += len(data)
+        if len(data) == READ_BYTES:
+            self._widen()
         self._deliver(data)
         return True
+
+    def _widen(self) -> None:
+        self._full_reads += 1
+        if self._full_reads == _WIDE_AFTER:
+            # EPERM: the user has too many pages in pipes. A PTY has no size.
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, WIDE_BYTES)
+                self._read_bytes = WIDE_BYTES
 
     def _hold(self) -> None:
         if self._watching:

@@ -9,8 +9,10 @@ from agentd.guest import wire
 from agentd.model.errors import GuestError, InvalidInput
 from agentd.transport.text import safe_text
 
-# Grants are batched: a CREDIT frame a data frame would double the traffic.
+# Grants are batched: a CREDIT frame a data frame would double the traffic. Where there is much,
+# more may be on its way: each grant wakes the agent.
 GRANT_AT = wire.INITIAL_WINDOW // 2
+WIDE_WINDOW = 1 << 20
 # More credit than any window needs; keeps a guest from growing the number for ever.
 MAX_CREDIT = 1 << 40
 Frame = tuple[int, int, bytes]
@@ -44,6 +46,7 @@ class Channel:
         self.send_credit = wire.INITIAL_WINDOW
         self._receive_credit = wire.INITIAL_WINDOW
         self._consumed = 0
+        self._grant_at = GRANT_AT
 
     def accept(self, frame: Frame) -> tuple[int, bytes] | None:
         """``(type, payload)`` of a frame that is for the operation; None where it was credit."""
@@ -64,9 +67,12 @@ class Channel:
     def consumed(self, amount: int) -> bytes:
         """So many received bytes were used: the CREDIT frame to send for them, or nothing yet."""
         self._consumed += amount
-        if self._consumed < GRANT_AT:
+        if self._consumed < self._grant_at:
             return b""
         grant, self._consumed = self._consumed, 0
+        if self._grant_at == GRANT_AT:
+            grant += WIDE_WINDOW - wire.INITIAL_WINDOW
+            self._grant_at = WIDE_WINDOW // 2
         self._receive_credit += grant
         return wire.encode_credit(self.number, grant)
 

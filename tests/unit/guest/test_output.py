@@ -1,12 +1,13 @@
 """The ring's cursors and the pump's bounds."""
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from agentd.guest.loop import Loop
-from agentd.guest.output import Pump, Ring
+from agentd.guest.output import READ_BYTES, WIDE_BYTES, Pump, Ring
 
 
 def test_ring_keeps_the_last_bytes_under_absolute_cursors() -> None:
@@ -87,3 +88,20 @@ def test_the_limit_needs_no_window_to_be_noticed(rig: Callable[..., Rig]) -> Non
     os.write(one.writer, b"123456")
     one.pump.drain()
     assert (one.data, one.said, one.pump.total) == (b"1234", ["over", "end"], 4)
+
+
+def test_a_stream_that_fills_its_pipe_again_and_again_is_read_in_larger_pieces(
+    rig: Callable[..., Rig],
+) -> None:
+    one = rig()
+    one.window = 1 << 30
+    os.set_blocking(one.writer, False)
+    pieces: list[int] = []
+    deliver = one._deliver
+    one.pump._deliver = lambda data: (pieces.append(len(data)), deliver(data))[1]
+    for _ in range(200):
+        with contextlib.suppress(BlockingIOError):
+            os.write(one.writer, bytes(WIDE_BYTES))
+        one.pump._step()
+    assert pieces[0] == READ_BYTES and max(pieces) == WIDE_BYTES
+    assert one.data == bytes(sum(pieces))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from agentd.guest import wire
 from agentd.model.errors import AgentdError, BackendLost, GuestError, OperationFailed
 from agentd.model.spec import ExecRequest
-from agentd.transport.channel import Channel
+from agentd.transport.channel import WIDE_WINDOW, Channel
 from agentd.transport.core import Command
 from agentd.transport.guest import Guest
 
@@ -126,6 +126,21 @@ def test_passed_streams_do_not_come_in_band(agent):
 
     with pytest.raises(GuestError, match="out of place"):
         agent(script, passes_descriptors=True).run(TRUE)
+
+
+def test_a_stream_of_much_gets_a_wider_window_once_and_no_more_than_that():
+    channel = Channel(1)
+    half = wire.INITIAL_WINDOW // 2
+    channel.accept((wire.STDOUT, 1, bytes(half)))
+    assert channel.consumed(half - 1) == b"" and channel.consumed(1) != b""
+    channel.accept((wire.STDOUT, 1, bytes(WIDE_WINDOW)))  # all that it allows
+    with pytest.raises(GuestError, match="1 bytes over its credit"):
+        channel.accept((wire.STDOUT, 1, b"x"))
+    channel = Channel(1)
+    for size in (half, WIDE_WINDOW // 2, WIDE_WINDOW // 2):
+        channel.accept((wire.STDOUT, 1, bytes(size)))
+        granted = wire.decode_credit(channel.consumed(size)[wire.HEADER.size :])
+    assert granted == WIDE_WINDOW // 2
 
 
 def test_credit_cannot_grow_for_ever():
