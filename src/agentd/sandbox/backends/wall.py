@@ -118,7 +118,8 @@ class NamespaceWall(ProcessWall):
             return  # somebody ends it already
         try:
             if not self._empty:
-                self._strike()
+                with contextlib.suppress(OSError):  # ``kill`` says so
+                    self._strike()
         finally:
             self._lock.release()
 

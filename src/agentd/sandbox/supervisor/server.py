@@ -83,8 +83,7 @@ class Supervisor:
                 if message.get("op") in _AT_ONCE:
                     self._answer(daemon, message)
                 elif message.get("op") == "kill":
-                    self._begin_kill(message)
-                    self._pool.submit(self._kill, daemon, message)
+                    self._begin_kill(daemon, message)
                 else:
                     self._pool.submit(self._answer, daemon, message)
         except (EOFError, OSError, ValueError, RuntimeError):
@@ -199,18 +198,22 @@ class Supervisor:
         bound = _WAIT_SECONDS if timeout is None else min(float(str(timeout)), _WAIT_SECONDS)
         return self._entry(message).wall.wait(bound), []
 
-    def _begin_kill(self, message: Message) -> None:
+    def _begin_kill(self, daemon: socket.socket, message: Message) -> None:
         """It ends while a thread is found that waits for that."""
         with self._lock:
-            entry = self._entries.get(str(message.get("id")))
+            entry = self._entries.pop(str(message.get("id")), None)
         wall: object = None if entry is None else entry.wall
         if isinstance(wall, KillsAhead):
             wall.begin_kill()
+        try:
+            self._pool.submit(self._kill, daemon, message, entry)
+        except RuntimeError:  # we are ending
+            if entry is not None:
+                entry.wall.kill()
+            raise
 
-    def _kill(self, daemon: socket.socket, message: Message) -> None:
+    def _kill(self, daemon: socket.socket, message: Message, entry: Entry | None) -> None:
         """Answered once nothing runs in it any more, before what it held is freed."""
-        with self._lock:
-            entry = self._entries.pop(str(message.get("id")), None)
 
         def end(_: Message) -> Answer:
             wall: object = None if entry is None else entry.wall
