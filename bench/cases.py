@@ -95,7 +95,8 @@ def fresh(rounds: int) -> Case:
     case = Case("fresh", "fresh sandbox, /bin/true, destroyed", "ms")
     case.note = (
         "agentd: Sandbox.create, run, close, in a process whose zygote already runs and has "
-        "cloned the next sandbox in idle time; the row below it, without such a clone"
+        "cloned the next sandbox in idle time; the row below it, without such a clone. When close "
+        "returns nothing runs any more; its cgroup is removed a moment later"
     )
     contenders: dict[str, Contender] = {
         "posix_spawn": _command(lambda: [TRUE]),
