@@ -79,7 +79,7 @@ class Behind(AtOnce):
         self._thread.join()
 
     def _run(self) -> None:
-        with contextlib.suppress(AuditError):
+        with contextlib.suppress(AuditError, OSError):  # a later start looks again
             reissue.reissue_newest(self._log_directory, self._receipts, self._key)
         goes_on = True
         while goes_on and (goes_on := self._wake.get()):

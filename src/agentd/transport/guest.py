@@ -46,7 +46,7 @@ class Guest:
         handshake_timeout: float = 10.0,
         answer_timeout: float = ANSWER_TIMEOUT,
     ) -> None:
-        # An agent on this kernel was started by us, from this library.
+        # An agent on this kernel is agentd's own, and speaks v2 whatever its version.
         self._pool = Pool(open_stream, handshake_timeout, known=passes_descriptors)
         self._passes = passes_descriptors
         self._answer_timeout = answer_timeout
