@@ -1,14 +1,14 @@
 """The SDK for asyncio: the same sandbox, its blocking calls on a few threads of its own."""
 
 import asyncio
-import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, BinaryIO, Generic, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, Unpack
 
 from agentd.client import build
+from agentd.client.aio_thread import Wake, Work
 from agentd.client.build import Command, ExecOptions, SandboxOptions
 from agentd.client.files import Files
 from agentd.client.sandbox import Chunk, CommandFailed, Sandbox
@@ -29,53 +29,6 @@ _PIECE = 64 << 10
 T = TypeVar("T")
 
 
-class _Wake:
-    """A pipe that ends a thread's poll when its task is cancelled."""
-
-    def __init__(self) -> None:
-        self.fd, self._write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-
-    def set(self) -> None:
-        os.write(self._write_end, b"c")
-
-    def close(self) -> None:
-        os.close(self.fd)
-        os.close(self._write_end)
-
-
-class _Work(Generic[T]):
-    """A call on its way through a thread. ``run_in_executor`` and ``shield`` have three futures for
-    it, and as many rounds of the loop, which a short command's caller waits for."""
-
-    def __init__(self, call: Callable[[], T]) -> None:
-        self._call = call
-        self._loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[T] = self._loop.create_future()
-        self._has_ended = asyncio.Event()
-
-    def run(self) -> None:
-        """In the thread."""
-        try:
-            settle = partial(self._succeed, self._call())
-        except BaseException as error:
-            settle = partial(self._fail, error)
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-            self._loop.call_soon_threadsafe(settle)
-
-    async def wait_ended(self) -> None:
-        await self._has_ended.wait()
-
-    def _succeed(self, result: T) -> None:
-        self._has_ended.set()
-        if not self.future.done():
-            self.future.set_result(result)
-
-    def _fail(self, error: BaseException) -> None:
-        self._has_ended.set()
-        if not self.future.done():
-            self.future.set_exception(error)
-
-
 class AsyncProcess:
     """A running command: ``async for`` its chunks, ``await wait()`` for its Result.
 
@@ -85,7 +38,7 @@ class AsyncProcess:
     def __init__(self, sandbox: "AsyncSandbox", running: "Running") -> None:
         self._sandbox = sandbox
         self._running = running
-        self._wake = _Wake()
+        self._wake = Wake()
         self._closed = False
         self.result: Result | None = None
 
@@ -209,7 +162,7 @@ class AsyncFiles:
 
     async def _each(self, begin: Callable[..., Iterator[T]]) -> AsyncIterator[T]:
         """Its items, each waited for on a thread; cancelling the wait ends it."""
-        wake = _Wake()
+        wake = Wake()
         items = begin(wake=wake.fd)
         try:
             while (item := await self._sandbox._call(partial(next, items, None), wake)) is not None:
@@ -278,7 +231,7 @@ class AsyncSandbox:
         """As Sandbox.run; cancelling it kills the command."""
         request = build.exec_request(cmd, **options)
         data = stdin.encode() if isinstance(stdin, str) else stdin or b""
-        wake = _Wake()
+        wake = Wake()
         try:
             execute = partial(self._sandbox._held.execute, request, data, wake.fd)
             result = await self._call(execute, wake)
@@ -322,7 +275,7 @@ class AsyncSandbox:
     ) -> "CallView":
         """As Sandbox.call; cancelling it ends the call. ``emit`` is called on another thread."""
         given = {**(parameters or {}), **more}
-        wake = _Wake()
+        wake = Wake()
         try:
             held = self._sandbox._held
             return await self._call(
@@ -375,8 +328,8 @@ class AsyncSandbox:
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
 
-    async def _call(self, call: Callable[[], T], wake: _Wake | None = None) -> T:
-        work = _Work(call)
+    async def _call(self, call: Callable[[], T], wake: Wake | None = None) -> T:
+        work = Work(call)
         self._pool.submit(work.run)
         try:
             return await work.future

@@ -1,0 +1,57 @@
+"""A blocking call of the SDK, made on a thread for a task that may be cancelled meanwhile."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Wake:
+    """A pipe that ends a thread's poll when its task is cancelled."""
+
+    def __init__(self) -> None:
+        self.fd, self._write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def set(self) -> None:
+        os.write(self._write_end, b"c")
+
+    def close(self) -> None:
+        os.close(self.fd)
+        os.close(self._write_end)
+
+
+class Work(Generic[T]):
+    """A call on its way through a thread. ``run_in_executor`` and ``shield`` have three futures for
+    it, and as many rounds of the loop, which a short command's caller waits for."""
+
+    def __init__(self, call: Callable[[], T]) -> None:
+        self._call = call
+        self._loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[T] = self._loop.create_future()
+        self._has_ended = asyncio.Event()
+
+    def run(self) -> None:
+        """In the thread."""
+        try:
+            settle = partial(self._succeed, self._call())
+        except BaseException as error:
+            settle = partial(self._fail, error)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            self._loop.call_soon_threadsafe(settle)
+
+    async def wait_ended(self) -> None:
+        await self._has_ended.wait()
+
+    def _succeed(self, result: T) -> None:
+        self._has_ended.set()
+        if not self.future.done():
+            self.future.set_result(result)
+
+    def _fail(self, error: BaseException) -> None:
+        self._has_ended.set()
+        if not self.future.done():
+            self.future.set_exception(error)
