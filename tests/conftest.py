@@ -174,6 +174,13 @@ def _close_shared_control() -> None:
         shared[1].close()
 
 
+def _close_resting_client() -> None:
+    """The connection that a process keeps for its next sandbox of a daemon."""
+    clients = sys.modules.get("agentd.client.http.client")
+    if clients is not None:
+        clients.close_resting()
+
+
 @pytest.fixture(autouse=True)
 def _nothing_left_behind() -> Iterator[None]:
     """Fails a test that leaks. What a fixture of a wider scope holds was there before the count."""
@@ -184,6 +191,7 @@ def _nothing_left_behind() -> Iterator[None]:
         _close_shared_pipeline()
     if control is None:
         _close_shared_control()
+    _close_resting_client()
     deadline = time.monotonic() + GRACE
     while leaks := _leaks(before):
         gc.collect()

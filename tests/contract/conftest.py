@@ -343,8 +343,7 @@ def end_agent(handle_of: Callable[[Sandbox], Any]) -> Callable[[Sandbox], None]:
     """Kills a sandbox's agent from outside, as the kernel might."""
 
     def end(sandbox: Sandbox) -> None:
-        # By descriptor: a number could be a stranger's by now.
-        signal.pidfd_send_signal(handle_of(sandbox).wall._pidfd, signal.SIGKILL)
+        os.kill(handle_of(sandbox).wall.pid, signal.SIGKILL)
 
     return end
 

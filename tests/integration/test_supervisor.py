@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from agentd.linux.pidfd import Pidfd
 from agentd.model.errors import AgentdError, BackendLost, SandboxError
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox.manager import Manager, connect
@@ -98,6 +99,65 @@ def test_a_kill_is_answered_when_nothing_runs_and_then_its_group_goes(path: str)
     daemon.manager.destroy(handle)
     assert all(gone(pid) for pid in members) and daemon.ended == []
     until(lambda: not any(folder.exists() for folder in folders))
+    daemon.manager.close()
+    daemon.link.close()
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("adopted", [False, True])
+def test_a_daemon_ends_a_sandbox_by_itself(path: str, adopted: bool, background: bool) -> None:
+    daemon = Daemon(path)
+    handle = daemon.manager.create(SandboxSpec())
+    if background:
+        run(handle.guest, "sh", "-c", "sleep 600 >/dev/null 2>&1 &")
+    wall = handle.wall
+    if adopted:
+        wall = remote.wall_of(daemon.link, remote.held(daemon.link)[0])
+    assert isinstance(wall, remote.RemoteWall)
+    supervisor = daemon.pid
+    os.kill(supervisor, signal.SIGSTOP)
+    try:
+        assert wall.alive()
+        wall.end()
+        assert not background or not wall.alive()
+        assert wall.wait(WAIT)
+    finally:
+        os.kill(supervisor, signal.SIGCONT)
+    wall.kill()
+    handle.wall.kill()
+    assert remote.held(daemon.link) == []
+    daemon.manager.close()
+    daemon.link.close()
+
+
+def test_what_is_left_of_a_command_is_waited_for(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon = Daemon(path)
+    handle = daemon.manager.create(SandboxSpec())
+    assert isinstance(handle.wall, remote.RemoteWall)
+    waits: list[float | None] = []
+    wait = Pidfd.wait
+    monkeypatch.setattr(
+        Pidfd, "wait", lambda self, seconds=None: waits.append(seconds) or wait(self, seconds)
+    )
+    run(handle.guest, "sh", "-c", "sleep 600 >/dev/null 2>&1 &")
+    handle.wall.end()
+    assert waits == [30.0]
+    daemon.manager.close()
+    daemon.link.close()
+
+
+def test_a_lease_that_is_told_and_not_asked_for_is_kept(path: str) -> None:
+    daemon = Daemon(path)
+    handle = daemon.manager.create(SandboxSpec())
+    wall = handle.wall
+    assert isinstance(wall, remote.RemoteWall)
+    wall.tell_lease(0.2)
+    until(lambda: daemon.ended == [(wall.id, "lease_expired")])
+    wall.tell_lease(60)
+    assert remote.held(daemon.link) == []
+    daemon.manager.close()
     daemon.link.close()
 
 

@@ -65,7 +65,16 @@ class EndsFirst(Protocol):
     """A wall that need not be kept waiting for: ``kill`` frees what ``end`` leaves."""
 
     def end(self) -> None:
-        """Nothing runs behind the wall any more when it returns; idempotent."""
+        """Nothing runs behind the wall any more when it returns, though the kernel may still be
+        freeing what has; idempotent."""
+
+
+@runtime_checkable
+class EndsWithProcess(Protocol):
+    """A wall behind which nothing runs any more once its first process has ended."""
+
+    def first_process(self) -> int:
+        """A pidfd of that, the caller's to close. Raises ProcessLookupError once it is ended."""
 
 
 @runtime_checkable

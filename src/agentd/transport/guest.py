@@ -138,8 +138,14 @@ class Guest:
 
     def call(self, op: str, **fields: object) -> dict[str, Any]:
         """One request with one answer: the fields of its result."""
+        with self.asked(op, **fields) as answer:
+            return answer()
+
+    @contextmanager
+    def asked(self, op: str, **fields: object) -> Iterator[Callable[[], dict[str, Any]]]:
+        """``call``, with something to do before its answer, which the block asks for once."""
         with self._call({"op": op, **fields}) as call:
-            return _answer(call, op)
+            yield lambda: _answer(call, op)
 
     def tunnel(self, port: int) -> Tunnel:
         """A TCP connection to ``port`` on the sandbox's loopback."""

@@ -1,5 +1,6 @@
 """Requests to a daemon: encoded, sent, tried again where that is safe, and their answers."""
 
+import atexit
 import http.client
 import os
 import threading
@@ -266,23 +267,44 @@ def _text(value: object) -> str:
 
 _lock = threading.Lock()
 _shared: dict[Address, tuple[Client, int]] = {}
+_resting: list[Client] = []  # at most one: the last that nobody uses any more
 
 
 def shared(address: Address) -> Client:
     """The process's client for it; ``release`` it."""
     with _lock:
-        client, users = _shared.get(address) or (Client(address), 0)
+        client, users = _shared.get(address) or (_rested(address) or Client(address), 0)
         _shared[address] = client, users + 1
         return client
 
 
 def release(client: Client) -> None:
-    """With its last user go its connections."""
+    """With its last user go its connections, but for one: who makes one sandbox after another
+    would open a connection for each."""
     with _lock:
         found, users = _shared.get(client.address, (client, 0))
-        if found is not client or users <= 1:
-            if found is client:
-                _shared.pop(client.address, None)
-            client.close()
-        else:
+        if found is client and users > 1:
             _shared[client.address] = client, users - 1
+            return
+        if found is client:
+            _shared.pop(client.address, None)
+        client.pool.close(keep=1)
+        before, _resting[:] = _resting[:], [client]
+    for old in before:
+        if old is not client:
+            old.close()
+
+
+def _rested(address: Address) -> Client | None:
+    if _resting and _resting[0].address == address:
+        return _resting.pop()
+    return None
+
+
+@atexit.register
+def close_resting() -> None:
+    """The connection that is kept for the next sandbox; opened again when there is one."""
+    with _lock:
+        resting, _resting[:] = _resting[:], []
+    for client in resting:
+        client.close()

@@ -226,11 +226,13 @@ class Pool:
             self._context = tls(self.address)
         return self._context
 
-    def close(self) -> None:
-        """Those that are taken are closed when they come back, or are kept for the next use."""
+    def close(self, keep: int = 0) -> None:
+        """All idle ones but the ``keep`` warmest. Those that are taken are closed when they come
+        back, or are kept for the next use."""
         with self._condition:
             self._check_owner()
-            idle, self._idle = self._idle, []
+            count = max(0, len(self._idle) - keep)
+            idle, self._idle = self._idle[:count], self._idle[count:]
         for connection in idle:
             connection.close()
 

@@ -7,7 +7,7 @@ is ended; one that the supervisor has lost is written down as ended.
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -20,7 +20,7 @@ from agentd.daemon.service.quotas import Ledger
 from agentd.daemon.store.port import Store
 from agentd.daemon.store.records import SandboxRecord
 from agentd.model.api import SandboxPage, SandboxView
-from agentd.model.errors import AgentdError, Full, InvalidInput, NotFound
+from agentd.model.errors import AgentdError, BackendLost, Full, InvalidInput, NotFound
 from agentd.model.principal import Principal
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.choose import Choice
@@ -140,7 +140,6 @@ class Sandboxes:
             if live.ending:
                 return
             live.ending = True
-        live.wall.begin_kill()  # it takes its time, in which we do the rest
         self._on_end(live, reason)
         self._meter.sandbox_ended(live, reason)
         # Should we not live to see its end, the next daemon ends what the store does not know.
@@ -274,22 +273,22 @@ class Sandboxes:
             save=dict(handle.wall.save()),
         )
         live = Live(handle, record)
-        self._lease(live, seconds)
-        written()
-        self._put(record)
-        self._keep(live)
-        self._on_made(live)
+        if not live.wall.alive():
+            raise BackendLost(f"sandbox {handle.id} has ended", remediation="create another")
+        live.wall.tell_lease(seconds + _GRACE_SECONDS)
+        with _agent_leased(handle, seconds):
+            written()
+            self._put(record)
+            self._keep(live)
+            self._on_made(live)
         return live
 
     def _lease(self, live: Live, seconds: float) -> None:
         """Ours ends first, then the supervisor's, then the agent's own: each where the one before
         is in no state to."""
-        renewal = live.wall.begin_renewal(seconds + _GRACE_SECONDS)
-        # An agent of protocol v1 has none, a paused machine's stands still with it.
-        with contextlib.suppress(AgentdError):
-            last = seconds + 2 * _GRACE_SECONDS
-            live.handle.guest.call("sys.lease", ms=int(last * 1000))
-        renewal.result()
+        live.wall.renew(seconds + _GRACE_SECONDS)
+        with _agent_leased(live.handle, seconds):
+            pass
 
     def _change(self, live: Live, **fields: object) -> None:
         with live.lock:
@@ -334,6 +333,22 @@ class Sandboxes:
                 remediation="ask for less, and renew it",
             )
         return seconds
+
+
+@contextlib.contextmanager
+def _agent_leased(handle: SandboxHandle, seconds: float) -> Iterator[None]:
+    """The agent's own lease is the last of three. It is asked for at the begin of the block, and
+    has it at the end."""
+    last = int((seconds + 2 * _GRACE_SECONDS) * 1000)
+    with contextlib.ExitStack() as stack:
+        answer = None
+        # An agent of protocol v1 has none, a paused machine's stands still with it.
+        with contextlib.suppress(AgentdError):
+            answer = stack.enter_context(handle.guest.asked("sys.lease", ms=last))
+        yield
+        with contextlib.suppress(AgentdError):
+            if answer is not None:
+                answer()
 
 
 def check_labels(labels: Mapping[str, str]) -> dict[str, str]:

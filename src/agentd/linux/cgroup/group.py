@@ -68,6 +68,11 @@ class Group(ABC):
         """``memory_bytes``, ``peak_memory_bytes``, ``cpu_usec``; without what is unknown."""
 
     @abstractmethod
+    def tasks(self) -> int | None:
+        """Threads in it and in groups nested in it, with those that ended and are not reaped; None
+        where they are not counted."""
+
+    @abstractmethod
     def freeze(self) -> None:
         """Stop every process until ``thaw``. Raises OSError where that cannot be had."""
 

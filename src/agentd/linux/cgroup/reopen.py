@@ -14,6 +14,8 @@ class Meter(Protocol):
 
     def usage(self) -> dict[str, int]: ...
 
+    def tasks(self) -> int | None: ...
+
 
 def reopen(where: Mapping[str, object]) -> Meter:
     """From ``Group.where()``. Its counts are missing once the group is gone. Raises ValueError."""

@@ -113,6 +113,9 @@ class V1Group(Group):
             cpu_usec=None if nanoseconds is None else nanoseconds // 1000,
         )
 
+    def tasks(self) -> int | None:
+        return self._number("pids", "pids.current")
+
     def freeze(self) -> None:
         directory = self._of.get("freezer")
         if directory is None:

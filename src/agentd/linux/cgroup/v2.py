@@ -126,6 +126,9 @@ class V2Group(Group):
         known = {name: value for name, value in numbers.items() if value is not None}
         return known | self._fields(cpu_usec=("cpu.stat", "usage_usec"))
 
+    def tasks(self) -> int | None:
+        return files.read_int(self._directories[0], "pids.current")
+
     def freeze(self) -> None:
         """The write only starts it: the kernel says when the last process has stopped."""
         directory = self._directories[0]

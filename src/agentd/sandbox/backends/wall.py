@@ -1,14 +1,12 @@
 """A running sandbox of the shared kernel, seen from the host."""
 
 import contextlib
-import os
-import select
-import signal
 import socket
 import threading
 from collections.abc import Callable, Sequence
 
-from agentd.linux.cgroup import Group
+from agentd.linux.cgroup import Group, Meter
+from agentd.linux.pidfd import Pidfd
 from agentd.model.enforcement import Enforcement
 from agentd.model.errors import BackendLost
 
@@ -38,12 +36,13 @@ class ProcessWall:
         self.pid = pid
         self.enforcement = enforcement
         self.workspace = workspace
-        self._pidfd = pidfd
+        self._first = Pidfd(pidfd)
         self._listener = listener
         self._group = group
         self._before_end = before_end
         self._on_end = on_end
         self._lock = threading.Lock()
+        self._struck = False  # the first process has SIGKILL
         self._empty = False  # no process is left
         self._ended = False  # and nothing else
 
@@ -73,11 +72,7 @@ class ProcessWall:
         return not self.wait(0)
 
     def wait(self, timeout: float | None = None) -> bool:
-        if self._ended:
-            return True
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        return bool(poll.poll(None if timeout is None else timeout * 1000))
+        return self._first.wait(timeout)
 
     def kill(self) -> None:
         self._empty_it()
@@ -85,7 +80,7 @@ class ProcessWall:
             if self._ended:
                 return
             self._ended = True
-            os.close(self._pidfd)
+            self._first.close()
             self._listener.close()
             if self._group is not None:
                 self._group.remove()
@@ -101,13 +96,9 @@ class ProcessWall:
                 return
             for callback in self._before_end:
                 callback()
-            self._strike()
+            self._first.kill()
             self.wait(10.0)
             self._empty = True
-
-    def _strike(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
 
 class NamespaceWall(ProcessWall):
@@ -119,10 +110,26 @@ class NamespaceWall(ProcessWall):
         try:
             if not self._empty:
                 with contextlib.suppress(OSError):  # ``kill`` says so
-                    self._strike()
+                    self._first.kill()
+                    self._struck = True
         finally:
             self._lock.release()
 
     def end(self) -> None:
         """The first half of ``kill``: nothing runs in it any more, and it holds what it held."""
-        self._empty_it()
+        self.begin_kill()
+        if not (self._struck and only_agent_left(self._group)):
+            self._empty_it()
+
+    def first_process(self) -> int:
+        return self._first.duplicate()
+
+
+def only_agent_left(group: Meter | None) -> bool:
+    """Whether no command's process is left in a sandbox whose agent has SIGKILL.
+
+    The agent starts no other from then on (copy_process() in the kernel's fork.c fails with a
+    fatal signal) and runs no more itself; to free its memory takes the kernel a while longer.
+    """
+    tasks = None if group is None else group.tasks()
+    return tasks is not None and tasks <= 1

@@ -60,6 +60,17 @@ class Link:
                 raise
         return asked
 
+    def tell(self, op: str, **fields: object) -> None:
+        """What needs no answer: once it is sent, the supervisor does it whether we live or not; and
+        that a sandbox has ended it tells anyway. Raises BackendLost."""
+        with self._lock:
+            try:
+                if self.lost.is_set():
+                    raise BrokenPipeError
+                wire.send(self._sock, {"op": op, **fields})
+            except OSError as error:
+                raise _gone() from error
+
     def _abandon(self, number: int) -> bool:
         """Whether the answer had not come."""
         with self._lock:

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from agentd.linux import cgroup
+from agentd.linux.pidfd import Pidfd
 from agentd.model import typed
 from agentd.model.availability import Availability
 from agentd.model.errors import AgentdError, BackendLost
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import backends
+from agentd.sandbox.backends.wall import only_agent_left
 from agentd.sandbox.supervisor.client import Asked, Link
 from agentd.sandbox.supervisor.held import Held
 
@@ -67,14 +69,19 @@ class RemoteBackend:
         id_ = "wall-" + os.urandom(10).hex()
         spec = msgspec.to_builtins(plan.spec)
         fields |= {"backend": self.name, "id": id_, "spec": spec, "lease": _UNCLAIMED_SECONDS}
-        answer = self._link.ask(op, **fields)
-        return wall_of(self._link, typed.convert(answer, Held))
+        answer, fds = self._link.ask_fds(op, **fields)
+        process = _process_of(fds)
+        return _wall(self._link, typed.convert(answer, Held), process)
 
 
 class RemoteWall:
-    """A wall in the supervisor. Its counters are read here, from the group's own files."""
+    """A wall in the supervisor. Its counters are read here, from the group's own files.
 
-    def __init__(self, link: Link, held: Held) -> None:
+    Where it ends with its first process it is struck from here, and its end is seen from here: two
+    hops to the supervisor and back take longer. The supervisor frees what it held.
+    """
+
+    def __init__(self, link: Link, held: Held, process: Pidfd | None = None) -> None:
         self._link = link
         self.id = held.id
         self.enforcement: Enforcement = held.enforcement
@@ -82,6 +89,8 @@ class RemoteWall:
         self.passes_descriptors = held.passes_descriptors
         self._lock = threading.Lock()
         self._killed: Asked | None = None
+        self._struck = False
+        self._process = process
         self._group = None if held.counted is None else cgroup.reopen(held.counted)
 
     def open_stream(self) -> socket.socket:
@@ -106,17 +115,38 @@ class RemoteWall:
         return not self.wait(0)
 
     def wait(self, timeout: float | None = None) -> bool:
+        if self._process is not None:
+            return self._process.wait(timeout)
         gone: bool = self._ask_of_the_living("wait", True, timeout=timeout)
         return gone
 
     def begin_kill(self) -> None:
         """What ``kill`` then waits for: a second question would be answered at once."""
-        with self._lock, contextlib.suppress(AgentdError):
-            self._killed = self._killed or self._link.begin("kill", id=self.id)
+        with self._lock:
+            if self._killed is not None:
+                return
+            if self._process is not None:
+                with contextlib.suppress(OSError):  # the supervisor strikes, too
+                    self._process.kill()
+                    self._struck = True
+            with contextlib.suppress(AgentdError):
+                self._killed = self._link.begin("kill", id=self.id)
+
+    def end(self) -> None:
+        self.begin_kill()
+        if self._struck and only_agent_left(self._group):
+            return
+        if self._process is None or not self._process.wait(_END_SECONDS):
+            self._await_kill()
 
     def kill(self) -> None:
         """Whatever it cannot be told, the supervisor's own lease ends."""
         self.begin_kill()
+        self._await_kill()
+        if self._process is not None:
+            self._process.close()
+
+    def _await_kill(self) -> None:
         if self._killed is not None:
             with contextlib.suppress(AgentdError):
                 self._killed.result(_END_SECONDS)
@@ -126,11 +156,12 @@ class RemoteWall:
 
     def renew(self, seconds: float | None) -> None:
         """Its lease ends so many seconds from now; never, for None. Raises SandboxError."""
-        self.begin_renewal(seconds).result()
+        self._link.ask("renew", id=self.id, lease=seconds)
 
-    def begin_renewal(self, seconds: float | None) -> Asked:
-        """Renewed once there is a result, which raises what ``renew`` does."""
-        return self._link.begin("renew", id=self.id, lease=seconds)
+    def tell_lease(self, seconds: float) -> None:
+        """``renew`` for one that has just been seen to live: nothing is waited for. Raises
+        BackendLost."""
+        self._link.tell("renew", id=self.id, lease=seconds)
 
     def _ask_of_the_living(self, op: str, otherwise: Any, **fields: Any) -> Any:
         try:
@@ -148,8 +179,8 @@ class RemoteOverlay(RemoteWall):
 
 
 class RemoteMachine(RemoteWall):
-    def __init__(self, link: Link, held: Held) -> None:
-        super().__init__(link, held)
+    def __init__(self, link: Link, held: Held, process: Pidfd | None = None) -> None:
+        super().__init__(link, held, process)
         self.fidelity = held.fidelity
 
     def pause(self) -> None:
@@ -163,10 +194,23 @@ class RemoteMachine(RemoteWall):
 
 
 def wall_of(link: Link, held: Held) -> RemoteWall:
-    """A wall with the ports that the supervisor's own has."""
+    """One that is there already. With the ports that the supervisor's own has."""
+    try:
+        _, fds = link.ask_fds("process", id=held.id)
+    except AgentdError:  # it has ended just now
+        fds = []
+    return _wall(link, held, _process_of(fds))
+
+
+def _wall(link: Link, held: Held, process: Pidfd | None) -> RemoteWall:
     if "snapshot" in held.can:
-        return RemoteMachine(link, held)
-    return RemoteOverlay(link, held) if "changes" in held.can else RemoteWall(link, held)
+        return RemoteMachine(link, held, process)
+    kind = RemoteOverlay if "changes" in held.can else RemoteWall
+    return kind(link, held, process)
+
+
+def _process_of(fds: list[int]) -> Pidfd | None:
+    return Pidfd(fds[0]) if fds else None
 
 
 def loader(link: Link) -> Callable[[str], RemoteBackend]:

@@ -16,6 +16,7 @@ from agentd.sandbox.ports import (
     Backend,
     CopyOnWrite,
     EndsFirst,
+    EndsWithProcess,
     KillsAhead,
     Pausable,
     Restores,
@@ -57,6 +58,7 @@ class Supervisor:
             "restore": self._launch,
             "list": self._list,
             "stream": self._stream,
+            "process": lambda m: (None, _first_process(self._entry(m).wall)),
             "counters": lambda m: (self._entry(m).wall.counters(), []),
             "usage": lambda m: (self._entry(m).wall.usage(), []),
             "save": lambda m: (self._entry(m).wall.save(), []),
@@ -132,7 +134,8 @@ class Supervisor:
         except Exception as error:
             reply = {"n": number, "error": wire.encode_error(error)}
         try:
-            self._send(daemon, reply, fds)
+            if number is not None:
+                self._send(daemon, reply, fds)
         finally:
             wire.close_all(fds)
 
@@ -188,7 +191,7 @@ class Supervisor:
         if taken:
             wall.kill()
             raise SandboxError(f"sandbox {id_} cannot be kept: it exists, or the daemon is ending")
-        return entry.describe(), []
+        return entry.describe(), _first_process(wall)
 
     def _stream(self, message: Message) -> Answer:
         return None, [self._entry(message).wall.open_stream().detach()]
@@ -293,6 +296,14 @@ class Supervisor:
         entry.wall.kill()
         if daemon is not None:
             self._send(daemon, {"event": "ended", "id": entry.id, "reason": reason}, [])
+
+
+def _first_process(wall: object) -> list[int]:
+    """By which the daemon itself can end the wall, and see that it has."""
+    try:
+        return [wall.first_process()] if isinstance(wall, EndsWithProcess) else []
+    except ProcessLookupError:
+        return []
 
 
 def _unknown(message: Message) -> Answer:

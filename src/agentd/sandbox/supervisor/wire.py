@@ -1,7 +1,7 @@
 """Messages between the daemon and its supervisor: one JSON object a SEQPACKET packet.
 
     request   {"n": 7, "op": "launch", ...}
-    answer    {"n": 7, "ok": value} or {"n": 7, "error": {...}}
+    answer    {"n": 7, "ok": value} or {"n": 7, "error": {...}}; none to a request without "n"
     event     {"event": "ended", "id": "wall-...", "reason": "lease_expired"}
 
 Descriptors go from the supervisor to the daemon only. Both ends are ours and of the same user.

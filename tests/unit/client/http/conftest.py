@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from agentd.client.http import address
-from agentd.client.http.client import Client
+from agentd.client.http.client import Client, close_resting
 
 DROP = object()  # the connection ends without an answer
 
@@ -90,6 +90,7 @@ def daemon(tmp_path):
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield server
+        close_resting()  # the server waits for it
         server.shutdown()
         thread.join()
 

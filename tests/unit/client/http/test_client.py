@@ -171,8 +171,29 @@ def test_one_client_for_all_who_ask_the_same_daemon(daemon):
     first.call("GET", "/")
     clients.release(first)
     first.call("GET", "/")
-    assert daemon.connections == 1
     clients.release(first)
+    assert daemon.connections == 1
+
+
+def test_one_connection_rests_for_who_comes_next(daemon):
+    where = address.parse(f"unix:{daemon.server_address}")
+    daemon.answers = [OK]
+    client = clients.shared(where)
+    with client.open("GET", "/") as answer:
+        client.call("GET", "/")
+        answer.read()
+    clients.release(client)
+    assert daemon.connections == 2
+    assert len(client.pool._idle) == 1
+
+    again = clients.shared(where)
+    again.call("GET", "/")
+    clients.release(again)
+    assert again is client
+    assert daemon.connections == 2
+
+    clients.release(clients.shared(address.parse("unix:/nowhere")))
+    assert client.pool._idle == [], "one rests, of all"
     third = clients.shared(where)
-    assert third is not first
+    assert third is not client
     clients.release(third)

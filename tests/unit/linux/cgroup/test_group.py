@@ -105,6 +105,7 @@ def test_a_fork_bomb_is_stopped_counted_and_killed(
             assert int(child.stdout.readline()) == made
             assert group.counters()["pids"] == 30 - made
             assert len(group.pids()) == made + 1
+            assert group.tasks() == made + 1
             assert group.kill()
             assert group.pids() == set()
         assert child.returncode == -signal.SIGKILL

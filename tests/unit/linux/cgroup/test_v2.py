@@ -24,6 +24,7 @@ EMPTY = {
     "memory.peak": "8192",
     "memory.events": "low 0\noom 3\noom_kill 2\n",
     "pids.max": "max",
+    "pids.current": "3\n",
     "pids.events": "max 5\n",
     "cpu.max": "max 100000",
     "cpu.stat": "usage_usec 1234\nuser_usec 1000\n",
@@ -69,6 +70,7 @@ def test_v2_limits_counters_and_usage(machine: Path) -> None:
     assert (box / "cpu.max").read_text().startswith("150000 100000")
     assert group.counters() == {"oom": 2, "pids": 5}
     assert group.usage() == {"memory_bytes": 4096, "peak_memory_bytes": 8192, "cpu_usec": 1234}
+    assert group.tasks() == 3
     assert group.controllers == {"memory", "pids", "cpu"}
 
 
