@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -387,4 +388,30 @@ def test_a_sandbox_s_begin_and_end_are_written_down_and_decisions_counted(place:
         assert "agentd_audit_lost_total 0.0" in text and "agentd_audit_unsent_total 0.0" in text
         assert "agentd_audit_records_total 4.0" in text  # with the one of its opening
         daemon.send_signal(signal.SIGTERM)
+        end(daemon)
+
+
+def test_a_sandbox_that_cannot_be_written_down_is_ended_and_not_answered(place: Place) -> None:
+    sandboxes = "/v1/sandboxes"
+    with place.daemon() as daemon:
+        ready(daemon)
+        store = next(Path(f"{place.folder}/state").rglob("*-wal"))
+        while store.stat().st_size < 256 << 10:
+            status, made = place.ask(
+                "POST", sandboxes, {}, **{"idempotency-key": os.urandom(8).hex()}
+            )
+            assert status == 201
+            assert place.ask("DELETE", f"{sandboxes}/{made['id']}")[0] == 204
+        before = resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, (128 << 10, before[1]))
+        for headers in ({}, {"idempotency-key": "k"}):
+            status, error = place.ask("POST", sandboxes, {}, **headers)
+            assert (status, error["code"]) == (503, "store_error"), error
+            assert place.ask("GET", sandboxes)[1]["sandboxes"] == []
+        resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, before)
+        status, made = place.ask("POST", sandboxes, {}, **{"idempotency-key": "k"})
+        assert status == 201
+        found = place.ask("GET", sandboxes)[1]["sandboxes"]
+        assert [view["id"] for view in found] == [made["id"]]
+        daemon.terminate()
         end(daemon)

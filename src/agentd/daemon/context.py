@@ -1,13 +1,14 @@
 """Which request a thread is at work for; standard library only, for it is on every path."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 _NO_HEADERS: Mapping[str, str] = {}
 _request: ContextVar[str] = ContextVar("agentd_request", default="")
-_recorded: ContextVar[bool] = ContextVar("agentd_recorded", default=False)
+_recorded: "ContextVar[Recording | None]" = ContextVar("agentd_recorded", default=None)
 _trace: ContextVar[Mapping[str, str]] = ContextVar("agentd_trace", default=_NO_HEADERS)
 
 
@@ -36,15 +37,38 @@ def request(id_: str, trace: Mapping[str, str] = _NO_HEADERS) -> Iterator[str]:
         _trace.reset(tokens[1])
 
 
-def recorded() -> bool:
-    """Whether this request's whole answer will be written to the store before it is given."""
+class Recording:
+    """What a request writes to the store in one with its answer, before that is given."""
+
+    def __init__(self) -> None:
+        self.works: list[Callable[[Any], object]] = []
+        self._undo: list[Callable[[], object]] = []
+
+    def along(
+        self, work: Callable[[Any], object], undo: Callable[[], object] | None = None
+    ) -> None:
+        """``work`` is for the store's transaction. ``undo`` takes back what was done, should the
+        store refuse; without one it stays done, and is answered."""
+        self.works.append(work)
+        if undo is not None:
+            self._undo.append(undo)
+
+    def take_back(self) -> bool:
+        """Whether there was something that must not be answered."""
+        for undo in reversed(self._undo):
+            undo()
+        return bool(self._undo)
+
+
+def recorded() -> Recording | None:
+    """Where this request's whole answer will be written to the store: what goes along with it."""
     return _recorded.get()
 
 
 @contextmanager
-def recording() -> Iterator[None]:
-    token = _recorded.set(True)
+def recording() -> Iterator[Recording]:
+    token = _recorded.set(made := Recording())
     try:
-        yield
+        yield made
     finally:
         _recorded.reset(token)

@@ -8,6 +8,10 @@
 
 A key is its principal's own and is forgotten a day after its request ended. Time is the wall
 clock's: it must outlive the daemon.
+
+That it runs is written down first, for whoever finds it interrupted. Not so where what it does does
+not last (a sandbox is made): that is recorded in one with the answer, or is nobody's and ended by
+the next daemon, and then the request may well be done again.
 """
 
 import asyncio
@@ -15,10 +19,12 @@ import contextlib
 import hashlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
 
 import msgspec
 
+from agentd.daemon import context
 from agentd.daemon.store.errors import StoreError
 from agentd.daemon.store.port import Store, Transaction
 from agentd.daemon.store.records import IdempotencyRecord
@@ -63,6 +69,7 @@ class _Run:
     def __init__(self, digest: str, lasting: bool) -> None:
         self.digest = digest
         self.lasting = lasting
+        self.claimed = False  # that it runs is in the store
         self.task: asyncio.Task[Answer] | None = None
         self.decided = False
         self._loop = asyncio.get_running_loop()
@@ -108,7 +115,8 @@ class Idempotency:
         lasting: bool = True,
     ) -> Answer:
         """The answer of ``work``, or that of the request that had the key first. Where what it does
-        is not ``lasting``, neither is its record: a loss of power undoes both.
+        is not ``lasting``, neither is its record: a loss of power undoes both. It is then recorded
+        with what ``work`` gave to ``context.recorded()``, or both are undone.
 
         ``carry`` does in a thread what it is given: ``work`` between two writes to the store. A
         caller that is cancelled does not stop that: the next one attaches to it. ``work`` had best
@@ -131,7 +139,7 @@ class Idempotency:
                 raise _mismatch(key)
             await running.wait_decided()
         running = self._running[principal, key] = _Run(digest, lasting)
-        running.task = asyncio.ensure_future(self._answer(principal, key, running, work, carry))
+        running.task = _begin(self._answer(principal, key, running, work, carry))
         running.task.add_done_callback(_retrieve)
         return await asyncio.shield(running.task)
 
@@ -162,10 +170,7 @@ class Idempotency:
     # -- in a thread -------------------------------------------------------------------------
 
     def _perform(self, principal: str, key: str, running: _Run, work: Work) -> Answer:
-        # Not synced: a loss of power takes the sandboxes along that it was about.
-        record = self._store.write(
-            lambda t: self._claim(t, principal, key, running.digest), synced=False
-        )
+        record = self._found_or_new(principal, key, running)
         if record is None:
             raise IdempotencyFull(
                 "too many Idempotency-Keys are remembered",
@@ -178,20 +183,72 @@ class Idempotency:
         try:
             answer = work()
         except (InvalidInput, Refused):
-            self._store.write(lambda t: self._release(t, record))
+            if running.claimed:
+                self._store.write(lambda t: self._release(t, record))
             raise
         except Exception:
-            self._record(record, "interrupted", running.lasting)
+            with contextlib.suppress(StoreError):
+                self._record(running, record, "interrupted")
             raise
-        self._record(record, "done", running.lasting, answer)
+        self._record_done(running, record, answer)
         return answer
 
+    def _found_or_new(self, principal: str, key: str, running: _Run) -> IdempotencyRecord | None:
+        """None if full."""
+        if not running.lasting and self._has_room(principal):
+            found = self._store.get(IdempotencyRecord, principal, key)
+            if found is None:
+                return self._new(principal, key, running.digest)
+            if found.expires > self._clock():
+                return found
+        running.claimed = True
+        # Not synced: a loss of power takes the sandboxes along that it was about.
+        return self._store.write(
+            lambda t: self._claim(t, principal, key, running.digest), synced=False
+        )
+
+    def _record_done(self, running: _Run, record: IdempotencyRecord, answer: Answer) -> None:
+        """Should the disk refuse it, what can be taken back is, and the error answered. Else the
+        key stays "started": a repeat is told "interrupted"."""
+        along = context.recorded()
+        try:
+            self._record(running, record, "done", answer, along.works if along else ())
+        except StoreError:
+            if along is not None and along.take_back():
+                raise
+
     def _record(
-        self, record: IdempotencyRecord, state: str, lasting: bool, answer: Answer | None = None
+        self,
+        running: _Run,
+        record: IdempotencyRecord,
+        state: str,
+        answer: Answer | None = None,
+        along: Iterable[Callable[[Transaction], object]] = (),
     ) -> None:
-        """Should the disk refuse it, the key stays "started": a repeat is told "interrupted"."""
-        with contextlib.suppress(StoreError):
-            self._store.write(lambda t: self._end(t, record, state, answer), synced=lasting)
+        def write(transaction: Transaction) -> None:
+            for work in along:
+                work(transaction)
+            self._end(transaction, record, state, answer)
+            if not running.claimed:
+                self._count(record.principal, 1, 0)
+
+        self._store.write(write, synced=running.lasting)
+
+    def _has_room(self, principal: str) -> bool:
+        """As far as is known: those who ask at the same time may come to a few more."""
+        keys = self._use.get(principal, (MAX_KEYS, 0))[0]
+        return keys < MAX_KEYS and self._total < MAX_TOTAL_KEYS
+
+    def _new(self, principal: str, key: str, digest: str) -> IdempotencyRecord:
+        now = self._clock()
+        return IdempotencyRecord(
+            principal=principal,
+            key=key,
+            digest=digest,
+            state=_NEW,
+            created=now,
+            expires=now + self._ttl,
+        )
 
     # -- in the store's turn: what follows is never run twice at once ------------------------
 
@@ -199,9 +256,8 @@ class Idempotency:
         self, transaction: Transaction, principal: str, key: str, digest: str
     ) -> IdempotencyRecord | None:
         """The record that has the key, or a new one that has it from now on; None if full."""
-        now = self._clock()
         found = transaction.get(IdempotencyRecord, principal, key)
-        if found is not None and found.expires > now:
+        if found is not None and found.expires > self._clock():
             return found
         if found is not None:
             self._release(transaction, found)
@@ -209,17 +265,10 @@ class Idempotency:
             self._delete_expired(transaction)
             if self._is_full(transaction, principal):
                 return None
-        record = IdempotencyRecord(
-            principal=principal,
-            key=key,
-            digest=digest,
-            state="started",
-            created=now,
-            expires=now + self._ttl,
-        )
-        transaction.put(record)
+        record = self._new(principal, key, digest)
+        transaction.put(msgspec.structs.replace(record, state="started"))
         self._count(principal, 1, 0)
-        return msgspec.structs.replace(record, state=_NEW)
+        return record
 
     def _end(
         self,
@@ -315,6 +364,13 @@ def _mismatch(key: str) -> IdempotencyMismatch:
         f"the Idempotency-Key {key!r} was used for another request",
         remediation="send each request with a key of its own",
     )
+
+
+def _begin(work: "Coroutine[Any, Any, Answer]") -> "asyncio.Task[Answer]":
+    """A task; where Python can, without another turn of the loop before it begins."""
+    loop = asyncio.get_running_loop()
+    eager = getattr(asyncio, "eager_task_factory", None)  # Python 3.12
+    return loop.create_task(work) if eager is None else eager(loop, work)
 
 
 def _retrieve(task: "asyncio.Task[Answer]") -> None:

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from agentd.daemon import idempotency
+from agentd.daemon import context, idempotency
 from agentd.daemon.idempotency import (
     Answer,
     AnswerDropped,
@@ -28,7 +28,8 @@ import asyncio, os, signal, sys
 from agentd.daemon.idempotency import Answer, Idempotency
 from agentd.daemon.store.sqlite import SqliteStore
 
-folder, where = sys.argv[1:]
+folder, where = sys.argv[1:3]
+lasting = sys.argv[3] == "True"
 
 def die(place):
     if place == where:
@@ -45,7 +46,8 @@ async def main():
     store = SqliteStore(f"{folder}/state")
     keys = Idempotency(store)
     die("before")
-    await keys.run("alice", "k", "d", work, asyncio.to_thread)
+    await keys.run("alice", "first", "d", lambda: Answer(200), asyncio.to_thread, lasting=lasting)
+    await keys.run("alice", "k", "d", work, asyncio.to_thread, lasting=lasting)
     die("answered")
 
 asyncio.run(main())
@@ -134,7 +136,8 @@ def test_the_answer_is_synced_where_what_was_done_lasts(make, store, monkeypatch
         assert again.replayed
 
     asyncio.run(main())
-    assert synced == [False, lasting, False]  # the claim, the answer, the next claim
+    # The claim, the answer, and the next claim: where nothing lasts it is looked for, not claimed.
+    assert synced == ([False, True, False] if lasting else [False, False])
 
 
 def test_a_repeat_while_it_runs_waits_for_the_same_answer(make):
@@ -216,12 +219,28 @@ def test_each_principal_has_keys_of_its_own(make):
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("where", ["claimed", "worked"])
+def test_after_a_crash_what_does_not_last_is_done_again(tmp_path, where):
+    argv = [sys.executable, "-c", DIES, str(tmp_path), where, "False"]
+    assert subprocess.run(argv, check=False).returncode == -signal.SIGKILL
+
+    async def main():
+        answer = await Keys(store).run("alice", "k", "d", Worker(), lasting=False)
+        assert not answer.replayed
+
+    store = SqliteStore(str(tmp_path / "state"))
+    try:
+        asyncio.run(main())
+    finally:
+        store.close()
+
+
 @pytest.mark.parametrize(
     ("where", "traces", "runs_again"),
     [("before", 0, True), ("claimed", 0, False), ("worked", 1, False), ("answered", 1, False)],
 )
 def test_a_crash_never_makes_it_run_twice(tmp_path, where, traces, runs_again):
-    argv = [sys.executable, "-c", DIES, str(tmp_path), where]
+    argv = [sys.executable, "-c", DIES, str(tmp_path), where, "True"]
     assert subprocess.run(argv, check=False).returncode == -signal.SIGKILL
     trace = tmp_path / "trace"
     assert (len(trace.read_text()) if trace.exists() else 0) == traces
@@ -367,25 +386,84 @@ def test_when_the_store_fails_nothing_is_run(make, store):
 
 
 def test_an_answer_that_cannot_be_recorded_is_given_once_and_never_made_again(make, store):
-    def pages(count):
-        def work(transaction):
-            return transaction._connection.execute(f"PRAGMA max_page_count={count}").fetchall()
-
-        return store.write(work)
-
     async def main():
         keys, work = make(), Worker(Answer(200, os.urandom(500_000)))
 
         def fill():
-            pages(1)
+            pages(store, 1)
             return work()
 
         assert await keys.run("alice", "k", "d", fill) == work.answer
-        pages(100_000)
+        pages(store, 100_000)
         for again in (keys, make()):
             with pytest.raises(IdempotencyInterrupted):
                 await again.run("alice", "k", "d", work)
         assert work.runs == 1
+
+    asyncio.run(main())
+
+
+def pages(store, count):
+    def work(transaction):
+        return transaction._connection.execute(f"PRAGMA max_page_count={count}").fetchall()
+
+    return store.write(work)
+
+
+def test_what_does_not_last_is_recorded_in_one_with_its_answer_or_taken_back(make, store):
+    thing = IdempotencyRecord(
+        principal="alice", key="thing", digest="d", state="done", created=0.0, expires=1e12
+    )
+    undone = []
+
+    def work(count=100_000):
+        pages(store, count)
+        context.recorded().along(lambda t: t.put(thing), lambda: undone.append(1))
+        return Answer(201, os.urandom(500_000))
+
+    async def main():
+        keys = make()
+        await keys.run("alice", "first", "d", Worker(), lasting=False)
+        with context.recording(), pytest.raises(StoreError):
+            await keys.run("alice", "k", "d", lambda: work(1), lasting=False)
+        pages(store, 100_000)
+        assert undone == [1]
+        assert {record.key for record in store.find(IdempotencyRecord)} == {"first"}
+        with context.recording():
+            answer = await keys.run("alice", "k", "d", work, lasting=False)
+        assert not answer.replayed
+        assert undone == [1]
+        assert {r.key for r in store.find(IdempotencyRecord)} == {"first", "k", "thing"}
+        assert keys._use["alice"][0] == 2 and keys._total == 2
+
+    asyncio.run(main())
+
+
+def test_nothing_is_written_of_what_does_not_last_and_was_refused(make, store):
+    async def main():
+        keys = make()
+        await keys.run("alice", "first", "d", Worker(), lasting=False)
+        with pytest.raises(Refused):
+            await keys.run("alice", "k", "d", Worker(Refused("no")), lasting=False)
+        assert (await keys.run("alice", "k", "d", Worker(), lasting=False)).status == 201
+        with pytest.raises(IdempotencyMismatch):
+            await keys.run("alice", "k", "other", Worker(), lasting=False)
+
+    asyncio.run(main())
+
+
+def test_a_full_table_refuses_what_does_not_last_too(make, clock, monkeypatch):
+    monkeypatch.setattr(idempotency, "MAX_KEYS", 2)
+
+    async def main():
+        keys, work = make(), Worker()
+        for key in "ab":
+            await keys.run("alice", key, "d", work, lasting=False)
+        with pytest.raises(IdempotencyFull):
+            await keys.run("alice", "c", "d", work, lasting=False)
+        clock.now += 101
+        assert not (await keys.run("alice", "a", "d", work, lasting=False)).replayed
+        assert work.runs == 3
 
     asyncio.run(main())
 

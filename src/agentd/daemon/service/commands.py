@@ -69,8 +69,7 @@ class Commands:
                 self._feed(command, stdin)
             view = command.drive(keep=True)
         self._over(who, command)
-        # An answer that is recorded itself is written behind this one, and waits for both.
-        self._record(who, command, wait=not context.recorded())
+        self._record(who, command)
         return view
 
     def start(self, who: Principal, live: Live, body: ExecBody) -> ProcessView:
@@ -285,7 +284,7 @@ class Commands:
             }
             trace.past("guest.command", command.usage.wall_ms / 1000, end)
 
-    def _record(self, who: Principal, command: Command, *, wait: bool = True) -> None:
+    def _record(self, who: Principal, command: Command) -> None:
         view = command.result
         record = ProcessRecord(
             id=command.id,
@@ -303,15 +302,16 @@ class Commands:
             journal=f"{command.live.id}/{command.id}",
             request=command.request_id,
         )
-        self._put(record, wait=wait)
+        self._put(record)
 
-    def _put(self, record: ProcessRecord, *, wait: bool = True) -> None:
+    def _put(self, record: ProcessRecord) -> None:
         """Written, not synced: a loss of power takes along the sandbox that it is found by, and
         what came of the command is in the audit log, which is synced."""
-        if wait:
-            self._store.write(lambda transaction: transaction.put(record), synced=False)
+        answer = context.recorded()
+        if answer is not None:
+            answer.along(lambda t: t.put(record))
         else:
-            self._store.submit(lambda t: t.put(record), synced=False, urgent=False)
+            self._store.write(lambda t: t.put(record), synced=False)
 
 
 def _new_id() -> str:

@@ -142,8 +142,8 @@ class Sandboxes:
             live.ending = True
         self._on_end(live, reason)
         self._meter.sandbox_ended(live, reason)
-        # Should we not live to see its end, the next daemon ends what the store does not know.
-        self._store.submit(lambda t: t.put(_ended(live.record)), synced=False)
+        # Should we die before that is written, the next daemon finds it gone and writes it down.
+        self._store.submit(lambda t: t.put(_ended(live.record)), synced=False, urgent=False)
         self._pipeline.close(live.handle)
         self._forget(live)
 
@@ -278,7 +278,7 @@ class Sandboxes:
         live.wall.tell_lease(seconds + _GRACE_SECONDS)
         with _agent_leased(handle, seconds):
             written()
-            self._put(record)
+            self._put(record, undo=lambda: self.end(live, "not_recorded"))
             self._keep(live)
             self._on_made(live)
         return live
@@ -298,10 +298,12 @@ class Sandboxes:
             record = live.record
         self._put(record)
 
-    def _put(self, record: SandboxRecord) -> None:
-        """Written, not synced: no sandbox outlives a loss of power."""
-        if context.recorded():  # the answer is written behind it, with it, and waits for both
-            self._store.submit(lambda t: t.put(record), synced=False, urgent=False)
+    def _put(self, record: SandboxRecord, undo: Callable[[], None] | None = None) -> None:
+        """Written, not synced: no sandbox outlives a loss of power. With the answer, where that is
+        written too; should it not be, there is ``undo``."""
+        answer = context.recorded()
+        if answer is not None:
+            answer.along(lambda t: t.put(record), undo)
         else:
             self._store.write(lambda t: t.put(record), synced=False)
 
