@@ -44,6 +44,8 @@ class Chain:
         self._file = File("", 0)
         self._size = 0
         self._dirty = False  # there may be bytes behind ``_size``
+        self._unsynced = b""  # the file's end, as far as it may not be on disk
+        self._owed = b""  # what was written once, and must be again
         self._last = _NOTHING
         self.retire_failures = 0
 
@@ -56,6 +58,7 @@ class Chain:
         """Find the end; what was torn off it, for a record. Raises AuditError."""
         self.close()
         self._last, self._size, self._dirty = _NOTHING, 0, False
+        self._unsynced = self._owed = b""
         found = files.ls(self._directory)
         if not found:
             return []
@@ -74,18 +77,24 @@ class Chain:
             return False
         return files.ls(self._directory)[-1].path == self._file.path
 
-    def write(self, bodies: Sequence[bytes]) -> Written:
-        """On disk when it returns; all of it or, where it raises OSError, nothing."""
+    def write(self, bodies: Sequence[bytes], *, synced: bool = True) -> Written:
+        """On disk when it returns; all of it or, where it raises OSError, nothing. Without
+        ``synced`` it is in the file, and on disk with the next that is synced."""
         lines, positions = self._sealed(bodies)
         data = b"".join(lines)
         rotated = self._fd < 0 or (self._size > 0 and self._size + len(data) > self._max_bytes)
         if rotated:
             self._rotate(positions[0].seq)
-        self._put(data)
+        self._put(data, synced=synced)
         self._advance(positions[-1])
         if rotated:
             lines += self._retire()
         return Written(positions, lines)
+
+    def sync(self) -> None:
+        """What was written without. Raises OSError."""
+        if self._unsynced or self._owed:
+            self._put(b"")
 
     def close(self) -> None:
         """Idempotent."""
@@ -160,6 +169,7 @@ class Chain:
                 raise FileExistsError(f"{where} is not empty")
             files.sync_directory(self._directory)
             if self._fd >= 0:
+                self.sync()
                 self._undo()
                 os.fchmod(self._fd, 0o400)  # a file that is full is never changed
         except BaseException:
@@ -168,19 +178,33 @@ class Chain:
         self.close()
         self._fd, self._file, self._size, self._dirty = fd, File(where, first), 0, False
 
-    def _put(self, data: bytes) -> None:
+    def _put(self, data: bytes, *, synced: bool = True) -> None:
         self._undo()
+        data = self._owed + data
         self._dirty = True
         try:
             files.write_all(self._fd, data)
-            os.fdatasync(self._fd)
+            if synced:
+                self._sync()
         except BaseException:
-            # After a failed fsync nobody knows what is on the disk: it is written again.
             with contextlib.suppress(OSError):
                 self._undo()
             raise
         self._dirty = False
         self._size += len(data)
+        self._owed = b""
+        self._unsynced = b"" if synced else self._unsynced + data
+
+    def _sync(self) -> None:
+        """After a failed one nobody knows what is on the disk: all since the last is written
+        again, with the next."""
+        try:
+            os.fdatasync(self._fd)
+        except BaseException:
+            self._owed = self._unsynced + self._owed
+            self._size -= len(self._unsynced)
+            self._unsynced = b""
+            raise
 
     def _advance(self, last: Position) -> None:
         self._last = last.seq, last.hash.encode()

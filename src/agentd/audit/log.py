@@ -34,6 +34,7 @@ MAX_WAITING_BYTES = 64 << 20
 MAX_BATCH = 512
 MAX_BATCH_BYTES = 1 << 20
 LAZY_SECONDS = 0.005
+_RETRY_SECONDS = 1.0
 CLOSE_SECONDS = 5.0  # for what the sinks have not sent yet
 
 
@@ -52,12 +53,20 @@ class Counts(msgspec.Struct, frozen=True):
 class _Job:
     """Done when it has a ``position`` or an ``error``."""
 
-    __slots__ = ("body", "due", "error", "future", "leads", "may_lead", "position", "ready")
+    __slots__ = (
+        "body", "due", "error", "future", "leads", "may_lead", "position", "ready", "synced",
+    )  # fmt: skip
 
     def __init__(
-        self, body: bytes, future: "Future[Position] | None" = None, *, may_lead: bool = False
+        self,
+        body: bytes,
+        future: "Future[Position] | None" = None,
+        *,
+        may_lead: bool = False,
+        synced: bool = True,
     ) -> None:
         self.body = body
+        self.synced = synced
         self.future = future
         self.due = 0.0  # by time.monotonic, before which the thread leaves it to others
         self.may_lead = may_lead  # somebody waits for ``ready`` who can write a batch
@@ -91,6 +100,7 @@ class AuditLog:
         self._led = False  # somebody takes from the queue and writes, or is about to
         self._thread_leads = False
         self._stale = False  # what is on the disk must be looked at
+        self._sync_due = 0.0  # by when what is in the file alone must be on disk, if anything is
         # The thread has something to do, and whether at once. An Event's lock could stay locked
         # where a signal's handler raises within ``set``.
         self._wake: SimpleQueue[bool] = SimpleQueue()
@@ -112,16 +122,19 @@ class AuditLog:
         self._thread = threading.Thread(target=self._run, name="agentd-audit", daemon=True)
         self._thread.start()
 
-    def append(self, event: Event | Entry, secrets: Iterable[str] = ()) -> Position:
-        """On disk when it returns. ``secrets`` are values that are hidden wherever they appear in
-        ``fields``; an Entry is taken as it is.
+    def append(
+        self, event: Event | Entry, secrets: Iterable[str] = (), *, synced: bool = True
+    ) -> Position:
+        """On disk when it returns. Without ``synced`` it is in the file, where our own death leaves
+        it, and on disk with the next that is, ``LAZY_SECONDS`` later at the latest.
 
-        Raises AuditBusy, AuditError: then it is not in the log, and is counted as lost.
+        ``secrets`` are values that are hidden wherever they appear in ``fields``; an Entry is taken
+        as it is. Raises AuditBusy, AuditError: then it is not in the log, and is counted as lost.
         """
         # Signals' handlers raise in the main thread alone, anywhere: it must not lead, nor wait
         # with a Future, whose lock would stay locked.
         may_lead = threading.get_ident() != threading.main_thread().ident
-        job = _Job(self._body(event, secrets), may_lead=may_lead)
+        job = _Job(self._body(event, secrets), may_lead=may_lead, synced=synced)
         self._enqueue(job)
         if not may_lead:
             self._rouse()
@@ -137,16 +150,16 @@ class AuditLog:
         self, event: Event | Entry, secrets: Iterable[str] = (), *, lazily: bool = False
     ) -> "Future[Position]":
         """As ``append``, without waiting; ``lazily``: begun ``LAZY_SECONDS`` later at the latest,
-        and before what comes after it. Raises AuditBusy."""
+        and before what comes after it, with that it may not be synced. Raises AuditBusy."""
         future: Future[Position] = Future()
-        job = _Job(self._body(event, secrets), future)
+        job = _Job(self._body(event, secrets), future, synced=not lazily)
         if lazily:
             job.due = time.monotonic() + LAZY_SECONDS
         self._enqueue(job)
         if not lazily:
             self._rouse()
-        elif not self._dozes:
-            self._wake.put(False)
+        else:
+            self._rouse_soon()
         return future
 
     @property
@@ -205,10 +218,10 @@ class AuditLog:
             remediation="try again later",
         )
 
-    def _lead(self) -> None:
+    def _lead(self, *, synced: bool = False) -> None:
         """Write one batch, which one's own event is the first of."""
         try:
-            self._commit()
+            self._commit(synced)
         finally:
             self._pass_on()
 
@@ -220,6 +233,8 @@ class AuditLog:
                 self._led = False
                 if self._closed:
                     self._rouse()
+                elif self._sync_due:
+                    self._rouse_soon()
 
     def _appoint(self, job: _Job) -> None:
         """Whoever waits for the first of the queue leads; under ``_guard``."""
@@ -235,9 +250,9 @@ class AuditLog:
             while self._led or self._queue or not self._closed:
                 self._await_work()
                 if self._is_threads_turn():
-                    self._lead()
+                    self._lead(synced=True)
             with contextlib.suppress(OSError, AuditError):
-                self._write(())  # what was lost
+                self._write((), synced=True)  # what was lost
         finally:
             self._chain.close()
             self._lock.close()
@@ -245,9 +260,13 @@ class AuditLog:
     def _rouse(self) -> None:
         self._wake.put(True)
 
+    def _rouse_soon(self) -> None:
+        # While it is said to doze it need not be woken: it looks afterwards.
+        if not self._dozes:
+            self._wake.put(False)
+
     def _await_work(self) -> None:
         urgent = self._wake.get()
-        # Whoever queues something while it is said to doze need not wake it: it looks afterwards.
         self._dozes = True
         while not urgent and (left := self._oldest_due() - time.monotonic()) > 0:
             with contextlib.suppress(Empty):
@@ -259,21 +278,26 @@ class AuditLog:
 
     def _oldest_due(self) -> float:
         with self._guard:
-            return self._queue[0].due if self._queue else 0.0
+            dues = [self._queue[0].due] if self._queue else []
+        if self._sync_due:
+            dues.append(self._sync_due)
+        return min(dues, default=0.0)
 
     def _is_threads_turn(self) -> bool:
         with self._guard:
             appointed, self._thread_leads = self._thread_leads, False
-            if not appointed and not self._led and self._queue:
+            late = 0 < self._sync_due <= time.monotonic()
+            if not appointed and not self._led and (self._queue or late):
                 self._led = appointed = True
         return appointed
 
-    def _commit(self) -> None:
+    def _commit(self, synced: bool) -> None:
         """One batch of what is queued, by the one that leads."""
         batch: list[_Job] = []
         try:
             self._take_queued(batch)
-            written = self._write([job.body for job in batch])
+            synced = synced or any(job.synced for job in batch)
+            written = self._write([job.body for job in batch], synced=synced)
             for job, position in zip(batch, written, strict=True):
                 job.position = position
         except (OSError, AuditError) as error:
@@ -298,23 +322,36 @@ class AuditLog:
                 batch.append(job)
             self._queued_bytes -= size
 
-    def _write(self, bodies: Sequence[bytes]) -> list[Position]:
+    def _write(self, bodies: Sequence[bytes], *, synced: bool) -> list[Position]:
         """Those, behind a record of what was lost before. Raises OSError."""
         if not bodies and not self._losses:
+            self._sync()
             return []
         events = self._reloaded() if self._stale else []
         lost = self._losses.taken()
         try:
             events += [lost.event()] if lost else []
             own = [entry(event, self._clock()).body for event in events]
-            written = self._chain.write([*own, *bodies])
+            written = self._chain.write([*own, *bodies], synced=synced)
         except BaseException:
             self._losses.put_back(lost)
             raise
+        if synced:
+            self._sync_due = 0.0
+        else:
+            self._sync_due = self._sync_due or time.monotonic() + LAZY_SECONDS
         self._count(written)
         for feeder in self._feeders:
             feeder.offer(written.lines)
         return written.positions[len(own) :]
+
+    def _sync(self) -> None:
+        try:
+            self._chain.sync()
+        except OSError:
+            self._sync_due = time.monotonic() + _RETRY_SECONDS
+            raise
+        self._sync_due = 0.0
 
     def _reloaded(self) -> list[Event]:
         cuts = self._chain.load()
@@ -322,7 +359,8 @@ class AuditLog:
         return [Event(kind=Kind.CUT, fields=cut) for cut in cuts]
 
     def _fail(self, batch: Sequence[_Job], error: OSError | AuditError) -> None:
-        self._losses.add(len(batch), _reason(error))
+        if batch:
+            self._losses.add(len(batch), _reason(error))
         counts = self._counts
         self._counts = msgspec.structs.replace(counts, failures=counts.failures + 1)
         for job in batch:
@@ -330,7 +368,7 @@ class AuditLog:
 
     def _write_own(self, events: Sequence[Event]) -> None:
         try:
-            self._write([entry(event, self._clock()).body for event in events])
+            self._write([entry(event, self._clock()).body for event in events], synced=True)
         except OSError as error:
             raise _refused(error) from error
 

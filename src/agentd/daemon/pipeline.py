@@ -4,7 +4,7 @@ Every way in comes here with a principal that it has authenticated. The gate the
 writes down what it decided and how it ended: policy, approval, audit and receipt.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -20,21 +20,13 @@ if TYPE_CHECKING:
     from agentd.sandbox.snapshots import Snapshot
 
 Labels = Mapping[str, str]
-Written = Callable[[], object]
 _NO_LABELS: Labels = {}
-
-
-def at_once() -> None:
-    """There is nothing to wait for."""
 
 
 class Gate(Protocol):
     """What a principal asks for, as it may go on. Raises Refused, with nothing done."""
 
-    def sandbox(
-        self, who: Principal, spec: SandboxSpec, labels: Labels
-    ) -> "tuple[SandboxSpec, Written]":
-        """And what to wait for before it is acknowledged."""
+    def sandbox(self, who: Principal, spec: SandboxSpec, labels: Labels) -> SandboxSpec: ...
 
     def fork(self, who: Principal, handle: SandboxHandle, count: int, labels: Labels) -> None: ...
 
@@ -63,21 +55,11 @@ class Pipeline:
 
         Raises Refused, InvalidInput and SandboxError; nothing is left behind then.
         """
-        admitted, written = self.admit(who, spec)
-        handle = self.build(admitted, snapshot)
-        try:
-            written()
-        except BaseException:
-            self.close(handle)
-            raise
-        return handle
+        return self.build(self.admit(who, spec), snapshot)
 
-    def admit(
-        self, who: Principal, spec: SandboxSpec, labels: Labels = _NO_LABELS
-    ) -> tuple[SandboxSpec, Written]:
-        """As it may be built; the record of that is on its way to disk, until ``written`` returns,
-        and raises AuditError where it did not get there."""
-        return (spec, at_once) if self.gate is None else self.gate.sandbox(who, spec, labels)
+    def admit(self, who: Principal, spec: SandboxSpec, labels: Labels = _NO_LABELS) -> SandboxSpec:
+        """As it may be built."""
+        return spec if self.gate is None else self.gate.sandbox(who, spec, labels)
 
     def build(self, spec: SandboxSpec, snapshot: "Snapshot | None" = None) -> SandboxHandle:
         """Of a spec that was admitted."""

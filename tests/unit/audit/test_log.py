@@ -233,7 +233,7 @@ def test_too_many_waiting_events_are_refused_and_counted(
     monkeypatch.setattr(log_module, "MAX_WAITING", 2)
     gate = threading.Event()
     real = log._chain.write
-    monkeypatch.setattr(log._chain, "write", lambda bodies: (gate.wait(10), real(bodies))[1])
+    monkeypatch.setattr(log._chain, "write", lambda *a, **o: (gate.wait(10), real(*a, **o))[1])
     futures = [log.submit(START)]
     while log._queue:  # the thread has taken the first, and waits for the disk
         gate.wait(0.001)
@@ -253,9 +253,9 @@ def test_an_error_that_nobody_expected_leaves_nobody_waiting(
     log = AuditLog(directory)
     real = log._chain.write
 
-    def broken(bodies: list[bytes]) -> None:
+    def broken(bodies: list[bytes], **options: bool) -> None:
         monkeypatch.setattr(log._chain, "write", real)
-        real(bodies)  # on disk, and nobody hears of it
+        real(bodies, **options)  # on disk, and nobody hears of it
         raise MemoryError
 
     monkeypatch.setattr(log._chain, "write", broken)

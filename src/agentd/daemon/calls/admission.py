@@ -43,8 +43,9 @@ class Log(Protocol):
     or sooner."""
 
     def submit(self, event: Event, *, lazily: bool = False) -> "Future[Position]": ...
-    def append(self, event: Event) -> object:
-        """As ``submit``, and on disk when it returns; what was submitted before is, too."""
+    def append(self, event: Event, *, synced: bool = True) -> object:
+        """As ``submit``, and on disk when it returns; what was submitted before is, too. Without
+        ``synced`` all that is written, and on disk soon."""
 
 
 class Approves(Protocol):
@@ -53,16 +54,10 @@ class Approves(Protocol):
         or nobody decides."""
 
 
-def _nothing() -> None:
-    """It is on disk, or will be with its end."""
-
-
 class Admitted(msgspec.Struct, frozen=True):
     act: Act
     decision: Decision
     began: float  # seconds since 1970
-    # Of one that was admitted ahead of its record: returns once that is on disk. Raises AuditError.
-    written: Callable[[], object] = _nothing
 
 
 class Admission:
@@ -83,9 +78,9 @@ class Admission:
         self._count_guard = threading.Lock()
         self._decisions = dict.fromkeys(ANSWERS, 0)
 
-    def admit(self, act: Act, cancel: int = -1, *, ahead: bool = False) -> Admitted:
-        """``cancel`` is a descriptor: readable, nobody waits any more for an approval. ``ahead``:
-        the caller waits for the record itself, before it acknowledges what it did.
+    def admit(self, act: Act, cancel: int = -1, *, lasting: bool = True) -> Admitted:
+        """``cancel`` is a descriptor: readable, nobody waits any more for an approval. What is not
+        ``lasting`` a loss of power undoes: its record is written, and not waited for on the disk.
 
         Raises PolicyDenied, Undecided, AuditError, and what an approval ends with.
         """
@@ -96,10 +91,10 @@ class Admission:
         self._count(decision)
         if not decision.allow:
             self._refuse(act, decision)
-        written = self._write_admission(act, decision_fields(decision), ahead)
+        self._write_admission(act, decision_fields(decision), lasting)
         if decision.obligations.approve:
             self._ask_for_approval(act, decision, cancel)
-        return Admitted(act, decision, now, written)
+        return Admitted(act, decision, now)
 
     def decisions(self) -> dict[str, int]:
         """How many there were of each of ANSWERS."""
@@ -164,14 +159,12 @@ class Admission:
             self._write(Kind.DENIAL, act, {"reasons": [str(error)], "approval": error.code})
             raise
 
-    def _write_admission(
-        self, act: Act, fields: Mapping[str, Any], ahead: bool
-    ) -> Callable[[], object]:
-        if ahead:
-            return self._log.submit(_event(Kind.ADMISSION, act, fields)).result
+    def _write_admission(self, act: Act, fields: Mapping[str, Any], lasting: bool) -> None:
         # What has an end of its own is on disk with that; of the rest this is the only record.
-        self._write(Kind.ADMISSION, act, fields, synced=not act.executes)
-        return _nothing
+        if act.executes:
+            self._write(Kind.ADMISSION, act, fields)
+        else:
+            self._log.append(_event(Kind.ADMISSION, act, fields), synced=lasting)
 
     def _write(
         self, kind: Kind, act: Act, fields: Mapping[str, Any], *, synced: bool = False

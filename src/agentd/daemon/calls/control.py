@@ -17,6 +17,7 @@ from agentd.audit.issuing import AtOnce, Behind
 from agentd.audit.keypair import KeyPair
 from agentd.audit.log import AuditLog
 from agentd.audit.receipts import Receipts
+from agentd.audit.record import Entry
 from agentd.audit.shared import SharedLog, SharedReceipts
 from agentd.capability.registry import Registry
 from agentd.daemon import context
@@ -135,8 +136,13 @@ class Waiting:
     """A SharedLog as calls write to it: nothing is put off, for nobody would come back to it."""
 
     def __init__(self, log: SharedLog) -> None:
-        self.append = log.append
+        self._append = log.append
         self.close = log.close
+
+    def append(
+        self, event: Event | Entry, secrets: Iterable[str] = (), *, synced: bool = True
+    ) -> Position:
+        return self._append(event, secrets)
 
     def submit(
         self, event: Event, secrets: Iterable[str] = (), *, lazily: bool = False

@@ -10,7 +10,6 @@ from agentd.daemon.calls.admission import Admission, Admitted
 from agentd.daemon.calls.facts import Ran
 from agentd.daemon.calls.records import Ending, Records
 from agentd.daemon.execution import Concluded
-from agentd.daemon.pipeline import Written
 from agentd.model.decision import Decision
 from agentd.model.principal import Principal
 from agentd.model.spec import ExecRequest, SandboxSpec
@@ -26,12 +25,10 @@ class PolicyGate:
         self._admission = admission
         self._records = records
 
-    def sandbox(
-        self, who: Principal, spec: SandboxSpec, labels: Labels
-    ) -> tuple[SandboxSpec, Written]:
-        admitted = self._admission.admit(acts.creation(who, spec, labels), ahead=True)
+    def sandbox(self, who: Principal, spec: SandboxSpec, labels: Labels) -> SandboxSpec:
+        admitted = self._admission.admit(acts.creation(who, spec, labels), lasting=False)
         with self._admission.obliging(admitted) as obligations:
-            return oblige.new_sandbox(spec, obligations), admitted.written
+            return oblige.new_sandbox(spec, obligations)
 
     def fork(self, who: Principal, handle: SandboxHandle, count: int, labels: Labels) -> None:
         self.operation(who, acts.FORK, handle, labels, count=count)

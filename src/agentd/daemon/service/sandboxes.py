@@ -14,7 +14,7 @@ import msgspec
 
 from agentd.daemon import context, meter, trace
 from agentd.daemon.config.schema import Config
-from agentd.daemon.pipeline import Pipeline, Written, at_once
+from agentd.daemon.pipeline import Pipeline
 from agentd.daemon.service.live import Live
 from agentd.daemon.service.quotas import Ledger
 from agentd.daemon.store.port import Store
@@ -92,9 +92,8 @@ class Sandboxes:
         checked = check_labels(labels or {})
         self._admit()
         begun = time.monotonic()
-        written: Written = at_once
         if not admitted:
-            spec, written = self._pipeline.admit(principal, spec, checked)
+            spec = self._pipeline.admit(principal, spec, checked)
         self._ledger.take(principal.name, spec.limits)
         try:
             handle = None if snapshot is not None else self._pool.claim(spec)
@@ -103,7 +102,7 @@ class Sandboxes:
                 with trace.span("sandbox.open"):
                     handle = self._pipeline.build(spec, snapshot)
             try:
-                live = self._write_down(principal.name, handle, checked, seconds, written)
+                live = self._write_down(principal.name, handle, checked, seconds)
                 self._meter.sandbox(live, pooled=pooled, seconds=time.monotonic() - begun)
                 return live
             except BaseException:
@@ -257,7 +256,6 @@ class Sandboxes:
         handle: SandboxHandle,
         labels: Mapping[str, str],
         seconds: float,
-        written: Written = at_once,
     ) -> Live:
         now = time.time()
         record = SandboxRecord(
@@ -277,7 +275,6 @@ class Sandboxes:
             raise BackendLost(f"sandbox {handle.id} has ended", remediation="create another")
         live.wall.tell_lease(seconds + _GRACE_SECONDS)
         with _agent_leased(handle, seconds):
-            written()
             self._put(record, undo=lambda: self.end(live, "not_recorded"))
             self._keep(live)
             self._on_made(live)

@@ -1,7 +1,6 @@
 """Whatever is in doubt is a refusal, and every answer is in the log before anything is done."""
 
 import json
-import threading
 
 import pytest
 from tests.unit.daemon.calls.known import DIGEST, Says, act, allowing
@@ -42,39 +41,23 @@ def test_what_has_no_end_is_on_disk_before_it_is_done():
         def submit(self, event, *, lazily=False):
             asked.append(("submitted", lazily))
 
-        def append(self, event):
-            asked.append(("on disk", event.kind))
+        def append(self, event, *, synced=True):
+            asked.append(("on disk" if synced else "written", event.kind))
 
     admission = Admission(lambda: None, Log())
     admission.admit(act(executes=True))
     admission.admit(act("fs.write.v1"))
-    assert asked == [("submitted", True), ("on disk", "admission")]
+    admission.admit(act("sandbox.create.v1"), lasting=False)
+    assert asked == [("submitted", True), ("on disk", "admission"), ("written", "admission")]
 
 
-def test_what_is_admitted_ahead_of_its_record_waits_for_it(kept):
-    disk = threading.Event()
-
-    class Log:
-        def submit(self, event, *, lazily=False):
-            assert not lazily
-            future = kept.log.submit(event)
-            result = future.result
-            future.result = lambda: disk.wait(10) and result()
-            return future
-
-    admitted = Admission(lambda: None, Log()).admit(act("sandbox.create.v1"), ahead=True)
-    waiting = threading.Thread(target=admitted.written)
-    waiting.start()
-    assert waiting.is_alive()
-    disk.set()
-    waiting.join()
-    assert kept.kinds() == ["admission"]
-
-
-def test_a_record_ahead_of_which_it_was_admitted_may_be_lost(kept):
+def test_nothing_is_admitted_that_cannot_be_written_down(kept):
     kept.log.close()
-    with pytest.raises(AuditError, match="closed"):
-        Admission(lambda: None, kept.log).admit(act("sandbox.create.v1"), ahead=True)
+    for about in (act(executes=True), act("fs.write.v1"), act("sandbox.create.v1")):
+        with pytest.raises(AuditError, match="closed"):
+            Admission(lambda: None, kept.log).admit(
+                about, lasting=about.name != "sandbox.create.v1"
+            )
 
 
 def test_what_it_denies_is_refused_with_its_reasons(admission, kept):

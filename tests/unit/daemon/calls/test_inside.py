@@ -6,7 +6,7 @@ import pytest
 from agentd.client import build
 from agentd.daemon.calls.inside import HandleInside
 from agentd.daemon.execution import Concluded
-from agentd.daemon.pipeline import Labels, Pipeline, Written, at_once
+from agentd.daemon.pipeline import Labels, Pipeline
 from agentd.model.cause import CauseCode
 from agentd.model.errors import Refused
 from agentd.model.limits import Limits
@@ -29,10 +29,8 @@ class Ended:
 class NoFalse:
     """A gate that lets all through but one program."""
 
-    def sandbox(
-        self, who: Principal, spec: SandboxSpec, labels: Labels
-    ) -> tuple[SandboxSpec, Written]:
-        return spec, at_once
+    def sandbox(self, who: Principal, spec: SandboxSpec, labels: Labels) -> SandboxSpec:
+        return spec
 
     def fork(self, who: Principal, handle: SandboxHandle, count: int, labels: Labels) -> None: ...
 
