@@ -15,13 +15,14 @@ from agentd.model.principal import Principal
 # ``peer`` and ``ready`` are asked all the time, ``once`` belongs to the loop, and ``watch`` and
 # ``tunnel`` take as long as their caller stays.
 _PLAIN = frozenset(("peer", "ready", "version", "once", "watch", "tunnel"))
+_BEGUN = "delete_at_once"  # counted as what it begins
 _OURS = frozenset(
     ("internal", "sandbox_error", "backend_lost", "guest_error", "store_error", "store_busy")
 )
 OPERATIONS = tuple(
     name
     for name, _ in inspect.getmembers(Service, inspect.isfunction)
-    if not name.startswith("_") and name not in _PLAIN
+    if not name.startswith("_") and name not in _PLAIN and name != _BEGUN
 )
 
 
@@ -49,6 +50,12 @@ class _Observed:
             setattr(self, name, getattr(service, name))
         for name in OPERATIONS:
             setattr(self, name, self._watched(name, getattr(service, name)))
+
+    def delete_at_once(self, who: Principal, id_: str) -> Callable[[], None] | None:
+        rest = self._service.delete_at_once(who, id_)
+        if rest is None:
+            return None
+        return lambda: self._do("delete", lambda *_: rest(), (who, id_), {})
 
     def _watched(self, op: str, call: Callable[..., Any]) -> Callable[..., Any]:
         if inspect.isgeneratorfunction(call) or op in ("read_file", "read_tar"):

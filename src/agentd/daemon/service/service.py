@@ -57,7 +57,7 @@ from agentd.model.api import (
 )
 from agentd.model.audit import Kind
 from agentd.model.canonical import loads_strict
-from agentd.model.errors import NotFound
+from agentd.model.errors import AgentdError, NotFound
 from agentd.model.principal import Principal
 from agentd.model.units import parse_duration
 from agentd.sandbox.journal.events import STREAMS
@@ -155,6 +155,12 @@ class DaemonService:
 
     def delete(self, who: Principal, id_: str) -> None:
         self._sandboxes.end(self._live(who, "create", id_))
+
+    def delete_at_once(self, who: Principal, id_: str) -> Callable[[], None] | None:
+        try:
+            return self._sandboxes.end_at_once(self._live(who, "create", id_))
+        except AgentdError:
+            return None  # ``delete`` says so
 
     def renew(self, who: Principal, id_: str, ttl: str | float) -> SandboxView:
         live = self._live(who, "create", id_)

@@ -22,6 +22,11 @@ class Proof(msgspec.Struct, frozen=True):
     headers: dict[str, str]
     certificate: bytes | None
 
+    @property
+    def by_connection(self) -> bool:
+        """It is the connection that proves it: nobody need be asked."""
+        return not self.headers and self.certificate is None
+
     def principal(self, service: Service) -> Principal:
         """Blocks, but for a peer. Raises Unauthenticated, QuotaExceeded."""
         return service.authenticate(

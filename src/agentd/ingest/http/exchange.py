@@ -50,8 +50,8 @@ class Exchange:
 
     async def authenticate(self) -> Principal:
         proof, service = self.proof(), self.api.service
-        if not proof.headers and proof.certificate is None:
-            return proof.principal(service)  # the connection told it: nobody need be asked
+        if proof.by_connection:
+            return proof.principal(service)
         return await self.api.threads.short.run(proof.principal, service)
 
     # -- the request's body --

@@ -4,6 +4,7 @@ An ordinary operation is one call of the service: authentication, decoding, the 
 are all done by one thread, so that a request costs one hop there and one back.
 """
 
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
@@ -42,6 +43,7 @@ class Arguments(msgspec.Struct, frozen=True):
 
 
 Call = Callable[[Service, Principal, Arguments], object]
+AtOnce = Callable[[Service, Principal, Arguments], Callable[[], None] | None]
 Stream = Callable[[Exchange, dict[str, Any]], Awaitable[None]]
 
 
@@ -62,6 +64,9 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     waits: bool = False  # for something inside a sandbox
     once: bool = False  # takes an Idempotency-Key
     lasting: bool = True  # what it does outlives a loss of power, or may
+    # What may be done without a thread, and is then answered without a body; what it returns is
+    # done behind the answer. Where it returns None, ``call`` is made.
+    at_once: AtOnce | None = None
     also: Mapping[int, Any] = {}  # other statuses, and their answers
 
     async def handle(self, exchange: Exchange) -> None:
@@ -75,6 +80,9 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         if key is None and length is not None and length <= _SMALL:
             raw = await exchange.body(limit) if length else b""
             proof, service = exchange.proof(), exchange.api.service
+            if self.at_once is not None and proof.by_connection:
+                await self._at_once(self.at_once, exchange, proof.principal(service), query, raw)
+                return
             room = self._room(exchange)
             await exchange.answer(await room.run(self._work, service, proof, exchange, query, raw))
             return
@@ -83,6 +91,26 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         who = await exchange.authenticate()
         raw = await exchange.body(limit)
         await exchange.answer(await self._at_most_once(exchange, who, key, query, raw))
+
+    async def _at_once(
+        self,
+        begin: AtOnce,
+        exchange: Exchange,
+        who: Principal,
+        query: dict[str, Any],
+        raw: bytes,
+    ) -> None:
+        service = exchange.api.service
+        rest = None if raw else begin(service, who, Arguments(exchange.path, query, None))
+        if rest is None:
+            made = await self._room(exchange).run(self._answer, service, who, exchange, query, raw)
+            await exchange.answer(made)
+            return
+        try:
+            await exchange.answer(answer(None, self.status))
+        finally:
+            with contextlib.suppress(Exception):  # the service has told its log
+                await exchange.api.threads.short.run(rest)
 
     async def _at_most_once(
         self, exchange: Exchange, who: Principal, key: str | None, query: dict[str, Any], raw: bytes

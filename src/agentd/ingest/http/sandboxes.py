@@ -63,6 +63,7 @@ OPERATIONS = (
         scope="create",
         help="end a sandbox and all that is in it",
         call=lambda s, who, a: s.delete(who, a.id),
+        at_once=lambda s, who, a: s.delete_at_once(who, a.id),
         status=204,
         waits=True,
     ),

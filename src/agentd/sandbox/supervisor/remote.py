@@ -132,6 +132,16 @@ class RemoteWall:
             with contextlib.suppress(AgentdError):
                 self._killed = self._link.begin("kill", id=self.id)
 
+    def end_if_idle(self) -> bool:
+        """``end`` where no command's process is left, so that it takes no time; else False. Never
+        blocks."""
+        if self._process is None or not only_agent_left(self._group):
+            return False
+        with contextlib.suppress(OSError):
+            self._process.kill()
+            self._struck = True
+        return self._struck and only_agent_left(self._group)
+
     def end(self) -> None:
         self.begin_kill()
         if self._struck and only_agent_left(self._group):
