@@ -45,6 +45,7 @@ class Connection:
         self._unsent = wire.HELLO if greets else b""
         self._greeting = Greeting() if greets else None
         self._number = 0
+        self._told: set[int] = set()  # channels whose one answer is still to come
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -71,6 +72,11 @@ class Connection:
                 raise GuestError("the agent does not read its requests")
             sent += self.send_some(memoryview(data)[sent:])
 
+    def tell(self, channel: Channel, frame: bytes, deadline: float) -> None:
+        """``send`` a request with one answer, which is read with what comes next, and dropped."""
+        self._told.add(channel.number)
+        self.send(frame, deadline)
+
     def _send_descriptors(self, data: bytes, fds: Sequence[int]) -> int:
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
         try:
@@ -94,9 +100,18 @@ class Connection:
             if not data:
                 self._decoder.close()
                 raise BackendLost("the agent closed the connection")
-            return self._decoder.feed(data if self._greeting is None else self._greeted(data))
+            frames = self._decoder.feed(data if self._greeting is None else self._greeted(data))
         except wire.WireError as error:
             raise GuestError("the agent broke the protocol", cause=str(error)) from None
+        return [frame for frame in frames if not self._was_told(frame)] if self._told else frames
+
+    def _was_told(self, frame: Frame) -> bool:
+        """Whether it is the answer to what was told."""
+        kind, number, _ = frame
+        if kind != wire.EVENT or number not in self._told:
+            return False
+        self._told.remove(number)
+        return True
 
     def _greeted(self, data: bytes) -> bytes:
         """What follows the answer to the greeting."""
@@ -112,7 +127,12 @@ class Connection:
         """Whether it can serve another request: nothing unasked for came, and it is open."""
         if self._early or self._number >= _LAST_CHANNEL:
             return False
-        return not ready(self.fileno(), select.POLLIN, 0.0)
+        if not ready(self.fileno(), select.POLLIN, 0.0):
+            return True
+        try:
+            return bool(self._told) and not self.receive() and self.idle()
+        except (BackendLost, GuestError):
+            return False
 
     def close(self) -> None:
         self._socket.close()

@@ -138,14 +138,20 @@ class Guest:
 
     def call(self, op: str, **fields: object) -> dict[str, Any]:
         """One request with one answer: the fields of its result."""
-        with self.asked(op, **fields) as answer:
-            return answer()
-
-    @contextmanager
-    def asked(self, op: str, **fields: object) -> Iterator[Callable[[], dict[str, Any]]]:
-        """``call``, with something to do before its answer, which the block asks for once."""
         with self._call({"op": op, **fields}) as call:
-            yield lambda: _answer(call, op)
+            return _answer(call, op)
+
+    def tell(self, op: str, **fields: object) -> None:
+        """``call``, whose one answer nobody waits for."""
+        connection = self._v2(op)
+        try:
+            channel = connection.open_channel()
+            frame = encode_request(wire.REQUEST, channel.number, {"op": op, **fields})
+            connection.tell(channel, frame, time.monotonic() + self._answer_timeout)
+        except BaseException:
+            connection.close()
+            raise
+        self._pool.give_back(connection)
 
     def tunnel(self, port: int) -> Tunnel:
         """A TCP connection to ``port`` on the sandbox's loopback."""

@@ -7,7 +7,7 @@ is ended; one that the supervisor has lost is written down as ended.
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -291,18 +291,20 @@ class Sandboxes:
         if not live.wall.alive():
             raise BackendLost(f"sandbox {handle.id} has ended", remediation="create another")
         live.wall.tell_lease(seconds + _GRACE_SECONDS)
-        with _agent_leased(handle, seconds):
-            self._put(record, undo=lambda: self.end(live, "not_recorded"))
-            self._keep(live)
-            self._on_made(live)
+        with contextlib.suppress(AgentdError):
+            handle.guest.tell("sys.lease", ms=_agents(seconds))
+        self._put(record, undo=lambda: self.end(live, "not_recorded"))
+        self._keep(live)
+        self._on_made(live)
         return live
 
     def _lease(self, live: Live, seconds: float) -> None:
         """Ours ends first, then the supervisor's, then the agent's own: each where the one before
         is in no state to."""
         live.wall.renew(seconds + _GRACE_SECONDS)
-        with _agent_leased(live.handle, seconds):
-            pass
+        # An agent of protocol v1 has none, a paused machine's stands still with it.
+        with contextlib.suppress(AgentdError):
+            live.handle.guest.call("sys.lease", ms=_agents(seconds))
 
     def _change(self, live: Live, **fields: object) -> None:
         with live.lock:
@@ -351,20 +353,9 @@ class Sandboxes:
         return seconds
 
 
-@contextlib.contextmanager
-def _agent_leased(handle: SandboxHandle, seconds: float) -> Iterator[None]:
-    """The agent's own lease is the last of three. It is asked for at the begin of the block, and
-    has it at the end."""
-    last = int((seconds + 2 * _GRACE_SECONDS) * 1000)
-    with contextlib.ExitStack() as stack:
-        answer = None
-        # An agent of protocol v1 has none, a paused machine's stands still with it.
-        with contextlib.suppress(AgentdError):
-            answer = stack.enter_context(handle.guest.asked("sys.lease", ms=last))
-        yield
-        with contextlib.suppress(AgentdError):
-            if answer is not None:
-                answer()
+def _agents(seconds: float) -> int:
+    """The agent's own lease, the last of three, in milliseconds."""
+    return int((seconds + 2 * _GRACE_SECONDS) * 1000)
 
 
 def check_labels(labels: Mapping[str, str]) -> dict[str, str]:

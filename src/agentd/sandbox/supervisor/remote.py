@@ -88,8 +88,9 @@ class RemoteWall:
         self.workspace = held.workspace
         self.passes_descriptors = held.passes_descriptors
         self._lock = threading.Lock()
-        self._killed: Asked | None = None
+        self._begun = False
         self._struck = False
+        self._killed: Asked | None = None  # a second question would be answered at once
         self._process = process
         self._group = None if held.counted is None else cgroup.reopen(held.counted)
 
@@ -121,43 +122,47 @@ class RemoteWall:
         return gone
 
     def begin_kill(self) -> None:
-        """What ``kill`` then waits for: a second question would be answered at once."""
         with self._lock:
-            if self._killed is not None:
+            if self._begun:
                 return
-            if self._process is not None:
-                with contextlib.suppress(OSError):  # the supervisor strikes, too
-                    self._process.kill()
-                    self._struck = True
+            self._begun = True
+            self._strike()
             with contextlib.suppress(AgentdError):
-                self._killed = self._link.begin("kill", id=self.id)
+                if self._process is None:
+                    self._killed = self._link.begin("kill", id=self.id)
+                else:
+                    self._link.tell("kill", id=self.id)  # its end is seen without
 
     def end_if_idle(self) -> bool:
         """``end`` where no command's process is left, so that it takes no time; else False. Never
         blocks."""
         if self._process is None or not only_agent_left(self._group):
             return False
-        with contextlib.suppress(OSError):
-            self._process.kill()
-            self._struck = True
+        self._strike()
         return self._struck and only_agent_left(self._group)
 
     def end(self) -> None:
         self.begin_kill()
-        if self._struck and only_agent_left(self._group):
-            return
-        if self._process is None or not self._process.wait(_END_SECONDS):
-            self._await_kill()
+        if not (self._struck and only_agent_left(self._group)):
+            self._await_end()
 
     def kill(self) -> None:
         """Whatever it cannot be told, the supervisor's own lease ends."""
         self.begin_kill()
-        self._await_kill()
+        self._await_end()
         if self._process is not None:
             self._process.close()
 
-    def _await_kill(self) -> None:
-        if self._killed is not None:
+    def _strike(self) -> None:
+        if self._process is not None:
+            with contextlib.suppress(OSError):  # the supervisor strikes, too
+                self._process.kill()
+                self._struck = True
+
+    def _await_end(self) -> None:
+        if self._process is not None:
+            self._process.wait(_END_SECONDS)
+        elif self._killed is not None:
             with contextlib.suppress(AgentdError):
                 self._killed.result(_END_SECONDS)
 
