@@ -415,3 +415,28 @@ def test_a_sandbox_that_cannot_be_written_down_is_ended_and_not_answered(place: 
         assert [view["id"] for view in found] == [made["id"]]
         daemon.terminate()
         end(daemon)
+
+
+def test_of_a_sandbox_that_is_ended_nothing_is_left_to_see(place: Place) -> None:
+    """Also where its end is answered before all of it is done: one may be there at a time."""
+    place.write(sandboxes=1, level="debug")
+    count, sandboxes = 10, "/v1/sandboxes"
+    with place.daemon() as daemon:
+        ready(daemon)
+        for number in range(count):
+            status, made = place.ask("POST", sandboxes, {})
+            assert status == 201, made
+            one = f"{sandboxes}/{made['id']}"
+            if number % 2:
+                place.ask("POST", f"{one}/exec", {"cmd": "sleep 600 >/dev/null 2>&1 &"})
+            assert place.ask("DELETE", one)[0] == 204
+            assert place.ask("GET", one)[0] == place.ask("DELETE", one)[0] == 404
+            assert place.ask("GET", sandboxes)[1]["sandboxes"] == []
+        until(lambda: len([e for e in place.log("request") if e["op"] == "delete"]) == count)
+        assert len(place.log("sandbox ended")) == count
+        text = place.ask("GET", "/metrics")[1]
+        assert f'agentd_requests_total{{code="ok",op="delete"}} {count}.0' in text
+        daemon.terminate()
+        end(daemon)
+    ended = [r for r in read.records(f"{place.folder}/state/audit") if r.kind == "sandbox_ended"]
+    assert len(ended) == count

@@ -1,6 +1,8 @@
 """The client against a scripted agent."""
 
 import os
+import socket
+import threading
 import time
 
 import pytest
@@ -36,6 +38,69 @@ def test_a_command_runs_and_its_connection_is_reused(agent):
         )
         assert end.usage.peak_memory_bytes == 9
     assert guest.fake.connections == 1
+
+
+@pytest.mark.parametrize("late", [True, False])
+@pytest.mark.parametrize("event", ["result", "error"])
+def test_what_an_agent_is_told_is_answered_to_nobody(agent, late, event):
+    answered = threading.Event()
+
+    def answer(peer, told):
+        for byte in wire.encode_json(wire.EVENT, told, {"event": event, "message": "no"}):
+            peer.sock.sendall(bytes([byte]))
+        answered.set()
+
+    def script(peer):
+        for _ in range(3):
+            told, request = peer.request()
+            assert request == {"op": "sys.lease", "ms": 5}
+            if not late:
+                answer(peer, told)
+            channel, _ = peer.request()
+            if late:
+                answer(peer, told)
+            peer.event(channel, "started", pid=7)
+            peer.exited(channel, 3)
+
+    guest = agent(script)
+    for _ in range(3):
+        guest.tell("sys.lease", ms=5)
+        assert late or answered.wait(10)
+        answered.clear()
+        assert guest.run(TRUE)[0].exit_code == 3
+    assert guest.fake.connections == 1
+
+
+def test_an_agent_that_ends_instead_of_an_answer_is_not_asked_there_again(agent):
+    ended = threading.Event()
+
+    def script(peer):
+        channel, request = peer.request()
+        if request["op"] == "sys.lease":
+            peer.sock.shutdown(socket.SHUT_RDWR)
+            ended.set()
+        else:
+            peer.event(channel, "started", pid=7)
+            peer.exited(channel, 3)
+
+    guest = agent(script)
+    guest.tell("sys.lease", ms=5)
+    assert ended.wait(10)
+    assert guest.run(TRUE)[0].exit_code == 3
+    assert guest.fake.connections == 2
+
+
+def test_an_agent_answers_what_it_is_told_once(agent):
+    def script(peer):
+        told, _ = peer.request()
+        peer.request()
+        for _ in range(2):
+            peer.event(told, "result")
+
+    guest = agent(script)
+    guest.tell("sys.lease", ms=5)
+    with pytest.raises(GuestError, match="channel 1, which is not open"):
+        guest.run(TRUE)
 
 
 def test_an_agent_of_ours_is_not_waited_for_to_greet(agent):

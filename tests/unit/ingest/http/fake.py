@@ -308,6 +308,7 @@ class FakeService:
         self.waiting = threading.Event()
         self.emitted = 0
         self.cancelled: list[object] = []
+        self.rest: Callable[[], None] | None = None  # of an end that takes no time
 
     # who asks
 
@@ -365,6 +366,12 @@ class FakeService:
     def delete(self, who: Principal, id_: str) -> None:
         self._sandbox(who, "create", id_)
         self.sandboxes.pop(id_, None)
+
+    def delete_at_once(self, who: Principal, id_: str) -> Callable[[], None] | None:
+        if self.rest is None:
+            return None
+        self.delete(who, id_)
+        return self.rest
 
     def renew(self, who: Principal, id_: str, ttl: str | float) -> SandboxView:
         return self._sandbox(who, "create", id_).view()

@@ -1,12 +1,13 @@
 """Ordinary requests, each error's status, and what is asked once only."""
 
+import contextlib
 import json
 import threading
 from typing import Any
 
 import pytest
 from tests.unit.ingest.http.fake import until
-from tests.unit.ingest.http.harness import ALICE, BOB, Running
+from tests.unit.ingest.http.harness import ALICE, BOB, Reply, Running
 
 from agentd.audit.errors import AuditBusy, AuditError
 from agentd.auth import signing
@@ -33,6 +34,50 @@ def test_a_sandbox_from_its_creation_to_its_end(running: Running) -> None:
     ended = running.ask("DELETE", f"/v1/sandboxes/{id_}")
     assert (ended.status, ended.body) == (204, b"")
     assert running.ask("GET", f"/v1/sandboxes/{id_}").code == "not_found"
+
+
+def test_an_end_that_takes_no_time_is_answered_before_the_rest_of_it(running: Running) -> None:
+    may, done = threading.Event(), threading.Event()
+    running.service.rest = lambda: (may.wait(20) and done.set()) or None
+    connection = running.connect()
+    with contextlib.closing(connection):
+        for _ in range(3):
+            connection.request("DELETE", f"/v1/sandboxes/{running.sandbox()}")
+            answer = Reply(connection.getresponse())
+            assert (answer.status, answer.body) == (204, b"")
+            assert not done.is_set()
+    may.set()
+    assert done.wait(20)
+
+
+@pytest.mark.parametrize("error", [errors.SandboxError("it does not end"), RuntimeError("a bug")])
+def test_whatever_the_rest_comes_to_its_connection_goes_on(
+    running: Running, error: Exception
+) -> None:
+    tried = threading.Event()
+
+    def rest() -> None:
+        tried.set()
+        raise error
+
+    running.service.rest = rest
+    connection = running.connect()
+    with contextlib.closing(connection):
+        for _ in range(3):
+            connection.request("DELETE", f"/v1/sandboxes/{running.sandbox()}")
+            assert Reply(connection.getresponse()).status == 204
+            assert tried.wait(20)
+            tried.clear()
+
+
+def test_an_end_that_a_key_allows_is_for_a_thread(running: Running) -> None:
+    running.service.rest = lambda: pytest.fail("in no thread")
+    id_ = running.ask("POST", "/v1/sandboxes", {}, ALICE).json["id"]
+    assert running.ask("DELETE", f"/v1/sandboxes/{id_}", headers=BOB).status == 404
+    assert running.ask("DELETE", f"/v1/sandboxes/{id_}", headers=ALICE).status == 204
+    id_ = running.sandbox()
+    assert running.ask("DELETE", f"/v1/sandboxes/{id_}", b"{}").status == 400, "it takes no body"
+    assert id_ in running.service.sandboxes
 
 
 def test_exec_gives_the_result_or_with_wait_false_the_process(running: Running) -> None:
