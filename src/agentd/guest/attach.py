@@ -8,7 +8,7 @@ from agentd.guest.history import Detached
 from agentd.guest.operation import Channel, Operation, RequestError, get_bool, get_int
 from agentd.guest.output import STDERR, STDOUT
 
-CHUNK_BYTES = 64 << 10
+CHUNK_BYTES = 256 << 10
 MAX_CURSOR = (1 << 63) - 1
 _NAMES = {STDOUT: "stdout", STDERR: "stderr"}
 

@@ -12,6 +12,7 @@ from agentd.transport.channel import Channel, Frame
 from agentd.transport.greeting import Greeting
 
 READ = 64 << 10
+WIDE_READ = 256 << 10  # once there is as much as that: both sides wake up less often
 _LAST_CHANNEL = (1 << 32) - 1
 
 
@@ -44,6 +45,7 @@ class Connection:
         self._early = early
         self._unsent = wire.HELLO if greets else b""
         self._greeting = Greeting() if greets else None
+        self._read = READ
         self._number = 0
         self._told: set[int] = set()  # channels whose one answer is still to come
 
@@ -90,12 +92,14 @@ class Connection:
     def receive(self) -> list[Frame]:
         """The frames that are here now, from one read. Raises BackendLost, GuestError."""
         try:
-            data = self._early or self._socket.recv(READ)
+            data = self._early or self._socket.recv(self._read)
         except BlockingIOError:
             return []
         except OSError as error:
             raise _lost(error) from None
         self._early = b""
+        if len(data) == READ:
+            self._read = WIDE_READ
         try:
             if not data:
                 self._decoder.close()
