@@ -254,8 +254,13 @@ def test_what_ended_before_a_restart_is_still_told(tmp_path: Path, kill: bool) -
     talker = {"cmd": "echo told; echo twice >&2; exit 3", "tag": "talker"}
     client.call("POST", f"/v1/sandboxes/{sandbox.id}/exec", talker)
     sandbox.run("true")
-    first, second = (one["id"] for one in client.call("GET", url, into=list[dict]))
-    names = (first, "talker", second)
+    begun = {"cmd": "echo begun", "wait": False}
+    client.call("POST", f"/v1/sandboxes/{sandbox.id}/exec", begun, once=True)
+    told: list[Any] = []
+    while [one["state"] for one in told] != ["ended"] * 3:
+        told = client.call("GET", url, into=list[dict])
+    first, second, third = (one["id"] for one in told)
+    names = (first, "talker", second, third)
     before: dict[str, Any] = {
         name: client.call("GET", f"{url}/{name}", into=dict) for name in names
     }
@@ -274,7 +279,7 @@ def test_what_ended_before_a_restart_is_still_told(tmp_path: Path, kill: bool) -
         client.call("POST", f"{url}/{first}/signal", {"signal": 15})
     sandbox.run("echo new")
     listed = [one["id"] for one in client.call("GET", url, into=list[dict])]
-    assert listed[:2] == [first, second] and len(listed) == 3
+    assert listed[:3] == [first, second, third] and len(listed) == 4
     client.close()
     sandbox.kill()
     daemon.stop()

@@ -38,9 +38,11 @@ def request(id_: str, trace: Mapping[str, str] = _NO_HEADERS) -> Iterator[str]:
 
 
 class Recording:
-    """What a request writes to the store in one with its answer, before that is given."""
+    """A request whose whole answer is written to the store before it is given. ``lasting``: as of
+    ``Idempotency.run``; what does not last goes along, in one with the answer."""
 
-    def __init__(self) -> None:
+    def __init__(self, lasting: bool) -> None:
+        self.lasting = lasting
         self.works: list[Callable[[Any], object]] = []
         self._undo: list[Callable[[], object]] = []
 
@@ -61,13 +63,13 @@ class Recording:
 
 
 def recorded() -> Recording | None:
-    """Where this request's whole answer will be written to the store: what goes along with it."""
+    """This request, if its whole answer will be written to the store."""
     return _recorded.get()
 
 
 @contextmanager
-def recording() -> Iterator[Recording]:
-    token = _recorded.set(made := Recording())
+def recording(*, lasting: bool) -> Iterator[Recording]:
+    token = _recorded.set(made := Recording(lasting))
     try:
         yield made
     finally:

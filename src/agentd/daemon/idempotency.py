@@ -214,8 +214,12 @@ class Idempotency:
         try:
             self._record(running, record, "done", answer, along.works if along else ())
         except StoreError:
-            if along is not None and along.take_back():
-                raise
+            if along is None or not along.take_back():
+                return
+            with contextlib.suppress(StoreError):
+                if running.claimed:
+                    self._store.write(lambda t: self._release(t, record), synced=False)
+            raise
 
     def _record(
         self,

@@ -424,12 +424,12 @@ def test_what_does_not_last_is_recorded_in_one_with_its_answer_or_taken_back(mak
     async def main():
         keys = make()
         await keys.run("alice", "first", "d", Worker(), lasting=False)
-        with context.recording(), pytest.raises(StoreError):
+        with context.recording(lasting=False), pytest.raises(StoreError):
             await keys.run("alice", "k", "d", lambda: work(1), lasting=False)
         pages(store, 100_000)
         assert undone == [1]
         assert {record.key for record in store.find(IdempotencyRecord)} == {"first"}
-        with context.recording():
+        with context.recording(lasting=False):
             answer = await keys.run("alice", "k", "d", work, lasting=False)
         assert not answer.replayed
         assert undone == [1]

@@ -69,7 +69,8 @@ class Commands:
                 self._feed(command, stdin)
             view = command.drive(keep=True)
         self._over(who, command)
-        self._record(who, command)
+        # An answer that is recorded itself is written behind this one, and waits for both.
+        self._record(who, command, wait=context.recorded() is None)
         return view
 
     def start(self, who: Principal, live: Live, body: ExecBody) -> ProcessView:
@@ -284,7 +285,7 @@ class Commands:
             }
             trace.past("guest.command", command.usage.wall_ms / 1000, end)
 
-    def _record(self, who: Principal, command: Command) -> None:
+    def _record(self, who: Principal, command: Command, *, wait: bool = True) -> None:
         view = command.result
         record = ProcessRecord(
             id=command.id,
@@ -302,16 +303,15 @@ class Commands:
             journal=f"{command.live.id}/{command.id}",
             request=command.request_id,
         )
-        self._put(record)
+        self._put(record, wait=wait)
 
-    def _put(self, record: ProcessRecord) -> None:
+    def _put(self, record: ProcessRecord, *, wait: bool = True) -> None:
         """Written, not synced: a loss of power takes along the sandbox that it is found by, and
         what came of the command is in the audit log, which is synced."""
-        answer = context.recorded()
-        if answer is not None:
-            answer.along(lambda t: t.put(record))
-        else:
+        if wait:
             self._store.write(lambda t: t.put(record), synced=False)
+        else:
+            self._store.submit(lambda t: t.put(record), synced=False, urgent=False)
 
 
 def _new_id() -> str:

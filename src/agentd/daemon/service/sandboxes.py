@@ -315,13 +315,15 @@ class Sandboxes:
         self._put(record)
 
     def _put(self, record: SandboxRecord, undo: Callable[[], None] | None = None) -> None:
-        """Written, not synced: no sandbox outlives a loss of power. With the answer, where that is
-        written too; should it not be, there is ``undo``."""
+        """Written, not synced: no sandbox outlives a loss of power. Where the answer is written
+        too, with that; should it not be, there is ``undo``."""
         answer = context.recorded()
-        if answer is not None:
-            answer.along(lambda t: t.put(record), undo)
-        else:
+        if answer is None:
             self._store.write(lambda t: t.put(record), synced=False)
+        elif answer.lasting:  # it tells of a command, and waits for both
+            self._store.submit(lambda t: t.put(record), synced=False, urgent=False)
+        else:
+            answer.along(lambda t: t.put(record), undo)
 
     def _keep(self, live: Live) -> None:
         with self._lock:

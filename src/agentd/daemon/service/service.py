@@ -426,7 +426,7 @@ class DaemonService:
         lasting: bool = True,
     ) -> Answer:
         digest = sha256(request).hexdigest()
-        with context.recording():
+        with context.recording(lasting=lasting):
             return await self._idempotency().run(
                 who.name, key, digest, work, carry, lasting=lasting
             )
