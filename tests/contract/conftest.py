@@ -36,6 +36,7 @@ from agentd.model.isolation import IsolationLevel
 from agentd.model.principal import local
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import backends
+from agentd.sandbox.backends.wall import ProcessWall
 from agentd.sandbox.manager import Manager
 from agentd.sandbox.ports import Backend
 from agentd.sandbox.supervisor import client as supervisor
@@ -343,7 +344,12 @@ def end_agent(handle_of: Callable[[Sandbox], Any]) -> Callable[[Sandbox], None]:
     """Kills a sandbox's agent from outside, as the kernel might."""
 
     def end(sandbox: Sandbox) -> None:
-        os.kill(handle_of(sandbox).wall.pid, signal.SIGKILL)
+        # By descriptor: a number could be a stranger's by now.
+        wall = handle_of(sandbox).wall
+        if isinstance(wall, ProcessWall):
+            wall._first.kill()
+        else:
+            signal.pidfd_send_signal(wall._pidfd, signal.SIGKILL)
 
     return end
 

@@ -14,6 +14,7 @@ import pytest
 from agentd.linux.pidfd import Pidfd
 from agentd.model.errors import AgentdError, BackendLost, SandboxError
 from agentd.model.spec import ExecRequest, SandboxSpec
+from agentd.sandbox.handle import SandboxHandle
 from agentd.sandbox.manager import Manager, connect
 from agentd.sandbox.supervisor import client, remote
 
@@ -57,6 +58,12 @@ def gone(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except FileNotFoundError:
         return True
+
+
+def made(daemon: Daemon) -> tuple[SandboxHandle, remote.RemoteWall]:
+    handle = daemon.manager.create(SandboxSpec())
+    assert isinstance(handle.wall, remote.RemoteWall)
+    return handle, handle.wall
 
 
 def run(guest: object, *argv: str) -> tuple[int | None, bytes]:
@@ -107,13 +114,11 @@ def test_a_kill_is_answered_when_nothing_runs_and_then_its_group_goes(path: str)
 @pytest.mark.parametrize("adopted", [False, True])
 def test_a_daemon_ends_a_sandbox_by_itself(path: str, adopted: bool, background: bool) -> None:
     daemon = Daemon(path)
-    handle = daemon.manager.create(SandboxSpec())
+    handle, wall = made(daemon)
     if background:
         run(handle.guest, "sh", "-c", "sleep 600 >/dev/null 2>&1 &")
-    wall = handle.wall
     if adopted:
         wall = remote.wall_of(daemon.link, remote.held(daemon.link)[0])
-    assert isinstance(wall, remote.RemoteWall)
     supervisor = daemon.pid
     os.kill(supervisor, signal.SIGSTOP)
     try:
@@ -134,15 +139,14 @@ def test_what_is_left_of_a_command_is_waited_for(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     daemon = Daemon(path)
-    handle = daemon.manager.create(SandboxSpec())
-    assert isinstance(handle.wall, remote.RemoteWall)
+    handle, wall = made(daemon)
     waits: list[float | None] = []
     wait = Pidfd.wait
     monkeypatch.setattr(
         Pidfd, "wait", lambda self, seconds=None: waits.append(seconds) or wait(self, seconds)
     )
     run(handle.guest, "sh", "-c", "sleep 600 >/dev/null 2>&1 &")
-    handle.wall.end()
+    wall.end()
     assert waits == [30.0]
     daemon.manager.close()
     daemon.link.close()
@@ -150,9 +154,7 @@ def test_what_is_left_of_a_command_is_waited_for(
 
 def test_a_lease_that_is_told_and_not_asked_for_is_kept(path: str) -> None:
     daemon = Daemon(path)
-    handle = daemon.manager.create(SandboxSpec())
-    wall = handle.wall
-    assert isinstance(wall, remote.RemoteWall)
+    _, wall = made(daemon)
     wall.tell_lease(0.2)
     until(lambda: daemon.ended == [(wall.id, "lease_expired")])
     wall.tell_lease(60)
@@ -163,11 +165,7 @@ def test_a_lease_that_is_told_and_not_asked_for_is_kept(path: str) -> None:
 
 def test_what_nobody_renews_ends_by_itself_and_the_daemon_is_told(path: str) -> None:
     daemon = Daemon(path)
-    handle = daemon.manager.create(SandboxSpec())
-    other = daemon.manager.create(SandboxSpec())
-    wall, stays = handle.wall, other.wall
-    assert isinstance(wall, remote.RemoteWall)
-    assert isinstance(stays, remote.RemoteWall)
+    (_, wall), (_, stays) = made(daemon), made(daemon)
     stays.renew(None)
     wall.renew(0.2)
     until(lambda: daemon.ended == [(wall.id, "lease_expired")])

@@ -13,12 +13,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from agentd.audit.chain import Chain, Keep, Written
+from agentd.audit.alarm import Alarm
+from agentd.audit.chain import Chain, Keep
 from agentd.audit.errors import AuditBusy, AuditError
 from agentd.audit.lock import Lock
 from agentd.audit.losses import Losses
@@ -39,8 +39,9 @@ CLOSE_SECONDS = 5.0  # for what the sinks have not sent yet
 
 
 class Counts(msgspec.Struct, frozen=True):
-    """Since it was opened: ``records`` share ``commits``; ``failures`` the disk refused, and
-    ``lost`` events with them; ``retire_failures`` are old files that could not be deleted."""
+    """Since it was opened: ``records`` share ``commits``, which are syncs; ``failures`` the disk
+    refused, and ``lost`` events with them; ``retire_failures`` are old files that could not be
+    deleted."""
 
     commits: int = 0
     records: int = 0
@@ -101,10 +102,7 @@ class AuditLog:
         self._thread_leads = False
         self._stale = False  # what is on the disk must be looked at
         self._sync_due = 0.0  # by when what is in the file alone must be on disk, if anything is
-        # The thread has something to do, and whether at once. An Event's lock could stay locked
-        # where a signal's handler raises within ``set``.
-        self._wake: SimpleQueue[bool] = SimpleQueue()
-        self._dozes = False  # the thread is about to look, by itself
+        self._alarm = Alarm()  # of the thread
         self._closed = False
         self._losses = Losses(clock)
         self._counts = Counts()
@@ -137,7 +135,7 @@ class AuditLog:
         job = _Job(self._body(event, secrets), may_lead=may_lead, synced=synced)
         self._enqueue(job)
         if not may_lead:
-            self._rouse()
+            self._alarm.ring()
         if not job.leads:
             job.ready.acquire()
         if job.leads:
@@ -157,9 +155,9 @@ class AuditLog:
             job.due = time.monotonic() + LAZY_SECONDS
         self._enqueue(job)
         if not lazily:
-            self._rouse()
+            self._alarm.ring()
         else:
-            self._rouse_soon()
+            self._alarm.ring_when_due()
         return future
 
     @property
@@ -187,7 +185,7 @@ class AuditLog:
             feeder.close(CLOSE_SECONDS)
         with self._guard:
             self._closed = True
-        self._rouse()
+        self._alarm.ring()
         self._thread.join()
 
     def _settle(self, seconds: float) -> None:
@@ -232,9 +230,9 @@ class AuditLog:
             else:
                 self._led = False
                 if self._closed:
-                    self._rouse()
+                    self._alarm.ring()
                 elif self._sync_due:
-                    self._rouse_soon()
+                    self._alarm.ring_when_due()
 
     def _appoint(self, job: _Job) -> None:
         """Whoever waits for the first of the queue leads; under ``_guard``."""
@@ -243,12 +241,12 @@ class AuditLog:
             job.ready.release()
         else:
             self._thread_leads = True
-            self._rouse()
+            self._alarm.ring()
 
     def _run(self) -> None:
         try:
             while self._led or self._queue or not self._closed:
-                self._await_work()
+                self._alarm.wait(self._oldest_due)
                 if self._is_threads_turn():
                     self._lead(synced=True)
             with contextlib.suppress(OSError, AuditError):
@@ -256,25 +254,6 @@ class AuditLog:
         finally:
             self._chain.close()
             self._lock.close()
-
-    def _rouse(self) -> None:
-        self._wake.put(True)
-
-    def _rouse_soon(self) -> None:
-        # While it is said to doze it need not be woken: it looks afterwards.
-        if not self._dozes:
-            self._wake.put(False)
-
-    def _await_work(self) -> None:
-        urgent = self._wake.get()
-        self._dozes = True
-        while not urgent and (left := self._oldest_due() - time.monotonic()) > 0:
-            with contextlib.suppress(Empty):
-                urgent = self._wake.get(timeout=left)
-        self._dozes = False
-        with contextlib.suppress(Empty):
-            while True:
-                self._wake.get_nowait()
 
     def _oldest_due(self) -> float:
         with self._guard:
@@ -335,23 +314,32 @@ class AuditLog:
             written = self._chain.write([*own, *bodies], synced=synced)
         except BaseException:
             self._losses.put_back(lost)
+            self._put_off_sync()
             raise
         if synced:
             self._sync_due = 0.0
         else:
             self._sync_due = self._sync_due or time.monotonic() + LAZY_SECONDS
-        self._count(written)
+        self._count(len(written.lines), synced)
         for feeder in self._feeders:
             feeder.offer(written.lines)
         return written.positions[len(own) :]
 
     def _sync(self) -> None:
+        if not self._sync_due:
+            return
         try:
             self._chain.sync()
-        except OSError:
-            self._sync_due = time.monotonic() + _RETRY_SECONDS
+        except BaseException:
+            self._put_off_sync()
             raise
         self._sync_due = 0.0
+        self._count(0, synced=True)
+
+    def _put_off_sync(self) -> None:
+        """After a failure: a broken disk is not to be kept busy."""
+        if self._sync_due:
+            self._sync_due = time.monotonic() + _RETRY_SECONDS
 
     def _reloaded(self) -> list[Event]:
         cuts = self._chain.load()
@@ -372,10 +360,10 @@ class AuditLog:
         except OSError as error:
             raise _refused(error) from error
 
-    def _count(self, written: Written) -> None:
+    def _count(self, records: int, synced: bool) -> None:
         counts = self._counts
         self._counts = msgspec.structs.replace(
-            counts, commits=counts.commits + 1, records=counts.records + len(written.lines)
+            counts, commits=counts.commits + synced, records=counts.records + records
         )
 
     def _note(self, event: Event) -> None:

@@ -63,7 +63,7 @@ TABLE = (
     Row("agentd_command_cpu_seconds_total", "counter", ("backend",), "CPU time of ended commands"),
     Row("agentd_output_bytes_total", "counter", ("stream",), "output of commands"),
     Row("agentd_journal_lost_bytes_total", "counter", ("reason",), "output that was not kept"),
-    Row("agentd_store_commits_total", "counter", (), "transactions synced to disk"),
+    Row("agentd_store_commits_total", "counter", (), "transactions: many writes share one"),
     Row("agentd_store_writes_total", "counter", (), "writes in them: many share one"),
     Row("agentd_store_failures_total", "counter", (), "transactions that the disk refused"),
     Row("agentd_decisions_total", "counter", ("answer",), "of policies: allow, deny, undecided"),

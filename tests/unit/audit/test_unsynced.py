@@ -29,11 +29,13 @@ class Disk:
     def __init__(self) -> None:
         self.synced = 0
         self.refusals = 0
+        self.refused = 0
         self._real = os.fdatasync
 
     def fdatasync(self, fd: int) -> None:
         if self.refusals:
             self.refusals -= 1
+            self.refused += 1
             raise OSError(errno.EIO, "Input/output error")
         self._real(fd)
         self.synced += 1
@@ -159,6 +161,34 @@ def test_a_sync_that_failed_is_tried_again(
     assert log.counts.failures == 2 and log.counts.lost == 0
     log.close()
     assert [record.kind for record in records(directory)] == ["opened", "start"]
+
+
+def test_a_disk_that_stays_broken_is_not_kept_busy(
+    directory: str, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentd.audit.log._RETRY_SECONDS", 0.2)
+    log = AuditLog(directory)
+    disk.refusals = 1_000_000
+    append(log)
+    with pytest.raises(AuditError):
+        append(log, synced=True)
+    time.sleep(0.5)
+    assert disk.refused < 8
+    disk.refusals = 0
+    log.close()
+    assert [record.kind for record in records(directory)] == ["opened", "start", "loss"]
+    assert verify(directory).ok
+
+
+def test_only_what_is_synced_counts_as_a_commit(directory: str, disk: Disk) -> None:
+    log = AuditLog(directory)
+    for count in range(1, 4):
+        append(log)
+        until_synced(disk, count + 1)
+    append(log, synced=True)
+    log.close()
+    assert log.counts.records == 5
+    assert log.counts.commits == disk.synced == 5
 
 
 def test_a_killed_process_leaves_it(directory: str) -> None:

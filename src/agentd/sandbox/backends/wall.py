@@ -126,10 +126,10 @@ class NamespaceWall(ProcessWall):
 
 
 def only_agent_left(group: Meter | None) -> bool:
-    """Whether no command's process is left in a sandbox whose agent has SIGKILL.
+    """Whether no command's process is left in a sandbox.
 
-    The agent starts no other from then on (copy_process() in the kernel's fork.c fails with a
-    fatal signal) and runs no more itself; to free its memory takes the kernel a while longer.
+    With SIGKILL its agent starts no other (copy_process() in the kernel's fork.c fails with a fatal
+    signal) and runs no more itself; to free its memory takes the kernel a while longer.
     """
     tasks = None if group is None else group.tasks()
     return tasks is not None and tasks <= 1

@@ -49,12 +49,7 @@ class Link:
             number = self._count
             asked = self._waiting[number] = Asked(op, lambda: self._abandon(number))
             try:
-                if self.lost.is_set():
-                    raise BrokenPipeError
-                wire.send(self._sock, {"n": number, "op": op, **fields})
-            except OSError as error:
-                del self._waiting[number]
-                raise _gone() from error
+                self._send({"n": number, "op": op, **fields})
             except BaseException:
                 del self._waiting[number]
                 raise
@@ -64,12 +59,16 @@ class Link:
         """What needs no answer: once it is sent, the supervisor does it whether we live or not; and
         that a sandbox has ended it tells anyway. Raises BackendLost."""
         with self._lock:
-            try:
-                if self.lost.is_set():
-                    raise BrokenPipeError
-                wire.send(self._sock, {"op": op, **fields})
-            except OSError as error:
-                raise _gone() from error
+            self._send({"op": op, **fields})
+
+    def _send(self, message: wire.Message) -> None:
+        """Under ``_lock``."""
+        try:
+            if self.lost.is_set():
+                raise BrokenPipeError
+            wire.send(self._sock, message)
+        except OSError as error:
+            raise _gone() from error
 
     def _abandon(self, number: int) -> bool:
         """Whether the answer had not come."""
