@@ -1,3 +1,3 @@
-.PHONY: demo test check bench docs
-demo test check bench docs:
+.PHONY: demo test check coverage bench docs
+demo test check coverage bench docs:
 	@scripts/$@
