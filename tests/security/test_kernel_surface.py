@@ -18,6 +18,8 @@ CALLS: dict[str, tuple[int, ...]] = {
     "io_uring_setup": (0, 0),
     "io_uring_enter": (-1, 0, 0, 0, 0, 0),
     "io_uring_register": (-1, 0, 0, 0),
+    "memfd_secret": (-1,),
+    "setsockopt": (-1, 1, 26, 0, 0),  # SO_ATTACH_FILTER
     # obsolete
     "modify_ldt": (99, 0, 0),
     "lookup_dcookie": (0, 0, 0),
@@ -31,6 +33,8 @@ CALLS: dict[str, tuple[int, ...]] = {
     "request_key": (0, 0, 0, 0),
     "keyctl": (9999, 0, 0, 0, 0),
     "ioctl": (-1, 0xC0406618, 0),  # FS_IOC_REMOVE_ENCRYPTION_KEY
+    # others' files
+    "fcntl": (-1, 1024, 0),  # F_SETLEASE
     # the machine
     "kexec_load": (0, 0, 0, -1),
     "kexec_file_load": (-1, -1, 0, 0, -1),

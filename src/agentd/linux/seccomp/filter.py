@@ -170,7 +170,10 @@ def _program(
     runs: Sequence[_Run], leaves: dict[str, tuple[Rule, ...]], machine: str
 ) -> Iterator[bpf.Item]:
     yield bpf.load(_ARCH)
-    yield bpf.equal(_AUDIT_ARCH[machine], None, _KILL)
+    # Here, and not at the far end: that would take a jump more for every call.
+    yield bpf.equal(_AUDIT_ARCH[machine], "native", None)
+    yield bpf.answer(RET_KILL_PROCESS)
+    yield bpf.Label("native")
     yield bpf.load(_NR)
     yield from _search(runs)
     for label, checks in leaves.items():
@@ -180,8 +183,9 @@ def _program(
     for label in sorted(code for code in codes if code.startswith("errno ")):
         yield bpf.Label(label)
         yield bpf.answer(RET_ERRNO | int(label.split()[1]))
-    yield bpf.Label(_KILL)
-    yield bpf.answer(RET_KILL_PROCESS)
+    if any(run.label == _KILL for run in runs):
+        yield bpf.Label(_KILL)
+        yield bpf.answer(RET_KILL_PROCESS)
     yield bpf.Label(_ALLOW)
     yield bpf.answer(RET_ALLOW)
 
@@ -228,6 +232,9 @@ def _match(match: Match, hit: str, miss: str) -> Iterator[bpf.Item]:
     yield bpf.load(_ARGS + 8 * match.argument)
     if match.mask != WORD:
         yield bpf.mask(match.mask)
+    if match.above:
+        yield bpf.at_least(match.values[0] + 1, hit, miss)
+        return
     inside, outside = (hit, miss) if match.inside else (miss, hit)
     for value in match.values[:-1]:
         yield bpf.equal(value, inside)

@@ -2,7 +2,8 @@
 
 import errno
 
-from agentd.linux.seccomp.rule import Match, Rule, not_zero
+from agentd.linux.seccomp.process_rules import PROCESS, SAME_UID
+from agentd.linux.seccomp.rule import Match, Rule, greater, not_zero
 
 _AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
 _SOCK_STREAM, _SOCK_DGRAM, _SOCK_RAW, _SOCK_PACKET = 1, 2, 3, 10
@@ -17,7 +18,18 @@ _TIOCSTI, _TIOCLINUX, _TIOCSETD = 0x5412, 0x541C, 0x5423
 _PER_LINUX, _UNAME26, _PER_QUERY = 0, 0x20000, 0xFFFFFFFF
 _PR_SET_MM = 35
 _SECCOMP_FILTER_FLAG_NEW_LISTENER = 8
+# linux/resource.h, linux/ioprio.h: "who" is a user
 _PRIO_USER, _IOPRIO_WHO_USER = 2, 3
+# The agent is PID 1 of its namespace, and has one thread.
+_AGENT = (1,)
+# linux/fcntl.h; F_SETDELEG since Linux 6.19
+_F_SETLEASE, _F_NOTIFY, _F_SETPIPE_SZ, _F_SETDELEG = 1024, 1026, 1031, 1040
+_PIPE_BYTES = 65536  # what a pipe begins with (pipe(7))
+# asm-generic/socket.h: SO_ATTACH_FILTER, _BPF, _REUSEPORT_CBPF, _REUSEPORT_EBPF
+_SOL_SOCKET, _SO_ATTACH = 1, (26, 50, 51, 52)
+_SOL_TCP, _TCP_ULP = 6, 31
+# A UDP socket takes SOL_UDPLITE for its own level, too (udp_setsockopt() in the kernel).
+_SOL_UDP, _SOL_UDPLITE, _UDP_ENCAP = 17, 136, 100
 
 # linux/fscrypt.h: FS_IOC_ADD_ENCRYPTION_KEY, _REMOVE_ENCRYPTION_KEY, _REMOVE_..._KEY_ALL_USERS
 _FSCRYPT_KEYS = (0xC0506617, 0xC0406618, 0xC0406619)
@@ -65,6 +77,30 @@ _SANDBOX = (
         "obsolete or for the machine's owner, and each kept bugs that nobody looked for",
     ),
     Rule(
+        "kernel surface",
+        "memfd_secret",
+        "it takes pages out of the kernel's own map, which slows down the whole machine",
+    ),
+    Rule(
+        "kernel surface",
+        "setsockopt",
+        "a filter is compiled into memory that is bounded for the whole machine and charged to "
+        "nobody (net.core.bpf_jit_limit): when it is used up, no sandbox can be made",
+        (Match(1, "level", (_SOL_SOCKET,)), Match(2, "optname", _SO_ATTACH)),
+    ),
+    Rule(
+        "kernel surface",
+        "setsockopt",
+        "TCP_ULP loads kernel modules (tls, smc) that few programs use, and which do without it",
+        (Match(1, "level", (_SOL_TCP,)), Match(2, "optname", (_TCP_ULP,))),
+    ),
+    Rule(
+        "kernel surface",
+        "setsockopt",
+        "UDP_ENCAP is for IPsec and L2TP daemons, and reaches their kernel code",
+        (Match(1, "level", (_SOL_UDP, _SOL_UDPLITE)), Match(2, "optname", (_UDP_ENCAP,))),
+    ),
+    Rule(
         "keyrings",
         "add_key request_key keyctl",
         "keyrings belong to the user, not to a namespace, and can hold the host's keys",
@@ -97,6 +133,45 @@ _SANDBOX = (
         "other processes",
         "move_pages migrate_pages",
         "they move another process's memory, and tell where it lies",
+    ),
+    Rule(
+        "the agent",
+        "prlimit64 sched_setaffinity sched_setscheduler sched_setparam sched_setattr",
+        "of PID 1, the agent of the sandbox: a limit of none or an idle scheduler lets it start "
+        "no command any more; 0 and other processes pass",
+        (Match(0, "pid", _AGENT),),
+    ),
+    Rule(
+        "the agent",
+        "setpriority ioprio_set",
+        "of PID 1, as a process or as a group; 0 and others pass",
+        (Match(1, "who", _AGENT),),
+    ),
+    Rule(
+        "the agent",
+        "setpriority",
+        "all processes of a user are the agent's too, and at the process level those of the host",
+        (Match(0, "which", (_PRIO_USER,)),),
+    ),
+    Rule(
+        "the agent",
+        "ioprio_set",
+        "all processes of a user are the agent's too, and at the process level those of the host",
+        (Match(0, "which", (_IOPRIO_WHO_USER,)),),
+    ),
+    Rule(
+        "others' files",
+        "fcntl",
+        "whoever opens a file with a lease or a delegation waits for its holder, on the host and "
+        "through read-only mounts; dnotify tells of what others do. Only file servers use them",
+        (Match(1, "cmd", (_F_SETLEASE, _F_NOTIFY, _F_SETDELEG)),),
+    ),
+    Rule(
+        "others' files",
+        "fcntl",
+        "the buffers of a user's pipes are counted together, and new ones are small when they are "
+        "used up: larger than a new pipe's none becomes",
+        (Match(1, "cmd", (_F_SETPIPE_SZ,)), greater(2, "size", _PIPE_BYTES)),
     ),
     Rule(
         "files past the root",
@@ -208,108 +283,12 @@ _SANDBOX = (
     ),
 )
 
-_PROCESS = (
-    Rule(
-        "sockets",
-        "socket",
-        "Landlock does not govern connecting to a unix socket by its path, and the user's bus, "
-        "agents and container engines listen on those; socketpair passes",
-        (Match(0, "family", (_AF_UNIX,)),),
-    ),
-    Rule(
-        "sockets",
-        "socketpair",
-        "a datagram pair can be connected anew, and sends to any unix socket by its path, the "
-        "system log's and service manager's among them; other pairs stay what they are",
-        (
-            Match(0, "family", (_AF_UNIX,)),
-            Match(1, "type", (_SOCK_DGRAM,), _SOCK_TYPE_MASK),
-        ),
-    ),
-    Rule(
-        "same user's processes",
-        "prlimit64 sched_setaffinity sched_setscheduler sched_setparam sched_setattr",
-        "with no pid namespace a pid may be a host process of the same user; 0 is the caller",
-        (not_zero(0, "pid"),),
-    ),
-    Rule(
-        "same user's processes",
-        "setpriority ioprio_set",
-        "with no pid namespace who may be a host process or user; 0 is the caller",
-        (not_zero(1, "who"),),
-    ),
-    Rule(
-        "same user's processes",
-        "setpriority",
-        "who 0 of PRIO_USER is every process of the calling user, on the host too",
-        (Match(0, "which", (_PRIO_USER,)),),
-    ),
-    Rule(
-        "same user's processes",
-        "ioprio_set",
-        "who 0 of IOPRIO_WHO_USER is every process of the calling user, on the host too",
-        (Match(0, "which", (_IOPRIO_WHO_USER,)),),
-    ),
-    Rule(
-        "host's IPC",
-        "shmget shmat shmctl semget semop semtimedop semctl msgget msgsnd msgrcv msgctl "
-        "mq_open mq_unlink",
-        "with no ipc namespace they open the same user's segments and queues on the host, which "
-        "Landlock does not govern; ENOSYS as on a kernel built without them",
-        code=errno.ENOSYS,
-    ),
-)
-
-# What an owner may do to a file through a read-only descriptor (ioctl_iflags(2), fscrypt,
-# fs-verity, btrfs-ioctl(2)).
-_OWNER_IOCTLS = (
-    0x40086602,  # FS_IOC_SETFLAGS
-    0x40087602,  # FS_IOC_SETVERSION
-    0x401C5820,  # FS_IOC_FSSETXATTR
-    0x800C6613,  # FS_IOC_SET_ENCRYPTION_POLICY
-    0x40806685,  # FS_IOC_ENABLE_VERITY
-    0x50009401,  # BTRFS_IOC_SNAP_CREATE
-    0x5000940E,  # BTRFS_IOC_SUBVOL_CREATE
-    0x5000940F,  # BTRFS_IOC_SNAP_DESTROY
-    0x50009417,  # BTRFS_IOC_SNAP_CREATE_V2
-    0x50009418,  # BTRFS_IOC_SUBVOL_CREATE_V2
-    0x4008941A,  # BTRFS_IOC_SUBVOL_SETFLAGS
-    0xC0C89425,  # BTRFS_IOC_SET_RECEIVED_SUBVOL
-    0x5000943F,  # BTRFS_IOC_SNAP_DESTROY_V2
-)
-
-_SAME_UID = (
-    Rule(
-        "owned files",
-        "chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat",
-        "the command's user owns host files, and Landlock does not govern mode and owner",
-    ),
-    Rule(
-        "owned files",
-        "setxattr lsetxattr fsetxattr setxattrat removexattr lremovexattr fremovexattr "
-        "removexattrat file_setattr",
-        "the command's user owns host files, and Landlock does not govern attributes",
-    ),
-    Rule(
-        "owned files",
-        "utime utimes utimensat futimesat",
-        "the command's user owns host files, and Landlock does not govern times",
-    ),
-    Rule(
-        "owned files",
-        "ioctl",
-        "flags, encryption, verity and subvolumes of owned files by ioctl, which Landlock governs "
-        "for devices only",
-        (Match(1, "request", _OWNER_IOCTLS),),
-    ),
-)
-
 #: sandbox: behind namespaces of its own. process: shares the host's pid and ipc namespaces.
 #: process-same-uid: and runs as a user that owns host files.
 PROFILES: dict[str, tuple[Rule, ...]] = {
     "sandbox": _SANDBOX,
-    "process": _SANDBOX + _PROCESS,
-    "process-same-uid": _SANDBOX + _PROCESS + _SAME_UID,
+    "process": _SANDBOX + PROCESS,
+    "process-same-uid": _SANDBOX + PROCESS + SAME_UID,
 }
 
 #: Added to any profile whose wall has no network namespace and promises no network.

@@ -54,5 +54,7 @@ def test_explain_has_a_row_a_rule() -> None:
     (clone,) = (row for row in rows if row.calls == ("clone",))
     assert clone.when == "flags & 0x7e020000 not in {0x0}"
     assert clone.answer == "EPERM"
+    (pipes,) = (row for row in rows if "size > " in row.when)
+    assert pipes.when == "cmd in {0x407} and size > 0x10000"
     (clone3,) = (row for row in rows if row.calls == ("clone3",))
     assert (clone3.when, clone3.answer) == ("", "ENOSYS")
