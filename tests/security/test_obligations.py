@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 
 import pytest
-from tests.security.daemons import Answer, Daemon, fixture
+from tests.security.daemons import ORDINARY, Answer, Daemon, fixture
 
 # By who asks. An admin is obliged to nothing: what an admin's key makes is weaker than must be.
 POLICY = """
@@ -143,11 +143,10 @@ class TestNew:
         assert answer.json["cause"]["code"] == "oom"
 
     def test_a_network_is_refused_and_not_left_out(self, daemon: Daemon) -> None:
-        answer = made(daemon, "alone", net="host")
+        key = daemon.key("alone", *ORDINARY, "net")
+        answer = daemon.ask("POST", "/v1/sandboxes", {"net": "host"}, key=key)
         assert answer.code == "policy_denied" and "no network" in answer.json["message"]
-        answer = daemon.call(
-            "shell.exec.v1", {"command": "true"}, create={"net": "host"}, key=daemon.key("alone")
-        )
+        answer = daemon.call("shell.exec.v1", {"command": "true"}, create={"net": "host"}, key=key)
         assert answer.code == "policy_denied"
 
     def test_nor_does_what_acts_in_the_daemon_reach_one(self, daemon: Daemon) -> None:

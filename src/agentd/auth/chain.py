@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from agentd.auth.credential import Credential
 from agentd.auth.provider import AuthProvider
 from agentd.model.errors import Unauthenticated
-from agentd.model.principal import SCOPES, Principal
+from agentd.model.principal import ORDINARY, Principal
 
 _HINT = "send an API key as 'Authorization: Bearer agd_...', or use the unix socket"
 
@@ -47,7 +47,7 @@ class Chain:
 class Anyone:
     """For ``--insecure`` on loopback: whoever connects may do all but rule over others."""
 
-    _PRINCIPAL = Principal("anyone", frozenset(SCOPES) - {"admin", "keys", "approve"}, "local")
+    _PRINCIPAL = Principal("anyone", frozenset(ORDINARY), "local")
 
     def authenticate(self, credential: Credential) -> Principal | None:
         # A peer on the unix socket has an identity of its own.

@@ -20,11 +20,11 @@ import msgspec
 from agentd.auth.keyfiles import MAX_BYTES, key_id, read_public
 from agentd.auth.signing import Signer
 from agentd.model import typed
-from agentd.model.principal import SCOPES
+from agentd.model.principal import ORDINARY, SCOPES
 
 MAX_SIGNERS = 1000
 POLL_SECONDS = 1.0
-USUAL_SCOPES = frozenset(SCOPES) - {"approve", "keys", "admin"}
+USUAL_SCOPES = frozenset(ORDINARY)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
 _PRINCIPAL = re.compile(r"[A-Za-z0-9][!-~]{0,255}")
 

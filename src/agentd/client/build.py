@@ -4,6 +4,8 @@ import os
 import shlex
 from typing import Unpack
 
+from msgspec import structs
+
 from agentd.model import options
 from agentd.model.errors import InvalidInput
 from agentd.model.mount import WORKSPACE, Mount
@@ -28,7 +30,9 @@ def sandbox_spec(**asked: Unpack[SandboxOptions]) -> SandboxSpec:
     spec = options.sandbox_spec(**asked)
     for mount in spec.mounts:
         _check_source(mount)
-    return spec
+    # Backends follow no link in a source: one's own are followed here.
+    mounts = tuple(structs.replace(m, source=os.path.realpath(m.source)) for m in spec.mounts)
+    return structs.replace(spec, mounts=mounts) if mounts else spec
 
 
 def restored_spec(kept: SandboxSpec, **asked: Unpack[SandboxOptions]) -> SandboxSpec:

@@ -7,18 +7,22 @@ from agentd.linux.kernel import KERNEL, Kernel
 
 
 def clone_tree(
-    path: str, *, readonly: bool, idmap_fd: int | None = None, kernel: Kernel = KERNEL
+    source: str | int, *, readonly: bool, idmap_fd: int | None = None, kernel: Kernel = KERNEL
 ) -> int:
-    """A detached bind mount of ``path``, nosuid and nodev; the caller owns the descriptor.
+    """A detached bind mount of ``source``, nosuid and nodev; the caller owns the descriptor.
 
+    A descriptor (O_PATH does) stands for what it is open on, whatever its name means by now.
     With ``idmap_fd``, a user namespace, owners are translated through its map (Linux 5.12; root
-    only; EINVAL where the filesystem has none), and mounts beneath ``path`` are left out: each
+    only; EINVAL where the filesystem has none), and mounts beneath ``source`` are left out: each
     would need a map of its own. Without it they come along, since an unprivileged copy must not
     uncover what they hide. Raises OSError.
     """
     recursive = 0 if idmap_fd is not None else abi.AT_RECURSIVE
     flags = abi.OPEN_TREE_CLONE | abi.OPEN_TREE_CLOEXEC | recursive
-    fd = kernel.open_tree(abi.AT_FDCWD, path, flags)
+    if isinstance(source, int):
+        fd = kernel.open_tree(source, "", flags | abi.AT_EMPTY_PATH)
+    else:
+        fd = kernel.open_tree(abi.AT_FDCWD, source, flags)
     attributes = abi.MOUNT_ATTR_NOSUID | abi.MOUNT_ATTR_NODEV
     if readonly:
         attributes |= abi.MOUNT_ATTR_RDONLY

@@ -25,7 +25,10 @@ class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 
 
 class SandboxBody(_Body, frozen=True):
-    """``POST /v1/sandboxes``: as the SDK's ``Sandbox.create``. Host paths need the scope mount."""
+    """``POST /v1/sandboxes``: as the SDK's ``Sandbox.create``.
+
+    Host paths need the scope mount, the host's network needs the scope net.
+    """
 
     isolation: str | None = None
     backend: str | None = None

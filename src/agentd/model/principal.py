@@ -12,11 +12,16 @@ SCOPES = {
     "read": "look at them: their state, output and files",
     "ports": "connect to their ports",
     "snapshot": "pause, snapshot and fork them",
+    "mount": "show them folders of the host, beneath sandbox.mounts",
+    "net": "give them the host's network, where sandbox.networks has it",
     "approve": "approve what a policy wants approved",
     "keys": "make and revoke API keys of one's own",
     "admin": "everything, and everybody's sandboxes",
 }
 ADMIN = "admin"
+# What a credential has of which nothing else is said: neither what reaches beyond sandboxes of
+# one's own, nor what reaches the host.
+ORDINARY = ("run", "create", "files", "read", "ports", "snapshot")
 
 
 class Principal(msgspec.Struct, frozen=True):

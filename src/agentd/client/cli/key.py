@@ -16,6 +16,8 @@ _EXAMPLES = """\
   agentd key revoke abcdefgh2345
 
 A key is shown when it is created and never again. It may do no more than you may.
+Scopes: run, create, files, read, ports, snapshot; mount (folders of the host), net (its
+network), which a key has only where they are named; approve, keys, admin.
 """
 
 

@@ -31,6 +31,7 @@ RELOADED = (
     "auth", "quotas", "pool", "leases", "limits", "sandbox", "log", "policy", "approvals",
 )  # fmt: skip
 
+# As model.principal has it, of the type that the reader checks.
 ORDINARY: tuple[Scope, ...] = ("run", "create", "files", "read", "ports", "snapshot")
 
 

@@ -1,14 +1,17 @@
 """A body made into a spec, within what the daemon's configuration lets anybody ask for."""
 
+import functools
 import os
+from collections.abc import Sequence
 
 import msgspec
 
 from agentd.daemon.config.schema import Bounds, Config
 from agentd.model import options
 from agentd.model.api import SandboxBody
-from agentd.model.errors import Forbidden, Refused
+from agentd.model.errors import Refused
 from agentd.model.limits import Limits
+from agentd.model.mount import Mount
 from agentd.model.principal import Principal
 from agentd.model.spec import SandboxSpec
 from agentd.model.units import parse_duration
@@ -30,13 +33,21 @@ def sandbox_spec(who: Principal, body: SandboxBody, config: Config) -> SandboxSp
             f"network {spec.net} is not allowed here",
             remediation="leave it out, or have it added to sandbox.networks",
         )
-    _check_mounts(who, spec, config)
+    _check_scopes(who, spec)
+    spec = msgspec.structs.replace(spec, mounts=_judged(spec.mounts, config))
     bounds = config.limits
     return msgspec.structs.replace(spec, limits=_bounded(spec.limits, bounds.default, bounds.max))
 
 
-def restored_spec(kept: SandboxSpec, body: SandboxBody) -> SandboxSpec:
-    """Of a sandbox from a snapshot: only ``env``, ``timeout`` and ``output`` may be chosen."""
+def restored_spec(
+    who: Principal, kept: SandboxSpec, body: SandboxBody, config: Config
+) -> SandboxSpec:
+    """Of a sandbox from a snapshot: only ``env``, ``timeout`` and ``output`` may be chosen.
+
+    What the snapshot brings is asked for anew: a scope may have been taken away since.
+    """
+    _check_scopes(who, kept)
+    kept = msgspec.structs.replace(kept, mounts=_judged(kept.mounts, config))
     wanted: options.SandboxOptions = {
         "env": body.env,
         "timeout": body.timeout,
@@ -49,22 +60,42 @@ def ttl_of(body: SandboxBody) -> float | None:
     return None if body.ttl is None else parse_duration(body.ttl, "ttl")
 
 
-def _check_mounts(who: Principal, spec: SandboxSpec, config: Config) -> None:
-    """The daemon reads with its own rights: only beneath what it was told that it may show."""
-    if spec.mounts and not who.may("admin") and who.via != "peer":
-        raise Forbidden(
-            "host paths can be mounted by callers on the unix socket alone",
-            remediation="write the files into the sandbox",
-        )
-    roots = [os.path.realpath(root) for root in config.sandbox.mounts]
-    for mount in spec.mounts:
-        source = os.path.realpath(mount.source)
-        if not any(os.path.commonpath((root, source)) == root for root in roots):
-            raise Refused(
-                f"{mount.source} may not be mounted",
-                remediation="have its folder added to sandbox.mounts, or write the files into "
-                "the sandbox",
-            )
+def _check_scopes(who: Principal, spec: SandboxSpec) -> None:
+    """The host's folders and its network are the daemon's to give, with its own rights."""
+    if spec.mounts:
+        who.require("mount")
+    if spec.net != "none":
+        who.require("net")
+
+
+def _judged(mounts: tuple[Mount, ...], config: Config) -> tuple[Mount, ...]:
+    """Only beneath what the daemon was told that it may show; each by the path that was judged.
+
+    Its caller may be able to put a link there a moment later: backends open it without following
+    any. Raises Refused.
+    """
+    return tuple(
+        msgspec.structs.replace(mount, source=_source(mount, config.sandbox.mounts))
+        for mount in mounts
+    )
+
+
+def _source(mount: Mount, roots: Sequence[str]) -> str:
+    source = os.path.realpath(mount.source)
+    for root in roots:
+        resolved = _resolved(root)
+        if os.path.commonpath((resolved, source)) == resolved:
+            return source
+    raise Refused(
+        f"{mount.source} may not be mounted",
+        remediation="have its folder added to sandbox.mounts, or write the files into the sandbox",
+    )
+
+
+@functools.cache
+def _resolved(root: str) -> str:
+    """Once: whoever may write beside such a folder could make it a link to any other later."""
+    return os.path.realpath(root)
 
 
 def _bounded(asked: Limits, default: Bounds, most: Bounds) -> Limits:

@@ -438,7 +438,7 @@ class DaemonService:
             spec = bodies.sandbox_spec(who, body, self._config())
             return self._sandboxes.create(who, spec, labels=body.labels, ttl=ttl)
         kept = self._snapshots.get(who, body.snapshot)
-        spec = bodies.restored_spec(kept.spec, body)
+        spec = bodies.restored_spec(who, kept.spec, body, self._config())
         return self._sandboxes.create(who, spec, labels=body.labels, ttl=ttl, snapshot=kept)
 
     def _live(

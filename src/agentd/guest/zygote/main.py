@@ -23,7 +23,7 @@ from agentd.guest.zygote import box as boxes
 from agentd.guest.zygote import grouping, holes, immortal, root
 from agentd.guest.zygote.group import enter_group
 from agentd.guest.zygote.rehearsal import rehearse, rehearse_wall
-from agentd.linux import abi, clone, mounts, process, seccomp
+from agentd.linux import abi, clone, mounts, paths, process, seccomp
 from agentd.linux.clone import Cloner
 from agentd.linux.kernel import KERNEL
 from agentd.linux.title import set_title
@@ -298,7 +298,11 @@ def _serve_mounts(zygote: int) -> None:
         except EOFError:
             break
         try:
-            fd = mounts.clone_tree(str(request["path"]), readonly=bool(request["ro"]))
+            source = paths.open_plain(str(request["path"]))
+            try:
+                fd = mounts.clone_tree(source, readonly=bool(request["ro"]))
+            finally:
+                os.close(source)
             reply(sock, {"ok": True}, [fd])
             os.close(fd)
         except OSError as error:

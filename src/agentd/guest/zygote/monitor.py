@@ -20,7 +20,7 @@ from agentd.guest import agent
 from agentd.guest.zygote import root, scratch
 from agentd.guest.zygote.box import no_core
 from agentd.guest.zygote.group import enter_group
-from agentd.linux import caps, landlock, process, seccomp
+from agentd.linux import caps, landlock, paths, process, seccomp
 from agentd.linux.title import set_title
 
 LISTENER_FD, CONTROL_FD = 3, 4
@@ -195,8 +195,17 @@ def _landlock(config: Config) -> None:
         mounts = config["mounts"]
         for mount in mounts if isinstance(mounts, list) else []:
             readonly = landlock.READ | landlock.EXEC
-            _allow(rules, mount["source"], readonly if mount["ro"] else everything)
+            _allow_mount(rules, mount["source"], readonly if mount["ro"] else everything)
         rules.restrict()
+
+
+def _allow_mount(rules: landlock.Ruleset, source: str, access: int) -> None:
+    """Who asked for the path may have put a link into it since it was judged: none is followed."""
+    fd = paths.open_plain(source)
+    try:
+        rules.allow_path(fd, access)
+    finally:
+        os.close(fd)
 
 
 def _allow(rules: landlock.Ruleset, path: str, access: int) -> None:

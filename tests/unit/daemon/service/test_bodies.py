@@ -1,18 +1,20 @@
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
 
+from agentd.daemon.config import schema
 from agentd.daemon.config.schema import Bounds, Config, LimitBounds, Sandbox
-from agentd.daemon.config.values import Duration, FilePath, Size
+from agentd.daemon.config.values import Duration, FilePath, Scope, Size
 from agentd.daemon.service import bodies
 from agentd.model.api import SandboxBody
 from agentd.model.errors import AgentdError, Forbidden, InvalidInput, Refused
 from agentd.model.isolation import IsolationLevel
-from agentd.model.principal import Principal
+from agentd.model.principal import ORDINARY, SCOPES, Principal
 
 PEER = Principal("uid:1", frozenset({"create"}), "peer")
+SHOWN = Principal("ci", frozenset({"create", "mount"}), "key")
 KEY = Principal("ci", frozenset({"create"}), "key")
 
 
@@ -62,7 +64,7 @@ def test_where_nothing_is_asked_the_defaults_hold_or_else_the_most() -> None:
     assert (spec.limits.memory, spec.limits.timeout) == (128 << 20, 60.0)
 
 
-def test_mounts_are_for_callers_on_the_socket_and_beneath_what_may_be_shown(
+def test_mounts_are_for_callers_with_the_scope_and_beneath_what_may_be_shown(
     tmp_path: Path,
 ) -> None:
     shown, hidden = tmp_path / "shown", tmp_path / "hidden"
@@ -71,14 +73,62 @@ def test_mounts_are_for_callers_on_the_socket_and_beneath_what_may_be_shown(
     (shown / "way-out").symlink_to(hidden)
     rules = config(sandbox={"mounts": (FilePath(str(shown)),)})
     ok = SandboxBody(workspace=f"{shown}:ro")
-    assert bodies.sandbox_spec(PEER, ok, rules).mounts[0].source == str(shown)
-    with pytest.raises(Forbidden, match="unix socket"):
-        bodies.sandbox_spec(KEY, ok, rules)
+    assert bodies.sandbox_spec(SHOWN, ok, rules).mounts[0].source == str(shown)
+    for who in (KEY, PEER):
+        with pytest.raises(Forbidden, match="scope 'mount'"):
+            bodies.sandbox_spec(who, ok, rules)
     for path in (hidden, shown / "way-out", shown / ".." / "hidden", f"{shown}-and-more", "/etc"):
         with pytest.raises(Refused, match="may not be mounted"):
-            bodies.sandbox_spec(PEER, SandboxBody(workspace=f"{path}:ro"), rules)
+            bodies.sandbox_spec(SHOWN, SandboxBody(workspace=f"{path}:ro"), rules)
     with pytest.raises(Refused):
-        bodies.sandbox_spec(PEER, ok, config())
+        bodies.sandbox_spec(SHOWN, ok, config())
+
+
+def test_what_is_mounted_is_the_path_that_was_judged(tmp_path: Path) -> None:
+    """A link in it is the caller's to change a moment later."""
+    (tmp_path / "shown" / "folder").mkdir(parents=True)
+    (tmp_path / "shown" / "link").symlink_to("folder")
+    rules = config(sandbox={"mounts": (FilePath(str(tmp_path / "shown")),)})
+    spec = bodies.sandbox_spec(SHOWN, SandboxBody(workspace=f"{tmp_path}/shown/link:ro"), rules)
+    assert spec.mounts[0].source == f"{tmp_path}/shown/folder"
+
+
+def test_a_folder_that_may_be_shown_is_not_another_one_later(tmp_path: Path) -> None:
+    """Whoever may write beside it could make it a link to any other."""
+    shown, hidden = tmp_path / "shown", tmp_path / "hidden"
+    for folder in (shown, hidden):
+        folder.mkdir()
+    rules = config(sandbox={"mounts": (FilePath(str(shown)),)})
+    bodies.sandbox_spec(SHOWN, SandboxBody(workspace=str(shown)), rules)
+    shown.rmdir()
+    shown.symlink_to(hidden)
+    with pytest.raises(Refused, match="may not be mounted"):
+        bodies.sandbox_spec(SHOWN, SandboxBody(workspace=str(shown)), rules)
+
+
+@pytest.mark.parametrize(
+    ("asked", "scopes"),
+    [
+        ({"net": "host"}, ("net",)),
+        ({"workspace": "/tmp"}, ("mount",)),
+    ],
+)
+def test_what_reaches_the_host_needs_a_scope_of_its_own(
+    asked: dict[str, Any], scopes: tuple[str, ...]
+) -> None:
+    rules = config(sandbox={"networks": ("none", "host"), "mounts": (FilePath("/"),)})
+    body = SandboxBody(**asked)
+    for missing in scopes:
+        held = frozenset({*ORDINARY, "approve", "keys", "mount", "net"}) - {missing}
+        with pytest.raises(Forbidden, match=f"scope '{missing}'"):
+            bodies.sandbox_spec(Principal("ci", held, "peer"), body, rules)
+    bodies.sandbox_spec(Principal("ci", frozenset({"create", *scopes}), "key"), body, rules)
+    bodies.sandbox_spec(Principal("root", frozenset({"admin"}), "peer"), body, rules)
+
+
+def test_the_lists_of_scopes_agree() -> None:
+    assert set(get_args(Scope)) == set(SCOPES)
+    assert schema.ORDINARY == ORDINARY
 
 
 @pytest.mark.parametrize("body", [{"memory": "lots"}, {"cpus": -1.0}, {"env": {"": "x"}}])
@@ -89,8 +139,20 @@ def test_a_malformed_value_is_an_invalid_input(body: dict[str, Any]) -> None:
 
 def test_a_snapshot_s_spec_takes_new_bounds_of_commands_and_no_more() -> None:
     kept = bodies.sandbox_spec(KEY, SandboxBody(memory="256M"), config())
-    spec = bodies.restored_spec(kept, SandboxBody(timeout="3s", env={"B": "2"}))
+    body = SandboxBody(timeout="3s", env={"B": "2"})
+    spec = bodies.restored_spec(KEY, kept, body, config())
     assert (spec.limits.memory, spec.limits.timeout, spec.env) == (256 << 20, 3.0, {"B": "2"})
+
+
+def test_a_snapshot_brings_nothing_that_its_caller_may_not_ask_for(tmp_path: Path) -> None:
+    rules = config(sandbox={"networks": ("none", "host"), "mounts": (FilePath(str(tmp_path)),)})
+    admin = Principal("root", frozenset({"admin"}), "peer")
+    for body in (SandboxBody(net="host"), SandboxBody(workspace=f"{tmp_path}:ro")):
+        kept = bodies.sandbox_spec(admin, body, rules)
+        with pytest.raises(Forbidden):
+            bodies.restored_spec(KEY, kept, SandboxBody(), rules)
+    with pytest.raises(Refused):
+        bodies.restored_spec(admin, kept, SandboxBody(), config())
 
 
 def test_an_unknown_field_is_refused_before_all_that() -> None:

@@ -5,7 +5,7 @@ import os
 import socket
 import threading
 
-from agentd.linux import cgroup, landlock, mounts, process
+from agentd.linux import cgroup, landlock, mounts, paths, process
 from agentd.model.availability import Availability, Blocker
 from agentd.model.errors import AgentdError, InvalidInput
 from agentd.model.isolation import IsolationLevel
@@ -22,6 +22,7 @@ from agentd.sandbox.backends.wall import NamespaceWall
 
 # RLIMIT_NPROC counts a fork before the cgroup refuses it.
 _FORKS_IN_FLIGHT = 64
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class LinuxBackend:
@@ -68,10 +69,11 @@ class LinuxBackend:
                 passed.callback(theirs.close)
                 nursery = self._nursery(plan.spec.net)
                 fds = [theirs.fileno()]
-                for mount in plan.mounts:
-                    fds.append(self._mount_fd(nursery, mount))
+                sources = [_open_source(mount, undo) for mount in plan.mounts]
+                for mount, source in zip(plan.mounts, sources, strict=True):
+                    fds.append(self._mount_fd(nursery, mount, source))
                     passed.callback(os.close, fds[-1])
-                request = self._request(plan)
+                request = self._request(plan, sources)
                 spare = nursery.spawn_spare(request, fds) if request["plain"] else None
                 pending = nursery.spawn(request, fds) if spare is None else None
                 try:
@@ -91,7 +93,11 @@ class LinuxBackend:
             wall = self._wall(
                 plan, pid, answer, ours, group, controls, group_detail, nursery.filter_digest
             )
+            if isinstance(wall, OverlayWall):
+                wall.attach_layers(answer[1], os.open(".", _FOLDER, dir_fd=sources[0]))
             undo.pop_all()
+            for source in sources:
+                os.close(source)
             return wall
 
     def close(self) -> None:
@@ -112,7 +118,7 @@ class LinuxBackend:
         digest: str,
     ) -> NamespaceWall:
         kind = OverlayWall if plan.cow else NamespaceWall
-        wall = kind(
+        return kind(
             id_=f"{pid}",
             pid=pid,
             pidfd=answer[0],
@@ -128,11 +134,8 @@ class LinuxBackend:
             ),
             workspace="/workspace",
         )
-        if isinstance(wall, OverlayWall):
-            wall.attach_layers(answer[1], plan.mounts[0].source)
-        return wall
 
-    def _request(self, plan: LinuxPlan) -> dict[str, object]:
+    def _request(self, plan: LinuxPlan, sources: list[int]) -> dict[str, object]:
         return {
             "plain": self._is_plain(plan),
             "uid": plan.uid,
@@ -153,9 +156,9 @@ class LinuxBackend:
                     "target": mount.target,
                     "fd": index,
                     "ro": mount.mode is MountMode.RO,
-                    "is_dir": os.path.isdir(mount.source),
+                    "is_dir": paths.is_folder(source),
                 }
-                for index, mount in enumerate(plan.mounts, 1)
+                for index, (mount, source) in enumerate(zip(plan.mounts, sources, strict=True), 1)
             ],
         }
 
@@ -176,22 +179,19 @@ class LinuxBackend:
         special = plan.cow or plan.private_root or self._without
         return not special and plan.uid == usual.uid
 
-    def _mount_fd(self, nursery: Nursery, mount: Mount) -> int:
-        """A detached mount of a host path, owned inside by the sandbox's user."""
+    def _mount_fd(self, nursery: Nursery, mount: Mount, source: int) -> int:
+        """A detached mount of ``source``, owned inside by the sandbox's user."""
         readonly = mount.mode is not MountMode.RW
         try:
             if not self._mapped():
-                return nursery.clone_tree(mount.source, readonly=readonly)
+                return nursery.clone_tree(mount.source, source, readonly=readonly)
             from agentd.linux import idmap  # late: it imports subprocess
 
-            owner = os.stat(mount.source)
+            owner = os.fstat(source)
             userns = idmap.userns_fd(owner.st_uid, SANDBOX_UID, owner.st_gid, SANDBOX_UID)
-            return mounts.clone_tree(mount.source, readonly=readonly, idmap_fd=userns)
+            return mounts.clone_tree(source, readonly=readonly, idmap_fd=userns)
         except OSError as error:
-            hint = "check the path and that you may read it"
-            raise InvalidInput(
-                f"cannot mount {mount.source}", cause=error.strerror or "", remediation=hint
-            ) from error
+            raise _unmountable(mount, error) from error
 
     def _mapped(self) -> bool:
         return os.geteuid() == 0
@@ -221,6 +221,24 @@ class LinuxBackend:
         if not landlock.abi_version():
             notes.append("Landlock is off: the read-only root stands alone")
         return blockers, notes
+
+
+def _open_source(mount: Mount, undo: contextlib.ExitStack) -> int:
+    """The one look at the path: all that is done with the mount is done with what this found."""
+    try:
+        fd = paths.open_plain(mount.source)
+    except OSError as error:
+        raise _unmountable(mount, error) from error
+    undo.callback(os.close, fd)
+    return fd
+
+
+def _unmountable(mount: Mount, error: OSError) -> InvalidInput:
+    return InvalidInput(
+        f"cannot mount {mount.source}",
+        cause=error.strerror or "",
+        remediation="check the path and that you may read it",
+    )
 
 
 def _process_rlimit(pids: int | None) -> int | None:

@@ -24,11 +24,12 @@ _COPY_BYTES = 1 << 20
 class OverlayWall(NamespaceWall):
     """``attach_layers`` is called once, right after construction."""
 
-    def attach_layers(self, scratch_fd: int, source: str) -> None:
-        """Takes ownership of ``scratch_fd``, the tmpfs whose ``u`` is the upper directory."""
+    def attach_layers(self, scratch_fd: int, source_fd: int) -> None:
+        """Takes ownership of both: of the tmpfs whose ``u`` is the upper directory, and of the
+        host's directory beneath, whose name may mean another one by now."""
         self._scratch = scratch_fd
-        self._source = source
-        self._on_end = (*self._on_end, lambda: os.close(scratch_fd))
+        self._source = source_fd
+        self._on_end = (*self._on_end, lambda: os.close(scratch_fd), lambda: os.close(source_fd))
 
     def changes(self) -> tuple[str, ...]:
         found: list[str] = []
@@ -42,7 +43,7 @@ class OverlayWall(NamespaceWall):
         return tuple(sorted(found, key=lambda line: line[2:]))
 
     def apply(self) -> None:
-        owner = os.stat(self._source)
+        owner = os.fstat(self._source)
         ids = (owner.st_uid, owner.st_gid) if os.geteuid() == 0 else None
         size = os.fstatvfs(self._scratch)
         writer = _Writer(ids, size.f_blocks * size.f_frsize)
@@ -51,7 +52,7 @@ class OverlayWall(NamespaceWall):
     def _walk(self, visit: Callable[[int, int], None]) -> None:
         upper = os.open("u", _DIR, dir_fd=self._scratch)
         try:
-            lower = os.open(self._source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            lower = os.open(".", _DIR, dir_fd=self._source)
             try:
                 visit(upper, lower)
             finally:

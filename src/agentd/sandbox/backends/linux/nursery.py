@@ -2,6 +2,7 @@
 
 import array
 import contextlib
+import errno
 import json
 import os
 import select
@@ -12,6 +13,7 @@ import time
 from collections.abc import Sequence
 
 from agentd.linux.fingerprint import fingerprint
+from agentd.linux.paths import same_file
 from agentd.model.errors import AgentdError, SandboxError
 from agentd.sandbox.backends.child import Ended, reap, receive, start_python
 from agentd.sandbox.backends.identity import SANDBOX_UID
@@ -90,14 +92,21 @@ class Nursery:
             raise
         return Pending(self)
 
-    def clone_tree(self, path: str, *, readonly: bool) -> int:
-        """A detached mount of a host path, made with the caller's own rights. Raises OSError."""
+    def clone_tree(self, path: str, source: int, *, readonly: bool) -> int:
+        """A detached mount of ``path``, made with the caller's own rights. Raises OSError.
+
+        The zygote is in a mount namespace of its own, where only a path leads to the folder:
+        ``source`` is a descriptor of what is meant, and any other file is refused.
+        """
         with self._lock:
             self._wait_ready()
             self._mounts.send(json.dumps({"path": path, "ro": readonly}).encode())
             answer, fds = receive(self._mounts, _ANSWER_SECONDS, "zygote")
         if "error" in answer:
             raise OSError(answer.get("errno"), str(answer["error"]), path)
+        if not same_file(fds[0], source):
+            os.close(fds[0])
+            raise OSError(errno.ESTALE, "it was replaced meanwhile", path)
         return fds[0]
 
     def alive(self) -> bool:

@@ -9,6 +9,7 @@ import os
 import shutil
 from typing import NamedTuple
 
+from agentd.linux import paths
 from agentd.model.errors import InvalidInput, Refused
 from agentd.model.mount import Mount, MountMode
 from agentd.sandbox.backends.identity import SANDBOX_UID
@@ -50,7 +51,7 @@ def program() -> str:
 def open_share(mount: Mount, index: int) -> Share:
     """Raises InvalidInput for what is no directory that the caller may read."""
     try:
-        fd = os.open(mount.source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = _open(mount.source)
         owner = os.fstat(fd)
         if os.geteuid() != 0:
             return Share(f"share{index}", fd, owner.st_uid, owner.st_gid, mount, False)
@@ -66,13 +67,19 @@ def open_share(mount: Mount, index: int) -> Share:
         ) from error
 
 
+def _open(source: str) -> int:
+    found = paths.open_plain(source)
+    try:
+        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=found)
+    finally:
+        os.close(found)
+
+
 def _lent(mount: Mount, index: int, fd: int, owner: os.stat_result) -> Share:
     from agentd.linux import idmap, mounts  # late: idmap imports subprocess
 
     userns = idmap.userns_fd(owner.st_uid, SANDBOX_UID, owner.st_gid, SANDBOX_UID)
-    tree = mounts.clone_tree(
-        f"/proc/self/fd/{fd}", readonly=mount.mode is MountMode.RO, idmap_fd=userns
-    )
+    tree = mounts.clone_tree(fd, readonly=mount.mode is MountMode.RO, idmap_fd=userns)
     return Share(f"share{index}", tree, SANDBOX_UID, SANDBOX_UID, mount, True)
 
 

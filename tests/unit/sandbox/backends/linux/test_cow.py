@@ -43,9 +43,11 @@ def wall(upper: Path, lower: Path) -> Iterator[OverlayWall]:
             enforcement={},
             workspace="/workspace",
         )
-        wall.attach_layers(fd, str(lower))
+        below = os.open(lower, os.O_RDONLY | os.O_DIRECTORY)
+        wall.attach_layers(fd, below)
         yield wall
     os.close(fd)
+    os.close(below)
 
 
 def _whiteout(path: Path) -> None:

@@ -38,7 +38,7 @@ def test_a_request_of_a_dead_zygote_says_so(backend: LinuxBackend) -> None:
         for _ in range(2):  # the first may still fit into its socket
             nursery.spawn({}, []).answer()
     with pytest.raises((SandboxError, OSError)):
-        nursery.clone_tree("/usr", readonly=True)
+        nursery.clone_tree("/usr", -1, readonly=True)
 
 
 def test_the_next_launch_starts_another(backend: LinuxBackend) -> None:

@@ -1,0 +1,48 @@
+"""Opens host paths that other users may change meanwhile."""
+
+import errno
+import os
+import stat
+
+_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+def open_plain(path: str) -> int:
+    """An O_PATH descriptor of an absolute path, through no symbolic link at all.
+
+    Who judged the path by its text can rely on what is opened: a link that has been put into it
+    since is refused. Raises OSError, ELOOP for such a link.
+    """
+    fd = os.open("/", _FOLDER)
+    parts = [part for part in path.split("/") if part]
+    try:
+        for index, part in enumerate(parts, 1):
+            below = _open_part(fd, part, last=index == len(parts))
+            os.close(fd)
+            fd = below
+    except OSError as error:
+        os.close(fd)
+        raise OSError(error.errno, error.strerror, path) from None
+    return fd
+
+
+def _open_part(fd: int, part: str, *, last: bool) -> int:
+    if part == "..":
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    # O_DIRECTORY would refuse a link as "not a directory".
+    below = os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+    mode = os.fstat(below).st_mode
+    if stat.S_ISLNK(mode) or not (last or stat.S_ISDIR(mode)):
+        os.close(below)
+        code = errno.ELOOP if stat.S_ISLNK(mode) else errno.ENOTDIR
+        raise OSError(code, os.strerror(code))
+    return below
+
+
+def is_folder(fd: int) -> bool:
+    return stat.S_ISDIR(os.fstat(fd).st_mode)
+
+
+def same_file(one: int, other: int) -> bool:
+    """Whether two descriptors are of one file, on whatever mounts they reach it."""
+    return os.path.samestat(os.fstat(one), os.fstat(other))

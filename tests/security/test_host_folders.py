@@ -1,0 +1,152 @@
+"""Threat: a caller who may mount one folder makes the daemon mount another.
+
+Controls: what may be mounted is judged by its path without links, which is then opened without
+following any; host folders and the host's network each need a scope.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.security.daemons import running
+
+NOBODY = 65534
+SECRET = "of root alone"
+# As another user: asks for a folder of its own, while a link to the secret one takes its place and
+# gives it back as fast as it can; prints each answer's status, and what was read.
+RACE = """
+import ctypes, http.client, json, os, socket, sys, threading
+
+sock, allowed, secret = sys.argv[1:]
+mine = f"{allowed}/mine"
+os.makedirs(f"{mine}/folder", exist_ok=True)
+open(f"{mine}/folder/secret", "w").write("mine")
+os.symlink(secret, f"{mine}/link")
+libc = ctypes.CDLL(None)
+over = threading.Event()
+
+def flip():
+    a, b = f"{mine}/folder".encode(), f"{mine}/link".encode()
+    while not over.is_set():
+        libc.renameat2(-100, a, -100, b, 2)
+
+class Unix(http.client.HTTPConnection):
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(sock)
+
+def ask(method, path, body=None):
+    link = Unix("localhost")
+    link.request(method, path, json.dumps(body or {}), {"Content-Type": "application/json"})
+    answer = link.getresponse()
+    raw = answer.read()
+    link.close()
+    return answer.status, json.loads(raw) if raw else {}
+
+flipping = threading.Thread(target=flip)
+flipping.start()
+try:
+    for _ in range(60):
+        status, made = ask("POST", "/v1/sandboxes", {"workspace": f"{mine}/folder:MODE"})
+        text = made.get("code", "")
+        if status == 201:
+            box = "/v1/sandboxes/" + made["id"]
+            ran = ask("POST", f"{box}/exec", {"cmd": ["cat", "/workspace/secret"]})[1]
+            text = ran["stdout"]
+            ask("DELETE", box)
+        print(status, text, flush=True)
+finally:
+    over.set()
+    flipping.join()
+"""
+CONFIG = """
+[sandbox]
+mounts = ["{allowed}"]
+networks = ["none", "host"]
+[[auth.peers]]
+uid = {nobody}
+scopes = ["create", "run", "read", "mount"]
+[policy]
+bundle = "none"
+"""
+
+
+@pytest.fixture
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="agentd-host-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "allowed").mkdir()
+        (folder / "allowed").chmod(0o777)
+        (folder / "hidden").mkdir(mode=0o700)
+        (folder / "hidden" / "secret").write_text(SECRET)
+        yield folder
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("mode", ["ro", "cow"])
+def test_a_folder_that_is_swapped_for_a_link_is_not_mounted(
+    as_user: Any, place: Path, mode: str
+) -> None:
+    config = CONFIG.format(allowed=place / "allowed", nobody=NOBODY)
+    with running(config) as daemon:
+        daemon.folder.chmod(0o755)
+        os.chmod(daemon.socket, 0o666)  # noqa: S103 the caller under test is another user
+        ran = as_user.python(
+            "-c",
+            RACE.replace("MODE", mode),
+            daemon.socket,
+            str(place / "allowed"),
+            str(place / "hidden"),
+            timeout=120,
+        )
+    assert ran.returncode == 0, ran.stderr.decode()
+    answers = [line.split(" ", 1) for line in ran.stdout.decode().splitlines()]
+    assert len(answers) == 60
+    assert SECRET not in ran.stdout.decode(), answers
+    # What was not refused was the folder itself.
+    assert {text for status, text in answers if status == "201"} <= {"mine", ""}
+    assert {text for status, text in answers if status != "201"} <= {"refused", "invalid_input"}
+
+
+@pytest.mark.root
+def test_the_sandbox_s_changes_go_to_the_folder_that_was_mounted(place: Path) -> None:
+    """Not to the one that has its name by then."""
+    work = place / "allowed" / "work"
+    work.mkdir()
+    config = CONFIG.format(allowed=place / "allowed", nobody=NOBODY)
+    with running(config) as daemon:
+        box = daemon.sandbox(workspace=f"{work}:cow")
+        made = daemon.ask("POST", f"/v1/sandboxes/{box}/exec", {"cmd": ["touch", "new"]})
+        assert made.json["exit_code"] == 0, made.body
+        work.rename(place / "allowed" / "moved")
+        work.symlink_to(place / "hidden")
+        assert daemon.ask("GET", f"/v1/sandboxes/{box}/changes").json == ["A new"]
+        assert daemon.ask("POST", f"/v1/sandboxes/{box}/apply").status == 204
+    assert os.listdir(place / "hidden") == ["secret"]
+    assert os.listdir(place / "allowed" / "moved") == ["new"]
+
+
+def test_each_needs_a_scope_by_every_way_in(place: Path) -> None:
+    config = CONFIG.format(allowed=place / "allowed", nobody=NOBODY)
+    folder = f"{place}/allowed:ro"
+    with running(config) as daemon:
+        bare = daemon.key("bare", "create", "run", "read", "files", "snapshot")
+        both = daemon.key("both", "create", "run", "read", "files", "mount", "net")
+        for what, scope in (({"workspace": folder}, "mount"), ({"net": "host"}, "net")):
+            for path, body in (
+                ("/v1/sandboxes", what),
+                ("/v1/run", {"sandbox": what, "exec": {"cmd": ["true"]}}),
+                ("/v1/call", {"capability": "shell.exec.v1", "parameters": {"command": "true"}}
+                 | {"create": what}),
+            ):  # fmt: skip
+                refused = daemon.ask("POST", path, body, key=bare)
+                assert refused.status == 403, (path, refused.body)
+                assert f"scope '{scope}'" in refused.json["message"]
+                taken = daemon.ask("POST", path, body, key=both)
+                assert taken.status in (200, 201), (path, taken.body)
+        made = daemon.cli("create", "-w", folder, key=bare)
+        assert made.returncode == 125 and b"scope 'mount'" in made.stderr
