@@ -16,7 +16,7 @@ import pytest
 NONE = "0" * 16
 STATUS = """
 for line in open("/proc/self/status"):
-    if line.startswith(("CapInh", "CapPrm", "CapEff", "CapAmb", "NoNewPrivs")):
+    if line.startswith(("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs")):
         name, value = line.split()
         said(name[:-1], value)
 """
@@ -28,6 +28,7 @@ call("capget", header, data)
 said("caps", "".join(f"{word:08x}" for word in struct.unpack("=6I", data.raw[:24])))
 said("no_new_privs", call("prctl", 39, 0, 0, 0, 0))
 said("ambient", sum(call("prctl", 47, 1, n, 0, 0) for n in range(38)))
+said("bounding", sum(call("prctl", 23, n, 0, 0, 0) for n in range(38)))
 """
 # None of these does anything to anyone but the caller.
 GAIN = """
@@ -68,19 +69,26 @@ def setuid_id() -> Iterator[Path]:
 
 
 def test_nothing_is_held(sandbox: Callable[..., Any], walled: str) -> None:
-    answers = sandbox(walled).attack(ASK)
+    """An ordinary user may not give up the bounding set of the process level: it is told."""
+    box = sandbox(walled)
+    answers = box.attack(ASK)
+    bounding = answers.pop("bounding")
     assert answers == {"caps": "0" * 48, "no_new_privs": "1", "ambient": "0"}
+    said = box.wall.enforcement["capabilities"].detail
+    assert (bounding == "0") is said.startswith("none in any set")
+    assert bounding == "0" or (walled == "landlock" and os.getuid() != 0)
 
 
 @pytest.mark.parametrize("user", ["sandbox", "root"])
 def test_nothing_is_held_says_the_kernel(sandbox: Callable[..., Any], user: str) -> None:
-    held = dict.fromkeys(("CapInh", "CapPrm", "CapEff", "CapAmb"), NONE)
+    held = dict.fromkeys(("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"), NONE)
     assert sandbox("linux", user=user).attack(STATUS) == held | {"NoNewPrivs": "1"}
 
 
 def test_off_root_inside_holds_all(sandbox: Callable[..., Any]) -> None:
     answers = sandbox("linux", without={"capabilities"}, user="root").attack(STATUS + ROOT_EXEC)
     assert int(answers["CapEff"], 16) & (1 << 21)  # CAP_SYS_ADMIN
+    assert answers["CapBnd"] == answers["CapEff"]
     assert answers["after exec"] == answers["CapEff"]
 
 

@@ -1,6 +1,7 @@
 """Capabilities and securebits: privileges are given up for good."""
 
 import errno
+from functools import cache
 
 from agentd.linux import abi
 from agentd.linux.kernel import KERNEL, Kernel
@@ -13,7 +14,7 @@ _KEEP_CAPS_LOCKED = 0x20
 _NO_CAP_AMBIENT_RAISE = 0x40 | 0x80
 SECUREBITS_LOCKED = _NOROOT | _NO_SETUID_FIXUP | _KEEP_CAPS_LOCKED | _NO_CAP_AMBIENT_RAISE
 
-# Capability numbers fit the 64 bits of /proc/PID/status; the kernel says where they end (EINVAL).
+# Capability numbers fit the 64 bits of /proc/PID/status.
 _CAP_LIMIT = 64
 
 
@@ -43,17 +44,33 @@ def lock_securebits(kernel: Kernel = KERNEL) -> bool:
 def drop_bounding(kernel: Kernel = KERNEL) -> None:
     """Empty the bounding set, so that no exec gains a capability. Raises OSError (EPERM).
 
-    For processes of host root, before ``drop_all``: needs CAP_SETPCAP.
+    Before ``drop_all`` and before a change of user: it needs CAP_SETPCAP.
     """
-    for capability in range(_CAP_LIMIT):
-        try:
-            present = kernel.prctl(abi.PR_CAPBSET_READ, capability)
-        except OSError as error:
-            if error.errno == errno.EINVAL and capability:
-                return
+    kernel.prctl_each(abi.PR_CAPBSET_DROP, last_capability())
+
+
+def drop_bounding_if_allowed(kernel: Kernel = KERNEL) -> bool:
+    """Empty the bounding set; False where the caller lacks CAP_SETPCAP."""
+    try:
+        drop_bounding(kernel)
+    except OSError as error:
+        if error.errno != errno.EPERM:
             raise
-        if present:
-            kernel.prctl(abi.PR_CAPBSET_DROP, capability)
+        return False
+    return True
+
+
+@cache
+def last_capability() -> int:
+    """The highest number that this kernel knows; it says so by EINVAL for the next one."""
+    for number in range(_CAP_LIMIT):
+        try:
+            KERNEL.prctl(abi.PR_CAPBSET_READ, number)
+        except OSError as error:
+            if error.errno == errno.EINVAL and number:
+                return number - 1
+            raise
+    return _CAP_LIMIT - 1
 
 
 def effective() -> int:

@@ -117,13 +117,24 @@ def test_lock_securebits_says_that_the_caller_may_not() -> None:
 
 
 def test_drop_bounding_ends_where_the_kernels_capabilities_end() -> None:
-    kernel = RecordingKernel({"prctl": [1, 0, 0, 1, 0, OSError(errno.EINVAL, "end")]})
+    kernel = RecordingKernel()
     caps.drop_bounding(kernel)
-    dropped = [args[1] for _, args in kernel.calls if args[0] == abi.PR_CAPBSET_DROP]
-    assert dropped == [0, 2]
+    last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
+    wanted = [("prctl", (abi.PR_CAPBSET_DROP, number, 0, 0, 0)) for number in range(last + 1)]
+    assert kernel.calls == wanted
 
 
 def test_drop_bounding_does_not_hide_a_refusal() -> None:
-    kernel = RecordingKernel({"prctl": [1, OSError(errno.EPERM, "no")]})
+    kernel = RecordingKernel({"prctl": [0, OSError(errno.EPERM, "no")]})
     with pytest.raises(PermissionError):
         caps.drop_bounding(kernel)
+    kernel = RecordingKernel({"prctl": [OSError(errno.EPERM, "no")]})
+    assert not caps.drop_bounding_if_allowed(kernel)
+    with pytest.raises(OSError, match="bad"):
+        caps.drop_bounding_if_allowed(RecordingKernel({"prctl": [OSError(errno.EINVAL, "bad")]}))
+
+
+def test_without_privilege_the_bounding_set_stays_and_is_told_of() -> None:
+    code = "KERNEL.capset_none(); print(caps.drop_bounding_if_allowed(), caps.bounding() != 0)"
+    bounded = "print(caps.bounding() != 0)"
+    assert in_child(code) == f"False {in_child(bounded)}"

@@ -50,6 +50,9 @@ class WallKernel(Kernel):
             return 0
         return super().syscall(number, *args)
 
+    def prctl_each(self, option: int, last: int) -> None:
+        super().prctl_each(abi.PR_CAPBSET_READ if self._dry else option, last)
+
     def write(self, path: str, text: str) -> None:
         fd = os.open("/dev/null" if self._dry else path, os.O_WRONLY | os.O_CLOEXEC)
         try:
@@ -94,6 +97,7 @@ class Prepared:
     def __init__(self, plain: Request, kernel: WallKernel = KERNEL) -> None:
         """Raises OSError; the process is of no use then."""
         _identity(plain, kernel)
+        caps.drop_bounding(kernel)  # a part of ``_capabilities`` that takes its time
         _loopback(plain, kernel)
         _scratch(plain, [], kernel)
         _own_workspace(kernel)
@@ -126,7 +130,7 @@ def confine(
         ("proc", lambda: _proc(kernel)),
         ("rlimits", lambda: _rlimits(box, kernel)),
         ("no_new_privs", lambda: process.set_no_new_privs(kernel)),
-        ("capabilities", lambda: caps.drop_all(kernel)),
+        ("capabilities", lambda: _capabilities(prepared, kernel)),
         ("dumpable", lambda: process.set_dumpable(False, kernel)),
         ("landlock", lambda: _landlock(box, prepared, kernel)),
         ("seccomp", lambda: seccomp.install(filter_, kernel)),
@@ -268,6 +272,12 @@ def _rlimits(box: Request, kernel: WallKernel) -> None:
     if box["pids"] is not None:
         # Counted per user and user namespace (Linux 5.14): the sandbox's own count.
         kernel.setrlimit(resource.RLIMIT_NPROC, _int(box["pids"]))
+
+
+def _capabilities(prepared: Prepared | None, kernel: WallKernel) -> None:
+    if prepared is None:
+        caps.drop_bounding(kernel)
+    caps.drop_all(kernel)
 
 
 def no_core(kernel: WallKernel = KERNEL) -> None:

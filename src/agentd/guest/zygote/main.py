@@ -23,7 +23,7 @@ from agentd.guest.zygote import box as boxes
 from agentd.guest.zygote import grouping, holes, immortal, root
 from agentd.guest.zygote.group import enter_group
 from agentd.guest.zygote.rehearsal import rehearse, rehearse_wall
-from agentd.linux import abi, clone, mounts, paths, process, seccomp
+from agentd.linux import abi, caps, clone, mounts, paths, process, seccomp
 from agentd.linux.clone import Cloner
 from agentd.linux.kernel import KERNEL
 from agentd.linux.title import set_title
@@ -55,6 +55,7 @@ def main() -> None:
     try:
         config, _ = receive(control)
         filter_ = seccomp.build("sandbox")
+        caps.last_capability()  # found out once, for all sandboxes
         zygote = _Zygote(control, _prepare(config), config, filter_)
     except Exception as error:
         reply(control, {"error": f"{type(error).__name__}: {error}"})

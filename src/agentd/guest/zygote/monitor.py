@@ -140,8 +140,11 @@ def _confine(config: Config) -> list[str]:
     os.umask(0o022)
     os.chdir("/")
     uid = config["uid"]
+    if "capabilities" in skip:
+        skip.add("bounding")
     steps: list[tuple[str, Callable[[], object]]] = [
         ("rlimits", lambda: _rlimits(config)),
+        ("bounding", caps.drop_bounding_if_allowed),  # a change of user takes the right to
         ("identity", lambda: _identity(uid) if isinstance(uid, int) else None),
         ("no_new_privs", process.set_no_new_privs),
         ("capabilities", caps.drop_all),
@@ -151,10 +154,7 @@ def _confine(config: Config) -> list[str]:
     ]
     if not config["confine"]:
         steps = steps[:1]
-    for name, step in steps:
-        if name not in skip:
-            step()
-    return [name for name, _ in steps if name not in skip]
+    return [name for name, step in steps if name not in skip and step() is not False]
 
 
 def _filter(config: Config) -> bytes:

@@ -1,5 +1,7 @@
 """Limits with their defaults, and how each is reported."""
 
+from collections.abc import Collection
+
 import msgspec
 
 from agentd.linux.cgroup import Group
@@ -26,6 +28,19 @@ def limit_control(
     whole = isinstance(wanted, int) and wanted >= 1 << 20
     text = format_size(int(wanted or 0)) if whole else f"{wanted:g}"
     return Control(text if asked is not None else f"default {text}", enforced, detail)
+
+
+def capabilities_detail(controls: Collection[str]) -> str:
+    """What there is to say of a process whose capabilities were dropped."""
+    if "bounding" in controls:
+        return "none in any set, and none can be gained"
+    return "none held, and under no_new_privs none can be gained; the bounding set is the caller's"
+
+
+def agent_detail(controls: Collection[str]) -> str:
+    """How the agent is protected from the commands that it runs."""
+    more = ", nor its limits and priority be changed" if "seccomp" in controls else ""
+    return f"the agent cannot be traced or read{more}"
 
 
 def group_controls(

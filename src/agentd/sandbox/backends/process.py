@@ -21,7 +21,13 @@ from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends.cgroups import let_in, make_group
 from agentd.sandbox.backends.child import await_ready, reap, receive, start_python
 from agentd.sandbox.backends.identity import SANDBOX_UID
-from agentd.sandbox.backends.limits import group_controls, limit_control, with_defaults
+from agentd.sandbox.backends.limits import (
+    agent_detail,
+    capabilities_detail,
+    group_controls,
+    limit_control,
+    with_defaults,
+)
 from agentd.sandbox.backends.wall import ProcessWall
 
 _MONITOR = "agentd.guest.zygote.monitor"
@@ -214,13 +220,15 @@ class LandlockBackend(HostBackend):
             "landlock": step("landlock", f"ABI {version}: {covered}"),
             "seccomp": step("seccomp", f"profile {profile} {digest}"),
             "user": self._user(controls),
-            "capabilities": step("capabilities", "none, and none can be gained"),
+            "capabilities": step("capabilities", capabilities_detail(controls)),
             "no_new_privs": step("no_new_privs", "setuid and file capabilities do nothing"),
-            "agent_protected": step("dumpable", "the agent cannot be traced or read"),
+            "agent_protected": step(
+                "dumpable", f"{agent_detail(controls)}; a command can end it, and the sandbox so"
+            ),
             "network": Control(
                 plan.spec.net,
                 plan.spec.net == "none" and "seccomp" in controls,
-                "no sockets can be made" if plan.spec.net == "none" else "shared with the host",
+                _NO_NETWORK if plan.spec.net == "none" else "shared with the host",
             ),
         }
         for mount in plan.mounts:
@@ -244,6 +252,7 @@ def profile_name() -> str:
 
 
 _STRONGER = "use --isolation namespace"
+_NO_NETWORK = "no unix or internet sockets but connected pairs"
 
 
 def _end_monitor(control: socket.socket, monitor: int) -> None:

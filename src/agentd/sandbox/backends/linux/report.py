@@ -10,7 +10,7 @@ from agentd.linux.cgroup import Group
 from agentd.model.availability import Blocker
 from agentd.model.enforcement import Control
 from agentd.model.mount import Mount
-from agentd.sandbox.backends.limits import group_controls, limit_control
+from agentd.sandbox.backends.limits import agent_detail, group_controls, limit_control
 from agentd.sandbox.backends.linux.plan import LinuxPlan
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def enforcement(
     """
     own = plan.spec.net == "none"
     table = {
-        "user_namespace": _fixed(True, f"uid {plan.uid} inside, an unprivileged uid outside"),
+        "user_namespace": _fixed(True, f"uid {plan.uid} inside, {_outside(mapped)}"),
         "pid_namespace": _fixed(True, "the sandbox sees and signals only its own processes"),
         "mount_namespace": _fixed(True, "read-only root of the host's programs"),
         "ipc_namespace": _fixed(True),
@@ -52,11 +52,11 @@ def enforcement(
         "network": Control(
             plan.spec.net, own, "own namespace, loopback only" if own else "shared with the host"
         ),
-        "capabilities": _step("capabilities", controls, "none, and none can be gained"),
+        "capabilities": _step("capabilities", controls, "none in any set, and none can be gained"),
         "no_new_privs": _step("no_new_privs", controls, "setuid and file capabilities do nothing"),
         "seccomp": _step("seccomp", controls, f"profile sandbox {digest}"),
         "landlock": _landlock(controls),
-        "agent_protected": _step("dumpable", controls, "the agent cannot be traced or read"),
+        "agent_protected": _step("dumpable", controls, agent_detail(controls)),
     }
     table |= group_controls(plan.spec.limits, plan.limits, group, detail)
     table |= {
@@ -100,6 +100,10 @@ def kernel_version(release: str) -> tuple[int, int]:
     """``(6, 18)`` of ``6.18.44-generic``."""
     major, minor, *_ = release.split("-", maxsplit=1)[0].split(".")
     return int(major), int(minor)
+
+
+def _outside(mapped: bool) -> str:
+    return "one that owns nothing outside" if mapped else "the caller's own uid outside"
 
 
 def _fixed(enforced: bool, detail: str = "") -> Control:

@@ -7,12 +7,12 @@ from agentd.linux.cgroup import Group
 from agentd.model.enforcement import Control
 from agentd.model.limits import MIB
 from agentd.model.units import format_size
-from agentd.sandbox.backends.limits import limit_control
+from agentd.sandbox.backends.limits import capabilities_detail, limit_control
 from agentd.sandbox.backends.qemu.plan import Machine, QemuPlan
 
 _STEPS = {
     "user": "an unprivileged user of this machine's own",
-    "capabilities": "none, and none can be gained",
+    "capabilities": "",  # capabilities_detail() says
     "no_new_privs": "set-user-ID programs do nothing",
     "landlock": "writes no file; the monitor reads programs and the image",
     "seccomp": "profile sandbox",
@@ -89,7 +89,7 @@ def _limits(plan: QemuPlan, setup: Sequence[str]) -> dict[str, Control]:
 
 def _step(name: str, how: str, held: Sequence[str]) -> Control:
     if name in held:
-        return Control("default", True, how)
+        return Control("default", True, how or capabilities_detail(held))
     if name == "landlock" and not landlock.abi_version():
         return Control("default", False, "the kernel has none")
     if name == "user":

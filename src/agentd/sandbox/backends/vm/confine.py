@@ -73,6 +73,7 @@ def confine(cell: Cell) -> list[str]:
         ("stage", lambda: _stage(cell)),
         ("rlimits", _rlimits),
         ("no_new_privs", process.set_no_new_privs),
+        ("bounding", caps.drop_bounding_if_allowed),  # a change of user takes the right to
         ("user", lambda: _identity(cell)),
         ("capabilities", caps.drop_all),
         ("landlock", lambda: _landlock(cell)),
@@ -103,7 +104,6 @@ def _identity(cell: Cell) -> bool:
     """As root a user that owns nothing, of this machine alone; else who the caller is."""
     if cell.uid is None or cell.gid is None:
         return False
-    caps.drop_bounding()
     os.setgroups(cell.groups)
     os.setresgid(cell.gid, cell.gid, cell.gid)
     os.setresuid(cell.uid, cell.uid, cell.uid)
