@@ -14,6 +14,7 @@ from agentd.daemon.calls.parked import Parked
 from agentd.daemon.config import Config
 from agentd.daemon.idempotency import Idempotency
 from agentd.daemon.pipeline import Pipeline
+from agentd.daemon.service import bodies
 from agentd.daemon.service.commands import Commands
 from agentd.daemon.service.keystore import StoredKeys
 from agentd.daemon.service.live import Live
@@ -28,6 +29,7 @@ from agentd.daemon.store.sqlite import SqliteStore
 from agentd.model.audit import Kind
 from agentd.model.errors import AgentdError, Forbidden, InvalidInput
 from agentd.model.isolation import IsolationLevel
+from agentd.model.limits import Limits
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.handle import SandboxHandle
 from agentd.sandbox.journal.journals import Journals
@@ -77,7 +79,9 @@ class Daemon:
             undo.callback(self.journals.close)
             self.link = client.connect(socket_path, self._on_wall_ended)
             undo.callback(self.link.close)
-            self.manager = Manager(load=remote.loader(self.link))
+            self.manager = Manager(
+                load=remote.loader(self.link), allowed=lambda: self.config.sandbox.backends
+            )
             self.approvals = Approvals(self.store, lambda: self.config.approvals)
             parked = Parked(self.approvals)
             self.control = Control(state, config.policy, config.audit, parked, config.capabilities)
@@ -114,7 +118,7 @@ class Daemon:
             self.service = self._service(state)
             self._adopt()
             # Not before: walls that no record tells of are taken for those of the daemon before.
-            self.pool.reshape(_shelves(config))
+            self.pool.reshape(self._shelves(config))
             undo.pop_all()
         self._timer = threading.Thread(target=self._keep_time, name="daemon-timer", daemon=True)
         self._timer.start()
@@ -126,7 +130,7 @@ class Daemon:
         self.control.reload(config.policy)
         self.chain, self.signed = chain, signed
         self.config = config
-        self.pool.reshape(_shelves(config))
+        self.pool.reshape(self._shelves(config))
 
     def forbidden(self, op: str, who: str, sandbox: str, error: Forbidden) -> None:
         """What a principal's scopes do not let it do: a denial that no policy was asked about."""
@@ -198,6 +202,23 @@ class Daemon:
                 "went on after a restart", sandboxes=adopted, commands=commands, reaped=reaped
             )
 
+    def _shelves(self, config: Config) -> list[ShelfSpec]:
+        """Of what requests that ask for nothing special come to: behind bounds and policy."""
+        made = []
+        for pool in config.pool:
+            spec = SandboxSpec(
+                isolation=IsolationLevel.parse(pool.isolation),
+                backend=pool.backend,
+                image=pool.image,
+                limits=bodies.bounded(Limits(), config.limits),
+            )
+            allowed = self.control.gate.ahead(spec)
+            if allowed is None:
+                self._report("a pool is left empty: the policy allows none of its sandboxes")
+                continue
+            made.append(ShelfSpec(allowed, pool.min, pool.max, float(pool.ttl)))
+        return made
+
     def _create_for_pool(self, spec: SandboxSpec) -> SandboxHandle:
         handle = self.manager.create(spec)
         oldest = max((float(p.ttl) for p in self.config.pool), default=0.0)
@@ -241,21 +262,3 @@ class Daemon:
             self.sandboxes.end(live, "backend_lost")
         self.service.not_ready = "its supervisor has ended; start it again"
         time.sleep(_TICK_SECONDS)
-
-
-def _shelves(config: Config) -> list[ShelfSpec]:
-    limits = config.limits.default.limits()
-    return [
-        ShelfSpec(
-            SandboxSpec(
-                isolation=IsolationLevel.parse(pool.isolation),
-                backend=pool.backend,
-                image=pool.image,
-                limits=limits,
-            ),
-            pool.min,
-            pool.max,
-            float(pool.ttl),
-        )
-        for pool in config.pool
-    ]

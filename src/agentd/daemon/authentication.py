@@ -38,22 +38,27 @@ def key_service(config: Config, store: KeyStore) -> KeyService:
 
 def _peers(auth: Auth) -> PeerProvider:
     rules = rules_of(
-        (peer.uid.resolve(), PeerRule(frozenset(peer.scopes), peer.principal))
+        (peer.uid.resolve(), PeerRule(frozenset(peer.scopes), _name(peer.principal)))
         for peer in auth.peers
     )
     return PeerProvider(rules, containers=auth.containers)
 
 
+def _name(name: str | None) -> str | None:
+    """A plain text: what a principal is called is encoded, for policies and for records."""
+    return None if name is None else str(name)
+
+
 def _certificates(auth: Auth) -> list[CertificateRule]:
     return [
-        CertificateRule(rule.match, rule.principal, frozenset(rule.scopes))
+        CertificateRule(rule.match, str(rule.principal), frozenset(rule.scopes))
         for rule in auth.certificates
     ]
 
 
 def _issuer(issuer: JwtIssuer) -> Issuer:
     return Issuer(
-        name=issuer.name,
+        name=str(issuer.name),
         issuer=issuer.issuer,
         audience=issuer.audience,
         algorithms=issuer.algorithms,

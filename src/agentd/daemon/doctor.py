@@ -1,5 +1,6 @@
 """What works on this machine, in the words that refusals use."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -69,15 +70,20 @@ def _version(program: str) -> str:
 
 
 def _examine(name: str) -> Finding:
+    """A third party's may raise anything, wherever it is asked."""
     try:
         backend: Backend = backends.load(name)
-    except Exception as error:  # a third party's module may raise anything when imported
-        blocker = Blocker(f"cannot be loaded: {error}", "mend or uninstall the package it is in")
+    except AgentdError as error:
+        blocker = Blocker(str(error.message), error.remediation)
         return Finding(name, "unknown", (), Availability(False, (blocker,)))
     try:
         return Finding(name, backend.level.label, backend.requirements(), _probe(backend))
+    except Exception as error:
+        blocker = backends.broken("examined", error)
+        return Finding(name, backend.level.label, (), Availability(False, (blocker,)))
     finally:
-        backend.close()
+        with contextlib.suppress(Exception):
+            backend.close()
 
 
 def _probe(backend: Backend) -> Availability:
@@ -85,3 +91,7 @@ def _probe(backend: Backend) -> Availability:
         return backend.probe()
     except (AgentdError, OSError) as error:
         return Availability(False, (Blocker(str(error), "see the message; then try again"),))
+    except Exception as error:
+        if backend.name in backends.BUILTIN:
+            raise
+        return Availability(False, (backends.broken("probed", error),))

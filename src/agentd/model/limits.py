@@ -2,7 +2,10 @@
 
 import msgspec
 
+from agentd.model.units import readable_size
+
 MIB = 1 << 20
+_BYTES = ("memory", "disk", "output")
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -30,3 +33,12 @@ DEFAULTS = Limits(
     output=64 * MIB,
     timeout=None,
 )
+
+
+def said(name: str, value: float | None) -> str:
+    """A limit's value for a person: ``2 GiB`` of memory, ``60 s`` of time, ``4096`` files."""
+    if value is None:
+        return "no bound"
+    if name in _BYTES:
+        return readable_size(value)
+    return f"{value:g} s" if name == "timeout" else f"{value:g}"

@@ -44,6 +44,14 @@ def parse_duration(text: str | float, what: str = "duration") -> float:
     return value
 
 
+def readable_size(value: float) -> str:
+    """For a person: ``32 GiB``, ``1.5 MiB``, ``1 byte``."""
+    for unit in ("T", "G", "M", "K"):
+        if value >= _SIZE[unit]:
+            return f"{value / _SIZE[unit]:.4g} {unit}iB"
+    return f"{value:g} byte{'' if value == 1 else 's'}"
+
+
 def format_size(value: int) -> str:
     """The shortest exact binary form: ``128M``, ``1536K``, ``1000``."""
     for unit in ("T", "G", "M", "K"):

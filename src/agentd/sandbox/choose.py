@@ -1,10 +1,10 @@
 """The cheapest wall that satisfies a spec, or a refusal with every blocker and its fix."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
-from agentd.model.availability import Blocker
-from agentd.model.errors import Refused, Unavailable
+from agentd.model.availability import Availability, Blocker
+from agentd.model.errors import AgentdError, Refused, Unavailable
 from agentd.model.isolation import IsolationLevel
 from agentd.model.spec import DEFAULT_IMAGE, SandboxSpec
 from agentd.sandbox import backends
@@ -20,22 +20,24 @@ class Choice(NamedTuple):
 Loader = Callable[[str], Backend]
 
 
-def choose(spec: SandboxSpec, load: Loader) -> Choice:
+def choose(spec: SandboxSpec, load: Loader, allowed: Collection[str] = ()) -> Choice:
     """Try the walls that may do, weakest first; the first usable one that can plan ``spec`` wins.
 
-    Raises Unavailable when none does, Refused when the named backend is too weak, InvalidInput
-    when the spec itself is wrong.
+    ``allowed`` names those that may be used; empty: all. Raises Unavailable when none does, Refused
+    when the named backend is too weak, InvalidInput when the spec itself is wrong.
     """
+    if allowed and spec.backend is not None and spec.backend not in allowed:
+        raise Refused(
+            f"backend {spec.backend} may not be used here",
+            remediation=f"use one of: {', '.join(allowed)}",
+        )
     blockers: list[tuple[str, Blocker]] = []
-    for name in _candidates(spec):
-        backend = load(name)
+    for backend in _candidates(spec, load, allowed, blockers):
         if backend.level < spec.isolation:
-            if spec.backend is not None:
-                raise _too_weak(spec, backend)
-            continue
-        availability = backend.probe()
+            raise _too_weak(spec, backend)  # a named one: the others are at least as strong
+        availability = _probed(backend)
         if not availability.usable:
-            blockers += [(name, blocker) for blocker in availability.blockers]
+            blockers += [(backend.name, blocker) for blocker in availability.blockers]
             continue
         try:
             _check_image(spec, backend)
@@ -43,7 +45,7 @@ def choose(spec: SandboxSpec, load: Loader) -> Choice:
         except Refused as refusal:
             if spec.backend is not None:
                 raise
-            blockers.append((name, _as_blocker(refusal)))
+            blockers.append((backend.name, _as_blocker(refusal)))
     raise unavailable(spec, blockers)
 
 
@@ -67,15 +69,50 @@ def unavailable(spec: SandboxSpec, blockers: list[tuple[str, Blocker]]) -> Unava
     )
 
 
-def _candidates(spec: SandboxSpec) -> Iterator[str]:
+def _candidates(
+    spec: SandboxSpec,
+    load: Loader,
+    allowed: Collection[str],
+    blockers: list[tuple[str, Blocker]],
+) -> Iterator[Backend]:
+    """The named one; else level by level, and in each level ours before third parties'."""
     if spec.backend is not None:
-        yield spec.backend
+        yield load(spec.backend)
         return
-    for name, known in backends.BUILTIN.items():
-        if known.level >= spec.isolation:
-            yield name
-    # Only when nothing of ours will do: finding third parties reads all package metadata.
-    yield from (name for name in backends.names() if name not in backends.BUILTIN)
+    others: list[Backend] | None = None
+    for level in IsolationLevel:
+        if level < spec.isolation:
+            continue
+        for name, known in backends.BUILTIN.items():
+            if known.level == level and (not allowed or name in allowed):
+                yield load(name)
+        if others is None:
+            # Not before ours: to find third parties is to read all packages' metadata.
+            others = list(_others(load, allowed, blockers))
+        yield from (backend for backend in others if backend.level == level)
+
+
+def _others(
+    load: Loader, allowed: Collection[str], blockers: list[tuple[str, Blocker]]
+) -> Iterator[Backend]:
+    for name in backends.third_parties():
+        if allowed and name not in allowed:
+            continue
+        try:
+            yield load(name)
+        except AgentdError as error:
+            what = f"{error.message}: {error.cause}" if error.cause else error.message
+            blockers.append((name, Blocker(what, error.remediation)))
+
+
+def _probed(backend: Backend) -> Availability:
+    """A third party's may raise anything: then it is not usable, and the next one is tried."""
+    try:
+        return backend.probe()
+    except Exception as error:
+        if backend.name in backends.BUILTIN:
+            raise
+        return Availability(False, (backends.broken("probed", error),))
 
 
 def _check_image(spec: SandboxSpec, backend: Backend) -> None:

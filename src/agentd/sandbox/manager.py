@@ -7,7 +7,7 @@ would write down each step of ``_feed``; they join here.
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -50,8 +50,11 @@ class Manager:
         load: Callable[[str], Backend] = backends.load,
         connect: Callable[[Wall], Guest] = connect,
         made: Mapping[str, Backend] | None = None,
+        allowed: Callable[[], Collection[str]] = tuple,
     ) -> None:
-        """``made``: backends that exist already; they are ours to close from now on."""
+        """``made``: backends that exist already; they are ours to close from now on. ``allowed``
+        names those that may be used; empty: all."""
+        self._allowed = allowed
         self._load = load
         self._connect = connect
         self._lock = threading.Lock()
@@ -75,7 +78,7 @@ class Manager:
         could not be built; nothing is left behind then.
         """
         started = time.monotonic()
-        return self._bring_up(SandboxHandle(choose(spec, self.backend)), started)
+        return self._bring_up(SandboxHandle(choose(spec, self.backend, self._allowed())), started)
 
     def adopt(self, id_: str, choice: Choice, wall: Wall, *, paused: bool) -> SandboxHandle:
         """A sandbox that another process made and that outlived it, under its old id."""
@@ -217,7 +220,7 @@ class Manager:
                         self._feed(handle, result)
 
     def _restorable(self, spec: SandboxSpec) -> Choice:
-        choice = choose(spec, self.backend)
+        choice = choose(spec, self.backend, self._allowed())
         if not isinstance(choice.backend, Restores):
             raise incapable(choice.backend.name, "restore")
         return choice

@@ -182,8 +182,9 @@ class _Shelf:
         self.wanted = wanted
         self.ready: deque[_Ready] = deque()
         self.target = wanted.least
-        self.asked = 0.0
-        self.missed = 0.0  # when there was none, and whoever asked has to make one
+        # Never: the clock begins at the machine's boot, which may have been a moment ago.
+        self.asked = float("-inf")
+        self.missed = float("-inf")  # when there was none, and whoever asked has to make one
         self.retry_at = 0.0
 
     def short(self) -> bool:

@@ -96,6 +96,11 @@ class Admission:
             self._ask_for_approval(act, decision, cancel)
         return Admitted(act, decision, now)
 
+    def would(self, act: Act) -> Decision:
+        """What is decided on an act that nobody asks for; neither counted nor written down."""
+        policy = self._policy()
+        return NO_POLICY if policy is None else policy.decide(asked(act, time.time()))
+
     def decisions(self) -> dict[str, int]:
         """How many there were of each of ANSWERS."""
         with self._count_guard:

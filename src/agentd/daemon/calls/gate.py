@@ -9,13 +9,16 @@ from agentd.daemon.calls import acts, oblige
 from agentd.daemon.calls.admission import Admission, Admitted
 from agentd.daemon.calls.facts import Ran
 from agentd.daemon.calls.records import Ending, Records
+from agentd.daemon.config.schema import ORDINARY
 from agentd.daemon.execution import Concluded
 from agentd.model.decision import Decision
+from agentd.model.errors import PolicyDenied
 from agentd.model.principal import Principal
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox.handle import SandboxHandle
 
 Labels = Mapping[str, str]
+_ANYBODY = Principal("anybody", frozenset(ORDINARY), "key")
 
 
 class PolicyGate:
@@ -29,6 +32,16 @@ class PolicyGate:
         admitted = self._admission.admit(acts.creation(who, spec, labels), lasting=False)
         with self._admission.obliging(admitted) as obligations:
             return oblige.new_sandbox(spec, obligations)
+
+    def ahead(self, spec: SandboxSpec) -> SandboxSpec | None:
+        """``spec`` as the policy has it built for an ordinary caller; None where it may not be."""
+        decision = self._admission.would(acts.creation(_ANYBODY, spec, {}))
+        if not decision.allow:
+            return None
+        try:
+            return oblige.new_sandbox(spec, decision.obligations)
+        except PolicyDenied:
+            return None
 
     def fork(self, who: Principal, handle: SandboxHandle, count: int, labels: Labels) -> None:
         self.operation(who, acts.FORK, handle, labels, count=count)

@@ -7,8 +7,9 @@ import msgspec
 from agentd.model.decision import Obligations
 from agentd.model.errors import PolicyDenied
 from agentd.model.isolation import IsolationLevel
-from agentd.model.limits import Limits
+from agentd.model.limits import Limits, said
 from agentd.model.spec import ExecRequest, SandboxSpec
+from agentd.sandbox.backends.limits import with_defaults
 
 N = TypeVar("N", int, float)
 # Of one command; the others are of a whole sandbox.
@@ -24,7 +25,7 @@ def new_sandbox(spec: SandboxSpec, obligations: Obligations) -> SandboxSpec:
     _check_network(spec, obligations)
     level = max(spec.isolation, obligations.level or IsolationLevel.NONE)
     return msgspec.structs.replace(
-        spec, isolation=level, limits=_lower(spec.limits, obligations.limits)
+        spec, isolation=level, limits=within(spec.limits, obligations.limits)
     )
 
 
@@ -43,9 +44,9 @@ def existing_sandbox(spec: SandboxSpec, level: IsolationLevel, obligations: Obli
             continue
         if held[name] is None or held[name] > most:
             raise PolicyDenied(
-                f"the policy wants {name} of at most {most:g}",
-                cause=f"the sandbox has {_said(held[name])}",
-                remediation=f"create one with {name} of at most {most:g}",
+                f"the policy wants {name} of at most {said(name, most)}",
+                cause=f"the sandbox has {said(name, held[name])}",
+                remediation=f"create one with {name} of at most {said(name, most)}",
             )
 
 
@@ -68,17 +69,24 @@ def _check_network(spec: SandboxSpec, obligations: Obligations) -> None:
         )
 
 
-def _lower(asked: Limits, most: Limits) -> Limits:
+def within(asked: Limits, most: Limits) -> Limits:
+    """Nothing above ``most``. What was not asked for keeps its usual value where that is less: a
+    maximum is no default. It then stands in the spec, so that a wall that cannot hold it refuses.
+    """
+    # Memory first: the usual disk is a part of it.
+    memory = _least(asked.memory or with_defaults(asked).memory, most.memory)
+    if most.memory is not None:
+        asked = msgspec.structs.replace(asked, memory=memory)
+    usual = msgspec.structs.asdict(with_defaults(asked))
     bounds = msgspec.structs.asdict(most)
     held = msgspec.structs.asdict(asked)
-    return Limits(**{name: _least(value, bounds[name]) for name, value in held.items()})
+    for name, bound in bounds.items():
+        if bound is not None:
+            held[name] = _least(usual[name] if held[name] is None else held[name], bound)
+    return Limits(**held)
 
 
 def _least(asked: N | None, most: N | None) -> N | None:
     if asked is None or most is None:
         return most if asked is None else asked
     return min(asked, most)
-
-
-def _said(value: float | None) -> str:
-    return "no bound" if value is None else f"{value:g}"

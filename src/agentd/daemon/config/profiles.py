@@ -52,7 +52,7 @@ def _server() -> dict[str, Any]:
         "quotas": {
             "default": {
                 "sandboxes": 64,
-                "memory": "16G",
+                "memory": "64G",
                 "disk": "32G",
                 "cpu_seconds": 14400,
                 "requests": 200,

@@ -153,7 +153,20 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     timeout: Duration | None = None
 
     def limits(self) -> Limits:
-        return Limits(**msgspec.structs.asdict(self))
+        """In plain numbers: what leaves the configuration is compared, counted and encoded."""
+        return Limits(
+            memory=_whole(self.memory),
+            cpus=self.cpus,
+            pids=self.pids,
+            disk=_whole(self.disk),
+            open_files=self.open_files,
+            output=_whole(self.output),
+            timeout=None if self.timeout is None else float(self.timeout),
+        )
+
+
+def _whole(size: Size | None) -> int | None:
+    return None if size is None else int(size)
 
 
 class LimitBounds(msgspec.Struct, frozen=True, kw_only=True):

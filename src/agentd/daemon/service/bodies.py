@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import msgspec
 
-from agentd.daemon.config.schema import Bounds, Config
+from agentd.daemon.calls import oblige
+from agentd.daemon.config.schema import Config, LimitBounds
 from agentd.model import options
 from agentd.model.api import SandboxBody
 from agentd.model.errors import Refused
-from agentd.model.limits import Limits
+from agentd.model.limits import Limits, said
 from agentd.model.mount import Mount
 from agentd.model.principal import Principal
 from agentd.model.spec import SandboxSpec
@@ -35,8 +36,7 @@ def sandbox_spec(who: Principal, body: SandboxBody, config: Config) -> SandboxSp
         )
     _check_scopes(who, spec)
     spec = msgspec.structs.replace(spec, mounts=_judged(spec.mounts, config))
-    bounds = config.limits
-    return msgspec.structs.replace(spec, limits=_bounded(spec.limits, bounds.default, bounds.max))
+    return msgspec.structs.replace(spec, limits=bounded(spec.limits, config.limits))
 
 
 def restored_spec(
@@ -53,7 +53,11 @@ def restored_spec(
         "timeout": body.timeout,
         "output": body.output,
     }
-    return options.restored_spec(kept, **wanted)
+    spec = options.restored_spec(kept, **wanted)
+    asked = Limits(timeout=spec.limits.timeout, output=spec.limits.output)
+    held = bounded(asked, config.limits)
+    limits = msgspec.structs.replace(spec.limits, timeout=held.timeout, output=held.output)
+    return msgspec.structs.replace(spec, limits=limits)
 
 
 def ttl_of(body: SandboxBody) -> float | None:
@@ -98,17 +102,21 @@ def _resolved(root: str) -> str:
     return os.path.realpath(root)
 
 
-def _bounded(asked: Limits, default: Bounds, most: Bounds) -> Limits:
-    """The defaults where nothing was asked; Refused for more than the most."""
+def bounded(asked: Limits, bounds: LimitBounds) -> Limits:
+    """``limits.default`` where nothing was asked, and else the usual one, within ``limits.max``.
+
+    Raises Refused for more than that.
+    """
+    most = bounds.max.limits()
     values = msgspec.structs.asdict(asked)
-    usual, bounds = msgspec.structs.asdict(default), msgspec.structs.asdict(most)
+    usual, highest = msgspec.structs.asdict(bounds.default.limits()), msgspec.structs.asdict(most)
     for name, value in values.items():
-        bound = bounds[name]
+        bound = highest[name]
         if value is None:
-            values[name] = usual[name] if usual[name] is not None else bound
+            values[name] = usual[name]
         elif bound is not None and value > bound:
             raise Refused(
-                f"{name} of {value:g} is more than the {bound:g} allowed here",
+                f"{name} of {said(name, value)} is more than the {said(name, bound)} allowed here",
                 remediation="ask for less, or have limits.max raised",
             )
-    return Limits(**values)
+    return oblige.within(Limits(**values), most)

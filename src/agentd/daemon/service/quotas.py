@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 
 from agentd.daemon.config.schema import Quota, Quotas
 from agentd.model.errors import QuotaExceeded
-from agentd.model.limits import DEFAULTS, Limits
+from agentd.model.limits import Limits
+from agentd.model.units import readable_size
+from agentd.sandbox.backends.limits import with_defaults
 
 _WINDOW_SECONDS = 3600.0  # of cpu_seconds
 # Principals whose requests are remembered. One that is forgotten begins with a full bucket.
@@ -65,8 +67,8 @@ class Ledger:
             use = self._use(name)
             if not force:
                 _check(name, "sandboxes", use.sandboxes + 1, quota.sandboxes)
-                _check(name, "bytes of memory", use.memory + memory, quota.memory)
-                _check(name, "bytes of disk", use.disk + disk, quota.disk)
+                _check_bytes(name, "memory", use.memory, memory, quota.memory)
+                _check_bytes(name, "disk", use.disk, disk, quota.disk)
             use.sandboxes += 1
             use.memory += memory
             use.disk += disk
@@ -127,6 +129,16 @@ def _check(name: str, what: str, wanted: float, most: float | None) -> None:
         raise _exceeded(name, f"{most:g} {what}", 1.0)
 
 
+def _check_bytes(name: str, what: str, held: int, wanted: int, most: int | None) -> None:
+    if most is not None and held + wanted > most:
+        bound, more = readable_size(most), readable_size(wanted)
+        raise QuotaExceeded(
+            f"{name} may have {bound} of {what}: has {readable_size(held)}, and asks for {more}",
+            remediation="end what is not needed, or ask for less",
+            retry_after=1.0,
+        )
+
+
 def _exceeded(name: str, bound: str, wait: float) -> QuotaExceeded:
     return QuotaExceeded(
         f"{name} may have {bound}, and has them",
@@ -136,8 +148,8 @@ def _exceeded(name: str, bound: str, wait: float) -> QuotaExceeded:
 
 
 def _memory(limits: Limits) -> int:
-    return limits.memory or DEFAULTS.memory or 0
+    return with_defaults(limits).memory or 0
 
 
 def _disk(limits: Limits) -> int:
-    return limits.disk or DEFAULTS.disk or 0
+    return with_defaults(limits).disk or 0

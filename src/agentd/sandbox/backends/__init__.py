@@ -2,10 +2,11 @@
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from agentd.model.errors import InvalidInput
+from agentd.model.errors import InvalidInput, Unavailable
 from agentd.model.isolation import IsolationLevel
 
 if TYPE_CHECKING:
+    from agentd.model.availability import Blocker
     from agentd.sandbox.ports import Backend
 
 ENTRY_POINTS = "agentd.backends"
@@ -38,7 +39,12 @@ BUILTIN: dict[str, Known] = {
 
 def names() -> tuple[str, ...]:
     """Every backend's name: ours, weakest first, then third parties' in order."""
-    return (*BUILTIN, *(name for name in sorted(_third_parties()) if name not in BUILTIN))
+    return (*BUILTIN, *third_parties())
+
+
+def third_parties() -> tuple[str, ...]:
+    """In order. One that is called as one of ours is left out: ours is taken."""
+    return tuple(name for name in sorted(_third_parties()) if name not in BUILTIN)
 
 
 def begin(name: str) -> None:
@@ -48,14 +54,33 @@ def begin(name: str) -> None:
 
 
 def load(name: str) -> "Backend":
-    """A fresh backend. Raises InvalidInput for a name nobody has."""
-    where = BUILTIN[name].where if name in BUILTIN else _third_parties().get(name)
+    """A fresh backend. Raises InvalidInput for a name nobody has, Unavailable for a third party's
+    that cannot be loaded."""
+    if name in BUILTIN:
+        ours: Backend = _attribute(BUILTIN[name].where)()
+        return ours
+    where = _third_parties().get(name)
     if where is None:
         raise InvalidInput(
             f"unknown backend {name!r}", remediation=f"use one of: {', '.join(names())}"
         )
-    backend: Backend = _attribute(where)()
-    return backend
+    try:
+        theirs: Backend = _attribute(where)()
+        if theirs.name != name or not isinstance(theirs.level, IsolationLevel):
+            raise TypeError(f"{where} is no backend of the name {name!r} with a level")
+    except (Exception, SystemExit) as error:  # a third party's module may raise anything
+        blocker = broken("loaded", error)
+        raise Unavailable(f"backend {name} {blocker.what}", remediation=blocker.fix) from error
+    return theirs
+
+
+def broken(what: str, error: BaseException) -> "Blocker":
+    """Why a third party's backend is not usable."""
+    # Late: what a wall's own processes import has no msgspec.
+    from agentd.model.availability import Blocker
+
+    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return Blocker(f"cannot be {what}: {said}", "mend or uninstall the package it is in")
 
 
 def level(name: str) -> IsolationLevel:
@@ -72,7 +97,7 @@ def _class(name: str) -> object:
     where = BUILTIN[name].where if name in BUILTIN else _third_parties()[name]
     try:
         return _attribute(where)
-    except Exception:  # a third party's module may raise anything when imported
+    except (Exception, SystemExit):  # a third party's module may raise anything when imported
         return None
 
 

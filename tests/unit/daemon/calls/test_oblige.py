@@ -8,7 +8,7 @@ from agentd.daemon.calls import oblige
 from agentd.model.decision import Obligations
 from agentd.model.errors import PolicyDenied
 from agentd.model.isolation import IsolationLevel
-from agentd.model.limits import Limits
+from agentd.model.limits import DEFAULTS, Limits
 from agentd.model.spec import ExecRequest, SandboxSpec
 
 NAMESPACE, MICROVM = IsolationLevel.NAMESPACE, IsolationLevel.MICROVM
@@ -28,7 +28,25 @@ def test_a_new_sandbox_gets_the_stronger_wall_of_the_two():
 def test_a_new_sandboxs_limit_is_the_lower_of_what_is_asked_and_what_is_allowed(asked, most):
     spec = SandboxSpec(limits=Limits(memory=asked))
     made = oblige.new_sandbox(spec, Obligations(limits=Limits(memory=most))).limits.memory
-    assert made == min((n for n in (asked, most) if n is not None), default=None)
+    if most is None:
+        assert made == asked
+    else:
+        assert made == min(DEFAULTS.memory if asked is None else asked, most)
+
+
+def test_a_maximum_is_no_default():
+    most = Limits(memory=8 << 30, cpus=2.0, pids=4096, disk=16 << 30, open_files=65536, timeout=9.0)
+    made = oblige.new_sandbox(SandboxSpec(), Obligations(limits=most)).limits
+    assert (made.memory, made.pids, made.disk) == (DEFAULTS.memory, DEFAULTS.pids, DEFAULTS.disk)
+    assert made.open_files <= DEFAULTS.open_files
+    # Without a bound of its own there is none that would be less.
+    assert (made.cpus, made.timeout, made.output) == (2.0, 9.0, None)
+
+
+def test_what_memory_is_allowed_bounds_the_usual_disk_too():
+    most = Limits(memory=256 << 20, disk=1 << 30)
+    made = oblige.new_sandbox(SandboxSpec(), Obligations(limits=most)).limits
+    assert (made.memory, made.disk) == (256 << 20, 128 << 20)
 
 
 def test_a_network_that_must_not_be_is_refused_and_not_left_out():

@@ -30,7 +30,9 @@ def test_sandboxes_memory_and_disk_are_counted_together_and_given_back(clock: Cl
     book = ledger(clock, sandboxes=3, memory=128 * MIB, disk=1 << 40)
     book.take("a", SMALL)
     book.take("a", SMALL)
-    with pytest.raises(QuotaExceeded, match="bytes of memory"):
+    with pytest.raises(
+        QuotaExceeded, match="a may have 128 MiB of memory: has 128 MiB, and asks for 64 MiB"
+    ):
         book.take("a", SMALL)
     book.take("b", SMALL)  # each has its own
     book.give_back("a", SMALL)
