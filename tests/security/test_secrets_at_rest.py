@@ -5,10 +5,15 @@ receipt, no approval, no line of the log, whatever quotes it there.
 """
 
 import json
+import os
+import sqlite3
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from tests.security.daemons import Daemon, Later, running, until
+from tests.security.daemons import Answer, Daemon, Later, running, until
+
+from agentd.daemon.store.migrations import STEPS, migrate
 
 OF_COMMAND = "s3cret-of-the-command"
 OF_SANDBOX = "s3cret-of-the-sandbox"
@@ -104,12 +109,135 @@ def test_the_log_has_none(used: Daemon) -> None:
 
 def test_what_was_the_value_of_a_variable_alone_is_nowhere(used: Daemon) -> None:
     """In no file of all that a thief of the disk would read: records, receipts, approvals, answers
-    that are kept, journals. (Words of a command, and a sandbox's own variables, are in the store:
-    the next daemon must know them.)"""
+    that are kept, journals. (Words of a command are in the store: the next daemon must know
+    them.)"""
     everything = used.everything_written()
-    assert b"TOKEN" in everything and OF_SANDBOX.encode() in everything
+    assert b"TOKEN" in everything
     for secret in (OF_CALL, OF_EXEC):
         assert secret.encode() not in everything
+
+
+POOLED = """
+[[pool]]
+image = "default"
+min = 1
+"""
+OF_STDIN, OF_OUTPUT = "s3cret-of-stdin", "s3cret-of-the-output"
+
+
+@pytest.mark.parametrize("config", ["pool = []", POOLED], ids=["cold", "pooled"])
+def test_a_sandboxs_variables_and_recorded_answers_lie_in_no_file(config: str) -> None:
+    """While it runs, when the daemon was killed, and afterwards; the next daemon knows both."""
+    with running() as daemon:
+        path = daemon.folder / "agentd.toml"
+        text = path.read_text()
+        path.write_text(f"{config}\n{text}" if "=" in config.splitlines()[0] else text + config)
+        daemon.stop()
+        daemon.start()
+        box = daemon.sandbox(env={"INNER": OF_SANDBOX})
+        cold = daemon.sandbox(env={"INNER": OF_SANDBOX}, memory="200M")
+        body = {
+            "cmd": "cat; echo s3cret-of-$REST",
+            "stdin": OF_STDIN,
+            "env": {"REST": "the-output"},
+        }
+
+        def ask(sandbox: str) -> Answer:
+            where = f"/v1/sandboxes/{sandbox}/exec"
+            return daemon.ask("POST", where, body, Idempotency_Key=f"k-{sandbox}")
+
+        firsts = {id_: ask(id_) for id_ in (box, cold)}
+        for seen in firsts.values():
+            assert seen.json["stdout"] == f"{OF_STDIN}{OF_OUTPUT}\n"
+
+        def check() -> None:
+            for path in sorted(daemon.state.rglob("*")):
+                # What processes write is kept as journals, and told as such.
+                if path.is_file() and "journals" not in path.parts:
+                    data = path.read_bytes()
+                    for secret in (OF_SANDBOX, OF_STDIN, OF_OUTPUT):
+                        assert secret.encode() not in data, path
+
+        check()
+        for kill in (True, False):
+            daemon.stop(kill=kill)
+            check()
+            daemon.start()
+            for id_, first in firsts.items():
+                plain = {"cmd": "echo $INNER", "env": {}}
+                seen = daemon.ask("POST", f"/v1/sandboxes/{id_}/exec", plain)
+                assert seen.json["stdout"] == f"{OF_SANDBOX}\n"
+                again = ask(id_)
+                assert again.body == first.body, again.body
+                assert again.headers["idempotency-replayed"] == "true"
+        for id_ in firsts:
+            daemon.ask("DELETE", f"/v1/sandboxes/{id_}")
+        check()
+        daemon.stop()
+        check()
+        daemon.start()
+
+
+def test_what_a_daemon_before_wrote_down_is_wiped(tmp_path: Path) -> None:
+    """Also what it had deleted, and what lies in the store's log."""
+    daemon = Daemon(tmp_path)
+    daemon.state.mkdir(mode=0o700)
+    store = sqlite3.connect(daemon.state / "store.db", isolation_level=None)
+    store.execute("PRAGMA journal_mode = WAL")
+    migrate(store, STEPS[:3])
+    spec = json.dumps({"env": {"INNER": OF_SANDBOX, "MORE": "x" * 3000}})
+    for number in range(40):
+        ended = (None, "ready") if number < 20 else (1.0, "ended")
+        row = (f"sbx-{number}", "p", spec, "linux", "namespace", ended[1], 1.0, None, "{}")
+        save = json.dumps({"wall": f"wall-{number}"})
+        store.execute(
+            "INSERT INTO sandboxes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row, save, ended[0])
+        )
+        body = (OF_OUTPUT + "y" * 3000).encode()
+        answer = ("uid:0", f"k{number}", "d", "done", 1.0, 9e9, 200, "{}", body, len(body))
+        store.execute("INSERT INTO idempotency VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", answer)
+    store.execute("DELETE FROM sandboxes WHERE id < 'sbx-15'")
+    store.close()
+    assert OF_SANDBOX.encode() in (daemon.state / "store.db").read_bytes()
+    daemon.start()
+    try:
+        assert daemon.is_up, daemon.log
+        everything = daemon.everything_written()
+        assert OF_SANDBOX.encode() not in everything and OF_OUTPUT.encode() not in everything
+        answer = daemon.ask("POST", "/v1/sandboxes", {}, Idempotency_Key="k0")
+        assert answer.status in (409, 422)
+    finally:
+        daemon.end()
+
+
+def test_without_the_key_of_the_runtime_directory_a_repeat_is_told_as_interrupted() -> None:
+    with running() as daemon:
+        keys = _seals(daemon)
+        assert len(keys) == 1 and keys[0].stat().st_mode & 0o777 == 0o600
+        assert not any(p.suffix == ".seal" for p in daemon.state.rglob("*"))
+        body = {"sandbox": {}, "exec": {"cmd": "echo hi"}}
+        first = daemon.ask("POST", "/v1/run", body, Idempotency_Key="k")
+        assert first.json["stdout"] == "hi\n"
+        daemon.stop()
+        keys[0].unlink()  # as a start of the machine does
+        daemon.start()
+        again = daemon.ask("POST", "/v1/run", body, Idempotency_Key="k")
+        assert (again.status, again.code) == (409, "idempotency_interrupted")
+        assert "the machine was started again" in again.json["cause"]
+        other = daemon.ask("POST", "/v1/run", body, Idempotency_Key="other")
+        assert other.status == 200
+        daemon.stop()
+        daemon.start()
+        assert daemon.ask("POST", "/v1/run", body, Idempotency_Key="other").body == other.body
+        _seals(daemon)[0].unlink()
+
+
+def _seals(daemon: Daemon) -> list[Path]:
+    """The key of its state directory, whose path stands behind it in the file."""
+    where = str(daemon.state.resolve()).encode()
+    places = (Path("/run/agentd"), Path(f"/dev/shm/agentd-{os.getuid()}"))
+    files = [p for place in places if place.is_dir() for p in place.glob("*.seal")]
+    return [p for p in files if p.read_bytes().endswith(where)]
 
 
 @pytest.mark.parametrize("secret", ["agd_abcdefghijkl_" + "a" * 52, "Bearer " + "z" * 20])

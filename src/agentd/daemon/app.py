@@ -7,12 +7,13 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 from agentd.audit.errors import AuditError
-from agentd.daemon import authentication, meter
+from agentd.daemon import authentication, meter, seal
 from agentd.daemon.approvals import Approvals
 from agentd.daemon.calls.control import Control
 from agentd.daemon.calls.parked import Parked
 from agentd.daemon.config import Config
 from agentd.daemon.idempotency import Idempotency
+from agentd.daemon.keyed import Bounds
 from agentd.daemon.pipeline import Pipeline
 from agentd.daemon.service import bodies
 from agentd.daemon.service.commands import Commands
@@ -110,11 +111,17 @@ class Daemon:
                 self.store,
                 self.journals,
                 self._keys,
-                more=(self._forget_nonces, self.approvals.sweep),
+                more=(
+                    self._forget_nonces,
+                    self.approvals.sweep,
+                    lambda _: self._idempotency.sweep(),
+                ),
             )
             self.chain: Chain = authentication.chain(config, self._keys)
             self.signed = self._signed_requests(config)
-            self._idempotency: Idempotency | None = None
+            kept = config.idempotency
+            bounds = Bounds(ttl=float(kept.keep), keys=kept.keys, bytes=int(kept.answers))
+            self._idempotency = Idempotency(self.store, seal.of_state(state), bounds)
             self.service = self._service(state)
             self._adopt()
             # Not before: walls that no record tells of are taken for those of the daemon before.
@@ -174,7 +181,7 @@ class Daemon:
             approvals=self.approvals,
             control=self.control,
             signed=lambda: self.signed,
-            idempotency=self._of_the_loop,
+            idempotency=lambda: self._idempotency,
         )
 
     def _key_service(self) -> "KeyService":
@@ -188,11 +195,6 @@ class Daemon:
 
     def _forget_nonces(self, now: float) -> int:
         return self._nonces.forget(now - float(self.config.auth.signed.max_age))
-
-    def _of_the_loop(self) -> Idempotency:
-        if self._idempotency is None:
-            self._idempotency = Idempotency(self.store)
-        return self._idempotency
 
     def _adopt(self) -> None:
         adopted, reaped = self.sandboxes.adopt()

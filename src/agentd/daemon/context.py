@@ -44,6 +44,7 @@ class Recording:
     def __init__(self, lasting: bool) -> None:
         self.lasting = lasting
         self.works: list[Callable[[Any], object]] = []
+        self.approved: set[str] = set()  # acts that somebody allowed, by their names
         self._undo: list[Callable[[], object]] = []
 
     def along(

@@ -6,8 +6,12 @@
     again, interrupted  the daemon died while it ran: says so, for nobody knows how far it came
     other request       refused, whatever became of the first
 
-A key is its principal's own and is forgotten a day after its request ended. Time is the wall
-clock's: it must outlive the daemon.
+A repeat is authorised like the request itself before it gets an answer. A key is its principal's
+own and is forgotten an hour after its request ended, or sooner: where too many are kept, the
+principal's oldest ended ones are forgotten, and of too many bytes the oldest answers. A key whose
+request runs is never forgotten. Time is the wall clock's: it must outlive the daemon.
+
+Answers are sealed in the store: see ``seal``.
 
 That it runs is written down first, for whoever finds it interrupted. Not so where what it does does
 not last (a sandbox is made): that is recorded in one with the answer, or is nobody's and ended by
@@ -20,26 +24,22 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from agentd.daemon import context
+from agentd.daemon.keyed import NEW, Bounds, Keyed
+from agentd.daemon.seal import Seal
 from agentd.daemon.store.errors import StoreError
 from agentd.daemon.store.port import Store, Transaction
 from agentd.daemon.store.records import IdempotencyRecord
-from agentd.model.api import Answer, Carry, Work
-from agentd.model.errors import AgentdError, InvalidInput, Refused
+from agentd.model.api import Answer, Authorise, Carry, Work
+from agentd.model.errors import AgentdError, Forbidden, InvalidInput, Refused
 
-TTL = 86400.0
 MAX_ANSWER = 1 << 20  # bytes; of a larger one only that it was given is kept
-MAX_KEYS = 10_000  # a principal
-MAX_BYTES = 64 << 20  # of answers, a principal
-MAX_TOTAL_KEYS = 200_000
-_SWEEP = 1000  # rows in one transaction
-_MAX_PRINCIPALS = 10_000  # whose use is remembered; of others it is counted again
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
-_NEW = "new"  # claimed just now; never stored
 _NEW_KEY = "look at what it did, then send it with a new Idempotency-Key"
 
 
@@ -54,7 +54,7 @@ class IdempotencyInterrupted(AgentdError):
 
 
 class AnswerDropped(AgentdError):
-    """It was done, and its answer was too large to keep."""
+    """It was done, and its answer is not kept."""
 
     code = "idempotency_answer_dropped"
 
@@ -66,10 +66,12 @@ class IdempotencyFull(Refused):
 class _Run:
     """Of one key. ``decided``: whether it runs, or was answered from the record, is known."""
 
-    def __init__(self, digest: str, lasting: bool) -> None:
+    def __init__(self, digest: str, lasting: bool, authorise: Authorise | None) -> None:
         self.digest = digest
         self.lasting = lasting
+        self.authorise = authorise
         self.claimed = False  # that it runs is in the store
+        self.refused = False  # to the one who asked, and not to others who may
         self.task: asyncio.Task[Answer] | None = None
         self.decided = False
         self._loop = asyncio.get_running_loop()
@@ -93,16 +95,17 @@ class Idempotency:
     """For one event loop. Marks what a daemon before left running as interrupted."""
 
     def __init__(
-        self, store: Store, *, ttl: float = TTL, clock: Callable[[], float] = time.time
+        self,
+        store: Store,
+        seal: Seal,
+        bounds: Bounds | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
-        self._ttl = ttl
-        self._clock = clock
+        self._seal = seal
+        self._kept = Keyed(store, bounds or Bounds(), clock)
         self._running: dict[tuple[str, str], _Run] = {}
-        self._use: dict[str, tuple[int, int]] = {}  # principal -> keys, bytes of answers
-        while store.write(_interrupt):
-            pass
-        self._total = store.measure(IdempotencyRecord, "size").rows
 
     async def run(
         self,
@@ -113,10 +116,14 @@ class Idempotency:
         carry: Carry,
         *,
         lasting: bool = True,
+        authorise: Authorise | None = None,
     ) -> Answer:
         """The answer of ``work``, or that of the request that had the key first. Where what it does
         is not ``lasting``, neither is its record: a loss of power undoes both. It is then recorded
         with what ``work`` gave to ``context.recorded()``, or both are undone.
+
+        ``authorise`` is called, in a thread, for a repeat alone: it raises where the repeat may not
+        have the answer. It gets the names of the acts that somebody approved, None for all.
 
         ``carry`` does in a thread what it is given: ``work`` between two writes to the store. A
         caller that is cancelled does not stop that: the next one attaches to it. ``work`` had best
@@ -133,12 +140,20 @@ class Idempotency:
             )
         while (running := self._running.get((principal, key))) is not None:
             if running.digest == digest and running.task is not None:
-                answer = await asyncio.shield(running.task)
+                if authorise is not None:
+                    # It goes on only once it is approved itself.
+                    await carry(partial(_authorised, authorise, None))
+                try:
+                    answer = await asyncio.shield(running.task)
+                except AgentdError:
+                    if running.refused:
+                        continue
+                    raise
                 return msgspec.structs.replace(answer, replayed=True)
             if running.decided:
                 raise _mismatch(key)
             await running.wait_decided()
-        running = self._running[principal, key] = _Run(digest, lasting)
+        running = self._running[principal, key] = _Run(digest, lasting, authorise)
         running.task = _begin(self._answer(principal, key, running, work, carry))
         running.task.add_done_callback(_retrieve)
         return await asyncio.shield(running.task)
@@ -148,14 +163,9 @@ class Idempotency:
         while tasks := [run.task for run in self._running.values() if run.task is not None]:
             await asyncio.wait(tasks)
 
-    async def sweep(self) -> int:
-        """Forget keys that have expired: how many. To be called now and then."""
-        total = 0
-        while True:
-            gone = await self._store.awrite(self._delete_expired)
-            total += gone
-            if gone < _SWEEP:
-                return total
+    def sweep(self) -> int:
+        """Forget keys that have expired: how many. To be called now and then, from any thread."""
+        return self._kept.sweep()
 
     async def _answer(
         self, principal: str, key: str, running: _Run, work: Work, carry: Carry
@@ -172,19 +182,22 @@ class Idempotency:
     def _perform(self, principal: str, key: str, running: _Run, work: Work) -> Answer:
         record = self._found_or_new(principal, key, running)
         if record is None:
+            most = self._kept.bounds
             raise IdempotencyFull(
-                "too many Idempotency-Keys are remembered",
-                cause=f"{MAX_KEYS} a principal and {MAX_TOTAL_KEYS} in all are the most",
-                remediation="send it without one, or wait until the oldest expire",
+                "too many requests with an Idempotency-Key run at once",
+                cause=f"{most.keys} a principal and {most.total_keys} in all are the most",
+                remediation="send it again when one of them has ended",
             )
-        if record.state != _NEW:
-            return _recorded(record, running.digest)
+        if record.state != NEW:
+            self._authorise(running, frozenset(record.approved.split()))
+            return self._recorded(record, running.digest)
         running.decide()
         try:
             answer = work()
-        except (InvalidInput, Refused):
+        except (InvalidInput, Refused) as error:
+            running.refused = isinstance(error, Forbidden)
             if running.claimed:
-                self._store.write(lambda t: self._release(t, record))
+                self._kept.write(lambda t: self._kept.release(t, record))
             raise
         except Exception:
             with contextlib.suppress(StoreError):
@@ -193,19 +206,28 @@ class Idempotency:
         self._record_done(running, record, answer)
         return answer
 
+    def _authorise(self, running: _Run, approved: frozenset[str]) -> None:
+        try:
+            if running.authorise is not None:
+                running.authorise(approved)
+        except Exception:
+            running.refused = True
+            raise
+
     def _found_or_new(self, principal: str, key: str, running: _Run) -> IdempotencyRecord | None:
         """None if full."""
-        if not running.lasting and self._has_room(principal):
+        if not running.lasting:  # room is made for it with its answer
             found = self._store.get(IdempotencyRecord, principal, key)
             if found is None:
-                return self._new(principal, key, running.digest)
-            if found.expires > self._clock():
+                return self._kept.new(principal, key, running.digest)
+            if not self._kept.has_expired(found):
                 return found
         running.claimed = True
         # Not synced: a loss of power takes the sandboxes along that it was about.
-        return self._store.write(
-            lambda t: self._claim(t, principal, key, running.digest), synced=False
+        found = self._kept.write(
+            lambda t: self._kept.claim(t, principal, key, running.digest), synced=False
         )
+        return found if isinstance(found, IdempotencyRecord) else None
 
     def _record_done(self, running: _Run, record: IdempotencyRecord, answer: Answer) -> None:
         """Should the disk refuse it, what can be taken back is, and the error answered. Else the
@@ -218,7 +240,7 @@ class Idempotency:
                 return
             with contextlib.suppress(StoreError):
                 if running.claimed:
-                    self._store.write(lambda t: self._release(t, record), synced=False)
+                    self._kept.write(lambda t: self._kept.release(t, record), synced=False)
             raise
 
     def _record(
@@ -229,103 +251,45 @@ class Idempotency:
         answer: Answer | None = None,
         along: Iterable[Callable[[Transaction], object]] = (),
     ) -> None:
+        body = b""
+        if answer is not None and len(answer.body) <= MAX_ANSWER:
+            body = self._seal.close(answer.body, _about(record))
+        recording = context.recorded()
+        approved = " ".join(sorted(recording.approved)) if recording is not None else ""
+        record = msgspec.structs.replace(record, approved=approved)
+
         def write(transaction: Transaction) -> None:
             for work in along:
                 work(transaction)
-            self._end(transaction, record, state, answer)
             if not running.claimed:
-                self._count(record.principal, 1, 0)
+                self._kept.make_room(transaction, record.principal)
+                self._kept.count(record.principal, 1, 0)
+            self._kept.end(transaction, record, state, answer, body)
 
-        self._store.write(write, synced=running.lasting)
+        self._kept.write(write, synced=running.lasting)
 
-    def _has_room(self, principal: str) -> bool:
-        """As far as is known: those who ask at the same time may come to a few more."""
-        keys = self._use.get(principal, (MAX_KEYS, 0))[0]
-        return keys < MAX_KEYS and self._total < MAX_TOTAL_KEYS
-
-    def _new(self, principal: str, key: str, digest: str) -> IdempotencyRecord:
-        now = self._clock()
-        return IdempotencyRecord(
-            principal=principal,
-            key=key,
-            digest=digest,
-            state=_NEW,
-            created=now,
-            expires=now + self._ttl,
+    def _recorded(self, record: IdempotencyRecord, digest: str) -> Answer:
+        if record.digest != digest:
+            raise _mismatch(record.key)
+        if record.state == "dropped":
+            raise AnswerDropped(
+                f"the request with the Idempotency-Key {record.key!r} was done, with status"
+                f" {record.status}, and its answer is not kept",
+                cause="it was too large, or many came after it",
+                remediation="read its output from the journal; " + _NEW_KEY + " to do it again",
+            )
+        if record.state == "done":
+            body = self._seal.open(record.body, _about(record))
+            if body is not None:
+                return Answer(record.status, body, record.headers, replayed=True)
+            why = "the key that sealed its answer is gone: the machine was started again"
+        else:
+            why = "the daemon ended, or failed, while it ran"
+        raise IdempotencyInterrupted(
+            f"the request with the Idempotency-Key {record.key!r} was interrupted",
+            cause=why,
+            remediation=_NEW_KEY,
         )
-
-    # -- in the store's turn: what follows is never run twice at once ------------------------
-
-    def _claim(
-        self, transaction: Transaction, principal: str, key: str, digest: str
-    ) -> IdempotencyRecord | None:
-        """The record that has the key, or a new one that has it from now on; None if full."""
-        found = transaction.get(IdempotencyRecord, principal, key)
-        if found is not None and found.expires > self._clock():
-            return found
-        if found is not None:
-            self._release(transaction, found)
-        if self._is_full(transaction, principal):
-            self._delete_expired(transaction)
-            if self._is_full(transaction, principal):
-                return None
-        record = self._new(principal, key, digest)
-        transaction.put(msgspec.structs.replace(record, state="started"))
-        self._count(principal, 1, 0)
-        return record
-
-    def _end(
-        self,
-        transaction: Transaction,
-        record: IdempotencyRecord,
-        state: str,
-        answer: Answer | None,
-    ) -> None:
-        ended = msgspec.structs.replace(record, state=state, expires=self._clock() + self._ttl)
-        if answer is not None:
-            size = len(answer.body)
-            _, held = self._used(transaction, record.principal)
-            kept = size <= MAX_ANSWER and held + size <= MAX_BYTES
-            ended = msgspec.structs.replace(
-                ended,
-                state=state if kept else "dropped",
-                status=answer.status,
-                headers=answer.headers if kept else {},
-                body=answer.body if kept else b"",
-                size=size if kept else 0,
-            )
-        transaction.put(ended)
-        self._count(record.principal, 0, ended.size)
-
-    def _release(self, transaction: Transaction, record: IdempotencyRecord) -> None:
-        if transaction.delete(IdempotencyRecord, record.principal, record.key):
-            self._count(record.principal, -1, -record.size)
-
-    def _delete_expired(self, transaction: Transaction) -> int:
-        gone = transaction.delete_before(IdempotencyRecord, "expires", self._clock(), _SWEEP)
-        if gone:
-            self._use.clear()
-            self._total -= gone
-        return gone
-
-    def _is_full(self, transaction: Transaction, principal: str) -> bool:
-        keys, _ = self._used(transaction, principal)
-        return keys >= MAX_KEYS or self._total >= MAX_TOTAL_KEYS
-
-    def _used(self, transaction: Transaction, principal: str) -> tuple[int, int]:
-        if principal not in self._use:
-            if len(self._use) >= _MAX_PRINCIPALS:
-                self._use.clear()
-            self._use[principal] = transaction.measure(
-                IdempotencyRecord, "size", principal=principal
-            )
-        return self._use[principal]
-
-    def _count(self, principal: str, keys: int, size: int) -> None:
-        self._total += keys
-        if principal in self._use:
-            had = self._use[principal]
-            self._use[principal] = (had[0] + keys, had[1] + size)
 
 
 def request_digest(method: str, path: str, body: bytes) -> str:
@@ -337,30 +301,14 @@ def request_digest(method: str, path: str, body: bytes) -> str:
     return total.hexdigest()
 
 
-def _interrupt(transaction: Transaction) -> int:
-    """A page of what nobody runs any more."""
-    found = transaction.find(IdempotencyRecord, state="started")
-    for record in found:
-        transaction.put(msgspec.structs.replace(record, state="interrupted"))
-    return len(found)
+def _about(record: IdempotencyRecord) -> bytes:
+    """What a sealed answer belongs to."""
+    return "\0".join((record.principal, record.key, record.digest)).encode()
 
 
-def _recorded(record: IdempotencyRecord, digest: str) -> Answer:
-    if record.digest != digest:
-        raise _mismatch(record.key)
-    if record.state == "done":
-        return Answer(record.status, record.body, record.headers, replayed=True)
-    if record.state == "dropped":
-        raise AnswerDropped(
-            f"the request with the Idempotency-Key {record.key!r} was done, with status"
-            f" {record.status}, and its answer was too large to keep",
-            remediation="read its output from the journal; " + _NEW_KEY + " to do it again",
-        )
-    raise IdempotencyInterrupted(
-        f"the request with the Idempotency-Key {record.key!r} was interrupted",
-        cause="the daemon ended, or failed, while it ran",
-        remediation=_NEW_KEY,
-    )
+def _authorised(authorise: Authorise, approved: frozenset[str] | None) -> Answer:
+    authorise(approved)
+    return Answer(204)
 
 
 def _mismatch(key: str) -> IdempotencyMismatch:

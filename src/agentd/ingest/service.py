@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar
 from agentd.model.api import (
     Answer,
     ApprovalView,
+    Authorise,
     BackendView,
     CallBody,
     CallView,
@@ -24,6 +25,7 @@ from agentd.model.api import (
     MkdirBody,
     MoveBody,
     ProcessView,
+    Repeat,
     ResultView,
     RunBody,
     SandboxBody,
@@ -213,6 +215,9 @@ class Service(Protocol):
     def ready(self) -> str:
         """Why it is not ready, or ""."""
 
+    def readmit(self, who: Principal, repeat: Repeat, approved: frozenset[str] | None) -> None:
+        """Raises what the request would be refused with now; ``approved`` is as of Authorise."""
+
     async def once(
         self,
         who: Principal,
@@ -222,7 +227,9 @@ class Service(Protocol):
         carry: Carry,
         *,
         lasting: bool = True,
+        authorise: Authorise | None = None,
     ) -> Answer:
         """``Idempotency-Key``: ``work`` runs at most once for a key; ``request`` is what it was
-        asked with, and ``carry`` does in a thread what it is given. Not ``lasting`` is what a loss
+        asked with, and ``carry`` does in a thread what it is given. ``authorise`` is asked before
+        a repeat gets an answer: ``readmit``. Not ``lasting`` is what a loss
         of power undoes: it may then be done again. Raises IdempotencyMismatch and others."""

@@ -309,5 +309,17 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 #: What makes one, and what does that in a thread.
+class Repeat(msgspec.Struct, frozen=True):
+    """A request that an Idempotency-Key stands for. ``body`` None is that of a file's upload."""
+
+    body: SandboxBody | ExecBody | RunBody | CallBody | None
+    sandbox: str = ""
+    path: str = ""  # of the file
+    raw: bytes = b""  # the body as it came
+
+
 Work = Callable[[], Answer]
 Carry = Callable[[Work], Awaitable[Answer]]
+#: Raises where a repeat may not have the answer. It is given the names of the acts that somebody
+#: approved for the first request; None says that whatever must be approved will be.
+Authorise = Callable[[frozenset[str] | None], None]

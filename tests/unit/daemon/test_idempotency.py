@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 
+import msgspec
 import pytest
 
 from agentd.daemon import context, idempotency
@@ -17,15 +18,18 @@ from agentd.daemon.idempotency import (
     IdempotencyMismatch,
     request_digest,
 )
+from agentd.daemon.keyed import Bounds
+from agentd.daemon.seal import Seal
 from agentd.daemon.store.errors import StoreError
 from agentd.daemon.store.records import IdempotencyRecord
 from agentd.daemon.store.sqlite import SqliteStore
-from agentd.model.errors import InvalidInput, Refused
+from agentd.model.errors import Forbidden, InvalidInput, Refused
 
 # Does its work, of which a file is the trace, and dies before, during or after it.
 DIES = """
 import asyncio, os, signal, sys
 from agentd.daemon.idempotency import Answer, Idempotency
+from agentd.daemon.seal import Seal
 from agentd.daemon.store.sqlite import SqliteStore
 
 folder, where = sys.argv[1:3]
@@ -44,7 +48,7 @@ def work():
 
 async def main():
     store = SqliteStore(f"{folder}/state")
-    keys = Idempotency(store)
+    keys = Idempotency(store, Seal(bytes(32)))
     die("before")
     await keys.run("alice", "first", "d", lambda: Answer(200), asyncio.to_thread, lasting=lasting)
     await keys.run("alice", "k", "d", work, asyncio.to_thread, lasting=lasting)
@@ -85,6 +89,9 @@ class Worker:
 
 
 class Keys(Idempotency):
+    def __init__(self, store, bounds=None, key=bytes(32), **options):
+        super().__init__(store, Seal(key), bounds, **options)
+
     def run(self, principal, key, digest, work, **options):
         return super().run(principal, key, digest, work, asyncio.to_thread, **options)
 
@@ -103,7 +110,7 @@ def clock():
 
 @pytest.fixture
 def make(store, clock):
-    return lambda: Keys(store, ttl=100, clock=clock)
+    return lambda **bounds: Keys(store, Bounds(ttl=100, **bounds), clock=clock)
 
 
 def test_a_repeat_gets_the_recorded_answer_also_from_the_next_daemon(make):
@@ -137,7 +144,7 @@ def test_the_answer_is_synced_where_what_was_done_lasts(make, store, monkeypatch
 
     asyncio.run(main())
     # The claim, the answer, and the next claim: where nothing lasts it is looked for, not claimed.
-    assert synced == ([False, True, False] if lasting else [False, False])
+    assert synced == ([False, True, False] if lasting else [False])
 
 
 def test_a_repeat_while_it_runs_waits_for_the_same_answer(make):
@@ -308,57 +315,141 @@ def test_a_key_expires_after_its_request_has_ended(make, store, clock):
         work.gate.set()
         await asyncio.gather(task, attached)
         clock.now += 99
-        assert await keys.sweep() == 0
+        assert keys.sweep() == 0
         assert (await keys.run("alice", "k", "d", work)).replayed
         clock.now += 2
         assert not (await keys.run("alice", "k", "other", work)).replayed
         clock.now += 101
-        assert await keys.sweep() == 1
+        assert keys.sweep() == 1
         assert store.find(IdempotencyRecord) == []
         assert work.runs == 2
 
     asyncio.run(main())
 
 
-def test_a_full_table_refuses_until_keys_expire_and_forgets_none_before(make, clock, monkeypatch):
-    monkeypatch.setattr(idempotency, "MAX_KEYS", 3)
-    monkeypatch.setattr(idempotency, "MAX_TOTAL_KEYS", 5)
-
+def test_a_full_table_forgets_the_oldest_that_ended_and_refuses_nobody(make, store, clock):
     async def main():
-        keys, work = make(), Worker()
-        for key in "abc":
-            await keys.run("alice", key, "d", work)
-        with pytest.raises(IdempotencyFull, match="wait until the oldest expire"):
-            await keys.run("alice", "d", "d", work)
-        for key in "ab":
-            await keys.run("bob", key, "d", work)
-        for again in (keys, make()):
-            with pytest.raises(IdempotencyFull):
-                await again.run("carol", "a", "d", work)
-            assert (await again.run("alice", "a", "d", work)).replayed
-        clock.now += 101
-        assert not (await keys.run("alice", "d", "d", work)).replayed
-        assert work.runs == 6
+        bounds = {"keys": 3, "total_keys": 1000}
+        keys, work = make(**bounds), Worker()
+        for key in range(10):
+            for lasting in (True, False):
+                clock.now += 1
+                done = await keys.run("alice", f"{key}{lasting}", "d", work, lasting=lasting)
+                assert not done.replayed
+        await keys.run("bob", "k", "d", work)
+        for again in (keys, make(**bounds)):
+            for key in ("8False", "9True", "9False"):
+                assert (await again.run("alice", key, "d", work)).replayed
+            assert (await again.run("bob", "k", "d", work)).replayed
+        assert len(store.find(IdempotencyRecord, principal="alice")) == 3
+        assert not (await keys.run("alice", "8True", "d", work)).replayed
 
     asyncio.run(main())
 
 
-def test_an_answer_too_large_to_keep_is_told_and_not_made_again(make, monkeypatch):
+def test_what_runs_is_never_forgotten_for_others(make, store):
+    async def main():
+        gate = threading.Event()
+        keys, slow, work = make(keys=2), Worker(gate=gate), Worker()
+        task = asyncio.ensure_future(keys.run("alice", "slow", "d", slow))
+        await slow.started()
+        for key in range(5):
+            await keys.run("alice", f"{key}", "d", work)
+        assert store.get(IdempotencyRecord, "alice", "slow").state == "started"
+        other = Worker(gate=gate)
+        second = asyncio.ensure_future(keys.run("alice", "other", "d", other))
+        await other.started()
+        with pytest.raises(IdempotencyFull, match="run at once") as caught:
+            await keys.run("alice", "third", "d", work)
+        assert "when one of them has ended" in caught.value.remediation
+        gate.set()
+        await asyncio.gather(task, second)
+        assert not (await keys.run("alice", "third", "d", work)).replayed
+
+    asyncio.run(main())
+
+
+def test_where_all_is_full_those_of_whoever_has_the_most_are_forgotten(make, store, clock):
+    async def main():
+        keys, work = make(total_keys=100), Worker()
+        for key in range(95):
+            await keys.run("hog", f"{key}", "d", work)
+        for key in range(20):
+            await keys.run(f"p{key}", "k", "d", work)
+        for key in range(20):
+            assert (await keys.run(f"p{key}", "k", "d", work)).replayed
+        assert 0 < len(store.find(IdempotencyRecord, principal="hog")) < 95
+
+    asyncio.run(main())
+
+
+def test_of_too_many_bytes_the_oldest_answers_are_dropped_and_told(make, monkeypatch):
     monkeypatch.setattr(idempotency, "MAX_ANSWER", 10)
-    monkeypatch.setattr(idempotency, "MAX_BYTES", 15)
 
     async def main():
-        keys = make()
-        sizes = {"a": 10, "b": 11, "c": 5, "d": 1}
+        bounds = {"bytes": 15, "total_bytes": 25}
+        keys = make(**bounds)
+        sizes = {"b": 11, "a": 10, "c": 5, "d": 1}
         for key, size in sizes.items():
             work = Worker(Answer(200, b"x" * size))
             assert len((await keys.run("alice", key, "d", work)).body) == size
-        for again in (keys, make()):
-            for key in "ac":
-                assert len((await again.run("alice", key, "d", work)).body) == sizes[key]
-            for key in "bd":
+        for again in (keys, make(**bounds)):
+            assert (await again.run("alice", "d", "d", work)).body == b"x"
+            for key in "ab":
                 with pytest.raises(AnswerDropped, match="was done, with status 200"):
                     await again.run("alice", key, "d", work)
+        for principal in ("bob", "carol", "dave"):
+            await keys.run(principal, "k", "d", Worker(Answer(200, b"y" * 10)))
+        assert sum(r.size for r in keys._store.find(IdempotencyRecord)) <= 25
+        assert (await keys.run("dave", "k", "d", work)).body == b"y" * 10
+
+    asyncio.run(main())
+
+
+def test_an_answer_is_sealed_and_without_the_key_it_is_told_as_interrupted(make, store, tmp_path):
+    async def main():
+        work = Worker(Answer(200, b"secret-words", {"a": "b"}))
+        await make().run("alice", "k", "d", work)
+        for path in (tmp_path / "state").iterdir():
+            assert b"secret-words" not in path.read_bytes()
+        with pytest.raises(IdempotencyInterrupted) as caught:
+            await Keys(store, key=b"1" * 32, clock=lambda: 1000.0).run("alice", "k", "d", work)
+        assert "the key that sealed its answer is gone" in caught.value.cause
+        moved = store.get(IdempotencyRecord, "alice", "k")
+        store.write(lambda t: t.put(msgspec.structs.replace(moved, principal="bob")))
+        with pytest.raises(IdempotencyInterrupted):
+            await make().run("bob", "k", "d", work)
+        assert (await make().run("alice", "k", "d", work)).body == b"secret-words"
+        assert work.runs == 1
+
+    asyncio.run(main())
+
+
+def test_a_repeat_is_authorised_before_it_gets_anything(make):
+    async def main():
+        gate = threading.Event()
+        work, keys, seen = Worker(gate=gate), make(), []
+
+        def forbid(approved):
+            seen.append(approved)
+            raise Forbidden("no")
+
+        def ask(authorise):
+            return asyncio.ensure_future(keys.run("alice", "k", "d", work, authorise=authorise))
+
+        first = ask(seen.append)
+        await work.started()
+        with pytest.raises(Forbidden):
+            await ask(forbid)
+        gate.set()
+        assert not (await first).replayed
+        # The one that may is not refused along with the one that may not.
+        wrong, right = ask(forbid), ask(seen.append)
+        with pytest.raises(Forbidden):
+            await wrong
+        assert (await right).replayed
+        assert seen[0] is None and seen[-1] == frozenset()
+        assert work.runs == 1
 
     asyncio.run(main())
 
@@ -434,7 +525,6 @@ def test_what_does_not_last_is_recorded_in_one_with_its_answer_or_taken_back(mak
         assert not answer.replayed
         assert undone == [1]
         assert {r.key for r in store.find(IdempotencyRecord)} == {"first", "k", "thing"}
-        assert keys._use["alice"][0] == 2 and keys._total == 2
 
     asyncio.run(main())
 
@@ -448,22 +538,6 @@ def test_nothing_is_written_of_what_does_not_last_and_was_refused(make, store):
         assert (await keys.run("alice", "k", "d", Worker(), lasting=False)).status == 201
         with pytest.raises(IdempotencyMismatch):
             await keys.run("alice", "k", "other", Worker(), lasting=False)
-
-    asyncio.run(main())
-
-
-def test_a_full_table_refuses_what_does_not_last_too(make, clock, monkeypatch):
-    monkeypatch.setattr(idempotency, "MAX_KEYS", 2)
-
-    async def main():
-        keys, work = make(), Worker()
-        for key in "ab":
-            await keys.run("alice", key, "d", work, lasting=False)
-        with pytest.raises(IdempotencyFull):
-            await keys.run("alice", "c", "d", work, lasting=False)
-        clock.now += 101
-        assert not (await keys.run("alice", "a", "d", work, lasting=False)).replayed
-        assert work.runs == 3
 
     asyncio.run(main())
 

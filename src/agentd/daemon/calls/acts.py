@@ -31,6 +31,10 @@ def command(
     who: Principal, handle: SandboxHandle, request: ExecRequest, labels: Mapping[str, str]
 ) -> Act:
     """``request`` as the sandbox completed it; what it reads is told by its end alone."""
+    return command_at(who, Place.of(handle, labels), request)
+
+
+def command_at(who: Principal, place: Place, request: ExecRequest) -> Act:
     parameters: dict[str, Any] = {"command": request.argv[0], "args": list(request.argv[1:])}
     parameters |= {"cwd": request.cwd, "env": dict(request.env)}
     if request.timeout is not None:
@@ -39,7 +43,7 @@ def command(
         who=who,
         name=SHELL,
         parameters=parameters,
-        place=Place.of(handle, labels),
+        place=place,
         needs=shell_needs(),
         request=context.current() or context.new_id(),
         executes=True,
@@ -68,8 +72,12 @@ def operation(
     **parameters: Any,
 ) -> Act:
     """One on a sandbox that is there, or on its files."""
+    return operation_at(who, name, Place.of(handle, labels), parameters)
+
+
+def operation_at(who: Principal, name: str, place: Place, parameters: Mapping[str, Any]) -> Act:
     needs = _WRITES if name == WRITE else Needs()
-    return _act(who, name, parameters, Place.of(handle, labels), needs)
+    return _act(who, name, parameters, place, needs)
 
 
 @cache

@@ -101,6 +101,21 @@ class Admission:
         policy = self._policy()
         return NO_POLICY if policy is None else policy.decide(asked(act, time.time()))
 
+    def readmit(self, act: Act, approved: frozenset[str] | None) -> Admitted:
+        """``admit`` for a repeat that gets a recorded answer: nothing is done. What somebody
+        ``approved`` for the first request they approved for its repeats; None is all."""
+        now = time.time()
+        decision = self._decide(act, now)
+        if act.bundle and decision.bundle != act.bundle:
+            decision = _another(act, decision.bundle)
+        self._count(decision)
+        if not decision.allow:
+            self._refuse(act, decision)
+        if decision.obligations.approve and approved is not None and act.name not in approved:
+            self._ask_for_approval(act, decision, -1)
+        self._log.append(_event(Kind.ADMISSION, act, {**decision_fields(decision), "repeat": True}))
+        return Admitted(act, decision, now)
+
     def decisions(self) -> dict[str, int]:
         """How many there were of each of ANSWERS."""
         with self._count_guard:

@@ -24,6 +24,7 @@ from agentd.daemon.calls.records import Ending, Records
 from agentd.model.api import CallBody, CallView, SandboxBody
 from agentd.model.capability import About, Outcome
 from agentd.model.cause import Cause, CauseCode
+from agentd.model.decision import Obligations
 from agentd.model.errors import InvalidInput, PolicyDenied, Refused
 from agentd.model.principal import Principal
 from agentd.model.result import Timing, Usage
@@ -115,6 +116,40 @@ class Calls:
         timing = _timing(begun, setup)
         return _view(act, admitted, where, outcome, timing, receipt)
 
+    def readmit(
+        self,
+        who: Principal,
+        body: CallBody,
+        place: Place | None,
+        approved: frozenset[str] | None,
+        *,
+        via: str = "",
+    ) -> None:
+        """Raises what ``call`` would refuse it with now, for a repeat that gets its answer.
+        ``place`` is of ``body.sandbox``."""
+        about = self.registry.get(body.capability).about
+        parameters = schema.check(about, body.parameters)
+        made = place is None
+        if place is None:
+            place = self._new_place(who, about, body)
+        else:
+            _check_place(body)
+        act = _act(who, about, parameters, body, place, via)
+        act = msgspec.structs.replace(act, executes=False)
+        admitted = self._admission.readmit(act, approved)
+        with self._admission.obliging(admitted) as obligations:
+            if not about.needs.sandbox:
+                _check_network(about, obligations)
+            elif made:
+                oblige.new_sandbox(place.spec, obligations)
+                who.require("create")
+            else:
+                oblige.existing_sandbox(place.spec, place.level, obligations)
+
+    def _new_place(self, who: Principal, about: About, body: CallBody) -> Place:
+        spec, labels = self._sandboxes.plan(who, body)
+        return Place.new(_strong_enough(spec, about), labels)
+
     def _act(
         self,
         who: Principal,
@@ -129,21 +164,8 @@ class Calls:
             handle, labels = self._sandboxes.get(who, body)
             place = Place.of(handle, labels)
         else:
-            spec, labels = self._sandboxes.plan(who, body)
-            place = Place.new(_strong_enough(spec, about), labels)
-        act = Act(
-            who=who,
-            name=about.name,
-            parameters=parameters,
-            place=place,
-            needs=about.needs,
-            request=context.current() or context.new_id(),
-            signer=who.credential if who.via == "signed" else "",
-            bundle=body.bundle or "",
-            via=via,
-            executes=True,
-        )
-        return handle, act
+            place = self._new_place(who, about, body)
+        return handle, _act(who, about, parameters, body, place, via)
 
     def _place(
         self,
@@ -156,10 +178,7 @@ class Calls:
         """The sandbox that it runs in; none for what acts in the daemon itself."""
         obligations = admitted.decision.obligations
         if not about.needs.sandbox:
-            if about.needs.network and obligations.no_network:
-                raise PolicyDenied(
-                    f"the policy allows {about.name} no network", remediation="call another"
-                )
+            _check_network(about, obligations)
             return _Given(None)
         if handle is not None:
             oblige.existing_sandbox(handle.spec, handle.level, obligations)
@@ -179,6 +198,28 @@ class Calls:
                     outputs[name] = facts.digest(data)
             known = facts.of_result(admitted, end, outputs)
         return self._records.write(admitted, known)
+
+
+def _act(
+    who: Principal,
+    about: About,
+    parameters: Mapping[str, Any],
+    body: CallBody,
+    place: Place,
+    via: str,
+) -> Act:
+    return Act(
+        who=who,
+        name=about.name,
+        parameters=parameters,
+        place=place,
+        needs=about.needs,
+        request=context.current() or context.new_id(),
+        signer=who.credential if who.via == "signed" else "",
+        bundle=body.bundle or "",
+        via=via,
+        executes=True,
+    )
 
 
 class _Given(AbstractContextManager[SandboxHandle | None]):
@@ -201,6 +242,12 @@ def _check_place(body: CallBody) -> None:
             f"sandbox {(body.sandbox or '')[:64]} is there, and create says how to make one",
             remediation="leave out one of the two",
         )
+
+
+def _check_network(about: About, obligations: Obligations) -> None:
+    """Of what acts in the daemon itself."""
+    if about.needs.network and obligations.no_network:
+        raise PolicyDenied(f"the policy allows {about.name} no network", remediation="call another")
 
 
 def _strong_enough(spec: SandboxSpec, about: About) -> SandboxSpec:

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from agentd.daemon import context
 from agentd.daemon.approvals import Approvals
 from agentd.daemon.calls.act import Act
 from agentd.daemon.calls.admission import decision_fields
@@ -52,6 +53,8 @@ class Parked:
         finally:
             self._approvals.withdraw(asked.id)
         if found.state == "approved":
+            if (recording := context.recorded()) is not None:
+                recording.approved.add(act.name)
             self._note(
                 Kind.APPROVAL_DECIDED, act, approval=found.id, allowed=True, by=found.decided_by
             )

@@ -191,6 +191,14 @@ class Http(msgspec.Struct, frozen=True, kw_only=True):
     idle: Duration = Duration(60)  # of a connection between requests
 
 
+class Idempotency(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one principal's Idempotency-Keys: the oldest ended ones are forgotten for new ones."""
+
+    keep: Duration = Duration(3600)  # after their request has ended
+    keys: int = 10_000
+    answers: Size = Size(64 * MIB)  # that are kept
+
+
 class Log(msgspec.Struct, frozen=True, kw_only=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["text", "json"] = "text"
@@ -245,6 +253,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     limits: LimitBounds = LimitBounds()
     sandbox: Sandbox = Sandbox()
     http: Http = Http()
+    idempotency: Idempotency = Idempotency()
     log: Log = Log()
     metrics: Metrics = Metrics()
     policy: Policy = Policy()

@@ -181,7 +181,7 @@ class Commands:
         self, who: Principal, live: Live, body: ExecBody, *, detached: bool, feeds: bool
     ) -> Command:
         live.require_running("run a command in it")
-        request = _request(body, feeds or body.stdin_open)
+        request = request_of(body, feeds or body.stdin_open)
         id_ = _new_id()
         if detached:
             request = msgspec.structs.replace(request, tag=id_)
@@ -321,7 +321,8 @@ def _new_id() -> str:
     return f"prc-{when:010x}{os.urandom(5).hex()}"
 
 
-def _request(body: ExecBody, stdin: bool) -> ExecRequest:
+def request_of(body: ExecBody, stdin: bool) -> ExecRequest:
+    """Raises InvalidInput."""
     wanted: options.ExecOptions = {
         "cwd": body.cwd,
         "env": body.env,

@@ -17,6 +17,10 @@ _SCOPES = {"fs.read.v1": "read", "fs.list.v1": "read", "fs.search.v1": "read"}
 _SCOPES |= {"archive.read.v1": "files", "fs.write.v1": "files", "fs.edit.v1": "files"}
 
 
+def scope_of(capability: str) -> str:
+    return _SCOPES.get(capability, "run")
+
+
 class Places:
     """``calls.Sandboxes`` of a daemon. Thread-safe."""
 
@@ -25,13 +29,13 @@ class Places:
         self._sandboxes = sandboxes
 
     def get(self, who: Principal, body: CallBody) -> tuple[SandboxHandle, Mapping[str, str]]:
-        who.require(_SCOPES.get(body.capability, "run"))
+        who.require(scope_of(body.capability))
         live = self._sandboxes.get(who, body.sandbox or "")
         live.require_running("call a capability in it")
         return live.handle, live.record.labels
 
     def plan(self, who: Principal, body: CallBody) -> tuple[SandboxSpec, Mapping[str, str]]:
-        who.require(_SCOPES.get(body.capability, "run"))
+        who.require(scope_of(body.capability))
         if body.create.snapshot is not None:
             raise InvalidInput(
                 "a call makes no sandbox of a snapshot",

@@ -7,7 +7,7 @@ is ended; one that the supervisor has lost is written down as ended.
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -183,6 +183,22 @@ class Sandboxes:
             )
         return live
 
+    def find(self, id_: str) -> Live | None:
+        """Whoever has it; None where it has ended."""
+        with self._lock:
+            return self._live.get(id_)
+
+    def recall(self, principal: Principal, id_: str) -> SandboxRecord:
+        """Its record, also after it has ended, for as long as that is kept. Raises NotFound."""
+        live = self.find(id_)
+        record = self._store.get(SandboxRecord, id_) if live is None else live.record
+        if record is None or not principal.owns(record.principal):
+            raise NotFound(
+                f"there is no sandbox {id_[:64]!r}",
+                remediation="what has ended long ago is forgotten",
+            )
+        return record
+
     def page(
         self, principal: Principal, labels: Mapping[str, str], limit: int, after: str
     ) -> SandboxPage:
@@ -235,7 +251,8 @@ class Sandboxes:
         """Go on with what the store and the supervisor both know: how many, and how many not."""
         there = {held.id: held for held in remote.held(self._link)}
         adopted = reaped = 0
-        for record in self._records():
+        found = self._records()
+        for record in found:
             held = there.pop(str(record.save.get("wall")), None)
             if held is None:
                 self._put(_ended(record))
@@ -243,6 +260,7 @@ class Sandboxes:
             else:
                 self._take_over(record, held)
                 adopted += 1
+        self._hand_over(found)
         for nobodys in there.values():
             remote.wall_of(self._link, nobodys).kill()
             reaped += 1
@@ -251,10 +269,31 @@ class Sandboxes:
     def _take_over(self, record: SandboxRecord, held: Held) -> None:
         backend = self._pipeline.manager.backend(record.backend)
         wall = remote.wall_of(self._link, held)
-        choice = Choice(backend, remote.RemotePlan(record.spec))
-        handle = self._pipeline.manager.adopt(record.id, choice, wall, paused=held.paused)
+        spec = msgspec.structs.replace(record.spec, env=record.spec.env or held.spec.env)
+        handle = self._pipeline.manager.adopt(
+            record.id, Choice(backend, remote.RemotePlan(spec)), wall, paused=held.paused
+        )
         self._ledger.take(record.principal, record.spec.limits, force=True)
         self._keep(Live(handle, record))
+
+    def _hand_over(self, records: Sequence[SandboxRecord]) -> None:
+        """Variables that an agentd before this one wrote to the store go to the supervisor. One
+        that is as old does not take them: then they stay until their sandbox ends."""
+        if not any(record.spec.env for record in records):
+            return
+        old = [live for live in self.all() if live.record.spec.env]
+        for live in old:
+            left = max(0.0, (live.record.deadline or 0.0) - time.time())
+            with contextlib.suppress(AgentdError):
+                live.wall.tell_lease(left + _GRACE_SECONDS, live.record.spec.env)
+        known = {held.id: held.spec.env for held in remote.held(self._link)} if old else {}
+        for live in old:
+            if known.get(live.wall.id) == live.record.spec.env:
+                live.record = msgspec.structs.replace(
+                    live.record, spec=_without_env(live.record.spec)
+                )
+                self._put(live.record)
+        self._store.checkpoint()
 
     def _records(self) -> list[SandboxRecord]:
         found: list[SandboxRecord] = []
@@ -278,7 +317,7 @@ class Sandboxes:
         record = SandboxRecord(
             id=handle.id,
             principal=owner,
-            spec=handle.spec,
+            spec=_without_env(handle.spec),
             backend=handle.backend,
             level=handle.level.label,
             state=str(handle.state),
@@ -290,7 +329,7 @@ class Sandboxes:
         live = Live(handle, record)
         if not live.wall.alive():
             raise BackendLost(f"sandbox {handle.id} has ended", remediation="create another")
-        live.wall.tell_lease(seconds + _GRACE_SECONDS)
+        live.wall.tell_lease(seconds + _GRACE_SECONDS, handle.spec.env)
         with contextlib.suppress(AgentdError):
             handle.guest.tell("sys.lease", ms=_agents(seconds))
         self._put(record, undo=lambda: self.end(live, "not_recorded"))
@@ -373,5 +412,13 @@ def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
     return dict(labels)
 
 
+def _without_env(spec: SandboxSpec) -> SandboxSpec:
+    """Variables are often secrets: the supervisor keeps them for the next daemon, and no file."""
+    return msgspec.structs.replace(spec, env={})
+
+
 def _ended(record: SandboxRecord) -> SandboxRecord:
-    return msgspec.structs.replace(record, state=_ENDED, deadline=None, ended=time.time())
+    spec = _without_env(record.spec)
+    return msgspec.structs.replace(
+        record, spec=spec, state=_ENDED, deadline=None, ended=time.time()
+    )

@@ -28,11 +28,13 @@ from agentd.daemon.service.live import Live
 from agentd.daemon.service.output import Output
 from agentd.daemon.service.places import Places
 from agentd.daemon.service.quotas import Ledger
+from agentd.daemon.service.repeats import Repeats
 from agentd.daemon.service.sandboxes import Sandboxes
 from agentd.daemon.service.snapshots import About, Snapshots
 from agentd.model.api import (
     Answer,
     ApprovalView,
+    Authorise,
     BackendView,
     CallBody,
     CallView,
@@ -46,6 +48,7 @@ from agentd.model.api import (
     MkdirBody,
     MoveBody,
     ProcessView,
+    Repeat,
     ResultView,
     RunBody,
     SandboxBody,
@@ -107,6 +110,9 @@ class DaemonService:
             control.records,
             pipeline,
             Places(config, sandboxes),
+        )
+        self._repeats = Repeats(
+            config, control.admission, self._calls, sandboxes, snapshots, signed
         )
         self.ends = Ends()
         self._idempotency = idempotency
@@ -415,6 +421,9 @@ class DaemonService:
     def ready(self) -> str:
         return "it is about to end" if self._sandboxes.draining else self.not_ready
 
+    def readmit(self, who: Principal, repeat: Repeat, approved: frozenset[str] | None) -> None:
+        self._repeats.readmit(who, repeat, approved)
+
     async def once(
         self,
         who: Principal,
@@ -424,11 +433,12 @@ class DaemonService:
         carry: Carry,
         *,
         lasting: bool = True,
+        authorise: Authorise | None = None,
     ) -> Answer:
         digest = sha256(request).hexdigest()
         with context.recording(lasting=lasting):
             return await self._idempotency().run(
-                who.name, key, digest, work, carry, lasting=lasting
+                who.name, key, digest, work, carry, lasting=lasting, authorise=authorise
             )
 
     def _create(self, who: Principal, body: SandboxBody) -> Live:

@@ -62,7 +62,27 @@ CREATE INDEX approvals_expires ON approvals (expires);
 # By a sandbox they are found, by their end forgotten: for a third index each command wrote a page.
 _FEWER_INDEXES = "DROP INDEX processes_state;"
 
-STEPS: tuple[str, ...] = (_FIRST, _SIGNED_AND_APPROVED, _FEWER_INDEXES)
+# Answers are sealed from here on, and forgotten after an hour: those before lay open for a day. The
+# variables of a sandbox are with its supervisor, which the daemon tells those of the living. An
+# infinite time is one that never comes: a row of a request that runs is not forgotten.
+_NOTHING_IN_CLEAR = """
+ALTER TABLE idempotency ADD COLUMN approved TEXT NOT NULL DEFAULT '';
+UPDATE idempotency SET expires = expires - 82800.0;
+UPDATE idempotency SET expires = 9e999 WHERE state = 'started';
+UPDATE idempotency SET state = 'interrupted', headers = '{}', body = x'', size = 0
+    WHERE state = 'done';
+UPDATE sandboxes SET spec = json_remove(spec, '$.env') WHERE state NOT IN ('ready', 'paused');
+DROP INDEX idempotency_size;
+CREATE INDEX idempotency_of ON idempotency (principal, expires, size);
+"""
+
+# Outside of a transaction: the whole file is written anew, without what was deleted from it, and
+# takes the place of the old one with the checkpoint.
+VACUUM = "VACUUM"
+
+STEPS: tuple[str, ...] = (
+    _FIRST, _SIGNED_AND_APPROVED, _FEWER_INDEXES, _NOTHING_IN_CLEAR, VACUUM,
+)  # fmt: skip
 
 
 def migrate(connection: sqlite3.Connection, steps: Sequence[str] = STEPS) -> int:
@@ -89,6 +109,10 @@ def migrate(connection: sqlite3.Connection, steps: Sequence[str] = STEPS) -> int
 
 
 def _take(connection: sqlite3.Connection, step: str, version: int) -> None:
+    if step == VACUUM:
+        connection.execute(VACUUM)
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        step = ""
     connection.execute("BEGIN IMMEDIATE")
     try:
         # Not executescript: it would commit the open transaction first.

@@ -39,6 +39,16 @@ class Reader(Protocol):
     def measure(self, kind: type[Record], column: str, **equal: Value) -> Amount:
         """How many rows there are, and the sum of one of their columns."""
 
+    def least(
+        self, kind: type[R], column: str, limit: int, *, positive: str = "", **equal: Value
+    ) -> list[R]:
+        """Rows with the least values of a column, without those that are infinite; ``positive`` is
+        another column, which must be."""
+
+    def heaviest(self, kind: type[Record], column: str, weight: str = "") -> Value:
+        """The value of ``column`` that most rows have, or whose rows weigh the most; None without
+        rows."""
+
 
 class Transaction(Reader, Protocol):
     """Sees what it wrote; valid only within the function that it was given to."""
@@ -77,6 +87,9 @@ class Store(Reader, Protocol):
 
     async def awrite(self, work: Callable[[Transaction], T], *, synced: bool = True) -> T:
         """A caller that is cancelled does not undo it. ``synced`` as for ``submit``."""
+
+    def checkpoint(self) -> None:
+        """What was deleted is in no file any more, unless the disk refuses."""
 
     def close(self) -> None:
         """After the writes that wait; idempotent."""

@@ -62,7 +62,10 @@ class ApiKeyRecord(Record, frozen=True, kw_only=True):
 
 
 class IdempotencyRecord(Record, frozen=True, kw_only=True):
-    """``state``: "started", "done", "dropped" (the answer was too large) or "interrupted"."""
+    """``state``: "started", "done", "dropped" (its answer is not kept) or "interrupted".
+
+    ``expires`` is infinite until its request has ended. ``body`` is sealed.
+    """
 
     principal: str
     key: str
@@ -73,7 +76,8 @@ class IdempotencyRecord(Record, frozen=True, kw_only=True):
     status: int = 0
     headers: dict[str, str] = {}
     body: bytes = b""
-    size: int = 0  # bytes of the body
+    size: int = 0  # bytes of the answer's body
+    approved: str = ""  # the acts that somebody approved, with spaces between them
 
 
 class NonceRecord(Record, frozen=True, kw_only=True):

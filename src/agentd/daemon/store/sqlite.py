@@ -27,6 +27,7 @@ _WRITER = (
     "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = FULL",
     "PRAGMA journal_size_limit = 16777216",
+    "PRAGMA secure_delete = ON",  # what is forgotten is not left in free pages
 )
 _READER = ("PRAGMA query_only = ON",)
 
@@ -69,6 +70,16 @@ class SqliteStore:
         with self._reading() as view:
             return view.measure(kind, column, **equal)
 
+    def least(
+        self, kind: type[R], column: str, limit: int, *, positive: str = "", **equal: Value
+    ) -> list[R]:
+        with self._reading() as view:
+            return view.least(kind, column, limit, positive=positive, **equal)
+
+    def heaviest(self, kind: type[Record], column: str, weight: str = "") -> Value:
+        with self._reading() as view:
+            return view.heaviest(kind, column, weight)
+
     def write(self, work: Callable[[Transaction], T], *, synced: bool = True) -> T:
         value: T = self._writer.write(work, synced=synced)
         return value
@@ -84,6 +95,11 @@ class SqliteStore:
 
     def counts(self) -> Counts:
         return self._writer.counts
+
+    def checkpoint(self) -> None:
+        with contextlib.suppress(sqlite3.Error):  # the next one does it
+            connection = _connect(self._path, ("PRAGMA wal_checkpoint(TRUNCATE)",))
+            connection.close()
 
     def close(self) -> None:
         with self._guard:

@@ -1,5 +1,6 @@
 """Reads and writes on one SQLite connection, in records."""
 
+import math
 import sqlite3
 from collections.abc import Mapping
 from typing import TypeVar
@@ -51,6 +52,26 @@ class View:
         total = f"COALESCE(SUM({table.column(column)}), 0)"
         sql = f"SELECT COUNT(*), {total} FROM {table.name} WHERE {where}"  # noqa: S608
         return Amount(*self._connection.execute(sql, tuple(equal.values())).fetchone())
+
+    def least(
+        self, kind: type[R], column: str, limit: int, *, positive: str = "", **equal: Value
+    ) -> list[R]:
+        table = tables.of(kind)
+        column = table.column(column)
+        wanted = [f"{table.column(name)} IS ?" for name in equal] + [f"{column} < ?"]
+        if positive:
+            wanted.append(f"{table.column(positive)} > 0")
+        sql = f"{table.select} WHERE {' AND '.join(wanted)} ORDER BY {column} LIMIT ?"
+        rows = self._connection.execute(sql, (*equal.values(), math.inf, limit))
+        return [table.record(row) for row in rows]
+
+    def heaviest(self, kind: type[Record], column: str, weight: str = "") -> Value:
+        table = tables.of(kind)
+        group = table.column(column)
+        by = f"SUM({table.column(weight)})" if weight else "COUNT(*)"
+        sql = f"SELECT {group} FROM {table.name} GROUP BY {group} ORDER BY {by} DESC LIMIT 1"  # noqa: S608
+        row = self._connection.execute(sql).fetchone()
+        return None if row is None else row[0]
 
 
 class WriteView(View):

@@ -18,7 +18,7 @@ from agentd.ingest.http.respond import answer, error_answer
 from agentd.ingest.http.threads import Room
 from agentd.ingest.service import Service
 from agentd.model import typed
-from agentd.model.api import Answer
+from agentd.model.api import Answer, Repeat
 from agentd.model.capability import CallFailed
 from agentd.model.errors import AgentdError, InvalidInput, Refused
 from agentd.model.principal import Principal
@@ -120,7 +120,15 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         if key is None:
             return await carry(call)
         request, work = fingerprint(exchange, raw), recordable(call)
-        return await service.once(who, key, request, work, carry, lasting=self.lasting)
+
+        def authorise(approved: frozenset[str] | None) -> None:
+            body = decode(exchange, self.body, raw)
+            repeat = Repeat(body, exchange.path.get("id", ""), raw=raw)
+            service.readmit(who, repeat, approved)
+
+        return await service.once(
+            who, key, request, work, carry, lasting=self.lasting, authorise=authorise
+        )
 
     def _room(self, exchange: Exchange) -> Room:
         threads = exchange.api.threads

@@ -9,7 +9,7 @@ from agentd.ingest.http.exchange import Exchange
 from agentd.ingest.http.feed import Feed
 from agentd.ingest.http.operation import fingerprint, recordable
 from agentd.ingest.http.respond import answer
-from agentd.model.api import Answer
+from agentd.model.api import Answer, Authorise, Repeat
 from agentd.model.principal import Principal
 
 _WHOLE = 1 << 20  # an upload up to this is part of what its Idempotency-Key stands for
@@ -27,11 +27,20 @@ async def put_file(exchange: Exchange, query: dict[str, Any]) -> None:
     if key is None:
         await exchange.answer(await _upload(exchange, write))
     else:
-        await exchange.answer(await _put_once(exchange, who, key, write))
+        repeat = Repeat(None, id_, query["path"])
+
+        def authorise(approved: frozenset[str] | None) -> None:
+            service.readmit(who, repeat, approved)
+
+        await exchange.answer(await _put_once(exchange, who, key, write, authorise))
 
 
 async def _put_once(
-    exchange: Exchange, who: Principal, key: str, write: Callable[[Iterable[bytes]], Answer]
+    exchange: Exchange,
+    who: Principal,
+    key: str,
+    write: Callable[[Iterable[bytes]], Answer],
+    authorise: Authorise,
 ) -> Answer:
     """Of a large upload its length and its Content-Digest (RFC 9530) stand for the bytes."""
     length = exchange.length()
@@ -39,13 +48,15 @@ async def _put_once(
         whole = await exchange.body(_WHOLE)
         work = recordable(lambda: write((whole,)))
         carry = exchange.api.threads.uploads.run
-        return await exchange.api.service.once(who, key, fingerprint(exchange, whole), work, carry)
+        return await exchange.api.service.once(
+            who, key, fingerprint(exchange, whole), work, carry, authorise=authorise
+        )
     stands_for = f"{length} {exchange.header(b'content-digest') or ''}".encode()
     async with _feeding(exchange) as feed:
         work = recordable(lambda: write(feed))
         request = fingerprint(exchange, stands_for)
         carry = exchange.api.threads.uploads.run
-        return await exchange.api.service.once(who, key, request, work, carry)
+        return await exchange.api.service.once(who, key, request, work, carry, authorise=authorise)
 
 
 async def put_tar(exchange: Exchange, query: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # A wall whose daemon died before it wrote down that it has it.
 _UNCLAIMED_SECONDS = 60.0
 _END_SECONDS = 30.0
+_NO_ENV: Mapping[str, str] = {}
 
 
 class RemotePlan(msgspec.Struct, frozen=True):
@@ -173,10 +174,10 @@ class RemoteWall:
         """Its lease ends so many seconds from now; never, for None. Raises SandboxError."""
         self._link.ask("renew", id=self.id, lease=seconds)
 
-    def tell_lease(self, seconds: float) -> None:
-        """``renew`` for one that has just been seen to live: nothing is waited for. Raises
-        BackendLost."""
-        self._link.tell("renew", id=self.id, lease=seconds)
+    def tell_lease(self, seconds: float, env: Mapping[str, str] = _NO_ENV) -> None:
+        """``renew`` for one that has just been seen to live: nothing is waited for. The supervisor
+        keeps ``env`` for the next daemon. Raises BackendLost."""
+        self._link.tell("renew", id=self.id, lease=seconds, **({"env": dict(env)} if env else {}))
 
     def _ask_of_the_living(self, op: str, otherwise: Any, **fields: Any) -> Any:
         try:

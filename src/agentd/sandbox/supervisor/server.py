@@ -233,6 +233,9 @@ class Supervisor:
     def _renew(self, message: Message) -> Answer:
         entry = self._entry(message)
         entry.deadline = _after(message.get("lease"))
+        if "env" in message:  # one that was made ahead has its owner's variables only now
+            env = typed.convert(message["env"], dict[str, str])
+            entry.spec = msgspec.structs.replace(entry.spec, env=env)
         return True, []
 
     def _still(self, message: Message, paused: bool) -> Answer:

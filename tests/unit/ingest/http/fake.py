@@ -17,6 +17,7 @@ import msgspec
 from agentd.model.api import (
     Answer,
     ApprovalView,
+    Authorise,
     BackendView,
     CallBody,
     CallView,
@@ -30,6 +31,7 @@ from agentd.model.api import (
     MkdirBody,
     MoveBody,
     ProcessView,
+    Repeat,
     ResultView,
     RunBody,
     SandboxBody,
@@ -691,6 +693,9 @@ class FakeService:
     def ready(self) -> str:
         return self.not_ready
 
+    def readmit(self, who: Principal, repeat: Repeat, approved: frozenset[str] | None) -> None:
+        who.require("files" if repeat.body is None else "run")
+
     async def once(
         self,
         who: Principal,
@@ -700,6 +705,7 @@ class FakeService:
         carry: Carry,
         *,
         lasting: bool = True,
+        authorise: Authorise | None = None,
     ) -> Answer:
         found = self.keyed.get((who.name, key))
         if found is None:
@@ -710,6 +716,8 @@ class FakeService:
             except InvalidInput:
                 del self.keyed[who.name, key]
                 raise
+        if authorise is not None:
+            authorise(None)
         if found[0] != request:
             raise Mismatch("the key was used for another request")
         return msgspec.structs.replace(await asyncio.shield(found[1]), replayed=True)

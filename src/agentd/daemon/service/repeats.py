@@ -1,0 +1,110 @@
+"""Whether a repeat of a request may have the answer that was recorded for the first.
+
+It is asked what the request itself would be asked now: scopes, whose the sandbox is, the policy.
+Nothing is done. A sandbox that has ended is judged by what the store still knows of it.
+"""
+
+from collections.abc import Callable
+
+import msgspec
+
+from agentd.daemon.calls import acts, oblige
+from agentd.daemon.calls.act import Act, Place
+from agentd.daemon.calls.admission import Admission
+from agentd.daemon.calls.calls import Calls
+from agentd.daemon.config.schema import Config
+from agentd.daemon.execution import completed
+from agentd.daemon.service import bodies
+from agentd.daemon.service.commands import request_of
+from agentd.daemon.service.places import scope_of
+from agentd.daemon.service.sandboxes import Sandboxes, check_labels
+from agentd.daemon.service.snapshots import Snapshots
+from agentd.daemon.signed import SignedRequests
+from agentd.model.api import CallBody, ExecBody, Repeat, RunBody, SandboxBody
+from agentd.model.canonical import loads_strict
+from agentd.model.isolation import IsolationLevel
+from agentd.model.principal import Principal
+from agentd.model.spec import SandboxSpec
+
+Approved = frozenset[str] | None
+
+
+class Repeats:
+    """Thread-safe."""
+
+    def __init__(
+        self,
+        config: Callable[[], Config],
+        admission: Admission,
+        calls: Calls,
+        sandboxes: Sandboxes,
+        snapshots: Snapshots,
+        signed: Callable[[], SignedRequests],
+    ) -> None:
+        self._config = config
+        self._admission = admission
+        self._calls = calls
+        self._sandboxes = sandboxes
+        self._snapshots = snapshots
+        self._signed = signed
+
+    def readmit(self, who: Principal, repeat: Repeat, approved: Approved) -> None:
+        """Raises what the request would be refused with. ``approved``: as of ``Authorise``."""
+        body = repeat.body
+        if isinstance(body, CallBody):
+            self._call(who, body, repeat.raw, approved)
+        elif isinstance(body, RunBody):
+            who.require("run")
+            spec = self._create(who, body.sandbox, approved)
+            place = Place.new(spec, check_labels(body.sandbox.labels))
+            self._command(who, place, body.exec, approved)
+        elif isinstance(body, SandboxBody):
+            self._create(who, body, approved)
+        elif isinstance(body, ExecBody):
+            who.require("run")
+            self._command(who, self._place(who, repeat.sandbox), body, approved)
+        else:
+            who.require("files")
+            place = self._place(who, repeat.sandbox)
+            act = acts.operation_at(who, acts.WRITE, place, {"path": repeat.path})
+            self._existing(act, approved)
+
+    def _create(self, who: Principal, body: SandboxBody, approved: Approved) -> SandboxSpec:
+        who.require("create")
+        if body.snapshot is None:
+            spec = bodies.sandbox_spec(who, body, self._config())
+        else:
+            spec = bodies.restored_spec(self._snapshots.get(who, body.snapshot).spec, body)
+        act = acts.creation(who, spec, check_labels(body.labels))
+        admitted = self._admission.readmit(act, approved)
+        with self._admission.obliging(admitted) as obligations:
+            return oblige.new_sandbox(spec, obligations)
+
+    def _command(self, who: Principal, place: Place, body: ExecBody, approved: Approved) -> None:
+        request = request_of(body, body.stdin_open or bool(body.stdin))
+        live = self._sandboxes.find(place.id)
+        if live is not None:
+            request = completed(request, live.handle)
+        act = msgspec.structs.replace(acts.command_at(who, place, request), executes=False)
+        self._existing(act, approved)
+
+    def _existing(self, act: Act, approved: Approved) -> None:
+        admitted = self._admission.readmit(act, approved)
+        with self._admission.obliging(admitted) as obligations:
+            oblige.existing_sandbox(act.place.spec, act.place.level, obligations)
+
+    def _call(self, who: Principal, body: CallBody, raw: bytes, approved: Approved) -> None:
+        acting = self._signed().acting(who, loads_strict(raw), repeat=True)
+        place = None
+        if body.sandbox is not None:
+            acting.require(scope_of(body.capability))
+            place = self._place(acting, body.sandbox)
+        self._calls.readmit(acting, body, place, approved, via="http")
+
+    def _place(self, who: Principal, id_: str) -> Place:
+        """Raises NotFound."""
+        record, live = self._sandboxes.recall(who, id_), self._sandboxes.find(id_)
+        if live is not None:
+            return Place.of(live.handle, record.labels)
+        level = IsolationLevel.parse(record.level)
+        return Place(record.spec, level, record.id, record.backend, record.labels)
