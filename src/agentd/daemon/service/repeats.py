@@ -74,7 +74,8 @@ class Repeats:
         if body.snapshot is None:
             spec = bodies.sandbox_spec(who, body, self._config())
         else:
-            spec = bodies.restored_spec(self._snapshots.get(who, body.snapshot).spec, body)
+            kept = self._snapshots.get(who, body.snapshot)
+            spec = bodies.restored_spec(who, kept.spec, body, self._config())
         act = acts.creation(who, spec, check_labels(body.labels))
         admitted = self._admission.readmit(act, approved)
         with self._admission.obliging(admitted) as obligations:
