@@ -64,6 +64,10 @@ signers = "{folder}/signers"
 max_age = "2m"
 skew = "10s"
 audience = "here"
+[idempotency]
+keep = "2m"
+keys = 100
+answers = "1M"
 [quotas.default]
 sandboxes = 3
 memory = "2G"
