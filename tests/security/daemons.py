@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,10 +70,11 @@ class Answer:
 
 
 class Daemon:
-    """``config`` is TOML that comes behind what every one here has."""
+    """``config`` is TOML that comes behind what every one here has; ``prefix`` what starts it."""
 
-    def __init__(self, folder: Path, config: str = "") -> None:
+    def __init__(self, folder: Path, config: str = "", prefix: Sequence[str] = ()) -> None:
         self.folder = folder
+        self._prefix = tuple(prefix)
         self.socket = f"{folder}/agentd.sock"
         self.url = f"unix:{self.socket}"
         self.state = folder / "state"
@@ -90,7 +91,7 @@ class Daemon:
         env = {k: v for k, v in os.environ.items() if not k.startswith(("AGENTD_", "OTEL_"))}
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(
-                [*argv, "--state", str(self.state), *words],
+                [*self._prefix, *argv, "--state", str(self.state), *words],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -242,13 +243,15 @@ def until(holds: Callable[[], bool], seconds: float = WAIT) -> None:
 
 
 @contextlib.contextmanager
-def running(config: str = "", *words: str, policy: str = "") -> Iterator[Daemon]:
+def running(
+    config: str = "", *words: str, policy: str = "", prefix: Sequence[str] = ()
+) -> Iterator[Daemon]:
     """One that is ready, until the end of the block. ``policy`` is the text of one of its own."""
     with tempfile.TemporaryDirectory(prefix="agentd-") as name:
         folder = Path(name)
         if policy:
             config += f'\n[policy]\nbundle = "{bundle(folder, policy)}"\n'
-        made = Daemon(folder, config)
+        made = Daemon(folder, config, prefix)
         try:
             made.start(*words)
             assert made.is_up, made.log.decode()

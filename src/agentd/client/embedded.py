@@ -52,6 +52,13 @@ def _begin(name: str | None, level: IsolationLevel) -> None:
         backends.begin(likely)
 
 
+def raise_file_limit() -> None:
+    """For a process of our own: the limits of one that has imported us are its own business."""
+    from agentd.linux import process
+
+    process.raise_file_limit()
+
+
 def shared() -> "Pipeline":
     """One for the whole process, closed when it exits; a forked child gets its own."""
     global _shared  # noqa: PLW0603  one zygote a process, however many sandboxes

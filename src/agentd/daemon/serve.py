@@ -7,7 +7,6 @@ SIGHUP reads the configuration again.
 import asyncio
 import contextlib
 import os
-import resource
 import signal
 import sys
 import threading
@@ -29,9 +28,9 @@ from agentd.daemon.systemd import Notifier
 from agentd.ingest.http.limits import Limits
 from agentd.ingest.http.listeners import Listener
 from agentd.ingest.http.server import Server
+from agentd.linux.process import raise_file_limit
 from agentd.model.errors import AgentdError
 
-_MOST_FILES = 65536
 # Between the end of the drain and that of the connections: for the answers of ended commands.
 _LAST_WORDS = 2.0
 
@@ -58,7 +57,7 @@ def serve(
         if metrics is not None:
             metrics.watch(daemon)
         listeners = listen(config, environ)
-        _raise_file_limit()  # here, so that the supervisor and the sandboxes keep theirs
+        raise_file_limit()
         process = Process(load, daemon, log, notifier, metrics)
         asyncio.run(process.run(listeners, ready))
     _end_threads(log)
@@ -229,14 +228,6 @@ def _logging(log: Log) -> Iterator[None]:
 def _limits(config: Config) -> Limits:
     http = config.http
     return Limits(connections=http.connections, body=int(http.body), idle=float(http.idle))
-
-
-def _raise_file_limit() -> None:
-    """A connection is a descriptor, and so is a sandbox's stream: 1024 are soon used up."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _end_threads(log: Log) -> None:

@@ -12,6 +12,7 @@ _POLL_SECONDS = 0.001
 # Processes a round looks at: more than a kernel's pid_max allows cannot be.
 _MAX_PROCESSES = 1 << 22
 _FDINFO_BYTES = 4096
+_MOST_FILES = 65536
 _OOM_SCORE_ADJ_MIN, _OOM_SCORE_ADJ_MAX = -1000, 1000
 
 
@@ -57,6 +58,20 @@ def pidfd_of_fdinfo(fd: int) -> int:
         if line.startswith(b"Pid:"):
             return int(line[4:])
     raise OSError(errno.EINVAL, f"descriptor {fd} is not a pidfd")
+
+
+def raise_file_limit() -> None:
+    """Raise the soft limit of open files to the hard one, or to 65536.
+
+    1024, the usual one, is soon used up by connections and sandboxes; and the kernel passes no
+    descriptor on for a process whose user has more of them on their way than its soft limit.
+    """
+    import resource  # late: few need it
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def oom_score_adj(value: int, pid: int | None = None) -> None:

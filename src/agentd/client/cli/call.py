@@ -72,6 +72,7 @@ def _call(
         raise InvalidInput(
             "a signed request is for a daemon", remediation="start one: agentd serve"
         )
+    embedded.raise_file_limit()
     return embedded.call(embedded.shared(), embedded.principal(), body, emit)
 
 

@@ -99,6 +99,7 @@ def _answers(path: str) -> bool:
 def _run(options: argparse.Namespace, interrupts: Interrupts) -> int:
     from agentd.client import embedded
 
+    embedded.raise_file_limit()
     pipeline = embedded.new(begin=(options.backend, _floor(options)))
     try:
         kept = embedded.load_snapshot(options.snapshot) if options.snapshot else None

@@ -96,7 +96,7 @@ class Sandboxes:
             spec = self._pipeline.admit(principal, spec, checked)
         self._ledger.take(principal.name, spec.limits)
         try:
-            handle = None if snapshot is not None else self._pool.claim(spec)
+            handle = None if snapshot is not None else self._claim(spec)
             pooled = handle is not None
             if handle is None:
                 with trace.span("sandbox.open"):
@@ -111,6 +111,14 @@ class Sandboxes:
         except BaseException:
             self._ledger.give_back(principal.name, spec.limits)
             raise
+
+    def _claim(self, spec: SandboxSpec) -> SandboxHandle | None:
+        """One from the pool that lives: those of a zygote that was killed are dead all at once."""
+        while (handle := self._pool.claim(spec)) is not None:
+            if handle.wall.alive():
+                return handle
+            self._pipeline.close(handle)
+        return None
 
     def fork(self, principal: Principal, source: Live, count: int) -> list[Live]:
         """Copies with the source's labels and a lease of their own; all of them or none."""

@@ -1,15 +1,18 @@
 """The zygote: a small process in a read-only root that clones one sandbox a request.
 
 Started with an empty environment by ``python -I -S -E``, so standard library only. It holds no
-secret: every sandbox begins as a copy of its memory. As root it first becomes a user that owns
-nothing. It is PID 1 of a pid namespace, so that when it dies the kernel ends every sandbox.
+secret: every sandbox begins as a copy of its memory. What a caller asked for (environment, names,
+mounts) is read by the sandbox itself, from its own socket, once it was cloned. As root the zygote
+first becomes a user that owns nothing. It is PID 1 of a pid namespace, so that when it dies the
+kernel ends every sandbox.
 
-Requests come over a SEQPACKET socket: one JSON object each, descriptors beside it. The process
+Requests come over a SEQPACKET socket: one JSON object each, descriptors beside it. No request and
+no answer that fails ends the zygote: all sandboxes would end with it. The process
 that the host started stays outside the root, in the same user namespace: without root only it can
 make copies of the host's mounts (``_serve_mounts``).
 """
 
-import array
+import contextlib
 import gc
 import json
 import os
@@ -20,16 +23,15 @@ import sys
 
 from agentd.guest import agent
 from agentd.guest.zygote import box as boxes
-from agentd.guest.zygote import grouping, holes, immortal, root
+from agentd.guest.zygote import grouping, holes, immortal, messages, root
 from agentd.guest.zygote.group import enter_group
+from agentd.guest.zygote.messages import close_all, receive, refuse, reply
 from agentd.guest.zygote.rehearsal import rehearse, rehearse_wall
 from agentd.linux import abi, caps, clone, mounts, paths, process, seccomp
 from agentd.linux.clone import Cloner
 from agentd.linux.kernel import KERNEL
 from agentd.linux.title import set_title
 
-MAX_MESSAGE = 128 << 10
-MAX_FDS = 34
 CONTROL_FD = 3
 MOUNTS_FD = 4
 # Milliseconds without a request after which there is time to clone ahead.
@@ -42,13 +44,15 @@ _REHEARSALS = 12
 # which is written down there.
 _WALLS = 32
 # Whose code is moved together whether a rehearsal comes by or not.
-_OWN = (__file__, boxes.__file__, agent.__file__, clone.__file__)
-_CMSG_SPACE = socket.CMSG_SPACE(MAX_FDS * 4)
+_OWN = (__file__, messages.__file__, boxes.__file__, agent.__file__, clone.__file__)
 
 
 def main() -> None:
     """Serve until the host closes its end. Never returns."""
     os.closerange(MOUNTS_FD + 1, os.sysconf("SC_OPEN_MAX"))  # what the host forgot to mark
+    # Descriptors on their way are counted by user, and none is passed on above the sender's limit:
+    # ours must not be the first that those of the sandboxes reach. Each of them sets its own.
+    process.raise_file_limit()
     control = socket.socket(fileno=CONTROL_FD)
     control.set_inheritable(False)
     os.set_inheritable(MOUNTS_FD, False)
@@ -90,6 +94,7 @@ class _Zygote:
         self._plain = plain if isinstance(plain, dict) else None
         # Who asks once may never ask again, and shall not pay for a spare.
         self._served = 0
+        self._spare_from = 1
         self._spare_out = False
         self._seasoned = False
         self._held: list[object] = []
@@ -98,18 +103,22 @@ class _Zygote:
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         while True:
-            wanted = self._plain is not None and not self._spare_out and self._served > 1
-            if wanted and not poll.poll(_IDLE_MS):
+            wanted = self._plain is not None and not self._spare_out
+            if wanted and self._served > self._spare_from and not poll.poll(_IDLE_MS):
                 self._prepare_spare()
             try:
                 request, fds = receive(self._control)
             except EOFError:
                 os._exit(0)
+            except (OSError, ValueError, MemoryError) as error:
+                refuse(self._control, None, error)
+                continue
             self._served += 1
             if self._served == _BUSY:
                 self._season()
             if "next" in request:
                 self._spare_out = False
+                close_all(fds)
             else:
                 self._spawn(request, fds)
 
@@ -118,6 +127,10 @@ class _Zygote:
         if self._seasoned:
             return
         self._seasoned = True
+        with contextlib.suppress(OSError, MemoryError):  # the clones are dearer then, no more
+            self._improve()
+
+    def _improve(self) -> None:
         gc.unfreeze()
         self._held.append(self._group())
         self._rehearse(_WALLS // 8)
@@ -154,78 +167,70 @@ class _Zygote:
                 _rehearse_messages()
 
     def _prepare_spare(self) -> None:
+        # Where it fails, the next request clones for itself and says what is wrong.
+        self._spare_from = self._served
         self._season()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            pid, pidfd = self._cloner.clone(self._flags)
+            host, listener = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError:
-            ours.close()
-            theirs.close()
-            return  # the next request clones for itself, and says what is wrong
-        if pid == 0:
-            self._control.close()
-            ours.close()
-            _wait(theirs, self._plain or {}, self._filter)
-        theirs.close()
-        with ours:
-            reply(self._control, {"spare": True}, [pidfd, ours.fileno()])
-        os.close(pidfd)
-        self._spare_out = True
+            return
+        with host, listener:
+            try:
+                pidfd = self._clone(listener, host=host)
+            except (OSError, MemoryError):
+                return
+            self._spare_out = self._hand_over({"spare": True}, pidfd, [host.fileno()])
 
     def _spawn(self, request: dict[str, object], fds: list[int]) -> None:
         """Start one sandbox; answer with its pidfd, and its scratch tmpfs if the host needs it."""
-        passed = []
+        number = request.get("n")
+        scratch: list[int] = []
         try:
-            if request["cow"]:
-                scratch = _scratch_mount(request)
-                request["scratch_fd"] = len(fds)
-                fds.append(scratch)
-                passed.append(scratch)
-            pidfd = self._clone(request, fds)
-            fds.append(pidfd)
-            reply(self._control, {"ok": True}, [pidfd, *passed])
-        except OSError as error:
-            reply(self._control, {"error": str(error), "errno": error.errno})
+            # The request is ours, but its descriptor may have been lost on the way.
+            listener = socket.socket(fileno=fds.pop(0))
+            with listener:
+                if request["cow"]:
+                    scratch.append(_scratch_mount(request))
+                pidfd = self._clone(listener, scratch)
+            self._hand_over({"n": number, "ok": True}, pidfd, scratch)
+        except Exception as error:
+            refuse(self._control, number, error)
         finally:
-            for fd in fds:
-                os.close(fd)
+            close_all([*fds, *scratch])
 
-    def _clone(self, request: dict[str, object], fds: list[int]) -> int:
+    def _hand_over(self, message: dict[str, object], pidfd: int, fds: list[int]) -> bool:
+        """Give the host a clone. One that cannot be given is ended, and False."""
+        try:
+            reply(self._control, message, [pidfd, *fds])
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            if "n" in message:
+                refuse(self._control, message["n"], error)
+            return False
+        finally:
+            os.close(pidfd)
+        return True
+
+    def _clone(
+        self,
+        listener: socket.socket,
+        scratch: list[int] | None = None,
+        host: socket.socket | None = None,
+    ) -> int:
+        """The pidfd of a sandbox to be; ``host`` is the other end of one made ahead."""
         pid, pidfd = self._cloner.clone(self._flags)
         if pid == 0:
-            self._control.close()
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            gc.enable()
-            _box(request, fds, self._filter)
+            try:
+                self._control.close()
+                if host is not None:
+                    host.close()
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                gc.enable()
+                _box(listener, scratch or [], self._filter, self._plain if host else None)
+            finally:
+                os._exit(1)
         return pidfd
-
-
-def _wait(sock: socket.socket, plain: dict[str, object], filter_: bytes) -> None:
-    """The spare: get ready, wait for the request, become its sandbox. Never returns."""
-    try:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        gc.enable()
-        prepared = boxes.Prepared(plain)
-        rehearse(1)
-        made = agent.Ready(pid1=True)
-        request, fds = receive(sock)
-        sock.close()
-        _box(request, fds, filter_, prepared, made)
-    finally:
-        os._exit(1)
-
-
-def receive(sock: socket.socket) -> tuple[dict[str, object], list[int]]:
-    """One message and its descriptors, close-on-exec. Raises EOFError at the end."""
-    # socket.recv_fds forgets MSG_CMSG_CLOEXEC.
-    data, ancillary, _, _ = sock.recvmsg(MAX_MESSAGE, _CMSG_SPACE, socket.MSG_CMSG_CLOEXEC)
-    fds = array.array("i")
-    for level, kind, raw in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(raw[: len(raw) - len(raw) % fds.itemsize])
-    if not data:
-        raise EOFError
-    return json.loads(data), list(fds)
 
 
 def _rehearse_messages() -> None:
@@ -234,11 +239,6 @@ def _rehearse_messages() -> None:
         reply(ours, {"ok": True}, [theirs.fileno()])
         for fd in receive(theirs)[1]:
             os.close(fd)
-
-
-def reply(control: socket.socket, message: dict[str, object], fds: list[int] | None = None) -> None:
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    control.sendmsg([json.dumps(message).encode()], rights)
 
 
 def _prepare(config: dict[str, object]) -> Cloner:
@@ -295,21 +295,32 @@ def _serve_mounts(zygote: int) -> None:
     poll.register(ended, select.POLLIN)
     while all(fd != ended for fd, _ in poll.poll()):
         try:
-            request, _ = receive(sock)
+            request, fds = receive(sock)
         except EOFError:
             break
-        try:
-            source = paths.open_plain(str(request["path"]))
-            try:
-                fd = mounts.clone_tree(source, readonly=bool(request["ro"]))
-            finally:
-                os.close(source)
-            reply(sock, {"ok": True}, [fd])
-            os.close(fd)
-        except OSError as error:
-            reply(sock, {"error": error.strerror, "errno": error.errno})
+        except (OSError, ValueError, MemoryError) as error:
+            refuse(sock, None, error)
+            continue
+        close_all(fds)
+        _serve_mount(sock, request)
     os.waitpid(zygote, 0)
     os._exit(0)
+
+
+def _serve_mount(sock: socket.socket, request: dict[str, object]) -> None:
+    number = request.get("n")
+    try:
+        source = paths.open_plain(str(request["path"]))
+        try:
+            fd = mounts.clone_tree(source, readonly=bool(request["ro"]))
+        finally:
+            os.close(source)
+        try:
+            reply(sock, {"n": number, "ok": True}, [fd])
+        finally:
+            os.close(fd)
+    except Exception as error:
+        refuse(sock, number, error)
 
 
 def _scratch_mount(request: dict[str, object]) -> int:
@@ -325,31 +336,40 @@ def _scratch_mount(request: dict[str, object]) -> int:
 
 
 def _box(
-    request: dict[str, object],
-    fds: list[int],
+    listener: socket.socket,
+    scratch: list[int],
     filter_: bytes,
-    prepared: boxes.Prepared | None = None,
-    made: agent.Ready | None = None,
+    plain: dict[str, object] | None,
 ) -> None:
-    """The child: confine, then be the agent. Never returns."""
-    status = 1
+    """The child: read what is asked for, confine, then be the agent. Never returns.
+
+    With ``plain`` it is one made ahead, and does before it reads what all such requests have in
+    common; where that fails it ends without a word, and the host asks for another.
+    """
+    prepared = made = None
+    if plain is not None:
+        prepared = boxes.Prepared(plain)
+        rehearse(1)
+        made = agent.Ready(pid1=True)
     try:
-        listener = socket.socket(fileno=fds[0])
+        request, passed = receive(listener)
+        fds = [listener.fileno(), *passed, *scratch]
+        if scratch:
+            request["scratch_fd"] = len(fds) - 1
         ready = made or agent.Ready(pid1=True)  # before Landlock: it opens what is closed then
-        try:
-            done = boxes.confine(request, fds, filter_, prepared=prepared)
-            done += enter_group(listener)
-        except (boxes.SetupError, OSError) as error:
-            listener.send(json.dumps({"error": str(error), "errno": error.errno}).encode())
-            os._exit(1)
+        done = boxes.confine(request, fds, filter_, prepared=prepared)
+        done += enter_group(listener)
         for fd in fds[1:]:
             os.close(fd)
         env = request["env"]
         listener.send(json.dumps({"controls": done}).encode())
-        ready.serve(listener, env if isinstance(env, dict) else {})
-        status = 0
-    finally:
-        os._exit(status)
+    except EOFError:  # nobody wants it any more
+        os._exit(0)
+    except Exception as error:
+        refuse(listener, None, error)
+        os._exit(1)
+    ready.serve(listener, env if isinstance(env, dict) else {})
+    os._exit(0)
 
 
 def _write(path: str, text: str) -> None:

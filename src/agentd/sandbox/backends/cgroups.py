@@ -1,13 +1,15 @@
 """The cgroup of one sandbox: made when it can be, refused when it must be and cannot."""
 
+import errno
 import os
 import re
 import socket
 from collections.abc import Collection
 
 from agentd.linux import cgroup
-from agentd.model.errors import Refused, SandboxError
+from agentd.model.errors import Refused
 from agentd.model.limits import Limits
+from agentd.sandbox.backends.child import Ended, unsent
 
 _NAME = re.compile(r"sbx-(\d+)-(\d+)-[0-9a-f]+\Z")
 _CONTROLLERS = {"memory": "memory", "cpus": "cpu", "pids": "pids"}
@@ -65,7 +67,10 @@ def let_in(listener: socket.socket, group: cgroup.Group | None) -> None:
     try:
         socket.send_fds(listener, [b"g"], doors)
     except OSError as error:
-        raise SandboxError("the sandbox ended before it was ready", cause=str(error)) from error
+        if error.errno == errno.EPIPE:
+            text = "the sandbox ended before it was ready"
+            raise Ended(text, cause=str(error)) from error
+        raise unsent("sandbox", error) from error
     finally:
         for fd in doors:
             os.close(fd)

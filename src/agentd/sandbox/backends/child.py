@@ -1,6 +1,7 @@
 """Starting agentd's own isolated interpreters: empty environment, nothing inherited."""
 
 import array
+import errno
 import fcntl
 import json
 import os
@@ -9,7 +10,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from agentd.model.errors import SandboxError
+from agentd.model.errors import InvalidInput, SandboxError
 
 _PACKAGE_ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 3))
 _MAX_MESSAGE = 64 << 10
@@ -17,6 +18,10 @@ _MAX_MESSAGE = 64 << 10
 
 class Ended(SandboxError):
     """The process at the other end died before it answered."""
+
+
+class Starved(SandboxError):
+    """The kernel is out of what a message takes; both ends live."""
 
 
 def start_python(module: str, sockets: Sequence[socket.socket]) -> int:
@@ -45,13 +50,16 @@ def start_python(module: str, sockets: Sequence[socket.socket]) -> int:
 
 
 def receive(sock: socket.socket, seconds: float, who: str) -> tuple[dict[str, object], list[int]]:
-    """One message and its descriptors, from our own process. Raises SandboxError, Ended."""
+    """One message and its descriptors, from our own process.
+
+    Raises SandboxError, Ended, and Starved where what was passed along could not be taken.
+    """
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     if not poll.poll(seconds * 1000):
         raise SandboxError(f"the {who} gave no answer within {seconds:g} s")
     try:
-        data, ancillary, _, _ = sock.recvmsg(
+        data, ancillary, flags, _ = sock.recvmsg(
             _MAX_MESSAGE, socket.CMSG_SPACE(16), socket.MSG_CMSG_CLOEXEC
         )
     except ConnectionResetError:  # it ended before it had read all that it was sent
@@ -59,9 +67,52 @@ def receive(sock: socket.socket, seconds: float, who: str) -> tuple[dict[str, ob
     fds = array.array("i")
     for _level, _kind, raw in ancillary:
         fds.frombytes(raw)
+    if flags & socket.MSG_CTRUNC:
+        for fd in fds:
+            os.close(fd)
+        raise Starved(
+            f"no descriptor is left for what the {who} passes",
+            remediation="close some, or raise the limit of open files (ulimit -n)",
+        )
     if not data:
         raise Ended(f"the {who} ended unexpectedly")
     return json.loads(data), list(fds)
+
+
+def send(
+    sock: socket.socket, message: dict[str, object], fds: Sequence[int], who: str, most: int
+) -> None:
+    """One message of at most ``most`` bytes to our own process.
+
+    Raises InvalidInput for a longer one, Ended where the process is gone, Starved where the kernel
+    passes no descriptors on.
+    """
+    data = json.dumps(message).encode()
+    if len(data) > most:
+        raise InvalidInput(
+            f"the request takes {len(data)} bytes, over {most}",
+            remediation="give the sandbox less environment; write large values to a file in it",
+        )
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    try:
+        sock.sendmsg([data], rights)
+    except OSError as error:
+        if error.errno in (errno.EPIPE, errno.ECONNRESET, errno.EBADF, errno.ENOTCONN):
+            raise Ended(f"the {who} is gone", cause=str(error)) from error
+        raise unsent(who, error) from error
+
+
+def unsent(who: str, error: OSError) -> "Starved":
+    """What a send to a process that is alive fails of."""
+    crowded = error.errno == errno.ETOOMANYREFS
+    cause = "this user's processes have too many descriptors on their way" if crowded else ""
+    return Starved(
+        f"the {who} could not be sent a message",
+        cause=cause or str(error),
+        remediation="end what holds them, or raise the limit of open files (ulimit -n)"
+        if crowded
+        else "try again when the machine has memory and descriptors left",
+    )
 
 
 def await_ready(listener: socket.socket, seconds: float = 10.0) -> list[str]:

@@ -1,6 +1,7 @@
 """A running sandbox of the shared kernel, seen from the host."""
 
 import contextlib
+import errno
 import socket
 import threading
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ from agentd.linux.cgroup import Group, Meter
 from agentd.linux.pidfd import Pidfd
 from agentd.model.enforcement import Enforcement
 from agentd.model.errors import BackendLost
+from agentd.sandbox.backends.child import unsent
 
 
 class ProcessWall:
@@ -52,7 +54,9 @@ class ProcessWall:
             socket.send_fds(self._listener, [b"c"], [theirs.fileno()])
         except OSError as error:
             ours.close()
-            raise BackendLost(f"sandbox {self.id} is gone", cause=str(error)) from error
+            if error.errno in (errno.EPIPE, errno.ECONNRESET, errno.EBADF):
+                raise BackendLost(f"sandbox {self.id} is gone", cause=str(error)) from error
+            raise unsent(f"sandbox {self.id}", error) from error
         finally:
             theirs.close()
         return ours

@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 
+from agentd.linux.process import raise_file_limit
 from agentd.linux.title import set_title
 from agentd.sandbox.backends.cgroups import own_hierarchy
 from agentd.sandbox.supervisor.held import boottime
@@ -36,6 +37,7 @@ def main() -> int:
     os.write(lock, b"%d\n" % os.getpid())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    raise_file_limit()
     own_hierarchy()  # removes the groups of one that was killed
     listener = _listen(path)
     set_title("agentd-super")

@@ -1,5 +1,6 @@
 """The supervisor's work: build walls, hand out streams to them, enforce their leases."""
 
+import contextlib
 import os
 import socket
 import threading
@@ -12,6 +13,7 @@ from agentd.model import typed
 from agentd.model.errors import BackendLost, InvalidInput, SandboxError
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import backends
+from agentd.sandbox.backends.child import unsent
 from agentd.sandbox.ports import (
     Backend,
     CopyOnWrite,
@@ -143,10 +145,12 @@ class Supervisor:
         with self._sending:
             try:
                 wire.send(daemon, message, fds)
-            except InvalidInput as error:
-                wire.send(daemon, {"n": message.get("n"), "error": wire.encode_error(error)})
-            except OSError:
-                return  # the daemon died; the next one asks again
+            except (InvalidInput, OSError) as error:
+                # Of a daemon that died that is for nobody, and the next one asks again. One that
+                # lives shall not wait for what could not be passed on.
+                told = unsent("daemon", error) if isinstance(error, OSError) else error
+                with contextlib.suppress(OSError):
+                    wire.send(daemon, {"n": message.get("n"), "error": wire.encode_error(told)})
 
     def _hello(self, _: Message) -> Answer:
         if self.closing.is_set():

@@ -20,6 +20,7 @@ from agentd.model.errors import AgentdError, InvalidInput, SandboxError
 # Less than the kernel's default send buffer (net.core.wmem_default, 208 KiB with its overhead).
 MAX_MESSAGE = 96 << 10
 _MAX_FDS = 4
+_MORE = "close some connections, or raise the limit of open files (ulimit -n, fs.file-max)"
 Message = dict[str, object]
 
 
@@ -36,7 +37,10 @@ def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None
 
 
 def receive(sock: socket.socket) -> tuple[Message, list[int]]:
-    """One message and its descriptors, close-on-exec. Raises EOFError at the end, OSError."""
+    """One message and its descriptors, close-on-exec. Raises EOFError at the end, OSError.
+
+    Where no descriptor is left for those that came along, the answer they came with is an error.
+    """
     data, ancillary, flags, _ = sock.recvmsg(
         MAX_MESSAGE + 1, socket.CMSG_SPACE(_MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC
     )
@@ -45,10 +49,15 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]]:
         fds.frombytes(raw[: len(raw) - len(raw) % fds.itemsize])
     if not data:
         raise EOFError
-    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+    if flags & socket.MSG_TRUNC:
         close_all(fds)
         raise OSError("a message of the supervisor was cut")
-    return json.loads(data), list(fds)
+    message = json.loads(data)
+    if flags & socket.MSG_CTRUNC:
+        close_all(fds)
+        lost = SandboxError("no descriptor is left for a sandbox's stream", remediation=_MORE)
+        return {"n": message.get("n"), "error": encode_error(lost)}, []
+    return message, list(fds)
 
 
 def close_all(fds: Sequence[int]) -> None:

@@ -5,6 +5,7 @@ import os
 import socket
 import threading
 
+from agentd.guest.zygote.messages import MAX_MESSAGE
 from agentd.linux import cgroup, landlock, mounts, paths, process
 from agentd.model.availability import Availability, Blocker
 from agentd.model.errors import AgentdError, InvalidInput
@@ -12,7 +13,7 @@ from agentd.model.isolation import IsolationLevel
 from agentd.model.mount import Mount, MountMode
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends.cgroups import let_in, make_group, own_hierarchy
-from agentd.sandbox.backends.child import Ended, await_ready
+from agentd.sandbox.backends.child import Ended, await_ready, send
 from agentd.sandbox.backends.identity import SANDBOX_UID
 from agentd.sandbox.backends.linux import report
 from agentd.sandbox.backends.linux.cow import OverlayWall
@@ -63,42 +64,59 @@ class LinuxBackend:
 
     def _launch(self, plan: LinuxPlan) -> NamespaceWall:
         with contextlib.ExitStack() as undo:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            undo.callback(ours.close)
-            with contextlib.ExitStack() as passed:
-                passed.callback(theirs.close)
-                nursery = self._nursery(plan.spec.net)
-                fds = [theirs.fileno()]
-                sources = [_open_source(mount, undo) for mount in plan.mounts]
-                for mount, source in zip(plan.mounts, sources, strict=True):
-                    fds.append(self._mount_fd(nursery, mount, source))
-                    passed.callback(os.close, fds[-1])
-                request = self._request(plan, sources)
-                spare = nursery.spawn_spare(request, fds) if request["plain"] else None
-                pending = nursery.spawn(request, fds) if spare is None else None
+            nursery = self._nursery(plan.spec.net)
+            sources = [_open_source(mount, undo) for mount in plan.mounts]
+            request = self._request(plan, sources)
+            spare = nursery.take_spare() if request["plain"] else None
+            if spare is not None:
+                fds, listener = [spare[0]], spare[1]
+                undo.callback(listener.close)
+                undo.callback(os.close, spare[0])
                 try:
-                    group, group_detail = make_group(plan.spec.limits, plan.limits)
-                    if group is not None:
-                        undo.callback(group.remove)
-                    let_in(ours, group)
+                    self._pass_request(nursery, plan, request, sources, listener)
+                    group, group_detail = _let_in(plan, listener, undo)
                 finally:
-                    if spare is not None:
-                        # Not before: the zygote would wake up on the core that we need.
-                        nursery.ask_next()
-                    answer = pending.answer() if pending is not None else spare or []
-                    for fd in answer:
+                    # Not before: the zygote would wake up on the core that we need.
+                    nursery.ask_next()
+            else:
+                listener, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                undo.callback(listener.close)
+                with theirs:
+                    self._pass_request(nursery, plan, request, sources, listener)
+                    pending = nursery.spawn(theirs, _scratch(plan))
+                try:
+                    group, group_detail = _let_in(plan, listener, undo)
+                finally:
+                    fds = pending.answer()
+                    for fd in fds:
                         undo.callback(os.close, fd)
-            pid = process.pidfd_of_fdinfo(answer[0])
-            controls = await_ready(ours)
+            pid = process.pidfd_of_fdinfo(fds[0])
+            controls = await_ready(listener)
             wall = self._wall(
-                plan, pid, answer, ours, group, controls, group_detail, nursery.filter_digest
+                plan, pid, fds, listener, group, controls, group_detail, nursery.filter_digest
             )
             if isinstance(wall, OverlayWall):
-                wall.attach_layers(answer[1], os.open(".", _FOLDER, dir_fd=sources[0]))
+                wall.attach_layers(fds[1], os.open(".", _FOLDER, dir_fd=sources[0]))
             undo.pop_all()
             for source in sources:
                 os.close(source)
             return wall
+
+    def _pass_request(
+        self,
+        nursery: Nursery,
+        plan: LinuxPlan,
+        request: dict[str, object],
+        sources: list[int],
+        listener: socket.socket,
+    ) -> None:
+        """To the sandbox itself: what its zygote holds, every later sandbox has a copy of."""
+        with contextlib.ExitStack() as passed:
+            fds = []
+            for mount, source in zip(plan.mounts, sources, strict=True):
+                fds.append(self._mount_fd(nursery, mount, source))
+                passed.callback(os.close, fds[-1])
+            send(listener, request, fds, "sandbox", MAX_MESSAGE)
 
     def close(self) -> None:
         with self._lock:
@@ -239,6 +257,21 @@ def _unmountable(mount: Mount, error: OSError) -> InvalidInput:
         cause=error.strerror or "",
         remediation="check the path and that you may read it",
     )
+
+
+def _let_in(
+    plan: LinuxPlan, listener: socket.socket, undo: contextlib.ExitStack
+) -> tuple[cgroup.Group | None, str]:
+    group, detail = make_group(plan.spec.limits, plan.limits)
+    if group is not None:
+        undo.callback(group.remove)
+    let_in(listener, group)
+    return group, detail
+
+
+def _scratch(plan: LinuxPlan) -> dict[str, object] | None:
+    """The tmpfs that the host needs to see, too."""
+    return {"disk": plan.limits.disk, "inodes": plan.inodes} if plan.cow else None
 
 
 def _process_rlimit(pids: int | None) -> int | None:

@@ -1,9 +1,7 @@
 """The host's end of one zygote: starts it, asks it for sandboxes, ends it."""
 
-import array
 import contextlib
 import errno
-import json
 import os
 import select
 import signal
@@ -12,10 +10,18 @@ import threading
 import time
 from collections.abc import Sequence
 
+from agentd.guest.zygote.messages import MAX_MESSAGE
 from agentd.linux.fingerprint import fingerprint
 from agentd.linux.paths import same_file
 from agentd.model.errors import AgentdError, SandboxError
-from agentd.sandbox.backends.child import Ended, reap, receive, start_python
+from agentd.sandbox.backends.child import (
+    Starved,
+    reap,
+    receive,
+    send,
+    start_python,
+    unsent,
+)
 from agentd.sandbox.backends.identity import SANDBOX_UID
 
 _START_SECONDS = 20.0
@@ -35,6 +41,7 @@ class Nursery:
         #: Of the seccomp filter, once the zygote is ready.
         self.filter_digest = ""
         self._ready = False
+        self._count = 0
         self._spare: tuple[int, socket.socket] | None = None
         self._owner = os.getpid()
         root = os.geteuid() == 0
@@ -57,53 +64,52 @@ class Nursery:
         with self._lock:
             self._wait_ready()
 
-    def spawn_spare(self, request: dict[str, object], fds: Sequence[int]) -> list[int] | None:
-        """Give a plain request to the clone that waits for one: its pidfd; None without one."""
+    def take_spare(self) -> tuple[int, socket.socket] | None:
+        """The clone that waits for a plain request, if there is one: its pidfd, and the host's end
+        of its listener. The caller owns both, and calls ``ask_next`` in time."""
         with self._lock:
             self._collect_spare()
             spare, self._spare = self._spare, None
-            if spare is None:
-                return None
-            pidfd, sock = spare
-            with sock:
-                try:
-                    _send(sock, request, fds)
-                except OSError:  # it died while it waited
-                    os.close(pidfd)
-                    return None
-                except BaseException:
-                    os.close(pidfd)
-                    raise
-            return [pidfd]
+            return spare
 
     def ask_next(self) -> None:
         """A spare was taken: the zygote clones another once nobody asks it for anything."""
-        with self._lock, contextlib.suppress(Ended):  # whoever needs it says so
+        with self._lock, contextlib.suppress(SandboxError):  # whoever needs it says so
             self._send({"next": True}, [])
 
-    def spawn(self, request: dict[str, object], fds: Sequence[int]) -> "Pending":
-        """Send one request; its answer is taken by ``Pending.answer``, which must be called."""
+    def spawn(self, listener: socket.socket, scratch: dict[str, object] | None) -> "Pending":
+        """Ask for a clone that reads its request from ``listener``; with ``scratch`` (``disk`` and
+        ``inodes``) it gets a tmpfs that the host sees, too. ``Pending.answer`` must be called."""
         self._lock.acquire()
         try:
             self._wait_ready()
-            self._send(request, fds)
+            number = self._next_number()
+            request = {"n": number, "cow": scratch is not None, **(scratch or {})}
+            self._send(request, [listener.fileno()])
         except BaseException:
             self._lock.release()
             raise
-        return Pending(self)
+        return Pending(self, number)
 
     def clone_tree(self, path: str, source: int, *, readonly: bool) -> int:
-        """A detached mount of ``path``, made with the caller's own rights. Raises OSError.
+        """A detached mount of ``path``, made with the caller's own rights.
+
+        Raises OSError where the kernel refuses it, SandboxError.
 
         The zygote is in a mount namespace of its own, where only a path leads to the folder:
         ``source`` is a descriptor of what is meant, and any other file is refused.
         """
         with self._lock:
             self._wait_ready()
-            self._mounts.send(json.dumps({"path": path, "ro": readonly}).encode())
-            answer, fds = receive(self._mounts, _ANSWER_SECONDS, "zygote")
+            number = self._next_number()
+            request: dict[str, object] = {"n": number, "path": path, "ro": readonly}
+            send(self._mounts, request, [], "zygote", MAX_MESSAGE)
+            answer, fds = self._receive(self._mounts, number)
         if "error" in answer:
-            raise OSError(answer.get("errno"), str(answer["error"]), path)
+            code = answer.get("errno")
+            if code == errno.ETOOMANYREFS:
+                raise unsent("zygote", OSError(code, str(answer["error"])))
+            raise OSError(code, str(answer["error"]), path)
         if not same_file(fds[0], source):
             os.close(fds[0])
             raise OSError(errno.ESTALE, "it was replaced meanwhile", path)
@@ -135,8 +141,34 @@ class Nursery:
         """Take the clone that the zygote may have sent since."""
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
-        if self._ready and poll.poll(0):
-            self._keep_spare(receive(self._control, 0, "zygote")[1])
+        while self._ready and poll.poll(0):
+            try:
+                answer, fds = receive(self._control, 0, "zygote")
+            except Starved:  # one that we could not take: it ends, as nobody holds it
+                self._send({"next": True}, [])
+                return
+            self._sort(answer, fds)
+
+    def _receive(self, sock: socket.socket, number: int) -> tuple[dict[str, object], list[int]]:
+        """The answer to request ``number``: spares and answers that nobody waited for come, too."""
+        deadline = time.monotonic() + _ANSWER_SECONDS
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            answer, fds = receive(sock, left, "zygote")
+            if answer.get("n") == number or ("error" in answer and answer.get("n") is None):
+                return answer, fds
+            self._sort(answer, fds)
+
+    def _sort(self, answer: dict[str, object], fds: list[int]) -> None:
+        if "spare" in answer:
+            self._keep_spare(fds)
+            return
+        for fd in fds:  # came too late; its sandbox has nobody at the other end, and ends
+            os.close(fd)
+
+    def _next_number(self) -> int:
+        self._count += 1
+        return self._count
 
     def _keep_spare(self, fds: list[int]) -> None:
         self._drop_spare()
@@ -158,21 +190,18 @@ class Nursery:
         self._ready = True
 
     def _send(self, request: dict[str, object], fds: Sequence[int]) -> None:
-        try:
-            _send(self._control, request, fds)
-        except OSError as error:
-            raise Ended("the zygote is gone", cause=str(error)) from error
+        send(self._control, request, fds, "zygote", MAX_MESSAGE)
 
-    def _answer(self) -> list[int]:
+    def _answer(self, number: int) -> list[int]:
         try:
-            answer, fds = receive(self._control, _ANSWER_SECONDS, "zygote")
-            if "spare" in answer:  # it was on its way when we asked
-                self._keep_spare(fds)
-                answer, fds = receive(self._control, _ANSWER_SECONDS, "zygote")
+            answer, fds = self._receive(self._control, number)
         finally:
             self._lock.release()
         if "error" in answer:
-            raise SandboxError("the kernel refused the sandbox", cause=str(answer["error"]))
+            code, text = answer.get("errno"), str(answer["error"])
+            if code == errno.ETOOMANYREFS:
+                raise unsent("host", OSError(code, text))
+            raise SandboxError("the kernel refused the sandbox", cause=text)
         return fds
 
 
@@ -197,14 +226,10 @@ def adopt() -> Nursery | None:
 class Pending:
     """A request on its way; holds the nursery's lock until it is answered."""
 
-    def __init__(self, nursery: Nursery) -> None:
+    def __init__(self, nursery: Nursery, number: int) -> None:
         self._nursery = nursery
+        self._number = number
 
     def answer(self) -> list[int]:
         """The pidfd, and the scratch mount of a copy-on-write sandbox. Raises SandboxError."""
-        return self._nursery._answer()
-
-
-def _send(sock: socket.socket, request: dict[str, object], fds: Sequence[int]) -> None:
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    sock.sendmsg([json.dumps(request).encode()], rights)
+        return self._nursery._answer(self._number)

@@ -1,5 +1,6 @@
 import os
 import signal
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -36,7 +37,9 @@ def test_a_request_of_a_dead_zygote_says_so(backend: LinuxBackend) -> None:
     _kill(nursery)
     with pytest.raises(SandboxError):
         for _ in range(2):  # the first may still fit into its socket
-            nursery.spawn({}, []).answer()
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with ours, theirs:
+                nursery.spawn(theirs, None).answer()
     with pytest.raises((SandboxError, OSError)):
         nursery.clone_tree("/usr", -1, readonly=True)
 

@@ -1,0 +1,173 @@
+"""The zygote outlives what a sandbox does; where it is killed, another takes its place."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.security.daemons import Daemon, running, until
+
+from agentd import Sandbox
+from agentd.model.errors import InvalidInput
+
+# Descriptors on their way are counted by user: this keeps as many there as the kernel lets it, in
+# four processes, and says so.
+IN_FLIGHT = """
+import array, os, socket, sys, time
+keep = []
+def fill():
+    null = os.open("/dev/null", os.O_RDONLY)
+    sent = 0
+    while True:
+        a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        a.setblocking(False)
+        keep.append((a, b))
+        try:
+            while True:
+                rights = array.array("i", [null] * 250)
+                a.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+                sent += 250
+        except BlockingIOError:
+            continue
+        except OSError:
+            return sent
+for _ in range(3):
+    if os.fork() == 0:
+        break
+print("in flight", fill(), flush=True)
+open("/tmp/full", "w").close()
+while True:
+    fill()
+    time.sleep(0.02)
+"""
+
+
+def limited(soft: int, hard: int | str = "") -> tuple[str, ...]:
+    """What starts a daemon with these limits of open files."""
+    return "prlimit", f"--nofile={soft}:{hard}"
+
+
+def attack(daemon: Daemon, sandbox: str) -> None:
+    """Returns once it holds them."""
+    body = {"cmd": ["/usr/bin/python3", "-c", IN_FLIGHT], "wait": False}
+    started = daemon.ask("POST", f"/v1/sandboxes/{sandbox}/exec", body)
+    assert started.status == 201, started.body
+    until(lambda: run(daemon, sandbox, "cat /tmp/full")["exit_code"] == 0)
+
+
+def run(daemon: Daemon, sandbox: str, cmd: str = "echo here") -> Any:
+    answer = daemon.ask("POST", f"/v1/sandboxes/{sandbox}/exec", {"cmd": cmd})
+    assert answer.status == 200, answer.body
+    return answer.json
+
+
+def test_descriptors_in_flight_end_no_other_sandbox_and_keep_none_out() -> None:
+    with running(prefix=limited(1024)) as daemon:
+        others = [daemon.sandbox() for _ in range(3)]
+        attack(daemon, daemon.sandbox())
+        for _ in range(4):
+            others.append(daemon.sandbox())
+            for id_ in others:
+                assert run(daemon, id_)["stdout"] == "here\n"
+
+
+def test_where_the_limit_cannot_be_raised_over_a_sandboxs_the_others_go_on() -> None:
+    with running(prefix=limited(1024, 4096)) as daemon:
+        others = [daemon.sandbox() for _ in range(3)]
+        attacker = daemon.sandbox()
+        attack(daemon, attacker)
+        for _ in range(8):
+            made = daemon.ask("POST", "/v1/sandboxes", {})
+            # A sandbox of a user of its own is kept from nothing; one of the same may be refused.
+            assert made.status == 201 or "descriptors on their way" in made.json["cause"], made.body
+            for id_ in others:
+                assert run(daemon, id_)["stdout"] == "here\n"
+        assert daemon.ask("DELETE", f"/v1/sandboxes/{attacker}").status == 204
+        until(lambda: daemon.ask("POST", "/v1/sandboxes", {}).status == 201)
+
+
+def test_an_ordinary_users_commands_run_beside_such_a_sandbox(as_user: Any) -> None:
+    script = f"""
+import json, resource, subprocess, sys
+from agentd import Sandbox
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+def limit(soft):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+def said(run):
+    try:
+        return run()
+    except Exception as error:
+        return f"{{type(error).__name__}} {{error.cause}}"
+def fresh():
+    with Sandbox.create() as box:
+        return box.run("echo fresh").text
+def command():
+    argv = [sys.executable, "-m", "agentd", "run", "--embedded", "--", "echo", "there"]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    return done.stdout + done.stderr
+limit(1024)
+with Sandbox.create() as box, Sandbox.create() as other:
+    p = box.start(["/usr/bin/python3", "-c", {IN_FLIGHT!r}])
+    for piece in p:
+        break
+    low = [said(fresh) for _ in range(3)]
+    commands = [command() for _ in range(3)]
+    limit(hard)
+    high = [said(fresh) for _ in range(3)]
+    high.append(other.run("echo still").text)
+    p.kill()
+print(json.dumps([low, commands, high]))
+"""
+    done = as_user.python("-c", script)
+    assert done.returncode == 0, done.stderr.decode()
+    low, commands, high = json.loads(done.stdout)
+    # A program with a limit of its own is told what it is that it has no room for.
+    for answer in low:
+        assert answer == "fresh\n" or "descriptors on their way" in answer, answer
+    assert commands == ["there\n"] * 3
+    assert high == ["fresh\n"] * 3 + ["still\n"]
+
+
+def zygotes(daemon: Daemon) -> dict[str, int]:
+    """PID 1 of each zygote's namespace, by whether it has sandboxes with a network."""
+    supervisor = int((daemon.state / "supervisor.sock.lock").read_text())
+    return {str(pid): child for pid in children(supervisor) for child in children(pid)}
+
+
+def children(pid: int) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found += [int(word) for word in (task / "children").read_text().split()]
+    return found
+
+
+def test_a_killed_zygote_is_replaced_and_only_its_sandboxes_end() -> None:
+    with running('[sandbox]\nminimum = "process"\nnetworks = ["none", "host"]\n') as daemon:
+        ours = [daemon.sandbox(isolation="namespace") for _ in range(2)]
+        before = zygotes(daemon)
+        assert len(before) == 1
+        hosts = daemon.sandbox(isolation="namespace", net="host")
+        walled = daemon.sandbox(backend="landlock", isolation="process")
+        for pid in before.values():
+            os.kill(pid, signal.SIGKILL)
+        for id_ in ours:
+            until(lambda id_=id_: daemon.ask("GET", f"/v1/sandboxes/{id_}").status == 404)
+        for id_ in (hosts, walled, daemon.sandbox(isolation="namespace")):
+            assert run(daemon, id_)["stdout"] == "here\n"
+        assert daemon.ask("GET", "/readyz").status == 200
+        assert daemon.log.count(b"backend_lost") == len(ours)
+
+
+def test_an_environment_that_is_too_long_is_refused_and_ends_nothing() -> None:
+    with Sandbox.create() as other:
+        for size in (100_000, 150_000, 300_000):
+            long = {"LONG": "x" * size}
+            if size < 128 << 10:
+                with Sandbox.create(env=long) as box:
+                    assert box.run("echo ${#LONG}").text == f"{size}\n"
+                continue
+            with pytest.raises(InvalidInput, match="less environment"):
+                Sandbox.create(env=long)
+        assert other.run("echo here").text == "here\n"
