@@ -1,15 +1,18 @@
 """The chain on disk: sealed lines at the end of the newest file. No threads, no lock."""
 
 import contextlib
+import errno
 import os
+import stat
 import time
 from collections.abc import Callable, Sequence
 
 import msgspec
 
-from agentd.audit import files
-from agentd.audit.errors import AuditError
+from agentd.audit import continuity, files, mark
+from agentd.audit.errors import AuditError, LogDamaged, NoLog
 from agentd.audit.files import File
+from agentd.audit.mark import Mark
 from agentd.audit.record import GENESIS, Seal, entry, position, seal
 from agentd.model.audit import Event, Kind, Position
 
@@ -47,6 +50,11 @@ class Chain:
         self._unsynced = b""  # the file's end, as far as it may not be on disk
         self._owed = b""  # what was written once, and must be again
         self._last = _NOTHING
+        self._swept = 0
+        self._names: list[int] = []  # the files that there are, by their first records
+        self._stamp: tuple[int, ...] = ()  # of the directory, when they were listed
+        self._place = ("", 0, 0)  # of the file that is written to: path, device, inode
+        self._mark = mark.Writer(directory)
         self.retire_failures = 0
 
     @property
@@ -54,28 +62,79 @@ class Chain:
         seq, digest = self._last
         return position(seq, digest) if seq else None
 
-    def load(self) -> list[dict[str, object]]:
-        """Find the end; what was torn off it, for a record. Raises AuditError."""
+    @property
+    def swept(self) -> int:
+        """Executions that began before this record have ended."""
+        return self._swept
+
+    def load(self, *, accept: bool = False) -> list[Event]:
+        """Find the end; the records that are owed for what was torn off it. Raises LogDamaged
+        where something is gone that was written, unless that is to be ``accept``ed: then records of
+        the loss are owed, and the chain goes on behind what was lost. Raises AuditError."""
+        known = self._known()
         self.close()
         self._last, self._size, self._dirty = _NOTHING, 0, False
         self._unsynced = self._owed = b""
-        found = files.ls(self._directory)
-        if not found:
-            return []
         try:
-            return self._load(found)
+            found = files.ls(self._directory)
+        except NoLog:
+            found = []
+        try:
+            size = self._find_end(found, accept) if found else 0
+            if not accept:
+                continuity.check(self._directory, found, self._last, known)
+            owed = self._cut_off(size) if self._size < size else []
+            if accept:
+                owed += self._accept(known)
+                found = files.ls(self._directory)
         except OSError as error:
             self.close()
-            raise _failed(f"cannot read the end of {found[-1].path}", error) from error
+            what = f"cannot read the end of the audit log {self._directory}"
+            raise _failed(what, error) from error
+        except AuditError:
+            # What was written last is still known: the next attempt compares with it, too.
+            self.close()
+            self._last = (known.seq, known.hash.encode()) if known else _NOTHING
+            raise
+        self._swept = known.swept if known else 0
+        self._names, self._stamp = [file.first for file in found], ()
+        self._remember_place()
+        return owed
+
+    def is_there(self) -> bool:
+        """Whether what was written is where it was written to, and nobody has cut it off."""
+        if self._fd < 0:
+            return True
+        try:
+            mine, there = os.fstat(self._fd), os.stat(self._file.path)
+            if not os.path.samestat(mine, there) or (
+                not self._dirty and mine.st_size != self._size
+            ):
+                return False
+            at = os.stat(self._directory)
+            stamp = at.st_dev, at.st_ino, at.st_mtime_ns
+            if stamp != self._stamp:
+                if [file.first for file in files.ls(self._directory)] != self._names:
+                    return False
+                self._stamp = stamp
+        except (OSError, AuditError):
+            return False
+        return True
+
+    def may_be_there(self) -> bool:
+        """The same at a glance, from any thread while another writes."""
+        path, device, inode = self._place
+        try:
+            found = os.stat(path) if path else None
+        except OSError:
+            return False
+        if found is None:
+            return True
+        return (found.st_dev, found.st_ino) == (device, inode) and found.st_size >= self._size
 
     def is_current(self) -> bool:
-        """Whether nobody else has written since. Raises OSError."""
-        if self._fd < 0 or self._dirty:
-            return False
-        mine = os.fstat(self._fd)
-        if mine.st_nlink == 0 or mine.st_size != self._size:
-            return False
-        return files.ls(self._directory)[-1].path == self._file.path
+        """Whether nobody else has written since."""
+        return self._fd >= 0 and not self._dirty and self.is_there()
 
     def write(self, bodies: Sequence[bytes], *, synced: bool = True) -> Written:
         """On disk when it returns; all of it or, where it raises OSError, nothing. Without
@@ -89,45 +148,86 @@ class Chain:
         self._advance(positions[-1])
         if rotated:
             lines += self._retire()
+        if synced:
+            self._tell()
         return Written(positions, lines)
 
     def sync(self) -> None:
         """What was written without. Raises OSError."""
         if self._unsynced or self._owed:
             self._put(b"")
+            self._tell()
+
+    def sweep(self, seq: int) -> None:
+        """Executions that began before record ``seq`` have ended."""
+        self._swept = seq  # in the mark with the next that is synced
 
     def close(self) -> None:
         """Idempotent."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+        self._mark.close()
+
+    def _remember_place(self) -> None:
+        if self._fd < 0:
+            self._place = ("", 0, 0)
+            return
+        mine = os.fstat(self._fd)
+        self._place = self._file.path, mine.st_dev, mine.st_ino
+
+    def _known(self) -> Mark | None:
+        """What the log must hold: as its mark says, and as it was last written here."""
+        kept = mark.read(self._directory)
+        seq, digest = self._last
+        if not seq or self._owed or (kept is not None and kept.seq > seq):
+            return kept or mark.of_receipts(self._directory)
+        first, count = (kept.first, kept.files) if kept is not None else (0, 0)
+        return Mark(first, count, seq, digest.decode(), self._swept)
+
+    def _tell(self) -> None:
+        seq, digest = self._last
+        if self._names and seq:
+            told = Mark(self._names[0], len(self._names), seq, digest.decode(), self._swept)
+            self._mark.write(told)
 
     @property
     def _max_bytes(self) -> int:
         return self._keep.file_bytes
 
-    def _load(self, found: list[File]) -> list[dict[str, object]]:
+    def _find_end(self, found: list[File], accept: bool) -> int:
+        """Of the newest file, and how long it is."""
         self._file = found[-1]
-        self._fd = os.open(self._file.path, _FLAGS)
+        self._fd = os.open(self._file.path, _FLAGS | os.O_NONBLOCK)
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
         size = os.fstat(self._fd).st_size
         tail = files.find_tail(self._fd, size)
         self._size = tail.end if tail else 0
-        last = tail.seal if tail else self._before(found)
+        if not accept:
+            continuity.check_torn(self._file, self._fd, self._size, size)
+        last = tail.seal if tail else self._before(found, accept)
         if last is not None:
             self._last = last.seq, last.hash
-        if self._size == size:
-            return []
-        side = files.cut(self._file, self._fd, self._size, size)
-        return [
-            {
-                "file": self._file.name,
-                "offset": self._size,
-                "bytes": size - self._size,
-                "moved_to": side,
-            }
-        ]
+        return size
 
-    def _before(self, found: list[File]) -> Seal | None:
+    def _cut_off(self, size: int) -> list[Event]:
+        side = files.cut(self._file, self._fd, self._size, size)
+        about = {"file": self._file.name, "offset": self._size, "bytes": size - self._size}
+        return [Event(kind=Kind.CUT, fields={**about, "moved_to": side})]
+
+    def _accept(self, known: Mark | None) -> list[Event]:
+        """What is owed for all that is gone; the chain goes on behind that, in a new file."""
+        if self._fd >= 0 and not self._size:
+            os.unlink(self._file.path)
+            self.close()
+        owed, last = continuity.losses(files.ls(self._directory), self._last, known)
+        if last != self._last:
+            self.close()
+        self._last = last
+        return owed
+
+    def _before(self, found: list[File], accept: bool) -> Seal | None:
         """The last record of the file before the newest, which is empty."""
         newest = found[-1]
         if len(found) == 1:
@@ -140,11 +240,11 @@ class Chain:
             finally:
                 os.close(fd)
             last = tail.seal if tail and tail.end == size else None
-        if newest.first != (last.seq if last else 0) + 1:
-            raise AuditError(
+        if newest.first != (last.seq if last else 0) + 1 and not accept:
+            raise LogDamaged(
                 f"{newest.path} does not follow on what is before it",
                 cause="a file of the audit log was removed or changed",
-                remediation="keep the directory as evidence, and give the log a new one",
+                remediation=continuity.WAY_OUT,
             )
         return last
 
@@ -177,6 +277,10 @@ class Chain:
             raise
         self.close()
         self._fd, self._file, self._size, self._dirty = fd, File(where, first), 0, False
+        self._remember_place()
+        if first not in self._names:
+            self._names.append(first)
+            self._stamp = ()
 
     def _put(self, data: bytes, *, synced: bool = True) -> None:
         self._undo()
@@ -233,6 +337,8 @@ class Chain:
             lines, positions = self._sealed([entry(event, self._clock()).body])
             self._put(lines[0])
             self._advance(positions[0])
+            self._names, self._stamp = self._names[len(doomed) :], ()
+            self._tell()  # first: one that is there yet is not missed
             for file in doomed:
                 files.remove(file)
             files.sync_directory(self._directory)

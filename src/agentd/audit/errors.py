@@ -9,6 +9,14 @@ class AuditError(AgentdError):
     code = "audit_error"
 
 
+class NoLog(AuditError):
+    """There is no audit log where one was looked for."""
+
+
+class LogDamaged(AuditError):
+    """What was written to the log is not in it any more; nothing is done until that is accepted."""
+
+
 class AuditLocked(AuditError):
     """Another process writes this log."""
 

@@ -1,15 +1,20 @@
 """The log's files: ``audit-SEQ.jsonl``, named by the sequence number of their first record."""
 
 import contextlib
+import errno
 import os
 import re
+import stat
 from typing import NamedTuple
 
-from agentd.audit.errors import AuditError
+from agentd.audit.errors import AuditError, NoLog
 from agentd.audit.record import MAX_LINE, Seal, unseal
 
 _NAME = re.compile(r"audit-([0-9]{20})\.jsonl")
 _TORN = ".torn-"
+NAME_IT = (
+    "name the log's directory with --dir (a daemon's is STATE/audit), or the daemon with --url"
+)
 MAX_TORN = 1000  # side files of one file
 
 
@@ -34,9 +39,15 @@ def path(directory: str, first: int) -> str:
 
 
 def ls(directory: str) -> list[File]:
-    """The oldest first. Raises AuditError."""
+    """The oldest first. Raises NoLog, AuditError."""
     try:
         names = os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NoLog(
+            f"no audit log here: {directory}",
+            cause=error.strerror or "",
+            remediation=NAME_IT,
+        ) from error
     except OSError as error:
         raise unreadable(directory, error) from error
     found = [
@@ -51,7 +62,7 @@ def unreadable(where: str, error: OSError) -> AuditError:
     return AuditError(
         f"cannot read the audit log {where}",
         cause=error.strerror or "",
-        remediation="name the log's directory, and be allowed to read it",
+        remediation=f"{NAME_IT}; and be allowed to read it",
     )
 
 
@@ -59,7 +70,11 @@ def open_reading(where: str) -> int:
     """A descriptor, of a regular file and nothing else. Raises OSError."""
     # Non-blocking: a fifo with such a name must not hold up who reads it.
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-    return os.open(where, flags)
+    fd = os.open(where, flags)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is no regular file", where)
+    return fd
 
 
 def find_tail(fd: int, size: int) -> Tail | None:
@@ -80,6 +95,20 @@ def find_tail(fd: int, size: int) -> Tail | None:
         if begin == 0:
             return None
         window *= 4
+
+
+def find_hash(found: list[File], seq: int) -> bytes | None:
+    """The hash of record ``seq``, looked for in the file that should hold it; None without it."""
+    holder = next((file for file in reversed(found) if file.first <= seq), None)
+    if holder is None:
+        return None
+    want = b'{"seq":%d,' % seq
+    with open(open_reading(holder.path), "rb") as file:
+        while line := file.readline(MAX_LINE):
+            if line.startswith(want):
+                seal = unseal(line)
+                return seal.hash if seal else None
+    return None
 
 
 def cut(file: File, fd: int, end: int, size: int) -> str:

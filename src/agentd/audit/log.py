@@ -19,7 +19,7 @@ import msgspec
 
 from agentd.audit.alarm import Alarm
 from agentd.audit.chain import Chain, Keep
-from agentd.audit.errors import AuditBusy, AuditError
+from agentd.audit.errors import AuditBusy, AuditError, LogDamaged
 from agentd.audit.lock import Lock
 from agentd.audit.losses import Losses
 from agentd.audit.record import Entry, entry
@@ -104,6 +104,7 @@ class AuditLog:
         self._sync_due = 0.0  # by when what is in the file alone must be on disk, if anything is
         self._alarm = Alarm()  # of the thread
         self._closed = False
+        self.damage = ""  # what is wrong with what was written, until it is mended
         self._losses = Losses(clock)
         self._counts = Counts()
         self._lock, self._chain = _open(directory, keep, clock)
@@ -160,6 +161,28 @@ class AuditLog:
             self._alarm.ring_when_due()
         return future
 
+    def look(self) -> str:
+        """Whether all that was written is still there: what is wrong, or ""."""
+        with self._guard:
+            if self._led or self._closed:  # whoever writes looks, too
+                return self.damage
+            self._led = True
+        try:
+            if self._stale or not self._chain.is_there():
+                with contextlib.suppress(OSError, AuditError):
+                    self._write((), synced=True)
+        finally:
+            self._pass_on()
+        return self.damage
+
+    @property
+    def swept(self) -> int:
+        """Executions that began before this record have ended."""
+        return self._chain.swept
+
+    def sweep(self, seq: int) -> None:
+        self._chain.sweep(seq)
+
     @property
     def head(self) -> Position | None:
         """Of the last record: kept elsewhere, it shows later whether the end was cut off."""
@@ -198,6 +221,9 @@ class AuditLog:
         return made.body
 
     def _enqueue(self, job: _Job) -> None:
+        # Nobody waits for what is lazy: that it cannot be written must be known before it is done.
+        if self.damage or not self._chain.may_be_there():
+            self._require_whole()
         with self._guard:
             if self._closed:
                 raise AuditError("the audit log is closed")
@@ -215,6 +241,14 @@ class AuditLog:
             cause="its disk is too slow, or stands still",
             remediation="try again later",
         )
+
+    def _require_whole(self) -> None:
+        damage = self.look()
+        if not damage and not self._chain.may_be_there():  # somebody writes, and will find it
+            damage = f"the audit log {self.directory} is gone"
+        if damage:
+            self._losses.add(1, damage)
+            raise LogDamaged(damage)
 
     def _lead(self, *, synced: bool = False) -> None:
         """Write one batch, which one's own event is the first of."""
@@ -302,17 +336,23 @@ class AuditLog:
             self._queued_bytes -= size
 
     def _write(self, bodies: Sequence[bytes], *, synced: bool) -> list[Position]:
-        """Those, behind a record of what was lost before. Raises OSError."""
-        if not bodies and not self._losses:
+        """Those, behind a record of what was lost before. Raises OSError, AuditError."""
+        self._stale = self._stale or not self._chain.is_there()
+        if not bodies and not self._losses and not self._stale:
             self._sync()
             return []
-        events = self._reloaded() if self._stale else []
-        lost = self._losses.taken()
+        lost = None
         try:
+            events = self._reloaded() if self._stale else []
+            lost = self._losses.taken()
             events += [lost.event()] if lost else []
             own = [entry(event, self._clock()).body for event in events]
+            if not own and not bodies:
+                return []
             written = self._chain.write([*own, *bodies], synced=synced)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, LogDamaged):
+                self.damage = str(error)
             self._losses.put_back(lost)
             self._put_off_sync()
             raise
@@ -342,9 +382,9 @@ class AuditLog:
             self._sync_due = time.monotonic() + _RETRY_SECONDS
 
     def _reloaded(self) -> list[Event]:
-        cuts = self._chain.load()
-        self._stale = False
-        return [Event(kind=Kind.CUT, fields=cut) for cut in cuts]
+        owed = self._chain.load()
+        self._stale, self.damage = False, ""
+        return owed
 
     def _fail(self, batch: Sequence[_Job], error: OSError | AuditError) -> None:
         if batch:
@@ -394,6 +434,8 @@ def make_directory(directory: str) -> None:
 
 
 def _refused(error: OSError | AuditError | None) -> AuditError:
+    if isinstance(error, LogDamaged):
+        return LogDamaged(error.message, cause=error.cause, remediation=error.remediation)
     reason = AuditError(
         "the audit log cannot be written",
         cause=_reason(error) if error else "",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from agentd.audit import files
 from agentd.audit.files import File
-from agentd.audit.record import MAX_LINE, decode
+from agentd.audit.record import BEGIN, MAX_LINE, decode
 from agentd.model.audit import Record
 
 _CHUNK = 256 << 10
@@ -19,8 +19,8 @@ def lines(directory: str, first: int = 1, last: int | None = None) -> Iterator[b
     for file in _from(files.ls(directory), first):
         if last is not None and file.first > last:
             return
-        seq = file.first
-        for line in _Reader(file).whole():
+        at, seq = _place(file, first)
+        for line in _Reader(file, at).whole():
             if first <= seq and (last is None or seq <= last):
                 yield line
             seq += 1
@@ -88,12 +88,34 @@ def _from(found: list[File], first: int) -> list[File]:
     return found[begin:]
 
 
+def _place(file: File, first: int) -> tuple[int, int]:
+    """The offset of a line that is not behind record ``first``, and its number."""
+    try:
+        fd = files.open_reading(file.path)
+    except OSError:
+        return 0, file.first  # who reads it says so
+    try:
+        low, high, seq = 0, os.fstat(fd).st_size, file.first
+        while high - low > _CHUNK:
+            middle = (low + high) // 2
+            data = os.pread(fd, 2 * MAX_LINE, middle)
+            begin = data.find(b"\n") + 1
+            found = BEGIN.match(data, begin) if begin else None
+            if found is not None and middle + begin < high and int(found[1]) <= first:
+                low, seq = middle + begin, int(found[1])
+            else:
+                high = middle
+        return low, seq
+    finally:
+        os.close(fd)
+
+
 class _Reader:
     """Of one file; ``whole`` goes on where it ended the last time."""
 
-    def __init__(self, file: File) -> None:
+    def __init__(self, file: File, at: int = 0) -> None:
         self._path = file.path
-        self._offset = 0
+        self._offset = at
 
     def whole(self) -> Iterator[bytes]:
         """Lines that have their newline; stops at one that is longer than a record can be."""

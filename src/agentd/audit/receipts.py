@@ -199,6 +199,30 @@ def _numbers(directory: str) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
+def every_line(directory: str) -> Iterator[bytes]:
+    """``ID ENVELOPE`` of each receipt, the oldest first. Raises OSError."""
+    for number in _numbers(directory):
+        with contextlib.suppress(FileNotFoundError):  # dropped meanwhile
+            yield from _lines(_path(directory, number))
+
+
+def newest_lines(directory: str, number: int, most: int) -> Iterator[bytes]:
+    """Of the segment ``number``, as far as its last ``most`` bytes hold them. Raises OSError."""
+    where = _path(directory, number)
+    begin = max(0, os.stat(where).st_size - most)
+    found = _lines(where, begin)
+    if begin:
+        next(found, None)  # it may have begun before
+    yield from found
+
+
+def _lines(where: str, at: int = 0) -> Iterator[bytes]:
+    with open(open_reading(where), "rb") as file:
+        file.seek(at)
+        while (line := file.readline(MAX_RECEIPT + 256)).endswith(b"\n"):
+            yield line
+
+
 def newest(directory: str) -> int:
     """The number of the segment that is written to; 0 where there is none."""
     return max(_numbers(directory), default=0)

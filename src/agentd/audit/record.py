@@ -25,7 +25,7 @@ _MAX_BODY = 56 << 10
 _MAX_NAME = 512  # characters
 _HASH = b',"hash":"'
 TAIL = len(_HASH) + 64 + len(b'"}')  # what follows that which is hashed
-_HEAD = re.compile(rb'\{"seq":([1-9][0-9]{0,18}),"prev":"([0-9a-f]{64})","kind":"[a-z_]+",')
+BEGIN = re.compile(rb'\{"seq":([1-9][0-9]{0,18}),"prev":"([0-9a-f]{64})","kind":"[a-z_]+",')
 
 
 class Entry(NamedTuple):
@@ -93,7 +93,7 @@ def seal(seq: int, prev: bytes, body: bytes) -> tuple[bytes, bytes]:
 
 def unseal(line: bytes) -> Seal | None:
     """Of a whole line, with its newline, that has its own hash right; else None."""
-    head = _HEAD.match(line)
+    head = BEGIN.match(line)
     if head is None or not line.endswith(b'"}\n') or len(line) > MAX_LINE:
         return None
     text, rest = line[: -TAIL - 1], line[-TAIL - 1 : -3]

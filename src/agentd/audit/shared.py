@@ -77,8 +77,7 @@ class SharedLog:
 
     def _taken_over(self) -> list[Event]:
         """Read the end anew; the records that this wants."""
-        cuts = self._chain.load()
-        own = [Event(kind=Kind.CUT, fields=cut) for cut in cuts]
+        own = self._chain.load()
         if self._chain.head is None:
             own.append(Event(kind=Kind.OPENED, fields={"pid": os.getpid(), "mode": "shared"}))
         return own

@@ -1,16 +1,19 @@
-"""Whether the log is as it was written: every record there, unchanged, in its order."""
+"""Whether the log is as it was written: every record there, unchanged, in its order.
+
+What lies beside it is a witness, too: the mark of what was written last, and the receipts.
+"""
 
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from typing import Any
 
 import msgspec
 
-from agentd.audit import files
-from agentd.audit.errors import AuditError
+from agentd.audit import files, mark, receipts
+from agentd.audit.errors import AuditError, NoLog
 from agentd.audit.files import File
 from agentd.audit.record import GENESIS, MAX_LINE, TAIL, decode, position, unseal
 from agentd.model.audit import Kind, Position
@@ -20,13 +23,15 @@ _CHUNK = 1 << 20
 _TORN_WAITS = 5  # of a line that a writer is in the middle of
 _TORN_SECONDS = 0.02
 _HASH = re.compile(rb"[0-9a-f]{64}")
-_RETIRED = b'"kind":"%b",' % Kind.RETIRED.encode()
+_TOLD = tuple(b'"kind":"%b",' % kind.encode() for kind in (Kind.RETIRED, Kind.CUT, Kind.LOSS))
+_ONE = File("", 1)  # a log that is read from elsewhere has no files
 
 
 class Problem(msgspec.Struct, frozen=True):
     """``line`` counts from 1; ``seq`` is the number that the record there has, or should have.
 
-    ``kind`` is "removed", "changed", "reordered", "duplicated", "truncated" or "unknown_head".
+    ``kind`` is "removed", "changed", "reordered", "duplicated", "truncated", "unknown_head" or
+    "receipt".
     """
 
     file: str
@@ -36,9 +41,17 @@ class Problem(msgspec.Struct, frozen=True):
     message: str
 
 
+class Note(msgspec.Struct, frozen=True):
+    """What the log tells of itself: a "cut" or a "loss", in record ``seq``."""
+
+    seq: int
+    kind: str
+    message: str
+
+
 class Verdict(msgspec.Struct, frozen=True):
     """``retired`` is the last sequence number that was deleted as configured; ``head`` the last
-    record's place. ``problems`` are the first hundred."""
+    record's place; ``receipts`` were compared. ``problems`` and ``notes`` are the first hundred."""
 
     ok: bool
     records: int
@@ -46,22 +59,79 @@ class Verdict(msgspec.Struct, frozen=True):
     retired: int
     head: Position | None
     problems: tuple[Problem, ...] = ()
+    notes: tuple[Note, ...] = ()
+    receipts: int = 0
 
 
 def verify(directory: str, head: Position | None = None) -> Verdict:
     """Reads all of it. ``head`` is a record's place that was kept elsewhere: where the log does not
-    have it, its end was cut off or written anew. Raises AuditError where it cannot be read."""
-    walk = _Walk(head)
+    have it, its end was cut off or written anew. Raises NoLog where there is none, AuditError where
+    it cannot be read."""
+    known = mark.read(directory)  # before the log: a daemon may be writing
+    beside = _receipts(directory)
     found = files.ls(directory)
+    if not found or not any(map(_has_bytes, found)):
+        raise no_log(directory)
+    walk = _Walk(head, beside)
+    if known is not None:
+        walk.known = Position(known.seq, known.hash)
+        beside.setdefault(known.seq, known.hash)
     for file in found:
         walk.file(file, last=file is found[-1])
     return walk.verdict(len(found))
 
 
+def verify_lines(lines: Iterable[bytes], head: Position | None = None) -> Verdict:
+    """Of a log that is read from elsewhere: its lines from the oldest that is kept on."""
+    walk = _Walk(head, {})
+    walk.lines(lines)
+    return walk.verdict(0)
+
+
+def no_log(directory: str) -> NoLog:
+    if _receipts(directory):
+        cause = "there are receipts beside it, and no records: they were removed"
+    else:
+        cause = "no audit-*.jsonl with a record is in it"
+    return NoLog(
+        f"no audit log here: {directory}",
+        cause=cause,
+        remediation=files.NAME_IT,
+    )
+
+
+def _has_bytes(file: File) -> bool:
+    try:
+        fd = files.open_reading(file.path)
+    except OSError as error:
+        raise files.unreadable(file.path, error) from error
+    try:
+        return os.fstat(fd).st_size > 0
+    finally:
+        os.close(fd)
+
+
+def _receipts(directory: str) -> dict[int, str]:
+    """The hashes of the records that the receipts beside the log name, by their numbers."""
+    beside = os.path.join(os.path.dirname(os.path.abspath(directory)), "receipts")
+    try:
+        lines = receipts.every_line(beside)
+        return dict(filter(None, (mark.position_in(line.partition(b" ")[2]) for line in lines)))
+    except OSError:  # there are none, or they are another's
+        return {}
+
+
 class _Walk:
-    def __init__(self, head: Position | None) -> None:
+    def __init__(self, head: Position | None, beside: dict[int, str]) -> None:
         self._head = head
         self._head_hash: bytes | None = None  # of the record with the head's number
+        self._beside = beside
+        self._receipts = len(beside)
+        self.known: Position | None = None  # what was written last, as the mark says
+        self._accepted: dict[int, str] = {}  # losses that somebody has accepted, by their ends
+        self._lost: list[tuple[int, int]] = []  # what went with those
+        self._gaps: list[tuple[int, str, Problem]] = []
+        self._notes: list[Note] = []
         self._seq, self._prev = 0, GENESIS
         self._start = (0, GENESIS, "")  # what the first record says is before it, and its file
         self._retired = (0, GENESIS)
@@ -79,12 +149,49 @@ class _Walk:
         if not begun and not (last and file.first == self._seq + 1):
             self._problem(file, 1, file.first, "truncated", "the file is empty")
 
+    def lines(self, lines: Iterable[bytes]) -> None:
+        number = 0
+        for line in lines:
+            if number == 0 and (seal := unseal(line)) is not None:
+                self._seq, self._prev = seal.seq - 1, seal.prev
+                self._start = (self._seq, self._prev, "")
+            number = self._line(_ONE, number + 1, line)
+
     def verdict(self, count: int) -> Verdict:
         self._check_start()
+        self._check_known()
+        for last, digest, problem in self._gaps:
+            if self._accepted.get(last) != digest and len(self._problems) < MAX_PROBLEMS:
+                self._problems.append(problem)
         self._check_head()
-        last = position(self._seq, self._prev) if self._records else None
-        problems = tuple(self._problems[:MAX_PROBLEMS])
-        return Verdict(not problems, self._records, count, self._retired[0], last, problems)
+        self._check_receipts()
+        last_ = position(self._seq, self._prev) if self._records else None
+        return Verdict(
+            not self._problems,
+            self._records,
+            count,
+            self._retired[0],
+            last_,
+            tuple(self._problems),
+            tuple(self._notes),
+            self._receipts,
+        )
+
+    def _check_known(self) -> None:
+        known = self.known
+        if known is not None and known.seq > self._seq:
+            self._beside.pop(known.seq, "")
+            text = f"records {self._seq + 1} to {known.seq} were written, and are gone"
+            gone = Problem("", 0, known.seq, "truncated", text)
+            self._gaps.append((known.seq, known.hash, gone))
+
+    def _check_receipts(self) -> None:
+        """Those of records that are not here: retired ones cannot be compared."""
+        for seq in self._beside:
+            lost = any(first <= seq <= last for first, last in self._lost)
+            if seq > self._retired[0] and not lost:
+                text = "a receipt beside the log names it, and it is not here"
+                self._problem_at("", 0, seq, "receipt", text)
 
     def _begin(self, file: File, line: bytes) -> None:
         """The name says what a file begins with; the first one's beginning may be retired."""
@@ -109,20 +216,33 @@ class _Walk:
         else:
             self._seq, self._prev = seq, digest
             self._records += 1
-            if line.startswith(_RETIRED, len(start)):
-                self._retire(line)
+            if line.startswith(_TOLD, len(start)):
+                self._tell(line)
+            if seq in self._beside and self._beside.pop(seq) != digest.decode():
+                text = "it is another than what lies beside the log names"
+                self._problem(file, number, seq, "receipt", text)
         head = self._head
         if head is not None and self._seq == head.seq and self._head_hash is None:
             self._head_hash = self._prev
         return number
 
-    def _retire(self, line: bytes) -> None:
+    def _tell(self, line: bytes) -> None:
         try:
-            fields: Any = decode(line).fields
-        except AuditError:  # nobody but a forger writes such a record: it retires nothing
+            record = decode(line)
+        except AuditError:  # nobody but a forger writes such a record: it tells nothing
             return
+        fields: Any = record.fields
+        if record.kind != Kind.RETIRED and len(self._notes) < MAX_PROBLEMS:
+            words = ", ".join(f"{name} {value}" for name, value in fields.items())
+            self._notes.append(Note(record.seq, record.kind, words))
         last, digest = fields.get("last"), fields.get("hash")
-        if isinstance(last, int) and isinstance(digest, str) and last > self._retired[0]:
+        if not isinstance(last, int) or not isinstance(digest, str):
+            return
+        if record.kind == Kind.LOSS:
+            self._accepted[last] = digest
+            first = fields.get("first")
+            self._lost.append((first if isinstance(first, int) else last, last))
+        elif last > self._retired[0]:
             self._retired = (last, digest.encode())
 
     def _diagnose(self, file: File, number: int, line: bytes) -> None:
@@ -140,7 +260,8 @@ class _Walk:
             return
         if seal.seq > expected:
             text = f"{seal.seq - expected} records from {expected} on are missing before it"
-            self._problem(file, number, seal.seq, "removed", text)
+            gone = Problem(file.name, number, seal.seq, "removed", text)
+            self._gaps.append((seal.seq - 1, seal.prev.decode(), gone))
         elif seal.seq < expected:
             same = seal.seq == expected - 1 and seal.hash == self._prev
             kind = "duplicated" if same else "reordered"
@@ -151,6 +272,8 @@ class _Walk:
             self._problem(file, number, seal.seq, "changed", text)
         self._seq, self._prev = seal.seq, seal.hash
         self._records += 1
+        if any(told in line for told in _TOLD):
+            self._tell(line)  # behind a gap stands what tells of it
 
     def _skip(self, line: bytes) -> None:
         # What it states itself, so that the next record is not called wrong for it.
@@ -163,7 +286,8 @@ class _Walk:
         last, digest = self._retired
         if before > last or (before == last and before and prev != digest):
             text = f"records up to {before} are gone, and none says that they were retired"
-            self._problem_at(name, 1, before, "removed", text)
+            gone = Problem(name, 1, before, "removed", text)
+            self._gaps.append((before, prev.decode(), gone))
         elif before == 0 and prev != GENESIS:
             self._problem_at(name, 1, 1, "changed", "the first record does not begin a log")
 

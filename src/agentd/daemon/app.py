@@ -85,6 +85,7 @@ class Daemon:
             )
             self.approvals = Approvals(self.store, lambda: self.config.approvals)
             parked = Parked(self.approvals)
+            self._damage = ""  # of the audit log, as it was told last
             self.control = Control(state, config.policy, config.audit, parked, config.capabilities)
             undo.callback(self.control.close)
             parked.log = self.control.log
@@ -252,11 +253,22 @@ class Daemon:
             try:
                 self.sandboxes.expire()
                 self._retention.tick()
+                self._look_at_log()
                 if self.link.lost.is_set():
                     self._report("the supervisor has ended, and every sandbox with it")
                     self._lose_all()
             except AgentdError as error:
                 self._report(f"{error}")
+
+    def _look_at_log(self) -> None:
+        """Its files may go while nothing is written to it."""
+        before, now = self._damage, self.control.look()
+        self._damage = now
+        if now != before:
+            told = (
+                "the audit log is not as it was written" if now else "the audit log is whole again"
+            )
+            self._report(told, problem=now or before)
 
     def _lose_all(self) -> None:
         """The kernel has ended them all. A new supervisor takes the place of the old one."""

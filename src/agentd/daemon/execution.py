@@ -76,6 +76,7 @@ class Execution:
         fresh = bool(handle.unreported_ms)
         self._started = time.monotonic()
         self._lost: Exit | None = None
+        self.result: Result | None = None  # once it has ended, though that is not written down
         self._pid: int | None = None
         # The first command waited for the sandbox; those after it found it ready.
         self._setup_ms, handle.unreported_ms = handle.unreported_ms, 0.0
@@ -207,6 +208,7 @@ class Execution:
             sandbox=self._handle.info,
             enforcement=dict(self._handle.enforcement),
         )
+        self.result = result
         concluded, self._concluded = self._concluded, None
         if concluded is None or self._digests is None:
             return result

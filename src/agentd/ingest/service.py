@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar
 from agentd.model.api import (
     Answer,
     ApprovalView,
+    AuditHead,
     Authorise,
     BackendView,
     CallBody,
@@ -209,6 +210,10 @@ class Service(Protocol):
     def decide_approval(self, who: Principal, id_: str, body: DecideBody) -> ApprovalView: ...
 
     # the daemon itself
+    def audit_head(self, who: Principal) -> AuditHead: ...
+    def audit_records(self, who: Principal, first: int, limit: int) -> object:
+        """An AuditPage, its records byte for byte as they stand in the log."""
+
     def version(self) -> Mapping[str, str]: ...
     def backends(self, who: Principal) -> Sequence[BackendView]: ...
     def stats(self, who: Principal) -> Stats: ...

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from agentd.model.audit import Record
 from agentd.model.cause import Cause
 from agentd.model.decision import Decision
 from agentd.model.enforcement import Control
@@ -274,6 +275,23 @@ class ApprovalView(msgspec.Struct, frozen=True):
     decided: float | None = None
     decided_by: str = ""
     note: str = ""
+
+
+class AuditHead(msgspec.Struct, frozen=True):
+    """``head`` is the last record's place, SEQ:HASH; ``first`` the oldest record that is kept.
+    ``damage`` says what is wrong with what was written, where something is."""
+
+    head: str
+    first: int
+    damage: str = ""
+
+
+class AuditPage(msgspec.Struct, frozen=True):
+    """Records as they stand in the log, byte for byte, so that their hashes can be checked;
+    ``next`` is the number of the first that is not here, if there is one."""
+
+    records: tuple[Record, ...]
+    next: int | None = None
 
 
 class BackendView(msgspec.Struct, frozen=True):

@@ -337,7 +337,8 @@ def test_a_file_with_no_whole_record_follows_on_the_one_before(directory: str) -
     for _ in range(3):
         log.append(START)
     log.close()
-    newest(directory).write_bytes(b"\0" * 5000)  # as a loss of power leaves it
+    # As a loss of power leaves what was about to be written.
+    Path(directory, f"audit-{5:020}.jsonl").write_bytes(b"\0" * 5000)
     log = AuditLog(directory)
     log.append(START)
     log.close()

@@ -1,3 +1,4 @@
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agentd.audit.chain import Chain, Keep
-from agentd.audit.errors import AuditError
+from agentd.audit.errors import AuditError, NoLog
 from agentd.audit.record import GENESIS, entry, seal
 from agentd.audit.verify import verify
 from agentd.model.audit import Event, Kind, Position
@@ -56,15 +57,20 @@ def test_a_whole_log_is_well(whole: tuple[Path, Position]) -> None:
     assert verdict.files == len(files(directory)) > 2
 
 
-def test_an_empty_directory_is_a_log_without_records(tmp_path: Path) -> None:
-    verdict = verify(str(tmp_path))
-    assert verdict.ok and verdict.records == 0 and verdict.head is None
-    assert verify(str(tmp_path), Position(3, "0" * 64)).problems[0].kind == "truncated"
-
-
-def test_no_directory_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(AuditError, match="cannot read"):
+def test_what_is_no_log_is_not_well(tmp_path: Path) -> None:
+    with pytest.raises(NoLog, match="no audit log here"):
+        verify(str(tmp_path))
+    (tmp_path / f"audit-{1:020}.jsonl").touch()
+    with pytest.raises(NoLog, match="no audit log here"):
+        verify(str(tmp_path))
+    with pytest.raises(NoLog, match="--dir"):
         verify(str(tmp_path / "none"))
+
+
+def test_a_fifo_in_place_of_a_file_is_an_error(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / f"audit-{1:020}.jsonl")
+    with pytest.raises(AuditError, match="no regular file"):
+        verify(str(tmp_path))
 
 
 def test_a_changed_record_is_named(log: Path) -> None:

@@ -1,4 +1,4 @@
-"""``agentd audit``: the log of what was done, read from its files."""
+"""``agentd audit``: the log of what was done, read from its files or from its daemon."""
 
 import argparse
 import os
@@ -6,12 +6,13 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from agentd.client.cli import kept
+from agentd.client.cli import kept, output, remote
 from agentd.client.cli.options import Parser
 from agentd.model.errors import InvalidInput
 
 if TYPE_CHECKING:
     from agentd.audit.verify import Verdict
+    from agentd.client.cli.audit_source import Source
 
 _EXAMPLES = """\
 examples:
@@ -21,17 +22,32 @@ examples:
   agentd audit verify
   agentd audit verify --head 1042:9f2c...          a place that was kept elsewhere
   agentd audit export --from 1000 --out audit.jsonl
+  agentd audit verify --dir /var/lib/agentd/audit
+  agentd audit accept-loss --dir /var/lib/agentd/audit
 
-It is the daemon's log, where there is one, else that of calls without a daemon (--embedded).
-verify ends with 0 where all is as it was written, with 1 where it is not.
+It is the log of the daemon that --url or AGENTD_URL names, or that is at the usual socket, else
+this machine's: the daemon's, where there is one, or that of calls without a daemon (--embedded).
+verify ends with 0 where all is as it was written, with 1 where it is not, or where there is no log.
+It looks at the log's files with --dir: then the receipts beside them are compared, too.
+A daemon does not go on with a log that lost what was written to it. accept-loss writes down what
+is gone, so that it can; keep what is left as evidence first.
 """
 _FOUND_WRONG = 1
 _FIRST = ("cause", "exit_code", "undecided", "reasons")
 
 
 def main(words: list[str]) -> int:
+    from agentd.audit.errors import NoLog
+    from agentd.client.cli import audit_source
+
     options = _parser().parse_args(words)
-    return int(options.run(options, kept.directory(options, "audit", "audit")))
+    try:
+        if options.command == "accept-loss":
+            return _accept(audit_source.directory(options))
+        return int(options.run(options, audit_source.find(options)))
+    except NoLog as error:
+        output.say(str(error), "audit")
+        return _FOUND_WRONG
 
 
 def _parser() -> Parser:
@@ -42,7 +58,7 @@ def _parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
     tail = commands.add_parser("tail", help="print the latest records", allow_abbrev=False)
     tail.add_argument("-n", metavar="N", type=_number, default=20, help="how many (default: 20)")
     tail.add_argument("-f", "--follow", action="store_true", help="wait for more")
@@ -57,10 +73,14 @@ def _parser() -> Parser:
     export.add_argument("--to", dest="last", metavar="SEQ", type=_number)
     export.add_argument("--out", metavar="FILE", help="a new file (default: standard output)")
     export.set_defaults(run=_export)
+    accept = commands.add_parser(
+        "accept-loss", help="write down what is gone, and let the log go on", allow_abbrev=False
+    )
     for each in (tail, verify):
         each.add_argument("--json", action="store_true", help="print JSON")
-    for each in (tail, verify, export):
+    for each in (tail, verify, export, accept):
         kept.options(each, "log")
+        each.add_argument("--url", metavar="URL", help=remote.URL_HELP)
     return parser
 
 
@@ -70,11 +90,10 @@ def _number(text: str) -> int:
     return int(text)
 
 
-def _tail(options: argparse.Namespace, directory: str) -> int:
-    from agentd.audit import read
+def _tail(options: argparse.Namespace, source: "Source") -> int:
     from agentd.audit.record import decode
 
-    found = read.tail(directory, options.n)
+    found = source.tail(options.n)
     if options.json:
         _write(found)
     else:
@@ -83,16 +102,15 @@ def _tail(options: argparse.Namespace, directory: str) -> int:
         headings = ("SEQ", "TIME", "KIND", "PRINCIPAL", "SANDBOX", "REQUEST", "ABOUT")
         table.show(headings, [_row(decode(line)) for line in found])
     if options.follow:
-        _follow(options, directory, decode(found[-1]).seq + 1 if found else 1)
+        _follow(options, source, decode(found[-1]).seq + 1 if found else 1)
     return 0
 
 
-def _follow(options: argparse.Namespace, directory: str, first: int) -> None:
-    from agentd.audit import read
+def _follow(options: argparse.Namespace, source: "Source", first: int) -> None:
     from agentd.audit.record import decode
     from agentd.client.cli.remote import safe
 
-    for line in read.follow(directory, first):
+    for line in source.follow(first):
         if options.json:
             _write([line])
         else:
@@ -131,41 +149,57 @@ def _about(record: Any) -> str:
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
-def _verify(options: argparse.Namespace, directory: str) -> int:
-    from agentd.audit.verify import verify
+def _verify(options: argparse.Namespace, source: "Source") -> int:
     from agentd.model.audit import Position
 
     head = Position.parse(options.head) if options.head else None
-    verdict = verify(directory, head)
+    verdict = source.verify(head)
     if options.json:
-        from agentd.client.cli import remote
-
         remote.print_json(verdict)
     else:
-        _show(verdict, directory, checked=head is not None)
+        _show(verdict, source.where, checked=head is not None)
     return 0 if verdict.ok else _FOUND_WRONG
 
 
-def _show(verdict: "Verdict", directory: str, *, checked: bool) -> None:
+def _accept(directory: str) -> int:
+    from agentd.audit import mending
+
+    for event in mending.accept(directory):
+        words = ", ".join(f"{name} {value}" for name, value in event.fields.items())
+        print(remote.safe(f"written down: {event.kind}: {words}"))
+    print("nothing that was written is missing: the log goes on")
+    return 0
+
+
+def _show(verdict: "Verdict", where: str, *, checked: bool) -> None:
     from agentd.client.cli import table
     from agentd.client.cli.remote import safe
 
+    of = f" in {_files(verdict.files)}" if verdict.files else ""
     table.facts(
         [
-            ("log", directory),
-            ("records", f"{verdict.records} in {_files(verdict.files)}"),
+            ("log", where),
+            ("records", f"{verdict.records}{of}"),
+            ("receipts", f"{verdict.receipts} beside it"),
             ("retired", f"records up to {verdict.retired}" if verdict.retired else "none"),
             ("head", verdict.head or "none"),
         ]
     )
+    for note in verdict.notes:
+        print(safe(f"record {note.seq}: {note.kind}: {note.message}"))
     for problem in verdict.problems:
         where = f"{problem.file}:{problem.line}: " if problem.file else ""
         print(safe(f"{where}record {problem.seq}: {problem.kind}: {problem.message}"))
     if verdict.ok:
         end = "its end included" if checked else "a cut-off end shows with --head alone"
-        print(_coloured("ok", "green") + f": every record is there and unchanged; {end}")
+        rest = ", but for what its losses tell" if _has_gaps(verdict) else ""
+        print(_coloured("ok", "green") + f": every record is there and unchanged{rest}; {end}")
     else:
         print(_coloured("not ok", "red") + ": this log is not as it was written")
+
+
+def _has_gaps(verdict: "Verdict") -> bool:
+    return any(note.kind == "loss" and "accepted" in note.message for note in verdict.notes)
 
 
 def _files(count: int) -> str:
@@ -178,10 +212,8 @@ def _coloured(text: str, colour: str) -> str:
     return f"\x1b[{ {'red': 31, 'green': 32}[colour] }m{text}\x1b[0m"
 
 
-def _export(options: argparse.Namespace, directory: str) -> int:
-    from agentd.audit import read
-
-    lines = read.lines(directory, options.first, options.last)
+def _export(options: argparse.Namespace, source: "Source") -> int:
+    lines = source.lines(options.first, options.last)
     if options.out is None:
         _write(lines)
         return 0

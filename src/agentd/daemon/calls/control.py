@@ -106,6 +106,15 @@ class Control:
             old.close()
 
     @property
+    def damage(self) -> str:
+        """What is wrong with the log's past, where it is a daemon's: then nothing is done."""
+        return self.log.damage if isinstance(self.log, AuditLog) else ""
+
+    def look(self) -> str:
+        """As ``damage``, after a look at the disk."""
+        return self.log.look() if isinstance(self.log, AuditLog) else ""
+
+    @property
     def counts(self) -> Mapping[str, int]:
         """Of the log: commits, records, failures, lost, ...; nothing of a shared one."""
         log = self.log

@@ -54,6 +54,7 @@ class Command:
         self.result: ResultView | None = None
         self.stdout = bytearray()  # the begin of each, for who waits
         self.stderr = bytearray()
+        self.unrecorded: AgentdError | None = None
         self.ended = threading.Event()
         self.usage = Usage()
         self._execution = execution
@@ -68,7 +69,7 @@ class Command:
         self._keep = keep
         try:
             self._follow()
-            result = self._execution.finish()
+            result = self._finished()
             self.usage = result.usage
             view = self._view(result)
         except AgentdError as error:
@@ -81,6 +82,17 @@ class Command:
         self._settle()
         self.ended.set()
         return view
+
+    def _finished(self) -> Result:
+        try:
+            return self._execution.finish()
+        except AgentdError as error:
+            known = self._execution.result
+            if known is None:
+                raise
+            # How it ended is known, and not written down: whoever waits is told that instead.
+            self.unrecorded = error
+            return known
 
     def _follow(self) -> None:
         while True:

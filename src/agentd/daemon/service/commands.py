@@ -71,6 +71,8 @@ class Commands:
         self._over(who, command)
         # An answer that is recorded itself is written behind this one, and waits for both.
         self._record(who, command, wait=context.recorded() is None)
+        if command.unrecorded is not None:
+            raise command.unrecorded
         return view
 
     def start(self, who: Principal, live: Live, body: ExecBody) -> ProcessView:

@@ -22,6 +22,7 @@ from agentd.daemon.calls.ends import Ends
 from agentd.daemon.config.schema import Config
 from agentd.daemon.pipeline import Pipeline
 from agentd.daemon.service import bodies, tar
+from agentd.daemon.service.audits import Audits
 from agentd.daemon.service.commands import Commands
 from agentd.daemon.service.files import Files
 from agentd.daemon.service.live import Live
@@ -34,6 +35,7 @@ from agentd.daemon.service.snapshots import About, Snapshots
 from agentd.model.api import (
     Answer,
     ApprovalView,
+    AuditHead,
     Authorise,
     BackendView,
     CallBody,
@@ -117,6 +119,7 @@ class DaemonService:
         self.ends = Ends()
         self._idempotency = idempotency
         self._files = Files()
+        self._audits = Audits(control)
         self._started = time.time()
         self.not_ready = "it is starting"
 
@@ -387,6 +390,14 @@ class DaemonService:
     def decide_approval(self, who: Principal, id_: str, body: DecideBody) -> ApprovalView:
         return self._approvals.decide(who, id_, body.allow, body.note)
 
+    # --- the audit log ---
+
+    def audit_head(self, who: Principal) -> AuditHead:
+        return self._audits.head(who)
+
+    def audit_records(self, who: Principal, first: int, limit: int) -> object:
+        return self._audits.records(who, first, limit)
+
     # --- the daemon itself ---
 
     def version(self) -> Mapping[str, str]:
@@ -419,7 +430,9 @@ class DaemonService:
         )
 
     def ready(self) -> str:
-        return "it is about to end" if self._sandboxes.draining else self.not_ready
+        if self._sandboxes.draining:
+            return "it is about to end"
+        return self.not_ready or self._control.damage
 
     def readmit(self, who: Principal, repeat: Repeat, approved: frozenset[str] | None) -> None:
         self._repeats.readmit(who, repeat, approved)

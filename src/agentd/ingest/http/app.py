@@ -11,6 +11,7 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 
 from agentd.ingest.http import (
     approvals,
+    audit,
     calls,
     files,
     keys,
@@ -68,6 +69,7 @@ def operations(*, metrics: bool = False) -> tuple[Operation, ...]:
         *files.OPERATIONS,
         *keys.OPERATIONS,
         *approvals.OPERATIONS,
+        *audit.OPERATIONS,
         *calls.OPERATIONS,
         *meta.OPERATIONS,
     )

@@ -72,7 +72,7 @@ def test_the_state_directory_has_it_all_and_nobody_else_reads_it(control, tmp_pa
     control(schema.Policy())
     state = tmp_path / "state"
     assert {p.name for p in state.iterdir()} == {
-        "audit", "policy", "receipts", "receipt.key", "receipt.key.pub",
+        "audit", "audit.head", "policy", "receipts", "receipt.key", "receipt.key.pub",
     }  # fmt: skip
     for folder in ("audit", "policy", "receipts"):
         assert (state / folder).stat().st_mode & 0o077 == 0

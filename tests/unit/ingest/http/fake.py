@@ -17,6 +17,8 @@ import msgspec
 from agentd.model.api import (
     Answer,
     ApprovalView,
+    AuditHead,
+    AuditPage,
     Authorise,
     BackendView,
     CallBody,
@@ -653,6 +655,16 @@ class FakeService:
     def receipt_key(self, who: Principal) -> str:
         who.require("read")
         return "a key"
+
+    # the audit log
+
+    def audit_head(self, who: Principal) -> AuditHead:
+        who.require("admin")
+        return AuditHead(f"1:{'0' * 64}", 1)
+
+    def audit_records(self, who: Principal, first: int, limit: int) -> AuditPage:
+        who.require("admin")
+        return AuditPage(())
 
     # approvals
 

@@ -1,0 +1,105 @@
+"""Whether a log still holds what was written to it, as far as its mark and its receipts know."""
+
+import os
+from datetime import UTC, datetime
+from itertools import pairwise
+
+from agentd.audit import files
+from agentd.audit.errors import LogDamaged
+from agentd.audit.files import File
+from agentd.audit.mark import Mark
+from agentd.model.audit import Event, Kind
+
+WAY_OUT = (
+    "put back what was there; or keep it as evidence, stop the daemon, and run "
+    "agentd audit accept-loss, which writes the loss down and lets the log go on"
+)
+_PIECE = 1 << 20
+Last = tuple[int, bytes]
+
+
+def check(directory: str, found: list[File], last: Last, known: Mark | None) -> None:
+    """Raises LogDamaged, OSError."""
+    if known is None:
+        return
+    cause = _missing(found, last, known)
+    if cause:
+        raise LogDamaged(
+            f"the audit log {directory} is not as it was written",
+            cause=cause,
+            remediation=WAY_OUT,
+        )
+
+
+def check_torn(file: File, fd: int, end: int, size: int) -> None:
+    """A writer that dies leaves a line without its end, and a loss of power zeros. A line that is
+    whole, and is no record, was changed. Raises LogDamaged, OSError."""
+    whole = zeros = False
+    while end < size and (data := os.pread(fd, min(_PIECE, size - end), end)):
+        whole, zeros, end = whole or b"\n" in data, zeros or b"\0" in data, end + len(data)
+    if whole and not zeros:
+        raise LogDamaged(
+            f"the end of {file.path} was changed",
+            cause="its last line is whole, and is no record with the hash that it states",
+            remediation=WAY_OUT,
+        )
+
+
+def losses(found: list[File], last: Last, known: Mark | None) -> tuple[list[Event], Last]:
+    """Records of all that is gone, and what the chain goes on behind. Raises OSError."""
+    owed = []
+    if found and known is not None and known.first and found[0].first > known.first:
+        seal = files.first_line(found[0])
+        before = seal.prev if seal is not None else b""
+        owed.append(_loss(known.first, found[0].first - 1, before))
+    for older, newer in pairwise(found):
+        seal, tail = files.first_line(newer), _tail(older)
+        after = tail + 1 if tail else older.first
+        if seal is not None and after < newer.first:
+            owed.append(_loss(after, newer.first - 1, seal.prev))
+    if known is None:
+        return owed, last
+    if last[0] < known.seq:
+        owed.append(_loss(last[0] + 1, known.seq, known.hash.encode()))
+        return owed, (known.seq, known.hash.encode())
+    if _differs(found, last, known):
+        about = {"accepted": _now(), "written_anew": f"{known.seq}:{known.hash}"}
+        owed.append(Event(kind=Kind.LOSS, fields=about))
+    return owed, last
+
+
+def _missing(found: list[File], last: Last, known: Mark) -> str:
+    """What is gone, in words."""
+    if last[0] < known.seq:
+        return f"its last record is {last[0]}, and record {known.seq} was written"
+    if found and known.first and found[0].first > known.first:
+        return f"its first record is {found[0].first}, and records from {known.first} on were kept"
+    if len(found) < known.files and found[0].first == known.first:
+        return f"it has {len(found)} files, and had {known.files}"
+    if _differs(found, last, known):
+        return f"record {known.seq} has another hash than when it was written"
+    return ""
+
+
+def _differs(found: list[File], last: Last, known: Mark) -> bool:
+    have = last[1] if last[0] == known.seq else files.find_hash(found, known.seq)
+    # One that receipts alone know of may be retired.
+    return have != known.hash.encode() and (have is not None or bool(known.files))
+
+
+def _tail(file: File) -> int:
+    fd = files.open_reading(file.path)
+    try:
+        tail = files.find_tail(fd, os.fstat(fd).st_size)
+    finally:
+        os.close(fd)
+    return tail.seal.seq if tail else 0
+
+
+def _loss(first: int, last: int, digest: bytes) -> Event:
+    about = {"accepted": _now(), "first": first, "last": last, "hash": digest.decode()}
+    return Event(kind=Kind.LOSS, fields=about)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()

@@ -1,0 +1,57 @@
+"""What an operator does about a log that lost some of what was written to it."""
+
+import time
+from collections.abc import Callable
+
+from agentd.audit.chain import Chain
+from agentd.audit.errors import LogDamaged
+from agentd.audit.lock import Lock
+from agentd.audit.record import entry
+from agentd.model.audit import Event
+
+
+def damage(directory: str) -> str:
+    """What is wrong, or ""; a torn end is moved aside, as each start does. Raises AuditLocked,
+    AuditError."""
+    with _Held(directory):
+        chain = Chain(directory)
+        try:
+            chain.load()
+        except LogDamaged as error:
+            return error.cause or error.message
+        finally:
+            chain.close()
+        return ""
+
+
+def accept(directory: str, clock: Callable[[], float] = time.time) -> list[Event]:
+    """Write down what is gone, and let the log go on behind it; nothing where nothing is gone.
+
+    Raises AuditLocked while a daemon runs, AuditError, OSError.
+    """
+    if not damage(directory):
+        return []
+    with _Held(directory):
+        chain = Chain(directory)
+        try:
+            owed = chain.load(accept=True)
+            now = clock()
+            chain.write([entry(event, now).body for event in owed])
+        finally:
+            chain.close()
+        return owed
+
+
+class _Held:
+    def __init__(self, directory: str) -> None:
+        self._lock = Lock(directory)
+
+    def __enter__(self) -> None:
+        try:
+            self._lock.acquire()
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def __exit__(self, *exc: object) -> None:
+        self._lock.close()

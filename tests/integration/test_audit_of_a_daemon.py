@@ -1,0 +1,125 @@
+"""The audit log by the doors of a daemon: its command line, its REST, and what lies on its disk."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.security.daemons import Daemon, running, until
+
+from agentd.model.audit import Position
+
+
+@pytest.fixture
+def daemon() -> Iterator[Daemon]:
+    with running() as made:
+        yield made
+
+
+def test_it_is_read_from_the_daemon_that_is_named(daemon: Daemon, tmp_path: Path) -> None:
+    box = daemon.sandbox()
+    daemon.ask("POST", f"/v1/sandboxes/{box}/exec", {"cmd": "true"})
+    tail = daemon.cli("audit", "tail", "-n", "2", "--json")
+    assert tail.returncode == 0, tail.stderr
+    last = json.loads(tail.stdout.splitlines()[-1])
+    assert last["kind"] == "end" and last["sandbox"] == box
+    head = daemon.ask("GET", "/v1/audit/head").json
+    assert Position.parse(head["head"]).seq == last["seq"]
+    out = tmp_path / "out"
+    assert daemon.cli("audit", "export", "--from", "2", "--out", str(out)).returncode == 0
+    (file,) = Path(daemon.audit).glob("audit-*.jsonl")
+    assert out.read_bytes() == b"".join(file.read_bytes().splitlines(keepends=True)[1:])
+    verified = daemon.cli("audit", "verify", "--head", head["head"])
+    assert verified.returncode == 0 and b"its end included" in verified.stdout
+    other = daemon.cli("audit", "verify", "--head", f"1:{'0' * 64}")
+    assert other.returncode == 1 and b"written anew" in other.stdout
+
+
+def test_pages_follow_on_each_other(daemon: Daemon) -> None:
+    daemon.ask("POST", f"/v1/sandboxes/{daemon.sandbox()}/exec", {"cmd": "true"})
+    seqs: list[int] = []
+    at: int | None = 1
+    while at is not None:
+        page = daemon.ask("GET", f"/v1/audit/records?from={at}&limit=2").json
+        assert len(page["records"]) <= 2
+        seqs += [record["seq"] for record in page["records"]]
+        at = page["next"]
+    assert seqs == list(range(1, len(seqs) + 1)) and len(seqs) > 2
+    assert daemon.ask("GET", "/v1/audit/records?limit=1001").code == "invalid_input"
+    assert daemon.ask("GET", "/v1/audit/records?from=100000").json == {"records": [], "next": None}
+
+
+def test_only_an_admin_reads_it(daemon: Daemon) -> None:
+    key = daemon.key("reader")
+    for path in ("/v1/audit/head", "/v1/audit/records"):
+        assert daemon.ask("GET", path, key=key).status == 403
+    refused = daemon.cli("audit", "tail", key=key)
+    assert refused.returncode == 125 and b"lacks the scope 'admin'" in refused.stderr
+
+
+@pytest.mark.parametrize("takes", ["files", "directory"])
+def test_files_removed_while_it_runs_stop_it_and_are_told(daemon: Daemon, takes: str) -> None:
+    box = daemon.sandbox()
+    if takes == "files":
+        for file in Path(daemon.audit).glob("audit-*.jsonl"):
+            file.unlink()
+    else:
+        shutil.rmtree(daemon.audit)
+    refused = daemon.ask("POST", f"/v1/sandboxes/{box}/exec", {"cmd": "touch /workspace/done"})
+    assert refused.status == 503 and refused.code == "audit_error"
+    read = daemon.ask("GET", f"/v1/sandboxes/{box}/files?path=/workspace/done")
+    assert read.status == 503
+    until(lambda: daemon.ask("GET", "/readyz").status == 503)
+    assert b"accept-loss" in daemon.ask("GET", "/readyz").body
+    until(lambda: b"the audit log is not as it was written" in daemon.log)
+    daemon.stop()
+    daemon.start()
+    assert not daemon.is_up
+    daemon.stop(kill=True)
+    for words in (("--url", daemon.url), ("--dir", daemon.audit)):
+        assert daemon.cli("audit", "verify", *words).returncode != 0
+    accepted = daemon.cli("audit", "accept-loss", "--dir", daemon.audit)
+    assert accepted.returncode == 0 and b"loss" in accepted.stdout, accepted
+    daemon.start()
+    assert daemon.is_up, daemon.log.decode()
+    assert daemon.ask("GET", "/readyz").status == 200
+    assert daemon.ask("GET", f"/v1/sandboxes/{box}/files?path=/workspace/done").status == 404
+    told = daemon.cli("audit", "verify")
+    assert told.returncode == 0 and b"loss" in told.stdout and b"accepted" in told.stdout
+
+
+def test_a_changed_last_line_is_no_torn_write(daemon: Daemon) -> None:
+    daemon.sandbox()
+    daemon.stop()
+    (file,) = Path(daemon.audit).glob("audit-*.jsonl")
+    data = file.read_bytes()
+    file.write_bytes(data[:-20] + b"00000" + data[-15:])
+    daemon.start()
+    assert not daemon.is_up and b"was changed" in daemon.log
+    daemon.stop(kill=True)
+    assert not list(Path(daemon.audit).glob("*.torn-*"))
+    assert daemon.cli("audit", "accept-loss", "--dir", daemon.audit).returncode == 0
+    daemon.start()
+    assert daemon.is_up
+    told = daemon.cli("audit", "verify", "--dir", daemon.audit)
+    assert told.returncode == 0 and b": cut: " in told.stdout and b": loss: " in told.stdout
+
+
+@pytest.mark.parametrize("where", ["state", "empty", "emptied", "removed", "none"])
+def test_no_log_is_not_well(daemon: Daemon, tmp_path: Path, where: str) -> None:
+    box = daemon.sandbox()
+    daemon.ask("POST", f"/v1/sandboxes/{box}/exec", {"cmd": "true"})
+    daemon.stop()
+    directory = {"state": str(daemon.state), "empty": str(tmp_path), "none": "/nowhere"}.get(
+        where, daemon.audit
+    )
+    for file in Path(daemon.audit).glob("audit-*.jsonl"):
+        if where == "emptied":
+            os.truncate(file, 0)
+        elif where == "removed":
+            file.unlink()
+    found = daemon.cli("audit", "verify", "--dir", directory)
+    assert found.returncode == 1
+    assert b"no audit log here" in found.stderr and b"--dir" in found.stderr
