@@ -61,8 +61,8 @@ class Agent:
         self._streams: set[Stream] = set()
         self._listeners: list[FdListener | SocketListener] = []
         self._stopped = False
-        history = History()
-        commands = Commands(self.processes, history, whole_sandbox=pid1)
+        self._history = History()
+        commands = Commands(self.processes, self._history, whole_sandbox=pid1)
         self._operations: dict[str, Starter] = {
             **(operations or {}),
             "exec": commands.exec,
@@ -133,6 +133,7 @@ class Agent:
             listener.close()
         for stream in list(self._streams):
             guarded(stream.abort)
+        guarded(self._history.close)
         self.processes.end_all()
         self.loop.stop()
 

@@ -75,6 +75,11 @@ class History:
     def all(self) -> list[Detached]:
         return list(self._records)
 
+    def close(self) -> None:
+        """End what runs, and what has exited and still has its output waited for."""
+        for record in self._records:
+            record.process.abandon()
+
     def admit(self, tag: str | None) -> None:
         """Raises RequestError when one more would be too many, or the tag is taken."""
         running = [record for record in self._records if record.info is None]

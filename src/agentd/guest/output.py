@@ -17,6 +17,8 @@ WIDE_BYTES = 256 << 10
 _WIDE_AFTER = 32
 RING_BYTES = 1 << 20
 NO_LIMIT = 1 << 62
+# Reads at the exit, before the loop has its turn again.
+_EXIT_READS = 32
 
 
 class Pump:
@@ -49,7 +51,10 @@ class Pump:
         self._watching = False
         self._read_bytes = READ_BYTES
         self._full_reads = 0
+        self._mark: int | None = None
         self.total = 0
+        # It was ended while somebody wrote to it.
+        self.cut = False
         self.closed = False
         os.set_blocking(fd, False)
         self.resume()
@@ -60,20 +65,25 @@ class Pump:
             self._watching = True
             self._loop.watch(self._fd, READ, self._ready)
 
+    def read_out(self) -> None:
+        """The command has exited: deliver what is there now; ends here where nobody holds it."""
+        reads = 0
+        while not self.closed and reads < _EXIT_READS and self._step():
+            reads += 1
+
+    def mark(self) -> None:
+        """Who writes from now on is cut off by ``drain``, and that is told in ``cut``."""
+        if not self.closed:
+            self._mark = self._written()
+
     def drain(self) -> None:
-        """The command has exited: deliver what it had written by now, then end.
+        """Deliver what has been written by now, then end.
 
         A grandchild that holds the pipe, or goes on writing to it, cannot hold up the end.
         """
-        if self.closed:
+        if self.closed or self._budget != NO_LIMIT:
             return
-        held = array.array("i", [0])
-        try:
-            fcntl.ioctl(self._fd, termios.FIONREAD, held)
-        except OSError:
-            self._end()
-            return
-        self._budget = held[0]
+        self._budget = self._held()
         while not self.closed and self._step():
             pass
 
@@ -92,6 +102,7 @@ class Pump:
     def _step(self) -> bool:
         """One read. False when there is nothing to be had now, or no window for it."""
         if not self._budget:
+            self.cut = self._mark is not None and self._written() > self._mark
             self._end()
             return False
         # Past the limit one more byte tells whether there is more; it is not delivered.
@@ -119,6 +130,17 @@ class Pump:
             self._widen()
         self._deliver(data)
         return True
+
+    def _written(self) -> int:
+        """Bytes that were ever written to it."""
+        return self.total + self._held()
+
+    def _held(self) -> int:
+        """Bytes that wait in it."""
+        held = array.array("i", [0])
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(self._fd, termios.FIONREAD, held)
+        return held[0]
 
     def _widen(self) -> None:
         self._full_reads += 1

@@ -18,8 +18,11 @@ from agentd.guest.stdio import Stdio, set_window_size
 MAX_RUNNING = 1024
 # Each round ends one child at least; a fork bomb that outruns them is for the sandbox's wall.
 MAX_END_ROUNDS = 4096
-# A PTY's output reaches its master a moment after the exit; a pipe's is there at once.
-PTY_DRAIN_S = 0.1
+# What a command has left behind may still write for so long after its exit, where it holds a pipe;
+# and a PTY's output reaches its master a moment late.
+LATE_S = 0.1
+# Who writes in the last half of that, and holds on, would have gone on: told as truncated.
+LAST_S = 0.05
 
 OnOutput = Callable[[int, bytes], None]
 
@@ -118,8 +121,12 @@ class Process:
             os.killpg(self.pid, number)
 
     def kill(self, cause: str) -> None:
-        """SIGKILL to its process group; ``cause`` is reported if that is what ends it."""
+        """SIGKILL to its process group; ``cause`` is reported if that is what ends it.
+
+        One that has exited, and whose output is still waited for, ends now.
+        """
         if not self.running:
+            self._drain()
             return
         self._kill_cause = self._kill_cause or cause
         try:
@@ -164,19 +171,34 @@ class Process:
             self.stdin.close()
         if self._on_exit is None:
             return
-        if self.terminal is not None and not all(p.closed for p in self.pumps.values()):
-            self._timers.append(self._loop.after(PTY_DRAIN_S, self._drain))
-        else:
+        for pump in self.pumps.values():
+            pump.read_out()
+        if self._settle():
+            return
+        if self._kill_cause is not None and self.terminal is None:
             self._drain()
+        else:
+            self._timers.append(self._loop.after(LATE_S - LAST_S, self._mark))
+
+    def _mark(self) -> None:
+        for pump in self.pumps.values():
+            pump.mark()
+        self._timers.append(self._loop.after(LAST_S, self._drain))
 
     def _drain(self) -> None:
+        """End what somebody still holds: what is in it by now is delivered, and no more."""
+        if self._on_exit is None:
+            return
         for pump in self.pumps.values():
             pump.drain()
         self._settle()
 
-    def _settle(self) -> None:
-        if self._on_exit is None or not all(pump.closed for pump in self.pumps.values()):
-            return
+    def _settle(self) -> bool:
+        """Tell the end once all output is delivered: whether that is told now, or was."""
+        if self._on_exit is None:
+            return True
+        if not all(pump.closed for pump in self.pumps.values()):
+            return False
         on_exit, self._on_exit = self._on_exit, None
         self._release()
         wall_ms, cpu_ms, peak = self._usage
@@ -189,9 +211,10 @@ class Process:
                 wall_ms=wall_ms,
                 cpu_ms=cpu_ms,
                 peak_memory_bytes=peak,
-                truncated=self._truncated,
+                truncated=self._truncated or any(pump.cut for pump in self.pumps.values()),
             )
         )
+        return True
 
     def _cause(self, exited: bool) -> str:
         if self._truncated:

@@ -181,14 +181,16 @@ class V1Connection:
         self._process = None
         if self._hangup is not None:
             self._hangup.stop()
-        self._answer(-1 if info.code is None else info.code, self._limit_error(info.cause))
+        self._answer(-1 if info.code is None else info.code, self._error(info))
         self._advance()
 
-    def _limit_error(self, cause: str) -> str | None:
-        if cause == "output_limit":
+    def _error(self, info: ExitInfo) -> str | None:
+        if info.cause == "output_limit":
             return f"output limit of {self._max_output} bytes exceeded"
-        if cause == "timeout" and self._request is not None:
+        if info.cause == "timeout" and self._request is not None:
             return f"time limit of {self._request.timeout_ms} ms exceeded"
+        if info.truncated:
+            return "output truncated: what the command left behind went on writing after its exit"
         return None
 
     def _answer(self, exit_code: int, error: str | None) -> None:

@@ -1,10 +1,22 @@
 """A command's standard streams as pipes, passed to an agent on the same kernel."""
 
+import array
+import contextlib
+import fcntl
 import os
 import select
+import termios
+import time
 from collections import deque
+from collections.abc import Iterator
 
 READ = 64 << 10
+# What a command has left behind may still write for so long after its exit.
+LATE = 0.1
+# Who writes in the last half of that, and holds on, would have gone on: told as truncated.
+LAST = 0.05
+# Reads of a pipe at the exit, before the caller gets what was read.
+_EXIT_READS = 32
 
 
 class Pipes:
@@ -16,6 +28,7 @@ class Pipes:
 
     def __init__(self, stdin: bool) -> None:
         self.outputs: dict[int, str] = {}
+        self.taken = {"stdout": 0, "stderr": 0}
         self.stdin: int | None = None
         self.theirs: list[int] = []
         self.names: list[str] = []
@@ -42,16 +55,30 @@ class Pipes:
         while self.theirs:
             os.close(self.theirs.pop())
 
-    def read(self, fd: int) -> bytes | None:
+    def read(self, fd: int, limit: int = READ) -> bytes | None:
         """What is there, or None where nothing is now; b"" at the end, and ``fd`` is closed."""
         try:
-            data = os.read(fd, READ)
+            data = os.read(fd, min(limit, READ))
         except BlockingIOError:
             return None
-        if not data:
+        if data:
+            self.taken[self.outputs[fd]] += len(data)
+        else:
             del self.outputs[fd]
             os.close(fd)
         return data
+
+    def rest(self) -> Iterator[tuple[str, bytes]]:
+        """Name and bytes of what is in them by now: who holds them may write for ever."""
+        for fd, name in list(self.outputs.items()):
+            left = _held(fd)
+            while left > 0 and (data := self.read(fd, left)):
+                left -= len(data)
+                yield name, data
+
+    def written(self) -> dict[int, int]:
+        """Bytes that were ever written to each that is open."""
+        return {fd: self.taken[name] + _held(fd) for fd, name in self.outputs.items()}
 
     def close_stdin(self) -> None:
         if self.stdin is not None:
@@ -70,6 +97,49 @@ class Pipes:
                 poller.register(fd, select.POLLIN)
         if stdin and self.stdin is not None:
             poller.register(self.stdin, select.POLLOUT)
+
+
+class Late:
+    """The wait, after a command's exit, for what it left behind and what that still writes.
+
+    It is over once nobody holds a pipe, or after LATE seconds. ``due`` is when to ask again.
+    """
+
+    def __init__(self, pipes: Pipes) -> None:
+        self._pipes = pipes
+        self._marks: dict[int, int] | None = None
+        self.due = time.monotonic() + LATE - LAST
+
+    def first(self) -> Iterator[tuple[str, bytes]]:
+        """Name and bytes of what is there at the exit; all of it where nobody holds a pipe."""
+        for fd, name in list(self._pipes.outputs.items()):
+            for _ in range(_EXIT_READS):
+                data = self._pipes.read(fd)
+                if not data:
+                    break
+                yield name, data
+
+    def stop(self) -> None:
+        """Wait no longer; nothing counts as cut."""
+        self._marks = {}
+        self.due = 0.0
+
+    def over(self) -> bool:
+        if not self._pipes.outputs:
+            return True
+        now = time.monotonic()
+        if now < self.due:
+            return False
+        if self._marks is None:
+            self._marks = self._pipes.written()
+            self.due = now + LAST
+            return False
+        return True
+
+    def cut(self) -> bool:
+        """Whether somebody went on writing until now to a pipe that is open."""
+        marks = self._marks or {}
+        return any(count > marks.get(fd, count) for fd, count in self._pipes.written().items())
 
 
 class Feed:
@@ -99,3 +169,11 @@ class Feed:
     def clear(self) -> None:
         self._parts.clear()
         self.size = 0
+
+
+def _held(fd: int) -> int:
+    """Bytes that wait in a pipe."""
+    found = array.array("i", [0])
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(fd, termios.FIONREAD, found)
+    return found[0]

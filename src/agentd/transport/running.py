@@ -4,7 +4,7 @@ import os
 import select
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, Self
 
 from agentd.guest import wire
@@ -15,12 +15,19 @@ from agentd.transport.channel import encode_request
 from agentd.transport.connection import Connection, milliseconds
 from agentd.transport.core import Chunk, Command, Missing
 from agentd.transport.events import limit_exit
-from agentd.transport.pipes import Feed, Pipes
+from agentd.transport.pipes import Feed, Late, Pipes
 
 # Seconds that the agent has to end a command after its time, before its connection is dropped.
 GRACE = 2.0
-# Seconds to empty the pipes after the end: a grandchild may write to them for ever.
-DRAIN = 0.1
+# How a command ends that was made to: what it left behind is not waited for.
+_ENDED = frozenset(
+    {
+        CauseCode.TIMEOUT,
+        CauseCode.OUTPUT_LIMIT,
+        CauseCode.CANCELLED,
+        CauseCode.SPAWN_FAILED,
+    }
+)
 # Output read ahead of the caller, and stdin taken from it ahead of the command.
 MAX_QUEUE = 1 << 20
 MAX_BACKLOG = 1 << 20
@@ -136,6 +143,8 @@ class StreamCommand:
         self._end_by = None if timeout is None else time.monotonic() + timeout + GRACE
         self._imposed = CauseCode.TIMEOUT
         self._overflowed = False
+        self._late: Late | None = None
+        self._exit: Exit | None = None
         self._error: AgentdError | None = None
 
     @property
@@ -150,7 +159,8 @@ class StreamCommand:
 
     @property
     def exit(self) -> Exit | None:
-        return self._command.exit
+        """None until its output is here as well."""
+        return self._exit
 
     @property
     def truncated(self) -> bool:
@@ -254,14 +264,15 @@ class StreamCommand:
         if self._error is not None:
             raise self._error
         until = None if timeout is None else time.monotonic() + timeout
-        due = min(
-            (d for d in (self._answer_by, self._end_by, until) if d is not None), default=None
-        )
+        late = self._late
+        dues = (self._answer_by, self._end_by, until) if late is None else (late.due, until)
+        due = min((d for d in dues if d is not None), default=None)
         poller = select.poll()
         connection = self._connection
         if connection is not None:
-            outgoing = select.POLLOUT if self._outgoing else 0
-            poller.register(connection, select.POLLIN | outgoing)
+            if late is None:
+                outgoing = select.POLLOUT if self._outgoing else 0
+                poller.register(connection, select.POLLIN | outgoing)
             if self._pipes is not None:
                 self._pipes.register(poller, self._wants_output(), self._feed.size > 0)
         for fd in extra_fds:
@@ -279,7 +290,7 @@ class StreamCommand:
         """A caller knows the pid before it sees output, though the pipes may be the faster.
 
         The ``started`` of a short command comes with its end. To be woken by its pipes before that
-        would only keep the agent from a core; ``_drain`` takes what is in them.
+        would only keep the agent from a core; ``_all_read`` takes what is in them.
         """
         return self.pid is not None and (self._capture or self._queued < MAX_QUEUE)
 
@@ -290,28 +301,23 @@ class StreamCommand:
         if pipes is not None:
             # The pipes first: what was written before the end comes out before it.
             for fd in ready:
-                if fd in pipes.outputs:
-                    self._read_pipe(pipes, fd)
-        if connection.fileno() in ready:
+                name = pipes.outputs.get(fd)
+                if name is not None and (data := pipes.read(fd)):
+                    self._take(name, data)
+        if self._late is None and connection.fileno() in ready:
             for frame in connection.receive():
                 chunk = self._command.receive(frame)
                 if chunk is not None and not self._take(*chunk):
                     self._consumed(len(chunk[1]))
         if self._command.pid is not None:
             self._answer_by = None
-        if self.exit is not None:
-            self._finish(connection)
+        end = self._command.exit
+        if end is not None:
+            if self._all_read(end):
+                self._finish(connection, end)
             return
         self._flush()
         self._expire()
-
-    def _read_pipe(self, pipes: Pipes, fd: int) -> bool:
-        """Whether it may have more right now."""
-        name = pipes.outputs[fd]
-        data = pipes.read(fd)
-        if data:
-            self._take(name, data)
-        return bool(data)
 
     def _take(self, name: str, data: bytes) -> bool:
         """Keep a chunk for the caller: whether its credit waits for the caller to take it."""
@@ -333,13 +339,19 @@ class StreamCommand:
             self._queued += len(data)
         return bool(data)
 
+    def _take_all(self, chunks: Iterable[Chunk]) -> None:
+        for name, data in chunks:
+            self._take(name, data)
+
     def _consumed(self, amount: int) -> None:
         if self._pipes is None and self.exit is None:
             self._outgoing += self._command.channel.consumed(amount)
             self._flush()
 
     def _impose(self, cause: CauseCode) -> None:
-        if self.exit is not None or self._imposed is not CauseCode.TIMEOUT:
+        if self._late is not None:
+            self._late.stop()
+        if self._command.exit is not None or self._imposed is not CauseCode.TIMEOUT:
             return
         self._imposed = cause
         grace_end = time.monotonic() + GRACE
@@ -352,31 +364,42 @@ class StreamCommand:
     def _expire(self) -> None:
         now = time.monotonic()
         if self._end_by is not None and now >= self._end_by:
-            self._command.exit = limit_exit(self._imposed, self._command.request)
-            self._drain()
+            self._exit = self._command.exit = limit_exit(self._imposed, self._command.request)
+            if self._pipes is not None:
+                self._take_all(self._pipes.rest())
             self.close()
         elif self._answer_by is not None and now >= self._answer_by:
             raise GuestError("the agent did not answer a request in time")
 
-    def _finish(self, connection: Connection) -> None:
-        self._drain()
-        end = self._command.exit
-        if end is not None and self._overflowed:
+    def _all_read(self, end: Exit) -> bool:
+        """Whether what it wrote is here, and what those wrote that it has left behind."""
+        pipes, late = self._pipes, self._late
+        if pipes is None:
+            return True
+        if late is None:
+            self._late = late = Late(pipes)
+            if end.cause.code in _ENDED:
+                late.stop()
+            pipes.close_stdin()
+            self._feed.clear()
+            self._take_all(late.first())
+        if not late.over():
+            return False
+        self._take_all(pipes.rest())
+        self._command.truncated = self._command.truncated or late.cut()
+        return True
+
+    def _finish(self, connection: Connection, end: Exit) -> None:
+        if self._overflowed:
             cause = limit_exit(CauseCode.OUTPUT_LIMIT, self._command.request).cause
-            self._command.exit = Exit(end.exit_code, end.signal, cause, end.usage)
+            end = Exit(end.exit_code, end.signal, cause, end.usage)
+        self._exit = self._command.exit = end
         if self._outgoing:
             self._outgoing = self._outgoing[connection.send_some(self._outgoing) :]
         if not self._outgoing:
             self._connection = None
             self._give_back(connection)
         self.close()
-
-    def _drain(self) -> None:
-        """What the command itself wrote is there already: read until nothing is left."""
-        until = time.monotonic() + DRAIN
-        for fd in list(self._pipes.outputs if self._pipes else ()):
-            while self._pipes and self._read_pipe(self._pipes, fd) and time.monotonic() < until:
-                pass
 
     # -- stdin and controls -----------------------------------------------------------------
 

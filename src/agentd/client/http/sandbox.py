@@ -26,7 +26,6 @@ from agentd.model.api import (
     SandboxView,
     SnapshotView,
 )
-from agentd.model.cause import CauseCode
 from agentd.model.enforcement import Control
 from agentd.model.errors import AgentdError, Conflict, InvalidInput, NotFound, SandboxError
 from agentd.model.options import SandboxOptions
@@ -257,9 +256,21 @@ class RemoteSandbox:
             return found
         stdout = found.stdout + self._rest(view.process, "stdout", len(found.stdout))
         stderr = found.stderr + self._rest(view.process, "stderr", len(found.stderr))
-        cut = view.cause.code is CauseCode.OUTPUT_LIMIT
-        cut = cut or max(len(stdout), len(stderr)) >= MAX_CAPTURE
+        cut = self._incomplete(view.process, stdout=stdout, stderr=stderr)
         return msgspec.structs.replace(found, stdout=stdout, stderr=stderr, truncated=cut)
+
+    def _incomplete(self, process: str, **outputs: bytes) -> bool:
+        """Whether something is missing beyond what the answer had no room for."""
+        try:
+            known = self.client.call("GET", self._process(process), into=ProcessView)
+        except AgentdError:
+            return True
+        return (
+            known.result is None
+            or known.result.truncated
+            or bool(known.lost)
+            or any(len(data) < known.output.get(name, 0) for name, data in outputs.items())
+        )
 
     def _rest(self, process: str, stream: str, begin: int) -> bytes:
         found = bytearray()

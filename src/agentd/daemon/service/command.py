@@ -81,7 +81,7 @@ class Command:
         self.journal.finish(msgspec.json.encode(bare(view)))
         self._settle()
         self.ended.set()
-        return view
+        return msgspec.structs.replace(view, truncated=view.truncated or self._shortened())
 
     def _finished(self) -> Result:
         try:
@@ -196,8 +196,6 @@ class Command:
 
     def _view(self, result: Result) -> ResultView:
         stdout, stderr, encoding = texts(bytes(self.stdout), bytes(self.stderr))
-        offsets = self.journal.offsets
-        cut = self._keep and any(offsets[name] > MAX_ANSWER for name in ("stdout", "stderr", "pty"))
         return ResultView(
             request_id=result.request_id,
             status=result.status,
@@ -207,13 +205,20 @@ class Command:
             stdout=stdout,
             stderr=stderr,
             encoding=encoding,
-            truncated=result.truncated or cut,
+            truncated=result.truncated,
             usage=result.usage,
             timing=result.timing,
             sandbox=result.sandbox,
             enforcement=result.enforcement,
             process=self.id,
             receipt=result.receipt,
+        )
+
+    def _shortened(self) -> bool:
+        """Whether the answer has less than the journal."""
+        offsets = self.journal.offsets
+        return self._keep and any(
+            offsets[name] > MAX_ANSWER for name in ("stdout", "stderr", "pty")
         )
 
     def _lost(self, error: AgentdError) -> ResultView:

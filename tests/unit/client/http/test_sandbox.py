@@ -157,21 +157,46 @@ def result(**fields):
     } | fields
 
 
+def process(**fields):
+    return {
+        "id": "prc-1",
+        "sandbox": "sbx-a",
+        "argv": ["x"],
+        "tag": None,
+        "pid": 7,
+        "state": "ended",
+        "started": 1.0,
+        "output": {"stdout": 5},
+        "lost": {},
+        "result": result(),
+    } | fields
+
+
 def test_a_long_output_is_completed_from_the_journal(daemon, sandbox):
-    daemon.answers = [encoded(result(truncated=True)), (200, {}, b" and rest"), (200, {}, b"err")]
+    rest = (200, {}, b" and rest"), (200, {}, b"err")
+    daemon.answers = [encoded(result(truncated=True)), *rest, encoded(process())]
     found = sandbox.run("x")
     assert (found.stdout, found.stderr, found.truncated) == (b"begin and rest", b"err", False)
-    path = "/v1/sandboxes/sbx-a/processes/prc-1/output?stream="
-    assert [request.path for request in daemon.requests[-2:]] == [
-        f"{path}stdout&from=5&follow=false",
-        f"{path}stderr&from=0&follow=false",
+    path = "/v1/sandboxes/sbx-a/processes/prc-1"
+    assert [request.path for request in daemon.requests[-3:]] == [
+        f"{path}/output?stream=stdout&from=5&follow=false",
+        f"{path}/output?stream=stderr&from=0&follow=false",
+        path,
     ]
 
 
-def test_output_over_its_limit_stays_cut(daemon, sandbox):
-    cause = {"code": "output_limit", "message": "too much"}
-    answer = result(truncated=True, cause=cause, status="failed")
-    daemon.answers = [encoded(answer), (200, {}, b"")]
+@pytest.mark.parametrize(
+    "known",
+    [
+        {"result": result(truncated=True)},
+        {"lost": {"stdout": 1}},
+        {"output": {"stdout": 6, "stderr": 0}},
+        {"result": None},
+    ],
+)
+def test_output_that_is_cut_elsewhere_stays_cut(daemon, sandbox, known):
+    answers = (200, {}, b""), (200, {}, b""), encoded(process(**known))
+    daemon.answers = [encoded(result(truncated=True)), *answers]
     assert sandbox.run("x").truncated
 
 

@@ -1,0 +1,75 @@
+"""What a command leaves behind, and what that writes once the command has ended."""
+
+from collections.abc import Callable
+
+import pytest
+
+from agentd.client.sandbox import Sandbox
+from agentd.model.cause import CauseCode
+
+# It goes on once its parent is gone, not merely dead: the agent knows of the end by then.
+LATE = "(while kill -0 $$ 2>/dev/null; do :; done; {}) & echo early"
+# A machine that is busy may keep it from that for a tenth of a second. None does so each time.
+TRIES = 5
+
+End = tuple[int | None, CauseCode, bool, bytes]
+
+
+def run(sandbox: Sandbox, command: str) -> End:
+    result = sandbox.run(command)
+    return result.exit_code, result.cause.code, result.truncated, result.stdout
+
+
+def stream(sandbox: Sandbox, command: str) -> End:
+    with sandbox.stream(command) as process:
+        output = b"".join(chunk.data for chunk in process if chunk.stream == "stdout")
+    result = process.result
+    return result.exit_code, result.cause.code, result.truncated, output
+
+
+@pytest.fixture(params=[run, stream])
+def way(request: pytest.FixtureRequest) -> Callable[[Sandbox, str], End]:
+    found: Callable[[Sandbox, str], End] = request.param
+    return found
+
+
+@pytest.mark.parametrize("write", ["echo late", "sleep 0.03; echo late"])
+def test_what_is_left_behind_may_still_write(
+    sandbox: Sandbox, way: Callable[[Sandbox, str], End], write: str
+) -> None:
+    for _ in range(TRIES):
+        found = way(sandbox, LATE.format(write))
+        assert found[:3] == (0, CauseCode.EXITED, False)
+        if found[3] == b"early\nlate\n":
+            return
+    raise AssertionError(f"{found[3]!r} came, {TRIES} times")
+
+
+def test_a_silent_server_holds_up_nobody_and_is_not_cut(
+    sandbox: Sandbox, way: Callable[[Sandbox, str], End]
+) -> None:
+    assert way(sandbox, "sleep 1000 & echo hi") == (0, CauseCode.EXITED, False, b"hi\n")
+
+
+def test_who_writes_for_ever_is_cut_and_that_is_told(
+    sandbox: Sandbox, way: Callable[[Sandbox, str], End]
+) -> None:
+    *end, output = way(sandbox, "(while echo x; do :; done) & echo hi")
+    assert end == [0, CauseCode.EXITED, True]
+    assert b"hi\n" in output
+
+
+def test_a_command_that_is_ended_takes_what_it_left_with_it(sandbox: Sandbox) -> None:
+    found = sandbox.run("sleep 1000 & echo hi; sleep 1000", timeout=0.5)
+    assert (found.cause.code, found.truncated, found.stdout) == (
+        CauseCode.TIMEOUT,
+        False,
+        b"hi\n",
+    )
+
+
+def test_late_output_counts_toward_the_limit(make: Callable[..., Sandbox]) -> None:
+    sandbox = make(output="4K")
+    found = sandbox.run("(while echo x; do :; done) & echo hi")
+    assert (found.cause.code, found.truncated) == (CauseCode.OUTPUT_LIMIT, True)
+    assert len(found.stdout) == 4096

@@ -1,0 +1,149 @@
+"""What is written after a command has exited: asked of an agent as started, by both protocols."""
+
+import base64
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentd.guest import wire
+
+# It goes on once its parent is gone, not merely dead: the agent knows of the end by then.
+LATE = "(while kill -0 $$ 2>/dev/null; do :; done; {}) & echo early"
+# A machine that is busy may keep it from that for a tenth of a second. None does so each time.
+TRIES = 5
+FLOOD = "(while echo x; do :; done) & echo hi"
+
+End = dict[str, Any]
+Ask = Callable[..., End]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    path = tmp_path_factory.mktemp("late") / "agent.sock"
+    command = [sys.executable, "-m", "agentd.guest.main", "--listen", f"unix:{path}"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as agent:
+        assert agent.stderr is not None
+        assert b": listening on " in agent.stderr.readline()
+        yield str(path)
+        agent.terminate()
+        assert agent.wait(30) == 0
+
+
+def connect(path: str) -> socket.socket:
+    client = socket.socket(socket.AF_UNIX)
+    client.settimeout(30)
+    client.connect(path)
+    return client
+
+
+def by_v1(path: str, *argv: str, **options: Any) -> End:
+    with connect(path) as client, client.makefile("rb") as replies:
+        client.sendall(json.dumps({"command": argv[0], "args": argv[1:]}).encode() + b"\n")
+        reply = json.loads(replies.readline())
+    cut = (reply["error"] or "").startswith("output truncated: ")
+    assert cut or reply["error"] is None
+    out, err = (base64.b64decode(reply[name]) for name in ("stdout", "stderr"))
+    return {"code": reply["exit_code"], "truncated": cut, "stdout": out, "stderr": err}
+
+
+def by_v2(path: str, *argv: str, **options: Any) -> End:
+    decoder = wire.FrameDecoder(wire.FROM_AGENT)
+    output = {wire.STDOUT: b"", wire.STDERR: b""}
+    request = {"op": "exec", "argv": argv, **options}
+    with connect(path) as client:
+        client.sendall(wire.HELLO + wire.encode_json(wire.REQUEST, 1, request))
+        line = b""
+        while not line.endswith(b"\n"):
+            line += client.recv(1)
+        while data := client.recv(1 << 16):
+            for kind, channel, payload in decoder.feed(data):
+                if kind in output:
+                    output[kind] += payload
+                    client.sendall(wire.encode_credit(channel, len(payload)))
+                elif kind == wire.EVENT:
+                    event = json.loads(payload)
+                    if event["event"] == "exited":
+                        named = {"stdout": output[wire.STDOUT], "stderr": output[wire.STDERR]}
+                        return event | named
+    raise AssertionError("the agent hung up")
+
+
+@pytest.fixture(params=[by_v1, by_v2], ids=["v1", "v2"])
+def ask(request: pytest.FixtureRequest, path: str) -> Ask:
+    def ask(*argv: str, **options: Any) -> End:
+        found: End = request.param(path, *argv, **options)
+        return found
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("write", "stream", "expected"),
+    [
+        ("echo late", "stdout", b"early\nlate\n"),
+        ("sleep 0.03; echo late", "stdout", b"early\nlate\n"),
+        ("echo late >&2", "stderr", b"late\n"),
+        (
+            "exec 2>&-; seq 10000",
+            "stdout",
+            b"early\n" + b"".join(b"%d\n" % n for n in range(1, 10001)),
+        ),
+    ],
+)
+def test_what_is_written_after_the_exit_arrives(
+    ask: Ask, write: str, stream: str, expected: bytes
+) -> None:
+    for _ in range(TRIES):
+        found = ask("sh", "-c", LATE.format(write))
+        assert (found["code"], found["truncated"]) == (0, False)
+        if found[stream] == expected:
+            return
+    raise AssertionError(f"{found[stream][-100:]!r} came, {TRIES} times")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["bash", "-c", "exec > >(cat) 2>&1; echo hi"],
+        ["setsid", "sh", "-c", "echo hi"],
+        ["sh", "-c", "/bin/echo hi &"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_common_ways_to_leave_a_writer_behind(ask: Ask, command: list[str]) -> None:
+    found = [ask(*command)["stdout"] for _ in range(20)]
+    # Nearly all of them were lost. One or two may be late on a busy machine.
+    assert found.count(b"hi\n") >= 15
+
+
+def test_a_silent_holder_does_not_hold_up_the_end(ask: Ask, tmp_path: Path) -> None:
+    found = ask("sh", "-c", f"sleep 1000 & echo $! >{tmp_path}/pid; echo hi")
+    # It is left alone.
+    os.kill(int((tmp_path / "pid").read_text()), 9)
+    assert (found["code"], found["truncated"], found["stdout"]) == (0, False, b"hi\n")
+
+
+def test_who_writes_for_ever_is_cut_and_that_is_told(ask: Ask) -> None:
+    found = ask("sh", "-c", FLOOD)
+    assert (found["code"], found["truncated"]) == (0, True)
+    assert b"hi\n" in found["stdout"]
+
+
+def test_late_output_counts_toward_the_limit(path: str) -> None:
+    found = by_v2(path, "sh", "-c", FLOOD, limits={"output": 1000})
+    assert (found["code"], found["cause"], found["truncated"]) == (0, "output_limit", True)
+    assert len(found["stdout"]) == 1000
+
+
+def test_a_time_limit_does_not_wait_for_what_is_left(path: str, tmp_path: Path) -> None:
+    script = f"setsid sleep 1000 & echo $! >{tmp_path}/pid; echo hi; sleep 1000"
+    found = by_v2(path, "sh", "-c", script, limits={"wall_ms": 500})
+    os.kill(int((tmp_path / "pid").read_text()), 9)
+    assert (found["cause"], found["truncated"], found["stdout"]) == ("timeout", False, b"hi\n")
