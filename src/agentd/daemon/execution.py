@@ -10,7 +10,7 @@ import msgspec
 
 from agentd.daemon import context
 from agentd.model.cause import Cause, CauseCode
-from agentd.model.errors import BackendLost, GuestError
+from agentd.model.errors import AgentdError, BackendLost, GuestError
 from agentd.model.result import Exit, Result, Timing, Usage
 from agentd.model.spec import ExecRequest
 from agentd.sandbox.manager import SandboxHandle
@@ -219,6 +219,11 @@ class Execution:
         self.running.close()
         self._end(None)
 
+    def abort(self, error: AgentdError) -> None:
+        """As ``close``; the record of its end tells of ``error``."""
+        self.running.close()
+        self._end(error)
+
     def _end(self, error: BaseException | None) -> None:
         concluded, self._concluded = self._concluded, None
         try:
@@ -246,6 +251,13 @@ class Execution:
         else:
             cause = Cause.of(CauseCode.BACKEND_LOST, f"the sandbox ended under its work: {error}")
         return Exit(None, None, cause, Usage(wall_ms=(time.monotonic() - self._started) * 1000))
+
+
+def cause_of(error: AgentdError) -> Cause:
+    """Of a command whose end nobody will see."""
+    if isinstance(error, BackendLost | GuestError):
+        return Cause.of(CauseCode.BACKEND_LOST, str(error))
+    return Cause(CauseCode.FAILED, f"{error.code}: {error}")
 
 
 def completed(request: ExecRequest, handle: SandboxHandle) -> ExecRequest:

@@ -187,17 +187,16 @@ def _failed(channel: Channel, error: SpawnError) -> None:
 
 
 def control(commands: Commands, process: Process, request: dict[str, object]) -> None:
-    """A CONTROL frame for a command. One that has ended meanwhile is no error."""
+    """A CONTROL frame for a command. One that cannot be done is ignored: an answer would be the
+    channel's last, and with that would end what it is about."""
     name = request.get("op")
-    if name == "signal":
-        try:
+    try:
+        if name == "signal":
             commands.send_signal(process, request)
-        except ProcessLookupError:
-            return
-    elif name == "resize":
-        process.resize(*_window(request))
-    else:
-        raise RequestError(f"unknown control {str(name)[:64]!r}", errno.EINVAL)
+        elif name == "resize":
+            process.resize(*_window(request))
+    except (RequestError, OSError):
+        return
 
 
 def names(process: Process, pid: object, tag: object) -> bool:

@@ -7,6 +7,7 @@ from typing import TypeAlias, TypedDict, Unpack
 
 import msgspec
 
+from agentd.model.control import check_window
 from agentd.model.errors import InvalidInput
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
@@ -130,6 +131,8 @@ def exec_request(
         raise InvalidInput(
             f"working directory {cwd!r} is not a path", remediation="write it as /workspace"
         )
+    if pty is not None:
+        check_window(pty.rows, pty.cols)
     return ExecRequest(
         argv=argv,
         cwd=cwd,

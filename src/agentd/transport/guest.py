@@ -12,6 +12,7 @@ import msgspec
 
 from agentd.guest import wire
 from agentd.model import typed
+from agentd.model.control import check_signal
 from agentd.model.errors import GuestError, InvalidInput
 from agentd.model.limits import DEFAULTS
 from agentd.model.spec import ExecLimits, ExecRequest
@@ -133,6 +134,7 @@ class Guest:
 
     def signal(self, command: int | str, number: int) -> None:
         """To the process group of a command, by pid or tag."""
+        check_signal(number)
         key = "pid" if isinstance(command, int) else "tag"
         self.call("signal", signal=int(number), target="group", **{key: command})
 

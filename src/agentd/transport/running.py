@@ -9,6 +9,7 @@ from typing import Any, Protocol, Self
 
 from agentd.guest import wire
 from agentd.model.cause import CauseCode
+from agentd.model.control import check_signal, check_window
 from agentd.model.errors import AgentdError, BackendLost, GuestError, InvalidInput
 from agentd.model.result import Exit
 from agentd.transport.channel import encode_request
@@ -94,8 +95,12 @@ class NeverRan:
 
     def write(self, data: bytes) -> None: ...
     def close_stdin(self) -> None: ...
-    def signal(self, number: int, target: str = "group") -> None: ...
-    def resize(self, rows: int, cols: int) -> None: ...
+    def signal(self, number: int, target: str = "group") -> None:
+        check_signal(number, target)
+
+    def resize(self, rows: int, cols: int) -> None:
+        check_window(rows, cols)
+
     def kill(self) -> None: ...
     def close(self) -> None: ...
 
@@ -232,9 +237,11 @@ class StreamCommand:
 
     def signal(self, number: int, target: str = "group") -> None:
         """To the command's process group, or to everything in the sandbox."""
-        self._control({"op": "signal", "signal": int(number), "target": target})
+        if check_signal(number, target):
+            self._control({"op": "signal", "signal": int(number), "target": target})
 
     def resize(self, rows: int, cols: int) -> None:
+        check_window(rows, cols)
         self._control({"op": "resize", "rows": rows, "cols": cols})
 
     def kill(self) -> None:

@@ -45,7 +45,7 @@ def main(words: list[str]) -> int:
 def _number(text: str) -> int:
     import signal
 
-    if text.isascii() and text.isdigit() and 0 < int(text[:4]) < signal.NSIG:
+    if text.isascii() and text.isdigit() and int(text[:4]) < signal.NSIG:
         return int(text)
     try:
         return int(signal.Signals[f"SIG{text.upper().removeprefix('SIG')}"])

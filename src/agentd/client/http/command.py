@@ -20,6 +20,7 @@ from agentd.client.http.websocket import WebSocket
 from agentd.model import typed
 from agentd.model.api import ErrorView, ProcessView, ResultView
 from agentd.model.cause import Cause, CauseCode
+from agentd.model.control import check_signal, check_window
 from agentd.model.errors import AgentdError, Conflict, InvalidInput, SandboxError
 from agentd.model.result import Result
 
@@ -133,9 +134,11 @@ class RemoteCommand:
             self._give(TEXT, _EOF)
 
     def signal(self, number: int) -> None:
+        check_signal(number)
         self._send(TEXT, msgspec.json.encode({"op": "signal", "signal": int(number)}))
 
     def resize(self, rows: int, cols: int) -> None:
+        check_window(rows, cols)
         self._send(TEXT, msgspec.json.encode({"op": "resize", "rows": rows, "cols": cols}))
 
     def kill(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from agentd.audit.execution import Decided, Execution
 from agentd.daemon.calls.act import Act
 from agentd.daemon.calls.admission import Admitted
+from agentd.daemon.execution import cause_of
 from agentd.model.canonical import canonical
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.enforcement import Control
@@ -47,7 +48,7 @@ def of_error(admitted: Admitted, place: "Ran", error: BaseException | None) -> E
     elif isinstance(error, AgentdError) and error.code == CauseCode.CANCELLED:
         cause = Cause.of(CauseCode.CANCELLED, str(error))
     elif isinstance(error, AgentdError):
-        cause = Cause(CauseCode.FAILED, f"{error.code}: {error}")
+        cause = cause_of(error)
     else:
         cause = Cause(CauseCode.FAILED, type(error).__name__)
     return _execution(admitted, {}, cause=cause, **place.fields())

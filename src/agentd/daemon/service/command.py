@@ -15,11 +15,11 @@ from concurrent.futures import Future
 
 import msgspec
 
-from agentd.daemon.execution import Execution
+from agentd.daemon.execution import Execution, cause_of
 from agentd.daemon.service.live import Live
 from agentd.model.api import ProcessView, ResultView
-from agentd.model.cause import Cause, CauseCode
-from agentd.model.errors import AgentdError, Conflict
+from agentd.model.control import check_signal, check_window
+from agentd.model.errors import AgentdError, BackendLost, Conflict
 from agentd.model.result import Result, SandboxInfo, Timing, Usage
 from agentd.sandbox.journal.events import LIMIT
 from agentd.sandbox.journal.journal import Journal
@@ -27,6 +27,7 @@ from agentd.transport.core import Missing
 
 # Bytes of each stream that an answer holds; all of it is in the journal.
 MAX_ANSWER = 16 << 20
+_SIGKILL = 9
 RUNNING, ENDED = "running", "ended"
 _Errand = tuple[Callable[[], None], "Future[None]"]
 
@@ -73,6 +74,7 @@ class Command:
             self.usage = result.usage
             view = self._view(result)
         except AgentdError as error:
+            self._let_go(error)
             view = self._lost(error)
         finally:
             with contextlib.suppress(AgentdError):
@@ -93,6 +95,15 @@ class Command:
             # How it ended is known, and not written down: whoever waits is told that instead.
             self.unrecorded = error
             return known
+
+    def _let_go(self, error: AgentdError) -> None:
+        """Nobody follows it any more: what is told to have ended does not go on, and the record of
+        its end says why."""
+        with contextlib.suppress(AgentdError):
+            if self._execution.pid is not None and not isinstance(error, BackendLost):
+                self.live.handle.guest.signal(self._execution.pid, _SIGKILL)
+        with contextlib.suppress(AgentdError):
+            self._execution.abort(error)
 
     def _follow(self) -> None:
         while True:
@@ -160,9 +171,13 @@ class Command:
         self._do(lambda: self.give(data, eof=eof))
 
     def signal(self, number: int, target: str) -> None:
+        """Raises InvalidInput, Conflict once it has ended; 0 asks for no more than that."""
+        check_signal(number, target)
         self._do(lambda: self._execution.running.signal(number, target))
 
     def resize(self, rows: int, cols: int) -> None:
+        """Raises InvalidInput, Conflict once it has ended."""
+        check_window(rows, cols)
         self._do(lambda: self._execution.running.resize(rows, cols))
 
     def kill(self) -> None:
@@ -229,7 +244,7 @@ class Command:
             status="error",
             exit_code=None,
             signal=None,
-            cause=Cause.of(CauseCode.BACKEND_LOST, str(error)),
+            cause=cause_of(error),
             stdout=stdout,
             stderr=stderr,
             encoding=encoding,

@@ -11,6 +11,7 @@ from agentd.daemon.store.records import ProcessRecord
 from agentd.model import typed
 from agentd.model.api import ProcessView, ResultView
 from agentd.model.cause import Cause, CauseCode
+from agentd.model.control import check_signal, check_window
 from agentd.model.errors import Conflict
 from agentd.model.result import Exit, Timing, Usage
 from agentd.sandbox.journal.journal import Journal
@@ -67,9 +68,11 @@ class Past:
         raise self._over()
 
     def signal(self, number: int, target: str) -> None:
+        check_signal(number, target)
         raise self._over()
 
     def resize(self, rows: int, cols: int) -> None:
+        check_window(rows, cols)
         raise self._over()
 
     def _over(self) -> Conflict:
