@@ -9,7 +9,7 @@ import msgspec
 
 from agentd.capability import problem
 from agentd.model.capability import About
-from agentd.model.errors import InvalidInput
+from agentd.model.errors import InvalidInput, TooLarge
 
 if TYPE_CHECKING:
     import jsonschema_rs
@@ -84,7 +84,7 @@ def _compiled(name: str, schema: bytes) -> "jsonschema_rs.Draft202012Validator":
 
 
 def bound(value: object, what: str) -> None:
-    """JSON of at most 8 MiB, 64 levels and 250 000 values. Raises InvalidInput.
+    """JSON of at most 8 MiB, 64 levels and 250 000 values. Raises InvalidInput, TooLarge.
 
     Without recursion, and before anything else looks at it.
     """
@@ -95,7 +95,10 @@ def bound(value: object, what: str) -> None:
         for item in level:
             size += _size(item, what, below)
             if size > MAX_BYTES:
-                raise _over(what, f"{MAX_BYTES >> 20} MiB", "put large data into a file")
+                raise TooLarge(
+                    f"{what} are over {MAX_BYTES >> 20} MiB",
+                    remediation="put large data into a file",
+                )
         count += len(below)
         if count > MAX_ITEMS:
             raise _over(what, f"{MAX_ITEMS} values", "put large data into a file")

@@ -2,6 +2,7 @@
 
     AgentdError
       +-- InvalidInput          the request is malformed; nothing was run
+      |     +-- TooLarge        it has more bytes than are taken
       +-- Unauthenticated       nobody we know asks: no credential, or one that does not hold
       +-- Refused               it is well-formed, and will not be run
       |     +-- Forbidden       whoever asks is known, and may not do this
@@ -50,6 +51,10 @@ class AgentdError(Exception):
 
 class InvalidInput(AgentdError):
     code = "invalid_input"
+
+
+class TooLarge(InvalidInput):
+    code = "too_large"
 
 
 class Unauthenticated(AgentdError):

@@ -7,6 +7,7 @@ import msgspec
 
 from agentd.model.decision import Asked
 from agentd.model.errors import InvalidInput
+from agentd.policy.learning import JUDGED
 
 _HEAD = """\
 package agentd.learned_test
@@ -15,7 +16,6 @@ import rego.v1
 
 import data.agentd.calls_test.decide
 """
-_JUDGED = ("path", "url", "port", "net", "mounts", "workspace", "isolation")
 _ELSEWHERE: Mapping[str, Any] = {
     "path": "/learned-nowhere/file",
     "url": "https://learned-nowhere.invalid/",
@@ -39,7 +39,7 @@ def tests(seen: Sequence[Asked]) -> str:
 def _document(asked: Asked) -> dict[str, Any]:
     """With the parameters that are judged alone: others may be large, and secret."""
     document: dict[str, Any] = msgspec.to_builtins(asked)
-    document["parameters"] = {k: v for k, v in asked.parameters.items() if k in _JUDGED}
+    document["parameters"] = {k: v for k, v in asked.parameters.items() if k in JUDGED}
     document["sandbox"] = {
         key: asked.sandbox[key] for key in ("level", "net", "mounts") if key in asked.sandbox
     }

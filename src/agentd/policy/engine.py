@@ -13,7 +13,7 @@ from agentd.policy.frames import BUILD_SECONDS, Load, Query
 from agentd.policy.process import NoAnswer, Pool, Process
 from agentd.policy.reads import pruned
 
-MAX_ASKED = 256 << 10  # bytes of JSON
+MAX_ASKED = 1 << 20  # bytes of JSON, of what the policy reads
 SECONDS = 0.25  # of one decision; it takes well below a millisecond
 MAX_REMEMBERED = 1024  # answers
 MAX_REMEMBERED_SIZE = 4 << 10  # bytes of a question
@@ -136,10 +136,13 @@ class PolicyEngine:
 
 
 def _document(asked: Asked, built: Built) -> bytes:
-    document = msgspec.json.encode(asked)
+    document = msgspec.json.encode(pruned(msgspec.structs.asdict(asked), built.reads))
     if len(document) > MAX_ASKED:
-        raise ValueError(f"the request has more than {MAX_ASKED >> 10} KiB for a policy to judge")
-    return msgspec.json.encode(pruned(msgspec.json.decode(document), built.reads))
+        raise ValueError(
+            f"the policy reads {len(document) >> 10} KiB of the request, and {MAX_ASKED >> 10} KiB "
+            "are the most that it may"
+        )
+    return document
 
 
 def _undecided(error: Exception, built: Built) -> Decision:

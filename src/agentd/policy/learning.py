@@ -10,13 +10,16 @@ from agentd.model.decision import Asked
 from agentd.model.errors import InvalidInput, OperationFailed
 
 VARIABLE = "AGENTD_POLICY_LEARN"
+# The parameters that shapes are made of: the others may be large, and secret.
+JUDGED = ("path", "url", "port", "net", "mounts", "workspace", "isolation")
 MAX_FILE = 64 << 20
 MAX_LINE = 1 << 20
 
 
 def record(asked: Asked, path: str) -> None:
     """Appends it. Several processes may do so at once. Raises OperationFailed, InvalidInput."""
-    line = msgspec.json.encode(asked) + b"\n"
+    judged = {name: asked.parameters[name] for name in JUDGED if name in asked.parameters}
+    line = msgspec.json.encode(msgspec.structs.replace(asked, parameters=judged)) + b"\n"
     if len(line) > MAX_LINE:
         raise InvalidInput(
             f"a request of {len(line)} bytes is too large to learn from",

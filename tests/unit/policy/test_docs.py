@@ -10,6 +10,7 @@ import pytest
 
 from agentd.daemon import config
 from agentd.daemon.calls import acts
+from agentd.daemon.calls.cut import cut
 from agentd.model.decision import Asked
 from agentd.policy.checking import check
 from agentd.policy.example import example
@@ -50,6 +51,28 @@ def test_the_bundle_of_one_module_passes_the_tests_of_the_page(tmp_path):
     (tmp_path / "mine_test.rego").write_text(tests)
     assert check(str(tmp_path)) == []
     assert [result.passed for result in run_tests(str(tmp_path))] == [True, True]
+
+
+def test_the_rules_on_long_texts_are_as_the_page_says(tmp_path, store):
+    section = PAGE.partition("### Long texts")[2].partition("\n## ")[0]
+    shape, rules = re.findall(r"^~~~\w+\n(.*?)^~~~", section, re.MULTILINE | re.DOTALL)
+    assert list(json.loads(shape)) == list(cut("a" * (1 << 20)))
+    manifest = json.loads(_blocks("json")[0])
+    manifest["modules"][-1] = "notes.rego"
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "notes.rego").write_text(rules)
+    (tmp_path / "data.json").write_bytes((shipped("strict") / "data.json").read_bytes())
+    assert check(str(tmp_path)) == []
+    opened = store(str(tmp_path))
+    for content, allowed in (
+        ("a", True),
+        ("forbidden", False),
+        ("a" * (1 << 19) + "forbidden", True),
+        ("a" * (1 << 20), False),
+    ):
+        asked = example("fs.write.v1", cut({"path": "a", "content": content}), scopes=["files"])
+        decision = opened.decide(asked)
+        assert decision.undecided == "" and decision.allow is allowed, decision
 
 
 def test_the_document_is_the_one_that_is_asked():

@@ -116,13 +116,18 @@ def test_threads_have_their_own_answers(bundle, store):
     assert wrong == []
 
 
-def test_a_request_of_ten_megabytes_never_reaches_the_engine(bundle, store):
-    opened = store(bundle('decision := {"allow": true}'))
-    opened._engine._pool.close()
-    decision = opened.decide(example("x.v1", {"content": "a" * (10 << 20)}))
+def test_what_a_policy_reads_is_bounded_and_what_it_does_not_read_is_nothing_to_it(bundle, store):
+    large = example("x.v1", {"content": "a" * (10 << 20)})
+    opened = store(bundle('decision := {"allow": true} if input.parameters.content != ""'))
+    opened._engine._pool.close()  # it is not even asked
+    decision = opened.decide(large)
     assert not decision.allow
-    assert "more than 256 KiB" in decision.undecided
-    assert MAX_ASKED == 256 << 10
+    assert decision.undecided == (
+        "the policy reads 10240 KiB of the request, and 1024 KiB are the most that it may"
+    )
+    assert MAX_ASKED == 1 << 20
+    other = store(bundle('decision := {"allow": true} if input.capability.name == "x.v1"'))
+    assert other.decide(large).allow
 
 
 @pytest.mark.parametrize("odd", [object(), {1: object()}, 1 << 70, {"a": 1 << 64}, "\ud800"])

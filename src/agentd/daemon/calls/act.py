@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from agentd.daemon import context
+from agentd.daemon.calls.cut import cut
 from agentd.model.capability import Needs
 from agentd.model.decision import Asked
 from agentd.model.isolation import IsolationLevel
@@ -58,7 +59,8 @@ class Act(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def asked(act: Act, now: float) -> Asked:
-    """The document that policies decide on; variables of an environment by name only."""
+    """The document that policies decide on; variables of an environment by name only, and long
+    texts as ``cut`` has them."""
     who, needs, place = act.who, act.needs, act.place
     return Asked(
         principal={"name": who.name, "scopes": sorted(who.scopes), "via": who.via},
@@ -71,7 +73,7 @@ def asked(act: Act, now: float) -> Asked:
                 "sandbox": needs.sandbox,
             },
         },
-        parameters=_without_values(act.parameters),
+        parameters=cut(_without_values(act.parameters)),
         sandbox=_sandbox(place),
         request={"id": act.id, "time": now, "signer": act.signer, "via": act.via},
     )

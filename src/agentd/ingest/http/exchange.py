@@ -7,9 +7,9 @@ from typing import Any
 from agentd.ingest.http.api import Api
 from agentd.ingest.http.credential import Proof, proof_of
 from agentd.ingest.http.link import link_of
-from agentd.ingest.http.respond import RequestTimeout, TooLarge
+from agentd.ingest.http.respond import RequestTimeout
 from agentd.model.api import Answer
-from agentd.model.errors import AgentdError, InvalidInput
+from agentd.model.errors import AgentdError, InvalidInput, TooLarge
 from agentd.model.principal import Principal
 
 

@@ -74,10 +74,6 @@ ERRNO = {
 }
 
 
-class TooLarge(InvalidInput):
-    code = "too_large"
-
-
 class Busy(AgentdError):
     """The server has no room for another connection."""
 
