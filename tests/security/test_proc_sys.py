@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from agentd.linux.cgroup import Hierarchy
+from agentd.sandbox.backends.cgroups import own_hierarchy
+
 HOST_FILES = (
     "/proc/sys/kernel/core_pattern",
     "/proc/sys/kernel/modprobe",
@@ -106,6 +109,97 @@ def test_off_core_pattern_is_opened(sandbox: Callable[..., Any]) -> None:
     answers = sandbox("landlock", without=off).attack(WRITE)
     assert answers["/proc/sys/kernel/core_pattern"] == "opened"
     assert answers["/proc/sys/vm/overcommit_memory"] == "opened"
+
+
+TELLTALES = (
+    "/proc/bootconfig",
+    "/proc/cmdline",
+    "/proc/interrupts",
+    "/proc/key-users",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/softirqs",
+    "/proc/swaps",
+    "/proc/timer_list",
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/irq",
+    "/proc/scsi",
+)
+TELL = f"""
+def tells(path):
+    if os.path.isdir(path):
+        return os.listdir(path)
+    with open(path, "rb") as file:
+        return file.read()
+for path in {TELLTALES!r}:
+    said(path, tried(tells, path))
+for key in ("MemTotal", "processor", "cpu "):
+    said(key, any(line.startswith(key) for name in ("meminfo", "cpuinfo", "stat")
+                  for line in open(f"/proc/{{name}}")))
+"""
+# A key in the session's keyring, as password managers have them there; what is built then.
+KEYED = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+number, add = {"x86_64": (250, 248), "aarch64": (219, 217)}[os.uname().machine]
+libc.syscall(number, 1, b"agentd-test")  # KEYCTL_JOIN_SESSION_KEYRING
+secret = b"agentd-test:password", b"x"
+if libc.syscall(add, b"user", secret[0], secret[1], 1, -3) < 0:
+    sys.exit("no key could be added")
+from agentd.client import build
+from agentd.model.spec import ExecRequest
+from agentd.sandbox.backends.linux.backend import LinuxBackend
+from agentd.transport.guest import Guest
+backend = LinuxBackend(without=frozenset(sys.argv[1:]))
+if not backend.probe().usable:
+    sys.exit("no namespace wall")
+wall = backend.launch(backend.plan(build.sandbox_spec(backend="linux")))
+guest = Guest(wall.open_stream, passes_descriptors=True)
+end, out, err, _ = guest.run(ExecRequest(("cat", "/proc/keys"), cwd="/", timeout=20.0))
+sys.stdout.buffer.write(out + err)
+guest.close()
+wall.kill()
+backend.close()
+"""
+
+
+def test_proc_tells_nothing_of_the_machine(sandbox: Callable[..., Any], walled: str) -> None:
+    for spec in ({}, {"user": "root"}) if walled == "linux" else ({},):
+        answers = sandbox(walled, **spec).attack(TELL)
+        facts = {name: answers.pop(name) for name in ("MemTotal", "processor", "cpu ")}
+        assert set(facts.values()) == {"True"}  # what programs need is there
+        assert set(answers.values()) <= {"b''", "[]"} | REFUSED
+
+
+def test_off_proc_tells_of_the_machine(sandbox: Callable[..., Any]) -> None:
+    answers = sandbox("linux", without={"proc"}).attack(TELL)
+    assert answers["/proc/cmdline"] == repr(Path("/proc/cmdline").read_bytes())
+    assert "CPU0" in answers["/proc/interrupts"]
+    assert "/proc/keys" in answers
+
+
+@pytest.mark.parametrize("without", [[], ["proc"]], ids=["whole", "no proc"])
+def test_the_callers_keys_are_not_listed(as_user: Any, without: list[str]) -> None:
+    ran = as_user.python("-c", KEYED, *without)
+    if ran.stderr.startswith(b"no "):
+        pytest.skip(ran.stderr.decode())
+    assert ran.returncode == 0, ran.stderr
+    assert (b"agentd-test:password" in ran.stdout) is bool(without)
+
+
+def test_the_groups_name_is_not_shown(sandbox: Callable[..., Any]) -> None:
+    """It is made of agentd's pid and start time."""
+    script = """
+said("groups", {line.rstrip().split(":", 2)[2] for line in open("/proc/self/cgroup")})
+said("agent's", {line.rstrip().split(":", 2)[2] for line in open("/proc/1/cgroup")})
+"""
+    answers = sandbox("linux", memory="64M").attack(script)
+    assert answers == {"groups": "{'/'}", "agent's": "{'/'}"}
+    answers = sandbox("linux", without={"cgroup_namespace"}).attack(script)
+    if isinstance(own_hierarchy(), Hierarchy):
+        assert "sbx-" in answers["groups"]
 
 
 def test_kernel_memory_is_not_read(sandbox: Callable[..., Any], walled: str) -> None:

@@ -10,17 +10,12 @@ import os
 import resource
 from collections.abc import Callable
 
-from agentd.guest.zygote.root import SANDBOX_HOME
+from agentd.guest.zygote.root import SANDBOX_HOME, masks
 from agentd.linux import abi, caps, landlock, net, process, seccomp
 from agentd.linux.kernel import Kernel
 
 NAMESPACES = (
-    abi.CLONE_NEWUSER
-    | abi.CLONE_NEWNS
-    | abi.CLONE_NEWPID
-    | abi.CLONE_NEWIPC
-    | abi.CLONE_NEWUTS
-    | abi.CLONE_NEWCGROUP
+    abi.CLONE_NEWUSER | abi.CLONE_NEWNS | abi.CLONE_NEWPID | abi.CLONE_NEWIPC | abi.CLONE_NEWUTS
 )
 WORKSPACE = "/workspace"
 # Writable places. Each is a directory of one tmpfs, so that one size bounds them all.
@@ -112,9 +107,11 @@ def confine(
     filter_: bytes,
     kernel: WallKernel = KERNEL,
     prepared: Prepared | None = None,
+    enter: Callable[[], list[str]] = list,
 ) -> list[str]:
     """Build the wall around this process; the names of the controls that now hold.
 
+    ``enter`` takes the process into its control group, and names the controls that this gives.
     Raises SetupError; the caller ends the process.
     """
     without = set(_strings(box["without"]))
@@ -128,6 +125,9 @@ def confine(
         ("scratch", lambda: _scratch(box, fds, kernel, prepared)),
         ("workspace", lambda: _mounts(box, fds, kernel, prepared is not None)),
         ("proc", lambda: _proc(kernel)),
+        ("group", lambda: done.extend(enter())),
+        # After it: /proc/self/cgroup shows the group as the root, and not by its name on the host.
+        ("cgroup_namespace", lambda: kernel.unshare(abi.CLONE_NEWCGROUP)),
         ("rlimits", lambda: _rlimits(box, kernel)),
         ("no_new_privs", lambda: process.set_no_new_privs(kernel)),
         ("capabilities", lambda: _capabilities(prepared, kernel)),
@@ -262,8 +262,11 @@ def _private_root(box: Request, kernel: WallKernel) -> None:
 
 
 def _proc(kernel: WallKernel) -> None:
+    """A /proc of this pid namespace, in which what is the whole machine's is empty."""
     flags = _NOSUID_NODEV | abi.MS_NOEXEC
     kernel.mount("proc", "/proc", "proc", flags)
+    for empty, path in masks():
+        kernel.mount(empty, path, None, abi.MS_BIND)
 
 
 def _rlimits(box: Request, kernel: WallKernel) -> None:

@@ -59,8 +59,9 @@ def main() -> None:
     try:
         config, _ = receive(control)
         filter_ = seccomp.build("sandbox")
-        caps.last_capability()  # found out once, for all sandboxes
         zygote = _Zygote(control, _prepare(config), config, filter_)
+        for fact in (caps.last_capability, root.masks):
+            fact()  # found out once, by the user that sandboxes have, for all of them
     except Exception as error:
         reply(control, {"error": f"{type(error).__name__}: {error}"})
         os._exit(1)
@@ -357,8 +358,9 @@ def _box(
         if scratch:
             request["scratch_fd"] = len(fds) - 1
         ready = made or agent.Ready(pid1=True)  # before Landlock: it opens what is closed then
-        done = boxes.confine(request, fds, filter_, prepared=prepared)
-        done += enter_group(listener)
+        done = boxes.confine(
+            request, fds, filter_, prepared=prepared, enter=lambda: enter_group(listener)
+        )
         for fd in fds[1:]:
             os.close(fd)
         env = request["env"]

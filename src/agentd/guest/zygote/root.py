@@ -4,6 +4,7 @@ Runs once, inside the zygote's own user, mount and pid namespaces. Standard libr
 """
 
 import os
+from functools import cache
 
 from agentd.linux import abi, mounts
 from agentd.linux.kernel import KERNEL, Kernel
@@ -66,6 +67,24 @@ _DEV_LINKS = {
 }
 _EMPTY = ("/proc", "/sys", "/run", "/mnt", "/tmp", "/workspace", SANDBOX_HOME)
 _EMPTY_DEV = ("/dev/pts", "/dev/shm")
+# What a /proc tells of the whole machine: the user's keys by name, the kernel's command line, how
+# busy each device is, the paths of swap files. An empty file or directory takes its place.
+_EMPTY_FILE = "/run/empty"
+_PROC_FILES = (
+    "bootconfig",
+    "cmdline",
+    "interrupts",
+    "kcore",
+    "key-users",
+    "keys",
+    "latency_stats",
+    "sched_debug",
+    "softirqs",
+    "swaps",
+    "timer_list",
+    "timer_stats",
+)
+_PROC_DIRECTORIES = ("acpi", "asound", "irq", "scsi")
 # Any directory that exists everywhere: the new root is built on top of it, then pivoted into.
 _STAGE = "/tmp"
 
@@ -89,6 +108,17 @@ def clone_trees(kernel: Kernel = KERNEL) -> list[Tree]:
         )
         trees.append((path, fd))
     return trees
+
+
+@cache
+def masks() -> tuple[tuple[str, str], ...]:
+    """(what is empty, the path of /proc that it hides), for what this user can read here at all.
+
+    Each is a mount in every sandbox: what the kernel keeps for its root needs none.
+    """
+    places = [(_EMPTY_FILE, f"/proc/{name}") for name in _PROC_FILES]
+    places += [("/sys", f"/proc/{name}") for name in _PROC_DIRECTORIES]
+    return tuple((empty, path) for empty, path in places if os.access(path, os.R_OK))
 
 
 def read_etc(resolver: bool) -> dict[str, bytes]:
@@ -126,6 +156,7 @@ def _skeleton(stage: str, trees: list[Tree], files: dict[str, bytes]) -> None:
     for path in PROGRAMS:
         if os.path.islink(path):
             os.symlink(os.readlink(path), stage + path)
+    _write(stage + _EMPTY_FILE, b"")
     os.symlink("/tmp", stage + "/var/tmp")
     os.symlink("/run", stage + "/var/run")
     os.symlink("/proc/self/mounts", stage + "/etc/mtab")

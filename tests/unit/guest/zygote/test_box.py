@@ -23,6 +23,8 @@ STEPS = [
     "scratch",
     "workspace",
     "proc",
+    "group",
+    "cgroup_namespace",
     "rlimits",
     "no_new_privs",
     "capabilities",
@@ -61,6 +63,7 @@ def nothing_real(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     log: list[str] = []
     for name in ("_identity", "_loopback", "_rlimits", "_landlock"):
         monkeypatch.setattr(box, name, lambda *_, name=name: log.append(name))
+    monkeypatch.setattr(box, "masks", lambda: (("/run/empty", "/proc/keys"),))
     monkeypatch.setattr(box, "_mount_point", lambda path, is_dir: log.append(f"point {path}"))
     return log
 
@@ -79,6 +82,22 @@ def _mounts(kernel: Recorder) -> list[tuple[object, ...]]:
 
 def test_every_step_is_taken_in_order() -> None:
     assert _confine(Recorder()) == STEPS
+
+
+def test_the_group_is_entered_before_it_is_the_root_of_the_namespace() -> None:
+    kernel = Recorder()
+    seen: list[list[str]] = []
+
+    def enter() -> list[str]:
+        seen.append(kernel.names())
+        return ["cgroup"]
+
+    done = box.confine(REQUEST, [], seccomp.build("sandbox"), kernel, enter=enter)
+    assert "cgroup" in done
+    assert len(seen) == 1
+    assert "unshare" not in seen[0]
+    capset = kernel.names().index("capset")
+    assert ("unshare", (abi.CLONE_NEWCGROUP,)) in kernel.calls[len(seen[0]) : capset]
 
 
 def test_nothing_is_mounted_once_privileges_are_gone() -> None:
@@ -112,6 +131,7 @@ def test_the_scratch_is_covered_by_its_own_part() -> None:
         ("mount", b"/dev/pts"),
         ("mount", b"/workspace"),
         ("mount", b"/proc"),
+        ("mount", b"/proc/keys"),
     ]
     tmpfs = next(args for name, args in kernel.calls if name == "mount")
     assert tmpfs[2] == b"tmpfs"
@@ -131,7 +151,11 @@ def test_a_mounted_workspace_comes_last_over_the_scratch(nothing_real: list[str]
     _confine(kernel, [70, 71, 72], mounts=mounts)
     moved = [(args[0], args[3]) for name, args in kernel.calls if name == "move_mount"]
     assert moved == [(71, b"/workspace"), (72, b"/tmp/data")]
-    assert _mounts(kernel)[-2:] == [("move_mount", b"/tmp/data"), ("mount", b"/proc")]
+    assert _mounts(kernel)[-3:] == [
+        ("move_mount", b"/tmp/data"),
+        ("mount", b"/proc"),
+        ("mount", b"/proc/keys"),
+    ]
     assert "point /tmp/data" in nothing_real
 
 
