@@ -125,6 +125,13 @@ def capability(name: str) -> "About":
     return Registry().get(name).about
 
 
+def scope_of(capability: str) -> str:
+    """That a call of it needs of a daemon."""
+    from agentd.policy import scopes
+
+    return scopes.scope_of(capability)
+
+
 def doctor() -> "tuple[list[Finding], dict[str, object]]":
     """Every backend's finding, and the facts of the machine."""
     from agentd.daemon import doctor

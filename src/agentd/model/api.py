@@ -209,6 +209,7 @@ class CapabilityView(msgspec.Struct, frozen=True):
 
     name: str
     summary: str = ""
+    scope: str = ""  # that a call of it needs
     needs: dict[str, Any] = {}
     parameters: dict[str, Any] = {}  # their JSON Schema
     examples: tuple[dict[str, Any], ...] = ()

@@ -59,6 +59,7 @@ def _show(options: argparse.Namespace) -> int:
         [
             ("wall", f"{about.needs.level.label} or stronger" if about.needs.sandbox else "none"),
             ("runs", "in a sandbox" if about.needs.sandbox else "in the daemon"),
+            ("scope", embedded.scope_of(about.name)),
             ("uses", _effects(about.needs)),
             ("time", f"{about.bounds.timeout:g} s, where the call says nothing"),
             ("answer", f"{_size(about.bounds.output)} of JSON at most"),
@@ -101,6 +102,8 @@ def _end(example: "Example") -> str:
 
 
 def _brief(about: "About") -> dict[str, object]:
+    from agentd.client import embedded
+
     needs = about.needs
     return {
         "name": about.name,
@@ -111,6 +114,7 @@ def _brief(about: "About") -> dict[str, object]:
             "writes": needs.writes,
             "sandbox": needs.sandbox,
         },
+        "scope": embedded.scope_of(about.name),
         "bounds": about.bounds,
     }
 

@@ -7,6 +7,7 @@ import msgspec
 from agentd.capability.registry import Registry
 from agentd.model.api import CapabilityView
 from agentd.model.capability import About, Example
+from agentd.policy.scopes import scope_of
 
 
 def views(registry: Registry) -> list[CapabilityView]:
@@ -21,6 +22,7 @@ def view(about: About) -> CapabilityView:
     return CapabilityView(
         name=about.name,
         summary=about.summary,
+        scope=scope_of(about.name),
         needs={
             "level": needs.level.label,
             "network": needs.network,

@@ -10,15 +10,8 @@ from agentd.model.api import CallBody
 from agentd.model.errors import InvalidInput
 from agentd.model.principal import Principal
 from agentd.model.spec import SandboxSpec
+from agentd.policy.scopes import scope_of
 from agentd.sandbox.handle import SandboxHandle
-
-# What its first word says of a capability that agentd ships; the others run something.
-_SCOPES = {"fs.read.v1": "read", "fs.list.v1": "read", "fs.search.v1": "read"}
-_SCOPES |= {"archive.read.v1": "files", "fs.write.v1": "files", "fs.edit.v1": "files"}
-
-
-def scope_of(capability: str) -> str:
-    return _SCOPES.get(capability, "run")
 
 
 class Places:

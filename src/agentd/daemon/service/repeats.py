@@ -16,7 +16,6 @@ from agentd.daemon.config.schema import Config
 from agentd.daemon.execution import completed
 from agentd.daemon.service import bodies
 from agentd.daemon.service.commands import request_of
-from agentd.daemon.service.places import scope_of
 from agentd.daemon.service.sandboxes import Sandboxes, check_labels
 from agentd.daemon.service.snapshots import Snapshots
 from agentd.daemon.signed import SignedRequests
@@ -25,6 +24,7 @@ from agentd.model.canonical import loads_strict
 from agentd.model.isolation import IsolationLevel
 from agentd.model.principal import Principal
 from agentd.model.spec import SandboxSpec
+from agentd.policy.scopes import scope_of
 
 Approved = frozenset[str] | None
 

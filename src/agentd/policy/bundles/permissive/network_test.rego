@@ -13,7 +13,7 @@ test_fetch if {
 }
 
 test_clone if {
-	decision := decide(call("git.clone.v1", ["files"], {"url": "https://example.org/a.git", "path": "a"}))
+	decision := decide(call("git.clone.v1", ["run"], {"url": "https://example.org/a.git", "path": "a"}))
 	decision.allow
 }
 

@@ -88,7 +88,7 @@ test_unicode if {
 }
 
 test_clone if {
-	decision := decide(call("git.clone.v1", ["files"], {"url": "https://example.org/a.git", "path": "a"}))
+	decision := decide(call("git.clone.v1", ["run"], {"url": "https://example.org/a.git", "path": "a"}))
 	not decision.allow
 }
 
