@@ -116,6 +116,9 @@ class Daemon:
         """It, and its sandboxes."""
         if self.process is not None:
             self.stop(kill=not self.is_up)
+        self.end_supervisor()
+
+    def end_supervisor(self) -> None:
         path = self.state / "supervisor.sock"
         if path.exists():
             with contextlib.suppress(AgentdError):

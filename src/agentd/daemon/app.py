@@ -143,7 +143,7 @@ class Daemon:
     def forbidden(self, op: str, who: str, sandbox: str, error: Forbidden) -> None:
         """What a principal's scopes do not let it do: a denial that no policy was asked about."""
         with contextlib.suppress(AuditError):
-            self.control.note(Kind.DENIAL, who, sandbox, op=op, reasons=[str(error)])
+            self.control.denied(who, sandbox, op=op, reasons=[str(error)])
 
     def drain(self) -> bool:
         """Take no new work; wait for what runs, as long as the configuration says."""
@@ -199,7 +199,11 @@ class Daemon:
 
     def _adopt(self) -> None:
         adopted, reaped = self.sandboxes.adopt()
-        commands = sum(self.commands.adopt(live) for live in self.sandboxes.all())
+        before = self.control.before()
+        commands = sum(self.commands.adopt(live, before.ended) for live in self.sandboxes.all())
+        ended = before.end(self.commands.taken_over, time.time())
+        if ended:
+            self._report("ended what the daemon before had begun", executions=ended)
         if adopted or reaped:
             self._report(
                 "went on after a restart", sandboxes=adopted, commands=commands, reaped=reaped
@@ -254,6 +258,7 @@ class Daemon:
                 self.sandboxes.expire()
                 self._retention.tick()
                 self._look_at_log()
+                self.control.denials.tick()
                 if self.link.lost.is_set():
                     self._report("the supervisor has ended, and every sandbox with it")
                     self._lose_all()

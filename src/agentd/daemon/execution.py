@@ -27,6 +27,15 @@ _DEATH_SECONDS = 1.0
 _START_SECONDS = 0.0003
 
 
+INTERRUPTED = Cause.of(CauseCode.INTERRUPTED, "its daemon ended before it was seen to end")
+
+
+class Interrupted(AgentdError):
+    """A command of the daemon before is not there any more."""
+
+    code = "interrupted"
+
+
 class Concluded(Protocol):
     """Told once how a command ended, before its caller is."""
 
@@ -255,6 +264,8 @@ class Execution:
 
 def cause_of(error: AgentdError) -> Cause:
     """Of a command whose end nobody will see."""
+    if isinstance(error, Interrupted):
+        return INTERRUPTED
     if isinstance(error, BackendLost | GuestError):
         return Cause.of(CauseCode.BACKEND_LOST, str(error))
     return Cause(CauseCode.FAILED, f"{error.code}: {error}")
@@ -295,5 +306,5 @@ def grown(before: Mapping[str, int], after: Mapping[str, int], name: str) -> boo
 def status(end: Exit) -> str:
     if end.ok:
         return "ok"
-    never = (CauseCode.SPAWN_FAILED, CauseCode.BACKEND_LOST)
+    never = (CauseCode.SPAWN_FAILED, CauseCode.BACKEND_LOST, CauseCode.INTERRUPTED)
     return "error" if end.cause.code in never else "failed"

@@ -19,6 +19,7 @@ class CauseCode(StrEnum):
     LEASE_EXPIRED = "lease_expired"
     BACKEND_LOST = "backend_lost"
     SPAWN_FAILED = "spawn_failed"
+    INTERRUPTED = "interrupted"  # its daemon was killed, and nobody saw its end
     FAILED = "failed"  # a call that came to nothing; the message has its error's code
 
 
@@ -32,6 +33,7 @@ REMEDIATION = {
     "run it behind a stronger wall",
     CauseCode.LEASE_EXPIRED: "renew the sandbox before its lease ends",
     CauseCode.BACKEND_LOST: "create a new sandbox; see the detail for what killed this one",
+    CauseCode.INTERRUPTED: "it may have been done or not: look before you do it again",
     CauseCode.SPAWN_FAILED: "check the command's name, its PATH and its working directory",
 }
 

@@ -27,7 +27,8 @@ def exit_code(result: Result) -> int:
         return 128 + result.signal
     if result.exit_code is not None:
         return result.exit_code
-    return OWN_FAILURE if result.cause.code is CauseCode.BACKEND_LOST else _KILLED
+    never = (CauseCode.BACKEND_LOST, CauseCode.INTERRUPTED)
+    return OWN_FAILURE if result.cause.code in never else _KILLED
 
 
 def as_json(

@@ -69,8 +69,11 @@ class Admission:
         log: Log,
         approvals: Approves | None = None,
         learn: Callable[[Asked], None] | None = None,
+        denied: Callable[[Event], object] | None = None,
     ) -> None:
-        """``learn`` is told every question, for a policy that is to be learned from them."""
+        """``learn`` is told every question, for a policy that is to be learned from them;
+        ``denied`` writes refusals, where they are bounded."""
+        self._denied = denied or log.submit
         self._policy = policy
         self._log = log
         self._approvals = approvals
@@ -193,8 +196,10 @@ class Admission:
         if synced:
             self._log.append(event)
             return
-        # A refusal is the last that is heard of it.
-        self._log.submit(event, lazily=kind in (Kind.ADMISSION, Kind.START))
+        if kind in (Kind.DENIAL, Kind.UNDECIDED):
+            self._denied(event)
+        else:
+            self._log.submit(event, lazily=kind in (Kind.ADMISSION, Kind.START))
 
 
 def _another(act: Act, held: str) -> Decision:

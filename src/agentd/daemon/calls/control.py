@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from agentd.audit.chain import Keep
+from agentd.audit.errors import AuditError
 from agentd.audit.issuing import AtOnce, Behind
 from agentd.audit.keypair import KeyPair
 from agentd.audit.log import AuditLog
@@ -22,7 +23,9 @@ from agentd.audit.shared import SharedLog, SharedReceipts
 from agentd.capability.registry import Registry
 from agentd.daemon import context
 from agentd.daemon.calls.admission import Admission, Approves
+from agentd.daemon.calls.denials import Denials
 from agentd.daemon.calls.gate import PolicyGate
+from agentd.daemon.calls.interrupted import Before
 from agentd.daemon.calls.records import Records
 from agentd.daemon.config import schema
 from agentd.model.audit import Event, Kind, Position
@@ -63,6 +66,8 @@ class Control:
             self.key = KeyPair.load_or_create(os.path.join(state, KEY))
             self.log = _log(os.path.join(state, AUDIT), audit, shared)
             undo.callback(self.log.close)
+            self.denials = Denials(self.log.submit)
+            undo.callback(self._tell_denials)
             issuer = self._issuer(self.log)
             undo.callback(issuer.close)
             self._cache = os.path.join(state, COMPILED)
@@ -70,7 +75,9 @@ class Control:
             undo.callback(self._close_policy)
             self.policy = self._opened(policy)
             self.registry = _registry(capabilities)
-            self.admission = Admission(lambda: self.policy, self.log, approvals, _learn())
+            self.admission = Admission(
+                lambda: self.policy, self.log, approvals, _learn(), self.denials.write
+            )
             self.records = Records(self.log, issuer)
             self.gate = PolicyGate(self.admission, self.records)
             self._undo = undo.pop_all()
@@ -104,6 +111,29 @@ class Control:
             self.note(Kind.POLICY_CHANGED, before=before, after=after)
         if self.policy is None and old is not None:
             old.close()
+
+    def denied(self, principal: str, sandbox: str, **fields: object) -> None:
+        """What a scope refused. Raises AuditError."""
+        request = context.current()
+        self.denials.write(
+            Event(
+                kind=Kind.DENIAL,
+                principal=principal,
+                request=request,
+                sandbox=sandbox,
+                fields=fields,
+            )
+        )
+
+    def before(self) -> Before:
+        """Of a daemon. Raises AuditError."""
+        if not isinstance(self.log, AuditLog):
+            raise TypeError("only a daemon goes on with what another began")
+        return Before(self.log, self.records)
+
+    def _tell_denials(self) -> None:
+        with contextlib.suppress(AuditError):
+            self.denials.close()
 
     @property
     def damage(self) -> str:

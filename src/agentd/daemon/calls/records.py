@@ -26,6 +26,10 @@ class Records:
         self._receipts.keep(receipt.chain(self._log, execution, secrets(admitted.act)))
         return execution.request
 
+    def interrupted(self, execution: Execution) -> None:
+        """Of one that began under a daemon before. Raises AuditError."""
+        self._receipts.keep(receipt.chain(self._log, execution))
+
     def get(self, id_: str) -> bytes | None:
         return self._receipts.get(id_)
 

@@ -7,6 +7,7 @@ import msgspec
 from agentd.audit import files, read
 from agentd.audit.log import AuditLog
 from agentd.daemon.calls.control import Control
+from agentd.model import typed
 from agentd.model.api import AuditHead
 from agentd.model.errors import InvalidInput
 from agentd.model.principal import Principal
@@ -59,7 +60,7 @@ class _Numbered(msgspec.Struct):
 
 
 def _seq(line: bytes) -> int:
-    return msgspec.json.decode(line, type=_Numbered).seq
+    return typed.decoder(_Numbered).decode(line).seq
 
 
 def _of_daemon(control: Control) -> AuditLog:

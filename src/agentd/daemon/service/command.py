@@ -15,7 +15,7 @@ from concurrent.futures import Future
 
 import msgspec
 
-from agentd.daemon.execution import Execution, cause_of
+from agentd.daemon.execution import INTERRUPTED, Execution, Interrupted, cause_of
 from agentd.daemon.service.live import Live
 from agentd.model.api import ProcessView, ResultView
 from agentd.model.control import check_signal, check_window
@@ -45,6 +45,7 @@ class Command:
         journal: Journal,
         *,
         pty: bool,
+        adopted: bool = False,
     ) -> None:
         self.id = id_
         self.live = live
@@ -63,6 +64,7 @@ class Command:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._lock = threading.Lock()  # of ``_wake``
         self._pty = pty
+        self._adopted = adopted  # from a daemon before
         self._keep = False
 
     def drive(self, *, keep: bool) -> ResultView:
@@ -74,8 +76,11 @@ class Command:
             self.usage = result.usage
             view = self._view(result)
         except AgentdError as error:
-            self._let_go(error)
-            view = self._lost(error)
+            lost = error
+            if self._adopted and self._execution.pid is None:
+                lost = Interrupted(INTERRUPTED.message)  # as its record tells it
+            self._let_go(lost)
+            view = self._lost(lost)
         finally:
             with contextlib.suppress(AgentdError):
                 self._execution.close()

@@ -8,12 +8,12 @@ import threading
 import time
 from base64 import b64decode
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
 
 import msgspec
 
 from agentd.daemon import context, meter, trace
-from agentd.daemon.execution import Execution
+from agentd.daemon.execution import Concluded, Execution
 from agentd.daemon.pipeline import Pipeline
 from agentd.daemon.service.command import ENDED, RUNNING, Command
 from agentd.daemon.service.live import Live
@@ -25,7 +25,7 @@ from agentd.model import options
 from agentd.model.api import ExecBody, ProcessView, ResultView
 from agentd.model.errors import AgentdError, Full, InvalidInput, NotFound
 from agentd.model.principal import Principal
-from agentd.model.result import Exit
+from agentd.model.result import Exit, Result
 from agentd.model.spec import ExecRequest
 from agentd.sandbox.journal.journals import Journals
 
@@ -56,6 +56,7 @@ class Commands:
         # Sandboxes taken over whose ended commands nobody has asked for yet.
         self._unread: set[str] = set()
         self._waiting: dict[int, list[Command]] = {}  # calls that return with a command's end
+        self.taken_over: set[str] = set()  # requests of the daemon before whose commands live on
         self.count = 0
 
     def exec(self, who: Principal, live: Live, body: ExecBody) -> ResultView:
@@ -165,14 +166,15 @@ class Commands:
             with self._lock:
                 del self._waiting[id(one)]
 
-    def adopt(self, live: Live) -> int:
-        """Go on with what runs in a sandbox that outlived the daemon before: how many."""
+    def adopt(self, live: Live, ended: Set[str] = frozenset()) -> int:
+        """Go on with what runs in a sandbox that outlived the daemon before: how many. Of the
+        requests ``ended`` the end is written down already."""
         adopted = 0
         with self._lock:
             self._unread.add(live.id)
         for record in self._store.find(ProcessRecord, sandbox=live.id, state=RUNNING):
             try:
-                self._take_over(live, record)
+                self._take_over(live, record, record.request in ended)
                 adopted += 1
             except (AgentdError, OSError):
                 # It ended while nobody looked, and the agent has forgotten it.
@@ -207,16 +209,22 @@ class Commands:
         self._keep(command)
         return command
 
-    def _take_over(self, live: Live, record: ProcessRecord) -> None:
+    def _take_over(self, live: Live, record: ProcessRecord, told: bool) -> None:
         journal = self._journals.open(record.journal or f"{live.id}/{record.id}")
         offsets = journal.offsets
         place = offsets["stdout"] or offsets["pty"], offsets["stderr"]
         who = Principal(record.principal, frozenset(), "local")
-        concluded, gate = None, self._pipeline.gate
+        concluded: _Taken | None = None
+        gate = self._pipeline.gate
         if gate is not None:
             request = ExecRequest(record.argv)
-            concluded = gate.adopted(who, live.handle, request, record.request, record.created)
+            concluded = _Taken(
+                gate.adopted(who, live.handle, request, record.request, record.created), told
+            )
         execution = Execution.attached(live.handle, record.id, place, concluded)
+        self.taken_over.add(record.request)
+        if concluded is not None:
+            concluded.found = True
         command = Command(
             record.id,
             live,
@@ -225,6 +233,7 @@ class Commands:
             execution,
             journal,
             pty=offsets["pty"] > 0,
+            adopted=True,
         )
         command.started = record.created
         self._keep(command)
@@ -314,6 +323,24 @@ class Commands:
             self._store.write(lambda t: t.put(record), synced=False)
         else:
             self._store.submit(lambda t: t.put(record), synced=False, urgent=False)
+
+
+class _Taken:
+    """The ``Concluded`` of a command of the daemon before. Where it is not found any more, it is
+    ended with all that were interrupted, and not here as well."""
+
+    def __init__(self, inner: Concluded, told: bool) -> None:
+        self._inner = inner
+        self._told = told  # its end is in the log already, and the store did not hear of it
+        self.request_id = inner.request_id
+        self.found = False
+
+    def __call__(self, result: Result, outputs: Mapping[str, str]) -> str:
+        return self.request_id if self._told else self._inner(result, outputs)
+
+    def failed(self, error: BaseException | None) -> None:
+        if self.found and not self._told:
+            self._inner.failed(error)
 
 
 def _new_id() -> str:

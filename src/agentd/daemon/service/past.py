@@ -4,22 +4,19 @@ from functools import cached_property
 
 import msgspec
 
-from agentd.daemon.execution import status
+from agentd.daemon.execution import INTERRUPTED, status
 from agentd.daemon.service.command import ENDED, bare, lost_bytes
 from agentd.daemon.service.live import Live
 from agentd.daemon.store.records import ProcessRecord
 from agentd.model import typed
 from agentd.model.api import ProcessView, ResultView
-from agentd.model.cause import Cause, CauseCode
 from agentd.model.control import check_signal, check_window
 from agentd.model.errors import Conflict
 from agentd.model.result import Exit, Timing, Usage
 from agentd.sandbox.journal.journal import Journal
 from agentd.sandbox.journal.journals import Journals
 
-_UNKNOWN = Exit(
-    None, None, Cause.of(CauseCode.BACKEND_LOST, "it ended while no daemon ran"), Usage()
-)
+_UNKNOWN = Exit(None, None, INTERRUPTED, Usage())
 _decode = typed.decoder(ResultView).decode
 
 
@@ -96,5 +93,5 @@ class Past:
             sandbox=handle.info,
             enforcement=dict(handle.enforcement),
             process=self.id,
-            receipt=record.request if record.exit else "",
+            receipt=record.request,
         )

@@ -1,0 +1,75 @@
+"""Executions whose start is in the log, and whose end is not."""
+
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import msgspec
+
+from agentd.audit import files, read
+from agentd.audit.record import decode
+from agentd.model import typed
+from agentd.model.audit import Kind, Record
+
+# How much of the log is looked through at most, the newest of it.
+MAX_BYTES = 1 << 30
+_KIND = 96  # characters that a record's kind stands in: behind its number and a hash
+_LINES = tuple(b'"kind":"%b",' % kind.encode() for kind in (Kind.START, Kind.END))
+
+
+class Found(NamedTuple):
+    """The starts of those that have not ended, the oldest first, and the requests of ends."""
+
+    starts: list[Record]
+    ended: set[str]
+
+
+class _Of(msgspec.Struct):
+    kind: str
+    request: str = ""
+
+
+_of = typed.decoder(_Of).decode
+
+
+def find(directory: str, first: int, last: int) -> Found:
+    """From record ``first`` to ``last``. Raises AuditError."""
+    ended: set[str] = set()
+    open_: dict[str, list[bytes]] = {}
+    for line in _of_executions(directory, first, last):
+        try:
+            known = _of(line)
+        except msgspec.DecodeError:  # verify says so
+            continue
+        if known.kind == Kind.START:
+            open_.setdefault(known.request, []).append(line)
+            continue
+        ended.add(known.request)
+        if found := open_.get(known.request):
+            found.pop(0)
+            if not found:
+                del open_[known.request]
+    starts = [decode(line) for lines in open_.values() for line in lines]
+    return Found(sorted(starts, key=lambda record: record.seq), ended)
+
+
+def _of_executions(directory: str, first: int, last: int) -> Iterator[bytes]:
+    begin = max(first, _newest(directory))
+    for line in read.lines(directory, begin, last):
+        start = line[: 2 * _KIND]
+        if _LINES[0] in start or _LINES[1] in start:
+            yield line
+
+
+def _newest(directory: str) -> int:
+    """The number of the record that begins the newest MAX_BYTES, whole files of them."""
+    first, size = 1, 0
+    for file in reversed(files.ls(directory)):
+        try:
+            size += os.stat(file.path).st_size
+        except FileNotFoundError:  # retired meanwhile
+            break
+        if size > MAX_BYTES:
+            break
+        first = file.first
+    return first

@@ -1,0 +1,92 @@
+"""Denials in the log, bounded: a caller who is refused all the time does not fill the disk.
+
+Of each principal a burst is written one by one, then so many a second; what comes in between is
+counted, and one record tells how many there were.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from agentd.model.audit import Event
+
+BURST = 200.0
+PER_SECOND = 2.0
+MAX_PRINCIPALS = 1024  # the one who was quiet for longest is forgotten, once it is told
+
+
+class _One(msgspec.Struct):
+    left: float
+    when: float
+    count: int = 0
+    since: float = 0.0
+    last: Event | None = None
+
+
+class Denials:
+    """Thread-safe. ``write`` is called outside of the lock; what it raises reaches the caller."""
+
+    def __init__(
+        self, write: Callable[[Event], object], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._write = write
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._of: dict[str, _One] = {}
+
+    def write(self, event: Event) -> None:
+        """Now, or as one of many."""
+        events = self._taken(event)
+        for each in events:
+            self._write(each)
+
+    def tick(self) -> None:
+        """Tell of those that were counted and have room again."""
+        now = self._clock()
+        with self._lock:
+            due = [one for one in self._of.values() if one.count and self._refilled(one, now) >= 1]
+            events = [self._told(one, now) for one in due]
+        for event in events:
+            self._write(event)
+
+    def close(self) -> None:
+        """Tell of all that were counted."""
+        now = self._clock()
+        with self._lock:
+            events = [self._told(one, now) for one in self._of.values() if one.count]
+        for event in events:
+            self._write(event)
+
+    def _taken(self, event: Event) -> list[Event]:
+        now = self._clock()
+        with self._lock:
+            events = []
+            one = self._of.pop(event.principal, None) or _One(BURST, now)
+            if len(self._of) >= MAX_PRINCIPALS:
+                quiet = self._of.pop(next(iter(self._of)))
+                events = [self._told(quiet, now)] if quiet.count else []
+            self._of[event.principal] = one  # the latest last
+            if self._refilled(one, now) < 1:
+                one.since = one.since or now
+                one.count, one.last = one.count + 1, event
+                return events
+            if one.count:
+                events.append(self._told(one, now))
+            one.left -= 1
+            return [*events, event]
+
+    def _refilled(self, one: _One, now: float) -> float:
+        one.left = min(BURST, one.left + (now - one.when) * PER_SECOND)
+        one.when = now
+        return one.left
+
+    def _told(self, one: _One, now: float) -> Event:
+        count, last, since = one.count, one.last, one.since
+        one.count, one.last, one.since = 0, None, 0.0
+        one.left -= 1
+        if last is None:
+            raise TypeError("nothing was counted")
+        fields = {**last.fields, "repeated": count, "seconds": round(now - since, 3)}
+        return msgspec.structs.replace(last, fields=fields)

@@ -1,0 +1,54 @@
+"""What a daemon that was killed began, and nobody saw end: ended in the log by the next one."""
+
+from collections.abc import Set
+from datetime import datetime
+
+from agentd.audit import unended
+from agentd.audit.execution import Decided, Execution
+from agentd.audit.log import AuditLog
+from agentd.daemon.calls.records import Records
+from agentd.daemon.execution import INTERRUPTED
+from agentd.model.audit import Record
+
+_DECIDED = Decided(True, "", ("decided before the daemon was started again",))
+
+
+class Before:
+    """What the daemon before left in the log; looked at before anything new begins."""
+
+    def __init__(self, log: AuditLog, records: Records) -> None:
+        """Raises AuditError."""
+        self._log = log
+        self._records = records
+        head = log.head  # the record by which it was opened, or one behind that
+        self._opened = head.seq if head is not None else 0
+        self._starts, self.ended = unended.find(log.directory, log.swept or 1, self._opened)
+
+    def end(self, going: Set[str], now: float) -> int:
+        """All but ``going``, the requests whose commands live on: how many. Raises AuditError."""
+        count, oldest = 0, self._opened
+        for start in self._starts:
+            if start.request in going:
+                oldest = min(oldest, start.seq)
+                continue
+            self._records.interrupted(_execution(start, now))
+            count += 1
+        self._log.sweep(oldest)
+        return count
+
+
+def _execution(start: Record, now: float) -> Execution:
+    return Execution(
+        principal=start.principal,
+        request=start.request,
+        request_digest="",
+        sandbox=start.sandbox,
+        capability=start.capability,
+        decision=_DECIDED,
+        backend="",
+        level="",
+        outputs={},
+        cause=INTERRUPTED,
+        started=datetime.fromisoformat(start.time).timestamp(),
+        ended=now,
+    )
