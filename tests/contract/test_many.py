@@ -2,8 +2,13 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
-from agentd.client.sandbox import Sandbox
+import pytest
+from tests.contract.conftest import Kind
+
+from agentd.client.sandbox import Process, Sandbox
+from agentd.model.errors import Full
 
 EIGHT = range(8)
 
@@ -49,6 +54,33 @@ def test_eight_sandboxes_at_once_are_eight(make: Callable[..., Sandbox]) -> None
         results = list(pool.map(work, EIGHT))
     assert len({name for name, _ in results}) == 8
     assert [text for _, text in results] == [f"{n}\nown\n" for n in EIGHT]
+
+
+def test_one_command_too_many_is_refused_and_harms_nobody(sandbox: Sandbox, kind: Kind) -> None:
+    if kind.machine or kind.over_http:
+        pytest.skip("the bound is the host's, the same for all; test_fairness asks a daemon")
+    with ExitStack() as stack:
+        running: list[Process] = []
+        with pytest.raises(Full, match="of this sandbox are the most") as caught:
+            for _ in range(130):
+                process = stack.enter_context(sandbox.start("read line; echo $line", stdin=True))
+                running.append(process)
+        assert "use another sandbox" in caught.value.remediation
+        assert len(running) == 120
+        for refused in (
+            lambda: sandbox.run("true"),
+            lambda: sandbox.files.write("a", b"a"),
+            lambda: sandbox.files.list("."),
+        ):
+            with pytest.raises(Full):
+                refused()
+        running[0].signal(9)
+        assert running[0].wait().signal == 9
+        assert sandbox.run("echo room").text == "room\n"
+        running[1].write("still here\n")
+        assert running[1].wait().exit_code == 0
+        for process in running[2:]:
+            process.kill()
 
 
 def test_closing_one_leaves_its_neighbour(make: Callable[..., Sandbox]) -> None:

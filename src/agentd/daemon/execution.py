@@ -1,6 +1,8 @@
 """One command from its start to its Result; the one place where a cause is refined."""
 
+import contextlib
 import os
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
@@ -131,7 +133,12 @@ class Execution:
                 pids.append(guest.start_detached(request, hold=True))
             except SpawnFailed as failure:
                 return NeverRan(failure.exit)
-            return guest.attach(pids[0], hold=True)
+            try:
+                return guest.attach(pids[0], hold=True)
+            except BaseException:  # it is refused, and does not go on all the same
+                with contextlib.suppress(AgentdError):
+                    guest.signal(pids[0], signal.SIGKILL)
+                raise
 
         execution = cls(handle, begin, concluded)
         # It has started, though the answer to the attach may still be on its way.

@@ -1,5 +1,6 @@
 """A command on a channel, sans I/O: frames in; output, a pid and an end out."""
 
+import errno
 from typing import TYPE_CHECKING
 
 from agentd.guest import wire
@@ -50,6 +51,7 @@ class Command:
         self.cursor: tuple[int, int] | None = None
         self.exit: Exit | None = None
         self.truncated = False
+        self.refused_as_full = False  # by the agent, which starts no more at once
 
     def receive(self, frame: Frame) -> Chunk | None:
         """Raises GuestError for what is out of place, OperationFailed for a refused request."""
@@ -84,6 +86,7 @@ class Command:
             if self.request is None:
                 raise GuestError("the agent sent an event out of place")
             self.exit = spawn_exit(event, self.request)
+            self.refused_as_full = event.stage == "request" and event.errno == errno.EAGAIN
         elif isinstance(event, Attached) != (self.request is None):
             raise GuestError("the agent sent an event out of place")
         else:

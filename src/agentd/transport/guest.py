@@ -13,7 +13,7 @@ import msgspec
 from agentd.guest import wire
 from agentd.model import typed
 from agentd.model.control import check_signal
-from agentd.model.errors import GuestError, InvalidInput
+from agentd.model.errors import Full, GuestError, InvalidInput
 from agentd.model.limits import DEFAULTS
 from agentd.model.spec import ExecLimits, ExecRequest
 from agentd.transport.call import Call
@@ -85,7 +85,7 @@ class Guest:
 
         ``hold``: it waits for the first of those once the agent's rings are full.
 
-        Raises SpawnFailed.
+        Raises SpawnFailed, Full.
         """
         if not request.argv:
             raise InvalidInput("the command is empty")
@@ -95,6 +95,12 @@ class Guest:
             kind, payload = call.next()
             command.receive((kind, call.channel.number, payload))
             call.ended = True
+        if command.refused_as_full:
+            raise Full(
+                "no more commands can be started in this sandbox at once",
+                cause=command.exit.cause.message if command.exit else "",
+                remediation="wait until one of them has ended, or use another sandbox",
+            )
         if command.exit is not None:
             raise SpawnFailed(command.exit)
         if command.pid is None:
@@ -112,7 +118,7 @@ class Guest:
         """
         key = "pid" if isinstance(command, int) else "tag"
         place = {"stdout": cursor[0], "stderr": cursor[1]}
-        connection = self._v2("attach")
+        connection = self._v2("attach", urgent=True)  # what it is to follow runs already
         try:
             core = Command(connection.open_channel(), None, passed=False)
             fields = {"op": "attach", key: command, "cursor": place} | _hold(hold)
@@ -140,12 +146,12 @@ class Guest:
 
     def call(self, op: str, **fields: object) -> dict[str, Any]:
         """One request with one answer: the fields of its result."""
-        with self._call({"op": op, **fields}) as call:
+        with self._call({"op": op, **fields}, urgent=True) as call:
             return _answer(call, op)
 
     def tell(self, op: str, **fields: object) -> None:
         """``call``, whose one answer nobody waits for."""
-        connection = self._v2(op)
+        connection = self._v2(op, urgent=True)
         try:
             channel = connection.open_channel()
             frame = encode_request(wire.REQUEST, channel.number, {"op": op, **fields})
@@ -173,17 +179,17 @@ class Guest:
             raise InvalidInput("the command is empty")
         return self._pool.take()
 
-    def _v2(self, what: str) -> Connection:
-        connection = self._pool.take()
+    def _v2(self, what: str, *, urgent: bool = False) -> Connection:
+        connection = self._pool.take(urgent=urgent)
         if isinstance(connection, V1Connection):
             self._pool.give_back(connection)
             raise refuse(what)
         return connection
 
     @contextmanager
-    def _call(self, fields: dict[str, Any]) -> Iterator[Call]:
+    def _call(self, fields: dict[str, Any], *, urgent: bool = False) -> Iterator[Call]:
         """A call on a connection of its own, reused only where the call came to its end."""
-        connection = self._v2(str(fields["op"]))
+        connection = self._v2(str(fields["op"]), urgent=urgent)
         call = Call(connection, self._answer_timeout)
         try:
             call.request(fields)

@@ -193,16 +193,19 @@ class Commands:
         journal = self._journals.create(f"{live.id}/{id_}")
         if carried := trace.carrier():
             request = msgspec.structs.replace(request, env={**carried, **request.env})
-        with trace.span(
-            "guest.start", {"agentd.process": id_, "agentd.backend": live.handle.backend}
-        ):
-            execution = self._pipeline.start(
-                who,
-                live.handle,
-                request,
-                detached=detached,
-                labels=live.record.labels,
-            )
+        about: trace.Values = {"agentd.process": id_, "agentd.backend": live.handle.backend}
+        try:
+            with trace.span("guest.start", about):
+                execution = self._pipeline.start(
+                    who,
+                    live.handle,
+                    request,
+                    detached=detached,
+                    labels=live.record.labels,
+                )
+        except BaseException:
+            self._journals.remove(f"{live.id}/{id_}")
+            raise
         command = Command(
             id_, live, request.argv, body.tag, execution, journal, pty=body.pty is not None
         )
