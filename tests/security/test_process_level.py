@@ -2,7 +2,8 @@
 
 Controls: Landlock for files, TCP, abstract sockets and signals; seccomp for what Landlock does not
 govern: unix sockets by path, modes, owners, times and attributes of files, other processes'
-priorities and limits, System V and POSIX IPC.
+priorities and limits, System V and POSIX IPC. Run by root, commands have a user that owns nothing;
+what anybody may write they see read-only.
 """
 
 import json
@@ -11,6 +12,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -167,3 +169,92 @@ def test_without_both_everything_is(as_user: Any, victim: list[str]) -> None:
     # A setuid to root never was theirs; an attribute or a foreign scheduler may not be either.
     assert left <= {"setuid", "setxattr", "ptrace"}, said
     assert said["unix socket"] == said["abstract socket"] == "done"
+
+
+METADATA = """
+import fcntl
+file = sys.argv[1]
+said("times", tried(os.utime, file))
+said("attribute", tried(os.setxattr, file, "user.agentd", b"x"))
+said("mode", tried(os.chmod, file, 0o600))
+said("size", tried(os.truncate, file, 0))
+"""
+# What programs do to files of their own.
+OWN = """
+with open("own", "w") as file:
+    file.write("x")
+os.chmod("own", 0o750)
+os.utime("own", (1, 1))
+os.utime("own")
+os.mkdir("folder")
+os.rename("own", "folder/own")
+said("own", oct(os.stat("folder/own").st_mode & 0o777))
+said("temporary", tried(os.mkdir, os.environ["TMPDIR"] + "/x"))
+with open("/dev/null", "w") as null:
+    null.write("x")
+"""
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A file of the caller's that anybody may write."""
+    with TemporaryDirectory(prefix="shared-") as folder:
+        os.chmod(folder, 0o755)  # noqa: S103  the command runs as another user
+        file = Path(folder, "file")
+        file.write_text("on")
+        os.utime(file, (1, 1))
+        file.chmod(0o666)
+        yield file
+
+
+@pytest.mark.root
+def test_what_anybody_may_write_stays_as_it_is(sandbox: Any, shared: Path) -> None:
+    before = shared.stat()
+    box = sandbox("landlock")
+    answers = box.attack(METADATA, str(shared), cwd="/")
+    assert set(answers.values()) <= {"EROFS", "EPERM", "EACCES"}
+    assert shared.stat() == before
+    assert os.listxattr(shared) == []
+    assert box.attack(OWN) == {"own": "0o750", "temporary": "None"}
+    assert box.wall.enforcement["host_files"].enforced
+
+
+@pytest.mark.root
+def test_off_its_times_are_changed(sandbox: Any, shared: Path) -> None:
+    box = sandbox("landlock", without={"host_files"})
+    assert box.attack(METADATA, str(shared), cwd="/")["times"] == "None"
+    assert shared.stat().st_mtime > 1
+    assert not box.wall.enforcement["host_files"].enforced
+    box = sandbox("landlock", without={"host_files", "seccomp"})
+    assert box.attack(METADATA, str(shared), cwd="/")["attribute"] in {"None", "ENOTSUP"}
+
+
+@pytest.mark.root
+def test_the_hosts_mounts_stay_as_they_are(sandbox: Any) -> None:
+    before = Path("/proc/self/mountinfo").read_text()
+    box = sandbox("landlock")
+    assert os.readlink(f"/proc/{box.wall.pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt")
+    assert Path("/proc/self/mountinfo").read_text() == before
+
+
+ASKED = """
+pid = int(sys.argv[1])
+said("session", call("getsid", pid))
+pidfd = call("pidfd_open", pid, 0)
+info = ctypes.create_string_buffer(64)
+said("info", call("ioctl", pidfd, 64 << 16 | 0xC000FF0B, info))
+said("own session", call("getsid", 0) > 0)
+"""
+
+
+def test_less_is_told_of_the_hosts_processes(sandbox: Any, bystander: Any) -> None:
+    answers = sandbox("landlock").attack(ASKED, str(bystander.pid))
+    assert answers == {"session": "EPERM", "info": "ENOTTY", "own session": "True"}
+    answers = sandbox("landlock", without={"seccomp"}).attack(ASKED, str(bystander.pid))
+    assert answers["session"] == str(os.getsid(bystander.pid))
+
+
+@pytest.mark.root
+def test_the_user_has_a_name_for_those_who_ask_the_environment(sandbox: Any) -> None:
+    script = 'import getpass\nsaid("name", getpass.getuser())'
+    assert sandbox("landlock").attack(script) == {"name": "sandbox"}

@@ -20,7 +20,8 @@ from agentd.guest import agent
 from agentd.guest.zygote import root, scratch
 from agentd.guest.zygote.box import no_core
 from agentd.guest.zygote.group import enter_group
-from agentd.linux import caps, landlock, paths, process, seccomp
+from agentd.linux import abi, caps, landlock, paths, process, seccomp
+from agentd.linux.kernel import KERNEL
 from agentd.linux.title import set_title
 
 LISTENER_FD, CONTROL_FD = 3, 4
@@ -142,8 +143,13 @@ def _confine(config: Config) -> list[str]:
     uid = config["uid"]
     if "capabilities" in skip:
         skip.add("bounding")
+    if not isinstance(uid, int) or "identity" in skip:
+        skip.add("host_files")  # their owner is kept from them by seccomp
+    if "landlock" in skip:
+        skip.add("host_files")  # it would hide what Landlock alone stops
     steps: list[tuple[str, Callable[[], object]]] = [
         ("rlimits", lambda: _rlimits(config)),
+        ("host_files", lambda: _freeze_host(str(config["scratch"]))),
         ("bounding", caps.drop_bounding_if_allowed),  # a change of user takes the right to
         ("identity", lambda: _identity(uid) if isinstance(uid, int) else None),
         ("no_new_privs", process.set_no_new_privs),
@@ -159,6 +165,24 @@ def _confine(config: Config) -> list[str]:
 
 def _filter(config: Config) -> bytes:
     return seccomp.build(str(config["profile"]), inet=config["net"] == "host")
+
+
+def _freeze_host(scratch: str) -> bool:
+    """As root: every mount but the scratch directory is read-only to the agent and its commands.
+
+    Whoever may write a file may set its times and attributes, which Landlock does not govern.
+    False where no mount namespace can be had, as in most containers.
+    """
+    try:
+        KERNEL.unshare(abi.CLONE_NEWNS)
+        # What the host mounts and unmounts is seen here, what is done here is not seen there.
+        KERNEL.mount(None, "/", None, abi.MS_REC | abi.MS_SLAVE)
+    except PermissionError:
+        return False
+    KERNEL.mount(scratch, scratch, None, abi.MS_BIND)
+    KERNEL.mount_setattr(abi.AT_FDCWD, "/", abi.AT_RECURSIVE, set_=abi.MOUNT_ATTR_RDONLY)
+    KERNEL.mount_setattr(abi.AT_FDCWD, scratch, 0, clear=abi.MOUNT_ATTR_RDONLY)
+    return True
 
 
 def _identity(uid: int) -> None:

@@ -131,6 +131,10 @@ class HostBackend:
     def _config(self, plan: ProcessPlan, scratch: str, workspace: str) -> dict[str, object]:
         tmp = os.path.join(scratch, "tmp")
         base = {"HOME": scratch, "LANG": "C.UTF-8", "PATH": _PATH, "TMPDIR": tmp}
+        if (
+            self.confined and os.geteuid() == 0
+        ):  # the user that it becomes has no name in /etc/passwd
+            base |= {"LOGNAME": "sandbox", "USER": "sandbox"}
         return {
             "confine": self.confined,
             "uid": SANDBOX_UID if self.confined and os.geteuid() == 0 else None,
@@ -220,6 +224,7 @@ class LandlockBackend(HostBackend):
             "landlock": step("landlock", f"ABI {version}: {covered}"),
             "seccomp": step("seccomp", f"profile {profile} {digest}"),
             "user": self._user(controls),
+            "host_files": _host_files(controls),
             "capabilities": step("capabilities", capabilities_detail(controls)),
             "no_new_privs": step("no_new_privs", "setuid and file capabilities do nothing"),
             "agent_protected": step(
@@ -249,6 +254,18 @@ def _temporary() -> str:
 def profile_name() -> str:
     """The seccomp profile of this process's sandboxes of the process level."""
     return "process" if os.geteuid() == 0 else "process-same-uid"
+
+
+def _host_files(controls: list[str]) -> Control:
+    """What keeps owner, mode, times and attributes of files, which Landlock does not govern."""
+    if "host_files" in controls:
+        return Control("default", True, "mounted read-only, all but the sandbox's own folder")
+    if os.geteuid() == 0:
+        how = "what anybody may write can be given new times: no mount namespace can be had here"
+        return Control("default", False, how)
+    held = "seccomp" in controls
+    how = "owner, mode, times and attributes of no file can be changed, its own among them"
+    return Control("default", held, how if held else "switched off")
 
 
 _STRONGER = "use --isolation namespace"
