@@ -79,8 +79,13 @@ class Behind(AtOnce):
         self._thread.join()
 
     def _run(self) -> None:
-        with contextlib.suppress(AuditError, OSError):  # a later start looks again
+        try:
             reissue.reissue_newest(self._log_directory, self._receipts, self._key)
+        except (AuditError, OSError):
+            pass  # a later start looks again
+        except Exception as error:  # so it does then; those of now are issued all the same
+            about = type(error), error, error.__traceback__, threading.current_thread()
+            threading.excepthook(threading.ExceptHookArgs(about))
         goes_on = True
         while goes_on and (goes_on := self._wake.get()):
             with contextlib.suppress(Empty):

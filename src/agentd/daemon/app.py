@@ -17,6 +17,7 @@ from agentd.daemon.keyed import Bounds
 from agentd.daemon.pipeline import Pipeline
 from agentd.daemon.service import bodies
 from agentd.daemon.service.commands import Commands
+from agentd.daemon.service.endings import Endings
 from agentd.daemon.service.keystore import StoredKeys
 from agentd.daemon.service.live import Live
 from agentd.daemon.service.nonces import StoredNonces
@@ -25,6 +26,7 @@ from agentd.daemon.service.retention import Retention
 from agentd.daemon.service.sandboxes import Sandboxes
 from agentd.daemon.service.service import DaemonService
 from agentd.daemon.service.snapshots import Snapshots
+from agentd.daemon.service.supervision import Supervision
 from agentd.daemon.signed import SignedRequests
 from agentd.daemon.store.sqlite import SqliteStore
 from agentd.model.audit import Kind
@@ -32,6 +34,7 @@ from agentd.model.errors import AgentdError, Forbidden, InvalidInput
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.spec import SandboxSpec
+from agentd.sandbox import guard
 from agentd.sandbox.handle import SandboxHandle
 from agentd.sandbox.journal.journals import Journals
 from agentd.sandbox.manager import Manager
@@ -78,7 +81,10 @@ class Daemon:
                 total_bytes=int(config.journal.total),
             )
             undo.callback(self.journals.close)
-            self.link = client.connect(socket_path, self._on_wall_ended)
+            # Walls may end from the first moment on, before anything else of us is there.
+            self._endings = Endings()
+            undo.callback(self._endings.close)
+            self.link = client.connect(socket_path, self._endings.tell)
             undo.callback(self.link.close)
             self.manager = Manager(
                 load=remote.loader(self.link), allowed=lambda: self.config.sandbox.backends
@@ -125,11 +131,16 @@ class Daemon:
             self._idempotency = Idempotency(self.store, seal.of_state(state), bounds)
             self.service = self._service(state)
             self._adopt()
+            self._endings.start(self.sandboxes.lost)
+            self._supervision = Supervision(
+                self.link, socket_path, self.sandboxes.sort_out, self._lose_all, report
+            )
             # Not before: walls that no record tells of are taken for those of the daemon before.
             self.pool.reshape(self._shelves(config))
             undo.pop_all()
         self._timer = threading.Thread(target=self._keep_time, name="daemon-timer", daemon=True)
         self._timer.start()
+        self.service.check = self.trouble
         self.service.not_ready = ""
 
     def reload(self, config: Config) -> None:
@@ -161,6 +172,7 @@ class Daemon:
         self.approvals.close()
         self.pool.close()
         self.link.close()
+        self._endings.close()
         self.journals.close()
         self.control.close()
         self._nonces.close()
@@ -234,10 +246,6 @@ class Daemon:
             wall.renew(oldest + _POOL_GRACE)
         return handle
 
-    def _on_wall_ended(self, wall: str, reason: str) -> None:
-        # Not in the link's own thread: ending asks the supervisor, whose answer it would read.
-        threading.Thread(target=self.sandboxes.lost, args=(wall, reason), daemon=True).start()
-
     def _on_sandbox_made(self, live: Live) -> None:
         # That it was asked for is in the log already; this tells which one came of it.
         record = live.record
@@ -253,17 +261,43 @@ class Daemon:
         self._report("sandbox ended", sandbox=live.id, reason=reason)
 
     def _keep_time(self) -> None:
+        works = (
+            self._supervision.look,
+            self.sandboxes.expire,
+            self._retention.tick,
+            self._look_at_log,
+            self.control.denials.tick,
+        )
         while not self._closing.wait(_TICK_SECONDS):
-            try:
-                self.sandboxes.expire()
-                self._retention.tick()
-                self._look_at_log()
-                self.control.denials.tick()
-                if self.link.lost.is_set():
-                    self._report("the supervisor has ended, and every sandbox with it")
-                    self._lose_all()
-            except AgentdError as error:
-                self._report(f"{error}")
+            for work in works:
+                try:
+                    work()
+                except AgentdError as error:
+                    self._report(f"{error}")
+                except Exception as error:  # the others are done all the same
+                    guard.tell(error)
+
+    def trouble(self) -> str:
+        """Why it cannot work, for the moment or for good; "" where it can."""
+        if dead := self._dead_threads():
+            return f"its thread for the {dead[0]} has ended; the log tells of what"
+        return self._supervision.trouble
+
+    @property
+    def is_hopeless(self) -> bool:
+        """It will not work again by itself: its service manager starts another."""
+        return self._supervision.hopeless or bool(self._dead_threads())
+
+    def _dead_threads(self) -> list[str]:
+        threads = {
+            "leases": self._timer.is_alive(),
+            "ends of walls": self._endings.works,
+            "store": self.store.works,
+            "journals": self.journals.works,
+            "pool": self.pool.works,
+        }
+        gone = [name for name, lives in threads.items() if not lives]
+        return [] if self._closing.is_set() else gone
 
     def _look_at_log(self) -> None:
         """Its files may go while nothing is written to it."""
@@ -276,8 +310,6 @@ class Daemon:
             self._report(told, problem=now or before)
 
     def _lose_all(self) -> None:
-        """The kernel has ended them all. A new supervisor takes the place of the old one."""
+        """The kernel has ended them all."""
         for live in self.sandboxes.all():
             self.sandboxes.end(live, "backend_lost")
-        self.service.not_ready = "its supervisor has ended; start it again"
-        time.sleep(_TICK_SECONDS)

@@ -33,6 +33,9 @@ from agentd.model.errors import AgentdError
 
 # Between the end of the drain and that of the connections: for the answers of ended commands.
 _LAST_WORDS = 2.0
+_LOOK_SECONDS = 1.0  # between looks at whether it works
+# As of a daemon that cannot come up: neither is what it was told to do.
+OWN_FAILURE = 125
 
 
 def serve(
@@ -60,8 +63,9 @@ def serve(
         raise_file_limit()
         process = Process(load, daemon, log, notifier, metrics)
         asyncio.run(process.run(listeners, ready))
-    _end_threads(log)
-    return 0
+    code = OWN_FAILURE if process.is_broken else 0
+    _end_threads(log, code)
+    return code
 
 
 class Process:
@@ -83,6 +87,8 @@ class Process:
         self._ending = asyncio.Event()
         self._reload_wanted = asyncio.Event()
         self._names = ""
+        #: Ended because it could not work any more.
+        self.is_broken = False
 
     async def run(
         self, listeners: Sequence[Listener], ready: Callable[[Sequence[str]], object]
@@ -179,10 +185,19 @@ class Process:
             self._log.warning("holds after the next start only", changed=found.waiting)
 
     async def _watch(self) -> None:
-        """Tell systemd that the loop goes round."""
-        every = self._notifier.watchdog_seconds
-        while every is not None:
-            self._notifier.alive()
+        """Tell systemd that the loop goes round, as long as there is some use in that."""
+        every = min(self._notifier.watchdog_seconds or _LOOK_SECONDS, _LOOK_SECONDS)
+        trouble = ""
+        while True:
+            before, trouble = trouble, self._daemon.trouble()
+            if trouble and trouble != before:
+                self._log.error("cannot work", reason=trouble)
+            if self._daemon.is_hopeless and not self._ending.is_set():
+                self._log.error("ends, so that another is started", reason=trouble)
+                self.is_broken = True
+                self._ending.set()
+            if not trouble:
+                self._notifier.alive()
             await asyncio.sleep(every)
 
 
@@ -230,7 +245,7 @@ def _limits(config: Config) -> Limits:
     return Limits(connections=http.connections, body=int(http.body), idle=float(http.idle))
 
 
-def _end_threads(log: Log) -> None:
+def _end_threads(log: Log, code: int) -> None:
     """Python waits at its end for threads that a sandbox holds up. All is on disk by now."""
     left = [
         t.name for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()
@@ -238,4 +253,4 @@ def _end_threads(log: Log) -> None:
     if left:
         log.warning("leaves threads behind", threads=left)
         sys.stdout.flush()
-        os._exit(0)
+        os._exit(code)

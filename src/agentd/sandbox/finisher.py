@@ -1,10 +1,11 @@
 """Frees what ended sandboxes held, behind the back of whoever ended them."""
 
-import contextlib
 import os
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
+
+from agentd.sandbox import guard
 
 MAX_WAITING = 64  # more are freed by whoever ends them
 
@@ -43,7 +44,11 @@ class Finisher:
 
     def _run(self) -> None:
         while (call := self._calls.get()) is not None:
-            with contextlib.suppress(OSError):  # whoever is next removes what could not be
+            try:
                 call()
+            except OSError:
+                pass  # whoever is next removes what could not be
+            except Exception as error:  # those that follow are freed all the same
+                guard.tell(error)
             with self._lock:
                 self._waiting -= 1

@@ -15,6 +15,7 @@ import msgspec
 
 from agentd.model.errors import AgentdError
 from agentd.model.spec import ExecRequest, SandboxSpec
+from agentd.sandbox import guard
 from agentd.sandbox.handle import SandboxHandle
 
 _CHECK_SECONDS = 1.0  # between looks at what stands ready: each is a question to its wall
@@ -106,6 +107,12 @@ class Pool:
         for handle in going:
             self._end(handle)
 
+    @property
+    def works(self) -> bool:
+        """Whether somebody fills it, where that is asked for."""
+        with self._lock:
+            return not self._shelves or self._thread.is_alive()
+
     def owns(self, handle: SandboxHandle) -> bool:
         with self._lock:
             return any(one.handle is handle for s in self._shelves.values() for one in s.ready)
@@ -130,12 +137,17 @@ class Pool:
                     self._wanted.wait(_LOOK_SECONDS)
                 if self._closing:
                     return
-            if time.monotonic() >= check_at:
-                check_at = time.monotonic() + _CHECK_SECONDS
-                for handle in self._take(_is_spare):
-                    self._end(handle)
-            if shelf is not None:
-                self._add(shelf)
+            try:
+                if time.monotonic() >= check_at:
+                    check_at = time.monotonic() + _CHECK_SECONDS
+                    for handle in self._take(_is_spare):
+                        self._end(handle)
+                if shelf is not None:
+                    self._add(shelf)
+            except Exception as error:
+                guard.tell(error)
+                if shelf is not None:
+                    shelf.retry_at = time.monotonic() + _RETRY_SECONDS
 
     def _add(self, shelf: "_Shelf") -> None:
         made = time.monotonic()

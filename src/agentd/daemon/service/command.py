@@ -19,8 +19,9 @@ from agentd.daemon.execution import INTERRUPTED, Execution, Interrupted, cause_o
 from agentd.daemon.service.live import Live
 from agentd.model.api import ProcessView, ResultView
 from agentd.model.control import check_signal, check_window
-from agentd.model.errors import AgentdError, BackendLost, Conflict
+from agentd.model.errors import AgentdError, BackendLost, Conflict, SandboxError
 from agentd.model.result import Result, SandboxInfo, Timing, Usage
+from agentd.sandbox import guard
 from agentd.sandbox.journal.events import LIMIT
 from agentd.sandbox.journal.journal import Journal
 from agentd.transport.core import Missing
@@ -81,14 +82,36 @@ class Command:
                 lost = Interrupted(INTERRUPTED.message)  # as its record tells it
             self._let_go(lost)
             view = self._lost(lost)
+        except Exception as error:  # whoever waits for its end shall not wait for ever
+            guard.tell(error)
+            lost = _ours(error)
+            self._let_go(lost)
+            view = self._lost(lost)
         finally:
             with contextlib.suppress(AgentdError):
                 self._execution.close()
-        self.result = view
-        self.journal.finish(msgspec.json.encode(bare(view)))
-        self._settle()
-        self.ended.set()
+        self._conclude(view)
         return msgspec.structs.replace(view, truncated=view.truncated or self._shortened())
+
+    def abandon(self, error: Exception) -> None:
+        """In place of ``drive``, where nobody can drive it: it is killed."""
+        if self.ended.is_set():
+            return
+        lost = _ours(error)
+        try:
+            self._let_go(lost)
+            with contextlib.suppress(AgentdError):
+                self._execution.close()
+        finally:
+            self._conclude(self._lost(lost))
+
+    def _conclude(self, view: ResultView) -> None:
+        self.result = view
+        try:
+            self.journal.finish(msgspec.json.encode(bare(view)))
+        finally:
+            self._settle()
+            self.ended.set()
 
     def _finished(self) -> Result:
         try:
@@ -260,6 +283,12 @@ class Command:
             enforcement=dict(handle.enforcement),
             process=self.id,
         )
+
+
+def _ours(error: Exception) -> AgentdError:
+    if isinstance(error, AgentdError):
+        return error
+    return SandboxError(f"agentd failed at it: {type(error).__name__}: {error}")
 
 
 def texts(stdout: bytes, stderr: bytes) -> tuple[str, str, str]:

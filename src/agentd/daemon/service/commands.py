@@ -27,6 +27,7 @@ from agentd.model.errors import AgentdError, Full, InvalidInput, NotFound
 from agentd.model.principal import Principal
 from agentd.model.result import Exit, Result
 from agentd.model.spec import ExecRequest
+from agentd.sandbox import guard
 from agentd.sandbox.journal.journals import Journals
 
 MAX_RUNNING = 1024  # a thread each
@@ -93,6 +94,9 @@ class Commands:
                 if stdin:
                     self._feed(command, stdin, eof=not body.stdin_open)
                 command.drive(keep=False)
+            except Exception as error:
+                guard.tell(error)
+                command.abandon(error)
             finally:
                 entered.__exit__(None, None, None)
                 self._over(who, command)
@@ -100,7 +104,18 @@ class Commands:
 
         # It goes on in the request's own context: its id, and its trace.
         target = contextvars.copy_context().run
-        threading.Thread(target=target, args=(run,), name=command.id, daemon=True).start()
+        thread = threading.Thread(target=target, args=(run,), name=command.id, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # none is left
+            command.abandon(error)
+            entered.__exit__(None, None, None)
+            self._over(who, command)
+            raise Full(
+                "no thread can be started for the command",
+                cause=str(error),
+                remediation="come back when others have ended, or raise the limit of processes",
+            ) from error
         self._record(who, command)
         return command.view()
 

@@ -23,6 +23,7 @@ from agentd.model.api import SandboxPage, SandboxView
 from agentd.model.errors import AgentdError, BackendLost, Full, InvalidInput, NotFound
 from agentd.model.principal import Principal
 from agentd.model.spec import SandboxSpec
+from agentd.sandbox import guard
 from agentd.sandbox.choose import Choice
 from agentd.sandbox.handle import SandboxHandle
 from agentd.sandbox.lifecycle import State
@@ -147,8 +148,10 @@ class Sandboxes:
             if live.ending:
                 return
             live.ending = True
-        self._finish(live, reason)
-        self._forget(live)
+        try:
+            self._finish(live, reason)
+        finally:  # what cannot be freed is no more of use for that, and takes no share of anybody's
+            self._forget(live)
 
     def end_at_once(self, live: Live, reason: str = "destroyed") -> Callable[[], None] | None:
         """``end`` as far as an answer waits for it: nothing runs in it any more, and the call does
@@ -177,6 +180,17 @@ class Sandboxes:
             live = self._by_wall.get(wall)
         if live is not None:
             self.end(live, reason)
+
+    def sort_out(self) -> int:
+        """End those that the supervisor of now does not have: how many."""
+        there = {held.id for held in remote.held(self._link)}
+        gone = [live for live in self.all() if live.record.save.get("wall") not in there]
+        for live in gone:
+            try:
+                self.end(live, "backend_lost")
+            except Exception as error:  # the others have ended, too
+                guard.tell(error)
+        return len(gone)
 
     # --- found ---
 

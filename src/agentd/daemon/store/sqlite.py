@@ -50,6 +50,11 @@ class SqliteStore:
             self._lock.close()
             raise
 
+    @property
+    def works(self) -> bool:
+        """Whether what is submitted is written."""
+        return self._writer.works
+
     def get(self, kind: type[R], *key: Value) -> R | None:
         with self._reading() as view:
             return view.get(kind, *key)

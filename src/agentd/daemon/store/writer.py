@@ -9,7 +9,7 @@ import contextlib
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
@@ -92,6 +92,11 @@ class Writer:
         self._wake.set()
         return await future
 
+    @property
+    def works(self) -> bool:
+        """Whether its thread lives."""
+        return self._thread.is_alive()
+
     def close(self) -> None:
         with self._guard:
             if not self._closed:
@@ -149,6 +154,11 @@ class Writer:
             reason = failed("the store cannot be written", error)
             for job in batch:
                 job.outcome = (None, reason)
+        except BaseException as error:  # no memory, say: nobody may wait for ever
+            self._roll_back()
+            self.counts = self.counts._replace(failures=self.counts.failures + 1)
+            for job in batch:
+                job.outcome = (None, failed("the store cannot be written", error))
 
     def _sync(self, wanted: bool) -> None:
         """Whether commits reach the disk. In WAL mode the next that does takes earlier ones along
@@ -205,7 +215,8 @@ def _resolve(job: _Job) -> None:
     value, error = job.outcome
     if job.future.cancelled():
         return
-    if error is None:
-        job.future.set_result(value)
-    else:
-        job.future.set_exception(error)
+    with contextlib.suppress(InvalidStateError):  # it was cancelled meanwhile
+        if error is None:
+            job.future.set_result(value)
+        else:
+            job.future.set_exception(error)

@@ -57,7 +57,7 @@ class Room:
             missing = self._threads < min(self._busy, self._size)
             self._threads += missing
         if missing:
-            threading.Thread(target=self._serve, name=f"http-{self.name}", daemon=True).start()
+            self._start()
         result: R = await work.future
         return result
 
@@ -67,6 +67,32 @@ class Room:
             for _ in range(self._threads):
                 self._work.put(None)
             self._threads = 0
+
+    def _start(self) -> None:
+        """Where no thread can be had, those that are there do the work; where none is, nobody."""
+        try:
+            threading.Thread(target=self._serve, name=f"http-{self.name}", daemon=True).start()
+        except RuntimeError as error:
+            with self._lock:
+                self._threads -= 1
+                abandoned = [] if self._threads else self._left()
+            full = Full(
+                "no thread can be started for the request",
+                cause=str(error),
+                remediation="raise the limit of processes (ulimit -u, pids.max), or send it again",
+            )
+            for work in abandoned:
+                self._done(work, None, full)
+
+    def _left(self) -> list[_Work]:
+        """What waits; under the lock."""
+        found: list[_Work] = []
+        with contextlib.suppress(Empty):
+            while True:
+                work = self._work.get_nowait()
+                if work is not None:
+                    found.append(work)
+        return found
 
     def _done(self, work: _Work, result: Any, error: BaseException | None) -> None:
         self._busy -= 1

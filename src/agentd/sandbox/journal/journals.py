@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 
 from agentd.model.errors import InvalidInput
+from agentd.sandbox import guard
 from agentd.sandbox.journal.journal import Journal
 
 _DELAY = 0.05  # seconds that a small piece may stay in memory alone
@@ -44,6 +45,11 @@ class Journals:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="agentd-journal", daemon=True)
         self._thread.start()
+
+    @property
+    def works(self) -> bool:
+        """Whether its thread lives."""
+        return self._thread.is_alive()
 
     def create(self, name: str) -> Journal:
         """A new one; nothing is on disk before there is output."""
@@ -127,14 +133,24 @@ class Journals:
             self._wake.clear()
             with self._guard:
                 dirty, self._dirty = self._dirty, {}
-            refused = [journal for journal in dirty.values() if not self._flush(journal)]
+            refused = [journal for journal in dirty.values() if not self._flushed(journal)]
             if refused:
                 self._closing.wait(_RETRY)
                 for journal in refused:
                     self._on_dirty(journal)
             if self._since > self._total_bytes // 16:
                 self._since = 0
-                self.trim()
+                try:
+                    self.trim()
+                except Exception as error:
+                    guard.tell(error)
+
+    def _flushed(self, journal: Journal) -> bool:
+        try:
+            return self._flush(journal)
+        except Exception as error:  # the output of all others goes through this thread, too
+            guard.tell(error)
+            return False
 
     def _flush(self, journal: Journal) -> bool:
         if not journal.flush():

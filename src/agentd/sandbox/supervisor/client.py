@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+import struct
 import sys
 import threading
 import time
@@ -10,12 +11,16 @@ from collections.abc import Callable
 from typing import Any
 
 from agentd.model.errors import BackendLost, SandboxError
+from agentd.sandbox import guard
 from agentd.sandbox.supervisor import wire
 
 _START_SECONDS = 10.0
 _POLL_SECONDS = 0.02
 # The longest of all is building an image and booting a template under software emulation.
 ANSWER_SECONDS = 300.0
+# A supervisor that stands still must not hold up those who ask, and all others behind them.
+_SEND_SECONDS = 10
+_SEND_TIMEOUT = struct.pack("ll", _SEND_SECONDS, 0)
 OnEnded = Callable[[str, str], None]
 
 
@@ -23,14 +28,37 @@ class Link:
     """Thread-safe. ``on_ended(id, reason)`` is called in a thread of the link's own."""
 
     def __init__(self, sock: socket.socket, on_ended: OnEnded) -> None:
-        self._sock = sock
         self._on_ended = on_ended
         self._lock = threading.Lock()
         self._waiting: dict[int, Asked] = {}
         self._count = 0
         self.lost = threading.Event()
-        self._reader = threading.Thread(target=self._read, name="supervisor-link", daemon=True)
-        self._reader.start()
+        self._begin_reading(sock)
+
+    def replace(self, sock: socket.socket) -> None:
+        """Go on with another connection in place of this one. Owns ``sock``."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        self._reader.join()
+        with self._lock:
+            self._sock.close()
+            self.lost.clear()
+            self._begin_reading(sock)
+
+    def _begin_reading(self, sock: socket.socket) -> None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
+        self._sock = sock
+        self._reader = threading.Thread(
+            target=self._read, args=(sock,), name="supervisor-link", daemon=True
+        )
+        try:
+            self._reader.start()
+        except RuntimeError as error:  # no thread is left
+            self.lost.set()
+            sock.close()
+            raise SandboxError(
+                "nobody can read what the supervisor says", cause=str(error)
+            ) from error
 
     def ask(self, op: str, seconds: float = ANSWER_SECONDS, **fields: object) -> Any:
         """The answer's value. Raises the supervisor's error, BackendLost where it is gone."""
@@ -67,6 +95,8 @@ class Link:
             if self.lost.is_set():
                 raise BrokenPipeError
             wire.send(self._sock, message)
+        except BlockingIOError as error:
+            raise SandboxError(f"the supervisor takes no request for {_SEND_SECONDS} s") from error
         except OSError as error:
             raise _gone() from error
 
@@ -83,26 +113,33 @@ class Link:
             self._reader.join(5.0)
         self._sock.close()
 
-    def _read(self) -> None:
+    def _read(self, sock: socket.socket) -> None:
         try:
             while True:
-                message, fds = wire.receive(self._sock)
-                if "event" in message:
-                    wire.close_all(fds)
-                    self._on_ended(str(message["id"]), str(message["reason"]))
-                    continue
-                with self._lock:
-                    asked = self._waiting.pop(int(str(message["n"])), None)
-                if asked is None:  # it came too late
-                    wire.close_all(fds)
-                else:
-                    asked.give(message, fds)
+                self._take(*wire.receive(sock))
         except (EOFError, OSError, ValueError):
+            pass
+        finally:  # whatever it was that ended us: nobody shall wait for an answer
             with self._lock:
                 self.lost.set()
                 waiting, self._waiting = list(self._waiting.values()), {}
             for asked in waiting:
                 asked.give({"error": wire.encode_error(_gone())}, [])
+
+    def _take(self, message: wire.Message, fds: list[int]) -> None:
+        if "event" in message:
+            wire.close_all(fds)
+            try:
+                self._on_ended(str(message["id"]), str(message["reason"]))
+            except Exception as error:  # it must not keep the answers from those who wait
+                guard.tell(error)
+            return
+        with self._lock:
+            asked = self._waiting.pop(int(str(message["n"])), None)
+        if asked is None:  # it came too late
+            wire.close_all(fds)
+        else:
+            asked.give(message, fds)
 
 
 class Asked:
@@ -119,6 +156,10 @@ class Asked:
         self._message, self._fds = message, fds
         self._done.set()
 
+    @property
+    def answered(self) -> bool:
+        return self._done.is_set()
+
     def result(self, seconds: float = ANSWER_SECONDS) -> tuple[Any, list[int]]:
         """As of ``ask_fds``."""
         if not self._done.wait(seconds) and self._abandon():
@@ -132,7 +173,37 @@ class Asked:
 
 def connect(path: str, on_ended: OnEnded) -> Link:
     """To the supervisor at ``path``, started if there is none. Raises SandboxError."""
-    deadline = time.monotonic() + _START_SECONDS
+    link = Link(_connected(path, _deadline()), on_ended)
+    try:
+        _see_answer(link, path)
+    except BaseException:
+        link.close()
+        raise
+    return link
+
+
+def reconnect(link: Link, path: str) -> None:
+    """As ``connect``, for a link that was lost. Raises SandboxError; it is still lost then."""
+    link.replace(_connected(path, _deadline()))
+    _see_answer(link, path)
+
+
+def _see_answer(link: Link, path: str) -> None:
+    deadline = _deadline()
+    while not _answers(link):
+        # It was about to end when it took us: its socket is gone by now, or will be.
+        if time.monotonic() >= deadline:
+            raise SandboxError(f"the supervisor at {path} ends again and again")
+        time.sleep(_POLL_SECONDS)
+        link.lost.wait(_START_SECONDS)
+        link.replace(_connected(path, deadline))
+
+
+def _deadline() -> float:
+    return time.monotonic() + _START_SECONDS
+
+
+def _connected(path: str, deadline: float) -> socket.socket:
     started = False
     while True:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -149,20 +220,12 @@ def connect(path: str, on_ended: OnEnded) -> Link:
                 ) from error
             time.sleep(_POLL_SECONDS)
         else:
-            link = Link(sock, on_ended)
-            if _answers(link):
-                return link
-            # It was about to end when it took us: its socket is gone by now, or will be.
-            link.close()
-            if time.monotonic() >= deadline:
-                raise SandboxError(f"the supervisor at {path} ends again and again")
-            started = False
-            time.sleep(_POLL_SECONDS)
+            return sock
 
 
 def _answers(link: Link) -> bool:
     try:
-        link.ask("hello")
+        link.ask("hello", _START_SECONDS)
     except BackendLost:
         return False
     return True

@@ -15,6 +15,7 @@ import threading
 
 from agentd.linux.process import raise_file_limit
 from agentd.linux.title import set_title
+from agentd.sandbox import guard
 from agentd.sandbox.backends.cgroups import own_hierarchy
 from agentd.sandbox.supervisor.held import boottime
 from agentd.sandbox.supervisor.server import Supervisor
@@ -22,6 +23,7 @@ from agentd.sandbox.supervisor.server import Supervisor
 # Long enough for a daemon to be restarted by hand.
 _IDLE_SECONDS = 60.0
 _TICK_SECONDS = 1.0
+_PAUSE_SECONDS = 0.1
 
 
 def main() -> int:
@@ -72,13 +74,25 @@ def _run(supervisor: Supervisor, listener: socket.socket) -> None:
     poll.register(listener, select.POLLIN)
     while not supervisor.closing.is_set():
         if poll.poll(_TICK_SECONDS * 1000):
-            daemon, _ = listener.accept()
-            if _same_user(daemon):
-                threading.Thread(target=supervisor.serve, args=(daemon,), daemon=True).start()
-            else:
-                daemon.close()
+            try:
+                _accept(supervisor, listener)
+            except (OSError, RuntimeError) as error:  # out of descriptors or threads: it asks again
+                guard.tell(error)
+                supervisor.closing.wait(_PAUSE_SECONDS)
         if boottime() - supervisor.idle_since > _IDLE_SECONDS:
             return
+
+
+def _accept(supervisor: Supervisor, listener: socket.socket) -> None:
+    daemon, _ = listener.accept()
+    try:
+        if _same_user(daemon):
+            threading.Thread(target=supervisor.serve, args=(daemon,), daemon=True).start()
+            return
+    except BaseException:
+        daemon.close()
+        raise
+    daemon.close()
 
 
 def _same_user(peer: socket.socket) -> bool:

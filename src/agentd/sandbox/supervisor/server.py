@@ -12,7 +12,7 @@ import msgspec
 from agentd.model import typed
 from agentd.model.errors import BackendLost, InvalidInput, SandboxError
 from agentd.model.spec import SandboxSpec
-from agentd.sandbox import backends
+from agentd.sandbox import backends, guard
 from agentd.sandbox.backends.child import unsent
 from agentd.sandbox.ports import (
     Backend,
@@ -89,7 +89,7 @@ class Supervisor:
                 elif message.get("op") == "kill":
                     self._begin_kill(daemon, message)
                 else:
-                    self._pool.submit(self._answer, daemon, message)
+                    self._submit(self._answer, daemon, message)
         except (EOFError, OSError, ValueError, RuntimeError):
             pass  # it is gone, speaks something else, or we are ending
         finally:
@@ -102,13 +102,19 @@ class Supervisor:
         """Enforce leases and notice ends, until ``close``. Runs in a thread of its own."""
         while not self.closing.wait(_TICK_SECONDS):
             for entry in self._all():
-                if entry.deadline is not None and boottime() >= entry.deadline:
-                    self._end(entry, "lease_expired")
-                elif not entry.wall.alive():
-                    self._end(entry, "backend_lost")
+                try:
+                    self._look_at(entry)
+                except Exception as error:  # the leases of the others hold all the same
+                    guard.tell(error)
             with self._lock:
                 if self._entries or self._daemon is not None:
                     self.idle_since = boottime()
+
+    def _look_at(self, entry: Entry) -> None:
+        if entry.deadline is not None and boottime() >= entry.deadline:
+            self._end(entry, "lease_expired")
+        elif not entry.wall.alive():
+            self._end(entry, "backend_lost")
 
     def close(self) -> None:
         """End every sandbox and free the backends; idempotent."""
@@ -120,6 +126,14 @@ class Supervisor:
         for backend in made:
             backend.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _submit(self, work: Callable[..., object], *args: object) -> None:
+        """Raises RuntimeError where we are ending."""
+        try:
+            self._pool.submit(guard.run, work, *args)
+        except RuntimeError:  # no more threads can be started: those that are there take it
+            if self.closing.is_set():
+                raise
 
     def _answer(self, daemon: socket.socket, message: Message) -> None:
         operation = self._operations.get(str(message.get("op")), _unknown)
@@ -145,7 +159,7 @@ class Supervisor:
         with self._sending:
             try:
                 wire.send(daemon, message, fds)
-            except (InvalidInput, OSError) as error:
+            except Exception as error:
                 # Of a daemon that died that is for nobody, and the next one asks again. One that
                 # lives shall not wait for what could not be passed on.
                 told = unsent("daemon", error) if isinstance(error, OSError) else error
@@ -213,7 +227,7 @@ class Supervisor:
         if isinstance(wall, KillsAhead):
             wall.begin_kill()
         try:
-            self._pool.submit(self._kill, daemon, message, entry)
+            self._submit(self._kill, daemon, message, entry)
         except RuntimeError:  # we are ending
             if entry is not None:
                 entry.wall.kill()
@@ -300,9 +314,11 @@ class Supervisor:
             if self._entries.pop(entry.id, None) is None:
                 return
             daemon = self._daemon
-        entry.wall.kill()
-        if daemon is not None:
-            self._send(daemon, {"event": "ended", "id": entry.id, "reason": reason}, [])
+        try:
+            entry.wall.kill()
+        finally:  # the daemon hears of it even where it left something behind
+            if daemon is not None:
+                self._send(daemon, {"event": "ended", "id": entry.id, "reason": reason}, [])
 
 
 def _first_process(wall: object) -> list[int]:

@@ -1,0 +1,155 @@
+"""A daemon whose supervisor dies, stands still, or loses walls while the daemon comes up."""
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.security.daemons import WAIT, Answer, Daemon, Later, running, until
+
+
+def supervisor(daemon: Daemon) -> int:
+    return int((daemon.state / "supervisor.sock.lock").read_text())
+
+
+def run(daemon: Daemon, sandbox: str, cmd: str = "echo here") -> Answer:
+    return daemon.ask("POST", f"/v1/sandboxes/{sandbox}/exec", {"cmd": cmd})
+
+
+def readiness(daemon: Daemon) -> int:
+    return daemon.ask("GET", "/readyz").status
+
+
+@pytest.fixture
+def daemon() -> Iterator[Daemon]:
+    with running() as made:
+        yield made
+
+
+@pytest.mark.timeout(120)
+def test_another_takes_the_place_of_a_killed_one(daemon: Daemon) -> None:
+    for _ in range(2):
+        ours = [daemon.sandbox() for _ in range(3)]
+        waits = Later(lambda ours=ours: run(daemon, ours[0], "sleep 100"))  # type: ignore[misc]
+        until(lambda ours=ours: bool(daemon.ask("GET", f"/v1/sandboxes/{ours[0]}/processes").json))  # type: ignore[misc]
+        before = supervisor(daemon)
+        os.kill(before, signal.SIGKILL)
+        ended = waits.answer()
+        assert ended.status == 200 and ended.json["cause"]["code"] == "backend_lost", ended.body
+        for id_ in ours:
+            until(lambda id_=id_: daemon.ask("GET", f"/v1/sandboxes/{id_}").status == 404)  # type: ignore[misc]
+            assert f"sandbox={id_} reason=backend_lost".encode() in daemon.log
+        until(lambda: readiness(daemon) == 200)
+        assert supervisor(daemon) != before
+        made = daemon.sandbox()
+        assert run(daemon, made).json["stdout"] == "here\n"
+        assert daemon.ask("DELETE", f"/v1/sandboxes/{made}").status == 204
+    assert daemon.is_up
+    assert daemon.log.count(b"went on with another supervisor") == 2
+
+
+@pytest.mark.timeout(120)
+def test_a_daemon_that_can_have_no_other_ends_and_says_so(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind(str(tmp_path / "notify"))
+        told.setblocking(False)
+        notify = ("env", f"NOTIFY_SOCKET={tmp_path}/notify", "WATCHDOG_USEC=200000")
+        with running(prefix=notify) as daemon:
+            lost = daemon.sandbox()
+            log = daemon.state / "supervisor.sock.log"
+            log.unlink()
+            log.symlink_to(tmp_path / "elsewhere")  # it is not followed, so that none can start
+            os.kill(supervisor(daemon), signal.SIGKILL)
+            until(lambda: readiness(daemon) == 503)
+            until(lambda: daemon.ask("GET", f"/v1/sandboxes/{lost}").status == 404)
+            drain(told)
+            assert daemon.process is not None
+            assert daemon.process.wait(60) == 125
+            daemon.stop()
+            assert b"WATCHDOG=1" not in drain(told)
+            assert b"no other supervisor can be started" in daemon.log
+            log.unlink()
+            daemon.start()
+            assert run(daemon, daemon.sandbox()).json["stdout"] == "here\n"
+
+
+def drain(told: socket.socket) -> list[bytes]:
+    found = []
+    while True:
+        try:
+            found += told.recv(4096).splitlines()
+        except BlockingIOError:
+            return found
+
+
+@pytest.mark.timeout(120)
+def test_one_that_does_not_answer_is_told_of_and_no_sandbox_is_lost(daemon: Daemon) -> None:
+    ours = daemon.sandbox()
+    pid = supervisor(daemon)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        until(lambda: readiness(daemon) == 503)
+        assert "does not answer" in daemon.ask("GET", "/readyz").body.decode()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    until(lambda: readiness(daemon) == 200)
+    assert run(daemon, ours).json["stdout"] == "here\n"
+
+
+def agents(daemon: Daemon) -> list[int]:
+    """The first process of each sandbox of its zygote."""
+    found: list[int] = []
+    for first in children(supervisor(daemon)):
+        for zygote in children(first):
+            found += children(zygote)
+    return found
+
+
+def children(pid: int) -> list[int]:
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found += [int(word) for word in (task / "children").read_text().split()]
+    return found
+
+
+def connections(daemon: Daemon) -> int:
+    path = str(daemon.state / "supervisor.sock")
+    return sum(line.endswith(path) for line in Path("/proc/net/unix").read_text().splitlines())
+
+
+def pidfds(pid: int) -> int:
+    """How many processes it watches."""
+    found = [os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()]
+    return sum("pidfd" in target for target in found)
+
+
+@pytest.mark.timeout(240)
+def test_walls_that_end_while_a_daemon_comes_up(daemon: Daemon) -> None:
+    """It is stopped as soon as it has its supervisor, and told of the ends when it goes on."""
+    for _ in range(5):
+        ours = [daemon.sandbox() for _ in range(4)]
+        first = agents(daemon)
+        daemon.stop(kill=True)
+        until(lambda: connections(daemon) == 1)  # the listener
+        starter = threading.Thread(target=daemon.start)
+        starter.start()
+        while connections(daemon) == 1:
+            time.sleep(0.001)
+        assert daemon.process is not None
+        os.kill(daemon.process.pid, signal.SIGSTOP)
+        for pid in first:
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: pidfds(supervisor(daemon)) <= 1)  # it may hold one that is made ahead
+        os.kill(daemon.process.pid, signal.SIGCONT)
+        starter.join(WAIT)
+        assert not starter.is_alive(), "it did not come up"
+        for id_ in ours:
+            until(lambda id_=id_: daemon.ask("GET", f"/v1/sandboxes/{id_}").status == 404)  # type: ignore[misc]
+        made = daemon.sandbox()
+        assert run(daemon, made).json["stdout"] == "here\n"
+        assert daemon.ask("DELETE", f"/v1/sandboxes/{made}").status == 204
+    assert b"a thread broke" not in daemon.log
