@@ -25,6 +25,8 @@ SECCOMP_FILTER_FLAG_TSYNC = 1
 RET_KILL_PROCESS = 0x80000000
 RET_ERRNO = 0x00050000
 RET_ALLOW = 0x7FFF0000
+#: The kernel's own (include/linux/errno.h), of a filter that it could not compile.
+ENOTSUPP = 524
 
 # struct seccomp_data: int nr; u32 arch; u64 instruction_pointer; u64 args[6]. Both machines are
 # little-endian, so the low half of an argument comes first.
@@ -103,9 +105,15 @@ def install(program: bytes, kernel: Kernel = KERNEL) -> None:
     gives a filter under which setuid programs still gain privileges. Raises OSError.
     """
     header = _SockFprog(len(program) // 8, program)
-    thread = kernel.syscall(
-        abi.SYS.seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, ctypes.byref(header)
-    )
+    operation = SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC
+    try:
+        thread = kernel.syscall(abi.SYS.seccomp, *operation, ctypes.byref(header))
+    except OSError as error:
+        if error.errno != ENOTSUPP:
+            raise
+        raise OSError(
+            ENOTSUPP, "the machine's memory for filters is used up (net.core.bpf_jit_limit)"
+        ) from None
     if thread:  # seccomp(2): the id of a thread with another filter, and nothing was installed
         raise OSError(
             errno.EBUSY,

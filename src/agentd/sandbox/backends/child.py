@@ -14,6 +14,9 @@ from agentd.model.errors import InvalidInput, SandboxError
 
 _PACKAGE_ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 3))
 _MAX_MESSAGE = 64 << 10
+# The kernel's word where it has no memory for a seccomp filter (agentd.linux.seccomp).
+_ENOTSUPP = 524
+_MORE_FILTERS = "sysctl -w net.core.bpf_jit_limit=1073741824, or end what loads many filters"
 
 
 class Ended(SandboxError):
@@ -132,7 +135,10 @@ def await_ready(listener: socket.socket, seconds: float = 10.0) -> list[str]:
         raise Ended("the sandbox could not be built", cause="it ended before it was ready")
     answer = json.loads(data)
     if "error" in answer:
-        raise SandboxError("the sandbox could not be built", cause=str(answer["error"]))
+        fix = _MORE_FILTERS if answer.get("errno") == _ENOTSUPP else ""
+        raise SandboxError(
+            "the sandbox could not be built", cause=str(answer["error"]), remediation=fix
+        )
     return [str(name) for name in answer["controls"]]
 
 

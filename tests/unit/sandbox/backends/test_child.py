@@ -6,6 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from agentd.guest.zygote import messages
+from agentd.linux import seccomp
+from agentd.linux.recording import RecordingKernel
 from agentd.model.errors import SandboxError
 from agentd.sandbox.backends import child
 
@@ -62,6 +65,17 @@ def test_a_sandbox_that_could_not_be_built_says_why(pair: Pair) -> None:
     with pytest.raises(SandboxError) as caught:
         child.await_ready(pair[0])
     assert caught.value.cause == "proc: Operation not permitted"
+
+
+def test_a_machine_without_memory_for_filters_gets_the_fix(pair: Pair) -> None:
+    """Used up for real, it would be so for everybody on the machine."""
+    with pytest.raises(OSError, match=r"bpf_jit_limit") as full:
+        seccomp.install(b"", RecordingKernel({"seccomp": [OSError(524, "Unknown error 524")]}))
+    messages.refuse(pair[1], None, full.value)
+    with pytest.raises(SandboxError) as caught:
+        child.await_ready(pair[0])
+    assert "bpf_jit_limit" in caught.value.cause
+    assert "sysctl -w net.core.bpf_jit_limit=" in caught.value.remediation
 
 
 def test_a_sandbox_that_died_before_it_was_ready(pair: Pair) -> None:
