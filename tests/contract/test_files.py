@@ -5,13 +5,14 @@ import io
 import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agentd.client.files import Files
 from agentd.client.sandbox import Sandbox
-from agentd.model.errors import OperationFailed
+from agentd.model.errors import AgentdError, OperationFailed
 
 
 @pytest.fixture
@@ -170,3 +171,44 @@ def test_a_watch_tells_of_changes(files: Files, workspace: str) -> None:
     assert not thread.is_alive()
     assert kinds[-1][0] in {"create", "modify", "move"}
     assert "/watched/" in kinds[-1][1] or kinds[-1][1].startswith("file")
+
+
+def test_folders_go_in_and_come_out(files: Files, workspace: str, tmp_path: Path) -> None:
+    (tmp_path / "in" / "sub" / "empty").mkdir(parents=True)
+    (tmp_path / "in" / "sub" / "run").write_bytes(b"#!/bin/sh\necho ran\n" + b"#" * 1_000_000)
+    (tmp_path / "in" / "sub" / "run").chmod(0o755)
+    (tmp_path / "in" / ("n" * 200)).write_text("long")
+    (tmp_path / "in" / "link").symlink_to("sub/run")
+    size = 1_000_023
+    assert files.upload(tmp_path / "in", f"{workspace}/tree") == size
+    assert files.stat(f"{workspace}/tree/sub/run").mode & 0o100
+    assert files.download(f"{workspace}/tree", tmp_path / "out") == size
+    for folder, names, others in os.walk(tmp_path / "in"):
+        back = str(folder).replace("/in", "/out", 1)
+        assert sorted(os.listdir(back)) == sorted(names + others)
+        for name in (*names, *others):
+            one, other = os.lstat(f"{folder}/{name}"), os.lstat(f"{back}/{name}")
+            assert one.st_mode == other.st_mode
+    assert (tmp_path / "out" / "link").read_bytes() == (tmp_path / "in" / "link").read_bytes()
+
+    with pytest.raises(AgentdError, match="exists already"):
+        files.download(f"{workspace}/tree/sub/run", tmp_path / "in" / "link")
+    (tmp_path / "new").mkdir()
+    assert files.upload(tmp_path / "new", f"{workspace}/tree", replace=True) == 0
+    assert files.list(f"{workspace}/tree") == []
+    assert files.download(f"{workspace}/tree", tmp_path / "out", replace=True) == 0
+    assert os.listdir(tmp_path / "out") == []
+
+
+def test_a_tree_with_a_fifo_is_refused_both_ways(
+    sandbox: Sandbox, files: Files, workspace: str, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    os.mkfifo(tmp_path / "in" / "fifo")
+    with pytest.raises(AgentdError, match="tree/fifo is a fifo"):
+        files.upload(tmp_path / "in", f"{workspace}/tree")
+    assert [entry.name for entry in files.list(workspace) if "tree" in entry.name] == []
+    assert sandbox.run(["sh", "-c", "mkdir out; mkfifo out/fifo"]).exit_code == 0
+    with pytest.raises(AgentdError, match="out/fifo is a fifo"):
+        files.download(f"{workspace}/out", tmp_path / "back")
+    assert os.listdir(tmp_path) == ["in"]

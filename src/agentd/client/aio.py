@@ -145,6 +145,18 @@ class AsyncFiles:
     ) -> int:
         return await self._sandbox._call(partial(self._files.write, path, data, **options))
 
+    async def upload(
+        self, host_path: str | os.PathLike[str], path: str, *, replace: bool = False
+    ) -> int:
+        work = partial(self._files.upload, host_path, path, replace=replace)
+        return await self._sandbox._call(work)
+
+    async def download(
+        self, path: str, host_path: str | os.PathLike[str], *, replace: bool = False
+    ) -> int:
+        work = partial(self._files.download, path, host_path, replace=replace)
+        return await self._sandbox._call(work)
+
     async def list(self, path: str) -> Any:
         return await self._sandbox._call(partial(self._files.list, path))
 

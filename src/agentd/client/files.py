@@ -1,5 +1,6 @@
 """Files inside a sandbox, as the SDK offers them."""
 
+import os
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -35,6 +36,28 @@ class Files:
         """The whole file or none of it; its size in bytes."""
         content = data.encode() if isinstance(data, str) else data
         return int(self._files.write(path, content, mode=mode, parents=parents))
+
+    def upload(self, host_path: str | os.PathLike[str], path: str, *, replace: bool = False) -> int:
+        """Copy a file or folder of this machine in, as a whole or not at all; bytes of its files.
+
+        Into ``path`` where that is a folder or ends with a slash, else as ``path``. What is there
+        already is refused; with ``replace`` it is ``path`` itself that is replaced. Links are
+        copied as links, sockets are left out.
+        """
+        from agentd.client import copy
+
+        return copy.upload(self._files, host_path, path, replace=replace).bytes
+
+    def download(
+        self, path: str, host_path: str | os.PathLike[str], *, replace: bool = False
+    ) -> int:
+        """Copy a file or folder out; as ``upload``, the other way round.
+
+        Nothing is written outside of ``host_path``: a link that leads out of the folder is refused.
+        """
+        from agentd.client import copy
+
+        return copy.download(self._files, path, host_path, replace=replace).bytes
 
     def list(self, path: str) -> "list[Entry]":
         entries: list[Entry] = self._files.list(path)

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 from agentd._version import __version__
-from agentd.guest import fs, fs_read, fs_write, spawn, system, tunnel, watch, wire
+from agentd.guest import fs, fs_read, fs_tar, fs_write, spawn, system, tunnel, watch, wire
 from agentd.guest.attach import attach
 from agentd.guest.connection import Connection, guarded, report
 from agentd.guest.exec import Commands
@@ -25,7 +25,7 @@ from agentd.linux import process
 
 # The host keeps to half of it: one that it has closed may still count here for a moment.
 MAX_CONNECTIONS = 256
-FEATURES = ("exec", "fds", "pty", "detach", "fs", "watch", "tcp", "sys", "accept")
+FEATURES = ("exec", "fds", "pty", "detach", "fs", "tar", "watch", "tcp", "sys", "accept")
 
 
 class Agent:
@@ -197,6 +197,7 @@ def builtin_operations(agent_context: system.Context) -> dict[str, Starter]:
         **fs.OPERATIONS,
         **fs_read.OPERATIONS,
         **fs_write.OPERATIONS,
+        **fs_tar.OPERATIONS,
         **watch.OPERATIONS,
         **tunnel.OPERATIONS,
         **system.operations(agent_context),

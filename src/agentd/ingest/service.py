@@ -194,7 +194,16 @@ class Service(Protocol):
         """``{"kind", "path"}`` each, until the descriptor ``wake`` becomes readable."""
 
     def read_tar(self, who: Principal, id_: str, path: str) -> Iterator[bytes]: ...
-    def write_tar(self, who: Principal, id_: str, path: str, data: Iterable[bytes]) -> None: ...
+    def write_tar(
+        self,
+        who: Principal,
+        id_: str,
+        path: str,
+        data: Iterable[bytes],
+        *,
+        whole: bool = False,
+        replace: bool = False,
+    ) -> None: ...
 
     # ports
     def tunnel(self, who: Principal, id_: str, port: int) -> Port: ...

@@ -32,6 +32,7 @@ class _X86_64(_Common):
     capset = 126
     sethostname = 170
     signalfd4 = 289
+    renameat2 = 316
     seccomp = 317
 
 
@@ -46,6 +47,7 @@ class _AArch64(_Common):
     capset = 91
     sethostname = 161
     signalfd4 = 74
+    renameat2 = 276
     seccomp = 277
 
 

@@ -12,6 +12,7 @@ from agentd.model import typed
 from agentd.model.errors import GuestError, OperationFailed
 from agentd.transport.call import Call, Woken
 from agentd.transport.events import Count, Error, decode, failure
+from agentd.transport.text import safe_text
 
 MAX_READ = 256 << 20
 MAX_ENTRIES = 250_000
@@ -124,6 +125,54 @@ class Files:
             done = self._result(_DONE, _event(call), path)
             call.ended = True
             return done.size
+
+    def read_tar(self, path: str) -> Iterator[bytes]:
+        """The tree at ``path`` as a tar, as it comes; its members begin with the last part of it.
+
+        What ends it early is raised.
+        """
+        with self._call({"op": "fs.tar_read", "path": path}) as call:
+            at_end = False
+            while True:
+                kind, payload = call.next()
+                if kind == wire.EVENT:
+                    self._tar_result(payload, path)
+                    call.ended = True
+                    return
+                at_end = self._check_read(kind, at_end)
+                if payload:
+                    yield payload
+                    call.consumed(len(payload))
+
+    def write_tar(
+        self, path: str, data: Iterable[bytes], *, whole: bool = False, replace: bool = False
+    ) -> int:
+        """Unpack a tar into the folder ``path``; the bytes of its files.
+
+        ``whole``: the tar is one tree, which becomes ``path`` itself, as a whole or not at all;
+        with ``replace`` in the place of what is there.
+        """
+        fields = {"op": "fs.tar_write", "path": path, "whole": whole, "replace": replace}
+        with self._call(fields) as call:
+            if all(call.send_data(memoryview(piece)) for piece in data):
+                call.send(wire.encode(wire.DATA_EOF, call.channel.number))
+            done = self._tar_result(_event(call), path)
+            call.ended = True
+            return done.size
+
+    def _tar_result(self, payload: bytes, path: str) -> _Done:
+        event = decode(_DONE, payload)
+        if isinstance(event, Error) and event.message.startswith("unknown operation"):
+            raise OperationFailed(
+                f"{path}: the agent in this sandbox is older, and copies no folders",
+                remediation="create a new sandbox, after agentd image build where it is a machine;"
+                " files can be copied one by one, or with a tar command inside",
+            )
+        if isinstance(event, Error):
+            # In the agent's words: its path is of an entry, and its reason may be no kernel's.
+            text = safe_text(event.message, 500)
+            raise OperationFailed(f"{path}: {text}", errno=event.errno)
+        return event
 
     def stat(self, path: str) -> Entry:
         """Of a link itself."""

@@ -1,22 +1,30 @@
-"""``agentd cp``: files and directories into a sandbox and out of it."""
+"""``agentd cp``: files and folders into a sandbox and out of it."""
 
 import argparse
-import os
-from typing import TYPE_CHECKING, NamedTuple
+import sys
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 from agentd.client.cli import remote
-from agentd.model.errors import InvalidInput, OperationFailed
+from agentd.model.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from agentd.client.http.files import RemoteFiles
+    from agentd.client.copy import Copied
 
 _EXAMPLES = """\
   agentd cp script.py sbx-abcdefghijkl:/workspace/
-  agentd cp src sbx-abcdefghijkl:/workspace/src          a directory, as a whole
+  agentd cp src sbx-abcdefghijkl:/workspace/src          a folder, as a whole
   agentd cp sbx-abcdefghijkl:/workspace/out.json .
-  agentd cp -f sbx-abcdefghijkl:/workspace/dist ./dist   over what is there
+  agentd cp -f sbx-abcdefghijkl:/workspace/dist ./dist   in the place of what is there
+  agentd cp - sbx-abcdefghijkl:/workspace/in.txt         a file, from standard input
+  agentd cp sbx-abcdefghijkl:/workspace/out.json -       a file, to standard output
 
-What is copied out belongs to you, has no set-uid bits, and stays beneath the target.
+Both ways alike: into TARGET, under the source's own name, where it ends with a slash, is . or
+is a folder; else as TARGET. What is there is refused. With -f a folder takes the place of
+TARGET itself, of which nothing remains; a file takes that of the file that is there.
+
+What is copied out belongs to you, has no set-uid bits, and stays beneath the target: links that
+lead out of the folder, hard links, devices and fifos are refused by name, sockets left out.
+A folder has at most 1,000,000 files, 64 GiB, and 256 folders below each other.
 """
 
 
@@ -37,8 +45,10 @@ def main(words: list[str]) -> int:
             "one of the two must be inside a sandbox, and the other not",
             remediation="write it as ID:/path",
         )
+    if copied.skipped:
+        print(f"agentd cp: left out: {remote.safe(copied.skipped)}", file=sys.stderr)
     if options.json:
-        remote.print_json({"bytes": copied})
+        remote.print_json({"bytes": copied.bytes})
     return 0
 
 
@@ -53,60 +63,34 @@ def _place(text: str) -> _Inside | None:
     return _Inside(id_, path)
 
 
-def _put(options: argparse.Namespace, source: str, target: _Inside) -> int:
-    from agentd.client.cli import tree
+def _put(options: argparse.Namespace, source: str, target: _Inside) -> "Copied":
+    from agentd.client import copy
 
-    if not os.path.exists(source):
-        raise InvalidInput(f"{source!r} does not exist", remediation="correct the path")
+    if source != "-":
+        copy.check_source(source)  # before anybody is asked
     with remote.sandbox(options, target.id) as sandbox:
-        files = sandbox.files
-        name = os.path.basename(os.path.abspath(source))
-        into = target.path.endswith("/") or _is_folder(files, target.path)
-        path = os.path.join(target.path, name) if into else target.path
-        if not os.path.isdir(source):
-            mode = os.stat(source).st_mode & 0o777
-            with open(source, "rb") as file:
-                return files.write(path, file, mode=mode, parents=True)
-        counter = tree.Counter()
-        # The folder is named in the archive, so that its own mode arrives with it.
-        files.mkdir(os.path.dirname(path.rstrip("/")) or "/", parents=True)
-        name = os.path.basename(path.rstrip("/"))
-        files.write_tar(os.path.dirname(path.rstrip("/")) or "/", tree.pack(source, name, counter))
-        return counter.bytes
+        if source == "-":
+            stream: IO[bytes] = sys.stdin.buffer
+            return copy.upload_stream(sandbox.files, stream, target.path, replace=options.force)
+        return copy.upload(sandbox.files, source, target.path, replace=options.force)
 
 
-def _get(options: argparse.Namespace, source: _Inside, target: str) -> int:
-    from agentd.client.cli import tree
+def _get(options: argparse.Namespace, source: _Inside, target: str) -> "Copied":
+    from agentd.client import copy
 
+    if target == "-" and options.json:
+        raise InvalidInput(
+            "the file itself goes to standard output", remediation="leave out --json"
+        )
     with remote.sandbox(options, source.id) as sandbox:
-        entry = sandbox.files.stat(source.path)
-        name = os.path.basename(source.path.rstrip("/"))
-        if os.path.isdir(target) or target.endswith("/"):
-            if not name:
-                raise InvalidInput("the root has no name", remediation="name the target folder")
-            target = os.path.join(target, name)
-        if os.path.lexists(target) and not options.force:
-            raise InvalidInput(f"{target} exists already", remediation="remove it, or add -f")
-        if entry.type == "dir":
-            pieces = sandbox.files.read_tar(source.path)
-            return tree.unpack(pieces, target)
-        if entry.type != "file":
-            raise InvalidInput(
-                f"{source.path} is a {entry.type}", remediation="copy files and directories"
-            )
-        return tree.save(sandbox.files.read_iter(source.path), target, entry.mode & 0o777)
-
-
-def _is_folder(files: "RemoteFiles", path: str) -> bool:
-    try:
-        return files.stat(path).type == "dir"
-    except OperationFailed:
-        return False
+        if target == "-":
+            return copy.download_stream(sandbox.files, source.path, sys.stdout.buffer)
+        return copy.download(sandbox.files, source.path, target, replace=options.force)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = remote.parser("cp", "Copy into a sandbox, or out of it.", _EXAMPLES)
-    parser.add_argument("-f", "--force", action="store_true", help="write over what is there")
-    parser.add_argument("source", metavar="SOURCE", help="PATH, or ID:/PATH")
-    parser.add_argument("target", metavar="TARGET", help="PATH, or ID:/PATH")
+    parser.add_argument("-f", "--force", action="store_true", help="replace what is there")
+    parser.add_argument("source", metavar="SOURCE", help="PATH, ID:/PATH, or - for stdin")
+    parser.add_argument("target", metavar="TARGET", help="PATH, ID:/PATH, or - for stdout")
     return parser

@@ -215,6 +215,12 @@ class Client:
             raise self._lost(error) from error
 
     def _lost(self, error: Exception | None) -> Unreachable:
+        if isinstance(error, http.client.IncompleteRead):
+            return Unreachable(
+                f"the answer of {self.address} was cut short",
+                cause="the daemon could not go on with it: the sandbox may have ended",
+                remediation="look whether it is there, and ask again; the daemon's log says more",
+            )
         return Unreachable(
             f"the connection to {self.address} broke",
             cause=str(error) or type(error).__name__,

@@ -111,9 +111,13 @@ class RemoteFiles:
         with self._client.open("GET", f"{self._path}/tar", query={"path": path}) as response:
             yield from _read(response)
 
-    def write_tar(self, path: str, data: Iterable[bytes]) -> None:
-        """Unpack one into the directory ``path``."""
-        self._client.upload(f"{self._path}/tar", data, {"path": path})
+    def write_tar(
+        self, path: str, data: Iterable[bytes], *, whole: bool = False, replace: bool = False
+    ) -> None:
+        """As of ``transport.files.Files``."""
+        flags = {"whole": whole, "replace": replace}
+        query = {"path": path} | {name: value for name, value in flags.items() if value}
+        self._client.upload(f"{self._path}/tar", data, query)
 
     def _post(self, what: str, body: MkdirBody | MoveBody) -> None:
         self._client.call("POST", f"{self._path}/{what}", body)

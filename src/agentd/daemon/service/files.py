@@ -38,6 +38,16 @@ class Files:
         live.require_running("remove a file")
         live.handle.guest.files.remove(path, recursive=recursive)
 
+    def read_tar(self, live: Live, path: str) -> Iterator[bytes]:
+        live.require_running("read a tree")
+        return live.handle.guest.files.read_tar(path)
+
+    def write_tar(
+        self, live: Live, path: str, data: Iterable[bytes], whole: bool, replace: bool
+    ) -> None:
+        live.require_running("write a tree")
+        live.handle.guest.files.write_tar(path, data, whole=whole, replace=replace)
+
     def watch(
         self, live: Live, path: str, recursive: bool, wake: int
     ) -> Iterator[Mapping[str, str]]:

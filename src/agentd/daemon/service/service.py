@@ -21,7 +21,7 @@ from agentd.daemon.calls.control import Control
 from agentd.daemon.calls.ends import Ends
 from agentd.daemon.config.schema import Config
 from agentd.daemon.pipeline import Pipeline
-from agentd.daemon.service import bodies, tar
+from agentd.daemon.service import bodies
 from agentd.daemon.service.audits import Audits
 from agentd.daemon.service.commands import Commands
 from agentd.daemon.service.files import Files
@@ -350,10 +350,20 @@ class DaemonService:
         return self._files.watch(live, path, recursive, wake)
 
     def read_tar(self, who: Principal, id_: str, path: str) -> Iterator[bytes]:
-        return tar.read(self._live(who, "read", id_, acts.READ, path=path), path)
+        return self._files.read_tar(self._live(who, "read", id_, acts.READ, path=path), path)
 
-    def write_tar(self, who: Principal, id_: str, path: str, data: Iterable[bytes]) -> None:
-        tar.write(self._live(who, "files", id_, acts.WRITE, path=path), path, data)
+    def write_tar(
+        self,
+        who: Principal,
+        id_: str,
+        path: str,
+        data: Iterable[bytes],
+        *,
+        whole: bool = False,
+        replace: bool = False,
+    ) -> None:
+        live = self._live(who, "files", id_, acts.WRITE, path=path)
+        self._files.write_tar(live, path, data, whole, replace)
 
     # --- ports ---
 

@@ -87,13 +87,18 @@ async def _download(
     """
     room = exchange.api.threads.transfers
     source: deque[Iterator[bytes]] = deque()
+    broken: deque[Exception] = deque()  # what ended the source, behind its last pieces
 
     def take() -> bytes:
+        if broken:
+            raise broken[0]
         if not source:
             source.append(iter(read()))
-        return _batch(source[0])
+        return _batch(source[0], broken)
 
     piece = await room.run(take)
+    if broken:
+        raise broken[0]  # nothing has been answered yet
     task: asyncio.Task[bytes] | None = None
     try:
         await exchange.start(status, headers)
@@ -118,13 +123,20 @@ async def _download(
             await room.run(_close, source[0])
 
 
-def _batch(source: Iterator[bytes]) -> bytes:
-    parts, size = [], 0
-    for part in source:
-        parts.append(part)
-        size += len(part)
-        if size >= _BATCH:
-            break
+def _batch(source: Iterator[bytes], broken: deque[Exception]) -> bytes:
+    """The next pieces. Those before an error still go out: a tar tells in them what it is."""
+    parts: list[bytes] = []
+    size = 0
+    try:
+        for part in source:
+            parts.append(part)
+            size += len(part)
+            if size >= _BATCH:
+                break
+    except Exception as error:
+        if not parts:
+            raise
+        broken.append(error)
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 

@@ -64,7 +64,8 @@ async def put_tar(exchange: Exchange, query: dict[str, Any]) -> None:
     who = await exchange.authenticate()
 
     def write(data: Iterable[bytes]) -> Answer:
-        service.write_tar(who, id_, query["path"], data)
+        options = {name: True for name in ("whole", "replace") if query[name]}
+        service.write_tar(who, id_, query["path"], data, **options)
         return Answer(204)
 
     await exchange.answer(await _upload(exchange, write))

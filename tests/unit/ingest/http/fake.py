@@ -554,7 +554,16 @@ class FakeService:
         self._sandbox(who, "read", id_)
         yield from (b"tar of ", path.encode())
 
-    def write_tar(self, who: Principal, id_: str, path: str, data: Iterable[bytes]) -> None:
+    def write_tar(
+        self,
+        who: Principal,
+        id_: str,
+        path: str,
+        data: Iterable[bytes],
+        *,
+        whole: bool = False,
+        replace: bool = False,
+    ) -> None:
         self._sandbox(who, "files", id_).files[path + "#tar"] = b"".join(data)
 
     # ports
