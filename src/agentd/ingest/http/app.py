@@ -22,7 +22,7 @@ from agentd.ingest.http import (
     sandboxes,
 )
 from agentd.ingest.http.api import Api
-from agentd.ingest.http.exchange import Aborted, Disconnected, Exchange
+from agentd.ingest.http.exchange import Aborted, Answered, Disconnected, Exchange
 from agentd.ingest.http.limits import Limits
 from agentd.ingest.http.openapi import document
 from agentd.ingest.http.operation import Operation
@@ -135,12 +135,17 @@ class Resource:
         exchange = Exchange(self._api, scope, receive, send)
         try:
             handler = self._methods.get(scope["method"], self._otherwise)
+            if handler is None and scope["method"] == "HEAD":
+                handler = self._methods.get("GET")
+                exchange.head_only = handler is not None
             if self._api.draining and scope["path"] not in _ALWAYS:
                 raise _draining()
             if handler is None:
                 await self._not_allowed(exchange)
             else:
                 await handler(exchange)
+        except Answered:
+            return
         except Disconnected:
             if exchange.started:  # else the connection has gone, or is told already
                 await exchange.abort()
@@ -154,7 +159,8 @@ class Resource:
             await _fail(exchange, internal(error, f"{scope['method']} {scope['path'][:200]!r}"))
 
     async def _not_allowed(self, exchange: Exchange) -> None:
-        allowed = ", ".join(sorted(self._methods))
+        also = {"HEAD"} if "GET" in self._methods else set()
+        allowed = ", ".join(sorted({*self._methods, *also}))
         error = MethodNotAllowed(
             f"{exchange.scope['method']} is not for this path", remediation=f"it takes {allowed}"
         )

@@ -1,6 +1,7 @@
 """One request and its answer, over ASGI."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -17,6 +18,10 @@ class Disconnected(InvalidInput):
     """The client went away amid its request; nobody reads the answer."""
 
 
+class Answered(Exception):
+    """To HEAD, by the head of the answer to GET: the rest is not wanted."""
+
+
 class Aborted(AgentdError):
     """The answer had begun when it broke: the connection is cut, so that nobody takes it for
     whole."""
@@ -29,6 +34,7 @@ class Exchange:
         self.receive = receive
         self.link = link_of(scope)
         self.started = False
+        self.head_only = False
         self._send = send
 
     @property
@@ -102,7 +108,7 @@ class Exchange:
             headers.append((b"idempotency-replayed", b"true"))
         if answer.status not in (204, 304):
             headers.append((b"content-length", b"%d" % len(answer.body)))
-        with self.link.transport.holding():
+        with self.link.transport.holding(), contextlib.suppress(Answered):
             await self.start(answer.status, headers)
             await self.end(answer.body)
 
@@ -110,6 +116,9 @@ class Exchange:
         self.started = True
         message = {"type": "http.response.start", "status": status, "headers": headers}
         await self._send(message)
+        if self.head_only:
+            await self.end()
+            raise Answered
 
     async def write(self, data: bytes) -> None:
         """Waits until the client has taken most of it. Raises Disconnected."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import h11
 
+from agentd.ingest.http import cookies
 from agentd.ingest.http.credential import CREDENTIALS
 from agentd.ingest.http.exchange import Aborted, Exchange
 from agentd.ingest.http.pipe import Pipe
@@ -32,6 +33,7 @@ HOP = frozenset(
         b"http2-settings",
     )
 )
+_COOKIES = frozenset((b"cookie", b"cookie2"))  # but for those that the port has set
 _OURS = frozenset((b"host", b"expect", b"forwarded", b"via"))
 # What would speak for all of this site, not for one port of it.
 _SITE = frozenset(
@@ -42,6 +44,7 @@ _SITE = frozenset(
         b"strict-transport-security",
         b"service-worker-allowed",
         b"public-key-pins",
+        b"set-cookie2",
     )
 )
 # Without allow-same-origin its pages cannot call our API as whoever looks at them.
@@ -75,12 +78,15 @@ class Target:
 def request_headers(scope: Any, target: Target) -> Headers:
     """Those for the server inside: without credentials, and nothing that belongs to one hop."""
     given: Headers = scope["headers"]
-    dropped = HOP | _OURS | CREDENTIALS | _named(given)
+    dropped = HOP | _OURS | CREDENTIALS | _COOKIES | _named(given)
     kept = [
         (name, value)
         for name, value in given
         if name not in dropped and not name.startswith(b"x-forwarded-")
     ]
+    cookie = cookies.inwards([v for name, v in given if name == b"cookie"], target.prefix)
+    if cookie:
+        kept.append((b"cookie", cookie))
     host = next((value for name, value in given if name == b"host"), b"")
     client = scope["client"]
     return [
@@ -105,20 +111,29 @@ def _named(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
 
 
 def response_headers(response: h11.Response, target: Target) -> Headers:
-    """Raises GuestError for what no header may hold."""
+    """Raises GuestError for what no answer may hold."""
+    if response.status_code > 599:
+        raise GuestError(f"the server inside answered with the status {response.status_code}")
     given = [(bytes(name), bytes(value)) for name, value in response.headers]
     if sum(len(name) + len(value) for name, value in given) > _HEAD:
         raise GuestError(f"the server inside sent more than {_HEAD} bytes of headers")
     dropped = HOP | _SITE | _named(given)
-    if response.status_code in (204, 304):
-        dropped |= {b"content-length"}  # there is no body that it could be of
+    if sum(name == b"location" for name, _ in given) > 1:
+        raise GuestError("the server inside sent two Location headers")
+    if response.status_code in (204, 304) or any(n == b"transfer-encoding" for n, _ in given):
+        # There is no body that it could be of, or its length is another (RFC 9112, 6.3).
+        dropped |= {b"content-length"}
     kept = []
     for name, value in given:
         if _BAD_VALUE.search(value):
             raise GuestError("the server inside sent a header with control characters")
         if name == b"location" and value.startswith(b"/") and not value.startswith(b"//"):
             value = target.prefix + value  # noqa: PLW2901 the same place, as seen from here
-        if name not in dropped:
+        if name == b"set-cookie":
+            cookie = cookies.outwards(value, target.prefix, target.target)
+            if cookie is not None:
+                kept.append((name, cookie))
+        elif name not in dropped:
             kept.append((name, value))
     kept.append((b"content-security-policy", _SANDBOX))
     return kept

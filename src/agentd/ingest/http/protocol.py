@@ -62,6 +62,7 @@ class HttpConnection(HttpToolsProtocol):
         self._in_head = False
         self._too_large = False
         self._head = 0  # bytes of it
+        self._trailers = 0
         self._since = 0.0  # when the connection or the head began
         self._unread = False  # there is more of a request that has its answer already
         self._discarded = 0
@@ -111,6 +112,7 @@ class HttpConnection(HttpToolsProtocol):
         super().on_message_begin()
         self._in_head = True
         self._head = 0
+        self._trailers = 0
         self._since = self.loop.time()
 
     def on_url(self, url: bytes) -> None:
@@ -118,6 +120,13 @@ class HttpConnection(HttpToolsProtocol):
         self._check_head()
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            # A trailer is no header (RFC 9110, 6.5.1): who filters headers before us has not seen
+            # it. It is bounded as they are, and says nothing.
+            self._trailers += len(name) + len(value) + 4
+            if self._trailers > self.limits.head:
+                raise ValueError("the trailers are too large")
+            return
         super().on_header(name, value)
         self._check_head()
 
@@ -130,6 +139,9 @@ class HttpConnection(HttpToolsProtocol):
             raise ValueError("too many pipelined requests")
         if self.parser.get_http_version() not in ("1.0", "1.1"):
             raise ValueError("only HTTP/1.0 and 1.1 are spoken here")
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
+            raise ValueError(f"it has {hosts} Host headers")  # RFC 9112, 3.2
         self._in_head = False
         self._unread = True
         super().on_headers_complete()
@@ -245,6 +257,17 @@ class WsConnection(WebSocketsSansIOProtocol):
         await super().send(message)
         if message["type"] == "websocket.http.response.body" and self.close_sent:
             self.handshake_complete = True  # else uvicorn complains of a refusal
+
+    def send_receive_event_to_app(self) -> None:
+        if self.curr_msg_data_type == "text":
+            try:
+                b"".join(self.frames).decode()
+            except UnicodeDecodeError:
+                self.frames = []
+                self.conn.fail(CloseCode.INVALID_DATA, "a text that is not UTF-8")
+                self.handle_parser_exception()
+                return
+        super().send_receive_event_to_app()
 
     def handle_cont(self, event: Frame) -> None:
         if len(self.frames) >= _FRAGMENTS:

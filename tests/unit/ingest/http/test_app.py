@@ -191,7 +191,7 @@ def test_refusals(
     reply = running.ask(method, path, body, headers)
     assert (reply.status, reply.code) == (status, code)
     if status == 405:
-        assert reply.headers["allow"] == "GET, POST"
+        assert reply.headers["allow"] == "GET, HEAD, POST"
     if status == 429:
         assert reply.headers["retry-after"] == "3"
 
