@@ -25,8 +25,8 @@ Nothing is harmed by an attack that gets through: each is bounded, and its targe
 it. A daemon that runs is not asked; the sandboxes are this process's own.
 
 exit codes:
-  0 every wall held; 1 something got through, broke or could not be tried, or a wall named by
-  --backend is not usable here; 2 wrong options
+  0 every wall held; 1 something got through, broke or could not be tried, a wall stopped nothing,
+  or one named by --backend is not usable here; 2 wrong options
 """
 FAILED = 1
 _WIDTH = 160
@@ -134,3 +134,5 @@ def _show_backend(console: "Console", backend: "BackendReport") -> None:
         controls = Text(" ".join(row.controls) or "-")
         table.add_row(controls, Text(row.name), verdict, Text(row.detail))
     console.print(table)
+    if not backend.stops:
+        console.print("it stopped no attack: that is no wall", style="bold red")

@@ -35,11 +35,11 @@ Judge = Callable[[Seen], Judged]
 
 @dataclass(frozen=True)
 class Attack:
-    """``stopped_by`` has the controls of each level, each of which alone stops it.
+    """``stopped_by`` has the controls that a level promises, each of which alone stops it.
 
     ``script`` is Python for the sandbox's own python3, run after ``prelude.PRELUDE``; ``args`` are
-    its ``sys.argv[1:]``. One of a level that ``stopped_by`` lacks is not run there: ``otherwise``
-    says why.
+    its ``sys.argv[1:]``. Where a level promises nothing, and the wall itself says of none of
+    ``controls`` that it holds, the attack is not run: ``otherwise`` says why.
     """
 
     name: str
@@ -58,17 +58,28 @@ class Attack:
     limits: Limits = field(default_factory=Limits)
     output_limit: int = 1 << 20
 
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """All that stop it at any level, for a wall that has one which its level does not promise.
+        ``none`` has none: what stops an attack there is no wall's."""
+        of_walls = (names for level, names in self.stopped_by.items() if level)
+        return tuple(dict.fromkeys(name for names in of_walls for name in names))
+
 
 def by(
     process: str = "", namespace: str = "", microvm: str = "virtual_machine"
 ) -> dict[IsolationLevel, tuple[str, ...]]:
     """``stopped_by`` from names separated by spaces; a level without any is left out.
 
-    ``none`` stops nothing: to run the attacks there shows that they are real.
+    ``none`` stops nothing: to run the attacks there shows that they are real. A kernel in user
+    space promises what both its neighbours do: what is reached behind it is neither the host's
+    files, processes and sockets, nor the host's kernel.
     """
+    between = microvm.replace("virtual_machine", "userspace_kernel") if namespace else ""
     levels = {
         IsolationLevel.PROCESS: process,
         IsolationLevel.NAMESPACE: namespace,
+        IsolationLevel.USERSPACE_KERNEL: between,
         IsolationLevel.MICROVM: microvm,
     }
     found = {level: tuple(names.split()) for level, names in levels.items() if names}

@@ -45,10 +45,19 @@ class BackendReport(msgspec.Struct, frozen=True):
     def bad(self) -> tuple[Row, ...]:
         return tuple(row for row in self.attacks if row.verdict.bad)
 
+    @property
+    def stops(self) -> bool:
+        """Whether any attack was stopped: what stops none is no wall, whatever it says it is."""
+        return any(row.verdict is Verdict.STOPPED for row in self.attacks)
+
+    @property
+    def held(self) -> bool:
+        return self.usable and self.stops and not self.bad
+
 
 class Report(msgspec.Struct, frozen=True):
     """``passed``: every wall that was asked for by name was tried, at least one was tried at all,
-    and no row of any is bad."""
+    each that was tried stopped an attack, and no row of any is bad."""
 
     machine: dict[str, object]
     backends: tuple[BackendReport, ...]

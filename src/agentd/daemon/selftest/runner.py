@@ -16,7 +16,7 @@ from agentd.daemon.selftest.prelude import source
 from agentd.daemon.selftest.report import BackendReport, Report, Row, Verdict
 from agentd.model.availability import Availability, Blocker
 from agentd.model.enforcement import Enforcement
-from agentd.model.errors import AgentdError, BackendLost, GuestError, Refused
+from agentd.model.errors import AgentdError, BackendLost, GuestError, Refused, Unavailable
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.mount import Mount, MountMode
@@ -28,16 +28,18 @@ from agentd.sandbox.handle import SandboxHandle
 from agentd.sandbox.ports import Backend
 
 QUICK = ("landlock", "linux")
+_ROOTED = (IsolationLevel.NAMESPACE, IsolationLevel.USERSPACE_KERNEL)
 _SECONDS = 30.0  # of one attack; most take a tenth of one
 #: Called with the backend's name and each row as it comes.
 Told = Callable[[str, Row], None]
 
 
 def default_backends(*, thorough: bool) -> tuple[str, ...]:
-    """All walls where ``thorough``, else the two that start in milliseconds."""
+    """All walls where ``thorough``, third parties' too, else the two that start in milliseconds."""
     if not thorough:
         return QUICK
-    return tuple(n for n in backends.names() if backends.level(n) > IsolationLevel.NONE)
+    ours = (name for name, known in backends.BUILTIN.items() if known.level)
+    return (*ours, *backends.third_parties())
 
 
 def selftest(
@@ -56,24 +58,29 @@ def selftest(
     from agentd.linux import probe
 
     chosen = tuple(dict.fromkeys(names)) or default_backends(thorough=thorough)
-    found = [pipeline.manager.backend(name) for name in chosen]
     suite = [attack for attack in attacks if thorough or not attack.thorough]
-    reports = []
-    for backend in found:
-        with plant() as planted:
-            reports.append(_behind(_Yard(pipeline, backend, planted), suite, told))
+    reports = [_of(pipeline, name, suite, told) for name in chosen]
     tried = [report for report in reports if report.usable]
     missing = bool(names) and len(tried) < len(reports)
-    passed = bool(tried) and not missing and not any(report.bad for report in tried)
+    passed = bool(tried) and not missing and all(report.held for report in tried)
     return Report(probe.gather().as_dict(), tuple(reports), passed)
+
+
+def _of(pipeline: Pipeline, name: str, suite: Sequence[Attack], told: Told) -> BackendReport:
+    try:
+        backend = pipeline.manager.backend(name)
+    except Unavailable as error:  # a third party's that cannot be loaded
+        return BackendReport(name, "unknown", False, (Blocker(error.message, error.remediation),))
+    with plant() as planted:
+        return _behind(_Yard(pipeline, backend, planted), suite, told)
 
 
 def _behind(yard: "_Yard", suite: Sequence[Attack], told: Told) -> BackendReport:
     backend = yard.backend
     try:
         availability = backend.probe()
-    except (AgentdError, OSError) as error:
-        availability = Availability(False, (Blocker(str(error), "see the message"),))
+    except Exception as error:  # a third party's may raise anything
+        availability = Availability(False, (backends.broken("probed", error),))
     level = backend.level.label
     if not availability.usable:
         return BackendReport(backend.name, level, False, tuple(availability.blockers))
@@ -87,24 +94,26 @@ def _behind(yard: "_Yard", suite: Sequence[Attack], told: Told) -> BackendReport
 
 
 def _attack(yard: "_Yard", attack: Attack) -> Row:
-    controls = attack.stopped_by.get(yard.backend.level)
-    if controls is None:
-        why = attack.otherwise or f"level {yard.backend.level.label} promises nothing here"
-        return Row(attack.name, (), Verdict.NOT_APPLICABLE, why)
-    if why := attack.absent(yard.planted):
-        return Row(attack.name, controls, Verdict.NOT_APPLICABLE, why)
     started = time.monotonic()
+    controls: tuple[str, ...] = ()
     try:
+        found = yard.controls(attack)
+        if found is None:
+            why = attack.otherwise or f"level {yard.backend.level.label} promises nothing here"
+            return Row(attack.name, (), Verdict.NOT_APPLICABLE, why)
+        controls = found
+        if why := attack.absent(yard.planted):
+            return Row(attack.name, controls, Verdict.NOT_APPLICABLE, why)
         verdict, detail = yard.judge(attack, controls)
     except Refused as refusal:
-        # Only of limits: it said beforehand that it cannot hold this one.
-        promised = attack.limits == Limits()
+        # Only of limits, and of a mount: it said beforehand that it cannot have it.
+        promised = attack.limits == Limits() and not attack.programs
         verdict = Verdict.UNDECIDED if promised else Verdict.NOT_APPLICABLE
         detail = f"refused: {refusal}"
     except (BackendLost, GuestError) as error:
         verdict, detail = Verdict.THROUGH, f"the sandbox broke: {error}"
-    except (AgentdError, OSError) as error:
-        verdict, detail = Verdict.UNDECIDED, str(error)
+    except Exception as error:  # a third party's may raise anything
+        verdict, detail = Verdict.UNDECIDED, str(error) or type(error).__name__
     return Row(attack.name, controls, verdict, detail, (time.monotonic() - started) * 1000)
 
 
@@ -123,6 +132,20 @@ class _Yard:
     def __exit__(self, *exc: object) -> None:
         while self._boxes:
             self.pipeline.close(self._boxes.popitem()[1])
+
+    def controls(self, attack: Attack) -> tuple[str, ...] | None:
+        """Those that must stop it: what the level promises, or else what the wall itself says that
+        it has. None where neither has any."""
+        promised = attack.stopped_by.get(self.backend.level)
+        if promised is not None and (not promised or set(promised) & UNREPORTED):
+            return promised
+        spec = SandboxSpec(isolation=IsolationLevel.NONE, backend=self.backend.name)
+        with self._box(spec, fresh=False) as box:
+            told = dict(box.enforcement)
+        if promised is not None and told.keys() & set(promised):
+            return promised
+        held = {name for name, control in told.items() if control.enforced}
+        return tuple(name for name in attack.controls if name in held) or promised
 
     def judge(self, attack: Attack, controls: Sequence[str]) -> Judged:
         self.planted.arrived()  # what came for an earlier one is not this one's
@@ -182,8 +205,12 @@ class _Yard:
 
 def _spec(attack: Attack, backend: Backend, planted: Planted) -> SandboxSpec:
     spec = SandboxSpec(isolation=IsolationLevel.NONE, backend=backend.name, limits=attack.limits)
-    if attack.root and backend.level is IsolationLevel.NAMESPACE:
-        spec = msgspec.structs.replace(spec, user="root")
+    if attack.root and backend.level in _ROOTED:
+        rooted = msgspec.structs.replace(spec, user="root")
+        # Not each wall can: then it is tried as the user that it gives.
+        with contextlib.suppress(Refused):
+            backend.plan(rooted)
+            spec = rooted
     if attack.programs and planted.program is not None:
         mount = Mount(os.path.dirname(planted.program), "/programs", MountMode.RO)
         spec = msgspec.structs.replace(spec, mounts=(mount,))
