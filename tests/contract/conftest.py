@@ -28,7 +28,6 @@ from agentd.client.local import LocalSandbox
 from agentd.client.sandbox import Sandbox
 from agentd.daemon.pipeline import Pipeline
 from agentd.guest.zygote.scratch import remove
-from agentd.linux import idmap
 from agentd.model.availability import Availability
 from agentd.model.enforcement import Control
 from agentd.model.errors import AgentdError, BackendLost, Refused
@@ -226,7 +225,6 @@ def pipeline(canary: str) -> Iterator[Pipeline]:
     pipeline = Pipeline(Manager(_load))
     yield pipeline
     pipeline.manager.close()
-    idmap.close_all()
 
 
 @pytest.fixture(params=KINDS)

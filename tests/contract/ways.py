@@ -17,7 +17,6 @@ from agentd.client.http import address
 from agentd.client.http.client import Client
 from agentd.client.http.sse import events
 from agentd.client.sandbox import Sandbox
-from agentd.linux import idmap
 from agentd.model.api import CallView
 from agentd.model.errors import AgentdError, Refused
 from agentd.sandbox.manager import Manager
@@ -144,7 +143,6 @@ def blocker(policy: Policy) -> str:
         return error.message
     finally:
         manager.close()
-        idmap.close_all()
     return ""
 
 

@@ -18,12 +18,11 @@ from tests.vm import boot
 
 import agentd
 from agentd.image import build as images
-from agentd.linux import idmap, process
+from agentd.linux import process
 from agentd.model.errors import AgentdError, BackendLost, Refused, SandboxError
 from agentd.model.limits import MIB, Limits
 from agentd.model.mount import Mount, MountMode, parse_workspace
 from agentd.model.spec import ExecRequest, SandboxSpec
-from agentd.sandbox.backends.identity import SANDBOX_UID
 from agentd.sandbox.backends.qemu.backend import QemuBackend
 from agentd.sandbox.backends.qemu.template import Templates
 from agentd.sandbox.backends.qemu.wall import QemuWall
@@ -119,11 +118,8 @@ def shared() -> Iterator[QemuBackend]:
         pytest.skip("; ".join(blocker.what for blocker in found.blockers))
     # What the tests share is there before each is looked at for what it leaves.
     backend.launch(backend.plan(SandboxSpec(limits=SMALL))).kill()
-    if os.getuid() == 0:
-        idmap.userns_fd(0, SANDBOX_UID, 0, SANDBOX_UID)
     yield backend
     backend.close()
-    idmap.close_all()
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from agentd.daemon.selftest import Report, selftest
 from agentd.daemon.selftest.attack import UNREPORTED
 from agentd.daemon.selftest.attacks import ATTACKS
 from agentd.daemon.selftest.report import Row, Verdict
-from agentd.linux import idmap
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.mount import Mount, MountMode
@@ -108,7 +107,6 @@ def _pipeline(*backends: Backend) -> Iterator[Pipeline]:
         yield Pipeline(manager)
     finally:
         manager.close()
-        idmap.close_all()
 
 
 def _run(backend: Backend, *, thorough: bool = True) -> Report:

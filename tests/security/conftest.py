@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from agentd.client import build
-from agentd.linux import abi, idmap
+from agentd.linux import abi
 from agentd.linux.seccomp.tables import numbers
 from agentd.model.result import Exit
 from agentd.model.spec import ExecRequest
@@ -120,7 +120,6 @@ class _Yard:
             box.wall.kill()
         for backend in self.backends.values():
             backend.close()
-        idmap.close_all()  # a cache of the process's
 
 
 @pytest.fixture

@@ -35,6 +35,7 @@ from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import guard
+from agentd.sandbox.backends import identity
 from agentd.sandbox.handle import SandboxHandle
 from agentd.sandbox.journal.journals import Journals
 from agentd.sandbox.manager import Manager
@@ -81,6 +82,7 @@ class Daemon:
                 total_bytes=int(config.journal.total),
             )
             undo.callback(self.journals.close)
+            identity.configure(config.ids.range())
             # Walls may end from the first moment on, before anything else of us is there.
             self._endings = Endings()
             undo.callback(self._endings.close)

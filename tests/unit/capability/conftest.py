@@ -13,7 +13,6 @@ from agentd.capability.registry import Registry
 from agentd.client import build
 from agentd.daemon.calls.inside import HandleInside
 from agentd.daemon.pipeline import Pipeline
-from agentd.linux import idmap
 from agentd.model.capability import Outcome
 from agentd.model.principal import local
 from agentd.model.result import Result
@@ -74,7 +73,6 @@ def pipeline(backend: str) -> Iterator[Pipeline]:
         if not found.usable:
             pytest.skip(f"{backend}: {'; '.join(blocker.what for blocker in found.blockers)}")
         yield Pipeline(manager)
-    idmap.close_all()
 
 
 @pytest.fixture(scope="session")

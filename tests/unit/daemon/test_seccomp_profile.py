@@ -5,7 +5,6 @@ import pytest
 from agentd.client import build
 from agentd.daemon.pipeline import Pipeline
 from agentd.daemon.seccomp_profile import assembly, profile
-from agentd.linux import idmap
 from agentd.model.errors import InvalidInput
 from agentd.model.isolation import IsolationLevel
 from agentd.sandbox.manager import Manager
@@ -25,7 +24,6 @@ def test_it_is_the_one_in_force(backend: str, net: str) -> None:
         level = handle.level
     finally:
         manager.close()
-        idmap.close_all()
     assert profile(level=level, net=net).label == told
 
 

@@ -3,21 +3,21 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from agentd.linux import idmap, mounts, process
 
+_STARTS = {"os.fork", "os.posix_spawn", "os.exec", "subprocess.Popen", "os.forkpty"}
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mapping foreign ids needs uid 0")
 
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
-    idmap.close_all()
     before = set(os.listdir("/proc/self/fd")), set(process.children(os.getpid()))
     yield
-    idmap.close_all()
     assert (set(os.listdir("/proc/self/fd")), set(process.children(os.getpid()))) == before
 
 
@@ -34,6 +34,8 @@ def test_files_of_one_owner_belong_to_the_mapped_one_and_back(tmp_path: Path) ->
         if error.errno == errno.EINVAL:
             pytest.skip("the filesystem of the temporary directory has no idmapped mounts")
         raise
+    finally:
+        os.close(userns)
     code = (
         "import os, sys\nos.fchdir(int(sys.argv[1]))\nos.setgroups([])\n"
         "os.setresgid(65533, 65533, 65533)\nos.setresuid(65533, 65533, 65533)\n"
@@ -78,18 +80,33 @@ def test_without_the_map_the_files_are_out_of_reach(tmp_path: Path) -> None:
     assert done.stdout.strip() == "denied", done.stderr
 
 
-def test_one_namespace_for_one_mapping() -> None:
-    first = idmap.userns_fd(0, 1001, 0, 1001)
-    assert idmap.userns_fd(0, 1001, 0, 1001) == first
-    assert idmap.userns_fd(0, 1002, 0, 1002) != first
-    assert not os.get_inheritable(first)
+def test_the_descriptor_is_the_callers_and_not_inherited() -> None:
+    first, second = (idmap.userns_fd(0, uid, 0, uid) for uid in (1001, 1002))
+    try:
+        assert not os.get_inheritable(first)
+        assert os.fstat(first).st_ino != os.fstat(second).st_ino
+    finally:
+        os.close(first)
+        os.close(second)
 
 
-def test_the_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(idmap, "_MAX_CACHED", 2)
-    for uid in (1, 2, 3):
-        idmap.userns_fd(0, uid, 0, uid)
-    assert len(idmap._cache) == 2
+def test_many_threads_make_them_at_once_and_nothing_is_left() -> None:
+    def make(uid: int) -> int:
+        fd = idmap.userns_fd(0, uid, 0, uid)
+        try:
+            return os.fstat(fd).st_ino
+        finally:
+            os.close(fd)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(make, range(2_000_000_000, 2_000_000_400)))
+
+
+def test_no_interpreter_is_started() -> None:
+    programs: list[object] = []
+    sys.addaudithook(lambda event, args: programs.append(args) if event in _STARTS else None)
+    os.close(idmap.userns_fd(0, 1003, 0, 1003))
+    assert not programs
 
 
 def test_a_map_that_the_kernel_refuses_leaves_nothing() -> None:
@@ -97,10 +114,12 @@ def test_a_map_that_the_kernel_refuses_leaves_nothing() -> None:
         idmap.userns_fd(0, 0, 0, 0, count=0)
 
 
-def test_a_holder_that_cannot_make_the_namespace_says_why(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(idmap, "_HOLDER", "import os; os._exit(28)")
-    with pytest.raises(OSError, match=r"no user namespace .*: No space left") as error:
-        idmap.userns_fd(0, 1, 0, 1)
-    assert error.value.errno == errno.ENOSPC
+def test_where_no_namespace_can_be_made_the_error_says_why() -> None:
+    code = (
+        "import resource\nfrom agentd.linux import idmap\n"
+        "open('/proc/sys/user/max_user_namespaces', 'w').write('0')\n"
+        "try:\n    idmap.userns_fd(0, 0, 0, 0)\nexcept OSError as error:\n    print(error)"
+    )
+    unshare = ["unshare", "--user", "--map-root-user", sys.executable, "-c", code]
+    done = subprocess.run(unshare, capture_output=True, text=True, timeout=60, check=False)
+    assert "no user namespace for idmapped mounts: No space left" in done.stdout, done.stderr

@@ -12,6 +12,7 @@ from agentd.daemon.config.lines import Path
 from agentd.daemon.config.schema import Config, JwtIssuer, Listen, Signed
 from agentd.daemon.config.values import SHIPPED_BUNDLES
 from agentd.model.errors import InvalidInput
+from agentd.sandbox.backends import identity
 
 Found = tuple[Path, str, str]  # where, what, and what mends it
 
@@ -26,6 +27,7 @@ def broken(config: Config) -> Iterator[Found]:
     yield from _signed(config.auth.signed)
     yield from _ranges(config)
     yield from _policy(config)
+    yield from _ids(config)
 
 
 def _listening(config: Config) -> Iterator[Found]:
@@ -198,6 +200,14 @@ def _policy(config: Config) -> Iterator[Found]:
         yield ("policy", "sha256"), "is no SHA-256", "give its 64 hex digits in lower case"
     if digest is not None and bundle is None:
         yield ("policy", "sha256"), "there is no policy that could have it", "name a bundle"
+
+
+def _ids(config: Config) -> Iterator[Found]:
+    wrong = identity.check(config.ids.range())
+    if wrong is not None:
+        yield ("ids", wrong[0]), *wrong[1:]
+    elif (taken := identity.collision(config.ids.range())) is not None:
+        yield ("ids", "start"), taken, "give another start, which nobody else uses"
 
 
 def _file(name: str | None, path: Path) -> Iterator[Found]:

@@ -24,6 +24,7 @@ from agentd.daemon.config.values import (
 )
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
+from agentd.sandbox.backends import identity
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -185,6 +186,16 @@ class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
         return IsolationLevel.parse(self.minimum)
 
 
+class Ids(msgspec.Struct, frozen=True, kw_only=True):
+    """User and group ids of the machine that sandboxes have, where the daemon is root."""
+
+    start: int = identity.START  # nobody else's; whole blocks of 65,536 away from the default
+    blocks: int = identity.BLOCKS  # one for each sandbox that lives, and a few of agentd's own
+
+    def range(self) -> identity.Range:
+        return identity.Range(self.start, self.blocks)
+
+
 class Http(msgspec.Struct, frozen=True, kw_only=True):
     connections: int = 1024
     body: Size = Size(64 * MIB)  # of a request that is not a streamed upload
@@ -252,6 +263,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     journal: Journal = Journal()
     limits: LimitBounds = LimitBounds()
     sandbox: Sandbox = Sandbox()
+    ids: Ids = Ids()
     http: Http = Http()
     idempotency: Idempotency = Idempotency()
     log: Log = Log()

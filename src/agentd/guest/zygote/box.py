@@ -65,6 +65,12 @@ class WallKernel(Kernel):
         if not self._dry:
             resource.setrlimit(number, (limit, limit))
 
+    def become(self, uid: int) -> None:
+        """Also the real and saved ids; in the user namespace they are the same number."""
+        if not self._dry:
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+
     def ioctl(self, fd: int, request: int, data: bytes) -> bytes:
         return data if self._dry else fcntl.ioctl(fd, request, data)
 
@@ -148,10 +154,14 @@ def confine(
 
 
 def _identity(box: Request, kernel: WallKernel) -> None:
-    """One uid and one gid inside; outside they are the zygote's, which own nothing."""
+    """One uid and one gid inside; outside they are this sandbox's alone, and own nothing. Without
+    root they are the caller's."""
+    outside = box.get("outside") or 0
     kernel.write("/proc/self/setgroups", "deny")
-    kernel.write("/proc/self/gid_map", f"{box['uid']} 0 1")
-    kernel.write("/proc/self/uid_map", f"{box['uid']} 0 1")
+    kernel.write("/proc/self/gid_map", f"{box['uid']} {outside} 1")
+    kernel.write("/proc/self/uid_map", f"{box['uid']} {outside} 1")
+    if outside:
+        kernel.become(_int(box["uid"]))
     os.umask(0o022)
 
 

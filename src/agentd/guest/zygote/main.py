@@ -3,13 +3,14 @@
 Started with an empty environment by ``python -I -S -E``, so standard library only. It holds no
 secret: every sandbox begins as a copy of its memory. What a caller asked for (environment, names,
 mounts) is read by the sandbox itself, from its own socket, once it was cloned. As root the zygote
-first becomes a user that owns nothing. It is PID 1 of a pid namespace, so that when it dies the
-kernel ends every sandbox.
+first becomes a user that owns nothing, root of a user namespace that maps the ids of sandboxes:
+each is born as another of them. It is PID 1 of a pid namespace, so that when it dies the kernel
+ends every sandbox.
 
 Requests come over a SEQPACKET socket: one JSON object each, descriptors beside it. No request and
 no answer that fails ends the zygote: all sandboxes would end with it. The process
 that the host started stays outside the root, in the same user namespace: without root only it can
-make copies of the host's mounts (``_serve_mounts``).
+make copies of the host's mounts (``entry``).
 """
 
 import contextlib
@@ -23,17 +24,15 @@ import sys
 
 from agentd.guest import agent
 from agentd.guest.zygote import box as boxes
-from agentd.guest.zygote import grouping, holes, immortal, messages, root
+from agentd.guest.zygote import entry, grouping, holes, immortal, messages, root
+from agentd.guest.zygote.entry import CONTROL_FD, MOUNTS_FD
 from agentd.guest.zygote.group import enter_group
 from agentd.guest.zygote.messages import close_all, receive, refuse, reply
 from agentd.guest.zygote.rehearsal import rehearse, rehearse_wall
-from agentd.linux import abi, caps, clone, mounts, paths, process, seccomp
+from agentd.linux import abi, caps, clone, process, seccomp
 from agentd.linux.clone import Cloner
 from agentd.linux.kernel import KERNEL
-from agentd.linux.title import set_title
 
-CONTROL_FD = 3
-MOUNTS_FD = 4
 # Milliseconds without a request after which there is time to clone ahead.
 _IDLE_MS = 5
 # Requests after which time is taken, if there was none, for what makes all later clones cheaper.
@@ -59,7 +58,7 @@ def main() -> None:
     try:
         config, _ = receive(control)
         filter_ = seccomp.build("sandbox")
-        zygote = _Zygote(control, _prepare(config), config, filter_)
+        zygote = _Zygote(control, entry.prepare(config), config, filter_)
         for fact in (caps.last_capability, root.masks):
             fact()  # found out once, by the user that sandboxes have, for all of them
     except Exception as error:
@@ -74,7 +73,7 @@ def main() -> None:
 
 
 class _Zygote:
-    """Answers requests one by one. Between them it clones one ahead, and hands it to the host.
+    """Answers requests one by one. Between them, when asked, it clones one ahead for the host.
 
     A spare is in its namespaces, prepared for a plain request, not yet confined, and never used.
     The host sends it such a request itself, and then asks for the next one.
@@ -93,10 +92,10 @@ class _Zygote:
         self._flags = boxes.NAMESPACES | (abi.CLONE_NEWNET if config["net"] == "none" else 0)
         plain = config["plain"]
         self._plain = plain if isinstance(plain, dict) else None
-        # Who asks once may never ask again, and shall not pay for a spare.
+        # That a spare is asked for, and its id outside.
+        self._wanted: tuple[int | None] | None = None
         self._served = 0
-        self._spare_from = 1
-        self._spare_out = False
+        self._spare_from = 0
         self._seasoned = False
         self._held: list[object] = []
 
@@ -104,8 +103,8 @@ class _Zygote:
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         while True:
-            wanted = self._plain is not None and not self._spare_out
-            if wanted and self._served > self._spare_from and not poll.poll(_IDLE_MS):
+            due = self._wanted is not None and self._served > self._spare_from
+            if due and not poll.poll(_IDLE_MS):
                 self._prepare_spare()
             try:
                 request, fds = receive(self._control)
@@ -118,7 +117,7 @@ class _Zygote:
             if self._served == _BUSY:
                 self._season()
             if "next" in request:
-                self._spare_out = False
+                self._wanted = (_id(request["next"]),)
                 close_all(fds)
             else:
                 self._spawn(request, fds)
@@ -177,10 +176,11 @@ class _Zygote:
             return
         with host, listener:
             try:
-                pidfd = self._clone(listener, host=host)
+                pidfd = self._clone(listener, self._wanted[0] if self._wanted else None, host=host)
             except (OSError, MemoryError):
                 return
-            self._spare_out = self._hand_over({"spare": True}, pidfd, [host.fileno()])
+            if self._hand_over({"spare": True}, pidfd, [host.fileno()]):
+                self._wanted = None
 
     def _spawn(self, request: dict[str, object], fds: list[int]) -> None:
         """Start one sandbox; answer with its pidfd, and its scratch tmpfs if the host needs it."""
@@ -192,7 +192,7 @@ class _Zygote:
             with listener:
                 if request["cow"]:
                     scratch.append(_scratch_mount(request))
-                pidfd = self._clone(listener, scratch)
+                pidfd = self._clone(listener, _id(request["id"]), scratch)
             self._hand_over({"n": number, "ok": True}, pidfd, scratch)
         except Exception as error:
             refuse(self._control, number, error)
@@ -216,11 +216,12 @@ class _Zygote:
     def _clone(
         self,
         listener: socket.socket,
+        id_: int | None,
         scratch: list[int] | None = None,
         host: socket.socket | None = None,
     ) -> int:
         """The pidfd of a sandbox to be; ``host`` is the other end of one made ahead."""
-        pid, pidfd = self._cloner.clone(self._flags)
+        pid, pidfd = self._clone_as(id_)
         if pid == 0:
             try:
                 self._control.close()
@@ -228,10 +229,29 @@ class _Zygote:
                     host.close()
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 gc.enable()
-                _box(listener, scratch or [], self._filter, self._plain if host else None)
+                _box(listener, id_, scratch or [], self._filter, self._plain if host else None)
             finally:
                 os._exit(1)
         return pidfd
+
+    def _clone_as(self, id_: int | None) -> tuple[int, int]:
+        """A clone whose user namespace belongs to ``id_``: that may be mapped in it without any
+        privilege, by the clone itself. Nobody has to write its maps for it."""
+        if id_ is None:
+            return self._cloner.clone(self._flags)
+        pid = -1
+        os.setresgid(-1, id_, -1)
+        os.setresuid(-1, id_, -1)
+        try:
+            pid, pidfd = self._cloner.clone(self._flags)
+        finally:
+            if pid != 0:
+                os.setresuid(-1, 0, -1)
+                os.setresgid(-1, 0, -1)
+                process.set_pdeathsig(signal.SIGKILL)  # a change of user has cleared it
+        if pid == 0:
+            process.set_dumpable(True)  # and this: its maps would be root's to write
+        return pid, pidfd
 
 
 def _rehearse_messages() -> None:
@@ -242,92 +262,17 @@ def _rehearse_messages() -> None:
             os.close(fd)
 
 
-def _prepare(config: dict[str, object]) -> Cloner:
-    """Leave the host behind: become nobody, enter the namespaces, pivot into the root."""
-    process.set_pdeathsig(0)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)  # the host ends us by closing the socket
-    set_title("agentd")
-    cloner = Cloner()
-    files = root.read_etc(config["net"] == "host")
-    uid, gid = config["uid"], config["gid"]
-    trees = None
-    if isinstance(uid, int) and isinstance(gid, int):
-        trees = _as_root(uid, gid)
-    _enter_namespaces()
-    root.enter(trees if trees is not None else root.clone_trees(), files)
-    return cloner
-
-
-def _as_root(uid: int, gid: int) -> list[root.Tree]:
-    # Mounts are copied while that is still allowed, in a mount namespace of our own.
-    KERNEL.unshare(abi.CLONE_NEWNS)
-    KERNEL.mount(None, "/", None, abi.MS_REC | abi.MS_PRIVATE)
-    trees = root.clone_trees()
-    os.setgroups([])
-    os.setresgid(gid, gid, gid)
-    os.setresuid(uid, uid, uid)
-    process.set_dumpable(True)  # setuid cleared it, and uid_map is then root's
-    return trees
-
-
-def _enter_namespaces() -> None:
-    uid, gid = os.geteuid(), os.getegid()
-    KERNEL.unshare(abi.CLONE_NEWUSER | abi.CLONE_NEWNS | abi.CLONE_NEWPID)
-    _write("/proc/self/setgroups", "deny")
-    _write("/proc/self/gid_map", f"0 {gid} 1")
-    _write("/proc/self/uid_map", f"0 {uid} 1")
-    child = os.fork()
-    if child:
-        _serve_mounts(child)
-    os.close(MOUNTS_FD)
-    process.set_pdeathsig(signal.SIGKILL)
-    KERNEL.unshare(abi.CLONE_NEWNS)  # the first process keeps the host's tree, we pivot away
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps ended sandboxes
-
-
-def _serve_mounts(zygote: int) -> None:
-    """The first process: answer ``{"path", "ro"}`` with a detached mount until the zygote ends."""
-    os.close(CONTROL_FD)
-    sock = socket.socket(fileno=MOUNTS_FD)
-    poll = select.poll()
-    poll.register(sock, select.POLLIN)
-    ended = os.pidfd_open(zygote)
-    poll.register(ended, select.POLLIN)
-    while all(fd != ended for fd, _ in poll.poll()):
-        try:
-            request, fds = receive(sock)
-        except EOFError:
-            break
-        except (OSError, ValueError, MemoryError) as error:
-            refuse(sock, None, error)
-            continue
-        close_all(fds)
-        _serve_mount(sock, request)
-    os.waitpid(zygote, 0)
-    os._exit(0)
-
-
-def _serve_mount(sock: socket.socket, request: dict[str, object]) -> None:
-    number = request.get("n")
-    try:
-        source = paths.open_plain(str(request["path"]))
-        try:
-            fd = mounts.clone_tree(source, readonly=bool(request["ro"]))
-        finally:
-            os.close(source)
-        try:
-            reply(sock, {"n": number, "ok": True}, [fd])
-        finally:
-            os.close(fd)
-    except Exception as error:
-        refuse(sock, number, error)
-
-
 def _scratch_mount(request: dict[str, object]) -> int:
     fd = KERNEL.fsopen("tmpfs")
     try:
-        options = {"mode": "0755", "size": request["disk"], "nr_inodes": request["inodes"]}
+        owner = _id(request["id"]) or 0
+        options = {
+            "mode": "0755",
+            "size": request["disk"],
+            "nr_inodes": request["inodes"],
+            "uid": owner,
+            "gid": owner,
+        }
         for key, value in options.items():
             KERNEL.fsconfig(fd, abi.FSCONFIG_SET_STRING, key, str(value))
         KERNEL.fsconfig(fd, abi.FSCONFIG_CMD_CREATE, None, None)
@@ -338,6 +283,7 @@ def _scratch_mount(request: dict[str, object]) -> int:
 
 def _box(
     listener: socket.socket,
+    id_: int | None,
     scratch: list[int],
     filter_: bytes,
     plain: dict[str, object] | None,
@@ -349,11 +295,12 @@ def _box(
     """
     prepared = made = None
     if plain is not None:
-        prepared = boxes.Prepared(plain)
+        prepared = boxes.Prepared({**plain, "outside": id_})
         rehearse(1)
         made = agent.Ready(pid1=True)
     try:
         request, passed = receive(listener)
+        request["outside"] = id_
         fds = [listener.fileno(), *passed, *scratch]
         if scratch:
             request["scratch_fd"] = len(fds) - 1
@@ -374,12 +321,8 @@ def _box(
     os._exit(0)
 
 
-def _write(path: str, text: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, text.encode())
-    finally:
-        os.close(fd)
+def _id(value: object) -> int | None:
+    return value if isinstance(value, int) else None
 
 
 if __name__ == "__main__":

@@ -1,4 +1,264 @@
-"""Who sandboxes are outside, when agentd runs as root."""
+"""Who sandboxes are outside, when agentd runs as root: each has a block of 65,536 ids of its own.
 
-# Must own nothing: above the ranges of system users, login users and subordinate ids.
-SANDBOX_UID = 2_000_000_000
+A block in use has a file in ``FOLDER``, named by its first id and locked by whoever has it. A file
+that nobody has locked was left behind: its block comes back once no process of its ids is left, and
+nothing that is noted in it. No process of a sandbox's has the file: what is noted root removes.
+docs/adr/0013 has the reasons.
+"""
+
+import contextlib
+import fcntl
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from agentd.guest.zygote import scratch
+from agentd.model.errors import InvalidInput, SandboxError
+
+SIZE = 1 << 16
+FOLDER = "/run/agentd-ids"
+# Above the ranges of system users, login users and subordinate ids; what it spans by default ends
+# below what systemd gives to others (its UIDS-GIDS.md).
+START = 2_000_000_000
+BLOCKS = 2048
+# Before there were blocks every sandbox ran as START, and every monitor as one of the 65,536 ids
+# after it: such ones may live on in a supervisor of then.
+_OLD = range(START, START + 2 * SIZE)
+_MOST = (1 << 32) - 2  # the kernel's (uid_t)-1 means "none"
+_MAX_NOTES = 1 << 12
+_MAX_DIGITS = 10
+_MAX_SUBIDS = 1 << 20
+_LEAST = 4  # one for the zygote, one for a clone ahead, and two sandboxes
+
+
+class Range(NamedTuple):
+    """``blocks`` blocks, the first of which begins with the id ``start``."""
+
+    start: int = START
+    blocks: int = BLOCKS
+
+    @property
+    def end(self) -> int:
+        return self.start + self.blocks * SIZE
+
+    def usable(self) -> range:
+        """The first ids of its blocks."""
+        return range(_OLD.stop if self.start in _OLD else self.start, self.end, SIZE)
+
+
+class Block:
+    """``id`` is the first of its ids. ``fd`` is the lock: whoever has it keeps the block."""
+
+    def __init__(self, id_: int, fd: int) -> None:
+        self.id = id_
+        self.fd = fd
+
+    def note(self, path: str) -> None:
+        """A folder of its ids: removed before anybody else gets them, should we be killed."""
+        os.write(self.fd, os.fsencode(path) + b"\0")
+
+    def release(self, ended: bool = True) -> None:
+        """Nothing of it is left. Where that is not sure (``ended`` False) it comes back by a look
+        at all processes; idempotent."""
+        fd, self.fd = self.fd, -1
+        if fd < 0:
+            return
+        if ended:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{FOLDER}/{self.id}")
+        os.close(fd)
+
+
+_lock = threading.Lock()
+_range: Range | None = None
+# Where to look next; another process begins elsewhere.
+_cursor = os.getpid() * 7919
+_swept = False
+
+
+def configure(found: Range) -> None:
+    """What ``take`` gives from now on. Raises InvalidInput."""
+    global _range  # noqa: PLW0603  (a fact of the machine, told once)
+    problem = check(found)
+    if problem is not None:
+        raise InvalidInput(f"ids.{problem[0]}: {problem[1]}", remediation=problem[2])
+    _range = found
+
+
+def configured() -> Range:
+    """That of ``configure``, or of the environment where nobody has read a configuration."""
+    if _range is None:
+        configure(Range(_variable("START", START), _variable("BLOCKS", BLOCKS)))
+    assert _range is not None  # noqa: S101  (for the type checker)
+    return _range
+
+
+def check(found: Range) -> tuple[str, str, str] | None:
+    """The key of ``[ids]`` that is wrong, why, and what mends it."""
+    if found.start < SIZE:
+        return "start", f"{found.start} lies among the machine's own users", f"use {START}"
+    if (found.start - START) % SIZE:
+        near = found.start - (found.start - START) % SIZE + SIZE
+        why = f"{found.start} would let the blocks of two agentd processes overlap"
+        return "start", why, f"use {START}, or whole blocks of {SIZE} from it, such as {near}"
+    if found.end - 1 > _MOST:
+        most = max((_MOST + 1 - found.start) // SIZE, 0)
+        why = f"{found.blocks} blocks from {found.start} on end above the kernel's last id"
+        return "blocks", why, f"use at most {most}"
+    if len(found.usable()) < _LEAST:
+        return "blocks", f"{found.blocks} are too few for one sandbox", "use 8 or more"
+    return None
+
+
+def collision(found: Range) -> str | None:
+    """Who has ids of it as subordinate ones (subuid(5)), for containers of their own."""
+    for path in ("/etc/subuid", "/etc/subgid"):
+        try:
+            with open(path, encoding="utf-8", errors="replace") as file:
+                lines = file.read(_MAX_SUBIDS).splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            who, _, rest = line.partition(":")
+            first, _, count = rest.partition(":")
+            if not (first.isdecimal() and count.isdecimal()):
+                continue
+            if int(first) < found.end and found.start < int(first) + int(count):
+                return f"{found.start} to {found.end - 1} overlap what {path} gives {who!r}"
+    return None
+
+
+def take(of: Range | None = None) -> Block | None:
+    """A block that nobody has, or None where agentd does not run as root. Raises SandboxError."""
+    global _cursor, _swept  # noqa: PLW0603
+    if os.geteuid() != 0:
+        return None
+    ids = (configured() if of is None else of).usable()
+    try:
+        with _lock:
+            _make_folder()
+            for last in (False, True):
+                for step in range(len(ids)):
+                    index = (_cursor + step) % len(ids)
+                    fd = _create(ids[index])
+                    if fd is not None:
+                        _cursor = index + 1
+                        return Block(ids[index], fd)
+                    if not _swept:
+                        _swept = True
+                        _sweep()
+                if not last:
+                    _sweep()
+    except OSError as error:
+        raise SandboxError(
+            "no block of user ids can be had",
+            cause=str(error),
+            remediation=f"see to {FOLDER}, which must be root's, and writable",
+        ) from error
+    raise SandboxError(
+        f"no block of user ids is free: all {len(ids)} from {ids[0]} on are in use",
+        remediation="end sandboxes, or raise ids.blocks in the configuration",
+    )
+
+
+def in_use(of: Range) -> int:
+    """How many of its blocks somebody has, or has left behind."""
+    ids = of.usable()
+    with contextlib.suppress(FileNotFoundError):
+        return sum(name.isdecimal() and int(name) in ids for name in os.listdir(FOLDER))
+    return 0
+
+
+def _variable(name: str, default: int) -> int:
+    text = os.environ.get(f"AGENTD_IDS__{name}", str(default))
+    if not (text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS):
+        raise InvalidInput(
+            f"AGENTD_IDS__{name}={text!r} is no number", remediation=f"use {default}"
+        )
+    return int(text)
+
+
+def _make_folder() -> None:
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(FOLDER, 0o700)
+    found = os.lstat(FOLDER)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != 0 or found.st_mode & 0o022:
+        raise PermissionError(f"{FOLDER} is not a directory that root alone may write")
+
+
+def _create(id_: int) -> int | None:
+    """The locked file of a block that had none."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(f"{FOLDER}/{id_}", flags, 0o600)
+    except FileExistsError:
+        return None
+    if _locks(fd, id_):
+        return fd
+    os.close(fd)  # a sweep came between, and took it for one that was left behind
+    return None
+
+
+def _locks(fd: int, id_: int) -> bool:
+    """Whether we have its lock now, and it is still the block's file."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        ours, there = os.fstat(fd), os.lstat(f"{FOLDER}/{id_}")
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    return ours.st_ino == there.st_ino
+
+
+def _sweep() -> None:
+    """Free what was left behind and is not used any more."""
+    left: dict[int, int] = {}
+    try:
+        for name in os.listdir(FOLDER):
+            if not name.isdecimal():
+                continue
+            flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+            with contextlib.suppress(FileNotFoundError):
+                fd = os.open(f"{FOLDER}/{name}", flags)
+                if _locks(fd, int(name)):
+                    left[int(name)] = fd
+                else:
+                    os.close(fd)
+        # After the locks: nobody who begins now can have one of them.
+        alive = _alive() if left else set()
+        for id_, fd in left.items():
+            lives = any(id_ <= each < id_ + SIZE for each in alive)
+            if not lives and _cleared(fd):
+                os.unlink(f"{FOLDER}/{id_}")
+    finally:
+        for fd in left.values():
+            os.close(fd)
+
+
+def _alive() -> set[int]:
+    """The user ids of every process, zombies as well: one of them is being reaped by somebody."""
+    found: set[int] = set()
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            found.update(_ids_of(name))
+    return found
+
+
+def _ids_of(pid: str) -> Iterator[int]:
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            text = file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return
+    for line in text.splitlines():
+        if line.startswith((b"Uid:", b"Gid:")):
+            yield from map(int, line.split()[1:])
+
+
+def _cleared(fd: int) -> bool:
+    """Whether none of the folders that were noted is left; removes them."""
+    paths = [os.fsdecode(path) for path in os.pread(fd, _MAX_NOTES, 0).split(b"\0") if path]
+    for path in paths:
+        scratch.remove(path)
+    return not any(os.path.lexists(path) for path in paths)

@@ -18,9 +18,10 @@ from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.mount import Mount, MountMode
 from agentd.model.spec import SandboxSpec
+from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.cgroups import let_in, make_group
 from agentd.sandbox.backends.child import await_ready, reap, receive, start_python
-from agentd.sandbox.backends.identity import SANDBOX_UID
+from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.limits import (
     agent_detail,
     capabilities_detail,
@@ -81,13 +82,18 @@ class HostBackend:
             scratch = os.path.join(_temporary(), f"agentd-{os.urandom(8).hex()}")
             undo.callback(remove, scratch)
             workspace = plan.workspace or os.path.join(scratch, "workspace")
+            block = identity.take() if self.confined else None
+            if block is not None:
+                undo.callback(block.release, ended=False)
+                block.note(scratch)
             control, theirs_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             listener, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(listener.close)
             with theirs, theirs_control:
                 monitor = start_python(_MONITOR, (theirs, theirs_control))
             undo.callback(_end_monitor, control, monitor)
-            control.send(json.dumps(self._config(plan, scratch, workspace)).encode())
+            config = json.dumps(self._config(plan, scratch, workspace, block)).encode()
+            control.send(config)
             answer, _ = receive(control, 20.0, "monitor")
             if "error" in answer:
                 raise SandboxError("the sandbox could not be built", cause=str(answer["error"]))
@@ -110,6 +116,7 @@ class HostBackend:
             group=group,
             enforcement=self._enforcement(plan, controls, group, detail),
             workspace=workspace,
+            block=block,
             before_end=(lambda: _end_monitor(control, monitor),),
             on_end=(lambda: remove(scratch),),
         )
@@ -128,7 +135,9 @@ class HostBackend:
         if not os.path.exists(mount.source):
             raise InvalidInput(f"cannot mount {mount.source}", cause="no such file or directory")
 
-    def _config(self, plan: ProcessPlan, scratch: str, workspace: str) -> dict[str, object]:
+    def _config(
+        self, plan: ProcessPlan, scratch: str, workspace: str, block: Block | None
+    ) -> dict[str, object]:
         tmp = os.path.join(scratch, "tmp")
         base = {"HOME": scratch, "LANG": "C.UTF-8", "PATH": _PATH, "TMPDIR": tmp}
         if (
@@ -137,7 +146,7 @@ class HostBackend:
             base |= {"LOGNAME": "sandbox", "USER": "sandbox"}
         return {
             "confine": self.confined,
-            "uid": SANDBOX_UID if self.confined and os.geteuid() == 0 else None,
+            "uid": None if block is None else block.id,
             "scratch": scratch,
             "workspace": workspace,
             "net": plan.spec.net,
@@ -272,9 +281,12 @@ _STRONGER = "use --isolation namespace"
 _NO_NETWORK = "no unix or internet sockets but connected pairs"
 
 
-def _end_monitor(control: socket.socket, monitor: int) -> None:
-    """Tell the monitor to end its tree, and collect it."""
+def _end_monitor(control: socket.socket, monitor: int) -> bool:
+    """Tell the monitor to end its tree, and collect it; whether it has ended."""
     control.close()
     deadline = time.monotonic() + _END_SECONDS
-    while not reap(monitor) and time.monotonic() < deadline:
+    while not reap(monitor):
+        if time.monotonic() >= deadline:
+            return False
         time.sleep(0.001)
+    return True

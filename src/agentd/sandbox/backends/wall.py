@@ -11,6 +11,7 @@ from agentd.linux.pidfd import Pidfd
 from agentd.model.enforcement import Enforcement
 from agentd.model.errors import BackendLost
 from agentd.sandbox.backends.child import unsent
+from agentd.sandbox.backends.identity import Block
 
 
 class ProcessWall:
@@ -31,7 +32,8 @@ class ProcessWall:
         group: Group | None,
         enforcement: Enforcement,
         workspace: str,
-        before_end: Sequence[Callable[[], None]] = (),
+        block: Block | None = None,
+        before_end: Sequence[Callable[[], object]] = (),
         on_end: Sequence[Callable[[], None]] = (),
     ) -> None:
         self.id = id_
@@ -41,11 +43,13 @@ class ProcessWall:
         self._first = Pidfd(pidfd)
         self._listener = listener
         self._group = group
+        self._block = block
         self._before_end = before_end
         self._on_end = on_end
         self._lock = threading.Lock()
         self._struck = False  # the first process has SIGKILL
         self._empty = False  # no process is left
+        self._gone = False  # and that was seen
         self._ended = False  # and nothing else
 
     def open_stream(self) -> socket.socket:
@@ -90,6 +94,8 @@ class ProcessWall:
                 self._group.remove()
             for callback in self._on_end:
                 callback()
+            if self._block is not None:
+                self._block.release(self._gone)
 
     def save(self) -> dict[str, object]:
         return {"pid": self.pid, "group": self._group.name if self._group else None}
@@ -98,10 +104,9 @@ class ProcessWall:
         with self._lock:
             if self._empty:
                 return
-            for callback in self._before_end:
-                callback()
+            seen = [callback() for callback in self._before_end]
             self._first.kill()
-            self.wait(10.0)
+            self._gone = self.wait(10.0) and False not in seen
             self._empty = True
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from agentd.model.errors import BackendLost, SandboxError
 from agentd.sandbox import guard
+from agentd.sandbox.backends import identity
 from agentd.sandbox.supervisor import wire
 
 _START_SECONDS = 10.0
@@ -225,7 +226,8 @@ def _connected(path: str, deadline: float) -> socket.socket:
 
 def _answers(link: Link) -> bool:
     try:
-        link.ask("hello", _START_SECONDS)
+        # An older one does not know of ids, and takes no notice.
+        link.ask("hello", _START_SECONDS, ids=list(identity.configured()))
     except BackendLost:
         return False
     return True

@@ -13,6 +13,7 @@ from agentd.model import typed
 from agentd.model.errors import BackendLost, InvalidInput, SandboxError
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import backends, guard
+from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.child import unsent
 from agentd.sandbox.ports import (
     Backend,
@@ -166,9 +167,11 @@ class Supervisor:
                 with contextlib.suppress(OSError):
                     wire.send(daemon, {"n": message.get("n"), "error": wire.encode_error(told)})
 
-    def _hello(self, _: Message) -> Answer:
+    def _hello(self, message: Message) -> Answer:
         if self.closing.is_set():
             raise BackendLost("the supervisor is about to end", remediation="start another")
+        if "ids" in message:  # for walls that are built from now on
+            identity.configure(typed.convert(message["ids"], identity.Range))
         return {"pid": os.getpid(), "sandboxes": len(self._all())}, []
 
     def _list(self, message: Message) -> Answer:

@@ -12,6 +12,7 @@ from agentd.model.errors import SandboxError
 from agentd.model.isolation import IsolationLevel
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import progress
+from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.cgroups import group_name, make_group, own_hierarchy
 from agentd.sandbox.backends.firecracker import config, jailer, programs, report, snapshot, wall
 from agentd.sandbox.backends.firecracker import plan as plans
@@ -23,7 +24,6 @@ from agentd.sandbox.backends.firecracker.programs import Programs
 from agentd.sandbox.backends.firecracker.version import OLDEST, Quirks, parse, quirks
 from agentd.sandbox.backends.firecracker.wall import FirecrackerWall
 from agentd.sandbox.backends.vm.handshake import set_up, settings
-from agentd.sandbox.backends.vm.supervisor import monitor_uid
 
 _BOOT_SECONDS = 60.0
 _SETUP_SECONDS = 30.0
@@ -113,14 +113,18 @@ class FirecrackerBackend:
         requests: Callable[[Quirks], Iterable[Request]],
     ) -> FirecrackerWall:
         self.probe()
-        jail = Jail(self._base, group_name(), monitor_uid() or os.geteuid())
+        block = identity.take()
+        jail = Jail(self._base, group_name(), os.geteuid() if block is None else block.id)
         argv = jailer.command(jail, self._programs.jailer, self._programs.firecracker, plan.memory)
         with contextlib.ExitStack() as undo:
+            if block is not None:
+                undo.callback(block.release, ended=False)
+                block.note(jail.folder)
             group, detail = make_group(plan.spec.limits, plans.host_limits(plan), needed=())
             if group is not None:
                 undo.callback(group.remove)
             progress.report("starting firecracker")
-            monitor = Monitor(jail, argv, binds, group)
+            monitor = Monitor(jail, argv, binds, group, block)
             undo.callback(monitor.end)
             found = _quirks_of(monitor)
             monitor.perform(requests(found))

@@ -17,6 +17,7 @@ from agentd.sandbox.backends.firecracker.api import Api
 from agentd.sandbox.backends.firecracker.config import Request
 from agentd.sandbox.backends.firecracker.exits import MonitorEnded, ending
 from agentd.sandbox.backends.firecracker.jailer import Jail, Root
+from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.vm.messages import send
 from agentd.transport.text import safe_text
 
@@ -40,13 +41,16 @@ class Monitor:
         argv: list[str],
         binds: Mapping[str, str],
         group: cgroup.Group | None = None,
+        block: Block | None = None,
     ) -> None:
         """Returns when its API answers. ``binds`` are files of the host by their name in the jail.
+        ``block`` has its user's id, and is released when it has ended.
 
         Raises SandboxError, and leaves nothing behind then.
         """
         self.jail = jail
         self._group = group
+        self._block = block
         self._ended = False
         self._owner = os.getpid()
         with contextlib.ExitStack() as undo:
@@ -115,6 +119,8 @@ class Monitor:
         if ours:
             self._end_warden()
             jailer.remove(self.jail)  # where the guard could not: it was killed
+            if self._block is not None:
+                self._block.release(ended=False)
 
     def _started(self, argv: list[str], binds: Mapping[str, str]) -> int:
         """The pidfd of Firecracker."""

@@ -6,15 +6,16 @@ import socket
 import threading
 
 from agentd.guest.zygote.messages import MAX_MESSAGE
-from agentd.linux import cgroup, landlock, mounts, paths, process
+from agentd.linux import cgroup, idmap, landlock, mounts, paths, process
 from agentd.model.availability import Availability, Blocker
 from agentd.model.errors import AgentdError, InvalidInput
 from agentd.model.isolation import IsolationLevel
 from agentd.model.mount import Mount, MountMode
 from agentd.model.spec import SandboxSpec
+from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.cgroups import let_in, make_group, own_hierarchy
 from agentd.sandbox.backends.child import Ended, await_ready, send
-from agentd.sandbox.backends.identity import SANDBOX_UID
+from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.linux import report
 from agentd.sandbox.backends.linux.cow import OverlayWall
 from agentd.sandbox.backends.linux.nursery import Nursery, adopt
@@ -69,32 +70,35 @@ class LinuxBackend:
             request = self._request(plan, sources)
             spare = nursery.take_spare() if request["plain"] else None
             if spare is not None:
-                fds, listener = [spare[0]], spare[1]
-                undo.callback(listener.close)
-                undo.callback(os.close, spare[0])
+                fds, listener, block = [spare.pidfd], spare.listener, spare.block
+                undo.callback(_release, block)
+                undo.callback(spare.close)
                 try:
-                    self._pass_request(nursery, plan, request, sources, listener)
+                    self._pass_request(nursery, plan, request, sources, listener, block)
                     group, group_detail = _let_in(plan, listener, undo)
                 finally:
                     # Not before: the zygote would wake up on the core that we need.
                     nursery.ask_next()
             else:
+                block = self._take(nursery)
                 listener, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
                 undo.callback(listener.close)
                 with theirs:
-                    self._pass_request(nursery, plan, request, sources, listener)
-                    pending = nursery.spawn(theirs, _scratch(plan))
+                    try:
+                        self._pass_request(nursery, plan, request, sources, listener, block)
+                    except BaseException:
+                        _release(block, ended=True)  # nobody was asked for it yet
+                        raise
+                    undo.callback(_release, block)
+                    pending = nursery.spawn(theirs, _scratch(plan), block)
                 try:
                     group, group_detail = _let_in(plan, listener, undo)
                 finally:
                     fds = pending.answer()
                     for fd in fds:
                         undo.callback(os.close, fd)
-            pid = process.pidfd_of_fdinfo(fds[0])
-            controls = await_ready(listener)
-            wall = self._wall(
-                plan, pid, fds, listener, group, controls, group_detail, nursery.filter_digest
-            )
+                nursery.ask_next()
+            wall = self._wall(plan, fds, listener, group, group_detail, nursery, block)
             if isinstance(wall, OverlayWall):
                 wall.attach_layers(fds[1], os.open(".", _FOLDER, dir_fd=sources[0]))
             undo.pop_all()
@@ -109,12 +113,13 @@ class LinuxBackend:
         request: dict[str, object],
         sources: list[int],
         listener: socket.socket,
+        block: Block | None,
     ) -> None:
         """To the sandbox itself: what its zygote holds, every later sandbox has a copy of."""
         with contextlib.ExitStack() as passed:
             fds = []
             for mount, source in zip(plan.mounts, sources, strict=True):
-                fds.append(self._mount_fd(nursery, mount, source))
+                fds.append(self._mount_fd(nursery, mount, source, block))
                 passed.callback(os.close, fds[-1])
             send(listener, request, fds, "sandbox", MAX_MESSAGE)
 
@@ -127,14 +132,15 @@ class LinuxBackend:
     def _wall(
         self,
         plan: LinuxPlan,
-        pid: int,
         answer: list[int],
         listener: socket.socket,
         group: cgroup.Group | None,
-        controls: list[str],
         group_detail: str,
-        digest: str,
+        nursery: Nursery,
+        block: Block | None,
     ) -> NamespaceWall:
+        pid = process.pidfd_of_fdinfo(answer[0])
+        controls = await_ready(listener)
         kind = OverlayWall if plan.cow else NamespaceWall
         return kind(
             id_=f"{pid}",
@@ -148,9 +154,10 @@ class LinuxBackend:
                 group,
                 group_detail,
                 mapped=self._mapped(),
-                digest=digest,
+                digest=nursery.filter_digest,
             ),
             workspace="/workspace",
+            block=block,
         )
 
     def _request(self, plan: LinuxPlan, sources: list[int]) -> dict[str, object]:
@@ -197,19 +204,23 @@ class LinuxBackend:
         special = plan.cow or plan.private_root or self._without
         return not special and plan.uid == usual.uid
 
-    def _mount_fd(self, nursery: Nursery, mount: Mount, source: int) -> int:
+    def _mount_fd(self, nursery: Nursery, mount: Mount, source: int, block: Block | None) -> int:
         """A detached mount of ``source``, owned inside by the sandbox's user."""
         readonly = mount.mode is not MountMode.RW
         try:
-            if not self._mapped():
+            if block is None:
                 return nursery.clone_tree(mount.source, source, readonly=readonly)
-            from agentd.linux import idmap  # late: it imports subprocess
-
             owner = os.fstat(source)
-            userns = idmap.userns_fd(owner.st_uid, SANDBOX_UID, owner.st_gid, SANDBOX_UID)
-            return mounts.clone_tree(source, readonly=readonly, idmap_fd=userns)
+            userns = idmap.userns_fd(owner.st_uid, block.id, owner.st_gid, block.id)
+            try:
+                return mounts.clone_tree(source, readonly=readonly, idmap_fd=userns)
+            finally:
+                os.close(userns)
         except OSError as error:
             raise _unmountable(mount, error) from error
+
+    def _take(self, nursery: Nursery) -> Block | None:
+        return None if "ids" in self._without else identity.take(nursery.ids)
 
     def _mapped(self) -> bool:
         return os.geteuid() == 0
@@ -239,6 +250,12 @@ class LinuxBackend:
         if not landlock.abi_version():
             notes.append("Landlock is off: the read-only root stands alone")
         return blockers, notes
+
+
+def _release(block: Block | None, ended: bool = False) -> None:
+    """Without ``ended`` a clone of it may live on for a moment: a look at all processes tells."""
+    if block is not None:
+        block.release(ended)
 
 
 def _open_source(mount: Mount, undo: contextlib.ExitStack) -> int:

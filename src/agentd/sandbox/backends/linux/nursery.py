@@ -9,11 +9,13 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from agentd.guest.zygote.messages import MAX_MESSAGE
 from agentd.linux.fingerprint import fingerprint
 from agentd.linux.paths import same_file
 from agentd.model.errors import AgentdError, SandboxError
+from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.child import (
     Starved,
     reap,
@@ -22,11 +24,27 @@ from agentd.sandbox.backends.child import (
     start_python,
     unsent,
 )
-from agentd.sandbox.backends.identity import SANDBOX_UID
+from agentd.sandbox.backends.identity import Block
 
 _START_SECONDS = 20.0
 _ANSWER_SECONDS = 20.0
 _MODULE = "agentd.guest.zygote.main"
+# Who asks once may never ask again, and shall not pay for a spare.
+_OFTEN = 2
+
+
+class Spare(NamedTuple):
+    """A clone that waits for a plain request: its pidfd, the host's end of its listener, and whose
+    ids it has."""
+
+    pidfd: int
+    listener: socket.socket
+    block: Block | None
+
+    def close(self) -> None:
+        """It ends; its block is released by whoever sees that."""
+        self.listener.close()
+        os.close(self.pidfd)
 
 
 class Nursery:
@@ -42,18 +60,25 @@ class Nursery:
         self.filter_digest = ""
         self._ready = False
         self._count = 0
-        self._spare: tuple[int, socket.socket] | None = None
+        self._spawned = 0
+        self._spare: Spare | None = None
+        # A spare is asked for, and on its way to us; its ids are taken already.
+        self._asked = False
+        self._next: Block | None = None
         self._owner = os.getpid()
-        root = os.geteuid() == 0
-        identity = SANDBOX_UID if root else None
+        #: Where its sandboxes' ids are from.
+        self.ids = identity.configured()
+        self._own = identity.take(self.ids)
         self._control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._mounts, mounts = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self.pid = start_python(_MODULE, (control, mounts))
-            self._send({"uid": identity, "gid": identity, "net": net, "plain": plain}, [])
+            self._send({"ids": self._map(), "net": net, "plain": plain}, [])
         except BaseException:
             self._control.close()
             self._mounts.close()
+            if self._own is not None:
+                self._own.release(ended=False)
             raise
         finally:
             control.close()
@@ -64,28 +89,37 @@ class Nursery:
         with self._lock:
             self._wait_ready()
 
-    def take_spare(self) -> tuple[int, socket.socket] | None:
-        """The clone that waits for a plain request, if there is one: its pidfd, and the host's end
-        of its listener. The caller owns both, and calls ``ask_next`` in time."""
+    def take_spare(self) -> Spare | None:
+        """The clone that waits for a plain request, if there is one. The caller owns all of it, and
+        calls ``ask_next`` in time."""
         with self._lock:
             self._collect_spare()
             spare, self._spare = self._spare, None
             return spare
 
     def ask_next(self) -> None:
-        """A spare was taken: the zygote clones another once nobody asks it for anything."""
+        """Have the zygote clone a spare, where there is none, once nobody asks it for anything."""
         with self._lock, contextlib.suppress(SandboxError):  # whoever needs it says so
-            self._send({"next": True}, [])
+            if self._asked or self._spare is not None or self._spawned < _OFTEN:
+                return
+            if self._next is None:
+                self._next = identity.take(self.ids)
+            self._asked = True
+            self._send({"next": None if self._next is None else self._next.id}, [])
 
-    def spawn(self, listener: socket.socket, scratch: dict[str, object] | None) -> "Pending":
+    def spawn(
+        self, listener: socket.socket, scratch: dict[str, object] | None, block: Block | None
+    ) -> "Pending":
         """Ask for a clone that reads its request from ``listener``; with ``scratch`` (``disk`` and
         ``inodes``) it gets a tmpfs that the host sees, too. ``Pending.answer`` must be called."""
         self._lock.acquire()
         try:
             self._wait_ready()
             number = self._next_number()
-            request = {"n": number, "cow": scratch is not None, **(scratch or {})}
+            id_ = None if block is None else block.id
+            request = {"n": number, "id": id_, "cow": scratch is not None, **(scratch or {})}
             self._send(request, [listener.fileno()])
+            self._spawned += 1
         except BaseException:
             self._lock.release()
             raise
@@ -125,17 +159,28 @@ class Nursery:
         """End the zygote and with it every sandbox; idempotent."""
         self._control.close()
         self._mounts.close()
-        self._drop_spare()
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            spare.close()
         if os.getpid() != self._owner:
             return  # a forked copy of us: the zygote belongs to the original
+        # It waits for the zygote, and the kernel ends every clone with that.
+        ended = self._await_end()
+        for block in (self._own, self._next, None if spare is None else spare.block):
+            if block is not None:
+                block.release(ended)
+
+    def _await_end(self) -> bool:
+        """Whether it ended by itself."""
         deadline = time.monotonic() + 5.0
         while time.monotonic() < deadline:
             if reap(self.pid):
-                return
+                return True
             time.sleep(0.001)
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
+        return False
 
     def _collect_spare(self) -> None:
         """Take the clone that the zygote may have sent since."""
@@ -145,7 +190,9 @@ class Nursery:
             try:
                 answer, fds = receive(self._control, 0, "zygote")
             except Starved:  # one that we could not take: it ends, as nobody holds it
-                self._send({"next": True}, [])
+                block, self._next, self._asked = self._next, None, False
+                if block is not None:
+                    block.release(ended=False)
                 return
             self._sort(answer, fds)
 
@@ -171,14 +218,13 @@ class Nursery:
         return self._count
 
     def _keep_spare(self, fds: list[int]) -> None:
-        self._drop_spare()
-        self._spare = fds[0], socket.socket(fileno=fds[1])
+        self._spare = Spare(fds[0], socket.socket(fileno=fds[1]), self._next)
+        self._asked, self._next = False, None
 
-    def _drop_spare(self) -> None:
-        spare, self._spare = self._spare, None
-        if spare is not None:
-            os.close(spare[0])
-            spare[1].close()
+    def _map(self) -> dict[str, int] | None:
+        if self._own is None:
+            return None
+        return {"own": self._own.id, "start": self.ids.start, "end": self.ids.end}
 
     def _wait_ready(self) -> None:
         if self._ready:

@@ -14,6 +14,7 @@ from agentd.model.errors import Refused, SandboxError
 from agentd.model.isolation import IsolationLevel
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox import progress
+from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.cgroups import make_group
 from agentd.sandbox.backends.qemu import foreign, report
 from agentd.sandbox.backends.qemu import process as machines
@@ -136,7 +137,7 @@ class QemuBackend:
     def _make(self, keeper: Keeper, machine: Machine, boot: Boot, state: int) -> None:
         """Boot a machine once, without a card and a vsock device, and write down its state."""
         self.progress("booting a template", 0, 1)
-        process = machines.start(keeper, machine, boot)
+        process = machines.start(keeper, machine, boot, block=identity.take())
         try:
             _await_agent(process)
             process.save(state)
@@ -156,16 +157,21 @@ class QemuBackend:
         thaw: bool,
     ) -> QemuWall:
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as passed:
+            block = identity.take()
+            if block is not None:
+                undo.callback(block.release, ended=False)
             opened: list[Share] = []
             for index, mount in enumerate(plan.spec.mounts):
-                opened.append(open_share(mount, index))
+                opened.append(open_share(mount, index, None if block is None else block.id + 1))
                 passed.callback(os.close, opened[-1].fd)
             # The guest holds the limits; what is around QEMU holds a guest that was broken.
             group, detail = make_group(plan.spec.limits, host_limits(plan, machine), needed=())
             if group is not None:
                 undo.callback(group.remove)
             net = plan.spec.net == "host"
-            process = machines.start(keeper, machine, boot, state=state, net=net, group=group)
+            process = machines.start(
+                keeper, machine, boot, state=state, net=net, group=group, block=block
+            )
             undo.callback(process.end)
             if net:
                 process.attach_card()
@@ -197,7 +203,7 @@ class QemuBackend:
             group, detail = make_group(plan.spec.limits, host_limits(plan, machine), ("cpus",))
             if group is not None:
                 undo.callback(group.remove)
-            process = machines.start(keeper, machine, boot, group=group)
+            process = machines.start(keeper, machine, boot, group=group, block=identity.take())
             undo.callback(process.end)
             process.attach_vsock()
             foreign.await_agent(process, BOOT_SECONDS)

@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 
 from agentd.linux import cgroup
 from agentd.model.errors import AgentdError, BackendLost, SandboxError
+from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.qemu import plan as plans
 from agentd.sandbox.backends.qemu import shares
 from agentd.sandbox.backends.qemu.plan import Machine
 from agentd.sandbox.backends.qemu.qmp import Qmp, QmpError
 from agentd.sandbox.backends.qemu.shares import Share
-from agentd.sandbox.backends.vm.supervisor import Keeper, monitor_uid
+from agentd.sandbox.backends.vm.supervisor import Keeper
 from agentd.transport.dial import dial
 
 # Under software emulation, on a machine that is busy with other things.
@@ -66,11 +67,13 @@ class Process:
     """
 
     def __init__(
-        self, keeper: Keeper, number: int, uid: int | None, group: cgroup.Group | None
+        self, keeper: Keeper, number: int, block: Block | None, group: cgroup.Group | None
     ) -> None:
         self._keeper = keeper
         self._number = number
-        self._uid = uid
+        # Its ids are this machine's alone: whoever breaks out of it cannot touch the next.
+        self._block = block
+        self._uid = None if block is None else block.id
         self._group = group
         self._lock = threading.Lock()  # around what changes the device
         self._end_lock = threading.Lock()
@@ -322,6 +325,8 @@ class Process:
             for path in self._sockets.values():
                 with contextlib.suppress(OSError):
                     os.unlink(path)
+            if self._block is not None:  # its helpers end after it, and we see none of them
+                self._block.release(ended=False)
 
     def _listen(self, name: str) -> socket.socket:
         path = f"{self._keeper.folder}/{self._number}.{name}"
@@ -362,9 +367,13 @@ def start(
     state: int | None = None,
     net: bool = False,
     group: cgroup.Group | None = None,
+    block: Block | None = None,
 ) -> Process:
-    """A running machine; ``state`` is a descriptor of what ``save`` wrote, else it boots."""
-    process = Process(keeper, keeper.number(), monitor_uid(), group)
+    """A running machine; ``state`` is a descriptor of what ``save`` wrote, else it boots.
+
+    ``block`` is released when it ends, and when it does not come up.
+    """
+    process = Process(keeper, keeper.number(), block, group)
     try:
         process.start(machine, boot, incoming=state is not None, net=net)
         if state is not None:

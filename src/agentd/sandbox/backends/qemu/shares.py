@@ -9,10 +9,9 @@ import os
 import shutil
 from typing import NamedTuple
 
-from agentd.linux import paths
+from agentd.linux import idmap, mounts, paths
 from agentd.model.errors import InvalidInput, Refused
 from agentd.model.mount import Mount, MountMode
-from agentd.sandbox.backends.identity import SANDBOX_UID
 from agentd.sandbox.backends.vm.confine import STAGE
 
 # Debian's place, which is on no PATH.
@@ -48,15 +47,18 @@ def program() -> str:
     return found
 
 
-def open_share(mount: Mount, index: int) -> Share:
-    """Raises InvalidInput for what is no directory that the caller may read."""
+def open_share(mount: Mount, index: int, lent_to: int | None) -> Share:
+    """``lent_to`` is the user that gets the owner's rights there; None without root.
+
+    Raises InvalidInput for what is no directory that the caller may read.
+    """
     try:
         fd = _open(mount.source)
         owner = os.fstat(fd)
-        if os.geteuid() != 0:
+        if lent_to is None:
             return Share(f"share{index}", fd, owner.st_uid, owner.st_gid, mount, False)
         try:
-            return _lent(mount, index, fd, owner)
+            return _lent(mount, index, fd, owner, lent_to)
         finally:
             os.close(fd)
     except OSError as error:
@@ -75,12 +77,13 @@ def _open(source: str) -> int:
         os.close(found)
 
 
-def _lent(mount: Mount, index: int, fd: int, owner: os.stat_result) -> Share:
-    from agentd.linux import idmap, mounts  # late: idmap imports subprocess
-
-    userns = idmap.userns_fd(owner.st_uid, SANDBOX_UID, owner.st_gid, SANDBOX_UID)
-    tree = mounts.clone_tree(fd, readonly=mount.mode is MountMode.RO, idmap_fd=userns)
-    return Share(f"share{index}", tree, SANDBOX_UID, SANDBOX_UID, mount, True)
+def _lent(mount: Mount, index: int, fd: int, owner: os.stat_result, lent_to: int) -> Share:
+    userns = idmap.userns_fd(owner.st_uid, lent_to, owner.st_gid, lent_to)
+    try:
+        tree = mounts.clone_tree(fd, readonly=mount.mode is MountMode.RO, idmap_fd=userns)
+    finally:
+        os.close(userns)
+    return Share(f"share{index}", tree, lent_to, lent_to, mount, True)
 
 
 def command(path: str, share: Share, guest_uid: int) -> list[str]:

@@ -12,14 +12,11 @@ from typing import NamedTuple
 from agentd.linux import cgroup, process
 from agentd.model.errors import SandboxError
 from agentd.sandbox.backends.child import reap, receive, start_python
-from agentd.sandbox.backends.identity import SANDBOX_UID
 from agentd.sandbox.backends.vm import folders
 from agentd.sandbox.backends.vm.messages import send
 
 _MODULE = "agentd.sandbox.backends.vm.keeper"
 _ANSWER_SECONDS = 30.0
-# Each machine's monitor is another user: one that was broken out of cannot touch the next.
-_UIDS = 1 << 16
 
 
 class Started(NamedTuple):
@@ -195,13 +192,6 @@ class Keeper:
         if "error" in answer:
             raise SandboxError("the keeper could not start", cause=str(answer["error"]))
         self._ready = True
-
-
-def monitor_uid() -> int | None:
-    """Who a machine's processes are: as root a user of their own, else the caller."""
-    if os.geteuid() != 0:
-        return None
-    return SANDBOX_UID + 1 + int.from_bytes(os.urandom(2)) % _UIDS
 
 
 def _seen(answer: dict[str, object]) -> Seen:

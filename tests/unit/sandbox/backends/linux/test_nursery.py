@@ -39,7 +39,7 @@ def test_a_request_of_a_dead_zygote_says_so(backend: LinuxBackend) -> None:
         for _ in range(2):  # the first may still fit into its socket
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with ours, theirs:
-                nursery.spawn(theirs, None).answer()
+                nursery.spawn(theirs, None, None).answer()
     with pytest.raises((SandboxError, OSError)):
         nursery.clone_tree("/usr", -1, readonly=True)
 

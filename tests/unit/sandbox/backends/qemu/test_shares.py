@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from agentd.linux import idmap
 from agentd.model.errors import InvalidInput
 from agentd.model.mount import Mount, MountMode
-from agentd.sandbox.backends.identity import SANDBOX_UID
 from agentd.sandbox.backends.qemu import shares
 from agentd.sandbox.backends.qemu.shares import Share
 
 RW = Mount("/srv/project", "/data", MountMode.RW)
+LENT_TO = 2_000_131_073
 RO = Mount("/srv/project", "/data", MountMode.RO)
 
 
@@ -49,25 +48,24 @@ def test_the_guest_mounts_it_without_set_uid_programs_and_devices() -> None:
 @pytest.mark.root
 def test_root_lends_the_owners_rights_to_a_user_without_any(tmp_path: Path) -> None:
     os.chown(tmp_path, 1234, 1234)
-    share = shares.open_share(Mount(str(tmp_path), "/data", MountMode.RW), 3)
+    share = shares.open_share(Mount(str(tmp_path), "/data", MountMode.RW), 3, LENT_TO)
     try:
         assert (share.tag, share.uid, share.gid, share.detached) == (
             "share3",
-            SANDBOX_UID,
-            SANDBOX_UID,
+            LENT_TO,
+            LENT_TO,
             True,
         )
         status = os.fstat(share.fd)
-        assert (status.st_uid, status.st_gid) == (SANDBOX_UID, SANDBOX_UID)
+        assert (status.st_uid, status.st_gid) == (LENT_TO, LENT_TO)
         assert stat.S_ISDIR(status.st_mode)
     finally:
         os.close(share.fd)
-        idmap.close_all()
 
 
 @pytest.mark.parametrize("name", ["absent", "file"])
 def test_what_is_no_directory_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InvalidInput, match=name) as caught:
-        shares.open_share(Mount(str(tmp_path / name), "/data", MountMode.RO), 0)
+        shares.open_share(Mount(str(tmp_path / name), "/data", MountMode.RO), 0, None)
     assert "directory" in caught.value.remediation

@@ -1,0 +1,160 @@
+"""How the zygote leaves the host behind: its user, its namespaces, its root; and who stays outside.
+
+Standard library only.
+"""
+
+import contextlib
+import os
+import resource
+import select
+import signal
+import socket
+
+from agentd.guest.zygote import root
+from agentd.guest.zygote.messages import close_all, receive, refuse, reply
+from agentd.linux import abi, mounts, paths, process
+from agentd.linux.clone import Cloner
+from agentd.linux.kernel import KERNEL
+from agentd.linux.title import set_title
+
+CONTROL_FD = 3
+MOUNTS_FD = 4
+
+
+def prepare(config: dict[str, object]) -> Cloner:
+    """Leave the host behind: become nobody, enter the namespaces, pivot into the root."""
+    process.set_pdeathsig(0)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)  # the host ends us by closing the socket
+    set_title("agentd")
+    cloner = Cloner()
+    files = root.read_etc(config["net"] == "host")
+    ids = config["ids"]
+    if isinstance(ids, dict):
+        trees = _enter_as_root(cloner, **ids)
+    else:
+        _enter_namespaces()
+        trees = root.clone_trees()
+    root.enter(trees, files)
+    return cloner
+
+
+def _enter_as_root(cloner: Cloner, own: int, start: int, end: int) -> list[root.Tree]:
+    """Become ``own``, root of a user namespace that has the ids from ``start`` to ``end``, too.
+
+    Its maps take root to write: the first process does that, and becomes ``own`` as well then.
+    """
+    # Mounts are copied while that is still allowed, in a mount namespace of our own.
+    KERNEL.unshare(abi.CLONE_NEWNS)
+    KERNEL.mount(None, "/", None, abi.MS_REC | abi.MS_PRIVATE)
+    trees = root.clone_trees()
+    _lift_user_limits()
+    written, mapped = os.pipe2(os.O_CLOEXEC)
+    os.setgroups([])
+    os.setresgid(own, own, own)
+    # The namespace belongs to whoever makes it, and what is in it counts as theirs: not as root's.
+    os.setresuid(-1, own, -1)
+    pid, pidfd = cloner.clone(abi.CLONE_NEWUSER | abi.CLONE_NEWNS | abi.CLONE_NEWPID)
+    if pid:
+        os.setresuid(-1, 0, -1)
+        maps = f"0 {own} 1\n" + _without(own, start, end)
+        _write(f"/proc/{pid}/gid_map", maps)
+        _write(f"/proc/{pid}/uid_map", maps)
+        os.write(mapped, b"m")
+        os.setresuid(own, own, own)
+        process.set_no_new_privs()
+        for fd in (pidfd, written, mapped):
+            os.close(fd)
+        _serve_mounts(pid)
+    os.close(mapped)
+    if os.read(written, 1) != b"m":
+        os._exit(1)  # the first process has died, or could not
+    os.close(written)
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    _become_zygote()
+    return trees
+
+
+def _without(own: int, start: int, end: int) -> str:
+    """Lines of an id map: all ids from ``start`` to ``end`` but ``own``, as themselves."""
+    parts = ((start, min(own, end)), (max(own + 1, start), end))
+    return "".join(f"{first} {first} {after - first}\n" for first, after in parts if after > first)
+
+
+def _lift_user_limits() -> None:
+    """What sandboxes queue and lock counts as the zygote's, too, all together. Each has its own
+    limits (``box``); this one would be shared by all of them."""
+    for number in (
+        resource.RLIMIT_NPROC,
+        resource.RLIMIT_SIGPENDING,
+        resource.RLIMIT_MSGQUEUE,
+        resource.RLIMIT_MEMLOCK,
+    ):
+        with contextlib.suppress(ValueError, OSError):  # root of a container may not raise it
+            resource.setrlimit(number, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+def _enter_namespaces() -> None:
+    uid, gid = os.geteuid(), os.getegid()
+    KERNEL.unshare(abi.CLONE_NEWUSER | abi.CLONE_NEWNS | abi.CLONE_NEWPID)
+    _write("/proc/self/setgroups", "deny")
+    _write("/proc/self/gid_map", f"0 {gid} 1")
+    _write("/proc/self/uid_map", f"0 {uid} 1")
+    child = os.fork()
+    if child:
+        _serve_mounts(child)
+    KERNEL.unshare(abi.CLONE_NEWNS)  # the first process keeps the host's tree, we pivot away
+    _become_zygote()
+
+
+def _become_zygote() -> None:
+    os.close(MOUNTS_FD)
+    process.set_pdeathsig(signal.SIGKILL)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps ended sandboxes
+
+
+def _serve_mounts(zygote: int) -> None:
+    """The first process: answer ``{"path", "ro"}`` with a detached mount until the zygote ends."""
+    os.close(CONTROL_FD)
+    sock = socket.socket(fileno=MOUNTS_FD)
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    ended = os.pidfd_open(zygote)
+    poll.register(ended, select.POLLIN)
+    while all(fd != ended for fd, _ in poll.poll()):
+        try:
+            request, fds = receive(sock)
+        except EOFError:
+            break
+        except (OSError, ValueError, MemoryError) as error:
+            refuse(sock, None, error)
+            continue
+        close_all(fds)
+        _serve_mount(sock, request)
+    os.waitpid(zygote, 0)
+    os._exit(0)
+
+
+def _serve_mount(sock: socket.socket, request: dict[str, object]) -> None:
+    number = request.get("n")
+    try:
+        source = paths.open_plain(str(request["path"]))
+        try:
+            fd = mounts.clone_tree(source, readonly=bool(request["ro"]))
+        finally:
+            os.close(source)
+        try:
+            reply(sock, {"n": number, "ok": True}, [fd])
+        finally:
+            os.close(fd)
+    except Exception as error:
+        refuse(sock, number, error)
+
+
+def _write(path: str, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)

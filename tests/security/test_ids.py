@@ -1,0 +1,145 @@
+"""A sandbox's user is nobody else's: not another sandbox's, of this process or of another's."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentd.client import build
+from agentd.sandbox.backends import identity
+from agentd.sandbox.backends.identity import SIZE, START
+from agentd.sandbox.backends.linux.backend import LinuxBackend
+from agentd.sandbox.ports import Wall
+
+pytestmark = pytest.mark.root
+
+# A range that no other agentd of this machine gives.
+_ENV = {"AGENTD_IDS__START": str(START + 6000 * SIZE), "AGENTD_IDS__BLOCKS": "8"}
+_OWNER = """
+import sys
+from agentd import Sandbox
+from agentd.model.errors import AgentdError
+boxes = []
+for _ in range(int(sys.argv[1])):
+    try:
+        boxes.append(Sandbox.create(backend="linux"))
+    except AgentdError as error:
+        print(f"error={error} {error.remediation}", flush=True)
+        break
+    print(boxes[-1].run("true").exit_code, flush=True)
+print("made", flush=True)
+sys.stdin.read()
+"""
+
+
+def outside(wall: Wall) -> set[int]:
+    """Every user and group id of its first process."""
+    lines = Path(f"/proc/{wall.save()['pid']}/status").read_text().splitlines()
+    ids = [line.split()[1:] for line in lines if line.startswith(("Uid:", "Gid:"))]
+    return {int(each) for line in ids for each in line}
+
+
+@pytest.fixture
+def backend() -> Iterator[LinuxBackend]:
+    made = LinuxBackend()
+    yield made
+    made.close()
+
+
+def test_a_thousand_sandboxes_have_a_thousand_ids(backend: LinuxBackend, tmp_path: Path) -> None:
+    """Fresh, made ahead, and with a workspace alike."""
+    plain = backend.plan(build.sandbox_spec())
+    mounted = backend.plan(build.sandbox_spec(workspace=str(tmp_path)))
+    (tmp_path / "file").write_text("text")
+    seen: list[int] = []
+    for _ in range(50):
+        walls: list[Wall] = []
+        try:
+            for number in range(20):
+                walls.append(backend.launch(mounted if number % 3 == 2 else plain))
+                ids = outside(walls[-1])
+                assert len(ids) == 1, "all of its ids are one"
+                seen += ids
+        finally:
+            for wall in walls:
+                wall.kill()
+    assert len(set(seen)) == 1000
+    assert START not in seen
+    assert all((each - START) % SIZE == 0 for each in seen)
+
+
+def test_a_block_comes_back_when_its_sandbox_has_ended(backend: LinuxBackend) -> None:
+    wall = backend.launch(backend.plan(build.sandbox_spec()))
+    (mine,) = outside(wall)
+    assert os.path.exists(f"{identity.FOLDER}/{mine}")
+    wall.kill()
+    assert not os.path.exists(f"{identity.FOLDER}/{mine}")
+
+
+def test_each_wall_of_the_process_level_has_its_own(sandbox: Callable[..., Any]) -> None:
+    first, second = (outside(sandbox("landlock").wall) for _ in range(2))
+    assert len(first) == len(second) == 1
+    assert first.isdisjoint(second)
+
+
+def test_a_workspace_belongs_to_its_sandbox_and_stays_the_owners(
+    sandbox: Callable[..., Any], tmp_path: Path
+) -> None:
+    os.chown(tmp_path, 4321, 4322)
+    (tmp_path / "file").write_text("text")
+    os.chown(tmp_path / "file", 4321, 4322)
+    (tmp_path / "file").chmod(0o600)
+    attack = "open('/workspace/made', 'x').close(); said('had', open('/workspace/file').read())"
+    for name in ("first", "second"):
+        box = sandbox("linux", workspace=str(tmp_path))
+        assert box.attack(attack)["had"] == "text"
+        made = (tmp_path / "made").stat()
+        assert (made.st_uid, made.st_gid) == (4321, 4322)
+        (tmp_path / "made").rename(tmp_path / name)
+
+
+def owner(count: int) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", _OWNER, str(count)],
+        env={**os.environ, **_ENV},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def said(process: "subprocess.Popen[str]") -> list[str]:
+    assert process.stdout is not None
+    lines = []
+    while (line := process.stdout.readline().strip()) not in ("made", ""):
+        lines.append(line)
+    return lines
+
+
+def test_two_processes_never_share_a_block_and_kill_9_gives_them_back() -> None:
+    """Of 8 blocks the first has 4 or 5: a zygote, three sandboxes, perhaps one ahead."""
+    with owner(3) as first:
+        assert said(first) == ["0", "0", "0"]
+        with owner(9) as second:
+            *fine, error = said(second)
+            assert 1 <= len(fine) <= 3
+            assert "no block of user ids is free: all 8" in error
+            assert "ids.blocks" in error
+            second.kill()
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+    # What they left dies by itself; then all is there again for somebody else.
+    assert any(whole(6) for _ in range(20))
+
+
+def whole(count: int) -> bool:
+    """Whether a process of its own can have so many sandboxes at once."""
+    with owner(count) as process:
+        told = said(process)
+        process.communicate("")
+    return told == ["0"] * count
