@@ -194,6 +194,10 @@ def test_what_is_said_to_be_in_force(make: Make) -> None:
     fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
     assert said["monitor_no_new_privs"].enforced is (fields["NoNewPrivs"] == "1") is True
     assert said["monitor_seccomp"].enforced is (fields["Seccomp"] == "2") is True
+    both = "and agentd's" in said["monitor_seccomp"].detail
+    assert both is (int(fields["Seccomp_filters"]) >= 2) is True
+    assert said["monitor_capabilities"].detail.startswith("none in any set")
+    assert int(fields["CapBnd"], 16) == 0
     assert said["monitor_capabilities"].enforced is (int(fields["CapEff"], 16) == 0) is True
     if os.getuid() == 0:
         assert said["monitor_user"].enforced

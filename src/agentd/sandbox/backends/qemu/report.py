@@ -59,7 +59,7 @@ def enforcement(
     for who, held in controls.items():
         for name, how in _STEPS.items():
             if who == "monitor" and name == "seccomp":
-                table["monitor_seccomp"] = Control("default", True, "QEMU's own: -sandbox on")
+                table["monitor_seccomp"] = _monitor_filter(held)
             else:
                 table[f"{who}_{name}"] = _step(name, how, held)
     for mount in plan.spec.mounts:
@@ -74,6 +74,11 @@ def enforcement(
         "cgroup controller memory" if ceiling else detail or "no memory controller",
     )
     return table
+
+
+def _monitor_filter(held: Sequence[str]) -> Control:
+    ours = " and agentd's, profile sandbox" if "seccomp" in held else ""
+    return Control("default", True, f"QEMU's own filter (-sandbox on){ours}")
 
 
 def _limits(plan: QemuPlan, setup: Sequence[str]) -> dict[str, Control]:

@@ -186,6 +186,7 @@ class Keeper:
         vm = _Vm()
         ours, theirs = socket.socketpair()
         cell = children.program_cell(request, fds)
+        cell.filter = self._filter  # what the monitor forbids itself comes on top
         try:
             child = children.start_program(self._cloner, cell, request, fds, theirs.fileno())
         except BaseException:
