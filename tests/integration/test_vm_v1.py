@@ -185,6 +185,25 @@ def test_output_is_bounded_and_the_machine_lives(client: Lines) -> None:
     assert client.sh("echo on") == "on\n"
 
 
+def test_clients_that_do_not_read_cannot_take_the_machines_memory(machine: Machine) -> None:
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(Lines(machine.open())) for _ in range(5)]
+        for client in clients:
+            client.send({"command": "head", "args": ["-c", str(60 * MIB), "/dev/zero"]})
+        with Lines(machine.open()) as other:
+            for client in clients:
+                assert client.stream.recv(1, socket.MSG_PEEK)
+            assert other.sh("echo on") == "on\n"
+        errors = [client.reply()["error"] for client in clients]
+    # All of them at once held more than the machine has, and its kernel panicked.
+    assert any((error or "").startswith("output limit of ") for error in errors)
+
+
+def test_root_may_make_a_device_in_tmp_and_use_it(client: Lines) -> None:
+    script = "mknod /tmp/null c 1 3 && echo x >/tmp/null && rm /tmp/null && echo made"
+    assert client.sh(script) == "made\n"
+
+
 def test_a_line_without_end_is_bounded(client: Lines) -> None:
     for _ in range(24):
         client.send(b"x" * MIB)

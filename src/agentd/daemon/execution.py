@@ -17,7 +17,7 @@ from agentd.model.result import Exit, Result, Timing, Usage
 from agentd.model.spec import ExecRequest
 from agentd.sandbox.manager import SandboxHandle
 from agentd.transport.core import Chunk
-from agentd.transport.running import NeverRan, SpawnFailed
+from agentd.transport.running import NeverRan, SpawnFailed, StdinNotStreamed
 
 if TYPE_CHECKING:
     from agentd.transport.guest import Guest
@@ -118,7 +118,14 @@ class Execution:
         capture: bool,
     ) -> "Execution":
         """One whose output and end come by a stream of ours: it ends with that."""
-        return cls(handle, lambda guest: guest.start(request, capture=capture), concluded)
+
+        def begin(guest: "Guest") -> "Running":
+            try:
+                return guest.start(request, capture=capture)
+            except StdinNotStreamed:
+                return guest.start_with_whole_stdin(request)
+
+        return cls(handle, begin, concluded)
 
     @classmethod
     def detached(
@@ -283,7 +290,8 @@ def completed(request: ExecRequest, handle: SandboxHandle) -> ExecRequest:
     spec = handle.spec
     return msgspec.structs.replace(
         request,
-        cwd=os.path.join(handle.wall.workspace, request.cwd or ".").removesuffix("/."),
+        # The root of a foreign guest is its workspace; an empty path would be none.
+        cwd=os.path.join(handle.wall.workspace, request.cwd or ".").removesuffix("/.") or "/",
         env={**spec.env, **request.env},
         timeout=request.timeout or spec.limits.timeout,
         output_limit=request.output_limit or spec.limits.output,

@@ -10,7 +10,19 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 from agentd._version import __version__
-from agentd.guest import fs, fs_read, fs_tar, fs_write, spawn, system, tunnel, watch, wire
+from agentd.guest import (
+    budget,
+    fs,
+    fs_read,
+    fs_tar,
+    fs_write,
+    spawn,
+    system,
+    tunnel,
+    v1,
+    watch,
+    wire,
+)
 from agentd.guest.attach import attach
 from agentd.guest.connection import Connection, guarded, report
 from agentd.guest.exec import Commands
@@ -55,8 +67,11 @@ class Agent:
         if not pid1:
             become_subreaper()
         self.processes = Processes(loop, disk_paths=paths)
+        # Told of each connection: True as it is accepted, False as it ends.
+        self.on_connection: Callable[[bool], None] | None = None
         # Around what takes rights over files that the agent does without otherwise.
         self.privileged: AbstractContextManager[object] = nullcontext()
+        self._budget: budget.Budget | None = None
         self._hello = {"agent": __version__, "features": list(features), **(hello or {})}
         self._max_connections = max_connections
         self._streams: set[Stream] = set()
@@ -92,6 +107,8 @@ class Agent:
             stream.close()
             return False
         self._streams.add(stream)
+        if self.on_connection is not None:
+            self.on_connection(True)
         stream.on_close = partial(self._on_close, stream)
         stream.start(_Handshake(self, stream))
         return len(self._streams) < self._max_connections
@@ -103,6 +120,12 @@ class Agent:
     def listen(self, sock: socket.socket) -> None:
         """Serve a bound stream socket."""
         self._listeners.append(SocketListener(self.loop, sock, self.serve_stream))
+
+    def serve_v1(self, stream: Stream, first: bytes) -> None:
+        """Go on in v1 with what has come."""
+        if self._budget is None:
+            self._budget = budget.of_machine(v1.MAX_LINE)
+        V1Connection(stream, self.processes, budget=self._budget).start(first)
 
     def upgrade(self, stream: Stream, first: bytes) -> None:
         """Go on in v2 after the hello line."""
@@ -143,6 +166,8 @@ class Agent:
 
     def _on_close(self, stream: Stream) -> None:
         self._streams.discard(stream)
+        if self.on_connection is not None:
+            self.on_connection(False)
         if self._stopped:
             return
         for listener in self._listeners:
@@ -176,13 +201,13 @@ class _Handshake:
         if self._first.startswith(wire.HELLO):
             self._agent.upgrade(self._stream, self._first[len(wire.HELLO) :])
         elif not wire.HELLO.startswith(self._first):
-            V1Connection(self._stream, self._agent.processes).start(self._first)
+            self._agent.serve_v1(self._stream, self._first)
 
     def on_eof(self) -> None:
         if not self._first:
             self._stream.finish()
         else:
-            V1Connection(self._stream, self._agent.processes).start(self._first)
+            self._agent.serve_v1(self._stream, self._first)
 
     def on_drained(self) -> None:
         """Nothing was written yet."""

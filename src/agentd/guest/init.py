@@ -16,6 +16,9 @@ from agentd.linux import abi
 from agentd.linux.kernel import KERNEL, Kernel
 
 HOSTNAME = "agentd-vm"
+NAME = "agentd-guest"
+# Under this name we are the first agent: its lines on stderr, its arguments (none), its mounts.
+FIRST = "fc-guest-agent"
 # The kernel starts init without one.
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 TERM_GRACE_S = 2.0
@@ -26,7 +29,8 @@ MAX_DELAY_S = 5.0
 SOUND_AFTER_S = 30.0
 
 _PRIVATE = abi.MS_NOSUID | abi.MS_NODEV | abi.MS_NOEXEC
-_TMPFS = abi.MS_NOSUID | abi.MS_NODEV
+# A machine's root may do all anyway, and makes device nodes in /tmp (debootstrap, a chroot).
+_TMPFS = 0
 # (file system, mount point, flags, options), in order.
 MOUNTS = (
     ("proc", "/proc", _PRIVATE, None),
@@ -57,10 +61,25 @@ _MAGIC1, _MAGIC2, _RB_AUTOBOOT = 0xFEE1DEAD, 0x28121969, 0x01234567
 _EX_SOFTWARE = 70
 
 
+class _Self:
+    """What we are called."""
+
+    name = NAME
+
+
+def become_the_first() -> None:
+    """Be ``fc-guest-agent`` from now on, in this process and its children."""
+    _Self.name = FIRST
+
+
+def is_the_first() -> bool:
+    return _Self.name == FIRST
+
+
 def say(text: str) -> None:
     """A line on stderr, with our name before it. Lost if stderr cannot take it."""
     with contextlib.suppress(OSError):
-        os.write(2, f"agentd-guest: {text}\n".encode(errors="backslashreplace"))
+        os.write(2, f"{_Self.name}: {text}\n".encode(errors="backslashreplace"))
 
 
 def boot(kernel: Kernel = KERNEL) -> None:
@@ -68,6 +87,9 @@ def boot(kernel: Kernel = KERNEL) -> None:
     # Nothing may be written before descriptors 0 to 2 are there, and /dev/null is in a mount.
     warnings = [*mount_all(kernel), *make_links()]
     open_standard_descriptors()
+    if is_the_first():
+        say("Starting...")
+        say("Running as init (PID 1), setting up filesystems...")
     for warning in warnings:
         say(warning)
     for name, step in (("host name", _set_hostname), ("loopback", _raise_loopback)):
@@ -75,13 +97,16 @@ def boot(kernel: Kernel = KERNEL) -> None:
             step(kernel)
         except (OSError, ImportError) as error:
             say(f"{name} not set: {error}")
-    os.environ.setdefault("PATH", DEFAULT_PATH)
+    if not is_the_first():
+        os.environ.setdefault("PATH", DEFAULT_PATH)
 
 
 def mount_all(kernel: Kernel) -> list[str]:
     """Mount each of MOUNTS, making its mount point; returns a warning for each that failed."""
     warnings = []
     for fstype, target, flags, options in MOUNTS:
+        if target == "/run" and is_the_first():
+            options = "mode=1777"  # noqa: PLW2901  as the first agent's was
         try:
             os.makedirs(target, exist_ok=True)
             kernel.mount(fstype, target, fstype, flags, options)

@@ -13,53 +13,62 @@ def search_path(env: dict[bytes, bytes]) -> bytes:
     return env.get(b"PATH", DEFAULT_PATH)
 
 
-class Places:
-    """Where a name may be found: ``paths``, of which the first that works counts."""
+# Longer names, and longer elements of a PATH, are not looked for (<limits.h>).
+NAME_MAX, PATH_MAX = 255, 4096
+# A place that has nothing of the name: the next one may.
+_MISSING = frozenset({errno.ENOENT, errno.ENOTDIR})
 
-    def __init__(self, paths: list[bytes], *, exact: bool, denied: bool = False) -> None:
-        self.paths = paths
-        # A path, not a name to look for: why it fails is the answer.
+
+class Places:
+    """Where a name may be found, in order: each path with the error that it gives, 0 for none yet.
+
+    ``exact``: a path, not a name to look for.
+    """
+
+    def __init__(self, found: list[tuple[bytes, int]], *, exact: bool = False) -> None:
+        self.found = found
         self.exact = exact
-        # Something has the name and cannot be executed.
-        self.denied = denied
 
 
 def places(name: bytes, path: bytes) -> Places:
     """The first half of execvp(3)'s search. A name with a slash is taken as it is."""
     if b"/" in name:
-        return Places([name], exact=True)
-    found = Places([], exact=False)
+        return Places([(name, 0)], exact=True)
+    if len(name) > NAME_MAX:
+        return Places([(name, errno.ENAMETOOLONG)])
+    found = []
     for folder in path.split(b":"):
-        # An empty element is the working directory (POSIX 8.3).
-        program = (folder or b".") + b"/" + name
-        try:
-            # Attempts are dear: look first.
-            if stat.S_ISREG(os.stat(program).st_mode):
-                found.paths.append(program)
-            else:
-                found.denied = True
-        except PermissionError:
-            found.denied = True
-        except OSError:
-            continue
-    return found
+        if len(folder) < PATH_MAX:
+            # An empty element is the working directory (POSIX 8.3), and the name stays bare.
+            program = folder + b"/" + name if folder else name
+            found.append((program, _look(program)))
+    return Places(found)
 
 
-def try_each(found: Places, attempt: Callable[[bytes], int]) -> int:
+def _look(program: bytes) -> int:
+    """Attempts are dear: what execve(2) would say, where looking tells that already."""
+    try:
+        return 0 if stat.S_ISREG(os.stat(program).st_mode) else errno.EACCES
+    except OSError as error:
+        return error.errno or errno.ENOENT
+
+
+def try_each(places: Places, attempt: Callable[[bytes], int]) -> int:
     """The second half. EACCES is remembered, what is missing is passed over, anything else ends
-    the search. Raises OSError.
+    the search. Raises OSError: EACCES if that was met, else what the last place said.
     """
-    if found.exact:
-        return attempt(found.paths[0])
-    denied = found.denied
-    for program in found.paths:
-        try:
-            return attempt(program)
-        except PermissionError:
-            denied = True
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-    raise OSError(errno.EACCES if denied else errno.ENOENT, "")
+    denied, code = False, errno.ENOENT
+    for program, known in places.found:
+        code = known
+        if not known:
+            try:
+                return attempt(program)
+            except OSError as error:
+                code = error.errno or errno.EINVAL
+        if places.exact or code not in _MISSING | {errno.EACCES}:
+            raise OSError(code, "")
+        denied = denied or code == errno.EACCES
+    raise OSError(errno.EACCES if denied else code, "")
 
 
 def first_executable(name: bytes, path: bytes, attempt: Callable[[bytes], int]) -> int:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from agentd._version import __version__
-from agentd.guest.init import Init, say
+from agentd.guest.init import FIRST, Init, become_the_first, is_the_first, say
 from agentd.guest.listen import FORMS, Places, Refused, check
 
 DEFAULT = "vsock:5000"
@@ -36,6 +36,12 @@ def main(argv: list[str] | None = None) -> int:
     """The console script; returns the exit status. As PID 1 it does not return."""
     arguments = sys.argv[1:] if argv is None else argv
     pid1 = os.getpid() == 1
+    if os.path.basename(sys.argv[0]) == FIRST:
+        # It looked at no argument.
+        become_the_first()
+        arguments = []
+        if not pid1:
+            say("Starting...")
     try:
         places = parse(arguments)
     except Refused as error:
@@ -115,11 +121,19 @@ def run(places: Sequence[str], *, pid1: bool) -> int:
             return _EX_FAILED
         stack.callback(opened.close)
         protect_from_tracing()
-        names = ", ".join(opened.open) or "nothing yet"
-        say(f"listening on {names}, version {__version__}")
+        if is_the_first():
+            agent.on_connection = _tell_connection
+            say(f"Listening on vsock port {DEFAULT.partition(':')[2]}")
+        else:
+            names = ", ".join(opened.open) or "nothing yet"
+            say(f"listening on {names}, version {__version__}")
         loop.run()
     say("stopped")
     return 0
+
+
+def _tell_connection(opened: bool) -> None:
+    say("Accepted connection" if opened else "Connection closed")
 
 
 def _absolute(where: str) -> str:

@@ -77,12 +77,31 @@ class SpawnRequest:
         self.tag = tag
 
 
+def inherited_environment() -> dict[bytes, bytes]:
+    """This process's own, as it was given: Python sets LC_CTYPE where it finds the C locale (PEP
+    538), and commands would count characters and match bytes by that.
+    """
+    env = dict(os.environb)
+    if b"LC_CTYPE" in env:
+        try:
+            with open("/proc/self/environ", "rb") as file:
+                given = file.read().split(b"\0")
+        except OSError:
+            return env
+        del env[b"LC_CTYPE"]
+        for entry in given:
+            name, equals, value = entry.partition(b"=")
+            if equals and name == b"LC_CTYPE":
+                env[name] = value
+    return env
+
+
 class Spawner:
     """What all spawns of an agent share. ``home`` is where the agent lives and children start."""
 
     def __init__(self, home: str = "/") -> None:
         self.home = home
-        self.base_env = dict(os.environb)
+        self.base_env = inherited_environment()
         # The directory of the cgroup that children are born in, or -1 for the agent's own.
         self.group = -1
         self._ignored = [
@@ -97,17 +116,17 @@ class Spawner:
         """
         env = self._environment(request)
         argv = [_encoded(word) for word in request.argv]
-        if not argv or not argv[0]:
-            raise SpawnError("exec", errno.ENOENT)
         slow = (
             request.pty is not None
             or (self.group >= 0 and not _spawns_into_groups())
             or not _RLIMITS.isdisjoint(request.limits)
             or (request.user is not None and request.user != os.geteuid())
-            or (request.env and any(not name or "=" in name for name in request.env))
+            or any(not name or b"=" in name for name in env)
         )
         self._enter(request.cwd)
         try:
+            if not argv or not argv[0]:
+                raise SpawnError("exec", errno.ENOENT)
             if slow:
                 return _fork_exec(request, stdio, argv, env, self.group, self._ignored)
             return self._posix_spawn(stdio, argv, env)
@@ -119,7 +138,8 @@ class Spawner:
         env = {} if request.replace_env else dict(self.base_env)
         for name, value in (request.env or {}).items():
             env[_encoded(name)] = _encoded(value)
-        return env
+        # What was merged is in order, as the first agent had it: an environment is seen.
+        return dict(sorted(env.items())) if request.env and not request.replace_env else env
 
     def _enter(self, cwd: str | None) -> None:
         if cwd is None:

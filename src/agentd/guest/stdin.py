@@ -14,7 +14,7 @@ class Stdin:
         self._loop = loop
         self._fd = fd
         self._terminal = terminal
-        self._queue: deque[tuple[bytes, Callable[[int], None] | None]] = deque()
+        self._queue: deque[tuple[bytes | memoryview, Callable[[int], None] | None]] = deque()
         self._eof = False
         self.closed = False
         os.set_blocking(fd, False)
@@ -65,7 +65,8 @@ class Stdin:
             if count == len(data):
                 self._queue.popleft()
             else:
-                self._queue[0] = (data[count:], taken)
+                # A view: what is left of a long text would be copied for each pipe's fill.
+                self._queue[0] = (memoryview(data)[count:], taken)
             if taken is not None:
                 taken(count)
         if self._eof:

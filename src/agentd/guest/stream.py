@@ -164,14 +164,18 @@ class Stream:
             self._scheduled = True
             self.loop.soon(self._flush)
 
-    def finish(self) -> None:
-        """Flush what is pending, say EOF, wait shortly for the peer's, close. No more calls."""
+    def finish(self, *, patient: bool = False) -> None:
+        """Flush what is pending, say EOF, wait shortly for the peer's, close. No more calls.
+
+        ``patient``: however slowly the peer reads, and nothing of its own is read before that.
+        """
         if self.closed or self._finishing:
             return
         self._finishing = True
         self.user = None
-        self._paused = False
-        self._linger = self.loop.after(LINGER_S, self.close)
+        self._paused = patient
+        if not patient:
+            self._linger = self.loop.after(LINGER_S, self.close)
         self._flush()
 
     def close(self) -> None:
@@ -338,6 +342,9 @@ class Stream:
 
     def _say_eof(self) -> None:
         """Closing with unread input would reset the peer before it has read the last bytes."""
+        self._paused = False
+        if self._linger is None:
+            self._linger = self.loop.after(LINGER_S, self.close)
         if self.eof or self._sock is None:
             self.close()
             return

@@ -5,14 +5,13 @@ import select
 from collections.abc import Callable, Iterator
 
 from agentd.guest import v1, wire
+from agentd.guest.budget import FREE_LINE, Budget, Share, of_machine
 from agentd.guest.loop import READ
 from agentd.guest.output import STDERR, STDOUT
 from agentd.guest.process import ExitInfo, Process, Processes
 from agentd.guest.spawn import SpawnError, SpawnRequest
 from agentd.guest.stream import Stream
 
-# How often a client that reads slowly is looked at before the connection is ended.
-FLUSH_POLL_S = 0.1
 _HELLO = wire.HELLO.rstrip()
 
 
@@ -63,14 +62,22 @@ class V1Connection:
         stream: Stream,
         processes: Processes,
         *,
+        budget: Budget | None = None,
         max_line: int = v1.MAX_LINE,
         max_output: int = v1.MAX_OUTPUT,
     ) -> None:
+        """``budget`` is what all connections share; without one, it has its own."""
+        budget = budget or of_machine(max_line)
         self._stream = stream
         self._processes = processes
-        self._lines = v1.LineBuffer(max_line)
-        self._max_line = max_line
+        self._max_line = min(max_line, budget.line)
+        self._lines = v1.LineBuffer(self._max_line)
         self._max_output = max_output
+        self._budget = budget
+        self._input, self._output = Share(budget), Share(budget)
+        # Of the request that is served now.
+        self._request_bytes = 0
+        self._crowded_out = False
         self._process: Process | None = None
         self._request: v1.V1Request | None = None
         self._outputs: dict[int, bytearray] = {}
@@ -88,7 +95,11 @@ class V1Connection:
 
     def on_bytes(self, data: bytes) -> None:
         self._lines.feed(data)
+        # Where others hold too much, a long line is as one over the limit: its rest is dropped.
+        fits = self._hold_input()
+        self._lines.limit = self._max_line if fits else min(FREE_LINE, self._max_line)
         self._advance()
+        self._hold_input()
 
     def on_eof(self) -> None:
         self._eof = True
@@ -102,6 +113,8 @@ class V1Connection:
         self._done = True
         self._reply = None
         self._unwatch()
+        self._lines = v1.LineBuffer(self._max_line)
+        self._release()
         if self._process is not None:
             self._process.abandon()
             self._process = None
@@ -132,19 +145,26 @@ class V1Connection:
     def _serve(self, line: bytes | None) -> None:
         try:
             if line is None:
-                raise v1.InvalidRequest(f"line is over the limit of {self._max_line} bytes")
+                raise v1.InvalidRequest(self._too_long())
             if line == _HELLO and self._stream.restart is not None:
                 self.on_lost()
                 self._stream.restart(_HELLO + b"\n")
-            elif not v1.is_blank(line):
-                self._run(v1.parse_request(line))
+            elif line.startswith(b"{") or not v1.is_blank(line):
+                self._run(v1.parse_request(line), len(line))
         except v1.InvalidRequest as error:
             self._answer(-1, f"Invalid request: {error}")
         except v1.NotText:
             self._end()
 
-    def _run(self, request: v1.V1Request) -> None:
+    def _too_long(self) -> str:
+        limit = self._lines.limit
+        crowd = ", as long as other connections hold so much" if limit < self._max_line else ""
+        return f"line is over the limit of {limit} bytes{crowd}"
+
+    def _run(self, request: v1.V1Request, size: int) -> None:
         self._request = request
+        self._request_bytes = size
+        self._crowded_out = False
         self._outputs = {STDOUT: bytearray(), STDERR: bytearray()}
         try:
             process = self._processes.start(
@@ -175,7 +195,14 @@ class V1Connection:
         )
 
     def _on_output(self, number: int, data: bytes) -> None:
-        self._outputs[number] += data
+        if self._crowded_out:
+            return
+        if self._output.hold(self._output.held + len(data)):
+            self._outputs[number] += data
+            return
+        self._crowded_out = True
+        if self._process is not None:
+            self._process.overflow()
 
     def _on_exit(self, info: ExitInfo) -> None:
         self._process = None
@@ -185,6 +212,8 @@ class V1Connection:
         self._advance()
 
     def _error(self, info: ExitInfo) -> str | None:
+        if self._crowded_out:
+            return f"output limit of {self._budget.size} bytes for all connections exceeded"
         if info.cause == "output_limit":
             return f"output limit of {self._max_output} bytes exceeded"
         if info.cause == "timeout" and self._request is not None:
@@ -194,6 +223,8 @@ class V1Connection:
         return None
 
     def _answer(self, exit_code: int, error: str | None) -> None:
+        self._request, self._request_bytes = None, 0
+        self._hold_input()
         out, self._outputs = self._outputs, {}
         self._reply = v1.reply_pieces(exit_code, out.get(STDOUT, b""), out.get(STDERR, b""), error)
         self._send()
@@ -204,20 +235,29 @@ class V1Connection:
             piece = next(self._reply, None)
             if piece is None:
                 self._reply = None
+                self._output.hold(0)
             else:
                 self._stream.write(piece)
+
+    def _hold_input(self) -> bool:
+        """Whether there is room for the lines at hand, and for the request that is served."""
+        return self._input.hold(max(0, len(self._lines) + self._request_bytes - FREE_LINE))
+
+    def _release(self) -> None:
+        """Nothing is held any more."""
+        self._request, self._request_bytes = None, 0
+        self._input.hold(0)
+        self._output.hold(0)
 
     def _unwatch(self) -> None:
         if self._hangup is not None:
             self._hangup.close()
             self._hangup = None
 
-    def _end(self, again_s: float = 0.0) -> None:
-        """No more requests: end the stream once the last reply has left, however slowly."""
+    def _end(self) -> None:
+        """No more requests: the stream ends once the last reply has left, however slowly."""
         self._done = True
         self._unwatch()
-        self._stream.pause()
-        if self._stream.pending:
-            self._stream.loop.after(again_s, lambda: self._end(FLUSH_POLL_S))
-        else:
-            self._stream.finish()
+        # What is still to be sent is bounded by the stream.
+        self._release()
+        self._stream.finish(patient=True)

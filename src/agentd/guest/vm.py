@@ -51,6 +51,8 @@ def install(agent: "Agent") -> "Machine":
     steps: tuple[tuple[str, Callable[[], object]], ...] = (
         # An initramfs without an entry for it leaves the root open to everyone (mm/shmem.c).
         ("root directory", lambda: os.chmod("/", 0o755)),  # noqa: S103  as every root is
+        # Before anyone runs: /run may be open to all.
+        ("directory of the agent's state", lambda: os.makedirs(STATE, mode=0o755, exist_ok=True)),
         ("writable places", lambda: vm_scratch.prepare(USER)),
         ("user", _add_user),
         ("state of the last agent", machine.load),

@@ -24,9 +24,9 @@ from agentd.transport.events import Error, Process, decode, decode_any, failure,
 from agentd.transport.files import Files
 from agentd.transport.pipes import Pipes
 from agentd.transport.pool import Pool
-from agentd.transport.running import Running, SpawnFailed, StreamCommand
+from agentd.transport.running import Running, SpawnFailed, StdinNotStreamed, StreamCommand
 from agentd.transport.tunnel import Tunnel
-from agentd.transport.v1 import V1Command, V1Connection, V1Result, refuse
+from agentd.transport.v1 import V1Command, V1Connection, V1Result, check, refuse
 
 ANSWER_TIMEOUT = 30.0
 _ERROR = typed.decoder(Error)
@@ -51,6 +51,8 @@ class Guest:
         self._pool = Pool(open_stream, handshake_timeout, known=passes_descriptors)
         self._passes = passes_descriptors
         self._answer_timeout = answer_timeout
+        # A v1 agent was left with a command that nobody can end.
+        self._overran = False
         self.files = Files(self._call)
 
     def run(self, request: ExecRequest, *, stdin: bytes | None = None) -> V1Result:
@@ -71,14 +73,21 @@ class Guest:
         return end, bytes(command.stdout), bytes(command.stderr), command.truncated
 
     def start(self, request: ExecRequest, *, capture: bool = False) -> Running:
-        """A command to follow; ``capture`` keeps its output for ``wait`` instead of yielding it."""
+        """A command to follow; ``capture`` keeps its output for ``wait`` instead of yielding it.
+
+        Raises StdinNotStreamed where only ``start_with_whole_stdin`` will do.
+        """
         connection = self._take(request)
         if isinstance(connection, V1Connection):
-            if request.stdin:
-                self._pool.give_back(connection)
-                raise refuse("streamed stdin")
-            return V1Command(self._run_v1(connection, request, None))
+            return self._start_v1(connection, request, whole=False)
         return self._start(connection, request, feeds=request.stdin, capture=capture)
+
+    def start_with_whole_stdin(self, request: ExecRequest) -> Running:
+        """One of an agent that speaks v1: it begins once its stdin has ended."""
+        connection = self._take(request)
+        if isinstance(connection, V1Connection):
+            return self._start_v1(connection, request, whole=True)
+        return self._start(connection, request, feeds=request.stdin, capture=False)
 
     def start_detached(self, request: ExecRequest, *, hold: bool = False) -> int:
         """The pid of a command that outlives this connection; its output is had by ``attach``.
@@ -177,19 +186,34 @@ class Guest:
     def _take(self, request: ExecRequest) -> Connection | V1Connection:
         if not request.argv:
             raise InvalidInput("the command is empty")
-        return self._pool.take()
+        return self._connect()
 
     def _v2(self, what: str, *, urgent: bool = False) -> Connection:
-        connection = self._pool.take(urgent=urgent)
+        connection = self._connect(urgent=urgent)
         if isinstance(connection, V1Connection):
             self._pool.give_back(connection)
             raise refuse(what)
         return connection
 
+    def _connect(self, *, urgent: bool = False) -> Connection | V1Connection:
+        try:
+            connection = self._pool.take(urgent=urgent)
+        except GuestError as error:
+            if not self._overran:
+                raise
+            raise GuestError(
+                "the agent is busy: a command that ran longer than its time limit may still run",
+                cause=f"protocol v1 cannot end it, and serves one after the other: {error}",
+                remediation="end this sandbox, or wait for the command",
+            ) from error
+        self._overran = False
+        return connection
+
     @contextmanager
     def _call(self, fields: dict[str, Any], *, urgent: bool = False) -> Iterator[Call]:
         """A call on a connection of its own, reused only where the call came to its end."""
-        connection = self._v2(str(fields["op"]), urgent=urgent)
+        op = str(fields["op"])
+        connection = self._v2("detached commands" if op == "exec" else op, urgent=urgent)
         call = Call(connection, self._answer_timeout)
         try:
             call.request(fields)
@@ -210,7 +234,25 @@ class Guest:
             raise
         if connection.fileno() >= 0:
             self._pool.give_back(connection)
+        else:
+            self._overran = True
         return outcome
+
+    def _start_v1(
+        self, connection: V1Connection, request: ExecRequest, *, whole: bool
+    ) -> V1Command:
+        try:
+            check(request)
+            if request.stdin and not whole:
+                raise refuse("streamed stdin", StdinNotStreamed)
+        except BaseException:
+            self._pool.give_back(connection)
+            raise
+        return V1Command(
+            lambda stdin: self._run_v1(connection, request, stdin),
+            lambda: self._pool.give_back(connection),
+            feeds=request.stdin,
+        )
 
     def _start(
         self, connection: Connection, request: ExecRequest, *, feeds: bool, capture: bool

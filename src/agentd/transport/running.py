@@ -10,7 +10,7 @@ from typing import Any, Protocol, Self
 from agentd.guest import wire
 from agentd.model.cause import CauseCode
 from agentd.model.control import check_signal, check_window
-from agentd.model.errors import AgentdError, BackendLost, GuestError, InvalidInput
+from agentd.model.errors import AgentdError, BackendLost, GuestError, InvalidInput, Refused
 from agentd.model.result import Exit
 from agentd.transport.channel import encode_request
 from agentd.transport.connection import Connection, milliseconds
@@ -69,6 +69,10 @@ class SpawnFailed(InvalidInput):
     def __init__(self, end: Exit) -> None:
         super().__init__(end.cause.message, remediation=end.cause.remediation)
         self.exit = end
+
+
+class StdinNotStreamed(Refused):
+    """The agent takes stdin whole, with the request."""
 
 
 class NeverRan:

@@ -1,24 +1,25 @@
 """Protocol v1: one JSON line each way, no streaming. What it cannot do is refused by name."""
 
+import codecs
 import math
 import select
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Self
 
 import msgspec
 
 from agentd.model import typed
 from agentd.model.cause import Cause, CauseCode
-from agentd.model.errors import BackendLost, GuestError, InvalidInput, Refused
+from agentd.model.errors import AgentdError, BackendLost, GuestError, InvalidInput, Refused
 from agentd.model.limits import DEFAULTS, MIB
 from agentd.model.result import Exit, Usage
 from agentd.model.spec import ExecRequest
-from agentd.transport.connection import ready
+from agentd.transport.connection import milliseconds, ready
 from agentd.transport.text import safe_text
 
-MAX_REQUEST = 8 * MIB
+MAX_REQUEST = 32 * MIB
 # Two outputs of 64 MiB in base64, and the rest of the object.
 MAX_REPLY = 2 * (64 * MIB * 4 // 3 + 4) + MIB
 GRACE = 2.0
@@ -36,11 +37,11 @@ class _Reply(msgspec.Struct):
 _DECODER = typed.decoder(_Reply)
 
 
-def refuse(what: str) -> Refused:
-    return Refused(
-        f"the agent inside speaks protocol v1, which has no {what}",
-        remediation="use a guest image with the agentd agent",
-    )
+_FIX = "use a guest image with the agentd agent"
+
+
+def refuse(what: str, kind: type[Refused] = Refused) -> Refused:
+    return kind(f"the agent inside speaks protocol v1, which has no {what}", remediation=_FIX)
 
 
 class V1Connection:
@@ -107,12 +108,17 @@ class V1Connection:
         self._socket.close()
 
 
-def encode(request: ExecRequest, stdin: bytes | None) -> bytes:
-    """The request's line. Raises Refused for what v1 lacks, InvalidInput over its bound."""
+def check(request: ExecRequest) -> None:
+    """Raises Refused for what v1 lacks."""
     if request.pty is not None:
         raise refuse("terminals")
     if request.limits is not None:
         raise refuse("limits of a command")
+
+
+def encode(request: ExecRequest, stdin: bytes | None) -> bytes:
+    """The request's line. Raises Refused for what v1 lacks, InvalidInput over its bound."""
+    check(request)
     try:
         text = None if stdin is None else stdin.decode()
     except UnicodeDecodeError:
@@ -162,15 +168,35 @@ def _cause(reply: _Reply, request: ExecRequest, seconds: float, truncated: bool)
 
 
 class V1Command:
-    """A finished v1 command in the shape of a running one: its output comes at once."""
+    """A v1 command in the shape of a running one: its output comes at once, with its end.
+
+    ``feeds``: it begins once its stdin is whole, for v1 sends that along. ``release`` is called
+    instead of ``run`` where that never comes to be.
+    """
 
     pid: int | None = None
     backlog = 0
 
-    def __init__(self, outcome: V1Result) -> None:
-        self._exit, out, err, self.truncated = outcome
-        self._chunks = [(n, d) for n, d in (("stdout", out), ("stderr", err)) if d]
-        self.stdout, self.stderr = out, err
+    def __init__(
+        self,
+        run: Callable[[bytes | None], V1Result],
+        release: Callable[[], None],
+        *,
+        feeds: bool,
+    ) -> None:
+        self.truncated = False
+        self.stdout = self.stderr = b""
+        self._run: Callable[[bytes | None], V1Result] | None = run
+        self._release = release
+        self._feeds = feeds
+        self._stdin = bytearray()
+        self._whole = not feeds
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._refusal: AgentdError | None = None  # raised where its end is waited for
+        self._exit: Exit | None = None
+        self._chunks: list[tuple[str, bytes]] = []
+        if not feeds:
+            self._begin(run, None)
 
     @property
     def exit(self) -> Exit | None:
@@ -182,17 +208,38 @@ class V1Command:
     def step(
         self, timeout: float | None = None, extra_fds: Sequence[int] = ()
     ) -> tuple[list[tuple[str, bytes]], list[int]]:
+        if self._refusal is not None:
+            self.close()
+            raise self._refusal
+        if self._run is not None and self._whole:
+            self._begin(self._run, bytes(self._stdin))
+        elif self._run is not None:
+            return [], self._idle(timeout, extra_fds)
         chunks, self._chunks = self._chunks, []
         return chunks, []
 
     def wait(self, timeout: float | None = None) -> Exit:
+        while self._exit is None:
+            self.step()
         return self._exit
 
     def write(self, data: bytes) -> None:
-        raise refuse("streamed stdin")
+        if not self._feeds or (self._whole and self._exit is None):
+            raise InvalidInput("stdin is not open", remediation="start the command with stdin")
+        if self._exit is not None or self._refusal is not None:
+            return  # what a command has not read when it ends is dropped
+        if len(self._stdin) + len(data) > MAX_REQUEST:
+            text = f"stdin is over the {MAX_REQUEST} bytes of a v1 request"
+            self._refusal = InvalidInput(text, remediation=_FIX)
+            self._stdin = bytearray()
+            return
+        self._check(data)
+        self._stdin += data
 
     def close_stdin(self) -> None:
-        raise refuse("streamed stdin")
+        if not self._whole:
+            self._check(b"", final=True)
+            self._whole = True
 
     def signal(self, number: int, target: str = "group") -> None:
         raise refuse("signals")
@@ -201,13 +248,43 @@ class V1Command:
         raise refuse("terminals")
 
     def kill(self) -> None:
-        """It has ended already."""
+        """It has ended already, or has not begun."""
+        if self._run is not None:
+            self.close()
+            cause = Cause.of(CauseCode.CANCELLED, "cancelled by the caller before it began")
+            self._exit = Exit(None, None, cause)
 
     def close(self) -> None:
-        """It holds nothing."""
+        run, self._run = self._run, None
+        if run is not None:
+            self._release()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def _begin(self, run: Callable[[bytes | None], V1Result], stdin: bytes | None) -> None:
+        """To its end."""
+        self._run = None
+        self._stdin = bytearray()
+        self._exit, out, err, self.truncated = run(stdin)
+        self._chunks = [(n, d) for n, d in (("stdout", out), ("stderr", err)) if d]
+        self.stdout, self.stderr = out, err
+
+    def _check(self, data: bytes, *, final: bool = False) -> None:
+        try:
+            self._decoder.decode(data, final)
+        except UnicodeDecodeError:
+            self._refusal = self._refusal or refuse("binary stdin")
+
+    def _idle(self, timeout: float | None, extra_fds: Sequence[int]) -> list[int]:
+        """It waits for its stdin; nothing of its own can happen."""
+        if timeout is None and not extra_fds:
+            raise refuse("streamed stdin: its end must come before the command's output")
+        poller = select.poll()
+        for fd in extra_fds:
+            poller.register(fd, select.POLLIN)
+        until = None if timeout is None else time.monotonic() + timeout
+        return [fd for fd, _ in poller.poll(milliseconds(until))]

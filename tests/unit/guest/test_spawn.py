@@ -86,7 +86,7 @@ def test_an_empty_element_is_the_working_directory(
     monkeypatch.chdir(tmp_path / "a")
     tried = Tried()
     assert first_executable(b"tool", b":/bin", tried) == 42
-    assert tried.paths == ["./tool"]
+    assert tried.paths == ["tool"]
 
 
 @pytest.mark.parametrize(

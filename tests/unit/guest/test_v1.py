@@ -7,6 +7,9 @@ import pytest
 
 from agentd.guest import v1
 
+# What Python strips, or other libraries do, and Rust does not.
+NO_SPACE = "\x1c\x1d\x1e\x1f\u180e\u200b\u2060\ufeff\0"
+
 
 def parse(text: str) -> v1.V1Request:
     return v1.parse_request(text.encode())
@@ -38,6 +41,7 @@ def test_an_object_with_every_field() -> None:
         '["x",[],null,{}]',
         '["x",[],null,{},null]',
         ' \t{"command":"x"} \r\n',
+        *(f'{space}{{"command":"x"}}{space}' for space in v1._WHITE_SPACE if space != "\n"),
         '{"comm\\u0061nd":"x"}',
     ],
 )
@@ -94,7 +98,9 @@ def test_unknown_fields_are_ignored(unknown: str) -> None:
         ('{"command":"x","z":NaN}', "NaN is not JSON"),
         ('{"command":"x","z":-Infinity}', "-Infinity is not JSON"),
         ('{"command":"x"} y', "extra data at column 17"),
-        ('{"command":"x"}\xa0', "extra data at column 16"),
+        *((f'{{"command":"x"}}{other}', "extra data at column 16") for other in NO_SPACE),
+        *((f'{other}{{"command":"x"}}', "expecting value at column 1") for other in "\x1c\u200b"),
+        ('{"command":\xa0"x"}', "expecting value at column 12"),
         ('{"command":"x"}{"command":"x"}', "extra data at column 16"),
         ('{"command":"x"', "expecting ',' delimiter at column 15"),
         ('{"command":"a\tb"}', "invalid control character at at column 14"),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from agentd.guest import wire
+from agentd.guest.agent import MAX_CONNECTIONS
 from agentd.guest.connection import MAX_CHANNELS
 
 
@@ -213,7 +214,7 @@ def test_accept_refuses_what_is_no_stream(client: Any) -> None:
 
 
 def test_connections_are_bounded_and_freed(remote: Any) -> None:
-    streams = [remote.stream() for _ in range(128)]
+    streams = [remote.stream() for _ in range(MAX_CONNECTIONS)]
     for stream in streams:
         stream.settimeout(20)
         stream.sendall(wire.HELLO)

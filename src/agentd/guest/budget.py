@@ -1,0 +1,45 @@
+"""The memory that all connections of protocol v1 may hold together: of long requests and outputs.
+
+v1 has no credit: a client that does not read its reply keeps it in the agent. Init and agent are
+exempt from the OOM killer, so that a machine whose memory they held would panic.
+"""
+
+import os
+
+# A line's first bytes are not counted: whatever others hold, short requests are served.
+FREE_LINE = 128 << 10
+_MIN_LINE = 8 << 20
+# One full output can always be had.
+_MIN_SIZE = 64 << 20
+
+
+class Budget:
+    """``line`` bounds one request, ``size`` all there is."""
+
+    def __init__(self, size: int, line: int) -> None:
+        self.size = size
+        self.line = line
+        self.held = 0
+
+
+class Share:
+    """What one connection holds of a budget, for one purpose."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self.held = 0
+
+    def hold(self, amount: int) -> bool:
+        """So much from now on; False, and no more than before, where there is no room for it."""
+        grown = self._budget.held - self.held + amount
+        if amount > self.held and grown > self._budget.size:
+            return False
+        self._budget.held = grown
+        self.held = amount
+        return True
+
+
+def of_machine(max_line: int) -> Budget:
+    """A quarter of the memory; a request is held several times over while it is parsed."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return Budget(max(memory // 4, _MIN_SIZE), min(max_line, max(_MIN_LINE, memory // 16)))
