@@ -22,9 +22,12 @@ def parse_size(text: str | int, what: str = "size") -> int:
         raise InvalidInput(
             f"{what} {text!r} is not a size", remediation="write it as 512K, 128M or 2G"
         )
-    value = int(float(match[1]) * _SIZE[unit])
+    # Whole numbers exactly: a float has 53 bits.
+    number = int(match[1]) if match[1].isdecimal() else float(match[1])
+    value = int(number * _SIZE[unit])
     if not 0 < value < 1 << 63:
-        raise InvalidInput(f"{what} {text!r} is out of range", remediation="give at least 1 byte")
+        fix = "give at least 1 byte" if value < 1 else f"give at most {(1 << 63) - 1} bytes"
+        raise InvalidInput(f"{what} {text!r} is out of range", remediation=fix)
     return value
 
 

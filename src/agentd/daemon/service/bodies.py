@@ -11,17 +11,20 @@ from agentd.daemon.config.schema import Config, LimitBounds
 from agentd.model import options
 from agentd.model.api import SandboxBody
 from agentd.model.errors import Refused
+from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits, said
 from agentd.model.mount import Mount
 from agentd.model.principal import Principal
 from agentd.model.spec import SandboxSpec
 from agentd.model.units import parse_duration
+from agentd.sandbox.backends import BUILTIN
 
 
 def sandbox_spec(who: Principal, body: SandboxBody, config: Config) -> SandboxSpec:
     """Raises InvalidInput for what is malformed, Refused and Forbidden for what is not allowed."""
     spec = options.sandbox_spec(**body.options())
     rules = config.sandbox
+    _check_level(spec, rules.level)
     if spec.isolation < rules.level:
         spec = msgspec.structs.replace(spec, isolation=rules.level)
     if rules.backends and spec.backend is not None and spec.backend not in rules.backends:
@@ -58,6 +61,17 @@ def restored_spec(
     held = bounded(asked, config.limits)
     limits = msgspec.structs.replace(spec.limits, timeout=held.timeout, output=held.output)
     return msgspec.structs.replace(spec, limits=limits)
+
+
+def _check_level(spec: SandboxSpec, least: IsolationLevel) -> None:
+    """Raises Refused for a wall that is named and is too weak for here, whatever was asked for."""
+    known = BUILTIN.get(spec.backend or "")
+    if known is not None and known.level < least:
+        raise Refused(
+            f"backend {spec.backend} gives isolation {known.level.label}, "
+            f"less than the {least.label} that is the least here",
+            remediation="name another, or have sandbox.minimum lowered",
+        )
 
 
 def ttl_of(body: SandboxBody) -> float | None:

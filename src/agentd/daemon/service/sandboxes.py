@@ -426,10 +426,12 @@ def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
     if len(labels) > MAX_LABELS:
         raise InvalidInput(f"{len(labels)} labels are more than the {MAX_LABELS} allowed")
     for key, value in labels.items():
-        if not key or len(key) > MAX_LABEL or len(value) > MAX_LABEL or not key.isprintable():
+        long = len(key) > MAX_LABEL or len(value) > MAX_LABEL
+        if not key or long or not key.isprintable() or "\0" in value:
             raise InvalidInput(
                 f"label {key[:64]!r} is not usable",
-                remediation=f"give printable keys and values of at most {MAX_LABEL} characters",
+                remediation="give printable keys and values without NUL, "
+                f"of at most {MAX_LABEL} characters",
             )
     return dict(labels)
 

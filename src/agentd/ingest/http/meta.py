@@ -34,8 +34,8 @@ async def _metrics(exchange: Exchange, _: dict[str, Any]) -> None:
 METRICS = Operation(
     method="GET",
     path="/metrics",
-    scope="none",
-    help="for Prometheus",
+    scope="read",
+    help="for Prometheus; for anybody where metrics.public says so",
     stream=_metrics,
     answer="text/plain",
 )
@@ -43,7 +43,7 @@ OPERATIONS = (
     Operation(
         method="GET",
         path="/v1/version",
-        scope="read",
+        scope="none",
         help="of the daemon and of this interface",
         call=lambda s, who, a: s.version(),
         answer=dict[str, str],

@@ -5,6 +5,8 @@ are all done by one thread, so that a request costs one hop there and one back.
 """
 
 import contextlib
+import json
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
@@ -14,7 +16,7 @@ import msgspec
 from agentd.ingest.http.credential import Proof
 from agentd.ingest.http.exchange import Exchange
 from agentd.ingest.http.query import Parameter, parse
-from agentd.ingest.http.respond import answer, error_answer
+from agentd.ingest.http.respond import UnsupportedMediaType, answer, error_answer
 from agentd.ingest.http.threads import Room
 from agentd.ingest.service import Service
 from agentd.model import typed
@@ -71,6 +73,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
 
     async def handle(self, exchange: Exchange) -> None:
         query = parse(exchange.scope["query_string"], self.query)
+        check_encoding(exchange)
         if self.stream is not None:
             await self.stream(exchange, query)
             return
@@ -171,12 +174,45 @@ def decode(exchange: Exchange, kind: Any, raw: bytes) -> Any:
 
 
 def decode_json(kind: Any, raw: bytes | str) -> Any:
+    """Raises InvalidInput."""
     try:
-        return typed.decoder(kind).decode(raw)
+        found = typed.decoder(kind).decode(raw)
+        _each_once(raw if isinstance(raw, str) else raw.decode())
     except (msgspec.DecodeError, UnicodeError) as error:  # ValidationError is one
-        raise InvalidInput(f"the body does not fit: {error}") from None
+        raise InvalidInput(f"the body does not fit: {_why(error, raw)}") from None
     except RecursionError:
         raise InvalidInput("the body is nested too deeply") from None
+    return found
+
+
+def _why(error: Exception, raw: bytes | str) -> str:
+    text = raw if isinstance(raw, str) else raw.decode("utf-8", "replace")
+    # The decoder takes half of a pair at the end of a text for the end of the body.
+    if str(error) == "Input data was truncated" and re.search(r'\\u[dD][89abAB][^"]{2}"', text):
+        return "JSON is malformed: invalid utf-16 surrogate pair"
+    return str(error)
+
+
+def _pairs_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InvalidInput(f"the body has the key {twice[:64]!r} twice", remediation="send it once")
+    return found
+
+
+_each_once = json.JSONDecoder(object_pairs_hook=_pairs_once, strict=False).decode
+
+
+def check_encoding(exchange: Exchange) -> None:
+    """Bodies are taken as they come. Raises UnsupportedMediaType."""
+    coding = exchange.header(b"content-encoding")
+    if coding is not None and coding.strip().lower() not in ("", "identity"):
+        raise UnsupportedMediaType(
+            f"the body is encoded as {coding[:64]!r}",
+            remediation="send it without Content-Encoding",
+        )
 
 
 def fingerprint(exchange: Exchange, raw: bytes) -> bytes:

@@ -32,6 +32,7 @@ STATUS = {
     "backend_lost": 410,
     "lease_expired": 410,
     "too_large": 413,
+    "unsupported_media_type": 415,
     "range_not_satisfiable": 416,
     "idempotency_mismatch": 422,
     "quota_exceeded": 429,
@@ -90,6 +91,10 @@ class RequestTimeout(InvalidInput):
 
 class MethodNotAllowed(InvalidInput):
     code = "method_not_allowed"
+
+
+class UnsupportedMediaType(InvalidInput):
+    code = "unsupported_media_type"
 
 
 class RangeNotSatisfiable(InvalidInput):

@@ -35,8 +35,8 @@ def test_no_request_gets_less_than_the_least_level() -> None:
     for asked in (None, "none", "namespace"):
         body = SandboxBody(isolation=asked)
         assert bodies.sandbox_spec(KEY, body, strict).isolation is IsolationLevel.MICROVM
-    named = bodies.sandbox_spec(KEY, SandboxBody(backend="host"), strict)
-    assert named.isolation is IsolationLevel.MICROVM  # the chooser then refuses the backend
+    with pytest.raises(Refused, match=r"sandbox\.minimum"):  # in words that fit what was asked
+        bodies.sandbox_spec(KEY, SandboxBody(isolation="none", backend="host"), strict)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,34 @@
+"""What a sandbox may be asked for, and the words in which the rest is refused."""
+
+from typing import Any
+
+import pytest
+from tests.security.daemons import Daemon, fixture
+
+daemon = fixture()
+
+
+@pytest.mark.parametrize(("body", "words"), [
+    ({"labels": {"a": "x\0y"}}, "without NUL"),
+    ({"memory": 2**63}, "at most 9223372036854775807 bytes"),
+    ({"memory": "9E"}, "512K"),
+    ({"memory": 0}, "at least 1 byte"),
+    ({"cpus": -0.0}, "0.5 or 2"),
+])  # fmt: skip
+def test_it_is_told_what_would_do(daemon: Daemon, body: dict[str, Any], words: str) -> None:
+    answer = daemon.ask("POST", "/v1/sandboxes", body)
+    assert answer.status == 400 and words in answer.json["remediation"], answer.body
+
+
+def test_a_size_is_exact() -> None:
+    from agentd.model.units import parse_size
+
+    assert parse_size(2**63 - 1) == 2**63 - 1
+    assert parse_size(2**53 + 1) == 2**53 + 1
+
+
+def test_a_wall_that_is_too_weak_here_is_not_to_be_asked_for(daemon: Daemon) -> None:
+    answer = daemon.ask("POST", "/v1/sandboxes", {"isolation": "none", "backend": "host"})
+    assert answer.code == "refused", answer.body
+    assert "--isolation none" not in answer.json["remediation"]
+    assert "sandbox.minimum" in answer.json["remediation"]
