@@ -18,6 +18,41 @@ from agentd.model.spec import ExecRequest
 from agentd.sandbox.backends.cgroups import own_hierarchy
 
 SMALL = {"memory": "64M", "pids": 32}
+# More in the buffers of its own loopback than the sandbox may have: 400 MB by UDP, 280 MB by TCP.
+SOCKETS = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+def udp(count):
+    for _ in range(count):
+        to = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        to.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        to.bind(("127.0.0.1", 0))
+        to.setblocking(False)
+        by = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        by.connect(to.getsockname())
+        for _ in range(8):
+            tried(by.send, bytes(50000))
+        by.close()
+        yield to
+def tcp(count):
+    server = socket.create_server(("127.0.0.1", 0), backlog=count)
+    for _ in range(count):
+        by = socket.create_connection(server.getsockname())
+        to, _ = server.accept()
+        to.setblocking(False)
+        by.setblocking(False)
+        held.append(by)
+        while isinstance(tried(by.send, bytes(1 << 16)), int):
+            pass
+        yield to
+held = []
+socks = list((udp if sys.argv[1] == "udp" else tcp)(int(sys.argv[2])))
+total = 0
+for sock in socks:
+    while isinstance(got := tried(sock.recv, 1 << 20), bytes) and got:
+        total += len(got)
+said("held", total)
+"""
 # Bounded by itself too: without the limit it must not take the machine.
 FORK = """
 import time
@@ -206,6 +241,25 @@ def test_with_room_the_same_memory_is_had(
     end, said = _ended(sandbox(walled, memory="256M"), attack)
     assert said == {"took": "150"}
     assert end.ok
+
+
+@pytest.mark.usefixtures("groups")
+@pytest.mark.parametrize(("kind", "count"), [("udp", 1000), ("tcp", 70)])
+def test_what_sockets_hold_is_bounded_by_the_memory(
+    sandbox: Callable[..., Any], kind: str, count: int
+) -> None:
+    box = sandbox("linux", **SMALL)
+    held = int(box.attack(SOCKETS, kind, str(count))["held"])
+    assert held <= 32 << 20
+    assert "file locks" in box.wall.enforcement["memory"].detail
+    _goes_on(box)
+
+
+@pytest.mark.usefixtures("groups")
+@pytest.mark.parametrize(("kind", "count"), [("udp", 1000), ("tcp", 70)])
+def test_with_room_sockets_hold_more(sandbox: Callable[..., Any], kind: str, count: int) -> None:
+    held = int(sandbox("linux", memory="2G").attack(SOCKETS, kind, str(count))["held"])
+    assert held > 128 << 20
 
 
 @pytest.mark.parametrize("place", ["/workspace/f", "/tmp/f", "/home/sandbox/f", "/dev/shm/f"])

@@ -9,6 +9,7 @@ from agentd.model.errors import PolicyDenied
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits, said
 from agentd.model.spec import ExecRequest, SandboxSpec
+from agentd.sandbox.backends import limits
 from agentd.sandbox.backends.limits import with_defaults
 
 N = TypeVar("N", int, float)
@@ -77,7 +78,7 @@ def within(asked: Limits, most: Limits) -> Limits:
     memory = _least(asked.memory or with_defaults(asked).memory, most.memory)
     if most.memory is not None:
         asked = msgspec.structs.replace(asked, memory=memory)
-    usual = msgspec.structs.asdict(with_defaults(asked))
+    usual = msgspec.structs.asdict(limits.usual(asked))
     bounds = msgspec.structs.asdict(most)
     held = msgspec.structs.asdict(asked)
     for name, bound in bounds.items():

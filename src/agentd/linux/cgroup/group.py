@@ -60,6 +60,11 @@ class Group(ABC):
         """``version`` and ``directories`` by controller, for ``reopen`` in another process."""
 
     @abstractmethod
+    def sockets_apart(self, memory: int) -> int | None:
+        """Bytes that sockets may hold beside a limit of ``memory``; 0 where they count as memory,
+        None where nothing counts them."""
+
+    @abstractmethod
     def counters(self) -> dict[str, int]:
         """Limit hits: ``oom`` processes killed, ``pids`` forks refused; without what is unknown."""
 

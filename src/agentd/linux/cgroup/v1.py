@@ -20,6 +20,8 @@ LIMITING = ("memory", "pids", "cpu")
 KNOWN = (*LIMITING, "cpuacct", "freezer")
 _FREEZE_SECONDS = 5.0
 _POLL_SECONDS = 0.001
+_SOCKETS = "memory.kmem.tcp.limit_in_bytes"
+_LEAST_SOCKET_BYTES = 2 << 20
 
 
 class V1Hierarchy(Hierarchy):
@@ -65,6 +67,8 @@ class V1Hierarchy(Hierarchy):
             # Memory and swap together; absent where the kernel does not account swap.
             if not files.write_if_present(directory, "memory.memsw.limit_in_bytes", memory):
                 files.write(directory, "memory.swappiness", 0)
+            # What its sockets hold is counted apart, and not at all before this is written.
+            files.write_if_present(directory, _SOCKETS, socket_bytes(memory))
         if pids is not None and "pids" in held:
             files.write(self._directory("pids", name), "pids.max", pids)
         if cpus is not None and "cpu" in held:
@@ -98,6 +102,10 @@ class V1Group(Group):
 
     def where(self) -> dict[str, object]:
         return {"version": 1, "directories": dict(self._of)}
+
+    def sockets_apart(self, memory: int) -> int | None:
+        there = os.path.exists(f"{self._of.get('memory')}/{_SOCKETS}")
+        return socket_bytes(memory) if there else None
 
     def counters(self) -> dict[str, int]:
         return _known(
@@ -168,6 +176,11 @@ class V1Group(Group):
     def _number(self, controller: str, file: str) -> int | None:
         directory = self._of.get(controller)
         return None if directory is None else files.read_int(directory, file)
+
+
+def socket_bytes(memory: int) -> int:
+    """What sockets may hold beside ``memory``: version 1 cannot count both together."""
+    return max(memory // 8, _LEAST_SOCKET_BYTES)
 
 
 def _known(**values: int | None) -> dict[str, int]:

@@ -112,6 +112,9 @@ class V2Group(Group):
     def where(self) -> dict[str, object]:
         return {"version": 2, "directories": {"unified": self._directories[0]}}
 
+    def sockets_apart(self, memory: int) -> int | None:
+        return 0
+
     def counters(self) -> dict[str, int]:
         return self._fields(
             oom=("memory.events", "oom_kill"),

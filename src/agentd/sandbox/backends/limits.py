@@ -1,13 +1,21 @@
 """Limits with their defaults, and how each is reported."""
 
+import functools
+import resource
 from collections.abc import Collection
 
 import msgspec
 
 from agentd.linux.cgroup import Group
 from agentd.model.enforcement import Control
+from agentd.model.errors import InvalidInput
 from agentd.model.limits import DEFAULTS, Limits
 from agentd.model.units import format_size
+
+MOST_FILES = (1 << 63) - 1
+# With fewer no interpreter of today's gets far; below, a machine has too little for a default.
+_LEAST_FILES = 256
+_LEAST_PIDS = 64
 
 
 def with_defaults(limits: Limits) -> Limits:
@@ -18,6 +26,47 @@ def with_defaults(limits: Limits) -> Limits:
         # The disk is memory too: full, it must leave some for the processes.
         return msgspec.structs.replace(merged, disk=min(merged.disk, merged.memory // 2))
     return merged
+
+
+def on_this_kernel(limits: Limits) -> Limits:
+    """``usual`` of a sandbox that shares the host's kernel. Raises InvalidInput for more open files
+    than we ourselves may have."""
+    most = _own_most()
+    if limits.open_files is not None and limits.open_files > most:
+        raise InvalidInput(
+            f"{limits.open_files} open files are more than agentd itself may have, {most}",
+            remediation="ask for less, or raise its hard limit (ulimit -Hn, LimitNOFILE=)",
+        )
+    return usual(limits)
+
+
+def usual(limits: Limits) -> Limits:
+    """``with_defaults`` for this machine: where nothing was asked, all processes of one sandbox
+    together hold at most a quarter of its table of open files, and none more than we may."""
+    merged = with_defaults(limits)
+    if limits.open_files is not None:
+        return merged
+    quarter = file_max() // 4
+    pids = merged.pids or 1
+    if limits.pids is None:
+        pids = min(pids, max(quarter // _LEAST_FILES, _LEAST_PIDS))
+    files = min(max(quarter // pids, _LEAST_FILES), _own_most(), merged.open_files or MOST_FILES)
+    return msgspec.structs.replace(merged, open_files=files, pids=merged.pids and pids)
+
+
+def _own_most() -> int:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return MOST_FILES if hard == resource.RLIM_INFINITY else hard
+
+
+@functools.cache
+def file_max() -> int:
+    """How many files can be open on this machine, by all but root."""
+    try:
+        with open("/proc/sys/fs/file-max", encoding="ascii") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return MOST_FILES
 
 
 def limit_control(
@@ -54,5 +103,17 @@ def group_controls(
             continue
         held = group is not None and controller in group.controllers
         how = f"cgroup controller {controller}" if held else detail or f"no {controller} controller"
+        if group is not None and held and name == "memory":
+            how += _beside(group, value)
         table[name] = limit_control(getattr(asked, name), value, held, how)
     return table
+
+
+def _beside(group: Group, memory: int) -> str:
+    """What the kernel does not count as the group's memory."""
+    apart = group.sockets_apart(memory)
+    if apart == 0:
+        return ", sockets' buffers too; not counted: file locks"
+    if apart is None:
+        return "; not counted: sockets' buffers, file locks"
+    return f"; sockets' buffers beside it, at most {format_size(apart)}; not counted: file locks"

@@ -27,7 +27,7 @@ from agentd.sandbox.backends.limits import (
     capabilities_detail,
     group_controls,
     limit_control,
-    with_defaults,
+    on_this_kernel,
 )
 from agentd.sandbox.backends.wall import ProcessWall
 
@@ -74,7 +74,7 @@ class HostBackend:
         for mount in spec.mounts:
             self._check_mount(mount)
         workspace = next((m.source for m in spec.mounts if m.target == "/workspace"), None)
-        return ProcessPlan(spec, with_defaults(spec.limits), spec.mounts, workspace)
+        return ProcessPlan(spec, on_this_kernel(spec.limits), spec.mounts, workspace)
 
     def launch(self, plan: ProcessPlan) -> ProcessWall:
         with contextlib.ExitStack() as undo:

@@ -138,6 +138,7 @@ def test_what_version_1_is_told(tree: cgroup.Hierarchy) -> None:
             for file in (
                 "memory.limit_in_bytes",
                 "memory.memsw.limit_in_bytes",
+                "memory.kmem.tcp.limit_in_bytes",
                 "pids.max",
                 "cpu.cfs_quota_us",
                 "cpu.cfs_period_us",
@@ -145,6 +146,7 @@ def test_what_version_1_is_told(tree: cgroup.Hierarchy) -> None:
             if os.path.exists(f"{directory}/{file}")
         }
         assert written.pop("memory.memsw.limit_in_bytes", 32 * MIB) == 32 * MIB
+        assert written.pop("memory.kmem.tcp.limit_in_bytes", 4 * MIB) == 4 * MIB
         assert written == {
             "memory.limit_in_bytes": 32 * MIB,
             "pids.max": 7,

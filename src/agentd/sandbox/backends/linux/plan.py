@@ -6,7 +6,7 @@ from agentd.model.errors import InvalidInput, Refused
 from agentd.model.limits import Limits
 from agentd.model.mount import WORKSPACE, Mount, MountMode
 from agentd.model.spec import SandboxSpec
-from agentd.sandbox.backends.limits import with_defaults
+from agentd.sandbox.backends.limits import on_this_kernel
 
 HOME = "/home/sandbox"
 # Directories of the scratch tmpfs; a mount elsewhere needs a root of the sandbox's own.
@@ -36,7 +36,7 @@ def make_plan(spec: SandboxSpec) -> LinuxPlan:
     if spec.net not in ("none", "host"):
         raise InvalidInput(f"unknown network {spec.net!r}", remediation="use none or host")
     mounts = _ordered(spec.mounts)
-    limits = with_defaults(spec.limits)
+    limits = on_this_kernel(spec.limits)
     disk = limits.disk or 0
     uid = parse_user(spec.user)
     return LinuxPlan(

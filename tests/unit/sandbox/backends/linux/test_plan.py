@@ -7,6 +7,7 @@ from agentd.model.errors import InvalidInput, Refused
 from agentd.model.limits import Limits
 from agentd.model.mount import Mount, MountMode
 from agentd.model.spec import SandboxSpec
+from agentd.sandbox.backends.limits import file_max
 from agentd.sandbox.backends.linux.plan import MAX_MOUNTS, environment, make_plan, parse_user
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -33,7 +34,7 @@ def test_the_plan_of_a_spec_that_says_nothing() -> None:
             "cpus": None,
             "pids": 512,
             "disk": 512 << 20,
-            "open_files": 4096,
+            "open_files": min(4096, file_max() // 4 // 512),
             "output": 64 << 20,
             "timeout": None,
         },
