@@ -121,6 +121,7 @@ minimum = "process"
 backends = ["linux"]
 networks = ["none", "host"]
 mounts = ["{folder}/shown"]
+private_programs = true
 [http]
 connections = 100
 body = "9M"

@@ -232,6 +232,7 @@ class Daemon:
                 backend=pool.backend,
                 image=pool.image,
                 limits=bodies.bounded(Limits(), config.limits),
+                private_programs=config.sandbox.private_programs,
             )
             allowed = self.control.gate.ahead(spec)
             if allowed is None:

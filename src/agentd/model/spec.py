@@ -21,6 +21,8 @@ class SandboxSpec(msgspec.Struct, frozen=True):
     env: dict[str, str] = {}
     hostname: str = "sandbox"
     image: str = DEFAULT_IMAGE  # what a virtual machine boots
+    # The host's programs behind overlays, where a wall shows them: inotify tells nothing of others.
+    private_programs: bool = False
 
 
 class Pty(msgspec.Struct, frozen=True):

@@ -98,7 +98,7 @@ def _paranoid() -> dict[str, Any]:
             },
         },
         "journal": {"keep": "10m", "process": "16M", "total": "1G"},
-        "sandbox": {"minimum": "microvm"},
+        "sandbox": {"minimum": "microvm", "private_programs": True},
         "policy": {"bundle": "paranoid"},
         "pool": [{"isolation": "microvm", "min": 0, "max": 2, "ttl": "2m"}],
         "log": {"format": "json"},

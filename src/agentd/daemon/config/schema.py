@@ -180,6 +180,7 @@ class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
     backends: tuple[str, ...] = ()  # those that may be used; empty: all
     networks: tuple[Literal["none", "host"], ...] = ("none",)
     mounts: tuple[FilePath, ...] = ()  # host folders beneath which a request may mount
+    private_programs: bool = False  # the host's programs behind overlays: nobody sees their use
 
     @property
     def level(self) -> IsolationLevel:

@@ -38,8 +38,12 @@ def sandbox_spec(who: Principal, body: SandboxBody, config: Config) -> SandboxSp
             remediation="leave it out, or have it added to sandbox.networks",
         )
     _check_scopes(who, spec)
-    spec = msgspec.structs.replace(spec, mounts=_judged(spec.mounts, config))
-    return msgspec.structs.replace(spec, limits=bounded(spec.limits, config.limits))
+    return msgspec.structs.replace(
+        spec,
+        mounts=_judged(spec.mounts, config),
+        limits=bounded(spec.limits, config.limits),
+        private_programs=rules.private_programs,
+    )
 
 
 def restored_spec(

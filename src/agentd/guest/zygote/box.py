@@ -10,7 +10,7 @@ import os
 import resource
 from collections.abc import Callable
 
-from agentd.guest.zygote.root import SANDBOX_HOME, masks
+from agentd.guest.zygote.root import SANDBOX_HOME, make_private, masks
 from agentd.linux import abi, caps, landlock, net, process, seccomp
 from agentd.linux.kernel import Kernel
 
@@ -250,13 +250,15 @@ def _private_root(box: Request, kernel: WallKernel) -> None:
     """
     if not box["private_root"]:
         return
-    stage = "/tmp"
-    kernel.mount("tmpfs", stage, "tmpfs", _NOSUID_NODEV, "mode=0755,size=1m,nr_inodes=1k")
+    stage, private = "/tmp", bool(box["private_programs"])
+    kernel.mount("tmpfs", stage, "tmpfs", _NOSUID_NODEV, "mode=0755,size=4m,nr_inodes=1k")
     for entry in os.scandir("/"):
         if entry.is_symlink():
             os.symlink(os.readlink(entry.path), stage + entry.path)
         elif entry.path == stage:
             kernel.mkdir(stage + entry.path, 0o755)
+        elif private and entry.path not in ("/dev", "/proc"):
+            make_private(entry.path, stage + entry.path, kernel)
         else:
             kernel.mkdir(stage + entry.path, 0o755)
             kernel.mount(entry.path, stage + entry.path, None, abi.MS_BIND | abi.MS_REC)

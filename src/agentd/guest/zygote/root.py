@@ -121,6 +121,38 @@ def masks() -> tuple[tuple[str, str], ...]:
     return tuple((empty, path) for empty, path in places if os.access(path, os.R_OK))
 
 
+def make_private(path: str, target: str, kernel: Kernel = KERNEL) -> None:
+    """Make a part of the root again at ``target``: behind overlays what is mounted, else a copy.
+
+    The files are then others, to inotify and to file locks, than those which the host and other
+    sandboxes use. Raises OSError, also for a mount in another: no overlay can be had of that.
+    """
+    _make_again(path, target, _mount_points(), kernel)
+
+
+def _make_again(path: str, target: str, mounted: frozenset[str], kernel: Kernel) -> None:
+    if os.path.islink(path):
+        os.symlink(os.readlink(path), target)
+    elif not os.path.isdir(path):
+        with open(path, "rb") as file:
+            _write(target, file.read())
+    else:
+        os.mkdir(target)
+        if path in mounted:
+            # Two directories make one that is read-only; the empty one adds nothing.
+            lower = f"userxattr,lowerdir=/sys:{path}"
+            flags = abi.MS_RDONLY | abi.MS_NOSUID | abi.MS_NODEV
+            kernel.mount("overlay", target, "overlay", flags, lower)
+            return
+        for name in os.listdir(path):
+            _make_again(f"{path}/{name}", f"{target}/{name}", mounted, kernel)
+
+
+def _mount_points() -> frozenset[str]:
+    with open("/proc/self/mountinfo", "rb") as file:
+        return frozenset(line.split()[4].decode("unicode_escape") for line in file)
+
+
 def read_etc(resolver: bool) -> dict[str, bytes]:
     """Contents of the small files of /etc. With ``resolver`` the host's resolv.conf too."""
     files = {path: text.encode() for path, text in ETC_MADE.items()}

@@ -66,6 +66,7 @@ class HostBackend:
         for what, wanted in (
             ("--user", spec.user is not None),
             ("--disk", spec.limits.disk is not None),
+            ("sandbox.private_programs", spec.private_programs),
         ):
             if wanted:
                 raise Refused(

@@ -174,6 +174,7 @@ class LinuxBackend:
             "cow": plan.cow,
             "scratch_fd": None,
             "private_root": plan.private_root,
+            "private_programs": plan.spec.private_programs,
             "landlock_abi": landlock.abi_version(),
             "without": sorted(self._without),
             "mounts": [

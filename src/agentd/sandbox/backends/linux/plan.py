@@ -44,7 +44,7 @@ def make_plan(spec: SandboxSpec) -> LinuxPlan:
         uid=uid,
         mounts=mounts,
         cow=bool(mounts) and mounts[0].mode is MountMode.COW,
-        private_root=any(not _in_scratch(m.target) for m in mounts),
+        private_root=spec.private_programs or any(not _in_scratch(m.target) for m in mounts),
         limits=limits,
         inodes=min(max(disk // _BYTES_PER_INODE, _MIN_INODES), _MAX_INODES),
         env=environment(spec.env, uid),

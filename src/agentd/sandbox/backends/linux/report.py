@@ -45,7 +45,7 @@ def enforcement(
     table = {
         "user_namespace": _fixed(True, f"uid {plan.uid} inside, {_outside(mapped)}"),
         "pid_namespace": _fixed(True, "the sandbox sees and signals only its own processes"),
-        "mount_namespace": _fixed(True, "read-only root of the host's programs"),
+        "mount_namespace": _fixed(True, _programs(plan.spec.private_programs)),
         "ipc_namespace": _fixed(True),
         "uts_namespace": _fixed(True),
         "cgroup_namespace": _fixed(True),
@@ -100,6 +100,12 @@ def kernel_version(release: str) -> tuple[int, int]:
     """``(6, 18)`` of ``6.18.44-generic``."""
     major, minor, *_ = release.split("-", maxsplit=1)[0].split(".")
     return int(major), int(minor)
+
+
+def _programs(private: bool) -> str:
+    if private:
+        return "read-only root of the host's programs, behind overlays of the sandbox's own"
+    return "read-only root of the host's programs; inotify tells when anybody opens one"
 
 
 def _outside(mapped: bool) -> str:
