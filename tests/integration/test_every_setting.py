@@ -123,6 +123,7 @@ networks = ["none", "host"]
 mounts = ["{folder}/shown"]
 private_programs = true
 [http]
+waiting = 200
 connections = 100
 body = "9M"
 idle = "20s"

@@ -4,7 +4,11 @@ Control: every room has a share for each principal, and looking and ending a roo
 listener has connections of its own, of which those without a credential are the first to go.
 """
 
+import http.client
+import json
+import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 from tests.security.daemons import Daemon, Later, running, until
@@ -64,3 +68,143 @@ def test_the_sandbox_that_is_full_says_so_and_lives(daemon: Daemon) -> None:
 def _running(daemon: Daemon, path: str) -> list[str]:
     views = daemon.ask("GET", f"{path}/processes").json
     return [view["id"] for view in views if view["state"] == "running"]
+
+
+SMALL = """
+[http]
+connections = 24
+waiting = 16
+[[listen]]
+address = "127.0.0.1:{port}"
+plain = true
+"""
+
+
+@pytest.fixture(scope="module")
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        found: int = probe.getsockname()[1]
+        return found
+
+
+@pytest.fixture(scope="module")
+def small(port: int) -> Iterator[Daemon]:
+    with running(SMALL.format(port=port)) as made:
+        yield made
+
+
+def test_whoever_waits_for_all_there_is_leaves_room_to_the_others(small: Daemon) -> None:
+    alice, bob = small.key("alice"), small.key("bob")
+    boxes = [small.sandbox(bob) for _ in range(2)]
+    with ExitStack() as stack:
+        for number in range(8):
+            path = f"/v1/sandboxes/{boxes[number % 2]}/exec"
+            _hang(stack, small, "POST", path, bob, {"cmd": ["sleep", "300"]})
+        until(lambda: sum(len(_running(small, f"/v1/sandboxes/{box}")) for box in boxes) == 8)
+        path = f"/v1/sandboxes/{boxes[0]}"
+        refused = small.ask("POST", f"{path}/exec", {"cmd": "true"}, key=bob)
+        assert (refused.status, refused.code) == (429, "full")
+        # The hog itself can still look, renew, signal and end.
+        assert small.ask("GET", path, key=bob).status == 200
+        assert small.ask("POST", f"{path}/renew", {"ttl": "5m"}, key=bob).status == 200
+        mine = small.sandbox(alice)
+        asked = {"cmd": "echo hi"}
+        assert small.ask("POST", f"/v1/sandboxes/{mine}/exec", asked, key=alice).status == 200
+        assert small.ask("GET", f"/v1/sandboxes/{mine}", key=alice).status == 200
+        put = small.ask("PUT", f"/v1/sandboxes/{mine}/files?path=/workspace/a", b"a", key=alice)
+        assert put.status == 200
+        assert small.ask("DELETE", f"/v1/sandboxes/{mine}", key=alice).status == 204
+        assert small.ask("GET", "/readyz").status == 200
+        assert small.ask("DELETE", path).status == 204  # the admin's
+    small.ask("DELETE", f"/v1/sandboxes/{boxes[1]}")
+
+
+@pytest.mark.parametrize("call", [False, True])
+def test_hanging_up_frees_the_place_and_ends_the_command(small: Daemon, call: bool) -> None:
+    bob = small.key("bob")
+    box = small.sandbox(bob)
+    where, body = f"/v1/sandboxes/{box}/exec", {"cmd": ["sleep", "300"]}
+    if call:
+        parameters = {"command": "sleep", "args": ["300"]}
+        where = "/v1/call"
+        body = {"capability": "shell.exec.v1", "parameters": parameters, "sandbox": box}
+    usage = f"/v1/sandboxes/{box}"
+    for _ in range(2):
+        with ExitStack() as stack:
+            while not _refused(small, box, bob):
+                _hang(stack, small, "POST", where, bob, body)
+        until(lambda: not _refused(small, box, bob))
+    until(lambda: not _running(small, usage))
+    ends = [r for r in small.records(kind="end") if r.sandbox == box and "cancelled" in str(r)]
+    assert len(ends) >= 16
+    small.ask("DELETE", usage)
+
+
+def test_a_keyed_command_goes_on_without_its_client(small: Daemon) -> None:
+    bob = small.key("bob")
+    box = small.sandbox(bob)
+    path = f"/v1/sandboxes/{box}"
+    body = {"cmd": "read line < go; echo $line"}
+    assert small.ask("POST", f"{path}/exec", {"cmd": "mkfifo go"}, key=bob).status == 200
+    with ExitStack() as stack:
+        _hang(stack, small, "POST", f"{path}/exec", bob, body, key="stays")
+        until(lambda: bool(_running(small, path)))
+    again = Later(lambda: small.ask("POST", f"{path}/exec", body, key=bob, Idempotency_Key="stays"))
+    assert small.ask("POST", f"{path}/exec", {"cmd": "echo on > go"}, key=bob).status == 200
+    assert again.answer().json["stdout"] == "on\n"
+    small.ask("DELETE", path)
+
+
+def test_connections_without_a_credential_keep_nobody_out(small: Daemon, port: int) -> None:
+    alice = small.key("alice")
+    with ExitStack() as stack:
+        for _ in range(200):
+            idle = socket.create_connection(("127.0.0.1", port))
+            stack.callback(idle.close)
+        assert small.cli("ls").returncode == 0
+        over_tcp = http.client.HTTPConnection("127.0.0.1", port, timeout=40)
+        stack.callback(over_tcp.close)
+        for _ in range(3):
+            over_tcp.request("GET", "/v1/sandboxes", headers={"X-API-Key": alice})
+            answer = over_tcp.getresponse()
+            assert answer.status == 200, answer.read()
+            answer.read()
+
+
+def test_a_principals_connections_leave_some_to_others(small: Daemon) -> None:
+    alice, bob = small.key("alice"), small.key("bob")
+    with ExitStack() as stack:
+        statuses = []
+        for _ in range(20):
+            connection = small.connect()
+            stack.callback(connection.close)
+            connection.request("GET", "/v1/sandboxes", headers={"X-API-Key": bob})
+            answer = connection.getresponse()
+            statuses.append(answer.status)
+            answer.read()
+        assert statuses[:10] == [200] * 10 and statuses[-1] == 429, statuses
+        assert small.ask("GET", "/v1/sandboxes", key=alice).status == 200
+        assert small.cli("ls").returncode == 0
+
+
+def _hang(
+    stack: ExitStack,
+    daemon: Daemon,
+    method: str,
+    path: str,
+    of: str,
+    body: object,
+    key: str = "",
+) -> None:
+    """A request whose answer nobody reads; its client hangs up at the end of the block."""
+    connection = daemon.connect()
+    headers = {"X-API-Key": of, "Content-Type": "application/json"}
+    headers |= {"Idempotency-Key": key} if key else {}
+    connection.request(method, path, json.dumps(body).encode(), headers)
+    stack.callback(connection.close)
+
+
+def _refused(daemon: Daemon, box: str, of: str) -> bool:
+    answer = daemon.ask("POST", f"/v1/sandboxes/{box}/exec", {"cmd": "true"}, key=of)
+    return answer.status == 429

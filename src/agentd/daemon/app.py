@@ -259,6 +259,8 @@ class Daemon:
     def _on_sandbox_end(self, live: Live, reason: str) -> None:
         self.commands.sandbox_ended(live)
         with contextlib.suppress(AgentdError):
+            self.approvals.sandbox_ended(live.id)
+        with contextlib.suppress(AgentdError):
             owner = live.record.principal
             self.control.note(Kind.SANDBOX_ENDED, owner, live.id, lazily=True, reason=reason)
         self._report("sandbox ended", sandbox=live.id, reason=reason)

@@ -37,11 +37,13 @@ KEPT_SECONDS = 86400.0
 LISTED_SECONDS = 3600.0  # ended ones are listed for so long
 _AT_ONCE = 500
 _LATE = "nobody decided in time"
+SANDBOX_ENDED = "its sandbox has ended"
 
 
 class _Parked:
-    def __init__(self, principal: str, until: float) -> None:
+    def __init__(self, principal: str, until: float, sandbox: str) -> None:
         self.principal = principal
+        self.sandbox = sandbox
         self.until = until  # of the monotonic clock: nobody can set that one
         self.ended = threading.Event()
 
@@ -94,7 +96,7 @@ class Approvals:
             created=now,
             expires=now + ttl,
         )
-        self._park(record, ttl)
+        self._park(record, ttl, str(asked.get("sandbox", "")))
         try:
             self._store.write(lambda t: _keep(t, record))
         except BaseException:
@@ -119,6 +121,33 @@ class Approvals:
     def withdraw(self, id_: str, note: str = "its request has gone") -> None:
         """Nobody waits for it any more; idempotent."""
         self._finish(id_, "withdrawn", note)
+
+    def look(self, id_: str) -> None:
+        """Let who waits for it see whether it still wants to. Never blocks."""
+        parked = self._parked.get(id_)
+        if parked is not None:
+            parked.ended.set()
+
+    def recall(self, who: Principal, id_: str) -> ApprovalView:
+        """Withdraw one's own. Raises NotFound, Forbidden (another's), Conflict (it has ended)."""
+        view = self.get(who, id_)
+        if not who.owns(view.principal):
+            raise Forbidden(
+                f"{view.principal} asked for this, and may withdraw it",
+                remediation="deny it: POST .../decide, agentd approval deny",
+            )
+        self._finish(id_, "withdrawn", f"{who.name} has withdrawn it", by=who.name)
+        view = self.get(who, id_)
+        if view.state != "withdrawn" or view.decided_by != who.name:
+            raise _has_ended(view)
+        return view
+
+    def sandbox_ended(self, sandbox: str) -> None:
+        """What was to be done in it is not decided on any more."""
+        with self._lock:
+            of_it = [id_ for id_, parked in self._parked.items() if parked.sandbox == sandbox]
+        for id_ in of_it:
+            self._finish(id_, "withdrawn", SANDBOX_ENDED)
 
     def decide(self, who: Principal, id_: str, allow: bool, note: str = "") -> ApprovalView:
         """Raises Forbidden, NotFound, Conflict (it has ended), InvalidInput."""
@@ -183,7 +212,7 @@ class Approvals:
             with contextlib.suppress(StoreError):  # the next daemon ends it
                 self._finish(id_, "expired", "the daemon was about to end")
 
-    def _park(self, record: ApprovalRecord, ttl: float) -> None:
+    def _park(self, record: ApprovalRecord, ttl: float, sandbox: str) -> None:
         most, name = self._config().max, record.principal
         with self._lock:
             if self._closed:
@@ -196,7 +225,7 @@ class Approvals:
                     remediation="have them decided on",
                 )
             self._of[name] += 1
-            self._parked[record.id] = _Parked(name, self._monotonic() + ttl)
+            self._parked[record.id] = _Parked(name, self._monotonic() + ttl, sandbox)
 
     def _unpark(self, id_: str) -> None:
         with self._lock:
@@ -208,7 +237,7 @@ class Approvals:
         if parked is not None:
             parked.ended.set()
 
-    def _finish(self, id_: str, state: str, note: str) -> None:
+    def _finish(self, id_: str, state: str, note: str, by: str = "") -> None:
         """Unless it has ended already."""
         now = self._clock()
 
@@ -217,7 +246,9 @@ class Approvals:
             if record is not None and record.state == PENDING:
                 late = now >= record.expires  # it was told as expired already
                 how = (
-                    {"state": "expired", "note": _LATE} if late else {"state": state, "note": note}
+                    {"state": "expired", "note": _LATE}
+                    if late
+                    else {"state": state, "note": note, "decided_by": by}
                 )
                 t.put(msgspec.structs.replace(record, decided=now, **how))
 
@@ -252,17 +283,21 @@ def decided(record: ApprovalRecord, by: str, allow: bool, note: str, now: float)
     """Raises Conflict where it has ended."""
     late = record.state == PENDING and now >= record.expires
     if record.state != PENDING or late:
-        raise Conflict(
-            f"approval {record.id} is {'expired' if late else record.state}",
-            cause=record.note,
-            remediation="its request must be sent again",
-        )
+        raise _has_ended(record, "expired" if late else record.state)
     return msgspec.structs.replace(
         record,
         state="approved" if allow else "denied",
         decided=now,
         decided_by=by,
         note=note,
+    )
+
+
+def _has_ended(one: ApprovalRecord | ApprovalView, state: str = "") -> Conflict:
+    return Conflict(
+        f"approval {one.id} is {state or one.state}",
+        cause=one.note,
+        remediation="its request must be sent again",
     )
 
 

@@ -1,6 +1,7 @@
 """Which request a thread is at work for; standard library only, for it is on every path."""
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -9,6 +10,7 @@ from typing import Any
 _NO_HEADERS: Mapping[str, str] = {}
 _request: ContextVar[str] = ContextVar("agentd_request", default="")
 _recorded: "ContextVar[Recording | None]" = ContextVar("agentd_recorded", default=None)
+_gone: "ContextVar[Gone | None]" = ContextVar("agentd_gone", default=None)
 _trace: ContextVar[Mapping[str, str]] = ContextVar("agentd_trace", default=_NO_HEADERS)
 
 
@@ -75,3 +77,59 @@ def recording(*, lasting: bool) -> Iterator[Recording]:
         yield made
     finally:
         _recorded.reset(token)
+
+
+class Gone:
+    """Whether the client of a request has gone away. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._callbacks: list[Callable[[], object]] = []
+        self.is_set = False
+
+    def set(self) -> None:
+        """Idempotent."""
+        with self._lock:
+            self.is_set = True
+            for callback in self._callbacks:
+                callback()
+            self._callbacks.clear()
+
+    @contextmanager
+    def telling(self, callback: Callable[[], object]) -> Iterator[None]:
+        """``callback`` runs once it is set, at once where it is already, and never behind the end
+        of the block. It runs in any thread, and must not wait for anything."""
+        with self._lock:
+            if self.is_set:
+                callback()
+            else:
+                self._callbacks.append(callback)
+        try:
+            yield
+        finally:
+            with self._lock:
+                if callback in self._callbacks:
+                    self._callbacks.remove(callback)
+
+
+NEVER = Gone()
+
+
+def client() -> Gone:
+    """Whether this request's client has gone; where nobody can tell, it never has."""
+    return _gone.get() or NEVER
+
+
+def waiting_client() -> Gone:
+    """The same, of a request that is ended when its client has gone. One with an Idempotency-Key is
+    not: who sends it again gets its answer."""
+    return NEVER if recorded() is not None else client()
+
+
+@contextmanager
+def of_client(gone: Gone) -> Iterator[None]:
+    token = _gone.set(gone)
+    try:
+        yield
+    finally:
+        _gone.reset(token)

@@ -11,6 +11,7 @@ from agentd.ingest.http.api import Api, api_of
 from agentd.ingest.http.app import create_app
 from agentd.ingest.http.exchange import Exchange
 from agentd.ingest.http.limits import Limits
+from agentd.ingest.http.link import link_of
 from agentd.ingest.http.respond import error_answer
 from agentd.ingest.http.threads import Room
 from agentd.ingest.service import Service
@@ -54,6 +55,15 @@ class Entry:
             for name, value in scope["headers"]
             if name in _TRACE and len(value) <= _MAX_HEADER
         }
+        gone, link = context.Gone(), link_of(scope)
+        link.on_lost(gone.set)
+        try:
+            with context.of_client(gone):
+                await self._serve(scope, receive, send, trace)
+        finally:
+            link.forget(gone.set)
+
+    async def _serve(self, scope: Any, receive: Any, send: Any, trace: dict[str, str]) -> None:
         with context.request(context.new_id(), trace) as id_:
             header = (b"x-request-id", id_.encode())
 

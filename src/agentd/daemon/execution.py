@@ -93,6 +93,7 @@ class Execution:
         self._setup_ms, handle.unreported_ms = handle.unreported_ms, 0.0
         self._concluded = concluded
         self._open = False
+        self._cancelled = False
         try:
             guest = handle.begin_command()
             self._open = True
@@ -207,6 +208,11 @@ class Execution:
     def kill(self) -> None:
         self.running.kill()
 
+    def cancel(self) -> None:
+        """``kill``, for nobody waits for it any more."""
+        self._cancelled = True
+        self.kill()
+
     def finish(self) -> Result:
         """Wait for the end; output that nobody took is dropped, unless it is captured."""
         while self.exit is None:
@@ -217,6 +223,9 @@ class Execution:
         if not end.ok and not self._lost:
             self._handle.counters = dict(self._handle.wall.counters())
             refined = refine(end, self._before, self._handle.counters)
+        if self._cancelled and end.signal is not None:
+            gone = Cause.of(CauseCode.CANCELLED, "whoever waited for it has gone")
+            refined = msgspec.structs.replace(end, cause=gone)
         result = Result(
             request_id=self.request_id,
             status=status(refined),

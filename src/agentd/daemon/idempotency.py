@@ -36,6 +36,7 @@ from agentd.daemon.store.errors import StoreError
 from agentd.daemon.store.port import Store, Transaction
 from agentd.daemon.store.records import IdempotencyRecord
 from agentd.model.api import Answer, Authorise, Carry, Work
+from agentd.model.cause import CauseCode
 from agentd.model.errors import AgentdError, Forbidden, InvalidInput, Refused
 
 MAX_ANSWER = 1 << 20  # bytes; of a larger one only that it was given is kept
@@ -195,7 +196,8 @@ class Idempotency:
         try:
             answer = work()
         except (InvalidInput, Refused) as error:
-            running.refused = isinstance(error, Forbidden)
+            # Others may what this one may not, and wait though its client has gone.
+            running.refused = isinstance(error, Forbidden) or error.code == CauseCode.CANCELLED
             if running.claimed:
                 self._kept.write(lambda t: self._kept.release(t, record))
             raise

@@ -242,7 +242,12 @@ def _logging(log: Log) -> Iterator[None]:
 
 def _limits(config: Config) -> Limits:
     http = config.http
-    return Limits(connections=http.connections, body=int(http.body), idle=float(http.idle))
+    return Limits(
+        connections=http.connections,
+        waits=http.waiting,
+        body=int(http.body),
+        idle=float(http.idle),
+    )
 
 
 def _end_threads(log: Log, code: int) -> None:

@@ -6,7 +6,7 @@ from base64 import b32encode
 from typing import TYPE_CHECKING
 
 from agentd.model.enforcement import Enforcement
-from agentd.model.errors import Refused, SandboxError
+from agentd.model.errors import BackendLost, Refused, SandboxError
 from agentd.model.result import SandboxInfo
 from agentd.sandbox import backends
 from agentd.sandbox.choose import Choice
@@ -44,7 +44,7 @@ class SandboxHandle:
     @property
     def wall(self) -> Wall:
         if self._wall is None:
-            raise SandboxError(f"sandbox {self.id} is {self.state}")
+            raise BackendLost(f"sandbox {self.id} is {self.state}")
         return self._wall
 
     @property
@@ -54,7 +54,7 @@ class SandboxHandle:
             with self.turn:
                 pass
         if self._guest is None:
-            raise SandboxError(
+            raise BackendLost(
                 f"sandbox {self.id} is {self.state}", remediation="create a new sandbox"
             )
         if self.state is State.PAUSED:

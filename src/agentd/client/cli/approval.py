@@ -15,6 +15,7 @@ _EXAMPLES = """\
   agentd approval show apr-0199c5d2a3f0deadbeef
   agentd approval approve apr-0199c5d2a3f0deadbeef --note 'as agreed'
   agentd approval deny apr-0199c5d2a3f0deadbeef
+  agentd approval withdraw apr-0199c5d2a3f0deadbeef
 
 To decide takes the scope approve, and never on one's own request. What nobody decides on in
 time is refused.
@@ -33,6 +34,8 @@ def main(words: list[str]) -> int:
             raise InvalidInput("no approval given", remediation="agentd approval ls has their ids")
         if options.action == "show":
             return _show(options, client)
+        if options.action == "withdraw":
+            return _withdraw(options, client)
         return _decide(options, client)
 
 
@@ -96,6 +99,19 @@ def _decide(options: argparse.Namespace, client: "Client") -> int:
     return 0
 
 
+def _withdraw(options: argparse.Namespace, client: "Client") -> int:
+    from agentd.client.http.client import segment
+    from agentd.model.api import ApprovalView
+
+    path = f"/v1/approvals/{segment(options.id)}/withdraw"
+    view = client.call("POST", path, into=ApprovalView)
+    if options.json:
+        remote.print_json(view)
+    else:
+        print(f"{remote.safe(view.id)} {view.state}")
+    return 0
+
+
 def _json(view: "ApprovalView", indent: int = 0) -> str:
     import msgspec
 
@@ -104,7 +120,7 @@ def _json(view: "ApprovalView", indent: int = 0) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = remote.parser("approval", "Look at requests that wait, and decide.", _EXAMPLES)
-    parser.add_argument("action", choices=("ls", "show", "approve", "deny"))
+    parser.add_argument("action", choices=("ls", "show", "approve", "deny", "withdraw"))
     parser.add_argument("id", metavar="ID", nargs="?", help="of the approval")
     parser.add_argument("--note", metavar="TEXT", default="", help="why, for who asked")
     return parser

@@ -5,6 +5,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from agentd.daemon import context
+
 
 class Ends:
     """Thread-safe."""
@@ -14,13 +16,15 @@ class Ends:
         self._writers: set[int] = set()
 
     @contextmanager
-    def one(self) -> Iterator[int]:
-        """A descriptor that is readable once the call is to end; the block's own."""
+    def one(self, gone: context.Gone = context.NEVER) -> Iterator[int]:
+        """A descriptor that is readable once the call is to end, or who waits for it has
+        ``gone``; the block's own."""
         reader, writer = os.pipe2(os.O_CLOEXEC)
         with self._lock:
             self._writers.add(writer)
         try:
-            yield reader
+            with gone.telling(lambda: os.write(writer, b"e")):
+                yield reader
         finally:
             with self._lock:
                 self._writers.remove(writer)

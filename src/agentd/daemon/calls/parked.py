@@ -6,13 +6,13 @@ from typing import Any, Protocol
 import msgspec
 
 from agentd.daemon import context
-from agentd.daemon.approvals import Approvals
+from agentd.daemon.approvals import SANDBOX_ENDED, Approvals
 from agentd.daemon.calls.act import Act
 from agentd.daemon.calls.admission import decision_fields
 from agentd.model.api import ApprovalView
 from agentd.model.audit import Event, Kind
 from agentd.model.decision import Decision
-from agentd.model.errors import Refused
+from agentd.model.errors import AgentdError, BackendLost, Refused
 
 
 class Log(Protocol):
@@ -31,6 +31,10 @@ class ApprovalWithdrawn(Refused):
     """Whoever followed the call has gone: it is not done behind their back."""
 
     code = "cancelled"
+
+
+class ApprovalRecalled(Refused):
+    code = "approval_withdrawn"
 
 
 _LOOK_SECONDS = 1.0  # how often it is seen that whoever asked has gone
@@ -52,6 +56,8 @@ class Parked:
             found = self._wait(asked.id, cancel)
         finally:
             self._approvals.withdraw(asked.id)
+        if found.state == "withdrawn":
+            raise _withdrawn(act, found)
         if found.state == "approved":
             if (recording := context.recorded()) is not None:
                 recording.approved.add(act.name)
@@ -77,14 +83,17 @@ class Parked:
         )
 
     def _wait(self, id_: str, cancel: int) -> ApprovalView:
-        if cancel < 0:
-            return self._approvals.wait(id_)
-        gone = select.poll()
-        gone.register(cancel, select.POLLIN)
-        while (found := self._approvals.wait(id_, _LOOK_SECONDS)).state == "pending":
-            if gone.poll(0):
-                raise ApprovalWithdrawn("whoever asked has gone before it was decided")
-        return found
+        """Raises ApprovalWithdrawn where who asked has gone, also if it is approved by now."""
+        client, told = context.client(), select.poll()
+        if cancel >= 0:
+            told.register(cancel, select.POLLIN)
+        with client.telling(lambda: self._approvals.look(id_)):
+            while True:
+                found = self._approvals.wait(id_, _LOOK_SECONDS if cancel >= 0 else None)
+                if client.is_set or (cancel >= 0 and told.poll(0)):
+                    raise ApprovalWithdrawn("whoever asked has gone before it was decided")
+                if found.state != "pending":
+                    return found
 
     def _note(self, kind: Kind, act: Act, **fields: Any) -> None:
         if self.log is not None:
@@ -98,6 +107,17 @@ class Parked:
                     fields=fields,
                 )
             )
+
+
+def _withdrawn(act: Act, found: ApprovalView) -> AgentdError:
+    if found.note == SANDBOX_ENDED:
+        return BackendLost(
+            f"sandbox {act.place.id} ended before {act.name} was approved",
+            remediation="create a new sandbox",
+        )
+    return ApprovalRecalled(
+        f"the request for {act.name} was withdrawn", cause=found.note, remediation="ask again"
+    )
 
 
 def _summary(act: Act, decision: Decision) -> dict[str, Any]:

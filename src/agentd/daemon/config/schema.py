@@ -198,7 +198,10 @@ class Ids(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Http(msgspec.Struct, frozen=True, kw_only=True):
-    connections: int = 1024
+    """Of both numbers a caller that is alone gets half, and there is always some for the next."""
+
+    connections: int = 2048  # of each [[listen]]
+    waiting: int = 1024  # requests that wait for something in a sandbox
     body: Size = Size(64 * MIB)  # of a request that is not a streamed upload
     idle: Duration = Duration(60)  # of a connection between requests
 

@@ -208,6 +208,13 @@ class Command:
         check_window(rows, cols)
         self._do(lambda: self._execution.running.resize(rows, cols))
 
+    def let_go(self) -> None:
+        """Who waited for it has gone: it is ended. Never blocks."""
+        with self._lock:
+            if self._wake >= 0:
+                self._wanted.put((self._execution.cancel, Future()))
+                os.eventfd_write(self._wake, 1)
+
     def kill(self) -> None:
         with contextlib.suppress(AgentdError):
             self._do(self._execution.kill)

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from base64 import b64decode
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Set
 
 import msgspec
@@ -30,7 +30,9 @@ from agentd.model.spec import ExecRequest
 from agentd.sandbox import guard
 from agentd.sandbox.journal.journals import Journals
 
-MAX_RUNNING = 1024  # a thread each
+# A thread each. A principal may start one more while it has fewer than are left: alone it has half
+# of them, and there are always some for the next.
+MAX_RUNNING = 2048
 MAX_KEPT = 256  # ended commands of one sandbox, in memory
 _MAX_STDIN = 64 << 20
 
@@ -53,6 +55,7 @@ class Commands:
         self._meter = counts
         self._lock = threading.Lock()
         self._running: dict[str, Command] = {}
+        self._of_principal: Counter[str] = Counter()  # that run
         self._of: dict[str, dict[str, Command | Past]] = {}  # by sandbox
         # Sandboxes taken over whose ended commands nobody has asked for yet.
         self._unread: set[str] = set()
@@ -69,7 +72,8 @@ class Commands:
             awaited.append(command)
             if stdin:
                 self._feed(command, stdin)
-            view = command.drive(keep=True)
+            with context.waiting_client().telling(command.let_go):
+                view = command.drive(keep=True)
         self._over(who, command)
         # An answer that is recorded itself is written behind this one, and waits for both.
         self._record(who, command, wait=context.recorded() is None)
@@ -204,7 +208,7 @@ class Commands:
         id_ = _new_id()
         if detached:
             request = msgspec.structs.replace(request, tag=id_)
-        self._room()
+        self._room(who)
         journal = self._journals.create(f"{live.id}/{id_}")
         if carried := trace.carrier():
             request = msgspec.structs.replace(request, env={**carried, **request.env})
@@ -224,7 +228,7 @@ class Commands:
         command = Command(
             id_, live, request.argv, body.tag, execution, journal, pty=body.pty is not None
         )
-        self._keep(command)
+        self._keep(command, who)
         return command
 
     def _take_over(self, live: Live, record: ProcessRecord, told: bool) -> None:
@@ -254,7 +258,7 @@ class Commands:
             adopted=True,
         )
         command.started = record.created
-        self._keep(command)
+        self._keep(command, who)
 
         def run() -> None:
             command.drive(keep=False)
@@ -282,17 +286,20 @@ class Commands:
         """Before it is driven: what cannot be written at once is kept by the transport."""
         command.give(data, eof=eof)
 
-    def _room(self) -> None:
+    def _room(self, who: Principal) -> None:
         with self._lock:
-            if len(self._running) >= MAX_RUNNING:
+            mine = self._of_principal[who.name]
+            if mine >= MAX_RUNNING - len(self._running):
                 raise Full(
-                    f"{MAX_RUNNING} commands run already",
+                    f"{mine} commands of {who.name} run already",
+                    cause=f"{len(self._running)} run, and {MAX_RUNNING} are the most",
                     remediation="come back when some have ended",
                 )
 
-    def _keep(self, command: Command) -> None:
+    def _keep(self, command: Command, who: Principal) -> None:
         with self._lock:
             self.count += 1
+            self._of_principal[who.name] += 1
             self._running[command.id] = command
             known = self._of.setdefault(command.live.id, {})
             known[command.id] = command
@@ -303,7 +310,10 @@ class Commands:
 
     def _over(self, who: Principal, command: Command) -> None:
         with self._lock:
-            self._running.pop(command.id, None)
+            if self._running.pop(command.id, None) is not None:
+                self._of_principal[who.name] -= 1
+                if not self._of_principal[who.name]:
+                    del self._of_principal[who.name]
         self._ledger.used_cpu(who.name, command.usage.cpu_ms / 1000)
         self._meter.command(command)
         view = command.result

@@ -284,7 +284,7 @@ class DaemonService:
         cancel: int = -1,
     ) -> CallView:
         acting = self._signed().acting(who, loads_strict(raw))
-        with self._ledger.command(acting.name), self.ends.one() as end:
+        with self._ledger.command(acting.name), self.ends.one(context.waiting_client()) as end:
             # Whoever follows it has a descriptor of their own, and is told by that.
             told = cancel if cancel >= 0 else end
             view = self._calls.call(acting, body, emit, via="http", cancel=told)
@@ -400,6 +400,9 @@ class DaemonService:
 
     def decide_approval(self, who: Principal, id_: str, body: DecideBody) -> ApprovalView:
         return self._approvals.decide(who, id_, body.allow, body.note)
+
+    def withdraw_approval(self, who: Principal, id_: str) -> ApprovalView:
+        return self._approvals.recall(who, id_)
 
     # --- the audit log ---
 

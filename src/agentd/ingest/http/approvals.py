@@ -29,4 +29,12 @@ OPERATIONS = (
         body=DecideBody,
         answer=ApprovalView,
     ),
+    Operation(
+        method="POST",
+        path="/v1/approvals/{id}/withdraw",
+        scope="read",
+        help="withdraw a request of one's own",
+        call=lambda s, who, a: s.withdraw_approval(who, a.id),
+        answer=ApprovalView,
+    ),
 )

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from agentd.ingest.http.api import Signal
-from agentd.ingest.http.credential import Proof
 from agentd.ingest.http.exchange import Exchange
 from agentd.ingest.http.operation import Arguments, Operation, decode
 from agentd.ingest.http.output import EVENTS
@@ -45,10 +44,9 @@ class _Following:
         self.error: AgentdError | None = None
         self._is_over = False
 
-    def run(self, service: Service, proof: Proof, body: CallBody, raw: bytes) -> None:
+    def run(self, service: Service, who: Principal, body: CallBody, raw: bytes) -> None:
         """In a thread, to the call's end."""
         try:
-            who = proof.principal(service)
             self.answer = service.call(who, body, raw, emit=self._emit, cancel=self._cancel)
         except AgentdError as error:
             self.error = error
@@ -100,13 +98,11 @@ class _Following:
 
 async def _stream(exchange: Exchange, query: dict[str, Any]) -> None:
     api = exchange.api
-    await exchange.authenticate()  # before the body is read
+    who = await exchange.authenticate()  # before the body is read
     raw = await exchange.body(api.limits.body)
     body: CallBody = decode(exchange, CallBody, raw)
     following = _Following()
-    running = asyncio.create_task(
-        api.threads.waits.run(following.run, api.service, exchange.proof(), body, raw)
-    )
+    running = asyncio.create_task(api.threads.waits.run(following.run, api.service, who, body, raw))
     api.add(following)
     exchange.link.on_lost(following.stop)
     try:
@@ -155,10 +151,8 @@ def _call(service: Service, who: Principal, a: Arguments) -> CallView:
 async def _receipt(exchange: Exchange, query: dict[str, Any]) -> None:
     """As it was signed: nothing of it is decoded on the way."""
 
-    def work(service: Service, proof: Proof) -> bytes:
-        return service.receipt(proof.principal(service), exchange.path["id"])
-
-    found = await exchange.api.threads.short.run(work, exchange.api.service, exchange.proof())
+    who, api = await exchange.authenticate(), exchange.api
+    found = await api.threads.short.run(api.service.receipt, who, exchange.path["id"])
     await exchange.answer(Answer(200, found, {"content-type": _ENVELOPE}))
 
 

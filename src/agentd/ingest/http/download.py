@@ -9,8 +9,6 @@ from typing import Any
 
 from agentd.ingest.http.exchange import Aborted, Exchange
 from agentd.ingest.http.respond import RangeNotSatisfiable
-from agentd.model.api import EntryView
-from agentd.model.principal import Principal
 
 BYTES = "application/octet-stream"
 TAR = "application/x-tar"
@@ -21,13 +19,8 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 async def get_file(exchange: Exchange, query: dict[str, Any]) -> None:
     """One Range (RFC 9110 §14.2); several, or a malformed one, are answered with all of it."""
     service, id_, path = exchange.api.service, exchange.path["id"], query["path"]
-    proof = exchange.proof()
-
-    def look() -> tuple[Principal, EntryView]:
-        who = proof.principal(service)
-        return who, service.stat_file(who, id_, path)
-
-    who, entry = await exchange.api.threads.waits.run(look)
+    who = await exchange.authenticate()
+    entry = await exchange.api.threads.waits.run(service.stat_file, who, id_, path)
     size = entry.size if entry.type == "file" else 0
     found = _range(exchange.header(b"range"), size)
     first, last = found or (0, size - 1)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from agentd.ingest.http.api import Api
-from agentd.ingest.http.credential import Proof, proof_of
+from agentd.ingest.http.callers import identify
 from agentd.ingest.http.link import link_of
 from agentd.ingest.http.respond import RequestTimeout
 from agentd.model.api import Answer
@@ -51,14 +51,8 @@ class Exchange:
                 return text
         return None
 
-    def proof(self) -> Proof:
-        return proof_of(self.scope)
-
     async def authenticate(self) -> Principal:
-        proof, service = self.proof(), self.api.service
-        if proof.by_connection:
-            return proof.principal(service)
-        return await self.api.threads.short.run(proof.principal, service)
+        return await identify(self.api, self.scope)
 
     # -- the request's body --
 

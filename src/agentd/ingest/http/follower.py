@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from agentd.ingest.http.api import Api, Signal
-from agentd.ingest.http.credential import Proof
 from agentd.ingest.http.link import Link
 from agentd.ingest.service import Output, OutputEvent
 from agentd.model.principal import Principal
@@ -29,7 +28,7 @@ class Follower:
 
     async def open(
         self,
-        who: Principal | Proof,
+        who: Principal,
         id_: str,
         process: str,
         cursors: Mapping[str, int],
@@ -39,8 +38,7 @@ class Follower:
         service, notify = self._api.service, self._more.set
 
         def follow() -> Output:
-            principal = who.principal(service) if isinstance(who, Proof) else who
-            return service.follow(principal, id_, process, cursors, notify, streams)
+            return service.follow(who, id_, process, cursors, notify, streams)
 
         self._output = await self._api.threads.short.run(follow)
         self._api.add(self)

@@ -9,10 +9,11 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Sizes are bytes, times seconds.
 
     Threads exist only while they are used. ``waits`` bounds the requests that stay until something
-    inside a sandbox is done; more are refused with 429, never queued.
+    inside a sandbox is done; more are refused with 429, never queued. What looks at sandboxes, or
+    ends them, has room of its own. Of each kind a caller that is alone gets half.
     """
 
-    connections: int = 1024
+    connections: int = 2048  # of each listener; a principal that is alone gets half
     head: int = 64 * KIB  # request line and headers
     headers: int = 128  # how many
     body: int = 64 * MIB  # of a request that is not a streamed upload
@@ -22,6 +23,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     head_seconds: float = 10.0  # from the first byte of a request to the end of its headers
     idle: float = 60.0  # of a connection between requests
+    stranger: float = 10.0  # of a connection whose caller has not proved who it is, in all
     body_seconds: float = 60.0  # without a byte of a body; and for the whole of one that is JSON
     slowest: int = KIB  # bytes a second of an upload, on the average after body_seconds
     stall: float = 300.0  # that an answer waits for a client who takes nothing
@@ -30,9 +32,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     first_message: float = 10.0  # that WS .../exec waits for its ExecBody
     heartbeat: float = 15.0  # between comments in an idle stream of server-sent events
 
-    short: int = 32  # threads for what only looks something up
-    waits: int = 512
-    transfers: int = 128  # downloads that take their next piece at the same time; others queue
-    uploads: int = 128
-    tunnels: int = 256  # connections to ports
-    watches: int = 256
+    short: int = 64  # threads for what only looks something up
+    control: int = 256  # threads for what looks at a sandbox, or ends, renews or signals
+    waits: int = 1024
+    transfers: int = 256  # downloads that take their next piece at the same time; others queue
+    uploads: int = 256
+    tunnels: int = 512  # connections to ports
+    watches: int = 512

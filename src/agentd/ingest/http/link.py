@@ -1,13 +1,19 @@
 """What a connection knows that a request does not say: who is at its other end, and its end."""
 
+import asyncio
 import contextlib
+import ipaddress
 import socket
 import ssl
+import struct
 from asyncio import Transport
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
+from agentd.ingest.http.seats import Seats
 from agentd.ingest.service import Service
+
+_UCRED = struct.Struct("3i")  # unix(7): pid, uid, gid
 
 
 class HoldingTransport:
@@ -48,10 +54,25 @@ class HoldingTransport:
 class Link:
     """Found in ``scope["state"]["link"]``; the same for all requests of a connection."""
 
-    __slots__ = ("_callbacks", "certificate", "is_unix", "peer", "transport")
+    __slots__ = (
+        "_callbacks",
+        "_seats",
+        "address",
+        "certificate",
+        "has_asked",
+        "is_unix",
+        "peer",
+        "principal",
+        "since",
+        "transport",
+    )
 
-    def __init__(self, transport: HoldingTransport, service: Service) -> None:
+    def __init__(self, transport: HoldingTransport, service: Service, seats: Seats) -> None:
         self.transport = transport
+        self.principal = ""  # whose it is, once that is known
+        self.has_asked = False
+        self.since = asyncio.get_running_loop().time()
+        self._seats = seats
         self.peer: object | None = None
         self.certificate: bytes | None = None
         self._callbacks: set[Callable[[], None]] | None = set()
@@ -60,10 +81,19 @@ class Link:
         if self.is_unix:
             with contextlib.suppress(OSError):  # it has gone already
                 self.peer = service.peer(connection)
+        self.address = _address(connection)
         tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
         # Without CERT_REQUIRED nobody has verified what the client showed.
         if tls is not None and tls.context.verify_mode is ssl.CERT_REQUIRED:
             self.certificate = tls.getpeercert(binary_form=True)
+
+    def identify(self, principal: str) -> None:
+        """Raises Full where the principal has too many connections."""
+        self._seats.identify(self, principal)
+        self.principal = principal
+
+    def cut(self) -> None:
+        self.transport.abort()
 
     def on_lost(self, callback: Callable[[], None]) -> None:
         """``callback`` runs once when the connection has gone; at once where it has already."""
@@ -77,6 +107,7 @@ class Link:
             self._callbacks.discard(callback)
 
     def lost(self) -> None:
+        self._seats.leave(self)
         callbacks, self._callbacks = self._callbacks or set(), None
         for callback in callbacks:
             callback()
@@ -89,3 +120,17 @@ class Link:
 def link_of(scope: Any) -> Link:
     link: Link = scope["state"]["link"]
     return link
+
+
+def _address(connection: socket.socket) -> str:
+    """Of whom a stranger's connection is: a user here, or a network of one household."""
+    try:
+        if connection.family == socket.AF_UNIX:
+            raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+            return f"user {_UCRED.unpack(raw)[1]}"
+        host = str(connection.getpeername()[0]).partition("%")[0]
+        if connection.family == socket.AF_INET6:
+            return f"from {ipaddress.ip_network((host, 64), strict=False)}"
+    except (OSError, ValueError):
+        return "gone"
+    return f"from {host}"

@@ -1,7 +1,8 @@
 """One row of the table in docs/api.md, and how an ordinary one is answered.
 
-An ordinary operation is one call of the service: authentication, decoding, the call and encoding
-are all done by one thread, so that a request costs one hop there and one back.
+An ordinary operation is one call of the service: decoding, the call and encoding are all done by
+one thread, so that a request costs one hop there and one back. Who asks is found out before that:
+each caller has a share of the threads.
 """
 
 import contextlib
@@ -13,7 +14,6 @@ from typing import Any
 
 import msgspec
 
-from agentd.ingest.http.credential import Proof
 from agentd.ingest.http.exchange import Exchange
 from agentd.ingest.http.query import Parameter, parse
 from agentd.ingest.http.respond import UnsupportedMediaType, answer, error_answer
@@ -24,9 +24,6 @@ from agentd.model.api import Answer, Repeat
 from agentd.model.capability import CallFailed
 from agentd.model.errors import AgentdError, InvalidInput, Refused
 from agentd.model.principal import Principal
-
-# A body up to this is read before anybody asks who sent it; a larger one after that.
-_SMALL = 64 << 10
 
 
 class Arguments(msgspec.Struct, frozen=True):
@@ -64,6 +61,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     answer: Any = None
     status: int = 200
     waits: bool = False  # for something inside a sandbox
+    control: bool = False  # looks at one, ends it or what is in it: always has room
     once: bool = False  # takes an Idempotency-Key
     lasting: bool = True  # what it does outlives a loss of power, or may
     # What may be done without a thread, and is then answered without a body; what it returns is
@@ -80,19 +78,13 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         limit = exchange.api.limits.body
         length = exchange.length()
         key = exchange.header(b"idempotency-key") if self.once else None
-        if key is None and length is not None and length <= _SMALL:
-            raw = await exchange.body(limit) if length else b""
-            proof, service = exchange.proof(), exchange.api.service
-            if self.at_once is not None and proof.by_connection:
-                await self._at_once(self.at_once, exchange, proof.principal(service), query, raw)
-                return
-            room = self._room(exchange)
-            await exchange.answer(await room.run(self._work, service, proof, exchange, query, raw))
-            return
         if length is not None and length > limit:
             await exchange.body(limit)  # raises TooLarge
         who = await exchange.authenticate()
-        raw = await exchange.body(limit)
+        raw = b"" if length == 0 else await exchange.body(limit)
+        if self.at_once is not None:
+            await self._at_once(self.at_once, exchange, who, query, raw)
+            return
         await exchange.answer(await self._at_most_once(exchange, who, key, query, raw))
 
     async def _at_once(
@@ -135,14 +127,11 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
 
     def _room(self, exchange: Exchange) -> Room:
         threads = exchange.api.threads
+        if self.control:
+            return threads.control
         return threads.waits if self.waits else threads.short
 
     # -- in a thread --
-
-    def _work(
-        self, service: Service, proof: Proof, exchange: Exchange, query: dict[str, Any], raw: bytes
-    ) -> Answer:
-        return self._answer(service, proof.principal(service), exchange, query, raw)
 
     def _answer(
         self,

@@ -40,7 +40,7 @@ async def _output(exchange: Exchange, query: dict[str, Any]) -> None:
     follower = Follower(exchange.api, exchange.link)
     try:
         place = exchange.path["id"], exchange.path["proc"]
-        await follower.open(exchange.proof(), *place, cursors, streams)
+        await follower.open(await exchange.authenticate(), *place, cursors, streams)
         if is_events:
             follow = query["follow"] is not False
             await _send_events(exchange, follower, cursors, follow=follow)

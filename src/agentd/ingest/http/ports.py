@@ -141,8 +141,8 @@ def response_headers(response: h11.Response, target: Target) -> Headers:
 
 async def forward(exchange: Exchange) -> None:
     target = Target(exchange.scope)
-    service, proof = exchange.api.service, exchange.proof()
-    who = await exchange.api.threads.short.run(proof.principal, service)
+    service = exchange.api.service
+    who = await exchange.authenticate()
     pipe = Pipe()
     exchange.link.on_lost(pipe.abort)
     try:

@@ -25,7 +25,7 @@ _OPCODES = {Opcode.TEXT, Opcode.BINARY, Opcode.CONT}
 async def forward(socket: Socket, _: dict[str, Any] | None = None) -> None:
     target = Target(socket.scope)
     service = socket.api.service
-    who = await socket.api.threads.short.run(socket.proof().principal, service)
+    who = await socket.authenticate()
     pipe = Pipe()
     socket.link.on_lost(pipe.abort)
     try:

@@ -107,7 +107,7 @@ OPERATIONS = (
         call=_signal,
         body=SignalBody,
         status=204,
-        waits=True,
+        control=True,
     ),
     Operation(
         method="POST",
@@ -117,6 +117,6 @@ OPERATIONS = (
         call=_resize,
         body=Pty,
         status=204,
-        waits=True,
+        control=True,
     ),
 )

@@ -18,6 +18,7 @@ from agentd.ingest.http.respond import (
     RequestTimeout,
     error_answer,
 )
+from agentd.ingest.http.seats import Seats
 from agentd.ingest.service import Service
 from agentd.model.api import Answer
 from agentd.model.errors import AgentdError, InvalidInput
@@ -51,8 +52,9 @@ class _Stalling:
 
 
 class HttpConnection(HttpToolsProtocol):
-    def __init__(self, config: Config, state: State) -> None:
+    def __init__(self, config: Config, state: State, seats: Seats) -> None:
         super().__init__(config, state, {})
+        self._seats = seats
         self.access_log = False
         self.limits = state.limits
         self.shared = state
@@ -71,12 +73,11 @@ class HttpConnection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         holding = HoldingTransport(transport)
         super().connection_made(cast("asyncio.Transport", holding))
-        link = Link(holding, self.shared.service)
+        link = Link(holding, self.shared.service, self._seats)
         self.app_state["link"] = link
         self._since = self.loop.time()
-        over = len(self.connections) - self.limits.connections
-        self._is_over = over > 0
-        if over > self.limits.connections or self.shared.draining:
+        self._is_over = not self._seats.enter(link)
+        if self.shared.draining:
             transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -143,6 +144,7 @@ class HttpConnection(HttpToolsProtocol):
         if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
             raise ValueError(f"it has {hosts} Host headers")  # RFC 9112, 3.2
         self._in_head = False
+        self.app_state["link"].has_asked = True
         self._unread = True
         super().on_headers_complete()
 
@@ -173,6 +175,8 @@ class HttpConnection(HttpToolsProtocol):
         elif self._deaf or self._is_over or (self._unread and self._has_answered()):
             if now - self._since > limits.discard_seconds:
                 self.transport.abort()
+        elif is_overstaying(self.app_state["link"], limits, now):
+            self.transport.abort()
         elif self._in_head:
             if now - self._since > limits.head_seconds:
                 self._refuse(RequestTimeout("the request did not come in time"))
@@ -282,8 +286,14 @@ class WsConnection(WebSocketsSansIOProtocol):
             self.transport.abort()
 
     def check(self, now: float) -> None:
-        if self._stalling.seconds(self.transport, now) > self.limits.stall:
+        stalls = self._stalling.seconds(self.transport, now) > self.limits.stall
+        if stalls or is_overstaying(self.app_state["link"], self.limits, now):
             self.transport.abort()
+
+
+def is_overstaying(link: Link, limits: Limits, now: float) -> bool:
+    """Whether a stranger has had its time, whatever it did meanwhile."""
+    return not link.principal and now - link.since > limits.stranger
 
 
 def _as_bytes(answer: Answer) -> bytes:

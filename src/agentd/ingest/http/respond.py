@@ -23,6 +23,7 @@ STATUS = {
     "policy_denied": 403,
     "approval_denied": 403,
     "approval_expired": 403,
+    "approval_withdrawn": 403,
     "not_found": 404,
     "method_not_allowed": 405,
     "request_timeout": 408,

@@ -55,7 +55,7 @@ OPERATIONS = (
         help="a sandbox, with its usage",
         call=lambda s, who, a: s.get(who, a.id),
         answer=SandboxView,
-        waits=True,
+        control=True,
     ),
     Operation(
         method="DELETE",
@@ -65,7 +65,7 @@ OPERATIONS = (
         call=lambda s, who, a: s.delete(who, a.id),
         at_once=lambda s, who, a: s.delete_at_once(who, a.id),
         status=204,
-        waits=True,
+        control=True,
     ),
     Operation(
         method="POST",
@@ -75,7 +75,7 @@ OPERATIONS = (
         call=lambda s, who, a: s.renew(who, a.id, a.body.ttl),
         body=RenewBody,
         answer=SandboxView,
-        waits=True,
+        control=True,
     ),
     Operation(
         method="POST",
@@ -84,7 +84,7 @@ OPERATIONS = (
         help="stop everything in it where it is",
         call=lambda s, who, a: s.pause(who, a.id),
         answer=SandboxView,
-        waits=True,
+        control=True,
     ),
     Operation(
         method="POST",
@@ -93,7 +93,7 @@ OPERATIONS = (
         help="let it go on",
         call=lambda s, who, a: s.resume(who, a.id),
         answer=SandboxView,
-        waits=True,
+        control=True,
     ),
     Operation(
         method="POST",
@@ -149,6 +149,6 @@ OPERATIONS = (
         help="delete a snapshot",
         call=lambda s, who, a: s.delete_snapshot(who, a.id),
         status=204,
-        waits=True,
+        control=True,
     ),
 )

@@ -5,6 +5,7 @@ import contextlib
 import time
 from collections.abc import Sequence
 from email.utils import formatdate
+from functools import partial
 
 from starlette.applications import Starlette
 from uvicorn.config import Config
@@ -12,6 +13,7 @@ from uvicorn.config import Config
 from agentd.ingest.http.api import api_of
 from agentd.ingest.http.listeners import BACKLOG, Listener
 from agentd.ingest.http.protocol import HttpConnection, State, WsConnection
+from agentd.ingest.http.seats import Seats
 
 _POLL = 0.05
 
@@ -56,8 +58,9 @@ class Server:
         self._ticking = loop.create_task(self._tick_forever())
         try:
             for listener in self._listeners:
+                seats = Seats(self._api.limits.connections)
                 server = await loop.create_server(
-                    lambda: HttpConnection(self._config, self._state),
+                    partial(HttpConnection, self._config, self._state, seats),
                     sock=listener.socket,
                     backlog=BACKLOG,  # or asyncio makes it 100
                     ssl=listener.tls,

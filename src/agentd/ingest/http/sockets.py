@@ -56,22 +56,18 @@ _OPS = _Eof | _Signal | _Resize
 
 async def attach(socket: Socket, query: dict[str, Any]) -> None:
     """Follows from the cursors on. Closing it detaches; the process goes on."""
-    service, proof = socket.api.service, socket.proof()
+    service, who = socket.api.service, await socket.authenticate()
     id_, process = socket.path["id"], socket.path["proc"]
 
-    def look() -> tuple[Principal, ProcessView]:
-        who = proof.principal(service)
-        who.require("run")
-        return who, service.process(who, id_, process)
-
-    who, view = await socket.api.threads.short.run(look)
+    who.require("run")
+    view = await socket.api.threads.short.run(service.process, who, id_, process)
     await _Session(socket, who, id_, view).run(query, accept=True)
 
 
 async def execute(socket: Socket, _: dict[str, Any]) -> None:
     """Its first message is the ExecBody."""
     api, id_ = socket.api, socket.path["id"]
-    who = await api.threads.short.run(socket.proof().principal, api.service)
+    who = await socket.authenticate()
     who.require("run")
     await socket.accept()
     try:
@@ -149,7 +145,7 @@ class _Session:
             await self._feed(message, eof=False)
             return
         op = decode_json(_OPS, message)
-        service, run = self._socket.api.service, self._socket.api.threads.waits.run
+        service, run = self._socket.api.service, self._socket.api.threads.control.run
         if isinstance(op, _Eof):
             await self._feed(b"", eof=True)
         elif isinstance(op, _Signal):

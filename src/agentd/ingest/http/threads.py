@@ -6,7 +6,9 @@ concurrent.futures would do; a request goes through here and back, and this cost
 import asyncio
 import contextlib
 import threading
+from collections import Counter, deque
 from collections.abc import Callable
+from contextvars import ContextVar
 from queue import Empty, SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
@@ -16,19 +18,24 @@ from agentd.model.errors import Full
 P = ParamSpec("P")
 R = TypeVar("R")
 _IDLE = 30.0  # seconds until a thread with nothing to do ends
+#: Whose share of a room a task's calls take: a principal's name, before that an address.
+caller: ContextVar[str] = ContextVar("agentd_caller", default="")
 
 
 class _Work:
-    __slots__ = ("args", "call", "future", "kwargs", "loop")
+    __slots__ = ("args", "call", "caller", "future", "kwargs", "loop")
 
     def __init__(self, call: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> None:
         self.call, self.args, self.kwargs = call, args, kwargs
+        self.caller = caller.get()
         self.loop = asyncio.get_running_loop()
         self.future = self.loop.create_future()
 
 
 class Room:
-    """At most ``size`` calls at once. One more is refused, or with ``queue`` waits its turn.
+    """At most ``size`` calls at once, and of one caller while it has fewer than are left: alone it
+    gets half of them, beside another a third, and there are always some for the next. One more is
+    refused, or with ``queue`` waits its turn, which goes round the callers.
 
     For one event loop. Its threads keep no process from ending: what they wait for may last.
     """
@@ -41,25 +48,38 @@ class Room:
         self._work: SimpleQueue[_Work | None] = SimpleQueue()
         self._threads = 0
         self._busy = 0  # calls that have not ended, on the loop's side
+        self._of: Counter[str] = Counter()  # the same, by caller
+        self._waiting: dict[str, deque[_Work]] = {}
 
     async def run(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """A caller that is cancelled leaves its call running: it holds its place to its end."""
-        if self._busy >= self._size and not self._is_queue:
+        work = _Work(call, args, kwargs)
+        if self._has_room(work.caller):
+            self._begin(work)
+        elif self._is_queue:
+            self._waiting.setdefault(work.caller, deque()).append(work)
+        else:
             raise Full(
                 "too many requests wait for sandboxes",
-                cause=f"{self._size} of this kind ({self.name}) are the most",
+                cause=f"{self._of[work.caller]} of the {self._busy} of this kind ({self.name}) are"
+                f" yours, and {self._size} the most",
                 remediation="send it again later",
             )
-        work = _Work(call, args, kwargs)
+        result: R = await work.future
+        return result
+
+    def _has_room(self, who: str) -> bool:
+        return self._of[who] < self._size - self._busy
+
+    def _begin(self, work: _Work) -> None:
         self._busy += 1
+        self._of[work.caller] += 1
         with self._lock:
             self._work.put(work)
             missing = self._threads < min(self._busy, self._size)
             self._threads += missing
         if missing:
             self._start()
-        result: R = await work.future
-        return result
 
     def close(self) -> None:
         """Waits for no call: the service is what ends them."""
@@ -96,12 +116,28 @@ class Room:
 
     def _done(self, work: _Work, result: Any, error: BaseException | None) -> None:
         self._busy -= 1
+        self._of[work.caller] -= 1
+        if not self._of[work.caller]:
+            del self._of[work.caller]
+        self._let_in()
         if work.future.done():  # its caller was cancelled
             return
         if error is None:
             work.future.set_result(result)
         else:
             work.future.set_exception(error)
+
+    def _let_in(self) -> None:
+        """Who waits and may, in turns."""
+        for who in list(self._waiting):
+            if not self._has_room(who):
+                continue
+            queue = self._waiting.pop(who)
+            work = queue.popleft()
+            if queue:
+                self._waiting[who] = queue  # behind the others
+            if not work.future.done():  # else its caller was cancelled
+                self._begin(work)
 
     # --- in a thread ---
 
@@ -138,6 +174,7 @@ def _perform(work: _Work, done: Callable[[_Work, Any, BaseException | None], Non
 class Threads:
     def __init__(self, limits: Limits) -> None:
         self.short = Room("short", limits.short, queue=True)
+        self.control = Room("control", limits.control)
         self.waits = Room("waits", limits.waits)
         self.transfers = Room("transfers", limits.transfers, queue=True)
         self.uploads = Room("uploads", limits.uploads)

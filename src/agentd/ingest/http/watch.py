@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from agentd.ingest.http.api import Signal
-from agentd.ingest.http.credential import Proof
 from agentd.ingest.http.exchange import Aborted, Exchange
 from agentd.ingest.http.output import EVENTS
 from agentd.ingest.http.respond import encode
 from agentd.ingest.service import Service
+from agentd.model.principal import Principal
 
 _MOST = 10_000  # changes that wait for a slow client; then it is cut off
 
@@ -40,14 +40,13 @@ class _Watch:
             if not self._begun:
                 await self._more.wait()
 
-    def run(self, service: Service, proof: Proof, id_: str, path: str, recursive: bool) -> None:
+    def run(self, service: Service, who: Principal, id_: str, path: str, recursive: bool) -> None:
         """In a thread, until ``stop``."""
         with self._lock:
             wake, self._wake = self._wake, -1  # from now on it is this thread's to close
         if wake < 0:
             return
         try:
-            who = proof.principal(service)
             service.stat_file(who, id_, path)  # raises what the client should know
             self._begun = True
             self._more.set()
@@ -86,11 +85,10 @@ class _Watch:
 
 
 async def watch(exchange: Exchange, query: dict[str, Any]) -> None:
+    who = await exchange.authenticate()
     api, watcher = exchange.api, _Watch()
     place = exchange.path["id"], query["path"], query["recursive"]
-    running = asyncio.create_task(
-        api.threads.watches.run(watcher.run, api.service, exchange.proof(), *place)
-    )
+    running = asyncio.create_task(api.threads.watches.run(watcher.run, api.service, who, *place))
     api.add(watcher)
     exchange.link.on_lost(watcher.stop)
     try:

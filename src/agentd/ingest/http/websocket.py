@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from agentd.ingest.http.api import Api
-from agentd.ingest.http.credential import Proof, proof_of
+from agentd.ingest.http.callers import identify
 from agentd.ingest.http.link import link_of
 from agentd.ingest.http.respond import encode, error_answer
 from agentd.model.api import ErrorView
 from agentd.model.errors import AgentdError
+from agentd.model.principal import Principal
 
 
 class Closed(Exception):
@@ -30,8 +31,8 @@ class Socket:
         parameters: Mapping[str, str] = self.scope["path_params"]
         return parameters
 
-    def proof(self) -> Proof:
-        return proof_of(self.scope)
+    async def authenticate(self) -> Principal:
+        return await identify(self.api, self.scope)
 
     async def accept(self, subprotocol: str | None = None) -> None:
         await self._receive()  # websocket.connect

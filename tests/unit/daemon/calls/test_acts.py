@@ -11,11 +11,11 @@ from agentd.capability.registry import BUILTIN, Registry
 from agentd.daemon import context
 from agentd.daemon.calls import acts
 from agentd.daemon.calls.act import asked
-from agentd.daemon.service.places import _SCOPES
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.mount import Mount, MountMode
 from agentd.model.spec import ExecRequest, SandboxSpec
+from agentd.policy.scopes import scope_of
 
 CALLS = Path(agentd.policy.__file__).parent / "bundles/common/calls.json"
 
@@ -105,6 +105,6 @@ def test_no_capability_wants_less_of_its_caller_than_the_shipped_policies_do(nam
     """Without a policy the scopes are all there is."""
     weak = ("read", "files", "run")
     policys = json.loads(CALLS.read_text())["calls"][name]["scope"]
-    assert weak.index(_SCOPES.get(name, "run")) >= weak.index(policys)
+    assert weak.index(scope_of(name)) >= weak.index(policys)
     if Registry().get(name).about.needs.writes:
-        assert _SCOPES.get(name, "run") != "read"
+        assert scope_of(name) != "read"

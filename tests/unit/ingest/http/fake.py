@@ -714,6 +714,9 @@ class FakeService:
     def ready(self) -> str:
         return self.not_ready
 
+    def withdraw_approval(self, who: Principal, id_: str) -> ApprovalView:
+        raise NotFound(f"there is no approval {id_!r}")
+
     def readmit(self, who: Principal, repeat: Repeat, approved: frozenset[str] | None) -> None:
         who.require("files" if repeat.body is None else "run")
 

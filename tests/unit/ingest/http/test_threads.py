@@ -1,5 +1,6 @@
 import asyncio
 import threading
+from collections.abc import Awaitable
 
 import pytest
 from tests.unit.ingest.http.fake import until
@@ -70,6 +71,45 @@ def test_with_a_queue_one_more_waits_its_turn() -> None:
 
     asyncio.run(main())
     until(lambda: not _names())
+
+
+def test_each_caller_has_a_share_and_the_next_one_finds_room() -> None:
+    async def main() -> None:
+        room, go_on = Room("test", 8), threading.Event()
+        tasks, refused = [], {}
+        for name in ("hog", "second", "third"):
+            threads.caller.set(name)
+            mine = [asyncio.create_task(room.run(go_on.wait)) for _ in range(8)]
+            await asyncio.sleep(0)
+            refused[name] = sum(task.done() for task in mine)
+            tasks += mine
+        assert refused == {"hog": 4, "second": 6, "third": 7}
+        go_on.set()
+        done = await asyncio.gather(*tasks, return_exceptions=True)
+        assert sum(isinstance(one, Full) for one in done) == 17
+        assert room._busy == 0 and not room._of
+        room.close()
+
+    asyncio.run(main())
+
+
+def test_a_queue_goes_round_its_callers() -> None:
+    async def main() -> None:
+        room, go_on, order = Room("test", 2, queue=True), threading.Event(), list[str]()
+        hog = [asyncio.create_task(_as("hog", room.run(go_on.wait)))]
+        hog += [asyncio.create_task(_as("hog", room.run(order.append, "hog"))) for _ in range(20)]
+        await asyncio.sleep(0)
+        await asyncio.create_task(_as("other", room.run(order.append, "other")))
+        assert order == ["other"]
+        go_on.set()
+        await asyncio.gather(*hog)
+        room.close()
+
+    async def _as(name: str, work: Awaitable[object]) -> None:
+        threads.caller.set(name)
+        await work
+
+    asyncio.run(main())
 
 
 def test_a_thread_with_nothing_to_do_ends_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:

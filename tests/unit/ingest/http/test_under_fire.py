@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from tests.unit.ingest.http.fake import FakeProcess, until
-from tests.unit.ingest.http.harness import Running, read_all
+from tests.unit.ingest.http.harness import ALICE, BOB, Running, read_all
 from websockets.sync.client import unix_connect
 
 from agentd.ingest.http.limits import Limits
@@ -222,34 +222,72 @@ def test_a_body_that_is_nested_deeply(running: Running) -> None:
 
 
 def test_two_thousand_connections(tmp_path: Path) -> None:
-    """As many as are allowed are served; the rest are told to come back."""
+    """As many as are allowed stay; the oldest go, and whoever comes is served."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < 5000:
         pytest.skip(f"needs 5000 open files, and {hard} are allowed")
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 5000), hard))
-    limits = Limits(connections=1200, discard_seconds=30.0)
     request = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
     try:
+        limits = Limits(connections=1200, stranger=60.0)
         with Running(tmp_path, limits) as running, contextlib.ExitStack() as stack:
-            clients = [stack.enter_context(running.raw()) for _ in range(1200)]
+            clients = [stack.enter_context(running.raw()) for _ in range(2000)]
             until(lambda: running.server.connections == 1200)
-            clients += [stack.enter_context(running.raw()) for _ in range(800)]
-            answers = []
-            for client in clients:
+            for client in clients[800:]:
                 client.sendall(request)
-            for client in clients:
-                answers.append(status(client.recv(1 << 16)))
-            assert answers[:1200] == [200] * 1200
-            assert answers[1200:] == [503] * 800
+                assert status(client.recv(1 << 16)) == 200
+            for client in clients[:800]:
+                assert read_all(client) == b""
+            assert running.ask("GET", "/healthz").status == 200
             stack.close()
             until(lambda: running.server.connections == 0)
-            assert running.ask("GET", "/healthz").status == 200
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def test_a_principal_leaves_connections_to_others(tmp_path: Path) -> None:
+    with Running(tmp_path, Limits(connections=8)) as running, contextlib.ExitStack() as stack:
+
+        def kept(key: str) -> int:
+            client = stack.enter_context(running.raw())
+            head = f"GET /v1/sandboxes HTTP/1.1\r\nHost: x\r\nX-API-Key: {key}\r\n\r\n"
+            client.sendall(head.encode())
+            return status(client.recv(1 << 16))
+
+        assert [kept("agd_alice") for _ in range(6)] == [200] * 4 + [429] * 2
+        assert [kept("agd_bob") for _ in range(3)] == [200] * 2 + [429]
+        # Strangers do not take what is left from anybody, and have seconds.
+        strangers = [stack.enter_context(running.raw()) for _ in range(20)]
+        assert running.ask("GET", "/v1/sandboxes").status == 200
+        assert running.ask("GET", "/v1/sandboxes", headers=ALICE, tcp=True).status == 200
+        del strangers
+
+
+def test_a_stranger_has_seconds_however_busy_it_is(tmp_path: Path) -> None:
+    ask = b"GET /v1/sandboxes HTTP/1.1\r\nHost: x\r\nX-API-Key: agd_alice\r\n\r\n"
+    with (
+        Running(tmp_path, Limits(stranger=1.0)) as running,
+        running.raw() as idle,
+        running.raw() as busy,
+        running.raw() as known,
+    ):
+        known.sendall(ask)
+        assert status(known.recv(1 << 16)) == 200
+        answers = 0
+        with contextlib.suppress(ConnectionError):
+            while True:  # it keeps the connection busy, and that buys no time
+                busy.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+                if not busy.recv(1 << 16):
+                    break
+                answers += 1
+        assert answers > 0
+        assert read_all(idle) == b""
+        known.sendall(ask)
+        assert status(known.recv(1 << 16)) == 200
+
+
 def test_more_waits_than_threads_are_refused(tmp_path: Path) -> None:
-    with Running(tmp_path, Limits(waits=2)) as running:
+    with Running(tmp_path, Limits(waits=4)) as running:
         id_ = running.sandbox()
         path = f"/v1/sandboxes/{id_}/exec"
         threads = [
@@ -264,6 +302,12 @@ def test_more_waits_than_threads_are_refused(tmp_path: Path) -> None:
         assert (refused.status, refused.code) == (429, "full")
         assert refused.headers["retry-after"] == "1"
         assert running.ask("GET", "/v1/sandboxes").status == 200  # short calls go on
+        other = running.ask("POST", path, {"cmd": ["echo"]}, BOB)
+        assert (other.status, other.code) == (404, "not_found")  # another caller has room
+        assert running.ask("GET", f"/v1/sandboxes/{id_}").status == 200
+        proc = next(iter(processes))
+        kill = f"/v1/sandboxes/{id_}/processes/{proc}/signal"
+        assert running.ask("POST", kill, {"signal": 1}).status == 204
         for process in list(processes.values()):
             process.end()
         for thread in threads:

@@ -1,0 +1,23 @@
+"""Who asks: found out before a request takes any room but that for finding out."""
+
+from typing import Any
+
+from agentd.ingest.http.api import Api
+from agentd.ingest.http.credential import proof_of
+from agentd.ingest.http.link import link_of
+from agentd.ingest.http.threads import caller
+from agentd.model.principal import Principal
+
+
+async def identify(api: Api, scope: Any) -> Principal:
+    """Whatever this task asks of rooms from now on is the principal's. Raises what proves nothing,
+    Full where it has too many connections."""
+    link, proof = link_of(scope), proof_of(scope)
+    caller.set(link.address)
+    if proof.by_connection:
+        who = proof.principal(api.service)
+    else:
+        who = await api.threads.short.run(proof.principal, api.service)
+    link.identify(who.name)
+    caller.set(who.name)
+    return who
