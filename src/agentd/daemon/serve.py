@@ -55,6 +55,7 @@ def serve(
             log.warning("no traces", reason=trouble)
         stack.callback(trace.stop)
         metrics = Metrics(log) if config.metrics.enabled else None
+        _warn(log, config)
         daemon = Daemon(config, log.info, metrics or meter.NONE)
         stack.callback(daemon.close)
         if metrics is not None:
@@ -181,6 +182,7 @@ class Process:
         self._log.set(new.log.level, new.log.format)
         changed = found.reloaded or "nothing"
         self._log.info("the configuration is taken over", changed=changed)
+        _warn(self._log, new)
         if found.waiting:
             self._log.warning("holds after the next start only", changed=found.waiting)
 
@@ -238,6 +240,11 @@ def _logging(log: Log) -> Iterator[None]:
     finally:
         threading.excepthook = before
         log.release()
+
+
+def _warn(log: Log, config: Config) -> None:
+    for doubt in configuration.doubts(config):
+        log.warning("the configuration is doubtful", doubt=doubt)
 
 
 def _limits(config: Config) -> Limits:

@@ -13,7 +13,7 @@ from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.mount import Mount, parse_mount, parse_workspace
 from agentd.model.spec import DEFAULT_IMAGE, ExecLimits, ExecRequest, Pty, SandboxSpec
-from agentd.model.units import parse_duration, parse_size
+from agentd.model.units import parse_duration, parse_size, readable_size
 
 Size: TypeAlias = str | int | None
 Time: TypeAlias = str | float | None
@@ -24,6 +24,9 @@ USERS = ("root", "sandbox")
 _MAX_ID = (1 << 32) - 2
 _MAX_NUMBER = (1 << 63) - 1
 _IMAGE = re.compile(r"\A[a-z0-9][a-z0-9._-]{0,63}\Z")
+# What the agent itself takes, before any command of the sandbox does.
+MIN_MEMORY = 1 << 20
+MIN_OPEN_FILES = 16
 _MAX_COUNT = 1 << 22  # the kernel's own ceiling of pids (PID_MAX_LIMIT, 64-bit)
 
 
@@ -72,11 +75,11 @@ def sandbox_spec(**options: Unpack[SandboxOptions]) -> SandboxSpec:
         mounts=_mounts(options.get("workspace"), options.get("mounts", ())),
         net=_one_of("network", options.get("net", "none"), NETS),
         limits=Limits(
-            memory=_size(options.get("memory"), "memory"),
+            memory=_memory(options.get("memory")),
             cpus=None if cpus is None else _cpus(cpus),
             pids=None if pids is None else _count(pids, "pids"),
             disk=_size(options.get("disk"), "disk"),
-            open_files=None if open_files is None else _count(open_files, "open files"),
+            open_files=None if open_files is None else _open_files(open_files),
             output=_size(options.get("output"), "output"),
             timeout=_time(options.get("timeout")),
         ),
@@ -190,6 +193,26 @@ def _mounts(
 
 def _size(value: Size, what: str) -> int | None:
     return None if value is None else parse_size(value, what)
+
+
+def _memory(value: Size) -> int | None:
+    size = _size(value, "memory")
+    if size is not None and size < MIN_MEMORY:
+        raise InvalidInput(
+            f"memory of {readable_size(size)} is too little for a sandbox",
+            remediation=f"give at least {readable_size(MIN_MEMORY)}",
+        )
+    return size
+
+
+def _open_files(value: int | str) -> int:
+    count = _count(value, "open files")
+    if count < MIN_OPEN_FILES:
+        raise InvalidInput(
+            f"{count} open files are too few for a sandbox",
+            remediation=f"give at least {MIN_OPEN_FILES}",
+        )
+    return count
 
 
 def _time(value: Time) -> float | None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from agentd.client.cli.options import Parser
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from agentd.daemon.config import Problem
 
 _EXAMPLES = """\
@@ -20,7 +22,7 @@ A file starts from a profile, profile = "workstation", "server" or "paranoid"; v
 AGENTD_LEASES__DEFAULT=5m stand above the file. Without PATH it is AGENTD_CONFIG's, the user's
 agentd/agentd.toml or /etc/agentd/agentd.toml.
 
-exit codes: 0 all is well; 1 there are problems; 2 wrong options
+exit codes: 0 all is well, but for warnings; 1 there are problems; 2 wrong options
 """
 FOUND_PROBLEMS = 1
 
@@ -31,7 +33,7 @@ def main(words: list[str]) -> int:
 
     path, found = embedded.read_config(options.path)
     if options.action == "check":
-        return _check(path, found.problems, as_json=options.json)
+        return _check(path, found.problems, found.warnings, as_json=options.json)
     if options.json:
         _print_json(found.plain())
     else:
@@ -53,20 +55,33 @@ def _parser() -> Parser:
     return parser
 
 
-def _check(path: str | None, problems: "list[Problem]", *, as_json: bool) -> int:
+def _check(
+    path: str | None,
+    problems: "list[Problem]",
+    warnings: "Sequence[Problem]",
+    *,
+    as_json: bool,
+) -> int:
     name = path or "no file: the profile and the environment"
     if as_json:
-        _print_json({"path": path, "ok": not problems, "problems": problems})
-    elif not problems:
+        told = {"warnings": warnings} if warnings else {}
+        _print_json({"path": path, "ok": not problems, "problems": problems, **told})
+    elif not problems and not warnings:
         print(f"{name}: all is well")
     for problem in [] if as_json else problems:
-        where = f"{path}:{problem.line}" if problem.line else path or "environment"
-        if problem.key.startswith("AGENTD_"):
-            where = "environment"
-        key = f"{problem.key}: " if problem.key else ""
-        hint = f" ({problem.suggestion})" if problem.suggestion else ""
-        print(_safe(f"{where}: {key}{problem.message}{hint}"))
+        _print_problem(path, problem)
+    for problem in [] if as_json else warnings:
+        _print_problem(path, problem, "warning: ")
     return FOUND_PROBLEMS if problems else 0
+
+
+def _print_problem(path: str | None, problem: "Problem", kind: str = "") -> None:
+    where = f"{path}:{problem.line}" if problem.line else path or "environment"
+    if problem.key.startswith("AGENTD_"):
+        where = "environment"
+    key = f"{problem.key}: " if problem.key else ""
+    hint = f" ({problem.suggestion})" if problem.suggestion else ""
+    print(_safe(f"{where}: {kind}{key}{problem.message}{hint}"))
 
 
 def _print_json(value: object) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from agentd.daemon.config import reader, rules
+from agentd.daemon.config.doubts import doubtful
 from agentd.daemon.config.layers import Layers
-from agentd.daemon.config.problem import Problem
+from agentd.daemon.config.problem import Problem, dotted
 from agentd.daemon.config.profiles import PROFILES
 from agentd.daemon.config.render import leaves, plain, render
 from agentd.daemon.config.schema import RELOADED, Config
@@ -22,6 +23,7 @@ __all__ = [
     "Read",
     "changes",
     "check",
+    "doubts",
     "find",
     "load",
     "plain",
@@ -40,6 +42,7 @@ class Read(NamedTuple):
     problems: list[Problem]
     layers: Layers
     path: str | None = None
+    warnings: tuple[Problem, ...] = ()  # of a configuration without problems
 
     def whole(self) -> Config:
         """Raises InvalidInput that names every problem."""
@@ -110,7 +113,18 @@ def read(path: str | None, env: Mapping[str, str] | None = None, options: Option
     if config is not None:
         problems += [layers.problem(*found) for found in rules.broken(config)]
     problems.sort(key=lambda problem: (problem.line, problem.key))
-    return Read(None if problems else config, problems, layers, path)
+    if config is None or problems:
+        return Read(None, problems, layers, path)
+    # A preset is ours to answer for: it is as it is on every machine.
+    found = [doubt for doubt in doubtful(config) if layers.source(doubt[0]) != "profile"]
+    return Read(config, [], layers, path, tuple(layers.problem(*doubt) for doubt in found))
+
+
+def doubts(config: Config) -> list[str]:
+    """What a running daemon says of its configuration, in a line each. How much may be asked for
+    at most is of no concern before somebody does."""
+    found = (doubt for doubt in doubtful(config) if doubt[0][:2] != ("limits", "max"))
+    return [str(Problem(0, dotted(path), message, hint)) for path, message, hint in found]
 
 
 def changes(old: Config, new: Config) -> Changes:

@@ -9,9 +9,10 @@ import msgspec
 from agentd.auth.jwks import check_url
 from agentd.auth.mtls import check_match
 from agentd.daemon.config.lines import Path
-from agentd.daemon.config.schema import Config, JwtIssuer, Listen, Signed
+from agentd.daemon.config.schema import Config, JwtIssuer, Listen, Quota, Signed
 from agentd.daemon.config.values import SHIPPED_BUNDLES
 from agentd.model.errors import InvalidInput
+from agentd.model.isolation import IsolationLevel
 from agentd.sandbox.backends import identity
 
 Found = tuple[Path, str, str]  # where, what, and what mends it
@@ -178,16 +179,39 @@ def _ranges(config: Config) -> Iterator[Found]:
         yield ("approvals", "max"), "nothing could ever be approved", "give 1 or more"
     if config.journal.process > config.journal.total:
         yield ("journal", "process"), "is more than journal.total", "lower it"
-    order = ("none", "process", "namespace", "userspace-kernel", "microvm")
+    if not config.http.connections:
+        yield ("http", "connections"), "nobody could connect", "give 1 or more"
+    yield from _pools(config)
+    yield from _quota(config.quotas.default, ("quotas", "default"))
+    for name, quota in config.quotas.principals.items():
+        yield from _quota(quota, ("quotas", "principals", name))
+
+
+def _pools(config: Config) -> Iterator[Found]:
     for n, pool in enumerate(config.pool):
+        path: Path = ("pool", n)
+        level = IsolationLevel.parse(pool.isolation)
         if pool.min > pool.max:
-            yield ("pool", n, "min"), "is more than max", "lower it, or raise max"
-        if order.index(pool.isolation) < order.index(config.sandbox.minimum):
+            yield (*path, "min"), "is more than max", "lower it, or raise max"
+        if level < config.sandbox.level:
             yield (
-                ("pool", n, "isolation"),
+                (*path, "isolation"),
                 f"is less than sandbox.minimum, {config.sandbox.minimum}",
                 "no request could be given one of them",
             )
+        allowed = config.sandbox.backends
+        if pool.backend is not None and allowed and pool.backend not in allowed:
+            yield (
+                (*path, "backend"),
+                f"{pool.backend} is not among sandbox.backends",
+                "no request could be given one of them",
+            )
+
+
+def _quota(quota: Quota, path: Path) -> Iterator[Found]:
+    for name in ("requests", "burst"):
+        if getattr(quota, name) == 0:
+            yield (*path, name), "nobody could ask for anything", "give more; none is no bound"
 
 
 def _policy(config: Config) -> Iterator[Found]:

@@ -10,6 +10,7 @@ import msgspec
 from agentd.model.errors import InvalidInput
 from agentd.model.units import format_size, parse_duration, parse_size
 
+# The labels of model.isolation.IsolationLevel, which is what orders them.
 Isolation = Literal["none", "process", "namespace", "userspace-kernel", "microvm"]
 Scope = Literal[
     "run", "create", "files", "read", "ports", "snapshot",

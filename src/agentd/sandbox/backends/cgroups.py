@@ -1,14 +1,16 @@
 """The cgroup of one sandbox: made when it can be, refused when it must be and cannot."""
 
+import contextlib
 import errno
 import os
 import re
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from agentd.linux import cgroup
-from agentd.model.errors import Refused
+from agentd.model.errors import Refused, SandboxError
 from agentd.model.limits import Limits
+from agentd.model.units import readable_size
 from agentd.sandbox.backends.child import Ended, unsent
 
 _NAME = re.compile(r"sbx-(\d+)-(\d+)-[0-9a-f]+\Z")
@@ -74,6 +76,23 @@ def let_in(listener: socket.socket, group: cgroup.Group | None) -> None:
     finally:
         for fd in doors:
             os.close(fd)
+
+
+@contextlib.contextmanager
+def explained(group: cgroup.Group | None, limits: Limits) -> Iterator[None]:
+    """A sandbox that ends within it for its limit of memory is told to be too small.
+
+    Raises SandboxError for it.
+    """
+    try:
+        yield
+    except SandboxError as error:
+        if group is None or not group.counters().get("oom"):
+            raise
+        raise SandboxError(
+            f"memory of {readable_size(limits.memory or 0)} is too little to build the sandbox",
+            remediation="ask for more, or have limits.max and the policy allow more",
+        ) from error
 
 
 def _refused(name: str, why: str) -> Refused:

@@ -19,7 +19,7 @@ from agentd.model.limits import Limits
 from agentd.model.mount import Mount, MountMode
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends import identity
-from agentd.sandbox.backends.cgroups import let_in, make_group
+from agentd.sandbox.backends.cgroups import explained, let_in, make_group
 from agentd.sandbox.backends.child import await_ready, reap, receive, start_python
 from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.limits import (
@@ -105,8 +105,9 @@ class HostBackend:
             )
             if group is not None:
                 undo.callback(group.remove)
-            let_in(listener, group)
-            controls = await_ready(listener)
+            with explained(group, plan.limits):
+                let_in(listener, group)
+                controls = await_ready(listener)
             pidfd = os.pidfd_open(pid)
             undo.pop_all()
         return ProcessWall(

@@ -79,3 +79,15 @@ def test_a_wrong_configuration_is_not_shown(file):
 def test_wrong_words(file):
     with pytest.raises(InvalidInput):
         cli.main(["chekc"])
+
+
+def test_a_warning_is_told_and_is_no_problem(file, capsys):
+    path = file("[[auth.peers]]\nuid = 'daemon'\nscopes = ['admin']\n")
+    assert cli.main(["check", path]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"{path}:1: warning: auth.peers[0]: the user daemon may read and write ")
+    assert "all is well" not in out
+    assert cli.main(["check", path, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["ok"] and found["problems"] == []
+    assert found["warnings"][0]["key"] == "auth.peers[0]"

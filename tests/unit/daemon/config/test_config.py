@@ -447,3 +447,75 @@ def test_the_schema_and_the_model_agree():
     assert set(bounds.__struct_fields__) == set(Limits.__struct_fields__)
     assert bounds.limits() == Limits()
     assert Config().sandbox.level is IsolationLevel.NAMESPACE
+
+
+# --- what may be said, and is told of ---
+
+PEER = "[[auth.peers]]\nuid = 'daemon'\nscopes = ['create', 'run'{}]\n"
+UNIX = "[[listen]]\naddress = 'unix:/run/a.sock'\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "message"),
+    [
+        (PEER.format(", 'mount'"), "auth.peers[0]", "daemon may read and write beneath / with the"),
+        (PEER.format("").replace("'create', 'run'", "'admin'"), "auth.peers[0]", "makes them root"),
+        (PEER.format(", 'mount'").replace("daemon", "*"), "auth.peers[0]", "all of them root"),
+        (PEER.format(", 'mount'") + "[sandbox]\nmounts = ['/srv', '/data']\n", "auth.peers[0]",
+         "beneath /srv, /data"),
+        (PEER.format("") + "[sandbox]\nminimum = 'none'\n", "auth.peers[0]", "isolation none"),
+        (TCP.format("127.0.0.1:80"), "listen", "nobody could make the first one"),
+        ("limits.default.open_files = 4000000\n", "limits.default.open_files", "hard limit"),
+        ("limits.max.open_files = 4000000\n", "limits.max.open_files", "hard limit"),
+        ("limits.max.memory = '1K'\n", "limits.max.memory", "1 MiB itself"),
+        ("limits.default.open_files = 3\n", "limits.default.open_files", "16 itself"),
+        ("quotas.default.memory = '512M'\n", "quotas.default.memory", "asks for nothing, 1 GiB"),
+        ("quotas.default.disk = '1M'\n", "quotas.default.disk", "asks for nothing, 512 MiB"),
+        ("quotas.principals.ci.memory = '1M'\n", "quotas.principals.ci.memory", "1 GiB"),
+    ],
+)  # fmt: skip
+def test_what_makes_somebody_root_or_cannot_work_is_told(file, text, key, message):
+    read = config.read(file(text), {})
+    assert read.problems == [] and read.config is not None
+    warning = one(read.warnings)
+    assert warning.key == key and message in warning.message and warning.suggestion
+    assert warning.line
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "profile = 'server'\n",
+        "profile = 'paranoid'\n",
+        PEER.format(""),
+        PEER.format(", 'mount'") + "[sandbox]\nmounts = []\n",
+        PEER.format(", 'mount'") + "[policy]\nbundle = 'strict'\n",
+        PEER.format(", 'mount'").replace("'daemon'", "'root'"),
+        TCP.format("127.0.0.1:80") + UNIX,
+        "daemon.insecure = true\n" + TCP.format("127.0.0.1:80"),
+        TCP.format("127.0.0.1:80") + JWT + "jwks_url = 'https://x'\n",
+        "limits.default.memory = '256M'\nquotas.default.memory = '256M'\n",
+        "quotas.default.disk = '128M'\nlimits.default.memory = '256M'\n",
+    ],
+)
+def test_what_is_sound_is_not_warned_of(file, text):
+    read = config.read(file(text), {})
+    assert (read.problems, read.warnings) == ([], ())
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("quotas.default.requests = 0\n", "quotas.default.requests"),
+        ("quotas.principals.ci.burst = 0\n", "quotas.principals.ci.burst"),
+        ("http.connections = 0\n", "http.connections"),
+        ("sandbox.backends = ['linux']\npool = [{backend = 'landlock'}]\n", "pool[0].backend"),
+    ],
+)
+def test_what_lets_nobody_do_anything_is_a_problem(file, text, key):
+    assert one(config.check(file(text), {})).key == key
+
+
+def test_levels_and_their_order_are_those_of_the_model():
+    assert Isolation.__args__ == tuple(level.label for level in sorted(IsolationLevel))

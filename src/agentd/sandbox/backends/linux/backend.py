@@ -13,7 +13,7 @@ from agentd.model.isolation import IsolationLevel
 from agentd.model.mount import Mount, MountMode
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends import identity
-from agentd.sandbox.backends.cgroups import let_in, make_group, own_hierarchy
+from agentd.sandbox.backends.cgroups import explained, let_in, make_group, own_hierarchy
 from agentd.sandbox.backends.child import Ended, await_ready, send
 from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.linux import report
@@ -140,7 +140,8 @@ class LinuxBackend:
         block: Block | None,
     ) -> NamespaceWall:
         pid = process.pidfd_of_fdinfo(answer[0])
-        controls = await_ready(listener)
+        with explained(group, plan.limits):
+            controls = await_ready(listener)
         kind = OverlayWall if plan.cow else NamespaceWall
         return kind(
             id_=f"{pid}",

@@ -1,0 +1,138 @@
+"""What a configuration may say, and is told of all the same: it makes somebody root, or cannot work
+on this machine."""
+
+import os
+import resource
+from collections.abc import Iterator
+
+from agentd.daemon.config.lines import Path
+from agentd.daemon.config.rules import Found
+from agentd.daemon.config.schema import Config, PeerUser, Quota
+from agentd.daemon.config.values import SHIPPED_BUNDLES
+from agentd.model.errors import InvalidInput
+from agentd.model.limits import DEFAULTS
+from agentd.model.options import MIN_MEMORY, MIN_OPEN_FILES
+from agentd.model.units import readable_size
+
+
+def doubtful(config: Config) -> Iterator[Found]:
+    yield from _roots(config)
+    yield from _first_key(config)
+    yield from _open_files(config)
+    yield from _limits(config)
+    yield from _quotas(config)
+
+
+def _roots(config: Config) -> Iterator[Found]:
+    """Peers that get the daemon's own rights by what they may ask for."""
+    for n, peer in enumerate(config.auth.peers):
+        if _is_daemon(peer):
+            continue
+        path: Path = ("auth", "peers", n)
+        who = "everybody on this machine" if peer.uid == "*" else f"the user {peer.uid!s}"
+        if not (_may(peer, "create") and (_may(peer, "run") or _may(peer, "files"))):
+            continue
+        if _shows_folders(config, peer):
+            may = f"{who} may read and write beneath {', '.join(config.sandbox.mounts)}"
+            fix = "drop the scope mount" if "mount" in peer.scopes else "narrow sandbox.mounts"
+            yield path, f"{may} with the daemon's rights: {_root(peer)}", fix
+        if config.sandbox.minimum == "none" and config.policy.bundle in (None, "permissive"):
+            may = f"{who} may ask for isolation none, and run as the daemon"
+            fix = 'raise sandbox.minimum, to "namespace" for instance'
+            yield path, f"{may}: {_root(peer)}", fix
+
+
+def _shows_folders(config: Config, peer: PeerUser) -> bool:
+    if not config.sandbox.mounts or not _may(peer, "mount"):
+        return False
+    # The shipped ones that know of mounts; one's own is anybody's guess.
+    bundle = config.policy.bundle
+    denied = bundle == "paranoid" or (bundle == "strict" and "admin" not in peer.scopes)
+    return not (bundle in SHIPPED_BUNDLES and denied)
+
+
+def _is_daemon(peer: PeerUser) -> bool:
+    try:
+        return peer.uid.resolve() in (os.geteuid(), 0)
+    except InvalidInput:
+        return False  # the rules say that there is no such user
+
+
+def _may(peer: PeerUser, scope: str) -> bool:
+    return scope in peer.scopes or "admin" in peer.scopes
+
+
+def _root(peer: PeerUser) -> str:
+    them = "all of them" if peer.uid == "*" else "them"
+    return f"of a daemon of root's that makes {them} root"
+
+
+def _first_key(config: Config) -> Iterator[Found]:
+    """A key is made by whoever the kernel, a token or a certificate vouches for."""
+    if any(listen.address.path for listen in config.listen) or config.daemon.insecure:
+        return
+    auth = config.auth
+    certificates = auth.certificates and any(listen.client_ca for listen in config.listen)
+    if config.listen and auth.keys.enabled and not auth.jwt and not certificates:
+        yield (
+            ("listen",),
+            "keys alone let anybody in here, and nobody could make the first one",
+            'add [[listen]] with address = "unix:/run/agentd/agentd.sock", for agentd key create',
+        )
+
+
+def _open_files(config: Config) -> Iterator[Found]:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard == resource.RLIM_INFINITY:
+        return
+    for name in ("default", "max"):
+        wanted = getattr(config.limits, name).open_files
+        if wanted is not None and wanted > hard:
+            yield (
+                ("limits", name, "open_files"),
+                f"is more than the hard limit of open files that a process has here, {hard}",
+                f"lower it, or raise the other: LimitNOFILE={wanted} in the unit, ulimit -Hn",
+            )
+
+
+def _limits(config: Config) -> Iterator[Found]:
+    for name in ("default", "max"):
+        bounds = getattr(config.limits, name)
+        if bounds.memory is not None and bounds.memory < MIN_MEMORY:
+            yield (
+                ("limits", name, "memory"),
+                f"is too little for any sandbox, which takes {readable_size(MIN_MEMORY)} itself",
+                "raise it",
+            )
+        if bounds.open_files is not None and bounds.open_files < MIN_OPEN_FILES:
+            yield (
+                ("limits", name, "open_files"),
+                f"is too few for any sandbox, which takes {MIN_OPEN_FILES} itself",
+                "raise it",
+            )
+
+
+def _quotas(config: Config) -> Iterator[Found]:
+    yield from _quota(config, config.quotas.default, ("quotas", "default"))
+    for name, quota in config.quotas.principals.items():
+        yield from _quota(config, quota, ("quotas", "principals", name))
+
+
+def _quota(config: Config, quota: Quota, path: Path) -> Iterator[Found]:
+    for name in ("memory", "disk"):
+        most = getattr(quota, name)
+        usual = _usual(config, name)
+        if most is not None and most < usual:
+            yield (
+                (*path, name),
+                f"is less than one sandbox has that asks for nothing, {readable_size(usual)}",
+                f"raise it, or lower limits.default.{name}",
+            )
+
+
+def _usual(config: Config, name: str) -> int:
+    default, most = (getattr(bounds, name) for bounds in (config.limits.default, config.limits.max))
+    usual = int(default if default is not None else getattr(DEFAULTS, name))
+    if name == "disk" and default is None:
+        usual = min(usual, _usual(config, "memory") // 2)
+    return usual if most is None else min(usual, int(most))

@@ -1,0 +1,55 @@
+"""Limits with which nothing could run are refused by name, at every door."""
+
+import subprocess
+import sys
+
+import pytest
+from tests.security.daemons import fixture
+
+from agentd.client.sandbox import Sandbox
+from agentd.daemon.pipeline import Pipeline
+from agentd.model.errors import InvalidInput, SandboxError
+from agentd.model.limits import Limits
+from agentd.model.principal import local
+from agentd.model.spec import SandboxSpec
+from agentd.sandbox.manager import Manager
+
+daemon = fixture()
+WRONG = [
+    ({"memory": 1}, "memory of 1 byte is too little for a sandbox (give at least 1 MiB)"),
+    ({"memory": "4K"}, "memory of 4 KiB is too little for a sandbox (give at least 1 MiB)"),
+    ({"open_files": 3}, "3 open files are too few for a sandbox (give at least 16)"),
+]
+
+
+@pytest.mark.parametrize(("asked", "said"), WRONG)
+def test_it_is_said_by_name_and_with_the_fix(daemon, asked, said):
+    refused = daemon.ask("POST", "/v1/sandboxes", asked)
+    assert refused.status == 400, refused.body
+    assert f"{refused.json['message']} ({refused.json['remediation']})" == said
+    for url in (None, daemon.url):
+        with pytest.raises(InvalidInput) as caught:
+            Sandbox.create(url=url, **asked)
+        assert str(caught.value) == said
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in asked.items()]
+    ran = subprocess.run(
+        [sys.executable, "-m", "agentd", "run", *words, "--", "true"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=40,
+    )
+    assert ran.returncode == 2 and said in ran.stderr
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("backend", ["linux", "landlock", "host"])
+def test_what_no_request_said_is_explained_where_the_sandbox_cannot_be_built(backend):
+    """A policy's limit, or the configuration's."""
+    manager = Manager()
+    spec = SandboxSpec(isolation=0, backend=backend, limits=Limits(memory=1))
+    try:
+        with pytest.raises(SandboxError, match="memory of 1 byte is too little to build"):
+            Pipeline(manager).open(local("uid:0"), spec)
+    finally:
+        manager.close()
