@@ -64,6 +64,9 @@ signers = "{folder}/signers"
 max_age = "2m"
 skew = "10s"
 audience = "here"
+[ids]
+start = 2100007936
+blocks = 100
 [idempotency]
 keep = "2m"
 keys = 100
