@@ -16,7 +16,7 @@ from agentd.model.errors import AgentdError, BackendLost, GuestError
 from agentd.model.result import Exit, Result, Timing, Usage
 from agentd.model.spec import ExecRequest
 from agentd.sandbox.manager import SandboxHandle
-from agentd.transport.core import Chunk
+from agentd.transport.core import Chunk, Missing
 from agentd.transport.running import NeverRan, SpawnFailed, StdinNotStreamed
 
 if TYPE_CHECKING:
@@ -89,6 +89,8 @@ class Execution:
         self._lost: Exit | None = None
         self.result: Result | None = None  # once it has ended, though that is not written down
         self._pid: int | None = None
+        # Where an attached one was asked for from, until it is known where it really begins.
+        self._place: tuple[int, int] | None = None
         # The first command waited for the sandbox; those after it found it ready.
         self._setup_ms, handle.unreported_ms = handle.unreported_ms, 0.0
         self._concluded = concluded
@@ -162,7 +164,9 @@ class Execution:
         concluded: Concluded | None = None,
     ) -> "Execution":
         """A detached one of before, from those bytes of stdout and stderr on."""
-        return cls(handle, lambda guest: guest.attach(tag, place, hold=True), concluded)
+        execution = cls(handle, lambda guest: guest.attach(tag, place, hold=True), concluded)
+        execution._place = place
+        return execution
 
     @property
     def pid(self) -> int | None:
@@ -182,12 +186,23 @@ class Execution:
         try:
             # After the end nothing wakes a poll of ``extra_fds`` alone: take what is left.
             found = self.running.step(timeout, extra_fds if self.exit is None else ())
+            if self._place is not None:
+                found = [*self._missed(self._place), *found[0]], found[1]
             if self._digests is not None:
                 self._digests.take(found[0])
             return found
         except (BackendLost, GuestError) as error:
             self._lost = self._end_of_wall(error)
             return [], []
+
+    def _missed(self, asked: tuple[int, int]) -> list[Chunk]:
+        """What the agent had dropped while nobody followed, once it has told."""
+        begun: tuple[int, int] | None = getattr(self.running, "cursor", None)
+        if begun is None:
+            return []
+        self._place = None
+        places = zip(("stdout", "stderr"), asked, begun, strict=True)
+        return [(name, Missing.of(at - wanted)) for name, wanted, at in places if at > wanted]
 
     def chunks(self) -> Iterator[Chunk]:
         while True:

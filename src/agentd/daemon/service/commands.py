@@ -93,6 +93,8 @@ class Commands:
             entered.__exit__(None, None, None)
             raise
 
+        recorded = threading.Event()
+
         def run() -> None:
             try:
                 if stdin:
@@ -104,6 +106,8 @@ class Commands:
             finally:
                 entered.__exit__(None, None, None)
                 self._over(who, command)
+                # Not before it is known to run: that record would stay.
+                recorded.wait()
                 self._record(who, command)
 
         # It goes on in the request's own context: its id, and its trace.
@@ -120,7 +124,10 @@ class Commands:
                 cause=str(error),
                 remediation="come back when others have ended, or raise the limit of processes",
             ) from error
-        self._record(who, command)
+        try:
+            self._record(who, command)
+        finally:
+            recorded.set()
         return command.view()
 
     def all(self, live: Live) -> list[Command | Past]:
@@ -326,6 +333,9 @@ class Commands:
 
     def _record(self, who: Principal, command: Command, *, wait: bool = True) -> None:
         view = command.result
+        if view is not None:
+            # The next daemon asks nobody for the output of what has ended: it is on disk first.
+            command.journal.flush(fast=True)
         record = ProcessRecord(
             id=command.id,
             sandbox=command.live.id,
