@@ -5,7 +5,7 @@ import os
 
 from agentd.guest import wire
 from agentd.guest.history import Detached, History
-from agentd.guest.operation import Channel, Operation, RequestError, get_bool, get_int
+from agentd.guest.operation import Channel, Operation, Quiet, RequestError, get_bool, get_int
 from agentd.guest.output import STDERR, STDOUT
 from agentd.guest.process import ExitInfo, Process, Processes
 from agentd.guest.spawn import SpawnError, SpawnRequest
@@ -49,8 +49,7 @@ class Commands:
             return None
         try:
             if detach:
-                self._start_detached(channel, spawn, held=get_bool(request, "hold"))
-                return None
+                return self._start_detached(channel, spawn, held=get_bool(request, "hold"))
             return Exec(self, channel, self._processes, spawn)
         except SpawnError as error:
             _failed(channel, error)
@@ -103,13 +102,17 @@ class Commands:
         for process in self._processes:
             process.signal(number)
 
-    def _start_detached(self, channel: Channel, spawn: SpawnRequest, *, held: bool) -> None:
+    def _start_detached(
+        self, channel: Channel, spawn: SpawnRequest, *, held: bool
+    ) -> Operation | None:
         record = Detached(held=held)
         record.process = self._processes.start(
             spawn, on_output=record.on_output, on_exit=record.on_exit, window=record.window
         )
         self.history.add(record)
-        channel.finish("started", pid=record.process.pid)
+        starting = Starting(channel, self.history, record)
+        record.process.after_start(starting.on_started)
+        return None if starting.known else starting
 
     def _parse(self, request: dict[str, object], fds: list[int]) -> tuple[bool, SpawnRequest]:
         passed = _passed(request.get("fds"), fds)
@@ -141,6 +144,31 @@ class Commands:
         return detach, spawn
 
 
+class Starting(Quiet):
+    """A detached command of which it is not known yet whether it has begun."""
+
+    def __init__(self, channel: Channel, history: History, record: Detached) -> None:
+        self.known = False
+        self._channel: Channel | None = channel
+        self._history = history
+        self._record = record
+
+    def on_started(self, error: SpawnError | None) -> None:
+        self.known = True
+        if error is not None:
+            self._history.drop(self._record)
+        channel, self._channel = self._channel, None
+        if channel is None:
+            return  # whoever asked is gone; it goes on
+        if error is not None:
+            _failed(channel, error)
+        else:
+            channel.finish("started", pid=self._record.process.pid)
+
+    def close(self) -> None:
+        self._channel = None
+
+
 class Exec:
     """An attached command: it lives as long as its channel."""
 
@@ -152,7 +180,13 @@ class Exec:
         self._process = processes.start(
             spawn, on_output=self._on_output, on_exit=self._on_exit, window=channel.credit
         )
-        channel.event_lazily("started", pid=self._process.pid)
+        self._process.after_start(self._on_started)
+
+    def _on_started(self, error: SpawnError | None) -> None:
+        if error is not None:
+            _failed(self._channel, error)
+        else:
+            self._channel.event_lazily("started", pid=self._process.pid)
 
     def on_data(self, kind: int, data: bytes) -> None:
         if kind != wire.STDIN:

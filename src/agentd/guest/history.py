@@ -92,6 +92,10 @@ class History:
         record.forget = self._trim
         self._records.append(record)
 
+    def drop(self, record: Detached) -> None:
+        """It never began."""
+        self._records.remove(record)
+
     def find(self, pid: object, tag: object) -> Detached | None:
         """By pid, else by tag; the youngest where several had it."""
         for record in reversed(self._records):

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
-from agentd.guest.loop import Loop, Timer
+from agentd.guest.loop import READ, Loop, Timer
 from agentd.guest.oom import OomScore, SpawnContext
 from agentd.guest.output import NO_LIMIT, Pump
-from agentd.guest.spawn import Spawner, SpawnError, SpawnRequest
+from agentd.guest.spawn import REPORT_BYTES, Spawner, SpawnError, SpawnRequest, reported
 from agentd.guest.stdin import Stdin
 from agentd.guest.stdio import Stdio, set_window_size
 
@@ -24,6 +24,7 @@ LATE_S = 0.1
 # Who writes in the last half of that, and holds on, would have gone on: told as truncated.
 LAST_S = 0.05
 
+OnStarted = Callable[[SpawnError | None], None]
 OnOutput = Callable[[int, bytes], None]
 
 
@@ -98,11 +99,46 @@ class Process:
         self._timers: list[Timer] = []
         self._kill_cause: str | None = None
         self._truncated = False
+        self._report = -1  # readable once it is known whether it has its program
+        self._after_start: OnStarted | None = None
         self._status = 0
         self._usage: tuple[float, float, int] = (0.0, 0.0, 0)
         wall_ms = request.limits.get("wall_ms")
         if wall_ms is not None:
             self._timers.append(loop.after(wall_ms / 1000, lambda: self.kill("timeout")))
+
+    def watch_start(self, report: int) -> None:
+        """It has been forked; ``report`` is ours."""
+        os.set_blocking(report, False)
+        self._report = report
+        self._loop.watch(report, READ, self._on_report)
+
+    def after_start(self, call: OnStarted) -> None:
+        """``call(None)`` once it has its program, which may be now; with the error where it has
+        not got it, and is gone."""
+        if self._report < 0:
+            call(None)
+        else:
+            self._after_start = call
+
+    def _on_report(self, _: int) -> None:
+        try:
+            error = reported(os.read(self._report, REPORT_BYTES))
+        except BlockingIOError:
+            return
+        self._close_report()
+        if error is not None:
+            self._on_exit = None
+            self._release()
+        call, self._after_start = self._after_start, None
+        if call is not None:
+            call(error)
+
+    def _close_report(self) -> None:
+        if self._report >= 0:
+            self._loop.forget(self._report)
+            os.close(self._report)
+            self._report = -1
 
     def feed(self, data: bytes, taken: Callable[[int], None] | None = None) -> None:
         """Write to its stdin in time; ``taken(bytes)`` is called as they go, or are dropped."""
@@ -130,6 +166,8 @@ class Process:
             return
         self._kill_cause = self._kill_cause or cause
         try:
+            if self._report >= 0:  # it may not lead its group yet
+                os.kill(self.pid, signal.SIGKILL)
             os.killpg(self.pid, signal.SIGKILL)
         except OSError:
             # A user it turned into may be out of our reach (no CAP_KILL): nothing more to do.
@@ -148,6 +186,7 @@ class Process:
     def abandon(self) -> None:
         """Nobody wants its output or its end any more: kill it, free what it held."""
         self._on_exit = None
+        self._after_start = None
         self.kill("cancelled")
         self._release()
 
@@ -163,6 +202,8 @@ class Process:
     def reaped(self, status: int, cpu_ms: float, peak_memory_bytes: int) -> None:
         """It is gone: what it had written is still delivered, as fast as the window allows."""
         self.running = False
+        if self._report >= 0:
+            self._on_report(0)
         self._status = status
         wall_ms = (time.monotonic() - self._started) * 1000
         self._usage = (round(wall_ms, 3), round(cpu_ms, 3), peak_memory_bytes)
@@ -243,6 +284,7 @@ class Process:
 
     def _release(self) -> None:
         self._cancel_timers()
+        self._close_report()
         for pump in self.pumps.values():
             pump.close()
         if self.stdin is not None:
@@ -279,6 +321,10 @@ class Processes:
         self._oom_score = wrap(self._oom_score)
         self._spawner.group = group
 
+    def trust(self) -> None:
+        """Nobody below us is in a position to hold up a child: a rehearsal's."""
+        self._spawner.crowded = bool
+
     def __iter__(self) -> Iterator[Process]:
         """The running ones."""
         return iter(list(self._running.values()))
@@ -294,7 +340,8 @@ class Processes:
         on_exit: Callable[[ExitInfo], None],
         window: Callable[[], int] | None = None,
     ) -> Process:
-        """Start a command; raises SpawnError. Owns the descriptors in ``request`` either way.
+        """Start a command; raises SpawnError, or tells it by ``Process.after_start``. Owns the
+        descriptors in ``request`` either way.
 
         ``on_output(STDOUT | STDERR, bytes)`` gets at most ``window()`` bytes; when the window was
         0, call ``process.resume_output()`` once it is not. ``on_exit`` comes after the last output
@@ -310,7 +357,7 @@ class Processes:
                 )
             stdio.open()
             with self._oom_score:
-                pid = self._spawner.spawn(request, stdio.child())
+                pid, report = self._spawner.begin(request, stdio.child())
         except BaseException:
             stdio.close_ours()
             raise
@@ -327,6 +374,8 @@ class Processes:
             lambda: first_grown(before, self.limit_hits()),
         )
         self._running[pid] = process
+        if report >= 0:
+            process.watch_start(report)
         self._attach(process, stdio, on_output, window or _always)
         return process
 

@@ -1,5 +1,9 @@
 """Starts a child: posix_spawn where that can say it all, fork and exec where it cannot.
 
+posix_spawn is a vfork: the agent stands still until the child has its program. Whoever runs in the
+sandbox can keep it from that, by a lease on the program or by SIGSTOP. So it is for a sandbox in
+which nobody runs; otherwise the child is forked, and the agent hears later that it has begun.
+
 Every child is the leader of its own session, with umask 022, an empty signal mask, no ignored
 signal and no descriptor but 0, 1 and 2. The caller is single-threaded.
 """
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
 
 # CPU seconds between SIGXCPU and the kernel's SIGKILL.
 CPU_GRACE_S = 1
+REPORT_BYTES = 16
+_ANY_CHILD = os.WEXITED | os.WNOHANG | os.WNOWAIT
 STAGES = ("request", "cwd", "exec", "limits", "user", "pty")
 _HANDLED = (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM)
 RLIMITS = ("cpu_s", "open_files", "processes", "file_size", "address_space")
@@ -104,6 +110,8 @@ class Spawner:
         self.base_env = inherited_environment()
         # The directory of the cgroup that children are born in, or -1 for the agent's own.
         self.group = -1
+        # Whether a child of ours may be in the way of another; see above.
+        self.crowded = has_children
         self._ignored = [
             number
             for number in signal.valid_signals()
@@ -111,8 +119,23 @@ class Spawner:
         ]
 
     def spawn(self, request: SpawnRequest, stdio: tuple[int, int, int]) -> int:
-        """The child's pid. ``stdio`` are descriptors above 2, a PTY's slave where one is asked
-        for. Raises SpawnError.
+        """The child's pid, once it has its program. Raises SpawnError."""
+        pid, report = self.begin(request, stdio)
+        if report < 0:
+            return pid
+        try:
+            error = reported(os.read(report, REPORT_BYTES))
+        finally:
+            os.close(report)
+        if error is not None:
+            os.waitpid(pid, 0)
+            raise error
+        return pid
+
+    def begin(self, request: SpawnRequest, stdio: tuple[int, int, int]) -> tuple[int, int]:
+        """The child's pid, and -1 where it has its program; else a descriptor, the caller's own,
+        that is readable once ``reported`` can tell. ``stdio`` are descriptors above 2, a PTY's
+        slave where one is asked for. Raises SpawnError.
         """
         env = self._environment(request)
         argv = [_encoded(word) for word in request.argv]
@@ -122,6 +145,7 @@ class Spawner:
             or not _RLIMITS.isdisjoint(request.limits)
             or (request.user is not None and request.user != os.geteuid())
             or any(not name or b"=" in name for name in env)
+            or self.crowded()
         )
         self._enter(request.cwd)
         try:
@@ -129,7 +153,7 @@ class Spawner:
                 raise SpawnError("exec", errno.ENOENT)
             if slow:
                 return _fork_exec(request, stdio, argv, env, self.group, self._ignored)
-            return self._posix_spawn(stdio, argv, env)
+            return self._posix_spawn(stdio, argv, env), -1
         finally:
             if request.cwd is not None:
                 os.chdir(self.home)
@@ -212,7 +236,7 @@ def _fork_exec(
     env: dict[bytes, bytes],
     group: int,
     ignored: list[signal.Signals],
-) -> int:
+) -> tuple[int, int]:
     """The child reports a failure as ``stage index, errno`` through a close-on-exec pipe."""
     # Here and not in the child: there each page of code and data that is touched costs a fault.
     execute = _execve(argv, env)
@@ -231,15 +255,24 @@ def _fork_exec(
     finally:
         _signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.close(writer)
+    return pid, reader
+
+
+def reported(told: bytes) -> SpawnError | None:
+    """What was read of a child's report: nothing where it has its program, or has died."""
+    if not told:
+        return None
+    stage, code = told.split()
+    return SpawnError(STAGES[int(stage)], int(code))
+
+
+def has_children() -> bool:
+    """Whether anything runs below us; orphans are ours. It is ended children, too."""
     try:
-        report = os.read(reader, 16)
-    finally:
-        os.close(reader)
-    if report:
-        os.waitpid(pid, 0)
-        stage, code = report.split()
-        raise SpawnError(STAGES[int(stage)], int(code))
-    return pid
+        os.waitid(os.P_ALL, 0, _ANY_CHILD)
+    except ChildProcessError:
+        return False
+    return True
 
 
 @cache

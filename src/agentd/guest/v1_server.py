@@ -174,6 +174,7 @@ class V1Connection:
             self._answer(-1, v1.spawn_error(error.errno, str(error)))
             return
         self._process = process
+        process.after_start(self._on_started)
         if request.stdin is not None:
             process.feed(request.stdin)
             process.feed_eof()
@@ -193,6 +194,15 @@ class V1Connection:
             stdin=SpawnRequest.STDIN_NONE if none else SpawnRequest.STDIN_STREAM,
             limits=limits,
         )
+
+    def _on_started(self, error: SpawnError | None) -> None:
+        if error is None:
+            return
+        self._process = None
+        if self._hangup is not None:
+            self._hangup.stop()
+        self._answer(-1, v1.spawn_error(error.errno, str(error)))
+        self._advance()
 
     def _on_output(self, number: int, data: bytes) -> None:
         if self._crowded_out:
