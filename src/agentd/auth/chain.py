@@ -39,10 +39,6 @@ class Chain:
             raise Unauthenticated("no credential of this kind is accepted here", remediation=_HINT)
         raise Unauthenticated("the request has no credential", remediation=_HINT)
 
-    def may_block(self, credential: Credential) -> bool:
-        """Whether ``authenticate`` is to be called on a thread rather than on the event loop."""
-        return any(p.may_block(credential) for p in (*self._presented, *self._ambient))
-
 
 class Anyone:
     """For ``--insecure`` on loopback: whoever connects may do all but rule over others."""
@@ -52,6 +48,3 @@ class Anyone:
     def authenticate(self, credential: Credential) -> Principal | None:
         # A peer on the unix socket has an identity of its own.
         return self._PRINCIPAL if credential.peer_uid is None else None
-
-    def may_block(self, credential: Credential) -> bool:
-        return False

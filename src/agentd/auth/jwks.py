@@ -31,8 +31,6 @@ class KeySet(Protocol):
         Raises Unauthenticated where there are no keys at all to go by.
         """
 
-    def may_block(self, kid: str | None) -> bool: ...
-
 
 class FileKeySet:
     """Read again when the file is another one: replace it by a rename."""
@@ -51,9 +49,6 @@ class FileKeySet:
                 # Not the old keys: the file may have been emptied to take them back.
                 raise _no_keys(self._path, error) from error
             return _with_id(self._keys, kid)
-
-    def may_block(self, kid: str | None) -> bool:
-        return False
 
     def _read(self) -> None:
         now = os.stat(self._path)
@@ -91,9 +86,6 @@ class UrlKeySet:
         if self._age(self._fetched) > STALE_SECONDS:
             raise _no_keys(self._url, self._error)
         return _with_id(self._keys, kid)
-
-    def may_block(self, kid: str | None) -> bool:
-        return self._wants_fetch(kid)
 
     def _wants_fetch(self, kid: str | None) -> bool:
         if self._age(self._tried) < REFETCH_SECONDS:

@@ -71,18 +71,6 @@ class JwtProvider:
         name = f"jwt:{issuer.name}:{subject}"
         return Principal(name, scopes_of(claims, issuer), "jwt", str(claims.get("jti", ""))[:200])
 
-    def may_block(self, credential: Credential) -> bool:
-        token = bearer(credential)
-        if token is None or token.count(".") != 2:
-            return False
-        try:
-            header, claims = self._peek(token)
-            issuer, keys = self._issuer(claims)
-            _, kid = _check_header(header, issuer)
-        except Unauthenticated:
-            return False
-        return keys.may_block(kid)
-
     def _peek(self, token: str) -> tuple[dict[str, Any], dict[str, Any]]:
         """What the token says of itself: enough to choose by, and no more than a claim."""
         if len(token) > MAX_TOKEN:
@@ -212,6 +200,6 @@ def _pyjwt() -> "ModuleType":
         import jwt
     except ImportError as error:
         raise InvalidInput(
-            "tokens need PyJWT", remediation="pip install 'agentd[jwt]'", cause=str(error)
+            "tokens need PyJWT", remediation="pip install PyJWT cryptography", cause=str(error)
         ) from error
     return jwt

@@ -86,9 +86,6 @@ class KeyProvider:
         scopes = frozenset(record.scopes) & frozenset(SCOPES)
         return Principal(record.principal, scopes, "key", record.id)
 
-    def may_block(self, credential: Credential) -> bool:
-        return False
-
     def _verified(self, key: str) -> KeyRecord:
         match = _KEY.fullmatch(key)
         record = self._store.get(match[1]) if match else None

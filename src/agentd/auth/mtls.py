@@ -66,9 +66,6 @@ class MtlsProvider:
             remediation="add [[auth.certificates]] with a match for it",
         )
 
-    def may_block(self, credential: Credential) -> bool:
-        return False
-
 
 def check_match(match: str) -> None:
     """Raises InvalidInput."""
@@ -138,7 +135,7 @@ def _x509() -> Any:
     except ImportError as error:
         raise InvalidInput(
             "client certificates need cryptography",
-            remediation="pip install 'agentd[mtls]'",
+            remediation="pip install cryptography",
             cause=str(error),
         ) from error
     return x509

@@ -61,9 +61,6 @@ class PeerProvider:
             )
         return Principal(rule.principal or f"uid:{uid}", rule.scopes, "peer", f"uid:{uid}")
 
-    def may_block(self, credential: Credential) -> bool:
-        return False
-
 
 def peer_of(connection: socket.socket) -> Peer:
     """Once for each accepted connection. Raises OSError where it is no unix socket."""

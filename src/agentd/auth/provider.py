@@ -15,6 +15,3 @@ class AuthProvider(Protocol):
         Raises Unauthenticated where it is of this kind and does not hold, Forbidden where it
         holds and its bearer is not let in.
         """
-
-    def may_block(self, credential: Credential) -> bool:
-        """Whether ``authenticate`` may wait for the network: then not on an event loop."""

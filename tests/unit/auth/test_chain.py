@@ -12,9 +12,8 @@ ADMIN = PeerProvider({1000: PeerRule(frozenset({"admin"}), "me")})
 class Token:
     """Knows one token; another of its kind is refused, anything else is not its own."""
 
-    def __init__(self, good: str, *, blocks: bool = False) -> None:
+    def __init__(self, good: str) -> None:
         self._good = good
-        self._blocks = blocks
 
     def authenticate(self, credential: Credential) -> Principal | None:
         if credential.authorization == self._good:
@@ -22,9 +21,6 @@ class Token:
         if (credential.authorization or "").startswith(self._good[:3]):
             raise Unauthenticated("not valid")
         return None
-
-    def may_block(self, credential: Credential) -> bool:
-        return self._blocks
 
 
 def test_what_is_presented_stands_above_who_connects():
@@ -59,8 +55,3 @@ def test_anyone_is_no_admin_and_a_bad_token_is_still_refused():
     with pytest.raises(Unauthenticated):
         chain.authenticate(Credential(authorization="tok-2"))
     assert Anyone().authenticate(Credential(peer_uid=4)) is None
-
-
-def test_one_that_may_block_makes_the_chain_so():
-    assert not Chain([Token("a")], [ADMIN, Anyone()]).may_block(Credential())
-    assert Chain([Token("a"), Token("b", blocks=True)], []).may_block(Credential())

@@ -304,4 +304,3 @@ def test_the_last_use_is_written_seldom(place):
 def test_what_is_no_api_key_is_anothers(place, header):
     provider = KeyProvider(place.store)
     assert provider.authenticate(Credential(authorization=header)) is None
-    assert not provider.may_block(Credential())

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentd.model.errors import InvalidInput, Refused
-from agentd.sandbox.journal import aio, codec, journal
+from agentd.sandbox.journal import codec, journal
 from agentd.sandbox.journal.events import LIMIT, STREAMS, Chunk, End, Gap
 from agentd.sandbox.journal.files import MIN_BYTES
 from agentd.sandbox.journal.journal import Journal
@@ -235,7 +235,17 @@ def test_followers_in_asyncio(made):
     blocks = [piece(i, 20_000, True) for i in range(20)]
 
     async def one():
-        return [event async for events in aio.follow(source) for event in events]
+        """Woken from the thread that writes; idle, it holds none."""
+        found, more = [], asyncio.Event()
+        loop = asyncio.get_running_loop()
+        with source.follow(notify=lambda: loop.call_soon_threadsafe(more.set)) as follower:
+            while not follower.ended:
+                more.clear()
+                if events := follower.read(256 << 10):
+                    found += events
+                else:
+                    await more.wait()
+        return found
 
     async def main():
         tasks = [asyncio.ensure_future(one()) for _ in range(5)]
