@@ -4,6 +4,7 @@ import contextlib
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from agentd.audit.errors import AuditError
@@ -12,6 +13,7 @@ from agentd.daemon.approvals import Approvals
 from agentd.daemon.calls.control import Control
 from agentd.daemon.calls.parked import Parked
 from agentd.daemon.config import Config
+from agentd.daemon.disk import Disk, make_room
 from agentd.daemon.idempotency import Idempotency
 from agentd.daemon.keyed import Bounds
 from agentd.daemon.pipeline import Pipeline
@@ -60,6 +62,9 @@ class Report(Protocol):
 class Daemon:
     """Raises AgentdError where it cannot come up."""
 
+    #: Why nobody can connect to it, which the listeners know; "" at first.
+    unreachable: Callable[[], str] = str
+
     def __init__(self, config: Config, report: Report, counts: meter.Meter = meter.NONE) -> None:
         self.config = config
         self._report = report
@@ -72,6 +77,7 @@ class Daemon:
                 remediation=f"give one of at most {_MAX_PATH - 16} bytes with --state",
             )
         with contextlib.ExitStack() as undo:
+            make_room(state)
             # First of all: it refuses where another daemon has this state.
             self.store = SqliteStore(state)
             undo.callback(self.store.close)
@@ -140,9 +146,10 @@ class Daemon:
             # Not before: walls that no record tells of are taken for those of the daemon before.
             self.pool.reshape(self._shelves(config))
             undo.pop_all()
+        self._disk = Disk(state, self._disk_failures)
         self._timer = threading.Thread(target=self._keep_time, name="daemon-timer", daemon=True)
         self._timer.start()
-        self.service.check = self.trouble
+        self.service.check = lambda: self.trouble() or self.full() or self.unreachable()
         self.service.not_ready = ""
 
     def reload(self, config: Config) -> None:
@@ -271,6 +278,7 @@ class Daemon:
             self.sandboxes.expire,
             self._retention.tick,
             self._look_at_log,
+            self._disk.look,
             self.control.denials.tick,
         )
         while not self._closing.wait(_TICK_SECONDS):
@@ -287,6 +295,13 @@ class Daemon:
         if dead := self._dead_threads():
             return f"its thread for the {dead[0]} has ended; the log tells of what"
         return self._supervision.trouble
+
+    def full(self) -> str:
+        """What the disk refuses; "" where it takes all. It may have room again by itself."""
+        return self._disk.trouble
+
+    def _disk_failures(self) -> int:
+        return self.store.counts().failures + self.control.counts.get("failures", 0)
 
     @property
     def is_hopeless(self) -> bool:

@@ -88,6 +88,7 @@ class Process:
         self._ending = asyncio.Event()
         self._reload_wanted = asyncio.Event()
         self._names = ""
+        self._passing = ""
         #: Ended because it could not work any more.
         self.is_broken = False
 
@@ -105,7 +106,10 @@ class Process:
         server = Server(app, listeners)
         with self._signals():
             await server.start()
-            tasks = [asyncio.create_task(work) for work in (self._reload_often(), self._watch())]
+            self._daemon.unreachable = lambda: server.trouble
+            tasks = [
+                asyncio.create_task(work) for work in (self._reload_often(), self._watch(server))
+            ]
             try:
                 self._names = ", ".join(server.names)
                 self._log.info("ready", listeners=server.names, profile=config.profile)
@@ -186,12 +190,22 @@ class Process:
         if found.waiting:
             self._log.warning("holds after the next start only", changed=found.waiting)
 
-    async def _watch(self) -> None:
+    def _tell_passing(self, trouble: str) -> None:
+        """What may end by itself: a full disk, a socket that is gone."""
+        before, self._passing = self._passing, trouble
+        if trouble and trouble != before:
+            self._log.error("is not ready", reason=trouble)
+        elif before and not trouble:
+            self._log.info("is ready again", was=before)
+
+    async def _watch(self, server: Server) -> None:
         """Tell systemd that the loop goes round, as long as there is some use in that."""
         every = min(self._notifier.watchdog_seconds or _LOOK_SECONDS, _LOOK_SECONDS)
         trouble = ""
         while True:
+            await server.look()
             before, trouble = trouble, self._daemon.trouble()
+            self._tell_passing(self._daemon.full() or server.trouble)
             if trouble and trouble != before:
                 self._log.error("cannot work", reason=trouble)
             if self._daemon.is_hopeless and not self._ending.is_set():

@@ -7,7 +7,8 @@ import os
 import socket
 import ssl
 import stat
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
+from functools import partial
 from typing import Self
 
 from agentd.model.errors import Conflict, InvalidInput
@@ -23,8 +24,12 @@ class Listener:
         self.socket = sock
         self.tls = tls
         self.path: str | None = None  # to be removed with it
+        #: Binds it anew where its file was removed; None where that is not ours to do.
+        self.again: Callable[[], Listener] | None = None
         self._file: tuple[int, int] | None = None
         sock.setblocking(False)
+        if sock.family == socket.AF_UNIX and isinstance(sock.getsockname(), str):
+            self._file = _file_of(sock.getsockname())
 
     @property
     def name(self) -> str:
@@ -36,16 +41,24 @@ class Listener:
 
     def own(self, path: str) -> Self:
         """Remove the file when it closes, unless it is another's by then."""
-        found = os.lstat(path)
-        self.path, self._file = path, (found.st_dev, found.st_ino)
+        self.path, self._file = path, _file_of(path)
         return self
+
+    def lost(self) -> str:
+        """Why nobody can connect to its socket any more, "" where they can."""
+        if self._file is None:
+            return ""
+        path = self.socket.getsockname()
+        found = _file_of(path)
+        if found == self._file:
+            return ""
+        return f"the socket {path} {'was removed' if found is None else 'is another one now'}"
 
     def close(self) -> None:
         """Idempotent."""
         if self.path is not None:
             with contextlib.suppress(OSError):
-                found = os.lstat(self.path)
-                if (found.st_dev, found.st_ino) == self._file:
+                if self._file is not None and _file_of(self.path) == self._file:
                     os.unlink(self.path)
             self.path = None
         self.socket.close()
@@ -61,6 +74,7 @@ def unix(path: str, *, mode: int = 0o600, group: str | None = None) -> Listener:
     try:
         sock.bind(path)
         listener = Listener(sock).own(path)
+        listener.again = partial(unix, path, mode=mode, group=group)
         try:
             # Until listen() every connect() is refused (unix(7)).
             if gid >= 0:
@@ -139,6 +153,14 @@ def inherited(
             raise InvalidInput(f"descriptor {fd} from systemd is no listening stream socket")
         listeners.append(Listener(sock, None if sock.family == socket.AF_UNIX else tls))
     return listeners
+
+
+def _file_of(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _remove_stale(path: str) -> None:

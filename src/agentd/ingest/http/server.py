@@ -14,6 +14,7 @@ from agentd.ingest.http.api import api_of
 from agentd.ingest.http.listeners import BACKLOG, Listener
 from agentd.ingest.http.protocol import HttpConnection, State, WsConnection
 from agentd.ingest.http.seats import Seats
+from agentd.model.errors import AgentdError, Conflict
 
 _POLL = 0.05
 
@@ -41,7 +42,8 @@ class Server:
         )
         self._config.load()
         self._state = State(api.limits, api.service)
-        self._servers: list[asyncio.Server] = []
+        self._servers: dict[Listener, asyncio.Server] = {}
+        self.trouble = ""  # why some can no longer connect
         self._ticking: asyncio.Task[None] | None = None
 
     @property
@@ -58,18 +60,47 @@ class Server:
         self._ticking = loop.create_task(self._tick_forever())
         try:
             for listener in self._listeners:
-                seats = Seats(self._api.limits.connections)
-                server = await loop.create_server(
-                    partial(HttpConnection, self._config, self._state, seats),
-                    sock=listener.socket,
-                    backlog=BACKLOG,  # or asyncio makes it 100
-                    ssl=listener.tls,
-                    ssl_handshake_timeout=self._api.limits.tls_seconds if listener.tls else None,
-                )
-                self._servers.append(server)
+                await self._serve(listener)
         except BaseException:
             await self.close()
             raise
+
+    async def look(self) -> None:
+        """Listen anew where the file of a unix socket was removed. What is connected stays."""
+        troubles = []
+        for place, listener in enumerate(self._listeners):
+            why = listener.lost()
+            if not why or self._state.draining:
+                continue
+            try:
+                if listener.again is None or "removed" not in why:
+                    raise Conflict(why)
+                self._listeners[place] = new = listener.again()
+                await self._serve(new)
+                await self._stop(listener)
+            except (AgentdError, OSError) as error:
+                troubles.append(f"{why}: {error}" if str(error) != why else why)
+        self.trouble = "; ".join(troubles)
+
+    async def _stop(self, listener: Listener) -> None:
+        """The same as ``_stop_listening``, for one."""
+        asyncio.get_running_loop().remove_reader(listener.socket)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        self._servers.pop(listener).close()
+        listener.close()
+
+    async def _serve(self, listener: Listener) -> None:
+        loop = asyncio.get_running_loop()
+        seats = Seats(self._api.limits.connections)
+        server = await loop.create_server(
+            partial(HttpConnection, self._config, self._state, seats),
+            sock=listener.socket,
+            backlog=BACKLOG,  # or asyncio makes it 100
+            ssl=listener.tls,
+            ssl_handshake_timeout=self._api.limits.tls_seconds if listener.tls else None,
+        )
+        self._servers[listener] = server
 
     async def drain(self, seconds: float) -> bool:
         """Take no more; let what runs end, for so long. Whether all of it did. Then close.
@@ -118,7 +149,7 @@ class Server:
         # whose server is closed meanwhile (base_events.Server._attach asserts).
         for _ in range(3):
             await asyncio.sleep(0)
-        for server in self._servers:
+        for server in self._servers.values():
             server.close()
         self._servers.clear()
         for listener in self._listeners:

@@ -1,0 +1,121 @@
+"""``/readyz``: a full disk, a socket that is gone; and a start on a full disk."""
+
+import ctypes
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tests.security.daemons import Answer, Daemon, running, until
+
+_FULL = b"x" * (1 << 20)
+
+
+@contextmanager
+def _small_disk() -> Iterator[Path]:
+    libc = ctypes.CDLL(None, use_errno=True)
+    with tempfile.TemporaryDirectory(prefix="agentd-") as name:
+        if libc.mount(b"none", os.fsencode(name), b"tmpfs", 0, b"size=64m,mode=700"):
+            pytest.skip(f"no tmpfs can be mounted: {os.strerror(ctypes.get_errno())}")
+        try:
+            yield Path(name)
+        finally:
+            assert libc.umount2(os.fsencode(name), 2) == 0
+
+
+def _fill(folder: Path) -> Path:
+    path = folder / "filler"
+    with open(path, "wb", buffering=0) as file:
+        size = len(_FULL)
+        while size:
+            try:
+                file.write(_FULL[:size])
+            except OSError:
+                size //= 2
+    return path
+
+
+def _ready(daemon: Daemon) -> Answer:
+    return daemon.ask("GET", "/readyz")
+
+
+@pytest.mark.root
+def test_a_full_disk_is_told_and_a_daemon_starts_on_it() -> None:
+    with _small_disk() as folder:
+        daemon = Daemon(folder)
+        try:
+            daemon.start()
+            until((daemon.state / "reserve").exists)
+            assert _ready(daemon).status == 200
+            box = daemon.sandbox()
+            filler = _fill(folder)
+            until(lambda: _ready(daemon).status == 503)
+            answer = _ready(daemon)
+            assert answer.code == "unavailable" and "is full" in answer.json["message"]
+            assert daemon.ask("POST", "/v1/sandboxes", {}).status == 503
+            daemon.stop(kill=True)
+            with open(filler, "ab", buffering=0) as file, pytest.raises(OSError, match="space"):
+                while True:
+                    file.write(b"x")
+            daemon.start()
+            assert daemon.is_up, daemon.log[-2000:]
+            assert daemon.ask("GET", f"/v1/sandboxes/{box}").status == 200
+            with open(filler, "ab", buffering=0) as file, pytest.raises(OSError, match="space"):
+                while True:
+                    file.write(_FULL[: 1 << 12])
+            until(lambda: _ready(daemon).status == 503)
+            assert daemon.ask("DELETE", f"/v1/sandboxes/{box}").status == 204
+            filler.unlink()
+            until(lambda: _ready(daemon).status == 200)
+            made = daemon.ask("POST", "/v1/sandboxes", {})
+            assert made.status == 201, made.body
+            assert daemon.ask("DELETE", f"/v1/sandboxes/{made.json['id']}").status == 204
+        finally:
+            (folder / "filler").unlink(missing_ok=True)
+            daemon.end()
+
+
+def test_a_socket_that_was_removed_is_bound_anew() -> None:
+    with running() as daemon:
+        connection = daemon.connect()
+        connection.request("GET", "/readyz")
+        assert connection.getresponse().read() == b"ok\n"
+        for _ in range(2):
+            before = os.stat(daemon.socket)
+            os.unlink(daemon.socket)
+            until(lambda: os.path.exists(daemon.socket))
+            after = os.stat(daemon.socket)
+            assert (after.st_mode, after.st_uid) == (before.st_mode, before.st_uid)
+            until(lambda: _connects(daemon))
+            assert _ready(daemon).status == 200
+        connection.request("GET", "/readyz")  # what was connected still is
+        assert connection.getresponse().read() == b"ok\n"
+        connection.close()
+
+
+def test_a_socket_whose_place_another_file_took_is_told() -> None:
+    with running() as daemon:
+        connection = daemon.connect()
+        connection.connect()
+        os.unlink(daemon.socket)
+        Path(daemon.socket).write_text("another's")
+
+        def told() -> str:
+            connection.request("GET", "/readyz")
+            answer = connection.getresponse()
+            return answer.read().decode() if answer.status == 503 else ""
+
+        until(lambda: daemon.socket in told())
+        assert Path(daemon.socket).read_text() == "another's"
+        os.unlink(daemon.socket)
+        until(lambda: _connects(daemon) and _ready(daemon).status == 200)
+        connection.close()
+
+
+def _connects(daemon: Daemon) -> bool:
+    try:
+        return _ready(daemon).status > 0
+    except OSError:
+        return False
