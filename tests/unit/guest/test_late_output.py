@@ -136,6 +136,24 @@ def test_who_writes_for_ever_is_cut_and_that_is_told(ask: Ask) -> None:
     assert b"hi\n" in found["stdout"]
 
 
+@pytest.mark.parametrize("script", ["setsid sh -c '{}' {}", "trap '' HUP; sh -c '{}' {}"])
+def test_on_a_terminal_too(path: str, script: str) -> None:
+    late = "while kill -0 $0 2>/dev/null; do :; done; echo late"
+    command = script.format(late, "$$ &") + " echo early; sleep 0.05"
+    for _ in range(TRIES):
+        found = by_v2(path, "sh", "-c", command, pty={"rows": 24, "cols": 80})
+        assert (found["code"], found["truncated"]) == (0, False)
+        if found["stdout"] == b"early\r\nlate\r\n":
+            return
+    raise AssertionError(f"{found['stdout']!r} came, {TRIES} times")
+
+
+def test_who_writes_to_a_terminal_for_ever_is_cut_and_that_is_told(path: str) -> None:
+    command = "setsid sh -c 'while echo x; do :; done' & echo hi; sleep 0.05"
+    found = by_v2(path, "sh", "-c", command, pty={"rows": 24, "cols": 80})
+    assert (found["code"], found["truncated"]) == (0, True)
+
+
 def test_late_output_counts_toward_the_limit(path: str) -> None:
     found = by_v2(path, "sh", "-c", FLOOD, limits={"output": 1000})
     assert (found["code"], found["cause"], found["truncated"]) == (0, "output_limit", True)
