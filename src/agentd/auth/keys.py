@@ -12,7 +12,7 @@ from typing import Protocol
 import msgspec
 
 from agentd.auth.credential import Credential, bearer
-from agentd.model.errors import Forbidden, InvalidInput, Refused, Unauthenticated
+from agentd.model.errors import Forbidden, InvalidInput, NotFound, Refused, Unauthenticated
 from agentd.model.principal import ADMIN, SCOPES, Principal
 
 PREFIX = "agd_"
@@ -150,6 +150,16 @@ class KeyService:
         self._store.add(record)
         return NewKey(key, record)
 
+    def get(self, asker: Principal, key_id: str) -> KeyRecord:
+        """Without its hash. Raises NotFound for a key that the asker does not have."""
+        asker.require("keys")
+        record = self._store.get(key_id)
+        if record is None or not asker.owns(record.principal):
+            raise NotFound(
+                f"there is no key {key_id[:64]!r}", remediation="agentd key ls has their ids"
+            )
+        return msgspec.structs.replace(record, digest=b"")
+
     def ls(self, asker: Principal) -> list[KeyRecord]:
         """The asker's own, or everybody's for an admin; without their hashes, oldest first."""
         asker.require("keys")
@@ -162,14 +172,9 @@ class KeyService:
     def revoke(self, asker: Principal, key_id: str) -> list[str]:
         """At once and for good, with every key that was made with it; their ids.
 
-        Raises InvalidInput for a key that the asker does not have.
+        Raises NotFound for a key that the asker does not have.
         """
-        asker.require("keys")
-        record = self._store.get(key_id)
-        if record is None or not asker.owns(record.principal):
-            raise InvalidInput(
-                f"there is no key {key_id!r}", remediation="agentd key ls has their ids"
-            )
+        self.get(asker, key_id)
         now = self._clock()
         family = _family(key_id, self._store.list())
         for member in family:

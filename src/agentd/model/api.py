@@ -107,6 +107,12 @@ class CallBody(_Body, frozen=True):
     signature: dict[str, Any] | None = None
 
 
+class LabelsBody(_Body, frozen=True):
+    """``PATCH /v1/sandboxes/{id}``: what is named is set, or with null taken away."""
+
+    labels: dict[str, str | None]
+
+
 class RenewBody(_Body, frozen=True):
     ttl: Time
 
@@ -132,9 +138,13 @@ class MoveBody(_Body, frozen=True):
 
 
 class KeyBody(_Body, frozen=True):
+    """``principal``: as whom it acts, an admin's choice; else it is ``name`` for an admin's keys,
+    and oneself for all others."""
+
     name: str
     scopes: tuple[str, ...]
     ttl: Time | None = None
+    principal: str | None = None
 
 
 class DecideBody(_Body, frozen=True):
@@ -251,7 +261,8 @@ class EntryView(msgspec.Struct, frozen=True):
 
 
 class KeyView(msgspec.Struct, frozen=True):
-    """``secret`` is there once, in the answer to its creation."""
+    """``secret`` is there once, in the answer to its creation. ``principal`` is as whom it acts,
+    ``parent`` the key that it was made with; ``last_used`` is known since the daemon came up."""
 
     id: str
     name: str
@@ -260,6 +271,10 @@ class KeyView(msgspec.Struct, frozen=True):
     expires: float | None
     revoked: bool
     secret: str | None = None
+    principal: str = ""
+    created_by: str = ""
+    parent: str | None = None
+    last_used: float | None = None
 
 
 class ApprovalView(msgspec.Struct, frozen=True):

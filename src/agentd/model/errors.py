@@ -65,6 +65,12 @@ class Refused(AgentdError):
     code = "refused"
 
 
+class Unsupported(Refused):
+    """The wall cannot do it; another one could."""
+
+    code = "unsupported"
+
+
 class Forbidden(Refused):
     code = "forbidden"
 

@@ -6,7 +6,7 @@ from base64 import b32encode
 from typing import TYPE_CHECKING
 
 from agentd.model.enforcement import Enforcement
-from agentd.model.errors import BackendLost, Refused, SandboxError
+from agentd.model.errors import BackendLost, Refused, SandboxError, Unsupported
 from agentd.model.result import SandboxInfo
 from agentd.sandbox import backends
 from agentd.sandbox.choose import Choice
@@ -115,9 +115,9 @@ class SandboxHandle:
         return wall
 
 
-def incapable(name: str, what: str) -> Refused:
+def incapable(name: str, what: str) -> Unsupported:
     able = ", ".join(backends.restoring())
-    return Refused(
+    return Unsupported(
         f"backend {name} cannot {what} a sandbox",
         remediation=f"use a backend that can: {able}" if able else "no backend here can",
     )

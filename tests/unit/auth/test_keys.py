@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from agentd.auth import keys
 from agentd.auth.credential import Credential
 from agentd.auth.keys import KeyProvider, KeyRecord, KeyService
-from agentd.model.errors import Forbidden, InvalidInput, Refused, Unauthenticated
+from agentd.model.errors import Forbidden, InvalidInput, NotFound, Refused, Unauthenticated
 from agentd.model.principal import SCOPES, Principal
 
 OPS = Principal("ops", frozenset({"admin"}), "peer")
@@ -232,9 +232,9 @@ def test_others_keys_are_neither_seen_nor_revoked(place):
     theirs, own = service.create(OPS, "ci", ["run"]), service.create(TEAM, "mine", ["run"])
     assert [r.name for r in service.ls(TEAM)] == ["mine"]
     assert {r.name for r in service.ls(OPS)} == {"ci", "mine"}
-    with pytest.raises(InvalidInput) as hidden:
+    with pytest.raises(NotFound) as hidden:
         service.revoke(TEAM, theirs.record.id)
-    with pytest.raises(InvalidInput) as absent:
+    with pytest.raises(NotFound) as absent:
         service.revoke(TEAM, "absent")
     assert str(hidden.value).replace(theirs.record.id, "absent") == str(absent.value)
     assert place.enter(theirs.key) and service.revoke(TEAM, own.record.id)

@@ -42,7 +42,7 @@ def main(words: list[str]) -> int:
 def _list(options: argparse.Namespace, client: "Client") -> int:
     from agentd.model.api import ApprovalView
 
-    found = client.call("GET", "/v1/approvals", into=tuple[ApprovalView, ...])
+    found = client.pages("/v1/approvals", ApprovalView)
     if options.json:
         remote.print_json(found)
         return 0

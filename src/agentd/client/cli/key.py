@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 _EXAMPLES = """\
   agentd key create --name ci --scopes run,create,read,files --ttl 90d
   AGENTD_API_KEY=$(agentd key create --name ci --scopes run,read -q) agentd ls
+  agentd key create --name ci-2 --principal ci --scopes read     a second key of ci
   agentd key ls
   agentd key revoke abcdefgh2345
 
@@ -40,7 +41,7 @@ def _create(options: argparse.Namespace, client: "Client") -> int:
     if not options.name or not scopes or unknown:
         what = f"unknown scope {unknown[0]!r}" if unknown else "a key needs --name and --scopes"
         raise InvalidInput(what, remediation=f"the scopes are: {', '.join(SCOPES)}")
-    body = KeyBody(name=options.name, scopes=scopes, ttl=options.ttl)
+    body = KeyBody(name=options.name, scopes=scopes, ttl=options.ttl, principal=options.principal)
     made = client.call("POST", "/v1/keys", body, into=KeyView)
     if options.json:
         remote.print_json(made)
@@ -50,6 +51,7 @@ def _create(options: argparse.Namespace, client: "Client") -> int:
         table.facts(
             [
                 ("id", made.id),
+                ("acts as", made.principal),
                 ("scopes", ", ".join(made.scopes)),
                 ("ends", table.until(made.expires)),
                 ("key", made.secret),
@@ -61,7 +63,7 @@ def _create(options: argparse.Namespace, client: "Client") -> int:
 def _list(options: argparse.Namespace, client: "Client") -> int:
     from agentd.model.api import KeyView
 
-    found = client.call("GET", "/v1/keys", into=tuple[KeyView, ...])
+    found = client.pages("/v1/keys", KeyView)
     if options.json:
         remote.print_json(found)
         return 0
@@ -69,13 +71,15 @@ def _list(options: argparse.Namespace, client: "Client") -> int:
         (
             key.id,
             key.name,
+            key.principal,
             "revoked" if key.revoked else table.until(key.expires),
             table.ago(key.created),
+            "-" if key.last_used is None else table.ago(key.last_used),
             ",".join(key.scopes),
         )
         for key in found
     ]
-    table.show(("ID", "NAME", "ENDS", "CREATED", "SCOPES"), rows)
+    table.show(("ID", "NAME", "ACTS AS", "ENDS", "CREATED", "USED", "SCOPES"), rows)
     return 0
 
 
@@ -97,6 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", metavar="NAME", help="of the key to make")
     parser.add_argument(
         "--scopes", metavar="SCOPE,...", action="append", default=[], help="what it allows"
+    )
+    parser.add_argument(
+        "--principal", metavar="NAME", help="as whom it acts, for an admin (default: its own name)"
     )
     parser.add_argument("--ttl", metavar="TIME", help="how long it holds, as 90d")
     parser.add_argument("-q", "--quiet", action="store_true", help="the key alone")

@@ -67,6 +67,19 @@ class Client:
         answer = self.trying(safe or once or method in _SAFE, attempt)
         return None if into is None else self.decode(into, answer)
 
+    def pages(
+        self, path: str, into: type[T], query: "Iterable[tuple[str, object]]" = ()
+    ) -> tuple[T, ...]:
+        """A list, all of its pages."""
+        found: list[T] = []
+        cursor: str | None = ""
+        while cursor is not None:
+            more = [*query, *([("cursor", cursor)] if cursor else [])]
+            with self.open("GET", path, query=more) as response:
+                found += self.decode(list[into], response.read())  # type: ignore[valid-type]
+                cursor = response.headers.get("agentd-next")
+        return tuple(found)
+
     @contextmanager
     def open(
         self,

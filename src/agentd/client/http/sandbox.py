@@ -181,10 +181,7 @@ class RemoteSandbox:
         return found
 
     def processes(self) -> tuple[ProcessView, ...]:
-        found: tuple[ProcessView, ...] = self.client.call(
-            "GET", f"{self.path}/processes", into=tuple[ProcessView, ...]
-        )
-        return found
+        return self.client.pages(f"{self.path}/processes", ProcessView)
 
     def changes(self) -> tuple[str, ...]:
         self._check()

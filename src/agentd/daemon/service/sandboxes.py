@@ -69,6 +69,7 @@ class Sandboxes:
         self._on_end = on_end
         self._meter = counts
         self._lock = threading.Lock()
+        self._relabelling = threading.Lock()
         self._live: dict[str, Live] = {}
         self._by_wall: dict[str, Live] = {}
         self.draining = False
@@ -222,9 +223,19 @@ class Sandboxes:
         return record
 
     def page(
-        self, principal: Principal, labels: Mapping[str, str], limit: int, after: str
+        self,
+        principal: Principal,
+        labels: Mapping[str, str],
+        limit: int,
+        after: str,
+        state: str = "",
     ) -> SandboxPage:
         """Those that ``principal`` may see, in the order of their ids."""
+        if state and state not in list(State):
+            raise InvalidInput(
+                f"there is no state {state[:64]!r}",
+                remediation=f"give one of: {', '.join(State)}",
+            )
         if not 1 <= limit <= MAX_PAGE:
             raise InvalidInput(f"limit {limit} is not from 1 to {MAX_PAGE}")
         with self._lock:
@@ -233,6 +244,8 @@ class Sandboxes:
         for id_ in ids:
             with contextlib.suppress(NotFound, AgentdError):
                 live = self.get(principal, id_)
+                if state and live.handle.state != state:
+                    continue
                 if labels.items() <= live.record.labels.items():
                     if len(found) == limit:
                         return SandboxPage(tuple(found), next=found[-1].id)
@@ -250,6 +263,16 @@ class Sandboxes:
         seconds = self._ttl(ttl)
         self._lease(live, seconds)
         self._change(live, deadline=time.time() + seconds)
+
+    def relabel(self, who: Principal, live: Live, changes: Mapping[str, str | None]) -> None:
+        """Judged as a new one with those labels is. Raises InvalidInput, and what refuses it."""
+        with self._relabelling:
+            labels = {**live.record.labels, **changes}
+            kept = check_labels({k: v for k, v in labels.items() if v is not None})
+            gate = self._pipeline.gate
+            if gate is not None:
+                gate.sandbox(who, live.record.spec, kept)
+            self._change(live, labels=kept)
 
     def pause(self, live: Live) -> None:
         live.require_running("pause it")

@@ -47,6 +47,7 @@ from agentd.model.api import (
     ExecBody,
     KeyBody,
     KeyView,
+    LabelsBody,
     MkdirBody,
     MoveBody,
     ProcessView,
@@ -155,10 +156,20 @@ class DaemonService:
         return self._create(who, body).view()
 
     def list(
-        self, who: Principal, labels: Mapping[str, str], limit: int, cursor: str
+        self,
+        who: Principal,
+        labels: Mapping[str, str],
+        limit: int,
+        cursor: str,
+        state: str = "",
     ) -> SandboxPage:
         who.require("read")
-        return self._sandboxes.page(who, labels, limit, cursor)
+        return self._sandboxes.page(who, labels, limit, cursor, state)
+
+    def relabel(self, who: Principal, id_: str, body: LabelsBody) -> SandboxView:
+        live = self._live(who, "create", id_)
+        self._sandboxes.relabel(who, live, body.labels)
+        return live.view()
 
     def get(self, who: Principal, id_: str) -> SandboxView:
         return self._live(who, "read", id_).view(usage=True)
@@ -205,6 +216,13 @@ class DaemonService:
     def snapshots(self, who: Principal) -> Sequence[SnapshotView]:
         who.require("snapshot")
         return self._snapshots.all(who)
+
+    def get_snapshot(self, who: Principal, snapshot: str) -> SnapshotView:
+        who.require("snapshot")
+        found = self._snapshots.view(who, snapshot)
+        if found is None:
+            raise NotFound(f"there is no snapshot {snapshot[:64]!r}")
+        return found
 
     def delete_snapshot(self, who: Principal, snapshot: str) -> None:
         who.require("snapshot")
@@ -376,12 +394,20 @@ class DaemonService:
 
     def create_key(self, who: Principal, body: KeyBody) -> KeyView:
         ttl = None if body.ttl is None else parse_duration(body.ttl, "ttl")
-        made = self._keys().create(who, body.name, body.scopes, ttl=ttl)
+        made = self._keys().create(who, body.name, body.scopes, ttl=ttl, principal=body.principal)
         record = made.record
         self._control.note(
-            Kind.KEY_CREATED, who.name, id=record.id, name=record.name, scopes=record.scopes
+            Kind.KEY_CREATED,
+            who.name,
+            id=record.id,
+            name=record.name,
+            scopes=record.scopes,
+            acts_as=record.principal,
         )
         return _key_view(made.record, made.key)
+
+    def key(self, who: Principal, key: str) -> KeyView:
+        return _key_view(self._keys().get(who, key))
 
     def keys(self, who: Principal) -> Sequence[KeyView]:
         return [_key_view(record) for record in self._keys().ls(who)]
@@ -501,4 +527,8 @@ def _key_view(record: KeyRecord, secret: str | None = None) -> KeyView:
         expires=record.expires,
         revoked=record.revoked is not None,
         secret=secret,
+        principal=record.principal,
+        created_by=record.created_by,
+        parent=record.parent,
+        last_used=record.last_used,
     )

@@ -1,7 +1,17 @@
 """Requests that wait for somebody to allow them."""
 
-from agentd.ingest.http.operation import Operation
+from agentd.ingest.http.operation import Arguments, Operation
+from agentd.ingest.http.pages import QUERY, page
+from agentd.ingest.http.respond import Reply
+from agentd.ingest.service import Service
 from agentd.model.api import ApprovalView, DecideBody
+from agentd.model.principal import Principal
+
+
+def _list(service: Service, who: Principal, a: Arguments) -> Reply:
+    # What waits comes first.
+    return page(service.approvals(who), lambda v: (v.state != "pending", v.id), **a.query)
+
 
 OPERATIONS = (
     Operation(
@@ -9,7 +19,8 @@ OPERATIONS = (
         path="/v1/approvals",
         scope="read",
         help="what waits, and what was decided lately; one's own without the scope approve",
-        call=lambda s, who, a: s.approvals(who),
+        call=_list,
+        query=QUERY,
         answer=list[ApprovalView],
     ),
     Operation(

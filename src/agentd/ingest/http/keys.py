@@ -1,7 +1,16 @@
 """API keys."""
 
-from agentd.ingest.http.operation import Operation
+from agentd.ingest.http.operation import Arguments, Operation
+from agentd.ingest.http.pages import QUERY, page
+from agentd.ingest.http.respond import Reply
+from agentd.ingest.service import Service
 from agentd.model.api import KeyBody, KeyView
+from agentd.model.principal import Principal
+
+
+def _list(service: Service, who: Principal, a: Arguments) -> Reply:
+    return page(service.keys(who), lambda k: (k.created, k.id), **a.query)
+
 
 OPERATIONS = (
     Operation(
@@ -18,9 +27,18 @@ OPERATIONS = (
         method="GET",
         path="/v1/keys",
         scope="keys",
-        help="one's keys",
-        call=lambda s, who, a: s.keys(who),
+        help="one's keys, the oldest first",
+        call=_list,
+        query=QUERY,
         answer=list[KeyView],
+    ),
+    Operation(
+        method="GET",
+        path="/v1/keys/{id}",
+        scope="keys",
+        help="a key",
+        call=lambda s, who, a: s.key(who, a.id),
+        answer=KeyView,
     ),
     Operation(
         method="DELETE",

@@ -6,7 +6,9 @@ from typing import Any
 
 import msgspec
 
+from agentd.ingest.http import described
 from agentd.ingest.http.operation import Operation
+from agentd.ingest.http.pages import QUERY
 from agentd.model.api import ErrorView
 
 _REF = "#/components/schemas/{name}"
@@ -36,6 +38,9 @@ def document(operations: Sequence[Operation], version: str) -> dict[str, Any]:
     paths: dict[str, Any] = {}
     for operation in operations:
         paths.setdefault(operation.path, {})[operation.method.lower()] = _one(operation, by_type)
+    for path, methods in described.more_paths(_ERROR).items():
+        paths[path] = {**methods, **paths.get(path, {})}
+    described.narrow(components)
     return {
         "openapi": "3.1.0",
         "info": {"title": "agentd", "version": version},
@@ -58,22 +63,28 @@ def _one(operation: Operation, schemas: dict[str, Any]) -> dict[str, Any]:
     responses: dict[str, Any] = {
         str(status): _response(kind, schemas) for status, kind in sorted(content.items())
     }
+    for status, why in sorted(described.errors(operation).items()):
+        responses[str(status)] = {"description": why, "content": _ERROR}
     responses["default"] = {"description": "an error", "content": _ERROR}
-    described: dict[str, Any] = {
+    if operation.query[-2:] == QUERY:
+        next_ = {"description": "the next page's cursor", "schema": {"type": "string"}}
+        responses["200"]["headers"] = {"Agentd-Next": next_}
+    found: dict[str, Any] = {
         "summary": operation.help,
         "description": f"Scope: {operation.scope}.",
         "operationId": _id(operation),
+        "tags": [described.tag(operation.path)],
         "parameters": _parameters(operation),
         "responses": responses,
     }
     if operation.body is not None:
-        described["requestBody"] = {
+        found["requestBody"] = {
             "required": isinstance(operation.body, str) or _is_required(operation.body),
             "content": _content(operation.body, schemas),
         }
     if operation.scope == "none":
-        described["security"] = [{}]
-    return described
+        found["security"] = [{}]
+    return found
 
 
 def _parameters(operation: Operation) -> list[dict[str, Any]]:
@@ -83,6 +94,7 @@ def _parameters(operation: Operation) -> list[dict[str, Any]]:
     ]
     for parameter in operation.query:
         schema: Any = _MODE if parameter.kind == "mode" else _KINDS[parameter.kind]  # type: ignore[index]
+        schema = {**schema, **described.QUERY.get(parameter.name, {})}
         if parameter.repeat:
             schema = {"type": "array", "items": schema}
         found.append(

@@ -5,6 +5,7 @@ from typing import Any
 from agentd.ingest.http.exchange import Exchange
 from agentd.ingest.http.operation import Arguments, Operation
 from agentd.ingest.http.output import OUTPUT
+from agentd.ingest.http.pages import QUERY, page
 from agentd.ingest.http.query import Parameter
 from agentd.ingest.http.respond import Reply
 from agentd.ingest.service import Service
@@ -35,6 +36,10 @@ def _signal(service: Service, who: Principal, a: Arguments) -> None:
 
 def _resize(service: Service, who: Principal, a: Arguments) -> None:
     service.resize(who, a.id, a.process, a.body.rows, a.body.cols)
+
+
+def _list(service: Service, who: Principal, a: Arguments) -> Reply:
+    return page(service.processes(who, a.id), lambda p: (p.started, p.id), **a.query)
 
 
 async def _stdin(exchange: Exchange, query: dict[str, Any]) -> None:
@@ -77,7 +82,8 @@ OPERATIONS = (
         path=_ALL,
         scope="read",
         help="the processes of a sandbox, those that have ended too",
-        call=lambda s, who, a: s.processes(who, a.id),
+        call=_list,
+        query=QUERY,
         answer=list[ProcessView],
     ),
     Operation(

@@ -41,6 +41,7 @@ STATUS = {
     "idempotency_full": 429,
     "headers_too_large": 431,
     "internal": 500,
+    "unsupported": 501,
     "sandbox_error": 502,
     "guest_error": 502,
     "operation_failed": 502,
@@ -72,7 +73,7 @@ ERRNO = {
     errno.ENOTDIR: 400,
     errno.ELOOP: 400,
     errno.ENAMETOOLONG: 400,
-    errno.ECONNREFUSED: 502,
+    errno.ECONNREFUSED: 409,  # nothing listens there, or not yet
 }
 
 
@@ -111,14 +112,16 @@ class Reply(msgspec.Struct, frozen=True):
 
     status: int
     value: object
+    headers: dict[str, str] = {}
 
 
 def answer(value: object, status: int = 200) -> Answer:
+    headers: dict[str, str] = {}
     if isinstance(value, Reply):
-        status, value = value.status, value.value
+        status, headers, value = value.status, value.headers, value.value
     if value is None:
         return Answer(204)
-    return Answer(status, encode(value), {"content-type": JSON})
+    return Answer(status, encode(value), {"content-type": JSON, **headers})
 
 
 def encode(value: object) -> bytes:

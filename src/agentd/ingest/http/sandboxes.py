@@ -1,10 +1,13 @@
 """Sandboxes and snapshots."""
 
 from agentd.ingest.http.operation import Arguments, Operation
+from agentd.ingest.http.pages import QUERY, page
 from agentd.ingest.http.query import Parameter, labels
+from agentd.ingest.http.respond import Reply
 from agentd.ingest.service import Service
 from agentd.model.api import (
     ForkBody,
+    LabelsBody,
     RenewBody,
     SandboxBody,
     SandboxPage,
@@ -18,7 +21,12 @@ _LIMIT = 100
 
 
 def _list(service: Service, who: Principal, a: Arguments) -> SandboxPage:
-    return service.list(who, labels(a.query["label"]), a.query["limit"], a.query["cursor"])
+    q = a.query
+    return service.list(who, labels(q["label"]), q["limit"], q["cursor"], q["state"])
+
+
+def _snapshots(service: Service, who: Principal, a: Arguments) -> Reply:
+    return page(service.snapshots(who), lambda v: (v.created, v.id), **a.query)
 
 
 OPERATIONS = (
@@ -43,6 +51,7 @@ OPERATIONS = (
         call=_list,
         query=(
             Parameter("label", default=(), repeat=True, help="key=value"),
+            Parameter("state", default="", help="those in this state alone"),
             Parameter("limit", int, _LIMIT),
             Parameter("cursor", default="", help="next of the page before"),
         ),
@@ -56,6 +65,16 @@ OPERATIONS = (
         call=lambda s, who, a: s.get(who, a.id),
         answer=SandboxView,
         control=True,
+    ),
+    Operation(
+        method="PATCH",
+        path=_ONE,
+        scope="create",
+        help="change its labels; null takes one away",
+        call=lambda s, who, a: s.relabel(who, a.id, a.body),
+        body=LabelsBody,
+        answer=SandboxView,
+        waits=True,
     ),
     Operation(
         method="DELETE",
@@ -138,9 +157,18 @@ OPERATIONS = (
         method="GET",
         path="/v1/snapshots",
         scope="snapshot",
-        help="one's snapshots",
-        call=lambda s, who, a: s.snapshots(who),
+        help="one's snapshots, the oldest first",
+        call=_snapshots,
+        query=QUERY,
         answer=list[SnapshotView],
+    ),
+    Operation(
+        method="GET",
+        path="/v1/snapshots/{id}",
+        scope="snapshot",
+        help="a snapshot",
+        call=lambda s, who, a: s.get_snapshot(who, a.id),
+        answer=SnapshotView,
     ),
     Operation(
         method="DELETE",

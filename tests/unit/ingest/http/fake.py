@@ -30,6 +30,7 @@ from agentd.model.api import (
     ExecBody,
     KeyBody,
     KeyView,
+    LabelsBody,
     MkdirBody,
     MoveBody,
     ProcessView,
@@ -351,7 +352,12 @@ class FakeService:
         return self.sandboxes[id_].view()
 
     def list(
-        self, who: Principal, labels: Mapping[str, str], limit: int, cursor: str
+        self,
+        who: Principal,
+        labels: Mapping[str, str],
+        limit: int,
+        cursor: str,
+        state: str = "",
     ) -> SandboxPage:
         who.require("read")
         if not 1 <= limit <= 500:
@@ -363,6 +369,9 @@ class FakeService:
         ]
         page = tuple(found[:limit])
         return SandboxPage(page, page[-1].id if len(found) > limit else None)
+
+    def relabel(self, who: Principal, id_: str, body: LabelsBody) -> SandboxView:
+        return self._sandbox(who, "create", id_).view()
 
     def get(self, who: Principal, id_: str) -> SandboxView:
         return self._sandbox(who, "read", id_).view()
@@ -399,6 +408,12 @@ class FakeService:
     def snapshots(self, who: Principal) -> Sequence[SnapshotView]:
         who.require("snapshot")
         return list(self.kept.values())
+
+    def get_snapshot(self, who: Principal, snapshot: str) -> SnapshotView:
+        who.require("snapshot")
+        if snapshot not in self.kept:
+            raise NotFound("there is no such snapshot")
+        return self.kept[snapshot]
 
     def delete_snapshot(self, who: Principal, snapshot: str) -> None:
         who.require("snapshot")
@@ -583,6 +598,12 @@ class FakeService:
         view = KeyView(f"k{len(self.api_keys)}", body.name, body.scopes, 1.0, None, False)
         self.api_keys[view.id] = view
         return msgspec.structs.replace(view, secret="agd_secret")
+
+    def key(self, who: Principal, key: str) -> KeyView:
+        who.require("keys")
+        if key not in self.api_keys:
+            raise NotFound("there is no such key")
+        return self.api_keys[key]
 
     def keys(self, who: Principal) -> Sequence[KeyView]:
         who.require("keys")

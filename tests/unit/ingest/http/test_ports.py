@@ -225,7 +225,7 @@ def test_nothing_listens(running: Running) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-        assert running.ask("GET", _to(running.sandbox(), port)).status == 502
+        assert running.ask("GET", _to(running.sandbox(), port)).status == 409
     assert running.ask("GET", _to("none", 80)).status == 404
 
 

@@ -1,0 +1,86 @@
+"""Keys that tell whose they are, labels that change, and walls that cannot do what is asked."""
+
+import pytest
+from tests.security.daemons import Daemon, fixture, running
+
+daemon = fixture()
+
+
+def test_a_key_tells_whose_it_is_and_who_made_it(daemon: Daemon) -> None:
+    first = daemon.key("carol", "keys", "read", "create")
+    made = daemon.ask("POST", "/v1/keys", {"name": "second", "scopes": ["read"]}, key=first).json
+    id_ = made["id"]
+    for key in (first, ""):
+        view = daemon.ask("GET", f"/v1/keys/{id_}", key=key).json
+        assert (view["principal"], view["created_by"]) == ("carol", "carol")
+        assert view["parent"] and view["secret"] is None and view["last_used"] is None
+    assert daemon.ask("GET", "/v1/sandboxes", key=made["secret"]).status == 200
+    assert daemon.ask("GET", f"/v1/keys/{id_}").json["last_used"] is not None
+    stranger = daemon.key("dave", "keys")
+    for method in ("GET", "DELETE"):
+        for id_of in (id_, "unknown"):
+            assert daemon.ask(method, f"/v1/keys/{id_of}", key=stranger).status == 404
+    assert daemon.ask("DELETE", f"/v1/keys/{id_}", key=first).status == 204
+    assert daemon.ask("GET", f"/v1/keys/{id_}", key=first).json["revoked"]
+
+
+def test_a_second_key_of_a_principal_is_an_admins_to_make(daemon: Daemon) -> None:
+    daemon.key("erin", "keys", "create", "read")
+    body = {"name": "erin-2", "scopes": ["create", "read"], "principal": "erin"}
+    second = daemon.ask("POST", "/v1/keys", body).json
+    assert second["principal"] == "erin" and second["name"] == "erin-2"
+    box = daemon.sandbox(key=second["secret"])
+    mine = daemon.ask(
+        "GET", f"/v1/sandboxes/{box}", key=daemon.key("erin", "keys", "create", "read")
+    )
+    assert mine.json["principal"] == "erin"
+    other = {"name": "x", "scopes": ["keys"], "principal": "carol"}
+    assert daemon.ask("POST", "/v1/keys", other, key=daemon.key("dave", "keys")).status == 403
+    made = daemon.cli("key", "create", "--name", "e3", "--principal", "erin", "--scopes", "read")
+    assert made.returncode == 0 and b"erin" in made.stdout
+    assert b"ACTS AS" in daemon.cli("key", "ls").stdout
+
+
+def test_labels_change(daemon: Daemon) -> None:
+    box = daemon.sandbox(labels={"a": "1", "b": "2"})
+    path = f"/v1/sandboxes/{box}"
+    changed = daemon.ask("PATCH", path, {"labels": {"a": None, "b": "3", "c": "4"}})
+    assert changed.status == 200 and changed.json["labels"] == {"b": "3", "c": "4"}
+    assert [s["id"] for s in daemon.ask("GET", "/v1/sandboxes?label=c=4").json["sandboxes"]] == [
+        box
+    ]
+    assert daemon.ask("GET", "/v1/sandboxes?label=a=1").json["sandboxes"] == []
+    assert daemon.ask("PATCH", path, {"labels": {"": "x"}}).status == 400
+    assert daemon.ask("PATCH", path, {"labels": {"d": "x\0"}}).status == 400
+    assert daemon.ask("PATCH", path, {"labels": {}}, key=daemon.key("dave", "read")).status == 403
+    assert daemon.ask("PATCH", path, {"labels": {}}, key=daemon.key("dave")).status == 404
+
+
+def test_changed_labels_are_there_after_a_restart() -> None:
+    with running() as daemon:
+        path = f"/v1/sandboxes/{daemon.sandbox(labels={'a': '1'})}"
+        daemon.ask("PATCH", path, {"labels": {"a": "2"}})
+        daemon.stop(kill=True)
+        daemon.start()
+        assert daemon.ask("GET", path).json["labels"] == {"a": "2"}
+
+
+def test_sandboxes_are_listed_by_their_state(daemon: Daemon) -> None:
+    box = daemon.sandbox(labels={"of": "state"})
+    for state, found in (("ready", [box]), ("paused", [])):
+        listed = daemon.ask("GET", f"/v1/sandboxes?label=of=state&state={state}").json
+        assert [s["id"] for s in listed["sandboxes"]] == found
+    assert daemon.ask("GET", "/v1/sandboxes?state=asleep").code == "invalid_input"
+
+
+@pytest.mark.parametrize("what", ["snapshot", "fork"])
+def test_what_the_wall_cannot_do_is_told_as_that(daemon: Daemon, what: str) -> None:
+    answer = daemon.ask(
+        "POST", f"/v1/sandboxes/{daemon.sandbox()}/{what}", {} if what == "fork" else None
+    )
+    assert (answer.status, answer.code) == (501, "unsupported")
+
+
+def test_a_port_on_which_nothing_listens_is_no_fault_of_ours(daemon: Daemon) -> None:
+    answer = daemon.ask("GET", f"/v1/sandboxes/{daemon.sandbox()}/ports/9/")
+    assert (answer.status, answer.code) == (409, "operation_failed")
