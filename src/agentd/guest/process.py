@@ -153,8 +153,14 @@ class Process:
 
     def signal(self, number: int) -> None:
         """To its process group. Raises OSError."""
-        if self.running:
+        if not self.running:
+            return
+        try:
             os.killpg(self.pid, number)
+        except ProcessLookupError:
+            if self._report < 0:
+                raise
+            os.kill(self.pid, number)  # it does not lead its group yet: it is alone
 
     def kill(self, cause: str) -> None:
         """SIGKILL to its process group; ``cause`` is reported if that is what ends it.
