@@ -1,5 +1,8 @@
 """What a command leaves behind, and what that writes once the command has ended."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +12,7 @@ from agentd.model.cause import CauseCode
 
 # It goes on once its parent is gone, not merely dead: the agent knows of the end by then.
 LATE = "(while kill -0 $$ 2>/dev/null; do :; done; {}) & echo early"
+FLOOD = "(while echo x; do :; done) & echo hi"
 # A machine that is busy may keep it from that for a tenth of a second. None does so each time.
 TRIES = 5
 
@@ -45,6 +49,15 @@ def test_what_is_left_behind_may_still_write(
     raise AssertionError(f"{found[3]!r} came, {TRIES} times")
 
 
+@pytest.mark.parametrize("kind", ["host"], indirect=True)
+def test_the_command_line_says_that_output_is_missing(kind: object) -> None:
+    command = [sys.executable, "-m", "agentd", "run", "--backend", "host", "--", "sh", "-c"]
+    env = {k: v for k, v in os.environ.items() if not k.startswith("AGENTD_")}
+    for script, said in ((FLOOD, True), ("sleep 1000 & echo hi", False)):
+        done = subprocess.run([*command, script], capture_output=True, env=env, check=True)
+        assert (b"agentd run: output is missing" in done.stderr) == said, done.stderr
+
+
 def test_a_silent_server_holds_up_nobody_and_is_not_cut(
     sandbox: Sandbox, way: Callable[[Sandbox, str], End]
 ) -> None:
@@ -54,7 +67,7 @@ def test_a_silent_server_holds_up_nobody_and_is_not_cut(
 def test_who_writes_for_ever_is_cut_and_that_is_told(
     sandbox: Sandbox, way: Callable[[Sandbox, str], End]
 ) -> None:
-    *end, output = way(sandbox, "(while echo x; do :; done) & echo hi")
+    *end, output = way(sandbox, FLOOD)
     assert end == [0, CauseCode.EXITED, True]
     assert b"hi\n" in output
 
@@ -70,6 +83,6 @@ def test_a_command_that_is_ended_takes_what_it_left_with_it(sandbox: Sandbox) ->
 
 def test_late_output_counts_toward_the_limit(make: Callable[..., Sandbox]) -> None:
     sandbox = make(output="4K")
-    found = sandbox.run("(while echo x; do :; done) & echo hi")
+    found = sandbox.run(FLOOD)
     assert (found.cause.code, found.truncated) == (CauseCode.OUTPUT_LIMIT, True)
     assert len(found.stdout) == 4096

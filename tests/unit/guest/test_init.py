@@ -90,6 +90,28 @@ def test_boot_goes_on_whatever_fails(capfd: pytest.CaptureFixture[str], quiet_pa
     assert ("sethostname", (b"agentd-vm", 9)) in kernel.calls
 
 
+def test_as_the_first_agent_it_says_and_mounts_what_that_did() -> None:
+    program = """
+import os
+from agentd.guest import init
+from agentd.linux.recording import RecordingKernel
+os.environ.pop("PATH", None)
+init.become_the_first()
+kernel = RecordingKernel()
+init.make_links = lambda: []
+os.makedirs = lambda *words, **options: None
+init.boot(kernel)
+print([args[4] for name, args in kernel.calls if name == "mount" and args[1] == b"/run"])
+print(os.environ.get("PATH"))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert done.stdout == b"[b'mode=1777']\nNone\n"
+    assert done.stderr.splitlines()[:2] == [
+        b"fc-guest-agent: Starting...",
+        b"fc-guest-agent: Running as init (PID 1), setting up filesystems...",
+    ]
+
+
 def test_closed_standard_descriptors_become_dev_null() -> None:
     code = (
         "import os; from agentd.guest import init; os.closerange(0, 3);"

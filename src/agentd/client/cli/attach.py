@@ -51,7 +51,7 @@ def _attach(options: argparse.Namespace, interrupts: Interrupts) -> int:
     if options.json:
         output.write_all(1, output.as_json(result))
     else:
-        output.explain(result.cause, "attach")
+        output.explain(result.cause, "attach", truncated=result.truncated)
     return output.exit_code(result)
 
 

@@ -72,7 +72,7 @@ def _run(options: argparse.Namespace, request: "object", interrupts: Interrupts)
     if options.json:
         output.write_all(1, output.as_json(result))
     else:
-        output.explain(result.cause, options.name)
+        output.explain(result.cause, options.name, truncated=result.truncated)
     return output.exit_code(result)
 
 

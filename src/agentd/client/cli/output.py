@@ -90,9 +90,12 @@ def error_json(error: AgentdError) -> bytes:
     return msgspec.json.encode(fields) + b"\n"
 
 
-def explain(cause: Cause, name: str = "run") -> None:
-    """On stderr, unless the command ended by itself: then its own output says enough."""
+def explain(cause: Cause, name: str = "run", *, truncated: bool = False) -> None:
+    """On stderr, unless the command ended by itself: then its own output says enough, if it is
+    whole."""
     if cause.code in (CauseCode.EXITED, CauseCode.SIGNALLED):
+        if truncated:
+            say("output is missing: what the command left behind was cut off as it wrote", name)
         return
     hint = f" ({cause.remediation})" if cause.remediation else ""
     say(f"{cause.code}: {cause.message}{hint}", name)

@@ -226,7 +226,7 @@ def _report(
     if options.json:
         output.write_all(1, output.as_json(result, changes, saved, via="embedded"))
     else:
-        output.explain(result.cause)
+        output.explain(result.cause, truncated=result.truncated)
         if changes is not None:
             output.list_changes(changes, applied)
         if saved is not None:

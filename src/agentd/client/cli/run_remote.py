@@ -72,7 +72,7 @@ def _report(options: argparse.Namespace, made: "RemoteSandbox", result: "Result"
         line = output.as_json(result, changes, via=str(made.client.address))
         output.write_all(1, line)
     else:
-        output.explain(result.cause)
+        output.explain(result.cause, truncated=result.truncated)
         if changes is not None:
             output.list_changes(changes, applied)
     return output.exit_code(result)
