@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.security.daemons import running
 
 from agentd.model.errors import AgentdError
 from agentd.model.spec import ExecRequest
@@ -286,3 +287,38 @@ def test_without_seccomp_such_a_program_is_made(
 def _set_id(folder: Path) -> list[str]:
     bits = stat.S_ISUID | stat.S_ISGID
     return [path.name for path in folder.rglob("*") if path.lstat().st_mode & bits]
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        ("truncate -s 1P z", b"z has 1125899906842624 bytes"),
+        ("d=z; for i in $(seq 300); do d=$d/x; done; mkdir -p $d", b"nested deeper than 256"),
+    ],
+)
+@pytest.mark.parametrize("way", ["cli", "daemon"])
+def test_all_changes_are_applied_or_none(workspace: Path, made: str, said: bytes, way: str) -> None:
+    script = f"echo 1 > a; mkdir b; echo 1 > b/c; rm replaced-by-link; {made}"
+    before = sorted(path.relative_to(workspace) for path in workspace.rglob("*"))
+    if way == "cli":
+        words = f"run -w {workspace}:cow --apply -- sh -ec".split()
+        ran = subprocess.run(
+            [sys.executable, "-m", "agentd", *words, script],
+            capture_output=True,
+            timeout=50,
+            check=False,
+        )
+        assert ran.returncode not in (0, None)
+        told = ran.stderr
+    else:
+        with running() as daemon:
+            box = daemon.sandbox(workspace=f"{workspace}:cow")
+            body = {"cmd": ["sh", "-ec", script]}
+            ended = daemon.ask("POST", f"/v1/sandboxes/{box}/exec", body).json
+            assert ended["exit_code"] == 0, ended
+            answer = daemon.ask("POST", f"/v1/sandboxes/{box}/apply")
+            assert answer.status == 409
+            told = answer.body
+    assert said in told and b"internal error" not in told, told
+    assert b"agentd cp" in told
+    assert sorted(path.relative_to(workspace) for path in workspace.rglob("*")) == before

@@ -15,6 +15,8 @@ from agentd.guest.stepped import Stepped, Steps, plain
 MAX_ENTRIES = 1000
 # JSON bytes of one ``entries`` event: less than a frame's 1 MiB by more than an entry's bound.
 MAX_BATCH = 900_000
+# Bytes of all entries of one listing. A link's target has up to 4095, and nobody asked for so many.
+MAX_LISTING = 32 << 20
 
 _TYPES = {
     stat.S_IFREG: "file",
@@ -134,7 +136,7 @@ def start_remove(channel: Channel, request: dict[str, object]) -> Operation | No
 
 def _entries(path: str, fd: int) -> Steps:
     """Batches in the directory's own order: sorting would need all of it in memory."""
-    count = size = 0
+    count = size = total = 0
     batch: list[dict[str, object]] = []
     with naming(path), os.scandir(fd) as found:
         for item in found:
@@ -144,6 +146,9 @@ def _entries(path: str, fd: int) -> Steps:
             batch.append(entry)
             count += 1
             size += _json_bound(entry)
+            total += _text_size(entry)
+            if total > MAX_LISTING:
+                raise RequestError(f"{path}: its listing is over {MAX_LISTING} bytes", errno.EFBIG)
             if len(batch) >= MAX_ENTRIES or size >= MAX_BATCH:
                 yield batch
                 batch, size = [], 0
@@ -170,6 +175,12 @@ def _json_bound(entry: dict[str, object]) -> int:
     """At most so many bytes of JSON: a character is ``\\u0001``, or two such beyond ASCII."""
     texts = [value for value in entry.values() if isinstance(value, str)]
     return 300 + sum(len(text) * (6 if text.isascii() else 12) for text in texts)
+
+
+def _text_size(entry: dict[str, object]) -> int:
+    """Its bytes as they are sent, about: names as UTF-8, and what is around them."""
+    texts = [value for value in entry.values() if isinstance(value, str)]
+    return 100 + sum(len(os.fsencode(text)) for text in texts)
 
 
 def _lstat(dir_fd: int, name: str) -> os.stat_result:

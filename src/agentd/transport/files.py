@@ -1,6 +1,8 @@
 """Files inside a sandbox, over its agent."""
 
 import contextlib
+import errno
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, BinaryIO, Literal, TypeVar
@@ -9,13 +11,16 @@ import msgspec
 
 from agentd.guest import wire
 from agentd.model import typed
-from agentd.model.errors import GuestError, OperationFailed
+from agentd.model.errors import GuestError, InvalidInput, OperationFailed
 from agentd.transport.call import Call, Woken
 from agentd.transport.events import Count, Error, decode, failure
 from agentd.transport.text import safe_text
 
 MAX_READ = 256 << 20
 MAX_ENTRIES = 250_000
+# Bytes of one listing as they come, which are several times as many once they are taken apart.
+MAX_LISTING = 32 << 20
+MAX_PATH = 4095
 _PIECE = 1 << 20
 T = TypeVar("T")
 
@@ -88,7 +93,7 @@ class Files:
         self, path: str, offset: int = 0, length: int | None = None, *, wake: int = -1
     ) -> Iterator[bytes]:
         """The bytes as they come; a readable descriptor ``wake`` ends them early."""
-        fields = {"op": "fs.read", "path": path, "offset": offset}
+        fields = {"op": "fs.read", "path": checked(path), "offset": offset}
         if length is not None:
             fields["length"] = length
         left = length
@@ -118,7 +123,7 @@ class Files:
 
     def write(self, path: str, data: Data, mode: int = 0o644, parents: bool = False) -> int:
         """The whole file or none of it; its size in bytes."""
-        fields = {"op": "fs.write", "path": path, "mode": mode, "parents": parents}
+        fields = {"op": "fs.write", "path": checked(path), "mode": mode, "parents": parents}
         with self._call(fields) as call:
             if all(call.send_data(memoryview(piece)) for piece in _pieces(data)):
                 call.send(wire.encode(wire.DATA_EOF, call.channel.number))
@@ -131,7 +136,7 @@ class Files:
 
         What ends it early is raised.
         """
-        with self._call({"op": "fs.tar_read", "path": path}) as call:
+        with self._call({"op": "fs.tar_read", "path": checked(path)}) as call:
             at_end = False
             while True:
                 kind, payload = call.next()
@@ -152,7 +157,8 @@ class Files:
         ``whole``: the tar is one tree, which becomes ``path`` itself, as a whole or not at all;
         with ``replace`` in the place of what is there.
         """
-        fields = {"op": "fs.tar_write", "path": path, "whole": whole, "replace": replace}
+        flags = {"whole": whole, "replace": replace}
+        fields = {"op": "fs.tar_write", "path": checked(path), **flags}
         with self._call(fields) as call:
             if all(call.send_data(memoryview(piece)) for piece in data):
                 call.send(wire.encode(wire.DATA_EOF, call.channel.number))
@@ -182,30 +188,37 @@ class Files:
         return done.entry
 
     def list(self, path: str) -> "list[Entry]":
-        """At most 250 000 entries."""
+        """At most 250 000 entries, and 32 MiB of names, paths and links' targets."""
         entries: list[Entry] = []
-        with self._call({"op": "fs.list", "path": path}) as call:
+        size = 0
+        with self._call({"op": "fs.list", "path": checked(path)}) as call:
             while True:
-                event = self._result(_LIST, _event(call), path)
+                payload = _event(call)
+                size += len(payload)
+                if size > MAX_LISTING:
+                    raise _too_long(path)
+                event = decode(_LIST, payload)
+                if isinstance(event, Error):
+                    raise _too_long(path) if event.errno == errno.EFBIG else failure(event, path)
                 if isinstance(event, _Done):
                     call.ended = True
                     return entries
                 entries += event.entries
                 if len(entries) > MAX_ENTRIES:
-                    raise OperationFailed(f"{path}: over {MAX_ENTRIES} entries")
+                    raise _too_long(path)
 
     def mkdir(self, path: str, mode: int = 0o755, parents: bool = False) -> None:
         self._simple("fs.mkdir", path, mode=mode, parents=parents)
 
     def move(self, path: str, to: str) -> None:
-        self._simple("fs.move", path, to=to)
+        self._simple("fs.move", path, to=checked(to))
 
     def remove(self, path: str, recursive: bool = False) -> None:
         self._simple("fs.remove", path, recursive=recursive)
 
     def watch(self, path: str, recursive: bool = False, *, wake: int = -1) -> Iterator[Change]:
         """Changes until the iterator is closed, or ``wake`` becomes readable."""
-        fields = {"op": "fs.watch", "path": path, "recursive": recursive}
+        fields = {"op": "fs.watch", "path": checked(path), "recursive": recursive}
         with self._call(fields) as call, contextlib.suppress(Woken):
             call.wake = wake
             while True:
@@ -220,7 +233,7 @@ class Files:
                     return
 
     def _simple(self, op: str, path: str, **fields: object) -> _Done:
-        with self._call({"op": op, "path": path, **fields}) as call:
+        with self._call({"op": op, "path": checked(path), **fields}) as call:
             done = self._result(_DONE, _event(call), path)
             call.ended = True
             return done
@@ -231,6 +244,33 @@ class Files:
         if isinstance(event, Error):
             raise failure(event, path)
         return event
+
+
+def checked(path: str) -> str:
+    """Raises InvalidInput for what is no path inside: the caller's slip, not the sandbox's."""
+    if not path.startswith("/") or "\0" in path:
+        what = "holds a NUL" if "\0" in path else "is not absolute"
+        raise InvalidInput(
+            f"the path {safe_text(path)!r} {what}", remediation="write it as /workspace/file"
+        )
+    try:
+        length = len(os.fsencode(path))
+    except UnicodeEncodeError:
+        raise InvalidInput(
+            f"the path {safe_text(path)!r} holds a character that no file name has",
+            remediation="send UTF-8",
+        ) from None
+    if length > MAX_PATH:
+        raise InvalidInput(f"the path is over {MAX_PATH} bytes", remediation="shorten it")
+    return path
+
+
+def _too_long(path: str) -> OperationFailed:
+    return OperationFailed(
+        f"{path}: its listing is over {MAX_ENTRIES} entries or {MAX_LISTING >> 20} MiB",
+        errno=errno.EFBIG,
+        remediation="list a folder in it, or run a command, such as find",
+    )
 
 
 def _event(call: Call) -> bytes:

@@ -37,6 +37,7 @@ _CODES = {
     errno.EINVAL: ("not_a_file", "name a regular file"),
     errno.ELOOP: ("too_many_links", "name the file itself; links of /proc are not followed"),
     errno.ENAMETOOLONG: ("name_too_long", "shorten it"),
+    errno.EFBIG: ("too_large", "list a folder in it"),
     errno.ENOSPC: ("disk_full", "write less, or give the sandbox more disk"),
     errno.EDQUOT: ("disk_full", "write less, or give the sandbox more disk"),
 }

@@ -2,11 +2,14 @@
 
 from typing import Any
 
+from msgspec import json
+
 from agentd.capability.builtin import fs, text
 from agentd.capability.port import Call, Inside
 from agentd.model.capability import About, Bounds, CallFailed, Example, Outcome
 
 MAX_ENTRIES = 10_000
+MAX_TEXT = 4 << 20  # bytes of JSON of all that is shown: a link's target may have 4095
 _SCHEMA = {
     "type": "object",
     "additionalProperties": False,
@@ -63,6 +66,7 @@ class _Walk:
     def __init__(self, inside: Inside, limit: int, deadline: fs.Deadline) -> None:
         self.entries: list[dict[str, Any]] = []
         self.full = False
+        self._text = 0
         self._inside = inside
         self._limit = limit
         self._deadline = deadline
@@ -84,6 +88,10 @@ class _Walk:
                 self.full = True
                 break
             shown = _shown(entry, f"{name}/{entry.name}".lstrip("/"))
+            self._text += len(json.encode(shown))
+            if self._text > MAX_TEXT:
+                self.full = True
+                break
             self.entries.append(shown)
             if entry.type == "dir":
                 below.append((f"{full.rstrip('/')}/{entry.name}", shown["path"]))

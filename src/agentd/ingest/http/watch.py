@@ -14,7 +14,9 @@ from agentd.ingest.http.respond import encode
 from agentd.ingest.service import Service
 from agentd.model.principal import Principal
 
-_MOST = 10_000  # changes that wait for a slow client; then it is cut off
+# Changes that wait for a slow client, and bytes of their paths; then it is cut off.
+_MOST = 10_000
+_MOST_BYTES = 4 << 20
 
 
 class _Watch:
@@ -24,6 +26,7 @@ class _Watch:
         self._lock = threading.Lock()
         self._wake, self._waker = os.pipe()
         self._changes: deque[Mapping[str, str]] = deque()
+        self._waiting = 0  # characters of their paths
         self._more = Signal()
         self._begun = False
         self._is_over = False
@@ -51,9 +54,11 @@ class _Watch:
             self._begun = True
             self._more.set()
             for change in service.watch(who, id_, path, recursive=recursive, wake=wake):
-                self._changes.append(change)
+                with self._lock:
+                    self._changes.append(change)
+                    self._waiting += len(change["path"])
                 self._more.set()
-                if len(self._changes) > _MOST:
+                if len(self._changes) > _MOST or self._waiting > _MOST_BYTES:
                     self.too_many = True
                     break
         finally:
@@ -73,9 +78,10 @@ class _Watch:
     async def changes(self, beat: float) -> AsyncIterator[list[Mapping[str, str]]]:
         while True:
             self._more.clear()
-            found = []
-            while self._changes:
-                found.append(self._changes.popleft())
+            with self._lock:
+                found = list(self._changes)
+                self._changes.clear()
+                self._waiting = 0
             if found:
                 yield found
             elif self._is_over:

@@ -12,6 +12,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 
+from agentd.model.errors import Conflict, SandboxError
 from agentd.sandbox.backends.wall import NamespaceWall
 
 _OPAQUE = "user.overlay.opaque"
@@ -36,7 +37,7 @@ class OverlayWall(NamespaceWall):
 
         def note(kind: str, path: str) -> None:
             if len(found) >= _MAX_CHANGES:
-                raise OSError(f"over {_MAX_CHANGES} changes in the workspace")
+                raise _cannot(f"there are over {_MAX_CHANGES} changes in the workspace")
             found.append(f"{kind} {path}")
 
         self._walk(lambda upper, lower: _list(upper, lower, "", note))
@@ -46,8 +47,19 @@ class OverlayWall(NamespaceWall):
         owner = os.fstat(self._source)
         ids = (owner.st_uid, owner.st_gid) if os.geteuid() == 0 else None
         size = os.fstatvfs(self._scratch)
-        writer = _Writer(ids, size.f_blocks * size.f_frsize)
-        self._walk(lambda upper, lower: writer.apply(upper, lower, 0))
+        budget = size.f_blocks * size.f_frsize
+        check = _Check(budget)
+        self._walk(check.all)
+        writer = _Writer(ids, budget)
+        try:
+            self._walk(lambda upper, lower: writer.apply(upper, lower, 0))
+        except OSError as error:
+            name = f"{_shown(str(error.filename))}: " if error.filename else ""
+            raise SandboxError(
+                "the changes could be applied in part only",
+                cause=f"{name}{error.strerror or error}",
+                remediation="end what still runs in the sandbox, make room, and apply them again",
+            ) from error
 
     def _walk(self, visit: Callable[[int, int], None]) -> None:
         upper = os.open("u", _DIR, dir_fd=self._scratch)
@@ -63,7 +75,7 @@ class OverlayWall(NamespaceWall):
 
 def _list(upper: int, lower: int | None, prefix: str, note: Callable[[str, str], None]) -> None:
     if prefix.count("/") > _MAX_DEPTH:
-        raise OSError(f"workspace nested deeper than {_MAX_DEPTH} directories at {prefix}")
+        raise _too_deep(prefix)
     names = set()
     for name, info in _entries(upper):
         names.add(name)
@@ -97,6 +109,77 @@ def _descend(
             os.close(below)
 
 
+class _Check:
+    """Whether all changes can be written, before any is: depth, number, sizes, rights and room."""
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
+        self._count = 0
+        self._bytes = 0
+        self._largest = (0, "")
+
+    def all(self, upper: int, lower: int) -> None:
+        """Raises Conflict, which names what is in the way."""
+        self._folder(upper, lower, "")
+        self._room(lower)
+
+    def _folder(self, upper: int, lower: int | None, prefix: str) -> None:
+        if prefix.count("/") > _MAX_DEPTH:
+            raise _too_deep(prefix)
+        writes = _is_opaque(upper)
+        for name, info in _entries(upper):
+            path = prefix + name
+            self._count += 1
+            if self._count > _MAX_CHANGES:
+                raise _cannot(f"there are over {_MAX_CHANGES} of them")
+            before = _lstat(name, lower)
+            merged = before is not None and stat.S_ISDIR(before.st_mode)
+            if not stat.S_ISDIR(info.st_mode):
+                writes = True
+                self._file(info, path)
+                continue
+            writes = writes or not merged
+            inner = os.open(name, _DIR, dir_fd=upper)
+            below = os.open(name, _DIR, dir_fd=lower) if merged and lower is not None else None
+            try:
+                self._folder(inner, below, path + "/")
+            finally:
+                os.close(inner)
+                if below is not None:
+                    os.close(below)
+        if writes and lower is not None and not os.access(".", os.W_OK | os.X_OK, dir_fd=lower):
+            raise _cannot(f"{_shown(prefix) or 'the folder itself'} may not be written here")
+
+    def _file(self, info: os.stat_result, path: str) -> None:
+        if not stat.S_ISREG(info.st_mode):
+            return
+        self._bytes += min(info.st_size, info.st_blocks * 512)
+        self._largest = max(self._largest, (info.st_size, path))
+        if self._bytes > self._budget:
+            raise _cannot(
+                f"with {_shown(path)} they are over {self._budget} bytes, the sandbox's disk limit"
+            )
+
+    def _room(self, lower: int) -> None:
+        space = os.fstatvfs(lower)
+        left = (space.f_bfree if os.geteuid() == 0 else space.f_bavail) * space.f_frsize
+        if self._bytes > left:
+            raise _cannot(f"they take {self._bytes} bytes, and {left} are left on the disk here")
+        size, path = self._largest
+        temporary = f".agentd-{os.urandom(8).hex()}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        if not size:
+            return
+        fd = os.open(temporary, flags, 0o600, dir_fd=lower)
+        try:
+            os.ftruncate(fd, size)  # each filesystem has a largest size of its own
+        except OSError as error:
+            raise _cannot(f"{_shown(path)} has {size} bytes: {error.strerror}") from None
+        finally:
+            os.close(fd)
+            os.unlink(temporary, dir_fd=lower)
+
+
 class _Writer:
     """Writes an upper directory to the host: as ``ids`` where given, at most ``budget`` bytes.
 
@@ -109,7 +192,7 @@ class _Writer:
 
     def apply(self, upper: int, lower: int, depth: int) -> None:
         if depth > _MAX_DEPTH:
-            raise OSError(f"workspace nested deeper than {_MAX_DEPTH} directories")
+            raise OSError(errno.ENAMETOOLONG, f"nested deeper than {_MAX_DEPTH} folders")
         if _is_opaque(upper):
             kept = {name for name, info in _entries(upper) if not _is_whiteout(info)}
             for name, _info in _entries(lower):
@@ -172,7 +255,7 @@ class _Writer:
         try:
             info = os.fstat(source)  # of what was opened, whatever stood there before
             if not stat.S_ISREG(info.st_mode):
-                raise OSError(f"workspace file {name!r} changed into another kind meanwhile")
+                raise OSError(errno.EAGAIN, "it changed into another kind meanwhile", name)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             out = os.open(target, flags, 0o600, dir_fd=lower)
             try:
@@ -206,9 +289,25 @@ class _Writer:
                 position += count
                 self._left -= count
                 if self._left < 0:
-                    raise OSError(
-                        f"workspace changes exceed {self._budget} bytes, the sandbox's disk limit"
-                    )
+                    text = f"all exceed {self._budget} bytes, the sandbox's disk limit"
+                    raise OSError(errno.EFBIG, text)
+
+
+def _cannot(why: str) -> Conflict:
+    return Conflict(
+        f"the changes cannot be applied: {why}",
+        remediation="change that, or copy what you want: agentd cp, files.download in the SDK",
+    )
+
+
+def _too_deep(path: str) -> Conflict:
+    return _cannot(f"{_shown(path)} is nested deeper than {_MAX_DEPTH} folders")
+
+
+def _shown(path: str) -> str:
+    """On one line, whatever it holds; of a long one the end."""
+    text = ascii(path)[1:-1]
+    return text if len(text) <= 200 else f"...{text[-200:]}"
 
 
 def _remove(name: str, directory: int) -> None:

@@ -5,9 +5,11 @@ import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from agentd.model.errors import Conflict
 from agentd.sandbox.backends.linux.cow import OverlayWall
 
 
@@ -167,7 +169,27 @@ def test_depth_is_bounded(wall: OverlayWall, upper: Path) -> None:
     for _ in range(300):
         deep = deep / "d"
         deep.mkdir()
-    with pytest.raises(OSError, match="deeper than 256"):
+    with pytest.raises(Conflict, match=r"d/d/.* is nested deeper than 256"):
         wall.changes()
-    with pytest.raises(OSError, match="deeper than 256"):
+    with pytest.raises(Conflict, match=r"d/d/.* is nested deeper than 256"):
         wall.apply()
+
+
+def test_a_folder_that_may_not_be_written_is_told_first(as_user: Any) -> None:
+    """Of an ordinary user's: root may write anywhere."""
+    script = """
+import os, sys
+from agentd import Sandbox
+from agentd.model.errors import AgentdError
+os.makedirs("w/closed"); os.chmod("w/closed", 0o555)
+with Sandbox.create(workspace="w:cow") as box:
+    assert box.run(["sh", "-c", "echo 1 > a; chmod 755 closed; echo 1 > closed/b"]).exit_code == 0
+    try:
+        box.apply()
+    except AgentdError as error:
+        print(error)
+print(os.listdir("w"), os.listdir("w/closed"))
+"""
+    said = as_user.python("-c", script)
+    assert b"closed/ may not be written here" in said.stdout, said.stderr
+    assert b"['closed'] []" in said.stdout
