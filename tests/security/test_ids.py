@@ -103,6 +103,83 @@ def test_a_workspace_belongs_to_its_sandbox_and_stays_the_owners(
         (tmp_path / "made").rename(tmp_path / name)
 
 
+# Each holds all that it can get, in a process that goes on when the command has ended.
+_HOLD = """
+if os.fork() == 0:
+    for fd in range(3):
+        os.close(fd)
+    signal.pause()
+"""
+IN_FLIGHT = """
+null, pairs, count = os.open("/dev/null", os.O_RDONLY), [], 0
+def send():
+    pairs[-1][0].setblocking(False)
+    return socket.send_fds(pairs[-1][0], [b"x"], [null] * 100)
+pairs.append(socket.socketpair())
+while (got := tried(send)) in (1, "EAGAIN"):
+    count += 100 * (got == 1)
+    if got != 1:
+        pairs.append(socket.socketpair())
+said("held", count)
+said("stopped", got)
+"""
+SENDS = """
+left, right = socket.socketpair()
+said("sent", tried(socket.send_fds, left, [b"x"], [0]))
+"""
+WATCHES = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+held = []
+while isinstance(got := call("inotify_init1", 0), int):
+    held.append(got)
+said("held", len(held))
+said("stopped", got)
+"""
+LEASE = """
+import fcntl
+for path in ("/etc/passwd", "/etc/ld.so.cache"):
+    fd = os.open(path, os.O_RDONLY)
+    said(path, tried(fcntl.fcntl, fd, fcntl.F_SETLEASE, fcntl.F_RDLCK))
+"""
+
+
+@pytest.mark.parametrize("off", [(), ("ids",)], ids=["on", "off"])
+def test_descriptors_in_flight_of_one_are_not_anothers(
+    sandbox: Callable[..., Any], off: tuple[str, ...]
+) -> None:
+    attacker, victim = (sandbox("linux", without=off) for _ in range(2))
+    held = attacker.attack(IN_FLIGHT + _HOLD)
+    assert (int(held["held"]) > 0, held["stopped"]) == (True, "ETOOMANYREFS")
+    assert victim.attack(SENDS)["sent"] == ("ETOOMANYREFS" if off else "1")
+
+
+@pytest.mark.parametrize("off", [(), ("user_counts",)], ids=["on", "off"])
+def test_inotify_of_one_leaves_some_to_others(
+    sandbox: Callable[..., Any], off: tuple[str, ...]
+) -> None:
+    """Counted in the user namespaces above, too: there all sandboxes of a zygote are one user."""
+    most = int(Path("/proc/sys/user/max_inotify_instances").read_text())
+    if most > 1000:
+        pytest.skip("this machine's limit is above what one process may open")
+    attacker, victim = (sandbox("linux", without=off) for _ in range(2))
+    held = attacker.attack(WATCHES + _HOLD)
+    assert held == {"held": str(most if off else most // 4), "stopped": "EMFILE"}
+    shared = attacker.wall.enforcement["shared"]
+    assert shared.enforced is not bool(off)
+    assert (f"{most // 4} inotify_instances" in shared.detail) is not bool(off)
+    assert int(victim.attack(WATCHES)["held"]) == (0 if off else most // 4)
+
+
+@pytest.mark.parametrize("off", [(), ("ids",)], ids=["on", "off"])
+def test_no_sandbox_owns_a_file_of_the_root_that_all_share(
+    sandbox: Callable[..., Any], off: tuple[str, ...]
+) -> None:
+    """Owners may lease a file, and hold up all who open it; the filter refuses that as well."""
+    said = sandbox("linux", without={"seccomp", *off}).attack(LEASE)
+    assert set(said.values()) == {"0" if off else "EACCES"}
+
+
 def owner(count: int) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-c", _OWNER, str(count)],

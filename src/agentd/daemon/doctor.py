@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from agentd.linux import probe
 from agentd.model.availability import Availability, Blocker
 from agentd.model.errors import AgentdError
+from agentd.model.limits import Limits
 from agentd.model.spec import DEFAULT_IMAGE
 from agentd.sandbox import backends
+from agentd.sandbox.backends import identity
+from agentd.sandbox.backends.limits import file_max, usual
 from agentd.sandbox.ports import Backend
 from agentd.transport.text import safe_text
 
@@ -36,7 +39,35 @@ def machine() -> dict[str, object]:
         "jailer": "jailer",
     }
     versions = {key: _version(name) for key, name in monitors.items()}
-    return probe.gather().as_dict() | versions | {"image": _image()}
+    room = {"default_sandboxes_at_once": _room(), "user_ids": _ids()}
+    return probe.gather().as_dict() | versions | {"image": _image()} | room
+
+
+def _room() -> str:
+    """How many sandboxes with default limits fit, if each took all that it may."""
+    limits = usual(Limits())
+    parts = [
+        f"{file_max() // ((limits.open_files or 1) * (limits.pids or 1))} by open files",
+        f"{_memory() // (limits.memory or 1)} by memory",
+    ]
+    if os.geteuid() == 0:
+        of = identity.configured()
+        free = max(len(of.usable()) - identity.in_use(of) - 1, 0)  # the zygote has one
+        parts.append(f"{free} by user ids")
+    return ", ".join(parts)
+
+
+def _memory() -> int:
+    """Bytes, of all."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _ids() -> str:
+    if os.geteuid() != 0:
+        return "the caller's own: agentd does not run as root"
+    of = identity.configured()
+    taken = identity.collision(of)
+    return f"{of.start} to {of.end - 1}" if taken is None else f"{taken}: set ids.start"
 
 
 def _image(name: str = DEFAULT_IMAGE) -> str:

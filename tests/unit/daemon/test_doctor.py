@@ -1,5 +1,6 @@
 """What ``agentd doctor`` says of the machine beside the backends' own findings."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,25 @@ def test_kvm_and_the_image_come_with_what_mends_them(path: Path) -> None:
     machine = doctor.machine()
     assert bool(machine["kvm_fix"]) != machine["kvm"]
     assert "agentd image build" in str(machine["image"])
+
+
+def test_it_says_how_many_default_sandboxes_fit():
+    fit = str(doctor.machine()["default_sandboxes_at_once"])
+    counts = dict(reversed(part.split(" by ")) for part in fit.split(", "))
+    names = {"open files", "memory", "user ids"} if os.getuid() == 0 else {"open files", "memory"}
+    assert counts.keys() == names
+    assert int(counts["open files"]) >= 4  # one holds a quarter at most
+    assert int(counts["memory"]) == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 30
+
+
+@pytest.mark.root
+def test_ids_that_somebody_else_has_are_told(monkeypatch, tmp_path):
+    from agentd.sandbox.backends import identity
+
+    subuid = tmp_path / "subuid"
+    subuid.write_text("nobody:100000:65536\nalice:2000065536:65536\n")
+    monkeypatch.setattr(identity, "SUBORDINATE", (str(subuid),))
+    monkeypatch.setattr(identity, "_range", identity.Range())
+    assert "'alice': set ids.start" in str(doctor.machine()["user_ids"])
+    subuid.write_text("nobody:100000:65536\n")
+    assert str(doctor.machine()["user_ids"]).startswith("2000000000 to ")

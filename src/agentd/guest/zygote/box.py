@@ -93,7 +93,7 @@ class Prepared:
     Only for a plain sandbox, one that asks for nothing else than the defaults of those steps.
     """
 
-    steps = frozenset({"user_namespace", "loopback", "root", "proc"})
+    steps = frozenset({"user_namespace", "loopback", "root", "proc", "user_counts"})
 
     def __init__(self, plain: Request, kernel: WallKernel = KERNEL) -> None:
         """Raises OSError; the process is of no use then."""
@@ -103,6 +103,7 @@ class Prepared:
         _scratch(plain, [], kernel)
         _own_workspace(kernel)
         _proc(kernel)
+        _user_counts(plain, kernel)
         self.rules = _base_rules(plain, kernel)
         self.disk = plain["disk"]
 
@@ -131,6 +132,7 @@ def confine(
         ("scratch", lambda: _scratch(box, fds, kernel, prepared)),
         ("workspace", lambda: _mounts(box, fds, kernel, prepared is not None)),
         ("proc", lambda: _proc(kernel)),
+        ("user_counts", lambda: _user_counts(box, kernel)),
         ("group", lambda: done.extend(enter())),
         # After it: /proc/self/cgroup shows the group as the root, and not by its name on the host.
         ("cgroup_namespace", lambda: kernel.unshare(abi.CLONE_NEWCGROUP)),
@@ -281,9 +283,18 @@ def _proc(kernel: WallKernel) -> None:
         kernel.mount(empty, path, None, abi.MS_BIND)
 
 
+def _user_counts(box: Request, kernel: WallKernel) -> None:
+    """Less than all of what the kernel counts by user, and in the namespaces above as well: others
+    have the same user, there or here. Inside nobody has the right to write these."""
+    for name, most in _pairs(box.get("user_counts")):
+        kernel.write(f"/proc/sys/user/{name}", str(most))
+
+
 def _rlimits(box: Request, kernel: WallKernel) -> None:
     no_core(kernel)
     kernel.setrlimit(resource.RLIMIT_NOFILE, _int(box["open_files"]))
+    for number, most in _pairs(box.get("user_rlimits")):
+        kernel.setrlimit(_int(number), most)
     if box["pids"] is not None:
         # Counted per user and user namespace (Linux 5.14): the sandbox's own count.
         kernel.setrlimit(resource.RLIMIT_NPROC, _int(box["pids"]))
@@ -341,4 +352,8 @@ def _strings(value: object) -> list[str]:
 
 
 def _dicts(value: object) -> list[dict[str, object]]:
+    return value if isinstance(value, list) else []
+
+
+def _pairs(value: object) -> list[tuple[object, int]]:
     return value if isinstance(value, list) else []

@@ -237,15 +237,14 @@ class _Zygote:
     def _clone_as(self, id_: int | None) -> tuple[int, int]:
         """A clone whose user namespace belongs to ``id_``: that may be mapped in it without any
         privilege, by the clone itself. Nobody has to write its maps for it."""
-        if id_ is None:
-            return self._cloner.clone(self._flags)
         pid = -1
-        os.setresgid(-1, id_, -1)
-        os.setresuid(-1, id_, -1)
+        if id_ is not None:
+            os.setresgid(-1, id_, -1)
+            os.setresuid(-1, id_, -1)
         try:
             pid, pidfd = self._cloner.clone(self._flags)
         finally:
-            if pid != 0:
+            if pid != 0 and id_ is not None:
                 os.setresuid(-1, 0, -1)
                 os.setresgid(-1, 0, -1)
                 process.set_pdeathsig(signal.SIGKILL)  # a change of user has cleared it

@@ -30,6 +30,7 @@ REQUEST: dict[str, object] = {
     "mounts": [],
     "without": [],
     "open_files": 64,
+    "user_rlimits": [],
     "pids": 64,
 }
 

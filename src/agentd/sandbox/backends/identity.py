@@ -19,6 +19,7 @@ from agentd.model.errors import InvalidInput, SandboxError
 
 SIZE = 1 << 16
 FOLDER = "/run/agentd-ids"
+SUBORDINATE = ("/etc/subuid", "/etc/subgid")
 # Above the ranges of system users, login users and subordinate ids; what it spans by default ends
 # below what systemd gives to others (its UIDS-GIDS.md).
 START = 2_000_000_000
@@ -114,7 +115,7 @@ def check(found: Range) -> tuple[str, str, str] | None:
 
 def collision(found: Range) -> str | None:
     """Who has ids of it as subordinate ones (subuid(5)), for containers of their own."""
-    for path in ("/etc/subuid", "/etc/subgid"):
+    for path in SUBORDINATE:
         try:
             with open(path, encoding="utf-8", errors="replace") as file:
                 lines = file.read(_MAX_SUBIDS).splitlines()

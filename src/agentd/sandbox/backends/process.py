@@ -18,7 +18,7 @@ from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.mount import Mount, MountMode
 from agentd.model.spec import SandboxSpec
-from agentd.sandbox.backends import identity
+from agentd.sandbox.backends import identity, shared
 from agentd.sandbox.backends.cgroups import explained, let_in, make_group
 from agentd.sandbox.backends.child import await_ready, reap, receive, start_python
 from agentd.sandbox.backends.identity import Block
@@ -241,6 +241,7 @@ class LandlockBackend(HostBackend):
             "agent_protected": step(
                 "dumpable", f"{agent_detail(controls)}; a command can end it, and the sandbox so"
             ),
+            "shared": shared.of_processes(os.geteuid() == 0 and "identity" in controls),
             "network": Control(
                 plan.spec.net,
                 plan.spec.net == "none" and "seccomp" in controls,

@@ -161,6 +161,10 @@ JWT = "[[auth.jwt]]\nname = 'a'\nissuer = 'i'\naudience = ['x']\nalgorithms = ['
         ("auth.signed.max_age = '2h'", 1, "auth.signed.max_age", "more than an hour"),
         ("[auth.signed]\nmax_age = '20s'", 1, "auth.signed", "more than max_age"),
         ("approvals.max = 0", 1, "approvals.max", "ever be approved"),
+        ("ids.start = 1000", 1, "ids.start", "machine's own users"),
+        ("ids.start = 2000000001", 1, "ids.start", "overlap"),
+        ("ids.blocks = 3", 1, "ids.blocks", "too few"),
+        ("ids.blocks = 99999", 1, "ids.blocks", "above the kernel's last id"),
         ("policy.bundle = '/absent/x'", 1, "policy.bundle", "no folder"),
     ],
 )  # fmt: skip

@@ -12,7 +12,7 @@ from agentd.model.errors import AgentdError, InvalidInput
 from agentd.model.isolation import IsolationLevel
 from agentd.model.mount import Mount, MountMode
 from agentd.model.spec import SandboxSpec
-from agentd.sandbox.backends import identity
+from agentd.sandbox.backends import identity, shared
 from agentd.sandbox.backends.cgroups import explained, let_in, make_group, own_hierarchy
 from agentd.sandbox.backends.child import Ended, await_ready, send
 from agentd.sandbox.backends.identity import Block
@@ -154,7 +154,7 @@ class LinuxBackend:
                 controls,
                 group,
                 group_detail,
-                mapped=self._mapped(),
+                mapped=block is not None,
                 digest=nursery.filter_digest,
             ),
             workspace="/workspace",
@@ -171,6 +171,8 @@ class LinuxBackend:
             "inodes": plan.inodes,
             "pids": _process_rlimit(plan.limits.pids),
             "open_files": plan.limits.open_files,
+            "user_counts": shared.user_counts(),
+            "user_rlimits": shared.user_rlimits(),
             "env": plan.env,
             "cow": plan.cow,
             "scratch_fd": None,
@@ -198,6 +200,7 @@ class LinuxBackend:
             "disk": plan.limits.disk,
             "inodes": plan.inodes,
             "scratch_fd": None,
+            "user_counts": shared.user_counts(),
             "landlock_abi": landlock.abi_version(),
         }
 

@@ -10,6 +10,7 @@ from agentd.linux.cgroup import Group
 from agentd.model.availability import Blocker
 from agentd.model.enforcement import Control
 from agentd.model.mount import Mount
+from agentd.sandbox.backends import shared
 from agentd.sandbox.backends.limits import agent_detail, group_controls, limit_control
 from agentd.sandbox.backends.linux.plan import LinuxPlan
 
@@ -57,6 +58,7 @@ def enforcement(
         "seccomp": _step("seccomp", controls, f"profile sandbox {digest}"),
         "landlock": _landlock(controls),
         "agent_protected": _step("dumpable", controls, agent_detail(controls)),
+        "shared": shared.of_namespaces("user_counts" in controls, mapped),
     }
     table |= group_controls(plan.spec.limits, plan.limits, group, detail)
     table |= {

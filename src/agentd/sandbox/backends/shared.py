@@ -1,0 +1,71 @@
+"""What sandboxes share with others of their user, by the kernel's own counts; and what bounds it.
+
+A sandbox of root's has a user of its own, but what is counted in user namespaces counts in those
+above as well: there all sandboxes of one zygote are the zygote's. Without root they are the caller.
+"""
+
+import functools
+import os
+import resource
+
+from agentd.model.enforcement import Control
+
+_PARTS = 4
+# Of user.max_* (namespaces(7)): what takes a namespace or a capability is refused anyway.
+_COUNTS = ("max_inotify_instances", "max_inotify_watches")
+_LEAST_LOCKED = 64 << 10  # what gpg wants
+_QUEUED_SIGNALS = 16384
+_KERNEL = "for all: the memory of file locks, tcp_mem and udp_mem"
+_BY_USER = "descriptors in flight, pipe buffers and epoll watches"
+
+
+@functools.cache
+def user_counts() -> list[tuple[str, int]]:
+    """A quarter of what a user may have, by name in /proc/sys/user."""
+    return [(name, most // _PARTS) for name in _COUNTS if (most := _read(name)) >= _PARTS]
+
+
+@functools.cache
+def user_rlimits() -> list[tuple[int, int]]:
+    """What queued signals, message queues and locked memory are bounded to, by resource: a quarter
+    of the caller's, and all of it where nobody else has this user."""
+    parts = 1 if os.geteuid() == 0 else _PARTS
+    found = []
+    for number, least, most in (
+        (resource.RLIMIT_SIGPENDING, 0, _QUEUED_SIGNALS),
+        (resource.RLIMIT_MSGQUEUE, 0, resource.RLIM_INFINITY),
+        (resource.RLIMIT_MEMLOCK, _LEAST_LOCKED, resource.RLIM_INFINITY),
+    ):
+        hard = resource.getrlimit(number)[1]
+        own = hard if hard == resource.RLIM_INFINITY else max(hard // parts, min(hard, least))
+        bounded = [limit for limit in (own, most) if limit != resource.RLIM_INFINITY]
+        if bounded:
+            found.append((number, min(bounded)))
+    return found
+
+
+def of_namespaces(held: bool, own_user: bool) -> Control:
+    """``held``: the counts are bounded in the sandbox's user namespace."""
+    watched = ", ".join(f"{most} {name.removeprefix('max_')}" for name, most in user_counts())
+    bounds = f"at most {watched} each" if held else "unbounded: switched off"
+    if own_user:
+        text = f"a user of its own; with others of this agentd: inotify, {bounds}; {_KERNEL}"
+        return Control("default", held, text)
+    text = f"the caller's own user, so {_BY_USER}; inotify, {bounds}; {_KERNEL}"
+    return Control("default", False, text)
+
+
+def of_processes(own_user: bool) -> Control:
+    """Without a user namespace."""
+    if own_user:
+        return Control("default", True, f"a user of its own; {_KERNEL}")
+    text = f"the caller's own user, so inotify, queued signals, {_BY_USER}; {_KERNEL}"
+    return Control("default", False, text)
+
+
+def _read(name: str) -> int:
+    try:
+        with open(f"/proc/sys/user/{name}", encoding="ascii") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return 0
