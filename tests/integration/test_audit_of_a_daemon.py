@@ -27,6 +27,9 @@ def test_it_is_read_from_the_daemon_that_is_named(daemon: Daemon, tmp_path: Path
     assert last["kind"] == "end" and last["sandbox"] == box
     head = daemon.ask("GET", "/v1/audit/head").json
     assert Position.parse(head["head"]).seq == last["seq"]
+    assert daemon.cli("audit", "head").stdout.decode().strip() == head["head"]
+    by_files = daemon.cli("audit", "head", "--dir", daemon.audit)
+    assert by_files.stdout.decode().strip() == head["head"]
     out = tmp_path / "out"
     assert daemon.cli("audit", "export", "--from", "2", "--out", str(out)).returncode == 0
     (file,) = Path(daemon.audit).glob("audit-*.jsonl")

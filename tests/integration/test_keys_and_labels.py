@@ -65,11 +65,27 @@ def test_changed_labels_are_there_after_a_restart() -> None:
         assert daemon.ask("GET", path).json["labels"] == {"a": "2"}
 
 
+def test_changed_labels_are_judged_as_a_new_sandbox_with_them() -> None:
+    rules = """
+default decision := {"allow": true, "reasons": ["yes"]}
+decision := {"allow": false, "reasons": ["no"]} if input.sandbox.labels.team == "secret"
+"""
+    with running(policy=rules) as daemon:
+        assert daemon.ask("POST", "/v1/sandboxes", {"labels": {"team": "secret"}}).status == 403
+        path = f"/v1/sandboxes/{daemon.sandbox(labels={'team': 'open'})}"
+        refused = daemon.ask("PATCH", path, {"labels": {"team": "secret"}})
+        assert refused.code == "policy_denied"
+        assert daemon.ask("GET", path).json["labels"] == {"team": "open"}
+        assert daemon.ask("PATCH", path, {"labels": {"x": "y"}}).status == 200
+
+
 def test_sandboxes_are_listed_by_their_state(daemon: Daemon) -> None:
     box = daemon.sandbox(labels={"of": "state"})
     for state, found in (("ready", [box]), ("paused", [])):
         listed = daemon.ask("GET", f"/v1/sandboxes?label=of=state&state={state}").json
         assert [s["id"] for s in listed["sandboxes"]] == found
+        listed = daemon.cli("ls", "-q", "--label", "of=state", "--state", state).stdout
+        assert listed.decode().split() == found
     assert daemon.ask("GET", "/v1/sandboxes?state=asleep").code == "invalid_input"
 
 

@@ -20,6 +20,7 @@ examples:
   agentd audit tail -n 100 --json | jq .kind
   agentd audit tail -f
   agentd audit verify
+  agentd audit head                                to be kept elsewhere
   agentd audit verify --head 1042:9f2c...          a place that was kept elsewhere
   agentd audit export --from 1000 --out audit.jsonl
   agentd audit verify --dir /var/lib/agentd/audit
@@ -63,6 +64,10 @@ def _parser() -> Parser:
     tail.add_argument("-n", metavar="N", type=_number, default=20, help="how many (default: 20)")
     tail.add_argument("-f", "--follow", action="store_true", help="wait for more")
     tail.set_defaults(run=_tail)
+    head = commands.add_parser(
+        "head", help="print the last record's place, SEQ:HASH", allow_abbrev=False
+    )
+    head.set_defaults(run=_head)
     verify = commands.add_parser("verify", help="check every record", allow_abbrev=False)
     verify.add_argument(
         "--head", metavar="SEQ:HASH", help="a record that must be there, from a receipt, say"
@@ -78,7 +83,7 @@ def _parser() -> Parser:
     )
     for each in (tail, verify):
         each.add_argument("--json", action="store_true", help="print JSON")
-    for each in (tail, verify, export, accept):
+    for each in (tail, head, verify, export, accept):
         kept.options(each, "log")
         each.add_argument("--url", metavar="URL", help=remote.URL_HELP)
     return parser
@@ -147,6 +152,13 @@ def _about(record: Any) -> str:
             words.append(f"{name}={value}")
     text = " ".join(words)
     return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def _head(options: argparse.Namespace, source: "Source") -> int:
+    from agentd.audit.record import decode
+
+    print(decode(source.tail(1)[-1]).position)
+    return 0
 
 
 def _verify(options: argparse.Namespace, source: "Source") -> int:

@@ -22,6 +22,7 @@ def main(words: list[str]) -> int:
         cursor = None
         while True:
             query = [("label", f"{k}={v}") for k, v in labels.items()]
+            query += [("state", options.state)] if options.state else []
             query += [("limit", str(_PAGE)), *([("cursor", cursor)] if cursor else [])]
             page = client.call("GET", "/v1/sandboxes", query=query, into=SandboxPage)
             found += page.sandboxes
@@ -57,6 +58,7 @@ def _show(found: list, options: argparse.Namespace) -> None:  # type: ignore[typ
 def _parser() -> argparse.ArgumentParser:
     parser = remote.parser("ls", "List the sandboxes that you may see.", _EXAMPLES)
     parser.add_argument("-q", "--quiet", action="store_true", help="ids alone")
+    parser.add_argument("--state", metavar="STATE", help="those in this state alone, as ready")
     parser.add_argument(
         "--label", metavar="KEY=VALUE", action="append", default=[], help="those with it alone"
     )
