@@ -63,6 +63,17 @@ for number in (9, 19, 15, 2, 1, 3, 6, 11, 10, 17, 34):
             os.close(fd)
 """
 
+# The limits are read, the rest is set to what nearly every process has.
+_CRIPPLE = """
+agent = os.getppid()
+said("limits", call("prlimit64", agent, 7, 0, ctypes.create_string_buffer(16)))
+said("limits, high bits", call("prlimit64", 1 << 32 | agent, 7, 0, ctypes.create_string_buffer(16)))
+said("priority", call("setpriority", 0, agent, os.getpriority(os.PRIO_PROCESS, 0)))
+said("io priority", call("ioprio_set", 1, agent, 0))
+said("scheduler", call("sched_setscheduler", agent, 0, struct.pack("=i", 0)))
+said("processors", tried(os.sched_setaffinity, agent, os.sched_getaffinity(0)))
+"""
+
 
 def _judge_forge(seen: Seen) -> Judged:
     early = unfinished(seen)
@@ -105,6 +116,13 @@ ATTACKS = (
         "read the agent's memory in /proc",
         _PROC,
         by("landlock agent_protected user", "agent_protected", ""),
+        refused(),
+        otherwise="whoever takes over the machine's agent is still in the machine",
+    ),
+    Attack(
+        "limit and slow down the agent",
+        _CRIPPLE,
+        by("seccomp", "seccomp", ""),
         refused(),
         otherwise="whoever takes over the machine's agent is still in the machine",
     ),

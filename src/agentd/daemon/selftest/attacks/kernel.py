@@ -57,6 +57,37 @@ _OTHERS = _CALLS.format(
         "name_to_handle_at": (-1, 0, 0, 0, 0),
     }
 )
+# On a file of one's own, for a moment.
+_LEASE = """
+import fcntl
+os.chdir(os.environ.get("TMPDIR", "/tmp"))
+with open("leased", "w"):
+    pass
+file, folder = os.open("leased", os.O_RDONLY), os.open(".", os.O_RDONLY)
+for name, fd, command in (("lease", file, 1024), ("high bits", file, 1 << 32 | 1024),
+                          ("dnotify", folder, 1026)):
+    said(name, call("fcntl", fd, command, 0))
+    call("fcntl", fd, command, 2)  # F_UNLCK
+os.unlink("leased")
+"""
+# Without a filter, and of a kind that a pair of sockets has not.
+_SHARED = """
+ours, theirs = socket.socketpair()
+for name, level, option in (("filter", 1, 26), ("filter, high bits", 1 << 32 | 1, 1 << 32 | 26),
+                            ("reuseport filter", 1, 51), ("TCP_ULP", 6, 31),
+                            ("UDP_ENCAP", 17, 100)):
+    said(name, call("setsockopt", ours.fileno(), level, option, 0, 0))
+reader, writer = os.pipe()
+said("pipe", call("fcntl", writer, 1031, 1 << 17))
+"""
+_PROC_FACTS = """
+for name in ("cmdline", "interrupts", "keys", "key-users", "timer_list", "kcore"):
+    try:
+        with open(f"/proc/{name}", "rb") as file:
+            said(name, "told" if file.read(1) else "empty")
+    except OSError as error:
+        said(name, errno.errorcode[error.errno])
+"""
 # A file system that no kernel has: nothing is ever mounted.
 _MOUNT = r"""
 said("mount", call("mount", b"none\0", b"/\0", b"agentd-none\0", 0, 0))
@@ -128,6 +159,27 @@ ATTACKS = (
     Attack("use io_uring", _IO_URING, by("seccomp", "seccomp", ""), refused(), otherwise=_MACHINE),
     Attack("use keyrings", _KEYS, by("seccomp", "seccomp", ""), refused(), otherwise=_MACHINE),
     Attack("set the clock", _CLOCK, by("seccomp", "seccomp", ""), refused(), otherwise=_MACHINE),
+    Attack(
+        "lease a file, so that whoever opens it waits",
+        _LEASE,
+        by("seccomp", "seccomp", ""),
+        refused(),
+        otherwise=_MACHINE,
+    ),
+    Attack(
+        "use up what the kernel has for all: filters, pipe buffers",
+        _SHARED,
+        by("seccomp", "seccomp", ""),
+        refused(),
+        otherwise=_MACHINE,
+    ),
+    Attack(
+        "read the machine's keys, command line and interrupts in /proc",
+        _PROC_FACTS,
+        by("landlock", "mount_namespace", ""),
+        refused("empty"),
+        otherwise=_MACHINE,
+    ),
     Attack(
         "use other rare system calls",
         _OTHERS,
