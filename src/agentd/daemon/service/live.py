@@ -1,6 +1,7 @@
 """One sandbox of a running daemon: its handle, its owner, its record and its lease."""
 
 import threading
+import time
 from typing import TYPE_CHECKING, cast
 
 from agentd.daemon.store.records import SandboxRecord
@@ -9,21 +10,33 @@ from agentd.model.errors import Conflict, Refused
 from agentd.sandbox.handle import SandboxHandle
 from agentd.sandbox.lifecycle import State
 from agentd.sandbox.ports import CopyOnWrite
+from agentd.sandbox.supervisor.held import boottime
 
 if TYPE_CHECKING:
     from agentd.sandbox.supervisor.remote import RemoteWall
 
 
 class Live:
-    def __init__(self, handle: SandboxHandle, record: SandboxRecord) -> None:
+    def __init__(self, handle: SandboxHandle, record: SandboxRecord, left: float | None) -> None:
+        """Its lease ends in ``left`` seconds; never, for None."""
         self.handle = handle
         self.record = record
+        self.lease(left)
         self.lock = threading.Lock()  # held while its record changes
         self.ending = False
 
     @property
     def id(self) -> str:
         return self.record.id
+
+    def lease(self, left: float | None) -> None:
+        """From now on, by a clock that nobody sets; what the record says is for people."""
+        self._ends = None if left is None else boottime() + left
+
+    @property
+    def left(self) -> float | None:
+        """Seconds until its lease ends."""
+        return None if self._ends is None else max(0.0, self._ends - boottime())
 
     @property
     def wall(self) -> "RemoteWall":
@@ -54,7 +67,7 @@ class Live:
         return wall
 
     def view(self, *, usage: bool = False) -> SandboxView:
-        record = self.record
+        record, left = self.record, self.left
         return SandboxView(
             id=record.id,
             state=str(self.handle.state),
@@ -64,7 +77,7 @@ class Live:
             labels=record.labels,
             principal=record.principal,
             created=record.created,
-            deadline=record.deadline,
+            deadline=None if left is None else round(time.time() + left, 3),
             workspace=self.wall.workspace,
             enforcement=dict(self.handle.enforcement),
             usage=self.wall.usage() if usage else {},

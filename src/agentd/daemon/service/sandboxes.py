@@ -262,6 +262,7 @@ class Sandboxes:
         """Its lease ends ``ttl`` seconds from now, not before."""
         seconds = self._ttl(ttl)
         self._lease(live, seconds)
+        live.lease(seconds)
         self._change(live, deadline=time.time() + seconds)
 
     def relabel(self, who: Principal, live: Live, changes: Mapping[str, str | None]) -> None:
@@ -285,9 +286,8 @@ class Sandboxes:
 
     def expire(self) -> None:
         """End those whose lease is over."""
-        now = time.time()
         for live in self.all():
-            if live.record.deadline is not None and live.record.deadline <= now:
+            if live.left == 0.0:
                 self.end(live, "lease_expired")
 
     # --- after a restart ---
@@ -319,7 +319,7 @@ class Sandboxes:
             record.id, Choice(backend, remote.RemotePlan(spec)), wall, paused=held.paused
         )
         self._ledger.take(record.principal, record.spec.limits, force=True)
-        self._keep(Live(handle, record))
+        self._keep(Live(handle, record, _left(record, held)))
 
     def _hand_over(self, records: Sequence[SandboxRecord]) -> None:
         """Variables that an agentd before this one wrote to the store go to the supervisor. One
@@ -328,7 +328,7 @@ class Sandboxes:
             return
         old = [live for live in self.all() if live.record.spec.env]
         for live in old:
-            left = max(0.0, (live.record.deadline or 0.0) - time.time())
+            left = live.left or 0.0
             with contextlib.suppress(AgentdError):
                 live.wall.tell_lease(left + _GRACE_SECONDS, live.record.spec.env)
         known = {held.id: held.spec.env for held in remote.held(self._link)} if old else {}
@@ -371,7 +371,7 @@ class Sandboxes:
             labels=dict(labels),
             save=dict(handle.wall.save()),
         )
-        live = Live(handle, record)
+        live = Live(handle, record, seconds)
         if not live.wall.alive():
             raise BackendLost(f"sandbox {handle.id} has ended", remediation="create another")
         live.wall.tell_lease(seconds + _GRACE_SECONDS, handle.spec.env)
@@ -442,6 +442,16 @@ class Sandboxes:
 def _agents(seconds: float) -> int:
     """The agent's own lease, the last of three, in milliseconds."""
     return int((seconds + 2 * _GRACE_SECONDS) * 1000)
+
+
+def _left(record: SandboxRecord, held: Held) -> float | None:
+    """Seconds that a lease goes on. The supervisor has counted them, whoever set the clock since;
+    what it tells is by the clock of now."""
+    if record.deadline is None:
+        return None
+    if held.deadline is None:
+        return record.deadline - time.time()
+    return held.deadline - time.time() - _GRACE_SECONDS
 
 
 def check_labels(labels: Mapping[str, str]) -> dict[str, str]:

@@ -1,0 +1,90 @@
+"""Somebody sets the clock under a daemon, as NTP does: leases last as long as they were given."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.security.daemons import Daemon, running, until
+
+DAY = 86400.0
+# Of the daemon, and of the supervisor that it starts. Only what reads the clock of the wall is set.
+SITE = """
+import time
+_time, _time_ns = time.time, time.time_ns
+def _offset():
+    with open({path!r}) as file:
+        return float(file.read() or 0)
+time.time = lambda: _time() + _offset()
+time.time_ns = lambda: _time_ns() + int(_offset() * 1e9)
+"""
+
+
+class Clock:
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "offset"
+        self.set(0)
+        site = folder / "site"
+        site.mkdir()
+        (site / "sitecustomize.py").write_text(SITE.format(path=str(self._file)))
+        others = os.environ.get("PYTHONPATH", "")
+        self.prefix = "env", f"PYTHONPATH={site}:{others}"
+
+    def set(self, offset: float) -> None:
+        self.offset = offset
+        new = self._file.with_suffix(".new")
+        new.write_text(str(offset))
+        new.rename(self._file)
+
+    def now(self) -> float:
+        return time.time() + self.offset
+
+
+@pytest.fixture
+def clock(tmp_path: Path) -> Clock:
+    return Clock(tmp_path)
+
+
+@pytest.fixture
+def daemon(clock: Clock) -> Iterator[Daemon]:
+    with running(prefix=clock.prefix) as made:
+        yield made
+
+
+def is_there(daemon: Daemon, sandbox: str) -> bool:
+    return daemon.ask("GET", f"/v1/sandboxes/{sandbox}").status == 200
+
+
+def left(daemon: Daemon, clock: Clock, sandbox: str) -> float:
+    found = daemon.ask("GET", f"/v1/sandboxes/{sandbox}").json
+    seconds: float = found["deadline"] - clock.now()
+    return seconds
+
+
+@pytest.mark.parametrize("step", [DAY, -DAY])
+def test_a_lease_lasts_as_long_as_it_was_given(daemon: Daemon, clock: Clock, step: float) -> None:
+    long = daemon.sandbox(ttl=300)
+    before = daemon.sandbox(ttl=3)
+    clock.set(step)
+    made = daemon.sandbox(ttl=1)
+    for short in (before, made):
+        until(lambda short=short: not is_there(daemon, short))  # type: ignore[misc]
+        assert f"sandbox={short} reason=lease_expired".encode() in daemon.log
+    assert is_there(daemon, long)
+    assert 200 < left(daemon, clock, long) <= 300, "what it is told by the clock of now"
+
+
+@pytest.mark.parametrize("step", [DAY, -DAY])
+def test_it_goes_on_over_a_restart(daemon: Daemon, clock: Clock, step: float) -> None:
+    long, short = daemon.sandbox(ttl=300), daemon.sandbox(ttl=20)
+    daemon.stop(kill=True)
+    clock.set(step)
+    daemon.start()
+    assert daemon.is_up
+    assert 200 < left(daemon, clock, long) <= 300
+    assert 0 < left(daemon, clock, short) <= 20
+    renewed = daemon.ask("POST", f"/v1/sandboxes/{short}/renew", {"ttl": 1})
+    assert renewed.status == 200, renewed.body
+    until(lambda: not is_there(daemon, short))
+    assert is_there(daemon, long)
