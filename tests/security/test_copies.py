@@ -425,3 +425,61 @@ def test_an_ordinary_user_s_sandbox_forges_nothing_either(as_user: Any) -> None:
     assert "mine" in lines[3] and ".agentd" not in lines[3]
     with contextlib.suppress(FileNotFoundError):
         assert not list(Path(as_user.home).glob(".agentd-cp-*"))
+
+
+def test_what_has_no_room_inside_is_told_and_leaves_nothing(daemon: Daemon, here: Path) -> None:
+    box = daemon.sandbox(disk="8M")
+    (here / "big").mkdir()
+    (here / "big" / "f").write_bytes(os.urandom(40_000_000))
+    ran = cp(daemon, here, "big", f"{box}:/workspace/big")
+    assert ran.returncode != 0
+    assert b"big/f: No space left on device" in ran.stderr, ran.stderr
+    until(lambda: _names(daemon, box, "/workspace") == set())
+    daemon.ask("DELETE", f"/v1/sandboxes/{box}")
+
+
+def test_where_a_user_may_not_read_or_write_is_told(as_user: Any) -> None:
+    script = """
+import os
+from agentd import Sandbox
+from agentd.model.errors import AgentdError
+os.makedirs("in/sub"); open("in/sub/secret", "w"); os.chmod("in/sub/secret", 0)
+os.mkdir("closed"); os.chmod("closed", 0o555)
+with Sandbox.create() as box:
+    box.files.write("/workspace/f", b"x")
+    for copy in (
+        lambda: box.files.upload("in", "/workspace/in"),
+        lambda: box.files.upload("in/sub/secret", "/workspace/in"),
+        lambda: box.files.download("/workspace/f", "closed/"),
+        lambda: box.files.download("/workspace/f", "closed/f", replace=True),
+        lambda: box.files.download("/workspace/f", "/proc/self/f"),
+    ):
+        try:
+            copy()
+        except AgentdError as error:
+            print(error)
+    print([entry.name for entry in box.files.list("/workspace")])
+"""
+    said = as_user.python("-c", script)
+    lines = said.stdout.decode().splitlines()
+    assert len(lines) == 6, said.stderr.decode()
+    assert "in/sub/secret: Permission denied" in lines[0]
+    assert "in/sub/secret cannot be read: Permission denied" in lines[1]
+    assert all("cannot write to" in line for line in lines[2:5])
+    assert lines[5] == "['f']"
+
+
+@pytest.mark.parametrize("mode", ["rw", "cow"])
+def test_a_folder_of_a_mounted_workspace_is_replaced(here: Path, mode: str) -> None:
+    """An overlay cannot rename what lies beneath it."""
+    (here / "w" / "dist" / "deep").mkdir(parents=True)
+    (here / "w" / "dist" / "deep" / "old").write_text("1")
+    (here / "dist").mkdir()
+    (here / "dist" / "new").write_text("1")
+    with Sandbox.create(workspace=f"{here}/w:{mode}") as box:
+        box.files.upload(here / "dist", "/workspace/dist", replace=True)
+        assert [entry.name for entry in box.files.list("/workspace/dist")] == ["new"]
+        assert [entry.name for entry in box.files.list("/workspace")] == ["dist"]
+        if mode == "cow":
+            box.apply()
+    assert os.listdir(here / "w" / "dist") == ["new"]

@@ -51,8 +51,11 @@ def upload(
         raise InvalidInput(
             f"{source} is no file", remediation="copy files and folders; a stream by -"
         )
-    with open(source, "rb") as file:
-        return Copied(files.write(target, file, mode=info.st_mode & 0o777, parents=True))
+    try:
+        with open(source, "rb") as file:
+            return Copied(files.write(target, file, mode=info.st_mode & 0o777, parents=True))
+    except OSError as error:
+        raise _unreadable(source, error) from None
 
 
 def check_source(path: str) -> None:
@@ -189,6 +192,8 @@ def _send_tree(files: Any, source: str, target: str, replace: bool) -> Copied:
         raise InvalidInput(
             f"{source} cannot be copied: {error}", remediation="copy the rest by itself"
         ) from None
+    except OSError as error:
+        raise _unreadable(source, error) from None
     finally:
         os.close(parent)
     skipped = packer.skipped
@@ -232,6 +237,15 @@ def _receive_file(pieces: Iterator[bytes], stage: Stage, path: str, mode: int) -
                 raise _unwritable(path, error) from None
         os.fchmod(file.fileno(), (mode & 0o755) | 0o600)
     return Copied(total)
+
+
+def _unreadable(source: str, error: OSError) -> OperationFailed:
+    return OperationFailed(
+        f"{source} cannot be read",
+        cause=error.strerror or str(error),
+        errno=error.errno or 0,
+        remediation="copy what you may read",
+    )
 
 
 def _unwritable(path: str, error: OSError) -> OperationFailed:

@@ -67,7 +67,18 @@ class Stage:
 
     def place(self, *, replace: bool) -> None:
         """Raises InvalidInput where something is there, and is not to be replaced."""
-        target = os.fsencode(self._target)
+        try:
+            self._put(os.fsencode(self._target), replace)
+        except OSError as error:
+            raise OperationFailed(
+                f"{self._target} cannot be put there",
+                cause=error.strerror or "",
+                errno=error.errno or 0,
+                remediation="a mount point, or what another user owns, is not replaced: write "
+                f"{self._target}/ to copy into it, or choose another",
+            ) from None
+
+    def _put(self, target: bytes, replace: bool) -> None:
         try:
             _rename(self.fd, _NAME, target, _NOREPLACE)
             return

@@ -165,3 +165,55 @@ def test_data_cannot_end_twice(agent):
 
     with pytest.raises(GuestError, match="twice"):
         agent(script).files.read("/w/f")
+
+
+def test_an_agent_that_stands_still_does_not_hold_up_a_tree(agent):
+    """Whether it sends no more, or takes no more."""
+
+    def script(peer):
+        channel, request = peer.request()
+        if request["op"] == "fs.tar_read":
+            peer.send(wire.DATA, channel, b"x" * 512)
+        peer.until_closed()
+
+    files = agent(script, answer_timeout=0.1).files
+    pieces = files.read_tar("/w/t")
+    assert next(pieces) == b"x" * 512
+    with pytest.raises(GuestError, match="did not answer"):
+        next(pieces)
+    with pytest.raises(GuestError, match="did not answer"):
+        files.write_tar("/w/t", iter([bytes(1 << 20)]), whole=True)
+
+
+def test_an_agent_that_goes_amid_a_tree_is_an_error(agent):
+    def script(peer):
+        channel, _ = peer.request()
+        peer.send(wire.DATA, channel, b"x" * 512)
+
+    with pytest.raises(BackendLost):
+        list(agent(script).files.read_tar("/w/t"))
+
+
+@pytest.mark.parametrize("op", ["read", "write"])
+def test_an_older_agent_is_told_with_the_fix(agent, op):
+    def script(peer):
+        channel, request = peer.request()
+        text = f"unknown operation {request['op']!r}"
+        peer.event(channel, "error", errno=0, message=text)
+        peer.until_closed()
+
+    files = agent(script).files
+    with pytest.raises(OperationFailed, match="is older") as caught:
+        list(files.read_tar("/w/t")) if op == "read" else files.write_tar("/w/t", iter([b"x"]))
+    assert "agentd image build" in caught.value.remediation
+
+
+def test_why_a_tree_is_refused_is_told_in_the_agent_s_words(agent):
+    def script(peer):
+        channel, _ = peer.request()
+        peer.event(channel, "error", errno=22, message="t/a\x1b[2J is a fifo")
+        peer.until_closed()
+
+    with pytest.raises(OperationFailed, match=r"/w/t: t/a\\x1b\[2J is a fifo") as caught:
+        list(agent(script).files.read_tar("/w/t"))
+    assert caught.value.errno == 22
