@@ -1,14 +1,17 @@
 """A sandbox's user is nobody else's: not another sandbox's, of this process or of another's."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.security.daemons import Daemon
 
 from agentd.client import build
 from agentd.sandbox.backends import identity
@@ -101,6 +104,52 @@ def test_a_workspace_belongs_to_its_sandbox_and_stays_the_owners(
         made = (tmp_path / "made").stat()
         assert (made.st_uid, made.st_gid) == (4321, 4322)
         (tmp_path / "made").rename(tmp_path / name)
+
+
+_DAEMON = """
+[ids]
+start = {start}
+blocks = 16
+[[pool]]
+min = 2
+max = 2
+"""
+
+
+def blocks_alive(start: int) -> dict[int, set[str]]:
+    """By block of the range from ``start``: the pid namespaces of all processes with its ids."""
+    found: dict[int, set[str]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            lines = (folder / "status").read_text().splitlines()
+            ids = {int(w) for line in lines if line.startswith("Uid:") for w in line.split()[1:]}
+            for each in {(uid - start) // SIZE for uid in ids if start <= uid < start + 16 * SIZE}:
+                found.setdefault(each, set()).add(os.readlink(folder / "ns/pid"))
+    return found
+
+
+def test_a_daemons_sandboxes_of_the_pool_and_others_have_their_own(tmp_path: Path) -> None:
+    """In the range that its configuration says; and a daemon that takes over goes on so."""
+    start = START + 7000 * SIZE
+    workspace = tmp_path / "workspace"
+    workspace.mkdir()
+    config = _DAEMON.format(start=start)
+    with tempfile.TemporaryDirectory(prefix="agentd-ids-") as folder:
+        daemon = Daemon(Path(folder), config)
+        try:
+            daemon.start()
+            boxes = [daemon.sandbox() for _ in range(3)]
+            daemon.stop(kill=True)
+            daemon.start()
+            boxes += [daemon.sandbox(), daemon.sandbox(mounts=[f"{workspace}:/workspace:rw"])]
+            alive = blocks_alive(start)
+            # Each is one pid namespace's; the zygote's has its first process's besides.
+            assert len(alive) >= len(boxes) + 1
+            assert sum(len(spaces) == 1 for spaces in alive.values()) >= len(boxes)
+            assert max(map(len, alive.values())) <= 2
+            assert len(set().union(*alive.values())) >= len(alive)
+        finally:
+            daemon.end()
 
 
 # Each holds all that it can get, in a process that goes on when the command has ended.

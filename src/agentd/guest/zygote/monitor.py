@@ -198,6 +198,9 @@ def _rlimits(config: Config) -> None:
     if isinstance(files, int):
         hard = min(files, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    bounds = config["user_rlimits"]
+    for number, most in bounds if isinstance(bounds, list) else []:
+        resource.setrlimit(number, (most, most))
 
 
 def _landlock(config: Config) -> None:

@@ -154,6 +154,7 @@ class HostBackend:
             "net": plan.spec.net,
             "env": base | plan.spec.env,
             "open_files": plan.limits.open_files,
+            "user_rlimits": shared.user_rlimits() if self.confined else [],
             "without": sorted(self._without),
             "profile": self._profile(),
             "mounts": [{"source": m.source, "ro": m.mode is not MountMode.RW} for m in plan.mounts],

@@ -59,7 +59,7 @@ def of_processes(own_user: bool) -> Control:
     """Without a user namespace."""
     if own_user:
         return Control("default", True, f"a user of its own; {_KERNEL}")
-    text = f"the caller's own user, so inotify, queued signals, {_BY_USER}; {_KERNEL}"
+    text = f"the caller's own user, so inotify, {_BY_USER}; {_KERNEL}"
     return Control("default", False, text)
 
 
