@@ -1,6 +1,7 @@
 """Every profile and every configuration in the docs, as a daemon: it starts, makes a sandbox, runs,
 calls, is reloaded with, and hands out what its pool has made ahead."""
 
+import os
 import re
 import signal
 from collections.abc import Iterator
@@ -10,7 +11,10 @@ import pytest
 from tests.integration.configured import bundle_copy, signers, tls
 from tests.security.daemons import Daemon, running, until
 
+from agentd.daemon import config
 from agentd.daemon.config import PROFILES
+from agentd.image import build
+from agentd.model.isolation import IsolationLevel
 from agentd.policy.source import locate
 from agentd.policy.source import read as read_bundle
 
@@ -65,6 +69,13 @@ def metric(daemon: Daemon, wanted: str) -> float:
     return sum(float(line.split()[-1]) for line in lines if re.match(wanted, line))
 
 
+def prepared(profile: str) -> str:
+    """What its machines boot is built before a request waits for it."""
+    if config.load(None, {"AGENTD_PROFILE": profile}).sandbox.level is IsolationLevel.MICROVM:
+        build.ensure()
+    return profile
+
+
 def pool_is_used(daemon: Daemon) -> None:
     """The first create may be a cold one where nothing is made before somebody asks."""
     before = metric(daemon, r'agentd_sandboxes_made_total\{.*source="pool"')
@@ -77,7 +88,7 @@ def pool_is_used(daemon: Daemon) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("profile", PROFILES)
 def test_a_profile_serves_and_is_reloaded_with_and_its_pool_is_used(profile: str) -> None:
-    with running("", "--profile", profile) as daemon:
+    with running("", "--profile", prepared(profile)) as daemon:
         serves(daemon)
         pool_is_used(daemon)
         reload(daemon)
@@ -91,7 +102,7 @@ def test_a_running_daemon_is_reloaded_into_a_profile(profile: str) -> None:
     with running() as daemon:
         serves(daemon)
         text = (daemon.folder / "agentd.toml").read_text()
-        (daemon.folder / "agentd.toml").write_text(f'profile = "{profile}"\n{text}')
+        (daemon.folder / "agentd.toml").write_text(f'profile = "{prepared(profile)}"\n{text}')
         reload(daemon)
         serves(daemon)
 
@@ -99,6 +110,12 @@ def test_a_running_daemon_is_reloaded_into_a_profile(profile: str) -> None:
 @pytest.mark.parametrize("bundle", ["permissive", "strict"])
 def test_the_pool_is_used_under_each_policy_on_the_default_profile(bundle: str) -> None:
     with running(f'[policy]\nbundle = "{bundle}"\n') as daemon:
+        pool_is_used(daemon)
+
+
+def test_the_pool_is_used_where_the_policy_knows_its_callers_by_name() -> None:
+    rules = f'decision := {{"allow": true}} if input.principal.name == "uid:{os.getuid()}"'
+    with running(policy=f'default decision := {{"allow": false}}\n\n{rules}') as daemon:
         pool_is_used(daemon)
 
 

@@ -241,11 +241,8 @@ class Daemon:
                 limits=bodies.bounded(Limits(), config.limits),
                 private_programs=config.sandbox.private_programs,
             )
-            allowed = self.control.gate.ahead(spec)
-            if allowed is None:
-                self._report("a pool is left empty: the policy allows none of its sandboxes")
-                continue
-            made.append(ShelfSpec(allowed, pool.min, pool.max, float(pool.ttl)))
+            spec = self.control.gate.ahead(spec)
+            made.append(ShelfSpec(spec, pool.min, pool.max, float(pool.ttl)))
         return made
 
     def _create_for_pool(self, spec: SandboxSpec) -> SandboxHandle:

@@ -127,7 +127,8 @@ def _too_weak(spec: SandboxSpec, backend: Backend) -> Refused:
     return Refused(
         f"backend {backend.name} gives isolation {backend.level.label}, "
         f"less than the {spec.isolation.label} asked for",
-        remediation=f"drop --backend {backend.name}, or ask for --isolation {backend.level.label}",
+        remediation=f"drop --backend {backend.name}, or ask for --isolation {backend.level.label} "
+        "where neither a configuration nor a policy wants more",
     )
 
 

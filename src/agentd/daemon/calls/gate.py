@@ -33,15 +33,16 @@ class PolicyGate:
         with self._admission.obliging(admitted) as obligations:
             return oblige.new_sandbox(spec, obligations)
 
-    def ahead(self, spec: SandboxSpec) -> SandboxSpec | None:
-        """``spec`` as the policy has it built for an ordinary caller; None where it may not be."""
+    def ahead(self, spec: SandboxSpec) -> SandboxSpec:
+        """``spec`` as the policy has it built for an ordinary caller; as it is where that one may
+        not have it: who may is asked when they come."""
         decision = self._admission.would(acts.creation(_ANYBODY, spec, {}))
         if not decision.allow:
-            return None
+            return spec
         try:
             return oblige.new_sandbox(spec, decision.obligations)
         except PolicyDenied:
-            return None
+            return spec
 
     def fork(self, who: Principal, handle: SandboxHandle, count: int, labels: Labels) -> None:
         self.operation(who, acts.FORK, handle, labels, count=count)

@@ -13,6 +13,7 @@ from agentd.daemon.config.schema import Config, JwtIssuer, Listen, Quota, Signed
 from agentd.daemon.config.values import SHIPPED_BUNDLES
 from agentd.model.errors import InvalidInput
 from agentd.model.isolation import IsolationLevel
+from agentd.sandbox import backends
 from agentd.sandbox.backends import identity
 
 Found = tuple[Path, str, str]  # where, what, and what mends it
@@ -181,10 +182,23 @@ def _ranges(config: Config) -> Iterator[Found]:
         yield ("journal", "process"), "is more than journal.total", "lower it"
     if not config.http.connections:
         yield ("http", "connections"), "nobody could connect", "give 1 or more"
+    yield from _backends(config)
     yield from _pools(config)
     yield from _quota(config.quotas.default, ("quotas", "default"))
     for name, quota in config.quotas.principals.items():
         yield from _quota(quota, ("quotas", "principals", name))
+
+
+def _backends(config: Config) -> Iterator[Found]:
+    """Third parties' levels are not known before they are loaded."""
+    allowed = config.sandbox.backends
+    known = [backends.BUILTIN[name].level for name in allowed if name in backends.BUILTIN]
+    if allowed and len(known) == len(allowed) and max(known) < config.sandbox.level:
+        yield (
+            ("sandbox", "backends"),
+            f"none of them is as strong as sandbox.minimum, {config.sandbox.minimum}",
+            "add one that is, or lower sandbox.minimum",
+        )
 
 
 def _pools(config: Config) -> Iterator[Found]:

@@ -514,6 +514,7 @@ def test_what_is_sound_is_not_warned_of(file, text):
         ("quotas.default.requests = 0\n", "quotas.default.requests"),
         ("quotas.principals.ci.burst = 0\n", "quotas.principals.ci.burst"),
         ("http.connections = 0\n", "http.connections"),
+        ("pool = []\n[sandbox]\nminimum = 'microvm'\nbackends = ['linux']\n", "sandbox.backends"),
         ("sandbox.backends = ['linux']\npool = [{backend = 'landlock'}]\n", "pool[0].backend"),
     ],
 )
