@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 from agentd.model.availability import Availability, Blocker
-from agentd.model.errors import AgentdError, Refused, Unavailable
+from agentd.model.errors import AgentdError, Refused, SandboxError, Unavailable
 from agentd.model.isolation import IsolationLevel
 from agentd.model.spec import DEFAULT_IMAGE, SandboxSpec
 from agentd.sandbox import backends
@@ -46,6 +46,13 @@ def choose(spec: SandboxSpec, load: Loader, allowed: Collection[str] = ()) -> Ch
             if spec.backend is not None:
                 raise
             blockers.append((backend.name, _as_blocker(refusal)))
+        except (
+            Exception
+        ) as error:  # a third party's may raise anything; from afar it is one of ours
+            known = isinstance(error, AgentdError) and type(error) is not SandboxError
+            if known or backend.name in backends.BUILTIN:
+                raise
+            blockers.append((backend.name, backends.broken("used", error)))
     raise unavailable(spec, blockers)
 
 

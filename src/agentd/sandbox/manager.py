@@ -306,7 +306,17 @@ class Manager:
 def _launch(handle: SandboxHandle) -> Wall:
     backend, plan = handle.choice
     if handle.source is None:
-        return backend.launch(plan)
+        try:
+            return backend.launch(plan)
+        except Exception as error:  # a third party's may raise anything
+            if isinstance(error, AgentdError) or backend.name in backends.BUILTIN:
+                raise
+            why = backends.broken("used", error)
+            raise SandboxError(
+                "the sandbox could not be built",
+                cause=f"backend {backend.name} {why.what}",
+                remediation=why.fix,
+            ) from error
     if not isinstance(backend, Restores):
         raise incapable(backend.name, "restore")
     return backend.restore(plan, handle.source)
