@@ -72,6 +72,9 @@ def main() -> None:
     os.closerange(CONTROL_FD + 1, os.sysconf("SC_OPEN_MAX"))  # what the host forgot to mark
     control = socket.socket(fileno=CONTROL_FD)
     control.set_inheritable(False)
+    # Descriptors on their way are counted by user: ours must not be the limit that a user's other
+    # processes reach first.
+    process.raise_file_limit()
     try:
         config, _lock = receive(control)  # the run folder's: held until the guard ends, too
         cloner = _prepare(str(config["folder"]))
@@ -144,18 +147,39 @@ class Keeper:
         return None
 
     def _request(self) -> None:
-        request, fds = receive(self._control)
+        """No request that fails ends us: every machine would end with it."""
+        try:
+            request, fds = receive(self._control)
+        except ValueError as error:
+            self._tell({"error": str(error)})
+            return
         answer: tuple[dict[str, object], list[int]]
         try:
             answer = self._perform(request, fds)
-        except (OSError, children.ChildError) as error:
-            answer = {"error": str(error)}, []
+        except EOFError:
+            raise
+        except Exception as error:
+            answer = {"error": str(error) or type(error).__name__}, []
         finally:
             for fd in fds:
                 os.close(fd)
-        send(self._control, *answer)
-        for fd in answer[1]:
-            os.close(fd)
+        number = request.get("n")
+        try:
+            send(self._control, {**answer[0], "n": number}, answer[1])
+        except OSError as error:  # nobody can have what was started
+            for pidfd in answer[1]:
+                with contextlib.suppress(OSError):
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            if request.get("op") == "start":
+                self._vms.pop(children.integer(request["vm"]), None)
+            self._tell({"n": number, "error": str(error), "errno": error.errno})
+        finally:
+            for fd in answer[1]:
+                os.close(fd)
+
+    def _tell(self, message: dict[str, object]) -> None:
+        with contextlib.suppress(OSError):  # a host that is gone is noticed next
+            send(self._control, message)
 
     def _perform(
         self, request: dict[str, object], fds: list[int]

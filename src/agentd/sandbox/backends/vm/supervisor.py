@@ -1,6 +1,7 @@
 """The host's end of one keeper: starts it, asks it for monitors and devices, ends it."""
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -10,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from agentd.linux import cgroup, process
-from agentd.model.errors import SandboxError
-from agentd.sandbox.backends.child import reap, receive, start_python
+from agentd.model.errors import AgentdError, SandboxError
+from agentd.sandbox.backends.child import Ended, reap, receive, send, start_python, unsent
 from agentd.sandbox.backends.vm import folders
-from agentd.sandbox.backends.vm.messages import send
+from agentd.sandbox.backends.vm.messages import MAX_MESSAGE
 
 _MODULE = "agentd.sandbox.backends.vm.keeper"
 _ANSWER_SECONDS = 30.0
@@ -44,6 +45,7 @@ class Keeper:
         self._ready = False
         self._owner = os.getpid()
         self._next = 0
+        self._asked = 0
         try:
             self.folder, lock = folders.claim()
         except (folders.FolderError, OSError) as error:
@@ -51,7 +53,7 @@ class Keeper:
         self._control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self.pid = start_python(_MODULE, (control,))
-            send(self._control, {"folder": self.folder}, [lock])
+            send(self._control, {"folder": self.folder}, [lock], "keeper", MAX_MESSAGE)
         except BaseException:
             self._control.close()
             folders.remove(self.folder)
@@ -162,7 +164,13 @@ class Keeper:
         finally:
             for fd in doors:
                 os.close(fd)
-        pid = process.pidfd_of_fdinfo(passed[0])
+        try:
+            pid = process.pidfd_of_fdinfo(passed[0])
+        except OSError as error:
+            os.close(passed[0])
+            with self._lock:
+                self._give_up(request["vm"])
+            raise SandboxError("the machine's process cannot be seen", cause=str(error)) from error
         controls = answer["controls"]
         return Started(pid, passed[0], controls if isinstance(controls, list) else [])
 
@@ -171,19 +179,39 @@ class Keeper:
     ) -> tuple[dict[str, object], list[int]]:
         with self._lock:
             self._wait_ready()
+            self._asked += 1
+            number = self._asked
+            send(self._control, {**request, "n": number}, fds, "keeper", MAX_MESSAGE)
             try:
-                send(self._control, request, fds)
-            except OSError as error:
-                raise SandboxError("the keeper is gone", cause=str(error)) from error
-            try:
-                answer, passed = receive(self._control, _ANSWER_SECONDS, "keeper")
-            except SandboxError:
-                self._control.close()  # its next answer would be taken for another's: it must end
+                answer, passed = self._answer(number)
+            except SandboxError as error:
+                if request["op"] == "start" and not isinstance(error, Ended):
+                    self._give_up(request["vm"])
                 raise
         if "error" in answer:
+            if answer.get("errno") == errno.ETOOMANYREFS:
+                raise unsent("host", OSError(errno.ETOOMANYREFS, str(answer["error"])))
             what = str(request["op"])
             raise SandboxError(f"the keeper cannot {what} it", cause=str(answer["error"]))
         return answer, passed
+
+    def _answer(self, number: int) -> tuple[dict[str, object], list[int]]:
+        """One that came too late for its question is nobody's."""
+        deadline = time.monotonic() + _ANSWER_SECONDS
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            answer, passed = receive(self._control, left, "keeper")
+            if answer.get("n", number) == number:
+                return answer, passed
+            for fd in passed:
+                os.close(fd)
+
+    def _give_up(self, machine: object) -> None:
+        """End what was started and cannot be had; the answer is passed over by who asks next."""
+        self._asked += 1
+        request = {"op": "end", "vm": machine, "n": self._asked}
+        with contextlib.suppress(AgentdError):
+            send(self._control, request, [], "keeper", MAX_MESSAGE)
 
     def _wait_ready(self) -> None:
         if self._ready:
