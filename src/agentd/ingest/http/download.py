@@ -13,6 +13,7 @@ from agentd.ingest.http.respond import RangeNotSatisfiable
 BYTES = "application/octet-stream"
 TAR = "application/x-tar"
 _BATCH = 256 << 10
+_FLUSH_SECONDS = 10.0
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 
 
@@ -102,6 +103,8 @@ async def _download(
             task = asyncio.create_task(room.run(take))
             if piece:
                 await exchange.write(piece)
+            if broken:
+                await exchange.flush(_FLUSH_SECONDS)  # what was sent says what broke
             piece = await task
         if length:
             raise Aborted("the file has become shorter")

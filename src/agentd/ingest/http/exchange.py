@@ -13,6 +13,8 @@ from agentd.model.api import Answer
 from agentd.model.errors import AgentdError, InvalidInput, TooLarge
 from agentd.model.principal import Principal
 
+_FLUSH_LOOKS = 0.01
+
 
 class Disconnected(InvalidInput):
     """The client went away amid its request; nobody reads the answer."""
@@ -122,6 +124,17 @@ class Exchange:
 
     async def end(self, data: bytes = b"") -> None:
         await self._send({"type": "http.response.body", "body": data, "more_body": False})
+
+    async def flush(self, seconds: float) -> None:
+        """Until the kernel has all that was written, the client is gone, or so long at most."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while (
+            self.link.transport.get_write_buffer_size()
+            and not self.link.is_lost
+            and loop.time() < end
+        ):
+            await asyncio.sleep(_FLUSH_LOOKS)
 
     async def abort(self) -> None:
         """Cut the connection; returns when it is."""

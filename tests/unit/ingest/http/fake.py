@@ -568,6 +568,10 @@ class FakeService:
     def read_tar(self, who: Principal, id_: str, path: str) -> Iterator[bytes]:
         self._sandbox(who, "read", id_)
         yield from (b"tar of ", path.encode())
+        if path.startswith("/broken"):  # "/broken/N": after so many bytes, and the reason
+            yield from (bytes(64 << 10) for _ in range(int(path.rpartition("/")[2]) >> 16))
+            yield b"why it broke"
+            raise OperationFailed("it broke", errno=22)
 
     def write_tar(
         self,

@@ -160,3 +160,24 @@ def test_an_upload_with_a_key_is_done_once(running: Running, size: int) -> None:
         assert (again.json, again.headers["idempotency-replayed"]) == ({"size": size}, "true")
         assert running.ask("PUT", path, b"other bytes", headers).status == 422
     assert running.service.calls.count("write_file") == 1
+
+
+def test_a_tar_that_breaks_at_once_is_an_error(running: Running) -> None:
+    got = running.ask("GET", _files(running.sandbox(), "/tar?path=/broken/0"))
+    assert (got.status, got.json["message"]) == (400, "it broke")
+
+
+@pytest.mark.parametrize("size", [1 << 18, 5 << 20])
+def test_one_that_breaks_later_says_why_before_it_is_cut(running: Running, size: int) -> None:
+    """To a client that reads slowly, too: what it has not read yet is not thrown away."""
+    connection = running.connect()
+    with contextlib.closing(connection):
+        connection.request("GET", _files(running.sandbox(), f"/tar?path=/broken/{size}"))
+        answer = connection.getresponse()
+        assert answer.status == 200
+        data = b""
+        with contextlib.suppress(http.client.IncompleteRead, ConnectionError):
+            while piece := answer.read1(100_000):
+                data += piece
+        assert data.endswith(b"why it broke")
+        assert len(data) == len(f"tar of /broken/{size}why it broke") + size
