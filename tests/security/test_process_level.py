@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -258,3 +259,18 @@ def test_less_is_told_of_the_hosts_processes(sandbox: Any, bystander: Any) -> No
 def test_the_user_has_a_name_for_those_who_ask_the_environment(sandbox: Any) -> None:
     script = 'import getpass\nsaid("name", getpass.getuser())'
     assert sandbox("landlock").attack(script) == {"name": "sandbox"}
+
+
+@pytest.mark.root
+@pytest.mark.needs("setpriv")
+def test_where_root_may_make_no_mount_namespace_it_is_told() -> None:
+    """As in most containers. Without CAP_SETPCAP the bounding set stays, too."""
+    less = "-sys_admin,-setpcap"
+    argv = ["setpriv", f"--bounding-set={less}", f"--inh-caps={less}", sys.executable, "-m"]
+    argv += ["agentd", "run", "--json", "--backend", "landlock", "--", "touch", "own"]
+    ran = subprocess.run(argv, capture_output=True, timeout=50, check=False)
+    assert ran.returncode == 0, ran.stderr
+    said = json.loads(ran.stdout)["enforcement"]
+    assert said["host_files"]["enforced"] is False
+    assert "no mount namespace" in said["host_files"]["detail"]
+    assert "bounding set is the caller's" in said["capabilities"]["detail"]
