@@ -1,0 +1,148 @@
+"""Threads that must live: an error that nobody expected is told, and they go on."""
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from agentd.model.errors import AgentdError, BackendLost, SandboxError
+from agentd.sandbox.finisher import Finisher
+from agentd.sandbox.supervisor import wire
+from agentd.sandbox.supervisor.client import Link
+from agentd.sandbox.supervisor.server import Supervisor
+
+WAIT = 20.0
+Pair = tuple[socket.socket, socket.socket]
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[BaseException | None]:
+    """What threads told as the daemon's log would have it."""
+    found: list[BaseException | None] = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: found.append(args.exc_value))
+    return found
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        yield ours, theirs
+
+
+def test_an_end_that_cannot_be_taken_keeps_no_answer_from_whoever_waits(
+    pair: Pair, told: list[BaseException | None]
+) -> None:
+    def ended(id_: str, reason: str) -> None:
+        raise AttributeError("no attribute 'sandboxes'")
+
+    link = Link(pair[0], ended)
+    asked = link.begin("hello")
+    number = wire.receive(pair[1])[0]["n"]
+    wire.send(pair[1], {"event": "ended", "id": "wall-1", "reason": "backend_lost"})
+    wire.send(pair[1], {"n": number, "ok": "here"})
+    assert asked.result(WAIT) == ("here", [])
+    assert [type(error) for error in told] == [AttributeError]
+    link.close()
+
+
+@pytest.mark.parametrize("nonsense", [b"{}", b'{"n": "x"}', b"[]", b"no JSON"])
+def test_whoever_waits_is_told_when_the_links_thread_ends(
+    pair: Pair, told: list[BaseException | None], nonsense: bytes
+) -> None:
+    link = Link(pair[0], lambda *_: None)
+    asked = link.begin("hello")
+    pair[1].send(nonsense)
+    with pytest.raises(BackendLost):
+        asked.result(WAIT)
+    assert link.lost.wait(WAIT)
+    link.close()
+
+
+def test_a_link_goes_on_with_another_supervisor(pair: Pair) -> None:
+    link = Link(pair[0], lambda *_: None)
+    pair[1].shutdown(socket.SHUT_RDWR)
+    assert link.lost.wait(WAIT)
+    with pytest.raises(BackendLost):
+        link.ask("hello")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    link.replace(ours)
+    with theirs:
+        asked = link.begin("hello")
+        wire.send(theirs, {"n": wire.receive(theirs)[0]["n"], "ok": 7})
+        assert asked.result(WAIT) == (7, [])
+        link.close()
+
+
+def test_a_daemon_without_a_free_descriptor_loses_the_answer_and_not_the_link(pair: Pair) -> None:
+    import resource
+
+    link = Link(pair[0], lambda *_: None)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+    try:
+        asked = link.begin("stream")
+        number = wire.receive(pair[1])[0]["n"]
+        try:
+            while True:
+                taken.append(os.dup(0))
+        except OSError:
+            pass
+        wire.send(pair[1], {"n": number, "ok": None}, [0])
+        with pytest.raises(SandboxError, match="no descriptor is left"):
+            asked.result(WAIT)
+    finally:
+        for fd in taken:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert not link.lost.is_set()
+    link.close()
+
+
+class _Odd:
+    """A backend whose answers cannot be sent, or that fails in its own way."""
+
+    name = "odd"
+
+    def probe(self) -> Any:
+        return {"not": {1, 2}, "json": object()}
+
+    def plan(self, spec: object) -> object:
+        raise RuntimeError("an odd one")
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def test_a_supervisor_answers_whatever_becomes_of_the_answer(
+    pair: Pair, told: list[BaseException | None]
+) -> None:
+    supervisor = Supervisor(load=lambda name: _Odd())  # type: ignore[arg-type,return-value]
+    serving = threading.Thread(target=supervisor.serve, args=(pair[1],))
+    serving.start()
+    link = Link(pair[0], lambda *_: None)
+    for op in ("probe", "plan", "launch", "counters", "nonsense"):
+        with pytest.raises(AgentdError):
+            link.ask(op, WAIT, backend="odd", id="x", spec={})
+    assert link.ask("hello", WAIT)["sandboxes"] == 0
+    link.close()
+    serving.join(WAIT)
+    supervisor.close()
+
+
+def test_what_cannot_be_freed_keeps_nothing_after_it(told: list[BaseException | None]) -> None:
+    finisher = Finisher()
+    freed = threading.Event()
+
+    def fails() -> None:
+        raise SandboxError("it cannot be freed")
+
+    finisher.soon(fails)
+    finisher.soon(freed.set)
+    assert freed.wait(WAIT)
+    finisher.close()
+    assert [str(error) for error in told] == ["it cannot be freed"]
