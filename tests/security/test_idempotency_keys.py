@@ -17,7 +17,7 @@ from tests.security.daemons import Answer, Daemon, Later, bundle, running, until
 SMALL = """
 [idempotency]
 keys = 8
-answers = "4K"
+answers = "16K"
 """
 POLICY = """
 default decision := {"allow": true}
@@ -57,7 +57,25 @@ def test_nobody_is_locked_out_by_their_own_past(daemon: Daemon) -> None:
         size = store.execute(
             "SELECT MAX(s) FROM (SELECT SUM(size) s FROM idempotency GROUP BY principal)"
         )
-        assert rows["alice"] <= 8 and size.fetchone()[0] <= 4096
+        assert rows["alice"] <= 8 and size.fetchone()[0] <= 16 << 10
+
+
+def test_what_has_expired_is_forgotten_without_anybody_asking() -> None:
+    with running('\n[idempotency]\nkeep = "1s"\n') as daemon:
+        made = daemon.ask("POST", "/v1/sandboxes", {}, Idempotency_Key="short")
+        assert made.status == 201
+        assert _rows(daemon) == 1
+        daemon.stop()
+        daemon.start()  # retention looks at the start, and once a minute
+        until(lambda: _rows(daemon) == 0)
+        daemon.ask("DELETE", f"/v1/sandboxes/{made.json['id']}")
+
+
+def _rows(daemon: Daemon) -> int:
+    where = f"file:{daemon.state}/store.db?mode=ro"
+    with closing(sqlite3.connect(where, uri=True)) as store:
+        found: int = store.execute("SELECT COUNT(*) FROM idempotency").fetchone()[0]
+        return found
 
 
 def _requests(box: str) -> dict[str, tuple[str, str, Any]]:
