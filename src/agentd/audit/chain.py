@@ -87,15 +87,14 @@ class Chain:
             if accept:
                 owed += self._accept(known)
                 found = files.ls(self._directory)
-        except OSError as error:
-            self.close()
-            what = f"cannot read the end of the audit log {self._directory}"
-            raise _failed(what, error) from error
-        except AuditError:
+        except (OSError, AuditError) as error:
             # What was written last is still known: the next attempt compares with it, too.
             self.close()
             self._last = (known.seq, known.hash.encode()) if known else _NOTHING
-            raise
+            if isinstance(error, AuditError):
+                raise
+            what = f"cannot read the end of the audit log {self._directory}"
+            raise _failed(what, error) from error
         self._swept = known.swept if known else 0
         self._names, self._stamp = [file.first for file in found], ()
         self._remember_place()

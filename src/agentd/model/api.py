@@ -294,12 +294,15 @@ class ApprovalView(msgspec.Struct, frozen=True):
 
 
 class AuditHead(msgspec.Struct, frozen=True):
-    """``head`` is the last record's place, SEQ:HASH; ``first`` the oldest record that is kept.
-    ``damage`` says what is wrong with what was written, where something is."""
+    """``head`` is the last record's place, SEQ:HASH, as ``seq`` and ``hash`` as well; ``first`` the
+    oldest record that is kept. ``damage`` says what is wrong with what was written, where something
+    is."""
 
     head: str
     first: int
     damage: str = ""
+    seq: int = 0
+    hash: str = ""
 
 
 class AuditPage(msgspec.Struct, frozen=True):

@@ -70,3 +70,19 @@ def test_a_half_written_line_is_not_read(chain: Chain, tmp_path: Path) -> None:
     with max(tmp_path.glob("audit-*")).open("ab") as file:
         file.write(b'{"half')
     assert seqs(read.tail(str(tmp_path), 1)) == [10]
+
+
+def test_a_record_in_the_midst_of_a_long_file_is_found(tmp_path: Path) -> None:
+    chain = Chain(str(tmp_path / "log"))
+    (tmp_path / "log").mkdir()
+    long = Event(kind=Kind.START, fields={"pad": "x" * 300})
+    for _ in range(40):
+        chain.write([entry(long, 1).body] * 100, synced=False)
+    chain.close()
+    all_ = list(read.lines(str(tmp_path / "log")))
+    assert len(all_) == 4000 and sum(map(len, all_)) > 1 << 20
+    for first in (1, 2, 1999, 2000, 3333, 3999, 4000):
+        assert (
+            list(read.lines(str(tmp_path / "log"), first, first + 1)) == all_[first - 1 : first + 1]
+        )
+    assert list(read.lines(str(tmp_path / "log"), 4001)) == []

@@ -33,7 +33,14 @@ class Audits:
         who.require("admin")
         log = self._log()
         found = files.ls(log.directory)
-        return AuditHead(str(log.head or ""), found[0].first if found else 0, log.damage)
+        head = log.head
+        return AuditHead(
+            head=str(head or ""),
+            first=found[0].first if found else 0,
+            damage=log.damage,
+            seq=head.seq if head else 0,
+            hash=head.hash if head else "",
+        )
 
     def records(self, who: Principal, first: int, limit: int) -> Page:
         """From record ``first`` on. Raises InvalidInput, AuditError."""

@@ -191,7 +191,8 @@ def _pairs_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-_each_once = json.JSONDecoder(object_pairs_hook=_pairs_once, strict=False).decode
+# Numbers are not what it is about: an int of many digits would be an error of its own.
+_each_once = json.JSONDecoder(object_pairs_hook=_pairs_once, parse_int=float, strict=False).decode
 
 
 def check_encoding(exchange: Exchange) -> None:

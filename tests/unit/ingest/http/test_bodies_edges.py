@@ -46,6 +46,11 @@ def test_half_of_a_pair_is_told_as_that(running: Running, text: str) -> None:
     assert "surrogate" in reply.json["message"]
 
 
+def test_a_number_of_many_digits_is_no_fault_of_ours(running: Running) -> None:
+    body = b'{"capability": "echo.v1", "parameters": {"n": ' + b"1" * 5000 + b"}}"
+    assert running.ask("POST", "/v1/call", body, JSON).status < 500
+
+
 def test_a_whole_pair_is_text(running: Running) -> None:
     body: Any = json.dumps({"labels": {"a": "\U0001f600"}}).encode()
     assert running.ask("POST", "/v1/sandboxes", body, JSON).status == 201

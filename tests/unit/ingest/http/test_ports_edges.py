@@ -3,13 +3,16 @@
 import http.cookiejar
 import logging
 import socket
+import threading
 import urllib.request
+from hashlib import sha256
 
 import pytest
 from tests.unit.ingest.http.harness import ALICE, Running, read_all
 from tests.unit.ingest.http.test_ports import Inside, _to
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import unix_connect
+from websockets.sync.server import ServerConnection, serve
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n"
 
@@ -71,6 +74,34 @@ def test_a_client_that_keeps_cookies_gives_each_port_its_own(running: Running) -
     assert b"cookie" not in first.heads[0].lower() and b"cookie" not in second.heads[0].lower()
     assert b"cookie: a=one" in first.heads[1].lower()
     assert b"cookie: a=two" in second.heads[1].lower()
+
+
+def test_a_websocket_takes_along_no_other_cookie(running: Running) -> None:
+    id_ = running.sandbox()
+    seen: list[list[str]] = []
+
+    def handler(connection: ServerConnection) -> None:
+        assert connection.request is not None
+        seen.append(connection.request.headers.get_all("cookie"))
+        connection.send("done")
+
+    with Inside(OK + b"Set-Cookie: a=1; Path=/\r\n\r\nok") as plain:
+        (told,) = cookie_of(running, id_, plain)
+    theirs = told.partition(";")[0]
+    with serve(handler, "127.0.0.1", 0) as inside:
+        thread = threading.Thread(target=inside.serve_forever)
+        thread.start()
+        try:
+            port = inside.socket.getsockname()[1]
+            own = f"agentd-{sha256(_to(id_, port, '').encode()).hexdigest()[:16]}-mine=2"
+            headers = {"Cookie": f"session=secret; {theirs}; {own}"}
+            url = f"ws://localhost{_to(id_, port)}"
+            with unix_connect(running.path, url, additional_headers=headers) as ws:
+                assert ws.recv(timeout=10) == "done"
+        finally:
+            inside.shutdown()
+            thread.join()
+    assert seen == [["mine=2"]]
 
 
 @pytest.mark.parametrize("value", ["nothing", "=x", " =x", "  "])
