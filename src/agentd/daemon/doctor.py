@@ -52,6 +52,7 @@ def _room() -> str:
     ]
     if os.geteuid() == 0:
         of = identity.configured()
+        identity.reclaim()
         free = max(len(of.usable()) - identity.in_use(of) - 1, 0)  # the zygote has one
         parts.append(f"{free} by user ids")
     return ", ".join(parts)

@@ -16,6 +16,7 @@ import threading
 from agentd.linux.process import raise_file_limit
 from agentd.linux.title import set_title
 from agentd.sandbox import guard
+from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.cgroups import own_hierarchy
 from agentd.sandbox.supervisor.held import boottime
 from agentd.sandbox.supervisor.server import Supervisor
@@ -41,6 +42,7 @@ def main() -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     raise_file_limit()
     own_hierarchy()  # removes the groups of one that was killed
+    identity.reclaim()  # and frees its ids
     listener = _listen(path)
     set_title("agentd-super")
     supervisor = Supervisor()

@@ -70,6 +70,18 @@ def test_what_was_left_behind_comes_back_once_no_process_of_it_is_left(folder: P
 
 
 @pytest.mark.root
+def test_what_was_left_behind_is_freed_at_once_where_that_is_asked_for(folder: Path) -> None:
+    kept, left = take(), take()
+    left.release(ended=False)
+    assert identity.in_use(OWN) == 2
+    identity.reclaim()
+    assert os.listdir(folder) == [str(kept.id)]
+    kept.release()
+    identity.reclaim()
+    assert identity.in_use(OWN) == 0
+
+
+@pytest.mark.root
 def test_a_lock_that_somebody_has_keeps_the_block() -> None:
     block = take()
     held = os.dup(block.fd)  # as a sandbox's first process has it
