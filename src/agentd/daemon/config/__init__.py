@@ -5,6 +5,8 @@ import stat
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from agentd.daemon.config import reader, rules
 from agentd.daemon.config.doubts import doubtful
 from agentd.daemon.config.layers import Layers
@@ -12,6 +14,7 @@ from agentd.daemon.config.problem import Problem, dotted
 from agentd.daemon.config.profiles import PROFILES
 from agentd.daemon.config.render import leaves, plain, render
 from agentd.daemon.config.schema import RELOADED, Config
+from agentd.daemon.config.values import FilePath
 from agentd.model.errors import InvalidInput
 
 __all__ = [
@@ -86,8 +89,15 @@ def check(path: str | None, env: Mapping[str, str] | None = None) -> list[Proble
 
 
 def load(path: str | None, env: Mapping[str, str] | None = None, options: Options = ()) -> Config:
-    """Raises InvalidInput that names every problem."""
-    return read(path, env, options).whole()
+    """Raises InvalidInput that names every problem.
+
+    Folders that may be mounted are resolved now: whoever may write beside one could make it a link
+    to any other later.
+    """
+    config = read(path, env, options).whole()
+    mounts = tuple(FilePath(os.path.realpath(folder)) for folder in config.sandbox.mounts)
+    sandbox = msgspec.structs.replace(config.sandbox, mounts=mounts)
+    return msgspec.structs.replace(config, sandbox=sandbox)
 
 
 def read(path: str | None, env: Mapping[str, str] | None = None, options: Options = ()) -> Read:

@@ -1,6 +1,5 @@
 """A body made into a spec, within what the daemon's configuration lets anybody ask for."""
 
-import functools
 import os
 from collections.abc import Sequence
 
@@ -104,20 +103,13 @@ def _judged(mounts: tuple[Mount, ...], config: Config) -> tuple[Mount, ...]:
 
 def _source(mount: Mount, roots: Sequence[str]) -> str:
     source = os.path.realpath(mount.source)
-    for root in roots:
-        resolved = _resolved(root)
-        if os.path.commonpath((resolved, source)) == resolved:
-            return source
+    # As they were when the configuration was read: not what has their names by now.
+    if any(os.path.commonpath((root, source)) == root for root in roots):
+        return source
     raise Refused(
         f"{mount.source} may not be mounted",
         remediation="have its folder added to sandbox.mounts, or write the files into the sandbox",
     )
-
-
-@functools.cache
-def _resolved(root: str) -> str:
-    """Once: whoever may write beside such a folder could make it a link to any other later."""
-    return os.path.realpath(root)
 
 
 def bounded(asked: Limits, bounds: LimitBounds) -> Limits:

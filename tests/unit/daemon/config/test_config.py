@@ -524,3 +524,11 @@ def test_what_lets_nobody_do_anything_is_a_problem(file, text, key):
 
 def test_levels_and_their_order_are_those_of_the_model():
     assert Isolation.__args__ == tuple(level.label for level in sorted(IsolationLevel))
+
+
+def test_folders_that_may_be_mounted_are_resolved_when_it_is_read(tmp_path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    file = tmp_path / "agentd.toml"
+    file.write_text(f'[sandbox]\nmounts = ["{tmp_path}/link"]\n')
+    assert config.load(str(file), {}).sandbox.mounts == (f"{tmp_path}/real",)
