@@ -203,7 +203,11 @@ def _show(verdict: "Verdict", where: str, *, checked: bool) -> None:
         where = f"{problem.file}:{problem.line}: " if problem.file else ""
         print(safe(f"{where}record {problem.seq}: {problem.kind}: {problem.message}"))
     if verdict.ok:
-        end = "its end included" if checked else "a cut-off end shows with --head alone"
+        end = (
+            "its end included"
+            if checked
+            else "an end that was written anew shows with --head alone"
+        )
         rest = ", but for what its losses tell" if _has_gaps(verdict) else ""
         print(_coloured("ok", "green") + f": every record is there and unchanged{rest}; {end}")
     else:

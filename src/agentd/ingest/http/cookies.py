@@ -40,5 +40,7 @@ def outwards(value: bytes, prefix: bytes, target: bytes) -> bytes | None:
         if key.strip().lower() not in _OURS and key:
             kept.append(attribute.strip())
     # Without its last slash it is of the port itself as well, and of no other port.
+    if path == prefix or path.startswith(prefix + b"/"):
+        path = path.removeprefix(prefix)  # it knows where it is, from X-Forwarded-Prefix
     where = b"Path=" + prefix + (b"" if path == b"/" else path)
     return b"; ".join((mark(prefix) + name.strip() + b"=" + content.strip(), where, *kept))

@@ -104,6 +104,17 @@ def test_a_websocket_takes_along_no_other_cookie(running: Running) -> None:
     assert seen == [["mine=2"]]
 
 
+def test_a_server_that_knows_its_prefix_is_not_given_it_twice(running: Running) -> None:
+    id_ = running.sandbox()
+    with Inside() as inside:
+        prefix = _to(id_, inside.port, "")
+        for path, where in ((prefix, ""), (f"{prefix}/app", "/app"), (f"{prefix}1", f"{prefix}1")):
+            head = OK + f"Set-Cookie: a=1; Path={path}\r\n\r\nok".encode()
+            inside.answer = head
+            (told,) = cookie_of(running, id_, inside)
+            assert told.endswith(f"; Path={prefix}{where}")
+
+
 @pytest.mark.parametrize("value", ["nothing", "=x", " =x", "  "])
 def test_a_cookie_without_a_name_sets_nothing(running: Running, value: str) -> None:
     with Inside(OK + f"Set-Cookie: {value}\r\n\r\nok".encode()) as inside:
