@@ -15,7 +15,7 @@ _PARTS = 4
 _COUNTS = ("max_inotify_instances", "max_inotify_watches")
 _LEAST_LOCKED = 64 << 10  # what gpg wants
 _QUEUED_SIGNALS = 16384
-_KERNEL = "for all: the memory of file locks, tcp_mem and udp_mem"
+_KERNEL = "for all: the memory of file locks and of seccomp filters, tcp_mem and udp_mem"
 _BY_USER = "descriptors in flight, pipe buffers and epoll watches"
 
 
