@@ -139,13 +139,24 @@ def _make_again(path: str, target: str, mounted: frozenset[str], kernel: Kernel)
     else:
         os.mkdir(target)
         if path in mounted:
-            # Two directories make one that is read-only; the empty one adds nothing.
-            lower = f"userxattr,lowerdir=/sys:{path}"
-            flags = abi.MS_RDONLY | abi.MS_NOSUID | abi.MS_NODEV
-            kernel.mount("overlay", target, "overlay", flags, lower)
+            _overlay(path, target, kernel)
             return
         for name in os.listdir(path):
             _make_again(f"{path}/{name}", f"{target}/{name}", mounted, kernel)
+
+
+def _overlay(path: str, target: str, kernel: Kernel) -> None:
+    # Two directories make one that is read-only; the empty one adds nothing.
+    lower = f"userxattr,lowerdir=/sys:{path}"
+    try:
+        flags = abi.MS_RDONLY | abi.MS_NOSUID | abi.MS_NODEV
+        kernel.mount("overlay", target, "overlay", flags, lower)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{error.strerror}: no overlay of {path}, perhaps as something is mounted in it; "
+            "leave sandbox.private_programs out",
+        ) from None
 
 
 def _mount_points() -> frozenset[str]:
