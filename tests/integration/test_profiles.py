@@ -11,10 +11,9 @@ import pytest
 from tests.integration.configured import bundle_copy, signers, tls
 from tests.security.daemons import Daemon, running, until
 
-from agentd.daemon import config
 from agentd.daemon.config import PROFILES
+from agentd.daemon.config.values import SHIPPED_BUNDLES
 from agentd.image import build
-from agentd.model.isolation import IsolationLevel
 from agentd.policy.source import locate
 from agentd.policy.source import read as read_bundle
 
@@ -69,11 +68,11 @@ def metric(daemon: Daemon, wanted: str) -> float:
     return sum(float(line.split()[-1]) for line in lines if re.match(wanted, line))
 
 
-def prepared(profile: str) -> str:
-    """What its machines boot is built before a request waits for it."""
-    if config.load(None, {"AGENTD_PROFILE": profile}).sandbox.level is IsolationLevel.MICROVM:
+def prepared(name: str) -> str:
+    """What the machines of a profile or a policy boot is built before a request waits for it."""
+    if name == "paranoid":
         build.ensure()
-    return profile
+    return name
 
 
 def pool_is_used(daemon: Daemon) -> None:
@@ -115,9 +114,11 @@ def test_a_running_daemon_is_reloaded_into_a_profile(profile: str) -> None:
         serves(daemon)
 
 
-@pytest.mark.parametrize("bundle", ["permissive", "strict"])
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("_patient")
+@pytest.mark.parametrize("bundle", SHIPPED_BUNDLES)
 def test_the_pool_is_used_under_each_policy_on_the_default_profile(bundle: str) -> None:
-    with running(f'[policy]\nbundle = "{bundle}"\n') as daemon:
+    with running(f'[policy]\nbundle = "{prepared(bundle)}"\n') as daemon:
         pool_is_used(daemon)
 
 
