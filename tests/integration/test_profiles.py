@@ -112,6 +112,8 @@ def test_a_running_daemon_is_reloaded_into_a_profile(profile: str) -> None:
         (daemon.folder / "agentd.toml").write_text(f'profile = "{prepared(profile)}"\n{text}')
         reload(daemon)
         serves(daemon)
+        # Not amid making one: its group would be there for a moment longer than the daemon.
+        until(lambda: metric(daemon, "agentd_pool_ready") >= 1, seconds=300)
 
 
 @pytest.mark.timeout(900)
