@@ -171,3 +171,44 @@ def test_an_environment_that_is_too_long_is_refused_and_ends_nothing() -> None:
             with pytest.raises(InvalidInput, match="less environment"):
                 Sandbox.create(env=long)
         assert other.run("echo here").text == "here\n"
+
+
+def test_an_ordinary_users_daemon_goes_on_beside_such_a_sandbox(as_user: Any) -> None:
+    script = f"""
+import json, os, resource, subprocess, sys, time
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+home = os.environ["HOME"]
+os.environ["AGENTD_URL"] = f"unix:{{home}}/a.sock"
+agentd = [sys.executable, "-m", "agentd"]
+def cli(*words):
+    done = subprocess.run([*agentd, *words], capture_output=True, text=True)
+    return (done.stdout + done.stderr).strip()
+serve = [*agentd, "serve", "--state", f"{{home}}/s", "--listen", f"unix:{{home}}/a.sock"]
+daemon = subprocess.Popen(serve, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+try:
+    daemon.stdout.readline()
+    attacker, other = cli("create"), cli("create")
+    attack = [*agentd, "exec", attacker, "--", "/usr/bin/python3", "-c", {IN_FLIGHT!r}]
+    running = subprocess.Popen(attack, stdout=subprocess.PIPE)
+    running.stdout.readline()
+    said = []
+    for _ in range(3):
+        said.append(cli("exec", other, "--", "echo", "here"))
+        said.append(cli("exec", cli("create"), "--", "echo", "fresh"))
+    running.kill()
+    running.wait()
+    cli("kill", *cli("ls", "-q").split())
+finally:
+    daemon.terminate()
+    daemon.wait()
+    from agentd.sandbox.supervisor import client
+    link = client.connect(f"{{home}}/s/supervisor.sock", lambda *_: None)
+    link.ask("shutdown")
+    link.lost.wait(20)
+    link.close()
+print(json.dumps(said))
+"""
+    done = as_user.python("-c", script)
+    assert done.returncode == 0, done.stderr.decode()
+    assert json.loads(done.stdout) == ["here", "fresh"] * 3
