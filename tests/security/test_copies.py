@@ -483,3 +483,20 @@ def test_a_folder_of_a_mounted_workspace_is_replaced(here: Path, mode: str) -> N
         if mode == "cow":
             box.apply()
     assert os.listdir(here / "w" / "dist") == ["new"]
+
+
+def test_killed_on_the_way_in_it_leaves_nothing_there(daemon: Daemon, box: str, here: Path) -> None:
+    (here / "in").mkdir()
+    with open(here / "in" / "slow", "wb") as file:
+        file.truncate(60 << 30)  # holes, which stay holes: it takes time and no room
+    process = subprocess.Popen(
+        [sys.executable, "-m", "agentd", "cp", "in", f"{box}:/workspace/in"],
+        stdin=subprocess.DEVNULL,
+        cwd=here,
+        env=os.environ | {"AGENTD_URL": daemon.url},
+    )
+    until(lambda: bool(_names(daemon, box, "/workspace")))
+    assert all(name.endswith(".agentd") for name in _names(daemon, box, "/workspace"))
+    process.kill()
+    process.wait(WAIT)
+    until(lambda: not _names(daemon, box, "/workspace"))

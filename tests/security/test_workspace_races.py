@@ -322,3 +322,15 @@ def test_all_changes_are_applied_or_none(workspace: Path, made: str, said: bytes
     assert said in told and b"internal error" not in told, told
     assert b"agentd cp" in told
     assert sorted(path.relative_to(workspace) for path in workspace.rglob("*")) == before
+
+
+def test_many_changes_are_told_by_a_daemon(workspace: Path) -> None:
+    """More than a message between it and its supervisor holds."""
+    with running() as daemon:
+        box = daemon.sandbox(workspace=f"{workspace}:cow")
+        script = "mkdir many; cd many; for i in $(seq 4000); do : > a-file-called-$i; done"
+        body = {"cmd": ["sh", "-ec", script]}
+        assert daemon.ask("POST", f"/v1/sandboxes/{box}/exec", body).json["exit_code"] == 0
+        answer = daemon.ask("GET", f"/v1/sandboxes/{box}/changes")
+        assert answer.status == 200, answer.body
+        assert len(answer.json) == 4001

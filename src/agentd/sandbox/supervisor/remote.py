@@ -17,6 +17,7 @@ from agentd.model.errors import AgentdError, BackendLost
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import backends
 from agentd.sandbox.backends.wall import only_agent_left
+from agentd.sandbox.supervisor import wire
 from agentd.sandbox.supervisor.client import Asked, Link
 from agentd.sandbox.supervisor.held import Held
 
@@ -188,7 +189,10 @@ class RemoteWall:
 
 class RemoteOverlay(RemoteWall):
     def changes(self) -> tuple[str, ...]:
-        return tuple(self._link.ask("changes", id=self.id))
+        value, fds = self._link.ask_fds("changes", id=self.id, file=True)
+        if fds:  # a supervisor of an older version has them in its message
+            value = wire.from_file(fds[0])
+        return tuple(value)
 
     def apply(self) -> None:
         self._link.ask("apply", id=self.id)

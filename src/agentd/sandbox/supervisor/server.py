@@ -70,7 +70,7 @@ class Supervisor:
             "pause": lambda m: self._still(m, True),
             "resume": lambda m: self._still(m, False),
             "snapshot": self._snapshot,
-            "changes": lambda m: (list(self._overlay(m).changes()), []),
+            "changes": self._changes,
             "apply": self._apply,
             "shutdown": self._shutdown,
         }
@@ -278,6 +278,11 @@ class Supervisor:
             raise InvalidInput(f"no snapshot can be taken of sandbox {message['id']}")
         wall.snapshot(str(message["folder"]))
         return True, []
+
+    def _changes(self, message: Message) -> Answer:
+        found = list(self._overlay(message).changes())
+        # A daemon of an older version asks for no file.
+        return (None, [wire.to_file(found)]) if message.get("file") else (found, [])
 
     def _apply(self, message: Message) -> Answer:
         self._overlay(message).apply()

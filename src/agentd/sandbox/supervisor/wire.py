@@ -60,6 +60,21 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]]:
     return message, list(fds)
 
 
+def to_file(value: object) -> int:
+    """A descriptor that holds a value too large for a message; whoever receives it closes it."""
+    fd = os.memfd_create("agentd", os.MFD_CLOEXEC)
+    with open(fd, "wb", closefd=False) as file:
+        file.write(json.dumps(value).encode())
+    return fd
+
+
+def from_file(fd: int) -> object:
+    """Closes it."""
+    with open(fd, "rb") as file:
+        file.seek(0)
+        return json.loads(file.read())
+
+
 def close_all(fds: Sequence[int]) -> None:
     for fd in fds:
         with contextlib.suppress(OSError):

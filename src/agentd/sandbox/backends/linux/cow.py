@@ -19,6 +19,7 @@ _OPAQUE = "user.overlay.opaque"
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_DEPTH = 256
 _MAX_CHANGES = 1_000_000
+_MAX_TEXT = 32 << 20  # of the paths of all changes
 _COPY_BYTES = 1 << 20
 
 
@@ -34,10 +35,13 @@ class OverlayWall(NamespaceWall):
 
     def changes(self) -> tuple[str, ...]:
         found: list[str] = []
+        size = 0
 
         def note(kind: str, path: str) -> None:
-            if len(found) >= _MAX_CHANGES:
-                raise _cannot(f"there are over {_MAX_CHANGES} changes in the workspace")
+            nonlocal size
+            size += len(path)
+            if len(found) >= _MAX_CHANGES or size > _MAX_TEXT:
+                raise _cannot(f"there are over {_MAX_CHANGES} of them, or over {_MAX_TEXT} bytes")
             found.append(f"{kind} {path}")
 
         self._walk(lambda upper, lower: _list(upper, lower, "", note))
