@@ -1,9 +1,12 @@
 """Every profile and every configuration in the docs, as a daemon: it starts, makes a sandbox, runs,
 calls, is reloaded with, and hands out what its pool has made ahead."""
 
+import functools
 import os
 import re
+import resource
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -121,6 +124,21 @@ def test_a_running_daemon_is_reloaded_into_a_profile(profile: str) -> None:
 @pytest.mark.parametrize("bundle", SHIPPED_BUNDLES)
 def test_the_pool_is_used_under_each_policy_on_the_default_profile(bundle: str) -> None:
     with running(f'[policy]\nbundle = "{prepared(bundle)}"\n') as daemon:
+        pool_is_used(daemon)
+
+
+@pytest.mark.parametrize("profile", ["workstation", "server"])
+def test_a_maximum_above_the_hard_limit_of_open_files_is_not_asked_for(
+    profile: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lower() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3000, 3000))  # 65536 is the server's maximum
+
+    # For the daemon alone: nobody can raise it again.
+    popen = functools.partial(subprocess.Popen, preexec_fn=lower)
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    with running("", "--profile", profile) as daemon:
+        serves(daemon)
         pool_is_used(daemon)
 
 
