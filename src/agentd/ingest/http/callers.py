@@ -10,11 +10,14 @@ from agentd.model.principal import Principal
 
 
 async def identify(api: Api, scope: Any) -> Principal:
-    """Whatever this task asks of rooms from now on is the principal's. Raises what proves nothing,
-    Full where it has too many connections."""
+    """Whatever this task asks of rooms from now on is the principal's.
+
+    Raises Unauthenticated and others for what proves nothing, Full where it has too many
+    connections.
+    """
     link, proof = link_of(scope), proof_of(scope)
     caller.set(link.address)
-    if proof.by_connection:
+    if proof.is_quick:
         who = proof.principal(api.service)
     else:
         who = await api.threads.short.run(proof.principal, api.service)

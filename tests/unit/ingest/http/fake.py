@@ -325,6 +325,7 @@ class FakeService:
         self, *, peer: object | None, headers: Mapping[str, str], certificate: bytes | None
     ) -> Principal:
         self.seen = {"peer": peer, "headers": dict(headers), "certificate": certificate}
+        self.seen["thread"] = threading.get_ident()
         key = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ")
         if key == "agd_hasty":
             raise QuotaExceeded("too fast", retry_after=2.5)

@@ -88,6 +88,11 @@ class Running:
         assert self._started.wait(20)
         return self
 
+    @property
+    def thread(self) -> int | None:
+        """Of the event loop."""
+        return self._thread.ident
+
     def begin_to_end(self, drain: float | None = None) -> None:
         self.drain_seconds = drain
         self.loop.call_soon_threadsafe(self.stop.set)
