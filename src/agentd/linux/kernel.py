@@ -76,10 +76,12 @@ class Kernel:
         *,
         set_: int = 0,
         clear: int = 0,
+        propagation: int = 0,
         userns_fd: int = 0,
     ) -> None:
-        """``struct mount_attr`` (Linux 5.12): attributes to set and clear, and an idmap."""
-        attr = (ctypes.c_uint64 * 4)(set_, clear, 0, userns_fd)
+        """``struct mount_attr`` (Linux 5.12): attributes to set and clear, whether later mounts
+        come along (MS_PRIVATE and others; 0 leaves it), and an idmap."""
+        attr = (ctypes.c_uint64 * 4)(set_, clear, propagation, userns_fd)
         self.syscall(
             abi.SYS.mount_setattr,
             dirfd,

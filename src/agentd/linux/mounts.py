@@ -11,6 +11,8 @@ def clone_tree(
 ) -> int:
     """A detached bind mount of ``source``, nosuid and nodev; the caller owns the descriptor.
 
+    What is mounted beneath ``source`` later stays out of it: that would be none of these things.
+
     A descriptor (O_PATH does) stands for what it is open on, whatever its name means by now.
     With ``idmap_fd``, a user namespace, owners are translated through its map (Linux 5.12; root
     only; EINVAL where the filesystem has none), and mounts beneath ``source`` are left out: each
@@ -30,7 +32,12 @@ def clone_tree(
         attributes |= abi.MOUNT_ATTR_IDMAP
     try:
         kernel.mount_setattr(
-            fd, "", abi.AT_EMPTY_PATH | recursive, set_=attributes, userns_fd=idmap_fd or 0
+            fd,
+            "",
+            abi.AT_EMPTY_PATH | recursive,
+            set_=attributes,
+            propagation=abi.MS_PRIVATE,
+            userns_fd=idmap_fd or 0,
         )
     except OSError:
         os.close(fd)

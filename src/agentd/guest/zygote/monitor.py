@@ -175,8 +175,8 @@ def _freeze_host(scratch: str) -> bool:
     """
     try:
         KERNEL.unshare(abi.CLONE_NEWNS)
-        # What the host mounts and unmounts is seen here, what is done here is not seen there.
-        KERNEL.mount(None, "/", None, abi.MS_REC | abi.MS_SLAVE)
+        # What the host mounts later would come along writable; so it keeps out.
+        KERNEL.mount(None, "/", None, abi.MS_REC | abi.MS_PRIVATE)
     except PermissionError:
         return False
     KERNEL.mount(scratch, scratch, None, abi.MS_BIND)

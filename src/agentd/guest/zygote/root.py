@@ -104,7 +104,11 @@ def clone_trees(kernel: Kernel = KERNEL) -> list[Tree]:
         path = f"/dev/{name}"
         fd = kernel.open_tree(-1, path, abi.OPEN_TREE_CLONE | abi.OPEN_TREE_CLOEXEC)
         kernel.mount_setattr(
-            fd, "", abi.AT_EMPTY_PATH, set_=abi.MOUNT_ATTR_NOSUID | abi.MOUNT_ATTR_NOEXEC
+            fd,
+            "",
+            abi.AT_EMPTY_PATH,
+            set_=abi.MOUNT_ATTR_NOSUID | abi.MOUNT_ATTR_NOEXEC,
+            propagation=abi.MS_PRIVATE,
         )
         trees.append((path, fd))
     return trees
