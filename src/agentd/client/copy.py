@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import IO, Any, NamedTuple
 
 from agentd.client.stage import Stage, check_replaceable, exists
@@ -52,10 +52,12 @@ def upload(
             f"{source} is no file", remediation="copy files and folders; a stream by -"
         )
     try:
-        with open(source, "rb") as file:
-            return Copied(files.write(target, file, mode=info.st_mode & 0o777, parents=True))
+        file = open(source, "rb")  # noqa: SIM115
     except OSError as error:
         raise _unreadable(source, error) from None
+    with file:
+        pieces = _read(iter(lambda: file.read(_PIECE), b""), source)
+        return Copied(files.write(target, pieces, mode=info.st_mode & 0o777, parents=True))
 
 
 def check_source(path: str) -> None:
@@ -85,6 +87,8 @@ def download(
         )
     asked = os.fspath(host_path)
     name = os.path.basename(path.rstrip("/"))
+    if name in (".", ".."):
+        raise InvalidInput(f"{path} has no name of its own", remediation="name it without dots")
     is_folder = entry.type == "dir"
     target = _landing(asked, name, _kind_here(asked) == "dir", is_folder, replace)
     found = _kind_here(target)
@@ -187,13 +191,12 @@ def _send_tree(files: Any, source: str, target: str, replace: bool) -> Copied:
     packer = Packer(parent, name, os.fsencode(os.path.basename(target)))
     try:
         with closing(packer.run()) as pieces:
-            files.write_tar(target, filter(None, pieces), whole=True, replace=replace)
+            read = filter(None, _read(pieces, source))
+            files.write_tar(target, read, whole=True, replace=replace)
     except TarError as error:
         raise InvalidInput(
             f"{source} cannot be copied: {error}", remediation="copy the rest by itself"
         ) from None
-    except OSError as error:
-        raise _unreadable(source, error) from None
     finally:
         os.close(parent)
     skipped = packer.skipped
@@ -205,16 +208,16 @@ def _receive_tree(pieces: Iterable[bytes], stage: Stage, path: str) -> Copied:
     unpacker = Unpacker(stage.fd, stage.name, strict=True)
     try:
         for piece in pieces:
-            unpacker.write(piece)
-        for _ in unpacker.finish():
-            pass
+            with _writing(path):
+                unpacker.write(piece)
+        with _writing(path):
+            for _ in unpacker.finish():
+                pass
     except TarError as error:
         raise SandboxError(
             f"the sandbox's {path} may not come out: {error}",
             remediation="remove that there, or copy the rest by itself",
         ) from None
-    except OSError as error:
-        raise _unwritable(path, error) from None
     finally:
         unpacker.close()
     return Copied(unpacker.bytes, unpacker.skipped)
@@ -231,12 +234,20 @@ def _receive_file(pieces: Iterator[bytes], stage: Stage, path: str, mode: int) -
                 raise SandboxError(
                     f"{path} is over {MAX_BYTES} bytes", remediation="copy it in parts"
                 )
-            try:
+            with _writing(path):
                 file.write(piece)
-            except OSError as error:
-                raise _unwritable(path, error) from None
-        os.fchmod(file.fileno(), (mode & 0o755) | 0o600)
+        with _writing(path):
+            file.flush()
+            os.fchmod(file.fileno(), (mode & 0o755) | 0o600)
     return Copied(total)
+
+
+def _read(pieces: Iterable[bytes], source: str) -> Iterator[bytes]:
+    """An error of the source is told apart from one of the connection that they go to."""
+    try:
+        yield from pieces
+    except OSError as error:
+        raise _unreadable(source, error) from None
 
 
 def _unreadable(source: str, error: OSError) -> OperationFailed:
@@ -246,6 +257,15 @@ def _unreadable(source: str, error: OSError) -> OperationFailed:
         errno=error.errno or 0,
         remediation="copy what you may read",
     )
+
+
+@contextmanager
+def _writing(path: str) -> Iterator[None]:
+    """An error of what is written to is told apart from one of the connection it comes from."""
+    try:
+        yield
+    except OSError as error:
+        raise _unwritable(path, error) from None
 
 
 def _unwritable(path: str, error: OSError) -> OperationFailed:

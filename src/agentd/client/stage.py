@@ -9,19 +9,21 @@ import ctypes
 import errno
 import fcntl
 import os
-import shutil
-import tempfile
+import re
+import secrets
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
+from agentd.guest.operation import RequestError
+from agentd.guest.removal import remove_tree
 from agentd.model.errors import InvalidInput, OperationFailed
 
 _PREFIX = ".agentd-cp-"
 _NAME = b"new"
 _OLD = b"old"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_AT_FDCWD = -100
+_TRIES = 100
 _NOREPLACE = 1
 _EXCHANGE = 2
 _CANNOT = (errno.EINVAL, errno.ENOSYS, errno.EXDEV, errno.ENOTSUP)
@@ -30,30 +32,33 @@ _CANNOT = (errno.EINVAL, errno.ENOSYS, errno.EXDEV, errno.ENOTSUP)
 class Stage:
     """Makes the entry ``name`` of the directory ``fd``, and puts it into the place of ``target``.
 
-    Raises OperationFailed where there is no room for it.
+    The folder of the target is opened once. Who may rename in it, or above it, can then neither
+    lead what is written elsewhere, nor what is removed. Raises OperationFailed where there is no
+    room for it.
     """
 
     name = _NAME
 
     def __init__(self, target: str) -> None:
-        self._target = os.path.abspath(target)
-        self._parent = os.path.dirname(self._target)
+        self._target = target
+        self._parent = -1
         self.fd = -1
 
     def __enter__(self) -> Self:
-        _sweep(self._parent)
+        above, name = os.path.split(self._target)
+        self._name = os.fsencode(name)
         try:
-            self._folder = tempfile.mkdtemp(prefix=_PREFIX, dir=self._parent)
+            self._parent = os.open(above or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            _sweep(self._parent)
+            self._folder, self.fd = _made(self._parent)
         except OSError as error:
+            self._close()
             raise OperationFailed(
-                f"cannot write to {self._parent}",
+                f"cannot write to {os.path.abspath(above)}",
                 cause=error.strerror or "",
                 errno=error.errno or 0,
                 remediation="make the folder, or choose another",
             ) from None
-        self.fd = os.open(self._folder, _FOLDER)
-        with contextlib.suppress(OSError):  # not every filesystem has locks
-            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return self
 
     def __exit__(
@@ -62,13 +67,21 @@ class Stage:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        _remove(self._folder)
-        os.close(self.fd)
+        try:
+            _remove(self._parent, self._folder, self.fd)
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        for fd in (self.fd, self._parent):
+            if fd >= 0:
+                os.close(fd)
+        self.fd = self._parent = -1
 
     def place(self, *, replace: bool) -> None:
         """Raises InvalidInput where something is there, and is not to be replaced."""
         try:
-            self._put(os.fsencode(self._target), replace)
+            self._put(self._name, replace)
         except OSError as error:
             raise OperationFailed(
                 f"{self._target} cannot be put there",
@@ -80,7 +93,7 @@ class Stage:
 
     def _put(self, target: bytes, replace: bool) -> None:
         try:
-            _rename(self.fd, _NAME, target, _NOREPLACE)
+            _rename(self.fd, _NAME, self._parent, target, _NOREPLACE)
             return
         except FileExistsError:
             if not replace:
@@ -88,24 +101,32 @@ class Stage:
         except OSError as error:
             if error.errno not in _CANNOT:
                 raise
-            if os.path.lexists(target) and not replace:
+            if not replace and self._is_there(target):
                 raise exists(self._target) from None
         try:
-            _rename(self.fd, _NAME, target, _EXCHANGE)
+            _rename(self.fd, _NAME, self._parent, target, _EXCHANGE)
         except OSError as error:
             if error.errno not in (*_CANNOT, errno.ENOENT):
                 raise
             self._in_two_steps(target)
 
+    def _is_there(self, target: bytes) -> bool:
+        try:
+            os.stat(target, dir_fd=self._parent, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
     def _in_two_steps(self, target: bytes) -> None:
         """Where the filesystem cannot exchange two names."""
+        above = self._parent
         with contextlib.suppress(FileNotFoundError):
-            os.rename(target, _OLD, dst_dir_fd=self.fd)
+            os.rename(target, _OLD, src_dir_fd=above, dst_dir_fd=self.fd)
         try:
-            os.rename(_NAME, target, src_dir_fd=self.fd)
+            os.rename(_NAME, target, src_dir_fd=self.fd, dst_dir_fd=above)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
-                os.rename(_OLD, target, src_dir_fd=self.fd)
+                os.rename(_OLD, target, src_dir_fd=self.fd, dst_dir_fd=above)
             raise
 
 
@@ -129,47 +150,114 @@ def check_replaceable(path: str) -> None:
             f"{path} is not replaced as a whole: it is your home, or you are in it",
             remediation=f"to copy into it, write {path.rstrip('/')}/",
         )
+    mounted = next(_mounts_below(real), None)
+    if mounted is not None:
+        raise InvalidInput(
+            f"{path} is not replaced as a whole: {mounted} is a mount point in it",
+            remediation="unmount that first, or choose another",
+        )
 
 
-def _rename(source: int, name: bytes, target: bytes, flags: int) -> None:
+def _mounts_below(real: str) -> Iterator[str]:
+    """Of what this process sees; proc_pid_mountinfo(5)."""
+    below = os.fsencode(real.rstrip("/")) + b"/"
+    try:
+        with open("/proc/self/mountinfo", "rb") as file:
+            for line in file:
+                point = re.sub(rb"\\([0-7]{3})", _unescaped, line.split()[4])
+                if point.startswith(below):
+                    yield os.fsdecode(point)
+    except OSError:
+        return
+
+
+def _unescaped(match: re.Match[bytes]) -> bytes:
+    return bytes([int(match[1], 8)])
+
+
+def _rename(source: int, name: bytes, above: int, target: bytes, flags: int) -> None:
     """renameat2(2), which Python has not."""
     call = ctypes.CDLL(None, use_errno=True).renameat2
-    if call(source, name, _AT_FDCWD, target, flags):
+    if call(source, name, above, target, flags):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), os.fsdecode(target))
 
 
-def _sweep(parent: str) -> None:
-    """Remove what killed processes left here; never what holds something that was moved away."""
-    for folder in _left_in(parent):
+def _made(parent: int) -> tuple[str, int]:
+    """A new folder of ours, locked: its name, and its descriptor."""
+    for _ in range(_TRIES):
+        name = f"{_PREFIX}{secrets.token_hex(6)}"
         try:
-            fd = os.open(folder, _FOLDER)
+            os.mkdir(name, 0o700, dir_fd=parent)
+            fd = os.open(name, _FOLDER, dir_fd=parent)
+        except (FileExistsError, FileNotFoundError):
+            continue  # another one that starts here took it for left behind before it was locked
+        if _is_ours(fd) and _locked(fd) and _is_at(parent, name, fd):
+            return name, fd
+        os.close(fd)
+    raise OSError(errno.EBUSY, "others remove what is made there")
+
+
+def _is_ours(fd: int) -> bool:
+    info = os.fstat(fd)
+    return info.st_uid == os.geteuid() and not info.st_mode & 0o077
+
+
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # not every filesystem has locks, and then nobody clears up either
+    return True
+
+
+def _is_at(parent: int, name: str, fd: int) -> bool:
+    try:
+        found = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(found, os.fstat(fd))
+
+
+def _sweep(parent: int) -> None:
+    """Remove what killed processes left here; never what holds anything else, as what was moved."""
+    for name in _left_in(parent):
+        try:
+            fd = os.open(name, _FOLDER, dir_fd=parent)
         except OSError:
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(fd).st_uid == os.geteuid() and os.fsdecode(_OLD) not in os.listdir(fd):
-                _remove(folder)
+            if _is_ours(fd) and set(os.listdir(fd)) <= {os.fsdecode(_NAME)}:
+                _remove(parent, name, fd)
         except OSError:
             continue  # it is at work, or there are no locks here
         finally:
             os.close(fd)
 
 
-def _left_in(parent: str) -> Iterator[str]:
+def _left_in(parent: int) -> Iterator[str]:
     try:
-        names = os.listdir(parent)
+        fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent)
     except OSError:
         return
-    yield from (os.path.join(parent, name) for name in names if name.startswith(_PREFIX))
+    try:
+        names = os.listdir(fd)
+    finally:
+        os.close(fd)
+    yield from (name for name in names if name.startswith(_PREFIX))
 
 
-def _remove(folder: str) -> None:
-    """All of it, folders too that nobody may write to; none but us can reach it."""
-    shutil.rmtree(folder, ignore_errors=True)
-    if os.path.lexists(folder):
-        for above, names, _ in os.walk(folder):
-            for name in names:
-                with contextlib.suppress(OSError):
-                    os.chmod(os.path.join(above, name), 0o700, follow_symlinks=False)
-        shutil.rmtree(folder, ignore_errors=True)
+def _remove(parent: int, name: str, fd: int) -> None:
+    """The folder ``fd``, with what is in it, folders too that nobody may write to."""
+    for item in os.listdir(fd):
+        with contextlib.suppress(OSError, RequestError):
+            try:
+                os.unlink(item, dir_fd=fd)
+            except (IsADirectoryError, PermissionError):
+                for _ in remove_tree(fd, item, item, force=True):
+                    pass
+    with contextlib.suppress(OSError):
+        os.rmdir(name, dir_fd=parent)

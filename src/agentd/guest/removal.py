@@ -25,10 +25,13 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _CHANGED = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENOTEMPTY, errno.EEXIST)
 
 
-def remove_tree(parent: int, name: str, path: str) -> Steps:
-    """Remove the directory ``name`` of ``parent``. The result: ``count``."""
+def remove_tree(parent: int, name: str, path: str, *, force: bool = False) -> Steps:
+    """Remove the directory ``name`` of ``parent``. The result: ``count``.
+
+    ``force`` lets the owner into directories that are closed to the owner as well.
+    """
     with naming(path):
-        emptying = _Emptying(_enter(parent, name), path)
+        emptying = _Emptying(_enter(parent, name, force), path, force)
     try:
         while not emptying.advance():
             yield None
@@ -40,8 +43,9 @@ def remove_tree(parent: int, name: str, path: str) -> Steps:
 
 
 class _Emptying:
-    def __init__(self, fd: int, path: str) -> None:
+    def __init__(self, fd: int, path: str, force: bool) -> None:
         self._fd = fd
+        self._force = force
         self._path = path
         # Of every directory above the present one: what it is, and the name gone down by.
         self._trail: list[tuple[tuple[int, int], str]] = []
@@ -90,7 +94,7 @@ class _Emptying:
         if len(self._trail) >= MAX_DEPTH:
             raise RequestError(f"{self._path} is over {MAX_DEPTH} directories deep: use rm -r")
         try:
-            below = _enter(self._fd, name)
+            below = _enter(self._fd, name, self._force)
         except OSError as error:
             if error.errno in _CHANGED:
                 return
@@ -114,8 +118,10 @@ class _Emptying:
         return "/".join([self._path, *(name for _, name in self._trail[:64]), *more])
 
 
-def _enter(dir_fd: int, name: str) -> int:
+def _enter(dir_fd: int, name: str, force: bool) -> int:
     try:
+        if force:
+            _open_up(dir_fd, name)
         return open_at(dir_fd, name, _DIRECTORY, RESOLVE_NO_XDEV)
     except OSError as error:
         if error.errno != errno.EXDEV:
@@ -123,6 +129,17 @@ def _enter(dir_fd: int, name: str) -> int:
         raise RequestError(
             f"{name!r} is a mount point: remove what is in it instead", errno.EBUSY
         ) from None
+
+
+def _open_up(dir_fd: int, name: str) -> None:
+    """Let its owner read, enter and change a directory, whatever its name means a moment later."""
+    fd = open_at(dir_fd, name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, RESOLVE_NO_XDEV)
+    try:
+        mode = os.fstat(fd).st_mode
+        if mode & 0o700 != 0o700:
+            os.chmod(f"/proc/self/fd/{fd}", 0o700)
+    finally:
+        os.close(fd)
 
 
 def _identity(fd: int) -> tuple[int, int]:

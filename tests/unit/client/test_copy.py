@@ -5,8 +5,13 @@ import fcntl
 import io
 import os
 import stat
+import subprocess
+import sys
 import tarfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -269,6 +274,7 @@ def test_what_came_meanwhile_is_not_replaced_either(tmp_path: Path) -> None:
 def test_only_what_the_dead_left_is_cleared_up(tmp_path: Path) -> None:
     for name in (".agentd-cp-dead", ".agentd-cp-alive", ".agentd-cp-moved", ".agentd-other"):
         (tmp_path / name).mkdir()
+    (tmp_path / ".agentd-cp-dead").chmod(0o700)
     (tmp_path / ".agentd-cp-dead" / "new").mkdir()
     (tmp_path / ".agentd-cp-moved" / "old").mkdir()  # what was there, moved away when it died
     (tmp_path / ".agentd-cp-link").symlink_to(tmp_path / ".agentd-other")
@@ -285,3 +291,146 @@ def test_only_what_the_dead_left_is_cleared_up(tmp_path: Path) -> None:
 def test_no_folder_to_write_to_is_told(tmp_path: Path) -> None:
     with pytest.raises(OperationFailed, match=r"cannot write to .*/absent: No such file"):
         out(packed(TREE), tmp_path / "absent" / "t")
+
+
+def _staged(folder: Path) -> Path:
+    return next(folder.glob(".agentd-cp-*"))
+
+
+class Meddled(Sandbox):
+    """Something happens on the host while the tree comes; then it breaks, or not."""
+
+    def __init__(self, data: bytes, meddle: Callable[[], None], breaks: bool) -> None:
+        super().__init__(data)
+        self._meddle = meddle
+        self._breaks = breaks
+
+    def read_tar(self, path: str) -> Iterator[bytes]:
+        yield self._data[:1024]
+        self._meddle()
+        if self._breaks:
+            raise ConnectionError("broken")
+        yield self._data[1024:]
+
+
+@pytest.mark.parametrize("breaks", [True, False])
+def test_a_link_in_the_place_of_the_stage_leads_nowhere(tmp_path: Path, breaks: bool) -> None:
+    """Whose the folder is, or who else may write to it, may rename what is made in it."""
+    victim = tmp_path / "victim"
+    (victim / "private").mkdir(parents=True)
+    (victim / "private").chmod(0o755)
+    here = tmp_path / "here"
+    here.mkdir()
+
+    def meddle() -> None:
+        found = _staged(here)
+        found.rename(tmp_path / "away")
+        found.symlink_to(victim)
+
+    box = Meddled(packed(TREE, ("t/f", FILE, b"1")), meddle, breaks)
+    with pytest.raises(ConnectionError) if breaks else nullcontext():
+        copy.download(box, "/t", here / "t")
+    assert stat.S_IMODE((victim / "private").stat().st_mode) == 0o755
+    assert os.listdir(victim) == ["private"]
+    assert os.listdir(tmp_path / "away") == []
+
+
+def test_a_link_in_the_place_of_a_folder_above_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "here").mkdir()
+
+    def meddle() -> None:
+        (tmp_path / "here").rename(tmp_path / "away")
+        (tmp_path / "here").symlink_to("victim")
+
+    copy.download(Meddled(packed(TREE), meddle, False), "/t", tmp_path / "here" / "t")
+    assert os.listdir(tmp_path / "victim") == []
+    assert os.listdir(tmp_path / "away") == ["t"]
+
+
+def test_a_folder_that_was_given_a_stage_s_name_is_not_cleared_up(tmp_path: Path) -> None:
+    for name, item in (("a", "thesis"), ("b", "new")):
+        (tmp_path / f".agentd-cp-{name}").mkdir(mode=0o700)
+        (tmp_path / f".agentd-cp-{name}" / item).mkdir()
+    (tmp_path / ".agentd-cp-b").chmod(0o755)  # ours are closed to others
+    out(packed(TREE), tmp_path / "t")
+    assert sorted(os.listdir(tmp_path)) == [".agentd-cp-a", ".agentd-cp-b", "t"]
+
+
+def test_a_deep_tree_is_replaced_too(tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    fd = os.open(tmp_path / "t", os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("d", dir_fd=fd)
+        below = os.open("d", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    os.close(fd)
+    out(packed(TREE), tmp_path / "t", replace=True)
+    assert os.listdir(tmp_path) == ["t"]
+
+
+def test_many_at_once_into_one_folder(tmp_path: Path) -> None:
+    """None takes for left behind what another has just made."""
+    start = threading.Barrier(8)
+
+    def some(number: int) -> None:
+        start.wait()
+        for round in range(60):
+            out(packed(TREE, ("t/f", FILE, b"1")), tmp_path / f"{number}-{round}")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(some, range(8)))
+    assert len(os.listdir(tmp_path)) == 8 * 60
+
+
+@pytest.mark.parametrize("path", ["/workspace/..", "/workspace/."])
+def test_what_has_no_name_of_its_own_lands_nowhere(tmp_path: Path, path: str) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    with pytest.raises(InvalidInput, match="has no name of its own"):
+        copy.download(Sandbox(packed(TREE)), path, f"{tmp_path}/a/b/", replace=True)
+    assert os.listdir(tmp_path) == ["a"]
+
+
+MOUNTED = """
+import os, sys
+from tests.unit.client.test_copy import FILE, TREE, out, packed
+from agentd.model.errors import InvalidInput
+from pathlib import Path
+try:
+    out(packed(TREE), Path("t"), replace=True)
+except InvalidInput as error:
+    print(error)
+print(sorted(os.listdir("t/a b")), sorted(os.listdir(".")))
+"""
+
+
+def test_a_folder_with_a_mount_in_it_is_not_replaced(tmp_path: Path) -> None:
+    """What is mounted there is not what was meant to be removed."""
+    (tmp_path / "t" / "a b").mkdir(parents=True)
+    mount = 'mount -t tmpfs none "t/a b" && touch "t/a b/kept" && exec "$@"'
+    argv = ["unshare", "-rm", "sh", "-c", mount, "sh", sys.executable, "-c", MOUNTED]
+    env = os.environ | {"PYTHONPATH": os.getcwd()}
+    ran = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    lines = ran.stdout.splitlines()
+    assert "t/a b is a mount point in it" in lines[0], ran.stderr
+    assert lines[1] == "['kept'] ['t']"
+
+
+def test_a_connection_that_breaks_is_not_taken_for_the_source(tmp_path: Path) -> None:
+    class Gone(Sandbox):
+        def stat(self, path: str) -> Any:
+            raise OperationFailed(path, errno=errno.ENOENT)
+
+        def mkdir(self, path: str, *, parents: bool) -> None:
+            pass
+
+        def write(self, path: str, data: Any, **_: Any) -> int:
+            raise ConnectionError("gone")
+
+        write_tar = write
+
+    (tmp_path / "f").write_text("1")
+    for source in (tmp_path / "f", tmp_path):
+        with pytest.raises(ConnectionError):
+            copy.upload(Gone(b""), source, "/x")
