@@ -1,8 +1,10 @@
 """What a killed daemon had begun has one start, one end and one cause in the log of the next."""
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -23,12 +25,12 @@ def killed(daemon: Daemon) -> None:
     daemon.stop(kill=True)
 
 
-def exec_later(daemon: Daemon, box: str, cmd: str) -> threading.Thread:
+def exec_later(daemon: Daemon, box: str, cmd: str, *, wait: bool = True) -> threading.Thread:
     """One whose answer never comes."""
 
     def ask() -> None:
         try:
-            daemon.ask("POST", f"/v1/sandboxes/{box}/exec", {"cmd": cmd})
+            daemon.ask("POST", f"/v1/sandboxes/{box}/exec", {"cmd": cmd, "wait": wait})
         except OSError:
             return
         except Exception as error:  # http.client's own
@@ -96,6 +98,25 @@ def test_what_ended_with_its_sandbox_is_interrupted(daemon: Daemon) -> None:
     killed(daemon)
     daemon.start()
     assert causes(daemon, box) == {"interrupted": 1}
+
+
+def test_what_was_begun_and_not_yet_recorded_is_ended_once_and_does_not_go_on(
+    daemon: Daemon,
+) -> None:
+    box = daemon.sandbox()
+    files = f"/v1/sandboxes/{box}/files/stat?path=/workspace/begun"
+    sleepers = {"cmd": "ps -eo comm= | grep -x sleep"}
+    with contextlib.closing(sqlite3.connect(daemon.state / "store.db")) as store:
+        store.execute("BEGIN IMMEDIATE")  # no record is written meanwhile
+        starting = exec_later(daemon, box, "touch begun; sleep 600", wait=False)
+        until(lambda: daemon.ask("GET", files).status == 200)
+        killed(daemon)
+    starting.join()
+    daemon.start()
+    assert daemon.is_up, daemon.log
+    assert daemon.ask("GET", f"/v1/sandboxes/{box}/processes").json == []
+    assert causes(daemon, box) == {"interrupted": 1}
+    until(lambda: daemon.ask("POST", f"/v1/sandboxes/{box}/exec", sleepers).json["exit_code"] == 1)
 
 
 def test_a_caller_who_is_refused_all_the_time_does_not_fill_the_log(daemon: Daemon) -> None:

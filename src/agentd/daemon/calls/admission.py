@@ -133,9 +133,11 @@ class Admission:
             self._write(Kind.DENIAL, admitted.act, {"reasons": [str(error)], "code": error.code})
             raise
 
-    def begun(self, admitted: Admitted, *, synced: bool = False) -> None:
-        """``synced``: for one whose begin is acknowledged, and whose end nobody waits for."""
-        self._write(Kind.START, admitted.act, {}, synced=synced)
+    def begun(self, admitted: Admitted, process: str | None = None) -> None:
+        """``process``: the id of one whose begin is acknowledged, and whose end nobody waits for.
+        It is synced; should the daemon be killed now, the next one finds it by that."""
+        fields = {} if process is None else {"process": process}
+        self._write(Kind.START, admitted.act, fields, synced=process is not None)
 
     def _decide(self, act: Act, now: float) -> Decision:
         policy = self._policy()

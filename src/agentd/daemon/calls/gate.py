@@ -54,7 +54,7 @@ class PolicyGate:
         with self._admission.obliging(admitted) as obligations:
             oblige.existing_sandbox(handle.spec, handle.level, obligations)
         # By its tag it is found again when we have gone, and nobody waits for its end here.
-        self._admission.begun(admitted, synced=request.tag is not None)
+        self._admission.begun(admitted, request.tag)
         return oblige.command(request, obligations), Ending(self._records, admitted, ran(handle))
 
     def adopted(

@@ -24,6 +24,14 @@ class Before:
         self._opened = head.seq if head is not None else 0
         self._starts, self.ended = unended.find(log.directory, log.swept or 1, self._opened)
 
+    def started(self, sandbox: str) -> list[tuple[str, str]]:
+        """What goes on without its daemon and has no end: (request, process) of each."""
+        return [
+            (start.request, str(start.fields["process"]))
+            for start in self._starts
+            if start.sandbox == sandbox and "process" in start.fields
+        ]
+
     def end(self, going: Set[str], now: float) -> int:
         """All but ``going``, the requests whose commands live on: how many. Raises AuditError."""
         count, oldest = 0, self._opened

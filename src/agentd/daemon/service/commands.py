@@ -8,7 +8,8 @@ import threading
 import time
 from base64 import b64decode
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
+from signal import SIGKILL
 
 import msgspec
 
@@ -206,6 +207,16 @@ class Commands:
                 # It ended while nobody looked, and the agent has forgotten it.
                 self._put(msgspec.structs.replace(record, state=ENDED, ended=time.time()))
         return adopted
+
+    def end_unheard(self, live: Live, started: Iterable[tuple[str, str]]) -> None:
+        """Kill what was ``started`` in it, by (request, process), right before the daemon was
+        killed: nobody was told of it, and no record would find it again."""
+        for request, process in started:
+            if request not in self.taken_over:
+                with contextlib.suppress(AgentdError, OSError):
+                    live.handle.guest.tell(
+                        "signal", tag=process, signal=int(SIGKILL), target="group"
+                    )
 
     def _begin(
         self, who: Principal, live: Live, body: ExecBody, *, detached: bool, feeds: bool

@@ -62,7 +62,7 @@ def test_of_a_sandbox_that_is_yet_to_be_made_it_has_the_least_that_is_asked_for(
     assert (sandbox["id"], sandbox["level"], sandbox["backend"]) == ("", "process", "")
 
 
-# A value is no word of the document: hypothesis draws the code's own words too ("principal", "namespace").
+# No word of the document: hypothesis draws the own words of the code, too ("principal").
 values = st.text(min_size=8).map("value: {}".format)
 
 
