@@ -216,7 +216,7 @@ def test_inotify_of_one_leaves_some_to_others(
     assert held == {"held": str(most if off else most // 4), "stopped": "EMFILE"}
     shared = attacker.wall.enforcement["shared"]
     assert shared.enforced is not bool(off)
-    assert (f"{most // 4} inotify_instances" in shared.detail) is not bool(off)
+    assert (f"{most // 4} inotify instances" in shared.detail) is not bool(off)
     assert int(victim.attack(WATCHES)["held"]) == (0 if off else most // 4)
 
 

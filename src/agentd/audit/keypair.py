@@ -78,7 +78,7 @@ def as_public_key(key: PublicKey) -> "Ed25519PublicKey":
     try:
         found = load_pem_public_key(key)
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise _no_key(str(error)) from error
+        raise _no_key("it is no public key in PEM") from error
     if not isinstance(found, Ed25519PublicKey):
         raise _no_key("it is of another algorithm")
     return found

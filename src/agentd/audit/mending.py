@@ -1,12 +1,15 @@
 """What an operator does about a log that lost some of what was written to it."""
 
+import os
 import time
 from collections.abc import Callable
 
+from agentd.audit import files, mark
 from agentd.audit.chain import Chain
-from agentd.audit.errors import LogDamaged
+from agentd.audit.errors import LogDamaged, NoLog
 from agentd.audit.lock import Lock
 from agentd.audit.record import entry
+from agentd.audit.verify import no_log
 from agentd.model.audit import Event
 
 
@@ -27,8 +30,9 @@ def damage(directory: str) -> str:
 def accept(directory: str, clock: Callable[[], float] = time.time) -> list[Event]:
     """Write down what is gone, and let the log go on behind it; nothing where nothing is gone.
 
-    Raises AuditLocked while a daemon runs, AuditError, OSError.
+    Raises AuditLocked while a daemon runs, NoLog where none was ever written, AuditError, OSError.
     """
+    _check_was_there(directory)
     if not damage(directory):
         return []
     with _Held(directory):
@@ -40,6 +44,20 @@ def accept(directory: str, clock: Callable[[], float] = time.time) -> list[Event
         finally:
             chain.close()
         return owed
+
+
+def _check_was_there(directory: str) -> None:
+    """Raises NoLog where no log was ever written; a directory that is gone is made anew."""
+    known = mark.read(directory) or mark.of_receipts(directory)
+    try:
+        found = files.ls(directory)
+    except NoLog:
+        if known is None:
+            raise
+        os.makedirs(directory, mode=0o700)
+        return
+    if not found and known is None:
+        raise no_log(directory)
 
 
 class _Held:

@@ -83,7 +83,8 @@ def download(
     entry = files.stat(path)
     if entry.type not in ("file", "dir"):
         raise InvalidInput(
-            f"{path} is a {entry.type}, not a file or folder", remediation="copy what it stands for"
+            f"{path} is a {_kind(entry.type)}, not a file or folder",
+            remediation="copy what it stands for",
         )
     asked = os.fspath(host_path)
     name = os.path.basename(path.rstrip("/"))
@@ -109,7 +110,7 @@ def download_stream(files: Any, path: str, stream: IO[bytes]) -> Copied:
     entry = files.stat(path)
     if entry.type != "file":
         raise InvalidInput(
-            f"{path} is a {entry.type}, not a file", remediation="name a folder for it"
+            f"{path} is a {_kind(entry.type)}, not a file", remediation="name a folder for it"
         )
     total = 0
     for piece in files.read_iter(path):
@@ -168,6 +169,13 @@ def _kind_inside(files: Any, path: str) -> str | None:
             return None
         raise
     return found
+
+
+def _kind(word: str) -> str:
+    """As people say it."""
+    return {"dir": "directory", "link": "symbolic link", "char": "device", "block": "device"}.get(
+        word, word
+    )
 
 
 def _kind_here(path: str) -> str | None:

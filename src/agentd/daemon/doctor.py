@@ -48,14 +48,14 @@ def _room() -> str:
     limits = usual(Limits())
     parts = [
         f"{file_max() // ((limits.open_files or 1) * (limits.pids or 1))} by open files",
-        f"{_memory() // (limits.memory or 1)} by memory",
+        f"{_memory() // (limits.memory or 1)} by memory, if each takes all it may",
     ]
     if os.geteuid() == 0:
         of = identity.configured()
         identity.reclaim()
         free = max(len(of.usable()) - identity.in_use(of) - 1, 0)  # the zygote has one
         parts.append(f"{free} by user ids")
-    return ", ".join(parts)
+    return "; ".join([" and ".join(parts[:2]), *parts[2:]])
 
 
 def _memory() -> int:

@@ -191,12 +191,12 @@ def _mounts(
     return tuple(found)
 
 
-def _size(value: Size, what: str) -> int | None:
-    return None if value is None else parse_size(value, what)
+def _size(value: Size, what: str, least: int = 1) -> int | None:
+    return None if value is None else parse_size(value, what, least)
 
 
 def _memory(value: Size) -> int | None:
-    size = _size(value, "memory")
+    size = _size(value, "memory", MIN_MEMORY)
     if size is not None and size < MIN_MEMORY:
         raise InvalidInput(
             f"memory of {readable_size(size)} is too little for a sandbox",
@@ -206,7 +206,7 @@ def _memory(value: Size) -> int | None:
 
 
 def _open_files(value: int | str) -> int:
-    count = _count(value, "open files")
+    count = _count(value, "open files", MIN_OPEN_FILES)
     if count < MIN_OPEN_FILES:
         raise InvalidInput(
             f"{count} open files are too few for a sandbox",
@@ -229,11 +229,13 @@ def _cpus(value: float | str) -> float:
     return number
 
 
-def _count(value: int | str, what: str) -> int:
+def _count(value: int | str, what: str, least: int = 1) -> int:
     text = str(value)
-    if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:9]) <= _MAX_COUNT:
+    whole = text.isascii() and text.isdigit() and len(text) < 20
+    if not whole or not 1 <= int(text) <= _MAX_COUNT:
         raise InvalidInput(
-            f"{what} {value!r} is not a count", remediation=f"give a number from 1 to {_MAX_COUNT}"
+            f"{what} {value!r} is not a count",
+            remediation=f"give a number from {least} to {_MAX_COUNT}",
         )
     return int(text)
 

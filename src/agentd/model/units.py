@@ -9,10 +9,11 @@ _TIME = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _NUMBER = re.compile(r"\A(\d+(?:\.\d+)?)\s*([A-Za-z]*)\Z")
 
 
-def parse_size(text: str | int, what: str = "size") -> int:
+def parse_size(text: str | int, what: str = "size", least: int = 1) -> int:
     """Bytes from ``128M`` (binary units; ``MB`` and ``MiB`` are the same).
 
-    Raises InvalidInput for anything else, for zero, and for more than 2**63 - 1.
+    Raises InvalidInput for anything else, for zero, and for more than 2**63 - 1. ``least`` is what
+    the caller takes, for the words of that error.
     """
     if isinstance(text, int):
         text = str(text)
@@ -26,8 +27,8 @@ def parse_size(text: str | int, what: str = "size") -> int:
     number = int(match[1]) if match[1].isdecimal() else float(match[1])
     value = int(number * _SIZE[unit])
     if not 0 < value < 1 << 63:
-        fix = "give at least 1 byte" if value < 1 else f"give at most {(1 << 63) - 1} bytes"
-        raise InvalidInput(f"{what} {text!r} is out of range", remediation=fix)
+        fix = f"at least {readable_size(least)}" if value < 1 else f"at most {(1 << 63) - 1} bytes"
+        raise InvalidInput(f"{what} {text!r} is out of range", remediation=f"give {fix}")
     return value
 
 

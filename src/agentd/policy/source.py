@@ -95,7 +95,7 @@ def _folder(folder: Path) -> dict[str, bytes]:
     except OSError as error:
         raise BundleError(
             str(folder),
-            [Problem("", 0, str(error))],
+            [Problem("", 0, f"cannot read {error.filename}: {error.strerror}")],
             remediation=f"give the path of a folder, or one of {', '.join(SHIPPED)}",
         ) from error
     if sum(map(len, found.values())) > MAX_TOTAL:

@@ -1,5 +1,6 @@
 """The agent's EVENT payloads as types, and what they mean to a caller."""
 
+import errno
 import json
 import signal
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from agentd.model import typed
-from agentd.model.cause import Cause, CauseCode
+from agentd.model.cause import REMEDIATION, Cause, CauseCode
 from agentd.model.errors import GuestError, OperationFailed
 from agentd.model.result import Exit, Usage
 from agentd.model.spec import ExecRequest
@@ -131,12 +132,20 @@ def failure(event: Error, what: str) -> OperationFailed:
     return OperationFailed(f"{what}: {kernel_text(event.errno, event.message)}", errno=event.errno)
 
 
+# What the kernel says where a limit lets no further process be: no name or path is to blame.
+_WANTING = {errno.EAGAIN: CauseCode.PIDS_LIMIT, errno.ENOMEM: CauseCode.OOM}
+
+
 def spawn_exit(event: Failed, request: ExecRequest) -> Exit:
     """Exit code 127 where something was not found and 126 otherwise, as shells have it."""
     subject = request.cwd if event.stage == "cwd" and request.cwd else request.argv[0]
     text = kernel_text(event.errno, event.message)
     message = f"{subject}: {text} (stage {safe_text(event.stage, 20) or 'unknown'})"
-    return Exit(127 if event.errno == 2 else 126, None, Cause.of(CauseCode.SPAWN_FAILED, message))
+    cause = Cause.of(CauseCode.SPAWN_FAILED, message)
+    wanting = _WANTING.get(event.errno)
+    if wanting is not None:
+        cause = msgspec.structs.replace(cause, remediation=REMEDIATION[wanting])
+    return Exit(127 if event.errno == 2 else 126, None, cause)
 
 
 def command_exit(event: Exited, request: ExecRequest | None) -> Exit:

@@ -535,3 +535,16 @@ def test_a_silent_agent_meets_the_deadline(agent):
         guest.run(TRUE)
     with pytest.raises(GuestError, match="in time"):
         guest.call("sys.ping")
+
+
+@pytest.mark.parametrize(
+    ("number", "option"), [(11, "--pids"), (12, "--memory"), (2, "PATH"), (13, "PATH")]
+)
+def test_a_spawn_that_a_limit_forbids_blames_the_limit(agent, number, option):
+    def script(peer):
+        channel, _ = peer.request()
+        peer.event(channel, "failed", errno=number, stage="exec", message="odd")
+
+    end = agent(script).run(ExecRequest(("true",)))[0]
+    assert end.cause.code == CauseCode.SPAWN_FAILED
+    assert option in end.cause.remediation

@@ -74,8 +74,21 @@ def _parser() -> Parser:
     )
     verify.set_defaults(run=_verify)
     export = commands.add_parser("export", help="write records as they are", allow_abbrev=False)
-    export.add_argument("--from", dest="first", metavar="SEQ", type=_number, default=1)
-    export.add_argument("--to", dest="last", metavar="SEQ", type=_number)
+    export.add_argument(
+        "--from",
+        dest="first",
+        metavar="SEQ",
+        type=_number,
+        default=1,
+        help="the first record's number (default: 1)",
+    )
+    export.add_argument(
+        "--to",
+        dest="last",
+        metavar="SEQ",
+        type=_number,
+        help="the last one's (default: the newest)",
+    )
     export.add_argument("--out", metavar="FILE", help="a new file (default: standard output)")
     export.set_defaults(run=_export)
     accept = commands.add_parser(
@@ -192,7 +205,7 @@ def _show(verdict: "Verdict", where: str, *, checked: bool) -> None:
         [
             ("log", where),
             ("records", f"{verdict.records}{of}"),
-            ("receipts", f"{verdict.receipts} beside it"),
+            ("receipts", _receipts(verdict)),
             ("retired", f"records up to {verdict.retired}" if verdict.retired else "none"),
             ("head", verdict.head or "none"),
         ]
@@ -212,6 +225,12 @@ def _show(verdict: "Verdict", where: str, *, checked: bool) -> None:
         print(_coloured("ok", "green") + f": every record is there and unchanged{rest}; {end}")
     else:
         print(_coloured("not ok", "red") + ": this log is not as it was written")
+
+
+def _receipts(verdict: "Verdict") -> str:
+    if not verdict.files:
+        return "not compared: --dir does that, where the files are"
+    return f"{verdict.receipts} beside it"
 
 
 def _has_gaps(verdict: "Verdict") -> bool:

@@ -20,7 +20,8 @@ _EXAMPLES = """\
   agentd call --request signed.json            as agentd sign wrote it; for a daemon
   agentd call shell.exec.v1 --json @params.json --as-json | jq .receipt
 
-prints the value as JSON. exit codes: 0, 1 where the call failed, 125 where it was refused.
+prints the value as JSON. exit codes: 0, 1 where the call failed, 2 for wrong options or parameters,
+125 where it was refused.
 agentd capability show NAME lists the parameters.
 """
 _FAILED = 1

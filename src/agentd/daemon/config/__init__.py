@@ -51,7 +51,7 @@ class Read(NamedTuple):
         """Raises InvalidInput that names every problem."""
         if self.config is None:
             raise InvalidInput(
-                f"the configuration {self.path or 'of the environment'} is wrong",
+                f"the configuration{f' {self.path}' if self.path else ''} is wrong",
                 cause="; ".join(str(problem) for problem in self.problems),
                 remediation="agentd config check shows it line by line",
             )

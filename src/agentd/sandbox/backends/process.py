@@ -240,7 +240,8 @@ class LandlockBackend(HostBackend):
             "capabilities": step("capabilities", capabilities_detail(controls)),
             "no_new_privs": step("no_new_privs", "setuid and file capabilities do nothing"),
             "agent_protected": step(
-                "dumpable", f"{agent_detail(controls)}; a command can end it, and the sandbox so"
+                "dumpable",
+                f"{agent_detail(controls)}; a command can end it, and with it the sandbox",
             ),
             "shared": shared.of_processes(os.geteuid() == 0 and "identity" in controls),
             "network": Control(

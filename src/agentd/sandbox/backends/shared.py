@@ -12,17 +12,23 @@ from agentd.model.enforcement import Control
 
 _PARTS = 4
 # Of user.max_* (namespaces(7)): what takes a namespace or a capability is refused anyway.
-_COUNTS = ("max_inotify_instances", "max_inotify_watches")
+_WORDS = {
+    "max_inotify_instances": "instances",
+    "max_inotify_watches": "watches",
+}
 _LEAST_LOCKED = 64 << 10  # what gpg wants
 _QUEUED_SIGNALS = 16384
-_KERNEL = "for all: the memory of file locks and of seccomp filters, tcp_mem and udp_mem"
+_KERNEL = (
+    "all processes of the machine share the kernel's memory for file locks and seccomp filters, "
+    "tcp_mem and udp_mem"
+)
 _BY_USER = "descriptors in flight, pipe buffers and epoll watches"
 
 
 @functools.cache
 def user_counts() -> list[tuple[str, int]]:
     """A quarter of what a user may have, by name in /proc/sys/user."""
-    return [(name, most // _PARTS) for name in _COUNTS if (most := _read(name)) >= _PARTS]
+    return [(name, most // _PARTS) for name in _WORDS if (most := _read(name)) >= _PARTS]
 
 
 @functools.cache
@@ -46,12 +52,12 @@ def user_rlimits() -> list[tuple[int, int]]:
 
 def of_namespaces(held: bool, own_user: bool) -> Control:
     """``held``: the counts are bounded in the sandbox's user namespace."""
-    watched = ", ".join(f"{most} {name.removeprefix('max_')}" for name, most in user_counts())
-    bounds = f"at most {watched} each" if held else "unbounded: switched off"
+    watched = " and ".join(f"{most} inotify {_WORDS[name]}" for name, most in user_counts())
+    bounds = f"each has at most {watched}" if held else "without a bound: switched off"
     if own_user:
-        text = f"a user of its own; with others of this agentd: inotify, {bounds}; {_KERNEL}"
+        text = f"a user of its own; the sandboxes of one agentd share inotify, {bounds}; {_KERNEL}"
         return Control("default", held, text)
-    text = f"the caller's own user, so {_BY_USER}; inotify, {bounds}; {_KERNEL}"
+    text = f"the caller's own user: they share inotify, {bounds}, and {_BY_USER}; {_KERNEL}"
     return Control("default", False, text)
 
 
@@ -59,7 +65,7 @@ def of_processes(own_user: bool) -> Control:
     """Without a user namespace."""
     if own_user:
         return Control("default", True, f"a user of its own; {_KERNEL}")
-    text = f"the caller's own user, so inotify, {_BY_USER}; {_KERNEL}"
+    text = f"the caller's own user: they share inotify, {_BY_USER}; {_KERNEL}"
     return Control("default", False, text)
 
 

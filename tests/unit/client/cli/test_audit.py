@@ -126,3 +126,16 @@ def test_no_log_is_one_line_and_wrong_words_another(tmp_path, capsys):
     assert [line.partition(":")[0] for line in capsys.readouterr().err.splitlines()] == [
         "agentd audit"
     ] * 3
+
+
+def test_a_loss_is_accepted_where_a_log_was_and_nothing_is_made_elsewhere(log, capsys, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for nowhere in (tmp_path / "none", empty):
+        assert cli.main(["accept-loss", "--dir", str(nowhere)]) == 1
+        assert "no audit log here" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists() and list(empty.iterdir()) == []
+    shutil.rmtree(log)
+    assert cli.main(["accept-loss", "--dir", log]) == 0
+    assert "loss" in capsys.readouterr().out
+    AuditLog(log).close()

@@ -163,3 +163,9 @@ def test_wrong_words_are_refused():
         cli.main(["check", "strict", "--", "ls"])
     with pytest.raises(InvalidInput, match="required"):
         cli.main([])
+
+
+def test_a_folder_that_is_not_there_is_told_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", "/nope"]) == 1
+    told = capsys.readouterr()
+    assert "cannot read /nope: No such file or directory" in told.out + told.err

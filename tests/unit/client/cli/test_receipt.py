@@ -112,3 +112,12 @@ def test_one_place_is_named_and_no_other(state):
             cli.main(["show", "req-1", *words])
     with pytest.raises(Unreachable):
         cli.main(["show", "req-1", "--url", f"unix:{state}/none.sock"])
+
+
+def test_a_key_that_is_none_is_told_without_a_librarys_words() -> None:
+    from agentd.audit.errors import ReceiptInvalid
+    from agentd.audit.keypair import as_public_key
+
+    with pytest.raises(ReceiptInvalid, match="it is no public key in PEM") as told:
+        as_public_key(b"{}")
+    assert "http" not in str(told.value)

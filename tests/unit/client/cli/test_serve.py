@@ -106,3 +106,13 @@ def test_what_is_no_digest_pins_nothing(
     assert cli.main(["serve", "--capability-digest", digest]) == 2
     assert "is no SHA-256" in capsys.readouterr().err
     assert asked == []
+
+
+def test_what_the_command_line_says_wrong_is_not_put_on_the_environment(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AGENTD_CONFIG")
+    monkeypatch.setattr("agentd.daemon.config.find", lambda *_: None)
+    assert cli.main(["serve", "--listen", "foo"]) == 2
+    told = capsys.readouterr().err
+    assert "listen[0].address: 'foo' is no address" in told and "environment" not in told
