@@ -61,6 +61,20 @@ def test_list_batches_fit_a_frame_whatever_the_names(new_channel, tmp_path):
         assert len(json.dumps(event)) < wire.MAX_PAYLOAD
 
 
+def test_a_listing_is_bounded_in_bytes_by_the_agent_itself(new_channel, tmp_path, monkeypatch):
+    """Of whatever host asks: the entries of one listing, names, paths and links' targets."""
+    monkeypatch.setattr(fs, "MAX_LISTING", 100_000)
+    for number in range(20):
+        (tmp_path / f"l{number}").symlink_to("t" * 4000)
+    channel = new_channel().start(OPS["fs.list"], path=str(tmp_path)).run()
+    assert channel.last["event"] == "result"
+    for number in range(20, 30):
+        (tmp_path / f"l{number}").symlink_to("t" * 4000)
+    last = new_channel().start(OPS["fs.list"], path=str(tmp_path)).run().last
+    assert (last["event"], last["errno"]) == ("error", errno.EFBIG)
+    assert "its listing is over 100000 bytes" in last["message"]
+
+
 def test_list_rests_while_the_buffer_is_full_and_can_be_cancelled(new_channel, tmp_path):
     (tmp_path / "a").touch()
     channel = new_channel(credit=0).start(OPS["fs.list"], path=str(tmp_path))

@@ -111,6 +111,28 @@ def test_a_folder_that_is_noted_goes_before_the_block_comes_back(tmp_path: Path)
 
 
 @pytest.mark.root
+def test_a_folder_that_cannot_be_removed_keeps_its_block(tmp_path: Path) -> None:
+    block = take()
+    scratch = tmp_path / "agentd-scratch"
+    scratch.mkdir()
+    block.note(str(scratch))
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", scratch], check=True)
+    try:
+        block.release(ended=False)
+        others = [take() for _ in range(OWN.blocks - 1)]
+        assert block.id not in {other.id for other in others}
+        with pytest.raises(SandboxError, match="no block of user ids is free"):
+            take()
+    finally:
+        subprocess.run(["umount", scratch], check=True)
+    others.append(take())
+    assert others[-1].id == block.id
+    assert not scratch.exists()
+    for other in others:
+        other.release()
+
+
+@pytest.mark.root
 def test_a_folder_that_others_may_write_is_not_trusted(folder: Path) -> None:
     folder.mkdir()
     folder.chmod(0o777)
