@@ -1,11 +1,12 @@
 """The documents name what is there."""
 
+import errno
 import re
 from pathlib import Path
 
 from agentd.auth import signing
 from agentd.daemon import config
-from agentd.ingest.http.respond import STATUS
+from agentd.ingest.http.respond import ERRNO, STATUS
 from agentd.model.errors import Unauthenticated
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +40,20 @@ def test_the_api_page_has_every_code_at_its_status() -> None:
     for code, status in [*STATUS.items(), *((code, 401) for code in signatures)]:
         (row,) = [text for numbers, text in rows.items() if str(status) in numbers.split(", ")]
         assert f"`{code}`" in row, code
+
+
+def test_the_api_page_has_every_errno_at_its_status() -> None:
+    table = (ROOT / "docs/api.md").read_text().partition("| status | codes |")[2]
+    rows = dict(re.findall(r"^\| ([\d, ]+) \| (.*) \|$", table, re.M))
+    for number, status in ERRNO.items():
+        assert errno.errorcode[number] in rows[str(status)]
+
+
+def test_the_records_of_decisions_are_numbered_without_gaps() -> None:
+    records = sorted((ROOT / "docs/adr").glob("*.md"))
+    assert [int(page.name[:4]) for page in records] == list(range(1, len(records) + 1))
+    for number, page in enumerate(records, 1):
+        assert page.read_text().startswith(f"# {number}. "), page
 
 
 def test_the_settings_of_what_may_be_done_are_those_that_there_are(tmp_path: Path) -> None:
