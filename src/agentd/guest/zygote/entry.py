@@ -11,7 +11,7 @@ import signal
 import socket
 
 from agentd.guest.zygote import root
-from agentd.guest.zygote.messages import close_all, receive, refuse, reply
+from agentd.guest.zygote.messages import close_all, receive, refuse, send
 from agentd.linux import abi, mounts, paths, process
 from agentd.linux.clone import Cloner
 from agentd.linux.kernel import KERNEL
@@ -145,7 +145,7 @@ def _serve_mount(sock: socket.socket, request: dict[str, object]) -> None:
         finally:
             os.close(source)
         try:
-            reply(sock, {"n": number, "ok": True}, [fd])
+            send(sock, {"n": number, "ok": True}, [fd])
         finally:
             os.close(fd)
     except Exception as error:

@@ -27,7 +27,7 @@ from agentd.guest.zygote import box as boxes
 from agentd.guest.zygote import entry, grouping, holes, immortal, messages, root
 from agentd.guest.zygote.entry import CONTROL_FD, MOUNTS_FD
 from agentd.guest.zygote.group import enter_group
-from agentd.guest.zygote.messages import close_all, receive, refuse, reply
+from agentd.guest.zygote.messages import close_all, receive, refuse, send
 from agentd.guest.zygote.rehearsal import rehearse, rehearse_wall
 from agentd.linux import abi, caps, clone, process, seccomp
 from agentd.linux.clone import Cloner
@@ -62,13 +62,13 @@ def main() -> None:
         for fact in (caps.last_capability, root.masks):
             fact()  # found out once, by the user that sandboxes have, for all of them
     except Exception as error:
-        reply(control, {"error": f"{type(error).__name__}: {error}"})
+        send(control, {"error": f"{type(error).__name__}: {error}"})
         os._exit(1)
     agent.preload()
     gc.collect()
     gc.freeze()
     # Its digest is the host's business: hashlib would map OpenSSL into every sandbox.
-    reply(control, {"ok": True, "filter": filter_.hex()})
+    send(control, {"ok": True, "filter": filter_.hex()})
     zygote.serve()
 
 
@@ -202,7 +202,7 @@ class _Zygote:
     def _hand_over(self, message: dict[str, object], pidfd: int, fds: list[int]) -> bool:
         """Give the host a clone. One that cannot be given is ended, and False."""
         try:
-            reply(self._control, message, [pidfd, *fds])
+            send(self._control, message, [pidfd, *fds])
         except OSError as error:
             with contextlib.suppress(OSError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -256,7 +256,7 @@ class _Zygote:
 def _rehearse_messages() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
-        reply(ours, {"ok": True}, [theirs.fileno()])
+        send(ours, {"ok": True}, [theirs.fileno()])
         for fd in receive(theirs)[1]:
             os.close(fd)
 

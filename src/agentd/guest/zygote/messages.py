@@ -1,4 +1,4 @@
-"""Messages between the host, a zygote and its clones: one JSON object each, descriptors beside it.
+"""Messages between agentd's own processes: one JSON object each, descriptors beside it.
 
 Standard library only.
 """
@@ -10,7 +10,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 MAX_MESSAGE = 128 << 10
 MAX_FDS = 34
@@ -55,8 +55,8 @@ def receive(sock: socket.socket) -> tuple[dict[str, object], list[int]]:
         raise
 
 
-def reply(sock: socket.socket, message: dict[str, object], fds: list[int] | None = None) -> None:
-    """Send a message. Waits a second for memory; raises OSError."""
+def send(sock: socket.socket, message: dict[str, object], fds: Sequence[int] = ()) -> None:
+    """Waits a second for memory where the kernel has none. Raises OSError."""
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     data = json.dumps(message).encode()
     tries = _TRIES
@@ -76,7 +76,7 @@ def refuse(sock: socket.socket, number: object, error: BaseException) -> None:
     code = getattr(error, "errno", None)
     text = str(error) or type(error).__name__
     with contextlib.suppress(OSError):
-        reply(sock, {"n": number, "error": text, "errno": code})
+        send(sock, {"n": number, "error": text, "errno": code})
 
 
 def close_all(fds: Iterable[int]) -> None:

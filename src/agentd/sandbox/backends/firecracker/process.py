@@ -9,16 +9,16 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from agentd.guest.zygote.messages import MAX_MESSAGE
 from agentd.linux import cgroup
 from agentd.model.errors import BackendLost, SandboxError
-from agentd.sandbox.backends.child import reap, receive, start_python
+from agentd.sandbox.backends.child import reap, receive, send, start_python
 from agentd.sandbox.backends.firecracker import jailer
 from agentd.sandbox.backends.firecracker.api import Api
 from agentd.sandbox.backends.firecracker.config import Request
 from agentd.sandbox.backends.firecracker.exits import MonitorEnded, ending
 from agentd.sandbox.backends.firecracker.jailer import Jail, Root
 from agentd.sandbox.backends.identity import Block
-from agentd.sandbox.backends.vm.messages import send
 from agentd.transport.text import safe_text
 
 _WARDEN = "agentd.sandbox.backends.firecracker.warden"
@@ -97,7 +97,7 @@ class Monitor:
         """To be raised once it has ended."""
         status, log = None, ""
         with contextlib.suppress(SandboxError, OSError):
-            send(self._control, {"op": "look"})
+            send(self._control, {"op": "look"}, [], "warden", MAX_MESSAGE)
             answer, _ = receive(self._control, _ANSWER_SECONDS, "warden")
             status, log = _seen(answer)
         return MonitorEnded(ending(status, oom=self._oom()), status, log)
@@ -135,7 +135,7 @@ class Monitor:
                 "root": self.jail.root,
                 "binds": list(binds),
             }
-            send(self._control, request, [*files, *doors])
+            send(self._control, request, [*files, *doors], "warden", MAX_MESSAGE)
         except OSError as error:
             raise SandboxError("firecracker cannot be started", cause=str(error)) from error
         finally:

@@ -19,11 +19,11 @@ import socket
 import sys
 from typing import NoReturn
 
+from agentd.guest.zygote.messages import receive, send
 from agentd.guest.zygote.scratch import remove
 from agentd.linux import abi, mounts, process
 from agentd.linux.kernel import KERNEL
 from agentd.linux.title import set_title
-from agentd.sandbox.backends.vm.messages import receive, send
 from agentd.sandbox.backends.vm.ring import Ring
 
 CONTROL_FD = 3
@@ -61,7 +61,7 @@ def main() -> None:
             warden.serve()
         except EOFError:
             pass
-        except (OSError, WardenError) as error:
+        except (OSError, ValueError, WardenError) as error:
             with contextlib.suppress(OSError):
                 send(control, {"error": str(error), "status": None, "log": ""})
     finally:

@@ -33,13 +33,13 @@ import time
 from collections import deque
 from typing import NoReturn
 
+from agentd.guest.zygote.messages import close_all, receive, refuse, send
 from agentd.linux import abi, process, seccomp
 from agentd.linux.clone import Cloner
 from agentd.linux.kernel import KERNEL
 from agentd.linux.title import set_title
 from agentd.sandbox.backends.vm import children, folders
 from agentd.sandbox.backends.vm.confine import Cell
-from agentd.sandbox.backends.vm.messages import receive, send
 from agentd.sandbox.backends.vm.ring import Ring
 
 CONTROL_FD = 3
@@ -79,7 +79,7 @@ def main() -> None:
         config, _lock = receive(control)  # the run folder's: held until the guard ends, too
         cloner = _prepare(str(config["folder"]))
         filter_ = seccomp.build("sandbox")
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, ValueError) as error:
         with contextlib.suppress(OSError):
             send(control, {"error": f"{type(error).__name__}: {error}"})
         os._exit(1)
@@ -150,8 +150,8 @@ class Keeper:
         """No request that fails ends us: every machine would end with it."""
         try:
             request, fds = receive(self._control)
-        except ValueError as error:
-            self._tell({"error": str(error)})
+        except (OSError, ValueError, MemoryError) as error:
+            refuse(self._control, None, error)
             return
         answer: tuple[dict[str, object], list[int]]
         try:
@@ -172,14 +172,9 @@ class Keeper:
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             if request.get("op") == "start":
                 self._vms.pop(children.integer(request["vm"]), None)
-            self._tell({"n": number, "error": str(error), "errno": error.errno})
+            refuse(self._control, number, error)
         finally:
-            for fd in answer[1]:
-                os.close(fd)
-
-    def _tell(self, message: dict[str, object]) -> None:
-        with contextlib.suppress(OSError):  # a host that is gone is noticed next
-            send(self._control, message)
+            close_all(answer[1])
 
     def _perform(
         self, request: dict[str, object], fds: list[int]
