@@ -5,7 +5,6 @@ process left is removed by the next.
 """
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import os
@@ -17,6 +16,8 @@ from typing import Self
 
 from agentd.guest.operation import RequestError
 from agentd.guest.removal import remove_tree
+from agentd.linux import abi
+from agentd.linux.kernel import KERNEL
 from agentd.model.errors import InvalidInput, OperationFailed
 
 _PREFIX = ".agentd-cp-"
@@ -24,8 +25,6 @@ _NAME = b"new"
 _OLD = b"old"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _TRIES = 100
-_NOREPLACE = 1
-_EXCHANGE = 2
 _CANNOT = (errno.EINVAL, errno.ENOSYS, errno.EXDEV, errno.ENOTSUP)
 
 
@@ -93,7 +92,7 @@ class Stage:
 
     def _put(self, target: bytes, replace: bool) -> None:
         try:
-            _rename(self.fd, _NAME, self._parent, target, _NOREPLACE)
+            KERNEL.renameat2(self.fd, _NAME, self._parent, target, abi.RENAME_NOREPLACE)
             return
         except FileExistsError:
             if not replace:
@@ -104,7 +103,7 @@ class Stage:
             if not replace and self._is_there(target):
                 raise exists(self._target) from None
         try:
-            _rename(self.fd, _NAME, self._parent, target, _EXCHANGE)
+            KERNEL.renameat2(self.fd, _NAME, self._parent, target, abi.RENAME_EXCHANGE)
         except OSError as error:
             if error.errno not in (*_CANNOT, errno.ENOENT):
                 raise
@@ -173,14 +172,6 @@ def _mounts_below(real: str) -> Iterator[str]:
 
 def _unescaped(match: re.Match[bytes]) -> bytes:
     return bytes([int(match[1], 8)])
-
-
-def _rename(source: int, name: bytes, above: int, target: bytes, flags: int) -> None:
-    """renameat2(2), which Python has not."""
-    call = ctypes.CDLL(None, use_errno=True).renameat2
-    if call(source, name, above, target, flags):
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), os.fsdecode(target))
 
 
 def _made(parent: int) -> tuple[str, int]:

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 TURN = 4
 _TREE = b"tree"
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_NOREPLACE = 1
-_EXCHANGE = 2
 
 
 class Read(Quiet):
@@ -197,13 +195,13 @@ class WriteWhole(Write):
     def _exchanged(self) -> bool:
         """Whether it is in place, and what was there is where it came from."""
         try:
-            self._rename(_NOREPLACE)
+            self._rename(abi.RENAME_NOREPLACE)
             return True
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.EINVAL) or not self._replace:
                 raise
         try:
-            self._rename(_EXCHANGE)
+            self._rename(abi.RENAME_EXCHANGE)
             return True
         except OSError as error:
             # An overlay's lower directory is EXDEV.
@@ -213,7 +211,7 @@ class WriteWhole(Write):
 
     def _rename(self, flags: int) -> None:
         name = os.fsencode(self._name)
-        KERNEL.syscall(abi.SYS.renameat2, self._root, _TREE, self._parent, name, flags)
+        KERNEL.renameat2(self._root, _TREE, self._parent, name, flags)
 
     def _cleared(self) -> Iterator[None]:
         try:

@@ -8,6 +8,8 @@ import contextlib
 import os
 import select
 
+from agentd.linux.kernel import KERNEL
+
 ROOT = "/sys/fs/cgroup"
 NAME = "sandbox"
 CONTROLLERS = ("cpu", "memory", "pids")
@@ -27,7 +29,7 @@ class Group:
         """Make it, or find it. Raises OSError."""
         self._path = os.path.join(root, NAME)
         shared = " ".join(f"+{name}" for name in CONTROLLERS)
-        _write(os.path.join(root, "cgroup.subtree_control"), shared)
+        KERNEL.write(os.path.join(root, "cgroup.subtree_control"), shared)
         with contextlib.suppress(FileExistsError):
             os.mkdir(self._path)
         self._counters: list[tuple[str, int, bytes]] = []
@@ -87,7 +89,7 @@ class Group:
         return {cause: _field(os.pread(fd, 512, 0), field) for cause, fd, field in self._counters}
 
     def _set(self, name: str, value: str) -> None:
-        _write(os.path.join(self._path, name), value)
+        KERNEL.write(os.path.join(self._path, name), value)
 
 
 def _field(text: bytes, name: bytes) -> int:
@@ -102,13 +104,5 @@ def _read(path: str) -> bytes:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.read(fd, 4096)
-    finally:
-        os.close(fd)
-
-
-def _write(path: str, value: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, value.encode())
     finally:
         os.close(fd)

@@ -55,6 +55,10 @@ _TABLES: dict[str, type[_X86_64] | type[_AArch64]] = {"x86_64": _X86_64, "aarch6
 MACHINE = os.uname().machine
 SYS = _TABLES.get(MACHINE, _X86_64)
 
+# linux/fs.h
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+
 CLONE_VM = 0x00000100
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000

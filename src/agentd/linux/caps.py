@@ -46,7 +46,8 @@ def drop_bounding(kernel: Kernel = KERNEL) -> None:
 
     Before ``drop_all`` and before a change of user: it needs CAP_SETPCAP.
     """
-    kernel.prctl_each(abi.PR_CAPBSET_DROP, last_capability())
+    for number in range(last_capability() + 1):
+        kernel.prctl(abi.PR_CAPBSET_DROP, number)
 
 
 def drop_bounding_if_allowed(kernel: Kernel = KERNEL) -> bool:

@@ -5,6 +5,7 @@ import mmap
 import os
 
 from agentd.linux import abi
+from agentd.linux.kernel import KERNEL
 
 # The child runs no Python: it shares our memory, has a stack of its own, and calls _exit at once.
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -28,8 +29,8 @@ def userns_fd(
     pid = _ended_child()
     try:
         # It is a zombie until we wait for it, and a zombie still has its namespace.
-        _write(f"/proc/{pid}/uid_map", f"{inside_uid} {outside_uid} {count}")
-        _write(f"/proc/{pid}/gid_map", f"{inside_gid} {outside_gid} {count}")
+        KERNEL.write(f"/proc/{pid}/uid_map", f"{inside_uid} {outside_uid} {count}")
+        KERNEL.write(f"/proc/{pid}/gid_map", f"{inside_gid} {outside_gid} {count}")
         return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.waitpid(pid, _WALL)
@@ -54,13 +55,3 @@ def _ended_child() -> int:
     if pid < 0:
         raise OSError(code, f"no user namespace for idmapped mounts: {os.strerror(code)}")
     return pid
-
-
-def _write(path: str, text: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, text.encode())
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, path) from error
-    finally:
-        os.close(fd)

@@ -12,9 +12,6 @@ from agentd.linux import abi
 _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
-# PyDLL keeps the GIL: letting it go costs as much as the call.
-_prctl = ctypes.PyDLL(None, use_errno=True).prctl
-_prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)
 
 
 class Kernel:
@@ -32,14 +29,19 @@ class Kernel:
     def prctl(self, option: int, a: int = 0, b: object = 0, c: int = 0, d: int = 0) -> int:
         return self.syscall(abi.SYS.prctl, option, a, b, c, d)
 
-    def prctl_each(self, option: int, last: int) -> None:
-        """``prctl(option, n)`` for each n up to ``last``, as fast as may be: for the capabilities,
-        of which there are some 40, in every fresh sandbox. Raises OSError.
-        """
-        for n in range(last + 1):
-            if _prctl(option, n, 0, 0, 0) < 0:
-                code = ctypes.get_errno()
-                raise OSError(code, os.strerror(code))
+    def renameat2(self, source: int, name: bytes, target: int, as_: bytes, flags: int) -> None:
+        """rename(2) that refuses to replace, or exchanges two names (``abi.RENAME_*``)."""
+        self.syscall(abi.SYS.renameat2, source, name, target, as_, flags)
+
+    def write(self, path: str, text: str) -> None:
+        """In one call, as files of /proc and of control groups want it. An OSError names it."""
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, text.encode())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, path) from error
+        finally:
+            os.close(fd)
 
     def unshare(self, flags: int) -> None:
         self.syscall(abi.SYS.unshare, flags)

@@ -36,10 +36,6 @@ class RecordingKernel(Kernel):
             raise answer
         return answer
 
-    def prctl_each(self, option: int, last: int) -> None:
-        for n in range(last + 1):
-            self.prctl(option, n)
-
     def names(self) -> list[str]:
         """The names of the calls so far."""
         return [name for name, _ in self.calls]

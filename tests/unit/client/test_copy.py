@@ -249,7 +249,7 @@ def test_a_tree_takes_the_place_of_another_as_a_whole(
         def cannot(*_: object) -> None:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
-        monkeypatch.setattr(stage, "_rename", cannot)
+        monkeypatch.setattr(stage.KERNEL, "renameat2", cannot)
     data = packed(TREE, ("t/new", FILE, b"new"))
     with pytest.raises(InvalidInput, match="exists already"):
         out(data, tmp_path / "t")

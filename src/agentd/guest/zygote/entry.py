@@ -58,8 +58,8 @@ def _enter_as_root(cloner: Cloner, own: int, start: int, end: int) -> list[root.
     if pid:
         os.setresuid(-1, 0, -1)
         maps = f"0 {own} 1\n" + _without(own, start, end)
-        _write(f"/proc/{pid}/gid_map", maps)
-        _write(f"/proc/{pid}/uid_map", maps)
+        KERNEL.write(f"/proc/{pid}/gid_map", maps)
+        KERNEL.write(f"/proc/{pid}/uid_map", maps)
         os.write(mapped, b"m")
         os.setresuid(own, own, own)
         process.set_no_new_privs()
@@ -98,9 +98,9 @@ def _lift_user_limits() -> None:
 def _enter_namespaces() -> None:
     uid, gid = os.geteuid(), os.getegid()
     KERNEL.unshare(abi.CLONE_NEWUSER | abi.CLONE_NEWNS | abi.CLONE_NEWPID)
-    _write("/proc/self/setgroups", "deny")
-    _write("/proc/self/gid_map", f"0 {gid} 1")
-    _write("/proc/self/uid_map", f"0 {uid} 1")
+    KERNEL.write("/proc/self/setgroups", "deny")
+    KERNEL.write("/proc/self/gid_map", f"0 {gid} 1")
+    KERNEL.write("/proc/self/uid_map", f"0 {uid} 1")
     child = os.fork()
     if child:
         _serve_mounts(child)
@@ -150,11 +150,3 @@ def _serve_mount(sock: socket.socket, request: dict[str, object]) -> None:
             os.close(fd)
     except Exception as error:
         refuse(sock, number, error)
-
-
-def _write(path: str, text: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, text.encode())
-    finally:
-        os.close(fd)

@@ -227,9 +227,6 @@ class LinuxBackend:
     def _take(self, nursery: Nursery) -> Block | None:
         return None if "ids" in self._without else identity.take(nursery.ids)
 
-    def _mapped(self) -> bool:
-        return os.geteuid() == 0
-
     def _nursery(self, net: str) -> Nursery:
         with self._lock:
             nursery = self._nurseries.get(net)

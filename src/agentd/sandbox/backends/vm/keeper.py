@@ -99,9 +99,9 @@ def _prepare(folder: str) -> Cloner:
     uid, gid = os.geteuid(), os.getegid()
     KERNEL.unshare(abi.CLONE_NEWPID | (abi.CLONE_NEWUSER if uid else 0))
     if uid:
-        _write("/proc/self/setgroups", "deny")
-        _write("/proc/self/gid_map", f"{gid} {gid} 1")
-        _write("/proc/self/uid_map", f"{uid} {uid} 1")
+        KERNEL.write("/proc/self/setgroups", "deny")
+        KERNEL.write("/proc/self/gid_map", f"{gid} {gid} 1")
+        KERNEL.write("/proc/self/uid_map", f"{uid} {uid} 1")
     guard = os.getpid()
     pid = os.fork()
     if pid:
@@ -308,14 +308,6 @@ def _end(*pids: int) -> None:
     for pid in pids:
         if pid:  # ours and not reaped: the number is no stranger's
             os.kill(pid, signal.SIGKILL)
-
-
-def _write(path: str, text: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, text.encode())
-    finally:
-        os.close(fd)
 
 
 if __name__ == "__main__":
