@@ -3,12 +3,13 @@
 import time
 from collections.abc import Callable
 
-from agentd.model.errors import AgentdError
+from agentd.model.errors import AgentdError, SandboxError
 from agentd.sandbox.supervisor import client
 
 _ASK_SECONDS = 2.0  # between questions
 _SILENT_SECONDS = 10.0  # without an answer
 _GIVE_UP_SECONDS = 15.0  # without a supervisor
+_SILENT = "its supervisor does not answer"
 
 
 class Supervision:
@@ -62,8 +63,12 @@ class Supervision:
         now = time.monotonic()
         if self._asked is not None and not self._asked.answered:
             if now - self._asked_at > _SILENT_SECONDS:
-                self.trouble = "its supervisor does not answer"
+                self.trouble = _SILENT
         elif self._asked is None or now - self._asked_at > _ASK_SECONDS:
             self._asked_at = now
+            try:
+                self._asked = self._link.begin("hello")
+            except SandboxError:  # its socket is full: it reads nothing
+                self.trouble = _SILENT
+                raise
             self._lost_at, self.trouble = 0.0, ""
-            self._asked = self._link.begin("hello")
