@@ -189,10 +189,14 @@ def _verify(options: argparse.Namespace, source: "Source") -> int:
 def _accept(directory: str) -> int:
     from agentd.audit import mending
 
-    for event in mending.accept(directory):
+    events = mending.accept(directory)
+    for event in events:
         words = ", ".join(f"{name} {value}" for name, value in event.fields.items())
         print(remote.safe(f"written down: {event.kind}: {words}"))
-    print("nothing that was written is missing: the log goes on")
+    if events:
+        print("the log goes on behind that")
+    else:
+        print("nothing that was written is missing: the log is as it was")
     return 0
 
 

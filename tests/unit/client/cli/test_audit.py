@@ -137,5 +137,8 @@ def test_a_loss_is_accepted_where_a_log_was_and_nothing_is_made_elsewhere(log, c
     assert not (tmp_path / "none").exists() and list(empty.iterdir()) == []
     shutil.rmtree(log)
     assert cli.main(["accept-loss", "--dir", log]) == 0
-    assert "loss" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "loss" in told and "nothing that was written is missing" not in told
     AuditLog(log).close()
+    assert cli.main(["accept-loss", "--dir", log]) == 0
+    assert "nothing that was written is missing" in capsys.readouterr().out
