@@ -128,7 +128,8 @@ def run(places: Sequence[str], *, pid1: bool) -> int:
             names = ", ".join(opened.open) or "nothing yet"
             say(f"listening on {names}, version {__version__}")
         loop.run()
-    say("stopped")
+    if not is_the_first():
+        say("stopped")
     return 0
 
 

@@ -303,3 +303,5 @@ def test_as_fc_guest_agent_it_says_what_the_first_one_said(tmp_path: Path) -> No
             b"fc-guest-agent: Accepted connection\n",
             b"fc-guest-agent: Connection closed\n",
         ]
+        process.terminate()
+        assert process.stderr.read() == b""
