@@ -17,6 +17,7 @@ from agentd.model.errors import InvalidInput
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.principal import SCOPES
+from agentd.sandbox.backends import identity
 
 
 @pytest.fixture
@@ -173,6 +174,22 @@ def test_settings_that_do_not_go_together(file, text, line, key, message):
     assert message in problem.message
     # What only the other setting says is shown where the section begins.
     assert (problem.line, problem.key.startswith(key)) == (line, True)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("which", [0, 1], ids=["users", "groups"])
+def test_ids_that_somebody_has_for_containers_are_refused(file, tmp_path, monkeypatch, which):
+    others = (tmp_path / "subuid", tmp_path / "subgid")
+    monkeypatch.setattr(identity, "SUBORDINATE", tuple(map(str, others)))
+    text = "[ids]\nstart = 2000000000\nblocks = 8\n"  # to 2000524287
+    for first, count in ((2_000_524_287, 65536), (1_999_934_465, 65536), (2_000_100_000, 1)):
+        others[which].write_text(f"nobody:1:9\nalice:{first}:{count}\n")
+        problem = one(config.check(file(text), {}))
+        assert (problem.line, problem.key) == (2, "ids.start")
+        assert f"{others[which]} gives 'alice'" in problem.message
+    for first, count in ((2_000_524_288, 65536), (1_999_934_464, 65536), (100_000, 65536)):
+        others[which].write_text(f"alice:{first}:{count}\n")
+        assert config.check(file(text), {}) == []
 
 
 def test_what_is_wrong_among_the_signers_is_told(file, tmp_path):
