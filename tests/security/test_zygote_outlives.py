@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,36 @@ def test_a_killed_zygote_is_replaced_and_only_its_sandboxes_end() -> None:
             assert run(daemon, id_)["stdout"] == "here\n"
         assert daemon.ask("GET", "/readyz").status == 200
         assert daemon.log.count(b"backend_lost") == len(ours)
+
+
+def limit_files(pid: int, soft: str) -> str:
+    """As its own user, who alone may do that without CAP_SYS_RESOURCE; what it was."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    uid, gid = (status.split(f"{name}:")[1].split()[0] for name in ("Uid", "Gid"))
+    own = ["setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups", "prlimit"]
+    asked = [*own, f"--pid={pid}", "--nofile", "--output=SOFT", "--noheadings"]
+    was = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    subprocess.run([*own, f"--pid={pid}", f"--nofile={soft}:"], check=True)
+    return was
+
+
+@pytest.mark.root
+def test_a_zygote_that_cannot_take_what_is_passed_on_says_so_and_goes_on() -> None:
+    """The descriptor that comes with a request is lost: that request fails, and nothing else."""
+    with running() as daemon:
+        other = daemon.sandbox()
+        (zygote,) = zygotes(daemon).values()
+        soft = limit_files(zygote, "3")
+        try:
+            made = [daemon.ask("POST", "/v1/sandboxes", {}) for _ in range(4)]
+        finally:
+            limit_files(zygote, soft)
+        refused = [answer.json for answer in made if answer.status != 201]
+        assert len(refused) >= 2  # one or two were made ahead
+        assert all("no descriptor is left" in json["cause"] for json in refused), refused
+        for id_ in (other, daemon.sandbox()):
+            assert run(daemon, id_)["stdout"] == "here\n"
+        assert list(zygotes(daemon).values()) == [zygote]
 
 
 def test_an_environment_that_is_too_long_is_refused_and_ends_nothing() -> None:

@@ -1,5 +1,6 @@
 """Files and tunnels against a scripted agent."""
 
+import contextlib
 import io
 
 import pytest
@@ -47,6 +48,22 @@ def test_a_read_has_a_bound(agent, monkeypatch):
 
     with pytest.raises(OperationFailed, match="at once"):
         agent(script).files.read("/w/f")
+
+
+def test_a_listing_has_a_bound_in_bytes_whatever_the_agent_has(agent):
+    link = ENTRY | {"type": "link", "target": "t" * 4000}
+    sent = []
+
+    def script(peer):
+        channel, _ = peer.request()
+        with contextlib.suppress(OSError):  # it hangs up
+            while len(sent) < 100:
+                peer.event(channel, "entries", entries=[link] * 200)
+                sent.append(200 * 4000)
+
+    with pytest.raises(OperationFailed, match=r"its listing is over .* 32 MiB"):
+        agent(script).files.list("/w")
+    assert sum(sent) < 40 << 20
 
 
 def test_a_listing_has_a_bound(agent, monkeypatch):
