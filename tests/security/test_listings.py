@@ -111,12 +111,27 @@ def test_changes_that_nobody_reads_are_bounded(daemon: Daemon, box: str) -> None
         link.request("GET", path)
         answer = link.getresponse()
         assert answer.read(3) == b":\n\n"
-        inside(daemon, box, f"import os; os.chdir('{deep}')\n{flood}")
+        with grows_by_at_most(daemon, 20 * MIB):
+            inside(daemon, box, f"import os; os.chdir('{deep}')\n{flood}")
         size = 0
         with contextlib.suppress(http.client.IncompleteRead, ConnectionError):
             while piece := answer.read1(MIB):
                 size += len(piece)
     assert size < 12 * MIB
+
+
+def test_changes_of_a_workspace_are_bounded_too(daemon: Daemon, tmp_path: Path) -> None:
+    box = daemon.sandbox(workspace=f"{tmp_path}:cow", ttl="5m")
+    deep = "/".join(["d" * 250] * 15)
+    made = "for n in range({}): os.close(os.open('%05d' % n * 50, os.O_CREAT))"
+    inside(daemon, box, f"import os; os.makedirs('{deep}'); os.chdir('{deep}')\n{made.format(100)}")
+    where = f"/v1/sandboxes/{box}/changes"
+    assert len(daemon.ask("GET", where).json) == 15 + 100
+    inside(daemon, box, f"import os; os.chdir('{deep}')\n{made.format(8500)}")
+    with grows_by_at_most(daemon, 50 * MIB):
+        answer = daemon.ask("GET", where)
+    assert answer.status == 409 and f"over {32 * MIB} bytes" in answer.json["message"]
+    daemon.ask("DELETE", f"/v1/sandboxes/{box}")
 
 
 # --- what the caller did wrong is not the sandbox's fault ---
