@@ -88,6 +88,12 @@ def test_stat_tells_the_kinds_apart(sandbox: Sandbox, files: Files, workspace: s
     assert kinds["file"].path == f"{workspace}/file"
 
 
+def test_the_root_is_told_however_it_is_named(files: Files) -> None:
+    for path in ("/", "//", "/usr/..", "/usr/./../.."):
+        entry = files.stat(path)
+        assert (entry.name, entry.type) == ("/", "dir"), path
+
+
 def test_a_listing_is_complete(sandbox: Sandbox, files: Files, workspace: str) -> None:
     sandbox.run("mkdir many; cd many; touch $(seq 1 1500) .hidden")
     names = {entry.name for entry in files.list(f"{workspace}/many")}

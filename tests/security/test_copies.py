@@ -356,6 +356,22 @@ def test_standard_input_and_output(daemon: Daemon, box: str, here: Path) -> None
     assert os.listdir(here) == [".ssh"]
 
 
+def test_standard_input_and_output_that_are_none(daemon: Daemon, box: str, here: Path) -> None:
+    inside(daemon, box, "echo 1 > f")
+    for ends, said in (
+        (f"cp - {box}:/workspace/in <&-", "standard input is closed"),
+        (f"cp {box}:/workspace/f - >&-", "standard output is closed"),
+        (f"cp {box}:/workspace/f - >/dev/full", "could not be written here: No space left"),
+    ):
+        ran = subprocess.run(
+            ["sh", "-c", f"{sys.executable} -m agentd {ends}"], cwd=here, capture_output=True,
+            env=os.environ | {"AGENTD_URL": daemon.url}, timeout=WAIT, check=False, text=True,
+        )  # fmt: skip
+        assert ran.returncode != 0
+        assert said in ran.stderr and "internal error" not in ran.stderr, ran.stderr
+    assert _names(daemon, box, "/workspace") == {"f"}
+
+
 def test_each_example_of_its_help(daemon: Daemon, box: str, here: Path) -> None:
     (here / "script.py").write_text("1")
     (here / "src").mkdir()

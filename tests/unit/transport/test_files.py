@@ -234,3 +234,15 @@ def test_why_a_tree_is_refused_is_told_in_the_agent_s_words(agent):
     with pytest.raises(OperationFailed, match=r"/w/t: t/a\\x1b\[2J is a fifo") as caught:
         list(agent(script).files.read_tar("/w/t"))
     assert caught.value.errno == 22
+
+
+def test_a_listing_holds_no_root(agent):
+    """Whoever joins a name to a folder of the host's would be at the host's root."""
+
+    def script(peer):
+        channel, _ = peer.request()
+        peer.event(channel, "entries", entries=[ENTRY | {"name": "/", "path": "/"}])
+        peer.until_closed()
+
+    with pytest.raises(GuestError, match="the root in it"):
+        agent(script).files.list("/w")

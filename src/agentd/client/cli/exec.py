@@ -79,7 +79,14 @@ def _run(options: argparse.Namespace, request: "object", interrupts: Interrupts)
 def _parse(words: list[str]) -> argparse.Namespace:
     head, tail = remote.split(words)
     options = _parser().parse_args(head)
-    options.command = options.command + tail
+    if options.command[:1] and options.command[0].startswith("-"):
+        raise InvalidInput(
+            f"{options.command[0]} stands behind the sandbox's id, where its command is",
+            remediation=f"write agentd exec {options.command[0]} ... {options.id} -- ls",
+        )
+    # ``exec ID git checkout -- x``: the command began before the dashes, so they belong to it.
+    dashes = words[len(head) : len(words) - len(tail)]
+    options.command = options.command + dashes + tail if options.command else tail
     if not options.command:
         raise InvalidInput(
             "no command given", remediation="write it after --: agentd exec ID -- ls"
