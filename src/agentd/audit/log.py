@@ -350,9 +350,7 @@ class AuditLog:
             if not own and not bodies:
                 return []
             written = self._chain.write([*own, *bodies], synced=synced)
-        except BaseException as error:
-            if isinstance(error, LogDamaged):
-                self.damage = str(error)
+        except BaseException:
             self._losses.put_back(lost)
             self._put_off_sync()
             raise
@@ -382,7 +380,11 @@ class AuditLog:
             self._sync_due = time.monotonic() + _RETRY_SECONDS
 
     def _reloaded(self) -> list[Event]:
-        owed = self._chain.load()
+        try:
+            owed = self._chain.load()
+        except AuditError as error:  # one that cannot be read is no better than one that is gone
+            self.damage = str(error)
+            raise
         self._stale, self.damage = False, ""
         return owed
 

@@ -127,6 +127,9 @@ class Commands:
             ) from error
         try:
             self._record(who, command)
+        except BaseException:
+            command.kill()  # who is told that it was not begun does not have it going on
+            raise
         finally:
             recorded.set()
         return command.view()

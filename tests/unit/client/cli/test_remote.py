@@ -21,6 +21,7 @@ from agentd.model.errors import InvalidInput
         (["create", "-e", "=x"], "environment variable"),
         (["exec", "sbx"], "no command given (write it after --"),
         (["exec", "-t", "--json", "sbx", "--", "ls"], "drop -t"),
+        (["exec", "sbx", "--timeout", "2s", "--", "ls"], "exec --timeout ... sbx -- ls"),
         (["exec", "-d", "-i", "sbx", "--", "ls"], "-d and -i cannot go together"),
         (["exec", "-t", "sbx", "--", "ls"], "--tty needs a terminal"),
         (["kill", "--signal", "TERM", "sbx"], "--signal is for a process"),
@@ -111,3 +112,17 @@ def test_nothing_heavy_is_imported_to_parse(module):
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert out.stdout == b"[]\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (["sbx", "--", "git", "checkout", "--", "x"], ["git", "checkout", "--", "x"]),
+        (["sbx", "git", "checkout", "--", "x"], ["git", "checkout", "--", "x"]),
+        (["sbx", "ls", "-l"], ["ls", "-l"]),
+    ],
+)
+def test_dashes_within_a_command_belong_to_it(words: list[str], command: list[str]) -> None:
+    from agentd.client.cli import exec as cli
+
+    assert cli._parse(words).command == command
