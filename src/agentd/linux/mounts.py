@@ -1,6 +1,7 @@
-"""Detached copies of mounts, to be attached in another mount namespace."""
+"""Detached copies of mounts, to be attached in another mount namespace; and where mounts are."""
 
 import os
+import re
 
 from agentd.linux import abi
 from agentd.linux.kernel import KERNEL, Kernel
@@ -43,3 +44,14 @@ def clone_tree(
         os.close(fd)
         raise
     return fd
+
+
+def points() -> list[str]:
+    """The path of each mount that this process sees. Raises OSError."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        return [unescaped(line.split()[4]) for line in file]
+
+
+def unescaped(field: str) -> str:
+    """A path of a mountinfo, in which white space is told in octal (proc_pid_mountinfo(5))."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)

@@ -131,7 +131,7 @@ def make_private(path: str, target: str, kernel: Kernel = KERNEL) -> None:
     The files are then others, to inotify and to file locks, than those which the host and other
     sandboxes use. Raises OSError, also for a mount in another: no overlay can be had of that.
     """
-    _make_again(path, target, _mount_points(), kernel)
+    _make_again(path, target, frozenset(mounts.points()), kernel)
 
 
 def _make_again(path: str, target: str, mounted: frozenset[str], kernel: Kernel) -> None:
@@ -161,11 +161,6 @@ def _overlay(path: str, target: str, kernel: Kernel) -> None:
             f"{error.strerror}: no overlay of {path}, perhaps as something is mounted in it; "
             "leave sandbox.private_programs out",
         ) from None
-
-
-def _mount_points() -> frozenset[str]:
-    with open("/proc/self/mountinfo", "rb") as file:
-        return frozenset(line.split()[4].decode("unicode_escape") for line in file)
 
 
 def read_etc(resolver: bool) -> dict[str, bytes]:

@@ -1,11 +1,11 @@
 """Find the mounted hierarchy that can limit, and this process' place in it."""
 
 import os
-import re
 from typing import NamedTuple
 
 from agentd.linux.cgroup import v1, v2
 from agentd.linux.cgroup.hierarchy import Hierarchy
+from agentd.linux.mounts import unescaped
 
 
 class _Mount(NamedTuple):
@@ -54,7 +54,7 @@ def _cgroup_mounts(text: str) -> list[_Mount]:
         left, _, right = line.partition(" - ")
         fields, (kind, _, options) = left.split(), right.split(maxsplit=2)
         if kind in ("cgroup", "cgroup2"):
-            root, point = _unescape(fields[3]), _unescape(fields[4])
+            root, point = unescaped(fields[3]), unescaped(fields[4])
             mounts.append(_Mount(root, point, kind, frozenset(options.split(","))))
     return mounts
 
@@ -67,10 +67,6 @@ def _membership(text: str) -> dict[str, str]:
         for controller in controllers.split(","):
             found[controller] = path
     return found
-
-
-def _unescape(field: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 
 
 def _read(path: str) -> str:
