@@ -20,12 +20,12 @@ from agentd.guest import agent
 from agentd.guest.zygote import root, scratch
 from agentd.guest.zygote.box import no_core
 from agentd.guest.zygote.group import enter_group
+from agentd.guest.zygote.messages import receive
 from agentd.linux import abi, caps, landlock, paths, process, seccomp
 from agentd.linux.kernel import KERNEL
 from agentd.linux.title import set_title
 
 LISTENER_FD, CONTROL_FD = 3, 4
-_MAX_CONFIG = 128 << 10
 _KILL_SECONDS = 10.0
 # What of /proc and /sys can be read without learning of other processes.
 _FACTS = (
@@ -52,7 +52,7 @@ def main() -> None:
     for fd in (LISTENER_FD, CONTROL_FD):
         os.set_inheritable(fd, False)
     control = socket.socket(fileno=CONTROL_FD)
-    config: Config = json.loads(control.recv(_MAX_CONFIG))
+    config, _ = receive(control)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)  # the host ends us by closing the socket
     set_title("agentd")

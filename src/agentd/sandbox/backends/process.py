@@ -1,13 +1,13 @@
 """The backends without namespaces: ``host`` (no wall) and ``landlock`` (a process's own)."""
 
 import contextlib
-import json
 import os
 import socket
 import time
 
 import msgspec
 
+from agentd.guest.zygote.messages import MAX_MESSAGE
 from agentd.guest.zygote.scratch import remove
 from agentd.linux import landlock, seccomp
 from agentd.linux.cgroup import Group
@@ -20,7 +20,7 @@ from agentd.model.mount import Mount, MountMode
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends import identity, shared
 from agentd.sandbox.backends.cgroups import explained, let_in, make_group
-from agentd.sandbox.backends.child import await_ready, reap, receive, start_python
+from agentd.sandbox.backends.child import await_ready, reap, receive, send, start_python
 from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.limits import (
     agent_detail,
@@ -93,8 +93,8 @@ class HostBackend:
             with theirs, theirs_control:
                 monitor = start_python(_MONITOR, (theirs, theirs_control))
             undo.callback(_end_monitor, control, monitor)
-            config = json.dumps(self._config(plan, scratch, workspace, block)).encode()
-            control.send(config)
+            config = self._config(plan, scratch, workspace, block)
+            send(control, config, [], "monitor", MAX_MESSAGE)
             answer, _ = receive(control, 20.0, "monitor")
             if "error" in answer:
                 raise SandboxError("the sandbox could not be built", cause=str(answer["error"]))
@@ -142,9 +142,8 @@ class HostBackend:
     ) -> dict[str, object]:
         tmp = os.path.join(scratch, "tmp")
         base = {"HOME": scratch, "LANG": "C.UTF-8", "PATH": _PATH, "TMPDIR": tmp}
-        if (
-            self.confined and os.geteuid() == 0
-        ):  # the user that it becomes has no name in /etc/passwd
+        if self.confined and os.geteuid() == 0:
+            # The user that it becomes has no name in /etc/passwd.
             base |= {"LOGNAME": "sandbox", "USER": "sandbox"}
         return {
             "confine": self.confined,
