@@ -165,13 +165,13 @@ class _Walk:
                 self._problems.append(problem)
         self._check_head()
         self._check_receipts()
-        last_ = position(self._seq, self._prev) if self._records else None
+        head = position(self._seq, self._prev) if self._records else None
         return Verdict(
             not self._problems,
             self._records,
             count,
             self._retired[0],
-            last_,
+            head,
             tuple(self._problems),
             tuple(self._notes),
             self._receipts,

@@ -2,8 +2,7 @@
 
 Where a copy lands is one rule, both ways: into a TARGET that ends with a slash (or is ``.``), or
 that is a folder, under the source's own name; else it is TARGET. A link counts as what it leads to
-only with the slash. To replace is to put a folder in
-the place of TARGET itself, whatever that is.
+only with the slash. To replace is to put a folder in the place of TARGET itself, whatever that is.
 """
 
 import errno

@@ -62,12 +62,11 @@ class Report(Protocol):
 class Daemon:
     """Raises AgentdError where it cannot come up."""
 
-    #: Why nobody can connect to it, which the listeners know; "" at first.
-    unreachable: Callable[[], str] = str
-
     def __init__(self, config: Config, report: Report, counts: meter.Meter = meter.NONE) -> None:
         self.config = config
         self._report = report
+        #: Why nobody can connect to it, which the listeners know; "" at first.
+        self.unreachable: Callable[[], str] = lambda: ""
         self._closing = threading.Event()
         state = str(config.daemon.state)
         socket_path = os.path.join(state, "supervisor.sock")
@@ -134,9 +133,7 @@ class Daemon:
             )
             self.chain: Chain = authentication.chain(config, self._keys)
             self.signed = self._signed_requests(config)
-            kept = config.idempotency
-            bounds = Bounds(ttl=float(kept.keep), keys=kept.keys, bytes=int(kept.answers))
-            self._idempotency = Idempotency(self.store, seal.of_state(state), bounds)
+            self._idempotency = self._remembering(state)
             self.service = self._service(state)
             self._adopt()
             self._endings.start(self.sandboxes.lost)
@@ -205,6 +202,11 @@ class Daemon:
             signed=lambda: self.signed,
             idempotency=lambda: self._idempotency,
         )
+
+    def _remembering(self, state: str) -> Idempotency:
+        kept = self.config.idempotency
+        bounds = Bounds(ttl=float(kept.keep), keys=kept.keys, bytes=int(kept.answers))
+        return Idempotency(self.store, seal.of_state(state), bounds)
 
     def _key_service(self) -> "KeyService":
         return authentication.key_service(self.config, self._keys)

@@ -329,7 +329,7 @@ class Processes:
 
     def trust(self) -> None:
         """Nobody below us is in a position to hold up a child: a rehearsal's."""
-        self._spawner.crowded = bool
+        self._spawner.crowded = lambda: False
 
     def __iter__(self) -> Iterator[Process]:
         """The running ones."""

@@ -345,7 +345,6 @@ class Answer(msgspec.Struct, frozen=True):
     replayed: bool = False
 
 
-#: What makes one, and what does that in a thread.
 class Repeat(msgspec.Struct, frozen=True):
     """A request that an Idempotency-Key stands for. ``body`` None is that of a file's upload."""
 
@@ -355,6 +354,7 @@ class Repeat(msgspec.Struct, frozen=True):
     raw: bytes = b""  # the body as it came
 
 
+#: What makes an answer, and what does that in a thread.
 Work = Callable[[], Answer]
 Carry = Callable[[Work], Awaitable[Answer]]
 #: Raises where a repeat may not have the answer. It is given the names of the acts that somebody

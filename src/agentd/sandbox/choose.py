@@ -46,9 +46,8 @@ def choose(spec: SandboxSpec, load: Loader, allowed: Collection[str] = ()) -> Ch
             if spec.backend is not None:
                 raise
             blockers.append((backend.name, _as_blocker(refusal)))
-        except (
-            Exception
-        ) as error:  # a third party's may raise anything; from afar it is one of ours
+        except Exception as error:
+            # A third party's may raise anything; from afar it is one of ours.
             known = isinstance(error, AgentdError) and type(error) is not SandboxError
             if known or backend.name in backends.BUILTIN:
                 raise

@@ -127,7 +127,8 @@ def find(options: argparse.Namespace) -> Source:
                 if named:
                     raise
             else:
-                output.say(f"of the daemon at {where}", "audit") if not named else None
+                if not named:
+                    output.say(f"of the daemon at {where}", "audit")
                 return Remote(asker, known)
     return Files(directory(options))
 

@@ -9,11 +9,10 @@ from agentd.daemon.calls import acts, oblige
 from agentd.daemon.calls.admission import Admission, Admitted
 from agentd.daemon.calls.facts import Ran
 from agentd.daemon.calls.records import Ending, Records
-from agentd.daemon.config.schema import ORDINARY
 from agentd.daemon.execution import Concluded
 from agentd.model.decision import Decision
 from agentd.model.errors import PolicyDenied
-from agentd.model.principal import Principal
+from agentd.model.principal import ORDINARY, Principal
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox.handle import SandboxHandle
 

@@ -1,7 +1,5 @@
 """The audit log as an admin reads it from afar."""
 
-from collections.abc import Callable
-
 import msgspec
 
 from agentd.audit import files, read
@@ -27,11 +25,11 @@ class Audits:
     """Thread-safe."""
 
     def __init__(self, control: Control) -> None:
-        self._log: Callable[[], AuditLog] = lambda: _of_daemon(control)
+        self._control = control
 
     def head(self, who: Principal) -> AuditHead:
         who.require("admin")
-        log = self._log()
+        log = _log_of(self._control)
         found = files.ls(log.directory)
         head = log.head
         return AuditHead(
@@ -49,7 +47,7 @@ class Audits:
             raise InvalidInput(
                 f"limit={limit} is out of range", remediation=f"give one from 1 to {MAX_RECORDS}"
             )
-        log = self._log()
+        log = _log_of(self._control)
         head = log.head
         last = head.seq if head is not None else 0
         lines: list[msgspec.Raw] = []
@@ -70,7 +68,7 @@ def _seq(line: bytes) -> int:
     return typed.decoder(_Numbered).decode(line).seq
 
 
-def _of_daemon(control: Control) -> AuditLog:
+def _log_of(control: Control) -> AuditLog:
     log = control.log
     if not isinstance(log, AuditLog):
         raise TypeError("only a daemon's log is read over REST")

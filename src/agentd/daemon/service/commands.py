@@ -8,7 +8,7 @@ import threading
 import time
 from base64 import b64decode
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from signal import SIGKILL
 
 import msgspec
@@ -85,15 +85,12 @@ class Commands:
     def start(self, who: Principal, live: Live, body: ExecBody) -> ProcessView:
         """Returns once it has started. It outlives the daemon where its sandbox does."""
         stdin = _stdin(body)
-        entered = self._ledger.command(who.name)
-        entered.__enter__()
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.enter_context(self._ledger.command(who.name))
             feeds = body.stdin_open or bool(stdin)
             command = self._begin(who, live, body, detached=True, feeds=feeds)
-        except BaseException:
-            entered.__exit__(None, None, None)
-            raise
-
+            undo.callback(self._over, who, command)
+            over = undo.pop_all()
         recorded = threading.Event()
 
         def run() -> None:
@@ -105,26 +102,16 @@ class Commands:
                 guard.tell(error)
                 command.abandon(error)
             finally:
-                entered.__exit__(None, None, None)
-                self._over(who, command)
+                over.close()
                 # Not before it is known to run: that record would stay.
                 recorded.wait()
                 self._record(who, command)
 
-        # It goes on in the request's own context: its id, and its trace.
-        target = contextvars.copy_context().run
-        thread = threading.Thread(target=target, args=(run,), name=command.id, daemon=True)
         try:
-            thread.start()
-        except RuntimeError as error:  # none is left
-            command.abandon(error)
-            entered.__exit__(None, None, None)
-            self._over(who, command)
-            raise Full(
-                "no thread can be started for the command",
-                cause=str(error),
-                remediation="come back when others have ended, or raise the limit of processes",
-            ) from error
+            _begin_thread(command, run)
+        except Full:
+            over.close()
+            raise
         try:
             self._record(who, command)
         except BaseException:
@@ -375,6 +362,24 @@ class Commands:
             self._store.write(lambda t: t.put(record), synced=False)
         else:
             self._store.submit(lambda t: t.put(record), synced=False, urgent=False)
+
+
+def _begin_thread(command: Command, run: Callable[[], None]) -> None:
+    """It goes on in the request's own context: its id, and its trace.
+
+    Raises Full where no thread is left; the command is killed then.
+    """
+    target = contextvars.copy_context().run
+    thread = threading.Thread(target=target, args=(run,), name=command.id, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:
+        command.abandon(error)
+        raise Full(
+            "no thread can be started for the command",
+            cause=str(error),
+            remediation="come back when others have ended, or raise the limit of processes",
+        ) from error
 
 
 class _Taken:
