@@ -269,3 +269,19 @@ def whole(count: int) -> bool:
         told = said(process)
         process.communicate("")
     return told == ["0"] * count
+
+
+FULL = """
+mount --make-rprivate / && mount -t tmpfs -o size=4k,mode=755 run /run && echo > /run/fill
+exec "$@"
+"""
+
+
+def test_where_nothing_can_be_noted_it_says_so() -> None:
+    """In a mount namespace in which /run is full."""
+    argv = ["unshare", "--mount", "sh", "-c", FULL, "sh", sys.executable, "-m", "agentd", "run"]
+    argv += ["--embedded", "--backend", "landlock", "--", "true"]
+    ran = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 125
+    assert "it cannot be noted whose" in ran.stderr
+    assert "make room where /run/agentd-ids lies" in ran.stderr

@@ -57,8 +57,17 @@ class Block:
         self.fd = fd
 
     def note(self, path: str) -> None:
-        """A folder of its ids: removed before anybody else gets them, should we be killed."""
-        os.write(self.fd, os.fsencode(path) + b"\0")
+        """A folder of its ids: removed before anybody else gets them, should we be killed.
+
+        Raises SandboxError."""
+        try:
+            os.write(self.fd, os.fsencode(path) + b"\0")
+        except OSError as error:
+            raise SandboxError(
+                f"it cannot be noted whose {path} is",
+                cause=f"{FOLDER}/{self.id}: {error.strerror}",
+                remediation=f"make room where {FOLDER} lies",
+            ) from error
 
     def release(self, ended: bool = True) -> None:
         """Nothing of it is left. Where that is not sure (``ended`` False) it comes back by a look
