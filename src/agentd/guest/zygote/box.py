@@ -21,6 +21,8 @@ WORKSPACE = "/workspace"
 # Writable places. Each is a directory of one tmpfs, so that one size bounds them all.
 _SCRATCH = (("t", "/tmp", 0o1777), ("h", SANDBOX_HOME, 0o755), ("s", "/dev/shm", 0o1777))
 WRITABLE = (WORKSPACE, "/tmp", SANDBOX_HOME, "/dev/shm", "/dev/pts")
+# All sandboxes of the machine have some 3000 together (kernel.pty.max).
+_MAX_TERMINALS = 512
 _NOSUID_NODEV = abi.MS_NOSUID | abi.MS_NODEV
 
 Request = dict[str, object]
@@ -187,7 +189,7 @@ def _scratch(
     for name, target, mode in _SCRATCH:
         kernel.mkdir(f"{WORKSPACE}/{name}", mode)
         kernel.mount(f"{WORKSPACE}/{name}", target, None, abi.MS_BIND)
-    devpts = "newinstance,ptmxmode=0666,mode=0620"
+    devpts = f"newinstance,ptmxmode=0666,mode=0620,max={_MAX_TERMINALS}"
     kernel.mount("devpts", "/dev/pts", "devpts", abi.MS_NOSUID | abi.MS_NOEXEC, devpts)
 
 

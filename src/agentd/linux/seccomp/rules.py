@@ -18,6 +18,8 @@ _TIOCSTI, _TIOCLINUX, _TIOCSETD = 0x5412, 0x541C, 0x5423
 _PER_LINUX, _UNAME26, _PER_QUERY = 0, 0x20000, 0xFFFFFFFF
 _PR_SET_MM = 35
 _SECCOMP_FILTER_FLAG_NEW_LISTENER = 8
+# asm-generic/mman-common.h, linux/memfd.h, linux/shm.h
+_MAP_HUGETLB, _MFD_HUGETLB, _SHM_HUGETLB = 0x40000, 4, 0o4000
 # linux/resource.h, linux/ioprio.h: "who" is a user
 _PRIO_USER, _IOPRIO_WHO_USER = 2, 3
 # The agent is PID 1 of its namespace, and has one thread.
@@ -99,6 +101,35 @@ _SANDBOX = (
         "setsockopt",
         "UDP_ENCAP is for IPsec and L2TP daemons, and reaches their kernel code",
         (Match(1, "level", (_SOL_UDP, _SOL_UDPLITE)), Match(2, "optname", (_UDP_ENCAP,))),
+    ),
+    Rule(
+        "machine's counts",
+        "io_setup",
+        "its events are counted for the whole machine (fs.aio-max-nr), and one sandbox could have "
+        "all of them; ENOSYS as on a kernel built without it, and databases do without",
+        code=errno.ENOSYS,
+    ),
+    Rule(
+        "machine's counts",
+        "mmap",
+        "huge pages are set aside for programs of the host, and no control group of memory counts "
+        "them; ENOMEM as where there are none",
+        (not_zero(3, "flags", _MAP_HUGETLB),),
+        errno.ENOMEM,
+    ),
+    Rule(
+        "machine's counts",
+        "memfd_create",
+        "as mmap: huge pages are the host's",
+        (not_zero(1, "flags", _MFD_HUGETLB),),
+        errno.ENOMEM,
+    ),
+    Rule(
+        "machine's counts",
+        "shmget",
+        "as mmap: huge pages are the host's",
+        (not_zero(2, "shmflg", _SHM_HUGETLB),),
+        errno.ENOMEM,
     ),
     Rule(
         "keyrings",

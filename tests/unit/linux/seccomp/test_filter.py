@@ -220,6 +220,13 @@ EXPECT: list[tuple[str, str, Args, int]] = [
     ("sandbox", "inotify_add_watch", (3, 0, 0x20), 0),  # IN_OPEN: file watchers need it
     ("sandbox", "sendto", (3, 0, 1, 1), 0),  # MSG_OOB: ftplib needs it
     ("sandbox", "memfd_secret", (0,), _E),
+    ("sandbox", "io_setup", (8,), errno.ENOSYS),
+    ("sandbox", "mmap", (0, 1 << 21, 3, 0x40022 | HIGH), errno.ENOMEM),
+    *[("sandbox", "mmap", (0, 1 << 21, 3, flags | HIGH), 0) for flags in (0x22, 0x4022, 0x20022)],
+    ("sandbox", "memfd_create", (0, 5), errno.ENOMEM),
+    ("sandbox", "memfd_create", (0, 3), 0),
+    ("sandbox", "shmget", (0, 1, 0o5600), errno.ENOMEM),
+    ("sandbox", "shmget", (0, 1, 0o1600), 0),
     ("sandbox", "getsid", (5,), 0),
     (_P, "getsid", (0,), 0),
     (_P, "getsid", (5,), _E),
