@@ -93,6 +93,22 @@ def test_files_removed_while_it_runs_stop_it_and_are_told(daemon: Daemon, takes:
     assert told.returncode == 0 and b"loss" in told.stdout and b"accepted" in told.stdout
 
 
+def test_a_log_that_cannot_be_read_is_told_and_goes_on_once_it_can(daemon: Daemon) -> None:
+    exec_ = f"/v1/sandboxes/{daemon.sandbox()}/exec"
+    (file,) = Path(daemon.audit).glob("audit-*.jsonl")
+    aside = file.rename(daemon.state / "aside")
+    os.mkfifo(file)
+    refused = daemon.ask("POST", exec_, {"cmd": "true"})
+    assert refused.status == 503 and refused.code == "audit_error"
+    until(lambda: daemon.ask("GET", "/readyz").status == 503)
+    assert str(file.parent) in daemon.ask("GET", "/readyz").json["message"]
+    file.unlink()
+    aside.rename(file)
+    assert daemon.ask("POST", exec_, {"cmd": "true"}).status == 200
+    until(lambda: daemon.ask("GET", "/readyz").status == 200)
+    assert daemon.cli("audit", "verify").returncode == 0
+
+
 def test_a_changed_last_line_is_no_torn_write(daemon: Daemon) -> None:
     daemon.sandbox()
     daemon.stop()

@@ -119,6 +119,17 @@ def test_what_was_begun_and_not_yet_recorded_is_ended_once_and_does_not_go_on(
     until(lambda: daemon.ask("POST", f"/v1/sandboxes/{box}/exec", sleepers).json["exit_code"] == 1)
 
 
+def test_what_is_refused_for_its_record_does_not_go_on(daemon: Daemon) -> None:
+    box = daemon.sandbox()
+    exec_ = f"/v1/sandboxes/{box}/exec"
+    with contextlib.closing(sqlite3.connect(daemon.state / "store.db")) as store:
+        store.execute("BEGIN IMMEDIATE")
+        refused = daemon.ask("POST", exec_, {"cmd": "exec sleep 600", "wait": False})
+        assert refused.status == 503, refused.body
+    until(lambda: causes(daemon, box) == {"signalled": 1})
+    assert daemon.ask("POST", exec_, {"cmd": "ps -eo comm= | grep -x sleep"}).json["exit_code"] == 1
+
+
 def test_a_caller_who_is_refused_all_the_time_does_not_fill_the_log(daemon: Daemon) -> None:
     key = daemon.key("reader", "read")
     connection = daemon.connect()

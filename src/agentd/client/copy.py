@@ -114,8 +114,10 @@ def download_stream(files: Any, path: str, stream: IO[bytes]) -> Copied:
     total = 0
     for piece in files.read_iter(path):
         total += len(piece)
-        stream.write(piece)
-    stream.flush()
+        with _writing(path):
+            stream.write(piece)
+    with _writing(path):
+        stream.flush()
     return Copied(total)
 
 
@@ -271,6 +273,8 @@ def _writing(path: str) -> Iterator[None]:
     """An error of what is written to is told apart from one of the connection it comes from."""
     try:
         yield
+    except BrokenPipeError:
+        raise  # nobody reads any more, which is no error of ours
     except OSError as error:
         raise _unwritable(path, error) from None
 

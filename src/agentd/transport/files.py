@@ -21,6 +21,7 @@ MAX_ENTRIES = 250_000
 # Bytes of one listing as they come, which are several times as many once they are taken apart.
 MAX_LISTING = 32 << 20
 MAX_PATH = 4095
+_ROOT = ("/", "//")  # as normpath leaves it
 _PIECE = 1 << 20
 T = TypeVar("T")
 
@@ -41,8 +42,8 @@ class Entry(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         # A caller may join the name to a path of the host's.
         if not self.name or "/" in self.name or "\0" in self.name or self.name in {".", ".."}:
-            if self.name == "/" == self.path:
-                return
+            if self.name == "/" and os.path.normpath(self.path) in _ROOT:
+                return  # of a stat of it, however it was named
             raise ValueError("an entry's name is not the name of a file")
 
 
@@ -203,6 +204,8 @@ class Files:
                 if isinstance(event, _Done):
                     call.ended = True
                     return entries
+                if any(entry.name == "/" for entry in event.entries):
+                    raise GuestError("the agent sent a listing with the root in it")
                 entries += event.entries
                 if len(entries) > MAX_ENTRIES:
                     raise _too_long(path)

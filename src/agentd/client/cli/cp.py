@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from typing import IO, TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple, TextIO
 
 from agentd.client.cli import remote
 from agentd.model.errors import InvalidInput
@@ -71,7 +71,7 @@ def _put(options: argparse.Namespace, source: str, target: _Inside) -> "Copied":
         copy.check_source(source)  # before anybody is asked
     with remote.sandbox(options, target.id) as sandbox:
         if source == "-":
-            stream: IO[bytes] = sys.stdin.buffer
+            stream = _standard(sys.stdin, "input")
             return copy.upload_stream(sandbox.files, stream, target.path, replace=options.force)
         return copy.upload(sandbox.files, source, target.path, replace=options.force)
 
@@ -85,8 +85,16 @@ def _get(options: argparse.Namespace, source: _Inside, target: str) -> "Copied":
         )
     with remote.sandbox(options, source.id) as sandbox:
         if target == "-":
-            return copy.download_stream(sandbox.files, source.path, sys.stdout.buffer)
+            stream = _standard(sys.stdout, "output")
+            return copy.download_stream(sandbox.files, source.path, stream)
         return copy.download(sandbox.files, source.path, target, replace=options.force)
+
+
+def _standard(stream: TextIO | None, name: str) -> IO[bytes]:
+    """Python has none where the descriptor was closed before it started."""
+    if stream is None:
+        raise InvalidInput(f"standard {name} is closed", remediation="name a file instead of -")
+    return stream.buffer
 
 
 def _parser() -> argparse.ArgumentParser:
