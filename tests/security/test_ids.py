@@ -285,3 +285,32 @@ def test_where_nothing_can_be_noted_it_says_so() -> None:
     assert ran.returncode == 125
     assert "it cannot be noted whose" in ran.stderr
     assert "make room where /run/agentd-ids lies" in ran.stderr
+
+
+def test_ids_that_are_said_wrong_are_told_and_no_other_wall_is_tried() -> None:
+    wrong = {"AGENTD_IDS__START": "7"}
+    words = [sys.executable, "-m", "agentd", "run", "--embedded", "--", "true"]
+    told = subprocess.run(
+        words, check=False, env={**os.environ, **wrong}, capture_output=True, timeout=120
+    )
+    assert told.returncode == 2
+    (line,) = told.stderr.decode().splitlines()
+    assert line.startswith("agentd run: ids.start: 7 lies among the machine's own users")
+
+
+def test_a_wall_that_could_not_be_built_once_is_tried_anew(monkeypatch: Any) -> None:
+    from agentd.model.errors import SandboxError
+    from agentd.sandbox.backends.linux import nursery
+
+    def none_free(*_: object) -> None:
+        raise SandboxError("no block of user ids is free", remediation="end sandboxes")
+
+    made = LinuxBackend()
+    try:
+        with monkeypatch.context() as full:
+            full.setattr(nursery.identity, "take", none_free)
+            (blocker,) = made.probe().blockers
+            assert (blocker.what, blocker.fix) == ("no block of user ids is free", "end sandboxes")
+        assert made.probe().usable
+    finally:
+        made.close()

@@ -49,10 +49,14 @@ class LinuxBackend:
         )
 
     def probe(self) -> Availability:
-        """Builds the root once for real: what the kernel says then is the answer."""
-        if self._availability is None:
-            self._availability = Availability.of(*self._examine())
-        return self._availability
+        """Builds the root once for real: what the kernel says then is the answer. One that did not
+        work is tried anew: what was in its way may have gone. Raises InvalidInput for wrong ids."""
+        if self._availability is not None:
+            return self._availability
+        found = Availability.of(*self._examine())
+        if found.usable:
+            self._availability = found
+        return found
 
     def plan(self, spec: SandboxSpec) -> LinuxPlan:
         return make_plan(spec)
@@ -242,10 +246,16 @@ class LinuxBackend:
         try:
             self._nursery("none").wait_ready()
             blockers = []
+        except InvalidInput:  # no wall is to blame for ids that are said wrong, and none mends them
+            raise
         except (AgentdError, OSError) as error:
             from agentd.linux import probe
 
-            blockers = report.blockers(probe.gather(), str(error))
+            said, fix = str(error), ""
+            if isinstance(error, AgentdError) and error.remediation:
+                said = f"{error.message}: {error.cause}" if error.cause else error.message
+                fix = error.remediation
+            blockers = report.blockers(probe.gather(), said, fix)
         hierarchy = own_hierarchy()
         if isinstance(hierarchy, str):
             notes.append(f"no memory or CPU limits: {hierarchy}")

@@ -75,8 +75,9 @@ def enforcement(
     return table
 
 
-def blockers(facts: "Facts", error: str) -> list[Blocker]:
-    """The known reasons first; the kernel's own words where none of them fits."""
+def blockers(facts: "Facts", error: str, mends: str = "") -> list[Blocker]:
+    """The known reasons first; the kernel's own words where none of them fits, or ours with the
+    fix, ``mends``, that they have."""
     found = []
     if facts.max_user_namespaces == 0:
         fix = "sysctl -w user.max_user_namespaces=65536"
@@ -94,8 +95,8 @@ def blockers(facts: "Facts", error: str) -> list[Blocker]:
     if kernel_version(facts.kernel) < MIN_KERNEL:
         wanted = ".".join(map(str, MIN_KERNEL))
         found.append(Blocker(f"kernel {facts.kernel} is too old", f"boot Linux {wanted} or newer"))
-    fix = "run agentd outside the container, or give the container its own /proc unmasked"
-    return found or [Blocker(error, fix)]
+    masked = "run agentd outside the container, or give the container its own /proc unmasked"
+    return found or [Blocker(error, mends or masked)]
 
 
 def kernel_version(release: str) -> tuple[int, int]:
