@@ -141,19 +141,13 @@ class Idempotency:
             )
         while (running := self._running.get((principal, key))) is not None:
             if running.digest == digest and running.task is not None:
-                if authorise is not None:
-                    # It goes on only once it is approved itself.
-                    await carry(partial(_authorised, authorise, None))
-                try:
-                    answer = await asyncio.shield(running.task)
-                except AgentdError:
-                    if running.refused:
-                        continue
-                    raise
-                return msgspec.structs.replace(answer, replayed=True)
-            if running.decided:
+                answer = await _attached(running, running.task, authorise, carry)
+                if answer is not None:
+                    return answer
+            elif running.decided:
                 raise _mismatch(key)
-            await running.wait_decided()
+            else:
+                await running.wait_decided()
         running = self._running[principal, key] = _Run(digest, lasting, authorise)
         running.task = _begin(self._answer(principal, key, running, work, carry))
         running.task.add_done_callback(_retrieve)
@@ -306,6 +300,23 @@ def request_digest(method: str, path: str, body: bytes) -> str:
 def _about(record: IdempotencyRecord) -> bytes:
     """What a sealed answer belongs to."""
     return "\0".join((record.principal, record.key, record.digest)).encode()
+
+
+async def _attached(
+    running: _Run, task: asyncio.Task[Answer], authorise: Authorise | None, carry: Carry
+) -> Answer | None:
+    """The answer of what runs already; None where it was refused to the one who asked, and others
+    may."""
+    if authorise is not None:
+        # It goes on only once it is approved itself.
+        await carry(partial(_authorised, authorise, None))
+    try:
+        answer = await asyncio.shield(task)
+    except AgentdError:
+        if running.refused:
+            return None
+        raise
+    return msgspec.structs.replace(answer, replayed=True)
 
 
 def _authorised(authorise: Authorise, approved: frozenset[str] | None) -> Answer:

@@ -5,10 +5,14 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from agentd._version import __version__
 from agentd.guest.init import FIRST, Init, become_the_first, is_the_first, say
 from agentd.guest.listen import FORMS, Places, Refused, check
+
+if TYPE_CHECKING:
+    from agentd.guest.agent import Agent
 
 DEFAULT = "vsock:5000"
 HELP = f"""usage: agentd-guest [--listen WHERE]...
@@ -121,16 +125,21 @@ def run(places: Sequence[str], *, pid1: bool) -> int:
             return _EX_FAILED
         stack.callback(opened.close)
         protect_from_tracing()
-        if is_the_first():
-            agent.on_connection = _tell_connection
-            say(f"Listening on vsock port {DEFAULT.partition(':')[2]}")
-        else:
-            names = ", ".join(opened.open) or "nothing yet"
-            say(f"listening on {names}, version {__version__}")
+        _say_where(agent, opened)
         loop.run()
     if not is_the_first():
         say("stopped")
     return 0
+
+
+def _say_where(agent: "Agent", opened: Places) -> None:
+    """In the words of the first agent, where that is who we are: they may be waited for."""
+    if is_the_first():
+        agent.on_connection = _tell_connection
+        say(f"Listening on vsock port {DEFAULT.partition(':')[2]}")
+        return
+    names = ", ".join(opened.open) or "nothing yet"
+    say(f"listening on {names}, version {__version__}")
 
 
 def _tell_connection(opened: bool) -> None:

@@ -59,6 +59,7 @@ _PORT = {
     "required": True,
     "schema": {"type": "integer", "minimum": 1, "maximum": 65535},
 }
+_ONE = "/v1/sandboxes/{id}"
 _FORWARDED = ("get", "head", "post", "put", "patch", "delete", "options")
 
 
@@ -113,16 +114,18 @@ def errors(operation: Operation) -> dict[int, str]:
 def more_paths(error: dict[str, Any]) -> dict[str, Any]:
     """WebSockets, and ports of sandboxes."""
     id_ = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
-    proc = {**id_, "name": "proc"}
     failed = {"default": {"description": "an error", "content": error}}
+    return _websockets(id_, failed) | _ports(id_, failed)
+
+
+def _websockets(id_: dict[str, Any], failed: dict[str, Any]) -> dict[str, Any]:
     upgraded = {"101": {"description": "the WebSocket is open"}, **failed}
     cursors = [
         {"name": name, "in": "query", "schema": {"type": "integer", "minimum": 0}}
         for name in STREAMS
     ]
-    one = "/v1/sandboxes/{id}"
-    paths: dict[str, Any] = {
-        f"{one}/exec": {
+    return {
+        f"{_ONE}/exec": {
             "get": {
                 "operationId": "ws_exec",
                 "summary": "a WebSocket: start a command, and be attached to it",
@@ -132,7 +135,7 @@ def more_paths(error: dict[str, Any]) -> dict[str, Any]:
                 "responses": upgraded,
             }
         },
-        f"{one}/processes/{{proc}}/attach": {
+        f"{_ONE}/processes/{{proc}}/attach": {
             "get": {
                 "operationId": "ws_attach",
                 "summary": "a WebSocket: a process's streams, both ways",
@@ -141,15 +144,18 @@ def more_paths(error: dict[str, Any]) -> dict[str, Any]:
                 "to the server they are stdin. Text messages are JSON: events started, lost, exit "
                 "and error from the server, ops eof, signal and resize to it.",
                 "tags": ["processes"],
-                "parameters": [id_, proc, *cursors],
+                "parameters": [id_, {**id_, "name": "proc"}, *cursors],
                 "responses": upgraded,
             }
         },
     }
+
+
+def _ports(id_: dict[str, Any], failed: dict[str, Any]) -> dict[str, Any]:
     port = {"name": "port", **_PORT}
     rest = {**id_, "name": "path", "description": "the rest, slashes too, as it is written"}
     answers = {"2XX": {"description": "what the server inside answers"}, **failed}
-    paths[f"{one}/ports/{{port}}/{{path}}"] = {
+    methods = {
         method: {
             "operationId": f"port_{method}",
             "summary": "HTTP or a WebSocket to a server inside",
@@ -160,4 +166,4 @@ def more_paths(error: dict[str, Any]) -> dict[str, Any]:
         }
         for method in _FORWARDED
     }
-    return paths
+    return {f"{_ONE}/ports/{{port}}/{{path}}": methods}

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import re
-from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -79,20 +78,9 @@ async def _download(
 
     Raises Aborted where it breaks when the answer has begun.
     """
-    room = exchange.api.threads.transfers
-    source: deque[Iterator[bytes]] = deque()
-    broken: deque[Exception] = deque()  # what ended the source, behind its last pieces
-
-    def take() -> bytes:
-        if broken:
-            raise broken[0]
-        if not source:
-            source.append(iter(read()))
-        return _batch(source[0], broken)
-
-    piece = await room.run(take)
-    if broken:
-        raise broken[0]  # nothing has been answered yet
+    room, pieces = exchange.api.threads.transfers, _Pieces(read)
+    piece = await room.run(pieces.take)
+    pieces.check()  # while nothing has been answered yet
     task: asyncio.Task[bytes] | None = None
     try:
         await exchange.start(status, headers)
@@ -100,10 +88,10 @@ async def _download(
             if length is not None:
                 piece = piece[:length]
                 length -= len(piece)
-            task = asyncio.create_task(room.run(take))
+            task = asyncio.create_task(room.run(pieces.take))
             if piece:
                 await exchange.write(piece)
-            if broken:
+            if pieces.is_broken:
                 await exchange.flush(_FLUSH_SECONDS)  # what was sent says what broke
             piece = await task
         if length:
@@ -115,28 +103,46 @@ async def _download(
             await asyncio.wait([task])
             with contextlib.suppress(Exception):
                 task.result()
-        if source:
-            await room.run(_close, source[0])
+        await room.run(pieces.close)
 
 
-def _batch(source: Iterator[bytes], broken: deque[Exception]) -> bytes:
-    """The next pieces. Those before an error still go out: a tar tells in them what it is."""
-    parts: list[bytes] = []
-    size = 0
-    try:
-        for part in source:
-            parts.append(part)
-            size += len(part)
-            if size >= _BATCH:
-                break
-    except Exception as error:
-        if not parts:
-            raise
-        broken.append(error)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+class _Pieces:
+    """What is downloaded, a batch at a time. One thread at a time may use it."""
 
+    def __init__(self, read: Callable[[], Iterator[bytes]]) -> None:
+        self._read = read
+        self._source: Iterator[bytes] | None = None
+        self._error: Exception | None = None  # what ended the source, behind its last pieces
 
-def _close(source: Iterator[bytes]) -> None:
-    close = getattr(source, "close", None)
-    if close is not None:
-        close()
+    @property
+    def is_broken(self) -> bool:
+        return self._error is not None
+
+    def check(self) -> None:
+        """Raises what ended the source, where its last pieces have been taken."""
+        if self._error is not None:
+            raise self._error
+
+    def take(self) -> bytes:
+        """The next ones. Those before an error still go out: a tar tells in them what it is."""
+        self.check()
+        if self._source is None:
+            self._source = iter(self._read())
+        parts: list[bytes] = []
+        size = 0
+        try:
+            for part in self._source:
+                parts.append(part)
+                size += len(part)
+                if size >= _BATCH:
+                    break
+        except Exception as error:
+            if not parts:
+                raise
+            self._error = error
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def close(self) -> None:
+        close = getattr(self._source, "close", None)
+        if close is not None:
+            close()
