@@ -2,6 +2,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -62,3 +63,32 @@ def test_closing_is_idempotent_and_ends_the_sandboxes(backend: LinuxBackend) -> 
     assert wall.wait(10)
     wall.kill()
     wall.kill()
+
+
+# What a folder's name led to was judged and opened; it leads elsewhere once the zygote's
+# first process makes the mount.
+SWAPPED = """
+import errno, os
+from agentd.sandbox.backends.linux.nursery import Nursery
+os.chdir(os.environ["HOME"])
+for name in ("judged", "other"):
+    os.mkdir(name)
+nursery = Nursery(net="none")
+nursery.wait_ready()
+path = os.path.realpath("judged")
+source = os.open(path, os.O_PATH)
+os.close(nursery.clone_tree(path, source, readonly=True))
+os.rename("judged", "moved")
+os.rename("other", "judged")
+before = len(os.listdir("/proc/self/fd"))
+try:
+    nursery.clone_tree(path, source, readonly=True)
+except OSError as error:
+    print(errno.errorcode[error.errno], len(os.listdir("/proc/self/fd")) - before)
+nursery.close()
+"""
+
+
+def test_a_folder_that_was_replaced_meanwhile_is_not_mounted(as_user: Any) -> None:
+    done = as_user.python("-c", SWAPPED)
+    assert (done.returncode, done.stdout) == (0, b"ESTALE 0\n"), done.stderr.decode()
