@@ -112,6 +112,25 @@ def test_a_queue_goes_round_its_callers() -> None:
     asyncio.run(main())
 
 
+def test_those_who_wait_are_let_in_by_turns() -> None:
+    """Whoever has more to do is no sooner: each gets one, then the next."""
+
+    async def main() -> None:
+        room, go_on, order = Room("test", 1, queue=True), threading.Event(), list[str]()
+        tasks = []
+        for name, call in (("hog", go_on.wait), *((n, order.append) for n in "aaabbc")):
+            threads.caller.set(name)
+            args = (name,) if call == order.append else ()
+            tasks.append(asyncio.create_task(room.run(call, *args)))
+        await asyncio.sleep(0)
+        go_on.set()
+        await asyncio.gather(*tasks)
+        assert order == list("abcaba")
+        room.close()
+
+    asyncio.run(main())
+
+
 def test_a_thread_with_nothing_to_do_ends_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "_IDLE", 0.05)
 
