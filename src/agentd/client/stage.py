@@ -85,8 +85,8 @@ class Stage:
                 f"{self._target} cannot be put there",
                 cause=error.strerror or "",
                 errno=error.errno or 0,
-                remediation="a mount point, or what another user owns, is not replaced: write "
-                f"{self._target}/ to copy into it, or choose another",
+                remediation="what is mounted, another user's or closed to writing is not replaced: "
+                f"write {self._target}/ to copy into it, or choose another",
             ) from None
 
     def _put(self, target: bytes, replace: bool) -> None:

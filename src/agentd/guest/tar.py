@@ -17,6 +17,8 @@ MAX_DEPTH = 256
 MAX_NAME = 255
 MAX_PATH = 4095
 MAX_RECORDS = 64 << 10
+MAX_HEADERS = 64  # before an entry, which tell of it
+MAX_AFTER = 16 << 20  # what follows the end: tar programs fill up a last record
 # Records of our own: why it ends early, in a global header, which others take for a broken end; and
 # what was left out, of the tree's own entry, which comes once more for it.
 ERROR = b"AGENTD.error"
@@ -120,6 +122,8 @@ class Decoder:
         self._skip = 0
         self._data = 0
         self._next: dict[bytes, bytes] = {}  # records of the next entry
+        self._headers = 0  # of it, so far
+        self._after = 0
 
     def feed(self, data: bytes) -> Iterator[Entry | memoryview]:
         view = memoryview(data)
@@ -141,6 +145,10 @@ class Decoder:
                     found = self._take(whole)
                     if found is not None:
                         yield found
+        if self.ended:
+            self._after += len(view)
+            if self._after > MAX_AFTER:
+                raise TarError("it goes on behind its end")
 
     def close(self) -> None:
         """The stream has ended. Raises TarError unless the archive has."""
@@ -165,10 +173,13 @@ class Decoder:
         if flag in (b"x", b"g", b"L", b"K"):
             if size > MAX_RECORDS:
                 raise TarError(f"a header of {size} bytes is over {MAX_RECORDS}")
+            self._headers += 1
+            if self._headers > MAX_HEADERS:
+                raise TarError(f"an entry in it has over {MAX_HEADERS} headers")
             if size:
                 self._flag, self._size, self._wanted = flag, size, size + padding(size)
             return None
-        records, self._next = self._next, {}
+        records, self._next, self._headers = self._next, {}, 0
         return self._entry(block, flag, size, records)
 
     def _entry(self, block: bytes, flag: bytes, size: int, records: dict[bytes, bytes]) -> Entry:

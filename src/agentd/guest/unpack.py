@@ -143,7 +143,9 @@ class Unpacker:
                 raise
         path = b"/".join(parts)
         self._keep(len(path))
-        self._folders.append((path, self._mode(entry.mode), entry.mtime))
+        # Of a host's own tree the owner may go into every folder.
+        mode = mode if self._strict else self._mode(entry.mode)
+        self._folders.append((path, mode, entry.mtime))
 
     def _make_file(self, parts: Parts, entry: Entry) -> None:
         parent, name = self._enter(parts[:-1]), parts[-1]

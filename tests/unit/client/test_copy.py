@@ -34,13 +34,13 @@ Member = tuple[str, bytes, Any]
 TREE: Member = ("t", DIR, "")
 
 
-def packed(*members: Member, format: int = tarfile.GNU_FORMAT) -> bytes:
+def packed(*members: Member, format: int = tarfile.GNU_FORMAT, mode: int = 0o6777) -> bytes:
     """A tar of ``(name, type, link or bytes)``, by another program than ours."""
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w", format=format) as archive:
         for name, kind, content in members:
             info = tarfile.TarInfo(name)
-            info.type, info.mode = kind, 0o6777
+            info.type, info.mode = kind, mode
             if kind == FILE:
                 info.size = len(content)
                 archive.addfile(info, io.BytesIO(content))
@@ -434,3 +434,40 @@ def test_a_connection_that_breaks_is_not_taken_for_the_source(tmp_path: Path) ->
     for source in (tmp_path / "f", tmp_path):
         with pytest.raises(ConnectionError):
             copy.upload(Gone(b""), source, "/x")
+
+
+class _Endless(Sandbox):
+    """It ends all the same, far beyond what may come, for a test of a copy that takes it all."""
+
+    def read_tar(self, path: str) -> Iterator[bytes]:
+        yield packed(TREE)[:512]
+        for _ in range(40 << 10):
+            yield self._data
+        yield tar.END
+
+
+def _empty(kind: bytes) -> bytes:
+    """A header that tells nothing."""
+    info = tarfile.TarInfo("x")
+    info.type = kind
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (bytes(1024), "goes on behind its end"),
+        (_empty(tarfile.XHDTYPE), "over 64 headers"),
+        (_empty(tarfile.XGLTYPE), "over 64 headers"),
+        (_empty(tarfile.GNUTYPE_LONGNAME), "over 64 headers"),
+    ],
+)
+def test_an_endless_stream_is_given_up(tmp_path: Path, data: bytes, said: str) -> None:
+    with pytest.raises(SandboxError, match=said):
+        copy.download(_Endless(data), "/t", tmp_path / "t")
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_owner_may_go_into_every_folder_that_came_out(tmp_path: Path) -> None:
+    out(packed(TREE, ("t/d", DIR, ""), mode=0), tmp_path / "t")
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")} == {0o700}
