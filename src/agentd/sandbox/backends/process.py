@@ -4,6 +4,8 @@ import contextlib
 import os
 import socket
 import time
+from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
@@ -33,6 +35,7 @@ from agentd.sandbox.backends.wall import ProcessWall
 
 _MONITOR = "agentd.guest.zygote.monitor"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_START_SECONDS = 20.0
 _END_SECONDS = 15.0
 # Signals and abstract sockets of the same user are out of reach from this ABI on (Linux 6.12).
 _SCOPED_ABI = 6
@@ -87,19 +90,8 @@ class HostBackend:
             if block is not None:
                 undo.callback(block.release, ended=False)
                 block.note(scratch)
-            control, theirs_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            listener, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            undo.callback(listener.close)
-            with theirs, theirs_control:
-                monitor = start_python(_MONITOR, (theirs, theirs_control))
-            undo.callback(_end_monitor, control, monitor)
             config = self._config(plan, scratch, workspace, block)
-            send(control, config, [], "monitor", MAX_MESSAGE)
-            answer, _ = receive(control, 20.0, "monitor")
-            if "error" in answer:
-                raise SandboxError("the sandbox could not be built", cause=str(answer["error"]))
-            pid = answer["pid"]
-            assert isinstance(pid, int)  # noqa: S101  (our own process said it)
+            listener, pid, end = _begin(config, undo)
             group, detail = make_group(
                 plan.spec.limits, plan.limits, needed=("memory", "cpus", "pids")
             )
@@ -119,7 +111,7 @@ class HostBackend:
             enforcement=self._enforcement(plan, controls, group, detail),
             workspace=workspace,
             block=block,
-            before_end=(lambda: _end_monitor(control, monitor),),
+            before_end=(end,),
             on_end=(lambda: remove(scratch),),
         )
 
@@ -283,6 +275,26 @@ def _host_files(controls: list[str]) -> Control:
 
 _STRONGER = "use --isolation namespace"
 _NO_NETWORK = "no unix or internet sockets but connected pairs"
+
+
+def _begin(
+    config: dict[str, object], undo: contextlib.ExitStack
+) -> tuple[socket.socket, int, Callable[[], bool]]:
+    """The agent's listener and its pid, and what ends its monitor. Raises SandboxError."""
+    control, theirs_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    undo.callback(control.close)
+    listener, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    undo.callback(listener.close)
+    with theirs, theirs_control:
+        end = partial(_end_monitor, control, start_python(_MONITOR, (theirs, theirs_control)))
+    undo.callback(end)
+    send(control, config, [], "monitor", MAX_MESSAGE)
+    answer, _ = receive(control, _START_SECONDS, "monitor")
+    if "error" in answer:
+        raise SandboxError("the sandbox could not be built", cause=str(answer["error"]))
+    pid = answer["pid"]
+    assert isinstance(pid, int)  # noqa: S101  (our own process said it)
+    return listener, pid, end
 
 
 def _end_monitor(control: socket.socket, monitor: int) -> bool:
