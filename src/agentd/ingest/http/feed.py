@@ -20,11 +20,14 @@ class Feed:
         self._waiting = 0
         self._error: Exception | None = None
         self._ended = False
+        self._is_spent = False
 
     async def fill(self, chunks: AsyncIterator[bytes]) -> None:
         try:
             async for chunk in chunks:
                 with self._change:
+                    if self._is_spent:
+                        continue
                     self._room.clear()
                     self._chunks.append(chunk)
                     self._waiting += len(chunk)
@@ -41,6 +44,13 @@ class Feed:
             with self._change:
                 self._ended = True
                 self._change.notify()
+
+    def spend(self) -> None:
+        """Nobody iterates it: what came and what is to come is dropped."""
+        with self._change:
+            self._is_spent = True
+            self._chunks.clear()
+        self._room.set()
 
     def fail(self, error: Exception) -> None:
         with self._change:

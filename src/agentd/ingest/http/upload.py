@@ -52,11 +52,16 @@ async def _put_once(
             who, key, fingerprint(exchange, whole), work, carry, authorise=authorise
         )
     stands_for = f"{length} {exchange.header(b'content-digest') or ''}".encode()
-    async with _feeding(exchange) as feed:
+    async with _feeding(exchange) as (feed, filling):
         work = recordable(lambda: write(feed))
         request = fingerprint(exchange, stands_for)
         carry = exchange.api.threads.uploads.run
-        return await exchange.api.service.once(who, key, request, work, carry, authorise=authorise)
+        found = await exchange.api.service.once(who, key, request, work, carry, authorise=authorise)
+        if found.replayed:
+            # Most clients look for an answer only once they have sent all.
+            feed.spend()
+            await asyncio.wait([filling])
+        return found
 
 
 async def put_tar(exchange: Exchange, query: dict[str, Any]) -> None:
@@ -72,17 +77,17 @@ async def put_tar(exchange: Exchange, query: dict[str, Any]) -> None:
 
 
 async def _upload(exchange: Exchange, write: Callable[[Iterable[bytes]], Answer]) -> Answer:
-    async with _feeding(exchange) as feed:
+    async with _feeding(exchange) as (feed, _):
         return await exchange.api.threads.uploads.run(recordable(lambda: write(feed)))
 
 
 @asynccontextmanager
-async def _feeding(exchange: Exchange) -> AsyncIterator[Feed]:
-    """The request's body, as it comes."""
+async def _feeding(exchange: Exchange) -> AsyncIterator[tuple[Feed, "asyncio.Task[None]"]]:
+    """The request's body, as it comes, and what fills it."""
     feed = Feed()
     filling = asyncio.create_task(feed.fill(exchange.chunks()))
     try:
-        yield feed
+        yield feed, filling
     finally:
         filling.cancel()
         await asyncio.wait([filling])
