@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from agentd.daemon.service.endings import Endings
 from agentd.model.errors import AgentdError, BackendLost, SandboxError
 from agentd.sandbox.finisher import Finisher
 from agentd.sandbox.supervisor import wire
@@ -146,3 +147,22 @@ def test_what_cannot_be_freed_keeps_nothing_after_it(told: list[BaseException | 
     assert freed.wait(WAIT)
     finisher.close()
     assert [str(error) for error in told] == ["it cannot be freed"]
+
+
+def test_an_end_of_a_wall_that_fails_is_told_and_the_next_one_is_done(
+    told: list[BaseException | None],
+) -> None:
+    endings, done = Endings(), threading.Event()
+
+    def end(wall: str, reason: str) -> None:
+        if reason == "fails":
+            raise RuntimeError(wall)
+        done.set()
+
+    endings.start(end)
+    endings.tell("first", "fails")
+    endings.tell("second", "died")
+    assert done.wait(WAIT)
+    assert endings.works
+    endings.close()
+    assert [str(error) for error in told] == ["first"]
