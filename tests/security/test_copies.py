@@ -19,6 +19,7 @@ from tests.security.daemons import WAIT, Daemon, fixture, until
 
 from agentd.client.aio import AsyncSandbox
 from agentd.client.sandbox import Sandbox
+from agentd.model.errors import OperationFailed
 
 daemon = fixture()
 
@@ -499,6 +500,18 @@ def test_a_folder_of_a_mounted_workspace_is_replaced(here: Path, mode: str) -> N
         if mode == "cow":
             box.apply()
     assert os.listdir(here / "w" / "dist") == ["new"]
+
+
+def test_a_folder_with_a_mount_in_it_is_not_replaced_inside(here: Path) -> None:
+    """The mount went along, into a folder that nobody could remove then."""
+    (here / "data").mkdir()
+    (here / "data" / "kept").write_text("1")
+    (here / "new").mkdir()
+    with Sandbox.create(mounts=[f"{here}/data:/workspace/d/data:rw"]) as box:
+        with pytest.raises(OperationFailed, match="has a mount point in it, /workspace/d/data"):
+            box.files.upload(here / "new", "/workspace/d", replace=True)
+        assert [entry.name for entry in box.files.list("/workspace")] == ["d"]
+        assert [entry.name for entry in box.files.list("/workspace/d/data")] == ["kept"]
 
 
 def test_killed_on_the_way_in_it_leaves_nothing_there(daemon: Daemon, box: str, here: Path) -> None:

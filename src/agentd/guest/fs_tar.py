@@ -19,7 +19,7 @@ from agentd.guest.resolve import get_path, naming, open_parent, open_path, split
 from agentd.guest.stepped import Steps, plain
 from agentd.guest.tar import TarError
 from agentd.guest.unpack import Unpacker
-from agentd.linux import abi
+from agentd.linux import abi, mounts
 from agentd.linux.kernel import KERNEL
 
 if TYPE_CHECKING:
@@ -268,6 +268,10 @@ def _require_room(parent: int, name: str, path: str, replace: bool) -> None:
         raise RequestError(f"{path} exists already: remove it, or replace it", errno.EEXIST)
     if stat.S_ISDIR(found.st_mode) and found.st_dev != os.fstat(parent).st_dev:
         raise RequestError(f"{path} is a mount point: put the tree into it instead", errno.EBUSY)
+    below = os.path.join(os.readlink(f"/proc/self/fd/{parent}"), name, "")
+    mounted = next((point for point in mounts.points() if point.startswith(below)), None)
+    if mounted is not None:
+        raise RequestError(f"{path} has a mount point in it, {mounted}", errno.EBUSY)
 
 
 def _refusal(error: Exception) -> Exception:
