@@ -52,6 +52,13 @@ def all_files(directory: str) -> None:
         file.unlink()
 
 
+def written_anew(directory: str) -> None:
+    """As long, and whole in itself: only what is known beside it tells."""
+    shutil.rmtree(directory)
+    written(f"{directory}-other")
+    os.rename(f"{directory}-other", directory)
+
+
 DAMAGES: dict[str, Callable[[str], object]] = {
     "directory": shutil.rmtree,
     "files": all_files,
@@ -63,6 +70,7 @@ DAMAGES: dict[str, Callable[[str], object]] = {
     "changed": newest_changed,
     "renamed": lambda at: files(at)[-1].rename(f"{files(at)[-1]}.1"),
     "moved": lambda at: os.rename(at, f"{at}.old"),
+    "anew": written_anew,
 }
 
 
@@ -71,7 +79,7 @@ def damage(request: pytest.FixtureRequest) -> Callable[[str], object]:
     return DAMAGES[request.param]
 
 
-@pytest.fixture(params=sorted(set(DAMAGES) - {"changed"}))
+@pytest.fixture(params=sorted(set(DAMAGES) - {"changed", "anew"}))
 def taken(request: pytest.FixtureRequest) -> Callable[[str], object]:
     """What a look at the files' names and sizes can show."""
     return DAMAGES[request.param]
