@@ -108,6 +108,17 @@ def test_it_is_found_when_the_log_is_opened(
     assert [r.seq for r in records(directory)] == sorted(r.seq for r in records(directory))
 
 
+def test_a_changed_last_line_is_found_without_the_mark_too(directory: str) -> None:
+    """A line that is whole was not torn by a writer that died: it is not cut off in silence."""
+    written(directory)
+    os.unlink(f"{directory}.head")
+    newest_changed(directory)
+    before = files(directory)[-1].read_bytes()
+    with pytest.raises(LogDamaged, match=r"was changed|accept-loss"):
+        AuditLog(directory)
+    assert files(directory)[-1].read_bytes() == before
+
+
 def test_verify_finds_it_as_well(directory: str, damage: Callable[[str], object]) -> None:
     written(directory)
     damage(directory)
