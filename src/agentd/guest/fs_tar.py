@@ -269,9 +269,18 @@ def _require_room(parent: int, name: str, path: str, replace: bool) -> None:
     if stat.S_ISDIR(found.st_mode) and found.st_dev != os.fstat(parent).st_dev:
         raise RequestError(f"{path} is a mount point: put the tree into it instead", errno.EBUSY)
     below = os.path.join(os.readlink(f"/proc/self/fd/{parent}"), name, "")
-    mounted = next((point for point in mounts.points() if point.startswith(below)), None)
+    mounted = next((point for point in _mount_points() if point.startswith(below)), None)
     if mounted is not None:
         raise RequestError(f"{path} has a mount point in it, {mounted}", errno.EBUSY)
+
+
+def _mount_points() -> list[str]:
+    try:
+        return mounts.points()
+    except PermissionError:
+        # At the process level Landlock closes /proc. Nothing inside can mount there, and what is
+        # removed is removed past no mount (removal.py).
+        return []
 
 
 def _refusal(error: Exception) -> Exception:
