@@ -133,6 +133,13 @@ class Process:
         call, self._after_start = self._after_start, None
         if call is not None:
             call(error)
+        self.resume_output()
+
+    def once_started(self, window: Callable[[], int]) -> Callable[[], int]:
+        """``window``, closed until the start is told: a terminal echoes before that."""
+        if self._report < 0:
+            return window
+        return lambda: window() if self._report < 0 else 0
 
     def _close_report(self) -> None:
         if self._report >= 0:
@@ -382,7 +389,7 @@ class Processes:
         self._running[pid] = process
         if report >= 0:
             process.watch_start(report)
-        self._attach(process, stdio, on_output, window or _always)
+        self._attach(process, stdio, on_output, process.once_started(window or _always))
         return process
 
     def reap(self) -> None:
