@@ -105,7 +105,8 @@ def test_a_socket_whose_place_another_file_took_is_told() -> None:
         def told() -> str:
             connection.request("GET", "/readyz")
             answer = connection.getresponse()
-            return answer.read().decode() if answer.status == 503 else ""
+            body = answer.read().decode()  # always: the connection is used again
+            return body if answer.status == 503 else ""
 
         until(lambda: daemon.socket in told())
         assert Path(daemon.socket).read_text() == "another's"

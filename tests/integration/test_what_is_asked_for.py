@@ -12,7 +12,7 @@ daemon = fixture()
     ({"labels": {"a": "x\0y"}}, "without NUL"),
     ({"memory": 2**63}, "at most 9223372036854775807 bytes"),
     ({"memory": "9E"}, "512K"),
-    ({"memory": 0}, "at least 1 byte"),
+    ({"memory": 0}, "at least 1 MiB"),
     ({"cpus": -0.0}, "0.5 or 2"),
 ])  # fmt: skip
 def test_it_is_told_what_would_do(daemon: Daemon, body: dict[str, Any], words: str) -> None:
