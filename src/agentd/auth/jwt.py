@@ -8,6 +8,7 @@ import msgspec
 from agentd.auth.credential import Credential, bearer
 from agentd.auth.jwks import FileKeySet, Jwk, KeySet, UrlKeySet
 from agentd.model.errors import InvalidInput, Unauthenticated
+from agentd.model.install import command
 from agentd.model.principal import SCOPES, Principal
 
 if TYPE_CHECKING:
@@ -199,7 +200,8 @@ def _pyjwt() -> "ModuleType":
         import cryptography  # noqa: F401  PyJWT has no signatures without it
         import jwt
     except ImportError as error:
+        remediation = command("PyJWT", "cryptography")
         raise InvalidInput(
-            "tokens need PyJWT", remediation="pip install PyJWT cryptography", cause=str(error)
+            "tokens need PyJWT", remediation=remediation, cause=str(error)
         ) from error
     return jwt

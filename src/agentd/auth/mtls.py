@@ -10,6 +10,7 @@ import msgspec
 
 from agentd.auth.credential import Credential
 from agentd.model.errors import Forbidden, InvalidInput, Unauthenticated
+from agentd.model.install import command
 from agentd.model.principal import Principal
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def _x509() -> Any:
     except ImportError as error:
         raise InvalidInput(
             "client certificates need cryptography",
-            remediation="pip install cryptography",
+            remediation=command("cryptography"),
             cause=str(error),
         ) from error
     return x509

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from agentd.daemon.config import Read
     from agentd.daemon.doctor import Finding
     from agentd.daemon.execution import Execution as Execution  # noqa: PLC0414
+    from agentd.daemon.installed import Installation
     from agentd.daemon.pipeline import Pipeline as Pipeline  # noqa: PLC0414
     from agentd.daemon.seccomp_profile import Profile as Profile  # noqa: PLC0414
     from agentd.daemon.selftest.report import Report as Report  # noqa: PLC0414
@@ -137,6 +138,13 @@ def doctor() -> "tuple[list[Finding], dict[str, object]]":
     from agentd.daemon import doctor
 
     return doctor.findings(), doctor.machine()
+
+
+def installation() -> "Installation":
+    """What this agentd was installed by, and the distributions that clash with it."""
+    from agentd.daemon import installed
+
+    return installed.installation()
 
 
 def selftest(

@@ -44,7 +44,11 @@ def start(tracer: Tracer | None = None) -> str:
         try:
             from agentd.daemon.otel import OtelTracer
         except ImportError as error:
-            return f"traces need OpenTelemetry: pip install 'agentd[otel]' ({error})"
+            from agentd.model import install
+
+            return (
+                f"traces need OpenTelemetry: {install.command(*install.EXTRAS['otel'])} ({error})"
+            )
         tracer = OtelTracer()
     _tracer = tracer
     return ""

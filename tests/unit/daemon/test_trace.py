@@ -55,7 +55,7 @@ def test_it_is_asked_for_by_its_own_variables(env: dict[str, str], is_wanted: bo
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
     monkeypatch.setitem(sys.modules, "agentd.daemon.otel", None)
-    assert "pip install 'agentd[otel]'" in trace.start()
+    assert "-m pip install 'opentelemetry-sdk>=" in trace.start()
     with trace.span("nothing"):
         pass
 

@@ -10,12 +10,13 @@ from agentd.capability.fetch.deadline import Deadline
 from agentd.capability.fetch.url import Url
 from agentd.capability.fetch.wire import Pinned
 from agentd.model.capability import CallFailed
+from agentd.model.install import DISTRIBUTION
 
 if TYPE_CHECKING:
     import ssl
 
 MAX_HEADERS = 200
-_USER_AGENT = "agentd"
+_USER_AGENT = DISTRIBUTION
 
 
 class Exchange:

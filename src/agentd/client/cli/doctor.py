@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from agentd.daemon.doctor import Finding
+    from agentd.model.availability import Blocker
 
 _EXAMPLES = """\
 examples:
@@ -31,13 +32,16 @@ def main(words: list[str]) -> int:
     from agentd.client import embedded
 
     findings, machine = embedded.doctor()
+    installation = embedded.installation()
     if options.json:
         import msgspec
 
-        sys.stdout.buffer.write(msgspec.json.encode(as_dict(findings, machine)) + b"\n")
+        found = as_dict(findings, machine) | {"installation": installation}
+        sys.stdout.buffer.write(msgspec.json.encode(found) + b"\n")
         sys.stdout.flush()
     else:
         _show(findings, machine)
+        _show_clashes(installation.clashes)
     return 0
 
 
@@ -74,6 +78,13 @@ def _show(findings: "list[Finding]", machine: dict[str, object]) -> None:
     for name, value in machine.items():
         facts.add_row(name.replace("_", " "), _words(value))
     console.print(facts)
+
+
+def _show_clashes(clashes: "tuple[Blocker, ...]") -> None:
+    for blocker in clashes:
+        print(f"installation: {blocker.what}")
+        for line in blocker.fix.splitlines():
+            print(f"    {line}")
 
 
 def _show_fixes(console: "Console", findings: "list[Finding]") -> None:

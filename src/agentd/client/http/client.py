@@ -18,6 +18,7 @@ from agentd.client.http.connection import Connection, Pool
 from agentd.client.http.errors import Unreachable, from_answer
 from agentd.model import typed
 from agentd.model.errors import AgentdError
+from agentd.model.install import DISTRIBUTION
 
 # A daemon that is started again is back within these seconds.
 DELAYS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
@@ -146,7 +147,7 @@ class Client:
 
     def headers(self) -> dict[str, str]:
         """Who asks."""
-        found = {"User-Agent": f"agentd/{__version__}"}
+        found = {"User-Agent": f"{DISTRIBUTION}/{__version__}"}
         if self.address.api_key:
             found["Authorization"] = f"Bearer {self.address.api_key}"
         return found

@@ -3,6 +3,8 @@
 import zlib
 from typing import Any
 
+from agentd.model.install import command
+
 
 def _load() -> Any:
     try:
@@ -56,7 +58,7 @@ def decompress(codec: int, packed: bytes, length: int) -> bytes:
         elif codec == ZSTD and _zstd is not None:
             data = _unzstd(packed, length)
         else:
-            raise CodecError(f"codec {codec} is not installed here: pip install zstandard")
+            raise CodecError(f"codec {codec} is not installed here: {command('zstandard')}")
     except zlib.error as error:
         raise CodecError(str(error)) from error
     if len(data) != length:
