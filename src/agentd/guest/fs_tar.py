@@ -247,6 +247,8 @@ def start_write(channel: Channel, request: dict[str, object]) -> Operation:
     path = get_path(request)
     replace = get_bool(request, "replace")
     if not get_bool(request, "whole"):
+        if replace:
+            raise RequestError("only a whole tree replaces what is there: ask for whole, too")
         return Write(channel, open_path(path, os.O_PATH | os.O_DIRECTORY), None)
     parent, name = open_parent(path)
     try:

@@ -235,6 +235,13 @@ def test_a_whole_tree_or_nothing(new_channel, tmp_path, end):
     assert os.listdir(tmp_path) == []
 
 
+def test_only_a_whole_tree_replaces(new_channel, tmp_path):
+    (tmp_path / "old").touch()
+    channel = new_channel().start(WRITE, path=str(tmp_path), replace=True)
+    assert "ask for whole" in put(channel, packed(("new", FILE, b"")))["message"]
+    assert os.listdir(tmp_path) == ["old"]
+
+
 def test_in_the_place_of_what_is_there(new_channel, tmp_path):
     (tmp_path / "t" / "deep").mkdir(parents=True)
     data = packed(("x", DIR, ""), ("x/new", FILE, b"new"))
