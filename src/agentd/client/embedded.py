@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from agentd.capability.registry import Catalogue as Catalogue  # noqa: PLC0414
     from agentd.daemon.calls.explain import Explained as Explained  # noqa: PLC0414
     from agentd.daemon.config import Read
-    from agentd.daemon.doctor import Finding
+    from agentd.daemon.doctor import Checkup as Checkup  # noqa: PLC0414
+    from agentd.daemon.doctor import Finding as Finding  # noqa: PLC0414
+    from agentd.daemon.doctor import Part as Part  # noqa: PLC0414
     from agentd.daemon.execution import Execution as Execution  # noqa: PLC0414
     from agentd.daemon.installed import Installation
     from agentd.daemon.pipeline import Pipeline as Pipeline  # noqa: PLC0414
@@ -133,11 +135,11 @@ def scope_of(capability: str) -> str:
     return scopes.scope_of(capability)
 
 
-def doctor() -> "tuple[list[Finding], dict[str, object]]":
-    """Every backend's finding, and the facts of the machine."""
+def doctor() -> "Checkup":
+    """What will happen here, every backend's finding, and the facts of the machine."""
     from agentd.daemon import doctor
 
-    return doctor.findings(), doctor.machine()
+    return doctor.checkup()
 
 
 def installation() -> "Installation":

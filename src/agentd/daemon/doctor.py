@@ -5,10 +5,13 @@ import os
 import shutil
 import subprocess
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from agentd.daemon.outlook import Outlook, outlook
 from agentd.linux import probe
 from agentd.model.availability import Availability, Blocker
 from agentd.model.errors import AgentdError
+from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.spec import DEFAULT_IMAGE
 from agentd.sandbox import backends
@@ -16,6 +19,9 @@ from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.limits import file_max, usual
 from agentd.sandbox.ports import Backend
 from agentd.transport.text import safe_text
+
+if TYPE_CHECKING:
+    from agentd.image.model import Image
 
 _VERSION_SECONDS = 5.0
 
@@ -26,6 +32,51 @@ class Finding:
     level: str
     requirements: tuple[str, ...]
     availability: Availability
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something beside the walls that agentd needs."""
+
+    name: str
+    availability: Availability
+
+
+@dataclass(frozen=True)
+class Checkup:
+    run: Outlook
+    findings: list[Finding]
+    parts: list[Part]
+    machine: dict[str, object]
+
+
+def checkup() -> Checkup:
+    """All that there is to say, what will happen first."""
+    found = findings()
+    return Checkup(outlook(), found, parts(found), machine())
+
+
+def parts(found: list[Finding]) -> list[Part]:
+    """One line each; what there is nothing to say of is left out."""
+    return [part for part in (_image_part(found),) if part is not None]
+
+
+def _image_part(found: list[Finding]) -> Part | None:
+    """What a virtual machine boots, where one can be had."""
+    from agentd.image.build import ROUGH_SIZE
+    from agentd.image.store import Store
+
+    microvm = IsolationLevel.MICROVM.label
+    if not any(finding.level == microvm and finding.availability.usable for finding in found):
+        return None
+    try:
+        note = _image_words(Store().get(DEFAULT_IMAGE))
+    except AgentdError:
+        note = (
+            f"not built yet: the first virtual machine does it ({ROUGH_SIZE}), or now: "
+            "agentd image build"
+        )
+    return Part("image", Availability(True, (), (note,)))
 
 
 def findings() -> list[Finding]:
@@ -52,9 +103,10 @@ def _room() -> str:
     ]
     if os.geteuid() == 0:
         of = identity.configured()
-        identity.reclaim()
-        free = max(len(of.usable()) - identity.in_use(of) - 1, 0)  # the zygote has one
-        parts.append(f"{free} by user ids")
+        with contextlib.suppress(OSError):  # root of a container, say, that may not look
+            identity.reclaim()
+            free = max(len(of.usable()) - identity.in_use(of) - 1, 0)  # the zygote has one
+            parts.append(f"{free} by user ids")
     return "; ".join([" and ".join(parts[:2]), *parts[2:]])
 
 
@@ -79,6 +131,10 @@ def _image(name: str = DEFAULT_IMAGE) -> str:
         image = Store().get(name)
     except AgentdError as error:
         return str(error)
+    return _image_words(image)
+
+
+def _image_words(image: "Image") -> str:
     return f"{image.name}: Linux {image.kernel_release}, {image.base}, {image.digest[:19]}"
 
 

@@ -28,6 +28,7 @@ from agentd.image.store import Store, check_name, describe, total
 from agentd.image.tree import Tree
 from agentd.model.errors import InvalidInput, Unavailable
 
+ROUGH_SIZE = "about 260 MB"  # of the default one on disk
 _STEPS = 8
 _LISTS = "lists"
 OWN = "own"

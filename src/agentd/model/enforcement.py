@@ -17,3 +17,32 @@ class Control(msgspec.Struct, frozen=True):
 
 
 Enforcement = Mapping[str, Control]
+LIMITS = ("memory", "cpus", "pids", "disk", "open_files")
+_DEFAULT = "default"
+
+
+def unheld(enforcement: Enforcement) -> dict[str, Control]:
+    """The limits that a sandbox has by default and that nothing enforces.
+
+    One that was asked for and cannot be enforced is refused before.
+    """
+    found = {name: enforcement[name] for name in LIMITS if name in enforcement}
+    return {
+        name: control
+        for name, control in found.items()
+        if not control.enforced and control.asked.startswith(_DEFAULT)
+    }
+
+
+def unlimited(missing: Enforcement) -> str:
+    """``unheld`` in a few words: ``memory is not limited (default 1G)``; empty where all hold."""
+    if not missing:
+        return ""
+    names = ", ".join(name.replace("_", " ") for name in missing)
+    asked = ", ".join(control.asked.removeprefix(_DEFAULT).strip() for control in missing.values())
+    return f"{names} {'is' if len(missing) == 1 else 'are'} not limited (default {asked})"
+
+
+def reasons(missing: Enforcement) -> str:
+    """Why nothing enforces them, each reason once."""
+    return "; ".join(dict.fromkeys(control.detail for control in missing.values()))

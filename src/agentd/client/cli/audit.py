@@ -226,9 +226,15 @@ def _show(verdict: "Verdict", where: str, *, checked: bool) -> None:
             else "an end that was written anew shows with --head alone"
         )
         rest = ", but for what its losses tell" if _has_gaps(verdict) else ""
-        print(_coloured("ok", "green") + f": every record is there and unchanged{rest}; {end}")
+        print(
+            output.coloured("ok", output.GREEN, sys.stdout)
+            + f": every record is there and unchanged{rest}; {end}"
+        )
     else:
-        print(_coloured("not ok", "red") + ": this log is not as it was written")
+        print(
+            output.coloured("not ok", output.RED, sys.stdout)
+            + ": this log is not as it was written"
+        )
 
 
 def _receipts(verdict: "Verdict") -> str:
@@ -243,12 +249,6 @@ def _has_gaps(verdict: "Verdict") -> bool:
 
 def _files(count: int) -> str:
     return "1 file" if count == 1 else f"{count} files"
-
-
-def _coloured(text: str, colour: str) -> str:
-    if not os.isatty(1) or "NO_COLOR" in os.environ:
-        return text
-    return f"\x1b[{ {'red': 31, 'green': 32}[colour] }m{text}\x1b[0m"
 
 
 def _export(options: argparse.Namespace, source: "Source") -> int:

@@ -41,6 +41,9 @@ def main(words: list[str]) -> int:
             output.say(str(error), "call")
             return _FAILED
         raise
+    from agentd.client.cli import held
+
+    held.tell(view.enforcement, "call", verbose=options.verbose, quiet=options.as_json)
     shown: Any = view if options.as_json else view.value
     if options.as_json or not sys.stdout.isatty():
         remote.print_json(shown)
@@ -158,7 +161,9 @@ def _parser() -> Parser:
     parser.add_argument(
         "--as-json", action="store_true", help="print all: decision, wall, receipt, value"
     )
-    parser.add_argument("-v", "--verbose", action="store_true", help="say where it ran")
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="say where it ran, and what its wall held"
+    )
     parser.add_argument(
         "--url", metavar="URL", help="the daemon (default: AGENTD_URL, or the usual socket)"
     )

@@ -17,6 +17,7 @@ _EXAMPLES = """\
 def main(words: list[str]) -> int:
     options = _parser().parse_args(words)
     from agentd.client import build
+    from agentd.client.cli import held
     from agentd.client.http import address, sandbox
 
     env: dict[str, str] = {}
@@ -33,6 +34,7 @@ def main(words: list[str]) -> int:
         **wanted,
     )
     try:
+        held.tell(made.view.enforcement, "create", verbose=options.verbose, quiet=options.json)
         if options.json:
             remote.print_json(made.view)
         else:
@@ -47,6 +49,9 @@ def _parser() -> argparse.ArgumentParser:
         "create",
         "Make a sandbox that goes on until it is killed, or its lease ends.",
         _EXAMPLES,
+    )
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="show what its wall holds, on stderr"
     )
     group = parser.add_argument_group("the sandbox")
     group.add_argument("--ttl", metavar="TIME", help="until it is ended unless renewed, as 10m")

@@ -1,51 +1,67 @@
-"""``agentd doctor``: which walls work here, what blocks the others, and what mends that."""
+"""``agentd doctor``: what will happen here, which walls work, and what gives the others."""
 
 import argparse
-import sys
 from typing import TYPE_CHECKING, Any
 
+from agentd.client.cli import remote, table
 from agentd.client.cli.options import Parser
+from agentd.model.isolation import IsolationLevel
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from agentd.daemon.doctor import Finding
-    from agentd.model.availability import Blocker
+    from agentd.client.embedded import Checkup, Finding, Part
+    from agentd.model.availability import Availability, Blocker
 
 _EXAMPLES = """\
 examples:
   agentd doctor
-  agentd doctor --json | jq '.backends[] | select(.usable) | .name'
+  agentd doctor -v                                  every reason, and the facts of this machine
+  agentd doctor --json | jq -r .run.backend         what agentd run uses here
+  agentd doctor --json | jq -r '.backends[] | select(.usable) | .name'
 """
+# A default sandbox needs none of the stronger walls: what they lack is told when asked for.
+_WANTED = IsolationLevel.NAMESPACE
 
 
 def main(words: list[str]) -> int:
+    options = _parser().parse_args(words)
+    from agentd.client import embedded
+    from agentd.client.cli.run import usual_daemon
+
+    found, installation, daemon = embedded.doctor(), embedded.installation(), usual_daemon()
+    via = None if daemon is None else str(daemon)
+    if options.json:
+        remote.print_json(as_dict(found, via) | {"installation": installation})
+        return 0
+    _show_outlook(found, via)
+    _show_walls(found, verbose=options.verbose)
+    for blocker in installation.clashes:
+        _show_whole("installation", blocker)
+    if options.verbose:
+        print()
+        table.facts([(name.replace("_", " "), _words(v)) for name, v in found.machine.items()])
+    else:
+        table.paragraph("\nagentd doctor -v tells every reason, and the facts of this machine.")
+    return 0
+
+
+def _parser() -> Parser:
     parser = Parser(
         prog="agentd doctor",
-        description="Say which walls work on this machine, and exactly what mends the others.",
+        description="Say what agentd run uses on this machine, which walls work, and exactly what "
+        "gives the others.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("-v", "--verbose", action="store_true", help="tell all")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    options = parser.parse_args(words)
-    from agentd.client import embedded
-
-    findings, machine = embedded.doctor()
-    installation = embedded.installation()
-    if options.json:
-        import msgspec
-
-        found = as_dict(findings, machine) | {"installation": installation}
-        sys.stdout.buffer.write(msgspec.json.encode(found) + b"\n")
-        sys.stdout.flush()
-    else:
-        _show(findings, machine)
-        _show_clashes(installation.clashes)
-    return 0
+    return parser
 
 
-def as_dict(findings: "list[Finding]", machine: dict[str, object]) -> dict[str, Any]:
+def as_dict(found: "Checkup", via: str | None = None) -> dict[str, Any]:
+    """``via`` is the daemon that ``agentd run`` would go to, if any."""
+    import msgspec
+
     backends = [
         {
             "name": finding.name,
@@ -55,45 +71,123 @@ def as_dict(findings: "list[Finding]", machine: dict[str, object]) -> dict[str, 
             "notes": finding.availability.notes,
             "requirements": finding.requirements,
         }
-        for finding in findings
+        for finding in found.findings
     ]
-    return {"backends": backends, "machine": machine}
+    parts = [
+        {
+            "name": part.name,
+            "usable": part.availability.usable,
+            "blockers": part.availability.blockers,
+            "notes": part.availability.notes,
+        }
+        for part in found.parts
+    ]
+    run = {**msgspec.structs.asdict(found.run), "via": via or "embedded"}
+    return {"run": run, "backends": backends, "parts": parts, "machine": found.machine}
 
 
-def _show(findings: "list[Finding]", machine: dict[str, object]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(highlight=False)
-    table = Table("backend", "isolation", "usable", "why not, or notes", title_justify="left")
-    for finding in findings:
-        found = finding.availability
-        remarks = [blocker.what for blocker in found.blockers] or list(found.notes)
-        usable = Text("yes", "green") if found.usable else Text("no", "red")
-        table.add_row(finding.name, finding.level, usable, Text("\n".join(remarks)))
-    console.print(table)
-    _show_fixes(console, findings)
-    facts = Table("this machine", "", show_header=False)
-    for name, value in machine.items():
-        facts.add_row(name.replace("_", " "), _words(value))
-    console.print(facts)
+# --- what will happen ---
 
 
-def _show_clashes(clashes: "tuple[Blocker, ...]") -> None:
-    for blocker in clashes:
-        print(f"installation: {blocker.what}")
-        for line in blocker.fix.splitlines():
-            print(f"    {line}")
+def _show_outlook(found: "Checkup", via: str | None) -> None:
+    from agentd.model.enforcement import reasons, unlimited
+
+    run = found.run
+    if via is not None:
+        table.paragraph(
+            f"agentd run goes to the daemon at {via}, which has settings of its own. "
+            "With --embedded:"
+        )
+    if run.blocker is not None:
+        table.paragraph(f"agentd run cannot work here: {run.blocker.what}", "bold red")
+        table.paragraph(run.blocker.fix)
+        if run.weaker:
+            table.paragraph(f"This works: agentd run --isolation {run.weaker}", "green")
+        return
+    table.paragraph(f"agentd run will use {run.backend} (isolation {run.level}).", "bold green")
+    missing = unlimited(run.unheld)
+    if missing:
+        table.paragraph(f"{missing[0].upper()}{missing[1:]}: {reasons(run.unheld)}.", "yellow")
+    for finding in found.findings:
+        if finding.name == run.backend and not run.tried:
+            for note in finding.availability.notes:
+                table.paragraph(f"{note}.", "yellow")
 
 
-def _show_fixes(console: "Console", findings: "list[Finding]") -> None:
-    # Not in the table: a fix is to be copied whole, and a table breaks its lines.
-    for finding in findings:
-        for blocker in finding.availability.blockers:
-            console.print(f"{finding.name}: {blocker.what}", markup=False)
-            for line in blocker.fix.splitlines():
-                console.print(f"    {line}", markup=False, soft_wrap=True)
+# --- a line a wall ---
+
+
+def _show_walls(found: "Checkup", *, verbose: bool) -> None:
+    told = [control.detail for control in found.run.unheld.values()]
+    rows: list[tuple[object, ...]] = []
+    below: list[tuple[str, Blocker]] = []
+    for finding in found.findings:
+        folded = not verbose and _is_optional(finding)
+        remark = _remark(finding.name, finding.availability, told, below, folded=folded)
+        usable = _usable(finding.availability, caveat=bool(finding.availability.notes))
+        rows.append((finding.name, finding.level, usable, remark))
+    rows += [_part_row(part, below) for part in found.parts]
+    print()
+    table.show(("WALL", "ISOLATION", "USABLE", "WHY, AND WHAT HELPS"), rows)
+    for name, blocker in below:
+        _show_whole(name, blocker)
+
+
+def _show_whole(name: str, blocker: "Blocker") -> None:
+    """Its fix as it is, to be copied."""
+    table.paragraph(f"\n{name}: {blocker.what}")
+    for line in blocker.fix.splitlines():
+        print(f"    {remote.safe(line)}")
+
+
+def _part_row(part: "Part", below: "list[tuple[str, Blocker]]") -> tuple[object, ...]:
+    found = part.availability
+    return (
+        part.name,
+        "-",
+        _usable(found, caveat=False),
+        _remark(part.name, found, [], below, folded=False),
+    )
+
+
+def _is_optional(finding: "Finding") -> bool:
+    known = [level for level in IsolationLevel if level.label == finding.level]
+    return not known or known[0] > _WANTED
+
+
+def _usable(found: "Availability", *, caveat: bool) -> table.Marked:
+    if not found.usable:
+        return table.Marked("no", "red")
+    return table.Marked("yes", "yellow" if caveat else "green")
+
+
+def _remark(
+    name: str,
+    found: "Availability",
+    told: list[str],
+    below: "list[tuple[str, Blocker]]",
+    *,
+    folded: bool,
+) -> tuple[str, ...]:
+    """``told`` stands above already; ``below`` gets what is too long for a table."""
+    if not found.blockers:
+        return tuple(_shortened(note, told) for note in found.notes)
+    if folded and len(found.blockers) > 1:
+        return (f"{found.blockers[0].what} (1 of {len(found.blockers)} reasons)",)
+    lines = []
+    for blocker in found.blockers:
+        if "\n" in blocker.fix.strip():
+            below.append((name, blocker))  # to be copied whole, which a table does not allow
+            lines += [blocker.what, "  fix: see below"]
+        else:
+            lines += [blocker.what, *([f"  fix: {blocker.fix}"] if blocker.fix else [])]
+    return tuple(lines)
+
+
+def _shortened(note: str, told: list[str]) -> str:
+    for detail in told:
+        note = note.replace(detail, "see above")
+    return note
 
 
 def _words(value: object) -> str:

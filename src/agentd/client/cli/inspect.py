@@ -44,11 +44,9 @@ def _show(view: "SandboxView", processes: "tuple[ProcessView, ...]") -> None:
         ]
     )
     print()
-    rows = [
-        (name, control.asked, "yes" if control.enforced else "no", control.detail)
-        for name, control in view.enforcement.items()
-    ]
-    table.show(("CONTROL", "ASKED", "HOLDS", "HOW"), rows)
+    from agentd.client.cli import held
+
+    table.show(held.HEADINGS, held.rows(view.enforcement))
     if processes:
         print()
         show_processes(processes)

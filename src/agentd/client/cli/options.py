@@ -113,7 +113,9 @@ def _where_options(parser: argparse.ArgumentParser) -> None:
         "the usual socket; in this process where there is none)",
     )
     group.add_argument("--embedded", action="store_true", help="in this process, without a daemon")
-    group.add_argument("-v", "--verbose", action="store_true", help="say where it ran")
+    group.add_argument(
+        "-v", "--verbose", action="store_true", help="say where it runs, and what its wall holds"
+    )
 
 
 def _kept_options(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,7 @@
 import os
 import sys
 from base64 import b64encode
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import msgspec
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 TIMED_OUT = 124
 OWN_FAILURE = 125
 _KILLED = 128 + 9
+RED, GREEN, YELLOW = 31, 32, 33  # of ECMA-48
 
 
 def exit_code(result: Result) -> int:
@@ -101,8 +102,18 @@ def explain(cause: Cause, name: str = "run", *, truncated: bool = False) -> None
     say(f"{cause.code}: {cause.message}{hint}", name)
 
 
-def say(line: str, name: str = "run") -> None:
-    print(f"agentd {name}: {line}", file=sys.stderr, flush=True)
+def say(line: str, name: str = "run", *, colour: int | None = None) -> None:
+    """``colour`` is of the whole line, on a terminal."""
+    text = f"agentd {name}: {line}"
+    print(coloured(text, colour, sys.stderr), file=sys.stderr, flush=True)
+
+
+def coloured(text: str, colour: int | None, to: TextIO) -> str:
+    """As it is, but on a terminal that may have colours. rich takes long to import."""
+    plain = "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
+    if colour is None or plain or not to.isatty():
+        return text
+    return f"\x1b[{colour}m{text}\x1b[0m"
 
 
 def list_changes(changes: tuple[str, ...], applied: bool) -> None:

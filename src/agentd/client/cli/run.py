@@ -74,9 +74,14 @@ def _daemon(options: argparse.Namespace) -> "Address | None":
     read and written by this process alone."""
     if options.embedded or options.snapshot or options.save_snapshot:
         return None
+    return usual_daemon(options.url)
+
+
+def usual_daemon(url: str | None = None) -> "Address | None":
+    """The one at ``url`` or AGENTD_URL, else one that listens at the usual place."""
     from agentd.client.http import address
 
-    found = address.given(options.url)
+    found = address.given(url)
     if found is not None:
         return found
     found = address.default()
@@ -98,6 +103,7 @@ def _answers(path: str) -> bool:
 
 def _run(options: argparse.Namespace, interrupts: Interrupts) -> int:
     from agentd.client import embedded
+    from agentd.client.cli import held
 
     embedded.raise_file_limit()
     pipeline = embedded.new(begin=(options.backend, _floor(options)))
@@ -105,6 +111,7 @@ def _run(options: argparse.Namespace, interrupts: Interrupts) -> int:
         kept = embedded.load_snapshot(options.snapshot) if options.snapshot else None
         spec, asked = _judge(options, kept)
         handle = _open(options, pipeline, spec, kept, interrupts)
+        held.tell(handle.enforcement, "run", verbose=options.verbose, quiet=options.json)
         result = _execute(options, pipeline, handle, asked, interrupts)
         saved = None
         if options.save_snapshot and result.status == "ok":

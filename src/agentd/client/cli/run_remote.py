@@ -20,6 +20,7 @@ def run(
     request: "ExecRequest",
     interrupts: Interrupts,
 ) -> int:
+    from agentd.client.cli import held
     from agentd.client.http import sandbox
 
     with interrupts.allowed():
@@ -31,6 +32,7 @@ def run(
             error.remediation += "; or use --embedded, to mount with your own rights"
         raise
     try:
+        held.tell(made.view.enforcement, "run", verbose=options.verbose, quiet=options.json)
         result = _execute(options, made, request, interrupts)
         return _report(options, made, result)
     finally:

@@ -1,29 +1,63 @@
 """Tables: drawn on a terminal, plain columns elsewhere; and instants and times for people."""
 
-import os
 import sys
 import time
 from collections.abc import Sequence
+from typing import NamedTuple, TextIO
 
 from agentd.client.cli.remote import safe
 
 
-def show(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    cells = [[safe(cell) for cell in row] for row in rows]
-    if os.isatty(1):
-        _draw(headings, cells)
+class Marked(NamedTuple):
+    """A cell with a colour, for a terminal."""
+
+    text: str
+    style: str
+
+
+Cell = object  # a Marked, a tuple of lines, or anything with a text
+
+
+def show(headings: Sequence[str], rows: Sequence[Sequence[Cell]], to: TextIO | None = None) -> None:
+    """On standard output, or ``to``."""
+    file = to or sys.stdout
+    cells = [[_cell(cell) for cell in row] for row in rows]
+    if is_terminal(file):
+        _draw(headings, cells, file)
         return
-    widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
-    for row in [list(headings), *cells]:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print(line.rstrip())
+    texts = [[_one_line(cell) for cell in row] for row in cells]
+    widths = [max(map(len, column)) for column in zip(headings, *texts, strict=True)]
+    for row in [list(headings), *texts]:
+        line = "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
+        print(line.rstrip(), file=file)
 
 
-def facts(pairs: Sequence[tuple[str, object]]) -> None:
+def paragraph(text: str, style: str = "") -> None:
+    """Wrapped on a terminal, as one line elsewhere; coloured there alone."""
+    lines = text.split("\n")
+    if not is_terminal(sys.stdout):
+        print("\n".join(map(safe, lines)))
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(highlight=False).print(Text("\n".join(map(safe, lines)), style))
+
+
+def facts(pairs: Sequence[tuple[str, Cell]]) -> None:
     """``name  value`` lines."""
+    cells = [[_cell(name), _cell(value)] for name, value in pairs]
+    if is_terminal(sys.stdout):
+        _draw(("", ""), cells, sys.stdout, headed=False)
+        return
     width = max((len(name) for name, _ in pairs), default=0)
-    for name, value in pairs:
-        print(f"{name.ljust(width)}  {safe(value)}")
+    for name, value in cells:
+        print(f"{name.text.ljust(width)}  {_one_line(value)}")
+
+
+def is_terminal(file: TextIO | None) -> bool:
+    """Python has no file where the descriptor was closed before it started."""
+    return file is not None and file.isatty()
 
 
 def ago(instant: float) -> str:
@@ -44,14 +78,31 @@ def span(seconds: float) -> str:
     return f"{int(seconds)}s"
 
 
-def _draw(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _cell(cell: Cell) -> Marked:
+    if isinstance(cell, Marked):
+        return cell._replace(text=safe(cell.text))
+    lines = cell if isinstance(cell, tuple) else (cell,)
+    return Marked("\n".join(map(safe, lines)), "")
+
+
+def _one_line(cell: Marked) -> str:
+    return "; ".join(line.strip() for line in cell.text.splitlines())
+
+
+def _draw(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[Marked]],
+    file: TextIO,
+    *,
+    headed: bool = True,
+) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold", show_header=headed)
     for heading in headings:
         table.add_column(heading, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    Console(file=sys.stdout, highlight=False).print(table)
+        table.add_row(*(Text(cell.text, cell.style) for cell in row))
+    Console(file=file, highlight=False).print(table)

@@ -102,6 +102,7 @@ def test_doctor_tells_the_same_to_people_and_programs(monkeypatch, capfdbinary):
     import msgspec
 
     from agentd.client import embedded
+    from agentd.daemon.outlook import Outlook
     from agentd.model.availability import Availability, Blocker
 
     blocker = Blocker("user namespaces are switched off", "sysctl -w a=1\nand more")
@@ -116,11 +117,22 @@ def test_doctor_tells_the_same_to_people_and_programs(monkeypatch, capfdbinary):
             name="host", level="none", requirements=(), availability=Availability(True)
         ),
     ]
-    monkeypatch.setattr(embedded, "doctor", lambda: (findings, {"kernel": "6.18", "kvm": True}))
+    found = SimpleNamespace(
+        run=Outlook("", "", tried=True, blocker=Blocker("none can be had", ""), weaker="process"),
+        findings=findings,
+        parts=[SimpleNamespace(name="engine", availability=Availability(True, (), ("1.0",)))],
+        machine={"kernel": "6.18", "kvm": True},
+    )
+    monkeypatch.setattr(embedded, "doctor", lambda: found)
     assert cli.main(["doctor"]) == 0
     text = capfdbinary.readouterr().out.decode()
+    assert text.startswith("agentd run cannot work here: none can be had\n")
+    assert "This works: agentd run --isolation process\n" in text
+    # What is to be pasted stands whole, beneath.
     assert "linux: user namespaces are switched off\n    sysctl -w a=1\n    and more\n" in text
-    assert "\x1b" not in text
+    assert "\x1b" not in text and "6.18" not in text
+    assert cli.main(["doctor", "-v"]) == 0
+    assert "kernel  6.18\nkvm     yes\n" in capfdbinary.readouterr().out.decode()
     assert cli.main(["doctor", "--json"]) == 0
     value = msgspec.json.decode(capfdbinary.readouterr().out)
     assert value["machine"] == {"kernel": "6.18", "kvm": True}
@@ -133,3 +145,4 @@ def test_doctor_tells_the_same_to_people_and_programs(monkeypatch, capfdbinary):
         "requirements": ["userns"],
     }
     assert value["backends"][1]["usable"] is True
+    assert value["run"]["weaker"] == "process" and value["parts"][0]["name"] == "engine"

@@ -1,6 +1,7 @@
 """The commands that talk to a daemon: what is wrong is one line, before anybody is asked."""
 
 import os
+import sys
 import time
 
 import pytest
@@ -69,9 +70,10 @@ def test_what_others_chose_does_not_reach_the_terminal(capsys):
 
 
 def test_on_a_terminal_it_is_drawn(capsys, monkeypatch):
-    monkeypatch.setattr(os, "isatty", lambda fd: True)
-    table.show(("ID",), [("[red]x",)])
-    assert "[red]x" in capsys.readouterr().out  # no markup of theirs
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    table.show(("ID",), [("[red]x",), (("two", "lines"),)])
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert lines == ["ID", "[red]x", "two", "lines"]  # no markup of theirs
 
 
 def test_times():

@@ -65,7 +65,8 @@ def test_a_socket_that_nobody_listens_on_is_no_daemon(backend, capfd, tmp_path):
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(tmp_path / "agentd" / "agentd.sock"))
     assert run.main(["-v", "--", "echo", "here"]) == 0
-    assert capfd.readouterr() == ("here\n", "agentd run: via this process\n")
+    table = "CONTROL  ASKED    HOLDS  HOW\nwall     default  no     a fake for tests\n"
+    assert capfd.readouterr() == ("here\n", f"agentd run: via this process\n{table}")
 
 
 def test_a_daemon_that_was_named_must_be_there(backend, tmp_path):
