@@ -101,7 +101,7 @@ def _room() -> str:
         f"{file_max() // ((limits.open_files or 1) * (limits.pids or 1))} by open files",
         f"{_memory() // (limits.memory or 1)} by memory, if each takes all it may",
     ]
-    if os.geteuid() == 0:
+    if identity.available():
         of = identity.configured()
         with contextlib.suppress(OSError):  # root of a container, say, that may not look
             identity.reclaim()
@@ -116,8 +116,8 @@ def _memory() -> int:
 
 
 def _ids() -> str:
-    if os.geteuid() != 0:
-        return "the caller's own: agentd does not run as root"
+    if why := identity.hindrance():
+        return f"the caller's own: {why}"
     of = identity.configured()
     taken = identity.collision(of)
     return f"{of.start} to {of.end - 1}" if taken is None else f"{taken}: set ids.start"

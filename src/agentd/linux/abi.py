@@ -29,6 +29,7 @@ class _X86_64(_Common):
     pivot_root = 155
     unshare = 272
     setns = 308
+    capget = 125
     capset = 126
     sethostname = 170
     signalfd4 = 289
@@ -44,6 +45,7 @@ class _AArch64(_Common):
     pivot_root = 41
     unshare = 97
     setns = 268
+    capget = 90
     capset = 91
     sethostname = 161
     signalfd4 = 74

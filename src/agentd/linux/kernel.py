@@ -115,11 +115,23 @@ class Kernel:
         flags = os.O_CLOEXEC | os.O_NONBLOCK  # as SFD_CLOEXEC and SFD_NONBLOCK are defined
         return self.syscall(abi.SYS.signalfd4, fd, ctypes.byref(wanted), size, flags)
 
+    def capget(self) -> tuple[int, int]:
+        """The calling thread's effective and permitted capabilities, as masks by number."""
+        data = (ctypes.c_uint32 * 6)()
+        self.syscall(abi.SYS.capget, ctypes.byref(_cap_header()), ctypes.byref(data))
+        return data[0] | data[3] << 32, data[1] | data[4] << 32
+
     def capset_none(self) -> None:
         """Drop every effective, permitted and inheritable capability (capset(2), version 3)."""
-        header = (ctypes.c_uint32 * 2)(0x20080522, 0)
         data = (ctypes.c_uint32 * 6)()
-        self.syscall(abi.SYS.capset, ctypes.byref(header), ctypes.byref(data))
+        self.syscall(abi.SYS.capset, ctypes.byref(_cap_header()), ctypes.byref(data))
+
+    def capset_effective(self) -> None:
+        """Have all permitted capabilities in force, as after a change of the effective user."""
+        _, permitted = self.capget()
+        low, high = permitted & 0xFFFFFFFF, permitted >> 32
+        data = (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)
+        self.syscall(abi.SYS.capset, ctypes.byref(_cap_header()), ctypes.byref(data))
 
     def sethostname(self, name: str) -> None:
         raw = name.encode()
@@ -127,6 +139,10 @@ class Kernel:
 
 
 KERNEL = Kernel()
+
+
+def _cap_header() -> "ctypes.Array[ctypes.c_uint32]":
+    return (ctypes.c_uint32 * 2)(0x20080522, 0)
 
 
 def _text(value: str | None) -> bytes | None:

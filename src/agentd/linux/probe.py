@@ -4,7 +4,7 @@ import os
 import warnings
 from dataclasses import asdict, dataclass
 
-from agentd.linux import abi, kvm
+from agentd.linux import abi, kvm, privileges
 from agentd.linux.kernel import KERNEL, Kernel
 
 _LANDLOCK_CREATE_RULESET_VERSION = 1
@@ -18,6 +18,7 @@ class Facts:
     kernel: str
     machine: str
     uid: int
+    may_mount: bool  # as the machine's root, without a user namespace
     landlock_abi: int  # 0: absent or off at boot
     seccomp: bool  # filters can be installed
     cgroup_version: int  # 2, 1, or 0 where none is mounted
@@ -45,6 +46,7 @@ def gather(kernel: Kernel = KERNEL) -> Facts:
         kernel=os.uname().release,
         machine=abi.MACHINE,
         uid=os.geteuid(),
+        may_mount=privileges.may_mount(),
         landlock_abi=landlock_abi(kernel),
         seccomp=seccomp_filters(),
         cgroup_version=version,

@@ -244,7 +244,7 @@ def _ids(config: Config) -> Iterator[Found]:
     wrong = identity.check(config.ids.range())
     if wrong is not None:
         yield ("ids", wrong[0]), *wrong[1:]
-    elif os.geteuid() == 0 and (taken := identity.collision(config.ids.range())) is not None:
+    elif identity.available() and (taken := identity.collision(config.ids.range())) is not None:
         yield ("ids", "start"), taken, "give another start, which nobody else uses"
 
 

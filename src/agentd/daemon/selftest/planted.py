@@ -13,6 +13,8 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from agentd.linux import privileges
+
 VARIABLE = "AGENTD_SELFTEST_SECRET"
 METADATA = "169.254.169.254"  # where clouds hand out credentials
 _ID = "/usr/bin/id"
@@ -199,7 +201,7 @@ def _segment(stack: contextlib.ExitStack) -> int | None:
 
 
 def _program(stack: contextlib.ExitStack) -> str | None:
-    if os.geteuid() != 0 or not os.path.exists(_ID):
+    if privileges.missing(privileges.CHOWN, privileges.FOWNER) or not os.path.exists(_ID):
         return None
     # A folder of its own: it is mounted into a sandbox, and the secrets must not be.
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="agentd-selftest-"))

@@ -10,7 +10,7 @@ import os
 import resource
 from collections.abc import Callable
 
-from agentd.guest.zygote.root import SANDBOX_HOME, make_private, masks
+from agentd.guest.zygote.root import EMPTY_FILE, SANDBOX_HOME, make_private, masks
 from agentd.linux import abi, caps, landlock, net, process, seccomp
 from agentd.linux.kernel import Kernel
 
@@ -23,6 +23,7 @@ _SCRATCH = (("t", "/tmp", 0o1777), ("h", SANDBOX_HOME, 0o755), ("s", "/dev/shm",
 WRITABLE = (WORKSPACE, "/tmp", SANDBOX_HOME, "/dev/shm", "/dev/pts")
 # All sandboxes of the machine have some 3000 together (kernel.pty.max).
 _MAX_TERMINALS = 512
+_SYSRQ = "/proc/sysrq-trigger"
 _NOSUID_NODEV = abi.MS_NOSUID | abi.MS_NODEV
 
 Request = dict[str, object]
@@ -283,6 +284,17 @@ def _user_counts(box: Request, kernel: WallKernel) -> None:
     have the same user, there or here. Inside nobody has the right to write these."""
     for name, most in _pairs(box.get("user_counts")):
         kernel.write(f"/proc/sys/user/{name}", str(most))
+    if box.get("machine_root"):
+        _guard_proc(kernel)
+
+
+def _guard_proc(kernel: WallKernel) -> None:
+    """The machine's root may write what it owns in /proc without any capability, and core_pattern
+    is a program that the kernel runs: Landlock forbids that, where there is one."""
+    kernel.mount("/proc/sys", "/proc/sys", None, abi.MS_BIND | abi.MS_REC)
+    kernel.mount_setattr(abi.AT_FDCWD, "/proc/sys", 0, set_=abi.MOUNT_ATTR_RDONLY)
+    if os.path.exists(_SYSRQ):
+        kernel.mount(EMPTY_FILE, _SYSRQ, None, abi.MS_BIND)
 
 
 def _rlimits(box: Request, kernel: WallKernel) -> None:

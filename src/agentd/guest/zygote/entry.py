@@ -4,11 +4,13 @@ Standard library only.
 """
 
 import contextlib
+import errno
 import os
 import resource
 import select
 import signal
 import socket
+from typing import NoReturn
 
 from agentd.guest.zygote import root
 from agentd.guest.zygote.messages import close_all, receive, refuse, send
@@ -30,10 +32,10 @@ def prepare(config: dict[str, object]) -> Cloner:
     cloner = Cloner()
     files = root.read_etc(config["net"] == "host")
     ids = config["ids"]
-    if isinstance(ids, dict):
+    if isinstance(ids, dict) and config["may_mount"]:
         trees = _enter_as_root(cloner, **ids)
     else:
-        _enter_namespaces()
+        _enter_namespaces(_Mapper(**ids) if isinstance(ids, dict) else None)
         trees = root.clone_trees()
     root.enter(trees, files)
     return cloner
@@ -95,12 +97,68 @@ def _lift_user_limits() -> None:
             resource.setrlimit(number, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
-def _enter_namespaces() -> None:
+class _Mapper:
+    """Root without CAP_SYS_ADMIN, as in most containers, may make a user namespace as any user
+    does, and may map all ids in it: but from outside. So a child stays there and does that.
+
+    To write a map takes CAP_SYS_ADMIN in the namespace, which its owner has, and CAP_SETUID or
+    CAP_SETGID outside (new_idmap_permitted() in the kernel): the child is ``own`` for the one, and
+    takes root's capabilities back for the other.
+    """
+
+    def __init__(self, own: int, start: int, end: int) -> None:
+        """This process is ``own`` from here on, and can still go back. Raises OSError."""
+        _lift_user_limits()
+        os.setgroups([])
+        os.setresgid(own, own, own)
+        os.setresuid(-1, own, -1)
+        maps = f"0 {own} 1\n" + _without(own, start, end)
+        process_id = os.getpid()
+        self._ours, theirs = socket.socketpair()
+        self._child = os.fork()
+        if self._child == 0:
+            self._ours.close()
+            _map_when_told(theirs, process_id, maps)
+        theirs.close()
+
+    def map(self) -> None:
+        """After the namespace was made: be root in it, and ``own`` outside. Raises OSError."""
+        with self._ours:
+            self._ours.send(b"m")
+            code = int.from_bytes(self._ours.recv(4), "big")
+        os.waitpid(self._child, 0)
+        if code:
+            raise OSError(code, f"ids cannot be mapped: {os.strerror(code)}")
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+
+
+def _map_when_told(sock: socket.socket, target: int, maps: str) -> NoReturn:
+    code = errno.ECHILD
+    try:
+        if sock.recv(1) == b"m":
+            KERNEL.capset_effective()
+            KERNEL.write(f"/proc/{target}/gid_map", maps)
+            KERNEL.write(f"/proc/{target}/uid_map", maps)
+            code = 0
+    except OSError as error:
+        code = error.errno or code
+    finally:
+        sock.send(code.to_bytes(4, "big"))
+        os._exit(0)
+
+
+def _enter_namespaces(mapper: _Mapper | None) -> None:
+    """As an ordinary user does; with ``mapper`` all ids of sandboxes are mapped, else the caller's
+    alone."""
     uid, gid = os.geteuid(), os.getegid()
     KERNEL.unshare(abi.CLONE_NEWUSER | abi.CLONE_NEWNS | abi.CLONE_NEWPID)
-    KERNEL.write("/proc/self/setgroups", "deny")
-    KERNEL.write("/proc/self/gid_map", f"0 {gid} 1")
-    KERNEL.write("/proc/self/uid_map", f"0 {uid} 1")
+    if mapper is not None:
+        mapper.map()
+    else:
+        KERNEL.write("/proc/self/setgroups", "deny")
+        KERNEL.write("/proc/self/gid_map", f"0 {gid} 1")
+        KERNEL.write("/proc/self/uid_map", f"0 {uid} 1")
     child = os.fork()
     if child:
         _serve_mounts(child)

@@ -69,7 +69,7 @@ _EMPTY = ("/proc", "/sys", "/run", "/mnt", "/tmp", "/workspace", SANDBOX_HOME)
 _EMPTY_DEV = ("/dev/pts", "/dev/shm")
 # What a /proc tells of the whole machine: the user's keys by name, the kernel's command line, how
 # busy each device is, the paths of swap files. An empty file or directory takes its place.
-_EMPTY_FILE = "/run/empty"
+EMPTY_FILE = "/run/empty"
 _PROC_FILES = (
     "bootconfig",
     "cmdline",
@@ -120,7 +120,7 @@ def masks() -> tuple[tuple[str, str], ...]:
 
     Each is a mount in every sandbox: what the kernel keeps for its root needs none.
     """
-    places = [(_EMPTY_FILE, f"/proc/{name}") for name in _PROC_FILES]
+    places = [(EMPTY_FILE, f"/proc/{name}") for name in _PROC_FILES]
     places += [("/sys", f"/proc/{name}") for name in _PROC_DIRECTORIES]
     return tuple((empty, path) for empty, path in places if os.access(path, os.R_OK))
 
@@ -198,7 +198,7 @@ def _skeleton(stage: str, trees: list[Tree], files: dict[str, bytes]) -> None:
     for path in PROGRAMS:
         if os.path.islink(path):
             os.symlink(os.readlink(path), stage + path)
-    _write(stage + _EMPTY_FILE, b"")
+    _write(stage + EMPTY_FILE, b"")
     os.symlink("/tmp", stage + "/var/tmp")
     os.symlink("/run", stage + "/var/run")
     os.symlink("/proc/self/mounts", stage + "/etc/mtab")

@@ -1,4 +1,4 @@
-"""Who sandboxes are outside, when agentd runs as root: each has a block of 65,536 ids of its own.
+"""Who sandboxes are outside, where agentd is root that may: each has 65,536 ids of its own.
 
 A block in use has a file in ``FOLDER``, named by its first id and locked by whoever has it. A file
 that nobody has locked was left behind: its block comes back once no process of its ids is left, and
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from agentd.guest.zygote import scratch
+from agentd.linux import privileges
 from agentd.model.errors import InvalidInput, SandboxError
 
 SIZE = 1 << 16
@@ -140,10 +141,23 @@ def collision(found: Range) -> str | None:
     return None
 
 
+def hindrance(of: Range | None = None) -> str:
+    """Why sandboxes are the caller outside, and no users of their own; empty where they are not."""
+    found = configured() if of is None else of
+    return privileges.no_users(found.start, found.end)
+
+
+def available() -> bool:
+    """Whether each sandbox has a block: nothing else asks whether agentd runs as root."""
+    return not hindrance()
+
+
 def take(of: Range | None = None) -> Block | None:
-    """A block that nobody has, or None where agentd does not run as root. Raises SandboxError."""
+    """A block that nobody has, or None where sandboxes are the caller (``hindrance`` says why).
+
+    Raises SandboxError."""
     global _cursor, _swept  # noqa: PLW0603
-    if os.geteuid() != 0:
+    if hindrance(of):
         return None
     ids = (configured() if of is None else of).usable()
     try:
@@ -176,7 +190,7 @@ def take(of: Range | None = None) -> Block | None:
 def reclaim() -> None:
     """Free what processes that were killed have left behind; quiet where it cannot."""
     with contextlib.suppress(OSError), _lock:
-        if os.geteuid() == 0:
+        if available():
             _sweep()
 
 

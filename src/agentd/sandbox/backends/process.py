@@ -134,7 +134,7 @@ class HostBackend:
     ) -> dict[str, object]:
         tmp = os.path.join(scratch, "tmp")
         base = {"HOME": scratch, "LANG": "C.UTF-8", "PATH": _PATH, "TMPDIR": tmp}
-        if self.confined and os.geteuid() == 0:
+        if block is not None:
             # The user that it becomes has no name in /etc/passwd.
             base |= {"LOGNAME": "sandbox", "USER": "sandbox"}
         return {
@@ -189,20 +189,20 @@ class LandlockBackend(HostBackend):
         if not version:
             fix = "boot Linux 5.13 or newer with lsm=landlock,... on its command line"
             blockers.append(Blocker("Landlock is absent or off", fix))
-        elif version < _SCOPED_ABI and os.geteuid() != 0:
+        elif version < _SCOPED_ABI and not identity.available():
             what = f"Landlock ABI {version} cannot keep signals from your other processes"
             blockers.append(Blocker(what, "boot Linux 6.12 or newer, or run agentd as root"))
         return Availability.of(blockers, [])
 
     def _user(self, controls: list[str]) -> Control:
-        if os.geteuid() != 0:
-            return Control("default", False, "the caller's own: agentd does not run as root")
+        if why := identity.hindrance():
+            return Control("default", False, f"the caller's own: {why}")
         held = "identity" in controls
         return Control("default", held, "one that owns nothing" if held else "switched off")
 
     def _check_mount(self, mount: Mount) -> None:
         super()._check_mount(mount)
-        if mount.mode is MountMode.RW and os.geteuid() == 0:
+        if mount.mode is MountMode.RW and identity.available():
             raise Refused(
                 f"backend {self.name} run by root cannot write {mount.source}: commands run as a "
                 "user that owns nothing",
@@ -234,7 +234,7 @@ class LandlockBackend(HostBackend):
                 "dumpable",
                 f"{agent_detail(controls)}; a command can end it, and with it the sandbox",
             ),
-            "shared": shared.of_processes(os.geteuid() == 0 and "identity" in controls),
+            "shared": shared.of_processes(identity.available() and "identity" in controls),
             "network": Control(
                 plan.spec.net,
                 plan.spec.net == "none" and "seccomp" in controls,
@@ -258,14 +258,14 @@ def _temporary() -> str:
 
 def profile_name() -> str:
     """The seccomp profile of this process's sandboxes of the process level."""
-    return "process" if os.geteuid() == 0 else "process-same-uid"
+    return "process" if identity.available() else "process-same-uid"
 
 
 def _host_files(controls: list[str]) -> Control:
     """What keeps owner, mode, times and attributes of files, which Landlock does not govern."""
     if "host_files" in controls:
         return Control("default", True, "mounted read-only, all but the sandbox's own folder")
-    if os.geteuid() == 0:
+    if identity.available():
         how = "what anybody may write can be given new times: no mount namespace can be had here"
         return Control("default", False, how)
     held = "seccomp" in controls

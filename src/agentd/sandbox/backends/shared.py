@@ -5,10 +5,10 @@ above as well: there all sandboxes of one zygote are the zygote's. Without root 
 """
 
 import functools
-import os
 import resource
 
 from agentd.model.enforcement import Control
+from agentd.sandbox.backends import identity
 
 _PARTS = 4
 # Of user.max_* (namespaces(7)): what takes a namespace or a capability is refused anyway.
@@ -35,7 +35,7 @@ def user_counts() -> list[tuple[str, int]]:
 def user_rlimits() -> list[tuple[int, int]]:
     """What queued signals, message queues and locked memory are bounded to, by resource: a quarter
     of the caller's, and all of it where nobody else has this user."""
-    parts = 1 if os.geteuid() == 0 else _PARTS
+    parts = 1 if identity.available() else _PARTS
     found = []
     for number, least, most in (
         (resource.RLIMIT_SIGPENDING, 0, _QUEUED_SIGNALS),

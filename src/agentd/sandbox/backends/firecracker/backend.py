@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
-from agentd.linux import kvm, process
+from agentd.linux import kvm, privileges, process
 from agentd.model.availability import Availability, Blocker
 from agentd.model.errors import SandboxError
 from agentd.model.isolation import IsolationLevel
@@ -145,9 +145,9 @@ class FirecrackerBackend:
 
     def _examine(self) -> Availability:
         blockers = []
-        if os.geteuid() != 0:
+        if why := privileges.no_jailer():
             fix = "run agentd as root, or use --backend qemu"
-            blockers.append(Blocker(f"the jailer takes root, and this is uid {os.geteuid()}", fix))
+            blockers.append(Blocker(f"the jailer takes root, and this is {why}", fix))
         self._programs = programs.find() if self._found is None else self._found
         version, found = programs.examine(self._programs)
         blockers += found

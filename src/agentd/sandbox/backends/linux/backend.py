@@ -6,7 +6,7 @@ import socket
 import threading
 
 from agentd.guest.zygote.messages import MAX_MESSAGE
-from agentd.linux import cgroup, idmap, landlock, mounts, paths, process
+from agentd.linux import cgroup, idmap, landlock, mounts, paths, privileges, process
 from agentd.model.availability import Availability, Blocker
 from agentd.model.errors import AgentdError, InvalidInput
 from agentd.model.isolation import IsolationLevel
@@ -158,7 +158,7 @@ class LinuxBackend:
                 controls,
                 group,
                 group_detail,
-                mapped=block is not None,
+                own_user=block is not None,
                 digest=nursery.filter_digest,
             ),
             workspace="/workspace",
@@ -177,6 +177,7 @@ class LinuxBackend:
             "open_files": plan.limits.open_files,
             "user_counts": shared.user_counts(),
             "user_rlimits": shared.user_rlimits(),
+            "machine_root": self._is_machine_root(),
             "env": plan.env,
             "cow": plan.cow,
             "scratch_fd": None,
@@ -205,8 +206,14 @@ class LinuxBackend:
             "inodes": plan.inodes,
             "scratch_fd": None,
             "user_counts": shared.user_counts(),
+            "machine_root": self._is_machine_root(),
             "landlock_abi": landlock.abi_version(),
         }
+
+    def _is_machine_root(self) -> bool:
+        """Whether the kernel takes sandboxes for the machine's root, who owns /proc/sys."""
+        own = "ids" not in self._without and identity.available()
+        return not own and privileges.is_machine_root()
 
     def _is_plain(self, plan: LinuxPlan) -> bool:
         usual = make_plan(SandboxSpec())
@@ -217,7 +224,7 @@ class LinuxBackend:
         """A detached mount of ``source``, owned inside by the sandbox's user."""
         readonly = mount.mode is not MountMode.RW
         try:
-            if block is None:
+            if block is None or not nursery.may_mount:
                 return nursery.clone_tree(mount.source, source, readonly=readonly)
             owner = os.fstat(source)
             userns = idmap.userns_fd(owner.st_uid, block.id, owner.st_gid, block.id)

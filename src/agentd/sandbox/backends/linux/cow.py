@@ -13,6 +13,7 @@ import stat
 from collections.abc import Callable, Iterator
 
 from agentd.model.errors import Conflict, SandboxError
+from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.wall import NamespaceWall
 
 _OPAQUE = "user.overlay.opaque"
@@ -49,7 +50,7 @@ class OverlayWall(NamespaceWall):
 
     def apply(self) -> None:
         owner = os.fstat(self._source)
-        ids = (owner.st_uid, owner.st_gid) if os.geteuid() == 0 else None
+        ids = (owner.st_uid, owner.st_gid) if identity.available() else None
         size = os.fstatvfs(self._scratch)
         budget = size.f_blocks * size.f_frsize
         check = _Check(budget)

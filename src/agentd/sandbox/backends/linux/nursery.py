@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from agentd.guest.zygote.messages import MAX_MESSAGE
+from agentd.linux import privileges
 from agentd.linux.fingerprint import fingerprint
 from agentd.linux.paths import same_file
 from agentd.model.errors import AgentdError, SandboxError
@@ -69,11 +70,13 @@ class Nursery:
         #: Where its sandboxes' ids are from.
         self.ids = identity.configured()
         self._own = identity.take(self.ids)
+        #: Whether mounts are made as the machine's root, by the host itself.
+        self.may_mount = self._own is not None and privileges.may_mount()
         self._control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._mounts, mounts = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self.pid = start_python(_MODULE, (control, mounts))
-            self._send({"ids": self._map(), "net": net, "plain": plain}, [])
+            self._send(self._config(net, plain), [])
         except BaseException:
             self._control.close()
             self._mounts.close()
@@ -221,10 +224,11 @@ class Nursery:
         self._spare = Spare(fds[0], socket.socket(fileno=fds[1]), self._next)
         self._asked, self._next = False, None
 
-    def _map(self) -> dict[str, int] | None:
-        if self._own is None:
-            return None
-        return {"own": self._own.id, "start": self.ids.start, "end": self.ids.end}
+    def _config(self, net: str, plain: dict[str, object] | None) -> dict[str, object]:
+        ids = None
+        if self._own is not None:
+            ids = {"own": self._own.id, "start": self.ids.start, "end": self.ids.end}
+        return {"ids": ids, "may_mount": self.may_mount, "net": net, "plain": plain}
 
     def _wait_ready(self) -> None:
         if self._ready:

@@ -10,7 +10,7 @@ from agentd.linux.cgroup import Group
 from agentd.model.availability import Blocker
 from agentd.model.enforcement import Control
 from agentd.model.mount import Mount
-from agentd.sandbox.backends import shared
+from agentd.sandbox.backends import identity, shared
 from agentd.sandbox.backends.limits import agent_detail, group_controls, limit_control
 from agentd.sandbox.backends.linux.plan import LinuxPlan
 
@@ -35,7 +35,7 @@ def enforcement(
     group: Group | None,
     detail: str,
     *,
-    mapped: bool,
+    own_user: bool,
     digest: str,
 ) -> dict[str, Control]:
     """Every control of the level: asked, enforced, and by what.
@@ -44,7 +44,7 @@ def enforcement(
     """
     own = plan.spec.net == "none"
     table = {
-        "user_namespace": _fixed(True, f"uid {plan.uid} inside, {_outside(mapped)}"),
+        "user_namespace": _fixed(True, f"uid {plan.uid} inside, {_outside(own_user)}"),
         "pid_namespace": _fixed(True, "the sandbox sees and signals only its own processes"),
         "mount_namespace": _fixed(True, _programs(plan.spec.private_programs)),
         "ipc_namespace": _fixed(True),
@@ -58,7 +58,7 @@ def enforcement(
         "seccomp": _step("seccomp", controls, f"profile sandbox {digest}"),
         "landlock": _landlock(controls),
         "agent_protected": _step("dumpable", controls, agent_detail(controls)),
-        "shared": shared.of_namespaces("user_counts" in controls, mapped),
+        "shared": shared.of_namespaces("user_counts" in controls, own_user),
     }
     table |= group_controls(plan.spec.limits, plan.limits, group, detail)
     table |= {
@@ -71,7 +71,7 @@ def enforcement(
         asked, limit = plan.spec.limits.pids, plan.limits.pids
         table["pids"] = limit_control(asked, limit, True, "RLIMIT_NPROC in the user namespace")
     for mount in plan.mounts:
-        table[f"mount {mount.target}"] = _mount(mount, mapped)
+        table[f"mount {mount.target}"] = _mount(mount, own_user)
     return table
 
 
@@ -82,10 +82,10 @@ def blockers(facts: "Facts", error: str, mends: str = "") -> list[Blocker]:
     if facts.max_user_namespaces == 0:
         fix = "sysctl -w user.max_user_namespaces=65536"
         found.append(Blocker("user namespaces are switched off", fix))
-    if facts.unprivileged_userns_clone == 0 and facts.uid != 0:
+    if facts.unprivileged_userns_clone == 0 and not facts.may_mount:
         fix = "sysctl -w kernel.unprivileged_userns_clone=1"
         found.append(Blocker("ordinary users may not make user namespaces", fix))
-    if facts.apparmor_restricts_userns and facts.uid != 0:
+    if facts.apparmor_restricts_userns and not facts.may_mount:
         fix = APPARMOR_PROFILE.format(executable=os.path.realpath(sys.executable))
         found.append(Blocker("AppArmor restricts user namespaces to profiles that allow them", fix))
     if not facts.seccomp:
@@ -111,8 +111,10 @@ def _programs(private: bool) -> str:
     return "read-only root of the host's programs; inotify tells when anybody opens one"
 
 
-def _outside(mapped: bool) -> str:
-    return "one that owns nothing outside" if mapped else "the caller's own uid outside"
+def _outside(own_user: bool) -> str:
+    if own_user:
+        return "one that owns nothing outside"
+    return f"the caller's own uid outside: {identity.hindrance() or 'switched off'}"
 
 
 def _fixed(enforced: bool, detail: str = "") -> Control:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import msgspec
 
 from agentd.image import build as images
+from agentd.linux import privileges
 from agentd.model.availability import Availability
 from agentd.model.errors import Refused, SandboxError
 from agentd.model.isolation import IsolationLevel
@@ -16,6 +17,7 @@ from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox import progress
 from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.cgroups import make_group
+from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.qemu import foreign, report
 from agentd.sandbox.backends.qemu import process as machines
 from agentd.sandbox.backends.qemu.plan import (
@@ -137,7 +139,7 @@ class QemuBackend:
     def _make(self, keeper: Keeper, machine: Machine, boot: Boot, state: int) -> None:
         """Boot a machine once, without a card and a vsock device, and write down its state."""
         self.progress("booting a template", 0, 1)
-        process = machines.start(keeper, machine, boot, block=identity.take())
+        process = machines.start(keeper, machine, boot, block=_block())
         try:
             _await_agent(process)
             process.save(state)
@@ -157,7 +159,7 @@ class QemuBackend:
         thaw: bool,
     ) -> QemuWall:
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as passed:
-            block = identity.take()
+            block = _block()
             if block is not None:
                 undo.callback(block.release, ended=False)
             opened: list[Share] = []
@@ -203,7 +205,7 @@ class QemuBackend:
             group, detail = make_group(plan.spec.limits, host_limits(plan, machine), ("cpus",))
             if group is not None:
                 undo.callback(group.remove)
-            process = machines.start(keeper, machine, boot, group=group, block=identity.take())
+            process = machines.start(keeper, machine, boot, group=group, block=_block())
             undo.callback(process.end)
             process.attach_vsock()
             foreign.await_agent(process, BOOT_SECONDS)
@@ -217,6 +219,11 @@ class QemuBackend:
             )
             undo.pop_all()
             return wall
+
+
+def _block() -> Block | None:
+    """Of a machine's own users, where its folders can be lent to them, too."""
+    return identity.take() if privileges.may_mount() else None
 
 
 def _monitor() -> Monitor:

@@ -7,6 +7,7 @@ from agentd.linux.cgroup import Group
 from agentd.model.enforcement import Control
 from agentd.model.limits import MIB
 from agentd.model.units import format_size
+from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.limits import capabilities_detail, limit_control
 from agentd.sandbox.backends.qemu.plan import Machine, QemuPlan
 
@@ -98,5 +99,6 @@ def _step(name: str, how: str, held: Sequence[str]) -> Control:
     if name == "landlock" and not landlock.abi_version():
         return Control("default", False, "the kernel has none")
     if name == "user":
-        return Control("default", False, "the caller's own: agentd does not run as root")
+        why = identity.hindrance() or "root here lacks CAP_SYS_ADMIN"
+        return Control("default", False, f"the caller's own: {why}")
     return Control("default", False, "switched off")

@@ -34,7 +34,7 @@ from collections import deque
 from typing import NoReturn
 
 from agentd.guest.zygote.messages import close_all, receive, refuse, send
-from agentd.linux import abi, process, seccomp
+from agentd.linux import abi, privileges, process, seccomp
 from agentd.linux.clone import Cloner
 from agentd.linux.kernel import KERNEL
 from agentd.linux.title import set_title
@@ -97,8 +97,9 @@ def _prepare(folder: str) -> Cloner:
         signal.signal(number, signal.SIG_IGN)  # the host ends us by closing the socket
     cloner = Cloner()
     uid, gid = os.geteuid(), os.getegid()
-    KERNEL.unshare(abi.CLONE_NEWPID | (abi.CLONE_NEWUSER if uid else 0))
-    if uid:
+    own = not privileges.may_mount()
+    KERNEL.unshare(abi.CLONE_NEWPID | (abi.CLONE_NEWUSER if own else 0))
+    if own:
         KERNEL.write("/proc/self/setgroups", "deny")
         KERNEL.write("/proc/self/gid_map", f"{gid} {gid} 1")
         KERNEL.write("/proc/self/uid_map", f"{uid} {uid} 1")

@@ -16,6 +16,7 @@ GOOD: dict[str, Any] = {
     "kernel": "6.18.1-generic",
     "machine": "x86_64",
     "uid": 1000,
+    "may_mount": False,
     "landlock_abi": 6,
     "seccomp": True,
     "cgroup_version": 2,
@@ -68,7 +69,9 @@ def test_the_apparmor_fix_names_this_interpreter_and_can_be_pasted() -> None:
 
 
 def test_root_is_not_told_of_what_binds_ordinary_users() -> None:
-    said = _blockers(uid=0, apparmor_restricts_userns=True, unprivileged_userns_clone=0)
+    said = _blockers(
+        uid=0, may_mount=True, apparmor_restricts_userns=True, unprivileged_userns_clone=0
+    )
     assert [what for what, _ in said] == ["words"]
 
 
@@ -90,7 +93,9 @@ def test_versions(release: str, version: tuple[int, int]) -> None:
 
 def _table(controls: tuple[str, ...] = STEPS, **spec: Any) -> Any:
     plan = make_plan(SandboxSpec(**spec))
-    return report.enforcement(plan, controls, None, "no cgroup, because", mapped=True, digest="d1")
+    return report.enforcement(
+        plan, controls, None, "no cgroup, because", own_user=True, digest="d1"
+    )
 
 
 def test_a_step_left_out_is_not_claimed() -> None:
