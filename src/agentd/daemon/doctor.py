@@ -14,6 +14,7 @@ from agentd.model.errors import AgentdError
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.spec import DEFAULT_IMAGE
+from agentd.policy.build import worker
 from agentd.sandbox import backends
 from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.limits import file_max, usual
@@ -58,7 +59,21 @@ def checkup() -> Checkup:
 
 def parts(found: list[Finding]) -> list[Part]:
     """One line each; what there is nothing to say of is left out."""
-    return [part for part in (_image_part(found),) if part is not None]
+    return [part for part in (_policy_part(), _image_part(found)) if part is not None]
+
+
+def _policy_part() -> Part:
+    """What decides on calls, tried in a worker as a call tries it."""
+    try:
+        with worker() as process:
+            engine = process.engine()
+    except AgentdError as error:
+        what = f"agentd call and agentd serve refuse: {error.message}: {error.cause}"
+        return Part("policies", Availability(False, (Blocker(what, error.remediation),)))
+    notes = [engine.version]
+    if engine.stand_in:
+        notes.append("libatomic.so.1 is missing, and the C library takes its place")
+    return Part("policies", Availability(True, (), tuple(notes)))
 
 
 def _image_part(found: list[Finding]) -> Part | None:

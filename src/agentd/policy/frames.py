@@ -1,7 +1,8 @@
 """What goes between a worker and its owner: frames of a 4-byte little-endian length and a body.
 
-A body is an operation of one byte ("b" build, "l" load, "d" decide, "q" query) and JSON; an answer
-is "+" and what it is, or "-" and why there is none.
+A body is an operation of one byte ("b" build, "l" load, "d" decide, "q" query, "v" version) and
+JSON; an answer is "+" and what it is, "-" and why there is none, or "!" and what is missing for an
+engine (``Missing``).
 """
 
 import socket
@@ -33,6 +34,18 @@ class Compiled(msgspec.Struct):
 class Load(msgspec.Struct):
     path: str
     seconds: float  # that an answer may take
+
+
+class Missing(msgspec.Struct, frozen=True):
+    """Why the engine cannot be loaded; ``fix`` is what to type."""
+
+    what: str
+    fix: str
+
+
+class Engine(msgspec.Struct, frozen=True):
+    version: str
+    stand_in: bool  # libatomic is missing, and another library stands in its place
 
 
 class Query(msgspec.Struct):

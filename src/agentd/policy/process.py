@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -9,10 +10,16 @@ import sys
 import threading
 from collections.abc import Iterator
 
-from agentd.model.errors import AgentdError, Full, Refused
-from agentd.policy.frames import receive, send
+import msgspec
 
-_CODE = "import sys; sys.path[:] = {path!r}; from agentd.policy.worker import main; main()"
+from agentd.model.errors import AgentdError, Full, Refused, Unavailable
+from agentd.policy.frames import BUILD_SECONDS, Engine, Missing, receive, send
+
+_CODE = "import sys; sys.path[:] = {path!r}; from agentd.policy.start import main; main()"
+# What a worker has of its owner's environment: where a Python of one's own has its libraries, and
+# where there is room for files.
+_ENVIRONMENT = ("LD_LIBRARY_PATH", "TMPDIR")
+_MAX_WORDS = 64 << 10  # bytes of what it said on standard error: what a pipe holds
 _GRACE = 2.0  # seconds; beyond the worker's own alarm, should that fail
 
 
@@ -20,6 +27,12 @@ class WorkerLost(AgentdError):
     """It ended before it answered: it took too long, ran out of memory, or crashed."""
 
     code = "policy_worker_lost"
+
+
+class NoEngine(Unavailable):
+    """Its library cannot be loaded here; it says what is missing, and what to install."""
+
+    code = "policy_no_engine"
 
 
 class NoAnswer(Refused):
@@ -35,23 +48,26 @@ class Process:
         self.loaded = ""  # the path of what it has loaded, for its pool
         self._seconds = 0.0
         self._stream, theirs = socket.socketpair()
+        # What it says before it ends is the only word of a crash. It waits for no reader.
+        self._words, words = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         code = _CODE.format(path=[os.path.abspath(p) for p in sys.path])
         try:
-            with theirs:
+            with theirs, open(words, "wb", buffering=0):
                 self._child = subprocess.Popen(
                     [sys.executable, "-I", "-S", "-c", code],
                     stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    env={},
+                    stderr=words,
+                    env={k: os.environ[k] for k in _ENVIRONMENT if k in os.environ},
                     process_group=0,  # Ctrl-C is for its owner, which still wants decisions
                 )
         except OSError as error:
             self._stream.close()
+            os.close(self._words)
             raise AgentdError("cannot start a policy worker", cause=str(error)) from error
 
     def ask(self, operation: bytes, body: bytes, seconds: float) -> bytes:
-        """Raises NoAnswer; WorkerLost, after which it is closed."""
+        """Raises NoAnswer; WorkerLost and NoEngine, after which it is closed."""
         self._patience(seconds + _GRACE)
         try:
             send(self._stream, operation + body)
@@ -63,9 +79,19 @@ class Process:
             raise WorkerLost("the policy worker broke off", cause=str(error)) from error
         if frame is None:
             raise WorkerLost("the policy worker ended", cause=self._end(seconds))
+        if frame[:1] == b"!":
+            self.close()
+            missing = msgspec.json.decode(frame[1:], type=Missing)
+            raise NoEngine(
+                "the policy engine cannot be loaded", cause=missing.what, remediation=missing.fix
+            )
         if frame[:1] != b"+":
             raise NoAnswer(frame[1:].decode(errors="replace"))
         return frame[1:]
+
+    def engine(self) -> Engine:
+        """What it decides with. Raises WorkerLost, NoEngine."""
+        return msgspec.json.decode(self.ask(b"v", b"", BUILD_SECONDS), type=Engine)
 
     def _patience(self, seconds: float) -> None:
         # The kernel's own: Python's would poll before each call, which is a call more.
@@ -76,19 +102,34 @@ class Process:
             self._seconds = seconds
 
     def close(self) -> None:
+        """May be called again."""
         self._stream.close()
         self._child.kill()
         self._child.wait()
+        if self._words >= 0:
+            os.close(self._words)
+            self._words = -1
 
     def _end(self, seconds: float) -> str:
         self._stream.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._child.wait(_GRACE)
+        words = self._last_words()
         self.close()
         code = self._child.returncode
-        if code == -14:
+        if code == -signal.SIGALRM:
             return f"it took more than {seconds:g} s"
-        return f"signal {-code}" if code < 0 else f"exit code {code}"
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return f"{how}: {words}" if words else how
+
+    def _last_words(self) -> str:
+        """The last line of what it said, where it said anything."""
+        try:
+            said = os.read(self._words, _MAX_WORDS)
+        except BlockingIOError:
+            return ""
+        lines = said.decode(errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")[:500]
 
 
 class Pool:
@@ -103,14 +144,17 @@ class Pool:
 
     @contextlib.contextmanager
     def borrow(self, seconds: float) -> Iterator[Process]:
-        """Waits so long for a free one. One that raises WorkerLost is replaced. Raises Full."""
+        """Waits so long for a free one. One that raises WorkerLost or NoEngine is replaced.
+
+        Raises Full.
+        """
         process = self._take(seconds)
         try:
             if self._closed:
                 raise Refused("the policy engine is closed")
             process = process or Process()
             yield process
-        except WorkerLost:
+        except (WorkerLost, NoEngine):
             process = None
             raise
         finally:

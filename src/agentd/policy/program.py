@@ -11,6 +11,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import msgspec
@@ -21,6 +22,7 @@ from agentd.policy.errors import Problem
 from agentd.policy.folding import folded
 from agentd.policy.reads import Reads, reads
 
+VERSION = f"regopy {version('regopy')}"
 MAX_DEPTH = 64
 _INT64 = 1 << 63
 _ERROR = re.compile(r"\(error (?:\d+:)?([^|\s]*)\|(\d+)\|\d+\s+\(errormsg \d+:(.*)\)")
@@ -143,8 +145,8 @@ def _add(handle: ctypes.c_void_p, value: Any, depth: int) -> None:
 
 
 def _save(path: str, builder: Any, bundle: Any, data: bytes) -> Any:
-    """Folded, as the engine's own file; its plan."""
-    with tempfile.TemporaryDirectory(prefix="agentd-policy-") as folder:
+    """Folded, as the engine's own file; its plan. What lies beside it meanwhile goes."""
+    with tempfile.TemporaryDirectory(dir=os.path.dirname(path)) as folder:
         builder.save_bundle(folder, bundle, regopy.BundleFormat.JSON)
         with open(os.path.join(folder, "plan.json"), "r+b") as file:
             plan = folded(msgspec.json.decode(file.read()), msgspec.json.decode(data))

@@ -1,9 +1,10 @@
 """The process that evaluates policies: it has the engine, and nothing else.
 
-It answers on descriptor 0, a stream socket. It has no environment, and an alarm that ends
-it when an answer takes too long: nothing else interrupts the engine. Whoever asked then finds the
-stream ended. Its memory is bounded by that time alone: the engine's allocator reserves 256 GiB of
-addresses at its start, which every limit of the kernel's counts.
+It answers on descriptor 0, a stream socket. It has no environment but where libraries and temporary
+files are, and an alarm that ends it when an answer takes too long: nothing else interrupts the
+engine. Whoever asked then finds the stream ended. Its memory is bounded by that time alone: the
+engine's allocator reserves 256 GiB of addresses at its start, which every limit of the kernel's
+counts.
 """
 
 import contextlib
@@ -14,12 +15,13 @@ import socket
 
 import msgspec
 
-from agentd.policy.frames import BUILD_SECONDS, Build, Compiled, Load, Query, receive, send
-from agentd.policy.program import Program, Uncompiled, Unevaluated, compile_to
+from agentd.policy.frames import BUILD_SECONDS, Build, Compiled, Engine, Load, Query, receive, send
+from agentd.policy.program import VERSION, Program, Uncompiled, Unevaluated, compile_to
 
 
 class Worker:
-    def __init__(self) -> None:
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         self._program: Program | None = None
         self._seconds = BUILD_SECONDS
 
@@ -35,6 +37,8 @@ class Worker:
                 load = msgspec.json.decode(body, type=Load)
                 self._program, self._seconds = Program(load.path), load.seconds
                 return b"+"
+            if operation == b"v":
+                return b"+" + msgspec.json.encode(self._engine)
             return b"+" + msgspec.json.encode(_build(msgspec.json.decode(body, type=Build)))
         except Unevaluated as error:
             return b"-" + str(error).encode()
@@ -51,13 +55,14 @@ class Worker:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def main() -> None:
+def main(*, stand_in: bool) -> None:
+    """``stand_in`` says whether another library is in the place of libatomic."""
     # What the kernel does with an alarm that nobody handles needs no help of a busy process.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _die_first()
-    worker = Worker()
+    worker = Worker(Engine(VERSION, stand_in))
     with socket.socket(fileno=0) as stream:
         while (frame := receive(stream)) is not None:
             send(stream, worker.answer(frame))

@@ -1,0 +1,106 @@
+"""The policy engine where libraries are missing, as on a system that has no compiler."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import PATH
+
+# An overlay without them hides files, as a bind mount cannot.
+_HIDE = """
+for name in {names}; do
+    for file in $(ls -d /usr/lib/*-linux-gnu*/$name* /usr/lib64/$name* 2>/dev/null); do
+        dir=$(dirname $file)
+        mountpoint -q $dir || {{
+            up={room}$dir/up work={room}$dir/work
+            mkdir -p $up $work
+            mount -t overlay -o lowerdir=$dir,upperdir=$up,workdir=$work none $dir
+        }}
+        rm $file
+    done
+done
+exec "$@"
+"""
+
+
+class Hidden:
+    """Runs agentd where libraries are not to be found."""
+
+    def __init__(self, folder: Path, *names: str) -> None:
+        self._folder = folder
+        self._names = names
+
+    def run(self, *words: str, env: dict[str, str] | None = None) -> tuple[int, str, str]:
+        # As a user, a namespace of one's own makes the mount possible.
+        unshare = ["unshare", "-m"] if os.getuid() == 0 else ["unshare", "-rm"]
+        hide = _HIDE.format(names=" ".join(self._names), room=self._folder)
+        done = subprocess.run(
+            [*unshare, "sh", "-c", hide, "sh", sys.executable, "-m", "agentd", *words],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={
+                "PATH": PATH,
+                "HOME": str(self._folder),
+                "AGENTD_DAEMON__STATE": str(self._folder / "state"),
+                **(env or {}),
+            },
+        )
+        return done.returncode, done.stdout, done.stderr
+
+
+def policies(told: str) -> dict[str, Any]:
+    """What doctor says of them."""
+    (part,) = (part for part in json.loads(told)["parts"] if part["name"] == "policies")
+    return dict(part)
+
+
+def test_policies_are_decided_without_libatomic(tmp_path: Path) -> None:
+    """And the libraries of one's own are found, and nothing is left."""
+    own, temporary = tmp_path / "lib", tmp_path / "tmp"
+    own.mkdir()
+    temporary.mkdir()
+    (library,) = set(Path("/usr").glob("lib*/**/libstdc++.so.6"))
+    shutil.copy(library, own)
+    env = {"TMPDIR": str(temporary), "LD_LIBRARY_PATH": str(own)}
+    bare = Hidden(tmp_path, "libatomic.so.1", "libstdc++.so.6")
+    code, out, err = bare.run("policy", "check", "strict", env=env)
+    assert (code, out, err) == (0, "strict: all is well\n", "")
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_call_is_made_without_libatomic(tmp_path: Path) -> None:
+    code, out, err = Hidden(tmp_path, "libatomic.so.1").run("call", "fs.list.v1")
+    assert code == 0, err
+    assert json.loads(out)["entries"] == []
+
+
+def test_doctor_says_what_stands_in_the_place_of_libatomic(tmp_path: Path) -> None:
+    code, out, _ = Hidden(tmp_path, "libatomic.so.1").run("doctor", "--json")
+    assert code == 0
+    part = policies(out)
+    assert part["usable"]
+    assert part["notes"][1] == "libatomic.so.1 is missing, and the C library takes its place"
+
+
+def test_what_is_missing_for_the_engine_is_told_by_name(tmp_path: Path) -> None:
+    bare = Hidden(tmp_path, "libatomic.so.1", "libstdc++.so.6")
+    expected = (
+        "the policy engine cannot be loaded: libstdc++.so.6 is missing "
+        "(apt-get install libstdc++6, or dnf install libstdc++)"
+    )
+    for words in (("call", "fs.list.v1"), ("serve",)):
+        code, out, err = bare.run(*words)
+        assert code != 0, words
+        assert expected in err, words
+    code, out, _ = bare.run("doctor", "--json")
+    blocker = policies(out)["blockers"][0]
+    assert "libstdc++.so.6 is missing" in blocker["what"]
+    assert "apt-get install libstdc++6" in blocker["fix"]
+    # What asks no policy needs no engine.
+    code, out, err = bare.run("call", "fs.list.v1", env={"AGENTD_POLICY": "none"})
+    assert code == 0, err
