@@ -11,17 +11,16 @@ from agentd.client import build
 from agentd.client.aio_thread import Wake, Work
 from agentd.client.build import Command, ExecOptions, SandboxOptions
 from agentd.client.files import Files
-from agentd.client.sandbox import Chunk, CommandFailed, Sandbox
+from agentd.client.sandbox import Chunk, CommandFailed, Process, Sandbox
+from agentd.client.signature import documented_by, options_shown
 from agentd.model.enforcement import Enforcement
 from agentd.model.result import Result, SandboxInfo
 from agentd.model.spec import Pty
 
 if TYPE_CHECKING:
-    from agentd.client.embedded import Snapshot
-    from agentd.client.http.sandbox import RemoteSnapshot
-    from agentd.client.ports import Running
+    from agentd.client.ports import Running, Snapshot
     from agentd.model.api import CallView
-    from agentd.transport.files import Change
+    from agentd.transport.files import Change, Entry
 
 # Commands and file operations of one sandbox at the same time; more of them wait their turn.
 MAX_THREADS = 16
@@ -29,6 +28,7 @@ _PIECE = 64 << 10
 T = TypeVar("T")
 
 
+@documented_by(Process)
 class AsyncProcess:
     """A running command: ``async for`` its chunks, ``await wait()`` for its Result.
 
@@ -120,6 +120,7 @@ class AsyncProcess:
             raise
 
 
+@documented_by(Files)
 class AsyncFiles:
     """The methods of Files as coroutines; ``read_iter`` and ``watch`` for ``async for``."""
 
@@ -134,16 +135,22 @@ class AsyncFiles:
         return await self._sandbox._call(partial(self._files.read_text, path, encoding))
 
     def read_iter(self, path: str) -> AsyncIterator[bytes]:
-        return self._each(partial(self._files.read_iter, path))
+        return self._each(partial(self._files._files.read_iter, path))
 
     def watch(self, path: str, *, recursive: bool = False) -> "AsyncIterator[Change]":
-        """Changes, with ``kind`` and ``path``, until it is left; it holds one of the threads."""
-        return self._each(partial(self._files.watch, path, recursive=recursive))
+        """As Files.watch; it holds one of the threads."""
+        return self._each(partial(self._files._files.watch, path, recursive=recursive))
 
     async def write(
-        self, path: str, data: bytes | str | Iterable[bytes] | BinaryIO, **options: Any
+        self,
+        path: str,
+        data: bytes | str | Iterable[bytes] | BinaryIO,
+        *,
+        mode: int = 0o644,
+        parents: bool = False,
     ) -> int:
-        return await self._sandbox._call(partial(self._files.write, path, data, **options))
+        work = partial(self._files.write, path, data, mode=mode, parents=parents)
+        return await self._sandbox._call(work)
 
     async def upload(
         self, host_path: str | os.PathLike[str], path: str, *, replace: bool = False
@@ -157,20 +164,20 @@ class AsyncFiles:
         work = partial(self._files.download, path, host_path, replace=replace)
         return await self._sandbox._call(work)
 
-    async def list(self, path: str) -> Any:
+    async def list(self, path: str) -> "list[Entry]":
         return await self._sandbox._call(partial(self._files.list, path))
 
-    async def stat(self, path: str) -> Any:
+    async def stat(self, path: str) -> "Entry":
         return await self._sandbox._call(partial(self._files.stat, path))
 
-    async def mkdir(self, path: str, **options: Any) -> None:
-        await self._sandbox._call(partial(self._files.mkdir, path, **options))
+    async def mkdir(self, path: str, *, mode: int = 0o755, parents: bool = False) -> None:
+        await self._sandbox._call(partial(self._files.mkdir, path, mode=mode, parents=parents))
 
     async def move(self, path: str, to: str) -> None:
         await self._sandbox._call(partial(self._files.move, path, to))
 
-    async def remove(self, path: str, **options: Any) -> None:
-        await self._sandbox._call(partial(self._files.remove, path, **options))
+    async def remove(self, path: str, *, recursive: bool = False) -> None:
+        await self._sandbox._call(partial(self._files.remove, path, recursive=recursive))
 
     async def _each(self, begin: Callable[..., Iterator[T]]) -> AsyncIterator[T]:
         """Its items, each waited for on a thread; cancelling the wait ends it."""
@@ -184,6 +191,7 @@ class AsyncFiles:
             wake.close()
 
 
+@documented_by(Sandbox)
 class AsyncSandbox:
     """Made by ``await AsyncSandbox.create(...)``, with the arguments of ``Sandbox.create``."""
 
@@ -192,12 +200,13 @@ class AsyncSandbox:
         self._pool = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix=sandbox.id)
 
     @classmethod
+    @options_shown
     async def create(
         cls,
         *,
         url: str | None = None,
         api_key: str | None = None,
-        snapshot: "Snapshot | RemoteSnapshot | str | os.PathLike[str] | None" = None,
+        snapshot: "Snapshot | str | os.PathLike[str] | None" = None,
         labels: Mapping[str, str] | None = None,
         ttl: str | float | None = None,
         **options: Unpack[SandboxOptions],
@@ -232,6 +241,7 @@ class AsyncSandbox:
     def files(self) -> AsyncFiles:
         return AsyncFiles(self, self._sandbox.files)
 
+    @options_shown
     async def run(
         self,
         cmd: Command,
@@ -253,6 +263,7 @@ class AsyncSandbox:
             raise CommandFailed(result)
         return result
 
+    @options_shown
     async def start(
         self,
         cmd: Command,
@@ -270,6 +281,7 @@ class AsyncSandbox:
         found = await self._call(partial(self._sandbox._held.attach, process, cursors or {}))
         return AsyncProcess(self, found)
 
+    @options_shown
     async def stream(self, cmd: Command, **options: Unpack[ExecOptions]) -> AsyncIterator[Chunk]:
         """Its output as it comes; leaving the loop early kills the command."""
         async with await self.start(cmd, **options) as process:

@@ -5,11 +5,13 @@ import threading
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING
 
+from agentd.model.errors import InvalidInput
 from agentd.model.isolation import IsolationLevel
 
 if TYPE_CHECKING:
     # "as": re-exported, for the annotations of the rest of the client.
     from agentd.capability.registry import Catalogue as Catalogue  # noqa: PLC0414
+    from agentd.client.ports import Snapshot as KeptState
     from agentd.daemon.calls.explain import Explained as Explained  # noqa: PLC0414
     from agentd.daemon.config import Read
     from agentd.daemon.doctor import Checkup as Checkup  # noqa: PLC0414
@@ -93,11 +95,18 @@ def call(
     return embedded.call(pipeline, who, body, emit, handle, cancel)
 
 
-def load_snapshot(snapshot: "Snapshot | str | os.PathLike[str]") -> "Snapshot":
+def load_snapshot(snapshot: "KeptState | str | os.PathLike[str]") -> "Snapshot":
     """What lies at a path. Raises InvalidInput, SandboxError."""
     from agentd.sandbox import snapshots
 
-    return snapshot if isinstance(snapshot, snapshots.Snapshot) else snapshots.load(snapshot)
+    if isinstance(snapshot, snapshots.Snapshot):
+        return snapshot
+    if not isinstance(snapshot, str | os.PathLike):
+        raise InvalidInput(
+            "a daemon's snapshot cannot be restored in this process",
+            remediation="give url= of the daemon that keeps it",
+        )
+    return snapshots.load(snapshot)
 
 
 def verify_snapshot(snapshot: "Snapshot") -> None:

@@ -15,14 +15,15 @@ class Files:
         self._files = files
 
     def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
-        """At most 256 MiB at once; ``read_iter`` has no bound."""
+        """Read a file, or a part of it: at most 256 MiB at once; ``read_iter`` has no bound."""
         return bytes(self._files.read(path, offset, length))
 
-    def read_iter(self, path: str, *, wake: int = -1) -> Iterator[bytes]:
-        """The bytes as they come; a readable descriptor ``wake`` ends them early."""
-        yield from self._files.read_iter(path, wake=wake)
+    def read_iter(self, path: str) -> Iterator[bytes]:
+        """Read a file piece by piece, of any size."""
+        yield from self._files.read_iter(path)
 
     def read_text(self, path: str, encoding: str = "utf-8") -> str:
+        """Read a text file. Raises UnicodeDecodeError where it is not in ``encoding``."""
         return self.read(path).decode(encoding)
 
     def write(
@@ -33,7 +34,7 @@ class Files:
         mode: int = 0o644,
         parents: bool = False,
     ) -> int:
-        """The whole file or none of it; its size in bytes."""
+        """Write the whole file or none of it; ``parents`` are made. Return its size in bytes."""
         content = data.encode() if isinstance(data, str) else data
         return int(self._files.write(path, content, mode=mode, parents=parents))
 
@@ -51,7 +52,7 @@ class Files:
     def download(
         self, path: str, host_path: str | os.PathLike[str], *, replace: bool = False
     ) -> int:
-        """Copy a file or folder out; as ``upload``, the other way round.
+        """Copy a file or folder of the sandbox out; as ``upload``, the other way round.
 
         Nothing is written outside of ``host_path``: a link that leads out of the folder is refused.
         """
@@ -60,23 +61,27 @@ class Files:
         return copy.download(self._files, path, host_path, replace=replace).bytes
 
     def list(self, path: str) -> "list[Entry]":
+        """List a folder: each Entry has name, type, size, mode and the like."""
         entries: list[Entry] = self._files.list(path)
         return entries
 
     def stat(self, path: str) -> "Entry":
-        """Of a link itself."""
+        """Look at a file, folder or link itself. Raises OperationFailed where there is none."""
         entry: Entry = self._files.stat(path)
         return entry
 
     def mkdir(self, path: str, *, mode: int = 0o755, parents: bool = False) -> None:
+        """Make a folder; with ``parents`` those above it, and it may be there already."""
         self._files.mkdir(path, mode=mode, parents=parents)
 
     def move(self, path: str, to: str) -> None:
+        """Rename it; what is at ``to`` is replaced, as by rename(2)."""
         self._files.move(path, to)
 
     def remove(self, path: str, *, recursive: bool = False) -> None:
+        """Remove a file or an empty folder; with ``recursive`` all that is in it, too."""
         self._files.remove(path, recursive=recursive)
 
-    def watch(self, path: str, *, recursive: bool = False, wake: int = -1) -> "Iterator[Change]":
-        """Changes, with ``kind`` and ``path``, until it is closed or ``wake`` becomes readable."""
-        yield from self._files.watch(path, recursive=recursive, wake=wake)
+    def watch(self, path: str, *, recursive: bool = False) -> "Iterator[Change]":
+        """Tell of changes, with ``kind`` and ``path``, as they happen, until it is left."""
+        yield from self._files.watch(path, recursive=recursive)

@@ -15,6 +15,7 @@ from agentd.model.errors import InvalidInput, Refused
 if TYPE_CHECKING:
     from agentd.client.embedded import Execution, Pipeline, SandboxHandle, Snapshot
     from agentd.client.http.calls import Emit
+    from agentd.client.ports import Snapshot as KeptState
     from agentd.model.api import CallView
     from agentd.model.enforcement import Enforcement
     from agentd.model.principal import Principal
@@ -193,7 +194,7 @@ class LocalSandbox:
 
 def create(
     *,
-    snapshot: "Snapshot | str | os.PathLike[str] | None" = None,
+    snapshot: "KeptState | str | os.PathLike[str] | None" = None,
     labels: Mapping[str, str] | None = None,
     ttl: str | float | None = None,
     **options: Unpack[SandboxOptions],

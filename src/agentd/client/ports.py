@@ -2,13 +2,41 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 if TYPE_CHECKING:
     from agentd.model.api import CallView
     from agentd.model.enforcement import Enforcement
     from agentd.model.result import Result, SandboxInfo
     from agentd.model.spec import ExecRequest
+
+
+@runtime_checkable
+class Snapshot(Protocol):
+    """A sandbox's state, for ``Sandbox.create(snapshot=...)``, any number of times.
+
+    In a with statement it is deleted at the end, unless it was given a path to keep it at.
+    """
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def path(self) -> str | None:
+        """The folder it is kept in; None where a daemon keeps it."""
+
+    @property
+    def fidelity(self) -> str:
+        """What is in it: "memory" is processes and files, "files" is files alone."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files together."""
+
+    def delete(self) -> None:
+        """Idempotent. Sandboxes that were made of it stay as they are."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exc: object) -> None: ...
 
 
 class Running(Protocol):
@@ -96,7 +124,7 @@ class Held(Protocol):
     def apply(self) -> None: ...
     def pause(self) -> None: ...
     def resume(self) -> None: ...
-    def snapshot(self, path: str | os.PathLike[str] | None) -> Any: ...
+    def snapshot(self, path: str | os.PathLike[str] | None) -> Snapshot: ...
     def fork(self, count: int) -> "Sequence[Held]": ...
     def ping(self) -> dict[str, object]: ...
     def renew(self, ttl: str | float) -> None: ...

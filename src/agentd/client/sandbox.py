@@ -9,15 +9,14 @@ from agentd.client import build
 from agentd.client.build import Command, ExecOptions, SandboxOptions
 from agentd.client.files import Files
 from agentd.client.http import address
+from agentd.client.signature import options_shown
 from agentd.model.enforcement import Enforcement
 from agentd.model.errors import AgentdError, InvalidInput
 from agentd.model.result import Result, SandboxInfo
 from agentd.model.spec import ExecRequest, Pty
 
 if TYPE_CHECKING:
-    from agentd.client.embedded import Snapshot
-    from agentd.client.http.sandbox import RemoteSnapshot
-    from agentd.client.ports import Held, Running
+    from agentd.client.ports import Held, Running, Snapshot
     from agentd.model.api import CallView
 
 
@@ -86,24 +85,27 @@ class Process:
         self.wait()
 
     def write(self, data: bytes | str) -> None:
+        """Feed its stdin, which ``start(stdin=True)`` or a terminal has."""
         self._running.write(data.encode() if isinstance(data, str) else data)
 
     def close_stdin(self) -> None:
+        """Let it read the end of its stdin."""
         self._running.close_stdin()
 
     def signal(self, number: int) -> None:
-        """To its process group."""
+        """Send a signal to its process group."""
         self._running.signal(number)
 
     def resize(self, rows: int, cols: int) -> None:
+        """Tell its terminal the window's new size."""
         self._running.resize(rows, cols)
 
     def kill(self) -> None:
-        """SIGKILL; ``wait`` then tells how it ended."""
+        """End it by SIGKILL; ``wait`` then tells how it ended."""
         self._running.kill()
 
     def wait(self) -> Result:
-        """Until it has ended; output that was not read is dropped."""
+        """Wait for its end and return its Result; output that was not read is dropped."""
         if self._result is None:
             self._result = self._running.finish()
             self._running.close()
@@ -136,39 +138,59 @@ class Sandbox:
         self._finalizer = weakref.finalize(self, held.forget)
 
     @classmethod
+    @options_shown
     def create(
         cls,
         *,
         url: str | None = None,
         api_key: str | None = None,
-        snapshot: "Snapshot | RemoteSnapshot | str | os.PathLike[str] | None" = None,
+        snapshot: "Snapshot | str | os.PathLike[str] | None" = None,
         labels: Mapping[str, str] | None = None,
         ttl: str | float | None = None,
         **options: Unpack[SandboxOptions],
     ) -> "Sandbox":
-        """A sandbox that is ready; ``SandboxOptions`` has what may be asked for.
+        """Make a sandbox that is ready for commands.
+
+        What may be asked for; None, or nothing, takes the default:
+
+        isolation   the least wall that will do: "process", "namespace" (default), "microvm", ...
+        backend     one wall by its name, as ``agentd doctor`` lists them
+        workspace   "PATH[:ro|rw|cow]" of this machine, at /workspace; cow: changes stay back
+        mounts      further folders, each "SOURCE:TARGET[:ro|rw]"
+        net         "none" (default) or "host"
+        memory      of all commands together, bytes or "256M"; refused where it cannot be enforced
+        cpus        of all commands together, as 0.5 or 2; refused like ``memory``
+        pids        processes and threads at once
+        disk        of /workspace, /tmp and the like, bytes or "1G"
+        open_files  of each process
+        timeout     of each command, seconds or "30s"
+        output      of each stream of each command, bytes or "10M"
+        user        "root", "sandbox" or a uid inside
+        env         variables of every command
+        image       what a virtual machine boots
 
         ``url`` (else AGENTD_URL) is a daemon's, as unix:PATH or https://HOST:PORT, and ``api_key``
         (else AGENTD_API_KEY) says who asks; without it the sandbox is one of this process.
         From a ``snapshot``, its id or the path it was kept at, it comes up as that sandbox was, and
         only ``env``, ``timeout`` and ``output`` may be given. ``labels`` and ``ttl``, the time
-        until it is ended unless it is renewed, are for a daemon's. Raises InvalidInput, Refused,
-        SandboxError.
+        until it is ended unless it is renewed, are for a daemon's.
+
+        Raises InvalidInput, Refused (what is in the way, and the fix), SandboxError, Unreachable.
         """
         where = address.given(url, api_key)
         if where is None:
             from agentd.client import local
 
-            return cls(local.create(snapshot=snapshot, labels=labels, ttl=ttl, **options))  # type: ignore[arg-type]
+            return cls(local.create(snapshot=snapshot, labels=labels, ttl=ttl, **options))
         from agentd.client.http import sandbox as remote
 
-        return cls(remote.create(where, snapshot=snapshot, labels=labels, ttl=ttl, **options))  # type: ignore[arg-type]
+        return cls(remote.create(where, snapshot=snapshot, labels=labels, ttl=ttl, **options))
 
     @classmethod
     def connect(cls, id: str, *, url: str | None = None, api_key: str | None = None) -> "Sandbox":
-        """A sandbox that a daemon has already; without ``url`` of the daemon at its usual place.
+        """Take up a sandbox that a daemon has; without ``url`` of the daemon at its usual place.
 
-        To close it only lets go of it; ``kill`` ends it. Raises NotFound.
+        To close it only lets go of it; ``kill`` ends it. Raises NotFound, Unreachable.
         """
         from agentd.client.http import sandbox as remote
 
@@ -176,19 +198,22 @@ class Sandbox:
 
     @property
     def id(self) -> str:
+        """Its id, as ``agentd ls`` shows it and ``connect`` takes it."""
         return self._held.id
 
     @property
     def info(self) -> SandboxInfo:
+        """Its id, and the backend and level of its wall."""
         return self._held.info
 
     @property
     def enforcement(self) -> Enforcement:
-        """What is really in force, control by control."""
+        """What is really in force: for each control what was asked, whether it holds, and how."""
         return self._held.enforcement
 
     @property
     def labels(self) -> Mapping[str, str]:
+        """The labels that it was created with, at a daemon."""
         return self._held.labels
 
     @property
@@ -196,6 +221,7 @@ class Sandbox:
         """Reading and writing inside, by absolute paths."""
         return Files(self._held.files)
 
+    @options_shown
     def run(
         self,
         cmd: Command,
@@ -204,9 +230,14 @@ class Sandbox:
         check: bool = False,
         **options: Unpack[ExecOptions],
     ) -> Result:
-        """Run to its end, output captured; a plain string is run by ``sh -c``.
+        """Run a command to its end and return its Result, output captured.
 
-        A command that fails is a Result like any other, unless ``check``: then CommandFailed.
+        ``cmd`` is a list of words, or a string for ``sh -c``; ``cwd`` is relative to the workspace;
+        ``env`` adds to the sandbox's; ``timeout`` is seconds or "2s"; ``limits`` are ExecLimits,
+        which the kernel holds for an ordinary user, too. A command that fails is a Result like any
+        other, unless ``check``: then CommandFailed.
+
+        Raises InvalidInput, SandboxError, and where a policy decides PolicyDenied or Undecided.
         """
         request = build.exec_request(cmd, **options)
         data = stdin.encode() if isinstance(stdin, str) else stdin or b""
@@ -215,16 +246,21 @@ class Sandbox:
             raise CommandFailed(result)
         return result
 
+    @options_shown
     def stream(
         self, cmd: Command, *, stdin: bytes | str | None = None, **options: Unpack[ExecOptions]
     ) -> Process:
-        """Its output as it comes: iterate over the chunks, then ``result``."""
+        """Begin a command with all of its stdin: iterate over its chunks, then ask for ``result``.
+
+        The options are those of ``run``.
+        """
         process = self.start(cmd, stdin=stdin is not None, **options)
         if stdin is not None:
             process.write(stdin)
             process.close_stdin()
         return process
 
+    @options_shown
     def start(
         self,
         cmd: Command,
@@ -233,12 +269,16 @@ class Sandbox:
         pty: Pty | tuple[int, int] | None = None,
         **options: Unpack[ExecOptions],
     ) -> Process:
-        """Begin a command and return at once. ``pty`` is a Pty or (rows, columns)."""
+        """Begin a command and return at once, for ``write``, ``signal``, ``wait`` and the like.
+
+        ``stdin``: it will be written to; ``pty``: a terminal, as Pty or (rows, columns). The other
+        options are those of ``run``.
+        """
         terminal = Pty(*pty) if isinstance(pty, tuple) else pty
         return Process(self._begin(build.exec_request(cmd, stdin=stdin, pty=terminal, **options)))
 
     def attach(self, process: str, cursors: Mapping[str, int] | None = None) -> Process:
-        """A command of a daemon's sandbox, by its id; from the begin of its output, or ``cursors``.
+        """Take up a command of a daemon's sandbox, from its output's beginning or ``cursors`` on.
 
         Raises NotFound; Refused where there is no daemon.
         """
@@ -265,7 +305,7 @@ class Sandbox:
         return self._held.call(capability, {**(parameters or {}), **more}, emit, bundle)
 
     def changes(self) -> tuple[str, ...]:
-        """Of a copy-on-write workspace: ``A new``, ``M changed``, ``D gone``, by path."""
+        """List what a copy-on-write workspace has: ``A new``, ``M changed``, ``D gone``."""
         return self._held.changes()
 
     def apply(self) -> None:
@@ -273,17 +313,18 @@ class Sandbox:
         self._held.apply()
 
     def pause(self) -> None:
-        """Nothing in it runs until ``resume``; the time of its commands goes on.
+        """Stop all that runs in it until ``resume``; the time of its commands goes on.
 
         Raises Refused where its wall cannot, as with all of the following.
         """
         self._held.pause()
 
     def resume(self) -> None:
+        """Let go on what ``pause`` has stopped."""
         self._held.resume()
 
     def snapshot(self, path: str | os.PathLike[str] | None = None) -> "Snapshot":
-        """Its state as it is now, for ``create(snapshot=...)``; it goes on running.
+        """Keep its state as it is now, for ``create(snapshot=...)``; it goes on running.
 
         Kept at ``path`` until it is deleted; without one, for as long as this process lives. A
         daemon keeps its own, and takes no path. What runs in the background stands still meanwhile,
@@ -291,15 +332,14 @@ class Sandbox:
         SandboxError while a command that was started from here has not ended: its stream would not
         survive.
         """
-        taken: Snapshot = self._held.snapshot(path)
-        return taken
+        return self._held.snapshot(path)
 
     def fork(self, count: int = 1) -> "list[Sandbox]":
-        """So many copies as it is now, 64 at most: all of them, or none and an error."""
+        """Make so many copies as it is now, 64 at most: all of them, or none and an error."""
         return [type(self)(held) for held in self._held.fork(count)]
 
     def ping(self) -> dict[str, object]:
-        """What the agent inside answers. Raises BackendLost when it is gone."""
+        """Ask the agent inside whether it answers. Raises BackendLost when it is gone."""
         return self._held.ping()
 
     def renew(self, ttl: str | float) -> None:

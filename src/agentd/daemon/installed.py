@@ -6,7 +6,7 @@ from importlib import metadata
 
 import msgspec
 
-from agentd._version import __version__
+from agentd import _version
 from agentd.model.availability import Blocker
 from agentd.model.install import DISTRIBUTION, replacing
 from agentd.transport.text import safe_text
@@ -25,11 +25,8 @@ class Installation(msgspec.Struct, frozen=True):
 
 
 def installation() -> Installation:
-    import agentd
-
-    return Installation(
-        DISTRIBUTION, __version__, os.path.dirname(agentd.__file__), tuple(clashes())
-    )
+    folder = os.path.dirname(_version.__file__)
+    return Installation(DISTRIBUTION, _version.__version__, folder, tuple(clashes()))
 
 
 def clashes() -> Iterator[Blocker]:

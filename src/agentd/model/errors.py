@@ -3,19 +3,27 @@
     AgentdError
       +-- InvalidInput          the request is malformed; nothing was run
       |     +-- TooLarge        it has more bytes than are taken
+      |     +-- CallFailed      a capability did what it was asked, and that cannot be had
       +-- Unauthenticated       nobody we know asks: no credential, or one that does not hold
       +-- Refused               it is well-formed, and will not be run
       |     +-- Forbidden       whoever asks is known, and may not do this
       |     +-- PolicyDenied    the policy says no
       |     +-- Undecided       the policy could not say yes or no: not run either
+      |     +-- Unsupported     this wall cannot do that; another one could
       |     +-- Unavailable     no wall here satisfies it; carries the blockers and their fixes
-      |     +-- Full            there is no room for it now: a quota, or the machine
+      |     +-- Full            there is no room for it now
+      |           +-- QuotaExceeded  of the caller's own quota
       +-- NotFound              there is no such sandbox, process or snapshot (or it is another's)
       +-- Conflict              it is in a state that does not allow that
       +-- SandboxError          the sandbox could not be built, or it broke
       |     +-- BackendLost     the wall died under its work
       |     +-- GuestError      the agent inside broke the protocol
       +-- OperationFailed       the agent answered with an error (a missing file, say)
+      +-- CommandFailed         ``run(check=True)`` met a command that did not succeed
+      +-- Unreachable           no daemon answers, or the connection broke
+
+All of them can be imported from ``agentd``; CallFailed is ``model.capability``'s, and the last two
+are the SDK's own.
 
 Every error says what happened, why, and what to do about it: ``code``, ``message``, ``cause``
 and ``remediation`` are the same four fields on every way in.

@@ -34,6 +34,7 @@ from agentd.model.spec import ExecRequest
 
 if TYPE_CHECKING:
     from agentd.client.http.calls import Emit
+    from agentd.client.ports import Snapshot
 
 ROOT = "/v1/sandboxes"
 # Stdin up to this size goes in the request; larger ones are streamed.
@@ -327,7 +328,7 @@ class RemoteSandbox:
 def create(
     address: Address,
     *,
-    snapshot: "RemoteSnapshot | str | os.PathLike[str] | None" = None,
+    snapshot: "Snapshot | str | os.PathLike[str] | None" = None,
     labels: Mapping[str, str] | None = None,
     ttl: str | float | None = None,
     **options: Unpack[SandboxOptions],

@@ -1,0 +1,92 @@
+"""``import agentd``: cheap, whole, completed by ``dir()``, documented, and typed."""
+
+import importlib
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import agentd
+from agentd import AgentdError, AsyncSandbox, ExecOptions, Sandbox, SandboxOptions
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = ROOT / "tests/data/user_program.py"
+CLASSES = [agentd.Sandbox, agentd.Process, agentd.Files, agentd.Chunk]
+CLASSES += [agentd.AsyncSandbox, agentd.AsyncProcess, agentd.AsyncFiles]
+
+
+def fresh(code: str) -> str:
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return ran.stdout
+
+
+def test_nothing_is_imported_before_it_is_used() -> None:
+    said = "import sys, agentd; dir(agentd); print(*(m for m in sys.modules if 'agentd' in m))"
+    loaded = [name for name in fresh(said).split() if not name.startswith("_")]
+    assert loaded == ["agentd"]
+
+
+def test_every_public_name_is_there_and_completed() -> None:
+    shown = fresh("import agentd; print(*dir(agentd))").split()
+    for name in agentd.__all__:
+        assert getattr(agentd, name) is not None
+        assert name in shown
+    assert agentd.__version__
+    with pytest.raises(AttributeError, match="Sandbx"):
+        agentd.Sandbx  # noqa: B018
+
+
+def test_every_error_that_a_caller_may_meet_is_public() -> None:
+    for module in ("model.errors", "model.capability", "client.sandbox", "client.http.errors"):
+        for name, found in vars(importlib.import_module(f"agentd.{module}")).items():
+            if isinstance(found, type) and issubclass(found, AgentdError):
+                assert getattr(agentd, name) is found
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_every_public_method_says_what_it_does_and_takes(kind: type) -> None:
+    assert kind.__doc__
+    for name, member in inspect.getmembers(kind):
+        if name.startswith("_") or inspect.ismemberdescriptor(member):
+            continue
+        assert inspect.getdoc(member), f"{kind.__name__}.{name}"
+        if callable(member):
+            shown = inspect.signature(member).parameters
+            free = [p.name for p in shown.values() if p.kind is p.VAR_KEYWORD]
+            assert free == (["more"] if name == "call" else []), f"{kind.__name__}.{name}"
+
+
+@pytest.mark.parametrize("kind", [Sandbox, AsyncSandbox])
+def test_help_shows_and_explains_every_option(kind: type[Sandbox] | type[AsyncSandbox]) -> None:
+    create = inspect.signature(kind.create).parameters
+    assert set(SandboxOptions.__annotations__) <= set(create)
+    told = inspect.getdoc(Sandbox.create) or ""
+    for name in SandboxOptions.__annotations__:
+        assert f"\n{name} " in told, name
+    for method in (kind.run, kind.start, kind.stream):
+        assert set(ExecOptions.__annotations__) <= set(inspect.signature(method).parameters)
+
+
+def test_mypy_knows_the_types_of_a_users_program() -> None:
+    words = [sys.executable, "-m", "mypy", "--strict", str(PROGRAM)]
+    ran = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_pyright_knows_the_types_of_a_users_program(tmp_path: Path) -> None:
+    pytest.importorskip("basedpyright", reason="basedpyright is not installed: uv sync")
+    (tmp_path / "program.py").write_text(PROGRAM.read_text())
+    strict = {
+        "include": ["program.py"],
+        "typeCheckingMode": "strict",
+        "pythonVersion": "3.11",
+        "enableTypeIgnoreComments": False,
+        "reportUnnecessaryTypeIgnoreComment": True,
+    }
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(strict))
+    words = [sys.executable, "-m", "basedpyright", "--pythonpath", sys.executable, "-p", "."]
+    ran = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
