@@ -16,12 +16,13 @@ from collections.abc import Callable, Iterable
 from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, NoReturn
 
+from agentd.guest.libc_spawn import INTERNAL, LibcSpawner, knows_groups
 from agentd.guest.lookup import first_executable, places, search_path, try_each
+from agentd.linux.kernel import KERNEL
 
 if TYPE_CHECKING:
     import ctypes
 
-    from agentd.guest.group_spawn import GroupSpawner
     from agentd.linux.clone import Cloner
 
 # CPU seconds between SIGXCPU and the kernel's SIGKILL.
@@ -117,6 +118,8 @@ class Spawner:
             for number in signal.valid_signals()
             if signal.getsignal(number) is signal.SIG_IGN
         ]
+        for number in INTERNAL:
+            KERNEL.stop_ignoring(number)  # whoever started us may have left them so
 
     def spawn(self, request: SpawnRequest, stdio: tuple[int, int, int]) -> int:
         """The child's pid, once it has its program. Raises SpawnError."""
@@ -141,7 +144,7 @@ class Spawner:
         argv = [_encoded(word) for word in request.argv]
         slow = (
             request.pty is not None
-            or (self.group >= 0 and not _spawns_into_groups())
+            or (self.group >= 0 and not knows_groups())
             or not _RLIMITS.isdisjoint(request.limits)
             or (request.user is not None and request.user != os.geteuid())
             or any(not name or b"=" in name for name in env)
@@ -179,23 +182,8 @@ class Spawner:
         argv: list[bytes],
         env: dict[bytes, bytes],
     ) -> int:
-        if self.group >= 0:
-            spawner = _group_spawner(self.group, tuple(self._ignored))
-            return _found(argv[0], env, spawner.prepare(stdio, argv, env))
-        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(stdio)]
-
-        def attempt(program: bytes) -> int:
-            return os.posix_spawn(
-                program,
-                argv,
-                env,
-                file_actions=actions,
-                setsid=True,
-                setsigmask=(),
-                setsigdef=self._ignored,
-            )
-
-        return _found(argv[0], env, attempt)
+        spawner = _libc_spawner(self.group, tuple(self._ignored))
+        return _found(argv[0], env, spawner.prepare(stdio, argv, env))
 
 
 def _found(name: bytes, env: dict[bytes, bytes], attempt: Callable[[bytes], int]) -> int:
@@ -205,18 +193,9 @@ def _found(name: bytes, env: dict[bytes, bytes], attempt: Callable[[bytes], int]
         raise SpawnError("exec", error.errno or 0) from None
 
 
-@cache
-def _spawns_into_groups() -> bool:
-    from agentd.guest import group_spawn
-
-    return group_spawn.available()
-
-
 @lru_cache(1)
-def _group_spawner(group: int, ignored: tuple[int, ...]) -> "GroupSpawner":
-    from agentd.guest.group_spawn import GroupSpawner
-
-    return GroupSpawner(group, ignored)
+def _libc_spawner(group: int, ignored: tuple[int, ...]) -> LibcSpawner:
+    return LibcSpawner(group, ignored)
 
 
 def _encoded(text: str) -> bytes:

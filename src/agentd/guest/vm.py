@@ -69,7 +69,6 @@ def install(agent: "Agent") -> "Machine":
 
 def preload() -> None:
     """Import what is used late: the program itself may lie where init mounts."""
-    from agentd.guest import group_spawn  # noqa: F401
     from agentd.linux import clone  # noqa: F401
 
 

@@ -22,6 +22,7 @@ class _Common:
 
 
 class _X86_64(_Common):
+    rt_sigaction = 13
     gettid = 186
     prctl = 157
     mount = 165
@@ -38,6 +39,7 @@ class _X86_64(_Common):
 
 
 class _AArch64(_Common):
+    rt_sigaction = 134
     gettid = 178
     prctl = 167
     mount = 40

@@ -12,6 +12,7 @@ from agentd.linux import abi
 _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
+_SIG_IGN = 1  # <signal.h>
 
 
 class Kernel:
@@ -120,6 +121,15 @@ class Kernel:
         data = (ctypes.c_uint32 * 6)()
         self.syscall(abi.SYS.capget, ctypes.byref(_cap_header()), ctypes.byref(data))
         return data[0] | data[3] << 32, data[1] | data[4] << 32
+
+    def stop_ignoring(self, number: int) -> None:
+        """Give an ignored signal its default action, one of the C library's own, too: sigaction(3)
+        takes none of those."""
+        old, default = (ctypes.c_uint64 * 4)(), (ctypes.c_uint64 * 4)()  # the handler is first
+        size = ctypes.sizeof(ctypes.c_uint64)
+        self.syscall(abi.SYS.rt_sigaction, number, None, ctypes.byref(old), size)
+        if old[0] == _SIG_IGN:
+            self.syscall(abi.SYS.rt_sigaction, number, ctypes.byref(default), None, size)
 
     def capset_none(self) -> None:
         """Drop every effective, permitted and inheritable capability (capset(2), version 3)."""

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -58,7 +59,8 @@ def test_signals_are_delivered_and_handlers_put_back() -> None:
         loop.stop()
 
     loop.on_signal(signal.SIGUSR1, on_signal)
-    os.kill(os.getpid(), signal.SIGUSR1)
+    # To this thread: another one would die of it.
+    signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
     loop.run()
     loop.close()
     assert got == [1]

@@ -1,6 +1,7 @@
-"""posix_spawn(3) into a cgroup (glibc 2.39). It is a vfork: the agent's memory is not copied.
+"""posix_spawn(3) with what Python's own cannot say: a cgroup, and the signals of the C library.
 
-Python's own cannot say the group. Where the C library cannot either, the caller forks.
+It is a vfork: the agent's memory is not copied. Where the C library knows no groups (glibc has them
+since 2.39), who needs one forks.
 """
 
 import ctypes
@@ -11,19 +12,23 @@ from collections.abc import Callable, Iterable
 _SETSIGDEF, _SETSIGMASK, _SETSID, _SETCGROUP = 0x04, 0x08, 0x80, 0x100
 # posix_spawnattr_t has 336 bytes, posix_spawn_file_actions_t 80, sigset_t 128.
 _ROOM = 512
+# Those by which threads are cancelled, change their uid and meet: SIGCANCEL, SIGSETXID, and musl's
+# SIGSYNCCALL. sigaddset(3) takes none of them, so their bits are set by hand.
+INTERNAL = (32, 33, 34)
 _libc = ctypes.CDLL(None)
 
 
-def available() -> bool:
+def knows_groups() -> bool:
     return hasattr(_libc, "posix_spawnattr_setcgroup_np")
 
 
-class GroupSpawner:
-    """Starts leaders of sessions in the cgroup of a directory's descriptor, which it borrows."""
+class LibcSpawner:
+    """Starts leaders of sessions."""
 
     def __init__(self, group: int, ignored: Iterable[int]) -> None:
-        """``ignored``: signals to be reset, as every other handler is by execve(2)."""
-        self.group = group
+        """``group``: a cgroup's directory, which is borrowed, or -1. ``ignored``: signals to be
+        reset, as every other handler is by execve(2); those of the C library always are.
+        """
         self._stdio: tuple[int, int, int] | None = None  # those of ``_actions``
         self._actions = ctypes.create_string_buffer(_ROOM)
         self._attributes = ctypes.create_string_buffer(_ROOM)
@@ -32,12 +37,16 @@ class GroupSpawner:
         _libc.sigemptyset(reset)
         for number in ignored:
             _libc.sigaddset(reset, int(number))
-        flags = _SETSIGDEF | _SETSIGMASK | _SETSID | _SETCGROUP
+        # Without this they are ignored in the child, where clone3(2) is not to be had: behind a
+        # seccomp filter that cannot judge it, before glibc 2.39, and with musl.
+        ctypes.c_uint64.from_buffer(reset).value |= sum(1 << (number - 1) for number in INTERNAL)
+        flags = _SETSIGDEF | _SETSIGMASK | _SETSID | (_SETCGROUP if group >= 0 else 0)
         _check(_libc.posix_spawnattr_init(self._attributes))
         _check(_libc.posix_spawnattr_setflags(self._attributes, ctypes.c_short(flags)))
         _check(_libc.posix_spawnattr_setsigmask(self._attributes, none))
         _check(_libc.posix_spawnattr_setsigdefault(self._attributes, reset))
-        _check(_libc.posix_spawnattr_setcgroup_np(self._attributes, group))
+        if group >= 0:
+            _check(_libc.posix_spawnattr_setcgroup_np(self._attributes, group))
 
     def prepare(
         self, stdio: tuple[int, int, int], argv: list[bytes], env: dict[bytes, bytes]
