@@ -1,3 +1,3 @@
-.PHONY: demo test check coverage bench docs
-demo test check coverage bench docs:
+.PHONY: demo test test-debian12 check coverage bench docs
+demo test test-debian12 check coverage bench docs:
 	@scripts/$@
