@@ -4,6 +4,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from agentd.client.cli import remote
 from agentd.client.cli.options import Parser
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def main(words: list[str]) -> int:
     if options.action == "check":
         return _check(path, found.problems, found.warnings, as_json=options.json)
     if options.json:
-        _print_json(found.plain())
+        remote.print_json(found.plain())
     else:
         sys.stdout.write(found.text())
     return 0
@@ -65,7 +66,7 @@ def _check(
     name = path or "no file: the profile and the environment"
     if as_json:
         told = {"warnings": warnings} if warnings else {}
-        _print_json({"path": path, "ok": not problems, "problems": problems, **told})
+        remote.print_json({"path": path, "ok": not problems, "problems": problems, **told})
     elif not problems and not warnings:
         print(f"{name}: all is well")
     for problem in [] if as_json else problems:
@@ -81,16 +82,4 @@ def _print_problem(path: str | None, problem: "Problem", kind: str = "") -> None
         where = "environment"
     key = f"{problem.key}: " if problem.key else ""
     hint = f" ({problem.suggestion})" if problem.suggestion else ""
-    print(_safe(f"{where}: {kind}{key}{problem.message}{hint}"))
-
-
-def _print_json(value: object) -> None:
-    import msgspec
-
-    sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
-    sys.stdout.flush()
-
-
-def _safe(line: str) -> str:
-    # A file may hold anything; a terminal must not obey it.
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    print(remote.safe(f"{where}: {kind}{key}{problem.message}{hint}"))

@@ -4,6 +4,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
+from agentd.client.cli import remote
 from agentd.client.cli.options import Parser
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def _build(options: argparse.Namespace) -> int:
     with _Progress() as progress:
         image = _built(options, progress.step)
     if options.json:
-        _json(image)
+        remote.print_json(image)
     else:
         print(f"{image.name} {image.digest}")
         for note in image.notes:
@@ -92,7 +93,7 @@ def _ls(options: argparse.Namespace) -> int:
     store = Store()
     found = [_summary(store, name) for name in store.ls()]
     if options.json:
-        _json(found)
+        remote.print_json(found)
         return 0
     if not found:
         print(f"no images in {store.folder} (agentd image build)", file=sys.stderr)
@@ -133,7 +134,7 @@ def _inspect(options: argparse.Namespace) -> int:
     if options.json:
         import msgspec
 
-        _json(msgspec.to_builtins(image) | {"files": manifest.files})
+        remote.print_json(msgspec.to_builtins(image) | {"files": manifest.files})
         return 0
     lines = {
         "digest": image.digest + (" (verified)" if options.verify else ""),
@@ -160,13 +161,6 @@ def _rm(options: argparse.Namespace) -> int:
     for name in options.names:
         store.remove(name)
     return 0
-
-
-def _json(value: object) -> None:
-    import msgspec
-
-    sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
-    sys.stdout.flush()
 
 
 class _Progress:

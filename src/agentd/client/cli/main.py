@@ -64,6 +64,7 @@ OWN_FAILURE = 125
 
 def main(argv: list[str] | None = None) -> int:
     """The exit code. Never raises but SystemExit and KeyboardInterrupt."""
+    _survive_any_text()
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ("-h", "--help", "help"):
         print(_help())
@@ -134,6 +135,15 @@ def _help() -> str:
 def _say(line: str) -> None:
     # One line whatever the message holds: an argument may contain newlines.
     print(" ".join(line.split("\n")), file=sys.stderr)
+
+
+def _survive_any_text() -> None:
+    """What a stream's encoding lacks is written as an escape, as Python has it for stderr: an ASCII
+    stdout, or a file's name that is no UTF-8, ends no command."""
+    for stream in (sys.stdout, sys.stderr):
+        # Under pytest, or where the descriptor was closed, it is no text file.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _silence_stdout() -> None:

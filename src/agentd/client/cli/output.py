@@ -5,8 +5,7 @@ import sys
 from base64 import b64encode
 from typing import TYPE_CHECKING, TextIO
 
-import msgspec
-
+from agentd.client.cli.remote import json_line, safe
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.errors import AgentdError
 from agentd.model.result import Result
@@ -67,7 +66,7 @@ def as_json(
         fields["snapshot"] = {"id": saved.id, "path": saved.path, "fidelity": saved.fidelity}
     if via is not None:
         fields["via"] = via
-    return msgspec.json.encode(fields) + b"\n"
+    return json_line(fields)
 
 
 def error_json(error: AgentdError) -> bytes:
@@ -88,7 +87,7 @@ def error_json(error: AgentdError) -> bytes:
         "sandbox": None,
         "enforcement": {},
     }
-    return msgspec.json.encode(fields) + b"\n"
+    return json_line(fields)
 
 
 def explain(cause: Cause, name: str = "run", *, truncated: bool = False) -> None:
@@ -123,7 +122,8 @@ def list_changes(changes: tuple[str, ...], applied: bool) -> None:
     fate = "written to the host" if applied else "not written to the host; --apply does that"
     say(f"{len(changes)} change{'s' if len(changes) > 1 else ''} in the workspace, {fate}")
     for line in changes:
-        print(f"  {_printable(line)}", file=sys.stderr)
+        # A file's name is the sandbox's choice: it must not reach the terminal as control codes.
+        print(f"  {safe(line)}", file=sys.stderr)
     sys.stderr.flush()
 
 
@@ -150,10 +150,3 @@ def _texts(stdout: bytes, stderr: bytes) -> tuple[str, str, str]:
         return stdout.decode(), stderr.decode(), "utf-8"
     except UnicodeDecodeError:
         return b64encode(stdout).decode(), b64encode(stderr).decode(), "base64"
-
-
-def _printable(line: str) -> str:
-    # A file's name is the sandbox's choice: it must not reach the terminal as control codes.
-    if line.isprintable():
-        return line
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)

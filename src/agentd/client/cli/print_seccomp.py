@@ -1,9 +1,9 @@
 """``agentd print-seccomp``: the filter of system calls that a sandbox's commands run under."""
 
 import argparse
-import sys
 from typing import TYPE_CHECKING
 
+from agentd.client.cli import remote
 from agentd.client.cli.options import Parser
 from agentd.model.isolation import IsolationLevel
 
@@ -33,10 +33,7 @@ def main(words: list[str]) -> int:
     if options.asm:
         print("\n".join(embedded.seccomp_assembly(profile)))
     elif options.json:
-        import msgspec
-
-        sys.stdout.buffer.write(msgspec.json.encode(profile) + b"\n")
-        sys.stdout.flush()
+        remote.print_json(profile)
     else:
         _show(profile)
     return 0

@@ -75,10 +75,19 @@ def labels(texts: list[str]) -> dict[str, str]:
 
 
 def print_json(value: object) -> None:
+    sys.stdout.buffer.write(json_line(value))
+    sys.stdout.flush()
+
+
+def json_line(value: object) -> bytes:
     import msgspec
 
-    sys.stdout.buffer.write(msgspec.json.encode(value) + b"\n")
-    sys.stdout.flush()
+    try:
+        return msgspec.json.encode(value) + b"\n"
+    except UnicodeEncodeError:  # of a name that is no UTF-8: escaped, as Python's own JSON has it
+        import json
+
+        return json.dumps(msgspec.to_builtins(value)).encode() + b"\n"
 
 
 def safe(text: object) -> str:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from agentd.client.cli import remote
 from agentd.client.cli.options import Parser
 
 if TYPE_CHECKING:
@@ -47,10 +48,7 @@ def main(words: list[str]) -> int:
     report = embedded.selftest(options.backend, thorough=options.comprehensive, told=_progress())
     _clear()
     if options.json:
-        import msgspec
-
-        sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
-        sys.stdout.flush()
+        remote.print_json(report)
     else:
         _show(report)
     return 0 if report.passed else FAILED

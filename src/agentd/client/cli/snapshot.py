@@ -1,9 +1,9 @@
 """``agentd snapshot``: what was saved with ``agentd run --save-snapshot`` or from the SDK."""
 
 import argparse
-import sys
 from typing import TYPE_CHECKING
 
+from agentd.client.cli import remote
 from agentd.client.cli.options import Parser
 
 if TYPE_CHECKING:
@@ -46,14 +46,12 @@ def _parser() -> Parser:
 
 
 def _show(snapshot: "Snapshot", *, as_json: bool) -> None:
-    import msgspec
 
     from agentd.model.units import format_size
 
     manifest = snapshot.manifest
     if as_json:
-        sys.stdout.buffer.write(msgspec.json.encode(manifest) + b"\n")
-        sys.stdout.flush()
+        remote.print_json(manifest)
         return
     facts = {
         "id": manifest.id,

@@ -70,6 +70,7 @@ def test_what_others_chose_does_not_reach_the_terminal(capsys):
 
 
 def test_on_a_terminal_it_is_drawn(capsys, monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     table.show(("ID",), [("[red]x",), (("two", "lines"),)])
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
