@@ -1,10 +1,11 @@
 """User namespaces that only translate owners, for idmapped mounts (Linux 5.12)."""
 
 import ctypes
+import errno
 import mmap
 import os
 
-from agentd.linux import abi
+from agentd.linux import abi, mounts
 from agentd.linux.kernel import KERNEL
 
 # The child runs no Python: it shares our memory, has a stack of its own, and calls _exit at once.
@@ -13,6 +14,9 @@ _clone = _libc.clone
 _clone.restype = ctypes.c_int
 _EXIT = ctypes.cast(_libc._exit, ctypes.c_void_p)
 _STACK_BYTES = 16 << 10
+_TRIAL_ID = 1
+# The file system has none; it is another user namespace's, or the mount has a map already.
+_NO_IDMAP = (errno.EINVAL, errno.EPERM)
 # wait(2): children that end without a signal, as this one does, too.
 _WALL = 0x40000000
 
@@ -34,6 +38,20 @@ def userns_fd(
         return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.waitpid(pid, _WALL)
+
+
+def works(source: int) -> bool:
+    """Whether an idmapped mount of what ``source`` is open on can be had, by trying one."""
+    userns = userns_fd(0, _TRIAL_ID, 0, _TRIAL_ID)
+    try:
+        os.close(mounts.clone_tree(source, readonly=True, idmap_fd=userns))
+    except OSError as error:
+        if error.errno not in _NO_IDMAP:
+            raise
+        return False
+    finally:
+        os.close(userns)
+    return True
 
 
 def _ended_child() -> int:

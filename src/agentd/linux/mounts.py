@@ -8,7 +8,12 @@ from agentd.linux.kernel import KERNEL, Kernel
 
 
 def clone_tree(
-    source: str | int, *, readonly: bool, idmap_fd: int | None = None, kernel: Kernel = KERNEL
+    source: str | int,
+    *,
+    readonly: bool,
+    idmap_fd: int | None = None,
+    recursive: bool = True,
+    kernel: Kernel = KERNEL,
 ) -> int:
     """A detached bind mount of ``source``, nosuid and nodev; the caller owns the descriptor.
 
@@ -18,10 +23,11 @@ def clone_tree(
     With ``idmap_fd``, a user namespace, owners are translated through its map (Linux 5.12; root
     only; EINVAL where the filesystem has none), and mounts beneath ``source`` are left out: each
     would need a map of its own. Without it they come along, since an unprivileged copy must not
-    uncover what they hide. Raises OSError.
+    uncover what they hide; the machine's root may leave them out (``recursive`` False). Raises
+    OSError.
     """
-    recursive = 0 if idmap_fd is not None else abi.AT_RECURSIVE
-    flags = abi.OPEN_TREE_CLONE | abi.OPEN_TREE_CLOEXEC | recursive
+    depth = abi.AT_RECURSIVE if recursive and idmap_fd is None else 0
+    flags = abi.OPEN_TREE_CLONE | abi.OPEN_TREE_CLOEXEC | depth
     if isinstance(source, int):
         fd = kernel.open_tree(source, "", flags | abi.AT_EMPTY_PATH)
     else:
@@ -35,7 +41,7 @@ def clone_tree(
         kernel.mount_setattr(
             fd,
             "",
-            abi.AT_EMPTY_PATH | recursive,
+            abi.AT_EMPTY_PATH | depth,
             set_=attributes,
             propagation=abi.MS_PRIVATE,
             userns_fd=idmap_fd or 0,
@@ -44,6 +50,21 @@ def clone_tree(
         os.close(fd)
         raise
     return fd
+
+
+def filesystem(fd: int) -> str:
+    """The type of the file system that ``fd`` is open on, as mountinfo has it: "overlay"."""
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+            fields = dict(line.split(":", 1) for line in file if ":" in line)
+        wanted = fields["mnt_id"].strip()
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+            for line in file:
+                if line.split(" ", 1)[0] == wanted:
+                    return line.rpartition(" - ")[2].split()[0]
+    except (OSError, KeyError):
+        pass
+    return "its file system"
 
 
 def points() -> list[str]:

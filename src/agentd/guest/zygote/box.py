@@ -197,16 +197,31 @@ def _scratch(
 def _mounts(box: Request, fds: list[int], kernel: WallKernel, own: bool) -> None:
     """The workspace, then what else of the host was asked for; ``own`` if it has one already."""
     mounts = list(_dicts(box["mounts"]))
-    if box["cow"]:
-        _overlay(fds[_int(mounts.pop(0)["fd"])], kernel)
-    elif mounts and mounts[0]["target"] == WORKSPACE:
-        _attach(fds[_int(mounts.pop(0)["fd"])], WORKSPACE, kernel)
-    elif not own:
+    cow = mounts.pop(0) if box["cow"] else None
+    # Before anything covers the scratch tmpfs.
+    trees = [_tree(mount, fds, kernel) for mount in mounts]
+    if cow is not None:
+        _overlay(cow, fds, kernel)
+    elif not own and not any(mount["target"] == WORKSPACE for mount in mounts):
         _own_workspace(kernel)
-    for mount in mounts:
+    for mount, tree in zip(mounts, trees, strict=True):
         target = str(mount["target"])
-        _mount_point(target, bool(mount["is_dir"]))
-        _attach(fds[_int(mount["fd"])], target, kernel)
+        if target != WORKSPACE:
+            _mount_point(target, bool(mount["is_dir"]))
+        _attach(tree, target, kernel)
+        if mount.get("copy") is not None:
+            os.close(tree)
+
+
+def _tree(mount: Request, fds: list[int], kernel: WallKernel) -> int:
+    """The descriptor of a detached mount; of a copy one is made."""
+    if mount.get("copy") is None:
+        return fds[_int(mount["fd"])]
+    flags = abi.OPEN_TREE_CLONE | abi.OPEN_TREE_CLOEXEC
+    fd = kernel.open_tree(abi.AT_FDCWD, f"{WORKSPACE}/{mount['copy']}", flags)
+    attributes = abi.MOUNT_ATTR_RDONLY | abi.MOUNT_ATTR_NOSUID | abi.MOUNT_ATTR_NODEV
+    kernel.mount_setattr(fd, "", abi.AT_EMPTY_PATH, set_=attributes)
+    return fd
 
 
 def _own_workspace(kernel: WallKernel) -> None:
@@ -215,15 +230,19 @@ def _own_workspace(kernel: WallKernel) -> None:
     kernel.mount(f"{WORKSPACE}/w", WORKSPACE, None, abi.MS_BIND)
 
 
-def _overlay(lower: int, kernel: WallKernel) -> None:
+def _overlay(mount: Request, fds: list[int], kernel: WallKernel) -> None:
     """Copy on write, mounted inside the user namespace: userxattr (Linux 5.11).
 
     Without userxattr a replaced lower directory fails with EIO here.
     """
     for name in ("l", "u", "k"):
         kernel.mkdir(f"{WORKSPACE}/{name}", 0o755)
-    _attach(lower, f"{WORKSPACE}/l", kernel)
-    options = f"userxattr,lowerdir={WORKSPACE}/l,upperdir={WORKSPACE}/u,workdir={WORKSPACE}/k"
+    # A copy lies over what it is a copy of, where that is there, too.
+    lower = [f"{WORKSPACE}/{mount['copy']}"] if mount.get("copy") is not None else []
+    if mount["fd"] is not None:
+        _attach(fds[_int(mount["fd"])], f"{WORKSPACE}/l", kernel)
+        lower.append(f"{WORKSPACE}/l")
+    options = f"userxattr,lowerdir={':'.join(lower)},upperdir={WORKSPACE}/u,workdir={WORKSPACE}/k"
     kernel.mount("overlay", WORKSPACE, "overlay", _NOSUID_NODEV, options)
 
 

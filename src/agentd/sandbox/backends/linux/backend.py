@@ -1,24 +1,28 @@
 """The ``linux`` backend: namespaces, a read-only root, Landlock, seccomp, cgroups."""
 
 import contextlib
+import functools
 import os
 import socket
 import threading
+from collections.abc import Callable
+from typing import NamedTuple
 
 from agentd.guest.zygote.messages import MAX_MESSAGE
 from agentd.linux import cgroup, idmap, landlock, mounts, paths, privileges, process
 from agentd.model.availability import Availability, Blocker
 from agentd.model.errors import AgentdError, InvalidInput
 from agentd.model.isolation import IsolationLevel
-from agentd.model.mount import Mount, MountMode
+from agentd.model.mount import Mount
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends import identity, shared
 from agentd.sandbox.backends.cgroups import explained, let_in, make_group, own_hierarchy
 from agentd.sandbox.backends.child import Ended, await_ready, send
 from agentd.sandbox.backends.identity import Block
-from agentd.sandbox.backends.linux import report
+from agentd.sandbox.backends.linux import loans, report
 from agentd.sandbox.backends.linux.cow import OverlayWall
-from agentd.sandbox.backends.linux.nursery import Nursery, adopt
+from agentd.sandbox.backends.linux.loans import Loan
+from agentd.sandbox.backends.linux.nursery import Nursery, Spare, adopt
 from agentd.sandbox.backends.linux.plan import LinuxPlan, make_plan
 from agentd.sandbox.backends.wall import NamespaceWall
 
@@ -71,60 +75,75 @@ class LinuxBackend:
         with contextlib.ExitStack() as undo:
             nursery = self._nursery(plan.spec.net)
             sources = [_open_source(mount, undo) for mount in plan.mounts]
-            request = self._request(plan, sources)
+            lent = self._lent(plan, sources, nursery)
+            request = self._request(plan, lent)
             spare = nursery.take_spare() if request["plain"] else None
+            ask = functools.partial(self._pass_request, nursery, request, lent)
             if spare is not None:
-                fds, listener, block = [spare.pidfd], spare.listener, spare.block
-                undo.callback(_release, block)
-                undo.callback(spare.close)
-                try:
-                    self._pass_request(nursery, plan, request, sources, listener, block)
-                    group, group_detail = _let_in(plan, listener, undo)
-                finally:
-                    # Not before: the zygote would wake up on the core that we need.
-                    nursery.ask_next()
+                born = _from_spare(spare, nursery, plan, ask, undo)
             else:
-                block = self._take(nursery)
-                listener, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-                undo.callback(listener.close)
-                with theirs:
-                    try:
-                        self._pass_request(nursery, plan, request, sources, listener, block)
-                    except BaseException:
-                        _release(block, ended=True)  # nobody was asked for it yet
-                        raise
-                    undo.callback(_release, block)
-                    pending = nursery.spawn(theirs, _scratch(plan), block)
-                try:
-                    group, group_detail = _let_in(plan, listener, undo)
-                finally:
-                    fds = pending.answer()
-                    for fd in fds:
-                        undo.callback(os.close, fd)
-                nursery.ask_next()
-            wall = self._wall(plan, fds, listener, group, group_detail, nursery, block)
+                born = self._clone(nursery, plan, lent, ask, undo)
+            wall = self._wall(plan, born, lent, nursery)
             if isinstance(wall, OverlayWall):
-                wall.attach_layers(fds[1], os.open(".", _FOLDER, dir_fd=sources[0]))
+                scratch = os.dup(born.fds[1])
+                wall.attach_layers(scratch, os.open(".", _FOLDER, dir_fd=sources[0]))
             undo.pop_all()
-            for source in sources:
-                os.close(source)
+            for fd in (*sources, *born.fds[1:]):
+                os.close(fd)
             return wall
+
+    def _clone(
+        self,
+        nursery: Nursery,
+        plan: LinuxPlan,
+        lent: list[Loan],
+        ask: "Ask",
+        undo: contextlib.ExitStack,
+    ) -> "_Born":
+        """A sandbox that is born for this request."""
+        block = self._take(nursery)
+        listener, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        undo.callback(listener.close)
+        copied = any(loan.copy is not None for loan in lent)
+        with theirs:
+            try:
+                if not copied:
+                    ask(listener, block)
+            except BaseException:
+                _release(block, ended=True)  # nobody was asked for it yet
+                raise
+            undo.callback(_release, block)
+            pending = nursery.spawn(theirs, _scratch(plan, lent), block)
+        group, detail = None, ""
+        try:
+            if not copied:
+                group, detail = _let_in(plan, listener, undo)
+        finally:
+            fds = pending.answer()
+            for fd in fds:
+                undo.callback(os.close, fd)
+        if copied:  # it waits for its request until they are there
+            loans.copy_all(lent, fds[1], None if block is None else block.id)
+            ask(listener, block)
+            group, detail = _let_in(plan, listener, undo)
+        nursery.ask_next()
+        return _Born(fds, listener, block, group, detail)
 
     def _pass_request(
         self,
         nursery: Nursery,
-        plan: LinuxPlan,
         request: dict[str, object],
-        sources: list[int],
+        lent: list[Loan],
         listener: socket.socket,
         block: Block | None,
     ) -> None:
         """To the sandbox itself: what its zygote holds, every later sandbox has a copy of."""
         with contextlib.ExitStack() as passed:
             fds = []
-            for mount, source in zip(plan.mounts, sources, strict=True):
-                fds.append(self._mount_fd(nursery, mount, source, block))
-                passed.callback(os.close, fds[-1])
+            for loan in lent:
+                if loan.mounted:
+                    fds.append(_mount_fd(nursery, loan, block))
+                    passed.callback(os.close, fds[-1])
             send(listener, request, fds, "sandbox", MAX_MESSAGE)
 
     def close(self) -> None:
@@ -134,40 +153,34 @@ class LinuxBackend:
             nursery.close()
 
     def _wall(
-        self,
-        plan: LinuxPlan,
-        answer: list[int],
-        listener: socket.socket,
-        group: cgroup.Group | None,
-        group_detail: str,
-        nursery: Nursery,
-        block: Block | None,
+        self, plan: LinuxPlan, born: "_Born", lent: list[Loan], nursery: Nursery
     ) -> NamespaceWall:
-        pid = process.pidfd_of_fdinfo(answer[0])
-        with explained(group, plan.limits):
-            controls = await_ready(listener)
+        pid = process.pidfd_of_fdinfo(born.fds[0])
+        with explained(born.group, plan.limits):
+            controls = await_ready(born.listener)
         kind = OverlayWall if plan.cow else NamespaceWall
         return kind(
             id_=f"{pid}",
             pid=pid,
-            pidfd=answer[0],
-            listener=listener,
-            group=group,
+            pidfd=born.fds[0],
+            listener=born.listener,
+            group=born.group,
             enforcement=report.enforcement(
                 plan,
                 controls,
-                group,
-                group_detail,
-                own_user=block is not None,
+                born.group,
+                born.detail,
+                own_user=born.block is not None,
                 digest=nursery.filter_digest,
+                lent={loan.mount.target: loan.how for loan in lent},
             ),
             workspace="/workspace",
-            block=block,
+            block=born.block,
         )
 
-    def _request(self, plan: LinuxPlan, sources: list[int]) -> dict[str, object]:
+    def _request(self, plan: LinuxPlan, lent: list[Loan]) -> dict[str, object]:
         return {
-            "plain": self._is_plain(plan),
+            "plain": self._is_plain(plan) and all(loan.copy is None for loan in lent),
             "uid": plan.uid,
             "hostname": plan.spec.hostname,
             "net": plan.spec.net,
@@ -185,15 +198,7 @@ class LinuxBackend:
             "private_programs": plan.spec.private_programs,
             "landlock_abi": landlock.abi_version(),
             "without": sorted(self._without),
-            "mounts": [
-                {
-                    "target": mount.target,
-                    "fd": index,
-                    "ro": mount.mode is MountMode.RO,
-                    "is_dir": paths.is_folder(source),
-                }
-                for index, (mount, source) in enumerate(zip(plan.mounts, sources, strict=True), 1)
-            ],
+            "mounts": loans.requests(lent),
         }
 
     def _plain(self, net: str) -> dict[str, object]:
@@ -220,20 +225,17 @@ class LinuxBackend:
         special = plan.cow or plan.private_root or self._without
         return not special and plan.uid == usual.uid
 
-    def _mount_fd(self, nursery: Nursery, mount: Mount, source: int, block: Block | None) -> int:
-        """A detached mount of ``source``, owned inside by the sandbox's user."""
-        readonly = mount.mode is not MountMode.RW
-        try:
-            if block is None or not nursery.may_mount:
-                return nursery.clone_tree(mount.source, source, readonly=readonly)
-            owner = os.fstat(source)
-            userns = idmap.userns_fd(owner.st_uid, block.id, owner.st_gid, block.id)
+    def _lent(self, plan: LinuxPlan, sources: list[int], nursery: Nursery) -> list[Loan]:
+        own_user = nursery.own_users and "ids" not in self._without
+        found = []
+        for mount, source in zip(plan.mounts, sources, strict=True):
             try:
-                return mounts.clone_tree(source, readonly=readonly, idmap_fd=userns)
-            finally:
-                os.close(userns)
-        except OSError as error:
-            raise _unmountable(mount, error) from error
+                found.append(
+                    loans.of(mount, source, nursery, plan.limits.disk or 0, own_user=own_user)
+                )
+            except OSError as error:
+                raise _unmountable(mount, error) from error
+        return found
 
     def _take(self, nursery: Nursery) -> Block | None:
         return None if "ids" in self._without else identity.take(nursery.ids)
@@ -271,6 +273,51 @@ class LinuxBackend:
         return blockers, notes
 
 
+class _Born(NamedTuple):
+    """``fds``: its pidfd, and its scratch tmpfs where the host needs that, too."""
+
+    fds: list[int]
+    listener: socket.socket
+    block: Block | None
+    group: cgroup.Group | None
+    detail: str  # why there is no group
+
+
+Ask = Callable[[socket.socket, Block | None], None]
+
+
+def _from_spare(
+    spare: Spare, nursery: Nursery, plan: LinuxPlan, ask: Ask, undo: contextlib.ExitStack
+) -> _Born:
+    """A sandbox out of the clone that was made ahead."""
+    undo.callback(_release, spare.block)
+    undo.callback(spare.close)
+    try:
+        ask(spare.listener, spare.block)
+        group, detail = _let_in(plan, spare.listener, undo)
+    finally:
+        # Not before: the zygote would wake up on the core that we need.
+        nursery.ask_next()
+    return _Born([spare.pidfd], spare.listener, spare.block, group, detail)
+
+
+def _mount_fd(nursery: Nursery, loan: Loan, block: Block | None) -> int:
+    """A detached mount of what is lent, owned inside by the sandbox's user where it is mapped."""
+    try:
+        if block is None or not nursery.may_mount:
+            return nursery.clone_tree(loan.mount.source, loan.source, readonly=loan.readonly)
+        if loan.unmapped:
+            return mounts.clone_tree(loan.source, readonly=True, recursive=False)
+        owner = os.fstat(loan.source)
+        userns = idmap.userns_fd(owner.st_uid, block.id, owner.st_gid, block.id)
+        try:
+            return mounts.clone_tree(loan.source, readonly=loan.readonly, idmap_fd=userns)
+        finally:
+            os.close(userns)
+    except OSError as error:
+        raise _unmountable(loan.mount, error) from error
+
+
 def _release(block: Block | None, ended: bool = False) -> None:
     """Without ``ended`` a clone of it may live on for a moment: a look at all processes tells."""
     if block is not None:
@@ -305,9 +352,15 @@ def _let_in(
     return group, detail
 
 
-def _scratch(plan: LinuxPlan) -> dict[str, object] | None:
-    """The tmpfs that the host needs to see, too."""
-    return {"disk": plan.limits.disk, "inodes": plan.inodes} if plan.cow else None
+def _scratch(plan: LinuxPlan, lent: list[Loan]) -> dict[str, object] | None:
+    """The tmpfs that the host needs to see, too: copies lie beside what the limits allow."""
+    copied = [loan.copy for loan in lent if loan.copy is not None]
+    if not plan.cow and not copied:
+        return None
+    return {
+        "disk": (plan.limits.disk or 0) + sum(size.bytes for size in copied),
+        "inodes": plan.inodes + sum(size.files for size in copied),
+    }
 
 
 def _process_rlimit(pids: int | None) -> int | None:

@@ -70,6 +70,8 @@ class Nursery:
         #: Where its sandboxes' ids are from.
         self.ids = identity.configured()
         self._own = identity.take(self.ids)
+        #: Whether each of its sandboxes has a user of its own.
+        self.own_users = self._own is not None
         #: Whether mounts are made as the machine's root, by the host itself.
         self.may_mount = self._own is not None and privileges.may_mount()
         self._control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -2,14 +2,13 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from agentd.linux import landlock
 from agentd.linux.cgroup import Group
 from agentd.model.availability import Blocker
 from agentd.model.enforcement import Control
-from agentd.model.mount import Mount
 from agentd.sandbox.backends import identity, shared
 from agentd.sandbox.backends.limits import agent_detail, group_controls, limit_control
 from agentd.sandbox.backends.linux.plan import LinuxPlan
@@ -37,10 +36,12 @@ def enforcement(
     *,
     own_user: bool,
     digest: str,
+    lent: Mapping[str, str],
 ) -> dict[str, Control]:
     """Every control of the level: asked, enforced, and by what.
 
-    ``detail`` says why there is no group; ``digest`` is that of the seccomp filter.
+    ``detail`` says why there is no group; ``digest`` is that of the seccomp filter;
+    ``lent`` how each mount came in, by its target.
     """
     own = plan.spec.net == "none"
     table = {
@@ -71,7 +72,8 @@ def enforcement(
         asked, limit = plan.spec.limits.pids, plan.limits.pids
         table["pids"] = limit_control(asked, limit, True, "RLIMIT_NPROC in the user namespace")
     for mount in plan.mounts:
-        table[f"mount {mount.target}"] = _mount(mount, own_user)
+        text = f"{mount.source}, {lent[mount.target]}"
+        table[f"mount {mount.target}"] = Control(str(mount.mode), True, text)
     return table
 
 
@@ -135,8 +137,3 @@ def _landlock(controls: Sequence[str]) -> Control:
 
 def _rlimit(asked: int | None, value: int | None, controls: Sequence[str]) -> Control:
     return limit_control(asked, value, "rlimits" in controls, "RLIMIT_NOFILE, each process")
-
-
-def _mount(mount: Mount, mapped: bool) -> Control:
-    owner = "owned by the sandbox's user, idmapped" if mapped else "the caller's own rights"
-    return Control(str(mount.mode), True, f"{mount.source}, {owner}")

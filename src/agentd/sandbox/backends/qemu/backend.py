@@ -188,7 +188,7 @@ class QemuBackend:
             wall = QemuWall(
                 process,
                 group,
-                report.enforcement(plan, machine, process.controls, setup, group, detail),
+                report.enforcement(plan, machine, process.controls, setup, group, detail, opened),
                 Record(_RECORD_FORMAT, boot.digest, monitor.key, machine, ""),
                 serial=self._serial,
                 shares=bool(opened),

@@ -10,6 +10,7 @@ from agentd.model.units import format_size
 from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.limits import capabilities_detail, limit_control
 from agentd.sandbox.backends.qemu.plan import Machine, QemuPlan
+from agentd.sandbox.backends.qemu.shares import Share
 
 _STEPS = {
     "user": "an unprivileged user of this machine's own",
@@ -34,6 +35,7 @@ def enforcement(
     setup: Sequence[str],
     group: Group | None,
     detail: str,
+    shares: Sequence[Share] = (),
 ) -> dict[str, Control]:
     """``controls`` of the monitor and the device; ``setup`` those that hold in the guest;
     ``detail`` says why there is no cgroup around them.
@@ -63,9 +65,10 @@ def enforcement(
                 table["monitor_seccomp"] = _monitor_filter(held)
             else:
                 table[f"{who}_{name}"] = _step(name, how, held)
-    for mount in plan.spec.mounts:
+    for share in shares:
+        mount = share.mount
         table[f"mount {mount.target}"] = Control(
-            str(mount.mode), True, f"{mount.source}, virtiofs as its owner"
+            str(mount.mode), True, f"{mount.source}, virtiofs {share.how}"
         )
     table |= _limits(plan, setup)
     ceiling = group is not None and "memory" in group.controllers

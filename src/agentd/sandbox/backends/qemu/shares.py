@@ -12,6 +12,7 @@ from typing import NamedTuple
 from agentd.linux import idmap, mounts, paths
 from agentd.model.errors import InvalidInput, Refused
 from agentd.model.mount import Mount, MountMode
+from agentd.sandbox.backends import unmapped
 from agentd.sandbox.backends.vm.confine import STAGE
 
 # Debian's place, which is on no PATH.
@@ -30,6 +31,7 @@ class Share(NamedTuple):
     gid: int
     mount: Mount
     detached: bool
+    how: str = "as its owner"
 
     @property
     def readonly(self) -> bool:
@@ -78,12 +80,30 @@ def _open(source: str) -> int:
 
 
 def _lent(mount: Mount, index: int, fd: int, owner: os.stat_result, lent_to: int) -> Share:
+    if reason := unmapped.why(fd):
+        return _as_everybody(mount, index, fd, owner, lent_to, reason)
     userns = idmap.userns_fd(owner.st_uid, lent_to, owner.st_gid, lent_to)
     try:
         tree = mounts.clone_tree(fd, readonly=mount.mode is MountMode.RO, idmap_fd=userns)
     finally:
         os.close(userns)
     return Share(f"share{index}", tree, lent_to, lent_to, mount, True)
+
+
+def _as_everybody(
+    mount: Mount, index: int, fd: int, owner: os.stat_result, lent_to: int, reason: str
+) -> Share:
+    """Where the owner's rights cannot be lent: what everybody may read, can be read."""
+    if mount.mode is not MountMode.RO:
+        raise unmapped.refused(mount, reason)
+    if owner.st_mode & 0o5 != 0o5:
+        raise Refused(
+            f"cannot mount {mount.source}: {reason}, and not everybody may read it",
+            remediation=f"chmod o+rx {mount.source}, or use --isolation namespace, which copies it",
+        )
+    tree = mounts.clone_tree(fd, readonly=True, recursive=False)
+    how = f"as everybody may read it: {reason}"
+    return Share(f"share{index}", tree, lent_to, lent_to, mount, True, how)
 
 
 def command(path: str, share: Share, guest_uid: int) -> list[str]:

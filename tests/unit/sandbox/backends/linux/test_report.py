@@ -91,10 +91,13 @@ def test_versions(release: str, version: tuple[int, int]) -> None:
     assert report.kernel_version(release) == version
 
 
+LENT = {"/workspace": "idmapped", "/data": "idmapped"}
+
+
 def _table(controls: tuple[str, ...] = STEPS, **spec: Any) -> Any:
     plan = make_plan(SandboxSpec(**spec))
     return report.enforcement(
-        plan, controls, None, "no cgroup, because", own_user=True, digest="d1"
+        plan, controls, None, "no cgroup, because", own_user=True, digest="d1", lent=LENT
     )
 
 

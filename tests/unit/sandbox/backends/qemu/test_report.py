@@ -5,6 +5,7 @@ from agentd.model.mount import Mount, MountMode
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends.qemu import report
 from agentd.sandbox.backends.qemu.plan import Machine, make_plan
+from agentd.sandbox.backends.qemu.shares import Share
 
 ALL = ["user", "capabilities", "no_new_privs", "landlock", "seccomp"]
 SETUP = [
@@ -24,7 +25,10 @@ MACHINE = Machine(256 * MIB, 1)
 def _said(
     spec: SandboxSpec, controls: dict[str, list[str]], setup: list[str], machine: Machine = MACHINE
 ) -> dict[str, bool]:
-    table = report.enforcement(make_plan(spec), machine, controls, setup, None, "no cgroups here")
+    shares = [Share("share0", -1, 0, 0, mount, True) for mount in spec.mounts]
+    table = report.enforcement(
+        make_plan(spec), machine, controls, setup, None, "no cgroups here", shares
+    )
     for name, control in table.items():
         assert control.asked, name
         assert control.detail, name

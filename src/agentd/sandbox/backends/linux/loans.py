@@ -1,0 +1,105 @@
+"""How each host folder comes into a sandbox: with its owner's rights, everybody's, or as a copy."""
+
+import os
+from typing import NamedTuple
+
+from agentd.linux import paths
+from agentd.model.errors import InvalidInput
+from agentd.model.mount import Mount, MountMode
+from agentd.model.units import readable_size
+from agentd.sandbox.backends import unmapped
+from agentd.sandbox.backends.linux import copies
+from agentd.sandbox.backends.linux.copies import Size
+from agentd.sandbox.backends.linux.nursery import Nursery
+
+
+class Loan(NamedTuple):
+    """``source`` is a descriptor. ``unmapped`` says why its owner is not mapped to the sandbox's
+    user, and is empty where it is; ``copy`` is what a copy takes, where there is one."""
+
+    mount: Mount
+    source: int
+    own_user: bool
+    unmapped: str = ""
+    copy: Size | None = None
+
+    @property
+    def mounted(self) -> bool:
+        return self.copy is None
+
+    @property
+    def readonly(self) -> bool:
+        return self.mount.mode is not MountMode.RW
+
+    @property
+    def how(self) -> str:
+        """For the report."""
+        if not self.own_user:
+            return "the caller's own rights"
+        if self.copy is not None:
+            files, size = self.copy.files, readable_size(self.copy.bytes)
+            text = f"a copy of {files:,} files, {size}, owned by the sandbox's user"
+            if self.copy.left_out:
+                text += f"; {self.copy.left_out:,} that its owner may not read are left out"
+            return f"{text}: {self.unmapped}"
+        if self.unmapped:
+            return f"as everybody may read it: {self.unmapped}"
+        return "owned by the sandbox's user, idmapped"
+
+
+def of(mount: Mount, source: int, nursery: Nursery, disk: int, *, own_user: bool) -> Loan:
+    """Raises Refused for what cannot be written, InvalidInput for what is too large to copy."""
+    reason = unmapped.why(source) if own_user else ""
+    if not reason:
+        return Loan(mount, source, own_user)
+    if mount.mode is MountMode.RW:
+        raise unmapped.refused(mount, reason)
+    size, over = copies.measure(mount, source, disk)
+    if mount.mode is MountMode.RO and size.open_to_all and _reached(mount, source, nursery):
+        return Loan(mount, source, own_user, reason)
+    if over:
+        raise InvalidInput(
+            f"cannot mount {mount.source}: {reason}, so it would be copied, and it has {over}",
+            remediation="mount a part of it, or raise --disk; or keep it on ext4, xfs or btrfs; or "
+            "run agentd as the ordinary user who owns it",
+        )
+    return Loan(mount, source, own_user, reason, size)
+
+
+def _reached(mount: Mount, source: int, nursery: Nursery) -> bool:
+    """Whether whoever makes the mount may go there: without CAP_SYS_ADMIN the zygote's user."""
+    if nursery.may_mount:
+        return True
+    try:
+        os.close(nursery.clone_tree(mount.source, source, readonly=True))
+    except OSError:
+        return False
+    return True
+
+
+def copy_all(lent: list[Loan], scratch: int, user: int | None) -> None:
+    """To the tmpfs of a sandbox whose user is ``user`` outside. Raises InvalidInput."""
+    for index, loan in enumerate(lent):
+        if loan.copy is not None:
+            copies.make(loan.mount, loan.source, scratch, _name(index), user)
+
+
+def _name(index: int) -> str:
+    return f"c{index}"
+
+
+def requests(lent: list[Loan]) -> list[dict[str, object]]:
+    """What the sandbox is told of its mounts: descriptors count from 1, ``copy`` is a name on its
+    scratch tmpfs."""
+    found: list[dict[str, object]] = []
+    fd = 0
+    for index, loan in enumerate(lent):
+        fd += loan.mounted
+        found.append({
+            "target": loan.mount.target,
+            "fd": fd if loan.mounted else None,
+            "copy": None if loan.copy is None else _name(index),
+            "ro": loan.mount.mode is MountMode.RO,
+            "is_dir": paths.is_folder(loan.source),
+        })  # fmt: skip
+    return found
