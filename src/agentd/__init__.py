@@ -9,10 +9,11 @@ TYPE_CHECKING = False  # as typing's, which type checkers know by its name: typi
 if TYPE_CHECKING:
     from agentd._version import __version__ as __version__
     from agentd.client.aio import AsyncFiles, AsyncProcess, AsyncSandbox
+    from agentd.client.chunk import Chunk
     from agentd.client.files import Files
     from agentd.client.http.errors import Unreachable
     from agentd.client.ports import Snapshot
-    from agentd.client.sandbox import Chunk, CommandFailed, Process, Sandbox
+    from agentd.client.sandbox import CommandFailed, Process, Sandbox
     from agentd.model.api import CallView
     from agentd.model.capability import CallFailed
     from agentd.model.cause import Cause, CauseCode
@@ -48,10 +49,11 @@ if TYPE_CHECKING:
 _WHERE = {
     "agentd._version": "__version__",
     "agentd.client.aio": "AsyncFiles AsyncProcess AsyncSandbox",
+    "agentd.client.chunk": "Chunk",
     "agentd.client.files": "Files",
     "agentd.client.http.errors": "Unreachable",
     "agentd.client.ports": "Snapshot",
-    "agentd.client.sandbox": "Chunk CommandFailed Process Sandbox",
+    "agentd.client.sandbox": "CommandFailed Process Sandbox",
     "agentd.model.api": "CallView",
     "agentd.model.capability": "CallFailed",
     "agentd.model.cause": "Cause CauseCode",

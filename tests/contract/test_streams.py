@@ -67,6 +67,21 @@ def test_output_comes_while_the_command_runs(sandbox: Sandbox) -> None:
     assert b"".join(data for name, data in rest if name == "stderr") == b"oops\n"
 
 
+def test_text_is_never_cut_inside_a_character(sandbox: Sandbox) -> None:
+    # Half of a character on each stream; the rests only when both halves have been read.
+    halves = r"printf 'a\342'; printf '\303' >&2; read x"
+    rests = r"printf '\202\254\377z\360\237'; printf '\251' >&2"
+    seen, read = {"stdout": "", "stderr": ""}, b""
+    with sandbox.start(f"{halves}; {rests}", stdin=True) as process:
+        for chunk in process:
+            assert chunk.text == str(chunk)
+            seen[chunk.stream] += chunk.text
+            read += chunk.data
+            if sorted(read) == sorted(b"a\xe2\xc3"):
+                process.write("\n")
+    assert seen == {"stdout": "a\N{EURO SIGN}\ufffdz\ufffd", "stderr": "\xe9"}
+
+
 def test_a_reader_that_stops_early_ends_the_command(sandbox: Sandbox) -> None:
     with sandbox.start(["yes"]) as process:
         for chunk in process:
@@ -161,6 +176,18 @@ def test_closing_stdin_ends_a_terminals_input(terminal: Callable[[str], Process]
         process.close_stdin()
         _until(process, b"over")
         assert process.wait().cause.code is CauseCode.EXITED
+
+
+@with_terminals
+def test_a_terminals_text_is_not_cut_either(sandbox: Sandbox) -> None:
+    script = r"printf 'a\342'; until [ -e go ]; do sleep 0.02; done; printf '\202\254\303'"
+    read, text = b"", ""
+    with sandbox.start(script, pty=(24, 80)) as process:
+        for chunk in process:
+            read, text = read + chunk.data, text + chunk.text
+            if read == b"a\xe2":
+                sandbox.run(": > go", check=True)
+    assert (read, text) == (b"a\xe2\x82\xac\xc3", "a\N{EURO SIGN}\ufffd")
 
 
 @pytest.mark.parametrize("kind", ["landlock"], indirect=True)

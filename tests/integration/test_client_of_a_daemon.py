@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
+from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,17 @@ def test_a_process_is_left_and_come_back_to(sandbox: Sandbox) -> None:
         assert again.result.exit_code == 4
     with sandbox.attach(name) as whole:  # after its end as well
         assert b"".join(chunk.data for chunk in whole) == b"one\ntwo\n"
+
+
+def test_a_character_is_whole_for_whoever_comes_back_amid_it(sandbox: Sandbox) -> None:
+    process = sandbox.start(r"printf 'a\342\202'; read x; printf '\254'", stdin=True)
+    assert str(next(iter(process))) == "a"
+    name, cursors = process.id, process.cursors
+    assert name is not None and cursors["stdout"] == 3
+    process.detach()
+    with sandbox.attach(name, cursors) as again:
+        again.write("\n")
+        assert [(chunk.data, chunk.text) for chunk in again] == [(b"\xac", "\N{EURO SIGN}")]
 
 
 def test_an_interrupted_run_ends_its_command(
@@ -377,6 +389,24 @@ def test_a_detached_command_and_its_logs(daemon: Daemon, box: str) -> None:
     assert json.loads(lines[-1])["exit"]["exit_code"] == 5
     shown = json.loads(daemon.cli("inspect", "--json", box).stdout)
     assert process in [found["id"] for found in shown["processes"]]
+
+
+def test_lines_of_json_are_text_where_the_output_is(daemon: Daemon, box: str) -> None:
+    script = r"printf 'a\342'; printf '\303' >&2; read x; printf '\202\254'; printf '\251\377' >&2"
+    sandbox = Sandbox.connect(box, url=daemon.url)
+    read = b""
+    with sandbox.start(script, stdin=True) as process:
+        for chunk in process:
+            read += chunk.data
+            if sorted(read) == sorted(b"a\xe2\xc3"):
+                process.write("\n")
+    assert process.id is not None
+    printed = daemon.cli("logs", "--json", box, process.id).stdout.splitlines()
+    pieces = [line for line in map(json.loads, printed) if "data" in line]
+    assert "".join(p["data"] for p in pieces if p["stream"] == "stdout") == "a\N{EURO SIGN}"
+    assert {p["encoding"] for p in pieces if p["stream"] == "stdout"} == {"utf-8"}
+    (errors,) = (p for p in pieces if p["stream"] == "stderr")
+    assert (errors["encoding"], b64decode(errors["data"])) == ("base64", b"\xc3\xa9\xff")
 
 
 def test_files_are_copied_both_ways(daemon: Daemon, box: str, tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, Unpack
 from agentd.client import build
 from agentd.client.aio_thread import Wake, Work
 from agentd.client.build import Command, ExecOptions, SandboxOptions
+from agentd.client.chunk import Chunk, Chunks
 from agentd.client.files import Files
-from agentd.client.sandbox import Chunk, CommandFailed, Process, Sandbox
+from agentd.client.sandbox import CommandFailed, Process, Sandbox
 from agentd.client.signature import documented_by, options_shown
 from agentd.model.enforcement import Enforcement
 from agentd.model.result import Result, SandboxInfo
@@ -38,6 +39,7 @@ class AsyncProcess:
     def __init__(self, sandbox: "AsyncSandbox", running: "Running") -> None:
         self._sandbox = sandbox
         self._running = running
+        self._chunks = Chunks()
         self._wake = Wake()
         self._closed = False
         self.result: Result | None = None
@@ -58,8 +60,10 @@ class AsyncProcess:
         while self.result is None:
             found = await self._guarded(self._step)
             for name, data in found:
-                yield Chunk(name, data)
+                yield self._chunks.make(name, data, self._running.before)
             if self._running.exit is not None and not found:
+                for chunk in self._chunks.rest():
+                    yield chunk
                 await self.wait()
 
     async def write(self, data: bytes | str) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 class LocalCommand:
     id = None
+    before: Mapping[str, bytes] = {}
 
     def __init__(self, execution: "Execution") -> None:
         self._execution = execution

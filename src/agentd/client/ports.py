@@ -60,11 +60,15 @@ class Running(Protocol):
     def cursors(self) -> Mapping[str, int]:
         """Bytes of each stream that were given out."""
 
+    @property
+    def before(self) -> Mapping[str, bytes]:
+        """Of a stream that was taken up amid its output, up to 3 bytes ahead of that."""
+
     def step(
         self, timeout: float | None = None, extra_fds: Sequence[int] = ()
     ) -> tuple[list[tuple[str, bytes]], list[int]]:
         """Chunks of output, ("stdout" | "stderr", bytes), and the readable ones of ``extra_fds``:
-        what is there, or after ``timeout`` seconds nothing."""
+        what is there, or after ``timeout`` seconds nothing. No bytes: some are lost here."""
 
     def chunks(self) -> Iterator[tuple[str, bytes]]: ...
     def write(self, data: bytes) -> None: ...

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from agentd.client import build
 from agentd.client.build import Command, ExecOptions, SandboxOptions
+from agentd.client.chunk import Chunk, Chunks
 from agentd.client.files import Files
 from agentd.client.http import address
 from agentd.client.signature import options_shown
@@ -32,27 +33,12 @@ class CommandFailed(AgentdError):
         self.result = result
 
 
-class Chunk:
-    """A piece of output: ``stream`` is "stdout" or "stderr", ``data`` its bytes."""
-
-    __slots__ = ("data", "stream")
-
-    def __init__(self, stream: str, data: bytes) -> None:
-        self.stream = stream
-        self.data = data
-
-    def __str__(self) -> str:
-        return self.data.decode(errors="replace")
-
-    def __repr__(self) -> str:
-        return f"Chunk({self.stream!r}, {self.data!r})"
-
-
 class Process:
     """A running command: iterate for its output, ``wait`` for its Result. One thread drives it."""
 
     def __init__(self, running: "Running") -> None:
         self._running = running
+        self._chunks = Chunks()
         self._result: Result | None = None
 
     @property
@@ -81,7 +67,8 @@ class Process:
         if self._result is not None:
             return
         for name, data in self._running.chunks():
-            yield Chunk(name, data)
+            yield self._chunks.make(name, data, self._running.before)
+        yield from self._chunks.rest()
         self.wait()
 
     def write(self, data: bytes | str) -> None:

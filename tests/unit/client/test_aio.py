@@ -25,6 +25,22 @@ async def until(path):
         await asyncio.sleep(0.01)
 
 
+def test_streamed_text_is_never_cut_inside_a_character(backend):
+    async def test(sandbox):
+        halves = r"printf 'a\342'; printf '\303' >&2; read x"
+        rests = r"printf '\202\254\377z\360\237'; printf '\251' >&2"
+        seen, read = {"stdout": "", "stderr": ""}, b""
+        async with await sandbox.start(f"{halves}; {rests}", stdin=True) as process:
+            async for chunk in process:
+                seen[chunk.stream] += chunk.text
+                read += chunk.data
+                if sorted(read) == sorted(b"a\xe2\xc3"):
+                    await process.write("\n")
+        assert seen == {"stdout": "a\N{EURO SIGN}\ufffdz\ufffd", "stderr": "\xe9"}
+
+    go(test)
+
+
 def test_run_and_files(backend, tmp_path):
     async def test(sandbox):
         await sandbox.files.write(str(tmp_path / "a"), "x")

@@ -7,7 +7,8 @@ import warnings
 import pytest
 
 from agentd import ExecLimits, Sandbox
-from agentd.client.sandbox import Chunk, CommandFailed
+from agentd.client.chunk import Chunk
+from agentd.client.sandbox import CommandFailed
 from agentd.model.cause import CauseCode
 from agentd.model.errors import InvalidInput, OperationFailed, Refused, SandboxError
 

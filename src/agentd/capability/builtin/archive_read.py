@@ -11,6 +11,7 @@ from agentd.capability.builtin import fs, temporary, text
 from agentd.capability.port import Call, Inside
 from agentd.model import typed
 from agentd.model.capability import About, Bounds, CallFailed, Example, Needs, Outcome
+from agentd.model.characters import whole_characters
 from agentd.model.errors import InvalidInput
 
 MAX_READ = 8 << 20
@@ -174,7 +175,7 @@ def _content(found: Content) -> dict[str, Any]:
         data = b64decode(found.base64, validate=True)
     except binascii.Error:
         raise CallFailed("script_failed", "the sandbox's Python answered no base64") from None
-    (content,), encoding = text.encoded(text.whole_characters(data) if found.truncated else data)
+    (content,), encoding = text.encoded(whole_characters(data) if found.truncated else data)
     if encoding == "base64":
         content = found.base64
     return {

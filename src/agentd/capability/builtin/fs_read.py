@@ -3,6 +3,7 @@
 from agentd.capability.builtin import fs, text
 from agentd.capability.port import Call, Inside
 from agentd.model.capability import About, Bounds, CallFailed, Example, Outcome
+from agentd.model.characters import whole_characters
 from agentd.model.errors import OperationFailed
 
 _SCHEMA = {
@@ -87,7 +88,7 @@ def _as_text(data: bytes, encoding: str, eof: bool) -> tuple[str, str, int]:
     if encoding == "base64":
         return text.as_base64(data), encoding, len(data)
     # A part may end within a character, which the next part begins with then.
-    part = data if eof else text.whole_characters(data) or data
+    part = data if eof else whole_characters(data) or data
     if encoding == "auto":
         (content,), encoding = text.encoded(part)
         if encoding == "base64":

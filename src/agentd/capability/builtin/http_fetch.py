@@ -7,6 +7,7 @@ from typing import Any
 from agentd.capability.fetch.fetcher import Fetcher, Request, Response
 from agentd.capability.port import Call, Inside
 from agentd.model.capability import About, Bounds, Example, Needs, Outcome
+from agentd.model.characters import whole_characters
 from agentd.model.errors import InvalidInput
 
 MAX_BODY = 8 << 20  # either way
@@ -139,7 +140,8 @@ def _value(response: Response, encoding: str) -> dict[str, Any]:
     if encoding == "auto":
         encoding = "utf-8" if _is_text(response.body, response.truncated) else "base64"
     if encoding == "utf-8":
-        body = response.body.decode(errors="replace")
+        whole = whole_characters(response.body) if response.truncated else response.body
+        body = whole.decode(errors="replace")
     else:
         body = base64.b64encode(response.body).decode()
     return {

@@ -13,6 +13,7 @@ from agentd.capability import script
 from agentd.capability.port import Call, Inside
 from agentd.model import typed
 from agentd.model.capability import About, Bounds, CallFailed, Example, Needs, Outcome
+from agentd.model.characters import whole_characters
 from agentd.model.isolation import IsolationLevel
 
 MAX_CODE = 1 << 20
@@ -193,6 +194,11 @@ class _Heard:
         for line in lines:
             self._take(line)
 
+    def text(self, stream: str) -> str:
+        """What was kept of it; its bound cuts through no character."""
+        data = bytes(self.streams[stream])
+        return (whole_characters(data) if self.truncated else data).decode(errors="replace")
+
     def _take(self, line: bytes) -> None:
         try:
             heard = _LINE.decode(line)
@@ -223,8 +229,8 @@ def _ran(value: _Value, heard: _Heard) -> dict[str, Any]:
         "status": value.status,
         "result": value.result,
         "displays": heard.displays,
-        "stdout": heard.streams["stdout"].decode(errors="replace"),
-        "stderr": heard.streams["stderr"].decode(errors="replace"),
+        "stdout": heard.text("stdout"),
+        "stderr": heard.text("stderr"),
         "error": None if value.error is None else msgspec.to_builtins(value.error),
         "execution_count": value.execution_count,
         "kernel": value.kernel,

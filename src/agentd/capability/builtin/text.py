@@ -43,18 +43,6 @@ def decoded(text: str, encoding: str) -> bytes:
         ) from None
 
 
-def whole_characters(data: bytes) -> bytes:
-    """Without a character at its end that was cut off."""
-    for back in range(1, min(4, len(data) + 1)):
-        byte = data[-back]
-        if byte >= 0xC0:  # the first byte of a character tells how many it has
-            length = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
-            return data[:-back] if back < length else data
-        if byte < 0x80:
-            return data
-    return data
-
-
 def clean(name: str) -> str:
     """A name of the agent's that can be sent on: U+FFFD for each byte that is not UTF-8."""
     return _SURROGATE.sub("\ufffd", name)

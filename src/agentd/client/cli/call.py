@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from agentd.client.cli import output, remote
 from agentd.client.cli.options import Parser, limit_options, sandbox_options, wall_options
+from agentd.model.characters import Texts
 from agentd.model.errors import AgentdError, InvalidInput
 
 if TYPE_CHECKING:
     from agentd.client.http.address import Address
+    from agentd.client.http.calls import Emit
     from agentd.model.api import CallBody, CallView
 
 _EXAMPLES = """\
@@ -61,7 +63,18 @@ def _is_the_capabilitys(error: AgentdError) -> bool:
 def _call(
     where: "Address | None", body: "CallBody | dict[str, Any]", options: argparse.Namespace
 ) -> "CallView":
-    emit = _show if options.follow else None
+    if not options.follow:
+        return _called(where, body, None)
+    shown = _Shown()
+    try:
+        return _called(where, body, shown.take)
+    finally:
+        shown.end()
+
+
+def _called(
+    where: "Address | None", body: "CallBody | dict[str, Any]", emit: "Emit | None"
+) -> "CallView":
     if where is not None:
         from agentd.client.http import calls, client
 
@@ -80,14 +93,27 @@ def _call(
     return embedded.call(embedded.shared(), embedded.principal(), body, emit)
 
 
-def _show(kind: str, data: bytes) -> None:
-    """Nothing of the sandbox's reaches a terminal as control codes."""
-    if sys.stderr.isatty():
-        text = data.decode(errors="replace")
+class _Shown:
+    """What comes ahead of the answer, on stderr."""
+
+    def __init__(self) -> None:
+        self._texts = Texts()
+
+    def take(self, kind: str, data: bytes) -> None:
+        if sys.stderr.isatty():
+            self._write(self._texts.feed(kind, data))
+        else:
+            sys.stderr.buffer.write(data)
+            sys.stderr.flush()
+
+    def end(self) -> None:
+        for _, text in self._texts.rest():
+            self._write(text)
+
+    def _write(self, text: str) -> None:
+        """Nothing of the sandbox's reaches a terminal as control codes."""
         sys.stderr.write("".join(c if c in "\n\t" else remote.safe(c) for c in text))
-    else:
-        sys.stderr.buffer.write(data)
-    sys.stderr.flush()
+        sys.stderr.flush()
 
 
 def _daemon(options: argparse.Namespace) -> "Address | None":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from agentd.client.cli.interrupts import Interrupts
 from agentd.client.cli.output import write_all
+from agentd.model.characters import Whole
 
 if TYPE_CHECKING:
     from agentd.client.ports import Running
@@ -43,6 +44,9 @@ class Follow:
         self._stand_still = stand_still
         self._tick = tick
         self._every = every
+        # On one terminal a piece of the other stream would come between the bytes of a character.
+        shared = not tty and os.isatty(1) and os.isatty(2)
+        self._whole = Whole() if shared else None
         self._held = b""  # the begin of DETACH, perhaps
         self._left = False
 
@@ -58,7 +62,12 @@ class Follow:
             # Only here may a signal cut in: all is put in order around it.
             with self._interrupts.allowed():
                 self._loop()
+            for name, data in () if self._whole is None else self._whole.rest():
+                write_all(1 if name == "stdout" else 2, data)
         return not self._left
+
+    def _passed(self, name: str, data: bytes) -> bytes:
+        return data if self._whole is None else self._whole.feed(name, data)
 
     def _loop(self) -> None:
         due = time.monotonic() + self._every
@@ -67,7 +76,7 @@ class Follow:
             chunks, ready = self._running.step(timeout, self._waiting())
             for name, data in chunks:
                 if not self._silent:
-                    write_all(1 if name == "stdout" else 2, data)
+                    write_all(1 if name == "stdout" else 2, self._passed(name, data))
             if self._interrupts.wake in ready:
                 self._woken()
             if 0 in ready:

@@ -1,8 +1,10 @@
 """``agentd logs``: what a command wrote, while it runs and after."""
 
 import argparse
+from collections.abc import Iterator
 
 from agentd.client.cli import remote
+from agentd.model.characters import Whole
 
 _EXAMPLES = """\
   agentd logs sbx-abcdefghijkl                       of its latest command
@@ -17,9 +19,22 @@ def main(words: list[str]) -> int:
         from agentd.client.cli.attach import only
 
         process = options.process or only(sandbox.processes(), running=False)
-        for name, value in sandbox.events(process, follow=options.follow):
+        for name, value in _whole(sandbox.events(process, follow=options.follow)):
             _write(name, value, options)
     return 0
+
+
+def _whole(events: Iterator[tuple[str, object]]) -> Iterator[tuple[str, object]]:
+    """The same events; no character is cut in two, and no line of JSON is base64 for that."""
+    whole = Whole()
+    for name, value in events:
+        if isinstance(value, bytes):
+            if passed := whole.feed(name, value):
+                yield name, passed
+            continue
+        yield from whole.rest()  # what is lost, or the end: it is not completed any more
+        yield name, value
+    yield from whole.rest()
 
 
 def _write(name: str, value: object, options: argparse.Namespace) -> None:

@@ -29,6 +29,7 @@ MAX_QUEUE = 1 << 20
 MAX_BACKLOG = 1 << 20
 MAX_CAPTURE = 64 << 20  # bytes of each stream
 _PIECE = 64 << 10
+_CHARACTER = 3  # bytes of a UTF-8 character without its last
 _HEAD = 9  # bytes before the data: the stream's number, and the first byte's cursor
 _STREAMS = {1: "stdout", 2: "stderr", 3: "pty"}
 _SIGKILL = 9
@@ -47,6 +48,11 @@ class _Event(msgspec.Struct, rename={"from_": "from"}):
 
 
 _EVENT = typed.decoder(_Event)
+
+
+def _shown(name: str) -> str:
+    """The stream that a caller knows: a terminal's is its stdout."""
+    return "stderr" if name == "stderr" else "stdout"
 
 
 class RemoteCommand:
@@ -71,6 +77,9 @@ class RemoteCommand:
         self.id = id_
         self.pid = pid
         self.cursors = {"stdout": 0, "stderr": 0, "pty": 0, **(cursors or {})}
+        # Asked for again, for a character that began in them: they are in no output.
+        self._again = {name: min(at, _CHARACTER) for name, at in (cursors or {}).items() if at}
+        self.before: dict[str, bytes] = {}
         self.lost: dict[str, int] = {}
         self.exit: object | None = None
         self._client = client
@@ -243,11 +252,13 @@ class RemoteCommand:
         if at > seen:
             self._missing(name, at)
         elif at < seen:
+            if self._again.pop(name, 0):
+                self.before[_shown(name)] = data[: seen - at]
             data = data[seen - at :]  # sent again: it did not know how far we were
         if not data:
             return
         self.cursors[name] += len(data)
-        shown = "stderr" if name == "stderr" else "stdout"
+        shown = _shown(name)
         if self._kept is None:
             self._queue.append((shown, data))
             self._queued += len(data)
@@ -277,6 +288,8 @@ class RemoteCommand:
             self.lost[name] = self.lost.get(name, 0) + gone
             self.cursors[name] = until
             self._cut = True
+            if self._kept is None:
+                self._queue.append((_shown(name), b""))
 
     # --- stdin and controls ---
 
@@ -326,7 +339,7 @@ class RemoteCommand:
                 cause=str(lost),
                 remediation=f"attach to process {self.id}, and see how much of it has arrived",
             ) from lost
-        query = {name: at for name, at in self.cursors.items() if at}
+        query = {name: at - self._again.get(name, 0) for name, at in self.cursors.items() if at}
         self._fruitless += 1
         for delay in (0.0, *DELAYS) if self._fruitless <= len(DELAYS) else ():
             time.sleep(delay)

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agentd.capability.builtin.text import decoded, encoded, whole_characters
+from agentd.capability.builtin.text import decoded, encoded
+from agentd.model.characters import whole_characters
 from agentd.model.errors import InvalidInput
 
 # Others use the machine, too: a slow moment is no failure.

@@ -121,13 +121,15 @@ class TestPrinted:
 
     def test_of_that_nothing_is_a_control_code_either(self, running, capsys, monkeypatch):
         def hostile(who, body, raw, *, emit=None, cancel=-1):
-            emit("stdout", b"\x1b[31mred\x07\ta\nb\xff")
+            emit("stdout", b"\x1b[31mred\x07\ta\nb\xff\xe2\x82")
+            emit("stderr", b"|\xc3")
+            emit("stdout", b"\xac")
             return running.service._view_of(body)
 
         running.service.call = hostile
         monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
         assert call("echo.v1", "--follow") == 0
-        assert capsys.readouterr().err == "\\x1b[31mred\\x07\ta\nb\ufffd"
+        assert capsys.readouterr().err == "\\x1b[31mred\\x07\ta\nb\ufffd|\N{EURO SIGN}\ufffd"
 
     def test_where_it_ran(self, running, backend, capfd):
         assert call("echo.v1", "-v") == 0

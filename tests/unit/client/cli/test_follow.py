@@ -1,5 +1,7 @@
 import os
 import pty
+import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -43,6 +45,27 @@ def stdin():
     os.dup2(saved, 0)
     os.close(saved)
     os.close(ours)
+
+
+def test_on_one_terminal_the_other_stream_does_not_cut_a_character():
+    ours, theirs = pty.openpty()
+    told, tell = os.pipe()
+    script = r"printf '<\342'; read x; printf '>' >&2; read x; printf '\202\254|'"
+    words = [sys.executable, "-m", "agentd", "run", "-i", "--isolation", "none", "--", "sh", "-c"]
+    with subprocess.Popen([*words, script], stdin=told, stdout=theirs, stderr=theirs) as run:
+        os.close(told)
+        os.close(theirs)
+        seen = b""
+        for wanted in (b"<", b">"):
+            while wanted not in seen:
+                seen += os.read(ours, 100)
+            os.write(tell, b"\n")
+        while b"|" not in seen:
+            seen += os.read(ours, 100)
+        os.close(tell)
+    os.close(ours)
+    assert seen.decode().partition("<")[2] == ">\N{EURO SIGN}|"
+    assert run.returncode == 0
 
 
 @pytest.mark.parametrize(

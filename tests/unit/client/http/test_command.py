@@ -15,6 +15,7 @@ from agentd.client.http import address, command
 from agentd.client.http.client import Client
 from agentd.client.http.command import RemoteCommand
 from agentd.client.http.errors import Unreachable
+from agentd.client.sandbox import Process
 from agentd.model.cause import CauseCode
 from agentd.model.errors import AgentdError, InvalidInput, NotFound, SandboxError
 
@@ -169,7 +170,29 @@ def test_after_a_lost_connection_it_goes_on_from_where_it_was(sockets, attach):
 def test_it_can_begin_anywhere(sockets, attach):
     sockets.visits = [say(output("stdout", 100, b"x"), ended())]
     assert list(attach(cursors={"stdout": 100}).chunks()) == [("stdout", b"x")]
-    assert sockets.queries == [{"stdout": "100"}]
+    # A few bytes ahead of that come along, for a character that may have begun in them.
+    assert sockets.queries == [{"stdout": "97"}]
+
+
+def test_a_character_that_began_ahead_of_where_it_is_taken_up_is_whole(sockets, attach):
+    sockets.visits = [
+        say(output("stdout", 4, b"b\xe2\x82"), output("stdout", 7, b"\xac!"), ended()),
+        say(output("stderr", 2, b"\x82"), output("stderr", 3, b"\xacx\xe2"), cut=True),
+        say(output("stderr", 6, b"\x82"), ended()),
+    ]
+    first = list(Process(attach(cursors={"stdout": 7})))
+    assert [(chunk.data, chunk.text) for chunk in first] == [(b"\xac!", "\N{EURO SIGN}!")]
+    again = list(Process(attach(cursors={"stderr": 3})))
+    assert b"".join(chunk.data for chunk in again) == b"\xacx\xe2\x82"
+    assert "".join(chunk.text for chunk in again) == "\ufffdx\ufffd"
+    assert sockets.queries == [{"stdout": "4"}, {"stderr": "0"}, {"stderr": "6"}]
+
+
+def test_no_character_goes_over_what_is_lost(sockets, attach):
+    lost = json.dumps({"event": "lost", "stream": "stdout", "from": 1, "to": 90})
+    pieces = output("stdout", 0, b"\xe2"), lost, output("stdout", 90, b"\x82\xac")
+    sockets.visits = [say(*pieces, ended())]
+    assert "".join(map(str, Process(attach()))) == "\ufffd\ufffd\ufffd"
 
 
 def test_what_is_gone_is_counted(sockets, attach):
