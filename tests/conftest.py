@@ -1,5 +1,6 @@
 """Every test is checked for what it leaves behind; what is absent is skipped by name and reason."""
 
+import contextlib
 import ctypes
 import functools
 import gc
@@ -18,8 +19,9 @@ from typing import Any, NoReturn, TypeVar
 
 import pytest
 
-GRACE = 5.0  # seconds that a closing sandbox's last child, mount or group may take to go
+GRACE = 20.0  # seconds that a closing sandbox's last child, mount or group may take to go
 NOBODY = 65534
+MS_SHARED = 1 << 20  # mount(2)
 R = TypeVar("R")
 SOURCE = Path(__file__).resolve().parent.parent / "src"
 TOOLS = ("bwrap", "runc", "runsc", "crun", "setpriv", "firecracker", "jailer")
@@ -49,6 +51,22 @@ def _kvm_blocker() -> str:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs(tool): needs a program on PATH, such as runc")
+    if os.getuid() == 0:
+        _leave_the_mounts_of_others()
+
+
+def _leave_the_mounts_of_others() -> None:
+    """Moves us into a mount namespace of our own: each mount that comes and goes in it is ours.
+
+    Ours stay shared with what we start: a sandbox that lets one out is caught.
+    """
+    from agentd.linux import abi
+    from agentd.linux.kernel import KERNEL
+
+    with contextlib.suppress(PermissionError):  # root of a container, without capabilities
+        KERNEL.unshare(abi.CLONE_NEWNS)
+        KERNEL.mount(None, "/", None, abi.MS_REC | abi.MS_PRIVATE)
+        KERNEL.mount(None, "/", None, abi.MS_REC | MS_SHARED)
 
 
 def pytest_report_header() -> list[str]:
@@ -98,28 +116,43 @@ def _children() -> set[str]:
     return found
 
 
+_mounted: dict[str, str] = {}  # by number; the path of one changes with the name of a folder above
+
+
 def _mounts() -> set[str]:
-    return set(Path("/proc/self/mountinfo").read_text().splitlines())
+    found = {}
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        number = line.split()[0]
+        found[number] = _mounted.get(number, line)
+    _mounted.clear()
+    _mounted.update(found)
+    return set(found.values())
 
 
 def _threads() -> set[str]:
     return {f"{thread.name} ({thread.ident})" for thread in threading.enumerate()}
 
 
-def _cgroups() -> set[str]:
-    """Sandboxes' groups at most four levels down a hierarchy.
+@functools.cache
+def _hierarchy() -> Any:
+    from agentd.linux import cgroup
 
-    The directory above them is shared by every agentd on the machine, and stays. A group's name
-    holds its owner's pid: those of a live process that is not below us are another run's.
+    return cgroup.detect()
+
+
+_of_others: set[str] = set()  # groups once seen to be another run's; by now their owner may be dead
+
+
+def _cgroups() -> set[str]:
+    """Sandboxes' groups. The directory above them is every agentd's on the machine, and stays.
+
+    A group's name holds its owner's pid: those of a live process that is not below us are another
+    run's, and stay so when it dies.
     """
-    root = Path("/sys/fs/cgroup")
-    depths = ("agentd", "*/agentd", "*/*/agentd", "*/*/*/agentd")
-    while True:
-        try:
-            groups = [group for depth in depths for group in root.glob(f"{depth}/sbx-*")]
-        except FileNotFoundError:  # another run's directory went while we looked
-            continue
-        return {str(group) for group in groups if not _is_anothers(group.name)}
+    hierarchy = _hierarchy()
+    groups = set() if hierarchy is None else set(hierarchy.stale("sbx-")) - _of_others
+    _of_others.update(name for name in groups if _is_anothers(name))
+    return groups - _of_others
 
 
 def _is_anothers(name: str) -> bool:

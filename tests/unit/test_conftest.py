@@ -1,12 +1,14 @@
 """The checks that every test runs under, themselves tested: each leak must fail its test."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from agentd.linux import cgroup
+from agentd.linux.cgroup import Hierarchy
 
 CONFTEST = Path(__file__).resolve().parent.parent / "conftest.py"
 LEAKS = {
@@ -14,35 +16,89 @@ LEAKS = {
     "child process": "os.posix_spawn('/bin/sleep', ['sleep', '6'], {})",
     "thread": "threading.Thread(target=time.sleep, args=(6,)).start()",
 }
+# They need a privilege to make.
+ROOTS_LEAKS = {
+    "mount": "subprocess.run(['mount', '-t', 'tmpfs', 'left', tmp_path], check=True)",
+    "cgroup": "cgroup.detect().create(f'sbx-{os.getpid()}-left')",
+}
+IMPORTS = "import os, pytest, subprocess, threading, time\nfrom agentd.linux import cgroup\n"
+SECONDS = 250  # for what hangs
 
 
-def run_pytest(folder: Path, body: str) -> subprocess.CompletedProcess[str]:
-    shutil.copy(CONFTEST, folder / "conftest.py")
-    (folder / "test_it.py").write_text(f"import os, pytest, threading, time\n\n{body}\n")
-    return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-ra",
-            "-p",
-            "no:cacheprovider",
-            "--rootdir",
-            folder,
-            folder,
-        ],
-        capture_output=True,
+def start_pytest(folder: Path, body: str) -> "subprocess.Popen[str]":
+    text = CONFTEST.read_text().replace("GRACE = 20.0 ", "GRACE = 1.0 ")
+    assert "GRACE = 1.0" in text
+    (folder / "conftest.py").write_text(text)
+    (folder / "test_it.py").write_text(f"{IMPORTS}\n{body}\n")
+    options = ("-ra", "-p", "no:cacheprovider", "--rootdir", folder, folder)
+    return subprocess.Popen(
+        [sys.executable, "-m", "pytest", *options],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         text=True,
-        check=False,
-        timeout=50,
+        env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},  # they cost more than the tests
     )
 
 
-@pytest.mark.parametrize("kind", LEAKS)
-def test_a_leak_fails_its_test(tmp_path: Path, kind: str) -> None:
-    done = run_pytest(tmp_path, f"def test_leaks():\n    {LEAKS[kind]}")
+def run_pytest(folder: Path, body: str) -> subprocess.CompletedProcess[str]:
+    with start_pytest(folder, body) as process:
+        out, _ = process.communicate(timeout=SECONDS)
+    return subprocess.CompletedProcess([process.pid], process.returncode, out)
+
+
+@pytest.fixture
+def groups() -> Hierarchy:
+    found = cgroup.detect()
+    if found is None or found.blockers():
+        pytest.skip("no group can be made here")
+    return found
+
+
+@pytest.mark.parametrize("leaks", [LEAKS, pytest.param(ROOTS_LEAKS, marks=pytest.mark.root)])
+def test_a_leak_fails_its_test(tmp_path: Path, groups: Hierarchy, leaks: dict[str, str]) -> None:
+    tests = [f"def test_{n}(tmp_path):\n    {leak}\n" for n, leak in enumerate(leaks.values())]
+    done = run_pytest(tmp_path, "\n".join(tests))
+    if leaks is ROOTS_LEAKS:
+        groups.reap(f"sbx-{done.args[0]}-left")
     assert done.returncode == 1
-    assert f"{kind}: " in done.stdout
+    assert done.stdout.count("left behind:") == len(leaks)
+    for kind in leaks:
+        assert f"  {kind}: " in done.stdout
+
+
+@pytest.mark.root
+def test_what_another_run_leaves_behind_fails_none(tmp_path: Path, groups: Hierarchy) -> None:
+    """Its mounts and its group stay, also where they were renamed and it was killed."""
+    beside, up, on = tmp_path / "beside", tmp_path / "up", tmp_path / "on"
+    early = tmp_path / "early/mount"
+    early.mkdir(parents=True)
+    for fifo in (up, on):
+        os.mkfifo(fifo)
+    body = "@pytest.mark.parametrize('n', [1, 2])\ndef test_waits(n):\n"
+    body += f"    open({str(up)!r}, 'w').close()\n    open({str(on)!r}).close()"
+    beside.mkdir()
+    another = subprocess.Popen(["sleep", "1000"])
+    name = f"sbx-{another.pid}-another"
+    (tmp_path / "inner").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "another", early], check=True)
+    with start_pytest(tmp_path / "inner", body) as process, another:
+        try:
+            up.read_bytes()
+            (tmp_path / "early").rename(tmp_path / "late")
+            subprocess.run(["mount", "-t", "tmpfs", "another", beside], check=True)
+            groups.create(name)
+            on.write_bytes(b"")
+            up.read_bytes()
+            another.kill()
+            another.wait()
+            on.write_bytes(b"")
+            out, _ = process.communicate(timeout=SECONDS)
+        finally:
+            another.kill()
+            groups.reap(name)
+            for mount in (beside, tmp_path / "late/mount"):
+                subprocess.run(["umount", mount], check=False)
+    assert (process.returncode, "2 passed" in out) == (0, True), out
 
 
 def test_a_clean_test_passes(tmp_path: Path) -> None:
