@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 GRACE = 20.0  # seconds that a closing sandbox's last child, mount or group may take to go
 NOBODY = 65534
@@ -27,6 +28,10 @@ SOURCE = Path(__file__).resolve().parent.parent / "src"
 TOOLS = ("bwrap", "runc", "runsc", "crun", "setpriv", "firecracker", "jailer")
 RUNTIME = ("msgspec", "rich", "markdown_it", "mdurl", "pygments")  # what agentd imports
 PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+
+# How fast an example is says more of the machine than of us.
+settings.register_profile("any pace", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any pace")
 
 
 # --- what is skipped, and why ---

@@ -107,7 +107,7 @@ poll = select.poll()
 poll.register(0, select.POLLIN)
 poll.register(os.pidfd_open(agent), select.POLLIN)
 poll.poll()
-process.kill_descendants(os.getpid(), time.monotonic() + 10)
+process.kill_descendants(os.getpid(), time.monotonic() + 120)
 """
 
 
@@ -260,7 +260,7 @@ def daemon(request: pytest.FixtureRequest) -> Iterator[str]:
                 yield _ready(process, f"unix:{folder}/agentd.sock", log)
             finally:
                 process.terminate()
-                process.wait(30)
+                process.wait(120)
                 _end_supervisor(f"{folder}/state/supervisor.sock")
 
 
@@ -269,13 +269,13 @@ def _end_supervisor(path: str) -> None:
     with contextlib.suppress(AgentdError):
         link = supervisor.connect(path, lambda *_: None)
         link.ask("shutdown")
-        link.lost.wait(30)
+        link.lost.wait(120)
         link.close()
 
 
 def _ready(process: "subprocess.Popen[bytes]", url: str, log: Path) -> str:
     client = Client(address.parse(url))
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while True:
         try:
             client.call("GET", "/readyz")

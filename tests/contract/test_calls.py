@@ -64,7 +64,7 @@ def governed(request: pytest.FixtureRequest) -> Iterator[Governed]:
                 yield Governed(policy, bundle, source.read(bundle).digest, folder, url)
             finally:
                 process.terminate()
-                process.wait(30)
+                process.wait(120)
                 _end_supervisor(f"{folder}/state/supervisor.sock")
 
 

@@ -173,7 +173,7 @@ def test_a_watch_tells_of_changes(files: Files, workspace: str) -> None:
             if seen.wait(0.02):
                 break
     finally:
-        thread.join(20)
+        thread.join(120)
     assert not thread.is_alive()
     assert kinds[-1][0] in {"create", "modify", "move"}
     assert "/watched/" in kinds[-1][1] or kinds[-1][1].startswith("file")

@@ -18,8 +18,6 @@ from agentd.sandbox import backends, snapshots
 from agentd.sandbox.manager import Manager
 from agentd.sandbox.ports import Pausable, Snapshots
 
-pytestmark = pytest.mark.timeout(300)
-
 # A secret that is in one process's memory alone, and how far it has counted.
 _COUNTER = """
 secret=$(od -An -N8 -tx8 /dev/urandom); n=0
@@ -55,7 +53,7 @@ def _can(wall: object) -> bool:
 
 
 def _until(sandbox: Sandbox, path: str) -> str:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while (found := sandbox.run(["cat", path])).status != "ok":
         assert time.monotonic() < deadline, found.stderr
         time.sleep(0.05)

@@ -14,7 +14,6 @@ from tests.integration.test_client_of_a_daemon import Daemon
 
 from agentd import Sandbox
 
-pytestmark = pytest.mark.timeout(120)
 EDIT = json.dumps({"path": "a", "edits": [{"search": "nope", "replace": ""}]})
 
 
@@ -95,5 +94,5 @@ def test_what_a_daemon_is_asked_is_learned_until_it_ends(tmp_path: Path) -> None
         time.sleep(0.05)
     assert made.cli("call", "fs.list.v1").returncode == 0
     os.killpg(learn.pid, signal.SIGINT)  # as a terminal does for Ctrl-C
-    out, _ = learn.communicate(timeout=60)
+    out, _ = learn.communicate(timeout=120)
     assert (learn.returncode, out) == (0, b"learned: 1 call seen, 4 tests\n")

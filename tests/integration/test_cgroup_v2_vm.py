@@ -15,8 +15,6 @@ TICK_USEC = 4000
 Answer = Callable[[str], dict[str, Any]]
 EXITED = {"code": 0, "signal": None, "cause": "exited"}
 
-pytestmark = pytest.mark.timeout(300)  # a first run downloads 36 MB
-
 
 @pytest.fixture(scope="module")
 def guest() -> dict[str, dict[str, Any]]:

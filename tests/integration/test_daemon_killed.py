@@ -17,7 +17,7 @@ from agentd.model.errors import AgentdError
 from agentd.sandbox.supervisor import client
 
 KILLS = 100
-WAIT = 30.0
+WAIT = 120.0
 
 # A daemon, and four principals that keep it busy. Each acknowledged step is told on stdout: one
 # line, written at once, so that whoever kills us knows what must still be there.
@@ -134,7 +134,6 @@ class Ledger:
             self.alive.discard(deleted)
 
 
-@pytest.mark.timeout(400)
 def test_killed_at_random_points_it_loses_and_leaves_nothing(state: Path) -> None:
     order = random.Random(7)  # noqa: S311  (it shall be the same each time)
     ledger = Ledger()
@@ -218,7 +217,7 @@ admin = Principal("admin", frozenset({"admin"}), "local")
 
 def output(id_, process):
     follower = service.follow(admin, id_, process, {}, lambda: None)
-    found, over, deadline = [], None, time.monotonic() + 40
+    found, over, deadline = [], None, time.monotonic() + 120
     while over is None and time.monotonic() < deadline:
         for event in follower.read(1 << 20):
             if event.kind == "exit":
@@ -260,7 +259,7 @@ Sandboxes.adopt = lambda self: time.sleep(1.5) or adopt(self)
 daemon = Daemon(
     load(None, {}, [(("daemon", "state"), sys.argv[1])]), lambda event, **fields: None
 )
-deadline = time.monotonic() + 20
+deadline = time.monotonic() + 120
 while not daemon.pool.sizes().get("default/namespace") and time.monotonic() < deadline:
     time.sleep(0.01)
 admin = Principal("admin", frozenset({"admin"}), "local")
@@ -291,7 +290,7 @@ def test_a_commands_output_goes_on_without_a_gap(state: Path) -> None:
     second = subprocess.run(
         [sys.executable, "-c", ONE + GO_ON, str(state), id_, process],
         capture_output=True,
-        timeout=55,
+        timeout=120,
         check=True,
     )
     told = json.loads(second.stdout)

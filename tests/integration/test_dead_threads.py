@@ -26,6 +26,6 @@ def test_it_is_told_and_the_daemon_ends(tmp_path: Path) -> None:
         assert daemon.ask("GET", "/readyz").status == 200
         trigger.touch()
         assert daemon.process is not None
-        assert daemon.process.wait(40) == 125
+        assert daemon.process.wait(120) == 125
         assert b"its thread for the ends of walls has ended" in daemon.log
         assert b"ends, so that another is started" in daemon.log

@@ -35,7 +35,7 @@ def blocks(page: str, language: str) -> list[str]:
 
 def shell(script: str, env: dict[str, str], folder: str = "") -> str:
     done = subprocess.run(
-        ["bash", "-ec", script], capture_output=True, text=True, env=env, timeout=60, check=False,
+        ["bash", "-ec", script], capture_output=True, text=True, env=env, timeout=120, check=False,
         cwd=folder or env["AGENTD_DAEMON__STATE"],
     )  # fmt: skip
     assert done.returncode in (0, 125), done.stderr
@@ -46,7 +46,7 @@ def test_the_python_example_of_calls_prints_what_it_says(env: dict[str, str]) ->
     page = (DOCS / "capabilities.md").read_text()
     ((code, printed),) = re.findall(r"```python\n(.*?)```\n\n```\n(.*?)```", page, re.S)
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=60,
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=120,
         check=False,
     )  # fmt: skip
     assert (done.stdout, done.stderr) == (printed, "")
@@ -99,7 +99,7 @@ async def main():
 asyncio.run(main())
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=60,
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=120,
         check=False,
     )  # fmt: skip
     assert (done.stdout, done.stderr) == ("hi\n [('stdout', b'hi\\n')]\n", "")

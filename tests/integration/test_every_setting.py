@@ -286,7 +286,6 @@ def test_each_key_of_the_schema_has_a_value_that_is_not_its_default(tmp_path: Pa
     assert leaves - different == set()
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize(("text", "works"), GROUPS)
 def test_a_daemon_serves_with_each_setting_and_is_reloaded_with(
     text: str, works: Callable[[Daemon], None]

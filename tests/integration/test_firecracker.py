@@ -21,7 +21,6 @@ pytestmark = [
     pytest.mark.pending_kvm,
     pytest.mark.root,
     pytest.mark.needs("firecracker", "jailer"),
-    pytest.mark.timeout(300),  # the first builds the image
 ]
 SPEC = SandboxSpec(backend="firecracker", hostname="inside", limits=Limits(memory=128 * MIB))
 
@@ -108,7 +107,7 @@ def test_killed_it_leaves_nothing(backend: FirecrackerBackend) -> None:
     wall = backend.launch(backend.plan(SPEC))
     folder = str(wall.save()["jail"])
     signal.pidfd_send_signal(wall._pidfd, signal.SIGKILL)
-    assert wall.wait(20)
+    assert wall.wait(120)
     wall.kill()
     assert not os.path.exists(folder)
 
@@ -119,7 +118,7 @@ def test_a_guest_that_shuts_down_ends_the_process(backend: FirecrackerBackend) -
         guest = connect(wall)
         guest.call("sys.shutdown")
         guest.close()
-        assert wall.wait(30)
+        assert wall.wait(120)
         assert wall._monitor.ended().status == 0
     finally:
         wall.kill()

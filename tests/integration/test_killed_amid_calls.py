@@ -73,7 +73,6 @@ time.sleep(60)
 """
 
 
-@pytest.mark.timeout(300)
 def test_every_end_that_was_acknowledged_is_in_the_log(
     state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,7 +95,7 @@ def test_every_end_that_was_acknowledged_is_in_the_log(
     assert {line.get("failed") for line in told} == {None, "not_found"}
     _check_records(state, ended)
     last = start_script(state, "look")
-    assert list(lines(last)) == [{"up": True}] and last.wait(30) == 0
+    assert list(lines(last)) == [{"up": True}] and last.wait(120) == 0
     if last.stdout is not None:
         last.stdout.close()
     assert verify_log(str(state / "audit")).ok

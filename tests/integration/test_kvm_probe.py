@@ -5,8 +5,6 @@ from typing import Any
 import pytest
 from tests.vm import debian, nested
 
-pytestmark = pytest.mark.timeout(300)  # a first run downloads 36 MB
-
 
 @pytest.fixture(scope="module")
 def reports() -> dict[str, dict[str, Any]]:

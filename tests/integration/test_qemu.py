@@ -29,10 +29,9 @@ from agentd.sandbox.backends.qemu.wall import QemuWall
 from agentd.sandbox.backends.vm import folders
 from agentd.transport.guest import Guest
 
-pytestmark = pytest.mark.timeout(300)  # a first run builds an image and boots it
 SOURCE = os.path.dirname(os.path.dirname(agentd.__file__))
 SMALL = Limits(memory=64 * MIB)
-SECONDS = 30.0
+SECONDS = 120.0
 HOST = """
 import sys, time
 from agentd.model.limits import Limits
@@ -58,7 +57,7 @@ pathlib.Path("work/file").write_text("mounted")
 spec = SandboxSpec(limits=Limits(memory=64 << 20), mounts=(parse_workspace("work"),))
 backend = QemuBackend()
 wall = backend.launch(backend.plan(spec))
-guest = Guest(wall.open_stream, passes_descriptors=False, handshake_timeout=60)
+guest = Guest(wall.open_stream, passes_descriptors=False, handshake_timeout=120)
 script = "id | cut -d' ' -f1; cat file; echo; echo new > made"
 print(guest.run(ExecRequest(argv=("sh", "-c", script)))[1].decode(), end="")
 guest.close()

@@ -56,7 +56,7 @@ def test_calls_policies_and_receipts_are_as_it_says(tmp_path: Path) -> None:
 def shell(script: str, folder: Path) -> str:
     done = subprocess.run(
         ["bash", "-c", script], capture_output=True, text=True, cwd=folder,
-        env=environment(str(folder / "state")), timeout=30, check=False,
+        env=environment(str(folder / "state")), timeout=120, check=False,
     )  # fmt: skip
     shown = done.stdout + done.stderr
     return shown + (f"[exit {done.returncode}]\n" if done.returncode else "")
@@ -65,7 +65,7 @@ def shell(script: str, folder: Path) -> str:
 def test_the_python_example_runs(tmp_path: Path) -> None:
     (code,) = blocks("python")
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False,
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False,
         env=environment(str(tmp_path)),
     )  # fmt: skip
     if "Refused" in done.stderr:

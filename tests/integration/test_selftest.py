@@ -28,7 +28,6 @@ from agentd.sandbox.backends.process import HostBackend, LandlockBackend
 from agentd.sandbox.manager import Manager
 from agentd.sandbox.ports import Backend
 
-pytestmark = pytest.mark.timeout(180)
 # A control as the report names it, and as the backends' ``without`` does.
 SWITCHES = {
     "seccomp": "seccomp",

@@ -68,7 +68,7 @@ def test_over_a_websocket(daemon: Daemon, process: str) -> None:
             {"op": "resize", **b} for b in WRONG_SIZES
         ]:
             socket.send(json.dumps(op))
-            while isinstance(told := socket.recv(timeout=20), bytes) or "started" in told[:20]:
+            while isinstance(told := socket.recv(timeout=120), bytes) or "started" in told[:20]:
                 pass
             assert json.loads(told)["error"]["code"] == "invalid_input", told
     assert goes_on(daemon, process)

@@ -88,7 +88,7 @@ class Life:
             self._process.kill()
         self._process.stdin.close()
         self._process.stdout.close()
-        assert self._process.wait(30) == (-9 if kill else 0)
+        assert self._process.wait(120) == (-9 if kill else 0)
 
 
 def test_over_the_lives_of_a_daemon(place: Path) -> None:

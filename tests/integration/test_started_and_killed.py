@@ -17,7 +17,7 @@ import pytest
 from agentd.model.errors import AgentdError
 from agentd.sandbox.supervisor import client
 
-WAIT = 30.0
+WAIT = 120.0
 TIMES = 5
 LINES = "".join(f"line {n}\n" for n in range(200))
 # A daemon that makes a sandbox and starts a command, or that looks at what there is.

@@ -18,7 +18,7 @@ from agentd.sandbox.handle import SandboxHandle
 from agentd.sandbox.manager import Manager, connect
 from agentd.sandbox.supervisor import client, remote
 
-WAIT = 20.0
+WAIT = 120.0
 
 
 class Daemon:

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from tests.security.daemons import running
 
-pytestmark = pytest.mark.timeout(180)
 PAGE = (Path(__file__).resolve().parents[2] / "docs/walls.md").read_text()
 AIR = """
 from agentd.model.isolation import IsolationLevel

@@ -37,7 +37,7 @@ def test_it_is_said_by_name_and_with_the_fix(daemon, asked, said):
         capture_output=True,
         text=True,
         check=False,
-        timeout=40,
+        timeout=120,
     )
     assert ran.returncode == 2 and said in ran.stderr
 

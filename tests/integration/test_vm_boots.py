@@ -15,7 +15,6 @@ from agentd.model.errors import Refused
 from agentd.model.spec import ExecRequest, Pty
 from agentd.transport.guest import Guest
 
-pytestmark = pytest.mark.timeout(180)
 HERE = Path(boot.__file__).parent
 
 
@@ -64,7 +63,7 @@ def test_a_place_that_cannot_be_had_is_waited_for_beside_the_others(image: Image
 def test_an_agent_that_speaks_only_v1_works_unchanged(image: Image) -> None:
     overlay = boot.instead_of_the_agent(HERE / "v1_only.py", str(PORT))
     with boot.booted(image, overlay=overlay, words="rdinit=/other", ports=()) as machine:
-        guest = Guest(machine.open, passes_descriptors=False, handshake_timeout=60)
+        guest = Guest(machine.open, passes_descriptors=False, handshake_timeout=120)
         try:
             end, out, err, _ = guest.run(
                 ExecRequest(("sh", "-c", "echo out; echo err >&2; exit 7"))

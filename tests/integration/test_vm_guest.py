@@ -18,7 +18,6 @@ from agentd.model.errors import BackendLost, InvalidInput, OperationFailed
 from agentd.model.spec import ExecRequest, Pty
 from agentd.transport.guest import Guest
 
-pytestmark = pytest.mark.timeout(180)
 MIB = 1 << 20
 NAMES = "hostname; cat /etc/machine-id /proc/sys/kernel/random/boot_id"
 YEAR_2040_NS = 2_208_988_800 * 10**9
@@ -42,7 +41,7 @@ def machine() -> Iterator[Machine]:
 
 @pytest.fixture
 def guest(machine: Machine) -> Iterator[Guest]:
-    guest = Guest(machine.open, passes_descriptors=False, handshake_timeout=60, answer_timeout=60)
+    guest = Guest(machine.open, passes_descriptors=False, handshake_timeout=120, answer_timeout=120)
     yield guest
     guest.close()
 

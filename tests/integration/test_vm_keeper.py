@@ -12,7 +12,7 @@ from agentd.model.errors import SandboxError
 from agentd.sandbox.backends import child
 from agentd.sandbox.backends.vm.supervisor import Keeper, Seen, Started
 
-SECONDS = 20.0
+SECONDS = 120.0
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from tests.vm.boot import Machine, eventually
 from tests.vm.debian import Unavailable
 from tests.vm.lines import Lines
 
-pytestmark = pytest.mark.timeout(180)
 VECTORS = [
     json.loads(line)
     for line in (Path(__file__).parents[1] / "data/guest-v1.jsonl").read_text().splitlines()

@@ -23,7 +23,7 @@ from agentd.model.audit import Record
 from agentd.model.errors import AgentdError
 from agentd.sandbox.supervisor import client as supervisor
 
-WAIT = 40.0
+WAIT = 120.0
 ORDINARY = ("run", "create", "files", "read", "ports", "snapshot")
 _CONFIG = """
 [[listen]]

@@ -138,8 +138,8 @@ def test_at_process_level_a_killed_agent_is_a_dead_wall(
         ) as running,
         pytest.raises(BackendLost),
     ):
-        running.wait(10)
-    assert box.wall.wait(10)
+        running.wait(120)
+    assert box.wall.wait(120)
     with pytest.raises(BackendLost):
         box.guest.run(ExecRequest(("true",), timeout=5.0))
 
@@ -164,8 +164,8 @@ def test_a_crash_of_the_agent_is_told_at_once(
             running.step(1)
         os.kill(box.wall.pid, number)
         with pytest.raises(BackendLost):
-            running.wait(10)
-    assert box.wall.wait(10)
+            running.wait(120)
+    assert box.wall.wait(120)
     assert not box.wall.alive()
     with pytest.raises(BackendLost):
         box.guest.run(ExecRequest(("true",), timeout=5.0))
@@ -180,7 +180,7 @@ def test_a_stopped_agent_does_not_hang_the_host(sandbox: Callable[..., Any], bac
         while running.pid is None:
             running.step(1)
         os.kill(box.wall.pid, signal.SIGSTOP)
-        assert running.wait(15).cause.code is CauseCode.TIMEOUT
+        assert running.wait(120).cause.code is CauseCode.TIMEOUT
     box.wall.kill()
     assert not box.wall.alive()
 
@@ -255,10 +255,10 @@ def test_the_agent_out_of_memory_is_told(sandbox: Callable[..., Any]) -> None:
     argv = ("/usr/bin/python3", "-I", "-c", _prelude(box) + script)
     with box.guest.start(ExecRequest(argv, cwd="/tmp", timeout=15.0)) as running:
         try:
-            end = refine(running.wait(20), before, box.wall.counters())
+            end = refine(running.wait(120), before, box.wall.counters())
             assert end.cause.code is CauseCode.OOM
         except BackendLost:
-            assert box.wall.wait(10)
+            assert box.wall.wait(120)
             assert box.wall.counters().get("oom", 0) > before.get("oom", 0)
     box.wall.kill()
 

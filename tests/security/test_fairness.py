@@ -163,7 +163,7 @@ def test_connections_without_a_credential_keep_nobody_out(small: Daemon, port: i
             idle = socket.create_connection(("127.0.0.1", port))
             stack.callback(idle.close)
         assert small.cli("ls").returncode == 0
-        over_tcp = http.client.HTTPConnection("127.0.0.1", port, timeout=40)
+        over_tcp = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
         stack.callback(over_tcp.close)
         for _ in range(3):
             over_tcp.request("GET", "/v1/sandboxes", headers={"X-API-Key": alice})

@@ -45,7 +45,7 @@ for _ in range(many):
 sys.stdin.read()
 """
 REAP = "from agentd.sandbox.backends.cgroups import own_hierarchy; own_hierarchy()"
-GONE_SECONDS = 20.0
+GONE_SECONDS = 120.0
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def _nothing_is_left(process: Any, below: dict[int, str], token: str, folder: Pa
     assert _gone(alive), alive()
     assert _gone(lambda: list(folder.iterdir())), list(folder.iterdir())
     assert str(folder) not in Path("/proc/self/mountinfo").read_text()
-    subprocess.run([sys.executable, "-c", REAP], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", REAP], check=True, timeout=120)
     assert _groups(process.pid) == []
 
 
@@ -209,7 +209,7 @@ def _parent(pid: int) -> int:
 
 def _lost(box: Any) -> None:
     """The wall is known to be dead, and every use of it says so at once."""
-    assert box.wall.wait(10)
+    assert box.wall.wait(120)
     assert not box.wall.alive()
     with pytest.raises(BackendLost):
         box.guest.run(ExecRequest(("true",), timeout=5.0))
@@ -229,7 +229,7 @@ def test_the_zygote_dies_with_its_sandboxes_and_comes_again(
         assert pid not in {1, os.getpid()}
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(BackendLost):
-            running.wait(10)
+            running.wait(120)
     assert _gone(lambda: _sleepers(token))
     _lost(first)
     _lost(second)
@@ -266,10 +266,10 @@ def test_without_the_scope_and_the_user_it_is_killed(sandbox: Callable[..., Any]
 def test_a_stream_opened_to_a_dead_wall_is_refused(sandbox: Callable[..., Any]) -> None:
     box = sandbox("linux")
     os.kill(box.wall.pid, signal.SIGKILL)
-    assert box.wall.wait(10)
+    assert box.wall.wait(120)
     with pytest.raises((BackendLost, OSError)):
         stream = box.wall.open_stream()
         with stream:
-            stream.settimeout(5)
+            stream.settimeout(120)
             if stream.recv(1) == b"":
                 raise BackendLost("the stream ended at once")

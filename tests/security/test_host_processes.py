@@ -119,7 +119,7 @@ def sleeper():
     for pid in filter(str.isdigit, os.listdir("/proc")):
         if tried(lambda: open(f"/proc/{pid}/comm").read()) == "sleep\\n":
             return pid
-deadline = time.monotonic() + 10
+deadline = time.monotonic() + 120
 while not (pid := sleeper()) and time.monotonic() < deadline:
     time.sleep(0.01)
 said("sleep", "seen" if pid else "unseen")

@@ -21,7 +21,6 @@ from agentd.model.errors import BackendLost, GuestError
 from agentd.model.spec import ExecRequest
 from agentd.transport.guest import Guest
 
-pytestmark = pytest.mark.timeout(180)
 MIB = 1 << 20
 TRUE = ExecRequest(("true",))
 MOST_MEMORY = 64 * MIB

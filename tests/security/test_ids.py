@@ -281,7 +281,7 @@ def test_where_nothing_can_be_noted_it_says_so() -> None:
     """In a mount namespace in which /run is full."""
     argv = ["unshare", "--mount", "sh", "-c", FULL, "sh", sys.executable, "-m", "agentd", "run"]
     argv += ["--embedded", "--backend", "landlock", "--", "true"]
-    ran = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    ran = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
     assert ran.returncode == 125
     assert "it cannot be noted whose" in ran.stderr
     assert "make room where /run/agentd-ids lies" in ran.stderr

@@ -62,7 +62,7 @@ with subprocess.Popen([*host, folder, json.dumps(options)], stdin=subprocess.PIP
     file = os.open(later + "/file", os.O_CREAT | os.O_WRONLY)
     os.fchmod(file, 0o666)
     os.utime(file, (1, 1))
-    said, _ = child.communicate("\\n", timeout=60)
+    said, _ = child.communicate("\\n", timeout=120)
 print(json.dumps({
     "said": json.loads(said),
     "names": os.listdir(later),

@@ -70,7 +70,7 @@ class Terminal:
         # The session's leader lives on: a terminal loses its input with its leader.
         code = (
             "import fcntl, subprocess, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
-            "subprocess.run(sys.argv[1:], timeout=40); print('\\nleader', flush=True);"
+            "subprocess.run(sys.argv[1:], timeout=120); print('\\nleader', flush=True);"
             "sys.stderr.close(); import signal; signal.pause()"
         )
         leader = subprocess.Popen(
@@ -88,7 +88,7 @@ class Terminal:
             leader.wait()
 
     def _output(self, last: str) -> str:
-        text, deadline = "", time.monotonic() + 45
+        text, deadline = "", time.monotonic() + 120
         while last not in text and time.monotonic() < deadline:
             if select.select([self.master], [], [], 1)[0]:
                 text += os.read(self.master, 65536).decode(errors="replace")

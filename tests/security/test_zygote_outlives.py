@@ -239,7 +239,7 @@ finally:
     from agentd.sandbox.supervisor import client
     link = client.connect(f"{{home}}/s/supervisor.sock", lambda *_: None)
     link.ask("shutdown")
-    link.lost.wait(20)
+    link.lost.wait(120)
     link.close()
 print(json.dumps(said))
 """

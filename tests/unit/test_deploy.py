@@ -125,7 +125,7 @@ def test_systemd_has_no_complaints(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=120,
     )
     ours = [line for line in done.stderr.splitlines() if "agentd" in line]
     assert (done.returncode, ours) == (0, [])

@@ -122,7 +122,7 @@ def _libraries(programs: list[str]) -> set[str]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,  # it also fails for a module that is built for nothing here
     )
     found = set(re.findall(r"^\s*(?:\S+ => )?(/\S+) \(0x", done.stdout, re.MULTILINE))

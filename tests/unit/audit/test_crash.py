@@ -7,8 +7,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 from agentd.audit.log import AuditLog
 from agentd.audit.read import records
 from agentd.audit.verify import verify
@@ -30,7 +28,6 @@ for thread in threads: thread.start()
 """
 
 
-@pytest.mark.timeout(240)
 def test_whatever_was_acknowledged_is_there_after_a_kill(tmp_path: Path) -> None:
     acknowledged: dict[int, str] = {}
     chance = random.Random(7)  # noqa: S311

@@ -48,7 +48,7 @@ def test_what_is_appended_is_on_disk_and_chained(directory: str) -> None:
     log = AuditLog(directory)
     first = log.append(START)
     assert newest(directory).read_bytes().count(b"\n") == 2  # before anything is closed
-    second = log.submit(START).result(10)
+    second = log.submit(START).result(120)
     log.close()
     opened, one, two = records(directory)
     assert opened.kind == "opened" and opened.seq == 1 and opened.fields["pid"] == os.getpid()
@@ -79,7 +79,7 @@ def test_many_threads_share_commits_and_each_gets_its_own_place(directory: str) 
     futures = [log.submit(START) for _ in range(50)]
     for thread in threads:
         thread.join()
-    seqs = {future.result(10).seq for future in futures}
+    seqs = {future.result(120).seq for future in futures}
     counts = log.counts
     log.close()
     by_seq = {record.seq: record.request for record in records(directory)}
@@ -114,7 +114,7 @@ def test_what_is_lazy_goes_along_with_what_is_waited_for(
     assert [future.result(0).seq for future in lazy] == [2, 3, 4] and waited[0].seq == 5
     assert log.counts.commits == before + 1
     late = log.submit(START, lazily=True)
-    assert log.submit(START).result(10).seq == 7  # an urgent one does not leave it behind
+    assert log.submit(START).result(120).seq == 7  # an urgent one does not leave it behind
     assert late.result(0).seq == 6
     last = log.submit(START, lazily=True)
     log.close()
@@ -127,7 +127,7 @@ def test_what_is_lazy_is_left_to_others_for_its_own_time(
     monkeypatch.setattr("agentd.audit.log.LAZY_SECONDS", 0.1)
     log = AuditLog(directory)
     first = log.submit(START, lazily=True)  # the thread will look in a tenth of a second
-    log.submit(START).result(10)
+    log.submit(START).result(120)
     assert first.done()
     monkeypatch.setattr("agentd.audit.log.LAZY_SECONDS", 60.0)
     log.submit(START, lazily=True)
@@ -141,7 +141,7 @@ def test_what_is_lazy_is_left_to_others_for_its_own_time(
 def test_what_is_lazy_is_written_though_nothing_follows(directory: str) -> None:
     log = AuditLog(directory)
     for seq in range(2, 8):
-        assert log.submit(START, lazily=True).result(10).seq == seq
+        assert log.submit(START, lazily=True).result(120).seq == seq
     log.close()
 
 
@@ -197,7 +197,7 @@ def test_a_full_disk_is_an_error_counted_and_recorded_when_it_works_again(direct
             with pytest.raises(AuditError, match=r"cannot be written: File too large \(free"):
                 log.append(START)
         with pytest.raises(AuditError, match="File too large"):
-            log.submit(START).result(10)
+            log.submit(START).result(120)
         assert verify(directory, place).ok  # the half line is gone again
     assert log.counts.lost == 4 and log.counts.failures == 4
     log.append(START)
@@ -241,7 +241,7 @@ def test_too_many_waiting_events_are_refused_and_counted(
     with pytest.raises(AuditBusy, match="wait for the audit log"):
         log.submit(START)
     gate.set()
-    assert [future.result(10).seq for future in futures] == [2, 4, 5]  # 3 is of the loss
+    assert [future.result(120).seq for future in futures] == [2, 4, 5]  # 3 is of the loss
     log.close()
     loss = next(record for record in records(directory) if record.kind == "loss")
     assert loss.fields["reasons"] == ["too many events waited: 1"]
@@ -309,7 +309,7 @@ def test_an_interrupt_at_any_step_leaves_the_log_usable(directory: str) -> None:
 
     In a process of its own: coverage's locks and pytest's would stay locked as well."""
     command = [sys.executable, "-c", INTERRUPTED, directory]
-    ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=50)
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
     assert not ended.stderr
     done, interrupted = map(int, ended.stdout.split())
     assert interrupted == 500 and verify(directory).ok and verify(directory).records > done

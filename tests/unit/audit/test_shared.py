@@ -30,7 +30,7 @@ log.close()
 def test_processes_take_turns_in_one_chain(tmp_path: Path) -> None:
     argv = [sys.executable, "-c", PROCESS, str(tmp_path)]
     processes = [subprocess.Popen([*argv, str(i)]) for i in range(4)]
-    assert [process.wait(50) for process in processes] == [0] * 4
+    assert [process.wait(120) for process in processes] == [0] * 4
     found = [record.request for record in records(str(tmp_path)) if record.kind == "start"]
     assert sorted(found) == sorted(f"{i}-{n}" for i in range(4) for n in range(25))
     assert verify(str(tmp_path)).ok
@@ -87,7 +87,7 @@ class TestReceipts:
     def test_processes_write_to_one_segment_after_the_other(self, tmp_path: Path) -> None:
         argv = [sys.executable, "-c", PUTS, str(tmp_path)]
         processes = [subprocess.Popen([*argv, str(i)]) for i in range(4)]
-        assert [process.wait(50) for process in processes] == [0] * 4
+        assert [process.wait(120) for process in processes] == [0] * 4
         assert len(list(tmp_path.glob("receipts-*.jsonl"))) > 1
         for id_ in (f"req-{i}-{n}" for i in range(4) for n in range(50)):
             assert find(str(tmp_path), id_) == b"x" * 100, id_

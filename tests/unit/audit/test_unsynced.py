@@ -20,7 +20,7 @@ from agentd.audit.verify import verify
 from agentd.model.audit import Event, Kind, Position
 
 START = Event(kind=Kind.START, principal="uid:1000", request="req-1", fields={"a": "b"})
-WAIT = 10.0
+WAIT = 120.0
 
 
 class Disk:

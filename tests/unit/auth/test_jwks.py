@@ -95,19 +95,19 @@ def test_who_comes_while_keys_are_fetched_waits_for_them():
 
     def slow(url):
         started.set()
-        assert go.wait(30)
+        assert go.wait(120)
         return server.fetch(url)
 
     keys = UrlKeySet(URL, slow, lambda: server.now)
     found = []
     threads = [threading.Thread(target=lambda: found.append(kids(keys.find("a"))))]
     threads[0].start()
-    assert started.wait(30)
+    assert started.wait(120)
     threads += [threading.Thread(target=lambda: found.append(kids(keys.find("a"))))]
     threads[1].start()
     go.set()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
     assert found == [["a"], ["a"]] and server.asked == 1
 
 

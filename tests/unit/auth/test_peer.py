@@ -58,7 +58,7 @@ def _connected_from(prefix: list[str], tmp_path) -> Peer:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen(1)
-        listener.settimeout(20)
+        listener.settimeout(120)
         with subprocess.Popen([*prefix, sys.executable, "-I", "-S", "-c", code, path]) as child:
             try:
                 connection, _ = listener.accept()

@@ -14,7 +14,7 @@ def manager(
     name = f"@agentd-test-{os.getpid()}" if request.param == "abstract" else f"{tmp_path}/n"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind("\0" + name[1:] if name[0] == "@" else name)
-        sock.settimeout(5)
+        sock.settimeout(120)
         yield sock, name
 
 

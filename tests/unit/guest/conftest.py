@@ -9,7 +9,7 @@ from agentd.guest import wire
 from agentd.guest.loop import Loop
 from agentd.guest.operation import RequestError, Starter
 
-DEADLINE_S = 20.0
+DEADLINE_S = 120.0
 
 
 class FakeChannel:

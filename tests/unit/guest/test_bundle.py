@@ -85,7 +85,7 @@ def listening(request: pytest.FixtureRequest, pyz: Path, tmp_path: Path) -> Iter
 
 def test_it_serves_on_a_unix_socket(listening: str) -> None:
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(30)
+        client.settimeout(120)
         client.connect(listening)
         client.sendall(REQUEST)
         with client.makefile("rb") as replies:

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from agentd.guest import wire
 
 # It goes on once its parent is gone, not merely dead: the agent knows of the end by then.
 LATE = "(while kill -0 $$ 2>/dev/null; do :; done; {}) & echo early"
-# A machine that is busy may keep it from that for a tenth of a second. None does so each time.
-TRIES = 5
+# It has a tenth of a second for that. A machine that is busy may take it, but not each time.
+SECONDS = 120.0
+SIZE = {"rows": 24, "cols": 80}
 FLOOD = "(while echo x; do :; done) & echo hi"
 
 End = dict[str, Any]
@@ -33,12 +35,12 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         assert b": listening on " in agent.stderr.readline()
         yield str(path)
         agent.terminate()
-        assert agent.wait(30) == 0
+        assert agent.wait(120) == 0
 
 
 def connect(path: str) -> socket.socket:
     client = socket.socket(socket.AF_UNIX)
-    client.settimeout(30)
+    client.settimeout(120)
     client.connect(path)
     return client
 
@@ -100,12 +102,10 @@ def ask(request: pytest.FixtureRequest, path: str) -> Ask:
 def test_what_is_written_after_the_exit_arrives(
     ask: Ask, write: str, stream: str, expected: bytes
 ) -> None:
-    for _ in range(TRIES):
-        found = ask("sh", "-c", LATE.format(write))
+    deadline = time.monotonic() + SECONDS
+    while (found := ask("sh", "-c", LATE.format(write)))[stream] != expected:
         assert (found["code"], found["truncated"]) == (0, False)
-        if found[stream] == expected:
-            return
-    raise AssertionError(f"{found[stream][-100:]!r} came, {TRIES} times")
+        assert time.monotonic() < deadline, found[stream][-100:]
 
 
 @pytest.mark.parametrize(
@@ -118,9 +118,12 @@ def test_what_is_written_after_the_exit_arrives(
     ids=lambda command: command[0],
 )
 def test_common_ways_to_leave_a_writer_behind(ask: Ask, command: list[str]) -> None:
-    found = [ask(*command)["stdout"] for _ in range(20)]
-    # Nearly all of them were lost. One or two may be late on a busy machine.
-    assert found.count(b"hi\n") >= 15
+    # Nearly all of them were lost. On a busy machine some may be late.
+    asked = came = 0
+    while came < 15:
+        came += ask(*command)["stdout"] == b"hi\n"
+        asked += 1
+        assert asked < 60, f"{came} of {asked} came"
 
 
 def test_a_silent_holder_does_not_hold_up_the_end(ask: Ask, tmp_path: Path) -> None:
@@ -140,17 +143,16 @@ def test_who_writes_for_ever_is_cut_and_that_is_told(ask: Ask) -> None:
 def test_on_a_terminal_too(path: str, script: str) -> None:
     late = "while kill -0 $0 2>/dev/null; do :; done; echo late"
     command = script.format(late, "$$ &") + " echo early; sleep 0.05"
-    for _ in range(TRIES):
-        found = by_v2(path, "sh", "-c", command, pty={"rows": 24, "cols": 80})
+    asked = ("sh", "-c", command)
+    deadline = time.monotonic() + SECONDS
+    while (found := by_v2(path, *asked, pty=SIZE))["stdout"] != b"early\r\nlate\r\n":
         assert (found["code"], found["truncated"]) == (0, False)
-        if found["stdout"] == b"early\r\nlate\r\n":
-            return
-    raise AssertionError(f"{found['stdout']!r} came, {TRIES} times")
+        assert time.monotonic() < deadline, found["stdout"]
 
 
 def test_who_writes_to_a_terminal_for_ever_is_cut_and_that_is_told(path: str) -> None:
     command = "setsid sh -c 'while echo x; do :; done' & echo hi; sleep 0.05"
-    found = by_v2(path, "sh", "-c", command, pty={"rows": 24, "cols": 80})
+    found = by_v2(path, "sh", "-c", command, pty=SIZE)
     assert (found["code"], found["truncated"]) == (0, True)
 
 

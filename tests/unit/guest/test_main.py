@@ -47,7 +47,7 @@ def started(command: list[str], **options: Any) -> Iterator["subprocess.Popen[by
             assert b": listening on " in process.stderr.readline()
             yield process
             process.terminate()
-            assert process.wait(30) == 0
+            assert process.wait(120) == 0
             assert process.stderr.read().endswith(b"agentd-guest: stopped\n")
         finally:
             process.kill()
@@ -68,7 +68,7 @@ def start() -> Start:
 
 def ask(path: str) -> bytes:
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(30)
+        client.settimeout(120)
         client.connect(path)
         client.sendall(REQUEST)
         with client.makefile("rb") as replies:
@@ -168,7 +168,7 @@ def test_stdio_takes_a_socket_and_leaves_pipes_as_they_were() -> None:
             assert process.stdout.readline() == REPLY
             assert not os.get_blocking(reader)
             process.terminate()
-            assert process.wait(30) == 0
+            assert process.wait(120) == 0
         assert os.get_blocking(reader)
     finally:
         os.close(reader)
@@ -300,7 +300,7 @@ def test_of_several_places_one_will_do(start: Start, tmp_path: Path) -> None:
         assert f": listening on unix:{path}, ".encode() in process.stderr.readline()
         assert ask(str(path)) == REPLY
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
 
 
 def test_of_several_places_none_will_not(tmp_path: Path) -> None:
@@ -325,7 +325,7 @@ def test_the_end_of_one_place_is_not_the_end_of_the_others(tmp_path: Path) -> No
         assert process.stdout.read() == b""
         assert ask(f"{tmp_path}/s") == REPLY
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
 
 
 def test_virtio_ports_are_found_by_their_name(tmp_path: Path) -> None:
@@ -341,7 +341,7 @@ def test_virtio_ports_are_found_by_their_name(tmp_path: Path) -> None:
 def test_commands_of_a_stopped_agent_are_gone(start: Start, tmp_path: Path) -> None:
     path = str(tmp_path / "s")
     with start("--listen", f"unix:{path}"), socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(30)
+        client.settimeout(120)
         client.connect(path)
         client.sendall(b'["sh",["-c","sleep 600 & echo $!"]]\n')
         reply = json.loads(client.recv(1000))

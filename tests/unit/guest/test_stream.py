@@ -45,7 +45,7 @@ def loop() -> Iterator[Loop]:
 @pytest.fixture
 def pair(loop: Loop) -> Iterator[tuple[Stream, User, socket.socket]]:
     ours, theirs = socket.socketpair()
-    theirs.settimeout(20)
+    theirs.settimeout(120)
     stream = Stream(loop, ours)
     user = User(loop)
     stream.start(user)

@@ -13,7 +13,7 @@ TCP = OPERATIONS["tcp"]
 @pytest.fixture
 def listener():
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(10)
+        server.settimeout(120)
         yield server
 
 
@@ -21,7 +21,7 @@ def serve(listener, handle):
     def body():
         peer, _ = listener.accept()
         with peer:
-            peer.settimeout(10)
+            peer.settimeout(120)
             handle(peer)
 
     thread = threading.Thread(target=body)

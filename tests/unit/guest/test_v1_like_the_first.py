@@ -53,7 +53,7 @@ def agent(path: Path, **env: str) -> Iterator[str]:
         assert b": listening on " in process.stderr.readline()
         yield str(path)
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def connect(path: str) -> socket.socket:
     client = socket.socket(socket.AF_UNIX)
-    client.settimeout(60)
+    client.settimeout(120)
     client.connect(path)
     return client
 
@@ -247,7 +247,7 @@ def small(path: Path, size: int, name: str = "agentd-guest", *arguments: str) ->
         try:
             yield process
             process.terminate()
-            assert process.wait(30) == 0
+            assert process.wait(120) == 0
         finally:
             process.kill()
 

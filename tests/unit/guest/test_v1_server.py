@@ -54,7 +54,7 @@ class Client:
     """A connected socket that speaks lines of JSON."""
 
     def __init__(self, connected: socket.socket) -> None:
-        connected.settimeout(30)
+        connected.settimeout(120)
         self.socket = connected
 
     def send(self, *requests: dict[str, Any] | bytes) -> None:
@@ -128,7 +128,7 @@ def client(connect: Connect) -> Iterator[Client]:
 
 def until(condition: Callable[[], bool]) -> bool:
     """Whether it came true within half a minute."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not condition():
         if time.monotonic() > deadline:
             return False

@@ -91,7 +91,7 @@ def test_a_card_is_configured_twice_over() -> None:
     script = f"ip link set lo up; {sys.executable} -c '{CONFIGURE}'; ip addr; ip route"
     done = subprocess.run(
         ["unshare", "--net", "sh", "-ec", script],
-        capture_output=True, text=True, check=False, timeout=30,
+        capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "inet 10.9.8.7/20" in done.stdout

@@ -21,7 +21,7 @@ def in_child(code: str) -> str:
         [sys.executable, "-c", head + code],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=False,
         env={"PYTHONPATH": str(Path(caps.__file__).parents[2])},
     )

@@ -48,7 +48,7 @@ def test_files_of_one_owner_belong_to_the_mapped_one_and_back(tmp_path: Path) ->
             pass_fds=[tree],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=120,
             check=False,
         )
     finally:
@@ -72,7 +72,7 @@ def test_without_the_map_the_files_are_out_of_reach(tmp_path: Path) -> None:
             pass_fds=[tree],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=120,
             check=False,
         )
     finally:

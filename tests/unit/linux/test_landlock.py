@@ -47,7 +47,7 @@ def attempt(box: Path, act: str, rules: str = "pass", *, restricted: bool, scope
         [sys.executable, "-c", code, str(box), str(restricted)],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=False,
         env={"PYTHONPATH": str(Path(landlock.__file__).parents[2])},
     )

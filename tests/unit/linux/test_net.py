@@ -31,7 +31,7 @@ def test_localhost_works_in_a_new_namespace_once_it_is_up(times: int, outcome: s
         [sys.executable, "-c", CONNECT.format(times=times)],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=False,
         env={"PYTHONPATH": str(Path(net.__file__).parents[2])},
     )

@@ -23,7 +23,7 @@ def test_it_is_waited_for_and_killed(sleeper: "subprocess.Popen[bytes]") -> None
     assert not process.wait(0)
     assert not process.wait(0.01)
     process.kill()
-    assert process.wait(30)
+    assert process.wait(120)
     assert sleeper.wait() == -signal.SIGKILL
     process.kill()
     process.close()
@@ -51,7 +51,7 @@ def test_who_waits_does_so_to_the_end_although_it_is_closed(
 ) -> None:
     process = Pidfd(os.pidfd_open(sleeper.pid))
     found: list[bool] = []
-    waiter = threading.Thread(target=lambda: found.append(process.wait(30)))
+    waiter = threading.Thread(target=lambda: found.append(process.wait(120)))
     waiter.start()
     while not os.path.exists(f"/proc/self/task/{waiter.native_id}"):
         pass

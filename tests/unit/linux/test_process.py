@@ -23,7 +23,7 @@ def in_child(code: str, *, user: int | None = None) -> str:
         [sys.executable, "-c", head + code],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=False,
         env=SOURCES,
         user=user,
@@ -96,7 +96,7 @@ def test_the_parents_death_is_the_childs(control: str, seconds: float, outcome: 
             with subprocess.Popen(command, pass_fds=[fd], env=SOURCES) as parent:
                 pass
         assert parent.returncode == 0
-        ours.settimeout(30)
+        ours.settimeout(120)
         assert ours.recv(16) == outcome
 
 
@@ -176,7 +176,7 @@ everyone = set(process.descendants(os.getpid()))
 
 def test_kill_descendants_leaves_none() -> None:
     code = """
-print(process.kill_descendants(os.getpid(), time.monotonic() + 20), len(everyone) >= 10)
+print(process.kill_descendants(os.getpid(), time.monotonic() + 120), len(everyone) >= 10)
 print([pid for pid in everyone if os.path.exists(f"/proc/{pid}")], process.children(os.getpid()))
 """
     output = in_child(_TREE + code)
@@ -195,7 +195,7 @@ if pid == 0:
     os.write(1, str(orphan).encode())
     os._exit(0)
 os.waitpid(pid, 0)
-process.kill_descendants(os.getpid(), time.monotonic() + 20)
+process.kill_descendants(os.getpid(), time.monotonic() + 120)
 """
     orphan = int(in_child(code))
     os.kill(orphan, signal.SIGKILL)  # raises if it had been killed
@@ -211,7 +211,7 @@ if os.fork() == 0:
                 os._exit(0)
         except OSError:
             os._exit(1)
-print(process.kill_descendants(os.getpid(), time.monotonic() + 20), process.children(os.getpid()))
+print(process.kill_descendants(os.getpid(), time.monotonic() + 120), process.children(os.getpid()))
 """
     assert in_child(code) == "True []"
 

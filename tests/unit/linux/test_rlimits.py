@@ -14,7 +14,7 @@ def in_child(code: str) -> str:
         [sys.executable, "-c", "import os, resource\nfrom agentd.linux import rlimits\n" + code],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=False,
         env={"PYTHONPATH": str(Path(rlimits.__file__).parents[2])},
     )

@@ -38,7 +38,7 @@ def test_lines_of_several_processes_do_not_mix(tmp_path):
     path = str(tmp_path / "seen")
     words = [sys.executable, "-c", MANY, path]
     children = [subprocess.Popen([*words, str(who)]) for who in range(3)]
-    assert [child.wait(50) for child in children] == [0, 0, 0]
+    assert [child.wait(120) for child in children] == [0, 0, 0]
     seen = [(asked.parameters["url"], asked.parameters["port"]) for asked in recorded(path)]
     assert sorted(seen) == [(str(who), n) for who in range(3) for n in range(50)]
 

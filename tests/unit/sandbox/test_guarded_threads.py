@@ -15,7 +15,7 @@ from agentd.sandbox.supervisor import wire
 from agentd.sandbox.supervisor.client import Link
 from agentd.sandbox.supervisor.server import Supervisor
 
-WAIT = 20.0
+WAIT = 120.0
 Pair = tuple[socket.socket, socket.socket]
 
 

@@ -24,7 +24,7 @@ class Maker:
 
     def create(self, spec: SandboxSpec) -> Any:
         self.waiting.set()
-        assert self.hold.wait(30)
+        assert self.hold.wait(120)
         wall = SimpleNamespace(alive=lambda: True)
         guest = SimpleNamespace(run=lambda request: None)
         handle = SimpleNamespace(spec=spec, wall=wall, guest=guest, unreported_ms=0.0)
@@ -40,7 +40,7 @@ def maker() -> Iterator[Maker]:
 
 
 def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -76,7 +76,7 @@ def test_one_that_comes_when_its_shelf_has_gone_is_ended(maker: Maker) -> None:
     maker.hold.clear()
     pool = Pool([shelf(PLAIN, 1)], maker.create, maker.ended.append)
     try:
-        assert maker.waiting.wait(30)
+        assert maker.waiting.wait(120)
         pool.reshape([])
         maker.hold.set()
         until(lambda: len(maker.ended) == 1)

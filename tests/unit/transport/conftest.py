@@ -98,7 +98,7 @@ class Fake:
 
     def close(self) -> None:
         for thread in self._threads:
-            thread.join(10)
+            thread.join(120)
             assert not thread.is_alive()
         if self.errors:
             raise self.errors[0]

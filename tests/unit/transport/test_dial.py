@@ -34,7 +34,7 @@ def monitor(tmp_path):
 
     yield start
     for thread in threads:
-        thread.join(5)
+        thread.join(120)
 
 
 def test_hybrid_asks_once_and_leaves_the_agents_bytes(monitor):

@@ -65,7 +65,7 @@ def test_what_an_agent_is_told_is_answered_to_nobody(agent, late, event):
     guest = agent(script)
     for _ in range(3):
         guest.tell("sys.lease", ms=5)
-        assert late or answered.wait(10)
+        assert late or answered.wait(120)
         answered.clear()
         assert guest.run(TRUE)[0].exit_code == 3
     assert guest.fake.connections == 1
@@ -85,7 +85,7 @@ def test_an_agent_that_ends_instead_of_an_answer_is_not_asked_there_again(agent)
 
     guest = agent(script)
     guest.tell("sys.lease", ms=5)
-    assert ended.wait(10)
+    assert ended.wait(120)
     assert guest.run(TRUE)[0].exit_code == 3
     assert guest.fake.connections == 2
 

@@ -28,7 +28,7 @@ def test_what_the_credit_does_not_allow_is_not_waited_for(agent):
         got = 0
         while got < wire.INITIAL_WINDOW:
             got += len(peer.frame()[2])
-        full.wait(20)
+        full.wait(120)
         peer.send(wire.DATA, channel, b"while you wait")
         peer.sock.sendall(wire.encode_credit(channel, grant))
         assert len(peer.frame()[2]) == grant

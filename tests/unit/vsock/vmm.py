@@ -97,7 +97,7 @@ class Vmm:
         self.listener.bind(self.path)
         self.listener.listen(2048)
         self.control, theirs = socket.socketpair()
-        self.control.settimeout(10)
+        self.control.settimeout(120)
         self.device = Device(theirs, CID, self.listener, self.path, limits)
         self.file = os.memfd_create("ram")
         os.ftruncate(self.file, 2 * MIB)
@@ -277,7 +277,7 @@ class Vmm:
     def client(self, line: bytes = b"") -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.connect(self.path)
-        sock.settimeout(10)
+        sock.settimeout(120)
         if line:
             sock.sendall(line)
         return sock
@@ -295,7 +295,7 @@ class Vmm:
         """A stream that the guest asked for."""
         self.send(packet.REQUEST, port, guest_port)
         sock, _ = listener.accept()
-        sock.settimeout(10)
+        sock.settimeout(120)
         [response] = self.receive()
         assert response[:3] == (port, guest_port, packet.RESPONSE)
         return sock
@@ -304,7 +304,7 @@ class Vmm:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.bind(f"{self.path}_{port}")
         sock.listen(128)
-        sock.settimeout(10)
+        sock.settimeout(120)
         return sock
 
 

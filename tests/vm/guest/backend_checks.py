@@ -90,7 +90,7 @@ def sandbox_files_count_as_memory() -> Facts:
         try:
             facts["write"] = run("dd", "if=/dev/zero", "of=/tmp/file", "bs=1M", "count=128")
         except BackendLost:
-            facts["lost"] = wall.wait(10.0)
+            facts["lost"] = wall.wait(120)
         facts["counters"] = wall.counters()
         facts["peak"] = wall.usage()["peak_memory_bytes"]
     return facts | {"left": _sandboxes()}

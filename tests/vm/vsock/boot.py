@@ -103,7 +103,7 @@ class Machine:
         process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log
         )
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while not os.path.exists(self.path):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the device did not start: {self.console()}")

@@ -51,7 +51,7 @@ def test_what_the_buffer_has_no_room_for_is_counted_and_told() -> None:
     sink.gate.clear()
     feeder = Feeder("s", sink, notes.append, max_records=3)
     feeder.offer(lines(10))  # returns, though the sink stands still
-    assert sink.reached.wait(10)
+    assert sink.reached.wait(120)
     sink.gate.set()
     feeder.close(10)
     assert sink.lines == lines(3) and feeder.dropped == 7
@@ -103,7 +103,7 @@ def test_a_sink_that_breaks_loses_its_batch_and_goes_on() -> None:
     told = threading.Event()
     feeder = Feeder("s", sink, lambda event: (notes.append(event), told.set())[1])
     feeder.offer([b"1\n"])
-    assert told.wait(10)
+    assert told.wait(120)
     feeder.offer([b"2\n"])
     feeder.close(10)
     assert sink.lines == [b"", b"2\n"] and "a bug" in notes[0].fields["reason"]

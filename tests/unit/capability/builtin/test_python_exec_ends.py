@@ -42,7 +42,7 @@ def in_background(run: Run, code: str, **more: Any) -> tuple[threading.Thread, l
 
 
 def until(check: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while not check():
         assert time.monotonic() < end, "it did not come to be"
         time.sleep(0.01)

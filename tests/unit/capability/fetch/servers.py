@@ -48,7 +48,7 @@ class Server:
             thread.start()
 
     def _serve(self, connected: socket.socket) -> None:
-        connected.settimeout(20)
+        connected.settimeout(120)
         with connected, contextlib.suppress(OSError):
             if self._tls is not None:
                 with self._tls.wrap_socket(connected, server_side=True) as wrapped:

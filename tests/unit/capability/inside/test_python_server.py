@@ -42,7 +42,7 @@ def path(tmp_path: Path) -> Iterator[str]:
 
 def dial(path: str) -> tuple[socket.socket, Any, list[int]]:
     made = socket.socket(socket.AF_UNIX)
-    made.settimeout(20)
+    made.settimeout(120)
     while True:
         try:
             made.connect(path)

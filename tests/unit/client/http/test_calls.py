@@ -183,7 +183,7 @@ class TestFollowed:
 
 
 def until(condition):
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -141,7 +141,7 @@ def test_a_wait_for_an_answers_bytes_can_be_ended(daemon, client):
         handler.send_header("Content-Length", "10")
         handler.end_headers()
         handler.wfile.write(b"12345")
-        going.wait(30)
+        going.wait(120)
 
     daemon.answers = [slowly]
     read_end, write_end = os.pipe()

@@ -266,7 +266,7 @@ def test_stdin_that_may_be_lost_is_never_passed_over(sockets, attach):
     gone = threading.Event()
 
     def deaf(socket):
-        gone.wait(10)  # it answers no ping: nothing is known to have arrived
+        gone.wait(120)  # it answers no ping: nothing is known to have arrived
         socket.socket.shutdown(2)
 
     sockets.visits = [deaf, say(ended())]
@@ -284,7 +284,7 @@ def test_stdin_that_has_arrived_does_not_hinder_coming_back(sockets, attach):
         assert socket.recv() == b"x"
         socket.send(output("stdout", 0, b"got"))
         # Its answer to the ping has left by the time that a pong to ours is here.
-        socket.ping().wait(10)
+        socket.ping().wait(120)
         socket.socket.shutdown(2)
 
     sockets.visits = [take, say(output("stdout", 3, b"!"), ended())]
@@ -375,7 +375,7 @@ def test_another_thread_may_write_while_one_waits(sockets, attach):
     reader = threading.Thread(target=lambda: found.extend(running.chunks()))
     reader.start()
     running.write(b"hello")
-    reader.join(20)
+    reader.join(120)
     assert found == [("stdout", b"hello")]
 
 

@@ -242,7 +242,7 @@ def test_who_no_longer_waits_kills_the_command_as_soon_as_it_has_begun(daemon, s
 
     def running(handler):
         os.eventfd_write(wake, 1)
-        assert killed.wait(10)
+        assert killed.wait(120)
         answer(handler, 200, msgspec.json.encode(result(exit_code=None, signal=9)))
 
     def kill(handler):

@@ -128,7 +128,7 @@ def run(home, count, policy="none"):
 
 
 def answers(process):
-    out, _ = process.communicate(timeout=50)
+    out, _ = process.communicate(timeout=120)
     assert process.returncode == 0
     return [json.loads(line) for line in out.splitlines()]
 

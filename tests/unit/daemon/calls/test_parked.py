@@ -56,7 +56,7 @@ class Asking:
         self.id = approvals.ls(BOB)[0].id if approvals.ls(BOB) else ""
 
     def end(self):
-        self._thread.join(30)
+        self._thread.join(120)
         assert not self._thread.is_alive()
         return self.outcome[0]
 

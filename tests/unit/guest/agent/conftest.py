@@ -21,7 +21,7 @@ class Client:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        self.sock.settimeout(20)
+        self.sock.settimeout(120)
         self.decoder = wire.FrameDecoder(wire.FROM_AGENT)
         self.events: dict[int, list[dict[str, Any]]] = defaultdict(list)
         self.output: dict[tuple[int, int], bytearray] = defaultdict(bytearray)

@@ -22,7 +22,7 @@ def test_hello(client: Any) -> None:
 
 def test_frames_may_follow_the_hello_at_once(remote: Any) -> None:
     with remote.stream() as sock:
-        sock.settimeout(20)
+        sock.settimeout(120)
         request = wire.encode_json(wire.REQUEST, 1, {"op": "list"})
         for byte in wire.HELLO + request:
             sock.sendall(bytes([byte]))
@@ -33,7 +33,7 @@ def test_frames_may_follow_the_hello_at_once(remote: Any) -> None:
 
 def test_anything_else_is_protocol_one(remote: Any) -> None:
     with remote.stream() as sock:
-        sock.settimeout(20)
+        sock.settimeout(120)
         sock.sendall(b'{"command":"echo","args":["hi"]}\n')
         reply = b""
         while not reply.endswith(b"\n"):
@@ -198,7 +198,7 @@ def test_accept(client: Any) -> None:
         accepted = client.wait(client.request("sys.accept", theirs.fileno()))
         theirs.close()
         assert accepted["event"] == "result"
-        ours.settimeout(20)
+        ours.settimeout(120)
         ours.sendall(wire.HELLO)
         assert ours.recv(4096).startswith(b'{"agentd":2')
 
@@ -216,18 +216,18 @@ def test_accept_refuses_what_is_no_stream(client: Any) -> None:
 def test_connections_are_bounded_and_freed(remote: Any) -> None:
     streams = [remote.stream() for _ in range(MAX_CONNECTIONS)]
     for stream in streams:
-        stream.settimeout(20)
+        stream.settimeout(120)
         stream.sendall(wire.HELLO)
         assert stream.recv(4096)
     with remote.stream() as refused:
-        refused.settimeout(20)
+        refused.settimeout(120)
         assert refused.recv(1) == b"", "closed at once"
     for stream in streams:
         stream.close()
     # The last of them is known to be gone when the next one is served.
     while True:
         with remote.stream() as again:
-            again.settimeout(20)
+            again.settimeout(120)
             try:
                 again.sendall(wire.HELLO)
                 if again.recv(4096):

@@ -84,7 +84,7 @@ def test_nothing_is_imported_after_preload(start: Any) -> None:
     with accepted:
         client.wait(client.request("sys.accept", theirs.fileno()))
         theirs.close()
-        accepted.settimeout(20)
+        accepted.settimeout(120)
         accepted.sendall(b'{"command":"echo","args":["hi"]}\n')
         assert b"aGkK" in accepted.recv(4096)
     assert end() == 0

@@ -85,7 +85,7 @@ class Running:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self._started.wait(20)
+        assert self._started.wait(120)
         return self
 
     @property
@@ -105,7 +105,7 @@ class Running:
                     process.end()
         with contextlib.suppress(RuntimeError):
             self.begin_to_end(self.drain_seconds)
-        self._thread.join(30)
+        self._thread.join(120)
         assert not self._thread.is_alive()
 
     # -- clients --
@@ -124,7 +124,7 @@ class Running:
     ) -> Reply:
         """``body`` as it is where it is bytes, else as JSON."""
         connection: http.client.HTTPConnection = (
-            http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+            http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
             if tcp
             else self.connect()
         )
@@ -140,7 +140,7 @@ class Running:
     def raw(self) -> socket.socket:
         found = socket.socket(socket.AF_UNIX)
         found.connect(self.path)  # without a timeout it waits for room in the backlog
-        found.settimeout(20)
+        found.settimeout(120)
         return found
 
     def say(self, data: bytes) -> bytes:

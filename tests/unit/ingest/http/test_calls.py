@@ -116,7 +116,7 @@ class TestRefused:
 
     def test_one_that_there_is_no_room_for(self, tmp_path: Path, path: str) -> None:
         with Running(tmp_path, Limits(waits=1)) as running, follow(running, WAIT):
-            running.service.waiting.wait(20)
+            running.service.waiting.wait(120)
             for _ in range(3):
                 answer = running.ask("POST", path, ECHO)
                 assert (answer.status, answer.code) == (429, "full")
@@ -159,7 +159,7 @@ def endless(size: int) -> dict[str, object]:
 class TestFollower:
     def test_one_that_leaves_ends_a_call_that_waits(self, running: Running) -> None:
         with follow(running, WAIT):
-            assert running.service.waiting.wait(20)
+            assert running.service.waiting.wait(120)
             assert running.service.cancelled == []
         until(lambda: running.service.cancelled == [True])
 
@@ -193,7 +193,7 @@ class TestFollower:
 
     def test_a_daemon_that_ends_ends_what_is_followed(self, running: Running) -> None:
         with follow(running, WAIT) as client:
-            assert running.service.waiting.wait(20)
+            assert running.service.waiting.wait(120)
             running.begin_to_end(drain=20)
             rest = read_all(client)
         assert running.service.cancelled == [True]

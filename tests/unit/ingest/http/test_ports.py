@@ -232,12 +232,12 @@ def test_nothing_listens(running: Running) -> None:
 def test_a_client_that_vanishes_ends_the_connection_inside(running: Running) -> None:
     id_ = running.sandbox()
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(20)
+        server.settimeout(120)
         with running.raw() as client:
             request = f"GET {_to(id_, server.getsockname()[1])} HTTP/1.1\r\nHost: x\r\n\r\n"
             client.sendall(request.encode())
             inside, _ = server.accept()
-            inside.settimeout(20)
+            inside.settimeout(120)
             assert inside.recv(1 << 16)
         with inside:
             assert read_all(inside) == b""
@@ -277,7 +277,7 @@ def test_a_websocket_inside(running: Running) -> None:
             assert client.subprotocol == "chat"
             for message in ("text \u00e9", b"\x00\xff", b"x" * 500_000):
                 client.send(message)
-                assert client.recv(timeout=20) == message
+                assert client.recv(timeout=120) == message
     assert "authorization" not in seen[0] and seen[0]["x-app"] == "a"
 
 
@@ -296,7 +296,7 @@ def test_a_client_that_sends_much_before_it_reads(running: Running) -> None:
             sender = threading.Thread(target=lambda: [client.send(message) for _ in range(40)])
             sender.start()
             for _ in range(40):
-                assert client.recv(timeout=20) == message
+                assert client.recv(timeout=120) == message
             sender.join()
 
 
@@ -308,7 +308,7 @@ def test_who_closes_inside_tells_why(running: Running) -> None:
             unix_connect(running.path, url) as client,
             pytest.raises(ConnectionClosed) as closed,
         ):
-            client.recv(timeout=20)
+            client.recv(timeout=120)
         assert closed.value.rcvd is not None
         assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (4001, "enough")
 
@@ -333,5 +333,5 @@ def test_garbage_after_the_handshake_inside_closes_the_client(running: Running) 
     with _websocket_inside(lie) as port:
         url = f"ws://localhost{_to(id_, port)}"
         with unix_connect(running.path, url) as client, pytest.raises(ConnectionClosed):
-            client.recv(timeout=20)
+            client.recv(timeout=120)
     until(lambda: running.server.connections == 0)

@@ -97,7 +97,7 @@ def test_a_websocket_takes_along_no_other_cookie(running: Running) -> None:
             headers = {"Cookie": f"session=secret; {theirs}; {own}"}
             url = f"ws://localhost{_to(id_, port)}"
             with unix_connect(running.path, url, additional_headers=headers) as ws:
-                assert ws.recv(timeout=10) == "done"
+                assert ws.recv(timeout=120) == "done"
         finally:
             inside.shutdown()
             thread.join()
@@ -198,6 +198,6 @@ def test_a_text_that_is_none_ends_the_websocket_without_a_trace(
         ws.send(b"\xff\xfe", text=True)
         with pytest.raises(ConnectionClosed) as closed:
             while True:
-                ws.recv(timeout=10)
+                ws.recv(timeout=120)
     assert closed.value.rcvd is not None and closed.value.rcvd.code == 1007
     assert not [r for r in caplog.records if r.levelno >= logging.ERROR]

@@ -166,7 +166,7 @@ def test_exec_over_a_websocket_that_says_nothing(tmp_path: Path) -> None:
     with Running(tmp_path, QUICK) as running:
         url = f"ws://localhost/v1/sandboxes/{running.sandbox()}/exec"
         with unix_connect(running.path, url) as client:
-            assert json.loads(client.recv(timeout=20))["event"] == "error"
+            assert json.loads(client.recv(timeout=120))["event"] == "error"
 
 
 # --- too large ---
@@ -505,6 +505,6 @@ def test_nothing_is_left_on_the_loop(running: Running) -> None:
         return len(asyncio.all_tasks())
 
     def tasks() -> int:
-        return asyncio.run_coroutine_threadsafe(count(), running.loop).result(20)
+        return asyncio.run_coroutine_threadsafe(count(), running.loop).result(120)
 
     until(lambda: tasks() <= 3)  # the main one, the tick, and ``count`` itself

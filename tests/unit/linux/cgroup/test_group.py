@@ -45,7 +45,7 @@ def gated(code: str) -> "subprocess.Popen[bytes]":
 def run_in(group: cgroup.Group, code: str) -> tuple[int, bytes]:
     with gated(code) as child:
         group.attach(child.pid)
-        output, _ = child.communicate(b"\n", timeout=30)
+        output, _ = child.communicate(b"\n", timeout=120)
     return child.returncode, output
 
 
@@ -215,7 +215,7 @@ def test_remove_kills_nested_groups_and_is_idempotent(tree: cgroup.Hierarchy) ->
             os.mkdir(f"{directory}/inner")
             files.write(f"{directory}/inner", "cgroup.procs", child.pid)
         group.remove()
-        assert child.wait(timeout=30) == -signal.SIGKILL
+        assert child.wait(timeout=120) == -signal.SIGKILL
     group.remove()
     assert not any(os.path.exists(directory) for directory in group._directories)
 
@@ -227,7 +227,7 @@ def test_stale_groups_are_listed_and_reaped(tree: cgroup.Hierarchy) -> None:
         assert tree.stale(NAME) == [f"{NAME}-stale"]
         assert tree.stale("other-") == []
         tree.reap(f"{NAME}-stale")
-        assert child.wait(timeout=30) == -signal.SIGKILL
+        assert child.wait(timeout=120) == -signal.SIGKILL
     assert tree.stale(NAME) == []
     tree.reap(f"{NAME}-stale")
 
@@ -284,7 +284,7 @@ def test_a_process_that_is_gone_cannot_be_attached(tree: cgroup.Hierarchy) -> No
     group = tree.create(f"{NAME}-gone")
     try:
         with gated("") as child:
-            child.communicate(b"\n", timeout=30)
+            child.communicate(b"\n", timeout=120)
         with pytest.raises(ProcessLookupError):
             group.attach(child.pid)
     finally:

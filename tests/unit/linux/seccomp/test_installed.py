@@ -112,7 +112,7 @@ def confined(body: str, *argv: str, send: str = "") -> subprocess.CompletedProce
         input=send,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=120,
         check=False,
         start_new_session=True,  # no controlling terminal, whatever a call would do to it
     )

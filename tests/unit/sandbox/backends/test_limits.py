@@ -89,7 +89,7 @@ def test_a_caller_with_few_files_gives_no_more(backend: str) -> None:
             ["sh", "-c", 'ulimit -n 200; exec "$@"', "sh", *words, *more],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             check=False,
         )
 

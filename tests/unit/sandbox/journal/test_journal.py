@@ -134,7 +134,7 @@ def test_many_followers_each_at_its_own_pace_while_it_is_written(made):
         with source.follow({"stdout": number * 1000}) as follower:
             got = bytearray()
             while not follower.ended:
-                follower.wait(30)
+                follower.wait(120)
                 for event in follower.read(1 + number * 5000):
                     if isinstance(event, Chunk):
                         got += event.data
@@ -225,7 +225,7 @@ def test_a_wait_ends_with_output_and_not_before(made):
         assert not follower.wait(0.01)
         thread = threading.Timer(0.05, source.append, ("pty", b"x"))
         thread.start()
-        assert follower.wait(30)
+        assert follower.wait(120)
         thread.join()
         assert follower.read() == [Chunk("pty", 0, b"x")]
 

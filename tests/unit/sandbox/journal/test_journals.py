@@ -105,7 +105,7 @@ def test_a_refusing_disk_is_tried_again(journals, monkeypatch):
     monkeypatch.setattr(source.files, "write", refuse)
     source.append("stdout", b"hi")
     source.finish()
-    assert tried.wait(30)
+    assert tried.wait(120)
     monkeypatch.setattr(source.files, "write", write)
     until(lambda: files(journals) == ["prc-1.000001"])
 

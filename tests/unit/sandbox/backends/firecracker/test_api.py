@@ -15,7 +15,7 @@ from agentd.model.errors import BackendLost, InvalidInput
 from agentd.sandbox.backends.firecracker import api
 from agentd.sandbox.backends.firecracker.api import Api, ApiError
 
-SECONDS = 30.0
+SECONDS = 120.0
 
 
 @pytest.fixture(params=FILES)

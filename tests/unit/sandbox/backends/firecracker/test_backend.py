@@ -138,7 +138,7 @@ def test_input_that_is_longer_than_any_buffer_ends_in_band(make_backend: Make, l
 def test_a_machine_that_ends_loses_its_streams_and_says_how(make_backend: Make, launch) -> None:
     wall = launch(make_backend())
     signal.pidfd_send_signal(wall._pidfd, signal.SIGKILL)
-    assert wall.wait(20)
+    assert wall.wait(120)
     assert not wall.alive()
     with pytest.raises(MonitorEnded, match="killed"):
         wall.open_stream()
@@ -308,4 +308,4 @@ def test_a_machine_that_dies_over_it_is_told(make_backend: Make, launch, folder:
     wall = launch(make_backend(exits={"/snapshot/create": 149}))
     with pytest.raises(SandboxError):
         wall.snapshot(str(folder))
-    assert wall.wait(20)
+    assert wall.wait(120)

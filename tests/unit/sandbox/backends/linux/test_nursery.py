@@ -60,7 +60,7 @@ def test_closing_is_idempotent_and_ends_the_sandboxes(backend: LinuxBackend) -> 
     wall = backend.launch(backend.plan(SandboxSpec()))
     backend.close()
     backend.close()
-    assert wall.wait(10)
+    assert wall.wait(120)
     wall.kill()
     wall.kill()
 

@@ -65,7 +65,7 @@ class Server:
             return
 
     def join(self) -> None:
-        self._thread.join(10)
+        self._thread.join(120)
         assert not self._thread.is_alive()
         for fd in self.fds:
             os.close(fd)
