@@ -7,6 +7,7 @@ import gc
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -58,6 +59,21 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs(tool): needs a program on PATH, such as runc")
     if os.getuid() == 0:
         _leave_the_mounts_of_others()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes() -> None:
+    """Workers begin with all signals blocked, and their main threads unblock them when configured.
+
+    So the thread that talks to us takes none of those that a test waits for with signalfd(2).
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodeready() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
 
 
 def _leave_the_mounts_of_others() -> None:

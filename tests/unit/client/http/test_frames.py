@@ -61,7 +61,7 @@ def test_parts_are_put_together_around_a_ping():
     "wire",
     [
         b"\xc1\x00",  # an extension's bit
-        bytes_of(Opcode.TEXT, b"x", mask=True),
+        pytest.param(bytes_of(Opcode.TEXT, b"x", mask=True), id="masked"),
         bytes_of(Opcode.CONT, b"x"),  # of nothing
         bytes_of(Opcode.TEXT, b"x", fin=False) + bytes_of(Opcode.TEXT, b"y"),
         b"\x83\x00",  # an opcode that is not used
