@@ -9,6 +9,7 @@ from collections.abc import MutableMapping
 from agentd.daemon.config.schema import Config, Listen
 from agentd.ingest.http import listeners
 from agentd.ingest.http.listeners import Listener
+from agentd.linux import runtime_dir
 from agentd.model.errors import InvalidInput
 
 
@@ -45,6 +46,7 @@ def _bind(wanted: Listen, tls: ssl.SSLContext | None) -> list[Listener]:
     address = wanted.address
     try:
         if address.path:
+            _own_folder(address.path)
             return [listeners.unix(address.path, mode=int(wanted.mode), group=wanted.group)]
         return listeners.tcp(address.host, address.port, tls=tls)
     except OSError as error:
@@ -54,6 +56,13 @@ def _bind(wanted: Listen, tls: ssl.SSLContext | None) -> list[Listener]:
             cause=error.strerror or str(error),
             remediation=f"{fix}, or see whether you may use it",
         ) from error
+
+
+def _own_folder(path: str) -> None:
+    """Of the socket, where it lies in the last resort. Raises OSError where that is another's."""
+    folder = os.path.dirname(path)
+    if folder == runtime_dir.fallback(os.geteuid()):
+        runtime_dir.own(folder, os.geteuid())
 
 
 def _tls(wanted: Listen) -> ssl.SSLContext | None:

@@ -56,11 +56,14 @@ def serve(
         stack.callback(trace.stop)
         metrics = Metrics(log) if config.metrics.enabled else None
         _warn(log, config)
+        # First: one that cannot listen leaves no state, and no log that looks like a daemon's.
+        listeners = listen(config, environ)
+        for listener in listeners:
+            stack.callback(listener.close)
         daemon = Daemon(config, log.info, metrics or meter.NONE)
         stack.callback(daemon.close)
         if metrics is not None:
             metrics.watch(daemon)
-        listeners = listen(config, environ)
         raise_file_limit()
         process = Process(load, daemon, log, notifier, metrics)
         asyncio.run(process.run(listeners, ready))

@@ -28,7 +28,17 @@ def directories(given: argparse.Namespace, name: str) -> list[tuple[str, str]]:
     if given.embedded:
         return [own]
     daemons = os.path.join(embedded.state_directory(), name), _DAEMONS
-    return [place for place in (daemons, own) if os.path.isdir(place[0])] or [daemons]
+    return [place for place in (daemons, own) if _holds(place[0])] or [daemons]
+
+
+def _holds(path: str) -> bool:
+    """Whether anything is in it; where nobody may look, it is named all the same."""
+    try:
+        return bool(os.listdir(path))
+    except PermissionError:
+        return True
+    except OSError:
+        return False
 
 
 def directory(given: argparse.Namespace, name: str, command: str) -> str:

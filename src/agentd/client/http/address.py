@@ -92,8 +92,11 @@ def default(api_key: str | None = None, env: Mapping[str, str] = os.environ) -> 
 
 
 def sockets(env: Mapping[str, str] = os.environ) -> list[str]:
-    own = env.get("XDG_RUNTIME_DIR")
-    return [*([f"{own}/agentd/agentd.sock"] if own else []), SYSTEM_SOCKET]
+    """The user's own, in the order of their likelihood, and the machine's."""
+    from agentd.linux import runtime_dir
+
+    own = [f"{folder}/agentd.sock" for folder in runtime_dir.folders(env, os.geteuid())]
+    return list(dict.fromkeys([*own, SYSTEM_SOCKET]))
 
 
 def find(

@@ -1,12 +1,14 @@
 """Calls without a daemon: the same decisions, records and receipts, in the caller's own process."""
 
 import atexit
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from agentd.audit.errors import AuditError
 from agentd.daemon.calls.calls import Calls
 from agentd.daemon.calls.control import Control
 from agentd.daemon.config import profiles, schema
@@ -57,6 +59,7 @@ def shared() -> Control:
     with _lock:
         if _shared is None or _shared[0] != key:
             old = _shared
+            _make(state)
             policy = schema.Policy(bundle=None if bundle == "none" else Bundle.of(bundle))
             made = Control(state, policy, schema.Audit(), shared=True)
             _shared = key, made
@@ -73,6 +76,20 @@ def state_directory() -> str:
         or profiles.preset(profiles.DEFAULT, os.environ, os.geteuid())["daemon"]["state"]
     )
     return os.path.join(daemons, FOLDER)
+
+
+def _make(state: str) -> None:
+    """Where the log and the receipts of calls lie. Raises AuditError: no call goes without them."""
+    try:
+        os.makedirs(state, 0o700, exist_ok=True)
+        if not os.access(state, os.W_OK | os.X_OK, effective_ids=True):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise AuditError(
+            f"the log and the receipts of calls cannot be kept in {state}",
+            cause=error.strerror or str(error),
+            remediation="set XDG_STATE_HOME to a folder that you can write to",
+        ) from error
 
 
 class Own:

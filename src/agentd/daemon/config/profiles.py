@@ -4,6 +4,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from agentd.linux import runtime_dir
+
 PROFILES = {
     "workstation": "one's own machine: the unix socket, oneself as admin",
     "server": "a machine that a team shares: API keys, quotas, JSON logs",
@@ -16,16 +18,9 @@ def preset(name: str, env: Mapping[str, str], uid: int) -> dict[str, Any]:
     """As tomllib would give it. ``name`` is one of PROFILES."""
     return {
         "daemon": {"state": _state(env, uid)},
-        "listen": [{"address": f"unix:{runtime(env, uid)}/agentd.sock"}],
+        "listen": [{"address": f"unix:{runtime_dir.folder(env, uid)}/agentd.sock"}],
         **{"workstation": _workstation, "server": _server, "paranoid": _paranoid}[name](),
     }
-
-
-def runtime(env: Mapping[str, str], uid: int) -> str:
-    """The folder of the socket: where a client looks for it, too."""
-    if uid == 0:
-        return "/run/agentd"
-    return os.path.join(env.get("XDG_RUNTIME_DIR") or f"/run/user/{uid}", "agentd")
 
 
 def _state(env: Mapping[str, str], uid: int) -> str:

@@ -183,7 +183,7 @@ def _prepare(folder: str) -> None:
         raise StoreError(
             f"cannot make {folder}",
             cause=error.strerror or "",
-            remediation="give --state a directory that you can write to",
+            remediation="give --state a directory that you can write to, or set XDG_STATE_HOME",
         ) from error
     if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise StoreError(

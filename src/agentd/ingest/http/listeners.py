@@ -7,6 +7,7 @@ import os
 import socket
 import ssl
 import stat
+import struct
 from collections.abc import Callable, MutableMapping
 from functools import partial
 from typing import Self
@@ -175,13 +176,21 @@ def _remove_stale(path: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         number = probe.connect_ex(path)
+        who = os.strerror(number) if number else f"process {_peer(probe)} does"
     if number != errno.ECONNREFUSED:
         raise Conflict(
             f"somebody listens on {path} already",
-            cause=os.strerror(number) if number else "",
+            cause=who,
             remediation="stop that daemon, or use another path",
         )
     os.unlink(path)
+
+
+def _peer(connected: socket.socket) -> int:
+    """The process that listens on the other side (unix(7), SO_PEERCRED)."""
+    credentials = struct.Struct("3i")
+    found = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size)
+    return int(credentials.unpack(found)[0])
 
 
 def _gid(group: str | None) -> int:

@@ -1,0 +1,81 @@
+"""A daemon and its clients where there is no runtime directory: su, cron, containers."""
+
+import os
+import signal
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.conftest import NOBODY, OrdinaryUser
+
+_UID = NOBODY if os.getuid() == 0 else os.getuid()
+_FOLDER = Path(f"/tmp/agentd-run-{_UID}")
+
+
+@pytest.fixture
+def user(as_user: OrdinaryUser) -> Iterator[OrdinaryUser]:
+    if os.access(f"/run/user/{_UID}", os.F_OK) or _FOLDER.exists():
+        pytest.skip(f"uid {_UID} has a runtime directory here, or a daemon in {_FOLDER}")
+    del as_user.env["XDG_RUNTIME_DIR"]
+    yield as_user
+    if _FOLDER.exists():
+        _FOLDER.rmdir()
+
+
+def serving(user: OrdinaryUser) -> "subprocess.Popen[bytes]":
+    drop = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+    return subprocess.Popen(
+        [*(["setpriv", *drop] if user.is_other else []), *user._python, "-m", "agentd", "serve"],
+        env=user.env, cwd=user.home, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def test_a_daemon_without_a_runtime_directory_is_found(user: OrdinaryUser) -> None:
+    user.env["XDG_RUNTIME_DIR"] = "/run/user/4294967294"  # as su leaves it: another user's
+    with serving(user) as daemon:
+        assert daemon.stdout is not None
+        ready = daemon.stdout.readline().decode()
+        try:
+            assert f" ready on unix:{_FOLDER}/agentd.sock " in ready
+            found = _FOLDER.lstat()
+            assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (_UID, 0o700)
+            assert user.agentd("stats").stdout.decode().startswith("daemon")
+            del user.env["XDG_RUNTIME_DIR"]
+            assert user.agentd("stats").stdout.decode().startswith("daemon")
+            # What everybody could have put there is not believed.
+            _FOLDER.chmod(0o755)
+            assert b"no daemon at " in user.agentd("stats").stderr
+        finally:
+            daemon.send_signal(signal.SIGTERM)
+            daemon.wait(30)
+
+
+def test_a_folder_that_others_may_enter_is_not_listened_in(user: OrdinaryUser) -> None:
+    _FOLDER.mkdir(0o755)
+    done = user.agentd("serve")
+    assert done.returncode == 2
+    assert f"{_FOLDER} is not a folder of uid {_UID} alone".encode() in done.stderr
+
+
+def test_a_daemon_that_cannot_listen_hides_no_log(as_user: OrdinaryUser) -> None:
+    called = as_user.agentd("call", "fs.list.v1", "--embedded")
+    assert called.returncode == 0, called.stderr
+    failed = as_user.agentd("serve", "--listen", "unix:/proc/nowhere")
+    assert failed.returncode == 2 and b"cannot listen on" in failed.stderr
+    assert os.listdir(f"{as_user.env['XDG_STATE_HOME']}/agentd") == ["embedded"]
+    tail = as_user.agentd("audit", "tail")
+    assert b"fs.list.v1" in tail.stdout and b"of calls without a daemon" in tail.stderr
+    # Nor does an empty one that an older agentd left.
+    (Path(as_user.env["XDG_STATE_HOME"]) / "agentd" / "audit").mkdir()
+    assert b"fs.list.v1" in as_user.agentd("audit", "tail").stdout
+
+
+def test_a_call_where_home_cannot_be_written_names_the_variable(as_user: OrdinaryUser) -> None:
+    del as_user.env["XDG_STATE_HOME"]
+    as_user.env["HOME"] = "/usr" if as_user.is_other else "/nonexistent"
+    done = as_user.agentd("call", "fs.list.v1", "--embedded")
+    assert done.returncode == 125
+    assert b"set XDG_STATE_HOME to a folder that you can write to" in done.stderr
