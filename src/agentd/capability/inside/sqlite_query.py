@@ -31,8 +31,17 @@ _DEFENSIVE = 1010  # SQLITE_DBCONFIG_DEFENSIVE
 _STEPS = 10_000  # of SQLite's machine between two looks at the clock
 _BUSY = 5.0  # seconds that a writer is waited for
 _ACTIONS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE}
-# FTS5 asks for it by itself; it says whether another process has changed the database.
-_DATA_VERSION = (sqlite3.SQLITE_PRAGMA, "data_version", None)
+# What SQLite asks for by itself: FTS5, whether another process has changed the database; FTS3 and
+# FTS4, the size of a page; 3.40, each virtual table as its columns are declared. A statement
+# that says so itself gets no further: SQLite lets nobody change the schema table.
+_BY_ITSELF = {
+    (sqlite3.SQLITE_PRAGMA, "data_version", None),
+    (sqlite3.SQLITE_PRAGMA, "page_size", None),
+    *(
+        (sqlite3.SQLITE_UPDATE, "sqlite_master", column)
+        for column in ("type", "name", "tbl_name", "rootpage", "sql")
+    ),
+}
 _OTHERS = {
     "SQLITE_ANALYZE",
     "SQLITE_ATTACH",
@@ -71,6 +80,7 @@ _LIMITS = {
 # A part of what SQLite says -> a code, and a fix.
 _ERRORS = (
     ("file is not a database", "not_a_database", "it is encrypted, or something else"),
+    ("may not be modified", "not_allowed", "it can only read"),
     ("malformed", "corrupt", "recover it with the sqlite3 program"),
     ("locked", "busy", "a writer holds it: ask again"),
     ("busy", "busy", "a writer holds it: ask again"),
@@ -89,7 +99,7 @@ class Guard:
         self._end = time.monotonic() + timeout
 
     def authorize(self, action: int, first: str | None, second: str | None, *_: object) -> int:
-        if action in _ACTIONS or (action, first, second) == _DATA_VERSION:
+        if action in _ACTIONS or (action, first, second) in _BY_ITSELF:
             return sqlite3.SQLITE_OK
         if action == sqlite3.SQLITE_FUNCTION:
             if (second or "").lower() in ALLOWED:

@@ -73,7 +73,7 @@ def test_a_view_may_not_use_what_a_query_may(database: Path) -> None:
     direct = "select offsets(words) from words where words match 'two'"
     assert run(database, direct)["rows"] == [["0 0 4 3"]]
     found = run(database, "select * from v")
-    assert "unsafe use of offsets" in found["error"]["message"]
+    assert "unsafe use of " in found["error"]["message"]  # the function, or (3.40) the table
     assert run(database, "select * from v", ("trusted_schema=OFF", "trusted_schema=ON"))["rows"]
 
 
