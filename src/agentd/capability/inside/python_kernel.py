@@ -85,6 +85,8 @@ class Engine:
         lines = code.splitlines(True)
         _LINES[name] = (len(code), None, lines, name)
         _LINES.pop(f"<cell {self._count - MAX_CELLS}>", None)
+        if "\0" in code:  # a ValueError, before Python 3.11.4
+            raise SyntaxError("source code string cannot contain null bytes")
         tree = ast.parse(code, name)
         last = tree.body[-1] if tree.body else None
         if not isinstance(last, ast.Expr):

@@ -75,11 +75,12 @@ def test_code_that_takes_too_long_is_interrupted_and_its_state_stays(run: Run, c
     assert run("x")["result"] == {"text/plain": "5"}
 
 
+# Python 3.11 and 3.12 do not catch what interrupts a loop that is the first statement of a try.
 @pytest.mark.parametrize(
     "code",
     [
         "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass",
-        "while True:\n  try:\n    while True: pass\n  except BaseException: pass",
+        "while True:\n  try:\n    y = 1\n    while True: pass\n  except BaseException: pass",
         "import signal as s\ns.pthread_sigmask(s.SIG_BLOCK, [s.SIGINT])\nwhile True: pass",
         "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)",
     ],
@@ -133,7 +134,7 @@ def test_who_waits_too_long_is_told(run: Run, box: Any) -> None:
 def test_code_whose_caller_has_gone_is_interrupted(run: Run, box: Any) -> None:
     """The client in the sandbox is killed, as the daemon does when a call is given up."""
     run("x = 5")
-    code = "print('on')\ntry:\n  while True: pass\nfinally: x = open('gone', 'w').close() or 6"
+    code = "print('on')\ntry:\n  y = 1\n  while True: pass\nfinally: x = 6; open('gone', 'w')"
     thread, _ = in_background(run, code, timeout_ms=30000)
     until(lambda: is_busy(box))
     box.sh("pkill -9 -f '^python3 -I -S -c'")
