@@ -8,12 +8,16 @@ TYPE_CHECKING = False  # as typing's, which type checkers know by its name: typi
 
 if TYPE_CHECKING:
     from agentd._version import __version__ as __version__
-    from agentd.client.aio import AsyncFiles, AsyncProcess, AsyncSandbox
+    from agentd.client.aio import AsyncSandbox
+    from agentd.client.aio_files import AsyncFiles
+    from agentd.client.aio_process import AsyncProcess
     from agentd.client.chunk import Chunk
+    from agentd.client.code import CodeError, CodeResult
     from agentd.client.files import Files
     from agentd.client.http.errors import Unreachable
     from agentd.client.ports import Snapshot
-    from agentd.client.sandbox import CommandFailed, Process, Sandbox
+    from agentd.client.process import Process
+    from agentd.client.sandbox import CommandFailed, Sandbox
     from agentd.model.api import CallView
     from agentd.model.capability import CallFailed
     from agentd.model.cause import Cause, CauseCode
@@ -48,12 +52,16 @@ if TYPE_CHECKING:
 # Where each is: a test compares it with what a type checker is told above.
 _WHERE = {
     "agentd._version": "__version__",
-    "agentd.client.aio": "AsyncFiles AsyncProcess AsyncSandbox",
+    "agentd.client.aio": "AsyncSandbox",
+    "agentd.client.aio_files": "AsyncFiles",
+    "agentd.client.aio_process": "AsyncProcess",
     "agentd.client.chunk": "Chunk",
+    "agentd.client.code": "CodeError CodeResult",
     "agentd.client.files": "Files",
     "agentd.client.http.errors": "Unreachable",
     "agentd.client.ports": "Snapshot",
-    "agentd.client.sandbox": "CommandFailed Process Sandbox",
+    "agentd.client.process": "Process",
+    "agentd.client.sandbox": "CommandFailed Sandbox",
     "agentd.model.api": "CallView",
     "agentd.model.capability": "CallFailed",
     "agentd.model.cause": "Cause CauseCode",
@@ -81,6 +89,8 @@ __all__ = [
     "CauseCode",
     "Change",
     "Chunk",
+    "CodeError",
+    "CodeResult",
     "Command",
     "CommandFailed",
     "Conflict",

@@ -12,7 +12,7 @@ import pytest
 
 from agentd.client.files import Files
 from agentd.client.sandbox import Sandbox
-from agentd.model.errors import AgentdError, OperationFailed
+from agentd.model.errors import AgentdError, InvalidInput, OperationFailed
 
 
 @pytest.fixture
@@ -34,6 +34,17 @@ def test_a_command_sees_what_was_written_and_the_other_way(
     files.write(f"{workspace}/script", "#!/bin/sh\necho ran by $0 > out\n", mode=0o755)
     assert sandbox.run(["./script"]).exit_code == 0
     assert files.read_text(f"{workspace}/out") == "ran by ./script\n"
+
+
+def test_what_is_there_exists(sandbox: Sandbox, files: Files, workspace: str) -> None:
+    files.write(f"{workspace}/file", b"")
+    sandbox.run("ln -s nowhere link", check=True)
+    for name in ("file", "link", ""):
+        assert files.exists(f"{workspace}/{name}")
+    for name in ("none", "none/deeper", "file/below"):
+        assert not files.exists(f"{workspace}/{name}")
+    with pytest.raises(InvalidInput):
+        files.exists(f"{workspace}/\0")
 
 
 def test_parts_of_a_file(files: Files, workspace: str) -> None:

@@ -7,11 +7,13 @@ from typing import Literal, assert_type
 import agentd
 from agentd import (
     AgentdError,
+    AsyncProcess,
     AsyncSandbox,
     CallFailed,
     CallView,
     Change,
     Chunk,
+    CodeResult,
     CommandFailed,
     Control,
     Entry,
@@ -64,8 +66,13 @@ async def several(urls: Sequence[str]) -> None:
         async with await AsyncSandbox.create(url=url, labels={"job": "1"}, ttl="10m") as sb:
             assert_type(sb, AsyncSandbox)
             assert_type(await sb.run("true", env={"A": "b"}, timeout=2.5), Result)
-            async for chunk in sb.stream(["cat"]):
-                assert_type(chunk, Chunk)
+            stream = sb.stream(["cat"], stdin="x")
+            assert_type(stream, AsyncProcess)
+            async for chunk in stream:
+                assert_type(chunk.text, str)
+            assert_type(stream.result.ok, bool)
+            assert_type(await sb.run_code("6 * 7", timeout="5s"), CodeResult)
+            assert_type(await sb.files.exists("/workspace"), bool)
             assert_type(await sb.files.list("/"), list[Entry])
             assert_type((await sb.files.stat("/")).type == "dir", bool)
             await sb.files.mkdir("/workspace/a", parents=True, mode=0o700)

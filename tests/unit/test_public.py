@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "tests/data/user_program.py"
 CLASSES = [agentd.Sandbox, agentd.Process, agentd.Files, agentd.Chunk]
 CLASSES += [agentd.AsyncSandbox, agentd.AsyncProcess, agentd.AsyncFiles]
+CLASSES += [agentd.CodeResult, agentd.Result]
 
 
 def fresh(code: str) -> str:
@@ -57,6 +59,50 @@ def test_every_public_method_says_what_it_does_and_takes(kind: type) -> None:
             shown = inspect.signature(member).parameters
             free = [p.name for p in shown.values() if p.kind is p.VAR_KEYWORD]
             assert free == (["more"] if name == "call" else []), f"{kind.__name__}.{name}"
+
+
+ASYNC = {
+    "AsyncSandbox": "Sandbox",
+    "AsyncProcess": "Process",
+    "AsyncFiles": "Files",
+    "AsyncIterator": "Iterator",
+}
+# What cannot block: iteration that is awaited piece by piece, or a command that begins with that.
+AT_ONCE = {"stream", "read_iter", "watch"}
+
+
+def plain(annotation: object) -> str:
+    """An annotation, in the words of the synchronous class."""
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    for name in ("agentd.client.aio_process", "agentd.client.process", "agentd.client.aio_files"):
+        text = text.replace(f"{name}.", "")
+    for asynchronous, synchronous in ASYNC.items():
+        text = text.replace(asynchronous, synchronous)
+    return re.sub(r"agentd\.client\.files\.|collections\.abc\.", "", text).strip("'\"")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (agentd.Sandbox, agentd.AsyncSandbox),
+        (agentd.Process, agentd.AsyncProcess),
+        (agentd.Files, agentd.AsyncFiles),
+    ],
+)
+def test_sync_and_async_are_the_same_methods(one: type, other: type) -> None:
+    ours = {name: found for name, found in inspect.getmembers(one) if name[0] != "_"}
+    theirs = {name: found for name, found in inspect.getmembers(other) if name[0] != "_"}
+    assert set(theirs) - {"aclose"} == set(ours)
+    for name, member in ours.items():
+        twin = theirs[name]
+        if not isinstance(member, property):
+            assert inspect.iscoroutinefunction(twin) == (name not in AT_ONCE), name
+        first, second = (inspect.signature(getattr(m, "fget", m)) for m in (member, twin))
+        assert list(first.parameters) == list(second.parameters), name
+        for left, right in zip(first.parameters.values(), second.parameters.values(), strict=True):
+            assert (left.kind, left.default) == (right.kind, right.default), f"{name}({left})"
+            assert plain(left.annotation) == plain(right.annotation), f"{name}({left})"
+        assert plain(first.return_annotation) == plain(second.return_annotation), name
 
 
 @pytest.mark.parametrize("kind", [Sandbox, AsyncSandbox])

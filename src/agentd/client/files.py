@@ -1,8 +1,11 @@
 """Files inside a sandbox, as the SDK offers them."""
 
+import errno
 import os
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
+
+from agentd.model.errors import OperationFailed
 
 if TYPE_CHECKING:
     from agentd.transport.files import Change, Entry
@@ -69,6 +72,19 @@ class Files:
         """Look at a file, folder or link itself. Raises OperationFailed where there is none."""
         entry: Entry = self._files.stat(path)
         return entry
+
+    def exists(self, path: str) -> bool:
+        """Tell whether there is something at ``path``, were it a link that leads nowhere.
+
+        Raises OperationFailed where that cannot be seen.
+        """
+        try:
+            self._files.stat(path)
+        except OperationFailed as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR):
+                return False
+            raise
+        return True
 
     def mkdir(self, path: str, *, mode: int = 0o755, parents: bool = False) -> None:
         """Make a folder; with ``parents`` those above it, and it may be there already."""

@@ -2,17 +2,19 @@
 
 import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Unpack
 
 from agentd.client import build
 from agentd.client.build import Command, ExecOptions, SandboxOptions
-from agentd.client.chunk import Chunk, Chunks
+from agentd.client.code import PYTHON, CodeResult, code_parameters, code_result
 from agentd.client.files import Files
 from agentd.client.http import address
+from agentd.client.process import Process
 from agentd.client.signature import options_shown
 from agentd.model.enforcement import Enforcement
-from agentd.model.errors import AgentdError, InvalidInput
+from agentd.model.errors import AgentdError
+from agentd.model.options import Time
 from agentd.model.result import Result, SandboxInfo
 from agentd.model.spec import ExecRequest, Pty
 
@@ -31,86 +33,6 @@ class CommandFailed(AgentdError):
             f"command failed: {result.cause.message}", remediation=result.cause.remediation
         )
         self.result = result
-
-
-class Process:
-    """A running command: iterate for its output, ``wait`` for its Result. One thread drives it."""
-
-    def __init__(self, running: "Running") -> None:
-        self._running = running
-        self._chunks = Chunks()
-        self._result: Result | None = None
-
-    @property
-    def id(self) -> str | None:
-        """The daemon's name for it, for ``Sandbox.attach``; None without a daemon."""
-        return self._running.id
-
-    @property
-    def pid(self) -> int | None:
-        """Its process id inside, once it has started."""
-        return self._running.pid
-
-    @property
-    def cursors(self) -> dict[str, int]:
-        """Bytes of each stream that have come, for ``Sandbox.attach``."""
-        return dict(self._running.cursors)
-
-    @property
-    def result(self) -> Result:
-        """Its Result; raises InvalidInput before the output is exhausted."""
-        if self._result is None:
-            raise InvalidInput("the command has not ended", remediation="read its output first")
-        return self._result
-
-    def __iter__(self) -> Iterator[Chunk]:
-        if self._result is not None:
-            return
-        for name, data in self._running.chunks():
-            yield self._chunks.make(name, data, self._running.before)
-        yield from self._chunks.rest()
-        self.wait()
-
-    def write(self, data: bytes | str) -> None:
-        """Feed its stdin, which ``start(stdin=True)`` or a terminal has."""
-        self._running.write(data.encode() if isinstance(data, str) else data)
-
-    def close_stdin(self) -> None:
-        """Let it read the end of its stdin."""
-        self._running.close_stdin()
-
-    def signal(self, number: int) -> None:
-        """Send a signal to its process group."""
-        self._running.signal(number)
-
-    def resize(self, rows: int, cols: int) -> None:
-        """Tell its terminal the window's new size."""
-        self._running.resize(rows, cols)
-
-    def kill(self) -> None:
-        """End it by SIGKILL; ``wait`` then tells how it ended."""
-        self._running.kill()
-
-    def wait(self) -> Result:
-        """Wait for its end and return its Result; output that was not read is dropped."""
-        if self._result is None:
-            self._result = self._running.finish()
-            self._running.close()
-        return self._result
-
-    def detach(self) -> None:
-        """Let go of it: in a daemon's sandbox it goes on, and can be attached to."""
-        self._running.detach()
-
-    def close(self) -> None:
-        """Free it; a command that still runs is killed."""
-        self._running.close()
-
-    def __enter__(self) -> "Process":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
 
 class Sandbox:
@@ -273,6 +195,24 @@ class Sandbox:
 
     def _begin(self, request: ExecRequest, capture: bool = False) -> "Running":
         return self._held.start(request, capture=capture)
+
+    def run_code(
+        self,
+        code: str,
+        *,
+        context: str = "default",
+        timeout: Time = None,
+        reset: bool = False,
+        emit: "Callable[[str, bytes], None] | None" = None,
+    ) -> CodeResult:
+        """Run Python in an interpreter that keeps its state, by ``python.exec.v1``.
+
+        Each ``context`` is an interpreter of its own; ``reset`` begins it anew. After ``timeout``
+        the code is interrupted, and the state stays. ``emit(kind, data)`` gets its output as it
+        comes. An exception of the code is a CodeResult like any other. Raises CallFailed.
+        """
+        asked = code_parameters(code, context, timeout, reset=reset)
+        return code_result(self.call(PYTHON, asked, emit=emit))
 
     def call(
         self,

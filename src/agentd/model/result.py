@@ -56,6 +56,16 @@ class Result(msgspec.Struct, frozen=True):
     receipt: str = ""  # its id, where the daemon issues receipts
 
     @property
+    def ok(self) -> bool:
+        """Whether it ran and its exit code is 0."""
+        return self.status == "ok"
+
+    @property
     def text(self) -> str:
         """Standard output as text; bytes that are not UTF-8 become U+FFFD."""
         return self.stdout.decode(errors="replace")
+
+    @property
+    def stderr_text(self) -> str:
+        """Standard error as text; bytes that are not UTF-8 become U+FFFD."""
+        return self.stderr.decode(errors="replace")

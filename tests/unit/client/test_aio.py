@@ -1,5 +1,8 @@
 import asyncio
+import contextlib
 import os
+import threading
+import time
 
 import pytest
 
@@ -7,7 +10,7 @@ from agentd import AsyncSandbox, ExecLimits
 from agentd.client.aio import MAX_THREADS
 from agentd.client.sandbox import CommandFailed
 from agentd.model.cause import CauseCode
-from agentd.model.errors import OperationFailed, PolicyDenied
+from agentd.model.errors import InvalidInput, OperationFailed, PolicyDenied
 
 
 def go(test):
@@ -70,6 +73,84 @@ def test_stream(backend):
         return "".join([str(chunk) async for chunk in sandbox.stream("echo a; echo b")])
 
     assert go(test) == "a\nb\n"
+
+
+def test_a_stream_is_fed_and_has_a_result(backend):
+    async def test(sandbox):
+        stream = sandbox.stream("cat; echo x >&2; exit 3", stdin="z" * 300_000)
+        assert (stream.id, stream.pid, stream.cursors) == (None, None, {})
+        with pytest.raises(InvalidInput, match="has not ended"):
+            _ = stream.result
+        chunks = [chunk async for chunk in stream]
+        assert "".join(c.text for c in chunks if c.stream == "stdout") == "z" * 300_000
+        assert stream.result.exit_code == 3 and not stream.result.ok
+        assert (await stream.wait()) is stream.result
+        async with sandbox.stream(["cat"], stdin=b"") as other:
+            assert (await other.wait()).ok
+
+    go(test)
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_loop_that_is_left_early_kills_unless_the_stream_is_held(backend, held):
+    async def test(sandbox):
+        async with contextlib.AsyncExitStack() as stack:
+            script = "echo $$; until [ -e go ]; do sleep .01; done; echo more; exec sleep 60"
+            stream = sandbox.stream(script)
+            if held:
+                await stack.enter_async_context(stream)
+            async for chunk in stream:
+                pid = int(chunk.text)
+                break
+            if held:
+                await sandbox.run("touch go")
+                async for chunk in stream:
+                    assert chunk.text == "more\n"
+                    break
+        while os.path.exists(f"/proc/{pid}"):
+            await asyncio.sleep(0.01)
+        return (await sandbox.run("echo alive")).text
+
+    assert go(test) == "alive\n"
+
+
+def test_a_stream_that_never_began_is_closed(backend):
+    async def test(sandbox):
+        stream = sandbox.stream("touch began")
+        await stream.aclose()
+        with pytest.raises(InvalidInput, match="closed before it began"):
+            await stream.wait()
+        assert not os.path.exists(f"{backend.workspace}/began")
+
+    go(test)
+
+
+def test_a_start_that_is_cancelled_leaves_no_command(backend, tmp_path, monkeypatch):
+    pid_file, begun, go_on = tmp_path / "pid", threading.Event(), threading.Event()
+
+    async def test(sandbox):
+        begin = sandbox._sandbox._begin
+
+        def held_up(request):
+            running = begin(request)
+            while not pid_file.exists():
+                time.sleep(0.01)
+            begun.set()
+            go_on.wait(20)
+            return running
+
+        monkeypatch.setattr(sandbox._sandbox, "_begin", held_up)
+        task = asyncio.create_task(sandbox.start("echo $$ > tmp; mv tmp pid; exec sleep 60"))
+        await asyncio.to_thread(begun.wait)
+        task.cancel()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        while os.path.exists(f"/proc/{pid_file.read_text().strip()}"):
+            await asyncio.sleep(0.01)
+        return (await sandbox.run("echo alive")).text
+
+    assert go(test) == "alive\n"
 
 
 def test_leaving_a_stream_early_kills_the_command(backend):

@@ -23,7 +23,7 @@ def test_run(sandbox, backend):
     result = sandbox.run("pwd; echo err >&2; exit 3", env={"A": "1"})
     assert (result.exit_code, result.status) == (3, "failed")
     assert result.stdout.decode() == backend.workspace + "\n"
-    assert result.stderr == b"err\n"
+    assert (result.stderr, result.stderr_text, result.ok) == (b"err\n", "err\n", False)
     assert result.sandbox.id == sandbox.id == sandbox.info.id
     assert result.enforcement["wall"] == sandbox.enforcement["wall"]
     assert sandbox.run(["printenv", "A"], env={"A": "x y"}).text == "x y\n"

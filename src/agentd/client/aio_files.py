@@ -1,0 +1,90 @@
+"""Files of a sandbox for asyncio."""
+
+import os
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
+
+from agentd.client.aio_thread import Wake
+from agentd.client.files import Files
+from agentd.client.signature import documented_by
+
+if TYPE_CHECKING:
+    from agentd.client.aio import AsyncSandbox
+    from agentd.transport.files import Change, Entry
+
+T = TypeVar("T")
+
+
+@documented_by(Files)
+class AsyncFiles:
+    """The methods of Files as coroutines; ``read_iter`` and ``watch`` for ``async for``."""
+
+    def __init__(self, sandbox: "AsyncSandbox", files: Files) -> None:
+        self._sandbox = sandbox
+        self._files = files
+
+    async def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
+        return await self._sandbox._call(partial(self._files.read, path, offset, length))
+
+    async def read_text(self, path: str, encoding: str = "utf-8") -> str:
+        return await self._sandbox._call(partial(self._files.read_text, path, encoding))
+
+    def read_iter(self, path: str) -> AsyncIterator[bytes]:
+        return self._each(partial(self._files._files.read_iter, path))
+
+    def watch(self, path: str, *, recursive: bool = False) -> "AsyncIterator[Change]":
+        """As Files.watch; it holds one of the threads."""
+        return self._each(partial(self._files._files.watch, path, recursive=recursive))
+
+    async def write(
+        self,
+        path: str,
+        data: bytes | str | Iterable[bytes] | BinaryIO,
+        *,
+        mode: int = 0o644,
+        parents: bool = False,
+    ) -> int:
+        work = partial(self._files.write, path, data, mode=mode, parents=parents)
+        return await self._sandbox._call(work)
+
+    async def upload(
+        self, host_path: str | os.PathLike[str], path: str, *, replace: bool = False
+    ) -> int:
+        work = partial(self._files.upload, host_path, path, replace=replace)
+        return await self._sandbox._call(work)
+
+    async def download(
+        self, path: str, host_path: str | os.PathLike[str], *, replace: bool = False
+    ) -> int:
+        work = partial(self._files.download, path, host_path, replace=replace)
+        return await self._sandbox._call(work)
+
+    async def list(self, path: str) -> "list[Entry]":
+        return await self._sandbox._call(partial(self._files.list, path))
+
+    async def stat(self, path: str) -> "Entry":
+        return await self._sandbox._call(partial(self._files.stat, path))
+
+    async def mkdir(self, path: str, *, mode: int = 0o755, parents: bool = False) -> None:
+        await self._sandbox._call(partial(self._files.mkdir, path, mode=mode, parents=parents))
+
+    async def exists(self, path: str) -> bool:
+        return await self._sandbox._call(partial(self._files.exists, path))
+
+    async def move(self, path: str, to: str) -> None:
+        await self._sandbox._call(partial(self._files.move, path, to))
+
+    async def remove(self, path: str, *, recursive: bool = False) -> None:
+        await self._sandbox._call(partial(self._files.remove, path, recursive=recursive))
+
+    async def _each(self, begin: Callable[..., Iterator[T]]) -> AsyncIterator[T]:
+        """Its items, each waited for on a thread; cancelling the wait ends it."""
+        wake = Wake()
+        items = begin(wake=wake.fd)
+        try:
+            while (item := await self._sandbox._call(partial(next, items, None), wake)) is not None:
+                yield item
+        finally:
+            items.close()  # type: ignore[attr-defined]  # a generator
+            wake.close()

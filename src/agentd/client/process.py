@@ -1,0 +1,96 @@
+"""A running command, as the SDK holds it."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from agentd.client.chunk import Chunk, Chunks
+from agentd.model.errors import InvalidInput
+from agentd.model.result import Result
+
+if TYPE_CHECKING:
+    from agentd.client.ports import Running
+
+
+class Process:
+    """A running command: iterate for its output, ``wait`` for its Result. One thread drives it."""
+
+    def __init__(self, running: "Running") -> None:
+        self._running = running
+        self._chunks = Chunks()
+        self._result: Result | None = None
+
+    @property
+    def id(self) -> str | None:
+        """The daemon's name for it, for ``Sandbox.attach``; None without a daemon."""
+        return self._running.id
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id inside, once it has started."""
+        return self._running.pid
+
+    @property
+    def cursors(self) -> dict[str, int]:
+        """Bytes of each stream that have come, for ``Sandbox.attach``."""
+        return dict(self._running.cursors)
+
+    @property
+    def result(self) -> Result:
+        """Its Result; raises InvalidInput before the output is exhausted."""
+        return ended(self._result)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        if self._result is not None:
+            return
+        for name, data in self._running.chunks():
+            yield self._chunks.make(name, data, self._running.before)
+        yield from self._chunks.rest()
+        self.wait()
+
+    def write(self, data: bytes | str) -> None:
+        """Feed its stdin, which ``start(stdin=True)`` or a terminal has."""
+        self._running.write(data.encode() if isinstance(data, str) else data)
+
+    def close_stdin(self) -> None:
+        """Let it read the end of its stdin."""
+        self._running.close_stdin()
+
+    def signal(self, number: int) -> None:
+        """Send a signal to its process group."""
+        self._running.signal(number)
+
+    def resize(self, rows: int, cols: int) -> None:
+        """Tell its terminal the window's new size."""
+        self._running.resize(rows, cols)
+
+    def kill(self) -> None:
+        """End it by SIGKILL; ``wait`` then tells how it ended."""
+        self._running.kill()
+
+    def wait(self) -> Result:
+        """Wait for its end and return its Result; output that was not read is dropped."""
+        if self._result is None:
+            self._result = self._running.finish()
+            self._running.close()
+        return self._result
+
+    def detach(self) -> None:
+        """Let go of it: in a daemon's sandbox it goes on, and can be attached to."""
+        self._running.detach()
+
+    def close(self) -> None:
+        """Free it; a command that still runs is killed."""
+        self._running.close()
+
+    def __enter__(self) -> "Process":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def ended(result: Result | None) -> Result:
+    """Return it. Raises InvalidInput where there is none yet."""
+    if result is None:
+        raise InvalidInput("the command has not ended", remediation="read its output first")
+    return result
