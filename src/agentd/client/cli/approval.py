@@ -4,6 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from agentd.client.cli import remote, table
+from agentd.client.cli.parser import Parser
 from agentd.model.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -118,9 +119,17 @@ def _json(view: "ApprovalView", indent: int = 0) -> str:
     return msgspec.json.format(msgspec.json.encode(view.asked), indent=indent).decode()
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = remote.parser("approval", "Look at requests that wait, and decide.", _EXAMPLES)
-    parser.add_argument("action", choices=("ls", "show", "approve", "deny", "withdraw"))
+    parser.action(
+        {
+            "ls": "list them",
+            "show": "show all about one",
+            "approve": "let one go on",
+            "deny": "refuse one",
+            "withdraw": "take back one's own",
+        }
+    )
     parser.add_argument("id", metavar="ID", nargs="?", help="of the approval")
     parser.add_argument("--note", metavar="TEXT", default="", help="why, for who asked")
     return parser

@@ -9,7 +9,7 @@ from agentd.model.errors import InvalidInput
 
 _EXAMPLES = """\
   agentd attach sbx-abcdefghijkl prc-0123456789abcdef
-  agentd attach sbx-abcdefghijkl prc-0123456789abcdef --all      its output from the begin on
+  agentd attach sbx-abcdefghijkl prc-0123456789abcdef --all      all of its output
   agentd attach sbx-abcdefghijkl                                 if one command runs there
 
 A signal to agentd attach leaves the command as it is; so does Ctrl-P Ctrl-Q at a terminal.
@@ -69,7 +69,7 @@ def only(processes: "tuple", *, running: bool) -> str:  # type: ignore[type-arg]
 
 def _parser() -> argparse.ArgumentParser:
     parser = remote.parser("attach", "Follow a command that runs already.", _EXAMPLES)
-    parser.add_argument("--all", action="store_true", help="from the begin of its output")
+    parser.add_argument("--all", action="store_true", help="from the beginning of its output")
     parser.add_argument("-i", "--stdin", action="store_true", help="pass standard input")
     parser.add_argument("id", metavar="ID")
     parser.add_argument("process", metavar="PROCESS", nargs="?")

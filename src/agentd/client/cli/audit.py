@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from agentd.client.cli import kept, output, remote
-from agentd.client.cli.options import Parser
+from agentd.client.cli.parser import Parser
 from agentd.model.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -33,6 +33,20 @@ It looks at the log's files with --dir: then the receipts beside them are compar
 A daemon does not go on with a log that lost what was written to it. accept-loss writes down what
 is gone, so that it can; keep what is left as evidence first.
 """
+_TAIL = """\
+  agentd audit tail
+  agentd audit tail -n 100 --json | jq .kind
+  agentd audit tail -f
+"""
+_VERIFY = """\
+  agentd audit verify
+  agentd audit verify --head 1042:9f2c...          a place that was kept elsewhere
+  agentd audit verify --dir /var/lib/agentd/audit   receipts beside it, too
+"""
+_EXPORT = """\
+  agentd audit export --from 1000 --out audit.jsonl
+  agentd audit export --from 9 --to 12 | jq .kind
+"""
 _FOUND_WRONG = 1
 _FIRST = ("cause", "exit_code", "undecided", "reasons")
 
@@ -43,7 +57,7 @@ def main(words: list[str]) -> int:
 
     options = _parser().parse_args(words)
     try:
-        if options.command == "accept-loss":
+        if options.action == "accept-loss":
             return _accept(audit_source.directory(options))
         return int(options.run(options, audit_source.find(options)))
     except NoLog as error:
@@ -56,24 +70,20 @@ def _parser() -> Parser:
         prog="agentd audit",
         description="Look at the audit log, verify that nothing was taken from it, export it.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
-    tail = commands.add_parser("tail", help="print the latest records", allow_abbrev=False)
+    actions = parser.actions()
+    tail = actions.add("tail", "print the latest records", _TAIL)
     tail.add_argument("-n", metavar="N", type=_number, default=20, help="how many (default: 20)")
     tail.add_argument("-f", "--follow", action="store_true", help="wait for more")
     tail.set_defaults(run=_tail)
-    head = commands.add_parser(
-        "head", help="print the last record's place, SEQ:HASH", allow_abbrev=False
-    )
+    head = actions.add("head", "print the last record's place, SEQ:HASH", "  agentd audit head\n")
     head.set_defaults(run=_head)
-    verify = commands.add_parser("verify", help="check every record", allow_abbrev=False)
+    verify = actions.add("verify", "check that every record is there and unchanged", _VERIFY)
     verify.add_argument(
         "--head", metavar="SEQ:HASH", help="a record that must be there, from a receipt, say"
     )
     verify.set_defaults(run=_verify)
-    export = commands.add_parser("export", help="write records as they are", allow_abbrev=False)
+    export = actions.add("export", "write records as they are, a line each", _EXPORT)
     export.add_argument(
         "--from",
         dest="first",
@@ -91,8 +101,10 @@ def _parser() -> Parser:
     )
     export.add_argument("--out", metavar="FILE", help="a new file (default: standard output)")
     export.set_defaults(run=_export)
-    accept = commands.add_parser(
-        "accept-loss", help="write down what is gone, and let the log go on", allow_abbrev=False
+    accept = actions.add(
+        "accept-loss",
+        "write down what is gone, and let the log go on",
+        "  agentd audit accept-loss --dir /var/lib/agentd/audit\n",
     )
     for each in (tail, verify):
         each.add_argument("--json", action="store_true", help="print JSON")

@@ -6,7 +6,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from agentd.client.cli import output, remote
-from agentd.client.cli.options import Parser, limit_options, sandbox_options, wall_options
+from agentd.client.cli.options import limit_options, sandbox_options, wall_options
+from agentd.client.cli.parser import Parser
 from agentd.model.characters import Texts
 from agentd.model.errors import AgentdError, InvalidInput
 
@@ -173,8 +174,6 @@ def _parser() -> Parser:
         usage="agentd call [options] NAME --json PARAMETERS",
         description="Call a capability: what a policy allows, with a signed receipt of it.",
         epilog=f"examples:\n{_EXAMPLES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("name", metavar="NAME", nargs="?", help="as fs.read.v1")
     parser.add_argument(

@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from agentd.client.cli import remote, table
-from agentd.client.cli.options import Parser
+from agentd.client.cli.parser import Parser
 from agentd.model.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -136,10 +136,8 @@ def _parser() -> Parser:
         prog="agentd capability",
         description="List what can be asked for by name where this runs, or show one.",
         epilog=f"examples:\n{_EXAMPLES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    parser.add_argument("action", choices=("ls", "show"))
+    parser.action({"ls": "list them", "show": "show one, its parameters and examples"})
     parser.add_argument("name", metavar="NAME", nargs="?", help="of the capability")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser

@@ -1,11 +1,10 @@
 """``agentd config``: what is wrong with the daemon's configuration, and what holds."""
 
-import argparse
 import sys
 from typing import TYPE_CHECKING
 
 from agentd.client.cli import remote
-from agentd.client.cli.options import Parser
+from agentd.client.cli.parser import Parser
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,10 +46,8 @@ def _parser() -> Parser:
         prog="agentd config",
         description="Check the daemon's configuration, or show what holds.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    parser.add_argument("action", choices=("check", "show"))
+    parser.action({"check": "say what is wrong with it", "show": "print every setting"})
     parser.add_argument("path", metavar="PATH", nargs="?")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser

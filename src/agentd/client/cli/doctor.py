@@ -1,10 +1,9 @@
-"""``agentd doctor``: what will happen here, which walls work, and what gives the others."""
+"""``agentd doctor``: what will happen here, which walls work, and what it takes to get more."""
 
-import argparse
 from typing import TYPE_CHECKING, Any
 
 from agentd.client.cli import remote, table
-from agentd.client.cli.options import Parser
+from agentd.client.cli.parser import Parser
 from agentd.model.isolation import IsolationLevel
 
 if TYPE_CHECKING:
@@ -47,11 +46,9 @@ def main(words: list[str]) -> int:
 def _parser() -> Parser:
     parser = Parser(
         prog="agentd doctor",
-        description="Say what agentd run uses on this machine, which walls work, and exactly what "
-        "gives the others.",
+        description="Say what agentd run uses on this machine, which walls work, and exactly what it "
+        "takes to get the others.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="tell all")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -1,8 +1,6 @@
 """``agentd guest``: the guest agent as one file, for images of your own."""
 
-import argparse
-
-from agentd.client.cli.options import Parser
+from agentd.client.cli.parser import Parser
 from agentd.model.errors import InvalidInput
 
 _EXAMPLES = """\
@@ -17,8 +15,6 @@ def main(words: list[str]) -> int:
         prog="agentd guest",
         description="Write the guest agent as one executable file that needs only Python 3.11.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--out", metavar="FILE", required=True, help="where to write it")
     path = parser.parse_args(words).out

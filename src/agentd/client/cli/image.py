@@ -5,7 +5,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from agentd.client.cli import remote
-from agentd.client.cli.options import Parser
+from agentd.client.cli.parser import Actions, Parser
 
 if TYPE_CHECKING:
     from agentd.image.model import Image, Progress
@@ -30,18 +30,24 @@ def _parser() -> Parser:
         prog="agentd image",
         description="The kernels and root file systems that virtual machines start from.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    _build_parser(commands)
-    listing = commands.add_parser("ls", help="list the images", allow_abbrev=False)
+    actions = parser.actions()
+    _build_parser(actions)
+    listing = actions.add(
+        "ls",
+        "list the images, and what the cache holds beside them",
+        "  agentd image ls\n  agentd image ls --json | jq '.[] | .name'\n",
+    )
     listing.set_defaults(run=_ls)
-    inspect = commands.add_parser("inspect", help="say what an image is", allow_abbrev=False)
+    inspect = actions.add(
+        "inspect",
+        "show what an image is made of",
+        "  agentd image inspect\n  agentd image inspect default --verify\n",
+    )
     inspect.add_argument("name", metavar="NAME", nargs="?", default="default")
     inspect.add_argument("--verify", action="store_true", help="hash every file again")
     inspect.set_defaults(run=_inspect)
-    remove = commands.add_parser("rm", help="remove images", allow_abbrev=False)
+    remove = actions.add("rm", "remove images", "  agentd image rm small mine\n")
     remove.add_argument("names", metavar="NAME", nargs="+")
     remove.set_defaults(run=_rm)
     for each in (listing, inspect):
@@ -49,8 +55,14 @@ def _parser() -> Parser:
     return parser
 
 
-def _build_parser(commands: Any) -> None:
-    build = commands.add_parser("build", help="build an image if need be", allow_abbrev=False)
+def _build_parser(actions: Actions) -> None:
+    build = actions.add(
+        "build",
+        "build an image, if there is none or what it is made from has changed",
+        "  agentd image build\n"
+        "  agentd image build --name small --base busybox\n"
+        "  agentd image build --name mine --kernel ./vmlinux --initramfs ./initramfs.cpio\n",
+    )
     build.add_argument("--name", metavar="NAME", default="default")
     build.add_argument(
         "--base",

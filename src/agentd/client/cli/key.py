@@ -4,6 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from agentd.client.cli import remote, table
+from agentd.client.cli.parser import Parser
 from agentd.model.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -94,9 +95,15 @@ def _revoke(options: argparse.Namespace, client: "Client") -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = remote.parser("key", "Make, list and revoke API keys.", _EXAMPLES)
-    parser.add_argument("action", choices=("create", "ls", "revoke"))
+    parser.action(
+        {
+            "create": "make one, and print it",
+            "ls": "list them, without what is secret",
+            "revoke": "let one do nothing any more",
+        }
+    )
     parser.add_argument("id", metavar="ID", nargs="?", help="of the key to revoke")
     parser.add_argument("--name", metavar="NAME", help="of the key to make")
     parser.add_argument(
@@ -106,5 +113,5 @@ def _parser() -> argparse.ArgumentParser:
         "--principal", metavar="NAME", help="as whom it acts, for an admin (default: its own name)"
     )
     parser.add_argument("--ttl", metavar="TIME", help="how long it holds, as 90d")
-    parser.add_argument("-q", "--quiet", action="store_true", help="the key alone")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print only the key")
     return parser

@@ -67,7 +67,7 @@ def _write_json(name: str, value: object) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = remote.parser("logs", "Print what a command wrote.", _EXAMPLES)
     parser.add_argument("-f", "--follow", action="store_true", help="wait for more, until its end")
-    parser.add_argument("--stream", choices=("stdout", "stderr", "pty"), help="this one alone")
+    parser.add_argument("--stream", choices=("stdout", "stderr", "pty"), help="only this one")
     parser.add_argument("id", metavar="ID")
     parser.add_argument("process", metavar="PROCESS", nargs="?")
     return parser

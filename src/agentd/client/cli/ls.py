@@ -57,9 +57,13 @@ def _show(found: list, options: argparse.Namespace) -> None:  # type: ignore[typ
 
 def _parser() -> argparse.ArgumentParser:
     parser = remote.parser("ls", "List the sandboxes that you may see.", _EXAMPLES)
-    parser.add_argument("-q", "--quiet", action="store_true", help="ids alone")
-    parser.add_argument("--state", metavar="STATE", help="those in this state alone, as ready")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print only the ids")
+    parser.add_argument("--state", metavar="STATE", help="only those in this state, such as ready")
     parser.add_argument(
-        "--label", metavar="KEY=VALUE", action="append", default=[], help="those with it alone"
+        "--label",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="only those with this label",
     )
     return parser

@@ -10,9 +10,8 @@ _CLI = "agentd.client.cli"
 GROUPS = {
     "run": {
         "run": "run a command in a fresh sandbox",
-        "doctor": "say which walls work here, and what mends the others",
-        "selftest": "attack them, to see that they hold",
-        "print-seccomp": "show the filter of system calls, and why it is as it is",
+        "doctor": "say what agentd run gets here, and how to get more",
+        "selftest": "attack the walls of this machine, to see that they hold",
     },
     "sandboxes of a daemon": {
         "create": "make a sandbox that goes on until it is killed",
@@ -51,12 +50,36 @@ GROUPS = {
         "image": "build and list what virtual machines start from",
         "snapshot": "look at a saved sandbox, or delete it",
         "guest": "write the guest agent as one file",
+        "print-seccomp": "show the filter of system calls, and why it is as it is",
     },
 }
 COMMANDS = {
     name: (f"{_CLI}.{name.replace('-', '_')}", text)
     for group in GROUPS.values()
     for name, text in group.items()
+}
+# As other tools call it.
+_ELSEWHERE = {
+    "ps": "ls",
+    "list": "ls",
+    "rm": "kill",
+    "stop": "kill",
+    "delete": "kill",
+    "destroy": "kill",
+    "new": "create",
+    "ssh": "shell",
+    "copy": "cp",
+    "images": "image ls",
+    "pull": "image build",
+    "build": "image build",
+    "commit": "snapshot",
+    "daemon": "serve",
+    "start": "serve, or resume",
+    "unpause": "resume",
+    "top": "stats",
+    "status": "stats",
+    "info": "doctor",
+    "version": "--version",
 }
 BAD_INPUT = 2
 OWN_FAILURE = 125
@@ -66,6 +89,8 @@ def main(argv: list[str] | None = None) -> int:
     """The exit code. Never raises but SystemExit and KeyboardInterrupt."""
     _survive_any_text()
     words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["help"] and words[1:]:
+        words = [*words[1:], "--help"]  # agentd help run
     if not words or words[0] in ("-h", "--help", "help"):
         print(_help())
         return 0 if words else BAD_INPUT
@@ -75,8 +100,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"agentd {__version__}")
         return 0
     if words[0] not in COMMANDS:
-        names = ", ".join(COMMANDS)
-        _say(f"agentd: unknown command {words[0]!r} (use one of: {names})")
+        _say(f"agentd: unknown command {words[0]!r} ({_meant(words[0])}agentd --help lists all)")
         return BAD_INPUT
     return _guarded(words[0], words[1:])
 
@@ -110,6 +134,13 @@ def _guarded(name: str, words: list[str]) -> int:
         return OWN_FAILURE
 
 
+def _meant(word: str) -> str:
+    from agentd.client.cli.parser import near
+
+    meant = _ELSEWHERE.get(word.lower()) or near(word, COMMANDS)
+    return f"did you mean {meant}? " if meant else ""
+
+
 def _help() -> str:
     lines = []
     for heading, commands in GROUPS.items():
@@ -123,11 +154,11 @@ def _help() -> str:
             *lines,
             "examples:",
             "  agentd run -- python3 -c 'print(6*7)'",
-            "  agentd run --json --timeout 2s --memory 128M -- sh -c 'exit 3'",
+            "  agentd run --json --timeout 2s -- sh -c 'exit 3'",
             "  agentd doctor",
             "  box=$(agentd create) && agentd exec $box -- uname -a && agentd kill $box",
             "",
-            "agentd COMMAND --help tells more; agentd --version tells the version.",
+            "agentd help COMMAND tells more; agentd --version tells the version.",
         ]
     )
 

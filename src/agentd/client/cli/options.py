@@ -1,8 +1,9 @@
 """``agentd run``'s options: parsed here, judged by ``client.build``."""
 
 import argparse
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
+from agentd.client.cli.parser import Parser
 from agentd.model.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -11,13 +12,13 @@ if TYPE_CHECKING:
 _EXAMPLES = """\
 examples:
   agentd run -- python3 -c 'print(6*7)'
-  agentd run --json --timeout 2s --memory 128M -- sh -c 'echo out; exit 3'
+  agentd run --json --timeout 2s -- sh -c 'echo out; exit 3'
   tar c src | agentd run -i -- sh -c 'tar x && find . -name "*.py" | wc -l'
   agentd run -t -- bash
   agentd run -w .:cow -- sh -c 'rm -rf *; ls'      the host's files stay as they were
   agentd run --isolation process -- make -n        no namespaces, no privileges needed
   agentd run --isolation microvm --save-snapshot ready -- ./set-up
-  agentd run --snapshot ready -- ./use             as often as you like, from the same state
+  agentd run --snapshot ready -- ./use             as often as you like
 
 exit codes:
   the command's own; 128+n ended by signal n; 124 timed out; 125 agentd failed;
@@ -27,21 +28,12 @@ Ctrl-Z pauses a virtual machine along with agentd run; fg resumes both.
 """
 
 
-class Parser(argparse.ArgumentParser):
-    """An error is an InvalidInput: one line, exit code 2, on every command alike."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InvalidInput(message, remediation=f"see {self.prog} --help")
-
-
 def run_parser() -> Parser:
     parser = Parser(
         prog="agentd run",
         usage="agentd run [options] -- COMMAND [ARG...]",
         description="Run a command in a fresh sandbox that is destroyed afterwards.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     _where_options(parser)
     wall_options(parser)

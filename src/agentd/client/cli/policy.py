@@ -9,7 +9,7 @@ import tempfile
 from typing import TYPE_CHECKING, Any
 
 from agentd.client.cli import remote, table
-from agentd.client.cli.options import Parser
+from agentd.client.cli.parser import Parser
 from agentd.model.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -33,6 +33,16 @@ force: AGENTD_POLICY's, else the configuration's. Without --scopes it takes thos
 exit codes: 0 all is well, or allowed; 1 problems, failed tests, denied or undecided;
 2 wrong options
 """
+_EXPLAIN = """\
+  agentd policy explain --as alice --call shell.exec.v1 \\
+      --params '{"command": "ls"}'
+  agentd policy explain --bundle strict --as bob --scopes files \\
+      --call fs.write.v1 --params '{"path": "/etc/passwd", "content": ""}'
+"""
+_LEARNING = """\
+  agentd policy learn --out ./policy -- ./what-the-agent-does
+  agentd policy learn --out ./policy -- agentd serve   until Ctrl-C
+"""
 FAILED = 1
 _LEARN = "AGENTD_POLICY_LEARN"
 
@@ -54,15 +64,18 @@ def _parser() -> Parser:
         prog="agentd policy",
         description="Check, test and learn policy bundles, and ask why one decides as it does.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    actions = parser.add_subparsers(dest="action", required=True, parser_class=Parser)
-    for name, about in (("check", "say what is wrong with one"), ("test", "run its tests")):
-        action = actions.add_parser(name, help=about, allow_abbrev=False)
-        action.add_argument("bundle", metavar="DIR")
+    actions = parser.actions()
+    for name, about in (
+        ("check", "say what is wrong with a bundle"),
+        ("test", "run the tests of a bundle"),
+    ):
+        action = actions.add(
+            name, about, f"  agentd policy {name} ./policy\n  agentd policy {name} strict\n"
+        )
+        action.add_argument("bundle", metavar="DIR", help="or a bundle that agentd ships")
         action.add_argument("--json", action="store_true", help="print one JSON object")
-    explain = actions.add_parser("explain", help="decide a call and say why", allow_abbrev=False)
+    explain = actions.add("explain", "decide a call, and say which rule decided", _EXPLAIN)
     explain.add_argument("--bundle", metavar="DIR", help="default: the one in force")
     explain.add_argument("--as", dest="principal", metavar="NAME", required=True, help="who asks")
     explain.add_argument("--scopes", metavar="A,B", help='what they may; "" for nothing')
@@ -72,13 +85,13 @@ def _parser() -> Parser:
     )
     explain.add_argument("--sandbox", metavar="JSON", default="{}", help="default: a new one")
     explain.add_argument("--as-json", action="store_true", help="print one JSON object")
-    learn = actions.add_parser(
+    learn = actions.add(
         "learn",
-        help="write one that allows what a command does",
+        "write a bundle that allows what a command does",
+        _LEARNING,
         usage="agentd policy learn --out DIR [--json] -- COMMAND [ARG...]",
-        allow_abbrev=False,
     )
-    learn.add_argument("--out", metavar="DIR", required=True)
+    learn.add_argument("--out", metavar="DIR", required=True, help="where to write the bundle")
     learn.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 

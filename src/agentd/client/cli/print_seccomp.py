@@ -1,10 +1,9 @@
 """``agentd print-seccomp``: the filter of system calls that a sandbox's commands run under."""
 
-import argparse
 from typing import TYPE_CHECKING
 
 from agentd.client.cli import remote
-from agentd.client.cli.options import Parser
+from agentd.client.cli.parser import Parser
 from agentd.model.isolation import IsolationLevel
 
 if TYPE_CHECKING:
@@ -15,11 +14,11 @@ examples:
   agentd print-seccomp
   agentd print-seccomp shell.exec.v1
   agentd print-seccomp --level process --net host
-  agentd print-seccomp --json | jq '.rules[] | select(.calls[] == "ptrace") | .why'
+  agentd print-seccomp --json | jq -r '.rules[] | .why'
   agentd print-seccomp --asm | less
 
 A capability's needs say which level is the least that will do, and whether it has a network; more
-can be asked for, and then --level says what holds. The filter of the process level is another one
+can be asked for, and then --level says what holds. The filter of the process level is another
 where agentd runs as an ordinary user.
 """
 
@@ -45,8 +44,6 @@ def _parser() -> Parser:
         description="Print the filter of system calls that is in force for a level's sandboxes, or "
         "for those of a capability: every rule with its reason.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("capability", metavar="CAPABILITY", nargs="?", help="as shell.exec.v1")
     parser.add_argument(

@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from agentd.client.cli import kept, output, remote
-from agentd.client.cli.options import Parser
+from agentd.client.cli.parser import Parser
 from agentd.client.http.errors import Unreachable
 from agentd.model.errors import InvalidInput, NotFound
 
@@ -37,20 +37,31 @@ def _parser() -> Parser:
         prog="agentd receipt",
         description="Look at a signed receipt of an execution, and verify it offline.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    show = commands.add_parser("show", help="print one", allow_abbrev=False)
+    actions = parser.actions()
+    show = actions.add(
+        "show",
+        "print what a receipt says",
+        "  agentd receipt show req-0123456789abcdef\n"
+        "  agentd receipt show req-0123456789abcdef --raw > receipt.json\n",
+    )
     show.add_argument("id", metavar="ID")
     show.add_argument("--raw", action="store_true", help="the signed envelope as it is")
     show.set_defaults(run=_show)
-    key = commands.add_parser("key", help="print the public key", allow_abbrev=False)
+    key = actions.add(
+        "key",
+        "print the public key that receipts verify with",
+        "  agentd receipt key > receipt.pub\n",
+    )
     key.set_defaults(run=_key, json=False)
     for each in (show, key):
         kept.options(each, "receipts")
         each.add_argument("--url", metavar="URL", help=remote.URL_HELP)
-    verify = commands.add_parser("verify", help="check the signature", allow_abbrev=False)
+    verify = actions.add(
+        "verify",
+        "check a receipt's signature",
+        "  agentd receipt verify receipt.json --key receipt.pub\n",
+    )
     verify.add_argument("file", metavar="FILE", help="the envelope, or - for standard input")
     verify.add_argument("--key", metavar="PUBLIC.pem", required=True, help="who must have signed")
     verify.set_defaults(run=_verify)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from agentd.client.cli.options import Parser
+from agentd.client.cli.parser import Parser
 from agentd.model.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ def parser(name: str, description: str, examples: str, usage: str | None = None)
         usage=usage,
         description=description,
         epilog=f"examples:\n{examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     made.add_argument("--url", metavar="URL", help=URL_HELP)
     made.add_argument("--json", action="store_true", help="print JSON")

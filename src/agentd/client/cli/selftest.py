@@ -1,12 +1,11 @@
 """``agentd selftest``: attacks run behind this machine's walls, to see that each control holds."""
 
-import argparse
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from agentd.client.cli import remote
-from agentd.client.cli.options import Parser
+from agentd.client.cli.parser import Parser
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,7 +18,7 @@ examples:
   agentd selftest
   agentd selftest --comprehensive                     slower attacks, every wall that works here
   agentd selftest --backend linux --backend qemu
-  agentd selftest --json | jq '.backends[].attacks[] | select(.verdict == "got through")'
+  agentd selftest --json | jq '.backends[].attacks[].verdict' | sort | uniq -c
   agentd selftest --backend host                      what the attacks do where there is no wall
 
 Nothing is harmed by an attack that gets through: each is bounded, and its targets are laid out for
@@ -60,8 +59,6 @@ def _parser() -> Parser:
         description="Attack the walls of this machine, to see that every control stops what it "
         "must, and that a sandbox still works.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--comprehensive",

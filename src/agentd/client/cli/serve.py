@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from agentd.client.cli.options import Parser
+from agentd.client.cli.parser import Parser
 from agentd.model.errors import InvalidInput
 
 _EXAMPLES = """\
@@ -73,8 +73,6 @@ def _parser() -> Parser:
         prog="agentd serve",
         description="Serve sandboxes over HTTP, on a unix socket unless told otherwise.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE", help="its configuration (default: the usual)")
     parser.add_argument(

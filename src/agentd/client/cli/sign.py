@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from agentd.client.cli.options import Parser
+from agentd.client.cli.parser import Parser
 from agentd.model.errors import InvalidInput
 
 _EXAMPLES = """\
@@ -97,8 +97,6 @@ def _parser() -> Parser:
         usage="agentd sign REQUEST --key FILE [options]\n       agentd sign --new-key FILE",
         description="Sign a request (a JSON object), or make a key to sign with.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("request", metavar="REQUEST", nargs="?", help="a file, or - for stdin")
     parser.add_argument("--key", metavar="FILE", help="the private key, Ed25519 in PEM")

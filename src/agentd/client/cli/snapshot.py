@@ -1,10 +1,9 @@
 """``agentd snapshot``: what was saved with ``agentd run --save-snapshot`` or from the SDK."""
 
-import argparse
 from typing import TYPE_CHECKING
 
 from agentd.client.cli import remote
-from agentd.client.cli.options import Parser
+from agentd.client.cli.parser import Parser
 
 if TYPE_CHECKING:
     from agentd.client.embedded import Snapshot
@@ -36,10 +35,8 @@ def _parser() -> Parser:
         prog="agentd snapshot",
         description="Look at a saved sandbox, and check that it is whole; or delete it.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    parser.add_argument("action", choices=("inspect", "rm"))
+    parser.action({"inspect": "show what it is, and that it is whole", "rm": "delete it"})
     parser.add_argument("path", metavar="PATH")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser

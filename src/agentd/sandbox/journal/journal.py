@@ -47,7 +47,7 @@ class Journal:
         fresh: bool = False,
     ) -> None:
         """``prefix``: path of its files, to which numbers are added; what an earlier process wrote
-        is gone on with, unless it is ``fresh`` and there can be none. ``max_bytes`` of files,
+        is continued, unless it is ``fresh`` and there can be none. ``max_bytes`` of files,
         compressed, and one write. Raises OSError if they cannot be read.
         """
         self.lock = threading.Lock()  # the ring, the followers and what follows here

@@ -56,7 +56,7 @@ class Journals:
         return self._add(name, fresh=True)
 
     def open(self, name: str) -> Journal:
-        """The one that is open, or what an earlier daemon left, to be read or gone on with.
+        """The one that is open, or what an earlier daemon left, to be read or continued.
 
         Of a process that wrote nothing there is nothing: its journal is empty, and not finished.
         One that is not finished is held until somebody does finish it. Raises OSError.

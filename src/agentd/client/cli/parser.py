@@ -1,0 +1,168 @@
+"""The parser of every command: one-line errors with what was meant, help that fits the terminal."""
+
+import argparse
+import re
+import textwrap
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn
+
+from agentd.model.errors import InvalidInput
+
+_MISSING = "the following arguments are required: "
+_WORDED = re.compile(r"exit codes:\Z")  # what is indented beneath it are words, no commands
+_COMMENTED = re.compile(r"(?P<indent> +)(?P<command>\S.*?) {2,}(?P<comment>\S.*)\Z")
+_CONTINUED = 6
+
+
+class Parser(argparse.ArgumentParser):
+    """An error is an InvalidInput: one line, exit code 2, on every command alike.
+
+    ``description`` and ``epilog`` are wrapped; lines that are indented are commands, and stay.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("formatter_class", Help)
+        options.setdefault("allow_abbrev", False)
+        super().__init__(**options)
+        self._actions_here: Mapping[str, str] = {}
+
+    def error(self, message: str) -> NoReturn:
+        fix = f"see {self.prog} --help"
+        missing = message.removeprefix(_MISSING)
+        if missing != message and "ACTION" in missing and self._actions_here:
+            message, fix = "no action is given", f"use one of: {', '.join(self._actions_here)}"
+        raise InvalidInput(message, remediation=fix)
+
+    def action(self, actions: Mapping[str, str]) -> None:
+        """A positional ``action``, one of ``actions``: their names, and what they do."""
+        self._actions_here = actions
+        self.add_argument("action", metavar="ACTION", choices=tuple(actions), help=_listed(actions))
+
+    def actions(self) -> "Actions":
+        """For actions with options of their own; ``add`` each to what this returns."""
+        # Not required= of argparse: its error would name no action.
+        return Actions(self, self.add_subparsers(metavar="ACTION", dest="action", required=True))
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """As argparse has it, with the nearest choice."""
+        choices = action.choices
+        if choices is None or value in choices:
+            return
+        names = [str(choice) for choice in choices]
+        raise argparse.ArgumentError(
+            action, f"{value!r} is none of {', '.join(names)}{_near(str(value), names)}"
+        )
+
+
+class Actions:
+    def __init__(self, parser: Parser, subparsers: "argparse._SubParsersAction[Parser]") -> None:
+        self._parser = parser
+        self._subparsers = subparsers
+        self._known: dict[str, str] = {}
+        parser._actions_here = self._known
+
+    def add(
+        self, name: str, about: str, examples: str, description: str = "", **options: Any
+    ) -> Parser:
+        """``about`` stands in the list of actions, and begins its own help."""
+        self._known[name] = about
+        return self._subparsers.add_parser(
+            name,
+            help=about,
+            description=description or f"{about[0].upper()}{about[1:]}.",
+            epilog=f"examples:\n{examples}",
+            **options,
+        )
+
+
+class Help(argparse.HelpFormatter):
+    """Prose is filled to the terminal's width; too long an indented line is broken."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        out: list[str] = []
+        for block in _blocks(text):
+            out += _filled(block, width)
+        return "\n".join(f"{indent}{line}".rstrip() for line in out)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        """A list of actions keeps its lines."""
+        lines = text.splitlines() if "\n" in text else [text]
+        return [part for line in lines for part in textwrap.wrap(line, width) or [""]]
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """The likeliest of ``known`` for a slip of the finger, or ""."""
+    from difflib import get_close_matches
+
+    found = get_close_matches(word.lower()[:64], list(known), n=1, cutoff=0.6)
+    return found[0] if found else ""
+
+
+def _near(word: str, known: list[str]) -> str:
+    found = near(word, known)
+    return f" (did you mean {found}?)" if found else ""
+
+
+def _listed(actions: Mapping[str, str]) -> str:
+    return "\n".join(f"{name}: {about}" for name, about in actions.items())
+
+
+def _blocks(text: str) -> list[list[str]]:
+    """Runs of lines that are laid out together: prose, or what is indented; a heading alone."""
+    blocks: list[list[str]] = []
+    kind = ""
+    for line in text.strip("\n").split("\n"):
+        now = "blank" if not line.strip() else "code" if line.startswith(" ") else "prose"
+        if line.endswith(":") and now == "prose" and len(line.split()) <= 2:
+            now = "heading"
+        if now != kind or now in ("blank", "heading"):
+            worded = bool(blocks) and _WORDED.match(blocks[-1][0]) and now == "code"
+            blocks.append([])
+            kind = now
+            if worded:
+                blocks[-1].append("")  # marks words
+        blocks[-1].append(line)
+    return blocks
+
+
+def _filled(block: list[str], width: int) -> list[str]:
+    if block[0] == "" and len(block) > 1:
+        words = " ".join(line.strip() for line in block[1:])
+        return [part for word in words.split("; ") for part in _hung(word, width)]
+    if not block[0].startswith(" "):
+        return textwrap.wrap(" ".join(block), width, break_on_hyphens=False) or [""]
+    if all(len(line) <= width for line in block):
+        return block
+    return [part for line in block for part in _apart(line, width)]
+
+
+def _apart(line: str, width: int) -> list[str]:
+    """A command with its comment above it, continued on the next line where it must be."""
+    found = _COMMENTED.match(line)
+    if found is None:
+        return _continued(line, width)
+    indent = found["indent"]
+    return [f"{indent}# {found['comment']}", *_continued(f"{indent}{found['command']}", width)]
+
+
+def _continued(line: str, width: int) -> list[str]:
+    if len(line) <= width:
+        return [line]
+    at = max((at for at in _unquoted_spaces(line) if _CONTINUED < at < width - 1), default=0)
+    if not at:
+        return [line]
+    return [f"{line[:at]} \\", *_continued(" " * _CONTINUED + line[at + 1 :], width)]
+
+
+def _unquoted_spaces(line: str) -> list[int]:
+    found, quote = [], ""
+    for at, char in enumerate(line):
+        if char in "'\"" and quote in ("", char):
+            quote = "" if quote else char
+        elif char == " " and not quote:
+            found.append(at)
+    return found
+
+
+def _hung(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="      ")

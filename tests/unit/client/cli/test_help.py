@@ -1,0 +1,94 @@
+"""Help of every command and action, and what is said to a slip of the finger."""
+
+import pytest
+
+from agentd.client.cli import main as cli
+
+ACTIONS = {
+    "approval": ("ls", "show", "approve", "deny", "withdraw"),
+    "audit": ("tail", "head", "verify", "export", "accept-loss"),
+    "capability": ("ls", "show"),
+    "config": ("check", "show"),
+    "image": ("build", "ls", "inspect", "rm"),
+    "key": ("create", "ls", "revoke"),
+    "policy": ("check", "test", "explain", "learn"),
+    "receipt": ("show", "key", "verify"),
+    "snapshot": ("inspect", "rm"),
+}
+ALL = [[name] for name in cli.COMMANDS] + [[n, a] for n, names in ACTIONS.items() for a in names]
+
+
+def shown(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", ALL, ids=" ".join)
+def test_it_describes_has_examples_and_fits(words, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = shown([*words, "--help"], capsys)
+    assert [line for line in text.splitlines() if len(line) > 80] == []
+    usage, described = text.split("\n\n")[:2]
+    assert usage.startswith(f"usage: agentd {words[0]}") and described.strip()[0].isupper()
+    examples = text.partition("\nexamples:\n")[2]
+    assert f"agentd {words[0]}" in examples or "agentd-guest" in examples
+    assert shown(["help", *words], capsys) == text
+
+
+def test_a_narrow_terminal_breaks_a_command_so_that_it_can_be_pasted(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    text = shown(["serve", "--help"], capsys)
+    whole = "agentd serve --profile server --listen unix:/run/agentd/agentd.sock"
+    assert whole in " ".join(text.replace("\\\n", " ").split())
+    assert "  # one's own daemon, on a unix socket\n  agentd serve\n" in text
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("runn", "run"),
+        ("lss", "ls"),
+        ("EXEC", "exec"),
+        ("ps", "ls"),
+        ("rm", "kill"),
+        ("version", "--version"),
+        ("capabilities", "capability"),
+    ],
+)
+def test_a_command_that_is_none_is_told_with_the_one_that_was_meant(word, meant, capsys):
+    assert cli.main([word]) == 2
+    said = capsys.readouterr().err
+    assert said == (
+        f"agentd: unknown command {word!r} (did you mean {meant}? agentd --help lists all)\n"
+    )
+
+
+def test_a_command_like_none_names_the_list(capsys):
+    assert cli.main(["walk-the-dog"]) == cli.main(["help", "walk-the-dog"]) == 2
+    line = "agentd: unknown command 'walk-the-dog' (agentd --help lists all)\n"
+    assert capsys.readouterr().err == line * 2
+
+
+@pytest.mark.parametrize("name", sorted(ACTIONS))
+def test_a_group_alone_names_its_actions(name, capsys):
+    assert cli.main([name]) == 2
+    actions = ", ".join(ACTIONS[name])
+    assert capsys.readouterr().err == f"agentd {name}: no action is given (use one of: {actions})\n"
+
+
+@pytest.mark.parametrize("name", sorted(ACTIONS))
+def test_an_action_that_is_none_is_told_with_the_nearest(name, capsys):
+    action = ACTIONS[name][0]
+    assert cli.main([name, f"{action}x"]) == 2
+    said = capsys.readouterr().err
+    assert f"(did you mean {action}?)" in said
+    assert all(each in said for each in ACTIONS[name])
+
+
+def test_the_likelier_things_come_first(capsys):
+    cli.main(["--help"])
+    text = capsys.readouterr().out
+    order = [text.index(f"\n  {name} ") for name in ("run", "create", "exec", "print-seccomp")]
+    assert order == sorted(order)
