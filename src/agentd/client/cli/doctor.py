@@ -46,8 +46,8 @@ def main(words: list[str]) -> int:
 def _parser() -> Parser:
     parser = Parser(
         prog="agentd doctor",
-        description="Say what agentd run uses on this machine, which walls work, and exactly what it "
-        "takes to get the others.",
+        description="Say what agentd run uses on this machine, which walls work, and exactly "
+        "what it takes to get the others.",
         epilog=_EXAMPLES,
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="tell all")

@@ -28,7 +28,7 @@ def directories(given: argparse.Namespace, name: str) -> list[tuple[str, str]]:
     if given.embedded:
         return [own]
     daemons = os.path.join(embedded.state_directory(), name), _DAEMONS
-    return [place for place in (daemons, own) if _holds(place[0])] or [daemons]
+    return [place for place in (daemons, own) if os.path.isdir(place[0])] or [daemons]
 
 
 def _holds(path: str) -> bool:
@@ -44,7 +44,8 @@ def _holds(path: str) -> bool:
 def directory(given: argparse.Namespace, name: str, command: str) -> str:
     """The daemon's if there is one; says on standard error which, where nobody named it."""
     found = directories(given, name)
-    path, whose = found[0]
+    # What a daemon left that never came up hides nothing.
+    path, whose = next((place for place in found if _holds(place[0])), found[0])
     if whose and not given.embedded and os.path.isdir(path):
         other = "; --embedded has that of calls without one" if len(found) > 1 else ""
         output.say(f"{path}, {whose}{other}", command)

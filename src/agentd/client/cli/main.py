@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"agentd {__version__}")
         return 0
     if words[0] not in COMMANDS:
-        _say(f"agentd: unknown command {words[0]!r} ({_meant(words[0])}agentd --help lists all)")
+        _say(f"agentd: unknown command {words[0]!r} ({_meant(words[0])})")
         return BAD_INPUT
     return _guarded(words[0], words[1:])
 
@@ -138,7 +138,9 @@ def _meant(word: str) -> str:
     from agentd.client.cli.parser import near
 
     meant = _ELSEWHERE.get(word.lower()) or near(word, COMMANDS)
-    return f"did you mean {meant}? " if meant else ""
+    if meant:
+        return f"did you mean {meant}? agentd --help lists all"
+    return f"use one of: {', '.join(COMMANDS)}"
 
 
 def _help() -> str:

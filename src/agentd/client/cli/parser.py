@@ -28,9 +28,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         fix = f"see {self.prog} --help"
-        missing = message.removeprefix(_MISSING)
-        if missing != message and "ACTION" in missing and self._actions_here:
-            message, fix = "no action is given", f"use one of: {', '.join(self._actions_here)}"
+        if self._actions_here and message.startswith((f"{_MISSING}ACTION", f"{_MISSING}COMMAND")):
+            fix = f"use one of: {', '.join(self._actions_here)}"
         raise InvalidInput(message, remediation=fix)
 
     def action(self, actions: Mapping[str, str]) -> None:
@@ -40,8 +39,7 @@ class Parser(argparse.ArgumentParser):
 
     def actions(self) -> "Actions":
         """For actions with options of their own; ``add`` each to what this returns."""
-        # Not required= of argparse: its error would name no action.
-        return Actions(self, self.add_subparsers(metavar="ACTION", dest="action", required=True))
+        return Actions(self, self.add_subparsers(metavar="COMMAND", dest="action", required=True))
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """As argparse has it, with the nearest choice."""
@@ -49,8 +47,10 @@ class Parser(argparse.ArgumentParser):
         if choices is None or value in choices:
             return
         names = [str(choice) for choice in choices]
+        likely = near(str(value), names)
+        meant = f"; did you mean {likely}?" if likely else ""
         raise argparse.ArgumentError(
-            action, f"{value!r} is none of {', '.join(names)}{_near(str(value), names)}"
+            action, f"invalid choice: {value!r} (choose from {', '.join(names)}{meant})"
         )
 
 
@@ -96,11 +96,6 @@ def near(word: str, known: Iterable[str]) -> str:
 
     found = get_close_matches(word.lower()[:64], list(known), n=1, cutoff=0.6)
     return found[0] if found else ""
-
-
-def _near(word: str, known: list[str]) -> str:
-    found = near(word, known)
-    return f" (did you mean {found}?)" if found else ""
 
 
 def _listed(actions: Mapping[str, str]) -> str:
