@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
-from agentd.client import build
+from agentd.client import build, wording
 from agentd.client.aio_files import AsyncFiles
 from agentd.client.aio_process import AsyncProcess
 from agentd.client.aio_thread import Wake, Work
@@ -94,7 +94,8 @@ class AsyncSandbox:
         wake = Wake()
         try:
             execute = partial(self._sandbox._held.execute, request, data, wake.fd)
-            result = await self._call(execute, wake)
+            with wording.spoken():
+                result = wording.of_result(await self._call(execute, wake))
         finally:
             wake.close()
         if check and result.status != "ok":
@@ -157,9 +158,9 @@ class AsyncSandbox:
         wake = Wake()
         try:
             held = self._sandbox._held
-            return await self._call(
-                partial(held.call, capability, given, emit, bundle, wake.fd), wake
-            )
+            work = partial(held.call, capability, given, emit, bundle, wake.fd)
+            with wording.spoken():
+                return await self._call(work, wake)
         finally:
             wake.close()
 

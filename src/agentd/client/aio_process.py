@@ -9,6 +9,7 @@ from agentd.client.aio_thread import Wake
 from agentd.client.chunk import Chunk, Chunks
 from agentd.client.process import Process, ended
 from agentd.client.signature import documented_by
+from agentd.client.wording import of_result
 from agentd.model.errors import InvalidInput
 from agentd.model.result import Result
 
@@ -110,7 +111,7 @@ class AsyncProcess:
             if running.exit is None:
                 await self._guarded(self._step)
             else:
-                self._result = await self._guarded(running.finish)
+                self._result = of_result(await self._guarded(running.finish))
         await self.close()
         return self._result
 

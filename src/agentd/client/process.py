@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from agentd.client.chunk import Chunk, Chunks
+from agentd.client.wording import of_result
 from agentd.model.errors import InvalidInput
 from agentd.model.result import Result
 
@@ -70,7 +71,7 @@ class Process:
     def wait(self) -> Result:
         """Wait for its end and return its Result; output that was not read is dropped."""
         if self._result is None:
-            self._result = self._running.finish()
+            self._result = of_result(self._running.finish())
             self._running.close()
         return self._result
 

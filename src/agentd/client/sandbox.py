@@ -5,7 +5,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Unpack
 
-from agentd.client import build
+from agentd.client import build, wording
 from agentd.client.build import Command, ExecOptions, SandboxOptions
 from agentd.client.code import PYTHON, CodeResult, code_parameters, code_result
 from agentd.client.files import Files
@@ -86,14 +86,19 @@ class Sandbox:
 
         Raises InvalidInput, Refused (what is in the way, and the fix), SandboxError, Unreachable.
         """
-        where = address.given(url, api_key)
-        if where is None:
-            from agentd.client import local
+        with wording.spoken():
+            where = address.given(url, api_key)
+            made: Held
+            if where is None:
+                from agentd.client import local
 
-            return cls(local.create(snapshot=snapshot, labels=labels, ttl=ttl, **options))
-        from agentd.client.http import sandbox as remote
+                made = local.create(snapshot=snapshot, labels=labels, ttl=ttl, **options)
+            else:
+                from agentd.client.http import sandbox as remote
 
-        return cls(remote.create(where, snapshot=snapshot, labels=labels, ttl=ttl, **options))
+                made = remote.create(where, snapshot=snapshot, labels=labels, ttl=ttl, **options)
+        wording.tell_unheld(made.enforcement)
+        return cls(made)
 
     @classmethod
     def connect(cls, id: str, *, url: str | None = None, api_key: str | None = None) -> "Sandbox":
@@ -103,7 +108,8 @@ class Sandbox:
         """
         from agentd.client.http import sandbox as remote
 
-        return cls(remote.connect(address.find(url, api_key), id), connected=True)
+        with wording.spoken():
+            return cls(remote.connect(address.find(url, api_key), id), connected=True)
 
     @property
     def id(self) -> str:
@@ -150,7 +156,8 @@ class Sandbox:
         """
         request = build.exec_request(cmd, **options)
         data = stdin.encode() if isinstance(stdin, str) else stdin or b""
-        result = self._held.execute(request, data)
+        with wording.spoken():
+            result = wording.of_result(self._held.execute(request, data))
         if check and result.status != "ok":
             raise CommandFailed(result)
         return result
@@ -194,7 +201,8 @@ class Sandbox:
         return Process(self._held.attach(process, cursors or {}))
 
     def _begin(self, request: ExecRequest, capture: bool = False) -> "Running":
-        return self._held.start(request, capture=capture)
+        with wording.spoken():
+            return self._held.start(request, capture=capture)
 
     def run_code(
         self,
@@ -229,7 +237,8 @@ class Sandbox:
         data)`` gets what it has before its end; ``bundle`` is the digest of the policy that must
         be in force. Raises PolicyDenied, Undecided, and what the capability fails with.
         """
-        return self._held.call(capability, {**(parameters or {}), **more}, emit, bundle)
+        with wording.spoken():
+            return self._held.call(capability, {**(parameters or {}), **more}, emit, bundle)
 
     def changes(self) -> tuple[str, ...]:
         """List what a copy-on-write workspace has: ``A new``, ``M changed``, ``D gone``."""
@@ -263,7 +272,8 @@ class Sandbox:
 
     def fork(self, count: int = 1) -> "list[Sandbox]":
         """Make so many copies as it is now, 64 at most: all of them, or none and an error."""
-        return [type(self)(held) for held in self._held.fork(count)]
+        with wording.spoken():
+            return [type(self)(held) for held in self._held.fork(count)]
 
     def ping(self) -> dict[str, object]:
         """Ask the agent inside whether it answers. Raises BackendLost when it is gone."""

@@ -96,10 +96,11 @@ def explained(group: cgroup.Group | None, limits: Limits) -> Iterator[None]:
 
 
 def _refused(name: str, why: str) -> Refused:
+    bound = "bound each process by ulimit -v, " if name == "memory" else ""
     return Refused(
         f"--{name} cannot be enforced here",
-        cause=why,
-        remediation=f"leave --{name} out, run as root, or have systemd delegate a cgroup "
+        cause=why.partition(": ")[0],  # its own fix is the same
+        remediation=f"leave --{name} out, {bound}run as root, or have systemd delegate a cgroup "
         "(systemd-run --user --scope -p Delegate=yes)",
     )
 

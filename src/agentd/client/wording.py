@@ -1,0 +1,69 @@
+"""What is told in the words of the command line, said in those of the SDK."""
+
+import contextlib
+import re
+import sys
+from collections.abc import Iterator
+
+import msgspec
+
+from agentd.model.enforcement import Enforcement, unheld, unlimited
+from agentd.model.errors import AgentdError
+from agentd.model.options import ExecOptions, SandboxOptions
+from agentd.model.result import Result
+
+_NAMES = {*SandboxOptions.__annotations__, *ExecOptions.__annotations__, "url", "api_key", "ttl"}
+# Another program's options are left as they are.
+_OPTION = re.compile(r"systemd-run [^);,]*|--([a-z][a-z-]*)(?: ([a-z]+)(?=[ ,;)]|$))?")
+_CHOICES = {"isolation", "backend", "net"}
+_BOUND = "bound each process by ulimit -v"
+_BOUND_HERE = "bound each process by limits=ExecLimits(address_space=BYTES) of run"
+
+_told = False
+
+
+def in_python(text: str) -> str:
+    """``raise --memory`` is ``raise memory=`` here, ``--backend linux`` is ``backend="linux"``."""
+    return _OPTION.sub(_spelled, text.replace(_BOUND, _BOUND_HERE))
+
+
+def _spelled(found: re.Match[str]) -> str:
+    name = (found[1] or "").replace("-", "_")
+    if name not in _NAMES:
+        return found[0]
+    value = found[2] or ""
+    if value and name in _CHOICES:
+        return f'{name}="{value}"'
+    return f"{name}= {value}" if value else f"{name}="
+
+
+@contextlib.contextmanager
+def spoken() -> Iterator[None]:
+    """Errors that leave it speak of the SDK's options."""
+    try:
+        yield
+    except AgentdError as error:
+        error.message, error.cause = in_python(error.message), in_python(error.cause)
+        error.remediation = in_python(error.remediation)
+        error.args = (error.message, *error.args[1:])
+        raise
+
+
+def of_result(result: Result) -> Result:
+    cause = result.cause
+    if "--" not in cause.remediation + cause.message:
+        return result
+    message, remediation = in_python(cause.message), in_python(cause.remediation)
+    said = msgspec.structs.replace(cause, message=message, remediation=remediation)
+    return msgspec.structs.replace(result, cause=said)
+
+
+def tell_unheld(enforcement: Enforcement) -> None:
+    """Say on a terminal, once a process, which default limits nothing enforces."""
+    global _told  # noqa: PLW0603  once a process
+    if _told or sys.stderr is None or not sys.stderr.isatty():
+        return
+    if missing := unlimited(unheld(enforcement)):
+        _told = True
+        why = "Sandbox.enforcement tells why, ExecLimits bounds single processes"
+        print(f"agentd: {missing}: {why}", file=sys.stderr)
