@@ -1,5 +1,6 @@
 """What this machine's kernel offers, as facts. Nothing is changed by asking."""
 
+import errno
 import os
 import warnings
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ class Facts:
     cgroup_writable: bool  # child groups of our own group can be made
     user_namespaces: bool
     user_namespaces_error: str  # why not, or empty
+    chroot: bool  # and that is why: the kernel allows none in one
     apparmor_restricts_userns: bool | None
     max_user_namespaces: int | None
     unprivileged_userns_clone: int | None  # Debian's switch
@@ -42,20 +44,24 @@ def gather(kernel: Kernel = KERNEL) -> Facts:
     userns_error = user_namespaces_error(kernel)
     virtual = kvm.probe()
     restricted = read_int(_APPARMOR_USERNS)
+    switch = read_int("/proc/sys/kernel/unprivileged_userns_clone")
+    may_mount = privileges.may_mount()
+    allowed = may_mount or not (restricted or switch == 0)
     return Facts(
         kernel=os.uname().release,
         machine=abi.MACHINE,
         uid=os.geteuid(),
-        may_mount=privileges.may_mount(),
+        may_mount=may_mount,
         landlock_abi=landlock_abi(kernel),
         seccomp=seccomp_filters(),
         cgroup_version=version,
         cgroup_writable=cgroup_writable(version),
         user_namespaces=not userns_error,
         user_namespaces_error=userns_error,
+        chroot=allowed and in_chroot(userns_error),
         apparmor_restricts_userns=None if restricted is None else restricted != 0,
         max_user_namespaces=read_int("/proc/sys/user/max_user_namespaces"),
-        unprivileged_userns_clone=read_int("/proc/sys/kernel/unprivileged_userns_clone"),
+        unprivileged_userns_clone=switch,
         kvm=virtual.usable,
         kvm_error=virtual.what,
         kvm_fix=virtual.fix,
@@ -131,6 +137,21 @@ def user_namespaces_error(kernel: Kernel = KERNEL) -> str:
             os._exit(code)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return os.strerror(code) if code else ""
+
+
+def in_chroot(error: str, mounts: str = "", status: str = "") -> bool:
+    """Whether a user namespace was refused because our root is not the mount namespace's.
+
+    The kernel says EPERM then (unshare(2)), as seccomp filters do. ``mounts`` and ``status`` are
+    the texts of /proc/self/mountinfo and /proc/self/status.
+    """
+    if error != os.strerror(errno.EPERM):
+        return False
+    mounts = mounts or _read("/proc/self/mountinfo")
+    status = status or _read("/proc/self/status")
+    root_seen = any(line.split()[4:5] == ["/"] for line in mounts.splitlines())
+    # A chroot to a mount point is seen by nothing else than that no filter can be to blame.
+    return bool(mounts) and (not root_seen or "\nSeccomp:\t0\n" in status)
 
 
 def read_int(path: str) -> int | None:

@@ -97,6 +97,9 @@ def blockers(facts: "Facts", error: str, mends: str = "") -> list[Blocker]:
     if kernel_version(facts.kernel) < MIN_KERNEL:
         wanted = ".".join(map(str, MIN_KERNEL))
         found.append(Blocker(f"kernel {facts.kernel} is too old", f"boot Linux {wanted} or newer"))
+    if facts.chroot and not found:
+        fix = "enter the tree by systemd-nspawn, podman or bwrap, whose root is one of its own"
+        found.append(Blocker("this is a chroot, where the kernel allows no user namespaces", fix))
     masked = "run agentd outside the container, or give the container its own /proc unmasked"
     return found or [Blocker(error, mends or masked)]
 
