@@ -25,6 +25,7 @@ _TRANSLATED_MIB = 128
 # One template serves all that round up to the same size.
 _STEP = 128 * MIB
 _MAX_MEMORY = 1 << 40
+_KVM_SET = 1
 _MAX_VCPUS = 64
 MAX_MOUNTS = 8
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
@@ -107,18 +108,17 @@ def host_limits(plan: QemuPlan, machine: Machine) -> Limits:
 
 def command(machine: Machine, kernel_arguments: str, program: str = PROGRAM) -> list[str]:
     """QEMU's command line. ``{kernel}``, ``{initramfs}``, ``{qmp}``, ``{serial}``, ``{console}``
-    stand for the numbers of descriptors; the machine waits for a state or for ``cont``.
+    stand for the numbers of descriptors, with KVM ``{kvm}`` too; the machine waits for a state or
+    for ``cont``.
     """
-    accel = (
-        f"tcg,thread=multi,tb-size={_TRANSLATED_MIB}" if machine.accel == "tcg" else machine.accel
-    )
     size = f"{machine.memory // MIB}M"
     return [
         program,
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
         *("-sandbox", _SANDBOX),
         *("-machine", f"{machine.machine},memory-backend=ram,usb=off,vmport=off"),
-        *("-accel", accel, "-cpu", "max", "-smp", str(machine.vcpus), "-m", size),
+        *_accelerated(machine),
+        *("-cpu", "max", "-smp", str(machine.vcpus), "-m", size),
         *("-object", f"memory-backend-memfd,id=ram,size={size},share=on"),
         *("-kernel", "/proc/self/fd/{kernel}", "-initrd", "/proc/self/fd/{initramfs}"),
         *("-append", kernel_arguments),
@@ -128,6 +128,13 @@ def command(machine: Machine, kernel_arguments: str, program: str = PROGRAM) -> 
         *("-device", "virtio-serial-pci,id=ports,max_ports=2,addr=4"),
         *("-device", f"virtserialport,chardev=serial,name={SERIAL_PORT},nr=1"),
     ]
+
+
+def _accelerated(machine: Machine) -> list[str]:
+    if machine.accel == "tcg":
+        return ["-accel", f"tcg,thread=multi,tb-size={_TRANSLATED_MIB}"]
+    # Opened by whoever asks for the machine: the monitor's own user may not, and need not.
+    return ["-add-fd", f"fd={{kvm}},set={_KVM_SET}", "-accel", f"kvm,device=/dev/fdset/{_KVM_SET}"]
 
 
 def kernel_arguments() -> str:

@@ -37,7 +37,7 @@ def find() -> Monitor | Blocker:
         return Blocker(f"this machine is {abi.MACHINE}, the guest x86_64", "use an x86_64 machine")
     if path is None:
         return Blocker(f"{PROGRAM} is not installed", _FIX)
-    version = _version(os.path.realpath(path))
+    version = _said(os.path.realpath(path), "--version")
     match = _VERSION.match(version)
     if match is None:
         return Blocker(f"{path} does not say its version: {version[:100]!r}", _FIX)
@@ -45,6 +45,8 @@ def find() -> Monitor | Blocker:
         wanted = ".".join(map(str, MIN_VERSION))
         return Blocker(f"{path} is version {match[1]}", f"install QEMU {wanted} or newer")
     usable, why = _kvm()
+    if usable and "kvm" not in _said(os.path.realpath(path), "-accel", "help").split():
+        usable, why = False, f"{path} was built without KVM"
     return Monitor(os.path.realpath(path), match[1], "kvm" if usable else "tcg", why)
 
 
@@ -59,10 +61,10 @@ def examine() -> tuple[list[Blocker], list[str]]:
 
 
 @cache
-def _version(path: str) -> str:
+def _said(path: str, *words: str) -> str:
     try:
         done = subprocess.run(
-            [path, "--version"],
+            [path, *words],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -76,5 +78,6 @@ def _version(path: str) -> str:
 
 @cache
 def _kvm() -> tuple[bool, str]:
+    """The monitor uses the device by a descriptor that we open, as the probe does."""
     found = kvm.probe()
     return found.usable, found.what

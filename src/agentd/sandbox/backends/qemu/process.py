@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from agentd.linux import cgroup
+from agentd.linux import cgroup, kvm
 from agentd.model.errors import AgentdError, BackendLost, SandboxError
 from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.qemu import plan as plans
@@ -104,12 +104,14 @@ class Process:
             for name, path in (("kernel", boot.kernel), ("initramfs", boot.initramfs)):
                 fds[name] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 passed.callback(os.close, fds[name])
+            if machine.accel == "kvm":
+                fds["kvm"] = _open_kvm()
+                passed.callback(os.close, fds["kvm"])
             started = self._keeper.start(
                 self._number,
                 argv,
                 fds,
                 readable=("kernel", "initramfs"),
-                devices=("/dev/kvm",) if machine.accel == "kvm" else (),
                 net=net,
                 group=self._group,
                 uid=self._uid,
@@ -357,6 +359,18 @@ class Process:
             if self.wait(_DYING_SECONDS):
                 raise BackendLost("the virtual machine is gone", cause=self.why()) from error
             raise
+
+
+def _open_kvm() -> int:
+    """With our rights, as the probe did: its mode and its group are no matter of the monitor's."""
+    try:
+        return os.open(kvm.DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise SandboxError(
+            f"cannot open {kvm.DEVICE}",
+            cause=error.strerror or str(error),
+            remediation="agentd doctor says what KVM lacks; then start agentd again",
+        ) from error
 
 
 def start(

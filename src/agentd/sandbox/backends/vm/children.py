@@ -41,12 +41,10 @@ def program_cell(request: dict[str, object], fds: list[int]) -> Cell:
     return Cell(
         uid=uid if isinstance(uid, int) else None,
         gid=gid if isinstance(gid, int) else None,
-        groups=[integer(group) for group in _list(request["groups"])],
         net=request["net"] is True,
         programs=True,
         readable=[fds[names.index(name)] for name in strings(request["readable"])],
         writable=[fds[names.index(name)] for name in strings(request["writable"])],
-        devices=strings(request["devices"]),
         stage=None if stage is None else fds[names.index(str(stage))],
     )
 

@@ -39,23 +39,19 @@ class Cell:
         *,
         uid: int | None,
         gid: int | None = None,
-        groups: Sequence[int] = (),
         net: bool = False,
         programs: bool = False,
         readable: Sequence[int] = (),
         writable: Sequence[int] = (),
-        devices: Sequence[str] = (),
         stage: int | None = None,
         filter_: bytes | None = None,
     ) -> None:
         self.uid = uid
         self.gid = uid if gid is None else gid
-        self.groups = list(groups)
         self.net = net
         self.programs = programs
         self.readable = readable
         self.writable = writable
-        self.devices = devices
         self.stage = stage
         self.filter = filter_
 
@@ -104,14 +100,14 @@ def _identity(cell: Cell) -> bool:
     """As root a user that owns nothing, of this machine alone; else who the caller is."""
     if cell.uid is None or cell.gid is None:
         return False
-    os.setgroups(cell.groups)
+    os.setgroups([])
     os.setresgid(cell.gid, cell.gid, cell.gid)
     os.setresuid(cell.uid, cell.uid, cell.uid)
     return True
 
 
 def _landlock(cell: Cell) -> bool:
-    """Reads what it needs to start, writes nothing but its devices; False without Landlock."""
+    """Reads what it needs to start, writes nothing; False without Landlock."""
     if not landlock.abi_version():
         return False
     with landlock.Ruleset(handle_net=not cell.net) as rules:
@@ -120,8 +116,6 @@ def _landlock(cell: Cell) -> bool:
                 _allow(rules, path, landlock.READ | landlock.EXEC)
             for path in (*_FILES, *(_NET_FILES if cell.net else ())):
                 _allow(rules, path, landlock.READ)
-        for path in cell.devices:
-            _allow(rules, path, landlock.READ | landlock.WRITE | landlock.IOCTL_DEV)
         for fd in cell.readable:
             rules.allow_path(fd, landlock.READ)
         for fd in cell.writable:

@@ -81,7 +81,6 @@ class Keeper:
         *,
         readable: Sequence[str] = (),
         writable: Sequence[str] = (),
-        devices: Sequence[str] = (),
         stage: str | None = None,
         net: bool = False,
         group: cgroup.Group | None = None,
@@ -93,8 +92,8 @@ class Keeper:
 
         ``{name}`` in ``argv`` becomes the number of that descriptor in it. ``readable`` and
         ``writable`` name descriptors of files that it opens again by /proc/self/fd, or of
-        directories; ``devices`` are paths it may use; ``stage`` names a detached mount that it
-        finds at ``confine.STAGE``. Raises SandboxError.
+        directories; ``stage`` names a detached mount that it finds at ``confine.STAGE``. Raises
+        SandboxError.
         """
         request: dict[str, object] = {
             "op": "help" if helper else "start",
@@ -103,9 +102,7 @@ class Keeper:
             "names": list(fds),
             "readable": list(readable),
             "writable": list(writable),
-            "devices": list(devices),
             "stage": stage,
-            "groups": [os.stat(path).st_gid for path in devices] if uid is not None else [],
             "net": net,
             "uid": uid,
             "gid": gid,

@@ -115,7 +115,8 @@ def test_the_command_line() -> None:
 
 def test_the_hardware_is_used_where_it_works() -> None:
     words = command(Machine(256 * MIB, 1, accel="kvm"), "")
-    assert words[words.index("-accel") + 1] == "kvm"
+    assert words[words.index("-accel") + 1] == "kvm,device=/dev/fdset/1"
+    assert words[words.index("-add-fd") + 1] == "fd={kvm},set=1"
 
 
 def test_a_panic_ends_the_machine_and_the_agent_listens_twice() -> None:
