@@ -28,6 +28,8 @@ R = TypeVar("R")
 SOURCE = Path(__file__).resolve().parent.parent / "src"
 TOOLS = ("bwrap", "runc", "runsc", "crun", "setpriv", "firecracker", "jailer")
 RUNTIME = ("msgspec", "rich", "markdown_it", "mdurl", "pygments")  # what agentd imports
+# How many times longer a test may take than on hardware: what emulates a machine sets it.
+SLOWER = float(os.environ.get("AGENTD_TESTS_SLOWER", "1"))
 PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 
 # How fast an example is says more of the machine than of us.
@@ -96,9 +98,14 @@ def pytest_report_header() -> list[str]:
     return lines + [f"skipped: needs({tool}): {tool} is not installed" for tool in missing]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     absent = _absent()
+    usual = float(config.getini("timeout"))
     for item in items:
+        if SLOWER != 1:
+            limit = item.get_closest_marker("timeout")
+            seconds = float(limit.args[0]) if limit and limit.args else usual
+            item.add_marker(pytest.mark.timeout(seconds * SLOWER), append=False)
         for name, why in absent.items():
             if item.get_closest_marker(name):
                 item.add_marker(pytest.mark.skip(reason=f"{name}: {why}"))

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 _KERNEL = "linux-image-cloud-amd64"
@@ -27,27 +28,30 @@ def cache_dir() -> Path:
 
 def kernel() -> Path:
     """The bootable image of Debian's cloud kernel: virtual drivers built in. Raises Unavailable."""
-    depends = _field(_KERNEL, "Depends")
+    depends = field(_KERNEL, "Depends")
     found = re.search(r"linux-image-[\w.+-]+-cloud-amd64", depends)
     if found is None:
         raise Unavailable(f"{_KERNEL} names no kernel: {depends!r}")
     name = found[0]
-    return _unpacked(name) / "boot" / f"vmlinuz-{name.removeprefix('linux-image-')}"
+    return unpacked(name) / "boot" / f"vmlinuz-{name.removeprefix('linux-image-')}"
 
 
 def busybox() -> Path:
     """A shell and tools of one static program. Raises Unavailable."""
-    return _unpacked("busybox-static") / "usr" / "bin" / "busybox"
+    return unpacked("busybox-static") / "usr" / "bin" / "busybox"
 
 
-def _unpacked(package: str) -> Path:
-    """The package's tree, kept in the cache by the digest that apt's signed index gives it."""
-    target = cache_dir() / f"{package}-{_field(package, 'SHA256')[:16]}"
+def unpacked(package: str, options: Sequence[str] = ()) -> Path:
+    """The package's tree, kept in the cache by the digest that apt's signed index gives it.
+
+    ``options`` are apt's. Raises Unavailable.
+    """
+    target = cache_dir() / f"{package}-{field(package, 'SHA256', options)[:16]}"
     if target.is_dir():
         return target
     # Beside its final place, so that the rename is atomic and parallel runs do no harm.
     with tempfile.TemporaryDirectory(dir=cache_dir(), prefix="download-") as folder:
-        _run(["apt-get", "download", package], folder)
+        _run(["apt-get", *options, "download", package], folder)
         archives = list(Path(folder).glob("*.deb"))
         if len(archives) != 1:
             raise Unavailable(f"apt-get download {package} gave {len(archives)} files")
@@ -61,12 +65,18 @@ def _unpacked(package: str) -> Path:
     return target
 
 
-def _field(package: str, name: str) -> str:
-    text = _run(["apt-cache", "show", "--no-all-versions", package], "/")
+def field(package: str, name: str, options: Sequence[str] = ()) -> str:
+    """What apt's index says of the package's candidate. Raises Unavailable."""
+    text = _run(["apt-cache", *options, "show", "--no-all-versions", package], "/")
     found = re.search(rf"^{name}: (.+)$", text, re.MULTILINE)
     if found is None:
         raise Unavailable(f"apt knows no {name} of {package}; run apt-get update")
     return found[1]
+
+
+def names(prefix: str, options: Sequence[str] = ()) -> list[str]:
+    """Of all packages that begin so. Raises Unavailable."""
+    return _run(["apt-cache", *options, "pkgnames", prefix], "/").split()
 
 
 def _run(argv: list[str], folder: str) -> str:

@@ -1,0 +1,118 @@
+"""What is asked in the machine: agentd's own doors, one check a function; each prints one line.
+
+``python -m tests.machine.checks NAME...``: those checks, in that order. A check prints
+``{"check", "seconds", "value"}``, or ``"error"`` with its traceback.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import Any
+
+from agentd.client.sandbox import Sandbox
+
+# The smallest machine: under two emulations each page of it takes its time.
+MACHINE: dict[str, Any] = {"isolation": "microvm", "backend": "qemu", "memory": "64M", "cpus": 1}
+MIB = 1 << 20
+_BOMB = f"python3 -c 'b=bytearray({256 * MIB}); b[::4096]=b\"x\"*len(b[::4096])'"
+_COUNT = "n=0; while :; do n=$((n+1)); echo $n > count.part; mv count.part count; sleep 0.1; done"
+
+
+def doctor() -> object:
+    """The machine's facts, and which walls are usable."""
+    argv = [sys.executable, "-m", "agentd", "doctor", "--json"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    found = json.loads(done.stdout)
+    return {
+        "kvm": found["machine"]["kvm"],
+        "cgroup": found["machine"]["cgroup_version"],
+        "qemu": next(b for b in found["backends"] if b["name"] == "qemu"),
+    }
+
+
+@cache
+def _machine() -> Sandbox:
+    return Sandbox.create(**MACHINE)
+
+
+def run() -> object:
+    sandbox = _machine()
+    done = sandbox.run("uname -r; id -u; cat", stdin="by stdin\n")
+    return {
+        "wall": sandbox.enforcement["virtual_machine"].detail,
+        "lines": done.text.splitlines(),
+        "status": done.status,
+    }
+
+
+def files() -> object:
+    sandbox, data = _machine(), os.urandom(MIB)
+    sandbox.files.write("/workspace/data", data)
+    listed = sandbox.run("wc -c < data").text.strip()
+    return {"same": sandbox.files.read("/workspace/data") == data, "size": listed}
+
+
+def snapshot() -> object:
+    """Its source goes on, and what was in the background goes on in the copy."""
+    sandbox = _machine()
+    sandbox.run("echo kept > file")
+    sandbox.run(f"sh -c '{_COUNT}' >/dev/null 2>&1 & until test -e count; do sleep 0.1; done")
+    with sandbox.snapshot() as kept:
+        after = sandbox.run("cat file").text
+        with Sandbox.create(snapshot=kept) as again:
+            return {"source": after, "copy": again.run("cat file").text, **_counts(again)}
+
+
+def fork() -> object:
+    sandbox = _machine()
+    [copy] = sandbox.fork()
+    with copy:
+        ids = {each.run("cat /etc/machine-id").text for each in (sandbox, copy)}
+        return {"machine ids": len(ids), "copy": copy.run("cat file").text, **_counts(copy)}
+
+
+def _counts(sandbox: Sandbox) -> dict[str, bool]:
+    first = int(sandbox.run("cat count").text)
+    deadline = time.monotonic() + 60
+    while int(sandbox.run("cat count").text) <= first:
+        if time.monotonic() > deadline:
+            return {"goes on": False}
+    return {"goes on": True}
+
+
+def close() -> object:
+    _machine().close()
+    return os.listdir("/sys/fs/cgroup/agentd") if os.path.isdir("/sys/fs/cgroup/agentd") else []
+
+
+def memory_limit() -> object:
+    """Of the namespace wall, by cgroup v2: a command that outgrows it ends, the sandbox goes on."""
+    with Sandbox.create(backend="linux", memory="64M") as sandbox:
+        control = sandbox.enforcement["memory"]
+        bomb = sandbox.run(_BOMB)
+        return {
+            "enforced": control.enforced,
+            "detail": control.detail,
+            "bomb": bomb.cause.code,
+            "after": sandbox.run("echo on").text,
+        }
+
+
+def tell(checks: Iterable[Callable[[], object]]) -> None:
+    for check in checks:
+        began = time.monotonic()
+        try:
+            told = {"value": check()}
+        except Exception:
+            told = {"error": traceback.format_exc()}
+        seconds = round(time.monotonic() - began, 1)
+        print(json.dumps({"check": check.__name__, "seconds": seconds, **told}), flush=True)
+
+
+if __name__ == "__main__":
+    tell(globals()[name] for name in sys.argv[1:])
