@@ -104,7 +104,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if SLOWER != 1:
             limit = item.get_closest_marker("timeout")
-            seconds = float(limit.args[0]) if limit and limit.args else usual
+            usual = config.getini("timeout")
+            seconds = float(limit.args[0] if limit and limit.args else usual)
             item.add_marker(pytest.mark.timeout(seconds * SLOWER), append=False)
         for name, why in absent.items():
             if item.get_closest_marker(name):
