@@ -100,7 +100,6 @@ def pytest_report_header() -> list[str]:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     absent = _absent()
-    usual = float(config.getini("timeout"))
     for item in items:
         if SLOWER != 1:
             limit = item.get_closest_marker("timeout")
