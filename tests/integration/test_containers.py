@@ -1,0 +1,78 @@
+"""The table in docs/containers.md, row by row in a real container."""
+
+import json
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.containers import minimal, page
+from tests.containers.podman import Podman, podman
+from tests.vm.debian import Unavailable
+
+_HERE = Path(__file__).resolve().parents[1]
+_STEPS = _HERE / "containers/steps.py"
+_DOCKER = ["--security-opt", f"seccomp={_HERE / 'data/docker-seccomp.json'}"]
+_AT_ONCE = 2
+
+
+def options(row: page.Row) -> list[str]:
+    given = page.options()[row.container]
+    if row.engine == "docker":
+        given = [*given, *_DOCKER]
+    return [*given, *([] if row.who == "root" else ["--user", "1000:1000"])]
+
+
+def tried(engine: Podman, row: page.Row) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="volume-") as volume:
+        Path(volume).chmod(0o777)
+        mounts = ["-v", f"{_STEPS}:/steps.py:ro", "-v", f"{volume}:/volume"]
+        done = engine.run([*options(row), *mounts], ["python3", "/steps.py"])
+    assert done.returncode == 0, f"{row}: {done.stderr}"
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
+
+
+def differences(row: page.Row, told: dict[str, Any]) -> list[str]:
+    """From the page, and of what doctor says from what there is."""
+    words = told["words"]
+    works = {name: told["found"].get(name, "no") for name in row.works}
+    found = [
+        f"{row}: {name}: {works[name]}, not {expected}: {words.get(name)}"
+        for name, expected in row.works.items()
+        if works[name] != expected
+    ]
+    doctor = told["doctor"]
+    walls = {wall["name"]: wall["usable"] for wall in doctor["backends"]}
+    if (doctor["run"]["blocker"] is None) != (works["run"] == "yes"):
+        found.append(f"{row}: doctor says {doctor['run']}, and: {words['run']}")
+    if walls["landlock"] != (works["process"] == "yes"):
+        found.append(f"{row}: doctor says landlock {walls['landlock']}, and: {words['process']}")
+    return found
+
+
+@pytest.mark.root
+@pytest.mark.timeout(900)  # the root is made once for a machine
+def test_what_works_in_a_container_is_what_the_page_says() -> None:
+    rows = page.rows()
+    try:
+        with (
+            minimal.root() as root,
+            podman(root) as engine,
+            ThreadPoolExecutor(_AT_ONCE) as threads,
+        ):
+            told = list(threads.map(lambda row: tried(engine, row), rows))
+    except Unavailable as error:
+        pytest.skip(f"containers: {error}")
+    assert [
+        line for row, each in zip(rows, told, strict=True) for line in differences(row, each)
+    ] == []
+
+
+def test_the_page_has_every_container_for_root_and_for_a_user() -> None:
+    rows = page.rows()
+    named = {row.container for row in rows}
+    assert named == set(page.options())
+    for name in named:
+        assert {row.who for row in rows if row.container == name} == {"root", "user"}
