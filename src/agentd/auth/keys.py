@@ -14,6 +14,7 @@ import msgspec
 from agentd.auth.credential import Credential, bearer
 from agentd.model.errors import Forbidden, InvalidInput, NotFound, Refused, Unauthenticated
 from agentd.model.principal import ADMIN, SCOPES, Principal
+from agentd.model.units import format_duration
 
 PREFIX = "agd_"
 MAX_KEYS = 10_000  # dead ones too, until the store forgets them
@@ -210,7 +211,7 @@ class KeyService:
             raise InvalidInput(f"a key cannot live {ttl} s", remediation="give it a --ttl above 0")
         if ttl is not None and self._max_ttl is not None and ttl > self._max_ttl:
             raise InvalidInput(
-                f"a key lives at most {self._max_ttl:.0f} s here",
+                f"a key lives at most {format_duration(self._max_ttl)} here",
                 remediation="give a shorter --ttl, or raise auth.keys.max_ttl",
             )
         chosen = ttl if ttl is not None else self._default_ttl or self._max_ttl

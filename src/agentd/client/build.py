@@ -8,7 +8,7 @@ from msgspec import structs
 
 from agentd.model import options
 from agentd.model.errors import InvalidInput
-from agentd.model.mount import WORKSPACE, Mount
+from agentd.model.mount import WORKSPACE, Mount, MountMode, unknown_mode
 from agentd.model.options import Command, ExecOptions, SandboxOptions, check_variable, exec_request
 from agentd.model.spec import SandboxSpec
 
@@ -41,6 +41,11 @@ def restored_spec(kept: SandboxSpec, **asked: Unpack[SandboxOptions]) -> Sandbox
 
 def _check_source(mount: Mount) -> None:
     if not os.path.exists(mount.source):
+        path, colon, mode = mount.source.rpartition(":")
+        # A path may have a colon in it; where only the part before it is there, a mode was meant.
+        if colon and "/" not in mode and os.path.exists(path):
+            known = tuple(MountMode) if mount.target == WORKSPACE else (MountMode.RO, MountMode.RW)
+            raise unknown_mode(mount.source, mode, known)
         raise InvalidInput(
             f"mount source {mount.source!r} does not exist",
             remediation="create it, or correct the path",

@@ -205,7 +205,7 @@ def create(
 
     if labels or ttl is not None:
         raise InvalidInput(
-            f"{'labels' if labels else 'ttl'} are for the sandboxes of a daemon",
+            f"{'labels are' if labels else 'ttl is'} for the sandboxes of a daemon",
             remediation="leave them out, or give url=",
         )
     pipeline, principal = embedded.shared(), embedded.principal()

@@ -49,6 +49,8 @@ def parse_mount(text: str) -> Mount:
     """``SRC:DST[:ro|rw]``; read-only unless said otherwise."""
     pair, mode = _split_mode(text, MountMode.RO, (MountMode.RO, MountMode.RW))
     source, colon, target = pair.rpartition(":")
+    if ":/" in source and not target.startswith("/"):
+        raise unknown_mode(text, target, (MountMode.RO, MountMode.RW))
     if not colon or not source:
         raise InvalidInput(
             f"mount {text!r} has no target", remediation="write it as SRC:DST[:ro|rw]"
@@ -67,6 +69,13 @@ def check_target(target: str) -> str:
             remediation="choose another, such as /data",
         )
     return target
+
+
+def unknown_mode(text: str, mode: str, known: tuple[MountMode, ...]) -> InvalidInput:
+    return InvalidInput(
+        f"unknown mode {mode!r} of the mount {text!r}",
+        remediation=f"use one of: {', '.join(known)}",
+    )
 
 
 def _split_mode(

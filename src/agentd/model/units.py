@@ -48,6 +48,17 @@ def parse_duration(text: str | float, what: str = "duration") -> float:
     return value
 
 
+def format_duration(seconds: float) -> str:
+    """As people write it: the largest unit that it is a whole number of, ``30d``, ``90s``, and
+    ``250ms`` or ``1.5s`` where it is no whole number of seconds."""
+    if seconds < 1:
+        return f"{seconds * 1000:g}ms"
+    for unit in ("d", "h", "m"):
+        if seconds % _TIME[unit] == 0:
+            return f"{seconds / _TIME[unit]:.0f}{unit}"
+    return f"{seconds:.10g}s"
+
+
 def readable_size(value: float) -> str:
     """For a person: ``32 GiB``, ``1.5 MiB``, ``1 byte``."""
     for unit in ("T", "G", "M", "K"):

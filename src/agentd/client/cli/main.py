@@ -116,6 +116,8 @@ def _guarded(name: str, words: list[str]) -> int:
         _say(f"agentd {name}: {error}")
         return BAD_INPUT
     except AgentdError as error:
+        if error.code == "unauthenticated":
+            error.remediation = _credential()
         _say(f"agentd {name}: {error}")
         return OWN_FAILURE
     except BrokenPipeError:
@@ -163,6 +165,13 @@ def _help() -> str:
             "agentd help COMMAND tells more; agentd --version tells the version.",
         ]
     )
+
+
+def _credential() -> str:
+    """In the words of the command line: the daemon's answer speaks of an HTTP header."""
+    if os.environ.get("AGENTD_API_KEY"):
+        return "AGENTD_API_KEY holds a key that this daemon does not take: get another"
+    return "set AGENTD_API_KEY to a key of this daemon; agentd key create makes one there"
 
 
 def _say(line: str) -> None:

@@ -25,6 +25,8 @@ class Parser(argparse.ArgumentParser):
         options.setdefault("allow_abbrev", False)
         super().__init__(**options)
         self._actions_here: Mapping[str, str] = {}
+        # ``--timeout -1s``: a value that is wrong, and no option.
+        self._negative_number_matcher = re.compile(r"-\.?\d")
 
     def error(self, message: str) -> NoReturn:
         fix = f"see {self.prog} --help"

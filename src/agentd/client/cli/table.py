@@ -68,7 +68,16 @@ def until(instant: float | None) -> str:
     if instant is None:
         return "-"
     left = instant - time.time()
-    return f"in {span(left)}" if left > 0 else "now"
+    return f"in {_about(left)}" if left > 0 else "now"
+
+
+def _about(seconds: float) -> str:
+    """To the nearest unit, so that what was given as 10m is 10m a moment later."""
+    for size, unit, larger, most in ((1, "s", "m", 60), (60, "m", "h", 60), (3600, "h", "d", 24)):
+        count = round(seconds / size)
+        if count < 2 * most:
+            return f"1{larger}" if count == most else f"{count}{unit}"
+    return f"{round(seconds / 86400)}d"
 
 
 def span(seconds: float) -> str:

@@ -23,6 +23,7 @@ from agentd.model.api import SandboxPage, SandboxView
 from agentd.model.errors import AgentdError, BackendLost, Full, InvalidInput, NotFound
 from agentd.model.principal import Principal
 from agentd.model.spec import SandboxSpec
+from agentd.model.units import format_duration
 from agentd.sandbox import guard
 from agentd.sandbox.choose import Choice
 from agentd.sandbox.handle import SandboxHandle
@@ -433,7 +434,8 @@ class Sandboxes:
         seconds = float(leases.default) if ttl is None else ttl
         if seconds > leases.max:
             raise InvalidInput(
-                f"a lease of {seconds:g} s is longer than the {leases.max:g} s allowed",
+                f"a lease of {format_duration(seconds)} is longer than the "
+                f"{format_duration(leases.max)} allowed",
                 remediation="ask for less, and renew it",
             )
         return seconds

@@ -9,6 +9,7 @@ import pytest
 from agentd.client.cli import main as cli
 from agentd.client.cli import remote, table
 from agentd.client.cli.attach import only
+from agentd.model import units
 from agentd.model.errors import InvalidInput
 
 
@@ -84,6 +85,20 @@ def test_times():
     assert table.until(None) == "-"
     assert table.until(now - 1) == "now"
     assert table.until(now + 3 * 86400 + 5) == "in 3d"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(30, "30s"), (90, "90s"), (600, "10m"), (3600, "1h"), (86400, "1d"), (90 * 86400, "90d")],
+)
+def test_a_lease_reads_as_it_was_given(seconds, shown):
+    """A moment later, too: nobody sees a list in the instant that the sandbox is made."""
+    assert table.until(time.time() + seconds - 0.3) == f"in {shown}"
+
+
+@pytest.mark.parametrize("text", ["30d", "1d", "12h", "90m", "90s", "1.5s", "250ms", "36h"])
+def test_a_duration_is_told_as_people_write_it(text):
+    assert units.format_duration(units.parse_duration(text)) == text
 
 
 class P:

@@ -1,0 +1,38 @@
+"""What is wrong is told in the words of who wrote it."""
+
+from pathlib import Path
+
+import pytest
+from tests.security.daemons import Daemon, fixture
+
+from agentd.client.cli import main as cli
+
+daemon = fixture()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--timeout", "-1s"], "timeout '-1s' is not a time"),
+        (["--memory", "-1G"], "memory '-1G' is not a size"),
+        (["-w", ".:xx"], "unknown mode 'xx'"),
+        (["--mount", ".:/data:xx"], "unknown mode 'xx'"),
+    ],
+)
+def test_a_wrong_option(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "--embedded", *words, "--", "true"]) == 2
+    assert capsys.readouterr().err.startswith(f"agentd run: {said}")
+
+
+def test_a_folder_with_a_colon_in_its_name_is_one(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "c:d").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["run", "--embedded", "-w", "c:d", "--", "touch", "made"]) == 0
+    assert (tmp_path / "c:d" / "made").exists()
+
+
+def test_a_lease_that_is_too_long(daemon: Daemon) -> None:
+    answer = daemon.ask("POST", "/v1/sandboxes", {"ttl": "30d"})
+    assert "a lease of 30d is longer than the 1d allowed" in answer.json["message"]
