@@ -16,6 +16,7 @@ from typing import NoReturn
 
 import msgspec
 
+from agentd.model import install
 from agentd.policy.frames import Missing, receive, send
 
 PATH = "LD_LIBRARY_PATH"  # the loader reads it once, when a program starts
@@ -90,8 +91,8 @@ def _missing(error: Exception, more: str = "") -> Missing:
         fix = f"apt-get install {debian}, or dnf install {fedora}"
         return Missing(f"{name} is missing{more}", fix)
     if isinstance(error, ModuleNotFoundError):
-        return Missing(f"the package {error.name} is missing", "install agentd anew, with pip")
-    return Missing(str(error)[:500], "pip install --force-reinstall regopy")
+        return Missing(f"the Python package {error.name} is missing", install.command("regopy"))
+    return Missing(str(error)[:500], install.command("--force-reinstall", "regopy"))
 
 
 def _refuse(missing: Missing) -> NoReturn:
