@@ -66,6 +66,7 @@ ASYNC = {
     "AsyncProcess": "Process",
     "AsyncFiles": "Files",
     "AsyncIterator": "Iterator",
+    "AsyncGenerator": "Generator",
 }
 # What cannot block: iteration that is awaited piece by piece, or a command that begins with that.
 AT_ONCE = {"stream", "read_iter", "watch"}
@@ -78,6 +79,7 @@ def plain(annotation: object) -> str:
         text = text.replace(f"{name}.", "")
     for asynchronous, synchronous in ASYNC.items():
         text = text.replace(asynchronous, synchronous)
+    text = text.replace(", None, None]", ", None]")  # a generator's, which nothing is sent to
     return re.sub(r"agentd\.client\.files\.|collections\.abc\.", "", text).strip("'\"")
 
 

@@ -1,7 +1,7 @@
 """Files of a sandbox for asyncio."""
 
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
@@ -30,10 +30,10 @@ class AsyncFiles:
     async def read_text(self, path: str, encoding: str = "utf-8") -> str:
         return await self._sandbox._call(partial(self._files.read_text, path, encoding))
 
-    def read_iter(self, path: str) -> AsyncIterator[bytes]:
+    def read_iter(self, path: str) -> AsyncGenerator[bytes, None]:
         return self._each(partial(self._files._files.read_iter, path))
 
-    def watch(self, path: str, *, recursive: bool = False) -> "AsyncIterator[Change]":
+    def watch(self, path: str, *, recursive: bool = False) -> "AsyncGenerator[Change, None]":
         """As Files.watch; it holds one of the threads."""
         return self._each(partial(self._files._files.watch, path, recursive=recursive))
 
@@ -78,7 +78,7 @@ class AsyncFiles:
     async def remove(self, path: str, *, recursive: bool = False) -> None:
         await self._sandbox._call(partial(self._files.remove, path, recursive=recursive))
 
-    async def _each(self, begin: Callable[..., Iterator[T]]) -> AsyncIterator[T]:
+    async def _each(self, begin: Callable[..., Iterator[T]]) -> AsyncGenerator[T, None]:
         """Its items, each waited for on a thread; cancelling the wait ends it."""
         wake = Wake()
         items = begin(wake=wake.fd)

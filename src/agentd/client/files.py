@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from agentd.model.errors import OperationFailed
@@ -21,7 +21,7 @@ class Files:
         """Read a file, or a part of it: at most 256 MiB at once; ``read_iter`` has no bound."""
         return bytes(self._files.read(path, offset, length))
 
-    def read_iter(self, path: str) -> Iterator[bytes]:
+    def read_iter(self, path: str) -> Generator[bytes, None, None]:
         """Read a file piece by piece, of any size."""
         yield from self._files.read_iter(path)
 
@@ -98,6 +98,6 @@ class Files:
         """Remove a file or an empty folder; with ``recursive`` all that is in it, too."""
         self._files.remove(path, recursive=recursive)
 
-    def watch(self, path: str, *, recursive: bool = False) -> "Iterator[Change]":
-        """Tell of changes, with ``kind`` and ``path``, as they happen, until it is left."""
+    def watch(self, path: str, *, recursive: bool = False) -> "Generator[Change, None, None]":
+        """Tell of changes, with ``kind`` and ``path``, as they happen, until it is closed."""
         yield from self._files.watch(path, recursive=recursive)
