@@ -65,6 +65,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """For ``-n auto``: one more than there are cores, since a test waits for half of its time."""
+    return min(len(os.sched_getaffinity(0)) + 1, 6)
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_setupnodes() -> None:
     """Workers begin with all signals blocked, and their main threads unblock them when configured.
 
@@ -100,7 +106,6 @@ def pytest_report_header() -> list[str]:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     absent = _absent()
-    usual = float(config.getini("timeout"))
     for item in items:
         if SLOWER != 1:
             limit = item.get_closest_marker("timeout")

@@ -304,7 +304,7 @@ class CommandLine(Way):
         sandbox: str | None = None,
         follow: bool = False,
     ) -> dict[str, Any]:
-        words = [capability, "--json", json.dumps(parameters), "--as-json"]
+        words = [capability, "--params", json.dumps(parameters), "--json"]
         words += ["--embedded"] if self.embedded else []
         words += ["--bundle", bundle] if bundle else []
         words += ["--follow"] if follow else []

@@ -39,9 +39,9 @@ def test_a_capabilitys_error_ends_with_1_and_a_refusal_with_125(
     for words, code in (
         (("fs.edit.v1", "--json", EDIT), 1),
         (("fs.edit.v1", "--json", EDIT, "--follow"), 1),
-        (("fs.read.v1", "--json", '{"path": "gone"}'), 1),
-        (("fs.read.v1", "--json", '{"path": "gone"}', "--follow"), 1),
-        (("fs.read.v1", "--json", '{"file": "a"}'), 2),
+        (("fs.read.v1", "--params", '{"path": "gone"}'), 1),
+        (("fs.read.v1", "--params", '{"path": "gone"}', "--follow"), 1),
+        (("fs.read.v1", "--params", '{"file": "a"}'), 2),
         (("fs.list.v1", "--bundle", "sha256:" + "0" * 64), 125),
         (("fs.list.v1",), 0),
     ):
@@ -52,9 +52,7 @@ def test_a_capabilitys_error_ends_with_1_and_a_refusal_with_125(
 def test_a_receipt_comes_from_the_daemon_and_holds_by_its_key(
     daemon: Daemon, sandbox: Sandbox, tmp_path: Path
 ) -> None:
-    answer = json.loads(
-        daemon.cli("call", "fs.list.v1", "--sandbox", sandbox.id, "--as-json").stdout
-    )
+    answer = json.loads(daemon.cli("call", "fs.list.v1", "--sandbox", sandbox.id, "--json").stdout)
     (tmp_path / "receipt").write_bytes(
         daemon.cli("receipt", "show", answer["receipt"], "--raw").stdout
     )

@@ -275,7 +275,7 @@ def test_what_ended_before_a_restart_is_still_told(tmp_path: Path, kill: bool) -
         name: client.call("GET", f"{url}/{name}", into=dict) for name in names
     }
     assert before["talker"] == before[first] and before[first]["result"]["exit_code"] == 3
-    time.sleep(0.5)  # what a process that has ended wrote is on disk a moment later
+    Sandbox.create(url=daemon.url).kill()  # is on disk when it is answered, and all before it
     daemon.stop(kill=kill)
     daemon.start()
     after = {name: client.call("GET", f"{url}/{name}", into=dict) for name in names}

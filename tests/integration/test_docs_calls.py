@@ -60,7 +60,7 @@ def test_a_policy_is_named_for_calls_without_a_daemon(env: dict[str, str]) -> No
 
 
 def test_a_receipt_is_shown_and_verified_as_the_page_does(env: dict[str, str]) -> None:
-    answer = json.loads(shell("agentd call fs.list.v1 --as-json", env))
+    answer = json.loads(shell("agentd call fs.list.v1 --json", env))
     (script,) = [text for text in blocks("audit.md", "sh") if "receipt verify" in text]
     found = shell(script.replace("req-0123456789abcdef", answer["receipt"]), env)
     assert "the signature holds: receipt.pub signed this" in found
@@ -72,14 +72,16 @@ def test_a_receipt_is_shown_and_verified_as_the_page_does(env: dict[str, str]) -
 
 
 def test_what_a_command_calls_without_a_daemon_is_learned(env: dict[str, str]) -> None:
-    script = 'agentd policy learn --out learned -- agentd call fs.list.v1 --json \'{"path": "."}\''
+    script = (
+        'agentd policy learn --out learned -- agentd call fs.list.v1 --params \'{"path": "."}\''
+    )
     assert "learned: 1 call seen, 4 tests" in shell(script, env)
     assert "4 passed, 0 failed" in shell("agentd policy test learned", env)
     assert "nothing to learn" not in shell("agentd policy check learned", env)
     allowed = shell('AGENTD_POLICY="$PWD/learned" agentd call fs.list.v1', env)
     assert json.loads(allowed)["entries"] == []
     denied = shell(
-        'AGENTD_POLICY="$PWD/learned" agentd call fs.list.v1 --json \'{"path": "/"}\'', env
+        'AGENTD_POLICY="$PWD/learned" agentd call fs.list.v1 --params \'{"path": "/"}\'', env
     )
     assert "learned.unseen" in denied
 

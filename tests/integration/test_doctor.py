@@ -117,7 +117,7 @@ def test_a_default_limit_that_does_not_hold_is_told_on_a_terminal(as_user: Ordin
     line = "memory is not limited (default 1G); -v or agentd doctor tells why"
     said = on_terminal("run", "--", "echo", "out")
     assert said.count(line) == 1 and "\x1b[33m" in said and said.endswith("out\n")
-    call = on_terminal("call", "shell.exec.v1", "--embedded", "--json", '{"command": "true"}')
+    call = on_terminal("call", "shell.exec.v1", "--embedded", "--params", '{"command": "true"}')
     assert call.count(line) == 1
     for words in (["run", "--json", "--", "true"], ["run", "-v", "--", "true"]):
         assert line not in on_terminal(*words)

@@ -71,7 +71,7 @@ def test_large_arguments_are_decided_by_rest_the_sdk_and_the_command_line(shippe
         found = box.call("python.exec.v1", large()["python.exec.v1"])
         assert found.value["stdout"] == f"{LONG}\n"
     (shipped.folder / "params.json").write_text(json.dumps(large()["fs.write.v1"]))
-    words = ("fs.write.v1", "--sandbox", id_, "--json", f"@{shipped.folder}/params.json")
+    words = ("fs.write.v1", "--sandbox", id_, "--params", f"@{shipped.folder}/params.json")
     done = shipped.cli("call", *words, key=key)
     assert done.returncode == 0, done.stderr
     assert shipped.cli("exec", id_, "--", *cmd, key=key).stdout == b"3\n"

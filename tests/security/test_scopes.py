@@ -53,7 +53,7 @@ def test_the_daemon_and_explain_want_the_same_scope(daemon: Daemon, box: str, na
     for scopes, decision in ((others, "denied"), ((scope_of(name),), "allowed")):
         words = ("--bundle", "permissive", "--as", "bob", "--scopes", ",".join(scopes))
         said = daemon.cli(
-            "policy", "explain", *words, "--call", name, "--json", json.dumps(parameters)
+            "policy", "explain", *words, "--call", name, "--params", json.dumps(parameters)
         )
         assert f"decision  {decision}" in said.stdout.decode(), said
     shown = daemon.cli("capability", "show", name, "--json")

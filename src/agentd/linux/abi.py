@@ -24,12 +24,14 @@ class _Common:
 class _X86_64(_Common):
     rt_sigaction = 13
     gettid = 186
+    clone = 56
     prctl = 157
     mount = 165
     umount2 = 166
     pivot_root = 155
     unshare = 272
     setns = 308
+    setgroups = 116
     capget = 125
     capset = 126
     sethostname = 170
@@ -41,12 +43,14 @@ class _X86_64(_Common):
 class _AArch64(_Common):
     rt_sigaction = 134
     gettid = 178
+    clone = 220
     prctl = 167
     mount = 40
     umount2 = 39
     pivot_root = 41
     unshare = 97
     setns = 268
+    setgroups = 159
     capget = 90
     capset = 91
     sethostname = 161
@@ -58,6 +62,13 @@ class _AArch64(_Common):
 _TABLES: dict[str, type[_X86_64] | type[_AArch64]] = {"x86_64": _X86_64, "aarch64": _AArch64}
 MACHINE = os.uname().machine
 SYS = _TABLES.get(MACHINE, _X86_64)
+#: By number.
+NAMES = {
+    number: name
+    for table in reversed(SYS.__mro__)
+    for name, number in vars(table).items()
+    if isinstance(number, int)
+}
 
 # linux/fs.h
 RENAME_NOREPLACE = 1

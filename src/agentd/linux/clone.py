@@ -6,6 +6,7 @@ the kernel itself (CLONE_CHILD_SETTID at the place where glibc keeps it).
 """
 
 import ctypes
+import errno
 import os
 import signal
 import struct
@@ -57,14 +58,25 @@ class Cloner:
         )  # fmt: skip
         _before()
         pid = int(_syscall(abi.SYS.clone3, self._buffer, size))
+        code = ctypes.get_errno()
+        if pid < 0 and code == errno.ENOSYS and group < 0:
+            pid = self._clone2(flags)
+            code = ctypes.get_errno()
         if pid == 0:
             _after_child()
             return 0, -1
-        code = ctypes.get_errno()
         _after_parent()
         if pid < 0:
             raise OSError(code, os.strerror(code))
         return pid, self._pidfd.value
+
+    def _clone2(self, flags: int) -> int:
+        """clone(2), where a container's seccomp profile answers clone3 as an old kernel does, since
+        it cannot look into its arguments. Without a stack it is a fork, too."""
+        tid, tls = self._tid_address, 0
+        last = (tls, tid) if abi.MACHINE == "aarch64" else (tid, tls)
+        words = (flags | signal.SIGCHLD, 0, ctypes.addressof(self._pidfd), *last)
+        return int(_syscall(abi.SYS.clone, *(ctypes.c_long(word) for word in words)))
 
 
 def _find_cached_tid() -> int:

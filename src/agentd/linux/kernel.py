@@ -19,12 +19,15 @@ class Kernel:
     """The real one. Stateless."""
 
     def syscall(self, number: int, *args: object) -> int:
-        """A raw system call. ints go as 64 bits, bytes and ctypes objects as pointers."""
+        """A raw system call. ints go as 64 bits, bytes and ctypes objects as pointers.
+
+        An OSError names the call as its file name.
+        """
         words = [ctypes.c_long(a) if isinstance(a, int) else a for a in args]
         result = int(_syscall(ctypes.c_long(number), *words))
         if result < 0:
             code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
+            raise OSError(code, os.strerror(code), abi.NAMES.get(number, str(number)))
         return result
 
     def prctl(self, option: int, a: int = 0, b: object = 0, c: int = 0, d: int = 0) -> int:
@@ -55,7 +58,12 @@ class Kernel:
         flags: int,
         data: str | None = None,
     ) -> None:
-        self.syscall(abi.SYS.mount, _text(source), _text(target), _text(fstype), flags, _text(data))
+        words = (_text(source), _text(target), _text(fstype), flags, _text(data))
+        try:
+            self.syscall(abi.SYS.mount, *words)
+        except OSError as error:
+            what = f"mount {fstype or 'of what is there'} at {target}"
+            raise OSError(error.errno, error.strerror, what) from None
 
     def umount(self, target: str, flags: int = 0) -> None:
         self.syscall(abi.SYS.umount2, _text(target), flags)
@@ -134,6 +142,12 @@ class Kernel:
     def capset_none(self) -> None:
         """Drop every effective, permitted and inheritable capability (capset(2), version 3)."""
         data = (ctypes.c_uint32 * 6)()
+        self.syscall(abi.SYS.capset, ctypes.byref(_cap_header()), ctypes.byref(data))
+
+    def capset_same(self) -> None:
+        """Set what is set: whether the call can be made."""
+        data = (ctypes.c_uint32 * 6)()
+        self.syscall(abi.SYS.capget, ctypes.byref(_cap_header()), ctypes.byref(data))
         self.syscall(abi.SYS.capset, ctypes.byref(_cap_header()), ctypes.byref(data))
 
     def capset_effective(self) -> None:

@@ -49,7 +49,19 @@ def no_users(start: int, end: int) -> str:
     for file in ("/proc/self/uid_map", "/proc/self/gid_map"):
         if not _maps(file, start, end):
             return f"root of a user namespace that has no ids from {start} to {end - 1}"
+    if not may_set_groups():
+        return "root of a user namespace that may not set groups"
     return ""
+
+
+def may_set_groups() -> bool:
+    """Whether supplementary groups can be given up: not in every user namespace."""
+    try:
+        with open("/proc/self/setgroups", encoding="ascii") as file:
+            denied = file.read().strip() == "deny"
+    except OSError:
+        denied = False  # user namespaces are not built in
+    return os.geteuid() == 0 and not denied and not missing(SETGID)
 
 
 def may_mount() -> bool:

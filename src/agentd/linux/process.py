@@ -1,5 +1,6 @@
 """What a process sets on itself, and how it ends everything below it."""
 
+import contextlib
 import errno
 import os
 import signal
@@ -68,10 +69,11 @@ def raise_file_limit() -> None:
     """
     import resource  # late: few need it
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    with contextlib.suppress(OSError):  # a seccomp profile refuses it: who needs it says so
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+        if soft != resource.RLIM_INFINITY and soft < most:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def oom_score_adj(value: int, pid: int | None = None) -> None:

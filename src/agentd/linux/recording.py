@@ -8,13 +8,6 @@ from agentd.linux.kernel import Kernel
 
 Answer = int | OSError
 
-_NAMES = {
-    number: name
-    for table in reversed(abi.SYS.__mro__)
-    for name, number in vars(table).items()
-    if isinstance(number, int)
-}
-
 
 class RecordingKernel(Kernel):
     """``calls`` holds ``(name, args)`` of every system call, in order.
@@ -28,7 +21,7 @@ class RecordingKernel(Kernel):
         self._script = {name: deque(answers) for name, answers in (script or {}).items()}
 
     def syscall(self, number: int, *args: object) -> int:
-        name = _NAMES.get(number, str(number))
+        name = abi.NAMES.get(number, str(number))
         self.calls.append((name, args))
         answers = self._script.get(name)
         answer = answers.popleft() if answers else 0

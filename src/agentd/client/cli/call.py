@@ -5,7 +5,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from agentd.client.cli import output, remote
+from agentd.client.cli import output, params, remote
 from agentd.client.cli.options import limit_options, sandbox_options, wall_options
 from agentd.client.cli.parser import Parser
 from agentd.model.characters import Texts
@@ -17,23 +17,25 @@ if TYPE_CHECKING:
     from agentd.model.api import CallBody, CallView
 
 _EXAMPLES = """\
-  agentd call fs.read.v1 --json '{"path":"/workspace/a.txt"}' --sandbox sbx-abcdefghijkl
-  agentd call shell.exec.v1 --json '{"command":"uname","args":["-r"]}'
-  agentd call python.exec.v1 --json '{"code":"x=1\\nx+1"}' --sandbox sbx-abcdefghijkl
+  agentd call shell.exec.v1 --params '{"command":"uname","args":["-r"]}'
+  agentd call fs.read.v1 --sandbox sbx-abcdefghijkl --params '{"path":"a.txt"}'
+  agentd call python.exec.v1 --params '{"code":"x=1\\nx+1"}'
   agentd call --request signed.json            as agentd sign wrote it; for a daemon
-  agentd call shell.exec.v1 --json @params.json --as-json | jq .receipt
+  agentd call shell.exec.v1 --params @params.json --json | jq .receipt
 
-prints the value as JSON. exit codes: 0, 1 where the call failed, 2 for wrong options or parameters,
-125 where it was refused.
+It prints the value, which is JSON; with --json all of the answer: decision, wall, receipt, value.
 agentd capability show NAME lists the parameters.
+
+exit codes:
+  0 it was done; 1 the call failed; 2 wrong options or parameters; 125 it was refused
 """
 _FAILED = 1
-_MAX_INPUT = 64 << 20
 
 
 def main(words: list[str]) -> int:
+    words, spelled = params.renamed(words, "call")
     options = _parser().parse_args(words)
-    body = _request(options)
+    body = _request(options, spelled)
     where = _daemon(options)
     if options.verbose:
         output.say(f"via {where or 'this process'}", "call")
@@ -46,9 +48,9 @@ def main(words: list[str]) -> int:
         raise
     from agentd.client.cli import held
 
-    held.tell(view.enforcement, "call", verbose=options.verbose, quiet=options.as_json)
-    shown: Any = view if options.as_json else view.value
-    if options.as_json or not sys.stdout.isatty():
+    held.tell(view.enforcement, "call", verbose=options.verbose, quiet=options.json)
+    shown: Any = view if options.json else view.value
+    if options.json or not sys.stdout.isatty():
         remote.print_json(shown)
     else:
         print(json.dumps(view.value, indent=2, ensure_ascii=True))
@@ -125,67 +127,41 @@ def _daemon(options: argparse.Namespace) -> "Address | None":
     return address.given(options.url) or address.default()
 
 
-def _request(options: argparse.Namespace) -> "CallBody | dict[str, Any]":
+def _request(options: argparse.Namespace, spelled: str) -> "CallBody | dict[str, Any]":
     """Raises InvalidInput."""
     if options.request is not None:
-        if options.name is not None or options.json is not None:
+        if options.name is not None or options.params is not None:
             raise InvalidInput(
-                "--request is the whole request", remediation="leave out the name and --json"
+                "--request is the whole request", remediation=f"leave out the name and {spelled}"
             )
-        return _object(_read(options.request), "the request")
+        return params.parsed(params.read(options.request), "the request")
     if options.name is None:
         raise InvalidInput("no capability is named", remediation="agentd capability ls lists them")
     from agentd.client.http import wire
     from agentd.model.api import CallBody
 
-    text = options.json if options.json is not None else "{}"
-    raw = _read(text[1:]) if text.startswith("@") else text.encode(errors="surrogateescape")
     return CallBody(
         capability=options.name,
-        parameters=_object(raw, "--json"),
+        parameters=params.parsed(params.text(options.params), spelled),
         sandbox=options.sandbox,
         create=wire.sandbox_body(snapshot=None, labels=None, ttl=None, **sandbox_options(options)),
         bundle=options.bundle,
     )
 
 
-def _object(raw: bytes, what: str) -> dict[str, Any]:
-    from agentd.model.canonical import loads_strict
-
-    found = loads_strict(raw)
-    if not isinstance(found, dict):
-        raise InvalidInput(f"{what} is no JSON object", remediation='write it as {"path": "a.txt"}')
-    return found
-
-
-def _read(path: str) -> bytes:
-    try:
-        if path == "-":
-            return sys.stdin.buffer.read(_MAX_INPUT)
-        with open(path, "rb") as file:
-            return file.read(_MAX_INPUT)
-    except OSError as error:
-        raise InvalidInput(f"cannot read {path}", cause=error.strerror or str(error)) from error
-
-
 def _parser() -> Parser:
     parser = Parser(
         prog="agentd call",
-        usage="agentd call [options] NAME --json PARAMETERS",
+        usage="agentd call [options] NAME --params PARAMETERS",
         description="Call a capability: what a policy allows, with a signed receipt of it.",
         epilog=f"examples:\n{_EXAMPLES}",
     )
     parser.add_argument("name", metavar="NAME", nargs="?", help="as fs.read.v1")
-    parser.add_argument(
-        "--json", metavar="PARAMETERS", help="its parameters, a JSON object; @FILE or @- reads them"
-    )
+    params.add(parser, "its own, a JSON object; @FILE or @- reads them")
     parser.add_argument("--sandbox", metavar="ID", help="in this one (default: one made for it)")
     parser.add_argument("--request", metavar="FILE", help="a whole request, signed or not")
     parser.add_argument("--bundle", metavar="DIGEST", help="refuse under any other policy")
     parser.add_argument("--follow", action="store_true", help="its output as it comes, on stderr")
-    parser.add_argument(
-        "--as-json", action="store_true", help="print all: decision, wall, receipt, value"
-    )
     parser.add_argument(
         "-v", "--verbose", action="store_true", help="say where it ran, and what its wall held"
     )

@@ -82,7 +82,7 @@ def _examples(about: "About") -> None:
     print("\nexamples:" if about.examples else "")
     for example in about.examples:
         print(f"  # {remote.safe(example.about)}{_end(example)}")
-        print(f"  agentd call {about.name} --json {_quoted(example)}")
+        print(f"  agentd call {about.name} --params {_quoted(example)}")
 
 
 def _quoted(example: "Example") -> str:

@@ -16,7 +16,7 @@ examples:
   tar c src | agentd run -i -- sh -c 'tar x && find . -name "*.py" | wc -l'
   agentd run -t -- bash
   agentd run -w .:cow -- sh -c 'rm -rf *; ls'      the host's files stay as they were
-  agentd run --isolation process -- make -n        no namespaces, no privileges needed
+  agentd run --isolation process -w . -- make -n   no namespaces, no privileges needed
   agentd run --isolation microvm --save-snapshot ready -- ./set-up
   agentd run --snapshot ready -- ./use             as often as you like
 

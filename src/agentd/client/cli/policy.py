@@ -8,7 +8,7 @@ import sys
 import tempfile
 from typing import TYPE_CHECKING, Any
 
-from agentd.client.cli import remote, table
+from agentd.client.cli import params, remote, table
 from agentd.client.cli.parser import Parser
 from agentd.model.errors import InvalidInput
 
@@ -21,8 +21,9 @@ examples:
   agentd policy check ./policy
   agentd policy test strict                  the tests of a bundle that agentd ships
   agentd policy explain --bundle strict --as bob --scopes files \\
-      --call fs.write.v1 --json '{"path": "/etc/passwd", "content": ""}'
-  agentd policy explain --as alice --call shell.exec.v1 --json '{"command": "ls"}'
+      --call fs.write.v1 --params '{"path": "/etc/passwd", "content": ""}'
+  agentd policy explain --as alice --call shell.exec.v1 \\
+      --params '{"command": "ls"}'
   agentd policy learn --out ./policy -- ./what-the-agent-does
   agentd policy learn --out ./policy -- agentd serve       what a daemon is asked, until Ctrl-C
 
@@ -49,6 +50,9 @@ _LEARN = "AGENTD_POLICY_LEARN"
 
 def main(words: list[str]) -> int:
     head, command = remote.split(words)
+    spelled = params.OPTION
+    if head[:1] == ["explain"]:
+        head, spelled = params.renamed(head, "policy")
     options = _parser().parse_args(head)
     if command and options.action != "learn":
         raise InvalidInput(f"policy {options.action} runs no command", remediation="leave it out")
@@ -56,7 +60,7 @@ def main(words: list[str]) -> int:
         return _check(options)
     if options.action == "test":
         return _test(options)
-    return _explain(options) if options.action == "explain" else _learn(options, command)
+    return _explain(options, spelled) if options.action == "explain" else _learn(options, command)
 
 
 def _parser() -> Parser:
@@ -80,11 +84,8 @@ def _parser() -> Parser:
     explain.add_argument("--as", dest="principal", metavar="NAME", required=True, help="who asks")
     explain.add_argument("--scopes", metavar="A,B", help='what they may; "" for nothing')
     explain.add_argument("--call", metavar="NAME", required=True, help="as fs.read.v1")
-    explain.add_argument(
-        "--json", dest="parameters", metavar="PARAMETERS", default="{}", help="a JSON object"
-    )
+    params.add(explain, "the call's, a JSON object; @FILE or @- reads them")
     explain.add_argument("--sandbox", metavar="JSON", default="{}", help="default: a new one")
-    explain.add_argument("--as-json", action="store_true", help="print one JSON object")
     learn = actions.add(
         "learn",
         "write a bundle that allows what a command does",
@@ -137,18 +138,18 @@ def _show(results: "list[TestResult]") -> None:
         table.show(("", "TEST", "TIME", "WHY"), rows)
 
 
-def _explain(options: argparse.Namespace) -> int:
+def _explain(options: argparse.Namespace, spelled: str) -> int:
     from agentd.client import embedded
 
     found = embedded.explain_policy(
         options.bundle,
         options.call,
-        _object(options.parameters, "--json"),
+        params.parsed(params.text(options.params), spelled),
         principal=options.principal,
         scopes=None if options.scopes is None else _split(options.scopes),
         sandbox=_object(options.sandbox, "--sandbox"),
     )
-    if options.as_json:
+    if options.json:
         remote.print_json(found)
     else:
         _print(found, options.principal)

@@ -14,7 +14,6 @@ from agentd.model.isolation import IsolationLevel
 if TYPE_CHECKING:
     from agentd.client.embedded import Pipeline, SandboxHandle, Snapshot
     from agentd.client.http.address import Address
-    from agentd.model.mount import Mount
     from agentd.model.result import Result
     from agentd.model.spec import ExecRequest, SandboxSpec
 
@@ -45,7 +44,7 @@ def main(words: list[str]) -> int:
             raise
 
 
-def request(options: argparse.Namespace, here: "Mount | None" = None) -> "ExecRequest":
+def request(options: argparse.Namespace) -> "ExecRequest":
     """The command that is asked for. Raises InvalidInput."""
     from agentd.client import build
 
@@ -62,7 +61,7 @@ def request(options: argparse.Namespace, here: "Mount | None" = None) -> "ExecRe
         env.setdefault("TERM", os.environ.get("TERM", "xterm"))
     return build.exec_request(
         options.command,
-        cwd=options.cwd or (here.target if here else None),
+        cwd=options.cwd,
         env=env,
         stdin=options.stdin or options.tty,
         pty=pty,
@@ -154,35 +153,12 @@ def _judge(
 ) -> "tuple[SandboxSpec, ExecRequest]":
     from agentd.client import build
 
-    here = _visible_here(options)
     wanted = sandbox_options(options)
-    wanted["mounts"] = [*options.mount, *([here] if here else [])]
     if kept is None:
         spec = build.sandbox_spec(**wanted)
     else:
         spec = build.restored_spec(kept.spec, **wanted)
-    return spec, request(options, here)
-
-
-def _visible_here(options: argparse.Namespace) -> "Mount | None":
-    """The caller's directory, read-only, for a wall without a file tree of its own.
-
-    Not the whole machine and not a home directory: what lies there was not meant to be shown.
-    """
-    wanted = options.isolation == "process" or options.backend == "landlock"
-    if not wanted or options.workspace is not None:
-        return None
-    from agentd.model.mount import Mount, MountMode, check_target
-
-    try:
-        here = os.getcwd()
-        check_target(here)
-    except (OSError, InvalidInput):
-        return None
-    home = os.path.realpath(os.path.expanduser("~"))
-    if (home + "/").startswith(here + "/"):
-        return None
-    return Mount(here, here, MountMode.RO)
+    return spec, request(options)
 
 
 def _execute(

@@ -29,7 +29,7 @@ from agentd.sandbox.ports import Backend
 
 QUICK = ("landlock", "linux")
 _ROOTED = (IsolationLevel.NAMESPACE, IsolationLevel.USERSPACE_KERNEL)
-_SECONDS = 30.0  # of one attack; most take a tenth of one
+_SECONDS = 120.0  # of one attack; most take a tenth of one, in an emulated machine that is busy ten
 #: Called with the backend's name and each row as it comes.
 Told = Callable[[str, Row], None]
 

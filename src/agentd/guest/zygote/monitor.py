@@ -7,6 +7,7 @@ cannot. Standard library only.
 """
 
 import contextlib
+import errno
 import json
 import os
 import resource
@@ -114,8 +115,8 @@ def _agent(config: Config) -> None:
     try:
         listener = socket.socket(fileno=LISTENER_FD)
         os.setsid()
-        ready = agent.Ready(pid1=False, paths=[str(config["scratch"])])
         try:
+            ready = agent.Ready(pid1=False, paths=[str(config["scratch"])])
             done = _confine(config)
             # Not before: a change of user clears it.
             process.set_pdeathsig(signal.SIGKILL)
@@ -177,11 +178,13 @@ def _freeze_host(scratch: str) -> bool:
         KERNEL.unshare(abi.CLONE_NEWNS)
         # What the host mounts later would come along writable; so it keeps out.
         KERNEL.mount(None, "/", None, abi.MS_REC | abi.MS_PRIVATE)
-    except PermissionError:
+        KERNEL.mount(scratch, scratch, None, abi.MS_BIND)
+        KERNEL.mount_setattr(abi.AT_FDCWD, "/", abi.AT_RECURSIVE, set_=abi.MOUNT_ATTR_RDONLY)
+        KERNEL.mount_setattr(abi.AT_FDCWD, scratch, 0, clear=abi.MOUNT_ATTR_RDONLY)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EACCES, errno.ENOSYS):
+            raise
         return False
-    KERNEL.mount(scratch, scratch, None, abi.MS_BIND)
-    KERNEL.mount_setattr(abi.AT_FDCWD, "/", abi.AT_RECURSIVE, set_=abi.MOUNT_ATTR_RDONLY)
-    KERNEL.mount_setattr(abi.AT_FDCWD, scratch, 0, clear=abi.MOUNT_ATTR_RDONLY)
     return True
 
 

@@ -129,8 +129,12 @@ def await_ready(listener: socket.socket, seconds: float = 10.0) -> list[str]:
         raise SandboxError(f"the sandbox was not ready within {seconds:g} s")
     try:
         data = listener.recv(_MAX_MESSAGE)
-    except ConnectionResetError:  # as in ``receive``
-        data = b""
+    except ConnectionResetError:
+        # As in ``receive``; told once, and before what it said.
+        try:
+            data = listener.recv(_MAX_MESSAGE)
+        except ConnectionResetError:
+            data = b""
     if not data:
         raise Ended("the sandbox could not be built", cause="it ended before it was ready")
     answer = json.loads(data)

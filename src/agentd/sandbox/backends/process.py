@@ -11,7 +11,7 @@ import msgspec
 
 from agentd.guest.zygote.messages import MAX_MESSAGE
 from agentd.guest.zygote.scratch import remove
-from agentd.linux import landlock, seccomp
+from agentd.linux import container, landlock, seccomp
 from agentd.linux.cgroup import Group
 from agentd.model.availability import Availability, Blocker
 from agentd.model.enforcement import Control
@@ -185,10 +185,12 @@ class LandlockBackend(HostBackend):
 
     def probe(self) -> Availability:
         version = landlock.abi_version()
-        blockers = []
+        blockers = shared.refused_calls()
         if not version:
             fix = "boot Linux 5.13 or newer with lsm=landlock,... on its command line"
-            blockers.append(Blocker("Landlock is absent or off", fix))
+            if container.filtered():
+                fix += f"; or, if that is so already: {container.fix('seccomp')}"
+            blockers.append(Blocker("Landlock is absent, off or refused", fix))
         elif version < _SCOPED_ABI and not identity.available():
             what = f"Landlock ABI {version} cannot keep signals from your other processes"
             blockers.append(Blocker(what, "boot Linux 6.12 or newer, or run agentd as root"))

@@ -7,6 +7,8 @@ above as well: there all sandboxes of one zygote are the zygote's. Without root 
 import functools
 import resource
 
+from agentd.linux import calls, container
+from agentd.model.availability import Blocker
 from agentd.model.enforcement import Control
 from agentd.sandbox.backends import identity
 
@@ -67,6 +69,14 @@ def of_processes(own_user: bool) -> Control:
         return Control("default", True, f"a user of its own; {_KERNEL}")
     text = f"the caller's own user: they share inotify, {_BY_USER}; {_KERNEL}"
     return Control("default", False, text)
+
+
+def refused_calls() -> list[Blocker]:
+    """What neither wall of this kernel can do without, and a seccomp profile around us refuses."""
+    if names := calls.refused():
+        what = f"{', '.join(names)}: refused here, as by a seccomp profile"
+        return [Blocker(what, container.fix("seccomp"))]
+    return []
 
 
 def _read(name: str) -> int:

@@ -36,11 +36,29 @@ def sent(running):
 
 class TestAsked:
     def test_a_name_and_its_parameters(self, running, capfd):
-        assert call("echo.v1", "--json", '{"a": [1, "\\u00e9"]}') == 0
+        assert call("echo.v1", "--params", '{"a": [1, "\\u00e9"]}') == 0
         asked = sent(running)
         assert (asked["capability"], asked["parameters"]) == ("echo.v1", {"a": [1, "é"]})
         assert set(asked) <= {"capability", "parameters", "create"}
         assert json.loads(capfd.readouterr().out) == {"a": [1, "é"]}
+
+    def test_parameters_by_their_old_name(self, running, capfd, monkeypatch):
+        """--json was their name: scripts go on, and a person is told the new one."""
+        for words in (
+            ["--json", '{"a": 1}'],
+            ['--json={"a": 1}'],
+            ["--as-json", "--json", '{"a": 1}'],
+        ):
+            assert call("echo.v1", *words) == 0
+            assert sent(running)["parameters"] == {"a": 1}
+        printed = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+        assert ["receipt" in each for each in printed] == [False, False, True]
+        assert call("echo.v1", "--json", "[1]") == 2
+        assert "--json is no JSON object" in capfd.readouterr().err
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+        assert call("echo.v1", "--json", '{"a": 1}') == 0
+        said = "--json PARAMETERS is --params PARAMETERS now; --json alone prints JSON"
+        assert said in capfd.readouterr().err
 
     def test_without_parameters_there_are_none(self, running):
         assert call("echo.v1") == 0
@@ -58,11 +76,11 @@ class TestAsked:
 
     def test_parameters_from_a_file_and_from_standard_input(self, running, tmp_path, monkeypatch):
         (tmp_path / "p.json").write_text('{"from": "file"}')
-        assert call("echo.v1", "--json", f"@{tmp_path}/p.json") == 0
+        assert call("echo.v1", "--params", f"@{tmp_path}/p.json") == 0
         assert sent(running)["parameters"] == {"from": "file"}
         stdin = io.TextIOWrapper(io.BytesIO(b'{"from": "stdin"}'))
         monkeypatch.setattr(sys, "stdin", stdin)
-        assert call("echo.v1", "--json", "@-") == 0
+        assert call("echo.v1", "--params", "@-") == 0
         assert sent(running)["parameters"] == {"from": "stdin"}
 
     def test_a_whole_request_goes_as_it_is(self, running, tmp_path):
@@ -79,12 +97,12 @@ class TestAsked:
         ("words", "said"),
         [
             ([], "no capability is named"),
-            (["echo.v1", "--json", "[1]"], "--json is no JSON object"),
-            (["echo.v1", "--json", "{"], "JSON"),
-            (["echo.v1", "--json", '{"a":1,"a":2}'], "a"),
-            (["echo.v1", "--json", "@/nowhere"], "cannot read /nowhere"),
+            (["echo.v1", "--params", "[1]"], "--params is no JSON object"),
+            (["echo.v1", "--params", "{"], "JSON"),
+            (["echo.v1", "--params", '{"a":1,"a":2}'], "a"),
+            (["echo.v1", "--params", "@/nowhere"], "cannot read /nowhere"),
             (["echo.v1", "--request", "x"], "leave out the name"),
-            (["--request", "x", "--json", "{}"], "leave out the name"),
+            (["--request", "x", "--params", "{}"], "leave out the name"),
             (["--request", "/nowhere"], "cannot read /nowhere"),
             (["echo.v1", "--memory", "lots"], "is not a size"),
         ],
@@ -103,19 +121,19 @@ class TestAsked:
 
 class TestPrinted:
     def test_all_of_it(self, running, capfd):
-        assert call("echo.v1", "--as-json") == 0
+        assert call("echo.v1", "--json") == 0
         found = json.loads(capfd.readouterr().out)
         assert (found["receipt"], found["status"]) == ("req-1", "ok")
         assert found["decision"]["allow"] is True and found["cause"]["code"] == "exited"
 
     def test_on_a_terminal_nothing_of_it_is_a_control_code(self, running, capsys, monkeypatch):
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-        assert call("echo.v1", "--json", json.dumps({"\x1b]0;x": "\x1b[31m\u202e\x9b"})) == 0
+        assert call("echo.v1", "--params", json.dumps({"\x1b]0;x": "\x1b[31m\u202e\x9b"})) == 0
         out = capsys.readouterr().out
         assert not set(out) & {"\x1b", "\u202e", "\x9b"} and "\\u001b[31m" in out
 
     def test_what_comes_before_the_end_is_on_stderr(self, running, capfd):
-        assert call("echo.v1", "--follow", "--json", '{"n": 1}') == 0
+        assert call("echo.v1", "--follow", "--params", '{"n": 1}') == 0
         out, err = capfd.readouterr()
         assert (json.loads(out), err) == ({"n": 1}, "a piece")
 
@@ -134,7 +152,7 @@ class TestPrinted:
     def test_where_it_ran(self, running, backend, capfd):
         assert call("echo.v1", "-v") == 0
         assert f"via unix:{running.path}" in capfd.readouterr().err
-        assert call("shell.exec.v1", "--json", '{"command": "true"}', "-v", "--embedded") == 0
+        assert call("shell.exec.v1", "--params", '{"command": "true"}', "-v", "--embedded") == 0
         assert "via this process" in capfd.readouterr().err
         assert running.service.calls == ["call"]
 
@@ -171,7 +189,7 @@ class TestEnded:
             return msgspec.structs.replace(view, status="failed", cause=cause)
 
         running.service.call = failed
-        assert call("echo.v1", "--json", '{"n": 1}') == 1
+        assert call("echo.v1", "--params", '{"n": 1}') == 1
         assert json.loads(capfd.readouterr().out) == {"n": 1}
 
     def test_no_daemon_at_a_named_place_is_125(self, tmp_path, capfd):
@@ -184,7 +202,7 @@ class TestEmbedded:
 
     def test_the_same_value_and_shape(self, backend, capfd):
         asked = {"command": "sh", "args": ["-c", "echo $A; exit 3"], "env": {"A": "b"}}
-        assert call("shell.exec.v1", "--json", json.dumps(asked), "--as-json") == 1
+        assert call("shell.exec.v1", "--params", json.dumps(asked), "--json") == 1
         found = json.loads(capfd.readouterr().out)
         assert (found["status"], found["value"]["stdout"]) == ("failed", "b\n")
         assert found["receipt"] == found["request_id"] != ""
@@ -192,29 +210,30 @@ class TestEmbedded:
 
     def test_output_is_followed(self, backend, capfd):
         assert (
-            call("shell.exec.v1", "--json", '{"command": "echo", "args": ["hi"]}', "--follow") == 0
+            call("shell.exec.v1", "--params", '{"command": "echo", "args": ["hi"]}', "--follow")
+            == 0
         )
         assert capfd.readouterr().err == "hi\n"
 
     def test_a_missing_file_is_1(self, backend, capfd):
-        assert call("fs.read.v1", "--json", '{"path": "nothing"}') == 1
+        assert call("fs.read.v1", "--params", '{"path": "nothing"}') == 1
         assert "nothing" in capfd.readouterr().err
 
     def test_a_sandbox_is_a_daemon_s(self, backend, capfd):
-        assert call("fs.read.v1", "--json", '{"path": "a"}', "--sandbox", "sbx-1") == 1
+        assert call("fs.read.v1", "--params", '{"path": "a"}', "--sandbox", "sbx-1") == 1
         assert "name a daemon with --url" in capfd.readouterr().err
 
     @pytest.mark.parametrize("policy", ["strict", "nonsense"])
     def test_a_policy_decides(self, backend, capfd, monkeypatch, policy):
         monkeypatch.setenv("AGENTD_POLICY", policy)
-        code = call("fs.write.v1", "--json", '{"path": "/etc/x", "content": ""}')
+        code = call("fs.write.v1", "--params", '{"path": "/etc/x", "content": ""}')
         assert code == (125 if policy == "strict" else 2)
         assert policy == "strict" or "is no policy" in capfd.readouterr().err
         assert backend.walls == []
 
     def test_another_bundle_than_is_expected_is_125(self, backend, capfd):
         with contextlib.suppress(SystemExit):
-            assert call("fs.list.v1", "--json", '{"path": "."}', "--bundle", "sha256:x") == 125
+            assert call("fs.list.v1", "--params", '{"path": "."}', "--bundle", "sha256:x") == 125
         assert "the caller expects the policy sha256:x, and none is in force" in (
             capfd.readouterr().err
         )

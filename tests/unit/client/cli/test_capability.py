@@ -51,7 +51,7 @@ def test_show_is_a_table_and_examples_that_a_shell_reads(capsys):
     lines = re.findall(r"^  (agentd call .*)$", out, re.M)
     given = [shlex.split(line) for line in lines]
     examples = Registry(points=list).get("fs.edit.v1").about.examples
-    assert [words[:4] for words in given] == [["agentd", "call", "fs.edit.v1", "--json"]] * 4
+    assert [words[:4] for words in given] == [["agentd", "call", "fs.edit.v1", "--params"]] * 4
     assert [json.loads(words[4]) for words in given] == [one.parameters for one in examples]
 
 

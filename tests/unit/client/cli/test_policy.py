@@ -50,18 +50,18 @@ def test_a_test_that_fails_is_shown(tmp_path, capsys):
 
 
 def test_explain_says_which_rules_spoke(capsys):
-    words = [*EXPLAIN, "--call", "fs.write.v1", "--json", '{"path": "/etc/x", "content": ""}']
+    words = [*EXPLAIN, "--call", "fs.write.v1", "--params", '{"path": "/etc/x", "content": ""}']
     assert cli.main(words) == 1
     out = capsys.readouterr().out
     assert "decision  denied" in out
     assert "deny    filesystem.outside  it writes outside /workspace and /tmp" in out
-    assert cli.main([*words, "--as-json"]) == 1
+    assert cli.main([*words, "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["explanation"]["fired"][0]["rule"] == "filesystem.outside"
 
 
 def test_explain_takes_the_sandbox_as_it_is_told(capsys):
-    words = [*EXPLAIN, "--call", "shell.exec.v1", "--json", '{"command": "ls"}']
+    words = [*EXPLAIN, "--call", "shell.exec.v1", "--params", '{"command": "ls"}']
     assert cli.main(words) == 0
     assert "level     namespace or more" in capsys.readouterr().out
     assert cli.main([*words, "--sandbox", '{"net": "host"}']) == 1
@@ -91,7 +91,7 @@ def test_explain_takes_permissive_and_the_usual_scopes_where_nothing_is_said(mon
     monkeypatch.setenv("AGENTD_CONFIG", "")
     monkeypatch.delenv("AGENTD_POLICY", raising=False)
     monkeypatch.setattr("os.path.exists", lambda path: False)
-    words = ["explain", "--as", "bob", "--call", "shell.exec.v1", "--json", '{"command": "ls"}']
+    words = ["explain", "--as", "bob", "--call", "shell.exec.v1", "--params", '{"command": "ls"}']
     assert cli.main(words) == 0
     out = capsys.readouterr().out
     assert "policy    permissive, as the default says" in out
@@ -107,11 +107,11 @@ def test_explain_asks_what_a_call_would_ask(capsys):
     with pytest.raises(NotFound, match=r"did you mean sandbox\.create\.v1"):
         cli.main([*EXPLAIN, "--call", "sandbox.creat.v1"])
     with pytest.raises(InvalidInput, match="parameter comand is unknown"):
-        cli.main([*EXPLAIN, "--call", "shell.exec.v1", "--json", '{"comand": "ls"}'])
+        cli.main([*EXPLAIN, "--call", "shell.exec.v1", "--params", '{"comand": "ls"}'])
     with pytest.raises(InvalidInput, match="unknown scope 'ran'"):
         cli.main(["explain", "--as", "bob", "--scopes", "ran", "--call", "fs.list.v1"])
     # strict looks at what git.clone.v1 needs, which its registry entry alone says.
-    words = ["--json", '{"url": "https://example.org/a", "path": "a"}']
+    words = ["--params", '{"url": "https://example.org/a", "path": "a"}']
     assert cli.main([*EXPLAIN, "--call", "git.clone.v1", *words]) == 1
     assert "network" in capsys.readouterr().out
     create = ["explain", "--bundle", "strict", "--as", "bob", "--call", "sandbox.create.v1"]
@@ -157,8 +157,8 @@ def test_learn_of_nothing_is_refused(tmp_path):
 
 
 def test_wrong_words_are_refused():
-    with pytest.raises(InvalidInput, match="--json is no JSON object"):
-        cli.main([*EXPLAIN, "--call", "x.v1", "--json", "[1]"])
+    with pytest.raises(InvalidInput, match="--params is no JSON object"):
+        cli.main([*EXPLAIN, "--call", "x.v1", "--params", "[1]"])
     with pytest.raises(InvalidInput, match="runs no command"):
         cli.main(["check", "strict", "--", "ls"])
     with pytest.raises(InvalidInput, match="required"):

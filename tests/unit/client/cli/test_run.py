@@ -8,7 +8,6 @@ import pytest
 
 from agentd.client.cli import run
 from agentd.client.cli.interrupts import Interrupted, Interrupts
-from agentd.client.cli.options import parse_run
 from agentd.model.errors import AgentdError, InvalidInput, Refused
 
 
@@ -204,30 +203,3 @@ def test_a_terminal_passes_through_and_is_restored(backend):
         out += os.read(fd, 4096)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
     os.close(fd)
-
-
-@pytest.mark.parametrize(
-    ("words", "shown"),
-    [
-        (["--isolation", "process", "--", "x"], True),
-        (["--backend", "landlock", "--", "x"], True),
-        (["--isolation", "process", "-w", ".", "--", "x"], False),
-        (["--isolation", "namespace", "--", "x"], False),
-        (["--", "x"], False),
-    ],
-)
-def test_where_the_callers_directory_is_visible(tmp_path, monkeypatch, words, shown):
-    monkeypatch.chdir(tmp_path)
-    mount = run._visible_here(parse_run(words))
-    if not shown:
-        assert mount is None
-        return
-    assert (mount.source, mount.target, mount.mode) == (str(tmp_path), str(tmp_path), "ro")
-
-
-@pytest.mark.parametrize("where", ["/", "/usr", "/etc", "home", "home/.."])
-def test_a_home_or_a_whole_machine_is_never_shown(tmp_path, monkeypatch, where):
-    (tmp_path / "home").mkdir()
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(where if where.startswith("/") else tmp_path / where)
-    assert run._visible_here(parse_run(["--isolation", "process", "--", "x"])) is None

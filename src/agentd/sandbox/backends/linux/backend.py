@@ -252,6 +252,8 @@ class LinuxBackend:
 
     def _examine(self) -> tuple[list[Blocker], list[str]]:
         notes = []
+        if refused := shared.refused_calls():
+            return refused, []
         try:
             self._nursery("none").wait_ready()
             blockers = []

@@ -50,7 +50,10 @@ def enforcement(
         "mount_namespace": _fixed(True, _programs(plan.spec.private_programs)),
         "ipc_namespace": _fixed(True),
         "uts_namespace": _fixed(True),
-        "cgroup_namespace": _fixed(True),
+        "hostname": _refusable("hostname", controls, "sethostname", "the host's name is seen"),
+        "cgroup_namespace": _refusable(
+            "cgroup_namespace", controls, "unshare", "/proc/self/cgroup shows names of the host's"
+        ),
         "network": Control(
             plan.spec.net, own, "own namespace, loopback only" if own else "shared with the host"
         ),
@@ -131,11 +134,17 @@ def _step(name: str, controls: Sequence[str], detail: str) -> Control:
     return Control("default", held, detail if held else "switched off")
 
 
+def _refusable(name: str, controls: Sequence[str], call: str, without: str) -> Control:
+    """A step that is gone without where the system call is refused."""
+    held = name in controls
+    return Control("default", held, "" if held else f"{call} is refused here: {without}")
+
+
 def _landlock(controls: Sequence[str]) -> Control:
     version = landlock.abi_version()
     if version and "landlock" in controls:
         return Control("default", True, f"ABI {version}: {landlock.covers(version, net=False)}")
-    return Control("default", False, "switched off" if version else "the kernel has none")
+    return Control("default", False, "refused here, or off" if version else "the kernel has none")
 
 
 def _rlimit(asked: int | None, value: int | None, controls: Sequence[str]) -> Control:

@@ -1,0 +1,87 @@
+"""Walls where a seccomp profile around agentd refuses a system call: each works with the control
+told, or is refused with the call's name."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentd.linux import abi
+
+LAUNCHER = str(Path(__file__).parents[1] / "without_call.py")
+
+pytestmark = pytest.mark.skipif(abi.MACHINE != "x86_64", reason="the launcher knows x86-64's calls")
+
+
+def _run(refused: str, level: str, *words: str) -> "subprocess.CompletedProcess[str]":
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("AGENTD_")}
+    wall = {"namespace": "linux", "process": "landlock"}[level]
+    return subprocess.run(
+        [
+            *(sys.executable, LAUNCHER, refused, "--"),
+            *(sys.executable, "-m", "agentd", "run", "--backend", wall, *words),
+        ],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=kept,
+        timeout=50,
+        check=False,
+    )
+
+
+def _report(refused: str, level: str) -> Any:
+    done = _run(refused, level, "--json", "--", "sh", "-c", "echo ok | cat")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["stdout"] == "ok\n"
+    return result["enforcement"]
+
+
+@pytest.mark.parametrize("error", ["EPERM", "ENOSYS"])
+@pytest.mark.parametrize(("call", "control"), [
+    ("sethostname", "hostname"),
+    ("landlock_create_ruleset", "landlock"),
+    ("landlock_restrict_self", "landlock"),
+])  # fmt: skip
+def test_it_is_one_control_less(call: str, control: str, error: str) -> None:
+    table = _report(f"{call}={error}", "namespace")
+    assert not table[control]["enforced"] and table[control]["detail"]
+    others = ("user_namespace", "pid_namespace", "mount_namespace", "seccomp", "capabilities")
+    assert all(table[name]["enforced"] for name in others)
+
+
+def test_without_it_all_of_them_hold() -> None:
+    table = _report("bpf=EPERM", "namespace")
+    assert table["hostname"]["enforced"] and table["landlock"]["enforced"]
+
+
+def test_clone3_is_made_up_for() -> None:
+    assert _report("clone3=ENOSYS", "namespace")["pid_namespace"]["enforced"]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("call", ["unshare", "mount", "mount_setattr"])
+def test_the_process_level_of_root_tells_that_it_has_no_mount_namespace(call: str) -> None:
+    assert not _report(f"{call}=ENOSYS", "process")["host_files"]["enforced"]
+
+
+@pytest.mark.parametrize(("level", "call"), [
+    ("namespace", "pidfd_send_signal"),
+    ("namespace", "prlimit64"),
+    ("namespace", "capset"),
+    ("namespace", "mount"),
+    ("namespace", "open_tree"),
+    ("namespace", "unshare"),
+    ("process", "signalfd4"),
+    ("process", "pidfd_open"),
+    ("process", "landlock_restrict_self"),
+])  # fmt: skip
+def test_it_is_refused_by_its_name(level: str, call: str) -> None:
+    done = _run(f"{call}=EPERM", level, "--", "true")
+    assert done.returncode == 125
+    assert call in done.stderr and "internal error" not in done.stderr, done.stderr
