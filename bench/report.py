@@ -7,6 +7,20 @@ from stats import Case, Row
 
 HEADINGS = ("", "median", "p95", "to the first", "n", "isolates")
 
+# Of the README's table: a case's key, what it says there, its digits after the point, and each
+# contender's row in the case.
+CONTENDERS = ("agentd", "bubblewrap", "nsjail", "runc", "gVisor")
+SHORT = (
+    ("fresh", "a fresh sandbox, one command, all of it gone (ms)", 1,
+     ("agentd", "bubblewrap", "nsjail", "runc", "runsc")),
+    ("warm", "a command in a sandbox that is there (ms)", 1,
+     ("agentd", "", "", "runc exec", "runsc exec")),
+    ("stdout", "output to the host (MiB/s)", 0,
+     ("agentd", "bubblewrap", "", "runc", "runsc")),
+    ("idle", "memory of an idle sandbox (MB, PSS)", 1,
+     ("agentd PSS", "bubblewrap PSS", "", "runc PSS", "runsc PSS")),
+)  # fmt: skip
+
 
 def as_json(results: list[Case], machine: Mapping[str, str]) -> dict[str, Any]:
     return {"machine": dict(machine), "cases": [_case(case) for case in results]}
@@ -59,8 +73,13 @@ def _aligned(line: tuple[str, ...], widths: list[int]) -> str:
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}x"
-    numbers = (f"{row['median']:,.2f}", f"{row['p95']:,.2f}", ratio, str(row["n"]))
+    numbers = (_number(row["median"]), _number(row["p95"]), ratio, str(row["n"]))
     return (row["name"], *numbers, row["isolates"])
+
+
+def _number(value: float) -> str:
+    """Memory by what the whole machine has left may come out below zero, which tells nothing."""
+    return f"{value:,.2f}" if value >= 0 else "not measurable"
 
 
 def _remarks(case: Mapping[str, Any]) -> list[str]:
@@ -76,7 +95,7 @@ def _value(value: float | None) -> str:
 
 
 def as_markdown(document: Mapping[str, Any]) -> str:
-    """For the README, from what ``results.json`` holds."""
+    """For docs/benchmarks.md, from what ``results.json`` holds."""
     parts = []
     for case in document["cases"]:
         lines = [_line(_cells(row)) for row in case["rows"]]
@@ -84,7 +103,18 @@ def as_markdown(document: Mapping[str, Any]) -> str:
         parts.append("\n".join([*head, *lines]))
         parts.append("\n".join(f"-{remark[1:]}" for remark in _remarks(case)))
     machine = ", ".join(f"{key} {value}" for key, value in document["machine"].items())
-    return "\n\n".join([f"Taken on: {machine}.", *parts])
+    return "\n\n".join([f"Taken on: {machine}.", *filter(None, parts)])
+
+
+def as_short(document: Mapping[str, Any]) -> str:
+    """For the README: medians of the cases that other tools have, too."""
+    lines = [_line(("", *CONTENDERS)), f"|-|{'-:|' * len(CONTENDERS)}"]
+    cases = {case["key"]: case["rows"] for case in document["cases"]}
+    for key, said, digits, names in SHORT:
+        medians = {row["name"]: row["median"] for row in cases.get(key, ())}
+        cells = [f"{medians[name]:,.{digits}f}" if name in medians else "-" for name in names]
+        lines.append(_line((said, *cells)))
+    return "\n".join(lines)
 
 
 def _line(cells: tuple[str, ...]) -> str:

@@ -17,6 +17,7 @@ import machines
 import peers
 import plot
 import policy
+import readme
 import report
 import service
 
@@ -52,7 +53,7 @@ def main() -> int:
     (OUT / f"{stem}.json").write_text(json.dumps(document, indent=2) + "\n")
     plot.write(results, OUT / f"{stem}.png")
     print(json.dumps(document) if options.json else report.as_text(results, document["machine"]))
-    return 0
+    return 0 if options.only else readme.main()
 
 
 def _options() -> argparse.Namespace:

@@ -52,7 +52,7 @@ def advice() -> Iterator[tuple[Path, str]]:
     for path in [*ROOT.glob("*.md"), *found]:
         if path.suffix not in {".pyc", ".typed"}:
             for rest in re.findall(r"\b(?:pip|pipx|uv tool) install\b([^\n]*)", path.read_text()):
-                words = re.split(r"[`;&()]|\|\|", rest)[0].split()
+                words = re.split(r"[`;&()#]|\|\|", rest)[0].split()
                 yield path, " ".join(word.strip("'\",") for word in words if word[:1] != "-")
 
 

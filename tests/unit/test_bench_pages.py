@@ -1,0 +1,86 @@
+"""The tables of the pages: written between their markers, and the short one out of the long."""
+
+import importlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+KEYS = {
+    "fresh sandbox, /bin/true, destroyed": "fresh",
+    "/bin/true in a warm sandbox": "warm",
+    "1 GiB of stdout to the host": "stdout",
+}
+
+
+@pytest.fixture
+def readme(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    return importlib.import_module("readme")
+
+
+def block(page: Path) -> str:
+    (found,) = re.findall(
+        r"<!-- bench: begin -->\n(.*?)\n<!-- bench: end -->", page.read_text(), re.S
+    )
+    return str(found)
+
+
+def cases(page: str) -> list[dict[str, Any]]:
+    """What the long tables say, as far as the short one needs it."""
+    found = []
+    for title, unit, body in re.findall(
+        r"^\| (.+?) \(([^()]+)\) \| median .*\n\|-.*\n((?:\|.*\n)+)", page, re.MULTILINE
+    ):
+        key = "idle" if "idle sandboxes, memory each" in title else KEYS.get(title, title)
+        rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in body.splitlines()]
+        numbers = [(row[0], row[1].replace(",", "")) for row in rows]
+        medians = [
+            {"name": name, "median": float(number)}
+            for name, number in numbers
+            if number != "not measurable"
+        ]
+        found.append({"key": key, "unit": unit, "rows": medians})
+    return found
+
+
+def test_the_readme_has_the_medians_of_the_page(readme: Any) -> None:
+    long = cases(block(ROOT / "docs/benchmarks.md"))
+    assert {"fresh", "warm", "stdout", "idle"} <= {case["key"] for case in long}
+    assert readme.report.as_short({"cases": long}) == block(ROOT / "README.md")
+
+
+def test_the_tables_are_written_between_the_markers(readme: Any, tmp_path: Path) -> None:
+    row = {"name": "agentd", "median": 2.5, "p95": 3.0, "ratio": 1.0, "n": 9, "isolates": "all"}
+    worse = row | {"name": "runc PSS", "median": -2.67, "p95": -2.67, "ratio": None}
+    case = {
+        "note": "",
+        "skipped": {},
+        "targets": [],
+        "unit": "ms",
+        "title": "fresh",
+        "key": "fresh",
+    }
+    document = {
+        "machine": {"cpu": "fast"},
+        "cases": [case | {"rows": [row]}, case | {"key": "idle", "unit": "MB", "rows": [worse]}],
+    }
+    for folder in ("bench/out", "docs"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "bench/out/results.json").write_text(json.dumps(document))
+    for name in ("README.md", "docs/benchmarks.md"):
+        (tmp_path / name).write_text(
+            "above\n<!-- bench: begin -->\nold\n<!-- bench: end -->\nbelow\n"
+        )
+    assert readme.main(tmp_path) == 0
+    for name in ("README.md", "docs/benchmarks.md"):
+        text = (tmp_path / name).read_text()
+        assert text.startswith("above\n") and text.endswith("\nbelow\n") and "old" not in text
+    long, short = block(tmp_path / "docs/benchmarks.md"), block(tmp_path / "README.md")
+    assert "| agentd | 2.50 | 3.00 | 1.00x | 9 | all |" in long and "not measurable" in long
+    assert "-2.67" not in long and "all of it gone (ms) | 2.5 | - | - | - | - |" in short
+    (tmp_path / "README.md").write_text("no markers")
+    assert readme.main(tmp_path) == 1
