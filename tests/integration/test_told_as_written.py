@@ -1,5 +1,7 @@
 """What is wrong is told in the words of who wrote it."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,9 +21,11 @@ daemon = fixture()
         (["--mount", ".:/data:xx"], "unknown mode 'xx'"),
     ],
 )
-def test_a_wrong_option(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["run", "--embedded", *words, "--", "true"]) == 2
-    assert capsys.readouterr().err.startswith(f"agentd run: {said}")
+def test_a_wrong_option(words: list[str], said: str) -> None:
+    argv = [sys.executable, "-m", "agentd", "run", "--embedded", *words, "--", "true"]
+    done = subprocess.run(argv, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr.decode().startswith(f"agentd run: {said}")
 
 
 def test_a_folder_with_a_colon_in_its_name_is_one(
