@@ -40,3 +40,24 @@ def test_a_folder_with_a_colon_in_its_name_is_one(
 def test_a_lease_that_is_too_long(daemon: Daemon) -> None:
     answer = daemon.ask("POST", "/v1/sandboxes", {"ttl": "30d"})
     assert "a lease of 30d is longer than the 1d allowed" in answer.json["message"]
+
+
+def test_a_range_without_records(capsys: pytest.CaptureFixture[str], daemon: Daemon) -> None:
+    export = ["audit", "export", "--dir", str(daemon.state / "audit")]
+    assert cli.main([*export, "--from", "9", "--to", "3"]) == 2
+    assert "--from 9 is after --to 3" in capsys.readouterr().err
+    assert cli.main([*export, "--from", "123456"]) == 2
+    assert "there is no record 123456 yet (the newest is " in capsys.readouterr().err
+
+
+def test_a_copy_that_finds_no_room_names_the_limit(
+    capsys: pytest.CaptureFixture[str], daemon: Daemon, tmp_path: Path
+) -> None:
+    answer = daemon.ask("POST", "/v1/sandboxes", {"disk": "4M"})
+    (tmp_path / "large").write_bytes(bytes(8 << 20))
+    words = ["cp", "--url", daemon.url, str(tmp_path / "large"), f"{answer.json['id']}:/workspace/"]
+    assert cli.main(words) == 125
+    assert "No space left on device (write less, or make the sandbox with more --disk)" in (
+        capsys.readouterr().err
+    )
+    daemon.ask("DELETE", f"/v1/sandboxes/{answer.json['id']}")

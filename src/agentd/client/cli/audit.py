@@ -263,7 +263,23 @@ def _files(count: int) -> str:
     return "1 file" if count == 1 else f"{count} files"
 
 
+def _check_range(options: argparse.Namespace, source: "Source") -> None:
+    """Raises InvalidInput for a range in which no record can be."""
+    from agentd.audit.record import decode
+
+    if options.last is not None and options.last < options.first:
+        raise InvalidInput(
+            f"--from {options.first} is after --to {options.last}", remediation="swap them"
+        )
+    newest = decode(source.tail(1)[-1]).seq
+    if options.first > newest:
+        raise InvalidInput(
+            f"there is no record {options.first} yet", remediation=f"the newest is {newest}"
+        )
+
+
 def _export(options: argparse.Namespace, source: "Source") -> int:
+    _check_range(options, source)
     lines = source.lines(options.first, options.last)
     if options.out is None:
         _write(lines)

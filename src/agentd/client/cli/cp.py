@@ -1,11 +1,12 @@
 """``agentd cp``: files and folders into a sandbox and out of it."""
 
 import argparse
+import errno
 import sys
 from typing import IO, TYPE_CHECKING, NamedTuple, TextIO
 
 from agentd.client.cli import remote
-from agentd.model.errors import InvalidInput
+from agentd.model.errors import InvalidInput, OperationFailed
 
 if TYPE_CHECKING:
     from agentd.client.copy import Copied
@@ -59,12 +60,22 @@ def _place(text: str) -> _Inside | None:
         return None
     if not path.startswith("/"):
         raise InvalidInput(
-            f"path {path!r} inside is not absolute", remediation=f"write {id_}:/{path}"
+            f"path {path!r} inside is not absolute",
+            remediation=f"write {id_}:/workspace/{path}" if path else f"write {id_}:/workspace/",
         )
     return _Inside(id_, path)
 
 
 def _put(options: argparse.Namespace, source: str, target: _Inside) -> "Copied":
+    try:
+        return _upload(options, source, target)
+    except OperationFailed as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and not error.remediation:
+            error.remediation = "write less, or make the sandbox with more --disk"
+        raise
+
+
+def _upload(options: argparse.Namespace, source: str, target: _Inside) -> "Copied":
     from agentd.client import copy
 
     if source != "-":

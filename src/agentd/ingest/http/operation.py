@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from agentd.ingest.http import unfit
 from agentd.ingest.http.exchange import Exchange
 from agentd.ingest.http.query import Parameter, parse
 from agentd.ingest.http.respond import UnsupportedMediaType, answer, error_answer
@@ -168,7 +169,8 @@ def decode_json(kind: Any, raw: bytes | str) -> Any:
         found = typed.decoder(kind).decode(raw)
         _each_once(raw if isinstance(raw, str) else raw.decode())
     except (msgspec.DecodeError, UnicodeError) as error:  # ValidationError is one
-        raise InvalidInput(f"the body does not fit: {_why(error, raw)}") from None
+        fix = unfit.remediation(kind, str(error))
+        raise InvalidInput(f"the body does not fit: {_why(error, raw)}", remediation=fix) from None
     except RecursionError:
         raise InvalidInput("the body is nested too deeply") from None
     return found

@@ -32,7 +32,7 @@ from agentd.model.errors import InvalidInput
         (["renew", "sbx", "soon"], "ttl 'soon' is not a time"),
         (["cp", "a", "b"], "one of the two must be inside a sandbox"),
         (["cp", "sbx:/a", "sbx:/b"], "one of the two must be inside a sandbox"),
-        (["cp", "sbx:a", "."], "path 'a' inside is not absolute (write sbx:/a)"),
+        (["cp", "sbx:a", "."], "path 'a' inside is not absolute (write sbx:/workspace/a)"),
         (["cp", "nowhere-at-all", "sbx:/a"], "does not exist"),
         (["logs"], "the following arguments are required"),
     ],
