@@ -81,11 +81,22 @@ def ensure(
     store = store or Store()
     if image := _current(store, name, source):
         return image
+    if progress is not None:
+        progress(f"note: {_why_now(store, name)}", 0, _STEPS)
     with store.locked():
         # Another process may have built it meanwhile.
         if image := _current(store, name, source):
             return image
         return _rebuild(store, name, progress, source)
+
+
+def _why_now(store: Store, name: str) -> str:
+    """What a build that nobody asked for by name costs, and where."""
+    what = "is out of date" if name in store.ls() else "is not built yet"
+    return (
+        f"the image {name} {what}: building it from packages, {ROUGH_SIZE} in {store.folder} "
+        "(agentd image build does that ahead of time)"
+    )
 
 
 def rebuild(

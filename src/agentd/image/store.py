@@ -119,7 +119,11 @@ class Store:
         with self.locked():
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(link)
-            self._clean(keep=0)
+            self.clean()
+
+    def clean(self) -> None:
+        """Remove the builds that no name leads to. Under the lock."""
+        self._clean(keep=0)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

@@ -14,6 +14,9 @@ Listener = Callable[[str, float | None], None]
 _listener: "ContextVar[Listener | None]" = ContextVar("agentd_progress", default=None)
 
 
+NOTE = "note: "  # begins a stage that is to be read later, too: it stays where stages are drawn
+
+
 def report(stage: str, fraction: float | None = None) -> None:
     """Tell whoever listens. May raise what the listener raises, to give the work up."""
     listener = _listener.get()

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from agentd.client.cli import remote
+from agentd.client.cli import image_cache, remote, table
 from agentd.client.cli.parser import Actions, Parser
 
 if TYPE_CHECKING:
@@ -50,7 +50,13 @@ def _parser() -> Parser:
     remove = actions.add("rm", "remove images", "  agentd image rm small mine\n")
     remove.add_argument("names", metavar="NAME", nargs="+")
     remove.set_defaults(run=_rm)
-    for each in (listing, inspect):
+    prune = actions.add(
+        "prune",
+        "remove what is kept beside the images: it is made anew when it is needed",
+        "  agentd image prune\n",
+    )
+    prune.set_defaults(run=_prune)
+    for each in (listing, inspect, prune):
         each.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
@@ -110,14 +116,29 @@ def _ls(options: argparse.Namespace) -> int:
     if not found:
         print(f"no images in {store.folder} (agentd image build)", file=sys.stderr)
         return 0
-    from rich.console import Console
-    from rich.table import Table
+    rows = [
+        (row["name"], row["base"], row["kernel"], _size(row["size"]), row["state"]) for row in found
+    ]
+    table.show(("IMAGE", "BASE", "KERNEL", "SIZE", "STATE"), rows)
+    held = image_cache.parts(store)
+    if held:
+        told = ", ".join(f"{_size(part.bytes)} {part.what}" for part in held)
+        table.paragraph(f"\non disk: {told}; agentd image prune removes all but the images")
+    return 0
 
-    table = Table("image", "base", "kernel", "size", "state")
-    for row in found:
-        size = f"{row['size'] / 1e6:.0f} MB"
-        table.add_row(row["name"], row["base"], row["kernel"], size, row["state"])
-    Console(highlight=False).print(table)
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.0f} MB"
+
+
+def _prune(options: argparse.Namespace) -> int:
+    from agentd.image.store import Store
+
+    freed = image_cache.prune(Store())
+    if options.json:
+        remote.print_json({"freed": freed})
+    else:
+        print(f"{_size(freed)} freed")
     return 0
 
 
@@ -190,6 +211,8 @@ class _Progress:
             self._bar.stop()
 
     def step(self, what: str, done: int, total: int) -> None:
+        if what.startswith("note: "):
+            return  # what was asked for needs no word of that
         if not sys.stderr.isatty():
             print(f"agentd image: {what}", file=sys.stderr)
             return

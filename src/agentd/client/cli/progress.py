@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from agentd.sandbox.progress import NOTE
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -27,7 +29,9 @@ class Display:
         self._check()
         if self._silent:
             return
-        if os.isatty(2):
+        if stage.startswith(NOTE):
+            print(f"agentd run: {stage.removeprefix(NOTE)}", file=sys.stderr, flush=True)
+        elif os.isatty(2):
             self._draw(stage, fraction)
         elif stage != self._stage:
             print(f"agentd run: {stage}", file=sys.stderr, flush=True)

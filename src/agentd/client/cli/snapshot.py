@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from agentd.client.cli import remote
+from agentd.client.cli import image_cache, remote
 from agentd.client.cli.parser import Parser
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def _parser() -> Parser:
 
 def _show(snapshot: "Snapshot", *, as_json: bool) -> None:
 
-    from agentd.model.units import format_size
+    from agentd.model.units import format_size, readable_size
 
     manifest = snapshot.manifest
     if as_json:
@@ -60,7 +60,8 @@ def _show(snapshot: "Snapshot", *, as_json: bool) -> None:
         else format_size(manifest.spec.limits.memory),
         "created": manifest.created,
         "agentd": manifest.agentd,
-        "size": f"{snapshot.size} bytes in {len(manifest.files)} files, all as they were written",
+        "size": f"{readable_size(snapshot.size)} in {len(manifest.files)} files, all as they were "
+        f"written; {readable_size(image_cache.on_disk(snapshot.path))} on disk",
     }
     for name, value in facts.items():
         print(f"{name:<8} {value}")

@@ -1,11 +1,17 @@
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from agentd.client.cli.main import main
-from agentd.image import kernel
+from agentd.client.cli.progress import Display
+from agentd.image import build, kernel
+from agentd.image.debian import Base
+from agentd.image.packages import Package
+from agentd.model.errors import InvalidInput
+from agentd.sandbox import progress
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +96,48 @@ def test_rm_removes(mine: list[str], cache: Path, capsys: pytest.CaptureFixture[
     assert os.listdir(cache / ".builds") == []
     assert main(["image", "rm", "mine"]) == 125
     assert "no image 'mine'" in capsys.readouterr().err
+
+
+def test_ls_tells_what_the_cache_holds_and_prune_leaves_the_images(
+    mine: list[str], cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(mine)
+    main([*mine, "--base", "debian"])  # the first build is kept, in case somebody starts from it
+    state = cache.parent / "templates" / f"{'a' * 24}-{'b' * 64}.state"
+    for path in (state, cache / ".packages" / "linux.deb"):
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        path.write_bytes(bytes(3_000_000))
+    capsys.readouterr()
+    assert main(["image", "ls"]) == 0
+    out = capsys.readouterr().out
+    assert "replaced images" in out and "3 MB packages" in out
+    assert "3 MB machines ready to be restored" in out
+    assert main(["image", "prune", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["freed"] > 6_000_000
+    assert not state.exists() and len(os.listdir(cache / ".builds")) == 1
+    assert main(["image", "inspect", "mine", "--verify"]) == 0
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_an_image_that_a_command_needs_is_announced(
+    terminal: bool, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    """Before it is built, and so that it is still there to be read afterwards."""
+    monkeypatch.setattr(os, "isatty", lambda fd: terminal)
+    display = Display()
+    with display, pytest.raises(InvalidInput), progress.listening(display):
+        build.ensure(progress=progress.report_steps, source=NoPackages())
+    said = capfd.readouterr().err
+    assert "agentd run: the image default is not built yet: building it from packages, " in said
+    assert f"about 260 MB in {cache} (agentd image build does that ahead of time)" in said
+
+
+class NoPackages:
+    def packages(self) -> dict[str, Package]:
+        raise InvalidInput("no packages here")
+
+    def make(self, say: Callable[[str], None]) -> Base:
+        raise InvalidInput("no packages here")
 
 
 @pytest.mark.parametrize(

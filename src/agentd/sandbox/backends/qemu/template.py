@@ -68,6 +68,15 @@ class Templates:
             for path in self._paths(name):
                 _remove(path)
 
+    def clear(self) -> None:
+        """Remove all of them from disk; machines that are being restored keep what they have."""
+        if not os.path.isdir(self.folder):
+            return
+        with self._lock, self._locked():
+            for entry in os.listdir(self.folder):
+                if _FILE.fullmatch(entry):
+                    _remove(f"{self.folder}/{entry}")
+
     def close(self) -> None:
         with self._lock:
             while self._open:
