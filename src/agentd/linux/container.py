@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 
-_ROOT = re.compile(r" / / \S+ .* - overlay .*(/docker/|/containers/storage|containerd)")
+_ROOT = re.compile(r" / / \S+ .*- overlay .*(/docker/|/containers/storage|containerd)")
 _SYSTEM = {
     "seccomp": {
         "docker": "docker run --security-opt seccomp=unconfined",
@@ -51,6 +51,12 @@ def masked(root: str = "/") -> bool:
     return False
 
 
+def chrooted() -> bool:
+    """Whether our root is no mount: in a chroot the kernel lets nobody make a user namespace."""
+    lines = _read("/proc/self/mountinfo").splitlines()
+    return bool(lines) and all(line.split()[4:5] != ["/"] for line in lines)
+
+
 def filtered() -> bool:
     """Whether this process has a seccomp filter."""
     return re.search(r"^Seccomp:\s+2$", _read("/proc/self/status"), re.MULTILINE) is not None
@@ -60,6 +66,12 @@ def apparmor() -> str:
     """The profile that confines us; empty for none."""
     text = _read("/proc/self/attr/current").strip("\0\n ")
     return text.partition(" (")[0] if text.endswith("(enforce)") else ""
+
+
+def around() -> list[str]:
+    """What of ``fix``'s things stands in the way of namespaces and mounts."""
+    found = {"seccomp": filtered(), "proc": masked(), "apparmor": bool(apparmor())}
+    return [name for name, held in found.items() if held]
 
 
 def fix(*things: str, of: str | None = None) -> str:

@@ -5,7 +5,7 @@ import os
 import warnings
 from dataclasses import asdict, dataclass
 
-from agentd.linux import abi, kvm, privileges
+from agentd.linux import abi, container, kvm, privileges
 from agentd.linux.kernel import KERNEL, Kernel
 
 _LANDLOCK_CREATE_RULESET_VERSION = 1
@@ -34,6 +34,11 @@ class Facts:
     kvm_error: str
     kvm_fix: str
     yama_ptrace_scope: int | None
+    container: str  # docker, podman, kubernetes, container for another; empty for none
+    seccomp_filter: bool  # this process has one
+    proc_masked: bool  # something is mounted in /proc
+    apparmor_profile: str  # that confines this process
+    chrooted: bool
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -66,6 +71,11 @@ def gather(kernel: Kernel = KERNEL) -> Facts:
         kvm_error=virtual.what,
         kvm_fix=virtual.fix,
         yama_ptrace_scope=read_int("/proc/sys/kernel/yama/ptrace_scope"),
+        container=container.engine(),
+        seccomp_filter=container.filtered(),
+        proc_masked=container.masked(),
+        apparmor_profile=container.apparmor(),
+        chrooted=container.chrooted(),
     )
 
 

@@ -1,7 +1,10 @@
 """The cheapest wall that satisfies a spec, or a refusal with every blocker and its fix."""
 
+import contextlib
 from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
+
+import msgspec
 
 from agentd.model.availability import Availability, Blocker
 from agentd.model.errors import AgentdError, Refused, SandboxError, Unavailable
@@ -52,7 +55,7 @@ def choose(spec: SandboxSpec, load: Loader, allowed: Collection[str] = ()) -> Ch
             if known or backend.name in backends.BUILTIN:
                 raise
             blockers.append((backend.name, backends.broken("used", error)))
-    raise unavailable(spec, blockers)
+    raise _unavailable(spec, blockers, _weaker(spec, load, allowed))
 
 
 def describe(name: str, blocker: Blocker) -> tuple[str, str]:
@@ -60,19 +63,50 @@ def describe(name: str, blocker: Blocker) -> tuple[str, str]:
     return f"{name}: {blocker.what}", f"{name}: {blocker.fix}"
 
 
-def unavailable(spec: SandboxSpec, blockers: list[tuple[str, Blocker]]) -> Unavailable:
-    wanted = (
-        f"backend {spec.backend} is not usable here"
-        if spec.backend is not None
-        else f"no backend here gives isolation {spec.isolation.label} or stronger"
-    )
-    lines = [describe(name, blocker) for name, blocker in blockers]
+def _unavailable(
+    spec: SandboxSpec, blockers: list[tuple[str, Blocker]], weaker: Backend | None
+) -> Unavailable:
+    """Of virtual machines in one word where none was asked for: they want much that nobody misses.
+
+    ``weaker`` is a wall below the level asked for that would do here."""
+    if spec.backend is not None:
+        wanted = f"backend {spec.backend} is not usable here"
+    else:
+        wanted = f"no backend here gives isolation {spec.isolation.label} or stronger"
+    machines = {
+        name
+        for name, known in backends.BUILTIN.items()
+        if known.level >= IsolationLevel.MICROVM > spec.isolation and spec.backend is None
+    }
+    lines = [describe(name, blocker) for name, blocker in blockers if name not in machines]
+    if lines and len(lines) < len(blockers):
+        lines.append(("nor can virtual machines be had (agentd doctor says why)", ""))
+    lines = lines or [describe(name, blocker) for name, blocker in blockers]
+    fixes = list(dict.fromkeys(fix for _, fix in lines if fix))
+    more = "; ".join(fixes) or "install a backend for it; agentd doctor lists them"
+    if weaker is not None:
+        more = f"--isolation {weaker.level.label} works here; for more, {more}"
     return Unavailable(
-        wanted,
-        cause="; ".join(what for what, _ in lines),
-        remediation="; ".join(fix for _, fix in lines if fix)
-        or "install a backend for it; agentd doctor lists them",
+        wanted, cause="; ".join(dict.fromkeys(what for what, _ in lines)), remediation=more
     )
+
+
+def _weaker(spec: SandboxSpec, load: Loader, allowed: Collection[str]) -> Backend | None:
+    """The strongest wall of ours that has a boundary at all, is below what was asked for, and would
+    do for ``spec``."""
+    if spec.backend is not None:
+        return None
+    for name, known in reversed(backends.BUILTIN.items()):
+        if not IsolationLevel.NONE < known.level < spec.isolation or (
+            allowed and name not in allowed
+        ):
+            continue
+        with contextlib.suppress(AgentdError, OSError):
+            backend = load(name)
+            if backend.probe().usable:
+                backend.plan(msgspec.structs.replace(spec, isolation=known.level))
+                return backend
+    return None
 
 
 def _candidates(

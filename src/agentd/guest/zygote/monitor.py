@@ -83,10 +83,10 @@ def _make_scratch(config: Config) -> None:
     paths = (top, os.path.join(top, "workspace"), os.path.join(top, "tmp"))
     for path in paths:
         os.mkdir(path, 0o700)
-    uid = config["uid"]
-    if isinstance(uid, int):
+    user = _user(config)
+    if user is not None:
         for path in reversed(paths):  # what is in it before it is handed over
-            os.chown(path, uid, uid, follow_symlinks=False)
+            os.chown(path, *user, follow_symlinks=False)
 
 
 def _report(control: socket.socket, message: dict[str, object]) -> None:
@@ -141,10 +141,10 @@ def _confine(config: Config) -> list[str]:
     skip = set(without) if isinstance(without, list) else set()
     os.umask(0o022)
     os.chdir("/")
-    uid = config["uid"]
+    user = _user(config)
     if "capabilities" in skip:
         skip.add("bounding")
-    if not isinstance(uid, int) or "identity" in skip:
+    if not config["owns_nothing"] or "identity" in skip:
         skip.add("host_files")  # their owner is kept from them by seccomp
     if "landlock" in skip:
         skip.add("host_files")  # it would hide what Landlock alone stops
@@ -152,7 +152,7 @@ def _confine(config: Config) -> list[str]:
         ("rlimits", lambda: _rlimits(config)),
         ("host_files", lambda: _freeze_host(str(config["scratch"]))),
         ("bounding", caps.drop_bounding_if_allowed),  # a change of user takes the right to
-        ("identity", lambda: _identity(uid) if isinstance(uid, int) else None),
+        ("identity", lambda: None if user is None else _identity(*user)),
         ("no_new_privs", process.set_no_new_privs),
         ("capabilities", caps.drop_all),
         ("dumpable", lambda: process.set_dumpable(False)),
@@ -188,10 +188,16 @@ def _freeze_host(scratch: str) -> bool:
     return True
 
 
-def _identity(uid: int) -> None:
-    """As root: become a user that owns nothing but the scratch directory."""
+def _user(config: Config) -> tuple[int, int] | None:
+    """Whom root becomes: uid and gid."""
+    found = config["user"]
+    return (found[0], found[1]) if isinstance(found, list) else None
+
+
+def _identity(uid: int, gid: int) -> None:
+    """As root: become a user that owns nothing but the scratch directory, or the workspace's."""
     os.setgroups([])
-    os.setresgid(uid, uid, uid)
+    os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
 
 

@@ -145,6 +145,11 @@ def not_writable(directory: str) -> str | None:
     """Words for a directory where this process may not make groups."""
     if os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
         return None
+    if os.geteuid() == 0:
+        return (
+            f"{directory} is read-only, as in most containers: only the container as a whole can "
+            "be bounded (docker run --memory, --cpus)"
+        )
     return (
         f"{directory} is not writable by uid {os.geteuid()}: run as root, or have systemd "
         "delegate a cgroup (Delegate=yes)"

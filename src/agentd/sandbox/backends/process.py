@@ -4,7 +4,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 
 import msgspec
@@ -46,6 +46,8 @@ class ProcessPlan(msgspec.Struct, frozen=True):
     limits: Limits
     mounts: tuple[Mount, ...]
     workspace: str | None  # a host path, or None for a scratch directory
+    #: Whom commands of root's become to write there: its owner's uid and gid.
+    writer: tuple[int, int] | None = None
 
 
 class HostBackend:
@@ -78,7 +80,8 @@ class HostBackend:
         for mount in spec.mounts:
             self._check_mount(mount)
         workspace = next((m.source for m in spec.mounts if m.target == "/workspace"), None)
-        return ProcessPlan(spec, on_this_kernel(spec.limits), spec.mounts, workspace)
+        writer = self._writer(spec.mounts)
+        return ProcessPlan(spec, on_this_kernel(spec.limits), spec.mounts, workspace, writer)
 
     def launch(self, plan: ProcessPlan) -> ProcessWall:
         with contextlib.ExitStack() as undo:
@@ -86,7 +89,7 @@ class HostBackend:
             scratch = os.path.join(_temporary(), f"agentd-{os.urandom(8).hex()}")
             undo.callback(remove, scratch)
             workspace = plan.workspace or os.path.join(scratch, "workspace")
-            block = identity.take() if self.confined else None
+            block = identity.take() if self.confined and plan.writer is None else None
             if block is not None:
                 undo.callback(block.release, ended=False)
                 block.note(scratch)
@@ -134,24 +137,31 @@ class HostBackend:
     ) -> dict[str, object]:
         tmp = os.path.join(scratch, "tmp")
         base = {"HOME": scratch, "LANG": "C.UTF-8", "PATH": _PATH, "TMPDIR": tmp}
-        if block is not None:
+        user = plan.writer if block is None else (block.id, block.id)
+        if user is not None:
             # The user that it becomes has no name in /etc/passwd.
             base |= {"LOGNAME": "sandbox", "USER": "sandbox"}
         return {
             "confine": self.confined,
-            "uid": None if block is None else block.id,
+            "user": user,
+            "owns_nothing": block is not None,
             "scratch": scratch,
             "workspace": workspace,
             "net": plan.spec.net,
             "env": base | plan.spec.env,
             "open_files": plan.limits.open_files,
-            "user_rlimits": shared.user_rlimits() if self.confined else [],
+            "user_rlimits": shared.user_rlimits(own_user=block is not None)
+            if self.confined
+            else [],
             "without": sorted(self._without),
-            "profile": self._profile(),
+            "profile": self._profile(plan),
             "mounts": [{"source": m.source, "ro": m.mode is not MountMode.RW} for m in plan.mounts],
         }
 
-    def _profile(self) -> str:
+    def _writer(self, mounts: Collection[Mount]) -> tuple[int, int] | None:
+        return None
+
+    def _profile(self, plan: ProcessPlan) -> str:
         return "none"
 
     def _enforcement(
@@ -196,28 +206,51 @@ class LandlockBackend(HostBackend):
             blockers.append(Blocker(what, "boot Linux 6.12 or newer, or run agentd as root"))
         return Availability.of(blockers, [])
 
-    def _user(self, controls: list[str]) -> Control:
+    def _user(self, plan: ProcessPlan, controls: list[str]) -> Control:
+        if plan.writer is not None:
+            text = f"uid {plan.writer[0]}, who owns the workspace, to write there"
+            return Control("default", False, text)
         if why := identity.hindrance():
             return Control("default", False, f"the caller's own: {why}")
         held = "identity" in controls
         return Control("default", held, "one that owns nothing" if held else "switched off")
 
-    def _check_mount(self, mount: Mount) -> None:
-        super()._check_mount(mount)
-        if mount.mode is MountMode.RW and identity.available():
+    def _writer(self, mounts: Collection[Mount]) -> tuple[int, int] | None:
+        """Of a workspace that root's commands are to write: they become its owner, whom Landlock
+        and seccomp keep from all else, as they do with an ordinary user's. Raises Refused."""
+        mount = next((mount for mount in mounts if mount.mode is MountMode.RW), None)
+        if mount is None or not identity.available():
+            return None
+        found = os.stat(mount.source)
+        if found.st_uid == 0 and not found.st_mode & 0o002:
             raise Refused(
-                f"backend {self.name} run by root cannot write {mount.source}: commands run as a "
-                "user that owns nothing",
-                remediation=_STRONGER,
+                f"backend {self.name} run by root cannot write {mount.source}, which is root's: "
+                "commands run as another user",
+                remediation=f"mount it as {mount.source}:ro; or chown it to an ordinary user, whom "
+                f"they become then; or run agentd as that user; or {_STRONGER}",
             )
+        if found.st_uid == 0:
+            return None  # anybody may
+        if landlock.abi_version() < _SCOPED_ABI:
+            raise Refused(
+                f"backend {self.name} cannot run as uid {found.st_uid}, who owns {mount.source}: "
+                "this kernel's Landlock cannot keep signals from that user's other processes",
+                remediation=f"boot Linux 6.12 or newer, or {_STRONGER}",
+            )
+        if closed := _closed_above(mount.source, found):
+            raise Refused(
+                f"uid {found.st_uid}, who owns {mount.source}, may not go through {closed}",
+                remediation=f"chmod o+x {closed}, or {_STRONGER}",
+            )
+        return found.st_uid, found.st_gid
 
-    def _profile(self) -> str:
-        return profile_name()
+    def _profile(self, plan: ProcessPlan) -> str:
+        return profile_name(own_user=_own_user(plan))
 
     def _enforcement(
         self, plan: ProcessPlan, controls: list[str], group: Group | None, detail: str
     ) -> dict[str, Control]:
-        version, profile = landlock.abi_version(), self._profile()
+        version, profile = landlock.abi_version(), self._profile(plan)
         covered = landlock.covers(version, net=plan.spec.net == "none")
 
         def step(name: str, how: str) -> Control:
@@ -228,15 +261,15 @@ class LandlockBackend(HostBackend):
         table = {
             "landlock": step("landlock", f"ABI {version}: {covered}"),
             "seccomp": step("seccomp", f"profile {profile} {digest}"),
-            "user": self._user(controls),
-            "host_files": _host_files(controls),
+            "user": self._user(plan, controls),
+            "host_files": _host_files(controls, own_user=_own_user(plan)),
             "capabilities": step("capabilities", capabilities_detail(controls)),
             "no_new_privs": step("no_new_privs", "setuid and file capabilities do nothing"),
             "agent_protected": step(
                 "dumpable",
                 f"{agent_detail(controls)}; a command can end it, and with it the sandbox",
             ),
-            "shared": shared.of_processes(identity.available() and "identity" in controls),
+            "shared": shared.of_processes(_own_user(plan) and "identity" in controls),
             "network": Control(
                 plan.spec.net,
                 plan.spec.net == "none" and "seccomp" in controls,
@@ -258,16 +291,36 @@ def _temporary() -> str:
     )
 
 
-def profile_name() -> str:
+def profile_name(*, own_user: bool | None = None) -> str:
     """The seccomp profile of this process's sandboxes of the process level."""
-    return "process" if identity.available() else "process-same-uid"
+    apart = identity.available() if own_user is None else own_user
+    return "process" if apart else "process-same-uid"
 
 
-def _host_files(controls: list[str]) -> Control:
+def _own_user(plan: ProcessPlan) -> bool:
+    return plan.writer is None and identity.available()
+
+
+def _closed_above(path: str, owner: os.stat_result) -> str:
+    """The first folder above ``path`` that its owner may not go through; empty for none."""
+    above = [path[:end] or "/" for end, letter in enumerate(path) if letter == "/"]
+    for folder in above:
+        found = os.stat(folder)
+        bits = found.st_mode
+        if found.st_uid == owner.st_uid:
+            bits >>= 6
+        elif found.st_gid == owner.st_gid:
+            bits >>= 3
+        if not bits & 0o1:
+            return folder
+    return ""
+
+
+def _host_files(controls: list[str], *, own_user: bool) -> Control:
     """What keeps owner, mode, times and attributes of files, which Landlock does not govern."""
     if "host_files" in controls:
         return Control("default", True, "mounted read-only, all but the sandbox's own folder")
-    if identity.available():
+    if own_user:
         how = "what anybody may write can be given new times: no mount namespace can be had here"
         return Control("default", False, how)
     held = "seccomp" in controls

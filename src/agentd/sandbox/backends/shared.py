@@ -34,10 +34,11 @@ def user_counts() -> list[tuple[str, int]]:
 
 
 @functools.cache
-def user_rlimits() -> list[tuple[int, int]]:
+def user_rlimits(*, own_user: bool | None = None) -> list[tuple[int, int]]:
     """What queued signals, message queues and locked memory are bounded to, by resource: a quarter
     of the caller's, and all of it where nobody else has this user."""
-    parts = 1 if identity.available() else _PARTS
+    apart = identity.available() if own_user is None else own_user
+    parts = 1 if apart else _PARTS
     found = []
     for number, least, most in (
         (resource.RLIMIT_SIGPENDING, 0, _QUEUED_SIGNALS),

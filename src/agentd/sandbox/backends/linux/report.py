@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from agentd.linux import landlock
+from agentd.linux import container, landlock
 from agentd.linux.cgroup import Group
 from agentd.model.availability import Blocker
 from agentd.model.enforcement import Control
@@ -16,6 +16,7 @@ from agentd.sandbox.backends.linux.plan import LinuxPlan
 if TYPE_CHECKING:
     from agentd.linux.probe import Facts
 
+_NESTED = "agentd doctor -v shows what this machine offers; try outside of what agentd runs in"
 MIN_KERNEL = (5, 12)  # mount_setattr(2)
 APPARMOR_PROFILE = """\
 cat > /etc/apparmor.d/agentd <<'EOF'
@@ -103,8 +104,30 @@ def blockers(facts: "Facts", error: str, mends: str = "") -> list[Blocker]:
     if facts.chroot and not found:
         fix = "enter the tree by systemd-nspawn, podman or bwrap, whose root is one of its own"
         found.append(Blocker("this is a chroot, where the kernel allows no user namespaces", fix))
-    masked = "run agentd outside the container, or give the container its own /proc unmasked"
-    return found or [Blocker(error, mends or masked)]
+    return found or [Blocker(error, mends) if mends else _contained(facts, error)]
+
+
+def _contained(facts: "Facts", error: str) -> Blocker:
+    """What a container takes away, and the option that gives it back."""
+    held = {
+        "seccomp": facts.seccomp_filter,
+        "proc": facts.proc_masked,
+        "apparmor": bool(facts.apparmor_profile),
+    }
+    around = [name for name, is_held in held.items() if is_held]
+    if not facts.may_mount and facts.user_namespaces_error:
+        why = f"user namespaces cannot be made: {facts.user_namespaces_error}"
+        if facts.chrooted:
+            fix = "start agentd outside the chroot, or enter it by pivot_root, as containers do"
+            return Blocker(f"{why}, as in every chroot", fix)
+        if "seccomp" in around:
+            return Blocker(f"{why}, as a seccomp profile forbids it", container.fix(*around))
+        return Blocker(why, container.fix(*around) if around else _NESTED)
+    if "proc" in around and "mount proc" in error:
+        mending = [name for name in around if name != "seccomp"]
+        why = "a sandbox can have no /proc, as something is mounted in the one here"
+        return Blocker(why, container.fix(*mending))
+    return Blocker(error, container.fix(*around) if around else _NESTED)
 
 
 def kernel_version(release: str) -> tuple[int, int]:

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import msgspec
 
 from agentd.image import build as images
-from agentd.linux import privileges
-from agentd.model.availability import Availability
+from agentd.linux import container, privileges
+from agentd.model.availability import Availability, Blocker
 from agentd.model.errors import Refused, SandboxError
 from agentd.model.isolation import IsolationLevel
 from agentd.model.spec import ExecRequest, SandboxSpec
@@ -72,9 +72,27 @@ class QemuBackend:
         )
 
     def probe(self) -> Availability:
-        return Availability.of(*examine())
+        """The keeper's namespaces are tried for real: containers refuse them."""
+        blockers, notes = examine()
+        if not blockers:
+            try:
+                self._keeper().wait_ready()
+            except SandboxError as error:
+                what = f"{error.message}: {error.cause}" if error.cause else error.message
+                held = [name for name in container.around() if name != "proc"]
+                fix = (
+                    container.fix(*held) if held else "see the message; agentd doctor -v has facts"
+                )
+                blockers = [Blocker(what, fix)]
+        return Availability.of(blockers, notes if not blockers else [])
 
     def plan(self, spec: SandboxSpec) -> QemuPlan:
+        if spec.mounts and os.geteuid() == 0 and not privileges.may_mount():
+            raise Refused(
+                "backend qemu run by root without CAP_SYS_ADMIN cannot mount: nobody's rights can "
+                "be lent to its virtiofsd",
+                remediation="leave the mounts out, or run agentd as an ordinary user",
+            )
         return make_plan(spec)
 
     def launch(self, plan: QemuPlan) -> QemuWall:

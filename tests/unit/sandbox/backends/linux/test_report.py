@@ -31,6 +31,11 @@ GOOD: dict[str, Any] = {
     "kvm_error": "",
     "kvm_fix": "",
     "yama_ptrace_scope": None,
+    "container": "",
+    "seccomp_filter": False,
+    "proc_masked": False,
+    "apparmor_profile": "",
+    "chrooted": False,
 }
 
 
