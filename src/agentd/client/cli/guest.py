@@ -10,14 +10,18 @@ examples:
 """
 
 
-def main(words: list[str]) -> int:
+def _parser() -> Parser:
     parser = Parser(
         prog="agentd guest",
         description="Write the guest agent as one executable file that needs only Python 3.11.",
         epilog=_EXAMPLES,
     )
     parser.add_argument("--out", metavar="FILE", required=True, help="where to write it")
-    path = parser.parse_args(words).out
+    return parser
+
+
+def main(words: list[str]) -> int:
+    path = _parser().parse_args(words).out
     from agentd.guest.bundle import build
 
     try:

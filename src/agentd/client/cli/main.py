@@ -52,6 +52,9 @@ GROUPS = {
         "guest": "write the guest agent as one file",
         "print-seccomp": "show the filter of system calls, and why it is as it is",
     },
+    "this command line": {
+        "completion": "let a shell complete commands and options",
+    },
 }
 COMMANDS = {
     name: (f"{_CLI}.{name.replace('-', '_')}", text)

@@ -7,7 +7,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from agentd.client.cli.interrupts import Interrupted, Interrupts
-from agentd.client.cli.options import parse_run, sandbox_options
+from agentd.client.cli.options import parse_run, run_parser, sandbox_options
 from agentd.model.errors import AgentdError, InvalidInput
 from agentd.model.isolation import IsolationLevel
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from agentd.model.spec import ExecRequest, SandboxSpec
 
 _ANSWERS_SECONDS = 2.0
+_parser = run_parser
 
 
 def main(words: list[str]) -> int:
