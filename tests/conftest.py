@@ -154,6 +154,8 @@ _mounted: dict[str, str] = {}  # by number; the path of one changes with the nam
 
 
 def _mounts() -> set[str]:
+    if os.getuid() != 0:
+        return set()  # an ordinary user mounts nothing here: those that come and go are of others
     found = {}
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         number = line.split()[0]
