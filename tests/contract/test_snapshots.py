@@ -52,6 +52,18 @@ def _can(wall: object) -> bool:
     return isinstance(wall, Snapshots)
 
 
+def _paused(sandbox: Sandbox) -> bool:
+    """Pauses it; False where a release of its monitor cannot be, and says so."""
+    try:
+        sandbox.pause()
+    except Refused as error:
+        assert sandbox.info.backend == "firecracker"
+        assert "#6074" in error.cause
+        assert error.remediation
+        return False
+    return True
+
+
 def _until(sandbox: Sandbox, path: str) -> str:
     deadline = time.monotonic() + 120
     while (found := sandbox.run(["cat", path])).status != "ok":
@@ -84,7 +96,10 @@ def test_nothing_runs_while_it_is_paused(able: Sandbox) -> None:
         process.write("before\n")
         chunks = iter(process)
         assert next(chunks).data == b"before\n"
-        able.pause()
+        if not _paused(able):
+            process.write("on\n")
+            assert next(chunks).data == b"on\n"
+            return
         with pytest.raises(SandboxError, match=r"is paused .resume it first"):
             able.run(["true"])
         process.write("during\n")
@@ -95,7 +110,8 @@ def test_nothing_runs_while_it_is_paused(able: Sandbox) -> None:
 
 
 def test_a_paused_sandbox_ends(able: Sandbox) -> None:
-    able.pause()
+    if not _paused(able):
+        return
     able.close()
     with pytest.raises(SandboxError, match="ended"):
         able.run(["true"])

@@ -1,8 +1,9 @@
 """The fake machine's guest: a real agent as a child process, and the hybrid socket before it.
 
 The host's half of vsock is as Firecracker's: the line is parsed from what one read brought, an end
-of the host's is an end of both directions, and a snapshot resets every connection. What it does
-not prove is virtio: that is tested with a device of our own and a kernel that drives it.
+of the host's is an end of both directions, and a snapshot resets every connection, of which the
+host hears nothing before it sends something. What it does not prove is virtio: that is tested with
+a device of our own and a kernel that drives it.
 """
 
 import contextlib
@@ -13,6 +14,8 @@ import socket
 import tempfile
 import threading
 from typing import NoReturn
+
+from tests.vm import v1_only
 
 from agentd.guest.agent import create
 from agentd.guest.loop import Loop
@@ -29,9 +32,9 @@ CONTROLS = [
 
 
 class Guest:
-    """``path`` is where its agent listens."""
+    """``path`` is where its agent listens. ``original``: that is one that speaks v1 alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, original: bool = False) -> None:
         # Relative: a socket's address is short, and a jail's path is not.
         self._folder = os.path.relpath(tempfile.mkdtemp(prefix="guest-", dir="."))
         self.path = f"{self._folder}/agent"
@@ -40,8 +43,18 @@ class Guest:
         listener.listen(128)
         self.pid = os.fork()
         if self.pid == 0:
-            _be_agent(listener, self._folder)
+            (_be_original if original else _be_agent)(listener, self._folder)
         listener.close()
+
+
+def _be_original(listener: socket.socket, folder: str) -> NoReturn:
+    """Its image is its own root: here that is the jail."""
+    try:
+        _close_all_but({listener.fileno()})
+        os.chdir(folder)
+        v1_only.serve(listener)
+    finally:
+        os._exit(0)
 
 
 def _be_agent(listener: socket.socket, folder: str) -> NoReturn:
@@ -50,11 +63,7 @@ def _be_agent(listener: socket.socket, folder: str) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         log = os.open(f"{folder}/asked", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
         home = os.getcwd()
-        keep = {listener.fileno(), log}
-        for name in os.listdir("/proc/self/fd"):
-            if int(name) > 2 and int(name) not in keep:
-                with contextlib.suppress(OSError):
-                    os.close(int(name))
+        _close_all_but({listener.fileno(), log})
         loop = Loop()
         agent = create(loop, pid1=False)
         agent.processes.set_environment({"PATH": "/usr/bin:/bin", "HOME": home})
@@ -81,6 +90,13 @@ def _be_agent(listener: socket.socket, folder: str) -> NoReturn:
         os._exit(0)
 
 
+def _close_all_but(keep: set[int]) -> None:
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2 and int(name) not in keep:
+            with contextlib.suppress(OSError):
+                os.close(int(name))
+
+
 class Hybrid:
     """Serves the host's side of the vsock device until the process ends."""
 
@@ -88,7 +104,7 @@ class Hybrid:
         self._listener = listener
         self._agent = agent
         self._lock = threading.Lock()
-        self._open: set[socket.socket] = set()
+        self._open: set[socket.socket] = set()  # the agent's ends
         self._running = threading.Event()
         self._running.set()
         self._next = _FIRST_PORT
@@ -101,12 +117,13 @@ class Hybrid:
             self._running.set()
 
     def reset(self) -> None:
-        """VIRTIO_VSOCK_EVENT_TRANSPORT_RESET: the guest closes every connection."""
+        """VIRTIO_VSOCK_EVENT_TRANSPORT_RESET: the guest closes every connection, and answers what
+        comes on one of them with RST."""
         with self._lock:
             doomed, self._open = self._open, set()
-        for sock in doomed:
+        for agent in doomed:
             with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+                agent.shutdown(socket.SHUT_RDWR)
 
     def _accept(self) -> None:
         while True:
@@ -124,13 +141,13 @@ class Hybrid:
                 with self._lock:
                     self._next += 1
                     client.sendall(b"OK %d\n" % self._next)
-                    self._open |= {client, agent}
+                    self._open.add(agent)
                 self._pump(client, agent)
             except OSError:
                 return
             finally:
                 with self._lock:
-                    self._open -= {client, agent}
+                    self._open.discard(agent)
 
     def _pump(self, client: socket.socket, agent: socket.socket) -> None:
         """Until either side ends: the host's half-close is a whole one here."""
@@ -139,6 +156,8 @@ class Hybrid:
             for sock in select.select([client, agent], [], [])[0]:
                 self._running.wait()
                 data = sock.recv(_CHUNK)
+                if not data and agent not in self._open:
+                    client.recv(1)  # was reset: nobody is told before something is sent
                 if not data:
                     return
                 other[sock].sendall(data)

@@ -1,10 +1,11 @@
 """What Firecracker keeps: configuration, phase, and the files and sockets that come of it.
 
 There is no virtual CPU behind it: the guest is an agent in a process of its own, and a snapshot's
-memory file is of the right size and empty.
+memory file is of the right size and empty, unless a test has the guest use its memory.
 """
 
 import json
+import mmap
 import os
 import socket
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from tests.firecracker.schema import Api, Operation, Refused
 
 NOT_STARTED, RUNNING, PAUSED = "Not started", "Running", "Paused"
 MIB = 1 << 20
+BAD_CALL = 148
 _BEFORE_LOAD = {"/logger", "/metrics"}
 
 
@@ -27,17 +29,22 @@ class Die(Exception):
 
 
 class Machine:
-    """``exits`` maps an API path to the status that a request of it ends the process with."""
+    """Settings: ``exits`` maps an API path to the status that a request of it ends the process
+    with, ``hang`` is one that is never answered, ``original``: the image's agent speaks v1 alone,
+    ``full``: the guest uses all of its memory, ``noise``: lines that it makes us log.
+    """
 
-    def __init__(self, api: Api, id_: str, exits: dict[str, int], hang: str = "") -> None:
+    def __init__(self, api: Api, id_: str, settings: dict[str, Any]) -> None:
         self.api = api
         self.id = id_
+        self._settings = settings
+        self._memory: mmap.mmap | None = None
         self.state = NOT_STARTED
         self.config: dict[str, Any] = {
             "machine-config": {"vcpu_count": 1, "mem_size_mib": 128, "smt": False},
         }
-        self.hang = hang
-        self._exits = exits
+        self.hang = settings.get("hang", "")
+        self._exits = settings.get("exits", {})
         self._seen: set[str] = set()
         self._listener: socket.socket | None = None
         self.hybrid: Hybrid | None = None
@@ -63,7 +70,7 @@ class Machine:
     def perform(self, method: str, path: str, operation: Operation, body: Any) -> None:
         """Raises Refused and Die."""
         if path in self._exits:
-            raise Die(self._exits[path], "asked to by the test")
+            raise Die(self._exits[path], _last_words(self._exits[path]))
         self._check_phase(path, operation)
         handler = self._handlers().get((method, operation.path))
         if handler is not None:
@@ -114,9 +121,25 @@ class Machine:
 
     def _start(self) -> None:
         self.state = RUNNING
+        self._log_noise()
+        if self._settings.get("full"):
+            self._memory = mmap.mmap(-1, self._size)
+            for place in range(0, self._size, mmap.PAGESIZE):
+                self._memory[place] = 1
         if self._listener is not None:
-            self.guest = Guest()
+            self.guest = Guest(original=self._settings.get("original", False))
             self.hybrid = Hybrid(self._listener, self.guest.path)
+
+    @property
+    def _size(self) -> int:
+        return int(self.config["machine-config"]["mem_size_mib"]) * MIB
+
+    def _log_noise(self) -> None:
+        """A guest reads a real-time clock that is not there (vcpu.rs, a warning each time)."""
+        level = self.config.get("logger", {}).get("level", "Info")
+        if level in ("Warning", "Warn", "Info", "Debug", "Trace"):
+            for _ in range(self._settings.get("noise", 18)):
+                log("WARN", "vcpu: IO read @ 0x71:0x1 failed: MissingAddressRange")
 
     def _boot_source(self, body: dict[str, str]) -> None:
         for field in ("kernel_image_path", "initrd_path"):
@@ -148,10 +171,9 @@ class Machine:
     def _save(self, body: dict[str, Any]) -> None:
         if self.state != PAUSED:
             raise Refused("Create snapshot error: the microVM is not paused.")
-        size = self.config["machine-config"]["mem_size_mib"] * MIB
         with open(body["mem_file_path"], "wb") as file:
-            file.write(b"memory of " + self.id.encode())
-            file.truncate(size)
+            file.write(self._memory or b"memory of " + self.id.encode())
+            file.truncate(self._size)
         saved = {"version": self.api.version, "config": self.config}
         with open(body["snapshot_path"], "w") as file:
             json.dump(saved, file)
@@ -179,6 +201,17 @@ class Machine:
         self._start()
         if not body.get("resume_vm", False):
             self._set_state({"state": "Paused"})
+
+
+def log(level: str, text: str) -> None:
+    os.write(1, f"2026-11-26T12:00:00 [anonymous-instance:main:{level}] {text}\n".encode())
+
+
+def _last_words(status: int) -> str:
+    """What Firecracker logs where it ends by itself (signal_handler.rs), for the test's wish."""
+    if status == BAD_CALL:
+        return "Shutting down VM after intercepting a bad syscall (232)."
+    return "asked to by the test"
 
 
 def _open(path: str, what: str) -> None:

@@ -11,13 +11,15 @@ import os
 import re
 import resource
 import shutil
+import signal
 import socket
 import stat
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tests.firecracker.machine import Machine
+from tests.firecracker.machine import BAD_CALL, Machine, log
 from tests.firecracker.schema import Api
 from tests.firecracker.server import Server
 
@@ -27,14 +29,17 @@ from agentd.linux.kernel import KERNEL
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 _ARGUMENT_PARSING = 153
+_HANDLED = {
+    signal.SIGSYS: BAD_CALL, signal.SIGBUS: 149, signal.SIGSEGV: 150, signal.SIGXFSZ: 151,
+    signal.SIGXCPU: 154, signal.SIGHUP: 156, signal.SIGILL: 157,
+}  # fmt: skip
 
 
 def make(folder: Path, version: str = "1.16.1", **settings: Any) -> dict[str, str]:
     """Executable ``firecracker`` and ``jailer``; their paths.
 
-    Settings: ``exits`` (API path -> exit status), ``hang`` (an API path that is never answered),
-    ``jailer_exit`` (a status), ``jailer_version``, ``start_exit`` (Firecracker's, at once),
-    ``chatter`` and ``lines`` (what it prints and how often).
+    Settings: the machine's, ``jailer_exit`` (a status), ``jailer_version``, ``start_exit``
+    (Firecracker's, at once), ``chatter`` and ``lines`` (what it prints and how often).
     """
     paths = {}
     for name in ("firecracker", "jailer"):
@@ -69,7 +74,9 @@ def firecracker(version: str, settings: dict[str, Any], words: list[str] | None 
     if "start_exit" in settings:
         print("asked to by the test", flush=True)
         os._exit(settings["start_exit"])
-    machine = Machine(Api(version), options.id, settings.get("exits", {}), settings.get("hang", ""))
+    machine = Machine(Api(version), options.id, settings)
+    for number, status in _HANDLED.items():
+        signal.signal(number, partial(_handle, status))
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.bind(options.api_sock)
@@ -81,6 +88,14 @@ def firecracker(version: str, settings: dict[str, Any], words: list[str] | None 
     for _ in range(settings.get("lines", 1)):
         print(settings.get("chatter", f"Running Firecracker v{version}"), flush=True)
     Server(listener, machine).run()
+
+
+def _handle(status: int, number: int, _: object) -> NoReturn:
+    """As signal_handler.rs: the reason, and an exit in place of the signal."""
+    log("ERROR", f"Shutting down VM after intercepting signal {number}, code 1.")
+    if status == BAD_CALL:
+        log("ERROR", "Shutting down VM after intercepting a bad syscall (232).")
+    os._exit(status)
 
 
 def jailer(version: str, settings: dict[str, Any]) -> None:

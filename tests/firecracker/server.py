@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 
-from tests.firecracker.machine import Die, Machine
+from tests.firecracker.machine import BAD_CALL, Die, Machine, log
 from tests.firecracker.schema import Refused
 
 MAX_CONNECTIONS = 10
@@ -62,9 +62,9 @@ class Server:
         except Refused as error:
             client.sendall(answer(400, {"fault_message": str(error)}))
         except Die as error:
-            if str(error):
+            if str(error) and error.status < BAD_CALL:  # struck, it does not come to answer
                 client.sendall(answer(400, {"fault_message": str(error)}))
-                os.write(1, f"Error: {error}\n".encode())
+            log("ERROR", str(error))
             os._exit(error.status)
         else:
             client.sendall(answer(200 if value is not None else 204, value))

@@ -1,21 +1,30 @@
 """Firecracker itself on a working KVM: its own programs, our image, nothing faked.
 
-Pending KVM: runs wherever the probe finds a KVM that works and both programs are installed.
+Runs wherever the probe finds a KVM that works and both programs are installed.
 """
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tests.vm import boot
 
+from agentd.client import build
+from agentd.client.local import LocalSandbox
+from agentd.client.sandbox import Sandbox
+from agentd.daemon.pipeline import Pipeline
+from agentd.image import build as images
+from agentd.model.cause import CauseCode
 from agentd.model.errors import Refused
 from agentd.model.limits import MIB, Limits
+from agentd.model.principal import local
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox.backends.firecracker.backend import FirecrackerBackend
 from agentd.sandbox.backends.firecracker.wall import FirecrackerWall
-from agentd.sandbox.manager import connect
+from agentd.sandbox.manager import Manager, connect
 
 pytestmark = [
     pytest.mark.pending_kvm,
@@ -122,3 +131,70 @@ def test_a_guest_that_shuts_down_ends_the_process(backend: FirecrackerBackend) -
         assert wall._monitor.ended().status == 0
     finally:
         wall.kill()
+
+
+# --- as a caller sees it ---
+
+
+@pytest.fixture
+def create() -> Iterator[Callable[..., Sandbox]]:
+    """``Sandbox.create`` on this wall."""
+    pipeline = Pipeline(Manager())
+
+    def create(**wanted: Any) -> Sandbox:
+        spec = build.sandbox_spec(backend="firecracker", **wanted)
+        return Sandbox(LocalSandbox(pipeline, pipeline.open(local("test"), spec), local("test")))
+
+    yield create
+    pipeline.manager.close()
+
+
+def test_a_machine_of_the_original_agents_runs_commands(
+    create: Callable[..., Sandbox], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = images.ensure()
+    overlay = boot.instead_of_the_agent(Path(boot.__file__).parent / "v1_only.py", "5000")
+    initramfs = Path(image.initramfs).read_bytes() + overlay.replace(b"other\0", b"init\0\0")
+    (tmp_path / "initramfs").write_bytes(initramfs)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    images.build("own", kernel=image.kernel, initramfs=str(tmp_path / "initramfs"))
+    with create(image="own") as sandbox:
+        assert sandbox.run(["uname", "-s"]).text == "Linux\n"
+        assert sandbox.run(["pwd"], cwd="/tmp").text == "/tmp\n"
+        assert sandbox.run(["cat"], stdin="text").text == "text"
+        assert not sandbox.run(["true"]).enforcement["identity"].enforced
+
+
+def test_the_first_command_after_a_snapshot_and_a_fork_is_not_lost(
+    create: Callable[..., Sandbox],
+) -> None:
+    with create(memory="128M") as sandbox:
+        sandbox.run(["true"])
+        with sandbox.snapshot():
+            assert sandbox.run(["echo", "on"]).text == "on\n"
+        (copy,) = sandbox.fork()
+        with copy:
+            assert sandbox.run(["echo", "on"]).text == "on\n"
+            assert copy.run(["echo", "copy"]).text == "copy\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGBUS, CauseCode.OOM),
+        (signal.SIGXFSZ, CauseCode.DISK_FULL),
+        (signal.SIGKILL, CauseCode.BACKEND_LOST),
+    ],
+)
+def test_its_end_is_the_cause_of_its_command(
+    create: Callable[..., Sandbox], number: int, code: CauseCode
+) -> None:
+    with create(memory="128M") as sandbox:
+        with sandbox.start(["sh", "-c", "echo on; sleep 600"]) as process:
+            assert next(iter(process)).data == b"on\n"
+            wall: Any = sandbox._held.handle.wall  # type: ignore[attr-defined]
+            signal.pidfd_send_signal(wall._pidfd, number)
+            cause = process.wait().cause
+        assert cause.code is code, cause
+        if number != signal.SIGKILL:
+            assert f"signal {int(number)}" in cause.message

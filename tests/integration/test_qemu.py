@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,16 +18,25 @@ import pytest
 from tests.vm import boot
 
 import agentd
+from agentd.client import build
+from agentd.client.local import LocalSandbox
+from agentd.client.sandbox import Sandbox
+from agentd.daemon.pipeline import Pipeline
 from agentd.image import build as images
 from agentd.linux import process
+from agentd.model.cause import CauseCode
 from agentd.model.errors import AgentdError, BackendLost, Refused, SandboxError
 from agentd.model.limits import MIB, Limits
 from agentd.model.mount import Mount, MountMode, parse_workspace
+from agentd.model.principal import local
 from agentd.model.spec import ExecRequest, SandboxSpec
+from agentd.sandbox.backends.cgroups import own_hierarchy
+from agentd.sandbox.backends.qemu import plan
 from agentd.sandbox.backends.qemu.backend import QemuBackend
 from agentd.sandbox.backends.qemu.template import Templates
 from agentd.sandbox.backends.qemu.wall import QemuWall
-from agentd.sandbox.backends.vm import folders
+from agentd.sandbox.backends.vm import ceiling, folders
+from agentd.sandbox.manager import Manager
 from agentd.transport.guest import Guest
 
 SOURCE = os.path.dirname(os.path.dirname(agentd.__file__))
@@ -467,6 +477,60 @@ def test_an_agent_that_never_answers_is_given_up(make: Make) -> None:
             guest.call("sys.ping")
     finally:
         guest.close()
+
+
+# --- what a caller sees of it ---
+
+
+@pytest.fixture
+def create(own: QemuBackend) -> Iterator[Callable[..., Sandbox]]:
+    """``Sandbox.create`` on this wall."""
+    pipeline = Pipeline(Manager(made={"qemu": own}))
+
+    def create(**wanted: Any) -> Sandbox:
+        spec = build.sandbox_spec(backend="qemu", **wanted)
+        return Sandbox(LocalSandbox(pipeline, pipeline.open(local("test"), spec), local("test")))
+
+    yield create
+    pipeline.manager.close()
+
+
+def _ceiling_in_force() -> bool:
+    hierarchy = own_hierarchy()
+    return not isinstance(hierarchy, str) and "memory" in hierarchy.controllers
+
+
+with_ceiling = pytest.mark.skipif(not _ceiling_in_force(), reason="no memory controller here")
+
+
+@with_ceiling
+def test_a_snapshot_that_lies_in_memory_does_not_end_its_source(
+    create: Callable[..., Sandbox], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "HOST_OVERHEAD", 180 * MIB)  # no room for its file beside it
+    with create(memory="64M") as sandbox, tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        sandbox.run(["sh", "-c", "head -c 32M /dev/urandom > file; sleep 600 >&- 2>&- &"])
+        with sandbox.snapshot(f"{folder}/kept"):
+            result = sandbox.run(["echo", "on"])  # and the first command after it is not lost
+            assert result.text == "on\n", result.cause
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(ceiling, "_available", lambda: 100 * MIB)
+                with pytest.raises(SandboxError, match="no memory for a snapshot"):
+                    sandbox.snapshot(f"{folder}/other")
+        assert sandbox.run(["echo", "on"]).text == "on\n"
+
+
+def test_the_end_of_a_machine_is_the_cause_of_its_command(create: Callable[..., Sandbox]) -> None:
+    """By the one signal that reaches it from outside: it is PID 1 of its namespace."""
+    with create(memory="64M") as sandbox:
+        with sandbox.start(["sh", "-c", "echo on; sleep 600"]) as process:
+            assert next(iter(process)).data == b"on\n"
+            os.kill(sandbox._held.handle.wall.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+            cause = process.wait().cause
+        assert cause.code is CauseCode.BACKEND_LOST
+        assert cause.message.startswith("the virtual machine ended: it was killed")
+        with pytest.raises(BackendLost, match="it was killed"):
+            sandbox.run(["true"])
 
 
 # --- what is left ---

@@ -9,12 +9,17 @@ import json
 import socket
 import subprocess
 import sys
+from typing import NoReturn
 
 
 def main(port: int) -> None:
     listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
     listener.bind((socket.VMADDR_CID_ANY, port))
     listener.listen(16)
+    serve(listener)
+
+
+def serve(listener: socket.socket) -> NoReturn:
     while True:
         connection, _ = listener.accept()
         with connection, connection.makefile("rwb") as stream:

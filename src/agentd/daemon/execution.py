@@ -16,6 +16,7 @@ from agentd.model.errors import AgentdError, BackendLost, GuestError
 from agentd.model.result import Exit, Result, Timing, Usage
 from agentd.model.spec import ExecRequest
 from agentd.sandbox.manager import SandboxHandle
+from agentd.sandbox.ports import TellsEnd
 from agentd.transport.core import Chunk, Missing
 from agentd.transport.running import NeverRan, SpawnFailed, StdinNotStreamed
 
@@ -293,7 +294,11 @@ class Execution:
         gone = wall.wait(_DEATH_SECONDS)
         if isinstance(error, GuestError) and not gone:
             raise error
-        if grown(self._before, wall.counters(), "oom"):
+        teller: object = wall
+        told = teller.ending() if gone and isinstance(teller, TellsEnd) else None
+        if told is not None:
+            cause = told
+        elif grown(self._before, wall.counters(), "oom"):
             cause = Cause.of(CauseCode.OOM, "the sandbox ran out of memory and ended")
         else:
             cause = Cause.of(CauseCode.BACKEND_LOST, f"the sandbox ended under its work: {error}")

@@ -74,6 +74,8 @@ class Agent:
         self._budget: budget.Budget | None = None
         self._hello = {"agent": __version__, "features": list(features), **(hello or {})}
         self._max_connections = max_connections
+        # By which a host tells whether it still is the agent that it gave a request to.
+        self._instance = os.urandom(8).hex()
         self._streams: set[Stream] = set()
         self._listeners: list[FdListener | SocketListener] = []
         self._stopped = False
@@ -129,7 +131,11 @@ class Agent:
 
     def upgrade(self, stream: Stream, first: bytes) -> None:
         """Go on in v2 after the hello line."""
-        boot = {"pid1": self.pid1, "uptime_ms": int(time.clock_gettime(time.CLOCK_BOOTTIME) * 1000)}
+        boot = {
+            "pid1": self.pid1,
+            "uptime_ms": int(time.clock_gettime(time.CLOCK_BOOTTIME) * 1000),
+            "instance": self._instance,
+        }
         reply = json.dumps({"agentd": 2, **self._hello, "boot": boot}, separators=(",", ":"))
         Connection(stream, self._operations, reply.encode() + b"\n", first)
 

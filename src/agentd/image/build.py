@@ -16,6 +16,7 @@ from agentd.image.model import (
     FORMAT,
     INITRAMFS,
     KERNEL,
+    OWN,
     Corrupt,
     Image,
     Manifest,
@@ -31,7 +32,7 @@ from agentd.model.errors import InvalidInput, Unavailable
 ROUGH_SIZE = "about 260 MB"  # of the default one on disk
 _STEPS = 8
 _LISTS = "lists"
-OWN = "own"
+
 DEFAULT = "default"
 
 

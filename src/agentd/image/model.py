@@ -11,6 +11,8 @@ Progress = Callable[[str, int, int], None]
 FORMAT = 1
 KERNEL, INITRAMFS, EXT4, EROFS = "vmlinux", "initramfs.cpio", "root.ext4", "root.erofs"
 BASES = ("debian", "busybox")
+#: The base of an image that is the user's own through and through, its agent included.
+OWN = "own"
 # What Debian's kernel can do without in a guest, which is more than half of what it executes until
 # the agent listens: self-tests of ciphers, the jitter entropy source (the monitor and the host
 # give entropy), certificates that sign modules, tracing of itself, a keyboard and a mouse.

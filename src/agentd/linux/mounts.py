@@ -73,6 +73,21 @@ def points() -> list[str]:
         return [unescaped(line.split()[4]) for line in file]
 
 
+def kind_of(path: str) -> tuple[str, str]:
+    """``(type, options)`` of the filesystem that a file lies on, the latter its own, as mountinfo
+    tells them; empty where it tells nothing of it, as of a btrfs subvolume. Raises OSError.
+    """
+    device = os.stat(path).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            left, _, right = line.partition(" - ")
+            if left.split()[2] == wanted:
+                kind, _, options = right.split(maxsplit=2)
+                return kind, unescaped(options.strip())
+    return "", ""
+
+
 def unescaped(field: str) -> str:
     """A path of a mountinfo, in which white space is told in octal (proc_pid_mountinfo(5))."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)

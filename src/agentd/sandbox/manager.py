@@ -285,7 +285,11 @@ class Manager:
             handle._guest = None
             return None
         if instruction is Do.CAPTURE:
-            handle.snapshots("snapshot").snapshot(folder)
+            try:
+                handle.snapshots("snapshot").snapshot(folder)
+            finally:
+                if handle._guest is not None:  # whose streams have not survived it
+                    handle._guest.renew()
             return Event.SNAPSHOT_OVER
         if instruction is Do.FREEZE:
             handle.pausable("pause").pause()

@@ -4,6 +4,7 @@ import socket
 from typing import Protocol, runtime_checkable
 
 from agentd.model.availability import Availability
+from agentd.model.cause import Cause
 from agentd.model.enforcement import Enforcement
 from agentd.model.isolation import IsolationLevel
 from agentd.model.spec import SandboxSpec
@@ -75,6 +76,15 @@ class EndsWithProcess(Protocol):
 
     def first_process(self) -> int:
         """A pidfd of that, the caller's to close. Raises ProcessLookupError once it is ended."""
+
+
+@runtime_checkable
+class TellsEnd(Protocol):
+    """A wall that can end by itself, and say how."""
+
+    def ending(self) -> Cause | None:
+        """Once it has ended, also after ``kill``; None where nobody knows. Its message has the end
+        of what it printed."""
 
 
 @runtime_checkable

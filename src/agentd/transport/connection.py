@@ -1,10 +1,12 @@
 """One stream to an agent: frames with deadlines, nothing that blocks without one."""
 
 import array
+import os
 import select
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from agentd.guest import wire
 from agentd.model.errors import BackendLost, GuestError
@@ -14,6 +16,9 @@ from agentd.transport.greeting import Greeting
 READ = 64 << 10
 WIDE_READ = 256 << 10  # once there is as much as that: both sides wake up less often
 _LAST_CHANNEL = (1 << 32) - 1
+# A request and all that may be sent before the agent answers it.
+_MAX_KEPT = 4 << 20
+_SEND_SECONDS = 10.0
 
 
 def milliseconds(deadline: float | None) -> int | None:
@@ -32,13 +37,31 @@ def ready(fd: int, events: int, deadline: float | None, wake: int = -1) -> bool:
     return fd in (found for found, _ in poller.poll(milliseconds(deadline)))
 
 
+class Stream(Protocol):
+    """A greeted one, of whichever protocol."""
+
+    def fileno(self) -> int: ...
+    def close(self) -> None: ...
+
+
+Reopen = Callable[[], Stream]
+
+
 class Connection:
     """Owns the socket. Descriptors are sent, and never received: the kernel discards what a guest
     attaches, because recv gives no room for it (unix(7), SCM_RIGHTS)."""
 
-    def __init__(self, stream: socket.socket, early: bytes = b"", *, greets: bool = False) -> None:
+    def __init__(
+        self,
+        stream: socket.socket,
+        early: bytes = b"",
+        *,
+        greets: bool = False,
+        instance: str = "",
+    ) -> None:
         """``greets``: the agent is known to speak v2, and has not been greeted. The greeting goes
-        along with the first request, and is answered ahead of its first event."""
+        along with the first request, and is answered ahead of its first event. ``instance`` is
+        what the agent said of itself."""
         stream.setblocking(False)
         self._socket = stream
         self._decoder = wire.FrameDecoder(wire.FROM_AGENT)
@@ -47,6 +70,9 @@ class Connection:
         self._greeting = Greeting() if greets else None
         self._read = READ
         self._number = 0
+        self._instance = instance
+        self._again: Reopen | None = None  # until the agent was heard, where it may be dead
+        self._kept = bytearray()  # what was sent meanwhile
         self._told: set[int] = set()  # channels whose one answer is still to come
 
     def fileno(self) -> int:
@@ -59,11 +85,17 @@ class Connection:
     def send_some(self, data: bytes | bytearray | memoryview) -> int:
         """Bytes that the kernel took now. Raises BackendLost."""
         try:
-            return self._socket.send(data)
+            sent = self._socket.send(data)
         except BlockingIOError:
             return 0
         except OSError as error:
-            raise _lost(error) from None
+            self._begin_again(_lost(error))
+            return 0
+        if self._again is not None:
+            self._kept += memoryview(data)[:sent]
+            if len(self._kept) > _MAX_KEPT:
+                self.settle()
+        return sent
 
     def send(self, data: bytes, deadline: float, fds: Sequence[int] = ()) -> None:
         """All of it; the descriptors ride with the first byte. Raises BackendLost, GuestError."""
@@ -96,14 +128,19 @@ class Connection:
         except BlockingIOError:
             return []
         except OSError as error:
-            raise _lost(error) from None
+            self._begin_again(_lost(error))
+            return []
+        if not data and self._again is not None:
+            self._begin_again(_closed())
+            return []
         self._early = b""
+        self.settle()
         if len(data) == READ:
             self._read = WIDE_READ
         try:
             if not data:
                 self._decoder.close()
-                raise BackendLost("the agent closed the connection")
+                raise _closed()
             frames = self._decoder.feed(data if self._greeting is None else self._greeted(data))
         except wire.WireError as error:
             raise GuestError("the agent broke the protocol", cause=str(error)) from None
@@ -127,6 +164,36 @@ class Connection:
         self._greeting = None
         return greeting.rest
 
+    def reuse(self, reopen: "Reopen") -> None:
+        """It idled, and may have died without a sign, as every stream to a machine does when that
+        is snapshotted. Until the agent is heard, what is sent is kept, and where the stream turns
+        out to be dead it is sent over another: an agent that has said nothing to a request has
+        begun nothing for it."""
+        self._again = reopen
+
+    def settle(self) -> None:
+        """What is sent from now on is sent once."""
+        self._again = None
+        if self._kept:
+            self._kept = bytearray()
+
+    def _begin_again(self, error: BackendLost) -> None:
+        """Raises ``error`` where that cannot be: of another agent's process nobody knows what the
+        one before had begun."""
+        again, kept = self._again, bytes(self._kept)
+        self.settle()
+        if again is None:
+            raise error
+        fresh = again()
+        if not isinstance(fresh, Connection) or fresh._instance != self._instance:
+            fresh.close()
+            raise error
+        # Under the number that those who wait for it know.
+        os.dup2(fresh.fileno(), self.fileno(), inheritable=False)
+        self._early = fresh._early
+        fresh.close()
+        self.send(kept, time.monotonic() + _SEND_SECONDS)
+
     def idle(self) -> bool:
         """Whether it can serve another request: nothing unasked for came, and it is open."""
         if self._early or self._number >= _LAST_CHANNEL:
@@ -140,6 +207,10 @@ class Connection:
 
     def close(self) -> None:
         self._socket.close()
+
+
+def _closed() -> BackendLost:
+    return BackendLost("the agent closed the connection")
 
 
 def _lost(error: OSError) -> BackendLost:

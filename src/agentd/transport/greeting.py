@@ -8,12 +8,18 @@ from agentd.model.errors import GuestError
 from agentd.transport.text import safe_text
 
 
+class _Boot(msgspec.Struct):
+    instance: str = ""
+
+
 class _Reply(msgspec.Struct):
     agentd: int | None = None
+    boot: _Boot | None = None
     exit_code: int | None = None
     error: str | None = None
 
 
+_MAX_INSTANCE = 64
 _DECODER = typed.decoder(_Reply)
 
 
@@ -24,6 +30,8 @@ class Greeting:
         self._buffer = bytearray()
         self.line: bytes | None = None
         self.rest = b""
+        #: Of the agent's process, "" where it tells none: another one knows nothing of the first's.
+        self.instance = ""
 
     def feed(self, data: bytes) -> bool:
         """Whether the line is whole. Raises GuestError for one that is too long."""
@@ -44,6 +52,7 @@ class Greeting:
             why = safe_text(str(error))
             raise GuestError("the agent's greeting is malformed", cause=why) from None
         if reply.agentd == 2:
+            self.instance = "" if reply.boot is None else reply.boot.instance[:_MAX_INSTANCE]
             return 2
         refused = (reply.error or "").startswith("Invalid request")
         if reply.exit_code == -1 and refused and not self.rest:

@@ -179,6 +179,11 @@ class Guest:
             connection.close()
             raise
 
+    def renew(self) -> None:
+        """The streams there were may be dead without a sign: let go of those that idle, and of the
+        others once they are given back."""
+        self._pool.renew()
+
     def close(self) -> None:
         """Close the idle connections; what is in use closes when it ends."""
         self._pool.close()

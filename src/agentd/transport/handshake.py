@@ -22,7 +22,7 @@ def greet(stream: socket.socket, timeout: float) -> Connection | V1Connection:
         _send(stream, deadline)
         greeting = _read(stream, deadline)
         if greeting.protocol() == 2:
-            return Connection(stream, greeting.rest)
+            return Connection(stream, greeting.rest, instance=greeting.instance)
         return V1Connection(stream)
     except OSError as error:
         stream.close()

@@ -35,15 +35,18 @@ class Pool:
         self._known = known
         self._lock = threading.Lock()
         self._idle: list[Connection | V1Connection] = []
-        # Their users close them; whoever is let go of counts no more.
-        self._used: weakref.WeakSet[Connection | V1Connection] = weakref.WeakSet()
+        # Their users close them; whoever is let go of counts no more. With each its generation.
+        self._used: weakref.WeakKeyDictionary[Connection | V1Connection, int] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._generation = 0
         self._opening = 0
         self._closed = False
 
     def take(self, *, urgent: bool = False) -> Connection | V1Connection:
         """An idle connection that still is one, or a new one. Raises Full where too many are in
         use, BackendLost, GuestError. There are more for what is ``urgent``."""
-        self._enter(MAX_USED + (_RESERVE if urgent else 0))
+        generation = self._enter(MAX_USED + (_RESERVE if urgent else 0))
         connection = None
         try:
             connection = self._found()
@@ -51,20 +54,31 @@ class Pool:
             with self._lock:
                 self._opening -= 1
                 if connection is not None:
-                    self._used.add(connection)
+                    self._used[connection] = generation
         return connection
 
-    def _enter(self, most: int) -> None:
+    def renew(self) -> None:
+        """None of the connections there are is used again: what is behind them may have forgotten
+        them, as a machine has after a snapshot of it."""
+        with self._lock:
+            self._generation += 1
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def _enter(self, most: int) -> int:
+        """The generation of a connection that is taken now."""
         with self._lock:
             if len(self._used) + self._opening >= most:
                 for connection in [one for one in self._used if one.fileno() < 0]:
-                    self._used.discard(connection)
+                    del self._used[connection]
             if len(self._used) + self._opening >= most:
                 raise Full(
                     f"{most} commands, transfers, watches and tunnels of this sandbox are the most",
                     remediation="wait until one of them has ended, or use another sandbox",
                 )
             self._opening += 1
+            return self._generation
 
     def _found(self) -> Connection | V1Connection:
         while True:
@@ -77,13 +91,18 @@ class Pool:
             if connection is None:
                 return greet(self._open_stream(), self._timeout)
             if connection.idle():
+                if isinstance(connection, Connection) and not self._known:
+                    connection.reuse(lambda: greet(self._open_stream(), self._timeout))
                 return connection
             connection.close()
 
     def give_back(self, connection: Connection | V1Connection) -> None:
+        if isinstance(connection, Connection):
+            connection.settle()
         with self._lock:
-            self._used.discard(connection)
-            if not self._closed and len(self._idle) < self._max_idle:
+            generation = self._used.pop(connection, -1)
+            fresh = generation == self._generation and not self._closed
+            if fresh and len(self._idle) < self._max_idle:
                 self._idle.append(connection)
                 return
         connection.close()

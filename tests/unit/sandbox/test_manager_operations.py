@@ -105,7 +105,8 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def manager(backend, cache):
-    manager = Manager(lambda name: backend, lambda wall: SimpleNamespace(close=lambda: None))
+    guest = SimpleNamespace(close=lambda: None, renew=lambda: None)
+    manager = Manager(lambda name: backend, lambda wall: guest)
     yield manager
     manager.close()
     assert not cache.exists() or os.listdir(cache) == ["lock"]

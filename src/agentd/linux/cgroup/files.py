@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections.abc import Collection, Iterator
 
 _PAGE = 4096
 _MAX_BYTES = 1 << 20
@@ -67,6 +68,20 @@ def read_field(directory: str, name: str, field: str) -> int | None:
         if word == field:
             return int(number)
     return None
+
+
+def read_sum(directory: str, name: str, fields: Collection[str]) -> int:
+    """Of several numbers of such a file; what is not there counts as 0."""
+    pairs = (line.partition(" ") for line in read(directory, name).splitlines())
+    return sum(int(number) for word, _, number in pairs if word in fields)
+
+
+def ancestors(directory: str) -> Iterator[str]:
+    """The groups that hold a group, the nearest first."""
+    directory = os.path.dirname(directory)
+    while os.path.exists(f"{directory}/cgroup.procs"):
+        yield directory
+        directory = os.path.dirname(directory)
 
 
 def subdirectories(directory: str) -> list[str]:

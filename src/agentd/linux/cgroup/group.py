@@ -78,6 +78,17 @@ class Group(ABC):
         where they are not counted."""
 
     @abstractmethod
+    def limit_memory(self, limit: int) -> None:
+        """A new limit in bytes, swap included, in place of the one there is. Raises OSError.
+
+        One below what it holds is not set: version 2 would end a process for it.
+        """
+
+    @abstractmethod
+    def memory_room(self) -> int | None:
+        """Bytes that the groups around it leave; None where they set no limit."""
+
+    @abstractmethod
     def freeze(self) -> None:
         """Stop every process until ``thaw``. Raises OSError where that cannot be had."""
 

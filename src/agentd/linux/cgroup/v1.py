@@ -22,6 +22,9 @@ _FREEZE_SECONDS = 5.0
 _POLL_SECONDS = 0.001
 _SOCKETS = "memory.kmem.tcp.limit_in_bytes"
 _LEAST_SOCKET_BYTES = 2 << 20
+_WITH_SWAP = "memory.memsw.limit_in_bytes"
+_FILES = ("total_inactive_file", "total_active_file")
+_NO_LIMIT = 1 << 60
 
 
 class V1Hierarchy(Hierarchy):
@@ -65,7 +68,7 @@ class V1Hierarchy(Hierarchy):
             directory = self._directory("memory", name)
             files.write(directory, "memory.limit_in_bytes", memory)
             # Memory and swap together; absent where the kernel does not account swap.
-            if not files.write_if_present(directory, "memory.memsw.limit_in_bytes", memory):
+            if not files.write_if_present(directory, _WITH_SWAP, memory):
                 files.write(directory, "memory.swappiness", 0)
             # What its sockets hold is counted apart, and not at all before this is written.
             files.write_if_present(directory, _SOCKETS, socket_bytes(memory))
@@ -120,6 +123,27 @@ class V1Group(Group):
             peak_memory_bytes=self._number("memory", "memory.max_usage_in_bytes"),
             cpu_usec=None if nanoseconds is None else nanoseconds // 1000,
         )
+
+    def limit_memory(self, limit: int) -> None:
+        directory = self._of["memory"]
+        names = ["memory.limit_in_bytes", _WITH_SWAP]
+        if not os.path.exists(f"{directory}/{_WITH_SWAP}"):
+            names.pop()
+        # The one with swap is never the smaller; the kernel refuses what is below what is held.
+        if limit > (self._number("memory", names[0]) or 0):
+            names.reverse()
+        for name in names:
+            files.write(directory, name, limit)
+
+    def memory_room(self) -> int | None:
+        rooms = []
+        for directory in files.ancestors(self._of["memory"]):
+            limit = files.read_int(directory, "memory.limit_in_bytes")
+            held = files.read_int(directory, "memory.usage_in_bytes")
+            if limit is not None and held is not None and limit < _NO_LIMIT:
+                dropped = files.read_sum(directory, "memory.stat", _FILES)
+                rooms.append(max(limit - held + dropped, 0))
+        return min(rooms, default=None)
 
     def tasks(self) -> int | None:
         return self._number("pids", "pids.current")

@@ -129,6 +129,21 @@ class V2Group(Group):
         known = {name: value for name, value in numbers.items() if value is not None}
         return known | self._fields(cpu_usec=("cpu.stat", "usage_usec"))
 
+    def limit_memory(self, limit: int) -> None:
+        directory = self._directories[0]
+        held = _held(directory)
+        if held is not None and held > limit:
+            raise OSError(errno.EBUSY, f"{held} bytes are held, over {limit}", directory)
+        files.write(directory, "memory.max", limit)
+
+    def memory_room(self) -> int | None:
+        rooms = []
+        for directory in files.ancestors(self._directories[0]):
+            limit, held = files.read_int(directory, "memory.max"), _held(directory)
+            if limit is not None and held is not None:
+                rooms.append(max(limit - held, 0))
+        return min(rooms, default=None)
+
     def tasks(self) -> int | None:
         return files.read_int(self._directories[0], "pids.current")
 
@@ -161,6 +176,13 @@ class V2Group(Group):
             for name, (file, field) in wanted.items()
         }
         return {name: value for name, value in found.items() if value is not None}
+
+
+def _held(directory: str) -> int | None:
+    """Bytes that cannot be had back by dropping what the disk has, too."""
+    current = files.read_int(directory, "memory.current")
+    dropped = files.read_sum(directory, "memory.stat", ("inactive_file", "active_file"))
+    return None if current is None else max(current - dropped, 0)
 
 
 def _controllers(directory: str) -> frozenset[str]:

@@ -13,6 +13,7 @@ from agentd.linux import cgroup
 from agentd.linux.pidfd import Pidfd
 from agentd.model import typed
 from agentd.model.availability import Availability
+from agentd.model.cause import Cause
 from agentd.model.errors import AgentdError, BackendLost
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import backends
@@ -122,6 +123,10 @@ class RemoteWall:
             return self._process.wait(timeout)
         gone: bool = self._ask_of_the_living("wait", True, timeout=timeout)
         return gone
+
+    def ending(self) -> Cause | None:
+        told = self._ask_of_the_living("ending", None)
+        return None if told is None else typed.convert(told, Cause)
 
     def begin_kill(self) -> None:
         with self._lock:

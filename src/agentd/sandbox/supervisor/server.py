@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 
 from agentd.model import typed
+from agentd.model.cause import Cause
 from agentd.model.errors import BackendLost, InvalidInput, SandboxError
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import backends, guard
@@ -24,6 +25,7 @@ from agentd.sandbox.ports import (
     Pausable,
     Restores,
     Snapshots,
+    TellsEnd,
 )
 from agentd.sandbox.supervisor import wire
 from agentd.sandbox.supervisor.held import Entry, boottime
@@ -34,6 +36,7 @@ _TICK_SECONDS = 0.5
 _PAGE = 16
 # A waiting request holds a worker; who waits longer asks again.
 _WAIT_SECONDS = 5.0
+_MAX_ENDINGS = 256
 # These touch our own tables alone: a thread for each would take longer.
 _AT_ONCE = ("hello", "renew")
 # A value, and descriptors, which are closed once they are sent.
@@ -48,6 +51,7 @@ class Supervisor:
         self._lock = threading.Lock()
         self._backends: dict[str, Backend] = {}
         self._entries: dict[str, Entry] = {}
+        self._endings: dict[str, Cause | None] = {}  # of walls that ended by themselves
         self._daemon: socket.socket | None = None
         self._sending = threading.Lock()
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="supervisor")
@@ -64,6 +68,7 @@ class Supervisor:
             "process": lambda m: (None, _first_process(self._entry(m).wall)),
             "counters": lambda m: (self._entry(m).wall.counters(), []),
             "usage": lambda m: (self._entry(m).wall.usage(), []),
+            "ending": lambda m: (self._ending(str(m.get("id"))), []),
             "save": lambda m: (self._entry(m).wall.save(), []),
             "wait": self._wait,
             "renew": self._renew,
@@ -115,6 +120,7 @@ class Supervisor:
         if entry.deadline is not None and boottime() >= entry.deadline:
             self._end(entry, "lease_expired")
         elif not entry.wall.alive():
+            self._keep_ending(entry)
             self._end(entry, "backend_lost")
 
     def close(self) -> None:
@@ -327,6 +333,27 @@ class Supervisor:
         finally:  # the daemon hears of it even where it left something behind
             if daemon is not None:
                 self._send(daemon, {"event": "ended", "id": entry.id, "reason": reason}, [])
+
+    def _ending(self, id_: str) -> Cause | None:
+        with self._lock:
+            entry = self._entries.get(id_)
+            if entry is None:
+                return self._endings.get(id_)
+        return _told(entry.wall)
+
+    def _keep_ending(self, entry: Entry) -> None:
+        """For whoever asks late: a command's follower looks at its stream first."""
+        told = _told(entry.wall)
+        if told is None:
+            return
+        with self._lock:
+            self._endings[entry.id] = told
+            while len(self._endings) > _MAX_ENDINGS:
+                del self._endings[next(iter(self._endings))]
+
+
+def _told(wall: object) -> Cause | None:
+    return wall.ending() if isinstance(wall, TellsEnd) else None
 
 
 def _first_process(wall: object) -> list[int]:

@@ -75,6 +75,34 @@ def test_without_the_limit_the_memory_bomb_survives(tree: cgroup.Hierarchy) -> N
         group.remove()
 
 
+HOLDS = "data = bytearray(24 << 20)\nprint('holds', flush=True)\nsys.stdin.readline()"
+
+
+@real
+def test_a_limit_of_memory_is_raised_and_never_set_below_what_is_held(
+    tree: cgroup.Hierarchy,
+) -> None:
+    group = tree.create(f"{NAME}-raised", memory=16 * MIB)
+    try:
+        group.limit_memory(64 * MIB)
+        with gated(HOLDS) as child:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            group.attach(child.pid)
+            child.stdin.write(b"\n")
+            child.stdin.flush()
+            assert child.stdout.readline() == b"holds\n"
+            with pytest.raises(OSError, match=r"\[Errno 16\]"):
+                group.limit_memory(16 * MIB)
+            child.communicate(b"\n", timeout=60)
+            assert child.returncode == 0
+        assert group.counters()["oom"] == 0
+        group.limit_memory(16 * MIB)
+        assert run_in(group, BOMB) == (-signal.SIGKILL, b"")
+    finally:
+        group.remove()
+
+
 FORKS = """
 made = 0
 for _ in range(30):

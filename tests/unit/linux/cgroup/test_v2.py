@@ -74,6 +74,23 @@ def test_v2_limits_counters_and_usage(machine: Path) -> None:
     assert group.controllers == {"memory", "pids", "cpu"}
 
 
+def test_v2_limit_of_memory_is_changed_and_room_is_the_least_above(machine: Path) -> None:
+    group = v2.V2Hierarchy(str(machine), "user.slice").create("box", memory=32 * MIB)
+    box = machine / "agentd" / "box"
+    group.limit_memory(64 * MIB)
+    assert (box / "memory.max").read_text() == str(64 * MIB)
+    (box / "memory.current").write_text(str(48 * MIB))
+    with pytest.raises(OSError, match="held"):
+        group.limit_memory(32 * MIB)  # the kernel would end a process for it
+    (box / "memory.stat").write_text(f"anon 1\ninactive_file {10 * MIB}\nactive_file {8 * MIB}\n")
+    group.limit_memory(32 * MIB)  # what the disk has, too, is given up for it
+    assert group.memory_room() is None
+    (machine / "memory.max").write_text(str(100 * MIB))
+    (machine / "memory.current").write_text(str(90 * MIB))
+    (machine / "agentd" / "memory.max").write_text(str(60 * MIB))
+    assert group.memory_room() == 10 * MIB
+
+
 def test_v2_freeze_kill_and_remove(machine: Path) -> None:
     tree = v2.V2Hierarchy(str(machine), "")
     group = tree.create("box")

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
+from agentd.image.model import OWN
 from agentd.linux import kvm, privileges, process
 from agentd.model.availability import Availability, Blocker
 from agentd.model.errors import SandboxError
@@ -22,10 +23,10 @@ from agentd.sandbox.backends.firecracker.plan import FirecrackerPlan
 from agentd.sandbox.backends.firecracker.process import Monitor
 from agentd.sandbox.backends.firecracker.programs import Programs
 from agentd.sandbox.backends.firecracker.version import OLDEST, Quirks, parse, quirks
-from agentd.sandbox.backends.firecracker.wall import FirecrackerWall
+from agentd.sandbox.backends.firecracker.wall import FirecrackerWall, open_stream
+from agentd.sandbox.backends.vm import BOOT_SECONDS, foreign
 from agentd.sandbox.backends.vm.handshake import set_up, settings
 
-_BOOT_SECONDS = 60.0
 _SETUP_SECONDS = 30.0
 _VERSION_SECONDS = 10.0
 
@@ -39,6 +40,8 @@ class Bootable(Protocol):
     def initramfs(self) -> str: ...
     @property
     def digest(self) -> str: ...
+    @property
+    def base(self) -> str: ...
 
 
 class FirecrackerBackend:
@@ -84,7 +87,12 @@ class FirecrackerBackend:
     def launch(self, plan: FirecrackerPlan) -> FirecrackerWall:
         image = self._image(plan.spec.image)
         binds = {config.KERNEL: image.kernel, config.INITRAMFS: image.initramfs}
-        return self._build(plan, image.digest, binds, lambda found: config.boot(plan, found))
+        theirs = image.base == OWN
+        if theirs:
+            foreign.check(plan.spec)
+        return self._build(
+            plan, image.digest, binds, lambda found: config.boot(plan, found), theirs=theirs
+        )
 
     def restore(self, plan: FirecrackerPlan, folder: str) -> FirecrackerWall:
         """Raises Refused for a snapshot of another release, CPU or size of machine."""
@@ -111,7 +119,10 @@ class FirecrackerBackend:
         image: str,
         binds: Mapping[str, str],
         requests: Callable[[Quirks], Iterable[Request]],
+        *,
+        theirs: bool = False,
     ) -> FirecrackerWall:
+        """``theirs``: the agent in the image is not ours, and can be told nothing."""
         self.probe()
         block = identity.take()
         jail = Jail(self._base, group_name(), os.geteuid() if block is None else block.id)
@@ -120,7 +131,8 @@ class FirecrackerBackend:
             if block is not None:
                 undo.callback(block.release, ended=False)
                 block.note(jail.folder)
-            group, detail = make_group(plan.spec.limits, plans.host_limits(plan), needed=())
+            needed = foreign.NEEDED if theirs else ()
+            group, detail = make_group(plan.spec.limits, plans.host_limits(plan), needed)
             if group is not None:
                 undo.callback(group.remove)
             progress.report("starting firecracker")
@@ -129,11 +141,10 @@ class FirecrackerBackend:
             found = _quirks_of(monitor)
             monitor.perform(requests(found))
             progress.report("waiting for the guest")
-            fields = settings(plan.spec, plan.limits, None)
-            stream = wall.open_stream(monitor, _BOOT_SECONDS)
-            controls = set_up(stream, fields, _SETUP_SECONDS)
+            controls = _await(monitor, plan, theirs=theirs)
             seen = report.observe(process.pidfd_of_fdinfo(monitor.pidfd), jail.uid)
-            built = FirecrackerWall(
+            kind = wall.ForeignWall if theirs else FirecrackerWall
+            built = kind(
                 monitor,
                 group,
                 report.enforcement(plan, found.version, seen, controls, group, detail),
@@ -158,6 +169,15 @@ class FirecrackerBackend:
             return Availability.of(blockers, [])
         jailer.reap(self._base)
         return Availability.of([], _notes(quirks(version)))
+
+
+def _await(monitor: Monitor, plan: FirecrackerPlan, *, theirs: bool) -> list[str]:
+    """Until the agent answers and knows what its machine is; the controls that hold in there."""
+    if theirs:
+        foreign.await_agent(monitor, lambda seconds: open_stream(monitor, seconds), BOOT_SECONDS)
+        return []
+    fields = settings(plan.spec, plan.limits, None)
+    return set_up(open_stream(monitor, BOOT_SECONDS), fields, _SETUP_SECONDS)
 
 
 def _quirks_of(monitor: Monitor) -> Quirks:

@@ -111,8 +111,12 @@ def state(name: str) -> Request:
 
 
 def _observe() -> Iterator[Request]:
-    """To standard output, which is kept within bounds; metrics to a file in the jail."""
-    yield Request("PUT", "/logger", {"level": "Warning", "show_level": True})
+    """To standard output, which is kept within bounds; metrics to a file in the jail.
+
+    Of warnings a guest can make as many as it likes, and at each boot it looks for a real-time
+    clock that is not there: they would push out why the monitor ended.
+    """
+    yield Request("PUT", "/logger", {"level": "Error", "show_level": True})
     yield Request("PUT", "/metrics", {"metrics_path": METRICS})
 
 

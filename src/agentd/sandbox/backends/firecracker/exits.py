@@ -1,25 +1,15 @@
-"""How Firecracker ended, in words and as a cause: FcExitCode of its src/vmm/src/lib.rs."""
-
-from typing import NamedTuple
+"""How Firecracker ended, by its exit code: FcExitCode of its src/vmm/src/lib.rs."""
 
 from agentd.model.cause import CauseCode
-from agentd.model.errors import BackendLost
+from agentd.sandbox.backends.vm import ending
+from agentd.sandbox.backends.vm.ending import LOG, NEW, Ending
 
-
-class Ending(NamedTuple):
-    code: CauseCode
-    what: str
-    fix: str = ""
-
-
-_NEW = "create a new sandbox"
-_LOG = "see the end of its log"
 _ENDINGS = {
-    0: Ending(CauseCode.BACKEND_LOST, "the guest shut down or its kernel panicked", _NEW),
-    1: Ending(CauseCode.BACKEND_LOST, "it gave up", _LOG),
-    2: Ending(CauseCode.BACKEND_LOST, "it failed unexpectedly", _LOG),
+    0: Ending(CauseCode.BACKEND_LOST, "the guest shut down or its kernel panicked", NEW),
+    1: Ending(CauseCode.BACKEND_LOST, "it gave up", LOG),
+    2: Ending(CauseCode.BACKEND_LOST, "it failed unexpectedly", LOG),
     12: Ending(CauseCode.OOM, "the host had no memory for it", "free memory or lower --memory"),
-    127: Ending(CauseCode.SPAWN_FAILED, "its program could not be started", _LOG),
+    127: Ending(CauseCode.SPAWN_FAILED, "its program could not be started", LOG),
     148: Ending(
         CauseCode.SECCOMP_VIOLATION,
         "it made a system call that its filter forbids",
@@ -29,43 +19,25 @@ _ENDINGS = {
         CauseCode.OOM, "it touched memory that is not there (SIGBUS)",
         "free huge pages or disk space, and keep a snapshot's memory file whole",
     ),
-    150: Ending(CauseCode.BACKEND_LOST, "it crashed (SIGSEGV)", _LOG),
+    150: Ending(CauseCode.BACKEND_LOST, "it crashed (SIGSEGV)", LOG),
     151: Ending(
         CauseCode.DISK_FULL, "a file grew beyond its limit (SIGXFSZ)",
         "see the jailer's --resource-limit fsize",
     ),
-    152: Ending(CauseCode.SPAWN_FAILED, "its configuration is wrong", _LOG),
+    152: Ending(CauseCode.SPAWN_FAILED, "its configuration is wrong", LOG),
     153: Ending(CauseCode.SPAWN_FAILED, "its arguments are wrong", "use another release of it"),
-    154: Ending(CauseCode.TIMEOUT, "it used up its CPU time (SIGXCPU)", _NEW),
-    155: Ending(CauseCode.BACKEND_LOST, "it wrote to a closed pipe (SIGPIPE)", _NEW),
-    156: Ending(CauseCode.CANCELLED, "it was hung up (SIGHUP)", _NEW),
-    157: Ending(CauseCode.BACKEND_LOST, "it met an illegal instruction (SIGILL)", _LOG),
+    154: Ending(CauseCode.TIMEOUT, "it used up its CPU time (SIGXCPU)", NEW),
+    155: Ending(CauseCode.BACKEND_LOST, "it wrote to a closed pipe (SIGPIPE)", NEW),
+    156: Ending(CauseCode.CANCELLED, "it was hung up (SIGHUP)", NEW),
+    157: Ending(CauseCode.BACKEND_LOST, "it met an illegal instruction (SIGILL)", LOG),
 }  # fmt: skip
-_KILLED = -9
 
 
-def ending(status: int | None, *, oom: bool = False) -> Ending:
-    """``status`` is the exit code, negative for a signal; ``oom``: its group counted a kill."""
-    if status is None:
-        return Ending(CauseCode.BACKEND_LOST, "it is gone", _NEW)
-    if status == _KILLED:
-        if oom:
-            return Ending(CauseCode.OOM, "the machine outgrew its group's memory", "raise --memory")
-        return Ending(CauseCode.BACKEND_LOST, "it was killed", _NEW)
-    if status < 0:
-        return Ending(CauseCode.BACKEND_LOST, f"signal {-status} ended it", _LOG)
-    known = _ENDINGS.get(status)
-    return known or Ending(CauseCode.BACKEND_LOST, f"it exited with {status}", _LOG)
-
-
-class MonitorEnded(BackendLost):
-    """Firecracker has ended; ``ending`` says how, ``log`` is the end of what it printed."""
-
-    def __init__(self, found: Ending, status: int | None, log: str = "") -> None:
-        number = "" if status is None else f" (status {status})"
-        super().__init__("firecracker ended", cause=f"{found.what}{number}", remediation=found.fix)
-        self.ending = found
-        self.status = status
-        self.log = log
-        if log:
-            self.add_note(f"the end of its log:\n{log}")
+def of_status(status: int | None, log: str = "", *, oom: bool = False) -> Ending:
+    """``status`` is negative for a signal; ``oom``: its group counted a kill."""
+    known = None if status is None else _ENDINGS.get(status)
+    if known is None:
+        return ending.of_status(status, log, oom=oom)
+    told = known._replace(what=f"{known.what} (status {status})", status=status)
+    # What a guest that shuts down leaves is its own words, if any.
+    return told if status == 0 else ending.named(told._replace(log=ending.safe_log(log)))

@@ -9,6 +9,7 @@ docs/jailer.md of github.com/firecracker-microvm/firecracker describes the layou
 import contextlib
 import os
 import stat
+import threading
 from collections.abc import Collection
 from typing import NamedTuple
 
@@ -105,6 +106,7 @@ class Root:
     def __init__(self, jail: Jail) -> None:
         """Raises BackendLost."""
         self._uid = jail.uid
+        self._pinning = threading.Lock()
         self._sockets: dict[str, int] = {}
         try:
             self.fd = os.open(jail.root, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -116,9 +118,10 @@ class Root:
 
         Raises FileNotFoundError until it is there, BackendLost for anything but a socket.
         """
-        if name not in self._sockets:
-            self._sockets[name] = self._pin(name)
-        return f"/proc/self/fd/{self._sockets[name]}"
+        with self._pinning:
+            if name not in self._sockets:
+                self._sockets[name] = self._pin(name)
+            return f"/proc/self/fd/{self._sockets[name]}"
 
     def _pin(self, name: str) -> int:
         fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)

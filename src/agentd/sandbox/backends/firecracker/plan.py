@@ -57,4 +57,9 @@ def make_plan(spec: SandboxSpec) -> FirecrackerPlan:
 
 def host_limits(plan: FirecrackerPlan) -> Limits:
     """Of the cgroup around the monitor: a ceiling above what the guest itself holds."""
-    return Limits(memory=plan.memory + HOST_OVERHEAD, cpus=plan.limits.cpus, pids=HOST_TASKS)
+    return Limits(memory=ceiling(plan.memory), cpus=plan.limits.cpus, pids=HOST_TASKS)
+
+
+def ceiling(memory: int) -> int:
+    """Bytes that the monitor may hold for a guest with so many."""
+    return memory + HOST_OVERHEAD

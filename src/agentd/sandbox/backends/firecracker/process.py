@@ -5,6 +5,7 @@ import os
 import select
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,13 +14,13 @@ from agentd.guest.zygote.messages import MAX_MESSAGE
 from agentd.linux import cgroup
 from agentd.model.errors import BackendLost, SandboxError
 from agentd.sandbox.backends.child import reap, receive, send, start_python
-from agentd.sandbox.backends.firecracker import jailer
-from agentd.sandbox.backends.firecracker.api import Api
+from agentd.sandbox.backends.firecracker import exits, jailer
+from agentd.sandbox.backends.firecracker.api import Api, ApiError
 from agentd.sandbox.backends.firecracker.config import Request
-from agentd.sandbox.backends.firecracker.exits import MonitorEnded, ending
 from agentd.sandbox.backends.firecracker.jailer import Jail, Root
 from agentd.sandbox.backends.identity import Block
-from agentd.transport.text import safe_text
+from agentd.sandbox.backends.vm import ending
+from agentd.sandbox.backends.vm.ending import Ending, MachineEnded
 
 _WARDEN = "agentd.sandbox.backends.firecracker.warden"
 _START_SECONDS = 30.0
@@ -28,12 +29,13 @@ _ANSWER_SECONDS = 30.0
 #: Of one request. Loading a snapshot, and pausing, which waits 30 s for the vCPUs, take longest.
 REQUEST_SECONDS = 60.0
 _END_SECONDS = 15.0
+# For the process to end where its answer says nothing of that.
+_DYING_SECONDS, _REFUSED_SECONDS = 1.0, 0.2
 _POLL_SECONDS = 0.002
-_LOG_CHARACTERS = 4000
 
 
 class Monitor:
-    """``end`` must be called; until then everything raises MonitorEnded once it has ended."""
+    """``end`` must be called; until then everything raises MachineEnded once it has ended."""
 
     def __init__(
         self,
@@ -52,6 +54,8 @@ class Monitor:
         self._group = group
         self._block = block
         self._ended = False
+        self._ending: Ending | None = None
+        self._looking = threading.Lock()  # one question to the warden at a time
         self._owner = os.getpid()
         with contextlib.ExitStack() as undo:
             jailer.prepare(jail, binds)
@@ -73,12 +77,12 @@ class Monitor:
             self.request(request)
 
     def request(self, request: Request, seconds: float = REQUEST_SECONDS) -> Any:
-        """Raises ApiError for a refusal, MonitorEnded, BackendLost where no answer came."""
+        """Raises ApiError for a refusal, MachineEnded, BackendLost where no answer came."""
         try:
             return self.api.request(*request, seconds)
-        except BackendLost as error:
+        except (ApiError, BackendLost) as error:
             # A load that fails takes the process with it: the reason is in its status and log.
-            if self.wait(1.0):
+            if self.wait(_DYING_SECONDS if isinstance(error, BackendLost) else _REFUSED_SECONDS):
                 raise self.ended() from error
             raise
 
@@ -93,14 +97,31 @@ class Monitor:
         poll.register(self.pidfd, select.POLLIN)
         return bool(poll.poll(None if timeout is None else timeout * 1000))
 
-    def ended(self) -> MonitorEnded:
+    def ending(self) -> Ending:
+        """Once it has ended: how, also after ``end``."""
+        with self._looking:
+            if self._ending is None:
+                self._ending = exits.of_status(*self._look(), oom=self._oom())
+            return self._ending
+
+    def ended(self) -> MachineEnded:
         """To be raised once it has ended."""
-        status, log = None, ""
+        return MachineEnded(self.ending())
+
+    def why(self) -> str:
+        return self.ending().text
+
+    def log_tail(self) -> str:
+        """The end of what it printed, on one line."""
+        return ending.tail(ending.safe_log(self._look()[1]))
+
+    def _look(self) -> tuple[int | None, str]:
+        """``(status, log)`` as its warden has them."""
         with contextlib.suppress(SandboxError, OSError):
             send(self._control, {"op": "look"}, [], "warden", MAX_MESSAGE)
             answer, _ = receive(self._control, _ANSWER_SECONDS, "warden")
-            status, log = _seen(answer)
-        return MonitorEnded(ending(status, oom=self._oom()), status, log)
+            return _seen(answer)
+        return None, ""
 
     def end(self) -> None:
         """Kill it and remove its jail; idempotent, never raises. A forked copy only lets go."""
@@ -108,6 +129,8 @@ class Monitor:
             return
         ours = os.getpid() == self._owner
         if ours:
+            if self.wait(0):
+                self.ending()  # while there is somebody to ask
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
             self.wait(_END_SECONDS)
@@ -148,16 +171,12 @@ class Monitor:
 
     def _failed(self, answer: dict[str, object]) -> SandboxError:
         """The jailer's own words are the last that it printed."""
-        status, log = _seen(answer)
-        lines = log.strip().splitlines()
-        error = SandboxError(
+        found = exits.of_status(*_seen(answer), oom=self._oom())
+        return SandboxError(
             f"firecracker could not be started: {answer['error']}",
-            cause=safe_text(lines[-1], 300) if lines else ending(status).what,
-            remediation=ending(status).fix,
+            cause=found.text,
+            remediation=found.fix,
         )
-        if log:
-            error.add_note(f"the end of its log:\n{log}")
-        return error
 
     def _connect(self) -> socket.socket:
         deadline = time.monotonic() + _API_SECONDS
@@ -195,7 +214,6 @@ class Monitor:
 
 
 def _seen(answer: dict[str, object]) -> tuple[int | None, str]:
-    """``(status, the end of the log)``, the latter safe to show line by line."""
+    """``(status, the end of the log)``."""
     status = answer.get("status")
-    lines = str(answer.get("log", ""))[-_LOG_CHARACTERS:].splitlines()
-    return status if isinstance(status, int) else None, "\n".join(map(safe_text, lines))
+    return status if isinstance(status, int) else None, str(answer.get("log", ""))

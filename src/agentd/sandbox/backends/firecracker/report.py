@@ -9,15 +9,8 @@ from agentd.model.enforcement import Control
 from agentd.model.units import format_size
 from agentd.sandbox.backends.firecracker.plan import FirecrackerPlan
 from agentd.sandbox.backends.firecracker.version import Version
-from agentd.sandbox.backends.limits import limit_control
+from agentd.sandbox.backends.vm.report import of_guest
 
-_IN_GUEST = {
-    "memory": "the guest's cgroup, and the machine's memory",
-    "cpus": "the guest's cgroup",
-    "pids": "the guest's cgroup",
-    "disk": "one tmpfs in the guest",
-    "open_files": "RLIMIT_NOFILE, each process",
-}
 _MONITOR = {
     "user": "a user of this machine's own",
     "capabilities": "none in effect",
@@ -27,7 +20,6 @@ _MONITOR = {
 }
 _UNSEEN = "the kernel does not say so of the monitor"
 _SECCOMP_FILTER = "2"  # SECCOMP_MODE_FILTER, proc_pid_status(5)
-_IDENTITY = {"entropy", "machine_id", "boot_id", "clock"}
 # docs/prod-host-setup.md of github.com/firecracker-microvm/firecracker
 _SWITCHES = (
     ("/sys/devices/system/cpu/smt/active", "SMT is on: sibling threads leak to each other"),
@@ -70,20 +62,11 @@ def enforcement(
         "guest_memory": _held(format_size(plan.memory)),
         "guest_cpus": _held(f"{plan.vcpus}"),
         "network": Control(plan.spec.net, True, "no network card"),
-        "identity": Control(
-            "default",
-            set(setup) >= _IDENTITY,
-            "own random numbers, machine-id, boot_id and clock",
-        ),
     }
     for name, how in _MONITOR.items():
         held = name in monitor
         table[f"monitor_{name}"] = Control("default", held, how if held else _UNSEEN)
-    for name, how in _IN_GUEST.items():
-        value = getattr(plan.limits, name)
-        if value is not None:
-            asked = getattr(plan.spec.limits, name)
-            table[name] = limit_control(asked, value, name in setup, how)
+    table |= of_guest(plan.spec.limits, plan.limits, setup)
     ceiling = group is not None and "memory" in group.controllers
     how = "cgroup controller memory" if ceiling else detail or "no memory controller"
     table["host_memory"] = Control("default", ceiling, how)

@@ -3,42 +3,39 @@
 import contextlib
 import socket
 import threading
-import time
 
 from agentd.linux import process
 from agentd.linux.cgroup import Group
+from agentd.model.cause import Cause
 from agentd.model.enforcement import Enforcement
-from agentd.model.errors import AgentdError, BackendLost, SandboxError
+from agentd.model.errors import BackendLost, SandboxError
 from agentd.sandbox.backends.firecracker import config, snapshot
-from agentd.sandbox.backends.firecracker.plan import PORT
+from agentd.sandbox.backends.firecracker.plan import PORT, ceiling
 from agentd.sandbox.backends.firecracker.process import Monitor
 from agentd.sandbox.backends.firecracker.snapshot import About
 from agentd.sandbox.backends.firecracker.version import Quirks, check_pause
-from agentd.transport.dial import dial
-from agentd.transport.guest import Guest
+from agentd.sandbox.backends.vm import streams
+from agentd.sandbox.backends.vm.ceiling import Ceiling
+from agentd.sandbox.backends.vm.foreign import Foreign
+from agentd.sandbox.backends.vm.handshake import tell
 
-_STREAM_SECONDS = 10.0
-# A connection that Firecracker holds for a guest without a driver is never answered: give it up
-# and ask again (github.com/firecracker-microvm/firecracker#1253).
-_TRY_SECONDS = 1.0
-_ANSWER_SECONDS = 10.0
+# A guest may be slow, as eight beside each other are.
+_STREAM_SECONDS = 30.0
 
 
 def open_stream(monitor: Monitor, seconds: float) -> socket.socket:
-    """To the agent, once it listens. Raises MonitorEnded, BackendLost."""
-    deadline = time.monotonic() + seconds
-    while True:
+    """To the agent, once it listens. Raises MachineEnded, BackendLost."""
+
+    def check() -> None:
         if not monitor.alive():
             raise monitor.ended()
-        try:
-            path = monitor.root.socket_path(config.VSOCK)
-            left = deadline - time.monotonic()
-            return dial(f"hybrid:{path}:{PORT}", min(_TRY_SECONDS, max(left, 0.05)))
-        except FileNotFoundError as error:
-            raise BackendLost("the machine has no vsock", cause=str(error)) from error
-        except BackendLost:
-            if time.monotonic() >= deadline:
-                raise
+
+    check()
+    try:
+        path = monitor.root.socket_path(config.VSOCK)
+    except FileNotFoundError as error:
+        raise BackendLost("the machine has no vsock", cause=str(error)) from error
+    return streams.open_stream(f"hybrid:{path}:{PORT}", seconds, check)
 
 
 class FirecrackerWall:
@@ -63,6 +60,7 @@ class FirecrackerWall:
         self._group = group
         self._about = about
         self._quirks = quirks
+        self._ceiling = Ceiling(group, ceiling(about.memory))
         self._changing = threading.Lock()  # of its state: one pause or snapshot at a time
         self._ending = threading.Lock()
         self._paused = False
@@ -90,6 +88,9 @@ class FirecrackerWall:
 
     def wait(self, timeout: float | None = None) -> bool:
         return self._gone or self._monitor.wait(timeout)
+
+    def ending(self) -> Cause:
+        return self._monitor.ending().cause()
 
     def kill(self) -> None:
         with self._ending:
@@ -119,7 +120,7 @@ class FirecrackerWall:
         with self._changing:
             self._monitor.request(config.state("Resumed"))
             self._paused = False
-            tell(self._monitor, "sys.clock")
+            self._tell("sys.clock")
 
     def snapshot(self, folder: str) -> None:
         """What runs in the guest is stopped before and goes on after: a restored machine must not
@@ -132,18 +133,30 @@ class FirecrackerWall:
                 raise SandboxError(
                     "a paused machine has no snapshot", remediation="resume it first"
                 )
-            tell(self._monitor, "sys.freeze")
+            jail = self._monitor.jail.root
+            self._ceiling.check_room(jail, self._about.memory)
+            self._tell("sys.freeze")
             try:
-                self._write()
-                snapshot.collect(self._monitor.root, folder, self._about)
+                with self._ceiling.raised(self._about.memory):
+                    self._write_into(folder)
             finally:
-                with contextlib.suppress(OSError):
-                    snapshot.discard(self._monitor.root)
-                tell(self._monitor, "sys.clock", "sys.thaw")
+                self._tell("sys.clock", "sys.thaw")
 
     def thaw(self) -> None:
         """Let go on what was stopped for a snapshot."""
-        tell(self._monitor, "sys.thaw")
+        self._tell("sys.thaw")
+
+    def _tell(self, *operations: str) -> None:
+        """Operations of the agent's, over a stream of their own. Raises SandboxError."""
+        tell(open_stream(self._monitor, _STREAM_SECONDS), operations, _STREAM_SECONDS)
+
+    def _write_into(self, folder: str) -> None:
+        try:
+            self._write()
+            snapshot.collect(self._monitor.root, folder, self._about)
+        finally:
+            with contextlib.suppress(OSError):
+                snapshot.discard(self._monitor.root)
 
     def _write(self) -> None:
         self._monitor.request(config.state("Paused"))
@@ -153,21 +166,5 @@ class FirecrackerWall:
             self._monitor.request(config.state("Resumed"))
 
 
-def tell(monitor: Monitor, *operations: str) -> None:
-    """Operations of the agent's, over a connection of their own. Raises SandboxError."""
-    guest = Guest(
-        lambda: open_stream(monitor, _STREAM_SECONDS),
-        passes_descriptors=False,
-        answer_timeout=_ANSWER_SECONDS,
-    )
-    try:
-        for name in operations:
-            fields = {"unix_ns": time.time_ns()} if name == "sys.clock" else {}
-            guest.call(name, **fields)
-    except SandboxError:
-        raise
-    except AgentdError as error:
-        what = f"the guest refused {operations[0]}"
-        raise SandboxError(what, cause=str(error)) from error
-    finally:
-        guest.close()
+class ForeignWall(Foreign, FirecrackerWall):
+    """Of a machine whose agent is not ours."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import msgspec
 
 from agentd.image import build as images
+from agentd.image.model import OWN
 from agentd.linux import container, privileges
 from agentd.model.availability import Availability, Blocker
 from agentd.model.errors import Refused, SandboxError
@@ -18,8 +19,8 @@ from agentd.sandbox import progress
 from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.cgroups import make_group
 from agentd.sandbox.backends.identity import Block
-from agentd.sandbox.backends.qemu import foreign, report
 from agentd.sandbox.backends.qemu import process as machines
+from agentd.sandbox.backends.qemu import report
 from agentd.sandbox.backends.qemu.plan import (
     NET,
     Machine,
@@ -32,14 +33,13 @@ from agentd.sandbox.backends.qemu.probe import Monitor, examine, find
 from agentd.sandbox.backends.qemu.process import Boot, Process, StateRefused
 from agentd.sandbox.backends.qemu.shares import Share, mount_command, open_share
 from agentd.sandbox.backends.qemu.template import Templates
-from agentd.sandbox.backends.qemu.wall import QemuWall, Record, read_record
+from agentd.sandbox.backends.qemu.wall import ForeignWall, QemuWall, Record, read_record
+from agentd.sandbox.backends.vm import BOOT_SECONDS, foreign
 from agentd.sandbox.backends.vm.handshake import CardMissing, set_up, settings
 from agentd.sandbox.backends.vm.supervisor import Keeper
 from agentd.transport.handshake import greet
 from agentd.transport.v1 import V1Connection
 
-# Of a cold boot under software emulation, on a machine that is busy with other things.
-BOOT_SECONDS = 120.0
 _ANSWER_SECONDS = 60.0
 _CARD_SECONDS = 20.0
 _CARD_POLL = 0.05
@@ -151,8 +151,8 @@ class QemuBackend:
 
     def _boot(self, spec: SandboxSpec, monitor: Monitor) -> Boot:
         image = images.ensure(spec.image, self.progress)
-        foreign = image.base == images.OWN
-        return Boot(monitor.path, image.kernel, image.initramfs, image.digest, foreign)
+        theirs = image.base == OWN
+        return Boot(monitor.path, image.kernel, image.initramfs, image.digest, theirs)
 
     def _make(self, keeper: Keeper, machine: Machine, boot: Boot, state: int) -> None:
         """Boot a machine once, without a card and a vsock device, and write down its state."""
@@ -220,14 +220,14 @@ class QemuBackend:
         """A machine of an image whose agent is not ours: booted, and told nothing."""
         foreign.check(plan.spec)
         with contextlib.ExitStack() as undo:
-            group, detail = make_group(plan.spec.limits, host_limits(plan, machine), ("cpus",))
+            group, detail = make_group(plan.spec.limits, host_limits(plan, machine), foreign.NEEDED)
             if group is not None:
                 undo.callback(group.remove)
             process = machines.start(keeper, machine, boot, group=group, block=_block())
             undo.callback(process.end)
             process.attach_vsock()
-            foreign.await_agent(process, BOOT_SECONDS)
-            wall = foreign.ForeignWall(
+            foreign.await_agent(process, process.vsock_stream, BOOT_SECONDS)
+            wall = ForeignWall(
                 process,
                 group,
                 report.enforcement(plan, machine, process.controls, (), group, detail),

@@ -103,7 +103,12 @@ def _check_mounts(mounts: tuple[Mount, ...]) -> None:
 
 def host_limits(plan: QemuPlan, machine: Machine) -> Limits:
     """Of the cgroup around QEMU and the device: a ceiling above what the guest itself holds."""
-    return Limits(memory=machine.memory + HOST_OVERHEAD, cpus=plan.limits.cpus, pids=HOST_TASKS)
+    return Limits(memory=ceiling(machine.memory), cpus=plan.limits.cpus, pids=HOST_TASKS)
+
+
+def ceiling(memory: int) -> int:
+    """Bytes that QEMU and the device may hold for a guest with so many."""
+    return memory + HOST_OVERHEAD
 
 
 def command(machine: Machine, kernel_arguments: str, program: str = PROGRAM) -> list[str]:

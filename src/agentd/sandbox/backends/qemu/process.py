@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from agentd.linux import cgroup, kvm
+from agentd.model.cause import CauseCode
 from agentd.model.errors import AgentdError, BackendLost, SandboxError
 from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.qemu import plan as plans
@@ -19,14 +20,15 @@ from agentd.sandbox.backends.qemu import shares
 from agentd.sandbox.backends.qemu.plan import Machine
 from agentd.sandbox.backends.qemu.qmp import Qmp, QmpError
 from agentd.sandbox.backends.qemu.shares import Share
+from agentd.sandbox.backends.vm import ending, streams
+from agentd.sandbox.backends.vm.ending import Ending, MachineEnded
 from agentd.sandbox.backends.vm.supervisor import Keeper
-from agentd.transport.dial import dial
+from agentd.transport.text import safe_text
 
 # Under software emulation, on a machine that is busy with other things.
 _START_SECONDS = 60.0
 _STATE_SECONDS = 120.0
 _UNPLUG_SECONDS = 30.0
-_PATIENCE = 1.0  # and then twice as long each time
 _FINAL_SECONDS, _FINAL_POLL = 10.0, 0.005
 _END_SECONDS = 10.0
 # A socket closes a moment before the process that held it has ended, and the keeper lets a machine
@@ -78,7 +80,7 @@ class Process:
         self._lock = threading.Lock()  # around what changes the device
         self._end_lock = threading.Lock()
         self._ended = False
-        self._reason = ""
+        self._ending: Ending | None = None
         self._devices = 0
         self._sockets: dict[str, str] = {}
         self._listener: socket.socket | None = None
@@ -168,7 +170,7 @@ class Process:
             if status == "completed":
                 break
             if status in ("failed", "cancelled"):
-                raise StateRefused(f"qemu could not {command}", cause=self.console_tail())
+                raise StateRefused(f"qemu could not {command}", cause=self.log_tail())
         self.execute("remove-fd", {"fdset-id": fdset})
 
     # --- the guest's ports ---
@@ -236,26 +238,18 @@ class Process:
 
     def vsock_stream(self, seconds: float) -> socket.socket:
         with self._explained():
-            return self._dial(f"hybrid:{self._sockets['vsock']}:{plans.PORT}", seconds)
+            address = f"hybrid:{self._sockets['vsock']}:{plans.PORT}"
+            return streams.open_stream(address, seconds, self._check)
 
     def serial_stream(self, seconds: float) -> socket.socket:
         """The one stream of the serial port; a second one waits for the first to be closed."""
         with self._explained():
-            return self._dial(f"unix:{self._sockets['serial']}", seconds)
+            address = f"unix:{self._sockets['serial']}"
+            return streams.open_stream(address, seconds, self._check)
 
-    def _dial(self, address: str, seconds: float) -> socket.socket:
-        """No longer than the machine lives: nobody else would ever answer there."""
-        deadline, patience = time.monotonic() + seconds, _PATIENCE
-        while True:
-            left = deadline - time.monotonic()
-            if self.wait(0):
-                raise BackendLost("the virtual machine is gone", cause=self.why())
-            try:
-                return dial(address, min(patience, left))
-            except BackendLost:
-                if patience >= left:
-                    raise
-            patience *= 2
+    def _check(self) -> None:
+        if self.wait(0):
+            raise MachineEnded(self.ending())
 
     # --- control ---
 
@@ -278,29 +272,38 @@ class Process:
         poll.register(self.pidfd, select.POLLIN)
         return bool(poll.poll(None if timeout is None else timeout * 1000))
 
-    def console_tail(self) -> str:
+    def log_tail(self) -> str:
+        """The end of its console, on one line."""
         with contextlib.suppress(AgentdError):
-            return self._keeper.look(self._number).console[-500:].strip()
+            return ending.tail(ending.safe_log(self._keeper.look(self._number).console))
         return ""
 
     def why(self) -> str:
         """In a few words, how it ended."""
-        if self._reason:
-            return self._reason
+        return self.ending().text
+
+    def ending(self) -> Ending:
+        """How it ended, once it has; also after ``end``."""
+        if self._ending is not None:
+            return self._ending
         try:
             seen = self._keeper.look(self._number)
         except AgentdError as error:
-            return str(error)
+            return Ending(CauseCode.BACKEND_LOST, str(error))
         panic = _PANIC.search(seen.console)
         if panic:
-            return f"its kernel panicked: {panic[1]}"
+            what = f"its kernel panicked: {safe_text(panic[1])}"
+            return Ending(CauseCode.BACKEND_LOST, what, status=seen.status)
         if seen.running:
-            return "it does not answer"
+            return Ending(CauseCode.BACKEND_LOST, "it does not answer")
         if seen.status == 0:
-            return "it shut down or restarted by itself"
-        status = seen.status or 0
-        end = f"signal {-status}" if status < 0 else f"status {status}"
-        return f"qemu ended with {end}: {seen.console[-300:].strip()}"
+            return Ending(CauseCode.BACKEND_LOST, "it shut down or restarted by itself", status=0)
+        return ending.of_status(seen.status, seen.console, oom=self._oom())
+
+    def _oom(self) -> bool:
+        with contextlib.suppress(OSError):
+            return self._group is not None and self._group.counters().get("oom", 0) > 0
+        return False
 
     def end(self) -> None:
         """End every process of it and remove its sockets; idempotent, never raises.
@@ -311,7 +314,8 @@ class Process:
             if self._ended:
                 return
             if self.pidfd >= 0:
-                self._reason = self.why() if self.wait(0) else "it was closed"
+                closed = Ending(CauseCode.BACKEND_LOST, "it was closed")
+                self._ending = self.ending() if self.wait(0) else closed
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
                 with contextlib.suppress(AgentdError):
@@ -357,7 +361,7 @@ class Process:
             raise  # an answer: it lives
         except SandboxError as error:
             if self.wait(_DYING_SECONDS):
-                raise BackendLost("the virtual machine is gone", cause=self.why()) from error
+                raise MachineEnded(self.ending()) from error
             raise
 
 

@@ -8,9 +8,10 @@ from agentd.model.enforcement import Control
 from agentd.model.limits import MIB
 from agentd.model.units import format_size
 from agentd.sandbox.backends import identity
-from agentd.sandbox.backends.limits import capabilities_detail, limit_control
+from agentd.sandbox.backends.limits import capabilities_detail
 from agentd.sandbox.backends.qemu.plan import Machine, QemuPlan
 from agentd.sandbox.backends.qemu.shares import Share
+from agentd.sandbox.backends.vm.report import of_guest
 
 _STEPS = {
     "user": "an unprivileged user of this machine's own",
@@ -18,13 +19,6 @@ _STEPS = {
     "no_new_privs": "set-user-ID programs do nothing",
     "landlock": "writes no file; the monitor reads programs and the image",
     "seccomp": "profile sandbox",
-}
-_IN_GUEST = {
-    "memory": "the guest's cgroup, and the machine's memory",
-    "cpus": "the guest's cgroup",
-    "pids": "the guest's cgroup",
-    "disk": "one tmpfs in the guest",
-    "open_files": "RLIMIT_NOFILE, each process",
 }
 
 
@@ -51,13 +45,6 @@ def enforcement(
         "network": Control(
             plan.spec.net, none, "no network card" if none else "QEMU's user network, by NAT"
         ),
-        "identity": Control(
-            "default",
-            {"entropy", "machine_id", "boot_id", "clock"} <= set(setup),
-            "own random numbers, machine-id, boot_id and clock"
-            if setup
-            else "as the image has it: its agent is not ours",
-        ),
     }
     for who, held in controls.items():
         for name, how in _STEPS.items():
@@ -70,7 +57,7 @@ def enforcement(
         table[f"mount {mount.target}"] = Control(
             str(mount.mode), True, f"{mount.source}, virtiofs {share.how}"
         )
-    table |= _limits(plan, setup)
+    table |= of_guest(plan.spec.limits, plan.limits, setup)
     ceiling = group is not None and "memory" in group.controllers
     table["host_memory"] = Control(
         f"default {format_size(machine.memory // MIB * MIB)} and QEMU's own",
@@ -83,17 +70,6 @@ def enforcement(
 def _monitor_filter(held: Sequence[str]) -> Control:
     ours = " and agentd's, profile sandbox" if "seccomp" in held else ""
     return Control("default", True, f"QEMU's own filter (-sandbox on){ours}")
-
-
-def _limits(plan: QemuPlan, setup: Sequence[str]) -> dict[str, Control]:
-    table = {}
-    for name, how in _IN_GUEST.items():
-        value = getattr(plan.limits, name)
-        if value is not None:
-            asked = getattr(plan.spec.limits, name)
-            held = name in setup
-            table[name] = limit_control(asked, value, held, how if held else "not set in the guest")
-    return table
 
 
 def _step(name: str, how: str, held: Sequence[str]) -> Control:

@@ -9,11 +9,14 @@ import msgspec
 
 from agentd.linux.cgroup import Group
 from agentd.model import typed
+from agentd.model.cause import Cause
 from agentd.model.enforcement import Enforcement
 from agentd.model.errors import SandboxError
-from agentd.sandbox.backends.qemu.plan import Machine
+from agentd.sandbox.backends.qemu.plan import Machine, ceiling
 from agentd.sandbox.backends.qemu.process import Process
 from agentd.sandbox.backends.vm import states
+from agentd.sandbox.backends.vm.ceiling import Ceiling
+from agentd.sandbox.backends.vm.foreign import Foreign
 from agentd.sandbox.backends.vm.handshake import tell
 
 STATE, RECORD = "memory.state", "machine.json"
@@ -63,6 +66,7 @@ class QemuWall:
         self._group = group
         self._record = record
         self._over_serial = serial
+        self._ceiling = Ceiling(group, ceiling(record.machine.memory))
         self._stream: socket.socket | None = None
         self._lock = threading.RLock()
         self._paused = False
@@ -101,9 +105,8 @@ class QemuWall:
     def wait(self, timeout: float | None = None) -> bool:
         return self._process.wait(timeout)
 
-    def why(self) -> str:
-        """How it ended, in a few words."""
-        return self._process.why()
+    def ending(self) -> Cause:
+        return self._process.ending().cause()
 
     def kill(self) -> None:
         # Not under the lock: it ends what holds that.
@@ -143,9 +146,12 @@ class QemuWall:
                     " what is the host's",
                     remediation="copy the files in instead of mounting them",
                 )
+            size = self._record.machine.memory
+            self._ceiling.check_room(folder, min(size, self.usage().get("memory_bytes", size)))
             self._tell("sys.freeze")
             try:
-                self._save(folder)
+                with self._ceiling.raised(size):
+                    self._save(folder)
             finally:
                 self._tell("sys.clock", "sys.thaw")
 
@@ -173,6 +179,7 @@ class QemuWall:
             fd = os.open(f"{folder}/{STATE}", flags, 0o600)
             try:
                 self._process.save(fd)
+                self._ceiling.keeps(fd)
                 digest = states.digest(fd)
             finally:
                 os.close(fd)
@@ -181,6 +188,10 @@ class QemuWall:
                 file.write(msgspec.json.encode(record))
         except OSError as error:
             raise SandboxError("the snapshot cannot be written", cause=str(error)) from error
+
+
+class ForeignWall(Foreign, QemuWall):
+    """Of a machine whose agent is not ours."""
 
 
 def read_record(folder: str) -> tuple[Record, int]:

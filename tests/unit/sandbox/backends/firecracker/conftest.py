@@ -19,6 +19,7 @@ class Image(NamedTuple):
     kernel: str
     initramfs: str
     digest: str = "sha256:0"
+    base: str = "debian"
 
 
 @pytest.fixture

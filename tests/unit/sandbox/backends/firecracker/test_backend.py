@@ -17,9 +17,9 @@ from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox import backends
 from agentd.sandbox.backends.firecracker import snapshot
 from agentd.sandbox.backends.firecracker.backend import FirecrackerBackend
-from agentd.sandbox.backends.firecracker.exits import MonitorEnded
 from agentd.sandbox.backends.firecracker.programs import Programs
 from agentd.sandbox.backends.firecracker.wall import FirecrackerWall
+from agentd.sandbox.backends.vm.ending import MachineEnded
 from agentd.sandbox.manager import Manager, connect
 from agentd.sandbox.ports import Pausable, Restores, Snapshots
 
@@ -140,7 +140,7 @@ def test_a_machine_that_ends_loses_its_streams_and_says_how(make_backend: Make, 
     signal.pidfd_send_signal(wall._pidfd, signal.SIGKILL)
     assert wall.wait(120)
     assert not wall.alive()
-    with pytest.raises(MonitorEnded, match="killed"):
+    with pytest.raises(MachineEnded, match="killed"):
         wall.open_stream()
     wall.kill()
     wall.kill()

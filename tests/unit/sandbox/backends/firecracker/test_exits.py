@@ -1,7 +1,7 @@
 import pytest
 
 from agentd.model.cause import CauseCode
-from agentd.sandbox.backends.firecracker.exits import MonitorEnded, ending
+from agentd.sandbox.backends.firecracker.exits import of_status
 
 
 @pytest.mark.parametrize(
@@ -23,24 +23,36 @@ from agentd.sandbox.backends.firecracker.exits import MonitorEnded, ending
         (157, CauseCode.BACKEND_LOST, "SIGILL"),
         (77, CauseCode.BACKEND_LOST, "77"),
         (-9, CauseCode.BACKEND_LOST, "killed"),
-        (-11, CauseCode.BACKEND_LOST, "signal 11"),
-        (None, CauseCode.BACKEND_LOST, "gone"),
+        (-11, CauseCode.BACKEND_LOST, "SIGSEGV"),
+        (-40, CauseCode.BACKEND_LOST, "signal 40"),
+        (None, CauseCode.BACKEND_LOST, "nobody saw"),
     ],
 )
 def test_each_status_has_a_cause(status: int | None, code: CauseCode, words: str) -> None:
-    found = ending(status)
+    found = of_status(status)
     assert found.code is code
     assert words in found.what
     assert bool(found.fix)
 
 
 def test_a_kill_that_its_group_counted_is_the_oom_killers() -> None:
-    assert ending(-9, oom=True).code is CauseCode.OOM
-    assert ending(-11, oom=True).code is CauseCode.BACKEND_LOST
+    assert of_status(-9, oom=True).code is CauseCode.OOM
+    assert of_status(-11, oom=True).code is CauseCode.BACKEND_LOST
 
 
-def test_the_error_says_what_and_keeps_the_log() -> None:
-    error = MonitorEnded(ending(148), 148, "Shutting down VM after intercepting a bad syscall")
-    assert "status 148" in str(error)
-    assert error.ending.code is CauseCode.SECCOMP_VIOLATION
-    assert "bad syscall" in error.__notes__[0]
+@pytest.mark.parametrize("status", [148, -31])
+def test_a_forbidden_call_is_told_with_its_number(status: int) -> None:
+    log = "[WARN] chatter\n[ERROR] Shutting down VM after intercepting a bad syscall (232).\n"
+    cause = of_status(status, log).cause()
+    assert cause.code is CauseCode.SECCOMP_VIOLATION
+    assert "it made system call 232, which its filter forbids" in cause.message
+    assert "chatter | [ERROR] Shutting down" in cause.message
+
+
+def test_what_it_printed_last_is_told_and_safe() -> None:
+    log = "x" * 5000 + "\n\x1b[2Jthe reason\n\n"
+    cause = of_status(1, log).cause()
+    assert cause.message.endswith("\\x1b[2Jthe reason")
+    assert len(cause.message) < 600
+    # What a guest that shuts down printed is not why it did.
+    assert "reason" not in of_status(0, log).cause().message

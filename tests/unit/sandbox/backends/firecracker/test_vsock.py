@@ -24,6 +24,7 @@ from agentd.model.errors import BackendLost
 from agentd.model.spec import ExecRequest
 from agentd.sandbox.backends.firecracker import wall
 from agentd.sandbox.backends.firecracker.jailer import Jail, Root
+from agentd.sandbox.backends.vm.handshake import tell
 from agentd.transport.guest import Guest
 from agentd.vsock import packet
 
@@ -146,7 +147,7 @@ def test_streams_run_beside_each_other(guest: Guest) -> None:
 
 
 def test_the_walls_own_operations_get_through(monitor: SimpleNamespace, place: Path) -> None:
-    wall.tell(monitor, "sys.freeze", "sys.clock", "sys.thaw")
+    tell(wall.open_stream(monitor, 20), ("sys.freeze", "sys.clock", "sys.thaw"), 20)
     (asked,) = place.glob("guest-*/asked")
     assert [line.split()[0] for line in asked.read_text().splitlines()] == [
         "sys.freeze", "sys.clock", "sys.thaw",

@@ -4,13 +4,27 @@ Nothing can be said to such an agent: no limit can be set in the guest, and no c
 made another machine. So each is booted, and what only the guest can hold is refused.
 """
 
+import socket
+from collections.abc import Callable
+from typing import Protocol
+
 from agentd.model.errors import Refused, SandboxError
 from agentd.model.spec import SandboxSpec
-from agentd.sandbox.backends.qemu.process import Process
-from agentd.sandbox.backends.qemu.wall import QemuWall
 from agentd.transport.handshake import greet
 
+#: Of a machine's limits, what nothing but the cgroup around its monitor can hold.
+NEEDED = ("cpus",)
 _IN_GUEST = ("memory", "pids", "disk", "open_files")
+
+
+class Process(Protocol):
+    """A monitor's process, as far as is asked of it here."""
+
+    def wait(self, timeout: float | None) -> bool: ...
+
+    def why(self) -> str: ...
+
+    def log_tail(self) -> str: ...
 
 
 def check(spec: SandboxSpec) -> None:
@@ -25,22 +39,29 @@ def check(spec: SandboxSpec) -> None:
         )
 
 
-def await_agent(process: Process, seconds: float) -> None:
-    """Until it answers over vsock. Raises SandboxError."""
+def await_agent(
+    process: Process, open_stream: Callable[[float], socket.socket], seconds: float
+) -> None:
+    """Until it answers over vsock. ``open_stream`` waits for so many seconds.
+
+    Raises SandboxError.
+    """
     try:
-        greet(process.vsock_stream(seconds), seconds).close()
+        greet(open_stream(seconds), seconds).close()
     except SandboxError as error:
         if process.wait(0):
             raise SandboxError("the image did not boot", cause=process.why()) from error
         raise SandboxError(
             "no agent answers in the image",
-            cause=process.console_tail(),
+            cause=process.log_tail(),
             remediation="have it listen on vsock port 5000",
         ) from error
 
 
-class ForeignWall(QemuWall):
-    """Can be paused; its clock is then behind, and its snapshot would be of no use."""
+class Foreign:
+    """Of a wall, before its class: it can be paused; its clock is then behind, and its snapshot
+    would be of no use.
+    """
 
     workspace = "/"  # where the original agent starts commands
 

@@ -1,0 +1,248 @@
+"""What a caller sees of machines that behave as Firecracker's did where it ran: its programs are
+stand-ins, and the sandbox, the pipeline and the wall are the real ones.
+"""
+
+import os
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentd.client import build
+from agentd.client.local import LocalSandbox
+from agentd.client.sandbox import Sandbox
+from agentd.daemon.pipeline import Pipeline
+from agentd.linux import cgroup
+from agentd.model.cause import CauseCode
+from agentd.model.errors import BackendLost, Refused, SandboxError, Unsupported
+from agentd.model.principal import local
+from agentd.sandbox.backends.vm import ceiling
+from agentd.sandbox.manager import Manager
+
+pytestmark = pytest.mark.root
+WHO = local("test")
+Create = Callable[..., Sandbox]
+
+
+@pytest.fixture
+def create(make_backend: Callable[..., Any]) -> Iterator[Create]:
+    """``Sandbox.create`` on this wall; the first two arguments are the backend's. One a test."""
+    pipelines: list[Pipeline] = []
+
+    def create(version: str = "1.16.1", programs: Any = None, **wanted: Any) -> Sandbox:
+        if not pipelines:
+            backend = make_backend(version, **(programs or {}))
+            pipelines.append(Pipeline(Manager(made={"firecracker": backend})))
+        usual: dict[str, Any] = {} if "image" in wanted else {"memory": "64M"}
+        spec = build.sandbox_spec(backend="firecracker", **(usual | wanted))
+        return Sandbox(LocalSandbox(pipelines[0], pipelines[0].open(WHO, spec), WHO))
+
+    yield create
+    for pipeline in pipelines:
+        pipeline.manager.close()
+
+
+def run(sandbox: Sandbox, argv: list[str], **wanted: Any) -> Any:
+    """In a directory that there is: the stand-in's guest has the host's."""
+    return sandbox.run(argv, cwd="/", **wanted)
+
+
+def strike(sandbox: Sandbox, number: int) -> None:
+    """As the kernel or an operator might strike its monitor."""
+    wall: Any = sandbox._held.handle.wall  # type: ignore[attr-defined]
+    signal.pidfd_send_signal(wall._pidfd, number)
+
+
+# --- an image whose agent is the original one ---
+
+
+@pytest.fixture
+def theirs(create: Create, image: Any, make_backend: Callable[..., Any]) -> Iterator[Create]:
+    backend = make_backend("1.16.1", original=True)
+    backend._image = lambda _: image._replace(base="own")
+    pipeline = Pipeline(Manager(made={"firecracker": backend}))
+
+    def open_one(**wanted: Any) -> Sandbox:
+        spec = build.sandbox_spec(backend="firecracker", image="theirs", **wanted)
+        return Sandbox(LocalSandbox(pipeline, pipeline.open(WHO, spec), WHO))
+
+    yield open_one
+    pipeline.manager.close()
+
+
+def test_the_original_agent_runs_commands(theirs: Create) -> None:
+    with theirs() as sandbox:
+        assert sandbox.run(["uname", "-s"]).text == "Linux\n"
+        assert sandbox.run(["pwd"]).text == "/\n"
+        assert sandbox.run(["pwd"], cwd="/tmp").text == "/tmp\n"
+        assert sandbox.run(["cat"], stdin="text\n").text == "text\n"
+        assert sandbox.run(["sh", "-c", "exit 3"]).exit_code == 3
+
+
+def test_what_a_guest_of_the_original_agents_does_not_do_is_told(theirs: Create) -> None:
+    with theirs() as sandbox:
+        said = sandbox.run(["true"]).enforcement
+        assert said["virtual_machine"].enforced
+        for name in ("identity", "memory", "pids", "disk", "open_files"):
+            assert not said[name].enforced, name
+        assert said["identity"].detail == "as the image has it: its agent is not ours"
+        with pytest.raises(SandboxError, match="not ours"):
+            sandbox.snapshot()
+        with pytest.raises((Refused, Unsupported), match="v1"):
+            sandbox.start(["sleep", "1"]).signal(signal.SIGTERM)
+    for wanted in ({"pids": 10}, {"memory": "64M"}, {"user": "root"}):
+        with pytest.raises(Refused, match="its agent is not ours"):
+            theirs(**wanted)
+
+
+# --- a snapshot resets every connection, of which nothing is seen ---
+
+
+def test_the_first_command_after_a_snapshot_is_not_lost(create: Create) -> None:
+    with create() as sandbox:
+        for _ in range(2):
+            assert run(sandbox, ["echo", "before"]).text == "before\n"
+            with sandbox.snapshot():
+                pass
+            result = run(sandbox, ["echo", "after"])
+            assert result.cause.code is CauseCode.EXITED, result.cause
+            assert result.text == "after\n"
+
+
+def test_the_first_file_after_a_fork_is_not_lost(create: Create, place: Path) -> None:
+    with create() as sandbox:
+        path = tempfile.mkdtemp(dir=place)
+        os.chmod(path, 0o777)  # noqa: S103
+        sandbox.files.write(f"{path}/file", b"kept")
+        (copy,) = sandbox.fork()
+        with copy:
+            assert sandbox.files.read(f"{path}/file") == b"kept"
+            assert run(copy, ["echo", "copy"]).text == "copy\n"
+
+
+def test_a_command_on_a_stream_that_died_without_a_sign_is_sent_again(create: Create) -> None:
+    with create() as sandbox:
+        run(sandbox, ["true"])
+        wall: Any = sandbox._held.handle.wall  # type: ignore[attr-defined]
+        folder = tempfile.mkdtemp()
+        wall.snapshot(folder)  # past the manager, which would have told
+        (path,) = Path(str(wall.save()["jail"])).glob("root/guest-*")
+        script = f"cat; echo once >> {path}/ran"
+        result = run(sandbox, ["sh", "-c", script], stdin=b"x" * 100_000)
+        assert len(result.stdout) == 100_000, result.cause
+        assert (path / "ran").read_text() == "once\n"
+
+
+# --- a snapshot's file counts as its monitor's memory ---
+
+memory_is_held = pytest.mark.skipif(
+    (found := cgroup.detect()) is None or bool(found.blockers()) or not os.path.isdir("/dev/shm"),
+    reason="no memory controller, or no tmpfs at /dev/shm",
+)
+
+
+@memory_is_held
+class TestInMemory:
+    """The jails lie on tmpfs, and the guest uses all of its memory."""
+
+    @pytest.fixture
+    def place(self) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(prefix="fc-", dir="/dev/shm") as name:
+            os.chmod(name, 0o755)  # noqa: S103
+            yield Path(name)
+
+    def test_a_snapshot_does_not_end_its_source(self, create: Create) -> None:
+        with create(programs={"full": True}, memory="16M") as sandbox:
+            with sandbox.snapshot() as kept:
+                assert kept.size >= 176 << 20
+            assert run(sandbox, ["echo", "on"]).text == "on\n"
+            group: Any = sandbox._held.handle.wall._group  # type: ignore[attr-defined]
+            assert limit_of(group) == (16 + 160 + 64) << 20  # the ceiling is back
+
+    def test_one_that_memory_has_no_room_for_is_refused_first(
+        self, create: Create, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with create(memory="16M") as sandbox:
+            monkeypatch.setattr(ceiling, "_available", lambda: 100 << 20)
+            with pytest.raises(SandboxError, match="no memory for a snapshot") as caught:
+                sandbox.snapshot()
+            assert caught.value.remediation
+            assert run(sandbox, ["echo", "on"]).text == "on\n"
+
+    def test_a_machine_that_its_group_ends_ran_out_of_memory(
+        self, create: Create, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(ceiling.Ceiling, "raised", _never_raised)
+        with create(programs={"full": True}, memory="16M") as sandbox:
+            with pytest.raises(SandboxError, match="outgrew its control group's memory"):
+                sandbox.snapshot()
+            with pytest.raises(BackendLost, match="outgrew"):
+                run(sandbox, ["true"])
+
+
+def _never_raised(self: object, size: int) -> Any:
+    import contextlib
+
+    return contextlib.nullcontext()
+
+
+def limit_of(group: Any) -> int:
+    places = group.where()["directories"]
+    memory = places.get("memory") or places.get("unified")
+    for name in ("memory.limit_in_bytes", "memory.max"):
+        if os.path.exists(f"{memory}/{name}"):
+            return int(Path(f"{memory}/{name}").read_text())
+    raise AssertionError(places)
+
+
+# --- how a machine ended ---
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "words"),
+    [
+        (signal.SIGSYS, CauseCode.SECCOMP_VIOLATION, "system call 232, which its filter forbids"),
+        (signal.SIGBUS, CauseCode.OOM, "memory that is not there (SIGBUS) (status 149)"),
+        (signal.SIGKILL, CauseCode.BACKEND_LOST, "it was killed"),
+    ],
+)
+def test_the_end_of_a_machine_is_the_cause_of_its_command(
+    create: Create, number: int, code: CauseCode, words: str
+) -> None:
+    with create() as sandbox, sandbox.start(["sh", "-c", "echo on; sleep 60"], cwd="/") as process:
+        assert next(iter(process)).data == b"on\n"
+        strike(sandbox, number)
+        cause = process.wait().cause
+        assert cause.code is code
+        assert words in cause.message
+        if number != signal.SIGKILL:
+            assert "Shutting down VM after intercepting" in cause.message
+        # And whoever comes later is told the same.
+        with pytest.raises(BackendLost) as caught:
+            run(sandbox, ["true"])
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("programs", "words"),
+    [
+        ({"exits": {"/actions": 148}}, "system call 232, which its filter forbids (status 148)"),
+        ({"exits": {"/boot-source": 152}}, "its configuration is wrong (status 152)"),
+    ],
+)
+def test_the_end_of_a_machine_is_the_cause_of_a_failed_start(
+    create: Create, programs: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(SandboxError) as caught:
+        create(programs=programs)
+    assert words in str(caught.value)
+
+
+def test_what_a_guest_makes_it_log_does_not_push_out_why_it_ended(create: Create) -> None:
+    programs = {"chatter": "[main:ERROR] what matters", "noise": 3000}
+    with create(programs=programs) as sandbox, sandbox.start(["sleep", "60"], cwd="/") as process:
+        strike(sandbox, signal.SIGKILL)
+        assert "what matters" in process.wait().cause.message
