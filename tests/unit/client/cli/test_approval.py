@@ -36,7 +36,7 @@ def test_what_waits_is_listed(
     assert cli.main(["approval", "ls"]) == 0
     heading, line = capfdbinary.readouterr().out.decode().splitlines()
     assert heading.split() == ["ID", "STATE", "WHO", "ENDS", "ASKED"]
-    assert line.split()[:5] == ["apr-1", "pending", "alice", "in", "9m"]
+    assert line.split()[:5] == ["apr-1", "pending", "alice", "in", "10m"]
     assert '"rm"' in line and "\x1b" not in line
     assert cli.main(["approval", "ls", "--json"]) == 0
     assert json.loads(capfdbinary.readouterr().out)[0]["id"] == "apr-1"
