@@ -291,7 +291,7 @@ class OrdinaryUser:
         }
 
     def run(
-        self, argv: list[str], *, timeout: float = 50, env: Mapping[str, str] | None = None
+        self, argv: list[str], *, timeout: float = 250, env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[bytes]:
         """Output captured, stdin empty, in the user's home; a failure is the caller's to judge."""
         drop = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
@@ -305,10 +305,10 @@ class OrdinaryUser:
             check=False,
         )
 
-    def python(self, *args: str, timeout: float = 50) -> subprocess.CompletedProcess[bytes]:
+    def python(self, *args: str, timeout: float = 250) -> subprocess.CompletedProcess[bytes]:
         return self.run([*self._python, *args], timeout=timeout)
 
-    def agentd(self, *args: str, timeout: float = 50) -> subprocess.CompletedProcess[bytes]:
+    def agentd(self, *args: str, timeout: float = 250) -> subprocess.CompletedProcess[bytes]:
         return self.python("-m", "agentd", *args, timeout=timeout)
 
     def call(self, function: Callable[[], R]) -> R:

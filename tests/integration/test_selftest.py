@@ -223,7 +223,7 @@ def test_every_control_is_one_that_a_report_names() -> None:
             assert set(attack.stopped_by.get(backend.level, ())) <= named, attack.name
 
 
-def _agentd(*words: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
+def _agentd(*words: str, timeout: float = 250.0) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "agentd", *words],
         capture_output=True,

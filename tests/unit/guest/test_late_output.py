@@ -157,7 +157,11 @@ def test_who_writes_to_a_terminal_for_ever_is_cut_and_that_is_told(path: str) ->
 
 
 def test_late_output_counts_toward_the_limit(path: str) -> None:
-    found = by_v2(path, "sh", "-c", FLOOD, limits={"output": 1000})
+    asked = ("sh", "-c", LATE.format("while echo x; do :; done"))
+    deadline = time.monotonic() + SECONDS
+    while (found := by_v2(path, *asked, limits={"output": 1000}))["cause"] == "exited":
+        assert found["stdout"] == b"early\n"
+        assert time.monotonic() < deadline, "nothing late came"
     assert (found["code"], found["cause"], found["truncated"]) == (0, "output_limit", True)
     assert len(found["stdout"]) == 1000
 

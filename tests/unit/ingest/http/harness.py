@@ -23,7 +23,7 @@ BOB = {"X-API-Key": "agd_bob"}
 
 
 class UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str, timeout: float = 20) -> None:
+    def __init__(self, path: str, timeout: float = 120) -> None:
         super().__init__("localhost", timeout=timeout)
         self._path = path
 
