@@ -9,7 +9,7 @@ import contextlib
 import ctypes
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from agentd.linux import mounts
@@ -52,11 +52,15 @@ def make(mount: Mount, source: int, scratch: int, name: str, user: int | None) -
     try:
         copier.copy(source, scratch, name)
     except OSError as error:
-        raise InvalidInput(
-            f"cannot copy {mount.source}",
-            cause=f"{error.filename or ''}: {error.strerror}".removeprefix(": "),
-            remediation="let nobody change it meanwhile, and try again",
-        ) from error
+        raise failed(mount, error) from error
+
+
+def failed(mount: Mount, error: OSError) -> InvalidInput:
+    return InvalidInput(
+        f"cannot copy {mount.source}",
+        cause=f"{error.filename or ''}: {error.strerror}".removeprefix(": "),
+        remediation="let nobody change it meanwhile, and try again",
+    )
 
 
 class _Survey:
@@ -106,7 +110,7 @@ class _Survey:
         if not stat.S_ISLNK(info.st_mode) and info.st_mode & wanted != wanted:
             self._open = False
         if stat.S_ISREG(info.st_mode):
-            self._bytes += -(-min(info.st_size, info.st_blocks * 512) // _PAGE) * _PAGE
+            self._bytes += pages(info)
         if self._bytes > self._disk:
             self.over = f"over {readable_size(self._disk)}, the sandbox's disk limit"
         if self._files > _MAX_FILES:
@@ -132,7 +136,7 @@ class _Copier:
             try:
                 for inner in os.listdir(source):
                     self._entry(inner, source, made, f"{path}/{inner}")
-                _finish(made, os.fstat(source))
+                finish(made, os.fstat(source))
             finally:
                 os.close(made)
         finally:
@@ -157,21 +161,7 @@ class _Copier:
     def _file(
         self, name: str, as_: str, above: int | None, target: int, *, follow: bool = False
     ) -> None:
-        flags = _READ & ~os.O_NOFOLLOW if follow else _READ
-        source = os.open(name, flags, dir_fd=above)
-        try:
-            info = os.fstat(source)
-            if not stat.S_ISREG(info.st_mode):
-                return  # it was replaced meanwhile
-            with self._as_user():
-                made = os.open(as_, _NEW, 0o600, dir_fd=target)
-            try:
-                _copy_data(source, made, info.st_size)
-                _finish(made, info)
-            finally:
-                os.close(made)
-        finally:
-            os.close(source)
+        copy_file(name, as_, above, target, follow=follow, as_user=self._as_user)
 
     @contextlib.contextmanager
     def _as_user(self) -> Iterator[None]:
@@ -187,9 +177,43 @@ class _Copier:
             _libc.setfsgid(gid)
 
 
-def _finish(fd: int, info: os.stat_result) -> None:
-    os.fchmod(fd, stat.S_IMODE(info.st_mode) & 0o777)
+def copy_file(
+    name: str,
+    as_: str,
+    above: int | None,
+    target: int,
+    *,
+    follow: bool = False,
+    closed: bool = False,
+    as_user: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+) -> None:
+    """A regular file's data, mode and times, from a folder to another, each a descriptor; made
+    within ``as_user``, without write bits where it is ``closed``. Raises OSError."""
+    source = os.open(name, _READ & ~os.O_NOFOLLOW if follow else _READ, dir_fd=above)
+    try:
+        info = os.fstat(source)
+        if not stat.S_ISREG(info.st_mode):
+            return  # it was replaced meanwhile
+        with as_user():
+            made = os.open(as_, _NEW, 0o600, dir_fd=target)
+        try:
+            _copy_data(source, made, info.st_size)
+            finish(made, info, closed=closed)
+        finally:
+            os.close(made)
+    finally:
+        os.close(source)
+
+
+def finish(fd: int, info: os.stat_result, *, closed: bool = False) -> None:
+    """Give a copy mode and times."""
+    os.fchmod(fd, stat.S_IMODE(info.st_mode) & (0o555 if closed else 0o777))
     os.utime(fd, ns=(info.st_atime_ns, info.st_mtime_ns))
+
+
+def pages(info: os.stat_result) -> int:
+    """Bytes that a file's data takes on a tmpfs."""
+    return -(-min(info.st_size, info.st_blocks * 512) // _PAGE) * _PAGE
 
 
 def _copy_data(source: int, target: int, size: int) -> None:

@@ -8,7 +8,7 @@ from agentd.model.errors import InvalidInput
 from agentd.model.mount import Mount, MountMode
 from agentd.model.units import readable_size
 from agentd.sandbox.backends import unmapped
-from agentd.sandbox.backends.linux import copies
+from agentd.sandbox.backends.linux import copies, foreign
 from agentd.sandbox.backends.linux.copies import Size
 from agentd.sandbox.backends.linux.nursery import Nursery
 
@@ -22,10 +22,16 @@ class Loan(NamedTuple):
     own_user: bool
     unmapped: str = ""
     copy: Size | None = None
+    told: str = ""
+
+    @property
+    def layered(self) -> bool:
+        """Whether the copy lies over what is mounted: of what is foreign in it alone."""
+        return self.copy is not None and not self.unmapped
 
     @property
     def mounted(self) -> bool:
-        return self.copy is None
+        return self.copy is None or self.layered
 
     @property
     def readonly(self) -> bool:
@@ -35,7 +41,11 @@ class Loan(NamedTuple):
     def how(self) -> str:
         """For the report."""
         if not self.own_user:
-            return "the caller's own rights"
+            text = "the caller's own rights"
+            if self.copy is not None:
+                text += f"; {self.copy.files:,} files and folders of other owners or groups are "
+                text += f"copies, {readable_size(self.copy.bytes)}"
+            return f"{text}; {self.told}" if self.told else text
         if self.copy is not None:
             files, size = self.copy.files, readable_size(self.copy.bytes)
             text = f"a copy of {files:,} files, {size}, owned by the sandbox's user"
@@ -50,6 +60,9 @@ class Loan(NamedTuple):
 def of(mount: Mount, source: int, nursery: Nursery, disk: int, *, own_user: bool) -> Loan:
     """Raises Refused for what cannot be written, InvalidInput for what is too large to copy."""
     reason = unmapped.why(source) if own_user else ""
+    if not own_user and mount.mode is MountMode.COW:
+        found = foreign.look(source, disk)
+        return Loan(mount, source, own_user, copy=found.copy, told=found.told)
     if not reason:
         return Loan(mount, source, own_user)
     if mount.mode is MountMode.RW:
@@ -80,7 +93,12 @@ def _reached(mount: Mount, source: int, nursery: Nursery) -> bool:
 def copy_all(lent: list[Loan], scratch: int, user: int | None) -> None:
     """To the tmpfs of a sandbox whose user is ``user`` outside. Raises InvalidInput."""
     for index, loan in enumerate(lent):
-        if loan.copy is not None:
+        if loan.layered:
+            try:
+                foreign.make(loan.source, scratch, _name(index))
+            except OSError as error:
+                raise copies.failed(loan.mount, error) from error
+        elif loan.copy is not None:
             copies.make(loan.mount, loan.source, scratch, _name(index), user)
 
 
