@@ -42,6 +42,14 @@ def test_a_lease_that_is_too_long(daemon: Daemon) -> None:
     assert "a lease of 30d is longer than the 1d allowed" in answer.json["message"]
 
 
+def test_a_mode_that_a_daemon_does_not_know(daemon: Daemon, tmp_path: Path) -> None:
+    for isolation in ("namespace", "process"):
+        body = {"workspace": f"{tmp_path}:xx", "isolation": isolation}
+        answer = daemon.ask("POST", "/v1/sandboxes", body)
+        assert answer.status == 400
+        assert "'xx' is no mode: use ro, rw or cow" in answer.json["remediation"]
+
+
 def test_a_range_without_records(capsys: pytest.CaptureFixture[str], daemon: Daemon) -> None:
     export = ["audit", "export", "--dir", str(daemon.state / "audit")]
     assert cli.main([*export, "--from", "9", "--to", "3"]) == 2

@@ -6,7 +6,7 @@ import msgspec
 
 from agentd.model.availability import Blocker
 from agentd.model.enforcement import Control, unheld
-from agentd.model.errors import AgentdError, Unavailable
+from agentd.model.errors import AgentdError
 from agentd.model.isolation import IsolationLevel
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.choose import choose
@@ -53,8 +53,6 @@ def _of(manager: Manager, spec: SandboxSpec) -> Outlook:
 
 
 def _blocker(error: AgentdError) -> Blocker:
-    if isinstance(error, Unavailable):  # its cause and fix are those of all the walls, in a line
-        return Blocker(str(error.message), "what each wall lacks, and its fix, stand beside it")
     return Blocker(
         f"{error.message}: {error.cause}" if error.cause else error.message, error.remediation
     )

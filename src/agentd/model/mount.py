@@ -71,6 +71,17 @@ def check_target(target: str) -> str:
     return target
 
 
+def unmountable(mount: Mount, why: str) -> InvalidInput:
+    """Of a source that cannot be opened. What is behind its last colon may have been a mode."""
+    _, colon, mode = mount.source.rpartition(":")
+    meant = f"; {mode!r} is no mode: use ro, rw or cow" if colon and "/" not in mode else ""
+    return InvalidInput(
+        f"cannot mount {mount.source}",
+        cause=why,
+        remediation=f"check the path and that you may read it{meant}",
+    )
+
+
 def unknown_mode(text: str, mode: str, known: tuple[MountMode, ...]) -> InvalidInput:
     return InvalidInput(
         f"unknown mode {mode!r} of the mount {text!r}",

@@ -97,8 +97,9 @@ def _show_outlook(found: "Checkup", via: str | None) -> None:
         )
     if run.blocker is not None:
         table.paragraph(f"agentd run cannot work here: {run.blocker.what}", "bold red")
-        table.paragraph(run.blocker.fix)
-        if run.weaker:
+        if run.blocker.fix:
+            table.paragraph(f"{run.blocker.fix[0].upper()}{run.blocker.fix[1:]}", "yellow")
+        if run.weaker and f"--isolation {run.weaker}" not in run.blocker.fix:
             table.paragraph(f"This works: agentd run --isolation {run.weaker}", "green")
         return
     table.paragraph(f"agentd run will use {run.backend} (isolation {run.level}).", "bold green")

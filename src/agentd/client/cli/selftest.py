@@ -113,7 +113,6 @@ def _show(report: "Report") -> None:
 
 
 def _show_backend(console: "Console", backend: "BackendReport") -> None:
-    from rich.box import SIMPLE
     from rich.table import Table
     from rich.text import Text
 
@@ -123,7 +122,9 @@ def _show_backend(console: "Console", backend: "BackendReport") -> None:
             console.print(f"  not usable: {blocker.what}", markup=False)
             console.print(f"    {blocker.fix}", markup=False, soft_wrap=True)
         return
-    table = Table("control", "attack", "verdict", "detail", box=SIMPLE)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("CONTROL", "ATTACK", "VERDICT", "DETAIL"):
+        table.add_column(heading)
     for row in backend.attacks:
         verdict = Text(row.verdict.value, _COLOURS[row.verdict.value])
         controls = Text(" ".join(row.controls) or "-")

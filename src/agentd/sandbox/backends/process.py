@@ -15,10 +15,10 @@ from agentd.linux import container, landlock, seccomp
 from agentd.linux.cgroup import Group
 from agentd.model.availability import Availability, Blocker
 from agentd.model.enforcement import Control
-from agentd.model.errors import InvalidInput, Refused, SandboxError
+from agentd.model.errors import Refused, SandboxError
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
-from agentd.model.mount import Mount, MountMode
+from agentd.model.mount import Mount, MountMode, unmountable
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends import identity, shared
 from agentd.sandbox.backends.cgroups import explained, let_in, make_group
@@ -130,7 +130,7 @@ class HostBackend:
                 remediation=_STRONGER,
             )
         if not os.path.exists(mount.source):
-            raise InvalidInput(f"cannot mount {mount.source}", cause="no such file or directory")
+            raise unmountable(mount, "no such file or directory")
 
     def _config(
         self, plan: ProcessPlan, scratch: str, workspace: str, block: Block | None

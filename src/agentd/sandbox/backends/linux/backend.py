@@ -13,7 +13,7 @@ from agentd.linux import cgroup, idmap, landlock, mounts, paths, privileges, pro
 from agentd.model.availability import Availability, Blocker
 from agentd.model.errors import AgentdError, InvalidInput
 from agentd.model.isolation import IsolationLevel
-from agentd.model.mount import Mount
+from agentd.model.mount import Mount, unmountable
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends import identity, shared
 from agentd.sandbox.backends.cgroups import explained, let_in, make_group, own_hierarchy
@@ -337,11 +337,7 @@ def _open_source(mount: Mount, undo: contextlib.ExitStack) -> int:
 
 
 def _unmountable(mount: Mount, error: OSError) -> InvalidInput:
-    return InvalidInput(
-        f"cannot mount {mount.source}",
-        cause=error.strerror or "",
-        remediation="check the path and that you may read it",
-    )
+    return unmountable(mount, error.strerror or "")
 
 
 def _let_in(
