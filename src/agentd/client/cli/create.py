@@ -7,7 +7,7 @@ from agentd.client.cli.options import limit_options, sandbox_options, wall_optio
 
 _EXAMPLES = """\
   agentd create                              prints its id
-  agentd create --memory 512M --ttl 1h --label job=7
+  agentd create --timeout 30s --ttl 1h --label job=7
   box=$(agentd create) && agentd exec $box -- uname -a && agentd kill $box
   agentd create --isolation microvm --json
   agentd create --snapshot snp-0123456789abcdef
