@@ -115,6 +115,23 @@ def test_without_any_the_process_level_works() -> None:
     assert found["sandbox"]["level"] == "process"
 
 
+def test_without_any_the_namespace_level_says_which_one_it_takes() -> None:
+    done = _agentd(with_capabilities(), "run", "--backend", "linux", "--", "true")
+    assert done.returncode == 125
+    assert "CAP_SETFCAP" in done.stderr and "ordinary user" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("level", ["namespace", "process"])
+def test_a_read_only_run_is_no_obstacle(level: str) -> None:
+    """As with docker run --read-only."""
+    script = 'mount --bind /run /run && mount -o remount,bind,ro /run && exec "$0" "$@"'
+    prefix = ["unshare", "--mount", "sh", "-c", script]
+    found = _result(prefix, "--isolation", level, "--", "true")
+    assert found["sandbox"]["level"] == level
+    told = found["enforcement"]["user_namespace" if level == "namespace" else "user"]
+    assert told["enforced"] and "owns nothing" in told["detail"]
+
+
 @pytest.mark.parametrize(("off", "written"), [
     (["landlock"], "False"),
     (["landlock", "user_counts"], "True"),  # of the same step

@@ -69,6 +69,12 @@ def may_mount() -> bool:
     return os.geteuid() == 0 and not missing(SYS_ADMIN)
 
 
+def maps_itself() -> bool:
+    """Whether this user can be mapped in a user namespace of its own: uid 0 takes CAP_SETFCAP for
+    that since Linux 5.12 (verify_root_map() in the kernel)."""
+    return os.geteuid() != 0 or not missing(SETFCAP)
+
+
 def no_jailer() -> str:
     """Why Firecracker's jailer cannot do its work here; empty if it can."""
     if os.geteuid() != 0:

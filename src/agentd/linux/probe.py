@@ -20,6 +20,7 @@ class Facts:
     machine: str
     uid: int
     may_mount: bool  # as the machine's root, without a user namespace
+    maps_itself: bool  # in a user namespace of its own
     landlock_abi: int  # 0: absent or off at boot
     seccomp: bool  # filters can be installed
     cgroup_version: int  # 2, 1, or 0 where none is mounted
@@ -57,6 +58,7 @@ def gather(kernel: Kernel = KERNEL) -> Facts:
         machine=abi.MACHINE,
         uid=os.geteuid(),
         may_mount=may_mount,
+        maps_itself=privileges.maps_itself(),
         landlock_abi=landlock_abi(kernel),
         seccomp=seccomp_filters(),
         cgroup_version=version,

@@ -20,6 +20,7 @@ from agentd.model.errors import InvalidInput, SandboxError
 
 SIZE = 1 << 16
 FOLDER = "/run/agentd-ids"
+FALLBACK = "/dev/shm/agentd-ids"  # in which others cannot rename or remove what is root's
 SUBORDINATE = ("/etc/subuid", "/etc/subgid")
 # Above the ranges of system users, login users and subordinate ids; what it spans by default ends
 # below what systemd gives to others (its UIDS-GIDS.md).
@@ -66,8 +67,8 @@ class Block:
         except OSError as error:
             raise SandboxError(
                 f"it cannot be noted whose {path} is",
-                cause=f"{FOLDER}/{self.id}: {error.strerror}",
-                remediation=f"make room where {FOLDER} lies",
+                cause=f"{folder()}/{self.id}: {error.strerror}",
+                remediation=f"make room where {folder()} lies",
             ) from error
 
     def release(self, ended: bool = True) -> None:
@@ -78,7 +79,7 @@ class Block:
             return
         if ended:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(f"{FOLDER}/{self.id}")
+                os.unlink(f"{folder()}/{self.id}")
         os.close(fd)
 
 
@@ -179,7 +180,7 @@ def take(of: Range | None = None) -> Block | None:
         raise SandboxError(
             "no block of user ids can be had",
             cause=str(error),
-            remediation=f"see to {FOLDER}, which must be root's, and writable",
+            remediation=f"see to {folder()}, which must be root's, and writable",
         ) from error
     raise SandboxError(
         f"no block of user ids is free: all {len(ids)} from {ids[0]} on are in use",
@@ -198,7 +199,7 @@ def in_use(of: Range) -> int:
     """How many of its blocks somebody has, or has left behind."""
     ids = of.usable()
     with contextlib.suppress(FileNotFoundError):
-        return sum(name.isdecimal() and int(name) in ids for name in os.listdir(FOLDER))
+        return sum(name.isdecimal() and int(name) in ids for name in os.listdir(folder()))
     return 0
 
 
@@ -211,19 +212,28 @@ def _variable(name: str, default: int) -> int:
     return int(text)
 
 
+def folder() -> str:
+    """``FOLDER``, or ``FALLBACK`` where that is read-only, as in a container without a writable
+    root: whoever shares these ids with us sees the same then."""
+    known = FOLDER if os.path.isdir(FOLDER) else os.path.dirname(FOLDER)
+    if os.access(known, os.W_OK) or not os.access(os.path.dirname(FALLBACK), os.W_OK):
+        return FOLDER
+    return FALLBACK
+
+
 def _make_folder() -> None:
     with contextlib.suppress(FileExistsError):
-        os.mkdir(FOLDER, 0o700)
-    found = os.lstat(FOLDER)
+        os.mkdir(folder(), 0o700)
+    found = os.lstat(folder())
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != 0 or found.st_mode & 0o022:
-        raise PermissionError(f"{FOLDER} is not a directory that root alone may write")
+        raise PermissionError(f"{folder()} is not a directory that root alone may write")
 
 
 def _create(id_: int) -> int | None:
     """The locked file of a block that had none."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        fd = os.open(f"{FOLDER}/{id_}", flags, 0o600)
+        fd = os.open(f"{folder()}/{id_}", flags, 0o600)
     except FileExistsError:
         return None
     if _locks(fd, id_):
@@ -236,7 +246,7 @@ def _locks(fd: int, id_: int) -> bool:
     """Whether we have its lock now, and it is still the block's file."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        ours, there = os.fstat(fd), os.lstat(f"{FOLDER}/{id_}")
+        ours, there = os.fstat(fd), os.lstat(f"{folder()}/{id_}")
     except (BlockingIOError, FileNotFoundError):
         return False
     return ours.st_ino == there.st_ino
@@ -246,12 +256,12 @@ def _sweep() -> None:
     """Free what was left behind and is not used any more."""
     left: dict[int, int] = {}
     try:
-        for name in os.listdir(FOLDER):
+        for name in os.listdir(folder()):
             if not name.isdecimal():
                 continue
             flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
             with contextlib.suppress(FileNotFoundError):
-                fd = os.open(f"{FOLDER}/{name}", flags)
+                fd = os.open(f"{folder()}/{name}", flags)
                 if _locks(fd, int(name)):
                     left[int(name)] = fd
                 else:
@@ -261,7 +271,7 @@ def _sweep() -> None:
         for id_, fd in left.items():
             lives = any(id_ <= each < id_ + SIZE for each in alive)
             if not lives and _cleared(fd):
-                os.unlink(f"{FOLDER}/{id_}")
+                os.unlink(f"{folder()}/{id_}")
     finally:
         for fd in left.values():
             os.close(fd)

@@ -123,6 +123,10 @@ def _contained(facts: "Facts", error: str) -> Blocker:
         if "seccomp" in around:
             return Blocker(f"{why}, as a seccomp profile forbids it", container.fix(*around))
         return Blocker(why, container.fix(*around) if around else _NESTED)
+    if not facts.maps_itself and "uid_map" in error:
+        why = "root without CAP_SETFCAP cannot map itself in a user namespace"
+        fix = "give agentd CAP_SETFCAP (--cap-add SETFCAP), or run it as an ordinary user (--user)"
+        return Blocker(why, fix)
     if "proc" in around and "mount proc" in error:
         mending = [name for name in around if name != "seccomp"]
         why = "a sandbox can have no /proc, as something is mounted in the one here"

@@ -17,6 +17,7 @@ GOOD: dict[str, Any] = {
     "machine": "x86_64",
     "uid": 1000,
     "may_mount": False,
+    "maps_itself": True,
     "landlock_abi": 6,
     "seccomp": True,
     "cgroup_version": 2,
