@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from agentd.model.errors import InvalidInput
 
+_UNKNOWN = "unrecognized arguments: "
 _MISSING = "the following arguments are required: "
 _WORDED = re.compile(r"exit codes:\Z")  # what is indented beneath it are words, no commands
 _COMMENTED = re.compile(r"(?P<indent> +)(?P<command>\S.*?) {2,}(?P<comment>\S.*)\Z")
@@ -32,7 +33,17 @@ class Parser(argparse.ArgumentParser):
         fix = f"see {self.prog} --help"
         if self._actions_here and message.startswith((f"{_MISSING}ACTION", f"{_MISSING}COMMAND")):
             fix = f"use one of: {', '.join(self._actions_here)}"
+        if message.startswith(_UNKNOWN):
+            word = message.removeprefix(_UNKNOWN).split(" ")[0].partition("=")[0]
+            likely = near(word, self._options()) if word.startswith("--") else ""
+            fix = f"did you mean {likely}? {fix}" if likely else fix
         raise InvalidInput(message, remediation=fix)
+
+    def _options(self) -> list[str]:
+        """Its own and those of its actions: argparse tells of the latter here, too."""
+        subparsers = [a for a in self._actions if isinstance(a, argparse._SubParsersAction)]
+        inner = [parser for each in subparsers for parser in each.choices.values()]
+        return [name for each in (self, *inner) for name in each._option_string_actions]
 
     def action(self, actions: Mapping[str, str]) -> None:
         """A positional ``action``, one of ``actions``: their names, and what they do."""

@@ -87,6 +87,21 @@ def test_an_action_that_is_none_is_told_with_the_nearest(name, capsys):
     assert all(each in said for each in ACTIONS[name])
 
 
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["run", "--nett", "none", "--", "id"], "--net"),
+        (["run", "--timout=2s", "--", "id"], "--timeout"),
+        (["ls", "--labels", "a=b"], "--label"),
+        (["image", "build", "--bas", "busybox"], "--base"),
+    ],
+)
+def test_an_option_that_is_none_is_told_with_the_one_that_was_meant(words, meant, capsys):
+    assert cli.main(words) == 2
+    said = f"(did you mean {meant}? see agentd {words[0]}"
+    assert said in capsys.readouterr().err
+
+
 def test_the_likelier_things_come_first(capsys):
     cli.main(["--help"])
     text = capsys.readouterr().out
