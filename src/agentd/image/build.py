@@ -144,7 +144,8 @@ def is_stale(store: Store, name: str, source: Source | None = None) -> bool:
     if not stamp or _read(os.path.join(folder, _LISTS)) == stamp:
         return False
     try:
-        found = (source or _debian(store, manifest.base)).packages()
+        own_kernel = KERNEL in manifest.own
+        found = (source or _debian(store, manifest.base, own_kernel=own_kernel)).packages()
     except Unavailable:
         return False  # what is there is sound, and nothing newer can be had
     if _key(found) != manifest.base_key:
@@ -171,12 +172,21 @@ class _Build:
         progress: Progress | None,
     ) -> None:
         self._store, self._name, self._base, self._own = store, name, base, own
-        self._source = source or _debian(store, base)
+        self._source = source or _debian(store, base, own_kernel=own.kernel is not None)
         self._progress = progress or (lambda what, done, steps: None)
         self._done = 0
         self._notes: list[str] = []
 
     def run(self) -> Image:
+        try:
+            return self._run()
+        except OSError as error:
+            raise Unavailable(
+                f"the image cannot be built: {error.filename or 'a file'}: {error.strerror}",
+                remediation="see that there is room, and that you may write there",
+            ) from error
+
+    def _run(self) -> Image:
         with self._store.temporary() as folder:
             self._own.copy(folder)
             complete = self._own.complete
@@ -290,8 +300,8 @@ def _recorded(store: Store, name: str) -> tuple[str, Own]:
     return manifest.base, Own(paths.get(KERNEL), paths.get(INITRAMFS), root)
 
 
-def _debian(store: Store, base: str) -> Debian:
-    return Debian(base, store.inner(".packages"))
+def _debian(store: Store, base: str, *, own_kernel: bool) -> Debian:
+    return Debian(base, store.inner(".packages"), own_kernel)
 
 
 def _key(found: dict[str, Package]) -> str:

@@ -1,19 +1,22 @@
 """The base of our own images: Debian's kernel for clouds, its Python, and busybox."""
 
+import contextlib
 import os
 import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from agentd.image import cpio, etc, kernel, packages, userland
 from agentd.image.digest import of_parts
+from agentd.image.distribution import ELSEWHERE
 from agentd.image.modules import AT_BOOT, ON_DEMAND, Modules
 from agentd.image.packages import Package
 from agentd.image.tree import Tree
-from agentd.model.errors import Unavailable
+from agentd.model.errors import InvalidInput, Unavailable
 
 Say = Callable[[str], None]
 _KERNEL, _BUSYBOX, _PYTHON = "linux-image-cloud-amd64", "busybox-static", "python3-minimal"
@@ -23,7 +26,8 @@ _UNWANTED = re.compile(
     r"usr/share/(doc|man|info|lintian|locale|bash-completion|menu)/.*|usr/lib/debug/.*"
 )
 _MODULES_KEPT = re.compile(
-    r".*/(drivers/(net/(virtio_net|net_failover)|block/virtio_blk|virtio/|char/hw_random/virtio)"
+    r".*/(drivers/(net/(virtio_net|net_failover)|block/virtio_blk|virtio/|char/hw_random/virtio"
+    r"|char/virtio_console)"
     r"|net/(core|vmw_vsock)|fs/(fuse|overlayfs|erofs|netfs)|lib|crypto|arch/x86/crypto)[^ ]*"
     r"|.*/modules\.builtin"
 )
@@ -45,10 +49,12 @@ class Base:
 
 @dataclass
 class Debian:
-    """``base`` is ``debian`` or ``busybox``, which has less Python and no bash."""
+    """``base`` is ``debian`` or ``busybox``, which has less Python and no bash. ``own_kernel``: the
+    user has one, so that there are no modules either."""
 
     base: str
     cache: str
+    own_kernel: bool = False
     _found: dict[str, Package] = field(default_factory=dict)
 
     def packages(self) -> dict[str, Package]:
@@ -63,8 +69,8 @@ class Debian:
         return self._found
 
     def _resolve(self) -> dict[str, Package]:
-        first = packages.require([_KERNEL, _BUSYBOX, _PYTHON])
-        real = _named(first[_KERNEL], _REAL_KERNEL)
+        first = packages.require([*self._kernels(), _BUSYBOX, _PYTHON])
+        real = [_named(first[name], _REAL_KERNEL) for name in self._kernels()]
         minimal = _named(first[_PYTHON], re.compile(r"python3\.\d+-minimal"))
         version = minimal.removesuffix("-minimal")
         roots = [
@@ -75,37 +81,61 @@ class Debian:
             "ca-certificates",
         ]
         found = packages.closure(roots, lambda name: _FOLLOWED.fullmatch(name) is not None)
-        found |= packages.require([real])
+        found |= packages.require(real)
         found[_BUSYBOX] = first[_BUSYBOX]
         return found
+
+    def _kernels(self) -> list[str]:
+        return [] if self.own_kernel else [_KERNEL]
 
     def make(self, say: Say) -> Base:
         """Download, unpack, choose, compile. Raises Unavailable, InvalidInput."""
         found = self.packages()
-        real = next(name for name in found if _REAL_KERNEL.fullmatch(name))
-        version = next(n for n in found if re.fullmatch(r"python3\.\d+-minimal", n))[6:-8]
         folders = packages.unpack(found.values(), self.cache, _keep, say)
-        boot = os.path.join(folders[real], "boot")
-        with open(os.path.join(boot, f"vmlinuz-{real.removeprefix('linux-image-')}"), "rb") as file:
-            image = file.read()
-        release = kernel.release(image)
-        say("kernel modules")
-        modules = Modules(os.path.join(folders[real], "usr/lib/modules", release))
-        busybox = folders.pop(_BUSYBOX)
-        del folders[real]
-        made = _Userland(self.cache, sorted(folders.values()), busybox, version, self.base)
+        image = _no_kernel()
+        for name in [name for name in found if _REAL_KERNEL.fullmatch(name)]:
+            say("kernel modules")
+            with packages.reading([found[name]], folders[name]):
+                image = _kernel(name, folders.pop(name))
+        version = next(n for n in found if re.fullmatch(r"python3\.\d+-minimal", n))[6:-8]
+        made = _Userland(self.cache, found, folders, version, self.base)
         _tidy(self.cache, {package.folder for package in found.values()})
         key = of_parts({"base": self.base, **{p.name: p.sha256 for p in found.values()}})
         return Base(
-            vmlinux=kernel.unpack(image),
-            kernel_release=release,
+            vmlinux=image.vmlinux,
+            kernel_release=image.release,
             python=found[f"python{version}-minimal"].version.split("-")[0],
-            modules_at_boot=modules.at_boot(),
-            modules=modules.tree(release, AT_BOOT + ON_DEMAND, AT_BOOT),
+            modules_at_boot=image.at_boot,
+            modules=image.modules,
             small=made.cached(f"{key[:16]}-small", made.small, say),
             whole=lambda: made.cached(f"{key[:16]}-whole", made.whole, say),
             agent=made.agent,
         )
+
+
+class _Kernel(NamedTuple):
+    vmlinux: bytes
+    release: str
+    at_boot: list[str]
+    modules: Tree
+
+
+def _no_kernel() -> _Kernel:
+    return _Kernel(b"", "", [], Tree())
+
+
+def _kernel(name: str, folder: str) -> _Kernel:
+    """Raises OSError, InvalidInput, Unavailable."""
+    path = f"boot/vmlinuz-{name.removeprefix('linux-image-')}"
+    with open(os.path.join(folder, path), "rb") as file:
+        image = file.read()
+    try:
+        release, vmlinux = kernel.release(image), kernel.unpack(image)
+    except InvalidInput as error:
+        raise Unavailable(f"/{path}: {error.message}", remediation=ELSEWHERE) from error
+    modules = Modules(os.path.join(folder, "usr/lib/modules", release))
+    tree = modules.tree(release, AT_BOOT + ON_DEMAND, AT_BOOT)
+    return _Kernel(vmlinux, release, modules.at_boot(), tree)
 
 
 def _tidy(cache: str, wanted: set[str]) -> None:
@@ -124,9 +154,15 @@ class _Userland:
     """Trees made from the packages of programs, and kept as archives beside them."""
 
     def __init__(
-        self, cache: str, folders: list[str], busybox: str, version: str, base: str
+        self,
+        cache: str,
+        found: dict[str, Package],
+        folders: dict[str, str],
+        version: str,
+        base: str,
     ) -> None:
-        self._cache, self._folders, self._busybox = cache, folders, busybox
+        """``folders``: where each package is unpacked."""
+        self._cache, self._found, self._folders = cache, found, folders
         self._version, self._is_small = version, base == "busybox"
 
     def small(self, merged: str) -> Tree:
@@ -165,17 +201,26 @@ class _Userland:
 
     def _common(self) -> Tree:
         tree = etc.tree("agentd guest (of Debian packages)")
-        tree.update(userland.busybox(self._busybox))
+        busybox = self._folders[_BUSYBOX]
+        with packages.reading([self._found[_BUSYBOX]], busybox):
+            tree.update(userland.busybox(busybox))
         return tree
 
-    def _merged(self) -> "tempfile.TemporaryDirectory[str]":
+    @contextlib.contextmanager
+    def _merged(self) -> Iterator[str]:
         """All packages in one tree of links, so that Python finds its library beside it."""
-        folder = tempfile.TemporaryDirectory(prefix="agentd-tree-")
-        for source in self._folders:
-            shutil.copytree(
-                source, folder.name, symlinks=True, dirs_exist_ok=True, copy_function=_link
-            )
-        return folder
+        names = sorted(self._folders.keys() - {_BUSYBOX})
+        with tempfile.TemporaryDirectory(prefix="agentd-tree-") as folder:
+            for name in names:
+                shutil.copytree(
+                    self._folders[name],
+                    folder,
+                    symlinks=True,
+                    dirs_exist_ok=True,
+                    copy_function=_link,
+                )
+            with packages.reading([self._found[name] for name in names], folder):
+                yield folder
 
 
 def _link(source: str, target: str) -> str:

@@ -1,10 +1,16 @@
-"""Disk images of a tree, made without root or loop devices: both tools read a tar archive."""
+"""Disk images of a tree, made without root or loop devices: both tools read a tar archive.
+
+mke2fs does so since 1.47.1, and where it was built so. What an older one makes is empty, and is
+filled by debugfs(8), of the same package.
+"""
 
 import io
 import os
 import shutil
 import subprocess
 import tarfile
+import tempfile
+from collections.abc import Iterator
 
 from agentd.image.tree import Entry, Tree
 
@@ -12,6 +18,8 @@ _SECONDS = 300
 _PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 # Fixed, as is the time, so that the same tree gives the same image.
 _UUID = "6167656e-7464-4000-8000-000000000001"
+_TIMES = {"SOURCE_DATE_EPOCH": "0", "E2FSPROGS_FAKE_TIME": "1"}
+_ABSENT = "absent"
 _MEGABYTE = 1 << 20
 _ROOM = 32 * _MEGABYTE  # free space for a guest that writes to its ext4 root
 
@@ -25,20 +33,88 @@ def ext4(tree: Tree, path: str) -> str:
     size += -size % _MEGABYTE
     with open(path, "wb") as file:
         file.truncate(size)
-    argv = [
+    empty = [
         *("mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-O", "^has_journal"),
         *("-U", _UUID, "-E", f"hash_seed={_UUID},root_owner=0:0,lazy_itable_init=0"),
-        *("-L", "agentd", "-d", f"{path}.tar", path),
+        *("-L", "agentd"),
     ]
-    return _make(
-        argv, "e2fsprogs", archive, path, {"SOURCE_DATE_EPOCH": "0", "E2FSPROGS_FAKE_TIME": "1"}
-    )
+    full = [*empty, "-d", f"{path}.tar", path]
+    if not (reason := _make(full, "e2fsprogs", archive, path, _TIMES)):
+        return ""
+    if why := _filled([*empty, path], size, tree, path):
+        return _without(path, reason if why == _ABSENT else f"{reason}; {why}")
+    return ""
+
+
+def _filled(empty: list[str], size: int, tree: Tree, path: str) -> str:
+    """Write the image by debugfs; returns why not, or ""."""
+    if shutil.which(empty[0], path=_PATH) is None or shutil.which("debugfs", path=_PATH) is None:
+        return _ABSENT
+    with tempfile.TemporaryDirectory(dir=os.path.dirname(path), prefix="files-") as folder:
+        script = os.path.join(folder, "script")
+        with open(script, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.writelines(f"{line}\n" for line in _commands(tree, folder))
+        with open(path, "wb") as image:
+            image.truncate(size)
+        for argv in (empty, ["debugfs", "-w", "-f", script, path]):
+            try:
+                done = _run(argv, _TIMES)
+            except subprocess.TimeoutExpired:
+                return f"{argv[0]} took more than {_SECONDS} s"
+            # debugfs goes on after an error, and ends with 0; its first line is its version.
+            said = [line for line in done.stderr.splitlines() if not line.startswith("debugfs 1")]
+            if done.returncode or said:
+                return f"{argv[0]} failed: {' '.join(said)[:300]}"
+    return ""
+
+
+def _commands(tree: Tree, folder: str) -> Iterator[str]:
+    """debugfs's, in the tree's order, so that the same tree gives the same image. It takes the
+    mode of a new file from its source, and everything is root's."""
+    for number, (path, entry) in enumerate(tree.items()):
+        parent, name = os.path.split(path)
+        yield f"cd {_quoted(parent)}"
+        kind = entry.mode & 0o170000
+        if kind == 0o040000:
+            yield f"mkdir {_quoted(name)}"
+        elif kind == 0o120000:
+            yield f"symlink {_quoted(name)} {_quoted(os.fsdecode(entry.data))}"
+        elif kind == 0o020000:
+            yield f"mknod {_quoted(name)} c {entry.device[0]} {entry.device[1]}"
+        else:
+            source = os.path.join(folder, str(number))
+            with open(source, "wb") as file:
+                file.write(entry.data)
+            yield f"write {_quoted(source)} {_quoted(name)}"
+        if kind != 0o120000:
+            yield f"sif {_quoted(name)} mode 0{entry.mode:o}"
+        owner = [("uid", entry.uid), ("gid", entry.gid)]
+        times = [(field, "@1") for field in ("atime", "ctime", "mtime", "crtime")]
+        for field, value in owner + times:
+            if value:
+                yield f"sif {_quoted(name)} {field} {value}"
+
+
+def _quoted(word: str) -> str:
+    """As its parser has it (libss): a quote within quotes is doubled."""
+    return '"' + word.replace('"', '""') + '"'
 
 
 def erofs(tree: Tree, path: str) -> str:
     """Write the image; returns why not, or "" when it is there."""
+    if not _takes_tar():
+        return f"no {os.path.basename(path)}: mkfs.erofs takes no tar archive here: it is too old"
     argv = ["mkfs.erofs", "--quiet", "-T0", f"-U{_UUID}", "--tar=f", path, f"{path}.tar"]
     return _make(argv, "erofs-utils", tar(tree), path, {})
+
+
+def _takes_tar() -> bool:
+    """False for an mkfs.erofs that does not know the option, such as Debian 12's."""
+    if shutil.which("mkfs.erofs", path=_PATH) is None:
+        return True  # and _make says what is missing
+    done = _run(["mkfs.erofs", "--help"], {})
+    said = done.stdout + done.stderr
+    return "--tar" in said or "sage:" not in said
 
 
 def tar(tree: Tree) -> bytes:
@@ -72,16 +148,7 @@ def _make(argv: list[str], package: str, archive: bytes, path: str, extra: dict[
     try:
         with open(source, "wb") as file:
             file.write(archive)
-        done = subprocess.run(
-            argv,
-            env={"PATH": _PATH, "LC_ALL": "C", **extra},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_SECONDS,
-            check=False,
-        )
+        done = _run(argv, extra)
     except subprocess.TimeoutExpired:
         return _without(path, f"no {name}: {argv[0]} took more than {_SECONDS} s")
     finally:
@@ -89,6 +156,19 @@ def _make(argv: list[str], package: str, archive: bytes, path: str, extra: dict[
     if done.returncode != 0:
         return _without(path, f"no {name}: {argv[0]} failed: {done.stderr.strip()[-300:]}")
     return ""
+
+
+def _run(argv: list[str], extra: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        argv,
+        env={"PATH": _PATH, "LC_ALL": "C", **extra},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=_SECONDS,
+        check=False,
+    )
 
 
 def _without(path: str, reason: str) -> str:

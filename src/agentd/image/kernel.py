@@ -4,14 +4,11 @@ A monitor starts a vmlinux with a PVH note directly: no decompression in the gue
 less under software emulation. Offsets: Documentation/arch/x86/boot.rst of Linux.
 """
 
-import bz2
-import ctypes
-import lzma
 import re
 import struct
-import zlib
 
-from agentd.model.errors import InvalidInput, Unavailable
+from agentd.image.unpack import Damaged, Unknown, unpacked
+from agentd.model.errors import InvalidInput
 
 MAX_BYTES = 512 << 20
 _ELF = b"\x7fELF"
@@ -21,7 +18,7 @@ _FIX = "give an x86-64 vmlinux or bzImage"
 
 
 def unpack(image: bytes) -> bytes:
-    """The vmlinux in ``image``, itself if it is one. Raises InvalidInput, Unavailable."""
+    """The vmlinux in ``image``, itself if it is one. Raises InvalidInput."""
     if image.startswith(_ELF):
         return image
     if image[0x202:0x206] != b"HdrS":
@@ -84,38 +81,14 @@ def _decompress(payload: bytes) -> bytes:
     if size > MAX_BYTES:
         raise InvalidInput(f"the bzImage says it holds {size} bytes, more than {MAX_BYTES}")
     try:
-        if payload.startswith(b"\x28\xb5\x2f\xfd"):
-            return zstd(payload[:-4], size)
-        if payload.startswith(b"\x1f\x8b"):
-            return zlib.decompressobj(31).decompress(payload, size)
-        if payload.startswith(b"\xfd7zXZ\0"):
-            return lzma.LZMADecompressor(lzma.FORMAT_XZ).decompress(payload, size)
-        if payload.startswith(b"\x5d\0\0"):
-            return lzma.LZMADecompressor(lzma.FORMAT_ALONE).decompress(payload[:-4], size)
-        if payload.startswith(b"BZh"):
-            return bz2.BZ2Decompressor().decompress(payload[:-4], size)
-    except (zlib.error, lzma.LZMAError, OSError, EOFError) as error:
+        vmlinux = unpacked(payload if payload.startswith(b"\x1f\x8b") else payload[:-4], size)
+    except Damaged as error:
         raise InvalidInput(f"the bzImage's content is damaged: {error}") from error
-    raise InvalidInput(
-        f"the bzImage is compressed in a way not known here (it begins {payload[:4].hex()})",
-        remediation="give the vmlinux itself, as linux/scripts/extract-vmlinux unpacks it",
-    )
-
-
-def zstd(data: bytes, size: int) -> bytes:
-    """One frame that unpacks to at most ``size`` bytes. Raises InvalidInput, Unavailable."""
-    # Python has no zstd before 3.14; this library is there wherever dpkg or rpm is.
-    try:
-        library = ctypes.CDLL("libzstd.so.1")
-    except OSError as error:
-        raise Unavailable(
-            "the kernel is compressed with zstd, and libzstd.so.1 is missing",
-            remediation="apt-get install libzstd1",
+    except Unknown as error:
+        raise InvalidInput(
+            f"the bzImage is compressed in a way not known here ({error})",
+            remediation="give the vmlinux itself, as linux/scripts/extract-vmlinux unpacks it",
         ) from error
-    library.ZSTD_decompress.restype = ctypes.c_size_t
-    library.ZSTD_isError.argtypes = [ctypes.c_size_t]
-    out = ctypes.create_string_buffer(size)
-    done = library.ZSTD_decompress(out, ctypes.c_size_t(size), data, ctypes.c_size_t(len(data)))
-    if library.ZSTD_isError(done):
-        raise InvalidInput("the zstd content of the kernel is damaged", remediation=_FIX)
-    return bytes(memoryview(out)[:done])
+    if len(vmlinux) != size:
+        raise InvalidInput(f"the bzImage's content is damaged: {len(vmlinux)} of {size} bytes")
+    return vmlinux

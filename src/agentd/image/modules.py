@@ -1,17 +1,19 @@
 """Kernel modules for the guest: which, what they depend on, and modprobe's indexes of them."""
 
-import lzma
 import os
 import re
 import struct
-import zlib
 
-from agentd.image import kernel
 from agentd.image.tree import Tree
+from agentd.image.unpack import Damaged, Unknown, unpacked
 from agentd.model.errors import Unavailable
 
-# Loaded by /init, in this order; whatever else is there is loaded when it is asked for.
-AT_BOOT = ("vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport")
+# Loaded by /init, in this order, with what they need; whatever else is there is loaded when it is
+# asked for. Debian's kernel 6.12 has the first two built in, 6.1 has not.
+AT_BOOT = (
+    *("virtio_pci", "virtio_console"),
+    *("vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport"),
+)
 ON_DEMAND = (
     "virtio_net",
     "virtio_blk",
@@ -64,8 +66,18 @@ class Modules:
         return tree
 
     def at_boot(self) -> list[str]:
-        """Paths in the guest, below the folder of its modules, that are not built in."""
-        return [self._inner(name) for name in AT_BOOT if name in self._paths]
+        """Paths in the guest, below the folder of its modules, that are not built in; each comes
+        after what it needs. Raises Unavailable."""
+        chosen = dict[str, bytes]()
+        for name in AT_BOOT:
+            self._choose(name, chosen)
+        order = [
+            each
+            for name in AT_BOOT
+            if name in chosen
+            for each in (*reversed(self._below(name, chosen)), name)
+        ]
+        return [self._inner(name) for name in dict.fromkeys(order)]
 
     def _choose(self, name: str, chosen: dict[str, bytes]) -> None:
         if name in chosen or name not in self._paths:
@@ -112,13 +124,12 @@ def _without_signature(module: bytes) -> bytes:
 def _decompressed(path: str) -> bytes:
     with open(path, "rb") as file:
         data = file.read(_MAX_BYTES)
-    if path.endswith(".xz"):
-        return lzma.LZMADecompressor().decompress(data, _MAX_BYTES)
-    if path.endswith(".gz"):
-        return zlib.decompressobj(31).decompress(data, _MAX_BYTES)
-    if path.endswith(".zst"):
-        return kernel.zstd(data, _MAX_BYTES)
-    return data
+    if path.endswith(".ko"):
+        return data
+    try:
+        return unpacked(data, _MAX_BYTES)
+    except (Damaged, Unknown) as error:
+        raise Unavailable(f"the module {os.path.basename(path)} is damaged: {error}") from error
 
 
 def _built_in(folder: str) -> set[str]:

@@ -3,20 +3,24 @@
 apt checks them: the release file's signature, the index's digest in it, the package's in that.
 """
 
+import contextlib
 import os
 import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from agentd.image import distribution
 from agentd.image.digest import of_file
+from agentd.image.distribution import ELSEWHERE
+from agentd.image.merged import is_merged, merge
 from agentd.model.errors import Unavailable
 
 _SECONDS = 600
+_NAMED = 3  # packages that an error names
 _UPDATE = "run apt-get update as root, and check /etc/apt/sources.list"
-_ELSEWHERE = "build on Debian, or give --kernel and --initramfs of your own"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +75,13 @@ def require(names: Iterable[str]) -> dict[str, Package]:
     """Raises Unavailable when apt does not know one of them."""
     wanted = list(names)
     found = show(wanted)
-    if missing := [name for name in wanted if name not in found]:
-        raise Unavailable(f"apt knows no package {', '.join(missing)}", remediation=_UPDATE)
+    if missing := ", ".join(name for name in wanted if name not in found):
+        if distribution.is_debian():
+            raise Unavailable(f"apt knows no package {missing}", remediation=_UPDATE)
+        raise Unavailable(
+            f"{distribution.name()} has no package {missing}, of which images are built",
+            remediation=ELSEWHERE,
+        )
     return found
 
 
@@ -93,9 +102,13 @@ def unpack(
 ) -> dict[str, str]:
     """Name -> the package's tree in the cache, downloaded if need be, less what ``keep`` rejects.
 
-    ``keep`` judges the paths of files within a tree. Raises Unavailable.
+    ``keep`` judges the paths of files within a tree. What was in /bin or /lib is below /usr.
+    Raises Unavailable.
     """
     folders = {package: os.path.join(cache, package.folder) for package in wanted}
+    for folder in folders.values():
+        if not is_merged(folder):  # an older agentd's, which also kept fewer modules
+            shutil.rmtree(folder)
     missing = [package for package, folder in folders.items() if not os.path.isdir(folder)]
     if missing:
         os.makedirs(cache, exist_ok=True)
@@ -107,6 +120,37 @@ def unpack(
                 say(f"unpacking {package.name} {package.version}")
                 _unpack_one(package, place, folders[package], keep)
     return {package.name: folder for package, folder in folders.items()}
+
+
+@contextlib.contextmanager
+def reading(wanted: list[Package], folder: str) -> Iterator[None]:
+    """Says of what cannot be read in ``folder`` which packages' file it is. Raises Unavailable."""
+    names = ", ".join(f"{package.name} {package.version}" for package in wanted[:_NAMED])
+    more = f" and {len(wanted) - _NAMED} more" if len(wanted) > _NAMED else ""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise Unavailable(
+            f"{_inner(error, folder)} is in no package of {names}{more}"
+            if len(wanted) > 1
+            else f"the package {names} has no {_inner(error, folder)}",
+            remediation=f"the suite of Debian may be one that is not known here: {ELSEWHERE}",
+        ) from error
+    except OSError as error:
+        raise Unavailable(
+            f"cannot read {_inner(error, folder)} of the package {names}{more}: {error.strerror}"
+        ) from error
+    except Unavailable as error:
+        raise Unavailable(
+            f"the package {names}{more}: {error.message}",
+            cause=error.cause,
+            remediation=error.remediation,
+        ) from error
+
+
+def _inner(error: OSError, folder: str) -> str:
+    path = os.fsdecode(error.filename or "")
+    return path.removeprefix(folder) or "a file"
 
 
 def _download(wanted: list[Package], place: str) -> None:
@@ -126,6 +170,7 @@ def _unpack_one(package: Package, place: str, target: str, keep: Callable[[str],
     tree = os.path.join(place, f"tree-{package.name}")
     _run(["dpkg-deb", "-x", archive, tree], place)
     os.unlink(archive)
+    merge(tree)
     _prune(tree, keep)
     try:
         os.rename(tree, target)
@@ -148,7 +193,11 @@ def _prune(tree: str, keep: Callable[[str], bool]) -> None:
 
 def _run(argv: list[str], folder: str, *, check: bool = True) -> str:
     if shutil.which(argv[0]) is None:
-        raise Unavailable(f"{argv[0]} is not installed", remediation=_ELSEWHERE)
+        where = "here" if distribution.is_debian() else f"on {distribution.name()}"
+        raise Unavailable(
+            f"{argv[0]} is not installed {where}, and images are built of Debian's packages",
+            remediation=ELSEWHERE,
+        )
     shown = " ".join(argv[:3])
     try:
         done = subprocess.run(

@@ -29,7 +29,8 @@ def folder(tmp_path: Path) -> Path:
     (net / "middle-one.ko").write_bytes(_module("low"))
     (net / "vsock.ko.xz").write_bytes(lzma.compress(_module("middle_one,low", "net-pf-40")))
     (net / "unwanted.ko").write_bytes(_module())
-    (tmp_path / "modules.builtin").write_text("kernel/fs/fuse/virtiofs.ko\n")
+    built_in = "kernel/fs/fuse/virtiofs.ko\nkernel/drivers/virtio/virtio_pci.ko\n"
+    (tmp_path / "modules.builtin").write_text(built_in)
     return tmp_path
 
 
@@ -51,7 +52,8 @@ def test_modules_are_decompressed_and_lose_their_signature(folder: Path) -> None
 
 
 def test_only_those_that_are_not_built_in_are_loaded_at_boot(folder: Path) -> None:
-    assert Modules(str(folder)).at_boot() == ["kernel/net/vsock.ko"]
+    loaded = Modules(str(folder)).at_boot()
+    assert loaded == ["kernel/net/low.ko", "kernel/net/middle-one.ko", "kernel/net/vsock.ko"]
 
 
 def test_a_missing_module_is_named(folder: Path) -> None:

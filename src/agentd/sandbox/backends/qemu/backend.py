@@ -12,8 +12,10 @@ from agentd.image import build as images
 from agentd.image.model import OWN
 from agentd.linux import container, privileges
 from agentd.model.availability import Availability, Blocker
+from agentd.model.cause import CauseCode
 from agentd.model.errors import Refused, SandboxError
 from agentd.model.isolation import IsolationLevel
+from agentd.model.result import Exit
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox import progress
 from agentd.sandbox.backends import identity
@@ -260,7 +262,9 @@ def _await_agent(process: Process) -> None:
     try:
         v1 = V1Connection(process.serial_stream(BOOT_SECONDS))
         try:
-            v1.run(ExecRequest(argv=("modprobe", "-a", *_MODULES)), None, BOOT_SECONDS)
+            # QEMU takes what is sent, whether somebody in the guest reads it or not.
+            request = ExecRequest(argv=("modprobe", "-a", *_MODULES), timeout=BOOT_SECONDS)
+            _answered(v1.run(request, None, BOOT_SECONDS)[0])
         finally:
             v1.close()
         # A port has no connections: the agent must see that this one ended before the next comes.
@@ -277,6 +281,16 @@ def _await_agent(process: Process) -> None:
         raise
 
 
+def _answered(end: Exit) -> Exit:
+    """``end``, unless it is that nothing came in time."""
+    if end.cause.code is CauseCode.TIMEOUT:
+        raise SandboxError(
+            "the agent in the image does not answer",
+            remediation="build the image again: agentd image build --force",
+        )
+    return end
+
+
 def _speaks_v2(process: Process) -> bool:
     line = greet(process.serial_stream(_ANSWER_SECONDS), _ANSWER_SECONDS)
     line.close()
@@ -288,11 +302,11 @@ def _mount(process: Process, opened: list[Share]) -> None:
     v1 = V1Connection(process.vsock_stream(_ANSWER_SECONDS))
     try:
         for share in opened:
-            request = ExecRequest(argv=mount_command(share))
+            request = ExecRequest(argv=mount_command(share), timeout=_ANSWER_SECONDS)
             deadline = time.monotonic() + _CARD_SECONDS
             while True:
                 end, _, error, _ = v1.run(request, None, _ANSWER_SECONDS)
-                if end.ok:
+                if _answered(end).ok:
                     break
                 if time.monotonic() >= deadline:
                     raise SandboxError(

@@ -1,0 +1,58 @@
+"""Another release's packages by this machine's apt: lists, sources and cache of their own."""
+
+import subprocess
+from pathlib import Path
+
+from tests.vm.debian import Unavailable, cache_dir
+
+_KEYRINGS = ("debian-archive-keyring.pgp", "debian-archive-keyring.gpg")
+_MIRROR = "http://deb.debian.org/debian"
+_UPDATE_SECONDS = 120
+_CONFIG = """\
+Dir::Etc::SourceList "{folder}/sources.list";
+Dir::Etc::SourceParts "/dev/null";
+Dir::Etc::PreferencesParts "/dev/null";
+Dir::State::Lists "{folder}/lists";
+Dir::State::Status "{folder}/status";
+Dir::Cache "{folder}/cache";
+APT::Architecture "amd64";
+APT::Sandbox::User "";
+Acquire::Languages "none";
+Acquire::Check-Valid-Until "false";
+"""
+
+
+def apt_config(suite: str) -> str:
+    """The value of APT_CONFIG for a suite such as bookworm, its lists fetched.
+
+    Raises Unavailable.
+    """
+    found = [path for name in _KEYRINGS if (path := Path("/usr/share/keyrings", name)).exists()]
+    if not found:
+        raise Unavailable("debian-archive-keyring is not installed")
+    folder = cache_dir() / f"apt-{suite}"
+    for name in ("lists/partial", "cache/archives/partial"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    (folder / "sources.list").write_text(
+        f"deb [signed-by={found[0]} arch=amd64] {_MIRROR} {suite} main\n"
+    )
+    (folder / "status").touch()
+    config = folder / "apt.conf"
+    config.write_text(_CONFIG.format(folder=folder))
+    try:
+        subprocess.run(
+            ["apt-get", "-qq", "update"],
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "APT_CONFIG": str(config)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_UPDATE_SECONDS,
+            check=True,
+        )
+    except FileNotFoundError:
+        raise Unavailable("apt-get is not installed") from None
+    except subprocess.TimeoutExpired:
+        raise Unavailable(f"the lists of {suite} took {_UPDATE_SECONDS} s") from None
+    except subprocess.CalledProcessError as error:
+        raise Unavailable(f"no lists of {suite}: {error.stderr.strip()}") from error
+    return str(config)
