@@ -1,6 +1,7 @@
 """``agentd logs``: what a command wrote, while it runs and after."""
 
 import argparse
+import sys
 from collections.abc import Iterator
 
 from agentd.client.cli import remote
@@ -19,7 +20,9 @@ def main(words: list[str]) -> int:
         from agentd.client.cli.attach import only
 
         process = options.process or only(sandbox.processes(), running=False)
-        for name, value in _whole(sandbox.events(process, follow=options.follow)):
+        events = sandbox.events(process, follow=options.follow)
+        # Bytes that go to a file or a pipe go there as they come.
+        for name, value in _whole(events) if options.json or sys.stdout.isatty() else events:
             _write(name, value, options)
     return 0
 
