@@ -2,10 +2,9 @@
 
 import inspect
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import pytest
 from tests.conftest import OrdinaryUser
 
 import agentd
@@ -37,6 +36,7 @@ def test_every_public_name_and_method_is_in_it() -> None:
     assert [name for name in names if name not in words] == []
 
 
+@pytest.mark.timeout(180)
 def test_its_examples_run_as_an_ordinary_user(as_user: OrdinaryUser) -> None:
     ran = [code for marked, code in BLOCKS if not marked]
     assert len(ran) == len(BLOCKS) - 1
@@ -49,11 +49,3 @@ def test_its_examples_run_as_an_ordinary_user(as_user: OrdinaryUser) -> None:
         assert wanted in said
     for wanted in ("('D a.txt', 'A b.txt')", "['two\\n']", "['one\\n', 'two\\n']", "Unreachable"):
         assert wanted in said
-
-
-def test_its_examples_are_typed(tmp_path: Path) -> None:
-    program = tmp_path / "program.py"
-    program.write_text("url: str\n" + "\n".join(code for _, code in BLOCKS))
-    words = [sys.executable, "-m", "mypy", "--strict", "--allow-redefinition", str(program)]
-    ran = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stdout

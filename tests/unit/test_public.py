@@ -118,8 +118,12 @@ def test_help_shows_and_explains_every_option(kind: type[Sandbox] | type[AsyncSa
         assert set(ExecOptions.__annotations__) <= set(inspect.signature(method).parameters)
 
 
-def test_mypy_knows_the_types_of_a_users_program() -> None:
-    words = [sys.executable, "-m", "mypy", "--strict", str(PROGRAM)]
+def test_mypy_knows_the_types_of_a_users_program_and_of_the_page(tmp_path: Path) -> None:
+    page = (ROOT / "docs/sdk.md").read_text()
+    examples = tmp_path / "examples.py"
+    examples.write_text("url: str\n" + "\n".join(re.findall(r"```python\n(.*?)```", page, re.S)))
+    words = [sys.executable, "-m", "mypy", "--strict", "--allow-redefinition"]
+    words += [str(PROGRAM), str(examples)]
     ran = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
