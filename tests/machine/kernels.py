@@ -1,19 +1,16 @@
 """Kernels of Debian's releases, downloaded once and unpacked without being installed."""
 
 import re
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.vm import debian
-from tests.vm.debian import Unavailable, cache_dir
+from tests.vm.debian import Unavailable
+from tests.vm.suites import apt_config
 
 _META = "linux-image-amd64"  # the generic one: the cloud's has no KVM
 _REAL = re.compile(r"linux-image-((\d[\d.]*)[\w.+-]*-amd64)")
 _FLAVOUR = re.compile(r"-(cloud|rt)-amd64|-unsigned")
-_KEYRINGS = ("debian-archive-keyring.pgp", "debian-archive-keyring.gpg")
-_MIRROR = "http://deb.debian.org/debian"
-_UPDATE_SECONDS = 120
 # Where a line of Linux is to be had; all others are looked for in the newest release's backports.
 _SUITES = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie"}
 _BACKPORTS = "trixie-backports"
@@ -33,7 +30,7 @@ def kernel(line: str = "") -> Kernel:
 
     Raises Unavailable.
     """
-    options = _private(_SUITES.get(line, _BACKPORTS)) if line else ()
+    options = ("-c", apt_config(_SUITES.get(line, _BACKPORTS))) if line else ()
     name = _newest(line, options) if line else _named(debian.field(_META, "Depends"))
     # Since Linux 7.0 Debian has image and modules in packages of their own.
     trees = [debian.unpacked(name, options)]
@@ -77,54 +74,3 @@ def _first(paths: list[Path]) -> Path:
         if path.exists():
             return path
     raise Unavailable(f"a package of the kernel has no {paths[0].name}")
-
-
-def _private(suite: str) -> tuple[str, ...]:
-    """apt's options for another release's lists, which are fetched once, beside the machine's."""
-    keyring = next(
-        (
-            f"/usr/share/keyrings/{name}"
-            for name in _KEYRINGS
-            if Path(f"/usr/share/keyrings/{name}").exists()
-        ),
-        None,
-    )
-    if keyring is None:
-        raise Unavailable("debian-archive-keyring is not installed")
-    folder = cache_dir() / f"apt-{suite}"
-    for name in ("lists/partial", "cache/archives/partial"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    (folder / "sources.list").write_text(
-        f"deb [signed-by={keyring} arch=amd64] {_MIRROR} {suite} main\n"
-    )
-    (folder / "status").touch()
-    options = (
-        f"Dir::Etc::SourceList={folder}/sources.list",
-        "Dir::Etc::SourceParts=/dev/null",
-        "Dir::Etc::PreferencesParts=/dev/null",
-        f"Dir::State::Lists={folder}/lists",
-        f"Dir::State::Status={folder}/status",
-        f"Dir::Cache={folder}/cache",
-        "APT::Architecture=amd64",
-        "APT::Sandbox::User=",
-        "Acquire::Languages=none",
-        "Acquire::Check-Valid-Until=false",  # an old release's index is signed once
-    )
-    flags = tuple(word for option in options for word in ("-o", option))
-    if not list((folder / "lists").glob("*Packages*")):
-        try:
-            subprocess.run(
-                ["apt-get", *flags, "-qq", "update"],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=_UPDATE_SECONDS,
-                check=True,
-            )
-        except FileNotFoundError:
-            raise Unavailable("apt-get is not installed") from None
-        except subprocess.TimeoutExpired:
-            raise Unavailable(f"the lists of {suite} took {_UPDATE_SECONDS} s") from None
-        except subprocess.CalledProcessError as error:
-            raise Unavailable(f"no lists of {suite}: {error.stderr.strip()}") from error
-    return flags

@@ -1,5 +1,6 @@
 """Another release's packages by this machine's apt: lists, sources and cache of their own."""
 
+import functools
 import subprocess
 from pathlib import Path
 
@@ -22,6 +23,7 @@ Acquire::Check-Valid-Until "false";
 """
 
 
+@functools.cache
 def apt_config(suite: str) -> str:
     """The value of APT_CONFIG for a suite such as bookworm, its lists fetched.
 
@@ -39,6 +41,7 @@ def apt_config(suite: str) -> str:
     (folder / "status").touch()
     config = folder / "apt.conf"
     config.write_text(_CONFIG.format(folder=folder))
+    have = any((folder / "lists").glob("*Packages*"))
     try:
         subprocess.run(
             ["apt-get", "-qq", "update"],
@@ -51,8 +54,8 @@ def apt_config(suite: str) -> str:
         )
     except FileNotFoundError:
         raise Unavailable("apt-get is not installed") from None
-    except subprocess.TimeoutExpired:
-        raise Unavailable(f"the lists of {suite} took {_UPDATE_SECONDS} s") from None
-    except subprocess.CalledProcessError as error:
-        raise Unavailable(f"no lists of {suite}: {error.stderr.strip()}") from error
+    except subprocess.SubprocessError as error:
+        if not have:  # old lists are better than none
+            why = getattr(error, "stderr", None) or str(error)
+            raise Unavailable(f"no lists of {suite}: {why.strip()}") from error
     return str(config)
