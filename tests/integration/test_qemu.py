@@ -33,9 +33,9 @@ from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox.backends.cgroups import own_hierarchy
 from agentd.sandbox.backends.qemu import plan
 from agentd.sandbox.backends.qemu.backend import QemuBackend
-from agentd.sandbox.backends.qemu.template import Templates
 from agentd.sandbox.backends.qemu.wall import QemuWall
 from agentd.sandbox.backends.vm import ceiling, folders
+from agentd.sandbox.backends.vm.template import Templates
 from agentd.sandbox.manager import Manager
 from agentd.transport.guest import Guest
 

@@ -17,7 +17,7 @@ class Part(NamedTuple):
 
 def parts(store: "Store") -> list[Part]:
     """Those that take anything."""
-    from agentd.sandbox.backends.qemu.template import default_folder
+    from agentd.sandbox.backends.vm.template import default_folder
 
     builds = os.path.join(store.folder, ".builds")
     named = {os.path.basename(os.readlink(os.path.join(store.folder, n))) for n in store.ls()}
@@ -34,7 +34,7 @@ def parts(store: "Store") -> list[Part]:
 
 def prune(store: "Store") -> int:
     """Remove all but the images: it is made anew when it is needed. The bytes that it took."""
-    from agentd.sandbox.backends.qemu.template import Templates
+    from agentd.sandbox.backends.vm.template import Templates
 
     before = sum(part.bytes for part in parts(store))
     with store.locked():

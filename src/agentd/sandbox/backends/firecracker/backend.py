@@ -8,24 +8,36 @@ from typing import Protocol
 
 from agentd.image.model import OWN
 from agentd.linux import kvm, privileges, process
+from agentd.linux.cgroup import Group
 from agentd.model.availability import Availability, Blocker
-from agentd.model.errors import SandboxError
+from agentd.model.errors import Refused, SandboxError
 from agentd.model.isolation import IsolationLevel
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import progress
 from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.cgroups import group_name, make_group, own_hierarchy
-from agentd.sandbox.backends.firecracker import config, jailer, programs, report, snapshot, wall
+from agentd.sandbox.backends.firecracker import (
+    config,
+    jailer,
+    programs,
+    report,
+    snapshot,
+    template,
+    wall,
+)
 from agentd.sandbox.backends.firecracker import plan as plans
 from agentd.sandbox.backends.firecracker.config import Request
 from agentd.sandbox.backends.firecracker.jailer import Jail
 from agentd.sandbox.backends.firecracker.plan import FirecrackerPlan
 from agentd.sandbox.backends.firecracker.process import Monitor
 from agentd.sandbox.backends.firecracker.programs import Programs
-from agentd.sandbox.backends.firecracker.version import OLDEST, Quirks, parse, quirks
+from agentd.sandbox.backends.firecracker.version import OLDEST, Quirks, Version, parse, quirks
 from agentd.sandbox.backends.firecracker.wall import FirecrackerWall, open_stream
 from agentd.sandbox.backends.vm import BOOT_SECONDS, foreign
+from agentd.sandbox.backends.vm.ceiling import Ceiling
 from agentd.sandbox.backends.vm.handshake import set_up, settings
+from agentd.sandbox.backends.vm.template import Templates
+from agentd.transport.handshake import greet
 
 _SETUP_SECONDS = 30.0
 _VERSION_SECONDS = 10.0
@@ -45,7 +57,9 @@ class Bootable(Protocol):
 
 
 class FirecrackerBackend:
-    """``Restores`` too. Whatever is given takes the place of what this machine has, for tests."""
+    """``Restores`` too. Whatever is given takes the place of what this machine has, for tests; with
+    an ``image`` of theirs there are templates only where they are given, too.
+    """
 
     name = "firecracker"
     level = IsolationLevel.MICROVM
@@ -57,14 +71,18 @@ class FirecrackerBackend:
         found: Programs | None = None,
         kvm_works: Callable[[], kvm.Report] = kvm.probe,
         image: Callable[[str], Bootable] | None = None,
+        templates: Templates | None = None,
     ) -> None:
         self._base = base
         self._found = found
         self._kvm_works = kvm_works
         self._image = image or _stored_image
+        self._templates = templates or (Templates() if image is None else None)
         self._lock = threading.Lock()
         self._availability: Availability | None = None
         self._programs = Programs("", "")
+        self._version: Version | None = None
+        self._not_kept: set[str] = set()  # keys of templates that could not be
 
     def requirements(self) -> tuple[str, ...]:
         return (
@@ -85,14 +103,63 @@ class FirecrackerBackend:
         return plans.make_plan(spec)
 
     def launch(self, plan: FirecrackerPlan) -> FirecrackerWall:
+        self.probe()
         image = self._image(plan.spec.image)
-        binds = {config.KERNEL: image.kernel, config.INITRAMFS: image.initramfs}
         theirs = image.base == OWN
         if theirs:
             foreign.check(plan.spec)
+        version = self._version
+        if self._templates is None or theirs or version is None or quirks(version).restore_why:
+            return self._boot(plan, image, theirs=theirs)
+        return self._from_template(self._templates, plan, image, version)
+
+    def _boot(
+        self,
+        plan: FirecrackerPlan,
+        image: Bootable,
+        *,
+        theirs: bool = False,
+        target: int | None = None,
+    ) -> FirecrackerWall:
+        binds = {config.KERNEL: image.kernel, config.INITRAMFS: image.initramfs}
         return self._build(
-            plan, image.digest, binds, lambda found: config.boot(plan, found), theirs=theirs
+            plan,
+            image.digest,
+            binds,
+            lambda found: config.boot(plan, found),
+            theirs=theirs,
+            target=target,
         )
+
+    def _from_template(
+        self, templates: Templates, plan: FirecrackerPlan, image: Bootable, version: Version
+    ) -> FirecrackerWall:
+        """The first one is booted, and is what the others go on from."""
+        booted: list[FirecrackerWall] = []
+        key = template.key(plan, version, image.digest)
+        if key in self._not_kept:
+            return self._boot(plan, image)
+        try:
+            state = templates.get(key, lambda fd: booted.append(self._boot(plan, image, target=fd)))
+        except template.NotKept:
+            self._not_kept.add(key)
+            return self._boot(plan, image)
+        except BaseException:
+            for one in booted:
+                one.kill()
+            raise
+        try:
+            if booted:
+                return booted[0]
+            with template.binds(state, plan.memory, templates.folder) as binds:
+                return self._build(plan, image.digest, binds, config.restore)
+        except Refused:
+            raise
+        except SandboxError:
+            templates.drop(key)  # of no use, for whatever reason: it is made anew next time
+            return self._boot(plan, image)
+        finally:
+            os.close(state)
 
     def restore(self, plan: FirecrackerPlan, folder: str) -> FirecrackerWall:
         """Raises Refused for a snapshot of another release, CPU or size of machine."""
@@ -111,7 +178,9 @@ class FirecrackerBackend:
         return built
 
     def close(self) -> None:
-        """Each machine has a warden of its own: nothing is shared."""
+        """Each machine has a warden of its own: templates alone are shared."""
+        if self._templates is not None:
+            self._templates.close()
 
     def _build(
         self,
@@ -121,8 +190,11 @@ class FirecrackerBackend:
         requests: Callable[[Quirks], Iterable[Request]],
         *,
         theirs: bool = False,
+        target: int | None = None,
     ) -> FirecrackerWall:
-        """``theirs``: the agent in the image is not ours, and can be told nothing."""
+        """``theirs``: the agent in the image is not ours, and can be told nothing. ``target``: an
+        empty file for a template of what has booted.
+        """
         self.probe()
         block = identity.take()
         jail = Jail(self._base, group_name(), os.geteuid() if block is None else block.id)
@@ -141,6 +213,8 @@ class FirecrackerBackend:
             found = _quirks_of(monitor)
             monitor.perform(requests(found))
             progress.report("waiting for the guest")
+            if target is not None:
+                _write_template(monitor, plan, group, target)
             controls = _await(monitor, plan, theirs=theirs)
             seen = report.observe(process.pidfd_of_fdinfo(monitor.pidfd), jail.uid)
             kind = wall.ForeignWall if theirs else FirecrackerWall
@@ -161,6 +235,7 @@ class FirecrackerBackend:
             blockers.append(Blocker(f"the jailer takes root, and this is {why}", fix))
         self._programs = programs.find() if self._found is None else self._found
         version, found = programs.examine(self._programs)
+        self._version = version
         blockers += found
         virtual = self._kvm_works()
         if not virtual.usable:
@@ -169,6 +244,14 @@ class FirecrackerBackend:
             return Availability.of(blockers, [])
         jailer.reap(self._base)
         return Availability.of([], _notes(quirks(version)))
+
+
+def _write_template(
+    monitor: Monitor, plan: FirecrackerPlan, group: Group | None, target: int
+) -> None:
+    """Once its agent answers, and before it is told who its machine is."""
+    greet(open_stream(monitor, BOOT_SECONDS), BOOT_SECONDS).close()
+    template.write(monitor, Ceiling(group, plans.ceiling(plan.memory)), plan.memory, target)
 
 
 def _await(monitor: Monitor, plan: FirecrackerPlan, *, theirs: bool) -> list[str]:

@@ -30,6 +30,7 @@ GUEST_CID = 3  # may be the same in all machines: each has a socket of its own
 ARGUMENTS = (
     "reboot=k panic=1 8250.nr_uarts=0 i8042.noaux i8042.nomux i8042.dumbkbd swiotlb=noforce "
     "sysctl.vm.overcommit_memory=1 "  # a program over its limit meets that, not the heuristic
+    "cryptomgr.notests=1 initcall_blacklist=jent_mod_init "  # see qemu/plan.py
     f"random.trust_cpu=on quiet loglevel=1 -- --listen vsock:{PORT}"
 )
 # Bytes and how many ms they are for. A guest reads entropy to seed itself, not in bulk, and the

@@ -14,12 +14,14 @@ from agentd.model.errors import Refused, SandboxError
 from agentd.sandbox.backends.firecracker import config
 from agentd.sandbox.backends.firecracker.jailer import Root
 from agentd.sandbox.backends.firecracker.plan import FirecrackerPlan
+from agentd.sandbox.backends.firecracker.process import Monitor
 from agentd.sandbox.backends.firecracker.version import Version
 
 _ABOUT = "firecracker.json"
 _MAX_ABOUT = 64 << 10
 _MAX_STATE = 256 << 20
-_BLOCK = 1 << 20
+_BLOCK = 128 << 10
+_ZEROES = bytes(_BLOCK)
 _AGAIN = "take the snapshot again here"
 
 
@@ -63,6 +65,42 @@ def collect(root: Root, folder: str, about: About) -> None:
         _sync(folder)
     except OSError as error:
         raise SandboxError("the snapshot cannot be kept", cause=str(error)) from error
+
+
+def take(monitor: Monitor) -> None:
+    """Have Firecracker write both; the machine stands still meanwhile. Raises SandboxError."""
+    monitor.request(config.state("Paused"))
+    try:
+        monitor.request(config.snapshot())
+    finally:
+        monitor.request(config.state("Resumed"))
+
+
+def pack(root: Root, target: int, memory: int) -> None:
+    """Both out of the jail into one empty file, the state behind ``memory`` bytes."""
+    try:
+        # The folder keeps others out; the monitor it is bound to is another user.
+        os.fchmod(target, 0o444)
+        for name, most, place in (
+            (config.NEW_MEMORY, memory, 0),
+            (config.NEW_STATE, _MAX_STATE, memory),
+        ):
+            source, size = root.open_file(name, most)
+            try:
+                os.truncate(target, place + size)
+                _copy_data(source, target, size, place)
+            finally:
+                os.close(source)
+        os.fsync(target)
+    except OSError as error:
+        raise SandboxError("the template cannot be kept", cause=str(error)) from error
+
+
+def copy_rest(source: int, target: int, start: int) -> None:
+    """What follows ``start`` bytes of it. Raises OSError."""
+    while data := os.pread(source, _BLOCK, start):
+        os.write(target, data)
+        start += len(data)
 
 
 def discard(root: Root) -> None:
@@ -114,7 +152,7 @@ def _copy(root: Root, name: str, target: str, most: int) -> None:
             # The folder keeps others out; the monitor it is bound to is another user.
             os.fchmod(copy, 0o444)
             os.truncate(copy, size)
-            _copy_data(source, copy, size)
+            _copy_data(source, copy, size, 0)
             os.fsync(copy)
         finally:
             os.close(copy)
@@ -122,8 +160,10 @@ def _copy(root: Root, name: str, target: str, most: int) -> None:
         os.close(source)
 
 
-def _copy_data(source: int, copy: int, size: int) -> None:
-    """Holes stay holes: most of a machine's memory was never touched."""
+def _copy_data(source: int, copy: int, size: int, place: int) -> None:
+    """To ``place`` on. Holes stay holes and zeroes become some: Firecracker writes all of a
+    machine's memory, most of which was never touched.
+    """
     offset = 0
     while offset < size:
         try:
@@ -135,7 +175,16 @@ def _copy_data(source: int, copy: int, size: int) -> None:
             data = os.pread(source, min(_BLOCK, offset - start), start)
             if not data:
                 raise OSError(0, "it was cut off while it was read")
-            start += os.pwrite(copy, data, start)
+            if data != _ZEROES[: len(data)]:
+                _write_all(copy, data, place + start)
+            start += len(data)
+
+
+def _write_all(fd: int, data: bytes, place: int) -> None:
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(fd, view, place)
+        view, place = view[done:], place + done
 
 
 def _write(path: str, data: bytes) -> None:

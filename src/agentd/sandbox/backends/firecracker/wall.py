@@ -152,18 +152,11 @@ class FirecrackerWall:
 
     def _write_into(self, folder: str) -> None:
         try:
-            self._write()
+            snapshot.take(self._monitor)
             snapshot.collect(self._monitor.root, folder, self._about)
         finally:
             with contextlib.suppress(OSError):
                 snapshot.discard(self._monitor.root)
-
-    def _write(self) -> None:
-        self._monitor.request(config.state("Paused"))
-        try:
-            self._monitor.request(config.snapshot())
-        finally:
-            self._monitor.request(config.state("Resumed"))
 
 
 class ForeignWall(Foreign, FirecrackerWall):

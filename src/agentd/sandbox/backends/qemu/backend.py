@@ -34,11 +34,11 @@ from agentd.sandbox.backends.qemu.plan import (
 from agentd.sandbox.backends.qemu.probe import Monitor, examine, find
 from agentd.sandbox.backends.qemu.process import Boot, Process, StateRefused
 from agentd.sandbox.backends.qemu.shares import Share, mount_command, open_share
-from agentd.sandbox.backends.qemu.template import Templates
 from agentd.sandbox.backends.qemu.wall import ForeignWall, QemuWall, Record, read_record
 from agentd.sandbox.backends.vm import BOOT_SECONDS, foreign
 from agentd.sandbox.backends.vm.handshake import CardMissing, set_up, settings
 from agentd.sandbox.backends.vm.supervisor import Keeper
+from agentd.sandbox.backends.vm.template import Templates
 from agentd.transport.handshake import greet
 from agentd.transport.v1 import V1Connection
 

@@ -13,6 +13,7 @@ from tests.firecracker import programs
 from agentd.linux.kvm import Report
 from agentd.sandbox.backends.firecracker.backend import FirecrackerBackend
 from agentd.sandbox.backends.firecracker.programs import Programs
+from agentd.sandbox.backends.vm.template import Templates
 
 
 class Image(NamedTuple):
@@ -43,7 +44,9 @@ def make_backend(place: Path, image: Image) -> Iterator[Callable[..., Firecracke
     base = place / "jails"
     base.mkdir()
 
-    def make(version: str = "1.16.1", **settings: Any) -> FirecrackerBackend:
+    def make(
+        version: str = "1.16.1", *, templates: Templates | None = None, **settings: Any
+    ) -> FirecrackerBackend:
         folder = place / "bin"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -52,6 +55,7 @@ def make_backend(place: Path, image: Image) -> Iterator[Callable[..., Firecracke
             found=Programs(**programs.make(folder, version, **settings)),
             kvm_works=lambda: Report(True),
             image=lambda _: image,
+            templates=templates,
         )
 
     yield make

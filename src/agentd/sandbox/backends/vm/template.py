@@ -24,7 +24,9 @@ from agentd.sandbox.backends.vm import states
 MAX_KEPT = 4
 _LOCK_SECONDS = 300.0
 _LOCK_POLL = 0.05
-_STATE, _STAMP, _PARTIAL = ".state", ".stamp", ".partial"
+#: The end of the names of files that nobody relies on.
+PARTIAL = ".partial"
+_STATE, _STAMP = ".state", ".stamp"
 _FILE = re.compile(r"([0-9a-f]{24})-([0-9a-f]{64})\.state")
 
 
@@ -93,7 +95,7 @@ class Templates:
         return None
 
     def _build(self, name: str, build: Callable[[int], None]) -> int:
-        partial = f"{self.folder}/{name}{_PARTIAL}"
+        partial = f"{self.folder}/{name}{PARTIAL}"
         fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             build(fd)
@@ -116,7 +118,7 @@ class Templates:
             if match and match[1] != newest:
                 with contextlib.suppress(OSError):
                     ages.append((_used(path), path))
-            elif entry.endswith(_PARTIAL):
+            elif entry.endswith(PARTIAL):
                 with contextlib.suppress(OSError):
                     os.unlink(path)
         for _, path in sorted(ages)[: -(MAX_KEPT - 1)]:
@@ -184,7 +186,7 @@ def _is_sound(fd: int, path: str) -> bool:
 
 def _write_stamp(fd: int, path: str) -> None:
     with contextlib.suppress(OSError):
-        partial = f"{path}{_STAMP}{_PARTIAL}"
+        partial = f"{path}{_STAMP}{PARTIAL}"
         with open(partial, "w", encoding="ascii") as file:
             json.dump(states.stamp(fd), file)
         os.rename(partial, path + _STAMP)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agentd.model.errors import SandboxError
-from agentd.sandbox.backends.qemu.template import MAX_KEPT, Templates
+from agentd.sandbox.backends.vm.template import MAX_KEPT, Templates
 
 
 class Builder:
