@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from tests.contained import CONTAINER, with_capabilities
+from tests.security.daemons import Daemon
 from tests.without_call import DOCKER
 
 from agentd.linux import abi
@@ -84,6 +85,24 @@ def test_the_sdk_raises_what_can_be_caught_with_the_fix() -> None:
     done = _run("-c", _SDK)
     code, _, fix = done.stdout.partition("|")
     assert code == "unavailable" and 'isolation="process"' in fix, done.stdout + done.stderr
+
+
+def test_a_daemon_says_what_lets_it_be_asked_for(tmp_path: Path) -> None:
+    prefix = [*with_capabilities(*CONTAINER), sys.executable, LAUNCHER, DOCKER, "--"]
+    daemon = Daemon(tmp_path, prefix=prefix)
+    try:
+        daemon.start()
+        body = {"exec": {"cmd": ["id", "-u"]}, "sandbox": {"isolation": "process"}}
+        answer = daemon.ask("POST", "/v1/run", body)
+        assert answer.code == "unavailable"
+        assert 'sandbox.minimum = "process"' in answer.json["remediation"], answer.body
+        daemon.stop()
+        daemon.configure('[sandbox]\nminimum = "process"\n')
+        daemon.start()
+        answer = daemon.ask("POST", "/v1/run", body)
+        assert answer.status == 200 and int(answer.json["stdout"]) > 1 << 16, answer.body
+    finally:
+        daemon.end()
 
 
 def test_doctor_calls_no_wall_usable_that_is_not() -> None:

@@ -94,7 +94,9 @@ class Daemon:
             self.link = client.connect(socket_path, self._endings.tell)
             undo.callback(self.link.close)
             self.manager = Manager(
-                load=remote.loader(self.link), allowed=lambda: self.config.sandbox.backends
+                load=remote.loader(self.link),
+                allowed=lambda: self.config.sandbox.backends,
+                least=lambda: self.config.sandbox.level,
             )
             self.approvals = Approvals(self.store, lambda: self.config.approvals)
             parked = Parked(self.approvals)

@@ -23,10 +23,16 @@ class Choice(NamedTuple):
 Loader = Callable[[str], Backend]
 
 
-def choose(spec: SandboxSpec, load: Loader, allowed: Collection[str] = ()) -> Choice:
+def choose(
+    spec: SandboxSpec,
+    load: Loader,
+    allowed: Collection[str] = (),
+    least: IsolationLevel = IsolationLevel.NONE,
+) -> Choice:
     """Try the walls that may do, weakest first; the first usable one that can plan ``spec`` wins.
 
-    ``allowed`` names those that may be used; empty: all. Raises Unavailable when none does, Refused
+    ``allowed`` names those that may be used; empty: all. ``least`` is the level that every sandbox
+    here has at least: a refusal recommends accordingly. Raises Unavailable when none does, Refused
     when the named backend is too weak, InvalidInput when the spec itself is wrong.
     """
     if allowed and spec.backend is not None and spec.backend not in allowed:
@@ -55,7 +61,7 @@ def choose(spec: SandboxSpec, load: Loader, allowed: Collection[str] = ()) -> Ch
             if known or backend.name in backends.BUILTIN:
                 raise
             blockers.append((backend.name, backends.broken("used", error)))
-    raise _unavailable(spec, blockers, _weaker(spec, load, allowed))
+    raise _unavailable(spec, blockers, _weaker(spec, load, allowed), least)
 
 
 def describe(name: str, blocker: Blocker) -> tuple[str, str]:
@@ -64,7 +70,10 @@ def describe(name: str, blocker: Blocker) -> tuple[str, str]:
 
 
 def _unavailable(
-    spec: SandboxSpec, blockers: list[tuple[str, Blocker]], weaker: Backend | None
+    spec: SandboxSpec,
+    blockers: list[tuple[str, Blocker]],
+    weaker: Backend | None,
+    least: IsolationLevel,
 ) -> Unavailable:
     """Of virtual machines in one word where none was asked for: they want much that nobody misses.
 
@@ -84,8 +93,11 @@ def _unavailable(
     lines = lines or [describe(name, blocker) for name, blocker in blockers]
     fixes = list(dict.fromkeys(fix for _, fix in lines if fix))
     more = "; ".join(fixes) or "install a backend for it; agentd doctor lists them"
-    if weaker is not None:
+    if weaker is not None and weaker.level >= least:
         more = f"--isolation {weaker.level.label} works here; for more, {more}"
+    elif weaker is not None:
+        level = weaker.level.label
+        more = f'{level} works here, where sandbox.minimum = "{level}" allows it; for more, {more}'
     return Unavailable(
         wanted, cause="; ".join(dict.fromkeys(what for what, _ in lines)), remediation=more
     )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agentd.model.errors import AgentdError, Refused, SandboxError
+from agentd.model.isolation import IsolationLevel
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import backends, lifecycle
 from agentd.sandbox.choose import Choice, choose
@@ -51,10 +52,12 @@ class Manager:
         connect: Callable[[Wall], Guest] = connect,
         made: Mapping[str, Backend] | None = None,
         allowed: Callable[[], Collection[str]] = tuple,
+        least: Callable[[], IsolationLevel] = lambda: IsolationLevel.NONE,
     ) -> None:
         """``made``: backends that exist already; they are ours to close from now on. ``allowed``
-        names those that may be used; empty: all."""
+        names those that may be used; empty: all. ``least`` is what no sandbox here is below."""
         self._allowed = allowed
+        self._least = least
         self._load = load
         self._connect = connect
         self._lock = threading.Lock()
@@ -78,7 +81,8 @@ class Manager:
         could not be built; nothing is left behind then.
         """
         started = time.monotonic()
-        return self._bring_up(SandboxHandle(choose(spec, self.backend, self._allowed())), started)
+        choice = choose(spec, self.backend, self._allowed(), self._least())
+        return self._bring_up(SandboxHandle(choice), started)
 
     def adopt(self, id_: str, choice: Choice, wall: Wall, *, paused: bool) -> SandboxHandle:
         """A sandbox that another process made and that outlived it, under its old id."""
