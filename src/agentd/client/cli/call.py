@@ -67,17 +67,22 @@ def _call(
     where: "Address | None", body: "CallBody | dict[str, Any]", options: argparse.Namespace
 ) -> "CallView":
     if not options.follow:
-        return _called(where, body, None)
+        return _called(where, body, None, silent=options.json)
     shown = _Shown()
     try:
-        return _called(where, body, shown.take)
+        return _called(where, body, shown.take, silent=options.json)
     finally:
         shown.end()
 
 
 def _called(
-    where: "Address | None", body: "CallBody | dict[str, Any]", emit: "Emit | None"
+    where: "Address | None",
+    body: "CallBody | dict[str, Any]",
+    emit: "Emit | None",
+    *,
+    silent: bool,
 ) -> "CallView":
+    """``silent`` shows nothing of how far a sandbox's making has come."""
     if where is not None:
         from agentd.client.http import calls, client
 
@@ -87,13 +92,17 @@ def _called(
         finally:
             asker.close()
     from agentd.client import embedded
+    from agentd.client.cli.progress import Display
+    from agentd.sandbox import progress
 
     if isinstance(body, dict):
         raise InvalidInput(
             "a signed request is for a daemon", remediation="start one: agentd serve"
         )
     embedded.raise_file_limit()
-    return embedded.call(embedded.shared(), embedded.principal(), body, emit)
+    display = Display("call", silent=silent)
+    with display, progress.listening(display):
+        return embedded.call(embedded.shared(), embedded.principal(), body, emit)
 
 
 class _Shown:

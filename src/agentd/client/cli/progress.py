@@ -1,4 +1,4 @@
-"""What ``agentd run`` shows while something slow is made for the first time."""
+"""What ``agentd run`` and ``call`` show while something slow is made for the first time."""
 
 import os
 import sys
@@ -17,8 +17,15 @@ class Display:
     Nothing is shown, and nothing of it imported, before something is reported.
     """
 
-    def __init__(self, *, silent: bool = False, check: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        command: str = "run",
+        *,
+        silent: bool = False,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         """``check`` is called at each report, and may raise to give the work up."""
+        self._command = command
         self._silent = silent
         self._check = check
         self._stage = ""
@@ -30,11 +37,13 @@ class Display:
         if self._silent:
             return
         if stage.startswith(NOTE):
-            print(f"agentd run: {stage.removeprefix(NOTE)}", file=sys.stderr, flush=True)
+            print(
+                f"agentd {self._command}: {stage.removeprefix(NOTE)}", file=sys.stderr, flush=True
+            )
         elif os.isatty(2):
             self._draw(stage, fraction)
         elif stage != self._stage:
-            print(f"agentd run: {stage}", file=sys.stderr, flush=True)
+            print(f"agentd {self._command}: {stage}", file=sys.stderr, flush=True)
         self._stage = stage
 
     def __enter__(self) -> "Display":

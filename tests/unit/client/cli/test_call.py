@@ -208,6 +208,13 @@ class TestEmbedded:
         assert found["receipt"] == found["request_id"] != ""
         assert backend.walls[0].process.returncode is not None  # made for it, ended with it
 
+    def test_how_far_a_machine_has_come_is_shown(self, machines, capfd):
+        words = ("shell.exec.v1", "--params", '{"command": "true"}')
+        assert call(*words) == 0
+        assert "agentd call: booting\n" in capfd.readouterr().err
+        assert call(*words, "--json") == 0
+        assert "booting" not in capfd.readouterr().err
+
     def test_output_is_followed(self, backend, capfd):
         assert (
             call("shell.exec.v1", "--params", '{"command": "echo", "args": ["hi"]}', "--follow")
