@@ -16,6 +16,7 @@ from agentd.linux import mounts
 from agentd.model.errors import InvalidInput
 from agentd.model.mount import Mount
 from agentd.model.units import readable_size
+from agentd.sandbox import sparse
 
 _libc = ctypes.CDLL(None)
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -24,7 +25,6 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_FILES = 100_000
 _MAX_DEPTH = 128
 _PAGE = 4096
-_PIECE = 1 << 20
 
 
 class Size(NamedTuple):
@@ -197,7 +197,8 @@ def copy_file(
         with as_user():
             made = os.open(as_, _NEW, 0o600, dir_fd=target)
         try:
-            _copy_data(source, made, info.st_size)
+            for _ in sparse.copy(source, made, info.st_size):
+                pass
             finish(made, info, closed=closed)
         finally:
             os.close(made)
@@ -214,24 +215,6 @@ def finish(fd: int, info: os.stat_result, *, closed: bool = False) -> None:
 def pages(info: os.stat_result) -> int:
     """Bytes that a file's data takes on a tmpfs."""
     return -(-min(info.st_size, info.st_blocks * 512) // _PAGE) * _PAGE
-
-
-def _copy_data(source: int, target: int, size: int) -> None:
-    """Data without the holes between."""
-    os.ftruncate(target, size)
-    position = 0
-    while position < size:
-        try:
-            position = os.lseek(source, position, os.SEEK_DATA)
-        except OSError:
-            return  # only a hole is left
-        end = min(os.lseek(source, position, os.SEEK_HOLE), size)
-        os.lseek(target, position, os.SEEK_SET)
-        while position < end:
-            count = os.sendfile(target, source, position, min(_PIECE, end - position))
-            if not count:
-                return  # cut short meanwhile
-            position += count
 
 
 def _may_read(info: os.stat_result, top: os.stat_result) -> bool:

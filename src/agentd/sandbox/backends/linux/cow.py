@@ -13,6 +13,7 @@ import stat
 from collections.abc import Callable, Iterator
 
 from agentd.model.errors import Conflict, SandboxError
+from agentd.sandbox import sparse
 from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.wall import NamespaceWall
 
@@ -21,7 +22,6 @@ _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_DEPTH = 256
 _MAX_CHANGES = 1_000_000
 _MAX_TEXT = 32 << 20  # of the paths of all changes
-_COPY_BYTES = 1 << 20
 
 
 class OverlayWall(NamespaceWall):
@@ -275,27 +275,12 @@ class _Writer:
             os.close(source)
 
     def _copy_data(self, source: int, out: int, size: int) -> None:
-        """Data without the holes between: a hole of exabytes costs the sandbox nothing."""
-        os.ftruncate(out, size)
-        position = 0
-        while position < size:
-            try:
-                position = os.lseek(source, position, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno != errno.ENXIO:
-                    raise
-                return  # only a hole is left
-            end = min(os.lseek(source, position, os.SEEK_HOLE), size)
-            os.lseek(out, position, os.SEEK_SET)
-            while position < end:
-                count = os.sendfile(out, source, position, min(_COPY_BYTES, end - position))
-                if not count:
-                    return  # cut short meanwhile
-                position += count
-                self._left -= count
-                if self._left < 0:
-                    text = f"all exceed {self._budget} bytes, the sandbox's disk limit"
-                    raise OSError(errno.EFBIG, text)
+        """A hole of exabytes costs the sandbox nothing, and us neither."""
+        for count in sparse.copy(source, out, size):
+            self._left -= count
+            if self._left < 0:
+                text = f"all exceed {self._budget} bytes, the sandbox's disk limit"
+                raise OSError(errno.EFBIG, text)
 
 
 def _cannot(why: str) -> Conflict:
