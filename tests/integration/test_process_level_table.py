@@ -31,7 +31,7 @@ def table() -> list[tuple[str, str, str]]:
 
 
 def needed(script: str) -> bool:
-    words = {"git", "gcc", "make", "script"} & set(script.replace("/", " ").split())
+    words = {"git", "gcc", "make", "python3", "script"} & set(script.replace("/", " ").split())
     return all(shutil.which(word, path="/usr/bin:/bin") for word in words)
 
 
