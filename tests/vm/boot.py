@@ -184,13 +184,12 @@ def instead_of_the_agent(program: Path, *arguments: str) -> bytes:
 
     Boot it with ``words="rdinit=/other"``.
     """
-    modules = ("vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport")
     script = "\n".join(
         [
             "#!/bin/busybox sh",
             "mkdir -p /dev /proc /sys /tmp",
             "mount -t devtmpfs dev /dev; mount -t proc proc /proc; mount -t sysfs sysfs /sys",
-            *(f"insmod /usr/lib/modules/*/kernel/net/vmw_vsock/{name}.ko" for name in modules),
+            "modprobe -a virtio_pci virtio_console vsock vmw_vsock_virtio_transport",
             f"exec /usr/bin/python3 -I -S -E /other.py {' '.join(arguments)}",
             "",
         ]

@@ -8,6 +8,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from agentd.image.merged import merge
+from agentd.image.modules import Modules
+from agentd.model import errors
+
 _KERNEL = "linux-image-cloud-amd64"
 _DOWNLOAD_SECONDS = 120
 
@@ -36,6 +40,21 @@ def kernel() -> Path:
     return unpacked(name) / "boot" / f"vmlinuz-{name.removeprefix('linux-image-')}"
 
 
+def modules(kernel_: Path, *names: str) -> dict[str, bytes]:
+    """Name of the file -> content, in the order in which they are loaded, with what they need.
+
+    What is built in is left out. Raises Unavailable.
+    """
+    release = kernel_.name.removeprefix("vmlinuz-")
+    found = Modules(str(kernel_.parent.parent / "usr/lib/modules" / release))
+    try:
+        tree = found.tree(release, names, names)
+    except errors.Unavailable as error:
+        raise Unavailable(str(error)) from error
+    top = f"/usr/lib/modules/{release}"
+    return {Path(path).name: tree[f"{top}/{path}"].data for path in found.in_order(names)}
+
+
 def busybox() -> Path:
     """A shell and tools of one static program. Raises Unavailable."""
     return unpacked("busybox-static") / "usr" / "bin" / "busybox"
@@ -48,6 +67,7 @@ def unpacked(package: str, options: Sequence[str] = ()) -> Path:
     """
     target = cache_dir() / f"{package}-{field(package, 'SHA256', options)[:16]}"
     if target.is_dir():
+        merge(str(target))  # an older test's
         return target
     # Beside its final place, so that the rename is atomic and parallel runs do no harm.
     with tempfile.TemporaryDirectory(dir=cache_dir(), prefix="download-") as folder:
@@ -57,6 +77,7 @@ def unpacked(package: str, options: Sequence[str] = ()) -> Path:
             raise Unavailable(f"apt-get download {package} gave {len(archives)} files")
         tree = Path(folder) / "tree"
         _run(["dpkg-deb", "-x", str(archives[0]), str(tree)], folder)
+        merge(str(tree))
         try:
             tree.rename(target)
         except OSError:

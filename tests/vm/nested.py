@@ -4,7 +4,6 @@ Slow, and a real KVM all the same: the kernel's module runs a guest's code on th
 """
 
 import json
-import lzma
 import shutil
 import subprocess
 import tempfile
@@ -24,7 +23,7 @@ mount -t devtmpfs dev /dev
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 PYTHONPATH={code} {python} /probe.py before >/dev/ttyS1 2>/dev/ttyS0
-for module in {modules}; do insmod /$module.ko; done
+for module in {modules}; do insmod /$module; done
 PYTHONPATH={code} {python} /probe.py after >/dev/ttyS1 2>/dev/ttyS0
 poweroff -f
 """
@@ -80,13 +79,10 @@ def _overlay(kernel: Path) -> bytes:
     archive = Archive()
     for applet in ("insmod", "mkdir", "mount", "poweroff", "sh"):
         archive.symlink(f"/usr/bin/{applet}", "busybox")
-    tree = kernel.parent.parent
-    for module in _MODULES:
-        found = list(tree.glob(f"usr/lib/modules/*/kernel/**/{module}.ko.xz"))
-        if not found:
-            raise debian.Unavailable(f"Debian's kernel has no module {module}")
-        archive.file(f"/{module}.ko", lzma.decompress(found[0].read_bytes()))
+    modules = debian.modules(kernel, *_MODULES)
+    for name, content in modules.items():
+        archive.file(f"/{name}", content)
     archive.file("/probe.py", _PROBE.encode())
-    init = _INIT.format(code=image.CODE, python=image.PYTHON, modules=" ".join(_MODULES))
+    init = _INIT.format(code=image.CODE, python=image.PYTHON, modules=" ".join(modules))
     archive.file("/nested", init.encode(), 0o755)
     return archive.finish()

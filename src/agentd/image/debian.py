@@ -135,7 +135,7 @@ def _kernel(name: str, folder: str) -> _Kernel:
         raise Unavailable(f"/{path}: {error.message}", remediation=ELSEWHERE) from error
     modules = Modules(os.path.join(folder, "usr/lib/modules", release))
     tree = modules.tree(release, AT_BOOT + ON_DEMAND, AT_BOOT)
-    return _Kernel(vmlinux, release, modules.at_boot(), tree)
+    return _Kernel(vmlinux, release, modules.in_order(AT_BOOT), tree)
 
 
 def _tidy(cache: str, wanted: set[str]) -> None:

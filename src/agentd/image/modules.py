@@ -3,6 +3,7 @@
 import os
 import re
 import struct
+from collections.abc import Iterable
 
 from agentd.image.tree import Tree
 from agentd.image.unpack import Damaged, Unknown, unpacked
@@ -65,18 +66,15 @@ class Modules:
         )
         return tree
 
-    def at_boot(self) -> list[str]:
-        """Paths in the guest, below the folder of its modules, that are not built in; each comes
-        after what it needs. Raises Unavailable."""
+    def in_order(self, names: Iterable[str]) -> list[str]:
+        """Paths in the guest, below the folder of its modules, of those that are not built in and
+        of what they need; each comes after what it needs. Raises Unavailable."""
+        order: list[str] = []
         chosen = dict[str, bytes]()
-        for name in AT_BOOT:
+        for name in map(_plain, names):
             self._choose(name, chosen)
-        order = [
-            each
-            for name in AT_BOOT
-            if name in chosen
-            for each in (*reversed(self._below(name, chosen)), name)
-        ]
+            if name in chosen:
+                order += [*reversed(self._below(name, chosen)), name]
         return [self._inner(name) for name in dict.fromkeys(order)]
 
     def _choose(self, name: str, chosen: dict[str, bytes]) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from agentd.image.modules import Modules
+from agentd.image.modules import AT_BOOT, Modules
 from agentd.model.errors import Unavailable
 
 
@@ -52,7 +52,7 @@ def test_modules_are_decompressed_and_lose_their_signature(folder: Path) -> None
 
 
 def test_only_those_that_are_not_built_in_are_loaded_at_boot(folder: Path) -> None:
-    loaded = Modules(str(folder)).at_boot()
+    loaded = Modules(str(folder)).in_order(AT_BOOT)
     assert loaded == ["kernel/net/low.ko", "kernel/net/middle-one.ko", "kernel/net/vsock.ko"]
 
 

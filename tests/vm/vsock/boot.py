@@ -1,6 +1,5 @@
 """A guest under QEMU whose vsock device is ours, run as a process of its own."""
 
-import lzma
 import os
 import select
 import shutil
@@ -19,7 +18,6 @@ HERE = Path(__file__).resolve().parent
 QEMU = "qemu-system-x86_64"
 PORT = 5000
 BOOT_SECONDS = 120
-_MODULES = ("vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport")
 _APPLETS = ("insmod", "mkdir", "mount", "sh")
 _CMDLINE = "console=ttyS0 loglevel=4 panic=-1 mitigations=off"
 _TAIL = 4000
@@ -143,12 +141,11 @@ def _initramfs(kernel: Path) -> bytes:
     archive = Archive()
     for name in _APPLETS:
         archive.symlink(f"/usr/bin/{name}", "busybox")
-    release = kernel.name.removeprefix("vmlinuz-")
-    folder = kernel.parent.parent / "usr/lib/modules" / release / "kernel/net/vmw_vsock"
-    for module in _MODULES:
-        data = lzma.decompress((folder / f"{module}.ko.xz").read_bytes())
-        archive.file(f"/modules/{module}.ko", data)
+    modules = debian.modules(kernel, "virtio_pci", "vmw_vsock_virtio_transport")
+    for name, content in modules.items():
+        archive.file(f"/modules/{name}", content)
     archive.file("/guest.py", (HERE / "guest.py").read_bytes())
     init = (HERE / "init").read_text().replace("@PYTHON@", image.PYTHON)
+    init = init.replace("@MODULES@", " ".join(modules))
     archive.file("/init", init.encode(), 0o755)
     return image.base() + archive.finish()
