@@ -106,6 +106,7 @@ class Daemon:
             parked.log = self.control.log
             self.pipeline = Pipeline(self.manager, self.control.gate)
             self.ledger = Ledger(lambda: self.config.quotas)
+            self._pool_trouble = ""  # that was told
             self.pool = Pool((), self._create_for_pool, self.pipeline.close)
             undo.callback(self.pool.close)
             self.commands = Commands(self.store, self.pipeline, self.journals, self.ledger, counts)
@@ -252,7 +253,13 @@ class Daemon:
         return made
 
     def _create_for_pool(self, spec: SandboxSpec) -> SandboxHandle:
-        handle = self.manager.create(spec)
+        try:
+            handle = self.manager.create(spec)
+        except AgentdError as error:
+            if str(error) != self._pool_trouble:  # it is tried again, and again
+                self._pool_trouble = str(error)
+                self._report("no sandbox can be kept ready", error=self._pool_trouble)
+            raise
         oldest = max((float(p.ttl) for p in self.config.pool), default=0.0)
         wall: object = handle.wall
         if isinstance(wall, remote.RemoteWall):

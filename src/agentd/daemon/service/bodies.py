@@ -1,7 +1,8 @@
 """A body made into a spec, within what the daemon's configuration lets anybody ask for."""
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -9,7 +10,7 @@ from agentd.daemon.calls import oblige
 from agentd.daemon.config.schema import Config, LimitBounds
 from agentd.model import options
 from agentd.model.api import SandboxBody
-from agentd.model.errors import Refused
+from agentd.model.errors import Refused, Unavailable
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits, said
 from agentd.model.mount import Mount
@@ -75,6 +76,21 @@ def _check_level(spec: SandboxSpec, least: IsolationLevel) -> None:
             f"less than the {least.label} that is the least here",
             remediation="name another, or have sandbox.minimum lowered",
         )
+
+
+@contextlib.contextmanager
+def telling_minimum(spec: SandboxSpec, config: Config) -> Iterator[None]:
+    """Where no wall is as strong as the configuration wants, the refusal says who wants it."""
+    try:
+        yield
+    except Unavailable as error:
+        least = config.sandbox.level
+        if spec.backend is None and spec.isolation == least > IsolationLevel.PROCESS:
+            error.remediation += (
+                f"; or, as sandbox.minimum is {least.label} here: "
+                "AGENTD_SANDBOX__MINIMUM=process agentd serve, and ask for isolation process"
+            )
+        raise
 
 
 def ttl_of(body: SandboxBody) -> float | None:

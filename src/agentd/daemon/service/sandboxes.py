@@ -15,6 +15,7 @@ import msgspec
 from agentd.daemon import context, meter, trace
 from agentd.daemon.config.schema import Config
 from agentd.daemon.pipeline import Pipeline
+from agentd.daemon.service import bodies
 from agentd.daemon.service.live import Live
 from agentd.daemon.service.quotas import Ledger
 from agentd.daemon.store.port import Store
@@ -102,7 +103,7 @@ class Sandboxes:
             handle = None if snapshot is not None else self._claim(spec)
             pooled = handle is not None
             if handle is None:
-                with trace.span("sandbox.open"):
+                with trace.span("sandbox.open"), bodies.telling_minimum(spec, self._config()):
                     handle = self._pipeline.build(spec, snapshot)
             try:
                 live = self._write_down(principal.name, handle, checked, seconds)

@@ -238,7 +238,7 @@ def _start(path: str) -> None:
 
     What we start forks and ends at once, so that the supervisor is nobody's child to reap.
     """
-    kept = ("HOME", "PATH", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR", "LANG", "PYTHONPATH")
+    kept = ("HOME", "PATH", "TMPDIR", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR", "LANG", "PYTHONPATH")
     environment = {name: os.environ[name] for name in kept if name in os.environ}
     argv = [sys.executable, "-m", "agentd.sandbox.supervisor.main", path]
     with open(f"{path}.log", "ab", opener=_private) as log:
