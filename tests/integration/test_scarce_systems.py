@@ -4,11 +4,15 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+
+from agentd.model.errors import AgentdError
+from agentd.sandbox.supervisor import client
 
 _AGENTD = [sys.executable, "-m", "agentd"]
 # In it nobody can make a user namespace, root neither.
@@ -42,36 +46,55 @@ class Host:
         )
 
     @contextmanager
-    def serving(self, *before: str) -> "Iterator[subprocess.Popen[str]]":
-        """``before`` starts it; its log is its standard error."""
-        daemon = subprocess.Popen(
-            [*before, *_AGENTD, "serve", "--listen", self._socket],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=self.env,
-        )
-        with daemon:
+    def serving(self, *before: str) -> Iterator[Path]:
+        """Its log; ``before`` starts it."""
+        path = self._folder / "log"
+        with (
+            open(path, "w") as log,
+            subprocess.Popen(
+                [*before, *_AGENTD, "serve", "--listen", self._socket],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=self.env,
+            ) as daemon,
+        ):
             try:
                 assert daemon.stdout is not None
                 assert "ready" in daemon.stdout.readline()
-                yield daemon
+                yield path
             finally:
                 daemon.terminate()
                 daemon.wait(_SECONDS)
 
+    def end_supervisor(self) -> None:
+        path = self._folder / "state/supervisor.sock"
+        if path.exists():
+            with suppress(AgentdError):
+                link = client.connect(str(path), lambda *_: None)
+                link.ask("shutdown")
+                link.close()
+            until(lambda: not path.exists())
+
 
 @pytest.fixture
-def host(tmp_path: Path) -> Host:
-    return Host(tmp_path)
+def host(tmp_path: Path) -> Iterator[Host]:
+    found = Host(tmp_path)
+    yield found
+    found.end_supervisor()
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _SECONDS
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_a_daemon_that_can_make_no_sandbox_says_so_and_who_wants_the_wall(host: Host) -> None:
-    with host.serving(*_UNSHARE, "/bin/sh", "-c", _WITHOUT, "sh") as daemon:
-        assert daemon.stderr is not None
-        log = iter(daemon.stderr.readline, "")
-        assert any("no sandbox can be kept ready" in line for line in log)
+    with host.serving(*_UNSHARE, "/bin/sh", "-c", _WITHOUT, "sh") as log:
+        until(lambda: "no sandbox can be kept ready" in log.read_text())
         refused = host.run("create", "--isolation", "process")
     assert refused.returncode == 125
     assert "sandbox.minimum is namespace here: AGENTD_SANDBOX__MINIMUM=process" in refused.stderr
