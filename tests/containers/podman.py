@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.vm.debian import Unavailable
 
-_SECONDS = 120
+_SECONDS = 300
 _PATH = "/usr/bin:/usr/sbin:/bin:/sbin"
 
 

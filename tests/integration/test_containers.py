@@ -1,6 +1,7 @@
 """The table in docs/containers.md, row by row in a real container."""
 
 import json
+import re
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -45,11 +46,27 @@ def differences(row: page.Row, told: dict[str, Any]) -> list[str]:
     ]
     doctor = told["doctor"]
     walls = {wall["name"]: wall["usable"] for wall in doctor["backends"]}
-    if (doctor["run"]["blocker"] is None) != (works["run"] == "yes"):
+    if {doctor["run"]["blocker"] is None, walls["linux"]} != {works["run"] == "yes"}:
         found.append(f"{row}: doctor says {doctor['run']}, and: {words['run']}")
     if walls["landlock"] != (works["process"] == "yes"):
         found.append(f"{row}: doctor says landlock {walls['landlock']}, and: {words['process']}")
+    if works["run"] == "no" and (why := misleads(row, words["run"])):
+        found.append(f"{row}: {why}: {words['run']}")
     return found
+
+
+def misleads(row: page.Row, refusal: str) -> str:
+    """Why the refusal does not lead on; "" if it does: to the wall that works, and to the next."""
+    if "--isolation process works here" not in refusal:
+        return "it names no wall that works"
+    advice = refusal.partition("podman run ")[2]
+    words = re.findall(r"--[\w-]+ [\w=-]+", advice)
+    of_the_page = " ".join(word for given in page.options().values() for word in given)
+    if not words or any(word not in of_the_page for word in words):
+        return f"it says {words}, which the page does not"
+    if all(word in " ".join(options(row)) for word in words):
+        return f"it says {words}, which was said"
+    return ""
 
 
 @pytest.mark.root
