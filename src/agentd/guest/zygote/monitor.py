@@ -190,8 +190,8 @@ def _freeze_host(scratch: str) -> bool:
 
 def _user(config: Config) -> tuple[int, int] | None:
     """Whom root becomes: uid and gid."""
-    found = config["user"]
-    return (found[0], found[1]) if isinstance(found, list) else None
+    uid, gid = config["uid"], config["gid"]
+    return (uid, gid) if isinstance(uid, int) and isinstance(gid, int) else None
 
 
 def _identity(uid: int, gid: int) -> None:

@@ -143,7 +143,8 @@ class HostBackend:
             base |= {"LOGNAME": "sandbox", "USER": "sandbox"}
         return {
             "confine": self.confined,
-            "user": user,
+            "uid": user and user[0],
+            "gid": user and user[1],
             "owns_nothing": block is not None,
             "scratch": scratch,
             "workspace": workspace,
