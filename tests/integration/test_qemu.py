@@ -6,9 +6,11 @@ One template is booted where the cache has none; each test restores its own mach
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +26,7 @@ from agentd.client.sandbox import Sandbox
 from agentd.daemon.pipeline import Pipeline
 from agentd.image import build as images
 from agentd.linux import process
-from agentd.model.cause import CauseCode
+from agentd.model.cause import Cause, CauseCode
 from agentd.model.errors import AgentdError, BackendLost, Refused, SandboxError
 from agentd.model.limits import MIB, Limits
 from agentd.model.mount import Mount, MountMode, parse_workspace
@@ -37,6 +39,9 @@ from agentd.sandbox.backends.qemu.wall import QemuWall
 from agentd.sandbox.backends.vm import ceiling, folders
 from agentd.sandbox.backends.vm.template import Templates
 from agentd.sandbox.manager import Manager
+from agentd.sandbox.supervisor.client import Link
+from agentd.sandbox.supervisor.remote import loader
+from agentd.sandbox.supervisor.server import Supervisor
 from agentd.transport.guest import Guest
 
 SOURCE = os.path.dirname(os.path.dirname(agentd.__file__))
@@ -509,7 +514,7 @@ def test_a_snapshot_that_lies_in_memory_does_not_end_its_source(
 ) -> None:
     monkeypatch.setattr(plan, "HOST_OVERHEAD", 180 * MIB)  # no room for its file beside it
     with create(memory="64M") as sandbox, tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        sandbox.run(["sh", "-c", "head -c 32M /dev/urandom > file; sleep 600 >&- 2>&- &"])
+        sandbox.run("head -c 30000000 /dev/urandom > file", check=True)
         with sandbox.snapshot(f"{folder}/kept"):
             result = sandbox.run(["echo", "on"])  # and the first command after it is not lost
             assert result.text == "on\n", result.cause
@@ -520,17 +525,49 @@ def test_a_snapshot_that_lies_in_memory_does_not_end_its_source(
         assert sandbox.run(["echo", "on"]).text == "on\n"
 
 
-def test_the_end_of_a_machine_is_the_cause_of_its_command(create: Callable[..., Sandbox]) -> None:
+def _ends_under_a_command(sandbox: Sandbox, pid: int) -> Cause:
     """By the one signal that reaches it from outside: it is PID 1 of its namespace."""
+    with sandbox.start(["sh", "-c", "echo on; sleep 600"]) as process:
+        assert next(iter(process)).data == b"on\n"
+        os.kill(pid, signal.SIGKILL)
+        return process.wait().cause
+
+
+def test_the_end_of_a_machine_is_the_cause_of_its_command(create: Callable[..., Sandbox]) -> None:
     with create(memory="64M") as sandbox:
-        with sandbox.start(["sh", "-c", "echo on; sleep 600"]) as process:
-            assert next(iter(process)).data == b"on\n"
-            os.kill(sandbox._held.handle.wall.pid, signal.SIGKILL)  # type: ignore[attr-defined]
-            cause = process.wait().cause
+        cause = _ends_under_a_command(sandbox, sandbox._held.handle.wall.pid)  # type: ignore[attr-defined]
         assert cause.code is CauseCode.BACKEND_LOST
         assert cause.message.startswith("the virtual machine ended: it was killed")
         with pytest.raises(BackendLost, match="it was killed"):
             sandbox.run(["true"])
+
+
+def test_its_end_is_told_through_a_supervisor_too(own: QemuBackend) -> None:
+    """As a daemon's sandboxes are: whether it has seen the end itself by then or not."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    supervisor = Supervisor(lambda _: own)
+    threads = [threading.Thread(target=supervisor.serve, args=(theirs,))]
+    threads.append(threading.Thread(target=supervisor.watch))
+    for thread in threads:
+        thread.start()
+    ended = threading.Event()
+    link = Link(ours, lambda *_: ended.set())
+    pipeline = Pipeline(Manager(load=loader(link)))
+    try:
+        spec = build.sandbox_spec(backend="qemu", memory="64M")
+        held = LocalSandbox(pipeline, pipeline.open(local("test"), spec), local("test"))
+        with Sandbox(held) as sandbox:
+            (entry,) = supervisor._entries.values()
+            cause = _ends_under_a_command(sandbox, entry.wall.pid)  # type: ignore[attr-defined]
+            assert cause.message.startswith("the virtual machine ended: it was killed")
+            assert ended.wait(SECONDS)
+            assert held.handle.wall.ending() == cause  # type: ignore[attr-defined]
+    finally:
+        pipeline.manager.close()
+        supervisor.close()
+        link.close()
+        for thread in threads:
+            thread.join()
 
 
 # --- what is left ---

@@ -266,6 +266,8 @@ class Keeper:
             self._orphan(vm, "a helper of the machine")
 
     def _orphan(self, vm: _Vm, what: str) -> None:
+        if not vm.monitor:
+            return  # which we ended it for
         vm.ring.add(f"\nagentd: {what} ended\n".encode())
         self._orphans.append((time.monotonic() + ORPHAN_SECONDS, vm))
 
