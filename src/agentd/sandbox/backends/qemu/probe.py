@@ -15,6 +15,7 @@ MIN_VERSION = (9, 0)  # states with a place for each page: mapped-ram
 _VERSION = re.compile(r"QEMU emulator version ((\d+)\.(\d+)\.\d+)")
 _ANSWER_SECONDS = 20.0
 _FIX = "apt-get install qemu-system-x86"
+_BACKPORTS = "apt-get install -t bookworm-backports qemu-system-x86"
 
 
 class Monitor(NamedTuple):
@@ -43,7 +44,8 @@ def find() -> Monitor | Blocker:
         return Blocker(f"{path} does not say its version: {version[:100]!r}", _FIX)
     if (int(match[2]), int(match[3])) < MIN_VERSION:
         wanted = ".".join(map(str, MIN_VERSION))
-        return Blocker(f"{path} is version {match[1]}", f"install QEMU {wanted} or newer")
+        fix = f"install QEMU {wanted} or newer (on Debian 12: {_BACKPORTS})"
+        return Blocker(f"{path} is version {match[1]}", fix)
     usable, why = _kvm()
     if usable and "kvm" not in _said(os.path.realpath(path), "-accel", "help").split():
         usable, why = False, f"{path} was built without KVM"
