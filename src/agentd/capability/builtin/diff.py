@@ -51,7 +51,7 @@ def unified(old: str, spans: Sequence[Span], name: str, limit: int) -> tuple[str
     shown = name if name.isprintable() else ascii(name)[1:-1]
     text = ""
     moved = 0  # by how many lines the new text is ahead
-    for hunk in _hunks(_blocks(old, spans)):
+    for hunk in _hunks(_joined(_blocks(old, spans))):
         if hunk is None:
             return text, True
         text += (
@@ -63,6 +63,30 @@ def unified(old: str, spans: Sequence[Span], name: str, limit: int) -> tuple[str
         if len(text) > limit:
             return text[:limit], True
     return text, False
+
+
+def _joined(blocks: Iterator[_Block | None]) -> Iterator[_Block | None]:
+    """Blocks that touch as one: what the one removes the other may add."""
+    touching: list[_Block] = []
+    for block in blocks:
+        if touching and (block is None or block.at != touching[-1].end):
+            yield from _as_one(touching)
+            touching = []
+        if block is None:
+            yield None
+            return
+        touching.append(block)
+    if touching:
+        yield from _as_one(touching)
+
+
+def _as_one(blocks: list[_Block]) -> Iterator[_Block]:
+    """Nothing where they come to nothing together."""
+    old = [line for block in blocks for line in block.old]
+    new = [line for block in blocks for line in block.new]
+    one = _trimmed(blocks[0].at, blocks[0].line, old, new)
+    if one.old or one.new:
+        yield one
 
 
 def _hunks(blocks: Iterator[_Block | None]) -> Iterator[list[_Block] | None]:

@@ -62,6 +62,7 @@ def test_the_diff_makes_the_new_text_of_the_old(case: tuple[str, list[Span]]) ->
 
 @BUSY
 @given(edited())
+@example(("aaaa\naa\naaa\n", [Span(0, 2, ""), Span(4, 5, ""), Span(8, 9, "")]))
 def test_a_line_that_is_the_same_is_at_most_context(case: tuple[str, list[Span]]) -> None:
     old, spans = case
     diff, _ = unified(old, spans, "f", 1 << 20)
