@@ -13,7 +13,7 @@ from agentd.image.modules import Modules
 from agentd.model import errors
 
 _KERNEL = "linux-image-cloud-amd64"
-_DOWNLOAD_SECONDS = 120
+_DOWNLOAD_SECONDS = 500
 
 
 class Unavailable(Exception):

@@ -13,7 +13,7 @@ from tests.vm import debian, image
 from tests.vm.archive import Archive
 
 QEMU = "qemu-system-x86_64"
-_SECONDS = 170
+_SECONDS = 500
 _MODULES = ("irqbypass", "kvm", "kvm-amd")
 _TAIL = 4000
 _INIT = """\

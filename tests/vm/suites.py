@@ -8,7 +8,7 @@ from tests.vm.debian import Unavailable, cache_dir
 
 _KEYRINGS = ("debian-archive-keyring.pgp", "debian-archive-keyring.gpg")
 _MIRROR = "http://deb.debian.org/debian"
-_UPDATE_SECONDS = 120
+_UPDATE_SECONDS = 500
 _CONFIG = """\
 Dir::Etc::SourceList "{folder}/sources.list";
 Dir::Etc::SourceParts "/dev/null";
