@@ -4,9 +4,8 @@ import argparse
 import sys
 import time
 
-from tests.machine.machine import Lost, Machine, Unavailable
+from tests.machine.machine import UNAVAILABLE, Lost, Machine, Unavailable
 
-UNAVAILABLE = 77  # what automake's tests exit with for "skipped"
 LOST = 125
 
 

@@ -29,6 +29,7 @@ from agentd.image.modules import Modules
 from agentd.image.tree import Tree
 
 QEMU = "qemu-system-x86_64"
+UNAVAILABLE = 77  # exit status: what automake's tests have for "skipped"
 ROOT = Path(__file__).resolve().parents[2]
 _HERE = Path(__file__).resolve().parent
 _DISK_BYTES = 16 << 30  # of which only what is written takes room
