@@ -52,6 +52,9 @@ def main() -> None:
     # Descriptors on their way are counted by user, and none is passed on above the sender's limit:
     # ours must not be the first that those of the sandboxes reach. Each of them sets its own.
     process.raise_file_limit()
+    # The root that it makes is read by the users of all sandboxes, whatever the host's umask: the
+    # unit in deploy/ has 077.
+    os.umask(0o022)
     control = socket.socket(fileno=CONTROL_FD)
     control.set_inheritable(False)
     os.set_inheritable(MOUNTS_FD, False)
