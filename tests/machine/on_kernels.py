@@ -1,0 +1,112 @@
+"""``make test-kernels``: one short list on each kernel, in an emulated machine of that kernel.
+
+Not collected by itself: each boot takes minutes.
+"""
+
+import json
+import os
+import sys
+from functools import cache
+from typing import Any
+
+import pytest
+from tests.machine.machine import Lost, Machine
+from tests.vm import debian
+
+_SECONDS = 1800.0
+OWN = ".".join(os.uname().release.split(".")[:2])
+LINES = list(dict.fromkeys(["6.1", "6.12", OWN]))
+OLD = "5.10"
+CONTROLS = ["seccomp", "landlock", "no_new_privs", "capabilities"]
+
+pytestmark = pytest.mark.timeout(_SECONDS + 60)
+
+
+def found(line: str, which: str) -> dict[str, Any]:
+    """What the checks of a list found, by their names, on the newest release of a line."""
+    missing, text = _ran(line, which)
+    if missing:
+        pytest.skip(f"Linux {line}: {missing}")
+    lines = [json.loads(each) for each in text.splitlines() if each.startswith('{"check"')]
+    assert lines, text
+    return {each["check"]: each.get("value", each.get("error")) for each in lines}
+
+
+@cache
+def _ran(line: str, which: str) -> tuple[str, str]:
+    """Why there is no such machine, and what it said; one boot, however it went."""
+    output = bytearray()
+
+    def show(data: bytes) -> None:
+        output.extend(data)
+        sys.__stdout__.write(data.decode(errors="replace"))  # type: ignore[union-attr]
+        sys.__stdout__.flush()  # type: ignore[union-attr]
+
+    machine = Machine(line, systemd=which == "systemd", seconds=_SECONDS)
+    try:
+        machine.run([sys.executable, "-m", "tests.machine.kernel_checks", which], show)
+    except debian.Unavailable as missing:
+        return str(missing), ""
+    except Lost as lost:
+        return "", f"{output.decode(errors='replace')}\n{lost}"
+    return "", output.decode(errors="replace")
+
+
+@pytest.mark.parametrize("line", LINES)
+class TestOnEachKernel:
+    def test_it_is_that_kernel(self, line: str) -> None:
+        assert found(line, "plain")["kernel"].startswith(f"{line}.")
+
+    def test_both_walls_stand_with_all_controls(self, line: str) -> None:
+        expected = ["on", CONTROLS]
+        assert found(line, "plain")["walls"] == {"linux": expected, "landlock": expected}
+
+    def test_a_folder_on_ext4_is_mounted_in_each_mode(self, line: str) -> None:
+        mounts = found(line, "plain")["mounts"]
+        assert [mounts[f"ext4 {mode}"] for mode in ("ro", "cow", "rw")] == [
+            ["before", "before"],
+            ["before", "before"],
+            ["before", "after"],
+        ]
+
+    @pytest.mark.parametrize("name", ["tmpfs", "overlay"])
+    def test_where_owners_cannot_be_mapped_rw_is_refused_by_the_file_systems_name(
+        self, line: str, name: str
+    ) -> None:
+        mounts = found(line, "plain")["mounts"]
+        assert [mounts[f"{name} {mode}"] for mode in ("ro", "cow")] == [["before", "before"]] * 2
+        if name == "tmpfs" and line != "6.1":  # since Linux 6.3
+            assert mounts["tmpfs rw"] == ["before", "after"]
+        else:
+            assert name in mounts[f"{name} rw"]
+
+    def test_memory_and_processes_are_held_by_cgroup_v2(self, line: str) -> None:
+        memory = found(line, "plain")["memory_limit"]
+        assert memory["enforced"] is True
+        assert (memory["bomb"], memory["after"]) == ("oom", "on\n")
+        assert found(line, "plain")["pids_limit"] == ["cgroup controller pids", True]
+
+    def test_a_users_scope_under_systemd_holds_memory(self, line: str) -> None:
+        assert found(line, "systemd")["pid_1"] == "systemd"
+        memory = json.loads(found(line, "systemd")["user_scope"])["value"]
+        assert memory["enforced"] is True
+        assert (memory["bomb"], memory["after"]) == ("oom", "on\n")
+
+    def test_the_units_serve_and_keep_sandboxes_over_a_restart(self, line: str) -> None:
+        assert found(line, "systemd")["units"] == {
+            "memory": [True, "cgroup controller memory"],
+            "another daemon": True,
+            "the sandbox": "on",
+        }
+
+
+def test_a_kernel_that_is_too_old_is_refused_with_the_reason() -> None:
+    told = found(OLD, "refused")
+    assert told["kernel"].startswith(f"{OLD}.")
+    for backend, why in (
+        ("linux", f"kernel {told['kernel']} is too old"),
+        ("landlock", "Landlock is absent or off"),
+    ):
+        code, text = told["refusals"][backend]
+        assert code == 125
+        assert why in text
