@@ -10,8 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 
-import msgspec
-
+from agentd.model import typed
 from agentd.model.errors import AgentdError, Full, Refused, Unavailable
 from agentd.policy.frames import BUILD_SECONDS, Engine, Missing, receive, send
 
@@ -81,7 +80,7 @@ class Process:
             raise WorkerLost("the policy worker ended", cause=self._end(seconds))
         if frame[:1] == b"!":
             self.close()
-            missing = msgspec.json.decode(frame[1:], type=Missing)
+            missing = typed.decoder(Missing).decode(frame[1:])
             raise NoEngine(
                 "the policy engine cannot be loaded", cause=missing.what, remediation=missing.fix
             )
@@ -91,7 +90,7 @@ class Process:
 
     def engine(self) -> Engine:
         """What it decides with. Raises WorkerLost, NoEngine."""
-        return msgspec.json.decode(self.ask(b"v", b"", BUILD_SECONDS), type=Engine)
+        return typed.decoder(Engine).decode(self.ask(b"v", b"", BUILD_SECONDS))
 
     def _patience(self, seconds: float) -> None:
         # The kernel's own: Python's would poll before each call, which is a call more.
