@@ -105,7 +105,7 @@ def test_a_kernel_that_is_too_old_is_refused_with_the_reason() -> None:
     assert told["kernel"].startswith(f"{OLD}.")
     for backend, why in (
         ("linux", f"kernel {told['kernel']} is too old"),
-        ("landlock", "Landlock is absent or off"),
+        ("landlock", "boot Linux 5.13 or newer with lsm=landlock"),
     ):
         code, text = told["refusals"][backend]
         assert code == 125
