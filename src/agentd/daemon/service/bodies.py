@@ -118,7 +118,14 @@ def _judged(mounts: tuple[Mount, ...], config: Config) -> tuple[Mount, ...]:
 
 
 def _source(mount: Mount, roots: Sequence[str]) -> str:
-    source = os.path.realpath(mount.source)
+    try:
+        source = os.path.realpath(mount.source)
+    except OSError as error:  # Python 3.11 and 3.12, where a link is replaced as it is read
+        raise Refused(
+            f"cannot read {mount.source}",
+            cause=error.strerror or "",
+            remediation="leave it as it is while it is mounted",
+        ) from error
     # As they were when the configuration was read: not what has their names by now.
     if any(os.path.commonpath((root, source)) == root for root in roots):
         return source
