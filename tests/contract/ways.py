@@ -126,7 +126,7 @@ class Governed:
             capture_output=True,
             text=True,
             env=self.env,
-            timeout=120,
+            timeout=500,
             check=False,
         )
 

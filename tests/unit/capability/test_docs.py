@@ -29,7 +29,7 @@ def test_every_call_that_it_shows_is_one() -> None:
     assert len(lines) >= 3
     for line in lines:
         name, flag, parameters, *_ = shlex.split(line)
-        assert flag == "--json"
+        assert flag == "--params"
         schema.check(Registry(points=list).get(name).about, json.loads(parameters))
 
 

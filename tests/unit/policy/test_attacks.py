@@ -289,7 +289,7 @@ decision := {"allow": true} if {
     count([1 | some a in numbers.range(1, 100000); some b in numbers.range(1, 100000); a == b]) > 0
 }
 """
-    opened = store(bundle(rules), workers=2, seconds=1.0)
+    opened = store(bundle(rules), workers=2, seconds=5.0)
     slow = []
     thread = threading.Thread(
         target=lambda: slow.append(opened.decide(example("x.v1", {"slow": True})))
