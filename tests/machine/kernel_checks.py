@@ -126,7 +126,7 @@ def units() -> object:
             _do("systemctl", "restart", "agentd.service")
         _started()
         return {
-            "memory": [control.enforced, control.detail.split(";")[0]],
+            "memory": [control.enforced, control.detail.split(",")[0]],
             "another daemon": before != _pid(),
             "the sandbox": sandbox.run("echo on").text.strip(),
         }
