@@ -79,6 +79,7 @@ def _policy_part() -> Part:
 def _image_part(found: list[Finding]) -> Part | None:
     """What a virtual machine boots, where one can be had."""
     from agentd.image.build import ROUGH_SIZE
+    from agentd.image.model import Corrupt, NotFound
     from agentd.image.store import Store
 
     microvm = IsolationLevel.MICROVM.label
@@ -86,11 +87,14 @@ def _image_part(found: list[Finding]) -> Part | None:
         return None
     try:
         note = _image_words(Store().get(DEFAULT_IMAGE))
-    except AgentdError:
+    except (NotFound, Corrupt):
         note = (
             f"not built yet: the first virtual machine does it ({ROUGH_SIZE}), or now: "
             "agentd image build"
         )
+    except AgentdError as error:
+        what = ": ".join(filter(None, (error.message, error.cause)))
+        return Part("image", Availability(False, (Blocker(what, error.remediation),)))
     return Part("image", Availability(True, (), (note,)))
 
 

@@ -104,12 +104,14 @@ class Store:
         return folder, manifest
 
     def ls(self) -> list[str]:
-        """Names of the images, sorted, whatever their state."""
+        """Names of the images, sorted, whatever their state. Raises ImageError."""
         try:
             with os.scandir(self.folder) as entries:
                 return sorted(e.name for e in entries if e.is_symlink() and _NAME.fullmatch(e.name))
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise self._unreachable(error) from error
 
     def remove(self, name: str) -> None:
         """Raises NotFound."""
@@ -197,11 +199,21 @@ class Store:
             status = os.stat(self.folder)
         except FileNotFoundError:
             return
+        except OSError as error:
+            raise self._unreachable(error) from error
         if status.st_uid not in (0, os.geteuid()) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise ImageError(
                 f"others may change {self.folder}, and with it the kernels started from it",
                 remediation=f"chown and chmod it: yours, mode 0755; or remove {self.folder}",
             )
+
+    def _unreachable(self, error: OSError) -> ImageError:
+        """Somebody else's home, or one that is no folder."""
+        return ImageError(
+            f"cannot look into {self.folder}",
+            cause=error.strerror or "",
+            remediation="set XDG_CACHE_HOME to a folder that you can write to",
+        )
 
     def _verify(self, name: str, folder: str, manifest: Manifest, full: bool) -> None:
         stamps = _read_stamps(folder)

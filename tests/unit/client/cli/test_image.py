@@ -155,3 +155,34 @@ def test_wrong_words_are_exit_code_2(
 ) -> None:
     assert main(words) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("action", [["ls"], ["prune"], ["inspect"], ["build"]])
+def test_a_cache_that_cannot_be_reached_is_told_with_the_variable(
+    action: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A home that is a file, or another user's as su leaves it: root is stopped by the former."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert main(["image", *action]) == 125
+    told = capsys.readouterr().err
+    assert f"{tmp_path}/file/agentd/images: Not a directory (set XDG_CACHE_HOME to" in told
+
+
+def test_doctor_tells_of_a_cache_that_cannot_be_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    reason = f"cannot look into {tmp_path}/file/agentd/images"
+    assert found["machine"]["image"].startswith(f"{reason}: Not a directory (")
+    for part in found["parts"]:  # left out where no virtual machine can be had
+        if part["name"] == "image":
+            assert not part["usable"]
+            assert part["blockers"][0]["what"] == f"{reason}: Not a directory"
+            assert "XDG_CACHE_HOME" in part["blockers"][0]["fix"]
