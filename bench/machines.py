@@ -80,7 +80,7 @@ def _spec() -> Any:
 
 def _life(case: Case, stack: ExitStack, rounds: int) -> None:
     from agentd.sandbox.backends.qemu.backend import QemuBackend
-    from agentd.sandbox.backends.qemu.template import Templates
+    from agentd.sandbox.backends.vm.template import Templates
 
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="agentd-bench-"))
     vsock = QemuBackend(Templates(folder))

@@ -1,7 +1,9 @@
 """The tables of the pages: written between their markers, and the short one out of the long."""
 
+import ast
 import importlib
 import json
+import pkgutil
 import re
 from pathlib import Path
 from typing import Any
@@ -84,3 +86,12 @@ def test_the_tables_are_written_between_the_markers(readme: Any, tmp_path: Path)
     assert "-2.67" not in long and "all of it gone (ms) | 2.5 | - | - | - | - |" in short
     (tmp_path / "README.md").write_text("no markers")
     assert readme.main(tmp_path) == 1
+
+
+def test_what_the_bench_imports_of_agentd_is_there():
+    """Inside functions, too, which neither its start nor the type checker looks into."""
+    for path in sorted((ROOT / "bench").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("agentd"):
+                for alias in node.names:
+                    assert pkgutil.resolve_name(f"{node.module}:{alias.name}"), path.name
