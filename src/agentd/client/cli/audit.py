@@ -116,7 +116,7 @@ def _parser() -> Parser:
 
 def _number(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and 0 < len(text) < 19):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0")
     return int(text)
 
 

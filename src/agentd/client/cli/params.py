@@ -42,6 +42,8 @@ def text(given: str | None) -> bytes:
     """What ``--params`` says: itself, or what is in @FILE. Raises InvalidInput."""
     if given is None:
         return b"{}"
+    if given == "@":
+        raise InvalidInput(f"{OPTION} @ names no file", remediation="write it as @FILE")
     return read(given[1:]) if given.startswith("@") else given.encode(errors="surrogateescape")
 
 
@@ -56,10 +58,19 @@ def read(path: str) -> bytes:
 
 
 def parsed(raw: bytes, what: str) -> dict[str, Any]:
-    """Raises InvalidInput."""
-    from agentd.model.canonical import loads_strict
-
-    found = loads_strict(raw)
+    """``what`` is where it stands, and each error names it. Raises InvalidInput."""
+    found = strict(raw, what)
     if not isinstance(found, dict):
         raise InvalidInput(f"{what} is no JSON object", remediation='write it as {"path": "a.txt"}')
     return found
+
+
+def strict(raw: bytes, what: str) -> Any:
+    """A JSON value. Raises InvalidInput."""
+    from agentd.model.canonical import loads_strict
+
+    try:
+        return loads_strict(raw)
+    except InvalidInput as error:
+        error.message = f"{what}: {error.message}"
+        raise

@@ -13,6 +13,17 @@ _MISSING = "the following arguments are required: "
 _WORDED = re.compile(r"exit codes:\Z")  # what is indented beneath it are words, no commands
 _COMMENTED = re.compile(r"(?P<indent> +)(?P<command>\S.*?) {2,}(?P<comment>\S.*)\Z")
 _CONTINUED = 6
+# What tools call the same thing.
+_SAME = (
+    frozenset(("rm", "remove", "delete", "del", "revoke", "destroy")),
+    frozenset(("ls", "list")),
+    frozenset(("show", "inspect", "info", "get", "describe", "cat", "view")),
+    frozenset(("create", "new", "add", "make", "build", "pull")),
+    frozenset(("check", "validate", "lint")),
+    frozenset(("deny", "reject", "refuse")),
+    frozenset(("tail", "log", "logs")),
+    frozenset(("prune", "clean", "gc")),
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,9 +46,15 @@ class Parser(argparse.ArgumentParser):
             fix = f"use one of: {', '.join(self._actions_here)}"
         if message.startswith(_UNKNOWN):
             word = message.removeprefix(_UNKNOWN).split(" ")[0].partition("=")[0]
-            likely = near(word, self._options()) if word.startswith("--") else ""
+            likely = self._likely(word) if word.startswith("--") else ""
             fix = f"did you mean {likely}? {fix}" if likely else fix
         raise InvalidInput(message, remediation=fix)
+
+    def _likely(self, word: str) -> str:
+        """By the letters: dashes, which all have, would make any two short names alike."""
+        names = [name.lstrip("-") for name in self._options() if name.startswith("--")]
+        found = near(word.lstrip("-"), names)
+        return f"--{found}" if found else ""
 
     def _options(self) -> list[str]:
         """Its own and those of its actions: argparse tells of the latter here, too."""
@@ -60,7 +77,7 @@ class Parser(argparse.ArgumentParser):
         if choices is None or value in choices:
             return
         names = [str(choice) for choice in choices]
-        likely = near(str(value), names)
+        likely = _elsewhere(str(value), names) or near(str(value), names)
         meant = f"; did you mean {likely}?" if likely else ""
         raise argparse.ArgumentError(
             action, f"invalid choice: {value!r} (choose from {', '.join(names)}{meant})"
@@ -109,6 +126,12 @@ def near(word: str, known: Iterable[str]) -> str:
 
     found = get_close_matches(word.lower()[:64], list(known), n=1, cutoff=0.6)
     return found[0] if found else ""
+
+
+def _elsewhere(word: str, known: Iterable[str]) -> str:
+    """The one of ``known`` that other tools call ``word``, or ""."""
+    same = next((words for words in _SAME if word.lower() in words), frozenset())
+    return next((name for name in known if name in same), "")
 
 
 def _listed(actions: Mapping[str, str]) -> str:

@@ -46,10 +46,11 @@ def _new_key(options: argparse.Namespace) -> int:
 def _sign(options: argparse.Namespace) -> int:
     from agentd.auth.keyfiles import load_private
     from agentd.auth.signing import sign
-    from agentd.model.canonical import canonical, loads_strict
+    from agentd.client.cli import params
+    from agentd.model.canonical import canonical
     from agentd.model.units import parse_duration
 
-    request = loads_strict(_read(options.request))
+    request = params.strict(_read(options.request), options.request)
     if not isinstance(request, dict):
         raise InvalidInput(
             f"{options.request} holds no JSON object", remediation='write it as {"name": ...}'

@@ -17,7 +17,7 @@ from agentd.client.http.address import Address
 from agentd.client.http.connection import Connection, Pool
 from agentd.client.http.errors import Unreachable, from_answer
 from agentd.model import typed
-from agentd.model.errors import AgentdError
+from agentd.model.errors import AgentdError, InvalidInput
 from agentd.model.install import DISTRIBUTION
 
 # A daemon that is started again is back within these seconds.
@@ -265,7 +265,12 @@ def encoded(query: "Query | Iterable[tuple[str, object]]") -> str:
 
 
 def segment(name: str) -> str:
-    """One part of a path; an id with a slash or dots in it names nothing of another's."""
+    """One part of a path; an id with a slash or dots in it names nothing of another's.
+
+    Raises InvalidInput for an empty one, as of a variable that is not set: it would be no part.
+    """
+    if not name:
+        raise InvalidInput("an empty id names nothing", remediation="is a variable of it unset?")
     return quote(os.fsencode(name), safe="").replace(".", "%2E")
 
 

@@ -60,6 +60,19 @@ class TestAsked:
         said = "--json PARAMETERS is --params PARAMETERS now; --json alone prints JSON"
         assert said in capfd.readouterr().err
 
+    @pytest.mark.parametrize(
+        ("value", "said"),
+        [
+            ("", "--params: this is no JSON"),
+            ("{", "--params: this is no JSON"),
+            ('{"a": 1, "a": 2}', "--params: the key 'a' is there twice"),
+            ("@", "--params @ names no file (write it as @FILE)"),
+        ],
+    )
+    def test_parameters_that_are_none_are_told_by_their_option(self, value, said, capfd):
+        assert call("echo.v1", "--params", value) == 2
+        assert said in capfd.readouterr().err
+
     def test_without_parameters_there_are_none(self, running):
         assert call("echo.v1") == 0
         assert not sent(running).get("parameters")

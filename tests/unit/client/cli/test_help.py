@@ -102,6 +102,40 @@ def test_an_option_that_is_none_is_told_with_the_one_that_was_meant(words, meant
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "--bogus", "--", "id"],
+        ["audit", "export", "--since", "1h"],
+        ["image", "build", "--size", "5"],
+    ],
+)
+def test_an_option_like_none_is_told_without_a_guess(words, capsys):
+    assert cli.main(words) == 2
+    said = capsys.readouterr().err
+    assert "did you mean" not in said and f"see agentd {words[0]}" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["snapshot", "delete", "x"], "rm"),
+        (["image", "remove", "x"], "rm"),
+        (["image", "list"], "ls"),
+        (["image", "show"], "inspect"),
+        (["key", "rm", "x"], "revoke"),
+        (["key", "new"], "create"),
+        (["capability", "inspect", "x"], "show"),
+        (["config", "validate"], "check"),
+        (["audit", "logs"], "tail"),
+        (["approval", "reject", "x"], "deny"),
+    ],
+)
+def test_an_action_of_other_tools_is_told_with_ours(words, meant, capsys):
+    assert cli.main(words) == 2
+    assert f"; did you mean {meant}?)" in capsys.readouterr().err
+
+
 def test_the_likelier_things_come_first(capsys):
     cli.main(["--help"])
     text = capsys.readouterr().out

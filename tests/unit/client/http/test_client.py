@@ -1,6 +1,7 @@
 import msgspec
 import pytest
 
+from agentd.client.cli.main import main
 from agentd.client.http import address
 from agentd.client.http import client as clients
 from agentd.client.http.client import encoded, segment
@@ -161,6 +162,18 @@ def test_queries_and_segments():
     assert encoded({"path": "/x\udcff y"}) == "?path=/x%FF%20y"
     assert segment("../../keys") == "%2E%2E%2F%2E%2E%2Fkeys"
     assert segment("sbx-abc") == "sbx-abc"
+
+
+@pytest.mark.parametrize(
+    "words", [["inspect", ""], ["kill", ""], ["exec", "", "--", "id"], ["renew", "", "1h"]]
+)
+def test_an_empty_id_is_told_as_one(words, monkeypatch, capsys, tmp_path):
+    """As of ``"$box"`` where box is not set: the daemon spoke of its paths."""
+    monkeypatch.setenv("AGENTD_URL", f"unix:{tmp_path}/none.sock")
+    assert main(words) == 2
+    assert capsys.readouterr().err == (
+        f"agentd {words[0]}: an empty id names nothing (is a variable of it unset?)\n"
+    )
 
 
 def test_one_client_for_all_who_ask_the_same_daemon(daemon):
