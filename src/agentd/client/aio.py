@@ -111,7 +111,7 @@ class AsyncSandbox:
         pty: Pty | tuple[int, int] | None = None,
         **options: Unpack[ExecOptions],
     ) -> AsyncProcess:
-        terminal = Pty(*pty) if isinstance(pty, tuple) else pty
+        terminal = build.terminal(pty)
         request = build.exec_request(cmd, stdin=stdin, pty=terminal, **options)
         return await self._process(partial(self._sandbox._begin, request))
 

@@ -10,7 +10,7 @@ from agentd.model import options
 from agentd.model.errors import InvalidInput
 from agentd.model.mount import WORKSPACE, Mount, MountMode, unknown_mode
 from agentd.model.options import Command, ExecOptions, SandboxOptions, check_variable, exec_request
-from agentd.model.spec import SandboxSpec
+from agentd.model.spec import Pty, SandboxSpec
 
 __all__ = [
     "Command",
@@ -22,6 +22,7 @@ __all__ = [
     "parse_variable",
     "restored_spec",
     "sandbox_spec",
+    "terminal",
 ]
 
 
@@ -37,6 +38,17 @@ def sandbox_spec(**asked: Unpack[SandboxOptions]) -> SandboxSpec:
 
 def restored_spec(kept: SandboxSpec, **asked: Unpack[SandboxOptions]) -> SandboxSpec:
     return options.restored_spec(kept, **asked)
+
+
+def terminal(pty: Pty | tuple[int, int] | None) -> Pty | None:
+    """Raises InvalidInput for what has no size: ``pty=True``, say."""
+    if pty is None or isinstance(pty, Pty):
+        return pty
+    if isinstance(pty, tuple) and len(pty) == 2:
+        return Pty(*pty)
+    raise InvalidInput(
+        f"pty {pty!r} has no rows and columns", remediation="write it as (24, 80) or Pty(24, 80)"
+    )
 
 
 def _check_source(mount: Mount) -> None:

@@ -13,7 +13,7 @@ from agentd.client.http import address
 from agentd.client.process import Process
 from agentd.client.signature import options_shown
 from agentd.model.enforcement import Enforcement
-from agentd.model.errors import AgentdError
+from agentd.model.errors import AgentdError, InvalidInput
 from agentd.model.options import Time
 from agentd.model.result import Result, SandboxInfo
 from agentd.model.spec import ExecRequest, Pty
@@ -89,6 +89,11 @@ class Sandbox:
         with wording.spoken():
             where = address.given(url, api_key)
             made: Held
+            if where is None and api_key is not None:
+                raise InvalidInput(
+                    "api_key is for the sandboxes of a daemon",
+                    remediation="leave it out, or give url=",
+                )
             if where is None:
                 from agentd.client import local
 
@@ -190,7 +195,7 @@ class Sandbox:
         ``stdin``: it will be written to; ``pty``: a terminal, as Pty or (rows, columns). The other
         options are those of ``run``.
         """
-        terminal = Pty(*pty) if isinstance(pty, tuple) else pty
+        terminal = build.terminal(pty)
         return Process(self._begin(build.exec_request(cmd, stdin=stdin, pty=terminal, **options)))
 
     def attach(self, process: str, cursors: Mapping[str, int] | None = None) -> Process:

@@ -26,8 +26,9 @@ def check_signal(number: int, target: str = "group") -> bool:
 def check_window(rows: int, cols: int) -> None:
     """Raises InvalidInput."""
     for name, side in (("rows", rows), ("cols", cols)):
-        if isinstance(side, bool) or not 1 <= side <= MAX_SIDE:
+        whole = isinstance(side, int) and not isinstance(side, bool)
+        if not (whole and 1 <= side <= MAX_SIDE):
             raise InvalidInput(
-                f"a terminal cannot have {side} {name}",
+                f"a terminal cannot have {side!r} {name}",
                 remediation=f"give it from 1 to {MAX_SIDE}",
             )

@@ -48,11 +48,11 @@ class SandboxOptions(TypedDict, total=False):
     output: Size
     timeout: Time
     workspace: str | os.PathLike[str] | None
-    mounts: Iterable[str | Mount]
-    net: str  # "none" or "host"
+    mounts: Iterable[str | Mount] | None
+    net: str | None  # "none" or "host"
     user: str | int | None  # "root", "sandbox" or a uid inside
     env: Mapping[str, str] | None  # for every command
-    image: str  # what a virtual machine boots
+    image: str | None  # what a virtual machine boots
 
 
 class ExecOptions(TypedDict, total=False):
@@ -68,12 +68,12 @@ def sandbox_spec(**options: Unpack[SandboxOptions]) -> SandboxSpec:
     """The spec of a sandbox. Raises InvalidInput, naming what is wrong and how to mend it."""
     _check_names(options, SandboxOptions)
     cpus, pids, open_files = options.get("cpus"), options.get("pids"), options.get("open_files")
-    user = options.get("user")
+    user, net, image = options.get("user"), options.get("net"), options.get("image")
     return SandboxSpec(
         isolation=_level(options.get("isolation"), options.get("backend")),
         backend=options.get("backend"),
-        mounts=_mounts(options.get("workspace"), options.get("mounts", ())),
-        net=_one_of("network", options.get("net", "none"), NETS),
+        mounts=_mounts(options.get("workspace"), options.get("mounts")),
+        net="none" if net is None else _one_of("network", net, NETS),
         limits=Limits(
             memory=_memory(options.get("memory")),
             cpus=None if cpus is None else _cpus(cpus),
@@ -85,7 +85,7 @@ def sandbox_spec(**options: Unpack[SandboxOptions]) -> SandboxSpec:
         ),
         user=None if user is None else _user(str(user)),
         env=environment(options.get("env")),
-        image=_image(options.get("image", DEFAULT_IMAGE)),
+        image=DEFAULT_IMAGE if image is None else _image(image),
     )
 
 
@@ -123,14 +123,14 @@ def exec_request(
 ) -> ExecRequest:
     """A command; a plain string is run by ``sh -c``. Raises InvalidInput."""
     _check_names(options, ExecOptions)
-    argv = ("sh", "-c", cmd) if isinstance(cmd, str) else tuple(cmd)
+    argv = ("sh", "-c", cmd) if isinstance(cmd, str) else _words(cmd)
     if not argv or not argv[0] or any(not isinstance(a, str) or "\0" in a for a in argv):
         raise InvalidInput(
             f"command {cmd!r} cannot be run",
             remediation="give a program and its arguments, all text without NUL",
         )
     cwd = options.get("cwd")
-    if cwd is not None and (not cwd or "\0" in cwd):
+    if cwd is not None and (not isinstance(cwd, str) or not cwd or "\0" in cwd):
         raise InvalidInput(
             f"working directory {cwd!r} is not a path", remediation="write it as /workspace"
         )
@@ -147,6 +147,11 @@ def exec_request(
     )
 
 
+def _words(cmd: object) -> tuple[str, ...]:
+    """None where it is no list; bytes are one of numbers."""
+    return tuple(cmd) if isinstance(cmd, Iterable) and not isinstance(cmd, bytes) else ()
+
+
 def _check_names(options: Mapping[str, object], known: type) -> None:
     """A misspelt limit must not pass for none at all (a TypedDict checks nothing at run time)."""
     for name in options:
@@ -156,12 +161,22 @@ def _check_names(options: Mapping[str, object], known: type) -> None:
 
 
 def environment(env: Mapping[str, str] | None) -> dict[str, str]:
+    if env is not None and not isinstance(env, Mapping):
+        raise InvalidInput(
+            "env is no mapping of names to values", remediation='write it as {"NAME": "value"}'
+        )
     for name, value in (env or {}).items():
         check_variable(name, value)
     return dict(env or {})
 
 
 def check_variable(name: str, value: str) -> None:
+    # The type checker's work, where there is one: ``env={"PORT": 8080}`` is soon written.
+    if not (isinstance(name, str) and isinstance(value, str)):
+        raise InvalidInput(
+            f"environment variable {name!r} is not text",
+            remediation='write it as {"NAME": "value"}',
+        )
     if not name or "=" in name or "\0" in name or "\0" in value:
         raise InvalidInput(
             f"environment variable {name!r} is not usable", remediation="write it as NAME=value"
@@ -178,8 +193,20 @@ def _level(isolation: str | IsolationLevel | None, backend: str | None) -> Isola
 
 
 def _mounts(
-    workspace: str | os.PathLike[str] | None, mounts: Iterable[str | Mount]
+    workspace: str | os.PathLike[str] | None, mounts: Iterable[str | Mount] | None
 ) -> tuple[Mount, ...]:
+    # One text would be taken for a list of its letters.
+    if isinstance(mounts, str) or not isinstance(mounts, Iterable | None):
+        raise InvalidInput(
+            "mounts are no list of mounts", remediation='write them as ["SRC:DST[:ro|rw]"]'
+        )
+    mounts = tuple(mounts or ())
+    for mount in mounts:
+        if not isinstance(mount, str | Mount):
+            raise InvalidInput(
+                f"mount {mount!r} is no text and no Mount",
+                remediation="write it as SRC:DST[:ro|rw]",
+            )
     found = [parse_workspace(os.fspath(workspace))] if workspace is not None else []
     found += [mount if isinstance(mount, Mount) else parse_mount(mount) for mount in mounts]
     targets = [mount.target for mount in found]
@@ -266,6 +293,10 @@ def _image(value: str) -> str:
 
 
 def _exec_limits(limits: ExecLimits | None) -> ExecLimits | None:
+    if limits is not None and not isinstance(limits, ExecLimits):
+        raise InvalidInput(
+            "limits of a command are no ExecLimits", remediation="write ExecLimits(cpu=5)"
+        )
     fields = {} if limits is None else msgspec.structs.asdict(limits)
     for name, value in fields.items():
         # A bool is an int to Python, and not what anyone means here.

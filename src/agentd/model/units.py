@@ -15,9 +15,8 @@ def parse_size(text: str | int, what: str = "size", least: int = 1) -> int:
     Raises InvalidInput for anything else, for zero, and for more than 2**63 - 1. ``least`` is what
     the caller takes, for the words of that error.
     """
-    if isinstance(text, int):
-        text = str(text)
-    match = _NUMBER.match(text.strip())
+    # A float is no size: of what fraction of a byte, or as 1.5 of which unit?
+    match = None if isinstance(text, float) else _NUMBER.match(str(text).strip())
     unit = re.sub(r"I?B\Z", "", match[2].upper()) if match else ""
     if match is None or unit not in _SIZE:
         raise InvalidInput(

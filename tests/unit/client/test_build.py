@@ -1,6 +1,7 @@
 import pytest
 
 from agentd.client import build
+from agentd.client.sandbox import Sandbox
 from agentd.model.errors import InvalidInput
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
@@ -87,6 +88,14 @@ def test_naming_a_wall_asks_for_what_it_gives(isolation, backend, level):
         ({"mounts": ["/tmp:/a", "/var:/a"]}, "two mounts have the target '/a'"),
         ({"env": {"A=B": "1"}}, "environment variable 'A=B' is not usable"),
         ({"env": {"A": "x\0"}}, "environment variable 'A' is not usable"),
+        ({"env": {"A": 8080}}, r"environment variable 'A' is not text \(write it as {"),
+        ({"env": {8: "x"}}, "environment variable 8 is not text"),
+        ({"env": "A=x"}, "env is no mapping of names to values"),
+        ({"mounts": "/tmp:/a"}, r"mounts are no list of mounts \(write them as \["),
+        ({"mounts": [5]}, "mount 5 is no text and no Mount"),
+        ({"memory": 1.5}, r"memory 1.5 is not a size \(write it as 512K"),
+        ({"disk": 1.5}, "disk 1.5 is not a size"),
+        ({"memory": True}, "memory True is not a size"),
     ],
 )
 def test_wrong_input_says_what_and_how_to_mend_it(options, message):
@@ -101,16 +110,41 @@ def test_a_string_is_run_by_the_shell_and_a_list_is_not():
     assert build.exec_request(["echo", "$A"]).argv == ("echo", "$A")
 
 
-@pytest.mark.parametrize("cmd", [[], [""], ["a", "b\0"], "x\0", ["a", 1]])
+@pytest.mark.parametrize("cmd", [[], [""], ["a", "b\0"], "x\0", ["a", 1], None, 5, b"ls"])
 def test_a_command_that_cannot_be_run(cmd):
     with pytest.raises(InvalidInput, match="cannot be run"):
         build.exec_request(cmd)
 
 
-@pytest.mark.parametrize("cwd", ["", "a\0"])
+@pytest.mark.parametrize("cwd", ["", "a\0", 5])
 def test_a_directory_that_is_none(cwd):
     with pytest.raises(InvalidInput, match="is not a path"):
         build.exec_request("true", cwd=cwd)
+
+
+def test_none_is_the_default_of_every_option():
+    names = list(build.SandboxOptions.__annotations__)
+    assert build.sandbox_spec(**dict.fromkeys(names)) == build.sandbox_spec()
+
+
+@pytest.mark.parametrize("options", [{"env": ["A"]}, {"env": {"A": None}}, {"limits": {"cpu": 1}}])
+def test_options_of_a_command_of_a_wrong_type(options):
+    with pytest.raises(InvalidInput, match=r"\(write "):
+        build.exec_request("true", **options)
+
+
+@pytest.mark.parametrize("pty", [True, 5, (24,), [24, 80], "24x80", ("24", 80), (24.5, 80)])
+def test_a_terminal_without_a_size(pty):
+    with pytest.raises(InvalidInput, match=r"(pty .* has no|a terminal cannot have) .*rows"):
+        build.exec_request("sh", pty=build.terminal(pty))
+
+
+@pytest.mark.parametrize("where", [{"url": ""}, {"api_key": "agd_x_y"}])
+def test_a_daemon_that_is_not_named_is_not_this_process(where, monkeypatch):
+    """``url=os.environ.get("HERE", "")``: what was meant to run there would run here."""
+    monkeypatch.delenv("AGENTD_URL", raising=False)
+    with pytest.raises(InvalidInput, match="of a daemon"):
+        Sandbox.create(**where)
 
 
 def test_a_bare_variable_takes_the_callers_value(monkeypatch):

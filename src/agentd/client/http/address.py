@@ -75,9 +75,13 @@ def parse(url: str, api_key: str | None = None, env: Mapping[str, str] = os.envi
 def given(
     url: str | None, api_key: str | None = None, env: Mapping[str, str] = os.environ
 ) -> Address | None:
-    """The address in ``url``, or in the environment; None where neither says one."""
-    found = url or env.get(URL)
-    return parse(found, api_key, env) if found else None
+    """The address in ``url``, or in the environment; None where neither says one.
+
+    Raises InvalidInput, for an empty ``url`` too: where a variable of the caller's is not set, no
+    other daemon is meant, and not this process.
+    """
+    found = (env.get(URL) or None) if url is None else url
+    return None if found is None else parse(found, api_key, env)
 
 
 def default(api_key: str | None = None, env: Mapping[str, str] = os.environ) -> Address | None:

@@ -62,6 +62,9 @@ def test_the_environment_says_where_and_who():
     assert (found.host, found.api_key, found.ca, found.cert) == ("h", "k", "/ca", "/c")
     assert address.given("unix:/x", "other", env=env) == Address(path="/x", api_key="other")
     assert address.given(None, env={}) is None
+    assert address.given(None, env={"AGENTD_URL": ""}) is None
+    with pytest.raises(InvalidInput, match="'' is not the address of a daemon"):
+        address.given("", env=env)
 
 
 def test_a_key_is_never_shown():
