@@ -109,6 +109,13 @@ def load_snapshot(snapshot: "KeptState | str | os.PathLike[str]") -> "Snapshot":
     return snapshots.load(snapshot)
 
 
+def check_snapshot_path(path: str) -> None:
+    """Raises InvalidInput where no snapshot can be written."""
+    from agentd.sandbox import snapshots
+
+    snapshots.check_path(path)
+
+
 def verify_snapshot(snapshot: "Snapshot") -> None:
     """Raises SandboxError unless its files are those that were written."""
     from agentd.sandbox import snapshots

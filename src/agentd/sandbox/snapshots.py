@@ -84,6 +84,20 @@ class Snapshot:
         return f"<Snapshot {self.id} {self.backend} {self.fidelity} {self.path}>"
 
 
+def check_path(path: str) -> str:
+    """Where a snapshot can be written, absolute: asked before there is anything to lose.
+
+    Raises InvalidInput.
+    """
+    path = os.path.abspath(path)
+    if os.path.lexists(path):
+        raise InvalidInput(
+            f"snapshot path {path} exists already", remediation="remove it, or name another"
+        )
+    with _partial(path):
+        return path
+
+
 def write(path: str, capture: Callable[[str], None], about: Manifest, *, kept: bool) -> Snapshot:
     """Have ``capture`` write the state, then put all of it at ``path`` in one rename.
 

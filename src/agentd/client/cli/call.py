@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentd.client.cli import output, params, remote
 from agentd.client.cli.options import limit_options, sandbox_options, wall_options
-from agentd.client.cli.parser import Parser
+from agentd.client.cli.parser import Parser, named
 from agentd.model.characters import Texts
 from agentd.model.errors import AgentdError, InvalidInput
 
@@ -167,9 +167,13 @@ def _parser() -> Parser:
     )
     parser.add_argument("name", metavar="NAME", nargs="?", help="as fs.read.v1")
     params.add(parser, "its own, a JSON object; @FILE or @- reads them")
-    parser.add_argument("--sandbox", metavar="ID", help="in this one (default: one made for it)")
+    parser.add_argument(
+        "--sandbox", type=named, metavar="ID", help="in this one (default: one made for it)"
+    )
     parser.add_argument("--request", metavar="FILE", help="a whole request, signed or not")
-    parser.add_argument("--bundle", metavar="DIGEST", help="refuse under any other policy")
+    parser.add_argument(
+        "--bundle", type=named, metavar="DIGEST", help="refuse under any other policy"
+    )
     parser.add_argument("--follow", action="store_true", help="its output as it comes, on stderr")
     parser.add_argument(
         "-v", "--verbose", action="store_true", help="say where it ran, and what its wall held"

@@ -4,6 +4,7 @@ import argparse
 
 from agentd.client.cli import remote
 from agentd.client.cli.options import limit_options, sandbox_options, wall_options
+from agentd.client.cli.parser import named
 
 _EXAMPLES = """\
   agentd create                              prints its id
@@ -58,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--label", metavar="KEY=VALUE", action="append", default=[], help="to find it by"
     )
-    group.add_argument("--snapshot", metavar="ID", help="as that sandbox was")
+    group.add_argument("--snapshot", type=named, metavar="ID", help="as that sandbox was")
     group.add_argument(
         "-e",
         "--env",

@@ -4,13 +4,14 @@ import argparse
 import os
 
 from agentd.client.cli import output
+from agentd.client.cli.parser import named
 from agentd.model.errors import InvalidInput
 
 _DAEMONS, _OWN = "of the daemon", "of calls without a daemon"
 
 
 def options(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument("--dir", metavar="DIR", help=f"the {what} in this directory")
+    parser.add_argument("--dir", type=named, metavar="DIR", help=f"the {what} in this directory")
     parser.add_argument(
         "--embedded", action="store_true", help=f"the {what} of calls without a daemon"
     )

@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from agentd.client.cli.parser import Parser
+from agentd.client.cli.parser import Parser, named
 from agentd.model.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -119,11 +119,13 @@ def _kept_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--snapshot",
+        type=named,
         metavar="PATH",
         help="start where the sandbox that was saved there stood; its limits and image hold",
     )
     group.add_argument(
         "--save-snapshot",
+        type=named,
         metavar="PATH",
         help="after exit code 0 save the sandbox there, processes and files (virtual machines)",
     )

@@ -120,6 +120,13 @@ class Help(argparse.HelpFormatter):
         return [part for line in lines for part in textwrap.wrap(line, width) or [""]]
 
 
+def named(text: str) -> str:
+    """For an option that, left out, means something else: an unset variable is not that."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty, and names nothing")
+    return text
+
+
 def near(word: str, known: Iterable[str]) -> str:
     """The likeliest of ``known`` for a slip of the finger, or ""."""
     from difflib import get_close_matches

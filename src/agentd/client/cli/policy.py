@@ -9,7 +9,7 @@ import tempfile
 from typing import TYPE_CHECKING, Any
 
 from agentd.client.cli import params, remote, table
-from agentd.client.cli.parser import Parser
+from agentd.client.cli.parser import Parser, named
 from agentd.model.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -80,8 +80,10 @@ def _parser() -> Parser:
         action.add_argument("bundle", metavar="DIR", help="or a bundle that agentd ships")
         action.add_argument("--json", action="store_true", help="print one JSON object")
     explain = actions.add("explain", "decide a call, and say which rule decided", _EXPLAIN)
-    explain.add_argument("--bundle", metavar="DIR", help="default: the one in force")
-    explain.add_argument("--as", dest="principal", metavar="NAME", required=True, help="who asks")
+    explain.add_argument("--bundle", type=named, metavar="DIR", help="default: the one in force")
+    explain.add_argument(
+        "--as", dest="principal", type=named, metavar="NAME", required=True, help="who asks"
+    )
     explain.add_argument("--scopes", metavar="A,B", help='what they may; "" for nothing')
     explain.add_argument("--call", metavar="NAME", required=True, help="as fs.read.v1")
     params.add(explain, "the call's, a JSON object; @FILE or @- reads them")

@@ -129,14 +129,11 @@ def _open(
     interrupts: Interrupts,
 ) -> "SandboxHandle":
     from agentd.client.cli.progress import Display
-    from agentd.client.embedded import principal
+    from agentd.client.embedded import check_snapshot_path, principal
     from agentd.sandbox import progress
 
-    if options.save_snapshot and os.path.lexists(options.save_snapshot):
-        raise InvalidInput(
-            f"snapshot path {options.save_snapshot} exists already",
-            remediation="remove it, or name another",
-        )
+    if options.save_snapshot:
+        check_snapshot_path(options.save_snapshot)
     display = Display(silent=options.json, check=interrupts.check)
     with display, progress.listening(display):
         handle = pipeline.open(principal(), spec, kept)

@@ -117,6 +117,27 @@ def test_an_option_like_none_is_told_without_a_guess(words, capsys):
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "--snapshot", "", "--", "id"],
+        ["run", "--save-snapshot=", "--", "id"],
+        ["create", "--snapshot", ""],
+        ["call", "fs.list.v1", "--sandbox", ""],
+        ["call", "fs.list.v1", "--bundle", ""],
+        ["audit", "tail", "--dir", ""],
+        ["receipt", "key", "--dir", ""],
+        ["policy", "explain", "--as", "", "--call", "fs.list.v1"],
+        ["policy", "explain", "--as", "x", "--bundle", "", "--call", "fs.list.v1"],
+    ],
+    ids=" ".join,
+)
+def test_an_empty_value_is_not_an_option_left_out(words, capsys):
+    """As of a variable that is not set: a new sandbox, any policy and the usual log were taken."""
+    assert cli.main(words) == 2
+    assert "is empty, and names nothing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("words", "meant"),
     [
         (["snapshot", "delete", "x"], "rm"),

@@ -49,6 +49,15 @@ def test_a_path_that_is_taken_runs_nothing(kept, machines):
     assert len(machines.walls) == before
 
 
+@pytest.mark.parametrize("parent", ["none", "file"])
+def test_a_path_that_cannot_be_written_runs_nothing(parent, machines, tmp_path):
+    """The set-up may take long: it is not run to be lost."""
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidInput, match=f"no snapshot can be written to .*/{parent}/kept"):
+        run.main(["--save-snapshot", str(tmp_path / parent / "kept"), "--", "true"])
+    assert machines.walls == []
+
+
 def test_a_wall_that_cannot_runs_nothing(backend, tmp_path):
     flag = tmp_path / "ran"
     with pytest.raises(Refused, match="backend linux cannot snapshot a sandbox"):
