@@ -33,6 +33,13 @@ def test_bash_completes_commands_actions_options_and_choices() -> None:
         "agentd audit verify --h": "--help --head",
         "agentd run --iso": "--isolation",
         "agentd logs --stream ": "stdout stderr pty",
+        "agentd run --isolation ": "none process namespace userspace-kernel microvm",
+        "agentd run --backend q": "qemu",
+        "agentd run --net ": "none host",
+        "agentd run --user ": "root sandbox",
+        "agentd image build --base ": "debian busybox",
+        "agentd run -w ": "",
+        "agentd run --memory ": "",
         "agentd run -- ": "",  # files, which bash knows
         "agentd nonsense ": "",
         "agentd key ls ": "",

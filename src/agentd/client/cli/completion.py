@@ -76,7 +76,7 @@ def _choices(parser: argparse.ArgumentParser, before: list[str]) -> list[str]:
     """Of the option that stands before, else of the first positional where none is given yet."""
     for action in parser._actions:
         if before[-1] in action.option_strings:
-            return list(map(str, action.choices or []))
+            return _values(action)
     given = [word for word in before[1:] if not word.startswith("-")]
     if _actions(parser):
         return list(_actions(parser))
@@ -84,6 +84,21 @@ def _choices(parser: argparse.ArgumentParser, before: list[str]) -> list[str]:
     if positional and not given:
         return list(map(str, positional[0].choices or []))
     return []
+
+
+def _values(option: argparse.Action) -> list[str]:
+    """Its choices, or those that its help names: ``none|host``, ``root|sandbox|UID``."""
+    from agentd.model.isolation import IsolationLevel
+    from agentd.sandbox import backends
+
+    if option.choices:
+        return list(map(str, option.choices))
+    if option.dest == "isolation":
+        return [level.label for level in IsolationLevel]
+    if option.dest == "backend":
+        return list(backends.names())
+    named = str(option.metavar or "").split("|")
+    return [word for word in named if word.islower()] if all(map(str.isalpha, named)) else []
 
 
 def _actions(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
