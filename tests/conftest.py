@@ -62,6 +62,15 @@ def pytest_configure(config: pytest.Config) -> None:
     if os.getuid() == 0:
         _leave_the_mounts_of_others()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
+    _hear_signals()
+
+
+def _hear_signals() -> None:
+    """What nohup and a shell's & ignore would be ignored by every program that a test starts."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            usual = signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, usual)
 
 
 @pytest.hookimpl(optionalhook=True)
