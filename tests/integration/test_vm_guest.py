@@ -295,12 +295,13 @@ def test_open_files_are_bounded(limited: Guest) -> None:
 
 
 def test_an_agent_that_is_killed_remembers_the_setup(limited: Guest, machine: Machine) -> None:
+    setup(limited, hostname="box-3")
     with Lines(machine.open()) as client:
         client.send({"command": "sh", "args": ["-c", "kill -9 $PPID; sleep 600"]})
         assert client.line() == b""
     assert eventually(lambda: _answers(limited))
     script = "cat /proc/self/cgroup; ulimit -n; id -u; hostname"
-    assert sh(limited, script).text == "0::/sandbox\n64\n1000\nbox-2\n"
+    assert sh(limited, script).text == "0::/sandbox\n64\n1000\nbox-3\n"
 
 
 def _answers(guest: Guest) -> bool:

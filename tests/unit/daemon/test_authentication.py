@@ -54,7 +54,7 @@ def test_keys_that_are_switched_off_open_nothing(tmp_path):
 
 def test_the_bounds_of_keys_are_the_configurations(tmp_path):
     service = authentication.key_service(load(tmp_path, "auth.keys.max_ttl = '1m'"), Memory())
-    with pytest.raises(InvalidInput, match="at most 60 s"):
+    with pytest.raises(InvalidInput, match="at most 1m"):
         service.create(ADMIN, "ci", ["run"], ttl=61)
 
 
