@@ -135,7 +135,9 @@ class Keeper:
     def serve(self) -> None:
         """Until the host is gone. Raises EOFError then."""
         while True:
-            for key, _ in self._selector.select(self._end_orphans()):
+            ready = [key for key, _ in self._selector.select(self._end_orphans())]
+            # Requests last: what had ended before one was sent is told by its answer.
+            for key in sorted(ready, key=lambda key: key.fileobj is self._control):
                 key.data()
 
     def _end_orphans(self) -> float | None:
