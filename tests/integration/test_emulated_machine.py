@@ -18,7 +18,7 @@ from tests.machine.machine import ROOT, UNAVAILABLE, Lost, Machine
 from tests.vm import boot, debian
 
 CHECKS = ("doctor", "run", "files", "snapshot", "fork", "close", "memory_limit")
-# Alone on two processors a minute and a half; a first run downloads 110 MB. It ends what hangs.
+# 100 s on two processors; a first run downloads 110 MB. It ends what hangs.
 _SECONDS = 1800.0
 
 pytestmark = pytest.mark.timeout(_SECONDS + 60)
