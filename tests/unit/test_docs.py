@@ -6,7 +6,7 @@ from pathlib import Path
 
 from agentd.auth import signing
 from agentd.daemon import config
-from agentd.ingest.http.respond import ERRNO, STATUS
+from agentd.ingest.web.respond import ERRNO, STATUS
 from agentd.model.errors import Unauthenticated
 
 ROOT = Path(__file__).parents[2]

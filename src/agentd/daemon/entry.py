@@ -7,14 +7,14 @@ from typing import Any, ParamSpec, TypeVar
 from starlette.applications import Starlette
 
 from agentd.daemon import context
-from agentd.ingest.http.api import Api, api_of
-from agentd.ingest.http.app import create_app
-from agentd.ingest.http.exchange import Exchange
-from agentd.ingest.http.limits import Limits
-from agentd.ingest.http.link import link_of
-from agentd.ingest.http.respond import error_answer
-from agentd.ingest.http.threads import Room
+from agentd.ingest.rest.app import create_app
 from agentd.ingest.service import Service
+from agentd.ingest.web.api import Api, api_of
+from agentd.ingest.web.exchange import Exchange
+from agentd.ingest.web.limits import Limits
+from agentd.ingest.web.link import link_of
+from agentd.ingest.web.respond import error_answer
+from agentd.ingest.web.threads import Room
 from agentd.model.errors import AgentdError
 
 P = ParamSpec("P")

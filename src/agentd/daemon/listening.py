@@ -7,8 +7,8 @@ import ssl
 from collections.abc import MutableMapping
 
 from agentd.daemon.config.schema import Config, Listen
-from agentd.ingest.http import listeners
-from agentd.ingest.http.listeners import Listener
+from agentd.ingest.web import listeners
+from agentd.ingest.web.listeners import Listener
 from agentd.linux import runtime_dir
 from agentd.model.errors import InvalidInput
 

@@ -25,9 +25,9 @@ from agentd.daemon.log import Log
 from agentd.daemon.metrics import Metrics
 from agentd.daemon.observed import observed
 from agentd.daemon.systemd import Notifier
-from agentd.ingest.http.limits import Limits
-from agentd.ingest.http.listeners import Listener
-from agentd.ingest.http.server import Server
+from agentd.ingest.web.limits import Limits
+from agentd.ingest.web.listeners import Listener
+from agentd.ingest.web.server import Server
 from agentd.linux.process import raise_file_limit
 from agentd.model.errors import AgentdError
 

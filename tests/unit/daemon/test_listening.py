@@ -18,7 +18,7 @@ def passed(monkeypatch: pytest.MonkeyPatch, *socks: socket.socket) -> dict[str, 
     """As systemd would, but on other numbers than 3, 4, ..., which are the tests' own."""
     fds = [os.dup(sock.fileno()) for sock in socks]
     assert fds == list(range(fds[0], fds[0] + len(fds)))
-    monkeypatch.setattr("agentd.ingest.http.listeners._FIRST_FD", fds[0])
+    monkeypatch.setattr("agentd.ingest.web.listeners._FIRST_FD", fds[0])
     return {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(fds))}
 
 

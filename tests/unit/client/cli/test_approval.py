@@ -4,8 +4,8 @@ import json
 import time
 
 import pytest
-from tests.unit.ingest.http.conftest import running
-from tests.unit.ingest.http.harness import Running
+from tests.unit.ingest.conftest import running
+from tests.unit.ingest.harness import Running
 
 from agentd.client.cli import main as cli
 from agentd.model.api import ApprovalView

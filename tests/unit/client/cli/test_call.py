@@ -6,7 +6,7 @@ import json
 import sys
 
 import pytest
-from tests.unit.ingest.http.harness import Running
+from tests.unit.ingest.harness import Running
 
 from agentd.client.cli import main as cli
 from agentd.model.cause import Cause, CauseCode

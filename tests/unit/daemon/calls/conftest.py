@@ -1,7 +1,7 @@
 """A log, receipts and a key as a daemon has them."""
 
 import pytest
-from tests.unit.ingest.http.fake import until
+from tests.unit.ingest.fake import until
 
 from agentd.audit import read
 from agentd.audit.issuing import AtOnce

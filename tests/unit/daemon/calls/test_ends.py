@@ -1,7 +1,7 @@
 import select
 import threading
 
-from tests.unit.ingest.http.fake import until
+from tests.unit.ingest.fake import until
 
 from agentd.daemon.calls.ends import Ends
 

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 from tests.unit.daemon.calls.known import act, allowing
-from tests.unit.ingest.http.fake import until
+from tests.unit.ingest.fake import until
 
 from agentd.daemon.approvals import Approvals
 from agentd.daemon.calls.act import Place

@@ -1,0 +1,148 @@
+"""Files and tars of a sandbox, down to the client."""
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from agentd.ingest.web.exchange import Aborted, Exchange
+from agentd.ingest.web.respond import RangeNotSatisfiable
+
+BYTES = "application/octet-stream"
+TAR = "application/x-tar"
+_BATCH = 256 << 10
+_FLUSH_SECONDS = 10.0
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
+
+
+async def get_file(exchange: Exchange, query: dict[str, Any]) -> None:
+    """One Range (RFC 9110 §14.2); several, or a malformed one, are answered with all of it."""
+    service, id_, path = exchange.api.service, exchange.path["id"], query["path"]
+    who = await exchange.authenticate()
+    entry = await exchange.api.threads.waits.run(service.stat_file, who, id_, path)
+    size = entry.size if entry.type == "file" else 0
+    found = _range(exchange.header(b"range"), size)
+    first, last = found or (0, size - 1)
+    headers = [(b"content-type", BYTES.encode()), (b"accept-ranges", b"bytes")]
+    if size:
+        headers.append((b"content-length", b"%d" % (last - first + 1)))
+    if found:
+        headers.append((b"content-range", b"bytes %d-%d/%d" % (first, last, size)))
+    if exchange.scope["method"] == "HEAD":
+        await exchange.start(200, headers)
+        await exchange.end()
+        return
+    # What has no size may have content all the same: /proc is full of that.
+    length = last - first + 1 if size else None
+    await _download(
+        exchange,
+        lambda: service.read_file(who, id_, path, first, length),
+        206 if found else 200,
+        headers,
+        length,
+    )
+
+
+def _range(header: str | None, size: int) -> tuple[int, int] | None:
+    """First and last byte; None for all. Raises RangeNotSatisfiable."""
+    match = _RANGE.fullmatch(header.replace(" ", "")) if header and size else None
+    if match is None or match[0] == "bytes=-":
+        return None
+    if not match[1]:
+        first, last = max(0, size - int(match[2])), size - 1
+    else:
+        first, last = int(match[1]), min(int(match[2] or size), size - 1)
+        if match[2] and int(match[2]) < first:
+            return None
+    if first > last:
+        raise RangeNotSatisfiable(f"the file has {size} bytes")
+    return first, last
+
+
+async def get_tar(exchange: Exchange, query: dict[str, Any]) -> None:
+    service, id_, path = exchange.api.service, exchange.path["id"], query["path"]
+    who = await exchange.authenticate()
+    headers = [(b"content-type", TAR.encode())]
+    await _download(exchange, lambda: service.read_tar(who, id_, path), 200, headers)
+
+
+async def _download(
+    exchange: Exchange,
+    read: Callable[[], Iterator[bytes]],
+    status: int,
+    headers: list[tuple[bytes, bytes]],
+    length: int | None = None,
+) -> None:
+    """The next piece is fetched while one is sent; nothing of ours waits for a slow client.
+
+    Raises Aborted where it breaks when the answer has begun.
+    """
+    room, pieces = exchange.api.threads.transfers, _Pieces(read)
+    piece = await room.run(pieces.take)
+    pieces.check()  # while nothing has been answered yet
+    task: asyncio.Task[bytes] | None = None
+    try:
+        await exchange.start(status, headers)
+        while piece:
+            if length is not None:
+                piece = piece[:length]
+                length -= len(piece)
+            task = asyncio.create_task(room.run(pieces.take))
+            if piece:
+                await exchange.write(piece)
+            if pieces.is_broken:
+                await exchange.flush(_FLUSH_SECONDS)  # what was sent says what broke
+            piece = await task
+        if length:
+            raise Aborted("the file has become shorter")
+        await exchange.end()
+    finally:
+        if task is not None:
+            # One thread at a time may use the source.
+            await asyncio.wait([task])
+            with contextlib.suppress(Exception):
+                task.result()
+        await room.run(pieces.close)
+
+
+class _Pieces:
+    """What is downloaded, a batch at a time. One thread at a time may use it."""
+
+    def __init__(self, read: Callable[[], Iterator[bytes]]) -> None:
+        self._read = read
+        self._source: Iterator[bytes] | None = None
+        self._error: Exception | None = None  # what ended the source, behind its last pieces
+
+    @property
+    def is_broken(self) -> bool:
+        return self._error is not None
+
+    def check(self) -> None:
+        """Raises what ended the source, where its last pieces have been taken."""
+        if self._error is not None:
+            raise self._error
+
+    def take(self) -> bytes:
+        """The next ones. Those before an error still go out: a tar tells in them what it is."""
+        self.check()
+        if self._source is None:
+            self._source = iter(self._read())
+        parts: list[bytes] = []
+        size = 0
+        try:
+            for part in self._source:
+                parts.append(part)
+                size += len(part)
+                if size >= _BATCH:
+                    break
+        except Exception as error:
+            if not parts:
+                raise
+            self._error = error
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def close(self) -> None:
+        close = getattr(self._source, "close", None)
+        if close is not None:
+            close()

@@ -1,0 +1,78 @@
+"""A process's output on the event loop: no thread, and nothing to do while nothing comes."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+from agentd.ingest.service import Output, OutputEvent
+from agentd.ingest.web.api import Api, Signal
+from agentd.ingest.web.link import Link
+from agentd.model.principal import Principal
+
+STREAMS = ("stdout", "stderr", "pty")
+_PIECE = 256 << 10
+
+
+class Stopped(Exception):
+    """The client has gone, or the daemon drains."""
+
+
+class Follower:
+    """To be closed. Stopped by the end of its connection."""
+
+    def __init__(self, api: Api, link: Link) -> None:
+        self._api = api
+        self._link = link
+        self._more = Signal()
+        self._output: Output | None = None
+        self.stopped = False
+
+    async def open(
+        self,
+        who: Principal,
+        id_: str,
+        process: str,
+        cursors: Mapping[str, int],
+        streams: Sequence[str] = STREAMS,
+    ) -> None:
+        """Raises NotFound and others, also for cursors that cannot be."""
+        service, notify = self._api.service, self._more.set
+
+        def follow() -> Output:
+            return service.follow(who, id_, process, cursors, notify, streams)
+
+        self._output = await self._api.threads.short.run(follow)
+        self._api.add(self)
+        self._link.on_lost(self.stop)
+
+    async def events(
+        self, *, follow: bool = True, beat: float | None = None
+    ) -> AsyncIterator[Sequence[OutputEvent]]:
+        """Until the exit; or, without ``follow``, what is there now. Empty after ``beat`` idle
+        seconds. Raises Stopped."""
+        if self._output is None:
+            raise RuntimeError("it is not open")
+        while not self.stopped:
+            self._more.clear()
+            # It never waits: at most it decompresses a block of the journal.
+            events = self._output.read(_PIECE)
+            if events:
+                yield events
+                if events[-1].kind == "exit":
+                    return
+                # A client that takes all at once would keep the loop from all others.
+                await asyncio.sleep(0)
+            elif not follow:
+                return
+            elif not await self._more.wait(beat):
+                yield ()
+        raise Stopped
+
+    def stop(self) -> None:
+        self.stopped = True
+        self._more.set()
+
+    def close(self) -> None:
+        self._api.remove(self)
+        self._link.forget(self.stop)
+        if self._output is not None:
+            self._output.close()

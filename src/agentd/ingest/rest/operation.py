@@ -1,0 +1,231 @@
+"""One row of the table in docs/api.md, and how an ordinary one is answered.
+
+An ordinary operation is one call of the service: decoding, the call and encoding are all done by
+one thread, so that a request costs one hop there and one back. Who asks is found out before that:
+each caller has a share of the threads.
+"""
+
+import contextlib
+import json
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from agentd.ingest.rest import unfit
+from agentd.ingest.rest.query import Parameter, parse
+from agentd.ingest.service import Service
+from agentd.ingest.web.exchange import Exchange
+from agentd.ingest.web.respond import UnsupportedMediaType, answer, error_answer
+from agentd.ingest.web.threads import Room
+from agentd.model import typed
+from agentd.model.api import Answer, Repeat
+from agentd.model.capability import CallFailed
+from agentd.model.errors import AgentdError, InvalidInput, Refused
+from agentd.model.principal import Principal
+
+
+class Arguments(msgspec.Struct, frozen=True):
+    path: Mapping[str, str]
+    query: dict[str, Any]
+    body: Any
+    raw: bytes = b""  # the body as it came
+
+    @property
+    def id(self) -> str:
+        return self.path["id"]
+
+    @property
+    def process(self) -> str:
+        return self.path["proc"]
+
+
+Call = Callable[[Service, Principal, Arguments], object]
+AtOnce = Callable[[Service, Principal, Arguments], Callable[[], None] | None]
+Stream = Callable[[Exchange, dict[str, Any]], Awaitable[None]]
+
+
+class Operation(msgspec.Struct, frozen=True, kw_only=True):
+    """``call`` is an ordinary one's; ``stream`` answers by itself. ``answer`` is a msgspec type,
+    or a media type. The service is what checks ``scope``: here it is for the reader."""
+
+    method: str
+    path: str
+    scope: str
+    help: str
+    call: Call | None = None
+    stream: Stream | None = None
+    query: tuple[Parameter, ...] = ()
+    body: Any = None
+    answer: Any = None
+    status: int = 200
+    waits: bool = False  # for something inside a sandbox
+    control: bool = False  # looks at one, ends it or what is in it: always has room
+    once: bool = False  # takes an Idempotency-Key
+    lasting: bool = True  # what it does outlives a loss of power, or may
+    # What may be done without a thread, and is then answered without a body; what it returns is
+    # done behind the answer. Where it returns None, ``call`` is made.
+    at_once: AtOnce | None = None
+    also: Mapping[int, Any] = {}  # other statuses, and their answers
+
+    async def handle(self, exchange: Exchange) -> None:
+        query = parse(exchange.scope["query_string"], self.query)
+        check_encoding(exchange)
+        if self.stream is not None:
+            await self.stream(exchange, query)
+            return
+        limit = exchange.api.limits.body
+        length = exchange.length()
+        key = exchange.header(b"idempotency-key") if self.once else None
+        if length is not None and length > limit:
+            await exchange.body(limit)  # raises TooLarge
+        who = await exchange.authenticate()
+        raw = b"" if length == 0 else await exchange.body(limit)
+        if self.at_once is not None:
+            await self._at_once(self.at_once, exchange, who, query, raw)
+            return
+        await exchange.answer(await self._at_most_once(exchange, who, key, query, raw))
+
+    async def _at_once(
+        self,
+        begin: AtOnce,
+        exchange: Exchange,
+        who: Principal,
+        query: dict[str, Any],
+        raw: bytes,
+    ) -> None:
+        service = exchange.api.service
+        rest = None if raw else begin(service, who, Arguments(exchange.path, query, None))
+        if rest is None:
+            made = await self._room(exchange).run(self._answer, service, who, exchange, query, raw)
+            await exchange.answer(made)
+            return
+        try:
+            await exchange.answer(answer(None, self.status))
+        finally:
+            with contextlib.suppress(Exception):  # the service has told its log
+                await exchange.api.threads.short.run(rest)
+
+    async def _at_most_once(
+        self, exchange: Exchange, who: Principal, key: str | None, query: dict[str, Any], raw: bytes
+    ) -> Answer:
+        service, carry = exchange.api.service, self._room(exchange).run
+        call = partial(self._answer, service, who, exchange, query, raw)
+        if key is None:
+            return await carry(call)
+        request, work = fingerprint(exchange, raw), recordable(call)
+
+        def authorise(approved: frozenset[str] | None) -> None:
+            body = decode(exchange, self.body, raw)
+            repeat = Repeat(body, exchange.path.get("id", ""), raw=raw)
+            service.readmit(who, repeat, approved)
+
+        return await service.once(
+            who, key, request, work, carry, lasting=self.lasting, authorise=authorise
+        )
+
+    def _room(self, exchange: Exchange) -> Room:
+        threads = exchange.api.threads
+        if self.control:
+            return threads.control
+        return threads.waits if self.waits else threads.short
+
+    # -- in a thread --
+
+    def _answer(
+        self,
+        service: Service,
+        who: Principal,
+        exchange: Exchange,
+        query: dict[str, Any],
+        raw: bytes,
+    ) -> Answer:
+        if self.call is None:
+            raise TypeError(f"{self.path} has nothing to call")
+        body = None if self.body is None else decode(exchange, self.body, raw)
+        if self.body is None and raw:
+            raise InvalidInput("this takes no body")
+        value = self.call(service, who, Arguments(exchange.path, query, body, raw))
+        return answer(value, self.status)
+
+
+def decode(exchange: Exchange, kind: Any, raw: bytes) -> Any:
+    """Raises InvalidInput. No body at all is an empty object."""
+    media = (exchange.header(b"content-type") or "").partition(";")[0].strip().lower()
+    # A form of another site's page can send every type but this one without asking first.
+    if raw and media != "application/json":
+        raise InvalidInput(
+            f"the body is not JSON but {media[:64] or 'of no type'}",
+            remediation="send Content-Type: application/json",
+        )
+    return decode_json(kind, raw or b"{}")
+
+
+def decode_json(kind: Any, raw: bytes | str) -> Any:
+    """Raises InvalidInput."""
+    try:
+        found = typed.decoder(kind).decode(raw)
+        _each_once(raw if isinstance(raw, str) else raw.decode())
+    except (msgspec.DecodeError, UnicodeError) as error:  # ValidationError is one
+        fix = unfit.remediation(kind, str(error))
+        raise InvalidInput(f"the body does not fit: {_why(error, raw)}", remediation=fix) from None
+    except RecursionError:
+        raise InvalidInput("the body is nested too deeply") from None
+    return found
+
+
+def _why(error: Exception, raw: bytes | str) -> str:
+    text = raw if isinstance(raw, str) else raw.decode("utf-8", "replace")
+    # The decoder takes half of a pair at the end of a text for the end of the body.
+    if str(error) == "Input data was truncated" and re.search(r'\\u[dD][89abAB][^"]{2}"', text):
+        return "JSON is malformed: invalid utf-16 surrogate pair"
+    return str(error)
+
+
+def _pairs_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InvalidInput(f"the body has the key {twice[:64]!r} twice", remediation="send it once")
+    return found
+
+
+# Numbers are not what it is about: an int of many digits would be an error of its own.
+_each_once = json.JSONDecoder(object_pairs_hook=_pairs_once, parse_int=float, strict=False).decode
+
+
+def check_encoding(exchange: Exchange) -> None:
+    """Bodies are taken as they come. Raises UnsupportedMediaType."""
+    coding = exchange.header(b"content-encoding")
+    if coding is not None and coding.strip().lower() not in ("", "identity"):
+        raise UnsupportedMediaType(
+            f"the body is encoded as {coding[:64]!r}",
+            remediation="send it without Content-Encoding",
+        )
+
+
+def fingerprint(exchange: Exchange, raw: bytes) -> bytes:
+    """Of what must be the same when an Idempotency-Key is used again."""
+    scope = exchange.scope
+    head = scope["method"].encode(), scope["raw_path"], scope["query_string"], raw
+    return b"".join(len(part).to_bytes(8, "big") + part for part in head)
+
+
+def recordable(call: Callable[[], Answer]) -> Callable[[], Answer]:
+    """Answers errors, too. Those by which nothing was done are raised: the request may be sent
+    again with its key."""
+
+    def answering() -> Answer:
+        try:
+            return call()
+        except CallFailed as error:
+            return error_answer(error)  # it has run, as far as it went
+        except (InvalidInput, Refused):
+            raise
+        except AgentdError as error:
+            return error_answer(error)
+
+    return answering

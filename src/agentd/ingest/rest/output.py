@@ -1,0 +1,151 @@
+"""``GET .../output``: server-sent events, or one stream's raw bytes."""
+
+import binascii
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from agentd.ingest.rest.follower import STREAMS, Follower, Stopped
+from agentd.ingest.rest.operation import Operation
+from agentd.ingest.rest.query import Parameter
+from agentd.ingest.service import OutputEvent
+from agentd.ingest.web.exchange import Aborted, Exchange
+from agentd.ingest.web.respond import encode
+from agentd.model.api import ResultView
+from agentd.model.errors import InvalidInput
+
+EVENTS = "text/event-stream"
+_MAX_CURSOR = 1 << 62
+_NO_STORE = (b"cache-control", b"no-store")
+
+
+async def _output(exchange: Exchange, query: dict[str, Any]) -> None:
+    accept = exchange.header(b"accept") or ""
+    is_events = EVENTS in accept.lower()
+    streams = (query["stream"],) if query["stream"] else STREAMS
+    if any(name not in STREAMS for name in streams):
+        raise InvalidInput(f"there is no stream {streams[0][:64]!r}", remediation=_names())
+    if not is_events and len(streams) > 1:
+        raise InvalidInput(
+            "the query parameter 'stream' is missing",
+            remediation=f"{_names()}; or send Accept: {EVENTS} for all of them",
+        )
+    if query["from"] > _MAX_CURSOR:
+        raise InvalidInput(f"from={query['from']} is no cursor")
+    cursors = dict.fromkeys(streams, query["from"])
+    if is_events and (last := exchange.header(b"last-event-id")):
+        cursors.update(parse_event_id(last))
+    follower = Follower(exchange.api, exchange.link)
+    try:
+        place = exchange.path["id"], exchange.path["proc"]
+        await follower.open(await exchange.authenticate(), *place, cursors, streams)
+        if is_events:
+            follow = query["follow"] is not False
+            await _send_events(exchange, follower, cursors, follow=follow)
+        else:
+            await _send_raw(exchange, follower, query["from"], follow=bool(query["follow"]))
+    finally:
+        follower.close()
+
+
+async def _send_events(
+    exchange: Exchange, follower: Follower, cursors: dict[str, int], *, follow: bool
+) -> None:
+    await exchange.start(
+        200,
+        [
+            (b"content-type", EVENTS.encode()),
+            _NO_STORE,
+            (b"x-accel-buffering", b"no"),  # nginx would hold events back
+        ],
+    )
+    beat = exchange.api.limits.heartbeat
+    # A client that comes back asks from the last id on: where we stop, it goes on.
+    with contextlib.suppress(Stopped):
+        async for events in follower.events(follow=follow, beat=beat):
+            parts = [encode_event(event, cursors) for event in events]
+            await exchange.write(b"".join(parts) or b":\n\n")
+    await exchange.end()
+
+
+def encode_event(event: OutputEvent, cursors: dict[str, int]) -> bytes:
+    """As text/event-stream; ``cursors`` are moved behind it."""
+    if event.kind == "exit":
+        data = b"{}" if event.result is None else encode(without_output(event.result))
+        return b"event: exit\ndata: %b\n\n" % data
+    end = event.offset + event.length
+    cursors[event.stream] = end
+    id_ = event_id(cursors)
+    if event.kind == "lost":
+        lost = {"stream": event.stream, "from": event.offset, "to": end}
+        return b"id: %b\nevent: lost\ndata: %b\n\n" % (id_, encode(lost))
+    data = binascii.b2a_base64(event.data, newline=False)
+    return b"id: %b\nevent: %b\ndata: %b\n\n" % (id_, event.stream.encode(), data)
+
+
+def event_id(cursors: Mapping[str, int]) -> bytes:
+    """STDOUT:STDERR, and of a process with a terminal STDOUT:STDERR:PTY."""
+    out, err, pty = (cursors.get(name, 0) for name in STREAMS)
+    return b"%d:%d:%d" % (out, err, pty) if pty else b"%d:%d" % (out, err)
+
+
+def parse_event_id(text: str) -> dict[str, int]:
+    """Raises InvalidInput."""
+    numbers = text.strip().split(":")
+    good = all(n.isascii() and n.isdigit() and len(n) < 19 for n in numbers)
+    if not good or len(numbers) not in (2, 3):
+        raise InvalidInput(f"Last-Event-ID {text[:64]!r} is not an id of this stream")
+    return dict(zip(STREAMS, map(int, numbers), strict=False))
+
+
+def without_output(result: ResultView) -> ResultView:
+    return msgspec.structs.replace(result, stdout="", stderr="")
+
+
+async def _send_raw(exchange: Exchange, follower: Follower, start: int, *, follow: bool) -> None:
+    """Raises Aborted where bytes are lost amid the answer: it has no way to say so."""
+    try:
+        async for events in follower.events(follow=follow):
+            data = [event.data for event in events if event.kind == "data"]
+            lost = [event for event in events if event.kind == "lost"]
+            if lost and (exchange.started or len(lost) > 1 or events[0] is not lost[0]):
+                raise Aborted("output was lost")
+            if not exchange.started:
+                await _start_raw(exchange, start, lost[0] if lost else None)
+            if data:
+                await exchange.write(data[0] if len(data) == 1 else b"".join(data))
+    except Stopped:
+        raise Aborted("the stream was stopped before its end") from None
+    if not exchange.started:
+        await _start_raw(exchange, start, None)
+    await exchange.end()
+
+
+async def _start_raw(exchange: Exchange, start: int, lost: OutputEvent | None) -> None:
+    headers = [(b"content-type", b"application/octet-stream"), _NO_STORE]
+    if lost is not None:
+        start = lost.offset + lost.length
+        headers.append((b"agentd-lost", b"%d-%d" % (lost.offset, start)))
+    headers.append((b"agentd-cursor", b"%d" % start))
+    await exchange.start(200, headers)
+
+
+def _names() -> str:
+    return f"there are {', '.join(STREAMS)}"
+
+
+OUTPUT = Operation(
+    method="GET",
+    path="/v1/sandboxes/{id}/processes/{proc}/output",
+    scope="read",
+    help="what it wrote and writes; as server-sent events, or one stream's raw bytes",
+    stream=_output,
+    query=(
+        Parameter("stream", default="", help="stdout, stderr or pty; of events: all by default"),
+        Parameter("from", int, 0, help="the cursor of the first byte wanted"),
+        Parameter("follow", bool, None, help="wait for more; of events: true by default"),
+    ),
+    answer="application/octet-stream",
+)

@@ -1,0 +1,44 @@
+"""Lists a page at a time: the answer is the array alone, ``Agentd-Next`` the next page's cursor.
+
+A cursor is the place of the last item in the list's own order, so it holds when that item has gone.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from agentd.ingest.rest.query import Parameter
+from agentd.ingest.web.respond import Reply
+from agentd.model.errors import InvalidInput
+
+T = TypeVar("T")
+NEXT = "agentd-next"
+MAX_PAGE = 1000
+QUERY = (
+    Parameter("limit", int, MAX_PAGE, help=f"how many at most, up to {MAX_PAGE}"),
+    Parameter("cursor", default="", help="Agentd-Next of the page before"),
+)
+
+
+def page(
+    items: Sequence[T], place: Callable[[T], tuple[float, str]], limit: int, cursor: str
+) -> Reply:
+    """Raises InvalidInput."""
+    if not 1 <= limit <= MAX_PAGE:
+        raise InvalidInput(f"limit {limit} is not from 1 to {MAX_PAGE}")
+    after = _parse(cursor) if cursor else None
+    rest = sorted((i for i in items if after is None or place(i) > after), key=place)
+    shown = rest[:limit]
+    headers = {NEXT: "{!r}:{}".format(*place(shown[-1]))} if len(rest) > limit else {}
+    return Reply(200, shown, headers)
+
+
+def _parse(cursor: str) -> tuple[float, str]:
+    number, colon, name = cursor.partition(":")
+    try:
+        if colon and name:
+            return float(number), name
+    except ValueError:
+        pass
+    raise InvalidInput(
+        f"cursor={cursor[:64]!r} is none", remediation="give Agentd-Next of the page before"
+    )

@@ -1,0 +1,128 @@
+"""Commands: run to their end, or started, fed and signalled."""
+
+from typing import Any
+
+from agentd.ingest.rest.operation import Arguments, Operation
+from agentd.ingest.rest.output import OUTPUT
+from agentd.ingest.rest.pages import QUERY, page
+from agentd.ingest.rest.query import Parameter
+from agentd.ingest.service import Service
+from agentd.ingest.web.exchange import Exchange
+from agentd.ingest.web.respond import Reply
+from agentd.model.api import (
+    Answer,
+    ExecBody,
+    ProcessView,
+    ResultView,
+    RunBody,
+    SignalBody,
+)
+from agentd.model.principal import Principal
+from agentd.model.spec import Pty
+
+_ALL = "/v1/sandboxes/{id}/processes"
+_ONE = _ALL + "/{proc}"
+
+
+def _exec(service: Service, who: Principal, a: Arguments) -> object:
+    if a.body.wait:
+        return service.exec(who, a.id, a.body)
+    return Reply(201, service.start(who, a.id, a.body))
+
+
+def _signal(service: Service, who: Principal, a: Arguments) -> None:
+    service.signal(who, a.id, a.process, a.body.signal, a.body.target)
+
+
+def _resize(service: Service, who: Principal, a: Arguments) -> None:
+    service.resize(who, a.id, a.process, a.body.rows, a.body.cols)
+
+
+def _list(service: Service, who: Principal, a: Arguments) -> Reply:
+    return page(service.processes(who, a.id), lambda p: (p.started, p.id), **a.query)
+
+
+async def _stdin(exchange: Exchange, query: dict[str, Any]) -> None:
+    """Piece by piece: what the process does not read, the client does not get rid of."""
+    who = await exchange.authenticate()
+    service, id_, process = exchange.api.service, exchange.path["id"], exchange.path["proc"]
+    write = exchange.api.threads.waits.run
+    async for chunk in exchange.chunks():
+        await write(service.stdin, who, id_, process, chunk, eof=False)
+    await write(service.stdin, who, id_, process, b"", eof=query["eof"])
+    await exchange.answer(Answer(204))
+
+
+OPERATIONS = (
+    Operation(
+        method="POST",
+        path="/v1/sandboxes/{id}/exec",
+        scope="run",
+        help="run a command to its end, or with wait: false start it",
+        call=_exec,
+        body=ExecBody,
+        answer=ResultView,
+        also={201: ProcessView},
+        waits=True,
+        once=True,
+    ),
+    Operation(
+        method="POST",
+        path="/v1/run",
+        scope="create and run",
+        help="a sandbox, one command in it, and its end",
+        call=lambda s, who, a: s.run(who, a.body),
+        body=RunBody,
+        answer=ResultView,
+        waits=True,
+        once=True,
+    ),
+    Operation(
+        method="GET",
+        path=_ALL,
+        scope="read",
+        help="the processes of a sandbox, those that have ended too",
+        call=_list,
+        query=QUERY,
+        answer=list[ProcessView],
+    ),
+    Operation(
+        method="GET",
+        path=_ONE,
+        scope="read",
+        help="a process",
+        call=lambda s, who, a: s.process(who, a.id, a.process),
+        answer=ProcessView,
+    ),
+    OUTPUT,
+    Operation(
+        method="POST",
+        path=_ONE + "/stdin",
+        scope="run",
+        help="what it reads next",
+        stream=_stdin,
+        query=(Parameter("eof", bool, False, help="whether nothing follows"),),
+        body="application/octet-stream",
+        status=204,
+    ),
+    Operation(
+        method="POST",
+        path=_ONE + "/signal",
+        scope="run",
+        help="signal its group, or all of the sandbox",
+        call=_signal,
+        body=SignalBody,
+        status=204,
+        control=True,
+    ),
+    Operation(
+        method="POST",
+        path=_ONE + "/resize",
+        scope="run",
+        help="change the size of its terminal",
+        call=_resize,
+        body=Pty,
+        status=204,
+        control=True,
+    ),
+)

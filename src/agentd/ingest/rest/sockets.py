@@ -1,0 +1,199 @@
+"""``WS .../attach`` and ``WS .../exec``: a process's streams, both ways.
+
+server: binary, one byte for the stream, eight for the first byte's cursor, and the data;
+        text {"event": "started" | "lost" | "exit" | "error", ...}
+client: binary, its stdin; text {"op": "eof"}, {"op": "signal", ...}, {"op": "resize", ...}
+"""
+
+import asyncio
+import contextlib
+import struct
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from agentd.ingest.rest.follower import STREAMS, Follower, Stopped
+from agentd.ingest.rest.operation import decode_json
+from agentd.ingest.rest.output import without_output
+from agentd.ingest.rest.query import Parameter
+from agentd.ingest.service import OutputEvent
+from agentd.ingest.web.websocket import Socket
+from agentd.model.api import ExecBody, ProcessView
+from agentd.model.errors import AgentdError, InvalidInput
+from agentd.model.principal import Principal
+
+_HEAD = struct.Struct(">BQ")
+_NUMBER = {"stdout": 1, "stderr": 2, "pty": 3}
+_AHEAD = 1 << 20  # bytes of stdin that wait for the process
+ATTACH_QUERY = tuple(
+    Parameter(name, int, 0, help=f"the cursor of the first byte of {name} wanted")
+    for name in STREAMS
+)
+
+
+class _Op(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op"):
+    pass
+
+
+class _Eof(_Op, frozen=True, tag="eof"):
+    pass
+
+
+class _Signal(_Op, frozen=True, tag="signal"):
+    signal: int = 15
+    target: str = "group"
+
+
+class _Resize(_Op, frozen=True, tag="resize"):
+    rows: int
+    cols: int
+
+
+_OPS = _Eof | _Signal | _Resize
+
+
+async def attach(socket: Socket, query: dict[str, Any]) -> None:
+    """Follows from the cursors on. Closing it detaches; the process goes on."""
+    service, who = socket.api.service, await socket.authenticate()
+    id_, process = socket.path["id"], socket.path["proc"]
+
+    who.require("run")
+    view = await socket.api.threads.short.run(service.process, who, id_, process)
+    await _Session(socket, who, id_, view).run(query, accept=True)
+
+
+async def execute(socket: Socket, _: dict[str, Any]) -> None:
+    """Its first message is the ExecBody."""
+    api, id_ = socket.api, socket.path["id"]
+    who = await socket.authenticate()
+    who.require("run")
+    await socket.accept()
+    try:
+        async with asyncio.timeout(api.limits.first_message):
+            first = await socket.receive()
+    except TimeoutError:
+        raise InvalidInput("no ExecBody came in time") from None
+    body = decode_json(ExecBody, first)
+    view = await api.threads.waits.run(api.service.start, who, id_, body)
+    await _Session(socket, who, id_, view).run({}, accept=False)
+
+
+class _Session:
+    def __init__(self, socket: Socket, who: Principal, id_: str, view: ProcessView) -> None:
+        self._socket = socket
+        self._who = who
+        self._place = id_, view.id
+        self._view = view
+        self._stdin: _Stdin | None = None  # most only follow
+
+    async def run(self, cursors: Mapping[str, int], *, accept: bool) -> None:
+        follower = Follower(self._socket.api, self._socket.link)
+        sending: asyncio.Task[None] | None = None
+        try:
+            await follower.open(self._who, *self._place, cursors)
+            if accept:
+                await self._socket.accept()
+            await self._socket.send_event("started", {"process": self._view})
+            sending = asyncio.create_task(self._send(follower))
+            await self._receive()
+        finally:
+            follower.stop()
+            if self._stdin is not None:
+                self._stdin.stop()
+            if sending is not None:
+                await asyncio.wait([sending])
+            follower.close()
+
+    async def _send(self, follower: Follower) -> None:
+        """What is sent to a client who has gone, or as the daemon drains, is not missed: it has
+        the cursors, and comes back."""
+        with contextlib.suppress(Exception):
+            try:
+                async for events in follower.events():
+                    for event in events:
+                        await self._tell(event)
+            except Stopped:
+                await self._socket.close(1012, "the daemon is about to end")
+            else:
+                await self._socket.close()
+
+    async def _tell(self, event: OutputEvent) -> None:
+        if event.kind == "data":
+            head = _HEAD.pack(_NUMBER[event.stream], event.offset)
+            await self._socket.send(head + event.data)
+        elif event.kind == "lost":
+            end = event.offset + event.length
+            lost = {"stream": event.stream, "from": event.offset, "to": end}
+            await self._socket.send_event("lost", lost)
+        else:
+            result = None if event.result is None else without_output(event.result)
+            await self._socket.send_event("exit", {"result": result})
+
+    async def _receive(self) -> None:
+        """Until the client closes. What a process refuses is told, and ends nothing."""
+        while True:
+            message = await self._socket.receive()
+            try:
+                await self._do(message)
+            except AgentdError as error:
+                await self._socket.send_error(error)
+
+    async def _do(self, message: str | bytes) -> None:
+        if isinstance(message, bytes):
+            await self._feed(message, eof=False)
+            return
+        op = decode_json(_OPS, message)
+        service, run = self._socket.api.service, self._socket.api.threads.control.run
+        if isinstance(op, _Eof):
+            await self._feed(b"", eof=True)
+        elif isinstance(op, _Signal):
+            await run(service.signal, self._who, *self._place, op.signal, op.target)
+        else:
+            await run(service.resize, self._who, *self._place, op.rows, op.cols)
+
+    async def _feed(self, data: bytes, *, eof: bool) -> None:
+        if self._stdin is None:
+            self._stdin = _Stdin(self._socket, self._who, self._place)
+        await self._stdin.put(data, eof=eof)
+
+
+class _Stdin:
+    """In order, and beside the rest: a process that does not read can still be signalled."""
+
+    def __init__(self, socket: Socket, who: Principal, place: tuple[str, str]) -> None:
+        self._socket = socket
+        self._who = who
+        self._place = place
+        self._pieces: deque[tuple[bytes, bool]] = deque()
+        self._waiting = 0
+        self._change = asyncio.Event()
+        self._task = asyncio.create_task(self._write())
+
+    async def put(self, data: bytes, *, eof: bool) -> None:
+        while self._waiting > _AHEAD:
+            self._change.clear()
+            await self._change.wait()
+        self._pieces.append((data, eof))
+        self._waiting += len(data)
+        self._change.set()
+
+    def stop(self) -> None:
+        """What a thread is writing already it goes on with."""
+        self._task.cancel()
+
+    async def _write(self) -> None:
+        service, run = self._socket.api.service, self._socket.api.threads.waits.run
+        while True:
+            while not self._pieces:
+                self._change.clear()
+                await self._change.wait()
+            data, eof = self._pieces.popleft()
+            try:
+                await run(service.stdin, self._who, *self._place, data, eof=eof)
+            except AgentdError as error:
+                with contextlib.suppress(Exception):
+                    await self._socket.send_error(error)
+            self._waiting -= len(data)
+            self._change.set()

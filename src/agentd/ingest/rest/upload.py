@@ -1,0 +1,93 @@
+"""Files and tars, up into a sandbox: the whole of a file or nothing."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from agentd.ingest.rest.operation import fingerprint, recordable
+from agentd.ingest.web.exchange import Exchange
+from agentd.ingest.web.feed import Feed
+from agentd.ingest.web.respond import answer
+from agentd.model.api import Answer, Authorise, Repeat
+from agentd.model.principal import Principal
+
+_WHOLE = 1 << 20  # an upload up to this is part of what its Idempotency-Key stands for
+
+
+async def put_file(exchange: Exchange, query: dict[str, Any]) -> None:
+    service, id_ = exchange.api.service, exchange.path["id"]
+    who = await exchange.authenticate()
+
+    def write(data: Iterable[bytes]) -> Answer:
+        options = {"mode": query["mode"], "parents": query["parents"]}
+        return answer({"size": service.write_file(who, id_, query["path"], data, **options)})
+
+    key = exchange.header(b"idempotency-key")
+    if key is None:
+        await exchange.answer(await _upload(exchange, write))
+    else:
+        repeat = Repeat(None, id_, query["path"])
+
+        def authorise(approved: frozenset[str] | None) -> None:
+            service.readmit(who, repeat, approved)
+
+        await exchange.answer(await _put_once(exchange, who, key, write, authorise))
+
+
+async def _put_once(
+    exchange: Exchange,
+    who: Principal,
+    key: str,
+    write: Callable[[Iterable[bytes]], Answer],
+    authorise: Authorise,
+) -> Answer:
+    """Of a large upload its length and its Content-Digest (RFC 9530) stand for the bytes."""
+    length = exchange.length()
+    if length is not None and length <= _WHOLE:
+        whole = await exchange.body(_WHOLE)
+        work = recordable(lambda: write((whole,)))
+        carry = exchange.api.threads.uploads.run
+        return await exchange.api.service.once(
+            who, key, fingerprint(exchange, whole), work, carry, authorise=authorise
+        )
+    stands_for = f"{length} {exchange.header(b'content-digest') or ''}".encode()
+    async with _feeding(exchange) as (feed, filling):
+        work = recordable(lambda: write(feed))
+        request = fingerprint(exchange, stands_for)
+        carry = exchange.api.threads.uploads.run
+        found = await exchange.api.service.once(who, key, request, work, carry, authorise=authorise)
+        if found.replayed:
+            # Most clients look for an answer only once they have sent all.
+            feed.spend()
+            await asyncio.wait([filling])
+        return found
+
+
+async def put_tar(exchange: Exchange, query: dict[str, Any]) -> None:
+    service, id_ = exchange.api.service, exchange.path["id"]
+    who = await exchange.authenticate()
+
+    def write(data: Iterable[bytes]) -> Answer:
+        options = {name: True for name in ("whole", "replace") if query[name]}
+        service.write_tar(who, id_, query["path"], data, **options)
+        return Answer(204)
+
+    await exchange.answer(await _upload(exchange, write))
+
+
+async def _upload(exchange: Exchange, write: Callable[[Iterable[bytes]], Answer]) -> Answer:
+    async with _feeding(exchange) as (feed, _):
+        return await exchange.api.threads.uploads.run(recordable(lambda: write(feed)))
+
+
+@asynccontextmanager
+async def _feeding(exchange: Exchange) -> AsyncIterator[tuple[Feed, "asyncio.Task[None]"]]:
+    """The request's body, as it comes, and what fills it."""
+    feed = Feed()
+    filling = asyncio.create_task(feed.fill(exchange.chunks()))
+    try:
+        yield feed, filling
+    finally:
+        filling.cancel()
+        await asyncio.wait([filling])

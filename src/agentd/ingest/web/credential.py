@@ -1,0 +1,95 @@
+"""What a request brings along to prove who asks, and what a browser must not do in one's name."""
+
+import ipaddress
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from agentd.ingest.service import Service
+from agentd.ingest.web.link import link_of
+from agentd.model.errors import Forbidden, InvalidInput
+from agentd.model.principal import Principal
+
+#: These prove something to us; nobody else is ever told them.
+CREDENTIALS = frozenset((b"authorization", b"x-api-key", b"proxy-authorization"))
+_READ = frozenset((b"authorization", b"x-api-key", b"origin", b"host"))
+
+
+class Proof(msgspec.Struct, frozen=True):
+    peer: object | None
+    headers: dict[str, str]
+    certificate: bytes | None
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether a look into memory is enough, as for a peer and for an API key, which has no dot.
+
+        A token and a certificate have a signature to be verified, and a token's key may have to be
+        fetched first.
+        """
+        if self.headers:
+            return "." not in self.headers.get("authorization", "")
+        return self.certificate is None
+
+    def principal(self, service: Service) -> Principal:
+        """Blocks unless it ``is_quick``. Raises Unauthenticated, QuotaExceeded."""
+        return service.authenticate(
+            peer=self.peer, headers=self.headers, certificate=self.certificate
+        )
+
+
+def proof_of(scope: Any) -> Proof:
+    """Raises InvalidInput for a credential that is there twice, Forbidden for another site's."""
+    link = link_of(scope)
+    found = _once(scope["headers"])
+    headers = {
+        name.decode("ascii"): value.decode("latin-1")
+        for name, value in found.items()
+        if name in CREDENTIALS
+    }
+    if not headers:
+        _check_site(found, is_plain_tcp=not link.is_unix and link.certificate is None)
+    return Proof(link.peer, headers, link.certificate)
+
+
+def _once(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    found: dict[bytes, bytes] = {}
+    for name, value in headers:
+        if name in _READ:
+            # Two servers in a row could each believe another one of them.
+            if name in found:
+                raise InvalidInput(f"the header {name.decode()} is there twice")
+            found[name] = value
+    return found
+
+
+def _check_site(found: dict[bytes, bytes], *, is_plain_tcp: bool) -> None:
+    """Where the connection itself is the credential, any page in a browser could use it.
+
+    A request of another site's page names that site in Origin (Fetch standard, "Origin header");
+    after DNS rebinding Origin and Host agree, but both then name the attacker's domain.
+    """
+    host = found.get(b"host", b"").decode("latin-1")
+    origin = found.get(b"origin")
+    if origin is not None and urlsplit(origin.decode("latin-1")).netloc.lower() != host.lower():
+        raise Forbidden(
+            "a page of another site asks this",
+            cause=f"its origin is {origin.decode('latin-1')[:200]!r}",
+            remediation="send an API key with the request",
+        )
+    if is_plain_tcp and host and not _is_address(host):
+        raise Forbidden(
+            f"this is not the host {host[:200]!r}",
+            cause="without a credential it answers to localhost and to IP addresses only",
+            remediation="send an API key, or use http://localhost",
+        )
+
+
+def _is_address(host: str) -> bool:
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False

@@ -1,0 +1,151 @@
+"""One request and its answer, over ASGI."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from agentd.ingest.web.api import Api
+from agentd.ingest.web.callers import identify
+from agentd.ingest.web.link import link_of
+from agentd.ingest.web.respond import RequestTimeout
+from agentd.model.api import Answer
+from agentd.model.errors import AgentdError, InvalidInput, TooLarge
+from agentd.model.principal import Principal
+
+_FLUSH_LOOKS = 0.01
+
+
+class Disconnected(InvalidInput):
+    """The client went away amid its request; nobody reads the answer."""
+
+
+class Answered(Exception):
+    """To HEAD, by the head of the answer to GET: the rest is not wanted."""
+
+
+class Aborted(AgentdError):
+    """The answer had begun when it broke: the connection is cut, so that nobody takes it for
+    whole."""
+
+
+class Exchange:
+    def __init__(self, api: Api, scope: Any, receive: Any, send: Any) -> None:
+        self.api = api
+        self.scope = scope
+        self.receive = receive
+        self.link = link_of(scope)
+        self.started = False
+        self.head_only = False
+        self._send = send
+
+    @property
+    def path(self) -> Mapping[str, str]:
+        """The parameters in it."""
+        parameters: Mapping[str, str] = self.scope["path_params"]
+        return parameters
+
+    def header(self, name: bytes) -> str | None:
+        """The first of that name, which is lower case."""
+        for found, value in self.scope["headers"]:
+            if found == name:
+                text: str = value.decode("latin-1")
+                return text
+        return None
+
+    async def authenticate(self) -> Principal:
+        return await identify(self.api, self.scope)
+
+    # -- the request's body --
+
+    def length(self) -> int | None:
+        """Of the body; None where it comes in chunks. The parser has made sure of the number."""
+        if self.header(b"transfer-encoding") is not None:
+            return None
+        return int(self.header(b"content-length") or 0)
+
+    async def chunks(self, *, whole: bool = False) -> AsyncIterator[bytes]:
+        """``whole``: all of it is to come in body_seconds. Raises Disconnected, RequestTimeout."""
+        limits, loop = self.api.limits, asyncio.get_running_loop()
+        begun, size, more = loop.time(), 0, True
+        while more:
+            try:
+                async with asyncio.timeout(limits.body_seconds):
+                    message = await self.receive()
+            except TimeoutError:
+                raise RequestTimeout("the rest of the body did not come in time") from None
+            if message["type"] == "http.disconnect":
+                raise Disconnected("the client went away before the end of the body")
+            more = message["more_body"]
+            size += len(message["body"])
+            late = loop.time() - begun - limits.body_seconds
+            if more and late > 0 and (whole or size < late * limits.slowest):
+                raise RequestTimeout("the body comes too slowly")
+            if message["body"]:
+                yield message["body"]
+
+    async def body(self, limit: int) -> bytes:
+        """The whole of it. Raises TooLarge, before anything is read where its length is known."""
+        if (self.length() or 0) > limit:
+            raise _too_large(limit)
+        parts, size = [], 0
+        async for chunk in self.chunks(whole=True):
+            size += len(chunk)
+            if size > limit:
+                raise _too_large(limit)
+            parts.append(chunk)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    # -- the answer --
+
+    async def answer(self, answer: Answer) -> None:
+        headers = [(n.encode("latin-1"), v.encode("latin-1")) for n, v in answer.headers.items()]
+        if answer.replayed:
+            headers.append((b"idempotency-replayed", b"true"))
+        if answer.status not in (204, 304):
+            headers.append((b"content-length", b"%d" % len(answer.body)))
+        with self.link.transport.holding(), contextlib.suppress(Answered):
+            await self.start(answer.status, headers)
+            await self.end(answer.body)
+
+    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self.started = True
+        message = {"type": "http.response.start", "status": status, "headers": headers}
+        await self._send(message)
+        if self.head_only:
+            await self.end()
+            raise Answered
+
+    async def write(self, data: bytes) -> None:
+        """Waits until the client has taken most of it. Raises Disconnected."""
+        if self.link.is_lost:
+            raise Disconnected("the client went away amid the answer")
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self, data: bytes = b"") -> None:
+        await self._send({"type": "http.response.body", "body": data, "more_body": False})
+
+    async def flush(self, seconds: float) -> None:
+        """Until the kernel has all that was written, the client is gone, or so long at most."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while (
+            self.link.transport.get_write_buffer_size()
+            and not self.link.is_lost
+            and loop.time() < end
+        ):
+            await asyncio.sleep(_FLUSH_LOOKS)
+
+    async def abort(self) -> None:
+        """Cut the connection; returns when it is."""
+        gone = asyncio.Event()
+        self.link.transport.abort()
+        self.link.on_lost(gone.set)
+        await gone.wait()
+
+
+def _too_large(limit: int) -> TooLarge:
+    return TooLarge(
+        f"the body is larger than {limit} bytes",
+        remediation="write large data to a file: PUT .../files takes it as a stream",
+    )

@@ -1,0 +1,136 @@
+"""What a connection knows that a request does not say: who is at its other end, and its end."""
+
+import asyncio
+import contextlib
+import ipaddress
+import socket
+import ssl
+import struct
+from asyncio import Transport
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+from agentd.ingest.service import Service
+from agentd.ingest.web.seats import Seats
+
+_UCRED = struct.Struct("3i")  # unix(7): pid, uid, gid
+
+
+class HoldingTransport:
+    """A transport that can gather what is written, for one send: a client that waits for an answer
+    would wake up for its head alone."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._held: list[bytes] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[None]:
+        self._held = []
+        try:
+            yield
+        finally:
+            self._let_go()
+
+    def write(self, data: bytes) -> None:
+        if self._held is None:
+            self._transport.write(data)
+        elif data:  # asyncio's writelines would try to send an empty piece for ever
+            self._held.append(data)
+
+    def close(self) -> None:
+        self._let_go()
+        self._transport.close()
+
+    def _let_go(self) -> None:
+        held, self._held = self._held, None
+        if held:
+            self._transport.writelines(held)
+
+
+class Link:
+    """Found in ``scope["state"]["link"]``; the same for all requests of a connection."""
+
+    __slots__ = (
+        "_callbacks",
+        "_seats",
+        "address",
+        "certificate",
+        "has_asked",
+        "is_unix",
+        "peer",
+        "principal",
+        "since",
+        "transport",
+    )
+
+    def __init__(self, transport: HoldingTransport, service: Service, seats: Seats) -> None:
+        self.transport = transport
+        self.principal = ""  # whose it is, once that is known
+        self.has_asked = False
+        self.since = asyncio.get_running_loop().time()
+        self._seats = seats
+        self.peer: object | None = None
+        self.certificate: bytes | None = None
+        self._callbacks: set[Callable[[], None]] | None = set()
+        connection = cast("socket.socket", transport.get_extra_info("socket"))
+        self.is_unix = connection.family == socket.AF_UNIX
+        if self.is_unix:
+            with contextlib.suppress(OSError):  # it has gone already
+                self.peer = service.peer(connection)
+        self.address = _address(connection)
+        tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
+        # Without CERT_REQUIRED nobody has verified what the client showed.
+        if tls is not None and tls.context.verify_mode is ssl.CERT_REQUIRED:
+            self.certificate = tls.getpeercert(binary_form=True)
+
+    def identify(self, principal: str) -> None:
+        """Raises Full where the principal has too many connections."""
+        self._seats.identify(self, principal)
+        self.principal = principal
+
+    def cut(self) -> None:
+        self.transport.abort()
+
+    def on_lost(self, callback: Callable[[], None]) -> None:
+        """``callback`` runs once when the connection has gone; at once where it has already."""
+        if self._callbacks is None:
+            callback()
+        else:
+            self._callbacks.add(callback)
+
+    def forget(self, callback: Callable[[], None]) -> None:
+        if self._callbacks is not None:
+            self._callbacks.discard(callback)
+
+    def lost(self) -> None:
+        self._seats.leave(self)
+        callbacks, self._callbacks = self._callbacks or set(), None
+        for callback in callbacks:
+            callback()
+
+    @property
+    def is_lost(self) -> bool:
+        return self._callbacks is None
+
+
+def link_of(scope: Any) -> Link:
+    link: Link = scope["state"]["link"]
+    return link
+
+
+def _address(connection: socket.socket) -> str:
+    """Of whom a stranger's connection is: a user here, or a network of one household."""
+    try:
+        if connection.family == socket.AF_UNIX:
+            raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+            return f"user {_UCRED.unpack(raw)[1]}"
+        host = str(connection.getpeername()[0]).partition("%")[0]
+        if connection.family == socket.AF_INET6:
+            return f"from {ipaddress.ip_network((host, 64), strict=False)}"
+    except (OSError, ValueError):
+        return "gone"
+    return f"from {host}"

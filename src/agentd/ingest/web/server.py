@@ -1,0 +1,167 @@
+"""uvicorn's protocols on any number of listeners, in an event loop that is there already."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Sequence
+from email.utils import formatdate
+from functools import partial
+
+from starlette.applications import Starlette
+from uvicorn.config import Config
+
+from agentd.ingest.web.api import api_of
+from agentd.ingest.web.listeners import BACKLOG, Listener
+from agentd.ingest.web.protocol import HttpConnection, State, WsConnection
+from agentd.ingest.web.seats import Seats
+from agentd.model.errors import AgentdError, Conflict
+
+_POLL = 0.05
+
+
+class Server:
+    """``start``, then ``drain`` or ``close``. The listeners belong to it from then on."""
+
+    def __init__(self, app: Starlette, listeners: Sequence[Listener]) -> None:
+        self._api = api = api_of(app)
+        self._listeners = list(listeners)
+        self._config = Config(
+            app,
+            http=HttpConnection,
+            ws=WsConnection,
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            ws_max_size=api.limits.message,
+            ws_per_message_deflate=False,  # costs memory, and is a way to make ours grow
+            timeout_keep_alive=int(api.limits.idle) or 1,
+        )
+        self._config.load()
+        self._state = State(api.limits, api.service)
+        self._servers: dict[Listener, asyncio.Server] = {}
+        self.trouble = ""  # why some can no longer connect
+        self._ticking: asyncio.Task[None] | None = None
+
+    @property
+    def names(self) -> list[str]:
+        return [listener.name for listener in self._listeners]
+
+    @property
+    def connections(self) -> int:
+        return len(self._state.connections)
+
+    async def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._tick(loop.time())
+        self._ticking = loop.create_task(self._tick_forever())
+        try:
+            for listener in self._listeners:
+                await self._serve(listener)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def look(self) -> None:
+        """Listen anew where the file of a unix socket was removed. What is connected stays."""
+        troubles = []
+        for place, listener in enumerate(self._listeners):
+            why = listener.lost()
+            if not why or self._state.draining:
+                continue
+            try:
+                if listener.again is None or "removed" not in why:
+                    raise Conflict(why)
+                self._listeners[place] = new = listener.again()
+                await self._serve(new)
+                await self._stop(listener)
+            except (AgentdError, OSError) as error:
+                troubles.append(f"{why}: {error}" if str(error) != why else why)
+        self.trouble = "; ".join(troubles)
+
+    async def _stop(self, listener: Listener) -> None:
+        """The same as ``_stop_listening``, for one."""
+        asyncio.get_running_loop().remove_reader(listener.socket)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        self._servers.pop(listener).close()
+        listener.close()
+
+    async def _serve(self, listener: Listener) -> None:
+        loop = asyncio.get_running_loop()
+        seats = Seats(self._api.limits.connections)
+        server = await loop.create_server(
+            partial(HttpConnection, self._config, self._state, seats),
+            sock=listener.socket,
+            backlog=BACKLOG,  # or asyncio makes it 100
+            ssl=listener.tls,
+            ssl_handshake_timeout=self._api.limits.tls_seconds if listener.tls else None,
+        )
+        self._servers[listener] = server
+
+    async def drain(self, seconds: float) -> bool:
+        """Take no more; let what runs end, for so long. Whether all of it did. Then close.
+
+        Streams that go on for ever are ended at once: their clients have cursors to come back
+        with.
+        """
+        self._api.drain()
+        self._state.draining = True
+        await self._stop_listening()
+        for connection in tuple(self._state.connections):
+            connection.shutdown()
+        deadline = time.monotonic() + seconds
+        while (self._state.tasks or self._state.connections) and time.monotonic() < deadline:
+            await asyncio.sleep(_POLL)
+        done = not self._state.tasks
+        await self.close()
+        return done
+
+    async def close(self) -> None:
+        """Cut everything. Idempotent. Threads end with the calls that they are in."""
+        self._api.drain()
+        self._state.draining = True
+        await self._stop_listening()
+        if self._ticking is not None:
+            self._ticking.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._ticking
+            self._ticking = None
+        for connection in tuple(self._state.connections):
+            connection.transport.abort()
+        tasks = tuple(self._state.tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=1.0)
+        await asyncio.sleep(0)
+        self._api.close()
+
+    async def _stop_listening(self) -> None:
+        loop = asyncio.get_running_loop()
+        for listener in self._listeners:
+            if listener.socket.fileno() >= 0:
+                loop.remove_reader(listener.socket)
+        # What was accepted just now gets its transport first: asyncio leaks the socket of one
+        # whose server is closed meanwhile (base_events.Server._attach asserts).
+        for _ in range(3):
+            await asyncio.sleep(0)
+        for server in self._servers.values():
+            server.close()
+        self._servers.clear()
+        for listener in self._listeners:
+            listener.close()
+
+    async def _tick_forever(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(1.0)
+            self._tick(loop.time())
+
+    def _tick(self, now: float) -> None:
+        self._state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
+        for connection in tuple(self._state.connections):
+            connection.check(now)  # type: ignore[union-attr]  # all are ours

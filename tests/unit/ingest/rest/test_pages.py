@@ -1,0 +1,78 @@
+"""Lists a page at a time, and what the document says of all this."""
+
+from typing import Any
+
+import pytest
+from tests.unit.ingest.harness import Running
+
+from agentd.ingest.rest.app import operations
+from agentd.ingest.rest.openapi import document
+
+
+def walked(running: Running, path: str, limit: int) -> list[Any]:
+    found: list[Any] = []
+    cursor = ""
+    while True:
+        reply = running.ask("GET", f"{path}?limit={limit}&cursor={cursor}")
+        assert reply.status == 200 and len(reply.json) <= limit
+        found += reply.json
+        cursor = reply.headers.get("agentd-next", "")
+        if not cursor:
+            return found
+
+
+@pytest.mark.parametrize("limit", [1, 2, 1000])
+def test_every_list_is_walked_to_its_end(running: Running, limit: int) -> None:
+    id_, _ = running.process("echo", "x")
+    for _ in range(4):
+        running.ask("POST", f"/v1/sandboxes/{id_}/exec", {"cmd": ["echo", "x"], "wait": False})
+        running.ask("POST", "/v1/keys", {"name": "k", "scopes": ["read"]})
+        running.ask("POST", f"/v1/sandboxes/{id_}/snapshot")
+    for path in (f"/v1/sandboxes/{id_}/processes", "/v1/keys", "/v1/snapshots", "/v1/approvals"):
+        all_ = running.ask("GET", path)
+        assert all_.headers["agentd-next"] is None
+        assert walked(running, path, limit) == all_.json
+    assert len(walked(running, f"/v1/sandboxes/{id_}/processes", limit)) == 5
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=1001", "cursor=x", "cursor=1", "cursor=x:y"])
+def test_what_is_no_page_is_refused(running: Running, query: str) -> None:
+    assert running.ask("GET", f"/v1/keys?{query}").code == "invalid_input"
+
+
+def test_one_key_and_one_snapshot(running: Running) -> None:
+    id_ = running.sandbox()
+    key = running.ask("POST", "/v1/keys", {"name": "k", "scopes": ["read"]}).json["id"]
+    kept = running.ask("POST", f"/v1/sandboxes/{id_}/snapshot").json["id"]
+    assert running.ask("GET", f"/v1/keys/{key}").json["id"] == key
+    assert running.ask("GET", f"/v1/snapshots/{kept}").json["id"] == kept
+    assert running.ask("GET", "/v1/keys/none").status == 404
+    assert running.ask("GET", "/v1/snapshots/none").status == 404
+
+
+def test_a_refused_port_is_the_callers(running: Running) -> None:
+    reply = running.ask("GET", f"/v1/sandboxes/{running.sandbox()}/ports/1/")
+    assert (reply.status, reply.code) == (409, "operation_failed")
+
+
+def test_the_document_tells_what_may_be_said() -> None:
+    made = document(operations(metrics=True), "1")
+    schemas = made["components"]["schemas"]
+    assert schemas["SignalBody"]["properties"]["target"]["enum"] == ["group", "sandbox"]
+    assert "none" in schemas["SandboxBody"]["properties"]["net"]["enum"]
+    isolation = schemas["SandboxBody"]["properties"]["isolation"]["anyOf"]
+    assert "microvm" in isolation[0]["enum"] and "enum" not in isolation[1]
+    assert "admin" in schemas["KeyBody"]["properties"]["scopes"]["items"]["enum"]
+    assert schemas["Pty"]["properties"]["rows"]["minimum"] == 1
+    streams = made["paths"]["/v1/sandboxes/{id}/processes/{proc}/output"]["get"]["parameters"]
+    (stream,) = [p for p in streams if p["name"] == "stream"]
+    assert {"stdout", "stderr", "pty"} < set(stream["schema"]["enum"])
+    for path, methods in made["paths"].items():
+        for method, operation in methods.items():
+            assert operation["tags"], (method, path)
+            assert "default" in operation["responses"]
+    one = made["paths"]["/v1/sandboxes/{id}"]["get"]["responses"]
+    assert {"400", "401", "403", "404", "410", "429", "503"} < set(one)
+    assert {"get", "post"} == set(made["paths"]["/v1/sandboxes/{id}/exec"])
+    assert "101" in made["paths"]["/v1/sandboxes/{id}/processes/{proc}/attach"]["get"]["responses"]
+    assert "put" in made["paths"]["/v1/sandboxes/{id}/ports/{port}/{path}"]
