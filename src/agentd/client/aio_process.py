@@ -10,6 +10,7 @@ from agentd.client.chunk import Chunk, Chunks
 from agentd.client.process import Process, ended
 from agentd.client.signature import documented_by
 from agentd.client.wording import of_result
+from agentd.model.drive import drive
 from agentd.model.errors import InvalidInput
 from agentd.model.result import Result
 
@@ -69,15 +70,16 @@ class AsyncProcess:
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:
         try:
-            while self._result is None:
-                running = await self._begun()
-                found = await self._guarded(self._step)
-                for name, data in found:
+            if self._result is not None:
+                return
+            running = await self._begun()
+            rounds = drive(running, lambda: (self._wake.fd,))
+            while found := await self._guarded(partial(next, rounds, None)):
+                for name, data in found[0]:
                     yield self._chunks.make(name, data, running.before)
-                if running.exit is not None and not found:
-                    for chunk in self._chunks.rest():
-                        yield chunk
-                    await self.wait()
+            for chunk in self._chunks.rest():
+                yield chunk
+            await self.wait()
         finally:
             if self._for_one_loop:
                 await self.close()

@@ -9,7 +9,7 @@ import msgspec
 
 from agentd.client import build
 from agentd.client.build import SandboxOptions
-from agentd.client.drive import drive
+from agentd.model.drive import chunks, execute
 from agentd.model.errors import InvalidInput, Refused
 
 if TYPE_CHECKING:
@@ -57,11 +57,7 @@ class LocalCommand:
         return chunks, ready
 
     def chunks(self) -> Iterator[tuple[str, bytes]]:
-        while True:
-            found, _ = self.step()
-            yield from found
-            if self.exit is not None and not found:
-                return
+        return chunks(self)
 
     def signal(self, number: int) -> None:
         self._execution.running.signal(number)
@@ -116,7 +112,7 @@ class LocalSandbox:
             return self.pipeline.execute(self.principal, self.handle, request, stdin)
         asked = msgspec.structs.replace(request, stdin=bool(stdin))
         with self.start(asked, capture=True) as running:
-            return drive(running, stdin, wake)
+            return execute(running, stdin, wake)
 
     def start(self, request: "ExecRequest", *, capture: bool = False) -> LocalCommand:
         return LocalCommand(self.pipeline.start(self.principal, self.handle, request, capture))

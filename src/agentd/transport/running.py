@@ -10,6 +10,7 @@ from typing import Any, Protocol, Self
 from agentd.guest import wire
 from agentd.model.cause import CauseCode
 from agentd.model.control import check_signal, check_window
+from agentd.model.drive import chunks
 from agentd.model.errors import AgentdError, BackendLost, GuestError, InvalidInput, Refused
 from agentd.model.result import Exit
 from agentd.transport.channel import encode_request
@@ -182,10 +183,7 @@ class StreamCommand:
 
     def chunks(self) -> Iterator[Chunk]:
         """``("stdout" | "stderr", bytes)`` as they come, until the end."""
-        while True:
-            yield from self.step()[0]
-            if self.exit is not None and not self._queue:
-                return
+        return chunks(self)
 
     def step(
         self, timeout: float | None = None, extra_fds: Sequence[int] = ()

@@ -12,6 +12,7 @@ import msgspec
 
 from agentd.model import typed
 from agentd.model.cause import Cause, CauseCode
+from agentd.model.drive import chunks
 from agentd.model.errors import AgentdError, BackendLost, GuestError, InvalidInput, Refused
 from agentd.model.limits import DEFAULTS, MIB
 from agentd.model.result import Exit, Usage
@@ -203,7 +204,7 @@ class V1Command:
         return self._exit
 
     def chunks(self) -> Iterator[tuple[str, bytes]]:
-        yield from self.step()[0]
+        return chunks(self)
 
     def step(
         self, timeout: float | None = None, extra_fds: Sequence[int] = ()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from agentd.client.cli.interrupts import Interrupts
 from agentd.client.cli.output import write_all
 from agentd.model.characters import Whole
+from agentd.model.drive import drive
 
 if TYPE_CHECKING:
     from agentd.client.ports import Running
@@ -44,6 +45,7 @@ class Follow:
         self._stand_still = stand_still
         self._tick = tick
         self._every = every
+        self._due = 0.0
         # On one terminal a piece of the other stream would come between the bytes of a character.
         shared = not tty and os.isatty(1) and os.isatty(2)
         self._whole = Whole() if shared else None
@@ -70,10 +72,8 @@ class Follow:
         return data if self._whole is None else self._whole.feed(name, data)
 
     def _loop(self) -> None:
-        due = time.monotonic() + self._every
-        while not self._left:
-            timeout = None if self._tick is None else max(0.0, due - time.monotonic())
-            chunks, ready = self._running.step(timeout, self._waiting())
+        self._due = time.monotonic() + self._every
+        for chunks, ready in drive(self._running, self._waiting, self._until_tick):
             for name, data in chunks:
                 if not self._silent:
                     write_all(1 if name == "stdout" else 2, self._passed(name, data))
@@ -81,11 +81,14 @@ class Follow:
                 self._woken()
             if 0 in ready:
                 self._feed()
-            if self._running.exit is not None and not chunks:
+            if self._left:
                 return
-            if self._tick is not None and time.monotonic() >= due:
+            if self._tick is not None and time.monotonic() >= self._due:
                 self._tick()
-                due = time.monotonic() + self._every
+                self._due = time.monotonic() + self._every
+
+    def _until_tick(self) -> float | None:
+        return None if self._tick is None else max(0.0, self._due - time.monotonic())
 
     def _waiting(self) -> list[int]:
         waiting = [self._interrupts.wake] if self._tty or self._stand_still else []

@@ -21,6 +21,7 @@ from agentd.model import typed
 from agentd.model.api import ErrorView, ProcessView, ResultView
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.control import check_signal, check_window
+from agentd.model.drive import chunks
 from agentd.model.errors import AgentdError, Conflict, InvalidInput, SandboxError
 from agentd.model.result import Result
 
@@ -122,11 +123,7 @@ class RemoteCommand:
         return chunks, ready
 
     def chunks(self) -> Iterator[tuple[str, bytes]]:
-        while True:
-            found, _ = self.step()
-            yield from found
-            if self.exit is not None and not found:
-                return
+        return chunks(self)
 
     def write(self, data: bytes) -> None:
         """Waits while over 1 MiB is on its way, unless the output must be read first."""

@@ -111,10 +111,10 @@ class RemoteSandbox:
     def execute(self, request: ExecRequest, stdin: bytes, wake: int = -1) -> Result:
         self._check()
         if len(stdin) > MAX_INLINE:
-            from agentd.client.drive import drive
+            from agentd.model.drive import execute
 
             with self.start(msgspec.structs.replace(request, stdin=True), capture=True) as running:
-                return drive(running, stdin, wake)
+                return execute(running, stdin, wake)
         tag = f"run-{clients.new_key()}"
         body = wire.exec_body(
             msgspec.structs.replace(request, tag=tag, stdin=False), stdin or None, wait=True

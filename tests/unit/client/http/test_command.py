@@ -10,13 +10,13 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import unix_serve
 
-from agentd.client.drive import drive
 from agentd.client.http import address, command
 from agentd.client.http.client import Client
 from agentd.client.http.command import RemoteCommand
 from agentd.client.http.errors import Unreachable
 from agentd.client.sandbox import Process
 from agentd.model.cause import CauseCode
+from agentd.model.drive import execute
 from agentd.model.errors import AgentdError, InvalidInput, NotFound, SandboxError
 
 STREAMS = {"stdout": 1, "stderr": 2, "pty": 3}
@@ -258,7 +258,7 @@ def test_much_stdin_and_much_output_at_once_do_not_lock_up(sockets, attach):
                 socket.send(ended())
 
     sockets.visits = [echo]
-    result = drive(attach(stdin=True, capture=True), b"x" * size)
+    result = execute(attach(stdin=True, capture=True), b"x" * size)
     assert len(result.stdout) == size
 
 

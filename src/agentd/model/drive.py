@@ -1,0 +1,84 @@
+"""The loop that drives a running command to its end, the same for each kind of command."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, TypeVar
+
+_PIECE = 64 << 10
+_BACKLOG = 256 << 10  # bytes of stdin given ahead of the command
+
+Round = tuple[list[tuple[str, bytes]], list[int]]
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Driven(Protocol):
+    """A running command, as far as the loop sees it."""
+
+    @property
+    def exit(self) -> object | None:
+        """Not None once it has ended."""
+
+    def step(self, timeout: float | None = None, extra_fds: Sequence[int] = ()) -> Round:
+        """Waits for one round: chunks of output, ``("stdout" | "stderr", bytes)``, and the readable
+        ones of ``extra_fds``. Both are empty after ``timeout`` seconds, and may be before."""
+
+
+class TakesInput(Driven, Protocol[R_co]):
+    """One that is given its stdin and asked for its result."""
+
+    @property
+    def backlog(self) -> int: ...
+    def write(self, data: bytes) -> None: ...
+    def close_stdin(self) -> None: ...
+    def kill(self) -> None: ...
+    def finish(self) -> R_co: ...
+
+
+def drive(
+    command: Driven,
+    waiting: Callable[[], Sequence[int]] = tuple,
+    timeout: Callable[[], float | None] = lambda: None,
+) -> Iterator[Round]:
+    """Yields each round of ``command.step`` until the command has ended and nothing of its output
+    is left.
+
+    ``waiting`` gives the descriptors that end a round once they are readable, ``timeout`` the
+    seconds that it lasts at most; both are asked before each round. One that stays readable has to
+    be left out by ``waiting``, or rounds follow each other without a pause.
+
+    To leave the loop early stops nothing: the command is still the caller's to kill and close.
+    Raises what ``step`` raises.
+    """
+    while True:
+        # After the end nothing but these descriptors would end a round: they are left out.
+        fds = waiting() if command.exit is None else ()
+        chunks, ready = command.step(timeout(), fds)
+        yield chunks, ready
+        if command.exit is not None and not chunks:
+            return
+
+
+def chunks(command: Driven) -> Iterator[tuple[str, bytes]]:
+    """Yields the output of ``command``, as it comes, until its end."""
+    for found, _ in drive(command):
+        yield from found
+
+
+def execute(command: TakesInput[R_co], stdin: bytes, wake: int = -1) -> R_co:
+    """Feeds ``stdin``, waits for the end and returns the result; ``wake`` readable kills it."""
+    left = memoryview(stdin)
+
+    def feed() -> None:
+        nonlocal left
+        while left and command.exit is None and command.backlog < _BACKLOG:
+            command.write(bytes(left[:_PIECE]))
+            left = left[_PIECE:]
+            if not left:
+                command.close_stdin()
+
+    feed()
+    for _, ready in drive(command, lambda: () if wake < 0 else (wake,)):
+        if ready:
+            command.kill()
+            break
+        feed()
+    return command.finish()
