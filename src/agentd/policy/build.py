@@ -14,8 +14,8 @@ from agentd.model import typed
 from agentd.model.errors import InvalidInput
 from agentd.policy import lint
 from agentd.policy.errors import BundleError, Problem
-from agentd.policy.frames import BUILD_SECONDS, Build, Compiled
-from agentd.policy.process import Process, WorkerLost
+from agentd.policy.frames import Build, Compiled
+from agentd.policy.process import Process, WorkerLost, WorkerSlow
 from agentd.policy.reads import Reads
 from agentd.policy.source import Source
 
@@ -90,7 +90,7 @@ def compiled(
 ) -> Compiled:
     """Writes to ``path``; ``more`` are modules besides its own.
 
-    Raises BundleError; AgentdError where no process can be started.
+    Raises BundleError; AgentdError where no process can be started, or it hung.
     """
     modules = {**source.modules, **(more or {})}
     problems = lint.modules(modules)
@@ -98,7 +98,10 @@ def compiled(
         build = Build(path, modules, source.data.decode(), list(entrypoints))
         try:
             with worker() as process:
-                answer = process.ask(b"b", msgspec.json.encode(build), BUILD_SECONDS)
+                about = f"the compile of the policy bundle {source.where}"
+                answer = process.work(b"b", msgspec.json.encode(build), about)
+        except WorkerSlow:
+            raise  # the bundle may be all right
         except WorkerLost as error:
             ended = Problem("", 0, f"the engine's compiler broke off: {error.cause}")
             raise BundleError(source.where, [ended]) from error

@@ -9,7 +9,7 @@ from agentd.model.decision import Asked, Decision
 from agentd.model.errors import AgentdError
 from agentd.policy import answer
 from agentd.policy.build import Built
-from agentd.policy.frames import BUILD_SECONDS, Load, Query
+from agentd.policy.frames import Load, Query
 from agentd.policy.process import NoAnswer, Pool, Process
 from agentd.policy.reads import pruned
 
@@ -131,7 +131,7 @@ class PolicyEngine:
 
     def _load(self, process: Process, built: Built) -> None:
         load = Load(built.path, self._seconds)
-        process.ask(b"l", msgspec.json.encode(load), BUILD_SECONDS)
+        process.work(b"l", msgspec.json.encode(load), "loading the compiled policy")
         process.loaded = built.path
 
 

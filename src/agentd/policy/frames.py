@@ -14,7 +14,6 @@ from agentd.policy.errors import Problem
 from agentd.policy.reads import Reads
 
 MAX_FRAME = 16 << 20
-BUILD_SECONDS = 20.0
 HEAD = struct.Struct("<I")
 
 
@@ -54,7 +53,11 @@ class Query(msgspec.Struct):
 
 
 def send(stream: socket.socket, body: bytes) -> None:
-    stream.sendall(HEAD.pack(len(body)) + body)
+    stream.sendall(packed(body))
+
+
+def packed(body: bytes) -> bytes:
+    return HEAD.pack(len(body)) + body
 
 
 def receive(stream: socket.socket) -> bytes | None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import struct
@@ -12,7 +13,9 @@ from collections.abc import Iterator
 
 from agentd.model import typed
 from agentd.model.errors import AgentdError, Full, Refused, Unavailable
-from agentd.policy.frames import BUILD_SECONDS, Engine, Missing, receive, send
+from agentd.policy import patience
+from agentd.policy.frames import Engine, Missing, packed, receive, send
+from agentd.policy.patience import Patience
 
 _CODE = "import sys; sys.path[:] = {path!r}; from agentd.policy.start import main; main()"
 # What a worker has of its owner's environment: where a Python of one's own has its libraries, and
@@ -26,6 +29,12 @@ class WorkerLost(AgentdError):
     """It ended before it answered: it took too long, ran out of memory, or crashed."""
 
     code = "policy_worker_lost"
+
+
+class WorkerSlow(WorkerLost):
+    """It was given up, and for no fault of what it was asked: it hung, or had no processor."""
+
+    code = "policy_worker_slow"
 
 
 class NoEngine(Unavailable):
@@ -66,18 +75,66 @@ class Process:
             raise AgentdError("cannot start a policy worker", cause=str(error)) from error
 
     def ask(self, operation: bytes, body: bytes, seconds: float) -> bytes:
-        """Raises NoAnswer; WorkerLost and NoEngine, after which it is closed."""
-        self._patience(seconds + _GRACE)
+        """A decision, by the clock. Raises NoAnswer; WorkerLost and NoEngine, after which it is
+        closed."""
+        self._limit(seconds + _GRACE)
         try:
             send(self._stream, operation + body)
+            frame = receive(self._stream)
+        except (BrokenPipeError, ConnectionResetError):
+            frame = None
+        except BlockingIOError as error:
+            self.close()
+            raise WorkerSlow(
+                "the policy worker was given up",
+                cause=f"it did not decide within {seconds + _GRACE:g} s, nor end",
+            ) from error
+        except (OSError, ValueError) as error:
+            self.close()
+            raise WorkerLost("the policy worker broke off", cause=str(error)) from error
+        return self._answer(frame, f"it took more than {seconds:g} s")
+
+    def work(self, operation: bytes, body: bytes, what: str) -> bytes:
+        """A compile or a load (``what`` says of what), for as long as it works.
+
+        Raises what ``ask`` does.
+        """
+        self._limit(patience.IDLE_SECONDS)  # of a frame that has begun to come
+        hope = Patience(self._child.pid)
+        try:
+            self._send(packed(operation + body), hope, what)
+            self._wait(select.POLLIN, hope, what)
             frame = receive(self._stream)
         except (BrokenPipeError, ConnectionResetError):
             frame = None
         except (OSError, ValueError) as error:
             self.close()
             raise WorkerLost("the policy worker broke off", cause=str(error)) from error
+        return self._answer(frame, f"it computed for more than {patience.CPU_SECONDS:g} s")
+
+    def engine(self) -> Engine:
+        """What it decides with. Raises WorkerLost, NoEngine."""
+        return typed.decoder(Engine).decode(self.work(b"v", b"", "the start of the policy engine"))
+
+    def _send(self, frame: bytes, hope: Patience, what: str) -> None:
+        view = memoryview(frame)
+        while view:
+            self._wait(select.POLLOUT, hope, what)
+            view = view[self._stream.send(view, socket.MSG_DONTWAIT) :]
+
+    def _wait(self, event: int, hope: Patience, what: str) -> None:
+        """Raises WorkerSlow, after which it is closed."""
+        poller = select.poll()
+        poller.register(self._stream, event)
+        while not poller.poll(hope.slice * 1000):
+            cause, fix = hope.over()
+            if cause:
+                self.close()
+                raise WorkerSlow(f"{what} was given up", cause=cause, remediation=fix)
+
+    def _answer(self, frame: bytes | None, alarm: str) -> bytes:
         if frame is None:
-            raise WorkerLost("the policy worker ended", cause=self._end(seconds))
+            raise WorkerLost("the policy worker ended", cause=self._end(alarm))
         if frame[:1] == b"!":
             self.close()
             missing = typed.decoder(Missing).decode(frame[1:])
@@ -88,11 +145,7 @@ class Process:
             raise NoAnswer(frame[1:].decode(errors="replace"))
         return frame[1:]
 
-    def engine(self) -> Engine:
-        """What it decides with. Raises WorkerLost, NoEngine."""
-        return typed.decoder(Engine).decode(self.ask(b"v", b"", BUILD_SECONDS))
-
-    def _patience(self, seconds: float) -> None:
+    def _limit(self, seconds: float) -> None:
         # The kernel's own: Python's would poll before each call, which is a call more.
         if seconds != self._seconds:
             time = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
@@ -109,15 +162,15 @@ class Process:
             os.close(self._words)
             self._words = -1
 
-    def _end(self, seconds: float) -> str:
+    def _end(self, alarm: str) -> str:
         self._stream.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._child.wait(_GRACE)
         words = self._last_words()
         self.close()
         code = self._child.returncode
-        if code == -signal.SIGALRM:
-            return f"it took more than {seconds:g} s"
+        if code in (-signal.SIGALRM, -signal.SIGPROF):
+            return alarm
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         return f"{how}: {words}" if words else how
 

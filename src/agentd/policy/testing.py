@@ -10,7 +10,7 @@ import msgspec
 
 from agentd.model.errors import AgentdError
 from agentd.policy import answer, build, lint
-from agentd.policy.frames import BUILD_SECONDS, Load, Query
+from agentd.policy.frames import Load, Query
 from agentd.policy.process import NoAnswer, Process
 from agentd.policy.source import Source, read
 
@@ -81,7 +81,8 @@ def _run(path: str, found: dict[str, tuple[str, int]]) -> Iterator[TestResult]:
 def _loaded(path: str) -> Process:
     process = Process()
     try:
-        process.ask(b"l", msgspec.json.encode(Load(path, SECONDS)), BUILD_SECONDS)
+        load = msgspec.json.encode(Load(path, SECONDS))
+        process.work(b"l", load, "loading the compiled tests")
     except BaseException:
         process.close()
         raise

@@ -12,10 +12,12 @@ import os
 import resource
 import signal
 import socket
+from collections.abc import Iterator
 
 import msgspec
 
-from agentd.policy.frames import BUILD_SECONDS, Build, Compiled, Engine, Load, Query, receive, send
+from agentd.policy.frames import Build, Compiled, Engine, Load, Query, receive, send
+from agentd.policy.patience import CPU_SECONDS
 from agentd.policy.program import VERSION, Program, Uncompiled, Unevaluated, compile_to
 
 
@@ -23,7 +25,7 @@ class Worker:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._program: Program | None = None
-        self._seconds = BUILD_SECONDS
+        self._seconds = 0.0  # what it has loaded comes with its own
 
     def answer(self, frame: bytes) -> bytes:
         operation, body = frame[:1], frame[1:]
@@ -35,7 +37,8 @@ class Worker:
                 return self._query(query.entrypoint, bytes(query.input))
             if operation == b"l":
                 load = msgspec.json.decode(body, type=Load)
-                self._program, self._seconds = Program(load.path), load.seconds
+                with _alarm(CPU_SECONDS):
+                    self._program, self._seconds = Program(load.path), load.seconds
                 return b"+"
             if operation == b"v":
                 return b"+" + msgspec.json.encode(self._engine)
@@ -58,7 +61,8 @@ class Worker:
 def main(*, stand_in: bool) -> None:
     """``stand_in`` says whether another library is in the place of libatomic."""
     # What the kernel does with an alarm that nobody handles needs no help of a busy process.
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    for number in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(number, signal.SIG_DFL)
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _die_first()
@@ -75,13 +79,21 @@ def _die_first() -> None:
 
 
 def _build(wanted: Build) -> Compiled:
-    signal.setitimer(signal.ITIMER_REAL, BUILD_SECONDS)
     try:
-        called, read = compile_to(
-            wanted.path, wanted.modules, wanted.data.encode(), wanted.entrypoints
-        )
+        # By what it computes: a slow machine, or a busy one, is no reason to end it.
+        with _alarm(CPU_SECONDS):
+            called, read = compile_to(
+                wanted.path, wanted.modules, wanted.data.encode(), wanted.entrypoints
+            )
         return Compiled(called, read)
     except Uncompiled as error:
         return Compiled([], None, error.problems)
+
+
+@contextlib.contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
