@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from agentd.client.ports import Snapshot
     from agentd.client.process import Process
     from agentd.client.sandbox import CommandFailed, Sandbox
+    from agentd.client.service import AsyncClient, Client
     from agentd.model.api import CallView
     from agentd.model.capability import CallFailed
     from agentd.model.cause import Cause, CauseCode
@@ -62,6 +63,7 @@ _WHERE = {
     "agentd.client.ports": "Snapshot",
     "agentd.client.process": "Process",
     "agentd.client.sandbox": "CommandFailed Sandbox",
+    "agentd.client.service": "AsyncClient Client",
     "agentd.model.api": "CallView",
     "agentd.model.capability": "CallFailed",
     "agentd.model.cause": "Cause CauseCode",
@@ -79,6 +81,7 @@ _WHERE = {
 
 __all__ = [
     "AgentdError",
+    "AsyncClient",
     "AsyncFiles",
     "AsyncProcess",
     "AsyncSandbox",
@@ -89,6 +92,7 @@ __all__ = [
     "CauseCode",
     "Change",
     "Chunk",
+    "Client",
     "CodeError",
     "CodeResult",
     "Command",

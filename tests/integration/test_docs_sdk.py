@@ -8,6 +8,7 @@ import pytest
 from tests.conftest import OrdinaryUser
 
 import agentd
+from agentd.model.service import Service
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/sdk.md").read_text()
@@ -34,6 +35,14 @@ def test_every_public_name_and_method_is_in_it() -> None:
     for kind in CLASSES:
         names += [name for name, _ in inspect.getmembers(kind) if not name.startswith("_")]
     assert [name for name in names if name not in words] == []
+
+
+def test_every_noun_of_the_client_and_its_methods_are_in_the_table() -> None:
+    with agentd.Client("unix:/nowhere.sock") as client:  # nothing is asked of it
+        for noun in (name for name in vars(Service) if not name.startswith("_")):
+            (row,) = re.findall(rf"^\| `{noun}` \| (.*?) \|", PAGE, re.MULTILINE)
+            methods = {name for name in dir(getattr(client, noun)) if name[0] != "_"}
+            assert set(re.findall(r"`(\w+)", row)) == methods, noun
 
 
 @pytest.mark.timeout(180)

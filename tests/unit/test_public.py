@@ -12,11 +12,13 @@ import pytest
 
 import agentd
 from agentd import AgentdError, AsyncSandbox, ExecOptions, Sandbox, SandboxOptions
+from agentd.model.service import Service
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "tests/data/user_program.py"
 CLASSES = [agentd.Sandbox, agentd.Process, agentd.Files, agentd.Chunk]
 CLASSES += [agentd.AsyncSandbox, agentd.AsyncProcess, agentd.AsyncFiles]
+CLASSES += [agentd.Client, agentd.AsyncClient]
 CLASSES += [agentd.CodeResult, agentd.Result]
 
 
@@ -105,6 +107,22 @@ def test_sync_and_async_are_the_same_methods(one: type, other: type) -> None:
             assert (left.kind, left.default) == (right.kind, right.default), f"{name}({left})"
             assert plain(left.annotation) == plain(right.annotation), f"{name}({left})"
         assert plain(first.return_annotation) == plain(second.return_annotation), name
+
+
+def test_each_noun_of_the_client_has_the_same_methods_for_asyncio() -> None:
+    nouns = {name for name in vars(Service) if not name.startswith("_")}
+    assert nouns <= set(vars(agentd.Client))
+    with agentd.Client("unix:/nowhere.sock") as one:  # nothing is asked of it
+        other = agentd.AsyncClient("unix:/nowhere.sock")
+        for noun in nouns:
+            ours, theirs = getattr(one, noun), getattr(other, noun)
+            methods = {name for name in dir(ours) if name[0] != "_"}
+            assert methods == {name for name in dir(theirs) if name[0] != "_"}
+            for name in methods:
+                first, second = getattr(ours, name), getattr(theirs, name)
+                assert inspect.iscoroutinefunction(second), f"{noun}.{name}"
+                assert inspect.signature(first).parameters == inspect.signature(second).parameters
+                assert inspect.getdoc(second), f"{noun}.{name}"
 
 
 @pytest.mark.parametrize("kind", [Sandbox, AsyncSandbox])

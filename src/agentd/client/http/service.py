@@ -1,0 +1,244 @@
+"""The service contract, by HTTP: each noun turns its methods into requests to one daemon."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from agentd.client.http import calls
+from agentd.client.http.client import Client as Requests
+from agentd.client.http.client import segment
+from agentd.model.api import (
+    ApprovalView,
+    AuditHead,
+    AuditPage,
+    BackendView,
+    CallBody,
+    CallView,
+    CapabilityView,
+    DecideBody,
+    KeyBody,
+    KeyView,
+    LabelsBody,
+    ProcessView,
+    RenewBody,
+    SandboxPage,
+    SandboxView,
+    SignalBody,
+    SnapshotView,
+    Stats,
+)
+from agentd.model.errors import Conflict, InvalidInput
+from agentd.model.service import Emit
+
+_PAGE = 500
+
+
+class _Noun:
+    def __init__(self, requests: Requests) -> None:
+        self._requests = requests
+
+
+class HttpSandboxes(_Noun):
+    def list(
+        self, *, labels: Mapping[str, str] | None = None, state: str | None = None
+    ) -> tuple[SandboxView, ...]:
+        asked = [("label", f"{key}={value}") for key, value in (labels or {}).items()]
+        asked += [("state", state)] if state is not None else []
+        found: list[SandboxView] = []
+        cursor: str | None = ""
+        while cursor is not None:
+            query = [*asked, ("limit", str(_PAGE)), *([("cursor", cursor)] if cursor else [])]
+            page = self._requests.call("GET", "/v1/sandboxes", query=query, into=SandboxPage)
+            found += page.sandboxes
+            cursor = page.next
+        return tuple(found)
+
+    def get(self, id: str) -> SandboxView:
+        view: SandboxView = self._requests.call("GET", _sandbox(id), into=SandboxView)
+        return view
+
+    def relabel(self, id: str, labels: Mapping[str, str | None]) -> SandboxView:
+        body = LabelsBody(labels=dict(labels))
+        view: SandboxView = self._requests.call(
+            "PATCH", _sandbox(id), body, into=SandboxView, safe=True
+        )
+        return view
+
+    def renew(self, id: str, ttl: str | float) -> SandboxView:
+        return self._change(id, "renew", RenewBody(ttl=ttl), safe=True)
+
+    def pause(self, id: str) -> SandboxView:
+        return self._change(id, "pause")
+
+    def resume(self, id: str) -> SandboxView:
+        return self._change(id, "resume")
+
+    def kill(self, id: str) -> None:
+        self._requests.call("DELETE", _sandbox(id))
+
+    def _change(
+        self, id: str, what: str, body: object = None, *, safe: bool = False
+    ) -> SandboxView:
+        path = f"{_sandbox(id)}/{what}"
+        view: SandboxView = self._requests.call("POST", path, body, into=SandboxView, safe=safe)
+        return view
+
+
+class HttpCommands(_Noun):
+    def list(self, sandbox: str) -> tuple[ProcessView, ...]:
+        return self._requests.pages(f"{_sandbox(sandbox)}/processes", ProcessView)
+
+    def get(self, sandbox: str, process: str) -> ProcessView:
+        view: ProcessView = self._requests.call("GET", _process(sandbox, process), into=ProcessView)
+        return view
+
+    def output(self, sandbox: str, process: str, stream: str = "stdout", start: int = 0) -> bytes:
+        path = f"{_process(sandbox, process)}/output"
+        query = {"stream": stream, "from": start, "follow": False}
+        with self._requests.open("GET", path, query=query) as response:
+            if lost := response.headers.get("agentd-lost"):
+                raise Conflict(
+                    f"bytes {lost} of {stream} of {process} are gone",
+                    remediation=f"start={lost.partition('-')[2]} has what is kept",
+                )
+            return bytes(response.read())
+
+    def signal(self, sandbox: str, process: str, signal: int = 15, target: str = "group") -> None:
+        body = SignalBody(signal=signal, target=target)
+        self._requests.call("POST", f"{_process(sandbox, process)}/signal", body)
+
+
+class HttpSnapshots(_Noun):
+    def list(self) -> tuple[SnapshotView, ...]:
+        return self._requests.pages("/v1/snapshots", SnapshotView)
+
+    def get(self, id: str) -> SnapshotView:
+        view: SnapshotView = self._requests.call(
+            "GET", f"/v1/snapshots/{segment(id)}", into=SnapshotView
+        )
+        return view
+
+    def delete(self, id: str) -> None:
+        self._requests.call("DELETE", f"/v1/snapshots/{segment(id)}")
+
+
+class HttpCapabilities(_Noun):
+    def list(self) -> tuple[CapabilityView, ...]:
+        return self._requests.pages("/v1/capabilities", CapabilityView)
+
+    def call(
+        self,
+        capability: str,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        sandbox: str | None = None,
+        bundle: str | None = None,
+        emit: Emit | None = None,
+    ) -> CallView:
+        asked = dict(parameters or {})
+        body = CallBody(capability=capability, parameters=asked, sandbox=sandbox, bundle=bundle)
+        return calls.call(self._requests, body, emit)
+
+
+class HttpReceipts(_Noun):
+    def get(self, id: str) -> bytes:
+        with self._requests.open("GET", f"/v1/receipts/{segment(id)}") as response:
+            return bytes(response.read())
+
+    def key(self) -> str:
+        return str(self._requests.call("GET", "/v1/receipt-key", into=str))
+
+
+class HttpKeys(_Noun):
+    def create(
+        self,
+        name: str,
+        scopes: Sequence[str],
+        *,
+        ttl: str | float | None = None,
+        principal: str | None = None,
+    ) -> KeyView:
+        if isinstance(scopes, str):  # each letter of it would be a scope
+            raise InvalidInput("scopes is a text", remediation=f"give a list, as [{scopes!r}]")
+        body = KeyBody(name=name, scopes=tuple(scopes), ttl=ttl, principal=principal)
+        view: KeyView = self._requests.call("POST", "/v1/keys", body, into=KeyView)
+        return view
+
+    def list(self) -> tuple[KeyView, ...]:
+        return self._requests.pages("/v1/keys", KeyView)
+
+    def get(self, id: str) -> KeyView:
+        view: KeyView = self._requests.call("GET", f"/v1/keys/{segment(id)}", into=KeyView)
+        return view
+
+    def revoke(self, id: str) -> None:
+        self._requests.call("DELETE", f"/v1/keys/{segment(id)}")
+
+
+class HttpApprovals(_Noun):
+    def list(self) -> tuple[ApprovalView, ...]:
+        return self._requests.pages("/v1/approvals", ApprovalView)
+
+    def get(self, id: str) -> ApprovalView:
+        path = f"/v1/approvals/{segment(id)}"
+        view: ApprovalView = self._requests.call("GET", path, into=ApprovalView)
+        return view
+
+    def decide(self, id: str, *, allow: bool, note: str = "") -> ApprovalView:
+        return self._post(id, "decide", DecideBody(allow=allow, note=note))
+
+    def withdraw(self, id: str) -> ApprovalView:
+        return self._post(id, "withdraw")
+
+    def _post(self, id: str, what: str, body: object = None) -> ApprovalView:
+        path = f"/v1/approvals/{segment(id)}/{what}"
+        view: ApprovalView = self._requests.call("POST", path, body, into=ApprovalView)
+        return view
+
+
+class HttpAudit(_Noun):
+    def head(self) -> AuditHead:
+        head: AuditHead = self._requests.call("GET", "/v1/audit/head", into=AuditHead)
+        return head
+
+    def records(self, start: int = 1, limit: int = 1000) -> AuditPage:
+        query = {"from": start, "limit": limit}
+        page: AuditPage = self._requests.call(
+            "GET", "/v1/audit/records", query=query, into=AuditPage
+        )
+        return page
+
+
+class HttpMachine(_Noun):
+    def version(self) -> Mapping[str, str]:
+        found: dict[str, str] = self._requests.call("GET", "/v1/version", into=dict[str, str])
+        return found
+
+    def backends(self) -> tuple[BackendView, ...]:
+        return tuple(self._requests.call("GET", "/v1/backends", into=tuple[BackendView, ...]))
+
+    def stats(self) -> Stats:
+        stats: Stats = self._requests.call("GET", "/v1/stats", into=Stats)
+        return stats
+
+
+class HttpService:
+    """Implements ``model.service.Service``."""
+
+    def __init__(self, requests: Requests) -> None:
+        self.sandboxes = HttpSandboxes(requests)
+        self.commands = HttpCommands(requests)
+        self.snapshots = HttpSnapshots(requests)
+        self.capabilities = HttpCapabilities(requests)
+        self.receipts = HttpReceipts(requests)
+        self.keys = HttpKeys(requests)
+        self.approvals = HttpApprovals(requests)
+        self.audit = HttpAudit(requests)
+        self.machine = HttpMachine(requests)
+
+
+def _sandbox(id: str) -> str:
+    return f"/v1/sandboxes/{segment(id)}"
+
+
+def _process(sandbox: str, process: str) -> str:
+    return f"{_sandbox(sandbox)}/processes/{segment(process)}"
