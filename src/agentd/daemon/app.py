@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from agentd.audit.errors import AuditError
-from agentd.daemon import authentication, meter, seal
+from agentd.daemon import authentication, seal
 from agentd.daemon.approvals import Approvals
 from agentd.daemon.calls.control import Control
 from agentd.daemon.calls.parked import Parked
@@ -16,6 +16,7 @@ from agentd.daemon.config import Config
 from agentd.daemon.disk import Disk, make_room
 from agentd.daemon.idempotency import Idempotency
 from agentd.daemon.keyed import Bounds
+from agentd.daemon.observe import meter
 from agentd.daemon.pipeline import Pipeline
 from agentd.daemon.service import bodies
 from agentd.daemon.service.commands import Commands

@@ -17,13 +17,14 @@ import msgspec
 
 from agentd._version import __version__
 from agentd.daemon import config as configuration
-from agentd.daemon import entry, meter, trace
+from agentd.daemon import entry
 from agentd.daemon.app import Daemon
 from agentd.daemon.config import RELOADED, Config
 from agentd.daemon.listening import listen
-from agentd.daemon.log import Log
-from agentd.daemon.metrics import Metrics
-from agentd.daemon.observed import observed
+from agentd.daemon.observe import meter, trace
+from agentd.daemon.observe.log import Log
+from agentd.daemon.observe.metrics import Metrics
+from agentd.daemon.observe.observed import observed
 from agentd.daemon.systemd import Notifier
 from agentd.ingest.web.limits import Limits
 from agentd.ingest.web.listeners import Listener

@@ -13,8 +13,9 @@ from signal import SIGKILL
 
 import msgspec
 
-from agentd.daemon import context, meter, trace
+from agentd.daemon import context
 from agentd.daemon.execution import Concluded, Execution
+from agentd.daemon.observe import meter, trace
 from agentd.daemon.pipeline import Pipeline
 from agentd.daemon.service.command import ENDED, RUNNING, Command
 from agentd.daemon.service.live import Live

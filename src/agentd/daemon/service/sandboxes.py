@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agentd.daemon import context, meter, trace
+from agentd.daemon import context
 from agentd.daemon.config.schema import Config
+from agentd.daemon.observe import meter, trace
 from agentd.daemon.pipeline import Pipeline
 from agentd.daemon.service import bodies
 from agentd.daemon.service.live import Live

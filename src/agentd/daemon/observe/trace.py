@@ -42,7 +42,7 @@ def start(tracer: Tracer | None = None) -> str:
     global _tracer  # noqa: PLW0603  one a process, as OpenTelemetry has it
     if tracer is None and wanted(os.environ):
         try:
-            from agentd.daemon.otel import OtelTracer
+            from agentd.daemon.observe.otel import OtelTracer
         except ImportError as error:
             from agentd.model import install
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from agentd.daemon import trace
+from agentd.daemon.observe import trace
 from agentd.model.errors import NotFound
 
-otel = pytest.importorskip("agentd.daemon.otel", reason="OpenTelemetry is not installed")
+otel = pytest.importorskip("agentd.daemon.observe.otel", reason="OpenTelemetry is not installed")
 PARENT = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
 
 
@@ -30,7 +30,7 @@ def finished() -> Iterator[Callable[[], dict[str, Any]]]:
 
 def test_without_it_nothing_is_imported_and_nothing_done() -> None:
     code = (
-        "import sys; from agentd.daemon import trace; assert trace.start() == '';"
+        "import sys; from agentd.daemon.observe import trace; assert trace.start() == '';"
         "assert trace.carrier() == {}; trace.past('x', 1)\n"
         "with trace.span('a'), trace.span('b'): pass\n"
         "assert not [m for m in sys.modules if m.startswith('opentelemetry')]"
@@ -54,7 +54,7 @@ def test_it_is_asked_for_by_its_own_variables(env: dict[str, str], is_wanted: bo
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "otlp")
-    monkeypatch.setitem(sys.modules, "agentd.daemon.otel", None)
+    monkeypatch.setitem(sys.modules, "agentd.daemon.observe.otel", None)
     assert "-m pip install 'opentelemetry-sdk>=" in trace.start()
     with trace.span("nothing"):
         pass

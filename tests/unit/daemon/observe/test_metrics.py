@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from agentd.daemon.log import Log
-from agentd.daemon.metrics import PROCESS, TABLE, Metrics
+from agentd.daemon.observe.log import Log
+from agentd.daemon.observe.metrics import PROCESS, TABLE, Metrics
 from agentd.daemon.store.sqlite import SqliteStore
 from agentd.daemon.store.writer import Counts
 from agentd.model.api import ResultView
@@ -17,7 +17,7 @@ from agentd.model.cause import Cause, CauseCode
 from agentd.model.result import SandboxInfo, Timing, Usage
 from agentd.sandbox.journal.events import Gap
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 SUFFIXES = {"histogram": ("_bucket", "_count", "_sum"), "counter": ("",), "gauge": ("",)}
 LIVE: Any = SimpleNamespace(
     record=SimpleNamespace(backend="linux", level="namespace"),

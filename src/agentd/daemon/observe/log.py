@@ -17,7 +17,7 @@ from structlog.contextvars import bound_contextvars, get_contextvars
 from structlog.typing import EventDict, WrappedLogger
 
 from agentd.daemon import context
-from agentd.daemon.rate import Bound
+from agentd.daemon.observe.rate import Bound
 from agentd.model import redact
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}

@@ -19,13 +19,13 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from agentd._version import __version__
-from agentd.daemon.meter import Meter
+from agentd.daemon.observe.meter import Meter
 from agentd.model.cause import CauseCode
 
 if TYPE_CHECKING:
     from agentd.daemon.app import Daemon
     from agentd.daemon.calls.control import Control
-    from agentd.daemon.log import Log
+    from agentd.daemon.observe.log import Log
     from agentd.daemon.service.command import Command
     from agentd.daemon.service.live import Live
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from agentd.daemon import context
-from agentd.daemon.log import Log, about
-from agentd.daemon.rate import Bound
+from agentd.daemon.observe.log import Log, about
+from agentd.daemon.observe.rate import Bound
 from agentd.model import redact
 
 KEY = "agd_abcdefghijkl_" + "a2" * 26

@@ -13,7 +13,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from agentd._version import __version__
-from agentd.daemon.trace import Values
+from agentd.daemon.observe.trace import Values
 from agentd.model.errors import AgentdError
 
 if TYPE_CHECKING:
