@@ -6,7 +6,6 @@ from typing import Any, ParamSpec, TypeVar
 
 from starlette.applications import Starlette
 
-from agentd.daemon import context
 from agentd.ingest.rest.app import create_app
 from agentd.ingest.service import Service
 from agentd.ingest.web.api import Api, api_of
@@ -15,6 +14,7 @@ from agentd.ingest.web.limits import Limits
 from agentd.ingest.web.link import link_of
 from agentd.ingest.web.respond import error_answer
 from agentd.ingest.web.threads import Room
+from agentd.model import context
 from agentd.model.errors import AgentdError
 
 P = ParamSpec("P")

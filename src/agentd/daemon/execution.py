@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from agentd.daemon import context
+from agentd.model import context
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.errors import AgentdError, BackendLost, GuestError
 from agentd.model.result import Exit, Result, Timing, Usage

@@ -29,12 +29,12 @@ from typing import Any
 
 import msgspec
 
-from agentd.daemon import context
 from agentd.daemon.keyed import NEW, Bounds, Keyed
 from agentd.daemon.seal import Seal
 from agentd.daemon.store.errors import StoreError
 from agentd.daemon.store.port import Store, Transaction
 from agentd.daemon.store.records import IdempotencyRecord
+from agentd.model import context
 from agentd.model.api import Answer, Authorise, Carry, Work
 from agentd.model.cause import CauseCode
 from agentd.model.errors import AgentdError, Forbidden, InvalidInput, Refused

@@ -8,7 +8,7 @@ import threading
 import msgspec
 import pytest
 
-from agentd.daemon import context, idempotency
+from agentd.daemon import idempotency
 from agentd.daemon.idempotency import (
     Answer,
     AnswerDropped,
@@ -23,6 +23,7 @@ from agentd.daemon.seal import Seal
 from agentd.daemon.store.errors import StoreError
 from agentd.daemon.store.records import IdempotencyRecord
 from agentd.daemon.store.sqlite import SqliteStore
+from agentd.model import context
 from agentd.model.errors import Forbidden, InvalidInput, Refused
 
 # Does its work, of which a file is the trace, and dies before, during or after it.

@@ -5,8 +5,8 @@ from typing import Any
 
 import msgspec
 
-from agentd.daemon import context
 from agentd.daemon.calls.cut import cut
+from agentd.model import context
 from agentd.model.capability import Needs
 from agentd.model.decision import Asked
 from agentd.model.isolation import IsolationLevel

@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
-from agentd.daemon import context
 from agentd.daemon.calls.act import Act, Place
+from agentd.model import context
 from agentd.model.capability import Needs
 from agentd.model.principal import Principal
 from agentd.model.spec import ExecRequest, SandboxSpec

@@ -21,13 +21,13 @@ from agentd.audit.receipts import Receipts
 from agentd.audit.record import Entry
 from agentd.audit.shared import SharedLog, SharedReceipts
 from agentd.capability.registry import Registry
-from agentd.daemon import context
 from agentd.daemon.calls.admission import Admission, Approves
 from agentd.daemon.calls.denials import Denials
 from agentd.daemon.calls.gate import PolicyGate
 from agentd.daemon.calls.interrupted import Before
 from agentd.daemon.calls.records import Records
 from agentd.daemon.config import schema
+from agentd.model import context
 from agentd.model.audit import Event, Kind, Position
 from agentd.model.decision import Asked
 from agentd.policy import learning

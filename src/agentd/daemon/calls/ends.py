@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from agentd.daemon import context
+from agentd.model import context
 
 
 class Ends:

@@ -5,10 +5,10 @@ from typing import Any, Protocol
 
 import msgspec
 
-from agentd.daemon import context
 from agentd.daemon.approvals import SANDBOX_ENDED, Approvals
 from agentd.daemon.calls.act import Act
 from agentd.daemon.calls.admission import decision_fields
+from agentd.model import context
 from agentd.model.api import ApprovalView
 from agentd.model.audit import Event, Kind
 from agentd.model.decision import Decision

@@ -16,9 +16,8 @@ import structlog
 from structlog.contextvars import bound_contextvars, get_contextvars
 from structlog.typing import EventDict, WrappedLogger
 
-from agentd.daemon import context
 from agentd.daemon.observe.rate import Bound
-from agentd.model import redact
+from agentd.model import context, redact
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _FIRST = ("timestamp", "level", "event", "request", "sandbox")

@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
-from agentd.daemon import context
 from agentd.daemon.observe import trace
 from agentd.daemon.observe.log import Log, about
 from agentd.daemon.observe.meter import Meter
 from agentd.ingest.service import Service
+from agentd.model import context
 from agentd.model.errors import AgentdError, Forbidden
 from agentd.model.principal import Principal
 

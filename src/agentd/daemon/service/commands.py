@@ -13,7 +13,6 @@ from signal import SIGKILL
 
 import msgspec
 
-from agentd.daemon import context
 from agentd.daemon.execution import Concluded, Execution
 from agentd.daemon.observe import meter, trace
 from agentd.daemon.pipeline import Pipeline
@@ -23,7 +22,7 @@ from agentd.daemon.service.past import Past
 from agentd.daemon.service.quotas import Ledger
 from agentd.daemon.store.port import Store
 from agentd.daemon.store.records import ProcessRecord
-from agentd.model import options
+from agentd.model import context, options
 from agentd.model.api import ExecBody, ProcessView, ResultView
 from agentd.model.errors import AgentdError, Full, InvalidInput, NotFound
 from agentd.model.principal import Principal

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agentd.daemon import context
 from agentd.daemon.config.schema import Config
 from agentd.daemon.observe import meter, trace
 from agentd.daemon.pipeline import Pipeline
@@ -21,6 +20,7 @@ from agentd.daemon.service.live import Live
 from agentd.daemon.service.quotas import Ledger
 from agentd.daemon.store.port import Store
 from agentd.daemon.store.records import SandboxRecord
+from agentd.model import context
 from agentd.model.api import SandboxPage, SandboxView
 from agentd.model.errors import AgentdError, BackendLost, Full, InvalidInput, NotFound
 from agentd.model.principal import Principal

@@ -13,7 +13,7 @@ from agentd.auth.chain import Chain
 from agentd.auth.credential import Credential
 from agentd.auth.keys import KeyRecord, KeyService
 from agentd.auth.peer import Peer, peer_of
-from agentd.daemon import context, doctor
+from agentd.daemon import doctor
 from agentd.daemon.approvals import Approvals
 from agentd.daemon.calls import acts, catalogue
 from agentd.daemon.calls.calls import Calls
@@ -32,6 +32,7 @@ from agentd.daemon.service.quotas import Ledger
 from agentd.daemon.service.repeats import Repeats
 from agentd.daemon.service.sandboxes import Sandboxes
 from agentd.daemon.service.snapshots import About, Snapshots
+from agentd.model import context
 from agentd.model.api import (
     Answer,
     ApprovalView,

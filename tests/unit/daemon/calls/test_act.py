@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.daemon.calls.known import ALICE, act, handle_of
 
-from agentd.daemon import context
 from agentd.daemon.calls.act import Place, asked
+from agentd.model import context
 from agentd.model.capability import Needs
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits

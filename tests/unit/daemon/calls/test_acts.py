@@ -8,9 +8,9 @@ from tests.unit.daemon.calls.known import ALICE, handle_of
 
 import agentd.policy
 from agentd.capability.registry import BUILTIN, Registry
-from agentd.daemon import context
 from agentd.daemon.calls import acts
 from agentd.daemon.calls.act import asked
+from agentd.model import context
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.mount import Mount, MountMode

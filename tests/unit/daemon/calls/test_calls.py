@@ -8,11 +8,11 @@ from tests.unit.daemon.calls.known import ALICE, DIGEST, Says, allowing
 from agentd.audit.errors import AuditError
 from agentd.audit.receipt import verify
 from agentd.capability.registry import Registry
-from agentd.daemon import context
 from agentd.daemon.calls.calls import Calls
 from agentd.daemon.calls.embedded import Own
 from agentd.daemon.calls.facts import digest
 from agentd.daemon.pipeline import Pipeline
+from agentd.model import context
 from agentd.model.api import CallBody, SandboxBody
 from agentd.model.capability import About, CallFailed, Needs, Outcome
 from agentd.model.cause import CauseCode

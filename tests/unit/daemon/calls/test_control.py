@@ -11,10 +11,10 @@ from agentd.audit.errors import AuditLocked
 from agentd.audit.verify import verify
 from agentd.capability.call import CallContext
 from agentd.capability.registry import Registry
-from agentd.daemon import context
 from agentd.daemon.calls.control import Control
 from agentd.daemon.config import schema
 from agentd.daemon.config.values import Bundle, Sink, Size
+from agentd.model import context
 from agentd.model.audit import Kind
 from agentd.model.capability import CallFailed
 from agentd.model.errors import AgentdError, InvalidInput, PolicyDenied

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from agentd.daemon import context
 from agentd.daemon.observe.log import Log, about
 from agentd.daemon.observe.rate import Bound
-from agentd.model import redact
+from agentd.model import context, redact
 
 KEY = "agd_abcdefghijkl_" + "a2" * 26
 

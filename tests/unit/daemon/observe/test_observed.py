@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from agentd.daemon import context
 from agentd.daemon.observe.log import Log
 from agentd.daemon.observe.meter import Meter
 from agentd.daemon.observe.observed import OPERATIONS, observed
 from agentd.daemon.service.service import DaemonService
+from agentd.model import context
 from agentd.model.errors import Forbidden, NotFound, QuotaExceeded, SandboxError
 from agentd.model.principal import Principal
 
