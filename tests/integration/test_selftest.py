@@ -14,10 +14,6 @@ import msgspec
 import pytest
 
 from agentd.daemon.pipeline import Pipeline
-from agentd.daemon.selftest import Report, selftest
-from agentd.daemon.selftest.attack import UNREPORTED
-from agentd.daemon.selftest.attacks import ATTACKS
-from agentd.daemon.selftest.report import Row, Verdict
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.mount import Mount, MountMode
@@ -27,6 +23,10 @@ from agentd.sandbox.backends.linux.plan import LinuxPlan
 from agentd.sandbox.backends.process import HostBackend, LandlockBackend
 from agentd.sandbox.manager import Manager
 from agentd.sandbox.ports import Backend
+from agentd.selftest import Report, selftest
+from agentd.selftest.attack import UNREPORTED
+from agentd.selftest.attacks import ATTACKS
+from agentd.selftest.report import Row, Verdict
 
 # A control as the report names it, and as the backends' ``without`` does.
 SWITCHES = {

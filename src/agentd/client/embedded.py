@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from agentd.daemon.installed import Installation
     from agentd.daemon.pipeline import Pipeline as Pipeline  # noqa: PLC0414
     from agentd.daemon.seccomp_profile import Profile as Profile  # noqa: PLC0414
-    from agentd.daemon.selftest.report import Report as Report  # noqa: PLC0414
-    from agentd.daemon.selftest.report import Row as Row  # noqa: PLC0414
     from agentd.model.api import CallBody, CallView
     from agentd.model.capability import About
     from agentd.model.principal import Principal as Principal  # noqa: PLC0414
@@ -30,6 +28,8 @@ if TYPE_CHECKING:
     from agentd.policy.testing import TestResult
     from agentd.sandbox.manager import SandboxHandle as SandboxHandle  # noqa: PLC0414
     from agentd.sandbox.snapshots import Snapshot as Snapshot  # noqa: PLC0414
+    from agentd.selftest.report import Report as Report  # noqa: PLC0414
+    from agentd.selftest.report import Row as Row  # noqa: PLC0414
 
 _lock = threading.Lock()
 _shared: "Pipeline | None" = None
@@ -172,7 +172,7 @@ def selftest(
 
     Raises InvalidInput for a backend nobody has.
     """
-    from agentd.daemon.selftest import selftest
+    from agentd.selftest import selftest
 
     pipeline = new()
     try:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from agentd.client.embedded import Report, Row
-    from agentd.daemon.selftest.report import BackendReport
+    from agentd.selftest.report import BackendReport
 
 _EXAMPLES = """\
 examples:

@@ -3,7 +3,7 @@ refuses, so that one that gets there does nothing; its own answer tells it from 
 
 import platform
 
-from agentd.daemon.selftest.attack import (
+from agentd.selftest.attack import (
     Attack,
     Judged,
     Seen,
@@ -13,8 +13,8 @@ from agentd.daemon.selftest.attack import (
     shown,
     unfinished,
 )
-from agentd.daemon.selftest.planted import Planted
-from agentd.daemon.selftest.report import Verdict
+from agentd.selftest.planted import Planted
+from agentd.selftest.report import Verdict
 
 _CALLS = """
 for name, args in {calls!r}.items():

@@ -1,8 +1,8 @@
 """Gaining privileges, and the namespaces that would give them."""
 
-from agentd.daemon.selftest.attack import Attack, Judged, Seen, by, refused, shown, unfinished
-from agentd.daemon.selftest.planted import Planted, no_program
-from agentd.daemon.selftest.report import Verdict
+from agentd.selftest.attack import Attack, Judged, Seen, by, refused, shown, unfinished
+from agentd.selftest.planted import Planted, no_program
+from agentd.selftest.report import Verdict
 
 _HOLD = """
 header = ctypes.create_string_buffer(struct.pack("=Ii", 0x20080522, 0))

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
-from agentd.daemon.selftest.planted import Planted
-from agentd.daemon.selftest.report import Verdict
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.result import Result
+from agentd.selftest.planted import Planted
+from agentd.selftest.report import Verdict
 from agentd.transport.text import safe_text
 
 #: Held by agentd itself and not by a control that a wall can lack: no report has a line for them.

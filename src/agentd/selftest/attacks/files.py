@@ -1,7 +1,7 @@
 """The host's files and secrets."""
 
-from agentd.daemon.selftest.attack import Attack, by, refused, said_only
-from agentd.daemon.selftest.planted import VARIABLE, Planted
+from agentd.selftest.attack import Attack, by, refused, said_only
+from agentd.selftest.planted import VARIABLE, Planted
 
 # By its path, and by every detour that has ever led out of a container.
 _READ = """

@@ -9,11 +9,6 @@ from dataclasses import dataclass, field
 import msgspec
 
 from agentd.daemon.pipeline import Pipeline
-from agentd.daemon.selftest.attack import UNREPORTED, Attack, Judged, Seen
-from agentd.daemon.selftest.attacks import ATTACKS
-from agentd.daemon.selftest.planted import Planted, plant
-from agentd.daemon.selftest.prelude import source
-from agentd.daemon.selftest.report import BackendReport, Report, Row, Verdict
 from agentd.model.availability import Availability, Blocker
 from agentd.model.enforcement import Enforcement
 from agentd.model.errors import AgentdError, BackendLost, GuestError, Refused, Unavailable
@@ -26,6 +21,11 @@ from agentd.model.spec import ExecRequest, Pty, SandboxSpec
 from agentd.sandbox import backends
 from agentd.sandbox.handle import SandboxHandle
 from agentd.sandbox.ports import Backend
+from agentd.selftest.attack import UNREPORTED, Attack, Judged, Seen
+from agentd.selftest.attacks import ATTACKS
+from agentd.selftest.planted import Planted, plant
+from agentd.selftest.prelude import source
+from agentd.selftest.report import BackendReport, Report, Row, Verdict
 
 QUICK = ("landlock", "linux")
 _ROOTED = (IsolationLevel.NAMESPACE, IsolationLevel.USERSPACE_KERNEL)

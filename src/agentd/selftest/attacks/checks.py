@@ -1,8 +1,8 @@
 """What a sandbox must still be able to do: a wall that lets nothing live stops every attack too."""
 
-from agentd.daemon.selftest.attack import Attack, Judged, Seen, shown, unfinished
-from agentd.daemon.selftest.report import Verdict
 from agentd.model.isolation import IsolationLevel
+from agentd.selftest.attack import Attack, Judged, Seen, shown, unfinished
+from agentd.selftest.report import Verdict
 
 _RUN = """
 import subprocess, threading

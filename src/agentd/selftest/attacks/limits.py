@@ -1,9 +1,9 @@
 """Bombs, each bounded by itself: what gets through takes little more than the limit, and ends."""
 
-from agentd.daemon.selftest.attack import Attack, Judge, Judged, Seen, by, shown, unfinished
-from agentd.daemon.selftest.report import Verdict
 from agentd.model.cause import CauseCode
 from agentd.model.limits import MIB, Limits
+from agentd.selftest.attack import Attack, Judge, Judged, Seen, by, shown, unfinished
+from agentd.selftest.report import Verdict
 
 PIDS = 32
 MEMORY = 64 * MIB

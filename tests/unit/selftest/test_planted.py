@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from agentd.daemon.selftest.planted import VARIABLE, plant
-from agentd.daemon.selftest.prelude import source
+from agentd.selftest.planted import VARIABLE, plant
+from agentd.selftest.prelude import source
 
 
 def test_the_secrets_are_where_they_are_said_to_be() -> None:
@@ -78,7 +78,7 @@ def test_a_process_that_carries_the_marker_is_seen() -> None:
 
 def test_a_held_descriptor_is_told(tmp_path: Path) -> None:
     """The attack for which no wall can be built without its control."""
-    from agentd.daemon.selftest.attacks.agent import ATTACKS
+    from agentd.selftest.attacks.agent import ATTACKS
 
     script = source(ATTACKS[0].script)
     with (tmp_path / "file").open("w") as file:

@@ -1,7 +1,7 @@
 """Every attack and every check, in the order in which they are run."""
 
-from agentd.daemon.selftest.attack import Attack
-from agentd.daemon.selftest.attacks import (
+from agentd.selftest.attack import Attack
+from agentd.selftest.attacks import (
     agent,
     checks,
     files,

@@ -1,6 +1,6 @@
 """The host's processes, and other processes of the sandbox."""
 
-from agentd.daemon.selftest.attack import (
+from agentd.selftest.attack import (
     Attack,
     Judged,
     Seen,
@@ -10,8 +10,8 @@ from agentd.daemon.selftest.attack import (
     shown,
     unfinished,
 )
-from agentd.daemon.selftest.planted import Planted, no_segment
-from agentd.daemon.selftest.report import Verdict
+from agentd.selftest.planted import Planted, no_segment
+from agentd.selftest.report import Verdict
 
 # Numbers are of the sandbox's own namespace where it has one: what counts is what is found there.
 _SEE = """

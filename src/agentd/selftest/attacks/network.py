@@ -1,6 +1,6 @@
 """The host's network and sockets, and the cloud's metadata."""
 
-from agentd.daemon.selftest.attack import (
+from agentd.selftest.attack import (
     Attack,
     Judged,
     Seen,
@@ -10,8 +10,8 @@ from agentd.daemon.selftest.attack import (
     shown,
     unfinished,
 )
-from agentd.daemon.selftest.planted import METADATA, Planted, no_metadata_route
-from agentd.daemon.selftest.report import Verdict
+from agentd.selftest.planted import METADATA, Planted, no_metadata_route
+from agentd.selftest.report import Verdict
 
 _CONNECT = """
 tcp, udp, abstract, path = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]

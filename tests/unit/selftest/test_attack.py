@@ -2,14 +2,14 @@
 
 import pytest
 
-from agentd.daemon.selftest.attack import REFUSALS, Seen, by, refused, said_only, shown
-from agentd.daemon.selftest.attacks import ATTACKS, agent, limits
-from agentd.daemon.selftest.planted import Planted
-from agentd.daemon.selftest.report import Verdict
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.result import Result, SandboxInfo, Timing, Usage
+from agentd.selftest.attack import REFUSALS, Seen, by, refused, said_only, shown
+from agentd.selftest.attacks import ATTACKS, agent, limits
+from agentd.selftest.planted import Planted
+from agentd.selftest.report import Verdict
 
 NOTHING: Planted = None  # type: ignore[assignment]  # these judges look at words alone
 

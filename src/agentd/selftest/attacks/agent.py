@@ -1,6 +1,8 @@
 """The agent inside the sandbox: what it says is what the caller is told."""
 
-from agentd.daemon.selftest.attack import (
+from agentd.guest import wire
+from agentd.model.cause import CauseCode
+from agentd.selftest.attack import (
     Attack,
     Judged,
     Seen,
@@ -9,9 +11,7 @@ from agentd.daemon.selftest.attack import (
     said_only,
     unfinished,
 )
-from agentd.daemon.selftest.report import Verdict
-from agentd.guest import wire
-from agentd.model.cause import CauseCode
+from agentd.selftest.report import Verdict
 
 # What a command would have to say in the agent's place.
 _FORGED = (
