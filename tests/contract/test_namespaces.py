@@ -186,6 +186,25 @@ def test_other_walls_refuse_what_takes_namespaces(
         assert caught.value.remediation
 
 
+@pytest.mark.parametrize("kind", ["host", "landlock", "landlock over HTTP"], indirect=True)
+def test_a_folder_is_at_its_own_path_or_refused(
+    make: Callable[..., Sandbox], project: Path
+) -> None:
+    with pytest.raises(Refused, match=f"cannot put {project} at /data") as caught:
+        make(mounts=[f"{project}:/data"])
+    assert f"{project}:{project}" in caught.value.remediation
+    assert "namespace" in caught.value.remediation
+    with pytest.raises(Refused, match="cannot put /etc/ssl at /data") as caught:
+        make(mounts=["/etc/ssl:/data"])
+    assert "/etc/ssl:/etc/ssl" not in caught.value.remediation  # which is the wall's
+    with pytest.raises(Refused, match=f"cannot put {project}/sub at /workspace/sub"):
+        make(workspace=project, mounts=[f"{project}/sub:/workspace/sub"])
+    (project / "other").symlink_to("sub")
+    for target in (f"{project}/sub", f"{project}/other"):
+        sandbox = make(mounts=[f"{project}/other:{target}"])
+        assert sandbox.run(["cat", f"{target}/deep"]).text == "deep\n"
+
+
 @of_namespaces
 def test_no_overlay_no_changes(sandbox: Sandbox) -> None:
     with pytest.raises(Refused, match="copy-on-write"):

@@ -86,6 +86,19 @@ def test_where_it_is_started_is_shown_only_to_who_asks(
         assert shown or ran.stdout == b""
 
 
+def test_a_mount_elsewhere_is_refused_with_the_way_out(as_user: OrdinaryUser) -> None:
+    """Or taken by a stronger wall, where the level was named and not the wall."""
+    folder = as_user.home / "data"
+    as_user.python("-c", "import os, sys; os.mkdir(sys.argv[1])", str(folder))
+    mount = ["--mount", f"{folder}:/in", "--", "ls", "-d", "/in"]
+    ran = as_user.python("-m", "agentd", "run", "--backend", "landlock", *mount)
+    assert ran.returncode == 125, ran
+    words = f"cannot put {folder} at /in", f"{folder}:{folder}", "--isolation namespace"
+    assert all(word.encode() in ran.stderr for word in words), ran.stderr
+    ran = as_user.python("-m", "agentd", "run", "--isolation", "process", *mount)
+    assert ran.stdout == b"/in\n" or b"cannot put" in ran.stderr, ran
+
+
 @pytest.mark.root
 def test_neither_is_where_root_starts_it() -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:

@@ -115,7 +115,7 @@ def test_off_capabilities_come_back(sandbox: Callable[..., Any]) -> None:
 
 @pytest.mark.root
 def test_a_setuid_program_gains_nothing(sandbox: Callable[..., Any], setuid_id: Path) -> None:
-    own = sandbox("landlock", mounts=[f"{setuid_id.parent}:/programs"])
+    own = sandbox("landlock", mounts=[f"{setuid_id.parent}:{setuid_id.parent}"])
     mine = own.attack("said('euid', os.getuid())")
     assert mine["euid"] != "0"
     assert own.attack(RUN, str(setuid_id)) == mine

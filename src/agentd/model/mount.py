@@ -63,12 +63,16 @@ def check_target(target: str) -> str:
         raise InvalidInput(
             f"mount target {target!r} is not a plain absolute path", remediation="write it as /data"
         )
-    if any(target == r or (r != "/" and target.startswith(r + "/")) for r in _RESERVED):
+    if is_reserved(target):
         raise InvalidInput(
             f"mount target {target!r} belongs to the wall",
             remediation="choose another, such as /data",
         )
     return target
+
+
+def is_reserved(target: str) -> bool:
+    return any(target == r or (r != "/" and target.startswith(r + "/")) for r in _RESERVED)
 
 
 def unmountable(mount: Mount, why: str) -> InvalidInput:

@@ -212,7 +212,10 @@ def _spec(attack: Attack, backend: Backend, planted: Planted) -> SandboxSpec:
             backend.plan(rooted)
             spec = rooted
     if attack.programs and planted.program is not None:
-        mount = Mount(os.path.dirname(planted.program), "/programs", MountMode.RO)
+        folder = os.path.dirname(planted.program)
+        # A wall without namespaces shows a folder at its own path only.
+        target = folder if backend.level <= IsolationLevel.PROCESS else "/programs"
+        mount = Mount(folder, target, MountMode.RO)
         spec = msgspec.structs.replace(spec, mounts=(mount,))
     return spec
 

@@ -18,7 +18,7 @@ from agentd.model.enforcement import Control
 from agentd.model.errors import Refused, SandboxError
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
-from agentd.model.mount import Mount, MountMode, unmountable
+from agentd.model.mount import WORKSPACE, Mount, MountMode, is_reserved, unmountable
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends import identity, shared
 from agentd.sandbox.backends.cgroups import explained, let_in, make_group
@@ -79,7 +79,7 @@ class HostBackend:
                 )
         for mount in spec.mounts:
             self._check_mount(mount)
-        workspace = next((m.source for m in spec.mounts if m.target == "/workspace"), None)
+        workspace = next((m.source for m in spec.mounts if m.target == WORKSPACE), None)
         writer = self._writer(spec.mounts)
         return ProcessPlan(spec, on_this_kernel(spec.limits), spec.mounts, workspace, writer)
 
@@ -123,7 +123,7 @@ class HostBackend:
 
     def _check_mount(self, mount: Mount) -> None:
         if mount.mode is MountMode.COW or (
-            mount.target != "/workspace" and mount.mode is not MountMode.RO
+            mount.target != WORKSPACE and mount.mode is not MountMode.RO
         ):
             raise Refused(
                 f"backend {self.name} cannot mount {mount.source} as {mount.mode}",
@@ -131,6 +131,14 @@ class HostBackend:
             )
         if not os.path.exists(mount.source):
             raise unmountable(mount, "no such file or directory")
+        own = os.path.realpath(mount.source)
+        if mount.target != WORKSPACE and os.path.realpath(mount.target) != own:
+            there = "" if is_reserved(own) else f"mount it there, as {own}:{own}, or "
+            raise Refused(
+                f"backend {self.name} cannot put {mount.source} at {mount.target}: "
+                "without a mount namespace a folder is at its own path",
+                remediation=there + _STRONGER,
+            )
 
     def _config(
         self, plan: ProcessPlan, scratch: str, workspace: str, block: Block | None
