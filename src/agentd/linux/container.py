@@ -51,12 +51,6 @@ def masked(root: str = "/") -> bool:
     return False
 
 
-def chrooted() -> bool:
-    """Whether our root is no mount: in a chroot the kernel lets nobody make a user namespace."""
-    lines = _read("/proc/self/mountinfo").splitlines()
-    return bool(lines) and all(line.split()[4:5] != ["/"] for line in lines)
-
-
 def filtered() -> bool:
     """Whether this process has a seccomp filter."""
     return re.search(r"^Seccomp:\s+2$", _read("/proc/self/status"), re.MULTILINE) is not None

@@ -39,7 +39,6 @@ class Facts:
     seccomp_filter: bool  # this process has one
     proc_masked: bool  # something is mounted in /proc
     apparmor_profile: str  # that confines this process
-    chrooted: bool
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -77,7 +76,6 @@ def gather(kernel: Kernel = KERNEL) -> Facts:
         seccomp_filter=container.filtered(),
         proc_masked=container.masked(),
         apparmor_profile=container.apparmor(),
-        chrooted=container.chrooted(),
     )
 
 

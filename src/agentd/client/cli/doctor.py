@@ -170,16 +170,15 @@ def _remark(
     """``told`` stands above already; ``below`` gets what is too long for a table."""
     if not found.blockers:
         return tuple(_shortened(note, told) for note in found.notes)
-    if folded and len(found.blockers) > 1:
-        return (f"{found.blockers[0].what} (1 of {len(found.blockers)} reasons)",)
-    lines = []
-    for blocker in found.blockers:
-        if "\n" in blocker.fix.strip():
-            below.append((name, blocker))  # to be copied whole, which a table does not allow
-            lines += [blocker.what, "  fix: see below"]
-        else:
-            lines += [blocker.what, *([f"  fix: {blocker.fix}"] if blocker.fix else [])]
-    return tuple(lines)
+    first, count = found.blockers[0], len(found.blockers)
+    if count > 1:
+        # A line a wall: what there is more of stands beneath, where it was asked for.
+        below += [] if folded else [(name, blocker) for blocker in found.blockers]
+        return (f"{first.what} (1 of {count} reasons{'' if folded else ': see below'})",)
+    if "\n" in first.fix.strip():
+        below.append((name, first))  # to be copied whole, which a table does not allow
+        return first.what, "  fix: see below"
+    return first.what, *([f"  fix: {first.fix}"] if first.fix else [])
 
 
 def _shortened(note: str, told: list[str]) -> str:

@@ -3,6 +3,7 @@
 Nothing is imported that the command does not need: Python's start is most of the time.
 """
 
+import errno
 import os
 import sys
 
@@ -92,6 +93,15 @@ def main(argv: list[str] | None = None) -> int:
     """The exit code. Never raises but SystemExit and KeyboardInterrupt."""
     _survive_any_text()
     words = sys.argv[1:] if argv is None else argv
+    try:
+        return _written(_ran(words))
+    except SystemExit as ended:  # argparse's, after --help
+        raise SystemExit(_written(int(ended.code or 0))) from None
+    except OSError as error:  # of --help and --version
+        return _unwritten(error)
+
+
+def _ran(words: list[str]) -> int:
     if words[:1] == ["help"] and words[1:]:
         words = [*words[1:], "--help"]  # agentd help run
     if not words or words[0] in ("-h", "--help", "help"):
@@ -123,13 +133,13 @@ def _guarded(name: str, words: list[str]) -> int:
             error.remediation = _credential()
         _say(f"agentd {name}: {error}")
         return OWN_FAILURE
-    except BrokenPipeError:
-        # The reader went away, as with ``| head``; as a shell reports SIGPIPE.
-        _silence_stdout()
-        return 128 + 13
+    except BrokenPipeError as error:
+        return _unwritten(error)
     except KeyboardInterrupt:
         return 128 + 2
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _unwritten(error, name)
         if os.environ.get("AGENTD_DEBUG") == "1":
             raise
         _say(
@@ -191,8 +201,33 @@ def _survive_any_text() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _silence_stdout() -> None:
-    # Python flushes stdout again at exit and would complain about the same broken pipe.
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.close(null)
+def _written(code: int) -> int:
+    """``code``, unless what stands on stdout cannot be written: Python would see that at its exit,
+    with an exit code and a traceback of its own."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        return _unwritten(error)
+    return code
+
+
+def _unwritten(error: OSError, name: str = "") -> int:
+    """Quiet where the reader went away, as with ``| head``: as a shell reports SIGPIPE."""
+    _silence()
+    if isinstance(error, BrokenPipeError):
+        return 128 + 13
+    where = error.filename or "standard output"
+    _say(f"agentd {name}".rstrip() + f": cannot write {where}: {error.strerror} (write elsewhere)")
+    return OWN_FAILURE
+
+
+def _silence() -> None:
+    """What neither stream could write is dropped; Python would try again at its exit."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, AttributeError):  # there is none where it was closed at the start
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, 1 if stream is sys.stdout else 2)
+            os.close(null)

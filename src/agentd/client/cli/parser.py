@@ -2,11 +2,15 @@
 
 import argparse
 import re
+import sys
 import textwrap
 from collections.abc import Iterable, Mapping
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from agentd.model.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 _UNKNOWN = "unrecognized arguments: "
 _MISSING = "the following arguments are required: "
@@ -49,6 +53,10 @@ class Parser(argparse.ArgumentParser):
             likely = self._likely(word) if word.startswith("--") else ""
             fix = f"did you mean {likely}? {fix}" if likely else fix
         raise InvalidInput(message, remediation=fix)
+
+    def _print_message(self, message: str, file: "SupportsWrite[str] | None" = None) -> None:
+        """argparse's own hides that nobody reads its help."""
+        (file or sys.stderr).write(message)
 
     def _likely(self, word: str) -> str:
         """By the letters: dashes, which all have, would make any two short names alike."""

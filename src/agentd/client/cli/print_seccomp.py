@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from agentd.client.cli import remote
+from agentd.client.cli import remote, table
 from agentd.client.cli.parser import Parser
 from agentd.model.isolation import IsolationLevel
 
@@ -61,27 +61,23 @@ def _parser() -> Parser:
 def _show(profile: "Profile") -> None:
     from itertools import groupby
 
-    from rich.console import Console
-    from rich.padding import Padding
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(highlight=False)
-    facts = Table.grid(padding=(0, 2))
     asked = f"level {profile.level}, network {profile.net}"
-    for name, value in (
-        ("in force for", f"{profile.capability}, at {asked}" if profile.capability else asked),
-        ("filter", f"{profile.label}, {profile.instructions} instructions for {profile.machine}"),
-        ("architecture", profile.architecture),
-        ("unknown calls", f"fail with {profile.unknown}, those of future kernels too"),
-        ("the rest", "what no rule names is allowed"),
-    ):
-        facts.add_row(Text(name, "bold"), Text(value))
-    console.print(facts)
+    table.facts(
+        [
+            ("in force for", f"{profile.capability}, at {asked}" if profile.capability else asked),
+            (
+                "filter",
+                f"{profile.label}, {profile.instructions} instructions for {profile.machine}",
+            ),
+            ("architecture", profile.architecture),
+            ("unknown calls", f"fail with {profile.unknown}, those of future kernels too"),
+            ("the rest", "what no rule names is allowed"),
+        ]
+    )
     for group, rules in groupby(profile.rules, lambda rule: rule.group):
-        console.print(Text(f"\n{group}", "bold"))
+        table.paragraph(f"\n{group}", "bold")
         for rule in rules:
             when = f" when {rule.when}" if rule.when else ""
-            line = Text(" ".join(rule.calls), "cyan").append(f"{when}: {rule.errno}", "default")
-            console.print(Padding(line, (0, 0, 0, 2)))
-            console.print(Padding(Text(rule.why, "dim"), (0, 0, 0, 4)))
+            calls = table.Marked(" ".join(rule.calls), "cyan")
+            table.indented((calls, table.Marked(f"{when}: {rule.errno}", "")), 2)
+            table.indented((table.Marked(rule.why, "dim"),), 4)

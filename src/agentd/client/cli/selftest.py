@@ -4,12 +4,10 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from agentd.client.cli import remote
+from agentd.client.cli import remote, table
 from agentd.client.cli.parser import Parser
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from agentd.client.embedded import Report, Row
     from agentd.selftest.report import BackendReport
 
@@ -29,7 +27,6 @@ exit codes:
   or one named by --backend is not usable here; 2 wrong options
 """
 FAILED = 1
-_WIDTH = 160
 _COLOURS = {
     "stopped": "green",
     "works": "green",
@@ -95,40 +92,36 @@ def _clear() -> None:
 
 
 def _show(report: "Report") -> None:
-    from rich.console import Console
-
-    # A pipe has no width: what reads it breaks lines as it likes.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
     for backend in report.backends:
-        _show_backend(console, backend)
+        _show_backend(backend)
     bad = sum(len(backend.bad) for backend in report.backends)
     rows = [row for backend in report.backends for row in backend.attacks]
     stopped = sum(row.verdict == "stopped" for row in rows)
     left_out = sum(row.verdict == "not applicable" for row in rows)
-    console.print(
+    table.paragraph(
         f"{'passed' if report.passed else 'FAILED'}: {stopped} attacks stopped, "
         f"{left_out} not applicable, {bad} bad",
-        style="bold green" if report.passed else "bold red",
+        "bold green" if report.passed else "bold red",
     )
 
 
-def _show_backend(console: "Console", backend: "BackendReport") -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    console.print(f"{backend.name}, level {backend.level}", style="bold")
+def _show_backend(backend: "BackendReport") -> None:
+    table.paragraph(f"{backend.name}, level {backend.level}", "bold")
     if not backend.usable:
         for blocker in backend.blockers:
-            console.print(f"  not usable: {blocker.what}", markup=False)
-            console.print(f"    {blocker.fix}", markup=False, soft_wrap=True)
+            print(f"  not usable: {remote.safe(blocker.what)}")
+            for line in blocker.fix.splitlines():  # as it is, to be copied
+                print(f"    {remote.safe(line)}")
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("CONTROL", "ATTACK", "VERDICT", "DETAIL"):
-        table.add_column(heading)
-    for row in backend.attacks:
-        verdict = Text(row.verdict.value, _COLOURS[row.verdict.value])
-        controls = Text(" ".join(row.controls) or "-")
-        table.add_row(controls, Text(row.name), verdict, Text(row.detail))
-    console.print(table)
+    rows = [
+        (
+            " ".join(row.controls) or "-",
+            row.name,
+            table.Marked(row.verdict.value, _COLOURS[row.verdict.value]),
+            row.detail,
+        )
+        for row in backend.attacks
+    ]
+    table.show(("CONTROL", "ATTACK", "VERDICT", "DETAIL"), rows)
     if not backend.stops:
-        console.print("it stopped no attack: that is no wall", style="bold red")
+        table.paragraph("it stopped no attack: that is no wall", "bold red")

@@ -3,9 +3,12 @@
 import sys
 import time
 from collections.abc import Sequence
-from typing import NamedTuple, TextIO
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from agentd.client.cli.remote import safe
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class Marked(NamedTuple):
@@ -38,10 +41,20 @@ def paragraph(text: str, style: str = "") -> None:
     if not is_terminal(sys.stdout):
         print("\n".join(map(safe, lines)))
         return
-    from rich.console import Console
     from rich.text import Text
 
-    Console(highlight=False).print(Text("\n".join(map(safe, lines)), style))
+    console().print(Text("\n".join(map(safe, lines)), style))
+
+
+def indented(line: Sequence[Marked], by: int) -> None:
+    """One line of some colours; on a terminal what does not fit is indented, too."""
+    if not is_terminal(sys.stdout):
+        print(" " * by + "".join(part.text for part in line))
+        return
+    from rich.padding import Padding
+    from rich.text import Text
+
+    console().print(Padding(Text.assemble(*line), (0, 0, 0, by)))
 
 
 def facts(pairs: Sequence[tuple[str, Cell]]) -> None:
@@ -105,7 +118,6 @@ def _draw(
     *,
     headed: bool = True,
 ) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -114,4 +126,16 @@ def _draw(
         table.add_column(heading, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell.text, cell.style) for cell in row))
-    Console(file=file, highlight=False).print(table)
+    console(file).print(table)
+
+
+def console(file: TextIO | None = None) -> "Console":
+    """On standard output, or ``file``; takes long to import. A reader that went away is a
+    BrokenPipeError: rich itself would end the process with 1."""
+    from rich.console import Console
+
+    class Raising(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # noqa: PLE0704  (it is called in the handler)
+
+    return Raising(file=file, highlight=False)

@@ -117,9 +117,6 @@ def _contained(facts: "Facts", error: str) -> Blocker:
     around = [name for name, is_held in held.items() if is_held]
     if not facts.may_mount and facts.user_namespaces_error:
         why = f"user namespaces cannot be made: {facts.user_namespaces_error}"
-        if facts.chrooted:
-            fix = "start agentd outside the chroot, or enter it by pivot_root, as containers do"
-            return Blocker(f"{why}, as in every chroot", fix)
         if "seccomp" in around:
             return Blocker(f"{why}, as a seccomp profile forbids it", container.fix(*around))
         return Blocker(why, container.fix(*around) if around else _NESTED)

@@ -36,7 +36,6 @@ GOOD: dict[str, Any] = {
     "seccomp_filter": False,
     "proc_masked": False,
     "apparmor_profile": "",
-    "chrooted": False,
 }
 
 
