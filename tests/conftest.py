@@ -260,6 +260,12 @@ def _close_resting_client() -> None:
 
 
 @pytest.fixture(autouse=True)
+def _no_daemon_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sandbox of a test's own process is not one of whatever daemon runs here."""
+    monkeypatch.setattr("agentd.client.http.address.SYSTEM_SOCKET", "/nonexistent/agentd.sock")
+
+
+@pytest.fixture(autouse=True)
 def _nothing_left_behind() -> Iterator[None]:
     """Fails a test that leaks. What a fixture of a wider scope holds was there before the count."""
     before = {kind: count() for kind, count in _CENSUS.items()}

@@ -6,6 +6,7 @@ import os
 import pty
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -115,6 +116,63 @@ def test_the_environment_names_the_daemon(daemon: Daemon, monkeypatch: pytest.Mo
     monkeypatch.setenv("AGENTD_URL", daemon.url)
     with Sandbox.create() as made, Sandbox.connect(made.id) as other:
         assert other.run("echo here").text == "here\n"
+
+
+@pytest.fixture
+def usual(daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The daemon listens at the usual place, and is named nowhere."""
+    (tmp_path / "agentd").mkdir()
+    (tmp_path / "agentd/agentd.sock").symlink_to(daemon.folder / "agentd.sock")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.delenv("AGENTD_URL", raising=False)
+    return f"unix:{tmp_path}/agentd/agentd.sock"
+
+
+def test_a_daemon_at_its_usual_place_is_taken_and_told(usual: str) -> None:
+    with Sandbox.create() as found, Sandbox.create(embedded=True) as own:
+        assert (found.url, own.url) == (usual, None)
+        Sandbox.connect(found.id).close()
+        with pytest.raises(NotFound):
+            Sandbox.connect(own.id)
+
+    async def main() -> None:
+        async with await AsyncSandbox.create() as one:
+            assert one.url == usual
+        async with await AsyncSandbox.create(embedded=True) as other:
+            assert other.url is None
+
+    asyncio.run(main())
+
+
+def test_one_of_a_daemon_that_nobody_named_ends_when_it_is_forgotten(usual: str) -> None:
+    with pytest.warns(ResourceWarning, match="was never closed"):
+        name = Sandbox.create().id
+    with pytest.raises(NotFound):
+        Sandbox.connect(name)
+    name = Sandbox.create(ttl="1m").id  # that says how long
+    Sandbox.connect(name).kill()
+
+
+def test_a_refusal_of_a_daemon_that_nobody_named_says_the_way_round_it(usual: str) -> None:
+    with pytest.raises(InvalidInput, match="unknown backend") as refused:
+        Sandbox.create(backend="nosuch")
+    assert refused.value.__notes__ == [
+        f"asked of the daemon at {usual}; embedded=True makes one of this process"
+    ]
+    with pytest.raises(InvalidInput, match="embedded and url"):
+        Sandbox.create(url=usual, embedded=True)
+
+
+def test_where_the_daemon_has_gone_the_sandbox_is_of_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.delenv("AGENTD_URL", raising=False)
+    (tmp_path / "agentd").mkdir()
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(f"{tmp_path}/agentd/agentd.sock")  # as after kill -9: nobody listens there
+    with Sandbox.create() as own:
+        assert own.url is None
 
 
 def test_a_lease(sandbox: Sandbox) -> None:

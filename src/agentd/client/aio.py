@@ -47,10 +47,11 @@ class AsyncSandbox:
         snapshot: "Snapshot | str | os.PathLike[str] | None" = None,
         labels: Mapping[str, str] | None = None,
         ttl: str | float | None = None,
+        embedded: bool = False,
         **options: Unpack[SandboxOptions],
     ) -> "AsyncSandbox":
         create = partial(Sandbox.create, url=url, api_key=api_key, snapshot=snapshot, **options)
-        return cls(*await _made(lambda: [create(labels=labels, ttl=ttl)]))
+        return cls(*await _made(lambda: [create(labels=labels, ttl=ttl, embedded=embedded)]))
 
     @classmethod
     async def connect(
@@ -62,6 +63,10 @@ class AsyncSandbox:
     @property
     def id(self) -> str:
         return self._sandbox.id
+
+    @property
+    def url(self) -> str | None:
+        return self._sandbox.url
 
     @property
     def info(self) -> SandboxInfo:

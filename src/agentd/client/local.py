@@ -92,6 +92,10 @@ class LocalSandbox:
         return self.handle.id
 
     @property
+    def url(self) -> None:
+        return None
+
+    @property
     def state(self) -> str:
         return str(self.handle.state)
 

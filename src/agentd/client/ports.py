@@ -98,6 +98,10 @@ class Held(Protocol):
     @property
     def id(self) -> str: ...
     @property
+    def url(self) -> str | None:
+        """The daemon's address; None for one of this process."""
+
+    @property
     def state(self) -> str: ...
     @property
     def labels(self) -> Mapping[str, str]: ...

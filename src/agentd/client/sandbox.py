@@ -3,6 +3,7 @@
 import os
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Unpack
 
 from agentd.client import build, wording
@@ -56,6 +57,7 @@ class Sandbox:
         snapshot: "Snapshot | str | os.PathLike[str] | None" = None,
         labels: Mapping[str, str] | None = None,
         ttl: str | float | None = None,
+        embedded: bool = False,
         **options: Unpack[SandboxOptions],
     ) -> "Sandbox":
         """Make a sandbox that is ready for commands.
@@ -79,21 +81,20 @@ class Sandbox:
         image       what a virtual machine boots
 
         ``url`` (else AGENTD_URL) is a daemon's, as unix:PATH or https://HOST:PORT, and ``api_key``
-        (else AGENTD_API_KEY) says who asks; without it the sandbox is one of this process.
+        (else AGENTD_API_KEY) says who asks. Where neither names one, a daemon that listens at its
+        usual place is taken, as ``agentd run`` does; else, with ``embedded``, and from a
+        ``snapshot`` that is not a named daemon's, the sandbox is one of this process. The ``url``
+        of what was made says which.
         From a ``snapshot``, its id or the path it was kept at, it comes up as that sandbox was, and
         only ``env``, ``timeout`` and ``output`` may be given. ``labels`` and ``ttl``, the time
-        until it is ended unless it is renewed, are for a daemon's.
+        until it is ended unless it is renewed, are for a daemon's. One of a daemon that was not
+        named ends with this object, unless it has a ``ttl``.
 
         Raises InvalidInput, Refused (what is in the way, and the fix), SandboxError, Unreachable.
         """
         with wording.spoken():
-            where = address.given(url, api_key)
+            where, named = _place(url, api_key, snapshot is not None, embedded)
             made: Held
-            if where is None and api_key is not None:
-                raise InvalidInput(
-                    "api_key is for the sandboxes of a daemon",
-                    remediation="leave it out, or give url=",
-                )
             if where is None:
                 from agentd.client import local
 
@@ -101,7 +102,11 @@ class Sandbox:
             else:
                 from agentd.client.http import sandbox as remote
 
-                made = remote.create(where, snapshot=snapshot, labels=labels, ttl=ttl, **options)
+                with nullcontext() if named else wording.found(where):
+                    made = remote.create(
+                        where, snapshot=snapshot, labels=labels, ttl=ttl, **options
+                    )
+                made.lasting = named or ttl is not None
         wording.tell_unheld(made.enforcement)
         return cls(made)
 
@@ -120,6 +125,11 @@ class Sandbox:
     def id(self) -> str:
         """Its id, as ``agentd ls`` shows it and ``connect`` takes it."""
         return self._held.id
+
+    @property
+    def url(self) -> str | None:
+        """The address of the daemon that it is one of; None for one of this process."""
+        return self._held.url
 
     @property
     def info(self) -> SandboxInfo:
@@ -308,3 +318,24 @@ class Sandbox:
 
     def __repr__(self) -> str:
         return f"<Sandbox {self.id} {self.info.backend} {self._held.state}>"
+
+
+def _place(
+    url: str | None, api_key: str | None, restored: bool, embedded: bool
+) -> "tuple[address.Address | None, bool]":
+    """The daemon to ask, or None for this process; and whether it was named.
+
+    Raises InvalidInput.
+    """
+    named = address.given(url, api_key)
+    if embedded and url is not None:
+        raise InvalidInput("embedded and url exclude each other", remediation="give one of them")
+    if named is not None and not embedded:
+        return named, True
+    found = None if embedded or restored else address.running(None, api_key)
+    if found is None and api_key is not None:
+        raise InvalidInput(
+            "api_key is for the sandboxes of a daemon",
+            remediation="leave it out, or give url=",
+        )
+    return found, False

@@ -49,6 +49,16 @@ def spoken() -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def found(where: object) -> Iterator[None]:
+    """What a daemon refuses that nobody named is told with its address, and the way round it."""
+    try:
+        yield
+    except AgentdError as error:
+        error.add_note(f"asked of the daemon at {where}; embedded=True makes one of this process")
+        raise
+
+
 def of_result(result: Result) -> Result:
     cause = result.cause
     if "--" not in cause.remediation + cause.message:

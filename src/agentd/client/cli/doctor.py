@@ -24,9 +24,9 @@ _WANTED = IsolationLevel.NAMESPACE
 def main(words: list[str]) -> int:
     options = _parser().parse_args(words)
     from agentd.client import embedded
-    from agentd.client.cli.run import usual_daemon
+    from agentd.client.http import address
 
-    found, installation, daemon = embedded.doctor(), embedded.installation(), usual_daemon()
+    found, installation, daemon = embedded.doctor(), embedded.installation(), address.running()
     via = None if daemon is None else str(daemon)
     if options.json:
         remote.print_json(as_dict(found, via) | {"installation": installation})

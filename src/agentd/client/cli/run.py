@@ -2,8 +2,6 @@
 
 import argparse
 import os
-import socket
-from contextlib import closing
 from typing import TYPE_CHECKING
 
 from agentd.client.cli.interrupts import Interrupted, Interrupts
@@ -17,7 +15,6 @@ if TYPE_CHECKING:
     from agentd.model.result import Result
     from agentd.model.spec import ExecRequest, SandboxSpec
 
-_ANSWERS_SECONDS = 2.0
 _parser = run_parser
 
 
@@ -74,28 +71,9 @@ def _daemon(options: argparse.Namespace) -> "Address | None":
     read and written by this process alone."""
     if options.embedded or options.snapshot or options.save_snapshot:
         return None
-    return usual_daemon(options.url)
-
-
-def usual_daemon(url: str | None = None) -> "Address | None":
-    """The one at ``url`` or AGENTD_URL, else one that listens at the usual place."""
     from agentd.client.http import address
 
-    found = address.given(url)
-    if found is not None:
-        return found
-    found = address.default()
-    return found if found is not None and _answers(found.path) else None
-
-
-def _answers(path: str) -> bool:
-    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
-        probe.settimeout(_ANSWERS_SECONDS)
-        try:
-            probe.connect(path)
-        except OSError:  # nobody there any more, or not for us
-            return False
-    return True
+    return address.running(options.url)
 
 
 # --- in this process ---

@@ -2,8 +2,10 @@
 
 import os
 import re
+import socket
 import stat
 from collections.abc import Mapping
+from contextlib import closing
 from typing import NamedTuple
 
 from agentd.model.errors import InvalidInput
@@ -16,6 +18,7 @@ _PORTS = {"http": 80, "https": 443}
 _HOST = re.compile(
     r"(?P<scheme>https?)://(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]{1,253})(:(?P<port>\d{1,5}))?/?"
 )
+_LISTENS_SECONDS = 2.0  # a full backlog of a daemon that is busy
 _MAX_PATH = 107  # bytes of sun_path before its NUL, unix(7)
 
 
@@ -95,6 +98,17 @@ def default(api_key: str | None = None, env: Mapping[str, str] = os.environ) -> 
     return None
 
 
+def running(
+    url: str | None = None, api_key: str | None = None, env: Mapping[str, str] = os.environ
+) -> Address | None:
+    """The daemon that is named, else one that listens at its usual place; None where none does."""
+    found = given(url, api_key, env)
+    if found is not None:
+        return found
+    found = default(api_key, env)
+    return found if found is not None and _listens(found.path) else None
+
+
 def sockets(env: Mapping[str, str] = os.environ) -> list[str]:
     """The user's own, in the order of their likelihood, and the machine's."""
     from agentd.linux import runtime_dir
@@ -114,6 +128,16 @@ def find(
             remediation=f"start one with agentd serve, or give --url or {URL}",
         )
     return found
+
+
+def _listens(path: str) -> bool:
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
+        probe.settimeout(_LISTENS_SECONDS)
+        try:
+            probe.connect(path)
+        except OSError:  # nobody there any more, or not for us
+            return False
+    return True
 
 
 def _socket(url: str) -> str:

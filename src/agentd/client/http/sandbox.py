@@ -1,6 +1,7 @@
 """A sandbox of a daemon, as the SDK and the command line hold it."""
 
 import os
+import warnings
 import weakref
 from base64 import b64decode
 from collections.abc import Iterator, Mapping, Sequence
@@ -74,6 +75,7 @@ class RemoteSnapshot:
 
 class RemoteSandbox:
     lasting = True
+    """False where it ends with this object: it was made at a daemon that nobody named."""
 
     def __init__(self, client: Client, view: SandboxView) -> None:
         """``client`` is one of ``clients.shared``, and is released with this."""
@@ -81,11 +83,16 @@ class RemoteSandbox:
         self.view = view
         self.path = f"{ROOT}/{segment(view.id)}"
         self._ended = False
+        self._owner = os.getpid()
         self._release = weakref.finalize(self, clients.release, client)
 
     @property
     def id(self) -> str:
         return self.view.id
+
+    @property
+    def url(self) -> str:
+        return str(self.client.address)
 
     @property
     def state(self) -> str:
@@ -214,7 +221,10 @@ class RemoteSandbox:
         self._check()
         body = ForkBody(count=count)
         views = self.client.call("POST", f"{self.path}/fork", body, into=tuple[SandboxView, ...])
-        return [RemoteSandbox(clients.shared(self.client.address), view) for view in views]
+        made = [RemoteSandbox(clients.shared(self.client.address), view) for view in views]
+        for copy in made:
+            copy.lasting = self.lasting
+        return made
 
     def ping(self) -> dict[str, object]:
         """Its agent is asked for its root directory."""
@@ -237,7 +247,16 @@ class RemoteSandbox:
                 self._release()
 
     def forget(self) -> None:
-        self._release()
+        if self.lasting or self._ended or os.getpid() != self._owner:
+            self._release()
+            return
+        with suppress(AgentdError):
+            self.kill()
+        warnings.warn(
+            f"sandbox {self.id} was never closed (use it in a with statement)",
+            ResourceWarning,
+            stacklevel=3,
+        )
 
     def _change(self, what: str, body: object = None, *, safe: bool = False) -> None:
         self._check()
