@@ -12,7 +12,7 @@ import pytest
 from tests.security.daemons import Answer, Daemon, fixture
 
 from agentd.capability.registry import Registry
-from agentd.daemon.calls import acts
+from agentd.daemon.admission import acts
 from agentd.policy.scopes import OTHERS, scope_of, table
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/capabilities.md").read_text()

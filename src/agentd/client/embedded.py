@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     # "as": re-exported, for the annotations of the rest of the client.
     from agentd.capability.registry import Catalogue as Catalogue  # noqa: PLC0414
     from agentd.client.ports import Snapshot as KeptState
-    from agentd.daemon.calls.explain import Explained as Explained  # noqa: PLC0414
+    from agentd.daemon.admission.explain import Explained as Explained  # noqa: PLC0414
     from agentd.daemon.config import Read
     from agentd.daemon.doctor import Checkup as Checkup  # noqa: PLC0414
     from agentd.daemon.doctor import Finding as Finding  # noqa: PLC0414
@@ -272,7 +272,7 @@ def explain_policy(
     Raises InvalidInput for a bundle that cannot be used and for parameters that the capability
     refuses, NotFound for one that nobody has, AgentdError.
     """
-    from agentd.daemon.calls import explain
+    from agentd.daemon.admission import explain
 
     return explain.explain(
         where, call, parameters, principal=principal, scopes=scopes, sandbox=sandbox

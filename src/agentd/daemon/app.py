@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from agentd.audit.errors import AuditError
 from agentd.daemon import authentication, seal
-from agentd.daemon.approvals import Approvals
-from agentd.daemon.calls.control import Control
-from agentd.daemon.calls.parked import Parked
+from agentd.daemon.admission.approvals import Approvals
+from agentd.daemon.admission.control import Control
+from agentd.daemon.admission.parked import Parked
+from agentd.daemon.admission.signed import SignedRequests
 from agentd.daemon.config import Config
 from agentd.daemon.disk import Disk, make_room
 from agentd.daemon.idempotency import Idempotency
@@ -30,7 +31,6 @@ from agentd.daemon.service.sandboxes import Sandboxes
 from agentd.daemon.service.service import DaemonService
 from agentd.daemon.service.snapshots import Snapshots
 from agentd.daemon.service.supervision import Supervision
-from agentd.daemon.signed import SignedRequests
 from agentd.daemon.store.sqlite import SqliteStore
 from agentd.model.audit import Kind
 from agentd.model.errors import AgentdError, Forbidden, InvalidInput

@@ -13,13 +13,13 @@ import msgspec
 from agentd.capability import schema
 from agentd.capability.call import CallContext, perform
 from agentd.capability.registry import Registry
-from agentd.daemon.calls import facts, oblige
-from agentd.daemon.calls.act import Act, Place
-from agentd.daemon.calls.admission import Admission, Admitted
-from agentd.daemon.calls.gate import ran
+from agentd.daemon.admission import facts, oblige
+from agentd.daemon.admission.act import Act, Place
+from agentd.daemon.admission.admission import Admission, Admitted
+from agentd.daemon.admission.gate import ran
+from agentd.daemon.admission.records import Ending, Records
 from agentd.daemon.calls.inside import HandleInside
 from agentd.daemon.calls.nowhere import Nowhere
-from agentd.daemon.calls.records import Ending, Records
 from agentd.model import context
 from agentd.model.api import CallBody, CallView, SandboxBody
 from agentd.model.capability import About, Outcome

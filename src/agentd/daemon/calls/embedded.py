@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from agentd.audit.errors import AuditError
+from agentd.daemon.admission.control import POLICY, Control
 from agentd.daemon.calls.calls import Calls
-from agentd.daemon.calls.control import Control
 from agentd.daemon.config import profiles, schema
 from agentd.daemon.config.values import Bundle
 from agentd.model.api import CallBody, CallView
@@ -23,7 +23,6 @@ from agentd.sandbox.handle import SandboxHandle
 if TYPE_CHECKING:
     from agentd.daemon.pipeline import Pipeline
 
-POLICY = "AGENTD_POLICY"
 STATE = "AGENTD_DAEMON__STATE"  # as a daemon's configuration reads it
 # Beside the daemon's, whose log is its own alone.
 FOLDER = "embedded"

@@ -23,8 +23,8 @@ from agentd.daemon.observe.meter import Meter
 from agentd.model.cause import CauseCode
 
 if TYPE_CHECKING:
+    from agentd.daemon.admission.control import Control
     from agentd.daemon.app import Daemon
-    from agentd.daemon.calls.control import Control
     from agentd.daemon.observe.log import Log
     from agentd.daemon.service.command import Command
     from agentd.daemon.service.live import Live

@@ -4,7 +4,7 @@ import msgspec
 
 from agentd.audit import files, read
 from agentd.audit.log import AuditLog
-from agentd.daemon.calls.control import Control
+from agentd.daemon.admission.control import Control
 from agentd.model import typed
 from agentd.model.api import AuditHead
 from agentd.model.errors import InvalidInput

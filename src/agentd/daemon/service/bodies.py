@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from agentd.daemon.calls import oblige
+from agentd.daemon.admission import oblige
 from agentd.daemon.config.schema import Config, LimitBounds
 from agentd.model import options
 from agentd.model.api import SandboxBody

@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 import msgspec
 
-from agentd.daemon.calls import acts, oblige
-from agentd.daemon.calls.act import Act, Place
-from agentd.daemon.calls.admission import Admission
+from agentd.daemon.admission import acts, oblige
+from agentd.daemon.admission.act import Act, Place
+from agentd.daemon.admission.admission import Admission
+from agentd.daemon.admission.signed import SignedRequests
 from agentd.daemon.calls.calls import Calls
 from agentd.daemon.config.schema import Config
 from agentd.daemon.execution import completed
@@ -18,7 +19,6 @@ from agentd.daemon.service import bodies
 from agentd.daemon.service.commands import request_of
 from agentd.daemon.service.sandboxes import Sandboxes, check_labels
 from agentd.daemon.service.snapshots import Snapshots
-from agentd.daemon.signed import SignedRequests
 from agentd.model.api import CallBody, ExecBody, Repeat, RunBody, SandboxBody
 from agentd.model.canonical import loads_strict
 from agentd.model.isolation import IsolationLevel

@@ -14,10 +14,11 @@ from agentd.auth.credential import Credential
 from agentd.auth.keys import KeyRecord, KeyService
 from agentd.auth.peer import Peer, peer_of
 from agentd.daemon import doctor
-from agentd.daemon.approvals import Approvals
-from agentd.daemon.calls import acts, catalogue
+from agentd.daemon.admission import acts
+from agentd.daemon.admission.approvals import Approvals
+from agentd.daemon.admission.control import Control
+from agentd.daemon.calls import catalogue
 from agentd.daemon.calls.calls import Calls
-from agentd.daemon.calls.control import Control
 from agentd.daemon.calls.ends import Ends
 from agentd.daemon.config.schema import Config
 from agentd.daemon.pipeline import Pipeline
@@ -72,8 +73,8 @@ from agentd.sandbox.pool import Pool
 from agentd.transport.tunnel import Tunnel
 
 if TYPE_CHECKING:
+    from agentd.daemon.admission.signed import SignedRequests
     from agentd.daemon.idempotency import Idempotency
-    from agentd.daemon.signed import SignedRequests
 
 
 class DaemonService:

@@ -3,14 +3,14 @@
 import os
 
 import pytest
-from tests.unit.daemon.calls.known import ALICE, DIGEST, Says, allowing
+from tests.unit.daemon.known import ALICE, DIGEST, Says, allowing
 
 from agentd.audit.errors import AuditError
 from agentd.audit.receipt import verify
 from agentd.capability.registry import Registry
+from agentd.daemon.admission.facts import digest
 from agentd.daemon.calls.calls import Calls
 from agentd.daemon.calls.embedded import Own
-from agentd.daemon.calls.facts import digest
 from agentd.daemon.pipeline import Pipeline
 from agentd.model import context
 from agentd.model.api import CallBody, SandboxBody

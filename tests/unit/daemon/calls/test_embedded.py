@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from tests.unit.daemon.calls.known import ALICE
+from tests.unit.daemon.known import ALICE
 
 from agentd.audit import read
 from agentd.audit.keypair import KeyPair
@@ -175,7 +175,7 @@ def test_a_forked_child_has_one_of_its_own(state):
 
 
 def _act():
-    from tests.unit.daemon.calls.known import act
+    from tests.unit.daemon.known import act
 
     return act()
 

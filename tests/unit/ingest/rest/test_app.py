@@ -11,7 +11,7 @@ from tests.unit.ingest.harness import ALICE, BOB, Reply, Running
 
 from agentd.audit.errors import AuditBusy, AuditError
 from agentd.auth import signing
-from agentd.daemon.calls.parked import ApprovalDenied, ApprovalExpired
+from agentd.daemon.admission.parked import ApprovalDenied, ApprovalExpired
 from agentd.ingest.rest.operation import recordable
 from agentd.ingest.web.respond import error_answer, status_of
 from agentd.model import errors

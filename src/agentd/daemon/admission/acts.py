@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from agentd.daemon.calls.act import Act, Place
+from agentd.daemon.admission.act import Act, Place
 from agentd.model import context
 from agentd.model.capability import Needs
 from agentd.model.principal import Principal

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from agentd.daemon.calls.act import Act, asked
+from agentd.daemon.admission.act import Act, asked
 from agentd.model.audit import Event, Kind
 from agentd.model.decision import Asked, Decision, Obligations
 from agentd.model.errors import AgentdError, PolicyDenied, Refused, Undecided

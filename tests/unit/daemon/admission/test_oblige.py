@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentd.daemon.calls import oblige
+from agentd.daemon.admission import oblige
 from agentd.model.decision import Obligations
 from agentd.model.errors import PolicyDenied
 from agentd.model.isolation import IsolationLevel

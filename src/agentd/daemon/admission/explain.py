@@ -11,10 +11,10 @@ import msgspec
 from agentd.capability import schema
 from agentd.capability.registry import Registry
 from agentd.daemon import config
-from agentd.daemon.calls import acts
-from agentd.daemon.calls.act import Act, Place, asked
-from agentd.daemon.calls.admission import NO_POLICY
-from agentd.daemon.calls.embedded import POLICY
+from agentd.daemon.admission import acts
+from agentd.daemon.admission.act import Act, Place, asked
+from agentd.daemon.admission.admission import NO_POLICY
+from agentd.daemon.admission.control import POLICY
 from agentd.daemon.config.schema import ORDINARY
 from agentd.daemon.config.values import Bundle
 from agentd.model.capability import About, Needs

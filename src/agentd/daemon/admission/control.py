@@ -21,11 +21,11 @@ from agentd.audit.receipts import Receipts
 from agentd.audit.record import Entry
 from agentd.audit.shared import SharedLog, SharedReceipts
 from agentd.capability.registry import Registry
-from agentd.daemon.calls.admission import Admission, Approves
-from agentd.daemon.calls.denials import Denials
-from agentd.daemon.calls.gate import PolicyGate
-from agentd.daemon.calls.interrupted import Before
-from agentd.daemon.calls.records import Records
+from agentd.daemon.admission.admission import Admission, Approves
+from agentd.daemon.admission.denials import Denials
+from agentd.daemon.admission.gate import PolicyGate
+from agentd.daemon.admission.interrupted import Before
+from agentd.daemon.admission.records import Records
 from agentd.daemon.config import schema
 from agentd.model import context
 from agentd.model.audit import Event, Kind, Position
@@ -36,6 +36,7 @@ from agentd.policy.store import PolicyStore
 if TYPE_CHECKING:
     from agentd.audit.sinks.port import AuditSink
 
+POLICY = "AGENTD_POLICY"  # names the bundle of calls without a daemon
 AUDIT, RECEIPTS, KEY, COMPILED = "audit", "receipts", "receipt.key", "policy"
 
 

@@ -4,13 +4,13 @@ import os
 import threading
 
 import pytest
-from tests.unit.daemon.calls.known import act, allowing
+from tests.unit.daemon.known import act, allowing
 from tests.unit.ingest.fake import until
 
-from agentd.daemon.approvals import Approvals
-from agentd.daemon.calls.act import Place
-from agentd.daemon.calls.admission import Admission
-from agentd.daemon.calls.parked import ApprovalDenied, ApprovalExpired, Parked
+from agentd.daemon.admission.act import Place
+from agentd.daemon.admission.admission import Admission
+from agentd.daemon.admission.approvals import Approvals
+from agentd.daemon.admission.parked import ApprovalDenied, ApprovalExpired, Parked
 from agentd.daemon.config.schema import Approvals as Settings
 from agentd.daemon.config.values import Duration
 from agentd.daemon.store.sqlite import SqliteStore

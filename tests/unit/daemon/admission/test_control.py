@@ -4,14 +4,14 @@ import json
 import os
 
 import pytest
-from tests.unit.daemon.calls.known import act
+from tests.unit.daemon.known import act
 
 from agentd.audit import read
 from agentd.audit.errors import AuditLocked
 from agentd.audit.verify import verify
 from agentd.capability.call import CallContext
 from agentd.capability.registry import Registry
-from agentd.daemon.calls.control import Control
+from agentd.daemon.admission.control import Control
 from agentd.daemon.config import schema
 from agentd.daemon.config.values import Bundle, Sink, Size
 from agentd.model import context

@@ -6,7 +6,7 @@ from datetime import datetime
 from agentd.audit import unended
 from agentd.audit.execution import Decided, Execution
 from agentd.audit.log import AuditLog
-from agentd.daemon.calls.records import Records
+from agentd.daemon.admission.records import Records
 from agentd.daemon.execution import INTERRUPTED
 from agentd.model.audit import Record
 

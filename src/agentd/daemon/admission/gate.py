@@ -5,10 +5,10 @@ from typing import Any
 
 import msgspec
 
-from agentd.daemon.calls import acts, oblige
-from agentd.daemon.calls.admission import Admission, Admitted
-from agentd.daemon.calls.facts import Ran
-from agentd.daemon.calls.records import Ending, Records
+from agentd.daemon.admission import acts, oblige
+from agentd.daemon.admission.admission import Admission, Admitted
+from agentd.daemon.admission.facts import Ran
+from agentd.daemon.admission.records import Ending, Records
 from agentd.daemon.execution import Concluded
 from agentd.model.decision import Decision
 from agentd.model.errors import PolicyDenied

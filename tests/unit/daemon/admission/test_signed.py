@@ -14,10 +14,10 @@ from agentd.auth.signing import (
     WrongAudience,
     sign,
 )
+from agentd.daemon.admission.signed import SignedRequests
 from agentd.daemon.config.schema import Signed
 from agentd.daemon.config.values import Duration, FilePath, Name
 from agentd.daemon.service.nonces import StoredNonces
-from agentd.daemon.signed import SignedRequests
 from agentd.daemon.store.sqlite import SqliteStore
 from agentd.model.principal import Principal
 

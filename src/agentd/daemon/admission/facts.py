@@ -6,8 +6,8 @@ from hashlib import sha256
 from typing import Any
 
 from agentd.audit.execution import Decided, Execution
-from agentd.daemon.calls.act import Act
-from agentd.daemon.calls.admission import Admitted
+from agentd.daemon.admission.act import Act
+from agentd.daemon.admission.admission import Admitted
 from agentd.daemon.execution import cause_of
 from agentd.model.canonical import canonical
 from agentd.model.cause import Cause, CauseCode

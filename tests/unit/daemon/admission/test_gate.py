@@ -1,12 +1,12 @@
 """What no call asks for passes the same policy, with the same obligations and records."""
 
 import pytest
-from tests.unit.daemon.calls.known import ALICE, Says, allowing, handle_of
+from tests.unit.daemon.known import ALICE, Says, allowing, handle_of
 
 from agentd.audit import read
 from agentd.audit.receipt import verify
-from agentd.daemon.calls import acts
-from agentd.daemon.calls.gate import PolicyGate
+from agentd.daemon.admission import acts
+from agentd.daemon.admission.gate import PolicyGate
 from agentd.model.cause import CauseCode
 from agentd.model.decision import Decision
 from agentd.model.errors import PolicyDenied

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from agentd.audit import receipt
 from agentd.audit.errors import AuditError
 from agentd.audit.execution import Execution
-from agentd.daemon.calls import facts
-from agentd.daemon.calls.admission import Admitted, secrets
+from agentd.daemon.admission import facts
+from agentd.daemon.admission.admission import Admitted, secrets
 from agentd.model.result import Result
 
 if TYPE_CHECKING:

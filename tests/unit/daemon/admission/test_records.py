@@ -3,17 +3,17 @@
 import os
 
 import pytest
-from tests.unit.daemon.calls.known import act, handle_of
-from tests.unit.daemon.calls.test_facts import admitted, result
+from tests.unit.daemon.admission.test_facts import admitted, result
+from tests.unit.daemon.known import act, handle_of
 
 from agentd.audit.errors import AuditError
 from agentd.audit.receipt import facts_of, issue, verify
 from agentd.audit.verify import verify as verify_log
-from agentd.daemon.calls import facts
-from agentd.daemon.calls.act import Place
-from agentd.daemon.calls.admission import Admitted
-from agentd.daemon.calls.gate import ran
-from agentd.daemon.calls.records import Ending
+from agentd.daemon.admission import facts
+from agentd.daemon.admission.act import Place
+from agentd.daemon.admission.admission import Admitted
+from agentd.daemon.admission.gate import ran
+from agentd.daemon.admission.records import Ending
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.decision import Decision
 from agentd.model.errors import NotFound

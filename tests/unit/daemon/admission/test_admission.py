@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from tests.unit.daemon.calls.known import DIGEST, Says, act, allowing
+from tests.unit.daemon.known import DIGEST, Says, act, allowing
 
 from agentd.audit.errors import AuditError
-from agentd.daemon.calls.act import Place
-from agentd.daemon.calls.admission import Admission, secrets
+from agentd.daemon.admission.act import Place
+from agentd.daemon.admission.admission import Admission, secrets
 from agentd.model.decision import Decision
 from agentd.model.errors import AgentdError, PolicyDenied, Refused, Undecided
 from agentd.model.spec import SandboxSpec

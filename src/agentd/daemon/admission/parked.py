@@ -5,9 +5,9 @@ from typing import Any, Protocol
 
 import msgspec
 
-from agentd.daemon.approvals import SANDBOX_ENDED, Approvals
-from agentd.daemon.calls.act import Act
-from agentd.daemon.calls.admission import decision_fields
+from agentd.daemon.admission.act import Act
+from agentd.daemon.admission.admission import decision_fields
+from agentd.daemon.admission.approvals import SANDBOX_ENDED, Approvals
 from agentd.model import context
 from agentd.model.api import ApprovalView
 from agentd.model.audit import Event, Kind

@@ -6,11 +6,11 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.daemon.calls.known import DIGEST, act, handle_of
+from tests.unit.daemon.known import DIGEST, act, handle_of
 
-from agentd.daemon.calls import facts
-from agentd.daemon.calls.admission import Admitted
-from agentd.daemon.calls.gate import ran
+from agentd.daemon.admission import facts
+from agentd.daemon.admission.admission import Admitted
+from agentd.daemon.admission.gate import ran
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.decision import Decision
 from agentd.model.errors import AgentdError, NotFound

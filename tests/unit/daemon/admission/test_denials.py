@@ -1,6 +1,6 @@
 """Denials are written one by one, then counted, and none is forgotten."""
 
-from agentd.daemon.calls.denials import BURST, MAX_PRINCIPALS, PER_SECOND, Denials
+from agentd.daemon.admission.denials import BURST, MAX_PRINCIPALS, PER_SECOND, Denials
 from agentd.model.audit import Event, Kind
 
 

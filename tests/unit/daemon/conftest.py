@@ -8,8 +8,8 @@ from agentd.audit.issuing import AtOnce
 from agentd.audit.keypair import KeyPair
 from agentd.audit.log import AuditLog
 from agentd.audit.receipts import Receipts
-from agentd.daemon.calls.admission import Admission
-from agentd.daemon.calls.records import Records
+from agentd.daemon.admission.admission import Admission
+from agentd.daemon.admission.records import Records
 
 
 class Kept:

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from agentd.daemon.calls.cut import cut
+from agentd.daemon.admission.cut import cut
 from agentd.model import context
 from agentd.model.capability import Needs
 from agentd.model.decision import Asked

@@ -6,8 +6,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from agentd.daemon import approvals as module
-from agentd.daemon.approvals import KEPT_SECONDS, Approvals, decided
+from agentd.daemon.admission import approvals as module
+from agentd.daemon.admission.approvals import KEPT_SECONDS, Approvals, decided
 from agentd.daemon.config.schema import Approvals as Settings
 from agentd.daemon.store.errors import StoreError
 from agentd.daemon.store.records import ApprovalRecord

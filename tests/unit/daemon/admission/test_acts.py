@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.unit.daemon.calls.known import ALICE, handle_of
+from tests.unit.daemon.known import ALICE, handle_of
 
 import agentd.policy
 from agentd.capability.registry import BUILTIN, Registry
-from agentd.daemon.calls import acts
-from agentd.daemon.calls.act import asked
+from agentd.daemon.admission import acts
+from agentd.daemon.admission.act import asked
 from agentd.model import context
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
