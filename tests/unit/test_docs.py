@@ -4,6 +4,8 @@ import errno
 import re
 from pathlib import Path
 
+import yaml
+
 from agentd.auth import signing
 from agentd.daemon import config
 from agentd.ingest.web.respond import ERRNO, STATUS
@@ -23,8 +25,25 @@ def test_the_threat_model_names_every_security_test_and_none_that_is_not_there()
     assert named <= {path.stem for path in sources} | functions
 
 
+def test_contributing_names_commands_and_rooms_that_are_there() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    targets = (ROOT / "Makefile").read_text().splitlines()[0].split()
+    assert set(re.findall(r"`make (\w+)`", page)) <= set(targets)
+    (shown,) = re.findall(r"```\n(.*?)```", page, re.DOTALL)
+    rooms = set(re.findall(r"\b([a-z]+)/", shown)) - {"service", "backends", "web", "rest"}
+    folders = {path.name for path in (ROOT / "src/agentd").iterdir() if path.is_dir()}
+    assert rooms == folders - {"__pycache__"}
+
+
+def test_the_hooks_run_what_make_check_runs() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    checked = (ROOT / "scripts/check").read_text()
+    for hook in hooks:
+        assert hook["entry"] in checked
+
+
 def test_links_between_documents_lead_somewhere() -> None:
-    for page in [ROOT / "README.md", ROOT / "SECURITY.md", *ROOT.glob("docs/**/*.md")]:
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page}: {target}"
 
