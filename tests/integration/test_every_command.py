@@ -162,3 +162,75 @@ def test_what_goes_to_a_pipe_is_not_filled_up_with_blanks_nor_one_long_line(daem
     assert "; fix:" not in firecracker or "reasons" not in firecracker
     if "reasons" in firecracker:
         assert len([line for line in found["doctor"] if line.startswith("firecracker: ")]) > 1
+
+
+_BOX = "sbx-abcdefghijkl"
+_APPROVAL = "apr-0199c5d2a3f0deadbeef"
+
+
+def test_what_is_named_and_is_not_there_has_one_exit_code(daemon: Daemon) -> None:
+    """docs/cli.md: 125, but for call, of which that is one way to fail."""
+    id_ = daemon.cli("create").stdout.decode().strip()
+    process = "prc-0123456789abcdef"
+    named = [
+        *(["inspect", name] for name in (_BOX, "x", "../x", "a b")),
+        ["renew", _BOX, "5m"],
+        ["pause", _BOX],
+        ["resume", _BOX],
+        ["kill", _BOX],
+        ["kill", id_, "--process", process],
+        ["exec", _BOX, "--", "true"],
+        ["shell", _BOX],
+        ["attach", _BOX],
+        ["attach", id_],  # nothing runs in it
+        ["attach", id_, process],
+        ["logs", _BOX],
+        ["logs", id_],
+        ["logs", id_, process],
+        ["cp", f"{_BOX}:/a", "here"],
+        ["cp", "/etc/hostname", f"{_BOX}:/a"],
+        ["cp", f"{id_}:/nosuch", "here"],
+        ["capability", "show", "nosuch.v1"],
+        ["print-seccomp", "nosuch.v1"],
+        ["policy", "explain", "--bundle", "strict", "--as", "a", "--call", "nosuch.v1"],
+        ["key", "revoke", "abcdefgh2345"],
+        *(["approval", action, _APPROVAL] for action in ("show", "approve", "deny", "withdraw")),
+        ["receipt", "show", "req-0123456789abcdef"],
+        ["receipt", "show", "--embedded", "nosuch"],
+        ["image", "inspect", "nosuch"],
+        ["image", "rm", "nosuch"],
+        *(["snapshot", action, path] for action in ("inspect", "rm") for path in ("no", "/etc")),
+        ["create", "--snapshot", "snp-0123456789ab"],
+        ["create", "--image", "nosuch", "--isolation", "microvm"],
+        ["run", "--embedded", "--snapshot", "nosuch", "--", "true"],
+        ["run", "--embedded", "--backend", "qemu", "--image", "nosuch", "--", "true"],
+    ]
+    called = [
+        ["call", "nosuch.v1"],
+        ["call", "--embedded", "nosuch.v1"],
+        ["call", "fs.read.v1", "--sandbox", _BOX, "--params", '{"path": "/a"}'],
+        ["call", "fs.read.v1", "--sandbox", id_, "--params", '{"path": "/nosuch"}'],
+        ["call", "--embedded", "fs.read.v1", "--sandbox", _BOX, "--params", '{"path": "/a"}'],
+    ]
+    told = ended(daemon, named + called, "none")
+    wanted = [125] * len(named) + [1] * len(called)
+    assert [each for each, code in zip(told, wanted, strict=True) if each[1] != code] == []
+    # One line each, which names the command and what it is about.
+    for command, _, said in told:
+        assert said.startswith(f"agentd {command.split()[0]}: ") and said.count("\n") == 1, command
+
+
+@pytest.mark.parametrize("action", ["inspect", "rm"])
+def test_a_folder_that_is_no_snapshot_is_told_as_that(daemon: Daemon, action: str) -> None:
+    said = daemon.cli("snapshot", action, "/etc").stderr.decode()
+    assert "no snapshot at /etc: it is a folder without manifest.json" in said
+    assert "--save-snapshot" in said
+
+
+def test_a_file_for_an_image_that_is_none_is_told_with_what_it_is_to_be(daemon: Daemon) -> None:
+    for option, wanted in (("--kernel", "bzImage"), ("--rootfs", "ext4"), ("--initramfs", "cpio")):
+        done = daemon.cli("image", "build", "--name", "x", option, "nosuch")
+        said = done.stderr.decode()
+        assert done.returncode == 2
+        assert "nosuch is no plain file that can be read: No such file" in said, said
+        assert wanted in said and f"relative paths begin at {os.getcwd()}" in said

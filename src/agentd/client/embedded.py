@@ -96,7 +96,7 @@ def call(
 
 
 def load_snapshot(snapshot: "KeptState | str | os.PathLike[str]") -> "Snapshot":
-    """What lies at a path. Raises InvalidInput, SandboxError."""
+    """What lies at a path. Raises NotFound, InvalidInput, SandboxError."""
     from agentd.sandbox import snapshots
 
     if isinstance(snapshot, snapshots.Snapshot):

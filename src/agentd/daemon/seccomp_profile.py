@@ -4,7 +4,7 @@ import msgspec
 
 from agentd.linux import abi, seccomp
 from agentd.linux.seccomp.disassembler import disassemble
-from agentd.model.errors import InvalidInput, NotFound
+from agentd.model.errors import InvalidInput
 from agentd.model.isolation import IsolationLevel
 
 _AUDIT = {"x86_64": "AUDIT_ARCH_X86_64", "aarch64": "AUDIT_ARCH_AARCH64"}
@@ -48,8 +48,8 @@ def profile(
     """Of the sandboxes that agentd, run by this user, makes at that level.
 
     A capability's own needs say what ``level`` and ``net`` leave out; without either it is a
-    namespace without a network. Raises InvalidInput for a capability nobody has, and where
-    there is no filter; Unavailable for a capability that is broken.
+    namespace without a network. Raises NotFound for a capability that nobody has, InvalidInput
+    where there is no filter, Unavailable for a capability that is broken.
     """
     least, network = _needs(capability)
     chosen = _checked(least if level is None else level, capability)
@@ -84,10 +84,7 @@ def _needs(name: str | None) -> tuple[IsolationLevel, bool]:
         return IsolationLevel.NAMESPACE, False
     from agentd.capability.registry import Registry
 
-    try:
-        needs = Registry().get(name).about.needs
-    except NotFound as error:
-        raise InvalidInput(error.message, remediation=error.remediation) from None
+    needs = Registry().get(name).about.needs
     if not needs.sandbox:
         raise InvalidInput(
             f"capability {name} runs in no sandbox, and so under no filter",

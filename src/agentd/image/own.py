@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 from dataclasses import dataclass
 
 from agentd.image import kernel
@@ -14,6 +15,7 @@ _ARCHIVES = (
     *(b"070701", b"070702", b"\x1f\x8b", b"BZh", b"\x5d\0\0", b"\xfd7zXZ", b"\x89LZO"),
     *(b"\x02\x21\x4c\x18", b"\x28\xb5\x2f\xfd"),
 )
+_INITRAMFS = "an initramfs: a newc cpio archive, compressed or not"
 
 
 @dataclass(frozen=True)
@@ -39,16 +41,19 @@ class Own:
     def copy(self, folder: str) -> None:
         """Raises InvalidInput for what is not what it should be, Unavailable."""
         if self.kernel is not None:
-            data = _head(self.kernel, kernel.MAX_BYTES + 1)
+            data = _head(self.kernel, kernel.MAX_BYTES + 1, "a kernel: a vmlinux or a bzImage")
             if len(data) > kernel.MAX_BYTES:
-                raise InvalidInput(f"{self.kernel} is larger than {kernel.MAX_BYTES} bytes")
+                raise InvalidInput(
+                    f"{self.kernel} is larger than {kernel.MAX_BYTES} bytes",
+                    remediation="give a kernel: a vmlinux or a bzImage",
+                )
             with open(os.path.join(folder, KERNEL), "wb") as file:
                 file.write(kernel.unpack(data))
         if self.initramfs is not None:
-            if not _head(self.initramfs, 8).startswith(_ARCHIVES):
+            if not _head(self.initramfs, 8, _INITRAMFS).startswith(_ARCHIVES):
                 raise InvalidInput(
                     f"{self.initramfs} is no initramfs",
-                    remediation="give a newc cpio archive, compressed or not",
+                    remediation=f"give {_INITRAMFS}",
                 )
             _copy(self.initramfs, os.path.join(folder, INITRAMFS))
         if self.rootfs is not None:
@@ -56,7 +61,7 @@ class Own:
 
 
 def _root_name(path: str) -> str:
-    head = _head(path, 2048)
+    head = _head(path, 2048, "a root file system: an ext4 or erofs image")
     # Magic numbers of the superblocks: fs/ext4/ext4.h, include/uapi/linux/magic.h.
     if head[1080:1082] == b"\x53\xef":
         return EXT4
@@ -65,18 +70,31 @@ def _root_name(path: str) -> str:
     raise InvalidInput(f"{path} holds neither ext4 nor erofs", remediation="give such an image")
 
 
-def _head(path: str, size: int) -> bytes:
-    if not os.path.isfile(path):
-        raise InvalidInput(f"{path} is no plain file", remediation="give the path of one")
+def _head(path: str, size: int, what: str) -> bytes:
+    """``what`` its bytes are to be, for the refusal."""
     try:
-        with open(path, "rb") as file:
-            return file.read(size)
+        plain = stat.S_ISREG(os.stat(path).st_mode)
+        why = "" if plain else "it is a directory, a device or the like"
+        if plain:
+            with open(path, "rb") as file:
+                return file.read(size)
     except OSError as error:
-        raise InvalidInput(f"cannot read {path}: {error.strerror}") from error
+        why = error.strerror or ""
+    except ValueError as error:  # a NUL in it
+        why = str(error)
+    raise InvalidInput(
+        f"{path} is no plain file that can be read",
+        cause=why,
+        remediation=f"give {what}; relative paths begin at {os.getcwd()}",
+    )
 
 
 def _copy(source: str, target: str) -> None:
     try:
         shutil.copyfile(source, target)
     except OSError as error:
-        raise InvalidInput(f"cannot copy {source}: {error.strerror}") from error
+        raise InvalidInput(
+            f"cannot copy {source} into the image",
+            cause=error.strerror or "",
+            remediation="see that it can be read, and that the image's disk has room",
+        ) from error

@@ -8,6 +8,7 @@ damage, not forgery, so one that others could have written is refused.
 """
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
@@ -19,7 +20,7 @@ import msgspec
 
 from agentd._version import __version__
 from agentd.model import typed
-from agentd.model.errors import InvalidInput, Refused, SandboxError
+from agentd.model.errors import InvalidInput, NotFound, Refused, SandboxError
 from agentd.model.snapshot import FORMAT, Manifest, StateFile
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import sparse
@@ -129,7 +130,7 @@ def write(path: str, capture: Callable[[str], None], about: Manifest, *, kept: b
 def load(path: str | os.PathLike[str]) -> Snapshot:
     """What lies at ``path``; its state is not looked at before ``verify``.
 
-    Raises InvalidInput where there is none, SandboxError where it cannot be trusted.
+    Raises NotFound where there is none, SandboxError where it cannot be trusted.
     """
     path = os.path.abspath(os.fspath(path))
     try:
@@ -140,9 +141,7 @@ def load(path: str | os.PathLike[str]) -> Snapshot:
             raise _damaged(path, f"its manifest is over {MAX_MANIFEST} bytes")
         manifest = typed.decoder(Manifest).decode(data)
     except OSError as error:
-        raise InvalidInput(
-            f"no snapshot at {path}", cause=error.strerror or "", remediation="check the path"
-        ) from None
+        raise _none(path, error) from None
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"its manifest cannot be read: {error}") from None
     if manifest.format != FORMAT:
@@ -269,6 +268,18 @@ def _sync(folder: str) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+def _none(path: str, error: OSError) -> NotFound:
+    why = error.strerror or ""
+    if os.path.isdir(path) and error.errno == errno.ENOENT:
+        why = f"it is a folder without {MANIFEST}"
+    return NotFound(
+        f"no snapshot at {path}",
+        cause=why,
+        remediation="name the folder that agentd run --save-snapshot, or the SDK's snapshot(), "
+        "has written",
+    )
 
 
 def _damaged(path: str, why: str) -> SandboxError:

@@ -3,7 +3,7 @@ import os
 import msgspec
 import pytest
 
-from agentd.model.errors import InvalidInput, Refused, SandboxError
+from agentd.model.errors import InvalidInput, NotFound, Refused, SandboxError
 from agentd.model.limits import Limits
 from agentd.model.mount import Mount, MountMode
 from agentd.model.snapshot import Manifest
@@ -133,7 +133,7 @@ def test_a_forged_manifest_cannot_ask_for_the_hosts_files(kept):
 def test_a_manifest_that_is_a_link_is_not_followed(kept, tmp_path):
     os.rename(f"{kept.path}/manifest.json", tmp_path / "elsewhere")
     os.symlink(tmp_path / "elsewhere", f"{kept.path}/manifest.json")
-    with pytest.raises(InvalidInput, match="no snapshot at"):
+    with pytest.raises(NotFound, match="no snapshot at"):
         snapshots.load(kept.path)
 
 

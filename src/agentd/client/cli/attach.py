@@ -5,7 +5,7 @@ import os
 
 from agentd.client.cli import remote
 from agentd.client.cli.interrupts import Interrupted, Interrupts
-from agentd.model.errors import InvalidInput
+from agentd.model.errors import InvalidInput, NotFound
 
 _EXAMPLES = """\
   agentd attach sbx-abcdefghijkl prc-0123456789abcdef
@@ -56,15 +56,18 @@ def _attach(options: argparse.Namespace, interrupts: Interrupts) -> int:
 
 
 def only(processes: "tuple", *, running: bool) -> str:  # type: ignore[type-arg]
-    """The id of the one that is meant where none is named. Raises InvalidInput."""
+    """The id of the one that is meant where none is named. Raises InvalidInput for several,
+    NotFound for none."""
     found = [process for process in processes if process.state == "running" or not running]
     if len(found) == 1 or (found and not running):
         return str(found[-1].id)
+    if not found:
+        raise NotFound(
+            f"no command {'runs' if running else 'has run'} there",
+            remediation="start one with agentd exec -d",
+        )
     ids = ", ".join(process.id for process in found[-5:])
-    raise InvalidInput(
-        f"{len(found) or 'no'} commands run there" if running else "no command has run there",
-        remediation=f"name one: {ids}" if ids else "start one with agentd exec -d",
-    )
+    raise InvalidInput(f"{len(found)} commands run there", remediation=f"name one: {ids}")
 
 
 def _parser() -> argparse.ArgumentParser:

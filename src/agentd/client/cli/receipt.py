@@ -93,7 +93,12 @@ def _key(options: argparse.Namespace) -> int:
         sys.stdout.write(msgspec.json.decode(answer, type=str))
         return 0
     directory = kept.directory(options, "receipts", "receipt")
-    sys.stdout.write(_read(f"{os.path.dirname(directory)}/receipt.key.pub").decode())
+    path = os.path.join(os.path.dirname(os.path.abspath(directory)), "receipt.key.pub")
+    fix = (
+        "it lies beside the receipts' directory, from the first one on: name that with --dir, or "
+        "their daemon with --url"
+    )
+    sys.stdout.write(_read(path, fix).decode())
     return 0
 
 
@@ -155,7 +160,7 @@ def _verify(options: argparse.Namespace) -> int:
     return 0
 
 
-def _read(path: str) -> bytes:
+def _read(path: str, fix: str = "correct the path") -> bytes:
     """A bounded file. Raises InvalidInput."""
     if path == "-":
         return sys.stdin.buffer.read(_MAX_FILE)
@@ -163,7 +168,9 @@ def _read(path: str) -> bytes:
         with open(path, "rb") as file:
             return file.read(_MAX_FILE)
     except OSError as error:
-        raise InvalidInput(f"cannot read {path}", cause=error.strerror or "") from error
+        raise InvalidInput(
+            f"cannot read {path}", cause=error.strerror or "", remediation=fix
+        ) from error
 
 
 def _print(statement: "Statement", *, as_json: bool) -> None:

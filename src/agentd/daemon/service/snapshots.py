@@ -43,7 +43,10 @@ class Snapshots:
         """Raises NotFound, also for another principal's."""
         about = self._about(id_)
         if about is None or not who.owns(about.principal):
-            raise NotFound(f"there is no snapshot {id_[:64]!r}")
+            raise NotFound(
+                f"there is no snapshot {id_[:64]!r}",
+                remediation="name one of yours by the id that was answered when it was made",
+            )
         return snapshots.load(self.place(id_))
 
     def all(self, who: Principal) -> list[SnapshotView]:
