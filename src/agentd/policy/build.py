@@ -21,7 +21,7 @@ from agentd.policy.source import Source
 
 # The decision, and the sets of texts that explain it.
 ENTRYPOINTS = ("agentd/decision", "agentd/deny", "agentd/approve", "agentd/grant")
-_FORMAT = 2  # of what is kept beside the engine's file
+_FORMAT = 3  # of what is kept beside the engine's file
 
 
 class Built(msgspec.Struct, frozen=True):

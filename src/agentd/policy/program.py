@@ -19,7 +19,6 @@ import regopy  # type: ignore[import-untyped]
 from regopy import rego_shared
 
 from agentd.policy.errors import Problem
-from agentd.policy.folding import folded
 from agentd.policy.reads import Reads, reads
 
 VERSION = f"regopy {version('regopy')}"
@@ -70,7 +69,7 @@ def compile_to(
         bundle = builder.build(None, entrypoints)
         if not bundle._impl or not bundle.ok():
             raise regopy.RegoError("it cannot be built")
-        plan = _save(path, builder, bundle, data)
+        plan = _save(path, builder, bundle)
     except regopy.RegoError as error:
         raise Uncompiled(_problems(str(error), modules)) from error
     called = plan["static"].get("builtin_funcs") or []
@@ -144,25 +143,13 @@ def _add(handle: ctypes.c_void_p, value: Any, depth: int) -> None:
         _null(handle)
 
 
-def _save(path: str, builder: Any, bundle: Any, data: bytes) -> Any:
-    """Folded, as the engine's own file; its plan. What lies beside it meanwhile goes."""
+def _save(path: str, builder: Any, bundle: Any) -> Any:
+    """As the engine's own file; its plan, which that file does not show."""
+    builder.save_bundle(path, bundle, regopy.BundleFormat.Binary)
     with tempfile.TemporaryDirectory(dir=os.path.dirname(path)) as folder:
         builder.save_bundle(folder, bundle, regopy.BundleFormat.JSON)
-        with open(os.path.join(folder, "plan.json"), "r+b") as file:
-            plan = folded(msgspec.json.decode(file.read()), msgspec.json.decode(data))
-            file.seek(0)
-            file.truncate()
-            file.write(msgspec.json.encode(plan))
-        # As it was given: the engine sorts members, and then looks through them from the first on.
-        with open(os.path.join(folder, "data.json"), "wb") as file:
-            file.write(data)
-        reader = regopy.Interpreter()
-        reader.log_level = regopy.LogLevel.NONE
-        found = reader.load_bundle(folder, regopy.BundleFormat.JSON)
-        if not found._impl or not found.ok():
-            raise regopy.RegoError("it cannot be folded")
-        reader.save_bundle(path, found, regopy.BundleFormat.Binary)
-    return plan
+        with open(os.path.join(folder, "plan.json"), "rb") as file:
+            return msgspec.json.decode(file.read())
 
 
 def _problems(report: str, modules: Mapping[str, str]) -> list[Problem]:
