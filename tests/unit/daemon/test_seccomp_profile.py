@@ -5,7 +5,7 @@ import pytest
 from agentd.client import build
 from agentd.daemon.pipeline import Pipeline
 from agentd.daemon.seccomp_profile import assembly, profile
-from agentd.model.errors import InvalidInput
+from agentd.model.errors import InvalidInput, NotFound
 from agentd.model.isolation import IsolationLevel
 from agentd.sandbox.manager import Manager
 
@@ -43,7 +43,7 @@ def test_every_rule_has_its_reason() -> None:
 
 
 def test_an_unknown_capability_is_told() -> None:
-    with pytest.raises(InvalidInput, match=r"no capability 'shell\.exek\.v1'.*shell\.exec\.v1"):
+    with pytest.raises(NotFound, match=r"no capability 'shell\.exek\.v1'.*shell\.exec\.v1"):
         profile("shell.exek.v1")
 
 

@@ -63,7 +63,7 @@ def only(processes: "tuple", *, running: bool) -> str:  # type: ignore[type-arg]
         return str(found[-1].id)
     if not found:
         raise NotFound(
-            f"no command {'runs' if running else 'has run'} there",
+            "no commands run there" if running else "no command has run there",
             remediation="start one with agentd exec -d",
         )
     ids = ", ".join(process.id for process in found[-5:])

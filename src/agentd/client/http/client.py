@@ -17,7 +17,7 @@ from agentd.client.http.address import Address
 from agentd.client.http.connection import Connection, Pool
 from agentd.client.http.errors import Unreachable, from_answer
 from agentd.model import typed
-from agentd.model.errors import AgentdError, InvalidInput, NotFound
+from agentd.model.errors import AgentdError, InvalidInput
 from agentd.model.install import DISTRIBUTION
 
 # A daemon that is started again is back within these seconds.
@@ -267,13 +267,10 @@ def encoded(query: "Query | Iterable[tuple[str, object]]") -> str:
 def segment(name: str) -> str:
     """One part of a path; an id with a slash or dots in it names nothing of another's.
 
-    Raises InvalidInput for an empty one, as of a variable that is not set: it would be no part;
-    NotFound for one that nothing can have.
+    Raises InvalidInput for an empty one, as of a variable that is not set: it would be no part.
     """
     if not name:
         raise InvalidInput("an empty id names nothing", remediation="is a variable of it unset?")
-    if "/" in name:
-        raise NotFound(f"nothing has the id {name[:64]!r}", remediation="an id has no slash in it")
     return quote(os.fsencode(name), safe="").replace(".", "%2E")
 
 

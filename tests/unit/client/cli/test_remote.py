@@ -10,7 +10,7 @@ from agentd.client.cli import main as cli
 from agentd.client.cli import remote, table
 from agentd.client.cli.attach import only
 from agentd.model import units
-from agentd.model.errors import InvalidInput
+from agentd.model.errors import InvalidInput, NotFound
 
 
 @pytest.mark.parametrize(
@@ -112,9 +112,9 @@ def test_which_process_is_meant():
     assert only((a, b), running=False) == "b"
     with pytest.raises(InvalidInput, match=r"2 commands run there \(name one: a, c\)"):
         only((a, P("c", "running")), running=True)
-    with pytest.raises(InvalidInput, match="no commands run there"):
+    with pytest.raises(NotFound, match="no commands run there"):
         only((b,), running=True)
-    with pytest.raises(InvalidInput, match="no command has run there"):
+    with pytest.raises(NotFound, match="no command has run there"):
         only((), running=False)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from agentd.client.cli import run, snapshot
 from agentd.client.cli.progress import Display
-from agentd.model.errors import InvalidInput, Refused, SandboxError
+from agentd.model.errors import InvalidInput, NotFound, Refused, SandboxError
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_wrong_words(words):
 
 
 def test_rm_deletes_snapshots_only(tmp_path):
-    with pytest.raises(InvalidInput, match="no snapshot at"):
+    with pytest.raises(NotFound, match="no snapshot at"):
         snapshot.main(["rm", str(tmp_path)])
     assert tmp_path.exists()
 
