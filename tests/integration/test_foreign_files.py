@@ -3,6 +3,7 @@ several people share."""
 
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +34,8 @@ def project() -> Iterator[Path]:
             os.chown(path, NOBODY, NOBODY)
         for path in (top / "mine/theirs", top / "readable", top / "closed"):
             os.chown(path, OTHER, OTHER)
-        os.chmod(top, 0o2775)  # noqa: S103  as such folders are
+        for path in (top, top / "theirs"):
+            os.chmod(path, 0o2775)  # noqa: S103  as such folders are
         yield top
 
 
@@ -66,6 +68,8 @@ def test_they_can_be_changed_and_the_changes_are_told_and_applied(
     ]  # fmt: skip
     assert (project / "file").read_text() == "file\nx\n"
     assert not (project / "theirs/file").exists()
+    assert stat.S_IMODE((project / "theirs").stat().st_mode) == 0o2775
+    assert (project / "theirs/new").stat().st_gid == (project / "file").stat().st_gid == OTHER
 
 
 def test_rights_are_those_that_the_caller_has(as_user: OrdinaryUser, project: Path) -> None:

@@ -15,34 +15,71 @@ _clone.restype = ctypes.c_int
 _EXIT = ctypes.cast(_libc._exit, ctypes.c_void_p)
 _STACK_BYTES = 16 << 10
 _TRIAL_ID = 1
+_MOST_LINES = 100  # the kernel takes less than a page of text, and 340 lines
 # The file system has none; it is another user namespace's, or the mount has a map already.
 _NO_IDMAP = (errno.EINVAL, errno.EPERM)
 # wait(2): children that end without a signal, as this one does, too.
 _WALL = 0x40000000
 
 
-def userns_fd(
-    inside_uid: int, outside_uid: int, inside_gid: int, outside_gid: int, count: int = 1
-) -> int:
+def userns_fd(uid: int, gid: int, lent_to: int, spare: range = range(0)) -> int:
     """A user namespace's descriptor, for MOUNT_ATTR_IDMAP: the caller's to close.
 
-    On a mount with it, files of ``inside_uid`` on disk belong to ``outside_uid``, what that one
-    makes is stored as ``inside_uid``'s, and ``count`` ids on from there likewise; no other owner
-    can be reached. The mount keeps the map. Needs root. Raises OSError.
+    On a mount with it, files of ``uid`` on disk belong to ``lent_to``, what that one makes is
+    stored as ``uid``'s, and no other owner can be reached. The group ``gid`` is ``lent_to``'s
+    likewise. Other groups are mapped too, since the kernel lets nobody write a file of which it
+    cannot tell owner and group; they lead nowhere, for no process of ``lent_to``'s is in one. The
+    first of them become ``spare``, ids that are its own; those above stay what they are. The mount
+    keeps the map. Needs root. Raises OSError.
     """
     pid = _ended_child()
     try:
         # It is a zombie until we wait for it, and a zombie still has its namespace.
-        KERNEL.write(f"/proc/{pid}/uid_map", f"{inside_uid} {outside_uid} {count}")
-        KERNEL.write(f"/proc/{pid}/gid_map", f"{inside_gid} {outside_gid} {count}")
+        KERNEL.write(f"/proc/{pid}/uid_map", f"{uid} {lent_to} 1")
+        known = known_ids("/proc/self/gid_map")
+        lines = group_lines(gid, lent_to, spare, known)[:_MOST_LINES]
+        KERNEL.write(f"/proc/{pid}/gid_map", "".join(f"{a} {b} {n}\n" for a, b, n in lines))
         return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.waitpid(pid, _WALL)
 
 
+def known_ids(path: str) -> list[range]:
+    """Those that a map of this process's user namespace has. Raises OSError."""
+    with open(path, encoding="ascii") as file:
+        lines = [[int(word) for word in line.split()] for line in file]
+    return [range(first, first + count) for first, _, count in lines]
+
+
+def group_lines(
+    gid: int, lent_to: int, spare: range, known: list[range]
+) -> list[tuple[int, int, int]]:
+    """A gid_map's lines, ``(on disk, outside, count)``: each group once, and of ``known`` alone."""
+    lines = [(gid, lent_to, 1)]
+    if spare and not any(spare.start in ids and spare.stop - 1 in ids for ids in known):
+        spare = range(0)
+    for ids in _less(range(len(spare)), range(gid, gid + 1)):
+        lines.append((ids.start, spare.start + ids.start, len(ids)))
+    taken = (range(len(spare)), spare, range(gid, gid + 1), range(lent_to, lent_to + 1))
+    for each in known:
+        parts = [each]
+        for out in taken:
+            parts = [part for whole in parts for part in _less(whole, out)]
+        lines += [(part.start, part.start, len(part)) for part in parts]
+    return lines
+
+
+def _less(whole: range, out: range) -> list[range]:
+    """What is left of ``whole`` without ``out``."""
+    if not out or out.stop <= whole.start or whole.stop <= out.start:
+        return [whole] if whole else []
+    parts = (range(whole.start, out.start), range(out.stop, whole.stop))
+    return [part for part in parts if part]
+
+
 def works(source: int) -> bool:
     """Whether an idmapped mount of what ``source`` is open on can be had, by trying one."""
-    userns = userns_fd(0, _TRIAL_ID, 0, _TRIAL_ID)
+    userns = userns_fd(0, 0, _TRIAL_ID)
     try:
         os.close(mounts.clone_tree(source, readonly=True, idmap_fd=userns))
     except OSError as error:

@@ -311,7 +311,8 @@ def _mount_fd(nursery: Nursery, loan: Loan, block: Block | None) -> int:
         if loan.unmapped:
             return mounts.clone_tree(loan.source, readonly=True, recursive=False)
         owner = os.fstat(loan.source)
-        userns = idmap.userns_fd(owner.st_uid, block.id, owner.st_gid, block.id)
+        spare = range(block.id + 1, block.id + identity.SIZE)
+        userns = idmap.userns_fd(owner.st_uid, owner.st_gid, block.id, spare)
         try:
             return mounts.clone_tree(loan.source, readonly=loan.readonly, idmap_fd=userns)
         finally:

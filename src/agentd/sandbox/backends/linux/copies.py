@@ -163,18 +163,23 @@ class _Copier:
     ) -> None:
         copy_file(name, as_, above, target, follow=follow, as_user=self._as_user)
 
-    @contextlib.contextmanager
-    def _as_user(self) -> Iterator[None]:
-        """Of this thread: a tmpfs of a user namespace takes files of no owner outside it."""
-        if self._user is None:
-            yield
-            return
-        gid, uid = _libc.setfsgid(self._user), _libc.setfsuid(self._user)
-        try:
-            yield
-        finally:
-            _libc.setfsuid(uid)
-            _libc.setfsgid(gid)
+    def _as_user(self) -> contextlib.AbstractContextManager[None]:
+        return made_by(self._user)
+
+
+@contextlib.contextmanager
+def made_by(user: int | None) -> Iterator[None]:
+    """What this thread makes is ``user``'s (None: ours): a tmpfs of a user namespace takes files of
+    no owner outside it."""
+    if user is None:
+        yield
+        return
+    gid, uid = _libc.setfsgid(user), _libc.setfsuid(user)
+    try:
+        yield
+    finally:
+        _libc.setfsuid(uid)
+        _libc.setfsgid(gid)
 
 
 def copy_file(

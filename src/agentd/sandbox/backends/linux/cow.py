@@ -7,6 +7,7 @@ sandbox could hold. Layout of an overlay made with ``userxattr``:
 https://docs.kernel.org/filesystems/overlayfs.html
 """
 
+import contextlib
 import errno
 import os
 import stat
@@ -53,7 +54,7 @@ class OverlayWall(NamespaceWall):
         ids = (owner.st_uid, owner.st_gid) if identity.available() else None
         size = os.fstatvfs(self._scratch)
         budget = size.f_blocks * size.f_frsize
-        check = _Check(budget)
+        check = _Check(budget, ids)
         self._walk(check.all)
         writer = _Writer(ids, budget)
         try:
@@ -117,8 +118,9 @@ def _descend(
 class _Check:
     """Whether all changes can be written, before any is: depth, number, sizes, rights and room."""
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, ids: tuple[int, int] | None) -> None:
         self._budget = budget
+        self._ids = ids
         self._count = 0
         self._bytes = 0
         self._largest = (0, "")
@@ -152,8 +154,19 @@ class _Check:
                 os.close(inner)
                 if below is not None:
                     os.close(below)
-        if writes and lower is not None and not os.access(".", os.W_OK | os.X_OK, dir_fd=lower):
+        if writes and lower is not None and not self._writable(lower):
             raise _cannot(f"{_shown(prefix) or 'the folder itself'} may not be written here")
+
+    def _writable(self, folder: int) -> bool:
+        """By us, or by whom root writes it for: what that one may not, root does not either."""
+        if self._ids is None:
+            return os.access(".", os.W_OK | os.X_OK, dir_fd=folder)
+        uid, gid = self._ids
+        found = os.fstat(folder)
+        if found.st_uid == uid:
+            return True
+        bits = found.st_mode >> 3 if found.st_gid == gid else found.st_mode
+        return bits & 0o3 == 0o3
 
     def _file(self, info: os.stat_result, path: str) -> None:
         if not stat.S_ISREG(info.st_mode):
@@ -188,6 +201,9 @@ class _Check:
 class _Writer:
     """Writes an upper directory to the host: as ``ids`` where given, at most ``budget`` bytes.
 
+    What is replaced keeps its group, as far as the writer may give that; what is new has the one
+    that its folder gives (setgid), or the writer's own.
+
     Hard links and files rewritten meanwhile could ask for more than the sandbox ever held.
     """
 
@@ -212,7 +228,8 @@ class _Writer:
             elif stat.S_ISREG(info.st_mode) or stat.S_ISLNK(info.st_mode):
                 if before is not None and stat.S_ISDIR(before.st_mode):
                     _remove(name, lower)
-                self._replace(name, info, upper, lower)
+                    before = None
+                self._replace(name, info, before, upper, lower)
 
     def _directory(
         self,
@@ -231,15 +248,37 @@ class _Writer:
         inner = os.open(name, _DIR, dir_fd=upper)
         below = os.open(name, _DIR, dir_fd=lower)
         try:
+            kept = os.fstat(lower if before is None else below).st_mode & stat.S_ISGID
+            if before is None:
+                self._give(below, None, lower)
             self.apply(inner, below, depth + 1)
-            if before is None and self._ids is not None:
-                os.fchown(below, *self._ids)
-            os.fchmod(below, _permissions(info))
+            if _permissions(os.fstat(below)) != _permissions(info):
+                os.fchmod(below, _permissions(info) | kept)
         finally:
             os.close(inner)
             os.close(below)
 
-    def _replace(self, name: str, info: os.stat_result, upper: int, lower: int) -> None:
+    def _give(self, made: int, before: os.stat_result | None, folder: int) -> None:
+        """Owner and group, to what was made in ``folder`` in the place of ``before``."""
+        if self._ids is None:
+            if before is not None and before.st_gid != os.fstat(made).st_gid:
+                with contextlib.suppress(PermissionError):
+                    os.fchown(made, -1, before.st_gid)
+            return
+        uid, gid = self._ids
+        like = os.fstat(folder) if before is None else before
+        if like.st_uid == uid and (before is not None or like.st_mode & stat.S_ISGID):
+            gid = like.st_gid
+        os.fchown(made, uid, gid)
+
+    def _replace(
+        self,
+        name: str,
+        info: os.stat_result,
+        before: os.stat_result | None,
+        upper: int,
+        lower: int,
+    ) -> None:
         """Write beside the target, then rename over it: a reader sees the old or the new, whole."""
         temporary = f".agentd-{os.urandom(8).hex()}"
         try:
@@ -248,13 +287,20 @@ class _Writer:
                 if self._ids is not None:
                     os.chown(temporary, *self._ids, dir_fd=lower, follow_symlinks=False)
             else:
-                self._copy(name, temporary, upper, lower)
+                self._copy(name, temporary, before, upper, lower)
             os.rename(temporary, name, src_dir_fd=lower, dst_dir_fd=lower)
         except OSError:
             _remove(temporary, lower)
             raise
 
-    def _copy(self, name: str, target: str, upper: int, lower: int) -> None:
+    def _copy(
+        self,
+        name: str,
+        target: str,
+        before: os.stat_result | None,
+        upper: int,
+        lower: int,
+    ) -> None:
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         source = os.open(name, flags, dir_fd=upper)
         try:
@@ -265,8 +311,7 @@ class _Writer:
             out = os.open(target, flags, 0o600, dir_fd=lower)
             try:
                 self._copy_data(source, out, info.st_size)
-                if self._ids is not None:
-                    os.fchown(out, *self._ids)
+                self._give(out, before, lower)
                 os.fchmod(out, _permissions(info))
                 os.utime(out, ns=(info.st_atime_ns, info.st_mtime_ns))
             finally:

@@ -1,15 +1,21 @@
-"""Files of other owners and groups in an ordinary user's copy-on-write folder.
+"""Files of other owners and groups in a copy-on-write folder.
 
-overlayfs keeps the owner of what it copies up, and the sandbox's user namespace knows the caller's
-ids alone: a file of another group, as in a shared project, could not be changed (EOVERFLOW). So a
-copy of each, owned by the caller, lies over it: a layer of the overlay, on the sandbox's tmpfs.
-What the caller may not read stays as it is; what the caller may not write has no write bits.
+overlayfs keeps the owner of what it copies up, and the sandbox's user namespace knows one user and
+group alone: a file of another group, as in a shared project, could not be changed (EOVERFLOW). So a
+copy of each, owned by the sandbox's user, lies over it: a layer of the overlay, on its tmpfs.
+
+Of an ordinary user's folder that is what others own, too: what the caller may not read stays as it
+is, what the caller may not write has no write bits. Where root lends the folder of ``owner``, it is
+what that one owns, in that one's folders: all else stays as it is.
 """
 
+import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from typing import NamedTuple
 
+from agentd.linux import mounts
 from agentd.sandbox.backends.linux import copies
 from agentd.sandbox.backends.linux.copies import Size
 
@@ -27,29 +33,52 @@ class Found(NamedTuple):
     told: str = ""
 
 
-def look(source: int, disk: int) -> Found:
+def look(source: int, disk: int, owner: os.stat_result | None = None) -> Found:
     """What a layer takes, of at most ``disk`` bytes. Raises OSError."""
-    survey = _Survey(disk)
-    survey.visit(source, None, ".", 0)
+    survey = _Survey(disk, owner)
+    with _seen(source, owner) as top:
+        survey.visit(top, None, ".", 0)
     if survey.over:
-        return Found(None, f"files of other owners and groups cannot be changed: {survey.over}")
+        whose = "groups" if owner is not None else "owners and groups"
+        return Found(None, f"files of other {whose} cannot be changed: {survey.over}")
     told = f"only {survey.looks:,} files were looked at for their owner" if survey.full else ""
     return Found(Size(survey.files, survey.bytes, 0, False) if survey.files else None, told)
 
 
-def make(source: int, scratch: int, name: str) -> None:
-    """The layer, at ``name`` of the tmpfs ``scratch``. Raises OSError."""
-    layer = _Layer(scratch, name)
+def make(
+    source: int,
+    scratch: int,
+    name: str,
+    owner: os.stat_result | None = None,
+    user: int | None = None,
+) -> None:
+    """The layer, at ``name`` of the tmpfs ``scratch``, ``user``'s (None: ours). Raises OSError."""
+    layer = _Layer(scratch, name, owner, user)
     try:
-        layer.visit(source, None, ".", 0)
+        with _seen(source, owner) as top:
+            layer.visit(top, None, ".", 0)
     finally:
         layer.close()
+
+
+@contextlib.contextmanager
+def _seen(source: int, owner: os.stat_result | None) -> Iterator[int]:
+    """What is in the sandbox: of a folder that is lent, not the mounts beneath it."""
+    if owner is None:
+        yield source
+        return
+    tree = mounts.clone_tree(source, readonly=True, recursive=False)
+    try:
+        yield tree
+    finally:
+        os.close(tree)
 
 
 class _Walk:
     """Goes through a folder by descriptors, following no link; leaves out what cannot be read."""
 
-    def __init__(self) -> None:
+    def __init__(self, owner: os.stat_result | None) -> None:
+        self._owner = owner
         self.looks = 0
         self.any = False
 
@@ -64,18 +93,20 @@ class _Walk:
             return
         try:
             info = os.fstat(fd)
-            folder = _Folder(parent, name, info, _writable(".", fd))
-            if _is_foreign(info):
+            if self._owner is not None and info.st_uid != self._owner.st_uid:
+                return  # a layer would hand it over
+            folder = _Folder(parent, name, info, self._writable(".", fd))
+            if self._is_foreign(info):
                 self.any = True
                 self.found_folder(folder)
             for inner in os.listdir(fd):
                 if self.full or depth > _MAX_DEPTH:
-                    return
+                    break
                 self.looks += 1
                 self._entry(fd, folder, inner, depth)
+            self.leave(folder)
         finally:
             os.close(fd)
-            self.leave(folder)
 
     def _entry(self, fd: int, folder: "_Folder", name: str, depth: int) -> None:
         try:
@@ -84,9 +115,18 @@ class _Walk:
             return
         if stat.S_ISDIR(info.st_mode):
             self.visit(fd, folder, name, depth + 1)
-        elif _is_foreign(info) and (stat.S_ISREG(info.st_mode) or stat.S_ISLNK(info.st_mode)):
+        elif self._is_foreign(info) and (stat.S_ISREG(info.st_mode) or stat.S_ISLNK(info.st_mode)):
             self.any = True
             self.found_file(fd, folder, name, info)
+
+    def _is_foreign(self, info: os.stat_result) -> bool:
+        if self._owner is not None:
+            return info.st_uid == self._owner.st_uid and info.st_gid != self._owner.st_gid
+        return info.st_uid != os.geteuid() or info.st_gid != os.getegid()
+
+    def _writable(self, name: str, folder: int) -> bool:
+        """Its owner's mode tells the sandbox's user; what others own tells the caller's."""
+        return self._owner is not None or os.access(name, os.W_OK, dir_fd=folder)
 
     def found_folder(self, folder: "_Folder") -> None: ...
     def found_file(self, fd: int, folder: "_Folder", name: str, info: os.stat_result) -> None: ...
@@ -105,8 +145,8 @@ class _Folder:
 
 
 class _Survey(_Walk):
-    def __init__(self, disk: int) -> None:
-        super().__init__()
+    def __init__(self, disk: int, owner: os.stat_result | None) -> None:
+        super().__init__(owner)
         self._disk = disk
         self.files = self.bytes = 0
         self.over = ""
@@ -127,9 +167,11 @@ class _Survey(_Walk):
 
 
 class _Layer(_Walk):
-    def __init__(self, scratch: int, name: str) -> None:
-        super().__init__()
-        self._scratch, self._name = scratch, name
+    def __init__(
+        self, scratch: int, name: str, owner: os.stat_result | None, user: int | None
+    ) -> None:
+        super().__init__(owner)
+        self._scratch, self._name, self._user = scratch, name, user
         self._open: list[_Folder] = []
 
     def close(self) -> None:
@@ -146,7 +188,8 @@ class _Layer(_Walk):
         else:
             self.found_folder(folder.parent)
             above, name = folder.parent.fd, folder.name
-        os.mkdir(name, 0o700, dir_fd=above)
+        with copies.made_by(self._user):
+            os.mkdir(name, 0o700, dir_fd=above)
         folder.fd = os.open(name, _DIR, dir_fd=above)
         self._open.append(folder)
 
@@ -154,9 +197,18 @@ class _Layer(_Walk):
         self.found_folder(folder)
         try:
             if stat.S_ISLNK(info.st_mode):
-                os.symlink(os.readlink(name, dir_fd=fd), name, dir_fd=folder.fd)
+                text = os.readlink(name, dir_fd=fd)
+                with copies.made_by(self._user):
+                    os.symlink(text, name, dir_fd=folder.fd)
             else:
-                copies.copy_file(name, name, fd, folder.fd, closed=not _writable(name, fd))
+                copies.copy_file(
+                    name,
+                    name,
+                    fd,
+                    folder.fd,
+                    closed=not self._writable(name, fd),
+                    as_user=lambda: copies.made_by(self._user),
+                )
         except (PermissionError, FileNotFoundError):
             return  # the one below is seen, as unreadable as it is
 
@@ -167,11 +219,3 @@ class _Layer(_Walk):
             self._open.remove(folder)
             os.close(folder.fd)
             folder.fd = -1
-
-
-def _is_foreign(info: os.stat_result) -> bool:
-    return info.st_uid != os.geteuid() or info.st_gid != os.getegid()
-
-
-def _writable(name: str, folder: int) -> bool:
-    return os.access(name, os.W_OK, dir_fd=folder)

@@ -12,6 +12,8 @@ from agentd.sandbox.backends.linux import copies, foreign
 from agentd.sandbox.backends.linux.copies import Size
 from agentd.sandbox.backends.linux.nursery import Nursery
 
+_CALLERS = "the caller's own rights"
+
 
 class Loan(NamedTuple):
     """``source`` is a descriptor. ``unmapped`` says why its owner is not mapped to the sandbox's
@@ -40,10 +42,11 @@ class Loan(NamedTuple):
     @property
     def how(self) -> str:
         """For the report."""
-        if not self.own_user:
-            text = "the caller's own rights"
+        if not self.unmapped:
+            text = "owned by the sandbox's user, idmapped" if self.own_user else _CALLERS
             if self.copy is not None:
-                text += f"; {self.copy.files:,} files and folders of other owners or groups are "
+                whose = "groups" if self.own_user else "owners or groups"
+                text += f"; {self.copy.files:,} files and folders of other {whose} are "
                 text += f"copies, {readable_size(self.copy.bytes)}"
             return f"{text}; {self.told}" if self.told else text
         if self.copy is not None:
@@ -52,16 +55,14 @@ class Loan(NamedTuple):
             if self.copy.left_out:
                 text += f"; {self.copy.left_out:,} that its owner may not read are left out"
             return f"{text}: {self.unmapped}"
-        if self.unmapped:
-            return f"as everybody may read it: {self.unmapped}"
-        return "owned by the sandbox's user, idmapped"
+        return f"as everybody may read it: {self.unmapped}"
 
 
 def of(mount: Mount, source: int, nursery: Nursery, disk: int, *, own_user: bool) -> Loan:
     """Raises Refused for what cannot be written, InvalidInput for what is too large to copy."""
     reason = unmapped.why(source) if own_user else ""
-    if not own_user and mount.mode is MountMode.COW:
-        found = foreign.look(source, disk)
+    if not reason and mount.mode is MountMode.COW:
+        found = foreign.look(source, disk, os.fstat(source) if own_user else None)
         return Loan(mount, source, own_user, copy=found.copy, told=found.told)
     if not reason:
         return Loan(mount, source, own_user)
@@ -95,7 +96,8 @@ def copy_all(lent: list[Loan], scratch: int, user: int | None) -> None:
     for index, loan in enumerate(lent):
         if loan.layered:
             try:
-                foreign.make(loan.source, scratch, _name(index))
+                owner = os.fstat(loan.source) if loan.own_user else None
+                foreign.make(loan.source, scratch, _name(index), owner, user)
             except OSError as error:
                 raise copies.failed(loan.mount, error) from error
         elif loan.copy is not None:

@@ -82,7 +82,7 @@ def _open(source: str) -> int:
 def _lent(mount: Mount, index: int, fd: int, owner: os.stat_result, lent_to: int) -> Share:
     if reason := unmapped.why(fd):
         return _as_everybody(mount, index, fd, owner, lent_to, reason)
-    userns = idmap.userns_fd(owner.st_uid, lent_to, owner.st_gid, lent_to)
+    userns = idmap.userns_fd(owner.st_uid, owner.st_gid, lent_to)
     try:
         tree = mounts.clone_tree(fd, readonly=mount.mode is MountMode.RO, idmap_fd=userns)
     finally:
