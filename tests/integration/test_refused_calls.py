@@ -85,3 +85,20 @@ def test_it_is_refused_by_its_name(level: str, call: str) -> None:
     done = _run(f"{call}=EPERM", level, "--", "true")
     assert done.returncode == 125
     assert call in done.stderr and "internal error" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("error", ["EPERM", "ENOSYS"])
+@pytest.mark.parametrize("call", ["landlock_add_rule", "landlock_restrict_self"])
+def test_doctor_tells_of_a_wall_that_only_its_last_call_is_refused(call: str, error: str) -> None:
+    words = [sys.executable, LAUNCHER, f"{call}={error}", "--"]
+    done = subprocess.run(
+        [*words, sys.executable, "-m", "agentd", "doctor", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    walls = {wall["name"]: wall for wall in json.loads(done.stdout)["backends"]}
+    assert not walls["landlock"]["usable"], done.stdout
+    (blocker,) = walls["landlock"]["blockers"]
+    assert call in blocker["what"] and "seccomp" in blocker["fix"]

@@ -9,6 +9,7 @@ import errno
 import os
 import stat
 import struct
+import threading
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
@@ -56,7 +57,7 @@ _PATH_RULE = struct.Struct("=Qi")
 _PORT_RULE = struct.Struct("=QQ")
 _MAX_PORT = 65535
 # Absent, off at boot, or hidden by the seccomp filter of an older container runtime.
-_UNAVAILABLE = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
+UNAVAILABLE = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
 
 
 class Handled(NamedTuple):
@@ -75,9 +76,36 @@ def abi_version(kernel: Kernel = KERNEL) -> int:
             abi.SYS.landlock_create_ruleset, 0, 0, abi.LANDLOCK_CREATE_RULESET_VERSION
         )
     except OSError as error:
-        if error.errno in _UNAVAILABLE:
+        if error.errno in UNAVAILABLE:
             return 0
         raise
+
+
+def refused() -> str:
+    """The first of Landlock's calls that does not work here, and why; empty where all do.
+
+    A seccomp profile around us may allow the one that tells the ABI alone. They are tried in a
+    thread of their own, for a restricted thread binds no other, and ends with it.
+    """
+    found: list[str] = []
+    trial = threading.Thread(target=_try_calls, args=(found,), name="agentd-landlock")
+    trial.start()
+    trial.join()
+    return found[0] if found else ""
+
+
+def _try_calls(found: list[str]) -> None:
+    call = "landlock_create_ruleset"
+    try:
+        with Ruleset(handled_fs=EXEC, handle_net=False, scopes=False) as rules:
+            call = "landlock_add_rule"
+            rules.allow_path("/", EXEC)
+            call = "prctl"
+            KERNEL.prctl(abi.PR_SET_NO_NEW_PRIVS, 1)
+            call = "landlock_restrict_self"
+            rules.restrict()
+    except OSError as error:
+        found.append(f"{call} is refused here: {error.strerror}")
 
 
 def covers(version: int, *, net: bool) -> str:

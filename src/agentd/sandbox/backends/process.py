@@ -213,6 +213,8 @@ class LandlockBackend(HostBackend):
         elif version < _SCOPED_ABI and not identity.available():
             what = f"Landlock ABI {version} cannot keep signals from your other processes"
             blockers.append(Blocker(what, "boot Linux 6.12 or newer, or run agentd as root"))
+        elif not blockers and (what := landlock.refused()):
+            blockers.append(Blocker(what, container.fix("seccomp")))
         return Availability.of(blockers, [])
 
     def _user(self, plan: ProcessPlan, controls: list[str]) -> Control:

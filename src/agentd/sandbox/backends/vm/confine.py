@@ -107,9 +107,19 @@ def _identity(cell: Cell) -> bool:
 
 
 def _landlock(cell: Cell) -> bool:
-    """Reads what it needs to start, writes nothing; False without Landlock."""
+    """Reads what it needs to start, writes nothing; False where Landlock is absent or refused."""
     if not landlock.abi_version():
         return False
+    try:
+        _restrict(cell)
+    except OSError as error:
+        if error.errno in landlock.UNAVAILABLE:
+            return False
+        raise
+    return True
+
+
+def _restrict(cell: Cell) -> None:
     with landlock.Ruleset(handle_net=not cell.net) as rules:
         if cell.programs:
             for path in _PROGRAMS:
@@ -121,7 +131,6 @@ def _landlock(cell: Cell) -> bool:
         for fd in cell.writable:
             rules.allow_path(fd, landlock.READ | landlock.WRITE)
         rules.restrict()
-    return True
 
 
 def _allow(rules: landlock.Ruleset, path: str, access: int) -> None:
