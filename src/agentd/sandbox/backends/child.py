@@ -1,4 +1,4 @@
-"""Starting agentd's own isolated interpreters: empty environment, nothing inherited."""
+"""Starting agentd's own isolated interpreters: next to no environment, nothing inherited."""
 
 import array
 import errno
@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 from agentd.model.errors import InvalidInput, SandboxError
 
+#: A Python whose libpython lies outside of the loader's paths does not start without it.
+LOADER = ("LD_LIBRARY_PATH",)
 _PACKAGE_ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 3))
 _MAX_MESSAGE = 64 << 10
 # The kernel's word where it has no memory for a seccomp filter (agentd.linux.seccomp).
@@ -30,8 +32,9 @@ class Starved(SandboxError):
 def start_python(module: str, sockets: Sequence[socket.socket]) -> int:
     """Run ``module.main()`` with the sockets as descriptors 3, 4, ...; its pid.
 
-    ``-I -S -E`` keeps the caller's site-packages and environment out. A session of its own keeps
-    the terminal's Ctrl-C out. Raises SandboxError.
+    ``-I -S -E`` keeps the caller's site-packages and environment out, but for where the loader
+    finds the libraries of this very Python. A session of its own keeps the terminal's Ctrl-C out.
+    Raises SandboxError.
     """
     code = f"import sys; sys.path.insert(0, {_PACKAGE_ROOT!r}); from {module} import main; main()"
     argv = [sys.executable, "-I", "-S", "-E", "-X", "utf8", "-c", code]
@@ -43,8 +46,9 @@ def start_python(module: str, sockets: Sequence[socket.socket]) -> int:
         (os.POSIX_SPAWN_DUP2, 1, 2),
         *((os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(sources, 3)),
     ]
+    env = {name: os.environ[name] for name in LOADER if name in os.environ}
     try:
-        return os.posix_spawn(argv[0], argv, {}, file_actions=actions, setsid=True, setsigmask=[])
+        return os.posix_spawn(argv[0], argv, env, file_actions=actions, setsid=True, setsigmask=[])
     except OSError as error:
         raise SandboxError(f"cannot start {sys.executable}", cause=str(error)) from error
     finally:

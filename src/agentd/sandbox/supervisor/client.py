@@ -13,6 +13,7 @@ from typing import Any
 from agentd.model.errors import BackendLost, SandboxError
 from agentd.sandbox import guard
 from agentd.sandbox.backends import identity
+from agentd.sandbox.backends.child import LOADER
 from agentd.sandbox.supervisor import wire
 
 _START_SECONDS = 10.0
@@ -233,13 +234,18 @@ def _answers(link: Link) -> bool:
     return True
 
 
+_KEPT = (
+    *("HOME", "PATH", "TMPDIR", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR", "LANG", "PYTHONPATH"),
+    *LOADER,
+)
+
+
 def _start(path: str) -> None:
     """In a session of its own, with nothing of our environment but what finds its files.
 
     What we start forks and ends at once, so that the supervisor is nobody's child to reap.
     """
-    kept = ("HOME", "PATH", "TMPDIR", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR", "LANG", "PYTHONPATH")
-    environment = {name: os.environ[name] for name in kept if name in os.environ}
+    environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
     argv = [sys.executable, "-m", "agentd.sandbox.supervisor.main", path]
     with open(f"{path}.log", "ab", opener=_private) as log:
         actions = [
