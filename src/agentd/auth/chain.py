@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from agentd.auth.credential import Credential
 from agentd.auth.provider import AuthProvider
+from agentd.model.credential import Credential
 from agentd.model.errors import Unauthenticated
 from agentd.model.principal import ORDINARY, Principal
 

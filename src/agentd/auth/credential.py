@@ -1,29 +1,6 @@
-"""What a request brings along to prove who asks."""
+"""Parts of a credential."""
 
-import msgspec
-
-
-class Credential(msgspec.Struct, frozen=True, kw_only=True):
-    """All of it is as the transport saw it; nothing here has been believed yet.
-
-    ``certificate`` is the client's, in DER, and only where the TLS layer verified its chain
-    against the configured CA and the client proved that it holds the key. ``foreign`` marks a
-    peer in another user or pid namespace than ours: a container, or one of our own sandboxes.
-    """
-
-    peer_uid: int | None = None
-    peer_pid: int | None = None
-    foreign: bool = False
-    authorization: str | None = None  # the header's value
-    api_key: str | None = None  # of X-API-Key
-    certificate: bytes | None = None
-
-    def __repr__(self) -> str:
-        """Without the secrets: this ends up in logs and tracebacks."""
-        present = [
-            name for name in ("authorization", "api_key", "certificate") if getattr(self, name)
-        ]
-        return f"Credential(peer_uid={self.peer_uid}, peer_pid={self.peer_pid}, with={present})"
+from agentd.model.credential import Credential
 
 
 def bearer(credential: Credential) -> str | None:

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from agentd.auth.credential import Credential, bearer
+from agentd.auth.credential import bearer
 from agentd.auth.jwks import FileKeySet, Jwk, KeySet, UrlKeySet
+from agentd.model.credential import Credential
 from agentd.model.errors import InvalidInput, Unauthenticated
 from agentd.model.install import command
 from agentd.model.principal import SCOPES, Principal

@@ -11,7 +11,8 @@ from typing import Protocol
 
 import msgspec
 
-from agentd.auth.credential import Credential, bearer
+from agentd.auth.credential import bearer
+from agentd.model.credential import Credential
 from agentd.model.errors import Forbidden, InvalidInput, NotFound, Refused, Unauthenticated
 from agentd.model.principal import ADMIN, SCOPES, Principal
 from agentd.model.units import format_duration

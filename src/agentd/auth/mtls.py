@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from agentd.auth.credential import Credential
+from agentd.model.credential import Credential
 from agentd.model.errors import Forbidden, InvalidInput, Unauthenticated
 from agentd.model.install import command
 from agentd.model.principal import Principal

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from agentd.auth.credential import Credential
+from agentd.model.credential import Credential
 from agentd.model.errors import Forbidden
 from agentd.model.principal import Principal
 

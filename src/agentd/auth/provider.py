@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from agentd.auth.credential import Credential
+from agentd.model.credential import Credential
 from agentd.model.principal import Principal
 
 

@@ -35,7 +35,8 @@ from agentd.daemon.store.errors import StoreError
 from agentd.daemon.store.port import Store, Transaction
 from agentd.daemon.store.records import IdempotencyRecord
 from agentd.model import context
-from agentd.model.api import Answer, Authorise, Carry, Work
+from agentd.model.answer import Answer
+from agentd.model.api import Authorise, Carry, Work
 from agentd.model.cause import CauseCode
 from agentd.model.errors import AgentdError, Forbidden, InvalidInput, Refused
 

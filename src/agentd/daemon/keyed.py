@@ -12,7 +12,7 @@ import msgspec
 from agentd.daemon.store.errors import StoreError
 from agentd.daemon.store.port import Amount, Store, Transaction
 from agentd.daemon.store.records import IdempotencyRecord
-from agentd.model.api import Answer
+from agentd.model.answer import Answer
 
 NEW = "new"  # claimed just now; never stored
 _SWEEP = 1000  # rows in one transaction

@@ -4,12 +4,11 @@ Each method checks the principal's scope and that the sandbox is its own, and ra
 ``model.errors``: Forbidden, NotFound, Conflict, Full, InvalidInput, Refused, SandboxError, ...
 """
 
-import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, TypeVar
 
+from agentd.model.answer import Answer
 from agentd.model.api import (
-    Answer,
     ApprovalView,
     AuditHead,
     Authorise,
@@ -92,21 +91,6 @@ class Port(Protocol):
 
 
 class Service(Protocol):
-    # who asks
-    def peer(self, connection: socket.socket) -> object:
-        """Who is at the other end of a unix socket, for ``authenticate``; to be asked when the
-        connection is new. Raises OSError where they have gone."""
-
-    def authenticate(
-        self,
-        *,
-        peer: object | None,
-        headers: Mapping[str, str],
-        certificate: bytes | None,
-    ) -> Principal:
-        """``peer`` is None elsewhere than on a unix socket; ``headers`` have lower-case names;
-        the certificate is DER. Raises Unauthenticated, QuotaExceeded (requests come too fast)."""
-
     # sandboxes
     def create(self, who: Principal, body: SandboxBody) -> SandboxView: ...
     def relabel(self, who: Principal, id_: str, body: LabelsBody) -> SandboxView: ...

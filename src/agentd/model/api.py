@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from agentd.model.answer import Answer
 from agentd.model.audit import Record
 from agentd.model.cause import Cause
 from agentd.model.decision import Decision
@@ -334,15 +335,6 @@ class Stats(msgspec.Struct, frozen=True):
     pool: dict[str, int]
     queue: int
     totals: dict[str, Any]
-
-
-class Answer(msgspec.Struct, frozen=True):
-    """A whole answer, as it is recorded. ``replayed``: an earlier request did it."""
-
-    status: int
-    body: bytes = b""
-    headers: dict[str, str] = {}
-    replayed: bool = False
 
 
 class Repeat(msgspec.Struct, frozen=True):

@@ -1,6 +1,7 @@
 import pytest
 
-from agentd.auth.credential import Credential, bearer
+from agentd.auth.credential import bearer
+from agentd.model.credential import Credential
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from agentd.auth import peer
-from agentd.auth.credential import Credential
+from agentd.model.credential import Credential
 from agentd.auth.peer import Peer, PeerProvider, PeerRule, peer_of
 from agentd.model.errors import Forbidden
 

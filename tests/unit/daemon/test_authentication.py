@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from agentd.auth.credential import Credential
+from agentd.model.credential import Credential
 from agentd.auth.keys import KeyRecord
 from agentd.auth.peer import peer_of
 from agentd.daemon import authentication, config

@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
+from agentd.model.answer import Answer
 from agentd.model.api import (
-    Answer,
     ApprovalView,
     AuditHead,
     AuditPage,

@@ -1,7 +1,6 @@
 """``ingest.service.Service`` as the daemon has it: each call checked, then done by whose it is."""
 
 import os
-import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
@@ -9,10 +8,7 @@ from typing import TYPE_CHECKING
 
 from agentd._version import __version__
 from agentd.audit.receipt import peek
-from agentd.auth.chain import Chain
-from agentd.auth.credential import Credential
 from agentd.auth.keys import KeyRecord, KeyService
-from agentd.auth.peer import Peer, peer_of
 from agentd.daemon import doctor
 from agentd.daemon.admission import acts
 from agentd.daemon.admission.approvals import Approvals
@@ -34,8 +30,8 @@ from agentd.daemon.service.repeats import Repeats
 from agentd.daemon.service.sandboxes import Sandboxes
 from agentd.daemon.service.snapshots import About, Snapshots
 from agentd.model import context
+from agentd.model.answer import Answer
 from agentd.model.api import (
-    Answer,
     ApprovalView,
     AuditHead,
     Authorise,
@@ -84,7 +80,6 @@ class DaemonService:
         self,
         *,
         config: Callable[[], Config],
-        chain: Callable[[], Chain],
         keys: Callable[[], KeyService],
         ledger: Ledger,
         pipeline: Pipeline,
@@ -98,7 +93,6 @@ class DaemonService:
         idempotency: "Callable[[], Idempotency]",
     ) -> None:
         self._config = config
-        self._chain = chain
         self._keys = keys
         self._ledger = ledger
         self._pipeline = pipeline
@@ -126,31 +120,6 @@ class DaemonService:
         self._started = time.time()
         self.not_ready = "it is starting"
         self.check: Callable[[], str] = lambda: ""  # why it cannot work, while it runs
-
-    # --- who asks ---
-
-    def peer(self, connection: socket.socket) -> Peer:
-        return peer_of(connection)
-
-    def authenticate(
-        self,
-        *,
-        peer: object | None,
-        headers: Mapping[str, str],
-        certificate: bytes | None,
-    ) -> Principal:
-        seen = peer if isinstance(peer, Peer) else None
-        credential = Credential(
-            peer_pid=seen.pid if seen else None,
-            peer_uid=seen.uid if seen else None,
-            foreign=seen.foreign if seen else False,
-            authorization=headers.get("authorization"),
-            api_key=headers.get("x-api-key"),
-            certificate=certificate,
-        )
-        who = self._chain().authenticate(credential)
-        self._ledger.request(who.name)
-        return who
 
     # --- sandboxes ---
 

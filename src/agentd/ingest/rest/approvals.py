@@ -2,8 +2,8 @@
 
 from agentd.ingest.rest.operation import Arguments, Operation
 from agentd.ingest.rest.pages import QUERY, page
+from agentd.ingest.rest.respond import Reply
 from agentd.ingest.service import Service
-from agentd.ingest.web.respond import Reply
 from agentd.model.api import ApprovalView, DecideBody
 from agentd.model.principal import Principal
 

@@ -8,13 +8,16 @@ from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any
 
-from agentd.ingest.rest.operation import Arguments, Operation, decode
+from agentd.ingest.rest.api import Exchange
+from agentd.ingest.rest.operation import LARGE, Arguments, Operation, decode
 from agentd.ingest.rest.output import EVENTS
+from agentd.ingest.rest.respond import encode
 from agentd.ingest.service import Service
-from agentd.ingest.web.api import Signal
-from agentd.ingest.web.exchange import Exchange
-from agentd.ingest.web.respond import encode, internal, status_of
-from agentd.model.api import Answer, CallBody, CallView, CapabilityView
+from agentd.ingest.web.errors import internal
+from agentd.ingest.web.signal import Signal
+from agentd.ingest.web.status import status_of
+from agentd.model.answer import Answer
+from agentd.model.api import CallBody, CallView, CapabilityView
 from agentd.model.errors import AgentdError, Full
 from agentd.model.principal import Principal
 
@@ -97,26 +100,26 @@ class _Following:
 
 
 async def _stream(exchange: Exchange, query: dict[str, Any]) -> None:
-    api = exchange.api
+    web, service = exchange.web, exchange.door.service
     who = await exchange.authenticate()  # before the body is read
-    raw = await exchange.body(api.limits.body)
+    raw = await exchange.body(web.limits.body, LARGE)
     body: CallBody = decode(exchange, CallBody, raw)
     following = _Following()
-    running = asyncio.create_task(api.threads.waits.run(following.run, api.service, who, body, raw))
-    api.add(following)
+    running = asyncio.create_task(web.threads.waits.run(following.run, service, who, body, raw))
+    web.add(following)
     exchange.link.on_lost(following.stop)
     try:
         await _begun(running, following)
         headers = [(b"content-type", EVENTS.encode()), (b"cache-control", b"no-store")]
         await exchange.start(200, headers)
-        async for pieces in following.events(api.limits.heartbeat):
+        async for pieces in following.events(web.limits.heartbeat):
             parts = [_event(kind, base64.b64encode(data)) for kind, data in pieces]
             await exchange.write(b"".join(parts) or b":\n\n")
         await running
         await exchange.write(_last(following))
         await exchange.end()
     finally:
-        api.remove(following)
+        web.remove(following)
         exchange.link.forget(following.stop)
         following.stop()
 
@@ -150,9 +153,8 @@ def _call(service: Service, who: Principal, a: Arguments) -> CallView:
 
 async def _receipt(exchange: Exchange, query: dict[str, Any]) -> None:
     """As it was signed: nothing of it is decoded on the way."""
-
-    who, api = await exchange.authenticate(), exchange.api
-    found = await api.threads.short.run(api.service.receipt, who, exchange.path["id"])
+    who, service = await exchange.authenticate(), exchange.door.service
+    found = await exchange.web.threads.short.run(service.receipt, who, exchange.path["id"])
     await exchange.answer(Answer(200, found, {"content-type": _ENVELOPE}))
 
 

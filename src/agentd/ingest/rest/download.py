@@ -6,8 +6,9 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from agentd.ingest.web.exchange import Aborted, Exchange
-from agentd.ingest.web.respond import RangeNotSatisfiable
+from agentd.ingest.rest.api import Exchange
+from agentd.ingest.web.errors import RangeNotSatisfiable
+from agentd.ingest.web.exchange import Aborted
 
 BYTES = "application/octet-stream"
 TAR = "application/x-tar"
@@ -18,9 +19,9 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 
 async def get_file(exchange: Exchange, query: dict[str, Any]) -> None:
     """One Range (RFC 9110 §14.2); several, or a malformed one, are answered with all of it."""
-    service, id_, path = exchange.api.service, exchange.path["id"], query["path"]
+    service, id_, path = exchange.door.service, exchange.path["id"], query["path"]
     who = await exchange.authenticate()
-    entry = await exchange.api.threads.waits.run(service.stat_file, who, id_, path)
+    entry = await exchange.web.threads.waits.run(service.stat_file, who, id_, path)
     size = entry.size if entry.type == "file" else 0
     found = _range(exchange.header(b"range"), size)
     first, last = found or (0, size - 1)
@@ -61,7 +62,7 @@ def _range(header: str | None, size: int) -> tuple[int, int] | None:
 
 
 async def get_tar(exchange: Exchange, query: dict[str, Any]) -> None:
-    service, id_, path = exchange.api.service, exchange.path["id"], query["path"]
+    service, id_, path = exchange.door.service, exchange.path["id"], query["path"]
     who = await exchange.authenticate()
     headers = [(b"content-type", TAR.encode())]
     await _download(exchange, lambda: service.read_tar(who, id_, path), 200, headers)
@@ -78,7 +79,7 @@ async def _download(
 
     Raises Aborted where it breaks when the answer has begun.
     """
-    room, pieces = exchange.api.threads.transfers, _Pieces(read)
+    room, pieces = exchange.web.threads.transfers, _Pieces(read)
     piece = await room.run(pieces.take)
     pieces.check()  # while nothing has been answered yet
     task: asyncio.Task[bytes] | None = None

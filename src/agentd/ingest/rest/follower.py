@@ -3,9 +3,10 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 
+from agentd.ingest.rest.api import Api
 from agentd.ingest.service import Output, OutputEvent
-from agentd.ingest.web.api import Api, Signal
 from agentd.ingest.web.link import Link
+from agentd.ingest.web.signal import Signal
 from agentd.model.principal import Principal
 
 STREAMS = ("stdout", "stderr", "pty")
@@ -40,8 +41,8 @@ class Follower:
         def follow() -> Output:
             return service.follow(who, id_, process, cursors, notify, streams)
 
-        self._output = await self._api.threads.short.run(follow)
-        self._api.add(self)
+        self._output = await self._api.web.threads.short.run(follow)
+        self._api.web.add(self)
         self._link.on_lost(self.stop)
 
     async def events(
@@ -72,7 +73,7 @@ class Follower:
         self._more.set()
 
     def close(self) -> None:
-        self._api.remove(self)
+        self._api.web.remove(self)
         self._link.forget(self.stop)
         if self._output is not None:
             self._output.close()

@@ -2,11 +2,13 @@
 
 from typing import Any
 
+from agentd.ingest.rest.api import Exchange
 from agentd.ingest.rest.operation import Operation
-from agentd.ingest.web.exchange import Exchange
-from agentd.ingest.web.respond import Draining, error_answer
-from agentd.model.api import Answer, BackendView, Stats
-from agentd.model.errors import Unavailable
+from agentd.ingest.rest.respond import error_answer
+from agentd.ingest.web.errors import Draining
+from agentd.model.answer import Answer
+from agentd.model.api import BackendView, Stats
+from agentd.model.errors import NotFound, Unavailable
 
 _TEXT = {"content-type": "text/plain; charset=utf-8"}
 _METRICS = {"content-type": "text/plain; version=0.0.4; charset=utf-8"}
@@ -17,17 +19,21 @@ async def _healthz(exchange: Exchange, _: dict[str, Any]) -> None:
 
 
 async def _readyz(exchange: Exchange, _: dict[str, Any]) -> None:
-    if exchange.api.draining:
+    if exchange.web.draining:
         raise Draining("the daemon is about to end")
-    if why := exchange.api.service.ready():
+    if why := exchange.door.service.ready():
         await exchange.answer(error_answer(Unavailable(why)))
         return
     await exchange.answer(Answer(200, b"ok\n", _TEXT))
 
 
 async def _metrics(exchange: Exchange, _: dict[str, Any]) -> None:
-    metrics = exchange.api.metrics
-    text = await exchange.api.threads.short.run(metrics) if metrics else b""
+    metrics = exchange.web.metrics
+    if metrics is None:
+        raise NotFound("there are no metrics", remediation="set metrics.enabled = true")
+    if not metrics.public:
+        (await exchange.authenticate()).require("read")
+    text = await exchange.web.threads.short.run(metrics.text)
     await exchange.answer(Answer(200, text, _METRICS))
 
 

@@ -15,13 +15,15 @@ from typing import Any
 import msgspec
 
 from agentd.ingest.rest import unfit
+from agentd.ingest.rest.api import Exchange
 from agentd.ingest.rest.query import Parameter, parse
+from agentd.ingest.rest.respond import answer, as_sent, error_answer
 from agentd.ingest.service import Service
-from agentd.ingest.web.exchange import Exchange
-from agentd.ingest.web.respond import UnsupportedMediaType, answer, error_answer
+from agentd.ingest.web.errors import UnsupportedMediaType
 from agentd.ingest.web.threads import Room
 from agentd.model import typed
-from agentd.model.api import Answer, Repeat
+from agentd.model.answer import Answer
+from agentd.model.api import Repeat
 from agentd.model.capability import CallFailed
 from agentd.model.errors import AgentdError, InvalidInput, Refused
 from agentd.model.principal import Principal
@@ -42,6 +44,7 @@ class Arguments(msgspec.Struct, frozen=True):
         return self.path["proc"]
 
 
+LARGE = "write large data to a file: PUT .../files takes it as a stream"
 Call = Callable[[Service, Principal, Arguments], object]
 AtOnce = Callable[[Service, Principal, Arguments], Callable[[], None] | None]
 Stream = Callable[[Exchange, dict[str, Any]], Awaitable[None]]
@@ -76,17 +79,17 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         if self.stream is not None:
             await self.stream(exchange, query)
             return
-        limit = exchange.api.limits.body
+        limit = exchange.web.limits.body
         length = exchange.length()
         key = exchange.header(b"idempotency-key") if self.once else None
         if length is not None and length > limit:
-            await exchange.body(limit)  # raises TooLarge
+            await exchange.body(limit, LARGE)  # raises TooLarge
         who = await exchange.authenticate()
-        raw = b"" if length == 0 else await exchange.body(limit)
+        raw = b"" if length == 0 else await exchange.body(limit, LARGE)
         if self.at_once is not None:
             await self._at_once(self.at_once, exchange, who, query, raw)
             return
-        await exchange.answer(await self._at_most_once(exchange, who, key, query, raw))
+        await exchange.answer(as_sent(await self._at_most_once(exchange, who, key, query, raw)))
 
     async def _at_once(
         self,
@@ -96,7 +99,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         query: dict[str, Any],
         raw: bytes,
     ) -> None:
-        service = exchange.api.service
+        service = exchange.door.service
         rest = None if raw else begin(service, who, Arguments(exchange.path, query, None))
         if rest is None:
             made = await self._room(exchange).run(self._answer, service, who, exchange, query, raw)
@@ -106,12 +109,12 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
             await exchange.answer(answer(None, self.status))
         finally:
             with contextlib.suppress(Exception):  # the service has told its log
-                await exchange.api.threads.short.run(rest)
+                await exchange.web.threads.short.run(rest)
 
     async def _at_most_once(
         self, exchange: Exchange, who: Principal, key: str | None, query: dict[str, Any], raw: bytes
     ) -> Answer:
-        service, carry = exchange.api.service, self._room(exchange).run
+        service, carry = exchange.door.service, self._room(exchange).run
         call = partial(self._answer, service, who, exchange, query, raw)
         if key is None:
             return await carry(call)
@@ -127,7 +130,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def _room(self, exchange: Exchange) -> Room:
-        threads = exchange.api.threads
+        threads = exchange.web.threads
         if self.control:
             return threads.control
         return threads.waits if self.waits else threads.short

@@ -7,12 +7,13 @@ from typing import Any
 
 import msgspec
 
+from agentd.ingest.rest.api import Exchange
 from agentd.ingest.rest.follower import STREAMS, Follower, Stopped
 from agentd.ingest.rest.operation import Operation
 from agentd.ingest.rest.query import Parameter
+from agentd.ingest.rest.respond import encode
 from agentd.ingest.service import OutputEvent
-from agentd.ingest.web.exchange import Aborted, Exchange
-from agentd.ingest.web.respond import encode
+from agentd.ingest.web.exchange import Aborted
 from agentd.model.api import ResultView
 from agentd.model.errors import InvalidInput
 
@@ -37,7 +38,7 @@ async def _output(exchange: Exchange, query: dict[str, Any]) -> None:
     cursors = dict.fromkeys(streams, query["from"])
     if is_events and (last := exchange.header(b"last-event-id")):
         cursors.update(parse_event_id(last))
-    follower = Follower(exchange.api, exchange.link)
+    follower = Follower(exchange.door, exchange.link)
     try:
         place = exchange.path["id"], exchange.path["proc"]
         await follower.open(await exchange.authenticate(), *place, cursors, streams)
@@ -61,7 +62,7 @@ async def _send_events(
             (b"x-accel-buffering", b"no"),  # nginx would hold events back
         ],
     )
-    beat = exchange.api.limits.heartbeat
+    beat = exchange.web.limits.heartbeat
     # A client that comes back asks from the last id on: where we stop, it goes on.
     with contextlib.suppress(Stopped):
         async for events in follower.events(follow=follow, beat=beat):

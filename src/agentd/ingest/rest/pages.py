@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from agentd.ingest.rest.query import Parameter
-from agentd.ingest.web.respond import Reply
+from agentd.ingest.rest.respond import Reply
 from agentd.model.errors import InvalidInput
 
 T = TypeVar("T")

@@ -12,8 +12,9 @@ from typing import Any
 import h11
 
 from agentd.ingest.rest import cookies
+from agentd.ingest.rest.api import Exchange
 from agentd.ingest.web.credential import CREDENTIALS
-from agentd.ingest.web.exchange import Aborted, Exchange
+from agentd.ingest.web.exchange import Aborted
 from agentd.ingest.web.pipe import Pipe
 from agentd.model.errors import GuestError, InvalidInput, NotFound
 
@@ -141,13 +142,13 @@ def response_headers(response: h11.Response, target: Target) -> Headers:
 
 async def forward(exchange: Exchange) -> None:
     target = Target(exchange.scope)
-    service = exchange.api.service
+    service = exchange.door.service
     who = await exchange.authenticate()
     pipe = Pipe()
     exchange.link.on_lost(pipe.abort)
     try:
         await pipe.open(
-            exchange.api.threads.tunnels, lambda: service.tunnel(who, target.id, target.port)
+            exchange.web.threads.tunnels, lambda: service.tunnel(who, target.id, target.port)
         )
         await _Forward(exchange, target, pipe).run()
     finally:

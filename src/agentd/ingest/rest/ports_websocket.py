@@ -13,23 +13,24 @@ from websockets.protocol import State
 from websockets.typing import Subprotocol
 from websockets.uri import WebSocketURI
 
+from agentd.ingest.rest.api import Socket
 from agentd.ingest.rest.ports import Target, request_headers
 from agentd.ingest.web.pipe import Pipe
-from agentd.ingest.web.websocket import Closed, Socket
+from agentd.ingest.web.websocket import Closed
 from agentd.model.errors import GuestError
 
 _MESSAGE = 4 << 20  # bytes, of the server inside
 _OPCODES = {Opcode.TEXT, Opcode.BINARY, Opcode.CONT}
 
 
-async def forward(socket: Socket, _: dict[str, Any] | None = None) -> None:
+async def forward(socket: Socket) -> None:
     target = Target(socket.scope)
-    service = socket.api.service
+    service = socket.door.service
     who = await socket.authenticate()
     pipe = Pipe()
     socket.link.on_lost(pipe.abort)
     try:
-        tunnels = socket.api.threads.tunnels
+        tunnels = socket.web.threads.tunnels
         await pipe.open(tunnels, lambda: service.tunnel(who, target.id, target.port))
         inside = _Inside(pipe, target, socket.scope)
         await inside.shake_hands()

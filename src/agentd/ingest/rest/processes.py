@@ -2,15 +2,15 @@
 
 from typing import Any
 
+from agentd.ingest.rest.api import Exchange
 from agentd.ingest.rest.operation import Arguments, Operation
 from agentd.ingest.rest.output import OUTPUT
 from agentd.ingest.rest.pages import QUERY, page
 from agentd.ingest.rest.query import Parameter
+from agentd.ingest.rest.respond import Reply
 from agentd.ingest.service import Service
-from agentd.ingest.web.exchange import Exchange
-from agentd.ingest.web.respond import Reply
+from agentd.model.answer import Answer
 from agentd.model.api import (
-    Answer,
     ExecBody,
     ProcessView,
     ResultView,
@@ -45,8 +45,8 @@ def _list(service: Service, who: Principal, a: Arguments) -> Reply:
 async def _stdin(exchange: Exchange, query: dict[str, Any]) -> None:
     """Piece by piece: what the process does not read, the client does not get rid of."""
     who = await exchange.authenticate()
-    service, id_, process = exchange.api.service, exchange.path["id"], exchange.path["proc"]
-    write = exchange.api.threads.waits.run
+    service, id_, process = exchange.door.service, exchange.path["id"], exchange.path["proc"]
+    write = exchange.web.threads.waits.run
     async for chunk in exchange.chunks():
         await write(service.stdin, who, id_, process, chunk, eof=False)
     await write(service.stdin, who, id_, process, b"", eof=query["eof"])

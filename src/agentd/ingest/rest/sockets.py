@@ -10,16 +10,15 @@ import contextlib
 import struct
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 
+from agentd.ingest.rest.api import Socket, event
 from agentd.ingest.rest.follower import STREAMS, Follower, Stopped
 from agentd.ingest.rest.operation import decode_json
 from agentd.ingest.rest.output import without_output
-from agentd.ingest.rest.query import Parameter
+from agentd.ingest.rest.query import Parameter, parse
 from agentd.ingest.service import OutputEvent
-from agentd.ingest.web.websocket import Socket
 from agentd.model.api import ExecBody, ProcessView
 from agentd.model.errors import AgentdError, InvalidInput
 from agentd.model.principal import Principal
@@ -54,29 +53,31 @@ class _Resize(_Op, frozen=True, tag="resize"):
 _OPS = _Eof | _Signal | _Resize
 
 
-async def attach(socket: Socket, query: dict[str, Any]) -> None:
+async def attach(socket: Socket) -> None:
     """Follows from the cursors on. Closing it detaches; the process goes on."""
-    service, who = socket.api.service, await socket.authenticate()
+    query = parse(socket.scope["query_string"], ATTACH_QUERY)
+    service, who = socket.door.service, await socket.authenticate()
     id_, process = socket.path["id"], socket.path["proc"]
 
     who.require("run")
-    view = await socket.api.threads.short.run(service.process, who, id_, process)
+    view = await socket.web.threads.short.run(service.process, who, id_, process)
     await _Session(socket, who, id_, view).run(query, accept=True)
 
 
-async def execute(socket: Socket, _: dict[str, Any]) -> None:
+async def execute(socket: Socket) -> None:
     """Its first message is the ExecBody."""
-    api, id_ = socket.api, socket.path["id"]
+    web, service, id_ = socket.web, socket.door.service, socket.path["id"]
+    parse(socket.scope["query_string"], ())  # it takes none
     who = await socket.authenticate()
     who.require("run")
     await socket.accept()
     try:
-        async with asyncio.timeout(api.limits.first_message):
+        async with asyncio.timeout(web.limits.first_message):
             first = await socket.receive()
     except TimeoutError:
         raise InvalidInput("no ExecBody came in time") from None
     body = decode_json(ExecBody, first)
-    view = await api.threads.waits.run(api.service.start, who, id_, body)
+    view = await web.threads.waits.run(service.start, who, id_, body)
     await _Session(socket, who, id_, view).run({}, accept=False)
 
 
@@ -89,13 +90,13 @@ class _Session:
         self._stdin: _Stdin | None = None  # most only follow
 
     async def run(self, cursors: Mapping[str, int], *, accept: bool) -> None:
-        follower = Follower(self._socket.api, self._socket.link)
+        follower = Follower(self._socket.door, self._socket.link)
         sending: asyncio.Task[None] | None = None
         try:
             await follower.open(self._who, *self._place, cursors)
             if accept:
                 await self._socket.accept()
-            await self._socket.send_event("started", {"process": self._view})
+            await self._socket.send_text(event("started", process=self._view))
             sending = asyncio.create_task(self._send(follower))
             await self._receive()
         finally:
@@ -112,24 +113,24 @@ class _Session:
         with contextlib.suppress(Exception):
             try:
                 async for events in follower.events():
-                    for event in events:
-                        await self._tell(event)
+                    for piece in events:
+                        await self._tell(piece)
             except Stopped:
                 await self._socket.close(1012, "the daemon is about to end")
             else:
                 await self._socket.close()
 
-    async def _tell(self, event: OutputEvent) -> None:
-        if event.kind == "data":
-            head = _HEAD.pack(_NUMBER[event.stream], event.offset)
-            await self._socket.send(head + event.data)
-        elif event.kind == "lost":
-            end = event.offset + event.length
-            lost = {"stream": event.stream, "from": event.offset, "to": end}
-            await self._socket.send_event("lost", lost)
+    async def _tell(self, piece: OutputEvent) -> None:
+        if piece.kind == "data":
+            head = _HEAD.pack(_NUMBER[piece.stream], piece.offset)
+            await self._socket.send(head + piece.data)
+        elif piece.kind == "lost":
+            end = piece.offset + piece.length
+            lost = {"stream": piece.stream, "from": piece.offset, "to": end}
+            await self._socket.send_text(event("lost", **lost))
         else:
-            result = None if event.result is None else without_output(event.result)
-            await self._socket.send_event("exit", {"result": result})
+            result = None if piece.result is None else without_output(piece.result)
+            await self._socket.send_text(event("exit", result=result))
 
     async def _receive(self) -> None:
         """Until the client closes. What a process refuses is told, and ends nothing."""
@@ -145,7 +146,7 @@ class _Session:
             await self._feed(message, eof=False)
             return
         op = decode_json(_OPS, message)
-        service, run = self._socket.api.service, self._socket.api.threads.control.run
+        service, run = self._socket.door.service, self._socket.web.threads.control.run
         if isinstance(op, _Eof):
             await self._feed(b"", eof=True)
         elif isinstance(op, _Signal):
@@ -184,7 +185,7 @@ class _Stdin:
         self._task.cancel()
 
     async def _write(self) -> None:
-        service, run = self._socket.api.service, self._socket.api.threads.waits.run
+        service, run = self._socket.door.service, self._socket.web.threads.waits.run
         while True:
             while not self._pieces:
                 self._change.clear()

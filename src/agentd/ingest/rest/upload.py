@@ -5,18 +5,19 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from agentd.ingest.rest.api import Exchange
 from agentd.ingest.rest.operation import fingerprint, recordable
-from agentd.ingest.web.exchange import Exchange
+from agentd.ingest.rest.respond import answer, as_sent
 from agentd.ingest.web.feed import Feed
-from agentd.ingest.web.respond import answer
-from agentd.model.api import Answer, Authorise, Repeat
+from agentd.model.answer import Answer
+from agentd.model.api import Authorise, Repeat
 from agentd.model.principal import Principal
 
 _WHOLE = 1 << 20  # an upload up to this is part of what its Idempotency-Key stands for
 
 
 async def put_file(exchange: Exchange, query: dict[str, Any]) -> None:
-    service, id_ = exchange.api.service, exchange.path["id"]
+    service, id_ = exchange.door.service, exchange.path["id"]
     who = await exchange.authenticate()
 
     def write(data: Iterable[bytes]) -> Answer:
@@ -32,7 +33,7 @@ async def put_file(exchange: Exchange, query: dict[str, Any]) -> None:
         def authorise(approved: frozenset[str] | None) -> None:
             service.readmit(who, repeat, approved)
 
-        await exchange.answer(await _put_once(exchange, who, key, write, authorise))
+        await exchange.answer(as_sent(await _put_once(exchange, who, key, write, authorise)))
 
 
 async def _put_once(
@@ -47,16 +48,18 @@ async def _put_once(
     if length is not None and length <= _WHOLE:
         whole = await exchange.body(_WHOLE)
         work = recordable(lambda: write((whole,)))
-        carry = exchange.api.threads.uploads.run
-        return await exchange.api.service.once(
+        carry = exchange.web.threads.uploads.run
+        return await exchange.door.service.once(
             who, key, fingerprint(exchange, whole), work, carry, authorise=authorise
         )
     stands_for = f"{length} {exchange.header(b'content-digest') or ''}".encode()
     async with _feeding(exchange) as (feed, filling):
         work = recordable(lambda: write(feed))
         request = fingerprint(exchange, stands_for)
-        carry = exchange.api.threads.uploads.run
-        found = await exchange.api.service.once(who, key, request, work, carry, authorise=authorise)
+        carry = exchange.web.threads.uploads.run
+        found = await exchange.door.service.once(
+            who, key, request, work, carry, authorise=authorise
+        )
         if found.replayed:
             # Most clients look for an answer only once they have sent all.
             feed.spend()
@@ -65,7 +68,7 @@ async def _put_once(
 
 
 async def put_tar(exchange: Exchange, query: dict[str, Any]) -> None:
-    service, id_ = exchange.api.service, exchange.path["id"]
+    service, id_ = exchange.door.service, exchange.path["id"]
     who = await exchange.authenticate()
 
     def write(data: Iterable[bytes]) -> Answer:
@@ -78,7 +81,7 @@ async def put_tar(exchange: Exchange, query: dict[str, Any]) -> None:
 
 async def _upload(exchange: Exchange, write: Callable[[Iterable[bytes]], Answer]) -> Answer:
     async with _feeding(exchange) as (feed, _):
-        return await exchange.api.threads.uploads.run(recordable(lambda: write(feed)))
+        return await exchange.web.threads.uploads.run(recordable(lambda: write(feed)))
 
 
 @asynccontextmanager

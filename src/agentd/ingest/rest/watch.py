@@ -7,11 +7,12 @@ from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+from agentd.ingest.rest.api import Exchange
 from agentd.ingest.rest.output import EVENTS
+from agentd.ingest.rest.respond import encode
 from agentd.ingest.service import Service
-from agentd.ingest.web.api import Signal
-from agentd.ingest.web.exchange import Aborted, Exchange
-from agentd.ingest.web.respond import encode
+from agentd.ingest.web.exchange import Aborted
+from agentd.ingest.web.signal import Signal
 from agentd.model.principal import Principal
 
 # Changes that wait for a slow client, and bytes of their paths; then it is cut off.
@@ -92,17 +93,18 @@ class _Watch:
 
 async def watch(exchange: Exchange, query: dict[str, Any]) -> None:
     who = await exchange.authenticate()
-    api, watcher = exchange.api, _Watch()
+    web, watcher = exchange.web, _Watch()
     place = exchange.path["id"], query["path"], query["recursive"]
-    running = asyncio.create_task(api.threads.watches.run(watcher.run, api.service, who, *place))
-    api.add(watcher)
+    service = exchange.door.service
+    running = asyncio.create_task(web.threads.watches.run(watcher.run, service, who, *place))
+    web.add(watcher)
     exchange.link.on_lost(watcher.stop)
     try:
         await watcher.start(running)
         headers = [(b"content-type", EVENTS.encode()), (b"cache-control", b"no-store")]
         await exchange.start(200, headers)
         await exchange.write(b":\n\n")
-        async for changes in watcher.changes(api.limits.heartbeat):
+        async for changes in watcher.changes(web.limits.heartbeat):
             parts = [b"event: change\ndata: %b\n\n" % encode(change) for change in changes]
             await exchange.write(b"".join(parts) or b":\n\n")
         await running
@@ -110,7 +112,7 @@ async def watch(exchange: Exchange, query: dict[str, Any]) -> None:
             raise Aborted("the client is too slow for so many changes")
         await exchange.end()
     finally:
-        api.remove(watcher)
+        web.remove(watcher)
         exchange.link.forget(watcher.stop)
         watcher.stop()
         await asyncio.wait([running])

@@ -2,25 +2,27 @@
 
 from typing import Any
 
-from agentd.ingest.web.api import Api
-from agentd.ingest.web.credential import proof_of
+from agentd.ingest.web.credential import credential_of, is_quick
+from agentd.ingest.web.door import Door
 from agentd.ingest.web.link import link_of
 from agentd.ingest.web.threads import caller
+from agentd.model.credential import Credential
 from agentd.model.principal import Principal
 
 
-async def identify(api: Api, scope: Any) -> Principal:
+async def identify(door: Door, scope: Any, credential: Credential | None = None) -> Principal:
     """Whatever this task asks of rooms from now on is the principal's.
 
-    Raises Unauthenticated and others for what proves nothing, Full where it has too many
-    connections.
+    ``credential`` is for a door that reads another one than ``credential_of`` does. Raises
+    Unauthenticated and others for what proves nothing, Full where it has too many connections.
     """
-    link, proof = link_of(scope), proof_of(scope)
+    link = link_of(scope)
+    given = credential_of(scope) if credential is None else credential
     caller.set(link.address)
-    if proof.is_quick:
-        who = proof.principal(api.service)
+    if is_quick(given):
+        who = door.gatekeeper.authenticate(given)
     else:
-        who = await api.threads.short.run(proof.principal, api.service)
+        who = await door.web.threads.short.run(door.gatekeeper.authenticate, given)
     link.identify(who.name)
     caller.set(who.name)
     return who

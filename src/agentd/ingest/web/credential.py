@@ -7,51 +7,42 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from agentd.ingest.service import Service
 from agentd.ingest.web.link import link_of
+from agentd.model.credential import Credential
 from agentd.model.errors import Forbidden, InvalidInput
-from agentd.model.principal import Principal
 
 #: These prove something to us; nobody else is ever told them.
 CREDENTIALS = frozenset((b"authorization", b"x-api-key", b"proxy-authorization"))
 _READ = frozenset((b"authorization", b"x-api-key", b"origin", b"host"))
 
 
-class Proof(msgspec.Struct, frozen=True):
-    peer: object | None
-    headers: dict[str, str]
-    certificate: bytes | None
-
-    @property
-    def is_quick(self) -> bool:
-        """Whether a look into memory is enough, as for a peer and for an API key, which has no dot.
-
-        A token and a certificate have a signature to be verified, and a token's key may have to be
-        fetched first.
-        """
-        if self.headers:
-            return "." not in self.headers.get("authorization", "")
-        return self.certificate is None
-
-    def principal(self, service: Service) -> Principal:
-        """Blocks unless it ``is_quick``. Raises Unauthenticated, QuotaExceeded."""
-        return service.authenticate(
-            peer=self.peer, headers=self.headers, certificate=self.certificate
-        )
-
-
-def proof_of(scope: Any) -> Proof:
+def credential_of(scope: Any) -> Credential:
     """Raises InvalidInput for a credential that is there twice, Forbidden for another site's."""
     link = link_of(scope)
     found = _once(scope["headers"])
-    headers = {
-        name.decode("ascii"): value.decode("latin-1")
-        for name, value in found.items()
-        if name in CREDENTIALS
-    }
-    if not headers:
-        _check_site(found, is_plain_tcp=not link.is_unix and link.certificate is None)
-    return Proof(link.peer, headers, link.certificate)
+    authorization, api_key = found.get(b"authorization"), found.get(b"x-api-key")
+    if authorization is None and api_key is None:
+        is_plain_tcp = not link.is_unix and link.credential.certificate is None
+        _check_site(found, is_plain_tcp=is_plain_tcp)
+        return link.credential
+    return msgspec.structs.replace(
+        link.credential, authorization=_text(authorization), api_key=_text(api_key)
+    )
+
+
+def is_quick(credential: Credential) -> bool:
+    """Whether a look into memory is enough, as for a peer and for an API key, which has no dot.
+
+    A token and a certificate have a signature to be verified, and a token's key may have to be
+    fetched first.
+    """
+    if credential.authorization is not None:
+        return "." not in credential.authorization
+    return credential.api_key is not None or credential.certificate is None
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("latin-1")
 
 
 def _once(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:

@@ -3,17 +3,19 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from agentd.ingest.web.api import Api
 from agentd.ingest.web.callers import identify
+from agentd.ingest.web.door import Door
+from agentd.ingest.web.errors import RequestTimeout
 from agentd.ingest.web.link import link_of
-from agentd.ingest.web.respond import RequestTimeout
-from agentd.model.api import Answer
+from agentd.model.answer import Answer
+from agentd.model.credential import Credential
 from agentd.model.errors import AgentdError, InvalidInput, TooLarge
 from agentd.model.principal import Principal
 
 _FLUSH_LOOKS = 0.01
+D = TypeVar("D", bound=Door)
 
 
 class Disconnected(InvalidInput):
@@ -29,9 +31,12 @@ class Aborted(AgentdError):
     whole."""
 
 
-class Exchange:
-    def __init__(self, api: Api, scope: Any, receive: Any, send: Any) -> None:
-        self.api = api
+class Exchange(Generic[D]):
+    """A request, and the one answer to it. Belongs to a task of the event loop."""
+
+    def __init__(self, door: D, scope: Any, receive: Any, send: Any) -> None:
+        self.door = door
+        self.web = door.web
         self.scope = scope
         self.receive = receive
         self.link = link_of(scope)
@@ -53,8 +58,9 @@ class Exchange:
                 return text
         return None
 
-    async def authenticate(self) -> Principal:
-        return await identify(self.api, self.scope)
+    async def authenticate(self, credential: Credential | None = None) -> Principal:
+        """Ask the gatekeeper who asks. Raises Unauthenticated, Forbidden, Full."""
+        return await identify(self.door, self.scope, credential)
 
     # -- the request's body --
 
@@ -66,7 +72,7 @@ class Exchange:
 
     async def chunks(self, *, whole: bool = False) -> AsyncIterator[bytes]:
         """``whole``: all of it is to come in body_seconds. Raises Disconnected, RequestTimeout."""
-        limits, loop = self.api.limits, asyncio.get_running_loop()
+        limits, loop = self.web.limits, asyncio.get_running_loop()
         begun, size, more = loop.time(), 0, True
         while more:
             try:
@@ -84,15 +90,16 @@ class Exchange:
             if message["body"]:
                 yield message["body"]
 
-    async def body(self, limit: int) -> bytes:
-        """The whole of it. Raises TooLarge, before anything is read where its length is known."""
+    async def body(self, limit: int, fix: str = "send a smaller one") -> bytes:
+        """The whole of it. Raises TooLarge, before anything is read where its length is known;
+        ``fix`` is what to do then."""
         if (self.length() or 0) > limit:
-            raise _too_large(limit)
+            raise _too_large(limit, fix)
         parts, size = [], 0
         async for chunk in self.chunks(whole=True):
             size += len(chunk)
             if size > limit:
-                raise _too_large(limit)
+                raise _too_large(limit, fix)
             parts.append(chunk)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -100,13 +107,18 @@ class Exchange:
 
     async def answer(self, answer: Answer) -> None:
         headers = [(n.encode("latin-1"), v.encode("latin-1")) for n, v in answer.headers.items()]
-        if answer.replayed:
-            headers.append((b"idempotency-replayed", b"true"))
         if answer.status not in (204, 304):
             headers.append((b"content-length", b"%d" % len(answer.body)))
         with self.link.transport.holding(), contextlib.suppress(Answered):
             await self.start(answer.status, headers)
             await self.end(answer.body)
+
+    async def fail(self, error: AgentdError) -> None:
+        """Answer with the error; where the answer has begun, cut it off."""
+        if self.started:
+            await self.abort()
+        else:
+            await self.answer(self.door.error(error))
 
     async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.started = True
@@ -144,8 +156,5 @@ class Exchange:
         await gone.wait()
 
 
-def _too_large(limit: int) -> TooLarge:
-    return TooLarge(
-        f"the body is larger than {limit} bytes",
-        remediation="write large data to a file: PUT .../files takes it as a stream",
-    )
+def _too_large(limit: int, fix: str) -> TooLarge:
+    return TooLarge(f"the body is larger than {limit} bytes", remediation=fix)

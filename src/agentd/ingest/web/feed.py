@@ -5,7 +5,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 
-from agentd.ingest.web.api import Signal
+from agentd.ingest.web.signal import Signal
 
 _AHEAD = 1 << 20  # bytes that may wait for the thread
 

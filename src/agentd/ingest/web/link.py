@@ -10,8 +10,9 @@ from asyncio import Transport
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
-from agentd.ingest.service import Service
 from agentd.ingest.web.seats import Seats
+from agentd.model.credential import Credential
+from agentd.model.gatekeeper import Gatekeeper
 
 _UCRED = struct.Struct("3i")  # unix(7): pid, uid, gid
 
@@ -58,34 +59,32 @@ class Link:
         "_callbacks",
         "_seats",
         "address",
-        "certificate",
+        "credential",
         "has_asked",
         "is_unix",
-        "peer",
         "principal",
         "since",
         "transport",
     )
 
-    def __init__(self, transport: HoldingTransport, service: Service, seats: Seats) -> None:
+    def __init__(self, transport: HoldingTransport, gatekeeper: Gatekeeper, seats: Seats) -> None:
         self.transport = transport
         self.principal = ""  # whose it is, once that is known
         self.has_asked = False
         self.since = asyncio.get_running_loop().time()
         self._seats = seats
-        self.peer: object | None = None
-        self.certificate: bytes | None = None
         self._callbacks: set[Callable[[], None]] | None = set()
         connection = cast("socket.socket", transport.get_extra_info("socket"))
         self.is_unix = connection.family == socket.AF_UNIX
+        self.address = _address(connection)
+        self.credential = Credential()  # what holds for each of its requests
+        tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
         if self.is_unix:
             with contextlib.suppress(OSError):  # it has gone already
-                self.peer = service.peer(connection)
-        self.address = _address(connection)
-        tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
+                self.credential = gatekeeper.peer(connection)
         # Without CERT_REQUIRED nobody has verified what the client showed.
-        if tls is not None and tls.context.verify_mode is ssl.CERT_REQUIRED:
-            self.certificate = tls.getpeercert(binary_form=True)
+        elif tls is not None and tls.context.verify_mode is ssl.CERT_REQUIRED:
+            self.credential = Credential(certificate=tls.getpeercert(binary_form=True))
 
     def identify(self, principal: str) -> None:
         """Raises Full where the principal has too many connections."""

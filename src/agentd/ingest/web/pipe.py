@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 
 from agentd.ingest.service import Port
-from agentd.ingest.web.api import Signal
+from agentd.ingest.web.signal import Signal
 from agentd.ingest.web.threads import Room
 from agentd.model.errors import BackendLost
 

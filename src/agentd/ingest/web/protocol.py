@@ -10,18 +10,14 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from uvicorn.server import ServerState
 from websockets.frames import CloseCode, Frame
 
-from agentd.ingest.service import Service
+from agentd.ingest.web.doors import Doors
+from agentd.ingest.web.errors import Busy, HeadersTooLarge, RequestTimeout
 from agentd.ingest.web.limits import Limits
 from agentd.ingest.web.link import HoldingTransport, Link
-from agentd.ingest.web.respond import (
-    Busy,
-    HeadersTooLarge,
-    RequestTimeout,
-    error_answer,
-)
 from agentd.ingest.web.seats import Seats
-from agentd.model.api import Answer
+from agentd.model.answer import Answer
 from agentd.model.errors import AgentdError, InvalidInput
+from agentd.model.gatekeeper import Gatekeeper
 
 _FRAGMENTS = 4096  # of one message
 _PONGS = 1 << 20  # bytes that wait for a client who pings and does not read
@@ -30,10 +26,10 @@ _PONGS = 1 << 20  # bytes that wait for a client who pings and does not read
 class State(ServerState):
     """What all connections share."""
 
-    def __init__(self, limits: Limits, service: Service) -> None:
+    def __init__(self, limits: Limits, gatekeeper: Gatekeeper) -> None:
         super().__init__()
         self.limits = limits
-        self.service = service
+        self.gatekeeper = gatekeeper
         self.draining = False
 
 
@@ -52,8 +48,9 @@ class _Stalling:
 
 
 class HttpConnection(HttpToolsProtocol):
-    def __init__(self, config: Config, state: State, seats: Seats) -> None:
+    def __init__(self, config: Config, state: State, doors: Doors, seats: Seats) -> None:
         super().__init__(config, state, {})
+        self._doors = doors
         self._seats = seats
         self.access_log = False
         self.limits = state.limits
@@ -73,7 +70,7 @@ class HttpConnection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         holding = HoldingTransport(transport)
         super().connection_made(cast("asyncio.Transport", holding))
-        link = Link(holding, self.shared.service, self._seats)
+        link = Link(holding, self.shared.gatekeeper, self._seats)
         self.app_state["link"] = link
         self._since = self.loop.time()
         self._is_over = not self._seats.enter(link)
@@ -232,7 +229,7 @@ class HttpConnection(HttpToolsProtocol):
             # The rest of its body can no longer come: whoever waits for it is told.
             active.disconnected = True
             active.message_event.set()
-        self.transport.write(_as_bytes(error_answer(error)))
+        self.transport.write(_as_bytes(self._doors.error(error)))
         if self.transport.can_write_eof():
             self.transport.write_eof()  # an orderly end; we close when the client does, or later
         else:

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from email.utils import formatdate
 from functools import partial
 
-from starlette.applications import Starlette
 from uvicorn.config import Config
 
-from agentd.ingest.web.api import api_of
+from agentd.ingest.web.doors import Doors
 from agentd.ingest.web.listeners import BACKLOG, Listener
 from agentd.ingest.web.protocol import HttpConnection, State, WsConnection
 from agentd.ingest.web.seats import Seats
+from agentd.ingest.web.web import Web
 from agentd.model.errors import AgentdError, Conflict
+from agentd.model.gatekeeper import Gatekeeper
 
 _POLL = 0.05
 
@@ -22,33 +23,20 @@ _POLL = 0.05
 class Server:
     """``start``, then ``drain`` or ``close``. The listeners belong to it from then on."""
 
-    def __init__(self, app: Starlette, listeners: Sequence[Listener]) -> None:
-        self._api = api = api_of(app)
-        self._listeners = list(listeners)
-        self._config = Config(
-            app,
-            http=HttpConnection,
-            ws=WsConnection,
-            lifespan="off",
-            interface="asgi3",
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            ws_max_size=api.limits.message,
-            ws_per_message_deflate=False,  # costs memory, and is a way to make ours grow
-            timeout_keep_alive=int(api.limits.idle) or 1,
-        )
-        self._config.load()
-        self._state = State(api.limits, api.service)
+    def __init__(
+        self, web: Web, gatekeeper: Gatekeeper, served: Sequence[tuple[Listener, Doors]]
+    ) -> None:
+        self._web = web
+        self._served = list(served)
+        self._configs = {doors: _config(web, doors) for _, doors in served}
+        self._state = State(web.limits, gatekeeper)
         self._servers: dict[Listener, asyncio.Server] = {}
         self.trouble = ""  # why some can no longer connect
         self._ticking: asyncio.Task[None] | None = None
 
     @property
     def names(self) -> list[str]:
-        return [listener.name for listener in self._listeners]
+        return [listener.name for listener, _ in self._served]
 
     @property
     def connections(self) -> int:
@@ -59,8 +47,8 @@ class Server:
         self._tick(loop.time())
         self._ticking = loop.create_task(self._tick_forever())
         try:
-            for listener in self._listeners:
-                await self._serve(listener)
+            for listener, doors in self._served:
+                await self._serve(listener, doors)
         except BaseException:
             await self.close()
             raise
@@ -68,15 +56,16 @@ class Server:
     async def look(self) -> None:
         """Listen anew where the file of a unix socket was removed. What is connected stays."""
         troubles = []
-        for place, listener in enumerate(self._listeners):
+        for place, (listener, doors) in enumerate(self._served):
             why = listener.lost()
             if not why or self._state.draining:
                 continue
             try:
                 if listener.again is None or "removed" not in why:
                     raise Conflict(why)
-                self._listeners[place] = new = listener.again()
-                await self._serve(new)
+                new = listener.again()
+                self._served[place] = new, doors
+                await self._serve(new, doors)
                 await self._stop(listener)
             except (AgentdError, OSError) as error:
                 troubles.append(f"{why}: {error}" if str(error) != why else why)
@@ -90,15 +79,15 @@ class Server:
         self._servers.pop(listener).close()
         listener.close()
 
-    async def _serve(self, listener: Listener) -> None:
+    async def _serve(self, listener: Listener, doors: Doors) -> None:
         loop = asyncio.get_running_loop()
-        seats = Seats(self._api.limits.connections)
+        seats = Seats(self._web.limits.connections)
         server = await loop.create_server(
-            partial(HttpConnection, self._config, self._state, seats),
+            partial(HttpConnection, self._configs[doors], self._state, doors, seats),
             sock=listener.socket,
             backlog=BACKLOG,  # or asyncio makes it 100
             ssl=listener.tls,
-            ssl_handshake_timeout=self._api.limits.tls_seconds if listener.tls else None,
+            ssl_handshake_timeout=self._web.limits.tls_seconds if listener.tls else None,
         )
         self._servers[listener] = server
 
@@ -108,7 +97,7 @@ class Server:
         Streams that go on for ever are ended at once: their clients have cursors to come back
         with.
         """
-        self._api.drain()
+        self._web.drain()
         self._state.draining = True
         await self._stop_listening()
         for connection in tuple(self._state.connections):
@@ -122,7 +111,7 @@ class Server:
 
     async def close(self) -> None:
         """Cut everything. Idempotent. Threads end with the calls that they are in."""
-        self._api.drain()
+        self._web.drain()
         self._state.draining = True
         await self._stop_listening()
         if self._ticking is not None:
@@ -138,11 +127,11 @@ class Server:
         if tasks:
             await asyncio.wait(tasks, timeout=1.0)
         await asyncio.sleep(0)
-        self._api.close()
+        self._web.close()
 
     async def _stop_listening(self) -> None:
         loop = asyncio.get_running_loop()
-        for listener in self._listeners:
+        for listener, _ in self._served:
             if listener.socket.fileno() >= 0:
                 loop.remove_reader(listener.socket)
         # What was accepted just now gets its transport first: asyncio leaks the socket of one
@@ -152,7 +141,7 @@ class Server:
         for server in self._servers.values():
             server.close()
         self._servers.clear()
-        for listener in self._listeners:
+        for listener, _ in self._served:
             listener.close()
 
     async def _tick_forever(self) -> None:
@@ -165,3 +154,23 @@ class Server:
         self._state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
         for connection in tuple(self._state.connections):
             connection.check(now)  # type: ignore[union-attr]  # all are ours
+
+
+def _config(web: Web, doors: Doors) -> Config:
+    config = Config(
+        doors,
+        http=HttpConnection,
+        ws=WsConnection,
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        ws_max_size=web.limits.message,
+        ws_per_message_deflate=False,  # costs memory, and is a way to make ours grow
+        timeout_keep_alive=int(web.limits.idle) or 1,
+    )
+    config.load()
+    return config

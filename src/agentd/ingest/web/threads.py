@@ -8,7 +8,7 @@ import contextlib
 import threading
 from collections import Counter, deque
 from collections.abc import Callable
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from queue import Empty, SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
@@ -23,11 +23,12 @@ caller: ContextVar[str] = ContextVar("agentd_caller", default="")
 
 
 class _Work:
-    __slots__ = ("args", "call", "caller", "future", "kwargs", "loop")
+    __slots__ = ("args", "call", "caller", "context", "future", "kwargs", "loop")
 
     def __init__(self, call: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> None:
         self.call, self.args, self.kwargs = call, args, kwargs
         self.caller = caller.get()
+        self.context = copy_context()  # as asyncio.to_thread: the call knows its request
         self.loop = asyncio.get_running_loop()
         self.future = self.loop.create_future()
 
@@ -164,7 +165,7 @@ class Room:
 def _perform(work: _Work, done: Callable[[_Work, Any, BaseException | None], None]) -> None:
     result, failure = None, None
     try:
-        result = work.call(*work.args, **work.kwargs)
+        result = work.context.run(work.call, *work.args, **work.kwargs)
     except BaseException as error:
         failure = error
     with contextlib.suppress(RuntimeError):  # the loop is closed

@@ -1,24 +1,26 @@
 """One WebSocket, over ASGI."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from agentd.ingest.web.api import Api
 from agentd.ingest.web.callers import identify
+from agentd.ingest.web.door import Door
 from agentd.ingest.web.link import link_of
-from agentd.ingest.web.respond import encode, error_answer
-from agentd.model.api import ErrorView
+from agentd.model.credential import Credential
 from agentd.model.errors import AgentdError
 from agentd.model.principal import Principal
+
+D = TypeVar("D", bound=Door)
 
 
 class Closed(Exception):
     """By the client, or with its connection."""
 
 
-class Socket:
-    def __init__(self, api: Api, scope: Any, receive: Any, send: Any) -> None:
-        self.api = api
+class Socket(Generic[D]):
+    def __init__(self, door: D, scope: Any, receive: Any, send: Any) -> None:
+        self.door = door
+        self.web = door.web
         self.scope = scope
         self.link = link_of(scope)
         self.accepted = False
@@ -31,8 +33,9 @@ class Socket:
         parameters: Mapping[str, str] = self.scope["path_params"]
         return parameters
 
-    async def authenticate(self) -> Principal:
-        return await identify(self.api, self.scope)
+    async def authenticate(self, credential: Credential | None = None) -> Principal:
+        """Ask the gatekeeper who asks. Raises Unauthenticated, Forbidden, Full."""
+        return await identify(self.door, self.scope, credential)
 
     async def accept(self, subprotocol: str | None = None) -> None:
         await self._receive()  # websocket.connect
@@ -43,7 +46,7 @@ class Socket:
 
     async def refuse(self, error: AgentdError) -> None:
         """Before it was accepted: an ordinary HTTP answer."""
-        answer = error_answer(error)
+        answer = self.door.error(error)
         headers = [(n.encode(), v.encode("latin-1")) for n, v in answer.headers.items()]
         start = {"type": "websocket.http.response.start", "status": answer.status}
         await self._send(start | {"headers": headers})
@@ -64,12 +67,11 @@ class Socket:
     async def send_text(self, text: str) -> None:
         await self._send({"type": "websocket.send", "text": text})
 
-    async def send_event(self, event: str, fields: Mapping[str, Any]) -> None:
-        await self.send_text(encode({"event": event, **fields}).decode())
-
     async def send_error(self, error: AgentdError) -> None:
-        view = ErrorView(error.code, error.message, error.cause, error.remediation)
-        await self.send_event("error", {"error": view})
+        """As the door words it, if it does."""
+        text = self.door.message(error)
+        if text is not None:
+            await self.send_text(text)
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         await self._send({"type": "websocket.close", "code": code, "reason": reason[:120]})

@@ -15,7 +15,8 @@ from agentd.daemon.admission.parked import ApprovalDenied, ApprovalExpired
 from agentd.ingest.rest.operation import recordable
 from agentd.ingest.web.respond import error_answer, status_of
 from agentd.model import errors
-from agentd.model.api import Answer, ApprovalView
+from agentd.model.answer import Answer
+from agentd.model.api import ApprovalView
 from agentd.model.capability import CallFailed
 
 

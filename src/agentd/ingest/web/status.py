@@ -1,18 +1,10 @@
-"""Values and errors to answers: JSON by msgspec, the status by the error's code."""
+"""The HTTP status of an error, by its code; a door of another form may have its own."""
 
 import errno
-import logging
 import math
 
-import msgspec
-
-from agentd.model.api import Answer, ErrorView
 from agentd.model.capability import CallFailed
-from agentd.model.errors import AgentdError, InvalidInput
-
-_log = logging.getLogger(__name__)
-JSON = "application/json"
-_encode = msgspec.json.Encoder().encode
+from agentd.model.errors import AgentdError
 
 # The table of docs/api.md. A code that is not here has the status of the error's base class.
 STATUS = {
@@ -77,71 +69,6 @@ ERRNO = {
 }
 
 
-class Busy(AgentdError):
-    """The server has no room for another connection."""
-
-    code = "busy"
-
-
-class HeadersTooLarge(InvalidInput):
-    code = "headers_too_large"
-
-
-class RequestTimeout(InvalidInput):
-    code = "request_timeout"
-
-
-class MethodNotAllowed(InvalidInput):
-    code = "method_not_allowed"
-
-
-class UnsupportedMediaType(InvalidInput):
-    code = "unsupported_media_type"
-
-
-class RangeNotSatisfiable(InvalidInput):
-    code = "range_not_satisfiable"
-
-
-class Draining(AgentdError):
-    code = "draining"
-
-
-class Reply(msgspec.Struct, frozen=True):
-    """A value with another status than its operation's."""
-
-    status: int
-    value: object
-    headers: dict[str, str] = {}
-
-
-def answer(value: object, status: int = 200) -> Answer:
-    headers: dict[str, str] = {}
-    if isinstance(value, Reply):
-        status, headers, value = value.status, value.headers, value.value
-    if value is None:
-        return Answer(204)
-    return Answer(status, encode(value), {"content-type": JSON, **headers})
-
-
-def encode(value: object) -> bytes:
-    """JSON. A lone surrogate (a file name that is not UTF-8) becomes U+FFFD."""
-    try:
-        return _encode(value)
-    except UnicodeEncodeError:
-        return _encode(_printable(msgspec.to_builtins(value)))
-
-
-def _printable(value: object) -> object:
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
-    if isinstance(value, dict):
-        return {_printable(key): _printable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_printable(item) for item in value]
-    return value
-
-
 def status_of(error: AgentdError) -> int:
     if isinstance(error, CallFailed):
         return CALL_FAILED.get(error.code, _CALL_FAILED)
@@ -155,9 +82,9 @@ def status_of(error: AgentdError) -> int:
     return 500
 
 
-def error_answer(error: AgentdError) -> Answer:
-    status = status_of(error)
-    headers = {"content-type": JSON}
+def headers_of(error: AgentdError) -> dict[str, str]:
+    """What an error's answer says of when to come again, and with what."""
+    status, headers = status_of(error), {}
     # The same question finds the same policy: to ask again is not what mends it.
     again = status == 503 and error.code != "policy_undecided"
     retry_after = getattr(error, "retry_after", 1.0 if again else None)
@@ -165,13 +92,4 @@ def error_answer(error: AgentdError) -> Answer:
         headers["retry-after"] = str(max(1, math.ceil(retry_after)))
     if status == 401:
         headers["www-authenticate"] = 'Bearer realm="agentd"'
-    view = ErrorView(error.code, error.message, error.cause, error.remediation)
-    return Answer(status, encode(view), headers)
-
-
-def internal(error: Exception, what: str) -> AgentdError:
-    """What an error that nobody foresaw is told as: the log has the rest."""
-    _log.error("%s failed", what, exc_info=error)
-    return AgentdError(
-        "the daemon failed to answer this", remediation="its log says why; please report it"
-    )
+    return headers

@@ -1,0 +1,33 @@
+"""What all of the REST API works with."""
+
+from agentd.ingest.rest.respond import encode, error_answer, error_view
+from agentd.ingest.service import Service
+from agentd.ingest.web import exchange, websocket
+from agentd.ingest.web.door import Door
+from agentd.ingest.web.web import Web
+from agentd.model.answer import Answer
+from agentd.model.errors import AgentdError
+from agentd.model.gatekeeper import Gatekeeper
+
+
+class Api(Door):
+    """The REST door: its errors are JSON of four fields."""
+
+    def __init__(self, web: Web, service: Service, gatekeeper: Gatekeeper) -> None:
+        super().__init__(web, gatekeeper)
+        self.service = service
+
+    def error(self, error: AgentdError) -> Answer:
+        return error_answer(error)
+
+    def message(self, error: AgentdError) -> str:
+        return event("error", error=error_view(error))
+
+
+Exchange = exchange.Exchange[Api]
+Socket = websocket.Socket[Api]
+
+
+def event(name: str, **fields: object) -> str:
+    """A text message of a WebSocket."""
+    return encode({"event": name, **fields}).decode()

@@ -1,0 +1,63 @@
+"""Values and errors to answers: JSON by msgspec, the status by the error's code."""
+
+import msgspec
+
+from agentd.ingest.web.status import headers_of, status_of
+from agentd.model.answer import Answer
+from agentd.model.api import ErrorView
+from agentd.model.errors import AgentdError
+
+JSON = "application/json"
+_encode = msgspec.json.Encoder().encode
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """A value with another status than its operation's."""
+
+    status: int
+    value: object
+    headers: dict[str, str] = {}
+
+
+def answer(value: object, status: int = 200) -> Answer:
+    headers: dict[str, str] = {}
+    if isinstance(value, Reply):
+        status, headers, value = value.status, value.headers, value.value
+    if value is None:
+        return Answer(204)
+    return Answer(status, encode(value), {"content-type": JSON, **headers})
+
+
+def encode(value: object) -> bytes:
+    """JSON. A lone surrogate (a file name that is not UTF-8) becomes U+FFFD."""
+    try:
+        return _encode(value)
+    except UnicodeEncodeError:
+        return _encode(_printable(msgspec.to_builtins(value)))
+
+
+def _printable(value: object) -> object:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {_printable(key): _printable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_printable(item) for item in value]
+    return value
+
+
+def error_answer(error: AgentdError) -> Answer:
+    headers = {"content-type": JSON, **headers_of(error)}
+    return Answer(status_of(error), encode(error_view(error)), headers)
+
+
+def error_view(error: AgentdError) -> ErrorView:
+    return ErrorView(error.code, error.message, error.cause, error.remediation)
+
+
+def as_sent(answer: Answer) -> Answer:
+    """It with what a client is told of an answer that an earlier request got."""
+    if not answer.replayed:
+        return answer
+    headers = {**answer.headers, "idempotency-replayed": "true"}
+    return msgspec.structs.replace(answer, headers=headers)

@@ -1,0 +1,45 @@
+"""What may be wrong with a request before any door has seen it, and what nobody foresaw."""
+
+import logging
+
+from agentd.model.errors import AgentdError, InvalidInput
+
+_log = logging.getLogger(__name__)
+
+
+class Busy(AgentdError):
+    """The server has no room for another connection."""
+
+    code = "busy"
+
+
+class HeadersTooLarge(InvalidInput):
+    code = "headers_too_large"
+
+
+class RequestTimeout(InvalidInput):
+    code = "request_timeout"
+
+
+class MethodNotAllowed(InvalidInput):
+    code = "method_not_allowed"
+
+
+class UnsupportedMediaType(InvalidInput):
+    code = "unsupported_media_type"
+
+
+class RangeNotSatisfiable(InvalidInput):
+    code = "range_not_satisfiable"
+
+
+class Draining(AgentdError):
+    code = "draining"
+
+
+def internal(error: Exception, what: str) -> AgentdError:
+    """What an error that nobody foresaw is told as: the log has the rest."""
+    _log.error("%s failed", what, exc_info=error)
+    return AgentdError(
+        "the daemon failed to answer this", remediation="its log says why; please report it"
+    )

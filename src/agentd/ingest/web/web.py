@@ -1,0 +1,49 @@
+"""What all doors over HTTP share: limits, threads, and the streams that end when agentd drains."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from agentd.ingest.web.limits import Limits
+from agentd.ingest.web.threads import Threads
+
+
+class Stoppable(Protocol):
+    def stop(self) -> None: ...
+
+
+class Metrics(msgspec.Struct, frozen=True):
+    """``text`` gives them in Prometheus' format, from any thread; ``public``: to anybody."""
+
+    text: Callable[[], bytes]
+    public: bool = False
+
+
+class Web:
+    """Belongs to the event loop. ``metrics`` are the process's, None where it counts nothing."""
+
+    def __init__(self, limits: Limits | None = None, metrics: Metrics | None = None) -> None:
+        self.limits = limits or Limits()
+        self.metrics = metrics
+        self.threads = Threads(self.limits)
+        self.draining = False
+        self._streams: set[Stoppable] = set()
+
+    def add(self, stream: Stoppable) -> None:
+        """Register one that goes on for as long as its client wants: draining stops it."""
+        self._streams.add(stream)
+        if self.draining:
+            stream.stop()
+
+    def remove(self, stream: Stoppable) -> None:
+        self._streams.discard(stream)
+
+    def drain(self) -> None:
+        """Take no new requests, and stop all streams. Idempotent."""
+        self.draining = True
+        for stream in tuple(self._streams):
+            stream.stop()
+
+    def close(self) -> None:
+        self.threads.close()
