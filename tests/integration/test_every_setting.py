@@ -35,6 +35,7 @@ cert = "{folder}/cert.pem"
 key = "{folder}/key.pem"
 client_ca = "{folder}/ca.pem"
 plain = true
+serves = ["rest"]
 [auth]
 containers = true
 [[auth.peers]]

@@ -8,7 +8,7 @@ import yaml
 
 from agentd.auth import signing
 from agentd.daemon import config
-from agentd.ingest.web.respond import ERRNO, STATUS
+from agentd.ingest.web.status import ERRNO, STATUS
 from agentd.model.errors import Unauthenticated
 
 ROOT = Path(__file__).parents[2]

@@ -239,9 +239,9 @@ def serve(
         return config.load(path or config.find(settings), settings, options)
 
     load()  # what is wrong with it is told before anything slow is imported
-    from agentd.daemon import serve
+    from agentd.serve import compose
 
-    return serve.serve(load, serve.announce, env)
+    return compose.serve(load, compose.announce, env)
 
 
 def check_policy(where: str) -> "list[Problem]":

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from agentd.audit.errors import AuditError
-from agentd.daemon import authentication, seal
+from agentd.daemon import seal
 from agentd.daemon.admission.approvals import Approvals
 from agentd.daemon.admission.control import Control
 from agentd.daemon.admission.parked import Parked
@@ -22,7 +22,7 @@ from agentd.daemon.pipeline import Pipeline
 from agentd.daemon.service import bodies
 from agentd.daemon.service.commands import Commands
 from agentd.daemon.service.endings import Endings
-from agentd.daemon.service.keystore import StoredKeys
+from agentd.daemon.service.keystore import StoredKeys, key_service
 from agentd.daemon.service.live import Live
 from agentd.daemon.service.nonces import StoredNonces
 from agentd.daemon.service.quotas import Ledger
@@ -46,7 +46,6 @@ from agentd.sandbox.pool import Pool, ShelfSpec
 from agentd.sandbox.supervisor import client, remote
 
 if TYPE_CHECKING:
-    from agentd.auth.chain import Chain
     from agentd.auth.keys import KeyService
 
 _TICK_SECONDS = 0.5
@@ -122,20 +121,19 @@ class Daemon:
                 self._on_sandbox_end,
                 counts,
             )
-            self._keys = StoredKeys(self.store)
+            self.keys = StoredKeys(self.store)
             self._nonces = StoredNonces(self.store, time.time())
             self._retention = Retention(
                 lambda: self.config,
                 self.store,
                 self.journals,
-                self._keys,
+                self.keys,
                 more=(
                     self._forget_nonces,
                     self.approvals.sweep,
                     lambda _: self._idempotency.sweep(),
                 ),
             )
-            self.chain: Chain = authentication.chain(config, self._keys)
             self.signed = self._signed_requests(config)
             self._idempotency = self._remembering(state)
             self.service = self._service(state)
@@ -154,10 +152,10 @@ class Daemon:
         self.service.not_ready = ""
 
     def reload(self, config: Config) -> None:
-        """Take over what a running daemon can: quotas, leases, limits, authentication, the pool."""
-        chain, signed = authentication.chain(config, self._keys), self._signed_requests(config)
+        """Take over what a running daemon can: quotas, leases, limits, signers, the pool."""
+        signed = self._signed_requests(config)
         self.control.reload(config.policy)
-        self.chain, self.signed = chain, signed
+        self.signed = signed
         self.config = config
         self.pool.reshape(self._shelves(config))
 
@@ -193,7 +191,6 @@ class Daemon:
         snapshots.sweep()
         return DaemonService(
             config=lambda: self.config,
-            chain=lambda: self.chain,
             keys=self._key_service,
             ledger=self.ledger,
             pipeline=self.pipeline,
@@ -213,7 +210,7 @@ class Daemon:
         return Idempotency(self.store, seal.of_state(state), bounds)
 
     def _key_service(self) -> "KeyService":
-        return authentication.key_service(self.config, self._keys)
+        return key_service(self.config, self.keys)
 
     def _signed_requests(self, config: Config) -> SignedRequests:
         signed = SignedRequests(config.auth.signed, self._nonces)

@@ -36,6 +36,7 @@ from agentd.model.api import (
     Stats,
     Work,
 )
+from agentd.model.port import Port
 from agentd.model.principal import Principal
 
 T = TypeVar("T")
@@ -68,26 +69,6 @@ class OutputEvent(Protocol):
 
     @property
     def result(self) -> ResultView | None: ...
-
-
-class Port(Protocol):
-    """A byte stream to a port inside a sandbox."""
-
-    def fileno(self) -> int:
-        """Readable when ``recv`` has something, or when it is over."""
-
-    def pending(self) -> bool:
-        """Whether ``recv`` returns at once without the descriptor being readable."""
-
-    def send_some(self, data: bytes) -> int:
-        """How many bytes were taken, maybe none; never waits for the other end to read. The
-        descriptor becomes readable when it takes more again. Raises BackendLost at its end."""
-
-    def recv(self, timeout: float | None = None) -> bytes:
-        """b"" at the end. Raises TimeoutError."""
-
-    def half_close(self) -> None: ...
-    def close(self) -> None: ...
 
 
 class Service(Protocol):

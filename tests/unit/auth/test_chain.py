@@ -1,8 +1,8 @@
 import pytest
 
 from agentd.auth.chain import Anyone, Chain
-from agentd.model.credential import Credential
 from agentd.auth.peer import PeerProvider, PeerRule
+from agentd.model.credential import Credential
 from agentd.model.errors import Unauthenticated
 from agentd.model.principal import Principal
 

@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentd.model.credential import Credential
 from agentd.auth.jwt import Issuer, JwtProvider, key_set, scopes_of
+from agentd.model.credential import Credential
 from agentd.model.errors import InvalidInput, Unauthenticated
 from agentd.model.principal import SCOPES
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentd.auth import keys
-from agentd.model.credential import Credential
 from agentd.auth.keys import KeyProvider, KeyRecord, KeyService
+from agentd.model.credential import Credential
 from agentd.model.errors import Forbidden, InvalidInput, NotFound, Refused, Unauthenticated
 from agentd.model.principal import SCOPES, Principal
 

@@ -8,8 +8,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from agentd.model.credential import Credential
 from agentd.auth.mtls import CertificateRule, MtlsProvider, check_match
+from agentd.model.credential import Credential
 from agentd.model.errors import Forbidden, InvalidInput, Unauthenticated
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)

@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from agentd.auth import peer
-from agentd.model.credential import Credential
 from agentd.auth.peer import Peer, PeerProvider, PeerRule, peer_of
+from agentd.model.credential import Credential
 from agentd.model.errors import Forbidden
 
 RUN = PeerRule(frozenset({"run"}))

@@ -46,6 +46,7 @@ from agentd.model.api import (
 )
 from agentd.model.capability import CallFailed
 from agentd.model.cause import Cause, CauseCode
+from agentd.model.credential import Credential
 from agentd.model.decision import Decision
 from agentd.model.errors import (
     BackendLost,
@@ -317,26 +318,25 @@ class FakeService:
 
     # who asks
 
-    def peer(self, connection: socket.socket) -> object:
+    def peer(self, connection: socket.socket) -> Credential:
         raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        return struct.unpack("iii", raw)
+        pid, uid, _ = struct.unpack("iii", raw)
+        return Credential(peer_pid=pid, peer_uid=uid)
 
-    def authenticate(
-        self, *, peer: object | None, headers: Mapping[str, str], certificate: bytes | None
-    ) -> Principal:
-        self.seen = {"peer": peer, "headers": dict(headers), "certificate": certificate}
-        self.seen["thread"] = threading.get_ident()
-        key = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ")
+    def authenticate(self, credential: Credential) -> Principal:
+        """As the gatekeeper, which it is, too."""
+        self.seen = {"credential": credential, "thread": threading.get_ident()}
+        key = credential.api_key or (credential.authorization or "").removeprefix("Bearer ")
         if key == "agd_hasty":
             raise QuotaExceeded("too fast", retry_after=2.5)
         if key:
             if key not in KEYS:
                 raise Unauthenticated("no such key")
             return KEYS[key]
-        if certificate is not None:
+        if credential.certificate is not None:
             return Principal("certified", _ALL, "mtls")
-        if isinstance(peer, tuple):
-            return Principal(f"uid:{peer[1]}", _ALL, "peer")
+        if credential.peer_uid is not None:
+            return Principal(f"uid:{credential.peer_uid}", _ALL, "peer")
         if self.anyone is not None:
             return self.anyone
         raise Unauthenticated("who are you")

@@ -12,11 +12,13 @@ from typing import Any, Self
 
 from tests.unit.ingest.fake import FakeService
 
-from agentd.ingest.rest.app import create_app
+from agentd.ingest.rest.app import mount as rest
 from agentd.ingest.web import listeners
+from agentd.ingest.web.doors import Doors
 from agentd.ingest.web.limits import Limits
 from agentd.ingest.web.listeners import Listener
 from agentd.ingest.web.server import Server
+from agentd.ingest.web.web import Metrics, Web
 
 ALICE = {"X-API-Key": "agd_alice"}
 BOB = {"X-API-Key": "agd_bob"}
@@ -74,8 +76,13 @@ class Running:
     async def _main(self) -> None:
         self.loop = asyncio.get_running_loop()
         self.stop = asyncio.Event()
-        app = create_app(self.service, limits=self.limits, metrics=self._metrics)
-        self.server = Server(app, self._listeners)
+        metrics = None if self._metrics is None else Metrics(self._metrics, public=True)
+        web = Web(self.limits, metrics)
+        mounts = {
+            "rest": rest(web, self.service, self.service),
+        }
+        doors = Doors(web, mounts)
+        self.server = Server(web, self.service, [(one, doors) for one in self._listeners])
         await self.server.start()
         self._started.set()
         await self.stop.wait()

@@ -41,6 +41,10 @@ def _listening(config: Config) -> Iterator[Found]:
         if (text := str(listen.address)) in seen:
             yield (*path, "address"), f"{text} is there twice", "drop one of them"
         seen.add(text)
+        if not listen.serves:
+            yield (*path, "serves"), "no door is open there", 'name one, as ["rest"]'
+        for name in sorted({door for door in listen.serves if listen.serves.count(door) > 1}):
+            yield (*path, "serves"), f"{name!r} is there twice", "drop one of them"
         yield from _tls(listen, path)
         if not listen.address.path:
             yield from _tcp(config, listen, path)

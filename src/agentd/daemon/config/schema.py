@@ -12,6 +12,7 @@ from agentd.daemon.config.values import (
     Address,
     Algorithm,
     Bundle,
+    Door,
     Duration,
     FilePath,
     Isolation,
@@ -50,6 +51,7 @@ class Listen(msgspec.Struct, frozen=True, kw_only=True):
     key: FilePath | None = None
     client_ca: FilePath | None = None  # clients must have a certificate of it
     plain: bool = False  # TCP off loopback without TLS: behind a proxy that has it
+    serves: tuple[Door, ...] = (Door("rest"),)  # the doors that are open there
 
 
 class PeerUser(msgspec.Struct, frozen=True, kw_only=True):

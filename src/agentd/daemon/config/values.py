@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 
+from agentd.ingest import doors
 from agentd.model.errors import InvalidInput
 from agentd.model.units import format_size, parse_duration, parse_size
 
@@ -122,6 +123,22 @@ class Sink(str):
                 "https://... or otlp:https://...",
             )
         return cls(text)
+
+
+class Door(str):
+    """A way in, by its name: one of agentd's own, or of an installed package."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, value: object) -> "Door":
+        if value not in doors.BUILTIN and value not in doors.installed():
+            raise InvalidInput(
+                f"there is no door {value!r}",
+                remediation=f"there are: {', '.join(doors.known())}; "
+                "or install the package that has it",
+            )
+        return cls(value)
 
 
 class Mode(int):

@@ -1,8 +1,8 @@
-"""The service, with every call timed, counted, traced and told to the log."""
+"""The service and the gatekeeper, with every call timed, counted, traced and told to the log."""
 
 import inspect
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 from agentd.daemon.observe import trace
@@ -11,11 +11,12 @@ from agentd.daemon.observe.meter import Meter
 from agentd.ingest.service import Service
 from agentd.model import context
 from agentd.model.errors import AgentdError, Forbidden
+from agentd.model.gatekeeper import Gatekeeper
 from agentd.model.principal import Principal
 
-# ``peer`` and ``ready`` are asked all the time, ``once`` belongs to the loop, and ``watch`` and
-# ``tunnel`` take as long as their caller stays.
-_PLAIN = frozenset(("peer", "ready", "version", "once", "watch", "tunnel"))
+# ``ready`` is asked all the time, ``once`` belongs to the loop, and ``watch`` and ``tunnel`` take
+# as long as their caller stays.
+_PLAIN = frozenset(("ready", "version", "once", "watch", "tunnel"))
 _BEGUN = "delete_at_once"  # counted as what it begins
 _OURS = frozenset(
     ("internal", "sandbox_error", "backend_lost", "guest_error", "store_error", "store_busy")
@@ -38,22 +39,38 @@ def observed(
 ) -> Service:
     """It in front of ``service``. ``forbidden(op, principal, sandbox, error)`` is told of what one
     whom we know may not do."""
-    return cast("Service", _Observed(service, meter, log, forbidden))
+    return cast("Service", _Observed(service, meter, log, forbidden, _PLAIN, OPERATIONS))
+
+
+def observed_gatekeeper(
+    gatekeeper: Gatekeeper, meter: Meter, log: Log, forbidden: Refusal | None = None
+) -> Gatekeeper:
+    """The same in front of ``gatekeeper``."""
+    told = _Observed(gatekeeper, meter, log, forbidden, ("peer",), ("authenticate",))
+    return cast("Gatekeeper", told)
 
 
 class _Observed:
-    def __init__(self, service: Service, meter: Meter, log: Log, forbidden: Refusal | None) -> None:
-        self._service = service
+    def __init__(
+        self,
+        target: Any,
+        meter: Meter,
+        log: Log,
+        forbidden: Refusal | None,
+        plain: Iterable[str],
+        operations: Iterable[str],
+    ) -> None:
+        self._target = target
         self._meter = meter
         self._log = log
         self._forbidden = forbidden
-        for name in _PLAIN:
-            setattr(self, name, getattr(service, name))
-        for name in OPERATIONS:
-            setattr(self, name, self._watched(name, getattr(service, name)))
+        for name in plain:
+            setattr(self, name, getattr(target, name))
+        for name in operations:
+            setattr(self, name, self._watched(name, getattr(target, name)))
 
     def delete_at_once(self, who: Principal, id_: str) -> Callable[[], None] | None:
-        rest = self._service.delete_at_once(who, id_)
+        rest = self._target.delete_at_once(who, id_)
         if rest is None:
             return None
         return lambda: self._do("delete", lambda *_: rest(), (who, id_), {})

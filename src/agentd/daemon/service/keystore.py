@@ -5,12 +5,18 @@ from collections.abc import Iterable
 
 import msgspec
 
-from agentd.auth.keys import KeyRecord
+from agentd.auth.keys import KeyRecord, KeyService, KeyStore
+from agentd.daemon.config.schema import Config
 from agentd.daemon.store.port import Store
 from agentd.daemon.store.records import ApiKeyRecord
 
 # Ended keys are told of for so long, in seconds.
 _KEPT = 90 * 86400.0
+
+
+def key_service(config: Config, store: KeyStore) -> KeyService:
+    keys = config.auth.keys
+    return KeyService(store, default_ttl=keys.default_ttl, max_ttl=keys.max_ttl)
 
 
 class StoredKeys:

@@ -11,10 +11,10 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from agentd.ingest.service import Port
 from agentd.ingest.web.signal import Signal
 from agentd.ingest.web.threads import Room
 from agentd.model.errors import BackendLost
+from agentd.model.port import Port
 
 _AHEAD = 256 << 10  # bytes each way that wait
 _PIECE = 64 << 10

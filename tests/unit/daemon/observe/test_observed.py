@@ -52,7 +52,7 @@ def test_it_has_all_that_the_service_has() -> None:
     service, *_ = made()
     wanted = {name for name in vars(DaemonService) if not name.startswith("_")}
     assert {name for name in wanted if not callable(getattr(service, name, None))} == set()
-    assert {"exec", "create", "authenticate"} <= set(OPERATIONS) <= wanted
+    assert {"exec", "create", "run"} <= set(OPERATIONS) <= wanted
 
 
 def test_a_call_is_counted_and_told_with_whose_it_is() -> None:

@@ -28,16 +28,21 @@ from agentd.ingest.web.limits import Limits
 from agentd.model.errors import Conflict, InvalidInput
 
 
+def _seen(running: Running) -> tuple[int, int]:
+    credential = running.service.seen["credential"]
+    return credential.peer_pid, credential.peer_uid
+
+
 def test_the_kernel_says_who_asks_on_a_unix_socket(running: Running) -> None:
     running.ask("GET", "/v1/version")
-    assert running.service.seen["peer"] == (os.getpid(), os.getuid(), os.getgid())
+    assert _seen(running) == (os.getpid(), os.getuid())
     script = (
         "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
         "s.sendall(b'GET /v1/version HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n'); s.recv(100)"
     )
     with subprocess.Popen([sys.executable, "-c", script, running.path]) as other:
         assert other.wait(120) == 0
-    assert running.service.seen["peer"][0] == other.pid
+    assert _seen(running)[0] == other.pid
 
 
 def test_a_websocket_knows_its_peer_too(running: Running) -> None:
@@ -46,7 +51,7 @@ def test_a_websocket_knows_its_peer_too(running: Running) -> None:
     url = f"ws://localhost/v1/sandboxes/{id_}/processes/{process}/attach"
     with unix_connect(running.path, url) as client:
         client.recv(timeout=120)
-    assert running.service.seen["peer"] == (os.getpid(), os.getuid(), os.getgid())
+    assert _seen(running) == (os.getpid(), os.getuid())
 
 
 def test_answers_on_tcp_do_not_wait_for_acknowledgements(running: Running) -> None:
@@ -222,10 +227,10 @@ def test_tls_and_client_certificates(tmp_path: Path) -> None:
         client = authority.issue("client")
         assert ask(mutual, _tls_client(authority, client)) == 200
         der = ssl.PEM_cert_to_DER_cert(Path(client[0]).read_text())
-        assert running.service.seen["certificate"] == der
+        assert running.service.seen["credential"].certificate == der
         # On a listener that verifies none, a certificate proves nothing.
         assert ask(one_way, _tls_client(authority, client)) == 401
-        assert running.service.seen["certificate"] is None
+        assert running.service.seen["credential"].certificate is None
         with pytest.raises((ssl.SSLError, ConnectionError)):
             ask(mutual, _tls_client(authority))
         with socket.create_connection(("127.0.0.1", mutual)) as rude:

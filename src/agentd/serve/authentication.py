@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from agentd.auth.chain import Anyone, Chain
 from agentd.auth.jwks import KeySet
 from agentd.auth.jwt import Issuer, JwtProvider, key_set
-from agentd.auth.keys import KeyProvider, KeyService, KeyStore
+from agentd.auth.keys import KeyProvider, KeyStore
 from agentd.auth.mtls import CertificateRule, MtlsProvider
 from agentd.auth.peer import PeerProvider, PeerRule, rules_of
 from agentd.daemon.config.schema import Auth, Config, JwtIssuer
@@ -29,11 +29,6 @@ def chain(config: Config, store: KeyStore) -> Chain:
     if config.daemon.insecure:
         ambient.append(Anyone())
     return Chain(presented, ambient)
-
-
-def key_service(config: Config, store: KeyStore) -> KeyService:
-    keys = config.auth.keys
-    return KeyService(store, default_ttl=keys.default_ttl, max_ttl=keys.max_ttl)
 
 
 def _peers(auth: Auth) -> PeerProvider:

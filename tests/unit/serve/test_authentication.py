@@ -3,12 +3,14 @@ import os
 
 import pytest
 
-from agentd.model.credential import Credential
 from agentd.auth.keys import KeyRecord
 from agentd.auth.peer import peer_of
-from agentd.daemon import authentication, config
+from agentd.daemon import config
+from agentd.daemon.service.keystore import key_service
+from agentd.model.credential import Credential
 from agentd.model.errors import Forbidden, InvalidInput, Unauthenticated
 from agentd.model.principal import local
+from agentd.serve import authentication
 
 
 class Memory(dict):
@@ -36,7 +38,7 @@ def test_a_workstation_lets_in_oneself_and_ones_keys(tmp_path):
     chain = authentication.chain(found, store)
     me = chain.authenticate(Credential(peer_uid=os.geteuid()))
     assert me.may("admin") and me.via == "peer"
-    made = authentication.key_service(found, store).create(me, "ci", ["run"])
+    made = key_service(found, store).create(me, "ci", ["run"])
     who = chain.authenticate(Credential(authorization=f"Bearer {made.key}"))
     assert (who.name, who.scopes) == ("ci", {"run"})
     with pytest.raises(Forbidden):
@@ -47,13 +49,13 @@ def test_a_workstation_lets_in_oneself_and_ones_keys(tmp_path):
 
 def test_keys_that_are_switched_off_open_nothing(tmp_path):
     store, found = Memory(), load(tmp_path, "auth.keys.enabled = false")
-    made = authentication.key_service(found, store).create(ADMIN, "ci", ["run"])
+    made = key_service(found, store).create(ADMIN, "ci", ["run"])
     with pytest.raises(Unauthenticated, match="of this kind"):
         authentication.chain(found, store).authenticate(Credential(api_key=made.key))
 
 
 def test_the_bounds_of_keys_are_the_configurations(tmp_path):
-    service = authentication.key_service(load(tmp_path, "auth.keys.max_ttl = '1m'"), Memory())
+    service = key_service(load(tmp_path, "auth.keys.max_ttl = '1m'"), Memory())
     with pytest.raises(InvalidInput, match="at most 1m"):
         service.create(ADMIN, "ci", ["run"], ttl=61)
 

@@ -1,4 +1,4 @@
-"""The daemon as a process: it comes up, takes signals, reloads, drains, and goes down.
+"""The daemon as a process: it takes signals, reloads, drains, and goes down.
 
 SIGTERM and SIGINT drain; a second one ends at once, which loses nothing that was acknowledged.
 SIGHUP reads the configuration again.
@@ -8,69 +8,24 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 import threading
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 
-from agentd._version import __version__
 from agentd.daemon import config as configuration
-from agentd.daemon import entry
 from agentd.daemon.app import Daemon
 from agentd.daemon.config import RELOADED, Config
-from agentd.daemon.listening import listen
-from agentd.daemon.observe import meter, trace
 from agentd.daemon.observe.log import Log
-from agentd.daemon.observe.metrics import Metrics
-from agentd.daemon.observe.observed import observed
-from agentd.daemon.systemd import Notifier
-from agentd.ingest.web.limits import Limits
-from agentd.ingest.web.listeners import Listener
 from agentd.ingest.web.server import Server
-from agentd.linux.process import raise_file_limit
 from agentd.model.errors import AgentdError
+from agentd.serve.gatekeeper import Gatekeeper
+from agentd.serve.systemd import Notifier
 
 # Between the end of the drain and that of the connections: for the answers of ended commands.
 _LAST_WORDS = 2.0
 _LOOK_SECONDS = 1.0  # between looks at whether it works
-# As of a daemon that cannot come up: neither is what it was told to do.
-OWN_FAILURE = 125
-
-
-def serve(
-    load: Callable[[], Config],
-    ready: Callable[[Sequence[str]], object],
-    environ: MutableMapping[str, str] = os.environ,
-) -> int:
-    """Until a signal ends it: the exit code. ``ready`` is told the addresses once it takes work.
-
-    Raises AgentdError where it cannot come up. To be called in the main thread.
-    """
-    config = load()
-    notifier = Notifier(environ)
-    log = Log(config.log.level, config.log.format)
-    with _logging(log), contextlib.ExitStack() as stack:
-        if trouble := trace.start():
-            log.warning("no traces", reason=trouble)
-        stack.callback(trace.stop)
-        metrics = Metrics(log) if config.metrics.enabled else None
-        _warn(log, config)
-        # First: one that cannot listen leaves no state, and no log that looks like a daemon's.
-        listeners = listen(config, environ)
-        for listener in listeners:
-            stack.callback(listener.close)
-        daemon = Daemon(config, log.info, metrics or meter.NONE)
-        stack.callback(daemon.close)
-        if metrics is not None:
-            metrics.watch(daemon)
-        raise_file_limit()
-        process = Process(load, daemon, log, notifier, metrics)
-        asyncio.run(process.run(listeners, ready))
-    code = OWN_FAILURE if process.is_broken else 0
-    _end_threads(log, code)
-    return code
 
 
 class Process:
@@ -80,15 +35,15 @@ class Process:
         self,
         load: Callable[[], Config],
         daemon: Daemon,
+        gatekeeper: Gatekeeper,
         log: Log,
         notifier: Notifier,
-        metrics: Metrics | None,
     ) -> None:
         self._load = load
         self._daemon = daemon
+        self._gatekeeper = gatekeeper
         self._log = log
         self._notifier = notifier
-        self._metrics = metrics
         self._ending = asyncio.Event()
         self._reload_wanted = asyncio.Event()
         self._names = ""
@@ -96,18 +51,8 @@ class Process:
         #: Ended because it could not work any more.
         self.is_broken = False
 
-    async def run(
-        self, listeners: Sequence[Listener], ready: Callable[[Sequence[str]], object]
-    ) -> None:
-        config = self._daemon.config
-        service = observed(
-            self._daemon.service, self._metrics or meter.NONE, self._log, self._daemon.forbidden
-        )
-        render = self._metrics.render if self._metrics is not None else None
-        app = entry.application(
-            service, _limits(config), render, public_metrics=config.metrics.public
-        )
-        server = Server(app, listeners)
+    async def run(self, server: Server, ready: Callable[[Sequence[str]], object]) -> None:
+        profile = self._daemon.config.profile
         with self._signals():
             await server.start()
             self._daemon.unreachable = lambda: server.trouble
@@ -116,7 +61,7 @@ class Process:
             ]
             try:
                 self._names = ", ".join(server.names)
-                self._log.info("ready", listeners=server.names, profile=config.profile)
+                self._log.info("ready", listeners=server.names, profile=profile)
                 self._notifier.ready(f"listening on {self._names}")
                 ready(server.names)
                 await self._ending.wait()
@@ -186,11 +131,13 @@ class Process:
         found = configuration.changes(old, read)
         taken = {section: getattr(read, section) for section in RELOADED}
         new: Config = msgspec.structs.replace(old, **taken)
+        chain = self._gatekeeper.chain(new)
         self._daemon.reload(new)
+        self._gatekeeper.take(chain)
         self._log.set(new.log.level, new.log.format)
         changed = found.reloaded or "nothing"
         self._log.info("the configuration is taken over", changed=changed)
-        _warn(self._log, new)
+        warn(self._log, new)
         if found.waiting:
             self._log.warning("holds after the next start only", changed=found.waiting)
 
@@ -221,9 +168,9 @@ class Process:
             await asyncio.sleep(every)
 
 
-def announce(names: Sequence[str]) -> None:
-    """The one line on standard output."""
-    print(f"agentd {__version__} ready on {', '.join(names)} (pid {os.getpid()})", flush=True)
+def warn(log: Log, config: Config) -> None:
+    for doubt in configuration.doubts(config):
+        log.warning("the configuration is doubtful", doubt=doubt)
 
 
 async def _at_most(seconds: float, call: Callable[..., Any], *args: Any) -> None:
@@ -240,47 +187,3 @@ async def _at_most(seconds: float, call: Callable[..., Any], *args: Any) -> None
     threading.Thread(target=work, name="drain", daemon=True).start()
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(done.wait(), seconds)
-
-
-@contextlib.contextmanager
-def _logging(log: Log) -> Iterator[None]:
-    """What a thread dies of goes to the log, and what other packages log."""
-    before = threading.excepthook
-
-    def hook(args: threading.ExceptHookArgs) -> None:
-        name = args.thread.name if args.thread else "?"
-        log.error("a thread broke", thread=name, exc_info=args.exc_value)
-
-    log.capture()
-    threading.excepthook = hook
-    try:
-        yield
-    finally:
-        threading.excepthook = before
-        log.release()
-
-
-def _warn(log: Log, config: Config) -> None:
-    for doubt in configuration.doubts(config):
-        log.warning("the configuration is doubtful", doubt=doubt)
-
-
-def _limits(config: Config) -> Limits:
-    http = config.http
-    return Limits(
-        connections=http.connections,
-        waits=http.waiting,
-        body=int(http.body),
-        idle=float(http.idle),
-    )
-
-
-def _end_threads(log: Log, code: int) -> None:
-    """Python waits at its end for threads that a sandbox holds up. All is on disk by now."""
-    left = [
-        t.name for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()
-    ]
-    if left:
-        log.warning("leaves threads behind", threads=left)
-        sys.stdout.flush()
-        os._exit(code)

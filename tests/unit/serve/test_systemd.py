@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from agentd.daemon.systemd import Notifier
+from agentd.serve.systemd import Notifier
 
 
 @pytest.fixture(params=["path", "abstract"])

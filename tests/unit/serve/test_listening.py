@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from agentd.daemon.config import Config, load
-from agentd.daemon.listening import listen
 from agentd.model.errors import Conflict, InvalidInput
+from agentd.serve.listening import listen
 
 
 def config(*addresses: str) -> Config:
@@ -24,7 +24,7 @@ def passed(monkeypatch: pytest.MonkeyPatch, *socks: socket.socket) -> dict[str, 
 
 def test_all_that_the_configuration_names_are_bound(tmp_path: Path) -> None:
     path = tmp_path / "run/a.sock"
-    found = listen(config(f"unix:{path}", "127.0.0.1:0"), {})
+    found = [one for one, _ in listen(config(f"unix:{path}", "127.0.0.1:0"), {})]
     try:
         assert found[0].name == f"unix:{path}"
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -48,7 +48,7 @@ def test_one_that_cannot_be_had_leaves_none_behind(tmp_path: Path) -> None:
 
 def test_a_socket_that_somebody_serves_is_refused(tmp_path: Path) -> None:
     path = f"{tmp_path}/a.sock"
-    (first,) = listen(config(f"unix:{path}"), {})
+    ((first, _),) = listen(config(f"unix:{path}"), {})
     try:
         with pytest.raises(Conflict, match="somebody listens"):
             listen(config(f"unix:{path}"), {})
@@ -64,7 +64,7 @@ def test_a_socket_from_systemd_takes_its_place(
         given.bind(path)
         given.listen()
         environ = passed(monkeypatch, given)
-        found = listen(config("127.0.0.1:0", f"unix:{path}"), environ)
+        found = [one for one, _ in listen(config("127.0.0.1:0", f"unix:{path}"), environ)]
         try:
             assert [one.name.partition(":")[0] for one in found] == ["http", "unix"]
             assert found[1].socket.getsockname() == path

@@ -13,15 +13,15 @@ from agentd.linux import runtime_dir
 from agentd.model.errors import InvalidInput
 
 
-def listen(config: Config, environ: MutableMapping[str, str]) -> list[Listener]:
-    """All of them, or none. Raises InvalidInput, Conflict where somebody listens there already.
+def listen(config: Config, environ: MutableMapping[str, str]) -> list[tuple[Listener, Listen]]:
+    """All of them, or none, each with what is said of it.
 
     A socket from systemd takes the place of the ``[[listen]]`` with its address, which says what
     TLS it has; one that no ``[[listen]]`` names is refused, for nobody said what it may be used
-    for.
+    for. Raises InvalidInput, Conflict where somebody listens there already.
     """
     passed = listeners.inherited(environ)
-    found: list[Listener] = []
+    found: list[tuple[Listener, Listen]] = []
     try:
         for wanted in config.listen:
             mine = [one for one in passed if _is(one, wanted)]
@@ -29,14 +29,14 @@ def listen(config: Config, environ: MutableMapping[str, str]) -> list[Listener]:
             for one in mine:
                 one.tls = tls
                 passed.remove(one)
-            found += mine or _bind(wanted, tls)
+            found += [(one, wanted) for one in mine or _bind(wanted, tls)]
         if passed:
             raise InvalidInput(
                 f"systemd passes {passed[0].name}, which no [[listen]] names",
                 remediation="write the same address in agentd.socket and in agentd.toml",
             )
     except BaseException:
-        for one in found + passed:
+        for one in [*(one for one, _ in found), *passed]:
             one.close()
         raise
     return found

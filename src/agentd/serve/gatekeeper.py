@@ -1,0 +1,39 @@
+"""Who is let in: the chain of the configuration, and how fast they may come."""
+
+import socket
+
+from agentd.auth.chain import Chain
+from agentd.auth.keys import KeyStore
+from agentd.auth.peer import peer_of
+from agentd.daemon.config.schema import Config
+from agentd.daemon.service.quotas import Ledger
+from agentd.model.credential import Credential
+from agentd.model.principal import Principal
+from agentd.serve import authentication
+
+
+class Gatekeeper:
+    """``model.gatekeeper.Gatekeeper`` over the daemon's keys and quotas."""
+
+    def __init__(self, config: Config, keys: KeyStore, ledger: Ledger) -> None:
+        """Raises InvalidInput for what is configured and cannot be had."""
+        self._keys = keys
+        self._ledger = ledger
+        self._chain = self.chain(config)
+
+    def chain(self, config: Config) -> Chain:
+        """What ``take`` takes. Raises InvalidInput."""
+        return authentication.chain(config, self._keys)
+
+    def take(self, chain: Chain) -> None:
+        """Judge by it from now on."""
+        self._chain = chain
+
+    def peer(self, connection: socket.socket) -> Credential:
+        peer = peer_of(connection)
+        return Credential(peer_uid=peer.uid, peer_pid=peer.pid, foreign=peer.foreign)
+
+    def authenticate(self, credential: Credential) -> Principal:
+        who = self._chain.authenticate(credential)
+        self._ledger.request(who.name)
+        return who
