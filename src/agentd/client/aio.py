@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
-from agentd.client import build, wording
+from agentd.client import arguments, build, wording
 from agentd.client.aio_files import AsyncFiles
 from agentd.client.aio_process import AsyncProcess
 from agentd.client.aio_thread import Wake, Work
@@ -95,7 +95,7 @@ class AsyncSandbox:
     ) -> Result:
         """As Sandbox.run; cancelling it kills the command."""
         request = build.exec_request(cmd, **options)
-        data = stdin.encode() if isinstance(stdin, str) else stdin or b""
+        data = arguments.stdin(stdin) or b""
         wake = Wake()
         try:
             execute = partial(self._sandbox._held.execute, request, data, wake.fd)
@@ -116,12 +116,14 @@ class AsyncSandbox:
         pty: Pty | tuple[int, int] | None = None,
         **options: Unpack[ExecOptions],
     ) -> AsyncProcess:
+        arguments.open_stdin(stdin)
         terminal = build.terminal(pty)
         request = build.exec_request(cmd, stdin=stdin, pty=terminal, **options)
         return await self._process(partial(self._sandbox._begin, request))
 
     async def attach(self, process: str, cursors: Mapping[str, int] | None = None) -> AsyncProcess:
-        return await self._process(partial(self._sandbox._held.attach, process, cursors or {}))
+        taken = arguments.attached(process, cursors)
+        return await self._process(partial(self._sandbox._held.attach, *taken))
 
     @options_shown
     def stream(
@@ -132,7 +134,7 @@ class AsyncSandbox:
         It begins with the loop; leaving that early kills it.
         """
         request = build.exec_request(cmd, stdin=stdin is not None, **options)
-        data = stdin.encode() if isinstance(stdin, str) else stdin
+        data = arguments.stdin(stdin)
         begin = partial(self._sandbox._begin, request)
         return AsyncProcess(self, begin, data, for_one_loop=True)
 
@@ -159,7 +161,7 @@ class AsyncSandbox:
         **more: Any,
     ) -> "CallView":
         """As Sandbox.call; cancelling it ends the call. ``emit`` is called on another thread."""
-        given = {**(parameters or {}), **more}
+        given = {**arguments.called(capability, parameters, bundle), **more}
         wake = Wake()
         try:
             held = self._sandbox._held

@@ -5,8 +5,9 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
+from agentd.client import arguments
 from agentd.client.aio_thread import Wake
-from agentd.client.files import Files
+from agentd.client.files import Files, InsidePath
 from agentd.client.signature import documented_by
 
 if TYPE_CHECKING:
@@ -24,22 +25,24 @@ class AsyncFiles:
         self._sandbox = sandbox
         self._files = files
 
-    async def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
+    async def read(self, path: InsidePath, offset: int = 0, length: int | None = None) -> bytes:
         return await self._sandbox._call(partial(self._files.read, path, offset, length))
 
-    async def read_text(self, path: str, encoding: str = "utf-8") -> str:
+    async def read_text(self, path: InsidePath, encoding: str = "utf-8") -> str:
         return await self._sandbox._call(partial(self._files.read_text, path, encoding))
 
-    def read_iter(self, path: str) -> AsyncGenerator[bytes, None]:
-        return self._each(partial(self._files._files.read_iter, path))
+    def read_iter(self, path: InsidePath) -> AsyncGenerator[bytes, None]:
+        return self._each(partial(self._files._files.read_iter, arguments.path(path)))
 
-    def watch(self, path: str, *, recursive: bool = False) -> "AsyncGenerator[Change, None]":
+    def watch(self, path: InsidePath, *, recursive: bool = False) -> "AsyncGenerator[Change, None]":
         """As Files.watch; it holds one of the threads."""
-        return self._each(partial(self._files._files.watch, path, recursive=recursive))
+        return self._each(
+            partial(self._files._files.watch, arguments.path(path), recursive=recursive)
+        )
 
     async def write(
         self,
-        path: str,
+        path: InsidePath,
         data: bytes | str | Iterable[bytes] | BinaryIO,
         *,
         mode: int = 0o644,
@@ -49,33 +52,33 @@ class AsyncFiles:
         return await self._sandbox._call(work)
 
     async def upload(
-        self, host_path: str | os.PathLike[str], path: str, *, replace: bool = False
+        self, host_path: str | os.PathLike[str], path: InsidePath, *, replace: bool = False
     ) -> int:
         work = partial(self._files.upload, host_path, path, replace=replace)
         return await self._sandbox._call(work)
 
     async def download(
-        self, path: str, host_path: str | os.PathLike[str], *, replace: bool = False
+        self, path: InsidePath, host_path: str | os.PathLike[str], *, replace: bool = False
     ) -> int:
         work = partial(self._files.download, path, host_path, replace=replace)
         return await self._sandbox._call(work)
 
-    async def list(self, path: str) -> "list[Entry]":
+    async def list(self, path: InsidePath) -> "list[Entry]":
         return await self._sandbox._call(partial(self._files.list, path))
 
-    async def stat(self, path: str) -> "Entry":
+    async def stat(self, path: InsidePath) -> "Entry":
         return await self._sandbox._call(partial(self._files.stat, path))
 
-    async def mkdir(self, path: str, *, mode: int = 0o755, parents: bool = False) -> None:
+    async def mkdir(self, path: InsidePath, *, mode: int = 0o755, parents: bool = False) -> None:
         await self._sandbox._call(partial(self._files.mkdir, path, mode=mode, parents=parents))
 
-    async def exists(self, path: str) -> bool:
+    async def exists(self, path: InsidePath) -> bool:
         return await self._sandbox._call(partial(self._files.exists, path))
 
-    async def move(self, path: str, to: str) -> None:
+    async def move(self, path: InsidePath, to: InsidePath) -> None:
         await self._sandbox._call(partial(self._files.move, path, to))
 
-    async def remove(self, path: str, *, recursive: bool = False) -> None:
+    async def remove(self, path: InsidePath, *, recursive: bool = False) -> None:
         await self._sandbox._call(partial(self._files.remove, path, recursive=recursive))
 
     async def _each(self, begin: Callable[..., Iterator[T]]) -> AsyncGenerator[T, None]:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
+from agentd.client import arguments
 from agentd.client.aio_thread import Wake
 from agentd.client.chunk import Chunk, Chunks
 from agentd.client.process import Process, ended
@@ -90,8 +91,8 @@ class AsyncProcess:
         return await anext(self._iterated)
 
     async def write(self, data: bytes | str) -> None:
+        content = arguments.feed(data)
         running = await self._begun()
-        content = data.encode() if isinstance(data, str) else data
         for at in range(0, len(content), _PIECE):
             await self._guarded(partial(running.write, content[at : at + _PIECE]))
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from agentd.client import arguments
 from agentd.client.chunk import Chunk, Chunks
 from agentd.client.wording import of_result
 from agentd.model.errors import InvalidInput
@@ -50,7 +51,7 @@ class Process:
 
     def write(self, data: bytes | str) -> None:
         """Feed its stdin, which ``start(stdin=True)`` or a terminal has."""
-        self._running.write(data.encode() if isinstance(data, str) else data)
+        self._running.write(arguments.feed(data))
 
     def close_stdin(self) -> None:
         """Let it read the end of its stdin."""

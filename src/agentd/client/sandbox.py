@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Unpack
 
-from agentd.client import build, wording
+from agentd.client import arguments, build, wording
 from agentd.client.build import Command, ExecOptions, SandboxOptions
 from agentd.client.code import PYTHON, CodeResult, code_parameters, code_result
 from agentd.client.files import Files
@@ -119,6 +119,7 @@ class Sandbox:
         from agentd.client.http import sandbox as remote
 
         with wording.spoken():
+            arguments.text(id, "id", "it looks like sbx-abcdefghijkl")
             return cls(remote.connect(address.find(url, api_key), id), connected=True)
 
     @property
@@ -170,7 +171,7 @@ class Sandbox:
         Raises InvalidInput, SandboxError, and where a policy decides PolicyDenied or Undecided.
         """
         request = build.exec_request(cmd, **options)
-        data = stdin.encode() if isinstance(stdin, str) else stdin or b""
+        data = arguments.stdin(stdin) or b""
         with wording.spoken():
             result = wording.of_result(self._held.execute(request, data))
         if check and result.status != "ok":
@@ -185,9 +186,10 @@ class Sandbox:
 
         The options are those of ``run``.
         """
-        process = self.start(cmd, stdin=stdin is not None, **options)
-        if stdin is not None:
-            process.write(stdin)
+        data = arguments.stdin(stdin)
+        process = self.start(cmd, stdin=data is not None, **options)
+        if data is not None:
+            process.write(data)
             process.close_stdin()
         return process
 
@@ -205,6 +207,7 @@ class Sandbox:
         ``stdin``: it will be written to; ``pty``: a terminal, as Pty or (rows, columns). The other
         options are those of ``run``.
         """
+        arguments.open_stdin(stdin)
         terminal = build.terminal(pty)
         return Process(self._begin(build.exec_request(cmd, stdin=stdin, pty=terminal, **options)))
 
@@ -213,7 +216,7 @@ class Sandbox:
 
         Raises NotFound; Refused where there is no daemon.
         """
-        return Process(self._held.attach(process, cursors or {}))
+        return Process(self._held.attach(*arguments.attached(process, cursors)))
 
     def _begin(self, request: ExecRequest, capture: bool = False) -> "Running":
         with wording.spoken():
@@ -253,7 +256,8 @@ class Sandbox:
         be in force. Raises PolicyDenied, Undecided, and what the capability fails with.
         """
         with wording.spoken():
-            return self._held.call(capability, {**(parameters or {}), **more}, emit, bundle)
+            asked = arguments.called(capability, parameters, bundle)
+            return self._held.call(capability, {**asked, **more}, emit, bundle)
 
     def changes(self) -> tuple[str, ...]:
         """List what a copy-on-write workspace has: ``A new``, ``M changed``, ``D gone``."""
@@ -283,10 +287,11 @@ class Sandbox:
         SandboxError while a command that was started from here has not ended: its stream would not
         survive.
         """
-        return self._held.snapshot(path)
+        return self._held.snapshot(None if path is None else arguments.host_path(path, "path"))
 
     def fork(self, count: int = 1) -> "list[Sandbox]":
         """Make so many copies as it is now, 64 at most: all of them, or none and an error."""
+        arguments.integer(count, "count")
         with wording.spoken():
             return [type(self)(held) for held in self._held.fork(count)]
 

@@ -12,9 +12,10 @@ def check_signal(number: int, target: str = "group") -> bool:
 
     Raises InvalidInput.
     """
-    if isinstance(number, bool) or not 0 <= number <= MAX_SIGNAL:
+    whole = isinstance(number, int) and not isinstance(number, bool)
+    if not (whole and 0 <= number <= MAX_SIGNAL):
         raise InvalidInput(
-            f"there is no signal {number}", remediation=f"give one from 1 to {MAX_SIGNAL}, or 0"
+            f"there is no signal {number!r}", remediation=f"give one from 1 to {MAX_SIGNAL}, or 0"
         )
     if target not in TARGETS:
         raise InvalidInput(

@@ -207,7 +207,7 @@ def _mounts(
                 f"mount {mount!r} is no text and no Mount",
                 remediation="write it as SRC:DST[:ro|rw]",
             )
-    found = [parse_workspace(os.fspath(workspace))] if workspace is not None else []
+    found = [] if workspace is None else [parse_workspace(_host_path(workspace))]
     found += [mount if isinstance(mount, Mount) else parse_mount(mount) for mount in mounts]
     targets = [mount.target for mount in found]
     for target in targets:
@@ -216,6 +216,15 @@ def _mounts(
                 f"two mounts have the target {target!r}", remediation="give each its own"
             )
     return tuple(found)
+
+
+def _host_path(workspace: str | os.PathLike[str]) -> str:
+    path = workspace.__fspath__() if isinstance(workspace, os.PathLike) else workspace
+    if not isinstance(path, str):
+        raise InvalidInput(
+            f"workspace {workspace!r} is no path", remediation="write it as PATH[:ro|rw|cow]"
+        )
+    return path
 
 
 def _size(value: Size, what: str, least: int = 1) -> int | None:
@@ -249,7 +258,7 @@ def _time(value: Time) -> float | None:
 def _cpus(value: float | str) -> float:
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, TypeError):
         number = 0.0
     if not 0.01 <= number <= 4096:
         raise InvalidInput(f"cpus {value!r} is not a number of cores", remediation="write 0.5 or 2")
@@ -284,7 +293,7 @@ def _user(value: str) -> str:
 
 
 def _image(value: str) -> str:
-    if not _IMAGE.match(value):
+    if not isinstance(value, str) or not _IMAGE.match(value):
         raise InvalidInput(
             f"image {value!r} is not a name",
             remediation="use lower case letters, digits and dots; agentd image ls lists them",

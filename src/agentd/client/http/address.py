@@ -50,11 +50,11 @@ class Address(NamedTuple):
 def parse(url: str, api_key: str | None = None, env: Mapping[str, str] = os.environ) -> Address:
     """Raises InvalidInput. Without ``api_key`` it is the environment's."""
     key = env.get(API_KEY, "") if api_key is None else api_key
-    if not (key.isascii() and key.isprintable()) or " " in key:
+    if not isinstance(key, str) or not (key.isascii() and key.isprintable()) or " " in key:
         raise InvalidInput("the API key is not one", remediation="it looks like agd_ID_SECRET")
-    if url.startswith("unix:"):
+    if isinstance(url, str) and url.startswith("unix:"):
         return Address(path=_socket(url), api_key=key)
-    match = _HOST.fullmatch(url)
+    match = _HOST.fullmatch(url) if isinstance(url, str) else None
     if match is None:
         raise InvalidInput(
             f"{url!r} is not the address of a daemon",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from agentd.client.http.client import as_json
 from agentd.client.http.errors import from_event
 from agentd.model.api import CallBody, CallView
 from agentd.model.errors import AgentdError, BackendLost
@@ -34,7 +35,7 @@ def call(
     from agentd.client.http.sse import events
 
     headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
-    data = msgspec.json.encode(body)
+    data = as_json(body)
     path = "/v1/call/stream"
     with client.open("POST", path, body=data, headers=headers, wake=cancel) as response:
         for event in events(response):

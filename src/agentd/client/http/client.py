@@ -56,7 +56,7 @@ class Client:
         Raises what the daemon says, or Unreachable.
         """
         headers = {"Content-Type": "application/json"} if body is not None else {}
-        data = None if body is None else msgspec.json.encode(body)
+        data = None if body is None else as_json(body)
         if once:
             headers["Idempotency-Key"] = new_key()
 
@@ -272,6 +272,19 @@ def segment(name: str) -> str:
     if not name:
         raise InvalidInput("an empty id names nothing", remediation="is a variable of it unset?")
     return quote(os.fsencode(name), safe="").replace(".", "%2E")
+
+
+def as_json(body: object) -> bytes:
+    """As JSON. Raises InvalidInput."""
+    try:
+        return msgspec.json.encode(body)
+    except (TypeError, OverflowError) as error:
+        raise InvalidInput(
+            "what is asked holds what JSON has no value for",
+            cause=str(error),
+            remediation="send text, finite numbers of up to 64 bits, true, false, null, lists, "
+            "objects",
+        ) from None
 
 
 def new_key() -> str:

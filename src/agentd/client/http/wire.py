@@ -6,6 +6,7 @@ from typing import Unpack
 
 import msgspec
 
+from agentd.client import arguments
 from agentd.model import options
 from agentd.model.api import ExecBody, ResultView, SandboxBody, SandboxView
 from agentd.model.errors import AgentdError
@@ -37,7 +38,7 @@ def sandbox_body(
         env=spec.env,
         workspace=f"{workspace[0].source}:{workspace[0].mode}" if workspace else None,
         mounts=tuple(f"{mount.source}:{mount.target}:{mount.mode}" for mount in others),
-        labels=dict(labels or {}),
+        labels=dict(arguments.mapping(labels, "labels", 'write them as {"job": "7"}')),
         ttl=ttl,
         snapshot=snapshot,
         **msgspec.structs.asdict(spec.limits),

@@ -1,0 +1,130 @@
+"""What callers give, looked at where they give it: a wrong type is told by the argument's name, and
+not as a TypeError deep inside. Each raises InvalidInput."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from agentd.model.errors import InvalidInput
+
+T = TypeVar("T")
+
+_BYTES = (bytes, bytearray, memoryview)
+_PIECE = 1 << 20
+MOST = (1 << 63) - 1  # what an offset may be
+
+
+def stdin(value: bytes | str | None) -> bytes | None:
+    """As UTF-8."""
+    if value is not None and not isinstance(value, (str, *_BYTES)):
+        raise wrong("stdin", value, "text or bytes")
+    return value.encode() if isinstance(value, str) else value
+
+
+def feed(value: bytes | str) -> bytes:
+    """Of what is written to a command that runs."""
+    if not isinstance(value, (str, *_BYTES)):
+        raise wrong("data", value, "text or bytes")
+    return value.encode() if isinstance(value, str) else value
+
+
+def open_stdin(value: bool) -> bool:
+    if not isinstance(value, bool):
+        raise wrong("stdin", value, "True or False", "write to the command; or run(stdin=...)")
+    return value
+
+
+def content(value: Any) -> Any:
+    """Of a file that is written: bytes, or an iterator of them."""
+    if isinstance(value, str):
+        return value.encode()
+    if isinstance(value, _BYTES):
+        return value
+    if isinstance(value, Mapping) or not (hasattr(value, "read") or isinstance(value, Iterable)):
+        raise wrong("data", value, "text, bytes, an iterable of bytes, or a file opened as 'rb'")
+    return _pieces(value)
+
+
+def _pieces(value: Any) -> Iterator[bytes]:
+    if hasattr(value, "read"):
+        found = iter(lambda: value.read(_PIECE) or None, None)
+    else:
+        found = iter(value)
+    for piece in found:
+        if not isinstance(piece, _BYTES):
+            raise wrong("a piece of data", piece, "bytes", "encode it; open files as 'rb'")
+        yield bytes(piece)
+
+
+def path(value: str | os.PathLike[str], name: str = "path") -> str:
+    """One inside."""
+    return _path(value, name, "write it as /workspace/file")
+
+
+def host_path(value: str | os.PathLike[str], name: str = "host_path") -> str:
+    return _path(value, name, "name a file or folder of this machine")
+
+
+def _path(value: Any, name: str, fix: str) -> str:
+    text = value.__fspath__() if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str):
+        raise wrong(name, value, "text or a path of text", fix)
+    return text
+
+
+def integer(value: int, name: str, fix: str = "") -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise wrong(name, value, "a whole number", fix)
+    return value
+
+
+def whole(value: int, name: str, least: int, most: int) -> int:
+    integer(value, name, f"give {least} to {most}")
+    if not least <= value <= most:
+        raise InvalidInput(f"{name} {value} is out of range", remediation=f"give {least} to {most}")
+    return value
+
+
+def mode(value: int) -> int:
+    integer(value, "mode", "write it as 0o644")
+    if not 0 <= value <= 0o7777:
+        raise InvalidInput(f"mode {value:#o} is no mode of a file", remediation="write it as 0o644")
+    return value
+
+
+def text(value: str, name: str, fix: str = "") -> str:
+    if not isinstance(value, str):
+        raise wrong(name, value, "text", fix)
+    return value
+
+
+def mapping(value: "Mapping[str, T] | None", name: str, fix: str) -> "Mapping[str, T]":
+    """Of names to anything."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise wrong(name, value, "a mapping of names to values", fix)
+    return value
+
+
+def attached(process: str, cursors: Mapping[str, int] | None) -> tuple[str, Mapping[str, int]]:
+    text(process, "process", "it looks like prc-0123456789abcdef")
+    found = mapping(cursors, "cursors", 'write them as {"stdout": 0}')
+    for stream, at in found.items():
+        whole(at, f"the cursor of {stream}", 0, MOST)
+    return process, found
+
+
+def called(capability: str, parameters: Mapping[str, Any] | None, bundle: str) -> Mapping[str, Any]:
+    """Its parameters."""
+    text(capability, "capability", "name one, as fs.read.v1")
+    text(bundle, "bundle", "give the digest of a policy's bundle")
+    return mapping(parameters, "parameters", 'write them as {"path": "a.txt"}')
+
+
+def wrong(name: str, value: object, wanted: str, fix: str = "") -> InvalidInput:
+    kind = type(value).__name__
+    what = "None" if value is None else f"of type {kind}"
+    return InvalidInput(
+        f"{name} is {what}, and takes {wanted}", remediation=fix or f"give {wanted}"
+    )

@@ -1,0 +1,154 @@
+"""A wrong argument is told by its name and what it takes, by each way in, and never as a TypeError
+from deep inside."""
+
+import asyncio
+import io
+import re
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+from tests.integration.test_client_of_a_daemon import Daemon
+
+from agentd import AsyncSandbox, Sandbox
+from agentd.model.errors import InvalidInput
+
+_CREATE: list[tuple[dict[str, Any], str]] = [
+    ({"workspace": 5}, "workspace 5 is no path"),
+    ({"cpus": [1]}, r"cpus \[1\] is not a number of cores"),
+    ({"image": 5}, "image 5 is not a name"),
+    ({"env": {"PORT": 8080}}, "environment variable 'PORT' is not text"),
+    ({"timeout": [1]}, r"timeout \[1\] is not a time"),
+    ({"api_key": 5}, "api_?key|API key"),
+    ({"url": 5}, "5 is not the address of a daemon"),
+]
+# On a sandbox ``s``: each is a call, and what is said of it.
+_ASKED: list[tuple[Callable[[Any], Any], str]] = [
+    (lambda s: s.run("true", stdin=5), "stdin is of type int, and takes text or bytes"),
+    (lambda s: s.run("true", stdin=["a"]), "stdin is of type list"),
+    (lambda s: s.start("true", stdin=b"data"), "stdin is of type bytes, and takes True or False"),
+    (lambda s: s.run("true", cwd=5), "working directory 5 is not a path"),
+    (lambda s: s.run("true", env={"A": None}), "environment variable 'A' is not text"),
+    (lambda s: s.run("true", timeout=[1]), r"timeout \[1\] is not a time"),
+    (lambda s: s.run(5), "command 5 cannot be run"),
+    (lambda s: s.start("true", pty=("a", 1)), "a terminal cannot have 'a' rows"),
+    (lambda s: s.call(5), "capability is of type int, and takes text"),
+    (lambda s: s.call("fs.list.v1", 5), "parameters is of type int, and takes a mapping"),
+    (lambda s: s.call("fs.list.v1", {1: 2}), "parameters is of type dict"),
+    (lambda s: s.call("fs.list.v1", path=object()), "JSON has no value for"),
+    (lambda s: s.call("fs.list.v1", path="/", bundle=5), "bundle is of type int"),
+    (lambda s: s.attach(5), "process is of type int"),
+    (lambda s: s.attach("prc-0123456789abcdef", {"stdout": "a"}), "the cursor of stdout"),
+    (lambda s: s.snapshot(5), "path is of type int, and takes text or a path"),
+    (lambda s: s.fork("2"), "count is of type str, and takes a whole number"),
+    (lambda s: s.run_code(5), "code is"),
+    (lambda s: s.files.read(5), "path is of type int, and takes text or a path"),
+    (lambda s: s.files.read(None), "path is None, and takes text or a path"),
+    (lambda s: s.files.read(b"/a"), "path is of type bytes"),
+    (lambda s: s.files.read("/etc/passwd", "a"), "offset is of type str"),
+    (lambda s: s.files.read("/etc/passwd", 0, 1.5), "length is of type float"),
+    (lambda s: s.files.read("/etc/passwd", -1), "offset -1 is out of range"),
+    (lambda s: s.files.read_text(5), "path is of type int"),
+    (lambda s: s.files.write("/tmp/a", 5), "data is of type int, and takes text, bytes"),
+    (lambda s: s.files.write("/tmp/a", None), "data is None, and takes text, bytes"),
+    (lambda s: s.files.write("/tmp/a", {"a": 1}), "data is of type dict"),
+    (lambda s: s.files.write("/tmp/a", ["a"]), "a piece of data is of type str"),
+    (lambda s: s.files.write("/tmp/a", io.StringIO("a")), "a piece of data is of type str.*'rb'"),
+    (lambda s: s.files.write(5, "a"), "path is of type int"),
+    (lambda s: s.files.write("/tmp/a", "a", mode="644"), "mode is of type str.*0o644"),
+    (lambda s: s.files.write("/tmp/a", "a", mode=0o20000), "mode 0o20000 is no mode of a file"),
+    (lambda s: s.files.mkdir("/tmp/d", mode=1.5), "mode is of type float"),
+    (lambda s: s.files.list(5), "path is of type int"),
+    (lambda s: s.files.stat(5), "path is of type int"),
+    (lambda s: s.files.exists(5), "path is of type int"),
+    (lambda s: s.files.remove(5), "path is of type int"),
+    (lambda s: s.files.move(5, "/tmp/b"), "path is of type int"),
+    (lambda s: s.files.move("/tmp/b", 5), "to is of type int"),
+    (lambda s: s.files.upload(5, "/tmp/b"), "host_path is of type int"),
+    (lambda s: s.files.upload("/etc/hostname", 5), "path is of type int"),
+    (lambda s: s.files.download(5, "x"), "path is of type int"),
+    (lambda s: s.files.download("/etc/hostname", 5), "host_path is of type int"),
+]
+_RUNNING: list[tuple[Callable[[Any], Any], str]] = [
+    (lambda p: p.write(5), "data is of type int, and takes text or bytes"),
+    (lambda p: p.signal("TERM"), "there is no signal 'TERM'"),
+    (lambda p: p.signal(1.5), "there is no signal 1.5"),
+    (lambda p: p.resize("a", 1), "a terminal cannot have 'a' rows"),
+]
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    made = Daemon(tmp_path_factory.mktemp("wrong"))
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture(params=["here", "by a daemon"])
+def where(request: pytest.FixtureRequest, daemon: Daemon) -> dict[str, str]:
+    return {} if request.param == "here" else {"url": daemon.url}
+
+
+def said(call: Callable[[], Any]) -> str:
+    try:
+        call()
+    except InvalidInput as error:
+        return str(error)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+async def told(call: Callable[[], Awaitable[Any]]) -> str:
+    try:
+        await call()
+    except InvalidInput as error:
+        return str(error)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def wrong(found: dict[str, str]) -> dict[str, str]:
+    return {pattern: text for pattern, text in found.items() if not re.search(pattern, text)}
+
+
+def test_by_the_sdk(where: dict[str, str]) -> None:
+    found = {p: said(lambda o=o: Sandbox.create(**{**where, **o})) for o, p in _CREATE}
+    with Sandbox.create(**where) as made:
+        found |= {p: said(lambda c=c: c(made)) for c, p in _ASKED}
+        found |= {"stdin is of type int": said(lambda: made.stream("true", stdin=5))}
+        with made.start("cat", stdin=True) as process:
+            found |= {p: said(lambda c=c: c(process)) for c, p in _RUNNING}
+    assert wrong(found) == {}
+
+
+def test_by_the_sdk_for_asyncio(where: dict[str, str]) -> None:
+    async def ask() -> dict[str, str]:
+        found = {
+            p: await told(lambda o=o: AsyncSandbox.create(**{**where, **o})) for o, p in _CREATE
+        }
+        async with await AsyncSandbox.create(**where) as made:
+            found |= {p: await told(lambda c=c: c(made)) for c, p in _ASKED}
+            found |= {"stdin is of type int": said(lambda: made.stream("true", stdin=5))}
+            async with await made.start("cat", stdin=True) as process:
+                found |= {p: await told(lambda c=c: c(process)) for c, p in _RUNNING}
+        return found
+
+    assert wrong(asyncio.run(ask())) == {}
+
+
+def test_what_is_right_still_is(where: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(b"file")
+    with Sandbox.create(**where) as made:
+        inside = PurePosixPath("/tmp/a")
+        for data in ("a", b"a", bytearray(b"a"), memoryview(b"a"), [b"a", b""], io.BytesIO(b"a")):
+            assert made.files.write(inside, data) == 1
+            assert made.files.read(inside) == b"a"
+        with open(tmp_path / "in", "rb") as file:
+            assert made.files.write("/tmp/b", file, mode=0o600) == 4
+        assert made.files.upload(tmp_path / "in", PurePosixPath("/tmp/c")) == 4
+        assert made.run("cat", stdin=bytearray(b"in")).stdout == b"in"
+        assert made.run("cat", stdin="").stdout == b""
