@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from agentd.client.aio import AsyncSandbox
     from agentd.client.aio_files import AsyncFiles
     from agentd.client.aio_process import AsyncProcess
+    from agentd.client.aio_service import AsyncClient
     from agentd.client.chunk import Chunk
     from agentd.client.code import CodeError, CodeResult
     from agentd.client.files import Files
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from agentd.client.ports import Snapshot
     from agentd.client.process import Process
     from agentd.client.sandbox import CommandFailed, Sandbox
-    from agentd.client.service import AsyncClient, Client
+    from agentd.client.service import Client
     from agentd.model.api import CallView
     from agentd.model.capability import CallFailed
     from agentd.model.cause import Cause, CauseCode
@@ -56,6 +57,7 @@ _WHERE = {
     "agentd.client.aio": "AsyncSandbox",
     "agentd.client.aio_files": "AsyncFiles",
     "agentd.client.aio_process": "AsyncProcess",
+    "agentd.client.aio_service": "AsyncClient",
     "agentd.client.chunk": "Chunk",
     "agentd.client.code": "CodeError CodeResult",
     "agentd.client.files": "Files",
@@ -63,7 +65,7 @@ _WHERE = {
     "agentd.client.ports": "Snapshot",
     "agentd.client.process": "Process",
     "agentd.client.sandbox": "CommandFailed Sandbox",
-    "agentd.client.service": "AsyncClient Client",
+    "agentd.client.service": "Client",
     "agentd.model.api": "CallView",
     "agentd.model.capability": "CallFailed",
     "agentd.model.cause": "Cause CauseCode",

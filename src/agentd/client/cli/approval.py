@@ -8,8 +8,8 @@ from agentd.client.cli.parser import Parser
 from agentd.model.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from agentd.client.http.client import Client
     from agentd.model.api import ApprovalView
+    from agentd.model.service import Approvals
 
 _EXAMPLES = """\
   agentd approval ls
@@ -28,22 +28,18 @@ def main(words: list[str]) -> int:
     options = _parser().parse_args(words)
     if options.note and options.action not in ("approve", "deny"):
         raise InvalidInput("a note is for a decision", remediation="drop --note")
-    with remote.client(options) as client:
+    with remote.service(options) as service:
         if options.action == "ls":
-            return _list(options, client)
+            return _list(options, service.approvals)
         if not options.id:
             raise InvalidInput("no approval given", remediation="agentd approval ls has their ids")
         if options.action == "show":
-            return _show(options, client)
-        if options.action == "withdraw":
-            return _withdraw(options, client)
-        return _decide(options, client)
+            return _show(options, service.approvals)
+        return _change(options, service.approvals)
 
 
-def _list(options: argparse.Namespace, client: "Client") -> int:
-    from agentd.model.api import ApprovalView
-
-    found = client.pages("/v1/approvals", ApprovalView)
+def _list(options: argparse.Namespace, approvals: "Approvals") -> int:
+    found = approvals.list()
     if options.json:
         remote.print_json(found)
         return 0
@@ -61,11 +57,8 @@ def _list(options: argparse.Namespace, client: "Client") -> int:
     return 0
 
 
-def _show(options: argparse.Namespace, client: "Client") -> int:
-    from agentd.client.http.client import segment
-    from agentd.model.api import ApprovalView
-
-    view = client.call("GET", f"/v1/approvals/{segment(options.id)}", into=ApprovalView)
+def _show(options: argparse.Namespace, approvals: "Approvals") -> int:
+    view = approvals.get(options.id)
     if options.json:
         remote.print_json(view)
         return 0
@@ -86,26 +79,12 @@ def _show(options: argparse.Namespace, client: "Client") -> int:
     return 0
 
 
-def _decide(options: argparse.Namespace, client: "Client") -> int:
-    from agentd.client.http.client import segment
-    from agentd.model.api import ApprovalView, DecideBody
-
-    body = DecideBody(allow=options.action == "approve", note=options.note)
-    path = f"/v1/approvals/{segment(options.id)}/decide"
-    view = client.call("POST", path, body, into=ApprovalView)
-    if options.json:
-        remote.print_json(view)
+def _change(options: argparse.Namespace, approvals: "Approvals") -> int:
+    if options.action == "withdraw":
+        view = approvals.withdraw(options.id)
     else:
-        print(f"{remote.safe(view.id)} {view.state}")
-    return 0
-
-
-def _withdraw(options: argparse.Namespace, client: "Client") -> int:
-    from agentd.client.http.client import segment
-    from agentd.model.api import ApprovalView
-
-    path = f"/v1/approvals/{segment(options.id)}/withdraw"
-    view = client.call("POST", path, into=ApprovalView)
+        allow = options.action == "approve"
+        view = approvals.decide(options.id, allow=allow, note=options.note)
     if options.json:
         remote.print_json(view)
     else:

@@ -8,7 +8,7 @@ from agentd.client.cli.parser import Parser
 from agentd.model.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from agentd.client.http.client import Client
+    from agentd.model.service import Keys
 
 _EXAMPLES = """\
   agentd key create --name ci --scopes run,create,read,files --ttl 90d
@@ -25,16 +25,15 @@ network), which a key has only where they are named; approve, keys, admin.
 
 def main(words: list[str]) -> int:
     options = _parser().parse_args(words)
-    with remote.client(options) as client:
+    with remote.service(options) as service:
         if options.action == "create":
-            return _create(options, client)
+            return _create(options, service.keys)
         if options.action == "ls":
-            return _list(options, client)
-        return _revoke(options, client)
+            return _list(options, service.keys)
+        return _revoke(options, service.keys)
 
 
-def _create(options: argparse.Namespace, client: "Client") -> int:
-    from agentd.model.api import KeyBody, KeyView
+def _create(options: argparse.Namespace, keys: "Keys") -> int:
     from agentd.model.principal import SCOPES
 
     scopes = tuple(part for text in options.scopes for part in text.split(",") if part)
@@ -42,8 +41,7 @@ def _create(options: argparse.Namespace, client: "Client") -> int:
     if not options.name or not scopes or unknown:
         what = f"unknown scope {unknown[0]!r}" if unknown else "a key needs --name and --scopes"
         raise InvalidInput(what, remediation=f"the scopes are: {', '.join(SCOPES)}")
-    body = KeyBody(name=options.name, scopes=scopes, ttl=options.ttl, principal=options.principal)
-    made = client.call("POST", "/v1/keys", body, into=KeyView)
+    made = keys.create(options.name, scopes, ttl=options.ttl, principal=options.principal)
     if options.json:
         remote.print_json(made)
     elif options.quiet:
@@ -61,10 +59,8 @@ def _create(options: argparse.Namespace, client: "Client") -> int:
     return 0
 
 
-def _list(options: argparse.Namespace, client: "Client") -> int:
-    from agentd.model.api import KeyView
-
-    found = client.pages("/v1/keys", KeyView)
+def _list(options: argparse.Namespace, keys: "Keys") -> int:
+    found = keys.list()
     if options.json:
         remote.print_json(found)
         return 0
@@ -84,12 +80,10 @@ def _list(options: argparse.Namespace, client: "Client") -> int:
     return 0
 
 
-def _revoke(options: argparse.Namespace, client: "Client") -> int:
-    from agentd.client.http.client import segment
-
+def _revoke(options: argparse.Namespace, keys: "Keys") -> int:
     if not options.id:
         raise InvalidInput("no key given", remediation="name its id; agentd key ls lists them")
-    client.call("DELETE", f"/v1/keys/{segment(options.id)}")
+    keys.revoke(options.id)
     if options.json:
         remote.print_json({"revoked": options.id})
     return 0

@@ -19,19 +19,15 @@ def main(words: list[str]) -> int:
     if options.signal is not None and options.process is None:
         raise InvalidInput("--signal is for a process", remediation="add --process")
     number = _number(options.signal or "KILL")
-    from agentd.client.http.client import segment
-
     ended: list[str] = []
-    with remote.client(options) as client:
+    with remote.service(options) as service:
         failure: AgentdError | None = None
         for id_ in options.id:
-            path = f"/v1/sandboxes/{segment(id_)}"
             try:
                 if options.process is None:
-                    client.call("DELETE", path)
+                    service.sandboxes.kill(id_)
                 else:
-                    path = f"{path}/processes/{segment(options.process)}/signal"
-                    client.call("POST", path, {"signal": number})
+                    service.commands.signal(id_, options.process, number)
                 ended.append(id_)
             except AgentdError as error:  # the others are ended all the same
                 failure = failure or error

@@ -1,39 +1,30 @@
 """``agentd ls``: the sandboxes of a daemon."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from agentd.client.cli import remote, table
+
+if TYPE_CHECKING:
+    from agentd.model.api import SandboxView
 
 _EXAMPLES = """\
   agentd ls
   agentd ls --label job=7 --json
   agentd ls -q | xargs agentd kill
 """
-_PAGE = 500
 
 
 def main(words: list[str]) -> int:
     options = _parser().parse_args(words)
     labels = remote.labels(options.label)
-    from agentd.model.api import SandboxPage, SandboxView
-
-    found: list[SandboxView] = []
-    with remote.client(options) as client:
-        cursor = None
-        while True:
-            query = [("label", f"{k}={v}") for k, v in labels.items()]
-            query += [("state", options.state)] if options.state else []
-            query += [("limit", str(_PAGE)), *([("cursor", cursor)] if cursor else [])]
-            page = client.call("GET", "/v1/sandboxes", query=query, into=SandboxPage)
-            found += page.sandboxes
-            cursor = page.next
-            if cursor is None:
-                break
+    with remote.service(options) as service:
+        found = service.sandboxes.list(labels=labels, state=options.state or None)
     _show(found, options)
     return 0
 
 
-def _show(found: list, options: argparse.Namespace) -> None:  # type: ignore[type-arg]
+def _show(found: "tuple[SandboxView, ...]", options: argparse.Namespace) -> None:
     if options.json:
         remote.print_json(found)
     elif options.quiet:

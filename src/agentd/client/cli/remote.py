@@ -12,6 +12,7 @@ from agentd.model.errors import InvalidInput
 if TYPE_CHECKING:
     from agentd.client.http.client import Client
     from agentd.client.http.sandbox import RemoteSandbox
+    from agentd.client.http.service import HttpService
 
 URL_HELP = (
     "the daemon, as unix:PATH or https://HOST:PORT (default: AGENTD_URL, or the usual socket)"
@@ -48,6 +49,15 @@ def client(options: argparse.Namespace) -> "Iterator[Client]":
         yield made
     finally:
         made.close()
+
+
+@contextmanager
+def service(options: argparse.Namespace) -> "Iterator[HttpService]":
+    """What the daemon that is meant can be asked for, by nouns."""
+    from agentd.client.http.service import HttpService
+
+    with client(options) as made:
+        yield HttpService(made)
 
 
 @contextmanager

@@ -12,12 +12,9 @@ _EXAMPLES = """\
 
 def main(words: list[str]) -> int:
     options = _parser().parse_args(words)
-    from agentd.model.api import Stats
-
-    with remote.client(options) as client:
-        version = client.call("GET", "/v1/version", into=dict[str, str])
-        stats = client.call("GET", "/v1/stats", into=Stats)
-        address = str(client.address)
+    with remote.service(options) as service:
+        version, stats = service.machine.version(), service.machine.stats()
+        address = service.address
     if options.json:
         import msgspec
 

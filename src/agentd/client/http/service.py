@@ -222,9 +222,10 @@ class HttpMachine(_Noun):
 
 
 class HttpService:
-    """Implements ``model.service.Service``."""
+    """Implements ``model.service.Service``; ``address`` is the daemon's."""
 
     def __init__(self, requests: Requests) -> None:
+        self.address = str(requests.address)
         self.sandboxes = HttpSandboxes(requests)
         self.commands = HttpCommands(requests)
         self.snapshots = HttpSnapshots(requests)

@@ -1,0 +1,123 @@
+"""The SDK's client of a daemon for asyncio, made of the contract's own methods."""
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+
+from agentd.client.service import Client
+from agentd.model import service
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class _Noun:
+    def __init__(self, noun: Any) -> None:
+        self._noun = noun
+
+
+def aio(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], Awaitable[R]]:
+    """Make a coroutine of a contract's method: the same parameters, the same answer, in a thread.
+
+    A task that is cancelled stops waiting; the request is still answered.
+    """
+
+    async def awaited(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        call: Callable[P, R] = getattr(self._noun, method.__name__)
+        return await asyncio.to_thread(call, *args, **kwargs)
+
+    functools.update_wrapper(awaited, method)
+    return awaited
+
+
+class AsyncSandboxes(_Noun):
+    list = aio(service.Sandboxes.list)
+    get = aio(service.Sandboxes.get)
+    relabel = aio(service.Sandboxes.relabel)
+    renew = aio(service.Sandboxes.renew)
+    pause = aio(service.Sandboxes.pause)
+    resume = aio(service.Sandboxes.resume)
+    kill = aio(service.Sandboxes.kill)
+
+
+class AsyncCommands(_Noun):
+    list = aio(service.Commands.list)
+    get = aio(service.Commands.get)
+    output = aio(service.Commands.output)
+    signal = aio(service.Commands.signal)
+
+
+class AsyncSnapshots(_Noun):
+    list = aio(service.Snapshots.list)
+    get = aio(service.Snapshots.get)
+    delete = aio(service.Snapshots.delete)
+
+
+class AsyncCapabilities(_Noun):
+    list = aio(service.Capabilities.list)
+    call = aio(service.Capabilities.call)
+
+
+class AsyncReceipts(_Noun):
+    get = aio(service.Receipts.get)
+    key = aio(service.Receipts.key)
+
+
+class AsyncKeys(_Noun):
+    create = aio(service.Keys.create)
+    list = aio(service.Keys.list)
+    get = aio(service.Keys.get)
+    revoke = aio(service.Keys.revoke)
+
+
+class AsyncApprovals(_Noun):
+    list = aio(service.Approvals.list)
+    get = aio(service.Approvals.get)
+    decide = aio(service.Approvals.decide)
+    withdraw = aio(service.Approvals.withdraw)
+
+
+class AsyncAudit(_Noun):
+    head = aio(service.Audit.head)
+    records = aio(service.Audit.records)
+
+
+class AsyncMachine(_Noun):
+    version = aio(service.Machine.version)
+    backends = aio(service.Machine.backends)
+    stats = aio(service.Machine.stats)
+
+
+class AsyncClient:
+    """A Client for asyncio: the same nouns, their methods as coroutines."""
+
+    def __init__(self, url: str | None = None, *, api_key: str | None = None) -> None:
+        self._client = Client(url, api_key=api_key)
+        self.sandboxes = AsyncSandboxes(self._client.sandboxes)
+        self.commands = AsyncCommands(self._client.commands)
+        self.snapshots = AsyncSnapshots(self._client.snapshots)
+        self.capabilities = AsyncCapabilities(self._client.capabilities)
+        self.receipts = AsyncReceipts(self._client.receipts)
+        self.keys = AsyncKeys(self._client.keys)
+        self.approvals = AsyncApprovals(self._client.approvals)
+        self.audit = AsyncAudit(self._client.audit)
+        self.machine = AsyncMachine(self._client.machine)
+
+    @property
+    def url(self) -> str:
+        """The daemon's address."""
+        return self._client.url
+
+    async def close(self) -> None:
+        """Close its connections; idempotent."""
+        self._client.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"<AsyncClient of {self.url}>"
