@@ -24,12 +24,12 @@ import sys
 
 from agentd.guest import agent
 from agentd.guest.zygote import box as boxes
-from agentd.guest.zygote import entry, grouping, holes, immortal, messages, root
+from agentd.guest.zygote import entry, immortal, root
 from agentd.guest.zygote.entry import CONTROL_FD, MOUNTS_FD
 from agentd.guest.zygote.group import enter_group
 from agentd.guest.zygote.messages import close_all, receive, refuse, send
 from agentd.guest.zygote.rehearsal import rehearse, rehearse_wall
-from agentd.linux import abi, caps, clone, process, seccomp
+from agentd.linux import abi, caps, process, seccomp
 from agentd.linux.clone import Cloner
 from agentd.linux.kernel import KERNEL
 
@@ -42,8 +42,6 @@ _REHEARSALS = 12
 # More than the keys that a class's instances share have room for: each instance made takes from it,
 # which is written down there.
 _WALLS = 32
-# Whose code is moved together whether a rehearsal comes by or not.
-_OWN = (__file__, messages.__file__, boxes.__file__, agent.__file__, clone.__file__)
 
 
 def main() -> None:
@@ -100,7 +98,6 @@ class _Zygote:
         self._served = 0
         self._spare_from = 0
         self._seasoned = False
-        self._held: list[object] = []
 
     def serve(self) -> None:
         poll = select.poll()
@@ -135,7 +132,7 @@ class _Zygote:
 
     def _improve(self) -> None:
         gc.unfreeze()
-        self._held.append(self._group())
+        # Code that runs for the first time writes to itself, and so do its first copies.
         self._rehearse(_WALLS // 8)
         gc.collect()
         immortal.immortalise()
@@ -143,23 +140,7 @@ class _Zygote:
         # What immortal objects are asked about is found in caches from now on.
         self._rehearse(_WALLS)
         gc.freeze()
-        gc.collect()  # empties the lists of free objects, each of which is another hole
-        self._held.append(holes.fill())
-
-    def _group(self) -> list[object]:
-        """Move the code together that a sandbox runs, what it runs for its set-up first.
-
-        Before any rehearsal: code that runs for the first time is sure to write to itself.
-        """
-        before = grouping.watch()
-        own = [code for code, _ in before if code.co_filename in _OWN]
-        if self._plain is not None:
-            rehearse_wall(self._plain, self._filter)
-        rehearse(0)
-        _rehearse_messages()
-        setup = grouping.written_to(before)
-        rehearse(1)
-        return grouping.group([*setup, *own, *grouping.written_to(before)])
+        gc.collect()  # empties the lists of free objects, which lie scattered
 
     def _rehearse(self, walls: int) -> None:
         rehearse(_REHEARSALS)
