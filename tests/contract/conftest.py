@@ -180,6 +180,8 @@ class FakeWall:
 class FakeBackend:
     name = "fake"
     level = IsolationLevel.NONE
+    images = False
+    abilities: frozenset[str] = frozenset()
 
     def requirements(self) -> tuple[str, ...]:
         return ()

@@ -15,8 +15,8 @@ from agentd.client.sandbox import Sandbox
 from agentd.daemon.pipeline import Pipeline
 from agentd.model.errors import Refused, SandboxError
 from agentd.sandbox import backends, snapshots
+from agentd.sandbox.abilities import PAUSE, SNAPSHOT
 from agentd.sandbox.manager import Manager
-from agentd.sandbox.ports import Pausable, Snapshots
 
 # A secret that is in one process's memory alone, and how far it has counted.
 _COUNTER = """
@@ -48,8 +48,8 @@ def able(make: Callable[..., Sandbox], handle_of: Callable[[Sandbox], Any], cach
 
 
 def _can(wall: object) -> bool:
-    assert isinstance(wall, Pausable) == isinstance(wall, Snapshots)
-    return isinstance(wall, Snapshots)
+    assert (PAUSE.of(wall) is None) == (SNAPSHOT.of(wall) is None)
+    return SNAPSHOT.of(wall) is not None
 
 
 def _paused(sandbox: Sandbox) -> bool:
@@ -86,7 +86,7 @@ def test_a_wall_that_cannot_says_so_and_which_can(sandbox: Sandbox, use: str) ->
     with pytest.raises(Refused) as caught:
         getattr(sandbox, use)()
     assert caught.value.message == f"backend {sandbox.info.backend} cannot {use} a sandbox"
-    able = backends.restoring()
+    able = backends.able("fork")
     assert able and caught.value.remediation == f"use a backend that can: {', '.join(able)}"
     assert sandbox.run("echo on").text == "on\n"
 

@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 
 from agentd.linux.pidfd import Pidfd
-from agentd.model.errors import AgentdError, BackendLost, SandboxError
+from agentd.model.errors import AgentdError, BackendLost, InvalidInput, SandboxError
+from agentd.model.mount import parse_workspace
 from agentd.model.spec import ExecRequest, SandboxSpec
+from agentd.sandbox.abilities import CHANGES, PAUSE, SNAPSHOT
 from agentd.sandbox.handle import SandboxHandle
 from agentd.sandbox.manager import Manager, connect
-from agentd.sandbox.supervisor import client, remote
+from agentd.sandbox.supervisor import client, remote, wire
+from agentd.sandbox.supervisor.held import Held
 
 WAIT = 120.0
 
@@ -253,6 +256,71 @@ def test_one_that_takes_us_and_ends_is_followed_by_another(path: str) -> None:
     assert daemon.pid not in (0, os.getpid())
     thread.join()
     daemon.link.close()
+
+
+def test_a_daemon_of_an_older_version_is_answered_in_its_own_way(path: str, tmp_path: Path) -> None:
+    daemon = Daemon(path)
+    (tmp_path / "work").mkdir()
+    spec = SandboxSpec(mounts=(parse_workspace(f"{tmp_path}/work:cow"),))
+    handle = daemon.manager.create(spec)
+    run(handle.guest, "touch", "a")
+    (held,) = daemon.link.ask("list", after="")["sandboxes"]
+    assert (held["can"], held["fidelity"]) == (["changes"], "")
+    assert daemon.link.ask("changes", id=held["id"]) == ["A a"]  # it asked for no file
+    assert handle.overlay().changes() == ("A a",)
+    for op in ("pause", "resume", "snapshot"):
+        with pytest.raises(InvalidInput, match=f"cannot {op}"):
+            daemon.link.ask(op, id=held["id"], folder=str(tmp_path))
+    for op in ("kill_all", "__class__", "begin_kill", "first_process", "save_"):
+        with pytest.raises(InvalidInput, match="the supervisor does not know"):
+            daemon.link.ask(op, id=held["id"])
+    daemon.manager.close()
+    daemon.link.close()
+
+
+def test_a_supervisor_of_an_older_version_is_understood() -> None:
+    """It answers True to what has no result, and changes in its message."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    heard: list[wire.Message] = []
+
+    def answer() -> None:
+        with theirs, contextlib.suppress(EOFError, OSError):
+            while True:
+                message, _ = wire.receive(theirs)
+                heard.append(message)
+                value = ["A a"] if message["op"] == "changes" else True
+                wire.send(theirs, {"n": message["n"], "ok": value})
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    link = client.Link(ours, lambda *_: None)
+    held = Held(
+        id="wall-1",
+        spec=SandboxSpec(),
+        backend="toy",
+        workspace="/workspace",
+        passes_descriptors=False,
+        enforcement={},
+        can=("pause", "snapshot", "changes", "of a later version"),
+        fidelity="files",
+        counted=None,
+        deadline=None,
+    )
+    wall = remote.RemoteWall(link, held)
+    pauses, snapshots, overlay = (row.of(wall) for row in (PAUSE, SNAPSHOT, CHANGES))
+    assert pauses and snapshots and overlay
+    assert overlay.changes() == ("A a",)
+    pauses.pause()
+    snapshots.snapshot("/some/folder")
+    assert snapshots.fidelity == "files"
+    link.close()
+    thread.join()
+    asked = [{**message, "n": 0} for message in heard]
+    assert asked == [
+        {"n": 0, "op": "changes", "id": "wall-1", "file": True},
+        {"n": 0, "op": "pause", "id": "wall-1"},
+        {"n": 0, "op": "snapshot", "id": "wall-1", "folder": "/some/folder"},
+    ]
 
 
 def test_errors_come_across_with_their_class_and_words(path: str) -> None:

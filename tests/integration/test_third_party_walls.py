@@ -60,6 +60,58 @@ class Silent(HostBackend):
     def launch(self, plan):
         raise ZeroDivisionError("it is broken")
 """
+# One that has at once what of ours only virtual machines and only overlays have, and takes images.
+BOTH = """
+import os
+from agentd.model.isolation import IsolationLevel
+from agentd.sandbox.backends.linux.backend import LinuxBackend
+from agentd.sandbox.manager import connect
+
+class Kept:
+    fidelity = "files"
+
+    def __init__(self, wall):
+        self._wall = wall
+
+    def __getattr__(self, name):
+        return getattr(self._wall, name)
+
+    def _files(self):
+        guest = connect(self)
+        try:
+            names = sorted(entry.name for entry in guest.files.list("/workspace"))
+            return {name: guest.files.read(f"/workspace/{name}") for name in names}
+        finally:
+            guest.close()
+
+    def changes(self):
+        return tuple(f"A {name}" for name in self._files())
+
+    def apply(self):
+        self.snapshot(APPLIED)
+
+    def snapshot(self, folder):
+        for name, data in self._files().items():
+            with open(os.path.join(folder, name), "wb") as file:
+                file.write(data)
+
+class Both(LinuxBackend):
+    name = "both"
+    images = True
+    abilities = frozenset({"changes", "snapshot", "fork"})
+
+    def launch(self, plan):
+        return Kept(super().launch(plan))
+
+    def restore(self, plan, folder):
+        wall = self.launch(plan)
+        guest = connect(wall)
+        for name in os.listdir(folder):
+            with open(os.path.join(folder, name), "rb") as file:
+                guest.files.write(f"/workspace/{name}", file.read())
+        guest.close()
+        return wall
+"""
 BROKEN = {
     "raises": "raise RuntimeError('no such luck')",
     "exits": "import sys; sys.exit(3)",
@@ -163,6 +215,52 @@ def test_the_cheapest_is_chosen_over_ours_and_others(install: Callable[[str, str
         assert made.status == 201 and made.json["backend"] == "kernel", made.body
         done = daemon.ask("POST", f"/v1/sandboxes/{made.json['id']}/exec", {"cmd": "echo in"})
         assert done.json["stdout"] == "in\n"
+
+
+def test_one_wall_lists_its_changes_and_is_kept_behind_a_daemon(
+    install: Callable[[str, str], None], tmp_path: Path
+) -> None:
+    applied = tmp_path / "applied"
+    applied.mkdir()
+    install("both", f"APPLIED = {str(applied)!r}\n{BOTH}")
+
+    def changes(id_: str) -> Any:
+        return daemon.ask("GET", f"/v1/sandboxes/{id_}/changes").json
+
+    with running() as daemon:
+        made = daemon.sandbox(backend="both")
+        where = f"/v1/sandboxes/{made}"
+        daemon.ask("POST", f"{where}/exec", {"cmd": "echo one > a"})
+        assert changes(made) == ["A a"]
+        kept = daemon.ask("POST", f"{where}/snapshot")
+        assert kept.status == 201 and kept.json["fidelity"] == "files", kept.body
+        (copy,) = daemon.ask("POST", f"{where}/fork", {"count": 1}).json
+        daemon.ask("POST", f"{where}/exec", {"cmd": "mv a b"})
+        daemon.stop(kill=True)
+        daemon.start()  # another daemon, which the supervisor tells what the wall can do
+        assert changes(made) == ["A b"] and changes(copy["id"]) == ["A a"]
+        again = daemon.sandbox(snapshot=kept.json["id"])
+        assert changes(again) == ["A a"]
+        assert daemon.ask("POST", f"{where}/snapshot").status == 201
+        assert daemon.ask("POST", f"{where}/apply").status < 300
+        assert (applied / "b").read_text() == "one\n"
+        refused = daemon.ask("POST", f"{where}/pause")
+        assert refused.json["message"] == "backend both cannot pause a sandbox", refused.body
+        assert refused.json["remediation"] == "use a backend that can: firecracker, qemu"
+
+
+def test_a_wall_says_itself_whether_it_takes_images(install: Callable[[str, str], None]) -> None:
+    install("both", BOTH)
+    install("air", AIR.format(level="MICROVM"))
+    for name, code in (("both", 0), ("air", 125), ("linux", 125)):
+        ran = agentd("run", "--backend", name, "--image", "slim", "--", "true")
+        assert ran.returncode == code, ran
+        assert (f"backend {name} boots no image, and slim was" in ran.stderr) is (code == 125)
+    with running() as daemon:
+        asked = {"backend": "both", "image": "slim"}
+        assert daemon.ask("POST", "/v1/sandboxes", asked).status == 201
+        refused = daemon.ask("POST", "/v1/sandboxes", {**asked, "backend": "air"})
+        assert b"backend air boots no image" in refused.body
 
 
 @pytest.mark.parametrize("name", BROKEN)

@@ -144,10 +144,10 @@ class LocalSandbox:
         return embedded.call(self.pipeline, self.principal, body, emit, self.handle, cancel)
 
     def changes(self) -> tuple[str, ...]:
-        return tuple(self._overlay().changes())
+        return self.handle.overlay().changes()
 
     def apply(self) -> None:
-        self._overlay().apply()
+        self.handle.overlay().apply()
 
     def pause(self) -> None:
         self.pipeline.manager.pause(self.handle)
@@ -182,15 +182,6 @@ class LocalSandbox:
             ResourceWarning,
             stacklevel=3,
         )
-
-    def _overlay(self) -> Any:
-        wall = self.handle.wall
-        if not hasattr(wall, "changes"):
-            raise Refused(
-                f"sandbox {self.id} has no copy-on-write workspace",
-                remediation="create it with workspace='PATH:cow'",
-            )
-        return wall
 
 
 def create(

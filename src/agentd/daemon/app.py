@@ -38,6 +38,7 @@ from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import guard
+from agentd.sandbox.abilities import LEASED
 from agentd.sandbox.backends import identity
 from agentd.sandbox.handle import SandboxHandle
 from agentd.sandbox.journal.journals import Journals
@@ -259,9 +260,9 @@ class Daemon:
                 self._report("no sandbox can be kept ready", error=self._pool_trouble)
             raise
         oldest = max((float(p.ttl) for p in self.config.pool), default=0.0)
-        wall: object = handle.wall
-        if isinstance(wall, remote.RemoteWall):
-            wall.renew(oldest + _POOL_GRACE)
+        leased = LEASED.of(handle.wall)
+        if leased is not None:
+            leased.renew(oldest + _POOL_GRACE)
         return handle
 
     def _on_sandbox_made(self, live: Live) -> None:

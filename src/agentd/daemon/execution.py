@@ -15,8 +15,8 @@ from agentd.model.cause import Cause, CauseCode
 from agentd.model.errors import AgentdError, BackendLost, GuestError
 from agentd.model.result import Exit, Result, Timing, Usage
 from agentd.model.spec import ExecRequest
+from agentd.sandbox.abilities import TELLS_END
 from agentd.sandbox.manager import SandboxHandle
-from agentd.sandbox.ports import TellsEnd
 from agentd.transport.core import Chunk, Missing
 from agentd.transport.running import NeverRan, SpawnFailed, StdinNotStreamed
 
@@ -294,8 +294,8 @@ class Execution:
         gone = wall.wait(_DEATH_SECONDS)
         if isinstance(error, GuestError) and not gone:
             raise error
-        teller: object = wall
-        told = teller.ending() if gone and isinstance(teller, TellsEnd) else None
+        teller = TELLS_END.of(wall) if gone else None
+        told = None if teller is None else teller.ending()
         if told is not None:
             cause = told
         elif grown(self._before, wall.counters(), "oom"):

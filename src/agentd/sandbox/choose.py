@@ -168,7 +168,7 @@ def _probed(backend: Backend) -> Availability:
 
 
 def _check_image(spec: SandboxSpec, backend: Backend) -> None:
-    if spec.image != DEFAULT_IMAGE and backend.level < IsolationLevel.MICROVM:
+    if spec.image != DEFAULT_IMAGE and not getattr(backend, "images", False):
         raise Refused(
             f"backend {backend.name} boots no image, and {spec.image} was asked for",
             remediation="drop --image, or ask for --isolation microvm",

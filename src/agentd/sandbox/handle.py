@@ -3,20 +3,22 @@
 import os
 import threading
 from base64 import b32encode
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from agentd.model.enforcement import Enforcement
-from agentd.model.errors import BackendLost, Refused, SandboxError, Unsupported
+from agentd.model.errors import BackendLost, Refused, SandboxError
 from agentd.model.result import SandboxInfo
-from agentd.sandbox import backends
+from agentd.sandbox.abilities import CHANGES, SNAPSHOT, Ability, incapable
 from agentd.sandbox.choose import Choice
 from agentd.sandbox.lifecycle import State
-from agentd.sandbox.ports import Pausable, Snapshots, Wall
+from agentd.sandbox.ports import CopyOnWrite, Snapshots, Wall
 from agentd.transport.guest import Guest
 
 if TYPE_CHECKING:
     from agentd.model.isolation import IsolationLevel
     from agentd.model.spec import SandboxSpec
+
+P = TypeVar("P")
 
 
 class SandboxHandle:
@@ -95,18 +97,16 @@ class SandboxHandle:
                 remediation="wait for them, or let the shell start them in the background",
             )
 
-    def pausable(self, what: str) -> Pausable:
-        """Its wall, if that can stand still. Raises Refused, naming the backends that can."""
-        wall: object = self.wall
-        if not isinstance(wall, Pausable):
-            raise incapable(self.backend, what)
+    def able(self, ability: Ability[P], what: str) -> P:
+        """Its wall, which has ``ability``. Raises Unsupported, naming the backends that have it."""
+        wall = ability.of(self.wall)
+        if wall is None:
+            raise incapable(self.backend, ability, what)
         return wall
 
     def snapshots(self, what: str) -> Snapshots:
-        """Its wall, if a snapshot can be taken of it. Raises Refused."""
-        wall: object = self.wall
-        if not isinstance(wall, Snapshots):
-            raise incapable(self.backend, what)
+        """Its wall, where a snapshot can be taken of it. Raises Refused."""
+        wall = self.able(SNAPSHOT, what)
         if self.spec.mounts:
             raise Refused(
                 f"cannot {what} sandbox {self.id}: host directories are mounted in it",
@@ -114,10 +114,12 @@ class SandboxHandle:
             )
         return wall
 
-
-def incapable(name: str, what: str) -> Unsupported:
-    able = ", ".join(backends.restoring())
-    return Unsupported(
-        f"backend {name} cannot {what} a sandbox",
-        remediation=f"use a backend that can: {able}" if able else "no backend here can",
-    )
+    def overlay(self) -> CopyOnWrite:
+        """Its wall, where that has a copy-on-write workspace. Raises Refused."""
+        wall = CHANGES.of(self.wall)
+        if wall is None:
+            raise Refused(
+                f"sandbox {self.id} has no copy-on-write workspace",
+                remediation='create it with workspace="PATH:cow"',
+            )
+        return wall

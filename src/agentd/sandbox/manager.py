@@ -16,11 +16,12 @@ from agentd.model.errors import AgentdError, Refused, SandboxError
 from agentd.model.isolation import IsolationLevel
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import backends, lifecycle
+from agentd.sandbox.abilities import ENDS_EARLY, FORK, PAUSE, incapable
 from agentd.sandbox.choose import Choice, choose
 from agentd.sandbox.finisher import Finisher
-from agentd.sandbox.handle import SandboxHandle, incapable
+from agentd.sandbox.handle import SandboxHandle
 from agentd.sandbox.lifecycle import Do, Event, State
-from agentd.sandbox.ports import Backend, EndsFirst, KillsAhead, Restores, Wall
+from agentd.sandbox.ports import Backend, Restores, Wall
 from agentd.transport.guest import Guest
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ class Manager:
         from agentd.sandbox.snapshots import check_spec
 
         handle.snapshots("fork")
+        _restorer(handle.choice.backend, "fork")
         for spec in specs:
             check_spec(spec, handle.spec)
         folder = self._own_shelf().new_folder()
@@ -161,11 +163,11 @@ class Manager:
 
     def pause(self, handle: SandboxHandle) -> None:
         """Nothing in it runs until ``resume``. Raises Refused where its wall cannot."""
-        handle.pausable("pause")
+        handle.able(PAUSE, "pause")
         self._operate(handle, Event.PAUSE)
 
     def resume(self, handle: SandboxHandle) -> None:
-        handle.pausable("resume")
+        handle.able(PAUSE, "resume")
         self._operate(handle, Event.RESUME)
 
     def destroy(self, handle: SandboxHandle) -> None:
@@ -225,8 +227,7 @@ class Manager:
 
     def _restorable(self, spec: SandboxSpec) -> Choice:
         choice = choose(spec, self.backend, self._allowed())
-        if not isinstance(choice.backend, Restores):
-            raise incapable(choice.backend.name, "restore")
+        _restorer(choice.backend, "restore")
         return choice
 
     def _own_shelf(self) -> "Shelf":
@@ -273,9 +274,9 @@ class Manager:
             return Event.GUEST_READY
         if instruction is Do.DISCONNECT:
             # An agent that is ending need not be told that nobody is there any more.
-            wall: object = handle._wall
-            if isinstance(wall, KillsAhead):
-                wall.begin_kill()
+            early = ENDS_EARLY.of(handle._wall)
+            if early is not None:
+                early.begin_kill()
             if handle._guest is not None:
                 handle._guest.close()
             return None
@@ -296,16 +297,16 @@ class Manager:
                     handle._guest.renew()
             return Event.SNAPSHOT_OVER
         if instruction is Do.FREEZE:
-            handle.pausable("pause").pause()
+            handle.able(PAUSE, "pause").pause()
             return None
-        handle.pausable("resume").resume()
+        handle.able(PAUSE, "resume").resume()
         return None
 
     def _kill(self, wall: Wall) -> None:
         """Nothing runs behind it when this returns; what it held may take a moment longer."""
-        ends: object = wall
-        if isinstance(ends, EndsFirst):
-            ends.end()
+        early = ENDS_EARLY.of(wall)
+        if early is not None:
+            early.end()
             self._finisher.soon(wall.kill)
         else:
             wall.kill()
@@ -325,6 +326,12 @@ def _launch(handle: SandboxHandle) -> Wall:
                 cause=f"backend {backend.name} {why.what}",
                 remediation=why.fix,
             ) from error
-    if not isinstance(backend, Restores):
-        raise incapable(backend.name, "restore")
-    return backend.restore(plan, handle.source)
+    return _restorer(backend, "restore").restore(plan, handle.source)
+
+
+def _restorer(backend: Backend, what: str) -> Restores:
+    """Raises Unsupported where it builds nothing from a snapshot."""
+    restores = FORK.of(backend)
+    if restores is None:
+        raise incapable(backend.name, FORK, what)
+    return restores

@@ -1,7 +1,12 @@
-"""The backend port, small on purpose: a backend builds a wall and hands back a byte stream."""
+"""The backend port, small on purpose: a backend builds a wall and hands back a byte stream.
+
+What a wall or backend can do beyond ``Wall`` and ``Backend`` is in ``agentd.sandbox.abilities``: a
+row there for each Protocol below that only some have.
+"""
 
 import socket
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import Protocol
 
 from agentd.model.availability import Availability
 from agentd.model.cause import Cause
@@ -53,32 +58,21 @@ class Wall(Protocol):
         """Enough to find and reap it after the host process died."""
 
 
-@runtime_checkable
-class KillsAhead(Protocol):
-    """A wall that ``kill`` waits for: it may begin before."""
+class EndsEarly(Protocol):
+    """A wall that has ended before all that it held is free: ``kill`` frees the rest."""
 
     def begin_kill(self) -> None:
         """Everything behind the wall begins to end; idempotent, never raises."""
-
-
-@runtime_checkable
-class EndsFirst(Protocol):
-    """A wall that need not be kept waiting for: ``kill`` frees what ``end`` leaves."""
 
     def end(self) -> None:
         """Nothing runs behind the wall any more when it returns, though the kernel may still be
         freeing what has; idempotent."""
 
-
-@runtime_checkable
-class EndsWithProcess(Protocol):
-    """A wall behind which nothing runs any more once its first process has ended."""
-
-    def first_process(self) -> int:
-        """A pidfd of that, the caller's to close. Raises ProcessLookupError once it is ended."""
+    def first_process(self) -> int | None:
+        """A pidfd of the process with which all others behind the wall end, the caller's to close;
+        None once it has ended, and where there is none."""
 
 
-@runtime_checkable
 class TellsEnd(Protocol):
     """A wall that can end by itself, and say how."""
 
@@ -87,7 +81,6 @@ class TellsEnd(Protocol):
         of what it printed."""
 
 
-@runtime_checkable
 class CopyOnWrite(Protocol):
     """A wall whose workspace is an overlay: its changes can be listed and applied."""
 
@@ -98,7 +91,6 @@ class CopyOnWrite(Protocol):
         """Write the changes to the host's directory."""
 
 
-@runtime_checkable
 class Pausable(Protocol):
     """A wall that can stand still: nothing behind it runs until it is resumed."""
 
@@ -109,7 +101,6 @@ class Pausable(Protocol):
         """Raises SandboxError, and then it stands still as before."""
 
 
-@runtime_checkable
 class Snapshots(Protocol):
     """A wall whose state can be written down, for ``Restores`` of its backend to build upon."""
 
@@ -123,9 +114,36 @@ class Snapshots(Protocol):
         """
 
 
+class Leased(Wall, Protocol):
+    """A wall that another process holds for us, for as long as its lease lasts."""
+
+    id: str
+
+    def renew(self, seconds: float | None) -> None:
+        """Its lease ends so many seconds from now; never, for None. Raises SandboxError."""
+
+    def tell_lease(self, seconds: float, env: Mapping[str, str] = ...) -> None:
+        """``renew`` for one that has just been seen to live: nothing is waited for. ``env`` is kept
+        for the next daemon. Raises BackendLost."""
+
+    def end_if_idle(self) -> bool:
+        """``end`` where no command's process is left, so that it takes no time; else False. Never
+        blocks."""
+
+
 class Backend(Protocol):
+    """Says as data what it is, and builds walls."""
+
     name: str
     level: IsolationLevel
+
+    @property
+    def images(self) -> bool:
+        """Whether it boots the image that a spec names."""
+
+    @property
+    def abilities(self) -> frozenset[str]:
+        """What its sandboxes can do, some of them at least: names in ``sandbox.abilities``."""
 
     def requirements(self) -> tuple[str, ...]:
         """What it needs of the machine, in a few words each."""
@@ -142,7 +160,6 @@ class Backend(Protocol):
         """Free what is shared by this backend's walls; idempotent."""
 
 
-@runtime_checkable
 class Restores(Protocol):
     """A backend that builds a wall from a snapshot; any number of walls from the same one."""
 

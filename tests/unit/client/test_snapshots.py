@@ -102,7 +102,7 @@ def test_the_number_of_forks_is_bounded(sandbox, count):
 
 @pytest.mark.parametrize("use", ["pause", "resume", "snapshot", "fork"])
 def test_a_wall_that_cannot_says_which_can(backend, use, monkeypatch):
-    monkeypatch.setattr("agentd.sandbox.backends.restoring", lambda: ("firecracker", "qemu"))
+    monkeypatch.setattr("agentd.sandbox.backends.able", lambda ability: ("firecracker", "qemu"))
     with Sandbox.create() as sandbox:
         with pytest.raises(Refused) as caught:
             getattr(sandbox, use)()

@@ -11,8 +11,8 @@ from agentd.sandbox.choose import choose, describe
 
 
 class Fake:
-    def __init__(self, name, level, blockers=(), refusal=None):
-        self.name, self.level = name, level
+    def __init__(self, name, level, blockers=(), refusal=None, images=False):
+        self.name, self.level, self.images = name, level, images
         self.blockers, self.refusal = list(blockers), refusal
         self.probed = 0
 
@@ -96,11 +96,16 @@ def test_the_table_has_firecracker_before_qemu():
 
 
 def test_an_image_needs_a_wall_that_boots_one(walls):
-    walls["vm"] = Fake("vm", IsolationLevel.MICROVM)
+    walls["vm"] = Fake("vm", IsolationLevel.MICROVM, images=True)
+    walls["plain"] = Fake("plain", IsolationLevel.MICROVM)
+    walls["oci"] = Fake("oci", IsolationLevel.NAMESPACE, images=True)
     with pytest.raises(Refused, match="backend linux boots no image, and slim was asked for"):
         choose(SandboxSpec(backend="linux", image="slim"), walls.__getitem__)
-    spec = SandboxSpec(backend="vm", image="slim")
-    assert choose(spec, walls.__getitem__).backend.name == "vm"
+    with pytest.raises(Refused, match="backend plain boots no image"):
+        choose(SandboxSpec(backend="plain", image="slim"), walls.__getitem__)
+    for name in ("vm", "oci"):
+        spec = SandboxSpec(backend=name, image="slim")
+        assert choose(spec, walls.__getitem__).backend.name == name
 
 
 def test_a_named_wall_is_the_only_one_tried(walls):
@@ -131,4 +136,6 @@ def test_the_table_tells_the_levels_that_the_backends_have():
     for name, known in backends.BUILTIN.items():
         backend = backends.load(name)
         assert (backend.name, backend.level) == (name, known.level)
+        assert backends.images(name) == backend.images
+        assert backends.abilities(name) == backend.abilities
         backend.close()

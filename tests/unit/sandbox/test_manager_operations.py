@@ -301,11 +301,11 @@ def test_one_operation_waits_for_another(manager, handle, backend):
 
 def test_a_wall_that_cannot_is_named_with_those_that_can(manager, handle, monkeypatch):
     monkeypatch.setattr(handle, "_wall", Plain())
-    monkeypatch.setattr("agentd.sandbox.backends.restoring", lambda: ("firecracker",))
+    monkeypatch.setattr("agentd.sandbox.backends.able", lambda ability: ("firecracker",))
     for use, name in ((manager.pause, "pause"), (manager.snapshot, "snapshot")):
         with pytest.raises(Refused, match=f"qemu cannot {name} .*that can: firecracker"):
             use(handle)
-    monkeypatch.setattr("agentd.sandbox.backends.restoring", lambda: ())
+    monkeypatch.setattr("agentd.sandbox.backends.able", lambda ability: ())
     with pytest.raises(Refused, match="no backend here can"):
         manager.resume(handle)
     assert handle.state is State.READY

@@ -147,7 +147,7 @@ def _execute(
     from agentd.client.cli.follow import Follow
     from agentd.client.embedded import principal
     from agentd.client.local import LocalCommand
-    from agentd.sandbox.ports import Pausable
+    from agentd.sandbox.abilities import PAUSE
 
     def stand_still() -> None:
         pipeline.manager.pause(handle)
@@ -156,7 +156,7 @@ def _execute(
 
     execution = pipeline.start(principal(), handle, asked, capture=options.json)
     with LocalCommand(execution) as running:
-        pauses = isinstance(handle.wall, Pausable) and not options.tty
+        pauses = PAUSE.of(handle.wall) is not None and not options.tty
         Follow(
             running,
             interrupts,
@@ -174,14 +174,15 @@ def _report(
     saved: "Snapshot | None",
 ) -> int:
     from agentd.client.cli import output
+    from agentd.sandbox.abilities import CHANGES
 
     changes = None
-    overlay = getattr(handle.wall, "changes", None)
+    overlay = CHANGES.of(handle.wall)
     if overlay is not None:
-        changes = tuple(overlay())
+        changes = overlay.changes()
     applied = bool(changes) and options.apply and result.status == "ok"
-    if applied:
-        handle.wall.apply()  # type: ignore[attr-defined]  # CopyOnWrite, as above
+    if applied and overlay is not None:
+        overlay.apply()
     if options.json:
         output.write_all(1, output.as_json(result, changes, saved, via="embedded"))
     else:

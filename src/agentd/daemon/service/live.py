@@ -2,18 +2,15 @@
 
 import threading
 import time
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from agentd.daemon.store.records import SandboxRecord
 from agentd.model.api import SandboxView
-from agentd.model.errors import Conflict, Refused
+from agentd.model.errors import Conflict
 from agentd.sandbox.handle import SandboxHandle
 from agentd.sandbox.lifecycle import State
-from agentd.sandbox.ports import CopyOnWrite
+from agentd.sandbox.ports import Leased
 from agentd.sandbox.supervisor.held import boottime
-
-if TYPE_CHECKING:
-    from agentd.sandbox.supervisor.remote import RemoteWall
 
 
 class Live:
@@ -39,8 +36,8 @@ class Live:
         return None if self._ends is None else max(0.0, self._ends - boottime())
 
     @property
-    def wall(self) -> "RemoteWall":
-        return cast("RemoteWall", self.handle.wall)  # a daemon's backends make no other
+    def wall(self) -> Leased:
+        return cast("Leased", self.handle.wall)  # a daemon's backends make no other
 
     def require_running(self, what: str) -> None:
         """Raises Conflict while it is paused or ends."""
@@ -49,22 +46,6 @@ class Live:
             raise Conflict(
                 f"cannot {what}: sandbox {self.id} is {self.handle.state}", remediation=fix
             )
-
-    def changes(self) -> tuple[str, ...]:
-        """Raises Refused where the workspace is no overlay."""
-        return self._overlay().changes()
-
-    def apply(self) -> None:
-        self._overlay().apply()
-
-    def _overlay(self) -> CopyOnWrite:
-        wall: object = self.handle.wall
-        if not isinstance(wall, CopyOnWrite):
-            raise Refused(
-                f"sandbox {self.id} has no copy-on-write workspace",
-                remediation="create it with workspace 'PATH:cow'",
-            )
-        return wall
 
     def view(self, *, usage: bool = False) -> SandboxView:
         record, left = self.record, self.left

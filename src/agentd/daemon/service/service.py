@@ -206,12 +206,12 @@ class DaemonService:
     def changes(self, who: Principal, id_: str) -> Sequence[str]:
         live = self._live(who, "files", id_)
         self._decide(who, live, acts.LIST, path=live.wall.workspace)
-        return live.changes()
+        return live.handle.overlay().changes()
 
     def apply(self, who: Principal, id_: str) -> None:
         live = self._live(who, "files", id_)
         self._decide(who, live, acts.WRITE, path=live.wall.workspace)
-        live.apply()
+        live.handle.overlay().apply()
 
     # --- commands ---
 

@@ -88,9 +88,21 @@ def level(name: str) -> IsolationLevel:
     return BUILTIN[name].level if name in BUILTIN else load(name).level
 
 
-def restoring() -> tuple[str, ...]:
-    """Those that can pause a sandbox, take a snapshot of it and build one from that."""
-    return tuple(name for name in names() if hasattr(_class(name), "restore"))
+def images(name: str) -> bool:
+    """Whether it boots the image that a spec names; one that does not say so boots none."""
+    return bool(getattr(_class(name), "images", False))
+
+
+def abilities(name: str) -> frozenset[str]:
+    """What its sandboxes can do, some of them at least; see ``agentd.sandbox.abilities``."""
+    found = _class(name)
+    forks = {"fork"} if hasattr(found, "restore") else set()
+    return frozenset(getattr(found, "abilities", ())) | forks
+
+
+def able(ability: str) -> tuple[str, ...]:
+    """The backends whose sandboxes have an ability, some of them at least."""
+    return tuple(name for name in names() if ability in abilities(name))
 
 
 def _class(name: str) -> object:

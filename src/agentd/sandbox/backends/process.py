@@ -55,6 +55,8 @@ class HostBackend:
 
     name = "host"
     level = IsolationLevel.NONE
+    images = False
+    abilities: frozenset[str] = frozenset()
     confined = False
 
     def __init__(self, without: frozenset[str] = frozenset()) -> None:

@@ -130,8 +130,11 @@ class NamespaceWall(ProcessWall):
         if not (self._struck and only_agent_left(self._group)):
             self._empty_it()
 
-    def first_process(self) -> int:
-        return self._first.duplicate()
+    def first_process(self) -> int | None:
+        try:
+            return self._first.duplicate()
+        except ProcessLookupError:
+            return None
 
 
 def only_agent_left(group: Meter | None) -> bool:

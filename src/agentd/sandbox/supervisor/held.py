@@ -7,7 +7,8 @@ import msgspec
 
 from agentd.model.enforcement import Control
 from agentd.model.spec import SandboxSpec
-from agentd.sandbox.ports import CopyOnWrite, Pausable, Snapshots, Wall
+from agentd.sandbox import abilities
+from agentd.sandbox.ports import Wall
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -19,7 +20,7 @@ class Held(msgspec.Struct, frozen=True):
     workspace: str
     passes_descriptors: bool
     enforcement: dict[str, Control]
-    can: tuple[str, ...]  # of "pause", "snapshot", "changes"
+    can: tuple[str, ...]  # names of abilities
     fidelity: str
     counted: dict[str, object] | None  # the group to read counters from, see linux.cgroup.saved
     deadline: float | None  # seconds since 1970
@@ -40,8 +41,7 @@ class Entry:
         self.lock = threading.Lock()
 
     def describe(self) -> Held:
-        wall: object = self.wall
-        able = {"pause": Pausable, "snapshot": Snapshots, "changes": CopyOnWrite}
+        snapshots = abilities.SNAPSHOT.of(self.wall)
         deadline = None if self.deadline is None else time.time() + self.deadline - boottime()
         return Held(
             id=self.id,
@@ -50,9 +50,9 @@ class Entry:
             workspace=self.wall.workspace,
             passes_descriptors=self.wall.passes_descriptors,
             enforcement=dict(self.wall.enforcement),
-            can=tuple(name for name, port in able.items() if isinstance(wall, port)),
-            fidelity=wall.fidelity if isinstance(wall, Snapshots) else "",
-            counted=getattr(wall, "counted", None),
+            can=abilities.names(self.wall),
+            fidelity="" if snapshots is None else snapshots.fidelity,
+            counted=getattr(self.wall, "counted", None),
             deadline=deadline,
             paused=self.paused,
         )

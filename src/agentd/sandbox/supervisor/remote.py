@@ -5,6 +5,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,6 +18,7 @@ from agentd.model.cause import Cause
 from agentd.model.errors import AgentdError, BackendLost
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import backends
+from agentd.sandbox.abilities import FORK, Operation, operations
 from agentd.sandbox.backends.wall import only_agent_left
 from agentd.sandbox.supervisor import wire
 from agentd.sandbox.supervisor.client import Asked, Link
@@ -62,8 +64,20 @@ class RemoteBackend:
     def launch(self, plan: "Plan") -> "RemoteWall":
         return self._launch("launch", plan)
 
-    def restore(self, plan: "Plan", folder: str) -> "RemoteWall":
-        return self._launch("restore", plan, folder=folder)
+    @property
+    def images(self) -> bool:
+        return backends.images(self.name)
+
+    @property
+    def abilities(self) -> frozenset[str]:
+        return backends.abilities(self.name)
+
+    @property
+    def restore(self) -> "Callable[[Plan, str], RemoteWall]":
+        """Raises AttributeError where the backend has no such method, as any other does."""
+        if FORK.name not in self.abilities:
+            raise AttributeError("restore")
+        return lambda plan, folder: self._launch("restore", plan, folder=folder)
 
     def close(self) -> None:
         """The supervisor's backends live on with its sandboxes."""
@@ -74,11 +88,12 @@ class RemoteBackend:
         fields |= {"backend": self.name, "id": id_, "spec": spec, "lease": _UNCLAIMED_SECONDS}
         answer, fds = self._link.ask_fds(op, **fields)
         process = _process_of(fds)
-        return _wall(self._link, typed.convert(answer, Held), process)
+        return RemoteWall(self._link, typed.convert(answer, Held), process)
 
 
 class RemoteWall:
-    """A wall in the supervisor. Its counters are read here, from the group's own files.
+    """A wall in the supervisor, with the methods of each ability that the wall there has. Its
+    counters are read here, from the group's own files.
 
     Where it ends with its first process it is struck from here, and its end is seen from here: two
     hops to the supervisor and back take longer. The supervisor frees what it held.
@@ -96,6 +111,19 @@ class RemoteWall:
         self._killed: Asked | None = None  # a second question would be answered at once
         self._process = process
         self._group = None if held.counted is None else cgroup.reopen(held.counted)
+        self.fidelity = held.fidelity
+        for operation in operations(held.can):
+            setattr(self, operation.name, partial(self._perform, operation))
+
+    def _perform(self, operation: Operation, *arguments: object) -> Any:
+        fields = msgspec.to_builtins(operation.arguments(*arguments))
+        if operation.in_file:
+            fields["file"] = True
+        value, fds = self._link.ask_fds(operation.name, id=self.id, **fields)
+        if fds:  # a supervisor of an older version has it in its message
+            value = wire.from_file(fds[0])
+        # What an operation without a result answered differs by version.
+        return None if operation.result is None else typed.convert(value, operation.result)
 
     def open_stream(self) -> socket.socket:
         _, fds = self._link.ask_fds("stream", id=self.id)
@@ -148,6 +176,12 @@ class RemoteWall:
         self._strike()
         return self._struck and only_agent_left(self._group)
 
+    def first_process(self) -> int | None:
+        try:
+            return None if self._process is None else self._process.duplicate()
+        except ProcessLookupError:
+            return None
+
     def end(self) -> None:
         self.begin_kill()
         if not (self._struck and only_agent_left(self._group)):
@@ -192,46 +226,13 @@ class RemoteWall:
             return otherwise
 
 
-class RemoteOverlay(RemoteWall):
-    def changes(self) -> tuple[str, ...]:
-        value, fds = self._link.ask_fds("changes", id=self.id, file=True)
-        if fds:  # a supervisor of an older version has them in its message
-            value = wire.from_file(fds[0])
-        return tuple(value)
-
-    def apply(self) -> None:
-        self._link.ask("apply", id=self.id)
-
-
-class RemoteMachine(RemoteWall):
-    def __init__(self, link: Link, held: Held, process: Pidfd | None = None) -> None:
-        super().__init__(link, held, process)
-        self.fidelity = held.fidelity
-
-    def pause(self) -> None:
-        self._link.ask("pause", id=self.id)
-
-    def resume(self) -> None:
-        self._link.ask("resume", id=self.id)
-
-    def snapshot(self, folder: str) -> None:
-        self._link.ask("snapshot", id=self.id, folder=folder)
-
-
 def wall_of(link: Link, held: Held) -> RemoteWall:
-    """One that is there already. With the ports that the supervisor's own has."""
+    """One that is there already."""
     try:
         _, fds = link.ask_fds("process", id=held.id)
     except AgentdError:  # it has ended just now
         fds = []
-    return _wall(link, held, _process_of(fds))
-
-
-def _wall(link: Link, held: Held, process: Pidfd | None) -> RemoteWall:
-    if "snapshot" in held.can:
-        return RemoteMachine(link, held, process)
-    kind = RemoteOverlay if "changes" in held.can else RemoteWall
-    return kind(link, held, process)
+    return RemoteWall(link, held, _process_of(fds))
 
 
 def _process_of(fds: list[int]) -> Pidfd | None:

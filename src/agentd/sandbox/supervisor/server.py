@@ -6,6 +6,8 @@ import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
 
 import msgspec
 
@@ -13,20 +15,11 @@ from agentd.model import typed
 from agentd.model.cause import Cause
 from agentd.model.errors import BackendLost, InvalidInput, SandboxError
 from agentd.model.spec import SandboxSpec
-from agentd.sandbox import backends, guard
+from agentd.sandbox import abilities, backends, guard
+from agentd.sandbox.abilities import Ability, Operation, incapable
 from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.child import unsent
-from agentd.sandbox.ports import (
-    Backend,
-    CopyOnWrite,
-    EndsFirst,
-    EndsWithProcess,
-    KillsAhead,
-    Pausable,
-    Restores,
-    Snapshots,
-    TellsEnd,
-)
+from agentd.sandbox.ports import Backend
 from agentd.sandbox.supervisor import wire
 from agentd.sandbox.supervisor.held import Entry, boottime
 from agentd.sandbox.supervisor.wire import Message
@@ -72,13 +65,11 @@ class Supervisor:
             "save": lambda m: (self._entry(m).wall.save(), []),
             "wait": self._wait,
             "renew": self._renew,
-            "pause": lambda m: self._still(m, True),
-            "resume": lambda m: self._still(m, False),
-            "snapshot": self._snapshot,
-            "changes": self._changes,
-            "apply": self._apply,
             "shutdown": self._shutdown,
         }
+        for ability in abilities.FORWARDED:
+            for operation in ability.operations:
+                self._operations[operation.name] = partial(self._perform, ability, operation)
 
     def serve(self, daemon: socket.socket) -> None:
         """Answer one daemon until it goes away; its sandboxes stay. Owns ``daemon``."""
@@ -203,12 +194,13 @@ class Supervisor:
         backend = self._backend(name)
         plan = backend.plan(spec)
         folder = message.get("folder")
+        restores = abilities.FORK.of(backend)
         if folder is None:
             wall = backend.launch(plan)
-        elif isinstance(backend, Restores):
-            wall = backend.restore(plan, str(folder))
+        elif restores is not None:
+            wall = restores.restore(plan, str(folder))
         else:
-            raise InvalidInput(f"backend {name} cannot restore a sandbox")
+            raise incapable(name, abilities.FORK, "restore")
         entry = Entry(id_, spec, name, wall)
         entry.deadline = _after(message.get("lease"))
         with self._lock:
@@ -232,9 +224,9 @@ class Supervisor:
         """It ends while a thread is found that waits for that."""
         with self._lock:
             entry = self._entries.pop(str(message.get("id")), None)
-        wall: object = None if entry is None else entry.wall
-        if isinstance(wall, KillsAhead):
-            wall.begin_kill()
+        early = None if entry is None else abilities.ENDS_EARLY.of(entry.wall)
+        if early is not None:
+            early.begin_kill()
         try:
             self._submit(self._kill, daemon, message, entry)
         except RuntimeError:  # we are ending
@@ -246,12 +238,14 @@ class Supervisor:
         """Answered once nothing runs in it any more, before what it held is freed."""
 
         def end(_: Message) -> Answer:
-            wall: object = None if entry is None else entry.wall
-            if isinstance(wall, EndsFirst):
-                wall.end()
-            elif entry is not None:
+            if entry is None:
+                return False, []
+            early = abilities.ENDS_EARLY.of(entry.wall)
+            if early is not None:
+                early.end()
+            else:
                 entry.wall.kill()
-            return entry is not None, []
+            return True, []
 
         self._answer_with(daemon, message, end)
         if entry is not None:
@@ -265,40 +259,22 @@ class Supervisor:
             entry.spec = msgspec.structs.replace(entry.spec, env=env)
         return True, []
 
-    def _still(self, message: Message, paused: bool) -> Answer:
+    def _perform(self, ability: Ability[Any], operation: Operation, message: Message) -> Answer:
         entry = self._entry(message)
-        wall: object = entry.wall
-        if not isinstance(wall, Pausable):
-            raise InvalidInput(f"sandbox {entry.id} cannot stand still")
-        with entry.lock:
-            if paused:
-                wall.pause()
-            else:
-                wall.resume()
-            entry.paused = paused
-        return True, []
-
-    def _snapshot(self, message: Message) -> Answer:
-        wall: object = self._entry(message).wall
-        if not isinstance(wall, Snapshots):
-            raise InvalidInput(f"no snapshot can be taken of sandbox {message['id']}")
-        wall.snapshot(str(message["folder"]))
-        return True, []
-
-    def _changes(self, message: Message) -> Answer:
-        found = list(self._overlay(message).changes())
+        wall = ability.of(entry.wall)
+        if wall is None:
+            raise InvalidInput(f"sandbox {entry.id} cannot {operation.name}")
+        given = msgspec.structs.astuple(typed.convert(message, operation.arguments))
+        call = partial(getattr(wall, operation.name), *given)
+        if operation.paused is None:
+            value = msgspec.to_builtins(call())
+        else:
+            with entry.lock:
+                value = msgspec.to_builtins(call())
+                entry.paused = operation.paused
         # A daemon of an older version asks for no file.
-        return (None, [wire.to_file(found)]) if message.get("file") else (found, [])
-
-    def _apply(self, message: Message) -> Answer:
-        self._overlay(message).apply()
-        return True, []
-
-    def _overlay(self, message: Message) -> CopyOnWrite:
-        wall: object = self._entry(message).wall
-        if not isinstance(wall, CopyOnWrite):
-            raise InvalidInput(f"the workspace of sandbox {message['id']} is no overlay")
-        return wall
+        in_file = operation.in_file and message.get("file")
+        return (None, [wire.to_file(value)]) if in_file else (value, [])
 
     def _shutdown(self, _: Message) -> Answer:
         self.closing.set()
@@ -353,15 +329,15 @@ class Supervisor:
 
 
 def _told(wall: object) -> Cause | None:
-    return wall.ending() if isinstance(wall, TellsEnd) else None
+    teller = abilities.TELLS_END.of(wall)
+    return None if teller is None else teller.ending()
 
 
 def _first_process(wall: object) -> list[int]:
     """By which the daemon itself can end the wall, and see that it has."""
-    try:
-        return [wall.first_process()] if isinstance(wall, EndsWithProcess) else []
-    except ProcessLookupError:
-        return []
+    early = abilities.ENDS_EARLY.of(wall)
+    pidfd = None if early is None else early.first_process()
+    return [] if pidfd is None else [pidfd]
 
 
 def _unknown(message: Message) -> Answer:

@@ -63,6 +63,8 @@ class FirecrackerBackend:
 
     name = "firecracker"
     level = IsolationLevel.MICROVM
+    images = True
+    abilities = frozenset({"pause", "snapshot", "fork"})
 
     def __init__(
         self,

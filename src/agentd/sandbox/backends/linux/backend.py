@@ -36,6 +36,8 @@ class LinuxBackend:
 
     name = "linux"
     level = IsolationLevel.NAMESPACE
+    images = False
+    abilities = frozenset({"changes"})
 
     def __init__(self, without: frozenset[str] = frozenset()) -> None:
         self._without = without

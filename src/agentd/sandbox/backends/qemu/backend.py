@@ -56,6 +56,8 @@ class QemuBackend:
 
     name = "qemu"
     level = IsolationLevel.MICROVM
+    images = True
+    abilities = frozenset({"pause", "snapshot", "fork"})
 
     def __init__(self, templates: Templates | None = None, transport: str = "vsock") -> None:
         self._templates = templates or Templates()

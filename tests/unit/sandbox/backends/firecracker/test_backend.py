@@ -15,13 +15,13 @@ from agentd.model.errors import BackendLost, Refused, SandboxError
 from agentd.model.limits import MIB, Limits
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox import backends
+from agentd.sandbox.abilities import FORK, PAUSE, SNAPSHOT
 from agentd.sandbox.backends.firecracker import snapshot
 from agentd.sandbox.backends.firecracker.backend import FirecrackerBackend
 from agentd.sandbox.backends.firecracker.programs import Programs
 from agentd.sandbox.backends.firecracker.wall import FirecrackerWall
 from agentd.sandbox.backends.vm.ending import MachineEnded
 from agentd.sandbox.manager import Manager, connect
-from agentd.sandbox.ports import Pausable, Restores, Snapshots
 
 SPEC = SandboxSpec(backend="firecracker", limits=Limits(memory=64 * MIB))
 Make = Callable[..., FirecrackerBackend]
@@ -65,7 +65,7 @@ def test_it_is_registered_before_qemu() -> None:
     assert names[0] == "firecracker"
     backend = backends.load("firecracker")
     assert (backend.name, backend.level) == ("firecracker", FirecrackerBackend.level)
-    assert isinstance(backend, Restores)
+    assert FORK.of(backend)
 
 
 def test_every_blocker_is_told_with_its_fix(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +163,7 @@ def test_a_release_that_would_lose_its_vsock_is_not_paused(
     make_backend: Make, launch, version: str
 ) -> None:
     wall = launch(make_backend(version))
-    assert isinstance(wall, Pausable)
+    assert PAUSE.of(wall)
     with pytest.raises(Refused, match="#6074"):
         wall.pause()
     assert run(wall, "echo", "on") == b"on\n"
@@ -197,7 +197,7 @@ def test_a_snapshot_is_restored_any_number_of_times(
 ) -> None:
     backend = make_backend(version)
     wall = launch(backend)
-    assert isinstance(wall, Snapshots)
+    assert SNAPSHOT.of(wall)
     assert wall.fidelity == "memory"
     wall.snapshot(str(folder))
     assert [line.split()[0] for line in asked(wall)] == [
