@@ -67,22 +67,24 @@ def test_a_sandbox_is_paused_and_goes_on(daemon: Daemon, client: Client) -> None
 
 
 def test_commands_are_listed_read_and_signalled(daemon: Daemon, client: Client) -> None:
-    with Sandbox.create(url=daemon.url) as sandbox:
-        with sandbox.start("echo out; echo err >&2; exec sleep 600") as begun:
-            assert begun.id is not None
-            assert {next(iter(begun)).stream, next(iter(begun)).stream} == {"stdout", "stderr"}
-            (listed,) = client.commands.list(sandbox.id)
-            assert (listed.id, listed.state) == (begun.id, "running")
-            assert client.commands.output(sandbox.id, begun.id) == b"out\n"
-            assert client.commands.output(sandbox.id, begun.id, "stderr", 1) == b"rr\n"
-            client.commands.signal(sandbox.id, begun.id, 9)
-            assert begun.wait().signal == 9
-            ended = client.commands.get(sandbox.id, begun.id)
-            assert ended.result is not None and ended.result.signal == 9
-            with pytest.raises(Conflict):
-                client.commands.signal(sandbox.id, begun.id)
-            with pytest.raises(NotFound):
-                client.commands.get(sandbox.id, "prc-none")
+    with (
+        Sandbox.create(url=daemon.url) as sandbox,
+        sandbox.start("echo out; echo err >&2; exec sleep 600") as begun,
+    ):
+        assert begun.id is not None
+        assert {next(iter(begun)).stream, next(iter(begun)).stream} == {"stdout", "stderr"}
+        (listed,) = client.commands.list(sandbox.id)
+        assert (listed.id, listed.state) == (begun.id, "running")
+        assert client.commands.output(sandbox.id, begun.id) == b"out\n"
+        assert client.commands.output(sandbox.id, begun.id, "stderr", 1) == b"rr\n"
+        client.commands.signal(sandbox.id, begun.id, 9)
+        assert begun.wait().signal == 9
+        ended = client.commands.get(sandbox.id, begun.id)
+        assert ended.result is not None and ended.result.signal == 9
+        with pytest.raises(Conflict):
+            client.commands.signal(sandbox.id, begun.id)
+        with pytest.raises(NotFound):
+            client.commands.get(sandbox.id, "prc-none")
 
 
 def test_a_capability_is_called_without_a_sandbox_and_its_receipt_verifies(
