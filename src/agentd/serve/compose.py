@@ -21,7 +21,7 @@ from agentd.ingest.web.listeners import Listener
 from agentd.ingest.web.server import Server
 from agentd.linux.process import raise_file_limit
 from agentd.serve import doors
-from agentd.serve.gatekeeper import Gatekeeper
+from agentd.serve.gatekeeper import Caller, Gatekeeper
 from agentd.serve.listening import listen
 from agentd.serve.process import Process, warn
 from agentd.serve.systemd import Notifier
@@ -77,7 +77,7 @@ def _server(
 ) -> Server:
     """The doors on the listeners, over the daemon's service."""
     config, counts = daemon.config, metrics or meter.NONE
-    service = observed(daemon.service, counts, log, daemon.forbidden)
+    service = observed(daemon.service, counts, log, daemon.forbidden, Caller)
     keeper = observed_gatekeeper(gatekeeper, counts, log, daemon.forbidden)
     told = None if metrics is None else web.Metrics(metrics.render, config.metrics.public)
     shared = web.Web(_limits(config), told)

@@ -12,6 +12,10 @@ from agentd.model.principal import Principal
 from agentd.serve import authentication
 
 
+class Caller(Principal, frozen=True):
+    """A principal that proved who they are. Nothing but the gatekeeper makes one."""
+
+
 class Gatekeeper:
     """``model.gatekeeper.Gatekeeper`` over the daemon's keys and quotas."""
 
@@ -33,7 +37,7 @@ class Gatekeeper:
         peer = peer_of(connection)
         return Credential(peer_uid=peer.uid, peer_pid=peer.pid, foreign=peer.foreign)
 
-    def authenticate(self, credential: Credential) -> Principal:
+    def authenticate(self, credential: Credential) -> Caller:
         who = self._chain.authenticate(credential)
         self._ledger.request(who.name)
-        return who
+        return Caller(who.name, who.scopes, who.via, who.credential)

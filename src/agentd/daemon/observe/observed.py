@@ -10,13 +10,14 @@ from agentd.daemon.observe.log import Log, about
 from agentd.daemon.observe.meter import Meter
 from agentd.ingest.service import Service
 from agentd.model import context
+from agentd.model.credential import Credential
 from agentd.model.errors import AgentdError, Forbidden
 from agentd.model.gatekeeper import Gatekeeper
 from agentd.model.principal import Principal
 
-# ``ready`` is asked all the time, ``once`` belongs to the loop, and ``watch`` and ``tunnel`` take
-# as long as their caller stays.
-_PLAIN = frozenset(("ready", "version", "once", "watch", "tunnel"))
+_PLAIN = frozenset(("ready", "version"))  # asked all the time
+# ``once`` belongs to the loop, and ``watch`` and ``tunnel`` take as long as their caller stays.
+_STAYING = frozenset(("once", "watch", "tunnel"))
 _BEGUN = "delete_at_once"  # counted as what it begins
 _OURS = frozenset(
     ("internal", "sandbox_error", "backend_lost", "guest_error", "store_error", "store_busy")
@@ -24,7 +25,7 @@ _OURS = frozenset(
 OPERATIONS = tuple(
     name
     for name, _ in inspect.getmembers(Service, inspect.isfunction)
-    if not name.startswith("_") and name not in _PLAIN and name != _BEGUN
+    if not name.startswith("_") and name not in (*_PLAIN, *_STAYING, _BEGUN)
 )
 
 
@@ -36,18 +37,25 @@ def observed(
     meter: Meter,
     log: Log,
     forbidden: Refusal | None = None,
+    callers: type[Principal] = Principal,
 ) -> Service:
     """It in front of ``service``. ``forbidden(op, principal, sandbox, error)`` is told of what one
-    whom we know may not do."""
-    return cast("Service", _Observed(service, meter, log, forbidden, _PLAIN, OPERATIONS))
+    whom we know may not do. Who asks must be one of ``callers``: a door makes none itself."""
+    made = _Observed(service, meter, log, forbidden, callers, OPERATIONS)
+    for name in _PLAIN:
+        setattr(made, name, getattr(service, name))
+    for name in _STAYING:
+        setattr(made, name, made.admitting(getattr(service, name)))
+    return cast("Service", made)
 
 
 def observed_gatekeeper(
     gatekeeper: Gatekeeper, meter: Meter, log: Log, forbidden: Refusal | None = None
 ) -> Gatekeeper:
     """The same in front of ``gatekeeper``."""
-    told = _Observed(gatekeeper, meter, log, forbidden, ("peer",), ("authenticate",))
-    return cast("Gatekeeper", told)
+    made = _Observed(gatekeeper, meter, log, forbidden, Credential, ("authenticate",))
+    made.peer = gatekeeper.peer  # type: ignore[attr-defined]  # asked once a connection
+    return cast("Gatekeeper", made)
 
 
 class _Observed:
@@ -57,19 +65,32 @@ class _Observed:
         meter: Meter,
         log: Log,
         forbidden: Refusal | None,
-        plain: Iterable[str],
+        first: type,
         operations: Iterable[str],
     ) -> None:
         self._target = target
         self._meter = meter
         self._log = log
         self._forbidden = forbidden
-        for name in plain:
-            setattr(self, name, getattr(target, name))
+        self._first = first  # what the first argument must be
         for name in operations:
             setattr(self, name, self._watched(name, getattr(target, name)))
 
+    def admitting(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """It, but for callers that were made elsewhere."""
+
+        def checked(*args: Any, **options: Any) -> Any:
+            self._check(args)
+            return call(*args, **options)
+
+        return checked
+
+    def _check(self, args: Any) -> None:
+        if args and not isinstance(args[0], self._first):
+            raise TypeError("who asks was not told by the gatekeeper: a door made it up")
+
     def delete_at_once(self, who: Principal, id_: str) -> Callable[[], None] | None:
+        self._check((who,))
         rest = self._target.delete_at_once(who, id_)
         if rest is None:
             return None
@@ -99,6 +120,7 @@ class _Observed:
                     about(sandbox=sandbox),
                     trace.span(f"agentd.{op}", _values(who, sandbox), context.trace_headers()),
                 ):
+                    self._check(args)
                     return call(*args, **options)
             except AgentdError as error:
                 status, words = error.code, str(error)
