@@ -92,7 +92,10 @@ class LinuxBackend:
             undo.pop_all()
             for fd in (*sources, *born.fds[1:]):
                 os.close(fd)
-            return wall
+        if not nursery.alive():  # it ends with its zygote, ready or not
+            wall.kill()
+            raise Ended("the zygote ended unexpectedly")
+        return wall
 
     def _clone(
         self,
