@@ -207,6 +207,19 @@ def test_an_environment_that_is_too_long_is_refused_and_ends_nothing(wall: str) 
         assert other.run("echo here").text == "here\n"
 
 
+def test_one_that_is_too_long_for_the_supervisor_is_refused_by_a_daemon() -> None:
+    """A longer message would be cut, or not fit: the daemon would lose its supervisor."""
+    with running() as daemon:
+        other = daemon.sandbox()
+        for size in (100_000, 300_000):
+            parts = {f"PART{number}": "x" * 10_000 for number in range(size // 10_000)}
+            answer = daemon.ask("POST", "/v1/sandboxes", {"env": parts})
+            assert answer.status == 400, answer.body
+            assert "over 98304" in answer.json["message"]
+            assert "less environment" in answer.json["remediation"]
+        assert run(daemon, other)["stdout"] == "here\n"
+
+
 def test_an_ordinary_users_daemon_goes_on_beside_such_a_sandbox(as_user: Any) -> None:
     script = f"""
 import json, os, resource, subprocess, sys, time
