@@ -21,7 +21,7 @@ AGENTD = [sys.executable, "-m", "agentd"]
 USER = 4242
 _CONTROLS = ("seccomp", "landlock", "no_new_privs", "capabilities")
 _FORKS = "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 30 & done"
-_START_SECONDS = 900.0
+_START_SECONDS = 2400.0
 _PLACES = Path("/tmp/places")
 
 
@@ -114,7 +114,7 @@ def units() -> object:
         Path(f"/etc/systemd/system/{name}").write_bytes((Path("deploy") / name).read_bytes())
     patience = Path("/etc/systemd/system/agentd.service.d/emulated.conf")
     patience.parent.mkdir()
-    patience.write_text("[Service]\nTimeoutStartSec=900\nWatchdogSec=0\n")
+    patience.write_text(f"[Service]\nTimeoutStartSec={_START_SECONDS:.0f}\nWatchdogSec=0\n")
     _do("systemctl", "daemon-reload")
     _started()
     url = "unix:/run/agentd/agentd.sock"
