@@ -22,14 +22,16 @@ CONTROLS = ["seccomp", "landlock", "no_new_privs", "capabilities"]
 pytestmark = pytest.mark.timeout(_SECONDS + 60)
 
 
-def found(line: str, which: str) -> dict[str, Any]:
-    """What the checks of a list found, by their names, on the newest release of a line."""
+def found(line: str, which: str, check: str) -> Any:
+    """What a check of a list found on the newest release of a line; fails with its traceback."""
     missing, text = _ran(line, which)
     if missing:
         pytest.skip(f"Linux {line}: {missing}")
     lines = [json.loads(each) for each in text.splitlines() if each.startswith('{"check"')]
-    assert lines, text
-    return {each["check"]: each.get("value", each.get("error")) for each in lines}
+    told = {each["check"]: each for each in lines}
+    if check not in told or "error" in told[check]:
+        pytest.fail(told.get(check, {}).get("error", text), pytrace=False)
+    return told[check]["value"]
 
 
 @cache
@@ -55,14 +57,14 @@ def _ran(line: str, which: str) -> tuple[str, str]:
 @pytest.mark.parametrize("line", LINES)
 class TestOnEachKernel:
     def test_it_is_that_kernel(self, line: str) -> None:
-        assert found(line, "plain")["kernel"].startswith(f"{line}.")
+        assert found(line, "plain", "kernel").startswith(f"{line}.")
 
     def test_both_walls_stand_with_all_controls(self, line: str) -> None:
         expected = ["on", CONTROLS]
-        assert found(line, "plain")["walls"] == {"linux": expected, "landlock": expected}
+        assert found(line, "plain", "walls") == {"linux": expected, "landlock": expected}
 
     def test_a_folder_on_ext4_is_mounted_in_each_mode(self, line: str) -> None:
-        mounts = found(line, "plain")["mounts"]
+        mounts = found(line, "plain", "mounts")
         assert [mounts[f"ext4 {mode}"] for mode in ("ro", "cow", "rw")] == [
             ["before", "before"],
             ["before", "before"],
@@ -73,7 +75,7 @@ class TestOnEachKernel:
     def test_where_owners_cannot_be_mapped_rw_is_refused_by_the_file_systems_name(
         self, line: str, name: str
     ) -> None:
-        mounts = found(line, "plain")["mounts"]
+        mounts = found(line, "plain", "mounts")
         assert [mounts[f"{name} {mode}"] for mode in ("ro", "cow")] == [["before", "before"]] * 2
         if name == "tmpfs" and line != "6.1":  # since Linux 6.3
             assert mounts["tmpfs rw"] == ["before", "after"]
@@ -81,19 +83,19 @@ class TestOnEachKernel:
             assert name in mounts[f"{name} rw"]
 
     def test_memory_and_processes_are_held_by_cgroup_v2(self, line: str) -> None:
-        memory = found(line, "plain")["memory_limit"]
+        memory = found(line, "plain", "memory_limit")
         assert memory["enforced"] is True
         assert (memory["bomb"], memory["after"]) == ("oom", "on\n")
-        assert found(line, "plain")["pids_limit"] == ["cgroup controller pids", True]
+        assert found(line, "plain", "pids_limit") == ["cgroup controller pids", True]
 
     def test_a_users_scope_under_systemd_holds_memory(self, line: str) -> None:
-        assert found(line, "systemd")["pid_1"] == "systemd"
-        memory = json.loads(found(line, "systemd")["user_scope"])["value"]
+        assert found(line, "systemd", "pid_1") == "systemd"
+        memory = json.loads(found(line, "systemd", "user_scope"))["value"]
         assert memory["enforced"] is True
         assert (memory["bomb"], memory["after"]) == ("oom", "on\n")
 
     def test_the_units_serve_and_keep_sandboxes_over_a_restart(self, line: str) -> None:
-        assert found(line, "systemd")["units"] == {
+        assert found(line, "systemd", "units") == {
             "memory": [True, "cgroup controller memory"],
             "another daemon": True,
             "the sandbox": "on",
@@ -101,12 +103,12 @@ class TestOnEachKernel:
 
 
 def test_a_kernel_that_is_too_old_is_refused_with_the_reason() -> None:
-    told = found(OLD, "refused")
-    assert told["kernel"].startswith(f"{OLD}.")
+    kernel = found(OLD, "refused", "kernel")
+    assert kernel.startswith(f"{OLD}.")
     for backend, why in (
-        ("linux", f"kernel {told['kernel']} is too old"),
+        ("linux", f"kernel {kernel} is too old"),
         ("landlock", "boot Linux 5.13 or newer with lsm=landlock"),
     ):
-        code, text = told["refusals"][backend]
+        code, text = found(OLD, "refused", "refusals")[backend]
         assert code == 125
         assert why in text

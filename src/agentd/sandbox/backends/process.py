@@ -35,7 +35,7 @@ from agentd.sandbox.backends.wall import ProcessWall
 
 _MONITOR = "agentd.guest.zygote.monitor"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_START_SECONDS = 20.0
+_START_SECONDS = 60.0  # of one that hangs; one that ends is seen at once
 _END_SECONDS = 15.0
 # Signals and abstract sockets of the same user are out of reach from this ABI on (Linux 6.12).
 _SCOPED_ABI = 6
