@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -21,6 +21,7 @@ from agentd.transport.core import Chunk, Missing
 from agentd.transport.running import NeverRan, SpawnFailed, StdinNotStreamed
 
 if TYPE_CHECKING:
+    from agentd.daemon.admission.admission import Admission
     from agentd.transport.guest import Guest
     from agentd.transport.running import Running
 
@@ -37,22 +38,6 @@ class Interrupted(AgentdError):
     """A command of the daemon before is not there any more."""
 
     code = "interrupted"
-
-
-class Concluded(Protocol):
-    """Told once how a command ended, before its caller is."""
-
-    @property
-    def request_id(self) -> str: ...
-
-    def __call__(self, result: Result, outputs: Mapping[str, str]) -> str:
-        """The id of its receipt, "" without one; ``outputs`` are the digests of its streams.
-
-        Raises AgentdError where it cannot be written down: the caller gets that for an answer.
-        """
-
-    def failed(self, error: BaseException | None) -> None:
-        """It did not begin, or nobody waited for its end."""
 
 
 class Digests:
@@ -79,11 +64,11 @@ class Execution:
         self,
         handle: SandboxHandle,
         begin: "Callable[[Guest], Running]",
-        concluded: Concluded | None = None,
+        admission: "Admission | None" = None,
     ) -> None:
-        named = concluded.request_id if concluded is not None else context.current()
+        named = admission.request_id if admission is not None else context.current()
         self.request_id = named or context.new_id()
-        self._digests = Digests() if concluded is not None else None
+        self._digests = Digests() if admission is not None else None
         self._handle = handle
         fresh = bool(handle.unreported_ms)
         self._started = time.monotonic()
@@ -94,7 +79,7 @@ class Execution:
         self._place: tuple[int, int] | None = None
         # The first command waited for the sandbox; those after it found it ready.
         self._setup_ms, handle.unreported_ms = handle.unreported_ms, 0.0
-        self._concluded = concluded
+        self._admission = admission
         self._open = False
         self._cancelled = False
         try:
@@ -117,7 +102,7 @@ class Execution:
         cls,
         handle: SandboxHandle,
         request: ExecRequest,
-        concluded: Concluded | None = None,
+        admission: "Admission | None" = None,
         *,
         capture: bool,
     ) -> "Execution":
@@ -129,11 +114,11 @@ class Execution:
             except StdinNotStreamed:
                 return guest.start_with_whole_stdin(request)
 
-        return cls(handle, begin, concluded)
+        return cls(handle, begin, admission)
 
     @classmethod
     def detached(
-        cls, handle: SandboxHandle, request: ExecRequest, concluded: Concluded | None = None
+        cls, handle: SandboxHandle, request: ExecRequest, admission: "Admission | None" = None
     ) -> "Execution":
         """One that goes on without us; ``request.tag`` finds it again."""
 
@@ -151,7 +136,7 @@ class Execution:
                     guest.signal(pids[0], signal.SIGKILL)
                 raise
 
-        execution = cls(handle, begin, concluded)
+        execution = cls(handle, begin, admission)
         # It has started, though the answer to the attach may still be on its way.
         execution._pid = pids[0] if pids else None
         return execution
@@ -162,10 +147,17 @@ class Execution:
         handle: SandboxHandle,
         tag: str,
         place: tuple[int, int],
-        concluded: Concluded | None = None,
+        admission: "Admission | None" = None,
     ) -> "Execution":
-        """A detached one of before, from those bytes of stdout and stderr on."""
-        execution = cls(handle, lambda guest: guest.attach(tag, place, hold=True), concluded)
+        """A detached one of before, from those bytes of stdout and stderr on.
+
+        Where it is not found any more, ``admission`` is not ended: its END is written with those
+        of all that were interrupted.
+        """
+        execution = cls(handle, lambda guest: guest.attach(tag, place, hold=True))
+        if admission is not None:
+            execution._admission, execution._digests = admission, Digests()
+            execution.request_id = admission.request_id
         execution._place = place
         return execution
 
@@ -257,11 +249,11 @@ class Execution:
             enforcement=dict(self._handle.enforcement),
         )
         self.result = result
-        concluded, self._concluded = self._concluded, None
-        if concluded is None or self._digests is None:
+        admission, self._admission = self._admission, None
+        if admission is None or self._digests is None:
             return result
         self._digests.take((("stdout", result.stdout), ("stderr", result.stderr)))
-        return msgspec.structs.replace(result, receipt=concluded(result, self._digests.found()))
+        return msgspec.structs.replace(result, receipt=admission.end(result, self._digests.found()))
 
     def close(self) -> None:
         self.running.close()
@@ -273,10 +265,10 @@ class Execution:
         self._end(error)
 
     def _end(self, error: BaseException | None) -> None:
-        concluded, self._concluded = self._concluded, None
+        admission, self._admission = self._admission, None
         try:
-            if concluded is not None:
-                concluded.failed(error)
+            if admission is not None:
+                admission.fail(error)
         finally:
             if self._open:
                 self._open = False

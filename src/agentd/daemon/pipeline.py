@@ -5,11 +5,11 @@ writes down what it decided and how it ended: policy, approval, audit and receip
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from agentd.daemon.execution import Concluded, Execution, completed
+from agentd.daemon.execution import Execution, completed
 from agentd.model.errors import InvalidInput
 from agentd.model.principal import Principal
 from agentd.model.result import Result
@@ -17,34 +17,17 @@ from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox.manager import MAX_FORKS, Manager, SandboxHandle
 
 if TYPE_CHECKING:
+    from agentd.daemon.admission.gate import Gate
     from agentd.sandbox.snapshots import Snapshot
 
 Labels = Mapping[str, str]
 _NO_LABELS: Labels = {}
 
 
-class Gate(Protocol):
-    """What a principal asks for, as it may go on. Raises Refused, with nothing done."""
-
-    def sandbox(self, who: Principal, spec: SandboxSpec, labels: Labels) -> SandboxSpec: ...
-
-    def fork(self, who: Principal, handle: SandboxHandle, count: int, labels: Labels) -> None: ...
-
-    def command(
-        self, who: Principal, handle: SandboxHandle, request: ExecRequest, labels: Labels
-    ) -> tuple[ExecRequest, Concluded]:
-        """And who is to be told the command's end."""
-
-    def adopted(
-        self, who: Principal, handle: SandboxHandle, request: ExecRequest, id_: str, began: float
-    ) -> Concluded:
-        """Of a command that another daemon admitted, as the request ``id_``."""
-
-
 class Pipeline:
     """Thread-safe where its gate is. Without one its holder may do all: it is their process."""
 
-    def __init__(self, manager: Manager, gate: Gate | None = None) -> None:
+    def __init__(self, manager: Manager, gate: "Gate | None" = None) -> None:
         self.manager = manager
         self.gate = gate
 
@@ -105,25 +88,17 @@ class Pipeline:
         ``detached`` one goes on without us, and its ``tag`` finds it again.
         """
         if self.gate is None:
-            return begin(handle, request, capture=capture, detached=detached)
+            return begin(handle, request, capture=capture)
         whole = completed(request, handle)
-        admitted, concluded = self.gate.command(who, handle, whole, labels)
-        return begin(handle, admitted, concluded, capture=capture, detached=detached)
+        within, admission = self.gate.command(who, handle, whole, labels)
+        if detached:
+            return Execution.detached(handle, within, admission)
+        return Execution.of(handle, within, admission, capture=capture)
 
     def close(self, handle: SandboxHandle) -> None:
         self.manager.destroy(handle)
 
 
-def begin(
-    handle: SandboxHandle,
-    request: ExecRequest,
-    concluded: Concluded | None = None,
-    *,
-    capture: bool = False,
-    detached: bool = False,
-) -> Execution:
-    """A command that was admitted: by itself, or with the call that it is a part of."""
-    whole = completed(request, handle)
-    if detached:
-        return Execution.detached(handle, whole, concluded)
-    return Execution.of(handle, whole, concluded, capture=capture)
+def begin(handle: SandboxHandle, request: ExecRequest, *, capture: bool = False) -> Execution:
+    """A command that nobody is asked about, or that is a part of the call that was decided."""
+    return Execution.of(handle, completed(request, handle), None, capture=capture)

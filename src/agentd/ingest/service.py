@@ -164,7 +164,8 @@ class Service(Protocol):
     def watch(
         self, who: Principal, id_: str, path: str, *, recursive: bool, wake: int
     ) -> Iterator[Mapping[str, str]]:
-        """``{"kind", "path"}`` each, until the descriptor ``wake`` becomes readable."""
+        """``{"kind", "path"}`` each, until the descriptor ``wake`` becomes readable. What is wrong
+        with the request is raised by the call itself."""
 
     def read_tar(self, who: Principal, id_: str, path: str) -> Iterator[bytes]: ...
     def write_tar(

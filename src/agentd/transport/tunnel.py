@@ -1,5 +1,6 @@
 """A TCP connection to a port inside, carried over the agent's stream."""
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -31,6 +32,7 @@ class Tunnel:
         self._port = port
         self._received_all = False
         self._sent_all = False
+        self.on_close: Callable[[], object] = lambda: None  # called by ``close``
         call.request({"op": "tcp", "port": port})
         if not isinstance(self._event(*call.next()), _Connected):
             raise GuestError("the agent ended a tunnel before it began")
@@ -85,6 +87,7 @@ class Tunnel:
 
     def close(self) -> None:
         self._call.connection.close()
+        self.on_close()
 
     def __enter__(self) -> "Tunnel":
         return self

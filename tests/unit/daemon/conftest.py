@@ -8,7 +8,7 @@ from agentd.audit.issuing import AtOnce
 from agentd.audit.keypair import KeyPair
 from agentd.audit.log import AuditLog
 from agentd.audit.receipts import Receipts
-from agentd.daemon.admission.admission import Admission
+from agentd.daemon.admission.gate import Gate
 from agentd.daemon.admission.records import Records
 
 
@@ -66,6 +66,6 @@ def records(kept, receipts, key):
 
 
 @pytest.fixture
-def admission(kept):
+def gate(records):
     """Makes one that asks this policy."""
-    return lambda policy=None, **options: Admission(lambda: policy, kept.log, **options)
+    return lambda policy=None, **options: Gate(lambda: policy, records, **options)

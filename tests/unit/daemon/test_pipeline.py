@@ -76,25 +76,22 @@ class Gate:
     def fork(self, who, handle, count, labels):
         self.seen.append(("fork", who.name, count, labels))
 
-    def adopted(self, who, handle, request, id_, began):
-        return Concluded(self.ends)
-
     def command(self, who, handle, request, labels):
         self.seen.append(("command", who.name, request, labels))
-        return self._tighten(request), Concluded(self.ends)
+        return self._tighten(request), Admission(self.ends)
 
 
-class Concluded:
+class Admission:
     def __init__(self, ends):
         self._ends = ends
 
     request_id = "req-1"
 
-    def __call__(self, result, outputs):
+    def end(self, result, outputs):
         self._ends.append(result)
         return "rcp-1"
 
-    def failed(self, error):
+    def fail(self, error):
         self._ends.append(error)
 
 

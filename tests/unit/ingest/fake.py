@@ -551,6 +551,10 @@ class FakeService:
         self, who: Principal, id_: str, path: str, *, recursive: bool, wake: int
     ) -> Iterator[Mapping[str, str]]:
         sandbox = self._sandbox(who, "read", id_)
+        self._entry(sandbox, path)
+        return self._watch(sandbox, wake)
+
+    def _watch(self, sandbox: Any, wake: int) -> Iterator[Mapping[str, str]]:
         fd, changes = os.eventfd(0), []  # type: ignore[var-annotated]
         sandbox.watchers.append((fd, changes))
         try:

@@ -38,8 +38,9 @@ class Act(msgspec.Struct, frozen=True, kw_only=True):
     """``name`` is a capability's, or that of an operation on sandboxes: ``sandbox.create.v1``.
 
     ``signer`` is the key that signed the request, ``bundle`` the policy that the caller expects;
-    each "" where there is none. ``executes``: something runs, and so it has a start, an end and a
-    receipt.
+    each "" where there is none. ``executes``: its END is on disk before its caller is told.
+    ``receipt``: it has one; what has none is not synced. ``lasts``: a loss of power does not undo
+    it, and so its admission is on disk before it is done.
     """
 
     who: Principal
@@ -52,6 +53,8 @@ class Act(msgspec.Struct, frozen=True, kw_only=True):
     bundle: str = ""
     via: str = ""
     executes: bool = False
+    receipt: bool = True
+    lasts: bool = True
 
     @property
     def id(self) -> str:

@@ -102,4 +102,7 @@ def _act(
         place=place,
         needs=needs or Needs(),
         request=request,
+        executes=name == WRITE,
+        receipt=name not in (READ, LIST, PORT),
+        lasts=name not in (READ, LIST),
     )

@@ -21,9 +21,8 @@ from agentd.audit.receipts import Receipts
 from agentd.audit.record import Entry
 from agentd.audit.shared import SharedLog, SharedReceipts
 from agentd.capability.registry import Registry
-from agentd.daemon.admission.admission import Admission, Approves
 from agentd.daemon.admission.denials import Denials
-from agentd.daemon.admission.gate import PolicyGate
+from agentd.daemon.admission.gate import Approves, Gate
 from agentd.daemon.admission.interrupted import Before
 from agentd.daemon.admission.records import Records
 from agentd.daemon.config import schema
@@ -76,11 +75,8 @@ class Control:
             undo.callback(self._close_policy)
             self.policy = self._opened(policy)
             self.registry = _registry(capabilities)
-            self.admission = Admission(
-                lambda: self.policy, self.log, approvals, _learn(), self.denials.write
-            )
-            self.records = Records(self.log, issuer)
-            self.gate = PolicyGate(self.admission, self.records)
+            self.records = Records(self.log, issuer, self.denials.write)
+            self.gate = Gate(lambda: self.policy, self.records, approvals, _learn())
             self._undo = undo.pop_all()
 
     def note(

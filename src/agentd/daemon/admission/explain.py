@@ -13,8 +13,8 @@ from agentd.capability.registry import Registry
 from agentd.daemon import config
 from agentd.daemon.admission import acts
 from agentd.daemon.admission.act import Act, Place, asked
-from agentd.daemon.admission.admission import NO_POLICY
 from agentd.daemon.admission.control import POLICY
+from agentd.daemon.admission.gate import NO_POLICY
 from agentd.daemon.config.schema import ORDINARY
 from agentd.daemon.config.values import Bundle
 from agentd.model.capability import About, Needs

@@ -3,11 +3,10 @@
 import time
 from collections.abc import Mapping
 from hashlib import sha256
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentd.audit.execution import Decided, Execution
 from agentd.daemon.admission.act import Act
-from agentd.daemon.admission.admission import Admitted
 from agentd.daemon.execution import cause_of
 from agentd.model.canonical import canonical
 from agentd.model.cause import Cause, CauseCode
@@ -15,14 +14,18 @@ from agentd.model.enforcement import Control
 from agentd.model.errors import AgentdError
 from agentd.model.result import Result, SandboxInfo, Usage
 
+if TYPE_CHECKING:
+    from agentd.daemon.admission.admission import Admission
+
 _NO_CONTROLS: Mapping[str, Control] = {}
 Digests = Mapping[str, str]
+NO_OUTPUTS: Digests = {}
 
 
-def of_result(admitted: Admitted, result: Result, outputs: Digests) -> Execution:
+def of_result(admission: "Admission", result: Result, outputs: Digests) -> Execution:
     """Of a command, or of a call that a command did."""
     return _execution(
-        admitted,
+        admission,
         outputs,
         cause=result.cause,
         usage=result.usage,
@@ -35,13 +38,18 @@ def of_result(admitted: Admitted, result: Result, outputs: Digests) -> Execution
     )
 
 
-def of_value(admitted: Admitted, place: "Ran", outputs: Digests) -> Execution:
-    """Of a call that no command did."""
+def of_value(
+    admission: "Admission", outputs: Digests = NO_OUTPUTS, input_digest: str = ""
+) -> Execution:
+    """Of what no command did. ``input_digest`` is of what was streamed in."""
     done = Cause.of(CauseCode.EXITED, "done")
-    return _execution(admitted, outputs, cause=done, **place.fields())
+    known = admission.where.fields()
+    if input_digest:
+        known["input_digest"] = input_digest
+    return _execution(admission, outputs, cause=done, **known)
 
 
-def of_error(admitted: Admitted, place: "Ran", error: BaseException | None) -> Execution:
+def of_error(admission: "Admission", error: BaseException | None) -> Execution:
     """Of what failed, or was let go of before its end."""
     if error is None:
         cause = Cause.of(CauseCode.CANCELLED, "nobody waited for its end")
@@ -51,7 +59,7 @@ def of_error(admitted: Admitted, place: "Ran", error: BaseException | None) -> E
         cause = cause_of(error)
     else:
         cause = Cause(CauseCode.FAILED, type(error).__name__)
-    return _execution(admitted, {}, cause=cause, **place.fields())
+    return _execution(admission, {}, cause=cause, **admission.where.fields())
 
 
 class Ran:
@@ -70,11 +78,14 @@ class Ran:
         self.enforcement = enforcement
 
     def fields(self) -> dict[str, Any]:
-        return vars(self)
+        return dict(vars(self))
 
     def info(self) -> SandboxInfo | None:
         """None where there was no sandbox."""
         return SandboxInfo(self.sandbox, self.backend, self.level) if self.sandbox else None
+
+
+NOWHERE = Ran()
 
 
 def digest(data: bytes) -> str:
@@ -90,11 +101,13 @@ def digest_of(value: Any) -> str:
         return digest(repr(value).encode("utf-8", "surrogatepass"))
 
 
-def _execution(admitted: Admitted, outputs: Digests, **known: Any) -> Execution:
-    act, decision = admitted.act, admitted.decision
+def _execution(admission: "Admission", outputs: Digests, **known: Any) -> Execution:
+    act, decision = admission.act, admission.decision
     parameters = act.parameters
     named = {"capability": act.name, "parameters": dict(parameters)}
     stdin = parameters.get("stdin") or parameters.get("content")
+    if isinstance(stdin, str):
+        known.setdefault("input_digest", digest(stdin.encode("utf-8", "surrogatepass")))
     return Execution(
         principal=act.who.name,
         request=act.id,
@@ -102,11 +115,8 @@ def _execution(admitted: Admitted, outputs: Digests, **known: Any) -> Execution:
         capability=act.name,
         decision=Decided(decision.allow, decision.bundle, decision.reasons),
         code_digest=_code_digest(act),
-        input_digest=digest(stdin.encode("utf-8", "surrogatepass"))
-        if isinstance(stdin, str)
-        else "",
         outputs=outputs,
-        started=admitted.began,
+        started=admission.began,
         ended=time.time(),
         **({"usage": Usage()} | known),
     )

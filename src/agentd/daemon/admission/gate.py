@@ -1,41 +1,118 @@
-"""The pipeline's gate: policy and audit around sandboxes and commands that no call asks for."""
+"""Whether something may happen: the bundle that the caller expects, the policy, its approval.
 
-from collections.abc import Mapping
-from typing import Any
+Anything that is in doubt is a refusal, and a refusal is written down as well.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import msgspec
 
 from agentd.daemon.admission import acts, oblige
-from agentd.daemon.admission.admission import Admission, Admitted
+from agentd.daemon.admission.act import Act, asked
+from agentd.daemon.admission.admission import Admission
 from agentd.daemon.admission.facts import Ran
-from agentd.daemon.admission.records import Ending, Records
-from agentd.daemon.execution import Concluded
-from agentd.model.decision import Decision
-from agentd.model.errors import PolicyDenied
+from agentd.daemon.admission.records import Records, decision_fields
+from agentd.model.audit import Kind
+from agentd.model.decision import Asked, Decision
+from agentd.model.errors import AgentdError, PolicyDenied, Undecided
 from agentd.model.principal import ORDINARY, Principal
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox.handle import SandboxHandle
 
-Labels = Mapping[str, str]
+ANSWERS = ("allow", "deny", "undecided")
+NO_POLICY = Decision(allow=True, reasons=("no policy is configured",))
+_BEFORE = Decision(allow=True, reasons=("decided before the daemon was started again",))
 _ANYBODY = Principal("anybody", frozenset(ORDINARY), "key")
+_MAX_REASON = 500
+
+Labels = Mapping[str, str]
 
 
-class PolicyGate:
-    """Thread-safe."""
+class Policy(Protocol):
+    @property
+    def digest(self) -> str: ...
+    def decide(self, asked: Asked) -> Decision: ...
 
-    def __init__(self, admission: Admission, records: Records) -> None:
-        self._admission = admission
+
+class Approves(Protocol):
+    def approve(self, act: Act, decision: Decision, cancel: int = -1) -> None:
+        """Waits until it is decided, or ``cancel`` is readable. Raises Refused where it is denied,
+        or nobody decides."""
+
+
+class Gate:
+    """Thread-safe. Without a ``policy`` all that a principal's scopes let through is allowed."""
+
+    def __init__(
+        self,
+        policy: Callable[[], Policy | None],
+        records: Records,
+        approvals: Approves | None = None,
+        learn: Callable[[Asked], None] | None = None,
+    ) -> None:
+        """``learn`` is told every question, for a policy that is to be learned from them."""
+        self._policy = policy
         self._records = records
+        self._approvals = approvals
+        self._learn = learn
+        self._count_guard = threading.Lock()
+        self._decisions = dict.fromkeys(ANSWERS, 0)
+
+    def open(self, act: Act, cancel: int = -1, *, lasting: bool = True) -> Admission:
+        """``cancel`` is a descriptor: readable, nobody waits any more for an approval. What is not
+        ``lasting`` a loss of power undoes: its record is written, and not waited for on the disk.
+
+        Raises PolicyDenied, Undecided, AuditError, and what an approval ends with.
+        """
+        now = time.time()
+        decision = self._decide(act, now)
+        self._records.admitted(act, decision_fields(decision), lasting=lasting)
+        if decision.obligations.approve:
+            self._ask_for_approval(act, decision, cancel)
+        return Admission(self._records, act, decision, now)
+
+    def would(self, act: Act) -> Decision:
+        """What is decided on an act that nobody asks for; neither counted nor written down."""
+        policy = self._policy()
+        return NO_POLICY if policy is None else policy.decide(asked(act, time.time()))
+
+    def reopen(self, act: Act, approved: frozenset[str] | None) -> Admission:
+        """``open`` for a repeat that gets a recorded answer: nothing is done. What somebody
+        ``approved`` for the first request they approved for its repeats; None is all."""
+        now = time.time()
+        decision = self._decide(act, now)
+        if decision.obligations.approve and approved is not None and act.name not in approved:
+            self._ask_for_approval(act, decision, -1)
+        self._records.repeated(act, decision_fields(decision))
+        return Admission(self._records, act, decision, now)
+
+    def adopt(
+        self,
+        who: Principal,
+        handle: SandboxHandle,
+        request: ExecRequest,
+        id_: str,
+        began: float,
+        *,
+        ended: bool,
+    ) -> Admission:
+        """Of a command that a daemon before admitted, as the request ``id_``."""
+        act = msgspec.structs.replace(acts.command(who, handle, request, {}), request=id_)
+        return Admission(self._records, act, _BEFORE, began, ran(handle), ended=ended)
 
     def sandbox(self, who: Principal, spec: SandboxSpec, labels: Labels) -> SandboxSpec:
-        admitted = self._admission.admit(acts.creation(who, spec, labels), lasting=False)
-        with self._admission.obliging(admitted) as obligations:
+        """A new one as it may be built. Raises Refused."""
+        admission = self.open(acts.creation(who, spec, labels), lasting=False)
+        with admission.obliging() as obligations:
             return oblige.new_sandbox(spec, obligations)
 
     def ahead(self, spec: SandboxSpec) -> SandboxSpec:
         """``spec`` as the policy has it built for an ordinary caller; as it is where that one may
         not have it: who may is asked when they come."""
-        decision = self._admission.would(acts.creation(_ANYBODY, spec, {}))
+        decision = self.would(acts.creation(_ANYBODY, spec, {}))
         if not decision.allow:
             return spec
         try:
@@ -43,39 +120,90 @@ class PolicyGate:
         except PolicyDenied:
             return spec
 
-    def fork(self, who: Principal, handle: SandboxHandle, count: int, labels: Labels) -> None:
-        self.operation(who, acts.FORK, handle, labels, count=count)
-
     def command(
         self, who: Principal, handle: SandboxHandle, request: ExecRequest, labels: Labels
-    ) -> tuple[ExecRequest, Concluded]:
-        admitted = self._admission.admit(acts.command(who, handle, request, labels))
-        with self._admission.obliging(admitted) as obligations:
-            oblige.existing_sandbox(handle.spec, handle.level, obligations)
+    ) -> tuple[ExecRequest, Admission]:
+        """The command as it may run, begun. Raises Refused."""
+        admission = self.open(acts.command(who, handle, request, labels))
+        admission.within(handle)
+        admission.where = ran(handle)
         # By its tag it is found again when we have gone, and nobody waits for its end here.
-        self._admission.begun(admitted, request.tag)
-        return oblige.command(request, obligations), Ending(self._records, admitted, ran(handle))
+        admission.begin(request.tag)
+        return oblige.command(request, admission.obligations), admission
 
-    def adopted(
-        self, who: Principal, handle: SandboxHandle, request: ExecRequest, id_: str, began: float
-    ) -> Concluded:
-        act = msgspec.structs.replace(acts.command(who, handle, request, {}), request=id_)
-        decision = Decision(allow=True, reasons=("decided before the daemon was started again",))
-        return Ending(self._records, Admitted(act, decision, began), ran(handle))
+    def operation(self, act: Act, handle: SandboxHandle) -> Admission:
+        """One on a sandbox that is there, or on its files; not begun. Raises Refused."""
+        admission = self.open(act, lasting=act.lasts)
+        admission.within(handle)
+        admission.where = ran(handle)
+        return admission
 
-    def operation(
-        self,
-        who: Principal,
-        name: str,
-        handle: SandboxHandle,
-        labels: Labels,
-        **parameters: Any,
-    ) -> None:
-        """One on a sandbox that is there, or on its files. Raises Refused."""
-        admitted = self._admission.admit(acts.operation(who, name, handle, labels, **parameters))
-        with self._admission.obliging(admitted) as obligations:
-            oblige.existing_sandbox(handle.spec, handle.level, obligations)
+    def fork(self, who: Principal, handle: SandboxHandle, count: int, labels: Labels) -> None:
+        """Raises Refused."""
+        self.operation(acts.operation(who, acts.FORK, handle, labels, count=count), handle)
+
+    def decisions(self) -> dict[str, int]:
+        """How many there were of each of ANSWERS."""
+        with self._count_guard:
+            return dict(self._decisions)
+
+    def _decide(self, act: Act, now: float) -> Decision:
+        """Raises Refused, written down, for what is not allowed."""
+        decision = self._answer(act, now)
+        if act.bundle and decision.bundle != act.bundle:  # another one since it was looked at
+            decision = _another(act, decision.bundle)
+        answer = "allow" if decision.allow else "undecided" if decision.undecided else "deny"
+        with self._count_guard:
+            self._decisions[answer] += 1
+        if not decision.allow:
+            self._refuse(act, decision)
+        return decision
+
+    def _answer(self, act: Act, now: float) -> Decision:
+        policy = self._policy()
+        if act.bundle and (policy is None or policy.digest != act.bundle):
+            return _another(act, "" if policy is None else policy.digest)
+        if policy is None and self._learn is None:
+            return NO_POLICY
+        question = asked(act, now)
+        if self._learn is not None:
+            self._learn(question)
+        return NO_POLICY if policy is None else policy.decide(question)
+
+    def _refuse(self, act: Act, decision: Decision) -> None:
+        fields: dict[str, Any] = decision_fields(decision)
+        if decision.undecided:
+            self._records.write(Kind.UNDECIDED, act, fields)
+            raise Undecided(
+                f"the policy could not decide on {act.name}",
+                cause=decision.undecided[:_MAX_REASON],
+                remediation="see agentd policy explain; until it is mended nothing is allowed",
+            )
+        self._records.write(Kind.DENIAL, act, fields)
+        raise PolicyDenied(
+            f"the policy does not allow {act.who.name} to call {act.name}",
+            cause="; ".join(decision.reasons)[:_MAX_REASON],
+            remediation="agentd policy explain says which rule decided",
+        )
+
+    def _ask_for_approval(self, act: Act, decision: Decision, cancel: int) -> None:
+        try:
+            if self._approvals is None:
+                raise PolicyDenied(
+                    f"the policy wants {act.name} approved, and nobody here could",
+                    remediation="run agentd serve: it parks the request until somebody decides",
+                )
+            self._approvals.approve(act, decision, cancel)
+        except AgentdError as error:
+            fields = {"reasons": [str(error)], "approval": error.code}
+            self._records.write(Kind.DENIAL, act, fields)
+            raise
 
 
 def ran(handle: SandboxHandle) -> Ran:
-    return Ran(handle.id, handle.backend, handle.level.label, dict(handle.enforcement))
+    return Ran(handle.id, handle.backend, handle.level.label, handle.enforcement)
+
+
+def _another(act: Act, held: str) -> Decision:
+    reason = f"the caller expects the policy {act.bundle[:80]}, and {held or 'none'} is in force"
+    return Decision(allow=False, reasons=(reason,), bundle=held)

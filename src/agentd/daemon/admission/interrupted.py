@@ -39,7 +39,8 @@ class Before:
             if start.request in going:
                 oldest = min(oldest, start.seq)
                 continue
-            self._records.interrupted(_execution(start, now))
+            has_receipt = start.fields.get("receipt") is not False
+            self._records.interrupted(_execution(start, now), has_receipt=has_receipt)
             count += 1
         self._log.sweep(oldest)
         return count

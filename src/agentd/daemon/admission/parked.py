@@ -6,8 +6,8 @@ from typing import Any, Protocol
 import msgspec
 
 from agentd.daemon.admission.act import Act
-from agentd.daemon.admission.admission import decision_fields
 from agentd.daemon.admission.approvals import SANDBOX_ENDED, Approvals
+from agentd.daemon.admission.records import decision_fields
 from agentd.model import context
 from agentd.model.api import ApprovalView
 from agentd.model.audit import Event, Kind

@@ -1,52 +1,144 @@
-"""How an execution ended: its record in the audit log, then the receipt that chains to it."""
+"""The records of an operation in the audit log, and the receipt that chains to that of its end."""
 
-import contextlib
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
 
 from agentd.audit import receipt
-from agentd.audit.errors import AuditError
-from agentd.audit.execution import Execution
-from agentd.daemon.admission import facts
-from agentd.daemon.admission.admission import Admitted, secrets
-from agentd.model.result import Result
+from agentd.audit.execution import Execution, clean
+from agentd.daemon.admission.act import Act
+from agentd.model.audit import Event, Kind
+from agentd.model.decision import Decision
+from agentd.model.redact import Redactor
 
 if TYPE_CHECKING:
     from agentd.audit.issuing import AtOnce
 
 
-class Records:
-    """Thread-safe."""
+class Log(receipt.Log, Protocol):
+    """Raises AuditError: then nothing may be done. What is submitted is on disk with the next that
+    is waited for, or sooner."""
 
-    def __init__(self, log: receipt.Log, receipts: "AtOnce") -> None:
+    def submit(self, event: Event, *, lazily: bool = False) -> object: ...
+    def append(self, event: Any, *, synced: bool = True) -> Any:
+        """As ``submit``, and on disk when it returns; what was submitted before is, too. Without
+        ``synced`` all that is written, and on disk soon."""
+
+
+class Records:
+    """Thread-safe. Each method raises AuditError where nothing can be written."""
+
+    def __init__(
+        self, log: Log, receipts: "AtOnce", denied: Callable[[Event], object] | None = None
+    ) -> None:
+        """``denied`` writes refusals, where they are bounded."""
         self._log = log
         self._receipts = receipts
+        self._denied = denied or log.submit
 
-    def write(self, admitted: Admitted, execution: Execution) -> str:
-        """The receipt's id. The record is on disk when it returns. Raises AuditError."""
-        self._receipts.keep(receipt.chain(self._log, execution, secrets(admitted.act)))
+    def admitted(self, act: Act, fields: Mapping[str, Any], *, lasting: bool) -> None:
+        # What has an END that is waited for is on disk with that; nobody waits for a look.
+        if (act.executes and act.receipt) or not (act.receipt or lasting):
+            self.write(Kind.ADMISSION, act, fields)
+        else:
+            self._log.append(_event(Kind.ADMISSION, act, fields), synced=lasting)
+
+    def repeated(self, act: Act, fields: Mapping[str, Any]) -> None:
+        """Synced: it is all that is written of a repeat."""
+        self._log.append(_event(Kind.ADMISSION, act, {**fields, "repeat": True}))
+
+    def write(
+        self,
+        kind: Kind,
+        act: Act,
+        fields: Mapping[str, Any],
+        *,
+        synced: bool = False,
+        written: bool = False,
+    ) -> None:
+        event = _event(kind, act, fields)
+        if synced or written:
+            self._log.append(event, synced=synced)
+        elif kind in (Kind.DENIAL, Kind.UNDECIDED):
+            self._denied(event)
+        else:
+            self._log.submit(event, lazily=True)
+
+    def end(self, act: Act, execution: Execution) -> str:
+        """Returns the receipt's id, the request's. The record is on disk when it returns; where
+        ``act`` has no receipt it is not waited for, and says how it ended alone."""
+        hidden = secrets(act)
+        if act.receipt:
+            self._receipts.keep(receipt.chain(self._log, execution, hidden))
+        else:
+            self._log.submit(_short_end(clean(execution, hidden)), lazily=True)
         return execution.request
 
-    def interrupted(self, execution: Execution) -> None:
-        """Of one that began under a daemon before. Raises AuditError."""
-        self._receipts.keep(receipt.chain(self._log, execution))
+    def interrupted(self, execution: Execution, *, has_receipt: bool) -> None:
+        """Of what began under a daemon before."""
+        if has_receipt:
+            self._receipts.keep(receipt.chain(self._log, execution))
+        else:
+            self._log.append(_short_end(clean(execution)))
 
     def get(self, id_: str) -> bytes | None:
         return self._receipts.get(id_)
 
 
-class Ending:
-    """A command's ``Concluded``: it ends once."""
+def decision_fields(decision: Decision) -> dict[str, Any]:
+    fields: dict[str, Any] = {"bundle": decision.bundle, "reasons": decision.reasons}
+    if decision.undecided:
+        fields["undecided"] = decision.undecided
+    else:
+        obligations: dict[str, Any] = msgspec.to_builtins(decision.obligations)
+        fields["obligations"] = obligations
+    return fields
 
-    def __init__(self, records: Records, admitted: Admitted, place: facts.Ran) -> None:
-        self._records = records
-        self._admitted = admitted
-        self._place = place
-        self.request_id = admitted.act.id
 
-    def __call__(self, result: Result, outputs: facts.Digests) -> str:
-        return self._records.write(self._admitted, facts.of_result(self._admitted, result, outputs))
+def secrets(act: Act) -> list[str]:
+    """Values that must not be in the log, wherever they come up."""
+    env = act.parameters.get("env")
+    values = list(env.values()) if isinstance(env, Mapping) else []
+    values += act.place.spec.env.values()
+    return [value for value in values if isinstance(value, str) and value]
 
-    def failed(self, error: BaseException | None) -> None:
-        # Whoever is told of the failure is told that first.
-        with contextlib.suppress(AuditError):
-            self._records.write(self._admitted, facts.of_error(self._admitted, self._place, error))
+
+def _short_end(known: Execution) -> Event:
+    """An END that says how and when; without the rest it has no receipt, now or later."""
+    return Event(
+        kind=Kind.END,
+        principal=known.principal,
+        request=known.request,
+        sandbox=known.sandbox,
+        capability=known.capability,
+        fields={
+            "cause": msgspec.to_builtins(known.cause),
+            "started": known.started,
+            "ended": known.ended,
+        },
+    )
+
+
+def _event(kind: Kind, act: Act, fields: Mapping[str, Any]) -> Event:
+    hidden = secrets(act)
+    more = {"signer": act.signer} if act.signer else {}
+    return Event(
+        kind=kind,
+        principal=act.who.name,
+        request=act.id,
+        sandbox=act.place.id,
+        capability=act.name,
+        fields={**(_without(hidden, fields) if hidden else fields), **more},
+    )
+
+
+def _without(hidden: list[str], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Looked for in what others wrote alone: nobody hides a decision by calling it a secret."""
+    hide = Redactor(hidden).text
+    found = dict(fields)
+    if "reasons" in found:
+        found["reasons"] = [hide(reason) for reason in found["reasons"]]
+    if "undecided" in found:
+        found["undecided"] = hide(found["undecided"])
+    return found

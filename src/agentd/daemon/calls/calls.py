@@ -15,9 +15,8 @@ from agentd.capability.call import CallContext, perform
 from agentd.capability.registry import Registry
 from agentd.daemon.admission import facts, oblige
 from agentd.daemon.admission.act import Act, Place
-from agentd.daemon.admission.admission import Admission, Admitted
-from agentd.daemon.admission.gate import ran
-from agentd.daemon.admission.records import Ending, Records
+from agentd.daemon.admission.admission import Admission, outputs_of
+from agentd.daemon.admission.gate import Gate, ran
 from agentd.daemon.calls.inside import HandleInside
 from agentd.daemon.calls.nowhere import Nowhere
 from agentd.model import context
@@ -58,14 +57,12 @@ class Calls:
     def __init__(
         self,
         registry: Registry,
-        admission: Admission,
-        records: Records,
+        gate: Gate,
         pipeline: "Pipeline",
         sandboxes: Sandboxes,
     ) -> None:
         self.registry = registry
-        self._admission = admission
-        self._records = records
+        self._gate = gate
         self._pipeline = pipeline
         self._sandboxes = sandboxes
 
@@ -88,8 +85,8 @@ class Calls:
         about = capability.about
         parameters = schema.check(about, body.parameters)
         handle, act = self._act(who, about, parameters, body, via)
-        admitted = self._admission.admit(act, cancel)
-        most = admitted.decision.obligations.limits
+        admission = self._gate.open(act, cancel)
+        most = admission.obligations.limits
         call = CallContext.of(
             about,
             parameters,
@@ -98,23 +95,19 @@ class Calls:
             most=most.timeout,
         )
         with ExitStack() as stack:
-            with self._admission.obliging(admitted):
-                place = stack.enter_context(self._place(who, act, admitted, handle, about))
-            self._admission.begun(admitted)
-            where = facts.Ran() if place is None else ran(place)
-            ending = Ending(self._records, admitted, where)
+            with admission.obliging():
+                place = stack.enter_context(self._place(who, admission, handle, about))
+            if place is not None:
+                admission.where = ran(place)
+            admission.begin()
             inside: Any = Nowhere()
             if place is not None:
                 inside = HandleInside(self._pipeline, who, place, cancel, admitted=True, most=most)
             setup = time.monotonic()
-            try:
+            with admission:
                 outcome = perform(capability, call, inside)
-            except BaseException as error:
-                ending.failed(error)
-                raise
-            receipt = self._ended(admitted, where, outcome)
-        timing = _timing(begun, setup)
-        return _view(act, admitted, where, outcome, timing, receipt)
+                receipt = _ended(admission, outcome)
+        return _view(admission, outcome, _timing(begun, setup), receipt)
 
     def readmit(
         self,
@@ -135,9 +128,7 @@ class Calls:
         else:
             _check_place(body)
         act = _act(who, about, parameters, body, place, via)
-        act = msgspec.structs.replace(act, executes=False)
-        admitted = self._admission.readmit(act, approved)
-        with self._admission.obliging(admitted) as obligations:
+        with self._gate.reopen(act, approved).obliging() as obligations:
             if not about.needs.sandbox:
                 _check_network(about, obligations)
             elif made:
@@ -170,13 +161,12 @@ class Calls:
     def _place(
         self,
         who: Principal,
-        act: Act,
-        admitted: Admitted,
+        admission: Admission,
         handle: SandboxHandle | None,
         about: About,
     ) -> AbstractContextManager[SandboxHandle | None]:
         """The sandbox that it runs in; none for what acts in the daemon itself."""
-        obligations = admitted.decision.obligations
+        obligations, place = admission.obligations, admission.act.place
         if not about.needs.sandbox:
             _check_network(about, obligations)
             return _Given(None)
@@ -184,20 +174,16 @@ class Calls:
             oblige.existing_sandbox(handle.spec, handle.level, obligations)
             _check_needs(handle, about)
             return _Given(handle)
-        spec = oblige.new_sandbox(act.place.spec, obligations)
-        return self._sandboxes.made(who, spec, act.place.labels)
+        spec = oblige.new_sandbox(place.spec, obligations)
+        return self._sandboxes.made(who, spec, place.labels)
 
-    def _ended(self, admitted: Admitted, where: facts.Ran, outcome: Outcome) -> str:
-        outputs = {"value": facts.digest(msgspec.json.encode(outcome.value))}
-        end = outcome.end
-        if end is None:
-            known = facts.of_value(admitted, where, outputs)
-        else:
-            for name, data in (("stdout", end.stdout), ("stderr", end.stderr)):
-                if data:
-                    outputs[name] = facts.digest(data)
-            known = facts.of_result(admitted, end, outputs)
-        return self._records.write(admitted, known)
+
+def _ended(admission: Admission, outcome: Outcome) -> str:
+    """The id of its receipt."""
+    outputs = {"value": facts.digest(msgspec.json.encode(outcome.value))}
+    if outcome.end is None:
+        return admission.done(outputs)
+    return admission.end(outcome.end, {**outputs, **outputs_of(outcome.end)})
 
 
 def _act(
@@ -269,22 +255,15 @@ def _timing(begun: float, setup: float) -> Timing:
     return Timing((setup - begun) * 1000, (now - setup) * 1000, (now - begun) * 1000)
 
 
-def _view(
-    act: Act,
-    admitted: Admitted,
-    where: facts.Ran,
-    outcome: Outcome,
-    timing: Timing,
-    receipt: str,
-) -> CallView:
-    end = outcome.end
+def _view(admission: Admission, outcome: Outcome, timing: Timing, receipt: str) -> CallView:
+    act, where, end = admission.act, admission.where, outcome.end
     return CallView(
         request_id=act.id,
         capability=act.name,
         status="ok" if end is None else end.status,
         value=dict(outcome.value),
         cause=Cause.of(CauseCode.EXITED, "done") if end is None else end.cause,
-        decision=admitted.decision,
+        decision=admission.decision,
         usage=Usage() if end is None else end.usage,
         timing=timing,
         sandbox=where.info(),

@@ -45,7 +45,7 @@ def call(
         )
     control = shared()
     places = Own(pipeline, handle)
-    calls = Calls(control.registry, control.admission, control.records, pipeline, places)
+    calls = Calls(control.registry, control.gate, pipeline, places)
     return calls.call(who, body, emit, via="embedded", cancel=cancel)
 
 

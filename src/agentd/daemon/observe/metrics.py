@@ -207,7 +207,7 @@ class _State(Collector):
 
 
 def _of_control(control: "Control") -> Iterator[Metric]:
-    decisions = control.admission.decisions()
+    decisions = control.gate.decisions()
     yield _count("agentd_decisions_total", {(answer,): n for answer, n in decisions.items()})
     audit = control.counts
     for name in ("records", "commits", "failures", "lost", "unsent"):

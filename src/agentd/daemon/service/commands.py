@@ -8,12 +8,12 @@ import threading
 import time
 from base64 import b64decode
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from signal import SIGKILL
 
 import msgspec
 
-from agentd.daemon.execution import Concluded, Execution
+from agentd.daemon.execution import Execution
 from agentd.daemon.observe import meter, trace
 from agentd.daemon.pipeline import Pipeline
 from agentd.daemon.service.command import ENDED, RUNNING, Command
@@ -26,7 +26,7 @@ from agentd.model import context, options
 from agentd.model.api import ExecBody, ProcessView, ResultView
 from agentd.model.errors import AgentdError, Full, InvalidInput, NotFound
 from agentd.model.principal import Principal
-from agentd.model.result import Exit, Result
+from agentd.model.result import Exit
 from agentd.model.spec import ExecRequest
 from agentd.sandbox import guard
 from agentd.sandbox.journal.journals import Journals
@@ -244,17 +244,12 @@ class Commands:
         offsets = journal.offsets
         place = offsets["stdout"] or offsets["pty"], offsets["stderr"]
         who = Principal(record.principal, frozenset(), "local")
-        concluded: _Taken | None = None
-        gate = self._pipeline.gate
-        if gate is not None:
-            request = ExecRequest(record.argv)
-            concluded = _Taken(
-                gate.adopted(who, live.handle, request, record.request, record.created), told
-            )
-        execution = Execution.attached(live.handle, record.id, place, concluded)
+        admission = None
+        if (gate := self._pipeline.gate) is not None:
+            asked, began = ExecRequest(record.argv), record.created
+            admission = gate.adopt(who, live.handle, asked, record.request, began, ended=told)
+        execution = Execution.attached(live.handle, record.id, place, admission)
         self.taken_over.add(record.request)
-        if concluded is not None:
-            concluded.found = True
         command = Command(
             record.id,
             live,
@@ -380,24 +375,6 @@ def _begin_thread(command: Command, run: Callable[[], None]) -> None:
             cause=str(error),
             remediation="come back when others have ended, or raise the limit of processes",
         ) from error
-
-
-class _Taken:
-    """The ``Concluded`` of a command of the daemon before. Where it is not found any more, it is
-    ended with all that were interrupted, and not here as well."""
-
-    def __init__(self, inner: Concluded, told: bool) -> None:
-        self._inner = inner
-        self._told = told  # its end is in the log already, and the store did not hear of it
-        self.request_id = inner.request_id
-        self.found = False
-
-    def __call__(self, result: Result, outputs: Mapping[str, str]) -> str:
-        return self.request_id if self._told else self._inner(result, outputs)
-
-    def failed(self, error: BaseException | None) -> None:
-        if self.found and not self._told:
-            self._inner.failed(error)
 
 
 def _new_id() -> str:

@@ -6,11 +6,9 @@ Nothing is done. A sandbox that has ended is judged by what the store still know
 
 from collections.abc import Callable
 
-import msgspec
-
 from agentd.daemon.admission import acts, oblige
 from agentd.daemon.admission.act import Act, Place
-from agentd.daemon.admission.admission import Admission
+from agentd.daemon.admission.gate import Gate
 from agentd.daemon.admission.signed import SignedRequests
 from agentd.daemon.calls.calls import Calls
 from agentd.daemon.config.schema import Config
@@ -35,14 +33,14 @@ class Repeats:
     def __init__(
         self,
         config: Callable[[], Config],
-        admission: Admission,
+        gate: Gate,
         calls: Calls,
         sandboxes: Sandboxes,
         snapshots: Snapshots,
         signed: Callable[[], SignedRequests],
     ) -> None:
         self._config = config
-        self._admission = admission
+        self._gate = gate
         self._calls = calls
         self._sandboxes = sandboxes
         self._snapshots = snapshots
@@ -77,8 +75,7 @@ class Repeats:
             kept = self._snapshots.get(who, body.snapshot)
             spec = bodies.restored_spec(who, kept.spec, body, self._config())
         act = acts.creation(who, spec, check_labels(body.labels))
-        admitted = self._admission.readmit(act, approved)
-        with self._admission.obliging(admitted) as obligations:
+        with self._gate.reopen(act, approved).obliging() as obligations:
             return oblige.new_sandbox(spec, obligations)
 
     def _command(self, who: Principal, place: Place, body: ExecBody, approved: Approved) -> None:
@@ -86,12 +83,10 @@ class Repeats:
         live = self._sandboxes.find(place.id)
         if live is not None:
             request = completed(request, live.handle)
-        act = msgspec.structs.replace(acts.command_at(who, place, request), executes=False)
-        self._existing(act, approved)
+        self._existing(acts.command_at(who, place, request), approved)
 
     def _existing(self, act: Act, approved: Approved) -> None:
-        admitted = self._admission.readmit(act, approved)
-        with self._admission.obliging(admitted) as obligations:
+        with self._gate.reopen(act, approved).obliging() as obligations:
             oblige.existing_sandbox(act.place.spec, act.place.level, obligations)
 
     def _call(self, who: Principal, body: CallBody, raw: bytes, approved: Approved) -> None:

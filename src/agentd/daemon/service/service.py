@@ -1,8 +1,9 @@
 """``ingest.service.Service`` as the daemon has it: each call checked, then done by whose it is."""
 
+import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -41,13 +42,10 @@ from agentd.model.api import (
     CapabilityView,
     Carry,
     DecideBody,
-    EntryView,
     ExecBody,
     KeyBody,
     KeyView,
     LabelsBody,
-    MkdirBody,
-    MoveBody,
     ProcessView,
     Repeat,
     ResultView,
@@ -73,7 +71,7 @@ if TYPE_CHECKING:
     from agentd.daemon.idempotency import Idempotency
 
 
-class DaemonService:
+class DaemonService(Files):
     """Thread-safe, but for ``once``, which belongs to the event loop."""
 
     def __init__(
@@ -105,17 +103,14 @@ class DaemonService:
         self._signed = signed
         self._calls = Calls(
             control.registry,
-            control.admission,
-            control.records,
+            control.gate,
             pipeline,
             Places(config, sandboxes),
         )
-        self._repeats = Repeats(
-            config, control.admission, self._calls, sandboxes, snapshots, signed
-        )
+        self._repeats = Repeats(config, control.gate, self._calls, sandboxes, snapshots, signed)
         self.ends = Ends()
         self._idempotency = idempotency
-        self._files = Files()
+        self._gate = control.gate
         self._audits = Audits(control)
         self._started = time.time()
         self.not_ready = "it is starting"
@@ -170,8 +165,7 @@ class DaemonService:
         return live.view()
 
     def snapshot(self, who: Principal, id_: str) -> SnapshotView:
-        live = self._live(who, "snapshot", id_, acts.SNAPSHOT)
-        live.require_running("take a snapshot of it")
+        live, _ = self._open(who, id_, acts.SNAPSHOT, "take a snapshot of it")
         new = "snp-" + os.urandom(8).hex()
         place = self._snapshots.place(new)
         try:
@@ -202,16 +196,6 @@ class DaemonService:
     def fork(self, who: Principal, id_: str, count: int) -> Sequence[SandboxView]:
         live = self._live(who, "snapshot", id_)
         return [copy.view() for copy in self._sandboxes.fork(who, live, count)]
-
-    def changes(self, who: Principal, id_: str) -> Sequence[str]:
-        live = self._live(who, "files", id_)
-        self._decide(who, live, acts.LIST, path=live.wall.workspace)
-        return live.handle.overlay().changes()
-
-    def apply(self, who: Principal, id_: str) -> None:
-        live = self._live(who, "files", id_)
-        self._decide(who, live, acts.WRITE, path=live.wall.workspace)
-        live.handle.overlay().apply()
 
     # --- commands ---
 
@@ -294,72 +278,16 @@ class DaemonService:
         who.require("read")
         return self._control.key.public_pem().decode()
 
-    # --- files ---
-
-    def read_file(
-        self, who: Principal, id_: str, path: str, offset: int = 0, length: int | None = None
-    ) -> Iterator[bytes]:
-        live = self._live(who, "read", id_, acts.READ, path=path)
-        return self._files.read(live, path, offset, length)
-
-    def write_file(
-        self,
-        who: Principal,
-        id_: str,
-        path: str,
-        data: Iterable[bytes],
-        *,
-        mode: int = 0o644,
-        parents: bool = False,
-    ) -> int:
-        live = self._live(who, "files", id_, acts.WRITE, path=path)
-        return self._files.write(live, path, data, mode, parents)
-
-    def list_files(self, who: Principal, id_: str, path: str) -> Sequence[EntryView]:
-        return self._files.list(self._live(who, "read", id_, acts.LIST, path=path), path)
-
-    def stat_file(self, who: Principal, id_: str, path: str) -> EntryView:
-        return self._files.stat(self._live(who, "read", id_, acts.LIST, path=path), path)
-
-    def mkdir(self, who: Principal, id_: str, body: MkdirBody) -> None:
-        self._files.mkdir(self._live(who, "files", id_, acts.WRITE, path=body.path), body)
-
-    def move(self, who: Principal, id_: str, body: MoveBody) -> None:
-        live = self._live(who, "files", id_, acts.WRITE, path=body.path)
-        self._decide(who, live, acts.WRITE, path=body.to)
-        self._files.move(live, body)
-
-    def remove(self, who: Principal, id_: str, path: str, *, recursive: bool) -> None:
-        self._files.remove(self._live(who, "files", id_, acts.WRITE, path=path), path, recursive)
-
-    def watch(
-        self, who: Principal, id_: str, path: str, *, recursive: bool, wake: int
-    ) -> Iterator[Mapping[str, str]]:
-        live = self._live(who, "read", id_, acts.LIST, path=path)
-        return self._files.watch(live, path, recursive, wake)
-
-    def read_tar(self, who: Principal, id_: str, path: str) -> Iterator[bytes]:
-        return self._files.read_tar(self._live(who, "read", id_, acts.READ, path=path), path)
-
-    def write_tar(
-        self,
-        who: Principal,
-        id_: str,
-        path: str,
-        data: Iterable[bytes],
-        *,
-        whole: bool = False,
-        replace: bool = False,
-    ) -> None:
-        live = self._live(who, "files", id_, acts.WRITE, path=path)
-        self._files.write_tar(live, path, data, whole, replace)
-
     # --- ports ---
 
     def tunnel(self, who: Principal, id_: str, port: int) -> Tunnel:
-        live = self._live(who, "ports", id_, acts.PORT, port=port)
-        live.require_running("reach a port of it")
-        return live.handle.guest.tunnel(port)
+        live, admission = self._open(who, id_, acts.PORT, "reach a port of it", port=port)
+        admission.begin(written=True)
+        with contextlib.ExitStack() as undo:
+            undo.enter_context(admission)
+            tunnel = live.handle.guest.tunnel(port)
+            tunnel.on_close = undo.pop_all().close
+        return tunnel
 
     # --- keys ---
 
@@ -475,18 +403,9 @@ class DaemonService:
         spec = bodies.restored_spec(who, kept.spec, body, self._config())
         return self._sandboxes.create(who, spec, labels=body.labels, ttl=ttl, snapshot=kept)
 
-    def _live(
-        self, who: Principal, scope: str, id_: str, act: str = "", **parameters: object
-    ) -> Live:
-        """``act``: what is to be done with it, in a capability's words, for the policy."""
+    def _live(self, who: Principal, scope: str, id_: str) -> Live:
         who.require(scope)
-        live = self._sandboxes.get(who, id_)
-        if act:
-            self._decide(who, live, act, **parameters)
-        return live
-
-    def _decide(self, who: Principal, live: Live, act: str, **parameters: object) -> None:
-        self._control.gate.operation(who, act, live.handle, live.record.labels, **parameters)
+        return self._sandboxes.get(who, id_)
 
 
 def _key_view(record: KeyRecord, secret: str | None = None) -> KeyView:

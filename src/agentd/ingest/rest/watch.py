@@ -51,10 +51,10 @@ class _Watch:
         if wake < 0:
             return
         try:
-            service.stat_file(who, id_, path)  # raises what the client should know
+            changes = service.watch(who, id_, path, recursive=recursive, wake=wake)
             self._begun = True
             self._more.set()
-            for change in service.watch(who, id_, path, recursive=recursive, wake=wake):
+            for change in changes:
                 with self._lock:
                     self._changes.append(change)
                     self._waiting += len(change["path"])

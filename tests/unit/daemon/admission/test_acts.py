@@ -90,7 +90,8 @@ def test_an_operation_has_its_parameters_and_whether_it_writes(name):
     found = acts.operation(ALICE, name, handle_of(), {}, path="/workspace/a")
     assert (found.name, found.parameters) == (name, {"path": "/workspace/a"})
     assert found.needs.writes is (name == acts.WRITE)
-    assert not found.executes
+    assert found.executes is (name == acts.WRITE)
+    assert found.receipt is (name in (acts.WRITE, acts.SNAPSHOT))
 
 
 def test_every_act_is_one_that_the_shipped_policies_know():

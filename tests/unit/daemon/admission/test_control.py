@@ -65,7 +65,7 @@ def kinds(tmp_path):
 def test_a_shipped_policy_is_in_force_by_its_name(control):
     made = control(schema.Policy())
     assert made.policy.digest.startswith("sha256:")
-    assert made.admission.admit(act()).decision.bundle == made.policy.digest
+    assert made.gate.open(act()).decision.bundle == made.policy.digest
 
 
 def test_the_state_directory_has_it_all_and_nobody_else_reads_it(control, tmp_path):
@@ -96,7 +96,7 @@ def test_a_second_one_is_refused_and_leaves_nothing_open(control):
 def test_shared_ones_write_to_one_log(control, tmp_path):
     one, other = control(shared=True), control(shared=True)
     for each in (one, other, one):
-        each.admission.admit(act())
+        each.gate.open(act())
     assert kinds(tmp_path) == ["opened", "admission", "admission", "admission"]
     assert verify(str(tmp_path / "state/audit")).ok
     assert one.counts == {}
@@ -121,7 +121,7 @@ class TestReload:
         before = made.policy.digest
         made.reload(schema.Policy(bundle=bundle("other", allow=False)))
         with pytest.raises(PolicyDenied):
-            made.admission.admit(act())
+            made.gate.open(act())
         after = made.policy.digest
         made.close()
         *_, changed, denied = read.records(str(tmp_path / "state/audit"))
@@ -137,7 +137,7 @@ class TestReload:
             with pytest.raises(AgentdError):
                 made.reload(wrong)
         with pytest.raises(PolicyDenied):
-            made.admission.admit(act())
+            made.gate.open(act())
         made.close()
         assert Kind.POLICY_CHANGED not in kinds(tmp_path)
 
@@ -146,9 +146,9 @@ class TestReload:
         assert made.policy is None
         made.reload(schema.Policy(bundle=bundle(allow=False)))
         with pytest.raises(PolicyDenied):
-            made.admission.admit(act())
+            made.gate.open(act())
         made.reload(NO_POLICY)
-        made.admission.admit(act())
+        made.gate.open(act())
         made.reload(NO_POLICY)
         made.close()
         assert kinds(tmp_path).count(Kind.POLICY_CHANGED) == 2
@@ -157,7 +157,7 @@ class TestReload:
         """Its workers are processes: the test counts those that are left behind."""
         made = control()
         made.reload(schema.Policy(bundle=bundle()))
-        made.admission.admit(act())
+        made.gate.open(act())
         made.close()
 
     def test_a_pin_that_fits_is_taken(self, control, bundle):
@@ -185,14 +185,14 @@ def test_what_happens_beside_requests_is_noted(control, tmp_path):
 
 def test_its_log_is_counted(control):
     made = control()
-    made.admission.admit(act())
+    made.gate.open(act())
     made.close()
     assert made.counts["records"] == 2 and made.counts["lost"] == 0
 
 
 def test_records_go_to_the_sinks_too(control, capfd):
     made = control(audit=schema.Audit(sinks=(Sink.of("stdout"),)))
-    made.admission.admit(act())
+    made.gate.open(act())
     made.close()
     sent = [json.loads(line)["kind"] for line in capfd.readouterr().out.splitlines()]
     assert sent == ["opened", "admission"]
@@ -201,7 +201,7 @@ def test_records_go_to_the_sinks_too(control, capfd):
 def test_old_files_go_as_the_configuration_says(control, tmp_path):
     made = control(audit=schema.Audit(file=Size(2000), files=2))
     for _ in range(50):
-        made.admission.admit(act())
+        made.gate.open(act())
         made.log.append(_event())
     made.close()
     assert len(list((tmp_path / "state/audit").glob("audit-*.jsonl"))) == 2
@@ -249,5 +249,5 @@ def test_what_is_asked_is_noted_for_who_learns(control, tmp_path, monkeypatch):
     open(path, "xb").close()
     monkeypatch.setenv(learning.VARIABLE, path)
     made = control()
-    made.admission.admit(act("fs.read.v1"))
+    made.gate.open(act("fs.read.v1"))
     assert [a.capability["name"] for a in learning.recorded(path)] == ["fs.read.v1"]

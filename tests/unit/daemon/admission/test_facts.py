@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.unit.daemon.known import DIGEST, act, handle_of
 
 from agentd.daemon.admission import facts
-from agentd.daemon.admission.admission import Admitted
+from agentd.daemon.admission.admission import Admission
 from agentd.daemon.admission.gate import ran
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.decision import Decision
@@ -19,8 +19,9 @@ from agentd.model.result import Result, SandboxInfo, Timing, Usage
 BEGAN = 1_764_000_000.0
 
 
-def admitted(**fields):
-    return Admitted(act(**fields), Decision(True, ("because",), bundle=DIGEST), BEGAN)
+def admitted(where=facts.NOWHERE, records=None, **fields):
+    decision = Decision(True, ("because",), bundle=DIGEST)
+    return Admission(records, act(**fields), decision, BEGAN, where)
 
 
 def result(**fields):
@@ -59,9 +60,9 @@ def test_of_a_command_it_has_its_end_its_wall_and_its_outputs():
 
 
 def test_of_a_call_without_a_command_it_is_done():
-    found = facts.of_value(admitted(name="fs.read.v1"), ran(handle_of()), {})
+    found = facts.of_value(admitted(ran(handle_of()), name="fs.read.v1"))
     assert (found.cause.code, found.exit_code, found.sandbox) == ("exited", None, "sbx-1")
-    nowhere = facts.of_value(admitted(name="http.fetch.v1"), facts.Ran(), {})
+    nowhere = facts.of_value(admitted(name="http.fetch.v1"))
     assert (nowhere.sandbox, nowhere.backend, nowhere.enforcement) == ("", "", {})
 
 
@@ -80,7 +81,7 @@ class Gone(AgentdError):
     ],
 )
 def test_of_a_failure_it_says_which(error, code, said):
-    found = facts.of_error(admitted(), ran(handle_of()), error)
+    found = facts.of_error(admitted(ran(handle_of())), error)
     assert found.cause.code is code and said in found.cause.message
     assert found.outputs == {} and found.sandbox == "sbx-1"
     # What an error that nobody foresaw says may be anything.
@@ -89,21 +90,21 @@ def test_of_a_failure_it_says_which(error, code, said):
 
 def test_the_code_is_the_argv_or_the_source():
     argv = admitted(parameters={"command": "make", "args": ["x"]})
-    assert facts.of_value(argv, facts.Ran(), {}).code_digest == facts.digest(b'["make","x"]')
+    assert facts.of_value(argv).code_digest == facts.digest(b'["make","x"]')
     code = admitted(name="python.exec.v1", parameters={"code": "1 + 1"})
-    assert facts.of_value(code, facts.Ran(), {}).code_digest == facts.digest(b"1 + 1")
-    assert facts.of_value(admitted(), facts.Ran(), {}).code_digest == ""
+    assert facts.of_value(code).code_digest == facts.digest(b"1 + 1")
+    assert facts.of_value(admitted()).code_digest == ""
 
 
 @pytest.mark.parametrize("name", ["stdin", "content"])
 def test_the_input_is_what_goes_in(name):
-    found = facts.of_value(admitted(parameters={name: "data"}), facts.Ran(), {})
+    found = facts.of_value(admitted(parameters={name: "data"}))
     assert found.input_digest == facts.digest(b"data")
-    assert facts.of_value(admitted(), facts.Ran(), {}).input_digest == ""
+    assert facts.of_value(admitted()).input_digest == ""
 
 
 def test_the_request_is_what_was_asked():
-    asked = facts.of_value(admitted(parameters={"b": 1, "a": 2}), facts.Ran(), {})
+    asked = facts.of_value(admitted(parameters={"b": 1, "a": 2}))
     canonical = b'{"capability":"shell.exec.v1","parameters":{"a":2,"b":1}}'
     assert asked.request_digest == facts.digest(canonical)
 

@@ -6,7 +6,6 @@ from tests.unit.daemon.known import ALICE, Says, allowing, handle_of
 from agentd.audit import read
 from agentd.audit.receipt import verify
 from agentd.daemon.admission import acts
-from agentd.daemon.admission.gate import PolicyGate
 from agentd.model.cause import CauseCode
 from agentd.model.decision import Decision
 from agentd.model.errors import PolicyDenied
@@ -18,9 +17,8 @@ MICROVM = IsolationLevel.MICROVM
 MAKE = ExecRequest(argv=("make",), timeout=9.0)
 
 
-@pytest.fixture
-def gate(admission, records):
-    return lambda policy=None: PolicyGate(admission(policy), records)
+def of(name, **parameters):
+    return acts.operation(ALICE, name, handle_of(), {}, **parameters)
 
 
 def test_a_sandbox_is_made_as_the_policy_obliges(gate, kept):
@@ -79,8 +77,8 @@ def test_a_sandbox_that_is_less_than_what_must_hold_does_nothing(gate, kept, obl
     made = gate(allowing(**obligations))
     for refused in (
         lambda: made.command(ALICE, handle, MAKE, {}),
-        lambda: made.operation(ALICE, acts.READ, handle, {}, path="a"),
-        lambda: made.fork(ALICE, handle, 2, {}),
+        lambda: made.operation(acts.operation(ALICE, acts.READ, handle, {}, path="a"), handle),
+        lambda: made.operation(acts.operation(ALICE, acts.FORK, handle, {}, count=2), handle),
     ):
         with pytest.raises(PolicyDenied, match=said):
             refused()
@@ -92,8 +90,8 @@ def test_what_is_denied_does_not_begin(gate, kept):
     for refused in (
         lambda: made.sandbox(ALICE, SandboxSpec(), {}),
         lambda: made.command(ALICE, handle_of(), MAKE, {}),
-        lambda: made.operation(ALICE, acts.WRITE, handle_of(), {}, path="a"),
-        lambda: made.fork(ALICE, handle_of(), 1, {}),
+        lambda: made.operation(of(acts.WRITE, path="a"), handle_of()),
+        lambda: made.operation(of(acts.FORK, count=1), handle_of()),
     ):
         with pytest.raises(PolicyDenied):
             refused()
@@ -102,8 +100,8 @@ def test_what_is_denied_does_not_begin(gate, kept):
 
 def test_an_operation_is_asked_about_with_its_parameters(gate, kept):
     policy = allowing()
-    gate(policy).operation(ALICE, acts.PORT, handle_of(), {}, port=8080)
-    gate(policy).fork(ALICE, handle_of(), 3, {})
+    gate(policy).operation(of(acts.PORT, port=8080), handle_of())
+    gate(policy).operation(of(acts.FORK, count=3), handle_of())
     names = [(a.capability["name"], dict(a.parameters)) for a in policy.asked]
     assert names == [("sandbox.port.v1", {"port": 8080}), ("sandbox.fork.v1", {"count": 3})]
     assert kept.kinds() == ["admission", "admission"]
@@ -111,7 +109,7 @@ def test_an_operation_is_asked_about_with_its_parameters(gate, kept):
 
 def test_its_end_has_a_receipt_that_names_the_wall(gate, kept, receipts, key):
     _, ending = gate(allowing()).command(ALICE, handle_of(), MAKE, {})
-    ending.failed(None)
+    ending.fail(None)
     said = verify(receipts.get(ending.request_id), key.public_pem()).predicate
     assert (said.execution.backend, said.execution.level) == ("linux", "namespace")
     assert said.execution.cause.code is CauseCode.CANCELLED

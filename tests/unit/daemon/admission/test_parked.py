@@ -8,9 +8,10 @@ from tests.unit.daemon.known import act, allowing
 from tests.unit.ingest.fake import until
 
 from agentd.daemon.admission.act import Place
-from agentd.daemon.admission.admission import Admission
 from agentd.daemon.admission.approvals import Approvals
+from agentd.daemon.admission.gate import Gate
 from agentd.daemon.admission.parked import ApprovalDenied, ApprovalExpired, Parked
+from agentd.daemon.admission.records import Records
 from agentd.daemon.config.schema import Approvals as Settings
 from agentd.daemon.config.values import Duration
 from agentd.daemon.store.sqlite import SqliteStore
@@ -42,11 +43,11 @@ class Asking:
     def __init__(self, parked, kept, asked, approvals, **options):
         self.outcome = []
         policy = allowing(approve=True)
-        admission = Admission(lambda: policy, kept.log, parked)
+        gate = Gate(lambda: policy, Records(kept.log, None), parked)
 
         def work():
             try:
-                self.outcome.append(admission.admit(asked, **options))
+                self.outcome.append(gate.open(asked, **options))
             except AgentdError as error:
                 self.outcome.append(error)
 

@@ -11,9 +11,8 @@ from agentd.audit.receipt import facts_of, issue, verify
 from agentd.audit.verify import verify as verify_log
 from agentd.daemon.admission import facts
 from agentd.daemon.admission.act import Place
-from agentd.daemon.admission.admission import Admitted
+from agentd.daemon.admission.admission import Admission
 from agentd.daemon.admission.gate import ran
-from agentd.daemon.admission.records import Ending
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.decision import Decision
 from agentd.model.errors import NotFound
@@ -22,11 +21,11 @@ from agentd.model.spec import SandboxSpec
 
 @pytest.fixture
 def ending(records):
-    return Ending(records, admitted(), ran(handle_of()))
+    return admitted(ran(handle_of()), records)
 
 
 def test_the_receipt_chains_to_the_record_that_was_written_before_it(ending, records, key, kept):
-    id_ = ending(result(), {"stdout": facts.digest(b"out")})
+    id_ = ending.end(result(), {"stdout": facts.digest(b"out")})
     assert id_ == ending.request_id == "req-1"
     said = verify(records.get(id_), key.public_pem())
     assert said.predicate.execution.exit_code == 3
@@ -39,7 +38,7 @@ def test_the_receipt_chains_to_the_record_that_was_written_before_it(ending, rec
 
 
 def test_a_receipt_that_is_lost_is_issued_again_from_the_log(ending, records, key, kept):
-    id_ = ending(result(), {})
+    id_ = ending.end(result(), {})
     (record,) = kept.records()
     assert issue(facts_of(record), key) == records.get(id_)
 
@@ -48,23 +47,23 @@ def test_one_that_cannot_be_kept_is_no_error(ending, records, receipts, kept, tm
     receipts.close()
     os.rename(tmp_path / "receipts", tmp_path / "gone")
     (tmp_path / "receipts").write_text("in the way")
-    assert ending(result(), {}) == "req-1"
+    assert ending.end(result(), {}) == "req-1"
     assert kept.kinds() == ["end"]
 
 
 def test_an_end_that_cannot_be_written_is_told(ending, kept):
     kept.log.close()
     with pytest.raises(AuditError):
-        ending(result(), {})
+        ending.end(result(), {})
     # Whoever is told of the failure itself is told that.
-    ending.failed(NotFound("gone"))
+    ending.fail(NotFound("gone"))
 
 
 @pytest.mark.parametrize(
     ("error", "code"), [(None, CauseCode.CANCELLED), (NotFound("no"), CauseCode.FAILED)]
 )
 def test_what_came_to_nothing_has_an_end_too(ending, kept, error, code):
-    ending.failed(error)
+    ending.fail(error)
     (record,) = kept.records()
     assert (record.kind, record.fields["cause"]["code"]) == ("end", code)
 
@@ -74,8 +73,8 @@ def test_no_value_of_an_environment_is_in_a_record_or_receipt(records, kept):
     asked = act(parameters={"command": "x", "env": {"A": "t0psecret"}}, place=place)
     decision = Decision(True, ("t0psecret is known",))
     cause = Cause.of(CauseCode.SPAWN_FAILED, "0thersecret: not found")
-    made = Ending(records, Admitted(asked, decision, 1.0), ran(handle_of()))
-    raw = records.get(made(result(cause=cause), {})) + kept.raw()
+    made = Admission(records, asked, decision, 1.0, ran(handle_of()))
+    raw = records.get(made.end(result(cause=cause), {})) + kept.raw()
     from agentd.audit.dsse import payload_of
 
     raw += payload_of(records.get("req-1"))

@@ -69,7 +69,7 @@ def pipeline():
 
 
 @pytest.fixture
-def calls(admission, records, pipeline):
+def calls(gate, pipeline):
     def make(policy=None, handle=None, **capabilities):
         registry = Registry(points=list)
         for name, (do, needs) in {
@@ -83,7 +83,7 @@ def calls(admission, records, pipeline):
         }.items():
             full = f"test.{name}.v1"
             registry._loaded[full] = Does(full, do, needs)
-        return Calls(registry, admission(policy), records, pipeline, Own(pipeline, handle))
+        return Calls(registry, gate(policy), pipeline, Own(pipeline, handle))
 
     return make
 

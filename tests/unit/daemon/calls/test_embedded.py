@@ -162,7 +162,7 @@ def test_a_forked_child_has_one_of_its_own(state):
     if pid == 0:
         try:
             made = embedded.shared()
-            made.admission.admit(_act())
+            made.gate.open(_act())
             os.write(theirs, b"ok")
         finally:
             os._exit(0)
@@ -170,7 +170,7 @@ def test_a_forked_child_has_one_of_its_own(state):
     os.close(theirs)
     with open(ours, "rb") as pipe:
         assert pipe.read() == b"ok"
-    embedded.shared().admission.admit(_act())
+    embedded.shared().gate.open(_act())
     assert verify_log(f"{state}/audit").ok
 
 

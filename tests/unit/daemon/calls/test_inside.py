@@ -5,7 +5,6 @@ import pytest
 
 from agentd.client import build
 from agentd.daemon.calls.inside import HandleInside
-from agentd.daemon.execution import Concluded
 from agentd.daemon.pipeline import Labels, Pipeline
 from agentd.model.cause import CauseCode
 from agentd.model.errors import Refused
@@ -20,10 +19,10 @@ ALICE = local("alice")
 class Ended:
     request_id = "req-1"
 
-    def __call__(self, result: object, outputs: object) -> str:
+    def end(self, result: object, outputs: object) -> str:
         return ""
 
-    def failed(self, error: BaseException | None) -> None: ...
+    def fail(self, error: BaseException | None) -> None: ...
 
 
 class NoFalse:
@@ -34,14 +33,9 @@ class NoFalse:
 
     def fork(self, who: Principal, handle: SandboxHandle, count: int, labels: Labels) -> None: ...
 
-    def adopted(
-        self, who: Principal, handle: SandboxHandle, request: ExecRequest, id_: str, began: float
-    ) -> Concluded:
-        return Ended()
-
     def command(
         self, who: Principal, handle: SandboxHandle, request: ExecRequest, labels: Labels
-    ) -> tuple[ExecRequest, Concluded]:
+    ) -> tuple[ExecRequest, Ended]:
         if request.argv[0] == "false":
             raise Refused(f"{who.name} may not run false")
         return request, Ended()
@@ -50,7 +44,7 @@ class NoFalse:
 @pytest.fixture
 def inside() -> Iterator[HandleInside]:
     manager = Manager()
-    pipeline = Pipeline(manager, NoFalse())
+    pipeline = Pipeline(manager, NoFalse())  # type: ignore[arg-type]
     spec = build.sandbox_spec(backend="host", timeout="300ms", output=1000)
     yield HandleInside(pipeline, ALICE, pipeline.open(ALICE, spec))
     manager.close()
