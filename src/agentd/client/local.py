@@ -2,14 +2,14 @@
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, Unpack
 
 import msgspec
 
 from agentd.client import build
 from agentd.client.build import SandboxOptions
-from agentd.model.drive import chunks, execute
+from agentd.model.drive import Stepped, execute
 from agentd.model.errors import InvalidInput, Refused
 
 if TYPE_CHECKING:
@@ -23,14 +23,13 @@ if TYPE_CHECKING:
     from agentd.model.spec import ExecRequest
 
 
-class LocalCommand:
+class LocalCommand(Stepped):
     id = None
     before: Mapping[str, bytes] = {}
 
     def __init__(self, execution: "Execution") -> None:
         self._execution = execution
         self.cursors = {"stdout": 0, "stderr": 0}
-        self.close = execution.close
         self.write = execution.write
         self.close_stdin = execution.close_stdin
         self.kill = execution.kill
@@ -56,9 +55,6 @@ class LocalCommand:
             self.cursors[name] += len(data)
         return chunks, ready
 
-    def chunks(self) -> Iterator[tuple[str, bytes]]:
-        return chunks(self)
-
     def signal(self, number: int) -> None:
         self._execution.running.signal(number)
 
@@ -68,11 +64,8 @@ class LocalCommand:
     def detach(self) -> NoReturn:
         raise _needs_daemon("to let a command go on")
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def close(self) -> None:
+        self._execution.close()
 
 
 class LocalSandbox:

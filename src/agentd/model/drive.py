@@ -1,7 +1,7 @@
 """The loop that drives a running command to its end, the same for each kind of command."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol, Self, TypeVar
 
 _PIECE = 64 << 10
 _BACKLOG = 256 << 10  # bytes of stdin given ahead of the command
@@ -20,6 +20,23 @@ class Driven(Protocol):
     def step(self, timeout: float | None = None, extra_fds: Sequence[int] = ()) -> Round:
         """Waits for one round: chunks of output, ``("stdout" | "stderr", bytes)``, and the readable
         ones of ``extra_fds``. Both are empty after ``timeout`` seconds, and may be before."""
+
+
+class Stepped:
+    """What the class of a command has by its ``step``, ``exit`` and ``close``."""
+
+    def chunks(self: Driven) -> Iterator[tuple[str, bytes]]:
+        """Yields its output, ``("stdout" | "stderr", bytes)``, as it comes, until its end."""
+        for found, _ in drive(self):
+            yield from found
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
 
 class TakesInput(Driven, Protocol[R_co]):
@@ -55,12 +72,6 @@ def drive(
         yield chunks, ready
         if command.exit is not None and not chunks:
             return
-
-
-def chunks(command: Driven) -> Iterator[tuple[str, bytes]]:
-    """Yields the output of ``command``, as it comes, until its end."""
-    for found, _ in drive(command):
-        yield from found
 
 
 def execute(command: TakesInput[R_co], stdin: bytes, wake: int = -1) -> R_co:

@@ -24,7 +24,8 @@ from agentd.transport.events import Error, Process, decode, decode_any, failure,
 from agentd.transport.files import Files
 from agentd.transport.pipes import Pipes
 from agentd.transport.pool import Pool
-from agentd.transport.running import Running, SpawnFailed, StdinNotStreamed, StreamCommand
+from agentd.transport.running import Running, SpawnFailed, StdinNotStreamed
+from agentd.transport.stream import StreamCommand
 from agentd.transport.tunnel import Tunnel
 from agentd.transport.v1 import V1Command, V1Connection, V1Result, check, refuse
 

@@ -5,14 +5,13 @@ import math
 import select
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Self
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from agentd.model import typed
 from agentd.model.cause import Cause, CauseCode
-from agentd.model.drive import chunks
+from agentd.model.drive import Stepped
 from agentd.model.errors import AgentdError, BackendLost, GuestError, InvalidInput, Refused
 from agentd.model.limits import DEFAULTS, MIB
 from agentd.model.result import Exit, Usage
@@ -168,7 +167,7 @@ def _cause(reply: _Reply, request: ExecRequest, seconds: float, truncated: bool)
     return Cause.of(CauseCode.EXITED, f"exited with code {reply.exit_code}")
 
 
-class V1Command:
+class V1Command(Stepped):
     """A v1 command in the shape of a running one: its output comes at once, with its end.
 
     ``feeds``: it begins once its stdin is whole, for v1 sends that along. ``release`` is called
@@ -202,9 +201,6 @@ class V1Command:
     @property
     def exit(self) -> Exit | None:
         return self._exit
-
-    def chunks(self) -> Iterator[tuple[str, bytes]]:
-        return chunks(self)
 
     def step(
         self, timeout: float | None = None, extra_fds: Sequence[int] = ()
@@ -259,12 +255,6 @@ class V1Command:
         run, self._run = self._run, None
         if run is not None:
             self._release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def _begin(self, run: Callable[[bytes | None], V1Result], stdin: bytes | None) -> None:
         """To its end."""

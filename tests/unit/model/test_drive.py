@@ -2,10 +2,10 @@
 
 import os
 
-from agentd.model.drive import chunks, drive, execute
+from agentd.model.drive import Stepped, drive, execute
 
 
-class Scripted:
+class Scripted(Stepped):
     """Ends with the round numbered ``end``; the rounds after that have what was left."""
 
     def __init__(self, rounds, end):
@@ -46,7 +46,7 @@ class Scripted:
 
 def test_output_that_is_left_after_the_end_is_given_out():
     command = Scripted([[("stdout", b"a")], [], [("stdout", b"b")], [("stderr", b"c")]], end=2)
-    assert list(chunks(command)) == [("stdout", b"a"), ("stdout", b"b"), ("stderr", b"c")]
+    assert list(command.chunks()) == [("stdout", b"a"), ("stdout", b"b"), ("stderr", b"c")]
 
 
 def test_after_the_end_no_descriptor_holds_up_a_round():

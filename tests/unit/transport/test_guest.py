@@ -275,7 +275,7 @@ def test_output_of_exactly_the_limit_is_whole(agent):
 
 
 def test_the_host_ends_what_the_agent_does_not(agent, monkeypatch):
-    monkeypatch.setattr("agentd.transport.running.GRACE", 0.1)
+    monkeypatch.setattr("agentd.transport.stream.GRACE", 0.1)
 
     def script(peer):
         channel, _ = peer.request()

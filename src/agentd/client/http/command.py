@@ -6,9 +6,8 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Self
 
 import msgspec
 
@@ -21,7 +20,7 @@ from agentd.model import typed
 from agentd.model.api import ErrorView, ProcessView, ResultView
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.control import check_signal, check_window
-from agentd.model.drive import chunks
+from agentd.model.drive import Stepped
 from agentd.model.errors import AgentdError, Conflict, InvalidInput, SandboxError
 from agentd.model.result import Result
 
@@ -56,7 +55,7 @@ def _shown(name: str) -> str:
     return "stderr" if name == "stderr" else "stdout"
 
 
-class RemoteCommand:
+class RemoteCommand(Stepped):
     """``path`` is the process's own; ``cursors`` say where to begin.
 
     One thread drives it; others may write, signal and kill. ``lost`` counts bytes of each stream
@@ -122,9 +121,6 @@ class RemoteCommand:
             raise refusal
         return chunks, ready
 
-    def chunks(self) -> Iterator[tuple[str, bytes]]:
-        return chunks(self)
-
     def write(self, data: bytes) -> None:
         """Waits while over 1 MiB is on its way, unless the output must be read first."""
         if not self._stdin_open:
@@ -189,12 +185,6 @@ class RemoteCommand:
             with suppress(AgentdError):
                 self._client.call("POST", f"{self._path}/signal", body)
         self.detach()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     # --- one round ---
 
