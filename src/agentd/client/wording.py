@@ -1,7 +1,6 @@
 """What is told in the words of the command line, said in those of the SDK."""
 
 import contextlib
-import re
 import sys
 from collections.abc import Iterator
 
@@ -9,13 +8,10 @@ import msgspec
 
 from agentd.model.enforcement import Enforcement, unheld, unlimited
 from agentd.model.errors import AgentdError
-from agentd.model.options import ExecOptions, SandboxOptions
 from agentd.model.result import Result
+from agentd.model.words import spelled
 
-_NAMES = {*SandboxOptions.__annotations__, *ExecOptions.__annotations__, "url", "api_key", "ttl"}
-# Another program's options are left as they are.
-_OPTION = re.compile(r"systemd-run [^);,]*|--([a-z][a-z-]*)(?: ([a-z]+)(?=[ ,;)]|$))?")
-_CHOICES = {"isolation", "backend", "net"}
+_NAMES = frozenset(("url", "api_key"))  # besides those of all doors
 _BOUND = "bound each process by ulimit -v"
 _BOUND_HERE = "bound each process by limits=ExecLimits(address_space=BYTES) of run"
 
@@ -24,17 +20,11 @@ _told = False
 
 def in_python(text: str) -> str:
     """``raise --memory`` is ``raise memory=`` here, ``--backend linux`` is ``backend="linux"``."""
-    return _OPTION.sub(_spelled, text.replace(_BOUND, _BOUND_HERE))
+    return spelled(text.replace(_BOUND, _BOUND_HERE), _spell, _NAMES)
 
 
-def _spelled(found: re.Match[str]) -> str:
-    name = (found[1] or "").replace("-", "_")
-    if name not in _NAMES:
-        return found[0]
-    value = found[2] or ""
-    if value and name in _CHOICES:
-        return f'{name}="{value}"'
-    return f"{name}= {value}" if value else f"{name}="
+def _spell(name: str, value: str) -> str:
+    return f'{name}="{value}"' if value else f"{name}="
 
 
 @contextlib.contextmanager

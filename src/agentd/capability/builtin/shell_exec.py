@@ -5,6 +5,7 @@ from typing import Any
 from agentd.capability.builtin import fs, text
 from agentd.capability.port import Call, Inside
 from agentd.model.capability import About, Bounds, Example, Needs, Outcome
+from agentd.model.cause import Cause, CauseCode
 from agentd.model.errors import InvalidInput
 from agentd.model.spec import ExecRequest
 
@@ -101,7 +102,7 @@ class ShellExec:
             "cause": {
                 "code": str(end.cause.code),
                 "message": end.cause.message,
-                "remediation": end.cause.remediation,
+                "remediation": _remedy(end.cause),
             },
             "stdout": stdout,
             "stderr": stderr,
@@ -109,6 +110,12 @@ class ShellExec:
             "truncated": end.truncated,
         }
         return Outcome(value, end)
+
+
+def _remedy(cause: Cause) -> str:
+    if cause.code is CauseCode.TIMEOUT:
+        return "raise timeout_ms, or make the command finish sooner"
+    return cause.remediation
 
 
 def _check_texts(asked: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from agentd.model import typed
+from agentd.model import typed, words
 from agentd.model.api import ErrorView
 from agentd.model.capability import CallFailed
 from agentd.model.errors import (
@@ -94,11 +94,14 @@ def from_event(data: bytes | str) -> AgentdError:
 
 
 def from_fields(found: _Error, status: int, headers: Headers) -> AgentdError:
-    options: dict[str, Any] = {"cause": found.cause, "remediation": found.remediation}
+    message, cause, remediation = map(
+        words.in_options, (found.message, found.cause, found.remediation)
+    )
+    options: dict[str, Any] = {"cause": cause, "remediation": remediation}
     error: AgentdError
     if status == _CALL_FAILED and found.code not in _CODES:
         # A capability's own code, whatever it means elsewhere.
-        error = CallFailed(found.code, found.message, **options)
+        error = CallFailed(found.code, message, **options)
         error.status = status  # type: ignore[attr-defined]
         return error
     kind = _class(found.code) or _STATUS.get(status, AgentdError)
@@ -106,7 +109,7 @@ def from_fields(found: _Error, status: int, headers: Headers) -> AgentdError:
         options["errno"] = found.errno or _errno(found)
     if issubclass(kind, Full):
         options["retry_after"] = _seconds(headers.get("retry-after", ""))
-    error = kind(found.message, **options)
+    error = kind(message, **options)
     error.code = found.code
     error.status = status  # type: ignore[attr-defined]
     return error

@@ -7,7 +7,7 @@ from typing import Unpack
 import msgspec
 
 from agentd.client import arguments
-from agentd.model import options
+from agentd.model import options, words
 from agentd.model.api import ExecBody, ResultView, SandboxBody, SandboxView
 from agentd.model.errors import AgentdError
 from agentd.model.isolation import IsolationLevel
@@ -71,7 +71,7 @@ def result(view: ResultView, stdout: bytes | None = None, stderr: bytes | None =
         status=view.status,
         exit_code=view.exit_code,
         signal=view.signal,
-        cause=view.cause,
+        cause=words.cause(view.cause, words.in_options),
         stdout=_bytes(view.stdout, view.encoding) if stdout is None else stdout,
         stderr=_bytes(view.stderr, view.encoding) if stderr is None else stderr,
         truncated=view.truncated,

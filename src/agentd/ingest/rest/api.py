@@ -1,6 +1,7 @@
 """What all of the REST API works with."""
 
-from agentd.ingest.rest.respond import encode, error_answer, error_view
+from agentd.ingest.rest.respond import encode, error_answer
+from agentd.ingest.rest.worded import error_in_json
 from agentd.ingest.service import Service
 from agentd.ingest.web import exchange, websocket
 from agentd.ingest.web.door import Door
@@ -21,7 +22,7 @@ class Api(Door):
         return error_answer(error)
 
     def message(self, error: AgentdError) -> str:
-        return event("error", error=error_view(error))
+        return event("error", error=error_in_json(error))
 
 
 Exchange = exchange.Exchange[Api]

@@ -8,10 +8,13 @@ from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
+
 from agentd.ingest.rest.api import Exchange
 from agentd.ingest.rest.operation import LARGE, Arguments, Operation, decode
 from agentd.ingest.rest.output import EVENTS
 from agentd.ingest.rest.respond import encode
+from agentd.ingest.rest.worded import error_in_json
 from agentd.ingest.service import Service
 from agentd.ingest.web.errors import internal
 from agentd.ingest.web.signal import Signal
@@ -140,7 +143,11 @@ def _last(following: _Following) -> bytes:
     if error is None:
         return _event("result", encode(following.answer))
     # The answer began with 200: what it would have been otherwise stands in here.
-    return _event("error", encode({**error.as_dict(), "status": status_of(error)}))
+    return _event("error", encode({**_fields(error), "status": status_of(error)}))
+
+
+def _fields(error: AgentdError) -> dict[str, str]:
+    return msgspec.structs.asdict(error_in_json(error))
 
 
 def _event(name: str, data: bytes) -> bytes:

@@ -14,6 +14,7 @@ from agentd.ingest.rest.query import Parameter
 from agentd.ingest.rest.respond import encode
 from agentd.ingest.service import OutputEvent
 from agentd.ingest.web.exchange import Aborted
+from agentd.model import words
 from agentd.model.api import ResultView
 from agentd.model.errors import InvalidInput
 
@@ -102,7 +103,8 @@ def parse_event_id(text: str) -> dict[str, int]:
 
 
 def without_output(result: ResultView) -> ResultView:
-    return msgspec.structs.replace(result, stdout="", stderr="")
+    told = words.cause(result.cause, words.in_json)
+    return msgspec.structs.replace(result, cause=told, stdout="", stderr="")
 
 
 async def _send_raw(exchange: Exchange, follower: Follower, start: int, *, follow: bool) -> None:

@@ -2,9 +2,9 @@
 
 import msgspec
 
+from agentd.ingest.rest import worded
 from agentd.ingest.web.status import headers_of, status_of
 from agentd.model.answer import Answer
-from agentd.model.api import ErrorView
 from agentd.model.errors import AgentdError
 
 JSON = "application/json"
@@ -29,7 +29,8 @@ def answer(value: object, status: int = 200) -> Answer:
 
 
 def encode(value: object) -> bytes:
-    """JSON. A lone surrogate (a file name that is not UTF-8) becomes U+FFFD."""
+    """JSON, in its own words. A lone surrogate (a file name that is not UTF-8) becomes U+FFFD."""
+    value = worded.value_in_json(value)
     try:
         return _encode(value)
     except UnicodeEncodeError:
@@ -48,11 +49,7 @@ def _printable(value: object) -> object:
 
 def error_answer(error: AgentdError) -> Answer:
     headers = {"content-type": JSON, **headers_of(error)}
-    return Answer(status_of(error), encode(error_view(error)), headers)
-
-
-def error_view(error: AgentdError) -> ErrorView:
-    return ErrorView(error.code, error.message, error.cause, error.remediation)
+    return Answer(status_of(error), encode(worded.error_in_json(error)), headers)
 
 
 def as_sent(answer: Answer) -> Answer:

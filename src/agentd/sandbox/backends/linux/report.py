@@ -122,7 +122,8 @@ def _contained(facts: "Facts", error: str) -> Blocker:
         return Blocker(why, container.fix(*around) if around else _NESTED)
     if not facts.maps_itself and "uid_map" in error:
         why = "root without CAP_SETFCAP cannot map itself in a user namespace"
-        fix = "give agentd CAP_SETFCAP (--cap-add SETFCAP), or run it as an ordinary user (--user)"
+        fix = "give agentd CAP_SETFCAP (docker run --cap-add SETFCAP), or run it as an ordinary "
+        fix += "user (docker run --user UID)"
         return Blocker(why, fix)
     if "proc" in around and "mount proc" in error:
         mending = [name for name in around if name != "seccomp"]
