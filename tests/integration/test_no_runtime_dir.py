@@ -4,6 +4,8 @@ import os
 import signal
 import stat
 import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,3 +81,31 @@ def test_a_call_where_home_cannot_be_written_names_the_variable(as_user: Ordinar
     done = as_user.agentd("call", "fs.list.v1", "--embedded")
     assert done.returncode == 125
     assert b"set XDG_STATE_HOME to a folder that you can write to" in done.stderr
+
+
+READ_ONLY = """
+for place in /tmp /run; do mount -t tmpfs -o ro none $place || exit 9; done
+cd "$TMPDIR" && mkfifo ready && { "$@" serve --state "$TMPDIR/state" > ready & }
+head -n 1 ready
+"$@" stats
+kill $! && wait $!
+ls -d agentd-*
+"""
+
+
+@pytest.mark.root
+def test_where_tmp_is_read_only_both_look_in_tmpdir() -> None:
+    """In a mount namespace that only the child sees."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("AGENTD_", "XDG_RUNTIME"))}
+    with tempfile.TemporaryDirectory(prefix="agentd-", dir="/var/tmp") as folder:
+        ran = subprocess.run(
+            [*["unshare", "--mount", "sh", "-c"], READ_ONLY, "sh", sys.executable, "-m", "agentd"],
+            env={**kept, "TMPDIR": folder},
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+    ready, *stats, left = ran.stdout.splitlines()
+    assert f" ready on unix:{folder}/agentd-run-0/agentd.sock " in ready, ran.stderr
+    assert stats[0].startswith("daemon") and left == "agentd-run-0", ran

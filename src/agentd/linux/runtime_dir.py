@@ -1,7 +1,8 @@
 """The folder of a daemon's socket: the same for the daemon that makes it and for its clients.
 
 It is the user's runtime directory where there is one, root's /run; where there is none, as after
-su, in cron and in containers, a folder in /tmp that nobody else can use.
+su, in cron and in containers, a folder in /tmp that nobody else can use, or in $TMPDIR where /tmp
+is read-only.
 """
 
 import os
@@ -15,21 +16,28 @@ _MODE = 0o700
 def folder(env: Mapping[str, str], uid: int) -> str:
     """Where a daemon of this user listens; ``own`` makes the last resort."""
     if uid == 0:
-        return _SYSTEM if _usable("/run") or _usable(_SYSTEM) else fallback(uid)
+        return _SYSTEM if _usable("/run") or _usable(_SYSTEM) else _fallback(env, uid)
     found = [base for base in _bases(env, uid) if _usable(base)]
-    return os.path.join(found[0], "agentd") if found else fallback(uid)
+    return os.path.join(found[0], "agentd") if found else _fallback(env, uid)
 
 
 def folders(env: Mapping[str, str], uid: int) -> list[str]:
     """Where a client of this user looks, in order. One that lies where everybody may write is left
     out unless it is ``uid``'s alone: somebody else's daemon could listen there."""
     found = [os.path.join(base, "agentd") for base in _bases(env, uid)]
-    last = fallback(uid)
-    return [*found, *([last] if is_private(last, uid) else [])]
+    return [*found, *(last for last in fallbacks(env, uid) if is_private(last, uid))]
 
 
-def fallback(uid: int) -> str:
-    return f"/tmp/agentd-run-{uid}"
+def fallbacks(env: Mapping[str, str], uid: int) -> list[str]:
+    """Those that ``own`` makes, in order: the first that can be made is the daemon's."""
+    named = env.get("TMPDIR", "")
+    places = ["/tmp", *([os.path.normpath(named)] if os.path.isabs(named) else [])]
+    return [f"{place}/agentd-run-{uid}" for place in dict.fromkeys(places)]
+
+
+def _fallback(env: Mapping[str, str], uid: int) -> str:
+    found = fallbacks(env, uid)
+    return next((path for path in found if _usable(os.path.dirname(path))), found[0])
 
 
 def own(path: str, uid: int) -> None:

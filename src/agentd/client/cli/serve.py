@@ -17,9 +17,10 @@ examples:
 Then, elsewhere: agentd create; agentd ls; AGENTD_URL=unix:PATH agentd stats
 
 The socket is $XDG_RUNTIME_DIR/agentd/agentd.sock, for root /run/agentd/agentd.sock, and where
-neither can be used /tmp/agentd-run-UID/agentd.sock: clients look in the same places. The state
-is in $XDG_STATE_HOME/agentd, for root in /var/lib/agentd. Options stand above the file and the
-environment; --listen takes the place of all listeners in the file.
+neither can be used /tmp/agentd-run-UID/agentd.sock, in $TMPDIR where /tmp is read-only: clients
+look in the same places. The state is in $XDG_STATE_HOME/agentd, for root in /var/lib/agentd.
+Options stand above the file and the environment; --listen takes the place of all listeners in the
+file.
 
 SIGTERM drains: what was asked is answered, sandboxes stay for the next start until their leases
 end. A second one ends at once. SIGHUP reads the configuration again.

@@ -45,6 +45,9 @@ def _base_path() -> str:
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     if runtime and len(runtime) <= _MAX_BASE and os.access(runtime, os.W_OK | os.X_OK):
         return os.path.join(runtime, "agentd")
+    own = os.environ.get("TMPDIR", "")
+    if os.path.isabs(own) and len(own) <= _MAX_BASE and not os.access("/tmp", os.W_OK | os.X_OK):
+        return os.path.join(own, f"agentd-{uid}")
     return f"/tmp/agentd-{uid}"
 
 
