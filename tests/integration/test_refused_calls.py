@@ -64,6 +64,47 @@ def test_clone3_is_made_up_for() -> None:
     assert _report("clone3=ENOSYS", "namespace")["pid_namespace"]["enforced"]
 
 
+@pytest.mark.parametrize("level", ["namespace", "process"])
+def test_a_clone3_that_the_c_library_cannot_make_up_for_is_told(level: str) -> None:
+    """As by Docker before 20.10.10: no thread and no program can be started."""
+    done = _run("clone3=EPERM", level, "--", "true")
+    assert done.returncode == 125
+    assert "clone3: refused here" in done.stderr and "20.10.10" in done.stderr, done.stderr
+
+
+def test_a_daemon_without_threads_says_so(tmp_path: Path) -> None:
+    words = [
+        sys.executable,
+        LAUNCHER,
+        "clone3=EPERM",
+        "--",
+        sys.executable,
+        "-m",
+        "agentd",
+        "serve",
+    ]
+    done = subprocess.run(
+        [*words, "--state", str(tmp_path), "--listen", f"unix:{tmp_path}/socket"],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == 125
+    assert "no thread can be started" in done.stderr and "doctor" in done.stderr, done.stderr
+
+
+def test_our_own_clone_makes_up_for_it_whatever_the_answer() -> None:
+    """Where the C library is older than its use of clone3."""
+    code = (
+        "import os\nfrom agentd.linux.clone import Cloner\npid, pidfd = Cloner().clone(0)\n"
+        "os._exit(7) if pid == 0 else print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))"
+    )
+    words = [sys.executable, LAUNCHER, "clone3=EPERM", "--", sys.executable, "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=50, check=False)
+    assert done.stdout == "7\n", done.stderr
+
+
 @pytest.mark.root
 @pytest.mark.parametrize("call", ["unshare", "mount", "mount_setattr"])
 def test_the_process_level_of_root_tells_that_it_has_no_mount_namespace(call: str) -> None:

@@ -13,6 +13,7 @@ from agentd.linux.kernel import KERNEL
 
 _SECCOMP_GET_ACTION_AVAIL = 2
 _ALLOW = b"\x00\x00\xff\x7f"  # SECCOMP_RET_ALLOW
+_NO_PROGRAM = "/proc/self/no-such-program"
 # EACCES: some profiles answer so.
 _REFUSED = (errno.EPERM, errno.EACCES, errno.ENOSYS)
 
@@ -53,7 +54,19 @@ def _setgroups() -> None:
         KERNEL.syscall(abi.SYS.setgroups, with_too_many, 0)
 
 
+def _clone3() -> None:
+    """Of glibc since 2.34: it goes on with clone(2) where it is answered as by an old kernel
+    (ENOSYS), and with nothing else. Then no program and no thread can be started."""
+    try:
+        KERNEL.syscall(abi.SYS.clone3, 0, 0)
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EACCES):
+            with contextlib.suppress(FileNotFoundError):  # what the child says of its program
+                os.posix_spawn(_NO_PROGRAM, [_NO_PROGRAM], {})
+
+
 _ATTEMPTS: dict[str, Callable[[], object]] = {
+    "clone3": _clone3,
     "prlimit64": lambda: resource.getrlimit(resource.RLIMIT_NOFILE),
     "prctl": lambda: KERNEL.prctl(abi.PR_GET_DUMPABLE),
     "capset": KERNEL.capset_same,

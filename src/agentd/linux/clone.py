@@ -59,7 +59,7 @@ class Cloner:
         _before()
         pid = int(_syscall(abi.SYS.clone3, self._buffer, size))
         code = ctypes.get_errno()
-        if pid < 0 and code == errno.ENOSYS and group < 0:
+        if pid < 0 and code in (errno.ENOSYS, errno.EPERM) and group < 0:
             pid = self._clone2(flags)
             code = ctypes.get_errno()
         if pid == 0:
@@ -71,8 +71,9 @@ class Cloner:
         return pid, self._pidfd.value
 
     def _clone2(self, flags: int) -> int:
-        """clone(2), where a container's seccomp profile answers clone3 as an old kernel does, since
-        it cannot look into its arguments. Without a stack it is a fork, too."""
+        """clone(2), where a container's seccomp profile refuses clone3, into whose arguments it
+        cannot look: as an old kernel does, or Docker before 20.10.10 (EPERM, which may mean that
+        the kernel refuses the namespaces: then it says so again). Without a stack it is a fork."""
         tid, tls = self._tid_address, 0
         last = (tls, tid) if abi.MACHINE == "aarch64" else (tid, tls)
         words = (flags | signal.SIGCHLD, 0, ctypes.addressof(self._pidfd), *last)

@@ -89,7 +89,10 @@ def refused() -> str:
     """
     found: list[str] = []
     trial = threading.Thread(target=_try_calls, args=(found,), name="agentd-landlock")
-    trial.start()
+    try:
+        trial.start()
+    except RuntimeError:  # no thread is left; nor is that Landlock's fault
+        return ""
     trial.join()
     return found[0] if found else ""
 

@@ -142,6 +142,12 @@ def _guarded(name: str, words: list[str]) -> int:
             return _unwritten(error, name)
         if os.environ.get("AGENTD_DEBUG") == "1":
             raise
+        if isinstance(error, RuntimeError) and "start new thread" in str(error):
+            _say(
+                f"agentd {name}: no thread can be started (raise the limit of processes: "
+                "ulimit -u, pids.max of the control group; agentd doctor tells of a seccomp profile)"
+            )
+            return OWN_FAILURE
         _say(
             f"agentd {name}: internal error: {type(error).__name__}: {error} "
             "(AGENTD_DEBUG=1 shows where)"

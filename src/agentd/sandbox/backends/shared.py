@@ -76,7 +76,10 @@ def refused_calls() -> list[Blocker]:
     """What neither wall of this kernel can do without, and a seccomp profile around us refuses."""
     if names := calls.refused():
         what = f"{', '.join(names)}: refused here, as by a seccomp profile"
-        return [Blocker(what, container.fix("seccomp"))]
+        fix = container.fix("seccomp")
+        if "clone3" in names:
+            fix += "; or update its engine (Docker: 20.10.10), to answer clone3 with ENOSYS"
+        return [Blocker(what, fix)]
     return []
 
 
