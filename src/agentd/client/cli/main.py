@@ -145,7 +145,7 @@ def _guarded(name: str, words: list[str]) -> int:
         if isinstance(error, RuntimeError) and "start new thread" in str(error):
             _say(
                 f"agentd {name}: no thread can be started (raise the limit of processes: "
-                "ulimit -u, pids.max of the control group; agentd doctor tells of a seccomp profile)"
+                "ulimit -u, pids.max of the control group; or see agentd doctor)"
             )
             return OWN_FAILURE
         _say(
