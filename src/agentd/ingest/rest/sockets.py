@@ -8,7 +8,6 @@ client: binary, its stdin; text {"op": "eof"}, {"op": "signal", ...}, {"op": "re
 import asyncio
 import contextlib
 import struct
-from collections import deque
 from collections.abc import Mapping
 
 import msgspec
@@ -19,6 +18,7 @@ from agentd.ingest.rest.operation import decode_json
 from agentd.ingest.rest.output import without_output
 from agentd.ingest.rest.query import Parameter, parse
 from agentd.ingest.service import OutputEvent
+from agentd.ingest.web.bridge import Bridge
 from agentd.model.api import ExecBody, ProcessView
 from agentd.model.errors import AgentdError, InvalidInput
 from agentd.model.principal import Principal
@@ -167,18 +167,11 @@ class _Stdin:
         self._socket = socket
         self._who = who
         self._place = place
-        self._pieces: deque[tuple[bytes, bool]] = deque()
-        self._waiting = 0
-        self._change = asyncio.Event()
+        self._pieces: Bridge[tuple[bytes, bool]] = Bridge(_AHEAD)
         self._task = asyncio.create_task(self._write())
 
     async def put(self, data: bytes, *, eof: bool) -> None:
-        while self._waiting > _AHEAD:
-            self._change.clear()
-            await self._change.wait()
-        self._pieces.append((data, eof))
-        self._waiting += len(data)
-        self._change.set()
+        await self._pieces.put((data, eof), len(data))
 
     def stop(self) -> None:
         """What a thread is writing already it goes on with."""
@@ -186,15 +179,10 @@ class _Stdin:
 
     async def _write(self) -> None:
         service, run = self._socket.door.service, self._socket.web.threads.waits.run
-        while True:
-            while not self._pieces:
-                self._change.clear()
-                await self._change.wait()
-            data, eof = self._pieces.popleft()
-            try:
-                await run(service.stdin, self._who, *self._place, data, eof=eof)
-            except AgentdError as error:
-                with contextlib.suppress(Exception):
-                    await self._socket.send_error(error)
-            self._waiting -= len(data)
-            self._change.set()
+        while (pieces := await self._pieces.take()) is not None:
+            for data, eof in pieces:
+                try:
+                    await run(service.stdin, self._who, *self._place, data, eof=eof)
+                except AgentdError as error:
+                    with contextlib.suppress(Exception):
+                        await self._socket.send_error(error)

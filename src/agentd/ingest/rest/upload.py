@@ -8,11 +8,12 @@ from typing import Any
 from agentd.ingest.rest.api import Exchange
 from agentd.ingest.rest.operation import fingerprint, recordable
 from agentd.ingest.rest.respond import answer, as_sent
-from agentd.ingest.web.feed import Feed
+from agentd.ingest.web.bridge import Bridge, fill
 from agentd.model.answer import Answer
 from agentd.model.api import Authorise, Repeat
 from agentd.model.principal import Principal
 
+_AHEAD = 1 << 20  # bytes that may wait for the thread that writes them
 _WHOLE = 1 << 20  # an upload up to this is part of what its Idempotency-Key stands for
 
 
@@ -62,7 +63,7 @@ async def _put_once(
         )
         if found.replayed:
             # Most clients look for an answer only once they have sent all.
-            feed.spend()
+            feed.close()
             await asyncio.wait([filling])
         return found
 
@@ -85,10 +86,10 @@ async def _upload(exchange: Exchange, write: Callable[[Iterable[bytes]], Answer]
 
 
 @asynccontextmanager
-async def _feeding(exchange: Exchange) -> AsyncIterator[tuple[Feed, "asyncio.Task[None]"]]:
+async def _feeding(exchange: Exchange) -> AsyncIterator[tuple[Bridge[bytes], "asyncio.Task[None]"]]:
     """The request's body, as it comes, and what fills it."""
-    feed = Feed()
-    filling = asyncio.create_task(feed.fill(exchange.chunks()))
+    feed: Bridge[bytes] = Bridge(_AHEAD)
+    filling = asyncio.create_task(fill(feed, exchange.chunks()))
     try:
         yield feed, filling
     finally:

@@ -2,13 +2,14 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 from agentd.ingest.web.callers import identify
 from agentd.ingest.web.door import Door
 from agentd.ingest.web.errors import RequestTimeout
 from agentd.ingest.web.link import link_of
+from agentd.ingest.web.web import Stoppable
 from agentd.model.answer import Answer
 from agentd.model.credential import Credential
 from agentd.model.errors import AgentdError, InvalidInput, TooLarge
@@ -102,6 +103,18 @@ class Exchange(Generic[D]):
                 raise _too_large(limit, fix)
             parts.append(chunk)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    @contextlib.contextmanager
+    def staying(self, stream: Stoppable) -> Iterator[None]:
+        """Stop the stream when the client goes, when agentd drains, and at the end of the block."""
+        self.web.add(stream)
+        self.link.on_lost(stream.stop)
+        try:
+            yield
+        finally:
+            self.web.remove(stream)
+            self.link.forget(stream.stop)
+            stream.stop()
 
     # -- the answer --
 

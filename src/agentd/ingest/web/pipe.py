@@ -8,9 +8,9 @@ import contextlib
 import os
 import select
 import threading
-from collections import deque
 from collections.abc import Callable
 
+from agentd.ingest.web.bridge import Bridge
 from agentd.ingest.web.signal import Signal
 from agentd.ingest.web.threads import Room
 from agentd.model.errors import BackendLost
@@ -23,71 +23,42 @@ _PIECE = 64 << 10
 class Pipe:
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._change = Signal()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._out: deque[bytes] = deque()
-        self._out_size = 0
-        self._half_close = False
-        self._out_broken = False
-        self._in: deque[bytes] = deque()
-        self._in_size = 0
+        self._up: Bridge[bytes] = Bridge(_AHEAD, self._poke)  # to the port
+        self._down: Bridge[bytes] = Bridge(_AHEAD, self._poke)
+        self._rest = b""  # of what is being sent
         self._in_over = False
-        self._error: Exception | None = None
-        self._closed = False
         self._begun = False  # the thread: it closes ``_wake``
         self._opened = False
-        self._task: asyncio.Task[None] | None = None
+        self._change = Signal()  # of ``_opened``, or the call's end
+        self._call: asyncio.Future[None] | None = None
 
     async def open(self, room: Room, tunnel: Callable[[], Port]) -> None:
-        """Raises what ``tunnel`` does. To be closed whatever it raises."""
-        self._task = asyncio.create_task(room.run(self._run, tunnel))
-        self._task.add_done_callback(lambda _: self._change.set())
-        while not self._opened:
-            if self._task.done():
-                self._task.result()
-                raise BackendLost("the connection ended before it began")
-            self._change.clear()
-            if not self._opened and not self._task.done():
-                await self._change.wait()
+        """Raises what ``tunnel`` does, and Full. To be closed whatever it raises."""
+        self._call = room.begin(self._run, tunnel)
+        self._call.add_done_callback(lambda _: self._change.set())
+        await self._change.wait()
+        if not self._opened:
+            self._call.result()
+            raise BackendLost("the connection ended before it began")
 
     async def send(self, data: bytes) -> None:
         """Waits while much is unsent. What the other end does not take any more is dropped."""
-        while self._out_size > _AHEAD and not self._out_broken:
-            self._change.clear()
-            await self._change.wait(0.5)
-        with self._lock:
-            if data and not self._out_broken:
-                self._out.append(data)
-                self._out_size += len(data)
-        self._poke()
+        if data:
+            await self._up.put(data, len(data))
 
     async def recv(self) -> bytes:
         """b"" at the end. Raises AgentdError where it broke."""
-        while True:
-            self._change.clear()
-            with self._lock:
-                if self._in:
-                    data = b"".join(self._in)
-                    self._in.clear()
-                    self._in_size = 0
-                    break
-                if self._error is not None:
-                    raise self._error
-                if self._in_over:
-                    return b""
-            await self._change.wait()
-        self._poke()
-        return data
+        return b"".join(await self._down.take() or ())
 
     def half_close(self) -> None:
         """Nothing more is sent, once what waits is."""
-        self._half_close = True
-        self._poke()
+        self._up.end()
 
     def abort(self) -> None:
         """Whoever waits is told that it is over."""
-        self._closed = True
-        self._poke()
+        self._up.close()
+        self._down.close()
         with self._lock:
             wake, self._wake = (self._wake, -1) if not self._begun else (-1, self._wake)
         if wake >= 0:
@@ -95,10 +66,10 @@ class Pipe:
 
     async def close(self) -> None:
         self.abort()
-        if self._task is not None:
-            await asyncio.wait([self._task])
-            if not self._task.cancelled():
-                self._task.exception()  # ``open`` or ``recv`` has raised it
+        if self._call is not None:
+            await asyncio.wait([self._call])
+            if not self._call.cancelled():
+                self._call.exception()  # ``open`` has raised it
 
     def _poke(self) -> None:
         with self._lock:
@@ -119,50 +90,46 @@ class Pipe:
         if not self._begun:
             return
         port: Port | None = None
+        failure: Exception | None = None
         try:
             port = tunnel()
             self._opened = True
             self._change.set()
-            while not self._closed and not (self._in_over and self._out_broken):
+            while not self._down.closed and not (self._in_over and self._up.closed):
                 self._push(port)
                 self._pull(port)
                 self._wait(port)
         except Exception as error:
-            self._error = error
+            failure = error
             if port is None:
                 raise
         finally:
-            self._in_over = self._out_broken = True
+            self._up.close()
+            self._down.end(failure)
             self._close_wake()
-            self._change.set()
             if port is not None:
                 port.close()
 
     def _push(self, port: Port) -> None:
         try:
-            while self._out and not self._out_broken:
-                sent = port.send_some(self._out[0][:_PIECE])
+            while not self._up.closed:
+                self._rest = self._rest or self._up.next() or b""
+                if not self._rest:
+                    if self._up.is_over:
+                        self._up.close()
+                        port.half_close()
+                    return
+                sent = port.send_some(self._rest[:_PIECE])
                 if not sent:
                     return
-                with self._lock:
-                    rest = self._out.popleft()[sent:]
-                    if rest:
-                        self._out.appendleft(rest)
-                    self._out_size -= sent
-                self._change.set()
-            if self._half_close and not self._out and not self._out_broken:
-                self._out_broken = True
-                port.half_close()
+                self._rest = self._rest[sent:]
         except BackendLost:
             # It reads no more; what it has still to say is worth hearing.
-            self._out_broken = True
-            with self._lock:
-                self._out.clear()
-                self._out_size = 0
-            self._change.set()
+            self._rest = b""
+            self._up.close()
 
     def _pull(self, port: Port) -> None:
-        while not self._in_over and self._in_size <= _AHEAD:
+        while not self._in_over and not self._down.is_full:
             # A port rounds its timeout up: one that is asked too often is slow.
             if not (port.pending() or _is_readable(port)):
                 return
@@ -170,22 +137,20 @@ class Pipe:
                 data = port.recv(0)
             except TimeoutError:
                 return
-            with self._lock:
-                if data:
-                    self._in.append(data)
-                    self._in_size += len(data)
-                else:
-                    self._in_over = True
-            self._change.set()
+            if data:
+                self._down.offer(data, len(data))
+            else:
+                self._in_over = True
+                self._down.end()
 
     def _wait(self, port: Port) -> None:
-        room = not self._in_over and self._in_size <= _AHEAD
+        room = not self._in_over and not self._down.is_full
         if room and port.pending():
             return
         poller = select.poll()
         poller.register(self._wake, select.POLLIN)
         # Credit for what is unsent arrives as something to read, too.
-        if room or (self._out and not self._out_broken):
+        if room or self._rest:
             poller.register(port.fileno(), select.POLLIN)
         poller.poll()
         with contextlib.suppress(BlockingIOError):

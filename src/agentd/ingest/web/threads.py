@@ -54,6 +54,10 @@ class Room:
 
     async def run(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """A caller that is cancelled leaves its call running: it holds its place to its end."""
+        return await self.begin(call, *args, **kwargs)
+
+    def begin(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> "asyncio.Future[R]":
+        """The same, without waiting for its end. Raises Full."""
         work = _Work(call, args, kwargs)
         if self._has_room(work.caller):
             self._begin(work)
@@ -66,8 +70,7 @@ class Room:
                 f" yours, and {self._size} the most",
                 remediation="send it again later",
             )
-        result: R = await work.future
-        return result
+        return work.future
 
     def _has_room(self, who: str) -> bool:
         return self._of[who] < self._size - self._busy

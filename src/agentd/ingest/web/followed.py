@@ -1,0 +1,71 @@
+"""A call that lasts, in a thread of its own, and what it has before its end, on the loop."""
+
+import os
+import threading
+from collections.abc import AsyncIterator, Callable
+from typing import Generic, TypeVar
+
+from agentd.ingest.web.bridge import Bridge
+from agentd.ingest.web.threads import Room
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Followed(Generic[T, R]):
+    """To be made on the loop, and stopped. ``call`` gets the bridge for what it has, and a
+    descriptor that becomes readable when nobody follows it any more."""
+
+    def __init__(self, most: int, call: Callable[[Bridge[T], int], R]) -> None:
+        self._bridge: Bridge[T] = Bridge(most)
+        self._call = call
+        self._lock = threading.Lock()
+        self._wake, self._waker = os.pipe2(os.O_CLOEXEC)
+        self._value: R | None = None
+        self._error: Exception | None = None
+
+    def start(self, room: Room) -> None:
+        """Raises Full where the room has no place for it."""
+        room.begin(self._run)
+
+    async def pieces(self, beat: float) -> AsyncIterator[list[T]]:
+        """All that it has by then, each time; nothing after ``beat`` idle seconds."""
+        while (found := await self._bridge.take(beat)) is not None:
+            yield found
+
+    async def first(self) -> list[T]:
+        """What it has first. Raises what kept it from having anything."""
+        found = await self._bridge.take()
+        if found is None:
+            self.result()
+        return found or []
+
+    def result(self) -> R:
+        """What it returned or raised, behind its last piece."""
+        if self._error is not None:
+            raise self._error
+        return self._value  # type: ignore[return-value]  # it has returned it
+
+    def stop(self) -> None:
+        """Nobody follows it any more. Idempotent; of the loop."""
+        self._bridge.close()
+        with self._lock:
+            wake, self._wake = self._wake, -1
+            waker, self._waker = self._waker, -1
+        for fd in (wake, waker):
+            if fd >= 0:
+                os.close(fd)  # with the waker gone, the other end becomes readable
+
+    def _run(self) -> None:
+        """In the thread."""
+        with self._lock:
+            wake, self._wake = self._wake, -1  # from now on it is this thread's to close
+        if wake < 0:
+            return
+        try:
+            self._value = self._call(self._bridge, wake)
+        except Exception as error:
+            self._error = error
+        finally:
+            os.close(wake)
+            self._bridge.end()
