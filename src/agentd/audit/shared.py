@@ -6,12 +6,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
+from agentd.audit import read
 from agentd.audit.chain import Chain, Keep
 from agentd.audit.errors import AuditError
 from agentd.audit.lock import Lock
 from agentd.audit.log import make_directory
 from agentd.audit.receipts import MAX_BYTES, Receipts, failed, find, newest
-from agentd.audit.record import Entry, entry
+from agentd.audit.record import Entry, decode, entry
 from agentd.model.audit import Event, Kind, Position
 
 WAIT_SECONDS = 5.0
@@ -32,6 +33,7 @@ class SharedLog:
         clock: Callable[[], float] = time.time,
     ) -> None:
         make_directory(directory)
+        self.directory = directory
         self._wait = wait
         self._clock = clock
         self._guard = threading.Lock()
@@ -57,6 +59,11 @@ class SharedLog:
                 raise
             self._lost = 0
             return position
+
+    def seq(self) -> int:
+        """The number of the last record; 0 where there is none. Raises AuditError."""
+        found = read.tail(self.directory, 1)
+        return decode(found[0]).seq if found else 0
 
     def close(self) -> None:
         with self._guard:

@@ -2,16 +2,19 @@
 
 STATE/audit/        the log                 STATE/receipts/       the newest receipts
 STATE/receipt.key   signs them              STATE/policy/         what policies compile to
+STATE/writers/      who writes to a log that several processes share, and lives
 """
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from agentd.audit import writers
 from agentd.audit.chain import Keep
 from agentd.audit.errors import AuditError
 from agentd.audit.issuing import AtOnce, Behind
@@ -23,7 +26,7 @@ from agentd.audit.shared import SharedLog, SharedReceipts
 from agentd.capability.registry import Registry
 from agentd.daemon.admission.denials import Denials
 from agentd.daemon.admission.gate import Approves, Gate
-from agentd.daemon.admission.interrupted import Before
+from agentd.daemon.admission.interrupted import Before, end_dead
 from agentd.daemon.admission.records import Records
 from agentd.daemon.config import schema
 from agentd.model import context
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 
 POLICY = "AGENTD_POLICY"  # names the bundle of calls without a daemon
 AUDIT, RECEIPTS, KEY, COMPILED = "audit", "receipts", "receipt.key", "policy"
+WRITERS = "writers"
 
 
 _ANYTHING_PUBLIC = schema.Capabilities()
@@ -76,6 +80,8 @@ class Control:
             self.policy = self._opened(policy)
             self.registry = _registry(capabilities)
             self.records = Records(self.log, issuer, self.denials.write)
+            if isinstance(self.log, Waiting):
+                self._take_over(os.path.join(state, WRITERS), self.log, undo)
             self.gate = Gate(lambda: self.policy, self.records, approvals, _learn())
             self._undo = undo.pop_all()
 
@@ -128,6 +134,13 @@ class Control:
             raise TypeError("only a daemon goes on with what another began")
         return Before(self.log, self.records)
 
+    def _take_over(self, folder: str, log: "Waiting", undo: contextlib.ExitStack) -> None:
+        """What those who died had begun is ended, and this process is one of the living."""
+        end_dead(folder, log.directory, self.records, time.time())
+        writer = writers.Writer(folder, log.seq())
+        undo.callback(writer.close)
+        log.writer = writer.name
+
     def _tell_denials(self) -> None:
         with contextlib.suppress(AuditError):
             self.denials.close()
@@ -174,10 +187,16 @@ class Waiting:
     def __init__(self, log: SharedLog) -> None:
         self._append = log.append
         self.close = log.close
+        self.seq = log.seq
+        self.directory = log.directory
+        self.writer = ""  # what this process is called in what it begins
 
     def append(
         self, event: Event | Entry, secrets: Iterable[str] = (), *, synced: bool = True
     ) -> Position:
+        if self.writer and isinstance(event, Event) and event.kind is Kind.START:
+            fields = {**event.fields, writers.FIELD: self.writer}
+            event = msgspec.structs.replace(event, fields=fields)
         return self._append(event, secrets)
 
     def submit(

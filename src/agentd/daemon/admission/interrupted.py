@@ -1,9 +1,10 @@
-"""What a daemon that was killed began, and nobody saw end: ended in the log by the next one."""
+"""What a process began and was killed in, a daemon or not: ended in the log by the next one."""
 
+import sys
 from collections.abc import Set
 from datetime import datetime
 
-from agentd.audit import unended
+from agentd.audit import unended, writers
 from agentd.audit.execution import Decided, Execution
 from agentd.audit.log import AuditLog
 from agentd.daemon.admission.records import Records
@@ -11,6 +12,22 @@ from agentd.daemon.execution import INTERRUPTED
 from agentd.model.audit import Record
 
 _DECIDED = Decided(True, "", ("decided before the daemon was started again",))
+
+
+def end_dead(state: str, log_directory: str, records: Records, now: float) -> int:
+    """What processes that died, and that no daemon was between, left without an end: how many.
+
+    ``state`` is where they are told from the living. Raises AuditError.
+    """
+    with writers.dead(state) as dead:
+        if not dead:
+            return 0
+        starts, _ = unended.find(log_directory, min(dead.values()) + 1, sys.maxsize)
+        left = [start for start in starts if start.fields.get(writers.FIELD) in dead]
+        for start in left:
+            has_receipt = start.fields.get("receipt") is not False
+            records.interrupted(_execution(start, now), has_receipt=has_receipt)
+        return len(left)
 
 
 class Before:
