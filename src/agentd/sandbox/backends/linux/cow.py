@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from agentd.model.errors import Conflict, SandboxError
 from agentd.sandbox import sparse
 from agentd.sandbox.backends import identity
+from agentd.sandbox.backends.linux import placing
 from agentd.sandbox.backends.wall import NamespaceWall
 
 _OPAQUE = "user.overlay.opaque"
@@ -184,18 +185,17 @@ class _Check:
         if self._bytes > left:
             raise _cannot(f"they take {self._bytes} bytes, and {left} are left on the disk here")
         size, path = self._largest
-        temporary = f".agentd-{os.urandom(8).hex()}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         if not size:
             return
-        fd = os.open(temporary, flags, 0o600, dir_fd=lower)
+        fd, temporary = placing.create(lower)
         try:
             os.ftruncate(fd, size)  # each filesystem has a largest size of its own
         except OSError as error:
             raise _cannot(f"{_shown(path)} has {size} bytes: {error.strerror}") from None
         finally:
             os.close(fd)
-            os.unlink(temporary, dir_fd=lower)
+            if temporary:
+                os.unlink(temporary, dir_fd=lower)
 
 
 class _Writer:
@@ -214,6 +214,7 @@ class _Writer:
     def apply(self, upper: int, lower: int, depth: int) -> None:
         if depth > _MAX_DEPTH:
             raise OSError(errno.ENAMETOOLONG, f"nested deeper than {_MAX_DEPTH} folders")
+        placing.sweep(lower)
         if _is_opaque(upper):
             kept = {name for name, info in _entries(upper) if not _is_whiteout(info)}
             for name, _info in _entries(lower):
@@ -279,41 +280,39 @@ class _Writer:
         upper: int,
         lower: int,
     ) -> None:
-        """Write beside the target, then rename over it: a reader sees the old or the new, whole."""
-        temporary = f".agentd-{os.urandom(8).hex()}"
+        """A reader sees the old or the new, whole."""
+        if stat.S_ISREG(info.st_mode):
+            self._copy(name, before, upper, lower)
+            return
+        temporary = placing.temporary_name()
         try:
-            if stat.S_ISLNK(info.st_mode):
-                os.symlink(os.readlink(name, dir_fd=upper), temporary, dir_fd=lower)
-                if self._ids is not None:
-                    os.chown(temporary, *self._ids, dir_fd=lower, follow_symlinks=False)
-            else:
-                self._copy(name, temporary, before, upper, lower)
+            os.symlink(os.readlink(name, dir_fd=upper), temporary, dir_fd=lower)
+            if self._ids is not None:
+                os.chown(temporary, *self._ids, dir_fd=lower, follow_symlinks=False)
             os.rename(temporary, name, src_dir_fd=lower, dst_dir_fd=lower)
         except OSError:
             _remove(temporary, lower)
             raise
 
-    def _copy(
-        self,
-        name: str,
-        target: str,
-        before: os.stat_result | None,
-        upper: int,
-        lower: int,
-    ) -> None:
+    def _copy(self, name: str, before: os.stat_result | None, upper: int, lower: int) -> None:
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         source = os.open(name, flags, dir_fd=upper)
         try:
             info = os.fstat(source)  # of what was opened, whatever stood there before
             if not stat.S_ISREG(info.st_mode):
                 raise OSError(errno.EAGAIN, "it changed into another kind meanwhile", name)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            out = os.open(target, flags, 0o600, dir_fd=lower)
+            out, temporary = placing.create(lower)
             try:
                 self._copy_data(source, out, info.st_size)
+                temporary = temporary or placing.named(out, lower)
                 self._give(out, before, lower)
                 os.fchmod(out, _permissions(info))
                 os.utime(out, ns=(info.st_atime_ns, info.st_mtime_ns))
+                os.rename(temporary, name, src_dir_fd=lower, dst_dir_fd=lower)
+            except OSError:
+                if temporary:
+                    _remove(temporary, lower)
+                raise
             finally:
                 os.close(out)
         finally:
