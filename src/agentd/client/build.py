@@ -1,7 +1,9 @@
 """The caller's own side of what it asks for: its files and its environment."""
 
+import errno
 import os
 import shlex
+import stat
 from typing import Unpack
 
 from msgspec import structs
@@ -29,10 +31,8 @@ __all__ = [
 def sandbox_spec(**asked: Unpack[SandboxOptions]) -> SandboxSpec:
     """As ``model.options``, and what is to be mounted must be there. Raises InvalidInput."""
     spec = options.sandbox_spec(**asked)
-    for mount in spec.mounts:
-        _check_source(mount)
-    # Backends follow no link in a source: one's own are followed here.
-    mounts = tuple(structs.replace(m, source=os.path.realpath(m.source)) for m in spec.mounts)
+    # Backends follow no link in a source: one's own are followed here, once.
+    mounts = tuple(structs.replace(m, source=_source(m)) for m in spec.mounts)
     return structs.replace(spec, mounts=mounts) if mounts else spec
 
 
@@ -51,21 +51,32 @@ def terminal(pty: Pty | tuple[int, int] | None) -> Pty | None:
     )
 
 
-def _check_source(mount: Mount) -> None:
-    if not os.path.exists(mount.source):
+def _source(mount: Mount) -> str:
+    """Where it really is. All is said of that: its name may mean another a moment later."""
+    try:
+        real = os.path.realpath(mount.source, strict=True)
+        is_dir = stat.S_ISDIR(os.stat(real, follow_symlinks=False).st_mode)
+    except OSError as error:
         path, colon, mode = mount.source.rpartition(":")
         # A path may have a colon in it; where only the part before it is there, a mode was meant.
         if colon and "/" not in mode and os.path.exists(path):
             known = tuple(MountMode) if mount.target == WORKSPACE else (MountMode.RO, MountMode.RW)
-            raise unknown_mode(mount.source, mode, known)
+            raise unknown_mode(mount.source, mode, known) from None
+        if error.errno == errno.ENOENT:
+            raise InvalidInput(
+                f"mount source {mount.source!r} does not exist",
+                remediation="create it, or correct the path",
+            ) from None
         raise InvalidInput(
-            f"mount source {mount.source!r} does not exist",
-            remediation="create it, or correct the path",
-        )
-    if mount.target == WORKSPACE and not os.path.isdir(mount.source):
+            f"mount source {mount.source!r} cannot be reached",
+            cause=error.strerror or "",
+            remediation="correct the path, and see that you may enter every folder of it",
+        ) from None
+    if mount.target == WORKSPACE and not is_dir:
         raise InvalidInput(
             f"workspace {mount.source!r} is not a directory", remediation="give a directory"
         )
+    return real
 
 
 def parse_variable(text: str) -> tuple[str, str]:

@@ -276,10 +276,11 @@ class Daemon:
         self.commands.sandbox_ended(live)
         with contextlib.suppress(AgentdError):
             self.approvals.sandbox_ended(live.id)
+        about = {"reason": reason, **({"why": live.why} if live.why else {})}
         with contextlib.suppress(AgentdError):
             owner = live.record.principal
-            self.control.note(Kind.SANDBOX_ENDED, owner, live.id, lazily=True, reason=reason)
-        self._report("sandbox ended", sandbox=live.id, reason=reason)
+            self.control.note(Kind.SANDBOX_ENDED, owner, live.id, lazily=True, **about)
+        self._report("sandbox ended", sandbox=live.id, **about)
 
     def _keep_time(self) -> None:
         works = (

@@ -21,6 +21,7 @@ class Live:
         self.lease(left)
         self.lock = threading.Lock()  # held while its record changes
         self.ending = False
+        self.why = ""  # what is known of it, where it ended by itself
 
     @property
     def id(self) -> str:

@@ -183,7 +183,8 @@ class Sandboxes:
         with self._lock:
             live = self._by_wall.get(wall)
         if live is not None:
-            self.end(live, reason)
+            word, _, live.why = reason.partition(": ")
+            self.end(live, word)
 
     def sort_out(self) -> int:
         """End those that the supervisor of now does not have: how many."""

@@ -27,7 +27,8 @@ OnEnded = Callable[[str, str], None]
 
 
 class Link:
-    """Thread-safe. ``on_ended(id, reason)`` is called in a thread of the link's own."""
+    """Thread-safe. ``on_ended(id, reason)`` is called in a thread of the link's own; ``reason`` is
+    a word, and behind a colon what is known of why."""
 
     def __init__(self, sock: socket.socket, on_ended: OnEnded) -> None:
         self._on_ended = on_ended
@@ -132,7 +133,10 @@ class Link:
         if "event" in message:
             wire.close_all(fds)
             try:
-                self._on_ended(str(message["id"]), str(message["reason"]))
+                # A supervisor of before knows no more than the reason.
+                why = str(message.get("why") or "")
+                reason = str(message["reason"])
+                self._on_ended(str(message["id"]), f"{reason}: {why}" if why else reason)
             except Exception as error:  # it must not keep the answers from those who wait
                 guard.tell(error)
             return

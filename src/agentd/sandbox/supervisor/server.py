@@ -19,7 +19,7 @@ from agentd.sandbox import abilities, backends, guard
 from agentd.sandbox.abilities import Ability, Operation, incapable
 from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.child import unsent
-from agentd.sandbox.ports import Backend
+from agentd.sandbox.ports import Backend, Wall
 from agentd.sandbox.supervisor import wire
 from agentd.sandbox.supervisor.held import Entry, boottime
 from agentd.sandbox.supervisor.wire import Message
@@ -112,7 +112,7 @@ class Supervisor:
             self._end(entry, "lease_expired")
         elif not entry.wall.alive():
             self._keep_ending(entry)
-            self._end(entry, "backend_lost")
+            self._end(entry, "backend_lost", _why(entry.wall))
 
     def close(self) -> None:
         """End every sandbox and free the backends; idempotent."""
@@ -299,7 +299,7 @@ class Supervisor:
                 self._backends[name] = self._load(name)
             return self._backends[name]
 
-    def _end(self, entry: Entry, reason: str) -> None:
+    def _end(self, entry: Entry, reason: str, why: str = "") -> None:
         with self._lock:
             if self._entries.pop(entry.id, None) is None:
                 return
@@ -308,7 +308,8 @@ class Supervisor:
             entry.wall.kill()
         finally:  # the daemon hears of it even where it left something behind
             if daemon is not None:
-                self._send(daemon, {"event": "ended", "id": entry.id, "reason": reason}, [])
+                told: Message = {"event": "ended", "id": entry.id, "reason": reason, "why": why}
+                self._send(daemon, told, [])
 
     def _ending(self, id_: str) -> Cause | None:
         with self._lock:
@@ -331,6 +332,17 @@ class Supervisor:
 def _told(wall: object) -> Cause | None:
     teller = abilities.TELLS_END.of(wall)
     return None if teller is None else teller.ending()
+
+
+def _why(wall: Wall) -> str:
+    """What is known of how it ended by itself, while it is not freed: a code and words."""
+    told = _told(wall)
+    if told is not None:
+        return f"{told.code}: {told.message}"
+    ooms = wall.counters().get("oom", 0)
+    if ooms:
+        return f"oom: its first process ended, and memory had run out in it ({ooms} times)"
+    return "its first process ended"
 
 
 def _first_process(wall: object) -> list[int]:

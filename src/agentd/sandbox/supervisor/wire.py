@@ -2,7 +2,7 @@
 
     request   {"n": 7, "op": "launch", ...}
     answer    {"n": 7, "ok": value} or {"n": 7, "error": {...}}; none to a request without "n"
-    event     {"event": "ended", "id": "wall-...", "reason": "lease_expired"}
+    event     {"event": "ended", "id": "wall-...", "reason": "lease_expired", "why": ""}
 
 Descriptors go from the supervisor to the daemon only. Both ends are ours and of the same user.
 """

@@ -10,8 +10,8 @@ import shutil
 from typing import NamedTuple
 
 from agentd.linux import idmap, mounts, paths
-from agentd.model.errors import InvalidInput, Refused
-from agentd.model.mount import Mount, MountMode
+from agentd.model.errors import Refused
+from agentd.model.mount import Mount, MountMode, unmountable
 from agentd.sandbox.backends import unmapped
 from agentd.sandbox.backends.vm.confine import STAGE
 
@@ -64,11 +64,7 @@ def open_share(mount: Mount, index: int, lent_to: int | None) -> Share:
         finally:
             os.close(fd)
     except OSError as error:
-        raise InvalidInput(
-            f"cannot mount {mount.source}",
-            cause=error.strerror or "",
-            remediation="check that it is a directory, and that you may read it",
-        ) from error
+        raise unmountable(mount, error.strerror or str(error)) from error
 
 
 def _open(source: str) -> int:
