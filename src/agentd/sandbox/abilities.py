@@ -1,7 +1,7 @@
 """What some walls can do and others cannot, as one table.
 
 Whoever needs an ability asks its row for it: ``PAUSE.of(wall)`` is the wall, typed as what it can
-do, or None. The supervisor answers the operations of these rows, and the wall that stands for one
+do, or None. The supervisor answers the methods of these rows, and the wall that stands for one
 in the supervisor has the same methods and forwards them; a new ability is a new row here and a
 Protocol in ``ports``. A wall has an ability where it has all methods of the row: it says so
 nowhere else, so that the two cannot differ.
@@ -20,7 +20,7 @@ from agentd.sandbox.ports import (
     Leased,
     Pausable,
     Restores,
-    Snapshots,
+    Snapshotable,
     TellsEnd,
 )
 
@@ -28,14 +28,14 @@ P = TypeVar("P")
 
 
 class Nothing(msgspec.Struct, frozen=True):
-    """The arguments of an operation that has none."""
+    """The arguments of a method that has none."""
 
 
 class Folder(msgspec.Struct, frozen=True):
     folder: str
 
 
-class Operation(NamedTuple):
+class Method(NamedTuple):
     """A method, which goes over the supervisor's socket under its own name."""
 
     name: str
@@ -53,37 +53,37 @@ class Ability(msgspec.Struct, Generic[P], frozen=True):
     """``P`` is the Protocol with the methods."""
 
     name: str
-    operations: tuple[Operation, ...]
+    methods: tuple[Method, ...]
 
     def of(self, owner: object) -> P | None:
         """``owner``, where it has this ability."""
-        able = all(hasattr(owner, operation.name) for operation in self.operations)
+        able = all(hasattr(owner, method.name) for method in self.methods)
         return cast("P", owner) if able else None
 
 
 # --- of walls, also of those behind a supervisor; the names are on its wire ---
 
 PAUSE: Ability[Pausable] = Ability(
-    "pause", (Operation("pause", paused=True), Operation("resume", paused=False))
+    "pause", (Method("pause", paused=True), Method("resume", paused=False))
 )
-SNAPSHOT: Ability[Snapshots] = Ability("snapshot", (Operation("snapshot", Folder),))
+SNAPSHOT: Ability[Snapshotable] = Ability("snapshot", (Method("snapshot", Folder),))
 CHANGES: Ability[CopyOnWrite] = Ability(
     "changes",
-    (Operation("changes", result=tuple[str, ...], in_file=True), Operation("apply")),
+    (Method("changes", result=tuple[str, ...], in_file=True), Method("apply")),
 )
 FORWARDED: tuple[Ability[Any], ...] = (PAUSE, SNAPSHOT, CHANGES)
 
 # --- of backends ---
 
-FORK: Ability[Restores] = Ability("fork", (Operation("restore"),))
+FORK: Ability[Restores] = Ability("fork", (Method("restore"),))
 
 # --- of walls, between agentd's own parts ---
 
 ENDS_EARLY: Ability[EndsEarly] = Ability(
-    "ends_early", (Operation("begin_kill"), Operation("end"), Operation("first_process"))
+    "ends_early", (Method("begin_kill"), Method("end"), Method("first_process"))
 )
-TELLS_END: Ability[TellsEnd] = Ability("tells_end", (Operation("ending"),))
-LEASED: Ability[Leased] = Ability("leased", (Operation("renew"), Operation("tell_lease")))
+TELLS_END: Ability[TellsEnd] = Ability("tells_end", (Method("ending"),))
+LEASED: Ability[Leased] = Ability("leased", (Method("renew"), Method("tell_lease")))
 
 
 def names(wall: object) -> tuple[str, ...]:
@@ -91,10 +91,10 @@ def names(wall: object) -> tuple[str, ...]:
     return tuple(ability.name for ability in FORWARDED if ability.of(wall) is not None)
 
 
-def operations(able: Iterable[str]) -> Iterator[Operation]:
-    """The operations of these abilities; names that this version does not know are left out."""
+def methods(able: Iterable[str]) -> Iterator[Method]:
+    """The methods of these abilities; names that this version does not know are left out."""
     known = frozenset(able)
-    return (one for ability in FORWARDED if ability.name in known for one in ability.operations)
+    return (one for ability in FORWARDED if ability.name in known for one in ability.methods)
 
 
 def incapable(name: str, ability: Ability[Any], what: str) -> Unsupported:

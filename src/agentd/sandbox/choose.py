@@ -1,7 +1,7 @@
 """The cheapest wall that satisfies a spec, or a refusal with every blocker and its fix."""
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import NamedTuple
 
 import msgspec
@@ -104,19 +104,15 @@ def _unavailable(
 
 
 def _weaker(spec: SandboxSpec, load: Loader, allowed: Collection[str]) -> Backend | None:
-    """The strongest wall of ours that has a boundary at all, is below what was asked for, and would
-    do for ``spec``."""
+    """The strongest wall that has a boundary at all, is below what was asked for, and would do for
+    ``spec``."""
     if spec.backend is not None:
         return None
-    for name, known in reversed(backends.BUILTIN.items()):
-        if not IsolationLevel.NONE < known.level < spec.isolation or (
-            allowed and name not in allowed
-        ):
-            continue
-        with contextlib.suppress(AgentdError, OSError):
-            backend = load(name)
+    levels = [one for one in IsolationLevel if IsolationLevel.NONE < one < spec.isolation]
+    for backend in _of_levels(levels[::-1], load, allowed, []):
+        with contextlib.suppress(Exception):  # a third party's may raise anything
             if backend.probe().usable:
-                backend.plan(msgspec.structs.replace(spec, isolation=known.level))
+                backend.plan(msgspec.structs.replace(spec, isolation=backend.level))
                 return backend
     return None
 
@@ -127,14 +123,23 @@ def _candidates(
     allowed: Collection[str],
     blockers: list[tuple[str, Blocker]],
 ) -> Iterator[Backend]:
-    """The named one; else level by level, and in each level ours before third parties'."""
+    """The named one; else those of the level that was asked for, and then of each level above."""
     if spec.backend is not None:
         yield load(spec.backend)
         return
+    levels = [level for level in IsolationLevel if level >= spec.isolation]
+    yield from _of_levels(levels, load, allowed, blockers)
+
+
+def _of_levels(
+    levels: Iterable[IsolationLevel],
+    load: Loader,
+    allowed: Collection[str],
+    blockers: list[tuple[str, Blocker]],
+) -> Iterator[Backend]:
+    """Level by level, and in each ours before third parties'."""
     others: list[Backend] | None = None
-    for level in IsolationLevel:
-        if level < spec.isolation:
-            continue
+    for level in levels:
         for name, known in backends.BUILTIN.items():
             if known.level == level and (not allowed or name in allowed):
                 yield load(name)

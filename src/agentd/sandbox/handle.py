@@ -11,7 +11,7 @@ from agentd.model.result import SandboxInfo
 from agentd.sandbox.abilities import CHANGES, SNAPSHOT, Ability, incapable
 from agentd.sandbox.choose import Choice
 from agentd.sandbox.lifecycle import State
-from agentd.sandbox.ports import CopyOnWrite, Snapshots, Wall
+from agentd.sandbox.ports import CopyOnWrite, Snapshotable, Wall
 from agentd.transport.guest import Guest
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class SandboxHandle:
             raise incapable(self.backend, ability, what)
         return wall
 
-    def snapshots(self, what: str) -> Snapshots:
+    def snapshots(self, what: str) -> Snapshotable:
         """Its wall, where a snapshot can be taken of it. Raises Refused."""
         wall = self.able(SNAPSHOT, what)
         if self.spec.mounts:

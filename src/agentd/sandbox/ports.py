@@ -101,7 +101,7 @@ class Pausable(Protocol):
         """Raises SandboxError, and then it stands still as before."""
 
 
-class Snapshots(Protocol):
+class Snapshotable(Protocol):
     """A wall whose state can be written down, for ``Restores`` of its backend to build upon."""
 
     fidelity: str  # what is kept: "memory" is processes and files, "files" is files alone

@@ -19,9 +19,8 @@ def digest(fd: int) -> str:
     size = os.fstat(fd).st_size
     found = hashlib.sha256(size.to_bytes(8, "big"))
     place = 0
-    while (start := _data_from(fd, place, size)) < size:
-        end = os.lseek(fd, start, os.SEEK_HOLE)
-        place = start - start % _PIECE
+    for start, end in stretches(fd, size):
+        place = max(place, start - start % _PIECE)  # two may lie in one piece
         while place < end:
             piece = os.pread(fd, _PIECE, place)
             if not piece:
@@ -37,28 +36,26 @@ def copy(source: int, target: int, size: int) -> Iterator[int]:
     """Copy ``size`` bytes' data without the holes between, which cost nothing; yields the bytes of
     each piece that was written. Ends early where the source was cut short. Raises OSError."""
     os.ftruncate(target, size)
-    position = 0
-    while position < size:
+    for start, end in stretches(source, size):
+        place = os.lseek(target, start, os.SEEK_SET)
+        while place < end:
+            count = os.sendfile(target, source, place, min(_COPY_BYTES, end - place))
+            if not count:
+                return
+            place += count
+            yield count
+
+
+def stretches(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yields from where to where there is data in the first ``size`` bytes. Raises OSError."""
+    end = 0
+    while end < size:
         try:
-            position = os.lseek(source, position, os.SEEK_DATA)
+            start = os.lseek(fd, end, os.SEEK_DATA)
         except OSError as error:
             if error.errno != errno.ENXIO:
                 raise
             return  # only a hole is left
-        end = min(os.lseek(source, position, os.SEEK_HOLE), size)
-        os.lseek(target, position, os.SEEK_SET)
-        while position < end:
-            count = os.sendfile(target, source, position, min(_COPY_BYTES, end - position))
-            if not count:
-                return
-            position += count
-            yield count
-
-
-def _data_from(fd: int, place: int, size: int) -> int:
-    if place >= size:
-        return size
-    try:
-        return os.lseek(fd, place, os.SEEK_DATA)
-    except OSError:  # ENXIO: a hole until the end
-        return size
+        end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+        if start < end:
+            yield start, end

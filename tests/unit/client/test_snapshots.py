@@ -6,7 +6,7 @@ import os
 import pytest
 
 from agentd import AsyncSandbox, Sandbox
-from agentd.model.errors import InvalidInput, Refused, SandboxError
+from agentd.model.errors import InvalidInput, NotFound, Refused, SandboxError
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_a_named_snapshot_outlives_its_block(sandbox, tmp_path):
     with Sandbox.create(snapshot=snapshot.path) as copy:
         assert copy.run("true").status == "ok"
     snapshot.delete()
-    with pytest.raises(InvalidInput, match="no snapshot at"):
+    with pytest.raises(NotFound, match="no snapshot at"):
         Sandbox.create(snapshot=tmp_path / "kept")
 
 

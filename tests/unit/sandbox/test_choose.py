@@ -76,6 +76,17 @@ def test_no_wall_of_that_strength(walls):
         choose(SandboxSpec(isolation=IsolationLevel.MICROVM), walls.__getitem__)
 
 
+def test_a_weaker_wall_that_would_do_is_named_whoever_brings_it(walls, monkeypatch):
+    walls["kernel"] = Fake("kernel", IsolationLevel.USERSPACE_KERNEL)
+    monkeypatch.setattr(backends, "third_parties", lambda: ("kernel",))
+    spec = SandboxSpec(isolation=IsolationLevel.MICROVM)
+    with pytest.raises(Unavailable, match="--isolation userspace-kernel works here"):
+        choose(spec, walls.__getitem__)
+    walls["kernel"].blockers.append(Blocker("broken", "mend it"))
+    with pytest.raises(Unavailable, match="--isolation namespace works here"):
+        choose(spec, walls.__getitem__)
+
+
 @pytest.mark.parametrize(("usable", "name"), [(True, "firecracker"), (False, "qemu")])
 def test_a_microvm_is_firecrackers_where_that_works(walls, monkeypatch, usable, name):
     known = {

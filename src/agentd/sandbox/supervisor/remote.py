@@ -18,7 +18,7 @@ from agentd.model.cause import Cause
 from agentd.model.errors import AgentdError, BackendLost
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import backends
-from agentd.sandbox.abilities import FORK, Operation, operations
+from agentd.sandbox.abilities import FORK, Method, methods
 from agentd.sandbox.backends.wall import only_agent_left
 from agentd.sandbox.supervisor import wire
 from agentd.sandbox.supervisor.client import Asked, Link
@@ -112,18 +112,18 @@ class RemoteWall:
         self._process = process
         self._group = None if held.counted is None else cgroup.reopen(held.counted)
         self.fidelity = held.fidelity
-        for operation in operations(held.can):
-            setattr(self, operation.name, partial(self._perform, operation))
+        for method in methods(held.can):
+            setattr(self, method.name, partial(self._perform, method))
 
-    def _perform(self, operation: Operation, *arguments: object) -> Any:
-        fields = msgspec.to_builtins(operation.arguments(*arguments))
-        if operation.in_file:
+    def _perform(self, method: Method, *arguments: object) -> Any:
+        fields = msgspec.to_builtins(method.arguments(*arguments))
+        if method.in_file:
             fields["file"] = True
-        value, fds = self._link.ask_fds(operation.name, id=self.id, **fields)
+        value, fds = self._link.ask_fds(method.name, id=self.id, **fields)
         if fds:  # a supervisor of an older version has it in its message
             value = wire.from_file(fds[0])
-        # What an operation without a result answered differs by version.
-        return None if operation.result is None else typed.convert(value, operation.result)
+        # What a method without a result answered differs by version.
+        return None if method.result is None else typed.convert(value, method.result)
 
     def open_stream(self) -> socket.socket:
         _, fds = self._link.ask_fds("stream", id=self.id)

@@ -16,7 +16,7 @@ from agentd.model.cause import Cause
 from agentd.model.errors import BackendLost, InvalidInput, SandboxError
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import abilities, backends, guard
-from agentd.sandbox.abilities import Ability, Operation, incapable
+from agentd.sandbox.abilities import Ability, Method, incapable
 from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.child import unsent
 from agentd.sandbox.ports import Backend, Wall
@@ -68,8 +68,8 @@ class Supervisor:
             "shutdown": self._shutdown,
         }
         for ability in abilities.FORWARDED:
-            for operation in ability.operations:
-                self._operations[operation.name] = partial(self._perform, ability, operation)
+            for method in ability.methods:
+                self._operations[method.name] = partial(self._perform, ability, method)
 
     def serve(self, daemon: socket.socket) -> None:
         """Answer one daemon until it goes away; its sandboxes stay. Owns ``daemon``."""
@@ -259,21 +259,21 @@ class Supervisor:
             entry.spec = msgspec.structs.replace(entry.spec, env=env)
         return True, []
 
-    def _perform(self, ability: Ability[Any], operation: Operation, message: Message) -> Answer:
+    def _perform(self, ability: Ability[Any], method: Method, message: Message) -> Answer:
         entry = self._entry(message)
         wall = ability.of(entry.wall)
         if wall is None:
-            raise InvalidInput(f"sandbox {entry.id} cannot {operation.name}")
-        given = msgspec.structs.astuple(typed.convert(message, operation.arguments))
-        call = partial(getattr(wall, operation.name), *given)
-        if operation.paused is None:
+            raise InvalidInput(f"sandbox {entry.id} cannot {method.name}")
+        given = msgspec.structs.astuple(typed.convert(message, method.arguments))
+        call = partial(getattr(wall, method.name), *given)
+        if method.paused is None:
             value = msgspec.to_builtins(call())
         else:
             with entry.lock:
                 value = msgspec.to_builtins(call())
-                entry.paused = operation.paused
+                entry.paused = method.paused
         # A daemon of an older version asks for no file.
-        in_file = operation.in_file and message.get("file")
+        in_file = method.in_file and message.get("file")
         return (None, [wire.to_file(value)]) if in_file else (value, [])
 
     def _shutdown(self, _: Message) -> Answer:

@@ -22,6 +22,11 @@ MAX_MESSAGE = 96 << 10
 _MAX_FDS = 4
 _MORE = "close some connections, or raise the limit of open files (ulimit -n, fs.file-max)"
 Message = dict[str, object]
+_KINDS = {
+    name: kind
+    for name, kind in vars(errors).items()
+    if isinstance(kind, type) and issubclass(kind, AgentdError)
+}
 
 
 def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None:
@@ -90,10 +95,7 @@ def encode_error(error: Exception) -> Message:
 
 
 def decode_error(fields: Message) -> AgentdError:
-    kind = getattr(errors, str(fields.get("type")), SandboxError)
-    if not (isinstance(kind, type) and issubclass(kind, AgentdError)):
-        kind = SandboxError
-    return kind(
+    return _KINDS.get(str(fields.get("type")), SandboxError)(
         str(fields.get("message")),
         cause=str(fields.get("cause", "")),
         remediation=str(fields.get("remediation", "")),

@@ -11,6 +11,7 @@ import msgspec
 
 from agentd.model import typed
 from agentd.model.errors import Refused, SandboxError
+from agentd.sandbox import sparse
 from agentd.sandbox.backends.firecracker import config
 from agentd.sandbox.backends.firecracker.jailer import Root
 from agentd.sandbox.backends.firecracker.plan import FirecrackerPlan
@@ -164,20 +165,15 @@ def _copy_data(source: int, copy: int, size: int, place: int) -> None:
     """To ``place`` on. Holes stay holes and zeroes become some: Firecracker writes all of a
     machine's memory, most of which was never touched.
     """
-    offset = 0
-    while offset < size:
-        try:
-            start = os.lseek(source, offset, os.SEEK_DATA)
-        except OSError:  # ENXIO: a hole until the end
-            return
-        offset = min(os.lseek(source, start, os.SEEK_HOLE), size)
-        while start < offset:
-            data = os.pread(source, min(_BLOCK, offset - start), start)
+    for start, end in sparse.stretches(source, size):
+        at = start
+        while at < end:
+            data = os.pread(source, min(_BLOCK, end - at), at)
             if not data:
                 raise OSError(0, "it was cut off while it was read")
             if data != _ZEROES[: len(data)]:
-                _write_all(copy, data, place + start)
-            start += len(data)
+                _write_all(copy, data, place + at)
+            at += len(data)
 
 
 def _write_all(fd: int, data: bytes, place: int) -> None:

@@ -2,29 +2,24 @@
 compared and tested.
 """
 
-import math
-
 import msgspec
 
 from agentd.model.errors import InvalidInput, Refused
 from agentd.model.limits import MIB, Limits
 from agentd.model.mount import Mount, MountMode
 from agentd.model.spec import SandboxSpec
-from agentd.sandbox.backends.limits import with_defaults
+from agentd.sandbox.backends.vm.size import size
 
 PROGRAM = "qemu-system-x86_64"
 PORT = 5000
 SERIAL_PORT = "agentd"
 CID = 3  # each machine has a device of its own, so that all may have the first free address
-# The guest's kernel, its root in memory and the agent, beside what the sandbox may use.
-GUEST_OVERHEAD = 160 * MIB
 # QEMU's own: its heap and stacks, and under emulation the translated code, see tb-size.
 HOST_OVERHEAD = 320 * MIB
 HOST_TASKS = 128
 _TRANSLATED_MIB = 128
 # One template serves all that round up to the same size.
 _STEP = 128 * MIB
-_MAX_MEMORY = 1 << 40
 _KVM_SET = 1
 _MAX_VCPUS = 64
 MAX_MOUNTS = 8
@@ -65,19 +60,9 @@ class QemuPlan(msgspec.Struct, frozen=True):
 
 def make_plan(spec: SandboxSpec) -> QemuPlan:
     """Raises InvalidInput or Refused."""
-    if spec.net not in ("none", "host"):
-        raise InvalidInput(f"unknown network {spec.net!r}", remediation="use none or host")
     _check_mounts(spec.mounts)
-    if spec.user not in (None, "sandbox", "root"):
-        raise InvalidInput(f"unknown user {spec.user!r}", remediation="use root or sandbox")
-    limits = with_defaults(spec.limits)
-    memory = (limits.memory or 0) + GUEST_OVERHEAD
-    if memory > _MAX_MEMORY:
-        raise InvalidInput("a machine has at most 1T of memory", remediation="lower --memory")
-    vcpus = max(1, math.ceil(limits.cpus or 1))
-    if vcpus > _MAX_VCPUS:
-        raise InvalidInput(f"a machine has at most {_MAX_VCPUS} CPUs", remediation="lower --cpus")
-    return QemuPlan(spec, limits, Machine(-(-memory // _STEP) * _STEP, vcpus))
+    limits, memory, vcpus = size(spec, _STEP, _MAX_VCPUS)
+    return QemuPlan(spec, limits, Machine(memory, vcpus))
 
 
 def _check_mounts(mounts: tuple[Mount, ...]) -> None:

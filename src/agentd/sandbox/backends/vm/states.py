@@ -3,6 +3,8 @@
 import hashlib
 import os
 
+from agentd.sandbox import sparse
+
 _BLOCK = 1 << 20
 
 
@@ -10,13 +12,7 @@ def digest(fd: int) -> str:
     """SHA-256 over the size and every stretch of data with its place, in hex."""
     size = os.fstat(fd).st_size
     found = hashlib.sha256(b"%d" % size)
-    offset = 0
-    while offset < size:
-        try:
-            start = os.lseek(fd, offset, os.SEEK_DATA)
-        except OSError:  # ENXIO: a hole until the end
-            break
-        offset = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+    for start, offset in sparse.stretches(fd, size):
         found.update(b"%d-%d" % (start, offset))
         for place in range(start, offset, _BLOCK):
             found.update(os.pread(fd, min(_BLOCK, offset - place), place))

@@ -5,11 +5,11 @@ from agentd.model.limits import MIB, Limits
 from agentd.model.mount import Mount, MountMode
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends.firecracker.plan import (
-    GUEST_OVERHEAD,
     HOST_OVERHEAD,
     host_limits,
     make_plan,
 )
+from agentd.sandbox.backends.vm.size import GUEST_OVERHEAD
 
 
 def test_memory_is_the_sandboxes_and_the_guests_own() -> None:

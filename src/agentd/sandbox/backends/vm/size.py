@@ -1,0 +1,29 @@
+"""What any machine can be asked for, and how large it is then: pure."""
+
+import math
+
+from agentd.model.errors import InvalidInput
+from agentd.model.limits import MIB, Limits
+from agentd.model.spec import SandboxSpec
+from agentd.sandbox.backends.limits import with_defaults
+
+# The guest's kernel, its root in memory and the agent, beside what the sandbox may use.
+GUEST_OVERHEAD = 160 * MIB
+_MAX_MEMORY = 1 << 40
+
+
+def size(spec: SandboxSpec, step: int, most_vcpus: int) -> tuple[Limits, int, int]:
+    """The limits with their defaults in, the machine's memory in bytes, a multiple of ``step``, and
+    its virtual CPUs. Raises InvalidInput."""
+    if spec.net not in ("none", "host"):
+        raise InvalidInput(f"unknown network {spec.net!r}", remediation="use none or host")
+    if spec.user not in (None, "sandbox", "root"):
+        raise InvalidInput(f"unknown user {spec.user!r}", remediation="use root or sandbox")
+    limits = with_defaults(spec.limits)
+    memory = (limits.memory or 0) + GUEST_OVERHEAD
+    if memory > _MAX_MEMORY:
+        raise InvalidInput("a machine has at most 1T of memory", remediation="lower --memory")
+    vcpus = max(1, math.ceil(limits.cpus or 1))
+    if vcpus > most_vcpus:
+        raise InvalidInput(f"a machine has at most {most_vcpus} CPUs", remediation="lower --cpus")
+    return limits, -(-memory // step) * step, vcpus
