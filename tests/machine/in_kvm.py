@@ -19,6 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _TESTS = Path("tests")
+# Those plugins alone that these tests need: to import the others takes a minute here.
+_PLUGINS = ("pytest_timeout", "anyio.pytest_plugin", "tests.machine.at_once", "no:cacheprovider")
+_PYTEST = [sys.executable, "-m", "pytest", "-v", *(f"-p{name}" for name in _PLUGINS)]
 _FAILED, _NONE_CHOSEN = 1, 5  # pytest's exit statuses
 _KEPT_SECONDS = 60.0  # of all, for the summary
 _PROGRAMS = Path("/usr/local/bin")  # where agentd and the tests look for Firecracker's
@@ -47,11 +50,13 @@ class Part:
             return
         with tempfile.TemporaryDirectory() as folder:
             report = Path(folder, "report.xml")
-            argv = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider"]
             # The older format names the file of a test.
-            argv += [f"--junitxml={report}", "-o", "junit_family=xunit1", *self.options]
+            report_as = [f"--junitxml={report}", "-o", "junit_family=xunit1", "--tb=short"]
+            argv = [*_PYTEST, *report_as, *self.options, *self.tests]
+            environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
             try:
-                done = subprocess.run([*argv, *self.tests], timeout=deadline - began, check=False)
+                left = deadline - began
+                done = subprocess.run(argv, env=environment, timeout=left, check=False)
                 known = done.returncode in (0, _FAILED, _NONE_CHOSEN)
                 self.trouble = "" if known else f"pytest ended with {done.returncode}"
             except subprocess.TimeoutExpired:
