@@ -1,23 +1,14 @@
-"""The log of a daemon: many threads append, and share an fsync(2).
-
-Whoever comes first leads: it writes its event, and then the first of those that came meanwhile
-leads, with all of them. So one alone pays for no switch of threads, which costs as much as the
-fsync. Where nobody waits for the first event, the thread leads: at once, or where it was submitted
-lazily once it is some milliseconds old, by when it mostly went along with one that is waited for.
-"""
+"""The log of a daemon: many threads append, and share an fsync(2), as of ``model.commit``."""
 
 import contextlib
 import os
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from agentd.audit.alarm import Alarm
 from agentd.audit.chain import Chain, Keep
 from agentd.audit.errors import AuditBusy, AuditError, LogDamaged
 from agentd.audit.lock import Lock
@@ -25,14 +16,11 @@ from agentd.audit.losses import Losses
 from agentd.audit.record import Entry, entry
 from agentd.audit.sinks.feeder import Feeder
 from agentd.model.audit import Event, Kind, Position
+from agentd.model.commit import GroupCommit, Job, Refused
 
 if TYPE_CHECKING:
     from agentd.audit.sinks.port import AuditSink
 
-MAX_WAITING = 8192
-MAX_WAITING_BYTES = 64 << 20
-MAX_BATCH = 512
-MAX_BATCH_BYTES = 1 << 20
 LAZY_SECONDS = 0.005
 _RETRY_SECONDS = 1.0
 CLOSE_SECONDS = 5.0  # for what the sinks have not sent yet
@@ -49,33 +37,6 @@ class Counts(msgspec.Struct, frozen=True):
     lost: int = 0
     retire_failures: int = 0
     unsent: int = 0  # that sinks have dropped
-
-
-class _Job:
-    """Done when it has a ``position`` or an ``error``."""
-
-    __slots__ = (
-        "body", "due", "error", "future", "leads", "may_lead", "position", "ready", "synced",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        body: bytes,
-        future: "Future[Position] | None" = None,
-        *,
-        may_lead: bool = False,
-        synced: bool = True,
-    ) -> None:
-        self.body = body
-        self.synced = synced
-        self.future = future
-        self.due = 0.0  # by time.monotonic, before which the thread leaves it to others
-        self.may_lead = may_lead  # somebody waits for ``ready`` who can write a batch
-        self.leads = False  # and is to write the next one
-        self.ready = threading.Lock()  # let go once: when it is done, or when it leads
-        self.ready.acquire()
-        self.position: Position | None = None
-        self.error: OSError | AuditError | None = None
 
 
 class AuditLog:
@@ -95,14 +56,10 @@ class AuditLog:
     ) -> None:
         self.directory = directory
         self._clock = clock
-        self._queue: deque[_Job] = deque()
-        self._queued_bytes = 0
-        self._guard = threading.Lock()  # of the queue
-        self._led = False  # somebody takes from the queue and writes, or is about to
-        self._thread_leads = False
+        # Its ``due`` is by when what is in the file alone must be on disk, if anything is.
+        self._commits: GroupCommit[bytes, Position]
+        self._commits = GroupCommit("agentd-audit", self._commit, self._end)
         self._stale = False  # what is on the disk must be looked at
-        self._sync_due = 0.0  # by when what is in the file alone must be on disk, if anything is
-        self._alarm = Alarm()  # of the thread
         self._closed = False
         self.damage = ""  # what is wrong with what was written, until it is mended
         self._losses = Losses(clock)
@@ -118,8 +75,7 @@ class AuditLog:
             self._chain.close()
             self._lock.close()
             raise
-        self._thread = threading.Thread(target=self._run, name="agentd-audit", daemon=True)
-        self._thread.start()
+        self._commits.start()
 
     def append(
         self, event: Event | Entry, secrets: Iterable[str] = (), *, synced: bool = True
@@ -130,49 +86,32 @@ class AuditLog:
         ``secrets`` are values that are hidden wherever they appear in ``fields``; an Entry is taken
         as it is. Raises AuditBusy, AuditError: then it is not in the log, and is counted as lost.
         """
-        # Signals' handlers raise in the main thread alone, anywhere: it must not lead, nor wait
-        # with a Future, whose lock would stay locked.
-        may_lead = threading.get_ident() != threading.main_thread().ident
-        job = _Job(self._body(event, secrets), may_lead=may_lead, synced=synced)
-        self._enqueue(job)
-        if not may_lead:
-            self._alarm.ring()
-        if not job.leads:
-            job.ready.acquire()
-        if job.leads:
-            self._lead()
-        if job.position is None:
-            raise _refused(job.error)
-        return job.position
+        body = self._body(event, secrets)
+        self._check()
+        try:
+            return self._commits.do(body, size=len(body), synced=synced)
+        except Refused as why:
+            raise self._not_taken(why) from None
 
     def submit(
         self, event: Event | Entry, secrets: Iterable[str] = (), *, lazily: bool = False
     ) -> "Future[Position]":
         """As ``append``, without waiting; ``lazily``: begun ``LAZY_SECONDS`` later at the latest,
         and before what comes after it, with that it may not be synced. Raises AuditBusy."""
-        future: Future[Position] = Future()
-        job = _Job(self._body(event, secrets), future, synced=not lazily)
-        if lazily:
-            job.due = time.monotonic() + LAZY_SECONDS
-        self._enqueue(job)
-        if not lazily:
-            self._alarm.ring()
-        else:
-            self._alarm.ring_when_due()
-        return future
+        body = self._body(event, secrets)
+        delay = LAZY_SECONDS if lazily else 0.0
+        self._check()
+        try:
+            return self._commits.submit(body, size=len(body), synced=not lazily, lazily=delay)
+        except Refused as why:
+            raise self._not_taken(why) from None
 
     def look(self) -> str:
         """Whether all that was written is still there: what is wrong, or ""."""
-        with self._guard:
-            if self._led or self._closed:  # whoever writes looks, too
-                return self.damage
-            self._led = True
-        try:
-            if self._stale or not self._chain.is_there():
+        with self._commits.alone() as alone:  # whoever writes looks, too
+            if alone and (self._stale or not self._chain.is_there()):
                 with contextlib.suppress(OSError, AuditError):
                     self._write((), synced=True)
-        finally:
-            self._pass_on()
         return self.damage
 
     @property
@@ -199,45 +138,30 @@ class AuditLog:
 
     def close(self) -> None:
         """Write what is queued, give the sinks some seconds for the rest, and let go."""
-        with self._guard:
-            if self._closed:
-                return
+        if self._closed:
+            return
         if self._feeders:  # what waits is for them, too
-            self._settle(CLOSE_SECONDS)
+            self._commits.settle(CLOSE_SECONDS)
         for feeder in self._feeders:  # first: what they have lost is recorded, too
             feeder.close(CLOSE_SECONDS)
-        with self._guard:
-            self._closed = True
-        self._alarm.ring()
-        self._thread.join()
-
-    def _settle(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while (self._queue or self._led) and time.monotonic() < deadline:
-            time.sleep(0.001)
+        self._closed = True
+        self._commits.close()
 
     def _body(self, event: Event | Entry, secrets: Iterable[str]) -> bytes:
         made = event if isinstance(event, Entry) else entry(event, self._clock(), secrets)
         return made.body
 
-    def _enqueue(self, job: _Job) -> None:
+    def _check(self) -> None:
         # Nobody waits for what is lazy: that it cannot be written must be known before it is done.
         if self.damage or not self._chain.may_be_there():
             self._require_whole()
-        with self._guard:
-            if self._closed:
-                raise AuditError("the audit log is closed")
-            waiting, size = len(self._queue), self._queued_bytes
-            if waiting < MAX_WAITING and size < MAX_WAITING_BYTES:
-                self._queue.append(job)
-                self._queued_bytes += len(job.body)
-                if not self._led and job.may_lead:
-                    self._led = True
-                    self._appoint(job)
-                return
+
+    def _not_taken(self, why: Refused) -> AuditError:
+        if not why.waiting:
+            return AuditError("the audit log is closed")
         self._losses.add(1, "too many events waited")
-        raise AuditBusy(
-            f"{waiting} events, {size} bytes, wait for the audit log",
+        return AuditBusy(
+            f"{why.waiting} events, {why.size} bytes, wait for the audit log",
             cause="its disk is too slow, or stands still",
             remediation="try again later",
         )
@@ -250,90 +174,26 @@ class AuditLog:
             self._losses.add(1, damage)
             raise LogDamaged(damage)
 
-    def _lead(self, *, synced: bool = False) -> None:
-        """Write one batch, which one's own event is the first of."""
+    def _end(self) -> None:
+        """The last of the thread."""
         try:
-            self._commit(synced)
-        finally:
-            self._pass_on()
-
-    def _pass_on(self) -> None:
-        with self._guard:
-            if self._queue:
-                self._appoint(self._queue[0])
-            else:
-                self._led = False
-                if self._closed:
-                    self._alarm.ring()
-                elif self._sync_due:
-                    self._alarm.ring_when_due()
-
-    def _appoint(self, job: _Job) -> None:
-        """Whoever waits for the first of the queue leads; under ``_guard``."""
-        if job.may_lead:
-            job.leads = True
-            job.ready.release()
-        else:
-            self._thread_leads = True
-            self._alarm.ring()
-
-    def _run(self) -> None:
-        try:
-            while self._led or self._queue or not self._closed:
-                self._alarm.wait(self._oldest_due)
-                if self._is_threads_turn():
-                    self._lead(synced=True)
             with contextlib.suppress(OSError, AuditError):
                 self._write((), synced=True)  # what was lost
         finally:
             self._chain.close()
             self._lock.close()
 
-    def _oldest_due(self) -> float:
-        with self._guard:
-            dues = [self._queue[0].due] if self._queue else []
-        if self._sync_due:
-            dues.append(self._sync_due)
-        return min(dues, default=0.0)
-
-    def _is_threads_turn(self) -> bool:
-        with self._guard:
-            appointed, self._thread_leads = self._thread_leads, False
-            late = 0 < self._sync_due <= time.monotonic()
-            if not appointed and not self._led and (self._queue or late):
-                self._led = appointed = True
-        return appointed
-
-    def _commit(self, synced: bool) -> None:
-        """One batch of what is queued, by the one that leads."""
-        batch: list[_Job] = []
+    def _commit(self, batch: Sequence[Job[bytes, Position]], is_thread: bool) -> None:
         try:
-            self._take_queued(batch)
-            synced = synced or any(job.synced for job in batch)
-            written = self._write([job.body for job in batch], synced=synced)
+            synced = is_thread or any(job.synced for job in batch)
+            written = self._write([job.work for job in batch], synced=synced)
             for job, position in zip(batch, written, strict=True):
-                job.position = position
+                job.succeed(position)
         except (OSError, AuditError) as error:
             self._fail(batch, error)
-        except Exception as error:  # no memory, say: nobody may wait for ever
+        except Exception as error:  # no memory, say
             self._stale = True
             self._fail(batch, OSError(repr(error)))
-        finally:
-            for job in batch:
-                if job.future is not None:
-                    _settle(job)
-                elif not job.leads:
-                    job.ready.release()
-
-    def _take_queued(self, batch: list[_Job]) -> None:
-        """Into ``batch``, which the caller has even where this is interrupted."""
-        size = 0
-        with self._guard:
-            while self._queue and len(batch) < MAX_BATCH and size < MAX_BATCH_BYTES:
-                job = self._queue.popleft()
-                size += len(job.body)
-                batch.append(job)
-            self._queued_bytes -= size
 
     def _write(self, bodies: Sequence[bytes], *, synced: bool) -> list[Position]:
         """Those, behind a record of what was lost before. Raises OSError, AuditError."""
@@ -355,29 +215,29 @@ class AuditLog:
             self._put_off_sync()
             raise
         if synced:
-            self._sync_due = 0.0
+            self._commits.due = 0.0
         else:
-            self._sync_due = self._sync_due or time.monotonic() + LAZY_SECONDS
+            self._commits.due = self._commits.due or time.monotonic() + LAZY_SECONDS
         self._count(len(written.lines), synced)
         for feeder in self._feeders:
             feeder.offer(written.lines)
         return written.positions[len(own) :]
 
     def _sync(self) -> None:
-        if not self._sync_due:
+        if not self._commits.due:
             return
         try:
             self._chain.sync()
         except BaseException:
             self._put_off_sync()
             raise
-        self._sync_due = 0.0
+        self._commits.due = 0.0
         self._count(0, synced=True)
 
     def _put_off_sync(self) -> None:
         """After a failure: a broken disk is not to be kept busy."""
-        if self._sync_due:
-            self._sync_due = time.monotonic() + _RETRY_SECONDS
+        if self._commits.due:
+            self._commits.due = time.monotonic() + _RETRY_SECONDS
 
     def _reloaded(self) -> list[Event]:
         try:
@@ -388,13 +248,13 @@ class AuditLog:
         self._stale, self.damage = False, ""
         return owed
 
-    def _fail(self, batch: Sequence[_Job], error: OSError | AuditError) -> None:
+    def _fail(self, batch: Sequence[Job[bytes, Position]], error: OSError | AuditError) -> None:
         if batch:
             self._losses.add(len(batch), _reason(error))
         counts = self._counts
         self._counts = msgspec.structs.replace(counts, failures=counts.failures + 1)
         for job in batch:
-            job.error = error
+            job.fail(_refused(error))
 
     def _write_own(self, events: Sequence[Event]) -> None:
         try:
@@ -435,12 +295,12 @@ def make_directory(directory: str) -> None:
         ) from error
 
 
-def _refused(error: OSError | AuditError | None) -> AuditError:
+def _refused(error: OSError | AuditError) -> AuditError:
     if isinstance(error, LogDamaged):
         return LogDamaged(error.message, cause=error.cause, remediation=error.remediation)
     reason = AuditError(
         "the audit log cannot be written",
-        cause=_reason(error) if error else "",
+        cause=_reason(error),
         remediation="free space on its disk, or see dmesg",
     )
     reason.__cause__ = error
@@ -449,13 +309,3 @@ def _refused(error: OSError | AuditError | None) -> AuditError:
 
 def _reason(error: OSError | AuditError) -> str:
     return (isinstance(error, OSError) and error.strerror) or str(error)
-
-
-def _settle(job: _Job) -> None:
-    future = job.future
-    if future is None or not future.set_running_or_notify_cancel():
-        return
-    if job.position is not None:
-        future.set_result(job.position)
-    else:
-        future.set_exception(_refused(job.error))

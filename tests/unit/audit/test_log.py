@@ -6,17 +6,18 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from agentd.audit import log as log_module
 from agentd.audit.chain import Keep
 from agentd.audit.errors import AuditBusy, AuditError, AuditLocked
 from agentd.audit.log import AuditLog
 from agentd.audit.read import records
 from agentd.audit.verify import verify
+from agentd.model import commit
 from agentd.model.audit import Event, Kind, Position
 
 START = Event(kind=Kind.START, principal="uid:1000", request="req-1", fields={"a": "b"})
@@ -119,6 +120,18 @@ def test_what_is_lazy_goes_along_with_what_is_waited_for(
     last = log.submit(START, lazily=True)
     log.close()
     assert last.result(0).seq == 8
+
+
+def test_who_waits_behind_more_than_a_batch_of_lazy_events_gets_its_own_place(
+    directory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentd.audit.log.LAZY_SECONDS", 60.0)
+    log = AuditLog(directory)
+    lazy = [log.submit(START, lazily=True) for _ in range(commit.MAX_BATCH + 9)]
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(log.append, START).result(120).seq == len(lazy) + 2
+    assert [future.result(0).seq for future in lazy] == list(range(2, len(lazy) + 2))
+    log.close()
 
 
 def test_what_is_lazy_is_left_to_others_for_its_own_time(
@@ -230,12 +243,12 @@ def test_too_many_waiting_events_are_refused_and_counted(
     directory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = AuditLog(directory)
-    monkeypatch.setattr(log_module, "MAX_WAITING", 2)
+    monkeypatch.setattr(commit, "MAX_WAITING", 2)
     gate = threading.Event()
     real = log._chain.write
     monkeypatch.setattr(log._chain, "write", lambda *a, **o: (gate.wait(10), real(*a, **o))[1])
     futures = [log.submit(START)]
-    while log._queue:  # the thread has taken the first, and waits for the disk
+    while log._commits._queue:  # the thread has taken the first, and waits for the disk
         gate.wait(0.001)
     futures += [log.submit(START), log.submit(START)]
     with pytest.raises(AuditBusy, match="wait for the audit log"):
@@ -269,6 +282,7 @@ def test_an_error_that_nobody_expected_leaves_nobody_waiting(
 INTERRUPTED = """
 import signal, sys, threading
 from agentd.audit.log import AuditLog
+from agentd.model import commit
 from agentd.model.audit import Event, Kind
 
 START = Event(kind=Kind.START)

@@ -80,13 +80,11 @@ class Store(Reader, Protocol):
     def submit(
         self, work: Callable[[Transaction], T], *, synced: bool = True, urgent: bool = True
     ) -> "Future[T]":
-        """One that is not ``urgent`` is written along with the next write, whoever makes that.
+        """One that is not ``urgent`` is written along with the next write, whoever makes that, and
+        after a second by itself.
 
         Without ``synced`` a loss of power may undo it, the death of the daemon does not; the
         next synced write of any caller makes it lasting too."""
-
-    async def awrite(self, work: Callable[[Transaction], T], *, synced: bool = True) -> T:
-        """A caller that is cancelled does not undo it. ``synced`` as for ``submit``."""
 
     def checkpoint(self) -> None:
         """What was deleted is in no file any more, unless the disk refuses."""

@@ -94,10 +94,6 @@ class SqliteStore:
     ) -> "Future[T]":
         return self._writer.submit(work, synced=synced, urgent=urgent)
 
-    async def awrite(self, work: Callable[[Transaction], T], *, synced: bool = True) -> T:
-        value: T = await self._writer.awrite(work, synced=synced)
-        return value
-
     def counts(self) -> Counts:
         return self._writer.counts
 
