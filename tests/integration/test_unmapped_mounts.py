@@ -122,6 +122,23 @@ def test_copy_on_write_changes_are_seen_and_written_to_the_host(
     assert (folder / "of-another").read_text() == "of another\n"
 
 
+def test_what_its_owner_may_not_write_is_not_applied(folder: Path) -> None:
+    """In a copy all is the sandbox's; on the host another's folder stays as it is."""
+    for path, owner in ((folder, 1000), (folder / "old", 1000), (folder / "sub", 12345)):
+        os.chown(path, owner, owner)
+    words = ["-w", f"{folder}:cow", "--apply", "--", "sh", "-c"]
+    done = _run([], *words, "echo new >> old; echo made > sub/made")
+    assert done.returncode == 125
+    assert "sub/ may not be written here" in done.stderr
+    assert (folder / "old").read_text() == "old\n"
+    assert not (folder / "sub/made").exists()
+    assert _run([], *words, "echo new >> old").returncode == 0
+    assert (folder / "old").read_text() == "old\nnew\n"
+    os.chown(folder, 0, 0)  # who may write everywhere
+    assert _run([], *words, "echo made > sub/made").returncode == 0
+    assert (folder / "sub/made").stat().st_uid == 0
+
+
 def test_a_copy_is_bounded_by_the_disk_and_leaves_all_of_that(folder: Path) -> None:
     (folder / "large").write_bytes(os.urandom(3 << 20))
     done = _run([], "-w", f"{folder}:cow", "--disk", "2M", "--", "true")

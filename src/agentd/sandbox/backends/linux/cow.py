@@ -160,9 +160,9 @@ class _Check:
 
     def _writable(self, folder: int) -> bool:
         """By us, or by whom root writes it for: what that one may not, root does not either."""
-        if self._ids is None:
+        uid, gid = self._ids or (0, 0)
+        if uid == 0:
             return os.access(".", os.W_OK | os.X_OK, dir_fd=folder)
-        uid, gid = self._ids
         found = os.fstat(folder)
         if found.st_uid == uid:
             return True
