@@ -1,5 +1,6 @@
 """A call that lasts, in a thread of its own, and what it has before its end, on the loop."""
 
+import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -21,12 +22,14 @@ class Followed(Generic[T, R]):
         self._call = call
         self._lock = threading.Lock()
         self._wake, self._waker = os.pipe2(os.O_CLOEXEC)
+        self._started = False
         self._value: R | None = None
         self._error: Exception | None = None
 
     def start(self, room: Room) -> None:
-        """Raises Full where the room has no place for it."""
-        room.begin(self._run)
+        """Raises Full where the room has no place for it; else it runs, followed or not."""
+        room.begin(self._run).add_done_callback(self._settled)
+        self._started = True
 
     async def pieces(self, beat: float) -> AsyncIterator[list[T]]:
         """All that it has by then, each time; nothing after ``beat`` idle seconds."""
@@ -49,23 +52,32 @@ class Followed(Generic[T, R]):
     def stop(self) -> None:
         """Nobody follows it any more. Idempotent; of the loop."""
         self._bridge.close()
+        if self._waker >= 0:
+            os.close(self._waker)  # the other end becomes readable
+            self._waker = -1
+        if not self._started:
+            self._close_wake()
+
+    def _settled(self, call: "asyncio.Future[None]") -> None:
+        """It has run, or no thread could be had for it."""
+        error = None if call.cancelled() else call.exception()
+        if isinstance(error, Exception):
+            self._error = error
+            self._bridge.end()
+        self._close_wake()
+
+    def _close_wake(self) -> None:
         with self._lock:
             wake, self._wake = self._wake, -1
-            waker, self._waker = self._waker, -1
-        for fd in (wake, waker):
-            if fd >= 0:
-                os.close(fd)  # with the waker gone, the other end becomes readable
+        if wake >= 0:
+            os.close(wake)
 
     def _run(self) -> None:
         """In the thread."""
-        with self._lock:
-            wake, self._wake = self._wake, -1  # from now on it is this thread's to close
-        if wake < 0:
-            return
         try:
-            self._value = self._call(self._bridge, wake)
+            self._value = self._call(self._bridge, self._wake)
         except Exception as error:
             self._error = error
         finally:
-            os.close(wake)
+            self._close_wake()
             self._bridge.end()

@@ -1,6 +1,7 @@
 """The queue between the loop and a thread: bounded, in order, and told of either side's end."""
 
 import asyncio
+import select
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -154,5 +155,43 @@ def test_a_call_that_finds_no_room_is_refused_before_it_begins() -> None:
         go.set()
         await first
         room.close()
+
+    on_a_loop(work)
+
+
+def test_a_call_that_was_taken_runs_though_nobody_follows_it_any_more() -> None:
+    """It is told so at once; what it writes down has a beginning and an end."""
+
+    async def work() -> None:
+        room, ran = Room("x", 4), threading.Event()
+
+        def call(bridge: Bridge[int], wake: int) -> None:
+            assert select.select([wake], [], [], 60)[0]
+            with pytest.raises(Gone):
+                bridge.give(1, 1)
+            ran.set()
+
+        followed = Followed(MOST, call)
+        followed.start(room)
+        followed.stop()  # often before its thread has begun
+        assert await asyncio.to_thread(ran.wait, 60)
+        room.close()
+
+    on_a_loop(work)
+
+
+def test_a_call_that_no_thread_can_be_had_for_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def work() -> None:
+        followed = Followed(MOST, lambda bridge, wake: None)
+        monkeypatch.setattr(threading.Thread, "start", full)
+        with pytest.raises(Full):
+            followed.start(Room("x", 4))
+            await followed.first()
+        monkeypatch.undo()
+        followed.stop()
+        assert followed._wake == followed._waker == -1
 
     on_a_loop(work)
