@@ -252,11 +252,24 @@ def test_one_wall_lists_its_changes_and_is_kept_behind_a_daemon(
 def test_a_wall_says_itself_whether_it_takes_images(install: Callable[[str, str], None]) -> None:
     install("both", BOTH)
     install("air", AIR.format(level="MICROVM"))
+    told = {
+        "both": (True, ["changes", "fork", "snapshot"]),
+        "air": (False, []),
+        "linux": (False, ["changes"]),
+        "qemu": (True, ["fork", "pause", "snapshot"]),
+    }
     for name, code in (("both", 0), ("air", 125), ("linux", 125)):
         ran = agentd("run", "--backend", name, "--image", "slim", "--", "true")
         assert ran.returncode == code, ran
         assert (f"backend {name} boots no image, and slim was" in ran.stderr) is (code == 125)
+    found = json.loads(agentd("doctor", "--json").stdout)["backends"]
     with running() as daemon:
+        for listed in (found, daemon.ask("GET", "/v1/backends").json):
+            assert told == {
+                one["name"]: (one["images"], one["abilities"])
+                for one in listed
+                if one["name"] in told
+            }
         asked = {"backend": "both", "image": "slim"}
         assert daemon.ask("POST", "/v1/sandboxes", asked).status == 201
         refused = daemon.ask("POST", "/v1/sandboxes", {**asked, "backend": "air"})

@@ -33,6 +33,8 @@ class Finding:
     level: str
     requirements: tuple[str, ...]
     availability: Availability
+    images: bool = False
+    abilities: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,14 @@ def _examine(name: str) -> Finding:
         blocker = Blocker(str(error.message), error.remediation)
         return Finding(name, "unknown", (), Availability(False, (blocker,)))
     try:
-        return Finding(name, backend.level.label, backend.requirements(), _probe(backend))
+        return Finding(
+            name,
+            backend.level.label,
+            backend.requirements(),
+            _probe(backend),
+            backends.images(name),
+            tuple(sorted(backends.abilities(name))),
+        )
     except Exception as error:
         blocker = backends.broken("examined", error)
         return Finding(name, backend.level.label, (), Availability(False, (blocker,)))

@@ -320,6 +320,8 @@ class BackendView(msgspec.Struct, frozen=True):
     usable: bool
     blockers: tuple[dict[str, str], ...]
     notes: tuple[str, ...]
+    images: bool = False
+    abilities: tuple[str, ...] = ()
 
 
 class ErrorView(msgspec.Struct, frozen=True):

@@ -67,6 +67,8 @@ def as_dict(found: "Checkup", via: str | None = None) -> dict[str, Any]:
             "blockers": finding.availability.blockers,
             "notes": finding.availability.notes,
             "requirements": finding.requirements,
+            "images": finding.images,
+            "abilities": finding.abilities,
         }
         for finding in found.findings
     ]

@@ -351,6 +351,8 @@ class DaemonService(Files):
                 usable=found.availability.usable,
                 blockers=tuple({"what": b.what, "fix": b.fix} for b in found.availability.blockers),
                 notes=found.availability.notes,
+                images=found.images,
+                abilities=found.abilities,
             )
             for found in doctor.findings()
         ]
