@@ -19,7 +19,7 @@ from agentd.sandbox.abilities import CHANGES, PAUSE, SNAPSHOT
 from agentd.sandbox.handle import SandboxHandle
 from agentd.sandbox.manager import Manager, connect
 from agentd.sandbox.supervisor import client, remote, wire
-from agentd.sandbox.supervisor.held import Held
+from agentd.sandbox.supervisor.held import WallRecord
 
 WAIT = 120.0
 
@@ -294,7 +294,7 @@ def test_a_supervisor_of_an_older_version_is_understood() -> None:
     thread = threading.Thread(target=answer)
     thread.start()
     link = client.Link(ours, lambda *_: None)
-    held = Held(
+    held = WallRecord(
         id="wall-1",
         spec=SandboxSpec(),
         backend="toy",

@@ -75,9 +75,8 @@ def _unavailable(
     weaker: Backend | None,
     least: IsolationLevel,
 ) -> Unavailable:
-    """Of virtual machines in one word where none was asked for: they want much that nobody misses.
-
-    ``weaker`` is a wall below the level asked for that would do here."""
+    """Says why no wall will do, and what helps. Where no virtual machine was asked for, what these
+    lack is one line. ``weaker`` is a wall below the level asked for that would do here."""
     if spec.backend is not None:
         wanted = f"backend {spec.backend} is not usable here"
     else:

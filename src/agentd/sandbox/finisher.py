@@ -1,4 +1,4 @@
-"""Frees what ended sandboxes held, behind the back of whoever ended them."""
+"""Frees what ended sandboxes held, after their callers have been answered."""
 
 import os
 import threading
@@ -7,7 +7,7 @@ from queue import SimpleQueue
 
 from agentd.sandbox import guard
 
-MAX_WAITING = 64  # more are freed by whoever ends them
+MAX_WAITING = 64  # beyond it the caller frees at once
 
 
 class Finisher:
@@ -47,7 +47,7 @@ class Finisher:
             try:
                 call()
             except OSError:
-                pass  # whoever is next removes what could not be
+                pass  # the next sandbox or process removes what is left
             except Exception as error:  # those that follow are freed all the same
                 guard.tell(error)
             with self._lock:

@@ -1,8 +1,4 @@
-"""Makes sandboxes and ends them: the one place where the lifecycle's instructions become I/O.
-
-A pool would answer ``create`` before a backend is asked, a lease would send DESTROY, and a journal
-would write down each step of ``_feed``; they join here.
-"""
+"""Makes sandboxes and ends them: the one place where the lifecycle's instructions become I/O."""
 
 import os
 import threading
@@ -69,7 +65,7 @@ class Manager:
         self._owner = os.getpid()
 
     def backend(self, name: str) -> Backend:
-        """The shared one. Raises InvalidInput for a name nobody has."""
+        """Returns the shared backend of that name. Raises InvalidInput for an unknown one."""
         with self._lock:
             if name not in self._backends:
                 self._backends[name] = self._load(name)
@@ -273,7 +269,7 @@ class Manager:
             handle._guest = self._connect(handle.wall)
             return Event.GUEST_READY
         if instruction is Do.DISCONNECT:
-            # An agent that is ending need not be told that nobody is there any more.
+            # The kill begins first: an agent that ends need not notice its connections close.
             early = ENDS_EARLY.of(handle._wall)
             if early is not None:
                 early.begin_kill()

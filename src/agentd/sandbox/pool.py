@@ -20,14 +20,13 @@ from agentd.sandbox.handle import SandboxHandle
 
 _CHECK_SECONDS = 1.0  # between looks at what stands ready: each is a question to its wall
 _LOOK_SECONDS = 0.1  # between looks at whether a shelf is short
-# After a failure the next try waits, so that a broken machine is not kept busy by it.
+# The wait after a failure, so that a broken machine is not kept busy with tries.
 _RETRY_SECONDS = 5.0
-# A shelf that runs low grows; one that nobody asked for so long shrinks to ``least`` again.
+# A shelf grows when it runs low, and shrinks to ``least`` after so long without a claim.
 _QUIET_SECONDS = 30.0
-# To fill up at once would take the processor from whoever has just claimed one, and runs a command
-# in it: it waits for a pause of so long. A shelf that is low (three quarters are gone) waits for
-# those alone who found none: they make one themselves, and on a machine that is busy with that this
-# is the faster.
+# Filling waits until no claim has come for so long, or it would compete with the command that the
+# last claimer runs. A shelf with a quarter left or less waits only after a miss: then the caller
+# builds its own sandbox, and filling would compete with that.
 _CALM_SECONDS = 0.025
 _LOW = 4
 _WARM = ExecRequest(("true",))
@@ -196,7 +195,7 @@ class _Shelf:
         self.target = wanted.least
         # Never: the clock begins at the machine's boot, which may have been a moment ago.
         self.asked = float("-inf")
-        self.missed = float("-inf")  # when there was none, and whoever asked has to make one
+        self.missed = float("-inf")  # when a claim found none, and its caller had to make one
         self.retry_at = 0.0
 
     def short(self) -> bool:
@@ -216,7 +215,7 @@ class _Shelf:
 
 
 def _is_spare(shelf: _Shelf, one: _Ready) -> bool:
-    """Too old, dead, or more than there shall be."""
+    """Those too old, dead, or above the number wanted."""
     if time.monotonic() - one.made > shelf.wanted.ttl or not one.handle.wall.alive():
         return True
     return len(shelf.ready) > max(shelf.target, shelf.wanted.least) and one is shelf.ready[0]

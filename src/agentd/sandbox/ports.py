@@ -77,7 +77,7 @@ class TellsEnd(Protocol):
     """A wall that can end by itself, and say how."""
 
     def ending(self) -> Cause | None:
-        """Once it has ended, also after ``kill``; None where nobody knows. Its message has the end
+        """How it ended, also after ``kill``; None where that is unknown. Its message has the end
         of what it printed."""
 
 

@@ -33,7 +33,7 @@ from agentd.sandbox.lifecycle import State
 from agentd.sandbox.pool import Pool
 from agentd.sandbox.supervisor import remote
 from agentd.sandbox.supervisor.client import Link
-from agentd.sandbox.supervisor.held import Held
+from agentd.sandbox.supervisor.held import WallRecord
 
 if TYPE_CHECKING:
     from agentd.sandbox.snapshots import Snapshot
@@ -315,7 +315,7 @@ class Sandboxes:
             reaped += 1
         return adopted, reaped
 
-    def _take_over(self, record: SandboxRecord, held: Held) -> None:
+    def _take_over(self, record: SandboxRecord, held: WallRecord) -> None:
         backend = self._pipeline.manager.backend(record.backend)
         wall = remote.wall_of(self._link, held)
         spec = msgspec.structs.replace(record.spec, env=record.spec.env or held.spec.env)
@@ -449,7 +449,7 @@ def _agents(seconds: float) -> int:
     return int((seconds + 2 * _GRACE_SECONDS) * 1000)
 
 
-def _left(record: SandboxRecord, held: Held) -> float | None:
+def _left(record: SandboxRecord, held: WallRecord) -> float | None:
     """Seconds that a lease goes on. The supervisor has counted them, whoever set the clock since;
     what it tells is by the clock of now."""
     if record.deadline is None:

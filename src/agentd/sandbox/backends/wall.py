@@ -47,7 +47,7 @@ class ProcessWall:
         self._before_end = before_end
         self._on_end = on_end
         self._lock = threading.Lock()
-        self._struck = False  # the first process has SIGKILL
+        self._first_killed = False  # the first process was sent SIGKILL
         self._empty = False  # no process is left
         self._gone = False  # and that was seen
         self._ended = False  # and nothing else
@@ -120,14 +120,14 @@ class NamespaceWall(ProcessWall):
             if not self._empty:
                 with contextlib.suppress(OSError):  # ``kill`` says so
                     self._first.kill()
-                    self._struck = True
+                    self._first_killed = True
         finally:
             self._lock.release()
 
     def end(self) -> None:
         """The first half of ``kill``: nothing runs in it any more, and it holds what it held."""
         self.begin_kill()
-        if not (self._struck and only_agent_left(self._group)):
+        if not (self._first_killed and only_agent_left(self._group)):
             self._empty_it()
 
     def first_process(self) -> int | None:

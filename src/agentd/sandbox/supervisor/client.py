@@ -60,7 +60,7 @@ class Link:
             self.lost.set()
             sock.close()
             raise SandboxError(
-                "nobody can read what the supervisor says", cause=str(error)
+                "no thread can be started to read what the supervisor says", cause=str(error)
             ) from error
 
     def ask(self, op: str, seconds: float = ANSWER_SECONDS, **fields: object) -> Any:
@@ -122,7 +122,7 @@ class Link:
                 self._take(*wire.receive(sock))
         except (EOFError, OSError, ValueError):
             pass
-        finally:  # whatever it was that ended us: nobody shall wait for an answer
+        finally:  # whatever ended it: no caller may wait for an answer any longer
             with self._lock:
                 self.lost.set()
                 waiting, self._waiting = list(self._waiting.values()), {}
@@ -247,7 +247,7 @@ _KEPT = (
 def _start(path: str) -> None:
     """In a session of its own, with nothing of our environment but what finds its files.
 
-    What we start forks and ends at once, so that the supervisor is nobody's child to reap.
+    The process that is started forks and ends at once, so that we need not reap the supervisor.
     """
     environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
     argv = [sys.executable, "-m", "agentd.sandbox.supervisor.main", path]

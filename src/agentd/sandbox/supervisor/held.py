@@ -1,4 +1,4 @@
-"""What the supervisor knows of one sandbox."""
+"""What the supervisor holds of one sandbox, and how it describes it to a daemon."""
 
 import threading
 import time
@@ -11,8 +11,8 @@ from agentd.sandbox import abilities
 from agentd.sandbox.ports import Wall
 
 
-class Held(msgspec.Struct, frozen=True):
-    """As the daemon sees it: enough to go on with it after a restart."""
+class WallRecord(msgspec.Struct, frozen=True):
+    """Describes a wall to a daemon, which can go on with it by this after a restart."""
 
     id: str
     spec: SandboxSpec
@@ -27,7 +27,7 @@ class Held(msgspec.Struct, frozen=True):
     paused: bool = False
 
 
-class Entry:
+class HeldWall:
     """One sandbox with its wall. ``deadline`` is of CLOCK_BOOTTIME: suspend counts, clock steps
     do not."""
 
@@ -40,10 +40,10 @@ class Entry:
         self.paused = False
         self.lock = threading.Lock()
 
-    def describe(self) -> Held:
+    def describe(self) -> WallRecord:
         snapshots = abilities.SNAPSHOT.of(self.wall)
         deadline = None if self.deadline is None else time.time() + self.deadline - boottime()
-        return Held(
+        return WallRecord(
             id=self.id,
             spec=self.spec,
             backend=self.backend,

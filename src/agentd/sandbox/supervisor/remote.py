@@ -22,14 +22,14 @@ from agentd.sandbox.abilities import FORK, Method, methods
 from agentd.sandbox.backends.wall import only_agent_left
 from agentd.sandbox.supervisor import wire
 from agentd.sandbox.supervisor.client import Asked, Link
-from agentd.sandbox.supervisor.held import Held
+from agentd.sandbox.supervisor.held import WallRecord
 
 if TYPE_CHECKING:
     from agentd.model.enforcement import Enforcement
     from agentd.model.isolation import IsolationLevel
     from agentd.sandbox.ports import Plan
 
-# A wall whose daemon died before it wrote down that it has it.
+# The lease of a new wall: it ends should the daemon die before it has recorded the wall.
 _UNCLAIMED_SECONDS = 60.0
 _END_SECONDS = 30.0
 _NO_ENV: Mapping[str, str] = {}
@@ -40,7 +40,7 @@ class RemotePlan(msgspec.Struct, frozen=True):
 
 
 class RemoteBackend:
-    """One of the supervisor's backends. A wall that nobody renews ends after a minute."""
+    """A backend of the supervisor. Its walls end after a minute unless their lease is renewed."""
 
     def __init__(self, link: Link, name: str) -> None:
         self._link = link
@@ -88,31 +88,31 @@ class RemoteBackend:
         fields |= {"backend": self.name, "id": id_, "spec": spec, "lease": _UNCLAIMED_SECONDS}
         answer, fds = self._link.ask_fds(op, **fields)
         process = _process_of(fds)
-        return RemoteWall(self._link, typed.convert(answer, Held), process)
+        return RemoteWall(self._link, typed.convert(answer, WallRecord), process)
 
 
 class RemoteWall:
-    """A wall in the supervisor, with the methods of each ability that the wall there has. Its
-    counters are read here, from the group's own files.
+    """A wall in the supervisor. It has the methods of each ability that the wall there has.
 
-    Where it ends with its first process it is struck from here, and its end is seen from here: two
-    hops to the supervisor and back take longer. The supervisor frees what it held.
+    Its counters are read from the group's own files. Where a pidfd of its first process came along,
+    the wall is killed and awaited by that: to ask the supervisor takes two hops more. The
+    supervisor then frees what the wall held.
     """
 
-    def __init__(self, link: Link, held: Held, process: Pidfd | None = None) -> None:
+    def __init__(self, link: Link, record: WallRecord, process: Pidfd | None = None) -> None:
         self._link = link
-        self.id = held.id
-        self.enforcement: Enforcement = held.enforcement
-        self.workspace = held.workspace
-        self.passes_descriptors = held.passes_descriptors
+        self.id = record.id
+        self.enforcement: Enforcement = record.enforcement
+        self.workspace = record.workspace
+        self.passes_descriptors = record.passes_descriptors
         self._lock = threading.Lock()
         self._begun = False
-        self._struck = False
+        self._first_killed = False
         self._killed: Asked | None = None  # a second question would be answered at once
         self._process = process
-        self._group = None if held.counted is None else cgroup.reopen(held.counted)
-        self.fidelity = held.fidelity
-        for method in methods(held.can):
+        self._group = None if record.counted is None else cgroup.reopen(record.counted)
+        self.fidelity = record.fidelity
+        for method in methods(record.can):
             setattr(self, method.name, partial(self._perform, method))
 
     def _perform(self, method: Method, *arguments: object) -> Any:
@@ -161,20 +161,20 @@ class RemoteWall:
             if self._begun:
                 return
             self._begun = True
-            self._strike()
+            self._kill_first()
             with contextlib.suppress(AgentdError):
                 if self._process is None:
                     self._killed = self._link.begin("kill", id=self.id)
                 else:
-                    self._link.tell("kill", id=self.id)  # its end is seen without
+                    self._link.tell("kill", id=self.id)  # the pidfd tells when it has ended
 
     def end_if_idle(self) -> bool:
         """``end`` where no command's process is left, so that it takes no time; else False. Never
         blocks."""
         if self._process is None or not only_agent_left(self._group):
             return False
-        self._strike()
-        return self._struck and only_agent_left(self._group)
+        self._kill_first()
+        return self._first_killed and only_agent_left(self._group)
 
     def first_process(self) -> int | None:
         try:
@@ -184,21 +184,21 @@ class RemoteWall:
 
     def end(self) -> None:
         self.begin_kill()
-        if not (self._struck and only_agent_left(self._group)):
+        if not (self._first_killed and only_agent_left(self._group)):
             self._await_end()
 
     def kill(self) -> None:
-        """Whatever it cannot be told, the supervisor's own lease ends."""
+        """End it; where the supervisor cannot be told, the lease there ends it."""
         self.begin_kill()
         self._await_end()
         if self._process is not None:
             self._process.close()
 
-    def _strike(self) -> None:
+    def _kill_first(self) -> None:
         if self._process is not None:
-            with contextlib.suppress(OSError):  # the supervisor strikes, too
+            with contextlib.suppress(OSError):  # the supervisor kills it, too
                 self._process.kill()
-                self._struck = True
+                self._first_killed = True
 
     def _await_end(self) -> None:
         if self._process is not None:
@@ -226,13 +226,13 @@ class RemoteWall:
             return otherwise
 
 
-def wall_of(link: Link, held: Held) -> RemoteWall:
-    """One that is there already."""
+def wall_of(link: Link, record: WallRecord) -> RemoteWall:
+    """The wall that the supervisor describes by ``record``."""
     try:
-        _, fds = link.ask_fds("process", id=held.id)
+        _, fds = link.ask_fds("process", id=record.id)
     except AgentdError:  # it has ended just now
         fds = []
-    return RemoteWall(link, held, _process_of(fds))
+    return RemoteWall(link, record, _process_of(fds))
 
 
 def _process_of(fds: list[int]) -> Pidfd | None:
@@ -244,12 +244,12 @@ def loader(link: Link) -> Callable[[str], RemoteBackend]:
     return lambda name: RemoteBackend(link, name)
 
 
-def held(link: Link) -> list[Held]:
+def held(link: Link) -> list[WallRecord]:
     """Every sandbox of the supervisor: what a daemon that was restarted can go on with."""
-    found: list[Held] = []
+    found: list[WallRecord] = []
     after, more = "", True
     while more:
         page = link.ask("list", after=after)
-        found += typed.convert(page["sandboxes"], list[Held])
+        found += typed.convert(page["sandboxes"], list[WallRecord])
         after, more = page["after"], page["more"]
     return found

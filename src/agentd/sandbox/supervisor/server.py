@@ -21,7 +21,7 @@ from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.child import unsent
 from agentd.sandbox.ports import Backend, Wall
 from agentd.sandbox.supervisor import wire
-from agentd.sandbox.supervisor.held import Entry, boottime
+from agentd.sandbox.supervisor.held import HeldWall, boottime
 from agentd.sandbox.supervisor.wire import Message
 
 _WORKERS = 32
@@ -43,7 +43,7 @@ class Supervisor:
         self._load = load
         self._lock = threading.Lock()
         self._backends: dict[str, Backend] = {}
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, HeldWall] = {}
         self._endings: dict[str, Cause | None] = {}  # of walls that ended by themselves
         self._daemon: socket.socket | None = None
         self._sending = threading.Lock()
@@ -107,7 +107,7 @@ class Supervisor:
                 if self._entries or self._daemon is not None:
                     self.idle_since = boottime()
 
-    def _look_at(self, entry: Entry) -> None:
+    def _look_at(self, entry: HeldWall) -> None:
         if entry.deadline is not None and boottime() >= entry.deadline:
             self._end(entry, "lease_expired")
         elif not entry.wall.alive():
@@ -158,8 +158,8 @@ class Supervisor:
             try:
                 wire.send(daemon, message, fds)
             except Exception as error:
-                # Of a daemon that died that is for nobody, and the next one asks again. One that
-                # lives shall not wait for what could not be passed on.
+                # A daemon that lives must not wait for an answer that could not be sent. Where it
+                # has died, the next daemon asks again.
                 told = unsent("daemon", error) if isinstance(error, OSError) else error
                 with contextlib.suppress(OSError):
                     wire.send(daemon, {"n": message.get("n"), "error": wire.encode_error(told)})
@@ -201,7 +201,7 @@ class Supervisor:
             wall = restores.restore(plan, str(folder))
         else:
             raise incapable(name, abilities.FORK, "restore")
-        entry = Entry(id_, spec, name, wall)
+        entry = HeldWall(id_, spec, name, wall)
         entry.deadline = _after(message.get("lease"))
         with self._lock:
             taken = id_ in self._entries or self.closing.is_set()
@@ -234,7 +234,7 @@ class Supervisor:
                 entry.wall.kill()
             raise
 
-    def _kill(self, daemon: socket.socket, message: Message, entry: Entry | None) -> None:
+    def _kill(self, daemon: socket.socket, message: Message, entry: HeldWall | None) -> None:
         """Answered once nothing runs in it any more, before what it held is freed."""
 
         def end(_: Message) -> Answer:
@@ -280,7 +280,7 @@ class Supervisor:
         self.closing.set()
         return True, []
 
-    def _entry(self, message: Message) -> Entry:
+    def _entry(self, message: Message) -> HeldWall:
         with self._lock:
             entry = self._entries.get(str(message.get("id")))
         if entry is None:
@@ -289,7 +289,7 @@ class Supervisor:
             )
         return entry
 
-    def _all(self) -> list[Entry]:
+    def _all(self) -> list[HeldWall]:
         with self._lock:
             return list(self._entries.values())
 
@@ -299,7 +299,7 @@ class Supervisor:
                 self._backends[name] = self._load(name)
             return self._backends[name]
 
-    def _end(self, entry: Entry, reason: str, why: str = "") -> None:
+    def _end(self, entry: HeldWall, reason: str, why: str = "") -> None:
         with self._lock:
             if self._entries.pop(entry.id, None) is None:
                 return
@@ -318,7 +318,7 @@ class Supervisor:
                 return self._endings.get(id_)
         return _told(entry.wall)
 
-    def _keep_ending(self, entry: Entry) -> None:
+    def _keep_ending(self, entry: HeldWall) -> None:
         """For whoever asks late: a command's follower looks at its stream first."""
         told = _told(entry.wall)
         if told is None:
