@@ -116,11 +116,6 @@ def reply_pieces(
     yield b'","error":%s}\n' % text.encode("utf-8", "replace")
 
 
-def encode_reply(exit_code: int, stdout: bytes, stderr: bytes, error: str | None) -> bytes:
-    """A whole reply: compact JSON in the recorded field order, with its newline."""
-    return b"".join(reply_pieces(exit_code, stdout, stderr, error))
-
-
 class LineBuffer:
     """Bytes in, lines out. A line over ``limit`` comes out as None, once, and its rest is dropped.
 

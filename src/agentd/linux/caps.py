@@ -72,21 +72,3 @@ def last_capability() -> int:
                 return number - 1
             raise
     return _CAP_LIMIT - 1
-
-
-def effective() -> int:
-    """The calling thread's effective capabilities, as a mask by capability number."""
-    return _status_mask("CapEff:")
-
-
-def bounding() -> int:
-    """The calling thread's bounding set, as a mask by capability number."""
-    return _status_mask("CapBnd:")
-
-
-def _status_mask(field: str) -> int:
-    with open("/proc/thread-self/status", encoding="ascii", errors="replace") as status:
-        for line in status:
-            if line.startswith(field):
-                return int(line.split()[1], 16)
-    raise OSError(errno.ENOENT, f"/proc/thread-self/status has no field {field}")

@@ -1,6 +1,7 @@
 """The thin port: every kernel call that Python lacks, one method each, errors as OSError.
 
-``tests`` use RecordingKernel in its place. Numbers are in ``agentd.linux.abi``.
+``tests/recording.py`` has one that only writes down each call. Numbers are in
+``agentd.linux.abi``.
 """
 
 import ctypes

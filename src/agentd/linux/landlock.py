@@ -40,7 +40,7 @@ _SCOPES: tuple[tuple[str, int, int], ...] = (
     ("abstract_unix_socket", 1 << 0, 6),
     ("signal", 1 << 1, 6),
 )
-_BIT = {name: bit for name, bit, _ in (*_FS, *_NET)}
+_BIT = {name: bit for name, bit, _ in _FS}
 
 ALL = (1 << 16) - 1
 EXEC = _BIT["execute"]
@@ -54,8 +54,6 @@ _NON_DIRECTORY = EXEC | _BIT["write_file"] | _BIT["read_file"] | _BIT["truncate"
 
 # struct landlock_path_beneath_attr is packed: 12 bytes.
 _PATH_RULE = struct.Struct("=Qi")
-_PORT_RULE = struct.Struct("=QQ")
-_MAX_PORT = 65535
 # Absent, off at boot, or hidden by the seccomp filter of an older container runtime.
 UNAVAILABLE = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
 
@@ -166,14 +164,6 @@ class Ruleset:
         finally:
             os.close(fd)
 
-    def allow_tcp_connect(self, port: int) -> None:
-        """Allow connecting to ``port`` of any address; nothing to do where TCP is not handled."""
-        self._allow_port(port, _BIT["connect_tcp"])
-
-    def allow_tcp_bind(self, port: int) -> None:
-        """Allow binding to ``port``; 0 allows the kernel's pick of an ephemeral one."""
-        self._allow_port(port, _BIT["bind_tcp"])
-
     def restrict(self) -> Handled:
         """Bind the calling thread and its future children, for ever.
 
@@ -203,16 +193,10 @@ class Ruleset:
     def _allow_fd(self, fd: int, access: int) -> None:
         if not stat.S_ISDIR(os.fstat(fd).st_mode):
             access &= _NON_DIRECTORY
-        self._add(abi.LANDLOCK_RULE_PATH_BENEATH, access & self._fs, fd, _PATH_RULE)
-
-    def _allow_port(self, port: int, access: int) -> None:
-        if not 0 <= port <= _MAX_PORT:
-            raise ValueError(f"port {port} is not between 0 and {_MAX_PORT}")
-        self._add(abi.LANDLOCK_RULE_NET_PORT, access & self._net, port, _PORT_RULE)
-
-    def _add(self, kind: int, access: int, subject: int, layout: struct.Struct) -> None:
+        access &= self._fs
         if access:  # the kernel answers ENOMSG to a rule that allows nothing
-            rule = layout.pack(access, subject)
+            rule = _PATH_RULE.pack(access, fd)
+            kind = abi.LANDLOCK_RULE_PATH_BENEATH
             self._kernel.syscall(abi.SYS.landlock_add_rule, self.fd, kind, rule, 0)
 
 

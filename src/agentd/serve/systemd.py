@@ -17,10 +17,6 @@ class Notifier:
         for name in ("WATCHDOG_USEC", "WATCHDOG_PID"):
             environ.pop(name, None)
 
-    @property
-    def listened_to(self) -> bool:
-        return bool(self._address)
-
     def ready(self, status: str) -> None:
         self._send("READY=1", f"MAINPID={os.getpid()}", f"STATUS={_line(status)}")
 

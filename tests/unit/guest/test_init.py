@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.recording import RecordingKernel
 
 from agentd.guest import init
-from agentd.linux.recording import RecordingKernel
 
 # Run as PID 1 in new namespaces. devtmpfs is one for the whole machine: a tmpfs stands in for it.
 # So are the options of cgroup2: they stay as they are.
@@ -94,7 +94,7 @@ def test_as_the_first_agent_it_says_and_mounts_what_that_did() -> None:
     program = """
 import os
 from agentd.guest import init
-from agentd.linux.recording import RecordingKernel
+from tests.recording import RecordingKernel
 os.environ.pop("PATH", None)
 init.become_the_first()
 kernel = RecordingKernel()
@@ -104,7 +104,9 @@ init.boot(kernel)
 print([args[4] for name, args in kernel.calls if name == "mount" and args[1] == b"/run"])
 print(os.environ.get("PATH"))
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    root = Path(__file__).parents[3]  # for ``tests``
+    argv = [sys.executable, "-c", program]
+    done = subprocess.run(argv, capture_output=True, check=True, cwd=root)
     assert done.stdout == b"[b'mode=1777']\nNone\n"
     assert done.stderr.splitlines()[:2] == [
         b"fc-guest-agent: Starting...",

@@ -141,13 +141,13 @@ def test_blank_is_unicode_white_space_only() -> None:
 
 
 def test_a_reply_is_compact_and_in_order() -> None:
-    assert v1.encode_reply(0, b"hi\n", b"", None) == (
+    assert b"".join(v1.reply_pieces(0, b"hi\n", b"", None)) == (
         b'{"exit_code":0,"stdout":"aGkK","stderr":"","error":null}\n'
     )
 
 
 def test_an_error_is_written_as_serde_writes_it() -> None:
-    reply = v1.encode_reply(-1, b"", b"", 'é"\\\n\x01\x7f/')
+    reply = b"".join(v1.reply_pieces(-1, b"", b"", 'é"\\\n\x01\x7f/'))
     assert reply.endswith('"error":"é\\"\\\\\\n\\u0001\x7f/"}\n'.encode())
 
 

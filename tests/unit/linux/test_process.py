@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.recording import RecordingKernel
 
 from agentd.linux import abi, process
-from agentd.linux.recording import RecordingKernel
 
 SOURCES = {"PYTHONPATH": str(Path(process.__file__).parents[2])}
 

@@ -1,9 +1,11 @@
 """Sinks over HTTP: JSON lines, and OTLP logs (https://opentelemetry.io/docs/specs/otlp)."""
 
+import base64
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 
@@ -11,9 +13,11 @@ from agentd.audit.record import decode
 from agentd.audit.sinks.port import Unsent
 
 if TYPE_CHECKING:
-    import httpx
+    import httpcore
 
 _SECONDS = 10.0
+_SAFE = ":/?#[]@!$&'()*+,;=%"  # RFC 3986, 2.2, and what is quoted already
+_WAITS = ("connect", "read", "write", "pool")
 _MAX_ANSWER = 64 << 10
 _AGAIN = (408, 429)
 _INFO = 9  # SeverityNumber
@@ -27,26 +31,36 @@ class HttpSink:
     def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
         self._url = url
         self._headers = {**(headers or {}), "content-type": self.content_type}
-        self._client: httpx.Client | None = None
+        self._pool: httpcore.ConnectionPool | None = None
 
     def send(self, lines: Sequence[bytes]) -> int:
-        import httpx
+        import httpcore
 
-        if self._client is None:
-            # The environment's proxies and .netrc are not what the daemon was configured with.
-            self._client = httpx.Client(timeout=_SECONDS, trust_env=False)
+        if self._pool is None:
+            self._pool = httpcore.ConnectionPool()
         try:
-            with self._client.stream(
-                "POST", self._url, content=self.body(lines), headers=self._headers
+            url, credentials = _target(self._url)
+            with self._pool.stream(
+                "POST",
+                url,
+                headers=[*{**credentials, **self._headers}.items()],
+                content=self.body(lines),
+                extensions={"timeout": dict.fromkeys(_WAITS, _SECONDS)},
             ) as answer:
                 return self._judge(answer, len(lines))
-        except httpx.HTTPError as error:
+        except (
+            httpcore.NetworkError,
+            httpcore.ProtocolError,
+            httpcore.TimeoutException,
+            httpcore.UnsupportedProtocol,
+            ValueError,  # an address that is none
+        ) as error:
             raise Unsent(str(error) or type(error).__name__) from error
 
     def close(self) -> None:
-        if self._client is not None:
-            self._client.close()
-        self._client = None
+        if self._pool is not None:
+            self._pool.close()
+        self._pool = None
 
     def body(self, lines: Sequence[bytes]) -> bytes:
         return b"".join(lines)
@@ -55,13 +69,13 @@ class HttpSink:
         """How many of a batch that was taken were not."""
         return 0
 
-    def _judge(self, answer: "httpx.Response", count: int) -> int:
-        if answer.status_code in _AGAIN or answer.status_code >= 500:
-            raise Unsent(f"status {answer.status_code}")
-        if not answer.is_success:
+    def _judge(self, answer: "httpcore.Response", count: int) -> int:
+        if answer.status in _AGAIN or answer.status >= 500:
+            raise Unsent(f"status {answer.status}")
+        if not 200 <= answer.status < 300:
             return count
         body = b""
-        for piece in answer.iter_bytes():
+        for piece in answer.iter_stream():
             body += piece
             if len(body) > _MAX_ANSWER:
                 return 0
@@ -94,6 +108,19 @@ class OtlpSink(HttpSink):
             return max(0, int((found.get("partialSuccess") or {}).get("rejectedLogRecords", 0)))
         except (ValueError, TypeError, AttributeError):
             return 0
+
+
+def _target(url: str) -> tuple[str, dict[str, str]]:
+    """The address in ASCII, and its user and password as the header that carries them."""
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    plain = parts._replace(netloc=host.encode("idna").decode())
+    found = quote(plain.geturl(), safe=_SAFE)
+    if not at:
+        return found, {}
+    name, _, password = user.partition(":")
+    basic = base64.b64encode(f"{unquote(name)}:{unquote(password)}".encode()).decode()
+    return found, {"authorization": f"Basic {basic}"}
 
 
 def _log_record(line: bytes) -> dict[str, Any]:

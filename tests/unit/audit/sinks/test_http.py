@@ -61,6 +61,26 @@ def test_a_batch_is_one_post_of_json_lines(server: Server) -> None:
     assert headers["content-type"] == "application/x-ndjson"
 
 
+def test_user_and_password_of_the_address_go_as_a_header(server: Server) -> None:
+    server.answers = [(204, b"")]
+    sink = HttpSink(server.url.replace("//", "//me:s%3Ae%40@") + "/in")
+    assert sink.send([LINE]) == 0
+    sink.close()
+    (path, headers, _) = server.requests[0]
+    assert path == "/in" and headers["authorization"] == "Basic bWU6czplQA=="
+    assert "@" not in headers["host"]
+
+
+@pytest.mark.parametrize(
+    "url", ["http://a b/", "nothing", "ftp://127.0.0.1/", "http://\xe4..invalid/"]
+)
+def test_an_address_that_is_none_is_unsent(url: str) -> None:
+    sink = HttpSink(url)
+    with pytest.raises(Unsent):
+        sink.send([LINE])
+    sink.close()
+
+
 @pytest.mark.parametrize("status", [408, 429, 500, 503])
 def test_what_may_pass_is_tried_again(server: Server, status: int) -> None:
     server.answers = [(status, b"")]

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.recording import Answer, RecordingKernel
 
 from agentd.guest.zygote import box
 from agentd.linux import abi, seccomp
-from agentd.linux.recording import Answer, RecordingKernel
 
 STEPS = [
     "user_namespace",

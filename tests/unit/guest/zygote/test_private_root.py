@@ -5,10 +5,10 @@ import os
 from pathlib import Path
 
 import pytest
+from tests.recording import RecordingKernel
 
 from agentd.guest.zygote import root
 from agentd.linux import abi
-from agentd.linux.recording import RecordingKernel
 
 
 def test_files_folders_and_links_are_copied(tmp_path: Path) -> None:

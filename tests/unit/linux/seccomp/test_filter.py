@@ -7,9 +7,9 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.recording import RecordingKernel
 
 from agentd.linux import abi
-from agentd.linux.recording import RecordingKernel
 from agentd.linux.seccomp import PROFILES, build, digest, filter, install
 from agentd.linux.seccomp.rule import Rule
 from agentd.linux.seccomp.tables import MACHINES, numbers

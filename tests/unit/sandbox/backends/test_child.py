@@ -5,10 +5,10 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from tests.recording import RecordingKernel
 
 from agentd.guest.zygote import messages
 from agentd.linux import seccomp
-from agentd.linux.recording import RecordingKernel
 from agentd.model.errors import SandboxError
 from agentd.sandbox.backends import child
 
