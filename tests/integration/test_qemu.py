@@ -290,6 +290,10 @@ def test_a_guest_gets_no_further_than_the_directory(make: Make, project: Path) -
     box = make(mounts=(Mount(str(project), "/data", MountMode.RW),), user="root")
     box.sh("! cat /data/out && ! cat /data/../secret")
     box.sh(f"ln -s {project.parent}/secret /data/link && ! cat /data/link")
+    # Nor does it hand out the owner of the directory to everyone on the host.
+    box.sh("! chmod 4755 /data/file && ! chmod 2755 /data/file && chmod 755 /data/file")
+    box.sh("cp /data/file /data/new; ! chmod u+s /data/new; cat /data/new")
+    assert not any(path.lstat().st_mode & 0o6000 for path in project.iterdir())
 
 
 @with_mounts

@@ -127,6 +127,7 @@ class Keeper:
         self._control = control
         self._cloner = cloner
         self._filter = filter_
+        self._share = seccomp.build("share")
         self._vms: dict[int, _Vm] = {}
         self._orphans: deque[tuple[float, _Vm]] = deque()  # when to end a monitor, the next first
         self._selector = selectors.DefaultSelector()
@@ -227,6 +228,7 @@ class Keeper:
         if vm.output is None or len(vm.helpers) >= _MAX_HELPERS:
             return {"error": "the machine has ended, or has too many helpers"}, []
         cell = children.program_cell(request, fds)
+        cell.filter = self._share  # what it forbids itself comes on top
         child = children.start_program(self._cloner, cell, request, fds, vm.output.fileno())
         vm.helpers.add(child.pid)
         return self._watched(vm, child)
