@@ -317,7 +317,8 @@ _SANDBOX = (
 #: What a guest asks of a folder of the host's is done by a server of files, which needs the rest.
 _SHARE = tuple(rule for rule in _SANDBOX if rule.group == "set-id bits")
 
-#: sandbox: behind namespaces of its own. share: virtiofsd's, for a virtual machine. process: shares the host's pid and ipc namespaces.
+#: sandbox: behind namespaces of its own. share: virtiofsd's, for a virtual machine.
+#: process: shares the host's pid and ipc namespaces.
 #: process-same-uid: and runs as a user that owns host files.
 PROFILES: dict[str, tuple[Rule, ...]] = {
     "sandbox": _SANDBOX,
