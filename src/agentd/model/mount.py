@@ -75,14 +75,14 @@ def is_reserved(target: str) -> bool:
     return any(target == r or (r != "/" and target.startswith(r + "/")) for r in _RESERVED)
 
 
-def unmountable(mount: Mount, why: str) -> InvalidInput:
+def unmountable(mount: Mount, why: str, check: str = "the path") -> InvalidInput:
     """Of a source that cannot be opened. What is behind its last colon may have been a mode."""
     _, colon, mode = mount.source.rpartition(":")
     meant = f"; {mode!r} is no mode: use ro, rw or cow" if colon and "/" not in mode else ""
     return InvalidInput(
         f"cannot mount {mount.source}",
         cause=why,
-        remediation=f"check the path and that you may read it{meant}",
+        remediation=f"check {check}, and that you may read it{meant}",
     )
 
 

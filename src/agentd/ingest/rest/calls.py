@@ -105,6 +105,7 @@ OPERATIONS = (
         stream=_stream,
         body=CallBody,
         answer=EVENTS,
+        keyless="leave it out, or call by POST /v1/call, which takes a key and follows nothing",
     ),
     Operation(
         method="GET",

@@ -70,6 +70,7 @@ OPERATIONS = (
         query=(_PATH, _RECURSIVE),
         status=204,
         waits=True,
+        once=True,
     ),
     Operation(
         method="GET",
@@ -100,6 +101,7 @@ OPERATIONS = (
         body=MkdirBody,
         status=204,
         waits=True,
+        once=True,
     ),
     Operation(
         method="POST",
@@ -110,6 +112,7 @@ OPERATIONS = (
         body=MoveBody,
         status=204,
         waits=True,
+        once=True,
     ),
     Operation(
         method="GET",
@@ -142,5 +145,6 @@ OPERATIONS = (
         ),
         body=TAR,
         status=204,
+        once=True,
     ),
 )

@@ -22,6 +22,8 @@ OPERATIONS = (
         body=KeyBody,
         answer=KeyView,
         status=201,
+        keyless="leave it out: a secret is not kept, so no repeat can have it; revoke the key that "
+        "nobody got",
     ),
     Operation(
         method="GET",

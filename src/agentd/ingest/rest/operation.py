@@ -23,7 +23,7 @@ from agentd.ingest.web.errors import UnsupportedMediaType
 from agentd.ingest.web.threads import Room
 from agentd.model import typed
 from agentd.model.answer import Answer
-from agentd.model.api import Repeat
+from agentd.model.api import MkdirBody, MoveBody, Repeat
 from agentd.model.capability import CallFailed
 from agentd.model.errors import AgentdError, InvalidInput, Refused
 from agentd.model.principal import Principal
@@ -67,6 +67,9 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     waits: bool = False  # for something inside a sandbox
     control: bool = False  # looks at one, ends it or what is in it: always has room
     once: bool = False  # takes an Idempotency-Key
+    # To do it twice is not to do it once, and it takes no key: what to do instead. Where neither
+    # is said it may be repeated, and a key makes no difference.
+    keyless: str = ""
     lasting: bool = True  # what it does outlives a loss of power, or may
     # What may be done without a thread, and is then answered without a body; what it returns is
     # done behind the answer. Where it returns None, ``call`` is made.
@@ -76,6 +79,10 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     async def handle(self, exchange: Exchange) -> None:
         query = parse(exchange.scope["query_string"], self.query)
         check_encoding(exchange)
+        if self.keyless and exchange.header(b"idempotency-key") is not None:
+            raise InvalidInput(
+                f"{self.method} {self.path} takes no Idempotency-Key", remediation=self.keyless
+            )
         if self.stream is not None:
             await self.stream(exchange, query)
             return
@@ -121,9 +128,10 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         request, work = fingerprint(exchange, raw), recordable(call)
 
         def authorise(approved: frozenset[str] | None) -> None:
-            body = decode(exchange, self.body, raw)
-            repeat = Repeat(body, exchange.path.get("id", ""), raw=raw)
-            service.readmit(who, repeat, approved)
+            body = None if self.body is None else decode(exchange, self.body, raw)
+            id_ = exchange.path.get("id", "")
+            for repeat in _repeats(body, id_, query, raw):
+                service.readmit(who, repeat, approved)
 
         return await service.once(
             who, key, request, work, carry, lasting=self.lasting, authorise=authorise
@@ -232,3 +240,14 @@ def recordable(call: Callable[[], Answer]) -> Callable[[], Answer]:
             return error_answer(error)
 
     return answering
+
+
+def _repeats(body: Any, id_: str, query: dict[str, Any], raw: bytes) -> list[Repeat]:
+    """What has to be allowed anew: a file's place, or two, or what the body asks for."""
+    if isinstance(body, MoveBody):
+        return [Repeat(None, id_, body.path), Repeat(None, id_, body.to)]
+    if isinstance(body, MkdirBody):
+        return [Repeat(None, id_, body.path)]
+    if body is None and "path" in query:
+        return [Repeat(None, id_, query["path"])]
+    return [Repeat(body, id_, raw=raw)]

@@ -104,6 +104,7 @@ OPERATIONS = (
         query=(Parameter("eof", bool, False, help="whether nothing follows"),),
         body="application/octet-stream",
         status=204,
+        keyless="leave it out; send all of stdin with exec, which takes a key",
     ),
     Operation(
         method="POST",
@@ -114,6 +115,7 @@ OPERATIONS = (
         body=SignalBody,
         status=204,
         control=True,
+        keyless="leave it out; the process tells whether it has ended",
     ),
     Operation(
         method="POST",

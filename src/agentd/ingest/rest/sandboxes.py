@@ -123,6 +123,7 @@ OPERATIONS = (
         answer=SnapshotView,
         status=201,
         waits=True,
+        keyless="leave it out; GET /v1/snapshots tells whether it was made",
     ),
     Operation(
         method="POST",
@@ -134,6 +135,7 @@ OPERATIONS = (
         answer=list[SandboxView],
         status=201,
         waits=True,
+        keyless="leave it out; GET /v1/sandboxes tells whether they were made",
     ),
     Operation(
         method="GET",

@@ -25,16 +25,22 @@ async def put_file(exchange: Exchange, query: dict[str, Any]) -> None:
         options = {"mode": query["mode"], "parents": query["parents"]}
         return answer({"size": service.write_file(who, id_, query["path"], data, **options)})
 
+    await _put(exchange, who, query["path"], write)
+
+
+async def _put(
+    exchange: Exchange, who: Principal, path: str, write: Callable[[Iterable[bytes]], Answer]
+) -> None:
+    service, repeat = exchange.door.service, Repeat(None, exchange.path["id"], path)
     key = exchange.header(b"idempotency-key")
     if key is None:
         await exchange.answer(await _upload(exchange, write))
-    else:
-        repeat = Repeat(None, id_, query["path"])
+        return
 
-        def authorise(approved: frozenset[str] | None) -> None:
-            service.readmit(who, repeat, approved)
+    def authorise(approved: frozenset[str] | None) -> None:
+        service.readmit(who, repeat, approved)
 
-        await exchange.answer(as_sent(await _put_once(exchange, who, key, write, authorise)))
+    await exchange.answer(as_sent(await _put_once(exchange, who, key, write, authorise)))
 
 
 async def _put_once(
@@ -77,7 +83,7 @@ async def put_tar(exchange: Exchange, query: dict[str, Any]) -> None:
         service.write_tar(who, id_, query["path"], data, **options)
         return Answer(204)
 
-    await exchange.answer(await _upload(exchange, write))
+    await _put(exchange, who, query["path"], write)
 
 
 async def _upload(exchange: Exchange, write: Callable[[Iterable[bytes]], Answer]) -> Answer:

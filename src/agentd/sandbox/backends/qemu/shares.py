@@ -64,7 +64,7 @@ def open_share(mount: Mount, index: int, lent_to: int | None) -> Share:
         finally:
             os.close(fd)
     except OSError as error:
-        raise unmountable(mount, error.strerror or str(error)) from error
+        raise unmountable(mount, error.strerror or str(error), "that it is a directory") from error
 
 
 def _open(source: str) -> int:
