@@ -9,7 +9,7 @@ from typing import Any
 from agentd.guest import wire
 from agentd.model.errors import BackendLost, GuestError
 from agentd.transport.channel import Frame, encode_request
-from agentd.transport.connection import Connection, ready
+from agentd.transport.connection import V2Connection, ready
 
 _PIECE = 64 << 10
 
@@ -21,7 +21,7 @@ class Woken(Exception):
 class Call:
     """Blocking use of one connection. ``timeout`` is the seconds without any sign of the agent."""
 
-    def __init__(self, connection: Connection, timeout: float) -> None:
+    def __init__(self, connection: V2Connection, timeout: float) -> None:
         self.connection = connection
         self.channel = connection.open_channel()
         self.ended = False

@@ -47,7 +47,7 @@ class Stream(Protocol):
 Reopen = Callable[[], Stream]
 
 
-class Connection:
+class V2Connection:
     """Owns the socket. Descriptors are sent, and never received: the kernel discards what a guest
     attaches, because recv gives no room for it (unix(7), SCM_RIGHTS)."""
 
@@ -185,7 +185,7 @@ class Connection:
         if again is None:
             raise error
         fresh = again()
-        if not isinstance(fresh, Connection) or fresh._instance != self._instance:
+        if not isinstance(fresh, V2Connection) or fresh._instance != self._instance:
             fresh.close()
             raise error
         # Under the number that those who wait for it know.

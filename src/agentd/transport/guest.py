@@ -18,12 +18,12 @@ from agentd.model.limits import DEFAULTS
 from agentd.model.spec import ExecLimits, ExecRequest
 from agentd.transport.call import Call
 from agentd.transport.channel import encode_request
-from agentd.transport.connection import Connection
+from agentd.transport.connection import V2Connection
 from agentd.transport.core import Command
 from agentd.transport.events import Error, Process, decode, decode_any, failure, processes
 from agentd.transport.files import Files
 from agentd.transport.pipes import Pipes
-from agentd.transport.pool import Pool
+from agentd.transport.pool import Connections
 from agentd.transport.running import Running, SpawnFailed, StdinNotStreamed
 from agentd.transport.stream import StreamCommand
 from agentd.transport.tunnel import Tunnel
@@ -49,7 +49,7 @@ class Guest:
         answer_timeout: float = ANSWER_TIMEOUT,
     ) -> None:
         # An agent on this kernel is agentd's own, and speaks v2 whatever its version.
-        self._pool = Pool(open_stream, handshake_timeout, known=passes_descriptors)
+        self._pool = Connections(open_stream, handshake_timeout, known=passes_descriptors)
         self._passes = passes_descriptors
         self._answer_timeout = answer_timeout
         # A v1 agent was left with a command that nobody can end.
@@ -189,19 +189,19 @@ class Guest:
         """Close the idle connections; what is in use closes when it ends."""
         self._pool.close()
 
-    def _take(self, request: ExecRequest) -> Connection | V1Connection:
+    def _take(self, request: ExecRequest) -> V2Connection | V1Connection:
         if not request.argv:
             raise InvalidInput("the command is empty")
         return self._connect()
 
-    def _v2(self, what: str, *, urgent: bool = False) -> Connection:
+    def _v2(self, what: str, *, urgent: bool = False) -> V2Connection:
         connection = self._connect(urgent=urgent)
         if isinstance(connection, V1Connection):
             self._pool.give_back(connection)
             raise refuse(what)
         return connection
 
-    def _connect(self, *, urgent: bool = False) -> Connection | V1Connection:
+    def _connect(self, *, urgent: bool = False) -> V2Connection | V1Connection:
         try:
             connection = self._pool.take(urgent=urgent)
         except GuestError as error:
@@ -261,7 +261,7 @@ class Guest:
         )
 
     def _start(
-        self, connection: Connection, request: ExecRequest, *, feeds: bool, capture: bool
+        self, connection: V2Connection, request: ExecRequest, *, feeds: bool, capture: bool
     ) -> StreamCommand:
         pipes = None
         try:

@@ -6,12 +6,12 @@ import time
 
 from agentd.guest import wire
 from agentd.model.errors import BackendLost, GuestError
-from agentd.transport.connection import Connection, ready
+from agentd.transport.connection import V2Connection, ready
 from agentd.transport.greeting import Greeting
 from agentd.transport.v1 import V1Connection
 
 
-def greet(stream: socket.socket, timeout: float) -> Connection | V1Connection:
+def greet(stream: socket.socket, timeout: float) -> V2Connection | V1Connection:
     """Agree on a protocol within ``timeout`` seconds; owns ``stream`` and closes it on failure.
 
     Raises BackendLost when the stream ends and GuestError for anything else than a greeting.
@@ -22,7 +22,7 @@ def greet(stream: socket.socket, timeout: float) -> Connection | V1Connection:
         _send(stream, deadline)
         greeting = _read(stream, deadline)
         if greeting.protocol() == 2:
-            return Connection(stream, greeting.rest, instance=greeting.instance)
+            return V2Connection(stream, greeting.rest, instance=greeting.instance)
         return V1Connection(stream)
     except OSError as error:
         stream.close()

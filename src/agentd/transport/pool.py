@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable
 
 from agentd.model.errors import BackendLost, Full
-from agentd.transport.connection import Connection
+from agentd.transport.connection import V2Connection
 from agentd.transport.handshake import greet
 from agentd.transport.v1 import V1Connection
 
@@ -17,7 +17,7 @@ MAX_USED = 120
 _RESERVE = 6
 
 
-class Pool:
+class Connections:
     """Thread-safe. The latest one used comes first: its caches are warm."""
 
     def __init__(
@@ -34,16 +34,16 @@ class Pool:
         self._max_idle = max_idle
         self._known = known
         self._lock = threading.Lock()
-        self._idle: list[Connection | V1Connection] = []
+        self._idle: list[V2Connection | V1Connection] = []
         # Their users close them; whoever is let go of counts no more. With each its generation.
-        self._used: weakref.WeakKeyDictionary[Connection | V1Connection, int] = (
+        self._used: weakref.WeakKeyDictionary[V2Connection | V1Connection, int] = (
             weakref.WeakKeyDictionary()
         )
         self._generation = 0
         self._opening = 0
         self._closed = False
 
-    def take(self, *, urgent: bool = False) -> Connection | V1Connection:
+    def take(self, *, urgent: bool = False) -> V2Connection | V1Connection:
         """An idle connection that still is one, or a new one. Raises Full where too many are in
         use, BackendLost, GuestError. There are more for what is ``urgent``."""
         generation = self._enter(MAX_USED + (_RESERVE if urgent else 0))
@@ -80,24 +80,24 @@ class Pool:
             self._opening += 1
             return self._generation
 
-    def _found(self) -> Connection | V1Connection:
+    def _found(self) -> V2Connection | V1Connection:
         while True:
             with self._lock:
                 if self._closed:
                     raise BackendLost("the sandbox was closed")
                 connection = self._idle.pop() if self._idle else None
             if connection is None and self._known:
-                return Connection(self._open_stream(), greets=True)
+                return V2Connection(self._open_stream(), greets=True)
             if connection is None:
                 return greet(self._open_stream(), self._timeout)
             if connection.idle():
-                if isinstance(connection, Connection) and not self._known:
+                if isinstance(connection, V2Connection) and not self._known:
                     connection.reuse(lambda: greet(self._open_stream(), self._timeout))
                 return connection
             connection.close()
 
-    def give_back(self, connection: Connection | V1Connection) -> None:
-        if isinstance(connection, Connection):
+    def give_back(self, connection: V2Connection | V1Connection) -> None:
+        if isinstance(connection, V2Connection):
             connection.settle()
         with self._lock:
             generation = self._used.pop(connection, -1)

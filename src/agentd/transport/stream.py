@@ -14,7 +14,7 @@ from agentd.model.drive import Stepped
 from agentd.model.errors import AgentdError, BackendLost, GuestError, InvalidInput
 from agentd.model.result import Exit
 from agentd.transport.channel import encode_request
-from agentd.transport.connection import Connection, milliseconds
+from agentd.transport.connection import V2Connection, milliseconds
 from agentd.transport.core import Chunk, Command, Missing
 from agentd.transport.events import limit_exit
 from agentd.transport.pipes import Feed, Late, Pipes
@@ -47,10 +47,10 @@ class StreamCommand(Stepped):
 
     def __init__(
         self,
-        connection: Connection,
+        connection: V2Connection,
         command: Command,
         pipes: Pipes | None,
-        give_back: Callable[[Connection], None],
+        give_back: Callable[[V2Connection], None],
         *,
         answer_by: float,
         stdin: bool = False,
@@ -59,7 +59,7 @@ class StreamCommand(Stepped):
     ) -> None:
         self.stdout = bytearray()
         self.stderr = bytearray()
-        self._connection: Connection | None = connection
+        self._connection: V2Connection | None = connection
         self._command = command
         self._pipes = pipes
         self._give_back = give_back
@@ -311,7 +311,7 @@ class StreamCommand(Stepped):
         self._command.truncated = self._command.truncated or late.cut()
         return True
 
-    def _finish(self, connection: Connection, end: Exit) -> None:
+    def _finish(self, connection: V2Connection, end: Exit) -> None:
         if self._overflowed:
             cause = limit_exit(CauseCode.OUTPUT_LIMIT, self._command.request).cause
             end = Exit(end.exit_code, end.signal, cause, end.usage)
