@@ -50,15 +50,16 @@ class Method(NamedTuple):
 
 
 class Ability(msgspec.Struct, Generic[P], frozen=True):
-    """``P`` is the Protocol with the methods."""
+    """``P`` is the Protocol with the methods, and the attributes that it has besides."""
 
     name: str
     methods: tuple[Method, ...]
+    attributes: tuple[str, ...] = ()
 
     def of(self, owner: object) -> P | None:
         """``owner``, where it has this ability."""
-        able = all(hasattr(owner, method.name) for method in self.methods)
-        return cast("P", owner) if able else None
+        wanted = (*self.attributes, *(method.name for method in self.methods))
+        return cast("P", owner) if all(hasattr(owner, name) for name in wanted) else None
 
 
 # --- of walls, also of those behind a supervisor; the names are on its wire ---
@@ -66,7 +67,9 @@ class Ability(msgspec.Struct, Generic[P], frozen=True):
 PAUSE: Ability[Pausable] = Ability(
     "pause", (Method("pause", paused=True), Method("resume", paused=False))
 )
-SNAPSHOT: Ability[Snapshotable] = Ability("snapshot", (Method("snapshot", Folder),))
+SNAPSHOT: Ability[Snapshotable] = Ability(
+    "snapshot", (Method("snapshot", Folder),), attributes=("fidelity",)
+)
 CHANGES: Ability[CopyOnWrite] = Ability(
     "changes",
     (Method("changes", result=tuple[str, ...], in_file=True), Method("apply")),
