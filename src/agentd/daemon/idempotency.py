@@ -32,8 +32,9 @@ import msgspec
 from agentd.daemon.keyed import NEW, Bounds, Keyed
 from agentd.daemon.seal import Seal
 from agentd.daemon.store.errors import StoreError
-from agentd.daemon.store.port import Store, Transaction
 from agentd.daemon.store.records import IdempotencyRecord
+from agentd.daemon.store.sqlite import SqliteStore
+from agentd.daemon.store.view import Transaction
 from agentd.model import context
 from agentd.model.answer import Answer
 from agentd.model.api import Authorise, Carry, Work
@@ -98,7 +99,7 @@ class Idempotency:
 
     def __init__(
         self,
-        store: Store,
+        store: SqliteStore,
         seal: Seal,
         bounds: Bounds | None = None,
         *,

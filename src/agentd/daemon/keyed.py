@@ -10,8 +10,9 @@ from typing import Any
 import msgspec
 
 from agentd.daemon.store.errors import StoreError
-from agentd.daemon.store.port import Amount, Store, Transaction
 from agentd.daemon.store.records import IdempotencyRecord
+from agentd.daemon.store.sqlite import SqliteStore
+from agentd.daemon.store.view import Amount, Transaction
 from agentd.model.answer import Answer
 
 NEW = "new"  # claimed just now; never stored
@@ -31,7 +32,7 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Keyed:
-    def __init__(self, store: Store, bounds: Bounds, clock: Callable[[], float]) -> None:
+    def __init__(self, store: SqliteStore, bounds: Bounds, clock: Callable[[], float]) -> None:
         self._store = store
         self.bounds = bounds
         self._clock = clock

@@ -20,8 +20,9 @@ import msgspec
 
 from agentd.daemon.config import schema
 from agentd.daemon.store.errors import StoreError
-from agentd.daemon.store.port import MAX_PAGE, Store, Transaction
 from agentd.daemon.store.records import ApprovalRecord
+from agentd.daemon.store.sqlite import SqliteStore
+from agentd.daemon.store.view import MAX_PAGE, Transaction
 from agentd.model.api import ApprovalView
 from agentd.model.canonical import canonical
 from agentd.model.errors import Conflict, Forbidden, Full, InvalidInput, NotFound, QuotaExceeded
@@ -53,7 +54,7 @@ class Approvals:
 
     def __init__(
         self,
-        store: Store,
+        store: SqliteStore,
         config: Callable[[], schema.Approvals] = schema.Approvals,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -319,7 +320,7 @@ def _keep(t: Transaction, record: ApprovalRecord) -> None:
     t.put(record)
 
 
-def _pending(store: Store) -> list[str]:
+def _pending(store: SqliteStore) -> list[str]:
     found: list[str] = []
     while page := store.find(
         ApprovalRecord, after=(found[-1],) if found else (), state=PENDING, limit=MAX_PAGE

@@ -20,8 +20,8 @@ from agentd.daemon.service.command import ENDED, RUNNING, Command
 from agentd.daemon.service.live import Live
 from agentd.daemon.service.past import Past
 from agentd.daemon.service.quotas import Ledger
-from agentd.daemon.store.port import Store
 from agentd.daemon.store.records import ProcessRecord
+from agentd.daemon.store.sqlite import SqliteStore
 from agentd.model import context, options
 from agentd.model.api import ExecBody, ProcessView, ResultView
 from agentd.model.errors import AgentdError, Full, InvalidInput, NotFound
@@ -43,7 +43,7 @@ class Commands:
 
     def __init__(
         self,
-        store: Store,
+        store: SqliteStore,
         pipeline: Pipeline,
         journals: Journals,
         ledger: Ledger,

@@ -7,8 +7,8 @@ import msgspec
 
 from agentd.auth.keys import KeyRecord, KeyService, KeyStore
 from agentd.daemon.config.schema import Config
-from agentd.daemon.store.port import Store
 from agentd.daemon.store.records import ApiKeyRecord
+from agentd.daemon.store.sqlite import SqliteStore
 
 # Ended keys are told of for so long, in seconds.
 _KEPT = 90 * 86400.0
@@ -22,7 +22,7 @@ def key_service(config: Config, store: KeyStore) -> KeyService:
 class StoredKeys:
     """Durable when ``add`` and ``revoke`` return; thread-safe."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: SqliteStore) -> None:
         self._store = store
         self._lock = threading.Lock()
         self._keys = {record.id: _from_row(record) for record in _all(store)}
@@ -76,7 +76,7 @@ def _ended(record: KeyRecord, now: float) -> float:
     return now - min(ends) if ends else -1.0
 
 
-def _all(store: Store) -> list[ApiKeyRecord]:
+def _all(store: SqliteStore) -> list[ApiKeyRecord]:
     found: list[ApiKeyRecord] = []
     while page := store.find(ApiKeyRecord, after=(found[-1].id,) if found else ()):
         found += page

@@ -23,8 +23,9 @@ import msgspec
 
 from agentd.auth.signing import RequestStale
 from agentd.daemon.store.errors import StoreError
-from agentd.daemon.store.port import Store, Transaction
 from agentd.daemon.store.records import NonceRecord, ReplayMarkRecord
+from agentd.daemon.store.sqlite import SqliteStore
+from agentd.daemon.store.view import Transaction
 from agentd.model.errors import Full
 
 MAX_OF_ONE = 200_000  # nonces of one key, so that none fills the store
@@ -38,7 +39,7 @@ _MAX_COUNTED = 10_000
 class StoredNonces:
     """Thread-safe. ``now`` is the wall clock's, for a store that is new."""
 
-    def __init__(self, store: Store, now: float, boot: str | None = None) -> None:
+    def __init__(self, store: SqliteStore, now: float, boot: str | None = None) -> None:
         self._store = store
         self._boot = boot or _boot_id()
         self._lock = threading.Lock()

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 from agentd.daemon.config.schema import Config
 from agentd.daemon.service.keystore import StoredKeys
-from agentd.daemon.store.port import Store
 from agentd.daemon.store.records import ProcessRecord, SandboxRecord
+from agentd.daemon.store.sqlite import SqliteStore
 from agentd.sandbox.journal.journals import Journals
 
 _AT_ONCE = 500  # rows in one transaction: others wait for it
@@ -21,7 +21,7 @@ class Retention:
     def __init__(
         self,
         config: Callable[[], Config],
-        store: Store,
+        store: SqliteStore,
         journals: Journals,
         keys: StoredKeys,
         clock: Callable[[], float] = time.time,

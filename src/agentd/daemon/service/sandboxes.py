@@ -18,8 +18,8 @@ from agentd.daemon.pipeline import Pipeline
 from agentd.daemon.service import bodies
 from agentd.daemon.service.live import Live
 from agentd.daemon.service.quotas import Ledger
-from agentd.daemon.store.port import Store
 from agentd.daemon.store.records import SandboxRecord
+from agentd.daemon.store.sqlite import SqliteStore
 from agentd.model import context
 from agentd.model.api import SandboxPage, SandboxView
 from agentd.model.errors import AgentdError, BackendLost, Full, InvalidInput, NotFound
@@ -53,7 +53,7 @@ class Sandboxes:
     def __init__(
         self,
         config: Callable[[], Config],
-        store: Store,
+        store: SqliteStore,
         link: Link,
         pipeline: Pipeline,
         pool: Pool,

@@ -12,9 +12,8 @@ from typing import TypeVar
 from agentd.daemon.store.errors import StoreError
 from agentd.daemon.store.lock import OwnerLock
 from agentd.daemon.store.migrations import migrate
-from agentd.daemon.store.port import MAX_PAGE, Amount, Transaction, Value
 from agentd.daemon.store.records import Record
-from agentd.daemon.store.view import View
+from agentd.daemon.store.view import MAX_PAGE, Amount, Transaction, Value, View
 from agentd.daemon.store.writer import Counts, Writer, failed
 
 R = TypeVar("R", bound=Record)
@@ -33,7 +32,15 @@ _READER = ("PRAGMA query_only = ON",)
 
 
 class SqliteStore:
-    """``folder`` is made if need be, mode 0700. Raises StoreLocked, StoreError."""
+    """Reads from any thread, and writes that are on disk when done. Thread-safe.
+
+    ``folder`` is made if need be, mode 0700. Raises StoreLocked, StoreError. Each read may raise
+    StoreError; what the reads return is told at ``View``.
+
+    A write is a function that gets a Transaction. It runs alone, in whichever thread commits it, so
+    it must be short and wait for nothing. What it raises undoes it and reaches the caller. When its
+    value is there, it is on disk. Raises StoreBusy, and StoreError when the disk refuses.
+    """
 
     def __init__(self, folder: str) -> None:
         self.folder = os.path.abspath(folder)
@@ -86,23 +93,31 @@ class SqliteStore:
             return view.heaviest(kind, column, weight)
 
     def write(self, work: Callable[[Transaction], T], *, synced: bool = True) -> T:
+        """Blocks until it is on disk; ``synced`` as for ``submit``."""
         value: T = self._writer.write(work, synced=synced)
         return value
 
     def submit(
         self, work: Callable[[Transaction], T], *, synced: bool = True, urgent: bool = True
     ) -> "Future[T]":
+        """One that is not ``urgent`` is written along with the next write, whoever makes that, and
+        after a second by itself.
+
+        Without ``synced`` a loss of power may undo it, the death of the daemon does not; the
+        next synced write of any caller makes it lasting too."""
         return self._writer.submit(work, synced=synced, urgent=urgent)
 
     def counts(self) -> Counts:
         return self._writer.counts
 
     def checkpoint(self) -> None:
+        """Leaves what was deleted in no file, unless the disk refuses."""
         with contextlib.suppress(sqlite3.Error):  # the next one does it
             connection = _connect(self._path, ("PRAGMA wal_checkpoint(TRUNCATE)",))
             connection.close()
 
     def close(self) -> None:
+        """After the writes that wait; idempotent."""
         with self._guard:
             self._closed = True
             idle, self._idle = self._idle, []

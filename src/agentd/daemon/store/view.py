@@ -3,13 +3,19 @@
 import math
 import sqlite3
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from agentd.daemon.store import tables
-from agentd.daemon.store.port import MAX_PAGE, Amount, Value
 from agentd.daemon.store.records import Record
 
 R = TypeVar("R", bound=Record)
+Value = str | int | float | bytes | None
+MAX_PAGE = 1000
+
+
+class Amount(NamedTuple):
+    rows: int
+    total: int
 
 
 class View:
@@ -30,6 +36,10 @@ class View:
         labels: Mapping[str, str] | None = None,
         **equal: Value,
     ) -> list[R]:
+        """A page in the order of the keys, from behind the key ``after``, ``MAX_PAGE`` at most.
+
+        ``equal`` names columns; ``labels`` must all be among the record's.
+        """
         table = tables.of(kind)
         wanted = [f"{table.column(column)} IS ?" for column in equal]
         values: list[Value] = list(equal.values())
@@ -47,6 +57,7 @@ class View:
         return [table.record(row) for row in rows]
 
     def measure(self, kind: type[Record], column: str, **equal: Value) -> Amount:
+        """How many rows there are, and the sum of one of their columns."""
         table = tables.of(kind)
         where = " AND ".join(f"{table.column(name)} IS ?" for name in equal) or "1"
         total = f"COALESCE(SUM({table.column(column)}), 0)"
@@ -56,6 +67,8 @@ class View:
     def least(
         self, kind: type[R], column: str, limit: int, *, positive: str = "", **equal: Value
     ) -> list[R]:
+        """Rows with the least values of a column, without those that are infinite; ``positive`` is
+        another column, which must be."""
         table = tables.of(kind)
         column = table.column(column)
         wanted = [f"{table.column(name)} IS ?" for name in equal] + [f"{column} < ?"]
@@ -66,6 +79,8 @@ class View:
         return [table.record(row) for row in rows]
 
     def heaviest(self, kind: type[Record], column: str, weight: str = "") -> Value:
+        """The value of ``column`` that most rows have, or whose rows weigh the most; None without
+        rows."""
         table = tables.of(kind)
         group = table.column(column)
         by = f"SUM({table.column(weight)})" if weight else "COUNT(*)"
@@ -74,18 +89,24 @@ class View:
         return None if row is None else row[0]
 
 
-class WriteView(View):
+class Transaction(View):
+    """Sees what it wrote; valid only within the function that it was given to."""
+
     def put(self, record: Record) -> None:
+        """Inserts, or replaces what has its key."""
         table = tables.of(type(record))
         self._connection.execute(table.put, table.row(record))
 
     def delete(self, kind: type[Record], *key: Value) -> bool:
+        """Whether it was there."""
         return self._connection.execute(tables.of(kind).delete, key).rowcount > 0
 
     def delete_before(self, kind: type[Record], column: str, value: float, limit: int) -> int:
+        """Deletes rows whose column is less, ``limit`` at most; how many."""
         return self._connection.execute(_delete_before(kind, column), (value, limit)).rowcount
 
     def take_before(self, kind: type[R], column: str, value: float, limit: int) -> list[R]:
+        """Deletes as ``delete_before``, and returns the rows."""
         table = tables.of(kind)
         sql = f"{_delete_before(kind, column)} RETURNING {', '.join(table.columns)}"
         return [table.record(row) for row in self._connection.execute(sql, (value, limit))]

@@ -7,12 +7,12 @@ from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 from agentd.daemon.store.errors import StoreBusy, StoreError
-from agentd.daemon.store.view import WriteView
+from agentd.daemon.store.view import Transaction
 from agentd.model.commit import GroupCommit, Job, Refused
 
 LAZY_SECONDS = 1.0  # after which what is not urgent is written by itself
 
-Work = Callable[[WriteView], Any]
+Work = Callable[[Transaction], Any]
 
 
 class Counts(NamedTuple):
@@ -28,7 +28,7 @@ class Writer:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
-        self._view = WriteView(connection)
+        self._view = Transaction(connection)
         self._synced = True
         self.counts = Counts(0, 0, 0)  # set by who commits alone
         self._commits: GroupCommit[Work, Any]
