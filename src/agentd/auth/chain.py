@@ -1,13 +1,24 @@
 """All ways of proving who asks, in their order."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
-from agentd.auth.provider import AuthProvider
 from agentd.model.credential import Credential
 from agentd.model.errors import Unauthenticated
 from agentd.model.principal import ORDINARY, Principal
 
 _HINT = "send an API key as 'Authorization: Bearer agd_...', or use the unix socket"
+
+
+class AuthProvider(Protocol):
+    """One way of proving who asks. Thread-safe. Called for every request."""
+
+    def authenticate(self, credential: Credential) -> Principal | None:
+        """None where the credential is of another kind.
+
+        Raises Unauthenticated where it is of this kind and does not hold, Forbidden where it
+        holds and its bearer is not let in.
+        """
 
 
 class Chain:

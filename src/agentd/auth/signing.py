@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from agentd.auth.keyfiles import key_id
-from agentd.auth.replay import ReplayTable
 from agentd.model import typed
 from agentd.model.canonical import canonical
 from agentd.model.errors import InvalidInput, Unauthenticated
@@ -37,6 +36,18 @@ _NONCE_BYTES = 16
 _NONCE = re.compile(r"[A-Za-z0-9_-]{22,86}")  # 16 to 64 bytes
 _VALUE = re.compile(r"[A-Za-z0-9_-]{86}")  # 64 bytes
 _HINT = "sign it with a key that the daemon trusts: agentd sign"
+
+
+class ReplayTable(Protocol):
+    """Which signed requests were seen already. Thread-safe."""
+
+    def first_use(self, key: str, nonce: str, issued: float) -> bool:
+        """Whether ``key`` uses ``nonce`` for the first time; it is taken down in the same step.
+
+        ``issued`` is the instant that the request itself names, in seconds since 1970. When this
+        returns True, the nonce outlives the daemon, and the machine's power. Raises RequestStale
+        for a request so old that its nonce may be forgotten, Full where there is no room.
+        """
 
 
 class SignatureMissing(Unauthenticated):

@@ -1,17 +1,12 @@
 """From the configuration to the chain that authenticates every request."""
 
-from typing import TYPE_CHECKING
-
-from agentd.auth.chain import Anyone, Chain
+from agentd.auth.chain import Anyone, AuthProvider, Chain
 from agentd.auth.jwks import KeySet
 from agentd.auth.jwt import Issuer, JwtProvider, key_set
 from agentd.auth.keys import KeyProvider, KeyStore
 from agentd.auth.mtls import CertificateRule, MtlsProvider
 from agentd.auth.peer import PeerProvider, PeerRule, rules_of
 from agentd.daemon.config.schema import Auth, Config, JwtIssuer
-
-if TYPE_CHECKING:
-    from agentd.auth.provider import AuthProvider
 
 
 def chain(config: Config, store: KeyStore) -> Chain:

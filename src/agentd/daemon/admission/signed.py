@@ -4,20 +4,19 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from agentd.auth.signing import MEMBER, SignatureMissing, SignerUnknown, verify
+from agentd.auth.signing import MEMBER, ReplayTable, SignatureMissing, SignerUnknown, verify
 from agentd.daemon.config.schema import Signed
 from agentd.model.principal import Principal
 
 if TYPE_CHECKING:
     from agentd.auth import signers
-    from agentd.auth.replay import ReplayTable
 
 
 class SignedRequests:
     """Thread-safe."""
 
     def __init__(
-        self, config: Signed, replay: "ReplayTable", clock: Callable[[], float] = time.time
+        self, config: Signed, replay: ReplayTable, clock: Callable[[], float] = time.time
     ) -> None:
         self._config = config
         self._replay = replay
