@@ -230,6 +230,9 @@ def test_one_wall_lists_its_changes_and_is_kept_behind_a_daemon(
     with running() as daemon:
         made = daemon.sandbox(backend="both")
         where = f"/v1/sandboxes/{made}"
+        assert daemon.ask("GET", where).json["abilities"] == ["snapshot", "changes"]
+        ran = daemon.cli("run", "--backend", "both", "--json", "--", "touch", "x")
+        assert json.loads(ran.stdout)["changes"] == ["A x"]
         daemon.ask("POST", f"{where}/exec", {"cmd": "echo one > a"})
         assert changes(made) == ["A a"]
         kept = daemon.ask("POST", f"{where}/snapshot")

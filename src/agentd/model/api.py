@@ -168,6 +168,7 @@ class SandboxView(msgspec.Struct, frozen=True):
     workspace: str
     enforcement: dict[str, Control]
     usage: dict[str, int] = {}
+    abilities: tuple[str, ...] = ()
 
 
 class SandboxPage(msgspec.Struct, frozen=True):

@@ -65,7 +65,8 @@ def _report(options: argparse.Namespace, made: "RemoteSandbox", result: "Result"
     from agentd.client.cli import output
 
     changes = None
-    if (options.workspace or "").endswith(":cow"):
+    # A daemon of an older version tells no abilities.
+    if "changes" in made.view.abilities or (options.workspace or "").endswith(":cow"):
         changes = made.changes()
     applied = bool(changes) and options.apply and result.status == "ok"
     if applied:

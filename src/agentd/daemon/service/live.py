@@ -7,6 +7,7 @@ from typing import cast
 from agentd.daemon.store.records import SandboxRecord
 from agentd.model.api import SandboxView
 from agentd.model.errors import Conflict
+from agentd.sandbox import abilities
 from agentd.sandbox.handle import SandboxHandle
 from agentd.sandbox.lifecycle import State
 from agentd.sandbox.ports import Leased
@@ -63,4 +64,5 @@ class Live:
             workspace=self.wall.workspace,
             enforcement=dict(self.handle.enforcement),
             usage=self.wall.usage() if usage else {},
+            abilities=abilities.names(self.wall),
         )
