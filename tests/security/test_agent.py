@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from agentd.daemon.execution import refine
+from agentd.daemon.commands.ends import refine
 from agentd.guest import wire
 from agentd.linux.cgroup import Hierarchy
 from agentd.model.cause import CauseCode

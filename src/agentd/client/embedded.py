@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from agentd.capability.registry import Catalogue as Catalogue  # noqa: PLC0414
     from agentd.client.ports import Snapshot as KeptState
     from agentd.daemon.admission.explain import Explained as Explained  # noqa: PLC0414
+    from agentd.daemon.commands.command import Command as Command  # noqa: PLC0414
     from agentd.daemon.config import Read
     from agentd.daemon.doctor import Checkup as Checkup  # noqa: PLC0414
     from agentd.daemon.doctor import Finding as Finding  # noqa: PLC0414
     from agentd.daemon.doctor import Part as Part  # noqa: PLC0414
-    from agentd.daemon.execution import Execution as Execution  # noqa: PLC0414
     from agentd.daemon.installed import Installation
     from agentd.daemon.pipeline import Pipeline as Pipeline  # noqa: PLC0414
     from agentd.daemon.seccomp_profile import Profile as Profile  # noqa: PLC0414

@@ -13,7 +13,7 @@ from agentd.model.drive import Stepped, execute
 from agentd.model.errors import InvalidInput, Refused
 
 if TYPE_CHECKING:
-    from agentd.client.embedded import Execution, Pipeline, SandboxHandle, Snapshot
+    from agentd.client.embedded import Command, Pipeline, SandboxHandle, Snapshot
     from agentd.client.http.calls import Emit
     from agentd.client.ports import Snapshot as KeptState
     from agentd.model.api import CallView
@@ -27,45 +27,45 @@ class LocalCommand(Stepped):
     id = None
     before: Mapping[str, bytes] = {}
 
-    def __init__(self, execution: "Execution") -> None:
-        self._execution = execution
+    def __init__(self, command: "Command") -> None:
+        self._command = command
         self.cursors = {"stdout": 0, "stderr": 0}
-        self.write = execution.write
-        self.close_stdin = execution.close_stdin
-        self.kill = execution.kill
-        self.finish = execution.finish
+        self.write = command.write
+        self.close_stdin = command.close_stdin
+        self.kill = command.kill
+        self.finish = command.finish
 
     @property
     def pid(self) -> int | None:
-        return self._execution.pid
+        return self._command.pid
 
     @property
     def exit(self) -> object | None:
-        return self._execution.exit
+        return self._command.exit
 
     @property
     def backlog(self) -> int:
-        return self._execution.running.backlog
+        return self._command.backlog
 
     def step(
         self, timeout: float | None = None, extra_fds: Sequence[int] = ()
     ) -> tuple[list[tuple[str, bytes]], list[int]]:
-        chunks, ready = self._execution.step(timeout, extra_fds)
+        chunks, ready = self._command.step(timeout, extra_fds)
         for name, data in chunks:
             self.cursors[name] += len(data)
         return chunks, ready
 
     def signal(self, number: int) -> None:
-        self._execution.running.signal(number)
+        self._command.signal(number)
 
     def resize(self, rows: int, cols: int) -> None:
-        self._execution.running.resize(rows, cols)
+        self._command.resize(rows, cols)
 
     def detach(self) -> NoReturn:
         raise _needs_daemon("to let a command go on")
 
     def close(self) -> None:
-        self._execution.close()
+        self._command.close()
 
 
 class LocalSandbox:

@@ -110,7 +110,9 @@ class Daemon:
             self._pool_trouble = ""  # that was told
             self.pool = Pool((), self._create_for_pool, self.pipeline.close)
             undo.callback(self.pool.close)
-            self.commands = Commands(self.store, self.pipeline, self.journals, self.ledger, counts)
+            self.commands = Commands(
+                self.store, self.control.gate, self.journals, self.ledger, counts
+            )
             self.sandboxes = Sandboxes(
                 lambda: self.config,
                 self.store,
@@ -132,6 +134,7 @@ class Daemon:
                 more=(
                     self._forget_nonces,
                     self.approvals.sweep,
+                    self.commands.forget_parts,
                     lambda _: self._idempotency.sweep(),
                 ),
             )

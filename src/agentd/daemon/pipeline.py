@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agentd.daemon.execution import Execution, completed
+from agentd.daemon.commands.begin import Streamed
+from agentd.daemon.commands.command import Command, Emit
+from agentd.daemon.commands.ends import completed
 from agentd.model.errors import InvalidInput
 from agentd.model.principal import Principal
 from agentd.model.result import Result
@@ -67,11 +69,10 @@ class Pipeline:
     ) -> Result:
         """One command, its output captured and bounded, its end typed."""
         asked = msgspec.structs.replace(request, stdin=bool(stdin))
-        with self.start(who, handle, asked, capture=True) as execution:
+        with self.start(who, handle, asked, capture=True) as command:
             if stdin:
-                execution.write(stdin)
-                execution.close_stdin()
-            return execution.finish()
+                command.feed(stdin)
+            return command.finish()
 
     def start(
         self,
@@ -79,26 +80,31 @@ class Pipeline:
         handle: SandboxHandle,
         request: ExecRequest,
         capture: bool = False,
-        detached: bool = False,
-        labels: Labels = _NO_LABELS,
-    ) -> Execution:
+    ) -> Command:
         """A command whose stdin the caller feeds, and whose output it takes as it comes.
 
-        ``capture`` keeps the output for the Result instead, 64 MiB a stream unless limited. A
-        ``detached`` one goes on without us, and its ``tag`` finds it again.
+        ``capture`` keeps the output for the Result instead, 64 MiB a stream unless limited.
         """
-        if self.gate is None:
-            return begin(handle, request, capture=capture)
         whole = completed(request, handle)
-        within, admission = self.gate.command(who, handle, whole, labels)
-        if detached:
-            return Execution.detached(handle, within, admission)
-        return Execution.of(handle, within, admission, capture=capture)
+        if self.gate is None:
+            return Command(handle, Streamed(whole, capture=capture))
+        within, admission = self.gate.command(who, handle, whole, _NO_LABELS)
+        return Command(handle, Streamed(within, capture=capture), admission)
 
     def close(self, handle: SandboxHandle) -> None:
         self.manager.destroy(handle)
 
 
-def begin(handle: SandboxHandle, request: ExecRequest, *, capture: bool = False) -> Execution:
-    """A command that nobody is asked about, or that is a part of the call that was decided."""
-    return Execution.of(handle, completed(request, handle), None, capture=capture)
+def run(
+    handle: SandboxHandle,
+    request: ExecRequest,
+    stdin: bytes = b"",
+    emit: Emit | None = None,
+    cancel: int = -1,
+) -> Result:
+    """A command to its end that nobody is asked about, as one of a call that was decided is."""
+    begin = Streamed(completed(request, handle), capture=emit is None and cancel < 0)
+    with Command(handle, begin) as command:
+        if stdin:
+            command.feed(stdin)
+        return command.follow(emit, cancel)

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from agentd.capability.port import Capability
 from agentd.capability.registry import Registry
 from agentd.client import build
 from agentd.daemon.calls.inside import HandleInside
-from agentd.daemon.pipeline import Pipeline
+from agentd.daemon.pipeline import Pipeline, run
 from agentd.model.capability import Outcome
 from agentd.model.principal import local
 from agentd.model.result import Result
@@ -27,7 +28,7 @@ class Box:
 
     def __init__(self, pipeline: Pipeline, handle: SandboxHandle, registry: Registry) -> None:
         self.handle = handle
-        self.inside = HandleInside(pipeline, local("test"), handle)
+        self.inside = HandleInside(handle, partial(run, handle))
         self.registry = registry
 
     def outcome(

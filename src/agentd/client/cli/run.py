@@ -154,8 +154,8 @@ def _execute(
         interrupts.stop()
         pipeline.manager.resume(handle)
 
-    execution = pipeline.start(principal(), handle, asked, capture=options.json)
-    with LocalCommand(execution) as running:
+    command = pipeline.start(principal(), handle, asked, capture=options.json)
+    with LocalCommand(command) as running:
         pauses = PAUSE.of(handle.wall) is not None and not options.tty
         Follow(
             running,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentd.audit.execution import Decided, Execution
 from agentd.daemon.admission.act import Act
-from agentd.daemon.execution import cause_of
+from agentd.daemon.commands.ends import cause_of
 from agentd.model.canonical import canonical
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.enforcement import Control

@@ -8,7 +8,7 @@ from agentd.audit import unended, writers
 from agentd.audit.execution import Decided, Execution
 from agentd.audit.log import AuditLog
 from agentd.daemon.admission.records import Records
-from agentd.daemon.execution import INTERRUPTED
+from agentd.daemon.commands.ends import INTERRUPTED
 from agentd.model.audit import Record
 
 _DECIDED = Decided(True, "", ("decided before the daemon was started again",))

@@ -6,7 +6,8 @@ The same lines for every way in: REST, the SDK and the command line, with a daem
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import msgspec
 
@@ -26,12 +27,9 @@ from agentd.model.cause import Cause, CauseCode
 from agentd.model.decision import Obligations
 from agentd.model.errors import InvalidInput, PolicyDenied, Refused
 from agentd.model.principal import Principal
-from agentd.model.result import Timing, Usage
-from agentd.model.spec import SandboxSpec
+from agentd.model.result import Result, Timing, Usage
+from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox.handle import SandboxHandle
-
-if TYPE_CHECKING:
-    from agentd.daemon.pipeline import Pipeline
 
 Emit = Callable[[str, bytes], None]
 
@@ -44,6 +42,18 @@ class Sandboxes(Protocol):
 
     def plan(self, who: Principal, body: CallBody) -> tuple[SandboxSpec, Mapping[str, str]]:
         """Of one to be made. Raises InvalidInput, Refused, Forbidden."""
+
+    def run(
+        self,
+        who: Principal,
+        handle: SandboxHandle,
+        request: ExecRequest,
+        stdin: bytes,
+        emit: Emit | None,
+        cancel: int,
+    ) -> Result:
+        """A command of a call, to its end; what ``emit`` raises ends it and comes out here, and
+        ``cancel`` readable kills it."""
 
     def made(
         self, who: Principal, spec: SandboxSpec, labels: Mapping[str, str]
@@ -58,12 +68,10 @@ class Calls:
         self,
         registry: Registry,
         gate: Gate,
-        pipeline: "Pipeline",
         sandboxes: Sandboxes,
     ) -> None:
         self.registry = registry
         self._gate = gate
-        self._pipeline = pipeline
         self._sandboxes = sandboxes
 
     def call(
@@ -102,7 +110,8 @@ class Calls:
             admission.begin()
             inside: Any = Nowhere()
             if place is not None:
-                inside = HandleInside(self._pipeline, who, place, cancel, admitted=True, most=most)
+                run = partial(self._sandboxes.run, who, place)
+                inside = HandleInside(place, run, cancel, most)
             setup = time.monotonic()
             with admission:
                 outcome = perform(capability, call, inside)

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING
 
 from agentd.audit.errors import AuditError
 from agentd.daemon.admission.control import POLICY, Control
-from agentd.daemon.calls.calls import Calls
+from agentd.daemon.calls.calls import Calls, Emit
 from agentd.daemon.config import profiles, schema
 from agentd.daemon.config.values import Bundle
+from agentd.daemon.pipeline import run
 from agentd.model.api import CallBody, CallView
 from agentd.model.errors import InvalidInput, NotFound
 from agentd.model.options import sandbox_spec
 from agentd.model.principal import Principal
-from agentd.model.spec import SandboxSpec
+from agentd.model.result import Result
+from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox.handle import SandboxHandle
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ def call(
         )
     control = shared()
     places = Own(pipeline, handle)
-    calls = Calls(control.registry, control.gate, pipeline, places)
+    calls = Calls(control.registry, control.gate, places)
     return calls.call(who, body, emit, via="embedded", cancel=cancel)
 
 
@@ -114,6 +116,17 @@ class Own:
                 "snapshots, labels and leases are a daemon's", remediation="leave them out"
             )
         return sandbox_spec(**create.options()), {}
+
+    def run(
+        self,
+        who: Principal,
+        handle: SandboxHandle,
+        request: ExecRequest,
+        stdin: bytes,
+        emit: Emit | None,
+        cancel: int,
+    ) -> Result:
+        return run(handle, request, stdin, emit, cancel)
 
     @contextmanager
     def made(

@@ -1,4 +1,4 @@
-"""A sandbox as a capability has it: the port's Inside over a handle, through the pipeline."""
+"""A sandbox as a capability has it: the port's Inside over a handle."""
 
 import posixpath
 from collections.abc import Callable
@@ -6,19 +6,16 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from agentd.daemon.pipeline import begin
 from agentd.model.limits import DEFAULTS, Limits
 from agentd.model.result import Result
 from agentd.model.spec import ExecRequest
 
 if TYPE_CHECKING:
-    from agentd.daemon.execution import Execution
-    from agentd.daemon.pipeline import Pipeline
-    from agentd.model.principal import Principal
     from agentd.sandbox.manager import SandboxHandle
     from agentd.transport.files import Files
 
 Emit = Callable[[str, bytes], None]
+Run = Callable[[ExecRequest, bytes, Emit | None, int], Result]
 Bound = TypeVar("Bound", int, float)
 _NO_LIMITS = Limits()
 
@@ -27,25 +24,14 @@ class HandleInside:
     """The handle stays the caller's to end."""
 
     def __init__(
-        self,
-        pipeline: "Pipeline",
-        principal: "Principal",
-        handle: "SandboxHandle",
-        cancel: int = -1,
-        *,
-        admitted: bool = False,
-        most: Limits = _NO_LIMITS,
+        self, handle: "SandboxHandle", run: Run, cancel: int = -1, most: Limits = _NO_LIMITS
     ) -> None:
-        """``cancel``: a descriptor of the caller's that ends every command once it is readable.
-
-        ``admitted``: the call was decided as a whole, and its commands are parts of it; otherwise
-        each goes by the pipeline's gate. ``most`` is what the decision lets a command have.
+        """``run`` brings a command to its end; ``cancel``: a descriptor of the caller's that ends
+        every command once it is readable. ``most`` is what the decision lets a command have.
         """
-        self._pipeline = pipeline
-        self._principal = principal
         self._handle = handle
+        self._run = run
         self._cancel = cancel
-        self._admitted = admitted
         self._most = most
 
     @property
@@ -65,34 +51,7 @@ class HandleInside:
 
         What ``emit`` raises ends the command and comes out here.
         """
-        capture = emit is None and self._cancel < 0
-        with self._start(self._bounded(request, bool(stdin)), capture) as execution:
-            if stdin:
-                execution.write(stdin)
-                execution.close_stdin()
-            return execution.finish() if capture else self._followed(execution, emit)
-
-    def _start(self, request: ExecRequest, capture: bool) -> "Execution":
-        if self._admitted:
-            return begin(self._handle, request, capture=capture)
-        return self._pipeline.start(self._principal, self._handle, request, capture)
-
-    def _followed(self, execution: "Execution", emit: Emit | None) -> Result:
-        kept = {"stdout": bytearray(), "stderr": bytearray()}
-        cancel = (self._cancel,) if self._cancel >= 0 else ()
-        while True:
-            chunks, ready = execution.step(None, cancel)
-            for name, data in chunks:
-                kept[name] += data  # as many as the request's output_limit at most
-                if emit is not None:
-                    emit(name, bytes(data))
-            if execution.exit is not None and not chunks:
-                break
-            if ready:
-                cancel = ()  # it stays readable: looked at again, it would keep us awake
-                execution.kill()
-        stdout, stderr = map(bytes, kept.values())
-        return msgspec.structs.replace(execution.finish(), stdout=stdout, stderr=stderr)
+        return self._run(self._bounded(request, bool(stdin)), stdin, emit, self._cancel)
 
     def _bounded(self, request: ExecRequest, stdin: bool) -> ExecRequest:
         """A capability asks for bounds of its own; they do not widen the sandbox's."""

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from agentd.daemon.service.command import Command
+    from agentd.daemon.commands.command import Command
     from agentd.daemon.service.live import Live
 
 

@@ -25,8 +25,8 @@ from agentd.model.cause import CauseCode
 if TYPE_CHECKING:
     from agentd.daemon.admission.control import Control
     from agentd.daemon.app import Daemon
+    from agentd.daemon.commands.command import Command
     from agentd.daemon.observe.log import Log
-    from agentd.daemon.service.command import Command
     from agentd.daemon.service.live import Live
 
 _QUICK = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
@@ -131,7 +131,7 @@ class Metrics(Meter):
         self._ends.labels(live.record.backend, known).inc()
 
     def command(self, command: "Command") -> None:
-        backend = command.live.record.backend
+        backend = command.listed.live.record.backend
         code = command.result.cause.code if command.result else CauseCode.BACKEND_LOST
         self._commands.labels(backend, str(code)).inc()
         self._ran.labels(backend).observe(command.usage.wall_ms / 1000)

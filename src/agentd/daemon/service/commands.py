@@ -3,39 +3,40 @@ with where the sandbox outlived the daemon."""
 
 import contextlib
 import contextvars
-import os
 import threading
 import time
-from base64 import b64decode
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Set
 from signal import SIGKILL
 
 import msgspec
 
-from agentd.daemon.execution import Execution
+from agentd.daemon.admission.gate import Gate
+from agentd.daemon.commands.begin import Attached, Detached, Streamed
+from agentd.daemon.commands.command import Command, Emit
+from agentd.daemon.commands.ends import completed
+from agentd.daemon.commands.listed import Listed
+from agentd.daemon.commands.past import Past
+from agentd.daemon.commands.register import MAX_KEPT, Register
+from agentd.daemon.commands.requests import new_id, request_of, stdin_of
+from agentd.daemon.commands.views import ENDED, RUNNING
 from agentd.daemon.observe import meter, trace
-from agentd.daemon.pipeline import Pipeline
-from agentd.daemon.service.command import ENDED, RUNNING, Command
 from agentd.daemon.service.live import Live
-from agentd.daemon.service.past import Past
 from agentd.daemon.service.quotas import Ledger
 from agentd.daemon.store.records import ProcessRecord
 from agentd.daemon.store.sqlite import SqliteStore
-from agentd.model import context, options
+from agentd.model import context
 from agentd.model.api import ExecBody, ProcessView, ResultView
-from agentd.model.errors import AgentdError, Full, InvalidInput, NotFound
+from agentd.model.errors import AgentdError, Full
 from agentd.model.principal import Principal
-from agentd.model.result import Exit
+from agentd.model.result import Exit, Result
 from agentd.model.spec import ExecRequest
 from agentd.sandbox import guard
 from agentd.sandbox.journal.journals import Journals
 
-# A thread each. A principal may start one more while it has fewer than are left: alone it has half
-# of them, and there are always some for the next.
-MAX_RUNNING = 2048
-MAX_KEPT = 256  # ended commands of one sandbox, in memory
-_MAX_STDIN = 64 << 20
+# Of ended commands of calls the journals stay for who follows them: so many, so long.
+MAX_PARTS = 1024
+_PART_SECONDS = 60.0
 
 
 class Commands:
@@ -44,36 +45,35 @@ class Commands:
     def __init__(
         self,
         store: SqliteStore,
-        pipeline: Pipeline,
+        gate: Gate,
         journals: Journals,
         ledger: Ledger,
         counts: meter.Meter = meter.NONE,
     ) -> None:
         self._store = store
-        self._pipeline = pipeline
+        self._gate = gate
         self._journals = journals
         self._ledger = ledger
         self._meter = counts
         self._lock = threading.Lock()
-        self._running: dict[str, Command] = {}
-        self._of_principal: Counter[str] = Counter()  # that run
-        self._of: dict[str, dict[str, Command | Past]] = {}  # by sandbox
+        self._register = Register()
         # Sandboxes taken over whose ended commands nobody has asked for yet.
         self._unread: set[str] = set()
         self._waiting: dict[int, list[Command]] = {}  # calls that return with a command's end
+        self._parts: deque[Listed] = deque()
         self.taken_over: set[str] = set()  # requests of the daemon before whose commands live on
-        self.count = 0
+        self.count = 0  # of those that no call is the reason of
 
     def exec(self, who: Principal, live: Live, body: ExecBody) -> ResultView:
         """To its end. Its output and its record are written before the answer is given; how it
         ended is on disk, in the audit log."""
-        stdin = _stdin(body)
+        stdin = stdin_of(body)
         with self._ledger.command(who.name), self._awaited() as awaited:
             command = self._begin(who, live, body, detached=False, feeds=bool(stdin))
             awaited.append(command)
             if stdin:
-                self._feed(command, stdin)
-            with context.waiting_client().telling(command.let_go):
+                command.feed(stdin)
+            with context.waiting_client().telling(command.cancel):
                 view = command.drive(keep=True)
         self._over(who, command)
         # An answer that is recorded itself is written behind this one, and waits for both.
@@ -84,7 +84,7 @@ class Commands:
 
     def start(self, who: Principal, live: Live, body: ExecBody) -> ProcessView:
         """Returns once it has started. It outlives the daemon where its sandbox does."""
-        stdin = _stdin(body)
+        stdin = stdin_of(body)
         with contextlib.ExitStack() as undo:
             undo.enter_context(self._ledger.command(who.name))
             feeds = body.stdin_open or bool(stdin)
@@ -96,7 +96,7 @@ class Commands:
         def run() -> None:
             try:
                 if stdin:
-                    self._feed(command, stdin, eof=not body.stdin_open)
+                    command.feed(stdin, eof=not body.stdin_open)
                 command.drive(keep=False)
             except Exception as error:
                 guard.tell(error)
@@ -115,7 +115,7 @@ class Commands:
         try:
             self._record(who, command)
         except BaseException:
-            command.kill()  # who is told that it was not begun does not have it going on
+            _kill(command)  # who is told that it was not begun does not have it going on
             raise
         finally:
             recorded.set()
@@ -124,35 +124,24 @@ class Commands:
     def all(self, live: Live) -> list[Command | Past]:
         """Oldest first."""
         self._remember(live)
-        with self._lock:
-            return list(self._of.get(live.id, {}).values())
+        return self._register.all(live.id)
 
     def get(self, live: Live, id_: str) -> Command | Past:
         """By its id or its tag, the newest with that. Raises NotFound."""
         self._remember(live)
-        with self._lock:
-            known = self._of.get(live.id, {})
-            found = known.get(id_)
-            if found is None:
-                tagged = [c for c in known.values() if c.tag == id_ and c.tag is not None]
-                found = tagged[-1] if tagged else None
-        if found is None:
-            raise NotFound(f"sandbox {live.id} has no process {id_[:64]!r}")
-        return found
+        return self._register.get(live.id, id_)
 
     def running(self) -> int:
-        with self._lock:
-            return len(self._running)
+        return len(self._register.running())
 
     def now(self) -> list[Command]:
         """Those that run."""
-        with self._lock:
-            return list(self._running.values())
+        return self._register.running()
 
     def sandbox_ended(self, live: Live) -> None:
         """Its commands end with it; their output stays until it is trimmed."""
+        self._register.forget(live.id)
         with self._lock:
-            self._of.pop(live.id, None)
             self._unread.discard(live.id)
 
     def wait_idle(self, seconds: float) -> bool:
@@ -170,7 +159,7 @@ class Commands:
         with self._lock:
             going = [command for one in self._waiting.values() for command in one]
         for command in going:
-            command.kill()
+            _kill(command)
 
     @contextlib.contextmanager
     def _awaited(self) -> Iterator[list[Command]]:
@@ -208,60 +197,107 @@ class Commands:
                         "signal", tag=process, signal=int(SIGKILL), target="group"
                     )
 
+    def part(
+        self,
+        who: Principal,
+        live: Live,
+        request: ExecRequest,
+        stdin: bytes,
+        emit: Emit | None,
+        cancel: int,
+    ) -> Result:
+        """A command of a call, which was decided as a whole, to its end. While it runs it is listed
+        and can be followed; its output is in the result, and its journal goes soon after that."""
+        self._register.room(who)
+        listed = self._listed(live, request.argv)
+        try:
+            command = Command(live.handle, Streamed(completed(request, live.handle)), None, listed)
+        except BaseException:
+            self._discard(listed)
+            raise
+        self._register.add(who, command)
+        try:
+            if stdin:
+                command.feed(stdin)
+            return command.follow(emit, cancel)
+        finally:
+            self._register.release(who, command, forget=True)
+            with self._lock:
+                self._parts.append(listed)
+                dropped = self._parts.popleft() if len(self._parts) > MAX_PARTS else None
+            if dropped is not None:
+                self._discard(dropped)
+
+    def forget_parts(self, now: float) -> int:
+        """Removes the journals of commands of calls that ended a while ago: how many."""
+        with self._lock:
+            old = [one for one in self._parts if now - (one.ended or now) > _PART_SECONDS]
+            for one in old:
+                self._parts.remove(one)
+        for one in old:
+            self._discard(one)
+        return len(old)
+
     def _begin(
         self, who: Principal, live: Live, body: ExecBody, *, detached: bool, feeds: bool
     ) -> Command:
         live.require_running("run a command in it")
         request = request_of(body, feeds or body.stdin_open)
-        id_ = _new_id()
+        self._register.room(who)
+        listed = self._listed(live, request.argv, tag=body.tag, pty=body.pty is not None)
         if detached:
-            request = msgspec.structs.replace(request, tag=id_)
-        self._room(who)
-        journal = self._journals.create(f"{live.id}/{id_}")
+            request = msgspec.structs.replace(request, tag=listed.id)
         if carried := trace.carrier():
             request = msgspec.structs.replace(request, env={**carried, **request.env})
-        about: trace.Values = {"agentd.process": id_, "agentd.backend": live.handle.backend}
+        about: trace.Values = {"agentd.process": listed.id, "agentd.backend": live.handle.backend}
         try:
             with trace.span("guest.start", about):
-                execution = self._pipeline.start(
-                    who,
-                    live.handle,
-                    request,
-                    detached=detached,
-                    labels=live.record.labels,
-                )
+                whole = completed(request, live.handle)
+                labels = live.record.labels
+                within, admission = self._gate.command(who, live.handle, whole, labels)
+                begin = Detached(within) if detached else Streamed(within)
+                command = Command(live.handle, begin, admission, listed)
         except BaseException:
-            self._journals.remove(f"{live.id}/{id_}")
+            self._discard(listed)
             raise
-        command = Command(
-            id_, live, request.argv, body.tag, execution, journal, pty=body.pty is not None
-        )
-        self._keep(command, who)
+        self._count(who, command)
         return command
+
+    def _listed(
+        self, live: Live, argv: tuple[str, ...], *, tag: str | None = None, pty: bool = False
+    ) -> Listed:
+        id_ = new_id()
+        return Listed(id_, live, argv, self._journals.create(f"{live.id}/{id_}"), tag=tag, pty=pty)
+
+    def _discard(self, listed: Listed) -> None:
+        listed.errands.close()
+        with contextlib.suppress(OSError):
+            self._journals.remove(f"{listed.live.id}/{listed.id}")
 
     def _take_over(self, live: Live, record: ProcessRecord, told: bool) -> None:
         journal = self._journals.open(record.journal or f"{live.id}/{record.id}")
         offsets = journal.offsets
         place = offsets["stdout"] or offsets["pty"], offsets["stderr"]
         who = Principal(record.principal, frozenset(), "local")
-        admission = None
-        if (gate := self._pipeline.gate) is not None:
-            asked, began = ExecRequest(record.argv), record.created
-            admission = gate.adopt(who, live.handle, asked, record.request, began, ended=told)
-        execution = Execution.attached(live.handle, record.id, place, admission)
-        self.taken_over.add(record.request)
-        command = Command(
+        asked, began = ExecRequest(record.argv), record.created
+        admission = self._gate.adopt(who, live.handle, asked, record.request, began, ended=told)
+        listed = Listed(
             record.id,
             live,
             record.argv,
-            record.tag,
-            execution,
             journal,
+            tag=record.tag,
             pty=offsets["pty"] > 0,
+            started=began,
             adopted=True,
         )
-        command.started = record.created
-        self._keep(command, who)
+        try:
+            command = Command(live.handle, Attached(record.id, place), admission, listed)
+        except BaseException:
+            listed.errands.close()
+            raise
+        self.taken_over.add(record.request)
+        self._count(who, command)
 
         def run() -> None:
             command.drive(keep=False)
@@ -283,40 +319,15 @@ class Commands:
             if live.id in self._unread:
                 self._unread.discard(live.id)
                 past = {one.id: Past(live, one, self._journals) for one in newest}
-                self._of[live.id] = {**past, **self._of.get(live.id, {})}
+                self._register.add_past(live.id, past)
 
-    def _feed(self, command: Command, data: bytes, *, eof: bool = True) -> None:
-        """Before it is driven: what cannot be written at once is kept by the transport."""
-        command.give(data, eof=eof)
-
-    def _room(self, who: Principal) -> None:
-        with self._lock:
-            mine = self._of_principal[who.name]
-            if mine >= MAX_RUNNING - len(self._running):
-                raise Full(
-                    f"{mine} commands of {who.name} run already",
-                    cause=f"{len(self._running)} run, and {MAX_RUNNING} are the most",
-                    remediation="come back when some have ended",
-                )
-
-    def _keep(self, command: Command, who: Principal) -> None:
+    def _count(self, who: Principal, command: Command) -> None:
+        self._register.add(who, command)
         with self._lock:
             self.count += 1
-            self._of_principal[who.name] += 1
-            self._running[command.id] = command
-            known = self._of.setdefault(command.live.id, {})
-            known[command.id] = command
-            if len(known) > MAX_KEPT:
-                ended = [c for c in known.values() if c.result is not None]
-                for old in ended[: len(known) - MAX_KEPT]:
-                    del known[old.id]
 
     def _over(self, who: Principal, command: Command) -> None:
-        with self._lock:
-            if self._running.pop(command.id, None) is not None:
-                self._of_principal[who.name] -= 1
-                if not self._of_principal[who.name]:
-                    del self._of_principal[who.name]
+        self._register.release(who, command)
         self._ledger.used_cpu(who.name, command.usage.cpu_ms / 1000)
         self._meter.command(command)
         view = command.result
@@ -328,24 +339,24 @@ class Commands:
             trace.past("guest.command", command.usage.wall_ms / 1000, end)
 
     def _record(self, who: Principal, command: Command, *, wait: bool = True) -> None:
-        view = command.result
+        view, listed = command.result, command.listed
         if view is not None:
             # The next daemon asks nobody for the output of what has ended: it is on disk first.
-            command.journal.flush(fast=True)
+            listed.journal.flush(fast=True)
         record = ProcessRecord(
-            id=command.id,
-            sandbox=command.live.id,
+            id=listed.id,
+            sandbox=listed.live.id,
             principal=who.name,
-            argv=command.argv,
+            argv=listed.argv,
             state=RUNNING if view is None else ENDED,
-            created=command.started,
-            tag=command.tag,
+            created=listed.started,
+            tag=listed.tag,
             pid=command.pid,
             ended=None if view is None else time.time(),
             exit=None
             if view is None
             else Exit(view.exit_code, view.signal, view.cause, view.usage),
-            journal=f"{command.live.id}/{command.id}",
+            journal=f"{listed.live.id}/{listed.id}",
             request=command.request_id,
         )
         self._put(record, wait=wait)
@@ -377,40 +388,6 @@ def _begin_thread(command: Command, run: Callable[[], None]) -> None:
         ) from error
 
 
-def _new_id() -> str:
-    """The milliseconds it was made in, then chance: records that come one after another lie on the
-    same page of the store."""
-    when = time.time_ns() // 1_000_000 & (1 << 40) - 1
-    return f"prc-{when:010x}{os.urandom(5).hex()}"
-
-
-def request_of(body: ExecBody, stdin: bool) -> ExecRequest:
-    """Raises InvalidInput."""
-    wanted: options.ExecOptions = {
-        "cwd": body.cwd,
-        "env": body.env,
-        "timeout": body.timeout,
-        "limits": body.limits,
-    }
-    return options.exec_request(body.cmd, stdin=stdin, pty=body.pty, **wanted)
-
-
-def _stdin(body: ExecBody) -> bytes:
-    """What it reads at first. Raises InvalidInput."""
-    if body.stdin is None:
-        return b""
-    try:
-        if body.stdin_encoding == "base64":
-            data = b64decode(body.stdin, validate=True)
-        elif body.stdin_encoding == "utf-8":
-            data = body.stdin.encode()
-        else:
-            raise ValueError("it is neither utf-8 nor base64")
-    except ValueError as error:
-        raise InvalidInput("stdin is not encoded as it says", cause=str(error)) from error
-    if len(data) > _MAX_STDIN:
-        raise InvalidInput(
-            f"stdin has {len(data)} bytes, over {_MAX_STDIN}",
-            remediation="write them to a file in the sandbox",
-        )
-    return data
+def _kill(command: Command) -> None:
+    with contextlib.suppress(AgentdError):
+        command.kill()

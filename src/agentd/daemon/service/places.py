@@ -3,13 +3,16 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+from agentd.daemon.commands.command import Emit
 from agentd.daemon.config.schema import Config
 from agentd.daemon.service import bodies
+from agentd.daemon.service.commands import Commands
 from agentd.daemon.service.sandboxes import Sandboxes, check_labels
 from agentd.model.api import CallBody
-from agentd.model.errors import InvalidInput
+from agentd.model.errors import BackendLost, InvalidInput
 from agentd.model.principal import Principal
-from agentd.model.spec import SandboxSpec
+from agentd.model.result import Result
+from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.policy.scopes import scope_of
 from agentd.sandbox.handle import SandboxHandle
 
@@ -17,9 +20,12 @@ from agentd.sandbox.handle import SandboxHandle
 class Places:
     """``calls.Sandboxes`` of a daemon. Thread-safe."""
 
-    def __init__(self, config: Callable[[], Config], sandboxes: Sandboxes) -> None:
+    def __init__(
+        self, config: Callable[[], Config], sandboxes: Sandboxes, commands: Commands
+    ) -> None:
         self._config = config
         self._sandboxes = sandboxes
+        self._commands = commands
 
     def get(self, who: Principal, body: CallBody) -> tuple[SandboxHandle, Mapping[str, str]]:
         who.require(scope_of(body.capability))
@@ -37,6 +43,20 @@ class Places:
         return bodies.sandbox_spec(who, body.create, self._config()), check_labels(
             body.create.labels
         )
+
+    def run(
+        self,
+        who: Principal,
+        handle: SandboxHandle,
+        request: ExecRequest,
+        stdin: bytes,
+        emit: Emit | None,
+        cancel: int,
+    ) -> Result:
+        live = self._sandboxes.find(handle.id)
+        if live is None:
+            raise BackendLost(f"sandbox {handle.id} has ended", remediation="create a new one")
+        return self._commands.part(who, live, request, stdin, emit, cancel)
 
     @contextmanager
     def made(

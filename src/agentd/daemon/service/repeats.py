@@ -11,10 +11,10 @@ from agentd.daemon.admission.act import Act, Place
 from agentd.daemon.admission.gate import Gate
 from agentd.daemon.admission.signed import SignedRequests
 from agentd.daemon.calls.calls import Calls
+from agentd.daemon.commands.ends import completed
+from agentd.daemon.commands.requests import request_of
 from agentd.daemon.config.schema import Config
-from agentd.daemon.execution import completed
 from agentd.daemon.service import bodies
-from agentd.daemon.service.commands import request_of
 from agentd.daemon.service.sandboxes import Sandboxes, check_labels
 from agentd.daemon.service.snapshots import Snapshots
 from agentd.model.api import CallBody, ExecBody, Repeat, RunBody, SandboxBody

@@ -17,6 +17,7 @@ from agentd.daemon.admission.control import Control
 from agentd.daemon.calls import catalogue
 from agentd.daemon.calls.calls import Calls
 from agentd.daemon.calls.ends import Ends
+from agentd.daemon.commands.output import Output
 from agentd.daemon.config.schema import Config
 from agentd.daemon.pipeline import Pipeline
 from agentd.daemon.service import bodies
@@ -24,7 +25,6 @@ from agentd.daemon.service.audits import Audits
 from agentd.daemon.service.commands import Commands
 from agentd.daemon.service.files import Files
 from agentd.daemon.service.live import Live
-from agentd.daemon.service.output import Output
 from agentd.daemon.service.places import Places
 from agentd.daemon.service.quotas import Ledger
 from agentd.daemon.service.repeats import Repeats
@@ -104,8 +104,7 @@ class DaemonService(Files):
         self._calls = Calls(
             control.registry,
             control.gate,
-            pipeline,
-            Places(config, sandboxes),
+            Places(config, sandboxes, commands),
         )
         self._repeats = Repeats(config, control.gate, self._calls, sandboxes, snapshots, signed)
         self.ends = Ends()

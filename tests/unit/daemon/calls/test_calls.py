@@ -83,7 +83,7 @@ def calls(gate, pipeline):
         }.items():
             full = f"test.{name}.v1"
             registry._loaded[full] = Does(full, do, needs)
-        return Calls(registry, gate(policy), pipeline, Own(pipeline, handle))
+        return Calls(registry, gate(policy), Own(pipeline, handle))
 
     return make
 

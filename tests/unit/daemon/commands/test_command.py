@@ -2,7 +2,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from agentd.daemon.execution import Execution, refine, status
+from agentd.daemon.commands.begin import Streamed
+from agentd.daemon.commands.command import Command
+from agentd.daemon.commands.ends import refine, status
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.errors import BackendLost, GuestError
 from agentd.model.result import Exit, SandboxInfo
@@ -83,9 +85,9 @@ def broken(error, *, dies, oom):
         unreported_ms=5.0,
         enforcement={},
     )
-    execution = Execution.of(handle, ExecRequest(("x",)), capture=True)
+    command = Command(handle, Streamed(ExecRequest(("x",)), capture=True))
     counters = {"oom": oom}
-    return execution
+    return command
 
 
 @pytest.mark.parametrize(
@@ -93,8 +95,8 @@ def broken(error, *, dies, oom):
     [(True, 0, "backend_lost"), (True, 1, "oom"), (False, 0, "backend_lost")],
 )
 def test_a_lost_wall_is_a_result_with_its_cause(dies, oom, cause):
-    with broken(BackendLost("gone"), dies=dies, oom=oom) as execution:
-        result = execution.finish()
+    with broken(BackendLost("gone"), dies=dies, oom=oom) as command:
+        result = command.finish()
     assert result.cause.code == cause
     assert result.exit_code is None
     assert result.stdout == b"before"
@@ -102,8 +104,8 @@ def test_a_lost_wall_is_a_result_with_its_cause(dies, oom, cause):
 
 
 def test_a_lying_agent_behind_a_living_wall_is_an_error():
-    with broken(GuestError("nonsense"), dies=False, oom=0) as execution, pytest.raises(GuestError):
-        execution.finish()
+    with broken(GuestError("nonsense"), dies=False, oom=0) as command, pytest.raises(GuestError):
+        command.finish()
 
 
 def test_a_command_counts_from_its_start_to_its_close_and_once():
@@ -116,10 +118,10 @@ def test_a_command_counts_from_its_start_to_its_close_and_once():
         unreported_ms=0.0,
         counters={},
     )
-    execution = Execution.of(handle, ExecRequest(("x",)), capture=True)
+    command = Command(handle, Streamed(ExecRequest(("x",)), capture=True))
     assert running == ["begun"]
-    execution.close()
-    execution.close()
+    command.close()
+    command.close()
     assert running == ["begun", "ended"]
 
 
@@ -135,5 +137,5 @@ def test_a_command_that_does_not_start_does_not_count():
         unreported_ms=0.0,
     )
     with pytest.raises(BackendLost):
-        Execution.of(handle, ExecRequest(("x",)), capture=True)
+        Command(handle, Streamed(ExecRequest(("x",)), capture=True))
     assert running == ["begun", "ended"]

@@ -1,12 +1,12 @@
 """A command that ended under a daemon before: what its record and its journal still tell."""
 
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from agentd.daemon.execution import INTERRUPTED, status
-from agentd.daemon.service.command import ENDED, bare, lost_bytes
-from agentd.daemon.service.live import Live
+from agentd.daemon.commands.ends import INTERRUPTED, status
+from agentd.daemon.commands.views import ENDED, bare, lost_bytes
 from agentd.daemon.store.records import ProcessRecord
 from agentd.model import typed
 from agentd.model.api import ProcessView, ResultView
@@ -16,14 +16,17 @@ from agentd.model.result import Exit, Timing, Usage
 from agentd.sandbox.journal.journal import Journal
 from agentd.sandbox.journal.journals import Journals
 
+if TYPE_CHECKING:
+    from agentd.daemon.service.live import Live
+
 _UNKNOWN = Exit(None, None, INTERRUPTED, Usage())
 _decode = typed.decoder(ResultView).decode
 
 
 class Past:
-    """As ``command.Command``, to be looked at. Thread-safe."""
+    """As a ``Command``, to be looked at. Thread-safe."""
 
-    def __init__(self, live: Live, record: ProcessRecord, journals: Journals) -> None:
+    def __init__(self, live: "Live", record: ProcessRecord, journals: Journals) -> None:
         self.id = record.id
         self.live = live
         self.tag = record.tag
@@ -61,10 +64,10 @@ class Past:
             result=self.result,
         )
 
-    def write(self, data: bytes, *, eof: bool) -> None:
+    def write(self, data: bytes, *, eof: bool = False) -> None:
         raise self._over()
 
-    def signal(self, number: int, target: str) -> None:
+    def signal(self, number: int, target: str = "group") -> None:
         check_signal(number, target)
         raise self._over()
 

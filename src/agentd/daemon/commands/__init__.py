@@ -1,0 +1,1 @@
+"""Commands of sandboxes: begun, driven, kept, found again, and how they end."""

@@ -1,0 +1,374 @@
+"""One command of a sandbox from its start to its Result, whatever started it.
+
+One thread drives it. In a daemon it is listed: it has an id and a journal, others may follow it,
+and what they want of it (input, a signal) is done by the driving thread between two rounds.
+"""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from agentd.daemon.commands import views
+from agentd.daemon.commands.ends import (
+    Digests,
+    lost,
+    of_wall,
+    ours,
+    refine,
+    status,
+)
+from agentd.model import context
+from agentd.model.cause import Cause, CauseCode
+from agentd.model.control import check_signal, check_window
+from agentd.model.drive import Stepped, drive
+from agentd.model.errors import AgentdError, BackendLost, GuestError
+from agentd.model.result import Exit, Result, Timing, Usage
+from agentd.transport.core import Chunk, Missing
+
+if TYPE_CHECKING:
+    from agentd.daemon.admission.admission import Admission
+    from agentd.daemon.commands.begin import Begin
+    from agentd.daemon.commands.listed import Listed
+    from agentd.model.api import ProcessView, ResultView
+    from agentd.sandbox.journal.journal import Journal
+    from agentd.sandbox.manager import SandboxHandle
+    from agentd.transport.running import Running
+
+# Bytes of each stream that an answer holds; all of it is in the journal.
+MAX_ANSWER = 16 << 20
+# No agent starts a process faster: an exec alone takes longer.
+_START_SECONDS = 0.0003
+
+Emit = Callable[[str, bytes], None]
+
+
+class Command(Stepped):
+    """``close`` kills what has not ended. Where it is listed, ``write``, ``signal``, ``resize``,
+    ``kill``, ``cancel`` and ``view`` are thread-safe; the rest is the driving thread's."""
+
+    def __init__(
+        self,
+        handle: "SandboxHandle",
+        begin: "Begin",
+        admission: "Admission | None" = None,
+        listed: "Listed | None" = None,
+    ) -> None:
+        """Begins it. Where that fails ``admission`` is ended, but for one that is not found again:
+        its END is written with those of all that were interrupted."""
+        named = admission.request_id if admission is not None else context.current()
+        self.request_id = named or context.new_id()
+        self.result: ResultView | None = None  # of one that is listed, once it has ended
+        self.usage = Usage()
+        self.unrecorded: AgentdError | None = None  # why its end is not written down
+        self.stdout = bytearray()  # the begin of each, for who waits
+        self.stderr = bytearray()
+        self._listed = listed
+        self._keep = 0  # bytes of each
+        self._driver = 0  # the thread that drives it
+        self._digests = Digests() if admission is not None else None
+        self._handle = handle
+        fresh = bool(handle.unreported_ms)
+        self._began = time.monotonic()
+        self._lost: Exit | None = None
+        self._known: Result | None = None  # once it has ended, though that is not written down
+        # Where an attached one was asked for from, until it is known where it really begins.
+        self._place = begin.place
+        # The first command waited for the sandbox; those after it found it ready.
+        self._setup_ms, handle.unreported_ms = handle.unreported_ms, 0.0
+        self._admission = admission if begin.place is None else None
+        self._open = False
+        self._cancelled = False
+        try:
+            guest = handle.begin_command()
+            self._open = True
+            self.running: Running = begin(guest)
+        except BaseException as error:
+            self._end(error)
+            raise
+        self._admission, self._pid = admission, begin.pid
+        # A sandbox that has run nothing has met no limit. Otherwise they are read while the agent
+        # is busy starting the command, unless we were held up and it may have met one already.
+        sent = time.monotonic()
+        counters = {} if fresh else dict(handle.wall.counters())
+        if time.monotonic() - sent < _START_SECONDS:
+            handle.counters = counters
+        self._before = handle.counters
+
+    # --- what it is ---
+
+    @property
+    def listed(self) -> "Listed":
+        if self._listed is None:
+            raise TypeError("it is this process's alone, and nobody lists it")
+        return self._listed
+
+    @property
+    def id(self) -> str:
+        return self.listed.id
+
+    @property
+    def tag(self) -> str | None:
+        return self.listed.tag
+
+    @property
+    def journal(self) -> "Journal":
+        return self.listed.journal
+
+    @property
+    def pid(self) -> int | None:
+        """In the sandbox; None before it has started."""
+        return self.running.pid or self._pid
+
+    @property
+    def exit(self) -> Exit | None:
+        return self._lost or self.running.exit
+
+    @property
+    def backlog(self) -> int:
+        return self.running.backlog
+
+    def view(self) -> "ProcessView":
+        return self.listed.view(self.pid, self.result)
+
+    # --- from its output to its end, in the driving thread ---
+
+    def step(
+        self, timeout: float | None = None, extra_fds: Sequence[int] = ()
+    ) -> tuple[list[Chunk], list[int]]:
+        """One round: chunks of output, and which of ``extra_fds`` are readable."""
+        if self._lost is not None:
+            return [], []
+        try:
+            # After the end nothing wakes a poll of ``extra_fds`` alone: take what is left.
+            found = self.running.step(timeout, extra_fds if self.exit is None else ())
+            if self._place is not None:
+                found = [*self._missed(self._place), *found[0]], found[1]
+            if self._digests is not None:
+                self._digests.take(found[0])
+            return found
+        except (BackendLost, GuestError) as error:
+            self._lose(error)
+            return [], []
+
+    def feed(self, data: bytes, *, eof: bool = True) -> None:
+        """Input from its driver, before it drives: what cannot be written at once is kept by the
+        transport."""
+        self._driver = threading.get_ident()
+        if data:
+            self._write(data)
+        if eof:
+            self.running.close_stdin()
+
+    def follow(self, emit: Emit | None = None, cancel: int = -1) -> Result:
+        """Drives it to its end, all of its output in the result. What ``emit`` raises ends it and
+        comes out here; ``cancel`` readable kills it."""
+        self._keep = 1 << 62  # the request's own limit bounds it
+        try:
+            self._take_all(emit, cancel)
+            result = self.finish()
+        except BaseException as error:
+            self._conclude(self._let_go(ours(error)))
+            raise
+        finally:
+            self.close()
+        self._conclude(result)
+        captured = bool(result.stdout or result.stderr)
+        out, err = (result.stdout, result.stderr) if captured else (self.stdout, self.stderr)
+        return msgspec.structs.replace(result, stdout=bytes(out), stderr=bytes(err))
+
+    def drive(self, *, keep: bool) -> "ResultView":
+        """Takes its output until its end, which is never raised. ``keep``: so that the answer can
+        have it, too."""
+        self._keep = MAX_ANSWER if keep else 0
+        try:
+            self._take_all()
+            result = self._finished()
+            self.usage = result.usage
+        except Exception as error:  # whoever waits for its end shall not wait for ever
+            result = self._let_go(self.listed.as_told(error, self.pid))
+        finally:
+            with contextlib.suppress(AgentdError):
+                self.close()
+        view = self._conclude(result)
+        shortened = keep and self.listed.wrote_more_than(MAX_ANSWER)
+        return msgspec.structs.replace(view, truncated=view.truncated or shortened)
+
+    def abandon(self, error: Exception) -> None:
+        """In place of ``drive``, where nobody can drive it: it is killed."""
+        if self.result is not None:
+            return
+        result = self._let_go(ours(error))
+        with contextlib.suppress(AgentdError):
+            self.close()
+        self._conclude(result)
+
+    def finish(self) -> Result:
+        """Wait for the end; output that nobody took is dropped, unless it is captured."""
+        while self.exit is None:
+            self.step()
+        end = self.exit
+        exec_ms = (time.monotonic() - self._began) * 1000
+        refined = end
+        if not end.ok and not self._lost:
+            self._handle.counters = dict(self._handle.wall.counters())
+            refined = refine(end, self._before, self._handle.counters)
+        if self._cancelled and end.signal is not None:
+            gone = Cause.of(CauseCode.CANCELLED, "whoever waited for it has gone")
+            refined = msgspec.structs.replace(end, cause=gone)
+        result = Result(
+            request_id=self.request_id,
+            status=status(refined),
+            exit_code=refined.exit_code,
+            signal=refined.signal,
+            cause=refined.cause,
+            stdout=bytes(getattr(self.running, "stdout", b"")),
+            stderr=bytes(getattr(self.running, "stderr", b"")),
+            truncated=self.running.truncated,
+            usage=refined.usage,
+            timing=Timing(self._setup_ms, exec_ms, self._setup_ms + exec_ms),
+            sandbox=self._handle.info,
+            enforcement=dict(self._handle.enforcement),
+        )
+        self._known = result
+        admission, self._admission = self._admission, None
+        if admission is None or self._digests is None:
+            return result
+        self._digests.take((("stdout", result.stdout), ("stderr", result.stderr)))
+        return msgspec.structs.replace(result, receipt=admission.end(result, self._digests.found()))
+
+    def close(self) -> None:
+        self.running.close()
+        self._end(None)
+
+    # --- from any thread, where it is listed ---
+
+    def write(self, data: bytes, *, eof: bool = False) -> None:
+        """Raises Conflict once it has ended."""
+        if data:
+            self._do(lambda: self._write(data))
+        if eof:
+            self.close_stdin()
+
+    def close_stdin(self) -> None:
+        self._do(self.running.close_stdin)
+
+    def signal(self, number: int, target: str = "group") -> None:
+        """Raises InvalidInput, Conflict once it has ended; 0 asks for no more than that."""
+        check_signal(number, target)
+        self._do(lambda: self.running.signal(number, target))
+
+    def resize(self, rows: int, cols: int) -> None:
+        """Raises InvalidInput, Conflict once it has ended."""
+        check_window(rows, cols)
+        self._do(lambda: self.running.resize(rows, cols))
+
+    def kill(self) -> None:
+        """Raises Conflict once it has ended."""
+        self._do(self.running.kill)
+
+    def cancel(self) -> None:
+        """``kill``, for nobody waits for it any more. Never blocks."""
+        if self._listed is None:
+            self._cancel()
+        else:
+            self._listed.errands.leave(self._cancel)
+
+    def _do(self, work: Callable[[], object]) -> None:
+        if self._listed is None or self._driver == threading.get_ident():
+            work()
+        else:
+            self._listed.errands.do(work)
+
+    def _cancel(self) -> None:
+        self._cancelled = True
+        self.running.kill()
+
+    def _write(self, data: bytes) -> None:
+        try:
+            self.running.write(data)
+        except BackendLost as error:
+            self._lose(error)
+
+    def _take_all(self, emit: Emit | None = None, cancel: int = -1) -> None:
+        self._driver = threading.get_ident()
+        listed, fds = self._listed, [] if cancel < 0 else [cancel]
+        if listed is not None:
+            fds.append(listed.errands.wake)
+        for found, ready in drive(self, lambda: fds):
+            for stream, data in found:
+                self._take(stream, data, emit)
+            if not ready:
+                continue
+            if cancel in ready:
+                fds.remove(cancel)  # it stays readable: looked at again, it would keep us awake
+                self.running.kill()
+            if listed is not None:
+                listed.errands.run()
+
+    def _take(self, stream: str, data: bytes, emit: Emit | None) -> None:
+        if self._listed is not None:
+            self._listed.take(stream, data)
+        if isinstance(data, Missing):
+            return
+        if self._keep:
+            kept = self.stdout if stream == "stdout" else self.stderr
+            kept += data[: self._keep - len(kept)]
+        if emit is not None:
+            emit(stream, bytes(data))
+
+    def _missed(self, asked: tuple[int, int]) -> list[Chunk]:
+        """What the agent had dropped while nobody followed, once it has told."""
+        begun: tuple[int, int] | None = getattr(self.running, "cursor", None)
+        if begun is None:
+            return []
+        self._place = None
+        places = zip(("stdout", "stderr"), asked, begun, strict=True)
+        return [(name, Missing.of(at - wanted)) for name, wanted, at in places if at > wanted]
+
+    def _finished(self) -> Result:
+        try:
+            return self.finish()
+        except AgentdError as error:
+            if self._known is None:
+                raise
+            # How it ended is known, and not written down: whoever waits is told that instead.
+            self.unrecorded = error
+            return self._known
+
+    def _lose(self, error: BackendLost | GuestError) -> None:
+        ms = (time.monotonic() - self._began) * 1000
+        self._lost = of_wall(self._handle.wall, error, self._before, ms)
+
+    def _let_go(self, error: AgentdError) -> Result:
+        """Nobody follows it any more: what is told to have ended does not go on, and the record of
+        its end says why."""
+        with contextlib.suppress(AgentdError):
+            if self.pid is not None and self._listed and not isinstance(error, BackendLost):
+                self._handle.guest.signal(self.pid, signal.SIGKILL)
+        with contextlib.suppress(AgentdError):
+            self.running.close()
+            self._end(error)
+        return lost(self.request_id, self._handle, error)
+
+    def _conclude(self, result: Result) -> "ResultView | Any":
+        listed = self._listed
+        if listed is None:
+            return None
+        self.result = views.of_result(result, listed.id, bytes(self.stdout), bytes(self.stderr))
+        listed.conclude(self.result)
+        return self.result
+
+    def _end(self, error: BaseException | None) -> None:
+        admission, self._admission = self._admission, None
+        try:
+            if admission is not None:
+                admission.fail(error)
+        finally:
+            if self._open:
+                self._open = False
+                self._handle.end_command()

@@ -1,0 +1,139 @@
+"""What completes a command's request, and how it ends: its cause, its status, its digests."""
+
+import os
+from collections.abc import Iterable, Mapping
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from agentd.model.cause import Cause, CauseCode
+from agentd.model.errors import AgentdError, BackendLost, GuestError, SandboxError
+from agentd.model.result import Exit, Result, Timing, Usage
+from agentd.model.spec import ExecRequest
+from agentd.sandbox.abilities import TELLS_END
+from agentd.sandbox.ports import Wall
+from agentd.transport.core import Chunk
+
+if TYPE_CHECKING:
+    from agentd.sandbox.manager import SandboxHandle
+
+# A wall that dies takes its agent's stream along first; the process itself follows.
+_DEATH_SECONDS = 1.0
+
+INTERRUPTED = Cause.of(CauseCode.INTERRUPTED, "its daemon ended before it was seen to end")
+
+
+class Interrupted(AgentdError):
+    """A command of the daemon before is not there any more."""
+
+    code = "interrupted"
+
+
+class Digests:
+    """Of each stream, as it goes by. What was lost on the way is not in it."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, Any] = {}
+
+    def take(self, pieces: Iterable[Chunk]) -> None:
+        for name, data in pieces:
+            if data:
+                if name not in self._of:
+                    self._of[name] = sha256()
+                self._of[name].update(data)
+
+    def found(self) -> dict[str, str]:
+        return {name: f"sha256:{digest.hexdigest()}" for name, digest in self._of.items()}
+
+
+def completed(request: ExecRequest, handle: "SandboxHandle") -> ExecRequest:
+    """What the sandbox says where the request says nothing; idempotent."""
+    spec = handle.spec
+    return msgspec.structs.replace(
+        request,
+        # The root of a foreign guest is its workspace; an empty path would be none.
+        cwd=os.path.join(handle.wall.workspace, request.cwd or ".").removesuffix("/.") or "/",
+        env={**spec.env, **request.env},
+        timeout=request.timeout or spec.limits.timeout,
+        output_limit=request.output_limit or spec.limits.output,
+    )
+
+
+def of_wall(
+    wall: Wall, error: BackendLost | GuestError, before: Mapping[str, int], ms: float
+) -> Exit:
+    """What a broken stream means; a living wall with a lying agent stays an error."""
+    gone = wall.wait(_DEATH_SECONDS)
+    if isinstance(error, GuestError) and not gone:
+        raise error
+    teller = TELLS_END.of(wall) if gone else None
+    told = None if teller is None else teller.ending()
+    if told is not None:
+        cause = told
+    elif grown(before, wall.counters(), "oom"):
+        cause = Cause.of(CauseCode.OOM, "the sandbox ran out of memory and ended")
+    else:
+        cause = Cause.of(CauseCode.BACKEND_LOST, f"the sandbox ended under its work: {error}")
+    return Exit(None, None, cause, Usage(wall_ms=ms))
+
+
+def refine(end: Exit, before: Mapping[str, int], after: Mapping[str, int]) -> Exit:
+    """The agent sees an exit; the wall's counters tell which limit it ran into."""
+    failed = end.signal is not None or end.exit_code != 0
+    if end.cause.code not in (CauseCode.EXITED, CauseCode.SIGNALLED) or not failed:
+        return end
+    if grown(before, after, "oom"):
+        cause = Cause.of(CauseCode.OOM, f"ran out of memory ({end.cause.message})")
+    elif grown(before, after, "pids"):
+        cause = Cause.of(
+            CauseCode.PIDS_LIMIT, f"ran into the limit of processes ({end.cause.message})"
+        )
+    else:
+        return end
+    return Exit(end.exit_code, end.signal, cause, end.usage)
+
+
+def grown(before: Mapping[str, int], after: Mapping[str, int], name: str) -> bool:
+    return after.get(name, 0) > before.get(name, 0)
+
+
+def status(end: Exit) -> str:
+    if end.ok:
+        return "ok"
+    never = (CauseCode.SPAWN_FAILED, CauseCode.BACKEND_LOST, CauseCode.INTERRUPTED)
+    return "error" if end.cause.code in never else "failed"
+
+
+def cause_of(error: AgentdError) -> Cause:
+    """Of a command whose end nobody will see."""
+    if isinstance(error, Interrupted):
+        return INTERRUPTED
+    if isinstance(error, BackendLost | GuestError):
+        return Cause.of(CauseCode.BACKEND_LOST, str(error))
+    return Cause(CauseCode.FAILED, f"{error.code}: {error}")
+
+
+def lost(request_id: str, handle: "SandboxHandle", error: AgentdError) -> Result:
+    """Of one whose end nobody will see."""
+    return Result(
+        request_id=request_id,
+        status="error",
+        exit_code=None,
+        signal=None,
+        cause=cause_of(error),
+        stdout=b"",
+        stderr=b"",
+        truncated=True,
+        usage=Usage(),
+        timing=Timing(),
+        sandbox=handle.info,
+        enforcement=dict(handle.enforcement),
+    )
+
+
+def ours(error: BaseException) -> AgentdError:
+    """``error``, as one of ours."""
+    if isinstance(error, AgentdError):
+        return error
+    return SandboxError(f"agentd failed at it: {type(error).__name__}: {error}")

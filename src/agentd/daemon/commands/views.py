@@ -1,0 +1,52 @@
+"""Commands in the words of the ways in."""
+
+from base64 import b64encode
+
+import msgspec
+
+from agentd.model.api import ResultView
+from agentd.model.result import Result
+from agentd.sandbox.journal.journal import Journal
+
+RUNNING, ENDED = "running", "ended"
+
+
+def of_result(result: Result, process: str, stdout: bytes, stderr: bytes) -> ResultView:
+    out, err, encoding = texts(stdout, stderr)
+    return ResultView(
+        request_id=result.request_id,
+        status=result.status,
+        exit_code=result.exit_code,
+        signal=result.signal,
+        cause=result.cause,
+        stdout=out,
+        stderr=err,
+        encoding=encoding,
+        truncated=result.truncated,
+        usage=result.usage,
+        timing=result.timing,
+        sandbox=result.sandbox,
+        enforcement=result.enforcement,
+        process=process,
+        receipt=result.receipt,
+    )
+
+
+def texts(stdout: bytes, stderr: bytes) -> tuple[str, str, str]:
+    """Both as text, or both as base64, and which."""
+    try:
+        return stdout.decode(), stderr.decode(), "utf-8"
+    except UnicodeDecodeError:
+        return b64encode(stdout).decode(), b64encode(stderr).decode(), "base64"
+
+
+def lost_bytes(journal: Journal) -> dict[str, int]:
+    """Of each stream, what the disk refused."""
+    lost: dict[str, int] = {}
+    for gap in journal.losses:
+        lost[gap.stream] = lost.get(gap.stream, 0) + gap.length
+    return lost
+
+
+def bare(view: ResultView) -> ResultView:
+    return msgspec.structs.replace(view, stdout="", stderr="", encoding="utf-8")

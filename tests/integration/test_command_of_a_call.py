@@ -1,0 +1,71 @@
+"""The command of a call is a command as any other: listed, followed, signalled while it runs."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+from tests.security.daemons import WAIT, Daemon, Later, fixture, until
+
+daemon = fixture()
+
+
+@pytest.fixture(scope="module")
+def box(daemon: Daemon) -> str:
+    return daemon.sandbox()
+
+
+@contextlib.contextmanager
+def calling(daemon: Daemon, box: str, capability: str, parameters: object) -> Iterator[str]:
+    """Yields the id of the command that it has begun; the call is over behind the block."""
+    listed = f"/v1/sandboxes/{box}/processes"
+    asked = Later(lambda: daemon.call(capability, parameters, sandbox=box))
+    until(lambda: bool(daemon.ask("GET", listed).json))
+    (process,) = daemon.ask("GET", listed).json
+    assert process["state"] == "running" and process["sandbox"] == box
+    yield process["id"]
+    assert asked.answer().status == 200, asked.answer().body
+    assert daemon.ask("GET", listed).json == []
+
+
+def test_it_is_listed_followed_and_signalled(daemon: Daemon, box: str) -> None:
+    parameters = {"command": "sh", "args": ["-c", "echo out; sleep 600"]}
+    with calling(daemon, box, "shell.exec.v1", parameters) as process:
+        at = f"/v1/sandboxes/{box}/processes/{process}"
+        until(lambda: daemon.ask("GET", at).json.get("output", {}).get("stdout") == 4)
+        followed = _following(daemon, box, process)
+        assert followed.stdout is not None and followed.stdout.readline() == b"out\n"
+        other = daemon.key("eve")
+        assert daemon.ask("GET", at, key=other).status == 404
+        assert daemon.ask("POST", f"{at}/signal", {"signal": 9}).status == 204
+    assert followed.stdout.read() == b""  # it has seen the end
+    followed.stdout.close()
+    followed.wait(WAIT)
+
+
+def _following(daemon: Daemon, box: str, process: str) -> "subprocess.Popen[bytes]":
+    env = {k: v for k, v in os.environ.items() if not k.startswith("AGENTD_")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "agentd", "logs", "-f", box, process],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        env=env | {"AGENTD_URL": daemon.url},
+    )
+
+
+def test_many_calls_leave_no_commands_behind(daemon: Daemon, box: str) -> None:
+    def call() -> None:
+        for _ in range(5):
+            done = daemon.call("shell.exec.v1", {"command": "echo", "args": ["x"]}, sandbox=box)
+            assert done.json["value"]["stdout"] == "x\n", done.body
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert daemon.ask("GET", f"/v1/sandboxes/{box}/processes").json == []
+    assert daemon.ask("GET", "/v1/stats").json["processes"] == 0
