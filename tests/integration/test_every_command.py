@@ -1,14 +1,19 @@
 """What holds of every command: a reader that goes away, the exit code of what is not there."""
 
+import argparse
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from tests.integration.test_client_of_a_daemon import Daemon
+
+from agentd.client.cli.main import COMMANDS
 
 # One process for all of them: Python's start is most of the time. What each ended with goes to
 # stderr, behind what it said there.
@@ -24,7 +29,7 @@ def broken():
 sys.stdin = open(os.devnull)
 told = []
 for words in json.loads(sys.argv[1]):
-    fd = broken() if sys.argv[2] == "broken" else os.open(os.devnull, os.O_WRONLY)
+    fd = broken() if sys.argv[2] == "broken" else os.memfd_create("stdout")
     os.dup2(fd, 1)
     os.close(fd)
     sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False))
@@ -33,7 +38,9 @@ for words in json.loads(sys.argv[1]):
             code = main(words)
         except SystemExit as end:
             code = end.code
-    told.append((" ".join(words), code, said.getvalue()))
+    sys.stdout.flush()
+    wrote = "" if sys.argv[2] == "broken" else os.pread(1, 1 << 20, 0).decode()
+    told.append((" ".join(words), code, said.getvalue(), wrote))
 print(json.dumps(told), file=sys.stderr)
 os._exit(0)
 """
@@ -47,8 +54,14 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     made.stop()
 
 
-def ended(daemon: Daemon, commands: list[list[str]], stdout: str) -> list[tuple[str, int, str]]:
-    """(command, exit code, what it said on standard error) of each."""
+class Ended(NamedTuple):
+    command: str
+    code: int
+    said: str  # on standard error
+    wrote: str  # to standard output
+
+
+def ended(daemon: Daemon, commands: list[list[str]], stdout: str) -> list[Ended]:
     folder = daemon.folder
     done = subprocess.run(
         [sys.executable, "-c", _ALL, json.dumps(commands), stdout],
@@ -60,7 +73,7 @@ def ended(daemon: Daemon, commands: list[list[str]], stdout: str) -> list[tuple[
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return [tuple(each) for each in json.loads(done.stderr)]
+    return [Ended(*each) for each in json.loads(done.stderr)]
 
 
 def _env(folder: Path, url: str) -> dict[str, str]:
@@ -216,8 +229,9 @@ def test_what_is_named_and_is_not_there_has_one_exit_code(daemon: Daemon) -> Non
     wanted = [125] * len(named) + [1] * len(called)
     assert [each for each, code in zip(told, wanted, strict=True) if each[1] != code] == []
     # One line each, which names the command and what it is about.
-    for command, _, said in told:
+    for command, _, said, wrote in told:
         assert said.startswith(f"agentd {command.split()[0]}: ") and said.count("\n") == 1, command
+        assert wrote == ""
 
 
 @pytest.mark.parametrize("action", ["inspect", "rm"])
@@ -234,3 +248,74 @@ def test_a_file_for_an_image_that_is_none_is_told_with_what_it_is_to_be(daemon: 
         assert done.returncode == 2
         assert "nosuch is no plain file that can be read: No such file" in said, said
         assert wanted in said and f"relative paths begin at {os.getcwd()}" in said
+
+
+# What prints no fact of its own: a shell's script, the daemon in the foreground, a terminal.
+_NO_JSON = {"serve", "completion", "shell"}
+
+
+def test_every_command_that_tells_a_fact_has_json_and_an_example(daemon: Daemon) -> None:
+    commands = [name for name in COMMANDS if name not in _NO_JSON]
+    helps = {name: daemon.cli(name, "--help").stdout.decode() for name in ("image", "audit")}
+    assert all("examples:" in text for text in helps.values())
+    parsers = {name: import_module(COMMANDS[name][0])._parser() for name in commands}
+    missing = []
+    for name, parser in parsers.items():
+        inner = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+        each = {f"{name} {k}": p for a in inner for k, p in a.choices.items()} or {name: parser}
+        missing += [word for word, p in each.items() if "--json" not in p._option_string_actions]
+        assert "\nexamples:" in f"\n{parser.format_help()}", name
+    assert missing == []
+
+
+def test_json_is_one_document_or_one_a_line(daemon: Daemon, tmp_path: Path) -> None:
+    """Lines: what can follow, and records, which are lines where they are written."""
+    id_ = daemon.cli("create").stdout.decode().strip()
+    process = daemon.cli("exec", "-d", id_, "--", "true").stdout.decode().strip()
+    request = json.loads(daemon.cli("exec", "--json", id_, "--", "true").stdout)["request_id"]
+    (tmp_path / "request").write_text('{"capability": "fs.read.v1"}')
+    one = [
+        ["run", "--", "true"],
+        ["doctor"],
+        ["create"],
+        ["ls"],
+        ["inspect", id_],
+        ["renew", id_, "5m"],
+        ["exec", id_, "--", "true"],
+        ["exec", "-d", id_, "--", "true"],
+        ["cp", "/etc/hostname", f"{id_}:/workspace/"],
+        ["capability", "ls"],
+        ["capability", "show", "fs.read.v1"],
+        ["call", "fs.list.v1", "--params", '{"path": "/"}'],
+        ["stats"],
+        ["key", "ls"],
+        ["sign", "--new-key", f"{tmp_path}/key.pem"],
+        ["sign", f"{tmp_path}/request", "--key", f"{tmp_path}/key.pem"],
+        ["approval", "ls"],
+        ["config", "check"],
+        ["config", "show"],
+        ["policy", "check", "permissive"],
+        ["policy", "explain", "--bundle", "permissive", "--as", "a", "--call", "fs.list.v1",
+         "--params", '{"path": "/"}'],
+        ["audit", "head"],
+        ["audit", "verify"],
+        ["receipt", "show", request],
+        ["receipt", "key"],
+        ["image", "ls"],
+        ["image", "prune"],
+        ["guest", "--out", f"{tmp_path}/guest.pyz"],
+        ["print-seccomp"],
+        ["kill", id_],
+    ]  # fmt: skip
+    lines = [["logs", id_, process], ["audit", "tail"], ["audit", "export"]]
+    asked = [
+        [*words[:at], "--json", *words[at:]]
+        for words in lines + one
+        for at in (1 if words[0] in ("exec", "run", "create") else len(words),)
+    ]
+    for number, each in enumerate(ended(daemon, asked, "kept")):
+        assert each.code == 0, each
+        found = each.wrote.splitlines()
+        assert found and (number < len(lines) or len(found) == 1), each
+        for line in found:
+            assert isinstance(json.loads(line), dict | list), each

@@ -58,7 +58,7 @@ def main(words: list[str]) -> int:
     options = _parser().parse_args(words)
     try:
         if options.action == "accept-loss":
-            return _accept(audit_source.directory(options))
+            return _accept(audit_source.directory(options), as_json=options.json)
         return int(options.run(options, audit_source.find(options)))
     except NoLog as error:
         output.say(str(error), "audit")
@@ -106,7 +106,8 @@ def _parser() -> Parser:
         "write down what is gone, and let the log go on",
         "  agentd audit accept-loss --dir /var/lib/agentd/audit\n",
     )
-    for each in (tail, verify):
+    export.add_argument("--json", action="store_true", help="as it is: each line is JSON")
+    for each in (tail, head, verify, accept):
         each.add_argument("--json", action="store_true", help="print JSON")
     for each in (tail, head, verify, export, accept):
         kept.options(each, "log")
@@ -182,7 +183,11 @@ def _about(record: Any) -> str:
 def _head(options: argparse.Namespace, source: "Source") -> int:
     from agentd.audit.record import decode
 
-    print(decode(source.tail(1)[-1]).position)
+    last = decode(source.tail(1)[-1]).position
+    if options.json:
+        remote.print_json({"seq": last.seq, "hash": last.hash, "head": str(last)})
+    else:
+        print(last)
     return 0
 
 
@@ -198,10 +203,14 @@ def _verify(options: argparse.Namespace, source: "Source") -> int:
     return 0 if verdict.ok else _FOUND_WRONG
 
 
-def _accept(directory: str) -> int:
+def _accept(directory: str, *, as_json: bool) -> int:
     from agentd.audit import mending
 
     events = mending.accept(directory)
+    if as_json:
+        told = [{"kind": event.kind, "fields": event.fields} for event in events]
+        remote.print_json({"written": told})
+        return 0
     for event in events:
         words = ", ".join(f"{name} {value}" for name, value in event.fields.items())
         print(remote.safe(f"written down: {event.kind}: {words}"))

@@ -17,11 +17,13 @@ def _parser() -> Parser:
         epilog=_EXAMPLES,
     )
     parser.add_argument("--out", metavar="FILE", required=True, help="where to write it")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
 
 def main(words: list[str]) -> int:
-    path = _parser().parse_args(words).out
+    options = _parser().parse_args(words)
+    path = options.out
     from agentd.guest.bundle import build
 
     try:
@@ -30,5 +32,10 @@ def main(words: list[str]) -> int:
         raise InvalidInput(
             f"cannot write {path!r}: {error.strerror}", remediation="give a writable path"
         ) from error
-    print(f"{path} sha256:{digest}")
+    if options.json:
+        from agentd.client.cli import remote
+
+        remote.print_json({"path": path, "sha256": digest})
+    else:
+        print(f"{path} sha256:{digest}")
     return 0

@@ -56,7 +56,7 @@ def _parser() -> Parser:
         "  agentd image prune\n",
     )
     prune.set_defaults(run=_prune)
-    for each in (listing, inspect, prune):
+    for each in (listing, inspect, remove, prune):
         each.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
@@ -193,6 +193,8 @@ def _rm(options: argparse.Namespace) -> int:
     store = Store()
     for name in options.names:
         store.remove(name)
+    if options.json:
+        remote.print_json({"removed": options.names})
     return 0
 
 

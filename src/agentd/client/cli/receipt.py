@@ -53,7 +53,8 @@ def _parser() -> Parser:
         "print the public key that receipts verify with",
         "  agentd receipt key > receipt.pub\n",
     )
-    key.set_defaults(run=_key, json=False)
+    key.set_defaults(run=_key)
+    key.add_argument("--json", action="store_true", help="print one JSON object")
     for each in (show, key):
         kept.options(each, "receipts")
         each.add_argument("--url", metavar="URL", help=remote.URL_HELP)
@@ -90,15 +91,21 @@ def _key(options: argparse.Namespace) -> int:
 
     answer = _asked(options, "/v1/receipt-key")
     if answer is not None:
-        sys.stdout.write(msgspec.json.decode(answer, type=str))
-        return 0
+        return _show_key(msgspec.json.decode(answer, type=str), as_json=options.json)
     directory = kept.directory(options, "receipts", "receipt")
     path = os.path.join(os.path.dirname(os.path.abspath(directory)), "receipt.key.pub")
     fix = (
         "it lies beside the receipts' directory, from the first one on: name that with --dir, or "
         "their daemon with --url"
     )
-    sys.stdout.write(_read(path, fix).decode())
+    return _show_key(_read(path, fix).decode(), as_json=options.json)
+
+
+def _show_key(pem: str, *, as_json: bool) -> int:
+    if as_json:
+        remote.print_json({"key": pem})
+    else:
+        sys.stdout.write(pem)
     return 0
 
 

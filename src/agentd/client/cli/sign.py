@@ -38,7 +38,12 @@ def _new_key(options: argparse.Namespace) -> int:
     from agentd.auth.keyfiles import new_pair
 
     id_, public = new_pair(options.new_key)
-    print(id_)
+    if options.json:
+        from agentd.client.cli import remote
+
+        remote.print_json({"id": id_, "key": options.new_key, "public": public})
+    else:
+        print(id_)
     print(f"{public} is for the daemon's trusted signers", file=sys.stderr)
     return 0
 
@@ -105,4 +110,7 @@ def _parser() -> Parser:
     parser.add_argument("--audience", metavar="NAME", help="the daemon that it is for")
     parser.add_argument("--ttl", metavar="TIME", help="how long it holds, as 30s, at most")
     parser.add_argument("--new-key", metavar="FILE", help="make a key pair; prints its id")
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON; what is signed is that anyhow"
+    )
     return parser

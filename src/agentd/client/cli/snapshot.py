@@ -24,6 +24,8 @@ def main(words: list[str]) -> int:
     snapshot = embedded.load_snapshot(options.path)
     if options.action == "rm":
         snapshot.delete()
+        if options.json:
+            remote.print_json({"removed": snapshot.path})
         return 0
     embedded.verify_snapshot(snapshot)
     _show(snapshot, as_json=options.json)
