@@ -20,7 +20,8 @@ from pathlib import Path
 
 _TESTS = Path("tests")
 # Those plugins alone that these tests need: to import the others takes a minute here.
-_PLUGINS = ("pytest_timeout", "anyio.pytest_plugin", "tests.machine.at_once", "no:cacheprovider")
+_OURS = ("tests.machine.at_once", "tests.machine.patience")
+_PLUGINS = ("pytest_timeout", "anyio.pytest_plugin", *_OURS, "no:cacheprovider")
 _PYTEST = [sys.executable, "-m", "pytest", "-v", *(f"-p{name}" for name in _PLUGINS)]
 _FAILED, _NONE_CHOSEN = 1, 5  # pytest's exit statuses
 _KEPT_SECONDS = 60.0  # of all, for the summary

@@ -1,0 +1,26 @@
+"""A plugin for pytest: gives agentd longer for what it waits for, where its machines are emulated.
+
+How long agentd waits for a virtual machine is meant for hardware and for one emulation; that of a
+machine within an emulated machine takes ten times as long. Of agentd in this process: a daemon or
+a command line that a test starts has its own.
+"""
+
+from importlib import import_module
+
+from tests.conftest import SLOWER
+
+_BACKENDS = "agentd.sandbox.backends"
+_WAITS = {
+    "qemu.backend": ("BOOT_SECONDS", "_ANSWER_SECONDS", "_CARD_SECONDS"),
+    "qemu.process": ("_START_SECONDS", "_STATE_SECONDS", "_UNPLUG_SECONDS"),
+    "qemu.probe": ("_ANSWER_SECONDS",),
+    "qemu.wall": ("_STREAM_SECONDS",),
+    "vm.supervisor": ("_ANSWER_SECONDS",),
+}
+
+
+def pytest_configure() -> None:
+    for name, waits in _WAITS.items():
+        module = import_module(f"{_BACKENDS}.{name}")
+        for wait in waits:
+            setattr(module, wait, getattr(module, wait) * SLOWER)
