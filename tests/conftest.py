@@ -136,6 +136,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _descriptors() -> set[str]:
     found = set()
     for fd in os.listdir("/proc/self/fd"):
+        if int(fd) <= 2:  # pytest has others there while it captures
+            continue
         try:
             found.add(f"{fd} -> {os.readlink(f'/proc/self/fd/{fd}')}")
         except FileNotFoundError:  # the listing's own
@@ -265,9 +267,9 @@ def _no_daemon_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agentd.client.http.address.SYSTEM_SOCKET", "/nonexistent/agentd.sock")
 
 
-@pytest.fixture(autouse=True)
-def _nothing_left_behind() -> Iterator[None]:
-    """Fails a test that leaks. What a fixture of a wider scope holds was there before the count."""
+@contextlib.contextmanager
+def nothing_left_behind() -> Iterator[None]:
+    """Fails what leaks in its body: a test, or what a fixture of a wider scope held."""
     before = {kind: count() for kind, count in _CENSUS.items()}
     shared, control = _shared_pipeline(), _shared_control()
     yield
@@ -282,6 +284,13 @@ def _nothing_left_behind() -> Iterator[None]:
         if time.monotonic() > deadline:
             pytest.fail("left behind:\n  " + "\n  ".join(leaks), pytrace=False)
         time.sleep(0.02)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind() -> Iterator[None]:
+    """Fails a test that leaks. What a fixture of a wider scope holds was there before the count."""
+    with nothing_left_behind():
+        yield
 
 
 # --- as an ordinary user ---

@@ -4,6 +4,7 @@ A wall that cannot be had here is skipped by its name and its own reason.
 """
 
 import contextlib
+import json
 import os
 import select
 import signal
@@ -19,6 +20,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.conftest import nothing_left_behind
+from tests.contract.ways import rest
 
 import agentd
 from agentd.client import build
@@ -289,28 +292,127 @@ def _ready(process: "subprocess.Popen[bytes]", url: str, log: Path) -> str:
             time.sleep(0.05)
 
 
+def create(kind: Kind, pipeline: Pipeline, daemon: str, **wanted: object) -> Sandbox:
+    """``Sandbox.create`` of this wall."""
+    if kind.over_http:
+        return Sandbox.create(url=daemon, backend=kind.name, **wanted)  # type: ignore[arg-type]
+    spec = build.sandbox_spec(backend=kind.name, **wanted)  # type: ignore[arg-type]
+    return Sandbox(LocalSandbox(pipeline, pipeline.open(WHO, spec), WHO))
+
+
 @pytest.fixture
 def make(kind: Kind, pipeline: Pipeline, daemon: str) -> Iterator[Callable[..., Sandbox]]:
     """``Sandbox.create`` of this wall; closed after the test."""
     made: list[Sandbox] = []
 
-    def create(**wanted: object) -> Sandbox:
-        if kind.over_http:
-            made.append(Sandbox.create(url=daemon, backend=kind.name, **wanted))  # type: ignore[arg-type]
-        else:
-            spec = build.sandbox_spec(backend=kind.name, **wanted)  # type: ignore[arg-type]
-            held = LocalSandbox(pipeline, pipeline.open(WHO, spec), WHO)
-            made.append(Sandbox(held))
+    def make(**wanted: object) -> Sandbox:
+        made.append(create(kind, pipeline, daemon, **wanted))
         return made[-1]
 
-    yield create
+    yield make
     for sandbox in made:
         sandbox.close()
 
 
+class Lent:
+    """A machine that tests use in turn; ``back`` closes the connections that one of them left."""
+
+    # Of its own commands: the agent is PID 1, and not signalled so (kill(2)).
+    _EMPTY = "kill -KILL -1; rm -rf ./..?* ./.[!.]* ./*"
+
+    def __init__(self, kind: Kind, pipeline: Pipeline, url: str) -> None:
+        self._url = url if kind.over_http else ""
+        if self._url:
+            made = json.loads(rest(url, "POST", "/v1/sandboxes", {"backend": kind.name}))
+            self._id: str = made["id"]
+        else:
+            self._own = create(kind, pipeline, url)
+
+    def out(self) -> Sandbox:
+        self._taken = Sandbox.connect(self._id, url=self._url) if self._url else self._own
+        return self._taken
+
+    def back(self) -> None:
+        if self._url:
+            self._taken.close()
+        else:
+            self._own._held.handle.guest.renew()  # type: ignore[attr-defined]
+
+    def emptied(self) -> bool:
+        """Whether it is without the files and processes of the test before."""
+        try:
+            return self.out().run(self._EMPTY).exit_code == 0
+        except AgentdError:
+            return False
+        finally:
+            self.back()
+
+    def end(self) -> None:
+        if self._url:
+            rest(self._url, "DELETE", f"/v1/sandboxes/{self._id}")
+        else:
+            self._own.close()
+
+
+class Machines:
+    """One of each kind for the tests that share it, since its boot is most of such a test.
+
+    Each finds it empty; it is another one where the one before did not leave it so.
+    """
+
+    def __init__(self, daemon: str) -> None:
+        self._daemon = daemon
+        self._pipeline = Pipeline(Manager(_load))
+        self._made: dict[str, Lent] = {}
+
+    def get(self, name: str) -> Lent | None:
+        """None where none can be had."""
+        kind = KINDS[name]
+        if not self._pipeline.manager.backend(kind.name).probe().usable:
+            return None
+        found = self._made.pop(name, None)
+        if found is not None and not found.emptied():
+            found.end()
+            found = None
+        self._made[name] = found or Lent(kind, self._pipeline, self._daemon)
+        return self._made[name]
+
+    def close(self) -> None:
+        for machine in self._made.values():
+            machine.end()
+        self._pipeline.manager.close()
+
+
+@pytest.fixture(scope="session")
+def machines(canary: str, daemon: str) -> Iterator[Machines]:
+    with nothing_left_behind():
+        machines = Machines(daemon)
+        yield machines
+        machines.close()
+
+
 @pytest.fixture
-def sandbox(make: Callable[..., Sandbox]) -> Sandbox:
-    return make()
+def shared(request: pytest.FixtureRequest, machines: Machines) -> Lent | None:
+    """The machine of a test that shares one; such a test changes nothing but the workspace."""
+    marked = request.node.get_closest_marker("shares_machine")
+    if not marked or "sandbox" not in request.fixturenames:
+        return None
+    name = request.node.callspec.params["kind"]
+    return machines.get(name) if KINDS[name].machine else None
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind(shared: Lent | None, _nothing_left_behind: None) -> None:
+    """What tests share is there before each of them is looked at."""
+
+
+@pytest.fixture
+def sandbox(shared: Lent | None, make: Callable[..., Sandbox]) -> Iterator[Sandbox]:
+    if shared is None:
+        yield make()
+    else:
+        yield shared.out()
+        shared.back()
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ from agentd.client.files import Files
 from agentd.client.sandbox import Sandbox
 from agentd.model.errors import AgentdError, InvalidInput, OperationFailed
 
+pytestmark = pytest.mark.shares_machine
+
 
 @pytest.fixture
 def files(sandbox: Sandbox) -> Files:

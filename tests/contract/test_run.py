@@ -9,6 +9,8 @@ import pytest
 from agentd.client.sandbox import CommandFailed, Sandbox
 from agentd.model.cause import CauseCode
 
+pytestmark = pytest.mark.shares_machine
+
 
 @pytest.mark.parametrize("code", [0, 1, 3, 127, 255])
 def test_an_exit_code_comes_back(sandbox: Sandbox, code: int) -> None:

@@ -12,6 +12,8 @@ from agentd.client.sandbox import Process, Sandbox
 from agentd.model.cause import CauseCode
 from agentd.model.errors import InvalidInput
 
+pytestmark = pytest.mark.shares_machine
+
 MANY = 10_000_000
 
 
