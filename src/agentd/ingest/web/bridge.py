@@ -49,7 +49,7 @@ class Bridge(Generic[T]):
     @property
     def is_over(self) -> bool:
         """Whether nothing is there, and nothing will come."""
-        return self.closed or (self._ended and not self._items)
+        return self._ended and not self._items
 
     # --- on the loop ---
 
@@ -137,11 +137,10 @@ class Bridge(Generic[T]):
         self._poke()
 
     def close(self) -> None:
-        """Nothing more is taken: what is there and what comes is dropped. Idempotent."""
+        """Nothing more is wanted: ``put`` drops it, ``give`` raises Gone. What is there can still
+        be taken, and who takes still waits for the end. Idempotent."""
         with self._change:
             self.closed = True
-            self._items.clear()
-            self._size = 0
             self._changed()
         self._poke()
 

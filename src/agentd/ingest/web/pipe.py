@@ -59,6 +59,7 @@ class Pipe:
         """Whoever waits is told that it is over."""
         self._up.close()
         self._down.close()
+        self._down.end()
         with self._lock:
             wake, self._wake = (self._wake, -1) if not self._begun else (-1, self._wake)
         if wake >= 0:
