@@ -66,8 +66,14 @@ def _is_the_capabilitys(error: AgentdError) -> bool:
 def _call(
     where: "Address | None", body: "CallBody | dict[str, Any]", options: argparse.Namespace
 ) -> "CallView":
+    from contextlib import nullcontext
+
+    from agentd.client.cli import slow
+
+    waits = nullcontext() if where is None else slow.told("call", where, options)
     if not options.follow:
-        return _called(where, body, None, silent=options.json)
+        with waits:
+            return _called(where, body, None, silent=options.json)
     shown = _Shown()
     try:
         return _called(where, body, shown.take, silent=options.json)

@@ -18,7 +18,7 @@ _EXAMPLES = """\
 def main(words: list[str]) -> int:
     options = _parser().parse_args(words)
     from agentd.client import build
-    from agentd.client.cli import held
+    from agentd.client.cli import held, slow
     from agentd.client.http import address, sandbox
 
     env: dict[str, str] = {}
@@ -27,13 +27,15 @@ def main(words: list[str]) -> int:
     env |= dict(build.parse_variable(text) for text in options.env)
     wanted = sandbox_options(options)
     wanted["env"] = env
-    made = sandbox.create(
-        address.find(options.url),
-        snapshot=options.snapshot,
-        labels=remote.labels(options.label),
-        ttl=options.ttl,
-        **wanted,
-    )
+    where = address.find(options.url)
+    with slow.told("create", where, options):
+        made = sandbox.create(
+            where,
+            snapshot=options.snapshot,
+            labels=remote.labels(options.label),
+            ttl=options.ttl,
+            **wanted,
+        )
     try:
         held.tell(made.view.enforcement, "create", verbose=options.verbose, quiet=options.json)
         if options.json:

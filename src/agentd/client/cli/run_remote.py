@@ -20,13 +20,14 @@ def run(
     request: "ExecRequest",
     interrupts: Interrupts,
 ) -> int:
-    from agentd.client.cli import held
+    from agentd.client.cli import held, slow
     from agentd.client.http import sandbox
 
     with interrupts.allowed():
         pass  # what came while we were busy ends us before anything is made
     try:
-        made = sandbox.create(where, **sandbox_options(options))
+        with slow.told("run", where, options):
+            made = sandbox.create(where, **sandbox_options(options))
     except Refused as error:
         if options.workspace or options.mount:
             error.remediation += "; or use --embedded, to mount with your own rights"

@@ -69,3 +69,9 @@ def test_what_is_no_directory_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(InvalidInput, match=name) as caught:
         shares.open_share(Mount(str(tmp_path / name), "/data", MountMode.RO), 0, None)
     assert "directory" in caught.value.remediation
+
+
+def test_what_was_meant_for_a_mode_is_told(tmp_path: Path) -> None:
+    """A daemon is asked for whatever stands there, and has no folder of the caller's to look at."""
+    with pytest.raises(InvalidInput, match="'xx' is no mode: use ro, rw or cow"):
+        shares.open_share(Mount(f"{tmp_path}/.:xx", "/workspace", MountMode.RW), 0, None)
