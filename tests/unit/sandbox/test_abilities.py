@@ -2,6 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from agentd.model.isolation import IsolationLevel
 from agentd.sandbox import backends
 from agentd.sandbox.abilities import FORK, FORWARDED, SNAPSHOT, methods, names
 from agentd.sandbox.supervisor.server import Supervisor
@@ -38,3 +39,17 @@ def test_what_a_backend_says_is_in_the_table(name):
     known = {ability.name for ability in FORWARDED} | {FORK.name}
     assert backends.abilities(name) <= known
     assert (FORK.name in backends.abilities(name)) == hasattr(backends.load(name), "restore")
+
+
+def make() -> SimpleNamespace:
+    """A third party's entry point may be a function."""
+    level = IsolationLevel.NAMESPACE
+    return SimpleNamespace(name="made", level=level, images=True, abilities={"pause"}, restore=None)
+
+
+def test_what_a_function_makes_says_what_it_can(monkeypatch):
+    monkeypatch.setattr(backends, "_third_parties", lambda: {"made": f"{__name__}:make", "no": "x"})
+    assert backends.images("made")
+    assert backends.abilities("made") == {"pause", "fork"}
+    assert "made" in backends.able("pause")
+    assert not backends.images("no") and not backends.abilities("no")

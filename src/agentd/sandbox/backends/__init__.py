@@ -90,12 +90,12 @@ def level(name: str) -> IsolationLevel:
 
 def images(name: str) -> bool:
     """Whether it boots the image that a spec names; one that does not say so boots none."""
-    return bool(getattr(_class(name), "images", False))
+    return bool(getattr(_about(name), "images", False))
 
 
 def abilities(name: str) -> frozenset[str]:
     """What its sandboxes can do, some of them at least; see ``agentd.sandbox.abilities``."""
-    found = _class(name)
+    found = _about(name)
     forks = {"fork"} if hasattr(found, "restore") else set()
     return frozenset(getattr(found, "abilities", ())) | forks
 
@@ -105,11 +105,12 @@ def able(ability: str) -> tuple[str, ...]:
     return tuple(name for name in names() if ability in abilities(name))
 
 
-def _class(name: str) -> object:
-    where = BUILTIN[name].where if name in BUILTIN else _third_parties()[name]
+def _about(name: str) -> object:
+    """What tells of a backend: the class of one of ours, a third party's itself, for a function may
+    make it; None where that cannot be loaded."""
     try:
-        return _attribute(where)
-    except (Exception, SystemExit):  # a third party's module may raise anything when imported
+        return _attribute(BUILTIN[name].where) if name in BUILTIN else load(name)
+    except Unavailable:
         return None
 
 
