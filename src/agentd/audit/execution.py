@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
+from typing import NoReturn
 
 import msgspec
 
@@ -72,13 +73,14 @@ def clean(execution: Execution, secrets: Iterable[str] = ()) -> Execution:
         decision.bundle,
         *execution.outputs.values(),
     ):
-        _check(digest)
+        if not _DIGEST.fullmatch(digest):
+            _refuse(digest)
     return msgspec.structs.replace(
         execution,
         decision=Decided(
             decision.allow,
             decision.bundle,
-            tuple(hide(reason)[:_MESSAGE] for reason in decision.reasons[:MAX_REASONS]),
+            tuple([hide(reason)[:_MESSAGE] for reason in decision.reasons[:MAX_REASONS]]),
         ),
         outputs={
             _bounded(hide(name), _NAME): digest
@@ -121,8 +123,7 @@ def _bounded(name: str, size: int) -> str:
     return name if len(name) <= size else f"{name[: size - 3]}..."
 
 
-def _check(digest: str) -> None:
-    if not _DIGEST.fullmatch(digest):
-        raise InvalidInput(
-            f"{digest[:100]!r} is no digest", remediation="write it as sha256: and 64 hex digits"
-        )
+def _refuse(digest: str) -> NoReturn:
+    raise InvalidInput(
+        f"{digest[:100]!r} is no digest", remediation="write it as sha256: and 64 hex digits"
+    )

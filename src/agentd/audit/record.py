@@ -9,6 +9,7 @@ of the record before. The first record's ``prev`` is 64 zeros.
 import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -17,12 +18,13 @@ import msgspec
 from agentd.audit.errors import AuditError
 from agentd.model import typed
 from agentd.model.audit import Event, Position, Record
-from agentd.model.redact import Redactor
+from agentd.model.redact import Redactor, text
 
 GENESIS = b"0" * 64
 MAX_LINE = 64 << 10  # bytes
 _MAX_BODY = 56 << 10
 _MAX_NAME = 512  # characters
+_OURS = re.compile(r"(req-[0-9a-f]{16})?")  # a request's id: another each time, nobody's words
 _HASH = b',"hash":"'
 TAIL = len(_HASH) + 64 + len(b'"}')  # what follows that which is hashed
 BEGIN = re.compile(rb'\{"seq":([1-9][0-9]{0,18}),"prev":"([0-9a-f]{64})","kind":"[a-z_]+",')
@@ -61,14 +63,18 @@ def entry(event: Event, now: float, secrets: Iterable[str] = ()) -> Entry:
     ``secrets`` are looked for in the fields alone: nobody may hide who they are by calling their
     own name a secret.
     """
-    redactor = Redactor()
+    return known(event, Redactor(secrets).fields(event.fields) if event.fields else {}, now)
+
+
+def known(event: Event, fields: Mapping[str, Any], now: float) -> Entry:
+    """``entry`` with the place of its fields taken by ``fields``, which hold nothing secret."""
     clean = Event(
         kind=event.kind,
-        principal=_name(redactor, event.principal),
-        request=_name(redactor, event.request),
-        sandbox=_name(redactor, event.sandbox),
-        capability=_name(redactor, event.capability),
-        fields=Redactor(secrets).fields(event.fields) if event.fields else {},
+        principal=_name(event.principal),
+        request=event.request if _OURS.fullmatch(event.request) else _name(event.request),
+        sandbox=_name(event.sandbox),
+        capability=_name(event.capability),
+        fields=fields,
     )
     return plain(clean, now)
 
@@ -86,9 +92,9 @@ def plain(clean: Event, now: float) -> Entry:
 
 def seal(seq: int, prev: bytes, body: bytes) -> tuple[bytes, bytes]:
     """The line, and its hash."""
-    text = b'{"seq":%d,"prev":"%b",%b' % (seq, prev, body)
-    digest = sha256(text).hexdigest().encode()
-    return b'%b,"hash":"%b"}\n' % (text, digest), digest
+    begun = b'{"seq":%d,"prev":"%b",%b' % (seq, prev, body)
+    digest = sha256(begun).hexdigest().encode()
+    return b'%b,"hash":"%b"}\n' % (begun, digest), digest
 
 
 def unseal(line: bytes) -> Seal | None:
@@ -96,8 +102,8 @@ def unseal(line: bytes) -> Seal | None:
     head = BEGIN.match(line)
     if head is None or not line.endswith(b'"}\n') or len(line) > MAX_LINE:
         return None
-    text, rest = line[: -TAIL - 1], line[-TAIL - 1 : -3]
-    digest = sha256(text).hexdigest().encode()
+    begun, rest = line[: -TAIL - 1], line[-TAIL - 1 : -3]
+    digest = sha256(begun).hexdigest().encode()
     return Seal(int(head[1]), head[2], digest) if rest == _HASH + digest else None
 
 
@@ -122,8 +128,10 @@ def position(seq: int, digest: bytes) -> Position:
     return Position(seq, digest.decode())
 
 
-def _name(redactor: Redactor, words: str) -> str:
-    return redactor.text(words)[:_MAX_NAME] if words else ""
+@lru_cache(1024)
+def _name(words: str) -> str:
+    """As it may stand in a record: the same few come in one after another."""
+    return text(words)[:_MAX_NAME]
 
 
 def _body(event: Event, now: float) -> bytes:

@@ -89,7 +89,11 @@ def _object(value: dict[Any, Any], left: int) -> str:
         raise _surrogate(error) from None
     except TypeError:
         raise InvalidInput("a JSON object has texts as keys, and this one has others") from None
-    members = [f"{_quoted(key)}:{_text(value[key], left - 1)}" for key in keys]
+    # Most values are texts, which are written without a call of ours for each.
+    members = [
+        f"{_quoted(key)}:{_quoted(v) if type(v := value[key]) is str else _text(v, left - 1)}"
+        for key in keys
+    ]
     return f"{{{','.join(members)}}}"
 
 

@@ -56,7 +56,7 @@ class Admission:
 
     @property
     def request_id(self) -> str:
-        return self.act.id
+        return self.act.request
 
     @property
     def obligations(self) -> "Obligations":
@@ -68,16 +68,16 @@ class Admission:
         try:
             yield self.decision.obligations
         except Refused as error:
-            self._ended = True  # nothing has begun
-            self._records.write(
-                Kind.DENIAL, self.act, {"reasons": [str(error)], "code": error.code}
-            )
+            self._refuse(error)
             raise
 
     def within(self, handle: "SandboxHandle") -> None:
         """Raises PolicyDenied where the sandbox is less than what must hold."""
-        with self.obliging() as obligations:
-            oblige.existing_sandbox(handle.spec, handle.level, obligations)
+        try:
+            oblige.existing_sandbox(handle.spec, handle.level, self.decision.obligations)
+        except Refused as error:
+            self._refuse(error)
+            raise
 
     def begin(self, process: str | None = None, *, written: bool = False) -> None:
         """Writes the START.
@@ -133,9 +133,14 @@ class Admission:
         else:
             self.fail(None if isinstance(error, GeneratorExit) else error)
 
+    def _refuse(self, error: Refused) -> None:
+        self._ended = True  # nothing has begun
+        fields = {"reasons": [str(error)], "code": error.code}
+        self._records.write(Kind.DENIAL, self.act, fields)
+
     def _end(self, execution: "Execution") -> str:
         if self._ended:
-            return self.act.id
+            return self.act.request
         self._ended = True
         return self._records.end(self.act, execution)
 

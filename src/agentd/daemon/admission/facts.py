@@ -110,7 +110,7 @@ def _execution(admission: "Admission", outputs: Digests, **known: Any) -> Execut
         known.setdefault("input_digest", digest(stdin.encode("utf-8", "surrogatepass")))
     return Execution(
         principal=act.who.name,
-        request=act.id,
+        request=act.request,
         request_digest=digest_of(named),
         capability=act.name,
         decision=Decided(decision.allow, decision.bundle, decision.reasons),

@@ -69,7 +69,7 @@ class Gate:
         """
         now = time.time()
         decision = self._decide(act, now)
-        self._records.admitted(act, decision_fields(decision), lasting=lasting)
+        self._records.admitted(act, decision, lasting=lasting)
         if decision.obligations.approve:
             self._ask_for_approval(act, decision, cancel)
         return Admission(self._records, act, decision, now)
@@ -129,7 +129,7 @@ class Gate:
         admission.where = ran(handle)
         # By its tag it is found again when we have gone, and nobody waits for its end here.
         admission.begin(request.tag)
-        return oblige.command(request, admission.obligations), admission
+        return oblige.command(request, admission.decision.obligations), admission
 
     def operation(self, act: Act, handle: SandboxHandle) -> Admission:
         """One on a sandbox that is there, or on its files; not begun. Raises Refused."""

@@ -1,11 +1,13 @@
 """The records of an operation in the audit log, and the receipt that chains to that of its end."""
 
+import time
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from agentd.audit import receipt
+from agentd.audit import receipt, record
 from agentd.audit.execution import Execution, clean
 from agentd.daemon.admission.act import Act
 from agentd.model.audit import Event, Kind
@@ -20,7 +22,7 @@ class Log(receipt.Log, Protocol):
     """Raises AuditError: then nothing may be done. What is submitted is on disk with the next that
     is waited for, or sooner."""
 
-    def submit(self, event: Event, *, lazily: bool = False) -> object: ...
+    def submit(self, event: Any, *, lazily: bool = False) -> object: ...
     def append(self, event: Any, *, synced: bool = True) -> Any:
         """As ``submit``, and on disk when it returns; what was submitted before is, too. Without
         ``synced`` all that is written, and on disk soon."""
@@ -37,16 +39,22 @@ class Records:
         self._receipts = receipts
         self._denied = denied or log.submit
 
-    def admitted(self, act: Act, fields: Mapping[str, Any], *, lasting: bool) -> None:
+    def admitted(self, act: Act, decision: Decision, *, lasting: bool) -> None:
+        hidden = secrets(act)
+        plain = {} if hidden else plain_fields(decision)
+        event = _event(Kind.ADMISSION, act, plain or decision_fields(decision), hidden)
         # What has an END that is waited for is on disk with that; nobody waits for a look.
-        if (act.executes and act.receipt) or not (act.receipt or lasting):
-            self.write(Kind.ADMISSION, act, fields)
+        if not ((act.executes and act.receipt) or not (act.receipt or lasting)):
+            self._log.append(event, synced=lasting)
+        elif hidden or act.signer:
+            self._log.submit(event, lazily=True)
         else:
-            self._log.append(_event(Kind.ADMISSION, act, fields), synced=lasting)
+            made = record.known(event, plain, time.time())
+            self._log.submit(made, lazily=True)
 
     def repeated(self, act: Act, fields: Mapping[str, Any]) -> None:
         """Synced: it is all that is written of a repeat."""
-        self._log.append(_event(Kind.ADMISSION, act, {**fields, "repeat": True}))
+        self._log.append(_event(Kind.ADMISSION, act, {**fields, "repeat": True}, secrets(act)))
 
     def write(
         self,
@@ -57,7 +65,7 @@ class Records:
         synced: bool = False,
         written: bool = False,
     ) -> None:
-        event = _event(kind, act, fields)
+        event = _event(kind, act, fields, secrets(act))
         if synced or written:
             self._log.append(event, synced=synced)
         elif kind in (Kind.DENIAL, Kind.UNDECIDED):
@@ -84,6 +92,12 @@ class Records:
 
     def get(self, id_: str) -> bytes | None:
         return self._receipts.get(id_)
+
+
+@lru_cache(256)
+def plain_fields(decision: Decision) -> Mapping[str, Any]:
+    """Of a decision that no secret is known of: the same one answers request after request."""
+    return Redactor().fields(decision_fields(decision))
 
 
 def decision_fields(decision: Decision) -> dict[str, Any]:
@@ -120,13 +134,12 @@ def _short_end(known: Execution) -> Event:
     )
 
 
-def _event(kind: Kind, act: Act, fields: Mapping[str, Any]) -> Event:
-    hidden = secrets(act)
+def _event(kind: Kind, act: Act, fields: Mapping[str, Any], hidden: list[str]) -> Event:
     more = {"signer": act.signer} if act.signer else {}
     return Event(
         kind=kind,
         principal=act.who.name,
-        request=act.id,
+        request=act.request,
         sandbox=act.place.id,
         capability=act.name,
         fields={**(_without(hidden, fields) if hidden else fields), **more},

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
@@ -68,6 +68,8 @@ class Command(Stepped):
         self.stdout = bytearray()  # the begin of each, for who waits
         self.stderr = bytearray()
         self._listed = listed
+        self.listed = cast("Listed", listed)  # of one of a daemon, which lists each
+        self.id = "" if listed is None else listed.id
         self._keep = 0  # bytes of each
         self._driver = 0  # the thread that drives it
         self._digests = Digests() if admission is not None else None
@@ -100,16 +102,6 @@ class Command(Stepped):
         self._before = handle.counters
 
     # --- what it is ---
-
-    @property
-    def listed(self) -> "Listed":
-        if self._listed is None:
-            raise TypeError("it is this process's alone, and nobody lists it")
-        return self._listed
-
-    @property
-    def id(self) -> str:
-        return self.listed.id
 
     @property
     def tag(self) -> str | None:

@@ -53,7 +53,7 @@ class Table(Generic[R]):
         return [
             value if decoder is None else msgspec.json.encode(value).decode()
             for value, decoder in zip(
-                (getattr(record, name) for name in self.columns), self._decoders, strict=True
+                [getattr(record, name) for name in self.columns], self._decoders, strict=True
             )
         ]
 

@@ -129,7 +129,7 @@ class HttpConnection(HttpToolsProtocol):
         self._check_head()
 
     def on_headers_complete(self) -> None:
-        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        size = len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers])
         if size > self.limits.head:
             self._too_large = True
         self._check_head()
@@ -137,7 +137,7 @@ class HttpConnection(HttpToolsProtocol):
             raise ValueError("too many pipelined requests")
         if self.parser.get_http_version() not in ("1.0", "1.1"):
             raise ValueError("only HTTP/1.0 and 1.1 are spoken here")
-        hosts = sum(name == b"host" for name, _ in self.headers)
+        hosts = sum([name == b"host" for name, _ in self.headers])
         if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
             raise ValueError(f"it has {hosts} Host headers")  # RFC 9112, 3.2
         self._in_head = False
