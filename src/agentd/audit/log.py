@@ -16,7 +16,7 @@ from agentd.audit.losses import Losses
 from agentd.audit.record import Entry, entry
 from agentd.audit.sinks.feeder import Feeder
 from agentd.model.audit import Event, Kind, Position
-from agentd.model.commit import GroupCommit, Job, Refused
+from agentd.model.commit import GroupCommit, Job, NotTaken
 
 if TYPE_CHECKING:
     from agentd.audit.sinks.port import AuditSink
@@ -90,7 +90,7 @@ class AuditLog:
         self._check()
         try:
             return self._commits.do(body, size=len(body), synced=synced)
-        except Refused as why:
+        except NotTaken as why:
             raise self._not_taken(why) from None
 
     def submit(
@@ -103,7 +103,7 @@ class AuditLog:
         self._check()
         try:
             return self._commits.submit(body, size=len(body), synced=not lazily, lazily=delay)
-        except Refused as why:
+        except NotTaken as why:
             raise self._not_taken(why) from None
 
     def look(self) -> str:
@@ -156,7 +156,7 @@ class AuditLog:
         if self.damage or not self._chain.may_be_there():
             self._require_whole()
 
-    def _not_taken(self, why: Refused) -> AuditError:
+    def _not_taken(self, why: NotTaken) -> AuditError:
         if not why.waiting:
             return AuditError("the audit log is closed")
         self._losses.add(1, "too many events waited")

@@ -24,7 +24,7 @@ W = TypeVar("W")  # work
 V = TypeVar("V")  # what it comes to
 
 
-class Refused(Exception):
+class NotTaken(Exception):
     """The work was not taken: the queue is full of ``waiting`` others, of ``size`` bytes; or it is
     closed, where ``waiting`` is 0."""
 
@@ -116,7 +116,7 @@ class GroupCommit(Generic[W, V]):
         return self._thread.is_alive()
 
     def do(self, work: W, *, size: int = 0, synced: bool = True) -> V:
-        """Waits until it is committed. Raises Refused, and what the commit said of this job."""
+        """Waits until it is committed. Raises NotTaken, and what the commit said of this job."""
         # Signals' handlers raise in the main thread alone, anywhere: it must not lead, nor wait
         # with a Future, whose lock would stay locked.
         may_lead = threading.get_ident() != threading.main_thread().ident
@@ -134,7 +134,7 @@ class GroupCommit(Generic[W, V]):
         self, work: W, *, size: int = 0, synced: bool = True, lazily: float = 0.0
     ) -> "Future[V]":
         """As ``do``, without waiting; ``lazily``: begun so many seconds later at the latest, and
-        before what comes after it. Raises Refused."""
+        before what comes after it. Raises NotTaken."""
         job: Job[W, V] = Job(work, size, synced, waited_for=False)
         if lazily:
             job.due = time.monotonic() + lazily
@@ -176,10 +176,10 @@ class GroupCommit(Generic[W, V]):
     def _enqueue(self, job: Job[W, V]) -> None:
         with self._guard:
             if self._closed:
-                raise Refused
+                raise NotTaken
             waiting, size = len(self._queue), self._queued_bytes
             if waiting >= MAX_WAITING or size >= MAX_WAITING_BYTES:
-                raise Refused(waiting, size)
+                raise NotTaken(waiting, size)
             self._queue.append(job)
             self._queued_bytes += job.size
             if not self._led and job.may_lead:

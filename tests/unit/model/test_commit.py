@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentd.model import commit
-from agentd.model.commit import GroupCommit, Job, Refused
+from agentd.model.commit import GroupCommit, Job, NotTaken
 
 Commit = Callable[[Sequence[Job[Any, Any]], bool], None]
 
@@ -149,7 +149,7 @@ def test_too_much_that_waits_is_refused_with_its_number(
         assert begun.wait(60)
         taken += [commits.submit(number, size=10) for number in (1, 2, 3)]
         for hand_in in (commits.submit, commits.do):
-            with pytest.raises(Refused) as refused:
+            with pytest.raises(NotTaken) as refused:
                 hand_in(4, size=10)
             assert (refused.value.waiting, refused.value.size) == (3, 30)
         goes_on.set()
@@ -181,7 +181,7 @@ def test_what_was_taken_before_the_end_is_committed_and_the_rest_refused() -> No
             try:
                 taken.append(commits.do((thread, number)))
                 number += 1
-            except Refused as end:
+            except NotTaken as end:
                 assert end.waiting == 0
                 return
 

@@ -14,7 +14,7 @@ from agentd.daemon.store.lock import OwnerLock
 from agentd.daemon.store.migrations import migrate
 from agentd.daemon.store.records import Record
 from agentd.daemon.store.view import MAX_PAGE, Amount, Transaction, Value, View
-from agentd.daemon.store.writer import Counts, Writer, failed
+from agentd.daemon.store.writer import WriteCounts, Writer, failed
 
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
@@ -107,7 +107,7 @@ class SqliteStore:
         next synced write of any caller makes it lasting too."""
         return self._writer.submit(work, synced=synced, urgent=urgent)
 
-    def counts(self) -> Counts:
+    def counts(self) -> WriteCounts:
         return self._writer.counts
 
     def checkpoint(self) -> None:

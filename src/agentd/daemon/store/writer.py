@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 from agentd.daemon.store.errors import StoreBusy, StoreError
 from agentd.daemon.store.view import Transaction
-from agentd.model.commit import GroupCommit, Job, Refused
+from agentd.model.commit import GroupCommit, Job, NotTaken
 
 LAZY_SECONDS = 1.0  # after which what is not urgent is written by itself
 
 Work = Callable[[Transaction], Any]
 
 
-class Counts(NamedTuple):
+class WriteCounts(NamedTuple):
     """Since it was opened: ``writes`` share ``commits``; ``failures`` the disk refused."""
 
     commits: int
@@ -30,7 +30,7 @@ class Writer:
         self._connection = connection
         self._view = Transaction(connection)
         self._synced = True
-        self.counts = Counts(0, 0, 0)  # set by who commits alone
+        self.counts = WriteCounts(0, 0, 0)  # set by who commits alone
         self._commits: GroupCommit[Work, Any]
         self._commits = GroupCommit("agentd-store", self._commit, connection.close)
         self._commits.start()
@@ -38,14 +38,14 @@ class Writer:
     def write(self, work: Work, *, synced: bool = True) -> Any:
         try:
             return self._commits.do(work, synced=synced)
-        except Refused as why:
+        except NotTaken as why:
             raise _not_taken(why) from None
 
     def submit(self, work: Work, *, synced: bool = True, urgent: bool = True) -> "Future[Any]":
         lazily = 0.0 if urgent else LAZY_SECONDS
         try:
             return self._commits.submit(work, synced=synced, lazily=lazily)
-        except Refused as why:
+        except NotTaken as why:
             raise _not_taken(why) from None
 
     @property
@@ -71,7 +71,7 @@ class Writer:
                 job.fail(failed("the store cannot be written", error))
             return
         commits, writes, failures = self.counts
-        self.counts = Counts(commits + 1, writes + len(batch), failures)
+        self.counts = WriteCounts(commits + 1, writes + len(batch), failures)
         for job, (value, refused) in zip(batch, done, strict=True):
             if refused is None:
                 job.succeed(value)
@@ -113,7 +113,7 @@ def failed(what: str, error: BaseException) -> StoreError:
     return reason
 
 
-def _not_taken(why: Refused) -> StoreError:
+def _not_taken(why: NotTaken) -> StoreError:
     if not why.waiting:
         return StoreError("the store is closed")
     return StoreBusy(f"{why.waiting} writes wait for the store", remediation="try again later")

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from agentd.daemon.observe.log import Log
 from agentd.daemon.observe.metrics import PROCESS, TABLE, Metrics
 from agentd.daemon.store.sqlite import SqliteStore
-from agentd.daemon.store.writer import Counts
+from agentd.daemon.store.writer import WriteCounts
 from agentd.model.api import ResultView
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.result import SandboxInfo, Timing, Usage
@@ -60,7 +60,7 @@ class Fake:
         self.sandboxes = SimpleNamespace(all=lambda: [LIVE, LIVE])
         self.pool = SimpleNamespace(sizes=lambda: {"default/namespace": 3})
         self.commands = SimpleNamespace(now=lambda: self.running)
-        self.store = SimpleNamespace(counts=lambda: Counts(2, 7, 1))
+        self.store = SimpleNamespace(counts=lambda: WriteCounts(2, 7, 1))
         self.control = SimpleNamespace(
             counts={"commits": 3, "records": 9, "failures": 1, "lost": 2, "unsent": 5},
             admission=SimpleNamespace(
