@@ -3,14 +3,13 @@
 import asyncio
 import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from agentd.client import arguments, build, wording
 from agentd.client.aio_files import AsyncFiles
 from agentd.client.aio_process import AsyncProcess
-from agentd.client.aio_thread import Wake, Work
+from agentd.client.aio_thread import Threads, Wake
 from agentd.client.build import Command, ExecOptions, SandboxOptions
 from agentd.client.code import PYTHON, CodeResult, code_parameters, code_result
 from agentd.client.sandbox import CommandFailed, Sandbox
@@ -24,10 +23,6 @@ if TYPE_CHECKING:
     from agentd.client.ports import Running, Snapshot
     from agentd.model.api import CallView
 
-# Commands and file operations of one sandbox at the same time; more of them wait their turn.
-MAX_THREADS = 16
-T = TypeVar("T")
-
 
 @documented_by(Sandbox)
 class AsyncSandbox:
@@ -35,7 +30,7 @@ class AsyncSandbox:
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
-        self._pool = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix=sandbox.id)
+        self._threads = Threads(sandbox.id)
 
     @classmethod
     @options_shown
@@ -82,7 +77,7 @@ class AsyncSandbox:
 
     @property
     def files(self) -> AsyncFiles:
-        return AsyncFiles(self, self._sandbox.files)
+        return AsyncFiles(self._threads, self._sandbox.files)
 
     @options_shown
     async def run(
@@ -100,7 +95,7 @@ class AsyncSandbox:
         try:
             execute = partial(self._sandbox._held.execute, request, data, wake.fd)
             with wording.spoken():
-                result = wording.of_result(await self._call(execute, wake))
+                result = wording.of_result(await self._threads.call(execute, wake))
         finally:
             wake.close()
         if check and result.status != "ok":
@@ -136,7 +131,7 @@ class AsyncSandbox:
         request = build.exec_request(cmd, stdin=stdin is not None, **options)
         data = arguments.stdin(stdin)
         begin = partial(self._sandbox._begin, request)
-        return AsyncProcess(self, begin, data, for_one_loop=True)
+        return AsyncProcess(self._threads, begin, data, for_one_loop=True)
 
     async def run_code(
         self,
@@ -167,34 +162,34 @@ class AsyncSandbox:
             held = self._sandbox._held
             work = partial(held.call, capability, given, emit, bundle, wake.fd)
             with wording.spoken():
-                return await self._call(work, wake)
+                return await self._threads.call(work, wake)
         finally:
             wake.close()
 
     async def changes(self) -> tuple[str, ...]:
-        return await self._call(self._sandbox.changes)
+        return await self._threads.call(self._sandbox.changes)
 
     async def apply(self) -> None:
-        await self._call(self._sandbox.apply)
+        await self._threads.call(self._sandbox.apply)
 
     async def pause(self) -> None:
-        await self._call(self._sandbox.pause)
+        await self._threads.call(self._sandbox.pause)
 
     async def resume(self) -> None:
-        await self._call(self._sandbox.resume)
+        await self._threads.call(self._sandbox.resume)
 
     async def snapshot(self, path: str | os.PathLike[str] | None = None) -> "Snapshot":
-        return await self._call(partial(self._sandbox.snapshot, path))
+        return await self._threads.call(partial(self._sandbox.snapshot, path))
 
     async def fork(self, count: int = 1) -> "list[AsyncSandbox]":
         made = await _made(partial(self._sandbox.fork, count))
         return [type(self)(sandbox) for sandbox in made]
 
     async def ping(self) -> dict[str, object]:
-        return await self._call(self._sandbox.ping)
+        return await self._threads.call(self._sandbox.ping)
 
     async def renew(self, ttl: str | float) -> None:
-        await self._call(partial(self._sandbox.renew, ttl))
+        await self._threads.call(partial(self._sandbox.renew, ttl))
 
     async def close(self) -> None:
         """End everything in it, or let go of it if it was ``connect``ed to; idempotent."""
@@ -207,10 +202,10 @@ class AsyncSandbox:
     async def _end(self, end: Callable[[], None]) -> None:
         # Not on our own threads: its commands may hold them all.
         await asyncio.to_thread(end)
-        await asyncio.to_thread(self._pool.shutdown)
+        await asyncio.to_thread(self._threads.shutdown)
 
     async def _process(self, begin: "Callable[[], Running]") -> AsyncProcess:
-        process = AsyncProcess(self, begin)
+        process = AsyncProcess(self._threads, begin)
         try:
             await process._begun()
         except BaseException:
@@ -223,17 +218,6 @@ class AsyncSandbox:
 
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
-
-    async def _call(self, call: Callable[[], T], wake: Wake | None = None) -> T:
-        work = Work(call)
-        self._pool.submit(work.run)
-        try:
-            return await work.future
-        except asyncio.CancelledError:
-            if wake is not None:
-                wake.set()
-            await work.wait_ended()  # the cancellation is what counts, not what came of it
-            raise
 
 
 async def _made(make: Callable[[], list[Sandbox]]) -> list[Sandbox]:

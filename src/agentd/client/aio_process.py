@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from agentd.client import arguments
-from agentd.client.aio_thread import Wake
+from agentd.client.aio_thread import Threads, Wake
 from agentd.client.chunk import Chunk, Chunks
 from agentd.client.process import Process, ended
 from agentd.client.signature import documented_by
@@ -16,7 +16,6 @@ from agentd.model.errors import InvalidInput
 from agentd.model.result import Result
 
 if TYPE_CHECKING:
-    from agentd.client.aio import AsyncSandbox
     from agentd.client.ports import Running
 
 _PIECE = 64 << 10
@@ -34,14 +33,14 @@ class AsyncProcess:
 
     def __init__(
         self,
-        sandbox: "AsyncSandbox",
+        threads: Threads,
         begin: "Callable[[], Running]",
         stdin: bytes | None = None,
         *,
         for_one_loop: bool = False,
     ) -> None:
         """``stdin`` is all that it gets; None: it is written to, or has none."""
-        self._sandbox = sandbox
+        self._threads = threads
         self._begin = begin
         self._stdin = stdin
         self._for_one_loop = for_one_loop
@@ -119,7 +118,7 @@ class AsyncProcess:
         return self._result
 
     async def detach(self) -> None:
-        await self._sandbox._call((await self._begun()).detach)
+        await self._threads.call((await self._begun()).detach)
         self._closed = True
         self._wake.close()
 
@@ -127,7 +126,7 @@ class AsyncProcess:
         if not self._closed:
             self._closed = True
             if self._running is not None:
-                await self._sandbox._call(self._running.close)
+                await self._threads.call(self._running.close)
             self._wake.close()
 
     async def aclose(self) -> None:
@@ -170,7 +169,7 @@ class AsyncProcess:
     async def _guarded(self, call: Callable[[], T]) -> T:
         """On cancellation the thread is woken and done before the command is killed."""
         try:
-            return await self._sandbox._call(call, self._wake)
+            return await self._threads.call(call, self._wake)
         except asyncio.CancelledError:
             await self.close()
             raise

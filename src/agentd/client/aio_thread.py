@@ -4,10 +4,13 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+# Commands and file operations of one sandbox at the same time; more of them wait their turn.
+MAX_THREADS = 16
 
 
 class Wake:
@@ -55,3 +58,23 @@ class Work(Generic[T]):
         self._has_ended.set()
         if not self.future.done():
             self.future.set_exception(error)
+
+
+class Threads:
+    """The threads of one sandbox."""
+
+    def __init__(self, name: str) -> None:
+        self._pool = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix=name)
+        self.shutdown = self._pool.shutdown
+
+    async def call(self, call: Callable[[], T], wake: Wake | None = None) -> T:
+        """Makes a call on one of them. A cancelled task sets ``wake`` and waits for its end."""
+        work = Work(call)
+        self._pool.submit(work.run)
+        try:
+            return await work.future
+        except asyncio.CancelledError:
+            if wake is not None:
+                wake.set()
+            await work.wait_ended()  # the cancellation is what counts, not what came of it
+            raise

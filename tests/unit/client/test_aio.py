@@ -7,7 +7,7 @@ import time
 import pytest
 
 from agentd import AsyncSandbox, ExecLimits
-from agentd.client.aio import MAX_THREADS
+from agentd.client.aio_thread import MAX_THREADS
 from agentd.client.sandbox import CommandFailed
 from agentd.model.cause import CauseCode
 from agentd.model.errors import InvalidInput, OperationFailed, PolicyDenied
