@@ -91,6 +91,7 @@ class Debian:
     def make(self, say: Say) -> Base:
         """Download, unpack, choose, compile. Raises Unavailable, InvalidInput."""
         found = self.packages()
+        self._forget_narrow_kernels(found)
         folders = packages.unpack(found.values(), self.cache, _keep, say)
         image = _no_kernel()
         for name in [name for name in found if _REAL_KERNEL.fullmatch(name)]:
@@ -111,6 +112,15 @@ class Debian:
             whole=lambda: made.cached(f"{key[:16]}-whole", made.whole, say),
             agent=made.agent,
         )
+
+    def _forget_narrow_kernels(self, found: dict[str, Package]) -> None:
+        """Those in the cache of which an older agentd kept fewer modules than are needed now."""
+        for name, package in found.items():
+            folder = os.path.join(self.cache, package.folder)
+            if _REAL_KERNEL.fullmatch(name) and os.path.isdir(folder):
+                release = name.removeprefix("linux-image-")
+                if Modules(os.path.join(folder, "usr/lib/modules", release)).missing(AT_BOOT):
+                    shutil.rmtree(folder)
 
 
 class _Kernel(NamedTuple):

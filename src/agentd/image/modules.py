@@ -44,12 +44,16 @@ class Modules:
         self._folder = folder
         self._built_in = _built_in(folder)
 
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """Those that it neither has nor is built with."""
+        known = self._paths.keys() | self._built_in
+        return [name for name in names if _plain(name) not in known]
+
     def tree(self, release: str, names: tuple[str, ...], required: tuple[str, ...]) -> Tree:
         """The modules, decompressed, beneath /usr/lib/modules. Raises Unavailable."""
         tree, chosen = Tree(), dict[str, bytes]()
-        for name in required:
-            if _plain(name) not in self._paths.keys() | self._built_in:
-                raise Unavailable(f"the kernel {release} has no module {name}")
+        for name in self.missing(required):
+            raise Unavailable(f"the kernel {release} has no module {name}")
         for name in names:
             self._choose(_plain(name), chosen)
         top, dependencies, aliases = f"/usr/lib/modules/{release}", [], []

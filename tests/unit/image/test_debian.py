@@ -116,6 +116,17 @@ def test_a_file_that_a_package_lacks_is_named(apt: Apt, capsys: pytest.CaptureFi
     assert "internal error" not in said
 
 
+def test_a_kernel_of_which_an_older_agentd_kept_too_little_is_unpacked_again(
+    apt: Apt, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = packages.require([_KERNEL])[_KERNEL].folder
+    boot = tmp_path / "cache/agentd/images/.packages" / folder / "boot"
+    boot.mkdir(parents=True)
+    (boot / "vmlinuz-6.1.0-1-cloud-amd64").write_bytes(b"older")
+    # What apt has now lacks another file.
+    assert "has no /boot/vmlinuz-6.1.0-1-cloud-amd64" in build(capsys)
+
+
 def test_a_kernel_that_cannot_be_unpacked_is_named(
     apt: Apt, capsys: pytest.CaptureFixture[str]
 ) -> None:
