@@ -12,6 +12,7 @@ from agentd.model.errors import InvalidInput
 
 MAX_BYTES = 512 << 20
 _ELF = b"\x7fELF"
+_HEADER_BYTES = 0x250  # of a bzImage, as far as it is read
 _PVH = 18  # XEN_ELFNOTE_PHYS32_ENTRY, include/xen/interface/elfnote.h
 _PT_NOTE = 4
 _FIX = "give an x86-64 vmlinux or bzImage"
@@ -21,8 +22,7 @@ def unpack(image: bytes) -> bytes:
     """The vmlinux in ``image``, itself if it is one. Raises InvalidInput."""
     if image.startswith(_ELF):
         return image
-    if image[0x202:0x206] != b"HdrS":
-        raise InvalidInput("the kernel is neither an ELF file nor a bzImage", remediation=_FIX)
+    _check_header(image)
     (sectors,) = struct.unpack_from("<B", image, 0x1F1)
     offset, length = struct.unpack_from("<II", image, 0x248)
     start = ((sectors or 4) + 1) * 512 + offset
@@ -41,11 +41,19 @@ def release(image: bytes) -> str:
         found = re.search(rb"Linux version ([\w.+~-]{1,64}) ", image)
         text = found[1] if found else b""
     else:
+        _check_header(image)
         (offset,) = struct.unpack_from("<H", image, 0x20E)
         text = image[offset + 0x200 :][:64].split(b"\0")[0].split(b" ")[0]
     if not text:
         raise InvalidInput("the kernel does not say its version", remediation=_FIX)
     return text.decode("ascii", "replace")
+
+
+def _check_header(image: bytes) -> None:
+    if image[0x202:0x206] != b"HdrS":
+        raise InvalidInput("the kernel is neither an ELF file nor a bzImage", remediation=_FIX)
+    if len(image) < _HEADER_BYTES:
+        raise InvalidInput("the bzImage is cut off", remediation=_FIX)
 
 
 def has_pvh(vmlinux: bytes) -> bool:

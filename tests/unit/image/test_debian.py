@@ -127,6 +127,19 @@ def test_a_kernel_of_which_an_older_agentd_kept_too_little_is_unpacked_again(
     assert "has no /boot/vmlinuz-6.1.0-1-cloud-amd64" in build(capsys)
 
 
+@pytest.mark.parametrize("size", [5, 0x210, 0x249])
+def test_a_kernel_that_is_cut_off_is_named(
+    apt: Apt, capsys: pytest.CaptureFixture[str], size: int
+) -> None:
+    boot = apt.trees / _KERNEL / "boot"
+    boot.mkdir()
+    image = bytes(0x202) + b"HdrS" + bytes(0x100)
+    (boot / "vmlinuz-6.1.0-1-cloud-amd64").write_bytes(image[:size])
+    said = build(capsys)
+    assert f"{_KERNEL} 1: /boot/vmlinuz-6.1.0-1-cloud-amd64: the " in said
+    assert "internal error" not in said
+
+
 def test_a_kernel_that_cannot_be_unpacked_is_named(
     apt: Apt, capsys: pytest.CaptureFixture[str]
 ) -> None:
