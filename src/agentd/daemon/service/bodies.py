@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -10,7 +10,7 @@ from agentd.daemon.admission import oblige
 from agentd.daemon.config.schema import Config, LimitBounds
 from agentd.model import options
 from agentd.model.api import SandboxBody
-from agentd.model.errors import Refused, Unavailable
+from agentd.model.errors import InvalidInput, Refused, Unavailable
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits, said
 from agentd.model.mount import Mount
@@ -18,6 +18,9 @@ from agentd.model.principal import Principal
 from agentd.model.spec import SandboxSpec
 from agentd.model.units import parse_duration
 from agentd.sandbox.backends import BUILTIN
+
+MAX_LABELS = 32
+MAX_LABEL = 256
 
 
 def sandbox_spec(who: Principal, body: SandboxBody, config: Config) -> SandboxSpec:
@@ -153,3 +156,18 @@ def bounded(asked: Limits, bounds: LimitBounds) -> Limits:
                 remediation="ask for less, or have limits.max raised",
             )
     return oblige.within(Limits(**values), most)
+
+
+def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """Raises InvalidInput for more or longer ones than are kept."""
+    if len(labels) > MAX_LABELS:
+        raise InvalidInput(f"{len(labels)} labels are more than the {MAX_LABELS} allowed")
+    for key, value in labels.items():
+        long = len(key) > MAX_LABEL or len(value) > MAX_LABEL
+        if not key or long or not key.isprintable() or "\0" in value:
+            raise InvalidInput(
+                f"label {key[:64]!r} is not usable",
+                remediation="give printable keys and values without NUL, "
+                f"of at most {MAX_LABEL} characters",
+            )
+    return dict(labels)

@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from agentd.daemon.commands.command import Emit
 from agentd.daemon.config.schema import Config
 from agentd.daemon.service import bodies
+from agentd.daemon.service.bodies import check_labels
 from agentd.daemon.service.commands import Commands
-from agentd.daemon.service.sandboxes import Sandboxes, check_labels
+from agentd.daemon.service.sandboxes import Sandboxes
 from agentd.model.api import CallBody
 from agentd.model.errors import BackendLost, InvalidInput
 from agentd.model.principal import Principal

@@ -7,7 +7,7 @@ is ended; one that the supervisor has lost is written down as ended.
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -16,6 +16,8 @@ from agentd.daemon.config.schema import Config
 from agentd.daemon.observe import meter, trace
 from agentd.daemon.pipeline import Pipeline
 from agentd.daemon.service import bodies
+from agentd.daemon.service.adoption import GRACE_SECONDS, Adoption, ended, without_env
+from agentd.daemon.service.bodies import check_labels
 from agentd.daemon.service.live import Live
 from agentd.daemon.service.quotas import Ledger
 from agentd.daemon.store.records import SandboxRecord
@@ -27,26 +29,19 @@ from agentd.model.principal import Principal
 from agentd.model.spec import SandboxSpec
 from agentd.model.units import format_duration
 from agentd.sandbox import guard
-from agentd.sandbox.choose import Choice
 from agentd.sandbox.handle import SandboxHandle
 from agentd.sandbox.lifecycle import State
 from agentd.sandbox.pool import Pool
 from agentd.sandbox.supervisor import remote
 from agentd.sandbox.supervisor.client import Link
-from agentd.sandbox.supervisor.held import WallRecord
 
 if TYPE_CHECKING:
     from agentd.sandbox.snapshots import Snapshot
 
 MAX_PAGE = 500
-MAX_LABELS = 32
-MAX_LABEL = 256
-# The supervisor ends it a little later than we do, so that the cause is told by us.
-_GRACE_SECONDS = 5.0
-_ENDED = "ended"
 
 
-class Sandboxes:
+class Sandboxes(Adoption):
     """Thread-safe. ``on_made(live)`` is called once for each that is ready, and
     ``on_end(live, reason)`` once it has ended."""
 
@@ -175,7 +170,7 @@ class Sandboxes:
         self._on_end(live, reason)
         self._meter.sandbox_ended(live, reason)
         # Should we die before that is written, the next daemon finds it gone and writes it down.
-        self._store.submit(lambda t: t.put(_ended(live.record)), synced=False, urgent=False)
+        self._store.submit(lambda t: t.put(ended(live.record)), synced=False, urgent=False)
         self._pipeline.close(live.handle)
 
     def lost(self, wall: str, reason: str) -> None:
@@ -294,65 +289,6 @@ class Sandboxes:
             if live.left == 0.0:
                 self.end(live, "lease_expired")
 
-    # --- after a restart ---
-
-    def adopt(self) -> tuple[int, int]:
-        """Go on with what the store and the supervisor both know: how many, and how many not."""
-        there = {held.id: held for held in remote.held(self._link)}
-        adopted = reaped = 0
-        found = self._records()
-        for record in found:
-            held = there.pop(str(record.save.get("wall")), None)
-            if held is None:
-                self._put(_ended(record))
-                reaped += 1
-            else:
-                self._take_over(record, held)
-                adopted += 1
-        self._hand_over(found)
-        for nobodys in there.values():
-            remote.wall_of(self._link, nobodys).kill()
-            reaped += 1
-        return adopted, reaped
-
-    def _take_over(self, record: SandboxRecord, held: WallRecord) -> None:
-        backend = self._pipeline.manager.backend(record.backend)
-        wall = remote.wall_of(self._link, held)
-        spec = msgspec.structs.replace(record.spec, env=record.spec.env or held.spec.env)
-        handle = self._pipeline.manager.adopt(
-            record.id, Choice(backend, remote.RemotePlan(spec)), wall, paused=held.paused
-        )
-        self._ledger.take(record.principal, record.spec.limits, force=True)
-        self._keep(Live(handle, record, _left(record, held)))
-
-    def _hand_over(self, records: Sequence[SandboxRecord]) -> None:
-        """Variables that an agentd before this one wrote to the store go to the supervisor. One
-        that is as old does not take them: then they stay until their sandbox ends."""
-        if not any(record.spec.env for record in records):
-            return
-        old = [live for live in self.all() if live.record.spec.env]
-        for live in old:
-            left = live.left or 0.0
-            with contextlib.suppress(AgentdError):
-                live.wall.tell_lease(left + _GRACE_SECONDS, live.record.spec.env)
-        known = {held.id: held.spec.env for held in remote.held(self._link)} if old else {}
-        for live in old:
-            if known.get(live.wall.id) == live.record.spec.env:
-                live.record = msgspec.structs.replace(
-                    live.record, spec=_without_env(live.record.spec)
-                )
-                self._put(live.record)
-        self._store.checkpoint()
-
-    def _records(self) -> list[SandboxRecord]:
-        found: list[SandboxRecord] = []
-        for state in (State.READY, State.PAUSED):
-            after: tuple[str, ...] = ()
-            while page := self._store.find(SandboxRecord, after=after, state=str(state)):
-                found += page
-                after = (page[-1].id,)
-        return found
-
     # --- the record ---
 
     def _write_down(
@@ -366,7 +302,7 @@ class Sandboxes:
         record = SandboxRecord(
             id=handle.id,
             principal=owner,
-            spec=_without_env(handle.spec),
+            spec=without_env(handle.spec),
             backend=handle.backend,
             level=handle.level.label,
             state=str(handle.state),
@@ -378,7 +314,7 @@ class Sandboxes:
         live = Live(handle, record, seconds)
         if not live.wall.alive():
             raise BackendLost(f"sandbox {handle.id} has ended", remediation="create another")
-        live.wall.tell_lease(seconds + _GRACE_SECONDS, handle.spec.env)
+        live.wall.tell_lease(seconds + GRACE_SECONDS, handle.spec.env)
         with contextlib.suppress(AgentdError):
             handle.guest.tell("sys.lease", ms=_agents(seconds))
         self._put(record, undo=lambda: self.end(live, "not_recorded"))
@@ -389,7 +325,7 @@ class Sandboxes:
     def _lease(self, live: Live, seconds: float) -> None:
         """Ours ends first, then the supervisor's, then the agent's own: each where the one before
         is in no state to."""
-        live.wall.renew(seconds + _GRACE_SECONDS)
+        live.wall.renew(seconds + GRACE_SECONDS)
         # An agent of protocol v1 has none, a paused machine's stands still with it.
         with contextlib.suppress(AgentdError):
             live.handle.guest.call("sys.lease", ms=_agents(seconds))
@@ -446,41 +382,4 @@ class Sandboxes:
 
 def _agents(seconds: float) -> int:
     """The agent's own lease, the last of three, in milliseconds."""
-    return int((seconds + 2 * _GRACE_SECONDS) * 1000)
-
-
-def _left(record: SandboxRecord, held: WallRecord) -> float | None:
-    """Seconds that a lease goes on. The supervisor has counted them, whoever set the clock since;
-    what it tells is by the clock of now."""
-    if record.deadline is None:
-        return None
-    if held.deadline is None:
-        return record.deadline - time.time()
-    return held.deadline - time.time() - _GRACE_SECONDS
-
-
-def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
-    """Raises InvalidInput for more or longer ones than are kept."""
-    if len(labels) > MAX_LABELS:
-        raise InvalidInput(f"{len(labels)} labels are more than the {MAX_LABELS} allowed")
-    for key, value in labels.items():
-        long = len(key) > MAX_LABEL or len(value) > MAX_LABEL
-        if not key or long or not key.isprintable() or "\0" in value:
-            raise InvalidInput(
-                f"label {key[:64]!r} is not usable",
-                remediation="give printable keys and values without NUL, "
-                f"of at most {MAX_LABEL} characters",
-            )
-    return dict(labels)
-
-
-def _without_env(spec: SandboxSpec) -> SandboxSpec:
-    """Variables are often secrets: the supervisor keeps them for the next daemon, and no file."""
-    return msgspec.structs.replace(spec, env={})
-
-
-def _ended(record: SandboxRecord) -> SandboxRecord:
-    spec = _without_env(record.spec)
-    return msgspec.structs.replace(
-        record, spec=spec, state=_ENDED, deadline=None, ended=time.time()
-    )
+    return int((seconds + 2 * GRACE_SECONDS) * 1000)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from agentd._version import __version__
 from agentd.audit.receipt import peek
-from agentd.auth.keys import KeyRecord, KeyService
+from agentd.auth.keys import KeyService
 from agentd.daemon import doctor
 from agentd.daemon.admission import acts
 from agentd.daemon.admission.approvals import Approvals
@@ -24,6 +24,7 @@ from agentd.daemon.service import bodies
 from agentd.daemon.service.audits import Audits
 from agentd.daemon.service.commands import Commands
 from agentd.daemon.service.files import Files
+from agentd.daemon.service.keys import Keys
 from agentd.daemon.service.live import Live
 from agentd.daemon.service.places import Places
 from agentd.daemon.service.quotas import Ledger
@@ -43,8 +44,6 @@ from agentd.model.api import (
     Carry,
     DecideBody,
     ExecBody,
-    KeyBody,
-    KeyView,
     LabelsBody,
     ProcessView,
     Repeat,
@@ -57,7 +56,6 @@ from agentd.model.api import (
     Stats,
     Work,
 )
-from agentd.model.audit import Kind
 from agentd.model.canonical import loads_strict
 from agentd.model.errors import AgentdError, NotFound
 from agentd.model.principal import Principal
@@ -71,7 +69,7 @@ if TYPE_CHECKING:
     from agentd.daemon.idempotency import Idempotency
 
 
-class DaemonService(Files):
+class DaemonService(Files, Keys):
     """Thread-safe, but for ``once``, which belongs to the event loop."""
 
     def __init__(
@@ -288,32 +286,6 @@ class DaemonService(Files):
             tunnel.on_close = undo.pop_all().close
         return tunnel
 
-    # --- keys ---
-
-    def create_key(self, who: Principal, body: KeyBody) -> KeyView:
-        ttl = None if body.ttl is None else parse_duration(body.ttl, "ttl")
-        made = self._keys().create(who, body.name, body.scopes, ttl=ttl, principal=body.principal)
-        record = made.record
-        self._control.note(
-            Kind.KEY_CREATED,
-            who.name,
-            id=record.id,
-            name=record.name,
-            scopes=record.scopes,
-            acts_as=record.principal,
-        )
-        return _key_view(made.record, made.key)
-
-    def key(self, who: Principal, key: str) -> KeyView:
-        return _key_view(self._keys().get(who, key))
-
-    def keys(self, who: Principal) -> Sequence[KeyView]:
-        return [_key_view(record) for record in self._keys().ls(who)]
-
-    def revoke_key(self, who: Principal, key: str) -> None:
-        self._keys().revoke(who, key)
-        self._control.note(Kind.KEY_REVOKED, who.name, id=key)
-
     # --- approvals ---
 
     def approvals(self, who: Principal) -> Sequence[ApprovalView]:
@@ -407,19 +379,3 @@ class DaemonService(Files):
     def _live(self, who: Principal, scope: str, id_: str) -> Live:
         who.require(scope)
         return self._sandboxes.get(who, id_)
-
-
-def _key_view(record: KeyRecord, secret: str | None = None) -> KeyView:
-    return KeyView(
-        id=record.id,
-        name=record.name,
-        scopes=tuple(record.scopes),
-        created=record.created,
-        expires=record.expires,
-        revoked=record.revoked is not None,
-        secret=secret,
-        principal=record.principal,
-        created_by=record.created_by,
-        parent=record.parent,
-        last_used=record.last_used,
-    )

@@ -61,7 +61,7 @@ def places(sandboxes):
         sandbox=Sandbox(minimum="microvm"),
         limits=LimitBounds(default=Bounds(pids=64), max=Bounds(memory=Size(1 << 30))),
     )
-    return Places(lambda: config, sandboxes)
+    return Places(lambda: config, sandboxes, None)
 
 
 SCOPES = {
