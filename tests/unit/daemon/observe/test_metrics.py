@@ -45,7 +45,8 @@ def command(cause: CauseCode = CauseCode.EXITED, out: int = 10, lost: int = 0) -
     losses = [Gap("stdout", 0, lost, "disk_full")] if lost else []
     journal = SimpleNamespace(offsets={"stdout": out, "stderr": 1, "pty": 0}, losses=losses)
     usage = Usage(wall_ms=250.0, cpu_ms=100.0)
-    return SimpleNamespace(live=LIVE, result=result, usage=usage, journal=journal)
+    listed = SimpleNamespace(live=LIVE)
+    return SimpleNamespace(listed=listed, result=result, usage=usage, journal=journal)
 
 
 class Fake:
@@ -63,7 +64,7 @@ class Fake:
         self.store = SimpleNamespace(counts=lambda: WriteCounts(2, 7, 1))
         self.control = SimpleNamespace(
             counts={"commits": 3, "records": 9, "failures": 1, "lost": 2, "unsent": 5},
-            admission=SimpleNamespace(
+            gate=SimpleNamespace(
                 decisions=lambda: {"allow": 6, "deny": 2, "undecided": 1},
             ),
         )

@@ -50,7 +50,7 @@ def made(level: str = "debug") -> tuple[Any, Fake, Counts, list[bytes]]:
 
 def test_it_has_all_that_the_service_has() -> None:
     service, *_ = made()
-    wanted = {name for name in vars(DaemonService) if not name.startswith("_")}
+    wanted = {name for name in dir(DaemonService) if not name.startswith("_")}
     assert {name for name in wanted if not callable(getattr(service, name, None))} == set()
     assert {"exec", "create", "run"} <= set(OPERATIONS) <= wanted
 
