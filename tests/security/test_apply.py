@@ -2,6 +2,9 @@
 
 Controls: what ``--apply`` would write is measured against the room there is before the first byte;
 a file has no name before it is whole, and what a killed agentd left is removed by the next one.
+
+Threat: it, or the folder's owner, changes by root's ``--apply`` what that owner may not change.
+Controls: names are changed with the owner's rights (setfsuid); no mount is entered.
 """
 
 import contextlib
@@ -12,6 +15,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from agentd import Sandbox, SandboxError
 
 MOUNTED = """
 mount -t tmpfs -o size=1M none "$1" && cd "$1" && shift && echo old | tee first >last && "$@"
@@ -88,3 +93,87 @@ def test_what_a_killed_one_left_is_removed_and_nobody_elses(tmp_path: Path) -> N
         words = ["-w", f"{tmp_path}:cow", "--apply", "--", "sh", "-c", "echo x > made"]
         subprocess.run([*RUN, *words], check=True, timeout=60)
     assert sorted(os.listdir(tmp_path)) == sorted([*kept, ".agentd-00000000000000aa", "made"])
+
+
+BENEATH = """
+mkdir -p "$1/d/mnt" && chown -R 1000:1000 "$1" && mount -t tmpfs none "$1/d/mnt" || exit 9
+cd "$1/d/mnt" && mkdir -m 700 closed && echo precious > closed/file
+cd "$1" && shift && "$@"
+cat d/mnt/closed/file && ls d/mnt
+"""
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    "change",
+    ["rm -r d", "rmdir d/mnt", "rm -r d; echo > d", "rm -r d; mkdir -p d/mnt", "> d/mnt/new"],
+)
+def test_what_is_mounted_beneath_is_not_written(tmp_path: Path, change: str) -> None:
+    """No sandbox sees it: what it removed is the empty folder that the mount hides."""
+    run = [*RUN, "-w", ".:cow", "--apply", "--", "sh", "-c", change]
+    ran = subprocess.run(
+        ["unshare", "-m", "sh", "-c", BENEATH, "sh", str(tmp_path), *run],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.stdout == "precious\nclosed\n", ran.stderr
+    assert "something is mounted at d/mnt, and what it hides was changed" in ran.stderr
+
+
+@pytest.mark.root
+def test_what_the_folders_owner_may_not_remove_stays(tmp_path: Path) -> None:
+    """Others go on working there meanwhile: root removes for the owner what that one may."""
+    (tmp_path / "d").mkdir()
+    for path in (tmp_path, tmp_path / "d"):
+        os.chown(path, 1000, 1000)
+    with Sandbox.create(workspace=f"{tmp_path}:cow", isolation="namespace", embedded=True) as sb:
+        assert sb.run("rmdir d; mkdir d; echo > d/new").exit_code == 0
+        (tmp_path / "d" / "roots").mkdir(mode=0o755)
+        (tmp_path / "d" / "roots" / "file").write_text("precious")
+        with pytest.raises(SandboxError, match="in part only"):
+            sb.apply()
+    assert (tmp_path / "d" / "roots" / "file").read_text() == "precious"
+
+
+#: The folder's owner, who puts files of root's in the place of each that agentd has just made.
+SWAP = """
+import ctypes, os, struct, sys
+os.chdir(sys.argv[1])
+os.setgid(1000), os.setuid(1000)
+libc = ctypes.CDLL(None)
+watched = libc.inotify_init1(0)
+libc.inotify_add_watch(watched, b".", 0x100)  # IN_CREATE
+print("ready", flush=True)
+left = [name for name in os.listdir() if name.startswith("roots-")]
+while left:
+    data, at = os.read(watched, 65536), 0
+    while at < len(data):
+        size = struct.unpack_from("iIII", data, at)[3]
+        name, at = data[at + 16 : at + 16 + size].rstrip(bytes(1)), at + 16 + size
+    try:
+        os.lstat(name)
+        os.rename(left[-1], name)
+        left.pop()
+    except OSError:
+        pass
+"""
+
+
+@pytest.mark.root
+def test_the_folders_owner_gets_no_file_of_roots_meanwhile(tmp_path: Path) -> None:
+    os.chown(tmp_path, 1000, 1000)
+    for number in range(20):
+        (tmp_path / f"roots-{number}").write_text("secret")
+    with Sandbox.create(workspace=f"{tmp_path}:cow", isolation="namespace", embedded=True) as sb:
+        made = "for n in $(seq 300); do ln -s x link$n; mkdir folder$n; echo > file$n; done"
+        assert sb.run(["sh", "-c", made]).exit_code == 0
+        attacker = [sys.executable, "-c", SWAP, str(tmp_path)]
+        with subprocess.Popen(attacker, stdout=subprocess.PIPE) as swapping:
+            assert swapping.stdout is not None and swapping.stdout.readline() == b"ready\n"
+            with contextlib.suppress(SandboxError):  # what was put in its place is in the way
+                sb.apply()
+            swapping.kill()
+    files = [path for path in tmp_path.iterdir() if path.is_file() and not path.is_symlink()]
+    secret = [path for path in files if path.read_text() == "secret"]
+    assert len(secret) == 20 and {path.stat().st_uid for path in secret} == {0}

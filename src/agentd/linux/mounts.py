@@ -1,5 +1,6 @@
 """Detached copies of mounts, to be attached in another mount namespace; and where mounts are."""
 
+import errno
 import os
 import re
 
@@ -52,17 +53,24 @@ def clone_tree(
     return fd
 
 
+def id_of(fd: int) -> str:
+    """The mount that ``fd`` is open on, by its number in mountinfo. Raises OSError."""
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("mnt_id:"):
+                return line.removeprefix("mnt_id:").strip()
+    raise OSError(errno.ENOSYS, "the kernel does not tell on which mount a descriptor is open")
+
+
 def filesystem(fd: int) -> str:
     """The type of the file system that ``fd`` is open on, as mountinfo has it: "overlay"."""
     try:
-        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
-            fields = dict(line.split(":", 1) for line in file if ":" in line)
-        wanted = fields["mnt_id"].strip()
+        wanted = id_of(fd)
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
             for line in file:
                 if line.split(" ", 1)[0] == wanted:
                     return line.rpartition(" - ")[2].split()[0]
-    except (OSError, KeyError):
+    except OSError:
         pass
     return "its file system"
 

@@ -6,10 +6,9 @@ is followed, on either side; mounts beneath the folder, sockets, pipes and devic
 """
 
 import contextlib
-import ctypes
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 from agentd.linux import mounts
@@ -17,8 +16,8 @@ from agentd.model.errors import InvalidInput
 from agentd.model.mount import Mount
 from agentd.model.units import readable_size
 from agentd.sandbox import sparse
+from agentd.sandbox.backends.linux import lower
 
-_libc = ctypes.CDLL(None)
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -167,19 +166,10 @@ class _Copier:
         return made_by(self._user)
 
 
-@contextlib.contextmanager
-def made_by(user: int | None) -> Iterator[None]:
+def made_by(user: int | None) -> contextlib.AbstractContextManager[None]:
     """What this thread makes is ``user``'s (None: ours): a tmpfs of a user namespace takes files of
     no owner outside it."""
-    if user is None:
-        yield
-        return
-    gid, uid = _libc.setfsgid(user), _libc.setfsuid(user)
-    try:
-        yield
-    finally:
-        _libc.setfsuid(uid)
-        _libc.setfsgid(gid)
+    return contextlib.nullcontext() if user is None else lower.acting_as(user, user)
 
 
 def copy_file(

@@ -17,6 +17,7 @@ from agentd.model.errors import Conflict, SandboxError
 from agentd.sandbox import sparse
 from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.linux import placing
+from agentd.sandbox.backends.linux.lower import Lower, enter, lstat, mounted_beneath
 from agentd.sandbox.backends.wall import NamespaceWall
 
 _OPAQUE = "user.overlay.opaque"
@@ -55,9 +56,10 @@ class OverlayWall(NamespaceWall):
         ids = (owner.st_uid, owner.st_gid) if identity.available() else None
         size = os.fstatvfs(self._scratch)
         budget = size.f_blocks * size.f_frsize
-        check = _Check(budget, ids)
+        host = Lower(ids)
+        check = _Check(budget, host, mounted_beneath(self._source))
         self._walk(check.all)
-        writer = _Writer(ids, budget)
+        writer = _Writer(host, budget)
         try:
             self._walk(lambda upper, lower: writer.apply(upper, lower, 0))
         except OSError as error:
@@ -87,7 +89,7 @@ def _list(upper: int, lower: int | None, prefix: str, note: Callable[[str, str],
     for name, info in _entries(upper):
         names.add(name)
         path = prefix + name
-        before = _lstat(name, lower)
+        before = lstat(name, lower)
         if _is_whiteout(info):
             note("D", path)
         elif stat.S_ISDIR(info.st_mode):
@@ -107,8 +109,11 @@ def _descend(
     name: str, upper: int, lower: int | None, prefix: str, note: Callable[[str, str], None]
 ) -> None:
     inner = os.open(name, _DIR, dir_fd=upper)
-    below = os.open(name, _DIR, dir_fd=lower) if lower is not None else None
+    below = None
     try:
+        if lower is not None:
+            with contextlib.suppress(OSError):  # a mount, of which the sandbox saw nothing
+                below = enter(name, lower)
         _list(inner, below, prefix, note)
     finally:
         os.close(inner)
@@ -117,11 +122,15 @@ def _descend(
 
 
 class _Check:
-    """Whether all changes can be written, before any is: depth, number, sizes, rights and room."""
+    """Whether all changes can be written, before any is: depth, number, sizes, rights and room.
 
-    def __init__(self, budget: int, ids: tuple[int, int] | None) -> None:
+    ``points`` are mounts beneath the folder, of which the sandbox saw nothing.
+    """
+
+    def __init__(self, budget: int, host: Lower, points: frozenset[str]) -> None:
         self._budget = budget
-        self._ids = ids
+        self._host = host
+        self._points = points
         self._count = 0
         self._bytes = 0
         self._largest = (0, "")
@@ -135,39 +144,42 @@ class _Check:
         if prefix.count("/") > _MAX_DEPTH:
             raise _too_deep(prefix)
         writes = _is_opaque(upper)
+        if writes:
+            self._none_mounted(prefix)
         for name, info in _entries(upper):
             path = prefix + name
             self._count += 1
             if self._count > _MAX_CHANGES:
                 raise _cannot(f"there are over {_MAX_CHANGES} of them")
-            before = _lstat(name, lower)
+            before = lstat(name, lower)
             merged = before is not None and stat.S_ISDIR(before.st_mode)
+            self._none_mounted(path)
+            if not stat.S_ISDIR(info.st_mode):
+                self._none_mounted(path + "/")
             if not stat.S_ISDIR(info.st_mode):
                 writes = True
                 self._file(info, path)
                 continue
             writes = writes or not merged
             inner = os.open(name, _DIR, dir_fd=upper)
-            below = os.open(name, _DIR, dir_fd=lower) if merged and lower is not None else None
+            below = None
             try:
+                below = enter(name, lower) if merged and lower is not None else None
                 self._folder(inner, below, path + "/")
             finally:
                 os.close(inner)
                 if below is not None:
                     os.close(below)
-        if writes and lower is not None and not self._writable(lower):
+        if writes and lower is not None and not self._host.may_write(lower):
             raise _cannot(f"{_shown(prefix) or 'the folder itself'} may not be written here")
 
-    def _writable(self, folder: int) -> bool:
-        """By us, or by whom root writes it for: what that one may not, root does not either."""
-        uid, gid = self._ids or (0, 0)
-        if uid == 0:
-            return os.access(".", os.W_OK | os.X_OK, dir_fd=folder)
-        found = os.fstat(folder)
-        if found.st_uid == uid:
-            return True
-        bits = found.st_mode >> 3 if found.st_gid == gid else found.st_mode
-        return bits & 0o3 == 0o3
+    def _none_mounted(self, path: str) -> None:
+        """At a path of the host's, or beneath one that ends with a slash or is the top."""
+        for point in self._points:
+            if point == path or (path[-1:] in ("", "/") and point.startswith(path)):
+                raise _cannot(
+                    f"something is mounted at {_shown(point)}, and what it hides was changed"
+                )
 
     def _file(self, info: os.stat_result, path: str) -> None:
         if not stat.S_ISREG(info.st_mode):
@@ -199,7 +211,7 @@ class _Check:
 
 
 class _Writer:
-    """Writes an upper directory to the host: as ``ids`` where given, at most ``budget`` bytes.
+    """Writes an upper directory to the host, at most ``budget`` bytes.
 
     What is replaced keeps its group, as far as the writer may give that; what is new has the one
     that its folder gives (setgid), or the writer's own.
@@ -207,30 +219,35 @@ class _Writer:
     Hard links and files rewritten meanwhile could ask for more than the sandbox ever held.
     """
 
-    def __init__(self, ids: tuple[int, int] | None, budget: int) -> None:
-        self._ids = ids
+    def __init__(self, host: Lower, budget: int) -> None:
+        self._host = host
         self._budget = self._left = budget
 
     def apply(self, upper: int, lower: int, depth: int) -> None:
         if depth > _MAX_DEPTH:
             raise OSError(errno.ENAMETOOLONG, f"nested deeper than {_MAX_DEPTH} folders")
-        placing.sweep(lower)
-        if _is_opaque(upper):
-            kept = {name for name, info in _entries(upper) if not _is_whiteout(info)}
-            for name, _info in _entries(lower):
-                if name not in kept:
-                    _remove(name, lower)
-        for name, info in _entries(upper):
-            before = _lstat(name, lower)
-            if _is_whiteout(info):
-                _remove(name, lower)
-            elif stat.S_ISDIR(info.st_mode):
-                self._directory(name, info, before, upper, lower, depth)
-            elif stat.S_ISREG(info.st_mode) or stat.S_ISLNK(info.st_mode):
-                if before is not None and stat.S_ISDIR(before.st_mode):
-                    _remove(name, lower)
-                    before = None
-                self._replace(name, info, before, upper, lower)
+        with self._host.opened(lower):
+            if self._host.may_write(lower):
+                placing.sweep(lower)
+            if _is_opaque(upper):
+                kept = {name for name, info in _entries(upper) if not _is_whiteout(info)}
+                for name, _info in _entries(lower):
+                    if name not in kept:
+                        self._host.remove(name, lower)
+            for name, info in _entries(upper):
+                self._entry(name, info, upper, lower, depth)
+
+    def _entry(self, name: str, info: os.stat_result, upper: int, lower: int, depth: int) -> None:
+        before = lstat(name, lower)
+        if _is_whiteout(info):
+            self._host.remove(name, lower)
+        elif stat.S_ISDIR(info.st_mode):
+            self._directory(name, info, before, upper, lower, depth)
+        elif stat.S_ISREG(info.st_mode) or stat.S_ISLNK(info.st_mode):
+            if before is not None and stat.S_ISDIR(before.st_mode):
+                self._host.remove(name, lower)
+                before = None
+            self._replace(name, info, before, upper, lower)
 
     def _directory(
         self,
@@ -242,35 +259,22 @@ class _Writer:
         depth: int,
     ) -> None:
         if before is not None and not stat.S_ISDIR(before.st_mode):
-            _remove(name, lower)
+            self._host.remove(name, lower)
             before = None
         if before is None:
-            os.mkdir(name, 0o700, dir_fd=lower)
+            with self._host.acting():
+                os.mkdir(name, 0o700, dir_fd=lower)
         inner = os.open(name, _DIR, dir_fd=upper)
-        below = os.open(name, _DIR, dir_fd=lower)
+        below = -1
         try:
-            kept = os.fstat(lower if before is None else below).st_mode & stat.S_ISGID
-            if before is None:
-                self._give(below, None, lower)
+            below = enter(name, lower)
             self.apply(inner, below, depth + 1)
             if _permissions(os.fstat(below)) != _permissions(info):
-                os.fchmod(below, _permissions(info) | kept)
+                self._host.set_mode(below, _permissions(info))
         finally:
             os.close(inner)
-            os.close(below)
-
-    def _give(self, made: int, before: os.stat_result | None, folder: int) -> None:
-        """Owner and group, to what was made in ``folder`` in the place of ``before``."""
-        if self._ids is None:
-            if before is not None and before.st_gid != os.fstat(made).st_gid:
-                with contextlib.suppress(PermissionError):
-                    os.fchown(made, -1, before.st_gid)
-            return
-        uid, gid = self._ids
-        like = os.fstat(folder) if before is None else before
-        if like.st_uid == uid and (before is not None or like.st_mode & stat.S_ISGID):
-            gid = like.st_gid
-        os.fchown(made, uid, gid)
+            if below >= 0:
+                os.close(below)
 
     def _replace(
         self,
@@ -286,12 +290,12 @@ class _Writer:
             return
         temporary = placing.temporary_name()
         try:
-            os.symlink(os.readlink(name, dir_fd=upper), temporary, dir_fd=lower)
-            if self._ids is not None:
-                os.chown(temporary, *self._ids, dir_fd=lower, follow_symlinks=False)
-            os.rename(temporary, name, src_dir_fd=lower, dst_dir_fd=lower)
+            text = os.readlink(name, dir_fd=upper)
+            with self._host.acting():
+                os.symlink(text, temporary, dir_fd=lower)
+                os.rename(temporary, name, src_dir_fd=lower, dst_dir_fd=lower)
         except OSError:
-            _remove(temporary, lower)
+            self._host.remove(temporary, lower)
             raise
 
     def _copy(self, name: str, before: os.stat_result | None, upper: int, lower: int) -> None:
@@ -301,17 +305,20 @@ class _Writer:
             info = os.fstat(source)  # of what was opened, whatever stood there before
             if not stat.S_ISREG(info.st_mode):
                 raise OSError(errno.EAGAIN, "it changed into another kind meanwhile", name)
-            out, temporary = placing.create(lower)
+            with self._host.acting():
+                out, temporary = placing.create(lower)
             try:
                 self._copy_data(source, out, info.st_size)
-                temporary = temporary or placing.named(out, lower)
-                self._give(out, before, lower)
+                with self._host.acting():
+                    temporary = temporary or placing.named(out, lower)
+                self._host.keep_group(out, before)
                 os.fchmod(out, _permissions(info))
                 os.utime(out, ns=(info.st_atime_ns, info.st_mtime_ns))
-                os.rename(temporary, name, src_dir_fd=lower, dst_dir_fd=lower)
+                with self._host.acting():
+                    os.rename(temporary, name, src_dir_fd=lower, dst_dir_fd=lower)
             except OSError:
                 if temporary:
-                    _remove(temporary, lower)
+                    self._host.remove(temporary, lower)
                 raise
             finally:
                 os.close(out)
@@ -344,32 +351,11 @@ def _shown(path: str) -> str:
     return text if len(text) <= 200 else f"...{text[-200:]}"
 
 
-def _remove(name: str, directory: int) -> None:
-    info = _lstat(name, directory)
-    if info is None:
-        return
-    if stat.S_ISDIR(info.st_mode):
-        from shutil import rmtree  # late: 5 ms that few sandboxes need
-
-        rmtree(name, dir_fd=directory)  # descriptor-based, follows no link
-    else:
-        os.unlink(name, dir_fd=directory)
-
-
 def _entries(directory: int) -> Iterator[tuple[str, os.stat_result]]:
     for name in os.listdir(directory):
-        info = _lstat(name, directory)
+        info = lstat(name, directory)
         if info is not None:
             yield name, info
-
-
-def _lstat(name: str, directory: int | None) -> os.stat_result | None:
-    if directory is None:
-        return None
-    try:
-        return os.stat(name, dir_fd=directory, follow_symlinks=False)
-    except FileNotFoundError:
-        return None
 
 
 def _permissions(info: os.stat_result | None) -> int:
