@@ -197,6 +197,19 @@ def test_a_name_that_no_door_has_is_told_with_those_there_are(
     assert agentd("config", "check", str(file)).returncode == 0
 
 
+def test_two_packages_with_one_name_are_refused(install: Install, tmp_path: Path) -> None:
+    install("odd", BROKEN["odd"][0])
+    info = tmp_path / "other-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[agentd.ingests]\nodd = elsewhere:mount\n")
+    file = tmp_path / "agentd.toml"
+    file.write_text(f'[[listen]]\naddress = "unix:{tmp_path}/s"\nserves = ["odd"]\n')
+    ran = agentd("config", "check", str(file))
+    said = ran.stdout + ran.stderr
+    assert ran.returncode != 0 and "door-odd and other both have a door 'odd'" in said, said
+
+
 def test_a_door_that_is_not_named_is_not_loaded(install: Install, tmp_path: Path) -> None:
     install("raises", f"open({str(tmp_path / 'loaded')!r}, 'w')")
     with running() as made:

@@ -2,6 +2,8 @@
 
 from importlib.metadata import EntryPoint
 
+from agentd.model.errors import InvalidInput
+
 #: Each gives a function mount(web, service, gatekeeper) -> Mount.
 BUILTIN = {"rest": "agentd.ingest.rest.app:mount"}
 ENTRY_POINTS = "agentd.ingests"
@@ -13,8 +15,23 @@ def known() -> list[str]:
 
 
 def installed() -> dict[str, EntryPoint]:
-    """Those of other packages; none takes the name of one of ours."""
+    """Those of other packages; none takes the name of one of ours. Raises InvalidInput where two
+    have one name: which of them was meant, nobody can tell."""
     # Reading every installed package's metadata costs 10 ms and more: never on the common path.
     from importlib.metadata import entry_points
 
-    return {p.name: p for p in entry_points(group=ENTRY_POINTS) if p.name not in BUILTIN}
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.name in found:
+            packages = " and ".join(sorted(map(package_of, (found[point.name], point))))
+            raise InvalidInput(
+                f"the packages {packages} both have a door {point.name!r}",
+                remediation="uninstall one of them",
+            )
+        if point.name not in BUILTIN:
+            found[point.name] = point
+    return found
+
+
+def package_of(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else "?"

@@ -69,7 +69,7 @@ def _mount(
 
 def _broken(name: str, what: str, error: BaseException) -> InvalidInput:
     point = doors.installed().get(name) if name not in doors.BUILTIN else None
-    package = point.dist.name if point is not None and point.dist is not None else "agentd"
+    package = "agentd-sandbox" if point is None else doors.package_of(point)
     return InvalidInput(
         f"the door {name!r} of the package {package} cannot {what}",
         cause=f"{type(error).__name__}: {error}",

@@ -14,6 +14,7 @@ from tests.unit.ingest.fake import FakeService
 
 from agentd.ingest.rest.app import mount as rest
 from agentd.ingest.web import listeners
+from agentd.ingest.web.door import Mount
 from agentd.ingest.web.doors import Doors
 from agentd.ingest.web.limits import Limits
 from agentd.ingest.web.listeners import Listener
@@ -60,6 +61,7 @@ class Running:
         limits: Limits | None = None,
         more: Sequence[Listener] = (),
         metrics: Callable[[], bytes] | None = None,
+        doors: Callable[[Web, FakeService], dict[str, Mount]] = lambda web, service: {},
     ) -> None:
         self.service = FakeService()
         self.path = str(folder / "s")
@@ -68,6 +70,7 @@ class Running:
         self.port: int = tcp[0].socket.getsockname()[1]
         self._listeners = [listeners.unix(self.path), *tcp, *more]
         self._metrics = metrics
+        self._doors = doors
         self._started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._main()))
         self.drain_seconds: float | None = None
@@ -78,9 +81,7 @@ class Running:
         self.stop = asyncio.Event()
         metrics = None if self._metrics is None else Metrics(self._metrics, public=True)
         web = Web(self.limits, metrics)
-        mounts = {
-            "rest": rest(web, self.service, self.service),
-        }
+        mounts = {"rest": rest(web, self.service, self.service)} | self._doors(web, self.service)
         doors = Doors(web, mounts)
         self.server = Server(web, self.service, [(one, doors) for one in self._listeners])
         await self.server.start()

@@ -5,7 +5,7 @@ from itertools import combinations
 from typing import Any
 
 from agentd.ingest.web.door import Mount
-from agentd.ingest.web.errors import Draining
+from agentd.ingest.web.errors import Draining, internal
 from agentd.ingest.web.exchange import Exchange
 from agentd.ingest.web.link import link_of
 from agentd.ingest.web.web import Web
@@ -30,7 +30,7 @@ class Doors:
             raise InvalidInput(clash, remediation="serve them on a [[listen]] of their own each")
         self._web = web
         self._first = next(iter(mounts.values()))
-        # The longest first: none is above another, but "/" alone has no slash at its end.
+        # No claim is above another, so at most one of them fits.
         self._paths = [(path.rstrip("/"), one) for one in mounts.values() for path in one.paths]
         self._is_one = len(mounts) == 1
 
@@ -50,16 +50,26 @@ class Doors:
         try:
             with context.of_client(gone), context.request(context.new_id(), trace) as id_:
                 header = (b"x-request-id", id_.encode())
+                started = False
 
                 async def tell(message: Any) -> None:
+                    nonlocal started
+                    started = True
                     if message["type"] == "http.response.start":
                         message = {**message, "headers": [*message["headers"], header]}
                     await send(message)
 
                 if self._web.draining and scope["path"] not in mount.always:
-                    await _refuse(mount, scope, receive, tell)
-                else:
+                    await _refuse(mount, _draining(), scope, receive, tell)
+                    return
+                try:
                     await mount.application(scope, receive, tell)
+                except Exception as error:  # of an application that is no ``Routes``
+                    failure = internal(error, f"the request {scope['path'][:200]!r}")
+                    if started:
+                        link.cut()
+                    else:
+                        await _refuse(mount, failure, scope, receive, tell)
         finally:
             link.forget(gone.set)
 
@@ -84,10 +94,13 @@ def _clashes(mounts: Mapping[str, Mount]) -> Iterator[str]:
                     yield f"the doors {one!r} and {other!r} both answer {path} on one listener"
 
 
-async def _refuse(mount: Mount, scope: Any, receive: Any, send: Any) -> None:
-    error = Draining(
+def _draining() -> Draining:
+    return Draining(
         "the daemon is about to end", remediation="come back when it has been started again"
     )
+
+
+async def _refuse(mount: Mount, error: AgentdError, scope: Any, receive: Any, send: Any) -> None:
     if scope["type"] == "websocket":
         await Socket(mount.door, scope, receive, send).refuse(error)
     else:

@@ -1,14 +1,17 @@
 """Doors that share a listener: whose a path is, and which claims exclude each other."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.unit.ingest.fake import FakeService
+from tests.unit.ingest.harness import Running
 
 from agentd.ingest.web.door import Door, Mount
 from agentd.ingest.web.doors import Doors
 from agentd.ingest.web.web import Web
-from agentd.model.errors import InvalidInput
+from agentd.model.answer import Answer
+from agentd.model.errors import AgentdError, InvalidInput
 
 
 async def _nothing(scope: Any, receive: Any, send: Any) -> None:
@@ -47,3 +50,43 @@ def test_each_path_is_answered_by_the_door_that_claims_it() -> None:
         assert doors._mount(path) is first, path
     for path in ("/hooks", "/hooks/", "/hooks/x", "/v1beta/y"):
         assert doors._mount(path) is second, path
+
+
+class Plain(Door):
+    def error(self, error: AgentdError) -> Answer:
+        return Answer(418, f"plainly: {error.message}".encode())
+
+
+async def _breaks(scope: Any, receive: Any, send: Any) -> None:
+    """An application that is no ``Routes``, and leaves its errors to whoever asks it."""
+    if scope["path"] == "/plain/late":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"so far", "more_body": True})
+    raise ZeroDivisionError("it is broken")
+
+
+def _plain(web: Web, service: FakeService) -> dict[str, Mount]:
+    return {"plain": Mount(Plain(web, service), _breaks, ("/plain",), always=("/plain/always",))}
+
+
+def test_what_breaks_in_any_application_is_told_in_its_doors_form(tmp_path: Path) -> None:
+    with Running(tmp_path, doors=_plain) as running:
+        broken = running.ask("GET", "/plain/now")
+        assert broken.status == 418, broken.body
+        assert broken.body == b"plainly: the daemon failed to answer this"
+        assert broken.headers["x-request-id"].startswith("req-")
+        late = running.say(b"GET /plain/late HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert late.startswith(b"HTTP/1.1 200") and b"so far" in late
+        assert not late.endswith(b"0\r\n\r\n"), "it is not taken for whole"
+
+
+def test_each_door_refuses_in_its_form_while_agentd_drains(tmp_path: Path) -> None:
+    with Running(tmp_path, doors=_plain) as running, running.raw() as client:
+        client.sendall(b"GET /plain/now HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"failed to answer" in client.recv(4096)
+        running.loop.call_soon_threadsafe(running.server._web.drain)
+        refused = running.ask("GET", "/plain/now")
+        assert (refused.status, refused.body) == (418, b"plainly: the daemon is about to end")
+        assert running.ask("GET", "/v1/version").code == "draining"
+        assert b"failed to answer" in running.ask("GET", "/plain/always").body
+        assert running.ask("GET", "/healthz").status == 200
