@@ -30,7 +30,8 @@ def main(options: list[str]) -> int:
 
 
 def pytest(cache: str, *options: str) -> int:
-    # Rewritten test modules are kept, as Python keeps compiled ones: each worker reads them all.
+    # uv leaves no bytecode: what is imported is compiled once, and test modules rewritten once, not
+    # by each worker and by each daemon that a test starts.
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": ""}
     # It has an interrupt itself, and cleans up before it ends.
     signal.signal(signal.SIGINT, lambda *_: None)
