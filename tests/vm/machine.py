@@ -14,6 +14,7 @@ BOOT_SECONDS = 500
 _CMDLINE = "console=ttyS0 loglevel=4 panic=-1 mitigations=off"
 _MEMORY = "768M"
 _LOG_TAIL = 4000
+_LAST = "nothing_left"  # of the checks
 
 
 class Lost(Exception):
@@ -57,8 +58,9 @@ def _boot(kernel: Path, place: Path) -> None:
 def _results(place: Path) -> dict[str, dict[str, Any]]:
     lines = (place / "results").read_text().splitlines()
     found = {line["check"]: line for line in map(json.loads, lines)}
-    if not found:
-        raise Lost(f"the guest gave no results\n{_tail(place)}")
+    if _LAST not in found:
+        last = list(found)[-1] if found else "nothing"
+        raise Lost(f"the guest ended amid its checks, after {last}\n{_tail(place)}")
     return found
 
 
