@@ -1,8 +1,11 @@
 """The doors there are, by name: agentd's own, and those of other packages by an entry point."""
 
-from importlib.metadata import EntryPoint
+from typing import TYPE_CHECKING
 
 from agentd.model.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 #: Each gives a function mount(web, service, gatekeeper) -> Mount.
 BUILTIN = {"rest": "agentd.ingest.rest.app:mount"}
@@ -14,7 +17,7 @@ def known() -> list[str]:
     return sorted({*BUILTIN, *installed()})
 
 
-def installed() -> dict[str, EntryPoint]:
+def installed() -> "dict[str, EntryPoint]":
     """Those of other packages; none takes the name of one of ours. Raises InvalidInput where two
     have one name: which of them was meant, nobody can tell."""
     # Reading every installed package's metadata costs 10 ms and more: never on the common path.
@@ -33,5 +36,5 @@ def installed() -> dict[str, EntryPoint]:
     return found
 
 
-def package_of(point: EntryPoint) -> str:
+def package_of(point: "EntryPoint") -> str:
     return point.dist.name if point.dist is not None else "?"
