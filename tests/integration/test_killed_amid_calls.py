@@ -1,12 +1,12 @@
 """A daemon that calls and commands keep busy is killed again and again: the audit log stays whole,
 and holds the end of every one that was acknowledged."""
 
-import itertools
 import json
 import random
 import signal
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -84,7 +84,7 @@ def test_every_end_that_was_acknowledged_is_in_the_log(
         daemon = start_script(state, "work")
         seen = lines(daemon)
         assert next(seen) == {"up": True}
-        told += itertools.islice(seen, order.randrange(6, 20))  # by its work: it may be slow
+        told += _until_ended(seen, order.randrange(6, 20))  # by its work: it may be slow
         time.sleep(order.uniform(0, 0.05))
         daemon.send_signal(signal.SIGKILL)
         told += seen
@@ -104,6 +104,15 @@ def test_every_end_that_was_acknowledged_is_in_the_log(
     _check_receipts(state, ended)
     until_gone(state / "supervisor.sock")
     assert processes_of(state) == []
+
+
+def _until_ended(seen: Iterator[dict[str, object]], count: int) -> Iterator[dict[str, object]]:
+    """What is told up to the end of that many calls."""
+    for line in seen:
+        yield line
+        count -= "ended" in line
+        if count == 0:
+            return
 
 
 def _check_log(state: Path) -> None:
