@@ -166,3 +166,29 @@ def test_an_end_of_a_wall_that_fails_is_told_and_the_next_one_is_done(
     assert endings.works
     endings.close()
     assert [str(error) for error in told] == ["first"]
+
+
+def test_a_daemon_is_served_though_the_one_before_has_just_gone(
+    told: list[BaseException | None], pair: Pair
+) -> None:
+    """The thread of the daemon before may close its socket as the next one takes its place."""
+    supervisor = Supervisor()
+    before, its_daemon = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    first = threading.Thread(target=supervisor.serve, args=(before,))
+    first.start()
+    with its_daemon:
+        wire.send(its_daemon, {"n": 1, "op": "hello"})
+        its_daemon.settimeout(WAIT)
+        assert wire.receive(its_daemon)[0]["n"] == 1  # it is served now
+        before.close()
+        ours, theirs = pair
+        second = threading.Thread(target=supervisor.serve, args=(ours,))
+        second.start()
+        theirs.settimeout(WAIT)
+        wire.send(theirs, {"n": 2, "op": "hello"})
+        answer, _ = wire.receive(theirs)
+    assert answer["n"] == 2 and "ok" in answer and told == []
+    theirs.close()
+    for thread in (first, second):
+        thread.join(WAIT)
+    supervisor.close()

@@ -75,9 +75,10 @@ class Supervisor:
         """Answer one daemon until it goes away; its sandboxes stay. Owns ``daemon``."""
         with self._lock:
             before, self._daemon = self._daemon, daemon
-        if before is not None:  # a daemon that hangs must not keep a new one out
-            before.shutdown(socket.SHUT_RDWR)
         try:
+            if before is not None:  # a daemon that hangs must not keep a new one out
+                with contextlib.suppress(OSError):  # its own thread may have closed it by now
+                    before.shutdown(socket.SHUT_RDWR)
             while True:
                 message, fds = wire.receive(daemon)
                 wire.close_all(fds)
