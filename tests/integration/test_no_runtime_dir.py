@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -60,6 +61,54 @@ def test_a_folder_that_others_may_enter_is_not_listened_in(user: OrdinaryUser) -
     done = user.agentd("serve")
     assert done.returncode == 2
     assert f"{_FOLDER} is not a folder of uid {_UID} alone".encode() in done.stderr
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("owner", "mode", "inner"),
+    [(1000, 0o755, NOBODY), (NOBODY, 0o777, NOBODY), (0, 0o1777, 1000), (0, 0o777, NOBODY)],
+    ids=["another's", "open to all", "another's in a sticky one", "root's, open to all"],
+)
+def test_where_another_could_listen_nobody_looks(
+    user: OrdinaryUser, owner: int, mode: int, inner: int
+) -> None:
+    """As su leaves it: a folder of somebody who has put a daemon of their own there."""
+    place = user.home / "run"
+    (place / "agentd").mkdir(parents=True)
+    os.chown(place / "agentd", inner, inner)
+    os.chown(place, owner, owner)
+    place.chmod(mode)
+    user.env["XDG_RUNTIME_DIR"] = str(place)
+    with socket.socket(socket.AF_UNIX) as theirs:
+        theirs.bind(f"{place}/agentd/agentd.sock")
+        (place / "agentd" / "agentd.sock").chmod(0o666)
+        theirs.listen()
+        theirs.setblocking(False)
+        for words in (["stats"], ["run", "--", "true"]):
+            user.agentd(*words)
+            with pytest.raises(BlockingIOError):
+                theirs.accept()
+    os.unlink(f"{place}/agentd/agentd.sock")
+    with serving(user) as daemon:
+        assert daemon.stdout is not None
+        ready = daemon.stdout.readline().decode()
+        daemon.send_signal(signal.SIGTERM)
+        assert f" ready on unix:{_FOLDER}/agentd.sock " in ready
+
+
+@pytest.mark.root
+def test_root_does_not_take_the_daemon_of_who_called_su(tmp_path: Path) -> None:
+    (tmp_path / "agentd").mkdir()
+    os.chown(tmp_path, 1000, 1000)
+    env = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path), "XDG_STATE_HOME": str(tmp_path)}
+    create = "from agentd import Sandbox\nwith Sandbox.create() as sb: print(sb.url)"
+    with socket.socket(socket.AF_UNIX) as theirs:
+        theirs.bind(f"{tmp_path}/agentd/agentd.sock")
+        theirs.listen()
+        theirs.setblocking(False)
+        subprocess.run([sys.executable, "-c", create], env=env, timeout=100, check=True)
+        with pytest.raises(BlockingIOError):
+            theirs.accept()
 
 
 def test_a_daemon_that_cannot_listen_hides_no_log(as_user: OrdinaryUser) -> None:

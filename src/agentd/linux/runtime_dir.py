@@ -2,7 +2,8 @@
 
 It is the user's runtime directory where there is one, root's /run; where there is none, as after
 su, in cron and in containers, a folder in /tmp that nobody else can use, or in $TMPDIR where /tmp
-is read-only.
+is read-only. What the environment names and another user could change, as after su, which keeps
+the other's XDG_RUNTIME_DIR, is passed over by both: that one's daemon could listen there.
 """
 
 import os
@@ -17,21 +18,22 @@ def folder(env: Mapping[str, str], uid: int) -> str:
     """Where a daemon of this user listens; ``own`` makes the last resort."""
     if uid == 0:
         return _SYSTEM if _usable("/run") or _usable(_SYSTEM) else _fallback(env, uid)
-    found = [base for base in _bases(env, uid) if _usable(base)]
+    found = [base for base in _bases(env, uid) if _usable(base) and _may_hold(base, uid)]
     return os.path.join(found[0], "agentd") if found else _fallback(env, uid)
 
 
 def folders(env: Mapping[str, str], uid: int) -> list[str]:
-    """Where a client of this user looks, in order. One that lies where everybody may write is left
-    out unless it is ``uid``'s alone: somebody else's daemon could listen there."""
-    found = [os.path.join(base, "agentd") for base in _bases(env, uid)]
+    """Where a client of this user looks, in order. One that another could have made is left out:
+    that one's daemon could listen there, and would get what the client sends."""
+    found = [os.path.join(base, "agentd") for base in _bases(env, uid) if _may_hold(base, uid)]
     return [*found, *(last for last in fallbacks(env, uid) if is_private(last, uid))]
 
 
 def fallbacks(env: Mapping[str, str], uid: int) -> list[str]:
     """Those that ``own`` makes, in order: the first that can be made is the daemon's."""
     named = env.get("TMPDIR", "")
-    places = ["/tmp", *([os.path.normpath(named)] if os.path.isabs(named) else [])]
+    is_ours = os.path.isabs(named) and is_trusted(named, uid)
+    places = ["/tmp", *([os.path.normpath(named)] if is_ours else [])]
     return [f"{place}/agentd-run-{uid}" for place in dict.fromkeys(places)]
 
 
@@ -58,6 +60,37 @@ def is_private(path: str, uid: int) -> bool:
     except OSError:
         return False
     return stat.S_ISDIR(found.st_mode) and found.st_uid == uid and not found.st_mode & 0o077
+
+
+def is_trusted(base: str, uid: int) -> bool:
+    """Whether nobody but ``uid`` and root can put something else in the place of what those have in
+    that folder."""
+    found = _look(base, follow=True)
+    return found is not None and found.st_uid in (0, uid) and (_closed(found) or _sticky(found))
+
+
+def _may_hold(base: str, uid: int) -> bool:
+    """Whether ``base/agentd`` is this user's or root's, or nobody else can make it."""
+    top, found = _look(base, follow=True), _look(os.path.join(base, "agentd"))
+    if found is None:
+        return top is not None and top.st_uid in (0, uid) and _closed(top)
+    is_ours = found.st_uid in (0, uid) and _closed(found) and stat.S_ISDIR(found.st_mode)
+    return is_ours and is_trusted(base, uid)
+
+
+def _look(path: str, *, follow: bool = False) -> os.stat_result | None:
+    try:
+        return os.stat(path, follow_symlinks=follow)
+    except OSError:
+        return None
+
+
+def _closed(found: os.stat_result) -> bool:
+    return not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _sticky(found: os.stat_result) -> bool:
+    return bool(found.st_mode & stat.S_ISVTX)
 
 
 def _bases(env: Mapping[str, str], uid: int) -> list[str]:

@@ -1,7 +1,7 @@
 """Run folders: where a keeper's sockets are. One whose keeper died is removed by the next process.
 
 A folder's ``lock`` is held by flock(2) for as long as its owner, or its owner's guard, lives: the
-kernel gives it up, whatever kills them. Standard library only.
+kernel gives it up, whatever kills them.
 """
 
 import contextlib
@@ -9,6 +9,8 @@ import fcntl
 import os
 import stat
 import time
+
+from agentd.linux import runtime_dir
 
 _PREFIX = "vm-"
 _LOCK = "lock"
@@ -43,12 +45,18 @@ def _base_path() -> str:
     if uid == 0 and os.access("/run", os.W_OK):
         return "/run/agentd"
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    if runtime and len(runtime) <= _MAX_BASE and os.access(runtime, os.W_OK | os.X_OK):
+    if runtime and _is_usable(runtime, uid):
         return os.path.join(runtime, "agentd")
     own = os.environ.get("TMPDIR", "")
-    if os.path.isabs(own) and len(own) <= _MAX_BASE and not os.access("/tmp", os.W_OK | os.X_OK):
+    if os.path.isabs(own) and _is_usable(own, uid) and not os.access("/tmp", os.W_OK | os.X_OK):
         return os.path.join(own, f"agentd-{uid}")
     return f"/tmp/agentd-{uid}"
+
+
+def _is_usable(folder: str, uid: int) -> bool:
+    """Whether run folders may lie there: nobody else can put others in their place."""
+    fits = len(folder) <= _MAX_BASE and os.access(folder, os.W_OK | os.X_OK)
+    return fits and runtime_dir.is_trusted(folder, uid)
 
 
 def claim() -> tuple[str, int]:
