@@ -33,6 +33,10 @@ class Liar(agentd_door_hooks.Hooks):
             made = lambda who, _: self.service.once(who, "k", b"", None, None)
         if exchange.path["how"] == "delete":
             made = self.service.delete_at_once
+        if exchange.path["how"] == "keyword":
+            made = lambda who, body: self.service.create(who=who, body=body)
+        if exchange.path["how"] == "tunnel":
+            made = lambda who, _: self.service.tunnel(id_="x", port=1, who=who)
         view = await self.web.threads.waits.run(made, local("root"), SandboxBody())
         await exchange.answer(Answer(200, str(view).encode()))
 
@@ -159,7 +163,8 @@ def test_the_door_of_the_page_counts(daemon: Daemon) -> None:
 
 def test_a_door_cannot_say_who_asks(daemon: Daemon) -> None:
     """The gatekeeper alone makes a caller."""
-    for tried, how in enumerate(("create", "watch", "once", "delete"), 1):
+    ways = ("create", "watch", "once", "delete", "keyword", "tunnel")
+    for tried, how in enumerate(ways, 1):
         refused = daemon.ask("POST", f"/liar/{how}", b"")
         assert refused.status == 500, refused.body
         assert daemon.log.count(b"TypeError: who asks was not told by the gatekeeper") == tried

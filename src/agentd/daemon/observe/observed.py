@@ -79,14 +79,17 @@ class _Observed:
     def admitting(self, call: Callable[..., Any]) -> Callable[..., Any]:
         """It, but for callers that were made elsewhere."""
 
+        names = _first_names(call)
+
         def checked(*args: Any, **options: Any) -> Any:
+            args = _in_order(args, options, names)
             self._check(args)
             return call(*args, **options)
 
         return checked
 
     def _check(self, args: Any) -> None:
-        if args and not isinstance(args[0], self._first):
+        if not args or not isinstance(args[0], self._first):
             raise TypeError("who asks was not told by the gatekeeper: a door made it up")
 
     def delete_at_once(self, who: Principal, id_: str) -> Callable[[], None] | None:
@@ -97,15 +100,18 @@ class _Observed:
         return lambda: self._do("delete", lambda *_: rest(), (who, id_), {})
 
     def _watched(self, op: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        names = _first_names(call)
         if inspect.isgeneratorfunction(call) or op in ("read_file", "read_tar"):
 
             def stream(*args: Any, **options: Any) -> Iterator[Any]:
                 # What is wrong with the request is raised before anything is asked of the answer.
+                args = _in_order(args, options, names)
                 return self._pieces(op, self._do(op, call, args, options), args)
 
             return stream
 
         def do(*args: Any, **options: Any) -> Any:
+            args = _in_order(args, options, names)
             return self._do(op, call, args, options)
 
         return do
@@ -169,6 +175,20 @@ class _Observed:
         fields = {"sandbox": sandbox, "principal": who, "error": words}
         known = {name: value for name, value in fields.items() if value}
         self._log.say(level, event, op=op, code=status, ms=round(seconds * 1000, 2), **known)
+
+
+def _first_names(call: Callable[..., Any]) -> list[str]:
+    """Of who asks, and of the sandbox, where it is one's."""
+    return list(inspect.signature(call).parameters)[:2]
+
+
+def _in_order(args: Any, options: dict[str, Any], names: list[str]) -> Any:
+    """The arguments of ``names`` by their place, however a door gave them; the rest as it was."""
+    for name in names[len(args) :]:
+        if name not in options:
+            break
+        args = (*args, options.pop(name))
+    return args
 
 
 def _whose(args: Any) -> tuple[str, str]:
