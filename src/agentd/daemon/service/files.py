@@ -47,7 +47,7 @@ class Files:
         live, admission = self._open(who, id_, acts.WRITE, "write a file", path=path)
         content = _Hashed(data)
         with admission:
-            admission.begin(written=True)
+            admission.begin()
             size = live.handle.guest.files.write(path, content, mode=mode, parents=parents)
             admission.done(input_digest=content.digest)
         return size
@@ -103,7 +103,7 @@ class Files:
         live, admission = self._open(who, id_, acts.WRITE, "write a tree", path=path)
         content = _Hashed(data)
         with admission:
-            admission.begin(written=True)
+            admission.begin()
             live.handle.guest.files.write_tar(path, content, whole=whole, replace=replace)
             admission.done(input_digest=content.digest)
 
