@@ -48,6 +48,25 @@ def test_what_changes_files_is_done_once(daemon: Daemon) -> None:
         assert other.status == 422, other.body
 
 
+def chunked(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data)
+
+
+@pytest.mark.parametrize("size", [1, 1 << 20, (1 << 20) + 1])
+def test_another_upload_of_no_told_length_is_not_taken_for_the_first(
+    daemon: Daemon, size: int
+) -> None:
+    path = f"/v1/sandboxes/{daemon.sandbox()}/files?path=/workspace/a"
+    headers = {"Idempotency_Key": f"chunked-{size}", "Transfer_Encoding": "chunked"}
+    first, again, other = (
+        daemon.ask("PUT", path, chunked(letter * size), **headers) for letter in (b"a", b"a", b"b")
+    )
+    assert (first.status, first.json) == (200, {"size": size}), first.body
+    assert (again.status, again.headers["idempotency-replayed"]) == (200, "true")
+    assert other.status == 422, other.body
+    assert daemon.ask("GET", path).body == b"a" * size
+
+
 def test_what_may_be_repeated_takes_no_notice(daemon: Daemon) -> None:
     box = f"/v1/sandboxes/{daemon.sandbox()}"
     asked = [

@@ -50,28 +50,44 @@ async def _put_once(
     write: Callable[[Iterable[bytes]], Answer],
     authorise: Authorise,
 ) -> Answer:
-    """Of a large upload its length and its Content-Digest (RFC 9530) stand for the bytes."""
-    length = exchange.length()
-    if length is not None and length <= _WHOLE:
-        whole = await exchange.body(_WHOLE)
-        work = recordable(lambda: write((whole,)))
-        carry = exchange.web.threads.uploads.run
-        return await exchange.door.service.once(
-            who, key, fingerprint(exchange, whole), work, carry, authorise=authorise
+    """Of a large upload its length and its Content-Digest (RFC 9530) stand for the bytes; of one
+    that says no length, its first MiB does, for the length."""
+    service, carry = exchange.door.service, exchange.web.threads.uploads.run
+    length, chunks = exchange.length(), exchange.chunks()
+    head = b"" if (length or 0) > _WHOLE else await _head(chunks)
+    if (length or len(head)) <= _WHOLE:
+        work = recordable(lambda: write((head,)))
+        return await service.once(
+            who, key, fingerprint(exchange, head), work, carry, authorise=authorise
         )
-    stands_for = f"{length} {exchange.header(b'content-digest') or ''}".encode()
-    async with _feeding(exchange) as (feed, filling):
+    digest = exchange.header(b"content-digest") or ""
+    stands_for = head + f"{length} {digest}".encode()
+    async with _feeding(_after(head, chunks)) as (feed, filling):
         work = recordable(lambda: write(feed))
         request = fingerprint(exchange, stands_for)
-        carry = exchange.web.threads.uploads.run
-        found = await exchange.door.service.once(
-            who, key, request, work, carry, authorise=authorise
-        )
+        found = await service.once(who, key, request, work, carry, authorise=authorise)
         if found.replayed:
             # Most clients look for an answer only once they have sent all.
             feed.close()
             await asyncio.wait([filling])
         return found
+
+
+async def _head(chunks: AsyncIterator[bytes]) -> bytes:
+    """All of it where it is no longer than _WHOLE; else what is more than that, of its begin."""
+    head = bytearray()
+    async for chunk in chunks:
+        head += chunk
+        if len(head) > _WHOLE:
+            break
+    return bytes(head)
+
+
+async def _after(head: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    if head:
+        yield head
+    async for chunk in chunks:
+        yield chunk
 
 
 async def put_tar(exchange: Exchange, query: dict[str, Any]) -> None:
@@ -87,15 +103,17 @@ async def put_tar(exchange: Exchange, query: dict[str, Any]) -> None:
 
 
 async def _upload(exchange: Exchange, write: Callable[[Iterable[bytes]], Answer]) -> Answer:
-    async with _feeding(exchange) as (feed, _):
+    async with _feeding(exchange.chunks()) as (feed, _):
         return await exchange.web.threads.uploads.run(recordable(lambda: write(feed)))
 
 
 @asynccontextmanager
-async def _feeding(exchange: Exchange) -> AsyncIterator[tuple[Bridge[bytes], "asyncio.Task[None]"]]:
+async def _feeding(
+    chunks: AsyncIterator[bytes],
+) -> AsyncIterator[tuple[Bridge[bytes], "asyncio.Task[None]"]]:
     """The request's body, as it comes, and what fills it."""
     feed: Bridge[bytes] = Bridge(_AHEAD)
-    filling = asyncio.create_task(fill(feed, exchange.chunks()))
+    filling = asyncio.create_task(fill(feed, chunks))
     try:
         yield feed, filling
     finally:
