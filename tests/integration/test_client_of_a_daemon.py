@@ -190,6 +190,36 @@ def test_what_needs_a_daemon_says_so() -> None:
                 use()
 
 
+def test_a_loop_that_is_left_loses_nothing_of_what_has_come(
+    daemon: Daemon, sandbox: Sandbox
+) -> None:
+    begun = sandbox.start("echo out; echo err >&2")
+    name = begun.id
+    assert name is not None
+    begun.wait()  # all of it is there, and comes at once
+    with sandbox.attach(name) as process:
+        first = next(iter(process))
+        seen = process.cursors
+        assert seen[first.stream] == len(first.data) and sum(seen.values()) == len(first.data)
+        assert {first.stream, next(iter(process)).stream} == {"stdout", "stderr"}
+        assert list(process) == []
+    with sandbox.attach(name, seen) as again:
+        assert {chunk.stream for chunk in again} == {"stdout", "stderr"} - {first.stream}
+
+    async def main() -> None:
+        async with await AsyncSandbox.connect(sandbox.id, url=daemon.url) as other:
+            process = await other.attach(name)
+            streams = []
+            for _ in range(2):
+                async for chunk in process:
+                    streams.append(chunk.stream)
+                    break
+            assert sorted(streams) == ["stderr", "stdout"]
+            await process.wait()
+
+    asyncio.run(main())
+
+
 def test_a_process_is_left_and_come_back_to(sandbox: Sandbox) -> None:
     process = sandbox.start("echo one; read x; echo $x; exit 4", stdin=True)
     assert next(iter(process)).data == b"one\n"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 from agentd.client import arguments
 from agentd.client.aio_thread import Threads, Wake
 from agentd.client.chunk import Chunk, Chunks
-from agentd.client.process import Process, ended
+from agentd.client.process import Process, Unread, ended
 from agentd.client.signature import documented_by
 from agentd.client.wording import of_result
 from agentd.model.drive import drive
@@ -47,6 +47,7 @@ class AsyncProcess:
         self._beginning = asyncio.Lock()
         self._running: Running | None = None
         self._chunks = Chunks()
+        self._unread = Unread()
         self._iterated: AsyncIterator[Chunk] | None = None
         self._wake = Wake()
         self._closed = False
@@ -62,7 +63,7 @@ class AsyncProcess:
 
     @property
     def cursors(self) -> dict[str, int]:
-        return dict(self._running.cursors) if self._running else {}
+        return self._unread.cursors(self._running.cursors) if self._running else {}
 
     @property
     def result(self) -> Result:
@@ -74,8 +75,11 @@ class AsyncProcess:
                 return
             running = await self._begun()
             rounds = drive(running, lambda: (self._wake.fd,))
+            for name, data in self._unread.taken():
+                yield self._chunks.make(name, data, running.before)
             while found := await self._guarded(partial(next, rounds, None)):
-                for name, data in found[0]:
+                self._unread.add(found[0])
+                for name, data in self._unread.taken():
                     yield self._chunks.make(name, data, running.before)
             for chunk in self._chunks.rest():
                 yield chunk

@@ -1,11 +1,13 @@
 """A running command, as the SDK holds it."""
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from agentd.client import arguments
 from agentd.client.chunk import Chunk, Chunks
 from agentd.client.wording import of_result
+from agentd.model.drive import drive
 from agentd.model.errors import InvalidInput
 from agentd.model.result import Result
 
@@ -19,6 +21,7 @@ class Process:
     def __init__(self, running: "Running") -> None:
         self._running = running
         self._chunks = Chunks()
+        self._unread = Unread()
         self._result: Result | None = None
 
     @property
@@ -33,8 +36,8 @@ class Process:
 
     @property
     def cursors(self) -> dict[str, int]:
-        """Bytes of each stream that have come, for ``Sandbox.attach``."""
-        return dict(self._running.cursors)
+        """Bytes of each stream that were given out, for ``Sandbox.attach``."""
+        return self._unread.cursors(self._running.cursors)
 
     @property
     def result(self) -> Result:
@@ -42,10 +45,15 @@ class Process:
         return ended(self._result)
 
     def __iter__(self) -> Iterator[Chunk]:
+        """Its output; a loop that is left early leaves the rest to the next one."""
         if self._result is not None:
             return
-        for name, data in self._running.chunks():
+        for name, data in self._unread.taken():
             yield self._chunks.make(name, data, self._running.before)
+        for found, _ in drive(self._running):
+            self._unread.add(found)
+            for name, data in self._unread.taken():
+                yield self._chunks.make(name, data, self._running.before)
         yield from self._chunks.rest()
         self.wait()
 
@@ -89,6 +97,27 @@ class Process:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+class Unread:
+    """Pieces of output that have come and were not given out, as the loop was left before them."""
+
+    def __init__(self) -> None:
+        self._pieces: deque[tuple[str, bytes]] = deque()
+
+    def add(self, pieces: Iterable[tuple[str, bytes]]) -> None:
+        self._pieces.extend(pieces)
+
+    def taken(self) -> Iterator[tuple[str, bytes]]:
+        while self._pieces:
+            yield self._pieces.popleft()
+
+    def cursors(self, came: Mapping[str, int]) -> dict[str, int]:
+        """Of each stream what was given out of the bytes that ``came``."""
+        given = dict(came)
+        for name, data in self._pieces:
+            given["pty" if given.get("pty") else name] -= len(data)  # a terminal's are "stdout"
+        return given
 
 
 def ended(result: Result | None) -> Result:

@@ -76,7 +76,7 @@ class RemoteCommand(Stepped):
     ) -> None:
         self.id = id_
         self.pid = pid
-        self.cursors = {"stdout": 0, "stderr": 0, "pty": 0, **(cursors or {})}
+        self._came = {"stdout": 0, "stderr": 0, "pty": 0, **(cursors or {})}
         # Asked for again, for a character that began in them: they are in no output.
         self._again = {name: min(at, _CHARACTER) for name, at in (cursors or {}).items() if at}
         self.before: dict[str, bytes] = {}
@@ -100,6 +100,15 @@ class RemoteCommand(Stepped):
         self._socket: WebSocket | None = None
         self._attach(first=True)
         self._nudge = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    @property
+    def cursors(self) -> dict[str, int]:
+        """Bytes of each stream that ``step`` gave out, and those before them."""
+        with self._lock:
+            given = dict(self._came)
+            for name, data in self._queue:
+                given["pty" if self._came["pty"] else name] -= len(data)
+            return given
 
     @property
     def backlog(self) -> int:
@@ -235,7 +244,7 @@ class RemoteCommand(Stepped):
         if name is None:
             raise self._odd("a message of output without its head")
         at, data = int.from_bytes(message[1:_HEAD], "big"), message[_HEAD:]
-        seen = self.cursors[name]
+        seen = self._came[name]
         if at > seen:
             self._missing(name, at)
         elif at < seen:
@@ -244,7 +253,7 @@ class RemoteCommand(Stepped):
             data = data[seen - at :]  # sent again: it did not know how far we were
         if not data:
             return
-        self.cursors[name] += len(data)
+        self._came[name] += len(data)
         shown = _shown(name)
         if self._kept is None:
             self._queue.append((shown, data))
@@ -261,7 +270,7 @@ class RemoteCommand(Stepped):
             raise self._odd(str(error)) from error
         if event.process is not None:
             self.pid = event.process.pid or self.pid
-        elif event.event == "lost" and event.stream in self.cursors:
+        elif event.event == "lost" and event.stream in self._came:
             self._missing(event.stream, event.to)
         elif event.event == "exit":
             self.exit = event.result or _UNKNOWN
@@ -270,10 +279,10 @@ class RemoteCommand(Stepped):
             self._refusal = self._refusal or from_view(event.error)
 
     def _missing(self, name: str, until: int) -> None:
-        gone = until - self.cursors[name]
+        gone = until - self._came[name]
         if gone > 0:
             self.lost[name] = self.lost.get(name, 0) + gone
-            self.cursors[name] = until
+            self._came[name] = until
             self._cut = True
             if self._kept is None:
                 self._queue.append((_shown(name), b""))
@@ -326,7 +335,7 @@ class RemoteCommand(Stepped):
                 cause=str(lost),
                 remediation=f"attach to process {self.id}, and see how much of it has arrived",
             ) from lost
-        query = {name: at - self._again.get(name, 0) for name, at in self.cursors.items() if at}
+        query = {name: at - self._again.get(name, 0) for name, at in self._came.items() if at}
         self._fruitless += 1
         for delay in (0.0, *DELAYS) if self._fruitless <= len(DELAYS) else ():
             time.sleep(delay)
