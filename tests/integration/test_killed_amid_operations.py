@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from hashlib import sha256
@@ -50,9 +51,12 @@ def kill(daemon: Daemon) -> None:
 
 def listening(daemon: Daemon, box: str) -> int:
     port = 8123
-    code = f"import socket,time\ns=socket.create_server(('127.0.0.1',{port}))\ntime.sleep(600)"
-    cmd = ["python3", "-c", code]
-    daemon.ask("POST", f"/v1/sandboxes/{box}/exec", {"cmd": cmd, "wait": False})
+    code = f"import socket,time\ns=socket.create_server(('127.0.0.1',{port}))\n"
+    code += "print('listens', flush=True)\ntime.sleep(600)"
+    at, cmd = f"/v1/sandboxes/{box}", ["python3", "-c", code]
+    process = daemon.ask("POST", f"{at}/exec", {"cmd": cmd, "wait": False}).json["id"]
+    while daemon.ask("GET", f"{at}/processes/{process}/output?stream=stdout").body != b"listens\n":
+        time.sleep(0.05)
     return port
 
 

@@ -1,5 +1,6 @@
 """A daemon and its clients where there is no runtime directory: su, cron, containers."""
 
+import fcntl
 import os
 import signal
 import socket
@@ -18,7 +19,15 @@ _FOLDER = Path(f"/tmp/agentd-run-{_UID}")
 
 
 @pytest.fixture
-def user(as_user: OrdinaryUser) -> Iterator[OrdinaryUser]:
+def folder_is_ours() -> Iterator[None]:
+    """One test at a time: this user's folder in /tmp is the same for every process that tests."""
+    with open(f"/var/tmp/agentd-tests-{os.getuid()}", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture
+def user(as_user: OrdinaryUser, folder_is_ours: None) -> Iterator[OrdinaryUser]:
     if os.access(f"/run/user/{_UID}", os.F_OK) or _FOLDER.exists():
         pytest.skip(f"uid {_UID} has a runtime directory here, or a daemon in {_FOLDER}")
     del as_user.env["XDG_RUNTIME_DIR"]
@@ -133,7 +142,9 @@ def test_a_call_where_home_cannot_be_written_names_the_variable(as_user: Ordinar
 
 
 READ_ONLY = """
-for place in /tmp /run; do mount -t tmpfs -o ro none $place || exit 9; done
+for place in /tmp /run; do
+    mount --bind $place $place && mount -o remount,bind,ro $place || exit 9
+done
 cd "$TMPDIR" && mkfifo ready && { "$@" serve --state "$TMPDIR/state" > ready & }
 head -n 1 ready
 "$@" stats

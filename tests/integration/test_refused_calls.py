@@ -23,7 +23,7 @@ def _run(refused: str, level: str, *words: str) -> "subprocess.CompletedProcess[
     return subprocess.run(
         [
             *(sys.executable, LAUNCHER, refused, "--"),
-            *(sys.executable, "-m", "agentd", "run", "--backend", wall, *words),
+            *(sys.executable, "-m", "agentd", "run", "--embedded", "--backend", wall, *words),
         ],
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -97,9 +97,16 @@ def test_doctor_tells_the_same_to_people_and_programs(monkeypatch, capfdbinary):
             level="namespace",
             requirements=("userns",),
             availability=Availability(False, (blocker,)),
+            images=False,
+            abilities=("changes",),
         ),
         SimpleNamespace(
-            name="host", level="none", requirements=(), availability=Availability(True)
+            name="host",
+            level="none",
+            requirements=(),
+            availability=Availability(True),
+            images=False,
+            abilities=(),
         ),
     ]
     found = SimpleNamespace(
@@ -128,6 +135,8 @@ def test_doctor_tells_the_same_to_people_and_programs(monkeypatch, capfdbinary):
         "blockers": [{"what": blocker.what, "fix": blocker.fix}],
         "notes": [],
         "requirements": ["userns"],
+        "images": False,
+        "abilities": ["changes"],
     }
     assert value["backends"][1]["usable"] is True
     assert value["run"]["weaker"] == "process" and value["parts"][0]["name"] == "engine"
