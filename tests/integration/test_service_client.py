@@ -121,6 +121,23 @@ def test_a_key_does_what_it_may_until_it_is_revoked(daemon: Daemon, client: Clie
         client.keys.create("letters", "read")
 
 
+def test_what_is_wrong_is_told_in_the_words_of_the_sdk(daemon: Daemon, client: Client) -> None:
+    with pytest.raises(InvalidInput, match="an id is of type int, and takes text"):
+        client.sandboxes.get(5)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="labels is of type str, and takes a mapping"):
+        client.sandboxes.list(labels="job=7")  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="capability is of type int"):
+        client.capabilities.call(5)  # type: ignore[arg-type]
+    for ask in (
+        lambda: client.commands.output("sbx-none", "prc-none", start=-1),
+        lambda: client.audit.records(0),
+    ):
+        with pytest.raises(InvalidInput, match=r"^start -?\d is out of range"):
+            ask()
+    with pytest.raises(InvalidInput, match="limit 1001 is out of range"):
+        client.audit.records(1, 1001)
+
+
 def test_the_audit_log_and_the_daemon_tell_of_themselves(client: Client) -> None:
     head = client.audit.head()
     page = client.audit.records(head.seq, 1)

@@ -32,7 +32,7 @@ class Sandboxes(Protocol):
         self, *, labels: Mapping[str, str] | None = None, state: str | None = None
     ) -> tuple[SandboxView, ...]:
         """List the sandboxes that have all of ``labels`` and, where one is given, that state
-        ("creating", "ready", "paused", ...), in the order of their ids."""
+        ("ready", "paused", ...), in the order of their ids."""
         ...
 
     def get(self, id: str) -> SandboxView:

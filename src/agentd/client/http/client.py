@@ -13,6 +13,7 @@ from urllib.parse import quote
 import msgspec
 
 from agentd._version import __version__
+from agentd.client import arguments
 from agentd.client.http.address import Address
 from agentd.client.http.connection import Connection, Pool
 from agentd.client.http.errors import Unreachable, from_answer
@@ -269,6 +270,7 @@ def segment(name: str) -> str:
 
     Raises InvalidInput for an empty one, as of a variable that is not set: it would be no part.
     """
+    arguments.text(name, "an id")
     if not name:
         raise InvalidInput("an empty id names nothing", remediation="is a variable of it unset?")
     return quote(os.fsencode(name), safe="").replace(".", "%2E")

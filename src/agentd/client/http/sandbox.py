@@ -17,12 +17,12 @@ from agentd.client.http.client import Client, segment
 from agentd.client.http.command import MAX_CAPTURE, RemoteCommand
 from agentd.client.http.errors import Unreachable
 from agentd.client.http.files import RemoteFiles
+from agentd.client.http.service import HttpCommands, HttpSandboxes, HttpSnapshots
 from agentd.model.api import (
     CallBody,
     CallView,
     ForkBody,
     ProcessView,
-    RenewBody,
     ResultView,
     SandboxView,
     SnapshotView,
@@ -59,7 +59,7 @@ class RemoteSnapshot:
         client = clients.shared(self._address)
         try:
             with suppress(NotFound):
-                client.call("DELETE", f"/v1/snapshots/{segment(self.id)}")
+                HttpSnapshots(client).delete(self.id)
         finally:
             clients.release(client)
 
@@ -185,11 +185,10 @@ class RemoteSandbox:
         )
 
     def process(self, process: str) -> ProcessView:
-        found: ProcessView = self.client.call("GET", self._process(process), into=ProcessView)
-        return found
+        return HttpCommands(self.client).get(self.id, process)
 
     def processes(self) -> tuple[ProcessView, ...]:
-        return self.client.pages(f"{self.path}/processes", ProcessView)
+        return HttpCommands(self.client).list(self.id)
 
     def changes(self) -> tuple[str, ...]:
         self._check()
@@ -200,13 +199,16 @@ class RemoteSandbox:
         self.client.call("POST", f"{self.path}/apply")
 
     def pause(self) -> None:
-        self._change("pause")
+        self._check()
+        self.view = HttpSandboxes(self.client).pause(self.id)
 
     def resume(self) -> None:
-        self._change("resume")
+        self._check()
+        self.view = HttpSandboxes(self.client).resume(self.id)
 
     def renew(self, ttl: str | float) -> None:
-        self._change("renew", RenewBody(ttl=ttl), safe=True)
+        self._check()
+        self.view = HttpSandboxes(self.client).renew(self.id, ttl)
 
     def snapshot(self, path: str | os.PathLike[str] | None) -> RemoteSnapshot:
         self._check()
@@ -234,7 +236,7 @@ class RemoteSandbox:
 
     def refresh(self) -> SandboxView:
         """What the daemon says of it now, with its usage."""
-        self.view = self.client.call("GET", self.path, into=SandboxView)
+        self.view = HttpSandboxes(self.client).get(self.id)
         return self.view
 
     def kill(self) -> None:
@@ -242,7 +244,7 @@ class RemoteSandbox:
             self._ended = True
             try:
                 with suppress(NotFound):
-                    self.client.call("DELETE", self.path)
+                    HttpSandboxes(self.client).kill(self.id)
             finally:
                 self._release()
 
@@ -257,11 +259,6 @@ class RemoteSandbox:
             ResourceWarning,
             stacklevel=3,
         )
-
-    def _change(self, what: str, body: object = None, *, safe: bool = False) -> None:
-        self._check()
-        path = f"{self.path}/{what}"
-        self.view = self.client.call("POST", path, body, into=SandboxView, safe=safe)
 
     def _process(self, process: str) -> str:
         return f"{self.path}/processes/{segment(process)}"
@@ -279,7 +276,7 @@ class RemoteSandbox:
     def _incomplete(self, process: str, **outputs: bytes) -> bool:
         """Whether something is missing beyond what the answer had no room for."""
         try:
-            known = self.client.call("GET", self._process(process), into=ProcessView)
+            known = self.process(process)
         except AgentdError:
             return True
         return (
@@ -367,8 +364,7 @@ def connect(address: Address, id_: str) -> RemoteSandbox:
     """One that is there. Raises NotFound, Unreachable."""
     client = clients.shared(address)
     try:
-        view = client.call("GET", f"{ROOT}/{segment(id_)}", into=SandboxView)
-        return RemoteSandbox(client, view)
+        return RemoteSandbox(client, HttpSandboxes(client).get(id_))
     except BaseException:
         clients.release(client)
         raise

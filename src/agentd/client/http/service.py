@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from agentd.client import arguments
 from agentd.client.http import calls
 from agentd.client.http.client import Client as Requests
 from agentd.client.http.client import segment
@@ -30,6 +31,7 @@ from agentd.model.errors import Conflict, InvalidInput
 from agentd.model.service import Emit
 
 _PAGE = 500
+_LABELS = 'write them as {"job": "7"}'
 
 
 class _Noun:
@@ -41,7 +43,8 @@ class HttpSandboxes(_Noun):
     def list(
         self, *, labels: Mapping[str, str] | None = None, state: str | None = None
     ) -> tuple[SandboxView, ...]:
-        asked = [("label", f"{key}={value}") for key, value in (labels or {}).items()]
+        wanted = arguments.mapping(labels, "labels", _LABELS)
+        asked = [("label", f"{key}={value}") for key, value in wanted.items()]
         asked += [("state", state)] if state is not None else []
         found: list[SandboxView] = []
         cursor: str | None = ""
@@ -57,7 +60,7 @@ class HttpSandboxes(_Noun):
         return view
 
     def relabel(self, id: str, labels: Mapping[str, str | None]) -> SandboxView:
-        body = LabelsBody(labels=dict(labels))
+        body = LabelsBody(labels=dict(arguments.mapping(labels, "labels", _LABELS)))
         view: SandboxView = self._requests.call(
             "PATCH", _sandbox(id), body, into=SandboxView, safe=True
         )
@@ -92,6 +95,7 @@ class HttpCommands(_Noun):
         return view
 
     def output(self, sandbox: str, process: str, stream: str = "stdout", start: int = 0) -> bytes:
+        arguments.whole(start, "start", 0, arguments.MOST)
         path = f"{_process(sandbox, process)}/output"
         query = {"stream": stream, "from": start, "follow": False}
         with self._requests.open("GET", path, query=query) as response:
@@ -134,7 +138,7 @@ class HttpCapabilities(_Noun):
         bundle: str | None = None,
         emit: Emit | None = None,
     ) -> CallView:
-        asked = dict(parameters or {})
+        asked = dict(arguments.called(capability, parameters, bundle or ""))
         body = CallBody(capability=capability, parameters=asked, sandbox=sandbox, bundle=bundle)
         return calls.call(self._requests, body, emit)
 
@@ -201,7 +205,8 @@ class HttpAudit(_Noun):
         return head
 
     def records(self, start: int = 1, limit: int = 1000) -> AuditPage:
-        query = {"from": start, "limit": limit}
+        arguments.whole(start, "start", 1, arguments.MOST)
+        query = {"from": start, "limit": arguments.whole(limit, "limit", 1, 1000)}
         page: AuditPage = self._requests.call(
             "GET", "/v1/audit/records", query=query, into=AuditPage
         )
