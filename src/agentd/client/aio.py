@@ -162,7 +162,7 @@ class AsyncSandbox:
             held = self._sandbox._held
             work = partial(held.call, capability, given, emit, bundle, wake.fd)
             with wording.spoken():
-                return await self._threads.call(work, wake)
+                return wording.of_call(await self._threads.call(work, wake))
         finally:
             wake.close()
 

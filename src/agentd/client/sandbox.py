@@ -257,7 +257,7 @@ class Sandbox:
         """
         with wording.spoken():
             asked = arguments.called(capability, parameters, bundle)
-            return self._held.call(capability, {**asked, **more}, emit, bundle)
+            return wording.of_call(self._held.call(capability, {**asked, **more}, emit, bundle))
 
     def changes(self) -> tuple[str, ...]:
         """List what a copy-on-write workspace has: ``A new``, ``M changed``, ``D gone``."""

@@ -3,13 +3,18 @@
 import contextlib
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import msgspec
 
+from agentd.model import words
 from agentd.model.enforcement import Enforcement, unheld, unlimited
 from agentd.model.errors import AgentdError
 from agentd.model.result import Result
 from agentd.model.words import spelled
+
+if TYPE_CHECKING:
+    from agentd.model.api import CallView
 
 _NAMES = frozenset(("url", "api_key"))  # besides those of all doors
 _BOUND = "bound each process by ulimit -v"
@@ -50,12 +55,14 @@ def found(where: object) -> Iterator[None]:
 
 
 def of_result(result: Result) -> Result:
-    cause = result.cause
-    if "--" not in cause.remediation + cause.message:
-        return result
-    message, remediation = in_python(cause.message), in_python(cause.remediation)
-    said = msgspec.structs.replace(cause, message=message, remediation=remediation)
-    return msgspec.structs.replace(result, cause=said)
+    cause = words.cause(result.cause, in_python)
+    return result if cause is result.cause else msgspec.structs.replace(result, cause=cause)
+
+
+def of_call(view: "CallView") -> "CallView":
+    """Its cause; ``value`` is the capability's own. A daemon's speaks of keys of JSON."""
+    cause = words.cause(view.cause, lambda text: in_python(words.in_options(text)))
+    return view if cause is view.cause else msgspec.structs.replace(view, cause=cause)
 
 
 def tell_unheld(enforcement: Enforcement) -> None:

@@ -2,11 +2,14 @@
 
 from typing import Any
 
+import msgspec
+
 from agentd.capability.builtin import fs, text
 from agentd.capability.port import Call, Inside
 from agentd.model.capability import About, Bounds, Example, Needs, Outcome
-from agentd.model.cause import Cause, CauseCode
+from agentd.model.cause import CauseCode
 from agentd.model.errors import InvalidInput
+from agentd.model.result import Result
 from agentd.model.spec import ExecRequest
 
 # Two streams of so many bytes are less than ``Bounds.output`` as base64.
@@ -94,7 +97,7 @@ class ShellExec:
             timeout=call.timeout,
             output_limit=MAX_OUTPUT,
         )
-        end = inside.execute(request, stdin, call.emit)
+        end = _told(inside.execute(request, stdin, call.emit))
         (stdout, stderr), encoding = text.encoded(end.stdout, end.stderr)
         value: dict[str, Any] = {
             "exit_code": end.exit_code,
@@ -102,7 +105,7 @@ class ShellExec:
             "cause": {
                 "code": str(end.cause.code),
                 "message": end.cause.message,
-                "remediation": _remedy(end.cause),
+                "remediation": end.cause.remediation,
             },
             "stdout": stdout,
             "stderr": stderr,
@@ -112,10 +115,13 @@ class ShellExec:
         return Outcome(value, end)
 
 
-def _remedy(cause: Cause) -> str:
-    if cause.code is CauseCode.TIMEOUT:
-        return "raise timeout_ms, or make the command finish sooner"
-    return cause.remediation
+def _told(end: Result) -> Result:
+    """With the fix in the words of this capability's parameters."""
+    if end.cause.code is not CauseCode.TIMEOUT:
+        return end
+    fix = "raise timeout_ms, or make the command finish sooner"
+    cause = msgspec.structs.replace(end.cause, remediation=fix)
+    return msgspec.structs.replace(end, cause=cause)
 
 
 def _check_texts(asked: dict[str, Any]) -> None:
