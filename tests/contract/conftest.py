@@ -26,7 +26,7 @@ from tests.contract.ways import Refusal, rest
 import agentd
 from agentd.client import build
 from agentd.client.http import address
-from agentd.client.http.client import Client
+from agentd.client.http.client import HttpClient
 from agentd.client.local import LocalSandbox
 from agentd.client.sandbox import Sandbox
 from agentd.daemon.pipeline import Pipeline
@@ -279,7 +279,7 @@ def _end_supervisor(path: str) -> None:
 
 
 def _ready(process: "subprocess.Popen[bytes]", url: str, log: Path) -> str:
-    client = Client(address.parse(url))
+    client = HttpClient(address.parse(url))
     deadline = time.monotonic() + 120
     while True:
         try:

@@ -14,7 +14,7 @@ import msgspec
 from agentd.audit.receipt import Statement, verify
 from agentd.client import build
 from agentd.client.http import address
-from agentd.client.http.client import Client
+from agentd.client.http.client import HttpClient
 from agentd.client.http.sse import events
 from agentd.client.sandbox import Sandbox
 from agentd.model.api import CallView
@@ -279,7 +279,7 @@ class Rest(Way):
     def _follow(self, body: object) -> dict[str, Any]:
         from base64 import b64decode
 
-        client = Client(address.parse(self.governed.url))
+        client = HttpClient(address.parse(self.governed.url))
         headers = {"Content-Type": "application/json"}
         data = json.dumps(body).encode()
         with client.open("POST", "/v1/call/stream", body=data, headers=headers) as response:
@@ -335,7 +335,7 @@ WAYS = {way.name: way for way in (SdkEmbedded, SdkOverHttp, Rest, CliEmbedded, C
 
 def rest(url: str, method: str, path: str, body: object = None) -> bytes:
     """As bytes on the wire; raises Refusal with what the answer says."""
-    connection = Client(address.parse(url))
+    connection = HttpClient(address.parse(url))
     headers = {"Content-Type": "application/json"} if body is not None else {}
     data = None if body is None else json.dumps(body).encode()
     try:

@@ -21,7 +21,7 @@ import pytest
 
 from agentd import AsyncSandbox, Sandbox
 from agentd.client.http import address
-from agentd.client.http.client import Client
+from agentd.client.http.client import HttpClient
 from agentd.model.cause import CauseCode
 from agentd.model.errors import AgentdError, InvalidInput, NotFound, Refused
 
@@ -44,7 +44,7 @@ class Daemon:
         argv += ["--state", f"{self.folder}/state"]
         with open(f"{self.folder}/log", "ab") as log:
             self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        client = Client(address.parse(self.url))
+        client = HttpClient(address.parse(self.url))
         deadline = time.monotonic() + 120
         while True:
             try:
@@ -348,7 +348,7 @@ def test_what_ended_before_a_restart_is_still_told(tmp_path: Path, kill: bool) -
     daemon.start()
     sandbox = Sandbox.create(url=daemon.url, ttl="5m")
     url = f"/v1/sandboxes/{sandbox.id}/processes"
-    client = Client(address.parse(daemon.url))
+    client = HttpClient(address.parse(daemon.url))
     talker = {"cmd": "echo told; echo twice >&2; exit 3", "tag": "talker"}
     client.call("POST", f"/v1/sandboxes/{sandbox.id}/exec", talker)
     sandbox.run("true")
@@ -574,7 +574,7 @@ def test_keys(daemon: Daemon, box: str) -> None:
         daemon.cli("key", "create", "--name", "ci", "--scopes", "read", "--json").stdout
     )
     assert made["secret"].startswith("agd_") and made["scopes"] == ["read"]
-    client = Client(address.parse(daemon.url, api_key=made["secret"]))
+    client = HttpClient(address.parse(daemon.url, api_key=made["secret"]))
     client.call("GET", "/v1/sandboxes")
     with pytest.raises(Refused) as caught:
         client.call("DELETE", f"/v1/sandboxes/{box}")

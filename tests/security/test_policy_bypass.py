@@ -17,7 +17,7 @@ import pytest
 from tests.security.daemons import WAIT, Answer, Daemon, fixture, until
 
 from agentd.client.http import address, frames
-from agentd.client.http.client import Client
+from agentd.client.http.client import HttpClient
 from agentd.client.http.websocket import WebSocket
 from agentd.model.errors import AgentdError
 
@@ -96,7 +96,7 @@ def _stream(daemon: Daemon, box: str, key: str) -> Answer:
 
 
 def _websocket(daemon: Daemon, box: str, key: str) -> Answer:
-    client = Client(address.parse(daemon.url, api_key=key))
+    client = HttpClient(address.parse(daemon.url, api_key=key))
     found = b""
     with contextlib.closing(WebSocket(client, f"/v1/sandboxes/{box}/exec", {})) as link:
         link.send(frames.TEXT, json.dumps({"cmd": "echo ran"}).encode())
@@ -118,7 +118,7 @@ def _port(daemon: Daemon, box: str, key: str) -> Answer:
 
 
 def _port_websocket(daemon: Daemon, box: str, key: str) -> Answer:
-    client = Client(address.parse(daemon.url, api_key=key))
+    client = HttpClient(address.parse(daemon.url, api_key=key))
     try:
         WebSocket(client, f"/v1/sandboxes/{box}/ports/8080/", {}).close()
     except AgentdError as error:

@@ -20,7 +20,7 @@ class Client:
 
     def __init__(self, url: str | None = None, *, api_key: str | None = None) -> None:
         with wording.spoken():
-            self._requests = clients.Client(address.find(url, api_key))
+            self._requests = clients.HttpClient(address.find(url, api_key))
         asked: service.Service = HttpService(self._requests)
         self._service = asked
 

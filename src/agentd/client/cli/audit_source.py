@@ -12,7 +12,7 @@ from agentd.model.errors import Forbidden, InvalidInput, NotFound
 
 if TYPE_CHECKING:
     from agentd.audit.verify import Verdict
-    from agentd.client.http.client import Client
+    from agentd.client.http.client import HttpClient
     from agentd.model.api import AuditHead
     from agentd.model.audit import Position
 
@@ -63,7 +63,7 @@ class Files:
 class Remote:
     """A page at a time. What it says of itself is checked here, not there."""
 
-    def __init__(self, client: "Client", known: "AuditHead") -> None:
+    def __init__(self, client: "HttpClient", known: "AuditHead") -> None:
         self._client = client
         self._known = known
         self.where = str(client.address)
@@ -120,7 +120,7 @@ def find(options: argparse.Namespace) -> Source:
         named = address.given(options.url)
         where = named or address.default()
         if where is not None:
-            asker = client.Client(where)
+            asker = client.HttpClient(where)
             try:
                 known = _ask(asker)
             except (NotFound, Unreachable, Forbidden):
@@ -143,7 +143,7 @@ def directory(options: argparse.Namespace) -> str:
     return kept.directory(options, "audit", "audit")
 
 
-def _ask(asker: "Client") -> "AuditHead":
+def _ask(asker: "HttpClient") -> "AuditHead":
     from agentd.model.api import AuditHead
 
     found: AuditHead = asker.call("GET", "/v1/audit/head", into=AuditHead)

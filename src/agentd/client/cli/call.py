@@ -92,7 +92,7 @@ def _called(
     if where is not None:
         from agentd.client.http import calls, client
 
-        asker = client.Client(where)
+        asker = client.HttpClient(where)
         try:
             return calls.call(asker, body, emit)
         finally:

@@ -121,7 +121,7 @@ def _asked(options: argparse.Namespace, path: str) -> bytes | None:
     where = named or address.default()
     if where is None:
         return None
-    asker = client.Client(where)
+    asker = client.HttpClient(where)
     try:
         with asker.open("GET", path) as answer:
             return bytes(answer.read(_MAX_FILE))

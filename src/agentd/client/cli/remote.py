@@ -10,7 +10,7 @@ from agentd.client.cli.parser import Parser
 from agentd.model.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from agentd.client.http.client import Client
+    from agentd.client.http.client import HttpClient
     from agentd.client.http.sandbox import RemoteSandbox
     from agentd.client.http.service import HttpService
 
@@ -41,10 +41,10 @@ def split(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 @contextmanager
-def client(options: argparse.Namespace) -> "Iterator[Client]":
+def client(options: argparse.Namespace) -> "Iterator[HttpClient]":
     from agentd.client.http import address, client
 
-    made = client.Client(address.find(options.url))
+    made = client.HttpClient(address.find(options.url))
     try:
         yield made
     finally:

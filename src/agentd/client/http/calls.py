@@ -12,13 +12,13 @@ from agentd.model.api import CallBody, CallView
 from agentd.model.errors import AgentdError, BackendLost
 
 if TYPE_CHECKING:
-    from agentd.client.http.client import Client
+    from agentd.client.http.client import HttpClient
 
 Emit = Callable[[str, bytes], None]
 
 
 def call(
-    client: "Client",
+    client: "HttpClient",
     body: CallBody | Mapping[str, Any],
     emit: Emit | None,
     cancel: int = -1,
@@ -54,14 +54,14 @@ def call(
     )
 
 
-def _error(client: "Client", data: str) -> AgentdError:
+def _error(client: "HttpClient", data: str) -> AgentdError:
     try:
         return from_event(data)
     except msgspec.MsgspecError as error:
         return client.misunderstood(error)
 
 
-def _piece(client: "Client", data: str) -> bytes:
+def _piece(client: "HttpClient", data: str) -> bytes:
     try:
         return b64decode(data, validate=True)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Requests to a daemon: encoded, sent, tried again where that is safe, and their answers."""
+"""HttpClient to a daemon: encoded, sent, tried again where that is safe, and their answers."""
 
 import atexit
 import http.client
@@ -29,8 +29,9 @@ T = TypeVar("T")
 Query = Mapping[str, object]
 
 
-class Client:
-    """Thread-safe. ``close`` when it is no longer needed; the next use opens it again."""
+class HttpClient:
+    """Sends requests to one daemon. Thread-safe; ``close`` it when it is no longer needed: the next
+    use opens it again."""
 
     def __init__(self, address: Address) -> None:
         self.address = address
@@ -306,19 +307,19 @@ def _text(value: object) -> str:
 # --- one client for each daemon, however many sandboxes ---
 
 _lock = threading.Lock()
-_shared: dict[Address, tuple[Client, int]] = {}
-_resting: list[Client] = []  # at most one: the last that nobody uses any more
+_shared: dict[Address, tuple[HttpClient, int]] = {}
+_resting: list[HttpClient] = []  # at most one: the last that nobody uses any more
 
 
-def shared(address: Address) -> Client:
+def shared(address: Address) -> HttpClient:
     """The process's client for it; ``release`` it."""
     with _lock:
-        client, users = _shared.get(address) or (_rested(address) or Client(address), 0)
+        client, users = _shared.get(address) or (_rested(address) or HttpClient(address), 0)
         _shared[address] = client, users + 1
         return client
 
 
-def release(client: Client) -> None:
+def release(client: HttpClient) -> None:
     """With its last user go its connections, but for one: who makes one sandbox after another
     would open a connection for each."""
     with _lock:
@@ -335,7 +336,7 @@ def release(client: Client) -> None:
             old.close()
 
 
-def _rested(address: Address) -> Client | None:
+def _rested(address: Address) -> HttpClient | None:
     if _resting and _resting[0].address == address:
         return _resting.pop()
     return None

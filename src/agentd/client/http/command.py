@@ -12,7 +12,7 @@ from contextlib import suppress
 import msgspec
 
 from agentd.client.http import wire
-from agentd.client.http.client import DELAYS, Client
+from agentd.client.http.client import DELAYS, HttpClient
 from agentd.client.http.errors import Unreachable, from_view
 from agentd.client.http.frames import BINARY, PONG, TEXT, Message
 from agentd.client.http.websocket import WebSocket
@@ -64,7 +64,7 @@ class RemoteCommand(Stepped):
 
     def __init__(
         self,
-        client: Client,
+        client: HttpClient,
         path: str,
         id_: str,
         *,

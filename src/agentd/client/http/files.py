@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
 
-from agentd.client.http.client import Client
+from agentd.client.http.client import HttpClient
 from agentd.client.http.connection import Woken
 from agentd.client.http.sse import events
 from agentd.model import typed
@@ -34,7 +34,7 @@ class _Change(msgspec.Struct):
 
 
 class RemoteFiles:
-    def __init__(self, client: Client, sandbox: str) -> None:
+    def __init__(self, client: HttpClient, sandbox: str) -> None:
         """``sandbox`` is its path."""
         self._client = client
         self._path = f"{sandbox}/files"

@@ -13,7 +13,7 @@ import msgspec
 from agentd.client.http import calls, wire
 from agentd.client.http import client as clients
 from agentd.client.http.address import Address
-from agentd.client.http.client import Client, segment
+from agentd.client.http.client import HttpClient, segment
 from agentd.client.http.command import MAX_CAPTURE, RemoteCommand
 from agentd.client.http.errors import Unreachable
 from agentd.client.http.files import RemoteFiles
@@ -77,7 +77,7 @@ class RemoteSandbox:
     lasting = True
     """False where it ends with this object: it was made at a daemon that nobody named."""
 
-    def __init__(self, client: Client, view: SandboxView) -> None:
+    def __init__(self, client: HttpClient, view: SandboxView) -> None:
         """``client`` is one of ``clients.shared``, and is released with this."""
         self.client = client
         self.view = view

@@ -5,8 +5,7 @@ from typing import Any
 
 from agentd.client import arguments
 from agentd.client.http import calls
-from agentd.client.http.client import Client as Requests
-from agentd.client.http.client import segment
+from agentd.client.http.client import HttpClient, segment
 from agentd.model.api import (
     ApprovalView,
     AuditHead,
@@ -35,7 +34,7 @@ _LABELS = 'write them as {"job": "7"}'
 
 
 class _Noun:
-    def __init__(self, requests: Requests) -> None:
+    def __init__(self, requests: HttpClient) -> None:
         self._requests = requests
 
 
@@ -229,7 +228,7 @@ class HttpMachine(_Noun):
 class HttpService:
     """Implements ``model.service.Service``; ``address`` is the daemon's."""
 
-    def __init__(self, requests: Requests) -> None:
+    def __init__(self, requests: HttpClient) -> None:
         self.address = str(requests.address)
         self.sandboxes = HttpSandboxes(requests)
         self.commands = HttpCommands(requests)

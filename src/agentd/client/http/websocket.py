@@ -5,7 +5,7 @@ import ssl
 from typing import Any
 
 from agentd.client.http import frames
-from agentd.client.http.client import Client, Query, encoded
+from agentd.client.http.client import HttpClient, Query, encoded
 from agentd.client.http.connection import Connection
 from agentd.client.http.errors import from_answer
 from agentd.client.http.frames import BINARY, CLOSE, PING, PONG, TEXT, Frames, Message
@@ -18,7 +18,7 @@ _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 class WebSocket:
     """Raises ConnectionError from every method once the connection has ended."""
 
-    def __init__(self, client: Client, path: str, query: Query) -> None:
+    def __init__(self, client: HttpClient, path: str, query: Query) -> None:
         """Raises what the daemon says where it will not, Unreachable and OSError."""
         self._client = client
         self._frames = Frames()

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from agentd.client.http import address
-from agentd.client.http.client import Client, close_resting
+from agentd.client.http.client import HttpClient, close_resting
 
 DROP = object()  # the connection ends without an answer
 
@@ -98,7 +98,7 @@ def daemon(tmp_path):
 @pytest.fixture
 def client(daemon, monkeypatch):
     monkeypatch.setattr("agentd.client.http.client.DELAYS", (0.0, 0.0, 0.0))
-    made = Client(address.parse(f"unix:{daemon.server_address}", api_key="agd_id_secret"))
+    made = HttpClient(address.parse(f"unix:{daemon.server_address}", api_key="agd_id_secret"))
     yield made
     made.close()
 

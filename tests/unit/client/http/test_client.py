@@ -71,7 +71,7 @@ def test_what_may_be_sent_again(daemon, client, drop, method, options, sent):
 
 def test_nobody_is_asked_twice_where_nobody_is(tmp_path, monkeypatch):
     monkeypatch.setattr(clients.time, "sleep", lambda seconds: seconds and pytest.fail("waited"))
-    client = clients.Client(address.parse(f"unix:{tmp_path}/none"))
+    client = clients.HttpClient(address.parse(f"unix:{tmp_path}/none"))
     with pytest.raises(Unreachable, match="no daemon answers"):
         client.call("GET", "/")
 

@@ -11,7 +11,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import unix_serve
 
 from agentd.client.http import address, command
-from agentd.client.http.client import Client
+from agentd.client.http.client import HttpClient
 from agentd.client.http.command import RemoteCommand
 from agentd.client.http.errors import Unreachable
 from agentd.client.sandbox import Process
@@ -77,7 +77,7 @@ def attach(sockets):
     clients, commands = [], []
 
     def make(**options):
-        client = Client(address.parse(f"unix:{sockets.path}"))
+        client = HttpClient(address.parse(f"unix:{sockets.path}"))
         clients.append(client)
         found = RemoteCommand(client, "/v1/sandboxes/s/processes/p", "p", **options)
         commands.append(found)
