@@ -18,7 +18,8 @@ def test_the_threat_model_names_every_security_test_and_none_that_is_not_there()
     named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs/threat-model.md").read_text()))
     there = {path.stem for path in (ROOT / "tests/security").glob("test_*.py")}
     assert there <= named
-    sources = list((ROOT / "tests").rglob("test_*.py"))
+    folders = [ROOT / "tests", ROOT / "src/agentd/testing"]
+    sources = [path for folder in folders for path in folder.rglob("test_*.py")]
     functions = {
         name for path in sources for name in re.findall(r"def (test_\w+)", path.read_text())
     }

@@ -18,7 +18,7 @@ INSIDE = {"ipykernel", "IPython", "jupyter_client", "zmq"}
 
 STUBS = {"_typeshed"}  # the type checker's own
 # What another of them finds and loads by itself.
-PLUGINS = {"opentelemetry_exporter_otlp_proto_http"}
+PLUGINS = {"opentelemetry_exporter_otlp_proto_http", "pytest_timeout"}
 
 
 def imported(path: Path) -> Iterator[str]:

@@ -10,6 +10,7 @@ DISTRIBUTION = "agentd-sandbox"
 # What each extra of pyproject.toml brings. Named one by one, since no index has our distribution.
 EXTRAS = {
     "otel": ("opentelemetry-sdk>=1.30", "opentelemetry-exporter-otlp-proto-http>=1.30"),
+    "testing": ("pytest>=9", "pytest-timeout>=2.4"),
 }
 
 
