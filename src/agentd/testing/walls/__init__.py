@@ -1,4 +1,1 @@
-"""The wall suite: what every wall keeps, whoever has built it.
-
-    pytest --pyargs agentd.testing.walls --backend NAME
-"""
+"""The wall suite, what every wall keeps: ``pytest --pyargs agentd.testing.walls --backend NAME``."""
