@@ -1,1 +1,1 @@
-"""The wall suite, what every wall keeps: ``pytest --pyargs agentd.testing.walls --backend NAME``."""
+"""The wall suite, what all keep: ``pytest --pyargs agentd.testing.walls --backend NAME``."""
