@@ -58,7 +58,8 @@ PROCESS = (
         "setxattr lsetxattr fsetxattr setxattrat removexattr lremovexattr fremovexattr "
         "removexattrat",
         "whoever may write a file may give it attributes, on the host too, and Landlock does not "
-        "govern them",
+        "govern them; EOPNOTSUPP as on a file system without them, where cp and install go on",
+        code=errno.EOPNOTSUPP,
     ),
     Rule(
         "host's IPC",
