@@ -15,6 +15,7 @@ from agentd.daemon.admission.parked import Parked
 from agentd.daemon.admission.signed import SignedRequests
 from agentd.daemon.config import Config
 from agentd.daemon.disk import Disk, make_room
+from agentd.daemon.events import Events
 from agentd.daemon.idempotency import Idempotency
 from agentd.daemon.keyed import Bounds
 from agentd.daemon.observe import meter
@@ -32,6 +33,7 @@ from agentd.daemon.service.service import DaemonService
 from agentd.daemon.service.snapshots import Snapshots
 from agentd.daemon.service.supervision import Supervision
 from agentd.daemon.store.sqlite import SqliteStore
+from agentd.model.api import EventKind
 from agentd.model.audit import Kind
 from agentd.model.errors import AgentdError, Forbidden, InvalidInput
 from agentd.model.isolation import IsolationLevel
@@ -99,10 +101,20 @@ class Daemon:
                 allowed=lambda: self.config.sandbox.backends,
                 least=lambda: self.config.sandbox.level,
             )
-            self.approvals = Approvals(self.store, lambda: self.config.approvals)
+            self.events = Events()
+            self.approvals = Approvals(
+                self.store, lambda: self.config.approvals, publish=self.events.publish
+            )
             parked = Parked(self.approvals)
             self._damage = ""  # of the audit log, as it was told last
-            self.control = Control(state, config.policy, config.audit, parked, config.capabilities)
+            self.control = Control(
+                state,
+                config.policy,
+                config.audit,
+                parked,
+                config.capabilities,
+                publish=self.events.publish,
+            )
             undo.callback(self.control.close)
             parked.log = self.control.log
             self.pipeline = Pipeline(self.manager, self.control.gate)
@@ -111,7 +123,12 @@ class Daemon:
             self.pool = Pool((), self._create_for_pool, self.pipeline.close)
             undo.callback(self.pool.close)
             self.commands = Commands(
-                self.store, self.control.gate, self.journals, self.ledger, counts
+                self.store,
+                self.control.gate,
+                self.journals,
+                self.ledger,
+                counts,
+                self.events.publish,
             )
             self.sandboxes = Sandboxes(
                 lambda: self.config,
@@ -123,6 +140,7 @@ class Daemon:
                 self._on_sandbox_made,
                 self._on_sandbox_end,
                 counts,
+                self.events.publish,
             )
             self.keys = StoredKeys(self.store)
             self._nonces = StoredNonces(self.store, time.time())
@@ -274,6 +292,7 @@ class Daemon:
         about = {"backend": record.backend, "level": record.level}
         with contextlib.suppress(AgentdError):
             self.control.note(Kind.SANDBOX_CREATED, record.principal, live.id, lazily=True, **about)
+        self.events.publish(EventKind.CREATED, record.principal, live.id, **about)
 
     def _on_sandbox_end(self, live: Live, reason: str) -> None:
         self.commands.sandbox_ended(live)
@@ -283,6 +302,7 @@ class Daemon:
         with contextlib.suppress(AgentdError):
             owner = live.record.principal
             self.control.note(Kind.SANDBOX_ENDED, owner, live.id, lazily=True, **about)
+        self.events.publish(EventKind.ENDED, live.record.principal, live.id, **about)
         self._report("sandbox ended", sandbox=live.id, **about)
 
     def _keep_time(self) -> None:

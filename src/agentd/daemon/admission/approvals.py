@@ -18,12 +18,13 @@ from typing import Any
 
 import msgspec
 
+from agentd.daemon import events
 from agentd.daemon.config import schema
 from agentd.daemon.store.errors import StoreError
 from agentd.daemon.store.records import ApprovalRecord
 from agentd.daemon.store.sqlite import SqliteStore
 from agentd.daemon.store.view import MAX_PAGE, Transaction
-from agentd.model.api import ApprovalView
+from agentd.model.api import ApprovalView, EventKind
 from agentd.model.canonical import canonical
 from agentd.model.errors import Conflict, Forbidden, Full, InvalidInput, NotFound, QuotaExceeded
 from agentd.model.principal import Principal
@@ -58,11 +59,13 @@ class Approvals:
         config: Callable[[], schema.Approvals] = schema.Approvals,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
+        publish: events.Publish = events.nobody,
     ) -> None:
         self._store = store
         self._config = config
         self._clock = clock
         self._monotonic = monotonic
+        self._publish = publish
         self._lock = threading.Lock()
         self._parked: dict[str, _Parked] = {}
         self._of: Counter[str] = Counter()
@@ -97,12 +100,13 @@ class Approvals:
             created=now,
             expires=now + ttl,
         )
-        self._park(record, ttl, str(asked.get("sandbox", "")))
+        self._park(record, ttl, _sandbox(asked))
         try:
             self._store.write(lambda t: _keep(t, record))
         except BaseException:
             self._unpark(record.id)
             raise
+        self._tell(record)
         return self._view(record)
 
     def wait(self, id_: str, timeout: float | None = None) -> ApprovalView:
@@ -171,6 +175,7 @@ class Approvals:
 
         record = self._store.write(work)
         self._unpark(id_)
+        self._tell(record)
         return self._view(record)
 
     def ls(self, who: Principal) -> Sequence[ApprovalView]:
@@ -242,21 +247,35 @@ class Approvals:
         """Unless it has ended already."""
         now = self._clock()
 
-        def work(t: Transaction) -> None:
+        def work(t: Transaction) -> ApprovalRecord | None:
             record = t.get(ApprovalRecord, id_)
-            if record is not None and record.state == PENDING:
-                late = now >= record.expires  # it was told as expired already
-                how = (
-                    {"state": "expired", "note": _LATE}
-                    if late
-                    else {"state": state, "note": note, "decided_by": by}
-                )
-                t.put(msgspec.structs.replace(record, decided=now, **how))
+            if record is None or record.state != PENDING:
+                return None
+            late = now >= record.expires  # it was told as expired already
+            how = (
+                {"state": "expired", "note": _LATE}
+                if late
+                else {"state": state, "note": note, "decided_by": by}
+            )
+            made = msgspec.structs.replace(record, decided=now, **how)
+            t.put(made)
+            return made
 
         try:
-            self._store.write(work)
+            made = self._store.write(work)
         finally:
             self._unpark(id_)  # its place is free, and whoever waits sees what the store says
+        if made is not None:
+            self._tell(made)
+
+    def _tell(self, record: ApprovalRecord) -> None:
+        self._publish(
+            EventKind.APPROVAL,
+            record.principal,
+            _sandbox(record.asked),
+            approval=record.id,
+            state=record.state,
+        )
 
     def _get(self, id_: str) -> ApprovalRecord:
         record = self._store.get(ApprovalRecord, id_)
@@ -278,6 +297,10 @@ class Approvals:
             decided_by=record.decided_by,
             note=record.note,
         )
+
+
+def _sandbox(asked: Mapping[str, Any]) -> str:
+    return str(asked.get("sandbox", ""))
 
 
 def decided(record: ApprovalRecord, by: str, allow: bool, note: str, now: float) -> ApprovalRecord:

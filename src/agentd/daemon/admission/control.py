@@ -24,6 +24,7 @@ from agentd.audit.receipts import Receipts
 from agentd.audit.record import Entry
 from agentd.audit.shared import SharedLog, SharedReceipts
 from agentd.capability.registry import Registry
+from agentd.daemon import events
 from agentd.daemon.admission.denials import Denials
 from agentd.daemon.admission.gate import Approves, Gate
 from agentd.daemon.admission.interrupted import Before, end_dead
@@ -58,6 +59,7 @@ class Control:
         capabilities: schema.Capabilities = _ANYTHING_PUBLIC,
         *,
         shared: bool = False,
+        publish: events.Publish = events.nobody,
     ) -> None:
         """``shared``: other processes write to the same log.
 
@@ -70,7 +72,7 @@ class Control:
             self.key = KeyPair.load_or_create(os.path.join(state, KEY))
             self.log = _log(os.path.join(state, AUDIT), audit, shared)
             undo.callback(self.log.close)
-            self.denials = Denials(self.log.submit)
+            self.denials = Denials(self.log.submit, publish=publish)
             undo.callback(self._tell_denials)
             issuer = self._issuer(self.log)
             undo.callback(issuer.close)

@@ -10,10 +10,13 @@ from collections.abc import Callable
 
 import msgspec
 
-from agentd.model.audit import Event
+from agentd.daemon import events
+from agentd.model.api import EventKind
+from agentd.model.audit import Event, Kind
 
 BURST = 200.0
 PER_SECOND = 2.0
+MAX_REASONS, MAX_REASON = 8, 256  # of those that an event tells, and characters of each
 MAX_PRINCIPALS = 1024  # the one who was quiet for longest is forgotten, once it is told
 
 
@@ -29,15 +32,29 @@ class Denials:
     """Thread-safe. ``write`` is called outside of the lock; what it raises reaches the caller."""
 
     def __init__(
-        self, write: Callable[[Event], object], clock: Callable[[], float] = time.monotonic
+        self,
+        write: Callable[[Event], object],
+        clock: Callable[[], float] = time.monotonic,
+        publish: events.Publish = events.nobody,
     ) -> None:
         self._write = write
+        self._publish = publish
         self._clock = clock
         self._lock = threading.Lock()
         self._of: dict[str, _One] = {}
 
     def write(self, event: Event) -> None:
         """Now, or as one of many."""
+        reasons = event.fields.get("reasons", ())
+        self._publish(
+            EventKind.DECISION,
+            event.principal,
+            event.sandbox,
+            state="undecided" if event.kind is Kind.UNDECIDED else "denied",
+            request=event.request,
+            operation=event.capability or event.fields.get("op", ""),
+            reasons=[str(each)[:MAX_REASON] for each in reasons[:MAX_REASONS]],
+        )
         events = self._taken(event)
         for each in events:
             self._write(each)

@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from agentd.daemon import events
+from agentd.model.api import EventKind
 from agentd.model.errors import Full, NotFound
 from agentd.model.principal import Principal
 
@@ -21,7 +23,8 @@ MAX_KEPT = 256  # ended commands of one sandbox, in memory
 class Register:
     """Thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, publish: events.Publish = events.nobody) -> None:
+        self._publish = publish
         self._lock = threading.Lock()
         self._running: dict[str, Command] = {}
         self._of_principal: Counter[str] = Counter()  # that run
@@ -48,16 +51,35 @@ class Register:
                 ended = [c for c in known.values() if c.result is not None]
                 for old in ended[: len(known) - MAX_KEPT]:
                     del known[old.id]
+        self._tell(command, "started")
 
     def release(self, who: Principal, command: "Command", *, forget: bool = False) -> None:
         """It runs no more; ``forget``: nor is it listed."""
         with self._lock:
-            if self._running.pop(command.id, None) is not None:
+            ran = self._running.pop(command.id, None) is not None
+            if ran:
                 self._of_principal[who.name] -= 1
                 if not self._of_principal[who.name]:
                     del self._of_principal[who.name]
             if forget:
                 self._of.get(command.listed.live.id, {}).pop(command.id, None)
+        if ran:
+            end = command.result
+            about = {} if end is None else {"code": str(end.cause.code), "exit_code": end.exit_code}
+            self._tell(command, "ended", **about)
+
+    def _tell(self, command: "Command", state: str, **about: object) -> None:
+        live = command.listed.live
+        tag = {"tag": command.tag} if command.tag is not None else {}
+        self._publish(
+            EventKind.PROCESS,
+            live.record.principal,
+            live.id,
+            process=command.id,
+            state=state,
+            **tag,
+            **about,
+        )
 
     def add_past(self, sandbox: str, past: "Mapping[str, Past]") -> None:
         """Those of a daemon before, which come first."""

@@ -11,6 +11,7 @@ from signal import SIGKILL
 
 import msgspec
 
+from agentd.daemon import events
 from agentd.daemon.admission.gate import Gate
 from agentd.daemon.commands.begin import Attached, Detached, Streamed
 from agentd.daemon.commands.command import Command, Emit
@@ -49,6 +50,7 @@ class Commands:
         journals: Journals,
         ledger: Ledger,
         counts: meter.Meter = meter.NONE,
+        publish: events.Publish = events.nobody,
     ) -> None:
         self._store = store
         self._gate = gate
@@ -56,7 +58,7 @@ class Commands:
         self._ledger = ledger
         self._meter = counts
         self._lock = threading.Lock()
-        self._register = Register()
+        self._register = Register(publish)
         # Sandboxes taken over whose ended commands nobody has asked for yet.
         self._unread: set[str] = set()
         self._waiting: dict[int, list[Command]] = {}  # calls that return with a command's end

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from agentd.daemon import events
 from agentd.daemon.config.schema import Config
 from agentd.daemon.observe import meter, trace
 from agentd.daemon.pipeline import Pipeline
@@ -23,7 +24,7 @@ from agentd.daemon.service.quotas import Ledger
 from agentd.daemon.store.records import SandboxRecord
 from agentd.daemon.store.sqlite import SqliteStore
 from agentd.model import context
-from agentd.model.api import SandboxPage, SandboxView
+from agentd.model.api import EventKind, SandboxPage, SandboxView
 from agentd.model.errors import AgentdError, BackendLost, Full, InvalidInput, NotFound
 from agentd.model.principal import Principal
 from agentd.model.spec import SandboxSpec
@@ -56,6 +57,7 @@ class Sandboxes(Adoption):
         on_made: Callable[[Live], None],
         on_end: Callable[[Live, str], None],
         counts: meter.Meter = meter.NONE,
+        publish: events.Publish = events.nobody,
     ) -> None:
         self._config = config
         self._store = store
@@ -66,6 +68,7 @@ class Sandboxes(Adoption):
         self._on_made = on_made
         self._on_end = on_end
         self._meter = counts
+        self._publish = publish
         self._lock = threading.Lock()
         self._relabelling = threading.Lock()
         self._live: dict[str, Live] = {}
@@ -263,6 +266,7 @@ class Sandboxes(Adoption):
         self._lease(live, seconds)
         live.lease(seconds)
         self._change(live, deadline=time.time() + seconds)
+        self._tell(EventKind.RENEWED, live, deadline=live.record.deadline)
 
     def relabel(self, who: Principal, live: Live, changes: Mapping[str, str | None]) -> None:
         """Judged as a new one with those labels is. Raises InvalidInput, and what refuses it."""
@@ -278,16 +282,21 @@ class Sandboxes(Adoption):
         live.require_running("pause it")
         self._pipeline.manager.pause(live.handle)
         self._change(live, state=str(live.handle.state))
+        self._tell(EventKind.PAUSED, live)
 
     def resume(self, live: Live) -> None:
         self._pipeline.manager.resume(live.handle)
         self._change(live, state=str(live.handle.state))
+        self._tell(EventKind.RESUMED, live)
 
     def expire(self) -> None:
         """End those whose lease is over."""
         for live in self.all():
             if live.left == 0.0:
                 self.end(live, "lease_expired")
+
+    def _tell(self, kind: EventKind, live: Live, **about: object) -> None:
+        self._publish(kind, live.record.principal, live.id, **about)
 
     # --- the record ---
 
