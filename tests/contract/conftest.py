@@ -42,8 +42,10 @@ from agentd.sandbox.backends.wall import ProcessWall
 from agentd.sandbox.manager import Manager
 from agentd.sandbox.ports import Backend
 from agentd.sandbox.supervisor import client as supervisor
+from agentd.testing.walls.fixtures import canary, folder, workspace
 
-CANARY = "AGENTD_TEST_CANARY"
+__all__ = ["canary", "folder", "workspace"]
+
 SOURCE = os.path.dirname(os.path.dirname(agentd.__file__))
 NO_WALL = "a fake has no wall"
 
@@ -214,14 +216,6 @@ class FakeBackend:
 
 def _load(name: str) -> Backend:
     return FakeBackend() if name == "fake" else backends.load(name)
-
-
-@pytest.fixture(scope="session")
-def canary() -> Iterator[str]:
-    """A variable of the host's environment, there before the first wall is built."""
-    os.environ[CANARY] = "leaked"
-    yield CANARY
-    del os.environ[CANARY]
 
 
 @pytest.fixture
@@ -417,20 +411,6 @@ def sandbox(shared: Lent | None, make: Callable[..., Sandbox]) -> Iterator[Sandb
     else:
         yield shared.out()
         shared.back()
-
-
-@pytest.fixture
-def workspace(sandbox: Sandbox) -> str:
-    """Its path inside."""
-    return sandbox.run(["pwd"]).text.strip()
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A directory of the caller's that other users can look into; pytest's own are closed."""
-    with tempfile.TemporaryDirectory(prefix="contract-") as name:
-        os.chmod(name, 0o755)  # noqa: S103  a sandbox may run as another user
-        yield Path(name)
 
 
 @pytest.fixture

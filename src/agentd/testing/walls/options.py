@@ -15,3 +15,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="URL",
         help="the daemon that has the wall, as unix:PATH; else the wall is one of this process",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "shares_machine: changes nothing in a sandbox but its workspace"
+    )
