@@ -1,6 +1,7 @@
 """The SDK's Client and AsyncClient, noun by noun, against a real ``agentd serve``."""
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,12 +15,15 @@ from agentd import (
     Forbidden,
     InvalidInput,
     NotFound,
+    OperationFailed,
     Sandbox,
     Unauthenticated,
     Unreachable,
     Unsupported,
 )
 from agentd.audit import receipt
+from agentd.model.api import ExecBody, RunBody, SandboxBody
+from agentd.model.output import Output, OutputEvent
 
 
 @pytest.fixture(scope="module")
@@ -175,3 +179,93 @@ def test_where_no_daemon_is_it_says_how_to_start_one(
     assert "agentd serve" in found.value.remediation
     with Client(f"unix:{tmp_path}/none") as nobody, pytest.raises(Unreachable):
         nobody.sandboxes.list()
+
+
+def test_a_command_is_asked_for_followed_fed_and_ended(client: Client) -> None:
+    view = client.sandboxes.create(SandboxBody(labels={"by": "noun"}, ttl="5m"))
+    done = client.commands.exec(view.id, ExecBody(cmd="echo out; echo err >&2; exit 3"))
+    assert (done.exit_code, done.stdout, done.stderr) == (3, "out\n", "err\n")
+    begun = client.commands.start(view.id, ExecBody(cmd="cat; echo over >&2", stdin_open=True))
+    more = threading.Event()
+    output = client.commands.follow(view.id, begun.id, {}, more.set)
+    behind = client.commands.follow(view.id, begun.id, {"stdout": 2}, lambda: None, ["stdout"])
+    client.commands.write(view.id, begun.id, b"one")
+    client.commands.write(view.id, begun.id, b"two", eof=True)
+    said, end = followed(output, more)
+    assert said == {"stdout": b"onetwo", "stderr": b"over\n"}
+    assert end.result is not None and end.result.status == "ok"
+    assert output.read(1 << 20) == [], "nothing comes behind the exit"
+    while not (pieces := behind.read(1 << 20)):
+        more.wait(0.01)
+    assert (pieces[0].offset, pieces[0].data[:1]) == (2, b"e")
+    for one in (output, behind):
+        one.close()
+        one.close()
+    with pytest.raises(Conflict):
+        client.commands.resize(view.id, begun.id, 24, 80)
+    with pytest.raises(NotFound):
+        client.commands.follow(view.id, "prc-none", {}, more.set)
+    (listed,) = client.sandboxes.list(labels={"by": "noun"}, limit=1)
+    assert listed.id == view.id
+    assert client.sandboxes.list(labels={"by": "noun"}, after=view.id) == ()
+    client.sandboxes.kill(view.id)
+    ran = client.commands.run(RunBody(exec=ExecBody(cmd="echo once")))
+    assert ran.stdout == "once\n"
+
+
+def followed(output: Output, more: threading.Event) -> tuple[dict[str, bytes], OutputEvent]:
+    said = {"stdout": b"", "stderr": b""}
+    while True:
+        assert more.wait(60)
+        more.clear()
+        for event in output.read(1 << 20):
+            if event.kind == "exit":
+                return said, event
+            assert event.offset == len(said[event.stream])
+            said[event.stream] += event.data
+
+
+def test_files_are_written_read_listed_and_moved(client: Client) -> None:
+    id_ = client.sandboxes.create().id
+    files = client.files
+    assert files.write(id_, "/workspace/d/a", [b"one", b"two"], parents=True, mode=0o600) == 6
+    assert b"".join(files.read(id_, "/workspace/d/a", 3)) == b"two"
+    files.mkdir(id_, "/workspace/e")
+    files.move(id_, "/workspace/d/a", "/workspace/e/b")
+    assert [entry.name for entry in files.list(id_, "/workspace/e")] == ["b"]
+    assert (
+        files.stat(id_, "/workspace/e/b").size,
+        files.stat(id_, "/workspace/e/b").mode & 0o777,
+    ) == (6, 0o600)
+    files.write_tar(id_, "/workspace/f", files.read_tar(id_, "/workspace/e"), whole=True)
+    assert b"".join(files.read(id_, "/workspace/f/b")) == b"onetwo"
+    files.remove(id_, "/workspace/e", recursive=True)
+    with pytest.raises(OperationFailed):
+        files.stat(id_, "/workspace/e")
+    with pytest.raises(Unsupported, match="plain bytes"):
+        client.ports.open(id_, 80)
+    client.sandboxes.kill(id_)
+
+
+def test_a_call_is_asked_for_as_it_is_written(client: Client) -> None:
+    body = b'{"capability": "fs.list.v1", "parameters": {"path": "/"}}'
+    pieces: list[str] = []
+    for emit in (None, lambda kind, _: pieces.append(kind)):
+        view = client.capabilities.request(body, emit=emit)
+        assert view.status == "ok" and view.value["entries"]
+    made = client.capabilities.call("fs.list.v1", create=SandboxBody(isolation="namespace"))
+    assert made.sandbox is not None and made.sandbox.level == "namespace"
+
+
+def test_pieces_come_to_a_task(daemon: Daemon) -> None:
+    async def work() -> bytes:
+        async with AsyncClient(daemon.url) as client:
+            view = await client.sandboxes.create()
+            await client.files.write(view.id, "/workspace/a", [b"x" * 300_000, b"y"])
+            found = b"".join([piece async for piece in client.files.read(view.id, "/workspace/a")])
+            async for _ in client.files.read(view.id, "/workspace/a"):
+                break
+            await client.sandboxes.kill(view.id)
+            return found
+
+    assert asyncio.run(work()) == b"x" * 300_000 + b"y"

@@ -2,14 +2,15 @@
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar, cast
 
 from agentd.client.service import Client
 from agentd.model import service
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_OVER: Final = object()
 
 
 class _Noun:
@@ -31,7 +32,28 @@ def aio(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P
     return awaited
 
 
+def aio_each(
+    method: Callable[Concatenate[Any, P], Iterator[R]],
+) -> Callable[Concatenate[Any, P], AsyncGenerator[R, None]]:
+    """Make an asynchronous generator of a contract's method that gives pieces."""
+
+    async def each(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[R, None]:
+        call: Callable[P, Iterator[R]] = getattr(self._noun, method.__name__)
+        pieces = await asyncio.to_thread(call, *args, **kwargs)
+        try:
+            while (piece := await asyncio.to_thread(next, pieces, _OVER)) is not _OVER:
+                yield cast("R", piece)
+        finally:
+            close = getattr(pieces, "close", None)
+            if close is not None:
+                await asyncio.to_thread(close)
+
+    functools.update_wrapper(each, method)
+    return each
+
+
 class AsyncSandboxes(_Noun):
+    create = aio(service.Sandboxes.create)
     list = aio(service.Sandboxes.list)
     get = aio(service.Sandboxes.get)
     relabel = aio(service.Sandboxes.relabel)
@@ -39,13 +61,40 @@ class AsyncSandboxes(_Noun):
     pause = aio(service.Sandboxes.pause)
     resume = aio(service.Sandboxes.resume)
     kill = aio(service.Sandboxes.kill)
+    snapshot = aio(service.Sandboxes.snapshot)
+    fork = aio(service.Sandboxes.fork)
+    changes = aio(service.Sandboxes.changes)
+    apply = aio(service.Sandboxes.apply)
 
 
 class AsyncCommands(_Noun):
+    exec = aio(service.Commands.exec)
+    start = aio(service.Commands.start)
+    run = aio(service.Commands.run)
     list = aio(service.Commands.list)
     get = aio(service.Commands.get)
     output = aio(service.Commands.output)
+    follow = aio(service.Commands.follow)
+    write = aio(service.Commands.write)
     signal = aio(service.Commands.signal)
+    resize = aio(service.Commands.resize)
+
+
+class AsyncSandboxFiles(_Noun):
+    read = aio_each(service.Files.read)
+    write = aio(service.Files.write)
+    list = aio(service.Files.list)
+    stat = aio(service.Files.stat)
+    mkdir = aio(service.Files.mkdir)
+    move = aio(service.Files.move)
+    remove = aio(service.Files.remove)
+    watch = aio_each(service.Files.watch)
+    read_tar = aio_each(service.Files.read_tar)
+    write_tar = aio(service.Files.write_tar)
+
+
+class AsyncPorts(_Noun):
+    open = aio(service.Ports.open)
 
 
 class AsyncSnapshots(_Noun):
@@ -57,6 +106,7 @@ class AsyncSnapshots(_Noun):
 class AsyncCapabilities(_Noun):
     list = aio(service.Capabilities.list)
     call = aio(service.Capabilities.call)
+    request = aio(service.Capabilities.request)
 
 
 class AsyncReceipts(_Noun):
@@ -90,12 +140,15 @@ class AsyncMachine(_Noun):
 
 
 class AsyncClient:
-    """A Client for asyncio: the same nouns, their methods as coroutines."""
+    """A Client for asyncio: the same nouns, their methods as coroutines; those that give pieces are
+    for ``async for``."""
 
     def __init__(self, url: str | None = None, *, api_key: str | None = None) -> None:
         self._client = Client(url, api_key=api_key)
         self.sandboxes = AsyncSandboxes(self._client.sandboxes)
         self.commands = AsyncCommands(self._client.commands)
+        self.files = AsyncSandboxFiles(self._client.files)
+        self.ports = AsyncPorts(self._client.ports)
         self.snapshots = AsyncSnapshots(self._client.snapshots)
         self.capabilities = AsyncCapabilities(self._client.capabilities)
         self.receipts = AsyncReceipts(self._client.receipts)

@@ -31,13 +31,25 @@ class Client:
 
     @property
     def sandboxes(self) -> service.Sandboxes:
-        """Sandboxes: list, get, relabel, renew, pause, resume, kill."""
+        """Sandboxes: create, list, get, relabel, renew, pause, resume, kill, snapshot, fork,
+        changes, apply."""
         return self._service.sandboxes
 
     @property
     def commands(self) -> service.Commands:
-        """Commands of a sandbox: list, get, output, signal."""
+        """Commands of a sandbox: exec, start, run, list, get, output, follow, write, signal,
+        resize."""
         return self._service.commands
+
+    @property
+    def files(self) -> service.Files:
+        """Files of a sandbox: read, write, list, stat, mkdir, move, remove, watch, and as tar."""
+        return self._service.files
+
+    @property
+    def ports(self) -> service.Ports:
+        """Ports of a sandbox: open, where plain bytes are carried; over HTTP they are not."""
+        return self._service.ports
 
     @property
     def snapshots(self) -> service.Snapshots:
@@ -46,7 +58,7 @@ class Client:
 
     @property
     def capabilities(self) -> service.Capabilities:
-        """Capabilities: list, call."""
+        """Capabilities: list, call, and request for one that is signed."""
         return self._service.capabilities
 
     @property

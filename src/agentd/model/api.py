@@ -263,6 +263,13 @@ class EntryView(msgspec.Struct, frozen=True):
     target: str | None = None
 
 
+class ChangeView(msgspec.Struct, frozen=True):
+    """A change in a folder that is watched."""
+
+    kind: str  # "create", "modify", "delete", "move" or "overflow"
+    path: str
+
+
 class KeyView(msgspec.Struct, frozen=True):
     """``secret`` is there once, in the answer to its creation. ``principal`` is as whom it acts,
     ``parent`` the key that it was made with; ``last_used`` is known since the daemon came up."""

@@ -4,10 +4,10 @@ A ``Service`` is bound to its caller: who asks was settled before it was given o
 argument of any method. Each method answers, or raises an error of ``model.errors``; what is
 another's does not exist for the caller (NotFound), and what is asked without the scope is
 Forbidden. Ids are opaque text; instants are seconds since 1970, times seconds or "10m", sizes bytes
-or "256M". Every method blocks and is thread-safe. Lists are whole: every page of them.
+or "256M"; paths are absolute, inside. Every method blocks and is thread-safe. Lists are whole.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from agentd.model.api import (
@@ -17,22 +17,41 @@ from agentd.model.api import (
     BackendView,
     CallView,
     CapabilityView,
+    ChangeView,
+    EntryView,
+    ExecBody,
     KeyView,
     ProcessView,
+    ResultView,
+    RunBody,
+    SandboxBody,
     SandboxView,
     SnapshotView,
     Stats,
 )
+from agentd.model.output import STREAMS, Output
+from agentd.model.port import Port
 
 Emit = Callable[[str, bytes], None]
+_AS_USUAL = SandboxBody()
 
 
 class Sandboxes(Protocol):
+    def create(self, body: SandboxBody = _AS_USUAL) -> SandboxView:
+        """Make one that is ready. Raises Refused, Full, QuotaExceeded, SandboxError."""
+        ...
+
     def list(
-        self, *, labels: Mapping[str, str] | None = None, state: str | None = None
+        self,
+        *,
+        labels: Mapping[str, str] | None = None,
+        state: str | None = None,
+        after: str = "",
+        limit: int | None = None,
     ) -> tuple[SandboxView, ...]:
         """List the sandboxes that have all of ``labels`` and, where one is given, that state
-        ("ready", "paused", ...), in the order of their ids."""
+        ("ready", "paused", ...), in the order of their ids: from behind the id ``after`` on, and
+        ``limit`` of them at most."""
         ...
 
     def get(self, id: str) -> SandboxView:
@@ -59,9 +78,40 @@ class Sandboxes(Protocol):
         """End everything in it, and it. Raises NotFound."""
         ...
 
+    def snapshot(self, id: str) -> SnapshotView:
+        """Keep its state, to create others from. Raises NotFound, Conflict, Unsupported."""
+        ...
+
+    def fork(self, id: str, count: int = 1) -> tuple[SandboxView, ...]:
+        """Make so many copies of it as it is now, all of them or none. Raises NotFound, Conflict,
+        Unsupported, QuotaExceeded."""
+        ...
+
+    def changes(self, id: str) -> tuple[str, ...]:
+        """List what it has changed in its copy of the workspace: "A path", "M path", "D path".
+        Raises NotFound, Unsupported."""
+        ...
+
+    def apply(self, id: str) -> None:
+        """Change the workspace itself as the copy was changed. Raises NotFound, Unsupported."""
+        ...
+
 
 class Commands(Protocol):
     """The commands of a sandbox, those that ended too, as long as it lives."""
+
+    def exec(self, sandbox: str, body: ExecBody) -> ResultView:
+        """Run one to its end. What of its output the answer has no room for (``truncated``)
+        ``output`` has. Raises NotFound, Conflict, and what refuses it."""
+        ...
+
+    def start(self, sandbox: str, body: ExecBody) -> ProcessView:
+        """Start one, which goes on by itself. Raises as ``exec`` does."""
+        ...
+
+    def run(self, body: RunBody) -> ResultView:
+        """Make a sandbox, run one command in it, and end it. Raises as ``exec`` and ``create``."""
+        ...
 
     def list(self, sandbox: str) -> tuple[ProcessView, ...]:
         """List them. Raises NotFound."""
@@ -74,14 +124,112 @@ class Commands(Protocol):
     def output(self, sandbox: str, process: str, stream: str = "stdout", start: int = 0) -> bytes:
         """Return what is kept of a stream ("stdout", "stderr" or "pty") from that byte on.
 
-        A command that runs may write more: ``Sandbox.attach`` follows it. Raises NotFound, and
+        A command that runs may write more: ``follow`` has it as it comes. Raises NotFound, and
         Conflict where bytes behind ``start`` are gone: ``get`` says how many, in ``lost``.
         """
+        ...
+
+    def follow(
+        self,
+        sandbox: str,
+        process: str,
+        cursors: Mapping[str, int],
+        notify: Callable[[], object],
+        streams: Sequence[str] = STREAMS,
+    ) -> Output:
+        """Follow what it writes, of each stream from its cursor on (0 where it has none).
+
+        ``notify`` is called from any thread when ``read`` may have more, and must not wait for
+        anything. Raises NotFound, InvalidInput.
+        """
+        ...
+
+    def write(self, sandbox: str, process: str, data: bytes, *, eof: bool = False) -> None:
+        """Give it what it reads next; ``eof``: nothing follows. Waits until it has been taken.
+        Raises NotFound, and Conflict once it reads no more."""
         ...
 
     def signal(self, sandbox: str, process: str, signal: int = 15, target: str = "group") -> None:
         """Send a signal to its process group, or to all of its "sandbox". Raises NotFound, and
         Conflict once it has ended."""
+        ...
+
+    def resize(self, sandbox: str, process: str, rows: int, cols: int) -> None:
+        """Change the size of its terminal. Raises NotFound, Conflict."""
+        ...
+
+
+class Files(Protocol):
+    """The files of a sandbox. Each method raises NotFound, Conflict and OperationFailed, whose
+    ``errno`` says why."""
+
+    def read(
+        self, sandbox: str, path: str, offset: int = 0, length: int | None = None
+    ) -> Iterator[bytes]:
+        """Read a file from ``offset`` on, in pieces."""
+        ...
+
+    def write(
+        self,
+        sandbox: str,
+        path: str,
+        data: Iterable[bytes],
+        *,
+        mode: int = 0o644,
+        parents: bool = False,
+    ) -> int:
+        """Write a file, the whole of it or nothing; return its size. ``parents``: make the
+        folders above it."""
+        ...
+
+    def list(self, sandbox: str, path: str) -> tuple[EntryView, ...]:
+        """List what is in a folder."""
+        ...
+
+    def stat(self, sandbox: str, path: str) -> EntryView:
+        """Return what a path is."""
+        ...
+
+    def mkdir(self, sandbox: str, path: str, *, mode: int = 0o755, parents: bool = False) -> None:
+        """Make a folder; with ``parents`` those above it too, and it may be there."""
+        ...
+
+    def move(self, sandbox: str, path: str, to: str) -> None:
+        """Give a file or folder another path."""
+        ...
+
+    def remove(self, sandbox: str, path: str, *, recursive: bool = False) -> None:
+        """Remove a file or an empty folder; ``recursive``: with all that is in it."""
+        ...
+
+    def watch(
+        self, sandbox: str, path: str, *, recursive: bool = False, wake: int = -1
+    ) -> Iterator[ChangeView]:
+        """Tell changes as they happen, until the descriptor ``wake`` is readable."""
+        ...
+
+    def read_tar(self, sandbox: str, path: str) -> Iterator[bytes]:
+        """Read a file or folder as a tar, whose names begin with the last part of ``path``."""
+        ...
+
+    def write_tar(
+        self,
+        sandbox: str,
+        path: str,
+        data: Iterable[bytes],
+        *,
+        whole: bool = False,
+        replace: bool = False,
+    ) -> None:
+        """Unpack a tar in the folder ``path``. ``whole``: its one tree becomes ``path``, or nothing
+        does; ``replace``: in the place of what is there."""
+        ...
+
+
+class Ports(Protocol):
+    def open(self, sandbox: str, port: int) -> Port:
+        """Connect to a TCP port inside. Raises NotFound, OperationFailed, and Unsupported where
+        what lies between carries no plain bytes: over HTTP."""
         ...
 
 
@@ -110,14 +258,22 @@ class Capabilities(Protocol):
         parameters: Mapping[str, Any] | None = None,
         *,
         sandbox: str | None = None,
+        create: SandboxBody = _AS_USUAL,
         bundle: str | None = None,
         emit: Emit | None = None,
+        cancel: int = -1,
     ) -> CallView:
-        """Call one in that sandbox, or in one that is made for the call and ends with it.
+        """Call one in that sandbox, or in one that is made as ``create`` says and ends with it.
 
         ``emit(kind, data)`` gets what it has before its end; ``bundle`` is the digest of the policy
-        that must be in force. Raises PolicyDenied, Undecided, NotFound, CallFailed.
+        that must be in force; ``cancel`` is a descriptor that ends it once it is readable. Raises
+        PolicyDenied, Undecided, NotFound, CallFailed.
         """
+        ...
+
+    def request(self, body: bytes, *, emit: Emit | None = None, cancel: int = -1) -> CallView:
+        """Call as a CallBody in JSON says, which may be signed: the signature is of these very
+        bytes' members. Raises as ``call`` does, and Unauthenticated."""
         ...
 
 
@@ -210,6 +366,10 @@ class Service(Protocol):
     def sandboxes(self) -> Sandboxes: ...
     @property
     def commands(self) -> Commands: ...
+    @property
+    def files(self) -> Files: ...
+    @property
+    def ports(self) -> Ports: ...
     @property
     def snapshots(self) -> Snapshots: ...
     @property

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
 
-from agentd.client.http.client import HttpClient
+from agentd.client.http.client import HttpClient, segment
 from agentd.client.http.connection import Woken
 from agentd.client.http.sse import events
 from agentd.model import typed
-from agentd.model.api import EntryView, MkdirBody, MoveBody
+from agentd.model.api import ChangeView, EntryView, MkdirBody, MoveBody
 from agentd.model.errors import OperationFailed
 
 if TYPE_CHECKING:
@@ -28,9 +28,64 @@ class _Size(msgspec.Struct):
     size: int
 
 
-class _Change(msgspec.Struct):
-    kind: str
-    path: str
+class HttpFiles:
+    """Implements ``model.service.Files``."""
+
+    def __init__(self, requests: HttpClient) -> None:
+        self._requests = requests
+
+    def read(
+        self, sandbox: str, path: str, offset: int = 0, length: int | None = None
+    ) -> Iterator[bytes]:
+        return self._of(sandbox).read_iter(path, offset, length)
+
+    def write(
+        self,
+        sandbox: str,
+        path: str,
+        data: Iterable[bytes],
+        *,
+        mode: int = 0o644,
+        parents: bool = False,
+    ) -> int:
+        return self._of(sandbox).write(path, data, mode, parents)
+
+    def list(self, sandbox: str, path: str) -> tuple[EntryView, ...]:
+        return self._of(sandbox).entries(path)
+
+    def stat(self, sandbox: str, path: str) -> EntryView:
+        return self._of(sandbox).entry(path)
+
+    def mkdir(self, sandbox: str, path: str, *, mode: int = 0o755, parents: bool = False) -> None:
+        self._of(sandbox).mkdir(path, mode, parents)
+
+    def move(self, sandbox: str, path: str, to: str) -> None:
+        self._of(sandbox).move(path, to)
+
+    def remove(self, sandbox: str, path: str, *, recursive: bool = False) -> None:
+        self._of(sandbox).remove(path, recursive)
+
+    def watch(
+        self, sandbox: str, path: str, *, recursive: bool = False, wake: int = -1
+    ) -> Iterator[ChangeView]:
+        return self._of(sandbox).changes(path, recursive, wake)
+
+    def read_tar(self, sandbox: str, path: str) -> Iterator[bytes]:
+        return self._of(sandbox).read_tar(path)
+
+    def write_tar(
+        self,
+        sandbox: str,
+        path: str,
+        data: Iterable[bytes],
+        *,
+        whole: bool = False,
+        replace: bool = False,
+    ) -> None:
+        self._of(sandbox).write_tar(path, data, whole=whole, replace=replace)
+
+    def _of(self, sandbox: str) -> "RemoteFiles":
+        return RemoteFiles(self._requests, f"/v1/sandboxes/{segment(sandbox)}")
 
 
 class RemoteFiles:
@@ -74,14 +129,23 @@ class RemoteFiles:
         return int(self._client.upload(self._path, body, query, into=_Size).size)
 
     def stat(self, path: str) -> "Entry":
-        view = self._client.call("GET", f"{self._path}/stat", query={"path": path}, into=EntryView)
-        return _entry(view, path)
+        return _entry(self.entry(path), path)
 
     def list(self, path: str) -> "list[Entry]":
-        views = self._client.call(
+        return [_entry(view, os.path.join(path, view.name)) for view in self.entries(path)]
+
+    def entry(self, path: str) -> EntryView:
+        query = {"path": path}
+        view: EntryView = self._client.call(
+            "GET", f"{self._path}/stat", query=query, into=EntryView
+        )
+        return view
+
+    def entries(self, path: str) -> tuple[EntryView, ...]:
+        views: tuple[EntryView, ...] = self._client.call(
             "GET", f"{self._path}/list", query={"path": path}, into=tuple[EntryView, ...]
         )
-        return [_entry(view, os.path.join(path, view.name)) for view in views]
+        return views
 
     def mkdir(self, path: str, mode: int = 0o755, parents: bool = False) -> None:
         self._post("mkdir", MkdirBody(path=path, mode=mode, parents=parents))
@@ -95,6 +159,10 @@ class RemoteFiles:
     def watch(self, path: str, recursive: bool = False, *, wake: int = -1) -> "Iterator[Change]":
         from agentd.transport.files import Change
 
+        for found in self.changes(path, recursive, wake):
+            yield Change(kind=found.kind, path=found.path)  # type: ignore[arg-type]
+
+    def changes(self, path: str, recursive: bool, wake: int) -> Iterator[ChangeView]:
         query = {"path": path, "recursive": recursive}
         asked = {"Accept": "text/event-stream"}
         answer = self._client.open(
@@ -103,8 +171,7 @@ class RemoteFiles:
         with answer as response:
             for event in events(response):
                 if event.name == "change":
-                    found = self._client.decode(_Change, event.data.encode())
-                    yield Change(kind=found.kind, path=found.path)
+                    yield self._client.decode(ChangeView, event.data.encode())
 
     def read_tar(self, path: str) -> Iterator[bytes]:
         """A tar of it, in pieces; its members begin with the last part of ``path``."""

@@ -1,11 +1,15 @@
 """The service contract, by HTTP: each noun turns its methods into requests to one daemon."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import msgspec
 
 from agentd.client import arguments
 from agentd.client.http import calls
 from agentd.client.http.client import HttpClient, segment
+from agentd.client.http.files import HttpFiles
+from agentd.client.http.output import HttpOutput
 from agentd.model.api import (
     ApprovalView,
     AuditHead,
@@ -15,21 +19,30 @@ from agentd.model.api import (
     CallView,
     CapabilityView,
     DecideBody,
+    ExecBody,
+    ForkBody,
     KeyBody,
     KeyView,
     LabelsBody,
     ProcessView,
     RenewBody,
+    ResultView,
+    RunBody,
+    SandboxBody,
     SandboxPage,
     SandboxView,
     SignalBody,
     SnapshotView,
     Stats,
 )
-from agentd.model.errors import Conflict, InvalidInput
+from agentd.model.errors import Conflict, InvalidInput, Unsupported
+from agentd.model.output import STREAMS
+from agentd.model.port import Port
 from agentd.model.service import Emit
+from agentd.model.spec import Pty
 
 _PAGE = 500
+_AS_USUAL = SandboxBody()
 _LABELS = 'write them as {"job": "7"}'
 
 
@@ -39,16 +52,29 @@ class _Noun:
 
 
 class HttpSandboxes(_Noun):
+    def create(self, body: SandboxBody = _AS_USUAL) -> SandboxView:
+        view: SandboxView = self._requests.call(
+            "POST", "/v1/sandboxes", body, into=SandboxView, once=True
+        )
+        return view
+
     def list(
-        self, *, labels: Mapping[str, str] | None = None, state: str | None = None
+        self,
+        *,
+        labels: Mapping[str, str] | None = None,
+        state: str | None = None,
+        after: str = "",
+        limit: int | None = None,
     ) -> tuple[SandboxView, ...]:
         wanted = arguments.mapping(labels, "labels", _LABELS)
         asked = [("label", f"{key}={value}") for key, value in wanted.items()]
         asked += [("state", state)] if state is not None else []
+        most = arguments.MOST if limit is None else arguments.whole(limit, "limit", 1, 1 << 31)
         found: list[SandboxView] = []
-        cursor: str | None = ""
-        while cursor is not None:
-            query = [*asked, ("limit", str(_PAGE)), *([("cursor", cursor)] if cursor else [])]
+        cursor: str | None = after
+        while cursor is not None and len(found) < most:
+            query = [*asked, ("limit", str(min(_PAGE, most - len(found))))]
+            query += [("cursor", cursor)] if cursor else []
             page = self._requests.call("GET", "/v1/sandboxes", query=query, into=SandboxPage)
             found += page.sandboxes
             cursor = page.next
@@ -77,6 +103,26 @@ class HttpSandboxes(_Noun):
     def kill(self, id: str) -> None:
         self._requests.call("DELETE", _sandbox(id))
 
+    def snapshot(self, id: str) -> SnapshotView:
+        path = f"{_sandbox(id)}/snapshot"
+        view: SnapshotView = self._requests.call("POST", path, into=SnapshotView)
+        return view
+
+    def fork(self, id: str, count: int = 1) -> tuple[SandboxView, ...]:
+        path, body = f"{_sandbox(id)}/fork", ForkBody(count=count)
+        views: tuple[SandboxView, ...] = self._requests.call(
+            "POST", path, body, into=tuple[SandboxView, ...]
+        )
+        return views
+
+    def changes(self, id: str) -> tuple[str, ...]:
+        path = f"{_sandbox(id)}/changes"
+        found: tuple[str, ...] = self._requests.call("GET", path, into=tuple[str, ...])
+        return found
+
+    def apply(self, id: str) -> None:
+        self._requests.call("POST", f"{_sandbox(id)}/apply")
+
     def _change(
         self, id: str, what: str, body: object = None, *, safe: bool = False
     ) -> SandboxView:
@@ -86,6 +132,18 @@ class HttpSandboxes(_Noun):
 
 
 class HttpCommands(_Noun):
+    def exec(self, sandbox: str, body: ExecBody) -> ResultView:
+        view: ResultView = self._exec(sandbox, body, ResultView, wait=True)
+        return view
+
+    def start(self, sandbox: str, body: ExecBody) -> ProcessView:
+        view: ProcessView = self._exec(sandbox, body, ProcessView, wait=False)
+        return view
+
+    def run(self, body: RunBody) -> ResultView:
+        view: ResultView = self._requests.call("POST", "/v1/run", body, into=ResultView, once=True)
+        return view
+
     def list(self, sandbox: str) -> tuple[ProcessView, ...]:
         return self._requests.pages(f"{_sandbox(sandbox)}/processes", ProcessView)
 
@@ -105,9 +163,42 @@ class HttpCommands(_Noun):
                 )
             return bytes(response.read())
 
+    def follow(
+        self,
+        sandbox: str,
+        process: str,
+        cursors: Mapping[str, int],
+        notify: Callable[[], object],
+        streams: Sequence[str] = STREAMS,
+    ) -> HttpOutput:
+        path = f"{_process(sandbox, process)}/output"
+        return HttpOutput(self._requests, path, cursors, notify, streams)
+
+    def write(self, sandbox: str, process: str, data: bytes, *, eof: bool = False) -> None:
+        path = f"{_process(sandbox, process)}/stdin"
+        with self._requests.open("POST", path, query={"eof": eof}, body=bytes(data)) as response:
+            response.read()
+
     def signal(self, sandbox: str, process: str, signal: int = 15, target: str = "group") -> None:
         body = SignalBody(signal=signal, target=target)
         self._requests.call("POST", f"{_process(sandbox, process)}/signal", body)
+
+    def resize(self, sandbox: str, process: str, rows: int, cols: int) -> None:
+        body = Pty(rows=rows, cols=cols)
+        self._requests.call("POST", f"{_process(sandbox, process)}/resize", body)
+
+    def _exec(self, sandbox: str, body: ExecBody, into: Any, *, wait: bool) -> Any:
+        path, asked = f"{_sandbox(sandbox)}/exec", msgspec.structs.replace(body, wait=wait)
+        return self._requests.call("POST", path, asked, into=into, once=True)
+
+
+class HttpPorts(_Noun):
+    def open(self, sandbox: str, port: int) -> Port:
+        raise Unsupported(
+            f"port {port} of {sandbox} cannot be reached as plain bytes over HTTP",
+            remediation=f"ask for {_sandbox(sandbox)}/ports/{port}/, which carries HTTP and "
+            "WebSocket",
+        )
 
 
 class HttpSnapshots(_Noun):
@@ -134,12 +225,23 @@ class HttpCapabilities(_Noun):
         parameters: Mapping[str, Any] | None = None,
         *,
         sandbox: str | None = None,
+        create: SandboxBody = _AS_USUAL,
         bundle: str | None = None,
         emit: Emit | None = None,
+        cancel: int = -1,
     ) -> CallView:
         asked = dict(arguments.called(capability, parameters, bundle or ""))
-        body = CallBody(capability=capability, parameters=asked, sandbox=sandbox, bundle=bundle)
-        return calls.call(self._requests, body, emit)
+        body = CallBody(
+            capability=capability,
+            parameters=asked,
+            sandbox=sandbox,
+            create=create,
+            bundle=bundle,
+        )
+        return calls.call(self._requests, body, emit, cancel)
+
+    def request(self, body: bytes, *, emit: Emit | None = None, cancel: int = -1) -> CallView:
+        return calls.call(self._requests, body, emit, cancel)
 
 
 class HttpReceipts(_Noun):
@@ -232,6 +334,8 @@ class HttpService:
         self.address = str(requests.address)
         self.sandboxes = HttpSandboxes(requests)
         self.commands = HttpCommands(requests)
+        self.files = HttpFiles(requests)
+        self.ports = HttpPorts(requests)
         self.snapshots = HttpSnapshots(requests)
         self.capabilities = HttpCapabilities(requests)
         self.receipts = HttpReceipts(requests)

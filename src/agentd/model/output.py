@@ -1,0 +1,32 @@
+"""What a command writes, as whoever follows it reads it: by cursor, without waiting."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+from agentd.model.api import ResultView
+
+STREAMS = ("stdout", "stderr", "pty")
+
+
+class OutputEvent(msgspec.Struct, frozen=True):
+    """``kind``: "data"; "lost", bytes that are gone; or "exit", the last of them. ``offset`` is of
+    the first byte in its stream, ``length`` how many there are, or were."""
+
+    kind: str
+    stream: str = ""
+    offset: int = 0
+    data: bytes = b""
+    length: int = 0
+    result: ResultView | None = None  # at the exit; None where nobody saw how it ended
+
+
+class Output(Protocol):
+    """One follower of a command's output, at its own place."""
+
+    def read(self, limit: int) -> Sequence[OutputEvent]:
+        """Return what is there now, about ``limit`` bytes at most; never blocks. After the end: an
+        event of the kind "exit", then nothing."""
+
+    def close(self) -> None: ...
