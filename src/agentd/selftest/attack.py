@@ -33,39 +33,6 @@ Judged = tuple[Verdict, str]
 Judge = Callable[[Seen], Judged]
 
 
-@dataclass(frozen=True)
-class Attack:
-    """``stopped_by`` has the controls that a level promises, each of which alone stops it.
-
-    ``script`` is Python for the sandbox's own python3, run after ``prelude.PRELUDE``; ``args`` are
-    its ``sys.argv[1:]``. Where a level promises nothing, and the wall itself says of none of
-    ``controls`` that it holds, the attack is not run: ``otherwise`` says why.
-    """
-
-    name: str
-    script: str
-    stopped_by: Mapping[IsolationLevel, tuple[str, ...]]
-    judge: Judge
-    args: Callable[[Planted], tuple[str, ...]] = lambda _: ()
-    otherwise: str = ""
-    absent: Callable[[Planted], str] = lambda _: ""  # why this machine cannot show it, or ""
-    thorough: bool = False  # left out of the quick set
-    root: bool = False  # run as uid 0 inside, where the wall can give that
-    terminal: bool = False
-    programs: bool = False  # needs the planted set-uid program shown inside
-    fresh: bool = False  # spends its sandbox
-    after: Callable[[Planted], Judged] | None = None  # judges once its sandbox is gone
-    limits: Limits = field(default_factory=Limits)
-    output_limit: int = 1 << 20
-
-    @property
-    def controls(self) -> tuple[str, ...]:
-        """All that stop it at any level, for a wall that has one which its level does not promise.
-        ``none`` has none: what stops an attack there is no wall's."""
-        of_walls = (names for level, names in self.stopped_by.items() if level)
-        return tuple(dict.fromkeys(name for names in of_walls for name in names))
-
-
 def by(
     process: str = "", namespace: str = "", microvm: str = "virtual_machine"
 ) -> dict[IsolationLevel, tuple[str, ...]]:
@@ -138,3 +105,43 @@ def shown(answers: Mapping[str, str]) -> str:
     more = len(words) - _MOST_SHOWN
     text = ", ".join(words[:_MOST_SHOWN]) + (f" and {more} more" if more > 0 else "")
     return safe_text(text)
+
+
+ALL_REFUSED = refused()
+
+
+@dataclass(frozen=True)
+class Attack:
+    """``stopped_by`` has the controls that a level promises, each of which alone stops it.
+
+    ``script`` is Python for the sandbox's own python3, run after ``prelude.PRELUDE``; ``args`` are
+    its ``sys.argv[1:]``. Where a level promises nothing, and the wall itself says of none of
+    ``controls`` that it holds, the attack is not run: ``otherwise`` says why.
+    """
+
+    name: str
+    script: str
+    stopped_by: Mapping[IsolationLevel, tuple[str, ...]]
+    judge: Judge = ALL_REFUSED
+    args: Callable[[Planted], tuple[str, ...]] = lambda _: ()
+    otherwise: str = ""
+    absent: Callable[[Planted], str] = lambda _: ""  # why this machine cannot show it, or ""
+    thorough: bool = False  # left out of the quick set
+    root: bool = False  # run as uid 0 inside, where the wall can give that
+    terminal: bool = False
+    programs: bool = False  # needs the planted set-uid program shown inside
+    fresh: bool = False  # spends its sandbox
+    after: Callable[[Planted], Judged] | None = None  # judges once its sandbox is gone
+    limits: Limits = field(default_factory=Limits)
+    output_limit: int = 1 << 20
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """All that stop it at any level, for a wall that has one which its level does not promise.
+        ``none`` has none: what stops an attack there is no wall's."""
+        of_walls = (names for level, names in self.stopped_by.items() if level)
+        return tuple(dict.fromkeys(name for names in of_walls for name in names))
+
+
+#: Of a system call that seccomp refuses; behind a virtual machine it is that machine's own.
+FILTERED = by("seccomp", "seccomp", "")

@@ -2,15 +2,7 @@
 
 from agentd.guest import wire
 from agentd.model.cause import CauseCode
-from agentd.selftest.attack import (
-    Attack,
-    Judged,
-    Seen,
-    by,
-    refused,
-    said_only,
-    unfinished,
-)
+from agentd.selftest.attack import FILTERED, Attack, Judged, Seen, by, said_only, unfinished
 from agentd.selftest.report import Verdict
 
 # What a command would have to say in the agent's place.
@@ -92,39 +84,33 @@ def _judge_kill(seen: Seen) -> Judged:
     return unfinished(seen) or (Verdict.STOPPED, "they go on")
 
 
+_HELD = by("descriptors", "descriptors", "descriptors")
+_OWN_AGENT = "whoever takes over the machine's agent is still in the machine"
 ATTACKS = (
     Attack(
         "hold a descriptor of the agent or the host",
         _DESCRIPTORS,
-        by("descriptors", "descriptors", "descriptors"),
+        _HELD,
         said_only({"[]"}, "it holds 0, 1 and 2 alone"),
     ),
-    Attack(
-        "forge the agent's answers",
-        _FORGE,
-        by("descriptors", "descriptors", "descriptors"),
-        _judge_forge,
-    ),
+    Attack("forge the agent's answers", _FORGE, _HELD, _judge_forge),
     Attack(
         "trace the agent, take its descriptors",
         _REACH,
         by("seccomp agent_protected user", "seccomp agent_protected", ""),
-        refused(),
-        otherwise="whoever takes over the machine's agent is still in the machine",
+        otherwise=_OWN_AGENT,
     ),
     Attack(
         "read the agent's memory in /proc",
         _PROC,
         by("landlock agent_protected user", "agent_protected", ""),
-        refused(),
-        otherwise="whoever takes over the machine's agent is still in the machine",
+        otherwise=_OWN_AGENT,
     ),
     Attack(
         "limit and slow down the agent",
         _CRIPPLE,
-        by("seccomp", "seccomp", ""),
-        refused(),
-        otherwise="whoever takes over the machine's agent is still in the machine",
+        FILTERED,
+        otherwise=_OWN_AGENT,
     ),
     Attack(
         "kill the agent and PID 1",

@@ -2,8 +2,10 @@
 refuses, so that one that gets there does nothing; its own answer tells it from the filter's."""
 
 import platform
+from functools import partial
 
 from agentd.selftest.attack import (
+    FILTERED,
     Attack,
     Judged,
     Seen,
@@ -147,117 +149,56 @@ def _judge_i386(seen: Seen) -> Judged:
     return (Verdict.STOPPED if stopped else Verdict.THROUGH), shown(seen.said)
 
 
-_MACHINE = "it is the machine's own kernel that is reached"
+_attack = partial(Attack, otherwise="it is the machine's own kernel that is reached")
 ATTACKS = (
-    Attack(
-        "use bpf, perf and userfaultfd",
-        _SURFACE,
-        by("seccomp", "seccomp", ""),
-        refused(),
-        otherwise=_MACHINE,
-    ),
-    Attack("use io_uring", _IO_URING, by("seccomp", "seccomp", ""), refused(), otherwise=_MACHINE),
-    Attack("use keyrings", _KEYS, by("seccomp", "seccomp", ""), refused(), otherwise=_MACHINE),
-    Attack("set the clock", _CLOCK, by("seccomp", "seccomp", ""), refused(), otherwise=_MACHINE),
-    Attack(
-        "lease a file, so that whoever opens it waits",
-        _LEASE,
-        by("seccomp", "seccomp", ""),
-        refused(),
-        otherwise=_MACHINE,
-    ),
-    Attack(
-        "use up what the kernel has for all: filters, pipe buffers",
-        _SHARED,
-        by("seccomp", "seccomp", ""),
-        refused(),
-        otherwise=_MACHINE,
-    ),
-    Attack(
+    _attack("use bpf, perf and userfaultfd", _SURFACE, FILTERED),
+    _attack("use io_uring", _IO_URING, FILTERED),
+    _attack("use keyrings", _KEYS, FILTERED),
+    _attack("set the clock", _CLOCK, FILTERED),
+    _attack("lease a file, so that whoever opens it waits", _LEASE, FILTERED),
+    _attack("use up what the kernel has for all: filters, pipe buffers", _SHARED, FILTERED),
+    _attack(
         "read the machine's keys, command line and interrupts in /proc",
         _PROC_FACTS,
         by("landlock", "mount_namespace", ""),
         refused("empty"),
-        otherwise=_MACHINE,
     ),
-    Attack(
-        "use other rare system calls",
-        _OTHERS,
-        by("seccomp", "seccomp", ""),
-        refused(),
-        otherwise=_MACHINE,
-        thorough=True,
-    ),
-    Attack(
+    _attack("use other rare system calls", _OTHERS, FILTERED, thorough=True),
+    _attack(
         "reboot the machine, rename it",
         _OWNER,
         by("seccomp capabilities user", "seccomp capabilities", ""),
-        refused(),
-        otherwise=_MACHINE,
         root=True,
     ),
-    Attack(
-        "call the kernel as an i386 program",
-        _INT80,
-        by("seccomp", "seccomp", ""),
-        _judge_i386,
-        otherwise=_MACHINE,
-        absent=_no_i386,
-    ),
-    Attack(
+    _attack("call the kernel as an i386 program", _INT80, FILTERED, _judge_i386, absent=_no_i386),
+    _attack(
         "call the kernel as an x32 program",
         _X32,
-        by("seccomp", "seccomp", ""),
+        FILTERED,
         said_only({"SIGSYS"}),
-        otherwise=_MACHINE,
         absent=_no_i386,
     ),
-    Attack(
+    _attack(
         "mount a file system",
         _MOUNT,
         by("seccomp landlock capabilities user", "seccomp landlock capabilities", ""),
-        refused(),
-        otherwise=_MACHINE,
         root=True,
     ),
-    Attack(
+    _attack(
         "prepare a mount, change the root",
         _NEW_MOUNT,
         by("seccomp capabilities user", "seccomp capabilities", ""),
-        refused(),
-        otherwise=_MACHINE,
         root=True,
     ),
-    Attack(
-        "make a device node",
-        _DEVICE,
-        by("seccomp landlock", "seccomp landlock", ""),
-        refused(),
-        otherwise=_MACHINE,
-        root=True,
+    _attack(
+        "make a device node", _DEVICE, by("seccomp landlock", "seccomp landlock", ""), root=True
     ),
-    Attack(
+    _attack(
         "write the kernel's settings in /proc/sys",
         _SYSCTL,
         by("landlock user", "landlock user_namespace", ""),
-        refused(),
-        otherwise=_MACHINE,
         root=True,
     ),
-    Attack(
-        "write in its own /proc",
-        _OWN_PROC,
-        by("landlock", "landlock", ""),
-        refused(),
-        otherwise=_MACHINE,
-        root=True,
-    ),
-    Attack(
-        "type into a terminal",
-        _TERMINAL,
-        by("seccomp", "seccomp", ""),
-        refused(),
-        otherwise=_MACHINE,
-        terminal=True,
-    ),
+    _attack("write in its own /proc", _OWN_PROC, by("landlock", "landlock", ""), root=True),
+    _attack("type into a terminal", _TERMINAL, FILTERED, terminal=True),
 )

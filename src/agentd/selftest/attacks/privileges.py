@@ -1,6 +1,8 @@
 """Gaining privileges, and the namespaces that would give them."""
 
-from agentd.selftest.attack import Attack, Judged, Seen, by, refused, shown, unfinished
+from functools import partial
+
+from agentd.selftest.attack import FILTERED, Attack, Judged, Seen, by, refused, shown, unfinished
 from agentd.selftest.planted import Planted, no_program
 from agentd.selftest.report import Verdict
 
@@ -75,53 +77,32 @@ def _program(planted: Planted) -> tuple[str, ...]:
     return (planted.program or "",)
 
 
-_MACHINE = "what is gained there is the machine's own"
+_CAPABILITIES = by("capabilities user", "capabilities", "")
+_attack = partial(Attack, otherwise="what is gained there is the machine's own")
 ATTACKS = (
-    Attack(
-        "hold a capability",
-        _HOLD,
-        by("capabilities user", "capabilities", ""),
-        refused("none"),
-        otherwise=_MACHINE,
-        root=True,
-    ),
-    Attack(
+    _attack("hold a capability", _HOLD, _CAPABILITIES, refused("none"), root=True),
+    _attack(
         "gain capabilities or another uid",
         _GAIN,
-        by("capabilities user", "capabilities", ""),
+        _CAPABILITIES,
         refused("EINVAL"),  # a uid that the namespace does not have
-        otherwise=_MACHINE,
         root=True,
     ),
-    Attack(
+    _attack(
         "exec with new privileges",
         _PROMISE,
         by("no_new_privs", "no_new_privs", ""),
         _judge_promise,
-        otherwise=_MACHINE,
     ),
-    Attack(
+    _attack(
         "gain another uid by a set-uid program",
         _SETUID,
         by("no_new_privs", "no_new_privs user_namespace mount_namespace", ""),
         _judge_setuid,
         _program,
-        otherwise=_MACHINE,
         absent=no_program,
         programs=True,
     ),
-    Attack(
-        "make a user namespace, which has every capability",
-        _UNSHARE,
-        by("seccomp", "seccomp", ""),
-        refused(),
-        otherwise=_MACHINE,
-    ),
-    Attack(
-        "enter another namespace",
-        _SETNS,
-        by("seccomp", "seccomp", ""),
-        refused(),
-        otherwise=_MACHINE,
-    ),
+    _attack("make a user namespace, which has every capability", _UNSHARE, FILTERED),
+    _attack("enter another namespace", _SETNS, FILTERED),
 )

@@ -1,6 +1,7 @@
 """The host's processes, and other processes of the sandbox."""
 
 from agentd.selftest.attack import (
+    FILTERED,
     Attack,
     Judged,
     Seen,
@@ -136,7 +137,7 @@ ATTACKS = (
     Attack(
         "trace and read another process of the sandbox",
         _TRACE,
-        by("seccomp", "seccomp", ""),
+        FILTERED,
         refused(),
         otherwise="a machine's commands may trace their own processes",
     ),
