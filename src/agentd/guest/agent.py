@@ -30,7 +30,7 @@ from agentd.guest.history import History
 from agentd.guest.listener import FdListener, SocketListener, adopt
 from agentd.guest.loop import Loop
 from agentd.guest.operation import Channel, RequestError, Starter
-from agentd.guest.process import Processes
+from agentd.guest.processes import Processes
 from agentd.guest.stream import Stream
 from agentd.guest.v1_server import V1Connection
 from agentd.linux import process

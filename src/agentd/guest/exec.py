@@ -7,8 +7,9 @@ from agentd.guest import wire
 from agentd.guest.history import Detached, History
 from agentd.guest.operation import Channel, Operation, Quiet, RequestError, get_bool, get_int
 from agentd.guest.output import STDERR, STDOUT
-from agentd.guest.process import ExitInfo, Process, Processes
-from agentd.guest.spawn import SpawnError, SpawnRequest
+from agentd.guest.process import ExitInfo, Process
+from agentd.guest.processes import Processes
+from agentd.guest.spawn_request import STDIN_NONE, STDIN_STREAM, SpawnError, SpawnRequest
 
 FRAME_OF = {STDOUT: wire.STDOUT, STDERR: wire.STDERR}
 FD_NAMES = ("stdin", "stdout", "stderr")
@@ -264,9 +265,9 @@ def _passed(names: object, fds: list[int]) -> dict[str, int]:
 
 def _stdin(value: object) -> int:
     if value == "none":
-        return SpawnRequest.STDIN_NONE
+        return STDIN_NONE
     if value == "stream":
-        return SpawnRequest.STDIN_STREAM
+        return STDIN_STREAM
     raise RequestError("'stdin' must be 'none' or 'stream'")
 
 

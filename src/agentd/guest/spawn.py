@@ -12,12 +12,13 @@ import _signal  # type: ignore[import-not-found]  # typeshed has none
 import errno
 import os
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, NoReturn
 
 from agentd.guest.libc_spawn import INTERNAL, LibcSpawner, knows_groups
 from agentd.guest.lookup import first_executable, places, search_path, try_each
+from agentd.guest.spawn_request import STAGES, SpawnError, SpawnRequest
 from agentd.linux.kernel import KERNEL
 
 if TYPE_CHECKING:
@@ -29,59 +30,9 @@ if TYPE_CHECKING:
 CPU_GRACE_S = 1
 REPORT_BYTES = 16
 _ANY_CHILD = os.WEXITED | os.WNOHANG | os.WNOWAIT
-STAGES = ("request", "cwd", "exec", "limits", "user", "pty")
 _HANDLED = (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM)
 RLIMITS = ("cpu_s", "open_files", "processes", "file_size", "address_space")
 _RLIMITS = frozenset(RLIMITS)
-
-
-class SpawnError(Exception):
-    """No child came to be. ``stage`` is one of STAGES; ``errno`` is 0 when none fits."""
-
-    def __init__(self, stage: str, code: int, message: str = "") -> None:
-        super().__init__(message or os.strerror(code))
-        self.stage = stage
-        self.errno = code
-
-
-class SpawnRequest:
-    """What to run. ``stdin`` is STDIN_NONE (/dev/null), STDIN_STREAM (a pipe) or a descriptor.
-
-    ``env`` is merged over ``base_env`` unless ``replace_env``. ``stdout`` and ``stderr`` are
-    descriptors to hand over, or None to be pumped. Given descriptors are closed by whoever starts
-    it, whatever the outcome. ``limits`` maps the RLIMITS names, ``wall_ms`` and ``output`` to
-    positive integers.
-    """
-
-    STDIN_NONE = -1
-    STDIN_STREAM = -2
-
-    def __init__(
-        self,
-        argv: list[str],
-        *,
-        cwd: str | None = None,
-        env: dict[str, str] | None = None,
-        replace_env: bool = False,
-        user: int | None = None,
-        stdin: int = STDIN_NONE,
-        stdout: int | None = None,
-        stderr: int | None = None,
-        pty: tuple[int, int] | None = None,
-        limits: dict[str, int] | None = None,
-        tag: str | None = None,
-    ) -> None:
-        self.argv = argv
-        self.cwd = cwd
-        self.env = env
-        self.replace_env = replace_env
-        self.user = user
-        self.stdin = stdin
-        self.stdout = stdout
-        self.stderr = stderr
-        self.pty = pty
-        self.limits = limits or {}
-        self.tag = tag
 
 
 def inherited_environment() -> dict[bytes, bytes]:
@@ -336,7 +287,7 @@ def _take_terminal() -> None:
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
-def set_limits(limits: dict[str, int]) -> None:
+def set_limits(limits: Mapping[str, int]) -> None:
     """Tighten the calling process's rlimits; a limit over the present hard one changes nothing."""
     import resource
 

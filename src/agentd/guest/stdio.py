@@ -7,7 +7,7 @@ import termios
 from collections.abc import Callable
 
 from agentd.guest.output import STDERR, STDOUT
-from agentd.guest.spawn import SpawnError, SpawnRequest
+from agentd.guest.spawn_request import STDIN_STREAM, SpawnError, SpawnRequest
 
 
 class Stdio:
@@ -65,7 +65,7 @@ class Stdio:
         self.pumped[STDOUT] = os.dup(master)
 
     def _open_pipes(self) -> None:
-        if self.request.stdin == SpawnRequest.STDIN_STREAM:
+        if self.request.stdin == STDIN_STREAM:
             self._child[0], self.feed = self._pipe(ours=1)
         elif self._child[0] < 0:
             self._child[0] = self._open_null()

@@ -8,8 +8,9 @@ from agentd.guest import v1, wire
 from agentd.guest.budget import FREE_LINE, Budget, Share, of_machine
 from agentd.guest.loop import READ
 from agentd.guest.output import STDERR, STDOUT
-from agentd.guest.process import ExitInfo, Process, Processes
-from agentd.guest.spawn import SpawnError, SpawnRequest
+from agentd.guest.process import ExitInfo, Process
+from agentd.guest.processes import Processes
+from agentd.guest.spawn_request import STDIN_NONE, STDIN_STREAM, SpawnError, SpawnRequest
 from agentd.guest.stream import Stream
 
 _HELLO = wire.HELLO.rstrip()
@@ -191,7 +192,7 @@ class V1Connection:
             [request.command, *request.args],
             cwd=request.cwd,
             env=request.env,
-            stdin=SpawnRequest.STDIN_NONE if none else SpawnRequest.STDIN_STREAM,
+            stdin=STDIN_NONE if none else STDIN_STREAM,
             limits=limits,
         )
 

@@ -46,3 +46,12 @@ def is_folder(fd: int) -> bool:
 def same_file(one: int, other: int) -> bool:
     """Whether two descriptors are of one file, on whatever mounts they reach it."""
     return os.path.samestat(os.fstat(one), os.fstat(other))
+
+
+def sync(path: str) -> None:
+    """Make a file, or the names in a folder, safe from a loss of power. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

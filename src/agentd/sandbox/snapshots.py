@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from agentd._version import __version__
+from agentd.linux import paths
 from agentd.model import typed
 from agentd.model.errors import InvalidInput, NotFound, Refused, SandboxError
 from agentd.model.snapshot import FORMAT, Manifest, StateFile
@@ -263,11 +264,7 @@ def _check_owner(path: str) -> None:
 def _sync(folder: str) -> None:
     """On the disk before the rename makes it count (rename(2) orders nothing)."""
     for path in [*_files(folder), os.path.join(folder, STATE), folder]:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        paths.sync(path)
 
 
 def _none(path: str, error: OSError) -> NotFound:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from agentd.guest.process import disk_is_full
+from agentd.guest.processes import disk_is_full
 
 
 @pytest.mark.parametrize(

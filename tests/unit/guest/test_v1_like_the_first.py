@@ -16,7 +16,7 @@ import pytest
 
 from agentd.guest import v1_server
 from agentd.guest.loop import Loop
-from agentd.guest.process import Processes
+from agentd.guest.processes import Processes
 from agentd.guest.stream import LINGER_S, Stream
 
 MODULE = [sys.executable, "-m", "agentd.guest.main"]

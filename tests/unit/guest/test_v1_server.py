@@ -23,7 +23,7 @@ VECTORS = [
 AGENT = """
 import json, os, socket, sys
 from agentd.guest.loop import READ, Loop
-from agentd.guest.process import Processes
+from agentd.guest.processes import Processes
 from agentd.guest.stream import Stream
 from agentd.guest.v1_server import V1Connection
 

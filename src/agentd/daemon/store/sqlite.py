@@ -5,18 +5,17 @@ import os
 import sqlite3
 import stat
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from agentd.daemon.store.errors import StoreError
 from agentd.daemon.store.lock import OwnerLock
 from agentd.daemon.store.migrations import migrate
-from agentd.daemon.store.records import Record
-from agentd.daemon.store.view import MAX_PAGE, Amount, Transaction, Value, View
+from agentd.daemon.store.view import Transaction, Value, View
 from agentd.daemon.store.writer import WriteCounts, Writer, failed
+from agentd.linux.paths import sync
 
-R = TypeVar("R", bound=Record)
 T = TypeVar("T")
 
 FILE, LOCK = "store.db", "store.lock"
@@ -31,11 +30,11 @@ _WRITER = (
 _READER = ("PRAGMA query_only = ON",)
 
 
-class SqliteStore:
+class SqliteStore(View):
     """Reads from any thread, and writes that are on disk when done. Thread-safe.
 
     ``folder`` is made if need be, mode 0700. Raises StoreLocked, StoreError. Each read may raise
-    StoreError; what the reads return is told at ``View``.
+    StoreError.
 
     A write is a function that gets a Transaction. It runs alone, in whichever thread commits it, so
     it must be short and wait for nothing. What it raises undoes it and reaches the caller. When its
@@ -61,36 +60,6 @@ class SqliteStore:
     def works(self) -> bool:
         """Whether what is submitted is written."""
         return self._writer.works
-
-    def get(self, kind: type[R], *key: Value) -> R | None:
-        with self._reading() as view:
-            return view.get(kind, *key)
-
-    def find(
-        self,
-        kind: type[R],
-        *,
-        after: tuple[Value, ...] = (),
-        limit: int = MAX_PAGE,
-        labels: Mapping[str, str] | None = None,
-        **equal: Value,
-    ) -> list[R]:
-        with self._reading() as view:
-            return view.find(kind, after=after, limit=limit, labels=labels, **equal)
-
-    def measure(self, kind: type[Record], column: str, **equal: Value) -> Amount:
-        with self._reading() as view:
-            return view.measure(kind, column, **equal)
-
-    def least(
-        self, kind: type[R], column: str, limit: int, *, positive: str = "", **equal: Value
-    ) -> list[R]:
-        with self._reading() as view:
-            return view.least(kind, column, limit, positive=positive, **equal)
-
-    def heaviest(self, kind: type[Record], column: str, weight: str = "") -> Value:
-        with self._reading() as view:
-            return view.heaviest(kind, column, weight)
 
     def write(self, work: Callable[[Transaction], T], *, synced: bool = True) -> T:
         """Blocks until it is on disk; ``synced`` as for ``submit``."""
@@ -141,12 +110,11 @@ class SqliteStore:
             raise
         return connection
 
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[View]:
-        """A connection for one reader at a time; in WAL mode it neither waits nor is waited for."""
+    def _rows(self, sql: str, values: Sequence[Value] = ()) -> list[Any]:
+        """On a connection of its own: in WAL mode a reader neither waits nor is waited for."""
         connection = self._borrow()
         try:
-            yield View(connection)
+            return connection.execute(sql, values).fetchall()
         except sqlite3.Error as error:
             raise failed("the store cannot be read", error) from error
         finally:
@@ -188,7 +156,7 @@ def _prepare(folder: str) -> None:
     try:
         if not os.path.isdir(folder):
             os.makedirs(folder, 0o700, exist_ok=True)
-            _sync(os.path.dirname(folder))
+            sync(os.path.dirname(folder))
         status = os.stat(folder)
     except OSError as error:
         raise StoreError(
@@ -208,18 +176,9 @@ def _create(path: str) -> None:
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         os.close(fd)
-        _sync(os.path.dirname(path))  # SQLite does it for its log, not for a file that it found
+        sync(os.path.dirname(path))  # SQLite does it for its log, not for a file that it found
     except OSError as error:
         raise StoreError(f"cannot open {path}", cause=error.strerror or "") from error
-
-
-def _sync(folder: str) -> None:
-    """Make the names in it safe from a loss of power."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _unusable(path: str, error: sqlite3.Error) -> StoreError:

@@ -1,9 +1,10 @@
-"""Reads and writes on one SQLite connection, in records."""
+"""Reads and writes of an SQLite file, in records."""
 
 import math
 import sqlite3
-from collections.abc import Mapping
-from typing import NamedTuple, TypeVar
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from agentd.daemon.store import tables
 from agentd.daemon.store.records import Record
@@ -18,14 +19,16 @@ class Amount(NamedTuple):
     total: int
 
 
-class View:
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
+class View(ABC):
+    """Queries, on the connection that a subclass runs them on."""
+
+    @abstractmethod
+    def _rows(self, sql: str, values: Sequence[Value] = ()) -> list[Any]: ...
 
     def get(self, kind: type[R], *key: Value) -> R | None:
         table = tables.of(kind)
-        row = self._connection.execute(table.get, key).fetchone()
-        return None if row is None else table.record(row)
+        rows = self._rows(table.get, key)
+        return table.record(rows[0]) if rows else None
 
     def find(
         self,
@@ -53,7 +56,7 @@ class View:
             values.extend(after)
         where = f" WHERE {' AND '.join(wanted)}" if wanted else ""
         sql = f"{table.select}{where} ORDER BY {order} LIMIT ?"
-        rows = self._connection.execute(sql, (*values, max(0, min(limit, MAX_PAGE))))
+        rows = self._rows(sql, (*values, max(0, min(limit, MAX_PAGE))))
         return [table.record(row) for row in rows]
 
     def measure(self, kind: type[Record], column: str, **equal: Value) -> Amount:
@@ -62,7 +65,7 @@ class View:
         where = " AND ".join(f"{table.column(name)} IS ?" for name in equal) or "1"
         total = f"COALESCE(SUM({table.column(column)}), 0)"
         sql = f"SELECT COUNT(*), {total} FROM {table.name} WHERE {where}"  # noqa: S608
-        return Amount(*self._connection.execute(sql, tuple(equal.values())).fetchone())
+        return Amount(*self._rows(sql, tuple(equal.values()))[0])
 
     def least(
         self, kind: type[R], column: str, limit: int, *, positive: str = "", **equal: Value
@@ -75,7 +78,7 @@ class View:
         if positive:
             wanted.append(f"{table.column(positive)} > 0")
         sql = f"{table.select} WHERE {' AND '.join(wanted)} ORDER BY {column} LIMIT ?"
-        rows = self._connection.execute(sql, (*equal.values(), math.inf, limit))
+        rows = self._rows(sql, (*equal.values(), math.inf, limit))
         return [table.record(row) for row in rows]
 
     def heaviest(self, kind: type[Record], column: str, weight: str = "") -> Value:
@@ -85,12 +88,18 @@ class View:
         group = table.column(column)
         by = f"SUM({table.column(weight)})" if weight else "COUNT(*)"
         sql = f"SELECT {group} FROM {table.name} GROUP BY {group} ORDER BY {by} DESC LIMIT 1"  # noqa: S608
-        row = self._connection.execute(sql).fetchone()
-        return None if row is None else row[0]
+        rows = self._rows(sql)
+        return rows[0][0] if rows else None
 
 
 class Transaction(View):
     """Sees what it wrote; valid only within the function that it was given to."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def _rows(self, sql: str, values: Sequence[Value] = ()) -> list[Any]:
+        return self._connection.execute(sql, values).fetchall()
 
     def put(self, record: Record) -> None:
         """Inserts, or replaces what has its key."""
@@ -109,7 +118,7 @@ class Transaction(View):
         """Deletes as ``delete_before``, and returns the rows."""
         table = tables.of(kind)
         sql = f"{_delete_before(kind, column)} RETURNING {', '.join(table.columns)}"
-        return [table.record(row) for row in self._connection.execute(sql, (value, limit))]
+        return [table.record(row) for row in self._rows(sql, (value, limit))]
 
 
 def _delete_before(kind: type[Record], column: str) -> str:

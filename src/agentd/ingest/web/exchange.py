@@ -2,21 +2,15 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Mapping
-from typing import Any, Generic, TypeVar
+from collections.abc import AsyncIterator, Iterator
 
-from agentd.ingest.web.callers import identify
-from agentd.ingest.web.door import Door
 from agentd.ingest.web.errors import RequestTimeout
-from agentd.ingest.web.link import link_of
+from agentd.ingest.web.request import D, WebRequest
 from agentd.ingest.web.web import Stoppable
 from agentd.model.answer import Answer
-from agentd.model.credential import Credential
 from agentd.model.errors import AgentdError, InvalidInput, TooLarge
-from agentd.model.principal import Principal
 
 _FLUSH_LOOKS = 0.01
-D = TypeVar("D", bound=Door)
 
 
 class Disconnected(InvalidInput):
@@ -32,24 +26,11 @@ class Aborted(AgentdError):
     whole."""
 
 
-class Exchange(Generic[D]):
+class Exchange(WebRequest[D]):
     """A request, and the one answer to it. Belongs to a task of the event loop."""
 
-    def __init__(self, door: D, scope: Any, receive: Any, send: Any) -> None:
-        self.door = door
-        self.web = door.web
-        self.scope = scope
-        self.receive = receive
-        self.link = link_of(scope)
-        self.started = False
-        self.head_only = False
-        self._send = send
-
-    @property
-    def path(self) -> Mapping[str, str]:
-        """The parameters in it."""
-        parameters: Mapping[str, str] = self.scope["path_params"]
-        return parameters
+    started = False
+    head_only = False
 
     def header(self, name: bytes) -> str | None:
         """The first of that name, which is lower case."""
@@ -58,10 +39,6 @@ class Exchange(Generic[D]):
                 text: str = value.decode("latin-1")
                 return text
         return None
-
-    async def authenticate(self, credential: Credential | None = None) -> Principal:
-        """Ask the gatekeeper who asks. Raises Unauthenticated, Forbidden, Full."""
-        return await identify(self.door, self.scope, credential)
 
     # -- the request's body --
 
@@ -78,7 +55,7 @@ class Exchange(Generic[D]):
         while more:
             try:
                 async with asyncio.timeout(limits.body_seconds):
-                    message = await self.receive()
+                    message = await self._receive()
             except TimeoutError:
                 raise RequestTimeout("the rest of the body did not come in time") from None
             if message["type"] == "http.disconnect":

@@ -1,41 +1,17 @@
 """One WebSocket, over ASGI."""
 
-from collections.abc import Mapping
-from typing import Any, Generic, TypeVar
-
-from agentd.ingest.web.callers import identify
-from agentd.ingest.web.door import Door
-from agentd.ingest.web.link import link_of
-from agentd.model.credential import Credential
+from agentd.ingest.web.request import D, WebRequest
 from agentd.model.errors import AgentdError
-from agentd.model.principal import Principal
-
-D = TypeVar("D", bound=Door)
 
 
 class Closed(Exception):
     """By the client, or with its connection."""
 
 
-class Socket(Generic[D]):
-    def __init__(self, door: D, scope: Any, receive: Any, send: Any) -> None:
-        self.door = door
-        self.web = door.web
-        self.scope = scope
-        self.link = link_of(scope)
-        self.accepted = False
-        self._receive = receive
-        self._send = send
+class Socket(WebRequest[D]):
+    """A WebSocket, before and after it is accepted."""
 
-    @property
-    def path(self) -> Mapping[str, str]:
-        """The parameters in it."""
-        parameters: Mapping[str, str] = self.scope["path_params"]
-        return parameters
-
-    async def authenticate(self, credential: Credential | None = None) -> Principal:
-        """Ask the gatekeeper who asks. Raises Unauthenticated, Forbidden, Full."""
-        return await identify(self.door, self.scope, credential)
+    accepted = False
 
     async def accept(self, subprotocol: str | None = None) -> None:
         await self._receive()  # websocket.connect

@@ -1,5 +1,4 @@
 import os
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -344,5 +343,5 @@ def test_readers_do_not_wait_for_a_writer(store):
 
 
 def test_a_reader_cannot_write(store):
-    with store._reading() as view, pytest.raises(sqlite3.OperationalError, match="readonly"):
-        view._connection.execute("DELETE FROM sandboxes")
+    with pytest.raises(StoreError, match="readonly"):
+        store._rows("DELETE FROM sandboxes")

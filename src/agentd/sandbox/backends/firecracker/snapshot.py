@@ -9,6 +9,7 @@ import os
 
 import msgspec
 
+from agentd.linux import paths
 from agentd.model import typed
 from agentd.model.errors import Refused, SandboxError
 from agentd.sandbox import sparse
@@ -63,7 +64,7 @@ def collect(root: Root, folder: str, about: About) -> None:
         _copy(root, config.NEW_STATE, f"{folder}/{config.STATE}", _MAX_STATE)
         _copy(root, config.NEW_MEMORY, f"{folder}/{config.MEMORY}", about.memory)
         _write(f"{folder}/{_ABOUT}", msgspec.json.encode(about))
-        _sync(folder)
+        paths.sync(folder)
     except OSError as error:
         raise SandboxError("the snapshot cannot be kept", cause=str(error)) from error
 
@@ -187,14 +188,6 @@ def _write(path: str, data: bytes) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         os.write(fd, data)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _sync(folder: str) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
         os.fsync(fd)
     finally:
         os.close(fd)
