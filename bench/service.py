@@ -74,7 +74,7 @@ class Daemon:
         deadline = time.monotonic() + 20
         while True:
             with contextlib.suppress(Exception):
-                client.Client(address.parse(self.url)).call("GET", "/readyz")
+                client.HttpClient(address.parse(self.url)).call("GET", "/readyz")
                 return
             if time.monotonic() > deadline or self._process.poll() is not None:
                 raise RuntimeError("agentd serve did not come up")
@@ -184,7 +184,7 @@ def _nothing(stack: ExitStack, daemon: Daemon) -> Callable[[], None]:
     from agentd.client.http import address, client
     from agentd.model.api import SandboxPage
 
-    asker = client.Client(address.parse(daemon.url))
+    asker = client.HttpClient(address.parse(daemon.url))
     query = (("label", "none=such"),)
     return lambda: asker.call("GET", "/v1/sandboxes", into=SandboxPage, query=query) and None
 
@@ -258,7 +258,9 @@ def _listed(daemon: Daemon) -> Iterator[str]:
     from agentd.client.http import address, client
     from agentd.model.api import SandboxPage
 
-    page = client.Client(address.parse(daemon.url)).call("GET", "/v1/sandboxes", into=SandboxPage)
+    page = client.HttpClient(address.parse(daemon.url)).call(
+        "GET", "/v1/sandboxes", into=SandboxPage
+    )
     return (view.id for view in page.sandboxes)
 
 
@@ -269,7 +271,7 @@ def _stream(daemon: Daemon) -> float:
 
     box = Sandbox.create(url=daemon.url)
     try:
-        asker = client.Client(address.parse(daemon.url))
+        asker = client.HttpClient(address.parse(daemon.url))
         begin = time.perf_counter()
         process = box.start(["head", "-c", str(GIB), "/dev/zero"])
         path = f"/v1/sandboxes/{box.id}/processes/{process.id}/output"

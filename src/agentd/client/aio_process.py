@@ -3,20 +3,18 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from agentd.client import arguments
+from agentd.client.aio_method import aio
 from agentd.client.aio_thread import Threads, Wake
-from agentd.client.chunk import Chunk, Chunks
-from agentd.client.process import Process, Unread, ended
+from agentd.client.chunk import Chunk
+from agentd.client.process import Process, not_ended
 from agentd.client.signature import documented_by
 from agentd.client.wording import of_result
 from agentd.model.drive import drive
 from agentd.model.errors import InvalidInput
 from agentd.model.result import Result
-
-if TYPE_CHECKING:
-    from agentd.client.ports import Running
 
 _PIECE = 64 << 10
 T = TypeVar("T")
@@ -31,10 +29,15 @@ class AsyncProcess:
     it.
     """
 
+    close_stdin = aio(Process.close_stdin)
+    signal = aio(Process.signal)
+    resize = aio(Process.resize)
+    kill = aio(Process.kill)
+
     def __init__(
         self,
         threads: Threads,
-        begin: "Callable[[], Running]",
+        begin: Callable[[], Process],
         stdin: bytes | None = None,
         *,
         for_one_loop: bool = False,
@@ -45,43 +48,42 @@ class AsyncProcess:
         self._stdin = stdin
         self._for_one_loop = for_one_loop
         self._beginning = asyncio.Lock()
-        self._running: Running | None = None
-        self._chunks = Chunks()
-        self._unread = Unread()
+        self._process: Process | None = None
         self._iterated: AsyncIterator[Chunk] | None = None
         self._wake = Wake()
         self._closed = False
-        self._result: Result | None = None
 
     @property
     def id(self) -> str | None:
-        return self._running.id if self._running else None
+        return self._process.id if self._process else None
 
     @property
     def pid(self) -> int | None:
-        return self._running.pid if self._running else None
+        return self._process.pid if self._process else None
 
     @property
     def cursors(self) -> dict[str, int]:
-        return self._unread.cursors(self._running.cursors) if self._running else {}
+        return self._process.cursors if self._process else {}
 
     @property
     def result(self) -> Result:
-        return ended(self._result)
+        if self._process is None:
+            raise not_ended()
+        return self._process.result
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:
         try:
-            if self._result is not None:
+            process = await self._begun()
+            if process._result is not None:
                 return
-            running = await self._begun()
-            rounds = drive(running, lambda: (self._wake.fd,))
-            for name, data in self._unread.taken():
-                yield self._chunks.make(name, data, running.before)
+            rounds = drive(process._running, lambda: (self._wake.fd,))
+            for chunk in process._given():
+                yield chunk
             while found := await self._guarded(partial(next, rounds, None)):
-                self._unread.add(found[0])
-                for name, data in self._unread.taken():
-                    yield self._chunks.make(name, data, running.before)
-            for chunk in self._chunks.rest():
+                process._unread.add(found[0])
+                for chunk in process._given():
+                    yield chunk
+            for chunk in process._chunks.rest():
                 yield chunk
             await self.wait()
         finally:
@@ -94,32 +96,17 @@ class AsyncProcess:
         return await anext(self._iterated)
 
     async def write(self, data: bytes | str) -> None:
-        content = arguments.feed(data)
-        running = await self._begun()
-        for at in range(0, len(content), _PIECE):
-            await self._guarded(partial(running.write, content[at : at + _PIECE]))
-
-    async def close_stdin(self) -> None:
-        await self._guarded((await self._begun()).close_stdin)
-
-    async def signal(self, number: int) -> None:
-        await self._guarded(partial((await self._begun()).signal, number))
-
-    async def resize(self, rows: int, cols: int) -> None:
-        await self._guarded(partial((await self._begun()).resize, rows, cols))
-
-    async def kill(self) -> None:
-        await self._guarded((await self._begun()).kill)
+        await self._feed(await self._begun(), arguments.feed(data))
 
     async def wait(self) -> Result:
-        running = await self._begun()
-        while self._result is None:
-            if running.exit is None:
-                await self._guarded(self._step)
+        process = await self._begun()
+        while process._result is None:
+            if process._running.exit is None:
+                await self._guarded(partial(process._running.step, None, [self._wake.fd]))
             else:
-                self._result = of_result(await self._guarded(running.finish))
+                process._result = of_result(await self._guarded(process._running.finish))
         await self.close()
-        return self._result
+        return process._result
 
     async def detach(self) -> None:
         await self._threads.call((await self._begun()).detach)
@@ -129,8 +116,8 @@ class AsyncProcess:
     async def close(self) -> None:
         if not self._closed:
             self._closed = True
-            if self._running is not None:
-                await self._threads.call(self._running.close)
+            if self._process is not None:
+                await self._threads.call(self._process.close)
             self._wake.close()
 
     async def aclose(self) -> None:
@@ -144,31 +131,30 @@ class AsyncProcess:
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
 
-    async def _begun(self) -> "Running":
+    async def _begun(self) -> Process:
         async with self._beginning:
-            if self._running is None:
+            if self._process is None:
                 if self._closed:
                     raise InvalidInput(
                         "the command was closed before it began", remediation="start another"
                     )
-                await self._guarded(self._start)
-                await self._feed()
-        assert self._running is not None  # noqa: S101  for the type checker
-        return self._running
+                process = await self._guarded(self._start)
+                if self._stdin is not None:
+                    await self._feed(process, self._stdin)
+                    await self._guarded(process.close_stdin)
+            return self._process  # type: ignore[return-value]  # _start has set it
 
-    async def _feed(self) -> None:
-        if self._stdin is not None and self._running is not None:
-            for at in range(0, len(self._stdin), _PIECE):
-                piece = self._stdin[at : at + _PIECE]
-                await self._guarded(partial(self._running.write, piece))
-            await self._guarded(self._running.close_stdin)
+    async def _feed(self, process: Process, data: bytes) -> None:
+        for at in range(0, len(data), _PIECE):
+            await self._guarded(partial(process.write, data[at : at + _PIECE]))
 
-    def _start(self) -> None:
+    def _start(self) -> Process:
         # Kept here, in the thread: a task that is cancelled meanwhile must find it, and end it.
-        self._running = self._begin()
+        self._process = self._begin()
+        return self._process
 
-    def _step(self) -> list[tuple[str, bytes]]:
-        return [] if self._running is None else self._running.step(None, [self._wake.fd])[0]
+    async def _call(self, work: Callable[[Process], T]) -> T:
+        return await self._guarded(partial(work, await self._begun()))
 
     async def _guarded(self, call: Callable[[], T]) -> T:
         """On cancellation the thread is woken and done before the command is killed."""

@@ -1,55 +1,24 @@
 """The SDK's client of a daemon for asyncio, made of the contract's own methods."""
 
 import asyncio
-import functools
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar, cast
+from collections.abc import Callable
+from typing import Any, Self, TypeVar
 
+from agentd.client.aio_method import aio, aio_each
 from agentd.client.service import Client
 from agentd.model import service
 
-P = ParamSpec("P")
 R = TypeVar("R")
-_OVER: Final = object()
 
 
 class _Noun:
+    """A task that is cancelled stops waiting; the request is still answered."""
+
     def __init__(self, noun: Any) -> None:
         self._noun = noun
 
-
-def aio(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], Awaitable[R]]:
-    """Make a coroutine of a contract's method: the same parameters, the same answer, in a thread.
-
-    A task that is cancelled stops waiting; the request is still answered.
-    """
-
-    async def awaited(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        call: Callable[P, R] = getattr(self._noun, method.__name__)
-        return await asyncio.to_thread(call, *args, **kwargs)
-
-    functools.update_wrapper(awaited, method)
-    return awaited
-
-
-def aio_each(
-    method: Callable[Concatenate[Any, P], Iterator[R]],
-) -> Callable[Concatenate[Any, P], AsyncGenerator[R, None]]:
-    """Make an asynchronous generator of a contract's method that gives pieces."""
-
-    async def each(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[R, None]:
-        call: Callable[P, Iterator[R]] = getattr(self._noun, method.__name__)
-        pieces = await asyncio.to_thread(call, *args, **kwargs)
-        try:
-            while (piece := await asyncio.to_thread(next, pieces, _OVER)) is not _OVER:
-                yield cast("R", piece)
-        finally:
-            close = getattr(pieces, "close", None)
-            if close is not None:
-                await asyncio.to_thread(close)
-
-    functools.update_wrapper(each, method)
-    return each
+    async def _call(self, work: Callable[[Any], R]) -> R:
+        return await asyncio.to_thread(work, self._noun)
 
 
 class AsyncSandboxes(_Noun):

@@ -30,7 +30,7 @@ class Files:
 
     def read_iter(self, path: InsidePath) -> Generator[bytes, None, None]:
         """Read a file piece by piece, of any size."""
-        yield from self._files.read_iter(arguments.path(path))
+        return self._read_iter(path)
 
     def read_text(self, path: InsidePath, encoding: str = "utf-8") -> str:
         """Read a text file. Raises UnicodeDecodeError where it is not in ``encoding``."""
@@ -116,4 +116,13 @@ class Files:
         self, path: InsidePath, *, recursive: bool = False
     ) -> "Generator[Change, None, None]":
         """Tell of changes, with ``kind`` and ``path``, as they happen, until it is closed."""
-        yield from self._files.watch(arguments.path(path), recursive=recursive)
+        return self._watch(path, recursive)
+
+    def _read_iter(self, path: InsidePath, wake: int = -1) -> Generator[bytes, None, None]:
+        """``wake`` readable ends it, as of ``_watch``."""
+        yield from self._files.read_iter(arguments.path(path), wake=wake)
+
+    def _watch(
+        self, path: InsidePath, recursive: bool, wake: int = -1
+    ) -> "Generator[Change, None, None]":
+        yield from self._files.watch(arguments.path(path), recursive=recursive, wake=wake)

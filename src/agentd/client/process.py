@@ -42,18 +42,18 @@ class Process:
     @property
     def result(self) -> Result:
         """Its Result; raises InvalidInput before the output is exhausted."""
-        return ended(self._result)
+        if self._result is None:
+            raise not_ended()
+        return self._result
 
     def __iter__(self) -> Iterator[Chunk]:
         """Its output; a loop that is left early leaves the rest to the next one."""
         if self._result is not None:
             return
-        for name, data in self._unread.taken():
-            yield self._chunks.make(name, data, self._running.before)
+        yield from self._given()
         for found, _ in drive(self._running):
             self._unread.add(found)
-            for name, data in self._unread.taken():
-                yield self._chunks.make(name, data, self._running.before)
+            yield from self._given()
         yield from self._chunks.rest()
         self.wait()
 
@@ -92,6 +92,11 @@ class Process:
         """Free it; a command that still runs is killed."""
         self._running.close()
 
+    def _given(self) -> Iterator[Chunk]:
+        """What has come; where the loop is left, the rest is kept for the next one."""
+        for name, data in self._unread.taken():
+            yield self._chunks.make(name, data, self._running.before)
+
     def __enter__(self) -> "Process":
         return self
 
@@ -120,8 +125,5 @@ class Unread:
         return given
 
 
-def ended(result: Result | None) -> Result:
-    """Return it. Raises InvalidInput where there is none yet."""
-    if result is None:
-        raise InvalidInput("the command has not ended", remediation="read its output first")
-    return result
+def not_ended() -> InvalidInput:
+    return InvalidInput("the command has not ended", remediation="read its output first")

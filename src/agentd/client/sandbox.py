@@ -20,7 +20,7 @@ from agentd.model.result import Result, SandboxInfo
 from agentd.model.spec import ExecRequest, Pty
 
 if TYPE_CHECKING:
-    from agentd.client.ports import Held, Running, Snapshot
+    from agentd.client.ports import Held, Snapshot
     from agentd.model.api import CallView
 
 
@@ -170,13 +170,7 @@ class Sandbox:
 
         Raises InvalidInput, SandboxError, and where a policy decides PolicyDenied or Undecided.
         """
-        request = build.exec_request(cmd, **options)
-        data = arguments.stdin(stdin) or b""
-        with wording.spoken():
-            result = wording.of_result(self._held.execute(request, data))
-        if check and result.status != "ok":
-            raise CommandFailed(result)
-        return result
+        return self._run(-1, cmd, stdin=stdin, check=check, **options)
 
     @options_shown
     def stream(
@@ -209,7 +203,7 @@ class Sandbox:
         """
         arguments.open_stdin(stdin)
         terminal = build.terminal(pty)
-        return Process(self._begin(build.exec_request(cmd, stdin=stdin, pty=terminal, **options)))
+        return self._begin(build.exec_request(cmd, stdin=stdin, pty=terminal, **options))
 
     def attach(self, process: str, cursors: Mapping[str, int] | None = None) -> Process:
         """Take up a command of a daemon's sandbox, from its output's beginning or ``cursors`` on.
@@ -217,10 +211,6 @@ class Sandbox:
         Raises NotFound; Refused where there is no daemon.
         """
         return Process(self._held.attach(*arguments.attached(process, cursors)))
-
-    def _begin(self, request: ExecRequest, capture: bool = False) -> "Running":
-        with wording.spoken():
-            return self._held.start(request, capture=capture)
 
     def run_code(
         self,
@@ -237,11 +227,11 @@ class Sandbox:
         the code is interrupted, and the state stays. ``emit(kind, data)`` gets its output as it
         comes. An exception of the code is a CodeResult like any other. Raises CallFailed.
         """
-        asked = code_parameters(code, context, timeout, reset=reset)
-        return code_result(self.call(PYTHON, asked, emit=emit))
+        return self._run_code(-1, code, context=context, timeout=timeout, reset=reset, emit=emit)
 
     def call(
         self,
+        /,
         capability: str,
         parameters: Mapping[str, Any] | None = None,
         *,
@@ -255,9 +245,7 @@ class Sandbox:
         data)`` gets what it has before its end; ``bundle`` is the digest of the policy that must
         be in force. Raises PolicyDenied, Undecided, and what the capability fails with.
         """
-        with wording.spoken():
-            asked = arguments.called(capability, parameters, bundle)
-            return wording.of_call(self._held.call(capability, {**asked, **more}, emit, bundle))
+        return self._call(-1, capability, parameters, emit=emit, bundle=bundle, **more)
 
     def changes(self) -> tuple[str, ...]:
         """List what a copy-on-write workspace has: ``A new``, ``M changed``, ``D gone``."""
@@ -314,6 +302,57 @@ class Sandbox:
         """End everything in it; idempotent. Nothing inside is asked before."""
         self._finalizer.detach()
         self._held.kill()
+
+    # The same with ``cancel``, a descriptor: once it is readable, what has begun is ended.
+
+    def _run(
+        self,
+        cancel: int,
+        cmd: Command,
+        *,
+        stdin: bytes | str | None = None,
+        check: bool = False,
+        **options: Unpack[ExecOptions],
+    ) -> Result:
+        request = build.exec_request(cmd, **options)
+        data = arguments.stdin(stdin) or b""
+        with wording.spoken():
+            result = wording.of_result(self._held.execute(request, data, cancel))
+        if check and result.status != "ok":
+            raise CommandFailed(result)
+        return result
+
+    def _run_code(
+        self,
+        cancel: int,
+        code: str,
+        *,
+        context: str = "default",
+        timeout: Time = None,
+        reset: bool = False,
+        emit: "Callable[[str, bytes], None] | None" = None,
+    ) -> CodeResult:
+        asked = code_parameters(code, context, timeout, reset=reset)
+        return code_result(self._call(cancel, PYTHON, asked, emit=emit))
+
+    def _call(
+        self,
+        cancel: int,
+        /,
+        capability: str,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        emit: "Callable[[str, bytes], None] | None" = None,
+        bundle: str = "",
+        **more: Any,
+    ) -> "CallView":
+        with wording.spoken():
+            asked = {**arguments.called(capability, parameters, bundle), **more}
+            return wording.of_call(self._held.call(capability, asked, emit, bundle, cancel))
+
+    def _begin(self, request: ExecRequest) -> Process:
+        with wording.spoken():
+            return Process(self._held.start(request))
 
     def __enter__(self) -> "Sandbox":
         return self

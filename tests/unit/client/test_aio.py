@@ -129,7 +129,7 @@ def test_a_start_that_is_cancelled_leaves_no_command(backend, tmp_path, monkeypa
     pid_file, begun, go_on = tmp_path / "pid", threading.Event(), threading.Event()
 
     async def test(sandbox):
-        begin = sandbox._sandbox._begin
+        begin = sandbox._blocking._begin
 
         def held_up(request):
             running = begin(request)
@@ -139,7 +139,7 @@ def test_a_start_that_is_cancelled_leaves_no_command(backend, tmp_path, monkeypa
             go_on.wait(20)
             return running
 
-        monkeypatch.setattr(sandbox._sandbox, "_begin", held_up)
+        monkeypatch.setattr(sandbox._blocking, "_begin", held_up)
         task = asyncio.create_task(sandbox.start("echo $$ > tmp; mv tmp pid; exec sleep 60"))
         await asyncio.to_thread(begun.wait)
         task.cancel()

@@ -1,0 +1,73 @@
+"""Coroutines made of blocking methods: the same parameters, answer and documentation."""
+
+import functools
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from operator import methodcaller
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar, cast
+
+from agentd.client.aio_thread import Threads, Wake
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_OVER: Final = object()
+
+
+class Aio(Protocol):
+    """An object whose methods are made of those of a blocking one."""
+
+    async def _call(self, work: Callable[[Any], R]) -> R:
+        """Do ``work``, which takes the blocking object, in a thread."""
+        ...
+
+
+class AioOnThreads(Aio, Protocol):
+    _threads: Threads
+
+    @property
+    def _blocking(self) -> Any: ...
+
+
+def aio(
+    method: Callable[Concatenate[Any, P], R],
+) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]:
+    """Make a coroutine of a blocking object's method."""
+
+    async def awaited(self: Aio, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return await self._call(methodcaller(method.__name__, *args, **kwargs))
+
+    return functools.update_wrapper(awaited, method)
+
+
+def aio_each(
+    method: Callable[Concatenate[Any, P], Iterator[R]],
+) -> Callable[Concatenate[Any, P], AsyncGenerator[R, None]]:
+    """Make an asynchronous generator of a blocking object's method that gives pieces."""
+
+    async def each(self: Aio, /, *args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[R, None]:
+        pieces = await self._call(methodcaller(method.__name__, *args, **kwargs))
+        try:
+            while (piece := await self._call(lambda _: next(pieces, _OVER))) is not _OVER:
+                yield cast("R", piece)
+        finally:
+            close = getattr(pieces, "close", None)
+            if close is not None:
+                await self._call(lambda _: close())
+
+    return functools.update_wrapper(each, method)
+
+
+def cancellable(
+    method: Callable[Concatenate[Any, P], R], work: Callable[Concatenate[Any, int, P], R]
+) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]:
+    """Make a coroutine of ``method`` by ``work``, which does the same and takes a descriptor first:
+    once that is readable, as it is when the task is cancelled, it ends what it has begun."""
+
+    async def awaited(self: AioOnThreads, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        wake = Wake()
+        try:
+            done = functools.partial(work, self._blocking, wake.fd, *args, **kwargs)
+            return await self._threads.call(done, wake)
+        finally:
+            wake.close()
+
+    return functools.update_wrapper(awaited, method)
