@@ -250,7 +250,7 @@ SLOW = """
 import sys, time
 from agentd.daemon.app import Daemon
 from agentd.daemon.config import load
-from agentd.daemon.service.sandboxes import Sandboxes
+from agentd.daemon.sandboxes.sandboxes import Sandboxes
 from agentd.model.api import ExecBody, SandboxBody
 from agentd.model.principal import Principal
 

@@ -10,7 +10,7 @@ from tests.security.daemons import running
 SITE = """
 import os, sys, time
 if "serve" in sys.orig_argv:
-    from agentd.daemon.service.endings import Endings
+    from agentd.daemon.sandboxes.endings import Endings
     def ends(self, *_):
         while not os.path.exists({trigger!r}):
             time.sleep(0.01)

@@ -13,6 +13,7 @@ from agentd.daemon.admission.approvals import Approvals
 from agentd.daemon.admission.control import Control
 from agentd.daemon.admission.parked import Parked
 from agentd.daemon.admission.signed import SignedRequests
+from agentd.daemon.commands.commands import Commands
 from agentd.daemon.config import Config
 from agentd.daemon.disk import Disk, make_room
 from agentd.daemon.events import Events
@@ -20,18 +21,17 @@ from agentd.daemon.idempotency import Idempotency
 from agentd.daemon.keyed import Bounds
 from agentd.daemon.observe import meter
 from agentd.daemon.pipeline import Pipeline
-from agentd.daemon.service import bodies
-from agentd.daemon.service.commands import Commands
-from agentd.daemon.service.endings import Endings
+from agentd.daemon.sandboxes import bodies
+from agentd.daemon.sandboxes.endings import Endings
+from agentd.daemon.sandboxes.live import Live
+from agentd.daemon.sandboxes.sandboxes import Sandboxes
+from agentd.daemon.sandboxes.snapshots import Snapshots
+from agentd.daemon.sandboxes.supervision import Supervision
 from agentd.daemon.service.keystore import StoredKeys, key_service
-from agentd.daemon.service.live import Live
 from agentd.daemon.service.nonces import StoredNonces
 from agentd.daemon.service.quotas import Ledger
 from agentd.daemon.service.retention import Retention
-from agentd.daemon.service.sandboxes import Sandboxes
 from agentd.daemon.service.service import DaemonService
-from agentd.daemon.service.snapshots import Snapshots
-from agentd.daemon.service.supervision import Supervision
 from agentd.daemon.store.sqlite import SqliteStore
 from agentd.model.api import EventKind
 from agentd.model.audit import Kind

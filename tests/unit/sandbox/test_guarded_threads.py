@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agentd.daemon.service.endings import Endings
+from agentd.daemon.sandboxes.endings import Endings
 from agentd.model.errors import AgentdError, BackendLost, SandboxError
 from agentd.sandbox.finisher import Finisher
 from agentd.sandbox.supervisor import wire

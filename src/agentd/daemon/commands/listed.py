@@ -16,7 +16,7 @@ from agentd.sandbox.journal.journal import Journal
 from agentd.transport.core import Missing
 
 if TYPE_CHECKING:
-    from agentd.daemon.service.live import Live
+    from agentd.daemon.sandboxes.live import Live
 
 
 class Listed:

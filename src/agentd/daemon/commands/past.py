@@ -17,7 +17,7 @@ from agentd.sandbox.journal.journal import Journal
 from agentd.sandbox.journal.journals import Journals
 
 if TYPE_CHECKING:
-    from agentd.daemon.service.live import Live
+    from agentd.daemon.sandboxes.live import Live
 
 _UNKNOWN = Exit(None, None, INTERRUPTED, Usage())
 _decode = typed.decoder(ResultView).decode

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from agentd.daemon.commands.command import Command
-    from agentd.daemon.service.live import Live
+    from agentd.daemon.sandboxes.live import Live
 
 
 class Meter:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from agentd.daemon.app import Daemon
     from agentd.daemon.commands.command import Command
     from agentd.daemon.observe.log import Log
-    from agentd.daemon.service.live import Live
+    from agentd.daemon.sandboxes.live import Live
 
 _QUICK = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 _LONG = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1, 5, 30, 120, 600, 3600)

@@ -10,7 +10,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from agentd.daemon.admission import acts
-from agentd.daemon.service.live import Live
+from agentd.daemon.sandboxes.live import Live
 from agentd.model.api import EntryView, MkdirBody, MoveBody
 from agentd.policy.scopes import scope_of
 from agentd.transport.files import Entry
@@ -18,7 +18,7 @@ from agentd.transport.files import Entry
 if TYPE_CHECKING:
     from agentd.daemon.admission.admission import Admission
     from agentd.daemon.admission.gate import Gate
-    from agentd.daemon.service.sandboxes import Sandboxes
+    from agentd.daemon.sandboxes.sandboxes import Sandboxes
     from agentd.model.principal import Principal
 
 

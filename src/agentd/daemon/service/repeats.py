@@ -14,10 +14,10 @@ from agentd.daemon.calls.calls import Calls
 from agentd.daemon.commands.ends import completed
 from agentd.daemon.commands.requests import request_of
 from agentd.daemon.config.schema import Config
-from agentd.daemon.service import bodies
-from agentd.daemon.service.bodies import check_labels
-from agentd.daemon.service.sandboxes import Sandboxes
-from agentd.daemon.service.snapshots import Snapshots
+from agentd.daemon.sandboxes import bodies
+from agentd.daemon.sandboxes.bodies import check_labels
+from agentd.daemon.sandboxes.sandboxes import Sandboxes
+from agentd.daemon.sandboxes.snapshots import Snapshots
 from agentd.model.api import CallBody, ExecBody, Repeat, RunBody, SandboxBody
 from agentd.model.canonical import loads_strict
 from agentd.model.isolation import IsolationLevel

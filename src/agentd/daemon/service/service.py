@@ -17,20 +17,20 @@ from agentd.daemon.admission.control import Control
 from agentd.daemon.calls import catalogue
 from agentd.daemon.calls.calls import Calls
 from agentd.daemon.calls.ends import Ends
+from agentd.daemon.calls.places import Places
+from agentd.daemon.commands.commands import Commands
 from agentd.daemon.commands.output import Output
 from agentd.daemon.config.schema import Config
 from agentd.daemon.pipeline import Pipeline
-from agentd.daemon.service import bodies
+from agentd.daemon.sandboxes import bodies
+from agentd.daemon.sandboxes.live import Live
+from agentd.daemon.sandboxes.sandboxes import Sandboxes
+from agentd.daemon.sandboxes.snapshots import About, Snapshots
 from agentd.daemon.service.audits import Audits
-from agentd.daemon.service.commands import Commands
 from agentd.daemon.service.files import Files
 from agentd.daemon.service.keys import Keys
-from agentd.daemon.service.live import Live
-from agentd.daemon.service.places import Places
 from agentd.daemon.service.quotas import Ledger
 from agentd.daemon.service.repeats import Repeats
-from agentd.daemon.service.sandboxes import Sandboxes
-from agentd.daemon.service.snapshots import About, Snapshots
 from agentd.model import context
 from agentd.model.answer import Answer
 from agentd.model.api import (

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from agentd.daemon.commands.command import Emit
+from agentd.daemon.commands.commands import Commands
 from agentd.daemon.config.schema import Config
-from agentd.daemon.service import bodies
-from agentd.daemon.service.bodies import check_labels
-from agentd.daemon.service.commands import Commands
-from agentd.daemon.service.sandboxes import Sandboxes
+from agentd.daemon.sandboxes import bodies
+from agentd.daemon.sandboxes.bodies import check_labels
+from agentd.daemon.sandboxes.sandboxes import Sandboxes
 from agentd.model.api import CallBody
 from agentd.model.errors import BackendLost, InvalidInput
 from agentd.model.principal import Principal

@@ -22,7 +22,7 @@ from agentd.daemon.commands.register import MAX_KEPT, Register
 from agentd.daemon.commands.requests import new_id, request_of, stdin_of
 from agentd.daemon.commands.views import ENDED, RUNNING
 from agentd.daemon.observe import meter, trace
-from agentd.daemon.service.live import Live
+from agentd.daemon.sandboxes.live import Live
 from agentd.daemon.service.quotas import Ledger
 from agentd.daemon.store.records import ProcessRecord
 from agentd.daemon.store.sqlite import SqliteStore

@@ -16,10 +16,10 @@ from agentd.daemon import events
 from agentd.daemon.config.schema import Config
 from agentd.daemon.observe import meter, trace
 from agentd.daemon.pipeline import Pipeline
-from agentd.daemon.service import bodies
-from agentd.daemon.service.adoption import GRACE_SECONDS, Adoption, ended, without_env
-from agentd.daemon.service.bodies import check_labels
-from agentd.daemon.service.live import Live
+from agentd.daemon.sandboxes import bodies
+from agentd.daemon.sandboxes.adoption import GRACE_SECONDS, Adoption, ended, without_env
+from agentd.daemon.sandboxes.bodies import check_labels
+from agentd.daemon.sandboxes.live import Live
 from agentd.daemon.service.quotas import Ledger
 from agentd.daemon.store.records import SandboxRecord
 from agentd.daemon.store.sqlite import SqliteStore

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from agentd.daemon.calls.places import Places
 from agentd.daemon.config.schema import Bounds, Config, LimitBounds, Sandbox
 from agentd.daemon.config.values import Size
-from agentd.daemon.service.places import Places
 from agentd.model.api import CallBody, SandboxBody
 from agentd.model.errors import Conflict, Forbidden, InvalidInput, NotFound, Refused
 from agentd.model.isolation import IsolationLevel

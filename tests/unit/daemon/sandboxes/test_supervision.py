@@ -5,7 +5,7 @@ import struct
 
 import pytest
 
-from agentd.daemon.service.supervision import Supervision
+from agentd.daemon.sandboxes.supervision import Supervision
 from agentd.model.errors import SandboxError
 from agentd.sandbox.supervisor import client
 

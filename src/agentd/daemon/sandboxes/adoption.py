@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agentd.daemon.service.live import Live
+from agentd.daemon.sandboxes.live import Live
 from agentd.daemon.store.records import SandboxRecord
 from agentd.model.errors import AgentdError
 from agentd.model.spec import SandboxSpec

@@ -7,7 +7,7 @@ import pytest
 from agentd.daemon.config import schema
 from agentd.daemon.config.schema import Bounds, Config, LimitBounds, Sandbox
 from agentd.daemon.config.values import Duration, FilePath, Scope, Size
-from agentd.daemon.service import bodies
+from agentd.daemon.sandboxes import bodies
 from agentd.model.api import SandboxBody
 from agentd.model.errors import AgentdError, Forbidden, InvalidInput, Refused
 from agentd.model.isolation import IsolationLevel
