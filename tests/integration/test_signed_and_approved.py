@@ -40,7 +40,7 @@ def do(op, value):
         done = []
         waiter = threading.Thread(target=lambda: done.append(daemon.approvals.wait(value).state))
         waiter.start()
-        daemon.drain()
+        daemon.end_waiting()
         waiter.join()
         return done[0]
     return [[a.state, a.note] for a in daemon.service.approvals(boss)]

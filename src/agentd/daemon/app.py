@@ -186,11 +186,10 @@ class Daemon:
         with contextlib.suppress(AuditError):
             self.control.denied(who, sandbox, op=op, reasons=[str(error)])
 
-    def drain(self) -> bool:
-        """Take no new work; wait for what runs, as long as the configuration says."""
-        self.sandboxes.draining = True
-        self.approvals.close()  # whoever waits for one would wait for nothing
-        return self.commands.wait_idle(float(self.config.daemon.drain))
+    def end_waiting(self) -> None:
+        """Tell those who wait for an approval or for room: they would wait for nothing."""
+        self.ledger.close()
+        self.approvals.close()
 
     def close(self) -> None:
         """Go down. Sandboxes stay with the supervisor until their leases end, or the next daemon
@@ -199,7 +198,7 @@ class Daemon:
             return
         self._closing.set()
         self._timer.join()
-        self.approvals.close()
+        self.end_waiting()
         self.pool.close()
         self.link.close()
         self._endings.close()

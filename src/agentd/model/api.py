@@ -51,9 +51,10 @@ class SandboxBody(_Body, frozen=True):
     labels: dict[str, str] = {}
     ttl: Time | None = None
     snapshot: str | None = None  # a snapshot's id
+    wait: Time | None = None  # for room in one's quota, at most so long; else 429
 
     def options(self) -> SandboxOptions:
-        """What is asked of the sandbox itself: all but labels, lease and snapshot."""
+        """What is asked of the sandbox itself: all but labels, lease, snapshot and wait."""
         return {
             "isolation": self.isolation,
             "backend": self.backend,

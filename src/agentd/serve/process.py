@@ -102,8 +102,7 @@ class Process:
         self._log.info("draining", seconds=seconds, commands=commands.running())
         self._notifier.stopping(f"draining for at most {seconds:g} s")
         drained = asyncio.create_task(server.drain(seconds + _LAST_WORDS))
-        # Whoever waits for one would wait for nothing.
-        await _at_most(_LAST_WORDS, self._daemon.approvals.close)
+        await _at_most(_LAST_WORDS, self._daemon.end_waiting)
         await asyncio.wait((drained,), timeout=seconds)
         if not drained.done():
             self._log.warning("ends what still runs", commands=commands.running())

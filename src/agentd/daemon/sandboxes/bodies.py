@@ -16,11 +16,12 @@ from agentd.model.limits import Limits, said
 from agentd.model.mount import Mount
 from agentd.model.principal import Principal
 from agentd.model.spec import SandboxSpec
-from agentd.model.units import parse_duration
+from agentd.model.units import format_duration, parse_duration
 from agentd.sandbox.backends import BUILTIN
 
 MAX_LABELS = 32
 MAX_LABEL = 256
+MAX_WAIT_SECONDS = 3600.0  # for room in a quota
 
 
 def sandbox_spec(who: Principal, body: SandboxBody, config: Config) -> SandboxSpec:
@@ -98,6 +99,18 @@ def telling_minimum(spec: SandboxSpec, config: Config) -> Iterator[None]:
 
 def ttl_of(body: SandboxBody) -> float | None:
     return None if body.ttl is None else parse_duration(body.ttl, "ttl")
+
+
+def wait_of(body: SandboxBody) -> float:
+    """Raises InvalidInput for more than an hour."""
+    seconds = parse_duration(body.wait, "wait") if body.wait else 0.0
+    if seconds > MAX_WAIT_SECONDS:
+        raise InvalidInput(
+            f"wait of {format_duration(seconds)} is more than the "
+            f"{format_duration(MAX_WAIT_SECONDS)} allowed",
+            remediation="wait for less, and ask again",
+        )
+    return seconds
 
 
 def _check_scopes(who: Principal, spec: SandboxSpec) -> None:

@@ -86,18 +86,20 @@ class Sandboxes(Adoption):
         ttl: float | None = None,
         snapshot: "Snapshot | None" = None,
         admitted: bool = False,
+        wait: float = 0.0,
     ) -> Live:
         """A sandbox that is ready and written down. Raises Full, QuotaExceeded, Refused, ...
 
-        ``admitted``: it is part of a call that was decided as a whole.
+        ``admitted``: it is part of a call that was decided as a whole; ``wait``: seconds at most
+        that it waits for room in the principal's quota.
         """
         seconds = self._ttl(ttl)
         checked = check_labels(labels or {})
         self._admit()
-        begun = time.monotonic()
         if not admitted:
             spec = self._pipeline.admit(principal, spec, checked)
-        self._ledger.take(principal.name, spec.limits)
+        self._ledger.take(principal.name, spec.limits, wait=wait)
+        begun = time.monotonic()
         try:
             handle = None if snapshot is not None else self._claim(spec)
             pooled = handle is not None

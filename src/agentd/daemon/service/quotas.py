@@ -3,10 +3,12 @@
 import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 
 from agentd.daemon.config.schema import Quota, Quotas
-from agentd.model.errors import QuotaExceeded
+from agentd.model import context
+from agentd.model.errors import Full, QuotaExceeded
 from agentd.model.limits import Limits
 from agentd.model.units import readable_size
 from agentd.sandbox.backends.limits import with_defaults
@@ -14,6 +16,21 @@ from agentd.sandbox.backends.limits import with_defaults
 _WINDOW_SECONDS = 3600.0  # of cpu_seconds
 # Principals whose requests are remembered. One that is forgotten begins with a full bucket.
 _MAX_REMEMBERED = 10_000
+# Requests that wait for room, each in a thread of its own: of one principal, and of all.
+MAX_WAITING_OF_ONE = 128
+MAX_WAITING = 512
+# How often who waits looks at a quota that a new configuration may have raised.
+_LOOK_SECONDS = 1.0
+
+
+class _Turn:
+    """One that waits for room. ``told`` is set when it has it, or there is no more to wait for."""
+
+    def __init__(self, memory: int, disk: int) -> None:
+        self.memory = memory
+        self.disk = disk
+        self.granted = False
+        self.told = threading.Event()
 
 
 class _Use:
@@ -26,10 +43,22 @@ class _Use:
         self.counted_at = now
         self.cpu = 0.0
         self.cpu_from = now
+        self.turns: deque[_Turn] = deque()  # that wait, the first first
 
     @property
     def idle(self) -> bool:
-        return not (self.sandboxes or self.running)
+        return not (self.sandboxes or self.running or self.turns)
+
+    def check(self, name: str, turn: _Turn, quota: Quota) -> None:
+        """Raises QuotaExceeded where there is no room for it."""
+        _check(name, "sandboxes", self.sandboxes + 1, quota.sandboxes)
+        _check_bytes(name, "memory", self.memory, turn.memory, quota.memory)
+        _check_bytes(name, "disk", self.disk, turn.disk, quota.disk)
+
+    def add(self, turn: _Turn) -> None:
+        self.sandboxes += 1
+        self.memory += turn.memory
+        self.disk += turn.disk
 
 
 class Ledger:
@@ -43,6 +72,8 @@ class Ledger:
         self._clock = clock
         self._lock = threading.Lock()
         self._uses: dict[str, _Use] = {}
+        self._waiting = 0
+        self._closed = False
 
     def request(self, name: str) -> None:
         """One request of ``name``. Raises QuotaExceeded where they come too fast."""
@@ -59,19 +90,39 @@ class Ledger:
                 raise _exceeded(name, f"{quota.requests:g} requests a second", wait)
             use.tokens -= 1
 
-    def take(self, name: str, limits: Limits, *, force: bool = False) -> None:
-        """Room for one sandbox; ``give_back`` it. ``force`` counts what exists already."""
+    def take(self, name: str, limits: Limits, *, force: bool = False, wait: float = 0.0) -> None:
+        """Room for one sandbox; ``give_back`` it. ``force`` counts what exists already.
+
+        Where there is none it is waited for, up to ``wait`` seconds, and those of one principal get
+        it in the order in which they asked. Raises QuotaExceeded, Full.
+        """
         quota = self._quota(name)
-        memory, disk = _memory(limits), _disk(limits)
+        turn = _Turn(_memory(limits), _disk(limits))
         with self._lock:
             use = self._use(name)
-            if not force:
-                _check(name, "sandboxes", use.sandboxes + 1, quota.sandboxes)
-                _check_bytes(name, "memory", use.memory, memory, quota.memory)
-                _check_bytes(name, "disk", use.disk, disk, quota.disk)
-            use.sandboxes += 1
-            use.memory += memory
-            use.disk += disk
+            if force:
+                use.add(turn)
+                return
+            try:
+                if use.turns and wait <= 0:
+                    raise _exceeded(name, f"what {len(use.turns)} requests wait for already", 1.0)
+                if not use.turns:
+                    use.check(name, turn, quota)
+                    use.add(turn)
+                    return
+            except QuotaExceeded:
+                if wait <= 0:
+                    raise
+            _Use(0.0).check(name, turn, quota)  # what never fits is not waited for
+            self._line_up(name, use, turn)
+        try:
+            self._await(name, turn, wait)
+        except BaseException:
+            self._give_up(name, limits, turn)
+            raise
+        finally:
+            with self._lock:
+                self._waiting -= 1
 
     def give_back(self, name: str, limits: Limits) -> None:
         with self._lock:
@@ -79,6 +130,80 @@ class Ledger:
             use.sandboxes -= 1
             use.memory -= _memory(limits)
             use.disk -= _disk(limits)
+            self._grant(name, use)
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for room."""
+        with self._lock:
+            return self._waiting
+
+    def close(self) -> None:
+        """Nobody waits any more, and those who do are told."""
+        with self._lock:
+            self._closed = True
+            for use in self._uses.values():
+                for turn in use.turns:
+                    turn.told.set()
+
+    def _line_up(self, name: str, use: _Use, turn: _Turn) -> None:
+        if self._closed:
+            raise _about_to_end()
+        if len(use.turns) >= MAX_WAITING_OF_ONE or self._waiting >= MAX_WAITING:
+            raise Full(
+                f"{self._waiting} requests wait for room, {len(use.turns)} of them {name}'s",
+                cause=f"{MAX_WAITING_OF_ONE} of one principal may, and {MAX_WAITING} of all",
+                remediation="come back later",
+                retry_after=5.0,
+            )
+        use.turns.append(turn)
+        self._waiting += 1
+
+    def _await(self, name: str, turn: _Turn, wait: float) -> None:
+        """Returns once it has room."""
+        end = time.monotonic() + wait
+        gone = context.waiting_client()
+        with gone.telling(turn.told.set):
+            while (left := end - time.monotonic()) > 0:
+                if turn.told.wait(min(left, _LOOK_SECONDS)) or self._closed:
+                    break
+                with self._lock:
+                    self._grant(name, self._use(name))
+        if gone.is_set:
+            raise QuotaExceeded("whoever asked has gone before there was room", retry_after=1.0)
+        if turn.granted:
+            return
+        if self._closed:
+            raise _about_to_end()
+        raise QuotaExceeded(
+            f"{name} has no room for another sandbox",
+            cause=f"it was waited for {wait:g} s",
+            remediation="end what is not needed, or wait longer",
+            retry_after=1.0,
+        )
+
+    def _give_up(self, name: str, limits: Limits, turn: _Turn) -> None:
+        """What it got meanwhile and cannot use is given back."""
+        with self._lock:
+            if not turn.granted:
+                use = self._use(name)
+                use.turns.remove(turn)
+                self._grant(name, use)
+        if turn.granted:
+            self.give_back(name, limits)
+
+    def _grant(self, name: str, use: _Use) -> None:
+        """Give what room there is to those who wait, in their order; under the lock."""
+        quota = self._quota(name)
+        while use.turns and not self._closed:
+            turn = use.turns[0]
+            try:
+                use.check(name, turn, quota)
+            except QuotaExceeded:
+                return
+            use.add(use.turns.popleft())
+            turn.granted = True
+            turn.told.set()
 
     @contextlib.contextmanager
     def command(self, name: str) -> Iterator[None]:
@@ -144,6 +269,14 @@ def _exceeded(name: str, bound: str, wait: float) -> QuotaExceeded:
         f"{name} may have {bound}, and has them",
         remediation="end what is not needed, or come back later",
         retry_after=max(wait, 0.01),
+    )
+
+
+def _about_to_end() -> Full:
+    return Full(
+        "the daemon is about to end",
+        remediation="come back when it has been started again",
+        retry_after=5.0,
     )
 
 

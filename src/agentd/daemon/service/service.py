@@ -334,7 +334,7 @@ class DaemonService(Files, Keys):
             sandboxes=len(self._sandboxes.all()),
             processes=self._commands.running(),
             pool=self._pool.sizes(),
-            queue=0,
+            queue=self._ledger.waiting,
             totals={
                 "commands": self._commands.count,
                 "uptime_seconds": round(time.time() - self._started, 1),
@@ -368,13 +368,15 @@ class DaemonService(Files, Keys):
 
     def _create(self, who: Principal, body: SandboxBody) -> Live:
         who.require("create")
-        ttl = bodies.ttl_of(body)
+        ttl, wait = bodies.ttl_of(body), bodies.wait_of(body)
         if body.snapshot is None:
             spec = bodies.sandbox_spec(who, body, self._config())
-            return self._sandboxes.create(who, spec, labels=body.labels, ttl=ttl)
+            return self._sandboxes.create(who, spec, labels=body.labels, ttl=ttl, wait=wait)
         kept = self._snapshots.get(who, body.snapshot)
         spec = bodies.restored_spec(who, kept.spec, body, self._config())
-        return self._sandboxes.create(who, spec, labels=body.labels, ttl=ttl, snapshot=kept)
+        return self._sandboxes.create(
+            who, spec, labels=body.labels, ttl=ttl, snapshot=kept, wait=wait
+        )
 
     def _live(self, who: Principal, scope: str, id_: str) -> Live:
         who.require(scope)
