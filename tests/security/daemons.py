@@ -151,9 +151,15 @@ class Daemon:
         if body is not None:
             sent.setdefault("Content-Type", "application/json")
         with contextlib.closing(connection):
-            connection.request(method, path, raw, sent)  # type: ignore[arg-type]
-            response = connection.getresponse()
-            return Answer(response.status, response.read(), dict(response.headers))
+            try:
+                connection.request(method, path, raw, sent)  # type: ignore[arg-type]
+                response = connection.getresponse()
+                return Answer(response.status, response.read(), dict(response.headers))
+            except ConnectionError as error:
+                ended = None if self.process is None else self.process.poll()
+                tail = self.log[-4000:].decode(errors="replace")
+                error.add_note(f"the daemon's exit status is {ended}; its log ends with\n{tail}")
+                raise
 
     def key(self, name: str, *scopes: str) -> str:
         """An API key of the principal ``name``; without ``scopes`` with the ordinary ones."""

@@ -88,7 +88,8 @@ class Link:
 
     def identify(self, principal: str) -> None:
         """Raises Full where the principal has too many connections."""
-        self._seats.identify(self, principal)
+        if not self.is_lost:  # else it has no seat to give back any more
+            self._seats.identify(self, principal)
         self.principal = principal
 
     def cut(self) -> None:

@@ -12,11 +12,13 @@ import threading
 from pathlib import Path
 
 import pytest
-from tests.unit.ingest.fake import FakeProcess, until
+from tests.unit.ingest.fake import KEYS, FakeProcess, until
 from tests.unit.ingest.harness import ALICE, BOB, Running, read_all
 from websockets.sync.client import unix_connect
 
 from agentd.ingest.web.limits import Limits
+from agentd.model.credential import Credential
+from agentd.model.principal import Principal
 
 QUICK = Limits(
     head_seconds=1.0, idle=1.0, body_seconds=1.0, stall=1.0, discard_seconds=1.0, first_message=1.0
@@ -261,6 +263,28 @@ def test_a_principal_leaves_connections_to_others(tmp_path: Path) -> None:
         assert running.ask("GET", "/v1/sandboxes").status == 200
         assert running.ask("GET", "/v1/sandboxes", headers=ALICE, tcp=True).status == 200
         del strangers
+
+
+def test_who_hangs_up_before_it_is_known_keeps_no_seat(tmp_path: Path) -> None:
+    with Running(tmp_path, Limits(connections=8)) as running:
+        judged, known, looks_on = threading.Semaphore(0), [], threading.Event()
+
+        def authenticate(credential: Credential) -> Principal:
+            judged.release()
+            assert looks_on.wait(120)
+            known.append(KEYS["agd_alice"])
+            return known[-1]
+
+        running.service.authenticate = authenticate  # type: ignore[method-assign]
+        head = b"GET /v1/sandboxes HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer a.b.c\r\n\r\n"
+        for _ in range(8):
+            with running.raw() as client:
+                client.sendall(head)
+                assert judged.acquire(timeout=120)
+            until(lambda: running.server.connections == 0)
+        looks_on.set()
+        until(lambda: len(known) == 8)
+        assert status(running.say(head[:-2] + b"Connection: close\r\n\r\n")) == 200
 
 
 def test_a_stranger_has_seconds_however_busy_it_is(tmp_path: Path) -> None:
