@@ -21,6 +21,8 @@ from typing import Any, NoReturn, TypeVar
 import pytest
 from hypothesis import HealthCheck, settings
 
+from agentd.testing.patience import SLOWER
+
 GRACE = 20.0  # seconds that a closing sandbox's last child, mount or group may take to go
 NOBODY = 65534
 MS_SHARED = 1 << 20  # mount(2)
@@ -28,8 +30,6 @@ R = TypeVar("R")
 SOURCE = Path(__file__).resolve().parent.parent / "src"
 TOOLS = ("bwrap", "runc", "runsc", "crun", "setpriv", "firecracker", "jailer")
 RUNTIME = ("msgspec", "rich", "markdown_it", "mdurl", "pygments")  # what agentd imports
-# How many times longer a test may take than on hardware: what emulates a machine sets it.
-SLOWER = float(os.environ.get("AGENTD_TESTS_SLOWER", "1"))
 PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 
 # How fast an example is says more of the machine than of us.

@@ -7,7 +7,7 @@ a command line that a test starts has its own.
 
 from importlib import import_module
 
-from tests.conftest import SLOWER
+from agentd.testing.patience import SLOWER
 
 _BACKENDS = "agentd.sandbox.backends"
 _WAITS = {

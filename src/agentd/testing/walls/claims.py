@@ -1,0 +1,32 @@
+"""What a wall says of itself, by which the suite knows what to hold it to."""
+
+import pytest
+
+from agentd import Sandbox
+
+#: Controls that put a kernel of the wall's own between a command and the host's.
+OWN_KERNEL = ("virtual_machine", "userspace_kernel")
+#: Controls by which files of the host are out of reach.
+FILES = ("mount_namespace", "landlock", *OWN_KERNEL)
+
+
+def reports(sandbox: Sandbox, *controls: str) -> bool:
+    """Whether its wall reports any of these controls as enforced."""
+    found = (sandbox.enforcement.get(name) for name in controls)
+    return any(control is not None and control.enforced for control in found)
+
+
+def claimed(sandbox: Sandbox, *controls: str) -> None:
+    """Skip a case of what none of these controls is reported to hold, by its name and reason."""
+    if reports(sandbox, *controls):
+        return
+    said = [sandbox.enforcement[name].detail for name in controls if name in sandbox.enforcement]
+    why = "; ".join(said) or "it is not in the report"
+    pytest.skip(
+        f"{sandbox.info.backend} does not report {' or '.join(controls)} as enforced: {why}"
+    )
+
+
+def own_kernel(sandbox: Sandbox) -> bool:
+    """Whether the host's kernel sees nothing of what runs behind its wall."""
+    return reports(sandbox, *OWN_KERNEL)
