@@ -139,7 +139,7 @@ def test_a_wait_that_is_none_is_refused_by_name(daemon: Daemon, wait: object) ->
 
 def test_a_call_says_that_it_does_not_wait(daemon: Daemon) -> None:
     refused = daemon.call("shell.exec.v1", {"command": "true"}, create={"wait": "1m"})
-    assert refused.status == 400 and "does not wait for room" in refused.json["message"]
+    assert refused.status == 400 and "has no 'wait'" in refused.json["message"]
 
 
 def test_run_waits_too(daemon: Daemon, full: tuple[str, list[str]]) -> None:

@@ -51,10 +51,11 @@ class SandboxBody(_Body, frozen=True):
     labels: dict[str, str] = {}
     ttl: Time | None = None
     snapshot: str | None = None  # a snapshot's id
+    name: str | None = None  # of one's own, which no other of one's sandboxes has
     wait: Time | None = None  # for room in one's quota, at most so long; else 429
 
     def options(self) -> SandboxOptions:
-        """What is asked of the sandbox itself: all but labels, lease, snapshot and wait."""
+        """What is asked of the sandbox itself: all but name, labels, lease, snapshot and wait."""
         return {
             "isolation": self.isolation,
             "backend": self.backend,
@@ -171,6 +172,7 @@ class SandboxView(msgspec.Struct, frozen=True):
     enforcement: dict[str, Control]
     usage: dict[str, int] = {}
     abilities: tuple[str, ...] = ()
+    name: str = ""
 
 
 class SandboxPage(msgspec.Struct, frozen=True):

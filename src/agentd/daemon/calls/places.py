@@ -41,11 +41,12 @@ class Places:
                 "a call makes no sandbox of a snapshot",
                 remediation="create one of it, and call in that",
             )
-        if body.create.wait is not None:
-            raise InvalidInput(
-                "a call does not wait for room",
-                remediation="create a sandbox with wait, and call in that",
-            )
+        for field in ("wait", "name"):
+            if getattr(body.create, field) is not None:
+                raise InvalidInput(
+                    f"a sandbox that is made for a call has no {field!r}",
+                    remediation=f"create one with {field}, and call in that",
+                )
         return bodies.sandbox_spec(who, body.create, self._config()), check_labels(
             body.create.labels
         )

@@ -65,4 +65,5 @@ class Live:
             enforcement=dict(self.handle.enforcement),
             usage=self.wall.usage() if usage else {},
             abilities=abilities.names(self.wall),
+            name=record.name,
         )

@@ -20,6 +20,7 @@ from agentd.daemon.sandboxes import bodies
 from agentd.daemon.sandboxes.adoption import GRACE_SECONDS, Adoption, ended, without_env
 from agentd.daemon.sandboxes.bodies import check_labels
 from agentd.daemon.sandboxes.live import Live
+from agentd.daemon.sandboxes.names import Names
 from agentd.daemon.service.quotas import Ledger
 from agentd.daemon.store.records import SandboxRecord
 from agentd.daemon.store.sqlite import SqliteStore
@@ -73,6 +74,7 @@ class Sandboxes(Adoption):
         self._relabelling = threading.Lock()
         self._live: dict[str, Live] = {}
         self._by_wall: dict[str, Live] = {}
+        self.names = Names()
         self.draining = False
 
     # --- made and ended ---
@@ -87,11 +89,12 @@ class Sandboxes(Adoption):
         snapshot: "Snapshot | None" = None,
         admitted: bool = False,
         wait: float = 0.0,
+        name: str = "",
     ) -> Live:
         """A sandbox that is ready and written down. Raises Full, QuotaExceeded, Refused, ...
 
         ``admitted``: it is part of a call that was decided as a whole; ``wait``: seconds at most
-        that it waits for room in the principal's quota.
+        that it waits for room in the principal's quota; ``name``: one that ``names.making`` holds.
         """
         seconds = self._ttl(ttl)
         checked = check_labels(labels or {})
@@ -107,7 +110,7 @@ class Sandboxes(Adoption):
                 with trace.span("sandbox.open"), bodies.telling_minimum(spec, self._config()):
                     handle = self._pipeline.build(spec, snapshot)
             try:
-                live = self._write_down(principal.name, handle, checked, seconds)
+                live = self._write_down(principal.name, handle, checked, seconds, name)
                 self._meter.sandbox(live, pooled=pooled, seconds=time.monotonic() - begun)
                 return live
             except BaseException:
@@ -200,9 +203,8 @@ class Sandboxes(Adoption):
     # --- found ---
 
     def get(self, principal: Principal, id_: str) -> Live:
-        """Raises NotFound, also for another principal's."""
-        with self._lock:
-            live = self._live.get(id_)
+        """By its id, or the name of one's own. Raises NotFound, also for another principal's."""
+        live = self._live.get(id_) or self._live.get(self.names.find(principal.name, id_))
         if live is None or live.ending or not principal.owns(live.record.principal):
             raise NotFound(
                 f"there is no sandbox {id_[:64]!r}",
@@ -308,6 +310,7 @@ class Sandboxes(Adoption):
         handle: SandboxHandle,
         labels: Mapping[str, str],
         seconds: float,
+        name: str = "",
     ) -> Live:
         now = time.time()
         record = SandboxRecord(
@@ -321,6 +324,7 @@ class Sandboxes(Adoption):
             deadline=now + seconds,
             labels=dict(labels),
             save=dict(handle.wall.save()),
+            name=name,
         )
         live = Live(handle, record, seconds)
         if not live.wall.alive():
@@ -364,11 +368,13 @@ class Sandboxes(Adoption):
         with self._lock:
             self._live[live.id] = live
             self._by_wall[live.wall.id] = live
+        self.names.keep(live.record.principal, live.record.name, live.id)
 
     def _forget(self, live: Live) -> None:
         with self._lock:
             self._live.pop(live.id, None)
             self._by_wall.pop(str(live.record.save.get("wall")), None)
+        self.names.forget(live.record.principal, live.record.name, live.id)
         self._ledger.give_back(live.record.principal, live.record.spec.limits)
 
     def _admit(self) -> None:

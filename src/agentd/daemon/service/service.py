@@ -24,6 +24,7 @@ from agentd.daemon.config.schema import Config
 from agentd.daemon.pipeline import Pipeline
 from agentd.daemon.sandboxes import bodies
 from agentd.daemon.sandboxes.live import Live
+from agentd.daemon.sandboxes.names import taken
 from agentd.daemon.sandboxes.sandboxes import Sandboxes
 from agentd.daemon.sandboxes.snapshots import About, Snapshots
 from agentd.daemon.service.audits import Audits
@@ -368,14 +369,25 @@ class DaemonService(Files, Keys):
 
     def _create(self, who: Principal, body: SandboxBody) -> Live:
         who.require("create")
+        if body.name is None:
+            return self._make(who, body)
+        with self._sandboxes.names.making(who.name, body.name, wait=False):
+            if self._sandboxes.names.find(who.name, body.name):
+                raise taken(body.name)
+            return self._make(who, body)
+
+    def _make(self, who: Principal, body: SandboxBody) -> Live:
+        name = body.name or ""
         ttl, wait = bodies.ttl_of(body), bodies.wait_of(body)
         if body.snapshot is None:
             spec = bodies.sandbox_spec(who, body, self._config())
-            return self._sandboxes.create(who, spec, labels=body.labels, ttl=ttl, wait=wait)
+            return self._sandboxes.create(
+                who, spec, labels=body.labels, ttl=ttl, wait=wait, name=name
+            )
         kept = self._snapshots.get(who, body.snapshot)
         spec = bodies.restored_spec(who, kept.spec, body, self._config())
         return self._sandboxes.create(
-            who, spec, labels=body.labels, ttl=ttl, snapshot=kept, wait=wait
+            who, spec, labels=body.labels, ttl=ttl, snapshot=kept, wait=wait, name=name
         )
 
     def _live(self, who: Principal, scope: str, id_: str) -> Live:

@@ -76,12 +76,14 @@ DROP INDEX idempotency_size;
 CREATE INDEX idempotency_of ON idempotency (principal, expires, size);
 """
 
+_NAMES = "ALTER TABLE sandboxes ADD COLUMN name TEXT NOT NULL DEFAULT ''"
+
 # Outside of a transaction: the whole file is written anew, without what was deleted from it, and
 # takes the place of the old one with the checkpoint.
 VACUUM = "VACUUM"
 
 STEPS: tuple[str, ...] = (
-    _FIRST, _SIGNED_AND_APPROVED, _FEWER_INDEXES, _NOTHING_IN_CLEAR, VACUUM,
+    _FIRST, _SIGNED_AND_APPROVED, _FEWER_INDEXES, _NOTHING_IN_CLEAR, VACUUM, _NAMES,
 )  # fmt: skip
 
 

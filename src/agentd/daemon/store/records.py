@@ -26,6 +26,7 @@ class SandboxRecord(Record, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     save: dict[str, Any] = {}
     ended: float | None = None
+    name: str = ""  # that its principal gave it
 
 
 class ProcessRecord(Record, frozen=True, kw_only=True):

@@ -1,0 +1,89 @@
+"""A sandbox that its principal has given a name is found by that, wherever an id is asked for."""
+
+import pytest
+from tests.security.daemons import Daemon, Later, fixture, running
+
+daemon = fixture()
+
+
+def test_it_goes_by_its_name_wherever_an_id_does(daemon: Daemon) -> None:
+    box = daemon.sandbox(name="build")
+    try:
+        view = daemon.ask("GET", "/v1/sandboxes/build").json
+        assert (view["id"], view["name"]) == (box, "build")
+        listed = daemon.ask("GET", "/v1/sandboxes").json["sandboxes"]
+        assert [v["name"] for v in listed if v["id"] == box] == ["build"]
+        ran = daemon.ask("POST", "/v1/sandboxes/build/exec", {"cmd": ["echo", "hello"]})
+        assert ran.json["stdout"] == "hello\n"
+        put = daemon.ask("PUT", "/v1/sandboxes/build/files?path=/workspace/a", b"text")
+        assert put.status == 200
+        called = daemon.call("fs.read.v1", {"path": "/workspace/a"}, sandbox="build")
+        assert called.json["value"]["content"] == "text"
+        assert called.json["sandbox"]["id"] == box
+        exec_ = daemon.cli("exec", "build", "--", "cat", "/workspace/a")
+        assert exec_.stdout == b"text", exec_.stderr
+        assert daemon.records(sandbox="build") == []
+    finally:
+        assert daemon.ask("DELETE", "/v1/sandboxes/build").status == 204
+    assert daemon.ask("GET", "/v1/sandboxes/build").status == 404
+
+
+def test_a_name_is_taken_while_its_sandbox_lives(daemon: Daemon) -> None:
+    first = daemon.sandbox(name="one")
+    again = daemon.ask("POST", "/v1/sandboxes", {"name": "one"})
+    assert (again.status, again.code) == (409, "conflict")
+    assert "one" in again.json["message"]
+    daemon.ask("DELETE", f"/v1/sandboxes/{first}")
+    second = daemon.sandbox(name="one")
+    assert second != first
+    daemon.ask("DELETE", f"/v1/sandboxes/{second}")
+
+
+def test_a_name_that_failed_is_free(daemon: Daemon) -> None:
+    refused = daemon.ask("POST", "/v1/sandboxes", {"name": "free", "backend": "nosuch"})
+    assert refused.status in (400, 404, 422, 502, 503), refused.body
+    daemon.ask("DELETE", f"/v1/sandboxes/{daemon.sandbox(name='free')}")
+
+
+def test_each_principal_has_names_of_its_own(daemon: Daemon) -> None:
+    ann, bob = daemon.key("ann"), daemon.key("bob")
+    hers = daemon.sandbox(key=ann, name="mine")
+    assert daemon.ask("GET", "/v1/sandboxes/mine", key=bob).status == 404
+    assert daemon.ask("DELETE", "/v1/sandboxes/mine", key=bob).status == 404
+    assert daemon.ask("GET", "/v1/sandboxes/mine").status == 404, "an admin's is another"
+    his = daemon.sandbox(key=bob, name="mine")
+    assert daemon.ask("GET", "/v1/sandboxes/mine", key=ann).json["id"] == hers
+    assert daemon.ask("GET", "/v1/sandboxes/mine", key=bob).json["id"] == his
+    for id_ in (hers, his):
+        daemon.ask("DELETE", f"/v1/sandboxes/{id_}")
+
+
+@pytest.mark.parametrize(
+    "name", ["", " ", "sbx-abcdefghijkl", "-a", ".a", "a/b", "a b", "ä", "a" * 64, "a\n", "a%2f"]
+)
+def test_what_is_no_name_is_refused(daemon: Daemon, name: str) -> None:
+    refused = daemon.ask("POST", "/v1/sandboxes", {"name": name})
+    assert (refused.status, refused.code) == (400, "invalid_input"), refused.body
+    assert "is no name of a sandbox" in refused.json["message"]
+
+
+def test_one_of_a_call_has_none(daemon: Daemon) -> None:
+    refused = daemon.call("shell.exec.v1", {"command": "true"}, create={"name": "x"})
+    assert refused.status == 400 and "has no 'name'" in refused.json["message"]
+
+
+def test_of_many_that_ask_at_once_one_is_made(daemon: Daemon) -> None:
+    asked = [Later(lambda: daemon.ask("POST", "/v1/sandboxes", {"name": "race"})) for _ in range(8)]
+    statuses = sorted(each.answer().status for each in asked)
+    assert statuses == [201] + [409] * 7
+    daemon.ask("DELETE", "/v1/sandboxes/race")
+
+
+def test_it_has_its_name_under_the_next_daemon() -> None:
+    with running() as daemon:
+        box = daemon.sandbox(name="stays")
+        daemon.stop(kill=True)
+        daemon.start()
+        assert daemon.ask("GET", "/v1/sandboxes/stays").json["id"] == box
+        assert daemon.ask("POST", "/v1/sandboxes", {"name": "stays"}).status == 409
+        assert daemon.ask("DELETE", "/v1/sandboxes/stays").status == 204
