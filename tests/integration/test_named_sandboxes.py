@@ -3,6 +3,8 @@
 import pytest
 from tests.security.daemons import Daemon, Later, fixture, running
 
+import agentd
+
 daemon = fixture()
 
 
@@ -77,6 +79,43 @@ def test_of_many_that_ask_at_once_one_is_made(daemon: Daemon) -> None:
     statuses = sorted(each.answer().status for each in asked)
     assert statuses == [201] + [409] * 7
     daemon.ask("DELETE", "/v1/sandboxes/race")
+
+
+def test_put_returns_the_one_that_is_there_or_makes_it(daemon: Daemon) -> None:
+    asked = [
+        Later(lambda: daemon.ask("PUT", "/v1/sandboxes/put", {"labels": {"a": "1"}}))
+        for _ in range(8)
+    ]
+    answers = [each.answer() for each in asked]
+    assert [each.status for each in answers] == [200] * 8
+    (box,) = {each.json["id"] for each in answers}
+    assert answers[0].json["name"] == "put" and answers[0].json["labels"] == {"a": "1"}
+    as_it_is = daemon.ask("PUT", "/v1/sandboxes/put", {"labels": {"a": "2"}, "name": "put"})
+    assert (as_it_is.json["id"], as_it_is.json["labels"]) == (box, {"a": "1"})
+    other = daemon.ask("PUT", "/v1/sandboxes/put", {"name": "other"})
+    assert other.status == 400 and "not that of the path" in other.json["message"]
+    by_id = daemon.ask("PUT", f"/v1/sandboxes/{box}", {})
+    assert by_id.status == 400 and "is no name" in by_id.json["message"]
+    daemon.ask("DELETE", "/v1/sandboxes/put")
+    new = daemon.ask("PUT", "/v1/sandboxes/put", {})
+    assert new.status == 200 and new.json["id"] != box
+    daemon.ask("DELETE", "/v1/sandboxes/put")
+
+
+def test_the_client_gets_or_creates_one(daemon: Daemon) -> None:
+    with agentd.Client(daemon.url) as client:
+        made = client.sandboxes.get_or_create("kept")
+        assert made.name == "kept"
+        assert client.sandboxes.get_or_create("kept").id == made.id
+        with agentd.Sandbox.connect("kept", url=daemon.url) as box:
+            assert box.id == made.id
+            assert box.run(["echo", "hi"]).stdout == b"hi\n"
+        client.sandboxes.kill("kept")
+
+
+def test_put_needs_the_scope_create(daemon: Daemon) -> None:
+    refused = daemon.ask("PUT", "/v1/sandboxes/put", {}, key=daemon.key("eve", "read", "run"))
+    assert (refused.status, refused.code) == (403, "forbidden")
 
 
 def test_it_has_its_name_under_the_next_daemon() -> None:

@@ -23,6 +23,7 @@ class _Noun:
 
 class AsyncSandboxes(_Noun):
     create = aio(service.Sandboxes.create)
+    get_or_create = aio(service.Sandboxes.get_or_create)
     list = aio(service.Sandboxes.list)
     get = aio(service.Sandboxes.get)
     relabel = aio(service.Sandboxes.relabel)

@@ -38,7 +38,13 @@ _AS_USUAL = SandboxBody()
 
 class Sandboxes(Protocol):
     def create(self, body: SandboxBody = _AS_USUAL) -> SandboxView:
-        """Make one that is ready. Raises Refused, Full, QuotaExceeded, SandboxError."""
+        """Make one that is ready. Raises Refused, Full, QuotaExceeded, SandboxError, and Conflict
+        where one has a sandbox of that ``name``."""
+        ...
+
+    def get_or_create(self, name: str, body: SandboxBody = _AS_USUAL) -> SandboxView:
+        """Return the sandbox that one has given this name, as it is; make it if there is none.
+        Raises as ``create`` does."""
         ...
 
     def list(

@@ -352,6 +352,12 @@ class FakeService:
             self.sandboxes[id_] = FakeSandbox(id_, who.name, body)
         return self.sandboxes[id_].view()
 
+    def get_or_create(self, who: Principal, name: str, body: SandboxBody) -> SandboxView:
+        who.require("create")
+        with self.lock:
+            found = self.sandboxes.setdefault(name, FakeSandbox(name, who.name, body))
+        return found.view()
+
     def list(
         self,
         who: Principal,

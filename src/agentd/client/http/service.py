@@ -58,6 +58,11 @@ class HttpSandboxes(_Noun):
         )
         return view
 
+    def get_or_create(self, name: str, body: SandboxBody = _AS_USUAL) -> SandboxView:
+        path = f"/v1/sandboxes/{segment(name)}"
+        view: SandboxView = self._requests.call("PUT", path, body, into=SandboxView)
+        return view
+
     def list(
         self,
         *,

@@ -212,6 +212,11 @@ class Sandboxes(Adoption):
             )
         return live
 
+    def named(self, principal: Principal, name: str) -> Live | None:
+        """The one that ``principal`` calls so, if it lives."""
+        found = self.find(self.names.find(principal.name, name))
+        return None if found is None or found.ending else found
+
     def find(self, id_: str) -> Live | None:
         """Whoever has it; None where it has ended."""
         with self._lock:

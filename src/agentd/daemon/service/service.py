@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from agentd._version import __version__
 from agentd.audit.receipt import peek
 from agentd.auth.keys import KeyService
@@ -58,7 +60,7 @@ from agentd.model.api import (
     Work,
 )
 from agentd.model.canonical import loads_strict
-from agentd.model.errors import AgentdError, NotFound
+from agentd.model.errors import AgentdError, InvalidInput, NotFound
 from agentd.model.principal import Principal
 from agentd.model.units import parse_duration
 from agentd.sandbox.journal.events import STREAMS
@@ -372,22 +374,37 @@ class DaemonService(Files, Keys):
         if body.name is None:
             return self._make(who, body)
         with self._sandboxes.names.making(who.name, body.name, wait=False):
-            if self._sandboxes.names.find(who.name, body.name):
+            if self._sandboxes.named(who, body.name) is not None:
                 raise taken(body.name)
             return self._make(who, body)
 
-    def _make(self, who: Principal, body: SandboxBody) -> Live:
-        name = body.name or ""
-        ttl, wait = bodies.ttl_of(body), bodies.wait_of(body)
-        if body.snapshot is None:
-            spec = bodies.sandbox_spec(who, body, self._config())
-            return self._sandboxes.create(
-                who, spec, labels=body.labels, ttl=ttl, wait=wait, name=name
+    def get_or_create(self, who: Principal, name: str, body: SandboxBody) -> SandboxView:
+        who.require("create")
+        if body.name not in (None, name):
+            raise InvalidInput(
+                f"the body's name {body.name[:64]!r} is not that of the path",
+                remediation="leave it out",
             )
-        kept = self._snapshots.get(who, body.snapshot)
-        spec = bodies.restored_spec(who, kept.spec, body, self._config())
+        named = msgspec.structs.replace(body, name=name)
+        with self._sandboxes.names.making(who.name, name, wait=True):
+            found = self._sandboxes.named(who, name)
+            return (found or self._make(who, named)).view()
+
+    def _make(self, who: Principal, body: SandboxBody) -> Live:
+        ttl, wait = bodies.ttl_of(body), bodies.wait_of(body)
+        kept = None if body.snapshot is None else self._snapshots.get(who, body.snapshot)
+        if kept is None:
+            spec = bodies.sandbox_spec(who, body, self._config())
+        else:
+            spec = bodies.restored_spec(who, kept.spec, body, self._config())
         return self._sandboxes.create(
-            who, spec, labels=body.labels, ttl=ttl, snapshot=kept, wait=wait, name=name
+            who,
+            spec,
+            labels=body.labels,
+            ttl=ttl,
+            snapshot=kept,
+            wait=wait,
+            name=body.name or "",
         )
 
     def _live(self, who: Principal, scope: str, id_: str) -> Live:

@@ -67,6 +67,16 @@ OPERATIONS = (
         control=True,
     ),
     Operation(
+        method="PUT",
+        path=_ONE,
+        scope="create",
+        help="the sandbox that one has given this name, made if there is none",
+        call=lambda s, who, a: s.get_or_create(who, a.id, a.body),
+        body=SandboxBody,
+        answer=SandboxView,
+        waits=True,
+    ),
+    Operation(
         method="PATCH",
         path=_ONE,
         scope="create",
