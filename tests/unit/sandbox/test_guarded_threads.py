@@ -192,3 +192,38 @@ def test_a_daemon_is_served_though_the_one_before_has_just_gone(
     for thread in (first, second):
         thread.join(WAIT)
     supervisor.close()
+
+
+def test_what_is_no_message_ends_its_daemon_alone(
+    told: list[BaseException | None], pair: Pair
+) -> None:
+    supervisor = Supervisor()
+    ours, theirs = pair
+    served = threading.Thread(target=supervisor.serve, args=(ours,))
+    served.start()
+    theirs.settimeout(WAIT)
+    held, other = os.pipe()
+    socket.send_fds(theirs, [b"[1]"], [other])
+    os.close(other)
+    assert theirs.recv(1) == b""  # it has hung up
+    served.join(WAIT)
+    assert os.read(held, 1) == b""  # and kept no descriptor
+    os.close(held)
+    assert told == []
+    supervisor.close()
+
+
+@pytest.mark.parametrize("lease", ["nan", "inf", float("nan"), [], "soon"])
+def test_a_lease_that_would_never_end_is_refused(pair: Pair, lease: object) -> None:
+    supervisor = Supervisor()
+    ours, theirs = pair
+    threading.Thread(target=supervisor.serve, args=(ours,)).start()
+    theirs.settimeout(WAIT)
+    for op in ("launch", "restore"):
+        spec = {"n": 1, "op": op, "backend": "host", "id": "wall-1", "spec": {}, "lease": lease}
+        wire.send(theirs, spec)
+        assert "error" in wire.receive(theirs)[0]
+    wire.send(theirs, {"n": 2, "op": "list"})
+    assert wire.receive(theirs)[0]["ok"] == {"sandboxes": [], "more": False, "after": ""}
+    theirs.close()
+    supervisor.close()

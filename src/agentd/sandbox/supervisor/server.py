@@ -1,6 +1,7 @@
 """The supervisor's work: build walls, hand out streams to them, enforce their leases."""
 
 import contextlib
+import math
 import os
 import socket
 import threading
@@ -191,6 +192,7 @@ class Supervisor:
 
     def _launch(self, message: Message) -> Answer:
         name, id_ = str(message["backend"]), str(message["id"])
+        _after(message.get("lease"))  # what is wrong with it is told before anything is built
         spec = typed.convert(message["spec"], SandboxSpec)
         backend = self._backend(name)
         plan = backend.plan(spec)
@@ -358,4 +360,10 @@ def _unknown(message: Message) -> Answer:
 
 
 def _after(seconds: object) -> float | None:
-    return None if seconds is None else boottime() + float(str(seconds))
+    """Raises ValueError: one that is no number would never end."""
+    if seconds is None:
+        return None
+    left = float(str(seconds))
+    if not math.isfinite(left):
+        raise ValueError(f"a lease of {left} seconds has no end")
+    return boottime() + left

@@ -42,7 +42,8 @@ def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None
 
 
 def receive(sock: socket.socket) -> tuple[Message, list[int]]:
-    """One message and its descriptors, close-on-exec. Raises EOFError at the end, OSError.
+    """One message and its descriptors, close-on-exec. Raises EOFError at the end, OSError, and
+    ValueError for what is no message.
 
     Where no descriptor is left for those that came along, the answer they came with is an error.
     """
@@ -57,12 +58,24 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]]:
     if flags & socket.MSG_TRUNC:
         close_all(fds)
         raise OSError("a message of the supervisor was cut")
-    message = json.loads(data)
+    try:
+        message = _decoded(data)
+    except ValueError:
+        close_all(fds)
+        raise
     if flags & socket.MSG_CTRUNC:
         close_all(fds)
         lost = SandboxError("no descriptor is left for a sandbox's stream", remediation=_MORE)
         return {"n": message.get("n"), "error": encode_error(lost)}, []
     return message, list(fds)
+
+
+def _decoded(data: bytes) -> Message:
+    """Raises ValueError."""
+    message = json.loads(data)
+    if not isinstance(message, dict):
+        raise ValueError(f"a message is an object, and this is a {type(message).__name__}")
+    return message
 
 
 def to_file(value: object) -> int:
