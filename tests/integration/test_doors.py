@@ -122,12 +122,12 @@ def test_the_example_runs_what_a_webhook_sends(daemon: Daemon) -> None:
 
     # Its errors are its own, REST's are REST's, and what nobody claims is the first one's.
     gone = daemon.ask("POST", "/hooks/sbx-none", b"")
-    assert gone.status == 404 and gone.body.startswith(b"there is no sandbox"), gone.body
+    assert gone.status == 404 and gone.body.startswith(b"code: not_found\nmessage: there is"), gone.body
     wrong = daemon.ask("GET", f"/hooks/{id_}")
     assert wrong.status == 405 and wrong.headers["allow"] == "POST"
     assert wrong.headers["content-type"].startswith("text/plain")
     large = daemon.ask("POST", f"/hooks/{id_}", b"x" * ((1 << 20) + 1))
-    assert large.status == 413 and large.body.startswith(b"the body is larger"), large.body
+    assert large.status == 413 and b"message: the body is larger" in large.body, large.body
     assert daemon.ask("GET", "/v1/sandboxes/sbx-none").code == "not_found"
     assert daemon.ask("GET", "/elsewhere").code == "not_found"
 

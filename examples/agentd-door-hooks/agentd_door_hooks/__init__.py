@@ -18,14 +18,15 @@ TEXT = {"content-type": "text/plain; charset=utf-8"}
 
 
 class Hooks(Door):
-    """Errors are plain text: what went wrong, and what to do about it."""
+    """Errors are plain text, a line each of code, message, cause and remediation."""
 
     def __init__(self, web: Web, service: Service, gatekeeper: Gatekeeper) -> None:
         super().__init__(web, gatekeeper)
         self.service = service
 
     def error(self, error: AgentdError) -> Answer:
-        return Answer(status_of(error), f"{error}\n".encode(), {**TEXT, **headers_of(error)})
+        text = "".join(f"{name}: {value}\n" for name, value in error.as_dict().items())
+        return Answer(status_of(error), text.encode(), {**TEXT, **headers_of(error)})
 
     async def run(self, exchange: Exchange["Hooks"]) -> None:
         who = await exchange.authenticate()  # before anything of the body is read

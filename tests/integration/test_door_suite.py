@@ -1,0 +1,119 @@
+"""The door suite over agentd's own door and the example's; and over doors that lie in one thing
+each, every one of which it must catch by the cases that name it."""
+
+import os
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+LYING = ROOT / "tests/doors"
+#: What fails, by the lie: all cases of a test, or of those that are named the one.
+CAUGHT = {
+    "scopes": {
+        "test_without_its_scope_it_is_refused",
+        "test_a_call_needs_the_scope_of_its_capability",
+        "test_what_is_refused_has_no_start_and_one_denial",
+        "test_a_refusal_tells_what_and_how_to_mend_it[forbidden]",
+        "test_a_repeat_is_authorised_again",
+    },
+    "nobody": {
+        "test_without_credentials_there_is_nothing",
+        "test_with_wrong_credentials_there_is_nothing",
+        "test_a_key_that_was_revoked_opens_nothing_more",
+        "test_a_refusal_tells_what_and_how_to_mend_it[unauthenticated]",
+    },
+    "remembers": {
+        "test_a_key_that_was_revoked_opens_nothing_more",
+        "test_the_gatekeeper_is_asked_once_a_request",
+        "test_who_comes_too_fast_is_told_when_to_come_again",
+    },
+    "twice_asked": {"test_the_gatekeeper_is_asked_once_a_request"},
+    "others": {
+        "test_anothers_sandbox_is_as_one_that_never_was",
+        "test_the_list_has_ones_own_alone",
+        "test_anothers_key_is_anothers",
+        "test_a_refusal_tells_what_and_how_to_mend_it[not_found]",
+    },
+    "tells_whose": {"test_anothers_sandbox_is_as_one_that_never_was"},
+    "leaks": {"test_there_is_one_start_and_one_end[read_file]"},
+    "twice_done": {
+        "test_there_is_one_start_and_one_end[read_file]",
+        "test_what_is_refused_has_no_start_and_one_denial[read_file]",
+    },
+    "output": {
+        "test_output_is_whole_and_in_order",
+        "test_every_byte_is_told_as_it_is",
+        "test_what_is_written_right_before_the_end_is_there",
+    },
+    "cursor": {f"test_a_cursor_goes_on_at_exactly_its_byte[{n}]" for n in (1, 5, 9)},
+    "exit": {f"test_an_exit_code_is_told[{code}]" for code in (1, 42, 255)},
+    "fix": {"test_a_refusal_tells_what_and_how_to_mend_it"},
+    "undecided": {"test_what_the_policy_cannot_decide_is_told_as_undecided"},
+    "hanging_up": {"test_what_its_client_waited_for_ends_or_goes_on_as_the_door_says"},
+    "keys": {
+        "test_it_is_done_once_and_told_again",
+        "test_the_same_key_with_another_request_is_refused",
+        "test_one_sandbox_is_made",
+    },
+    "stdin": {"test_stdin_in_pieces_arrives_in_order"},
+}
+_CASE = re.compile(
+    r"^(?P<how>PASSED|FAILED|ERROR) \S*?::(?P<test>\w+)\[(?P<door>rest|lies-\w+)"
+    r"(-(?P<case>.*?))?\]",
+    re.M,
+)
+
+
+def install(folder: Path, module: str, names: Iterable[str], prefix: str = "") -> None:
+    """A distribution with these doors, to be found from that folder."""
+    info = folder / f"{module}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
+    points = "".join(f"{prefix}{name} = {module}:{name}\n" for name in names)
+    (info / "entry_points.txt").write_text(f"[agentd.ingests]\n{points}")
+
+
+def suite(folder: Path, *words: str, path: Iterable[Path] = ()) -> tuple[int, str]:
+    env = dict(os.environ)
+    before = [env["PYTHONPATH"]] if env.get("PYTHONPATH") else []
+    env["PYTHONPATH"] = os.pathsep.join([str(folder), *map(str, path), *before])
+    argv = [sys.executable, "-m", "pytest", "--pyargs", "agentd.testing.doors", "-q"]
+    ran = subprocess.run(
+        [*argv, "-p", "no:cacheprovider", *words],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=env,
+        timeout=550,
+        check=False,
+    )
+    return ran.returncode, ran.stdout + ran.stderr
+
+
+def test_agentds_own_door_passes_and_each_lie_is_caught(tmp_path: Path) -> None:
+    install(tmp_path, "lying_doors", CAUGHT, "lies-")
+    words = ["--door", "agentd.testing.doors.rest:Rest", "--door-patience", "5"]
+    for lie in CAUGHT:
+        words += ["--door", f"lying_drivers:{lie}"]
+    _, said = suite(tmp_path, "-rpfE", "--tb=line", *words, path=[LYING])
+
+    outcomes: dict[str, dict[str, str]] = defaultdict(dict)
+    for found in _CASE.finditer(said):
+        name = found["test"] + (f"[{found['case']}]" if found["case"] else "")
+        outcomes[found["door"]][name] = found["how"]
+    assert set(outcomes) == {"rest", *(f"lies-{lie}" for lie in CAUGHT)}, said[-3000:]
+    every = set(outcomes["rest"])
+    assert len(every) > 100
+    wrong = {}
+    for lie, names in {"": set(), **CAUGHT}.items():
+        told = outcomes[f"lies-{lie}" if lie else "rest"]
+        failed = {name for name, how in told.items() if how != "PASSED"}
+        expected = {one for one in every if one in names or one.partition("[")[0] in names}
+        if failed != expected or set(told) != every:
+            wrong[lie or "rest"] = {"too many": failed - expected, "too few": expected - failed}
+    assert wrong == {}, said[-5000:]
