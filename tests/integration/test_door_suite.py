@@ -68,22 +68,26 @@ _CASE = re.compile(
 )
 
 
-def install(folder: Path, module: str, names: Iterable[str], prefix: str = "") -> None:
+# As the program of that name: python -m would look for modules in the folder by itself.
+_PYTEST = "import sys, pytest; sys.path.remove(''); sys.exit(pytest.console_main())"
+
+
+def install(folder: Path, module: str, points: dict[str, str]) -> None:
     """A distribution with these doors, to be found from that folder."""
     info = folder / f"{module}-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
-    points = "".join(f"{prefix}{name} = {module}:{name}\n" for name in names)
-    (info / "entry_points.txt").write_text(f"[agentd.ingests]\n{points}")
+    lines = "".join(f"{name} = {module}:{attribute}\n" for name, attribute in points.items())
+    (info / "entry_points.txt").write_text(f"[agentd.ingests]\n{lines}")
 
 
 def suite(folder: Path, *words: str, path: Iterable[Path] = ()) -> tuple[int, str]:
     env = dict(os.environ)
     before = [env["PYTHONPATH"]] if env.get("PYTHONPATH") else []
     env["PYTHONPATH"] = os.pathsep.join([str(folder), *map(str, path), *before])
-    argv = [sys.executable, "-m", "pytest", "--pyargs", "agentd.testing.doors", "-q"]
+    """``pytest`` in that folder."""
     ran = subprocess.run(
-        [*argv, "-p", "no:cacheprovider", *words],
+        [sys.executable, "-c", _PYTEST, "-q", "-p", "no:cacheprovider", *words],
         cwd=folder,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -96,8 +100,15 @@ def suite(folder: Path, *words: str, path: Iterable[Path] = ()) -> tuple[int, st
 
 
 def test_agentds_own_door_passes_and_each_lie_is_caught(tmp_path: Path) -> None:
-    install(tmp_path, "lying_doors", CAUGHT, "lies-")
-    words = ["--door", "agentd.testing.doors.rest:Rest", "--door-patience", "5"]
+    install(tmp_path, "lying_doors", {f"lies-{lie}": lie for lie in CAUGHT})
+    words = [
+        "--pyargs",
+        "agentd.testing.doors",
+        "--door",
+        "agentd.testing.doors.rest:Rest",
+        "--door-patience",
+        "5",
+    ]
     for lie in CAUGHT:
         words += ["--door", f"lying_drivers:{lie}"]
     _, said = suite(tmp_path, "-rpfE", "--tb=line", *words, path=[LYING])
@@ -117,3 +128,16 @@ def test_agentds_own_door_passes_and_each_lie_is_caught(tmp_path: Path) -> None:
         if failed != expected or set(told) != every:
             wrong[lie or "rest"] = {"too many": failed - expected, "too few": expected - failed}
     assert wrong == {}, said[-5000:]
+
+
+def test_the_section_of_the_page_is_followed_to_the_letter(tmp_path: Path) -> None:
+    section = (ROOT / "docs/doors.md").read_text().partition("\n## Test your door\n")[2]
+    (driver,) = re.findall(r"^```python\n(.*?)^```", section, re.M | re.S)
+    (command,) = re.findall(r"^```console\n\$ pytest (.*?)\n```", section, re.M | re.S)
+    (tmp_path / "hooks_driver.py").write_text(driver)
+    install(tmp_path, "agentd_door_hooks", {"hooks": "mount"})
+    code, said = suite(tmp_path, *command.split(), path=[ROOT / "examples/agentd-door-hooks"])
+    assert code == 0, said
+    assert re.search(r"^\d+ passed, \d+ skipped in ", said, re.M), said
+    assert "the door hooks does not claim: read_file" in said
+    assert "hooks does not claim: run\n" not in said
