@@ -6,18 +6,29 @@ other packages log by the standard library's ``logging`` comes out in the same f
 
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
-import structlog
-from structlog.contextvars import bound_contextvars, get_contextvars
-from structlog.typing import EventDict, WrappedLogger
 
 from agentd.daemon.observe.rate import Bound
 from agentd.model import context, redact
+
+# Where rich can be had structlog imports it for tracebacks in colour, which no log of a daemon has,
+# and which are a fifth of the time until one is ready. None there is "cannot be had" (PEP 328).
+_rich = sys.modules.get("rich")
+sys.modules["rich"] = None  # type: ignore[assignment]
+try:
+    import structlog
+    from structlog.contextvars import bound_contextvars, get_contextvars
+    from structlog.typing import EventDict, WrappedLogger
+finally:
+    del sys.modules["rich"]
+    if _rich is not None:
+        sys.modules["rich"] = _rich
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _FIRST = ("timestamp", "level", "event", "request", "sandbox")

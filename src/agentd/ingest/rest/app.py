@@ -9,12 +9,10 @@ from agentd.ingest.rest import (
     files,
     keys,
     meta,
-    ports,
-    ports_websocket,
     processes,
     sandboxes,
 )
-from agentd.ingest.rest.api import Api, Exchange
+from agentd.ingest.rest.api import Api, Exchange, Socket
 from agentd.ingest.rest.openapi import document
 from agentd.ingest.rest.operation import Operation
 from agentd.ingest.rest.respond import JSON, encode
@@ -60,8 +58,8 @@ def mount(web: Web, service: Service, gatekeeper: Gatekeeper) -> Mount:
     for path, methods in by_path.items():
         routes.add(path, methods)
     for path in (_PORTS, _PORTS + "/{path:rest}"):
-        routes.add(path, {}, otherwise=ports.forward)
-        routes.add_socket(path, ports_websocket.forward)
+        routes.add(path, {}, otherwise=_forward)
+        routes.add_socket(path, _forward_websocket)
     routes.add_socket(_SANDBOX + "/exec", execute)
     routes.add_socket(_SANDBOX + "/processes/{proc}/attach", attach)
     return Mount(api, routes, ("/v1", _DOCUMENT, *_ALWAYS), always=_ALWAYS)
@@ -77,3 +75,18 @@ def _openapi(table: Sequence[Operation], service: Service) -> Handler[Api]:
         await exchange.answer(Answer(200, cached[0], {"content-type": JSON}))
 
     return handle
+
+
+# What speaks HTTP to a server inside is loaded for the first that asks for one.
+
+
+async def _forward(exchange: Exchange) -> None:
+    from agentd.ingest.rest import ports
+
+    await ports.forward(exchange)
+
+
+async def _forward_websocket(socket: Socket) -> None:
+    from agentd.ingest.rest import ports_websocket
+
+    await ports_websocket.forward(socket)

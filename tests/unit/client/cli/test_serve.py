@@ -87,6 +87,16 @@ def test_help_costs_no_daemon() -> None:
     assert "examples:" in done.stdout and "--insecure" in done.stdout
 
 
+def test_a_daemon_begins_without_what_it_may_never_need() -> None:
+    code = (
+        "import sys, agentd.serve.compose, agentd.ingest.rest.app\n"
+        "waiting = ('rich', 'pygments', 'h11', 'websockets.client')\n"
+        "assert not [m for m in sys.modules if m.startswith(waiting)]\n"
+        "import rich.console"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_an_odd_option_is_bad_input() -> None:
     with pytest.raises(InvalidInput):
         serve.main(["--port", "80"])
