@@ -11,6 +11,7 @@ from agentd.image.tree import Tree
 from agentd.model.errors import Unavailable
 
 AGENT = "/usr/lib/agentd"
+_MAX_LINKS = 40  # as the kernel follows (path_resolution(7))
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
 _START = f"""\
 import sys
@@ -82,7 +83,7 @@ def python(tree: str, version: str, *, small: bool) -> Tree:
     _program(made, tree, version)
     folder = os.path.join(tree, f"usr/lib/python{version}")
     top = f"/usr/lib/python{version}"
-    modules = _sources(folder, lambda inner: _kept(inner, small))
+    modules = _sources(tree, folder, lambda inner: _kept(inner, small))
     named = {f"{top}/{name}": modules[name] for name in modules}
     # Without docstrings and assertions: a fifth less.
     for path, data in Python(tree, version).compile(named, optimize=2).items():
@@ -101,7 +102,7 @@ def whole_python(tree: str, version: str) -> Tree:
     _program(made, tree, version)
     folder, top = os.path.join(tree, f"usr/lib/python{version}"), f"/usr/lib/python{version}"
     made.copy(folder, top, lambda inner: "__pycache__" not in inner)
-    sources = _sources(folder, lambda _: True)
+    sources = _sources(tree, folder, lambda _: True)
     code = Python(tree, version).compile({f"{top}/{name}": sources[name] for name in sources})
     tag = f"cpython-{version.replace('.', '')}"
     for path, data in code.items():
@@ -170,16 +171,27 @@ def _loader(made: Tree) -> None:
     made.link("/usr/lib64/ld-linux-x86-64.so.2", f"/{LIBRARIES}/ld-linux-x86-64.so.2")
 
 
-def _sources(folder: str, keep: Callable[[str], bool]) -> dict[str, bytes]:
+def _sources(tree: str, folder: str, keep: Callable[[str], bool]) -> dict[str, bytes]:
     found = {}
     for parent, _, names in os.walk(folder):
         for name in names:
             path = os.path.join(parent, name)
             inner = os.path.relpath(path, folder)
             if name.endswith(".py") and keep(inner):
-                with open(path, "rb") as file:
+                with open(_within(tree, path), "rb") as file:
                     found[inner] = file.read()
     return found
+
+
+def _within(tree: str, path: str) -> str:
+    """Follows links as the guest would: what is absolute begins at the tree, not at our root."""
+    for _ in range(_MAX_LINKS):
+        if not os.path.islink(path):
+            break
+        target = os.readlink(path)
+        parent = tree if target.startswith("/") else os.path.dirname(path)
+        path = os.path.normpath(os.path.join(parent, target.lstrip("/")))
+    return path
 
 
 def _kept(inner: str, small: bool) -> bool:
