@@ -22,7 +22,8 @@ _CODE = "import sys; sys.path[:] = {path!r}; from agentd.policy.start import mai
 # where there is room for files.
 _ENVIRONMENT = ("LD_LIBRARY_PATH", "TMPDIR")
 _MAX_WORDS = 64 << 10  # bytes of what it said on standard error: what a pipe holds
-_GRACE = 2.0  # seconds; beyond the worker's own alarm, should that fail
+_GRACE = 2.0  # seconds, to end
+_WAIT_SECONDS = 10.0  # for a decision, beyond what it may compute: the machine may be busy
 
 
 class WorkerLost(AgentdError):
@@ -75,9 +76,9 @@ class Process:
             raise AgentdError("cannot start a policy worker", cause=str(error)) from error
 
     def ask(self, operation: bytes, body: bytes, seconds: float) -> bytes:
-        """A decision, by the clock. Raises NoAnswer; WorkerLost and NoEngine, after which it is
+        """A decision that may compute for so long. Raises NoAnswer; WorkerLost and NoEngine, after which it is
         closed."""
-        self._limit(seconds + _GRACE)
+        self._limit(seconds + _WAIT_SECONDS)
         try:
             send(self._stream, operation + body)
             frame = receive(self._stream)
@@ -87,7 +88,7 @@ class Process:
             self.close()
             raise WorkerSlow(
                 "the policy worker was given up",
-                cause=f"it did not decide within {seconds + _GRACE:g} s, nor end",
+                cause=f"it did not decide within {seconds + _WAIT_SECONDS:g} s, nor end",
             ) from error
         except (OSError, ValueError) as error:
             self.close()
@@ -169,7 +170,7 @@ class Process:
         words = self._last_words()
         self.close()
         code = self._child.returncode
-        if code in (-signal.SIGALRM, -signal.SIGPROF):
+        if code == -signal.SIGPROF:
             return alarm
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         return f"{how}: {words}" if words else how

@@ -51,18 +51,14 @@ class Worker:
     def _query(self, entrypoint: str, document: bytes) -> bytes:
         if self._program is None:
             raise Unevaluated("no policy is loaded")
-        signal.setitimer(signal.ITIMER_REAL, self._seconds)
-        try:
+        with _alarm(self._seconds):
             return b"+" + self._program.query(entrypoint, msgspec.json.decode(document)).encode()
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def main(*, stand_in: bool) -> None:
     """``stand_in`` says whether another library is in the place of libatomic."""
     # What the kernel does with an alarm that nobody handles needs no help of a busy process.
-    for number in (signal.SIGALRM, signal.SIGPROF):
-        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _die_first()
@@ -80,7 +76,6 @@ def _die_first() -> None:
 
 def _build(wanted: Build) -> Compiled:
     try:
-        # By what it computes: a slow machine, or a busy one, is no reason to end it.
         with _alarm(CPU_SECONDS):
             called, read = compile_to(
                 wanted.path, wanted.modules, wanted.data.encode(), wanted.entrypoints
@@ -92,6 +87,7 @@ def _build(wanted: Build) -> Compiled:
 
 @contextlib.contextmanager
 def _alarm(seconds: float) -> Iterator[None]:
+    """By what it computes: a slow machine, or a busy one, is no reason to end it."""
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield

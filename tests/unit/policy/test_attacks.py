@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,37 @@ decision := {"allow": true} if {
     assert not decision.allow
     assert decision.undecided == "the policy worker ended: it took more than 0.3 s"
     assert opened.decide(example("x.v1", {"slow": False})).allow
+
+
+def test_time_in_which_it_could_not_compute_does_not_end_it(bundle, store):
+    """As on a busy machine, or one whose cgroup has used up its share of a processor."""
+    numbers = "numbers.range(1, 400)"
+    rules = f"""
+decision := {{"allow": true}} if not input.parameters.slow
+
+decision := {{"allow": true}} if {{
+    input.parameters.slow
+    count([1 | some a in {numbers}; some b in {numbers}; a == b]) > 0
+}}
+"""
+    opened = store(bundle(rules), seconds=0.4)
+    assert opened.decide(example("x.v1", {"slow": False})).allow
+    with opened._engine._pool.borrow(1) as process:
+        pid = process._child.pid
+    before = _computed(pid)
+    with ThreadPoolExecutor(1) as pool:
+        decision = pool.submit(opened.decide, example("x.v1", {"slow": True}))
+        while _computed(pid) <= before + 1 and not decision.done():
+            pass
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(0.6)
+        os.kill(pid, signal.SIGCONT)
+        assert decision.result().allow, decision.result().undecided
+
+
+def _computed(pid: int) -> int:
+    """Ticks, see proc(5)."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11])
 
 
 def test_a_worker_that_is_killed_is_replaced(bundle, store):
