@@ -42,6 +42,7 @@ from agentd.sandbox.backends.wall import ProcessWall
 from agentd.sandbox.manager import Manager
 from agentd.sandbox.ports import Backend
 from agentd.sandbox.supervisor import client as supervisor
+from agentd.testing.patience import SLOWER
 from agentd.testing.walls.fixtures import canary, folder, workspace
 
 __all__ = ["canary", "folder", "workspace"]
@@ -219,11 +220,19 @@ def _load(name: str) -> Backend:
 
 
 @pytest.fixture
-def pipeline(canary: str) -> Iterator[Pipeline]:
+def own_pipeline(canary: str) -> Iterator[Pipeline]:
     """A new one each test, so that what a backend leaves behind is seen too."""
     pipeline = Pipeline(Manager(_load))
     yield pipeline
     pipeline.manager.close()
+
+
+@pytest.fixture
+def pipeline(request: pytest.FixtureRequest, lasting: Pipeline | None) -> Iterator[Pipeline]:
+    if lasting is None:
+        yield request.getfixturevalue("own_pipeline")
+    else:
+        yield lasting
 
 
 @pytest.fixture(params=KINDS)
@@ -363,6 +372,15 @@ class Machines:
         self._pipeline = Pipeline(Manager(_load))
         self._made: dict[str, Lent] = {}
 
+    @contextlib.contextmanager
+    def pipeline(self, kind: Kind) -> Iterator[Pipeline]:
+        """Its own, that wall's keeper started; without the templates that were opened in it."""
+        backend = self._pipeline.manager.backend(kind.name)
+        backend.probe()
+        yield self._pipeline
+        if templates := getattr(backend, "_templates", None):
+            templates.close()
+
     def get(self, name: str) -> Lent | None:
         """None where none can be had."""
         kind = KINDS[name]
@@ -389,18 +407,36 @@ def machines(canary: str, daemon: str) -> Iterator[Machines]:
         machines.close()
 
 
+def _kind_of(request: pytest.FixtureRequest) -> str:
+    call = getattr(request.node, "callspec", None)
+    return str(call.params.get("kind", "")) if call else ""
+
+
+@pytest.fixture
+def lasting(request: pytest.FixtureRequest, machines: Machines) -> Iterator[Pipeline | None]:
+    """The one of all tests of machines where starting a keeper for each takes most of its time."""
+    name = _kind_of(request)
+    if SLOWER == 1 or not name or not KINDS[name].machine:
+        yield None
+        return
+    with machines.pipeline(KINDS[name]) as pipeline:
+        yield pipeline
+
+
 @pytest.fixture
 def shared(request: pytest.FixtureRequest, machines: Machines) -> Lent | None:
     """The machine of a test that shares one; such a test changes nothing but the workspace."""
     marked = request.node.get_closest_marker("shares_machine")
     if not marked or "sandbox" not in request.fixturenames:
         return None
-    name = request.node.callspec.params["kind"]
+    name = _kind_of(request)
     return machines.get(name) if KINDS[name].machine else None
 
 
 @pytest.fixture(autouse=True)
-def _nothing_left_behind(shared: Lent | None, _nothing_left_behind: None) -> None:
+def _nothing_left_behind(
+    lasting: Pipeline | None, shared: Lent | None, _nothing_left_behind: None
+) -> None:
     """What tests share is there before each of them is looked at."""
 
 

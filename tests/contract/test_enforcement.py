@@ -37,6 +37,7 @@ confined = pytest.mark.parametrize("kind", ["landlock", "linux"], indirect=True)
 Status = Callable[[Sandbox], dict[str, str]]
 
 
+@pytest.mark.shares_machine
 def test_every_control_has_an_entry(kind: Any, sandbox: Sandbox) -> None:
     wanted = set(LIMITS)
     wanted |= CONFINED if kind.confined else MACHINE if kind.machine else {"isolation"}
@@ -48,6 +49,7 @@ def test_every_control_has_an_entry(kind: Any, sandbox: Sandbox) -> None:
         assert control.detail or control.enforced, f"{name} does not say why not"
 
 
+@pytest.mark.shares_machine
 def test_each_result_carries_them(sandbox: Sandbox) -> None:
     result = sandbox.run(["true"])
     assert result.enforcement == dict(sandbox.enforcement)
@@ -55,6 +57,7 @@ def test_each_result_carries_them(sandbox: Sandbox) -> None:
     assert result.sandbox.id == sandbox.id
 
 
+@pytest.mark.shares_machine
 def test_the_kernel_agrees(kind: Any, sandbox: Sandbox, agent_status: Status) -> None:
     said, status = sandbox.enforcement, agent_status(sandbox)
     if not kind.apart:
@@ -72,6 +75,7 @@ def test_the_kernel_agrees(kind: Any, sandbox: Sandbox, agent_status: Status) ->
         assert bounded is (int(status["CapBnd"], 16) == 0)
 
 
+@pytest.mark.shares_machine
 def test_a_wall_runs_nothing_as_its_caller_if_that_is_root(
     kind: Any, sandbox: Sandbox, agent_status: Status
 ) -> None:
@@ -82,6 +86,7 @@ def test_a_wall_runs_nothing_as_its_caller_if_that_is_root(
         assert uids == {os.getuid()}
 
 
+@pytest.mark.shares_machine
 def test_namespaces_are_new_ones(kind: Any, sandbox: Sandbox) -> None:
     ours = {name: os.readlink(f"/proc/self/ns/{name}") for name in SPACES.values()}
     for control, name in SPACES.items():
@@ -127,6 +132,7 @@ def test_the_hosts_network_is_that(kind: Any, make: Callable[..., Sandbox], serv
         assert sandbox.enforcement["network"].enforced is False
 
 
+@pytest.mark.shares_machine
 def test_files_of_the_caller_are_out_of_reach(kind: Any, sandbox: Sandbox, folder: Path) -> None:
     secret = folder / "secret"
     secret.write_text("secret")

@@ -39,6 +39,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
+def pipeline(own_pipeline: Pipeline) -> Pipeline:
+    """Not one that other tests have had: it knows where their snapshots were."""
+    return own_pipeline
+
+
+@pytest.fixture
 def able(make: Callable[..., Sandbox], handle_of: Callable[[Sandbox], Any], cache: Path) -> Sandbox:
     """A sandbox of a wall that can; one of another is skipped by its name."""
     sandbox = make()
@@ -79,6 +85,7 @@ def _ask(sandbox: Sandbox) -> tuple[str, int]:
     return secret, int(count)
 
 
+@pytest.mark.shares_machine
 @pytest.mark.parametrize("use", ["pause", "resume", "snapshot", "fork"])
 def test_a_wall_that_cannot_says_so_and_which_can(sandbox: Sandbox, use: str) -> None:
     if sandbox.info.level == "microvm":

@@ -43,6 +43,7 @@ def _goes_on(sandbox: Sandbox) -> None:
     assert sandbox.ping() is not None
 
 
+@pytest.mark.shares_machine
 def test_a_command_that_runs_too_long(sandbox: Sandbox) -> None:
     seconds = 2 * SLOWER
     result = sandbox.run("echo first; sleep 1000", timeout=seconds)
@@ -55,6 +56,7 @@ def test_a_command_that_runs_too_long(sandbox: Sandbox) -> None:
     _goes_on(sandbox)
 
 
+@pytest.mark.shares_machine
 def test_a_timeout_takes_the_whole_process_group(sandbox: Sandbox) -> None:
     script = "trap '' TERM INT HUP; sleep 1000 & sleep 1000; sleep 1000"
     assert sandbox.run(script, timeout=0.3).cause.code is CauseCode.TIMEOUT
@@ -86,6 +88,7 @@ def test_output_up_to_its_limit_is_whole(make: Callable[..., Sandbox]) -> None:
     assert (len(result.stdout), result.exit_code, result.truncated) == (65536, 0, False)
 
 
+@pytest.mark.shares_machine
 def test_a_cancelled_command(sandbox: Sandbox) -> None:
     with sandbox.start("echo up; sleep 1000") as process:
         for chunk in process:
@@ -156,6 +159,7 @@ def test_a_limit_that_is_asked_for_is_held_or_refused(
     assert control.detail
 
 
+@pytest.mark.shares_machine
 @pytest.mark.parametrize("limit", ["memory", "cpus", "pids", "disk", "open_files"])
 def test_a_default_limit_is_reported_as_it_is(sandbox: Sandbox, limit: str) -> None:
     if limit == "cpus" and limit not in sandbox.enforcement:
