@@ -24,3 +24,6 @@ def pytest_configure() -> None:
         module = import_module(f"{_BACKENDS}.{name}")
         for wait in waits:
             setattr(module, wait, getattr(module, wait) * SLOWER)
+    # What the manager's connections to a guest wait for: a test that gives its own has that.
+    usual = import_module("agentd.transport.guest").Guest.__init__.__kwdefaults__
+    usual.update({name: usual[name] * SLOWER for name in ("handshake_timeout", "answer_timeout")})

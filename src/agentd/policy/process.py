@@ -76,8 +76,10 @@ class Process:
             raise AgentdError("cannot start a policy worker", cause=str(error)) from error
 
     def ask(self, operation: bytes, body: bytes, seconds: float) -> bytes:
-        """A decision that may compute for so long. Raises NoAnswer; WorkerLost and NoEngine, after which it is
-        closed."""
+        """A decision that may compute for so long.
+
+        Raises NoAnswer; WorkerLost and NoEngine, after which it is closed.
+        """
         self._limit(seconds + _WAIT_SECONDS)
         try:
             send(self._stream, operation + body)

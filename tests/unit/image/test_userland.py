@@ -1,4 +1,4 @@
-"""What the guest's Python is made of comes from the packages: a link in one leads to no file here."""
+"""What the guest's Python is made of comes from the packages: their links lead to no file here."""
 
 import sys
 from pathlib import Path
