@@ -14,7 +14,8 @@ _WAITS = {
     "qemu.backend": ("BOOT_SECONDS", "_ANSWER_SECONDS", "_CARD_SECONDS"),
     "qemu.process": ("_START_SECONDS", "_STATE_SECONDS", "_UNPLUG_SECONDS"),
     "qemu.probe": ("_ANSWER_SECONDS",),
-    "qemu.wall": ("_STREAM_SECONDS",),
+    "qemu.wall": ("STREAM_SECONDS",),
+    "vm.machine": ("STREAM_SECONDS",),
     "vm.supervisor": ("_ANSWER_SECONDS",),
 }
 

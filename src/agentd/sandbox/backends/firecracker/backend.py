@@ -29,7 +29,7 @@ from agentd.sandbox.backends.firecracker import plan as plans
 from agentd.sandbox.backends.firecracker.config import Request
 from agentd.sandbox.backends.firecracker.jailer import Jail
 from agentd.sandbox.backends.firecracker.plan import FirecrackerPlan
-from agentd.sandbox.backends.firecracker.process import Monitor
+from agentd.sandbox.backends.firecracker.process import FirecrackerProcess
 from agentd.sandbox.backends.firecracker.programs import Programs
 from agentd.sandbox.backends.firecracker.version import OLDEST, Quirks, Version, parse, quirks
 from agentd.sandbox.backends.firecracker.wall import FirecrackerWall, open_stream
@@ -210,7 +210,7 @@ class FirecrackerBackend:
             if group is not None:
                 undo.callback(group.remove)
             progress.report("starting firecracker")
-            monitor = Monitor(jail, argv, binds, group, block)
+            monitor = FirecrackerProcess(jail, argv, binds, group, block)
             undo.callback(monitor.end)
             found = _quirks_of(monitor)
             monitor.perform(requests(found))
@@ -219,7 +219,7 @@ class FirecrackerBackend:
                 _write_template(monitor, plan, group, target)
             controls = _await(monitor, plan, theirs=theirs)
             seen = report.observe(process.pidfd_of_fdinfo(monitor.pidfd), jail.uid)
-            kind = wall.ForeignWall if theirs else FirecrackerWall
+            kind = wall.ForeignFirecrackerWall if theirs else FirecrackerWall
             built = kind(
                 monitor,
                 group,
@@ -249,14 +249,14 @@ class FirecrackerBackend:
 
 
 def _write_template(
-    monitor: Monitor, plan: FirecrackerPlan, group: Group | None, target: int
+    monitor: FirecrackerProcess, plan: FirecrackerPlan, group: Group | None, target: int
 ) -> None:
     """Once its agent answers, and before it is told who its machine is."""
     greet(open_stream(monitor, BOOT_SECONDS), BOOT_SECONDS).close()
     template.write(monitor, Ceiling(group, plans.ceiling(plan.memory)), plan.memory, target)
 
 
-def _await(monitor: Monitor, plan: FirecrackerPlan, *, theirs: bool) -> list[str]:
+def _await(monitor: FirecrackerProcess, plan: FirecrackerPlan, *, theirs: bool) -> list[str]:
     """Until the agent answers and knows what its machine is; the controls that hold in there."""
     if theirs:
         foreign.await_agent(monitor, lambda seconds: open_stream(monitor, seconds), BOOT_SECONDS)
@@ -265,7 +265,7 @@ def _await(monitor: Monitor, plan: FirecrackerPlan, *, theirs: bool) -> list[str
     return set_up(open_stream(monitor, BOOT_SECONDS), fields, _SETUP_SECONDS)
 
 
-def _quirks_of(monitor: Monitor) -> Quirks:
+def _quirks_of(monitor: FirecrackerProcess) -> Quirks:
     """By what the process itself says: the program may have been replaced since it was probed."""
     answer = monitor.request(Request("GET", "/version", None), _VERSION_SECONDS)
     text = answer.get("firecracker_version") if isinstance(answer, dict) else None

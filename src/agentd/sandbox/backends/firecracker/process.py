@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import select
 import signal
 import socket
 import threading
@@ -19,8 +18,8 @@ from agentd.sandbox.backends.firecracker.api import Api, ApiError
 from agentd.sandbox.backends.firecracker.config import Request
 from agentd.sandbox.backends.firecracker.jailer import Jail, Root
 from agentd.sandbox.backends.identity import Block
-from agentd.sandbox.backends.vm import ending
 from agentd.sandbox.backends.vm.ending import Ending, MachineEnded
+from agentd.sandbox.backends.vm.machine import MonitorProcess
 
 _WARDEN = "agentd.sandbox.backends.firecracker.warden"
 _START_SECONDS = 30.0
@@ -34,8 +33,8 @@ _DYING_SECONDS, _REFUSED_SECONDS = 1.0, 0.2
 _POLL_SECONDS = 0.002
 
 
-class Monitor:
-    """``end`` must be called; until then everything raises MachineEnded once it has ended."""
+class FirecrackerProcess(MonitorProcess):
+    """Until ``end`` everything raises MachineEnded once it has ended."""
 
     def __init__(
         self,
@@ -50,11 +49,9 @@ class Monitor:
 
         Raises SandboxError, and leaves nothing behind then.
         """
+        super().__init__(group)
         self.jail = jail
-        self._group = group
         self._block = block
-        self._ended = False
-        self._ending: Ending | None = None
         self._looking = threading.Lock()  # one question to the warden at a time
         self._owner = os.getpid()
         with contextlib.ExitStack() as undo:
@@ -86,19 +83,7 @@ class Monitor:
                 raise self.ended() from error
             raise
 
-    def alive(self) -> bool:
-        return not self.wait(0)
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Until it has ended; False when it has not within ``timeout`` seconds."""
-        if self._ended:
-            return True
-        poll = select.poll()
-        poll.register(self.pidfd, select.POLLIN)
-        return bool(poll.poll(None if timeout is None else timeout * 1000))
-
     def ending(self) -> Ending:
-        """Once it has ended: how, also after ``end``."""
         with self._looking:
             if self._ending is None:
                 self._ending = exits.of_status(*self._look(), oom=self._oom())
@@ -108,12 +93,8 @@ class Monitor:
         """To be raised once it has ended."""
         return MachineEnded(self.ending())
 
-    def why(self) -> str:
-        return self.ending().text
-
-    def log_tail(self) -> str:
-        """The end of what it printed, on one line."""
-        return ending.tail(ending.safe_log(self._look()[1]))
+    def _log(self) -> str:
+        return self._look()[1]
 
     def _look(self) -> tuple[int | None, str]:
         """``(status, log)`` as its warden has them."""
@@ -131,8 +112,7 @@ class Monitor:
         if ours:
             if self.wait(0):
                 self.ending()  # while there is somebody to ask
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            self._kill()
             self.wait(_END_SECONDS)
         self._ended = True
         self.api.close()
@@ -206,11 +186,6 @@ class Monitor:
                     os.waitpid(self._guard, 0)
                 return
             time.sleep(_POLL_SECONDS)
-
-    def _oom(self) -> bool:
-        with contextlib.suppress(OSError):
-            return self._group is not None and self._group.counters().get("oom", 0) > 0
-        return False
 
 
 def _seen(answer: dict[str, object]) -> tuple[int | None, str]:

@@ -16,7 +16,7 @@ from agentd.sandbox import sparse
 from agentd.sandbox.backends.firecracker import config
 from agentd.sandbox.backends.firecracker.jailer import Root
 from agentd.sandbox.backends.firecracker.plan import FirecrackerPlan
-from agentd.sandbox.backends.firecracker.process import Monitor
+from agentd.sandbox.backends.firecracker.process import FirecrackerProcess
 from agentd.sandbox.backends.firecracker.version import Version
 
 _ABOUT = "firecracker.json"
@@ -27,7 +27,7 @@ _ZEROES = bytes(_BLOCK)
 _AGAIN = "take the snapshot again here"
 
 
-class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SavedMachine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``image`` is the digest of the image that was booted; ``memory`` is in bytes."""
 
     version: str
@@ -37,8 +37,8 @@ class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vcpus: int
 
 
-def of(plan: FirecrackerPlan, version: Version, image: str) -> About:
-    return About(str(version), cpu_model(), image, plan.memory, plan.vcpus)
+def of(plan: FirecrackerPlan, version: Version, image: str) -> SavedMachine:
+    return SavedMachine(str(version), cpu_model(), image, plan.memory, plan.vcpus)
 
 
 def cpu_model(path: str = "/proc/cpuinfo") -> str:
@@ -55,7 +55,7 @@ def cpu_model(path: str = "/proc/cpuinfo") -> str:
     return " ".join(found.get(name, "") for name in wanted if name in found)
 
 
-def collect(root: Root, folder: str, about: About) -> None:
+def collect(root: Root, folder: str, about: SavedMachine) -> None:
     """Out of the jail into ``folder``, safely on disk. Raises SandboxError.
 
     A copy: whoever has the monitor may hold the jail's own open and write to it later.
@@ -69,7 +69,7 @@ def collect(root: Root, folder: str, about: About) -> None:
         raise SandboxError("the snapshot cannot be kept", cause=str(error)) from error
 
 
-def take(monitor: Monitor) -> None:
+def take(monitor: FirecrackerProcess) -> None:
     """Have Firecracker write both; the machine stands still meanwhile. Raises SandboxError."""
     monitor.request(config.state("Paused"))
     try:
@@ -111,7 +111,7 @@ def discard(root: Root) -> None:
         root.remove_file(name)
 
 
-def check(folder: str, plan: FirecrackerPlan, version: Version) -> About:
+def check(folder: str, plan: FirecrackerPlan, version: Version) -> SavedMachine:
     """Whether this machine can build ``plan`` from it. Raises Refused, SandboxError."""
     about = read(folder)
     for what, there, here in (
@@ -130,11 +130,11 @@ def check(folder: str, plan: FirecrackerPlan, version: Version) -> About:
     return about
 
 
-def read(folder: str) -> About:
+def read(folder: str) -> SavedMachine:
     """Raises SandboxError."""
     try:
         with open(f"{folder}/{_ABOUT}", "rb") as file:
-            return typed.decoder(About).decode(file.read(_MAX_ABOUT))
+            return typed.decoder(SavedMachine).decode(file.read(_MAX_ABOUT))
     except (OSError, msgspec.MsgspecError) as error:
         raise SandboxError(
             "the snapshot is not one of backend firecracker", cause=str(error), remediation=_AGAIN

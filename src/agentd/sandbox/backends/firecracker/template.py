@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from agentd.model.errors import SandboxError
 from agentd.sandbox.backends.firecracker import config, snapshot
 from agentd.sandbox.backends.firecracker.plan import FirecrackerPlan
-from agentd.sandbox.backends.firecracker.process import Monitor
+from agentd.sandbox.backends.firecracker.process import FirecrackerProcess
 from agentd.sandbox.backends.firecracker.version import Version
 from agentd.sandbox.backends.vm.ceiling import Ceiling
 from agentd.sandbox.backends.vm.template import PARTIAL
@@ -29,7 +29,7 @@ def key(plan: FirecrackerPlan, version: Version, image: str) -> str:
     return " ".join(map(str, ("firecracker", *parts)))
 
 
-def write(monitor: Monitor, ceiling: Ceiling, memory: int, target: int) -> None:
+def write(monitor: FirecrackerProcess, ceiling: Ceiling, memory: int, target: int) -> None:
     """Of a machine that nothing has been said to. It goes on after it; its connections do not.
 
     Raises NotKept.
@@ -42,7 +42,7 @@ def write(monitor: Monitor, ceiling: Ceiling, memory: int, target: int) -> None:
         raise NotKept("no template could be kept", cause=str(error)) from error
 
 
-def _write(monitor: Monitor, memory: int, target: int) -> None:
+def _write(monitor: FirecrackerProcess, memory: int, target: int) -> None:
     try:
         snapshot.take(monitor)
         snapshot.pack(monitor.root, target, memory)

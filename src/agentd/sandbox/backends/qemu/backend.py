@@ -32,9 +32,9 @@ from agentd.sandbox.backends.qemu.plan import (
     make_plan,
 )
 from agentd.sandbox.backends.qemu.probe import Monitor, examine, find
-from agentd.sandbox.backends.qemu.process import Boot, Process, StateRefused
+from agentd.sandbox.backends.qemu.process import Boot, QemuProcess, StateRefused
 from agentd.sandbox.backends.qemu.shares import Share, mount_command, open_share
-from agentd.sandbox.backends.qemu.wall import ForeignWall, QemuWall, Record, read_record
+from agentd.sandbox.backends.qemu.wall import ForeignQemuWall, MachineRecord, QemuWall, read_record
 from agentd.sandbox.backends.vm import BOOT_SECONDS, foreign
 from agentd.sandbox.backends.vm.handshake import CardMissing, set_up, settings
 from agentd.sandbox.backends.vm.supervisor import Keeper
@@ -211,7 +211,7 @@ class QemuBackend:
                 process,
                 group,
                 report.enforcement(plan, machine, process.controls, setup, group, detail, opened),
-                Record(_RECORD_FORMAT, boot.digest, monitor.key, machine, ""),
+                MachineRecord(_RECORD_FORMAT, boot.digest, monitor.key, machine, ""),
                 serial=self._serial,
                 shares=bool(opened),
             )
@@ -231,11 +231,11 @@ class QemuBackend:
             undo.callback(process.end)
             process.attach_vsock()
             foreign.await_agent(process, process.vsock_stream, BOOT_SECONDS)
-            wall = ForeignWall(
+            wall = ForeignQemuWall(
                 process,
                 group,
                 report.enforcement(plan, machine, process.controls, (), group, detail),
-                Record(_RECORD_FORMAT, boot.digest, monitor.key, machine, ""),
+                MachineRecord(_RECORD_FORMAT, boot.digest, monitor.key, machine, ""),
                 serial=False,
                 shares=False,
             )
@@ -255,7 +255,7 @@ def _monitor() -> Monitor:
     raise Refused(found.what, remediation=found.fix)
 
 
-def _await_agent(process: Process) -> None:
+def _await_agent(process: QemuProcess) -> None:
     """Until the agent answers, and what a sandbox may ask of the kernel later is loaded.
 
     That goes over v1, in which the agent itself acts: in v2 it would be the sandbox's user.
@@ -293,13 +293,13 @@ def _answered(end: Exit) -> Exit:
     return end
 
 
-def _speaks_v2(process: Process) -> bool:
+def _speaks_v2(process: QemuProcess) -> bool:
     line = greet(process.serial_stream(_ANSWER_SECONDS), _ANSWER_SECONDS)
     line.close()
     return not isinstance(line, V1Connection)
 
 
-def _mount(process: Process, opened: list[Share]) -> None:
+def _mount(process: QemuProcess, opened: list[Share]) -> None:
     """In the guest, over v1, in which the agent itself acts."""
     v1 = V1Connection(process.vsock_stream(_ANSWER_SECONDS))
     try:
@@ -320,7 +320,7 @@ def _mount(process: Process, opened: list[Share]) -> None:
         v1.close()
 
 
-def _set_up(process: Process, fields: dict[str, object], thaw: bool) -> list[str]:
+def _set_up(process: QemuProcess, fields: dict[str, object], thaw: bool) -> list[str]:
     deadline = time.monotonic() + _CARD_SECONDS
     while True:
         try:
@@ -332,7 +332,7 @@ def _set_up(process: Process, fields: dict[str, object], thaw: bool) -> list[str
             time.sleep(_CARD_POLL)
 
 
-def _check(record: Record, plan: QemuPlan, boot: Boot, monitor: Monitor) -> None:
+def _check(record: MachineRecord, plan: QemuPlan, boot: Boot, monitor: Monitor) -> None:
     """Whether a snapshot can go on here. Raises Refused."""
     fits = {
         "another version of the image": record.image == boot.digest,

@@ -3,8 +3,6 @@
 import contextlib
 import os
 import re
-import select
-import signal
 import socket
 import threading
 import time
@@ -22,6 +20,7 @@ from agentd.sandbox.backends.qemu.qmp import Qmp, QmpError
 from agentd.sandbox.backends.qemu.shares import Share
 from agentd.sandbox.backends.vm import ending, streams
 from agentd.sandbox.backends.vm.ending import Ending, MachineEnded
+from agentd.sandbox.backends.vm.machine import MonitorProcess
 from agentd.sandbox.backends.vm.supervisor import Keeper
 from agentd.transport.text import safe_text
 
@@ -62,32 +61,26 @@ class StateRefused(SandboxError):
     """QEMU cannot go on from a state."""
 
 
-class Process:
-    """A machine that has been started; ``end`` must be called.
-
-    Methods raise SandboxError, and BackendLost with the reason when the machine has ended.
-    """
+class QemuProcess(MonitorProcess):
+    """Raises SandboxError, and BackendLost with the reason when the machine has ended."""
 
     def __init__(
         self, keeper: Keeper, number: int, block: Block | None, group: cgroup.Group | None
     ) -> None:
+        super().__init__(group)
         self._keeper = keeper
         self._number = number
         # Its ids are this machine's alone: whoever breaks out of it cannot touch the next.
         self._block = block
         self._uid = None if block is None else block.id
-        self._group = group
         self._lock = threading.Lock()  # around what changes the device
         self._end_lock = threading.Lock()
-        self._ended = False
-        self._ending: Ending | None = None
         self._devices = 0
         self._sockets: dict[str, str] = {}
         self._listener: socket.socket | None = None
         self._qmp: Qmp | None = None
         self.controls: dict[str, list[str]] = {}
         self.pid = 0
-        self.pidfd = -1
 
     # --- starting ---
 
@@ -264,26 +257,12 @@ class Process:
         with self._explained():
             return self._monitor.wait_event((name,), seconds, **fields)
 
-    def wait(self, timeout: float | None) -> bool:
-        """Until it has ended."""
-        if self._ended or self.pidfd < 0:
-            return True
-        poll = select.poll()
-        poll.register(self.pidfd, select.POLLIN)
-        return bool(poll.poll(None if timeout is None else timeout * 1000))
-
-    def log_tail(self) -> str:
-        """The end of its console, on one line."""
+    def _log(self) -> str:
         with contextlib.suppress(AgentdError):
-            return ending.tail(ending.safe_log(self._keeper.look(self._number).console))
+            return self._keeper.look(self._number).console
         return ""
 
-    def why(self) -> str:
-        """In a few words, how it ended."""
-        return self.ending().text
-
     def ending(self) -> Ending:
-        """How it ended, once it has; also after ``end``."""
         if self._ending is not None:
             return self._ending
         try:
@@ -300,11 +279,6 @@ class Process:
             return Ending(CauseCode.BACKEND_LOST, "it shut down or restarted by itself", status=0)
         return ending.of_status(seen.status, seen.console, oom=self._oom())
 
-    def _oom(self) -> bool:
-        with contextlib.suppress(OSError):
-            return self._group is not None and self._group.counters().get("oom", 0) > 0
-        return False
-
     def end(self) -> None:
         """End every process of it and remove its sockets; idempotent, never raises.
 
@@ -316,8 +290,7 @@ class Process:
             if self.pidfd >= 0:
                 closed = Ending(CauseCode.BACKEND_LOST, "it was closed")
                 self._ending = self.ending() if self.wait(0) else closed
-                with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+                self._kill()
                 with contextlib.suppress(AgentdError):
                     self._keeper.end(self._number)
                 self.wait(_END_SECONDS)
@@ -386,12 +359,12 @@ def start(
     net: bool = False,
     group: cgroup.Group | None = None,
     block: Block | None = None,
-) -> Process:
+) -> QemuProcess:
     """A running machine; ``state`` is a descriptor of what ``save`` wrote, else it boots.
 
     ``block`` is released when it ends, and when it does not come up.
     """
-    process = Process(keeper, keeper.number(), block, group)
+    process = QemuProcess(keeper, keeper.number(), block, group)
     try:
         process.start(machine, boot, incoming=state is not None, net=net)
         if state is not None:

@@ -6,25 +6,15 @@ made another machine. So each is booted, and what only the guest can hold is ref
 
 import socket
 from collections.abc import Callable
-from typing import Protocol
 
 from agentd.model.errors import Refused, SandboxError
 from agentd.model.spec import SandboxSpec
+from agentd.sandbox.backends.vm.machine import MonitorProcess
 from agentd.transport.handshake import greet
 
 #: Of a machine's limits, what nothing but the cgroup around its monitor can hold.
 NEEDED = ("cpus",)
 _IN_GUEST = ("memory", "pids", "disk", "open_files")
-
-
-class Process(Protocol):
-    """A monitor's process, as far as is asked of it here."""
-
-    def wait(self, timeout: float | None) -> bool: ...
-
-    def why(self) -> str: ...
-
-    def log_tail(self) -> str: ...
 
 
 def check(spec: SandboxSpec) -> None:
@@ -40,7 +30,7 @@ def check(spec: SandboxSpec) -> None:
 
 
 def await_agent(
-    process: Process, open_stream: Callable[[float], socket.socket], seconds: float
+    process: MonitorProcess, open_stream: Callable[[float], socket.socket], seconds: float
 ) -> None:
     """Until it answers over vsock. ``open_stream`` waits for so many seconds.
 

@@ -20,13 +20,13 @@ from agentd.sandbox.backends.firecracker import config, jailer, process
 from agentd.sandbox.backends.firecracker.api import ApiError
 from agentd.sandbox.backends.firecracker.config import Request
 from agentd.sandbox.backends.firecracker.jailer import Jail
-from agentd.sandbox.backends.firecracker.process import Monitor
+from agentd.sandbox.backends.firecracker.process import FirecrackerProcess
 from agentd.sandbox.backends.vm.ending import MachineEnded
 
 pytestmark = pytest.mark.root
 UID = 2_000_000_123
 ASK = Request("GET", "/version", None)
-Start = Callable[..., Monitor]
+Start = Callable[..., FirecrackerProcess]
 
 
 @pytest.fixture
@@ -41,14 +41,14 @@ def base(place: Path) -> Iterator[Path]:
 def start(place: Path, base: Path, image) -> Iterator[Start]:
     """With the settings of ``programs.make``; whatever still runs is ended after the test."""
     (place / "bin").mkdir()
-    made: list[Monitor] = []
+    made: list[FirecrackerProcess] = []
 
-    def start(version: str = "1.16.1", **settings: Any) -> Monitor:
+    def start(version: str = "1.16.1", **settings: Any) -> FirecrackerProcess:
         found = programs.make(place / "bin", version, **settings)
         jail = Jail(str(base), group_name(), UID)
         argv = jailer.command(jail, found["jailer"], found["firecracker"], 128 << 20)
         binds = {config.KERNEL: image.kernel, config.INITRAMFS: image.initramfs}
-        made.append(Monitor(jail, argv, binds))
+        made.append(FirecrackerProcess(jail, argv, binds))
         return made[-1]
 
     yield start
@@ -56,7 +56,7 @@ def start(place: Path, base: Path, image) -> Iterator[Start]:
         monitor.end()
 
 
-def pid_of(monitor: Monitor) -> int:
+def pid_of(monitor: FirecrackerProcess) -> int:
     text = Path(f"/proc/self/fdinfo/{monitor.pidfd}").read_text()
     return int(next(line.split()[1] for line in text.splitlines() if line.startswith("Pid:")))
 
@@ -203,13 +203,14 @@ sys.path[:0] = sys.argv[1:3]
 from tests.firecracker import programs
 from agentd.sandbox.backends.firecracker import jailer
 from agentd.sandbox.backends.firecracker.jailer import Jail
-from agentd.sandbox.backends.firecracker.process import Monitor
+from agentd.sandbox.backends.firecracker.process import FirecrackerProcess
 from agentd.sandbox.backends.vm.ending import MachineEnded
 from agentd.sandbox.backends.cgroups import group_name
 from pathlib import Path
 found = programs.make(Path(sys.argv[4]))
 jail = Jail(sys.argv[3], group_name(), 2000000123)
-monitor = Monitor(jail, jailer.command(jail, found["jailer"], found["firecracker"], 1 << 27), {})
+argv = jailer.command(jail, found["jailer"], found["firecracker"], 1 << 27)
+monitor = FirecrackerProcess(jail, argv, {})
 print(monitor.jail.folder, flush=True)
 text = Path(f"/proc/self/fdinfo/{monitor.pidfd}").read_text()
 print(text.split("Pid:")[1].split()[0], flush=True)
@@ -272,7 +273,7 @@ def test_a_stale_socket_in_a_reused_jail_cannot_be(start: Start) -> None:
     """Each machine has a jail of its own name, made by us: a jail that is there is an error."""
     monitor = start()
     with pytest.raises(SandboxError, match="cannot be made"):
-        Monitor(monitor.jail, [], {})
+        FirecrackerProcess(monitor.jail, [], {})
     # And the living one keeps its own.
     assert os.path.exists(monitor.jail.folder)
     assert monitor.request(ASK)

@@ -1,0 +1,171 @@
+"""What the machines of every monitor have in common, seen from the host."""
+
+import contextlib
+import select
+import signal
+import socket
+import threading
+from abc import ABC, abstractmethod
+from typing import Generic, TypeVar
+
+from agentd.linux.cgroup import Group
+from agentd.model.cause import Cause
+from agentd.model.enforcement import Enforcement
+from agentd.model.errors import SandboxError
+from agentd.sandbox.backends.vm.ceiling import Ceiling
+from agentd.sandbox.backends.vm.ending import Ending, safe_log, tail
+from agentd.sandbox.backends.vm.handshake import tell
+
+# The first stream waits for the guest's driver; a guest may be slow, as eight beside each other.
+STREAM_SECONDS = 30.0
+
+
+class MonitorProcess(ABC):
+    """The monitor's process of one machine; ``end`` must be called."""
+
+    def __init__(self, group: Group | None) -> None:
+        self.pidfd = -1
+        self._group = group
+        self._ended = False
+        self._ending: Ending | None = None
+
+    @abstractmethod
+    def ending(self) -> Ending:
+        """How it ended, once it has; also after ``end``."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """Kill it and free all that it held; idempotent, never raises."""
+
+    @abstractmethod
+    def _log(self) -> str:
+        """The end of what it printed; empty where nobody can tell."""
+
+    def alive(self) -> bool:
+        return not self.wait(0)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Until it has ended; False when it has not within ``timeout`` seconds."""
+        if self._ended or self.pidfd < 0:
+            return True
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        return bool(poll.poll(None if timeout is None else timeout * 1000))
+
+    def why(self) -> str:
+        """In a few words, how it ended."""
+        return self.ending().text
+
+    def log_tail(self) -> str:
+        """The end of what it printed, on one line."""
+        return tail(safe_log(self._log()))
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def _oom(self) -> bool:
+        with contextlib.suppress(OSError):
+            return self._group is not None and self._group.counters().get("oom", 0) > 0
+        return False
+
+
+P = TypeVar("P", bound=MonitorProcess)
+
+
+class MachineWall(ABC, Generic[P]):
+    """A running machine: ``Pausable`` and ``Snapshotable``. Thread-safe."""
+
+    passes_descriptors = False
+    workspace = "/workspace"
+    fidelity = "memory"
+
+    def __init__(
+        self,
+        process: P,
+        group: Group | None,
+        enforcement: Enforcement,
+        *,
+        pid: int,
+        memory: int,
+        ceiling: int,
+    ) -> None:
+        """``memory`` is the machine's, ``ceiling`` the limit of its group, both in bytes."""
+        self.enforcement = enforcement
+        self.pid = pid
+        self._process = process
+        self._group = group
+        self._memory = memory
+        self._ceiling = Ceiling(group, ceiling)
+        self._changing = threading.RLock()  # of its state: one pause or snapshot at a time
+        self._killing = threading.Lock()
+        self._paused = False
+        self._gone = False
+
+    @property
+    def _pidfd(self) -> int:
+        return self._process.pidfd
+
+    @abstractmethod
+    def open_stream(self) -> socket.socket: ...
+
+    @abstractmethod
+    def _own_stream(self) -> socket.socket:
+        """A stream to the agent for what agentd itself tells it."""
+
+    @abstractmethod
+    def _check_snapshot(self, folder: str) -> None:
+        """Raises SandboxError where there can be none, or no room for it."""
+
+    @abstractmethod
+    def _write_snapshot(self, folder: str) -> None: ...
+
+    def counters(self) -> dict[str, int]:
+        return self._group.counters() if self._group is not None and not self._gone else {}
+
+    def usage(self) -> dict[str, int]:
+        return self._group.usage() if self._group is not None and not self._gone else {}
+
+    def alive(self) -> bool:
+        return not self.wait(0)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return self._process.wait(timeout)
+
+    def ending(self) -> Cause:
+        return self._process.ending().cause()
+
+    def kill(self) -> None:
+        with self._killing:
+            if self._gone:
+                return
+            self._gone = True
+            self._process.end()
+            if self._group is not None:
+                with contextlib.suppress(OSError):  # reaped by name later
+                    self._group.remove()
+
+    def snapshot(self, folder: str) -> None:
+        """Stop what runs in the guest before, and let it go on after: a copy must not run it
+        before it has random numbers, a clock and an identity of its own.
+        """
+        with self._changing:
+            if self._paused:
+                raise SandboxError(
+                    "a paused virtual machine cannot be snapshotted", remediation="resume it first"
+                )
+            self._check_snapshot(folder)
+            self._tell("sys.freeze")
+            try:
+                with self._ceiling.raised(self._memory):
+                    self._write_snapshot(folder)
+            finally:
+                self._tell("sys.clock", "sys.thaw")
+
+    def _tell(self, *operations: str) -> None:
+        """Operations of the agent's, over a stream of their own. Raises SandboxError."""
+        tell(self._own_stream(), operations, STREAM_SECONDS)
+
+    def _check_running(self) -> None:
+        if self._paused:
+            raise SandboxError("the virtual machine is paused", remediation="resume it first")
