@@ -17,7 +17,7 @@ OPERATIONS = (
     Operation(
         method="GET",
         path="/v1/approvals",
-        scope="read",
+        scope="read or approve",
         help="what waits, and what was decided lately; one's own without the scope approve",
         call=_list,
         query=QUERY,
@@ -26,7 +26,7 @@ OPERATIONS = (
     Operation(
         method="GET",
         path="/v1/approvals/{id}",
-        scope="read",
+        scope="read or approve",
         help="one of them",
         call=lambda s, who, a: s.approval(who, a.id),
         answer=ApprovalView,
@@ -43,7 +43,7 @@ OPERATIONS = (
     Operation(
         method="POST",
         path="/v1/approvals/{id}/withdraw",
-        scope="read",
+        scope="read or approve",
         help="withdraw a request of one's own",
         call=lambda s, who, a: s.withdraw_approval(who, a.id),
         answer=ApprovalView,

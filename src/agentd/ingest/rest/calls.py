@@ -88,7 +88,7 @@ OPERATIONS = (
     Operation(
         method="POST",
         path="/v1/call",
-        scope="run",
+        scope="the capability's",
         help="call a capability, in a sandbox or in one made for it",
         call=_call,
         body=CallBody,
@@ -99,7 +99,7 @@ OPERATIONS = (
     Operation(
         method="POST",
         path="/v1/call/stream",
-        scope="run",
+        scope="the capability's",
         help="the same, followed: events of what it has before its end (data is base64), then "
         "result or error",
         stream=_stream,

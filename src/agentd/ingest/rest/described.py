@@ -129,7 +129,8 @@ def _websockets(id_: dict[str, Any], failed: dict[str, Any]) -> dict[str, Any]:
             "get": {
                 "operationId": "ws_exec",
                 "summary": "a WebSocket: start a command, and be attached to it",
-                "description": "Scope: run. The first message is an ExecBody; then as attach.",
+                "description": "Scope: run and read. The first message is an ExecBody; "
+                "then as attach.",
                 "tags": ["processes"],
                 "parameters": [id_],
                 "responses": upgraded,
@@ -139,10 +140,10 @@ def _websockets(id_: dict[str, Any], failed: dict[str, Any]) -> dict[str, Any]:
             "get": {
                 "operationId": "ws_attach",
                 "summary": "a WebSocket: a process's streams, both ways",
-                "description": "Scope: run. Binary messages from the server are one byte for the "
-                "stream (1 stdout, 2 stderr, 3 pty), eight big-endian for the cursor, and data; "
-                "to the server they are stdin. Text messages are JSON: events started, lost, exit "
-                "and error from the server, ops eof, signal and resize to it.",
+                "description": "Scope: run and read. Binary messages from the server are one byte "
+                "for the stream (1 stdout, 2 stderr, 3 pty), eight big-endian for the cursor, and "
+                "data; to the server they are stdin. Text messages are JSON: events started, lost, "
+                "exit and error from the server, ops eof, signal and resize to it.",
                 "tags": ["processes"],
                 "parameters": [id_, {**id_, "name": "proc"}, *cursors],
                 "responses": upgraded,

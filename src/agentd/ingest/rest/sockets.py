@@ -58,8 +58,7 @@ async def attach(socket: Socket) -> None:
     query = parse(socket.scope["query_string"], ATTACH_QUERY)
     service, who = socket.door.service, await socket.authenticate()
     id_, process = socket.path["id"], socket.path["proc"]
-
-    who.require("run")
+    _require(who)
     view = await socket.web.threads.short.run(service.process, who, id_, process)
     await _Session(socket, who, id_, view).run(query, accept=True)
 
@@ -69,7 +68,7 @@ async def execute(socket: Socket) -> None:
     web, service, id_ = socket.web, socket.door.service, socket.path["id"]
     parse(socket.scope["query_string"], ())  # it takes none
     who = await socket.authenticate()
-    who.require("run")
+    _require(who)
     await socket.accept()
     try:
         async with asyncio.timeout(web.limits.first_message):
@@ -79,6 +78,12 @@ async def execute(socket: Socket) -> None:
     body = decode_json(ExecBody, first)
     view = await web.threads.waits.run(service.start, who, id_, body)
     await _Session(socket, who, id_, view).run({}, accept=False)
+
+
+def _require(who: Principal) -> None:
+    """Raises Forbidden: what runs is fed and signalled, and followed."""
+    who.require("run")
+    who.require("read")
 
 
 class _Session:
