@@ -25,9 +25,9 @@ from tests.contract.ways import Refusal, rest
 
 import agentd
 from agentd.client import build
+from agentd.client.embedded_service import EmbeddedService
 from agentd.client.http import address
 from agentd.client.http.client import HttpClient
-from agentd.client.local import LocalSandbox
 from agentd.client.sandbox import Sandbox
 from agentd.daemon.pipeline import Pipeline
 from agentd.guest.zygote.scratch import remove
@@ -300,7 +300,8 @@ def create(kind: Kind, pipeline: Pipeline, daemon: str, **wanted: object) -> San
     if kind.over_http:
         return Sandbox.create(url=daemon, backend=kind.name, **wanted)  # type: ignore[arg-type]
     spec = build.sandbox_spec(backend=kind.name, **wanted)  # type: ignore[arg-type]
-    return Sandbox(LocalSandbox(pipeline, pipeline.open(WHO, spec), WHO))
+    service = EmbeddedService(pipeline, WHO)
+    return Sandbox(service, service.adopt(pipeline.open(WHO, spec)))
 
 
 @pytest.fixture
@@ -339,7 +340,7 @@ class Lent:
         if self._url:
             self._taken.close()
         else:
-            self._own._held.handle.guest.renew()  # type: ignore[attr-defined]
+            held(self._own).guest.renew()
 
     def emptied(self) -> bool:
         """Whether it is without the files and processes of the test before."""
@@ -449,6 +450,12 @@ def sandbox(shared: Lent | None, make: Callable[..., Sandbox]) -> Iterator[Sandb
         shared.back()
 
 
+def held(sandbox: Sandbox) -> Any:
+    """What the manager holds of a sandbox of this process."""
+    service: Any = sandbox._service
+    return service.handle(sandbox.id)
+
+
 @pytest.fixture
 def handle_of(kind: Kind) -> Callable[[Sandbox], Any]:
     """What the manager holds of a sandbox; of a daemon's that is out of reach."""
@@ -456,7 +463,7 @@ def handle_of(kind: Kind) -> Callable[[Sandbox], Any]:
     def find(sandbox: Sandbox) -> Any:
         if kind.over_http:
             pytest.skip("over HTTP: the wall is the daemon's")
-        return sandbox._held.handle  # type: ignore[attr-defined]
+        return held(sandbox)
 
     return find
 

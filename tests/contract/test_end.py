@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from agentd import AgentdError, CauseCode, Sandbox
-from agentd.client.local import LocalSandbox
+from agentd.client.embedded_service import EmbeddedService
 from agentd.daemon.pipeline import Pipeline
 from agentd.model.principal import local
 from agentd.testing.walls.test_end import *
@@ -43,7 +43,8 @@ def test_a_sandbox_that_was_forgotten_is_ended_with_a_warning(
 ) -> None:
     who = local("test")
     handle = pipeline.open(who, handle_of(make()).spec)
-    sandbox = Sandbox(LocalSandbox(pipeline, handle, who))
+    service = EmbeddedService(pipeline, who)
+    sandbox = Sandbox(service, service.adopt(handle))
     with pytest.warns(ResourceWarning, match=handle.id):
         del sandbox
     assert handle not in pipeline.manager.sandboxes()

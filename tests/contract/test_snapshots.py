@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from agentd.client import build
-from agentd.client.local import LocalSandbox
+from agentd.client.embedded_service import EmbeddedService
 from agentd.client.sandbox import Sandbox
 from agentd.daemon.pipeline import Pipeline
 from agentd.model.errors import Refused, SandboxError
+from agentd.model.principal import local
 from agentd.sandbox import backends, snapshots
 from agentd.sandbox.abilities import PAUSE, SNAPSHOT
 from agentd.sandbox.manager import Manager
@@ -179,13 +180,14 @@ def test_a_kept_snapshot_starts_in_another_process(
         assert (taken.backend, taken.spec) == (able.info.backend, handle_of(able).spec)
     able.run("echo later > a", check=True)
     able.close()
-    other = Pipeline(Manager())  # as another process has: nothing is shared with the first
+    other = Pipeline(Manager())
+    service = EmbeddedService(other)  # as another process has: nothing is shared with the first
     try:
         kept = snapshots.load(path)
         spec = build.restored_spec(kept.spec, env={"A": "1"})
         for _ in range(2):
-            opened = LocalSandbox(other, other.open("test", spec, kept), "test")
-            with Sandbox(opened) as copy:
+            view = service.adopt(other.open(local("test"), spec, kept))
+            with Sandbox(service, view) as copy:
                 assert copy.run("cat a; echo $A").text == "kept\n1\n"
         largest = max(kept.manifest.files, key=lambda file: file.size)
         with open(f"{kept.state}/{largest.path}", "r+b") as file:
@@ -194,7 +196,7 @@ def test_a_kept_snapshot_starts_in_another_process(
             file.seek(largest.size // 2)
             file.write(bytes([byte[0] ^ 1]))
         with pytest.raises(SandboxError, match="is damaged"):
-            other.open("test", spec, kept)
+            other.open(local("test"), spec, kept)
     finally:
         other.manager.close()
 

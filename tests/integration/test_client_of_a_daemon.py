@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from agentd import AsyncSandbox, Sandbox
+from agentd import AsyncSandbox, Client, Sandbox
 from agentd.client.http import address
 from agentd.client.http.client import HttpClient
 from agentd.model.cause import CauseCode
@@ -176,9 +176,11 @@ def test_where_the_daemon_has_gone_the_sandbox_is_of_this_process(
 
 
 def test_a_lease(sandbox: Sandbox) -> None:
-    before = sandbox._held.view.deadline  # type: ignore[attr-defined]
-    sandbox.renew("1h")
-    assert sandbox._held.view.deadline > before + 1800  # type: ignore[attr-defined]
+    with Client(sandbox.url) as client:
+        before = client.sandboxes.get(sandbox.id).deadline
+        sandbox.renew("1h")
+        after = client.sandboxes.get(sandbox.id).deadline
+    assert before is not None and after is not None and after > before + 1800
 
 
 def test_what_needs_a_daemon_says_so() -> None:
@@ -248,8 +250,8 @@ def test_a_character_is_whole_for_whoever_comes_back_amid_it(sandbox: Sandbox) -
 def test_an_interrupted_run_ends_its_command(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held = sandbox._held
-    call = held.client.call  # type: ignore[attr-defined]
+    service: Any = sandbox._service
+    call = service.requests.call
 
     def interrupted(method: str, path: str, *args: object, **options: object) -> object:
         if not path.endswith("/exec"):
@@ -259,11 +261,11 @@ def test_an_interrupted_run_ends_its_command(
         call(method, path, body, once=True)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(held.client, "call", interrupted)  # type: ignore[attr-defined]
+    monkeypatch.setattr(service.requests, "call", interrupted)
     with pytest.raises(KeyboardInterrupt):
         sandbox.run("sleep 1000")
     deadline = time.monotonic() + 120
-    while any(found.state == "running" for found in held.processes()):  # type: ignore[attr-defined]
+    while any(found.state == "running" for found in service.commands.list(sandbox.id)):
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -607,18 +609,12 @@ def test_run_says_where_it_ran(daemon: Daemon, flag: tuple[str, ...]) -> None:
 
 
 def test_a_run_outlives_its_first_lease(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    from agentd.client.cli import run_remote
-    from agentd.client.cli.interrupts import Interrupts
-    from agentd.client.cli.options import parse_run
-    from agentd.client.cli.run import request
-    from agentd.client.http import sandbox
+    from agentd.client import build
+    from agentd.client.cli import run
 
-    create = sandbox.create
-    monkeypatch.setattr(sandbox, "create", lambda *a, **k: create(*a, ttl=2.0, **k))
-    options = parse_run(["--json", "--", "sleep", "5"])
-    with Interrupts() as interrupts:
-        where = address.parse(daemon.url)
-        assert run_remote.run(where, options, request(options), interrupts) == 0
+    body = build.sandbox_body
+    monkeypatch.setattr(build, "sandbox_body", lambda **asked: body(ttl=2.0, **asked))
+    assert run.main(["--json", "--url", daemon.url, "--", "sleep", "5"]) == 0
 
 
 def test_a_cause_is_told_by_the_daemon(daemon: Daemon, sandbox: Sandbox) -> None:

@@ -13,7 +13,7 @@ import pytest
 from tests.vm import boot
 
 from agentd.client import build
-from agentd.client.local import LocalSandbox
+from agentd.client.embedded_service import EmbeddedService
 from agentd.client.sandbox import Sandbox
 from agentd.daemon.pipeline import Pipeline
 from agentd.image import build as images
@@ -143,7 +143,8 @@ def create() -> Iterator[Callable[..., Sandbox]]:
 
     def create(**wanted: Any) -> Sandbox:
         spec = build.sandbox_spec(backend="firecracker", **wanted)
-        return Sandbox(LocalSandbox(pipeline, pipeline.open(local("test"), spec), local("test")))
+        service = EmbeddedService(pipeline)
+        return Sandbox(service, service.adopt(pipeline.open(local("test"), spec)))
 
     yield create
     pipeline.manager.close()
@@ -192,7 +193,7 @@ def test_its_end_is_the_cause_of_its_command(
     with create(memory="128M") as sandbox:
         with sandbox.start(["sh", "-c", "echo on; sleep 600"]) as process:
             assert next(iter(process)).data == b"on\n"
-            wall: Any = sandbox._held.handle.wall  # type: ignore[attr-defined]
+            wall: Any = sandbox._service.handle(sandbox.id).wall  # type: ignore[attr-defined]
             signal.pidfd_send_signal(wall._pidfd, number)
             cause = process.wait().cause
         assert cause.code is code, cause

@@ -21,7 +21,7 @@ from tests.vm import boot
 
 import agentd
 from agentd.client import build
-from agentd.client.local import LocalSandbox
+from agentd.client.embedded_service import EmbeddedService
 from agentd.client.sandbox import Sandbox
 from agentd.daemon.pipeline import Pipeline
 from agentd.image import build as images
@@ -498,7 +498,8 @@ def create(own: QemuBackend) -> Iterator[Callable[..., Sandbox]]:
 
     def create(**wanted: Any) -> Sandbox:
         spec = build.sandbox_spec(backend="qemu", **wanted)
-        return Sandbox(LocalSandbox(pipeline, pipeline.open(local("test"), spec), local("test")))
+        service = EmbeddedService(pipeline)
+        return Sandbox(service, service.adopt(pipeline.open(local("test"), spec)))
 
     yield create
     pipeline.manager.close()
@@ -539,7 +540,7 @@ def _ends_under_a_command(sandbox: Sandbox, pid: int) -> Cause:
 
 def test_the_end_of_a_machine_is_the_cause_of_its_command(create: Callable[..., Sandbox]) -> None:
     with create(memory="64M") as sandbox:
-        cause = _ends_under_a_command(sandbox, sandbox._held.handle.wall.pid)  # type: ignore[attr-defined]
+        cause = _ends_under_a_command(sandbox, sandbox._service.handle(sandbox.id).wall.pid)  # type: ignore[attr-defined]
         assert cause.code is CauseCode.BACKEND_LOST
         assert cause.message.startswith("the virtual machine ended: it was killed")
         with pytest.raises(BackendLost, match="it was killed"):
@@ -559,13 +560,13 @@ def test_its_end_is_told_through_a_supervisor_too(own: QemuBackend) -> None:
     pipeline = Pipeline(Manager(load=loader(link)))
     try:
         spec = build.sandbox_spec(backend="qemu", memory="64M")
-        held = LocalSandbox(pipeline, pipeline.open(local("test"), spec), local("test"))
-        with Sandbox(held) as sandbox:
+        service, handle = EmbeddedService(pipeline), pipeline.open(local("test"), spec)
+        with Sandbox(service, service.adopt(handle)) as sandbox:
             (entry,) = supervisor._entries.values()
             cause = _ends_under_a_command(sandbox, entry.wall.pid)  # type: ignore[attr-defined]
             assert cause.message.startswith("the virtual machine ended: it was killed")
             assert ended.wait(SECONDS)
-            assert held.handle.wall.ending() == cause  # type: ignore[attr-defined]
+            assert handle.wall.ending() == cause  # type: ignore[attr-defined]
     finally:
         pipeline.manager.close()
         supervisor.close()

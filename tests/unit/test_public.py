@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -116,10 +117,15 @@ def test_each_noun_of_the_client_has_the_same_methods_for_asyncio() -> None:
         other = agentd.AsyncClient("unix:/nowhere.sock")
         for noun in nouns:
             ours, theirs = getattr(one, noun), getattr(other, noun)
-            methods = {name for name in dir(ours) if name[0] != "_"}
+            contract = typing.get_type_hints(getattr(Service, noun).fget)["return"]
+            methods = {name for name in vars(contract) if name[0] != "_"}
             assert methods == {name for name in dir(theirs) if name[0] != "_"}
             for name in methods:
-                first, second = getattr(ours, name), getattr(theirs, name)
+                first, second = getattr(contract, name), getattr(type(theirs), name)
+                asked = list(inspect.signature(first).parameters)[1:]
+                assert (
+                    list(inspect.signature(getattr(ours, name)).parameters)[: len(asked)] == asked
+                )
                 pieces = noun == "files" and name in ("read", "read_tar", "watch")
                 is_async = inspect.isasyncgenfunction if pieces else inspect.iscoroutinefunction
                 assert is_async(second), f"{noun}.{name}"

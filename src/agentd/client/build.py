@@ -4,15 +4,21 @@ import errno
 import os
 import shlex
 import stat
-from typing import Unpack
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Unpack
 
 from msgspec import structs
 
+from agentd.client import arguments
 from agentd.model import options
 from agentd.model.errors import InvalidInput
+from agentd.model.isolation import IsolationLevel
 from agentd.model.mount import WORKSPACE, Mount, MountMode, unknown_mode
 from agentd.model.options import Command, ExecOptions, SandboxOptions, check_variable, exec_request
 from agentd.model.spec import Pty, SandboxSpec
+
+if TYPE_CHECKING:
+    from agentd.model.api import SandboxBody
 
 __all__ = [
     "Command",
@@ -23,6 +29,7 @@ __all__ = [
     "parse_env_file",
     "parse_variable",
     "restored_spec",
+    "sandbox_body",
     "sandbox_spec",
     "terminal",
 ]
@@ -34,6 +41,37 @@ def sandbox_spec(**asked: Unpack[SandboxOptions]) -> SandboxSpec:
     # Backends follow no link in a source: one's own are followed here, once.
     mounts = tuple(structs.replace(m, source=_source(m)) for m in spec.mounts)
     return structs.replace(spec, mounts=mounts) if mounts else spec
+
+
+def sandbox_body(
+    *,
+    labels: Mapping[str, str] | None = None,
+    ttl: str | float | None = None,
+    snapshot: str | None = None,
+    **asked: Unpack[SandboxOptions],
+) -> "SandboxBody":
+    """What is asked of a service. Judged here as well, so that what is wrong is told without
+    asking. Raises InvalidInput."""
+    from agentd.model.api import SandboxBody
+
+    spec = options.sandbox_spec(**asked)
+    workspace = [mount for mount in spec.mounts if mount.target == WORKSPACE]
+    others = [mount for mount in spec.mounts if mount.target != WORKSPACE]
+    level = asked.get("isolation")
+    return SandboxBody(
+        isolation=level.label if isinstance(level, IsolationLevel) else level,
+        backend=spec.backend,
+        image=spec.image,
+        net=spec.net,
+        user=spec.user,
+        env=spec.env,
+        workspace=f"{workspace[0].source}:{workspace[0].mode}" if workspace else None,
+        mounts=tuple(f"{mount.source}:{mount.target}:{mount.mode}" for mount in others),
+        labels=dict(arguments.mapping(labels, "labels", 'write them as {"job": "7"}')),
+        ttl=ttl,
+        snapshot=snapshot,
+        **structs.asdict(spec.limits),
+    )
 
 
 def restored_spec(kept: SandboxSpec, **asked: Unpack[SandboxOptions]) -> SandboxSpec:

@@ -10,8 +10,9 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
+from agentd.client.files import Files
 from agentd.client.stage import Stage, check_replaceable, exists
 from agentd.guest.pack import Packer
 from agentd.guest.tar import MAX_BYTES, TarError
@@ -28,7 +29,7 @@ class Copied(NamedTuple):
 
 
 def upload(
-    files: Any, host_path: str | os.PathLike[str], path: str, *, replace: bool = False
+    files: Files, host_path: str | os.PathLike[str], path: str, *, replace: bool = False
 ) -> Copied:
     """``files`` are a sandbox's. Raises InvalidInput, OperationFailed, OSError."""
     source = os.fspath(host_path)
@@ -64,7 +65,7 @@ def check_source(path: str) -> None:
         raise InvalidInput(f"{path!r} does not exist", remediation="correct the path")
 
 
-def upload_stream(files: Any, stream: IO[bytes], path: str, *, replace: bool = False) -> Copied:
+def upload_stream(files: Files, stream: IO[bytes], path: str, *, replace: bool = False) -> Copied:
     """Until its end, as the file ``path``."""
     if path.endswith("/"):
         raise InvalidInput("a stream has no name", remediation="name the file that it becomes")
@@ -76,7 +77,7 @@ def upload_stream(files: Any, stream: IO[bytes], path: str, *, replace: bool = F
 
 
 def download(
-    files: Any, path: str, host_path: str | os.PathLike[str], *, replace: bool = False
+    files: Files, path: str, host_path: str | os.PathLike[str], *, replace: bool = False
 ) -> Copied:
     """Nothing is written outside of the target, and nothing at all where it is not whole."""
     entry = files.stat(path)
@@ -97,14 +98,14 @@ def download(
         check_replaceable(target)
     with Stage(target) as stage:
         if is_folder:
-            copied = _receive_tree(files.read_tar(path), stage, path)
+            copied = _receive_tree(files._read_tar(path), stage, path)
         else:
             copied = _receive_file(files.read_iter(path), stage, path, entry.mode)
         stage.place(replace=replace)
     return copied
 
 
-def download_stream(files: Any, path: str, stream: IO[bytes]) -> Copied:
+def download_stream(files: Files, path: str, stream: IO[bytes]) -> Copied:
     """A file's bytes."""
     entry = files.stat(path)
     if entry.type != "file":
@@ -161,7 +162,7 @@ def _name_of(path: str, asked: str) -> str:
     return name
 
 
-def _kind_inside(files: Any, path: str) -> str | None:
+def _kind_inside(files: Files, path: str) -> str | None:
     """None where nothing is there."""
     try:
         found: str = files.stat(path.rstrip("/") or "/").type
@@ -192,7 +193,7 @@ def _kind_here(path: str) -> str | None:
 # --- how it gets there ---
 
 
-def _send_tree(files: Any, source: str, target: str, replace: bool) -> Copied:
+def _send_tree(files: Files, source: str, target: str, replace: bool) -> Copied:
     # A link to a folder that the caller names is followed; none in it is.
     real = os.path.realpath(source)
     parent = os.open(os.path.dirname(real) or "/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -201,7 +202,7 @@ def _send_tree(files: Any, source: str, target: str, replace: bool) -> Copied:
     try:
         with closing(packer.run()) as pieces:
             read = filter(None, _read(pieces, source))
-            files.write_tar(target, read, whole=True, replace=replace)
+            files._write_tar(target, read, replace=replace)
     except TarError as error:
         raise InvalidInput(
             f"{source} cannot be copied: {error}", remediation="copy the rest by itself"

@@ -5,13 +5,11 @@ import threading
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING
 
-from agentd.model.errors import InvalidInput
 from agentd.model.isolation import IsolationLevel
 
 if TYPE_CHECKING:
     # "as": re-exported, for the annotations of the rest of the client.
     from agentd.capability.registry import Catalogue as Catalogue  # noqa: PLC0414
-    from agentd.client.ports import Snapshot as KeptState
     from agentd.daemon.admission.explain import Explained as Explained  # noqa: PLC0414
     from agentd.daemon.commands.command import Command as Command  # noqa: PLC0414
     from agentd.daemon.config import Read
@@ -21,9 +19,11 @@ if TYPE_CHECKING:
     from agentd.daemon.installed import Installation
     from agentd.daemon.pipeline import Pipeline as Pipeline  # noqa: PLC0414
     from agentd.daemon.seccomp_profile import Profile as Profile  # noqa: PLC0414
-    from agentd.model.api import CallBody, CallView
+    from agentd.model.api import CallBody, CallView, ExecBody, ResultView
     from agentd.model.capability import About
     from agentd.model.principal import Principal as Principal  # noqa: PLC0414
+    from agentd.model.result import Result
+    from agentd.model.spec import ExecRequest
     from agentd.policy.errors import Problem
     from agentd.policy.testing import TestResult
     from agentd.sandbox.manager import SandboxHandle as SandboxHandle  # noqa: PLC0414
@@ -95,18 +95,25 @@ def call(
     return embedded.call(pipeline, who, body, emit, handle, cancel)
 
 
-def load_snapshot(snapshot: "KeptState | str | os.PathLike[str]") -> "Snapshot":
+def requested(body: "ExecBody") -> "tuple[ExecRequest, bytes]":
+    """The command of a body, and its stdin. Raises InvalidInput."""
+    from agentd.daemon.commands import requests
+
+    return requests.request_of(body, body.stdin_open), requests.stdin_of(body)
+
+
+def told(result: "Result") -> "ResultView":
+    """A result as the contract has it."""
+    from agentd.daemon.commands import views
+
+    return views.of_result(result, "", result.stdout, result.stderr)
+
+
+def load_snapshot(path: str) -> "Snapshot":
     """What lies at a path. Raises NotFound, InvalidInput, SandboxError."""
     from agentd.sandbox import snapshots
 
-    if isinstance(snapshot, snapshots.Snapshot):
-        return snapshot
-    if not isinstance(snapshot, str | os.PathLike):
-        raise InvalidInput(
-            "a daemon's snapshot cannot be restored in this process",
-            remediation="give url= of the daemon that keeps it",
-        )
-    return snapshots.load(snapshot)
+    return snapshots.load(path)
 
 
 def check_snapshot_path(path: str) -> None:

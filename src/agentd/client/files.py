@@ -2,23 +2,30 @@
 
 import errno
 import os
-from collections.abc import Generator, Iterable
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+from collections.abc import Generator, Iterable, Iterator
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias
+
+import msgspec
 
 from agentd.client import arguments
+from agentd.model import typed
 from agentd.model.errors import OperationFailed
 
 if TYPE_CHECKING:
+    from agentd.client import ports
+    from agentd.model.api import EntryView
     from agentd.transport.files import Change, Entry
 
+MAX_READ = 256 << 20
 InsidePath: TypeAlias = str | os.PathLike[str]
 
 
 class Files:
     """Paths are those inside. Raises OperationFailed, with the kernel's errno, where refused."""
 
-    def __init__(self, files: Any) -> None:
+    def __init__(self, files: "ports.Files", sandbox: str) -> None:
         self._files = files
+        self._sandbox = sandbox
 
     def read(self, path: InsidePath, offset: int = 0, length: int | None = None) -> bytes:
         """Read a file, or a part of it: at most 256 MiB at once; ``read_iter`` has no bound."""
@@ -26,7 +33,15 @@ class Files:
         arguments.whole(offset, "offset", 0, arguments.MOST)
         if length is not None:
             arguments.whole(length, "length", 0, arguments.MOST)
-        return bytes(self._files.read(path, offset, length))
+        parts = bytearray()
+        for piece in self._files.read(self._sandbox, path, offset, length):
+            parts += piece
+            if len(parts) > MAX_READ:
+                raise OperationFailed(
+                    f"{path}: over {MAX_READ} bytes to read at once",
+                    remediation="read it in parts, by offset and length",
+                )
+        return bytes(parts)
 
     def read_iter(self, path: InsidePath) -> Generator[bytes, None, None]:
         """Read a file piece by piece, of any size."""
@@ -47,7 +62,7 @@ class Files:
         """Write the whole file or none of it; ``parents`` are made. Return its size in bytes."""
         path, content = arguments.path(path), arguments.content(data)
         arguments.mode(mode)
-        return int(self._files.write(path, content, mode=mode, parents=parents))
+        return self._files.write(self._sandbox, path, content, mode=mode, parents=parents)
 
     def upload(
         self, host_path: str | os.PathLike[str], path: InsidePath, *, replace: bool = False
@@ -61,7 +76,7 @@ class Files:
         from agentd.client import copy
 
         return copy.upload(
-            self._files, arguments.host_path(host_path), arguments.path(path), replace=replace
+            self, arguments.host_path(host_path), arguments.path(path), replace=replace
         ).bytes
 
     def download(
@@ -74,18 +89,19 @@ class Files:
         from agentd.client import copy
 
         return copy.download(
-            self._files, arguments.path(path), arguments.host_path(host_path), replace=replace
+            self, arguments.path(path), arguments.host_path(host_path), replace=replace
         ).bytes
 
     def list(self, path: InsidePath) -> "list[Entry]":
         """List a folder: each Entry has name, type, size, mode and the like."""
-        entries: list[Entry] = self._files.list(arguments.path(path))
-        return entries
+        folder = arguments.path(path)
+        views = self._files.list(self._sandbox, folder)
+        return [_entry(view, os.path.join(folder, view.name)) for view in views]
 
     def stat(self, path: InsidePath) -> "Entry":
         """Look at a file, folder or link itself. Raises OperationFailed where there is none."""
-        entry: Entry = self._files.stat(arguments.path(path))
-        return entry
+        path = arguments.path(path)
+        return _entry(self._files.stat(self._sandbox, path), path)
 
     def exists(self, path: InsidePath) -> bool:
         """Tell whether there is something at ``path``, were it a link that leads nowhere.
@@ -93,7 +109,7 @@ class Files:
         Raises OperationFailed where that cannot be seen.
         """
         try:
-            self._files.stat(arguments.path(path))
+            self._files.stat(self._sandbox, arguments.path(path))
         except OperationFailed as error:
             if error.errno in (errno.ENOENT, errno.ENOTDIR):
                 return False
@@ -102,15 +118,16 @@ class Files:
 
     def mkdir(self, path: InsidePath, *, mode: int = 0o755, parents: bool = False) -> None:
         """Make a folder; with ``parents`` those above it, and it may be there already."""
-        self._files.mkdir(arguments.path(path), mode=arguments.mode(mode), parents=parents)
+        path, mode = arguments.path(path), arguments.mode(mode)
+        self._files.mkdir(self._sandbox, path, mode=mode, parents=parents)
 
     def move(self, path: InsidePath, to: InsidePath) -> None:
         """Rename it; what is at ``to`` is replaced, as by rename(2)."""
-        self._files.move(arguments.path(path), arguments.path(to, "to"))
+        self._files.move(self._sandbox, arguments.path(path), arguments.path(to, "to"))
 
     def remove(self, path: InsidePath, *, recursive: bool = False) -> None:
         """Remove a file or an empty folder; with ``recursive`` all that is in it, too."""
-        self._files.remove(arguments.path(path), recursive=recursive)
+        self._files.remove(self._sandbox, arguments.path(path), recursive=recursive)
 
     def watch(
         self, path: InsidePath, *, recursive: bool = False
@@ -120,9 +137,31 @@ class Files:
 
     def _read_iter(self, path: InsidePath, wake: int = -1) -> Generator[bytes, None, None]:
         """``wake`` readable ends it, as of ``_watch``."""
-        yield from self._files.read_iter(arguments.path(path), wake=wake)
+        yield from self._files.read(self._sandbox, arguments.path(path), wake=wake)
 
     def _watch(
         self, path: InsidePath, recursive: bool, wake: int = -1
     ) -> "Generator[Change, None, None]":
-        yield from self._files.watch(arguments.path(path), recursive=recursive, wake=wake)
+        from agentd.transport.files import Change
+
+        found = self._files.watch(
+            self._sandbox, arguments.path(path), recursive=recursive, wake=wake
+        )
+        for change in found:
+            yield Change(kind=change.kind, path=change.path)  # type: ignore[arg-type]
+
+    def _read_tar(self, path: str) -> Iterator[bytes]:
+        """A tar of it, in pieces; its members begin with the last part of ``path``."""
+        return self._files.read_tar(self._sandbox, path)
+
+    def _write_tar(self, path: str, data: Iterable[bytes], *, replace: bool) -> None:
+        """The one tree of a tar, as ``path``, or nothing."""
+        self._files.write_tar(self._sandbox, path, data, whole=True, replace=replace)
+
+
+def _entry(view: "EntryView", path: str) -> "Entry":
+    from agentd.transport.files import Entry
+
+    if isinstance(view, Entry):  # of this process's own agent
+        return view
+    return typed.convert({**msgspec.structs.asdict(view), "path": path}, Entry)

@@ -1,13 +1,15 @@
-"""What stands behind the SDK's objects: a sandbox of this process, or one of a daemon."""
+"""What the SDK and the command line stand on: the service contract, of this process or a daemon's,
+and the little that whoever holds a sandbox asks beside it."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
+
+from agentd.model import service
 
 if TYPE_CHECKING:
-    from agentd.model.api import CallView
-    from agentd.model.enforcement import Enforcement
-    from agentd.model.result import Result, SandboxInfo
+    from agentd.model.result import Result
+    from agentd.model.running import RunningCommand
     from agentd.model.spec import ExecRequest
 
 
@@ -39,105 +41,76 @@ class Snapshot(Protocol):
     def __exit__(self, *exc: object) -> None: ...
 
 
-class Running(Protocol):
-    """A command that runs. One thread drives it; another may write, signal and kill."""
+class Sandboxes(service.Sandboxes, Protocol):
+    def keep(self, id: str, path: str | os.PathLike[str] | None) -> Snapshot:
+        """Take a snapshot, and give it as an object. Raises InvalidInput for a ``path`` where a
+        daemon keeps it, and as ``snapshot`` does."""
+        ...
 
-    @property
-    def id(self) -> str | None:
-        """The daemon's name for it; None for one of this process."""
-
-    @property
-    def pid(self) -> int | None: ...
-    @property
-    def exit(self) -> object | None:
-        """Not None once it has ended."""
-
-    @property
-    def backlog(self) -> int:
-        """Bytes of stdin that it has not taken yet."""
-
-    @property
-    def cursors(self) -> Mapping[str, int]:
-        """Bytes of each stream that were given out."""
-
-    @property
-    def before(self) -> Mapping[str, bytes]:
-        """Of a stream that was taken up amid its output, up to 3 bytes ahead of that."""
-
-    def step(
-        self, timeout: float | None = None, extra_fds: Sequence[int] = ()
-    ) -> tuple[list[tuple[str, bytes]], list[int]]:
-        """Chunks of output, ("stdout" | "stderr", bytes), and the readable ones of ``extra_fds``:
-        what is there, or after ``timeout`` seconds nothing. No bytes: some are lost here."""
-
-    def chunks(self) -> Iterator[tuple[str, bytes]]: ...
-    def write(self, data: bytes) -> None: ...
-    def close_stdin(self) -> None: ...
-    def signal(self, number: int) -> None: ...
-    def resize(self, rows: int, cols: int) -> None: ...
-    def kill(self) -> None: ...
-    def finish(self) -> "Result":
-        """Waits for its end; output that nobody took is dropped, unless it is captured."""
-
-    def detach(self) -> None:
-        """Let go of it without ending it. Raises Refused where it could not go on."""
-
-    def close(self) -> None:
-        """Let go of it; a command that has not ended is killed."""
-
-    def __enter__(self) -> "Running": ...
-    def __exit__(self, *exc: object) -> None: ...
+    def ping(self, id: str) -> dict[str, object]:
+        """Ask the agent inside whether it answers. Raises BackendLost when it is gone."""
+        ...
 
 
-class Held(Protocol):
-    """A sandbox. Thread-safe."""
+class Commands(service.Commands, Protocol):
+    """Commands that this process drives: bytes in and out, and a handle in the place of an id."""
 
-    lasting: bool
-    """Whether it outlives this process, so that to forget it is no mistake."""
+    def complete(
+        self, sandbox: str, request: "ExecRequest", stdin: bytes = b"", cancel: int = -1
+    ) -> "Result":
+        """Run one to its end, its output captured; ``cancel`` readable kills it."""
+        ...
 
-    @property
-    def id(self) -> str: ...
+    def begin(
+        self, sandbox: str, request: "ExecRequest", *, capture: bool = False
+    ) -> "RunningCommand":
+        """Start one; ``capture`` keeps its output for the Result."""
+        ...
+
+    def attach(self, sandbox: str, process: str, cursors: Mapping[str, int]) -> "RunningCommand":
+        """Take up one that runs, its output from the cursors on. Raises NotFound."""
+        ...
+
+
+class Files(service.Files, Protocol):
+    def read(
+        self,
+        sandbox: str,
+        path: str,
+        offset: int = 0,
+        length: int | None = None,
+        *,
+        wake: int = -1,
+    ) -> Iterator[bytes]:
+        """Read a file; the descriptor ``wake`` readable ends it early."""
+        ...
+
+    def write(
+        self,
+        sandbox: str,
+        path: str,
+        data: bytes | Iterable[bytes],
+        *,
+        mode: int = 0o644,
+        parents: bool = False,
+    ) -> int:
+        """Write a file; bytes are sent again after a lost connection."""
+        ...
+
+
+class Service(service.Service, Protocol):
     @property
     def url(self) -> str | None:
-        """The daemon's address; None for one of this process."""
+        """The daemon's address; None for this process."""
 
     @property
-    def state(self) -> str: ...
+    def sandboxes(self) -> Sandboxes: ...
     @property
-    def labels(self) -> Mapping[str, str]: ...
+    def commands(self) -> Commands: ...
     @property
-    def info(self) -> "SandboxInfo": ...
-    @property
-    def enforcement(self) -> "Enforcement": ...
-    @property
-    def files(self) -> Any:
-        """With the methods of transport.files.Files."""
+    def files(self) -> Files: ...
+    def again(self) -> "Service":
+        """The same once more, to be closed by itself."""
 
-    def execute(self, request: "ExecRequest", stdin: bytes, wake: int = -1) -> "Result":
-        """Waits for its end; ``wake`` readable kills it."""
-
-    def start(self, request: "ExecRequest", *, capture: bool = False) -> Running: ...
-    def attach(self, process: str, cursors: Mapping[str, int]) -> Running: ...
-    def call(
-        self,
-        capability: str,
-        parameters: Mapping[str, Any],
-        emit: "Callable[[str, bytes], None] | None",
-        bundle: str,
-        cancel: int = -1,
-    ) -> "CallView":
-        """``cancel``: a descriptor that ends it once it is readable."""
-
-    def changes(self) -> tuple[str, ...]: ...
-    def apply(self) -> None: ...
-    def pause(self) -> None: ...
-    def resume(self) -> None: ...
-    def snapshot(self, path: str | os.PathLike[str] | None) -> Snapshot: ...
-    def fork(self, count: int) -> "Sequence[Held]": ...
-    def ping(self) -> dict[str, object]: ...
-    def renew(self, ttl: str | float) -> None: ...
-    def kill(self) -> None:
-        """End everything in it; idempotent."""
-
-    def forget(self) -> None:
-        """Let go of it: it goes on where it outlives this process, and is ended where not."""
+    def close(self) -> None:
+        """Free what it holds; idempotent."""

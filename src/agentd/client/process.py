@@ -12,13 +12,13 @@ from agentd.model.errors import InvalidInput
 from agentd.model.result import Result
 
 if TYPE_CHECKING:
-    from agentd.client.ports import Running
+    from agentd.model.running import RunningCommand
 
 
 class Process:
     """A running command: iterate for its output, ``wait`` for its Result. One thread drives it."""
 
-    def __init__(self, running: "Running") -> None:
+    def __init__(self, running: "RunningCommand") -> None:
         self._running = running
         self._chunks = Chunks()
         self._unread = Unread()
@@ -27,7 +27,7 @@ class Process:
     @property
     def id(self) -> str | None:
         """The daemon's name for it, for ``Sandbox.attach``; None without a daemon."""
-        return self._running.id
+        return self._running.id or None
 
     @property
     def pid(self) -> int | None:

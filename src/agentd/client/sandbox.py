@@ -1,9 +1,10 @@
 """The SDK: a sandbox as an object. Nothing of it is imported before it is used."""
 
 import os
+import warnings
 import weakref
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Unpack
 
 from agentd.client import arguments, build, wording
@@ -14,14 +15,14 @@ from agentd.client.http import address
 from agentd.client.process import Process
 from agentd.client.signature import options_shown
 from agentd.model.enforcement import Enforcement
-from agentd.model.errors import AgentdError, InvalidInput
+from agentd.model.errors import AgentdError, InvalidInput, NotFound, SandboxError
 from agentd.model.options import Time
 from agentd.model.result import Result, SandboxInfo
 from agentd.model.spec import ExecRequest, Pty
 
 if TYPE_CHECKING:
-    from agentd.client.ports import Held, Snapshot
-    from agentd.model.api import CallView
+    from agentd.client.ports import Service, Snapshot
+    from agentd.model.api import CallView, SandboxView
 
 
 class CommandFailed(AgentdError):
@@ -42,10 +43,24 @@ class Sandbox:
     One of a daemon (``url``) outlives this process until its lease ends, unless it is closed.
     """
 
-    def __init__(self, held: "Held", *, connected: bool = False) -> None:
-        self._held = held
+    def __init__(
+        self,
+        service: "Service",
+        view: "SandboxView",
+        *,
+        connected: bool = False,
+        lasting: bool = False,
+    ) -> None:
+        """``service`` is closed with this. ``lasting``: it outlives this process, so that to forget
+        it is no mistake."""
+        self._service = service
+        self._view = view
         self._connected = connected
-        self._finalizer = weakref.finalize(self, held.forget)
+        self._lasting = lasting or connected
+        self._ended = False
+        self._finalizer = weakref.finalize(
+            self, _forget, service, view.id, self._lasting, os.getpid()
+        )
 
     @classmethod
     @options_shown
@@ -94,21 +109,17 @@ class Sandbox:
         """
         with wording.spoken():
             where, named = _place(url, api_key, snapshot is not None, embedded)
-            made: Held
-            if where is None:
-                from agentd.client import local
-
-                made = local.create(snapshot=snapshot, labels=labels, ttl=ttl, **options)
-            else:
-                from agentd.client.http import sandbox as remote
-
-                with nullcontext() if named else wording.found(where):
-                    made = remote.create(
-                        where, snapshot=snapshot, labels=labels, ttl=ttl, **options
-                    )
-                made.lasting = named or ttl is not None
-        wording.tell_unheld(made.enforcement)
-        return cls(made)
+            state = _state(snapshot, of_daemon=where is not None)
+            body = build.sandbox_body(snapshot=state, labels=labels, ttl=ttl, **options)
+            service = _service(where)
+            try:
+                with nullcontext() if where is None or named else wording.found(where):
+                    view = service.sandboxes.create(body)
+            except BaseException:
+                service.close()
+                raise
+        wording.tell_unheld(view.enforcement)
+        return cls(service, view, lasting=where is not None and (named or ttl is not None))
 
     @classmethod
     def connect(cls, id: str, *, url: str | None = None, api_key: str | None = None) -> "Sandbox":
@@ -116,41 +127,44 @@ class Sandbox:
 
         To close it only lets go of it; ``kill`` ends it. Raises NotFound, Unreachable.
         """
-        from agentd.client.http import sandbox as remote
-
         with wording.spoken():
             arguments.text(id, "id", "it looks like sbx-abcdefghijkl")
-            return cls(remote.connect(address.find(url, api_key), id), connected=True)
+            service = _service(address.find(url, api_key))
+            try:
+                return cls(service, service.sandboxes.get(id), connected=True)
+            except BaseException:
+                service.close()
+                raise
 
     @property
     def id(self) -> str:
         """Its id, as ``agentd ls`` shows it and ``connect`` takes it."""
-        return self._held.id
+        return self._view.id
 
     @property
     def url(self) -> str | None:
         """The address of the daemon that it is one of; None for one of this process."""
-        return self._held.url
+        return self._service.url
 
     @property
     def info(self) -> SandboxInfo:
         """Its id, and the backend and level of its wall."""
-        return self._held.info
+        return SandboxInfo(self._view.id, self._view.backend, self._view.level)
 
     @property
     def enforcement(self) -> Enforcement:
         """What is really in force: for each control what was asked, whether it holds, and how."""
-        return self._held.enforcement
+        return self._view.enforcement
 
     @property
     def labels(self) -> Mapping[str, str]:
         """The labels that it was created with, at a daemon."""
-        return self._held.labels
+        return self._view.labels
 
     @property
     def files(self) -> Files:
         """Reading and writing inside, by absolute paths."""
-        return Files(self._held.files)
+        return Files(self._open.files, self.id)
 
     @options_shown
     def run(
@@ -210,7 +224,8 @@ class Sandbox:
 
         Raises NotFound; Refused where there is no daemon.
         """
-        return Process(self._held.attach(*arguments.attached(process, cursors)))
+        running = self._open.commands.attach(self.id, *arguments.attached(process, cursors))
+        return Process(running)
 
     def run_code(
         self,
@@ -249,22 +264,22 @@ class Sandbox:
 
     def changes(self) -> tuple[str, ...]:
         """List what a copy-on-write workspace has: ``A new``, ``M changed``, ``D gone``."""
-        return self._held.changes()
+        return self._open.sandboxes.changes(self.id)
 
     def apply(self) -> None:
         """Write the changes of a copy-on-write workspace to the host's directory."""
-        self._held.apply()
+        self._open.sandboxes.apply(self.id)
 
     def pause(self) -> None:
         """Stop all that runs in it until ``resume``; the time of its commands goes on.
 
         Raises Refused where its wall cannot, as with all of the following.
         """
-        self._held.pause()
+        self._view = self._open.sandboxes.pause(self.id)
 
     def resume(self) -> None:
         """Let go on what ``pause`` has stopped."""
-        self._held.resume()
+        self._view = self._open.sandboxes.resume(self.id)
 
     def snapshot(self, path: str | os.PathLike[str] | None = None) -> "Snapshot":
         """Keep its state as it is now, for ``create(snapshot=...)``; it goes on running.
@@ -275,33 +290,48 @@ class Sandbox:
         SandboxError while a command that was started from here has not ended: its stream would not
         survive.
         """
-        return self._held.snapshot(None if path is None else arguments.host_path(path, "path"))
+        where = None if path is None else arguments.host_path(path, "path")
+        return self._open.sandboxes.keep(self.id, where)
 
     def fork(self, count: int = 1) -> "list[Sandbox]":
         """Make so many copies as it is now, 64 at most: all of them, or none and an error."""
         arguments.integer(count, "count")
         with wording.spoken():
-            return [type(self)(held) for held in self._held.fork(count)]
+            views = self._open.sandboxes.fork(self.id, count)
+        again = self._service.again
+        return [type(self)(again(), view, lasting=self._lasting) for view in views]
 
     def ping(self) -> dict[str, object]:
         """Ask the agent inside whether it answers. Raises BackendLost when it is gone."""
-        return self._held.ping()
+        return self._open.sandboxes.ping(self.id)
 
     def renew(self, ttl: str | float) -> None:
         """Let a daemon end it no sooner than ``ttl``, as "10m", from now."""
-        self._held.renew(ttl)
+        self._view = self._open.sandboxes.renew(self.id, ttl)
 
     def close(self) -> None:
         """End everything in it, or let go of it if it was ``connect``ed to; idempotent."""
         if not self._connected:
             self.kill()
         elif self._finalizer.detach():
-            self._held.forget()
+            self._service.close()
 
     def kill(self) -> None:
         """End everything in it; idempotent. Nothing inside is asked before."""
         self._finalizer.detach()
-        self._held.kill()
+        if not self._ended:
+            self._ended = True
+            try:
+                with suppress(NotFound):  # its lease may have ended it
+                    self._service.sandboxes.kill(self.id)
+            finally:
+                self._service.close()
+
+    @property
+    def _open(self) -> "Service":
+        if self._ended:
+            raise SandboxError(f"sandbox {self.id} is ended", remediation="create a new sandbox")
+        return self._service
 
     # The same with ``cancel``, a descriptor: once it is readable, what has begun is ended.
 
@@ -317,7 +347,7 @@ class Sandbox:
         request = build.exec_request(cmd, **options)
         data = arguments.stdin(stdin) or b""
         with wording.spoken():
-            result = wording.of_result(self._held.execute(request, data, cancel))
+            result = wording.of_result(self._open.commands.complete(self.id, request, data, cancel))
         if check and result.status != "ok":
             raise CommandFailed(result)
         return result
@@ -348,11 +378,20 @@ class Sandbox:
     ) -> "CallView":
         with wording.spoken():
             asked = {**arguments.called(capability, parameters, bundle), **more}
-            return wording.of_call(self._held.call(capability, asked, emit, bundle, cancel))
+            return wording.of_call(
+                self._open.capabilities.call(
+                    capability,
+                    asked,
+                    sandbox=self.id,
+                    bundle=bundle or None,
+                    emit=emit,
+                    cancel=cancel,
+                )
+            )
 
     def _begin(self, request: ExecRequest) -> Process:
         with wording.spoken():
-            return Process(self._held.start(request))
+            return Process(self._open.commands.begin(self.id, request))
 
     def __enter__(self) -> "Sandbox":
         return self
@@ -361,7 +400,8 @@ class Sandbox:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Sandbox {self.id} {self.info.backend} {self._held.state}>"
+        state = "ended" if self._ended else self._view.state
+        return f"<Sandbox {self.id} {self._view.backend} {state}>"
 
 
 def _place(
@@ -383,3 +423,47 @@ def _place(
             remediation="leave it out, or give url=",
         )
     return found, False
+
+
+def _service(where: "address.Address | None") -> "Service":
+    """That daemon's, or this process's."""
+    if where is None:
+        from agentd.client import embedded
+        from agentd.client.embedded_service import EmbeddedService
+
+        return EmbeddedService(embedded.shared())
+    from agentd.client.http.service import shared
+
+    return shared(where)
+
+
+def _state(snapshot: "Snapshot | str | os.PathLike[str] | None", *, of_daemon: bool) -> str | None:
+    """A snapshot's name where it is kept: at a daemon its id, here its path. May raise."""
+    if snapshot is None or isinstance(snapshot, str):
+        return snapshot
+    path = snapshot if isinstance(snapshot, os.PathLike) else snapshot.path
+    if of_daemon and path is not None:
+        raise InvalidInput(
+            "a snapshot of this process is not the daemon's",
+            remediation="take one of a sandbox of the daemon",
+        )
+    if not of_daemon and path is None:
+        raise InvalidInput(
+            "a daemon's snapshot cannot be restored in this process",
+            remediation="give url= of the daemon that keeps it",
+        )
+    return os.fspath(path) if path is not None else snapshot.id  # type: ignore[union-attr]
+
+
+def _forget(service: "Service", id_: str, lasting: bool, owner: int) -> None:
+    """Let go of it: it goes on where it outlives this process, and is ended where not."""
+    # A forked copy: the sandbox belongs to the original.
+    if not lasting and os.getpid() == owner:
+        with suppress(AgentdError):
+            service.sandboxes.kill(id_)
+        warnings.warn(
+            f"sandbox {id_} was never closed (use it in a with statement)",
+            ResourceWarning,
+            stacklevel=3,
+        )
+    service.close()

@@ -1,12 +1,14 @@
 """The SDK's client of a daemon: what a caller may ask beside the sandboxes that it holds."""
 
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from agentd.client import wording
 from agentd.client.http import address
-from agentd.client.http import client as clients
-from agentd.client.http.service import HttpService
+from agentd.client.http.service import alone
 from agentd.model import service
+
+if TYPE_CHECKING:
+    from agentd.client.ports import Service
 
 
 class Client:
@@ -20,14 +22,12 @@ class Client:
 
     def __init__(self, url: str | None = None, *, api_key: str | None = None) -> None:
         with wording.spoken():
-            self._requests = clients.HttpClient(address.find(url, api_key))
-        asked: service.Service = HttpService(self._requests)
-        self._service = asked
+            self._service: Service = alone(address.find(url, api_key))
 
     @property
     def url(self) -> str:
         """The daemon's address."""
-        return str(self._requests.address)
+        return str(self._service.url)
 
     @property
     def sandboxes(self) -> service.Sandboxes:
@@ -88,7 +88,7 @@ class Client:
 
     def close(self) -> None:
         """Close its connections; idempotent."""
-        self._requests.close()
+        self._service.close()
 
     def __enter__(self) -> Self:
         return self

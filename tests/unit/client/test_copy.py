@@ -60,11 +60,11 @@ class Sandbox:
     def stat(self, path: str) -> Any:
         return SimpleNamespace(type=self._kind, mode=0o6777)
 
-    def read_tar(self, path: str) -> Iterator[bytes]:
+    def _read_tar(self, path: str) -> Iterator[bytes]:
         for at in range(0, len(self._data), 1000):
             yield self._data[at : at + 1000]
 
-    read_iter = read_tar
+    read_iter = _read_tar
 
 
 def out(data: bytes, target: Path, *, replace: bool = False) -> int:
@@ -261,8 +261,8 @@ def test_a_tree_takes_the_place_of_another_as_a_whole(
 
 def test_what_came_meanwhile_is_not_replaced_either(tmp_path: Path) -> None:
     class Slow(Sandbox):
-        def read_tar(self, path: str) -> Iterator[bytes]:
-            yield from super().read_tar(path)
+        def _read_tar(self, path: str) -> Iterator[bytes]:
+            yield from super()._read_tar(path)
             (tmp_path / "t").write_text("meanwhile")
 
     with pytest.raises(InvalidInput, match="exists already"):
@@ -305,7 +305,7 @@ class Meddled(Sandbox):
         self._meddle = meddle
         self._breaks = breaks
 
-    def read_tar(self, path: str) -> Iterator[bytes]:
+    def _read_tar(self, path: str) -> Iterator[bytes]:
         yield self._data[:1024]
         self._meddle()
         if self._breaks:
@@ -428,7 +428,7 @@ def test_a_connection_that_breaks_is_not_taken_for_the_source(tmp_path: Path) ->
         def write(self, path: str, data: Any, **_: Any) -> int:
             raise ConnectionError("gone")
 
-        write_tar = write
+        _write_tar = write
 
     (tmp_path / "f").write_text("1")
     for source in (tmp_path / "f", tmp_path):
@@ -439,7 +439,7 @@ def test_a_connection_that_breaks_is_not_taken_for_the_source(tmp_path: Path) ->
 class _Endless(Sandbox):
     """It ends all the same, far beyond what may come, for a test of a copy that takes it all."""
 
-    def read_tar(self, path: str) -> Iterator[bytes]:
+    def _read_tar(self, path: str) -> Iterator[bytes]:
         yield packed(TREE)[:512]
         for _ in range(40 << 10):
             yield self._data

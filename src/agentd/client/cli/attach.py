@@ -29,11 +29,12 @@ def _attach(options: argparse.Namespace, interrupts: Interrupts) -> int:
     from agentd.client.cli import output
     from agentd.client.cli.follow import Follow
 
-    with remote.sandbox(options, options.id) as sandbox:
-        process = options.process or only(sandbox.processes(), running=True)
-        view = sandbox.process(process)
+    with remote.service(options) as service:
+        commands = service.commands
+        process = options.process or only(commands.list(options.id), running=True)
+        view = commands.get(options.id, process)
         tty = "pty" in view.output and os.isatty(0)
-        running = sandbox.attach(view.id, {} if options.all else view.output)
+        running = commands.attach(options.id, view.id, {} if options.all else view.output)
         try:
             follow = Follow(
                 running,

@@ -3,9 +3,10 @@
 import argparse
 import json
 import sys
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from agentd.client.cli import output, params, remote
+from agentd.client.cli import output, params, place, remote
 from agentd.client.cli.options import limit_options, sandbox_options, wall_options
 from agentd.client.cli.parser import Parser, named
 from agentd.model.characters import Texts
@@ -13,7 +14,6 @@ from agentd.model.errors import AgentdError, InvalidInput
 
 if TYPE_CHECKING:
     from agentd.client.http.address import Address
-    from agentd.client.http.calls import Emit
     from agentd.model.api import CallBody, CallView
 
 _EXAMPLES = """\
@@ -64,51 +64,28 @@ def _is_the_capabilitys(error: AgentdError) -> bool:
 
 
 def _call(
-    where: "Address | None", body: "CallBody | dict[str, Any]", options: argparse.Namespace
+    where: "Address | None", body: "CallBody | bytes", options: argparse.Namespace
 ) -> "CallView":
-    from contextlib import nullcontext
-
-    from agentd.client.cli import slow
-
-    waits = nullcontext() if where is None else slow.told("call", where, options)
-    if not options.follow:
-        with waits:
-            return _called(where, body, None, silent=options.json)
-    shown = _Shown()
+    shown = _Shown() if options.follow else None
+    emit = None if shown is None else shown.take
+    # What comes ahead of the answer says enough of a daemon.
+    silent = shown is not None and where is not None
+    waits = nullcontext() if silent else place.making(where, "call", options)
     try:
-        return _called(where, body, shown.take, silent=options.json)
+        with place.service(where) as service, waits:
+            if isinstance(body, bytes):
+                return service.capabilities.request(body, emit=emit)
+            return service.capabilities.call(
+                body.capability,
+                body.parameters,
+                sandbox=body.sandbox,
+                create=body.create,
+                bundle=body.bundle,
+                emit=emit,
+            )
     finally:
-        shown.end()
-
-
-def _called(
-    where: "Address | None",
-    body: "CallBody | dict[str, Any]",
-    emit: "Emit | None",
-    *,
-    silent: bool,
-) -> "CallView":
-    """``silent`` shows nothing of how far a sandbox's making has come."""
-    if where is not None:
-        from agentd.client.http import calls, client
-
-        asker = client.HttpClient(where)
-        try:
-            return calls.call(asker, body, emit)
-        finally:
-            asker.close()
-    from agentd.client import embedded
-    from agentd.client.cli.progress import Display
-    from agentd.sandbox import progress
-
-    if isinstance(body, dict):
-        raise InvalidInput(
-            "a signed request is for a daemon", remediation="start one: agentd serve"
-        )
-    embedded.raise_file_limit()
-    display = Display("call", silent=silent)
-    with display, progress.listening(display):
-        return embedded.call(embedded.shared(), embedded.principal(), body, emit)
+        if shown is not None:
+            shown.end()
 
 
 class _Shown:
@@ -142,24 +119,26 @@ def _daemon(options: argparse.Namespace) -> "Address | None":
     return address.given(options.url) or address.default()
 
 
-def _request(options: argparse.Namespace, spelled: str) -> "CallBody | dict[str, Any]":
-    """Raises InvalidInput."""
+def _request(options: argparse.Namespace, spelled: str) -> "CallBody | bytes":
+    """Raises InvalidInput. A whole request is sent as it stands: what is signed must not change."""
     if options.request is not None:
         if options.name is not None or options.params is not None:
             raise InvalidInput(
                 "--request is the whole request", remediation=f"leave out the name and {spelled}"
             )
-        return params.parsed(params.read(options.request), "the request")
+        raw = params.read(options.request)
+        params.parsed(raw, "the request")
+        return raw
     if options.name is None:
         raise InvalidInput("no capability is named", remediation="agentd capability ls lists them")
-    from agentd.client.http import wire
+    from agentd.client import build
     from agentd.model.api import CallBody
 
     return CallBody(
         capability=options.name,
         parameters=params.parsed(params.text(options.params), spelled),
         sandbox=options.sandbox,
-        create=wire.sandbox_body(snapshot=None, labels=None, ttl=None, **sandbox_options(options)),
+        create=build.sandbox_body(**sandbox_options(options)),
         bundle=options.bundle,
     )
 

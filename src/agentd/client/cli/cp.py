@@ -3,6 +3,8 @@
 import argparse
 import errno
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, NamedTuple, TextIO
 
 from agentd.client.cli import remote
@@ -10,6 +12,7 @@ from agentd.model.errors import InvalidInput, OperationFailed
 
 if TYPE_CHECKING:
     from agentd.client.copy import Copied
+    from agentd.client.files import Files
 
 _EXAMPLES = """\
   agentd cp script.py sbx-abcdefghijkl:/workspace/
@@ -80,11 +83,11 @@ def _upload(options: argparse.Namespace, source: str, target: _Inside) -> "Copie
 
     if source != "-":
         copy.check_source(source)  # before anybody is asked
-    with remote.sandbox(options, target.id) as sandbox:
+    with _files(options, target.id) as files:
         if source == "-":
             stream = _standard(sys.stdin, "input")
-            return copy.upload_stream(sandbox.files, stream, target.path, replace=options.force)
-        return copy.upload(sandbox.files, source, target.path, replace=options.force)
+            return copy.upload_stream(files, stream, target.path, replace=options.force)
+        return copy.upload(files, source, target.path, replace=options.force)
 
 
 def _get(options: argparse.Namespace, source: _Inside, target: str) -> "Copied":
@@ -94,11 +97,19 @@ def _get(options: argparse.Namespace, source: _Inside, target: str) -> "Copied":
         raise InvalidInput(
             "the file itself goes to standard output", remediation="leave out --json"
         )
-    with remote.sandbox(options, source.id) as sandbox:
+    with _files(options, source.id) as files:
         if target == "-":
             stream = _standard(sys.stdout, "output")
-            return copy.download_stream(sandbox.files, source.path, stream)
-        return copy.download(sandbox.files, source.path, target, replace=options.force)
+            return copy.download_stream(files, source.path, stream)
+        return copy.download(files, source.path, target, replace=options.force)
+
+
+@contextmanager
+def _files(options: argparse.Namespace, id_: str) -> "Iterator[Files]":
+    from agentd.client.files import Files
+
+    with remote.service(options) as service:
+        yield Files(service.files, id_)
 
 
 def _standard(stream: TextIO | None, name: str) -> IO[bytes]:

@@ -19,7 +19,6 @@ def main(words: list[str]) -> int:
     options = _parser().parse_args(words)
     from agentd.client import build
     from agentd.client.cli import held, slow
-    from agentd.client.http import address, sandbox
 
     env: dict[str, str] = {}
     for path in options.env_file:
@@ -27,23 +26,16 @@ def main(words: list[str]) -> int:
     env |= dict(build.parse_variable(text) for text in options.env)
     wanted = sandbox_options(options)
     wanted["env"] = env
-    where = address.find(options.url)
-    with slow.told("create", where, options):
-        made = sandbox.create(
-            where,
-            snapshot=options.snapshot,
-            labels=remote.labels(options.label),
-            ttl=options.ttl,
-            **wanted,
-        )
-    try:
-        held.tell(made.view.enforcement, "create", verbose=options.verbose, quiet=options.json)
-        if options.json:
-            remote.print_json(made.view)
-        else:
-            print(made.id)
-    finally:
-        made.forget()
+    body = build.sandbox_body(
+        snapshot=options.snapshot, labels=remote.labels(options.label), ttl=options.ttl, **wanted
+    )
+    with remote.service(options) as service, slow.told("create", service.url, options):
+        view = service.sandboxes.create(body)
+    held.tell(view.enforcement, "create", verbose=options.verbose, quiet=options.json)
+    if options.json:
+        remote.print_json(view)
+    else:
+        print(view.id)
     return 0
 
 

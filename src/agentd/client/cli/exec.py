@@ -2,10 +2,14 @@
 
 import argparse
 import os
+from typing import TYPE_CHECKING
 
 from agentd.client.cli import remote
 from agentd.client.cli.interrupts import Interrupted, Interrupts
 from agentd.model.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from agentd.model.spec import ExecRequest
 
 _EXAMPLES = """\
   agentd exec sbx-abcdefghijkl -- python3 -c 'print(6*7)'
@@ -48,27 +52,27 @@ def execute(options: argparse.Namespace) -> int:
             return 128 + interrupted.number
 
 
-def _run(options: argparse.Namespace, request: "object", interrupts: Interrupts) -> int:
+def _run(options: argparse.Namespace, request: "ExecRequest", interrupts: Interrupts) -> int:
     from agentd.client.cli import output
     from agentd.client.cli.follow import Follow
 
-    with (
-        remote.sandbox(options, options.id) as sandbox,
-        sandbox.start(request, capture=options.json) as running,  # type: ignore[arg-type]
-    ):
+    with remote.service(options) as service:
         if options.detach:
-            running.detach()
+            from agentd.client.http import wire
+
+            view = service.commands.start(options.id, wire.exec_body(request, wait=False))
             if options.json:
-                remote.print_json(sandbox.process(running.id))
+                remote.print_json(view)
             else:
-                print(running.id)
+                print(view.id)
             return 0
-        follow = Follow(running, interrupts, stdin=options.stdin, tty=options.tty, leaves=True)
-        if not follow.run():
-            running.detach()
-            output.say(f"process {running.id} goes on", options.name)
-            return 0
-        result = running.finish()
+        with service.commands.begin(options.id, request, capture=options.json) as running:
+            follow = Follow(running, interrupts, stdin=options.stdin, tty=options.tty, leaves=True)
+            if not follow.run():
+                running.detach()
+                output.say(f"process {running.id} goes on", options.name)
+                return 0
+            result = running.finish()
     if options.json:
         output.write_all(1, output.as_json(result))
     else:

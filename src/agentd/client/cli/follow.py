@@ -12,7 +12,7 @@ from agentd.model.characters import Whole
 from agentd.model.drive import drive
 
 if TYPE_CHECKING:
-    from agentd.client.ports import Running
+    from agentd.model.running import RunningCommand
 
 _READ = 64 << 10
 _BACKLOG = 256 << 10  # bytes of stdin taken ahead of the command
@@ -25,7 +25,7 @@ class Follow:
 
     def __init__(
         self,
-        running: "Running",
+        running: "RunningCommand",
         interrupts: Interrupts,
         *,
         stdin: bool = False,
@@ -33,7 +33,7 @@ class Follow:
         silent: bool = False,
         leaves: bool = False,
         stand_still: Callable[[], None] | None = None,
-        tick: Callable[[], None] | None = None,
+        tick: Callable[[], object] | None = None,
         every: float = 0.0,
     ) -> None:
         self._running = running

@@ -17,8 +17,8 @@ _EXAMPLES = """\
 
 def main(words: list[str]) -> int:
     options = _parser().parse_args(words)
-    with remote.sandbox(options, options.id) as sandbox:
-        view, processes = sandbox.view, sandbox.processes()
+    with remote.service(options) as service:
+        view, processes = service.sandboxes.get(options.id), service.commands.list(options.id)
     if options.json:
         import msgspec
 

@@ -16,11 +16,12 @@ _EXAMPLES = """\
 
 def main(words: list[str]) -> int:
     options = _parser().parse_args(words)
-    with remote.sandbox(options, options.id) as sandbox:
+    with remote.service(options) as service:
         from agentd.client.cli.attach import only
 
-        process = options.process or only(sandbox.processes(), running=False)
-        events = sandbox.events(process, follow=options.follow)
+        commands = service.commands
+        process = options.process or only(commands.list(options.id), running=False)
+        events = commands.events(options.id, process, follow=options.follow)
         # Bytes that go to a file or a pipe go there as they come.
         for name, value in _whole(events) if options.json or sys.stdout.isatty() else events:
             _write(name, value, options)

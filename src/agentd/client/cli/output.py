@@ -11,7 +11,7 @@ from agentd.model.errors import AgentdError
 from agentd.model.result import Result
 
 if TYPE_CHECKING:
-    from agentd.client.embedded import Snapshot
+    from agentd.client.ports import Snapshot
 
 TIMED_OUT = 124
 OWN_FAILURE = 125

@@ -11,11 +11,8 @@ _EXAMPLES = """\
 
 def main(words: list[str]) -> int:
     options = _parser().parse_args(words)
-    found = []
-    for id_ in options.id:
-        with remote.sandbox(options, id_) as sandbox:
-            sandbox.pause()
-            found.append(sandbox.view)
+    with remote.service(options) as service:
+        found = [service.sandboxes.pause(id_) for id_ in options.id]
     if options.json:
         remote.print_json(found)
     return 0

@@ -1,17 +1,15 @@
-"""What every command that talks to a daemon has: its options, its client, its answers."""
+"""What every command that talks to a daemon has: its options, the daemon, its answers."""
 
 import argparse
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 from agentd.client.cli.parser import Parser
 from agentd.model.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from agentd.client.http.client import HttpClient
-    from agentd.client.http.sandbox import RemoteSandbox
     from agentd.client.http.service import HttpService
 
 URL_HELP = (
@@ -41,34 +39,13 @@ def split(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 @contextmanager
-def client(options: argparse.Namespace) -> "Iterator[HttpClient]":
-    from agentd.client.http import address, client
-
-    made = client.HttpClient(address.find(options.url))
-    try:
-        yield made
-    finally:
-        made.close()
-
-
-@contextmanager
 def service(options: argparse.Namespace) -> "Iterator[HttpService]":
     """What the daemon that is meant can be asked for, by nouns."""
-    from agentd.client.http.service import HttpService
+    from agentd.client.http import address
+    from agentd.client.http.service import alone
 
-    with client(options) as made:
-        yield HttpService(made)
-
-
-@contextmanager
-def sandbox(options: argparse.Namespace, id_: str) -> "Iterator[RemoteSandbox]":
-    from agentd.client.http import address, sandbox
-
-    found = sandbox.connect(address.find(options.url), id_)
-    try:
-        yield found
-    finally:
-        found.forget()
+    with closing(alone(address.find(options.url))) as made:
+        yield made
 
 
 def labels(texts: list[str]) -> dict[str, str]:

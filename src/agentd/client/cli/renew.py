@@ -14,9 +14,8 @@ def main(words: list[str]) -> int:
     from agentd.model.units import parse_duration
 
     ttl = parse_duration(options.ttl, "ttl")
-    with remote.sandbox(options, options.id) as sandbox:
-        sandbox.renew(ttl)
-        view = sandbox.view
+    with remote.service(options) as service:
+        view = service.sandboxes.renew(options.id, ttl)
     if options.json:
         remote.print_json(view)
     else:

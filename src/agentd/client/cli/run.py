@@ -2,18 +2,21 @@
 
 import argparse
 import os
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, cast
 
 from agentd.client.cli.interrupts import Interrupted, Interrupts
 from agentd.client.cli.options import parse_run, run_parser, sandbox_options
-from agentd.model.errors import AgentdError, InvalidInput
+from agentd.model.errors import AgentdError, InvalidInput, NotFound, Refused
 from agentd.model.isolation import IsolationLevel
 
 if TYPE_CHECKING:
-    from agentd.client.embedded import Pipeline, SandboxHandle, Snapshot
+    from agentd.client.embedded_service import EmbeddedService
     from agentd.client.http.address import Address
+    from agentd.client.ports import Service, Snapshot
+    from agentd.model.api import SandboxView
     from agentd.model.result import Result
-    from agentd.model.spec import ExecRequest, SandboxSpec
+    from agentd.model.spec import ExecRequest
 
 _parser = run_parser
 
@@ -27,11 +30,7 @@ def main(words: list[str]) -> int:
         output.say(f"via {where or 'this process'}")
     with Interrupts() as interrupts:
         try:
-            if where is not None:
-                from agentd.client.cli import run_remote
-
-                return run_remote.run(where, options, request(options), interrupts)
-            return _run(options, interrupts)
+            return _run(where, options, interrupts)
         except Interrupted as interrupted:
             return 128 + interrupted.number
         except AgentdError as error:
@@ -76,115 +75,99 @@ def _daemon(options: argparse.Namespace) -> "Address | None":
     return address.running(options.url)
 
 
-# --- in this process ---
+def _run(where: "Address | None", options: argparse.Namespace, interrupts: Interrupts) -> int:
+    from agentd.client.cli import held, place
+
+    floor = IsolationLevel.parse(options.isolation or "namespace")
+    with place.service(where, (options.backend, floor)) as service:
+        asked = request(options)
+        view = _create(where, service, options, interrupts)
+        try:
+            held.tell(view.enforcement, "run", verbose=options.verbose, quiet=options.json)
+            if options.save_snapshot:  # refused before the command runs, not after
+                cast("EmbeddedService", service).handle(view.id).snapshots("snapshot")
+            result = _execute(service, view, options, asked, interrupts)
+            saved = None
+            if options.save_snapshot and result.status == "ok":
+                saved = service.sandboxes.keep(view.id, options.save_snapshot)
+            return _report(service, view, options, result, saved)
+        finally:
+            with suppress(NotFound):  # its lease may have ended it
+                service.sandboxes.kill(view.id)
 
 
-def _run(options: argparse.Namespace, interrupts: Interrupts) -> int:
-    from agentd.client import embedded
-    from agentd.client.cli import held
-
-    embedded.raise_file_limit()
-    pipeline = embedded.new(begin=(options.backend, _floor(options)))
-    try:
-        kept = embedded.load_snapshot(options.snapshot) if options.snapshot else None
-        spec, asked = _judge(options, kept)
-        handle = _open(options, pipeline, spec, kept, interrupts)
-        held.tell(handle.enforcement, "run", verbose=options.verbose, quiet=options.json)
-        result = _execute(options, pipeline, handle, asked, interrupts)
-        saved = None
-        if options.save_snapshot and result.status == "ok":
-            saved = pipeline.manager.snapshot(handle, options.save_snapshot)
-        return _report(options, handle, result, saved)
-    finally:
-        pipeline.manager.close()
-
-
-def _open(
+def _create(
+    where: "Address | None",
+    service: "Service",
     options: argparse.Namespace,
-    pipeline: "Pipeline",
-    spec: "SandboxSpec",
-    kept: "Snapshot | None",
     interrupts: Interrupts,
-) -> "SandboxHandle":
-    from agentd.client.cli.progress import Display
-    from agentd.client.embedded import check_snapshot_path, principal
-    from agentd.sandbox import progress
+) -> "SandboxView":
+    from agentd.client import build, embedded
+    from agentd.client.cli import place
 
+    body = build.sandbox_body(snapshot=options.snapshot, **sandbox_options(options))
     if options.save_snapshot:
-        check_snapshot_path(options.save_snapshot)
-    display = Display(silent=options.json, check=interrupts.check)
-    with display, progress.listening(display):
-        handle = pipeline.open(principal(), spec, kept)
-    if options.save_snapshot:
-        handle.snapshots("snapshot")  # refused before the command ran, not after
-    return handle
-
-
-def _floor(options: argparse.Namespace) -> IsolationLevel:
-    return IsolationLevel.parse(options.isolation or "namespace")
-
-
-def _judge(
-    options: argparse.Namespace, kept: "Snapshot | None"
-) -> "tuple[SandboxSpec, ExecRequest]":
-    from agentd.client import build
-
-    wanted = sandbox_options(options)
-    if kept is None:
-        spec = build.sandbox_spec(**wanted)
-    else:
-        spec = build.restored_spec(kept.spec, **wanted)
-    return spec, request(options)
+        embedded.check_snapshot_path(options.save_snapshot)
+    with interrupts.allowed():
+        pass  # what came while we were busy ends us before anything is made
+    try:
+        with place.making(where, "run", options, interrupts.check):
+            return service.sandboxes.create(body)
+    except Refused as error:
+        if where is not None and (options.workspace or options.mount):
+            error.remediation += "; or use --embedded, to mount with your own rights"
+        raise
 
 
 def _execute(
+    service: "Service",
+    view: "SandboxView",
     options: argparse.Namespace,
-    pipeline: "Pipeline",
-    handle: "SandboxHandle",
     asked: "ExecRequest",
     interrupts: Interrupts,
 ) -> "Result":
     from agentd.client.cli.follow import Follow
-    from agentd.client.embedded import principal
-    from agentd.client.local import LocalCommand
-    from agentd.sandbox.abilities import PAUSE
 
     def stand_still() -> None:
-        pipeline.manager.pause(handle)
+        service.sandboxes.pause(view.id)
         interrupts.stop()
-        pipeline.manager.resume(handle)
+        service.sandboxes.resume(view.id)
 
-    command = pipeline.start(principal(), handle, asked, capture=options.json)
-    with LocalCommand(command) as running:
-        pauses = PAUSE.of(handle.wall) is not None and not options.tty
+    # A daemon's goes on when we stop, as do its other sandboxes.
+    pauses = service.url is None and "pause" in view.abilities and not options.tty
+    lease = None if view.deadline is None else max(view.deadline - view.created, 1.0)
+    with service.commands.begin(view.id, asked, capture=options.json) as running:
         Follow(
             running,
             interrupts,
             stdin=options.stdin,
             tty=options.tty,
             stand_still=stand_still if pauses else None,
+            tick=None if lease is None else lambda: service.sandboxes.renew(view.id, lease),
+            every=(lease or 0.0) / 3,
         ).run()
         return running.finish()
 
 
 def _report(
+    service: "Service",
+    view: "SandboxView",
     options: argparse.Namespace,
-    handle: "SandboxHandle",
     result: "Result",
     saved: "Snapshot | None",
 ) -> int:
     from agentd.client.cli import output
-    from agentd.sandbox.abilities import CHANGES
 
     changes = None
-    overlay = CHANGES.of(handle.wall)
-    if overlay is not None:
-        changes = overlay.changes()
+    # A daemon of an older version tells no abilities.
+    if "changes" in view.abilities or (options.workspace or "").endswith(":cow"):
+        changes = service.sandboxes.changes(view.id)
     applied = bool(changes) and options.apply and result.status == "ok"
-    if applied and overlay is not None:
-        overlay.apply()
+    if applied:
+        service.sandboxes.apply(view.id)
     if options.json:
-        output.write_all(1, output.as_json(result, changes, saved, via="embedded"))
+        via = service.url or "embedded"
+        output.write_all(1, output.as_json(result, changes, saved, via=via))
     else:
         output.explain(result.cause, truncated=result.truncated)
         if changes is not None:

@@ -14,7 +14,7 @@ def main(words: list[str]) -> int:
     options = _parser().parse_args(words)
     with remote.service(options) as service:
         version, stats = service.machine.version(), service.machine.stats()
-        address = service.address
+        address = service.url
     if options.json:
         import msgspec
 

@@ -1,8 +1,8 @@
 """Calls of capabilities, by a daemon."""
 
 from base64 import b64decode
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -19,18 +19,19 @@ Emit = Callable[[str, bytes], None]
 
 def call(
     client: "HttpClient",
-    body: CallBody | Mapping[str, Any] | bytes,
+    body: CallBody | bytes,
     emit: Emit | None,
     cancel: int = -1,
 ) -> CallView:
-    """``body`` as a mapping, or in JSON, is sent as it is: what is signed must not change.
+    """``body`` in JSON is sent as it is: what is signed must not change.
 
     ``emit`` gets what the call has before its end; once the descriptor ``cancel`` is readable, the
     call is left, and the daemon ends it. Raises what the daemon says.
     """
     sent = msgspec.Raw(body) if isinstance(body, bytes) else body
     if emit is None and cancel < 0:
-        once = isinstance(body, CallBody) or not _is_signed(body)
+        # A signature is for one use, and goes without a key of ours.
+        once = isinstance(body, CallBody) or b'"signature"' not in body
         found: CallView = client.call("POST", "/v1/call", sent, into=CallView, once=once)
         return found
     from agentd.client.http.sse import events
@@ -53,11 +54,6 @@ def call(
         cause="the daemon ended, or whoever called gave up",
         remediation="it may have been done or not: look before you do it again",
     )
-
-
-def _is_signed(body: Mapping[str, Any] | bytes) -> bool:
-    """Whether it may be: a signature is for one use, and goes without a key of ours."""
-    return b'"signature"' in body if isinstance(body, bytes) else "signature" in body
 
 
 def _error(client: "HttpClient", data: str) -> AgentdError:

@@ -1,15 +1,17 @@
 """The service contract, by HTTP: each noun turns its methods into requests to one daemon."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
 from typing import Any
-
-import msgspec
 
 from agentd.client import arguments
 from agentd.client.http import calls
+from agentd.client.http import client as clients
+from agentd.client.http.address import Address
 from agentd.client.http.client import HttpClient, segment
+from agentd.client.http.commands import HttpCommands, sandbox_path
 from agentd.client.http.files import HttpFiles
-from agentd.client.http.output import HttpOutput
 from agentd.model.api import (
     ApprovalView,
     AuditHead,
@@ -19,27 +21,20 @@ from agentd.model.api import (
     CallView,
     CapabilityView,
     DecideBody,
-    ExecBody,
     ForkBody,
     KeyBody,
     KeyView,
     LabelsBody,
-    ProcessView,
     RenewBody,
-    ResultView,
-    RunBody,
     SandboxBody,
     SandboxPage,
     SandboxView,
-    SignalBody,
     SnapshotView,
     Stats,
 )
-from agentd.model.errors import Conflict, InvalidInput, Unsupported
-from agentd.model.output import STREAMS
+from agentd.model.errors import InvalidInput, NotFound, Unsupported
 from agentd.model.port import Port
 from agentd.model.service import Emit
-from agentd.model.spec import Pty
 
 _PAGE = 500
 _AS_USUAL = SandboxBody()
@@ -86,13 +81,13 @@ class HttpSandboxes(_Noun):
         return tuple(found)
 
     def get(self, id: str) -> SandboxView:
-        view: SandboxView = self._requests.call("GET", _sandbox(id), into=SandboxView)
+        view: SandboxView = self._requests.call("GET", sandbox_path(id), into=SandboxView)
         return view
 
     def relabel(self, id: str, labels: Mapping[str, str | None]) -> SandboxView:
         body = LabelsBody(labels=dict(arguments.mapping(labels, "labels", _LABELS)))
         view: SandboxView = self._requests.call(
-            "PATCH", _sandbox(id), body, into=SandboxView, safe=True
+            "PATCH", sandbox_path(id), body, into=SandboxView, safe=True
         )
         return view
 
@@ -106,102 +101,53 @@ class HttpSandboxes(_Noun):
         return self._change(id, "resume")
 
     def kill(self, id: str) -> None:
-        self._requests.call("DELETE", _sandbox(id))
+        self._requests.call("DELETE", sandbox_path(id))
 
     def snapshot(self, id: str) -> SnapshotView:
-        path = f"{_sandbox(id)}/snapshot"
+        path = f"{sandbox_path(id)}/snapshot"
         view: SnapshotView = self._requests.call("POST", path, into=SnapshotView)
         return view
 
     def fork(self, id: str, count: int = 1) -> tuple[SandboxView, ...]:
-        path, body = f"{_sandbox(id)}/fork", ForkBody(count=count)
+        path, body = f"{sandbox_path(id)}/fork", ForkBody(count=count)
         views: tuple[SandboxView, ...] = self._requests.call(
             "POST", path, body, into=tuple[SandboxView, ...]
         )
         return views
 
     def changes(self, id: str) -> tuple[str, ...]:
-        path = f"{_sandbox(id)}/changes"
+        path = f"{sandbox_path(id)}/changes"
         found: tuple[str, ...] = self._requests.call("GET", path, into=tuple[str, ...])
         return found
 
     def apply(self, id: str) -> None:
-        self._requests.call("POST", f"{_sandbox(id)}/apply")
+        self._requests.call("POST", f"{sandbox_path(id)}/apply")
+
+    def keep(self, id: str, path: str | os.PathLike[str] | None) -> "HttpSnapshot":
+        if path is not None:
+            raise InvalidInput(
+                "a daemon keeps its snapshots itself", remediation="leave out the path"
+            )
+        return HttpSnapshot(self._requests.address, self.snapshot(id))
+
+    def ping(self, id: str) -> dict[str, object]:
+        """Its agent is asked for its root directory."""
+        entry = HttpFiles(self._requests).stat(id, "/")
+        return {"root": {"mode": entry.mode, "uid": entry.uid}}
 
     def _change(
         self, id: str, what: str, body: object = None, *, safe: bool = False
     ) -> SandboxView:
-        path = f"{_sandbox(id)}/{what}"
+        path = f"{sandbox_path(id)}/{what}"
         view: SandboxView = self._requests.call("POST", path, body, into=SandboxView, safe=safe)
         return view
-
-
-class HttpCommands(_Noun):
-    def exec(self, sandbox: str, body: ExecBody) -> ResultView:
-        view: ResultView = self._exec(sandbox, body, ResultView, wait=True)
-        return view
-
-    def start(self, sandbox: str, body: ExecBody) -> ProcessView:
-        view: ProcessView = self._exec(sandbox, body, ProcessView, wait=False)
-        return view
-
-    def run(self, body: RunBody) -> ResultView:
-        view: ResultView = self._requests.call("POST", "/v1/run", body, into=ResultView, once=True)
-        return view
-
-    def list(self, sandbox: str) -> tuple[ProcessView, ...]:
-        return self._requests.pages(f"{_sandbox(sandbox)}/processes", ProcessView)
-
-    def get(self, sandbox: str, process: str) -> ProcessView:
-        view: ProcessView = self._requests.call("GET", _process(sandbox, process), into=ProcessView)
-        return view
-
-    def output(self, sandbox: str, process: str, stream: str = "stdout", start: int = 0) -> bytes:
-        arguments.whole(start, "start", 0, arguments.MOST)
-        path = f"{_process(sandbox, process)}/output"
-        query = {"stream": stream, "from": start, "follow": False}
-        with self._requests.open("GET", path, query=query) as response:
-            if lost := response.headers.get("agentd-lost"):
-                raise Conflict(
-                    f"bytes {lost} of {stream} of {process} are gone",
-                    remediation=f"start={lost.partition('-')[2]} has what is kept",
-                )
-            return bytes(response.read())
-
-    def follow(
-        self,
-        sandbox: str,
-        process: str,
-        cursors: Mapping[str, int],
-        notify: Callable[[], object],
-        streams: Sequence[str] = STREAMS,
-    ) -> HttpOutput:
-        path = f"{_process(sandbox, process)}/output"
-        return HttpOutput(self._requests, path, cursors, notify, streams)
-
-    def write(self, sandbox: str, process: str, data: bytes, *, eof: bool = False) -> None:
-        path = f"{_process(sandbox, process)}/stdin"
-        with self._requests.open("POST", path, query={"eof": eof}, body=bytes(data)) as response:
-            response.read()
-
-    def signal(self, sandbox: str, process: str, signal: int = 15, target: str = "group") -> None:
-        body = SignalBody(signal=signal, target=target)
-        self._requests.call("POST", f"{_process(sandbox, process)}/signal", body)
-
-    def resize(self, sandbox: str, process: str, rows: int, cols: int) -> None:
-        body = Pty(rows=rows, cols=cols)
-        self._requests.call("POST", f"{_process(sandbox, process)}/resize", body)
-
-    def _exec(self, sandbox: str, body: ExecBody, into: Any, *, wait: bool) -> Any:
-        path, asked = f"{_sandbox(sandbox)}/exec", msgspec.structs.replace(body, wait=wait)
-        return self._requests.call("POST", path, asked, into=into, once=True)
 
 
 class HttpPorts(_Noun):
     def open(self, sandbox: str, port: int) -> Port:
         raise Unsupported(
             f"port {port} of {sandbox} cannot be reached as plain bytes over HTTP",
-            remediation=f"ask for {_sandbox(sandbox)}/ports/{port}/, which carries HTTP and "
+            remediation=f"ask for {sandbox_path(sandbox)}/ports/{port}/, which carries HTTP and "
             "WebSocket",
         )
 
@@ -333,10 +279,11 @@ class HttpMachine(_Noun):
 
 
 class HttpService:
-    """Implements ``model.service.Service``; ``address`` is the daemon's."""
+    """Implements ``client.ports.Service``; ``close`` lets go of ``requests`` as it was told."""
 
-    def __init__(self, requests: HttpClient) -> None:
-        self.address = str(requests.address)
+    def __init__(self, requests: HttpClient, let_go: "Callable[[HttpClient], None]") -> None:
+        self.url = str(requests.address)
+        self.requests = requests
         self.sandboxes = HttpSandboxes(requests)
         self.commands = HttpCommands(requests)
         self.files = HttpFiles(requests)
@@ -348,11 +295,49 @@ class HttpService:
         self.approvals = HttpApprovals(requests)
         self.audit = HttpAudit(requests)
         self.machine = HttpMachine(requests)
+        self._let_go: Callable[[HttpClient], None] | None = let_go
+
+    def again(self) -> "HttpService":
+        return shared(self.requests.address)
+
+    def close(self) -> None:
+        let_go, self._let_go = self._let_go, None
+        if let_go is not None:
+            let_go(self.requests)
 
 
-def _sandbox(id: str) -> str:
-    return f"/v1/sandboxes/{segment(id)}"
+def shared(address: Address) -> HttpService:
+    """Over the process's one client of that daemon."""
+    return HttpService(clients.shared(address), clients.release)
 
 
-def _process(sandbox: str, process: str) -> str:
-    return f"{_sandbox(sandbox)}/processes/{segment(process)}"
+def alone(address: Address) -> HttpService:
+    """Over a client of its own."""
+    return HttpService(HttpClient(address), HttpClient.close)
+
+
+class HttpSnapshot:
+    """A snapshot that the daemon keeps. In a with statement it is deleted at the end."""
+
+    path = None
+
+    def __init__(self, address: Address, view: SnapshotView) -> None:
+        self._address = address
+        self.id = view.id
+        self.fidelity = view.fidelity
+        self.created = view.created
+        self.size = view.bytes
+
+    def delete(self) -> None:
+        """Idempotent. Sandboxes that were made of it stay as they are."""
+        with closing(shared(self._address)) as service, suppress(NotFound):
+            service.snapshots.delete(self.id)
+
+    def __enter__(self) -> "HttpSnapshot":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.delete()
+
+    def __repr__(self) -> str:
+        return f"<Snapshot {self.id} {self.fidelity} at {self._address}>"

@@ -8,8 +8,8 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import msgspec
 
@@ -26,7 +26,7 @@ from agentd.model import context
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.control import check_signal, check_window
 from agentd.model.drive import Stepped, drive
-from agentd.model.errors import AgentdError, BackendLost, GuestError
+from agentd.model.errors import AgentdError, BackendLost, GuestError, Refused
 from agentd.model.result import Exit, Result, Timing, Usage
 from agentd.transport.core import Chunk, Missing
 
@@ -50,6 +50,8 @@ Emit = Callable[[str, bytes], None]
 class Command(Stepped):
     """``close`` kills what has not ended. Where it is listed, ``write``, ``signal``, ``resize``,
     ``kill``, ``cancel`` and ``view`` are thread-safe; the rest is the driving thread's."""
+
+    before: Mapping[str, bytes] = {}  # as ``model.running`` has it: it is held from its start
 
     def __init__(
         self,
@@ -83,6 +85,7 @@ class Command(Stepped):
         # The first command waited for the sandbox; those after it found it ready.
         self._setup_ms, handle.unreported_ms = handle.unreported_ms, 0.0
         self._admission = admission if begin.place is None else None
+        self.cursors = {"stdout": 0, "stderr": 0}  # of one that is not listed
         self._open = False
         self._cancelled = False
         try:
@@ -142,6 +145,9 @@ class Command(Stepped):
                 found = [*self._missed(self._place), *found[0]], found[1]
             if self._digests is not None:
                 self._digests.take(found[0])
+            if self._listed is None:
+                for name, data in found[0]:
+                    self.cursors[name] += len(data)
             return found
         except (BackendLost, GuestError) as error:
             self._lose(error)
@@ -232,6 +238,14 @@ class Command(Stepped):
             return result
         self._digests.take((("stdout", result.stdout), ("stderr", result.stderr)))
         return msgspec.structs.replace(result, receipt=admission.end(result, self._digests.found()))
+
+    def detach(self) -> NoReturn:
+        """Of one that is not listed: nobody else could come back to it."""
+        raise Refused(
+            "a daemon is needed to let a command go on",
+            cause="this sandbox lives and ends with this process",
+            remediation="give url=, with agentd serve running",
+        )
 
     def close(self) -> None:
         self.running.close()

@@ -67,7 +67,7 @@ class TestToItsEnd:
         signed = {"capability": "x.v1", "signature": {"key": "k"}, "parameters": {}}
         daemon.answers = [DROP, DONE]
         with pytest.raises(Unreachable):
-            calls.call(client, signed, None)
+            calls.call(client, msgspec.json.encode(signed), None)
         (request,) = daemon.requests
         assert msgspec.json.decode(request.body) == signed
         assert request.headers["Idempotency-Key"] is None

@@ -4,9 +4,10 @@ import io
 import msgspec
 import pytest
 
+from agentd.client.files import Files
 from agentd.client.http.connection import Woken
 from agentd.client.http.errors import Unreachable
-from agentd.client.http.files import RemoteFiles
+from agentd.client.http.files import HttpFiles
 from agentd.model.errors import OperationFailed
 
 ENTRY = {"name": "a", "type": "file", "size": 3, "mode": 420, "uid": 1, "gid": 2, "mtime": 5.5}
@@ -14,7 +15,7 @@ ENTRY = {"name": "a", "type": "file", "size": 3, "mode": 420, "uid": 1, "gid": 2
 
 @pytest.fixture
 def files(client):
-    return RemoteFiles(client, "/v1/sandboxes/s")
+    return Files(HttpFiles(client), "s")
 
 
 def encoded(value):
@@ -143,10 +144,10 @@ def test_an_event_is_bounded(files, daemon, monkeypatch):
         list(files.watch("/"))
 
 
-def test_a_tar(files, daemon):
+def test_a_tar(files, client, daemon):
     daemon.answers = [(200, {}, b"tar")]
-    assert b"".join(files.read_tar("/d")) == b"tar"
-    files.write_tar("/d", iter([b"t", b"ar"]))
+    assert b"".join(files._read_tar("/d")) == b"tar"
+    HttpFiles(client).write_tar("s", "/d", iter([b"t", b"ar"]))
     assert (daemon.requests[1].method, daemon.requests[1].body) == ("PUT", b"tar")
 
 
@@ -158,7 +159,7 @@ def test_woken_is_no_error(files, daemon):
     daemon.answers = [(200, {}, b"x" * 300_000)]
     with pytest.raises(StopIteration):
         while True:
-            pieces = files.read_iter("/a", wake=read_end)
+            pieces = files._read_iter("/a", read_end)
             while True:
                 next(pieces)
     os.close(read_end)

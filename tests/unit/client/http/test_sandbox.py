@@ -250,7 +250,7 @@ def test_who_no_longer_waits_kills_the_command_as_soon_as_it_has_begun(daemon, s
         killed.set()
 
     daemon.answers = [running, GONE, GONE, kill, NOTHING]
-    ended = sandbox._held.execute(ExecRequest(("sleep", "9")), b"", wake)
+    ended = sandbox._service.commands.complete("sbx-a", ExecRequest(("sleep", "9")), b"", wake)
     os.close(wake)
     assert ended.signal == 9
     (_, _, body), signals = asked(daemon, 1), [asked(daemon, at) for at in (2, 3, 4)]

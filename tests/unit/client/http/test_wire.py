@@ -3,6 +3,7 @@ from base64 import b64encode
 import msgspec
 import pytest
 
+from agentd.client import build
 from agentd.client.http import wire
 from agentd.model.api import ExecBody, ResultView, SandboxBody
 from agentd.model.cause import Cause, CauseCode
@@ -18,12 +19,12 @@ def sent(body):
 
 
 def test_only_what_is_asked_for_is_sent():
-    assert sent(wire.sandbox_body()) == {}
+    assert sent(build.sandbox_body()) == {}
     assert sent(wire.exec_body(ExecRequest(("ls",)), wait=True)) == {"cmd": ["ls"]}
 
 
 def test_a_sandbox():
-    body = wire.sandbox_body(
+    body = build.sandbox_body(
         isolation=IsolationLevel.MICROVM,
         memory="1G",
         cpus="0.5",
@@ -52,15 +53,15 @@ def test_a_sandbox():
 
 def test_a_local_path_is_made_absolute_here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert wire.sandbox_body(workspace=".").workspace == f"{tmp_path}:rw"
+    assert build.sandbox_body(workspace=".").workspace == f"{tmp_path}:rw"
 
 
 @pytest.mark.parametrize("wrong", [{"memory": "lots"}, {"net": "some"}, {"user": "me"}])
 def test_what_is_wrong_is_told_without_asking(wrong):
     with pytest.raises(InvalidInput):
-        wire.sandbox_body(**wrong)
+        build.sandbox_body(**wrong)
     with pytest.raises(TypeError, match="there is no option 'mem'"):
-        wire.sandbox_body(mem="1M")
+        build.sandbox_body(mem="1M")
 
 
 def test_a_command():

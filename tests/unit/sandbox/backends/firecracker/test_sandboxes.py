@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from agentd.client import build
-from agentd.client.local import LocalSandbox
+from agentd.client.embedded_service import EmbeddedService
 from agentd.client.sandbox import Sandbox
 from agentd.daemon.pipeline import Pipeline
 from agentd.linux import cgroup
@@ -38,7 +38,8 @@ def create(make_backend: Callable[..., Any]) -> Iterator[Create]:
             pipelines.append(Pipeline(Manager(made={"firecracker": backend})))
         usual: dict[str, Any] = {} if "image" in wanted else {"memory": "64M"}
         spec = build.sandbox_spec(backend="firecracker", **(usual | wanted))
-        return Sandbox(LocalSandbox(pipelines[0], pipelines[0].open(WHO, spec), WHO))
+        service = EmbeddedService(pipelines[0], WHO)
+        return Sandbox(service, service.adopt(pipelines[0].open(WHO, spec)))
 
     yield create
     for pipeline in pipelines:
@@ -52,7 +53,7 @@ def run(sandbox: Sandbox, argv: list[str], **wanted: Any) -> Any:
 
 def strike(sandbox: Sandbox, number: int) -> None:
     """As the kernel or an operator might strike its monitor."""
-    wall: Any = sandbox._held.handle.wall  # type: ignore[attr-defined]
+    wall: Any = sandbox._service.handle(sandbox.id).wall  # type: ignore[attr-defined]
     signal.pidfd_send_signal(wall._pidfd, number)
 
 
@@ -67,7 +68,8 @@ def theirs(create: Create, image: Any, make_backend: Callable[..., Any]) -> Iter
 
     def open_one(**wanted: Any) -> Sandbox:
         spec = build.sandbox_spec(backend="firecracker", image="theirs", **wanted)
-        return Sandbox(LocalSandbox(pipeline, pipeline.open(WHO, spec), WHO))
+        service = EmbeddedService(pipeline, WHO)
+        return Sandbox(service, service.adopt(pipeline.open(WHO, spec)))
 
     yield open_one
     pipeline.manager.close()
@@ -126,7 +128,7 @@ def test_the_first_file_after_a_fork_is_not_lost(create: Create, place: Path) ->
 def test_a_command_on_a_stream_that_died_without_a_sign_is_sent_again(create: Create) -> None:
     with create() as sandbox:
         run(sandbox, ["true"])
-        wall: Any = sandbox._held.handle.wall  # type: ignore[attr-defined]
+        wall: Any = sandbox._service.handle(sandbox.id).wall  # type: ignore[attr-defined]
         folder = tempfile.mkdtemp()
         wall.snapshot(folder)  # past the manager, which would have told
         (path,) = Path(str(wall.save()["jail"])).glob("root/guest-*")
@@ -159,7 +161,7 @@ class TestInMemory:
             with sandbox.snapshot() as kept:
                 assert kept.size >= 176 << 20
             assert run(sandbox, ["echo", "on"]).text == "on\n"
-            group: Any = sandbox._held.handle.wall._group  # type: ignore[attr-defined]
+            group: Any = sandbox._service.handle(sandbox.id).wall._group  # type: ignore[attr-defined]
             assert limit_of(group) == (16 + 160 + 64) << 20  # the ceiling is back
 
     def test_one_that_memory_has_no_room_for_is_refused_first(

@@ -1,0 +1,253 @@
+"""The service contract in this very process: what is made here lives and ends with it.
+
+Direct operations ask no policy: their caller runs the process. Calls do, and are written down.
+"""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+
+from agentd.client import build, embedded
+from agentd.model.api import CallBody, ExecBody, ResultView, RunBody, SandboxBody, SandboxView
+from agentd.model.drive import execute
+from agentd.model.errors import InvalidInput, NotFound, Refused
+from agentd.sandbox import abilities
+
+if TYPE_CHECKING:
+    from agentd.client import ports
+    from agentd.client.embedded import Command, Pipeline, SandboxHandle, Snapshot
+    from agentd.model import service
+    from agentd.model.api import CallView
+    from agentd.model.principal import Principal
+    from agentd.model.result import Result
+    from agentd.model.service import Emit
+    from agentd.model.spec import ExecRequest
+
+_AS_USUAL = SandboxBody()
+
+
+class _Noun:
+    """One noun of the contract; what it has no method for takes a daemon."""
+
+    def __init__(self, here: "EmbeddedService", name: str) -> None:
+        self._here = here
+        self._name = name
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def refused(*args: object, **fields: object) -> None:
+            raise Refused(
+                f"a daemon is needed for {self._name}.{name}",
+                cause="what is in this process lives and ends with it",
+                remediation="give url=, with agentd serve running",
+            )
+
+        return refused
+
+
+class _Sandboxes(_Noun):
+    def create(self, body: SandboxBody = _AS_USUAL) -> SandboxView:
+        for what, asked in (
+            ("labels are", body.labels),
+            ("ttl is", body.ttl),
+            ("wait is", body.wait),
+        ):
+            if asked:
+                raise InvalidInput(
+                    f"{what} for the sandboxes of a daemon",
+                    remediation="leave them out, or give url=",
+                )
+        pipeline, who = self._here.pipeline, self._here.who
+        if body.snapshot is None:
+            return self._here.adopt(pipeline.open(who, build.sandbox_spec(**body.options())))
+        kept = embedded.load_snapshot(body.snapshot)
+        spec = build.restored_spec(kept.spec, **body.options())
+        return self._here.adopt(pipeline.open(who, spec, kept))
+
+    def list(
+        self,
+        *,
+        labels: Mapping[str, str] | None = None,
+        state: str | None = None,
+        after: str = "",
+        limit: int | None = None,
+    ) -> tuple[SandboxView, ...]:
+        ids = sorted(id for id in self._here.handles.copy() if id > after and not labels)
+        views = (self._here.view(id) for id in ids)
+        return tuple(view for view in views if state in (None, view.state))[:limit]
+
+    def get(self, id: str) -> SandboxView:
+        return self._here.view(id, usage=True)
+
+    def pause(self, id: str) -> SandboxView:
+        self._here.pipeline.manager.pause(self._here.handle(id))
+        return self._here.view(id)
+
+    def resume(self, id: str) -> SandboxView:
+        self._here.pipeline.manager.resume(self._here.handle(id))
+        return self._here.view(id)
+
+    def kill(self, id: str) -> None:
+        handle = self._here.handle(id)
+        self._here.handles.pop(id, None)
+        self._here.pipeline.close(handle)
+
+    def keep(self, id: str, path: str | os.PathLike[str] | None) -> "Snapshot":
+        manager, where = self._here.pipeline.manager, None if path is None else os.fspath(path)
+        return manager.snapshot(self._here.handle(id), where)
+
+    def fork(self, id: str, count: int = 1) -> tuple[SandboxView, ...]:
+        made = self._here.pipeline.fork(self._here.who, self._here.handle(id), count)
+        return tuple(self._here.adopt(handle) for handle in made)
+
+    def changes(self, id: str) -> tuple[str, ...]:
+        return self._here.handle(id).overlay().changes()
+
+    def apply(self, id: str) -> None:
+        self._here.handle(id).overlay().apply()
+
+    def ping(self, id: str) -> dict[str, object]:
+        return dict(self._here.handle(id).guest.call("sys.ping"))
+
+
+class _Commands(_Noun):
+    def complete(
+        self, sandbox: str, request: "ExecRequest", stdin: bytes = b"", cancel: int = -1
+    ) -> "Result":
+        handle = self._here.handle(sandbox)
+        if cancel < 0:
+            return self._here.pipeline.execute(self._here.who, handle, request, stdin)
+        asked = msgspec.structs.replace(request, stdin=bool(stdin))
+        with self.begin(sandbox, asked, capture=True) as running:
+            return execute(running, stdin, cancel)
+
+    def begin(self, sandbox: str, request: "ExecRequest", *, capture: bool = False) -> "Command":
+        handle = self._here.handle(sandbox)
+        return self._here.pipeline.start(self._here.who, handle, request, capture)
+
+    def exec(self, sandbox: str, body: ExecBody) -> ResultView:
+        request, stdin = embedded.requested(body)
+        return embedded.told(self.complete(sandbox, request, stdin))
+
+    def run(self, body: RunBody) -> ResultView:
+        sandboxes = _Sandboxes(self._here, "sandboxes")
+        made = sandboxes.create(body.sandbox)
+        try:
+            return self.exec(made.id, body.exec)
+        finally:
+            sandboxes.kill(made.id)
+
+
+def _by_its_agent(name: str) -> Any:
+    def ask(self: _Noun, sandbox: str, *args: Any, **options: Any) -> Any:
+        return getattr(self._here.handle(sandbox).guest.files, name)(*args, **options)
+
+    return ask
+
+
+class _Files(_Noun):
+    read = _by_its_agent("read_iter")
+    write = _by_its_agent("write")
+    list = _by_its_agent("list")
+    stat = _by_its_agent("stat")
+    mkdir = _by_its_agent("mkdir")
+    move = _by_its_agent("move")
+    remove = _by_its_agent("remove")
+    watch = _by_its_agent("watch")
+    read_tar = _by_its_agent("read_tar")
+    write_tar = _by_its_agent("write_tar")
+
+
+class _Capabilities(_Noun):
+    def call(
+        self,
+        capability: str,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        sandbox: str | None = None,
+        create: SandboxBody = _AS_USUAL,
+        bundle: str | None = None,
+        emit: "Emit | None" = None,
+        cancel: int = -1,
+    ) -> "CallView":
+        body = CallBody(
+            capability=capability,
+            parameters=dict(parameters or {}),
+            sandbox=sandbox,
+            create=create,
+            bundle=bundle or None,
+        )
+        handle, _ = self._here.handles.get(sandbox or "", (None, 0.0))
+        return embedded.call(self._here.pipeline, self._here.who, body, emit, handle, cancel)
+
+    def request(self, body: bytes, *, emit: "Emit | None" = None, cancel: int = -1) -> "CallView":
+        raise InvalidInput(
+            "a signed request is for a daemon", remediation="start one: agentd serve"
+        )
+
+
+class EmbeddedService:
+    """Implements ``client.ports.Service`` over a pipeline, which its maker closes."""
+
+    url = None
+    ports: Any
+    snapshots: Any
+    receipts: Any
+    keys: Any
+    approvals: Any
+    audit: Any
+    machine: Any
+
+    def __init__(self, pipeline: "Pipeline", who: "Principal | None" = None) -> None:
+        self.pipeline = pipeline
+        self.who = who or embedded.principal()
+        self.handles: dict[str, tuple[SandboxHandle, float]] = {}  # and when they were made
+        self.sandboxes = cast("ports.Sandboxes", _Sandboxes(self, "sandboxes"))
+        self.commands = cast("ports.Commands", _Commands(self, "commands"))
+        self.files = cast("ports.Files", _Files(self, "files"))
+        self.capabilities = cast("service.Capabilities", _Capabilities(self, "capabilities"))
+
+    def __getattr__(self, name: str) -> _Noun:
+        if name not in EmbeddedService.__annotations__:
+            raise AttributeError(name)
+        return _Noun(self, name)
+
+    def handle(self, id: str) -> "SandboxHandle":
+        try:
+            return self.handles[id][0]
+        except KeyError:
+            raise NotFound(
+                f"this process has no sandbox {id[:64]!r}", remediation="name a daemon, by its url"
+            ) from None
+
+    def adopt(self, handle: "SandboxHandle") -> SandboxView:
+        """Take up one that the pipeline has made."""
+        self.handles[handle.id] = handle, time.time()
+        return self.view(handle.id)
+
+    def view(self, id: str, *, usage: bool = False) -> SandboxView:
+        handle, created = self.handle(id), self.handles[id][1]
+        wall = handle.wall
+        return SandboxView(
+            id=id,
+            state=str(handle.state),
+            backend=handle.backend,
+            level=handle.level.label,
+            image=handle.spec.image,
+            labels={},
+            principal=self.who.name,
+            created=created,
+            deadline=None,
+            workspace=wall.workspace,
+            enforcement=dict(handle.enforcement),
+            usage=wall.usage() if usage else {},
+            abilities=abilities.names(wall),
+        )
+
+    def again(self) -> "EmbeddedService":
+        return self
+
+    def close(self) -> None:
+        """What is in it ends with the pipeline."""

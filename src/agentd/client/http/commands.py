@@ -1,0 +1,220 @@
+"""The commands of a daemon's sandboxes: asked for by id, or driven from here over a WebSocket."""
+
+from base64 import b64decode
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from agentd.client import arguments
+from agentd.client.http import client as clients
+from agentd.client.http import wire
+from agentd.client.http.client import HttpClient, segment
+from agentd.client.http.command import MAX_CAPTURE, RemoteCommand
+from agentd.client.http.errors import Unreachable
+from agentd.model.api import ExecBody, ProcessView, ResultView, RunBody, SignalBody
+from agentd.model.drive import execute
+from agentd.model.errors import AgentdError, Conflict
+from agentd.model.output import STREAMS
+from agentd.model.result import Result
+from agentd.model.spec import ExecRequest, Pty
+
+if TYPE_CHECKING:
+    from agentd.client.http.output import HttpOutput
+
+# Stdin up to this size goes in the request; larger ones are streamed.
+MAX_INLINE = 8 << 20
+
+
+class HttpCommands:
+    """Implements ``client.ports.Commands``."""
+
+    def __init__(self, requests: HttpClient) -> None:
+        self._requests = requests
+
+    def exec(self, sandbox: str, body: ExecBody) -> ResultView:
+        view: ResultView = self._exec(sandbox, body, ResultView, wait=True)
+        return view
+
+    def start(self, sandbox: str, body: ExecBody) -> ProcessView:
+        view: ProcessView = self._exec(sandbox, body, ProcessView, wait=False)
+        return view
+
+    def run(self, body: RunBody) -> ResultView:
+        view: ResultView = self._requests.call("POST", "/v1/run", body, into=ResultView, once=True)
+        return view
+
+    def list(self, sandbox: str) -> tuple[ProcessView, ...]:
+        return self._requests.pages(f"{sandbox_path(sandbox)}/processes", ProcessView)
+
+    def get(self, sandbox: str, process: str) -> ProcessView:
+        view: ProcessView = self._requests.call(
+            "GET", process_path(sandbox, process), into=ProcessView
+        )
+        return view
+
+    def output(self, sandbox: str, process: str, stream: str = "stdout", start: int = 0) -> bytes:
+        arguments.whole(start, "start", 0, arguments.MOST)
+        path = f"{process_path(sandbox, process)}/output"
+        query = {"stream": stream, "from": start, "follow": False}
+        with self._requests.open("GET", path, query=query) as response:
+            if lost := response.headers.get("agentd-lost"):
+                raise Conflict(
+                    f"bytes {lost} of {stream} of {process} are gone",
+                    remediation=f"start={lost.partition('-')[2]} has what is kept",
+                )
+            return bytes(response.read())
+
+    def follow(
+        self,
+        sandbox: str,
+        process: str,
+        cursors: Mapping[str, int],
+        notify: Callable[[], object],
+        streams: Sequence[str] = STREAMS,
+    ) -> "HttpOutput":
+        from agentd.client.http.output import HttpOutput
+
+        path = f"{process_path(sandbox, process)}/output"
+        return HttpOutput(self._requests, path, cursors, notify, streams)
+
+    def write(self, sandbox: str, process: str, data: bytes, *, eof: bool = False) -> None:
+        path = f"{process_path(sandbox, process)}/stdin"
+        with self._requests.open("POST", path, query={"eof": eof}, body=bytes(data)) as response:
+            response.read()
+
+    def signal(self, sandbox: str, process: str, signal: int = 15, target: str = "group") -> None:
+        body = SignalBody(signal=signal, target=target)
+        self._requests.call("POST", f"{process_path(sandbox, process)}/signal", body)
+
+    def resize(self, sandbox: str, process: str, rows: int, cols: int) -> None:
+        body = Pty(rows=rows, cols=cols)
+        self._requests.call("POST", f"{process_path(sandbox, process)}/resize", body)
+
+    def _exec(self, sandbox: str, body: ExecBody, into: Any, *, wait: bool) -> Any:
+        path, asked = f"{sandbox_path(sandbox)}/exec", msgspec.structs.replace(body, wait=wait)
+        return self._requests.call("POST", path, asked, into=into, once=True)
+
+    # --- driven from here ---
+
+    def complete(
+        self, sandbox: str, request: ExecRequest, stdin: bytes = b"", cancel: int = -1
+    ) -> Result:
+        if len(stdin) > MAX_INLINE:
+            asked = msgspec.structs.replace(request, stdin=True)
+            with self.begin(sandbox, asked, capture=True) as running:
+                return execute(running, stdin, cancel)
+        tag = f"run-{clients.new_key()}"
+        body = wire.exec_body(
+            msgspec.structs.replace(request, tag=tag, stdin=False), stdin or None, wait=True
+        )
+        # A unix socket's connection breaks with its daemon alone, and the command with that: a key,
+        # which costs the daemon a write to disk, could only tell that it was interrupted.
+        once = not self._requests.address.path
+        try:
+            view = self._requests.call(
+                "POST",
+                f"{sandbox_path(sandbox)}/exec",
+                body,
+                into=ResultView,
+                once=once,
+                wake=cancel,
+                on_wake=None if cancel < 0 else lambda: self._killed(sandbox, tag),
+            )
+        except AgentdError:
+            raise
+        except BaseException:
+            # Interrupted: nobody waits for it any more.
+            self._killed(sandbox, tag)
+            raise
+        return self._completed(sandbox, view)
+
+    def begin(self, sandbox: str, request: ExecRequest, *, capture: bool = False) -> RemoteCommand:
+        view = self.start(sandbox, wire.exec_body(request, wait=False))
+        return RemoteCommand(
+            self._requests,
+            process_path(sandbox, view.id),
+            view.id,
+            pid=view.pid,
+            stdin=request.stdin,
+            pty=request.pty is not None,
+            capture=capture,
+        )
+
+    def attach(self, sandbox: str, process: str, cursors: Mapping[str, int]) -> RemoteCommand:
+        view = self.get(sandbox, process)
+        return RemoteCommand(
+            self._requests,
+            process_path(sandbox, view.id),
+            view.id,
+            pid=view.pid,
+            stdin=True,
+            pty="pty" in view.output,
+            cursors=cursors,
+        )
+
+    def events(
+        self, sandbox: str, process: str, *, follow: bool = True
+    ) -> Iterator[tuple[str, object]]:
+        """("stdout" | "stderr" | "pty", bytes), ("lost", dict) and at the end ("exit", view)."""
+        from agentd.client.http.sse import events
+
+        path = f"{process_path(sandbox, process)}/output"
+        headers = {"Accept": "text/event-stream"}
+        query = {"follow": follow}
+        with self._requests.open("GET", path, query=query, headers=headers) as response:
+            for event in events(response):
+                if event.name in STREAMS:
+                    yield event.name, b64decode(event.data)
+                elif event.name in ("exit", "lost"):
+                    yield event.name, msgspec.json.decode(event.data)
+
+    def _killed(self, sandbox: str, tag: str) -> bool:
+        """Kill the command with that tag; False where it has perhaps not begun yet."""
+        try:
+            self.signal(sandbox, tag, 9)
+        except (Conflict, Unreachable):
+            return True
+        except AgentdError:
+            return False
+        return True
+
+    def _completed(self, sandbox: str, view: ResultView) -> Result:
+        """The answer holds the begin of a long output; the rest is in the journal."""
+        found = wire.result(view)
+        if not view.truncated or view.process is None:
+            return found
+        path = process_path(sandbox, view.process)
+        stdout = found.stdout + self._rest(path, "stdout", len(found.stdout))
+        stderr = found.stderr + self._rest(path, "stderr", len(found.stderr))
+        cut = self._incomplete(sandbox, view.process, stdout=stdout, stderr=stderr)
+        return msgspec.structs.replace(found, stdout=stdout, stderr=stderr, truncated=cut)
+
+    def _incomplete(self, sandbox: str, process: str, **outputs: bytes) -> bool:
+        """Whether something is missing beyond what the answer had no room for."""
+        try:
+            known = self.get(sandbox, process)
+        except AgentdError:
+            return True
+        return (
+            known.result is None
+            or known.result.truncated
+            or bool(known.lost)
+            or any(len(data) < known.output.get(name, 0) for name, data in outputs.items())
+        )
+
+    def _rest(self, path: str, stream: str, begin: int) -> bytes:
+        query = {"stream": stream, "from": begin, "follow": False}
+        found = b""
+        with suppress(AgentdError), self._requests.open("GET", f"{path}/output", query=query) as it:
+            found = it.read(max(0, MAX_CAPTURE - begin))
+        return found
+
+
+def sandbox_path(id: str) -> str:
+    return f"/v1/sandboxes/{segment(id)}"
+
+
+def process_path(sandbox: str, process: str) -> str:
+    return f"{sandbox_path(sandbox)}/processes/{segment(process)}"
