@@ -53,6 +53,7 @@ class _Sandboxes(_Noun):
             ("labels are", body.labels),
             ("ttl is", body.ttl),
             ("wait is", body.wait),
+            ("name is", body.name),
         ):
             if asked:
                 raise InvalidInput(

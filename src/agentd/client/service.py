@@ -31,8 +31,8 @@ class Client:
 
     @property
     def sandboxes(self) -> service.Sandboxes:
-        """Sandboxes: create, list, get, relabel, renew, pause, resume, kill, snapshot, fork,
-        changes, apply."""
+        """Sandboxes: create, get_or_create, list, get, relabel, renew, pause, resume, kill,
+        snapshot, fork, changes, apply."""
         return self._service.sandboxes
 
     @property
