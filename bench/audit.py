@@ -138,12 +138,12 @@ def _verify(folder: Path) -> Case:
 def _receipts(folder: Path) -> Case:
     from agentd.audit import receipt
     from agentd.audit.keypair import KeyPair
-    from agentd.audit.receipts import Receipts
+    from agentd.audit.receipts import ReceiptStore
     from agentd.model.audit import Position
 
     case = Case("audit-receipts", "a signed receipt", "ms")
     key = KeyPair.load_or_create(str(folder / "key"))
-    kept = Receipts(str(folder / "kept"))
+    kept = ReceiptStore(str(folder / "kept"))
     facts = receipt.ReceiptFacts(_execution(), Position(7, "0" * 64))
     pem, envelope = key.public_pem(), receipt.issue(facts, key)
     works: dict[str, Callable[[int], object]] = {

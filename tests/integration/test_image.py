@@ -14,7 +14,7 @@ from agentd.image import cpio, kernel
 from agentd.image.build import build
 from agentd.image.model import Image
 from agentd.image.store import Store
-from agentd.image.tree import Tree
+from agentd.image.tree import ImageTree
 from agentd.model.errors import Unavailable
 
 QEMU = "qemu-system-x86_64"
@@ -48,7 +48,7 @@ def image(store: Store) -> Image:
 
 
 @pytest.fixture(scope="module")
-def tree(image: Image) -> Tree:
+def tree(image: Image) -> ImageTree:
     return cpio.read(Path(image.initramfs).read_bytes())
 
 
@@ -76,11 +76,11 @@ def test_the_initramfs_is_small(image: Image) -> None:
         "/usr/lib64/ld-linux-x86-64.so.2",
     ],
 )
-def test_the_guest_has(path: str, tree: Tree) -> None:
+def test_the_guest_has(path: str, tree: ImageTree) -> None:
     assert path in tree
 
 
-def test_links_lead_somewhere(tree: Tree) -> None:
+def test_links_lead_somewhere(tree: ImageTree) -> None:
     paths = {path for path, _ in tree.items()}
     for path, entry in tree.items():
         if entry.mode & 0o170000 != 0o120000 or path == "/etc/mtab":
@@ -89,7 +89,7 @@ def test_links_lead_somewhere(tree: Tree) -> None:
         assert target in paths or target.replace("/lib/", "/usr/lib/", 1) in paths, path
 
 
-def test_the_agents_modules_import_what_is_there(tree: Tree) -> None:
+def test_the_agents_modules_import_what_is_there(tree: ImageTree) -> None:
     """Each module that the agent's sources import at all is in the guest, or built into Python."""
     import ast
     import sys

@@ -39,7 +39,7 @@ from agentd.sandbox.backends.qemu.wall import QemuWall
 from agentd.sandbox.backends.vm import ceiling, folders
 from agentd.sandbox.backends.vm.template import Templates
 from agentd.sandbox.manager import Manager
-from agentd.sandbox.supervisor.client import Link
+from agentd.sandbox.supervisor.client import SupervisorLink
 from agentd.sandbox.supervisor.remote import loader
 from agentd.sandbox.supervisor.server import Supervisor
 from agentd.transport.guest import Guest
@@ -556,7 +556,7 @@ def test_its_end_is_told_through_a_supervisor_too(own: QemuBackend) -> None:
     for thread in threads:
         thread.start()
     ended = threading.Event()
-    link = Link(ours, lambda *_: ended.set())
+    link = SupervisorLink(ours, lambda *_: ended.set())
     pipeline = Pipeline(Manager(load=loader(link)))
     try:
         spec = build.sandbox_spec(backend="qemu", memory="64M")

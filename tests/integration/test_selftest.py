@@ -23,10 +23,10 @@ from agentd.sandbox.backends.linux.plan import LinuxPlan
 from agentd.sandbox.backends.process import HostBackend, LandlockBackend
 from agentd.sandbox.manager import Manager
 from agentd.sandbox.ports import Backend
-from agentd.selftest import Report, selftest
+from agentd.selftest import SelftestReport, selftest
 from agentd.selftest.attack import UNREPORTED
 from agentd.selftest.attacks import ATTACKS
-from agentd.selftest.report import Row, Verdict
+from agentd.selftest.report import AttackRow, Verdict
 
 # A control as the report names it, and as the backends' ``without`` does.
 SWITCHES = {
@@ -108,17 +108,17 @@ def _pipeline(*backends: Backend) -> Iterator[Pipeline]:
         manager.close()
 
 
-def _run(backend: Backend, *, thorough: bool = True) -> Report:
+def _run(backend: Backend, *, thorough: bool = True) -> SelftestReport:
     with _pipeline(backend) as pipeline:
         return selftest(pipeline, [backend.name], thorough=thorough)
 
 
-def _rows(report: Report) -> dict[str, Row]:
+def _rows(report: SelftestReport) -> dict[str, AttackRow]:
     (backend,) = report.backends
     return {row.name: row for row in backend.attacks}
 
 
-def _through(report: Report) -> set[str]:
+def _through(report: SelftestReport) -> set[str]:
     return {row.name for row in _rows(report).values() if row.verdict is Verdict.THROUGH}
 
 
@@ -161,7 +161,7 @@ def test_a_process_wall_without_a_control_fails(off: tuple[str, ...]) -> None:
 
 
 def test_each_row_is_told_as_it_comes() -> None:
-    told: list[tuple[str, Row]] = []
+    told: list[tuple[str, AttackRow]] = []
     with _pipeline(backend := LandlockBackend()) as pipeline:
         report = selftest(pipeline, [backend.name], told=lambda name, row: told.append((name, row)))
     assert told == [("landlock", row) for row in _rows(report).values()]

@@ -293,7 +293,7 @@ def test_a_supervisor_of_an_older_version_is_understood() -> None:
 
     thread = threading.Thread(target=answer)
     thread.start()
-    link = client.Link(ours, lambda *_: None)
+    link = client.SupervisorLink(ours, lambda *_: None)
     held = WallRecord(
         id="wall-1",
         spec=SandboxSpec(),

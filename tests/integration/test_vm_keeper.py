@@ -10,7 +10,7 @@ import pytest
 
 from agentd.model.errors import SandboxError
 from agentd.sandbox.backends import child
-from agentd.sandbox.backends.vm.supervisor import Keeper, Seen, Started
+from agentd.sandbox.backends.vm.supervisor import Keeper, MachineStatus, StartedProcess
 
 SECONDS = 120.0
 
@@ -22,14 +22,14 @@ def keeper() -> Iterator[Keeper]:
     made.close()
 
 
-def wait(started: Started) -> None:
+def wait(started: StartedProcess) -> None:
     poll = select.poll()
     poll.register(started.pidfd, select.POLLIN)
     assert poll.poll(SECONDS * 1000)
     os.close(started.pidfd)
 
 
-def end_after_its_helper(keeper: Keeper, told: bytes) -> Seen:
+def end_after_its_helper(keeper: Keeper, told: bytes) -> MachineStatus:
     """How a monitor ended that waits for a line, told one once its helper has ended."""
     reading, writing = os.pipe()
     monitor = keeper.start(1, ["/bin/sh", "-c", "read line <&{door} && exit 7"], {"door": reading})

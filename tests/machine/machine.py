@@ -26,7 +26,7 @@ from tests.vm.debian import Unavailable
 
 from agentd.image import cpio
 from agentd.image.modules import Modules
-from agentd.image.tree import Tree
+from agentd.image.tree import ImageTree
 
 QEMU = "qemu-system-x86_64"
 UNAVAILABLE = 77  # exit status: what automake's tests have for "skipped"
@@ -144,7 +144,7 @@ class Machine:
         return None
 
 
-def _initramfs(found: Kernel, command: str, systemd: bool) -> Tree:
+def _initramfs(found: Kernel, command: str, systemd: bool) -> ImageTree:
     tree = Modules(str(found.modules)).tree(found.release, _MODULES, ())
     tree.link("/lib", "usr/lib")
     tree.file("/bin/busybox", debian.busybox().read_bytes(), 0o755)

@@ -45,7 +45,7 @@ def test_the_settings_and_sinks_are_those_that_there_are(tmp_path: Path) -> None
     read = config.read(str(tmp_path / "agentd.toml"), {})
     assert read.problems == []
     members = {line.partition(" ")[0] for line in settings.splitlines()[1:]}
-    assert members == set(schema.Audit.__struct_fields__)
+    assert members == set(schema.AuditSettings.__struct_fields__)
     table = PAGE.partition("| sink | |")[2].partition("\n\n")[0]
     firsts = " ".join(re.findall(r"^\|(.*?)\|", table, re.M))
     for sink in re.findall(r"`([^`]+)`", firsts):

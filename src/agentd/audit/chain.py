@@ -11,9 +11,9 @@ import msgspec
 
 from agentd.audit import continuity, files, mark
 from agentd.audit.errors import AuditError, LogDamaged, NoLog
-from agentd.audit.files import File
+from agentd.audit.files import LogFile
 from agentd.audit.mark import Mark
-from agentd.audit.record import GENESIS, Seal, entry, position, seal
+from agentd.audit.record import GENESIS, RecordSeal, entry, position, seal
 from agentd.model.audit import Event, Kind, Position
 
 _NOTHING = (0, GENESIS)
@@ -44,7 +44,7 @@ class Chain:
         self._keep = keep or Keep()
         self._clock = clock
         self._fd = -1
-        self._file = File("", 0)
+        self._file = LogFile("", 0)
         self._size = 0
         self._dirty = False  # there may be bytes behind ``_size``
         self._unsynced = b""  # the file's end, as far as it may not be on disk
@@ -54,7 +54,7 @@ class Chain:
         self._names: list[int] = []  # the files that there are, by their first records
         self._stamp: tuple[int, ...] = ()  # of the directory, when they were listed
         self._place = ("", 0, 0)  # of the file that is written to: path, device, inode
-        self._mark = mark.Writer(directory)
+        self._mark = mark.MarkWriter(directory)
         self.retire_failures = 0
 
     @property
@@ -194,7 +194,7 @@ class Chain:
     def _max_bytes(self) -> int:
         return self._keep.file_bytes
 
-    def _find_end(self, found: list[File], accept: bool) -> int:
+    def _find_end(self, found: list[LogFile], accept: bool) -> int:
         """Of the newest file, and how long it is."""
         self._file = found[-1]
         self._fd = os.open(self._file.path, _FLAGS | os.O_NONBLOCK)
@@ -226,7 +226,7 @@ class Chain:
         self._last = last
         return owed
 
-    def _before(self, found: list[File], accept: bool) -> Seal | None:
+    def _before(self, found: list[LogFile], accept: bool) -> RecordSeal | None:
         """The last record of the file before the newest, which is empty."""
         newest = found[-1]
         if len(found) == 1:
@@ -275,7 +275,7 @@ class Chain:
             os.close(fd)
             raise
         self.close()
-        self._fd, self._file, self._size, self._dirty = fd, File(where, first), 0, False
+        self._fd, self._file, self._size, self._dirty = fd, LogFile(where, first), 0, False
         self._remember_place()
         if first not in self._names:
             self._names.append(first)
@@ -347,7 +347,7 @@ class Chain:
             return []
         return lines
 
-    def _doomed(self) -> tuple[list[File], File]:
+    def _doomed(self) -> tuple[list[LogFile], LogFile]:
         """The files to delete, the oldest first, and the one that is then the oldest."""
         found = files.ls(self._directory)
         count = 0

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from agentd.audit import files
 from agentd.audit.errors import LogDamaged
-from agentd.audit.files import File
+from agentd.audit.files import LogFile
 from agentd.audit.mark import Mark
 from agentd.model.audit import Event, Kind
 
@@ -18,7 +18,7 @@ _PIECE = 1 << 20
 Last = tuple[int, bytes]
 
 
-def check(directory: str, found: list[File], last: Last, known: Mark | None) -> None:
+def check(directory: str, found: list[LogFile], last: Last, known: Mark | None) -> None:
     """Raises LogDamaged, OSError."""
     if known is None:
         return
@@ -31,7 +31,7 @@ def check(directory: str, found: list[File], last: Last, known: Mark | None) -> 
         )
 
 
-def check_torn(file: File, fd: int, end: int, size: int) -> None:
+def check_torn(file: LogFile, fd: int, end: int, size: int) -> None:
     """A writer that dies leaves a line without its end, and a loss of power zeros. A line that is
     whole, and is no record, was changed. Raises LogDamaged, OSError."""
     whole = zeros = False
@@ -45,7 +45,7 @@ def check_torn(file: File, fd: int, end: int, size: int) -> None:
         )
 
 
-def losses(found: list[File], last: Last, known: Mark | None) -> tuple[list[Event], Last]:
+def losses(found: list[LogFile], last: Last, known: Mark | None) -> tuple[list[Event], Last]:
     """Records of all that is gone, and what the chain goes on behind. Raises OSError."""
     owed = []
     if found and known is not None and known.first and found[0].first > known.first:
@@ -68,7 +68,7 @@ def losses(found: list[File], last: Last, known: Mark | None) -> tuple[list[Even
     return owed, last
 
 
-def _missing(found: list[File], last: Last, known: Mark) -> str:
+def _missing(found: list[LogFile], last: Last, known: Mark) -> str:
     """What is gone, in words."""
     if last[0] < known.seq:
         return f"its last record is {last[0]}, and record {known.seq} was written"
@@ -81,13 +81,13 @@ def _missing(found: list[File], last: Last, known: Mark) -> str:
     return ""
 
 
-def _differs(found: list[File], last: Last, known: Mark) -> bool:
+def _differs(found: list[LogFile], last: Last, known: Mark) -> bool:
     have = last[1] if last[0] == known.seq else files.find_hash(found, known.seq)
     # One that receipts alone know of may be retired.
     return have != known.hash.encode() and (have is not None or bool(known.files))
 
 
-def _tail(file: File) -> int:
+def _tail(file: LogFile) -> int:
     fd = files.open_reading(file.path)
     try:
         tail = files.find_tail(fd, os.fstat(fd).st_size)

@@ -8,7 +8,7 @@ import stat
 from typing import NamedTuple
 
 from agentd.audit.errors import AuditError, NoLog
-from agentd.audit.record import MAX_LINE, Seal, unseal
+from agentd.audit.record import MAX_LINE, RecordSeal, unseal
 
 _NAME = re.compile(r"audit-([0-9]{20})\.jsonl")
 _TORN = ".torn-"
@@ -18,7 +18,7 @@ NAME_IT = (
 MAX_TORN = 1000  # side files of one file
 
 
-class File(NamedTuple):
+class LogFile(NamedTuple):
     path: str
     first: int  # sequence number of its first record
 
@@ -31,14 +31,14 @@ class Tail(NamedTuple):
     """Of the last record that is whole: ``end`` is the offset behind it."""
 
     end: int
-    seal: Seal
+    seal: RecordSeal
 
 
 def path(directory: str, first: int) -> str:
     return os.path.join(directory, f"audit-{first:020}.jsonl")
 
 
-def ls(directory: str) -> list[File]:
+def ls(directory: str) -> list[LogFile]:
     """The oldest first. Raises NoLog, AuditError."""
     try:
         names = os.listdir(directory)
@@ -51,7 +51,7 @@ def ls(directory: str) -> list[File]:
     except OSError as error:
         raise unreadable(directory, error) from error
     found = [
-        File(os.path.join(directory, name), int(match[1]))
+        LogFile(os.path.join(directory, name), int(match[1]))
         for name in names
         if (match := _NAME.fullmatch(name))
     ]
@@ -97,7 +97,7 @@ def find_tail(fd: int, size: int) -> Tail | None:
         window *= 4
 
 
-def find_hash(found: list[File], seq: int) -> bytes | None:
+def find_hash(found: list[LogFile], seq: int) -> bytes | None:
     """The hash of record ``seq``, looked for in the file that should hold it; None without it."""
     holder = next((file for file in reversed(found) if file.first <= seq), None)
     if holder is None:
@@ -111,7 +111,7 @@ def find_hash(found: list[File], seq: int) -> bytes | None:
     return None
 
 
-def cut(file: File, fd: int, end: int, size: int) -> str:
+def cut(file: LogFile, fd: int, end: int, size: int) -> str:
     """Move what lies behind ``end`` into a file beside it; its name. Raises OSError."""
     side = _set_aside(file.path, end, fd, size)
     os.ftruncate(fd, end)
@@ -119,7 +119,7 @@ def cut(file: File, fd: int, end: int, size: int) -> str:
     return os.path.basename(side)
 
 
-def remove(file: File) -> None:
+def remove(file: LogFile) -> None:
     """With its side files. Raises OSError."""
     directory = os.path.dirname(file.path)
     for name in os.listdir(directory):
@@ -136,7 +136,7 @@ def sync_directory(directory: str) -> None:
         os.close(fd)
 
 
-def first_line(file: File) -> Seal | None:
+def first_line(file: LogFile) -> RecordSeal | None:
     fd = open_reading(file.path)
     try:
         data = os.pread(fd, MAX_LINE, 0)

@@ -13,7 +13,7 @@ from agentd.audit import reissue
 from agentd.audit.errors import AuditError
 from agentd.audit.keypair import KeyPair
 from agentd.audit.receipt import ReceiptFacts, issue
-from agentd.audit.receipts import Receipts
+from agentd.audit.receipts import ReceiptStore
 
 DELAY_SECONDS = 0.02
 MAX_WAITING = 1024  # more are issued at once
@@ -22,7 +22,7 @@ MAX_WAITING = 1024  # more are issued at once
 class AtOnce:
     """Thread-safe."""
 
-    def __init__(self, receipts: Receipts, key: KeyPair) -> None:
+    def __init__(self, receipts: ReceiptStore, key: KeyPair) -> None:
         self._receipts = receipts
         self._key = key
 
@@ -42,7 +42,7 @@ class AtOnce:
 class Behind(AtOnce):
     """With a thread; ``close`` issues what waits."""
 
-    def __init__(self, receipts: Receipts, key: KeyPair, log_directory: str) -> None:
+    def __init__(self, receipts: ReceiptStore, key: KeyPair, log_directory: str) -> None:
         super().__init__(receipts, key)
         self._log_directory = log_directory
         self._guard = threading.Lock()

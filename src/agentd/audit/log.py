@@ -13,7 +13,7 @@ from agentd.audit.chain import Chain, Keep
 from agentd.audit.errors import AuditBusy, AuditError, LogDamaged
 from agentd.audit.lock import Lock
 from agentd.audit.losses import Losses
-from agentd.audit.record import Entry, entry
+from agentd.audit.record import LogEntry, entry
 from agentd.audit.sinks.feeder import Feeder
 from agentd.model.audit import Event, Kind, Position
 from agentd.model.commit import GroupCommit, Job, NotTaken
@@ -78,13 +78,13 @@ class AuditLog:
         self._commits.start()
 
     def append(
-        self, event: Event | Entry, secrets: Iterable[str] = (), *, synced: bool = True
+        self, event: Event | LogEntry, secrets: Iterable[str] = (), *, synced: bool = True
     ) -> Position:
         """On disk when it returns. Without ``synced`` it is in the file, where our own death leaves
         it, and on disk with the next that is, ``LAZY_SECONDS`` later at the latest.
 
-        ``secrets`` are values that are hidden wherever they appear in ``fields``; an Entry is taken
-        as it is. Raises AuditBusy, AuditError: then it is not in the log, and is counted as lost.
+        ``secrets`` are values that are hidden wherever they appear in ``fields``; a LogEntry is
+        taken as it is. Raises AuditBusy, AuditError: then it is not in the log, and counts as lost.
         """
         body = self._body(event, secrets)
         self._check()
@@ -94,7 +94,7 @@ class AuditLog:
             raise self._not_taken(why) from None
 
     def submit(
-        self, event: Event | Entry, secrets: Iterable[str] = (), *, lazily: bool = False
+        self, event: Event | LogEntry, secrets: Iterable[str] = (), *, lazily: bool = False
     ) -> "Future[Position]":
         """As ``append``, without waiting; ``lazily``: begun ``LAZY_SECONDS`` later at the latest,
         and before what comes after it, with that it may not be synced. Raises AuditBusy."""
@@ -147,8 +147,8 @@ class AuditLog:
         self._closed = True
         self._commits.close()
 
-    def _body(self, event: Event | Entry, secrets: Iterable[str]) -> bytes:
-        made = event if isinstance(event, Entry) else entry(event, self._clock(), secrets)
+    def _body(self, event: Event | LogEntry, secrets: Iterable[str]) -> bytes:
+        made = event if isinstance(event, LogEntry) else entry(event, self._clock(), secrets)
         return made.body
 
     def _check(self) -> None:

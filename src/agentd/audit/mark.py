@@ -51,7 +51,7 @@ def read(directory: str) -> Mark | None:
         os.close(fd)
 
 
-class Writer:
+class MarkWriter:
     """Keeps the file open. What cannot be written leaves the mark older, and is no error."""
 
     def __init__(self, directory: str) -> None:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from agentd.audit import files
-from agentd.audit.files import File
+from agentd.audit.files import LogFile
 from agentd.audit.record import BEGIN, MAX_LINE, decode
 from agentd.model.audit import Record
 
@@ -37,7 +37,7 @@ def tail(directory: str, count: int) -> list[bytes]:
     return list(kept)
 
 
-def _last(file: File, count: int) -> list[bytes]:
+def _last(file: LogFile, count: int) -> list[bytes]:
     """Its last whole lines, at most ``count``, read from the end."""
     try:
         fd = files.open_reading(file.path)
@@ -82,13 +82,13 @@ def records(directory: str, first: int = 1, last: int | None = None) -> Iterator
     return (decode(line) for line in lines(directory, first, last))
 
 
-def _from(found: list[File], first: int) -> list[File]:
+def _from(found: list[LogFile], first: int) -> list[LogFile]:
     """Without the files that end before record ``first``."""
     begin = max((i for i, file in enumerate(found) if file.first <= first), default=0)
     return found[begin:]
 
 
-def _place(file: File, first: int) -> tuple[int, int]:
+def _place(file: LogFile, first: int) -> tuple[int, int]:
     """The offset of a line that is not behind record ``first``, and its number."""
     try:
         fd = files.open_reading(file.path)
@@ -113,7 +113,7 @@ def _place(file: File, first: int) -> tuple[int, int]:
 class _Reader:
     """Of one file; ``whole`` goes on where it ended the last time."""
 
-    def __init__(self, file: File, at: int = 0) -> None:
+    def __init__(self, file: LogFile, at: int = 0) -> None:
         self._path = file.path
         self._offset = at
 

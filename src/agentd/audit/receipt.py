@@ -16,7 +16,7 @@ from agentd.audit import dsse
 from agentd.audit.errors import AuditError, ReceiptInvalid
 from agentd.audit.execution import Execution, clean, slim
 from agentd.audit.keypair import KeyPair, PublicKey
-from agentd.audit.record import Entry, is_cut, plain
+from agentd.audit.record import LogEntry, is_cut, plain
 from agentd.model import typed
 from agentd.model.audit import Event, Kind, Position, Record
 
@@ -43,10 +43,10 @@ class Statement(msgspec.Struct, frozen=True):
     predicate_type: str = msgspec.field(default=PREDICATE_TYPE, name="predicateType")
 
 
-class Log(Protocol):
+class ReceiptLog(Protocol):
     """AuditLog or SharedLog."""
 
-    def append(self, event: Entry, /) -> Position: ...
+    def append(self, event: LogEntry, /) -> Position: ...
 
 
 _encode = msgspec.json.Encoder().encode
@@ -55,7 +55,7 @@ _decode = typed.decoder(Statement).decode
 _OF_EVENT = ("principal", "request", "sandbox", "capability")
 
 
-def chain(log: Log, execution: Execution, secrets: Iterable[str] = ()) -> ReceiptFacts:
+def chain(log: ReceiptLog, execution: Execution, secrets: Iterable[str] = ()) -> ReceiptFacts:
     """Record the end of an execution; it is on disk when this returns.
 
     What is returned says nothing that the record does not, secrets included. Raises AuditError.

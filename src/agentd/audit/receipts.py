@@ -25,7 +25,7 @@ _TAG = 16  # bytes of the id's SHA-256
 _ENTRY = _TAG + 8  # and the offset
 
 
-class Receipts:
+class ReceiptStore:
     """The only one that writes to ``directory`` (see shared.py for several); ``get`` needs none
     that writes. Thread-safe."""
 

@@ -30,14 +30,14 @@ TAIL = len(_HASH) + 64 + len(b'"}')  # what follows that which is hashed
 BEGIN = re.compile(rb'\{"seq":([1-9][0-9]{0,18}),"prev":"([0-9a-f]{64})","kind":"[a-z_]+",')
 
 
-class Entry(NamedTuple):
+class LogEntry(NamedTuple):
     """An event as it will stand in the log: nothing secret in it, bounded."""
 
     event: Event
     body: bytes  # the line without ``{"seq":N,"prev":"HASH",`` and what follows the fields
 
 
-class Seal(NamedTuple):
+class RecordSeal(NamedTuple):
     seq: int
     prev: bytes
     hash: bytes
@@ -57,7 +57,7 @@ _encode = msgspec.json.Encoder().encode
 _decode = typed.decoder(Record).decode
 
 
-def entry(event: Event, now: float, secrets: Iterable[str] = ()) -> Entry:
+def entry(event: Event, now: float, secrets: Iterable[str] = ()) -> LogEntry:
     """``now`` in seconds since the epoch. Never raises for what the fields hold.
 
     ``secrets`` are looked for in the fields alone: nobody may hide who they are by calling their
@@ -66,7 +66,7 @@ def entry(event: Event, now: float, secrets: Iterable[str] = ()) -> Entry:
     return known(event, Redactor(secrets).fields(event.fields) if event.fields else {}, now)
 
 
-def known(event: Event, fields: Mapping[str, Any], now: float) -> Entry:
+def known(event: Event, fields: Mapping[str, Any], now: float) -> LogEntry:
     """``entry`` with the place of its fields taken by ``fields``, which hold nothing secret."""
     clean = Event(
         kind=event.kind,
@@ -79,7 +79,7 @@ def known(event: Event, fields: Mapping[str, Any], now: float) -> Entry:
     return plain(clean, now)
 
 
-def plain(clean: Event, now: float) -> Entry:
+def plain(clean: Event, now: float) -> LogEntry:
     """Of an event that is known to hold nothing secret; too many fields are cut."""
     body = _body(clean, now)
     if len(body) > _MAX_BODY:
@@ -87,7 +87,7 @@ def plain(clean: Event, now: float) -> Entry:
         cut = {"cut": f"{len(body)} bytes were too many", "sha256": digest}
         clean = msgspec.structs.replace(clean, fields=cut)
         body = _body(clean, now)
-    return Entry(clean, body)
+    return LogEntry(clean, body)
 
 
 def seal(seq: int, prev: bytes, body: bytes) -> tuple[bytes, bytes]:
@@ -97,17 +97,17 @@ def seal(seq: int, prev: bytes, body: bytes) -> tuple[bytes, bytes]:
     return b'%b,"hash":"%b"}\n' % (begun, digest), digest
 
 
-def unseal(line: bytes) -> Seal | None:
+def unseal(line: bytes) -> RecordSeal | None:
     """Of a whole line, with its newline, that has its own hash right; else None."""
     head = BEGIN.match(line)
     if head is None or not line.endswith(b'"}\n') or len(line) > MAX_LINE:
         return None
     begun, rest = line[: -TAIL - 1], line[-TAIL - 1 : -3]
     digest = sha256(begun).hexdigest().encode()
-    return Seal(int(head[1]), head[2], digest) if rest == _HASH + digest else None
+    return RecordSeal(int(head[1]), head[2], digest) if rest == _HASH + digest else None
 
 
-def is_cut(made: Entry) -> bool:
+def is_cut(made: LogEntry) -> bool:
     """Whether its fields were too many."""
     return made.event.fields.keys() == {"cut", "sha256"}
 

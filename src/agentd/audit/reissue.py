@@ -7,7 +7,7 @@ from agentd.audit.errors import AuditError
 from agentd.audit.keypair import KeyPair
 from agentd.audit.read import records, tail
 from agentd.audit.receipt import facts_of, issue
-from agentd.audit.receipts import Receipts
+from agentd.audit.receipts import ReceiptStore
 from agentd.audit.record import decode
 from agentd.model.audit import Kind, Record
 
@@ -17,7 +17,7 @@ _RECORDS = (1024, 8192)
 _ENOUGH = 128
 
 
-def reissue(log_directory: str, receipts: Receipts, key: KeyPair, first: int = 1) -> int:
+def reissue(log_directory: str, receipts: ReceiptStore, key: KeyPair, first: int = 1) -> int:
     """Of executions whose end is record ``first`` or a later one; how many were missing.
 
     Raises AuditError.
@@ -25,7 +25,7 @@ def reissue(log_directory: str, receipts: Receipts, key: KeyPair, first: int = 1
     return sum(_made_again(record, receipts, key) for record in records(log_directory, first))
 
 
-def reissue_newest(log_directory: str, receipts: Receipts, key: KeyPair) -> int:
+def reissue_newest(log_directory: str, receipts: ReceiptStore, key: KeyPair) -> int:
     """What a daemon that was killed had not issued yet; how many. Raises AuditError."""
     made = 0
     for count in _RECORDS:
@@ -40,7 +40,7 @@ def reissue_newest(log_directory: str, receipts: Receipts, key: KeyPair) -> int:
     return made
 
 
-def _made_again(record: Record, receipts: Receipts, key: KeyPair) -> bool:
+def _made_again(record: Record, receipts: ReceiptStore, key: KeyPair) -> bool:
     if record.kind != Kind.END or receipts.get(record.request) is not None:
         return False
     try:

@@ -11,8 +11,8 @@ from agentd.audit.chain import Chain, Keep
 from agentd.audit.errors import AuditError
 from agentd.audit.lock import Lock
 from agentd.audit.log import make_directory
-from agentd.audit.receipts import MAX_BYTES, Receipts, failed, find, newest
-from agentd.audit.record import Entry, decode, entry
+from agentd.audit.receipts import MAX_BYTES, ReceiptStore, failed, find, newest
+from agentd.audit.record import LogEntry, decode, entry
 from agentd.model.audit import Event, Kind, Position
 
 WAIT_SECONDS = 5.0
@@ -41,9 +41,9 @@ class SharedLog:
         self._lock = Lock(directory)
         self._chain = Chain(directory, keep, clock)
 
-    def append(self, event: Event | Entry, secrets: Iterable[str] = ()) -> Position:
+    def append(self, event: Event | LogEntry, secrets: Iterable[str] = ()) -> Position:
         """On disk when it returns. Raises AuditLocked, AuditError."""
-        made = event if isinstance(event, Entry) else entry(event, self._clock(), secrets)
+        made = event if isinstance(event, LogEntry) else entry(event, self._clock(), secrets)
         with self._guard:
             try:
                 position = self._append(made)
@@ -70,7 +70,7 @@ class SharedLog:
             self._chain.close()
             self._lock.close()
 
-    def _append(self, made: Entry) -> Position:
+    def _append(self, made: LogEntry) -> Position:
         self._lock.acquire(self._wait)
         try:
             own = [] if self._chain.is_current() else self._taken_over()
@@ -90,7 +90,7 @@ class SharedLog:
         return own
 
 
-class SharedReceipts(Receipts):
+class SharedReceipts(ReceiptStore):
     """Receipts that several processes write to at a time."""
 
     def __init__(self, directory: str, max_bytes: int = MAX_BYTES) -> None:
@@ -99,7 +99,7 @@ class SharedReceipts(Receipts):
         self._turn = threading.Lock()
 
     def put(self, receipt_id: str, envelope: bytes) -> None:
-        """As of Receipts. Raises AuditLocked, too, where another keeps the lock for long."""
+        """As of ReceiptStore. Raises AuditLocked, too, where another keeps the lock for long."""
         with self._turn:
             self._lock.acquire(WAIT_SECONDS)
             try:

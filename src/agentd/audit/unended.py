@@ -17,7 +17,7 @@ _KIND = 96  # characters that a record's kind stands in: behind its number and a
 _LINES = tuple(b'"kind":"%b",' % kind.encode() for kind in (Kind.START, Kind.END))
 
 
-class Found(NamedTuple):
+class Unended(NamedTuple):
     """The starts of those that have not ended, the oldest first, and the requests of ends."""
 
     starts: list[Record]
@@ -32,7 +32,7 @@ class _Of(msgspec.Struct):
 _of = typed.decoder(_Of).decode
 
 
-def find(directory: str, first: int, last: int) -> Found:
+def find(directory: str, first: int, last: int) -> Unended:
     """From record ``first`` to ``last``. Raises AuditError."""
     ended: set[str] = set()
     open_: dict[str, list[bytes]] = {}
@@ -50,7 +50,7 @@ def find(directory: str, first: int, last: int) -> Found:
             if not found:
                 del open_[known.request]
     starts = [decode(line) for lines in open_.values() for line in lines]
-    return Found(sorted(starts, key=lambda record: record.seq), ended)
+    return Unended(sorted(starts, key=lambda record: record.seq), ended)
 
 
 def _of_executions(directory: str, first: int, last: int) -> Iterator[bytes]:

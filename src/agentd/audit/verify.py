@@ -14,7 +14,7 @@ import msgspec
 
 from agentd.audit import files, mark, receipts
 from agentd.audit.errors import AuditError, NoLog
-from agentd.audit.files import File
+from agentd.audit.files import LogFile
 from agentd.audit.record import GENESIS, MAX_LINE, TAIL, decode, position, unseal
 from agentd.model.audit import Kind, Position
 
@@ -24,10 +24,10 @@ _TORN_WAITS = 5  # of a line that a writer is in the middle of
 _TORN_SECONDS = 0.02
 _HASH = re.compile(rb"[0-9a-f]{64}")
 _TOLD = tuple(b'"kind":"%b",' % kind.encode() for kind in (Kind.RETIRED, Kind.CUT, Kind.LOSS))
-_ONE = File("", 1)  # a log that is read from elsewhere has no files
+_ONE = LogFile("", 1)  # a log that is read from elsewhere has no files
 
 
-class Problem(msgspec.Struct, frozen=True):
+class LogProblem(msgspec.Struct, frozen=True):
     """``line`` counts from 1; ``seq`` is the number that the record there has, or should have.
 
     ``kind`` is "removed", "changed", "reordered", "duplicated", "truncated", "unknown_head" or
@@ -49,7 +49,7 @@ class Note(msgspec.Struct, frozen=True):
     message: str
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class LogVerdict(msgspec.Struct, frozen=True):
     """``retired`` is the last sequence number that was deleted as configured; ``head`` the last
     record's place; ``receipts`` were compared. ``problems`` and ``notes`` are the first hundred."""
 
@@ -58,12 +58,12 @@ class Verdict(msgspec.Struct, frozen=True):
     files: int
     retired: int
     head: Position | None
-    problems: tuple[Problem, ...] = ()
+    problems: tuple[LogProblem, ...] = ()
     notes: tuple[Note, ...] = ()
     receipts: int = 0
 
 
-def verify(directory: str, head: Position | None = None) -> Verdict:
+def verify(directory: str, head: Position | None = None) -> LogVerdict:
     """Reads all of it. ``head`` is a record's place that was kept elsewhere: where the log does not
     have it, its end was cut off or written anew. Raises NoLog where there is none, AuditError where
     it cannot be read."""
@@ -81,7 +81,7 @@ def verify(directory: str, head: Position | None = None) -> Verdict:
     return walk.verdict(len(found))
 
 
-def verify_lines(lines: Iterable[bytes], head: Position | None = None) -> Verdict:
+def verify_lines(lines: Iterable[bytes], head: Position | None = None) -> LogVerdict:
     """Of a log that is read from elsewhere: its lines from the oldest that is kept on."""
     walk = _Walk(head, {})
     walk.lines(lines)
@@ -100,7 +100,7 @@ def no_log(directory: str) -> NoLog:
     )
 
 
-def _has_bytes(file: File) -> bool:
+def _has_bytes(file: LogFile) -> bool:
     try:
         fd = files.open_reading(file.path)
     except OSError as error:
@@ -130,15 +130,15 @@ class _Walk:
         self.known: Position | None = None  # what was written last, as the mark says
         self._accepted: dict[int, str] = {}  # losses that somebody has accepted, by their ends
         self._lost: list[tuple[int, int]] = []  # what went with those
-        self._gaps: list[tuple[int, str, Problem]] = []
+        self._gaps: list[tuple[int, str, LogProblem]] = []
         self._notes: list[Note] = []
         self._seq, self._prev = 0, GENESIS
         self._start = (0, GENESIS, "")  # what the first record says is before it, and its file
         self._retired = (0, GENESIS)
         self._records = 0
-        self._problems: list[Problem] = []
+        self._problems: list[LogProblem] = []
 
-    def file(self, file: File, *, last: bool) -> None:
+    def file(self, file: LogFile, *, last: bool) -> None:
         number, begun = 0, False
         for line in _lines(file, retry=last):
             if not begun:
@@ -157,7 +157,7 @@ class _Walk:
                 self._start = (self._seq, self._prev, "")
             number = self._line(_ONE, number + 1, line)
 
-    def verdict(self, count: int) -> Verdict:
+    def verdict(self, count: int) -> LogVerdict:
         self._check_start()
         self._check_known()
         for last, digest, problem in self._gaps:
@@ -166,7 +166,7 @@ class _Walk:
         self._check_head()
         self._check_receipts()
         head = position(self._seq, self._prev) if self._records else None
-        return Verdict(
+        return LogVerdict(
             not self._problems,
             self._records,
             count,
@@ -182,7 +182,7 @@ class _Walk:
         if known is not None and known.seq > self._seq:
             self._beside.pop(known.seq, "")
             text = f"records {self._seq + 1} to {known.seq} were written, and are gone"
-            gone = Problem("", 0, known.seq, "truncated", text)
+            gone = LogProblem("", 0, known.seq, "truncated", text)
             self._gaps.append((known.seq, known.hash, gone))
 
     def _check_receipts(self) -> None:
@@ -193,7 +193,7 @@ class _Walk:
                 text = "a receipt beside the log names it, and it is not here"
                 self._problem_at("", 0, seq, "receipt", text)
 
-    def _begin(self, file: File, line: bytes) -> None:
+    def _begin(self, file: LogFile, line: bytes) -> None:
         """The name says what a file begins with; the first one's beginning may be retired."""
         seal = unseal(line)
         if seal is not None and seal.seq != file.first:
@@ -206,7 +206,7 @@ class _Walk:
                 self._seq = file.first - 1
             self._start = (self._seq, self._prev, file.name)
 
-    def _line(self, file: File, number: int, line: bytes) -> int:
+    def _line(self, file: LogFile, number: int, line: bytes) -> int:
         """The hot path: nothing is decoded where all is well."""
         seq = self._seq + 1
         start = b'{"seq":%d,"prev":"%b",' % (seq, self._prev)
@@ -245,7 +245,7 @@ class _Walk:
         elif last > self._retired[0]:
             self._retired = (last, digest.encode())
 
-    def _diagnose(self, file: File, number: int, line: bytes) -> None:
+    def _diagnose(self, file: LogFile, number: int, line: bytes) -> None:
         """Say what is wrong, and go on from what the line claims to be."""
         expected = self._seq + 1
         if not line.endswith(b"\n"):
@@ -260,7 +260,7 @@ class _Walk:
             return
         if seal.seq > expected:
             text = f"{seal.seq - expected} records from {expected} on are missing before it"
-            gone = Problem(file.name, number, seal.seq, "removed", text)
+            gone = LogProblem(file.name, number, seal.seq, "removed", text)
             self._gaps.append((seal.seq - 1, seal.prev.decode(), gone))
         elif seal.seq < expected:
             same = seal.seq == expected - 1 and seal.hash == self._prev
@@ -286,7 +286,7 @@ class _Walk:
         last, digest = self._retired
         if before > last or (before == last and before and prev != digest):
             text = f"records up to {before} are gone, and none says that they were retired"
-            gone = Problem(name, 1, before, "removed", text)
+            gone = LogProblem(name, 1, before, "removed", text)
             self._gaps.append((before, prev.decode(), gone))
         elif before == 0 and prev != GENESIS:
             self._problem_at(name, 1, 1, "changed", "the first record does not begin a log")
@@ -309,15 +309,15 @@ class _Walk:
             text = f"its hash was {head.hash}: the log was written anew"
             self._problem_at("", 0, head.seq, "changed", text)
 
-    def _problem(self, file: File, line: int, seq: int, kind: str, message: str) -> None:
+    def _problem(self, file: LogFile, line: int, seq: int, kind: str, message: str) -> None:
         self._problem_at(file.name, line, seq, kind, message)
 
     def _problem_at(self, file: str, line: int, seq: int, kind: str, message: str) -> None:
         if len(self._problems) < MAX_PROBLEMS:
-            self._problems.append(Problem(file, line, seq, kind, message))
+            self._problems.append(LogProblem(file, line, seq, kind, message))
 
 
-def _lines(file: File, *, retry: bool) -> Iterator[bytes]:
+def _lines(file: LogFile, *, retry: bool) -> Iterator[bytes]:
     """With their newlines; one that is too long, or the last without, in pieces."""
     try:
         fd = files.open_reading(file.path)

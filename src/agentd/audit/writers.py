@@ -17,7 +17,7 @@ _FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 _TRIES = 8
 
 
-class Writer:
+class WriterOnce:
     """This process, until ``close``. What it forks without a new program keeps it alive, too."""
 
     def __init__(self, directory: str, seq: int) -> None:

@@ -21,7 +21,7 @@ class AuthProvider(Protocol):
         """
 
 
-class Chain:
+class ProviderChain:
     """What a request presents is judged before what its connection tells.
 
     Who presents a token wants to be who the token says. Where that fails, taking the peer's

@@ -8,7 +8,7 @@ from agentd.model.result import Result
 from agentd.model.spec import ExecRequest
 
 
-class Files(Protocol):
+class InsideFiles(Protocol):
     """The sandbox's files, through its agent. Raises OperationFailed with the errno.
 
     Relative paths are taken from the agent's directory: pass absolute ones (``Inside.path``).
@@ -35,7 +35,7 @@ class Inside(Protocol):
         """Absolute, as seen inside."""
 
     @property
-    def files(self) -> Files: ...
+    def files(self) -> InsideFiles: ...
 
     def path(self, path: str) -> str:
         """Absolute, from the workspace."""

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from agentd.capability.registry import Catalogue as Catalogue  # noqa: PLC0414
     from agentd.daemon.admission.explain import Explained as Explained  # noqa: PLC0414
     from agentd.daemon.commands.command import Command as Command  # noqa: PLC0414
-    from agentd.daemon.config import Read
+    from agentd.daemon.config import ReadConfig
+    from agentd.daemon.doctor import CheckedPart as CheckedPart  # noqa: PLC0414
     from agentd.daemon.doctor import Checkup as Checkup  # noqa: PLC0414
     from agentd.daemon.doctor import Finding as Finding  # noqa: PLC0414
-    from agentd.daemon.doctor import Part as Part  # noqa: PLC0414
     from agentd.daemon.installed import Installation
     from agentd.daemon.pipeline import Pipeline as Pipeline  # noqa: PLC0414
     from agentd.daemon.seccomp_profile import Profile as Profile  # noqa: PLC0414
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from agentd.model.principal import Principal as Principal  # noqa: PLC0414
     from agentd.model.result import Result
     from agentd.model.spec import ExecRequest
-    from agentd.policy.errors import Problem
+    from agentd.policy.errors import BundleProblem
     from agentd.policy.testing import TestResult
     from agentd.sandbox.manager import SandboxHandle as SandboxHandle  # noqa: PLC0414
     from agentd.sandbox.snapshots import Snapshot as Snapshot  # noqa: PLC0414
-    from agentd.selftest.report import Report as Report  # noqa: PLC0414
-    from agentd.selftest.report import Row as Row  # noqa: PLC0414
+    from agentd.selftest.report import AttackRow as AttackRow  # noqa: PLC0414
+    from agentd.selftest.report import SelftestReport as SelftestReport  # noqa: PLC0414
 
 _lock = threading.Lock()
 _shared: "Pipeline | None" = None
@@ -173,8 +173,8 @@ def installation() -> "Installation":
 
 
 def selftest(
-    names: Sequence[str], *, thorough: bool, told: "Callable[[str, Row], None]"
-) -> "Report":
+    names: Sequence[str], *, thorough: bool, told: "Callable[[str, AttackRow], None]"
+) -> "SelftestReport":
     """Attacks run behind these walls, or behind those that start at once.
 
     Raises InvalidInput for a backend nobody has.
@@ -203,7 +203,7 @@ def seccomp_assembly(profile: "Profile") -> list[str]:
     return assembly(profile)
 
 
-def read_config(path: str | None) -> "tuple[str | None, Read]":
+def read_config(path: str | None) -> "tuple[str | None, ReadConfig]":
     """The daemon's configuration as this process would have it, and the file it is from.
 
     Without ``path`` the file is the usual one, or none where there is none.
@@ -251,7 +251,7 @@ def serve(
     return compose.serve(load, compose.announce, env)
 
 
-def check_policy(where: str) -> "list[Problem]":
+def check_policy(where: str) -> "list[BundleProblem]":
     """All that is wrong with a policy bundle, a folder or the name of a shipped one."""
     from agentd.policy import checking
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from agentd.audit.errors import AuditError
 from agentd.daemon import seal
 from agentd.daemon.admission.approvals import Approvals
-from agentd.daemon.admission.control import Control
+from agentd.daemon.admission.control import AdmissionControl
 from agentd.daemon.admission.parked import Parked
 from agentd.daemon.admission.signed import SignedRequests
 from agentd.daemon.commands.commands import Commands
@@ -18,7 +18,7 @@ from agentd.daemon.config import Config
 from agentd.daemon.disk import Disk, make_room
 from agentd.daemon.events import Events
 from agentd.daemon.idempotency import Idempotency
-from agentd.daemon.keyed import Bounds
+from agentd.daemon.keyed import KeyedBounds
 from agentd.daemon.observe import meter
 from agentd.daemon.pipeline import Pipeline
 from agentd.daemon.sandboxes import bodies
@@ -45,7 +45,7 @@ from agentd.sandbox.backends import identity
 from agentd.sandbox.handle import SandboxHandle
 from agentd.sandbox.journal.journals import Journals
 from agentd.sandbox.manager import Manager
-from agentd.sandbox.pool import Pool, ShelfSpec
+from agentd.sandbox.pool import SandboxPool, ShelfSpec
 from agentd.sandbox.supervisor import client, remote
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ _MAX_PATH = 100  # sun_path has 108 bytes, and the supervisor's lock and log lie
 _POOL_GRACE = 60.0
 
 
-class Report(Protocol):
+class EventReport(Protocol):
     """Told what happens: the same words each time, and what they are about in ``fields``."""
 
     def __call__(self, event: str, /, **fields: object) -> object: ...
@@ -65,7 +65,9 @@ class Report(Protocol):
 class Daemon:
     """Raises AgentdError where it cannot come up."""
 
-    def __init__(self, config: Config, report: Report, counts: meter.Meter = meter.NONE) -> None:
+    def __init__(
+        self, config: Config, report: EventReport, counts: meter.Meter = meter.NONE
+    ) -> None:
         self.config = config
         self._report = report
         #: Why nobody can connect to it, which the listeners know; "" at first.
@@ -107,7 +109,7 @@ class Daemon:
             )
             parked = Parked(self.approvals)
             self._damage = ""  # of the audit log, as it was told last
-            self.control = Control(
+            self.control = AdmissionControl(
                 state,
                 config.policy,
                 config.audit,
@@ -120,7 +122,7 @@ class Daemon:
             self.pipeline = Pipeline(self.manager, self.control.gate)
             self.ledger = Ledger(lambda: self.config.quotas)
             self._pool_trouble = ""  # that was told
-            self.pool = Pool((), self._create_for_pool, self.pipeline.close)
+            self.pool = SandboxPool((), self._create_for_pool, self.pipeline.close)
             undo.callback(self.pool.close)
             self.commands = Commands(
                 self.store,
@@ -227,7 +229,7 @@ class Daemon:
 
     def _remembering(self, state: str) -> Idempotency:
         kept = self.config.idempotency
-        bounds = Bounds(ttl=float(kept.keep), keys=kept.keys, bytes=int(kept.answers))
+        bounds = KeyedBounds(ttl=float(kept.keep), keys=kept.keys, bytes=int(kept.answers))
         return Idempotency(self.store, seal.of_state(state), bounds)
 
     def _key_service(self) -> "KeyService":

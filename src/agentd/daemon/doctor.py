@@ -38,7 +38,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Part:
+class CheckedPart:
     """Something beside the walls that agentd needs."""
 
     name: str
@@ -49,7 +49,7 @@ class Part:
 class Checkup:
     run: Outlook
     findings: list[Finding]
-    parts: list[Part]
+    parts: list[CheckedPart]
     machine: dict[str, object]
 
 
@@ -59,26 +59,26 @@ def checkup() -> Checkup:
     return Checkup(outlook(), found, parts(found), machine())
 
 
-def parts(found: list[Finding]) -> list[Part]:
+def parts(found: list[Finding]) -> list[CheckedPart]:
     """One line each; what there is nothing to say of is left out."""
     return [part for part in (_policy_part(), _image_part(found)) if part is not None]
 
 
-def _policy_part() -> Part:
+def _policy_part() -> CheckedPart:
     """What decides on calls, tried in a worker as a call tries it."""
     try:
         with worker() as process:
             engine = process.engine()
     except AgentdError as error:
         what = f"agentd call and agentd serve refuse: {error.message}: {error.cause}"
-        return Part("policies", Availability(False, (Blocker(what, error.remediation),)))
+        return CheckedPart("policies", Availability(False, (Blocker(what, error.remediation),)))
     notes = [engine.version]
     if engine.stand_in:
         notes.append("libatomic.so.1 is missing, and the C library takes its place")
-    return Part("policies", Availability(True, (), tuple(notes)))
+    return CheckedPart("policies", Availability(True, (), tuple(notes)))
 
 
-def _image_part(found: list[Finding]) -> Part | None:
+def _image_part(found: list[Finding]) -> CheckedPart | None:
     """What a virtual machine boots, where one can be had."""
     from agentd.image.build import ROUGH_SIZE
     from agentd.image.model import Corrupt, NotFound
@@ -96,8 +96,8 @@ def _image_part(found: list[Finding]) -> Part | None:
         )
     except AgentdError as error:
         what = ": ".join(filter(None, (error.message, error.cause)))
-        return Part("image", Availability(False, (Blocker(what, error.remediation),)))
-    return Part("image", Availability(True, (), (note,)))
+        return CheckedPart("image", Availability(False, (Blocker(what, error.remediation),)))
+    return CheckedPart("image", Availability(True, (), (note,)))
 
 
 def findings() -> list[Finding]:

@@ -29,8 +29,8 @@ from typing import Any
 
 import msgspec
 
-from agentd.daemon.keyed import NEW, Bounds, Keyed
-from agentd.daemon.seal import Seal
+from agentd.daemon.keyed import NEW, Keyed, KeyedBounds
+from agentd.daemon.seal import AnswerSeal
 from agentd.daemon.store.errors import StoreError
 from agentd.daemon.store.records import IdempotencyRecord
 from agentd.daemon.store.sqlite import SqliteStore
@@ -100,14 +100,14 @@ class Idempotency:
     def __init__(
         self,
         store: SqliteStore,
-        seal: Seal,
-        bounds: Bounds | None = None,
+        seal: AnswerSeal,
+        bounds: KeyedBounds | None = None,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._seal = seal
-        self._kept = Keyed(store, bounds or Bounds(), clock)
+        self._kept = Keyed(store, bounds or KeyedBounds(), clock)
         self._running: dict[tuple[str, str], _Run] = {}
 
     async def run(

@@ -21,7 +21,7 @@ _AT_ONCE = 64  # rows that are forgotten where the store is full
 _MAX_PRINCIPALS = 10_000  # whose use is remembered; of others it is counted again
 
 
-class Bounds(msgspec.Struct, frozen=True, kw_only=True):
+class KeyedBounds(msgspec.Struct, frozen=True, kw_only=True):
     """Of a principal; ``total_`` of all. ``ttl`` is in seconds, after a request's end."""
 
     ttl: float = 3600.0
@@ -32,7 +32,7 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Keyed:
-    def __init__(self, store: SqliteStore, bounds: Bounds, clock: Callable[[], float]) -> None:
+    def __init__(self, store: SqliteStore, bounds: KeyedBounds, clock: Callable[[], float]) -> None:
         self._store = store
         self.bounds = bounds
         self._clock = clock

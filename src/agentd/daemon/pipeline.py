@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agentd.daemon.commands.begin import Streamed
+from agentd.daemon.commands.begin import BeginStreamed
 from agentd.daemon.commands.command import Command, Emit
 from agentd.daemon.commands.ends import completed
 from agentd.model.errors import InvalidInput
@@ -87,9 +87,9 @@ class Pipeline:
         """
         whole = completed(request, handle)
         if self.gate is None:
-            return Command(handle, Streamed(whole, capture=capture))
+            return Command(handle, BeginStreamed(whole, capture=capture))
         within, admission = self.gate.command(who, handle, whole, _NO_LABELS)
-        return Command(handle, Streamed(within, capture=capture), admission)
+        return Command(handle, BeginStreamed(within, capture=capture), admission)
 
     def close(self, handle: SandboxHandle) -> None:
         self.manager.destroy(handle)
@@ -103,7 +103,7 @@ def run(
     cancel: int = -1,
 ) -> Result:
     """A command to its end that nobody is asked about, as one of a call that was decided is."""
-    begin = Streamed(completed(request, handle), capture=emit is None and cancel < 0)
+    begin = BeginStreamed(completed(request, handle), capture=emit is None and cancel < 0)
     with Command(handle, begin) as command:
         if stdin:
             command.feed(stdin)

@@ -17,7 +17,7 @@ _SUFFIX = ".seal"
 _MAX_PATH = 4096
 
 
-class Seal:
+class AnswerSeal:
     """Thread-safe."""
 
     def __init__(self, key: bytes) -> None:
@@ -40,7 +40,7 @@ class Seal:
             return None
 
 
-def of_state(state: str) -> Seal:
+def of_state(state: str) -> AnswerSeal:
     """The one of a state directory, made if need be.
 
     Where there is no runtime directory in memory the key is this process's alone: the next daemon
@@ -51,8 +51,8 @@ def of_state(state: str) -> Seal:
             _make(folder)
             if _is_in_memory(folder):
                 _sweep(folder)
-                return Seal(_load_or_create(folder, os.path.realpath(state)))
-    return Seal(os.urandom(_KEY_BYTES))
+                return AnswerSeal(_load_or_create(folder, os.path.realpath(state)))
+    return AnswerSeal(os.urandom(_KEY_BYTES))
 
 
 def _folders() -> Iterator[str]:

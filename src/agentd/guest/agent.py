@@ -24,15 +24,15 @@ from agentd.guest import (
     wire,
 )
 from agentd.guest.attach import attach
-from agentd.guest.connection import Connection, guarded, report
-from agentd.guest.exec import Commands
+from agentd.guest.connection import HostConnection, guarded, report
+from agentd.guest.exec import CommandOperations
 from agentd.guest.history import History
 from agentd.guest.listener import FdListener, SocketListener, adopt
 from agentd.guest.loop import Loop
 from agentd.guest.operation import Channel, RequestError, Starter
 from agentd.guest.processes import Processes
-from agentd.guest.stream import Stream
-from agentd.guest.v1_server import V1Connection
+from agentd.guest.stream import HostStream
+from agentd.guest.v1_server import V1Server
 from agentd.linux import process
 
 # The host keeps to half of it: one that it has closed may still count here for a moment.
@@ -76,11 +76,11 @@ class Agent:
         self._max_connections = max_connections
         # By which a host tells whether it still is the agent that it gave a request to.
         self._instance = os.urandom(8).hex()
-        self._streams: set[Stream] = set()
+        self._streams: set[HostStream] = set()
         self._listeners: list[FdListener | SocketListener] = []
         self._stopped = False
         self._history = History()
-        commands = Commands(self.processes, self._history, whole_sandbox=pid1)
+        commands = CommandOperations(self.processes, self._history, whole_sandbox=pid1)
         self._operations: dict[str, Starter] = {
             **(operations or {}),
             "exec": commands.exec,
@@ -104,7 +104,7 @@ class Agent:
 
         One too many is closed at once.
         """
-        stream = Stream(self.loop, source)
+        stream = HostStream(self.loop, source)
         if self._stopped or len(self._streams) >= self._max_connections:
             stream.close()
             return False
@@ -123,13 +123,13 @@ class Agent:
         """Serve a bound stream socket."""
         self._listeners.append(SocketListener(self.loop, sock, self.serve_stream))
 
-    def serve_v1(self, stream: Stream, first: bytes) -> None:
+    def serve_v1(self, stream: HostStream, first: bytes) -> None:
         """Go on in v1 with what has come."""
         if self._budget is None:
             self._budget = budget.of_machine(v1.MAX_LINE)
-        V1Connection(stream, self.processes, budget=self._budget).start(first)
+        V1Server(stream, self.processes, budget=self._budget).start(first)
 
-    def upgrade(self, stream: Stream, first: bytes) -> None:
+    def upgrade(self, stream: HostStream, first: bytes) -> None:
         """Go on in v2 after the hello line."""
         boot = {
             "pid1": self.pid1,
@@ -137,9 +137,9 @@ class Agent:
             "instance": self._instance,
         }
         reply = json.dumps({"agentd": 2, **self._hello, "boot": boot}, separators=(",", ":"))
-        Connection(stream, self._operations, reply.encode() + b"\n", first)
+        HostConnection(stream, self._operations, reply.encode() + b"\n", first)
 
-    def restart(self, stream: Stream, first: bytes) -> None:
+    def restart(self, stream: HostStream, first: bytes) -> None:
         """The stream has a new host, whose first bytes have come; the old one's are dropped."""
         stream.drop_pending()
         stream.user = handshake = _Handshake(self, stream)
@@ -170,7 +170,7 @@ class Agent:
     def _accept(self, sock: socket.socket) -> None:
         self.serve_stream(sock)
 
-    def _on_close(self, stream: Stream) -> None:
+    def _on_close(self, stream: HostStream) -> None:
         self._streams.discard(stream)
         if self.on_connection is not None:
             self.on_connection(False)
@@ -197,7 +197,7 @@ class Agent:
 class _Handshake:
     """The stream's user until its first line is known to be v2's hello or not."""
 
-    def __init__(self, agent: Agent, stream: Stream) -> None:
+    def __init__(self, agent: Agent, stream: HostStream) -> None:
         self._agent = agent
         self._stream = stream
         self._first = b""
@@ -222,7 +222,7 @@ class _Handshake:
         """Nothing was started yet."""
 
 
-def builtin_operations(agent_context: system.Context) -> dict[str, Starter]:
+def builtin_operations(agent_context: system.SystemContext) -> dict[str, Starter]:
     """Everything that this package offers beyond the agent's own operations."""
     return {
         **fs.OPERATIONS,
@@ -238,7 +238,9 @@ def builtin_operations(agent_context: system.Context) -> dict[str, Starter]:
 def create(loop: Loop, *, pid1: bool, paths: Iterable[str] = ("/tmp",)) -> Agent:
     """An agent with all operations. ``paths``: whose disks count as the sandbox's."""
     disks = list(paths)
-    context = system.Context(pid1=pid1, paths=disks, on_shutdown=system.stop_agent(loop, pid1))
+    context = system.SystemContext(
+        pid1=pid1, paths=disks, on_shutdown=system.stop_agent(loop, pid1)
+    )
     agent = Agent(loop, pid1=pid1, operations=builtin_operations(context), paths=disks)
     # Outside a namespace of its own a signal to all would reach the whole machine.
     context.signal_all = agent.signal_all

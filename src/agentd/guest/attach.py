@@ -3,9 +3,9 @@
 import errno
 
 from agentd.guest import wire
-from agentd.guest.exec import FRAME_OF, Commands, control
-from agentd.guest.history import Detached
-from agentd.guest.operation import Channel, Operation, RequestError, get_bool, get_int
+from agentd.guest.exec import FRAME_OF, CommandOperations, control
+from agentd.guest.history import DetachedCommand
+from agentd.guest.operation import Channel, ChannelOperation, RequestError, get_bool, get_int
 from agentd.guest.output import STDERR, STDOUT
 
 CHUNK_BYTES = 256 << 10
@@ -20,9 +20,9 @@ class Attach:
 
     def __init__(
         self,
-        commands: Commands,
+        commands: CommandOperations,
         channel: Channel,
-        record: Detached,
+        record: DetachedCommand,
         cursors: dict[int, int],
         *,
         holds: bool,
@@ -102,8 +102,8 @@ class Attach:
 
 
 def attach(
-    commands: Commands, channel: Channel, request: dict[str, object], fds: list[int]
-) -> Operation:
+    commands: CommandOperations, channel: Channel, request: dict[str, object], fds: list[int]
+) -> ChannelOperation:
     record = commands.history.find(request.get("pid"), request.get("tag"))
     if record is None:
         commands.find(request)

@@ -22,7 +22,7 @@ class Budget:
         self.held = 0
 
 
-class Share:
+class BudgetShare:
     """What one connection holds of a budget, for one purpose."""
 
     def __init__(self, budget: Budget) -> None:

@@ -5,8 +5,8 @@ import os
 from collections.abc import Callable, Mapping
 
 from agentd.guest import wire
-from agentd.guest.operation import Operation, RequestError, Starter
-from agentd.guest.stream import Stream
+from agentd.guest.operation import ChannelOperation, RequestError, Starter
+from agentd.guest.stream import HostStream
 
 MAX_CHANNELS = 256
 # Small grants are gathered into one CREDIT frame. Well under the window, so the host never starves.
@@ -22,10 +22,10 @@ class OpenChannel:
         "_connection", "_credit", "_granting", "ended", "loop", "number", "operation", "window",
     )  # fmt: skip
 
-    def __init__(self, connection: "Connection", number: int) -> None:
+    def __init__(self, connection: "HostConnection", number: int) -> None:
         self.loop = connection.stream.loop
         self.number = number
-        self.operation: Operation | None = None
+        self.operation: ChannelOperation | None = None
         self.ended = False
         # Bytes the host may still send.
         self.window = wire.INITIAL_WINDOW
@@ -88,12 +88,12 @@ class OpenChannel:
             raise wire.WireError(f"credit of channel {self.number} is over {MAX_CREDIT}")
 
 
-class Connection:
+class HostConnection:
     """The stream's user after a v2 handshake. ``first`` is what followed the hello line."""
 
     def __init__(
         self,
-        stream: Stream,
+        stream: HostStream,
         operations: Mapping[str, Starter],
         hello_reply: bytes,
         first: bytes,

@@ -4,10 +4,10 @@ import errno
 import os
 
 from agentd.guest import wire
-from agentd.guest.history import Detached, History
-from agentd.guest.operation import Channel, Operation, Quiet, RequestError, get_bool, get_int
+from agentd.guest.history import DetachedCommand, History
+from agentd.guest.operation import Channel, ChannelOperation, Quiet, RequestError, get_bool, get_int
 from agentd.guest.output import STDERR, STDOUT
-from agentd.guest.process import ExitInfo, Process
+from agentd.guest.process import ExitInfo, GuestProcess
 from agentd.guest.processes import Processes
 from agentd.guest.spawn_request import STDIN_NONE, STDIN_STREAM, SpawnError, SpawnRequest
 
@@ -28,7 +28,7 @@ MAX_WINDOW_SIDE = (1 << 16) - 1
 MAX_TAG = 256
 
 
-class Commands:
+class CommandOperations:
     """The starters, bound to an agent's processes. ``whole_sandbox``: the agent is its PID 1."""
 
     def __init__(self, processes: Processes, history: History, *, whole_sandbox: bool) -> None:
@@ -38,7 +38,7 @@ class Commands:
 
     def exec(
         self, channel: Channel, request: dict[str, object], fds: list[int]
-    ) -> Operation | None:
+    ) -> ChannelOperation | None:
         try:
             detach, spawn = self._parse(request, fds)
             if detach:
@@ -71,7 +71,7 @@ class Commands:
         entries += [describe(record.process, record.info) for record in detached]
         channel.finish("result", processes=entries)
 
-    def find(self, request: dict[str, object]) -> Process:
+    def find(self, request: dict[str, object]) -> GuestProcess:
         """The command that ``pid`` or ``tag`` names. Raises RequestError."""
         record = self.history.find(request.get("pid"), request.get("tag"))
         if record is not None and record.info is None:
@@ -81,7 +81,7 @@ class Commands:
                 return process
         raise RequestError("no such command: give the pid or the tag of one", errno.ESRCH)
 
-    def send_signal(self, process: Process | None, request: dict[str, object]) -> None:
+    def send_signal(self, process: GuestProcess | None, request: dict[str, object]) -> None:
         """Carry out ``signal``. Raises RequestError or OSError."""
         number = get_int(request, "signal", 0, 1, 64)
         target = request.get("target", "group")
@@ -105,8 +105,8 @@ class Commands:
 
     def _start_detached(
         self, channel: Channel, spawn: SpawnRequest, *, held: bool
-    ) -> Operation | None:
-        record = Detached(held=held)
+    ) -> ChannelOperation | None:
+        record = DetachedCommand(held=held)
         record.process = self._processes.start(
             spawn, on_output=record.on_output, on_exit=record.on_exit, window=record.window
         )
@@ -148,7 +148,7 @@ class Commands:
 class Starting(Quiet):
     """A detached command of which it is not known yet whether it has begun."""
 
-    def __init__(self, channel: Channel, history: History, record: Detached) -> None:
+    def __init__(self, channel: Channel, history: History, record: DetachedCommand) -> None:
         self.known = False
         self._channel: Channel | None = channel
         self._history = history
@@ -174,7 +174,11 @@ class Exec:
     """An attached command: it lives as long as its channel."""
 
     def __init__(
-        self, commands: Commands, channel: Channel, processes: Processes, spawn: SpawnRequest
+        self,
+        commands: CommandOperations,
+        channel: Channel,
+        processes: Processes,
+        spawn: SpawnRequest,
     ) -> None:
         self._commands = commands
         self._channel = channel
@@ -221,7 +225,7 @@ def _failed(channel: Channel, error: SpawnError) -> None:
     channel.finish("failed", errno=code, stage=error.stage, message=str(error))
 
 
-def control(commands: Commands, process: Process, request: dict[str, object]) -> None:
+def control(commands: CommandOperations, process: GuestProcess, request: dict[str, object]) -> None:
     """A CONTROL frame for a command. One that cannot be done is ignored: an answer would be the
     channel's last, and with that would end what it is about."""
     name = request.get("op")
@@ -234,11 +238,11 @@ def control(commands: Commands, process: Process, request: dict[str, object]) ->
         return
 
 
-def names(process: Process, pid: object, tag: object) -> bool:
+def names(process: GuestProcess, pid: object, tag: object) -> bool:
     return process.pid == pid if pid is not None else tag is not None and process.tag == tag
 
 
-def describe(process: Process, info: ExitInfo | None) -> dict[str, object]:
+def describe(process: GuestProcess, info: ExitInfo | None) -> dict[str, object]:
     totals = {number: pump.total for number, pump in process.pumps.items()}
     return {
         "pid": process.pid,

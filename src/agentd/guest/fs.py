@@ -7,10 +7,10 @@ import errno
 import os
 import stat
 
-from agentd.guest.operation import Channel, Operation, RequestError, get_bool, get_int
+from agentd.guest.operation import Channel, ChannelOperation, RequestError, get_bool, get_int
 from agentd.guest.removal import remove_tree
 from agentd.guest.resolve import get_path, make_directory, naming, open_parent, open_path
-from agentd.guest.stepped import Stepped, Steps, plain
+from agentd.guest.stepped import SteppedOperation, Steps, plain
 
 MAX_ENTRIES = 1000
 # JSON bytes of one ``entries`` event: less than a frame's 1 MiB by more than an entry's bound.
@@ -70,10 +70,10 @@ def start_stat(channel: Channel, request: dict[str, object]) -> None:
     channel.finish("result", entry=describe(path, status, target))
 
 
-def start_list(channel: Channel, request: dict[str, object]) -> Operation | None:
+def start_list(channel: Channel, request: dict[str, object]) -> ChannelOperation | None:
     path = get_path(request)
     fd = open_path(path, os.O_RDONLY | os.O_DIRECTORY)
-    return Stepped(channel, _entries(path, fd), fd).start()
+    return SteppedOperation(channel, _entries(path, fd), fd).start()
 
 
 def start_mkdir(channel: Channel, request: dict[str, object]) -> None:
@@ -114,7 +114,7 @@ def start_move(channel: Channel, request: dict[str, object]) -> None:
     channel.finish("result")
 
 
-def start_remove(channel: Channel, request: dict[str, object]) -> Operation | None:
+def start_remove(channel: Channel, request: dict[str, object]) -> ChannelOperation | None:
     path, recursive = get_path(request), get_bool(request, "recursive")
     parent, name = open_parent(path)
     try:
@@ -128,7 +128,7 @@ def start_remove(channel: Channel, request: dict[str, object]) -> Operation | No
         os.close(parent)
         raise
     if is_directory and recursive:
-        return Stepped(channel, remove_tree(parent, name, path), parent).start()
+        return SteppedOperation(channel, remove_tree(parent, name, path), parent).start()
     os.close(parent)
     channel.finish("result", count=1)
     return None

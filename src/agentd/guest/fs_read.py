@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from agentd.guest import wire
 from agentd.guest.fs import type_name
-from agentd.guest.operation import Channel, Operation, Quiet, RequestError, get_int
+from agentd.guest.operation import Channel, ChannelOperation, Quiet, RequestError, get_int
 from agentd.guest.resolve import get_path, open_path
 from agentd.guest.stepped import plain
 
@@ -23,7 +23,7 @@ TURN = 4
 MAX_OFFSET = (1 << 63) - 1
 
 
-class Read(Quiet):
+class FileRead(Quiet):
     """Sends ``length`` bytes from ``offset`` on, or up to the size that the file had when opened.
 
     A file whose size is 0 may be one of /proc, which have none: it is read to its end.
@@ -42,7 +42,7 @@ class Read(Quiet):
             self._end = min(self._end, offset + length)
         self._timer: Timer | None = None
 
-    def start(self) -> Operation | None:
+    def start(self) -> ChannelOperation | None:
         self._pump()
         return self if self._fd >= 0 else None
 
@@ -88,13 +88,13 @@ class Read(Quiet):
         return False
 
 
-def start(channel: Channel, request: dict[str, object]) -> Operation | None:
+def start(channel: Channel, request: dict[str, object]) -> ChannelOperation | None:
     path = get_path(request)
     offset = get_int(request, "offset", 0, 0, MAX_OFFSET)
     length = None
     if request.get("length") is not None:
         length = get_int(request, "length", 0, 0, MAX_OFFSET)
-    return Read(channel, _open_regular(path), path, offset, length).start()
+    return FileRead(channel, _open_regular(path), path, offset, length).start()
 
 
 def _open_regular(path: str) -> int:

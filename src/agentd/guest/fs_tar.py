@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from agentd.guest import wire
 from agentd.guest.fs_write import temporary_name
-from agentd.guest.operation import Channel, Operation, Quiet, RequestError, get_bool
+from agentd.guest.operation import Channel, ChannelOperation, Quiet, RequestError, get_bool
 from agentd.guest.pack import Packer
 from agentd.guest.removal import remove_tree
 from agentd.guest.resolve import get_path, naming, open_parent, open_path, split
@@ -31,7 +31,7 @@ _TREE = b"tree"
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-class Read(Quiet):
+class TarRead(Quiet):
     """Owns ``parent``, the directory that the tree is in."""
 
     def __init__(self, channel: Channel, parent: int, name: bytes, top: bytes) -> None:
@@ -42,7 +42,7 @@ class Read(Quiet):
         self._piece = memoryview(b"")
         self._timer: Timer | None = None
 
-    def start(self) -> Operation | None:
+    def start(self) -> ChannelOperation | None:
         self._pump()
         return self if self._parent >= 0 else None
 
@@ -82,7 +82,7 @@ class Read(Quiet):
         self._timer = self._channel.loop.after(0, self._pump)
 
 
-def start_read(channel: Channel, request: dict[str, object]) -> Operation | None:
+def start_read(channel: Channel, request: dict[str, object]) -> ChannelOperation | None:
     path = get_path(request)
     if path.rstrip("/"):
         head, name = split(path)
@@ -90,10 +90,10 @@ def start_read(channel: Channel, request: dict[str, object]) -> Operation | None
     else:
         name, parent = ".", open_path("/", os.O_PATH | os.O_DIRECTORY)
     raw = os.fsencode(name)
-    return Read(channel, parent, raw, raw).start()
+    return TarRead(channel, parent, raw, raw).start()
 
 
-class Write(Quiet):
+class TarWrite(Quiet):
     """Owns ``root``, which the archive goes into, and what it leaves there unless it is kept."""
 
     def __init__(self, channel: Channel, root: int, name: bytes | None) -> None:
@@ -152,7 +152,7 @@ class Write(Quiet):
         self._channel.fail(_refusal(error))
 
 
-class WriteWhole(Write):
+class TarWriteWhole(TarWrite):
     """A tree that appears as a whole under a path, or not at all. Owns ``parent`` as well.
 
     It is made in a directory beside, which is removed at the end with whatever is in it then: what
@@ -243,18 +243,18 @@ class _Removal:
         self._loop.after(0, self._step)
 
 
-def start_write(channel: Channel, request: dict[str, object]) -> Operation:
+def start_write(channel: Channel, request: dict[str, object]) -> ChannelOperation:
     path = get_path(request)
     replace = get_bool(request, "replace")
     if not get_bool(request, "whole"):
         if replace:
             raise RequestError("only a whole tree replaces what is there: ask for whole, too")
-        return Write(channel, open_path(path, os.O_PATH | os.O_DIRECTORY), None)
+        return TarWrite(channel, open_path(path, os.O_PATH | os.O_DIRECTORY), None)
     parent, name = open_parent(path)
     try:
         with naming(path):
             _require_room(parent, name, path, replace)
-        return WriteWhole(channel, parent, name, path, replace=replace)
+        return TarWriteWhole(channel, parent, name, path, replace=replace)
     except BaseException:
         os.close(parent)
         raise

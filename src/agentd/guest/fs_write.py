@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from agentd.guest import wire
 from agentd.guest.fs import type_name
-from agentd.guest.operation import Channel, Operation, Quiet, RequestError, get_bool, get_int
+from agentd.guest.operation import Channel, ChannelOperation, Quiet, RequestError, get_bool, get_int
 from agentd.guest.resolve import get_path, naming, open_parent
 from agentd.guest.stepped import plain
 
@@ -19,7 +19,7 @@ from agentd.guest.stepped import plain
 _KEPT = 230
 
 
-class Write(Quiet):
+class FileWrite(Quiet):
     """Owns the temporary file, and ``parent``, the directory that both names are in."""
 
     def __init__(self, channel: Channel, parent: int, name: str, path: str, mode: int) -> None:
@@ -88,7 +88,7 @@ def temporary_name(name: str) -> bytes:
     return b".%s.%s.agentd" % (os.fsencode(name)[:_KEPT], os.urandom(8).hex().encode())
 
 
-def start(channel: Channel, request: dict[str, object]) -> Operation:
+def start(channel: Channel, request: dict[str, object]) -> ChannelOperation:
     path = get_path(request)
     mode = get_int(request, "mode", 0o644, 0, 0o7777)
     parents = get_bool(request, "parents")
@@ -97,7 +97,7 @@ def start(channel: Channel, request: dict[str, object]) -> Operation:
     parent, name = open_parent(path, parents=parents)
     try:
         _require_writable(parent, name, path)
-        return Write(channel, parent, name, path, mode)
+        return FileWrite(channel, parent, name, path, mode)
     except BaseException:
         os.close(parent)
         raise

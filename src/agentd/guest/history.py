@@ -4,8 +4,8 @@ import errno
 from collections.abc import Callable
 
 from agentd.guest.operation import RequestError
-from agentd.guest.output import NO_LIMIT, RING_BYTES, STDERR, STDOUT, Ring
-from agentd.guest.process import ExitInfo, Process
+from agentd.guest.output import NO_LIMIT, RING_BYTES, STDERR, STDOUT, OutputRing
+from agentd.guest.process import ExitInfo, GuestProcess
 
 MAX_RUNNING = 64
 MAX_EXITED = 256
@@ -13,14 +13,14 @@ MAX_EXITED = 256
 MAX_EXITED_BYTES = 32 << 20
 
 
-class Detached:
+class DetachedCommand:
     """One detached command. ``info`` is None while it runs or still has output to deliver."""
 
-    process: Process
+    process: GuestProcess
 
     def __init__(self, *, held: bool = False) -> None:
         """``held``: it waits for its first follower once the rings are full."""
-        self.rings = {STDOUT: Ring(), STDERR: Ring()}
+        self.rings = {STDOUT: OutputRing(), STDERR: OutputRing()}
         # Who must not miss anything: how many bytes each has not taken yet.
         self.holders: list[Callable[[], int]] = [self._unseen] if held else []
         self.info: ExitInfo | None = None
@@ -70,9 +70,9 @@ class History:
     """The detached commands of an agent, oldest first."""
 
     def __init__(self) -> None:
-        self._records: list[Detached] = []
+        self._records: list[DetachedCommand] = []
 
-    def all(self) -> list[Detached]:
+    def all(self) -> list[DetachedCommand]:
         return list(self._records)
 
     def close(self) -> None:
@@ -88,15 +88,15 @@ class History:
         if tag is not None and any(record.process.tag == tag for record in running):
             raise RequestError(f"a detached command tagged {tag!r} runs already", errno.EEXIST)
 
-    def add(self, record: Detached) -> None:
+    def add(self, record: DetachedCommand) -> None:
         record.forget = self._trim
         self._records.append(record)
 
-    def drop(self, record: Detached) -> None:
+    def drop(self, record: DetachedCommand) -> None:
         """It never began."""
         self._records.remove(record)
 
-    def find(self, pid: object, tag: object) -> Detached | None:
+    def find(self, pid: object, tag: object) -> DetachedCommand | None:
         """By pid, else by tag; the youngest where several had it."""
         for record in reversed(self._records):
             process = record.process

@@ -22,26 +22,28 @@ _MAX_PORT = 0xFFFFFFFE  # VMADDR_PORT_ANY is one more
 _RANGES = {"vsock": (1, _MAX_PORT), "fd": (3, 1 << 20)}
 
 
-class Refused(Exception):
+class ListenRefused(Exception):
     """What the user asked for cannot be; the message says what and how to mend it."""
 
 
 def check(where: str) -> None:
-    """Raises Refused for what is no place to listen at."""
+    """Raises ListenRefused for what is no place to listen at."""
     kind, _, value = where.partition(":")
     if kind in _RANGES:
         low, high = _RANGES[kind]
         if not (value.isascii() and value.isdecimal() and low <= int(value[:12]) <= high):
-            raise Refused(f"--listen {where!r}: give {kind}: and a number from {low} to {high}")
+            raise ListenRefused(
+                f"--listen {where!r}: give {kind}: and a number from {low} to {high}"
+            )
     elif where != "stdio" and not (kind in ("unix", "virtio") and value and "\0" not in value):
-        raise Refused(f"--listen {where!r}: give {FORMS}")
+        raise ListenRefused(f"--listen {where!r}: give {FORMS}")
 
 
-class Places:
+class ListenPlaces:
     """An agent's places, opened. ``keep_trying``: those that cannot be had yet, again and again."""
 
     def __init__(self, agent: "Agent", places: Sequence[str], *, keep_trying: bool) -> None:
-        """Raises Refused when none can be had and nothing is tried again."""
+        """Raises ListenRefused when none can be had and nothing is tried again."""
         self._agent = agent
         self._keep_trying = keep_trying
         self._alone = len(places) == 1 and not keep_trying
@@ -51,7 +53,7 @@ class Places:
         failures = self._try(places)
         if failures and not (self.open or keep_trying):
             self.close()
-            raise Refused("; ".join(failures.values()))
+            raise ListenRefused("; ".join(failures.values()))
         for failure in failures.values():
             say(failure + (", trying on" if keep_trying else ""))
         if failures and keep_trying:
@@ -71,7 +73,7 @@ class Places:
             try:
                 with self._agent.privileged:
                     self._closers.append(_OPENERS[kind](self._agent, value, self._on_end))
-            except Refused as error:
+            except ListenRefused as error:
                 failures[where] = str(error)
             except OSError as error:
                 failures[where] = f"cannot listen on {where}: {error.strerror or error}"
@@ -100,7 +102,7 @@ def _open_vsock(agent: "Agent", value: str, _: Callable[[], None]) -> Callable[[
     try:
         agent.listen(vsock_socket(int(value)))
     except OSError as error:
-        raise Refused(
+        raise ListenRefused(
             f"no vsock here ({error.strerror}): load the kernel's vsock transport, or --listen"
             " unix:PATH, stdio, virtio:NAME or fd:N"
         ) from None
@@ -124,13 +126,13 @@ def _open_unix(agent: "Agent", path: str, _: Callable[[], None]) -> Callable[[],
 
 
 def remove_stale(path: str) -> None:
-    """Unlink a socket that nobody listens on. Raises Refused if there is anything else."""
+    """Unlink a socket that nobody listens on. Raises ListenRefused if there is anything else."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise Refused(f"{path} exists and is no socket: remove it or choose another path")
+        raise ListenRefused(f"{path} exists and is no socket: remove it or choose another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
@@ -140,12 +142,14 @@ def remove_stale(path: str) -> None:
             return
         except BlockingIOError:
             pass  # its backlog is full, so somebody listens
-    raise Refused(f"something listens on {path} already: stop it or choose another path")
+    raise ListenRefused(f"something listens on {path} already: stop it or choose another path")
 
 
 def _open_stdio(agent: "Agent", _: str, on_end: Callable[[], None]) -> Callable[[], None]:
     if not _can_wait(0):
-        raise Refused("stdin is a plain file or /dev/null: pipe it in, cat FILE | agentd-guest ...")
+        raise ListenRefused(
+            "stdin is a plain file or /dev/null: pipe it in, cat FILE | agentd-guest ..."
+        )
     pair = os.dup(0), os.dup(1)
     # What the agent opens later must not become 0 or 1, nor a stray print reach the host.
     null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
@@ -170,10 +174,10 @@ def _open_fd(agent: "Agent", value: str, on_end: Callable[[], None]) -> Callable
     try:
         sock = socket.socket(fileno=int(value))
     except OSError as error:
-        raise Refused(f"fd:{value} is no open socket ({error.strerror}): pass one") from None
+        raise ListenRefused(f"fd:{value} is no open socket ({error.strerror}): pass one") from None
     if sock.type != socket.SOCK_STREAM:
         sock.close()
-        raise Refused(f"fd:{value} is no stream socket: pass one made with SOCK_STREAM")
+        raise ListenRefused(f"fd:{value} is no stream socket: pass one made with SOCK_STREAM")
     if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         agent.listen(sock)
     else:
@@ -185,8 +189,8 @@ def _open_virtio(agent: "Agent", name: str, _: Callable[[], None]) -> Callable[[
     try:
         path = virtio.find(name)
     except virtio.NoPort as error:
-        raise Refused(str(error)) from None
-    return virtio.Port(agent, virtio.open_port(path)).close
+        raise ListenRefused(str(error)) from None
+    return virtio.VirtioPort(agent, virtio.open_port(path)).close
 
 
 def _nothing() -> None:

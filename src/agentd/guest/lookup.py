@@ -19,7 +19,7 @@ NAME_MAX, PATH_MAX = 255, 4096
 _MISSING = frozenset({errno.ENOENT, errno.ENOTDIR})
 
 
-class Places:
+class SearchPath:
     """Where a name may be found, in order: each path with the error that it gives, 0 for none yet.
 
     ``exact``: a path, not a name to look for.
@@ -30,19 +30,19 @@ class Places:
         self.exact = exact
 
 
-def places(name: bytes, path: bytes) -> Places:
+def places(name: bytes, path: bytes) -> SearchPath:
     """The first half of execvp(3)'s search. A name with a slash is taken as it is."""
     if b"/" in name:
-        return Places([(name, 0)], exact=True)
+        return SearchPath([(name, 0)], exact=True)
     if len(name) > NAME_MAX:
-        return Places([(name, errno.ENAMETOOLONG)])
+        return SearchPath([(name, errno.ENAMETOOLONG)])
     found = []
     for folder in path.split(b":"):
         if len(folder) < PATH_MAX:
             # An empty element is the working directory (POSIX 8.3), and the name stays bare.
             program = folder + b"/" + name if folder else name
             found.append((program, _look(program)))
-    return Places(found)
+    return SearchPath(found)
 
 
 def _look(program: bytes) -> int:
@@ -53,7 +53,7 @@ def _look(program: bytes) -> int:
         return error.errno or errno.ENOENT
 
 
-def try_each(places: Places, attempt: Callable[[bytes], int]) -> int:
+def try_each(places: SearchPath, attempt: Callable[[bytes], int]) -> int:
     """The second half. EACCES is remembered, what is missing is passed over, anything else ends
     the search. Raises OSError: EACCES if that was met, else what the last place said.
     """

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from agentd._version import __version__
 from agentd.guest.init import FIRST, Init, become_the_first, is_the_first, say
-from agentd.guest.listen import FORMS, Places, Refused, check
+from agentd.guest.listen import FORMS, ListenPlaces, ListenRefused, check
 
 if TYPE_CHECKING:
     from agentd.guest.agent import Agent
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
             say("Starting...")
     try:
         places = parse(arguments)
-    except Refused as error:
+    except ListenRefused as error:
         say(str(error))
         if not pid1:
             return _EX_USAGE
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse(arguments: list[str]) -> list[str]:
-    """The values of --listen, checked, or ``help`` or ``version`` alone. Raises Refused."""
+    """The values of --listen, checked, or ``help`` or ``version`` alone. Raises ListenRefused."""
     places: list[str] = []
     words = iter(arguments)
     for word in words:
@@ -73,13 +73,13 @@ def parse(arguments: list[str]) -> list[str]:
             return ["version" if word == "--version" else "help"]
         name, equals, value = word.partition("=")
         if name != "--listen":
-            raise Refused(f"unknown argument {word!r}: see agentd-guest --help")
+            raise ListenRefused(f"unknown argument {word!r}: see agentd-guest --help")
         where = value if equals else next(words, "")
         check(where)
         if where not in places:
             places.append(where)
     if len(places) > MAX_PLACES:
-        raise Refused(f"--listen {len(places)} times: at most {MAX_PLACES}")
+        raise ListenRefused(f"--listen {len(places)} times: at most {MAX_PLACES}")
     return places or [DEFAULT]
 
 
@@ -119,8 +119,8 @@ def run(places: Sequence[str], *, pid1: bool) -> int:
             if vm.is_machine():
                 stack.callback(vm.install(agent).close)
         try:
-            opened = Places(agent, places, keep_trying=pid1)
-        except Refused as error:
+            opened = ListenPlaces(agent, places, keep_trying=pid1)
+        except ListenRefused as error:
             say(str(error))
             return _EX_FAILED
         stack.callback(opened.close)
@@ -132,7 +132,7 @@ def run(places: Sequence[str], *, pid1: bool) -> int:
     return 0
 
 
-def _say_where(agent: "Agent", opened: Places) -> None:
+def _say_where(agent: "Agent", opened: ListenPlaces) -> None:
     """In the words of the first agent, where that is who we are: they may be waited for."""
     if is_the_first():
         agent.on_connection = _tell_connection

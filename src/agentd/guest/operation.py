@@ -48,7 +48,7 @@ class Channel(Protocol):
         """Let the host send so many more bytes on this channel."""
 
 
-class Operation(Protocol):
+class ChannelOperation(Protocol):
     """Callbacks that the connection makes. None of them may block for long."""
 
     def on_data(self, kind: int, data: bytes) -> None:
@@ -69,7 +69,7 @@ class Operation(Protocol):
 
 # Starts an operation: (channel, request, descriptors passed with it) -> the operation, or None if
 # it has already finished. Raises RequestError or OSError to refuse. Owns the descriptors.
-Starter = Callable[[Channel, dict[str, object], list[int]], Operation | None]
+Starter = Callable[[Channel, dict[str, object], list[int]], ChannelOperation | None]
 
 
 class Quiet:

@@ -165,7 +165,7 @@ class Pump:
         self._on_end()
 
 
-class Ring:
+class OutputRing:
     """The last ``size`` bytes of a stream, addressed by absolute cursors."""
 
     def __init__(self, size: int = RING_BYTES) -> None:

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Generator, Iterator
 
 from agentd.guest import tar
-from agentd.guest.tar import Entry, TarError, shown
+from agentd.guest.tar import TarEntry, TarError, shown
 
 CHUNK = 256 << 10
 # Entries looked at before the caller has its turn.
@@ -34,7 +34,7 @@ class Packer:
         self._name = name
         self._top = top
         self._out = bytearray()
-        self._entry: Entry | None = None  # of the tree itself
+        self._entry: TarEntry | None = None  # of the tree itself
 
     def run(self) -> Generator[bytes, None, None]:
         """The archive in pieces; an empty one only gives the caller its turn.
@@ -103,7 +103,7 @@ class Packer:
         kind = stat.S_IFMT(info.st_mode)
         if kind == stat.S_IFLNK:
             target = os.readlink(name, dir_fd=parent)
-            yield from self._put(Entry(path, "link", 0o777, 0, int(info.st_mtime), target))
+            yield from self._put(TarEntry(path, "link", 0o777, 0, int(info.st_mtime), target))
         elif kind == stat.S_IFSOCK:
             self.skipped.append(path)
         elif kind not in (stat.S_IFREG, stat.S_IFDIR):
@@ -116,7 +116,7 @@ class Packer:
             info = os.fstat(fd)
             if stat.S_ISDIR(info.st_mode):
                 try:
-                    yield from self._put(Entry(path, "dir", info.st_mode, 0, int(info.st_mtime)))
+                    yield from self._put(TarEntry(path, "dir", info.st_mode, 0, int(info.st_mtime)))
                 except BaseException:
                     os.close(fd)
                     raise
@@ -136,7 +136,7 @@ class Packer:
                 f"{shown(path)} ({info.st_size} bytes) is more than what is left of the "
                 f"{tar.MAX_BYTES} bytes that a tree may have"
             )
-        yield from self._put(Entry(path, "file", info.st_mode, info.st_size, int(info.st_mtime)))
+        yield from self._put(TarEntry(path, "file", info.st_mode, info.st_size, int(info.st_mtime)))
         left, cut = info.st_size, False
         while left:
             data = b"" if cut else os.read(fd, min(CHUNK, left))
@@ -150,7 +150,7 @@ class Packer:
         if cut:
             raise TarError(f"{shown(path)} became shorter while it was read: copy again")
 
-    def _put(self, entry: Entry) -> Iterator[bytes]:
+    def _put(self, entry: TarEntry) -> Iterator[bytes]:
         self._entry = self._entry or entry
         self._out += tar.encode(entry)
         if len(self._out) >= CHUNK:

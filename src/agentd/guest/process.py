@@ -51,7 +51,7 @@ class ExitInfo(NamedTuple):
         }
 
 
-class Process:
+class GuestProcess:
     """One command of ours. Its calls are harmless once it has ended."""
 
     def __init__(

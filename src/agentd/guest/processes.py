@@ -11,7 +11,7 @@ from functools import partial
 from agentd.guest.loop import Loop
 from agentd.guest.oom import OomScore, SpawnContext
 from agentd.guest.output import NO_LIMIT, Pump
-from agentd.guest.process import ExitInfo, Process
+from agentd.guest.process import ExitInfo, GuestProcess
 from agentd.guest.spawn import Spawner
 from agentd.guest.spawn_request import SpawnError, SpawnRequest
 from agentd.guest.stdin import Stdin
@@ -33,7 +33,7 @@ class Processes:
     def __init__(self, loop: Loop, *, disk_paths: Iterable[str] = ("/tmp",)) -> None:
         self._loop = loop
         self._disk_paths = tuple(disk_paths)
-        self._running: dict[int, Process] = {}
+        self._running: dict[int, GuestProcess] = {}
         self._spawner = Spawner()
         self._null = -1
         self._oom_score: SpawnContext = OomScore()
@@ -55,11 +55,11 @@ class Processes:
         """Nobody below us is in a position to hold up a child: a rehearsal's."""
         self._spawner.crowded = lambda: False
 
-    def __iter__(self) -> Iterator[Process]:
+    def __iter__(self) -> Iterator[GuestProcess]:
         """The running ones."""
         return iter(list(self._running.values()))
 
-    def get(self, pid: int) -> Process | None:
+    def get(self, pid: int) -> GuestProcess | None:
         return self._running.get(pid)
 
     def start(
@@ -69,8 +69,8 @@ class Processes:
         on_output: OnOutput,
         on_exit: Callable[[ExitInfo], None],
         window: Callable[[], int] | None = None,
-    ) -> Process:
-        """Start a command; raises SpawnError, or tells it by ``Process.after_start``. Owns the
+    ) -> GuestProcess:
+        """Start a command; raises SpawnError, or tells it by ``GuestProcess.after_start``. Owns the
         descriptors in ``request`` either way.
 
         ``on_output(STDOUT | STDERR, bytes)`` gets at most ``window()`` bytes; when the window was
@@ -94,7 +94,7 @@ class Processes:
         finally:
             stdio.close_childs()
         disk_paths = (*self._disk_paths, request.cwd or self._spawner.home)
-        process = Process(
+        process = GuestProcess(
             self._loop,
             request,
             pid,
@@ -146,7 +146,7 @@ class Processes:
             self._null = -1
 
     def _attach(
-        self, process: Process, stdio: Stdio, on_output: OnOutput, window: Callable[[], int]
+        self, process: GuestProcess, stdio: Stdio, on_output: OnOutput, window: Callable[[], int]
     ) -> None:
         if stdio.feed >= 0:
             terminal = stdio.request.pty is not None

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING
 
-from agentd.guest.operation import Channel, Operation, Quiet, RequestError, Starter
+from agentd.guest.operation import Channel, ChannelOperation, Quiet, RequestError, Starter
 
 if TYPE_CHECKING:
     from agentd.guest.loop import Timer
@@ -13,10 +13,12 @@ if TYPE_CHECKING:
 Steps = Generator[list[dict[str, object]] | None, None, dict[str, object]]
 
 
-def plain(start: Callable[[Channel, dict[str, object]], Operation | None]) -> Starter:
+def plain(start: Callable[[Channel, dict[str, object]], ChannelOperation | None]) -> Starter:
     """A Starter out of one that has no use for descriptors: those that came are closed."""
 
-    def starter(channel: Channel, request: dict[str, object], fds: list[int]) -> Operation | None:
+    def starter(
+        channel: Channel, request: dict[str, object], fds: list[int]
+    ) -> ChannelOperation | None:
         for fd in fds:
             os.close(fd)
         return start(channel, request)
@@ -24,7 +26,7 @@ def plain(start: Callable[[Channel, dict[str, object]], Operation | None]) -> St
     return starter
 
 
-class Stepped(Quiet):
+class SteppedOperation(Quiet):
     """Runs a generator, one step a turn of the loop, so that a big job holds up nothing else.
 
     A yielded list goes out as an ``entries`` event; the returned fields are the ``result``. It
@@ -39,7 +41,7 @@ class Stepped(Quiet):
         self._resting = False
         self._closed = False
 
-    def start(self) -> Operation | None:
+    def start(self) -> ChannelOperation | None:
         """Take the first step at once: most jobs have only one."""
         self._step()
         return None if self._closed else self

@@ -54,7 +54,7 @@ class StreamUser(Protocol):
         """The peer is gone or the agent stops: the stream is closed. The last call."""
 
 
-class Stream:
+class HostStream:
     """Owns its descriptors. ``user`` may be replaced at any time (the handshake does)."""
 
     def __init__(self, loop: Loop, source: socket.socket | tuple[int, int]) -> None:

@@ -30,7 +30,7 @@ _RNDRESEEDCRNG = 0x5207
 _RANDOM = "/dev/urandom"
 
 
-class Context:
+class SystemContext:
     """What the system operations know of the agent they run in.
 
     ``pid1``: a PID namespace of its own, the agent its init or that one's child. ``paths``: whose
@@ -74,7 +74,7 @@ def signal_namespace(number: int, kill: Callable[[int, int], None] = os.kill) ->
         kill(-1, number)
 
 
-def operations(context: Context) -> dict[str, Starter]:
+def operations(context: SystemContext) -> dict[str, Starter]:
     return {
         "sys.ping": plain(lambda channel, _: channel.finish("result", unix_ns=time.time_ns())),
         "sys.info": plain(lambda channel, _: channel.finish("result", **info(context))),
@@ -88,7 +88,7 @@ def operations(context: Context) -> dict[str, Starter]:
     }
 
 
-def info(context: Context) -> dict[str, object]:
+def info(context: SystemContext) -> dict[str, object]:
     """The fields of sys.info. Memory in bytes; None where /proc does not tell."""
     system = os.uname()
     memory = _meminfo()
@@ -123,7 +123,7 @@ def disk(path: str) -> dict[str, object]:
     }
 
 
-def _usage(context: Context, channel: Channel, request: dict[str, object]) -> None:
+def _usage(context: SystemContext, channel: Channel, request: dict[str, object]) -> None:
     times = os.times()
     # Elsewhere /proc shows the processes of others.
     pids = _processes()[:MAX_PROCESSES] if context.pid1 else [str(os.getpid())]
@@ -136,7 +136,7 @@ def _usage(context: Context, channel: Channel, request: dict[str, object]) -> No
     )
 
 
-def _paths(context: Context, request: dict[str, object]) -> list[str]:
+def _paths(context: SystemContext, request: dict[str, object]) -> list[str]:
     paths = request.get("paths")
     if paths is None:
         return context.paths
@@ -205,7 +205,7 @@ def _credit(fd: int, entropy: bytes) -> bool:
     return True
 
 
-def _signal(context: Context, channel: Channel, number: int) -> None:
+def _signal(context: SystemContext, channel: Channel, number: int) -> None:
     if not context.pid1:
         raise RequestError(
             "the agent has no PID namespace of its own: it would signal the host's processes",
@@ -215,7 +215,7 @@ def _signal(context: Context, channel: Channel, number: int) -> None:
     channel.finish("result")
 
 
-def _lease(context: Context, channel: Channel, request: dict[str, object]) -> None:
+def _lease(context: SystemContext, channel: Channel, request: dict[str, object]) -> None:
     """The sandbox ends so many milliseconds from now, unless it is told again; null: never."""
     value = request.get("ms")
     milliseconds = None if value is None else get_int(request, "ms", 0, 1, MAX_LEASE_MS)
@@ -227,7 +227,7 @@ def _lease(context: Context, channel: Channel, request: dict[str, object]) -> No
     channel.finish("result")
 
 
-def _shutdown(context: Context, channel: Channel) -> None:
+def _shutdown(context: SystemContext, channel: Channel) -> None:
     channel.finish("result")
     channel.loop.after(SHUTDOWN_DELAY_S, context.on_shutdown)
 

@@ -39,7 +39,7 @@ class TarError(Exception):
     """What an archive holds, or what is to become one, is refused; the text says why."""
 
 
-class Entry(NamedTuple):
+class TarEntry(NamedTuple):
     """``kind`` is "file", "dir", "link" or "hard"; ``size`` bytes of a file follow."""
 
     path: bytes
@@ -56,7 +56,7 @@ def shown(path: bytes, limit: int = 200) -> str:
     return text if len(text) <= limit else f"{text[: limit // 2]}...{text[-limit // 2 :]}"
 
 
-def encode(entry: Entry, skipped: str = "") -> bytes:
+def encode(entry: TarEntry, skipped: str = "") -> bytes:
     """Its header, with the pax records that it needs; ``skipped`` is what was left out."""
     name = entry.path + (b"/" if entry.kind == "dir" else b"")
     records = {SKIPPED: skipped.encode(errors="surrogateescape")} if skipped else {}
@@ -88,11 +88,11 @@ def _records(flag: bytes, records: dict[bytes, bytes]) -> bytes:
         while length != len(line) + len(b"%d" % length):
             length = len(line) + len(b"%d" % length)
         body += b"%d%s" % (length, line)
-    head = _header(b"pax", flag, Entry(b"pax", "file", size=len(body)))
+    head = _header(b"pax", flag, TarEntry(b"pax", "file", size=len(body)))
     return head + body + bytes(padding(len(body)))
 
 
-def _header(name: bytes, flag: bytes, entry: Entry) -> bytes:
+def _header(name: bytes, flag: bytes, entry: TarEntry) -> bytes:
     size = entry.size if entry.size < _OCTAL_SIZE else 0
     fields = [
         name[:100].ljust(100, b"\0"),
@@ -109,7 +109,7 @@ def _header(name: bytes, flag: bytes, entry: Entry) -> bytes:
     return block[:148] + b"%06o\0 " % sum(block) + block[156:]
 
 
-class Decoder:
+class TarDecoder:
     """Bytes in, entries and the data of their files out. Raises TarError."""
 
     def __init__(self) -> None:
@@ -125,7 +125,7 @@ class Decoder:
         self._headers = 0  # of it, so far
         self._after = 0
 
-    def feed(self, data: bytes) -> Iterator[Entry | memoryview]:
+    def feed(self, data: bytes) -> Iterator[TarEntry | memoryview]:
         view = memoryview(data)
         while view and not self.ended:
             if self._data:
@@ -155,7 +155,7 @@ class Decoder:
         if not self.ended:
             raise TarError("the archive was cut off: it has no end")
 
-    def _take(self, whole: bytes) -> Entry | None:
+    def _take(self, whole: bytes) -> TarEntry | None:
         if self._flag:
             flag, self._flag, self._wanted = self._flag, b"", BLOCK
             self._keep(flag, whole)
@@ -165,7 +165,7 @@ class Decoder:
             return None
         return self._head(whole)
 
-    def _head(self, block: bytes) -> Entry | None:
+    def _head(self, block: bytes) -> TarEntry | None:
         told = block[148:156].strip(b" \0")
         if told.lstrip(b"0") != b"%o" % (sum(block[:148]) + 8 * 32 + sum(block[156:])):
             raise TarError("this is no tar archive, or it is damaged")
@@ -182,7 +182,7 @@ class Decoder:
         records, self._next, self._headers = self._next, {}, 0
         return self._entry(block, flag, size, records)
 
-    def _entry(self, block: bytes, flag: bytes, size: int, records: dict[bytes, bytes]) -> Entry:
+    def _entry(self, block: bytes, flag: bytes, size: int, records: dict[bytes, bytes]) -> TarEntry:
         name = _text(block[:100])
         if block[257:263] == b"ustar\0" and block[345]:
             name = _text(block[345:500]) + b"/" + name
@@ -200,7 +200,7 @@ class Decoder:
         self._data, self._skip = size, padding(size)
         mtime = min(_decimal(records.get(b"mtime"), _number(block[136:148])), _MAX_TIME - 1)
         target = records.get(b"linkpath", _text(block[157:257]))
-        return Entry(name, kind, _number(block[100:108]) & 0o7777, size, mtime, target)
+        return TarEntry(name, kind, _number(block[100:108]) & 0o7777, size, mtime, target)
 
     def _keep(self, flag: bytes, whole: bytes) -> None:
         body = whole[: self._size]

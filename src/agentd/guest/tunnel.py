@@ -7,7 +7,7 @@ from collections import deque
 
 from agentd.guest import wire
 from agentd.guest.loop import READ, WRITE
-from agentd.guest.operation import Channel, Operation, Quiet, RequestError, get_int
+from agentd.guest.operation import Channel, ChannelOperation, Quiet, RequestError, get_int
 from agentd.guest.stepped import plain
 
 CHUNK = 256 << 10
@@ -15,7 +15,7 @@ CHUNK = 256 << 10
 _ADDRESSES = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 
 
-class Tunnel(Quiet):
+class TunnelOperation(Quiet):
     """Both directions under credit; what waits to be written is bounded by what was granted."""
 
     def __init__(self, channel: Channel, port: int) -> None:
@@ -31,7 +31,7 @@ class Tunnel(Quiet):
         self._shut = False
         self._closed = False
 
-    def start(self) -> Operation | None:
+    def start(self) -> ChannelOperation | None:
         self._connect_next()
         return None if self._closed else self
 
@@ -164,10 +164,10 @@ class Tunnel(Quiet):
             self._channel.send_eof()
 
 
-def start(channel: Channel, request: dict[str, object]) -> Operation | None:
+def start(channel: Channel, request: dict[str, object]) -> ChannelOperation | None:
     if "port" not in request:
         raise RequestError("'port' is missing: an integer from 1 to 65535")
-    return Tunnel(channel, get_int(request, "port", 0, 1, 65535)).start()
+    return TunnelOperation(channel, get_int(request, "port", 0, 1, 65535)).start()
 
 
 OPERATIONS = {"tcp": plain(start)}

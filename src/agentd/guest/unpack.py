@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 
 from agentd.guest import tar
-from agentd.guest.tar import Entry, TarError, shown
+from agentd.guest.tar import TarEntry, TarError, shown
 
 # Of all links and directories, which are remembered until the end: bytes of their names.
 MAX_KEPT = 64 << 20
@@ -43,7 +43,7 @@ class Unpacker:
         self._root = root
         self._name = name
         self._strict = strict
-        self._decoder = tar.Decoder()
+        self._decoder = tar.TarDecoder()
         self._top: Parts | None = None
         # The directories that are open: the way from the root to where the last entry went.
         self._way: list[tuple[bytes, int]] = []
@@ -51,7 +51,7 @@ class Unpacker:
         self._folders: list[tuple[bytes, int, int]] = []
         self._kept = 0
         self._file = -1
-        self._entry: Entry | None = None
+        self._entry: TarEntry | None = None
         self._left = 0
 
     @property
@@ -61,7 +61,7 @@ class Unpacker:
 
     def write(self, data: bytes) -> None:
         for found in self._decoder.feed(data):
-            if isinstance(found, Entry):
+            if isinstance(found, TarEntry):
                 self._begin(found)
             else:
                 self._data(found)
@@ -95,7 +95,7 @@ class Unpacker:
 
     # --- an entry ---
 
-    def _begin(self, entry: Entry) -> None:
+    def _begin(self, entry: TarEntry) -> None:
         self.entries += 1
         if self.entries > tar.MAX_ENTRIES:
             raise TarError(f"there are over {tar.MAX_ENTRIES} files in it")
@@ -118,7 +118,7 @@ class Unpacker:
             else:
                 self._make_file(parts, entry)
 
-    def _placed(self, entry: Entry) -> Parts:
+    def _placed(self, entry: TarEntry) -> Parts:
         """Where it goes, beneath the root."""
         parts = split(entry.path)
         if self._name is None:
@@ -131,7 +131,7 @@ class Unpacker:
             raise TarError(f"{shown(entry.path)} is a second tree, where one was asked for")
         return (self._name, *parts[len(self._top) :])
 
-    def _make_folder(self, parts: Parts, entry: Entry) -> None:
+    def _make_folder(self, parts: Parts, entry: TarEntry) -> None:
         if not parts:
             return  # the root's own mode is whose it is
         parent, name = self._enter(parts[:-1]), parts[-1]
@@ -147,7 +147,7 @@ class Unpacker:
         mode = mode if self._strict else self._mode(entry.mode)
         self._folders.append((path, mode, entry.mtime))
 
-    def _make_file(self, parts: Parts, entry: Entry) -> None:
+    def _make_file(self, parts: Parts, entry: TarEntry) -> None:
         parent, name = self._enter(parts[:-1]), parts[-1]
         self._clear(parent, name)
         mode = self._mode(entry.mode)
@@ -189,10 +189,10 @@ class Unpacker:
         self._file, self._entry = -1, None
         os.close(fd)  # some filesystems tell of a full disk only here
 
-    def _make_hard(self, parts: Parts, entry: Entry) -> None:
+    def _make_hard(self, parts: Parts, entry: TarEntry) -> None:
         if self._strict:
             raise TarError(f"{shown(entry.path)} is a hard link")
-        source = self._placed(Entry(entry.target, "file"))
+        source = self._placed(TarEntry(entry.target, "file"))
         if not source:
             raise TarError(f"the hard link {shown(entry.path)} leads to no file")
         below = self._open(source[:-1])
@@ -205,7 +205,7 @@ class Unpacker:
         finally:
             os.close(below)
 
-    def _keep_link(self, parts: Parts, entry: Entry) -> None:
+    def _keep_link(self, parts: Parts, entry: TarEntry) -> None:
         if not entry.target or len(entry.target) > tar.MAX_PATH or b"\0" in entry.target:
             raise TarError(f"the link {shown(entry.path)} has a target that no link may have")
         path = b"/".join(parts)

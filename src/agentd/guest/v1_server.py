@@ -5,13 +5,13 @@ import select
 from collections.abc import Callable, Iterator
 
 from agentd.guest import v1, wire
-from agentd.guest.budget import FREE_LINE, Budget, Share, of_machine
+from agentd.guest.budget import FREE_LINE, Budget, BudgetShare, of_machine
 from agentd.guest.loop import READ
 from agentd.guest.output import STDERR, STDOUT
-from agentd.guest.process import ExitInfo, Process
+from agentd.guest.process import ExitInfo, GuestProcess
 from agentd.guest.processes import Processes
 from agentd.guest.spawn_request import STDIN_NONE, STDIN_STREAM, SpawnError, SpawnRequest
-from agentd.guest.stream import Stream
+from agentd.guest.stream import HostStream
 
 _HELLO = wire.HELLO.rstrip()
 
@@ -25,7 +25,7 @@ class Hangup:
     (net/vmw_vsock/af_vsock.c, vsock_poll): there each change is a reason to ask the stream.
     """
 
-    def __init__(self, stream: Stream, callback: Callable[[], None]) -> None:
+    def __init__(self, stream: HostStream, callback: Callable[[], None]) -> None:
         self._stream = stream
         self._callback = callback
         self._epoll = select.epoll()
@@ -51,7 +51,7 @@ class Hangup:
             self._callback()
 
 
-class V1Connection:
+class V1Server:
     """The ``StreamUser`` of a v1 stream; ``start`` it with what the handshake has read.
 
     Reads no further while a command runs or a reply waits to be sent, so that a client is held up
@@ -60,7 +60,7 @@ class V1Connection:
 
     def __init__(
         self,
-        stream: Stream,
+        stream: HostStream,
         processes: Processes,
         *,
         budget: Budget | None = None,
@@ -75,11 +75,11 @@ class V1Connection:
         self._lines = v1.LineBuffer(self._max_line)
         self._max_output = max_output
         self._budget = budget
-        self._input, self._output = Share(budget), Share(budget)
+        self._input, self._output = BudgetShare(budget), BudgetShare(budget)
         # Of the request that is served now.
         self._request_bytes = 0
         self._crowded_out = False
-        self._process: Process | None = None
+        self._process: GuestProcess | None = None
         self._request: v1.V1Request | None = None
         self._outputs: dict[int, bytearray] = {}
         self._hangup: Hangup | None = None

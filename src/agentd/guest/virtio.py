@@ -11,7 +11,7 @@ from agentd.guest.loop import READ
 
 if TYPE_CHECKING:
     from agentd.guest.agent import Agent
-    from agentd.guest.stream import Stream
+    from agentd.guest.stream import HostStream
 
 # Under QEMU 10.0 without KVM about one wake-up of a reader in ten thousand was seen to be lost.
 LOST_S = 0.1
@@ -42,7 +42,7 @@ def open_port(path: str) -> int:
     return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
 
 
-class Port:
+class VirtioPort:
     """Serves one host after the other. The port stays open: it can be opened only once.
 
     Without a host it is always ready to read an end of file, so its level says nothing. But the
@@ -80,7 +80,7 @@ class Port:
         if stream is not None:
             self._watch_over(stream)
 
-    def _watch_over(self, stream: "Stream") -> None:
+    def _watch_over(self, stream: "HostStream") -> None:
         if not stream.closed:
             stream.look_again()
             self._agent.loop.after(LOST_S, partial(self._watch_over, stream))
@@ -105,7 +105,7 @@ def _has_host(fd: int) -> bool:
 
 def serve(
     agent: "Agent", source: object, on_close: Callable[[], None], *, port: bool = False
-) -> "Stream | None":
+) -> "HostStream | None":
     """Serve one stream; ``on_close`` is called when it has ended. ``port``: hosts share it.
 
     A host that leaves while the next one comes is not seen to leave: that one's hello tells.

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from agentd.guest import system, vm_net, vm_scratch
 from agentd.guest.init import say
-from agentd.guest.operation import Channel, Operation, RequestError, Starter
+from agentd.guest.operation import Channel, ChannelOperation, RequestError, Starter
 from agentd.guest.stepped import plain
-from agentd.guest.vm_group import Group
+from agentd.guest.vm_group import GuestGroup
 from agentd.guest.vm_identity import AsRoot, Identity
 from agentd.guest.vm_setup import Net, Setup
 from agentd.linux.kernel import KERNEL, Kernel
@@ -44,9 +44,9 @@ def is_machine() -> bool:
         return False
 
 
-def install(agent: "Agent") -> "Machine":
+def install(agent: "Agent") -> "GuestMachine":
     """Make the agent the master of its machine. Warns on stderr of what fails, and goes on."""
-    machine = Machine(agent)
+    machine = GuestMachine(agent)
     agent.privileged = machine.identity
     steps: tuple[tuple[str, Callable[[], object]], ...] = (
         # An initramfs without an entry for it leaves the root open to everyone (mm/shmem.c).
@@ -72,14 +72,14 @@ def preload() -> None:
     from agentd.linux import clone  # noqa: F401
 
 
-class Machine:
+class GuestMachine:
     """What the agent remembers of its machine. ``user``: as whom v2 acts by default."""
 
     def __init__(self, agent: "Agent", kernel: Kernel = KERNEL) -> None:
         self.user = USER
         self.env: dict[str, str] = {}
         self.open_files: int | None = None
-        self.group: Group | None = None
+        self.group: GuestGroup | None = None
         self.identity = Identity()
         self._processes = agent.processes
         self._kernel = kernel
@@ -182,10 +182,10 @@ class Machine:
             else:
                 group.limit_cpus(value)
 
-    def _enter_group(self) -> Group:
+    def _enter_group(self) -> GuestGroup:
         """Commands are born in the group from now on."""
         if self.group is None:
-            self.group = Group()
+            self.group = GuestGroup()
             self._processes.spawn_in(lambda context: context, self.group.fd)
             self._processes.limit_hits = self.group.hits
         return self.group
@@ -227,7 +227,7 @@ class Machine:
     def _with_defaults(self, start: Starter) -> Starter:
         def starter(
             channel: Channel, request: dict[str, object], fds: list[int]
-        ) -> Operation | None:
+        ) -> ChannelOperation | None:
             return start(channel, self.defaults(request), fds)
 
         return starter
@@ -255,7 +255,7 @@ class Machine:
     def _as_root(self, start: Starter) -> Starter:
         def starter(
             channel: Channel, request: dict[str, object], fds: list[int]
-        ) -> Operation | None:
+        ) -> ChannelOperation | None:
             with self.identity:
                 return start(channel, request, fds)
 

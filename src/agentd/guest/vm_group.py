@@ -22,7 +22,7 @@ _MIN_BYTES = 8 << 20
 _HITS = (("oom", "memory.events", b"oom_kill"), ("pids_limit", "pids.events", b"max"))
 
 
-class Group:
+class GuestGroup:
     """Owns descriptors only: the group stays, for an agent that is started again."""
 
     def __init__(self, root: str = ROOT) -> None:

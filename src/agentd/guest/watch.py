@@ -13,11 +13,11 @@ from contextlib import suppress
 from itertools import islice
 
 from agentd.guest.loop import READ, Timer
-from agentd.guest.operation import Channel, Operation, Quiet, RequestError, get_bool
+from agentd.guest.operation import Channel, ChannelOperation, Quiet, RequestError, get_bool
 from agentd.guest.resolve import get_path, open_path
 from agentd.guest.stepped import plain
 from agentd.linux import inotify
-from agentd.linux.inotify import Event, Inotify
+from agentd.linux.inotify import Inotify, InotifyEvent
 
 # About 1 KiB of kernel memory each; the kernel's own default limit is as high at the lowest.
 MAX_WATCHES = 8192
@@ -56,7 +56,7 @@ class Watch(Quiet):
         self._root = watches.add(path, _MASK | _SELF)
         self._paths[self._root] = path
 
-    def start(self) -> Operation | None:
+    def start(self) -> ChannelOperation | None:
         if self._recursive and os.path.isdir(self._path):
             self._unseen.append((self._path, False))
         self._advance()
@@ -122,7 +122,7 @@ class Watch(Quiet):
         if not self._closed and self._timer is None:
             self._advance()
 
-    def _handle(self, event: Event) -> None:
+    def _handle(self, event: InotifyEvent) -> None:
         if event.mask & inotify.IN_Q_OVERFLOW:
             self._change("overflow", self._path)
             return
@@ -194,7 +194,7 @@ class Watch(Quiet):
             self._channel.event("change", kind=kind, path=path)
 
 
-def start(channel: Channel, request: dict[str, object]) -> Operation | None:
+def start(channel: Channel, request: dict[str, object]) -> ChannelOperation | None:
     path = get_path(request)
     recursive = get_bool(request, "recursive")
     os.close(open_path(path, os.O_PATH))

@@ -19,14 +19,14 @@ from agentd.image.model import (
     OWN,
     Corrupt,
     Image,
-    Manifest,
+    ImageManifest,
     NotFound,
     Progress,
 )
-from agentd.image.own import Own
+from agentd.image.own import OwnFiles
 from agentd.image.packages import Package, lists_stamp
 from agentd.image.store import Store, check_name, describe, total
-from agentd.image.tree import Tree
+from agentd.image.tree import ImageTree
 from agentd.model.errors import InvalidInput, Unavailable
 
 ROUGH_SIZE = "about 260 MB"  # of the default one on disk
@@ -36,7 +36,7 @@ _LISTS = "lists"
 DEFAULT = "default"
 
 
-class Source(Protocol):
+class PackageSource(Protocol):
     """Where a base comes from; ``Debian`` is one."""
 
     def packages(self) -> dict[str, Package]: ...
@@ -52,7 +52,7 @@ def build(
     initramfs: str | None = None,
     rootfs: str | None = None,
     store: Store | None = None,
-    source: Source | None = None,
+    source: PackageSource | None = None,
 ) -> Image:
     """Build the image, whatever is there. ``kernel`` and the others are paths of the user's own
     files, which take the place of ours.
@@ -63,7 +63,7 @@ def build(
         raise InvalidInput(f"no base {base!r}", remediation=f"use one of: {', '.join(BASES)}")
     check_name(name)
     store = store or Store()
-    own = Own(kernel, initramfs, rootfs)
+    own = OwnFiles(kernel, initramfs, rootfs)
     with store.locked():
         return _Build(store, name, base, own, source, progress).run()
 
@@ -73,7 +73,7 @@ def ensure(
     progress: Progress | None = None,
     *,
     store: Store | None = None,
-    source: Source | None = None,
+    source: PackageSource | None = None,
 ) -> Image:
     """The image, built first if it is missing, damaged, or older than what it is made from.
 
@@ -105,7 +105,7 @@ def rebuild(
     progress: Progress | None = None,
     *,
     store: Store | None = None,
-    source: Source | None = None,
+    source: PackageSource | None = None,
 ) -> Image:
     """The image once more, from what it was built from. Raises as ``ensure`` does."""
     store = store or Store()
@@ -113,12 +113,14 @@ def rebuild(
         return _rebuild(store, name, progress, source)
 
 
-def _rebuild(store: Store, name: str, progress: Progress | None, source: Source | None) -> Image:
+def _rebuild(
+    store: Store, name: str, progress: Progress | None, source: PackageSource | None
+) -> Image:
     base, own = _recorded(store, name)
     return _Build(store, name, base, own, source, progress).run()
 
 
-def _current(store: Store, name: str, source: Source | None) -> Image | None:
+def _current(store: Store, name: str, source: PackageSource | None) -> Image | None:
     try:
         if is_stale(store, name, source):
             return None
@@ -131,7 +133,7 @@ def _current(store: Store, name: str, source: Source | None) -> Image | None:
         return None
 
 
-def is_stale(store: Store, name: str, source: Source | None = None) -> bool:
+def is_stale(store: Store, name: str, source: PackageSource | None = None) -> bool:
     """Whether what the image is made from has changed. Raises NotFound, Corrupt."""
     folder, manifest = store.manifest(name)
     if manifest.base == OWN:
@@ -167,8 +169,8 @@ class _Build:
         store: Store,
         name: str,
         base: str,
-        own: Own,
-        source: Source | None,
+        own: OwnFiles,
+        source: PackageSource | None,
         progress: Progress | None,
     ) -> None:
         self._store, self._name, self._base, self._own = store, name, base, own
@@ -195,7 +197,7 @@ class _Build:
             self._store.publish(self._name, folder, manifest)
         return self._store.get(self._name)
 
-    def _made(self, folder: str) -> Manifest:
+    def _made(self, folder: str) -> ImageManifest:
         self._say("looking up packages")
         stamp = lists_stamp()
         found = self._source.packages()
@@ -216,7 +218,7 @@ class _Build:
             self._write_disks(folder, base, agent)
         _write(os.path.join(folder, _LISTS), stamp)
         files = describe(folder, [KERNEL, INITRAMFS, EXT4, EROFS])
-        return Manifest(
+        return ImageManifest(
             format=FORMAT,
             digest=total(files),
             base=self._base,
@@ -231,7 +233,7 @@ class _Build:
             notes=tuple(self._notes),
         )
 
-    def _init(self, base: Base) -> Tree:
+    def _init(self, base: Base) -> ImageTree:
         modules = [] if self._own.kernel else base.modules_at_boot
         version = ".".join(base.python.split(".")[:2])
         return userland.init(version, base.kernel_release, modules)
@@ -249,7 +251,7 @@ class _Build:
             self._notes.append("the kernel has no PVH entry: QEMU cannot start it")
         return kernel.release(vmlinux)
 
-    def _write_disks(self, folder: str, base: Base, agent: Tree) -> None:
+    def _write_disks(self, folder: str, base: Base, agent: ImageTree) -> None:
         self._say("disk images")
         whole = base.whole()
         whole.update(agent)
@@ -257,10 +259,10 @@ class _Build:
             if reason := make(whole, os.path.join(folder, name)):
                 self._notes.append(reason)
 
-    def _own_manifest(self, folder: str) -> Manifest:
+    def _own_manifest(self, folder: str) -> ImageManifest:
         release = self._check_kernel(os.path.join(folder, KERNEL))
         files = describe(folder, [KERNEL, INITRAMFS, EXT4, EROFS])
-        return Manifest(
+        return ImageManifest(
             format=FORMAT,
             digest=total(files),
             base=OWN,
@@ -279,7 +281,7 @@ class _Build:
         self._progress(what, self._done, max(_STEPS, self._done))
 
 
-def _recorded(store: Store, name: str) -> tuple[str, Own]:
+def _recorded(store: Store, name: str) -> tuple[str, OwnFiles]:
     """What the image is to be rebuilt from: the user's own files are those in the old one.
 
     Raises NotFound, and Corrupt when a file of the user's is damaged: only the user has another.
@@ -289,7 +291,7 @@ def _recorded(store: Store, name: str) -> tuple[str, Own]:
     except (NotFound, Corrupt):
         if name != DEFAULT:
             raise
-        return "debian", Own()
+        return "debian", OwnFiles()
     paths = {file: os.path.join(folder, file) for file in manifest.own}
     if describe(folder, list(paths)) != {file: manifest.files[file] for file in paths}:
         raise Corrupt(
@@ -297,7 +299,7 @@ def _recorded(store: Store, name: str) -> tuple[str, Own]:
             remediation=f"give it again: agentd image build --name {name} --kernel PATH ...",
         )
     root = paths.get(EXT4) or paths.get(EROFS)
-    return manifest.base, Own(paths.get(KERNEL), paths.get(INITRAMFS), root)
+    return manifest.base, OwnFiles(paths.get(KERNEL), paths.get(INITRAMFS), root)
 
 
 def _debian(store: Store, base: str, *, own_kernel: bool) -> Debian:

@@ -3,7 +3,7 @@
 import os
 import stat
 
-from agentd.image.tree import FOLDER, Entry, Tree
+from agentd.image.tree import FOLDER, ImageTree, TreeEntry
 from agentd.model.errors import InvalidInput
 
 _MAGIC = b"070701"
@@ -14,18 +14,18 @@ _HEADER = 110
 _MAX_NAME = 4096
 
 
-def write(tree: Tree, mtime: int = 0) -> bytes:
+def write(tree: ImageTree, mtime: int = 0) -> bytes:
     """The same tree gives the same bytes. The kernel also takes several, one after another."""
     parts = []
     for inode, (path, entry) in enumerate(tree.items(), start=1):
         parts += _pack(path.lstrip("/"), entry, inode, mtime)
-    parts += _pack(_TRAILER, Entry(0), 0, 0)
+    parts += _pack(_TRAILER, TreeEntry(0), 0, 0)
     return b"".join(parts)
 
 
-def read(data: bytes) -> Tree:
+def read(data: bytes) -> ImageTree:
     """The tree of one or more archives, later ones on top. Raises InvalidInput."""
-    tree, at = Tree(), 0
+    tree, at = ImageTree(), 0
     while at < len(data):
         if data[at] == 0:  # padding between archives
             at += 1
@@ -36,7 +36,7 @@ def read(data: bytes) -> Tree:
     return tree
 
 
-def _pack(name: str, entry: Entry, inode: int, mtime: int) -> list[bytes]:
+def _pack(name: str, entry: TreeEntry, inode: int, mtime: int) -> list[bytes]:
     encoded = os.fsencode(name) + b"\0"
     links = 2 if stat.S_ISDIR(entry.mode) else 1
     size = len(entry.data)
@@ -49,7 +49,7 @@ def _pack(name: str, entry: Entry, inode: int, mtime: int) -> list[bytes]:
     return [header, _padding(len(header)), entry.data, _padding(size)]
 
 
-def _unpack(data: bytes, at: int) -> tuple[str, Entry, int]:
+def _unpack(data: bytes, at: int) -> tuple[str, TreeEntry, int]:
     header = data[at : at + _HEADER]
     if len(header) < _HEADER or not header.startswith(_MAGIC):
         raise InvalidInput(f"no cpio header at byte {at}", remediation="give a newc archive")
@@ -64,10 +64,10 @@ def _unpack(data: bytes, at: int) -> tuple[str, Entry, int]:
     if not 0 < name_size <= _MAX_NAME or end > len(data):
         raise InvalidInput(f"the cpio entry at byte {at} is cut off")
     name = os.fsdecode(data[start : start + name_size - 1])
-    return name, Entry(mode, data[body:end], uid, gid, (major, minor)), _aligned(end)
+    return name, TreeEntry(mode, data[body:end], uid, gid, (major, minor)), _aligned(end)
 
 
-def _add(tree: Tree, path: str, entry: Entry) -> None:
+def _add(tree: ImageTree, path: str, entry: TreeEntry) -> None:
     kind = stat.S_IFMT(entry.mode)
     if kind == FOLDER:
         tree.folder(path, stat.S_IMODE(entry.mode), entry.uid, entry.gid)

@@ -15,7 +15,7 @@ from agentd.image.digest import of_parts
 from agentd.image.distribution import ELSEWHERE
 from agentd.image.modules import AT_BOOT, ON_DEMAND, Modules
 from agentd.image.packages import Package
-from agentd.image.tree import Tree
+from agentd.image.tree import ImageTree
 from agentd.model.errors import InvalidInput, Unavailable
 
 Say = Callable[[str], None]
@@ -41,10 +41,10 @@ class Base:
     kernel_release: str
     python: str
     modules_at_boot: list[str]
-    modules: Tree
-    small: Tree
-    whole: Callable[[], Tree]
-    agent: Callable[[dict[str, bytes]], Tree]
+    modules: ImageTree
+    small: ImageTree
+    whole: Callable[[], ImageTree]
+    agent: Callable[[dict[str, bytes]], ImageTree]
 
 
 @dataclass
@@ -127,11 +127,11 @@ class _Kernel(NamedTuple):
     vmlinux: bytes
     release: str
     at_boot: list[str]
-    modules: Tree
+    modules: ImageTree
 
 
 def _no_kernel() -> _Kernel:
-    return _Kernel(b"", "", [], Tree())
+    return _Kernel(b"", "", [], ImageTree())
 
 
 def _kernel(name: str, folder: str) -> _Kernel:
@@ -175,7 +175,7 @@ class _Userland:
         self._cache, self._found, self._folders = cache, found, folders
         self._version, self._is_small = version, base == "busybox"
 
-    def small(self, merged: str) -> Tree:
+    def small(self, merged: str) -> ImageTree:
         tree = self._common()
         tree.update(userland.libraries(merged, small=self._is_small))
         tree.update(userland.python(merged, self._version, small=self._is_small))
@@ -183,7 +183,7 @@ class _Userland:
             tree.update(userland.bash(merged))
         return tree
 
-    def whole(self, merged: str) -> Tree:
+    def whole(self, merged: str) -> ImageTree:
         tree = self._common()
         tree.update(userland.whole_libraries(merged))
         tree.update(userland.whole_python(merged, self._version))
@@ -191,11 +191,11 @@ class _Userland:
         tree.update(userland.certificates(merged))
         return tree
 
-    def agent(self, sources: dict[str, bytes]) -> Tree:
+    def agent(self, sources: dict[str, bytes]) -> ImageTree:
         with self._merged() as merged:
             return userland.agent(merged, self._version, sources)
 
-    def cached(self, name: str, make: Callable[[str], Tree], say: Say) -> Tree:
+    def cached(self, name: str, make: Callable[[str], ImageTree], say: Say) -> ImageTree:
         path = os.path.join(self._cache, f"{name}-{recipe()[:16]}.cpio")
         try:
             with open(path, "rb") as file:
@@ -209,7 +209,7 @@ class _Userland:
         os.rename(out.name, path)
         return tree
 
-    def _common(self) -> Tree:
+    def _common(self) -> ImageTree:
         tree = etc.tree("agentd guest (of Debian packages)")
         busybox = self._folders[_BUSYBOX]
         with packages.reading([self._found[_BUSYBOX]], busybox):

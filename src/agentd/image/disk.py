@@ -12,7 +12,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 
-from agentd.image.tree import Entry, Tree
+from agentd.image.tree import ImageTree, TreeEntry
 
 _SECONDS = 300
 _PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
@@ -24,7 +24,7 @@ _MEGABYTE = 1 << 20
 _ROOM = 32 * _MEGABYTE  # free space for a guest that writes to its ext4 root
 
 
-def ext4(tree: Tree, path: str) -> str:
+def ext4(tree: ImageTree, path: str) -> str:
     """Write the image; returns why not, or "" when it is there."""
     archive = tar(tree)
     # Blocks are rounded up, a file each; inode tables and the like come on top.
@@ -46,7 +46,7 @@ def ext4(tree: Tree, path: str) -> str:
     return ""
 
 
-def _filled(empty: list[str], size: int, tree: Tree, path: str) -> str:
+def _filled(empty: list[str], size: int, tree: ImageTree, path: str) -> str:
     """Write the image by debugfs; returns why not, or ""."""
     if shutil.which(empty[0], path=_PATH) is None or shutil.which("debugfs", path=_PATH) is None:
         return _ABSENT
@@ -68,7 +68,7 @@ def _filled(empty: list[str], size: int, tree: Tree, path: str) -> str:
     return ""
 
 
-def _commands(tree: Tree, folder: str) -> Iterator[str]:
+def _commands(tree: ImageTree, folder: str) -> Iterator[str]:
     """debugfs's, in the tree's order, so that the same tree gives the same image. It takes the
     mode of a new file from its source, and everything is root's."""
     for number, (path, entry) in enumerate(tree.items()):
@@ -100,7 +100,7 @@ def _quoted(word: str) -> str:
     return '"' + word.replace('"', '""') + '"'
 
 
-def erofs(tree: Tree, path: str) -> str:
+def erofs(tree: ImageTree, path: str) -> str:
     """Write the image; returns why not, or "" when it is there."""
     if not _takes_tar():
         return f"no {os.path.basename(path)}: mkfs.erofs takes no tar archive here: it is too old"
@@ -117,7 +117,7 @@ def _takes_tar() -> bool:
     return "--tar" in said or "sage:" not in said
 
 
-def tar(tree: Tree) -> bytes:
+def tar(tree: ImageTree) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as archive:
         for path, entry in tree.items():
@@ -125,7 +125,7 @@ def tar(tree: Tree) -> bytes:
     return buffer.getvalue()
 
 
-def _member(path: str, entry: Entry) -> tuple[tarfile.TarInfo, io.BytesIO]:
+def _member(path: str, entry: TreeEntry) -> tuple[tarfile.TarInfo, io.BytesIO]:
     info = tarfile.TarInfo(f".{path}")
     kinds = {0o040000: tarfile.DIRTYPE, 0o120000: tarfile.SYMTYPE, 0o020000: tarfile.CHRTYPE}
     info.type = kinds.get(entry.mode & 0o170000, tarfile.REGTYPE)

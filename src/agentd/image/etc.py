@@ -1,6 +1,6 @@
 """The guest's own few files and folders: users, names, places to write."""
 
-from agentd.image.tree import Tree
+from agentd.image.tree import ImageTree
 
 SANDBOX_UID = 1000
 _USERS = """\
@@ -45,9 +45,9 @@ _FOLDERS = {
 _MERGED = ("bin", "lib", "lib64", "sbin")
 
 
-def tree(pretty_name: str) -> Tree:
+def tree(pretty_name: str) -> ImageTree:
     """Everything in / that comes from no package."""
-    made = Tree()
+    made = ImageTree()
     for name in _MERGED:
         made.folder(f"/usr/{name}")
         made.link(f"/{name}", f"usr/{name}")

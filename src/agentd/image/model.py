@@ -41,7 +41,7 @@ class File(msgspec.Struct, frozen=True):
     size: int
 
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ImageManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``manifest.json``. The image's digest is that of the files' names and digests.
 
     ``packages`` maps names to versions; ``own`` are the files that the user gave; ``notes`` say

@@ -5,7 +5,7 @@ import re
 import struct
 from collections.abc import Iterable
 
-from agentd.image.tree import Tree
+from agentd.image.tree import ImageTree
 from agentd.image.unpack import Damaged, Unknown, unpacked
 from agentd.model.errors import Unavailable
 
@@ -49,9 +49,9 @@ class Modules:
         known = self._paths.keys() | self._built_in
         return [name for name in names if _plain(name) not in known]
 
-    def tree(self, release: str, names: tuple[str, ...], required: tuple[str, ...]) -> Tree:
+    def tree(self, release: str, names: tuple[str, ...], required: tuple[str, ...]) -> ImageTree:
         """The modules, decompressed, beneath /usr/lib/modules. Raises Unavailable."""
-        tree, chosen = Tree(), dict[str, bytes]()
+        tree, chosen = ImageTree(), dict[str, bytes]()
         for name in self.missing(required):
             raise Unavailable(f"the kernel {release} has no module {name}")
         for name in names:

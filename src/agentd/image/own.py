@@ -19,7 +19,7 @@ _INITRAMFS = "an initramfs: a newc cpio archive, compressed or not"
 
 
 @dataclass(frozen=True)
-class Own:
+class OwnFiles:
     """Paths. The files are copied into the image, so that later changes do not matter."""
 
     kernel: str | None = None

@@ -29,7 +29,7 @@ from agentd.image.model import (
     File,
     Image,
     ImageError,
-    Manifest,
+    ImageManifest,
     NotFound,
 )
 from agentd.model import typed
@@ -78,7 +78,7 @@ class Store:
             notes=manifest.notes,
         )
 
-    def manifest(self, name: str) -> tuple[str, Manifest]:
+    def manifest(self, name: str) -> tuple[str, ImageManifest]:
         """The folder it leads to, and the manifest there; the files are not looked at.
 
         Raises NotFound, Corrupt, ImageError, InvalidInput.
@@ -94,7 +94,7 @@ class Store:
         except OSError as error:
             raise ImageError(f"cannot read the image {name!r}", cause=str(error)) from error
         try:
-            manifest = typed.decoder(Manifest).decode(data)
+            manifest = typed.decoder(ImageManifest).decode(data)
         except msgspec.DecodeError as error:
             raise _corrupt(name, f"its manifest is unreadable: {error}") from error
         if manifest.format != FORMAT or manifest.digest != total(manifest.files):
@@ -160,7 +160,7 @@ class Store:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def publish(self, name: str, folder: str, manifest: Manifest) -> None:
+    def publish(self, name: str, folder: str, manifest: ImageManifest) -> None:
         """Make the temporary folder the image of that name. Under the lock."""
         for file in manifest.files:
             os.chmod(os.path.join(folder, file), 0o644)
@@ -215,7 +215,7 @@ class Store:
             remediation="set XDG_CACHE_HOME to a folder that you can write to",
         )
 
-    def _verify(self, name: str, folder: str, manifest: Manifest, full: bool) -> None:
+    def _verify(self, name: str, folder: str, manifest: ImageManifest, full: bool) -> None:
         stamps = _read_stamps(folder)
         known = dict(stamps)
         for file, wanted in manifest.files.items():
@@ -310,7 +310,7 @@ def _write(path: str, data: bytes) -> None:
         raise
 
 
-def _pretty(manifest: Manifest) -> bytes:
+def _pretty(manifest: ImageManifest) -> bytes:
     return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
 
 

@@ -9,7 +9,7 @@ FILE, FOLDER, LINK = stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TreeEntry:
     """``mode`` as in stat(2). ``data`` is a file's content or a link's target."""
 
     mode: int
@@ -19,36 +19,36 @@ class Entry:
     device: tuple[int, int] = (0, 0)
 
 
-class Tree:
+class ImageTree:
     """Paths are absolute and normal; parents are made as needed, and belong to root."""
 
     def __init__(self) -> None:
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, TreeEntry] = {}
 
     def __contains__(self, path: str) -> bool:
         return path in self._entries
 
-    def __getitem__(self, path: str) -> Entry:
+    def __getitem__(self, path: str) -> TreeEntry:
         return self._entries[path]
 
-    def items(self) -> Iterator[tuple[str, Entry]]:
+    def items(self) -> Iterator[tuple[str, TreeEntry]]:
         """Sorted, so that a folder comes before what it holds."""
         for path in sorted(self._entries):
             yield path, self._entries[path]
 
     def folder(self, path: str, mode: int = 0o755, uid: int = 0, gid: int = 0) -> None:
-        self._put(path, Entry(FOLDER | mode, uid=uid, gid=gid))
+        self._put(path, TreeEntry(FOLDER | mode, uid=uid, gid=gid))
 
     def file(self, path: str, data: bytes, mode: int = 0o644) -> None:
-        self._put(path, Entry(FILE | mode, data))
+        self._put(path, TreeEntry(FILE | mode, data))
 
     def link(self, path: str, target: str) -> None:
-        self._put(path, Entry(LINK | 0o777, os.fsencode(target)))
+        self._put(path, TreeEntry(LINK | 0o777, os.fsencode(target)))
 
     def device(self, path: str, major: int, minor: int, mode: int) -> None:
-        self._put(path, Entry(stat.S_IFCHR | mode, device=(major, minor)))
+        self._put(path, TreeEntry(stat.S_IFCHR | mode, device=(major, minor)))
 
-    def update(self, other: "Tree") -> None:
+    def update(self, other: "ImageTree") -> None:
         for path, entry in other.items():
             self._put(path, entry)
 
@@ -74,7 +74,7 @@ class Tree:
         else:
             self.copy(source, f"{path}/{inner}")
 
-    def _put(self, path: str, entry: Entry) -> None:
+    def _put(self, path: str, entry: TreeEntry) -> None:
         parent = os.path.dirname(path)
         if parent != "/" and parent not in self._entries:
             self.folder(parent)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from fnmatch import fnmatch
 
 from agentd.image.compiler import Python
-from agentd.image.tree import Tree
+from agentd.image.tree import ImageTree
 from agentd.model.errors import Unavailable
 
 AGENT = "/usr/lib/agentd"
@@ -55,9 +55,9 @@ _MORE_LIBRARIES = (
 )
 
 
-def busybox(tree: str) -> Tree:
+def busybox(tree: str) -> ImageTree:
     """The program, and a link for each of its applets. Raises Unavailable."""
-    made, program = Tree(), os.path.join(tree, "usr/bin/busybox")
+    made, program = ImageTree(), os.path.join(tree, "usr/bin/busybox")
     made.copy(program, "/usr/bin/busybox")
     try:
         listing = subprocess.run(
@@ -77,9 +77,9 @@ def busybox(tree: str) -> Tree:
     return made
 
 
-def python(tree: str, version: str, *, small: bool) -> Tree:
+def python(tree: str, version: str, *, small: bool) -> ImageTree:
     """Without sources: half the size, and quicker to import."""
-    made = Tree()
+    made = ImageTree()
     _program(made, tree, version)
     folder = os.path.join(tree, f"usr/lib/python{version}")
     top = f"/usr/lib/python{version}"
@@ -96,9 +96,9 @@ def python(tree: str, version: str, *, small: bool) -> Tree:
     return made
 
 
-def whole_python(tree: str, version: str) -> Tree:
+def whole_python(tree: str, version: str) -> ImageTree:
     """With sources, and byte code beside them."""
-    made = Tree()
+    made = ImageTree()
     _program(made, tree, version)
     folder, top = os.path.join(tree, f"usr/lib/python{version}"), f"/usr/lib/python{version}"
     made.copy(folder, top, lambda inner: "__pycache__" not in inner)
@@ -111,9 +111,9 @@ def whole_python(tree: str, version: str) -> Tree:
     return made
 
 
-def libraries(tree: str, *, small: bool) -> Tree:
+def libraries(tree: str, *, small: bool) -> ImageTree:
     """The loader and the shared libraries of the programs and modules chosen above."""
-    made = Tree()
+    made = ImageTree()
     patterns = _LIBRARIES if small else _LIBRARIES + _MORE_LIBRARIES
     for name in sorted(os.listdir(os.path.join(tree, LIBRARIES))):
         if any(fnmatch(name, pattern) for pattern in patterns):
@@ -122,30 +122,30 @@ def libraries(tree: str, *, small: bool) -> Tree:
     return made
 
 
-def whole_libraries(tree: str) -> Tree:
-    made = Tree()
+def whole_libraries(tree: str) -> ImageTree:
+    made = ImageTree()
     made.copy(os.path.join(tree, LIBRARIES), f"/{LIBRARIES}")
     _loader(made)
     return made
 
 
-def bash(tree: str) -> Tree:
-    made = Tree()
+def bash(tree: str) -> ImageTree:
+    made = ImageTree()
     made.copy(os.path.join(tree, "usr/bin/bash"), "/usr/bin/bash")
     return made
 
 
-def agent(tree: str, version: str, sources: dict[str, bytes]) -> Tree:
+def agent(tree: str, version: str, sources: dict[str, bytes]) -> ImageTree:
     """The agent's byte code. ``sources`` are as ``agentd.guest.bundle.sources`` gives them."""
     files = {f"{AGENT}/{name}": sources[name] for name in sources if name != "__main__.py"}
     files[f"{AGENT}/start.py"] = _START.encode()
-    made = Tree()
+    made = ImageTree()
     for path, data in Python(tree, version).compile(files, optimize=2).items():
         made.file(path + "c", data)
     return made
 
 
-def init(python_version: str, release: str, modules: list[str]) -> Tree:
+def init(python_version: str, release: str, modules: list[str]) -> ImageTree:
     with open(os.path.join(os.path.dirname(__file__), "init.sh"), encoding="utf-8") as file:
         text = file.read()
     for name, value in {
@@ -155,19 +155,19 @@ def init(python_version: str, release: str, modules: list[str]) -> Tree:
         "@AGENT@": AGENT,
     }.items():
         text = text.replace(name, value)
-    made = Tree()
+    made = ImageTree()
     made.file("/init", text.encode(), 0o755)
     made.link("/usr/sbin/init", "../../init")
     return made
 
 
-def _program(made: Tree, tree: str, version: str) -> None:
+def _program(made: ImageTree, tree: str, version: str) -> None:
     made.copy(os.path.join(tree, f"usr/bin/python{version}"), f"/usr/bin/python{version}")
     made.link("/usr/bin/python3", f"python{version}")
     made.link("/usr/bin/python", "python3")
 
 
-def _loader(made: Tree) -> None:
+def _loader(made: ImageTree) -> None:
     made.link("/usr/lib64/ld-linux-x86-64.so.2", f"/{LIBRARIES}/ld-linux-x86-64.so.2")
 
 
@@ -198,9 +198,9 @@ def _kept(inner: str, small: bool) -> bool:
     return not (_PRUNED.fullmatch(inner) or (small and _SMALL_PRUNED.fullmatch(inner)))
 
 
-def certificates(tree: str) -> Tree:
+def certificates(tree: str) -> ImageTree:
     """One file of all certificates, as update-ca-certificates(8) would write it."""
-    made, found = Tree(), []
+    made, found = ImageTree(), []
     top = os.path.join(tree, "usr/share/ca-certificates")
     for parent, _, names in os.walk(top):
         found += [os.path.join(parent, name) for name in names if name.endswith(".crt")]

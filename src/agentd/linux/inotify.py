@@ -28,7 +28,7 @@ _HEADER = struct.Struct("iIII")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class Event(NamedTuple):
+class InotifyEvent(NamedTuple):
     wd: int  # -1 of an overflow
     mask: int
     name: str  # of the entry, in the directory watched; "" of the watched one itself
@@ -50,7 +50,7 @@ class Inotify:
     def remove(self, wd: int) -> None:
         _checked(_libc.inotify_rm_watch(self._fd, wd))
 
-    def read(self) -> list[Event]:
+    def read(self) -> list[InotifyEvent]:
         """What has happened, at most READ_SIZE bytes of it; [] when nothing has."""
         try:
             data = os.read(self._fd, READ_SIZE)
@@ -62,14 +62,16 @@ class Inotify:
         os.close(self._fd)
 
 
-def parse(data: bytes) -> list[Event]:
+def parse(data: bytes) -> list[InotifyEvent]:
     """``struct inotify_event``: wd, mask, cookie, length, and a name padded with NULs."""
     events = []
     start = 0
     while start < len(data):
         wd, mask, _, length = _HEADER.unpack_from(data, start)
         start += _HEADER.size
-        events.append(Event(wd, mask, os.fsdecode(data[start : start + length].rstrip(b"\0"))))
+        events.append(
+            InotifyEvent(wd, mask, os.fsdecode(data[start : start + length].rstrip(b"\0")))
+        )
         start += length
     return events
 

@@ -56,7 +56,7 @@ Ioctl = Callable[..., Any]
 
 
 @dataclass(frozen=True)
-class Report:
+class KvmReport:
     """``what`` stands in the way and ``fix`` mends it, both empty when usable."""
 
     usable: bool
@@ -65,16 +65,16 @@ class Report:
     detail: str = ""  # what was tried and came out
 
 
-def probe(path: str = DEVICE, seconds: float = _SECONDS) -> Report:
+def probe(path: str = DEVICE, seconds: float = _SECONDS) -> KvmReport:
     """Run a guest of a few instructions; takes 0.1 s, ``seconds`` where KVM hangs."""
     if not os.path.exists(path):
-        return Report(False, f"{path} does not exist", _absent_fix())
+        return KvmReport(False, f"{path} does not exist", _absent_fix())
     if not os.access(path, os.R_OK | os.W_OK):
-        return Report(False, f"uid {os.geteuid()} may not open {path}", _group_fix(path))
+        return KvmReport(False, f"uid {os.geteuid()} may not open {path}", _group_fix(path))
     return in_child(lambda: attempt(path), seconds)
 
 
-def attempt(path: str, ioctl: Ioctl = fcntl.ioctl, machine: str = abi.MACHINE) -> Report:
+def attempt(path: str, ioctl: Ioctl = fcntl.ioctl, machine: str = abi.MACHINE) -> KvmReport:
     """In this process, which it may hang."""
     step = f"open {path}"
     opened: list[int] = []
@@ -90,11 +90,13 @@ def attempt(path: str, ioctl: Ioctl = fcntl.ioctl, machine: str = abi.MACHINE) -
         version = do("ask for the API version", kvm, _GET_API_VERSION, 0)
         if version != _API_VERSION:
             what = f"{path} speaks API version {version}, not {_API_VERSION}"
-            return Report(False, what, "boot Linux 5.10 or newer")
+            return KvmReport(False, what, "boot Linux 5.10 or newer")
         opened.append(do("create a VM", kvm, _CREATE_VM, 0))
         if machine != "x86_64":
             opened.append(do("create a vCPU", opened[-1], _CREATE_VCPU, 0))
-            return Report(True, detail=f"a VM and a vCPU can be made; {machine} code was not run")
+            return KvmReport(
+                True, detail=f"a VM and a vCPU can be made; {machine} code was not run"
+            )
         return _run(do, kvm, opened)
     except OSError as error:
         return _refused(path, step, error)
@@ -103,7 +105,7 @@ def attempt(path: str, ioctl: Ioctl = fcntl.ioctl, machine: str = abi.MACHINE) -
             os.close(fd)
 
 
-def _run(do: Ioctl, kvm: int, opened: list[int]) -> Report:
+def _run(do: Ioctl, kvm: int, opened: list[int]) -> KvmReport:
     """Long mode, as a kernel has it, and the steps of ``kvm_guest`` one after the other."""
     vm = opened[-1]
     size = do("ask for the size of a vCPU's page", kvm, _GET_VCPU_MMAP_SIZE, 0)
@@ -132,7 +134,7 @@ def _address(memory: mmap.mmap) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
-def _follow(do: Ioctl, vcpu: int, page: mmap.mmap) -> Report:
+def _follow(do: Ioctl, vcpu: int, page: mmap.mmap) -> KvmReport:
     for number, name in kvm_guest.MARKS:
         do(f"run a guest that {name}", vcpu, _RUN, 0)
         (reason,) = struct.unpack_from("=I", page, _EXIT_REASON)
@@ -142,10 +144,10 @@ def _follow(do: Ioctl, vcpu: int, page: mmap.mmap) -> Report:
     (reason,) = struct.unpack_from("=I", page, _EXIT_REASON)
     if reason != _EXIT_HLT:
         return _stopped("halts", reason, page)
-    return Report(True, detail="ran a guest in long mode until it halted")
+    return KvmReport(True, detail="ran a guest in long mode until it halted")
 
 
-def _stopped(name: str, reason: int, page: mmap.mmap) -> Report:
+def _stopped(name: str, reason: int, page: mmap.mmap) -> KvmReport:
     words = {
         _EXIT_IO: "another answer than the one expected",
         _EXIT_HLT: "it halted",
@@ -154,7 +156,7 @@ def _stopped(name: str, reason: int, page: mmap.mmap) -> Report:
         f"{struct.unpack_from('=Q', page, _EXIT)[0]:#x}",
         _EXIT_INTERNAL: _internal(page),
     }.get(reason, "no known meaning")
-    return Report(
+    return KvmReport(
         False,
         f"KVM cannot run a guest that {name}: exit reason {reason}, {words}",
         f"this KVM runs no ordinary kernel: {_NESTED}",
@@ -171,7 +173,7 @@ def _internal(page: mmap.mmap) -> str:
     return f"KVM emulates instead of running, and does not know the code {code.hex(' ')}"
 
 
-def _refused(path: str, step: str, error: OSError) -> Report:
+def _refused(path: str, step: str, error: OSError) -> KvmReport:
     name = os.strerror(error.errno or 0).lower()
     fixes = {
         errno.EBUSY: "end the other hypervisor that holds the CPU's virtualisation, or reboot",
@@ -180,7 +182,7 @@ def _refused(path: str, step: str, error: OSError) -> Report:
         errno.ENOTTY: f"{path} is not KVM's device: modprobe kvm",
         errno.ENODEV: _absent_fix(),
     }
-    return Report(False, f"KVM failed to {step}: {name}", fixes.get(error.errno or 0, _NESTED))
+    return KvmReport(False, f"KVM failed to {step}: {name}", fixes.get(error.errno or 0, _NESTED))
 
 
 def _absent_fix() -> str:
@@ -203,7 +205,7 @@ def _group_fix(path: str) -> str:
 # --- the child ---
 
 
-def in_child(work: Callable[[], Report], seconds: float) -> Report:
+def in_child(work: Callable[[], KvmReport], seconds: float) -> KvmReport:
     """``work()`` in a forked child, which is killed after ``seconds``."""
     read_end, write_end = os.pipe()
     with warnings.catch_warnings():
@@ -219,12 +221,12 @@ def in_child(work: Callable[[], Report], seconds: float) -> Report:
         os.close(read_end)
         _end(pid)
     if data:
-        return Report(**json.loads(data))
+        return KvmReport(**json.loads(data))
     what = f"KVM ran a guest for {seconds:g} s without an end" if data is None else "the probe died"
-    return Report(False, what, f"this KVM runs no ordinary kernel: {_NESTED}")
+    return KvmReport(False, what, f"this KVM runs no ordinary kernel: {_NESTED}")
 
 
-def _work(work: Callable[[], Report], write_end: int) -> None:
+def _work(work: Callable[[], KvmReport], write_end: int) -> None:
     try:
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         os.write(write_end, json.dumps(asdict(work())).encode()[:_MAX_ANSWER])
@@ -234,8 +236,8 @@ def _work(work: Callable[[], Report], write_end: int) -> None:
         os._exit(0)
 
 
-def _broken(error: Exception) -> Report:
-    return Report(False, f"the probe failed: {error}"[:1000], "report this as a fault of agentd")
+def _broken(error: Exception) -> KvmReport:
+    return KvmReport(False, f"the probe failed: {error}"[:1000], "report this as a fault of agentd")
 
 
 def _answer(fd: int, seconds: float) -> bytes | None:

@@ -15,7 +15,7 @@ class StateFile(msgspec.Struct, frozen=True):
     digest: str
 
 
-class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SnapshotManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``fidelity`` is what was kept: "memory" is processes and files, "files" is files alone."""
 
     format: int = FORMAT

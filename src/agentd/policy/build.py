@@ -13,11 +13,11 @@ import msgspec
 from agentd.model import typed
 from agentd.model.errors import InvalidInput
 from agentd.policy import lint
-from agentd.policy.errors import BundleError, Problem
+from agentd.policy.errors import BundleError, BundleProblem
 from agentd.policy.frames import Build, Compiled
-from agentd.policy.process import Process, WorkerLost, WorkerSlow
+from agentd.policy.process import WorkerLost, WorkerProcess, WorkerSlow
 from agentd.policy.reads import Reads
-from agentd.policy.source import Source
+from agentd.policy.source import BundleSource
 
 # The decision, and the sets of texts that explain it.
 ENTRYPOINTS = ("agentd/decision", "agentd/deny", "agentd/approve", "agentd/grant")
@@ -45,7 +45,7 @@ class Cache:
         if self._own:
             self._own.cleanup()
 
-    def get(self, source: Source) -> Built | None:
+    def get(self, source: BundleSource) -> Built | None:
         path = self._path(source)
         try:
             if not (_is_ours(path) and _is_ours(f"{path}.json")):
@@ -55,7 +55,7 @@ class Cache:
         except (OSError, msgspec.MsgspecError):
             return None
 
-    def put(self, source: Source) -> Built:
+    def put(self, source: BundleSource) -> Built:
         """Compiles it, in a process of its own. Raises BundleError, AgentdError."""
         path = self._path(source)
         with tempfile.TemporaryDirectory(dir=self._folder) as folder:
@@ -67,15 +67,15 @@ class Cache:
             os.replace(new, path)
         return Built(source.digest, path, done.reads)
 
-    def _path(self, source: Source) -> str:
+    def _path(self, source: BundleSource) -> str:
         name = source.digest.removeprefix("sha256:")
         return os.path.join(self._folder, f"{name}-{_FORMAT}-{_engine()}")
 
 
 @contextlib.contextmanager
-def worker() -> Iterator[Process]:
+def worker() -> Iterator[WorkerProcess]:
     """One that nobody else has, until the end of the block."""
-    process = Process()
+    process = WorkerProcess()
     try:
         yield process
     finally:
@@ -83,7 +83,7 @@ def worker() -> Iterator[Process]:
 
 
 def compiled(
-    source: Source,
+    source: BundleSource,
     path: str,
     more: Mapping[str, str] | None = None,
     entrypoints: Sequence[str] = ENTRYPOINTS,
@@ -103,7 +103,7 @@ def compiled(
         except WorkerSlow:
             raise  # the bundle may be all right
         except WorkerLost as error:
-            ended = Problem("", 0, f"the engine's compiler broke off: {error.cause}")
+            ended = BundleProblem("", 0, f"the engine's compiler broke off: {error.cause}")
             raise BundleError(source.where, [ended]) from error
         done = typed.decoder(Compiled).decode(answer)
         problems = done.problems + lint.builtins(done.builtins)

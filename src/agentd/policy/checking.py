@@ -14,14 +14,14 @@ from agentd.model.decision import Asked
 from agentd.policy import build, lint, source
 from agentd.policy.build import Built
 from agentd.policy.engine import PolicyEngine
-from agentd.policy.errors import BundleError, Problem
+from agentd.policy.errors import BundleError, BundleProblem
 from agentd.policy.example import example
-from agentd.policy.source import MANIFEST, Source
+from agentd.policy.source import MANIFEST, BundleSource
 
 _DECISION = re.compile(r"^(default\s+)?decision\b", re.MULTILINE)
 
 
-def check(where: str) -> list[Problem]:
+def check(where: str) -> list[BundleProblem]:
     """All problems of the bundle at a path, or of the shipped one of that name; [] if none."""
     try:
         found = source.read(where)
@@ -31,28 +31,30 @@ def check(where: str) -> list[Problem]:
         return error.problems
 
 
-def _decides(found: Source) -> list[Problem]:
+def _decides(found: BundleSource) -> list[BundleProblem]:
     own = [text for text in found.modules.values() if lint.package(text) == "agentd"]
     if any(_DECISION.search(text) for text in own):
         return []
-    return [Problem("", 0, "no module of the package agentd has a rule named decision")]
+    return [BundleProblem("", 0, "no module of the package agentd has a rule named decision")]
 
 
-def _unused(found: Source) -> list[Problem]:
+def _unused(found: BundleSource) -> list[BundleProblem]:
     problems = []
     for name, text in found.modules.items():
         package = lint.package(text)
         others = [t for n, t in found.modules.items() if n != name]
         if package != "agentd" and not any(package in t for t in others):
-            problems.append(Problem(MANIFEST, 0, f"{name} is unused: nothing names {package}"))
+            problems.append(
+                BundleProblem(MANIFEST, 0, f"{name} is unused: nothing names {package}")
+            )
     for key in msgspec.json.decode(found.data, type=dict[str, object]):
         uses = re.compile(rf"\bdata(\.{re.escape(key)}\b|\[)")
         if not any(uses.search(text) for text in found.modules.values()):
-            problems.append(Problem(MANIFEST, 0, f"data.{key} is unused"))
+            problems.append(BundleProblem(MANIFEST, 0, f"data.{key} is unused"))
     return problems
 
 
-def _compiles(found: Source) -> list[Problem]:
+def _compiles(found: BundleSource) -> list[BundleProblem]:
     with tempfile.TemporaryDirectory(prefix="agentd-policy-") as folder:
         path = os.path.join(folder, "policy")
         done = build.compiled(found, path)
@@ -63,7 +65,7 @@ def _compiles(found: Source) -> list[Problem]:
         finally:
             engine.close()
     return [
-        Problem("", 0, f"a call of {asked.capability['name']} is undecided: {why}")
+        BundleProblem("", 0, f"a call of {asked.capability['name']} is undecided: {why}")
         for why, asked in reasons.items()
         if why
     ]

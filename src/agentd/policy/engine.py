@@ -10,7 +10,7 @@ from agentd.model.errors import AgentdError
 from agentd.policy import answer
 from agentd.policy.build import Built
 from agentd.policy.frames import Load, Query
-from agentd.policy.process import NoAnswer, Pool, Process
+from agentd.policy.process import NoAnswer, WorkerPool, WorkerProcess
 from agentd.policy.reads import pruned
 
 MAX_ASKED = 1 << 20  # bytes of JSON, of what the policy reads
@@ -68,7 +68,7 @@ class PolicyEngine:
         self._now = _InForce(built)
         self._seconds = seconds
         self._remember = remember
-        self._pool = Pool(workers or min(2, os.cpu_count() or 1))
+        self._pool = WorkerPool(workers or min(2, os.cpu_count() or 1))
 
     @property
     def digest(self) -> str:
@@ -129,7 +129,7 @@ class PolicyEngine:
                 self._load(process, built)
             return process.ask(operation, body, self._seconds).decode()
 
-    def _load(self, process: Process, built: Built) -> None:
+    def _load(self, process: WorkerProcess, built: Built) -> None:
         load = Load(built.path, self._seconds)
         process.work(b"l", msgspec.json.encode(load), "loading the compiled policy")
         process.loaded = built.path

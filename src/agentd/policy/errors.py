@@ -5,7 +5,7 @@ import msgspec
 from agentd.model.errors import InvalidInput
 
 
-class Problem(msgspec.Struct, frozen=True):
+class BundleProblem(msgspec.Struct, frozen=True):
     """``line`` is 0 where it is about no line of the file; ``file`` "" where about no file."""
 
     file: str
@@ -22,7 +22,7 @@ class BundleError(InvalidInput):
 
     code = "policy_bundle"
 
-    def __init__(self, where: str, problems: list[Problem], *, remediation: str = "") -> None:
+    def __init__(self, where: str, problems: list[BundleProblem], *, remediation: str = "") -> None:
         super().__init__(
             f"the policy bundle {where} cannot be used",
             cause="; ".join(map(str, problems)),

@@ -2,7 +2,7 @@
 
 A body is an operation of one byte ("b" build, "l" load, "d" decide, "q" query, "v" version) and
 JSON; an answer is "+" and what it is, "-" and why there is none, or "!" and what is missing for an
-engine (``Missing``).
+engine (``EngineMissing``).
 """
 
 import socket
@@ -10,7 +10,7 @@ import struct
 
 import msgspec
 
-from agentd.policy.errors import Problem
+from agentd.policy.errors import BundleProblem
 from agentd.policy.reads import Reads
 
 MAX_FRAME = 16 << 20
@@ -27,7 +27,7 @@ class Build(msgspec.Struct):
 class Compiled(msgspec.Struct):
     builtins: list[str]
     reads: Reads
-    problems: list[Problem] = []
+    problems: list[BundleProblem] = []
 
 
 class Load(msgspec.Struct):
@@ -35,14 +35,14 @@ class Load(msgspec.Struct):
     seconds: float  # that an answer may take
 
 
-class Missing(msgspec.Struct, frozen=True):
+class EngineMissing(msgspec.Struct, frozen=True):
     """Why the engine cannot be loaded; ``fix`` is what to type."""
 
     what: str
     fix: str
 
 
-class Engine(msgspec.Struct, frozen=True):
+class EngineInfo(msgspec.Struct, frozen=True):
     version: str
     stand_in: bool  # libatomic is missing, and another library stands in its place
 

@@ -17,7 +17,7 @@ from agentd.model.decision import Asked
 from agentd.model.errors import InvalidInput, OperationFailed
 from agentd.model.isolation import IsolationLevel
 from agentd.policy.cases import tests
-from agentd.policy.source import MANIFEST, Manifest, read, shipped
+from agentd.policy.source import MANIFEST, BundleManifest, read, shipped
 
 MAX_SHAPES = 500
 _ORIGIN = re.compile(r"(https?://[a-z0-9.-]+(?::[0-9]{1,5})?)(?:[/?][!-~]*)?")
@@ -115,7 +115,7 @@ def _policy(seen: Sequence[Asked], learned: dict[str, list[Shape]]) -> dict[str,
 
 def _write(out: str, data: object, cases: str) -> Path:
     folder = Path(out)
-    manifest = Manifest(
+    manifest = BundleManifest(
         name=folder.name or "learned",
         description="what was seen",
         modules=tuple(f"agentd:{name}" for name in _COMMON),

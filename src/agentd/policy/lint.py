@@ -2,7 +2,7 @@
 
 import re
 
-from agentd.policy.errors import Problem
+from agentd.policy.errors import BundleProblem
 
 # Functions of nothing but their arguments: the same question has the same answer, and nothing is
 # learnt or told outside of it. The engine has others: opa.runtime shows the environment.
@@ -29,7 +29,7 @@ _WHOLE_INPUT = re.compile(r"\bwith\s+input\s+as\b")
 _ESCAPE = re.compile(r"(?<!\\)(?:\\\\)*\\(?:u[0-9a-fA-F]{4}|/)")
 
 
-def modules(texts: dict[str, str]) -> list[Problem]:
+def modules(texts: dict[str, str]) -> list[BundleProblem]:
     return [problem for name, text in texts.items() for problem in _module(name, text)]
 
 
@@ -40,31 +40,35 @@ def package(text: str) -> str:
     return found[1] if found else ""
 
 
-def builtins(names: list[str]) -> list[Problem]:
+def builtins(names: list[str]) -> list[BundleProblem]:
     return [
-        Problem("", 0, f"{name} is not available to policies: it reaches beyond its arguments")
+        BundleProblem(
+            "", 0, f"{name} is not available to policies: it reaches beyond its arguments"
+        )
         for name in sorted(names)
         if not PURE.fullmatch(name)
     ]
 
 
-def _module(name: str, text: str) -> list[Problem]:
+def _module(name: str, text: str) -> list[BundleProblem]:
     found = []
     own = package(text)
     if own != "agentd" and not own.startswith("agentd."):
-        found.append(Problem(name, 1, "its package must be agentd, or begin with agentd."))
+        found.append(BundleProblem(name, 1, "its package must be agentd, or begin with agentd."))
     for number, line in enumerate(text.splitlines(), 1):
         code = line.split("#")[0] if '"' not in line and "`" not in line else line
         if _SHADOW.search(code):
-            found.append(Problem(name, number, "input and data cannot be other things"))
+            found.append(BundleProblem(name, number, "input and data cannot be other things"))
         if _WHOLE_INPUT.search(code):
             found.append(
-                Problem(
+                BundleProblem(
                     name, number, "the engine replaces members alone: with input.sandbox as ..."
                 )
             )
         if _ESCAPE.search(code):
             found.append(
-                Problem(name, number, "write the character itself: escapes of it are other texts")
+                BundleProblem(
+                    name, number, "write the character itself: escapes of it are other texts"
+                )
             )
     return found

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from agentd.model import typed
 from agentd.model.errors import AgentdError, Full, Refused, Unavailable
 from agentd.policy import patience
-from agentd.policy.frames import Engine, Missing, packed, receive, send
+from agentd.policy.frames import EngineInfo, EngineMissing, packed, receive, send
 from agentd.policy.patience import Patience
 
 _CODE = "import sys; sys.path[:] = {path!r}; from agentd.policy.start import main; main()"
@@ -50,7 +50,7 @@ class NoAnswer(Refused):
     code = "policy_no_answer"
 
 
-class Process:
+class WorkerProcess:
     """One worker. For one thread at a time. Raises AgentdError where it cannot be started."""
 
     def __init__(self) -> None:
@@ -115,9 +115,11 @@ class Process:
             raise WorkerLost("the policy worker broke off", cause=str(error)) from error
         return self._answer(frame, f"it computed for more than {patience.CPU_SECONDS:g} s")
 
-    def engine(self) -> Engine:
+    def engine(self) -> EngineInfo:
         """What it decides with. Raises WorkerLost, NoEngine."""
-        return typed.decoder(Engine).decode(self.work(b"v", b"", "the start of the policy engine"))
+        return typed.decoder(EngineInfo).decode(
+            self.work(b"v", b"", "the start of the policy engine")
+        )
 
     def _send(self, frame: bytes, hope: Patience, what: str) -> None:
         view = memoryview(frame)
@@ -140,7 +142,7 @@ class Process:
             raise WorkerLost("the policy worker ended", cause=self._end(alarm))
         if frame[:1] == b"!":
             self.close()
-            missing = typed.decoder(Missing).decode(frame[1:])
+            missing = typed.decoder(EngineMissing).decode(frame[1:])
             raise NoEngine(
                 "the policy engine cannot be loaded", cause=missing.what, remediation=missing.fix
             )
@@ -187,18 +189,18 @@ class Process:
         return next((line.strip() for line in reversed(lines) if line.strip()), "")[:500]
 
 
-class Pool:
+class WorkerPool:
     """At most ``count`` workers, started when they are needed. Thread-safe."""
 
     def __init__(self, count: int) -> None:
         # The one used last is taken first: it is the one in the caches, and others may stay unborn.
-        self._free: list[Process | None] = [None] * count
+        self._free: list[WorkerProcess | None] = [None] * count
         self._changed = threading.Condition()
         self._count = count
         self._closed = False
 
     @contextlib.contextmanager
-    def borrow(self, seconds: float) -> Iterator[Process]:
+    def borrow(self, seconds: float) -> Iterator[WorkerProcess]:
         """Waits so long for a free one. One that raises WorkerLost or NoEngine is replaced.
 
         Raises Full.
@@ -207,7 +209,7 @@ class Pool:
         try:
             if self._closed:
                 raise Refused("the policy engine is closed")
-            process = process or Process()
+            process = process or WorkerProcess()
             yield process
         except (WorkerLost, NoEngine):
             process = None
@@ -224,13 +226,13 @@ class Pool:
                 process.close()
             self._give(None)
 
-    def _take(self, seconds: float | None) -> Process | None:
+    def _take(self, seconds: float | None) -> WorkerProcess | None:
         with self._changed:
             if not self._changed.wait_for(lambda: self._free, seconds):
                 raise Full("all policy workers are busy")
             return self._free.pop()
 
-    def _give(self, process: Process | None) -> None:
+    def _give(self, process: WorkerProcess | None) -> None:
         with self._changed:
             self._free.append(process)
             self._changed.notify()

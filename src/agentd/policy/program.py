@@ -18,7 +18,7 @@ import msgspec
 import regopy  # type: ignore[import-untyped]
 from regopy import rego_shared
 
-from agentd.policy.errors import Problem
+from agentd.policy.errors import BundleProblem
 from agentd.policy.reads import Reads, reads
 
 VERSION = f"regopy {version('regopy')}"
@@ -44,7 +44,7 @@ _encode = msgspec.json.encode
 
 
 class Uncompiled(Exception):
-    def __init__(self, problems: list[Problem]) -> None:
+    def __init__(self, problems: list[BundleProblem]) -> None:
         super().__init__("; ".join(map(str, problems)))
         self.problems = problems
 
@@ -152,13 +152,13 @@ def _save(path: str, builder: Any, bundle: Any) -> Any:
             return msgspec.json.decode(file.read())
 
 
-def _problems(report: str, modules: Mapping[str, str]) -> list[Problem]:
+def _problems(report: str, modules: Mapping[str, str]) -> list[BundleProblem]:
     found = [
-        Problem(name, _line(modules.get(name, ""), int(offset)), message)
+        BundleProblem(name, _line(modules.get(name, ""), int(offset)), message)
         for name, offset, message in _ERROR.findall(report)
     ]
-    others = [Problem("", 0, message) for message in _MESSAGE.findall(report)]
-    return found or others or [Problem("", 0, report.strip()[:500])]
+    others = [BundleProblem("", 0, message) for message in _MESSAGE.findall(report)]
+    return found or others or [BundleProblem("", 0, report.strip()[:500])]
 
 
 def _line(text: str, offset: int) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from agentd.model import typed
-from agentd.policy.errors import BundleError, Problem
+from agentd.policy.errors import BundleError, BundleProblem
 
 SHIPPED = ("permissive", "strict", "paranoid")
 MAX_FILES = 64
@@ -26,7 +26,7 @@ _BUNDLES = Path(__file__).resolve().parent / "bundles"
 _TEST = "_test.rego"
 
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class BundleManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     modules: tuple[str, ...]
     data: tuple[str, ...] = ()
@@ -34,29 +34,29 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     description: str = ""
 
 
-class Source(msgspec.Struct, frozen=True):
+class BundleSource(msgspec.Struct, frozen=True):
     """``modules`` and ``tests`` are name -> text, ``data`` one JSON object; ``digest`` is
     "sha256:..." over the name and content of every file, those that agentd ships included."""
 
     where: str
-    manifest: Manifest
+    manifest: BundleManifest
     modules: dict[str, str]
     tests: dict[str, str]
     data: bytes
     digest: str
 
 
-def read(where: str | Path) -> Source:
+def read(where: str | Path) -> BundleSource:
     """The bundle in a folder, or the shipped one of that name. Raises BundleError."""
     folder = locate(where)
     found = _folder(folder)
-    problems: list[Problem] = []
+    problems: list[BundleProblem] = []
     if MANIFEST not in found:
-        raise BundleError(str(where), [Problem(MANIFEST, 0, "there is none")])
+        raise BundleError(str(where), [BundleProblem(MANIFEST, 0, "there is none")])
     manifest = _manifest(str(where), found[MANIFEST])
     named = [*manifest.modules, *manifest.data, *manifest.tests]
     problems += [
-        Problem(MANIFEST, 0, f"{n} is named twice")
+        BundleProblem(MANIFEST, 0, f"{n} is named twice")
         for n in sorted(set(named))
         if named.count(n) > 1
     ]
@@ -65,7 +65,7 @@ def read(where: str | Path) -> Source:
     tests.update({n: _text(n, used[n], problems) for n in manifest.tests})
     # A module that denies and is not named would be gone in silence.
     problems += [
-        Problem(n, 0, f"{MANIFEST} does not name it")
+        BundleProblem(n, 0, f"{MANIFEST} does not name it")
         for n in found
         if n not in used and n not in tests and n != MANIFEST
     ]
@@ -73,7 +73,7 @@ def read(where: str | Path) -> Source:
     data = _data({n: used[n] for n in manifest.data}, problems)
     if problems:
         raise BundleError(str(where), problems)
-    return Source(str(where), manifest, modules, tests, data, _digest({**found, **used}))
+    return BundleSource(str(where), manifest, modules, tests, data, _digest({**found, **used}))
 
 
 def locate(where: str | Path) -> Path:
@@ -90,16 +90,16 @@ def _folder(folder: Path) -> dict[str, bytes]:
         names = sorted(n for n in os.listdir(folder) if not n.startswith("."))
         names = [n for n in names if n.endswith((".rego", ".json"))]
         if len(names) > MAX_FILES:
-            raise BundleError(str(folder), [Problem("", 0, f"more than {MAX_FILES} files")])
+            raise BundleError(str(folder), [BundleProblem("", 0, f"more than {MAX_FILES} files")])
         found = {n: _bytes(folder, n) for n in names}
     except OSError as error:
         raise BundleError(
             str(folder),
-            [Problem("", 0, f"cannot read {error.filename}: {error.strerror}")],
+            [BundleProblem("", 0, f"cannot read {error.filename}: {error.strerror}")],
             remediation=f"give the path of a folder, or one of {', '.join(SHIPPED)}",
         ) from error
     if sum(map(len, found.values())) > MAX_TOTAL:
-        raise BundleError(str(folder), [Problem("", 0, f"more than {MAX_TOTAL >> 20} MiB")])
+        raise BundleError(str(folder), [BundleProblem("", 0, f"more than {MAX_TOTAL >> 20} MiB")])
     return found
 
 
@@ -109,64 +109,64 @@ def _bytes(folder: Path, name: str) -> bytes:
     if os.path.islink(real):
         real = os.path.realpath(real)
         if not real.startswith(os.path.realpath(folder) + os.sep):
-            raise BundleError(str(folder), [Problem(name, 0, "is a link out of the folder")])
+            raise BundleError(str(folder), [BundleProblem(name, 0, "is a link out of the folder")])
     fd = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(fd, "rb") as file:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
-            raise BundleError(str(folder), [Problem(name, 0, "is not a regular file")])
+            raise BundleError(str(folder), [BundleProblem(name, 0, "is not a regular file")])
         if status.st_mode & stat.S_IWOTH:
             raise BundleError(
                 str(folder),
-                [Problem(name, 0, "anybody may write it")],
+                [BundleProblem(name, 0, "anybody may write it")],
                 remediation=f"chmod o-w {folder / name}",
             )
         content = file.read(MAX_FILE + 1)
     if len(content) > MAX_FILE:
-        raise BundleError(str(folder), [Problem(name, 0, f"more than {MAX_FILE >> 10} KiB")])
+        raise BundleError(str(folder), [BundleProblem(name, 0, f"more than {MAX_FILE >> 10} KiB")])
     return content
 
 
-def _manifest(where: str, content: bytes) -> Manifest:
+def _manifest(where: str, content: bytes) -> BundleManifest:
     try:
-        return typed.decoder(Manifest).decode(content)
+        return typed.decoder(BundleManifest).decode(content)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise BundleError(where, [Problem(MANIFEST, 0, str(error))]) from error
+        raise BundleError(where, [BundleProblem(MANIFEST, 0, str(error))]) from error
 
 
-def _content(name: str, found: dict[str, bytes], problems: list[Problem]) -> bytes:
+def _content(name: str, found: dict[str, bytes], problems: list[BundleProblem]) -> bytes:
     common = shipped("common")
     short = name.removeprefix(_COMMON)
     if name.startswith(_COMMON) and short in os.listdir(common):
         return _bytes(common, short)
     if name not in found:
-        problems.append(Problem(MANIFEST, 0, f"it names {name}, which is not there"))
+        problems.append(BundleProblem(MANIFEST, 0, f"it names {name}, which is not there"))
     return found.get(name, b"{}" if name.endswith(".json") else b"")
 
 
-def _text(name: str, content: bytes, problems: list[Problem]) -> str:
+def _text(name: str, content: bytes, problems: list[BundleProblem]) -> str:
     try:
         text = content.decode()
         if "\0" in text:
             raise ValueError("a NUL character")
     except ValueError as error:
-        problems.append(Problem(name, 0, str(error)))
+        problems.append(BundleProblem(name, 0, str(error)))
         return ""
     return text
 
 
-def _data(documents: dict[str, bytes], problems: list[Problem]) -> bytes:
+def _data(documents: dict[str, bytes], problems: list[BundleProblem]) -> bytes:
     """Written anew: the engine compares characters and their escapes as different texts."""
     joined: dict[str, object] = {}
     for name, content in documents.items():
         try:
             members = msgspec.json.decode(content, type=dict[str, object])
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            problems.append(Problem(name, 0, str(error)))
+            problems.append(BundleProblem(name, 0, str(error)))
             continue
         # The engine would let data stand in for the rules of that name.
         problems += [
-            Problem(name, 0, f"data.{key} is {why}")
+            BundleProblem(name, 0, f"data.{key} is {why}")
             for key in members
             for why in (
                 *(["the policy's own"] if key == "agentd" else []),

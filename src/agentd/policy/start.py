@@ -17,7 +17,7 @@ from typing import NoReturn
 import msgspec
 
 from agentd.model import install
-from agentd.policy.frames import Missing, receive, send
+from agentd.policy.frames import EngineMissing, receive, send
 
 PATH = "LD_LIBRARY_PATH"  # the loader reads it once, when a program starts
 STAND_IN = "AGENTD_POLICY_STAND_IN"  # the folder, for the worker that was started again
@@ -56,7 +56,7 @@ def main() -> None:
     worker.main(stand_in=folder is not None)
 
 
-def _start_again(error: Exception) -> Missing:
+def _start_again(error: Exception) -> EngineMissing:
     """Does not return, unless that cannot be had."""
     folder = None
     try:
@@ -84,18 +84,20 @@ def _named(error: Exception) -> str:
     return str(error).partition(":")[0]
 
 
-def _missing(error: Exception, more: str = "") -> Missing:
+def _missing(error: Exception, more: str = "") -> EngineMissing:
     name = _named(error)
     if name in _PACKAGES:
         debian, fedora = _PACKAGES[name]
         fix = f"apt-get install {debian}, or dnf install {fedora}"
-        return Missing(f"{name} is missing{more}", fix)
+        return EngineMissing(f"{name} is missing{more}", fix)
     if isinstance(error, ModuleNotFoundError):
-        return Missing(f"the Python package {error.name} is missing", install.command("regopy"))
-    return Missing(str(error)[:500], install.command("--force-reinstall", "regopy"))
+        return EngineMissing(
+            f"the Python package {error.name} is missing", install.command("regopy")
+        )
+    return EngineMissing(str(error)[:500], install.command("--force-reinstall", "regopy"))
 
 
-def _refuse(missing: Missing) -> NoReturn:
+def _refuse(missing: EngineMissing) -> NoReturn:
     """Answers everything so, as long as its owner asks."""
     answer = b"!" + msgspec.json.encode(missing)
     with socket.socket(fileno=0) as stream:

@@ -81,7 +81,7 @@ class PolicyStore:
         return self._cache.get(found) or self._cache.put(found)
 
 
-def check_pin(found: source.Source, sha256: str | None) -> None:
+def check_pin(found: source.BundleSource, sha256: str | None) -> None:
     """Raises PinMismatch where it is another bundle."""
     if sha256 and found.digest != f"sha256:{sha256.removeprefix('sha256:').lower()}":
         raise PinMismatch(

@@ -11,8 +11,8 @@ import msgspec
 from agentd.model.errors import AgentdError
 from agentd.policy import answer, build, lint
 from agentd.policy.frames import Load, Query
-from agentd.policy.process import NoAnswer, Process
-from agentd.policy.source import Source, read
+from agentd.policy.process import NoAnswer, WorkerProcess
+from agentd.policy.source import BundleSource, read
 
 SECONDS = 5.0  # of one test
 _RULE = re.compile(r"^(test_\w+)")
@@ -31,7 +31,7 @@ class TestResult(msgspec.Struct, frozen=True):
     message: str = ""
 
 
-def test(where: str | Source) -> list[TestResult]:
+def test(where: str | BundleSource) -> list[TestResult]:
     """Of the bundle at a path, or the shipped one of that name; [] where it has none.
 
     Raises BundleError, AgentdError.
@@ -49,7 +49,7 @@ def test(where: str | Source) -> list[TestResult]:
 test.__test__ = False  # type: ignore[attr-defined]
 
 
-def _rules(source: Source) -> Iterator[tuple[str, tuple[str, int]]]:
+def _rules(source: BundleSource) -> Iterator[tuple[str, tuple[str, int]]]:
     for file, text in source.tests.items():
         folder = lint.package(text).replace(".", "/")
         for number, line in enumerate(text.splitlines(), 1):
@@ -58,7 +58,7 @@ def _rules(source: Source) -> Iterator[tuple[str, tuple[str, int]]]:
 
 
 def _run(path: str, found: dict[str, tuple[str, int]]) -> Iterator[TestResult]:
-    process: Process | None = None
+    process: WorkerProcess | None = None
     try:
         for entrypoint, (file, line) in found.items():
             begin = time.perf_counter()
@@ -78,8 +78,8 @@ def _run(path: str, found: dict[str, tuple[str, int]]) -> Iterator[TestResult]:
             process.close()
 
 
-def _loaded(path: str) -> Process:
-    process = Process()
+def _loaded(path: str) -> WorkerProcess:
+    process = WorkerProcess()
     try:
         load = msgspec.json.encode(Load(path, SECONDS))
         process.work(b"l", load, "loading the compiled tests")

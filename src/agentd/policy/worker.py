@@ -16,13 +16,13 @@ from collections.abc import Iterator
 
 import msgspec
 
-from agentd.policy.frames import Build, Compiled, Engine, Load, Query, receive, send
+from agentd.policy.frames import Build, Compiled, EngineInfo, Load, Query, receive, send
 from agentd.policy.patience import CPU_SECONDS
 from agentd.policy.program import VERSION, Program, Uncompiled, Unevaluated, compile_to
 
 
 class Worker:
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: EngineInfo) -> None:
         self._engine = engine
         self._program: Program | None = None
         self._seconds = 0.0  # what it has loaded comes with its own
@@ -62,7 +62,7 @@ def main(*, stand_in: bool) -> None:
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _die_first()
-    worker = Worker(Engine(VERSION, stand_in))
+    worker = Worker(EngineInfo(VERSION, stand_in))
     with socket.socket(fileno=0) as stream:
         while (frame := receive(stream)) is not None:
             send(stream, worker.answer(frame))

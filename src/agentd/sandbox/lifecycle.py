@@ -25,7 +25,7 @@ class State(StrEnum):
     ENDED = "ended"
 
 
-class Event(StrEnum):
+class LifecycleEvent(StrEnum):
     START = "start"
     WALL_UP = "wall_up"
     GUEST_READY = "guest_ready"
@@ -59,34 +59,34 @@ class Step(NamedTuple):
 
 _END = Step(State.ENDING, (Do.DISCONNECT, Do.KILL))
 
-_TABLE: dict[tuple[State, Event], Step] = {
-    (State.CREATED, Event.START): Step(State.STARTING, (Do.LAUNCH,)),
-    (State.STARTING, Event.WALL_UP): Step(State.STARTING, (Do.CONNECT,)),
-    (State.STARTING, Event.GUEST_READY): Step(State.READY),
-    (State.STARTING, Event.FAILED): _END,
-    (State.READY, Event.PAUSE): Step(State.PAUSED, (Do.FREEZE,)),
-    (State.PAUSED, Event.NOT_PAUSED): Step(State.READY),
-    (State.PAUSED, Event.RESUME): Step(State.READY, (Do.THAW,)),
-    (State.READY, Event.NOT_RESUMED): Step(State.PAUSED),
+_TABLE: dict[tuple[State, LifecycleEvent], Step] = {
+    (State.CREATED, LifecycleEvent.START): Step(State.STARTING, (Do.LAUNCH,)),
+    (State.STARTING, LifecycleEvent.WALL_UP): Step(State.STARTING, (Do.CONNECT,)),
+    (State.STARTING, LifecycleEvent.GUEST_READY): Step(State.READY),
+    (State.STARTING, LifecycleEvent.FAILED): _END,
+    (State.READY, LifecycleEvent.PAUSE): Step(State.PAUSED, (Do.FREEZE,)),
+    (State.PAUSED, LifecycleEvent.NOT_PAUSED): Step(State.READY),
+    (State.PAUSED, LifecycleEvent.RESUME): Step(State.READY, (Do.THAW,)),
+    (State.READY, LifecycleEvent.NOT_RESUMED): Step(State.PAUSED),
     # What is asked meanwhile waits; nothing that a caller follows may run.
-    (State.READY, Event.SNAPSHOT): Step(State.SNAPSHOTTING, (Do.CAPTURE,)),
-    (State.SNAPSHOTTING, Event.SNAPSHOT_OVER): Step(State.READY),
-    (State.ENDING, Event.WALL_GONE): Step(State.ENDED, (Do.FORGET,)),
+    (State.READY, LifecycleEvent.SNAPSHOT): Step(State.SNAPSHOTTING, (Do.CAPTURE,)),
+    (State.SNAPSHOTTING, LifecycleEvent.SNAPSHOT_OVER): Step(State.READY),
+    (State.ENDING, LifecycleEvent.WALL_GONE): Step(State.ENDED, (Do.FORGET,)),
     # Nothing was built yet: there is nothing to kill.
-    (State.CREATED, Event.DESTROY): Step(State.ENDED, (Do.FORGET,)),
+    (State.CREATED, LifecycleEvent.DESTROY): Step(State.ENDED, (Do.FORGET,)),
 }
 for _state in (State.STARTING, State.READY, State.PAUSED, State.SNAPSHOTTING):
-    _TABLE[_state, Event.LOST] = _END
-    _TABLE[_state, Event.DESTROY] = _END
+    _TABLE[_state, LifecycleEvent.LOST] = _END
+    _TABLE[_state, LifecycleEvent.DESTROY] = _END
 
 _LATE = (
-    Event.DESTROY,
-    Event.LOST,
-    Event.WALL_GONE,
-    Event.FAILED,
-    Event.NOT_PAUSED,
-    Event.NOT_RESUMED,
-    Event.SNAPSHOT_OVER,
+    LifecycleEvent.DESTROY,
+    LifecycleEvent.LOST,
+    LifecycleEvent.WALL_GONE,
+    LifecycleEvent.FAILED,
+    LifecycleEvent.NOT_PAUSED,
+    LifecycleEvent.NOT_RESUMED,
+    LifecycleEvent.SNAPSHOT_OVER,
 )
 _REMEDIES = {
     State.PAUSED: "resume it first",
@@ -95,7 +95,7 @@ _REMEDIES = {
 }
 
 
-def advance(state: State, event: Event) -> Step:
+def advance(state: State, event: LifecycleEvent) -> Step:
     """The next state and what to do to get there, in order.
 
     Ending is idempotent, and cuts short whatever goes on: what comes late to a sandbox that is

@@ -16,7 +16,7 @@ from agentd.sandbox.abilities import ENDS_EARLY, FORK, PAUSE, incapable
 from agentd.sandbox.choose import Choice, choose
 from agentd.sandbox.finisher import Finisher
 from agentd.sandbox.handle import SandboxHandle
-from agentd.sandbox.lifecycle import Do, Event, State
+from agentd.sandbox.lifecycle import Do, LifecycleEvent, State
 from agentd.sandbox.ports import Backend, Restores, Wall
 from agentd.transport.guest import Guest
 
@@ -30,9 +30,9 @@ MAX_SANDBOXES = 4096
 MAX_FORKS = 64  # each is as large as the original: a slip of the pen must not fill the machine
 # What did not happen when an operation on a living sandbox fails.
 _FAILED = {
-    Event.PAUSE: Event.NOT_PAUSED,
-    Event.RESUME: Event.NOT_RESUMED,
-    Event.SNAPSHOT: Event.SNAPSHOT_OVER,
+    LifecycleEvent.PAUSE: LifecycleEvent.NOT_PAUSED,
+    LifecycleEvent.RESUME: LifecycleEvent.NOT_RESUMED,
+    LifecycleEvent.SNAPSHOT: LifecycleEvent.SNAPSHOT_OVER,
 }
 
 
@@ -125,7 +125,7 @@ class Manager:
         folder = self._own_shelf().new_folder()
         made: list[SandboxHandle] = []
         try:
-            self._operate(handle, Event.SNAPSHOT, folder)
+            self._operate(handle, LifecycleEvent.SNAPSHOT, folder)
             for spec in specs:
                 started = time.monotonic()
                 choice = self._restorable(msgspec.structs.replace(spec, backend=handle.backend))
@@ -140,10 +140,10 @@ class Manager:
 
     def snapshot(self, handle: SandboxHandle, path: str | None = None) -> "Snapshot":
         """Its state on disk: at ``path``, kept; else for as long as this process lives."""
-        from agentd.model.snapshot import Manifest
+        from agentd.model.snapshot import SnapshotManifest
         from agentd.sandbox import snapshots
 
-        about = Manifest(
+        about = SnapshotManifest(
             id="snp-" + os.urandom(8).hex(),
             fidelity=handle.snapshots("snapshot").fidelity,
             backend=handle.backend,
@@ -153,22 +153,22 @@ class Manager:
         where = path or os.path.join(self._own_shelf().folder(), about.id)
 
         def capture(folder: str) -> None:
-            self._operate(handle, Event.SNAPSHOT, folder)
+            self._operate(handle, LifecycleEvent.SNAPSHOT, folder)
 
         return snapshots.write(where, capture, about, kept=path is not None)
 
     def pause(self, handle: SandboxHandle) -> None:
         """Nothing in it runs until ``resume``. Raises Refused where its wall cannot."""
         handle.able(PAUSE, "pause")
-        self._operate(handle, Event.PAUSE)
+        self._operate(handle, LifecycleEvent.PAUSE)
 
     def resume(self, handle: SandboxHandle) -> None:
         handle.able(PAUSE, "resume")
-        self._operate(handle, Event.RESUME)
+        self._operate(handle, LifecycleEvent.RESUME)
 
     def destroy(self, handle: SandboxHandle) -> None:
         """End everything in it and free everything it held; idempotent."""
-        self._end(handle, Event.DESTROY, None)
+        self._end(handle, LifecycleEvent.DESTROY, None)
 
     @property
     def ours(self) -> bool:
@@ -196,19 +196,19 @@ class Manager:
     def _bring_up(self, handle: SandboxHandle, started: float) -> SandboxHandle:
         self._register(handle)
         try:
-            self._feed(handle, Event.START)
+            self._feed(handle, LifecycleEvent.START)
         except BaseException as error:
-            self._end(handle, Event.FAILED, error)
+            self._end(handle, LifecycleEvent.FAILED, error)
             raise
         handle.setup_ms = handle.unreported_ms = (time.monotonic() - started) * 1000
         return handle
 
-    def _operate(self, handle: SandboxHandle, event: Event, folder: str = "") -> None:
+    def _operate(self, handle: SandboxHandle, event: LifecycleEvent, folder: str = "") -> None:
         """What a living sandbox may fail to do and go on. Only its end cuts in: one at a time."""
         with handle.turn:
             with handle.lock:
                 step = lifecycle.advance(handle.state, event)
-                if event is Event.SNAPSHOT:
+                if event is LifecycleEvent.SNAPSHOT:
                     handle.check_idle()
                 handle.state = step.state
             try:
@@ -243,7 +243,9 @@ class Manager:
                 )
             self._handles[handle.id] = handle
 
-    def _end(self, handle: SandboxHandle, event: Event, reason: BaseException | None) -> None:
+    def _end(
+        self, handle: SandboxHandle, event: LifecycleEvent, reason: BaseException | None
+    ) -> None:
         try:
             with handle.lock:
                 self._feed(handle, event)
@@ -252,7 +254,7 @@ class Manager:
                 raise
             reason.add_note(f"and the sandbox could not be freed: {error}")
 
-    def _feed(self, handle: SandboxHandle, event: Event) -> None:
+    def _feed(self, handle: SandboxHandle, event: LifecycleEvent) -> None:
         """Events in, instructions out, until none is left; an instruction's end is an event."""
         step = lifecycle.advance(handle.state, event)
         handle.state = step.state
@@ -261,13 +263,15 @@ class Manager:
             if following is not None:
                 self._feed(handle, following)
 
-    def _perform(self, handle: SandboxHandle, instruction: Do, folder: str = "") -> Event | None:
+    def _perform(
+        self, handle: SandboxHandle, instruction: Do, folder: str = ""
+    ) -> LifecycleEvent | None:
         if instruction is Do.LAUNCH:
             handle._wall = _launch(handle)
-            return Event.WALL_UP
+            return LifecycleEvent.WALL_UP
         if instruction is Do.CONNECT:
             handle._guest = self._connect(handle.wall)
-            return Event.GUEST_READY
+            return LifecycleEvent.GUEST_READY
         if instruction is Do.DISCONNECT:
             # The kill begins first: an agent that ends need not notice its connections close.
             early = ENDS_EARLY.of(handle._wall)
@@ -279,7 +283,7 @@ class Manager:
         if instruction is Do.KILL:
             if handle._wall is not None:
                 self._kill(handle._wall)
-            return Event.WALL_GONE
+            return LifecycleEvent.WALL_GONE
         if instruction is Do.FORGET:
             with self._lock:
                 self._handles.pop(handle.id, None)
@@ -291,7 +295,7 @@ class Manager:
             finally:
                 if handle._guest is not None:  # whose streams have not survived it
                     handle._guest.renew()
-            return Event.SNAPSHOT_OVER
+            return LifecycleEvent.SNAPSHOT_OVER
         if instruction is Do.FREEZE:
             handle.able(PAUSE, "pause").pause()
             return None

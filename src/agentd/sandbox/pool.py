@@ -42,7 +42,7 @@ class ShelfSpec(NamedTuple):
     ttl: float
 
 
-class Pool:
+class SandboxPool:
     """Thread-safe. Owns what it made until it is claimed."""
 
     def __init__(

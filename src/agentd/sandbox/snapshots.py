@@ -22,7 +22,7 @@ from agentd._version import __version__
 from agentd.linux import paths
 from agentd.model import typed
 from agentd.model.errors import InvalidInput, NotFound, Refused, SandboxError
-from agentd.model.snapshot import FORMAT, Manifest, StateFile
+from agentd.model.snapshot import FORMAT, SnapshotManifest, StateFile
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import sparse
 
@@ -38,7 +38,7 @@ class Snapshot:
     In a with statement it is deleted at the end, unless it was given a path to keep it at.
     """
 
-    def __init__(self, manifest: Manifest, path: str, *, kept: bool) -> None:
+    def __init__(self, manifest: SnapshotManifest, path: str, *, kept: bool) -> None:
         self.manifest = manifest
         self.path = path
         self._kept = kept
@@ -100,7 +100,9 @@ def check_path(path: str) -> str:
         return path
 
 
-def write(path: str, capture: Callable[[str], None], about: Manifest, *, kept: bool) -> Snapshot:
+def write(
+    path: str, capture: Callable[[str], None], about: SnapshotManifest, *, kept: bool
+) -> Snapshot:
     """Have ``capture`` write the state, then put all of it at ``path`` in one rename.
 
     Raises InvalidInput where ``path`` cannot be, SandboxError where writing failed.
@@ -140,7 +142,7 @@ def load(path: str | os.PathLike[str]) -> Snapshot:
             data = file.read(MAX_MANIFEST + 1)
         if len(data) > MAX_MANIFEST:
             raise _damaged(path, f"its manifest is over {MAX_MANIFEST} bytes")
-        manifest = typed.decoder(Manifest).decode(data)
+        manifest = typed.decoder(SnapshotManifest).decode(data)
     except OSError as error:
         raise _none(path, error) from None
     except (ValueError, RecursionError) as error:

@@ -21,7 +21,7 @@ _MOST_SHOWN = 4
 
 
 @dataclass(frozen=True)
-class Seen:
+class AttackOutcome:
     """What is known after an attack: what it said, how it ended, what arrived at the host."""
 
     said: Mapping[str, str]
@@ -30,7 +30,7 @@ class Seen:
 
 
 Judged = tuple[Verdict, str]
-Judge = Callable[[Seen], Judged]
+Judge = Callable[[AttackOutcome], Judged]
 
 
 def by(
@@ -63,7 +63,7 @@ def refused(*also: str) -> Judge:
 def said_only(fine: Collection[str], words: str = "") -> Judge:
     """Stopped when every answer is one of ``fine``; ``words`` say that, instead of the answers."""
 
-    def judge(seen: Seen) -> Judged:
+    def judge(seen: AttackOutcome) -> Judged:
         if (early := unfinished(seen)) is not None:
             return early
         answers = {name: value for name, value in seen.said.items() if name != END}
@@ -78,7 +78,7 @@ def said_only(fine: Collection[str], words: str = "") -> Judge:
 def arrived(*names: str) -> Judge:
     """Stopped when nothing came to those listeners of the host, whatever the script said."""
 
-    def judge(seen: Seen) -> Judged:
+    def judge(seen: AttackOutcome) -> Judged:
         here = sorted(seen.planted.arrived() & set(names))
         if here:
             return Verdict.THROUGH, f"it arrived at the host: {', '.join(here)}"
@@ -87,7 +87,7 @@ def arrived(*names: str) -> Judge:
     return judge
 
 
-def unfinished(seen: Seen) -> Judged | None:
+def unfinished(seen: AttackOutcome) -> Judged | None:
     """The verdict on a script that was cut short or had nothing to attack."""
     if ABSENT in seen.said:
         return Verdict.NOT_APPLICABLE, safe_text(seen.said[ABSENT])

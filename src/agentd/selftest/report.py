@@ -21,7 +21,7 @@ class Verdict(StrEnum):
         return self in (Verdict.THROUGH, Verdict.BROKEN, Verdict.UNDECIDED)
 
 
-class Row(msgspec.Struct, frozen=True):
+class AttackRow(msgspec.Struct, frozen=True):
     """One attack behind one wall. ``controls``: each of them alone stops it, as a sandbox's
     enforcement report names them; empty for a check."""
 
@@ -39,10 +39,10 @@ class BackendReport(msgspec.Struct, frozen=True):
     level: str
     usable: bool
     blockers: tuple[Blocker, ...] = ()
-    attacks: tuple[Row, ...] = ()
+    attacks: tuple[AttackRow, ...] = ()
 
     @property
-    def bad(self) -> tuple[Row, ...]:
+    def bad(self) -> tuple[AttackRow, ...]:
         return tuple(row for row in self.attacks if row.verdict.bad)
 
     @property
@@ -55,7 +55,7 @@ class BackendReport(msgspec.Struct, frozen=True):
         return self.usable and self.stops and not self.bad
 
 
-class Report(msgspec.Struct, frozen=True):
+class SelftestReport(msgspec.Struct, frozen=True):
     """``passed``: every wall that was asked for by name was tried, at least one was tried at all,
     each that was tried stopped an attack, and no row of any is bad."""
 

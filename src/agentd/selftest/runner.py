@@ -21,17 +21,17 @@ from agentd.model.spec import ExecRequest, Pty, SandboxSpec
 from agentd.sandbox import backends
 from agentd.sandbox.handle import SandboxHandle
 from agentd.sandbox.ports import Backend
-from agentd.selftest.attack import UNREPORTED, Attack, Judged, Seen
+from agentd.selftest.attack import UNREPORTED, Attack, AttackOutcome, Judged
 from agentd.selftest.attacks import ATTACKS
 from agentd.selftest.planted import Planted, plant
 from agentd.selftest.prelude import source
-from agentd.selftest.report import BackendReport, Report, Row, Verdict
+from agentd.selftest.report import AttackRow, BackendReport, SelftestReport, Verdict
 
 QUICK = ("landlock", "linux")
 _ROOTED = (IsolationLevel.NAMESPACE, IsolationLevel.USERSPACE_KERNEL)
 _SECONDS = 120.0  # of one attack; most take a tenth of one, in an emulated machine that is busy ten
 #: Called with the backend's name and each row as it comes.
-Told = Callable[[str, Row], None]
+Told = Callable[[str, AttackRow], None]
 
 
 def default_backends(*, thorough: bool) -> tuple[str, ...]:
@@ -49,7 +49,7 @@ def selftest(
     thorough: bool = False,
     told: Told = lambda *_: None,
     attacks: Iterable[Attack] = ATTACKS,
-) -> Report:
+) -> SelftestReport:
     """Behind the walls ``names``, or the default ones. The pipeline's manager must be fresh.
 
     Raises InvalidInput for a backend nobody has, OSError where the host has no room for what is
@@ -63,7 +63,7 @@ def selftest(
     tried = [report for report in reports if report.usable]
     missing = bool(names) and len(tried) < len(reports)
     passed = bool(tried) and not missing and all(report.held for report in tried)
-    return Report(probe.gather().as_dict(), tuple(reports), passed)
+    return SelftestReport(probe.gather().as_dict(), tuple(reports), passed)
 
 
 def _of(pipeline: Pipeline, name: str, suite: Sequence[Attack], told: Told) -> BackendReport:
@@ -93,17 +93,17 @@ def _behind(yard: "_Yard", suite: Sequence[Attack], told: Told) -> BackendReport
     return BackendReport(backend.name, level, True, (), tuple(rows))
 
 
-def _attack(yard: "_Yard", attack: Attack) -> Row:
+def _attack(yard: "_Yard", attack: Attack) -> AttackRow:
     started = time.monotonic()
     controls: tuple[str, ...] = ()
     try:
         found = yard.controls(attack)
         if found is None:
             why = attack.otherwise or f"level {yard.backend.level.label} promises nothing here"
-            return Row(attack.name, (), Verdict.NOT_APPLICABLE, why)
+            return AttackRow(attack.name, (), Verdict.NOT_APPLICABLE, why)
         controls = found
         if why := attack.absent(yard.planted):
-            return Row(attack.name, controls, Verdict.NOT_APPLICABLE, why)
+            return AttackRow(attack.name, controls, Verdict.NOT_APPLICABLE, why)
         verdict, detail = yard.judge(attack, controls)
     except Refused as refusal:
         # Only of limits, and of a mount: it said beforehand that it cannot have it.
@@ -114,7 +114,7 @@ def _attack(yard: "_Yard", attack: Attack) -> Row:
         verdict, detail = Verdict.THROUGH, f"the sandbox broke: {error}"
     except Exception as error:  # a third party's may raise anything
         verdict, detail = Verdict.UNDECIDED, str(error) or type(error).__name__
-    return Row(attack.name, controls, verdict, detail, (time.monotonic() - started) * 1000)
+    return AttackRow(attack.name, controls, verdict, detail, (time.monotonic() - started) * 1000)
 
 
 @dataclass
@@ -152,7 +152,9 @@ class _Yard:
         spec = _spec(attack, self.backend, self.planted)
         with self._box(spec, fresh=attack.fresh) as box:
             result = self._run(box, attack)
-            verdict, detail = attack.judge(Seen(_said(result.stdout), result, self.planted))
+            verdict, detail = attack.judge(
+                AttackOutcome(_said(result.stdout), result, self.planted)
+            )
             if verdict is Verdict.STOPPED and not self._alive(box):
                 verdict, detail = Verdict.THROUGH, "the sandbox ended by it"
             held = _held(controls, box.enforcement)

@@ -1,6 +1,6 @@
 """From the configuration to the chain that authenticates every request."""
 
-from agentd.auth.chain import Anyone, AuthProvider, Chain
+from agentd.auth.chain import Anyone, AuthProvider, ProviderChain
 from agentd.auth.jwks import KeySet
 from agentd.auth.jwt import Issuer, JwtProvider, key_set
 from agentd.auth.keys import KeyProvider, KeyStore
@@ -9,7 +9,7 @@ from agentd.auth.peer import PeerProvider, PeerRule, rules_of
 from agentd.daemon.config.schema import Auth, Config, JwtIssuer
 
 
-def chain(config: Config, store: KeyStore) -> Chain:
+def chain(config: Config, store: KeyStore) -> ProviderChain:
     """Raises InvalidInput, where a package is missing that the configuration needs, too."""
     auth = config.auth
     presented: list[AuthProvider] = []
@@ -23,7 +23,7 @@ def chain(config: Config, store: KeyStore) -> Chain:
     ambient.append(_peers(auth))
     if config.daemon.insecure:
         ambient.append(Anyone())
-    return Chain(presented, ambient)
+    return ProviderChain(presented, ambient)
 
 
 def _peers(auth: Auth) -> PeerProvider:

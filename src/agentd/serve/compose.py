@@ -16,14 +16,14 @@ from agentd.daemon.observe.log import Log
 from agentd.daemon.observe.metrics import Metrics
 from agentd.daemon.observe.observed import observed, observed_gatekeeper
 from agentd.ingest.web import web
-from agentd.ingest.web.limits import Limits
+from agentd.ingest.web.limits import WebLimits
 from agentd.ingest.web.listeners import Listener
 from agentd.ingest.web.server import Server
 from agentd.linux.process import raise_file_limit
 from agentd.serve import doors
 from agentd.serve.gatekeeper import Caller, Gatekeeper
 from agentd.serve.listening import listen
-from agentd.serve.process import Process, warn
+from agentd.serve.process import DaemonProcess, warn
 from agentd.serve.systemd import Notifier
 
 # As of a daemon that cannot come up: neither is what it was told to do.
@@ -60,7 +60,7 @@ def serve(
         raise_file_limit()
         gatekeeper = Gatekeeper(config, daemon.keys, daemon.ledger)
         server = _server(daemon, gatekeeper, mounts, listeners, log, metrics)
-        process = Process(load, daemon, gatekeeper, log, notifier)
+        process = DaemonProcess(load, daemon, gatekeeper, log, notifier)
         asyncio.run(process.run(server, ready))
     code = OWN_FAILURE if process.is_broken else 0
     _end_threads(log, code)
@@ -79,7 +79,7 @@ def _server(
     config, counts = daemon.config, metrics or meter.NONE
     service = observed(daemon.service, counts, log, daemon.forbidden, Caller)
     keeper = observed_gatekeeper(gatekeeper, counts, log, daemon.forbidden)
-    told = None if metrics is None else web.Metrics(metrics.render, config.metrics.public)
+    told = None if metrics is None else web.MetricsSource(metrics.render, config.metrics.public)
     shared = web.Web(_limits(config), told)
     mounts = doors.mounted(loaded, shared, service, keeper)
     found = doors.on_listeners([one.serves for _, one in listeners], shared, mounts)
@@ -109,9 +109,9 @@ def _logging(log: Log) -> Iterator[None]:
         log.release()
 
 
-def _limits(config: Config) -> Limits:
+def _limits(config: Config) -> WebLimits:
     http = config.http
-    return Limits(
+    return WebLimits(
         connections=http.connections,
         waits=http.waiting,
         body=int(http.body),

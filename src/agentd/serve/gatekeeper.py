@@ -2,7 +2,7 @@
 
 import socket
 
-from agentd.auth.chain import Chain
+from agentd.auth.chain import ProviderChain
 from agentd.auth.keys import KeyStore
 from agentd.auth.peer import peer_of
 from agentd.daemon.config.schema import Config
@@ -25,11 +25,11 @@ class Gatekeeper:
         self._ledger = ledger
         self._chain = self.chain(config)
 
-    def chain(self, config: Config) -> Chain:
+    def chain(self, config: Config) -> ProviderChain:
         """What ``take`` takes. Raises InvalidInput."""
         return authentication.chain(config, self._keys)
 
-    def take(self, chain: Chain) -> None:
+    def take(self, chain: ProviderChain) -> None:
         """Judge by it from now on."""
         self._chain = chain
 

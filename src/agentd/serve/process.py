@@ -28,7 +28,7 @@ _LAST_WORDS = 2.0
 _LOOK_SECONDS = 1.0  # between looks at whether it works
 
 
-class Process:
+class DaemonProcess:
     """What happens between ready and the end; belongs to the event loop."""
 
     def __init__(

@@ -14,11 +14,11 @@ from agentd.transport.connection import V2Connection, ready
 _PIECE = 64 << 10
 
 
-class Woken(Exception):
+class WaitEnded(Exception):
     """The caller ended its own wait."""
 
 
-class Call:
+class AgentCall:
     """Blocking use of one connection. ``timeout`` is the seconds without any sign of the agent."""
 
     def __init__(self, connection: V2Connection, timeout: float) -> None:
@@ -41,7 +41,7 @@ class Call:
     def next(self, timeout: float | None = None, *, forever: bool = False) -> tuple[int, bytes]:
         """The next ``(type, payload)``. ``timeout`` overrides the operation's; or wait ``forever``.
 
-        Raises TimeoutError after an own ``timeout``, else GuestError; Woken by ``wake``.
+        Raises TimeoutError after an own ``timeout``, else GuestError; WaitEnded by ``wake``.
         """
         limit = self._timeout if timeout is None else timeout
         deadline = None if forever else time.monotonic() + limit
@@ -106,7 +106,7 @@ class Call:
     def _read(self, deadline: float | None, timeout: float | None) -> None:
         if not ready(self.connection.fileno(), select.POLLIN, deadline, self.wake):
             if self.wake >= 0 and ready(self.wake, select.POLLIN, 0.0):
-                raise Woken
+                raise WaitEnded
             if timeout is not None:
                 raise TimeoutError(f"nothing came within {timeout} s")
             raise GuestError("the agent did not answer a request in time")

@@ -37,14 +37,14 @@ def ready(fd: int, events: int, deadline: float | None, wake: int = -1) -> bool:
     return fd in (found for found, _ in poller.poll(milliseconds(deadline)))
 
 
-class Stream(Protocol):
+class GreetedStream(Protocol):
     """A greeted one, of whichever protocol."""
 
     def fileno(self) -> int: ...
     def close(self) -> None: ...
 
 
-Reopen = Callable[[], Stream]
+Reopen = Callable[[], GreetedStream]
 
 
 class V2Connection:

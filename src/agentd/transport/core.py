@@ -13,7 +13,7 @@ from agentd.transport.events import (
     Dropped,
     Error,
     Exited,
-    Failed,
+    StartFailed,
     command_exit,
     decode,
     failure,
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from agentd.model.result import Exit
 
 
-class Missing(bytes):
+class LostOutput(bytes):
     """No bytes, where ``length`` bytes should be: the agent's ring had dropped them."""
 
     length: int
 
     @classmethod
-    def of(cls, length: int) -> "Missing":
+    def of(cls, length: int) -> "LostOutput":
         made = cls()
         made.length = length
         return made
@@ -40,7 +40,7 @@ Chunk = tuple[str, bytes]
 _NAMES = {wire.STDOUT: "stdout", wire.STDERR: "stderr"}
 
 
-class Command:
+class CommandChannel:
     """``passed``: the output goes past this stream; ``request`` is None for an attached one."""
 
     def __init__(self, channel: Channel, request: ExecRequest | None, *, passed: bool) -> None:
@@ -74,7 +74,7 @@ class Command:
         if isinstance(event, Dropped):
             if self.cursor is None:
                 raise GuestError("the agent sent an event out of place")
-            return event.stream, Missing.of(event.bytes)
+            return event.stream, LostOutput.of(event.bytes)
         if isinstance(event, Error):
             raise failure(event, self.request.argv[0] if self.request else "attach")
         if isinstance(event, Exited) and self.pid is not None:
@@ -82,7 +82,7 @@ class Command:
             self.truncated = self.truncated or event.truncated
         elif self.pid is not None or isinstance(event, Exited):
             raise GuestError("the agent sent an event out of place")
-        elif isinstance(event, Failed):
+        elif isinstance(event, StartFailed):
             if self.request is None:
                 raise GuestError("the agent sent an event out of place")
             self.exit = spawn_exit(event, self.request)

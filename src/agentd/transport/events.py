@@ -39,7 +39,7 @@ class Started(msgspec.Struct, tag="started", tag_field="event"):
     pid: Pid
 
 
-class Failed(msgspec.Struct, tag="failed", tag_field="event"):
+class StartFailed(msgspec.Struct, tag="failed", tag_field="event"):
     errno: Errno
     stage: str = ""
     message: str = ""
@@ -81,7 +81,7 @@ class Error(msgspec.Struct, tag="error", tag_field="event"):
     message: str = ""
 
 
-class Process(msgspec.Struct, frozen=True):
+class ProcessInfo(msgspec.Struct, frozen=True):
     """A command that the agent knows; ``stdout_bytes`` is where its output stream stands."""
 
     pid: Pid
@@ -95,7 +95,7 @@ class Process(msgspec.Struct, frozen=True):
     stderr_bytes: Count = 0
 
 
-ExecEvent = Started | Attached | Failed | Dropped | Exited | Error
+ExecEvent = Started | Attached | StartFailed | Dropped | Exited | Error
 EXEC = typed.decoder(ExecEvent)
 _ANY = typed.decoder(dict[str, Any])
 T = TypeVar("T")
@@ -136,7 +136,7 @@ def failure(event: Error, what: str) -> OperationFailed:
 _WANTING = {errno.EAGAIN: CauseCode.PIDS_LIMIT, errno.ENOMEM: CauseCode.OOM}
 
 
-def spawn_exit(event: Failed, request: ExecRequest) -> Exit:
+def spawn_exit(event: StartFailed, request: ExecRequest) -> Exit:
     """Exit code 127 where something was not found and 126 otherwise, as shells have it."""
     subject = request.cwd if event.stage == "cwd" and request.cwd else request.argv[0]
     text = kernel_text(event.errno, event.message)
@@ -201,9 +201,9 @@ _WORDS = {
 }
 
 
-def processes(values: Sequence[object]) -> list[Process]:
+def processes(values: Sequence[object]) -> list[ProcessInfo]:
     """Raises GuestError."""
     try:
-        return typed.convert(values, list[Process])
+        return typed.convert(values, list[ProcessInfo])
     except (ValueError, RecursionError) as error:
         raise _malformed(error) from None

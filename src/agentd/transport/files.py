@@ -12,7 +12,7 @@ import msgspec
 from agentd.guest import wire
 from agentd.model import typed
 from agentd.model.errors import GuestError, InvalidInput, OperationFailed
-from agentd.transport.call import Call, Woken
+from agentd.transport.call import AgentCall, WaitEnded
 from agentd.transport.events import Count, Error, decode, failure
 from agentd.transport.text import safe_text
 
@@ -72,10 +72,10 @@ _WATCH: "msgspec.json.Decoder[Change | _End | _Done]" = typed.decoder(Change | _
 Data = bytes | Iterable[bytes] | BinaryIO
 
 
-class Files:
+class GuestFiles:
     """Paths are those inside. Raises OperationFailed with the errno where the agent refuses."""
 
-    def __init__(self, call: Callable[[dict[str, Any]], AbstractContextManager[Call]]) -> None:
+    def __init__(self, call: Callable[[dict[str, Any]], AbstractContextManager[AgentCall]]) -> None:
         self._call = call
 
     def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
@@ -98,7 +98,7 @@ class Files:
         if length is not None:
             fields["length"] = length
         left = length
-        with self._call(fields) as call, contextlib.suppress(Woken):
+        with self._call(fields) as call, contextlib.suppress(WaitEnded):
             call.wake = wake
             at_end = False
             while True:
@@ -222,7 +222,7 @@ class Files:
     def watch(self, path: str, recursive: bool = False, *, wake: int = -1) -> Iterator[Change]:
         """Changes until the iterator is closed, or ``wake`` becomes readable."""
         fields = {"op": "fs.watch", "path": checked(path), "recursive": recursive}
-        with self._call(fields) as call, contextlib.suppress(Woken):
+        with self._call(fields) as call, contextlib.suppress(WaitEnded):
             call.wake = wake
             while True:
                 kind, payload = call.next(forever=True)
@@ -276,7 +276,7 @@ def _too_long(path: str) -> OperationFailed:
     )
 
 
-def _event(call: Call) -> bytes:
+def _event(call: AgentCall) -> bytes:
     kind, payload = call.next()
     if kind != wire.EVENT:
         raise GuestError(f"the agent sent a frame of type {kind} out of place")

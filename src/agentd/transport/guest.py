@@ -16,12 +16,12 @@ from agentd.model.control import check_signal
 from agentd.model.errors import Full, GuestError, InvalidInput
 from agentd.model.limits import DEFAULTS
 from agentd.model.spec import ExecLimits, ExecRequest
-from agentd.transport.call import Call
+from agentd.transport.call import AgentCall
 from agentd.transport.channel import encode_request
 from agentd.transport.connection import V2Connection
-from agentd.transport.core import Command
-from agentd.transport.events import Error, Process, decode, decode_any, failure, processes
-from agentd.transport.files import Files
+from agentd.transport.core import CommandChannel
+from agentd.transport.events import Error, ProcessInfo, decode, decode_any, failure, processes
+from agentd.transport.files import GuestFiles
 from agentd.transport.pipes import Pipes
 from agentd.transport.pool import Connections
 from agentd.transport.running import Running, SpawnFailed, StdinNotStreamed
@@ -54,7 +54,7 @@ class Guest:
         self._answer_timeout = answer_timeout
         # A v1 agent was left with a command that nobody can end.
         self._overran = False
-        self.files = Files(self._call)
+        self.files = GuestFiles(self._call)
 
     def run(self, request: ExecRequest, *, stdin: bytes | None = None) -> V1Result:
         """``(exit, stdout, stderr, truncated)``, at most ``output_limit`` bytes a stream.
@@ -101,7 +101,7 @@ class Guest:
             raise InvalidInput("the command is empty")
         fields = exec_fields(request, stdin=request.stdin) | {"detach": True} | _hold(hold)
         with self._call(fields) as call:
-            command = Command(call.channel, request, passed=False)
+            command = CommandChannel(call.channel, request, passed=False)
             kind, payload = call.next()
             command.receive((kind, call.channel.number, payload))
             call.ended = True
@@ -130,7 +130,7 @@ class Guest:
         place = {"stdout": cursor[0], "stderr": cursor[1]}
         connection = self._v2("attach", urgent=True)  # what it is to follow runs already
         try:
-            core = Command(connection.open_channel(), None, passed=False)
+            core = CommandChannel(connection.open_channel(), None, passed=False)
             fields = {"op": "attach", key: command, "cursor": place} | _hold(hold)
             deadline = time.monotonic() + self._answer_timeout
             connection.send(encode_request(wire.REQUEST, core.channel.number, fields), deadline)
@@ -141,7 +141,7 @@ class Guest:
             connection, core, None, self._pool.give_back, answer_by=deadline, stdin=True
         )
 
-    def processes(self) -> list[Process]:
+    def processes(self) -> list[ProcessInfo]:
         """Commands that run, and detached ones that have ended."""
         value = self.call("list").get("processes")
         if not isinstance(value, list):
@@ -175,7 +175,7 @@ class Guest:
         """A TCP connection to ``port`` on the sandbox's loopback."""
         connection = self._v2("tunnels")
         try:
-            return Tunnel(Call(connection, self._answer_timeout), port)
+            return Tunnel(AgentCall(connection, self._answer_timeout), port)
         except BaseException:
             connection.close()
             raise
@@ -216,11 +216,11 @@ class Guest:
         return connection
 
     @contextmanager
-    def _call(self, fields: dict[str, Any], *, urgent: bool = False) -> Iterator[Call]:
+    def _call(self, fields: dict[str, Any], *, urgent: bool = False) -> Iterator[AgentCall]:
         """A call on a connection of its own, reused only where the call came to its end."""
         op = str(fields["op"])
         connection = self._v2("detached commands" if op == "exec" else op, urgent=urgent)
-        call = Call(connection, self._answer_timeout)
+        call = AgentCall(connection, self._answer_timeout)
         try:
             call.request(fields)
             yield call
@@ -268,7 +268,7 @@ class Guest:
             if self._passes and request.pty is None:
                 pipes = Pipes(feeds)
             deadline = time.monotonic() + self._answer_timeout
-            core = Command(connection.open_channel(), request, passed=pipes is not None)
+            core = CommandChannel(connection.open_channel(), request, passed=pipes is not None)
             names = pipes.names if pipes else ()
             frame = encode_request(
                 wire.REQUEST, core.channel.number, exec_fields(request, stdin=feeds, fds=names)
@@ -298,7 +298,7 @@ class Guest:
         )
 
 
-def _answer(call: Call, op: str) -> dict[str, Any]:
+def _answer(call: AgentCall, op: str) -> dict[str, Any]:
     """The fields of the one result. Raises OperationFailed, GuestError."""
     kind, payload = call.next()
     if kind != wire.EVENT:

@@ -15,7 +15,7 @@ from agentd.model.errors import AgentdError, BackendLost, GuestError, InvalidInp
 from agentd.model.result import Exit
 from agentd.transport.channel import encode_request
 from agentd.transport.connection import V2Connection, milliseconds
-from agentd.transport.core import Chunk, Command, Missing
+from agentd.transport.core import Chunk, CommandChannel, LostOutput
 from agentd.transport.events import limit_exit
 from agentd.transport.pipes import Feed, Late, Pipes
 
@@ -48,7 +48,7 @@ class StreamCommand(Stepped):
     def __init__(
         self,
         connection: V2Connection,
-        command: Command,
+        command: CommandChannel,
         pipes: Pipes | None,
         give_back: Callable[[V2Connection], None],
         *,
@@ -254,9 +254,9 @@ class StreamCommand(Stepped):
             kept = self.stdout if name == "stdout" else self.stderr
             kept += data
             return False
-        if isinstance(data, Missing) and len(self._queue) >= MAX_CHUNKS:
+        if isinstance(data, LostOutput) and len(self._queue) >= MAX_CHUNKS:
             raise GuestError("the agent told of more lost output than there can be")
-        if data or isinstance(data, Missing):
+        if data or isinstance(data, LostOutput):
             self._queue.append((name, data))
             self._queued += len(data)
         return bool(data)

@@ -8,7 +8,7 @@ import msgspec
 from agentd.guest import wire
 from agentd.model import typed
 from agentd.model.errors import BackendLost, GuestError
-from agentd.transport.call import Call
+from agentd.transport.call import AgentCall
 from agentd.transport.events import Error, decode, failure
 
 
@@ -26,7 +26,7 @@ _EVENTS = typed.decoder(_Connected | _End | Error)
 class Tunnel:
     """Owns its connection. One thread; poll ``fileno`` and ask ``pending`` to multiplex."""
 
-    def __init__(self, call: Call, port: int) -> None:
+    def __init__(self, call: AgentCall, port: int) -> None:
         """Raises OperationFailed where nothing listens; then the caller closes the connection."""
         self._call = call
         self._port = port

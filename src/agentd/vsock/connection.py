@@ -26,7 +26,7 @@ ASK_DUE = 8
 SHUTDOWN_DUE = 16
 
 
-class Connection:
+class VsockConnection:
     """``window`` is how much the guest may send ahead of what the unix socket took.
 
     That also bounds the buffer. Other counters are as virtio 1.2, section 5.10.6.3 has them:

@@ -9,7 +9,7 @@ from agentd.vsock import wire
 from agentd.vsock.errors import Violation
 from agentd.vsock.memory import Memory, Region
 from agentd.vsock.vring import Vring
-from agentd.vsock.wire import Message
+from agentd.vsock.wire import VhostMessage
 
 _VERSION_1 = 1 << 32
 _PROTOCOL_FEATURES = 1 << 30
@@ -24,7 +24,7 @@ _CID = struct.Struct("<Q")  # the configuration space, virtio 1.2, section 5.10.
 _ACKNOWLEDGED = wire.U64.pack(0)
 
 
-class Control:
+class VhostControl:
     """``rebooted()`` is called when the guest's driver begins anew."""
 
     def __init__(
@@ -56,7 +56,7 @@ class Control:
     def close(self) -> None:
         self._memory.close()
 
-    def _handle(self, message: Message) -> bytes | None:
+    def _handle(self, message: VhostMessage) -> bytes | None:
         known = _REQUESTS.get(message.request)
         if known is None:
             raise Violation(f"vhost-user request {message.request} is not supported")
@@ -69,22 +69,22 @@ class Control:
 
     # --- what the device is ---
 
-    def _get_features(self, _: Message) -> bytes:
+    def _get_features(self, _: VhostMessage) -> bytes:
         return wire.U64.pack(FEATURES)
 
-    def _set_features(self, message: Message) -> None:
+    def _set_features(self, message: VhostMessage) -> None:
         self._features = _subset(message, FEATURES)
 
-    def _get_protocol_features(self, _: Message) -> bytes:
+    def _get_protocol_features(self, _: VhostMessage) -> bytes:
         return wire.U64.pack(PROTOCOL_FEATURES)
 
-    def _set_protocol_features(self, message: Message) -> None:
+    def _set_protocol_features(self, message: VhostMessage) -> None:
         self._protocol_features = _subset(message, PROTOCOL_FEATURES)
 
-    def _get_queue_num(self, _: Message) -> bytes:
+    def _get_queue_num(self, _: VhostMessage) -> bytes:
         return wire.U64.pack(QUEUES)
 
-    def _get_config(self, message: Message) -> bytes:
+    def _get_config(self, message: VhostMessage) -> bytes:
         if len(message.payload) < wire.CONFIG.size:
             raise Violation("GET_CONFIG without its header")
         offset, size, flags = wire.CONFIG.unpack_from(message.payload)
@@ -93,12 +93,12 @@ class Control:
             return b""  # how an error is said
         return wire.CONFIG.pack(offset, size, flags) + config[offset : offset + size]
 
-    def _ignore(self, _: Message) -> None:
+    def _ignore(self, _: VhostMessage) -> None:
         """There is but one owner, and errors of a queue end the device."""
 
     # --- memory ---
 
-    def _set_mem_table(self, message: Message) -> None:
+    def _set_mem_table(self, message: VhostMessage) -> None:
         payload = message.payload
         if len(payload) < wire.MEM_TABLE.size:
             raise Violation("SET_MEM_TABLE without its header")
@@ -120,17 +120,17 @@ class Control:
 
     # --- queues ---
 
-    def _set_vring_num(self, message: Message) -> None:
+    def _set_vring_num(self, message: VhostMessage) -> None:
         vring, number = self._idle(message)
         vring.layout = vring.layout._replace(size=number)
 
-    def _set_vring_base(self, message: Message) -> None:
+    def _set_vring_base(self, message: VhostMessage) -> None:
         vring, number = self._idle(message)
         if number > 0xFFFF:
             raise Violation(f"virtqueue base {number}")
         vring.base = number
 
-    def _set_vring_addr(self, message: Message) -> None:
+    def _set_vring_addr(self, message: VhostMessage) -> None:
         index, flags, descriptors, used, available, _ = wire.VRING_ADDR.unpack(message.payload)
         vring = self._vring(index)
         if vring.running or flags:
@@ -139,15 +139,15 @@ class Control:
             descriptors=descriptors, available=available, used=used
         )
 
-    def _get_vring_base(self, message: Message) -> bytes:
+    def _get_vring_base(self, message: VhostMessage) -> bytes:
         index, _ = wire.VRING_STATE.unpack(message.payload)
         return wire.VRING_STATE.pack(index, self._vring(index).stop())
 
-    def _set_vring_enable(self, message: Message) -> None:
+    def _set_vring_enable(self, message: VhostMessage) -> None:
         index, on = wire.VRING_STATE.unpack(message.payload)
         self._vring(index).enable(bool(on))
 
-    def _set_vring_kick(self, message: Message) -> None:
+    def _set_vring_kick(self, message: VhostMessage) -> None:
         vring, fd = self._descriptor(message)
         if fd < 0:
             raise Violation("a virtqueue without a kick descriptor")
@@ -159,7 +159,7 @@ class Control:
         if not self._features & _PROTOCOL_FEATURES:
             vring.enable(True)
 
-    def _set_vring_call(self, message: Message) -> None:
+    def _set_vring_call(self, message: VhostMessage) -> None:
         vring, fd = self._descriptor(message)
         vring.call_by(fd)
 
@@ -168,14 +168,14 @@ class Control:
             raise Violation(f"virtqueue {index} of {len(self._vrings)}")
         return self._vrings[index]
 
-    def _idle(self, message: Message) -> tuple[Vring, int]:
+    def _idle(self, message: VhostMessage) -> tuple[Vring, int]:
         index, number = wire.VRING_STATE.unpack(message.payload)
         vring = self._vring(index)
         if vring.running:
             raise Violation(f"vhost-user request {message.request} of a running virtqueue")
         return vring, number
 
-    def _descriptor(self, message: Message) -> tuple[Vring, int]:
+    def _descriptor(self, message: VhostMessage) -> tuple[Vring, int]:
         """The queue, and the message's descriptor, now the caller's; or -1."""
         (value,) = wire.U64.unpack(message.payload)
         if value & ~(_INDEX | _NO_FD):
@@ -186,7 +186,7 @@ class Control:
         return vring, message.fds.pop() if message.fds else -1
 
 
-def _subset(message: Message, offered: int) -> int:
+def _subset(message: VhostMessage, offered: int) -> int:
     value: int = wire.U64.unpack(message.payload)[0]
     if value & ~offered:
         raise Violation(f"features {value & ~offered:#x} were not offered")
@@ -194,22 +194,24 @@ def _subset(message: Message, offered: int) -> int:
 
 
 # Request -> what carries it out, the payload's size (None: it says itself), descriptors at most.
-_REQUESTS: dict[int, tuple[Callable[[Control, Message], bytes | None], int | None, int]] = {
-    wire.GET_FEATURES: (Control._get_features, 0, 0),
-    wire.SET_FEATURES: (Control._set_features, 8, 0),
-    wire.SET_OWNER: (Control._ignore, 0, 0),
-    wire.RESET_OWNER: (Control._ignore, 0, 0),
-    wire.SET_MEM_TABLE: (Control._set_mem_table, None, wire.MAX_FDS),
-    wire.SET_VRING_NUM: (Control._set_vring_num, 8, 0),
-    wire.SET_VRING_ADDR: (Control._set_vring_addr, 40, 0),
-    wire.SET_VRING_BASE: (Control._set_vring_base, 8, 0),
-    wire.GET_VRING_BASE: (Control._get_vring_base, 8, 0),
-    wire.SET_VRING_KICK: (Control._set_vring_kick, 8, 1),
-    wire.SET_VRING_CALL: (Control._set_vring_call, 8, 1),
-    wire.SET_VRING_ERR: (Control._ignore, 8, 1),
-    wire.GET_PROTOCOL_FEATURES: (Control._get_protocol_features, 0, 0),
-    wire.SET_PROTOCOL_FEATURES: (Control._set_protocol_features, 8, 0),
-    wire.GET_QUEUE_NUM: (Control._get_queue_num, 0, 0),
-    wire.SET_VRING_ENABLE: (Control._set_vring_enable, 8, 0),
-    wire.GET_CONFIG: (Control._get_config, None, 0),
+_REQUESTS: dict[
+    int, tuple[Callable[[VhostControl, VhostMessage], bytes | None], int | None, int]
+] = {
+    wire.GET_FEATURES: (VhostControl._get_features, 0, 0),
+    wire.SET_FEATURES: (VhostControl._set_features, 8, 0),
+    wire.SET_OWNER: (VhostControl._ignore, 0, 0),
+    wire.RESET_OWNER: (VhostControl._ignore, 0, 0),
+    wire.SET_MEM_TABLE: (VhostControl._set_mem_table, None, wire.MAX_FDS),
+    wire.SET_VRING_NUM: (VhostControl._set_vring_num, 8, 0),
+    wire.SET_VRING_ADDR: (VhostControl._set_vring_addr, 40, 0),
+    wire.SET_VRING_BASE: (VhostControl._set_vring_base, 8, 0),
+    wire.GET_VRING_BASE: (VhostControl._get_vring_base, 8, 0),
+    wire.SET_VRING_KICK: (VhostControl._set_vring_kick, 8, 1),
+    wire.SET_VRING_CALL: (VhostControl._set_vring_call, 8, 1),
+    wire.SET_VRING_ERR: (VhostControl._ignore, 8, 1),
+    wire.GET_PROTOCOL_FEATURES: (VhostControl._get_protocol_features, 0, 0),
+    wire.SET_PROTOCOL_FEATURES: (VhostControl._set_protocol_features, 8, 0),
+    wire.GET_QUEUE_NUM: (VhostControl._get_queue_num, 0, 0),
+    wire.SET_VRING_ENABLE: (VhostControl._set_vring_enable, 8, 0),
+    wire.GET_CONFIG: (VhostControl._get_config, None, 0),
 }

@@ -4,9 +4,9 @@ import select
 import socket
 import time
 
-from agentd.vsock.control import Control
-from agentd.vsock.hybrid import Guest, Host
-from agentd.vsock.muxer import Limits, Muxer
+from agentd.vsock.control import VhostControl
+from agentd.vsock.hybrid import GuestPort, Host
+from agentd.vsock.muxer import Muxer, MuxerLimits
 from agentd.vsock.poller import Poller
 from agentd.vsock.vring import Vring
 
@@ -30,12 +30,12 @@ class Device:
         cid: int,
         listener: socket.socket | None = None,
         guest_path: str | None = None,
-        limits: Limits | None = None,
+        limits: MuxerLimits | None = None,
     ) -> None:
         if not 3 <= cid < (1 << 32) - 1:
             raise ValueError(f"cid {cid} is no guest's; use 3 or more")
-        limits = limits or Limits()
-        guest = Guest(guest_path)
+        limits = limits or MuxerLimits()
+        guest = GuestPort(guest_path)
         self._ended = False
         self._wait: float | None = None
         self._sock = control
@@ -43,7 +43,7 @@ class Device:
         self._muxer = Muxer(cid, self._poller, guest.dial, limits)
         self._receive = Vring(self._poller, writable=True)
         self._send = Vring(self._poller, writable=False)
-        self._control = Control(
+        self._control = VhostControl(
             control, cid, [self._receive, self._send], rebooted=self._muxer.reset
         )
         self._host = Host(listener, self._poller, self._muxer.open, limits) if listener else None

@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import Callable
 
-from agentd.vsock.muxer import Limits
+from agentd.vsock.muxer import MuxerLimits
 from agentd.vsock.poller import Poller
 
 _MAX_LINE = 32
@@ -26,7 +26,7 @@ class Host:
         listener: socket.socket,
         poller: Poller,
         opened: Callable[[socket.socket, int], None],
-        limits: Limits,
+        limits: MuxerLimits,
     ) -> None:
         self._listener = listener
         self._poller = poller
@@ -115,7 +115,7 @@ def _port(line: bytes) -> int | None:
     return port if port < 1 << 32 else None
 
 
-class Guest:
+class GuestPort:
     """Where connections that the guest asks for go: ``<path>_<port>``; nowhere without a path."""
 
     def __init__(self, path: str | None) -> None:

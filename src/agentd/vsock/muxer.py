@@ -14,12 +14,12 @@ from agentd.vsock.connection import (
     REQUEST_DUE,
     RESPONSE_DUE,
     SHUTDOWN_DUE,
-    Connection,
+    VsockConnection,
 )
 from agentd.vsock.errors import Violation
 from agentd.vsock.packet import HEADER, HOST_CID, MAX_DATA, NO_RECEIVE, NO_SEND, STREAM, Packet
 from agentd.vsock.poller import Poller
-from agentd.vsock.ring import Chain, Ring
+from agentd.vsock.ring import DescriptorChain, DescriptorRing
 
 _PACKETS = 64  # of the guest's, taken before the unix sockets have their turn again
 _APPETITE = 32  # chains filled by one read: 115 KiB of Linux's; then the next connection's turn
@@ -30,7 +30,7 @@ _WIDE_CONNECTIONS = 128  # so that all 1023 buffer 88 MiB at most
 _FIRST_PORT, _LAST_PORT = 1 << 30, (1 << 31) - 1  # Firecracker's
 
 
-class Limits(NamedTuple):
+class MuxerLimits(NamedTuple):
     connections: int = 1023  # Firecracker's
     half_open: int = 256  # host clients that have not sent their CONNECT line
     line_seconds: float = 2.0  # for that line
@@ -45,16 +45,18 @@ class Muxer:
         cid: int,
         poller: Poller,
         dial: Callable[[int], socket.socket | None],
-        limits: Limits,
+        limits: MuxerLimits,
     ) -> None:
         self._cid = cid
         self._poller = poller
         self._dial = dial
         self._limits = limits
-        self._connections: dict[tuple[int, int], Connection] = {}
-        self._orphans: set[Connection] = set()  # the guest is done with them, the host is not
-        self._asked: dict[Connection, float] = {}  # unanswered, and until when; oldest first
-        self._queue: OrderedDict[Connection, None] = OrderedDict()  # with something for the guest
+        self._connections: dict[tuple[int, int], VsockConnection] = {}
+        self._orphans: set[VsockConnection] = set()  # the guest is done with them, the host is not
+        self._asked: dict[VsockConnection, float] = {}  # unanswered, and until when; oldest first
+        self._queue: OrderedDict[VsockConnection, None] = (
+            OrderedDict()
+        )  # with something for the guest
         self._resets: deque[tuple[int, int]] = deque()
         self._port = _LAST_PORT
 
@@ -94,14 +96,14 @@ class Muxer:
         for connection in [*self._connections.values(), *self._orphans]:
             self._drop(connection)
 
-    def _add(self, sock: socket.socket, host_port: int, guest_port: int) -> Connection:
+    def _add(self, sock: socket.socket, host_port: int, guest_port: int) -> VsockConnection:
         window = _WIDE if len(self) < _WIDE_CONNECTIONS else _NARROW
-        connection = Connection(sock, host_port, guest_port, window)
+        connection = VsockConnection(sock, host_port, guest_port, window)
         self._connections[connection.key] = connection
         self._poller.watch(sock.fileno(), EVENTS, lambda events: self._ready(connection, events))
         return connection
 
-    def _drop(self, connection: Connection) -> None:
+    def _drop(self, connection: VsockConnection) -> None:
         if self._connections.get(connection.key) is connection:
             del self._connections[connection.key]
         self._orphans.discard(connection)
@@ -110,7 +112,7 @@ class Muxer:
         connection.closed = True
         self._poller.retire(connection.sock)
 
-    def _abort(self, connection: Connection) -> None:
+    def _abort(self, connection: VsockConnection) -> None:
         """Drop it, and tell the guest if that has heard of it."""
         if connection.requested:
             self._refuse(connection.host_port, connection.guest_port)
@@ -120,10 +122,10 @@ class Muxer:
         if len(self._resets) < _RESETS:
             self._resets.append((host_port, guest_port))
 
-    def _enqueue(self, connection: Connection) -> None:
+    def _enqueue(self, connection: VsockConnection) -> None:
         self._queue.setdefault(connection)
 
-    def _ready(self, connection: Connection, events: int) -> None:
+    def _ready(self, connection: VsockConnection, events: int) -> None:
         connection.noticed(events)
         if connection.buffer:
             connection.flush()
@@ -133,7 +135,7 @@ class Muxer:
         else:
             self._attend(connection)
 
-    def _attend(self, connection: Connection) -> None:
+    def _attend(self, connection: VsockConnection) -> None:
         """After any event: is it over, or is there something for the guest?"""
         if connection.closed:
             return
@@ -144,7 +146,7 @@ class Muxer:
 
     # --- from the guest ---
 
-    def take(self, ring: Ring) -> bool:
+    def take(self, ring: DescriptorRing) -> bool:
         """Handle what the guest sent; True when there is more. Raises Violation."""
         for _ in range(min(ring.waiting, _PACKETS)):
             chain = ring.take()
@@ -187,7 +189,7 @@ class Muxer:
         self._enqueue(connection)
         return True
 
-    def _apply(self, connection: Connection, got: Packet) -> bool:
+    def _apply(self, connection: VsockConnection, got: Packet) -> bool:
         """False when the guest may not say that of this connection."""
         op = got.op
         if op == packet.RW:
@@ -204,14 +206,14 @@ class Muxer:
             return self._answered(connection)
         return False
 
-    def _answered(self, connection: Connection) -> bool:
+    def _answered(self, connection: VsockConnection) -> bool:
         if connection.answered or not connection.requested:
             return False
         connection.answered = True
         self._asked.pop(connection, None)
         return connection.say(b"OK %d\n" % connection.host_port)
 
-    def _part(self, connection: Connection) -> None:
+    def _part(self, connection: VsockConnection) -> None:
         """The guest forgot it; what it had sent before is still delivered."""
         if connection.buffer and not connection.unwritable:
             del self._connections[connection.key]
@@ -222,7 +224,7 @@ class Muxer:
 
     # --- to the guest ---
 
-    def fill(self, ring: Ring) -> None:
+    def fill(self, ring: DescriptorRing) -> None:
         """Put what there is into the guest's buffers, each connection in turn. Raises Violation."""
         room = ring.waiting
         while room and self._resets:
@@ -233,7 +235,7 @@ class Muxer:
             room -= self._serve(ring, connection, room)
             self._attend(connection)
 
-    def _serve(self, ring: Ring, connection: Connection, room: int) -> int:
+    def _serve(self, ring: DescriptorRing, connection: VsockConnection, room: int) -> int:
         """The number of chains used."""
         used = self._tell(ring, connection, room)
         if used < room and connection.wants_data:
@@ -244,7 +246,7 @@ class Muxer:
             used += 1
         return used
 
-    def _tell(self, ring: Ring, connection: Connection, room: int) -> int:
+    def _tell(self, ring: DescriptorRing, connection: VsockConnection, room: int) -> int:
         used = 0
         while connection.due and used < room:
             due = connection.due & -connection.due  # the lowest bit comes first
@@ -263,7 +265,9 @@ class Muxer:
             used += 1
         return used
 
-    def _tell_op(self, ring: Ring, connection: Connection, op: int, flags: int = 0) -> None:
+    def _tell_op(
+        self, ring: DescriptorRing, connection: VsockConnection, op: int, flags: int = 0
+    ) -> None:
         connection.told = connection.forwarded
         self._put(
             ring,
@@ -277,7 +281,7 @@ class Muxer:
 
     def _put(
         self,
-        ring: Ring,
+        ring: DescriptorRing,
         host_port: int,
         guest_port: int,
         op: int,
@@ -295,13 +299,13 @@ class Muxer:
         )
         ring.put(chain.head, packet.SIZE)
 
-    def _stream(self, ring: Ring, connection: Connection, room: int) -> int:
+    def _stream(self, ring: DescriptorRing, connection: VsockConnection, room: int) -> int:
         """Read from the unix socket straight into the guest's buffers; the chains used."""
         left = connection.credit
         if not left:
             connection.ask()
             return 0
-        chains: list[tuple[Chain, int]] = []
+        chains: list[tuple[DescriptorChain, int]] = []
         buffers: list[memoryview] = []
         while left and len(chains) < min(room, connection.appetite) and len(buffers) < _VECTORS:
             chain = _taken(ring)
@@ -319,7 +323,11 @@ class Muxer:
         return used
 
     def _fill_headers(
-        self, ring: Ring, connection: Connection, chains: list[tuple[Chain, int]], count: int
+        self,
+        ring: DescriptorRing,
+        connection: VsockConnection,
+        chains: list[tuple[DescriptorChain, int]],
+        count: int,
     ) -> int:
         used = 0
         connection.told = connection.forwarded
@@ -338,7 +346,7 @@ class Muxer:
         return used
 
 
-def _taken(ring: Ring) -> Chain:
+def _taken(ring: DescriptorRing) -> DescriptorChain:
     chain = ring.take()
     if chain.size <= packet.SIZE:
         raise Violation(f"a receive buffer of {chain.size} bytes")

@@ -4,7 +4,7 @@ import struct
 from typing import NamedTuple
 
 from agentd.vsock.errors import Violation
-from agentd.vsock.ring import Chain
+from agentd.vsock.ring import DescriptorChain
 
 HOST_CID = 2
 STREAM = 1
@@ -42,7 +42,7 @@ class Packet(NamedTuple):
     data: list[memoryview]
 
 
-def parse(chain: Chain) -> Packet:
+def parse(chain: DescriptorChain) -> Packet:
     """Raises Violation when the chain is shorter than its packet, or that is too long."""
     parts = chain.parts
     if chain.size < SIZE:
@@ -74,7 +74,7 @@ def cut(parts: list[memoryview], start: int, length: int) -> list[memoryview]:
     return found
 
 
-def write(chain: Chain, header: bytes) -> None:
+def write(chain: DescriptorChain, header: bytes) -> None:
     """Put a packet's header at the front of a chain that has the room."""
     for part in chain.parts:
         size = min(len(part), len(header))

@@ -18,7 +18,7 @@ _WRITE = 2
 _DESCRIPTOR = struct.Struct("<QIHH")  # address, length, flags, next
 
 
-class Chain(NamedTuple):
+class DescriptorChain(NamedTuple):
     """One buffer of the guest's, of ``size`` bytes."""
 
     head: int
@@ -35,7 +35,7 @@ class Layout(NamedTuple):
     used: int
 
 
-class Ring:
+class DescriptorRing:
     """``writable``: whether its chains are for the device to write to (or to read).
 
     Raises Violation for a layout that is none, and from take() for all that the guest gets wrong.
@@ -67,7 +67,7 @@ class Ring:
             raise Violation(f"{count} chains are available in a virtqueue of {self.size}")
         return count
 
-    def take(self) -> Chain:
+    def take(self) -> DescriptorChain:
         """The next of the ``waiting`` chains."""
         head = self._available[2 + (self.next & (self.size - 1))]
         index, size = head, 0
@@ -87,7 +87,7 @@ class Ring:
                 parts.append(self._memory.guest(address, length))
             if not flags & _NEXT:
                 self.next = (self.next + 1) & 0xFFFF
-                return Chain(head, parts, size)
+                return DescriptorChain(head, parts, size)
             index = following
         raise Violation(f"a chain of more than {MAX_CHAIN} descriptors, or a loop")
 

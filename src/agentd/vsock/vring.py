@@ -6,7 +6,7 @@ import select
 from agentd.vsock.errors import Violation
 from agentd.vsock.memory import Memory
 from agentd.vsock.poller import Poller
-from agentd.vsock.ring import Layout, Ring
+from agentd.vsock.ring import DescriptorRing, Layout
 
 _ONE = (1).to_bytes(8, "little")  # what an eventfd is written, eventfd(2)
 
@@ -20,13 +20,13 @@ class Vring:
         self._kick = -1
         self._call = -1
         self._stopped: tuple[Layout, int] | None = None
-        self._running: Ring | None = None
+        self._running: DescriptorRing | None = None
         self._enabled = False
         self.layout = Layout(0, 0, 0, 0)
         self.base = 0
 
     @property
-    def ring(self) -> Ring | None:
+    def ring(self) -> DescriptorRing | None:
         return self._running if self._enabled else None
 
     @property
@@ -39,14 +39,16 @@ class Vring:
         Raises Violation.
         """
         self._replace_kick(kick)
-        self._running = Ring(memory, self.layout, self.base, writable=self._writable)
+        self._running = DescriptorRing(memory, self.layout, self.base, writable=self._writable)
         return self._stopped in (None, (self.layout, self.base))
 
     def remap(self, memory: Memory) -> None:
         """The memory table changed under a running ring. Raises Violation."""
         if self._running is not None:
             self._running.publish()
-            self._running = Ring(memory, self.layout, self._running.next, writable=self._writable)
+            self._running = DescriptorRing(
+                memory, self.layout, self._running.next, writable=self._writable
+            )
 
     def stop(self) -> int:
         """The index of the next available entry, where a later start would go on."""

@@ -44,7 +44,7 @@ MEM_TABLE = struct.Struct("=II")  # regions, padding
 MEM_REGION = struct.Struct("=QQQQ")  # guest address, size, VMM's address, offset in the file
 
 
-class Message(NamedTuple):
+class VhostMessage(NamedTuple):
     """``fds`` belong to whoever holds the message."""
 
     request: int
@@ -53,7 +53,7 @@ class Message(NamedTuple):
     fds: list[int]
 
 
-def receive(sock: socket.socket) -> Message | None:
+def receive(sock: socket.socket) -> VhostMessage | None:
     """The next message, or None at the end of the stream between two.
 
     Raises Violation for what is no message, and when its rest is not there in 5 s.
@@ -72,7 +72,7 @@ def receive(sock: socket.socket) -> Message | None:
         payload = _exactly(sock, size, fds)
         if len(payload) < size:
             raise Violation("the control socket ended within a message")
-        message = Message(request, bool(flags & NEED_REPLY), payload, fds)
+        message = VhostMessage(request, bool(flags & NEED_REPLY), payload, fds)
         fds = []
         return message
     except TimeoutError as error:

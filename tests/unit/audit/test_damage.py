@@ -183,10 +183,10 @@ def test_without_a_mark_the_receipts_know(directory: str, tmp_path: Path, key: o
     from tests.unit.audit.executions import execution
 
     from agentd.audit import receipt
-    from agentd.audit.receipts import Receipts
+    from agentd.audit.receipts import ReceiptStore
 
     log = AuditLog(directory)
-    receipts = Receipts(str(tmp_path / "state" / "receipts"))
+    receipts = ReceiptStore(str(tmp_path / "state" / "receipts"))
     facts = receipt.chain(log, execution())
     receipts.put(facts.execution.request, receipt.issue(facts, key))  # type: ignore[arg-type]
     receipts.close()

@@ -9,17 +9,17 @@ from agentd.audit import issuing, receipt
 from agentd.audit.issuing import Behind
 from agentd.audit.keypair import KeyPair
 from agentd.audit.log import AuditLog
-from agentd.audit.receipts import Receipts
+from agentd.audit.receipts import ReceiptStore
 
 
 @pytest.fixture
-def receipts(tmp_path: Path) -> Iterator[Receipts]:
-    made = Receipts(str(tmp_path / "receipts"))
+def receipts(tmp_path: Path) -> Iterator[ReceiptStore]:
+    made = ReceiptStore(str(tmp_path / "receipts"))
     yield made
     made.close()
 
 
-def behind(receipts: Receipts, key: KeyPair) -> Behind:
+def behind(receipts: ReceiptStore, key: KeyPair) -> Behind:
     """One that has nothing to look for in the log of a daemon before."""
     return Behind(receipts, key, "/nonexistent")
 
@@ -28,7 +28,7 @@ def ended(log: AuditLog, *names: str) -> list[receipt.ReceiptFacts]:
     return [receipt.chain(log, execution(request=name)) for name in names]
 
 
-def test_they_come_by_themselves(log: AuditLog, key: KeyPair, receipts: Receipts) -> None:
+def test_they_come_by_themselves(log: AuditLog, key: KeyPair, receipts: ReceiptStore) -> None:
     issuer = behind(receipts, key)
     known = ended(log, *(f"req-{n}" for n in range(50)))
     for facts in known:
@@ -40,7 +40,7 @@ def test_they_come_by_themselves(log: AuditLog, key: KeyPair, receipts: Receipts
 
 
 def test_who_asks_does_not_wait(
-    log: AuditLog, key: KeyPair, receipts: Receipts, monkeypatch: pytest.MonkeyPatch
+    log: AuditLog, key: KeyPair, receipts: ReceiptStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(issuing, "DELAY_SECONDS", 3600.0)
     issuer = behind(receipts, key)
@@ -59,7 +59,7 @@ def test_who_asks_does_not_wait(
 
 
 def test_too_many_are_issued_at_once(
-    log: AuditLog, key: KeyPair, receipts: Receipts, monkeypatch: pytest.MonkeyPatch
+    log: AuditLog, key: KeyPair, receipts: ReceiptStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(issuing, "DELAY_SECONDS", 3600.0)
     monkeypatch.setattr(issuing, "MAX_WAITING", 2)
@@ -72,7 +72,7 @@ def test_too_many_are_issued_at_once(
 
 
 def test_none_is_lost_between_threads(
-    log: AuditLog, key: KeyPair, receipts: Receipts, monkeypatch: pytest.MonkeyPatch
+    log: AuditLog, key: KeyPair, receipts: ReceiptStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(issuing, "DELAY_SECONDS", 0.0)
     issuer = behind(receipts, key)
@@ -95,7 +95,7 @@ def test_none_is_lost_between_threads(
 
 
 def test_what_a_killed_one_had_not_issued_is_issued_by_the_next(
-    log: AuditLog, key: KeyPair, receipts: Receipts
+    log: AuditLog, key: KeyPair, receipts: ReceiptStore
 ) -> None:
     known = ended(log, "req-a", "req-b", "req-c")
     receipts.put("req-b", receipt.issue(known[1], key))

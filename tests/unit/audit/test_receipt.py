@@ -10,7 +10,7 @@ from agentd.audit.execution import Decided
 from agentd.audit.keypair import KeyPair
 from agentd.audit.log import AuditLog
 from agentd.audit.read import records
-from agentd.audit.receipts import Receipts
+from agentd.audit.receipts import ReceiptStore
 from agentd.audit.reissue import reissue, reissue_newest
 from agentd.audit.shared import SharedLog
 from agentd.audit.verify import verify
@@ -107,7 +107,7 @@ def test_a_statement_of_another_kind_is_refused(key: KeyPair, log: AuditLog) -> 
 
 
 def test_lost_receipts_are_issued_again(log: AuditLog, key: KeyPair, tmp_path: Path) -> None:
-    receipts = Receipts(str(tmp_path / "receipts"))
+    receipts = ReceiptStore(str(tmp_path / "receipts"))
     issued = {}
     for name in ("req-a", "req-b"):
         issued[name] = receipt.issue(receipt.chain(log, execution(request=name)), key)
@@ -123,7 +123,7 @@ def test_the_newest_that_are_there_end_the_search(
     log: AuditLog, key: KeyPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agentd.audit.reissue._ENOUGH", 2)
-    receipts = Receipts(str(tmp_path / "receipts"))
+    receipts = ReceiptStore(str(tmp_path / "receipts"))
     for name in ("req-a", "req-b", "req-c", "req-d"):
         issued = receipt.issue(receipt.chain(log, execution(request=name)), key)
         if name in ("req-b", "req-d"):

@@ -151,7 +151,7 @@ def test_a_tar_that_is_cut_off_leaves_nothing(tmp_path: Path, cut: int) -> None:
 
 def _head(**fields: bytes) -> bytes:
     """A header whose fields are as they should not be, with a checksum that holds."""
-    block = bytearray(tar.encode(tar.Entry(b"t/f", "file")))
+    block = bytearray(tar.encode(tar.TarEntry(b"t/f", "file")))
     for name, value in fields.items():
         at = {"size": 124, "mode": 100, "mtime": 136, "flag": 156}[name]
         block[at : at + len(value)] = value

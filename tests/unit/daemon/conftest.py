@@ -7,7 +7,7 @@ from agentd.audit import read
 from agentd.audit.issuing import AtOnce
 from agentd.audit.keypair import KeyPair
 from agentd.audit.log import AuditLog
-from agentd.audit.receipts import Receipts
+from agentd.audit.receipts import ReceiptStore
 from agentd.daemon.admission.gate import Gate
 from agentd.daemon.admission.records import Records
 
@@ -50,7 +50,7 @@ def kept(tmp_path):
 
 @pytest.fixture
 def receipts(tmp_path):
-    found = Receipts(str(tmp_path / "receipts"))
+    found = ReceiptStore(str(tmp_path / "receipts"))
     yield found
     found.close()
 

@@ -18,8 +18,8 @@ from agentd.daemon.idempotency import (
     IdempotencyMismatch,
     request_digest,
 )
-from agentd.daemon.keyed import Bounds
-from agentd.daemon.seal import Seal
+from agentd.daemon.keyed import KeyedBounds
+from agentd.daemon.seal import AnswerSeal
 from agentd.daemon.store.errors import StoreError
 from agentd.daemon.store.records import IdempotencyRecord
 from agentd.daemon.store.sqlite import SqliteStore
@@ -30,7 +30,7 @@ from agentd.model.errors import Forbidden, InvalidInput, Refused
 DIES = """
 import asyncio, os, signal, sys
 from agentd.daemon.idempotency import Answer, Idempotency
-from agentd.daemon.seal import Seal
+from agentd.daemon.seal import AnswerSeal
 from agentd.daemon.store.sqlite import SqliteStore
 
 folder, where = sys.argv[1:3]
@@ -49,7 +49,7 @@ def work():
 
 async def main():
     store = SqliteStore(f"{folder}/state")
-    keys = Idempotency(store, Seal(bytes(32)))
+    keys = Idempotency(store, AnswerSeal(bytes(32)))
     die("before")
     await keys.run("alice", "first", "d", lambda: Answer(200), asyncio.to_thread, lasting=lasting)
     await keys.run("alice", "k", "d", work, asyncio.to_thread, lasting=lasting)
@@ -91,7 +91,7 @@ class Worker:
 
 class Keys(Idempotency):
     def __init__(self, store, bounds=None, key=bytes(32), **options):
-        super().__init__(store, Seal(key), bounds, **options)
+        super().__init__(store, AnswerSeal(key), bounds, **options)
 
     def run(self, principal, key, digest, work, **options):
         return super().run(principal, key, digest, work, asyncio.to_thread, **options)
@@ -111,7 +111,7 @@ def clock():
 
 @pytest.fixture
 def make(store, clock):
-    return lambda **bounds: Keys(store, Bounds(ttl=100, **bounds), clock=clock)
+    return lambda **bounds: Keys(store, KeyedBounds(ttl=100, **bounds), clock=clock)
 
 
 def test_a_repeat_gets_the_recorded_answer_also_from_the_next_daemon(make):

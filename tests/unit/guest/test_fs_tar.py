@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agentd.guest import tar, wire
-from agentd.guest.fs_tar import OPERATIONS, WriteWhole
+from agentd.guest.fs_tar import OPERATIONS, TarWriteWhole
 
 READ, WRITE = OPERATIONS["fs.tar_read"], OPERATIONS["fs.tar_write"]
 
@@ -108,7 +108,7 @@ def test_what_cannot_be_packed_is_named_in_it_too(new_channel, tmp_path):
     assert channel.last["event"] == "error"
     assert channel.last["message"].startswith("t/fifo is a fifo")
     with pytest.raises(tar.TarError, match="t/fifo is a fifo"):
-        list(tar.Decoder().feed(channel.data))
+        list(tar.TarDecoder().feed(channel.data))
 
 
 def test_sockets_are_left_out_and_told(new_channel, tmp_path):
@@ -134,7 +134,7 @@ def test_a_file_that_shrinks_is_an_error_and_the_archive_stays_one(new_channel, 
     channel.run()
     assert channel.last["message"] == "t/f became shorter while it was read: copy again"
     with pytest.raises(tar.TarError, match="became shorter"):
-        list(tar.Decoder().feed(channel.data))
+        list(tar.TarDecoder().feed(channel.data))
 
 
 def test_a_file_that_grows_is_cut_where_it_ended(new_channel, tmp_path):
@@ -259,7 +259,7 @@ def test_a_filesystem_that_cannot_exchange(new_channel, tmp_path, monkeypatch):
     def cannot(*_: object) -> None:
         raise OSError(errno.EINVAL, "no")
 
-    monkeypatch.setattr(WriteWhole, "_rename", cannot)
+    monkeypatch.setattr(TarWriteWhole, "_rename", cannot)
     for kind in ("folder", "file", "nothing"):
         path = tmp_path / kind
         if kind == "folder":

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from agentd.guest.loop import Loop
-from agentd.guest.output import READ_BYTES, WIDE_BYTES, Pump, Ring
+from agentd.guest.output import READ_BYTES, WIDE_BYTES, OutputRing, Pump
 
 
 def test_ring_keeps_the_last_bytes_under_absolute_cursors() -> None:
-    ring = Ring(size=4)
+    ring = OutputRing(size=4)
     ring.append(b"abc")
     assert (ring.start, ring.end, ring.read(1, 9)) == (0, 3, (1, b"bc"))
     ring.append(b"defg")

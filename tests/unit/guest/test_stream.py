@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agentd.guest.loop import Loop
-from agentd.guest.stream import HIGH_WATER, LOW_WATER, Stream
+from agentd.guest.stream import HIGH_WATER, LOW_WATER, HostStream
 
 
 class User:
@@ -43,10 +43,10 @@ def loop() -> Iterator[Loop]:
 
 
 @pytest.fixture
-def pair(loop: Loop) -> Iterator[tuple[Stream, User, socket.socket]]:
+def pair(loop: Loop) -> Iterator[tuple[HostStream, User, socket.socket]]:
     ours, theirs = socket.socketpair()
     theirs.settimeout(120)
-    stream = Stream(loop, ours)
+    stream = HostStream(loop, ours)
     user = User(loop)
     stream.start(user)
     yield stream, user, theirs
@@ -55,7 +55,7 @@ def pair(loop: Loop) -> Iterator[tuple[Stream, User, socket.socket]]:
 
 
 def test_descriptors_are_close_on_exec_and_closed_when_unclaimed(
-    pair: tuple[Stream, User, socket.socket],
+    pair: tuple[HostStream, User, socket.socket],
 ) -> None:
     stream, user, theirs = pair
     reader, writer = os.pipe()
@@ -77,7 +77,7 @@ def test_descriptors_are_close_on_exec_and_closed_when_unclaimed(
             assert file.read() == b""
 
 
-def test_the_marks(pair: tuple[Stream, User, socket.socket]) -> None:
+def test_the_marks(pair: tuple[HostStream, User, socket.socket]) -> None:
     stream, user, theirs = pair
     block = b"x" * (64 << 10)
     while stream.room():
@@ -95,7 +95,7 @@ def test_the_marks(pair: tuple[Stream, User, socket.socket]) -> None:
     assert stream.room() >= HIGH_WATER - LOW_WATER
 
 
-def test_finish_delivers_all_before_the_end(pair: tuple[Stream, User, socket.socket]) -> None:
+def test_finish_delivers_all_before_the_end(pair: tuple[HostStream, User, socket.socket]) -> None:
     stream, user, theirs = pair
     theirs.sendall(b"unread input must not reset the last words")
     stream.write(b"last words")
@@ -109,7 +109,7 @@ def test_finish_delivers_all_before_the_end(pair: tuple[Stream, User, socket.soc
     assert user.said == []
 
 
-def test_a_peer_that_is_gone(pair: tuple[Stream, User, socket.socket]) -> None:
+def test_a_peer_that_is_gone(pair: tuple[HostStream, User, socket.socket]) -> None:
     stream, user, theirs = pair
     theirs.close()
     stream.loop.run()
@@ -120,7 +120,7 @@ def test_a_peer_that_is_gone(pair: tuple[Stream, User, socket.socket]) -> None:
     assert stream.closed
 
 
-def test_pause(pair: tuple[Stream, User, socket.socket]) -> None:
+def test_pause(pair: tuple[HostStream, User, socket.socket]) -> None:
     stream, user, theirs = pair
     theirs.sendall(b"x")
     stream.pause()
@@ -136,7 +136,7 @@ def test_a_pair_of_descriptors_gets_its_flags_back(loop: Loop) -> None:
     reader, feed = os.pipe()
     drain, writer = os.pipe()
     kept = os.dup(reader)
-    stream = Stream(loop, (reader, writer))
+    stream = HostStream(loop, (reader, writer))
     user = User(loop)
     stream.start(user)
     os.write(feed, b"in")
@@ -159,7 +159,9 @@ class Port:
         os.mkfifo(path)
         self.path = path
         self.reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        self.stream = Stream(loop, (self.reader, os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)))
+        self.stream = HostStream(
+            loop, (self.reader, os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC))
+        )
         self.stream.has_host = self.has_host
         self.hosts: list[int] = []
 

@@ -14,7 +14,7 @@ from agentd.guest.loop import Loop
 
 def context(**changes):
     base = {"pid1": False, "paths": ["/"], "on_shutdown": lambda: None}
-    return system.Context(**{**base, **changes})
+    return system.SystemContext(**{**base, **changes})
 
 
 def call(new_channel, op, ctx=None, **request):

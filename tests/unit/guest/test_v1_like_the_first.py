@@ -17,7 +17,7 @@ import pytest
 from agentd.guest import v1_server
 from agentd.guest.loop import Loop
 from agentd.guest.processes import Processes
-from agentd.guest.stream import LINGER_S, Stream
+from agentd.guest.stream import LINGER_S, HostStream
 
 MODULE = [sys.executable, "-m", "agentd.guest.main"]
 # What a kernel or systemd gives. Python finds the C locale in it.
@@ -213,8 +213,8 @@ def test_the_end_is_told_as_soon_as_the_last_reply_has_left(request_: bytes) -> 
                 loop.stop()
 
         loop.watch(ours.fileno(), 1, read)
-        stream = Stream(loop, theirs)
-        connection = v1_server.V1Connection(stream, processes)
+        stream = HostStream(loop, theirs)
+        connection = v1_server.V1Server(stream, processes)
         stream.start(connection)
         connection.start()
         loop.run()

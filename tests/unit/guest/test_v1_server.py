@@ -24,8 +24,8 @@ AGENT = """
 import json, os, socket, sys
 from agentd.guest.loop import READ, Loop
 from agentd.guest.processes import Processes
-from agentd.guest.stream import Stream
-from agentd.guest.v1_server import V1Connection
+from agentd.guest.stream import HostStream
+from agentd.guest.v1_server import V1Server
 
 path, inherited, options = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
 os.chdir("/")
@@ -34,8 +34,8 @@ loop = Loop()
 processes = Processes(loop)
 
 def serve(connected):
-    stream = Stream(loop, connected)
-    connection = V1Connection(stream, processes, **options)
+    stream = HostStream(loop, connected)
+    connection = V1Server(stream, processes, **options)
     stream.start(connection)
     connection.start()
 

@@ -10,7 +10,7 @@ import pytest
 
 from agentd.guest import vm, vm_net
 from agentd.guest.operation import RequestError
-from agentd.guest.vm_group import Group
+from agentd.guest.vm_group import GuestGroup
 from agentd.guest.vm_setup import Setup
 from agentd.linux.clone import Cloner
 
@@ -117,7 +117,7 @@ def test_a_group_of_plain_files_is_read_and_written(tmp_path: Path) -> None:
     (folder / "memory.events").write_text("low 1\noom 5\noom_kill 3\noom_group_kill 9\n")
     (folder / "pids.events").write_text("max 7\n")
     (folder / "memory.current").write_text("4096\n")
-    with contextlib.closing(Group(str(tmp_path))) as group:
+    with contextlib.closing(GuestGroup(str(tmp_path))) as group:
         assert (tmp_path / "cgroup.subtree_control").read_text() == "+cpu +memory +pids"
         assert group.limit_memory(64 << 20) == 64 << 20
         group.limit_pids(5)

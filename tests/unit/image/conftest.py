@@ -11,7 +11,7 @@ from agentd.image import build
 from agentd.image.debian import Base
 from agentd.image.packages import Package
 from agentd.image.store import Store
-from agentd.image.tree import Tree
+from agentd.image.tree import ImageTree
 
 RELEASE = "6.1.0-test"
 
@@ -49,21 +49,21 @@ class FakeSource:
             kernel_release=RELEASE,
             python="3.13.5",
             modules_at_boot=["kernel/net/one.ko"],
-            modules=Tree(),
+            modules=ImageTree(),
             small=self._tree(),
             whole=self._tree,
             agent=_agent,
         )
 
-    def _tree(self) -> Tree:
-        tree = Tree()
+    def _tree(self) -> ImageTree:
+        tree = ImageTree()
         for path, data in self.content.items():
             tree.file(path, data)
         return tree
 
 
-def _agent(sources: dict[str, bytes]) -> Tree:
-    tree = Tree()
+def _agent(sources: dict[str, bytes]) -> ImageTree:
+    tree = ImageTree()
     tree.file("/usr/lib/agentd/agent", b"".join(sources[name] for name in sorted(sources)))
     return tree
 

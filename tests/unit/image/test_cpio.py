@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentd.image import cpio
-from agentd.image.tree import Tree
+from agentd.image.tree import ImageTree
 from agentd.model.errors import InvalidInput
 
 _NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=12)
@@ -20,8 +20,8 @@ _MODES = st.integers(0, 0o7777)
 
 
 @st.composite
-def _trees(draw: st.DrawFn) -> Tree:
-    tree = Tree()
+def _trees(draw: st.DrawFn) -> ImageTree:
+    tree = ImageTree()
     for path in draw(st.lists(_PATHS, max_size=8, unique=True)):
         match draw(st.sampled_from(("file", "folder", "link", "device"))):
             case "file":
@@ -36,13 +36,13 @@ def _trees(draw: st.DrawFn) -> Tree:
 
 
 @given(_trees())
-def test_what_was_written_is_read_back(tree: Tree) -> None:
+def test_what_was_written_is_read_back(tree: ImageTree) -> None:
     assert dict(cpio.read(cpio.write(tree)).items()) == dict(tree.items())
 
 
 @given(_trees(), st.data())
 def test_a_damaged_archive_is_refused_or_read_but_never_breaks(
-    tree: Tree, data: st.DataObject
+    tree: ImageTree, data: st.DataObject
 ) -> None:
     archive = bytearray(cpio.write(tree))
     archive[data.draw(st.integers(0, len(archive) - 1))] ^= data.draw(st.integers(1, 255))
@@ -53,7 +53,7 @@ def test_a_damaged_archive_is_refused_or_read_but_never_breaks(
 
 
 def test_a_cut_off_archive_is_refused() -> None:
-    tree = Tree()
+    tree = ImageTree()
     tree.file("/a", b"content")
     archive = cpio.write(tree)
     with pytest.raises(InvalidInput, match="byte 0 is cut off"):
@@ -63,7 +63,7 @@ def test_a_cut_off_archive_is_refused() -> None:
 
 
 def test_later_archives_lie_on_top_of_earlier_ones() -> None:
-    first, second = Tree(), Tree()
+    first, second = ImageTree(), ImageTree()
     first.file("/a", b"old")
     first.file("/b", b"kept")
     second.file("/a", b"new")
@@ -72,7 +72,7 @@ def test_later_archives_lie_on_top_of_earlier_ones() -> None:
 
 
 def test_the_order_of_making_does_not_show() -> None:
-    one, two = Tree(), Tree()
+    one, two = ImageTree(), ImageTree()
     one.file("/x/a", b"1")
     one.link("/x/b", "a")
     two.link("/x/b", "a")
@@ -82,7 +82,7 @@ def test_the_order_of_making_does_not_show() -> None:
 
 @pytest.mark.skipif(shutil.which("cpio") is None, reason="cpio is not installed")
 def test_cpio_itself_reads_it(tmp_path: Path) -> None:
-    tree = Tree()
+    tree = ImageTree()
     tree.file("/folder/file", b"content")
     tree.link("/folder/link", "file")
     archive = cpio.write(tree)

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from agentd.image import disk
-from agentd.image.tree import Tree
+from agentd.image.tree import ImageTree
 
 SBIN = "/usr/sbin:/sbin:/usr/bin:/bin"
 
 
 @pytest.fixture
-def tree() -> Tree:
-    made = Tree()
+def tree() -> ImageTree:
+    made = ImageTree()
     made.folder("/workspace", 0o755, 1000, 1000)
     made.file("/usr/bin/tool", b"content", 0o755)
     made.link("/bin", "usr/bin")
@@ -22,7 +22,7 @@ def tree() -> Tree:
     return made
 
 
-def test_the_tar_archive_keeps_owners_modes_and_kinds(tree: Tree) -> None:
+def test_the_tar_archive_keeps_owners_modes_and_kinds(tree: ImageTree) -> None:
     with tarfile.open(fileobj=BytesIO(disk.tar(tree))) as archive:
         members = {member.name: member for member in archive}
         assert archive.extractfile("./usr/bin/tool").read() == b"content"
@@ -35,7 +35,9 @@ def test_the_tar_archive_keeps_owners_modes_and_kinds(tree: Tree) -> None:
 
 
 @pytest.mark.parametrize(("make", "tool"), [(disk.ext4, "mke2fs"), (disk.erofs, "mkfs.erofs")])
-def test_the_same_tree_gives_the_same_image(make, tool: str, tree: Tree, tmp_path: Path) -> None:
+def test_the_same_tree_gives_the_same_image(
+    make, tool: str, tree: ImageTree, tmp_path: Path
+) -> None:
     if shutil.which(tool, path=SBIN) is None:
         pytest.skip(f"{tool} is not installed")
     for name in ("one", "two"):
@@ -47,7 +49,9 @@ def test_the_same_tree_gives_the_same_image(make, tool: str, tree: Tree, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
 
 
-def test_an_ext4_image_is_sound_and_its_files_belong_as_told(tree: Tree, tmp_path: Path) -> None:
+def test_an_ext4_image_is_sound_and_its_files_belong_as_told(
+    tree: ImageTree, tmp_path: Path
+) -> None:
     for tool in ("mke2fs", "e2fsck", "debugfs"):
         if shutil.which(tool, path=SBIN) is None:
             pytest.skip(f"{tool} is not installed")
@@ -60,7 +64,7 @@ def test_an_ext4_image_is_sound_and_its_files_belong_as_told(tree: Tree, tmp_pat
 
 
 def test_an_mke2fs_that_takes_no_tar_archive_gives_the_same_files(
-    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tree: ImageTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for tool in ("mke2fs", "e2fsck", "debugfs"):
         if shutil.which(tool, path=SBIN) is None:
@@ -97,7 +101,7 @@ def test_an_mke2fs_that_takes_no_tar_archive_gives_the_same_files(
 
 @pytest.mark.parametrize("make", [disk.ext4, disk.erofs])
 def test_a_missing_or_failing_tool_is_a_reason(
-    make, tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make, tree: ImageTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(disk, "_PATH", str(tmp_path / "bin"))
     assert "is not installed (apt-get install" in make(tree, str(tmp_path / "root.image"))

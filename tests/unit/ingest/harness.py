@@ -16,10 +16,10 @@ from agentd.ingest.rest.app import mount as rest
 from agentd.ingest.web import listeners
 from agentd.ingest.web.door import Mount
 from agentd.ingest.web.doors import Doors
-from agentd.ingest.web.limits import Limits
+from agentd.ingest.web.limits import WebLimits
 from agentd.ingest.web.listeners import Listener
 from agentd.ingest.web.server import Server
-from agentd.ingest.web.web import Metrics, Web
+from agentd.ingest.web.web import MetricsSource, Web
 
 ALICE = {"X-API-Key": "agd_alice"}
 BOB = {"X-API-Key": "agd_bob"}
@@ -58,14 +58,14 @@ class Running:
     def __init__(
         self,
         folder: Path,
-        limits: Limits | None = None,
+        limits: WebLimits | None = None,
         more: Sequence[Listener] = (),
         metrics: Callable[[], bytes] | None = None,
         doors: Callable[[Web, FakeService], dict[str, Mount]] = lambda web, service: {},
     ) -> None:
         self.service = FakeService()
         self.path = str(folder / "s")
-        self.limits = limits or Limits()
+        self.limits = limits or WebLimits()
         tcp = listeners.tcp("127.0.0.1", 0)
         self.port: int = tcp[0].socket.getsockname()[1]
         self._listeners = [listeners.unix(self.path), *tcp, *more]
@@ -79,7 +79,7 @@ class Running:
     async def _main(self) -> None:
         self.loop = asyncio.get_running_loop()
         self.stop = asyncio.Event()
-        metrics = None if self._metrics is None else Metrics(self._metrics, public=True)
+        metrics = None if self._metrics is None else MetricsSource(self._metrics, public=True)
         web = Web(self.limits, metrics)
         mounts = {"rest": rest(web, self.service, self.service)} | self._doors(web, self.service)
         doors = Doors(web, mounts)

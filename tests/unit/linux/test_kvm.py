@@ -56,7 +56,7 @@ def attempt(fake, machine="x86_64"):
 
 def test_a_guest_that_does_all_its_steps_and_halts_is_a_working_kvm():
     fake = Fake([*OK[:-1], (kvm._EXIT_HLT, None)])
-    assert attempt(fake) == kvm.Report(True, detail="ran a guest in long mode until it halted")
+    assert attempt(fake) == kvm.KvmReport(True, detail="ran a guest in long mode until it halted")
     assert fake.ran == len(OK)
 
 

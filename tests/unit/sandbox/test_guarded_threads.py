@@ -12,7 +12,7 @@ from agentd.daemon.sandboxes.endings import Endings
 from agentd.model.errors import AgentdError, BackendLost, SandboxError
 from agentd.sandbox.finisher import Finisher
 from agentd.sandbox.supervisor import wire
-from agentd.sandbox.supervisor.client import Link
+from agentd.sandbox.supervisor.client import SupervisorLink
 from agentd.sandbox.supervisor.server import Supervisor
 
 WAIT = 120.0
@@ -40,7 +40,7 @@ def test_an_end_that_cannot_be_taken_keeps_no_answer_from_whoever_waits(
     def ended(id_: str, reason: str) -> None:
         raise AttributeError("no attribute 'sandboxes'")
 
-    link = Link(pair[0], ended)
+    link = SupervisorLink(pair[0], ended)
     asked = link.begin("hello")
     number = wire.receive(pair[1])[0]["n"]
     wire.send(pair[1], {"event": "ended", "id": "wall-1", "reason": "backend_lost"})
@@ -54,7 +54,7 @@ def test_an_end_that_cannot_be_taken_keeps_no_answer_from_whoever_waits(
 def test_whoever_waits_is_told_when_the_links_thread_ends(
     pair: Pair, told: list[BaseException | None], nonsense: bytes
 ) -> None:
-    link = Link(pair[0], lambda *_: None)
+    link = SupervisorLink(pair[0], lambda *_: None)
     asked = link.begin("hello")
     pair[1].send(nonsense)
     with pytest.raises(BackendLost):
@@ -64,7 +64,7 @@ def test_whoever_waits_is_told_when_the_links_thread_ends(
 
 
 def test_a_link_goes_on_with_another_supervisor(pair: Pair) -> None:
-    link = Link(pair[0], lambda *_: None)
+    link = SupervisorLink(pair[0], lambda *_: None)
     pair[1].shutdown(socket.SHUT_RDWR)
     assert link.lost.wait(WAIT)
     with pytest.raises(BackendLost):
@@ -81,7 +81,7 @@ def test_a_link_goes_on_with_another_supervisor(pair: Pair) -> None:
 def test_a_daemon_without_a_free_descriptor_loses_the_answer_and_not_the_link(pair: Pair) -> None:
     import resource
 
-    link = Link(pair[0], lambda *_: None)
+    link = SupervisorLink(pair[0], lambda *_: None)
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken: list[int] = []
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
@@ -125,7 +125,7 @@ def test_a_supervisor_answers_whatever_becomes_of_the_answer(
     supervisor = Supervisor(load=lambda name: _Odd())  # type: ignore[arg-type,return-value]
     serving = threading.Thread(target=supervisor.serve, args=(pair[1],))
     serving.start()
-    link = Link(pair[0], lambda *_: None)
+    link = SupervisorLink(pair[0], lambda *_: None)
     for op in ("probe", "plan", "launch", "counters", "nonsense"):
         with pytest.raises(AgentdError):
             link.ask(op, WAIT, backend="odd", id="x", spec={})

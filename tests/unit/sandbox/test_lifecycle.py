@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentd.model.errors import SandboxError
-from agentd.sandbox.lifecycle import Do, Event, State, advance
+from agentd.sandbox.lifecycle import Do, LifecycleEvent, State, advance
 
 
 def walk(events):
@@ -22,13 +22,13 @@ def walk(events):
 def test_a_whole_life_in_order():
     state, done = walk(
         [
-            Event.START,
-            Event.WALL_UP,
-            Event.GUEST_READY,
-            Event.PAUSE,
-            Event.RESUME,
-            Event.DESTROY,
-            Event.WALL_GONE,
+            LifecycleEvent.START,
+            LifecycleEvent.WALL_UP,
+            LifecycleEvent.GUEST_READY,
+            LifecycleEvent.PAUSE,
+            LifecycleEvent.RESUME,
+            LifecycleEvent.DESTROY,
+            LifecycleEvent.WALL_GONE,
         ]
     )
     assert state is State.ENDED
@@ -43,41 +43,55 @@ def test_a_whole_life_in_order():
     ]
 
 
-@pytest.mark.parametrize("event", [Event.PAUSE, Event.RESUME, Event.GUEST_READY, Event.FAILED])
+@pytest.mark.parametrize(
+    "event",
+    [
+        LifecycleEvent.PAUSE,
+        LifecycleEvent.RESUME,
+        LifecycleEvent.GUEST_READY,
+        LifecycleEvent.FAILED,
+    ],
+)
 def test_an_event_that_makes_no_sense_is_refused_by_name(event):
     with pytest.raises(SandboxError, match=f"cannot {event} a sandbox that is created"):
         advance(State.CREATED, event)
 
 
 def test_what_was_never_built_is_not_killed():
-    assert advance(State.CREATED, Event.DESTROY) == (State.ENDED, (Do.FORGET,))
+    assert advance(State.CREATED, LifecycleEvent.DESTROY) == (State.ENDED, (Do.FORGET,))
 
 
 @pytest.mark.parametrize(
     ("events", "state"),
     [
-        ([Event.PAUSE], State.PAUSED),
-        ([Event.PAUSE, Event.NOT_PAUSED], State.READY),
-        ([Event.PAUSE, Event.RESUME], State.READY),
-        ([Event.PAUSE, Event.RESUME, Event.NOT_RESUMED], State.PAUSED),
-        ([Event.SNAPSHOT], State.SNAPSHOTTING),
-        ([Event.SNAPSHOT, Event.PAUSE], State.SNAPSHOTTING),
-        ([Event.SNAPSHOT, Event.SNAPSHOT_OVER], State.READY),
-        ([Event.PAUSE, Event.SNAPSHOT], State.PAUSED),
-        ([Event.SNAPSHOT, Event.DESTROY, Event.SNAPSHOT_OVER], State.ENDING),
-        ([Event.PAUSE, Event.LOST, Event.NOT_PAUSED], State.ENDING),
+        ([LifecycleEvent.PAUSE], State.PAUSED),
+        ([LifecycleEvent.PAUSE, LifecycleEvent.NOT_PAUSED], State.READY),
+        ([LifecycleEvent.PAUSE, LifecycleEvent.RESUME], State.READY),
+        ([LifecycleEvent.PAUSE, LifecycleEvent.RESUME, LifecycleEvent.NOT_RESUMED], State.PAUSED),
+        ([LifecycleEvent.SNAPSHOT], State.SNAPSHOTTING),
+        ([LifecycleEvent.SNAPSHOT, LifecycleEvent.PAUSE], State.SNAPSHOTTING),
+        ([LifecycleEvent.SNAPSHOT, LifecycleEvent.SNAPSHOT_OVER], State.READY),
+        ([LifecycleEvent.PAUSE, LifecycleEvent.SNAPSHOT], State.PAUSED),
+        (
+            [LifecycleEvent.SNAPSHOT, LifecycleEvent.DESTROY, LifecycleEvent.SNAPSHOT_OVER],
+            State.ENDING,
+        ),
+        ([LifecycleEvent.PAUSE, LifecycleEvent.LOST, LifecycleEvent.NOT_PAUSED], State.ENDING),
     ],
 )
 def test_what_a_ready_sandbox_may_do(events, state):
-    assert walk([Event.START, Event.WALL_UP, Event.GUEST_READY, *events])[0] is state
+    assert (
+        walk([LifecycleEvent.START, LifecycleEvent.WALL_UP, LifecycleEvent.GUEST_READY, *events])[0]
+        is state
+    )
 
 
 def test_what_a_paused_sandbox_cannot_do_names_the_fix():
     with pytest.raises(SandboxError, match=r"cannot snapshot .* is paused \(resume it first\)"):
-        advance(State.PAUSED, Event.SNAPSHOT)
+        advance(State.PAUSED, LifecycleEvent.SNAPSHOT)
 
 
-@given(st.lists(st.sampled_from(Event)))
+@given(st.lists(st.sampled_from(LifecycleEvent)))
 def test_nothing_is_done_twice_and_what_was_launched_is_killed_before_it_is_forgotten(events):
     state, done = walk(events)
     for once in (Do.LAUNCH, Do.CONNECT, Do.KILL, Do.FORGET, Do.DISCONNECT):
@@ -90,9 +104,9 @@ def test_nothing_is_done_twice_and_what_was_launched_is_killed_before_it_is_forg
         assert (Do.LAUNCH in done) == (Do.KILL in done)
 
 
-@given(st.lists(st.sampled_from(Event)))
+@given(st.lists(st.sampled_from(LifecycleEvent)))
 def test_every_life_can_be_ended_from_anywhere(events):
     state, _ = walk(events)
-    state = advance(state, Event.DESTROY).state
-    assert advance(state, Event.WALL_GONE).state is State.ENDED
-    assert advance(State.ENDED, Event.DESTROY) == (State.ENDED, ())
+    state = advance(state, LifecycleEvent.DESTROY).state
+    assert advance(state, LifecycleEvent.WALL_GONE).state is State.ENDED
+    assert advance(State.ENDED, LifecycleEvent.DESTROY) == (State.ENDED, ())

@@ -10,7 +10,7 @@ import pytest
 from agentd.model.errors import SandboxError
 from agentd.model.limits import Limits
 from agentd.model.spec import SandboxSpec
-from agentd.sandbox.pool import Pool, ShelfSpec, shelf_key
+from agentd.sandbox.pool import SandboxPool, ShelfSpec, shelf_key
 
 PLAIN = SandboxSpec()
 LONG = 3600.0
@@ -46,11 +46,13 @@ def factory() -> Factory:
 
 
 @pytest.fixture
-def pool_of(factory: Factory) -> Iterator[Callable[..., Pool]]:
-    made: list[Pool] = []
+def pool_of(factory: Factory) -> Iterator[Callable[..., SandboxPool]]:
+    made: list[SandboxPool] = []
 
-    def make(least: int = 2, most: int = 4, ttl: float = LONG) -> Pool:
-        made.append(Pool([ShelfSpec(PLAIN, least, most, ttl)], factory.create, factory.destroy))
+    def make(least: int = 2, most: int = 4, ttl: float = LONG) -> SandboxPool:
+        made.append(
+            SandboxPool([ShelfSpec(PLAIN, least, most, ttl)], factory.create, factory.destroy)
+        )
         return made[-1]
 
     yield make
@@ -65,12 +67,12 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def ready(pool: Pool) -> int:
+def ready(pool: SandboxPool) -> int:
     return sum(pool.sizes().values())
 
 
 def test_it_is_filled_and_every_one_has_run_something(
-    pool_of: Callable[..., Pool], factory: Factory
+    pool_of: Callable[..., SandboxPool], factory: Factory
 ) -> None:
     pool = pool_of(least=2)
     until(lambda: ready(pool) == 2)
@@ -79,7 +81,7 @@ def test_it_is_filled_and_every_one_has_run_something(
 
 
 def test_none_is_handed_out_twice_and_the_shelf_is_filled_again(
-    pool_of: Callable[..., Pool], factory: Factory
+    pool_of: Callable[..., SandboxPool], factory: Factory
 ) -> None:
     pool = pool_of(least=2)
     until(lambda: ready(pool) == 2)
@@ -96,7 +98,7 @@ def test_none_is_handed_out_twice_and_the_shelf_is_filled_again(
 
 
 def test_while_claims_come_only_a_low_shelf_is_filled(
-    pool_of: Callable[..., Pool], factory: Factory, monkeypatch: pytest.MonkeyPatch
+    pool_of: Callable[..., SandboxPool], factory: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agentd.sandbox.pool._CALM_SECONDS", LONG)
     pool = pool_of(least=8, most=8)
@@ -110,7 +112,7 @@ def test_while_claims_come_only_a_low_shelf_is_filled(
 
 
 def test_a_shelf_that_runs_low_grows_before_it_is_empty(
-    pool_of: Callable[..., Pool], factory: Factory
+    pool_of: Callable[..., SandboxPool], factory: Factory
 ) -> None:
     pool = pool_of(least=4, most=6)
     until(lambda: ready(pool) == 4)
@@ -127,7 +129,7 @@ def test_a_shelf_that_runs_low_grows_before_it_is_empty(
 
 
 def test_an_empty_shelf_gives_none_and_grows_to_its_bound(
-    pool_of: Callable[..., Pool], factory: Factory
+    pool_of: Callable[..., SandboxPool], factory: Factory
 ) -> None:
     pool = pool_of(least=1, most=3)
     until(lambda: ready(pool) == 1)
@@ -138,7 +140,9 @@ def test_an_empty_shelf_gives_none_and_grows_to_its_bound(
     until(lambda: ready(pool) == 3)
 
 
-def test_environment_and_command_bounds_are_the_claimers(pool_of: Callable[..., Pool]) -> None:
+def test_environment_and_command_bounds_are_the_claimers(
+    pool_of: Callable[..., SandboxPool],
+) -> None:
     pool = pool_of()
     until(lambda: ready(pool) == 2)
     asked = SandboxSpec(env={"A": "1"}, limits=Limits(timeout=2.0, output=10))
@@ -159,7 +163,7 @@ def test_environment_and_command_bounds_are_the_claimers(pool_of: Callable[..., 
     ids=str,
 )
 def test_what_makes_another_wall_is_not_served(
-    pool_of: Callable[..., Pool], change: dict[str, Any]
+    pool_of: Callable[..., SandboxPool], change: dict[str, Any]
 ) -> None:
     pool = pool_of()
     until(lambda: ready(pool) == 2)
@@ -168,7 +172,9 @@ def test_what_makes_another_wall_is_not_served(
     assert pool.claim(asked) is None
 
 
-def test_old_and_dead_ones_are_replaced(pool_of: Callable[..., Pool], factory: Factory) -> None:
+def test_old_and_dead_ones_are_replaced(
+    pool_of: Callable[..., SandboxPool], factory: Factory
+) -> None:
     pool = pool_of(least=1, ttl=LONG)
     until(lambda: ready(pool) == 1)
     factory.made[0].alive = False
@@ -180,7 +186,7 @@ def test_old_and_dead_ones_are_replaced(pool_of: Callable[..., Pool], factory: F
 
 
 def test_a_failure_is_not_tried_again_at_once(
-    pool_of: Callable[..., Pool], factory: Factory
+    pool_of: Callable[..., SandboxPool], factory: Factory
 ) -> None:
     factory.fail = True
     pool = pool_of(least=1)
@@ -191,7 +197,7 @@ def test_a_failure_is_not_tried_again_at_once(
 
 
 def test_without_shelves_nothing_is_claimed_and_no_thread_runs(factory: Factory) -> None:
-    pool = Pool([], factory.create, factory.destroy)
+    pool = SandboxPool([], factory.create, factory.destroy)
     assert pool.claim(PLAIN) is None
     assert pool.sizes() == {}
     pool.close()

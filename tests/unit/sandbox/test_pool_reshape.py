@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from agentd.model.spec import SandboxSpec
-from agentd.sandbox.pool import Pool, ShelfSpec
+from agentd.sandbox.pool import SandboxPool, ShelfSpec
 
 PLAIN, OTHER = SandboxSpec(), SandboxSpec(image="other")
 
@@ -51,7 +51,7 @@ def shelf(spec: SandboxSpec, least: int) -> ShelfSpec:
 
 
 def test_what_stays_is_kept_and_what_goes_is_ended(maker: Maker) -> None:
-    pool = Pool([shelf(PLAIN, 1), shelf(OTHER, 1)], maker.create, maker.ended.append)
+    pool = SandboxPool([shelf(PLAIN, 1), shelf(OTHER, 1)], maker.create, maker.ended.append)
     try:
         until(lambda: list(pool.sizes().values()) == [1, 1])
         first = next(one for one in maker.made if one.spec is PLAIN)
@@ -64,7 +64,7 @@ def test_what_stays_is_kept_and_what_goes_is_ended(maker: Maker) -> None:
 
 
 def test_a_pool_that_had_no_shelves_begins_to_fill(maker: Maker) -> None:
-    pool = Pool([], maker.create, maker.ended.append)
+    pool = SandboxPool([], maker.create, maker.ended.append)
     try:
         pool.reshape([shelf(PLAIN, 1)])
         until(lambda: pool.sizes() == {"default/namespace": 1})
@@ -74,7 +74,7 @@ def test_a_pool_that_had_no_shelves_begins_to_fill(maker: Maker) -> None:
 
 def test_one_that_comes_when_its_shelf_has_gone_is_ended(maker: Maker) -> None:
     maker.hold.clear()
-    pool = Pool([shelf(PLAIN, 1)], maker.create, maker.ended.append)
+    pool = SandboxPool([shelf(PLAIN, 1)], maker.create, maker.ended.append)
     try:
         assert maker.waiting.wait(120)
         pool.reshape([])

@@ -6,11 +6,11 @@ import pytest
 from agentd.model.errors import InvalidInput, NotFound, Refused, SandboxError
 from agentd.model.limits import Limits
 from agentd.model.mount import Mount, MountMode
-from agentd.model.snapshot import Manifest
+from agentd.model.snapshot import SnapshotManifest
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import snapshots
 
-ABOUT = Manifest(
+ABOUT = SnapshotManifest(
     id="snp-1",
     fidelity="memory",
     backend="qemu",

@@ -6,7 +6,7 @@ from agentd.model.cause import Cause, CauseCode
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.result import Result, SandboxInfo, Timing, Usage
-from agentd.selftest.attack import REFUSALS, Seen, by, refused, said_only, shown
+from agentd.selftest.attack import REFUSALS, AttackOutcome, by, refused, said_only, shown
 from agentd.selftest.attacks import ATTACKS, agent, limits
 from agentd.selftest.planted import Planted
 from agentd.selftest.report import Verdict
@@ -36,8 +36,8 @@ def result(
     )
 
 
-def seen(said: dict[str, str], ended: Result | None = None) -> Seen:
-    return Seen(said, ended or result(), NOTHING)
+def seen(said: dict[str, str], ended: Result | None = None) -> AttackOutcome:
+    return AttackOutcome(said, ended or result(), NOTHING)
 
 
 @pytest.mark.parametrize("refusal", sorted(REFUSALS))

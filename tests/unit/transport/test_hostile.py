@@ -14,7 +14,7 @@ from agentd.guest import wire
 from agentd.model.errors import AgentdError, BackendLost, GuestError, OperationFailed
 from agentd.model.spec import ExecRequest
 from agentd.transport.channel import WIDE_WINDOW, Channel
-from agentd.transport.core import Command
+from agentd.transport.core import CommandChannel
 from agentd.transport.guest import Guest
 
 TRUE = ExecRequest(("true",))
@@ -112,7 +112,7 @@ def test_descriptors_from_inside_are_discarded(agent):
 
 def test_empty_output_frames_are_not_kept():
     """They cost no credit: kept, they would fill the memory."""
-    command = Command(Channel(1), TRUE, passed=False)
+    command = CommandChannel(Channel(1), TRUE, passed=False)
     command.receive((wire.EVENT, 1, b'{"event":"started","pid":7}'))
     assert command.receive((wire.STDOUT, 1, b"")) is None
     assert command.receive((wire.STDOUT, 1, b"x")) == ("stdout", b"x")

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from tests.unit.vsock.vmm import HIGH, LOW_USER, MIB, QUEUE, SEND, SIZE, Vmm
 
 from agentd.vsock import packet
-from agentd.vsock.connection import Connection
+from agentd.vsock.connection import VsockConnection
 from agentd.vsock.errors import Violation
-from agentd.vsock.muxer import Limits
+from agentd.vsock.muxer import MuxerLimits
 
 Step = Callable[[Vmm], None]
-FEW = Limits(connections=8, half_open=4)
+FEW = MuxerLimits(connections=8, half_open=4)
 EDGE = st.sampled_from([0, 1, 2, 43, 44, 45, SIZE - 1, SIZE, 0x7FFF, 0xFFFF])
 U16 = st.one_of(EDGE, st.integers(0, 0xFFFF))
 U32 = st.one_of(
@@ -206,7 +206,7 @@ def test_streams_that_come_and_go_unanswered_leave_nothing(vmm: Vmm) -> None:
             vmm.send(packet.RST, 7, number)
             listener.accept()[0].close()
     gc.collect()
-    assert sum(isinstance(thing, Connection) for thing in gc.get_objects()) == 0
+    assert sum(isinstance(thing, VsockConnection) for thing in gc.get_objects()) == 0
 
 
 def test_a_receive_buffer_too_small_for_a_packet_ends_the_device(vmm: Vmm) -> None:

@@ -11,8 +11,8 @@ import pytest
 from tests.unit.vsock.vmm import Vmm, closed
 
 from agentd.vsock import packet
-from agentd.vsock.hybrid import Guest
-from agentd.vsock.muxer import Limits
+from agentd.vsock.hybrid import GuestPort
+from agentd.vsock.muxer import MuxerLimits
 
 
 def sockets() -> int:
@@ -92,7 +92,7 @@ def test_a_client_that_goes_away_within_its_line_is_forgotten(vmm: Vmm) -> None:
 
 
 def test_a_half_sent_line_has_a_deadline(tmp_path: Path) -> None:
-    with Vmm(tmp_path, Limits(line_seconds=0.05)) as vmm, vmm.client(b"CONNECT 5") as sock:
+    with Vmm(tmp_path, MuxerLimits(line_seconds=0.05)) as vmm, vmm.client(b"CONNECT 5") as sock:
         vmm.start()
         assert not closed(sock)
         time.sleep(0.06)
@@ -101,7 +101,7 @@ def test_a_half_sent_line_has_a_deadline(tmp_path: Path) -> None:
 
 
 def test_an_unanswered_request_has_a_deadline(tmp_path: Path) -> None:
-    with Vmm(tmp_path, Limits(request_seconds=0.05)) as vmm:
+    with Vmm(tmp_path, MuxerLimits(request_seconds=0.05)) as vmm:
         vmm.start()
         with vmm.client(b"CONNECT 5\n") as sock:
             [request] = vmm.receive()
@@ -113,7 +113,10 @@ def test_an_unanswered_request_has_a_deadline(tmp_path: Path) -> None:
 
 
 def test_without_a_guest_a_request_waits_until_its_deadline(tmp_path: Path) -> None:
-    with Vmm(tmp_path, Limits(request_seconds=0.05)) as vmm, vmm.client(b"CONNECT 5\n") as sock:
+    with (
+        Vmm(tmp_path, MuxerLimits(request_seconds=0.05)) as vmm,
+        vmm.client(b"CONNECT 5\n") as sock,
+    ):
         vmm.step()
         assert not closed(sock)
         while not closed(sock):
@@ -140,8 +143,8 @@ def test_a_thousand_half_open_clients_cost_a_bounded_amount(vmm: Vmm) -> None:
     flood = [vmm.client(b"CONNECT") for _ in range(1000)]
     try:
         vmm.step(40)
-        assert sockets() - before - 1000 == Limits().half_open
-        assert sum(map(closed, flood)) == 1000 - Limits().half_open
+        assert sockets() - before - 1000 == MuxerLimits().half_open
+        assert sum(map(closed, flood)) == 1000 - MuxerLimits().half_open
         sock, _ = vmm.connected()  # and one who knows what it wants is served
         sock.close()
     finally:
@@ -199,4 +202,4 @@ def test_a_full_backlog_refuses_the_guest_without_waiting(vmm: Vmm) -> None:
 
 
 def test_without_a_path_the_guest_reaches_nothing() -> None:
-    assert Guest(None).dial(5) is None
+    assert GuestPort(None).dial(5) is None

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from agentd.vsock import packet
 from agentd.vsock.errors import Violation
-from agentd.vsock.ring import Chain
+from agentd.vsock.ring import DescriptorChain
 
 U32 = st.integers(0, 2**32 - 1)
 FIELDS = st.tuples(
@@ -17,11 +17,11 @@ FIELDS = st.tuples(
 )
 
 
-def split(content: bytes, cuts: list[int]) -> Chain:
+def split(content: bytes, cuts: list[int]) -> DescriptorChain:
     edges = [0, *sorted(cut % (len(content) + 1) for cut in cuts), len(content)]
     pairs = pairwise(edges)
     parts = [memoryview(bytearray(content[a:b])) for a, b in pairs if a < b]
-    return Chain(0, parts, len(content))
+    return DescriptorChain(0, parts, len(content))
 
 
 def header(fields: tuple[int, ...], length: int) -> bytes:

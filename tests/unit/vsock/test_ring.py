@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from agentd.vsock.errors import Violation
 from agentd.vsock.memory import Memory, Region
-from agentd.vsock.ring import MAX_BYTES, MAX_CHAIN, Layout, Ring
+from agentd.vsock.ring import MAX_BYTES, MAX_CHAIN, DescriptorRing, Layout
 
 SIZE = 128
 ROOM = 1 << 20
@@ -27,7 +27,7 @@ class Driver:
         os.close(fd)
         self.put("<H", AVAILABLE + 2, base)
         self.put("<H", USED + 2, base)
-        self.ring = Ring(self.memory, LAYOUT, base, writable=writable)
+        self.ring = DescriptorRing(self.memory, LAYOUT, base, writable=writable)
 
     def close(self) -> None:
         del self.ring  # whose views hold the mapping

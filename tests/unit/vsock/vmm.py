@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Self
 from agentd.vsock import packet, wire
 from agentd.vsock.device import Device
 from agentd.vsock.errors import Violation
-from agentd.vsock.muxer import Limits
+from agentd.vsock.muxer import MuxerLimits
 
 CID = 42
 SIZE = 64  # a queue's entries
@@ -91,7 +91,7 @@ class Queue:
 class Vmm:
     """``device`` runs only in step(), in the test's own thread."""
 
-    def __init__(self, folder: Any, limits: Limits | None = None) -> None:
+    def __init__(self, folder: Any, limits: MuxerLimits | None = None) -> None:
         self.path = f"{folder}/v"
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.listener.bind(self.path)

@@ -88,7 +88,7 @@ _EXAMPLES = (
 )
 
 
-class Entry(msgspec.Struct, frozen=True):
+class ArchiveEntry(msgspec.Struct, frozen=True):
     """``mode``: permission bits. ``problem``: the code that reading it would end with, or ""."""
 
     name: str
@@ -100,7 +100,7 @@ class Entry(msgspec.Struct, frozen=True):
 
 class Listing(msgspec.Struct, frozen=True):
     format: str
-    members: list[Entry]
+    members: list[ArchiveEntry]
     truncated: bool
 
 

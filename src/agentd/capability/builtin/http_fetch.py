@@ -4,7 +4,7 @@ import base64
 import binascii
 from typing import Any
 
-from agentd.capability.fetch.fetcher import Fetcher, Request, Response
+from agentd.capability.fetch.fetcher import Fetcher, FetchRequest, Response
 from agentd.capability.port import Call, Inside
 from agentd.model.capability import About, Bounds, Example, Needs, Outcome
 from agentd.model.characters import whole_characters
@@ -107,7 +107,7 @@ class HttpFetch:
 
     def run(self, call: Call, inside: Inside) -> Outcome:
         given = call.parameters
-        request = Request(
+        request = FetchRequest(
             url=given["url"],
             method=given.get("method", "GET"),
             headers=given.get("headers", {}),

@@ -19,7 +19,7 @@ MAX_HEADERS = 200
 _USER_AGENT = DISTRIBUTION
 
 
-class Exchange:
+class HttpExchange:
     """A context manager. Raises CallFailed throughout."""
 
     def __init__(
@@ -90,7 +90,7 @@ class Exchange:
         if self._backend.stream is not None:
             self._backend.stream.close()
 
-    def __enter__(self) -> "Exchange":
+    def __enter__(self) -> "HttpExchange":
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -21,13 +21,13 @@ from agentd.model.errors import InvalidInput
 if TYPE_CHECKING:
     import ssl
 
-    from agentd.capability.fetch.exchange import Exchange
+    from agentd.capability.fetch.exchange import HttpExchange
 
 _REDIRECTS = {301, 302, 303, 307, 308}
 _WITHOUT_BODY = {"GET", "HEAD", "OPTIONS"}
 
 
-class Request(msgspec.Struct, frozen=True):
+class FetchRequest(msgspec.Struct, frozen=True):
     """``timeout`` in seconds for all of it, ``max_bytes`` of the decoded body."""
 
     url: str
@@ -96,7 +96,7 @@ class Fetcher:
         self._verify = verify
 
     def fetch(
-        self, request: Request, emit: Callable[[bytes], None] = lambda piece: None
+        self, request: FetchRequest, emit: Callable[[bytes], None] = lambda piece: None
     ) -> Response:
         """``emit`` gets the last response's body in pieces, as it comes. Raises CallFailed."""
         deadline = Deadline(request.timeout)
@@ -121,9 +121,9 @@ class Fetcher:
                 )
             hop = following
 
-    def _open(self, url: Url, deadline: Deadline) -> "Exchange":
+    def _open(self, url: Url, deadline: Deadline) -> "HttpExchange":
         """Nothing is connected yet. Raises CallFailed where it may not go there."""
-        from agentd.capability.fetch.exchange import Exchange
+        from agentd.capability.fetch.exchange import HttpExchange
 
         hosts.check(url.host, self._hosts)
         if self._ports is not None and url.port not in self._ports:
@@ -134,7 +134,9 @@ class Fetcher:
                 remediation=f"use one of: {ports}",
             )
         addresses = self._addresses(url.host, deadline)
-        return Exchange(url, addresses, allowed=self._networks, tls=self._tls, deadline=deadline)
+        return HttpExchange(
+            url, addresses, allowed=self._networks, tls=self._tls, deadline=deadline
+        )
 
     def _addresses(self, host: str, deadline: Deadline) -> tuple[str, ...]:
         """Those that a connection then goes to. One bad address refuses the name: an honest name
@@ -161,7 +163,7 @@ class Fetcher:
         return context
 
 
-def _is_redirect(exchange: "Exchange") -> bool:
+def _is_redirect(exchange: "HttpExchange") -> bool:
     return exchange.status in _REDIRECTS and "location" in exchange.headers
 
 
@@ -183,7 +185,7 @@ def _next(hop: _Hop, status: int, location: str) -> _Hop:
 
 
 def _response(
-    exchange: "Exchange",
+    exchange: "HttpExchange",
     hop: _Hop,
     max_bytes: int,
     emit: Callable[[bytes], None],

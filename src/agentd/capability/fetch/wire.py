@@ -25,7 +25,7 @@ class Pinned(httpcore.NetworkBackend):
         self, addresses: Sequence[str], allowed: Sequence[Network], deadline: Deadline
     ) -> None:
         self.address = ""
-        self.stream: Stream | None = None
+        self.stream: WireStream | None = None
         self._addresses = addresses
         self._allowed = allowed
         self._deadline = deadline
@@ -37,7 +37,7 @@ class Pinned(httpcore.NetworkBackend):
         timeout: float | None = None,
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
-    ) -> "Stream":
+    ) -> "WireStream":
         """``host`` is not looked at: it was resolved once, and what came of that was checked."""
         problem: OSError | None = None
         tried = self._addresses[:MAX_ATTEMPTS]
@@ -49,7 +49,7 @@ class Pinned(httpcore.NetworkBackend):
                 problem = error
                 continue
             self.address = address
-            self.stream = Stream(connected, self._deadline)
+            self.stream = WireStream(connected, self._deadline)
             return self.stream
         self._deadline.left()
         raise CallFailed(
@@ -79,7 +79,7 @@ class Pinned(httpcore.NetworkBackend):
             raise refused(address)
 
 
-class Stream(httpcore.NetworkStream):
+class WireStream(httpcore.NetworkStream):
     """Each wait ends with the deadline, whatever httpcore thinks."""
 
     def __init__(self, connected: socket.socket, deadline: Deadline) -> None:
@@ -123,7 +123,7 @@ class Stream(httpcore.NetworkStream):
         ssl_context: ssl.SSLContext,
         server_hostname: str | None = None,
         timeout: float | None = None,
-    ) -> "Stream":
+    ) -> "WireStream":
         try:
             self._socket.settimeout(self._deadline.left())
             self._socket = ssl_context.wrap_socket(self._socket, server_hostname=server_hostname)

@@ -25,7 +25,7 @@ XZ_MEMORY = 128 << 20  # bytes; xz -9 needs 65 MiB
 BAD = re.compile("[\x00-\x1f\x7f\\\\\ud800-\udfff]")
 
 
-class Source(Protocol):
+class ByteSource(Protocol):
     """``read`` gives at most ``size`` bytes, and none at the end only."""
 
     def read(self, size: int, /) -> bytes: ...
@@ -65,7 +65,7 @@ def clean(raw: str) -> tuple[str, str]:
 class Counted:
     """``count`` is how many bytes were read."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: ByteSource) -> None:
         self.source, self.count = source, 0
 
     def read(self, size: int) -> bytes:
@@ -140,7 +140,7 @@ def _engine(kind: str) -> Any:
 class Body:
     """``size`` bytes of a stream, and then no more. Raises Failed where there are fewer."""
 
-    def __init__(self, source: Source, size: int) -> None:
+    def __init__(self, source: ByteSource, size: int) -> None:
         self._source, self._left = source, size
 
     def read(self, size: int) -> bytes:
@@ -155,7 +155,7 @@ class Body:
 class Joined:
     """What was read to recognise a stream, then the rest of it."""
 
-    def __init__(self, head: bytes, source: Source) -> None:
+    def __init__(self, head: bytes, source: ByteSource) -> None:
         self._head, self._source = head, source
 
     def read(self, size: int) -> bytes:
@@ -165,7 +165,7 @@ class Joined:
         return self._source.read(size)
 
 
-def exactly(source: Source, size: int) -> bytes:
+def exactly(source: ByteSource, size: int) -> bytes:
     """``size`` bytes; fewer at the end of the stream only."""
     parts = []
     while size and (data := source.read(min(size, CHUNK))):

@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import Any
 
-from agentd.capability.inside.archive_streams import CHUNK, Body, Member, Source, exactly
+from agentd.capability.inside.archive_streams import CHUNK, Body, ByteSource, Member, exactly
 from agentd.capability.inside.common import Failed
 
 BLOCK = 512
@@ -27,7 +27,7 @@ def is_tar(block: bytes) -> bool:
         return False
 
 
-def tar_members(source: Source) -> Iterator[Member]:
+def tar_members(source: ByteSource) -> Iterator[Member]:
     globals_: dict[str, Any] = {}
     own: dict[str, Any] = {}
     while (block := exactly(source, BLOCK)) != bytes(BLOCK):
@@ -57,7 +57,7 @@ def _header(block: bytes) -> tarfile.TarInfo:
     return info
 
 
-def _member(source: Source, info: tarfile.TarInfo, records: dict[str, Any]) -> Iterator[Member]:
+def _member(source: ByteSource, info: tarfile.TarInfo, records: dict[str, Any]) -> Iterator[Member]:
     name = records.get("path", info.name)
     kind = "file" if info.type in _FILES else _KINDS.get(info.type, "unsupported")
     # A link, a directory or a device has no body, whatever its size.
@@ -77,7 +77,7 @@ def _member(source: Source, info: tarfile.TarInfo, records: dict[str, Any]) -> I
     exactly(source, -size % BLOCK)
 
 
-def _records(source: Source, info: tarfile.TarInfo) -> dict[str, Any]:
+def _records(source: ByteSource, info: tarfile.TarInfo) -> dict[str, Any]:
     if info.size > MAX_HEADER:
         raise Failed("bomb", f"a tar header of {info.size} bytes, over {MAX_HEADER}")
     data = exactly(Body(source, info.size), info.size)

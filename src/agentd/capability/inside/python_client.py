@@ -31,13 +31,13 @@ module.main(sys.argv[1])
 """
 
 
-class Failed(Exception):
+class KernelFailed(Exception):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
 
 
-class Kernel:
+class RunningKernel:
     """One that is there, by the process that listens on its socket."""
 
     def __init__(self, connection: socket.socket, pid: int, pidfd: int) -> None:
@@ -89,11 +89,13 @@ class Context:
         pause = 0.002
         while not self.try_lock():
             if time.monotonic() + pause > self.deadline:
-                raise Failed("busy", "other code runs in the context, and went on for too long")
+                raise KernelFailed(
+                    "busy", "other code runs in the context, and went on for too long"
+                )
             time.sleep(pause)
             pause = min(pause * 1.5, 0.05)
 
-    def find(self) -> "Kernel | None":
+    def find(self) -> "RunningKernel | None":
         connection = socket.socket(socket.AF_UNIX)
         try:
             connection.settimeout(2.0)
@@ -105,7 +107,7 @@ class Context:
                 # A child of a dead kernel may still hold its socket; its number may be another's.
                 with open(f"/proc/{pid}/cmdline", "rb") as file:
                     if self.path.encode() in file.read(1 << 20).split(b"\0"):
-                        return Kernel(connection, pid, pidfd)
+                        return RunningKernel(connection, pid, pidfd)
                 connection.close()
             except BaseException:
                 os.close(pidfd)
@@ -115,10 +117,12 @@ class Context:
             connection.close()
         except OSError as error:
             connection.close()
-            raise Failed("busy", "too many calls wait for the context: " + str(error)) from None
+            raise KernelFailed(
+                "busy", "too many calls wait for the context: " + str(error)
+            ) from None
         return None
 
-    def start(self, sources: "list[list[str]]") -> Kernel:
+    def start(self, sources: "list[list[str]]") -> RunningKernel:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path)
         if (
@@ -142,14 +146,14 @@ class Context:
             if found is not None:
                 return found
             if os.waitpid(pid, os.WNOHANG)[0]:
-                raise Failed("kernel_failed", "the interpreter ended before it was ready")
+                raise KernelFailed("kernel_failed", "the interpreter ended before it was ready")
             time.sleep(0.002)
         with contextlib.suppress(OSError):
             os.killpg(pid, signal.SIGKILL)
-        raise Failed("timeout", "the interpreter was not ready in time")
+        raise KernelFailed("timeout", "the interpreter was not ready in time")
 
     def _sweep(self) -> None:
-        """Forget the contexts whose kernel is gone. Raises Failed where none is."""
+        """Forget the contexts whose kernel is gone. Raises KernelFailed where none is."""
         alive = 0
         for name in _names(self.folder):
             other = Context(name, 0)
@@ -162,7 +166,7 @@ class Context:
                     os.unlink(other.path)
             other.close()
         if alive >= MAX_CONTEXTS:
-            raise Failed("too_many_contexts", f"there are {MAX_CONTEXTS} contexts: reset one")
+            raise KernelFailed("too_many_contexts", f"there are {MAX_CONTEXTS} contexts: reset one")
 
     def close(self) -> None:
         os.close(self._lock)
@@ -213,7 +217,9 @@ def _death(timed_out: bool) -> "dict[str, str]":
     return {"name": "KernelDied", "value": value, "traceback": ""}
 
 
-def _attach(context: Context, sources: "list[list[str]]") -> "tuple[Kernel, list[int], str, bool]":
+def _attach(
+    context: Context, sources: "list[list[str]]"
+) -> "tuple[RunningKernel, list[int], str, bool]":
     """The kernel, its streams, its name; and whether one of before was lost."""
     kernel, lost = context.find(), False
     if kernel is not None:
@@ -229,12 +235,12 @@ def _attach(context: Context, sources: "list[list[str]]") -> "tuple[Kernel, list
     except (OSError, ValueError):
         kernel.kill()
         kernel.close()
-        raise Failed("kernel_failed", "the interpreter ended before it was ready") from None
+        raise KernelFailed("kernel_failed", "the interpreter ended before it was ready") from None
 
 
 def _hello(
-    kernel: Kernel, deadline: float, patience: "tuple[tuple[float, int | None], ...]"
-) -> "tuple[Kernel, list[int], str]":
+    kernel: RunningKernel, deadline: float, patience: "tuple[tuple[float, int | None], ...]"
+) -> "tuple[RunningKernel, list[int], str]":
     """Nobody else has the lock: where it does not answer, it runs code that nobody waits for."""
     begun = time.monotonic()
     poll = select.poll()
@@ -251,7 +257,7 @@ def _hello(
             raise ConnectionError("the kernel ended")
     else:
         kernel.close()
-        raise Failed("busy", "the interpreter was not ready in time")
+        raise KernelFailed("busy", "the interpreter was not ready in time")
     data, fds, _, _ = socket.recv_fds(kernel.connection, 4096, 2)
     if len(fds) != 2 or len(data) < 4:
         raise ConnectionError("the kernel ended")
@@ -307,7 +313,7 @@ def _folder() -> str:
         os.mkdir(path, 0o700)
     found = os.lstat(path)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise Failed("kernel_failed", path + " is not a private directory of ours: remove it")
+        raise KernelFailed("kernel_failed", path + " is not a private directory of ours: remove it")
     return path
 
 
@@ -318,7 +324,7 @@ def main() -> "NoReturn":
     try:
         context = Context(asked["context"], time.monotonic() + asked["timeout"])
         answer = {"value": operations[asked["op"]](asked, context)}
-    except Failed as error:
+    except KernelFailed as error:
         answer = {"error": {"code": error.code, "message": str(error)}}
     except OSError as error:
         answer = {"error": {"code": "kernel_failed", "message": str(error)}}

@@ -4,21 +4,21 @@ import traceback
 from importlib.util import find_spec
 from typing import Any
 
-from agentd.capability.inside.python_server import Server
+from agentd.capability.inside.python_server import KernelServer
 
 
-def choose(server: Server) -> Any:
+def choose(server: KernelServer) -> Any:
     if _is_there("ipykernel") and _is_there("jupyter_client"):
         try:
-            from agentd.capability.inside.python_jupyter import Engine as Jupyter
+            from agentd.capability.inside.python_jupyter import JupyterEngine
 
-            return Jupyter(server)
+            return JupyterEngine(server)
         except Exception:
             # Seen by the first call; every answer says which kernel it is of.
             traceback.print_exc()
-    from agentd.capability.inside.python_kernel import Engine
+    from agentd.capability.inside.python_kernel import OwnEngine
 
-    return Engine(server)
+    return OwnEngine(server)
 
 
 def _is_there(name: str) -> bool:

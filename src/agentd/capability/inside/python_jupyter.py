@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from agentd.capability.inside.python_bundle import bounded, clean
-from agentd.capability.inside.python_server import Server
+from agentd.capability.inside.python_server import KernelServer
 
 START_TIMEOUT = 60.0
 # Its pipe for forked children's output is a TCP socket, and libzmq aborts where it cannot ask for
@@ -28,10 +28,10 @@ _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _MAX_TRACEBACK = 64 << 10
 
 
-class Engine:
+class JupyterEngine:
     name = "ipykernel"
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: KernelServer) -> None:
         """Raises whatever Jupyter raises where it does not come up."""
         import subprocess
 

@@ -15,7 +15,7 @@ from traceback import TracebackException
 from typing import Any, Callable, NoReturn  # noqa: UP035  (Python 3.9)
 
 from agentd.capability.inside.python_bundle import bounded, bundle_of, clean
-from agentd.capability.inside.python_server import Server
+from agentd.capability.inside.python_server import KernelServer
 
 MAX_CELLS = 500  # whose source tracebacks can show
 MAX_TRACEBACK = 64 << 10
@@ -23,10 +23,10 @@ MAX_MESSAGE = 4 << 10
 _MAX_FRAMES = 64
 
 
-class Engine:
+class OwnEngine:
     name = "builtin"
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: KernelServer) -> None:
         self._server = server
         self._busy = False
         self._count = 0

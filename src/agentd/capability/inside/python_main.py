@@ -1,12 +1,12 @@
 """Where a context's process begins, once its modules are loaded."""
 
 from agentd.capability.inside.python_engine import choose
-from agentd.capability.inside.python_server import Server
+from agentd.capability.inside.python_server import KernelServer
 
 
 def main(path: str) -> None:
     """For ever; where it fails, the client sees the end of the connection."""
-    server = Server(path)
+    server = KernelServer(path)
     engine = choose(server)
     server.interrupt = engine.interrupt
     server.serve(engine.name, engine.run)

@@ -20,7 +20,7 @@ BACKLOG = 64
 REQUEST_TIMEOUT = 10.0
 
 
-class Server:
+class KernelServer:
     """``interrupt`` is called by signal handlers while code runs, and may raise."""
 
     def __init__(self, path: str) -> None:

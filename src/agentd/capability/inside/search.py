@@ -19,7 +19,7 @@ MAX_LINE = 500  # characters of a line that are shown
 MAX_TEXT = 4 << 20  # characters of all lines that are shown
 
 
-class Full(Exception):
+class TooManyMatches(Exception):
     """There are more than may be shown."""
 
 
@@ -61,7 +61,7 @@ class Search:
 
     def file(self, path: str, shown: str, alone: bool = False) -> None:
         if self.files + self.skipped >= MAX_FILES:
-            raise Full
+            raise TooManyMatches
         try:
             data = content(path)
         except OSError:
@@ -80,7 +80,7 @@ class Search:
 
     def add(self, shown: str, lines: list[str], index: int, at: int) -> None:
         if len(self.matches) >= self.most:
-            raise Full
+            raise TooManyMatches
         before = lines[max(0, index - self.context) : index]
         after = lines[index + 1 : index + 1 + self.context]
         match: dict[str, Any] = {
@@ -93,7 +93,7 @@ class Search:
         }
         self.text += len(shown) + sum(map(len, [match["text"], *match["before"], *match["after"]]))
         if self.text > MAX_TEXT:
-            raise Full
+            raise TooManyMatches
         self.matches.append(match)
 
 
@@ -149,7 +149,7 @@ def searched(asked: dict[str, Any]) -> dict[str, Any]:
             search.file(os.path.realpath(asked["root"]), asked["shown"], alone=True)
         else:
             return failed("not_a_file", "it is no file and no directory")
-    except Full:
+    except TooManyMatches:
         truncated = True
     except FileNotFoundError:
         return failed("not_found", "there is no such file or directory")

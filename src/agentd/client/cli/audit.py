@@ -11,7 +11,7 @@ from agentd.client.cli.parser import Parser
 from agentd.model.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from agentd.audit.verify import Verdict
+    from agentd.audit.verify import LogVerdict
     from agentd.client.cli.audit_source import Source
 
 _EXAMPLES = """\
@@ -221,7 +221,7 @@ def _accept(directory: str, *, as_json: bool) -> int:
     return 0
 
 
-def _show(verdict: "Verdict", where: str, *, checked: bool) -> None:
+def _show(verdict: "LogVerdict", where: str, *, checked: bool) -> None:
     from agentd.client.cli import table
     from agentd.client.cli.remote import safe
 
@@ -258,13 +258,13 @@ def _show(verdict: "Verdict", where: str, *, checked: bool) -> None:
         )
 
 
-def _receipts(verdict: "Verdict") -> str:
+def _receipts(verdict: "LogVerdict") -> str:
     if not verdict.files:
         return "not compared: --dir does that, where the files are"
     return f"{verdict.receipts} beside it"
 
 
-def _has_gaps(verdict: "Verdict") -> bool:
+def _has_gaps(verdict: "LogVerdict") -> bool:
     return any(note.kind == "loss" and "accepted" in note.message for note in verdict.notes)
 
 

@@ -11,7 +11,7 @@ from agentd.client.http.errors import Unreachable
 from agentd.model.errors import Forbidden, InvalidInput, NotFound
 
 if TYPE_CHECKING:
-    from agentd.audit.verify import Verdict
+    from agentd.audit.verify import LogVerdict
     from agentd.client.http.client import HttpClient
     from agentd.model.api import AuditHead
     from agentd.model.audit import Position
@@ -27,7 +27,7 @@ class Source(Protocol):
     def tail(self, count: int) -> list[bytes]: ...
     def lines(self, first: int, last: int | None) -> Iterator[bytes]: ...
     def follow(self, first: int) -> Iterator[bytes]: ...
-    def verify(self, head: "Position | None") -> "Verdict": ...
+    def verify(self, head: "Position | None") -> "LogVerdict": ...
 
 
 class Files:
@@ -54,7 +54,7 @@ class Files:
 
         return read.follow(self.where, first)
 
-    def verify(self, head: "Position | None") -> "Verdict":
+    def verify(self, head: "Position | None") -> "LogVerdict":
         from agentd.audit.verify import verify
 
         return verify(self.where, head)
@@ -82,7 +82,7 @@ class Remote:
                 yield line
             time.sleep(_POLL_SECONDS)
 
-    def verify(self, head: "Position | None") -> "Verdict":
+    def verify(self, head: "Position | None") -> "LogVerdict":
         from agentd.audit.verify import verify_lines
 
         # Its own head as well, where no other is known: pages could be of several minds.

@@ -7,7 +7,7 @@ from agentd.client.cli.parser import Parser
 from agentd.model.isolation import IsolationLevel
 
 if TYPE_CHECKING:
-    from agentd.client.embedded import Checkup, Finding, Part
+    from agentd.client.embedded import CheckedPart, Checkup, Finding
     from agentd.model.availability import Availability, Blocker
 
 _EXAMPLES = """\
@@ -140,7 +140,7 @@ def _show_whole(name: str, blocker: "Blocker") -> None:
         print(f"    {remote.safe(line)}")
 
 
-def _part_row(part: "Part", below: "list[tuple[str, Blocker]]") -> tuple[object, ...]:
+def _part_row(part: "CheckedPart", below: "list[tuple[str, Blocker]]") -> tuple[object, ...]:
     found = part.availability
     return (
         part.name,

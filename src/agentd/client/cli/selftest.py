@@ -8,7 +8,7 @@ from agentd.client.cli import remote, table
 from agentd.client.cli.parser import Parser
 
 if TYPE_CHECKING:
-    from agentd.client.embedded import Report, Row
+    from agentd.client.embedded import AttackRow, SelftestReport
     from agentd.selftest.report import BackendReport
 
 _EXAMPLES = """\
@@ -73,11 +73,11 @@ def _parser() -> Parser:
     return parser
 
 
-def _progress() -> "Callable[[str, Row], None]":
+def _progress() -> "Callable[[str, AttackRow], None]":
     """One line on a terminal, written over; nothing elsewhere."""
     shown = sys.stderr.isatty()
 
-    def told(backend: str, row: "Row") -> None:
+    def told(backend: str, row: "AttackRow") -> None:
         if shown:
             sys.stderr.write(f"\r\033[K{backend}: {row.name}: {row.verdict}")
             sys.stderr.flush()
@@ -91,7 +91,7 @@ def _clear() -> None:
         sys.stderr.flush()
 
 
-def _show(report: "Report") -> None:
+def _show(report: "SelftestReport") -> None:
     for backend in report.backends:
         _show_backend(backend)
     bad = sum(len(backend.bad) for backend in report.backends)

@@ -56,7 +56,7 @@ class Approvals:
     def __init__(
         self,
         store: SqliteStore,
-        config: Callable[[], schema.Approvals] = schema.Approvals,
+        config: Callable[[], schema.ApprovalSettings] = schema.ApprovalSettings,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         publish: events.Publish = events.nobody,

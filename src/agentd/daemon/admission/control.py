@@ -20,8 +20,8 @@ from agentd.audit.errors import AuditError
 from agentd.audit.issuing import AtOnce, Behind
 from agentd.audit.keypair import KeyPair
 from agentd.audit.log import AuditLog
-from agentd.audit.receipts import Receipts
-from agentd.audit.record import Entry
+from agentd.audit.receipts import ReceiptStore
+from agentd.audit.record import LogEntry
 from agentd.audit.shared import SharedLog, SharedReceipts
 from agentd.capability.registry import Registry
 from agentd.daemon import events
@@ -44,19 +44,19 @@ AUDIT, RECEIPTS, KEY, COMPILED = "audit", "receipts", "receipt.key", "policy"
 WRITERS = "writers"
 
 
-_ANYTHING_PUBLIC = schema.Capabilities()
+_ANYTHING_PUBLIC = schema.CapabilitySettings()
 
 
-class Control:
+class AdmissionControl:
     """Thread-safe. ``close`` it last of all: what ends meanwhile is written down."""
 
     def __init__(
         self,
         state: str,
-        policy: schema.Policy,
-        audit: schema.Audit,
+        policy: schema.PolicySettings,
+        audit: schema.AuditSettings,
         approvals: Approves | None = None,
-        capabilities: schema.Capabilities = _ANYTHING_PUBLIC,
+        capabilities: schema.CapabilitySettings = _ANYTHING_PUBLIC,
         *,
         shared: bool = False,
         publish: events.Publish = events.nobody,
@@ -66,7 +66,7 @@ class Control:
         Raises AuditError, BundleError, PinMismatch.
         """
         with contextlib.ExitStack() as undo:
-            kept = SharedReceipts if shared else Receipts
+            kept = SharedReceipts if shared else ReceiptStore
             self.receipts = kept(os.path.join(state, RECEIPTS), int(audit.receipts))
             undo.callback(self.receipts.close)
             self.key = KeyPair.load_or_create(os.path.join(state, KEY))
@@ -103,7 +103,7 @@ class Control:
         )
         self.log.submit(event, lazily=lazily)
 
-    def reload(self, policy: schema.Policy) -> None:
+    def reload(self, policy: schema.PolicySettings) -> None:
         """Raises BundleError, PinMismatch; then the old policy holds."""
         before = self.policy.digest if self.policy is not None else "none"
         old = self.policy
@@ -139,7 +139,7 @@ class Control:
     def _take_over(self, folder: str, log: "Waiting", undo: contextlib.ExitStack) -> None:
         """What those who died had begun is ended, and this process is one of the living."""
         end_dead(folder, log.directory, self.records, time.time())
-        writer = writers.Writer(folder, log.seq())
+        writer = writers.WriterOnce(folder, log.seq())
         undo.callback(writer.close)
         log.writer = writer.name
 
@@ -166,7 +166,7 @@ class Control:
         """Idempotent."""
         self._undo.close()
 
-    def _opened(self, policy: schema.Policy) -> PolicyStore | None:
+    def _opened(self, policy: schema.PolicySettings) -> PolicyStore | None:
         if policy.bundle is None:
             return None
         os.makedirs(self._cache, 0o700, exist_ok=True)
@@ -194,7 +194,7 @@ class Waiting:
         self.writer = ""  # what this process is called in what it begins
 
     def append(
-        self, event: Event | Entry, secrets: Iterable[str] = (), *, synced: bool = True
+        self, event: Event | LogEntry, secrets: Iterable[str] = (), *, synced: bool = True
     ) -> Position:
         if self.writer and isinstance(event, Event) and event.kind is Kind.START:
             fields = {**event.fields, writers.FIELD: self.writer}
@@ -209,7 +209,7 @@ class Waiting:
         return done
 
 
-def _log(directory: str, audit: schema.Audit, shared: bool) -> "AuditLog | Waiting":
+def _log(directory: str, audit: schema.AuditSettings, shared: bool) -> "AuditLog | Waiting":
     keep = Keep(int(audit.file), audit.files, None if audit.keep is None else float(audit.keep))
     if shared:
         return Waiting(SharedLog(directory, keep=keep))
@@ -232,7 +232,7 @@ def _sink(place: str) -> "AuditSink":
     return OtlpSink(rest) if kind == "otlp" else HttpSink(place)
 
 
-def _registry(config: schema.Capabilities) -> Registry:
+def _registry(config: schema.CapabilitySettings) -> Registry:
     """Raises InvalidInput for hosts or networks that are none."""
     registry = Registry()
     if config != _ANYTHING_PUBLIC:

@@ -31,7 +31,7 @@ _MAX_REASON = 500
 Labels = Mapping[str, str]
 
 
-class Policy(Protocol):
+class DecidingPolicy(Protocol):
     @property
     def digest(self) -> str: ...
     def decide(self, asked: Asked) -> Decision: ...
@@ -48,7 +48,7 @@ class Gate:
 
     def __init__(
         self,
-        policy: Callable[[], Policy | None],
+        policy: Callable[[], DecidingPolicy | None],
         records: Records,
         approvals: Approves | None = None,
         learn: Callable[[Asked], None] | None = None,

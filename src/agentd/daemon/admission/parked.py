@@ -15,7 +15,7 @@ from agentd.model.decision import Decision
 from agentd.model.errors import AgentdError, BackendLost, Refused
 
 
-class Log(Protocol):
+class ParkedLog(Protocol):
     def submit(self, event: Event) -> object: ...
 
 
@@ -45,7 +45,7 @@ class Parked:
 
     def __init__(self, approvals: Approvals) -> None:
         self._approvals = approvals
-        self.log: Log | None = None
+        self.log: ParkedLog | None = None
 
     def approve(self, act: Act, decision: Decision, cancel: int = -1) -> None:
         """Returns once it is approved. Raises ApprovalDenied, ApprovalExpired, ApprovalWithdrawn,

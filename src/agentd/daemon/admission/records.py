@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from agentd.audit.issuing import AtOnce
 
 
-class Log(receipt.Log, Protocol):
+class RecordLog(receipt.ReceiptLog, Protocol):
     """Raises AuditError: then nothing may be done. What is submitted is on disk with the next that
     is waited for, or sooner."""
 
@@ -32,7 +32,7 @@ class Records:
     """Thread-safe. Each method raises AuditError where nothing can be written."""
 
     def __init__(
-        self, log: Log, receipts: "AtOnce", denied: Callable[[Event], object] | None = None
+        self, log: RecordLog, receipts: "AtOnce", denied: Callable[[Event], object] | None = None
     ) -> None:
         """``denied`` writes refusals, where they are bounded."""
         self._log = log

@@ -34,7 +34,7 @@ from agentd.sandbox.handle import SandboxHandle
 Emit = Callable[[str, bytes], None]
 
 
-class Sandboxes(Protocol):
+class CallSandboxes(Protocol):
     """Where calls run: quotas, leases and owners are its business."""
 
     def get(self, who: Principal, body: CallBody) -> tuple[SandboxHandle, Mapping[str, str]]:
@@ -68,7 +68,7 @@ class Calls:
         self,
         registry: Registry,
         gate: Gate,
-        sandboxes: Sandboxes,
+        sandboxes: CallSandboxes,
     ) -> None:
         self.registry = registry
         self._gate = gate

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from agentd.audit.errors import AuditError
-from agentd.daemon.admission.control import POLICY, Control
+from agentd.daemon.admission.control import POLICY, AdmissionControl
 from agentd.daemon.calls.calls import Calls, Emit
 from agentd.daemon.config import profiles, schema
 from agentd.daemon.config.values import Bundle
@@ -29,7 +29,7 @@ STATE = "AGENTD_DAEMON__STATE"  # as a daemon's configuration reads it
 # Beside the daemon's, whose log is its own alone.
 FOLDER = "embedded"
 _lock = threading.Lock()
-_shared: "tuple[tuple[str, str, int], Control] | None" = None
+_shared: "tuple[tuple[str, str, int], AdmissionControl] | None" = None
 
 
 def call(
@@ -46,12 +46,12 @@ def call(
             remediation="run agentd serve, or leave the signature out",
         )
     control = shared()
-    places = Own(pipeline, handle)
+    places = OwnSandboxes(pipeline, handle)
     calls = Calls(control.registry, control.gate, places)
     return calls.call(who, body, emit, via="embedded", cancel=cancel)
 
 
-def shared() -> Control:
+def shared() -> AdmissionControl:
     """One for the whole process; a forked child, or another policy, gets its own."""
     global _shared  # noqa: PLW0603  one log, however many calls
     bundle = os.environ.get(POLICY) or "permissive"
@@ -61,8 +61,8 @@ def shared() -> Control:
         if _shared is None or _shared[0] != key:
             old = _shared
             _make(state)
-            policy = schema.Policy(bundle=None if bundle == "none" else Bundle.of(bundle))
-            made = Control(state, policy, schema.Audit(), shared=True)
+            policy = schema.PolicySettings(bundle=None if bundle == "none" else Bundle.of(bundle))
+            made = AdmissionControl(state, policy, schema.AuditSettings(), shared=True)
             _shared = key, made
             atexit.register(made.close)
             if old is not None and old[0][2] == os.getpid():
@@ -93,7 +93,7 @@ def _make(state: str) -> None:
         ) from error
 
 
-class Own:
+class OwnSandboxes:
     """``calls.Sandboxes`` of a process: the one that the caller holds, or a new one."""
 
     def __init__(self, pipeline: "Pipeline", handle: SandboxHandle | None) -> None:

@@ -12,7 +12,7 @@ from agentd.model.spec import ExecRequest
 
 if TYPE_CHECKING:
     from agentd.sandbox.manager import SandboxHandle
-    from agentd.transport.files import Files
+    from agentd.transport.files import GuestFiles
 
 Emit = Callable[[str, bytes], None]
 Run = Callable[[ExecRequest, bytes, Emit | None, int], Result]
@@ -39,7 +39,7 @@ class HandleInside:
         return self._handle.wall.workspace
 
     @property
-    def files(self) -> "Files":
+    def files(self) -> "GuestFiles":
         return self._handle.guest.files
 
     def path(self, path: str) -> str:

@@ -22,7 +22,7 @@ class Begin(Protocol):
     def __call__(self, guest: "Guest") -> "Running": ...
 
 
-class Streamed:
+class BeginStreamed:
     """Its output and end come by a stream of ours: it ends with that."""
 
     pid: int | None = None
@@ -39,7 +39,7 @@ class Streamed:
             return guest.start_with_whole_stdin(self._request)
 
 
-class Detached:
+class BeginDetached:
     """It goes on without us; its request's ``tag`` finds it again."""
 
     place: tuple[int, int] | None = None
@@ -62,7 +62,7 @@ class Detached:
             raise
 
 
-class Attached:
+class BeginAgain:
     """A detached one of before, from those bytes of stdout and stderr on."""
 
     pid: int | None = None

@@ -28,7 +28,7 @@ from agentd.model.control import check_signal, check_window
 from agentd.model.drive import Stepped, drive
 from agentd.model.errors import AgentdError, BackendLost, GuestError, Refused
 from agentd.model.result import Exit, Result, Timing, Usage
-from agentd.transport.core import Chunk, Missing
+from agentd.transport.core import Chunk, LostOutput
 
 if TYPE_CHECKING:
     from agentd.daemon.admission.admission import Admission
@@ -319,7 +319,7 @@ class Command(Stepped):
     def _take(self, stream: str, data: bytes, emit: Emit | None) -> None:
         if self._listed is not None:
             self._listed.take(stream, data)
-        if isinstance(data, Missing):
+        if isinstance(data, LostOutput):
             return
         if self._keep:
             kept = self.stdout if stream == "stdout" else self.stderr
@@ -334,7 +334,7 @@ class Command(Stepped):
             return []
         self._place = None
         places = zip(("stdout", "stderr"), asked, begun, strict=True)
-        return [(name, Missing.of(at - wanted)) for name, wanted, at in places if at > wanted]
+        return [(name, LostOutput.of(at - wanted)) for name, wanted, at in places if at > wanted]
 
     def _finished(self) -> Result:
         try:

@@ -13,7 +13,7 @@ import msgspec
 
 from agentd.daemon import events
 from agentd.daemon.admission.gate import Gate
-from agentd.daemon.commands.begin import Attached, Detached, Streamed
+from agentd.daemon.commands.begin import BeginAgain, BeginDetached, BeginStreamed
 from agentd.daemon.commands.command import Command, Emit
 from agentd.daemon.commands.ends import completed
 from agentd.daemon.commands.listed import Listed
@@ -213,7 +213,9 @@ class Commands:
         self._register.room(who)
         listed = self._listed(live, request.argv)
         try:
-            command = Command(live.handle, Streamed(completed(request, live.handle)), None, listed)
+            command = Command(
+                live.handle, BeginStreamed(completed(request, live.handle)), None, listed
+            )
         except BaseException:
             self._discard(listed)
             raise
@@ -257,7 +259,7 @@ class Commands:
                 whole = completed(request, live.handle)
                 labels = live.record.labels
                 within, admission = self._gate.command(who, live.handle, whole, labels)
-                begin = Detached(within) if detached else Streamed(within)
+                begin = BeginDetached(within) if detached else BeginStreamed(within)
                 command = Command(live.handle, begin, admission, listed)
         except BaseException:
             self._discard(listed)
@@ -294,7 +296,7 @@ class Commands:
             adopted=True,
         )
         try:
-            command = Command(live.handle, Attached(record.id, place), admission, listed)
+            command = Command(live.handle, BeginAgain(record.id, place), admission, listed)
         except BaseException:
             listed.errands.close()
             raise

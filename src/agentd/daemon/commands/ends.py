@@ -24,7 +24,7 @@ _DEATH_SECONDS = 1.0
 INTERRUPTED = Cause.of(CauseCode.INTERRUPTED, "its daemon ended before it was seen to end")
 
 
-class Interrupted(AgentdError):
+class CommandLost(AgentdError):
     """A command of the daemon before is not there any more."""
 
     code = "interrupted"
@@ -107,7 +107,7 @@ def status(end: Exit) -> str:
 
 def cause_of(error: AgentdError) -> Cause:
     """Of a command whose end nobody will see."""
-    if isinstance(error, Interrupted):
+    if isinstance(error, CommandLost):
         return INTERRUPTED
     if isinstance(error, BackendLost | GuestError):
         return Cause.of(CauseCode.BACKEND_LOST, str(error))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agentd.daemon.commands.ends import INTERRUPTED, Interrupted, ours
+from agentd.daemon.commands.ends import INTERRUPTED, CommandLost, ours
 from agentd.daemon.commands.errands import Errands
 from agentd.daemon.commands.views import ENDED, RUNNING, bare, lost_bytes
 from agentd.model.api import ProcessView, ResultView
@@ -13,7 +13,7 @@ from agentd.model.errors import AgentdError, Conflict
 from agentd.sandbox import guard
 from agentd.sandbox.journal.events import LIMIT
 from agentd.sandbox.journal.journal import Journal
-from agentd.transport.core import Missing
+from agentd.transport.core import LostOutput
 
 if TYPE_CHECKING:
     from agentd.daemon.sandboxes.live import Live
@@ -48,7 +48,7 @@ class Listed:
     def take(self, stream: str, data: bytes) -> None:
         """Into the journal."""
         kept_as = "pty" if self._pty else stream
-        if isinstance(data, Missing):
+        if isinstance(data, LostOutput):
             self.journal.skip(kept_as, data.length, LIMIT)
         else:
             self.journal.append(kept_as, data)
@@ -70,7 +70,7 @@ class Listed:
         if not isinstance(error, AgentdError):
             guard.tell(error)
         elif self._adopted and pid is None:
-            return Interrupted(INTERRUPTED.message)  # as its record tells it
+            return CommandLost(INTERRUPTED.message)  # as its record tells it
         return ours(error)
 
     def over(self) -> Conflict:

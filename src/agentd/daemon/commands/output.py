@@ -6,8 +6,8 @@ import msgspec
 
 from agentd.model import typed
 from agentd.model.api import ResultView
-from agentd.sandbox.journal.events import Chunk, Gap
-from agentd.sandbox.journal.follower import Follower
+from agentd.sandbox.journal.events import Gap, JournalChunk
+from agentd.sandbox.journal.follower import JournalFollower
 
 
 class OutputEvent(msgspec.Struct, frozen=True):
@@ -20,7 +20,7 @@ class OutputEvent(msgspec.Struct, frozen=True):
 
 
 class Output:
-    def __init__(self, follower: Follower) -> None:
+    def __init__(self, follower: JournalFollower) -> None:
         self._follower = follower
 
     def read(self, limit: int) -> Sequence[OutputEvent]:
@@ -31,7 +31,7 @@ class Output:
 
 
 def _event(event: object) -> OutputEvent:
-    if isinstance(event, Chunk):
+    if isinstance(event, JournalChunk):
         return OutputEvent("data", event.stream, event.offset, event.data, len(event.data))
     if isinstance(event, Gap):
         return OutputEvent("lost", event.stream, event.offset, b"", event.length)

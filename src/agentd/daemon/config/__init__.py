@@ -23,7 +23,7 @@ __all__ = [
     "Changes",
     "Config",
     "Problem",
-    "Read",
+    "ReadConfig",
     "changes",
     "check",
     "doubts",
@@ -38,7 +38,7 @@ MAX_BYTES = 1 << 20
 Options = Sequence[tuple[Sequence[str], Any]]  # path -> value, as the command line gives them
 
 
-class Read(NamedTuple):
+class ReadConfig(NamedTuple):
     """``config`` is there where there are no problems."""
 
     config: Config | None
@@ -100,7 +100,9 @@ def load(path: str | None, env: Mapping[str, str] | None = None, options: Option
     return msgspec.structs.replace(config, sandbox=sandbox)
 
 
-def read(path: str | None, env: Mapping[str, str] | None = None, options: Options = ()) -> Read:
+def read(
+    path: str | None, env: Mapping[str, str] | None = None, options: Options = ()
+) -> ReadConfig:
     """``path`` None is no file at all; ``env`` is the process's own unless given."""
     env = os.environ if env is None else env
     layers = Layers()
@@ -108,26 +110,26 @@ def read(path: str | None, env: Mapping[str, str] | None = None, options: Option
     if path is not None:
         text, problem = _text(path)
         if problem is not None:
-            return Read(None, [problem], layers, path)
+            return ReadConfig(None, [problem], layers, path)
         said = layers.add_file(text)
         if layers.problems:
-            return Read(None, layers.problems, layers, path)
+            return ReadConfig(None, layers.problems, layers, path)
     layers.choose_profile(said.pop("profile", None), env, os.geteuid())
     layers.merge(said)
     layers.add_environment(env)
     for where, value in options:
         layers.give(where, value)
-    typed = reader.Reader(layers.problem)
+    typed = reader.ConfigReader(layers.problem)
     config = typed.read(layers.tree)
     problems = layers.problems + typed.problems
     if config is not None:
         problems += [layers.problem(*found) for found in rules.broken(config)]
     problems.sort(key=lambda problem: (problem.line, problem.key))
     if config is None or problems:
-        return Read(None, problems, layers, path)
+        return ReadConfig(None, problems, layers, path)
     # A preset is ours to answer for: it is as it is on every machine.
     found = [doubt for doubt in doubtful(config) if layers.source(doubt[0]) != "profile"]
-    return Read(config, [], layers, path, tuple(layers.problem(*doubt) for doubt in found))
+    return ReadConfig(config, [], layers, path, tuple(layers.problem(*doubt) for doubt in found))
 
 
 def doubts(config: Config) -> list[str]:

@@ -18,7 +18,7 @@ _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: 
 _MAX_INT = (1 << 63) - 1
 
 
-class Reader:
+class ConfigReader:
     def __init__(self, problem: Callable[[Path, str, str], Problem]) -> None:
         """``problem`` knows where in the file a path stands."""
         self.problems: list[Problem] = []

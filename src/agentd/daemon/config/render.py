@@ -9,14 +9,14 @@ import msgspec
 from agentd.daemon.config.lines import Path
 from agentd.daemon.config.problem import basic_string, dotted, quoted
 from agentd.daemon.config.schema import Config
-from agentd.daemon.config.values import Address, Duration, Mode, Size
+from agentd.daemon.config.values import Duration, ListenAddress, Mode, Size
 
 
 def plain(value: Any) -> Any:
     """As a file would say it: texts, numbers, lists and tables."""
     if value is None:
         return "none"
-    if isinstance(value, Size | Duration | Mode | Address):
+    if isinstance(value, Size | Duration | Mode | ListenAddress):
         return str(value)
     if isinstance(value, msgspec.Struct):
         return {name: plain(getattr(value, name)) for name in value.__struct_fields__}

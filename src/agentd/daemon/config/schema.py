@@ -9,13 +9,13 @@ from typing import Literal
 import msgspec
 
 from agentd.daemon.config.values import (
-    Address,
     Algorithm,
     Bundle,
-    Door,
+    DoorName,
     Duration,
     FilePath,
     Isolation,
+    ListenAddress,
     Mode,
     Name,
     Scope,
@@ -37,21 +37,21 @@ RELOADED = (
 ORDINARY: tuple[Scope, ...] = ("run", "create", "files", "read", "ports", "snapshot")
 
 
-class Daemon(msgspec.Struct, frozen=True, kw_only=True):
+class DaemonSettings(msgspec.Struct, frozen=True, kw_only=True):
     state: FilePath = FilePath("/var/lib/agentd")
     insecure: bool = False  # TCP without authentication; on loopback alone
     drain: Duration = Duration(30)  # how long running commands may go on after SIGTERM
 
 
 class Listen(msgspec.Struct, frozen=True, kw_only=True):
-    address: Address
+    address: ListenAddress
     mode: Mode = Mode(0o600)  # of a unix socket
     group: str | None = None  # that owns it
     cert: FilePath | None = None  # PEM, with its chain; TLS where it is there
     key: FilePath | None = None
     client_ca: FilePath | None = None  # clients must have a certificate of it
     plain: bool = False  # TCP off loopback without TLS: behind a proxy that has it
-    serves: tuple[Door, ...] = (Door("rest"),)  # the doors that are open there
+    serves: tuple[DoorName, ...] = (DoorName("rest"),)  # the doors that are open there
 
 
 class PeerUser(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,7 +60,7 @@ class PeerUser(msgspec.Struct, frozen=True, kw_only=True):
     principal: Name | None = None  # else uid:N
 
 
-class Keys(msgspec.Struct, frozen=True, kw_only=True):
+class KeySettings(msgspec.Struct, frozen=True, kw_only=True):
     enabled: bool = True
     default_ttl: Duration | None = None
     max_ttl: Duration | None = None
@@ -99,7 +99,7 @@ class Signed(msgspec.Struct, frozen=True, kw_only=True):
 class Auth(msgspec.Struct, frozen=True, kw_only=True):
     containers: bool = False  # let in peers of other user or pid namespaces by their uid
     peers: tuple[PeerUser, ...] = ()
-    keys: Keys = Keys()
+    keys: KeySettings = KeySettings()
     jwt: tuple[JwtIssuer, ...] = ()
     certificates: tuple[Certificate, ...] = ()
     signed: Signed = Signed()
@@ -122,7 +122,7 @@ class Quotas(msgspec.Struct, frozen=True, kw_only=True):
     principals: dict[str, Quota] = {}  # by name; takes the place of the default as a whole
 
 
-class Pool(msgspec.Struct, frozen=True, kw_only=True):
+class PoolSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Sandboxes kept ready of one image behind one level of wall."""
 
     image: str = "default"
@@ -138,7 +138,7 @@ class Leases(msgspec.Struct, frozen=True, kw_only=True):
     max: Duration = Duration(86400)
 
 
-class Journal(msgspec.Struct, frozen=True, kw_only=True):
+class JournalSettings(msgspec.Struct, frozen=True, kw_only=True):
     memory: Size = Size(256 << 10)  # of a stream's end, kept in memory
     process: Size = Size(64 * MIB)  # of one process's output, on disk
     total: Size = Size(4 * GIB)
@@ -146,7 +146,7 @@ class Journal(msgspec.Struct, frozen=True, kw_only=True):
     compress: bool = True
 
 
-class Bounds(msgspec.Struct, frozen=True, kw_only=True):
+class LimitSettings(msgspec.Struct, frozen=True, kw_only=True):
     memory: Size | None = None
     cpus: float | None = None
     pids: int | None = None
@@ -173,11 +173,11 @@ def _whole(size: Size | None) -> int | None:
 
 
 class LimitBounds(msgspec.Struct, frozen=True, kw_only=True):
-    default: Bounds = Bounds()  # where a request says nothing
-    max: Bounds = Bounds()  # that a request may ask for
+    default: LimitSettings = LimitSettings()  # where a request says nothing
+    max: LimitSettings = LimitSettings()  # that a request may ask for
 
 
-class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
+class SandboxSettings(msgspec.Struct, frozen=True, kw_only=True):
     minimum: Isolation = "namespace"  # no request gets less, whatever it asks for
     backends: tuple[str, ...] = ()  # those that may be used; empty: all
     networks: tuple[Literal["none", "host"], ...] = ("none",)
@@ -208,7 +208,7 @@ class Http(msgspec.Struct, frozen=True, kw_only=True):
     idle: Duration = Duration(60)  # of a connection between requests
 
 
-class Idempotency(msgspec.Struct, frozen=True, kw_only=True):
+class IdempotencySettings(msgspec.Struct, frozen=True, kw_only=True):
     """Of one principal's Idempotency-Keys: the oldest ended ones are forgotten for new ones."""
 
     keep: Duration = Duration(3600)  # after their request has ended
@@ -216,24 +216,24 @@ class Idempotency(msgspec.Struct, frozen=True, kw_only=True):
     answers: Size = Size(64 * MIB)  # that are kept
 
 
-class Log(msgspec.Struct, frozen=True, kw_only=True):
+class LogSettings(msgspec.Struct, frozen=True, kw_only=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["text", "json"] = "text"
 
 
-class Metrics(msgspec.Struct, frozen=True, kw_only=True):
+class MetricsSettings(msgspec.Struct, frozen=True, kw_only=True):
     enabled: bool = True
     public: bool = False  # without a credential
 
 
-class Policy(msgspec.Struct, frozen=True, kw_only=True):
+class PolicySettings(msgspec.Struct, frozen=True, kw_only=True):
     """What decides on every request. "none" leaves it to the scopes alone."""
 
     bundle: Bundle | None = Bundle("permissive")
     sha256: str | None = None  # of the bundle; another one is refused
 
 
-class Audit(msgspec.Struct, frozen=True, kw_only=True):
+class AuditSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The log of what was done, in the state directory. Old files are deleted only if asked for."""
 
     file: Size = Size(64 * MIB)  # then the next one is begun
@@ -243,14 +243,14 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True):
     receipts: Size = Size(256 * MIB)  # that are kept; they can be issued again from the log
 
 
-class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+class CapabilitySettings(msgspec.Struct, frozen=True, kw_only=True):
     """What http.fetch.v1 may reach: it acts in the daemon, not in a sandbox."""
 
     fetch_hosts: tuple[str, ...] = ()  # as example.org or *.example.org; empty: every public one
     fetch_networks: tuple[str, ...] = ()  # private ones that it may reach, as 10.1.0.0/16
 
 
-class Approvals(msgspec.Struct, frozen=True, kw_only=True):
+class ApprovalSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Requests that wait for somebody to allow them."""
 
     ttl: Duration = Duration(600)  # then they are refused
@@ -260,21 +260,21 @@ class Approvals(msgspec.Struct, frozen=True, kw_only=True):
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     profile: str = "workstation"
-    daemon: Daemon = Daemon()
+    daemon: DaemonSettings = DaemonSettings()
     listen: tuple[Listen, ...] = ()
     auth: Auth = Auth()
     quotas: Quotas = Quotas()
-    pool: tuple[Pool, ...] = ()
+    pool: tuple[PoolSettings, ...] = ()
     leases: Leases = Leases()
-    journal: Journal = Journal()
+    journal: JournalSettings = JournalSettings()
     limits: LimitBounds = LimitBounds()
-    sandbox: Sandbox = Sandbox()
+    sandbox: SandboxSettings = SandboxSettings()
     ids: Ids = Ids()
     http: Http = Http()
-    idempotency: Idempotency = Idempotency()
-    log: Log = Log()
-    metrics: Metrics = Metrics()
-    policy: Policy = Policy()
-    audit: Audit = Audit()
-    capabilities: Capabilities = Capabilities()
-    approvals: Approvals = Approvals()
+    idempotency: IdempotencySettings = IdempotencySettings()
+    log: LogSettings = LogSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    policy: PolicySettings = PolicySettings()
+    audit: AuditSettings = AuditSettings()
+    capabilities: CapabilitySettings = CapabilitySettings()
+    approvals: ApprovalSettings = ApprovalSettings()

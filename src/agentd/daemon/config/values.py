@@ -125,13 +125,13 @@ class Sink(str):
         return cls(text)
 
 
-class Door(str):
+class DoorName(str):
     """A way in, by its name: one of agentd's own, or of an installed package."""
 
     __slots__ = ()
 
     @classmethod
-    def of(cls, value: object) -> "Door":
+    def of(cls, value: object) -> "DoorName":
         if value not in doors.BUILTIN and value not in doors.installed():
             raise InvalidInput(
                 f"there is no door {value!r}",
@@ -186,7 +186,7 @@ class Uid(str):
             raise InvalidInput(f"there is no user {str(self)!r}") from None
 
 
-class Address(msgspec.Struct, frozen=True):
+class ListenAddress(msgspec.Struct, frozen=True):
     """``path`` of a unix socket, or ``host`` and ``port``."""
 
     path: str = ""
@@ -194,7 +194,7 @@ class Address(msgspec.Struct, frozen=True):
     port: int = 0
 
     @classmethod
-    def of(cls, value: object) -> "Address":
+    def of(cls, value: object) -> "ListenAddress":
         if not isinstance(value, str):
             raise _no_address(value)
         if value.startswith("unix:"):

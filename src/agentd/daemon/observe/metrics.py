@@ -23,7 +23,7 @@ from agentd.daemon.observe.meter import Meter
 from agentd.model.cause import CauseCode
 
 if TYPE_CHECKING:
-    from agentd.daemon.admission.control import Control
+    from agentd.daemon.admission.control import AdmissionControl
     from agentd.daemon.app import Daemon
     from agentd.daemon.commands.command import Command
     from agentd.daemon.observe.log import Log
@@ -206,7 +206,7 @@ class _State(Collector):
             return self._told
 
 
-def _of_control(control: "Control") -> Iterator[Metric]:
+def _of_control(control: "AdmissionControl") -> Iterator[Metric]:
     decisions = control.gate.decisions()
     yield _count("agentd_decisions_total", {(answer,): n for answer, n in decisions.items()})
     audit = control.counts

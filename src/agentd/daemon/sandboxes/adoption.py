@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from agentd.daemon.pipeline import Pipeline
     from agentd.daemon.service.quotas import Ledger
     from agentd.daemon.store.sqlite import SqliteStore
-    from agentd.sandbox.supervisor.client import Link
+    from agentd.sandbox.supervisor.client import SupervisorLink
     from agentd.sandbox.supervisor.held import WallRecord
 
 # The supervisor ends it a little later than we do, so that the cause is told by us.
@@ -31,7 +31,7 @@ class Adoption:
     """The part of ``Sandboxes`` that goes on with them."""
 
     _store: "SqliteStore"
-    _link: "Link"
+    _link: "SupervisorLink"
     _pipeline: "Pipeline"
     _ledger: "Ledger"
 

@@ -33,9 +33,9 @@ from agentd.model.units import format_duration
 from agentd.sandbox import guard
 from agentd.sandbox.handle import SandboxHandle
 from agentd.sandbox.lifecycle import State
-from agentd.sandbox.pool import Pool
+from agentd.sandbox.pool import SandboxPool
 from agentd.sandbox.supervisor import remote
-from agentd.sandbox.supervisor.client import Link
+from agentd.sandbox.supervisor.client import SupervisorLink
 
 if TYPE_CHECKING:
     from agentd.sandbox.snapshots import Snapshot
@@ -51,9 +51,9 @@ class Sandboxes(Adoption):
         self,
         config: Callable[[], Config],
         store: SqliteStore,
-        link: Link,
+        link: SupervisorLink,
         pipeline: Pipeline,
-        pool: Pool,
+        pool: SandboxPool,
         ledger: Ledger,
         on_made: Callable[[Live], None],
         on_end: Callable[[Live, str], None],

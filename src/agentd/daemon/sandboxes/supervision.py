@@ -18,7 +18,7 @@ class Supervision:
 
     def __init__(
         self,
-        link: client.Link,
+        link: client.SupervisorLink,
         path: str,
         sort_out: Callable[[], int],
         lose_all: Callable[[], object],
@@ -31,7 +31,7 @@ class Supervision:
         self._lose_all = lose_all
         self._report = report
         self._lost_at = 0.0
-        self._asked: client.Asked | None = None
+        self._asked: client.PendingAnswer | None = None
         self._asked_at = time.monotonic()
         self.trouble = ""
         self.hopeless = False

@@ -4,7 +4,7 @@ import msgspec
 
 from agentd.audit import files, read
 from agentd.audit.log import AuditLog
-from agentd.daemon.admission.control import Control
+from agentd.daemon.admission.control import AdmissionControl
 from agentd.model import typed
 from agentd.model.api import AuditHead
 from agentd.model.errors import InvalidInput
@@ -24,7 +24,7 @@ class Page(msgspec.Struct, frozen=True):
 class Audits:
     """Thread-safe."""
 
-    def __init__(self, control: Control) -> None:
+    def __init__(self, control: AdmissionControl) -> None:
         self._control = control
 
     def head(self, who: Principal) -> AuditHead:
@@ -68,7 +68,7 @@ def _seq(line: bytes) -> int:
     return typed.decoder(_Numbered).decode(line).seq
 
 
-def _log_of(control: Control) -> AuditLog:
+def _log_of(control: AdmissionControl) -> AuditLog:
     log = control.log
     if not isinstance(log, AuditLog):
         raise TypeError("only a daemon's log is read over REST")

@@ -9,7 +9,7 @@ from agentd.model.units import parse_duration
 
 if TYPE_CHECKING:
     from agentd.auth.keys import KeyRecord, KeyService
-    from agentd.daemon.admission.control import Control
+    from agentd.daemon.admission.control import AdmissionControl
     from agentd.model.principal import Principal
 
 
@@ -17,7 +17,7 @@ class Keys:
     """The part of the service that is about keys. Thread-safe."""
 
     _keys: "Callable[[], KeyService]"
-    _control: "Control"
+    _control: "AdmissionControl"
 
     def create_key(self, who: "Principal", body: KeyBody) -> KeyView:
         ttl = None if body.ttl is None else parse_duration(body.ttl, "ttl")

@@ -15,7 +15,7 @@ from agentd.auth.keys import KeyService
 from agentd.daemon import doctor
 from agentd.daemon.admission import acts
 from agentd.daemon.admission.approvals import Approvals
-from agentd.daemon.admission.control import Control
+from agentd.daemon.admission.control import AdmissionControl
 from agentd.daemon.calls import catalogue
 from agentd.daemon.calls.calls import Calls
 from agentd.daemon.calls.ends import Ends
@@ -64,7 +64,7 @@ from agentd.model.errors import AgentdError, InvalidInput, NotFound
 from agentd.model.principal import Principal
 from agentd.model.units import parse_duration
 from agentd.sandbox.journal.events import STREAMS
-from agentd.sandbox.pool import Pool
+from agentd.sandbox.pool import SandboxPool
 from agentd.transport.tunnel import Tunnel
 
 if TYPE_CHECKING:
@@ -82,12 +82,12 @@ class DaemonService(Files, Keys):
         keys: Callable[[], KeyService],
         ledger: Ledger,
         pipeline: Pipeline,
-        pool: Pool,
+        pool: SandboxPool,
         sandboxes: Sandboxes,
         commands: Commands,
         snapshots: Snapshots,
         approvals: Approvals,
-        control: Control,
+        control: AdmissionControl,
         signed: "Callable[[], SignedRequests]",
         idempotency: "Callable[[], Idempotency]",
     ) -> None:

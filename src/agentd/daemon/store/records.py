@@ -8,11 +8,11 @@ from agentd.model.result import Exit
 from agentd.model.spec import SandboxSpec
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True):
+class StoreRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One row; what identifies it is said in ``tables``."""
 
 
-class SandboxRecord(Record, frozen=True, kw_only=True):
+class SandboxRecord(StoreRecord, frozen=True, kw_only=True):
     """``save`` is what its wall said of itself: enough to find it again, or to reap it."""
 
     id: str
@@ -29,7 +29,7 @@ class SandboxRecord(Record, frozen=True, kw_only=True):
     name: str = ""  # that its principal gave it
 
 
-class ProcessRecord(Record, frozen=True, kw_only=True):
+class ProcessRecord(StoreRecord, frozen=True, kw_only=True):
     """``exit`` is None until it has ended. ``journal`` is the name of its output's journal."""
 
     id: str
@@ -46,7 +46,7 @@ class ProcessRecord(Record, frozen=True, kw_only=True):
     request: str = ""  # that began it
 
 
-class ApiKeyRecord(Record, frozen=True, kw_only=True):
+class ApiKeyRecord(StoreRecord, frozen=True, kw_only=True):
     """``hash`` is of the secret, which is not kept."""
 
     id: str
@@ -62,7 +62,7 @@ class ApiKeyRecord(Record, frozen=True, kw_only=True):
     last_used: float | None = None
 
 
-class IdempotencyRecord(Record, frozen=True, kw_only=True):
+class IdempotencyRecord(StoreRecord, frozen=True, kw_only=True):
     """``state``: "started", "done", "dropped" (its answer is not kept) or "interrupted".
 
     ``expires`` is infinite until its request has ended. ``body`` is sealed.
@@ -81,7 +81,7 @@ class IdempotencyRecord(Record, frozen=True, kw_only=True):
     approved: str = ""  # the acts that somebody approved, with spaces between them
 
 
-class NonceRecord(Record, frozen=True, kw_only=True):
+class NonceRecord(StoreRecord, frozen=True, kw_only=True):
     """A signed request that was used."""
 
     key: str  # its signer's id
@@ -89,7 +89,7 @@ class NonceRecord(Record, frozen=True, kw_only=True):
     issued: float
 
 
-class ReplayMarkRecord(Record, frozen=True, kw_only=True):
+class ReplayMarkRecord(StoreRecord, frozen=True, kw_only=True):
     """What is known beyond the nonces that are there; there is one, with the id "requests".
 
     ``boot`` is the kernel's boot_id while the daemon runs, and "" after it has ended in order.
@@ -101,7 +101,7 @@ class ReplayMarkRecord(Record, frozen=True, kw_only=True):
     boot: str
 
 
-class ApprovalRecord(Record, frozen=True, kw_only=True):
+class ApprovalRecord(StoreRecord, frozen=True, kw_only=True):
     """``asked`` is what is to be decided on, as JSON. ``expires`` is when it ends undecided."""
 
     id: str

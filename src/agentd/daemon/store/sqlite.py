@@ -13,7 +13,7 @@ from agentd.daemon.store.errors import StoreError
 from agentd.daemon.store.lock import OwnerLock
 from agentd.daemon.store.migrations import migrate
 from agentd.daemon.store.view import Transaction, Value, View
-from agentd.daemon.store.writer import WriteCounts, Writer, failed
+from agentd.daemon.store.writer import StoreWriter, WriteCounts, failed
 from agentd.linux.paths import sync
 
 T = TypeVar("T")
@@ -51,7 +51,7 @@ class SqliteStore(View):
         self._lock = OwnerLock(os.path.join(self.folder, LOCK))
         try:
             _create(self._path)
-            self._writer = Writer(self._open())
+            self._writer = StoreWriter(self._open())
         except BaseException:
             self._lock.close()
             raise

@@ -14,13 +14,13 @@ from agentd.daemon.store.records import (
     IdempotencyRecord,
     NonceRecord,
     ProcessRecord,
-    Record,
     ReplayMarkRecord,
     SandboxRecord,
+    StoreRecord,
 )
 from agentd.model import typed
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=StoreRecord)
 _PLAIN = (str, int, float, bytes)
 
 
@@ -84,7 +84,7 @@ def of(kind: type[R]) -> Table[R]:
     return Table(name, kind, key)
 
 
-_TABLES: dict[type[Record], tuple[str, tuple[str, ...]]] = {
+_TABLES: dict[type[StoreRecord], tuple[str, tuple[str, ...]]] = {
     SandboxRecord: ("sandboxes", ("id",)),
     ProcessRecord: ("processes", ("id",)),
     ApiKeyRecord: ("api_keys", ("id",)),

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from agentd.daemon.store import tables
-from agentd.daemon.store.records import Record
+from agentd.daemon.store.records import StoreRecord
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=StoreRecord)
 Value = str | int | float | bytes | None
 MAX_PAGE = 1000
 
@@ -59,7 +59,7 @@ class View(ABC):
         rows = self._rows(sql, (*values, max(0, min(limit, MAX_PAGE))))
         return [table.record(row) for row in rows]
 
-    def measure(self, kind: type[Record], column: str, **equal: Value) -> Amount:
+    def measure(self, kind: type[StoreRecord], column: str, **equal: Value) -> Amount:
         """How many rows there are, and the sum of one of their columns."""
         table = tables.of(kind)
         where = " AND ".join(f"{table.column(name)} IS ?" for name in equal) or "1"
@@ -81,7 +81,7 @@ class View(ABC):
         rows = self._rows(sql, (*equal.values(), math.inf, limit))
         return [table.record(row) for row in rows]
 
-    def heaviest(self, kind: type[Record], column: str, weight: str = "") -> Value:
+    def heaviest(self, kind: type[StoreRecord], column: str, weight: str = "") -> Value:
         """The value of ``column`` that most rows have, or whose rows weigh the most; None without
         rows."""
         table = tables.of(kind)
@@ -101,16 +101,16 @@ class Transaction(View):
     def _rows(self, sql: str, values: Sequence[Value] = ()) -> list[Any]:
         return self._connection.execute(sql, values).fetchall()
 
-    def put(self, record: Record) -> None:
+    def put(self, record: StoreRecord) -> None:
         """Inserts, or replaces what has its key."""
         table = tables.of(type(record))
         self._connection.execute(table.put, table.row(record))
 
-    def delete(self, kind: type[Record], *key: Value) -> bool:
+    def delete(self, kind: type[StoreRecord], *key: Value) -> bool:
         """Whether it was there."""
         return self._connection.execute(tables.of(kind).delete, key).rowcount > 0
 
-    def delete_before(self, kind: type[Record], column: str, value: float, limit: int) -> int:
+    def delete_before(self, kind: type[StoreRecord], column: str, value: float, limit: int) -> int:
         """Deletes rows whose column is less, ``limit`` at most; how many."""
         return self._connection.execute(_delete_before(kind, column), (value, limit)).rowcount
 
@@ -121,7 +121,7 @@ class Transaction(View):
         return [table.record(row) for row in self._rows(sql, (value, limit))]
 
 
-def _delete_before(kind: type[Record], column: str) -> str:
+def _delete_before(kind: type[StoreRecord], column: str) -> str:
     table = tables.of(kind)
     key = ", ".join(table.key)
     old = f"SELECT {key} FROM {table.name} WHERE {table.column(column)} < ? LIMIT ?"  # noqa: S608

@@ -23,7 +23,7 @@ class WriteCounts(NamedTuple):
     failures: int
 
 
-class Writer:
+class StoreWriter:
     """Owns ``connection``, which must not begin transactions by itself."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:

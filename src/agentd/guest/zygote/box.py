@@ -79,7 +79,7 @@ class WallKernel(Kernel):
 KERNEL = WallKernel()
 
 
-class SetupError(Exception):
+class BoxError(Exception):
     """A step failed; ``stage`` names it."""
 
     def __init__(self, stage: str, error: Exception) -> None:
@@ -120,7 +120,7 @@ def confine(
     """Build the wall around this process; the names of the controls that now hold.
 
     ``enter`` takes the process into its control group, and names the controls that this gives.
-    Raises SetupError; the caller ends the process.
+    Raises BoxError; the caller ends the process.
     """
     without = set(_strings(box["without"]))
     ahead = prepared.steps if prepared is not None else frozenset()
@@ -153,7 +153,7 @@ def confine(
         except OSError as error:
             if name in _OPTIONAL and error.errno in _REFUSED:
                 continue
-            raise SetupError(name, error) from None
+            raise BoxError(name, error) from None
         done.append(name)
     return done
 

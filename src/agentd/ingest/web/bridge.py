@@ -16,7 +16,7 @@ from agentd.model.errors import AgentdError
 T = TypeVar("T")
 
 
-class Gone(AgentdError):
+class FollowerGone(AgentdError):
     """Nobody takes what is given any more."""
 
     code = "cancelled"
@@ -90,11 +90,11 @@ class Bridge(Generic[T]):
     # --- in a thread ---
 
     def give(self, item: T, size: int) -> None:
-        """Wait until there is room. Raises Gone where nobody takes it any more."""
+        """Wait until there is room. Raises FollowerGone where nobody takes it any more."""
         with self._change:
             self._change.wait_for(lambda: self.closed or not self.is_full)
             if self.closed:
-                raise Gone("nobody follows this any more")
+                raise FollowerGone("nobody follows this any more")
             self._add(item, size)
 
     def offer(self, item: T, size: int) -> bool:
@@ -137,8 +137,8 @@ class Bridge(Generic[T]):
         self._poke()
 
     def close(self) -> None:
-        """Nothing more is wanted: ``put`` drops it, ``give`` raises Gone. What is there can still
-        be taken, and who takes still waits for the end. Idempotent."""
+        """Nothing more is wanted: ``put`` drops it, ``give`` raises FollowerGone. What is there can
+        still be taken, and who takes still waits for the end. Idempotent."""
         with self._change:
             self.closed = True
             self._changed()

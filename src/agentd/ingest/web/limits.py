@@ -5,7 +5,7 @@ import msgspec
 KIB, MIB = 1 << 10, 1 << 20
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
+class WebLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Sizes are bytes, times seconds.
 
     Threads exist only while they are used. ``waits`` bounds the requests that stay until something

@@ -12,7 +12,7 @@ from websockets.frames import CloseCode, Frame
 
 from agentd.ingest.web.doors import Doors
 from agentd.ingest.web.errors import Busy, HeadersTooLarge, RequestTimeout
-from agentd.ingest.web.limits import Limits
+from agentd.ingest.web.limits import WebLimits
 from agentd.ingest.web.link import HoldingTransport, Link
 from agentd.ingest.web.seats import Seats
 from agentd.model.answer import Answer
@@ -23,10 +23,10 @@ _FRAGMENTS = 4096  # of one message
 _PONGS = 1 << 20  # bytes that wait for a client who pings and does not read
 
 
-class State(ServerState):
+class ServerShared(ServerState):
     """What all connections share."""
 
-    def __init__(self, limits: Limits, gatekeeper: Gatekeeper) -> None:
+    def __init__(self, limits: WebLimits, gatekeeper: Gatekeeper) -> None:
         super().__init__()
         self.limits = limits
         self.gatekeeper = gatekeeper
@@ -48,7 +48,7 @@ class _Stalling:
 
 
 class HttpConnection(HttpToolsProtocol):
-    def __init__(self, config: Config, state: State, doors: Doors, seats: Seats) -> None:
+    def __init__(self, config: Config, state: ServerShared, doors: Doors, seats: Seats) -> None:
         super().__init__(config, state, {})
         self._doors = doors
         self._seats = seats
@@ -245,7 +245,7 @@ class WsConnection(WebSocketsSansIOProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        state = cast("State", server_state)
+        state = cast("ServerShared", server_state)
         self.limits = state.limits
         self.curr_msg_data_type: Literal["text", "bytes"] = "bytes"
         self._stalling = _Stalling()
@@ -288,7 +288,7 @@ class WsConnection(WebSocketsSansIOProtocol):
             self.transport.abort()
 
 
-def is_overstaying(link: Link, limits: Limits, now: float) -> bool:
+def is_overstaying(link: Link, limits: WebLimits, now: float) -> bool:
     """Whether a stranger has had its time, whatever it did meanwhile."""
     return not link.principal and now - link.since > limits.stranger
 

@@ -11,7 +11,7 @@ from uvicorn.config import Config
 
 from agentd.ingest.web.doors import Doors
 from agentd.ingest.web.listeners import BACKLOG, Listener
-from agentd.ingest.web.protocol import HttpConnection, State, WsConnection
+from agentd.ingest.web.protocol import HttpConnection, ServerShared, WsConnection
 from agentd.ingest.web.seats import Seats
 from agentd.ingest.web.web import Web
 from agentd.model.errors import AgentdError, Conflict
@@ -29,7 +29,7 @@ class Server:
         self._web = web
         self._served = list(served)
         self._configs = {doors: _config(web, doors) for _, doors in served}
-        self._state = State(web.limits, gatekeeper)
+        self._state = ServerShared(web.limits, gatekeeper)
         self._servers: dict[Listener, asyncio.Server] = {}
         self.trouble = ""  # why some can no longer connect
         self._ticking: asyncio.Task[None] | None = None

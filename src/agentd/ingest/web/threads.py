@@ -12,7 +12,7 @@ from contextvars import ContextVar, copy_context
 from queue import Empty, SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
-from agentd.ingest.web.limits import Limits
+from agentd.ingest.web.limits import WebLimits
 from agentd.model.errors import Full
 
 P = ParamSpec("P")
@@ -175,8 +175,8 @@ def _perform(work: _Work, done: Callable[[_Work, Any, BaseException | None], Non
         work.loop.call_soon_threadsafe(done, work, result, failure)
 
 
-class Threads:
-    def __init__(self, limits: Limits) -> None:
+class ThreadRooms:
+    def __init__(self, limits: WebLimits) -> None:
         self.short = Room("short", limits.short, queue=True)
         self.control = Room("control", limits.control)
         self.waits = Room("waits", limits.waits)

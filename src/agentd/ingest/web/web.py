@@ -5,15 +5,15 @@ from typing import Protocol
 
 import msgspec
 
-from agentd.ingest.web.limits import Limits
-from agentd.ingest.web.threads import Threads
+from agentd.ingest.web.limits import WebLimits
+from agentd.ingest.web.threads import ThreadRooms
 
 
 class Stoppable(Protocol):
     def stop(self) -> None: ...
 
 
-class Metrics(msgspec.Struct, frozen=True):
+class MetricsSource(msgspec.Struct, frozen=True):
     """``text`` gives them in Prometheus' format, from any thread; ``public``: to anybody."""
 
     text: Callable[[], bytes]
@@ -23,10 +23,12 @@ class Metrics(msgspec.Struct, frozen=True):
 class Web:
     """Belongs to the event loop. ``metrics`` are the process's, None where it counts nothing."""
 
-    def __init__(self, limits: Limits | None = None, metrics: Metrics | None = None) -> None:
-        self.limits = limits or Limits()
+    def __init__(
+        self, limits: WebLimits | None = None, metrics: MetricsSource | None = None
+    ) -> None:
+        self.limits = limits or WebLimits()
         self.metrics = metrics
-        self.threads = Threads(self.limits)
+        self.threads = ThreadRooms(self.limits)
         self.draining = False
         self._streams: set[Stoppable] = set()
 

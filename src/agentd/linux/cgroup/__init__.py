@@ -6,6 +6,6 @@
 from agentd.linux.cgroup.detect import detect
 from agentd.linux.cgroup.group import Group
 from agentd.linux.cgroup.hierarchy import Hierarchy
-from agentd.linux.cgroup.reopen import Meter, reopen
+from agentd.linux.cgroup.reopen import CountedGroup, reopen
 
-__all__ = ["Group", "Hierarchy", "Meter", "detect", "reopen"]
+__all__ = ["CountedGroup", "Group", "Hierarchy", "detect", "reopen"]

@@ -7,7 +7,7 @@ from agentd.linux.cgroup.v1 import V1Group
 from agentd.linux.cgroup.v2 import V2Group
 
 
-class Meter(Protocol):
+class CountedGroup(Protocol):
     """What ``Group`` counts, without its life."""
 
     def counters(self) -> dict[str, int]: ...
@@ -17,7 +17,7 @@ class Meter(Protocol):
     def tasks(self) -> int | None: ...
 
 
-def reopen(where: Mapping[str, object]) -> Meter:
+def reopen(where: Mapping[str, object]) -> CountedGroup:
     """From ``Group.where()``. Its counts are missing once the group is gone. Raises ValueError."""
     directories = where.get("directories")
     if not isinstance(directories, Mapping) or where.get("version") not in (1, 2):

@@ -1,6 +1,6 @@
 """seccomp-BPF filters: rules as data, compiled to classic BPF. seccomp(2), Linux 4.14 or newer."""
 
-from agentd.linux.seccomp.filter import Row, build, digest, explain, install
+from agentd.linux.seccomp.filter import RuleRow, build, digest, explain, install
 from agentd.linux.seccomp.rules import PROFILES
 
-__all__ = ["PROFILES", "Row", "build", "digest", "explain", "install"]
+__all__ = ["PROFILES", "RuleRow", "build", "digest", "explain", "install"]

@@ -29,7 +29,7 @@ class Label(NamedTuple):
     name: str
 
 
-class Statement(NamedTuple):
+class BpfStatement(NamedTuple):
     code: int
     k: int
 
@@ -47,20 +47,20 @@ class Branch(NamedTuple):
     otherwise: str | None
 
 
-Item = Label | Statement | Goto | Branch
+Item = Label | BpfStatement | Goto | Branch
 
 
-def load(offset: int) -> Statement:
+def load(offset: int) -> BpfStatement:
     """Load the 32-bit word at ``offset`` of ``struct seccomp_data``."""
-    return Statement(LD_W_ABS, offset)
+    return BpfStatement(LD_W_ABS, offset)
 
 
-def mask(bits: int) -> Statement:
-    return Statement(ALU_AND_K, bits)
+def mask(bits: int) -> BpfStatement:
+    return BpfStatement(ALU_AND_K, bits)
 
 
-def answer(action: int) -> Statement:
-    return Statement(RET_K, action)
+def answer(action: int) -> BpfStatement:
+    return BpfStatement(RET_K, action)
 
 
 def equal(k: int, then: str | None, otherwise: str | None = None) -> Branch:
@@ -102,7 +102,7 @@ class _BackwardWriter:
                 if item.name in self._labels:
                     raise AssemblyError(f"label {item.name!r} is defined twice; rename one")
                 self._labels[item.name] = len(self._code)
-            case Statement():
+            case BpfStatement():
                 if item.code != RET_K:
                     self._must_not_be_last()
                 self._emit(item.code, item.k)

@@ -16,7 +16,7 @@ from agentd.linux import abi
 from agentd.linux.fingerprint import fingerprint
 from agentd.linux.kernel import KERNEL, Kernel
 from agentd.linux.seccomp import bpf
-from agentd.linux.seccomp.rule import WORD, Match, Rule
+from agentd.linux.seccomp.rule import WORD, ArgumentMatch, Rule
 from agentd.linux.seccomp.rules import NO_INET, PROFILES
 from agentd.linux.seccomp.tables import numbers
 
@@ -37,7 +37,7 @@ _X32 = range(0x40000000, 0x80000000)
 _ALLOW, _KILL = "allow", "kill"
 
 
-class Row(NamedTuple):
+class RuleRow(NamedTuple):
     """One rule for human eyes. ``when`` is empty where the call always fails."""
 
     group: str
@@ -80,10 +80,10 @@ def digest(program: bytes) -> str:
     return fingerprint(program)
 
 
-def explain(profile: str, *, inet: bool = True) -> list[Row]:
+def explain(profile: str, *, inet: bool = True) -> list[RuleRow]:
     """The profile's rules in order, one row each."""
     return [
-        Row(
+        RuleRow(
             rule.group,
             rule.calls,
             " and ".join(map(str, rule.when)),
@@ -236,7 +236,7 @@ def _checks(label: str, checks: Sequence[Rule]) -> Iterator[bpf.Item]:
             yield bpf.Label(miss)
 
 
-def _match(match: Match, hit: str, miss: str) -> Iterator[bpf.Item]:
+def _match(match: ArgumentMatch, hit: str, miss: str) -> Iterator[bpf.Item]:
     yield bpf.load(_ARGS + 8 * match.argument)
     if match.mask != WORD:
         yield bpf.mask(match.mask)

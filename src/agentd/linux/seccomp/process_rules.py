@@ -2,7 +2,7 @@
 
 import errno
 
-from agentd.linux.seccomp.rule import Match, Rule, not_zero
+from agentd.linux.seccomp.rule import ArgumentMatch, Rule, not_zero
 
 _AF_UNIX = 1
 _SOCK_DGRAM, _SOCK_TYPE_MASK = 2, 0xF
@@ -15,7 +15,7 @@ PROCESS = (
         "socket",
         "Landlock does not govern connecting to a unix socket by its path, and the user's bus, "
         "agents and container engines listen on those; socketpair passes",
-        (Match(0, "family", (_AF_UNIX,)),),
+        (ArgumentMatch(0, "family", (_AF_UNIX,)),),
     ),
     Rule(
         "sockets",
@@ -23,8 +23,8 @@ PROCESS = (
         "a datagram pair can be connected anew, and sends to any unix socket by its path, the "
         "system log's and service manager's among them; other pairs stay what they are",
         (
-            Match(0, "family", (_AF_UNIX,)),
-            Match(1, "type", (_SOCK_DGRAM,), _SOCK_TYPE_MASK),
+            ArgumentMatch(0, "family", (_AF_UNIX,)),
+            ArgumentMatch(1, "type", (_SOCK_DGRAM,), _SOCK_TYPE_MASK),
         ),
     ),
     Rule(
@@ -50,7 +50,7 @@ PROCESS = (
         "ioctl",
         "PIDFD_GET_INFO tells the user, parent and control group of any process of the host; "
         "ENOTTY as on a kernel before it (Linux 6.13), whatever size its structure has",
-        (Match(1, "request", (_PIDFD_GET_INFO,), _IOC_TYPE_NR),),
+        (ArgumentMatch(1, "request", (_PIDFD_GET_INFO,), _IOC_TYPE_NR),),
         errno.ENOTTY,
     ),
     Rule(
@@ -110,6 +110,6 @@ SAME_UID = (
         "ioctl",
         "flags, encryption, verity and subvolumes of owned files by ioctl, which Landlock governs "
         "for devices only",
-        (Match(1, "request", _OWNER_IOCTLS),),
+        (ArgumentMatch(1, "request", _OWNER_IOCTLS),),
     ),
 )

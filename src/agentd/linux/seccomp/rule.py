@@ -6,7 +6,7 @@ from typing import NamedTuple
 WORD = 0xFFFFFFFF
 
 
-class Match(NamedTuple):
+class ArgumentMatch(NamedTuple):
     """True when ``arg & mask`` is among ``values`` (``inside``), or is not (``inside=False``).
 
     With ``above`` the one value is a bound, and true is what is greater, as an unsigned number.
@@ -34,13 +34,13 @@ class Match(NamedTuple):
         return f"{left} {'in' if self.inside else 'not in'} {{{right}}}"
 
 
-def not_zero(index: int, name: str, mask: int = WORD) -> Match:
-    return Match(index, name, (0,), mask, inside=False)
+def not_zero(index: int, name: str, mask: int = WORD) -> ArgumentMatch:
+    return ArgumentMatch(index, name, (0,), mask, inside=False)
 
 
-def greater(index: int, name: str, bound: int) -> Match:
+def greater(index: int, name: str, bound: int) -> ArgumentMatch:
     """Compare as unsigned numbers, which is how the kernel takes the sizes that it is used for."""
-    return Match(index, name, (bound,), above=True)
+    return ArgumentMatch(index, name, (bound,), above=True)
 
 
 class Rule(NamedTuple):
@@ -49,7 +49,7 @@ class Rule(NamedTuple):
     group: str
     names: str
     why: str
-    when: tuple[Match, ...] = ()
+    when: tuple[ArgumentMatch, ...] = ()
     code: int = errno.EPERM
 
     @property

@@ -3,7 +3,7 @@
 import errno
 
 from agentd.linux.seccomp.process_rules import PROCESS, SAME_UID
-from agentd.linux.seccomp.rule import Match, Rule, greater, not_zero
+from agentd.linux.seccomp.rule import ArgumentMatch, Rule, greater, not_zero
 
 _AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
 _SOCK_STREAM, _SOCK_DGRAM, _SOCK_RAW, _SOCK_PACKET = 1, 2, 3, 10
@@ -88,19 +88,22 @@ _SANDBOX = (
         "setsockopt",
         "a filter is compiled into memory that is bounded for the whole machine and charged to "
         "nobody (net.core.bpf_jit_limit): when it is used up, no sandbox can be made",
-        (Match(1, "level", (_SOL_SOCKET,)), Match(2, "optname", _SO_ATTACH)),
+        (ArgumentMatch(1, "level", (_SOL_SOCKET,)), ArgumentMatch(2, "optname", _SO_ATTACH)),
     ),
     Rule(
         "kernel surface",
         "setsockopt",
         "TCP_ULP loads kernel modules (tls, smc) that few programs use, and which do without it",
-        (Match(1, "level", (_SOL_TCP,)), Match(2, "optname", (_TCP_ULP,))),
+        (ArgumentMatch(1, "level", (_SOL_TCP,)), ArgumentMatch(2, "optname", (_TCP_ULP,))),
     ),
     Rule(
         "kernel surface",
         "setsockopt",
         "UDP_ENCAP is for IPsec and L2TP daemons, and reaches their kernel code",
-        (Match(1, "level", (_SOL_UDP, _SOL_UDPLITE)), Match(2, "optname", (_UDP_ENCAP,))),
+        (
+            ArgumentMatch(1, "level", (_SOL_UDP, _SOL_UDPLITE)),
+            ArgumentMatch(2, "optname", (_UDP_ENCAP,)),
+        ),
     ),
     Rule(
         "machine's counts",
@@ -141,7 +144,7 @@ _SANDBOX = (
         "ioctl",
         "keys of encrypted directories are the user's too: any file of the file system is enough "
         "to add one, or to take one away and lock the host's files",
-        (Match(1, "request", _FSCRYPT_KEYS),),
+        (ArgumentMatch(1, "request", _FSCRYPT_KEYS),),
     ),
     Rule(
         "machine",
@@ -170,39 +173,39 @@ _SANDBOX = (
         "prlimit64 sched_setaffinity sched_setscheduler sched_setparam sched_setattr",
         "of PID 1, the agent of the sandbox: a limit of none or an idle scheduler lets it start "
         "no command any more; 0 and other processes pass",
-        (Match(0, "pid", _AGENT),),
+        (ArgumentMatch(0, "pid", _AGENT),),
     ),
     Rule(
         "the agent",
         "setpriority ioprio_set",
         "of PID 1, as a process or as a group; 0 and others pass",
-        (Match(1, "who", _AGENT),),
+        (ArgumentMatch(1, "who", _AGENT),),
     ),
     Rule(
         "the agent",
         "setpriority",
         "all processes of a user are the agent's too, and at the process level those of the host",
-        (Match(0, "which", (_PRIO_USER,)),),
+        (ArgumentMatch(0, "which", (_PRIO_USER,)),),
     ),
     Rule(
         "the agent",
         "ioprio_set",
         "all processes of a user are the agent's too, and at the process level those of the host",
-        (Match(0, "which", (_IOPRIO_WHO_USER,)),),
+        (ArgumentMatch(0, "which", (_IOPRIO_WHO_USER,)),),
     ),
     Rule(
         "others' files",
         "fcntl",
         "whoever opens a file with a lease or a delegation waits for its holder, on the host and "
         "through read-only mounts; dnotify tells of what others do. Only file servers use them",
-        (Match(1, "cmd", (_F_SETLEASE, _F_NOTIFY, _F_SETDELEG)),),
+        (ArgumentMatch(1, "cmd", (_F_SETLEASE, _F_NOTIFY, _F_SETDELEG)),),
     ),
     Rule(
         "others' files",
         "fcntl",
         "the buffers of a user's pipes are counted together, and new ones are small when they are "
         "used up: larger than a new pipe's none becomes",
-        (Match(1, "cmd", (_F_SETPIPE_SZ,)), greater(2, "size", _PIPE_BYTES)),
+        (ArgumentMatch(1, "cmd", (_F_SETPIPE_SZ,)), greater(2, "size", _PIPE_BYTES)),
     ),
     Rule(
         "files past the root",
@@ -218,13 +221,13 @@ _SANDBOX = (
         "devices",
         "mknod",
         "a device node reaches the hardware; fifos, sockets and plain files pass",
-        (Match(1, "mode", (_S_IFCHR, _S_IFBLK), _S_IFMT),),
+        (ArgumentMatch(1, "mode", (_S_IFCHR, _S_IFBLK), _S_IFMT),),
     ),
     Rule(
         "devices",
         "mknodat",
         "a device node reaches the hardware; fifos, sockets and plain files pass",
-        (Match(2, "mode", (_S_IFCHR, _S_IFBLK), _S_IFMT),),
+        (ArgumentMatch(2, "mode", (_S_IFCHR, _S_IFBLK), _S_IFMT),),
     ),
     Rule(
         "set-id bits",
@@ -256,19 +259,19 @@ _SANDBOX = (
         "ioctl",
         "TIOCSTI and TIOCLINUX type into the terminal that started the sandbox; TIOCSETD loads "
         "line disciplines, which have had exploits. The kernel cuts the request to 32 bits",
-        (Match(1, "request", (_TIOCSTI, _TIOCLINUX, _TIOCSETD)),),
+        (ArgumentMatch(1, "request", (_TIOCSTI, _TIOCLINUX, _TIOCSETD)),),
     ),
     Rule(
         "process attributes",
         "personality",
         "other execution domains switch off address randomisation and map page zero",
-        (Match(0, "persona", (_PER_LINUX, _UNAME26, _PER_QUERY), inside=False),),
+        (ArgumentMatch(0, "persona", (_PER_LINUX, _UNAME26, _PER_QUERY), inside=False),),
     ),
     Rule(
         "process attributes",
         "prctl",
         "PR_SET_MM forges what /proc says of the process, its executable and arguments included",
-        (Match(0, "option", (_PR_SET_MM,)),),
+        (ArgumentMatch(0, "option", (_PR_SET_MM,)),),
     ),
     Rule(
         "process attributes",
@@ -286,22 +289,22 @@ _SANDBOX = (
         "sockets",
         "socket socketpair",
         "packet, netlink, vsock, AF_ALG and the rest reach the host or seldom-tested kernel code",
-        (Match(0, "family", (_AF_UNIX, _AF_INET, _AF_INET6), inside=False),),
+        (ArgumentMatch(0, "family", (_AF_UNIX, _AF_INET, _AF_INET6), inside=False),),
         errno.EAFNOSUPPORT,
     ),
     Rule(
         "sockets",
         "socket socketpair",
         "raw sockets forge packets and read those of others",
-        (Match(1, "type", (_SOCK_RAW, _SOCK_PACKET), _SOCK_TYPE_MASK),),
+        (ArgumentMatch(1, "type", (_SOCK_RAW, _SOCK_PACKET), _SOCK_TYPE_MASK),),
     ),
     Rule(
         "sockets",
         "socket socketpair",
         "the other internet socket types load SCTP and DCCP, seldom-tested kernel code",
         (
-            Match(0, "family", (_AF_INET, _AF_INET6)),
-            Match(1, "type", (_SOCK_STREAM, _SOCK_DGRAM), _SOCK_TYPE_MASK, inside=False),
+            ArgumentMatch(0, "family", (_AF_INET, _AF_INET6)),
+            ArgumentMatch(1, "type", (_SOCK_STREAM, _SOCK_DGRAM), _SOCK_TYPE_MASK, inside=False),
         ),
         errno.ESOCKTNOSUPPORT,
     ),
@@ -309,7 +312,7 @@ _SANDBOX = (
         "sockets",
         "socket socketpair",
         "SCTP, SMC and the rest are seldom tested, and they and MPTCP pass Landlock's TCP rules",
-        (Match(2, "protocol", _PROTOCOLS, inside=False),),
+        (ArgumentMatch(2, "protocol", _PROTOCOLS, inside=False),),
         errno.EPROTONOSUPPORT,
     ),
 )
@@ -332,5 +335,5 @@ NO_INET = Rule(
     "sockets",
     "socket socketpair",
     "no network was granted, and Landlock governs TCP alone",
-    (Match(0, "family", (_AF_INET, _AF_INET6)),),
+    (ArgumentMatch(0, "family", (_AF_INET, _AF_INET6)),),
 )

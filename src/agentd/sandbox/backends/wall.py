@@ -6,7 +6,7 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 
-from agentd.linux.cgroup import Group, Meter
+from agentd.linux.cgroup import CountedGroup, Group
 from agentd.linux.pidfd import Pidfd
 from agentd.model.enforcement import Enforcement
 from agentd.model.errors import BackendLost
@@ -137,7 +137,7 @@ class NamespaceWall(ProcessWall):
             return None
 
 
-def only_agent_left(group: Meter | None) -> bool:
+def only_agent_left(group: CountedGroup | None) -> bool:
     """Whether no command's process is left in a sandbox.
 
     With SIGKILL its agent starts no other (copy_process() in the kernel's fork.c fails with a fatal

@@ -12,7 +12,7 @@ CRASH = "crash"  # the daemon or the machine died before they were in the file
 CORRUPT = "corrupt"  # the file is damaged
 
 
-class Chunk(NamedTuple):
+class JournalChunk(NamedTuple):
     stream: str
     offset: int
     data: bytes
@@ -33,10 +33,10 @@ class End(NamedTuple):
     info: bytes
 
 
-Event = Chunk | Gap | End
+Event = JournalChunk | Gap | End
 
 
-class Entry(NamedTuple):
+class JournalEntry(NamedTuple):
     """Bytes of one stream, or their loss if there is a ``reason``.
 
     ``total`` counts the bytes of all streams before it: it orders entries wherever they are.

@@ -24,7 +24,7 @@ class Segment:
         self.size = size
 
 
-class Files:
+class SegmentFiles:
     """Segments are ``prefix``.000001 and on. One writer at a time; ``segments`` may be read
     meanwhile, by whoever takes a copy of it."""
 

@@ -5,8 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from agentd.model.errors import InvalidInput
-from agentd.sandbox.journal.events import LIMIT, STREAMS, Chunk, End, Entry, Event, Gap
-from agentd.sandbox.journal.reader import Reader
+from agentd.sandbox.journal.events import (
+    LIMIT,
+    STREAMS,
+    End,
+    Event,
+    Gap,
+    JournalChunk,
+    JournalEntry,
+)
+from agentd.sandbox.journal.reader import JournalReader
 
 if TYPE_CHECKING:
     from agentd.sandbox.journal.journal import Journal
@@ -14,7 +22,7 @@ if TYPE_CHECKING:
 _ANYWHERE = 1 << 63
 
 
-class Follower:
+class JournalFollower:
     """Used by one thread at a time, ``wait`` excepted. ``cursor`` may be kept to go on from.
 
     ``read`` never waits for output. ``notify`` is called, by the thread that appends, once there
@@ -35,7 +43,7 @@ class Follower:
         self._journal = journal
         self._wanted = [name in streams for name in STREAMS]
         self._cursors = [_offset(cursor, name) for name in STREAMS]
-        self._reader = Reader(journal.files)
+        self._reader = JournalReader(journal.files)
         self._total = 0  # what is before it was seen, or is not wanted
         self._number = -1  # of the next entry in memory, or -1 while the files are read
         with journal.lock:
@@ -83,13 +91,13 @@ class Follower:
         self._journal.leave(self)
         self._reader.rest()
 
-    def __enter__(self) -> "Follower":
+    def __enter__(self) -> "JournalFollower":
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _from_memory(self) -> Entry | None:
+    def _from_memory(self) -> JournalEntry | None:
         """The next entry; None at the end, or where it has been dropped from memory."""
         journal = self._journal
         with journal.lock:
@@ -108,7 +116,7 @@ class Follower:
             self.armed = True
             return None
 
-    def _from_files(self) -> Entry | None:
+    def _from_files(self) -> JournalEntry | None:
         """The next entry; None where memory goes on from here."""
         journal = self._journal
         with journal.lock:
@@ -131,11 +139,11 @@ class Follower:
         self._number = self._journal.ring.at(self._total)
         self._reader.rest()
 
-    def _is_new(self, entry: Entry) -> bool:
+    def _is_new(self, entry: JournalEntry) -> bool:
         end = entry.offset + entry.length
         return self._wanted[entry.stream] and end > self._cursors[entry.stream]
 
-    def _tell(self, entry: Entry, events: list[Event]) -> int:
+    def _tell(self, entry: JournalEntry, events: list[Event]) -> int:
         stream, name = entry.stream, STREAMS[entry.stream]
         self._jump(stream, entry.offset, events)
         cursor = self._cursors[stream]
@@ -143,7 +151,7 @@ class Follower:
         if entry.reason:
             events.append(Gap(name, cursor, entry.length - skip, entry.reason))
         else:
-            events.append(Chunk(name, cursor, entry.data[skip:] if skip else entry.data))
+            events.append(JournalChunk(name, cursor, entry.data[skip:] if skip else entry.data))
         self._cursors[stream] = entry.offset + entry.length
         return entry.length - skip
 

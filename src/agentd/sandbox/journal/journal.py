@@ -12,13 +12,13 @@ from agentd.sandbox.journal.events import (
     DISK_ERROR,
     DISK_FULL,
     STREAMS,
-    Entry,
     Gap,
+    JournalEntry,
 )
-from agentd.sandbox.journal.files import Files
-from agentd.sandbox.journal.follower import Follower
-from agentd.sandbox.journal.reader import Reader
-from agentd.sandbox.journal.ring import Ring
+from agentd.sandbox.journal.files import SegmentFiles
+from agentd.sandbox.journal.follower import JournalFollower
+from agentd.sandbox.journal.reader import JournalReader
+from agentd.sandbox.journal.ring import JournalRing
 
 MAX_FOLLOWERS = 1024
 _BLOCK = 128 << 10  # bytes that are written to the file at once, by whoever appends
@@ -51,16 +51,16 @@ class Journal:
         compressed, and one write. Raises OSError if they cannot be read.
         """
         self.lock = threading.Lock()  # the ring, the followers and what follows here
-        self.files = Files(prefix, max_bytes)
-        self.ring = Ring()
+        self.files = SegmentFiles(prefix, max_bytes)
+        self.ring = JournalRing()
         self.info: bytes | None = None
         self._io = threading.Lock()  # the files; taken before ``lock``
         self._memory = memory
         self._on_dirty = on_dirty
         self._dirty = False
-        self._followers: list[Follower] = []
-        self._losses: list[Entry] = []
-        self._unwritten: list[Entry] = []  # losses that the files do not tell of yet
+        self._followers: list[JournalFollower] = []
+        self._losses: list[JournalEntry] = []
+        self._unwritten: list[JournalEntry] = []  # losses that the files do not tell of yet
         self._writing = 0  # entries below it are being written
         self._failing = ""
         self._retry_at = 0.0
@@ -68,9 +68,9 @@ class Journal:
         if not fresh:
             self.files.load()
         if self.files.segments:
-            reader = Reader(self.files)
+            reader = JournalReader(self.files)
             start = reader.survey()
-            self.ring = Ring(start.offsets, start.total)
+            self.ring = JournalRing(start.offsets, start.total)
             self.info = reader.info
             self._end_written = self.info is not None
         self._written = list(self.ring.offsets)  # in the files, or told there as lost
@@ -125,12 +125,12 @@ class Journal:
         *,
         streams: Sequence[str] = STREAMS,
         notify: Callable[[], None] | None = None,
-    ) -> Follower:
+    ) -> JournalFollower:
         """From these bytes on, each stream's first unless said; to be closed.
 
         Raises Refused for one follower too many, InvalidInput for a cursor below zero.
         """
-        follower = Follower(self, cursor or {}, streams, notify)
+        follower = JournalFollower(self, cursor or {}, streams, notify)
         with self.lock:
             if len(self._followers) >= MAX_FOLLOWERS:
                 raise Refused(
@@ -140,7 +140,7 @@ class Journal:
             self._followers.append(follower)
         return follower
 
-    def leave(self, follower: Follower) -> None:
+    def leave(self, follower: JournalFollower) -> None:
         with self.lock, contextlib.suppress(ValueError):
             self._followers.remove(follower)
 
@@ -183,7 +183,7 @@ class Journal:
         with self._io:
             self.files.remove()
 
-    def _next_write(self) -> tuple[list[Entry], list[Entry], bytes | None]:
+    def _next_write(self) -> tuple[list[JournalEntry], list[JournalEntry], bytes | None]:
         with self.lock:
             losses, self._unwritten = self._unwritten, []
             entries = self.ring.unstored(2 * _BLOCK)
@@ -194,7 +194,11 @@ class Journal:
             return losses, entries, self.info if output and last else None
 
     def _write(
-        self, losses: list[Entry], entries: list[Entry], ending: bytes | None, fast: bool
+        self,
+        losses: list[JournalEntry],
+        entries: list[JournalEntry],
+        ending: bytes | None,
+        fast: bool,
     ) -> bool:
         """Under ``_io``. Followers and the ring go on meanwhile."""
         parts = [*losses, *_joined(entries)]
@@ -238,7 +242,7 @@ class Journal:
         for entry in self.ring.evict(capacity, bool(self._failing), self._writing):
             self._lose(entry)
 
-    def _lose(self, entry: Entry) -> None:
+    def _lose(self, entry: JournalEntry) -> None:
         lost = entry._replace(data=b"", reason=entry.reason or self._failing)
         for known in (self._losses, self._unwritten):
             for index, before in enumerate(known):
@@ -272,9 +276,9 @@ def _call(waiting: list[Callable[[], None]]) -> None:
             hook()
 
 
-def _joined(entries: list[Entry]) -> list[Entry]:
+def _joined(entries: list[JournalEntry]) -> list[JournalEntry]:
     """Neighbours of one stream as one entry, as long as a record may be."""
-    joined: list[list[Entry]] = []
+    joined: list[list[JournalEntry]] = []
     size = 0
     for entry in entries:
         last = joined[-1][-1] if joined else None

@@ -6,22 +6,22 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from agentd.sandbox.journal import record
-from agentd.sandbox.journal.events import CORRUPT, CRASH, Entry
-from agentd.sandbox.journal.files import Files, Segment
+from agentd.sandbox.journal.events import CORRUPT, CRASH, JournalEntry
+from agentd.sandbox.journal.files import Segment, SegmentFiles
 from agentd.sandbox.journal.record import DATA, END, Head, Start
 
 _AHEAD = 64 << 10
 
 
-class Place(NamedTuple):
+class ReadPosition(NamedTuple):
     number: int  # of the segment
     position: int
 
 
-class Reader:
+class JournalReader:
     """``trouble`` says why what follows may have a gap before it, after damage was met."""
 
-    def __init__(self, files: Files) -> None:
+    def __init__(self, files: SegmentFiles) -> None:
         self._files = files
         self._segment: Segment | None = None
         self._fd = -1
@@ -34,9 +34,9 @@ class Reader:
         self.info: bytes | None = None  # of the END record, once met
 
     @property
-    def place(self) -> Place | None:
+    def place(self) -> ReadPosition | None:
         segment = self._segment
-        return None if segment is None else Place(segment.start.number, self._position)
+        return None if segment is None else ReadPosition(segment.start.number, self._position)
 
     def seek(self, offsets: Sequence[int | None], total: int) -> None:
         """To the last segment that begins at or before all of these; None matters not.
@@ -56,7 +56,7 @@ class Reader:
         if here is None or here.start.number < best.start.number or self.total > total:
             self._enter(best)
 
-    def next(self, wanted: Sequence[bool], cursors: Sequence[int]) -> Entry | None:
+    def next(self, wanted: Sequence[bool], cursors: Sequence[int]) -> JournalEntry | None:
         """The next entry of a wanted stream that goes beyond its cursor; None at the end."""
         while True:
             head = self._head()

@@ -10,7 +10,7 @@ import zlib
 from typing import NamedTuple
 
 from agentd.sandbox.journal import codec
-from agentd.sandbox.journal.events import STREAMS, Entry
+from agentd.sandbox.journal.events import STREAMS, JournalEntry
 
 MAX_LENGTH = 256 << 10  # bytes of a stream in a record
 MAX_INFO = 64 << 10
@@ -59,7 +59,7 @@ def decode_header(data: bytes) -> Start | None:
     return Start(number, tuple(offsets), total) if magic == _MAGIC else None
 
 
-def encode(entry: Entry, fast: bool = False) -> list[bytes]:
+def encode(entry: JournalEntry, fast: bool = False) -> list[bytes]:
     if entry.reason:
         payload = _LOSS.pack(entry.length) + entry.reason.encode()
         return _encode(GAP, entry, codec.RAW, payload, 0)
@@ -68,7 +68,7 @@ def encode(entry: Entry, fast: bool = False) -> list[bytes]:
 
 
 def encode_end(info: bytes, total: int) -> list[bytes]:
-    return _encode(END, Entry(total, 0, 0, 0, b""), codec.RAW, info, 0)
+    return _encode(END, JournalEntry(total, 0, 0, 0, b""), codec.RAW, info, 0)
 
 
 def decode_head(data: bytes) -> Head | None:
@@ -83,7 +83,7 @@ def decode_head(data: bytes) -> Head | None:
     return Head(kind, stream, how, stored, length, crc, offset, total)
 
 
-def decode(head: Head, payload: bytes) -> Entry | None:
+def decode(head: Head, payload: bytes) -> JournalEntry | None:
     """What a DATA or GAP record holds; None if the payload is damaged."""
     if zlib.crc32(payload) != head.crc:
         return None
@@ -92,15 +92,15 @@ def decode(head: Head, payload: bytes) -> Entry | None:
             return None
         reason = payload[_LOSS.size :].decode(errors="replace")
         (length,) = _LOSS.unpack_from(payload)
-        return Entry(head.total, head.stream, head.offset, length, b"", reason)
+        return JournalEntry(head.total, head.stream, head.offset, length, b"", reason)
     try:
         data = codec.decompress(head.codec, payload, head.length)
     except codec.CodecError:
         return None
-    return Entry(head.total, head.stream, head.offset, head.length, data)
+    return JournalEntry(head.total, head.stream, head.offset, head.length, data)
 
 
-def _encode(kind: int, entry: Entry, how: int, payload: bytes, length: int) -> list[bytes]:
+def _encode(kind: int, entry: JournalEntry, how: int, payload: bytes, length: int) -> list[bytes]:
     rest = _HEAD.pack(
         kind,
         entry.stream,

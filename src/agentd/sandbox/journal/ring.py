@@ -3,18 +3,18 @@
 from collections import deque
 from collections.abc import Iterator
 
-from agentd.sandbox.journal.events import STREAMS, Entry
+from agentd.sandbox.journal.events import STREAMS, JournalEntry
 from agentd.sandbox.journal.record import MAX_LENGTH
 
 _SMALL = 16 << 10  # bytes; shorter pieces are gathered
 _OVERHEAD = 256  # bytes that an entry costs beside its data
 
 
-class Ring:
+class JournalRing:
     """Entries are numbered; those before ``stored`` are in the file, or known to be lost."""
 
     def __init__(self, offsets: tuple[int, ...] = (0,) * len(STREAMS), total: int = 0) -> None:
-        self.entries: deque[Entry] = deque()
+        self.entries: deque[JournalEntry] = deque()
         self.first = 0  # number of the oldest entry
         self.stored = 0
         self.size = 0
@@ -59,7 +59,7 @@ class Ring:
             return
         for begin in range(0, len(data), MAX_LENGTH):
             piece = data if len(data) <= MAX_LENGTH else data[begin : begin + MAX_LENGTH]
-            self._add(Entry(self.total, stream, self.offsets[stream], len(piece), piece))
+            self._add(JournalEntry(self.total, stream, self.offsets[stream], len(piece), piece))
             self.offsets[stream] += len(piece)
             self.total += len(piece)
             self.size += len(piece)
@@ -67,7 +67,7 @@ class Ring:
     def lose(self, stream: int, length: int, reason: str) -> None:
         """Note that bytes never came here."""
         self.seal()
-        self._add(Entry(self.total, stream, self.offsets[stream], length, b"", reason))
+        self._add(JournalEntry(self.total, stream, self.offsets[stream], length, b"", reason))
         self.offsets[stream] += length
         self.total += length
 
@@ -78,10 +78,12 @@ class Ring:
             self._tail.clear()
             length = len(data)
             self._add(
-                Entry(self.total - length, stream, self.offsets[stream] - length, length, data)
+                JournalEntry(
+                    self.total - length, stream, self.offsets[stream] - length, length, data
+                )
             )
 
-    def unstored(self, limit: int) -> list[Entry]:
+    def unstored(self, limit: int) -> list[JournalEntry]:
         """The oldest that are not in the file, to about ``limit`` bytes. Seals the tail."""
         self.seal()
         found, size = [], 0
@@ -98,7 +100,7 @@ class Ring:
             self.stored_total = entry.total + entry.length
             self.stored += 1
 
-    def evict(self, capacity: int, may_lose: bool, writing: int) -> Iterator[Entry]:
+    def evict(self, capacity: int, may_lose: bool, writing: int) -> Iterator[JournalEntry]:
         """Make room; yields what goes unstored, if any may. Those below ``writing`` stay."""
         while self.size > capacity and self.entries:
             if self.first >= self.stored:
@@ -118,11 +120,11 @@ class Ring:
             number += 1
         return number
 
-    def _add(self, entry: Entry) -> None:
+    def _add(self, entry: JournalEntry) -> None:
         self.entries.append(entry)
         self.size += _OVERHEAD
 
-    def _drop(self) -> Entry:
+    def _drop(self) -> JournalEntry:
         entry = self.entries.popleft()
         self.first += 1
         self.size -= len(entry.data) + _OVERHEAD

@@ -26,14 +26,14 @@ _SEND_TIMEOUT = struct.pack("ll", _SEND_SECONDS, 0)
 OnEnded = Callable[[str, str], None]
 
 
-class Link:
+class SupervisorLink:
     """Thread-safe. ``on_ended(id, reason)`` is called in a thread of the link's own; ``reason`` is
     a word, and behind a colon what is known of why."""
 
     def __init__(self, sock: socket.socket, on_ended: OnEnded) -> None:
         self._on_ended = on_ended
         self._lock = threading.Lock()
-        self._waiting: dict[int, Asked] = {}
+        self._waiting: dict[int, PendingAnswer] = {}
         self._count = 0
         self.lost = threading.Event()
         self._begin_reading(sock)
@@ -73,12 +73,12 @@ class Link:
         """The same, with the descriptors that came along: the caller's to close."""
         return self.begin(op, **fields).result(seconds)
 
-    def begin(self, op: str, **fields: object) -> "Asked":
+    def begin(self, op: str, **fields: object) -> "PendingAnswer":
         """``ask``, with something to do before its ``result``. Raises BackendLost."""
         with self._lock:
             self._count += 1
             number = self._count
-            asked = self._waiting[number] = Asked(op, lambda: self._abandon(number))
+            asked = self._waiting[number] = PendingAnswer(op, lambda: self._abandon(number))
             try:
                 self._send({"n": number, "op": op, **fields})
             except BaseException:
@@ -148,7 +148,7 @@ class Link:
             asked.give(message, fds)
 
 
-class Asked:
+class PendingAnswer:
     """A question that is under way."""
 
     def __init__(self, op: str, abandon: Callable[[], bool]) -> None:
@@ -177,9 +177,9 @@ class Asked:
         return self._message.get("ok"), self._fds
 
 
-def connect(path: str, on_ended: OnEnded) -> Link:
+def connect(path: str, on_ended: OnEnded) -> SupervisorLink:
     """To the supervisor at ``path``, started if there is none. Raises SandboxError."""
-    link = Link(_connected(path, _deadline()), on_ended)
+    link = SupervisorLink(_connected(path, _deadline()), on_ended)
     try:
         _see_answer(link, path)
     except BaseException:
@@ -188,13 +188,13 @@ def connect(path: str, on_ended: OnEnded) -> Link:
     return link
 
 
-def reconnect(link: Link, path: str) -> None:
+def reconnect(link: SupervisorLink, path: str) -> None:
     """As ``connect``, for a link that was lost. Raises SandboxError; it is still lost then."""
     link.replace(_connected(path, _deadline()))
     _see_answer(link, path)
 
 
-def _see_answer(link: Link, path: str) -> None:
+def _see_answer(link: SupervisorLink, path: str) -> None:
     deadline = _deadline()
     while not _answers(link):
         # It was about to end when it took us: its socket is gone by now, or will be.
@@ -229,7 +229,7 @@ def _connected(path: str, deadline: float) -> socket.socket:
             return sock
 
 
-def _answers(link: Link) -> bool:
+def _answers(link: SupervisorLink) -> bool:
     try:
         # An older one does not know of ids, and takes no notice.
         link.ask("hello", _START_SECONDS, ids=list(identity.configured()))

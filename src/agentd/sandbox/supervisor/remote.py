@@ -21,7 +21,7 @@ from agentd.sandbox import backends
 from agentd.sandbox.abilities import FORK, Method, methods
 from agentd.sandbox.backends.wall import only_agent_left
 from agentd.sandbox.supervisor import wire
-from agentd.sandbox.supervisor.client import Asked, Link
+from agentd.sandbox.supervisor.client import PendingAnswer, SupervisorLink
 from agentd.sandbox.supervisor.held import WallRecord
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class RemotePlan(msgspec.Struct, frozen=True):
 class RemoteBackend:
     """A backend of the supervisor. Its walls end after a minute unless their lease is renewed."""
 
-    def __init__(self, link: Link, name: str) -> None:
+    def __init__(self, link: SupervisorLink, name: str) -> None:
         self._link = link
         self.name = name
         self.level: IsolationLevel = backends.level(name)
@@ -99,7 +99,9 @@ class RemoteWall:
     supervisor then frees what the wall held.
     """
 
-    def __init__(self, link: Link, record: WallRecord, process: Pidfd | None = None) -> None:
+    def __init__(
+        self, link: SupervisorLink, record: WallRecord, process: Pidfd | None = None
+    ) -> None:
         self._link = link
         self.id = record.id
         self.enforcement: Enforcement = record.enforcement
@@ -108,7 +110,7 @@ class RemoteWall:
         self._lock = threading.Lock()
         self._begun = False
         self._first_killed = False
-        self._killed: Asked | None = None  # a second question would be answered at once
+        self._killed: PendingAnswer | None = None  # a second question would be answered at once
         self._process = process
         self._group = None if record.counted is None else cgroup.reopen(record.counted)
         self.fidelity = record.fidelity
@@ -226,7 +228,7 @@ class RemoteWall:
             return otherwise
 
 
-def wall_of(link: Link, record: WallRecord) -> RemoteWall:
+def wall_of(link: SupervisorLink, record: WallRecord) -> RemoteWall:
     """The wall that the supervisor describes by ``record``."""
     try:
         _, fds = link.ask_fds("process", id=record.id)
@@ -239,12 +241,12 @@ def _process_of(fds: list[int]) -> Pidfd | None:
     return Pidfd(fds[0]) if fds else None
 
 
-def loader(link: Link) -> Callable[[str], RemoteBackend]:
+def loader(link: SupervisorLink) -> Callable[[str], RemoteBackend]:
     """For a Manager: backends of the supervisor by name."""
     return lambda name: RemoteBackend(link, name)
 
 
-def held(link: Link) -> list[WallRecord]:
+def held(link: SupervisorLink) -> list[WallRecord]:
     """Every sandbox of the supervisor: what a daemon that was restarted can go on with."""
     found: list[WallRecord] = []
     after, more = "", True

@@ -2,7 +2,15 @@
 
 from agentd.guest import wire
 from agentd.model.cause import CauseCode
-from agentd.selftest.attack import FILTERED, Attack, Judged, Seen, by, said_only, unfinished
+from agentd.selftest.attack import (
+    FILTERED,
+    Attack,
+    AttackOutcome,
+    Judged,
+    by,
+    said_only,
+    unfinished,
+)
 from agentd.selftest.report import Verdict
 
 # What a command would have to say in the agent's place.
@@ -67,7 +75,7 @@ said("processors", tried(os.sched_setaffinity, agent, os.sched_getaffinity(0)))
 """
 
 
-def _judge_forge(seen: Seen) -> Judged:
+def _judge_forge(seen: AttackOutcome) -> Judged:
     early = unfinished(seen)
     if early is not None:
         return early
@@ -79,7 +87,7 @@ def _judge_forge(seen: Seen) -> Judged:
     return Verdict.THROUGH, f"exit code {end.exit_code}, {end.cause.code}, was believed"
 
 
-def _judge_kill(seen: Seen) -> Judged:
+def _judge_kill(seen: AttackOutcome) -> Judged:
     """Another command is run after this one by the runner's ``alive``: here it is what it said."""
     return unfinished(seen) or (Verdict.STOPPED, "they go on")
 

@@ -1,7 +1,7 @@
 """What a sandbox must still be able to do: a wall that lets nothing live stops every attack too."""
 
 from agentd.model.isolation import IsolationLevel
-from agentd.selftest.attack import Attack, Judged, Seen, shown, unfinished
+from agentd.selftest.attack import Attack, AttackOutcome, Judged, shown, unfinished
 from agentd.selftest.report import Verdict
 
 _RUN = """
@@ -32,7 +32,7 @@ with socket.create_server(("127.0.0.1", 0)) as server:
 _EVERYWHERE: dict[IsolationLevel, tuple[str, ...]] = dict.fromkeys(IsolationLevel, ())
 
 
-def _judge(seen: Seen) -> Judged:
+def _judge(seen: AttackOutcome) -> Judged:
     early = unfinished(seen)
     if early is not None:
         return Verdict.BROKEN, early[1]

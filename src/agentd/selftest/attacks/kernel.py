@@ -7,8 +7,8 @@ from functools import partial
 from agentd.selftest.attack import (
     FILTERED,
     Attack,
+    AttackOutcome,
     Judged,
-    Seen,
     by,
     refused,
     said_only,
@@ -139,7 +139,7 @@ def _no_i386(_: Planted) -> str:
     return "" if machine == "x86_64" else f"{machine} kernels have no such second set of calls"
 
 
-def _judge_i386(seen: Seen) -> Judged:
+def _judge_i386(seen: AttackOutcome) -> Judged:
     early = unfinished(seen)
     if early is not None:
         return early

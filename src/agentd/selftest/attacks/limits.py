@@ -2,7 +2,7 @@
 
 from agentd.model.cause import CauseCode
 from agentd.model.limits import MIB, Limits
-from agentd.selftest.attack import Attack, Judge, Judged, Seen, by, shown, unfinished
+from agentd.selftest.attack import Attack, AttackOutcome, Judge, Judged, by, shown, unfinished
 from agentd.selftest.report import Verdict
 
 PIDS = 32
@@ -82,7 +82,7 @@ for _ in range({(8 << 20) // 65536}):
 
 
 def _at_most(limit: int, *errors: str) -> Judge:
-    def judge(seen: Seen) -> Judged:
+    def judge(seen: AttackOutcome) -> Judged:
         early = unfinished(seen)
         if early is not None:
             return early
@@ -94,7 +94,7 @@ def _at_most(limit: int, *errors: str) -> Judge:
     return judge
 
 
-def _judge_memory(seen: Seen) -> Judged:
+def _judge_memory(seen: AttackOutcome) -> Judged:
     if "took" in seen.said:
         return Verdict.THROUGH, f"took {seen.said['took']} bytes where {MEMORY} was the limit"
     if seen.result.cause.code is CauseCode.OOM:
@@ -102,7 +102,7 @@ def _judge_memory(seen: Seen) -> Judged:
     return unfinished(seen) or (Verdict.UNDECIDED, shown(seen.said))
 
 
-def _judge_flood(seen: Seen) -> Judged:
+def _judge_flood(seen: AttackOutcome) -> Judged:
     end = seen.result
     size = max(len(end.stdout), len(end.stderr))
     if end.cause.code is CauseCode.OUTPUT_LIMIT and size <= OUTPUT:

@@ -3,8 +3,8 @@
 from agentd.selftest.attack import (
     FILTERED,
     Attack,
+    AttackOutcome,
     Judged,
-    Seen,
     arrived,
     by,
     said_only,
@@ -72,7 +72,7 @@ def _listeners(planted: Planted) -> tuple[str, ...]:
     return planted.listeners()
 
 
-def _judge_route(seen: Seen) -> Judged:
+def _judge_route(seen: AttackOutcome) -> Judged:
     if seen.said.get("route") == "routed":
         return Verdict.THROUGH, f"there is a route to {METADATA}"
     return unfinished(seen) or (Verdict.STOPPED, shown(seen.said))

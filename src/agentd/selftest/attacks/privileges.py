@@ -2,7 +2,16 @@
 
 from functools import partial
 
-from agentd.selftest.attack import FILTERED, Attack, Judged, Seen, by, refused, shown, unfinished
+from agentd.selftest.attack import (
+    FILTERED,
+    Attack,
+    AttackOutcome,
+    Judged,
+    by,
+    refused,
+    shown,
+    unfinished,
+)
 from agentd.selftest.planted import Planted, no_program
 from agentd.selftest.report import Verdict
 
@@ -54,7 +63,7 @@ for name, flag in (("user", 0x10000000), ("mnt", 0x00020000), ("net", 0x40000000
 """
 
 
-def _judge_setuid(seen: Seen) -> Judged:
+def _judge_setuid(seen: AttackOutcome) -> Judged:
     early = unfinished(seen)
     if early is not None:
         return early
@@ -65,7 +74,7 @@ def _judge_setuid(seen: Seen) -> Judged:
     return Verdict.STOPPED, f"it ran as uid {seen.said['uid']}, as its caller"
 
 
-def _judge_promise(seen: Seen) -> Judged:
+def _judge_promise(seen: AttackOutcome) -> Judged:
     early = unfinished(seen)
     if early is not None:
         return early

@@ -7,7 +7,7 @@ import pytest
 from tests.unit.capability.fetch.authority import Authority
 from tests.unit.capability.fetch.servers import Server, fetcher, redirects, says
 
-from agentd.capability.fetch.fetcher import Request
+from agentd.capability.fetch.fetcher import FetchRequest
 from agentd.model.capability import CallFailed
 from agentd.model.errors import InvalidInput
 
@@ -18,7 +18,7 @@ def test_a_request_goes_out_and_its_answer_comes_back(serve: Serve) -> None:
     headers = ["X-Two: a", "x-two: b", "Set-Cookie: a=1", "Set-Cookie: b=2"]
     server = serve(says(b"hello", status="201 Created", headers=headers))
     pieces: list[bytes] = []
-    request = Request(
+    request = FetchRequest(
         url=server.url("/p?q#f", "name.test"),
         method="POST",
         headers={"X-One": "1", "Content-Type": "text/plain"},
@@ -42,13 +42,13 @@ def test_a_request_goes_out_and_its_answer_comes_back(serve: Serve) -> None:
 
 def test_head_has_no_body(serve: Serve) -> None:
     server = serve(says(headers=["Content-Length: 50"], length=False))
-    got = fetcher().fetch(Request(url=server.url(), method="HEAD"))
+    got = fetcher().fetch(FetchRequest(url=server.url(), method="HEAD"))
     assert (got.body, got.headers["content-length"]) == (b"", "50")
 
 
 def test_a_get_with_a_body_is_refused() -> None:
     with pytest.raises(InvalidInput):
-        fetcher().fetch(Request(url="http://127.0.0.1/", body=b"x"))
+        fetcher().fetch(FetchRequest(url="http://127.0.0.1/", body=b"x"))
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_headers_that_would_end_or_mend_the_request_are_refused(
 ) -> None:
     server = serve(says())
     with pytest.raises(CallFailed) as caught:
-        fetcher().fetch(Request(url=server.url(), headers=headers))
+        fetcher().fetch(FetchRequest(url=server.url(), headers=headers))
     assert caught.value.code == "header_refused"
     assert server.connections == 0
 
@@ -90,7 +90,7 @@ def test_what_a_redirect_makes_of_a_request(
     target = serve(says(b"there"))
     first = serve(redirects(target.url("/there"), status))
     sent = b"" if method == "HEAD" else b"data"
-    got = fetcher().fetch(Request(url=first.url(), method=method, body=sent))
+    got = fetcher().fetch(FetchRequest(url=first.url(), method=method, body=sent))
     assert got.redirects == (first.url(),)
     assert got.url == target.url("/there")
     assert target.requests[0].startswith(then.encode() + b" /there ")
@@ -106,7 +106,7 @@ def test_credentials_stay_with_their_origin(serve: Serve) -> None:
         "X-Api-Key": "s3cret",
         "Accept": "text/plain",
     }
-    fetcher().fetch(Request(url=first.url(), headers=headers))
+    fetcher().fetch(FetchRequest(url=first.url(), headers=headers))
     assert first.requests[0].count(b"s3cret") == 3
     assert b"s3cret" not in other.requests[0]
     assert b"accept: text/plain" in other.requests[0].lower()
@@ -117,7 +117,7 @@ def test_credentials_go_along_within_an_origin(serve: Serve) -> None:
         (redirects("/b") if request.startswith(b"GET /a ") else says())(server, connected, request)
 
     server = serve(answer)
-    fetcher().fetch(Request(url=server.url("/a"), headers={"Authorization": "s3cret"}))
+    fetcher().fetch(FetchRequest(url=server.url("/a"), headers={"Authorization": "s3cret"}))
     assert [b"s3cret" in request for request in server.requests] == [True, True]
 
 
@@ -125,21 +125,21 @@ def test_cookies_are_not_kept(serve: Serve) -> None:
     server = serve(says(headers=["Set-Cookie: a=1"]))
     fetch = fetcher()
     for _ in range(2):
-        fetch.fetch(Request(url=server.url()))
+        fetch.fetch(FetchRequest(url=server.url()))
     assert b"cookie" not in server.requests[1].lower()
 
 
 def test_redirects_are_bounded(serve: Serve) -> None:
     server = serve(redirects("/again"))
     with pytest.raises(CallFailed) as caught:
-        fetcher().fetch(Request(url=server.url(), max_redirects=3))
+        fetcher().fetch(FetchRequest(url=server.url(), max_redirects=3))
     assert caught.value.code == "too_many_redirects"
     assert len(server.requests) == 4
 
 
 def test_no_redirects_gives_the_redirect_itself(serve: Serve) -> None:
     server = serve(redirects("/again"))
-    got = fetcher().fetch(Request(url=server.url(), max_redirects=0))
+    got = fetcher().fetch(FetchRequest(url=server.url(), max_redirects=0))
     assert (got.status, got.headers["location"]) == (302, "/again")
 
 
@@ -149,11 +149,11 @@ def test_tls_checks_the_name_while_the_address_is_pinned(
     server = serve(says(b"safe"), authority.server)
     fetch = fetcher({"good.test": ["127.0.0.1"], "evil.test": ["127.0.0.1"]}, verify=authority.ca)
     authority.hellos.clear()
-    assert fetch.fetch(Request(url=server.url(host="good.test"))).body == b"safe"
+    assert fetch.fetch(FetchRequest(url=server.url(host="good.test"))).body == b"safe"
     assert authority.hellos == ["good.test"]
-    assert fetch.fetch(Request(url=server.url())).body == b"safe"
+    assert fetch.fetch(FetchRequest(url=server.url())).body == b"safe"
     with pytest.raises(CallFailed) as caught:
-        fetch.fetch(Request(url=server.url(host="evil.test")))
+        fetch.fetch(FetchRequest(url=server.url(host="evil.test")))
     assert caught.value.code == "tls_failed"
     assert len(server.requests) == 2
 
@@ -161,7 +161,7 @@ def test_tls_checks_the_name_while_the_address_is_pinned(
 def test_an_unknown_authority_is_not_trusted(serve: Serve, authority: Authority) -> None:
     server = serve(says(b"safe"), authority.server)
     with pytest.raises(CallFailed) as caught:
-        fetcher({"good.test": ["127.0.0.1"]}).fetch(Request(url=server.url(host="good.test")))
+        fetcher({"good.test": ["127.0.0.1"]}).fetch(FetchRequest(url=server.url(host="good.test")))
     assert caught.value.code == "tls_failed"
     assert server.requests == []
 
@@ -171,7 +171,7 @@ def test_old_tls_is_refused(serve: Serve, authority: Authority) -> None:
     with pytest.warns(DeprecationWarning):
         old.maximum_version = ssl.TLSVersion.TLSv1_1
     with pytest.raises(CallFailed) as caught:
-        fetcher(verify=authority.ca).fetch(Request(url=serve(says(), old).url()))
+        fetcher(verify=authority.ca).fetch(FetchRequest(url=serve(says(), old).url()))
     assert caught.value.code == "tls_failed"
 
 
@@ -179,7 +179,7 @@ def test_https_does_not_become_http(serve: Serve, authority: Authority) -> None:
     plain = serve(says(b"secret"))
     server = serve(redirects(plain.url()), authority.server)
     with pytest.raises(CallFailed) as caught:
-        fetcher(verify=authority.ca).fetch(Request(url=server.url()))
+        fetcher(verify=authority.ca).fetch(FetchRequest(url=server.url()))
     assert caught.value.code == "redirect_refused"
     assert plain.connections == 0
 
@@ -192,12 +192,12 @@ def test_what_cannot_be_had_says_why(serve: Serve) -> None:
         (server.url(), "connect_failed"),
     ):
         with pytest.raises(CallFailed) as caught:
-            fetcher().fetch(Request(url=url))
+            fetcher().fetch(FetchRequest(url=url))
         assert caught.value.code == code
 
 
 def test_the_next_address_is_tried(serve: Serve) -> None:
     server = serve(says(b"second"))
     fetch = fetcher({"two.test": ["127.0.0.7", "127.0.0.1"]})
-    got = fetch.fetch(Request(url=server.url(host="two.test")))
+    got = fetch.fetch(FetchRequest(url=server.url(host="two.test")))
     assert (got.body, got.address) == (b"second", "127.0.0.1")

@@ -10,7 +10,7 @@ import pytest
 from tests.unit.capability.fetch.authority import Authority
 from tests.unit.capability.fetch.servers import Server, fetcher, says
 
-from agentd.capability.fetch.fetcher import Fetcher, Request
+from agentd.capability.fetch.fetcher import Fetcher, FetchRequest
 from agentd.model.capability import CallFailed
 
 Serve = Callable[..., Server]
@@ -18,7 +18,7 @@ OK = b"HTTP/1.1 200 OK\r\n"
 BOMB = 64 << 20
 
 
-def code(request: Request, fetch: Fetcher | None = None) -> str:
+def code(request: FetchRequest, fetch: Fetcher | None = None) -> str:
     with pytest.raises(CallFailed) as caught:
         (fetch or fetcher()).fetch(request)
     return caught.value.code
@@ -46,25 +46,25 @@ def drips(start: bytes, drop: bytes = b"a", pause: float = 0.1) -> Callable[...,
 )
 def test_a_slow_drip_ends_with_the_time_limit(serve: Serve, start: bytes) -> None:
     server = serve(drips(start))
-    assert code(Request(url=server.url(), timeout=0.5)) == "timeout"
+    assert code(FetchRequest(url=server.url(), timeout=0.5)) == "timeout"
 
 
 def test_a_server_that_says_nothing_ends_with_the_time_limit(serve: Serve) -> None:
     server = serve(lambda server, connected, request: server.stopping.wait())
-    assert code(Request(url=server.url(), timeout=0.3)) == "timeout"
+    assert code(FetchRequest(url=server.url(), timeout=0.3)) == "timeout"
 
 
 def test_a_slow_handshake_ends_with_the_time_limit(serve: Serve, authority: Authority) -> None:
     """The client's hello is read as a request that never ends: no answer comes."""
     server = serve(says())
     url = f"https://127.0.0.1:{server.port}/"
-    assert code(Request(url=url, timeout=0.3)) == "timeout"
+    assert code(FetchRequest(url=url, timeout=0.3)) == "timeout"
 
 
 def test_a_server_that_does_not_read_ends_with_the_time_limit() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        request = Request(url=url, method="POST", body=bytes(8 << 20), timeout=0.5)
+        request = FetchRequest(url=url, method="POST", body=bytes(8 << 20), timeout=0.5)
         assert code(request) == "timeout"
 
 
@@ -77,7 +77,7 @@ def test_a_name_server_that_does_not_answer_ends_with_the_time_limit() -> None:
 
     try:
         fetch = Fetcher(resolver=hanging)
-        assert code(Request(url="http://slow.test/", timeout=0.2), fetch) == "timeout"
+        assert code(FetchRequest(url="http://slow.test/", timeout=0.2), fetch) == "timeout"
     finally:
         answer.set()
 
@@ -88,7 +88,7 @@ def test_redirects_share_one_time_limit(serve: Serve) -> None:
         connected.sendall(b"HTTP/1.1 302 x\r\nLocation: /\r\nContent-Length: 0\r\n\r\n")
 
     server = serve(answer)
-    assert code(Request(url=server.url(), timeout=0.7, max_redirects=10)) == "timeout"
+    assert code(FetchRequest(url=server.url(), timeout=0.7, max_redirects=10)) == "timeout"
     assert len(server.requests) < 6
 
 
@@ -103,19 +103,19 @@ def test_redirects_share_one_time_limit(serve: Serve) -> None:
 )
 def test_endless_headers_are_bounded(serve: Serve, start: bytes, drop: bytes) -> None:
     server = serve(drips(start, drop, pause=0))
-    assert code(Request(url=server.url())) == "bad_response"
+    assert code(FetchRequest(url=server.url())) == "bad_response"
 
 
 def test_many_headers_are_refused(serve: Serve) -> None:
     server = serve(says(headers=[f"X-{number}: a" for number in range(201)]))
-    assert code(Request(url=server.url())) == "bad_response"
+    assert code(FetchRequest(url=server.url())) == "bad_response"
 
 
 @pytest.mark.parametrize("start", [OK + b"\r\n", OK + b"Content-Length: 999999999999\r\n\r\n"])
 def test_an_endless_body_is_cut(serve: Serve, start: bytes) -> None:
     server = serve(drips(start, b"a" * 4096, pause=0))
     pieces: list[bytes] = []
-    got = fetcher().fetch(Request(url=server.url(), max_bytes=100_000), pieces.append)
+    got = fetcher().fetch(FetchRequest(url=server.url(), max_bytes=100_000), pieces.append)
     assert got.truncated
     assert got.body == b"a" * 100_000 == b"".join(pieces)
 
@@ -123,13 +123,13 @@ def test_an_endless_body_is_cut(serve: Serve, start: bytes) -> None:
 def test_an_endless_chunked_body_is_cut(serve: Serve) -> None:
     start = OK + b"Transfer-Encoding: chunked\r\n\r\n"
     server = serve(drips(start, b"4\r\nabcd\r\n" * 100, pause=0))
-    got = fetcher().fetch(Request(url=server.url(), max_bytes=10))
+    got = fetcher().fetch(FetchRequest(url=server.url(), max_bytes=10))
     assert (got.body, got.truncated) == (b"abcdabcdab", True)
 
 
 def test_a_body_of_just_the_bound_is_whole(serve: Serve) -> None:
     server = serve(says(b"a" * 100))
-    got = fetcher().fetch(Request(url=server.url(), max_bytes=100))
+    got = fetcher().fetch(FetchRequest(url=server.url(), max_bytes=100))
     assert (len(got.body), got.truncated) == (100, False)
 
 
@@ -151,14 +151,14 @@ def deflate(data: bytes, window: int) -> bytes:
 )
 def test_a_compressed_body_is_undone(serve: Serve, name: str, packed: bytes) -> None:
     server = serve(says(packed, headers=[f"Content-Encoding: {name}"]))
-    got = fetcher().fetch(Request(url=server.url()))
+    got = fetcher().fetch(FetchRequest(url=server.url()))
     assert (got.body, got.decoded, got.truncated) == (b"text" * 1000, True, False)
 
 
 @pytest.mark.parametrize("name", ["br", "gzip, gzip", "zstd"])
 def test_another_encoding_is_left_as_it_came(serve: Serve, name: str) -> None:
     server = serve(says(b"\x01\x02", headers=[f"Content-Encoding: {name}"]))
-    got = fetcher().fetch(Request(url=server.url()))
+    got = fetcher().fetch(FetchRequest(url=server.url()))
     assert (got.body, got.decoded) == (b"\x01\x02", False)
 
 
@@ -169,7 +169,7 @@ def test_a_bomb_is_cut_before_it_is_there(serve: Serve) -> None:
     server = serve(says(packed, headers=["Content-Encoding: gzip"]))
     tracemalloc.start()
     try:
-        got = fetcher().fetch(Request(url=server.url(), max_bytes=1000))
+        got = fetcher().fetch(FetchRequest(url=server.url(), max_bytes=1000))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -182,13 +182,13 @@ def test_what_decodes_to_nothing_for_ever_is_cut(serve: Serve) -> None:
     empty = b"\x00\x00\x00\xff\xff"
     start = OK + b"Content-Encoding: deflate\r\n\r\n\x78\x9c"
     server = serve(drips(start, empty * 1000, pause=0))
-    got = fetcher().fetch(Request(url=server.url(), max_bytes=1000))
+    got = fetcher().fetch(FetchRequest(url=server.url(), max_bytes=1000))
     assert (got.body, got.truncated) == (b"", True)
 
 
 def test_broken_compression_is_told(serve: Serve) -> None:
     server = serve(says(b"not gzip at all", headers=["Content-Encoding: gzip"]))
-    assert code(Request(url=server.url())) == "bad_response"
+    assert code(FetchRequest(url=server.url())) == "bad_response"
 
 
 @pytest.mark.parametrize(
@@ -205,4 +205,4 @@ def test_broken_compression_is_told(serve: Serve) -> None:
 )
 def test_what_is_not_http_is_told(serve: Serve, data: bytes) -> None:
     server = serve(lambda server, connected, request: connected.sendall(data))
-    assert code(Request(url=server.url())) == "bad_response"
+    assert code(FetchRequest(url=server.url())) == "bad_response"

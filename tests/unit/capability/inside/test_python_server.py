@@ -18,7 +18,7 @@ from agentd.capability.inside import python_server
 SERVER = """
 import sys
 from agentd.capability.inside import python_server
-server = python_server.Server(sys.argv[1])
+server = python_server.KernelServer(sys.argv[1])
 def run(code):
     print(code, flush=True)
     return {"status": code}
@@ -114,7 +114,7 @@ def test_a_frame_is_read_as_it_was_written() -> None:
 BUSY = """
 import sys
 from agentd.capability.inside import python_server
-server = python_server.Server(sys.argv[1])
+server = python_server.KernelServer(sys.argv[1])
 def interrupt():
     raise KeyboardInterrupt
 server.interrupt = interrupt

@@ -6,7 +6,7 @@ import pytest
 from agentd.audit import receipt
 from agentd.audit.execution import Decided, Execution
 from agentd.audit.keypair import KeyPair
-from agentd.audit.receipts import Receipts
+from agentd.audit.receipts import ReceiptStore
 from agentd.client.cli import main as entry
 from agentd.client.cli import receipt as cli
 from agentd.client.http.errors import Unreachable
@@ -37,7 +37,7 @@ def kept(tmp_path):
     )
     key = KeyPair.load_or_create(str(tmp_path / "key"))
     facts = receipt.ReceiptFacts(execution, Position(7, "cd" * 32))
-    receipts = Receipts(str(tmp_path / "receipts"))
+    receipts = ReceiptStore(str(tmp_path / "receipts"))
     receipts.put("req-1", receipt.issue(facts, key))
     receipts.close()
     return str(tmp_path / "receipts")

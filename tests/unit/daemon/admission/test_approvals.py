@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from agentd.daemon.admission import approvals as module
 from agentd.daemon.admission.approvals import KEPT_SECONDS, Approvals, decided
-from agentd.daemon.config.schema import Approvals as Settings
+from agentd.daemon.config.schema import ApprovalSettings as Settings
 from agentd.daemon.store.errors import StoreError
 from agentd.daemon.store.records import ApprovalRecord
 from agentd.daemon.store.sqlite import SqliteStore

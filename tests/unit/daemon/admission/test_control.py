@@ -11,7 +11,7 @@ from agentd.audit.errors import AuditLocked
 from agentd.audit.verify import verify
 from agentd.capability.call import CallContext
 from agentd.capability.registry import Registry
-from agentd.daemon.admission.control import Control
+from agentd.daemon.admission.control import AdmissionControl
 from agentd.daemon.config import schema
 from agentd.daemon.config.values import Bundle, Sink, Size
 from agentd.model import context
@@ -22,8 +22,8 @@ from agentd.policy import learning
 from agentd.policy.errors import BundleError
 from agentd.policy.store import PinMismatch
 
-AUDIT = schema.Audit()
-NO_POLICY = schema.Policy(bundle=None)
+AUDIT = schema.AuditSettings()
+NO_POLICY = schema.PolicySettings(bundle=None)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def control(tmp_path):
     opened = []
 
     def make(policy=NO_POLICY, audit=AUDIT, **options):
-        opened.append(Control(str(tmp_path / "state"), policy, audit, **options))
+        opened.append(AdmissionControl(str(tmp_path / "state"), policy, audit, **options))
         return opened[-1]
 
     yield make
@@ -63,13 +63,13 @@ def kinds(tmp_path):
 
 
 def test_a_shipped_policy_is_in_force_by_its_name(control):
-    made = control(schema.Policy())
+    made = control(schema.PolicySettings())
     assert made.policy.digest.startswith("sha256:")
     assert made.gate.open(act()).decision.bundle == made.policy.digest
 
 
 def test_the_state_directory_has_it_all_and_nobody_else_reads_it(control, tmp_path):
-    control(schema.Policy())
+    control(schema.PolicySettings())
     state = tmp_path / "state"
     assert {p.name for p in state.iterdir()} == {
         "audit", "audit.head", "policy", "receipts", "receipt.key", "receipt.key.pub",
@@ -105,8 +105,8 @@ def test_shared_ones_write_to_one_log(control, tmp_path):
 @pytest.mark.parametrize(
     ("policy", "error"),
     [
-        (schema.Policy(bundle=Bundle("/nowhere")), BundleError),
-        (schema.Policy(sha256="0" * 64), PinMismatch),
+        (schema.PolicySettings(bundle=Bundle("/nowhere")), BundleError),
+        (schema.PolicySettings(sha256="0" * 64), PinMismatch),
     ],
 )
 def test_a_policy_that_cannot_be_had_leaves_nothing_open(control, policy, error):
@@ -117,9 +117,9 @@ def test_a_policy_that_cannot_be_had_leaves_nothing_open(control, policy, error)
 
 class TestReload:
     def test_another_policy_holds_from_then_on_and_is_written_down(self, control, bundle, tmp_path):
-        made = control(schema.Policy(bundle=bundle()))
+        made = control(schema.PolicySettings(bundle=bundle()))
         before = made.policy.digest
-        made.reload(schema.Policy(bundle=bundle("other", allow=False)))
+        made.reload(schema.PolicySettings(bundle=bundle("other", allow=False)))
         with pytest.raises(PolicyDenied):
             made.gate.open(act())
         after = made.policy.digest
@@ -129,10 +129,10 @@ class TestReload:
         assert changed.fields == {"before": before, "after": after}
 
     def test_one_that_cannot_be_had_leaves_the_old_one(self, control, bundle, tmp_path):
-        made = control(schema.Policy(bundle=bundle(allow=False)))
+        made = control(schema.PolicySettings(bundle=bundle(allow=False)))
         for wrong in (
-            schema.Policy(bundle=Bundle("/nowhere")),
-            schema.Policy(bundle=bundle("other"), sha256="0" * 64),
+            schema.PolicySettings(bundle=Bundle("/nowhere")),
+            schema.PolicySettings(bundle=bundle("other"), sha256="0" * 64),
         ):
             with pytest.raises(AgentdError):
                 made.reload(wrong)
@@ -144,7 +144,7 @@ class TestReload:
     def test_from_none_to_one_and_back(self, control, bundle, tmp_path):
         made = control()
         assert made.policy is None
-        made.reload(schema.Policy(bundle=bundle(allow=False)))
+        made.reload(schema.PolicySettings(bundle=bundle(allow=False)))
         with pytest.raises(PolicyDenied):
             made.gate.open(act())
         made.reload(NO_POLICY)
@@ -156,16 +156,16 @@ class TestReload:
     def test_a_policy_that_came_with_it_ends_with_the_rest(self, control, bundle):
         """Its workers are processes: the test counts those that are left behind."""
         made = control()
-        made.reload(schema.Policy(bundle=bundle()))
+        made.reload(schema.PolicySettings(bundle=bundle()))
         made.gate.open(act())
         made.close()
 
     def test_a_pin_that_fits_is_taken(self, control, bundle):
         made = control()
         where = bundle()
-        made.reload(schema.Policy(bundle=where))
-        made.reload(schema.Policy(bundle=where, sha256=made.policy.digest))
-        made.reload(schema.Policy(bundle=where, sha256=made.policy.digest[7:].upper()))
+        made.reload(schema.PolicySettings(bundle=where))
+        made.reload(schema.PolicySettings(bundle=where, sha256=made.policy.digest))
+        made.reload(schema.PolicySettings(bundle=where, sha256=made.policy.digest[7:].upper()))
 
 
 def test_what_happens_beside_requests_is_noted(control, tmp_path):
@@ -191,7 +191,7 @@ def test_its_log_is_counted(control):
 
 
 def test_records_go_to_the_sinks_too(control, capfd):
-    made = control(audit=schema.Audit(sinks=(Sink.of("stdout"),)))
+    made = control(audit=schema.AuditSettings(sinks=(Sink.of("stdout"),)))
     made.gate.open(act())
     made.close()
     sent = [json.loads(line)["kind"] for line in capfd.readouterr().out.splitlines()]
@@ -199,7 +199,7 @@ def test_records_go_to_the_sinks_too(control, capfd):
 
 
 def test_old_files_go_as_the_configuration_says(control, tmp_path):
-    made = control(audit=schema.Audit(file=Size(2000), files=2))
+    made = control(audit=schema.AuditSettings(file=Size(2000), files=2))
     for _ in range(50):
         made.gate.open(act())
         made.log.append(_event())
@@ -216,7 +216,7 @@ def _event():
 
 def test_http_fetch_reaches_what_is_configured_and_no_others_does(control):
     made = control(
-        capabilities=schema.Capabilities(
+        capabilities=schema.CapabilitySettings(
             fetch_hosts=("example.org",), fetch_networks=("10.1.0.0/16",)
         )
     )
@@ -240,7 +240,7 @@ def test_http_fetch_reaches_what_is_configured_and_no_others_does(control):
 )
 def test_hosts_and_networks_that_are_none_are_refused(control, wrong):
     with pytest.raises(InvalidInput):
-        control(capabilities=schema.Capabilities(**wrong))
+        control(capabilities=schema.CapabilitySettings(**wrong))
     control()  # nothing of it is left open
 
 

@@ -12,7 +12,7 @@ from agentd.daemon.admission.approvals import Approvals
 from agentd.daemon.admission.gate import Gate
 from agentd.daemon.admission.parked import ApprovalDenied, ApprovalExpired, Parked
 from agentd.daemon.admission.records import Records
-from agentd.daemon.config.schema import Approvals as Settings
+from agentd.daemon.config.schema import ApprovalSettings as Settings
 from agentd.daemon.config.values import Duration
 from agentd.daemon.store.sqlite import SqliteStore
 from agentd.model.errors import AgentdError, Forbidden, Full, Refused

@@ -10,7 +10,7 @@ from agentd.audit.receipt import verify
 from agentd.capability.registry import Registry
 from agentd.daemon.admission.facts import digest
 from agentd.daemon.calls.calls import Calls
-from agentd.daemon.calls.embedded import Own
+from agentd.daemon.calls.embedded import OwnSandboxes
 from agentd.daemon.pipeline import Pipeline
 from agentd.model import context
 from agentd.model.api import CallBody, SandboxBody
@@ -83,7 +83,7 @@ def calls(gate, pipeline):
         }.items():
             full = f"test.{name}.v1"
             registry._loaded[full] = Does(full, do, needs)
-        return Calls(registry, gate(policy), Own(pipeline, handle))
+        return Calls(registry, gate(policy), OwnSandboxes(pipeline, handle))
 
     return make
 

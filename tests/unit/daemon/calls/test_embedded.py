@@ -95,19 +95,21 @@ class TestOwn:
         return pipeline.open(ALICE, SandboxSpec(isolation=IsolationLevel.NONE, backend="host"))
 
     def test_it_has_the_sandbox_that_the_caller_holds_and_no_other(self, pipeline, handle):
-        own = embedded.Own(pipeline, handle)
+        own = embedded.OwnSandboxes(pipeline, handle)
         assert own.get(ALICE, CallBody("x.v1", sandbox=handle.id)) == (handle, {})
         for asked, held in ((handle.id, None), ("sbx-other", handle)):
             with pytest.raises(NotFound):
-                embedded.Own(pipeline, held).get(ALICE, CallBody("x.v1", sandbox=asked))
+                embedded.OwnSandboxes(pipeline, held).get(ALICE, CallBody("x.v1", sandbox=asked))
 
     @pytest.mark.parametrize("wanted", [{"snapshot": "snp-1"}, {"labels": {"a": "b"}}, {"ttl": 5}])
     def test_what_is_a_daemons_is_refused(self, pipeline, wanted):
         with pytest.raises(InvalidInput, match="are a daemon's"):
-            embedded.Own(pipeline, None).plan(ALICE, CallBody("x.v1", create=SandboxBody(**wanted)))
+            embedded.OwnSandboxes(pipeline, None).plan(
+                ALICE, CallBody("x.v1", create=SandboxBody(**wanted))
+            )
 
     def test_one_that_is_made_for_a_call_ends_with_it(self, pipeline):
-        own = embedded.Own(pipeline, None)
+        own = embedded.OwnSandboxes(pipeline, None)
         create = SandboxBody(backend="host", isolation="none")
         spec, _ = own.plan(ALICE, CallBody("x.v1", create=create))
         with pytest.raises(ZeroDivisionError), own.made(ALICE, spec, {}) as handle:

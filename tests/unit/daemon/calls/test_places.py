@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from agentd.daemon.calls.places import Places
-from agentd.daemon.config.schema import Bounds, Config, LimitBounds, Sandbox
+from agentd.daemon.config.schema import Config, LimitBounds, LimitSettings, SandboxSettings
 from agentd.daemon.config.values import Size
 from agentd.model.api import CallBody, SandboxBody
 from agentd.model.errors import Conflict, Forbidden, InvalidInput, NotFound, Refused
@@ -58,8 +58,8 @@ def sandboxes():
 @pytest.fixture
 def places(sandboxes):
     config = Config(
-        sandbox=Sandbox(minimum="microvm"),
-        limits=LimitBounds(default=Bounds(pids=64), max=Bounds(memory=Size(1 << 30))),
+        sandbox=SandboxSettings(minimum="microvm"),
+        limits=LimitBounds(default=LimitSettings(pids=64), max=LimitSettings(memory=Size(1 << 30))),
     )
     return Places(lambda: config, sandboxes, None)
 

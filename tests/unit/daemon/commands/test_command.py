@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from agentd.daemon.commands.begin import Streamed
+from agentd.daemon.commands.begin import BeginStreamed
 from agentd.daemon.commands.command import Command
 from agentd.daemon.commands.ends import refine, status
 from agentd.model.cause import Cause, CauseCode
@@ -85,7 +85,7 @@ def broken(error, *, dies, oom):
         unreported_ms=5.0,
         enforcement={},
     )
-    command = Command(handle, Streamed(ExecRequest(("x",)), capture=True))
+    command = Command(handle, BeginStreamed(ExecRequest(("x",)), capture=True))
     counters = {"oom": oom}
     return command
 
@@ -118,7 +118,7 @@ def test_a_command_counts_from_its_start_to_its_close_and_once():
         unreported_ms=0.0,
         counters={},
     )
-    command = Command(handle, Streamed(ExecRequest(("x",)), capture=True))
+    command = Command(handle, BeginStreamed(ExecRequest(("x",)), capture=True))
     assert running == ["begun"]
     command.close()
     command.close()
@@ -137,5 +137,5 @@ def test_a_command_that_does_not_start_does_not_count():
         unreported_ms=0.0,
     )
     with pytest.raises(BackendLost):
-        Command(handle, Streamed(ExecRequest(("x",)), capture=True))
+        Command(handle, BeginStreamed(ExecRequest(("x",)), capture=True))
     assert running == ["begun", "ended"]

@@ -108,7 +108,7 @@ def test_a_slip_of_the_pen_finds_its_way_back(key, data):
     for part in section:
         tree[part] = tree = {}
     tree[wrong] = 1
-    typed = config.reader.Reader(layers.problem)
+    typed = config.reader.ConfigReader(layers.problem)
     typed.read(layers.tree)
     assert one(typed.problems).suggestion == f"did you mean {leaf!r}?"
 

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from agentd.daemon.config.values import (
     SHIPPED_BUNDLES,
-    Address,
     Bundle,
     Duration,
     FilePath,
+    ListenAddress,
     Mode,
     Name,
     Sink,
@@ -42,7 +42,7 @@ def test_a_time_reads_back(value):
         (Sink, ["", "stderr", "stdout:1", "http:", "ftp://a/", "otlp", "otlp:", "syslog:", None]),
         (Uid, [-1, True, 1.0, "Root", "a b", "", None, 1 << 32]),
         (
-            Address,
+            ListenAddress,
             ["", ":80", "host", "host:", "host:65536", "host:-1", "host:\uff18", "a b:80", "[x]:80",
              "::1:80", "unix:", "unix:x", "unix:@x", "unix:/" + "x" * 107, "http://a:80", 80],
         ),
@@ -71,7 +71,7 @@ def test_what_is_no_such_value_says_so(kind, wrong):
     ],
 )
 def test_an_address_and_who_reaches_it(text, loopback):
-    address = Address.of(text)
+    address = ListenAddress.of(text)
     assert (str(address), address.loopback) == (text, loopback)
 
 

@@ -5,7 +5,7 @@ import msgspec
 import pytest
 
 from agentd.daemon.config import schema
-from agentd.daemon.config.schema import Bounds, Config, LimitBounds, Sandbox
+from agentd.daemon.config.schema import Config, LimitBounds, LimitSettings, SandboxSettings
 from agentd.daemon.config.values import Duration, FilePath, Scope, Size
 from agentd.daemon.sandboxes import bodies
 from agentd.model.api import SandboxBody
@@ -19,7 +19,7 @@ KEY = Principal("ci", frozenset({"create"}), "key")
 
 
 def config(**fields: Any) -> Config:
-    return Config(sandbox=Sandbox(**fields.pop("sandbox", {})), **fields)
+    return Config(sandbox=SandboxSettings(**fields.pop("sandbox", {})), **fields)
 
 
 def test_a_body_becomes_the_spec_that_the_sdk_would_make() -> None:
@@ -49,7 +49,7 @@ def test_no_request_gets_less_than_the_least_level() -> None:
     ],
 )
 def test_what_the_configuration_does_not_allow_is_refused(body: SandboxBody, said: str) -> None:
-    most = LimitBounds(max=Bounds(memory=Size(1 << 30), timeout=Duration(3600)))
+    most = LimitBounds(max=LimitSettings(memory=Size(1 << 30), timeout=Duration(3600)))
     rules = config(sandbox={"backends": ("linux",)}, limits=most)
     with pytest.raises(Refused, match=said):
         bodies.sandbox_spec(KEY, body, rules)
@@ -57,8 +57,8 @@ def test_what_the_configuration_does_not_allow_is_refused(body: SandboxBody, sai
 
 def test_where_nothing_is_asked_the_defaults_hold_or_else_the_most() -> None:
     limits = LimitBounds(
-        default=Bounds(memory=Size(128 << 20)),
-        max=Bounds(memory=Size(1 << 30), timeout=Duration(60)),
+        default=LimitSettings(memory=Size(128 << 20)),
+        max=LimitSettings(memory=Size(1 << 30), timeout=Duration(60)),
     )
     spec = bodies.sandbox_spec(KEY, SandboxBody(), config(limits=limits))
     assert (spec.limits.memory, spec.limits.timeout) == (128 << 20, 60.0)

@@ -13,7 +13,7 @@ from agentd.sandbox.supervisor import client
 def test_a_supervisor_that_reads_nothing_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "_SEND_TIMEOUT", struct.pack("ll", 0, 1000))
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    link = client.Link(ours, lambda _id, _reason: None)
+    link = client.SupervisorLink(ours, lambda _id, _reason: None)
     try:
         supervision = Supervision(link, "", lambda: 0, lambda: None, lambda *_, **__: None)
         with pytest.raises(SandboxError, match="takes no request"):

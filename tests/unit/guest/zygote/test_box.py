@@ -193,7 +193,7 @@ def test_a_control_can_be_left_out_for_the_tests_that_prove_it(step: str) -> Non
 )
 def test_a_failure_names_its_step_and_nothing_follows(call: str, stage: str) -> None:
     kernel = Recorder({call: [OSError(errno.EPERM, "no")]})
-    with pytest.raises(box.SetupError, match=f"^{stage}: ") as caught:
+    with pytest.raises(box.BoxError, match=f"^{stage}: ") as caught:
         _confine(kernel)
     assert (caught.value.stage, caught.value.errno) == (stage, errno.EPERM)
     assert kernel.names()[-1] == call

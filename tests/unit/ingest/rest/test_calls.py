@@ -13,7 +13,7 @@ import pytest
 from tests.unit.ingest.fake import until
 from tests.unit.ingest.harness import Running, read_all
 
-from agentd.ingest.web.limits import Limits
+from agentd.ingest.web.limits import WebLimits
 
 WAIT = {"capability": "wait.v1"}
 ECHO = {"capability": "echo.v1", "parameters": {"n": 1}}
@@ -109,13 +109,13 @@ class TestRefused:
         assert answer.status == 400 and running.service.calls == []
 
     def test_more_than_a_body_may_have(self, tmp_path: Path, path: str) -> None:
-        with Running(tmp_path, Limits(body=1000)) as running:
+        with Running(tmp_path, WebLimits(body=1000)) as running:
             answer = running.ask("POST", path, {**ECHO, "parameters": {"x": "y" * 2000}})
             assert (answer.status, answer.code) == (413, "too_large")
             assert running.service.calls == []
 
     def test_one_that_there_is_no_room_for(self, tmp_path: Path, path: str) -> None:
-        with Running(tmp_path, Limits(waits=1)) as running, follow(running, WAIT):
+        with Running(tmp_path, WebLimits(waits=1)) as running, follow(running, WAIT):
             running.service.waiting.wait(120)
             for _ in range(3):
                 answer = running.ask("POST", path, ECHO)
@@ -185,7 +185,10 @@ class TestFollower:
             until(lambda: service.emitted > held)
 
     def test_one_that_waits_hears_that_the_call_goes_on(self, tmp_path: Path) -> None:
-        with Running(tmp_path, Limits(heartbeat=0.05)) as running, follow(running, WAIT) as client:
+        with (
+            Running(tmp_path, WebLimits(heartbeat=0.05)) as running,
+            follow(running, WAIT) as client,
+        ):
             heard = b""
             while heard.count(b":\n\n") < 3:
                 heard += client.recv(4096)

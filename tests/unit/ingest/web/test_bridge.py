@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agentd.ingest.web.bridge import Bridge, Gone, fill
+from agentd.ingest.web.bridge import Bridge, FollowerGone, fill
 from agentd.ingest.web.followed import Followed
 from agentd.ingest.web.threads import Room
 from agentd.model.errors import Full, NotFound
@@ -108,7 +108,7 @@ def test_who_gives_is_told_when_nobody_takes_any_more() -> None:
         giving = asyncio.create_task(asyncio.to_thread(give))
         await asyncio.to_thread(full.wait, 60)
         bridge.close()
-        with pytest.raises(Gone):
+        with pytest.raises(FollowerGone):
             await giving
         await bridge.put(4, MOST + 1)  # dropped, and it does not wait
         await bridge.put(5, 1)
@@ -169,7 +169,7 @@ def test_a_call_that_was_taken_runs_though_nobody_follows_it_any_more() -> None:
 
         def call(bridge: Bridge[int], wake: int) -> str:
             assert select.select([wake], [], [], 60)[0]
-            with pytest.raises(Gone):
+            with pytest.raises(FollowerGone):
                 bridge.give(1, 1)
             return "cancelled"
 

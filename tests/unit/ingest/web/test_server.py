@@ -24,7 +24,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import unix_connect
 
 from agentd.ingest.web import listeners
-from agentd.ingest.web.limits import Limits
+from agentd.ingest.web.limits import WebLimits
 from agentd.model.errors import Conflict, InvalidInput
 
 
@@ -320,7 +320,7 @@ def test_followers_are_sent_away_when_it_drains(tmp_path: Path) -> None:
 
 
 def test_connections_between_requests_end_by_and_by(tmp_path: Path) -> None:
-    with Running(tmp_path, Limits(idle=1.0)) as running, running.raw() as client:
+    with Running(tmp_path, WebLimits(idle=1.0)) as running, running.raw() as client:
         client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert read_all(client).endswith(b"ok\n")
 

@@ -16,11 +16,11 @@ from tests.unit.ingest.fake import KEYS, FakeProcess, until
 from tests.unit.ingest.harness import ALICE, BOB, Running, read_all
 from websockets.sync.client import unix_connect
 
-from agentd.ingest.web.limits import Limits
+from agentd.ingest.web.limits import WebLimits
 from agentd.model.credential import Credential
 from agentd.model.principal import Principal
 
-QUICK = Limits(
+QUICK = WebLimits(
     head_seconds=1.0, idle=1.0, body_seconds=1.0, stall=1.0, discard_seconds=1.0, first_message=1.0
 )
 GIB = 1 << 30
@@ -182,7 +182,7 @@ def test_a_gigabyte_is_refused_before_it_is_read(running: Running) -> None:
 
 
 def test_a_gigabyte_in_chunks_is_refused_where_it_is_too_much(tmp_path: Path) -> None:
-    with Running(tmp_path, Limits(body=1 << 20)) as running, running.raw() as client:
+    with Running(tmp_path, WebLimits(body=1 << 20)) as running, running.raw() as client:
         head = b"POST /v1/run HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         client.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n")
         chunk = b"10000\r\n" + b" " * (1 << 16) + b"\r\n"
@@ -231,7 +231,7 @@ def test_two_thousand_connections(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 5000), hard))
     request = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
     try:
-        limits = Limits(connections=1200, stranger=60.0)
+        limits = WebLimits(connections=1200, stranger=60.0)
         with Running(tmp_path, limits) as running, contextlib.ExitStack() as stack:
             clients = [stack.enter_context(running.raw()) for _ in range(2000)]
             until(lambda: running.server.connections == 1200)
@@ -248,7 +248,7 @@ def test_two_thousand_connections(tmp_path: Path) -> None:
 
 
 def test_a_principal_leaves_connections_to_others(tmp_path: Path) -> None:
-    with Running(tmp_path, Limits(connections=8)) as running, contextlib.ExitStack() as stack:
+    with Running(tmp_path, WebLimits(connections=8)) as running, contextlib.ExitStack() as stack:
 
         def kept(key: str) -> int:
             client = stack.enter_context(running.raw())
@@ -266,7 +266,7 @@ def test_a_principal_leaves_connections_to_others(tmp_path: Path) -> None:
 
 
 def test_who_hangs_up_before_it_is_known_keeps_no_seat(tmp_path: Path) -> None:
-    with Running(tmp_path, Limits(connections=8)) as running:
+    with Running(tmp_path, WebLimits(connections=8)) as running:
         judged, known, looks_on = threading.Semaphore(0), [], threading.Event()
 
         def authenticate(credential: Credential) -> Principal:
@@ -290,7 +290,7 @@ def test_who_hangs_up_before_it_is_known_keeps_no_seat(tmp_path: Path) -> None:
 def test_a_stranger_has_seconds_however_busy_it_is(tmp_path: Path) -> None:
     ask = b"GET /v1/sandboxes HTTP/1.1\r\nHost: x\r\nX-API-Key: agd_alice\r\n\r\n"
     with (
-        Running(tmp_path, Limits(stranger=1.0)) as running,
+        Running(tmp_path, WebLimits(stranger=1.0)) as running,
         running.raw() as idle,
         running.raw() as busy,
         running.raw() as known,
@@ -311,7 +311,7 @@ def test_a_stranger_has_seconds_however_busy_it_is(tmp_path: Path) -> None:
 
 
 def test_more_waits_than_threads_are_refused(tmp_path: Path) -> None:
-    with Running(tmp_path, Limits(waits=4)) as running:
+    with Running(tmp_path, WebLimits(waits=4)) as running:
         id_ = running.sandbox()
         path = f"/v1/sandboxes/{id_}/exec"
         threads = [

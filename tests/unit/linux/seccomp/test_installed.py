@@ -15,7 +15,7 @@ import pytest
 
 from agentd.linux import abi
 from agentd.linux.seccomp import PROFILES, explain
-from agentd.linux.seccomp.rule import Match, Rule
+from agentd.linux.seccomp.rule import ArgumentMatch, Rule
 from agentd.linux.seccomp.tables import MACHINES, numbers
 
 pytestmark = pytest.mark.skipif(
@@ -124,7 +124,7 @@ def errnos(profile: str, calls: list[tuple[int, list[int]]]) -> list[int]:
     return list(json.loads(done.stdout))
 
 
-def meeting(match: Match) -> int:
+def meeting(match: ArgumentMatch) -> int:
     """An argument for which ``match`` holds."""
     candidates = (*match.values, match.values[0] + 1, 16, match.mask & -match.mask, 1)
     return next(value for value in candidates if match.holds(value))

@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from agentd.sandbox.journal import record
-from agentd.sandbox.journal.events import CORRUPT, CRASH, DISK_ERROR, DISK_FULL, Chunk, End, Gap
+from agentd.sandbox.journal.events import (
+    CORRUPT,
+    CRASH,
+    DISK_ERROR,
+    DISK_FULL,
+    End,
+    Gap,
+    JournalChunk,
+)
 from agentd.sandbox.journal.journal import Journal
 
 # Says how far it is after each flush, and is killed at some time.
@@ -40,7 +48,7 @@ def replay(source, cursor=None):
 
 
 def text(events):
-    return b"".join(e.data for e in events if isinstance(e, Chunk))
+    return b"".join(e.data for e in events if isinstance(e, JournalChunk))
 
 
 def gaps(events):
@@ -201,9 +209,9 @@ def test_what_a_restart_could_not_get_back_is_a_gap(tmp_path):
     source.append("stdout", b"hij")
     source.close()
     assert replay(source) == [
-        Chunk("stdout", 0, b"abc"),
+        JournalChunk("stdout", 0, b"abc"),
         Gap("stdout", 3, 4, CRASH),
-        Chunk("stdout", 7, b"hij"),
+        JournalChunk("stdout", 7, b"hij"),
     ]
 
 
@@ -220,7 +228,7 @@ def test_a_flipped_bit_anywhere_is_a_gap_or_harmless_and_never_wrong_bytes(tmp_p
         source = Journal(str(tmp_path / "j"))
         at = 0
         for event in replay(source):
-            if isinstance(event, Chunk):
+            if isinstance(event, JournalChunk):
                 assert event.offset == at
                 assert event.data == whole[at : at + len(event.data)]
                 at += len(event.data)
@@ -239,9 +247,9 @@ def test_damage_in_the_middle_costs_one_record_and_is_marked(tmp_path):
     path.write_bytes(data)
     source = Journal(str(tmp_path / "j"))
     assert replay(source) == [
-        Chunk("stdout", 0, blocks[0]),
+        JournalChunk("stdout", 0, blocks[0]),
         Gap("stdout", 1000, 1000, CORRUPT),
-        Chunk("stdout", 2000, blocks[2]),
+        JournalChunk("stdout", 2000, blocks[2]),
         End(b"end"),
     ]
     source.close()

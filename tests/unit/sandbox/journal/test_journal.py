@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from agentd.model.errors import InvalidInput, Refused
 from agentd.sandbox.journal import codec, journal
-from agentd.sandbox.journal.events import LIMIT, STREAMS, Chunk, End, Gap
+from agentd.sandbox.journal.events import LIMIT, STREAMS, End, Gap, JournalChunk
 from agentd.sandbox.journal.files import MIN_BYTES
 from agentd.sandbox.journal.journal import Journal
 
@@ -56,7 +56,7 @@ def replay(source, cursor=None, **options):
 
 
 def text(events, stream):
-    return b"".join(e.data for e in events if isinstance(e, Chunk) and e.stream == stream)
+    return b"".join(e.data for e in events if isinstance(e, JournalChunk) and e.stream == stream)
 
 
 def check_places(events, cursor=None):
@@ -67,7 +67,7 @@ def check_places(events, cursor=None):
             assert event is events[-1]
             continue
         assert event.offset == at[event.stream]
-        at[event.stream] += len(event.data) if isinstance(event, Chunk) else event.length
+        at[event.stream] += len(event.data) if isinstance(event, JournalChunk) else event.length
     return at
 
 
@@ -120,7 +120,7 @@ def test_replay_from_any_byte_gives_exactly_the_rest(pieces, data):
         everything = drain(early)
         assert {s: text(everything, s) for s in STREAMS} == wrote
         # The order in which they came is kept, also between streams.
-        seen = [e.stream for e in everything if isinstance(e, Chunk)]
+        seen = [e.stream for e in everything if isinstance(e, JournalChunk)]
         assert [s for s, _ in groupby(seen)] == [s for s, _ in groupby(order)]
 
 
@@ -136,7 +136,7 @@ def test_many_followers_each_at_its_own_pace_while_it_is_written(made):
             while not follower.ended:
                 follower.wait(120)
                 for event in follower.read(1 + number * 5000):
-                    if isinstance(event, Chunk):
+                    if isinstance(event, JournalChunk):
                         got += event.data
                     assert not isinstance(event, Gap)
             results[number] = bytes(got)
@@ -189,12 +189,12 @@ def test_a_follower_is_notified_once_until_it_has_read_all(made):
     with source.follow(notify=lambda: calls.append(1)) as follower:
         source.append("stdout", b"a")
         assert calls == []  # it has not looked yet
-        assert follower.read() == [Chunk("stdout", 0, b"a")]
+        assert follower.read() == [JournalChunk("stdout", 0, b"a")]
         assert follower.read() == []
         source.append("stdout", b"b")
         source.append("stderr", b"c")
         assert calls == [1]
-        assert drain(follower) == [Chunk("stdout", 1, b"b"), Chunk("stderr", 0, b"c")]
+        assert drain(follower) == [JournalChunk("stdout", 1, b"b"), JournalChunk("stderr", 0, b"c")]
         source.finish(b"x")
         assert calls == [1, 1]
         assert drain(follower) == [End(b"x")]
@@ -212,7 +212,7 @@ def test_a_follower_that_is_gone_or_fails_disturbs_nobody(made):
         assert (bad.read(), good.read()) == ([], [])
         source.append("stdout", b"a")
         assert good.wait(0)
-        assert good.read() == [Chunk("stdout", 0, b"a")]
+        assert good.read() == [JournalChunk("stdout", 0, b"a")]
     bad.close()
     source.append("stdout", b"b")
 
@@ -227,7 +227,7 @@ def test_a_wait_ends_with_output_and_not_before(made):
         thread.start()
         assert follower.wait(120)
         thread.join()
-        assert follower.read() == [Chunk("pty", 0, b"x")]
+        assert follower.read() == [JournalChunk("pty", 0, b"x")]
 
 
 def test_followers_in_asyncio(made):
@@ -299,9 +299,9 @@ def test_what_never_came_is_a_gap_with_its_reason_in_memory_and_in_the_file(made
     source.append("stdout", b"def")
     source.finish(b"i")
     expected = [
-        Chunk("stdout", 0, b"abc"),
+        JournalChunk("stdout", 0, b"abc"),
         Gap("stdout", 3, 10, "dropped"),
-        Chunk("stdout", 13, b"def"),
+        JournalChunk("stdout", 13, b"def"),
         End(b"i"),
     ]
     assert replay(source) == expected
@@ -323,7 +323,7 @@ def test_it_goes_on_after_a_restart_from_where_the_file_ends(made):
     with second.follow({"stdout": 2}) as follower:
         assert text(drain(follower), "stdout") == b"e "
         second.append("stdout", b"two")
-        assert drain(follower) == [Chunk("stdout", 4, b"two")]
+        assert drain(follower) == [JournalChunk("stdout", 4, b"two")]
         second.finish(b"done")
         assert drain(follower) == [End(b"done")]
     second.close()
@@ -375,7 +375,7 @@ def test_a_cursor_ahead_waits_for_its_byte(made):
     with source.follow({"stdout": 5}) as follower:
         assert follower.read() == []
         source.append("stdout", b"defg")
-        assert drain(follower) == [Chunk("stdout", 5, b"fg")]
+        assert drain(follower) == [JournalChunk("stdout", 5, b"fg")]
 
 
 def test_bad_calls_are_refused(made, monkeypatch):

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from agentd.model.errors import InvalidInput
-from agentd.sandbox.journal.events import Chunk, End
+from agentd.sandbox.journal.events import End, JournalChunk
 from agentd.sandbox.journal.journals import Journals
 
 
@@ -47,7 +47,7 @@ def test_an_open_one_is_shared_and_the_next_daemon_finds_what_there_was(journals
     assert journals.open("sbx-1/prc-1") is source
     source.append("stdout", b"hi")
     source.finish(b"0")
-    expected = [Chunk("stdout", 0, b"hi"), End(b"0")]
+    expected = [JournalChunk("stdout", 0, b"hi"), End(b"0")]
     assert replay(journals.open("sbx-1/prc-1")) == expected
     journals.close()
     again = Journals(journals.folder)

@@ -39,7 +39,7 @@ class ApiError(SandboxError):
         self.fault = fault
 
 
-class Api:
+class ApiClient:
     """One connection, kept: the server takes ten and serves one. Thread-safe."""
 
     def __init__(self, stream: socket.socket) -> None:

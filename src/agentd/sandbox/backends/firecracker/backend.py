@@ -26,7 +26,7 @@ from agentd.sandbox.backends.firecracker import (
     wall,
 )
 from agentd.sandbox.backends.firecracker import plan as plans
-from agentd.sandbox.backends.firecracker.config import Request
+from agentd.sandbox.backends.firecracker.config import ApiRequest
 from agentd.sandbox.backends.firecracker.jailer import Jail
 from agentd.sandbox.backends.firecracker.plan import FirecrackerPlan
 from agentd.sandbox.backends.firecracker.process import FirecrackerProcess
@@ -71,7 +71,7 @@ class FirecrackerBackend:
         *,
         base: str = jailer.BASE,
         found: Programs | None = None,
-        kvm_works: Callable[[], kvm.Report] = kvm.probe,
+        kvm_works: Callable[[], kvm.KvmReport] = kvm.probe,
         image: Callable[[str], Bootable] | None = None,
         templates: Templates | None = None,
     ) -> None:
@@ -167,7 +167,7 @@ class FirecrackerBackend:
         """Raises Refused for a snapshot of another release, CPU or size of machine."""
         about = snapshot.read(folder)
 
-        def requests(found: Quirks) -> Iterator[Request]:
+        def requests(found: Quirks) -> Iterator[ApiRequest]:
             snapshot.check(folder, plan, found.version)
             return config.restore(found)
 
@@ -189,7 +189,7 @@ class FirecrackerBackend:
         plan: FirecrackerPlan,
         image: str,
         binds: Mapping[str, str],
-        requests: Callable[[Quirks], Iterable[Request]],
+        requests: Callable[[Quirks], Iterable[ApiRequest]],
         *,
         theirs: bool = False,
         target: int | None = None,
@@ -267,7 +267,7 @@ def _await(monitor: FirecrackerProcess, plan: FirecrackerPlan, *, theirs: bool) 
 
 def _quirks_of(monitor: FirecrackerProcess) -> Quirks:
     """By what the process itself says: the program may have been replaced since it was probed."""
-    answer = monitor.request(Request("GET", "/version", None), _VERSION_SECONDS)
+    answer = monitor.request(ApiRequest("GET", "/version", None), _VERSION_SECONDS)
     text = answer.get("firecracker_version") if isinstance(answer, dict) else None
     if not isinstance(text, str):
         raise SandboxError("firecracker did not say its version")

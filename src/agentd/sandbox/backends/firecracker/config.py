@@ -39,21 +39,23 @@ _ENTROPY = (64 << 10, 1_000)
 _SERIAL = (16 << 10, 1_000)
 
 
-class Request(NamedTuple):
+class ApiRequest(NamedTuple):
     method: str
     path: str
     body: dict[str, object] | None
 
 
-def boot(plan: FirecrackerPlan, found: Quirks, *, track_dirty: bool = False) -> Iterator[Request]:
+def boot(
+    plan: FirecrackerPlan, found: Quirks, *, track_dirty: bool = False
+) -> Iterator[ApiRequest]:
     """From a fresh process to a running guest."""
     yield from _observe()
-    yield Request(
+    yield ApiRequest(
         "PUT",
         "/boot-source",
         {"kernel_image_path": KERNEL, "initrd_path": INITRAMFS, "boot_args": ARGUMENTS},
     )
-    yield Request(
+    yield ApiRequest(
         "PUT",
         "/machine-config",
         {
@@ -63,16 +65,16 @@ def boot(plan: FirecrackerPlan, found: Quirks, *, track_dirty: bool = False) -> 
             "track_dirty_pages": track_dirty,
         },
     )
-    yield Request("PUT", "/vsock", {"guest_cid": GUEST_CID, "uds_path": VSOCK})
-    yield Request("PUT", "/entropy", {"rate_limiter": {"bandwidth": _bucket(*_ENTROPY)}})
+    yield ApiRequest("PUT", "/vsock", {"guest_cid": GUEST_CID, "uds_path": VSOCK})
+    yield ApiRequest("PUT", "/entropy", {"rate_limiter": {"bandwidth": _bucket(*_ENTROPY)}})
     if found.serial_limiter:
-        yield Request("PUT", "/serial", {"rate_limiter": _bucket(*_SERIAL)})
-    yield Request("PUT", "/actions", {"action_type": "InstanceStart"})
+        yield ApiRequest("PUT", "/serial", {"rate_limiter": _bucket(*_SERIAL)})
+    yield ApiRequest("PUT", "/actions", {"action_type": "InstanceStart"})
 
 
 def restore(
     found: Quirks, *, vsock: str | None = None, clock_realtime: bool = False
-) -> Iterator[Request]:
+) -> Iterator[ApiRequest]:
     """From a fresh process to a running clone of the machine that ``STATE`` and ``MEMORY`` hold.
 
     ``vsock`` is for a socket elsewhere than the snapshot says. ``clock_realtime`` sets the clock,
@@ -94,31 +96,31 @@ def restore(
         if not found.clock_realtime:
             raise _newer("clock_realtime", found, "1.14.4, 1.15.1 or 1.16.0")
         body["clock_realtime"] = True
-    yield Request("PUT", "/snapshot/load", body)
+    yield ApiRequest("PUT", "/snapshot/load", body)
 
 
-def snapshot() -> Request:
+def snapshot() -> ApiRequest:
     """For a paused machine."""
-    return Request(
+    return ApiRequest(
         "PUT",
         "/snapshot/create",
         {"snapshot_type": "Full", "snapshot_path": NEW_STATE, "mem_file_path": NEW_MEMORY},
     )
 
 
-def state(name: str) -> Request:
+def state(name: str) -> ApiRequest:
     """``Paused`` or ``Resumed``."""
-    return Request("PATCH", "/vm", {"state": name})
+    return ApiRequest("PATCH", "/vm", {"state": name})
 
 
-def _observe() -> Iterator[Request]:
+def _observe() -> Iterator[ApiRequest]:
     """To standard output, which is kept within bounds; metrics to a file in the jail.
 
     Of warnings a guest can make as many as it likes, and at each boot it looks for a real-time
     clock that is not there: they would push out why the monitor ended.
     """
-    yield Request("PUT", "/logger", {"level": "Error", "show_level": True})
-    yield Request("PUT", "/metrics", {"metrics_path": METRICS})
+    yield ApiRequest("PUT", "/logger", {"level": "Error", "show_level": True})
+    yield ApiRequest("PUT", "/metrics", {"metrics_path": METRICS})
 
 
 def _bucket(size: int, refill_ms: int) -> dict[str, object]:

@@ -14,8 +14,8 @@ from agentd.linux import cgroup
 from agentd.model.errors import BackendLost, SandboxError
 from agentd.sandbox.backends.child import reap, receive, send, start_python
 from agentd.sandbox.backends.firecracker import exits, jailer
-from agentd.sandbox.backends.firecracker.api import Api, ApiError
-from agentd.sandbox.backends.firecracker.config import Request
+from agentd.sandbox.backends.firecracker.api import ApiClient, ApiError
+from agentd.sandbox.backends.firecracker.config import ApiRequest
 from agentd.sandbox.backends.firecracker.jailer import Jail, Root
 from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.vm.ending import Ending, MachineEnded
@@ -66,14 +66,14 @@ class FirecrackerProcess(MonitorProcess):
             undo.callback(os.close, self.pidfd)
             self.root = Root(jail)
             undo.callback(self.root.close)
-            self.api = Api(self._connect())
+            self.api = ApiClient(self._connect())
             undo.pop_all()
 
-    def perform(self, requests: Iterable[Request]) -> None:
+    def perform(self, requests: Iterable[ApiRequest]) -> None:
         for request in requests:
             self.request(request)
 
-    def request(self, request: Request, seconds: float = REQUEST_SECONDS) -> Any:
+    def request(self, request: ApiRequest, seconds: float = REQUEST_SECONDS) -> Any:
         """Raises ApiError for a refusal, MachineEnded, BackendLost where no answer came."""
         try:
             return self.api.request(*request, seconds)

@@ -24,7 +24,7 @@ from agentd.guest.zygote.scratch import remove
 from agentd.linux import abi, mounts, process
 from agentd.linux.kernel import KERNEL
 from agentd.linux.title import set_title
-from agentd.sandbox.backends.vm.ring import Ring
+from agentd.sandbox.backends.vm.ring import LogRing
 
 CONTROL_FD = 3
 LOG_BYTES = 64 << 10
@@ -106,7 +106,7 @@ class Warden:
     def __init__(self, control: socket.socket, root: str) -> None:
         self._control = control
         self._root = root
-        self._log = Ring(LOG_BYTES)
+        self._log = LogRing(LOG_BYTES)
         self._output: int | None = None
         self._jailer = 0
         self._monitor = 0

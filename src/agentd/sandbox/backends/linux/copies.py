@@ -26,7 +26,7 @@ _MAX_DEPTH = 128
 _PAGE = 4096
 
 
-class Size(NamedTuple):
+class CopySize(NamedTuple):
     """Of what would be copied. ``open_to_all``: everybody may read all of it."""
 
     files: int
@@ -35,7 +35,7 @@ class Size(NamedTuple):
     open_to_all: bool
 
 
-def measure(mount: Mount, source: int, disk: int) -> tuple[Size, str]:
+def measure(mount: Mount, source: int, disk: int) -> tuple[CopySize, str]:
     """What a copy takes, and what of it is over a bound, ``disk`` bytes or the number of files:
     then not all was looked at. Raises OSError."""
     survey = _Survey(disk, os.fstat(source), _below(mount.source))
@@ -71,8 +71,8 @@ class _Survey:
         #: In words.
         self.over = ""
 
-    def found(self) -> Size:
-        return Size(self._files, self._bytes, self._left_out, self._open)
+    def found(self) -> CopySize:
+        return CopySize(self._files, self._bytes, self._left_out, self._open)
 
     def look(self, source: int) -> None:
         self._note(self._top)

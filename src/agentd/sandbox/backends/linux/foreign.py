@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from agentd.linux import mounts
 from agentd.sandbox.backends.linux import copies
-from agentd.sandbox.backends.linux.copies import Size
+from agentd.sandbox.backends.linux.copies import CopySize
 
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # A look takes some microseconds, with each sandbox: where none of so many is foreign, none may be.
@@ -29,7 +29,7 @@ _MAX_DEPTH = 128
 class Found(NamedTuple):
     """``copy`` is None where nothing is foreign, or all of it too much: then ``told`` says so."""
 
-    copy: Size | None
+    copy: CopySize | None
     told: str = ""
 
 
@@ -42,7 +42,7 @@ def look(source: int, disk: int, owner: os.stat_result | None = None) -> Found:
         whose = "groups" if owner is not None else "owners and groups"
         return Found(None, f"files of other {whose} cannot be changed: {survey.over}")
     told = f"only {survey.looks:,} files were looked at for their owner" if survey.full else ""
-    return Found(Size(survey.files, survey.bytes, 0, False) if survey.files else None, told)
+    return Found(CopySize(survey.files, survey.bytes, 0, False) if survey.files else None, told)
 
 
 def make(

@@ -9,7 +9,7 @@ from agentd.model.mount import Mount, MountMode
 from agentd.model.units import readable_size
 from agentd.sandbox.backends import unmapped
 from agentd.sandbox.backends.linux import copies, foreign
-from agentd.sandbox.backends.linux.copies import Size
+from agentd.sandbox.backends.linux.copies import CopySize
 from agentd.sandbox.backends.linux.nursery import Nursery
 
 _CALLERS = "the caller's own rights"
@@ -23,7 +23,7 @@ class Loan(NamedTuple):
     source: int
     own_user: bool
     unmapped: str = ""
-    copy: Size | None = None
+    copy: CopySize | None = None
     told: str = ""
 
     @property

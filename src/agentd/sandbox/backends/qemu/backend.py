@@ -25,7 +25,7 @@ from agentd.sandbox.backends.qemu import process as machines
 from agentd.sandbox.backends.qemu import report
 from agentd.sandbox.backends.qemu.plan import (
     NET,
-    Machine,
+    QemuMachine,
     QemuPlan,
     host_limits,
     kernel_arguments,
@@ -158,7 +158,7 @@ class QemuBackend:
         theirs = image.base == OWN
         return Boot(monitor.path, image.kernel, image.initramfs, image.digest, theirs)
 
-    def _make(self, keeper: Keeper, machine: Machine, boot: Boot, state: int) -> None:
+    def _make(self, keeper: Keeper, machine: QemuMachine, boot: Boot, state: int) -> None:
         """Boot a machine once, without a card and a vsock device, and write down its state."""
         self.progress("booting a template", 0, 1)
         process = machines.start(keeper, machine, boot, block=_block())
@@ -173,7 +173,7 @@ class QemuBackend:
         self,
         keeper: Keeper,
         plan: QemuPlan,
-        machine: Machine,
+        machine: QemuMachine,
         boot: Boot,
         monitor: Monitor,
         state: int,
@@ -219,7 +219,7 @@ class QemuBackend:
             return wall
 
     def _foreign(
-        self, keeper: Keeper, plan: QemuPlan, machine: Machine, boot: Boot, monitor: Monitor
+        self, keeper: Keeper, plan: QemuPlan, machine: QemuMachine, boot: Boot, monitor: Monitor
     ) -> QemuWall:
         """A machine of an image whose agent is not ours: booted, and told nothing."""
         foreign.check(plan.spec)

@@ -37,7 +37,7 @@ _KERNEL = (
 NET: dict[str, object] = {"address": "10.0.2.15/24", "gateway": "10.0.2.2", "dns": ["10.0.2.3"]}
 
 
-class Machine(msgspec.Struct, frozen=True):
+class QemuMachine(msgspec.Struct, frozen=True):
     """What a template and its clones have in common; ``memory`` is the guest's, in bytes."""
 
     memory: int
@@ -55,14 +55,14 @@ class QemuPlan(msgspec.Struct, frozen=True):
 
     spec: SandboxSpec
     limits: Limits
-    machine: Machine
+    machine: QemuMachine
 
 
 def make_plan(spec: SandboxSpec) -> QemuPlan:
     """Raises InvalidInput or Refused."""
     _check_mounts(spec.mounts)
     limits, memory, vcpus = size(spec, _STEP, _MAX_VCPUS)
-    return QemuPlan(spec, limits, Machine(memory, vcpus))
+    return QemuPlan(spec, limits, QemuMachine(memory, vcpus))
 
 
 def _check_mounts(mounts: tuple[Mount, ...]) -> None:
@@ -86,7 +86,7 @@ def _check_mounts(mounts: tuple[Mount, ...]) -> None:
             )
 
 
-def host_limits(plan: QemuPlan, machine: Machine) -> Limits:
+def host_limits(plan: QemuPlan, machine: QemuMachine) -> Limits:
     """Of the cgroup around QEMU and the device: a ceiling above what the guest itself holds."""
     return Limits(memory=ceiling(machine.memory), cpus=plan.limits.cpus, pids=HOST_TASKS)
 
@@ -96,7 +96,7 @@ def ceiling(memory: int) -> int:
     return memory + HOST_OVERHEAD
 
 
-def command(machine: Machine, kernel_arguments: str, program: str = PROGRAM) -> list[str]:
+def command(machine: QemuMachine, kernel_arguments: str, program: str = PROGRAM) -> list[str]:
     """QEMU's command line. ``{kernel}``, ``{initramfs}``, ``{qmp}``, ``{serial}``, ``{console}``
     stand for the numbers of descriptors, with KVM ``{kvm}`` too; the machine waits for a state or
     for ``cont``.
@@ -120,7 +120,7 @@ def command(machine: Machine, kernel_arguments: str, program: str = PROGRAM) -> 
     ]
 
 
-def _accelerated(machine: Machine) -> list[str]:
+def _accelerated(machine: QemuMachine) -> list[str]:
     if machine.accel == "tcg":
         return ["-accel", f"tcg,thread=multi,tb-size={_TRANSLATED_MIB}"]
     # Opened by whoever asks for the machine: the monitor's own user may not, and need not.

@@ -15,7 +15,7 @@ from agentd.model.errors import AgentdError, BackendLost, SandboxError
 from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.qemu import plan as plans
 from agentd.sandbox.backends.qemu import shares
-from agentd.sandbox.backends.qemu.plan import Machine
+from agentd.sandbox.backends.qemu.plan import QemuMachine
 from agentd.sandbox.backends.qemu.qmp import Qmp, QmpError
 from agentd.sandbox.backends.qemu.shares import Share
 from agentd.sandbox.backends.vm import ending, streams
@@ -84,7 +84,7 @@ class QemuProcess(MonitorProcess):
 
     # --- starting ---
 
-    def start(self, machine: Machine, boot: Boot, *, incoming: bool, net: bool) -> None:
+    def start(self, machine: QemuMachine, boot: Boot, *, incoming: bool, net: bool) -> None:
         """Returns once QEMU answers; it boots, or waits for ``load`` where ``incoming``."""
         argv = plans.command(machine, plans.kernel_arguments(), boot.program)
         if incoming:
@@ -352,7 +352,7 @@ def _open_kvm() -> int:
 
 def start(
     keeper: Keeper,
-    machine: Machine,
+    machine: QemuMachine,
     boot: Boot,
     *,
     state: int | None = None,

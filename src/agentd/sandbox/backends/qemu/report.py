@@ -9,7 +9,7 @@ from agentd.model.limits import MIB
 from agentd.model.units import format_size
 from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.limits import capabilities_detail
-from agentd.sandbox.backends.qemu.plan import Machine, QemuPlan
+from agentd.sandbox.backends.qemu.plan import QemuMachine, QemuPlan
 from agentd.sandbox.backends.qemu.shares import Share
 from agentd.sandbox.backends.vm.report import of_guest
 
@@ -24,7 +24,7 @@ _STEPS = {
 
 def enforcement(
     plan: QemuPlan,
-    machine: Machine,
+    machine: QemuMachine,
     controls: Mapping[str, Sequence[str]],
     setup: Sequence[str],
     group: Group | None,

@@ -10,7 +10,7 @@ from agentd.linux.cgroup import Group
 from agentd.model import typed
 from agentd.model.enforcement import Enforcement
 from agentd.model.errors import SandboxError
-from agentd.sandbox.backends.qemu.plan import Machine, ceiling
+from agentd.sandbox.backends.qemu.plan import QemuMachine, ceiling
 from agentd.sandbox.backends.qemu.process import QemuProcess
 from agentd.sandbox.backends.vm import states
 from agentd.sandbox.backends.vm.foreign import Foreign
@@ -25,7 +25,7 @@ class MachineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: int
     image: str
     monitor: str
-    machine: Machine
+    machine: QemuMachine
     digest: str
 
 

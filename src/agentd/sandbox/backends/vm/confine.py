@@ -22,7 +22,7 @@ _NET_FILES = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/host
 _OPEN_FILES = 65536
 
 
-class SetupError(Exception):
+class ConfineError(Exception):
     """A step failed; the text names it."""
 
 
@@ -63,7 +63,7 @@ class Cell:
 
 
 def confine(cell: Cell) -> list[str]:
-    """Shut this process in; the names of the controls that now hold. Raises SetupError."""
+    """Shut this process in; the names of the controls that now hold. Raises ConfineError."""
     done: list[str] = []
     steps: tuple[tuple[str, Callable[[], bool | None]], ...] = (
         ("stage", lambda: _stage(cell)),
@@ -80,7 +80,7 @@ def confine(cell: Cell) -> list[str]:
             if step() is not False:
                 done.append(name)
         except OSError as error:
-            raise SetupError(f"{name}: {error}") from None
+            raise ConfineError(f"{name}: {error}") from None
     return done
 
 

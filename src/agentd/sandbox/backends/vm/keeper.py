@@ -40,7 +40,7 @@ from agentd.linux.kernel import KERNEL
 from agentd.linux.title import set_title
 from agentd.sandbox.backends.vm import children, folders
 from agentd.sandbox.backends.vm.confine import Cell
-from agentd.sandbox.backends.vm.ring import Ring
+from agentd.sandbox.backends.vm.ring import LogRing
 
 CONTROL_FD = 3
 CONSOLE_BYTES = 64 << 10
@@ -62,7 +62,7 @@ class _Vm:
         self.device = 0
         self.helpers: set[int] = set()
         self.status: int | None = None
-        self.ring = Ring(CONSOLE_BYTES)
+        self.ring = LogRing(CONSOLE_BYTES)
         self.console: socket.socket | None = None
         self.output: socket.socket | None = None  # the console's other end
 
@@ -85,7 +85,7 @@ def main() -> None:
         os._exit(1)
     try:
         send(control, {"ok": True})
-        Keeper(control, cloner, filter_).serve()
+        KeeperServer(control, cloner, filter_).serve()
     finally:
         os._exit(0)
 
@@ -122,7 +122,7 @@ def _guard(keeper: int, folder: str) -> NoReturn:
     os._exit(0)
 
 
-class Keeper:
+class KeeperServer:
     def __init__(self, control: socket.socket, cloner: Cloner, filter_: bytes) -> None:
         self._control = control
         self._cloner = cloner

@@ -1,7 +1,7 @@
 """The end of a stream that nobody may let grow. Standard library only."""
 
 
-class Ring:
+class LogRing:
     """Keeps the last ``size`` bytes."""
 
     def __init__(self, size: int) -> None:

@@ -20,7 +20,7 @@ _MODULE = "agentd.sandbox.backends.vm.keeper"
 _ANSWER_SECONDS = 30.0
 
 
-class Started(NamedTuple):
+class StartedProcess(NamedTuple):
     """A process of a machine: its pid as seen from here, and a pidfd, the caller's to close."""
 
     pid: int
@@ -28,7 +28,7 @@ class Started(NamedTuple):
     controls: list[str]
 
 
-class Seen(NamedTuple):
+class MachineStatus(NamedTuple):
     """``status`` is the monitor's exit code, negative for a signal; None while it runs."""
 
     running: bool
@@ -87,7 +87,7 @@ class Keeper:
         uid: int | None = None,
         gid: int | None = None,
         helper: bool = False,
-    ) -> Started:
+    ) -> StartedProcess:
         """A monitor, or a helper of a machine that has one: each ends when the other does.
 
         ``{name}`` in ``argv`` becomes the number of that descriptor in it. ``readable`` and
@@ -117,7 +117,7 @@ class Keeper:
         listener: socket.socket,
         group: cgroup.Group | None = None,
         uid: int | None = None,
-    ) -> Started:
+    ) -> StartedProcess:
         """A vsock device between a machine's vhost-user socket and a hybrid one."""
         request: dict[str, object] = {"op": "device", "vm": number, "cid": cid, "uid": uid}
         return self._started(request, [control.fileno(), listener.fileno()], group)
@@ -126,10 +126,10 @@ class Keeper:
         """End a machine's device and keep the machine."""
         self._ask({"op": "release", "vm": number})
 
-    def look(self, number: int) -> Seen:
+    def look(self, number: int) -> MachineStatus:
         return _seen(self._ask({"op": "look", "vm": number})[0])
 
-    def end(self, number: int) -> Seen:
+    def end(self, number: int) -> MachineStatus:
         """End a machine; its processes are gone when their pidfds say so."""
         return _seen(self._ask({"op": "end", "vm": number})[0])
 
@@ -154,7 +154,7 @@ class Keeper:
 
     def _started(
         self, request: dict[str, object], fds: list[int], group: cgroup.Group | None
-    ) -> Started:
+    ) -> StartedProcess:
         doors = group.doors() if group is not None else []
         try:
             answer, passed = self._ask(request, [*fds, *doors])
@@ -169,7 +169,7 @@ class Keeper:
                 self._give_up(request["vm"])
             raise SandboxError("the machine's process cannot be seen", cause=str(error)) from error
         controls = answer["controls"]
-        return Started(pid, passed[0], controls if isinstance(controls, list) else [])
+        return StartedProcess(pid, passed[0], controls if isinstance(controls, list) else [])
 
     def _ask(
         self, request: dict[str, object], fds: Sequence[int] = ()
@@ -219,9 +219,9 @@ class Keeper:
         self._ready = True
 
 
-def _seen(answer: dict[str, object]) -> Seen:
+def _seen(answer: dict[str, object]) -> MachineStatus:
     status = answer["status"]
-    return Seen(
+    return MachineStatus(
         answer["running"] is True,
         status if isinstance(status, int) else None,
         str(answer["console"]),

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 from tests.firecracker import programs
 
-from agentd.linux.kvm import Report
+from agentd.linux.kvm import KvmReport
 from agentd.sandbox.backends.firecracker.backend import FirecrackerBackend
 from agentd.sandbox.backends.firecracker.programs import Programs
 from agentd.sandbox.backends.vm.template import Templates
@@ -53,7 +53,7 @@ def make_backend(place: Path, image: Image) -> Iterator[Callable[..., Firecracke
         return FirecrackerBackend(
             base=str(base),
             found=Programs(**programs.make(folder, version, **settings)),
-            kvm_works=lambda: Report(True),
+            kvm_works=lambda: KvmReport(True),
             image=lambda _: image,
             templates=templates,
         )

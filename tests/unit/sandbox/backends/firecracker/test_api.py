@@ -13,7 +13,7 @@ from tests.firecracker.server import MAX_CONNECTIONS, Server
 
 from agentd.model.errors import BackendLost, InvalidInput
 from agentd.sandbox.backends.firecracker import api
-from agentd.sandbox.backends.firecracker.api import Api, ApiError
+from agentd.sandbox.backends.firecracker.api import ApiClient, ApiError
 
 SECONDS = 120.0
 
@@ -46,19 +46,19 @@ def connect(address: str) -> socket.socket:
 
 
 @pytest.fixture
-def client(address: str) -> Iterator[Api]:
-    client = Api(connect(address))
+def client(address: str) -> Iterator[ApiClient]:
+    client = ApiClient(connect(address))
     yield client
     client.close()
 
 
-def test_its_state_and_version_are_told(client: Api) -> None:
+def test_its_state_and_version_are_told(client: ApiClient) -> None:
     about = client.request("GET", "/", None, SECONDS)
     assert (about["id"], about["state"]) == ("vm-1", "Not started")
     assert client.request("GET", "/version", None, SECONDS)["firecracker_version"] in FILES
 
 
-def test_what_is_put_is_in_the_configuration(client: Api) -> None:
+def test_what_is_put_is_in_the_configuration(client: ApiClient) -> None:
     body = {"vcpu_count": 2, "mem_size_mib": 256}
     assert client.request("PUT", "/machine-config", body, SECONDS) is None
     found = client.request("GET", "/machine-config", None, SECONDS)
@@ -87,7 +87,7 @@ def test_what_is_put_is_in_the_configuration(client: Api) -> None:
     ],
 )  # fmt: skip
 def test_what_the_schema_or_the_phase_refuses_is_an_error_with_its_words(
-    client: Api, method: str, path: str, body: dict[str, object] | None, words: str
+    client: ApiClient, method: str, path: str, body: dict[str, object] | None, words: str
 ) -> None:
     with pytest.raises(ApiError) as caught:
         client.request(method, path, body, SECONDS)
@@ -98,7 +98,7 @@ def test_what_the_schema_or_the_phase_refuses_is_an_error_with_its_words(
     assert client.request("GET", "/", None, SECONDS)["id"] == "vm-1"
 
 
-def test_configuring_after_the_start_and_starting_twice_are_refused(client: Api) -> None:
+def test_configuring_after_the_start_and_starting_twice_are_refused(client: ApiClient) -> None:
     client.request("PUT", "/boot-source", {"kernel_image_path": "kernel"}, SECONDS)
     client.request("PUT", "/actions", {"action_type": "InstanceStart"}, SECONDS)
     assert client.request("GET", "/", None, SECONDS)["state"] == "Running"
@@ -110,7 +110,7 @@ def test_configuring_after_the_start_and_starting_twice_are_refused(client: Api)
             client.request("PUT", path, body, SECONDS)
 
 
-def test_a_snapshot_is_not_loaded_into_a_configured_process(client: Api) -> None:
+def test_a_snapshot_is_not_loaded_into_a_configured_process(client: ApiClient) -> None:
     client.request("PUT", "/logger", {"level": "Info"}, SECONDS)
     client.request("PUT", "/machine-config", {"vcpu_count": 1, "mem_size_mib": 1}, SECONDS)
     body = {"snapshot_path": "s", "mem_backend": {"backend_type": "File", "backend_path": "m"}}
@@ -121,9 +121,9 @@ def test_a_snapshot_is_not_loaded_into_a_configured_process(client: Api) -> None
 def test_the_eleventh_connection_is_turned_away(address: str) -> None:
     clients = []
     for _ in range(MAX_CONNECTIONS):
-        clients.append(Api(connect(address)))
+        clients.append(ApiClient(connect(address)))
         clients[-1].request("GET", "/", None, SECONDS)
-    late = Api(connect(address))
+    late = ApiClient(connect(address))
     with pytest.raises((ApiError, BackendLost)) as caught:
         late.request("GET", "/", None, SECONDS)
     # The refusal may meet a request on its way, which the kernel answers with a reset.
@@ -132,7 +132,7 @@ def test_the_eleventh_connection_is_turned_away(address: str) -> None:
         client.close()
 
 
-def test_a_body_over_the_limit_is_not_sent(client: Api) -> None:
+def test_a_body_over_the_limit_is_not_sent(client: ApiClient) -> None:
     with pytest.raises(InvalidInput, match="51200"):
         client.request("PUT", "/mmds", {"a": "b" * api.MAX_BODY}, SECONDS)
     client.request("PUT", "/mmds", {"a": "b" * (api.MAX_BODY - 8)}, SECONDS)
@@ -160,15 +160,15 @@ def test_the_server_reads_no_chunked_body_and_no_long_one(address: str) -> None:
 
 
 @pytest.fixture
-def liar() -> Iterator[Callable[[bytes], Api]]:
+def liar() -> Iterator[Callable[[bytes], ApiClient]]:
     """A server that says these bytes whatever it is asked, and then ends."""
-    opened: list[Api | socket.socket] = []
+    opened: list[ApiClient | socket.socket] = []
 
-    def make(said: bytes) -> Api:
+    def make(said: bytes) -> ApiClient:
         ours, theirs = socket.socketpair()
         theirs.sendall(said)
         theirs.shutdown(socket.SHUT_WR)
-        client = Api(ours)
+        client = ApiClient(ours)
         opened.extend((client, theirs))
         return client
 
@@ -191,7 +191,7 @@ def liar() -> Iterator[Callable[[bytes], Api]]:
     ],
 )  # fmt: skip
 def test_an_answer_that_is_none_loses_the_backend(
-    liar: Callable[[bytes], Api], said: bytes
+    liar: Callable[[bytes], ApiClient], said: bytes
 ) -> None:
     client = liar(said)
     with pytest.raises(BackendLost):
@@ -207,14 +207,14 @@ def test_an_answer_that_is_none_loses_the_backend(
     ],
 )  # fmt: skip
 def test_a_refusal_without_proper_words_is_still_a_refusal(
-    liar: Callable[[bytes], Api], body: bytes
+    liar: Callable[[bytes], ApiClient], body: bytes
 ) -> None:
     head = b"HTTP/1.1 400 Bad Request\r\ncontent-length: %d\r\n\r\n" % len(body)
     with pytest.raises(ApiError, match="HTTP status 400"):
         liar(head + body).request("GET", "/", None, SECONDS)
 
 
-def test_its_words_are_made_safe_and_short(liar: Callable[[bytes], Api]) -> None:
+def test_its_words_are_made_safe_and_short(liar: Callable[[bytes], ApiClient]) -> None:
     body = json.dumps({"fault_message": "\x1b[31m" + "x" * 10_000}).encode()
     head = b"HTTP/1.1 500 no\r\nContent-Length: %d\r\n\r\n" % len(body)
     with pytest.raises(ApiError) as caught:
@@ -226,7 +226,7 @@ def test_its_words_are_made_safe_and_short(liar: Callable[[bytes], Api]) -> None
 def test_an_answer_that_does_not_come_is_given_up() -> None:
     ours, theirs = socket.socketpair()
     with theirs:
-        client = Api(ours)
+        client = ApiClient(ours)
         with pytest.raises(BackendLost, match="no answer to GET /"):
             client.request("GET", "/", None, 0.1)
         with pytest.raises(BackendLost, match="closed"):
@@ -236,7 +236,7 @@ def test_an_answer_that_does_not_come_is_given_up() -> None:
 def test_two_answers_in_one_read_are_two() -> None:
     ours, theirs = socket.socketpair()
     with theirs:
-        client = Api(ours)
+        client = ApiClient(ours)
         theirs.sendall(
             b"HTTP/1.1 204 No Content\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agentd.linux.kvm import Report
+from agentd.linux.kvm import KvmReport
 from agentd.model.errors import BackendLost, Refused, SandboxError
 from agentd.model.limits import MIB, Limits
 from agentd.model.spec import ExecRequest, SandboxSpec
@@ -73,7 +73,7 @@ def test_every_blocker_is_told_with_its_fix(place: Path, monkeypatch: pytest.Mon
     backend = FirecrackerBackend(
         base=str(place),
         found=Programs("", ""),
-        kvm_works=lambda: Report(False, "/dev/kvm does not exist", "modprobe kvm_intel"),
+        kvm_works=lambda: KvmReport(False, "/dev/kvm does not exist", "modprobe kvm_intel"),
     )
     found = backend.probe()
     assert not found.usable

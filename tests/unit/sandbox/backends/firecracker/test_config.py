@@ -9,7 +9,7 @@ from agentd.model.errors import Refused
 from agentd.model.limits import MIB, Limits
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends.firecracker import config
-from agentd.sandbox.backends.firecracker.config import Request
+from agentd.sandbox.backends.firecracker.config import ApiRequest
 from agentd.sandbox.backends.firecracker.plan import make_plan
 from agentd.sandbox.backends.firecracker.version import Quirks, parse, quirks
 
@@ -32,7 +32,7 @@ def found(version: str) -> Quirks:
     return quirks(parse(version))
 
 
-def judge(api: Api, requests: Iterable[Request]) -> list[str]:
+def judge(api: Api, requests: Iterable[ApiRequest]) -> list[str]:
     paths = []
     for method, path, body in requests:
         api.check(api.find(method, path), body)

@@ -18,14 +18,14 @@ from agentd.model.errors import BackendLost, SandboxError
 from agentd.sandbox.backends.cgroups import group_name
 from agentd.sandbox.backends.firecracker import config, jailer, process
 from agentd.sandbox.backends.firecracker.api import ApiError
-from agentd.sandbox.backends.firecracker.config import Request
+from agentd.sandbox.backends.firecracker.config import ApiRequest
 from agentd.sandbox.backends.firecracker.jailer import Jail
 from agentd.sandbox.backends.firecracker.process import FirecrackerProcess
 from agentd.sandbox.backends.vm.ending import MachineEnded
 
 pytestmark = pytest.mark.root
 UID = 2_000_000_123
-ASK = Request("GET", "/version", None)
+ASK = ApiRequest("GET", "/version", None)
 Start = Callable[..., FirecrackerProcess]
 
 
@@ -153,7 +153,7 @@ def test_its_exit_code_is_a_cause(start: Start, status: int, code: CauseCode) ->
     monitor = start(exits={"/entropy": status})
     # The refusal may come before the end; whoever asks next learns of the end.
     with pytest.raises((ApiError, MachineEnded)):
-        monitor.request(Request("PUT", "/entropy", {}))
+        monitor.request(ApiRequest("PUT", "/entropy", {}))
     assert monitor.wait(120)
     with pytest.raises(MachineEnded) as caught:
         monitor.request(ASK)
@@ -249,7 +249,7 @@ def test_a_load_that_fails_takes_it_along_and_the_reason_is_told(start: Start) -
         "mem_backend": {"backend_type": "File", "backend_path": "absent"},
     }
     with pytest.raises((ApiError, MachineEnded), match=r"Load snapshot|gave up"):
-        monitor.request(Request("PUT", "/snapshot/load", body))
+        monitor.request(ApiRequest("PUT", "/snapshot/load", body))
     assert monitor.wait(120)
     assert monitor.why().startswith("it gave up (status 1)")
 
@@ -282,7 +282,7 @@ def test_a_stale_socket_in_a_reused_jail_cannot_be(start: Start) -> None:
 def test_its_log_is_bounded_and_safe(start: Start) -> None:
     monitor = start(exits={"/entropy": 1}, chatter="\x1b[2J" + "x" * 1000, lines=500)
     with contextlib.suppress(ApiError, MachineEnded):
-        monitor.request(Request("PUT", "/entropy", {}))
+        monitor.request(ApiRequest("PUT", "/entropy", {}))
     assert monitor.wait(120)
     log = monitor.why()
     assert "\x1b" not in log

@@ -9,14 +9,14 @@ from agentd.model.limits import MIB, Limits
 from agentd.model.mount import Mount, MountMode
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends.qemu import plan as plans
-from agentd.sandbox.backends.qemu.plan import Machine, command, host_limits, make_plan
+from agentd.sandbox.backends.qemu.plan import QemuMachine, command, host_limits, make_plan
 
 RO = MountMode.RO
 
 
 def test_the_machine_of_a_plain_spec() -> None:
     plan = make_plan(SandboxSpec())
-    assert plan.machine == Machine(1280 * MIB, 1)
+    assert plan.machine == QemuMachine(1280 * MIB, 1)
     assert plan.limits.memory == 1024 * MIB
     assert plan.limits.pids == 512
 
@@ -36,7 +36,7 @@ def test_the_machine_of_a_plain_spec() -> None:
 def test_the_guest_has_more_than_the_sandbox_may_use(
     limits: Limits, memory: int, vcpus: int
 ) -> None:
-    assert make_plan(SandboxSpec(limits=limits)).machine == Machine(memory, vcpus)
+    assert make_plan(SandboxSpec(limits=limits)).machine == QemuMachine(memory, vcpus)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_the_ceiling_around_qemu_is_above_the_guests_memory() -> None:
 
 
 def test_the_command_line() -> None:
-    assert command(Machine(256 * MIB, 2), "quiet -- --listen x", "/usr/bin/qemu") == [
+    assert command(QemuMachine(256 * MIB, 2), "quiet -- --listen x", "/usr/bin/qemu") == [
         "/usr/bin/qemu",
         "-nodefaults",
         "-no-user-config",
@@ -114,7 +114,7 @@ def test_the_command_line() -> None:
 
 
 def test_the_hardware_is_used_where_it_works() -> None:
-    words = command(Machine(256 * MIB, 1, accel="kvm"), "")
+    words = command(QemuMachine(256 * MIB, 1, accel="kvm"), "")
     assert words[words.index("-accel") + 1] == "kvm,device=/dev/fdset/1"
     assert words[words.index("-add-fd") + 1] == "fd={kvm},set=1"
 
@@ -136,4 +136,4 @@ def test_a_panic_ends_the_machine_and_the_agent_listens_twice() -> None:
 )
 def test_each_kind_of_machine_has_its_own_template(other: dict[str, Any]) -> None:
     usual = {"memory": 256 * MIB, "vcpus": 1}
-    assert Machine(**usual).key != Machine(**(usual | other)).key
+    assert QemuMachine(**usual).key != QemuMachine(**(usual | other)).key

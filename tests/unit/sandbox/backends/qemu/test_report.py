@@ -4,7 +4,7 @@ from agentd.model.limits import MIB, Limits
 from agentd.model.mount import Mount, MountMode
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends.qemu import report
-from agentd.sandbox.backends.qemu.plan import Machine, make_plan
+from agentd.sandbox.backends.qemu.plan import QemuMachine, make_plan
 from agentd.sandbox.backends.qemu.shares import Share
 
 ALL = ["user", "capabilities", "no_new_privs", "landlock", "seccomp"]
@@ -19,11 +19,14 @@ SETUP = [
     "open_files",
     "cpus",
 ]
-MACHINE = Machine(256 * MIB, 1)
+MACHINE = QemuMachine(256 * MIB, 1)
 
 
 def _said(
-    spec: SandboxSpec, controls: dict[str, list[str]], setup: list[str], machine: Machine = MACHINE
+    spec: SandboxSpec,
+    controls: dict[str, list[str]],
+    setup: list[str],
+    machine: QemuMachine = MACHINE,
 ) -> dict[str, bool]:
     shares = [Share("share0", -1, 0, 0, mount, True) for mount in spec.mounts]
     table = report.enforcement(
@@ -52,6 +55,6 @@ def test_what_was_not_done_is_said_not_to_hold() -> None:
 def test_the_kind_of_acceleration_is_said() -> None:
     for accel, words in (("tcg", "software emulation"), ("kvm", "hardware")):
         table = report.enforcement(
-            make_plan(SandboxSpec()), Machine(256 * MIB, 1, accel), {}, SETUP, None, ""
+            make_plan(SandboxSpec()), QemuMachine(256 * MIB, 1, accel), {}, SETUP, None, ""
         )
         assert table["virtual_machine"].detail.startswith(f"accel={accel}, {words}")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from agentd.sandbox.backends.vm import states
-from agentd.sandbox.backends.vm.ring import Ring
+from agentd.sandbox.backends.vm.ring import LogRing
 
 
 def _digest(path: Path) -> str:
@@ -55,7 +55,7 @@ def test_an_empty_file(tmp_path: Path) -> None:
 
 
 def test_the_ring_keeps_the_end() -> None:
-    ring = Ring(10)
+    ring = LogRing(10)
     for part in (b"0123456789", b"abc", b"x" * 3):
         ring.add(part)
     assert ring.text(100) == "6789abcxxx"
@@ -65,6 +65,6 @@ def test_the_ring_keeps_the_end() -> None:
 
 
 def test_the_ring_takes_any_bytes() -> None:
-    ring = Ring(10)
+    ring = LogRing(10)
     ring.add(b"\xff\x00ok")
     assert ring.text(10) == "\ufffd\x00ok"
