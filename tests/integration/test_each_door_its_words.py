@@ -122,5 +122,6 @@ def test_a_call_by_the_sdk_says_its_keywords_too(daemon: Daemon) -> None:
     hog = {"command": "python3", "args": ["-c", "bytearray(300 << 20)"]}
     for where in ({"url": daemon.url}, {"embedded": True}):
         with Sandbox.create(memory="64M", **where) as made:  # type: ignore[arg-type]
-            cause = made.call("shell.exec.v1", hog).cause
-            assert cause.remediation == "raise memory=, or make the command use less", where
+            view = made.call("shell.exec.v1", hog)
+            for told in (view.cause.remediation, view.value["cause"]["remediation"]):
+                assert told == "raise memory=, or make the command use less", where

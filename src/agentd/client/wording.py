@@ -60,9 +60,8 @@ def of_result(result: Result) -> Result:
 
 
 def of_call(view: "CallView") -> "CallView":
-    """Its cause; ``value`` is the capability's own. A daemon's speaks of keys of JSON."""
-    cause = words.cause(view.cause, lambda text: in_python(words.in_options(text)))
-    return view if cause is view.cause else msgspec.structs.replace(view, cause=cause)
+    """A daemon's speaks of keys of JSON, one of this process of options."""
+    return words.call(view, lambda text: in_python(words.in_options(text)))
 
 
 def tell_unheld(enforcement: Enforcement) -> None:

@@ -3,11 +3,15 @@ JSON. Messages are written with the first; each door says them in its own words.
 
 import re
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from agentd.model.cause import Cause
 from agentd.model.options import ExecOptions, SandboxOptions
+
+if TYPE_CHECKING:
+    from agentd.model.api import CallView
 
 # As JSON and Python call it -> as the command line does, where that differs by more than a dash.
 _OPTIONS = {"mounts": "mount"}
@@ -61,3 +65,13 @@ def cause(of: Cause, said: Callable[[str], str]) -> Cause:
     if (message, remediation) == (of.message, of.remediation):
         return of
     return msgspec.structs.replace(of, message=message, remediation=remediation)
+
+
+def call(view: "CallView", said: Callable[[str], str]) -> "CallView":
+    """It with its cause, and that in its value where a command was run, as ``said`` has them."""
+    told, inner = cause(view.cause, said), view.value.get("cause")
+    value = view.value
+    if isinstance(inner, dict):
+        texts = {key: said(text) if isinstance(text, str) else text for key, text in inner.items()}
+        value = {**value, "cause": texts}
+    return msgspec.structs.replace(view, cause=told, value=value)

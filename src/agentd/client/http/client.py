@@ -18,7 +18,7 @@ from agentd.client.http.address import Address
 from agentd.client.http.connection import Connection, Pool
 from agentd.client.http.errors import Unreachable, from_answer
 from agentd.model import typed
-from agentd.model.errors import AgentdError, InvalidInput
+from agentd.model.errors import AgentdError, InvalidInput, NotFound
 from agentd.model.install import DISTRIBUTION
 
 # A daemon that is started again is back within these seconds.
@@ -267,13 +267,19 @@ def encoded(query: "Query | Iterable[tuple[str, object]]") -> str:
 
 
 def segment(name: str) -> str:
-    """One part of a path; an id with a slash or dots in it names nothing of another's.
+    """One part of a path; an id with dots in it names nothing of another's.
 
-    Raises InvalidInput for an empty one, as of a variable that is not set: it would be no part.
+    Raises InvalidInput for an empty one, as of a variable that is not set: it would be no part; and
+    NotFound for one with a slash, which a server may take for two.
     """
     arguments.text(name, "an id")
     if not name:
         raise InvalidInput("an empty id names nothing", remediation="is a variable of it unset?")
+    if "/" in name:
+        raise NotFound(
+            f"there is nothing with the id {name[:64]!r}",
+            remediation="no id has a slash in it; agentd ls lists your sandboxes",
+        )
     return quote(os.fsencode(name), safe="").replace(".", "%2E")
 
 

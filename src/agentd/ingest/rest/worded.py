@@ -4,7 +4,7 @@ import msgspec
 
 from agentd.model.api import CallView, ErrorView, ProcessView, ResultView
 from agentd.model.errors import AgentdError
-from agentd.model.words import cause, in_json
+from agentd.model.words import call, cause, in_json
 
 
 def error_in_json(error: AgentdError) -> ErrorView:
@@ -20,14 +20,8 @@ def value_in_json(value: object) -> object:
     if isinstance(value, ProcessView) and value.result is not None:
         return msgspec.structs.replace(value, result=value_in_json(value.result))
     if isinstance(value, CallView):
-        why = value.value.get("cause")
-        own = {**value.value, "cause": _texts(why)} if isinstance(why, dict) else value.value
-        return msgspec.structs.replace(value, cause=cause(value.cause, in_json), value=own)
+        return call(value, in_json)
     # Of one kind, so that the first tells: listings of files are long.
     if isinstance(value, list | tuple) and value and isinstance(value[0], ProcessView):
         return [value_in_json(item) for item in value]
     return value
-
-
-def _texts(fields: dict[str, object]) -> dict[str, object]:
-    return {k: in_json(v) if isinstance(v, str) else v for k, v in fields.items()}

@@ -1,6 +1,7 @@
 """A daemon's sandbox: what is asked, and what is made of the answers."""
 
 import os
+import re
 import threading
 
 import msgspec
@@ -200,11 +201,19 @@ def test_output_that_is_cut_elsewhere_stays_cut(daemon, sandbox, known):
     assert sandbox.run("x").truncated
 
 
+@pytest.mark.parametrize("id_", ["../../keys?x", "../x", "/", "a/b"])
+def test_nothing_has_an_id_with_a_slash(daemon, url, id_):
+    with pytest.raises(NotFound, match=f"nothing with the id '{re.escape(id_)}'"):
+        Sandbox.connect(id_, url=url)
+    assert daemon.requests == []
+    assert clients._shared == {}
+
+
 def test_an_id_leads_nowhere_else(daemon, url):
     daemon.answers = [GONE]
     with pytest.raises(NotFound):
-        Sandbox.connect("../../keys?x", url=url)
-    assert asked(daemon)[1] == "/v1/sandboxes/%2E%2E%2F%2E%2E%2Fkeys%3Fx"
+        Sandbox.connect("..?x", url=url)
+    assert asked(daemon)[1] == "/v1/sandboxes/%2E%2E%3Fx"
     assert clients._shared == {}
 
 
