@@ -150,15 +150,36 @@ def _is_file(scope: Any) -> bool:
     return bool(scope["path"].endswith("/files"))
 
 
-def _shorter_stdin(app: App) -> App:
-    async def lie(scope: Any, receive: Any, send: Any) -> None:
-        async def shorter() -> Any:
-            message = await receive()
-            if message["type"] == "http.request" and len(message["body"]) > 1:
-                message = {**message, "body": message["body"][:-1]}
-            return message
+def _shorter(method: str, end: str) -> Callable[[App], App]:
+    """Of each piece of such bodies a byte is lost."""
 
-        await app(scope, shorter if scope["path"].endswith("/stdin") else receive, send)
+    def lying(app: App) -> App:
+        async def lie(scope: Any, receive: Any, send: Any) -> None:
+            async def shorter() -> Any:
+                message = await receive()
+                if message["type"] == "http.request" and len(message["body"]) > 1:
+                    message = {**message, "body": message["body"][:-1]}
+                return message
+
+            is_it = scope["type"] == "http" and scope["method"] == method
+            await app(scope, shorter if is_it and scope["path"].endswith(end) else receive, send)
+
+        return lie
+
+    return lying
+
+
+def _never_again(app: App) -> App:
+    """When to come again is left out."""
+
+    async def lie(scope: Any, receive: Any, send: Any) -> None:
+        async def tell(message: Any) -> None:
+            if "headers" in message:
+                kept = [one for one in message["headers"] if one[0] != b"retry-after"]
+                message = {**message, "headers": kept}
+            await send(message)
+
+        await app(scope, receive, tell)
 
     return lie
 
@@ -226,6 +247,21 @@ def _says_denied(status: int, value: Any) -> None:
         value["code"] = "policy_denied"
 
 
+def _says_forbidden(status: int, value: Any) -> None:
+    if value.get("code") == "policy_denied":
+        value["code"] = "forbidden"
+
+
+def _mixes_streams(status: int, value: Any) -> None:
+    if value.get("encoding") == "utf-8" and "stderr" in value:
+        value["stdout"], value["stderr"] = value["stdout"] + value["stderr"], ""
+
+
+def _knows_no_timeout(status: int, value: Any) -> None:
+    if isinstance(value.get("cause"), dict) and value["cause"]["code"] == "timeout":
+        value["cause"] = {**value["cause"], "code": "signalled"}
+
+
 def _says_there_is_one(status: int, value: Any) -> None:
     if value.get("code") == "not_found" and NOWHERE not in value["message"]:
         value["cause"] = "it is another's"
@@ -249,7 +285,12 @@ WRAPS: dict[str, Callable[[App], App]] = {
     "twice_done": _twice,
     "hanging_up": _asked(_with_a_key),
     "keys": _asked(_without_its_key),
-    "stdin": _shorter_stdin,
+    "stdin": _shorter("POST", "/stdin"),
+    "denied": _answered(_says_forbidden),
+    "stderr": _answered(_mixes_streams),
+    "timeout": _answered(_knows_no_timeout),
+    "files": _shorter("PUT", "/files"),
+    "again": _never_again,
     "tells_whose": _answered(_says_there_is_one),
 }
 LIES = (*GATEKEEPERS, "leaks", *WRAPS)

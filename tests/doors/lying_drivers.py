@@ -4,6 +4,17 @@ form."""
 from agentd.testing.doors.rest import Rest
 
 
+class TellsTheTruth(Rest):
+    """It does what it says of itself: whose client hangs up has left a command to itself."""
+
+    door = "lies-hanging_up"
+    hanging_up = "detaches"
+
+
+class SaysItDetaches(Rest):
+    hanging_up = "detaches"
+
+
 def __getattr__(name: str) -> type[Rest]:
     if name.startswith("_"):
         raise AttributeError(name)

@@ -9,6 +9,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 LYING = ROOT / "tests/doors"
 #: What fails, by the lie: all cases of a test, or of those that are named the one.
@@ -59,6 +61,17 @@ CAUGHT = {
         "test_the_same_key_with_another_request_is_refused",
         "test_one_sandbox_is_made",
     },
+    "denied": {
+        "test_what_the_policy_denies_is_told_as_denied",
+    },
+    "stderr": {"test_stderr_is_apart"},
+    "timeout": {"test_a_timeout_is_told_as_one"},
+    "again": {"test_who_comes_too_fast_is_told_when_to_come_again"},
+    "files": {
+        "test_a_large_file_arrives_whole",
+        "test_a_file_is_read_as_it_was_written",
+        "test_it_is_done_once_and_told_again[write_file]",
+    },
     "stdin": {"test_stdin_in_pieces_arrives_in_order"},
 }
 _CASE = re.compile(
@@ -69,7 +82,7 @@ _CASE = re.compile(
 
 
 # As the program of that name: python -m would look for modules in the folder by itself.
-_PYTEST = "import sys, pytest; sys.path.remove(''); sys.exit(pytest.console_main())"
+_PYTEST = "import sys, pytest; sys.path.remove(''); sys.exit(pytest.main())"
 
 
 def install(folder: Path, module: str, points: dict[str, str]) -> None:
@@ -99,35 +112,49 @@ def suite(folder: Path, *words: str, path: Iterable[Path] = ()) -> tuple[int, st
     return ran.returncode, ran.stdout + ran.stderr
 
 
-def test_agentds_own_door_passes_and_each_lie_is_caught(tmp_path: Path) -> None:
-    install(tmp_path, "lying_doors", {f"lies-{lie}": lie for lie in CAUGHT})
-    words = [
-        "--pyargs",
-        "agentd.testing.doors",
-        "--door",
-        "agentd.testing.doors.rest:Rest",
-        "--door-patience",
-        "5",
-    ]
-    for lie in CAUGHT:
+@pytest.mark.parametrize("half", ["one", "other"])
+def test_agentds_own_door_passes_and_each_lie_is_caught(tmp_path: Path, half: str) -> None:
+    """In two halves, which may run beside each other."""
+    lies = sorted(CAUGHT)[half == "one" :: 2]
+    install(tmp_path, "lying_doors", {f"lies-{lie}": lie for lie in lies})
+    words = ["--pyargs", "agentd.testing.doors", "--door", "agentd.testing.doors.rest:Rest"]
+    for lie in lies:
         words += ["--door", f"lying_drivers:{lie}"]
-    _, said = suite(tmp_path, "-rpfE", "--tb=line", *words, path=[LYING])
+    words += ["--door-patience", "5", "-rpfE", "--tb=line"]
+    _, said = suite(tmp_path, *words, path=[LYING])
 
+    outcomes = told(said)
+    assert set(outcomes) == {"rest", *(f"lies-{lie}" for lie in lies)}, said[-3000:]
+    every = set(outcomes["rest"])
+    assert len(every) > 100
+    wrong = {}
+    for door, found in outcomes.items():
+        names = CAUGHT.get(door.removeprefix("lies-"), set())
+        failed = {name for name, how in found.items() if how != "PASSED"}
+        expected = {one for one in every if one in names or one.partition("[")[0] in names}
+        if failed != expected or set(found) != every:
+            wrong[door] = {"too many": failed - expected, "too few": expected - failed}
+    assert wrong == {}, said[-5000:]
+
+
+def told(said: str) -> dict[str, dict[str, str]]:
+    """By door and case, how it ended."""
     outcomes: dict[str, dict[str, str]] = defaultdict(dict)
     for found in _CASE.finditer(said):
         name = found["test"] + (f"[{found['case']}]" if found["case"] else "")
         outcomes[found["door"]][name] = found["how"]
-    assert set(outcomes) == {"rest", *(f"lies-{lie}" for lie in CAUGHT)}, said[-3000:]
-    every = set(outcomes["rest"])
-    assert len(every) > 100
-    wrong = {}
-    for lie, names in {"": set(), **CAUGHT}.items():
-        told = outcomes[f"lies-{lie}" if lie else "rest"]
-        failed = {name for name, how in told.items() if how != "PASSED"}
-        expected = {one for one in every if one in names or one.partition("[")[0] in names}
-        if failed != expected or set(told) != every:
-            wrong[lie or "rest"] = {"too many": failed - expected, "too few": expected - failed}
-    assert wrong == {}, said[-5000:]
+    return outcomes
+
+
+def test_who_hangs_up_has_what_the_door_says_of_itself(tmp_path: Path) -> None:
+    """A door may end commands or leave them to themselves, but not say the one and do the other."""
+    install(tmp_path, "lying_doors", {"lies-hanging_up": "hanging_up"})
+    words = ["--pyargs", "agentd.testing.doors", "-k", "its_client_waited_for", "-rpfE"]
+    for driver in ("TellsTheTruth", "SaysItDetaches"):
+        words += ["--door", f"lying_drivers:{driver}"]
+    _, said = suite(tmp_path, *words, "--door-patience", "5", path=[LYING])
+    (name,) = CAUGHT["hanging_up"]
+    assert told(said) == {"lies-hanging_up": {name: "PASSED"}, "rest": {name: "FAILED"}}, said
 
 
 def test_the_section_of_the_page_is_followed_to_the_letter(tmp_path: Path) -> None:

@@ -64,14 +64,20 @@ def daemon(pytestconfig: pytest.Config) -> Iterator[Daemon]:
 @pytest.fixture(scope="session")
 def door(request: pytest.FixtureRequest, daemon: Daemon) -> Driver:
     """The door under test, as its driver."""
-    number: int = request.param
-    return _drivers(request.config)[number](daemon.addresses[number], daemon)
+    place: int = request.param
+    return _drivers(request.config)[place](daemon.addresses[place], daemon)
 
 
 @pytest.fixture(scope="session")
-def hasty(door: Driver, daemon: Daemon) -> str:
-    """Who may ask BURST times, and no more: another one for each door."""
-    return f"hasty-{daemon.addresses.index(door.address) + 1}"
+def number(door: Driver, daemon: Daemon) -> int:
+    """Of the door, from 1, for callers that each door has to itself."""
+    return daemon.addresses.index(door.address) + 1
+
+
+@pytest.fixture(scope="session")
+def hasty(number: int) -> str:
+    """Who may ask BURST times, and no more."""
+    return f"hasty-{number}"
 
 
 @pytest.fixture(scope="session")

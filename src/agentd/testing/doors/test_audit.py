@@ -27,10 +27,10 @@ def test_there_is_one_start_and_one_end(
 
 @lasting
 def test_what_is_refused_has_no_start_and_one_denial(
-    door: Driver, daemon: Daemon, alice: Place, operation: Operation
+    door: Driver, daemon: Daemon, alice: Place, operation: Operation, number: int
 ) -> None:
     # One of this door's own: of somebody who is refused all the time not each denial is written.
-    who = f"refused-{door.door}"
+    who = f"refused-{number}"
     key = daemon.key(who, *(scope for scope in ORDINARY if scope != operation.scope))
     before = daemon.head()
     refused(door, operation, key, alice)
