@@ -4,11 +4,11 @@ A wall that cannot be had here is skipped by its name and its own reason.
 """
 
 import contextlib
+import functools
+import importlib.util
 import json
 import os
-import select
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,25 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from tests.conftest import nothing_left_behind
 from tests.contract.ways import Refusal, rest
 
-import agentd
 from agentd.client import build
 from agentd.client.embedded_service import EmbeddedService
 from agentd.client.http import address
 from agentd.client.http.client import HttpClient
 from agentd.client.sandbox import Sandbox
 from agentd.daemon.pipeline import Pipeline
-from agentd.guest.zygote.scratch import remove
-from agentd.model.availability import Availability
-from agentd.model.enforcement import Control
-from agentd.model.errors import AgentdError, BackendLost, Refused
-from agentd.model.isolation import IsolationLevel
+from agentd.model.errors import AgentdError
 from agentd.model.principal import local
-from agentd.model.spec import SandboxSpec
 from agentd.sandbox import backends
 from agentd.sandbox.backends.wall import ProcessWall
 from agentd.sandbox.manager import Manager
@@ -47,8 +40,6 @@ from agentd.testing.walls.fixtures import canary, folder, workspace
 
 __all__ = ["canary", "folder", "workspace"]
 
-SOURCE = os.path.dirname(os.path.dirname(agentd.__file__))
-NO_WALL = "a fake has no wall"
 
 WHO = local("test")
 
@@ -96,127 +87,27 @@ mounts = ["/"]
 
 # --- the fake ---
 
-_AGENT = """
-import os, select, socket, sys, time
-sys.path.insert(0, sys.argv[2])
-from agentd.guest.agent import run_on_listener
-from agentd.linux import process
-process.set_child_subreaper()
-agent = os.fork()
-if agent == 0:
-    os.setsid()
-    run_on_listener(socket.socket(fileno=int(sys.argv[1])), pid1=False)
-    os._exit(0)
-os.close(int(sys.argv[1]))
-print(agent, flush=True)
-poll = select.poll()
-poll.register(0, select.POLLIN)
-poll.register(os.pidfd_open(agent), select.POLLIN)
-poll.poll()
-process.kill_descendants(os.getpid(), time.monotonic() + 120)
-"""
 
-
-class FakePlan(msgspec.Struct, frozen=True):
-    spec: SandboxSpec
-
-
-class FakeWall:
-    """No descriptor reaches its agent: all output comes in frames, as out of a virtual machine."""
-
-    passes_descriptors = False
-
-    def __init__(self) -> None:
-        self.workspace = tempfile.mkdtemp(prefix="agentd-")
-        self._listener, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self._parent = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _AGENT, str(theirs.fileno()), SOURCE],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                pass_fds=(theirs.fileno(),),
-                env={"PATH": "/usr/bin:/bin", "HOME": self.workspace},
-            )
-        assert self._parent.stdout is not None
-        self.pid = int(self._parent.stdout.readline())
-        self._pidfd = os.pidfd_open(self.pid)
-        self._ended = False
-        limits = ("memory", "cpus", "pids", "disk", "open_files")
-        self.enforcement = {
-            name: Control("default", False, NO_WALL) for name in ("isolation", *limits)
-        }
-
-    def open_stream(self) -> socket.socket:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                socket.send_fds(self._listener, [b"c"], [theirs.fileno()])
-            except OSError as error:
-                ours.close()
-                raise BackendLost("the fake is gone", cause=str(error)) from error
-        return ours
-
-    def counters(self) -> dict[str, int]:
-        return {}
-
-    def usage(self) -> dict[str, int]:
-        return {}
-
-    def alive(self) -> bool:
-        return not self.wait(0)
-
-    def wait(self, timeout: float | None = None) -> bool:
-        if self._ended:
-            return True
-        return bool(select.select([self._pidfd], [], [], timeout)[0])
-
-    def kill(self) -> None:
-        if self._ended:
-            return
-        self._ended = True
-        self._listener.close()
-        self._parent.communicate()
-        os.close(self._pidfd)
-        remove(self.workspace)
-
-    def save(self) -> dict[str, object]:
-        return {"pid": self.pid}
-
-
-class FakeBackend:
-    name = "fake"
-    level = IsolationLevel.NONE
-    images = False
-    abilities: frozenset[str] = frozenset()
-
-    def requirements(self) -> tuple[str, ...]:
-        return ()
-
-    def probe(self) -> Availability:
-        return Availability(usable=True)
-
-    def plan(self, spec: SandboxSpec) -> FakePlan:
-        limits = spec.limits
-        if (
-            spec.mounts
-            or spec.user
-            or any((limits.memory, limits.cpus, limits.pids, limits.disk, limits.open_files))
-        ):
-            raise Refused("backend fake enforces nothing", remediation="use another backend")
-        return FakePlan(spec)
-
-    def launch(self, plan: FakePlan) -> FakeWall:
-        return FakeWall()
-
-    def close(self) -> None:
-        pass
-
-
-# --- sandboxes for the tests ---
+@functools.cache
+def _toy() -> Any:
+    """The example of a backend: no descriptor reaches its agent, all output comes in frames."""
+    place = Path(__file__).parents[2] / "examples/agentd-wall-toy/agentd_wall_toy/__init__.py"
+    spec = importlib.util.spec_from_file_location("agentd_wall_toy", place)
+    assert spec is not None and spec.loader is not None
+    toy = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(toy)
+    return toy
 
 
 def _load(name: str) -> Backend:
-    return FakeBackend() if name == "fake" else backends.load(name)
+    if name != "fake":
+        return backends.load(name)
+    made: Backend = _toy().ToyBackend()
+    made.name = name
+    return made
+
+
+# --- sandboxes for the tests ---
 
 
 @pytest.fixture
@@ -316,6 +207,26 @@ def make(kind: Kind, pipeline: Pipeline, daemon: str) -> Iterator[Callable[..., 
     yield make
     for sandbox in made:
         sandbox.close()
+
+
+@pytest.fixture
+def abilities(kind: Kind) -> frozenset[str]:
+    """What the wall says that it can do."""
+    return frozenset() if kind.name == "fake" else backends.abilities(kind.name)
+
+
+@pytest.fixture
+def restore(kind: Kind, pipeline: Pipeline, daemon: str) -> Callable[[Any], Sandbox]:
+    """Makes a sandbox of a snapshot, where the wall is; the caller closes it."""
+
+    def restore(snapshot: Any) -> Sandbox:
+        if kind.over_http:
+            return Sandbox.create(url=daemon, snapshot=snapshot)
+        spec = build.restored_spec(snapshot.spec)
+        service = EmbeddedService(pipeline, WHO)
+        return Sandbox(service, service.adopt(pipeline.open(WHO, spec, snapshot)))
+
+    return restore
 
 
 class Lent:

@@ -1,14 +1,12 @@
 """What only a wall of namespaces can give: mounts anywhere, copies on write, users."""
 
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from agentd.client.sandbox import Sandbox
-from agentd.model.errors import InvalidInput, Refused
+from agentd.model.errors import Refused
 
 of_namespaces = pytest.mark.parametrize("kind", ["linux"], indirect=True)
 without_namespaces = pytest.mark.parametrize("kind", ["fake", "host", "landlock"], indirect=True)
@@ -30,15 +28,15 @@ def project(folder: Path) -> Path:
 
 
 @of_namespaces
-def test_a_workspace_is_the_hosts_directory(box: Callable[..., Sandbox], project: Path) -> None:
-    sandbox = box(workspace=project)
-    assert sandbox.run("pwd; cat file sub/deep link").text == "/workspace\nhost\ndeep\nhost\n"
-    assert sandbox.run("echo new > made; rm file; mv sub/deep moved").exit_code == 0
-    assert (project / "made").read_text() == "new\n"
-    assert (project / "moved").read_text() == "deep\n"
-    assert not (project / "file").exists()
-    # What is made inside belongs to the directory's owner outside.
-    assert (project / "made").stat().st_uid == project.stat().st_uid
+def test_a_read_only_workspace_has_its_place_and_its_line_in_the_report(
+    box: Callable[..., Sandbox], project: Path
+) -> None:
+    sandbox = box(workspace=f"{project}:ro")
+    result = sandbox.run("pwd; touch new")
+    assert result.text == "/workspace\n"
+    assert b"Read-only file system" in result.stderr
+    assert sandbox.enforcement["mount /workspace"].asked == "ro"
+    assert sandbox.enforcement["mount /workspace"].enforced
 
 
 @of_namespaces
@@ -65,35 +63,6 @@ def test_the_names_of_the_users(box: Callable[..., Sandbox]) -> None:
 
 
 @of_namespaces
-def test_a_read_only_workspace(box: Callable[..., Sandbox], project: Path) -> None:
-    sandbox = box(workspace=f"{project}:ro")
-    assert sandbox.run("cat file").text == "host\n"
-    for script in ("echo x > file", "touch new", "rm file", "chmod 777 file", "mkdir d"):
-        result = sandbox.run(script)
-        assert result.exit_code != 0
-        assert b"Read-only file system" in result.stderr
-    assert sorted(os.listdir(project)) == ["file", "link", "sub"]
-    assert sandbox.enforcement["mount /workspace"].asked == "ro"
-    assert sandbox.enforcement["mount /workspace"].enforced
-
-
-@of_namespaces
-def test_mounts_at_places_of_their_own(box: Callable[..., Sandbox], project: Path) -> None:
-    (project / "rw").mkdir()
-    sandbox = box(
-        mounts=[f"{project}:/data", f"{project}/rw:/srv/deep/rw:rw", f"{project}/file:/opt/one"]
-    )
-    assert sandbox.run("cat /data/file /opt/one").text == "host\nhost\n"
-    assert sandbox.run("echo in > /srv/deep/rw/made").exit_code == 0
-    assert (project / "rw" / "made").read_text() == "in\n"
-    assert sandbox.run("touch /data/x").exit_code != 0
-    assert sandbox.run("echo x > /opt/one").exit_code != 0
-    assert sandbox.run("touch /opt/x").exit_code != 0
-    assert sandbox.run("touch /tmp/x x ~/x").exit_code == 0
-    assert set(sandbox.enforcement) >= {"mount /data", "mount /srv/deep/rw", "mount /opt/one"}
-
-
-@of_namespaces
 def test_a_mount_of_one_sandbox_is_not_seen_by_another(
     box: Callable[..., Sandbox], project: Path
 ) -> None:
@@ -102,53 +71,6 @@ def test_a_mount_of_one_sandbox_is_not_seen_by_another(
     seen = "ls -d /data /tmp/data /workspace/in 2>/dev/null"
     assert first.run(seen).text == "/data\n/tmp/data\n/workspace/in\n"
     assert second.run(seen).text == ""
-
-
-@of_namespaces
-def test_copy_on_write_lists_and_applies(box: Callable[..., Sandbox], project: Path) -> None:
-    sandbox = box(workspace=f"{project}:cow")
-    script = (
-        "echo changed >> file; rm sub/deep; mkdir -p new/dir; echo made > new/dir/file;"
-        "ln -s /etc/passwd new/link; chmod 750 new/dir"
-    )
-    assert sandbox.run(script).exit_code == 0
-    assert (project / "file").read_text() == "host\n"
-    assert (project / "sub" / "deep").exists()
-    assert sandbox.changes() == (
-        "M file",
-        "A new/",
-        "A new/dir/",
-        "A new/dir/file",
-        "A new/link",
-        "D sub/deep",
-    )
-    sandbox.apply()
-    assert (project / "file").read_text() == "host\nchanged\n"
-    assert not (project / "sub" / "deep").exists()
-    assert (project / "new" / "dir" / "file").read_text() == "made\n"
-    assert os.readlink(project / "new" / "link") == "/etc/passwd"
-    assert (project / "new" / "dir").stat().st_mode & 0o777 == 0o750
-    assert (project / "new" / "dir" / "file").stat().st_uid == os.getuid()
-
-
-@of_namespaces
-def test_a_directory_that_was_replaced(box: Callable[..., Sandbox], project: Path) -> None:
-    sandbox = box(workspace=f"{project}:cow")
-    assert sandbox.run("rm -r sub && mkdir sub && echo n > sub/new").exit_code == 0
-    assert set(sandbox.changes()) == {"A sub/new", "D sub/deep"}
-    sandbox.apply()
-    assert os.listdir(project / "sub") == ["new"]
-
-
-@of_namespaces
-def test_copy_on_write_that_is_dropped_changes_nothing(
-    box: Callable[..., Sandbox], project: Path
-) -> None:
-    sandbox = box(workspace=f"{project}:cow")
-    assert sandbox.run("rm -rf ./* && echo x > y").exit_code == 0
-    sandbox.close()
-    assert sorted(os.listdir(project)) == ["file", "link", "sub"]
-    assert (project / "file").read_text() == "host\n"
 
 
 @of_namespaces
@@ -203,15 +125,3 @@ def test_a_folder_is_at_its_own_path_or_refused(
     for target in (f"{project}/sub", f"{project}/other"):
         sandbox = make(mounts=[f"{project}/other:{target}"])
         assert sandbox.run(["cat", f"{target}/deep"]).text == "deep\n"
-
-
-@of_namespaces
-def test_no_overlay_no_changes(sandbox: Sandbox) -> None:
-    with pytest.raises(Refused, match="copy-on-write"):
-        sandbox.changes()
-
-
-def test_a_mount_that_is_not_there_is_refused(make: Callable[..., Sandbox], folder: Path) -> None:
-    shutil.rmtree(folder / "gone", ignore_errors=True)
-    with pytest.raises(InvalidInput, match="gone"):
-        make(workspace=folder / "gone")

@@ -13,9 +13,9 @@ from agentd.client import build
 from agentd.client.embedded_service import EmbeddedService
 from agentd.client.sandbox import Sandbox
 from agentd.daemon.pipeline import Pipeline
-from agentd.model.errors import Refused, SandboxError
+from agentd.model.errors import SandboxError
 from agentd.model.principal import local
-from agentd.sandbox import backends, snapshots
+from agentd.sandbox import snapshots
 from agentd.sandbox.abilities import PAUSE, SNAPSHOT
 from agentd.sandbox.manager import Manager
 
@@ -59,18 +59,6 @@ def _can(wall: object) -> bool:
     return SNAPSHOT.of(wall) is not None
 
 
-def _paused(sandbox: Sandbox) -> bool:
-    """Pauses it; False where a release of its monitor cannot be, and says so."""
-    try:
-        sandbox.pause()
-    except Refused as error:
-        assert sandbox.info.backend == "firecracker"
-        assert "#6074" in error.cause
-        assert error.remediation
-        return False
-    return True
-
-
 def _until(sandbox: Sandbox, path: str) -> str:
     deadline = time.monotonic() + 120
     while (found := sandbox.run(["cat", path])).status != "ok":
@@ -84,45 +72,6 @@ def _ask(sandbox: Sandbox) -> tuple[str, int]:
     sandbox.run("rm -f told; kill -USR1 $(cat pid)", check=True)
     secret, count = _until(sandbox, "told").split()
     return secret, int(count)
-
-
-@pytest.mark.shares_machine
-@pytest.mark.parametrize("use", ["pause", "resume", "snapshot", "fork"])
-def test_a_wall_that_cannot_says_so_and_which_can(sandbox: Sandbox, use: str) -> None:
-    if sandbox.info.level == "microvm":
-        return  # all of them can: see the others
-    with pytest.raises(Refused) as caught:
-        getattr(sandbox, use)()
-    assert caught.value.message == f"backend {sandbox.info.backend} cannot {use} a sandbox"
-    able = backends.able("fork")
-    assert able and caught.value.remediation == f"use a backend that can: {', '.join(able)}"
-    assert sandbox.run("echo on").text == "on\n"
-
-
-def test_nothing_runs_while_it_is_paused(able: Sandbox) -> None:
-    with able.start("while read x; do echo $x; done", stdin=True) as process:
-        process.write("before\n")
-        chunks = iter(process)
-        assert next(chunks).data == b"before\n"
-        if not _paused(able):
-            process.write("on\n")
-            assert next(chunks).data == b"on\n"
-            return
-        with pytest.raises(SandboxError, match=r"is paused .resume it first"):
-            able.run(["true"])
-        process.write("during\n")
-        assert process._running.step(1.0)[0] == []
-        able.resume()
-        assert next(chunks).data == b"during\n"
-    assert able.run("echo on").text == "on\n"
-
-
-def test_a_paused_sandbox_ends(able: Sandbox) -> None:
-    if not _paused(able):
-        return
-    able.close()
-    with pytest.raises(SandboxError, match="ended"):
-        able.run(["true"])
 
 
 def test_forks_go_on_from_one_moment_as_machines_of_their_own(

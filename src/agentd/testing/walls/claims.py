@@ -1,8 +1,10 @@
 """What a wall says of itself, by which the suite knows what to hold it to."""
 
+from collections.abc import Callable
+
 import pytest
 
-from agentd import Sandbox
+from agentd import Refused, Sandbox
 
 #: Controls that put a kernel of the wall's own between a command and the host's.
 OWN_KERNEL = ("virtual_machine", "userspace_kernel")
@@ -30,3 +32,12 @@ def claimed(sandbox: Sandbox, *controls: str) -> None:
 def own_kernel(sandbox: Sandbox) -> bool:
     """Whether the host's kernel sees nothing of what runs behind its wall."""
     return reports(sandbox, *OWN_KERNEL)
+
+
+def granted(make: Callable[..., Sandbox], **wanted: object) -> Sandbox:
+    """Make a sandbox; skip, by the wall's own reason, where it refuses what was asked for."""
+    try:
+        return make(**wanted)
+    except Refused as refusal:
+        assert refusal.remediation, f"a refusal that says no way out: {refusal}"
+        pytest.skip(f"refused, as it must where it cannot hold: {refusal}")

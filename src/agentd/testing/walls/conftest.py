@@ -1,20 +1,40 @@
 """Sandboxes behind the wall that is tested, as users make them."""
 
+import functools
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from agentd import AgentdError, Sandbox
+from agentd import AgentdError, Client, Sandbox, Snapshot
 from agentd.testing.walls.fixtures import canary, folder, workspace
 
 __all__ = ["canary", "folder", "workspace"]
 
 
+DEFAULT = "default"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backend" in metafunc.fixturenames:
+        names = metafunc.config.getoption("backend") or [DEFAULT]
+        metafunc.parametrize("backend", names, indirect=True, scope="session")
+
+
 @pytest.fixture(scope="session")
-def where(request: pytest.FixtureRequest, canary: str) -> dict[str, Any]:
+def backend(request: pytest.FixtureRequest) -> str | None:
+    """The name of the wall that is tested; None for the one that agentd takes."""
+    name: str = request.param
+    return None if name == DEFAULT else name
+
+
+@pytest.fixture(scope="session")
+def where(request: pytest.FixtureRequest, backend: str | None, canary: str) -> dict[str, Any]:
     """The wall, as arguments of ``Sandbox.create``. Ends the run where it makes no sandbox here."""
-    backend, url = request.config.getoption("backend"), request.config.getoption("url")
+    url = request.config.getoption("url")
     found: dict[str, Any] = {"backend": backend} if backend else {}
     found |= {"url": url} if url else {"embedded": True}
     try:
@@ -41,3 +61,30 @@ def make(where: dict[str, Any]) -> Iterator[Callable[..., Sandbox]]:
 @pytest.fixture
 def sandbox(make: Callable[..., Sandbox]) -> Sandbox:
     return make()
+
+
+@pytest.fixture
+def restore(where: dict[str, Any]) -> Callable[[Snapshot], Sandbox]:
+    """Makes a sandbox of a snapshot, where the wall is; the caller closes it."""
+    place = {name: value for name, value in where.items() if name != "backend"}
+    return lambda snapshot: Sandbox.create(snapshot=snapshot, **place)
+
+
+@pytest.fixture
+def abilities(where: dict[str, Any], sandbox: Sandbox) -> frozenset[str]:
+    """What the wall says that it can do, as ``agentd doctor`` and a daemon tell it."""
+    return told(where.get("url"))[sandbox.info.backend]
+
+
+@functools.cache
+def told(url: str | None) -> dict[str, frozenset[str]]:
+    """The abilities of each backend, by its name."""
+    if url:
+        with Client(url) as client:
+            return {found.name: frozenset(found.abilities) for found in client.machine.backends()}
+    argv = [sys.executable, "-m", "agentd", "doctor", "--json"]
+    done = subprocess.run(argv, capture_output=True, check=True, timeout=120)
+    return {
+        found["name"]: frozenset(found["abilities"])
+        for found in json.loads(done.stdout)["backends"]
+    }

@@ -2,13 +2,19 @@
 
 import pytest
 
+from agentd.testing.patience import SLOWER
+
+#: For a case that hangs, by pytest-timeout; the longest takes a few.
+SECONDS = 600
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("agentd walls", "the wall suite of agentd")
     group.addoption(
         "--backend",
+        action="append",
         metavar="NAME",
-        help="the wall that is tested, as agentd doctor lists it; else the one agentd would take",
+        help="a wall that is tested, as agentd doctor lists it; else the one agentd would take",
     )
     group.addoption(
         "--url",
@@ -21,3 +27,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "shares_machine: changes nothing in a sandbox but its workspace"
     )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.pluginmanager.hasplugin("timeout"):
+        return
+    for item in items:
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(SECONDS * SLOWER))
