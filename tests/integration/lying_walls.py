@@ -53,7 +53,6 @@ LIES: dict[str, set[str]] = {
         "test_check_raises_with_the_result",
     },
     "changes_exit_code": {"test_an_exit_code_comes_back[3]"},
-    "keeps_no_timeout": {"test_a_command_that_runs_too_long"},
     "leaks_environment": {"test_nothing_of_the_hosts_environment_is_inside"},
     "leaves_files": {"test_close_leaves_no_file"},
     "writes_read_only": {"test_a_read_only_workspace"},
@@ -197,18 +196,9 @@ def _change_exit_code(kind: int, payload: bytes) -> bytes | None:
     return payload
 
 
-def _keep_no_timeout(kind: int, payload: bytes) -> bytes | None:
-    if kind == wire.REQUEST:
-        request = json.loads(payload)
-        request.get("limits", {}).pop("wall_ms", None)
-        return json.dumps(request).encode()
-    return payload
-
-
 loses_output = bending(_lose_output, "loses_output")
 loses_stderr = bending(_lose_stderr, "loses_stderr")
 changes_exit_code = bending(_change_exit_code, "changes_exit_code")
-keeps_no_timeout = bending(_keep_no_timeout, "keeps_no_timeout")
 
 
 # --- what is outside ---

@@ -22,8 +22,6 @@ WITNESSES = (
     "test_an_exit_code_comes_back[0]",
     "test_streams_are_kept_apart_byte_by_byte",
     "test_seccomp_filters_each_command",
-    "test_no_network_means_none",
-    "test_a_limit_that_is_asked_for_is_held_or_refused[disk]",
     "test_what_a_wall_cannot_it_refuses[resume]",
 )
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -115,6 +113,5 @@ def test_a_wall_that_is_not_there_ends_the_run(run: Run) -> None:
 
 
 def test_the_options_are_of_the_runs_that_name_a_suite(run: Run) -> None:
-    assert "the wall suite of agentd" in run("--help", "--pyargs", SUITE).stdout
     assert "the wall suite of agentd" in run("--help", "--pyargs", "agentd.testing").stdout
     assert "of agentd" not in run("--help").stdout

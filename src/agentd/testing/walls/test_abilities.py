@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from agentd import Refused, Sandbox, SandboxError, Snapshot, Unsupported
+from agentd import AgentdError, Refused, Sandbox, SandboxError, Snapshot, Unsupported
 
 ABILITIES = {"pause": "pause", "resume": "pause", "snapshot": "snapshot", "fork": "fork"}
 # A secret that is in one process's memory alone.
@@ -70,7 +70,7 @@ def test_nothing_runs_while_it_is_paused(sandbox: Sandbox, paused: Callable[[], 
         try:
             assert heard.get(timeout=120) == b"before\n"
             paused()
-            with pytest.raises(SandboxError, match="is paused"):
+            with pytest.raises(AgentdError, match="is paused"):
                 sandbox.run(["true"])
             process.write("during\n")
             with pytest.raises(queue.Empty):
@@ -128,7 +128,7 @@ def test_a_snapshot_of_memory_keeps_processes(
 
 
 def test_forks_are_sandboxes_of_their_own(sandbox: Sandbox, taken: Snapshot) -> None:
-    with sandbox.start("sleep 1000"), pytest.raises(SandboxError, match="1 commands run"):
+    with sandbox.start("sleep 1000"), pytest.raises(AgentdError, match="1 commands run"):
         sandbox.fork(1)
     with ExitStack() as stack:
         copies = [stack.enter_context(copy) for copy in sandbox.fork(2)]
