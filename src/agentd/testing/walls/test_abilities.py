@@ -128,8 +128,11 @@ def test_a_snapshot_of_memory_keeps_processes(
 
 
 def test_forks_are_sandboxes_of_their_own(sandbox: Sandbox, taken: Snapshot) -> None:
-    with sandbox.start("sleep 1000"), pytest.raises(AgentdError, match="1 commands run"):
-        sandbox.fork(1)
+    with sandbox.start("sleep 1000") as process:
+        with pytest.raises(AgentdError, match="1 commands run"):
+            sandbox.fork(1)
+        process.kill()
+        process.wait()
     with ExitStack() as stack:
         copies = [stack.enter_context(copy) for copy in sandbox.fork(2)]
         assert len({sandbox.id, *(copy.id for copy in copies)}) == 3
