@@ -10,14 +10,16 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
-from typing import IO, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 
-from agentd.client.files import Files
 from agentd.client.stage import Stage, check_replaceable, exists
 from agentd.guest.pack import Packer
 from agentd.guest.tar import MAX_BYTES, TarError
 from agentd.guest.unpack import Unpacker
 from agentd.model.errors import InvalidInput, OperationFailed, SandboxError
+
+if TYPE_CHECKING:
+    from agentd.client.files import Files
 
 _PIECE = 256 << 10
 _ENDS = ("", ".", "..")
@@ -29,7 +31,7 @@ class Copied(NamedTuple):
 
 
 def upload(
-    files: Files, host_path: str | os.PathLike[str], path: str, *, replace: bool = False
+    files: "Files", host_path: str | os.PathLike[str], path: str, *, replace: bool = False
 ) -> Copied:
     """``files`` are a sandbox's. Raises InvalidInput, OperationFailed, OSError."""
     source = os.fspath(host_path)
@@ -65,7 +67,7 @@ def check_source(path: str) -> None:
         raise InvalidInput(f"{path!r} does not exist", remediation="correct the path")
 
 
-def upload_stream(files: Files, stream: IO[bytes], path: str, *, replace: bool = False) -> Copied:
+def upload_stream(files: "Files", stream: IO[bytes], path: str, *, replace: bool = False) -> Copied:
     """Until its end, as the file ``path``."""
     if path.endswith("/"):
         raise InvalidInput("a stream has no name", remediation="name the file that it becomes")
@@ -77,7 +79,7 @@ def upload_stream(files: Files, stream: IO[bytes], path: str, *, replace: bool =
 
 
 def download(
-    files: Files, path: str, host_path: str | os.PathLike[str], *, replace: bool = False
+    files: "Files", path: str, host_path: str | os.PathLike[str], *, replace: bool = False
 ) -> Copied:
     """Nothing is written outside of the target, and nothing at all where it is not whole."""
     entry = files.stat(path)
@@ -105,7 +107,7 @@ def download(
     return copied
 
 
-def download_stream(files: Files, path: str, stream: IO[bytes]) -> Copied:
+def download_stream(files: "Files", path: str, stream: IO[bytes]) -> Copied:
     """A file's bytes."""
     entry = files.stat(path)
     if entry.type != "file":
@@ -162,7 +164,7 @@ def _name_of(path: str, asked: str) -> str:
     return name
 
 
-def _kind_inside(files: Files, path: str) -> str | None:
+def _kind_inside(files: "Files", path: str) -> str | None:
     """None where nothing is there."""
     try:
         found: str = files.stat(path.rstrip("/") or "/").type
@@ -193,7 +195,7 @@ def _kind_here(path: str) -> str | None:
 # --- how it gets there ---
 
 
-def _send_tree(files: Files, source: str, target: str, replace: bool) -> Copied:
+def _send_tree(files: "Files", source: str, target: str, replace: bool) -> Copied:
     # A link to a folder that the caller names is followed; none in it is.
     real = os.path.realpath(source)
     parent = os.open(os.path.dirname(real) or "/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -43,7 +43,7 @@ _CODES = {
 }
 
 
-class Deadline:
+class CallDeadline:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._end = time.monotonic() + seconds
@@ -103,7 +103,7 @@ def follow(inside: Inside, path: str) -> tuple[str, Any]:
     raise OperationFailed(f"{text.clean(first)}: its links lead nowhere", errno=errno.ELOOP)
 
 
-def read(inside: Inside, path: str, offset: int, length: int, deadline: Deadline) -> bytes:
+def read(inside: Inside, path: str, offset: int, length: int, deadline: CallDeadline) -> bytes:
     """At most ``length`` bytes. Raises OperationFailed, CallFailed."""
     found = bytearray()
     pieces = inside.files.read_iter(path, offset, length)

@@ -89,7 +89,7 @@ class FsEdit:
 
     def run(self, call: Call, inside: Inside) -> Outcome:
         asked = call.parameters
-        deadline = fs.Deadline(call.timeout)
+        deadline = fs.CallDeadline(call.timeout)
         with fs.refusals():
             # A link stays one: what it leads to is what is written.
             path, entry = fs.follow(inside, fs.place(inside, asked["path"]))

@@ -51,7 +51,7 @@ class FsList:
     def run(self, call: Call, inside: Inside) -> Outcome:
         asked = call.parameters
         top, limit = fs.place(inside, asked["path"]), asked["limit"]
-        walk = _Walk(inside, limit, fs.Deadline(call.timeout))
+        walk = _Walk(inside, limit, fs.CallDeadline(call.timeout))
         level = [(top, "")]
         for _ in range(asked["depth"]):
             level = walk.level(level)
@@ -63,7 +63,7 @@ class FsList:
 class _Walk:
     """Level by level, so that a limit leaves out what is deepest."""
 
-    def __init__(self, inside: Inside, limit: int, deadline: fs.Deadline) -> None:
+    def __init__(self, inside: Inside, limit: int, deadline: fs.CallDeadline) -> None:
         self.entries: list[dict[str, Any]] = []
         self.full = False
         self._text = 0

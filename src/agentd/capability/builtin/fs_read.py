@@ -66,7 +66,9 @@ class FsRead:
         path, offset = fs.place(inside, asked["path"]), asked["offset"]
         # One byte more than asked for tells whether that was all.
         with fs.refusals():
-            data = fs.read(inside, path, offset, asked["max_bytes"] + 1, fs.Deadline(call.timeout))
+            data = fs.read(
+                inside, path, offset, asked["max_bytes"] + 1, fs.CallDeadline(call.timeout)
+            )
         eof = len(data) <= asked["max_bytes"]
         data = data[: asked["max_bytes"]]
         content, encoding, length = _as_text(data, asked["encoding"], eof)

@@ -30,7 +30,7 @@ class Source(Protocol):
     def verify(self, head: "Position | None") -> "LogVerdict": ...
 
 
-class Files:
+class LogFiles:
     def __init__(self, directory: str) -> None:
         self.where = directory
 
@@ -96,7 +96,7 @@ class Remote:
     def _lines(self, first: int, last: int | None) -> Iterator[bytes]:
         import msgspec
 
-        class Page(msgspec.Struct):
+        class LogPage(msgspec.Struct):
             records: list[msgspec.Raw]
             next: int | None = None
 
@@ -104,7 +104,7 @@ class Remote:
         while at is not None and (last is None or at <= last):
             limit = 1000 if last is None else min(1000, last - at + 1)
             page = self._client.call(
-                "GET", "/v1/audit/records", query={"from": at, "limit": limit}, into=Page
+                "GET", "/v1/audit/records", query={"from": at, "limit": limit}, into=LogPage
             )
             yield from (bytes(raw) + b"\n" for raw in page.records)
             at = page.next
@@ -130,7 +130,7 @@ def find(options: argparse.Namespace) -> Source:
                 if not named:
                     output.say(f"of the daemon at {where}", "audit")
                 return Remote(asker, known)
-    return Files(directory(options))
+    return LogFiles(directory(options))
 
 
 def directory(options: argparse.Namespace) -> str:

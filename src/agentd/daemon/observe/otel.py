@@ -13,11 +13,12 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from agentd._version import __version__
-from agentd.daemon.observe.trace import Values
 from agentd.model.errors import AgentdError
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
+
+    from agentd.daemon.observe.trace import Values
 
 _HEADERS = ("traceparent", "tracestate")
 
@@ -33,7 +34,7 @@ class OtelTracer:
         self._propagator = TraceContextTextMapPropagator()
 
     @contextmanager
-    def span(self, name: str, values: Values, parent: Mapping[str, str]) -> Iterator[None]:
+    def span(self, name: str, values: "Values", parent: Mapping[str, str]) -> Iterator[None]:
         known = {key: parent[key] for key in _HEADERS if key in parent}
         # None: beneath the span that is going on in this thread.
         above: Context | None = self._propagator.extract(known) if known else None
@@ -52,7 +53,7 @@ class OtelTracer:
                 span.set_status(Status(StatusCode.ERROR))
                 raise
 
-    def past(self, name: str, seconds: float, values: Values) -> None:
+    def past(self, name: str, seconds: float, values: "Values") -> None:
         end = time.time_ns()
         begin = end - int(seconds * 1e9)
         self._tracer.start_span(name, attributes=dict(values), start_time=begin).end(end)

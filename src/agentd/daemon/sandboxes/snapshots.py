@@ -15,7 +15,7 @@ from agentd.sandbox.snapshots import Snapshot
 _ABOUT = "about.json"
 
 
-class About(msgspec.Struct, frozen=True):
+class SnapshotOwner(msgspec.Struct, frozen=True):
     sandbox: str
     principal: str
     created: float
@@ -31,7 +31,7 @@ class Snapshots:
     def place(self, id_: str) -> str:
         return os.path.join(self._folder, id_, "snapshot")
 
-    def write_down(self, id_: str, about: About) -> None:
+    def write_down(self, id_: str, about: SnapshotOwner) -> None:
         path = os.path.join(self._folder, id_, _ABOUT)
         with open(f"{path}.new", "wb") as file:
             file.write(msgspec.json.encode(about))
@@ -75,11 +75,11 @@ class Snapshots:
             if self._about(id_) is None:
                 self.discard(id_)
 
-    def _about(self, id_: str) -> About | None:
+    def _about(self, id_: str) -> SnapshotOwner | None:
         if not id_.startswith("snp-") or "/" in id_ or "\0" in id_:
             return None
         try:
             with open(os.path.join(self._folder, id_, _ABOUT), "rb") as file:
-                return typed.decoder(About).decode(file.read())
+                return typed.decoder(SnapshotOwner).decode(file.read())
         except (OSError, msgspec.MsgspecError):
             return None

@@ -28,7 +28,7 @@ from agentd.daemon.sandboxes import bodies
 from agentd.daemon.sandboxes.live import Live
 from agentd.daemon.sandboxes.names import taken
 from agentd.daemon.sandboxes.sandboxes import Sandboxes
-from agentd.daemon.sandboxes.snapshots import About, Snapshots
+from agentd.daemon.sandboxes.snapshots import SnapshotOwner, Snapshots
 from agentd.daemon.service.audits import Audits
 from agentd.daemon.service.files import Files
 from agentd.daemon.service.keys import Keys
@@ -171,7 +171,7 @@ class DaemonService(Files, Keys):
         try:
             os.mkdir(os.path.dirname(place), 0o700)
             kept = self._pipeline.manager.snapshot(live.handle, place)
-            about = About(sandbox=live.id, principal=who.name, created=time.time())
+            about = SnapshotOwner(sandbox=live.id, principal=who.name, created=time.time())
             self._snapshots.write_down(new, about)
         except BaseException:
             self._snapshots.discard(new)

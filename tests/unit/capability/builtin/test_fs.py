@@ -232,7 +232,7 @@ def test_an_agent_that_drips_is_not_waited_for() -> None:
             closed.append(True)
 
     with pytest.raises(CallFailed) as caught:
-        fs.read(Lying(read_iter=drip), "/w/a", 0, 10, fs.Deadline(0.05))  # type: ignore[arg-type]
+        fs.read(Lying(read_iter=drip), "/w/a", 0, 10, fs.CallDeadline(0.05))  # type: ignore[arg-type]
     assert caught.value.code == "timeout" and closed == [True]
 
 
