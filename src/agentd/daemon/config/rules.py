@@ -40,7 +40,8 @@ def _listening(config: Config) -> Iterator[Found]:
         path: Path = ("listen", n)
         if (text := str(listen.address)) in seen:
             yield (*path, "address"), f"{text} is there twice", "drop one of them"
-        seen.add(text)
+        if listen.address.path or listen.address.port:  # port 0 is another one each time
+            seen.add(text)
         if not listen.serves:
             yield (*path, "serves"), "no door is open there", 'name one, as ["rest"]'
         for name in sorted({door for door in listen.serves if listen.serves.count(door) > 1}):

@@ -256,6 +256,10 @@ def test_issuers_are_told_apart(file):
     assert one(config.check(file(text), {})).key == "auth.jwt[1].name"
 
 
+def test_any_free_port_may_be_had_twice(file):
+    assert config.check(file(TCP.format("127.0.0.1:0") * 2), {}) == []
+
+
 def test_certificates_need_a_listener_that_asks_for_them(file):
     text = "[[auth.certificates]]\nmatch = 'ci'\nprincipal = 'ci'\n"
     assert [p.key for p in config.check(file(text), {})] == [
