@@ -10,10 +10,17 @@ import pytest
 
 from agentd import AgentdError, CauseCode, Refused, Sandbox
 from agentd.testing.patience import SLOWER
-from agentd.testing.walls.claims import granted
+from agentd.testing.walls.claims import granted, own_kernel
 
 MIB = 1 << 20
 EATER = "import sys; b = bytearray(256 << 20); b[::4096] = b'x' * len(b[::4096])"
+SPINNER = """
+import time
+began = time.monotonic()
+while time.process_time() < 0.3:
+    pass
+print(time.monotonic() - began)
+"""
 # Ends what it started by itself: behind the walls without a pid namespace nothing else may.
 FORKER = """
 import subprocess, sys
@@ -100,6 +107,15 @@ def test_memory_is_bounded(make: Callable[..., Sandbox]) -> None:
     assert result.cause.code is CauseCode.OOM
     assert result.cause.remediation
     _goes_on(sandbox)
+
+
+@pytest.mark.shares_machine
+def test_processors_are_bounded(sandbox: Sandbox, make: Callable[..., Sandbox]) -> None:
+    if own_kernel(sandbox):
+        pytest.skip("a machine that is held up does not see it: its clocks go on")
+    small = granted(make, cpus=0.2)
+    # 0.3 s of work take 1.5 s. A busy machine makes that longer, and nothing makes it shorter.
+    assert float(small.run(["python3", "-c", SPINNER], check=True).text) > 0.75
 
 
 def test_processes_are_bounded(make: Callable[..., Sandbox]) -> None:
