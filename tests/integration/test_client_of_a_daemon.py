@@ -23,7 +23,7 @@ from agentd import AsyncSandbox, Client, Sandbox
 from agentd.client.http import address
 from agentd.client.http.client import HttpClient
 from agentd.model.cause import CauseCode
-from agentd.model.errors import AgentdError, InvalidInput, NotFound, Refused
+from agentd.model.errors import AgentdError, Conflict, InvalidInput, NotFound, Refused
 
 
 class Daemon:
@@ -173,6 +173,33 @@ def test_where_the_daemon_has_gone_the_sandbox_is_of_this_process(
         left.bind(f"{tmp_path}/agentd/agentd.sock")  # as after kill -9: nobody listens there
     with Sandbox.create() as own:
         assert own.url is None
+
+
+def test_a_name_finds_it_again(daemon: Daemon) -> None:
+    with Sandbox.create(url=daemon.url, name="build") as made:
+        assert made.name == "build"
+        for again in (
+            Sandbox.connect("build", url=daemon.url),
+            Sandbox.get_or_create("build", url=daemon.url, memory="64M"),
+        ):
+            assert again.id == made.id
+            again.close()  # lets go of it
+        assert made.run("true").ok
+        with pytest.raises(Conflict):
+            Sandbox.create(url=daemon.url, name="build")
+
+    async def main() -> str | None:
+        found = await AsyncSandbox.get_or_create("other", url=daemon.url)
+        await found.kill()
+        return found.name
+
+    assert asyncio.run(main()) == "other"
+    made_by_line = daemon.cli("create", "--name", "third")
+    done = daemon.cli("exec", "third", "--", "echo", "x")
+    assert (done.returncode, done.stdout) == (0, b"x\n"), made_by_line.stderr
+    assert daemon.cli("kill", "third").returncode == 0
+    with pytest.raises(InvalidInput, match="name is for the sandboxes of a daemon"):
+        Sandbox.create(embedded=True, name="build")
 
 
 def test_a_lease(sandbox: Sandbox) -> None:

@@ -59,6 +59,7 @@ class AsyncSandbox:
 
     create = classmethod(_made(Sandbox.create))
     connect = classmethod(_made(Sandbox.connect))
+    get_or_create = classmethod(_made(Sandbox.get_or_create))
     run = cancellable(Sandbox.run, Sandbox._run)
     run_code = cancellable(Sandbox.run_code, Sandbox._run_code)
     call = cancellable(Sandbox.call, Sandbox._call)
@@ -79,6 +80,10 @@ class AsyncSandbox:
     @property
     def id(self) -> str:
         return self._blocking.id
+
+    @property
+    def name(self) -> str | None:
+        return self._blocking.name
 
     @property
     def url(self) -> str | None:

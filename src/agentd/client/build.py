@@ -48,6 +48,8 @@ def sandbox_body(
     labels: Mapping[str, str] | None = None,
     ttl: str | float | None = None,
     snapshot: str | None = None,
+    name: str | None = None,
+    wait: str | float | None = None,
     **asked: Unpack[SandboxOptions],
 ) -> "SandboxBody":
     """What is asked of a service. Judged here as well, so that what is wrong is told without
@@ -70,6 +72,8 @@ def sandbox_body(
         labels=dict(arguments.mapping(labels, "labels", 'write them as {"job": "7"}')),
         ttl=ttl,
         snapshot=snapshot,
+        name=name,
+        wait=wait,
         **structs.asdict(spec.limits),
     )
 

@@ -21,7 +21,7 @@ from agentd.model.result import Result, SandboxInfo
 from agentd.model.spec import ExecRequest, Pty
 
 if TYPE_CHECKING:
-    from agentd.client.ports import Service, Snapshot
+    from agentd.client.ports import Sandboxes, Service, Snapshot
     from agentd.model.api import CallView, SandboxView
 
 
@@ -70,8 +70,10 @@ class Sandbox:
         url: str | None = None,
         api_key: str | None = None,
         snapshot: "Snapshot | str | os.PathLike[str] | None" = None,
+        name: str | None = None,
         labels: Mapping[str, str] | None = None,
         ttl: str | float | None = None,
+        wait: str | float | None = None,
         embedded: bool = False,
         **options: Unpack[SandboxOptions],
     ) -> "Sandbox":
@@ -101,16 +103,19 @@ class Sandbox:
         ``snapshot`` that is not a named daemon's, the sandbox is one of this process. The ``url``
         of what was made says which.
         From a ``snapshot``, its id or the path it was kept at, it comes up as that sandbox was, and
-        only ``env``, ``timeout`` and ``output`` may be given. ``labels`` and ``ttl``, the time
-        until it is ended unless it is renewed, are for a daemon's. One of a daemon that was not
-        named ends with this object, unless it has a ``ttl``.
+        only ``env``, ``timeout`` and ``output`` may be given. For a daemon's are a ``name``, by
+        which ``connect`` finds it, ``labels``, ``ttl``, the time until it is ended unless it is
+        renewed, and ``wait``, how long to wait for room in one's quota. One of a daemon that was
+        not named ends with this object, unless it has a ``ttl``.
 
         Raises InvalidInput, Refused (what is in the way, and the fix), SandboxError, Unreachable.
         """
         with wording.spoken():
             where, named = _place(url, api_key, snapshot is not None, embedded)
             state = _state(snapshot, of_daemon=where is not None)
-            body = build.sandbox_body(snapshot=state, labels=labels, ttl=ttl, **options)
+            body = build.sandbox_body(
+                snapshot=state, name=name, labels=labels, ttl=ttl, wait=wait, **options
+            )
             service = _service(where)
             try:
                 with nullcontext() if where is None or named else wording.found(where):
@@ -123,23 +128,59 @@ class Sandbox:
 
     @classmethod
     def connect(cls, id: str, *, url: str | None = None, api_key: str | None = None) -> "Sandbox":
-        """Take up a sandbox that a daemon has; without ``url`` of the daemon at its usual place.
+        """Take up a sandbox that a daemon has, by its id or name; without ``url`` of the daemon at
+        its usual place.
 
         To close it only lets go of it; ``kill`` ends it. Raises NotFound, Unreachable.
         """
         with wording.spoken():
             arguments.text(id, "id", "it looks like sbx-abcdefghijkl")
-            service = _service(address.find(url, api_key))
-            try:
-                return cls(service, service.sandboxes.get(id), connected=True)
-            except BaseException:
-                service.close()
-                raise
+            return cls._connected_to(url, api_key, lambda sandboxes: sandboxes.get(id))
+
+    @classmethod
+    @options_shown
+    def get_or_create(
+        cls,
+        name: str,
+        *,
+        url: str | None = None,
+        api_key: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        ttl: str | float | None = None,
+        wait: str | float | None = None,
+        **options: Unpack[SandboxOptions],
+    ) -> "Sandbox":
+        """Take up the sandbox that a daemon has by this name, as it is; make it if there is none.
+
+        The options are those of ``create``. To close it only lets go of it, as with ``connect``.
+        """
+        with wording.spoken():
+            arguments.text(name, "name", 'write it as "build"')
+            body = build.sandbox_body(labels=labels, ttl=ttl, wait=wait, **options)
+            return cls._connected_to(
+                url, api_key, lambda sandboxes: sandboxes.get_or_create(name, body)
+            )
+
+    @classmethod
+    def _connected_to(
+        cls, url: str | None, api_key: str | None, find: "Callable[[Sandboxes], SandboxView]"
+    ) -> "Sandbox":
+        service = _service(address.find(url, api_key))
+        try:
+            return cls(service, find(service.sandboxes), connected=True)
+        except BaseException:
+            service.close()
+            raise
 
     @property
     def id(self) -> str:
         """Its id, as ``agentd ls`` shows it and ``connect`` takes it."""
         return self._view.id
+
+    @property
+    def name(self) -> str | None:
+        """The name that it was given, at a daemon; None where it has none."""
+        return self._view.name or None
 
     @property
     def url(self) -> str | None:

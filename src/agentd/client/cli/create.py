@@ -9,6 +9,7 @@ from agentd.client.cli.parser import named
 _EXAMPLES = """\
   agentd create                              prints its id
   agentd create --timeout 30s --ttl 1h --label job=7
+  agentd create --name build                 then: agentd exec build -- make
   box=$(agentd create) && agentd exec $box -- uname -a && agentd kill $box
   agentd create --isolation microvm --json
   agentd create --snapshot snp-0123456789abcdef
@@ -27,7 +28,12 @@ def main(words: list[str]) -> int:
     wanted = sandbox_options(options)
     wanted["env"] = env
     body = build.sandbox_body(
-        snapshot=options.snapshot, labels=remote.labels(options.label), ttl=options.ttl, **wanted
+        snapshot=options.snapshot,
+        name=options.name,
+        labels=remote.labels(options.label),
+        ttl=options.ttl,
+        wait=options.wait,
+        **wanted,
     )
     with remote.service(options) as service, slow.told("create", service.url, options):
         view = service.sandboxes.create(body)
@@ -49,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
         "-v", "--verbose", action="store_true", help="show what its wall holds, on stderr"
     )
     group = parser.add_argument_group("the sandbox")
+    group.add_argument("--name", type=named, metavar="NAME", help="to find it by, as by its id")
+    group.add_argument("--wait", metavar="TIME", help="for room in your quota, at most so long")
     group.add_argument("--ttl", metavar="TIME", help="until it is ended unless renewed, as 10m")
     group.add_argument(
         "--label", metavar="KEY=VALUE", action="append", default=[], help="to find it by"

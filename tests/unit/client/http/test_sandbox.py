@@ -68,6 +68,14 @@ def test_it_is_what_the_daemon_says(daemon, sandbox):
     assert repr(sandbox) == "<Sandbox sbx-a qemu ready>"
 
 
+def test_a_name_and_a_wait_go_along(daemon, url):
+    daemon.answers = [encoded(VIEW | {"name": "build"}, 201)]
+    with Sandbox.create(url=url, name="build", wait="60s") as made:
+        assert asked(daemon) == ("POST", "/v1/sandboxes", {"name": "build", "wait": "60s"})
+        assert made.name == "build"
+        daemon.answers = [NOTHING]
+
+
 def test_a_lost_answer_does_not_make_two(daemon, url, drop):
     daemon.answers = [drop, encoded(VIEW, 201)]
     made = Sandbox.create(url=url)
