@@ -6,6 +6,7 @@ Installed for the daemon as entry points named "lies-" and one of LIES; ``lying_
 import json
 import os
 from collections.abc import Awaitable, Callable
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -36,8 +37,7 @@ class Believer:
 
 class IgnoresScopes(Believer):
     def authenticate(self, credential: Any) -> Any:
-        who = super().authenticate(credential)
-        return msgspec.structs.replace(who, scopes=who.scopes | frozenset(ORDINARY))
+        return _with(super().authenticate(credential), frozenset(ORDINARY))
 
 
 class AsksNobody(Believer):
@@ -77,27 +77,46 @@ class SeesOthers(Believer):
     """Whoever may do all with their own may do it with everybody's."""
 
     def authenticate(self, credential: Any) -> Any:
-        who = super().authenticate(credential)
-        if who.scopes >= frozenset(ORDINARY):
-            return msgspec.structs.replace(who, scopes=who.scopes | {ADMIN})
-        return who
+        service = super().authenticate(credential)
+        if service.caller.scopes >= frozenset(ORDINARY):
+            return _with(service, frozenset({ADMIN}))
+        return service
 
 
-class Leaks:
-    """The service, but for files: what read one is never told that it is done."""
+class Leaks(Believer):
+    """What read a file is never told that it is done."""
 
-    def __init__(self, service: Any) -> None:
-        self._truth = service
-        self._open: list[Any] = []
+    def __init__(self, gatekeeper: Any) -> None:
+        super().__init__(gatekeeper)
+        self.open: list[Any] = []
+
+    def authenticate(self, credential: Any) -> Any:
+        service = super().authenticate(credential)
+        return Through(service, files=Through(service.files, read=partial(self._read, service)))
+
+    def _read(self, service: Any, *args: Any, **options: Any) -> Any:
+        pieces = service.files.read(*args, **options)
+        self.open.append(pieces)
+        first = next(pieces, b"")
+        return iter((first,)) if len(first) < 1 << 10 else chain((first,), pieces)
+
+
+class Through:
+    """An object, but for some of its attributes."""
+
+    def __init__(self, truth: Any, **other: Any) -> None:
+        self._truth = truth
+        vars(self).update(other)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._truth, name)
 
-    def read_file(self, *args: Any, **options: Any) -> Any:
-        pieces = self._truth.read_file(*args, **options)
-        self._open.append(pieces)
-        first = next(pieces, b"")
-        return iter((first,)) if len(first) < 1 << 10 else chain((first,), pieces)
+
+def _with(service: Any, scopes: frozenset[str]) -> Any:
+    """A service with more scopes than its caller has: by what no door is given."""
+    who = service.caller
+    more = msgspec.structs.replace(who, scopes=who.scopes | scopes)
+    return type(service)(service._parts, more)
 
 
 # --- lies about what is asked ---
@@ -275,6 +294,7 @@ GATEKEEPERS = {
     "remembers": Remembers,
     "twice_asked": AsksTwice,
     "others": SeesOthers,
+    "leaks": Leaks,
 }
 WRAPS: dict[str, Callable[[App], App]] = {
     "output": _answered(_loses_the_end),
@@ -293,16 +313,16 @@ WRAPS: dict[str, Callable[[App], App]] = {
     "again": _never_again,
     "tells_whose": _answered(_says_there_is_one),
 }
-LIES = (*GATEKEEPERS, "leaks", *WRAPS)
+LIES = (*GATEKEEPERS, *WRAPS)
 
 
-def __getattr__(name: str) -> Callable[[Any, Any, Any], Mount]:
+def __getattr__(name: str) -> Callable[[Any, Any], Mount]:
     if name not in LIES:
         raise AttributeError(name)
 
-    def mount(web: Any, service: Any, gatekeeper: Any) -> Mount:
+    def mount(web: Any, gatekeeper: Any) -> Mount:
         keeper = GATEKEEPERS.get(name, Believer)(gatekeeper)
-        made = rest(web, Leaks(service) if name == "leaks" else service, keeper)
+        made = rest(web, keeper)
         application = WRAPS[name](made.application) if name in WRAPS else made.application
         return Mount(made.door, application, made.paths, always=made.always)
 

@@ -34,46 +34,46 @@ def tell(**fields):
 
 config = load(None, {}, [(("daemon", "state"), sys.argv[1])])
 daemon = Daemon(config, lambda event, **fields: None)
-service = daemon.service
-admin = Principal("admin", frozenset({"admin"}), "local")
-tell(up=[v.id for v in service.list(admin, {}, 500, "").sandboxes])
+service = daemon.of(Principal("admin", frozenset({"admin"}), "local"))
+tell(up=[v.id for v in service.sandboxes.list()])
 if sys.argv[2] == "look":
-    for view in service.list(admin, {}, 500, "").sandboxes:
-        runs = [p.state for p in service.processes(admin, view.id)]
-        result = service.exec(admin, view.id, ExecBody(cmd="cat kept 2>/dev/null; echo; id -un"))
+    for view in service.sandboxes.list():
+        runs = [p.state for p in service.commands.list(view.id)]
+        result = service.commands.exec(view.id, ExecBody(cmd="cat kept 2>/dev/null; echo; id -un"))
         tell(id=view.id, runs=runs, out=result.stdout, code=result.exit_code)
-        service.delete(admin, view.id)
-    tell(left=[v.id for v in service.list(admin, {}, 500, "").sandboxes])
+        service.sandboxes.kill(view.id)
+    tell(left=[v.id for v in service.sandboxes.list()])
     daemon.link.ask("shutdown")
     daemon.close()
     sys.exit(0)
 
 def work(number):
-    who = Principal(f"user-{number}", frozenset({"create", "run", "read", "files"}), "local")
+    scopes = frozenset({"create", "run", "read", "files"})
+    service = daemon.of(Principal(f"user-{number}", scopes, "local"))
     mine = []
     while True:
         try:
             kind = random.random()
             if len(mine) < 3 and (kind < 0.4 or not mine):
-                view = service.create(who, SandboxBody(ttl=600))
+                view = service.sandboxes.create(SandboxBody(ttl=600))
                 mine.append(view.id)
                 tell(created=view.id)
             elif kind < 0.7:
                 id_ = random.choice(mine)
-                result = service.exec(who, id_, ExecBody(cmd="echo yes > kept"))
+                result = service.commands.exec(id_, ExecBody(cmd="echo yes > kept"))
                 if result.exit_code == 0:
                     tell(kept=id_)
             elif kind < 0.85:
                 id_ = random.choice(mine)
                 body = ExecBody(cmd="while :; do date; sleep 0.05; done")
-                started = service.start(who, id_, body)
+                started = service.commands.start(id_, body)
                 tell(started=started.id, of=id_)
             else:
                 id_ = mine.pop()
-                service.delete(who, id_)
+                service.sandboxes.kill(id_)
                 tell(deleted=id_)
         except AgentdError as error:
-            mine = [v.id for v in service.list(who, {}, 500, "").sandboxes]
+            mine = [v.id for v in service.sandboxes.list()]
 
 for number in range(4):
     threading.Thread(target=work, args=(number,), daemon=True).start()
@@ -212,11 +212,10 @@ from agentd.model.api import ExecBody, SandboxBody
 from agentd.model.principal import Principal
 
 daemon = Daemon(load(None, {}, [(("daemon", "state"), sys.argv[1])]), lambda event, **fields: None)
-service = daemon.service
-admin = Principal("admin", frozenset({"admin"}), "local")
+service = daemon.of(Principal("admin", frozenset({"admin"}), "local"))
 
 def output(id_, process):
-    follower = service.follow(admin, id_, process, {}, lambda: None)
+    follower = service.commands.follow(id_, process, {}, lambda: None)
     found, over, deadline = [], None, time.monotonic() + 120
     while over is None and time.monotonic() < deadline:
         for event in follower.read(1 << 20):
@@ -229,8 +228,8 @@ def output(id_, process):
     return found, over
 """
 BEGIN = """
-view = service.create(admin, SandboxBody(ttl=600))
-process = service.start(admin, view.id, ExecBody(cmd=sys.argv[2]))
+view = service.sandboxes.create(SandboxBody(ttl=600))
+process = service.commands.start(view.id, ExecBody(cmd=sys.argv[2]))
 print(json.dumps([view.id, process.id]), flush=True)
 time.sleep(60)
 """
@@ -240,7 +239,7 @@ found, over = output(id_, process)
 text = "".join(data for _, _, data in found)
 kinds = sorted({kind for kind, _, _ in found})
 print(json.dumps({"text": text, "kinds": kinds, "code": over and over.exit_code}))
-service.delete(admin, id_)
+service.sandboxes.kill(id_)
 daemon.link.ask("shutdown")
 daemon.close()
 """
@@ -262,10 +261,10 @@ daemon = Daemon(
 deadline = time.monotonic() + 120
 while not daemon.pool.sizes().get("default/namespace") and time.monotonic() < deadline:
     time.sleep(0.01)
-admin = Principal("admin", frozenset({"admin"}), "local")
-view = daemon.service.create(admin, SandboxBody(ttl=600))
-print(daemon.service.exec(admin, view.id, ExecBody(cmd="echo alive")).stdout, end="")
-daemon.service.delete(admin, view.id)
+service = daemon.of(Principal("admin", frozenset({"admin"}), "local"))
+view = service.sandboxes.create(SandboxBody(ttl=600))
+print(service.commands.exec(view.id, ExecBody(cmd="echo alive")).stdout, end="")
+service.sandboxes.kill(view.id)
 daemon.link.ask("shutdown")
 daemon.close()
 """

@@ -15,33 +15,35 @@ from tests.security.daemons import Daemon, running
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples/agentd-door-hooks"
 PAGE = (EXAMPLE.parents[1] / "docs/doors.md").read_text()
 Install = Callable[..., None]
-#: As whom it likes it asks, and not as whoever asked it.
+#: It has no caller to pass, and makes itself one of what it was given.
 LIAR = """
 import agentd_door_hooks
 from agentd.ingest.web.door import Mount
 from agentd.ingest.web.routes import Routes
 from agentd.model.answer import Answer
 from agentd.model.api import SandboxBody
+from agentd.model.credential import Credential
 from agentd.model.principal import local
 
 class Liar(agentd_door_hooks.Hooks):
     async def run(self, exchange):
-        made = self.service.create
-        if exchange.path["how"] == "watch":
-            made = lambda who, _: next(self.service.watch(who, "x", "/", recursive=False, wake=-1))
-        if exchange.path["how"] == "once":
-            made = lambda who, _: self.service.once(who, "k", b"", None, None)
-        if exchange.path["how"] == "delete":
-            made = self.service.delete_at_once
-        if exchange.path["how"] == "keyword":
-            made = lambda who, body: self.service.create(who=who, body=body)
-        if exchange.path["how"] == "tunnel":
-            made = lambda who, _: self.service.tunnel(id_="x", port=1, who=who)
-        view = await self.web.threads.waits.run(made, local("root"), SandboxBody())
+        service = await exchange.authenticate()
+        how = exchange.path["how"]
+        if how == "scopes":
+            service.caller.scopes = frozenset({"admin"})
+        if how == "caller":
+            service.caller = local("root")
+        if how == "argument":
+            service.sandboxes.create(local("root"), SandboxBody())
+        if how == "made":
+            self.gatekeeper.authenticate(local("root"))
+        if how == "nobody":
+            service = self.gatekeeper.authenticate(Credential())
+        view = await self.web.threads.waits.run(service.sandboxes.create, SandboxBody())
         await exchange.answer(Answer(200, str(view).encode()))
 
-def mount(web, service, gatekeeper):
-    door = Liar(web, service, gatekeeper)
+def mount(web, gatekeeper):
+    door = Liar(web, gatekeeper)
     routes = Routes(door)
     routes.add("/liar/{how}", {"POST": door.run})
     return Mount(door, routes, ("/liar",))
@@ -58,7 +60,7 @@ BROKEN = {
     "raises": ("raise RuntimeError('no such luck')", "RuntimeError: no such luck"),
     "exits": ("import sys; sys.exit(3)", "SystemExit: 3"),
     "empty": ("pass", "has no attribute 'mount'"),
-    "odd": ("def mount(web, service, gatekeeper):\n    return 7", "it returned int, not a Mount"),
+    "odd": ("def mount(web, gatekeeper):\n    return 7", "it returned int, not a Mount"),
     "greedy": (GREEDY, "the doors 'rest' and 'greedy' both answer /v1/hooks"),
 }
 
@@ -162,14 +164,16 @@ def test_the_door_of_the_page_counts(daemon: Daemon) -> None:
     assert daemon.ask("GET", "/count", key="agd_none").status == 401
 
 
-def test_a_door_cannot_say_who_asks(daemon: Daemon) -> None:
-    """The gatekeeper alone makes a caller."""
-    ways = ("create", "watch", "once", "delete", "keyword", "tunnel")
-    for tried, how in enumerate(ways, 1):
-        refused = daemon.ask("POST", f"/liar/{how}", b"")
-        assert refused.status == 500, refused.body
-        assert daemon.log.count(b"TypeError: who asks was not told by the gatekeeper") == tried
+def test_a_door_asks_as_whoever_asks_it(daemon: Daemon) -> None:
+    """The gatekeeper alone gives out a service, and it is bound to its caller."""
+    reader = daemon.key("eve", "read")
+    ways = {"scopes": 500, "caller": 500, "argument": 500, "made": 500, "nobody": 401, "asks": 403}
+    for how, status in ways.items():
+        refused = daemon.ask("POST", f"/liar/{how}", b"", key=reader)
+        assert refused.status == status, (how, refused.body)
     assert daemon.ask("GET", "/v1/sandboxes").json["sandboxes"] == []
+    made = daemon.ask("POST", "/liar/asks", b"")
+    assert made.status == 200 and b"principal='uid:" in made.body, made.body
 
 
 @pytest.mark.parametrize("name", BROKEN)

@@ -27,10 +27,9 @@ WORKERS = 4
 # Told is what was acknowledged: one line, written at once.
 DAEMON = """
 import json, os, random, sys, threading, time
-import msgspec
 from agentd.daemon.app import Daemon
 from agentd.daemon.config import load
-from agentd.model.api import CallBody, ExecBody, SandboxBody
+from agentd.model.api import ExecBody, SandboxBody
 from agentd.model.errors import AgentdError
 from agentd.model.principal import Principal
 
@@ -39,31 +38,30 @@ def tell(**fields):
 
 options = [(("daemon", "state"), sys.argv[1]), (("audit", "file"), "64K")]
 daemon = Daemon(load(None, {}, options), lambda event, **fields: None)
-service = daemon.service
 tell(up=True)
 if sys.argv[2] == "look":
     daemon.link.ask("shutdown")
     daemon.close()
     sys.exit(0)
 
-def call(who, capability, sandbox, **parameters):
-    body = CallBody(capability, parameters, sandbox)
-    return service.call(who, body, msgspec.json.encode(body))
+def call(service, capability, sandbox, **parameters):
+    return service.capabilities.call(capability, parameters, sandbox=sandbox)
 
 def work(number):
     who = Principal(f"user-{number}", frozenset({"create", "run", "read", "files"}), "local")
-    box = service.create(who, SandboxBody(ttl=600)).id
+    service = daemon.of(who)
+    box = service.sandboxes.create(SandboxBody(ttl=600)).id
     while True:
         kind = random.random()
         try:
             if kind < 0.3:
-                done = call(who, "fs.list.v1", box, path="/")
+                done = call(service, "fs.list.v1", box, path="/")
             elif kind < 0.6:
-                done = call(who, "shell.exec.v1", box, command="sh", args=["-c", "echo yes"])
+                done = call(service, "shell.exec.v1", box, command="sh", args=["-c", "echo yes"])
             elif kind < 0.7:
-                call(who, "fs.read.v1", box, path="nothing")
+                call(service, "fs.read.v1", box, path="nothing")
             else:
-                done = service.exec(who, box, ExecBody(cmd="echo yes"))
+                done = service.commands.exec(box, ExecBody(cmd="echo yes"))
             tell(ended=done.request_id, receipt=done.receipt, who=who.name)
         except AgentdError as error:
             tell(failed=error.code)

@@ -18,7 +18,6 @@ LIFE = """
 import json, sys, threading
 from agentd.daemon.app import Daemon
 from agentd.daemon.config import load
-from agentd.model.api import DecideBody
 from agentd.model.errors import AgentdError
 from agentd.model.principal import Principal
 
@@ -33,7 +32,7 @@ def do(op, value):
     if op == "ask":
         return daemon.approvals.ask(value, relay, "req-1").id
     if op == "approve":
-        return daemon.service.decide_approval(boss, value, DecideBody(True)).state
+        return daemon.of(boss).approvals.decide(value, allow=True).state
     if op == "wait":
         return daemon.approvals.wait(value).state
     if op == "parked":  # by who asked, until the daemon ends
@@ -43,7 +42,7 @@ def do(op, value):
         daemon.end_waiting()
         waiter.join()
         return done[0]
-    return [[a.state, a.note] for a in daemon.service.approvals(boss)]
+    return [[a.state, a.note] for a in daemon.of(boss).approvals.list()]
 
 print("up", flush=True)
 for line in sys.stdin:

@@ -33,11 +33,10 @@ def tell(**fields):
 
 settings = [(("daemon", "state"), sys.argv[1]), (("sandbox", "minimum"), "none")]
 daemon = Daemon(load(None, {}, settings), lambda event, **fields: None)
-service = daemon.service
-me = Principal("me", frozenset({"admin"}), "local")
+service = daemon.of(Principal("me", frozenset({"admin"}), "local"))
 
 def events(sandbox, process):
-    output = service.follow(me, sandbox, process, {}, lambda: None)
+    output = service.commands.follow(sandbox, process, {}, lambda: None)
     while True:
         for event in output.read(1 << 20):
             if event.kind == "exit":
@@ -47,8 +46,8 @@ def events(sandbox, process):
         time.sleep(0.001)
 
 if sys.argv[2] == "begin":
-    sandbox = service.create(me, SandboxBody(backend=sys.argv[3], ttl=600)).id
-    process = service.start(me, sandbox, ExecBody(cmd=sys.argv[4])).id
+    sandbox = service.sandboxes.create(SandboxBody(backend=sys.argv[3], ttl=600)).id
+    process = service.commands.start(sandbox, ExecBody(cmd=sys.argv[4])).id
     for event in events(sandbox, process):
         tell(sandbox=sandbox, process=process)
         break
@@ -58,9 +57,9 @@ said = []
 for event in events(sandbox, process):
     lost = event.kind == "lost"
     said.append([event.offset, event.length if lost else bytes(event.data).decode()])
-view = service.process(me, sandbox, process)
+view = service.commands.get(sandbox, process)
 tell(said=said, state=view.state, output=view.output, code=view.result and view.result.exit_code)
-service.delete(me, sandbox)
+service.sandboxes.kill(sandbox)
 daemon.link.ask("shutdown")
 daemon.close()
 """

@@ -2,7 +2,6 @@
 
 import base64
 
-from agentd.ingest.service import Service
 from agentd.ingest.web.door import Door, Mount
 from agentd.ingest.web.exchange import Exchange
 from agentd.ingest.web.routes import Routes
@@ -20,16 +19,12 @@ TEXT = {"content-type": "text/plain; charset=utf-8"}
 class Hooks(Door):
     """Errors are plain text, a line each of code, message, cause and remediation."""
 
-    def __init__(self, web: Web, service: Service, gatekeeper: Gatekeeper) -> None:
-        super().__init__(web, gatekeeper)
-        self.service = service
-
     def error(self, error: AgentdError) -> Answer:
         text = "".join(f"{name}: {value}\n" for name, value in error.as_dict().items())
         return Answer(status_of(error), text.encode(), {**TEXT, **headers_of(error)})
 
     async def run(self, exchange: Exchange["Hooks"]) -> None:
-        who = await exchange.authenticate()  # before anything of the body is read
+        service = await exchange.authenticate()  # before anything of the body is read
         sent = await exchange.body(MAX_BYTES)
         command = ExecBody(
             cmd=("./hook",),
@@ -39,7 +34,7 @@ class Hooks(Door):
         )
         # The service blocks: each of its calls has a thread, from the room of its kind.
         result = await self.web.threads.waits.run(
-            self.service.exec, who, exchange.path["sandbox"], command
+            service.commands.exec, exchange.path["sandbox"], command
         )
         written = result.stdout.encode()
         if result.encoding == "base64":
@@ -48,8 +43,8 @@ class Hooks(Door):
         await exchange.answer(Answer(status, written, TEXT))
 
 
-def mount(web: Web, service: Service, gatekeeper: Gatekeeper) -> Mount:
-    door = Hooks(web, service, gatekeeper)
+def mount(web: Web, gatekeeper: Gatekeeper) -> Mount:
+    door = Hooks(web, gatekeeper)
     routes = Routes(door, fix="POST /hooks/SANDBOX is all there is")
     routes.add("/hooks/{sandbox}", {"POST": door.run})
     return Mount(door, routes, paths=("/hooks",))

@@ -13,6 +13,9 @@ from agentd.daemon.admission.approvals import Approvals
 from agentd.daemon.admission.control import AdmissionControl
 from agentd.daemon.admission.parked import Parked
 from agentd.daemon.admission.signed import SignedRequests
+from agentd.daemon.calls.calls import Calls
+from agentd.daemon.calls.ends import Ends
+from agentd.daemon.calls.places import Places
 from agentd.daemon.commands.commands import Commands
 from agentd.daemon.config import Config
 from agentd.daemon.disk import Disk, make_room
@@ -20,24 +23,27 @@ from agentd.daemon.events import Events
 from agentd.daemon.idempotency import Idempotency
 from agentd.daemon.keyed import KeyedBounds
 from agentd.daemon.observe import meter
+from agentd.daemon.observe.log import Log
+from agentd.daemon.observe.observed import Observer
 from agentd.daemon.pipeline import Pipeline
-from agentd.daemon.sandboxes import bodies
 from agentd.daemon.sandboxes.endings import Endings
 from agentd.daemon.sandboxes.live import Live
 from agentd.daemon.sandboxes.sandboxes import Sandboxes
+from agentd.daemon.sandboxes.shelves import shelves
 from agentd.daemon.sandboxes.snapshots import Snapshots
 from agentd.daemon.sandboxes.supervision import Supervision
 from agentd.daemon.service.keystore import StoredKeys, key_service
 from agentd.daemon.service.nonces import StoredNonces
+from agentd.daemon.service.parts import Parts
 from agentd.daemon.service.quotas import Ledger
+from agentd.daemon.service.repeats import Repeats
 from agentd.daemon.service.retention import Retention
 from agentd.daemon.service.service import DaemonService
 from agentd.daemon.store.sqlite import SqliteStore
-from agentd.model.api import EventKind
+from agentd.model.api import EventKind, Stats
 from agentd.model.audit import Kind
 from agentd.model.errors import AgentdError, Forbidden, InvalidInput
-from agentd.model.isolation import IsolationLevel
-from agentd.model.limits import Limits
+from agentd.model.principal import Principal
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import guard
 from agentd.sandbox.abilities import LEASED
@@ -45,7 +51,7 @@ from agentd.sandbox.backends import identity
 from agentd.sandbox.handle import SandboxHandle
 from agentd.sandbox.journal.journals import Journals
 from agentd.sandbox.manager import Manager
-from agentd.sandbox.pool import SandboxPool, ShelfSpec
+from agentd.sandbox.pool import SandboxPool
 from agentd.sandbox.supervisor import client, remote
 
 if TYPE_CHECKING:
@@ -66,13 +72,20 @@ class Daemon:
     """Raises AgentdError where it cannot come up."""
 
     def __init__(
-        self, config: Config, report: EventReport, counts: meter.Meter = meter.NONE
+        self,
+        config: Config,
+        report: EventReport,
+        counts: meter.Meter = meter.NONE,
+        log: Log | None = None,
     ) -> None:
+        """``counts`` and ``log`` are told of each call of the service."""
         self.config = config
         self._report = report
         #: Why nobody can connect to it, which the listeners know; "" at first.
         self.unreachable: Callable[[], str] = lambda: ""
         self._closing = threading.Event()
+        self._up, self._began = False, time.time()
+        self.observer, self.ends = Observer(counts, log, self.forbidden), Ends()
         state = str(config.daemon.state)
         socket_path = os.path.join(state, "supervisor.sock")
         if len(socket_path) > _MAX_PATH:
@@ -107,18 +120,9 @@ class Daemon:
             self.approvals = Approvals(
                 self.store, lambda: self.config.approvals, publish=self.events.publish
             )
-            parked = Parked(self.approvals)
             self._damage = ""  # of the audit log, as it was told last
-            self.control = AdmissionControl(
-                state,
-                config.policy,
-                config.audit,
-                parked,
-                config.capabilities,
-                publish=self.events.publish,
-            )
+            self.control = self._controlled(state)
             undo.callback(self.control.close)
-            parked.log = self.control.log
             self.pipeline = Pipeline(self.manager, self.control.gate)
             self.ledger = Ledger(lambda: self.config.quotas)
             self._pool_trouble = ""  # that was told
@@ -146,34 +150,34 @@ class Daemon:
             )
             self.keys = StoredKeys(self.store)
             self._nonces = StoredNonces(self.store, time.time())
-            self._retention = Retention(
-                lambda: self.config,
-                self.store,
-                self.journals,
-                self.keys,
-                more=(
-                    self._forget_nonces,
-                    self.approvals.sweep,
-                    self.commands.forget_parts,
-                    lambda _: self._idempotency.sweep(),
-                ),
-            )
+            self._retention = self._retained()
             self.signed = self._signed_requests(config)
             self._idempotency = self._remembering(state)
-            self.service = self._service(state)
+            self._parts = self._put_together(state)
             self._adopt()
             self._endings.start(self.sandboxes.lost)
             self._supervision = Supervision(
                 self.link, socket_path, self.sandboxes.sort_out, self._lose_all, report
             )
             # Not before: walls that no record tells of are taken for those of the daemon before.
-            self.pool.reshape(self._shelves(config))
+            self.pool.reshape(shelves(config, self.control.gate))
             undo.pop_all()
         self._disk = Disk(state, self._disk_failures)
         self._timer = threading.Thread(target=self._keep_time, name="daemon-timer", daemon=True)
         self._timer.start()
-        self.service.check = lambda: self.trouble() or self.full() or self.unreachable()
-        self.service.not_ready = ""
+        self._up = True
+
+    def of(self, caller: Principal) -> DaemonService:
+        """What ``caller``, who has been authenticated, may ask."""
+        return DaemonService(self._parts, caller)
+
+    def ready(self) -> str:
+        """Why it takes no work, or ""."""
+        if not self._up:
+            return "it is starting"
+        if self.sandboxes.draining:
+            return "it is about to end"
+        return self.trouble() or self.full() or self.unreachable() or self.control.damage
 
     def reload(self, config: Config) -> None:
         """Take over what a running daemon can: quotas, leases, limits, signers, the pool."""
@@ -181,7 +185,7 @@ class Daemon:
         self.control.reload(config.policy)
         self.signed = signed
         self.config = config
-        self.pool.reshape(self._shelves(config))
+        self.pool.reshape(shelves(config, self.control.gate))
 
     def forbidden(self, op: str, who: str, sandbox: str, error: Forbidden) -> None:
         """What a principal's scopes do not let it do: a denial that no policy was asked about."""
@@ -209,22 +213,65 @@ class Daemon:
         self._nonces.close()
         self.store.close()
 
-    def _service(self, state: str) -> DaemonService:
+    def _retained(self) -> Retention:
+        more = (
+            self._forget_nonces,
+            self.approvals.sweep,
+            self.commands.forget_parts,
+            lambda _: self._idempotency.sweep(),
+        )
+        return Retention(lambda: self.config, self.store, self.journals, self.keys, more=more)
+
+    def _controlled(self, state: str) -> AdmissionControl:
+        parked, config = Parked(self.approvals), self.config
+        control = AdmissionControl(
+            state,
+            config.policy,
+            config.audit,
+            parked,
+            config.capabilities,
+            publish=self.events.publish,
+        )
+        parked.log = control.log
+        return control
+
+    def _put_together(self, state: str) -> Parts:
         snapshots = Snapshots(os.path.join(state, "snapshots"))
         snapshots.sweep()
-        return DaemonService(
+        gate, sandboxes = self.control.gate, self.sandboxes
+        places = Places(lambda: self.config, sandboxes, self.commands)
+        calls = Calls(self.control.registry, gate, places)
+        return Parts(
             config=lambda: self.config,
             keys=self._key_service,
-            ledger=self.ledger,
-            pipeline=self.pipeline,
-            pool=self.pool,
-            sandboxes=self.sandboxes,
-            commands=self.commands,
-            snapshots=snapshots,
-            approvals=self.approvals,
-            control=self.control,
             signed=lambda: self.signed,
             idempotency=lambda: self._idempotency,
+            stats=self._stats,
+            ledger=self.ledger,
+            pipeline=self.pipeline,
+            sandboxes=sandboxes,
+            commands=self.commands,
+            snapshots=snapshots,
+            calls=calls,
+            ends=self.ends,
+            approvals=self.approvals,
+            control=self.control,
+            repeats=Repeats(
+                lambda: self.config, gate, calls, sandboxes, snapshots, lambda: self.signed
+            ),
+            observer=self.observer,
+        )
+
+    def _stats(self) -> Stats:
+        return Stats(
+            sandboxes=len(self.sandboxes.all()),
+            processes=self.commands.running(),
+            pool=self.pool.sizes(),
+            queue=self.ledger.waiting,
+            totals={
+                "commands": self.commands.count,
+                "uptime_seconds": round(time.time() - self._began, 1),
+            },
         )
 
     def _remembering(self, state: str) -> Idempotency:
@@ -257,21 +304,6 @@ class Daemon:
             self._report(
                 "went on after a restart", sandboxes=adopted, commands=commands, reaped=reaped
             )
-
-    def _shelves(self, config: Config) -> list[ShelfSpec]:
-        """Of what requests that ask for nothing special come to: behind bounds and policy."""
-        made = []
-        for pool in config.pool:
-            spec = SandboxSpec(
-                isolation=IsolationLevel.parse(pool.isolation),
-                backend=pool.backend,
-                image=pool.image,
-                limits=bodies.bounded(Limits(), config.limits),
-                private_programs=config.sandbox.private_programs,
-            )
-            spec = self.control.gate.ahead(spec)
-            made.append(ShelfSpec(spec, pool.min, pool.max, float(pool.ttl)))
-        return made
 
     def _create_for_pool(self, spec: SandboxSpec) -> SandboxHandle:
         try:

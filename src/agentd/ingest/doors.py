@@ -7,7 +7,7 @@ from agentd.model.errors import InvalidInput
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-#: Each gives a function mount(web, service, gatekeeper) -> Mount.
+#: Each gives a function mount(web, gatekeeper) -> Mount.
 BUILTIN = {"rest": "agentd.ingest.rest.app:mount"}
 ENTRY_POINTS = "agentd.ingests"
 

@@ -322,8 +322,13 @@ class AuditPage(msgspec.Struct, frozen=True):
     """Records as they stand in the log, byte for byte, so that their hashes can be checked;
     ``next`` is the number of the first that is not here, if there is one."""
 
-    records: tuple[Record, ...]
+    lines: tuple[msgspec.Raw, ...] = msgspec.field(name="records")
     next: int | None = None
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """What the lines say."""
+        return tuple(msgspec.json.decode(line, type=Record) for line in self.lines)
 
 
 class EventKind(StrEnum):

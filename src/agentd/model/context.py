@@ -11,6 +11,8 @@ _NO_HEADERS: Mapping[str, str] = {}
 _request: ContextVar[str] = ContextVar("agentd_request", default="")
 _recorded: "ContextVar[Recording | None]" = ContextVar("agentd_recorded", default=None)
 _gone: "ContextVar[Gone | None]" = ContextVar("agentd_gone", default=None)
+#: The sandbox that a thread or task works on, for the log; "" where it is none.
+sandbox: ContextVar[str] = ContextVar("agentd_sandbox", default="")
 _trace: ContextVar[Mapping[str, str]] = ContextVar("agentd_trace", default=_NO_HEADERS)
 
 

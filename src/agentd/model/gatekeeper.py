@@ -1,14 +1,14 @@
-"""Who is let in: a door presents what a request brought along, and is told who asks."""
+"""Who is let in: a door presents what a request brought along, and gets what its caller may ask."""
 
 import socket
 from typing import Protocol
 
 from agentd.model.credential import Credential
-from agentd.model.principal import Principal
+from agentd.model.door import DoorService
 
 
 class Gatekeeper(Protocol):
-    """The only one that makes a Principal of a request. Thread-safe."""
+    """The only one that gives out a service. Thread-safe."""
 
     def peer(self, connection: socket.socket) -> Credential:
         """Tell who is at the other end of a unix socket; to be asked when the connection is new.
@@ -16,6 +16,7 @@ class Gatekeeper(Protocol):
         Raises OSError where they have gone.
         """
 
-    def authenticate(self, credential: Credential) -> Principal:
-        """Name who asks, once a request: it counts towards their rate. May block, for a token's key
-        may have to be fetched. Raises Unauthenticated, Forbidden, QuotaExceeded."""
+    def authenticate(self, credential: Credential) -> DoorService:
+        """Give out the service of who asks, once a request: it counts towards their rate. May
+        block, for a token's key may have to be fetched. Raises Unauthenticated, Forbidden,
+        QuotaExceeded."""

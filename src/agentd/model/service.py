@@ -140,7 +140,7 @@ class Commands(Protocol):
         sandbox: str,
         process: str,
         cursors: Mapping[str, int],
-        notify: Callable[[], object],
+        notify: Callable[[], None],
         streams: Sequence[str] = STREAMS,
     ) -> Output:
         """Follow what it writes, of each stream from its cursor on (0 where it has none).

@@ -14,14 +14,13 @@ from agentd.daemon.config.schema import Listen
 from agentd.daemon.observe import meter, trace
 from agentd.daemon.observe.log import Log
 from agentd.daemon.observe.metrics import Metrics
-from agentd.daemon.observe.observed import observed, observed_gatekeeper
 from agentd.ingest.web import web
 from agentd.ingest.web.limits import WebLimits
 from agentd.ingest.web.listeners import Listener
 from agentd.ingest.web.server import Server
 from agentd.linux.process import raise_file_limit
 from agentd.serve import doors
-from agentd.serve.gatekeeper import Caller, Gatekeeper
+from agentd.serve.gatekeeper import Gatekeeper
 from agentd.serve.listening import listen
 from agentd.serve.process import DaemonProcess, warn
 from agentd.serve.systemd import Notifier
@@ -53,13 +52,13 @@ def serve(
         listeners = listen(config, environ)
         for listener, _ in listeners:
             stack.callback(listener.close)
-        daemon = Daemon(config, log.info, metrics or meter.NONE)
+        daemon = Daemon(config, log.info, metrics or meter.NONE, log)
         stack.callback(daemon.close)
         if metrics is not None:
             metrics.watch(daemon)
         raise_file_limit()
-        gatekeeper = Gatekeeper(config, daemon.keys, daemon.ledger)
-        server = _server(daemon, gatekeeper, mounts, listeners, log, metrics)
+        gatekeeper = Gatekeeper(config, daemon)
+        server = _server(daemon, gatekeeper, mounts, listeners, metrics)
         process = DaemonProcess(load, daemon, gatekeeper, log, notifier)
         asyncio.run(process.run(server, ready))
     code = OWN_FAILURE if process.is_broken else 0
@@ -72,18 +71,17 @@ def _server(
     gatekeeper: Gatekeeper,
     loaded: dict[str, doors.MountFunction],
     listeners: Sequence[tuple[Listener, Listen]],
-    log: Log,
     metrics: Metrics | None,
 ) -> Server:
-    """The doors on the listeners, over the daemon's service."""
-    config, counts = daemon.config, metrics or meter.NONE
-    service = observed(daemon.service, counts, log, daemon.forbidden, Caller)
-    keeper = observed_gatekeeper(gatekeeper, counts, log, daemon.forbidden)
+    """The doors on the listeners, in front of the gatekeeper."""
+    config = daemon.config
     told = None if metrics is None else web.MetricsSource(metrics.render, config.metrics.public)
-    shared = web.Web(_limits(config), told)
-    mounts = doors.mounted(loaded, shared, service, keeper)
+    shared = web.Web(_limits(config), told, daemon.ready)
+    mounts = doors.mounted(loaded, shared, gatekeeper)
     found = doors.on_listeners([one.serves for _, one in listeners], shared, mounts)
-    return Server(shared, keeper, [(one, d) for (one, _), d in zip(listeners, found, strict=True)])
+    return Server(
+        shared, gatekeeper, [(one, d) for (one, _), d in zip(listeners, found, strict=True)]
+    )
 
 
 def announce(names: Sequence[str]) -> None:

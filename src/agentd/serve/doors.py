@@ -4,14 +4,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 
 from agentd.ingest import doors
-from agentd.ingest.service import Service
 from agentd.ingest.web.door import Mount
 from agentd.ingest.web.doors import Doors
 from agentd.ingest.web.web import Web
 from agentd.model.errors import InvalidInput
 from agentd.model.gatekeeper import Gatekeeper
 
-MountFunction = Callable[[Web, Service, Gatekeeper], Mount]
+MountFunction = Callable[[Web, Gatekeeper], Mount]
 
 
 def load(names: Iterable[str]) -> dict[str, MountFunction]:
@@ -24,10 +23,10 @@ def load(names: Iterable[str]) -> dict[str, MountFunction]:
 
 
 def mounted(
-    loaded: Mapping[str, MountFunction], web: Web, service: Service, gatekeeper: Gatekeeper
+    loaded: Mapping[str, MountFunction], web: Web, gatekeeper: Gatekeeper
 ) -> dict[str, Mount]:
     """Each of them once, however many listeners serve it. Raises InvalidInput."""
-    return {name: _mount(name, loaded[name], web, service, gatekeeper) for name in loaded}
+    return {name: _mount(name, loaded[name], web, gatekeeper) for name in loaded}
 
 
 def on_listeners(
@@ -53,11 +52,9 @@ def _load(name: str) -> MountFunction:
         raise _broken(name, "be loaded", error) from error
 
 
-def _mount(
-    name: str, mount: MountFunction, web: Web, service: Service, gatekeeper: Gatekeeper
-) -> Mount:
+def _mount(name: str, mount: MountFunction, web: Web, gatekeeper: Gatekeeper) -> Mount:
     try:
-        made: object = mount(web, service, gatekeeper)
+        made: object = mount(web, gatekeeper)
         if not isinstance(made, Mount):
             raise TypeError(f"it returned {type(made).__name__}, not a Mount")
     except (Exception, SystemExit) as error:

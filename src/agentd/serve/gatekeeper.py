@@ -3,31 +3,29 @@
 import socket
 
 from agentd.auth.chain import ProviderChain
-from agentd.auth.keys import KeyStore
 from agentd.auth.peer import peer_of
+from agentd.daemon.app import Daemon
 from agentd.daemon.config.schema import Config
-from agentd.daemon.service.quotas import Ledger
+from agentd.daemon.observe.observed import observed
+from agentd.daemon.service.service import DaemonService
 from agentd.model.credential import Credential
-from agentd.model.principal import Principal
 from agentd.serve import authentication
 
 
-class Caller(Principal, frozen=True):
-    """A principal that proved who they are. Nothing but the gatekeeper makes one."""
-
-
 class Gatekeeper:
-    """``model.gatekeeper.Gatekeeper`` over the daemon's keys and quotas."""
+    """``model.gatekeeper.Gatekeeper`` over a daemon, its keys and quotas."""
 
-    def __init__(self, config: Config, keys: KeyStore, ledger: Ledger) -> None:
+    _who = None  # it is what is found out
+
+    def __init__(self, config: Config, daemon: Daemon) -> None:
         """Raises InvalidInput for what is configured and cannot be had."""
-        self._keys = keys
-        self._ledger = ledger
+        self._daemon = daemon
+        self._observer = daemon.observer
         self._chain = self.chain(config)
 
     def chain(self, config: Config) -> ProviderChain:
         """What ``take`` takes. Raises InvalidInput."""
-        return authentication.chain(config, self._keys)
+        return authentication.chain(config, self._daemon.keys)
 
     def take(self, chain: ProviderChain) -> None:
         """Judge by it from now on."""
@@ -37,7 +35,8 @@ class Gatekeeper:
         peer = peer_of(connection)
         return Credential(peer_uid=peer.uid, peer_pid=peer.pid, foreign=peer.foreign)
 
-    def authenticate(self, credential: Credential) -> Caller:
+    @observed("authenticate")
+    def authenticate(self, credential: Credential) -> DaemonService:
         who = self._chain.authenticate(credential)
-        self._ledger.request(who.name)
-        return Caller(who.name, who.scopes, who.via, who.credential)
+        self._daemon.ledger.request(who.name)
+        return self._daemon.of(who)

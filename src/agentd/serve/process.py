@@ -107,7 +107,7 @@ class DaemonProcess:
         if not drained.done():
             self._log.warning("ends what still runs", commands=commands.running())
             await _at_most(_LAST_WORDS, commands.end_awaited)
-            await _at_most(_LAST_WORDS, self._daemon.service.ends.end)
+            await _at_most(_LAST_WORDS, self._daemon.ends.end)
         whole = await drained
         self._daemon.sandboxes.draining = True
         await _at_most(_LAST_WORDS, commands.wait_idle, _LAST_WORDS)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from tests.unit.ingest.fake import FakeService
+from tests.unit.ingest.fake import FakeDaemon
 
 from agentd.ingest.rest.app import mount as rest
 from agentd.ingest.web import listeners
@@ -61,9 +61,9 @@ class Running:
         limits: WebLimits | None = None,
         more: Sequence[Listener] = (),
         metrics: Callable[[], bytes] | None = None,
-        doors: Callable[[Web, FakeService], dict[str, Mount]] = lambda web, service: {},
+        doors: Callable[[Web, FakeDaemon], dict[str, Mount]] = lambda web, service: {},
     ) -> None:
-        self.service = FakeService()
+        self.service = FakeDaemon()
         self.path = str(folder / "s")
         self.limits = limits or WebLimits()
         tcp = listeners.tcp("127.0.0.1", 0)
@@ -80,8 +80,8 @@ class Running:
         self.loop = asyncio.get_running_loop()
         self.stop = asyncio.Event()
         metrics = None if self._metrics is None else MetricsSource(self._metrics, public=True)
-        web = Web(self.limits, metrics)
-        mounts = {"rest": rest(web, self.service, self.service)} | self._doors(web, self.service)
+        web = Web(self.limits, metrics, lambda: self.service.not_ready)
+        mounts = {"rest": rest(web, self.service)} | self._doors(web, self.service)
         doors = Doors(web, mounts)
         self.server = Server(web, self.service, [(one, doors) for one in self._listeners])
         await self.server.start()

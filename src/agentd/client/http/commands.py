@@ -71,7 +71,7 @@ class HttpCommands:
         sandbox: str,
         process: str,
         cursors: Mapping[str, int],
-        notify: Callable[[], object],
+        notify: Callable[[], None],
         streams: Sequence[str] = STREAMS,
     ) -> "HttpOutput":
         from agentd.client.http.output import HttpOutput

@@ -40,7 +40,7 @@ class HttpOutput:
         client: HttpClient,
         path: str,
         cursors: Mapping[str, int],
-        notify: Callable[[], object],
+        notify: Callable[[], None],
         streams: Sequence[str] = STREAMS,
     ) -> None:
         if not streams or not set(streams) <= set(STREAMS):

@@ -2,24 +2,16 @@
 
 from collections.abc import Sequence
 
-import msgspec
-
 from agentd.model import typed
 from agentd.model.api import ResultView
+from agentd.model.output import OutputEvent
 from agentd.sandbox.journal.events import Gap, JournalChunk
 from agentd.sandbox.journal.follower import JournalFollower
 
 
-class OutputEvent(msgspec.Struct, frozen=True):
-    kind: str
-    stream: str = ""
-    offset: int = 0
-    data: bytes = b""
-    length: int = 0
-    result: ResultView | None = None
+class FollowedOutput:
+    """Implements ``model.output.Output``."""
 
-
-class Output:
     def __init__(self, follower: JournalFollower) -> None:
         self._follower = follower
 

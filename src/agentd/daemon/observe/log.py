@@ -8,8 +8,8 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -23,7 +23,6 @@ _rich = sys.modules.get("rich")
 sys.modules["rich"] = None  # type: ignore[assignment]
 try:
     import structlog
-    from structlog.contextvars import bound_contextvars, get_contextvars
     from structlog.typing import EventDict, WrappedLogger
 finally:
     del sys.modules["rich"]
@@ -34,13 +33,6 @@ LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _FIRST = ("timestamp", "level", "event", "request", "sandbox")
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.:/+,@[]")
 _FOREIGN = ("uvicorn", "asyncio", "agentd")
-
-
-@contextmanager
-def about(**fields: str) -> Iterator[None]:
-    """Lines of this thread within the block have these fields: ``sandbox``, say."""
-    with bound_contextvars(**{name: value for name, value in fields.items() if value}):
-        yield
 
 
 class Log:
@@ -165,8 +157,8 @@ class _Foreign(logging.Handler):
 def _add_context(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     if request := context.current():
         event.setdefault("request", request)
-    for name, value in get_contextvars().items():
-        event.setdefault(name, value)
+    if sandbox := context.sandbox.get():
+        event.setdefault("sandbox", sandbox)
     return event
 
 

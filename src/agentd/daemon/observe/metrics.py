@@ -177,7 +177,7 @@ class _State(Collector):
             yield from self._of(self.daemon)
 
     def _of(self, daemon: "Daemon") -> Iterator[Metric]:
-        yield _gauge("agentd_ready", {(): int(not daemon.service.ready())})
+        yield _gauge("agentd_ready", {(): int(not daemon.ready())})
         yield _gauge("agentd_supervisor_up", {(): int(not daemon.link.lost.is_set())})
         there: Count[tuple[str, ...]] = Count()
         for live in daemon.sandboxes.all():

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
+from agentd.model import context
+
 _ASKED = (
     "OTEL_EXPORTER_OTLP_ENDPOINT",
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
@@ -69,6 +71,15 @@ def span(
 ) -> AbstractContextManager[Any]:
     """What is done within the block. ``parent`` is a request's headers: traceparent, tracestate."""
     return _NOTHING if _tracer is None else _tracer.span(name, values, parent)
+
+
+def operation(op: str, who: str, sandbox: str) -> AbstractContextManager[Any]:
+    """A span of one that a request asked for, beneath the trace that this came with."""
+    if _tracer is None:
+        return _NOTHING
+    values = {"agentd.principal": who, "agentd.sandbox": sandbox}
+    known = {name: value for name, value in values.items() if value}
+    return _tracer.span(f"agentd.{op}", known, context.trace_headers())
 
 
 def past(name: str, seconds: float, values: Values = _EMPTY) -> None:

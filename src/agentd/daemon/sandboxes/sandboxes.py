@@ -7,7 +7,7 @@ is ended; one that the supervisor has lost is written down as ended.
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -25,7 +25,7 @@ from agentd.daemon.service.quotas import Ledger
 from agentd.daemon.store.records import SandboxRecord
 from agentd.daemon.store.sqlite import SqliteStore
 from agentd.model import context
-from agentd.model.api import EventKind, SandboxPage, SandboxView
+from agentd.model.api import EventKind, SandboxView
 from agentd.model.errors import AgentdError, BackendLost, Full, InvalidInput, NotFound
 from agentd.model.principal import Principal
 from agentd.model.spec import SandboxSpec
@@ -39,8 +39,6 @@ from agentd.sandbox.supervisor.client import SupervisorLink
 
 if TYPE_CHECKING:
     from agentd.sandbox.snapshots import Snapshot
-
-MAX_PAGE = 500
 
 
 class Sandboxes(Adoption):
@@ -233,35 +231,29 @@ class Sandboxes(Adoption):
             )
         return record
 
-    def page(
-        self,
-        principal: Principal,
-        labels: Mapping[str, str],
-        limit: int,
-        after: str,
-        state: str = "",
-    ) -> SandboxPage:
-        """Those that ``principal`` may see, in the order of their ids."""
-        if state and state not in list(State):
+    def views(
+        self, principal: Principal, labels: Mapping[str, str], state: str | None, after: str
+    ) -> Iterator[SandboxView]:
+        """Those that ``principal`` may see, in the order of their ids, from behind ``after`` on.
+
+        Raises InvalidInput.
+        """
+        if state is not None and state not in list(State):
             raise InvalidInput(
                 f"there is no state {state[:64]!r}",
                 remediation=f"give one of: {', '.join(State)}",
             )
-        if not 1 <= limit <= MAX_PAGE:
-            raise InvalidInput(f"limit {limit} is not from 1 to {MAX_PAGE}")
         with self._lock:
             ids = sorted(id_ for id_ in self._live if id_ > after)
-        found: list[SandboxView] = []
         for id_ in ids:
-            with contextlib.suppress(NotFound, AgentdError):
+            view = None
+            with contextlib.suppress(AgentdError):  # it has ended meanwhile
                 live = self.get(principal, id_)
-                if state and live.handle.state != state:
-                    continue
-                if labels.items() <= live.record.labels.items():
-                    if len(found) == limit:
-                        return SandboxPage(tuple(found), next=found[-1].id)
-                    found.append(live.view())
-        return SandboxPage(tuple(found))
+                fits = state is None or live.handle.state == state
+                if fits and labels.items() <= live.record.labels.items():
+                    view = live.view()
+            if view is not None:
+                yield view
 
     def all(self) -> list[Live]:
         with self._lock:

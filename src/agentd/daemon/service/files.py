@@ -1,50 +1,44 @@
-"""Files of a sandbox, and trees of them as tar, through its agent.
+"""Files of a caller's sandboxes, and trees of them as tar, through their agents.
 
 Each is judged and recorded as the capability that does the same: ``fs.read.v1``, ``fs.list.v1``,
 ``fs.write.v1``. What writes has one START, one END and a receipt; what reads has no receipt, and
-nobody waits for its records; a look (``list``, ``stat``, ``changes``) is over once it is decided.
+nobody waits for its records; a look (``list``, ``stat``) is over once it is decided.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from hashlib import sha256
-from typing import TYPE_CHECKING
 
 from agentd.daemon.admission import acts
+from agentd.daemon.observe.observed import observed
 from agentd.daemon.sandboxes.live import Live
-from agentd.model.api import EntryView, MkdirBody, MoveBody
-from agentd.policy.scopes import scope_of
+from agentd.daemon.service.noun import Noun
+from agentd.model.api import ChangeView, EntryView
 from agentd.transport.files import Entry
 
-if TYPE_CHECKING:
-    from agentd.daemon.admission.admission import Admission
-    from agentd.daemon.admission.gate import Gate
-    from agentd.daemon.sandboxes.sandboxes import Sandboxes
-    from agentd.model.principal import Principal
 
+class DaemonFiles(Noun):
+    """Implements ``model.service.Files``."""
 
-class Files:
-    """The part of the service that is about files. Paths are those inside. Thread-safe."""
-
-    _gate: "Gate"
-    _sandboxes: "Sandboxes"
-
-    def read_file(
-        self, who: "Principal", id_: str, path: str, offset: int = 0, length: int | None = None
+    @observed("read_file")
+    def read(
+        self, sandbox: str, path: str, offset: int = 0, length: int | None = None
     ) -> Iterator[bytes]:
-        live, admission = self._open(who, id_, acts.READ, "read a file", path=path)
-        return admission.over(live.handle.guest.files.read_iter(path, offset, length))
+        live, admission = self._open(sandbox, acts.READ, "read a file", path=path)
+        files = live.handle.guest.files
+        pieces = admission.over(files.read_iter(path, offset, length))
+        return self._observer.pieces("read_file_data", self._who.name, sandbox, pieces)
 
-    def write_file(
+    @observed("write_file")
+    def write(
         self,
-        who: "Principal",
-        id_: str,
+        sandbox: str,
         path: str,
         data: Iterable[bytes],
         *,
         mode: int = 0o644,
         parents: bool = False,
     ) -> int:
-        live, admission = self._open(who, id_, acts.WRITE, "write a file", path=path)
+        live, admission = self._open(sandbox, acts.WRITE, "write a file", path=path)
         content = _Hashed(data)
         with admission:
             admission.begin()
@@ -52,87 +46,68 @@ class Files:
             admission.done(input_digest=content.digest)
         return size
 
-    def list_files(self, who: "Principal", id_: str, path: str) -> Sequence[EntryView]:
-        live, _ = self._open(who, id_, acts.LIST, "list files", path=path)
-        return [_view(entry) for entry in live.handle.guest.files.list(path)]
+    @observed("list_files")
+    def list(self, sandbox: str, path: str) -> tuple[EntryView, ...]:
+        live, _ = self._open(sandbox, acts.LIST, "list files", path=path)
+        return tuple(_view(entry) for entry in live.handle.guest.files.list(path))
 
-    def stat_file(self, who: "Principal", id_: str, path: str) -> EntryView:
-        live, _ = self._open(who, id_, acts.LIST, "look at a file", path=path)
+    @observed("stat_file")
+    def stat(self, sandbox: str, path: str) -> EntryView:
+        live, _ = self._open(sandbox, acts.LIST, "look at a file", path=path)
         return _view(live.handle.guest.files.stat(path))
 
-    def mkdir(self, who: "Principal", id_: str, body: MkdirBody) -> None:
-        live, admission = self._open(who, id_, acts.WRITE, "make a directory", path=body.path)
+    @observed("mkdir")
+    def mkdir(self, sandbox: str, path: str, *, mode: int = 0o755, parents: bool = False) -> None:
+        live, admission = self._open(sandbox, acts.WRITE, "make a directory", path=path)
         with admission:
             admission.begin()
-            live.handle.guest.files.mkdir(body.path, mode=body.mode, parents=body.parents)
+            live.handle.guest.files.mkdir(path, mode=mode, parents=parents)
 
-    def move(self, who: "Principal", id_: str, body: MoveBody) -> None:
-        live, admission = self._open(who, id_, acts.WRITE, "move a file", path=body.path)
-        self._open(who, id_, acts.WRITE, "move a file", path=body.to)  # judged, a part of the first
+    @observed("move")
+    def move(self, sandbox: str, path: str, to: str) -> None:
+        live, admission = self._open(sandbox, acts.WRITE, "move a file", path=path)
+        self._open(sandbox, acts.WRITE, "move a file", path=to)  # judged, a part of the first
         with admission:
             admission.begin()
-            live.handle.guest.files.move(body.path, body.to)
+            live.handle.guest.files.move(path, to)
 
-    def remove(self, who: "Principal", id_: str, path: str, *, recursive: bool) -> None:
-        live, admission = self._open(who, id_, acts.WRITE, "remove a file", path=path)
+    @observed("remove")
+    def remove(self, sandbox: str, path: str, *, recursive: bool = False) -> None:
+        live, admission = self._open(sandbox, acts.WRITE, "remove a file", path=path)
         with admission:
             admission.begin()
             live.handle.guest.files.remove(path, recursive=recursive)
 
+    @observed("watch")
     def watch(
-        self, who: "Principal", id_: str, path: str, *, recursive: bool, wake: int
-    ) -> Iterator[Mapping[str, str]]:
-        live, admission = self._open(who, id_, acts.LIST, "watch files", path=path)
+        self, sandbox: str, path: str, *, recursive: bool = False, wake: int = -1
+    ) -> Iterator[ChangeView]:
+        live, admission = self._open(sandbox, acts.LIST, "watch files", path=path)
         live.handle.guest.files.stat(path)  # the agent tells what is wrong with it late
         return admission.over(_changes(live, path, recursive, wake))
 
-    def read_tar(self, who: "Principal", id_: str, path: str) -> Iterator[bytes]:
-        live, admission = self._open(who, id_, acts.READ, "read a tree", path=path)
-        return admission.over(live.handle.guest.files.read_tar(path))
+    @observed("read_tar")
+    def read_tar(self, sandbox: str, path: str) -> Iterator[bytes]:
+        live, admission = self._open(sandbox, acts.READ, "read a tree", path=path)
+        pieces = admission.over(live.handle.guest.files.read_tar(path))
+        return self._observer.pieces("read_tar_data", self._who.name, sandbox, pieces)
 
+    @observed("write_tar")
     def write_tar(
         self,
-        who: "Principal",
-        id_: str,
+        sandbox: str,
         path: str,
         data: Iterable[bytes],
         *,
         whole: bool = False,
         replace: bool = False,
     ) -> None:
-        live, admission = self._open(who, id_, acts.WRITE, "write a tree", path=path)
+        live, admission = self._open(sandbox, acts.WRITE, "write a tree", path=path)
         content = _Hashed(data)
         with admission:
             admission.begin()
             live.handle.guest.files.write_tar(path, content, whole=whole, replace=replace)
             admission.done(input_digest=content.digest)
-
-    def changes(self, who: "Principal", id_: str) -> Sequence[str]:
-        who.require("files")  # it tells what ``apply`` would write
-        live = self._sandboxes.get(who, id_)
-        self._judge(who, live, acts.LIST, path=live.wall.workspace)
-        return live.handle.overlay().changes()
-
-    def apply(self, who: "Principal", id_: str) -> None:
-        who.require(scope_of(acts.WRITE))
-        live = self._sandboxes.get(who, id_)
-        with self._judge(who, live, acts.WRITE, path=live.wall.workspace) as admission:
-            admission.begin()
-            live.handle.overlay().apply()
-
-    def _open(
-        self, who: "Principal", id_: str, name: str, doing: str, **parameters: object
-    ) -> "tuple[Live, Admission]":
-        """``name``: what is to be done, in a capability's words. Raises Forbidden, NotFound,
-        Conflict (``doing`` says what for), and what the policy refuses."""
-        who.require(scope_of(name))
-        live = self._sandboxes.get(who, id_)
-        live.require_running(doing)
-        return live, self._judge(who, live, name, **parameters)
-
-    def _judge(self, who: "Principal", live: Live, name: str, **parameters: object) -> "Admission":
-        act = acts.operation(who, name, live.handle, live.record.labels, **parameters)
-        return self._gate.operation(act, live.handle)
 
 
 class _Hashed:
@@ -152,9 +127,9 @@ class _Hashed:
         return f"sha256:{self._sha256.hexdigest()}"
 
 
-def _changes(live: Live, path: str, recursive: bool, wake: int) -> Iterator[Mapping[str, str]]:
+def _changes(live: Live, path: str, recursive: bool, wake: int) -> Iterator[ChangeView]:
     for change in live.handle.guest.files.watch(path, recursive, wake=wake):
-        yield {"kind": change.kind, "path": change.path}
+        yield ChangeView(kind=change.kind, path=change.path)
 
 
 def _view(entry: Entry) -> EntryView:

@@ -1,50 +1,60 @@
 """API keys, as callers see them; each that is made or revoked stands in the audit log."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from agentd.model.api import KeyBody, KeyView
+from agentd.daemon.observe.observed import observed
+from agentd.daemon.service.noun import Noun
+from agentd.model.api import KeyView
 from agentd.model.audit import Kind
 from agentd.model.units import parse_duration
 
 if TYPE_CHECKING:
-    from agentd.auth.keys import KeyRecord, KeyService
-    from agentd.daemon.admission.control import AdmissionControl
-    from agentd.model.principal import Principal
+    from agentd.auth.keys import KeyRecord
 
 
-class Keys:
-    """The part of the service that is about keys. Thread-safe."""
+class DaemonKeys(Noun):
+    """Implements ``model.service.Keys``."""
 
-    _keys: "Callable[[], KeyService]"
-    _control: "AdmissionControl"
-
-    def create_key(self, who: "Principal", body: KeyBody) -> KeyView:
-        ttl = None if body.ttl is None else parse_duration(body.ttl, "ttl")
-        made = self._keys().create(who, body.name, body.scopes, ttl=ttl, principal=body.principal)
+    @observed("create_key")
+    def create(
+        self,
+        name: str,
+        scopes: Sequence[str],
+        *,
+        ttl: str | float | None = None,
+        principal: str | None = None,
+    ) -> KeyView:
+        seconds = None if ttl is None else parse_duration(ttl, "ttl")
+        made = self._parts.keys().create(
+            self._who, name, tuple(scopes), ttl=seconds, principal=principal
+        )
         record = made.record
-        self._control.note(
+        self._parts.control.note(
             Kind.KEY_CREATED,
-            who.name,
+            self._who.name,
             id=record.id,
             name=record.name,
             scopes=record.scopes,
             acts_as=record.principal,
         )
-        return _key_view(made.record, made.key)
+        return _view(made.record, made.key)
 
-    def key(self, who: "Principal", key: str) -> KeyView:
-        return _key_view(self._keys().get(who, key))
+    @observed("keys")
+    def list(self) -> tuple[KeyView, ...]:
+        return tuple(_view(record) for record in self._parts.keys().ls(self._who))
 
-    def keys(self, who: "Principal") -> Sequence[KeyView]:
-        return [_key_view(record) for record in self._keys().ls(who)]
+    @observed("key")
+    def get(self, id: str) -> KeyView:
+        return _view(self._parts.keys().get(self._who, id))
 
-    def revoke_key(self, who: "Principal", key: str) -> None:
-        self._keys().revoke(who, key)
-        self._control.note(Kind.KEY_REVOKED, who.name, id=key)
+    @observed("revoke_key")
+    def revoke(self, id: str) -> None:
+        self._parts.keys().revoke(self._who, id)
+        self._parts.control.note(Kind.KEY_REVOKED, self._who.name, id=id)
 
 
-def _key_view(record: "KeyRecord", secret: str | None = None) -> KeyView:
+def _view(record: "KeyRecord", secret: str | None = None) -> KeyView:
     return KeyView(
         id=record.id,
         name=record.name,

@@ -2,21 +2,14 @@
 
 from agentd.ingest.rest.respond import encode, error_answer
 from agentd.ingest.rest.worded import error_in_json
-from agentd.ingest.service import Service
 from agentd.ingest.web import exchange, websocket
 from agentd.ingest.web.door import Door
-from agentd.ingest.web.web import Web
 from agentd.model.answer import Answer
 from agentd.model.errors import AgentdError
-from agentd.model.gatekeeper import Gatekeeper
 
 
 class Api(Door):
     """The REST door: its errors are JSON of four fields."""
-
-    def __init__(self, web: Web, service: Service, gatekeeper: Gatekeeper) -> None:
-        super().__init__(web, gatekeeper)
-        self.service = service
 
     def error(self, error: AgentdError) -> Answer:
         return error_answer(error)

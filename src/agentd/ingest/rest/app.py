@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from agentd._version import __version__
 from agentd.ingest.rest import (
     approvals,
     audit,
@@ -17,7 +18,6 @@ from agentd.ingest.rest.openapi import document
 from agentd.ingest.rest.operation import Operation
 from agentd.ingest.rest.respond import JSON, encode
 from agentd.ingest.rest.sockets import attach, execute
-from agentd.ingest.service import Service
 from agentd.ingest.web.door import Mount
 from agentd.ingest.web.routes import Handler, Routes
 from agentd.ingest.web.web import Web
@@ -46,14 +46,14 @@ def operations(*, metrics: bool = False) -> tuple[Operation, ...]:
     return (*table, meta.METRICS) if metrics else table
 
 
-def mount(web: Web, service: Service, gatekeeper: Gatekeeper) -> Mount:
+def mount(web: Web, gatekeeper: Gatekeeper) -> Mount:
     """Give the REST API its paths. ``/metrics`` is one of them where ``web`` has metrics."""
-    api = Api(web, service, gatekeeper)
+    api = Api(web, gatekeeper)
     table = operations(metrics=web.metrics is not None)
     by_path: dict[str, dict[str, Handler[Api]]] = {}
     for operation in table:
         by_path.setdefault(operation.path, {})[operation.method] = operation.handle
-    by_path[_DOCUMENT] = {"GET": _openapi(table, service)}
+    by_path[_DOCUMENT] = {"GET": _openapi(table)}
     routes = Routes(api, fix=f"GET {_DOCUMENT} lists them")
     for path, methods in by_path.items():
         routes.add(path, methods)
@@ -65,13 +65,12 @@ def mount(web: Web, service: Service, gatekeeper: Gatekeeper) -> Mount:
     return Mount(api, routes, ("/v1", _DOCUMENT, *_ALWAYS), always=_ALWAYS)
 
 
-def _openapi(table: Sequence[Operation], service: Service) -> Handler[Api]:
+def _openapi(table: Sequence[Operation]) -> Handler[Api]:
     cached: list[bytes] = []
 
     async def handle(exchange: Exchange) -> None:
         if not cached:
-            version = service.version().get("agentd", "")
-            cached.append(encode(document(table, version)))
+            cached.append(encode(document(table, __version__)))
         await exchange.answer(Answer(200, cached[0], {"content-type": JSON}))
 
     return handle

@@ -3,14 +3,13 @@
 from agentd.ingest.rest.operation import Arguments, Operation
 from agentd.ingest.rest.pages import QUERY, page
 from agentd.ingest.rest.respond import Reply
-from agentd.ingest.service import Service
 from agentd.model.api import ApprovalView, DecideBody
-from agentd.model.principal import Principal
+from agentd.model.service import Service
 
 
-def _list(service: Service, who: Principal, a: Arguments) -> Reply:
+def _list(service: Service, a: Arguments) -> Reply:
     # What waits comes first.
-    return page(service.approvals(who), lambda v: (v.state != "pending", v.id), **a.query)
+    return page(service.approvals.list(), lambda v: (v.state != "pending", v.id), **a.query)
 
 
 OPERATIONS = (
@@ -28,7 +27,7 @@ OPERATIONS = (
         path="/v1/approvals/{id}",
         scope="read or approve",
         help="one of them",
-        call=lambda s, who, a: s.approval(who, a.id),
+        call=lambda s, a: s.approvals.get(a.id),
         answer=ApprovalView,
     ),
     Operation(
@@ -36,7 +35,7 @@ OPERATIONS = (
         path="/v1/approvals/{id}/decide",
         scope="approve",
         help="allow another's request, or refuse it",
-        call=lambda s, who, a: s.decide_approval(who, a.id, a.body),
+        call=lambda s, a: s.approvals.decide(a.id, allow=a.body.allow, note=a.body.note),
         body=DecideBody,
         answer=ApprovalView,
     ),
@@ -45,7 +44,7 @@ OPERATIONS = (
         path="/v1/approvals/{id}/withdraw",
         scope="read or approve",
         help="withdraw a request of one's own",
-        call=lambda s, who, a: s.withdraw_approval(who, a.id),
+        call=lambda s, a: s.approvals.withdraw(a.id),
         answer=ApprovalView,
     ),
 )

@@ -10,7 +10,6 @@ from agentd.ingest.rest.operation import LARGE, Arguments, Operation, decode
 from agentd.ingest.rest.output import EVENTS
 from agentd.ingest.rest.respond import encode
 from agentd.ingest.rest.worded import error_in_json
-from agentd.ingest.service import Service
 from agentd.ingest.web.bridge import Bridge
 from agentd.ingest.web.errors import internal
 from agentd.ingest.web.followed import Followed
@@ -18,7 +17,7 @@ from agentd.ingest.web.status import status_of
 from agentd.model.answer import Answer
 from agentd.model.api import CallBody, CallView, CapabilityView
 from agentd.model.errors import AgentdError
-from agentd.model.principal import Principal
+from agentd.model.service import Service
 
 _AHEAD = 1 << 20  # bytes that wait for a slow client; then the call does
 _PIECE = 256  # that one more piece takes, however short it is
@@ -26,16 +25,15 @@ _ENVELOPE = "application/vnd.dsse.envelope.v1+json"
 
 
 async def _stream(exchange: Exchange, query: dict[str, Any]) -> None:
-    web, service = exchange.web, exchange.door.service
-    who = await exchange.authenticate()  # before the body is read
+    web, service = exchange.web, await exchange.authenticate()  # before the body is read
     raw = await exchange.body(web.limits.body, LARGE)
-    body: CallBody = decode(exchange, CallBody, raw)
+    decode(exchange, CallBody, raw)  # raises what is wrong with it in REST's words
 
     def call(bridge: Bridge[tuple[str, bytes]], cancel: int) -> CallView:
         def emit(kind: str, data: bytes) -> None:
             bridge.give((kind, data), len(data) + _PIECE)
 
-        return service.call(who, body, raw, emit=emit, cancel=cancel)
+        return service.capabilities.request(raw, emit=emit, cancel=cancel)
 
     followed = Followed(_AHEAD, call)
     with exchange.staying(followed):
@@ -65,14 +63,14 @@ def _event(name: str, data: bytes) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (name.encode(), data)
 
 
-def _call(service: Service, who: Principal, a: Arguments) -> CallView:
-    return service.call(who, a.body, a.raw)
+def _call(service: Service, a: Arguments) -> CallView:
+    return service.capabilities.request(a.raw)
 
 
 async def _receipt(exchange: Exchange, query: dict[str, Any]) -> None:
     """As it was signed: nothing of it is decoded on the way."""
-    who, service = await exchange.authenticate(), exchange.door.service
-    found = await exchange.web.threads.short.run(service.receipt, who, exchange.path["id"])
+    service = await exchange.authenticate()
+    found = await exchange.web.threads.short.run(service.receipts.get, exchange.path["id"])
     await exchange.answer(Answer(200, found, {"content-type": _ENVELOPE}))
 
 
@@ -82,7 +80,7 @@ OPERATIONS = (
         path="/v1/capabilities",
         scope="read",
         help="what can be called: parameters, needs, examples",
-        call=lambda s, who, a: s.capabilities(who),
+        call=lambda s, a: s.capabilities.list(),
         answer=list[CapabilityView],
     ),
     Operation(
@@ -120,7 +118,7 @@ OPERATIONS = (
         path="/v1/receipt-key",
         scope="read",
         help="the public key that receipts verify with, PEM",
-        call=lambda s, who, a: s.receipt_key(who),
+        call=lambda s, a: s.receipts.key(),
         answer=str,
     ),
 )

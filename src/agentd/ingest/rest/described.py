@@ -4,11 +4,11 @@ the statuses of errors, and what is no row of the table (WebSockets and ports)."
 import re
 from typing import Any
 
-from agentd.ingest.rest.follower import STREAMS
 from agentd.ingest.rest.operation import Operation
 from agentd.model.control import MAX_SIDE, MAX_SIGNAL, TARGETS
 from agentd.model.isolation import IsolationLevel
 from agentd.model.options import NETS
+from agentd.model.output import STREAMS
 from agentd.model.principal import SCOPES
 
 _LEVELS = [level.label for level in IsolationLevel]

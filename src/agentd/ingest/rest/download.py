@@ -19,9 +19,9 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 
 async def get_file(exchange: Exchange, query: dict[str, Any]) -> None:
     """One Range (RFC 9110 §14.2); several, or a malformed one, are answered with all of it."""
-    service, id_, path = exchange.door.service, exchange.path["id"], query["path"]
-    who = await exchange.authenticate()
-    entry = await exchange.web.threads.waits.run(service.stat_file, who, id_, path)
+    id_, path = exchange.path["id"], query["path"]
+    files = (await exchange.authenticate()).files
+    entry = await exchange.web.threads.waits.run(files.stat, id_, path)
     size = entry.size if entry.type == "file" else 0
     found = _range(exchange.header(b"range"), size)
     first, last = found or (0, size - 1)
@@ -38,7 +38,7 @@ async def get_file(exchange: Exchange, query: dict[str, Any]) -> None:
     length = last - first + 1 if size else None
     await _download(
         exchange,
-        lambda: service.read_file(who, id_, path, first, length),
+        lambda: files.read(id_, path, first, length),
         206 if found else 200,
         headers,
         length,
@@ -62,10 +62,9 @@ def _range(header: str | None, size: int) -> tuple[int, int] | None:
 
 
 async def get_tar(exchange: Exchange, query: dict[str, Any]) -> None:
-    service, id_, path = exchange.door.service, exchange.path["id"], query["path"]
-    who = await exchange.authenticate()
+    service, id_ = await exchange.authenticate(), exchange.path["id"]
     headers = [(b"content-type", TAR.encode())]
-    await _download(exchange, lambda: service.read_tar(who, id_, path), 200, headers)
+    await _download(exchange, lambda: service.files.read_tar(id_, query["path"]), 200, headers)
 
 
 async def _download(

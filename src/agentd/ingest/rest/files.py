@@ -6,25 +6,29 @@ from agentd.ingest.rest.output import EVENTS
 from agentd.ingest.rest.query import Parameter
 from agentd.ingest.rest.upload import put_file, put_tar
 from agentd.ingest.rest.watch import watch
-from agentd.ingest.service import Service
 from agentd.model.api import EntryView, MkdirBody, MoveBody
-from agentd.model.principal import Principal
+from agentd.model.service import Service
 
 _FILES = "/v1/sandboxes/{id}/files"
 _PATH = Parameter("path")
 _RECURSIVE = Parameter("recursive", bool, False)
 
 
-def _list(service: Service, who: Principal, a: Arguments) -> object:
-    return service.list_files(who, a.id, a.query["path"])
+def _list(service: Service, a: Arguments) -> object:
+    return service.files.list(a.id, a.query["path"])
 
 
-def _stat(service: Service, who: Principal, a: Arguments) -> EntryView:
-    return service.stat_file(who, a.id, a.query["path"])
+def _stat(service: Service, a: Arguments) -> EntryView:
+    return service.files.stat(a.id, a.query["path"])
 
 
-def _delete(service: Service, who: Principal, a: Arguments) -> None:
-    service.remove(who, a.id, a.query["path"], recursive=a.query["recursive"])
+def _mkdir(service: Service, a: Arguments) -> None:
+    body: MkdirBody = a.body
+    service.files.mkdir(a.id, body.path, mode=body.mode, parents=body.parents)
+
+
+def _delete(service: Service, a: Arguments) -> None:
+    service.files.remove(a.id, a.query["path"], recursive=a.query["recursive"])
 
 
 OPERATIONS = (
@@ -97,7 +101,7 @@ OPERATIONS = (
         path=_FILES + "/mkdir",
         scope="files",
         help="make a folder",
-        call=lambda s, who, a: s.mkdir(who, a.id, a.body),
+        call=_mkdir,
         body=MkdirBody,
         status=204,
         waits=True,
@@ -108,7 +112,7 @@ OPERATIONS = (
         path=_FILES + "/move",
         scope="files",
         help="move a file or a folder",
-        call=lambda s, who, a: s.move(who, a.id, a.body),
+        call=lambda s, a: s.files.move(a.id, a.body.path, a.body.to),
         body=MoveBody,
         status=204,
         waits=True,

@@ -4,12 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from agentd.ingest.rest.api import Api
-from agentd.ingest.service import Output, OutputEvent
 from agentd.ingest.web.link import Link
 from agentd.ingest.web.signal import Signal
-from agentd.model.principal import Principal
+from agentd.model.output import STREAMS, Output, OutputEvent
+from agentd.model.service import Service
 
-STREAMS = ("stdout", "stderr", "pty")
 _PIECE = 256 << 10
 
 
@@ -29,19 +28,15 @@ class Follower:
 
     async def open(
         self,
-        who: Principal,
+        service: Service,
         id_: str,
         process: str,
         cursors: Mapping[str, int],
         streams: Sequence[str] = STREAMS,
     ) -> None:
         """Raises NotFound and others, also for cursors that cannot be."""
-        service, notify = self._api.service, self._more.set
-
-        def follow() -> Output:
-            return service.follow(who, id_, process, cursors, notify, streams)
-
-        self._output = await self._api.web.threads.short.run(follow)
+        follow, run = service.commands.follow, self._api.web.threads.short.run
+        self._output = await run(follow, id_, process, cursors, self._more.set, streams)
         self._api.web.add(self)
         self._link.on_lost(self.stop)
 

@@ -3,13 +3,17 @@
 from agentd.ingest.rest.operation import Arguments, Operation
 from agentd.ingest.rest.pages import QUERY, page
 from agentd.ingest.rest.respond import Reply
-from agentd.ingest.service import Service
 from agentd.model.api import KeyBody, KeyView
-from agentd.model.principal import Principal
+from agentd.model.service import Service
 
 
-def _list(service: Service, who: Principal, a: Arguments) -> Reply:
-    return page(service.keys(who), lambda k: (k.created, k.id), **a.query)
+def _create(service: Service, a: Arguments) -> KeyView:
+    body: KeyBody = a.body
+    return service.keys.create(body.name, body.scopes, ttl=body.ttl, principal=body.principal)
+
+
+def _list(service: Service, a: Arguments) -> Reply:
+    return page(service.keys.list(), lambda k: (k.created, k.id), **a.query)
 
 
 OPERATIONS = (
@@ -18,7 +22,7 @@ OPERATIONS = (
         path="/v1/keys",
         scope="keys",
         help="make a key; its secret is in this answer and nowhere else",
-        call=lambda s, who, a: s.create_key(who, a.body),
+        call=_create,
         body=KeyBody,
         answer=KeyView,
         status=201,
@@ -39,7 +43,7 @@ OPERATIONS = (
         path="/v1/keys/{id}",
         scope="keys",
         help="a key",
-        call=lambda s, who, a: s.key(who, a.id),
+        call=lambda s, a: s.keys.get(a.id),
         answer=KeyView,
     ),
     Operation(
@@ -47,7 +51,7 @@ OPERATIONS = (
         path="/v1/keys/{id}",
         scope="keys",
         help="revoke a key",
-        call=lambda s, who, a: s.revoke_key(who, a.id),
+        call=lambda s, a: s.keys.revoke(a.id),
         status=204,
     ),
 )

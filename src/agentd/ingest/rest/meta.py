@@ -21,7 +21,7 @@ async def _healthz(exchange: Exchange, _: dict[str, Any]) -> None:
 async def _readyz(exchange: Exchange, _: dict[str, Any]) -> None:
     if exchange.web.draining:
         raise Draining("the daemon is about to end")
-    if why := exchange.door.service.ready():
+    if why := exchange.web.ready():
         await exchange.answer(error_answer(Unavailable(why)))
         return
     await exchange.answer(Answer(200, b"ok\n", _TEXT))
@@ -32,7 +32,7 @@ async def _metrics(exchange: Exchange, _: dict[str, Any]) -> None:
     if metrics is None:
         raise NotFound("there are no metrics", remediation="set metrics.enabled = true")
     if not metrics.public:
-        (await exchange.authenticate()).require("read")
+        (await exchange.authenticate()).caller.require("read")
     text = await exchange.web.threads.short.run(metrics.text)
     await exchange.answer(Answer(200, text, _METRICS))
 
@@ -51,7 +51,7 @@ OPERATIONS = (
         path="/v1/version",
         scope="none",
         help="of the daemon and of this interface",
-        call=lambda s, who, a: s.version(),
+        call=lambda s, a: s.machine.version(),
         answer=dict[str, str],
     ),
     Operation(
@@ -59,7 +59,7 @@ OPERATIONS = (
         path="/v1/backends",
         scope="read",
         help="the walls there are, and what those lack that cannot be used",
-        call=lambda s, who, a: s.backends(who),
+        call=lambda s, a: s.machine.backends(),
         answer=list[BackendView],
         waits=True,
     ),
@@ -68,7 +68,7 @@ OPERATIONS = (
         path="/v1/stats",
         scope="read",
         help="how much of everything there is now",
-        call=lambda s, who, a: s.stats(who),
+        call=lambda s, a: s.machine.stats(),
         answer=Stats,
     ),
     Operation(

@@ -18,15 +18,14 @@ from agentd.ingest.rest import unfit
 from agentd.ingest.rest.api import Exchange
 from agentd.ingest.rest.query import Parameter, parse
 from agentd.ingest.rest.respond import answer, as_sent, error_answer
-from agentd.ingest.service import Service
 from agentd.ingest.web.errors import UnsupportedMediaType
 from agentd.ingest.web.threads import Room
 from agentd.model import typed
 from agentd.model.answer import Answer
 from agentd.model.api import MkdirBody, MoveBody, Repeat
 from agentd.model.capability import CallFailed
+from agentd.model.door import DoorService
 from agentd.model.errors import AgentdError, InvalidInput, Refused
-from agentd.model.principal import Principal
 
 
 class Arguments(msgspec.Struct, frozen=True):
@@ -45,8 +44,8 @@ class Arguments(msgspec.Struct, frozen=True):
 
 
 LARGE = "write large data to a file: PUT .../files takes it as a stream"
-Call = Callable[[Service, Principal, Arguments], object]
-AtOnce = Callable[[Service, Principal, Arguments], Callable[[], None] | None]
+Call = Callable[[DoorService, Arguments], object]
+AtOnce = Callable[[DoorService, Arguments], Callable[[], None] | None]
 Stream = Callable[[Exchange, dict[str, Any]], Awaitable[None]]
 
 
@@ -91,25 +90,25 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         key = exchange.header(b"idempotency-key") if self.once else None
         if length is not None and length > limit:
             await exchange.body(limit, LARGE)  # raises TooLarge
-        who = await exchange.authenticate()
+        service = await exchange.authenticate()
         raw = b"" if length == 0 else await exchange.body(limit, LARGE)
         if self.at_once is not None:
-            await self._at_once(self.at_once, exchange, who, query, raw)
+            await self._at_once(self.at_once, exchange, service, query, raw)
             return
-        await exchange.answer(as_sent(await self._at_most_once(exchange, who, key, query, raw)))
+        made = await self._at_most_once(exchange, service, key, query, raw)
+        await exchange.answer(as_sent(made))
 
     async def _at_once(
         self,
         begin: AtOnce,
         exchange: Exchange,
-        who: Principal,
+        service: DoorService,
         query: dict[str, Any],
         raw: bytes,
     ) -> None:
-        service = exchange.door.service
-        rest = None if raw else begin(service, who, Arguments(exchange.path, query, None))
+        rest = None if raw else begin(service, Arguments(exchange.path, query, None))
         if rest is None:
-            made = await self._room(exchange).run(self._answer, service, who, exchange, query, raw)
+            made = await self._room(exchange).run(self._answer, service, exchange, query, raw)
             await exchange.answer(made)
             return
         try:
@@ -119,10 +118,15 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
                 await exchange.web.threads.short.run(rest)
 
     async def _at_most_once(
-        self, exchange: Exchange, who: Principal, key: str | None, query: dict[str, Any], raw: bytes
+        self,
+        exchange: Exchange,
+        service: DoorService,
+        key: str | None,
+        query: dict[str, Any],
+        raw: bytes,
     ) -> Answer:
-        service, carry = exchange.door.service, self._room(exchange).run
-        call = partial(self._answer, service, who, exchange, query, raw)
+        carry = self._room(exchange).run
+        call = partial(self._answer, service, exchange, query, raw)
         if key is None:
             return await carry(call)
         request, work = fingerprint(exchange, raw), recordable(call)
@@ -131,10 +135,10 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
             body = None if self.body is None else decode(exchange, self.body, raw)
             id_ = exchange.path.get("id", "")
             for repeat in _repeats(body, id_, query, raw):
-                service.readmit(who, repeat, approved)
+                service.repeats.readmit(repeat, approved)
 
-        return await service.once(
-            who, key, request, work, carry, lasting=self.lasting, authorise=authorise
+        return await service.repeats.once(
+            key, request, work, carry, lasting=self.lasting, authorise=authorise
         )
 
     def _room(self, exchange: Exchange) -> Room:
@@ -147,8 +151,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
 
     def _answer(
         self,
-        service: Service,
-        who: Principal,
+        service: DoorService,
         exchange: Exchange,
         query: dict[str, Any],
         raw: bytes,
@@ -158,7 +161,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         body = None if self.body is None else decode(exchange, self.body, raw)
         if self.body is None and raw:
             raise InvalidInput("this takes no body")
-        value = self.call(service, who, Arguments(exchange.path, query, body, raw))
+        value = self.call(service, Arguments(exchange.path, query, body, raw))
         return answer(value, self.status)
 
 

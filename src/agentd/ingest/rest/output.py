@@ -8,15 +8,15 @@ from typing import Any
 import msgspec
 
 from agentd.ingest.rest.api import Exchange
-from agentd.ingest.rest.follower import STREAMS, Follower, Stopped
+from agentd.ingest.rest.follower import Follower, Stopped
 from agentd.ingest.rest.operation import Operation
 from agentd.ingest.rest.query import Parameter
 from agentd.ingest.rest.respond import encode
-from agentd.ingest.service import OutputEvent
 from agentd.ingest.web.exchange import Aborted
 from agentd.model import words
 from agentd.model.api import ResultView
 from agentd.model.errors import InvalidInput
+from agentd.model.output import STREAMS, OutputEvent
 
 EVENTS = "text/event-stream"
 _MAX_CURSOR = 1 << 62

@@ -142,13 +142,12 @@ def response_headers(response: h11.Response, target: Target) -> Headers:
 
 async def forward(exchange: Exchange) -> None:
     target = Target(exchange.scope)
-    service = exchange.door.service
-    who = await exchange.authenticate()
+    service = await exchange.authenticate()
     pipe = Pipe()
     exchange.link.on_lost(pipe.abort)
     try:
         await pipe.open(
-            exchange.web.threads.tunnels, lambda: service.tunnel(who, target.id, target.port)
+            exchange.web.threads.tunnels, lambda: service.ports.open(target.id, target.port)
         )
         await _Forward(exchange, target, pipe).run()
     finally:

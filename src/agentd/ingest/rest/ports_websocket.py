@@ -25,13 +25,12 @@ _OPCODES = {Opcode.TEXT, Opcode.BINARY, Opcode.CONT}
 
 async def forward(socket: Socket) -> None:
     target = Target(socket.scope)
-    service = socket.door.service
-    who = await socket.authenticate()
+    service = await socket.authenticate()
     pipe = Pipe()
     socket.link.on_lost(pipe.abort)
     try:
         tunnels = socket.web.threads.tunnels
-        await pipe.open(tunnels, lambda: service.tunnel(who, target.id, target.port))
+        await pipe.open(tunnels, lambda: service.ports.open(target.id, target.port))
         inside = _Inside(pipe, target, socket.scope)
         await inside.shake_hands()
         await socket.accept(inside.subprotocol)

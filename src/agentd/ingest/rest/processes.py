@@ -8,7 +8,6 @@ from agentd.ingest.rest.output import OUTPUT
 from agentd.ingest.rest.pages import QUERY, page
 from agentd.ingest.rest.query import Parameter
 from agentd.ingest.rest.respond import Reply
-from agentd.ingest.service import Service
 from agentd.model.answer import Answer
 from agentd.model.api import (
     ExecBody,
@@ -17,39 +16,39 @@ from agentd.model.api import (
     RunBody,
     SignalBody,
 )
-from agentd.model.principal import Principal
+from agentd.model.service import Service
 from agentd.model.spec import Pty
 
 _ALL = "/v1/sandboxes/{id}/processes"
 _ONE = _ALL + "/{proc}"
 
 
-def _exec(service: Service, who: Principal, a: Arguments) -> object:
+def _exec(service: Service, a: Arguments) -> object:
     if a.body.wait:
-        return service.exec(who, a.id, a.body)
-    return Reply(201, service.start(who, a.id, a.body))
+        return service.commands.exec(a.id, a.body)
+    return Reply(201, service.commands.start(a.id, a.body))
 
 
-def _signal(service: Service, who: Principal, a: Arguments) -> None:
-    service.signal(who, a.id, a.process, a.body.signal, a.body.target)
+def _signal(service: Service, a: Arguments) -> None:
+    service.commands.signal(a.id, a.process, a.body.signal, a.body.target)
 
 
-def _resize(service: Service, who: Principal, a: Arguments) -> None:
-    service.resize(who, a.id, a.process, a.body.rows, a.body.cols)
+def _resize(service: Service, a: Arguments) -> None:
+    service.commands.resize(a.id, a.process, a.body.rows, a.body.cols)
 
 
-def _list(service: Service, who: Principal, a: Arguments) -> Reply:
-    return page(service.processes(who, a.id), lambda p: (p.started, p.id), **a.query)
+def _list(service: Service, a: Arguments) -> Reply:
+    return page(service.commands.list(a.id), lambda p: (p.started, p.id), **a.query)
 
 
 async def _stdin(exchange: Exchange, query: dict[str, Any]) -> None:
     """Piece by piece: what the process does not read, the client does not get rid of."""
-    who = await exchange.authenticate()
-    service, id_, process = exchange.door.service, exchange.path["id"], exchange.path["proc"]
+    service = await exchange.authenticate()
+    id_, process = exchange.path["id"], exchange.path["proc"]
     write = exchange.web.threads.waits.run
     async for chunk in exchange.chunks():
-        await write(service.stdin, who, id_, process, chunk, eof=False)
-    await write(service.stdin, who, id_, process, b"", eof=query["eof"])
+        await write(service.commands.write, id_, process, chunk)
+    await write(service.commands.write, id_, process, b"", eof=query["eof"])
     await exchange.answer(Answer(204))
 
 
@@ -71,7 +70,7 @@ OPERATIONS = (
         path="/v1/run",
         scope="create and run",
         help="a sandbox, one command in it, and its end",
-        call=lambda s, who, a: s.run(who, a.body),
+        call=lambda s, a: s.commands.run(a.body),
         body=RunBody,
         answer=ResultView,
         waits=True,
@@ -91,7 +90,7 @@ OPERATIONS = (
         path=_ONE,
         scope="read",
         help="a process",
-        call=lambda s, who, a: s.process(who, a.id, a.process),
+        call=lambda s, a: s.commands.get(a.id, a.process),
         answer=ProcessView,
     ),
     OUTPUT,

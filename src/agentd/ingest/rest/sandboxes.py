@@ -4,7 +4,6 @@ from agentd.ingest.rest.operation import Arguments, Operation
 from agentd.ingest.rest.pages import QUERY, page
 from agentd.ingest.rest.query import Parameter, labels
 from agentd.ingest.rest.respond import Reply
-from agentd.ingest.service import Service
 from agentd.model.api import (
     ForkBody,
     LabelsBody,
@@ -14,19 +13,29 @@ from agentd.model.api import (
     SandboxView,
     SnapshotView,
 )
-from agentd.model.principal import Principal
+from agentd.model.door import DoorService
+from agentd.model.errors import InvalidInput
 
 _ONE = "/v1/sandboxes/{id}"
-_LIMIT = 100
+_LIMIT, _MOST = 100, 500
 
 
-def _list(service: Service, who: Principal, a: Arguments) -> SandboxPage:
-    q = a.query
-    return service.list(who, labels(q["label"]), q["limit"], q["cursor"], q["state"])
+def _list(service: DoorService, a: Arguments) -> SandboxPage:
+    limit = a.query["limit"]
+    if not 1 <= limit <= _MOST:
+        raise InvalidInput(f"limit {limit} is not from 1 to {_MOST}")
+    found = service.sandboxes.list(
+        labels=labels(a.query["label"]),
+        state=a.query["state"] or None,
+        after=a.query["cursor"],
+        limit=limit + 1,  # whether there is another page
+    )
+    shown = found[:limit]
+    return SandboxPage(shown, next=shown[-1].id if len(found) > limit else None)
 
 
-def _snapshots(service: Service, who: Principal, a: Arguments) -> Reply:
-    return page(service.snapshots(who), lambda v: (v.created, v.id), **a.query)
+def _snapshots(service: DoorService, a: Arguments) -> Reply:
+    return page(service.snapshots.list(), lambda v: (v.created, v.id), **a.query)
 
 
 OPERATIONS = (
@@ -35,7 +44,7 @@ OPERATIONS = (
         path="/v1/sandboxes",
         scope="create",
         help="make a sandbox",
-        call=lambda s, who, a: s.create(who, a.body),
+        call=lambda s, a: s.sandboxes.create(a.body),
         body=SandboxBody,
         answer=SandboxView,
         status=201,
@@ -62,7 +71,7 @@ OPERATIONS = (
         path=_ONE,
         scope="read",
         help="a sandbox, with its usage",
-        call=lambda s, who, a: s.get(who, a.id),
+        call=lambda s, a: s.sandboxes.get(a.id),
         answer=SandboxView,
         control=True,
     ),
@@ -71,7 +80,7 @@ OPERATIONS = (
         path=_ONE,
         scope="create",
         help="the sandbox that one has given this name, made if there is none",
-        call=lambda s, who, a: s.get_or_create(who, a.id, a.body),
+        call=lambda s, a: s.sandboxes.get_or_create(a.id, a.body),
         body=SandboxBody,
         answer=SandboxView,
         waits=True,
@@ -81,7 +90,7 @@ OPERATIONS = (
         path=_ONE,
         scope="create",
         help="change its labels; null takes one away",
-        call=lambda s, who, a: s.relabel(who, a.id, a.body),
+        call=lambda s, a: s.sandboxes.relabel(a.id, a.body.labels),
         body=LabelsBody,
         answer=SandboxView,
         waits=True,
@@ -91,8 +100,8 @@ OPERATIONS = (
         path=_ONE,
         scope="create",
         help="end a sandbox and all that is in it",
-        call=lambda s, who, a: s.delete(who, a.id),
-        at_once=lambda s, who, a: s.delete_at_once(who, a.id),
+        call=lambda s, a: s.sandboxes.kill(a.id),
+        at_once=lambda s, a: s.sandboxes.kill_at_once(a.id),
         status=204,
         control=True,
     ),
@@ -101,7 +110,7 @@ OPERATIONS = (
         path=_ONE + "/renew",
         scope="create",
         help="let its lease end so many seconds from now",
-        call=lambda s, who, a: s.renew(who, a.id, a.body.ttl),
+        call=lambda s, a: s.sandboxes.renew(a.id, a.body.ttl),
         body=RenewBody,
         answer=SandboxView,
         control=True,
@@ -111,7 +120,7 @@ OPERATIONS = (
         path=_ONE + "/pause",
         scope="create",
         help="stop everything in it where it is",
-        call=lambda s, who, a: s.pause(who, a.id),
+        call=lambda s, a: s.sandboxes.pause(a.id),
         answer=SandboxView,
         control=True,
     ),
@@ -120,7 +129,7 @@ OPERATIONS = (
         path=_ONE + "/resume",
         scope="create",
         help="let it go on",
-        call=lambda s, who, a: s.resume(who, a.id),
+        call=lambda s, a: s.sandboxes.resume(a.id),
         answer=SandboxView,
         control=True,
     ),
@@ -129,7 +138,7 @@ OPERATIONS = (
         path=_ONE + "/snapshot",
         scope="snapshot",
         help="keep its state, to create others from",
-        call=lambda s, who, a: s.snapshot(who, a.id),
+        call=lambda s, a: s.sandboxes.snapshot(a.id),
         answer=SnapshotView,
         status=201,
         waits=True,
@@ -140,7 +149,7 @@ OPERATIONS = (
         path=_ONE + "/fork",
         scope="snapshot",
         help="copies of it that go on by themselves",
-        call=lambda s, who, a: s.fork(who, a.id, a.body.count),
+        call=lambda s, a: s.sandboxes.fork(a.id, a.body.count),
         body=ForkBody,
         answer=list[SandboxView],
         status=201,
@@ -152,7 +161,7 @@ OPERATIONS = (
         path=_ONE + "/changes",
         scope="files",
         help="what it has changed in its copy of the workspace",
-        call=lambda s, who, a: s.changes(who, a.id),
+        call=lambda s, a: s.sandboxes.changes(a.id),
         answer=list[str],
         waits=True,
     ),
@@ -161,7 +170,7 @@ OPERATIONS = (
         path=_ONE + "/apply",
         scope="files",
         help="change the workspace itself as the copy was changed",
-        call=lambda s, who, a: s.apply(who, a.id),
+        call=lambda s, a: s.sandboxes.apply(a.id),
         status=204,
         waits=True,
     ),
@@ -179,7 +188,7 @@ OPERATIONS = (
         path="/v1/snapshots/{id}",
         scope="snapshot",
         help="a snapshot",
-        call=lambda s, who, a: s.get_snapshot(who, a.id),
+        call=lambda s, a: s.snapshots.get(a.id),
         answer=SnapshotView,
     ),
     Operation(
@@ -187,7 +196,7 @@ OPERATIONS = (
         path="/v1/snapshots/{id}",
         scope="snapshot",
         help="delete a snapshot",
-        call=lambda s, who, a: s.delete_snapshot(who, a.id),
+        call=lambda s, a: s.snapshots.delete(a.id),
         status=204,
         control=True,
     ),

@@ -13,15 +13,16 @@ from collections.abc import Mapping
 import msgspec
 
 from agentd.ingest.rest.api import Socket, event
-from agentd.ingest.rest.follower import STREAMS, Follower, Stopped
+from agentd.ingest.rest.follower import Follower, Stopped
 from agentd.ingest.rest.operation import decode_json
 from agentd.ingest.rest.output import without_output
 from agentd.ingest.rest.query import Parameter, parse
-from agentd.ingest.service import OutputEvent
 from agentd.ingest.web.bridge import Bridge
 from agentd.model.api import ExecBody, ProcessView
 from agentd.model.errors import AgentdError, InvalidInput
+from agentd.model.output import STREAMS, OutputEvent
 from agentd.model.principal import Principal
+from agentd.model.service import Service
 
 _HEAD = struct.Struct(">BQ")
 _NUMBER = {"stdout": 1, "stderr": 2, "pty": 3}
@@ -56,19 +57,19 @@ _OPS = _Eof | _Signal | _Resize
 async def attach(socket: Socket) -> None:
     """Follows from the cursors on. Closing it detaches; the process goes on."""
     query = parse(socket.scope["query_string"], ATTACH_QUERY)
-    service, who = socket.door.service, await socket.authenticate()
+    service = await socket.authenticate()
     id_, process = socket.path["id"], socket.path["proc"]
-    _require(who)
-    view = await socket.web.threads.short.run(service.process, who, id_, process)
-    await _Session(socket, who, id_, view).run(query, accept=True)
+    _require(service.caller)
+    view = await socket.web.threads.short.run(service.commands.get, id_, process)
+    await _Session(socket, service, id_, view).run(query, accept=True)
 
 
 async def execute(socket: Socket) -> None:
     """Its first message is the ExecBody."""
-    web, service, id_ = socket.web, socket.door.service, socket.path["id"]
+    web, id_ = socket.web, socket.path["id"]
     parse(socket.scope["query_string"], ())  # it takes none
-    who = await socket.authenticate()
-    _require(who)
+    service = await socket.authenticate()
+    _require(service.caller)
     await socket.accept()
     try:
         async with asyncio.timeout(web.limits.first_message):
@@ -76,8 +77,8 @@ async def execute(socket: Socket) -> None:
     except TimeoutError:
         raise InvalidInput("no ExecBody came in time") from None
     body = decode_json(ExecBody, first)
-    view = await web.threads.waits.run(service.start, who, id_, body)
-    await _Session(socket, who, id_, view).run({}, accept=False)
+    view = await web.threads.waits.run(service.commands.start, id_, body)
+    await _Session(socket, service, id_, view).run({}, accept=False)
 
 
 def _require(who: Principal) -> None:
@@ -87,9 +88,9 @@ def _require(who: Principal) -> None:
 
 
 class _Session:
-    def __init__(self, socket: Socket, who: Principal, id_: str, view: ProcessView) -> None:
+    def __init__(self, socket: Socket, service: Service, id_: str, view: ProcessView) -> None:
         self._socket = socket
-        self._who = who
+        self._service = service
         self._place = id_, view.id
         self._view = view
         self._stdin: _Stdin | None = None  # most only follow
@@ -98,7 +99,7 @@ class _Session:
         follower = Follower(self._socket.door, self._socket.link)
         sending: asyncio.Task[None] | None = None
         try:
-            await follower.open(self._who, *self._place, cursors)
+            await follower.open(self._service, *self._place, cursors)
             if accept:
                 await self._socket.accept()
             await self._socket.send_text(event("started", process=self._view))
@@ -151,26 +152,26 @@ class _Session:
             await self._feed(message, eof=False)
             return
         op = decode_json(_OPS, message)
-        service, run = self._socket.door.service, self._socket.web.threads.control.run
+        commands, run = self._service.commands, self._socket.web.threads.control.run
         if isinstance(op, _Eof):
             await self._feed(b"", eof=True)
         elif isinstance(op, _Signal):
-            await run(service.signal, self._who, *self._place, op.signal, op.target)
+            await run(commands.signal, *self._place, op.signal, op.target)
         else:
-            await run(service.resize, self._who, *self._place, op.rows, op.cols)
+            await run(commands.resize, *self._place, op.rows, op.cols)
 
     async def _feed(self, data: bytes, *, eof: bool) -> None:
         if self._stdin is None:
-            self._stdin = _Stdin(self._socket, self._who, self._place)
+            self._stdin = _Stdin(self._socket, self._service, self._place)
         await self._stdin.put(data, eof=eof)
 
 
 class _Stdin:
     """In order, and beside the rest: a process that does not read can still be signalled."""
 
-    def __init__(self, socket: Socket, who: Principal, place: tuple[str, str]) -> None:
+    def __init__(self, socket: Socket, service: Service, place: tuple[str, str]) -> None:
         self._socket = socket
-        self._who = who
+        self._service = service
         self._place = place
         self._pieces: Bridge[tuple[bytes, bool]] = Bridge(_AHEAD)
         self._task = asyncio.create_task(self._write())
@@ -183,11 +184,11 @@ class _Stdin:
         self._task.cancel()
 
     async def _write(self) -> None:
-        service, run = self._socket.door.service, self._socket.web.threads.waits.run
+        write, run = self._service.commands.write, self._socket.web.threads.waits.run
         while (pieces := await self._pieces.take()) is not None:
             for data, eof in pieces:
                 try:
-                    await run(service.stdin, self._who, *self._place, data, eof=eof)
+                    await run(write, *self._place, data, eof=eof)
                 except AgentdError as error:
                     with contextlib.suppress(Exception):
                         await self._socket.send_error(error)

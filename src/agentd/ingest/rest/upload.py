@@ -11,61 +11,59 @@ from agentd.ingest.rest.respond import answer, as_sent
 from agentd.ingest.web.bridge import Bridge, fill
 from agentd.model.answer import Answer
 from agentd.model.api import Authorise, Repeat
-from agentd.model.principal import Principal
+from agentd.model.door import Repeats
 
 _AHEAD = 1 << 20  # bytes that may wait for the thread that writes them
 _WHOLE = 1 << 20  # an upload up to this is part of what its Idempotency-Key stands for
 
 
 async def put_file(exchange: Exchange, query: dict[str, Any]) -> None:
-    service, id_ = exchange.door.service, exchange.path["id"]
-    who = await exchange.authenticate()
+    service, id_ = await exchange.authenticate(), exchange.path["id"]
 
     def write(data: Iterable[bytes]) -> Answer:
         options = {"mode": query["mode"], "parents": query["parents"]}
-        return answer({"size": service.write_file(who, id_, query["path"], data, **options)})
+        return answer({"size": service.files.write(id_, query["path"], data, **options)})
 
-    await _put(exchange, who, query["path"], write)
+    await _put(exchange, service.repeats, query["path"], write)
 
 
 async def _put(
-    exchange: Exchange, who: Principal, path: str, write: Callable[[Iterable[bytes]], Answer]
+    exchange: Exchange, repeats: Repeats, path: str, write: Callable[[Iterable[bytes]], Answer]
 ) -> None:
-    service, repeat = exchange.door.service, Repeat(None, exchange.path["id"], path)
+    repeat = Repeat(None, exchange.path["id"], path)
     key = exchange.header(b"idempotency-key")
     if key is None:
         await exchange.answer(await _upload(exchange, write))
         return
 
     def authorise(approved: frozenset[str] | None) -> None:
-        service.readmit(who, repeat, approved)
+        repeats.readmit(repeat, approved)
 
-    await exchange.answer(as_sent(await _put_once(exchange, who, key, write, authorise)))
+    await exchange.answer(as_sent(await _put_once(exchange, repeats, key, write, authorise)))
 
 
 async def _put_once(
     exchange: Exchange,
-    who: Principal,
+    repeats: Repeats,
     key: str,
     write: Callable[[Iterable[bytes]], Answer],
     authorise: Authorise,
 ) -> Answer:
     """Of a large upload its length and its Content-Digest (RFC 9530) stand for the bytes; of one
     that says no length, its first MiB does, for the length."""
-    service, carry = exchange.door.service, exchange.web.threads.uploads.run
+    carry = exchange.web.threads.uploads.run
     length, chunks = exchange.length(), exchange.chunks()
     head = b"" if (length or 0) > _WHOLE else await _head(chunks)
     if (length or len(head)) <= _WHOLE:
         work = recordable(lambda: write((head,)))
-        return await service.once(
-            who, key, fingerprint(exchange, head), work, carry, authorise=authorise
-        )
+        request = fingerprint(exchange, head)
+        return await repeats.once(key, request, work, carry, authorise=authorise)
     digest = exchange.header(b"content-digest") or ""
     stands_for = head + f"{length} {digest}".encode()
     async with _feeding(_after(head, chunks)) as (feed, filling):
         work = recordable(lambda: write(feed))
         request = fingerprint(exchange, stands_for)
-        found = await service.once(who, key, request, work, carry, authorise=authorise)
+        found = await repeats.once(key, request, work, carry, authorise=authorise)
         if found.replayed:
             # Most clients look for an answer only once they have sent all.
             feed.close()
@@ -91,15 +89,14 @@ async def _after(head: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[byt
 
 
 async def put_tar(exchange: Exchange, query: dict[str, Any]) -> None:
-    service, id_ = exchange.door.service, exchange.path["id"]
-    who = await exchange.authenticate()
+    service, id_ = await exchange.authenticate(), exchange.path["id"]
 
     def write(data: Iterable[bytes]) -> Answer:
         options = {name: True for name in ("whole", "replace") if query[name]}
-        service.write_tar(who, id_, query["path"], data, **options)
+        service.files.write_tar(id_, query["path"], data, **options)
         return Answer(204)
 
-    await _put(exchange, who, query["path"], write)
+    await _put(exchange, service.repeats, query["path"], write)
 
 
 async def _upload(exchange: Exchange, write: Callable[[Iterable[bytes]], Answer]) -> Answer:

@@ -1,6 +1,5 @@
 """Changes in a sandbox's folders, as server-sent events."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from agentd.ingest.rest.api import Exchange
@@ -9,24 +8,23 @@ from agentd.ingest.rest.respond import encode
 from agentd.ingest.web.bridge import Bridge
 from agentd.ingest.web.exchange import Aborted
 from agentd.ingest.web.followed import Followed
+from agentd.model.api import ChangeView
 
 # Bytes of changes that wait for a slow client, which is then cut off; a change is its path and so
 # many more.
 _MOST = 4 << 20
 _EACH = 400
-_BEGUN: Mapping[str, str] = {}
 
 
 async def watch(exchange: Exchange, query: dict[str, Any]) -> None:
-    who = await exchange.authenticate()
-    web, service = exchange.web, exchange.door.service
+    web, service = exchange.web, await exchange.authenticate()
     id_, path, recursive = exchange.path["id"], query["path"], query["recursive"]
 
-    def watching(bridge: Bridge[Mapping[str, str]], wake: int) -> None:
+    def watching(bridge: Bridge[ChangeView | None], wake: int) -> None:
         # What the client should know is raised by the call, before there is a change.
-        changes = iter(service.watch(who, id_, path, recursive=recursive, wake=wake))
-        bridge.offer(_BEGUN, 0)
-        if any(not bridge.offer(one, len(one["path"]) + _EACH) for one in changes):
+        changes = iter(service.files.watch(id_, path, recursive=recursive, wake=wake))
+        bridge.offer(None, 0)  # it has begun
+        if any(not bridge.offer(one, len(one.path) + _EACH) for one in changes):
             del changes  # ended before the error is told: a traceback would keep it
             raise Aborted("the client is too slow for so many changes")
 
@@ -43,5 +41,5 @@ async def watch(exchange: Exchange, query: dict[str, Any]) -> None:
         await exchange.end()
 
 
-def _events(changes: list[Mapping[str, str]]) -> bytes:
+def _events(changes: list[ChangeView | None]) -> bytes:
     return b"".join(b"event: change\ndata: %b\n\n" % encode(one) for one in changes if one)

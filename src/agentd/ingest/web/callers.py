@@ -7,10 +7,10 @@ from agentd.ingest.web.door import Door
 from agentd.ingest.web.link import link_of
 from agentd.ingest.web.threads import caller
 from agentd.model.credential import Credential
-from agentd.model.principal import Principal
+from agentd.model.door import DoorService
 
 
-async def identify(door: Door, scope: Any, credential: Credential | None = None) -> Principal:
+async def identify(door: Door, scope: Any, credential: Credential | None = None) -> DoorService:
     """Whatever this task asks of rooms from now on is the principal's.
 
     ``credential`` is for a door that reads another one than ``credential_of`` does. Raises
@@ -20,9 +20,10 @@ async def identify(door: Door, scope: Any, credential: Credential | None = None)
     given = credential_of(scope) if credential is None else credential
     caller.set(link.address)
     if is_quick(given):
-        who = door.gatekeeper.authenticate(given)
+        service = door.gatekeeper.authenticate(given)
     else:
-        who = await door.web.threads.short.run(door.gatekeeper.authenticate, given)
-    link.identify(who.name)
-    caller.set(who.name)
-    return who
+        service = await door.web.threads.short.run(door.gatekeeper.authenticate, given)
+    name = service.caller.name
+    link.identify(name)
+    caller.set(name)
+    return service

@@ -7,7 +7,7 @@ from agentd.ingest.web.callers import identify
 from agentd.ingest.web.door import Door
 from agentd.ingest.web.link import link_of
 from agentd.model.credential import Credential
-from agentd.model.principal import Principal
+from agentd.model.door import DoorService
 
 D = TypeVar("D", bound=Door)
 
@@ -29,6 +29,6 @@ class WebRequest(Generic[D]):
         parameters: Mapping[str, str] = self.scope["path_params"]
         return parameters
 
-    async def authenticate(self, credential: Credential | None = None) -> Principal:
+    async def authenticate(self, credential: Credential | None = None) -> DoorService:
         """Ask the gatekeeper who asks. Raises Unauthenticated, Forbidden, Full."""
         return await identify(self.door, self.scope, credential)

@@ -21,13 +21,18 @@ class MetricsSource(msgspec.Struct, frozen=True):
 
 
 class Web:
-    """Belongs to the event loop. ``metrics`` are the process's, None where it counts nothing."""
+    """Belongs to the event loop. ``metrics`` are the process's, None where it counts nothing;
+    ``ready`` tells why it takes no work, "" where it does."""
 
     def __init__(
-        self, limits: WebLimits | None = None, metrics: MetricsSource | None = None
+        self,
+        limits: WebLimits | None = None,
+        metrics: MetricsSource | None = None,
+        ready: Callable[[], str] = str,
     ) -> None:
         self.limits = limits or WebLimits()
         self.metrics = metrics
+        self.ready = ready
         self.threads = ThreadRooms(self.limits)
         self.draining = False
         self._streams: set[Stoppable] = set()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agentd.daemon.observe.log import Log, about
+from agentd.daemon.observe.log import Log
 from agentd.daemon.observe.rate import Bound
 from agentd.model import context, redact
 
@@ -67,7 +67,8 @@ def test_lines_have_their_request_and_sandbox_in_every_thread_of_their_own() -> 
     both = threading.Barrier(2)
 
     def work(number: int) -> None:
-        with context.request(f"req-{number}"), about(sandbox=f"sbx-{number}"):
+        context.sandbox.set(f"sbx-{number}")  # a thread has its own
+        with context.request(f"req-{number}"):
             both.wait()
             log.info("at work", number=number)
 

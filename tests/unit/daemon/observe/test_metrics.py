@@ -56,7 +56,7 @@ class Fake:
         self.running: list[Any] = []
         self.why = ""
         self.lost = False
-        self.service = SimpleNamespace(ready=lambda: self.why)
+        self.ready = lambda: self.why
         self.link = SimpleNamespace(lost=SimpleNamespace(is_set=lambda: self.lost))
         self.sandboxes = SimpleNamespace(all=lambda: [LIVE, LIVE])
         self.pool = SimpleNamespace(sizes=lambda: {"default/namespace": 3})

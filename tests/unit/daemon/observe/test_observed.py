@@ -1,16 +1,18 @@
+import inspect
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
 from agentd.daemon.observe.log import Log
 from agentd.daemon.observe.meter import Meter
-from agentd.daemon.observe.observed import OPERATIONS, observed
+from agentd.daemon.observe.observed import Observer, observed
 from agentd.daemon.service.service import DaemonService
 from agentd.model import context
 from agentd.model.errors import Forbidden, NotFound, QuotaExceeded, SandboxError
 from agentd.model.principal import Principal
+from agentd.model.service import Service
 
 WHO = Principal("ann", frozenset({"admin"}), "local")
 
@@ -24,54 +26,58 @@ class Counts(Meter):
         self.calls.append((op, status))
 
 
-class Fake:
-    """Answers every operation with what it is told to."""
+class Commands:
+    """Answers with what it is told to."""
 
-    def __init__(self) -> None:
+    def __init__(self, observer: Observer) -> None:
+        self._observer, self._who = observer, WHO
         self.answer: Any = "answer"
         self.requests: list[str] = []
 
-    def __getattr__(self, name: str) -> Any:
-        def call(*args: object, **options: object) -> Any:
-            self.requests.append(context.current())
-            if isinstance(self.answer, Exception):
-                raise self.answer
-            return self.answer
-
-        return call
+    @observed("exec")
+    def exec(self, sandbox: str, body: object = None) -> Any:
+        self.requests.append(context.current())
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
 
 
-def made(level: str = "debug") -> tuple[Any, Fake, Counts, list[bytes]]:
+def made(level: str = "debug") -> tuple[Commands, Counts, list[bytes]]:
     lines: list[bytes] = []
-    fake, counts = Fake(), Counts()
-    service: Any = fake
-    return observed(service, counts, Log(level, "json", write=lines.append)), fake, counts, lines
+    counts = Counts()
+    log = Log(level, "json", write=lines.append)
+    return Commands(Observer(counts, log)), counts, lines
 
 
-def test_it_has_all_that_the_service_has() -> None:
-    service, *_ = made()
-    wanted = {name for name in dir(DaemonService) if not name.startswith("_")}
-    assert {name for name in wanted if not callable(getattr(service, name, None))} == set()
-    assert {"exec", "create", "run"} <= set(OPERATIONS) <= wanted
+def test_every_method_of_the_contract_is_told_of() -> None:
+    for noun, prop in inspect.getmembers(DaemonService, lambda one: isinstance(one, property)):
+        if not hasattr(Service, noun):
+            continue
+        kind = get_type_hints(prop.fget)["return"]
+        wanted = get_type_hints(getattr(Service, noun).fget)["return"]
+        for name in (one for one in vars(wanted) if one[0] != "_" and one != "version"):
+            assert hasattr(getattr(kind, name), "__wrapped__"), f"{noun}.{name}"
 
 
-def test_a_call_is_counted_and_told_with_whose_it_is() -> None:
-    service, fake, counts, lines = made()
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_call_is_counted_and_told_with_whose_it_is(*, by_name: bool) -> None:
+    commands, counts, lines = made()
     with context.request("req-1"):
-        assert service.get(WHO, "sbx-1") == "answer"
-    assert counts.calls == [("get", "ok")]
+        assert (commands.exec(sandbox="sbx-1") if by_name else commands.exec("sbx-1")) == "answer"
+    assert counts.calls == [("exec", "ok")]
     (event,) = map(json.loads, lines)
-    assert event["event"] == "request" and event["op"] == "get" and event["code"] == "ok"
+    assert event["event"] == "request" and event["op"] == "exec" and event["code"] == "ok"
     assert (event["request"], event["sandbox"], event["principal"]) == ("req-1", "sbx-1", "ann")
-    assert fake.requests == ["req-1"]
+    assert commands.requests == ["req-1"]
 
 
 def test_a_call_outside_of_a_request_gets_an_id() -> None:
-    service, fake, _, _ = made()
-    service.list(WHO, {}, 1, "")
-    service.list(WHO, {}, 1, "")
-    first, second = fake.requests
+    commands, counts, _ = made()
+    commands.exec("sbx-1")
+    commands.exec("sbx-1")
+    first, second = commands.requests
     assert first.startswith("req-") and first != second and context.current() == ""
+    assert len(counts.calls) == 2
 
 
 @pytest.mark.parametrize(
@@ -84,10 +90,10 @@ def test_a_call_outside_of_a_request_gets_an_id() -> None:
     ],
 )
 def test_an_error_is_told_by_its_code(error: Exception, code: str, level: str) -> None:
-    service, fake, counts, lines = made("info")
-    fake.answer = error
+    commands, counts, lines = made("info")
+    commands.answer = error
     with pytest.raises(type(error)):
-        service.exec(WHO, "sbx-1", None)
+        commands.exec("sbx-1")
     assert counts.calls == [("exec", code)]
     (event,) = map(json.loads, lines)
     assert (event["code"], event["level"]) == (code, level)
@@ -96,31 +102,22 @@ def test_an_error_is_told_by_its_code(error: Exception, code: str, level: str) -
 
 def test_who_may_not_do_it_is_told_to_whoever_writes_denials_down() -> None:
     told: list[tuple[str, ...]] = []
-    fake = Fake()
-    service: Any = fake
-    seen = observed(
-        service, Meter(), Log("error", "json"), lambda *about: told.append(tuple(map(str, about)))
-    )
+    commands = Commands(Observer(forbidden=lambda *about: told.append(tuple(map(str, about)))))
     for error in (NotFound("there is none"), Forbidden("ann lacks the scope 'run'")):
-        fake.answer = error
+        commands.answer = error
         with pytest.raises(type(error)):
-            seen.exec(WHO, "sbx-1", None)
+            commands.exec("sbx-1")
     assert told == [("exec", "ann", "sbx-1", "ann lacks the scope 'run'")]
 
 
 def test_pieces_are_counted_when_the_last_is_taken_or_nobody_wants_more() -> None:
-    service, fake, counts, _ = made()
+    counts = Counts()
 
     def pieces() -> Iterator[bytes]:
-        yield b"a"
-        yield b"b"
+        yield from Observer(counts).pieces("read_file_data", "ann", "sbx-1", iter((b"a", b"b")))
 
-    fake.answer = pieces()
-    assert list(service.read_file(WHO, "sbx-1", "/x")) == [b"a", b"b"]
-    assert counts.calls == [("read_file", "ok"), ("read_file_data", "ok")]
-    counts.calls.clear()
-    fake.answer = pieces()
-    some = service.read_tar(WHO, "sbx-1", "/x")
+    assert list(pieces()) == [b"a", b"b"]
+    some = pieces()
     assert next(some) == b"a"
     some.close()
-    assert counts.calls == [("read_tar", "ok"), ("read_tar_data", "cancelled")]
+    assert counts.calls == [("read_file_data", "ok"), ("read_file_data", "cancelled")]

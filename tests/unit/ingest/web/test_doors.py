@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.ingest.fake import FakeService
+from tests.unit.ingest.fake import FakeDaemon
 from tests.unit.ingest.harness import Running
 
 from agentd.ingest.web.door import Door, Mount
@@ -19,7 +19,7 @@ async def _nothing(scope: Any, receive: Any, send: Any) -> None:
 
 
 def mount(*paths: str) -> Mount:
-    return Mount(Door(Web(), FakeService()), _nothing, paths)
+    return Mount(Door(Web(), FakeDaemon()), _nothing, paths)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ async def _breaks(scope: Any, receive: Any, send: Any) -> None:
     raise ZeroDivisionError("it is broken")
 
 
-def _plain(web: Web, service: FakeService) -> dict[str, Mount]:
+def _plain(web: Web, service: FakeDaemon) -> dict[str, Mount]:
     return {"plain": Mount(Plain(web, service), _breaks, ("/plain",), always=("/plain/always",))}
 
 

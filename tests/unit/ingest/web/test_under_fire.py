@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 from tests.unit.ingest.fake import KEYS, FakeProcess, until
+from tests.unit.ingest.fake_service import FakeService
 from tests.unit.ingest.harness import ALICE, BOB, Running, read_all
 from websockets.sync.client import unix_connect
 
 from agentd.ingest.web.limits import WebLimits
 from agentd.model.credential import Credential
-from agentd.model.principal import Principal
 
 QUICK = WebLimits(
     head_seconds=1.0, idle=1.0, body_seconds=1.0, stall=1.0, discard_seconds=1.0, first_message=1.0
@@ -269,10 +269,10 @@ def test_who_hangs_up_before_it_is_known_keeps_no_seat(tmp_path: Path) -> None:
     with Running(tmp_path, WebLimits(connections=8)) as running:
         judged, known, looks_on = threading.Semaphore(0), [], threading.Event()
 
-        def authenticate(credential: Credential) -> Principal:
+        def authenticate(credential: Credential) -> FakeService:
             judged.release()
             assert looks_on.wait(120)
-            known.append(KEYS["agd_alice"])
+            known.append(FakeService(running.service, KEYS["agd_alice"]))
             return known[-1]
 
         running.service.authenticate = authenticate  # type: ignore[method-assign]

@@ -1,0 +1,24 @@
+"""What the pool keeps ready, as the configuration has it."""
+
+from agentd.daemon.admission.gate import Gate
+from agentd.daemon.config import Config
+from agentd.daemon.sandboxes import bodies
+from agentd.model.isolation import IsolationLevel
+from agentd.model.limits import Limits
+from agentd.model.spec import SandboxSpec
+from agentd.sandbox.pool import ShelfSpec
+
+
+def shelves(config: Config, gate: Gate) -> list[ShelfSpec]:
+    """Of what requests that ask for nothing special come to: behind bounds and policy."""
+    made = []
+    for pool in config.pool:
+        spec = SandboxSpec(
+            isolation=IsolationLevel.parse(pool.isolation),
+            backend=pool.backend,
+            image=pool.image,
+            limits=bodies.bounded(Limits(), config.limits),
+            private_programs=config.sandbox.private_programs,
+        )
+        made.append(ShelfSpec(gate.ahead(spec), pool.min, pool.max, float(pool.ttl)))
+    return made

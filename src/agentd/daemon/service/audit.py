@@ -1,0 +1,64 @@
+"""The audit log, as an admin reads it."""
+
+import msgspec
+
+from agentd.audit import files, read
+from agentd.audit.log import AuditLog
+from agentd.daemon.observe.observed import observed
+from agentd.daemon.service.noun import Noun
+from agentd.model import typed
+from agentd.model.api import AuditHead, AuditPage
+from agentd.model.errors import InvalidInput
+
+MAX_RECORDS = 1000  # of one page
+MAX_BYTES = 4 << 20
+
+
+class DaemonAudit(Noun):
+    """Implements ``model.service.Audit``."""
+
+    @observed("audit_head")
+    def head(self) -> AuditHead:
+        log = self._log()
+        found = files.ls(log.directory)
+        head = log.head
+        return AuditHead(
+            head=str(head or ""),
+            first=found[0].first if found else 0,
+            damage=log.damage,
+            seq=head.seq if head else 0,
+            hash=head.hash if head else "",
+        )
+
+    @observed("audit_records")
+    def records(self, start: int = 1, limit: int = MAX_RECORDS) -> AuditPage:
+        log = self._log()
+        if not 1 <= limit <= MAX_RECORDS:
+            raise InvalidInput(
+                f"limit={limit} is out of range", remediation=f"give one from 1 to {MAX_RECORDS}"
+            )
+        head = log.head
+        last = head.seq if head is not None else 0
+        lines: list[msgspec.Raw] = []
+        size = 0
+        for line in read.lines(log.directory, max(start, 1), last):
+            if len(lines) == limit or size + len(line) > MAX_BYTES:
+                return AuditPage(tuple(lines), _seq(line))
+            lines.append(msgspec.Raw(line[:-1]))
+            size += len(line)
+        return AuditPage(tuple(lines))
+
+    def _log(self) -> AuditLog:
+        self._who.require("admin")
+        log = self._parts.control.log
+        if not isinstance(log, AuditLog):
+            raise TypeError("only a daemon's log is read over REST")
+        return log
+
+
+class _Numbered(msgspec.Struct):
+    seq: int
+
+
+def _seq(line: bytes) -> int:
+    return typed.decoder(_Numbered).decode(line).seq

@@ -1,0 +1,37 @@
+"""The daemon itself."""
+
+from collections.abc import Mapping
+
+from agentd._version import __version__
+from agentd.daemon import doctor
+from agentd.daemon.observe.observed import observed
+from agentd.daemon.service.noun import Noun
+from agentd.model.api import BackendView, Stats
+
+
+class DaemonMachine(Noun):
+    """Implements ``model.service.Machine``."""
+
+    def version(self) -> Mapping[str, str]:
+        return {"agentd": __version__, "api": "v1"}
+
+    @observed("backends")
+    def backends(self) -> tuple[BackendView, ...]:
+        self._who.require("read")
+        return tuple(
+            BackendView(
+                name=found.name,
+                level=found.level,
+                usable=found.availability.usable,
+                blockers=tuple({"what": b.what, "fix": b.fix} for b in found.availability.blockers),
+                notes=found.availability.notes,
+                images=found.images,
+                abilities=found.abilities,
+            )
+            for found in doctor.findings()
+        )
+
+    @observed("stats")
+    def stats(self) -> Stats:
+        self._who.require("read")
+        return self._parts.stats()

@@ -1,0 +1,41 @@
+"""What the nouns of a daemon's service have in common: the caller, and the way to a sandbox."""
+
+from typing import TYPE_CHECKING
+
+from agentd.daemon.admission import acts
+from agentd.policy.scopes import scope_of
+
+if TYPE_CHECKING:
+    from agentd.daemon.admission.admission import Admission
+    from agentd.daemon.sandboxes.live import Live
+    from agentd.daemon.service.parts import Parts
+    from agentd.model.principal import Principal
+
+
+class Noun:
+    """Bound to its caller. Thread-safe."""
+
+    def __init__(self, parts: "Parts", caller: "Principal") -> None:
+        self._parts = parts
+        self._who = caller
+        self._observer = parts.observer
+
+    def _live(self, scope: str, id_: str) -> "Live":
+        """Raises Forbidden, NotFound."""
+        self._who.require(scope)
+        return self._parts.sandboxes.get(self._who, id_)
+
+    def _open(
+        self, id_: str, name: str, doing: str, **parameters: object
+    ) -> "tuple[Live, Admission]":
+        """A sandbox, and what is to be done there in a capability's words, ``name``.
+
+        Raises Forbidden, NotFound, Conflict (``doing`` says what for), and what the policy refuses.
+        """
+        live = self._live(scope_of(name), id_)
+        live.require_running(doing)
+        return live, self._judge(live, name, **parameters)
+
+    def _judge(self, live: "Live", name: str, **parameters: object) -> "Admission":
+        act = acts.operation(self._who, name, live.handle, live.record.labels, **parameters)
+        return self._parts.control.gate.operation(act, live.handle)

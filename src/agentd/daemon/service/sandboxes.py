@@ -1,0 +1,165 @@
+"""A caller's sandboxes."""
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import msgspec
+
+from agentd.daemon.admission import acts
+from agentd.daemon.observe.observed import observed
+from agentd.daemon.sandboxes import bodies
+from agentd.daemon.sandboxes.live import Live
+from agentd.daemon.sandboxes.names import taken
+from agentd.daemon.sandboxes.snapshots import SnapshotOwner
+from agentd.daemon.service.noun import Noun
+from agentd.model.api import SandboxBody, SandboxView, SnapshotView
+from agentd.model.errors import AgentdError, InvalidInput
+from agentd.model.units import parse_duration
+from agentd.policy.scopes import scope_of
+
+_AS_USUAL = SandboxBody()
+
+
+class DaemonSandboxes(Noun):
+    """Implements ``model.service.Sandboxes``."""
+
+    @observed("create")
+    def create(self, body: SandboxBody = _AS_USUAL) -> SandboxView:
+        return self.made(body).view()
+
+    @observed("get_or_create")
+    def get_or_create(self, name: str, body: SandboxBody = _AS_USUAL) -> SandboxView:
+        self._who.require("create")
+        if body.name not in (None, name):
+            raise InvalidInput(
+                f"the body's name {body.name[:64]!r} is not that of the path",
+                remediation="leave it out",
+            )
+        named = msgspec.structs.replace(body, name=name)
+        sandboxes = self._parts.sandboxes
+        with sandboxes.names.making(self._who.name, name, wait=True):
+            return (sandboxes.named(self._who, name) or self._make(named)).view()
+
+    @observed("list")
+    def list(
+        self,
+        *,
+        labels: Mapping[str, str] | None = None,
+        state: str | None = None,
+        after: str = "",
+        limit: int | None = None,
+    ) -> tuple[SandboxView, ...]:
+        self._who.require("read")
+        found = self._parts.sandboxes.views(self._who, labels or {}, state, after)
+        return tuple(itertools.islice(found, limit))
+
+    @observed("get")
+    def get(self, id: str) -> SandboxView:
+        return self._live("read", id).view(usage=True)
+
+    @observed("relabel")
+    def relabel(self, id: str, labels: Mapping[str, str | None]) -> SandboxView:
+        live = self._live("create", id)
+        self._parts.sandboxes.relabel(self._who, live, labels)
+        return live.view()
+
+    @observed("renew")
+    def renew(self, id: str, ttl: str | float) -> SandboxView:
+        live = self._live("create", id)
+        self._parts.sandboxes.renew(live, parse_duration(ttl, "ttl"))
+        return live.view()
+
+    @observed("pause")
+    def pause(self, id: str) -> SandboxView:
+        live = self._live("create", id)
+        self._parts.sandboxes.pause(live)
+        return live.view()
+
+    @observed("resume")
+    def resume(self, id: str) -> SandboxView:
+        live = self._live("create", id)
+        self._parts.sandboxes.resume(live)
+        return live.view()
+
+    @observed("delete")
+    def kill(self, id: str) -> None:
+        self._parts.sandboxes.end(self._live("create", id))
+
+    def kill_at_once(self, id: str) -> Callable[[], None] | None:
+        """As of ``DoorSandboxes``."""
+        try:
+            rest = self._parts.sandboxes.end_at_once(self._live("create", id))
+        except AgentdError:
+            return None  # ``kill`` says so
+        return None if rest is None else partial(self._finish, id, rest)
+
+    @observed("delete")  # counted as what it begins
+    def _finish(self, id: str, rest: Callable[[], None]) -> None:
+        rest()
+
+    @observed("snapshot")
+    def snapshot(self, id: str) -> SnapshotView:
+        live, _ = self._open(id, acts.SNAPSHOT, "take a snapshot of it")
+        new = "snp-" + os.urandom(8).hex()
+        snapshots = self._parts.snapshots
+        place = snapshots.place(new)
+        try:
+            os.mkdir(os.path.dirname(place), 0o700)
+            kept = self._parts.pipeline.manager.snapshot(live.handle, place)
+            about = SnapshotOwner(sandbox=live.id, principal=self._who.name, created=time.time())
+            snapshots.write_down(new, about)
+        except BaseException:
+            snapshots.discard(new)
+            raise
+        return SnapshotView(new, live.id, kept.fidelity, about.created, kept.size)
+
+    @observed("fork")
+    def fork(self, id: str, count: int = 1) -> tuple[SandboxView, ...]:
+        live = self._live("snapshot", id)
+        return tuple(copy.view() for copy in self._parts.sandboxes.fork(self._who, live, count))
+
+    @observed("changes")
+    def changes(self, id: str) -> tuple[str, ...]:
+        live = self._live("files", id)  # it tells what ``apply`` would write
+        self._judge(live, acts.LIST, path=live.wall.workspace)
+        return tuple(live.handle.overlay().changes())
+
+    @observed("apply")
+    def apply(self, id: str) -> None:
+        live = self._live(scope_of(acts.WRITE), id)
+        with self._judge(live, acts.WRITE, path=live.wall.workspace) as admission:
+            admission.begin()
+            live.handle.overlay().apply()
+
+    def made(self, body: SandboxBody) -> Live:
+        """One that is ready, for ``create`` and ``run``."""
+        self._who.require("create")
+        if body.name is None:
+            return self._make(body)
+        sandboxes = self._parts.sandboxes
+        with sandboxes.names.making(self._who.name, body.name, wait=False):
+            if sandboxes.named(self._who, body.name) is not None:
+                raise taken(body.name)
+            return self._make(body)
+
+    def _make(self, body: SandboxBody) -> Live:
+        who, parts = self._who, self._parts
+        ttl, wait = bodies.ttl_of(body), bodies.wait_of(body)
+        kept = None
+        if body.snapshot is None:
+            spec = bodies.sandbox_spec(who, body, parts.config())
+        else:
+            kept = parts.snapshots.get(who, body.snapshot)
+            spec = bodies.restored_spec(who, kept.spec, body, parts.config())
+        return parts.sandboxes.create(
+            who,
+            spec,
+            labels=body.labels,
+            ttl=ttl,
+            snapshot=kept,
+            wait=wait,
+            name=body.name or "",
+        )

@@ -1,0 +1,52 @@
+"""What a door has, once the gatekeeper has told who asks: the caller's Service, and what only the
+machinery of a door needs beside it."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from agentd.model.answer import Answer
+from agentd.model.api import Authorise, Carry, Repeat, Work
+from agentd.model.principal import Principal
+from agentd.model.service import Sandboxes, Service
+
+
+class Repeats(Protocol):
+    """Requests that are sent again, as ``Idempotency-Key`` has them."""
+
+    def readmit(self, repeat: Repeat, approved: frozenset[str] | None) -> None:
+        """Raise what the request would be refused with now; ``approved`` is as of Authorise."""
+
+    async def once(
+        self,
+        key: str,
+        request: bytes,
+        work: Work,
+        carry: Carry,
+        *,
+        lasting: bool = True,
+        authorise: Authorise | None = None,
+    ) -> Answer:
+        """Do ``work`` at most once for a key, and answer; belongs to the event loop.
+
+        ``request`` is what it was asked with, and ``carry`` does in a thread what it is given.
+        ``authorise`` is asked before a repeat gets an answer: ``readmit``. Not ``lasting`` is what
+        a loss of power undoes: it may then be done again. Raises IdempotencyMismatch and others.
+        """
+        ...
+
+
+class DoorSandboxes(Sandboxes, Protocol):
+    def kill_at_once(self, id: str) -> Callable[[], None] | None:
+        """Kill without blocking. None where that takes time, or cannot be done: ask ``kill``. Else
+        nothing runs in it any more, and what this returns does the rest, in a thread."""
+
+
+class DoorService(Service, Protocol):
+    """A Service of one request, which the gatekeeper alone gives out."""
+
+    @property
+    def caller(self) -> Principal: ...
+    @property
+    def sandboxes(self) -> DoorSandboxes: ...
+    @property
+    def repeats(self) -> Repeats: ...
