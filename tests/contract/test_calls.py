@@ -1,7 +1,10 @@
 """Calls of capabilities, by every way in and under every policy: one decision, one shape of the
 answer, one receipt, one error.
 
-A policy is in force in a daemon of its own and, for calls without one, in a folder beside it.
+A policy is in force in a daemon of its own and, for calls without one, in a folder beside it. What
+it decides, and the whole answer, is asked under every one. What none of them has a say in is asked
+where it could differ: ``permissive`` is on the namespace wall, ``paranoid`` on a machine, ``own``
+has reasons and obligations of its own.
 """
 
 import json
@@ -36,6 +39,11 @@ from tests.contract.ways import (
 
 from agentd.client.sandbox import Sandbox
 from agentd.policy import source
+
+
+def under(*names: str) -> pytest.MarkDecorator:
+    """For a test that is asked under these policies alone."""
+    return pytest.mark.parametrize("governed", names, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module", params=POLICIES)
@@ -103,11 +111,10 @@ def test_what_is_allowed_says_by_whom_and_why(way: Way, governed: Governed) -> N
     assert view["status"] == "ok" and view["value"]["entries"] == []
 
 
+@under("strict", "paranoid", "own")  # permissive denies an admin nothing
 def test_what_is_denied_is_denied_by_every_way(way: Way, governed: Governed) -> None:
-    denied = governed.policy.denied
-    if denied is None:
-        pytest.skip(f"{governed.policy.name} denies an admin nothing")
-    name, parameters, why = denied
+    assert governed.policy.denied is not None
+    name, parameters, why = governed.policy.denied
     with pytest.raises(Refusal) as caught:
         way.call(name, parameters)
     told = f"the policy does not allow {ME} to call {name}: {why}"
@@ -115,10 +122,9 @@ def test_what_is_denied_is_denied_by_every_way(way: Way, governed: Governed) -> 
     assert caught.value.code in ("policy_denied", "") and caught.value.exit_code in (0, 125)
 
 
+@under("own")  # the others decide on everything
 @pytest.mark.parametrize("path", ["zero", "nonsense"])
-def test_what_cannot_be_decided_is_refused_as_that(way: Way, governed: Governed, path: str) -> None:
-    if governed.policy.name != "own":
-        pytest.skip(f"{governed.policy.name} decides on everything")
+def test_what_cannot_be_decided_is_refused_as_that(way: Way, path: str) -> None:
     with pytest.raises(Refusal) as caught:
         way.call("fs.list.v1", {"path": path})
     assert caught.value.text.startswith("the policy could not decide on fs.list.v1: ")
@@ -126,6 +132,7 @@ def test_what_cannot_be_decided_is_refused_as_that(way: Way, governed: Governed,
     assert way.call(*LISTS)["status"] == "ok"  # and goes on
 
 
+@under("permissive", "strict", "own")
 def test_the_policy_that_is_expected_must_be_in_force(way: Way, governed: Governed) -> None:
     other = "sha256:" + "0" * 64
     with pytest.raises(Refusal) as caught:
@@ -165,6 +172,7 @@ def test_every_way_has_the_same_answer(every_way: list[Way], governed: Governed)
         assert view == first, name
 
 
+@under("permissive", "paranoid")
 def test_what_it_has_before_its_end_is_the_same(way: Way) -> None:
     asked = {"command": "sh", "args": ["-c", "echo one; echo two"]}
     view = way.call("shell.exec.v1", asked, follow=True)
@@ -172,15 +180,15 @@ def test_what_it_has_before_its_end_is_the_same(way: Way) -> None:
     assert view["value"]["stdout"] == "one\ntwo\n"
 
 
-def test_obligations_hold_by_every_way(way: Way, governed: Governed) -> None:
-    if governed.policy.name != "own":
-        pytest.skip(f"{governed.policy.name}: its bounds are too wide to run into in a test")
+@under("own")  # the bounds of the others are too wide to run into in a test
+def test_obligations_hold_by_every_way(way: Way) -> None:
     view = way.call("shell.exec.v1", {"command": "yes"})
     assert view["cause"]["code"] == "output_limit"
     assert len(view["value"]["stdout"]) == 1000
     assert view["decision"]["obligations"]["limits"]["output"] == 1000
 
 
+@under("permissive", "paranoid")
 def test_a_sandbox_that_is_there_keeps_what_is_written(way: Way, governed: Governed) -> None:
     if isinstance(way, CliEmbedded):
         pytest.skip(f"{way.name}: its sandbox ends with the call")
@@ -197,6 +205,7 @@ def test_a_sandbox_that_is_there_keeps_what_is_written(way: Way, governed: Gover
 # --- one receipt ---
 
 
+@under("own", "paranoid")
 def test_the_receipt_holds_by_the_public_key_alone(
     way: Way, governed: Governed, tmp_path: Path
 ) -> None:
@@ -225,6 +234,7 @@ def test_the_receipt_holds_by_the_public_key_alone(
     assert done.returncode == 0, done.stderr
 
 
+@under("own")
 def test_the_audit_log_holds_the_record_that_it_chains_to(way: Way, governed: Governed) -> None:
     view = way.call(*LISTS)
     head = way.receipt(view["receipt"]).predicate.record
@@ -251,8 +261,18 @@ ERRORS = {
 }
 
 
+@under("own")
 @pytest.mark.parametrize("case", ERRORS)
-def test_every_way_has_the_same_error(every_way: list[Way], governed: Governed, case: str) -> None:
+def test_every_way_has_the_same_error(every_way: list[Way], case: str) -> None:
+    _same_error(every_way, case)
+
+
+@under("paranoid")
+def test_every_way_has_the_same_error_of_a_machine(every_way: list[Way]) -> None:
+    _same_error(every_way, "a missing file")
+
+
+def _same_error(every_way: list[Way], case: str) -> None:
     name, parameters, code, exit_code = ERRORS[case]
     texts = {}
     for way in every_way:
@@ -264,6 +284,7 @@ def test_every_way_has_the_same_error(every_way: list[Way], governed: Governed, 
     assert len(set(texts.values())) == 1, texts
 
 
+@under("own")
 def test_a_sandbox_that_is_not_there(way: Way) -> None:
     if isinstance(way, Sdk):
         pytest.skip(f"{way.name}: it calls in the sandbox that it has")

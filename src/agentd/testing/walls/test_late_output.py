@@ -12,7 +12,7 @@ pytestmark = pytest.mark.shares_machine
 
 # It goes on once its parent is gone, not merely dead: the agent knows of the end by then.
 LATE = "(while kill -0 $$ 2>/dev/null; do :; done; {}) & echo early"
-FLOOD = "(while echo x; do :; done) & echo hi"
+FLOOD = "(while printf %1000d 1; do :; done) & echo hi"
 # It has a tenth of a second for that. A machine that is busy may take it, but not each time.
 SECONDS = 120.0
 
