@@ -286,7 +286,7 @@ def test_a_broken_one_is_told_and_skipped(install: Callable[[str, str], None], n
     one = next(backend for backend in found if backend["name"] == name)
     if name != "plans":  # which is seen by whoever asks for one
         assert not one["usable"] and "cannot be" in one["blockers"][0]["what"]
-        assert one["blockers"][0]["fix"] == "mend or uninstall the package it is in"
+        assert one["blockers"][0]["fix"] == "fix or uninstall the package it is in"
     # Behind all of ours that would do: what is left are the virtual machines, or nothing.
     words = ("run", "--isolation", "userspace-kernel", "--memory", "99T", "--", "true")
     told = agentd(*words).stderr

@@ -121,7 +121,7 @@ class Chain:
         return True
 
     def may_be_there(self) -> bool:
-        """The same at a glance, from any thread while another writes."""
+        """Return the same after a glance, from any thread while another writes."""
         path, device, inode = self._place
         try:
             found = os.stat(path) if path else None
@@ -152,7 +152,7 @@ class Chain:
         return Written(positions, lines)
 
     def sync(self) -> None:
-        """What was written without. Raises OSError."""
+        """Sync what was written unsynced. Raises OSError."""
         if self._unsynced or self._owed:
             self._put(b"")
             self._tell()

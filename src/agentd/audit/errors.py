@@ -14,7 +14,7 @@ class NoLog(AuditError):
 
 
 class LogDamaged(AuditError):
-    """What was written to the log is not in it any more; nothing is done until that is accepted."""
+    """The log lacks what was written to it; nothing is done until an operator accepts that."""
 
 
 class AuditLocked(AuditError):
@@ -30,6 +30,6 @@ class AuditBusy(AuditError):
 
 
 class ReceiptInvalid(AgentdError):
-    """It is no receipt, was changed, or another key signed it."""
+    """The receipt is none, was changed, or was signed by another key."""
 
     code = "receipt_invalid"

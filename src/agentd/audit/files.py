@@ -28,7 +28,7 @@ class LogFile(NamedTuple):
 
 
 class Tail(NamedTuple):
-    """Of the last record that is whole: ``end`` is the offset behind it."""
+    """The last whole record of a file: ``end`` is the offset behind it."""
 
     end: int
     seal: RecordSeal

@@ -61,7 +61,7 @@ class AuditLog:
         self._commits = GroupCommit("agentd-audit", self._commit, self._end)
         self._stale = False  # what is on the disk must be looked at
         self._closed = False
-        self.damage = ""  # what is wrong with what was written, until it is mended
+        self.damage = ""  # what is wrong with what was written, until it is fixed
         self._losses = Losses(clock)
         self._counts = Counts()
         self._lock, self._chain = _open(directory, keep, clock)

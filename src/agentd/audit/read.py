@@ -111,7 +111,7 @@ def _place(file: LogFile, first: int) -> tuple[int, int]:
 
 
 class _Reader:
-    """Of one file; ``whole`` goes on where it ended the last time."""
+    """A reader of one file; ``whole`` goes on where it ended the last time."""
 
     def __init__(self, file: LogFile, at: int = 0) -> None:
         self._path = file.path

@@ -42,7 +42,7 @@ class LogProblem(msgspec.Struct, frozen=True):
 
 
 class Note(msgspec.Struct, frozen=True):
-    """What the log tells of itself: a "cut" or a "loss", in record ``seq``."""
+    """A record that the log has about itself: a "cut" or a "loss", in record ``seq``."""
 
     seq: int
     kind: str

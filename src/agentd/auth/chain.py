@@ -11,7 +11,7 @@ _HINT = "send an API key as 'Authorization: Bearer agd_...', or use the unix soc
 
 
 class AuthProvider(Protocol):
-    """One way of proving who asks. Thread-safe. Called for every request."""
+    """A way to authenticate a caller. Thread-safe. Called for every request."""
 
     def authenticate(self, credential: Credential) -> Principal | None:
         """None where the credential is of another kind.
@@ -22,7 +22,7 @@ class AuthProvider(Protocol):
 
 
 class ProviderChain:
-    """What a request presents is judged before what its connection tells.
+    """The providers in order: those that judge a request come before those that judge a connection.
 
     Who presents a token wants to be who the token says. Where that fails, taking the peer's
     identity instead could only widen what the request may do, so it is refused.

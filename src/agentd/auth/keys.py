@@ -30,7 +30,7 @@ _NO_HASH = bytes(32)
 
 
 class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What is kept of a key. Times are seconds since the epoch."""
+    """A key as the store keeps it. Times are seconds since the epoch."""
 
     id: str
     name: str

@@ -39,7 +39,7 @@ _HINT = "sign it with a key that the daemon trusts: agentd sign"
 
 
 class ReplayTable(Protocol):
-    """Which signed requests were seen already. Thread-safe."""
+    """Remembers which signed requests were used. Thread-safe."""
 
     def first_use(self, key: str, nonce: str, issued: float) -> bool:
         """Whether ``key`` uses ``nonce`` for the first time; it is taken down in the same step.
@@ -79,7 +79,7 @@ class WrongAudience(Unauthenticated):
 
 
 class Signer(msgspec.Struct, frozen=True, kw_only=True):
-    """One trusted key, and as whom it acts. ``expires`` is in seconds since 1970."""
+    """A trusted key, and the principal that it acts as. ``expires`` is in seconds since 1970."""
 
     name: str
     key_id: str
@@ -97,7 +97,7 @@ class Trusted(Protocol):
 
 
 class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """As the request has it; times are seconds since 1970."""
+    """A request's signature; times are seconds since 1970."""
 
     key: str
     nonce: str
@@ -153,7 +153,7 @@ def verify(
     max_age: float = MAX_AGE,
     audience: str | None = None,
 ) -> Signer:
-    """Who signed ``request``, for the first and only time.
+    """Return who signed ``request``, and use it up.
 
     ``audience`` is what this daemon is called, if anything: then requests must name it. Raises
     SignatureMissing, SignerUnknown, SignatureInvalid, WrongAudience, RequestStale,

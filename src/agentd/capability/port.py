@@ -28,7 +28,7 @@ class InsideFiles(Protocol):
 
 
 class Inside(Protocol):
-    """One sandbox as a call has it. What comes from it is untrusted: bound it, check it."""
+    """A sandbox as a call sees it. What comes from it is untrusted: bound it, check it."""
 
     @property
     def workspace(self) -> str:
@@ -51,7 +51,7 @@ class Inside(Protocol):
 
 
 class Call(Protocol):
-    """One call: its checked parameters, and where to send what it has before its end."""
+    """A call: its checked parameters, and where to emit output before its end."""
 
     @property
     def parameters(self) -> dict[str, Any]: ...
@@ -71,4 +71,4 @@ class Capability(Protocol):
     about: About
 
     def run(self, call: Call, inside: Inside) -> Outcome:
-        """Raises CallFailed for what the caller can mend, other AgentdErrors as they come."""
+        """Raises CallFailed for what the caller can fix, other AgentdErrors as they come."""

@@ -35,7 +35,7 @@ BUILTIN: dict[str, str] = {
 
 
 class Point(Protocol):
-    """What we use of an importlib.metadata.EntryPoint."""
+    """The part of an importlib.metadata.EntryPoint that is used here."""
 
     @property
     def name(self) -> str: ...
@@ -44,7 +44,7 @@ class Point(Protocol):
 
 
 class Catalogue(msgspec.Struct, frozen=True):
-    """``broken``: name -> why it cannot be used, what mends it."""
+    """``broken``: name -> why it cannot be used, its fix."""
 
     capabilities: tuple[Any, ...]  # Capability, which msgspec does not know
     broken: Mapping[str, AgentdError]
@@ -147,7 +147,7 @@ def _checked(name: str, where: str) -> Capability | AgentdError:
         return Unavailable(
             f"capability {name} cannot be used",
             cause=f"{where}: {text[:500]}",
-            remediation="reinstall agentd" if name in BUILTIN else "mend or uninstall its package",
+            remediation="reinstall agentd" if name in BUILTIN else "fix or uninstall its package",
         )
     return capability
 

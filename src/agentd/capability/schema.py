@@ -25,7 +25,7 @@ _MAX_INTEGER = 1 << 64
 
 def check(about: About, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters with the schema's defaults; a copy. Raises InvalidInput that names the first
-    wrong one, what is wrong with it and how to mend it."""
+    wrong one, what is wrong with it and the fix."""
     if not isinstance(parameters, Mapping):
         raise InvalidInput(
             f"the parameters of {about.name} are not an object",
@@ -79,7 +79,7 @@ def _compiled(name: str, schema: bytes) -> "jsonschema_rs.Draft202012Validator":
         raise InvalidInput(
             f"the schema of {name} is not a JSON Schema",
             cause=str(error).partition("\n")[0][:500],
-            remediation="mend the capability",
+            remediation="fix the capability",
         ) from None
 
 

@@ -104,7 +104,7 @@ class Events:
         return stop
 
     def _numbers(self, who: Principal) -> Iterator[int]:
-        """Of what ``who`` may see, the newest first; under the lock."""
+        """Yield the numbers of what ``who`` may see, the newest first; under the lock."""
         if who.may(ADMIN) or not who.may("approve"):
             return reversed(self._kept if who.may(ADMIN) else self._of.get(who.name, ()))
         return (n for n in reversed(self._kept) if _sees(who, self._kept[n]))

@@ -51,13 +51,13 @@ class IdempotencyMismatch(InvalidInput):
 
 
 class IdempotencyInterrupted(AgentdError):
-    """It was begun, and whether it was done is not known."""
+    """The request was begun, and nobody knows whether it was done."""
 
     code = "idempotency_interrupted"
 
 
 class AnswerDropped(AgentdError):
-    """It was done, and its answer is not kept."""
+    """The request was done, and its answer is not kept."""
 
     code = "idempotency_answer_dropped"
 
@@ -67,7 +67,8 @@ class IdempotencyFull(Refused):
 
 
 class _Run:
-    """Of one key. ``decided``: whether it runs, or was answered from the record, is known."""
+    """The request of one key. ``decided``: whether it runs, or was answered from the record, is
+    known."""
 
     def __init__(self, digest: str, lasting: bool, authorise: Authorise | None) -> None:
         self.digest = digest
@@ -291,7 +292,7 @@ class Idempotency:
 
 
 def request_digest(method: str, path: str, body: bytes) -> str:
-    """Of what must be the same when a key is used again."""
+    """Return the digest of what must be the same when a key is used again."""
     total = hashlib.sha256()
     for part in (method.encode(), path.encode(), body):
         total.update(len(part).to_bytes(8, "big"))

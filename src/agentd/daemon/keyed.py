@@ -22,7 +22,8 @@ _MAX_PRINCIPALS = 10_000  # whose use is remembered; of others it is counted aga
 
 
 class KeyedBounds(msgspec.Struct, frozen=True, kw_only=True):
-    """Of a principal; ``total_`` of all. ``ttl`` is in seconds, after a request's end."""
+    """The bounds of a principal; ``total_`` those of all. ``ttl`` is in seconds, after a request's
+    end."""
 
     ttl: float = 3600.0
     keys: int = 10_000

@@ -55,7 +55,7 @@ class Pipeline:
     def fork(
         self, who: Principal, handle: SandboxHandle, count: int, labels: Labels = _NO_LABELS
     ) -> list[SandboxHandle]:
-        """So many copies of it as it is now; all of them or none."""
+        """Make ``count`` copies of a sandbox as it is now: all of them or none."""
         if not 1 <= count <= MAX_FORKS:
             raise InvalidInput(
                 f"cannot fork {count} sandboxes", remediation=f"give 1 to {MAX_FORKS}"

@@ -23,14 +23,14 @@ class Budget:
 
 
 class BudgetShare:
-    """What one connection holds of a budget, for one purpose."""
+    """The part of a budget that one connection holds, for one purpose."""
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
         self.held = 0
 
     def hold(self, amount: int) -> bool:
-        """So much from now on; False, and no more than before, where there is no room for it."""
+        """Hold ``amount`` from now on; return False, and change nothing, where there is no room."""
         grown = self._budget.held - self.held + amount
         if amount > self.held and grown > self._budget.size:
             return False

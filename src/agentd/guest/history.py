@@ -14,7 +14,7 @@ MAX_EXITED_BYTES = 32 << 20
 
 
 class DetachedCommand:
-    """One detached command. ``info`` is None while it runs or still has output to deliver."""
+    """A detached command. ``info`` is None while it runs or still has output to deliver."""
 
     process: GuestProcess
 

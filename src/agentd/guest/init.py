@@ -62,7 +62,7 @@ _EX_SOFTWARE = 70
 
 
 class _Self:
-    """What we are called."""
+    """The names of this process."""
 
     name = NAME
 

@@ -23,7 +23,7 @@ _RANGES = {"vsock": (1, _MAX_PORT), "fd": (3, 1 << 20)}
 
 
 class ListenRefused(Exception):
-    """What the user asked for cannot be; the message says what and how to mend it."""
+    """The address cannot be listened on; the message says why, and the fix."""
 
 
 def check(where: str) -> None:

@@ -20,7 +20,7 @@ _MISSING = frozenset({errno.ENOENT, errno.ENOTDIR})
 
 
 class SearchPath:
-    """Where a name may be found, in order: each path with the error that it gives, 0 for none yet.
+    """The paths at which a name may be found, in order, each with its error; 0 for none yet.
 
     ``exact``: a path, not a name to look for.
     """

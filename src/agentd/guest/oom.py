@@ -9,7 +9,7 @@ _EXEMPT = -1000
 
 
 class SpawnContext(Protocol):
-    """What surrounds the start of a command."""
+    """A context around the start of a command."""
 
     def __enter__(self) -> None: ...
 
@@ -19,7 +19,7 @@ class SpawnContext(Protocol):
 
 
 class OomScore:
-    """As a context: what is forked meanwhile gets a command's score; the agent keeps its own.
+    """A context in which a forked child gets a command's OOM score; the agent keeps its own.
 
     The agent takes the score on itself and puts it back, so that a child has it from its first
     instruction on. The file is opened at once: later Landlock may forbid it, to commands too.

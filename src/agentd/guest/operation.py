@@ -19,7 +19,7 @@ class RequestError(Exception):
 
 
 class Channel(Protocol):
-    """One request's half of a connection, as the connection offers it to an operation."""
+    """A request's half of a connection, as the connection offers it to an operation."""
 
     loop: Loop
 

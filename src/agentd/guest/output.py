@@ -72,7 +72,7 @@ class Pump:
             reads += 1
 
     def mark(self) -> None:
-        """Who writes from now on is cut off by ``drain``, and that is told in ``cut``."""
+        """Remember this moment: ``drain`` cuts what is written after it, and ``cut`` says so."""
         if not self.closed:
             self._mark = self._written()
 

@@ -52,7 +52,7 @@ class ExitInfo(NamedTuple):
 
 
 class GuestProcess:
-    """One command of ours. Its calls are harmless once it has ended."""
+    """A command of the agent's. Its methods do nothing once it has ended."""
 
     def __init__(
         self,

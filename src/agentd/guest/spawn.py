@@ -55,7 +55,8 @@ def inherited_environment() -> dict[bytes, bytes]:
 
 
 class Spawner:
-    """What all spawns of an agent share. ``home`` is where the agent lives and children start."""
+    """Starts commands: holds what all spawns of an agent share. ``home`` is where the agent lives
+    and children start."""
 
     def __init__(self, home: str = "/") -> None:
         self.home = home
@@ -189,7 +190,7 @@ def _fork_exec(
 
 
 def reported(told: bytes) -> SpawnError | None:
-    """What was read of a child's report: nothing where it has its program, or has died."""
+    """Decode a child's report, which is empty where it has its program, or has died."""
     if not told:
         return None
     stage, code = told.split()

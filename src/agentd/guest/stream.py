@@ -39,7 +39,7 @@ _SEND = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
 
 class StreamUser(Protocol):
-    """Who a stream belongs to."""
+    """The owner of a stream."""
 
     def on_bytes(self, data: bytes) -> None:
         """Bytes have arrived; descriptors that came with them are in ``stream.take_fds()``."""

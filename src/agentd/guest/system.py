@@ -31,7 +31,7 @@ _RANDOM = "/dev/urandom"
 
 
 class SystemContext:
-    """What the system operations know of the agent they run in.
+    """The facts that system operations need of their agent.
 
     ``pid1``: a PID namespace of its own, the agent its init or that one's child. ``paths``: whose
     disks sys.usage tells of. ``on_shutdown`` is called once the answer is on its way.

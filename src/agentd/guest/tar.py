@@ -36,7 +36,7 @@ _SPECIAL = {b"3": "a device", b"4": "a device", b"6": "a fifo", b"S": "a sparse 
 
 
 class TarError(Exception):
-    """What an archive holds, or what is to become one, is refused; the text says why."""
+    """An archive, or a tree that should become one, is refused; the text says why."""
 
 
 class TarEntry(NamedTuple):

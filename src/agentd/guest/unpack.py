@@ -307,7 +307,8 @@ def split(path: bytes) -> Parts:
 
 
 class _Judge:
-    """Where links lead, once all of them are there. The first part of each path is the tree's."""
+    """Judges where links lead, once all of them are there. The first part of each path is the
+    tree's."""
 
     def __init__(self, links: dict[bytes, bytes]) -> None:
         self._links = links

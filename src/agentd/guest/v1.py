@@ -38,7 +38,7 @@ class NotText(Exception):
 
 
 class V1Request(NamedTuple):
-    """One command. No text holds a surrogate, all may hold NUL.
+    """A v1 request to run a command. No text holds a surrogate, all may hold NUL.
 
     ``env`` is merged over the agent's environment; names may be empty or hold ``=``. ``cwd`` None
     is the agent's directory, ``stdin`` None is /dev/null and ``b""`` an empty pipe.

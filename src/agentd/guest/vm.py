@@ -73,7 +73,7 @@ def preload() -> None:
 
 
 class GuestMachine:
-    """What the agent remembers of its machine. ``user``: as whom v2 acts by default."""
+    """The agent's machine: its mounts, user and limits. ``user``: as whom v2 acts by default."""
 
     def __init__(self, agent: "Agent", kernel: Kernel = KERNEL) -> None:
         self.user = USER

@@ -14,7 +14,7 @@ _libc = ctypes.CDLL(None)
 
 
 class Identity:
-    """As a context: root's rights over files. May be nested."""
+    """A context with root's rights over files. May be nested."""
 
     def __init__(self) -> None:
         self.user = 0

@@ -37,7 +37,7 @@ DEFAULT = "default"
 
 
 class PackageSource(Protocol):
-    """Where a base comes from; ``Debian`` is one."""
+    """A source of packages for a base; ``Debian`` is one."""
 
     def packages(self) -> dict[str, Package]: ...
     def make(self, say: Callable[[str], None]) -> Base: ...
@@ -162,7 +162,7 @@ def agent_digest(sources: dict[str, bytes]) -> str:
 
 
 class _Build:
-    """One build, under the store's lock."""
+    """A build of an image, under the store's lock."""
 
     def __init__(
         self,

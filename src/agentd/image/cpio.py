@@ -15,7 +15,7 @@ _MAX_NAME = 4096
 
 
 def write(tree: ImageTree, mtime: int = 0) -> bytes:
-    """The same tree gives the same bytes. The kernel also takes several, one after another."""
+    """Write a tree; the same tree gives the same bytes. The kernel also takes several in a row."""
     parts = []
     for inode, (path, entry) in enumerate(tree.items(), start=1):
         parts += _pack(path.lstrip("/"), entry, inode, mtime)

@@ -35,7 +35,7 @@ _MODULES_KEPT = re.compile(
 
 @dataclass(frozen=True)
 class Base:
-    """What an image is put together from. ``agent`` compiles the agent's sources."""
+    """The parts that an image is put together from. ``agent`` compiles the agent's sources."""
 
     vmlinux: bytes
     kernel_release: str

@@ -35,7 +35,7 @@ class Corrupt(ImageError):
 
 
 class File(msgspec.Struct, frozen=True):
-    """One file of an image: its SHA-256 in hex, and its size in bytes."""
+    """A file of an image: its SHA-256 in hex, and its size in bytes."""
 
     sha256: str
     size: int

@@ -31,7 +31,7 @@ _SIGNATURE_INFO = 12
 
 
 class Modules:
-    """Those of one kernel's package. Names are as modprobe takes them: - and _ are the same."""
+    """The modules of a kernel's package. Names are as modprobe takes them: - and _ are the same."""
 
     def __init__(self, folder: str) -> None:
         """``folder`` is the kernel's /usr/lib/modules/RELEASE, unpacked."""

@@ -25,7 +25,7 @@ _UPDATE = "run apt-get update as root, and check /etc/apt/sources.list"
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """One version of a package, as apt's signed index describes it."""
+    """A version of a package, as apt's signed index describes it."""
 
     name: str
     version: str

@@ -14,7 +14,7 @@ class Damaged(Exception):
 
 
 class Unknown(Exception):
-    """It begins like none of these."""
+    """The file's first bytes are of no known compression."""
 
 
 def unpacked(data: bytes, most: int) -> bytes:

@@ -35,7 +35,7 @@ class InotifyEvent(NamedTuple):
 
 
 class Inotify:
-    """One instance: a non-blocking, close-on-exec descriptor. Errors are OSError."""
+    """An inotify instance: a non-blocking, close-on-exec descriptor. Errors are OSError."""
 
     def __init__(self) -> None:
         self._fd = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))

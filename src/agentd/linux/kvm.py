@@ -57,7 +57,7 @@ Ioctl = Callable[..., Any]
 
 @dataclass(frozen=True)
 class KvmReport:
-    """``what`` stands in the way and ``fix`` mends it, both empty when usable."""
+    """``what`` stands in the way and ``fix`` is the way out, both empty when usable."""
 
     usable: bool
     what: str = ""

@@ -59,7 +59,7 @@ UNAVAILABLE = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
 
 
 class Handled(NamedTuple):
-    """What a ruleset denies unless a rule allows it; names as in the kernel's headers."""
+    """Rights that a ruleset denies unless a rule allows them; named as in the kernel's headers."""
 
     abi: int
     fs: tuple[str, ...]

@@ -45,7 +45,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Position(msgspec.Struct, frozen=True):
-    """Of a record in the chain; kept elsewhere, it proves what the log held up to there.
+    """The position of a record in the chain; kept elsewhere, it proves what the log held up to
+    there.
 
     ``seq`` counts from 1; ``hash`` is 64 hexadecimal digits.
     """
@@ -70,7 +71,7 @@ class Position(msgspec.Struct, frozen=True):
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of the log. ``time`` is RFC 3339, in UTC."""
+    """A line of the log. ``time`` is RFC 3339, in UTC."""
 
     seq: int
     prev: str

@@ -1,4 +1,4 @@
-"""Whether a backend can be used here, and if not, exactly why and what mends it."""
+"""Whether a backend can be used here, and if not, exactly why and its fix."""
 
 import msgspec
 

@@ -11,7 +11,7 @@ from agentd.model.result import Result
 
 
 class Needs(msgspec.Struct, frozen=True):
-    """What a capability needs of where it runs; all of it is part of what a policy decides on."""
+    """The needs of a capability, of where it runs; policies decide on them, too."""
 
     level: IsolationLevel = IsolationLevel.PROCESS  # the least wall
     network: bool = False  # beyond the sandbox's own loopback
@@ -20,8 +20,8 @@ class Needs(msgspec.Struct, frozen=True):
 
 
 class Bounds(msgspec.Struct, frozen=True):
-    """Of one call. ``timeout`` in seconds, where its parameters say nothing; ``output`` in bytes of
-    the JSON of its value."""
+    """The bounds of one call. ``timeout`` in seconds, where its parameters say nothing; ``output``
+    in bytes of the JSON of its value."""
 
     timeout: float = 60.0
     output: int = 16 << 20

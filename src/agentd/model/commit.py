@@ -35,7 +35,7 @@ class NotTaken(Exception):
 
 
 class Job(Generic[W, V]):
-    """One piece of work; the commit that it is part of says what came of it."""
+    """A piece of work; the commit that it is part of says what came of it."""
 
     __slots__ = (
         "_error", "_value", "done", "due", "future", "leads", "may_lead", "ready", "size",
@@ -233,7 +233,8 @@ class GroupCommit(Generic[W, V]):
                     self._alarm.ring_when_due()
 
     def _appoint(self, job: Job[W, V]) -> None:
-        """Who waits for this job leads, or the thread where nobody does; under ``_guard``."""
+        """Make the thread that waits for this job the leader, or the spare thread; under
+        ``_guard``."""
         if job.may_lead:
             job.leads = True
             job.ready.release()

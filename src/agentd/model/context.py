@@ -123,8 +123,8 @@ def client() -> Gone:
 
 
 def waiting_client() -> Gone:
-    """The same, of a request that is ended when its client has gone. One with an Idempotency-Key is
-    not: who sends it again gets its answer."""
+    """Enter the context of a request that ends when its client has gone. One with an
+    Idempotency-Key is not: who sends it again gets its answer."""
     return NEVER if recorded() is not None else client()
 
 

@@ -28,7 +28,7 @@ class Asked(msgspec.Struct, frozen=True):
 
 
 class Obligations(msgspec.Struct, frozen=True):
-    """What must hold if it is allowed; the pipeline enforces each or refuses.
+    """The obligations of an act that is allowed; the pipeline enforces each or refuses.
 
     ``limits`` are the most it may have: lower ones stay.
     """

@@ -23,7 +23,7 @@ class Driven(Protocol):
 
 
 class Stepped:
-    """What the class of a command has by its ``step``, ``exit`` and ``close``."""
+    """The methods that a command's class gets from its ``step``, ``exit`` and ``close``."""
 
     def chunks(self: Driven) -> Iterator[tuple[str, bytes]]:
         """Yields its output, ``("stdout" | "stderr", bytes)``, as it comes, until its end."""
@@ -40,7 +40,7 @@ class Stepped:
 
 
 class TakesInput(Driven, Protocol[R_co]):
-    """One that is given its stdin and asked for its result."""
+    """A command that takes stdin and has a result."""
 
     @property
     def backlog(self) -> int: ...

@@ -6,7 +6,7 @@ import msgspec
 
 
 class Control(msgspec.Struct, frozen=True):
-    """One control: what was asked (or "default"), whether it holds, and how.
+    """A control: what was asked (or "default"), whether it holds, and how.
 
     ``detail`` says what enforces it, or why nothing does.
     """

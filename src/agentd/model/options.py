@@ -31,7 +31,7 @@ _MAX_COUNT = 1 << 22  # the kernel's own ceiling of pids (PID_MAX_LIMIT, 64-bit)
 
 
 class SandboxOptions(TypedDict, total=False):
-    """What a sandbox may be asked for; None, or nothing, takes the default.
+    """The options of a sandbox; None, or nothing, takes the default.
 
     ``isolation`` is the least that will do: "namespace" unless a ``backend`` is named. Sizes are
     bytes or "256M", times seconds or "2s"; ``workspace`` is "PATH[:ro|rw|cow]", a mount
@@ -56,7 +56,7 @@ class SandboxOptions(TypedDict, total=False):
 
 
 class ExecOptions(TypedDict, total=False):
-    """What a command may be given; a plain string as command is run by ``sh -c``."""
+    """The options of a command; a plain string as command is run by ``sh -c``."""
 
     cwd: str | None  # relative to the workspace
     env: Mapping[str, str] | None
@@ -65,7 +65,7 @@ class ExecOptions(TypedDict, total=False):
 
 
 def sandbox_spec(**options: Unpack[SandboxOptions]) -> SandboxSpec:
-    """The spec of a sandbox. Raises InvalidInput, naming what is wrong and how to mend it."""
+    """The spec of a sandbox. Raises InvalidInput, naming what is wrong and the fix."""
     _check_names(options, SandboxOptions)
     cpus, pids, open_files = options.get("cpus"), options.get("pids"), options.get("open_files")
     user, net, image = options.get("user"), options.get("net"), options.get("image")

@@ -25,7 +25,7 @@ ORDINARY = ("run", "create", "files", "read", "ports", "snapshot")
 
 
 class Principal(msgspec.Struct, frozen=True):
-    """One name, however it was proved; sandboxes belong to the name.
+    """A caller by name, however it was authenticated; sandboxes belong to the name.
 
     ``via`` is "peer", "key", "jwt", "mtls", "signed" or "local". ``credential`` says for the log
     which key, token or certificate proved it; it is never a secret.
@@ -55,5 +55,5 @@ class Principal(msgspec.Struct, frozen=True):
 
 
 def local(name: str) -> Principal:
-    """Who runs the pipeline in a process of their own: may do all, as the kernel lets them."""
+    """Return the principal of an embedded pipeline: may do all that the kernel lets the user do."""
     return Principal(name, frozenset((ADMIN,)), "local")

@@ -33,7 +33,7 @@ _MIN_LINE = 8  # of a secret of several lines, each of which may be quoted alone
 
 
 class Redactor:
-    """Of one event. ``secrets`` are values that must not appear in it, as text."""
+    """Redacts one event. ``secrets`` are values that must not appear in it, as text."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         known = {secret for secret in secrets if secret}
@@ -102,8 +102,9 @@ class Redactor:
 
 
 def _plain(char: str) -> str:
-    """Whoever writes JSON escapes the controls of ASCII, and leaves those beyond it as they are: a
-    terminal obeys them, and some readers end a line at one. Lone surrogates are no UTF-8."""
+    """Replace control characters beyond ASCII, and lone surrogates. JSON encoders escape the
+    controls of ASCII, and leave those beyond it as they are: a terminal obeys them, and some
+    readers end a line at one. Lone surrogates are no UTF-8."""
     return char if char.isprintable() or char < " " else ascii(char)[1:-1]
 
 

@@ -38,7 +38,7 @@ class Exit(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """One request's whole answer; ``stdout`` and ``stderr`` hold what was captured, as bytes."""
+    """The whole answer to a request; ``stdout`` and ``stderr`` hold what was captured, as bytes."""
 
     request_id: str
     status: str  # "ok" exit code 0, "failed" it ran and did not succeed, "error" it never ran

@@ -44,7 +44,7 @@ class ExecLimits(msgspec.Struct, frozen=True):
 
 
 class ExecRequest(msgspec.Struct, frozen=True):
-    """One command. ``stdin`` is True for a stream that the caller feeds."""
+    """A command to run. ``stdin`` is True for a stream that the caller feeds."""
 
     argv: tuple[str, ...]
     cwd: str | None = None

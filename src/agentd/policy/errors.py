@@ -26,6 +26,6 @@ class BundleError(InvalidInput):
         super().__init__(
             f"the policy bundle {where} cannot be used",
             cause="; ".join(map(str, problems)),
-            remediation=remediation or "agentd policy check says what to mend",
+            remediation=remediation or "agentd policy check says what to fix",
         )
         self.problems = problems

@@ -27,13 +27,13 @@ _WAIT_SECONDS = 10.0  # for a decision, beyond what it may compute: the machine 
 
 
 class WorkerLost(AgentdError):
-    """It ended before it answered: it took too long, ran out of memory, or crashed."""
+    """The worker ended before it answered: it took too long, ran out of memory, or crashed."""
 
     code = "policy_worker_lost"
 
 
 class WorkerSlow(WorkerLost):
-    """It was given up, and for no fault of what it was asked: it hung, or had no processor."""
+    """The worker was given up through no fault of the question: it hung, or had no processor."""
 
     code = "policy_worker_slow"
 
@@ -51,7 +51,7 @@ class NoAnswer(Refused):
 
 
 class WorkerProcess:
-    """One worker. For one thread at a time. Raises AgentdError where it cannot be started."""
+    """A worker process. For one thread at a time. Raises AgentdError where it cannot be started."""
 
     def __init__(self) -> None:
         self.loaded = ""  # the path of what it has loaded, for its pool

@@ -22,7 +22,7 @@ P = TypeVar("P")
 
 
 class SandboxHandle:
-    """One sandbox. ``wall`` and ``guest`` are there from READY until it is destroyed."""
+    """A sandbox. ``wall`` and ``guest`` are there from READY until it is destroyed."""
 
     def __init__(self, choice: Choice, source: str | None = None) -> None:
         """``source``: the state of a snapshot that it is built from."""

@@ -92,7 +92,7 @@ class Manager:
         return handle
 
     def restore(self, spec: SandboxSpec, snapshot: "Snapshot") -> SandboxHandle:
-        """As ``create``, from a snapshot that proves whole.
+        """Create a sandbox from a snapshot, once that proves whole.
 
         Raises Refused where ``spec`` asks for another machine than the one that was kept.
         """

@@ -16,7 +16,7 @@ from agentd.model.spec import SandboxSpec
 
 
 class Plan(Protocol):
-    """What a backend will do for a spec: a frozen value, made without touching anything."""
+    """A backend's plan for a spec: a frozen value, made without touching anything."""
 
     @property
     def spec(self) -> SandboxSpec: ...

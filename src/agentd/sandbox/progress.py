@@ -25,7 +25,7 @@ def report(stage: str, fraction: float | None = None) -> None:
 
 
 def report_steps(stage: str, done: int, total: int) -> None:
-    """The same of work that is counted; ``total`` is 0 where it is not known."""
+    """Report counted work; ``total`` is 0 where it is not known."""
     report(stage, done / total if total else None)
 
 

@@ -22,7 +22,7 @@ _MOST_SHOWN = 4
 
 @dataclass(frozen=True)
 class AttackOutcome:
-    """What is known after an attack: what it said, how it ended, what arrived at the host."""
+    """The outcome of an attack: what it said, how it ended, what arrived at the host."""
 
     said: Mapping[str, str]
     result: Result

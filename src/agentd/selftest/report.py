@@ -22,8 +22,8 @@ class Verdict(StrEnum):
 
 
 class AttackRow(msgspec.Struct, frozen=True):
-    """One attack behind one wall. ``controls``: each of them alone stops it, as a sandbox's
-    enforcement report names them; empty for a check."""
+    """The result of one attack behind one wall. ``controls``: each of them alone stops it, as a
+    sandbox's enforcement report names them; empty for a check."""
 
     name: str
     controls: tuple[str, ...]

@@ -29,7 +29,7 @@ _LOOK_SECONDS = 1.0  # between looks at whether it works
 
 
 class DaemonProcess:
-    """What happens between ready and the end; belongs to the event loop."""
+    """Runs a daemon from ready to its end; belongs to the event loop."""
 
     def __init__(
         self,

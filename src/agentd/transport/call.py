@@ -79,7 +79,7 @@ class AgentCall:
         return len(piece)
 
     def consumed(self, amount: int) -> None:
-        """So many bytes were used: let the agent send more, unless it has ended already."""
+        """Let the agent send more for bytes that were used, unless it has ended already."""
         grant = self.channel.consumed(amount)
         if grant and not self._event_came:
             # What it sent before it closed is still to be read, and says more.

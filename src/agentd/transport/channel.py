@@ -65,7 +65,7 @@ class Channel:
         return kind, payload
 
     def consumed(self, amount: int) -> bytes:
-        """So many received bytes were used: the CREDIT frame to send for them, or nothing yet."""
+        """Return the CREDIT frame for bytes that were used, or nothing yet."""
         self._consumed += amount
         if self._consumed < self._grant_at:
             return b""

@@ -116,7 +116,7 @@ def _port(line: bytes) -> int | None:
 
 
 class GuestPort:
-    """Where connections that the guest asks for go: ``<path>_<port>``; nowhere without a path."""
+    """Connects what the guest asks for to ``<path>_<port>``; to nothing without a path."""
 
     def __init__(self, path: str | None) -> None:
         """Raises ValueError when the path leaves no room for a port in a socket's address."""

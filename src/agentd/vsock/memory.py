@@ -12,7 +12,7 @@ _LIMIT = 1 << 52  # x86-64's and arm64's widest physical address; no sum below o
 
 
 class Region(NamedTuple):
-    """Where ``size`` bytes are: guest physical, in the VMM, and in the file."""
+    """A region of ``size`` bytes: where it is in the guest, in the VMM, and in the file."""
 
     guest: int
     size: int

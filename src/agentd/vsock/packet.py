@@ -27,7 +27,7 @@ SIZE = HEADER.size
 
 
 class Packet(NamedTuple):
-    """What the guest sent; ``data`` is still the guest's memory."""
+    """A packet that the guest sent; ``data`` is still the guest's memory."""
 
     src_cid: int
     dst_cid: int

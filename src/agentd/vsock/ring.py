@@ -19,7 +19,7 @@ _DESCRIPTOR = struct.Struct("<QIHH")  # address, length, flags, next
 
 
 class DescriptorChain(NamedTuple):
-    """One buffer of the guest's, of ``size`` bytes."""
+    """A buffer of the guest's, of ``size`` bytes."""
 
     head: int
     parts: list[memoryview]

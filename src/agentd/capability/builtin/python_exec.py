@@ -169,7 +169,7 @@ class PythonExec:
 
 
 class _Heard:
-    """What the program in the sandbox sends ahead. All of it is bounded again here."""
+    """Takes what the program in the sandbox emits before its end, and bounds all of it again."""
 
     def __init__(self, call: Call, most: int) -> None:
         self.streams = {"stdout": bytearray(), "stderr": bytearray()}
@@ -195,7 +195,7 @@ class _Heard:
             self._take(line)
 
     def text(self, stream: str) -> str:
-        """What was kept of it; its bound cuts through no character."""
+        """Return what was kept; the bound cuts through no character."""
         data = bytes(self.streams[stream])
         return (whole_characters(data) if self.truncated else data).decode(errors="replace")
 

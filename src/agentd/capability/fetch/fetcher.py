@@ -54,7 +54,7 @@ class Response(msgspec.Struct, frozen=True):
 
 
 class _Hop(msgspec.Struct):
-    """What the next request is; redirects change it."""
+    """The next request of a fetch; redirects change it."""
 
     url: Url
     method: str
@@ -63,7 +63,7 @@ class _Hop(msgspec.Struct):
 
 
 class Fetcher:
-    """What may be reached is its caller's to say; by default the public Internet's web ports.
+    """Fetches URLs. Its caller says what it may reach; by default the public Internet's web ports.
 
     ``allowed_hosts``: patterns as ``example.org`` or ``*.example.org``, none for every host.
     ``allowed_networks``: not public, and yet allowed, as ``10.1.0.0/16``.

@@ -55,5 +55,5 @@ def without_body(headers: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in headers.items() if name not in _OF_BODY}
 
 
-def _refused(why: str, fix: str = "mend the headers") -> CallFailed:
+def _refused(why: str, fix: str = "fix the headers") -> CallFailed:
     return CallFailed("header_refused", f"the headers are refused: {why}", remediation=fix)

@@ -153,7 +153,7 @@ class Body:
 
 
 class Joined:
-    """What was read to recognise a stream, then the rest of it."""
+    """A stream whose head was read to recognise it: reads that head, then the rest."""
 
     def __init__(self, head: bytes, source: ByteSource) -> None:
         self._head, self._source = head, source

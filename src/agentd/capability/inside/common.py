@@ -15,7 +15,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Failed(Exception):
-    """``code`` is for the caller's program; the message names the thing, ``fix`` what mends it."""
+    """``code`` is for the caller's program; the message names the thing, ``fix`` is the way out."""
 
     def __init__(self, code: str, message: str, fix: str = "") -> None:
         super().__init__(message)

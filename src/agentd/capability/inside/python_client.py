@@ -38,7 +38,7 @@ class KernelFailed(Exception):
 
 
 class RunningKernel:
-    """One that is there, by the process that listens on its socket."""
+    """A kernel that runs, by the process that listens on its socket."""
 
     def __init__(self, connection: socket.socket, pid: int, pidfd: int) -> None:
         self.connection = connection

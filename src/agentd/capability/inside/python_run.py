@@ -60,7 +60,7 @@ class Run:
                         raise ConnectionError("the kernel ended")
 
     def drain(self) -> None:
-        """What was written before the end; who goes on writing is heard by the next call."""
+        """Return what was written before the end; later output goes to the next call."""
         for fd in self._streams:
             for _ in range(64):
                 if not self._copy(fd):

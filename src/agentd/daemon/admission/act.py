@@ -16,8 +16,9 @@ from agentd.sandbox.handle import SandboxHandle
 
 
 class Place(msgspec.Struct, frozen=True):
-    """Where it is to happen. ``id``, ``level`` and ``backend`` are of a sandbox that is there; of
-    one that is yet to be made ``id`` is "", and ``level`` the least that is asked for."""
+    """The sandbox in which an act is to happen. ``id``, ``level`` and ``backend`` are of a sandbox
+    that is there; of one that is yet to be made ``id`` is "", and ``level`` the least that is asked
+    for."""
 
     spec: SandboxSpec
     level: IsolationLevel

@@ -1,4 +1,4 @@
-"""The acts that have no call of their own: what REST and the SDK ask for, in capabilities' words.
+"""Acts without a call: the operations of REST and the SDK, in capabilities' words.
 
 A policy says "shell.exec.v1", and means a command however it was asked for.
 """

@@ -148,7 +148,7 @@ class Approvals:
         return view
 
     def sandbox_ended(self, sandbox: str) -> None:
-        """What was to be done in it is not decided on any more."""
+        """Drop the approvals of acts in a sandbox that has ended."""
         with self._lock:
             of_it = [id_ for id_, parked in self._parked.items() if parked.sandbox == sandbox]
         for id_ in of_it:
@@ -210,7 +210,7 @@ class Approvals:
         return gone
 
     def close(self) -> None:
-        """Whoever waits is told that it has expired; nothing is asked any more. Idempotent."""
+        """Tell those who wait that it has expired, and take no more. Idempotent."""
         with self._lock:
             self._closed = True
             parked = list(self._parked)

@@ -153,7 +153,7 @@ class AdmissionControl:
         return self.log.damage if isinstance(self.log, AuditLog) else ""
 
     def look(self) -> str:
-        """As ``damage``, after a look at the disk."""
+        """Look at the disk, and return ``damage``."""
         return self.log.look() if isinstance(self.log, AuditLog) else ""
 
     @property
@@ -173,7 +173,7 @@ class AdmissionControl:
         return PolicyStore(policy.bundle, sha256=policy.sha256, cache=self._cache)
 
     def _issuer(self, log: "AuditLog | Waiting") -> AtOnce:
-        """Who calls by itself ends soon: there is no time to put anything off."""
+        """Return the issuer of a process that ends soon after its call: nothing can be put off."""
         if isinstance(log, AuditLog):
             return Behind(self.receipts, self.key, log.directory)
         return AtOnce(self.receipts, self.key)

@@ -1,4 +1,4 @@
-"""What a receipt says of an execution, from the act, the decision and what came of it."""
+"""Builds a receipt's execution from the act, the decision and the outcome."""
 
 import time
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ NO_OUTPUTS: Digests = {}
 
 
 def of_result(admission: "Admission", result: Result, outputs: Digests) -> Execution:
-    """Of a command, or of a call that a command did."""
+    """Return the execution of a command, or of a call that a command did."""
     return _execution(
         admission,
         outputs,
@@ -41,7 +41,8 @@ def of_result(admission: "Admission", result: Result, outputs: Digests) -> Execu
 def of_value(
     admission: "Admission", outputs: Digests = NO_OUTPUTS, input_digest: str = ""
 ) -> Execution:
-    """Of what no command did. ``input_digest`` is of what was streamed in."""
+    """Return the execution of an act without a command. ``input_digest`` is of what was streamed
+    in."""
     done = Cause.of(CauseCode.EXITED, "done")
     known = admission.where.fields()
     if input_digest:
@@ -50,7 +51,7 @@ def of_value(
 
 
 def of_error(admission: "Admission", error: BaseException | None) -> Execution:
-    """Of what failed, or was let go of before its end."""
+    """Return the execution of an act that failed, or (None) was abandoned before its end."""
     if error is None:
         cause = Cause.of(CauseCode.CANCELLED, "nobody waited for its end")
     elif isinstance(error, AgentdError) and error.code == CauseCode.CANCELLED:
@@ -63,7 +64,7 @@ def of_error(admission: "Admission", error: BaseException | None) -> Execution:
 
 
 class Ran:
-    """The sandbox in which it ran, as its controls are."""
+    """The sandbox in which an act ran, with its controls."""
 
     def __init__(
         self,
@@ -93,8 +94,10 @@ def digest(data: bytes) -> str:
 
 
 def digest_of(value: Any) -> str:
-    """Of a JSON value. What cannot be written canonically (a file's name that is no text) has one
-    of its own form, which nobody else can make, but which is the same each time."""
+    """Return the digest of a JSON value in its canonical form.
+
+    A value without one (a file name that is not UTF-8) is hashed by its repr: stable here, but
+    nobody else can compute it."""
     try:
         return digest(canonical(value))
     except AgentdError:

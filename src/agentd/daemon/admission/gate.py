@@ -1,4 +1,4 @@
-"""Whether something may happen: the bundle that the caller expects, the policy, its approval.
+"""Decides whether an act may happen: the expected bundle, the policy, its approval.
 
 Anything that is in doubt is a refusal, and a refusal is written down as well.
 """
@@ -75,7 +75,7 @@ class Gate:
         return Admission(self._records, act, decision, now)
 
     def would(self, act: Act) -> Decision:
-        """What is decided on an act that nobody asks for; neither counted nor written down."""
+        """Decide on an act that nobody asked for; neither counted nor written down."""
         policy = self._policy()
         return NO_POLICY if policy is None else policy.decide(asked(act, time.time()))
 
@@ -177,7 +177,7 @@ class Gate:
             raise Undecided(
                 f"the policy could not decide on {act.name}",
                 cause=decision.undecided[:_MAX_REASON],
-                remediation="see agentd policy explain; until it is mended nothing is allowed",
+                remediation="see agentd policy explain; until it is fixed nothing is allowed",
             )
         self._records.write(Kind.DENIAL, act, fields)
         raise PolicyDenied(

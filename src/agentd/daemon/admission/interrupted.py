@@ -31,7 +31,7 @@ def end_dead(state: str, log_directory: str, records: Records, now: float) -> in
 
 
 class Before:
-    """What the daemon before left in the log; looked at before anything new begins."""
+    """The executions that the previous daemon left open in the log; read before new ones begin."""
 
     def __init__(self, log: AuditLog, records: Records) -> None:
         """Raises AuditError."""

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 class RecordLog(receipt.ReceiptLog, Protocol):
-    """Raises AuditError: then nothing may be done. What is submitted is on disk with the next that
-    is waited for, or sooner."""
+    """A log whose errors (AuditError) refuse the act. A submitted record is on disk with the next
+    one that is waited for, or sooner."""
 
     def submit(self, event: Any, *, lazily: bool = False) -> object: ...
     def append(self, event: Any, *, synced: bool = True) -> Any:
@@ -84,7 +84,7 @@ class Records:
         return execution.request
 
     def interrupted(self, execution: Execution, *, has_receipt: bool) -> None:
-        """Of what began under a daemon before."""
+        """Write the END of an act that a previous daemon began."""
         if has_receipt:
             self._receipts.keep(receipt.chain(self._log, execution))
         else:

@@ -68,7 +68,7 @@ class SignedRequests:
 
 
 class _Used:
-    """Of a request that was let in before."""
+    """The signature of a request that was admitted before."""
 
     def first_use(self, key: str, nonce: str, issued: float) -> bool:
         return True

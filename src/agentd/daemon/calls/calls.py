@@ -35,7 +35,7 @@ Emit = Callable[[str, bytes], None]
 
 
 class CallSandboxes(Protocol):
-    """Where calls run: quotas, leases and owners are its business."""
+    """The sandboxes that calls run in: checks quotas, leases and owners."""
 
     def get(self, who: Principal, body: CallBody) -> tuple[SandboxHandle, Mapping[str, str]]:
         """``body.sandbox``, and its labels. Raises NotFound, Forbidden, Conflict."""
@@ -58,7 +58,7 @@ class CallSandboxes(Protocol):
     def made(
         self, who: Principal, spec: SandboxSpec, labels: Mapping[str, str]
     ) -> AbstractContextManager[SandboxHandle]:
-        """It, until the end of the block. Raises QuotaExceeded, Full, SandboxError."""
+        """Make a sandbox, and end it with the block. Raises QuotaExceeded, Full, SandboxError."""
 
 
 class Calls:
@@ -240,7 +240,7 @@ def _check_place(body: CallBody) -> None:
 
 
 def _check_network(about: About, obligations: Obligations) -> None:
-    """Of what acts in the daemon itself."""
+    """Check the network of a capability that acts in the daemon. Raises PolicyDenied."""
     if about.needs.network and obligations.no_network:
         raise PolicyDenied(f"the policy allows {about.name} no network", remediation="call another")
 

@@ -94,7 +94,7 @@ def _make(state: str) -> None:
 
 
 class OwnSandboxes:
-    """``calls.Sandboxes`` of a process: the one that the caller holds, or a new one."""
+    """The ``CallSandboxes`` of a process: the sandbox that the caller holds, or a new one."""
 
     def __init__(self, pipeline: "Pipeline", handle: SandboxHandle | None) -> None:
         self._pipeline = pipeline

@@ -1,4 +1,4 @@
-"""The calls that somebody waits for, so that they can be ended and whoever waits is told."""
+"""Ends calls that are waited for, and tells those who wait."""
 
 import os
 import threading

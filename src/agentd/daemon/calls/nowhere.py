@@ -1,4 +1,4 @@
-"""The Inside of a capability that acts in the daemon: there is no sandbox to be had."""
+"""The Inside of a capability that acts in the daemon: it has no sandbox."""
 
 from typing import NoReturn
 
@@ -6,7 +6,7 @@ from agentd.model.errors import AgentdError
 
 
 class Nowhere:
-    """Everything of it raises: a capability that says it needs no sandbox gets none."""
+    """Raises on every use: a capability that says it needs no sandbox gets none."""
 
     def __getattr__(self, name: str) -> NoReturn:
         raise AgentdError(

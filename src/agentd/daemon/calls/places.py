@@ -19,7 +19,7 @@ from agentd.sandbox.handle import SandboxHandle
 
 
 class Places:
-    """``calls.Sandboxes`` of a daemon. Thread-safe."""
+    """The ``CallSandboxes`` of a daemon. Thread-safe."""
 
     def __init__(
         self, config: Callable[[], Config], sandboxes: Sandboxes, commands: Commands

@@ -23,7 +23,7 @@ class Begin(Protocol):
 
 
 class BeginStreamed:
-    """Its output and end come by a stream of ours: it ends with that."""
+    """Starts a command whose output and end come by a stream: it ends with the stream."""
 
     pid: int | None = None
     place: tuple[int, int] | None = None
@@ -40,7 +40,7 @@ class BeginStreamed:
 
 
 class BeginDetached:
-    """It goes on without us; its request's ``tag`` finds it again."""
+    """Starts a command that outlives the daemon; its request's ``tag`` finds it again."""
 
     place: tuple[int, int] | None = None
 
@@ -63,7 +63,7 @@ class BeginDetached:
 
 
 class BeginAgain:
-    """A detached one of before, from those bytes of stdout and stderr on."""
+    """Follows a detached command again, from those bytes of stdout and stderr on."""
 
     pid: int | None = None
 

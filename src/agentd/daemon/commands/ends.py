@@ -31,7 +31,7 @@ class CommandLost(AgentdError):
 
 
 class Digests:
-    """Of each stream, as it goes by. What was lost on the way is not in it."""
+    """Computes each stream's digest as it goes by. What was lost on the way is not in it."""
 
     def __init__(self) -> None:
         self._of: dict[str, Any] = {}

@@ -24,7 +24,7 @@ _decode = typed.decoder(ResultView).decode
 
 
 class Past:
-    """As a ``Command``, to be looked at. Thread-safe."""
+    """A command that has ended, with what can be read of a ``Command``. Thread-safe."""
 
     def __init__(self, live: "Live", record: ProcessRecord, journals: Journals) -> None:
         self.id = record.id

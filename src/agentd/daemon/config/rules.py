@@ -16,7 +16,7 @@ from agentd.model.isolation import IsolationLevel
 from agentd.sandbox import backends
 from agentd.sandbox.backends import identity
 
-Found = tuple[Path, str, str]  # where, what, and what mends it
+Found = tuple[Path, str, str]  # where, what, and its fix
 
 # Their nonces are remembered for that long.
 _MAX_AGE = 3600.0
@@ -167,7 +167,7 @@ def _signed(signed: Signed) -> Iterator[Found]:
     from agentd.auth.signers import Signers
 
     for problem in Signers(signed.signers).problems:
-        yield (*path, "signers"), problem, "mend it, or take it out"
+        yield (*path, "signers"), problem, "fix it, or take it out"
 
 
 def _ranges(config: Config) -> Iterator[Found]:

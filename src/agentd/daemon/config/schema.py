@@ -106,7 +106,7 @@ class Auth(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Quota(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one principal, over all its sandboxes."""
+    """The bounds of one principal, over all its sandboxes."""
 
     sandboxes: int | None = None
     memory: Size | None = None
@@ -200,7 +200,8 @@ class Ids(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Http(msgspec.Struct, frozen=True, kw_only=True):
-    """Of both numbers a caller that is alone gets half, and there is always some for the next."""
+    """The bounds of the HTTP server. Of both numbers a lone caller gets half; some is always left
+    for the next."""
 
     connections: int = 2048  # of each [[listen]]
     waiting: int = 1024  # requests that wait for something in a sandbox
@@ -209,7 +210,7 @@ class Http(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class IdempotencySettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one principal's Idempotency-Keys: the oldest ended ones are forgotten for new ones."""
+    """The bounds of one principal's Idempotency-Keys; new keys replace the oldest ended."""
 
     keep: Duration = Duration(3600)  # after their request has ended
     keys: int = 10_000
@@ -227,7 +228,7 @@ class MetricsSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PolicySettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What decides on every request. "none" leaves it to the scopes alone."""
+    """The policy that decides on every request. "none" leaves it to the scopes alone."""
 
     bundle: Bundle | None = Bundle("permissive")
     sha256: str | None = None  # of the bundle; another one is refused
@@ -244,7 +245,7 @@ class AuditSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CapabilitySettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What http.fetch.v1 may reach: it acts in the daemon, not in a sandbox."""
+    """The hosts that http.fetch.v1 may reach: it acts in the daemon, not in a sandbox."""
 
     fetch_hosts: tuple[str, ...] = ()  # as example.org or *.example.org; empty: every public one
     fetch_networks: tuple[str, ...] = ()  # private ones that it may reach, as 10.1.0.0/16

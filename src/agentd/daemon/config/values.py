@@ -57,7 +57,7 @@ class Duration(float):
 
 
 class Name(str):
-    """Of a principal or an issuer, as the configuration may give it."""
+    """The name of a principal or an issuer, as the configuration may give it."""
 
     __slots__ = ()
 
@@ -106,7 +106,7 @@ class Bundle(str):
 
 
 class Sink(str):
-    """Where audit records go as well."""
+    """A sink for audit records, beside the log itself."""
 
     __slots__ = ()
 

@@ -133,7 +133,7 @@ class Log:
 
 
 class _Line:
-    """What structlog gives a finished line to."""
+    """Takes the finished lines from structlog."""
 
     def __init__(self, put: Callable[[bytes], None]) -> None:
         self.debug = self.info = self.warning = self.error = put

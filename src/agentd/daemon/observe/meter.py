@@ -1,4 +1,4 @@
-"""What is counted while the daemon works. This one counts nothing: metrics.py has one that does."""
+"""Counts what the daemon does. This one counts nothing: metrics.py has one that does."""
 
 from typing import TYPE_CHECKING
 

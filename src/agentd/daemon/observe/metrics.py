@@ -1,4 +1,4 @@
-"""What the daemon tells Prometheus. TABLE names all of it; docs/operations.md is checked by it."""
+"""The daemon's metrics for Prometheus. TABLE names all; docs/operations.md is checked by it."""
 
 import platform
 import threading
@@ -150,7 +150,7 @@ class Metrics(Meter):
 
 
 class _State(Collector):
-    """What is not counted as it happens, but there to be looked at."""
+    """Collects what is read when Prometheus asks, and not counted as it happens."""
 
     def __init__(self, log: "Log | None") -> None:
         self.daemon: Daemon | None = None

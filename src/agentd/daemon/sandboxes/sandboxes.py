@@ -216,7 +216,7 @@ class Sandboxes(Adoption):
         return None if found is None or found.ending else found
 
     def find(self, id_: str) -> Live | None:
-        """Whoever has it; None where it has ended."""
+        """Return the sandbox whoever owns it; None where it has ended."""
         with self._lock:
             return self._live.get(id_)
 

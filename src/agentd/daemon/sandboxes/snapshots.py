@@ -22,7 +22,7 @@ class SnapshotOwner(msgspec.Struct, frozen=True):
 
 
 class Snapshots:
-    """One folder each: the snapshot, and beside it who took it of what."""
+    """Keeps each snapshot in a folder, and beside it who took it of which sandbox."""
 
     def __init__(self, folder: str) -> None:
         os.makedirs(folder, 0o700, exist_ok=True)
@@ -70,7 +70,7 @@ class Snapshots:
         shutil.rmtree(os.path.join(self._folder, id_), ignore_errors=True)
 
     def sweep(self) -> None:
-        """What was not finished when the daemon before ended."""
+        """Remove the snapshots that a previous daemon did not finish."""
         for id_ in os.listdir(self._folder):
             if self._about(id_) is None:
                 self.discard(id_)

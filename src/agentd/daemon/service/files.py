@@ -111,7 +111,7 @@ class DaemonFiles(Noun):
 
 
 class _Hashed:
-    """What is streamed in, and its digest once all of it was taken."""
+    """An upload, and its digest once all of it was taken."""
 
     def __init__(self, pieces: Iterable[bytes]) -> None:
         self._pieces = pieces

@@ -24,7 +24,8 @@ _LOOK_SECONDS = 1.0
 
 
 class _Turn:
-    """One that waits for room. ``told`` is set when it has it, or there is no more to wait for."""
+    """A request that waits for room. ``told`` is set when it has it, or there is no more to wait
+    for."""
 
     def __init__(self, memory: int, disk: int) -> None:
         self.memory = memory

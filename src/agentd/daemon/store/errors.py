@@ -4,7 +4,7 @@ from agentd.model.errors import AgentdError
 
 
 class StoreError(AgentdError):
-    """It cannot be opened, read or written; a write that raises this left nothing behind."""
+    """The store cannot be opened, read or written; a write that raises this left nothing behind."""
 
     code = "store_error"
 

@@ -9,7 +9,7 @@ from agentd.model.spec import SandboxSpec
 
 
 class StoreRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One row; what identifies it is said in ``tables``."""
+    """A row; ``tables`` says which columns identify it."""
 
 
 class SandboxRecord(StoreRecord, frozen=True, kw_only=True):
@@ -90,7 +90,7 @@ class NonceRecord(StoreRecord, frozen=True, kw_only=True):
 
 
 class ReplayMarkRecord(StoreRecord, frozen=True, kw_only=True):
-    """What is known beyond the nonces that are there; there is one, with the id "requests".
+    """Says what is known beyond the stored nonces; there is one row, with the id "requests".
 
     ``boot`` is the kernel's boot_id while the daemon runs, and "" after it has ended in order.
     """

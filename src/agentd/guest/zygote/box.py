@@ -89,7 +89,7 @@ class BoxError(Exception):
 
 
 class Prepared:
-    """What a waiting clone has done ahead of its request: the steps named in ``steps``.
+    """A clone that waits for its request, and has done the steps in ``steps`` ahead of it.
 
     Only for a plain sandbox, one that asks for nothing else than the defaults of those steps.
     """

@@ -98,7 +98,7 @@ class Bridge(Generic[T]):
             self._add(item, size)
 
     def offer(self, item: T, size: int) -> bool:
-        """The same without waiting; False where there is no room, or nobody to take it."""
+        """Put without waiting; return False where there is no room, or nobody to take it."""
         with self._change:
             if self.closed or self.is_full:
                 return False

@@ -14,7 +14,7 @@ Application = Callable[[Any, Any, Any], Awaitable[None]]  # ASGI 3
 
 
 class Door:
-    """One way in over HTTP. A door subclasses it, and says what its errors look like."""
+    """A way in over HTTP. A door subclasses it, and says what its errors look like."""
 
     def __init__(self, web: Web, gatekeeper: Gatekeeper) -> None:
         self.web = web
@@ -31,7 +31,8 @@ class Door:
 
 
 class Mount(msgspec.Struct, frozen=True):
-    """What is served, and where: ``paths`` are the door's own, with all below them.
+    """The application that a door serves, and where: ``paths`` are the door's own, with all below
+    them.
 
     ``"/"`` claims every path. Doors of one listener claim paths that do not meet. ``always`` are
     paths that are answered while agentd drains, too.

@@ -56,7 +56,7 @@ class Pipe:
         self._up.end()
 
     def abort(self) -> None:
-        """Whoever waits is told that it is over."""
+        """End it: those who wait are told."""
         self._up.close()
         self._down.close()
         self._down.end()

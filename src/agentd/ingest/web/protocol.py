@@ -24,7 +24,7 @@ _PONGS = 1 << 20  # bytes that wait for a client who pings and does not read
 
 
 class ServerShared(ServerState):
-    """What all connections share."""
+    """The state that all connections share."""
 
     def __init__(self, limits: WebLimits, gatekeeper: Gatekeeper) -> None:
         super().__init__()

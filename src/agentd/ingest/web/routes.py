@@ -141,7 +141,7 @@ async def _fail_socket(socket: Socket[D], error: AgentdError) -> None:
 
 
 class _Nothing(Generic[D]):
-    """Where no path leads."""
+    """Answers for a path that leads nowhere."""
 
     def __init__(self, door: D, fix: str) -> None:
         self._door = door

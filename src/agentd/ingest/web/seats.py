@@ -24,7 +24,7 @@ class Sitting(Protocol):
 
 
 class Seats:
-    """Of one listener; belongs to the event loop."""
+    """Limits the connections of one listener; belongs to the event loop."""
 
     def __init__(self, size: int) -> None:
         self._size = size

@@ -72,7 +72,7 @@ class Server:
         self.trouble = "; ".join(troubles)
 
     async def _stop(self, listener: Listener) -> None:
-        """The same as ``_stop_listening``, for one."""
+        """Stop listening on one socket."""
         asyncio.get_running_loop().remove_reader(listener.socket)
         for _ in range(3):
             await asyncio.sleep(0)

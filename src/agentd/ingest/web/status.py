@@ -85,7 +85,7 @@ def status_of(error: AgentdError) -> int:
 def headers_of(error: AgentdError) -> dict[str, str]:
     """What an error's answer says of when to come again, and with what."""
     status, headers = status_of(error), {}
-    # The same question finds the same policy: to ask again is not what mends it.
+    # The same question finds the same policy: to ask again is not its fix.
     again = status == 503 and error.code != "policy_undecided"
     retry_after = getattr(error, "retry_after", 1.0 if again else None)
     if status in (429, 503) and retry_after is not None:

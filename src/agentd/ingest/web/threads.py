@@ -57,7 +57,7 @@ class Room:
         return await self.begin(call, *args, **kwargs)
 
     def begin(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> "asyncio.Future[R]":
-        """The same, without waiting for its end. Raises Full."""
+        """Start a call, and return without waiting for its end. Raises Full."""
         work = _Work(call, args, kwargs)
         if self._has_room(work.caller):
             self._begin(work)
@@ -132,7 +132,7 @@ class Room:
             work.future.set_exception(error)
 
     def _let_in(self) -> None:
-        """Who waits and may, in turns."""
+        """Start the calls that wait and now have room, in turns of their callers."""
         for who in list(self._waiting):
             if not self._has_room(who):
                 continue

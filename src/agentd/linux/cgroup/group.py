@@ -17,7 +17,7 @@ _PIDFDS_AT_ONCE = 64
 
 
 class Group(ABC):
-    """One sandbox's group. ``controllers`` are those whose limit was asked for and is in force."""
+    """A sandbox's group. ``controllers`` are those whose limit was asked for and is in force."""
 
     #: The file for moving oneself in.
     _DOOR = "cgroup.procs"

@@ -8,7 +8,7 @@ from agentd.linux.cgroup.v2 import V2Group
 
 
 class CountedGroup(Protocol):
-    """What ``Group`` counts, without its life."""
+    """Reads the counters of a ``Group``, and cannot end it."""
 
     def counters(self) -> dict[str, int]: ...
 

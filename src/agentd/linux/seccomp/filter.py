@@ -38,7 +38,7 @@ _ALLOW, _KILL = "allow", "kill"
 
 
 class RuleRow(NamedTuple):
-    """One rule for human eyes. ``when`` is empty where the call always fails."""
+    """A rule as people read it. ``when`` is empty where the call always fails."""
 
     group: str
     calls: tuple[str, ...]

@@ -13,7 +13,8 @@ ENTRY_POINTS = "agentd.backends"
 
 
 class Known(NamedTuple):
-    """Where a backend is; its level stands here so that choosing imports only what it tries."""
+    """A built-in backend, and where it is; its level stands here so that choosing imports only what
+    it tries."""
 
     level: IsolationLevel
     where: str
@@ -80,7 +81,7 @@ def broken(what: str, error: BaseException) -> "Blocker":
     from agentd.model.availability import Blocker
 
     said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return Blocker(f"cannot be {what}: {said}", "mend or uninstall the package it is in")
+    return Blocker(f"cannot be {what}: {said}", "fix or uninstall the package it is in")
 
 
 def level(name: str) -> IsolationLevel:

@@ -108,7 +108,7 @@ def configured() -> Range:
 
 
 def check(found: Range) -> tuple[str, str, str] | None:
-    """The key of ``[ids]`` that is wrong, why, and what mends it."""
+    """The key of ``[ids]`` that is wrong, why, and its fix."""
     if found.start < SIZE:
         return "start", f"{found.start} lies among the machine's own users", f"use {START}"
     if (found.start - START) % SIZE:
@@ -125,7 +125,7 @@ def check(found: Range) -> tuple[str, str, str] | None:
 
 
 def collision(found: Range) -> str | None:
-    """Who has ids of it as subordinate ones (subuid(5)), for containers of their own."""
+    """Return whose subordinate ids (subuid(5)), for containers, overlap with the range."""
     for path in SUBORDINATE:
         try:
             with open(path, encoding="utf-8", errors="replace") as file:

@@ -111,7 +111,7 @@ class ProcessWall:
 
 
 class NamespaceWall(ProcessWall):
-    """One whose first process takes its whole pid namespace with it."""
+    """A wall whose first process takes its whole pid namespace with it."""
 
     def begin_kill(self) -> None:
         if not self._lock.acquire(blocking=False):

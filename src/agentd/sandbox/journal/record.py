@@ -26,7 +26,7 @@ HEAD_SIZE = _CRC.size + _HEAD.size
 
 
 class Start(NamedTuple):
-    """Where a segment begins."""
+    """The record with which a segment begins."""
 
     number: int
     offsets: tuple[int, ...]

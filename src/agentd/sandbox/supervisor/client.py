@@ -70,7 +70,7 @@ class SupervisorLink:
     def ask_fds(
         self, op: str, seconds: float = ANSWER_SECONDS, **fields: object
     ) -> tuple[Any, list[int]]:
-        """The same, with the descriptors that came along: the caller's to close."""
+        """Ask, and return the answer with its descriptors, the caller's to close."""
         return self.begin(op, **fields).result(seconds)
 
     def begin(self, op: str, **fields: object) -> "PendingAnswer":
@@ -167,7 +167,7 @@ class PendingAnswer:
         return self._done.is_set()
 
     def result(self, seconds: float = ANSWER_SECONDS) -> tuple[Any, list[int]]:
-        """As of ``ask_fds``."""
+        """Return the answer as ``ask_fds`` does."""
         if not self._done.wait(seconds) and self._abandon():
             raise SandboxError(f"the supervisor did not answer {self._op} within {seconds:g} s")
         error = self._message.get("error")
@@ -189,7 +189,7 @@ def connect(path: str, on_ended: OnEnded) -> SupervisorLink:
 
 
 def reconnect(link: SupervisorLink, path: str) -> None:
-    """As ``connect``, for a link that was lost. Raises SandboxError; it is still lost then."""
+    """Connect a lost link again. Raises SandboxError; it is still lost then."""
     link.replace(_connected(path, _deadline()))
     _see_answer(link, path)
 

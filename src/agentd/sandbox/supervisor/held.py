@@ -28,7 +28,7 @@ class WallRecord(msgspec.Struct, frozen=True):
 
 
 class HeldWall:
-    """One sandbox with its wall. ``deadline`` is of CLOCK_BOOTTIME: suspend counts, clock steps
+    """A sandbox with its wall. ``deadline`` is of CLOCK_BOOTTIME: suspend counts, clock steps
     do not."""
 
     def __init__(self, id_: str, spec: SandboxSpec, backend: str, wall: Wall) -> None:

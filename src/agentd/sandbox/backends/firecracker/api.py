@@ -40,7 +40,7 @@ class ApiError(SandboxError):
 
 
 class ApiClient:
-    """One connection, kept: the server takes ten and serves one. Thread-safe."""
+    """A client with one connection, kept: the server takes ten and serves one. Thread-safe."""
 
     def __init__(self, stream: socket.socket) -> None:
         """``stream`` is connected, and ours from now on."""

@@ -44,7 +44,7 @@ _VERSION_SECONDS = 10.0
 
 
 class Bootable(Protocol):
-    """Of an image: what a machine starts from."""
+    """An image, as far as a machine starts from it."""
 
     @property
     def kernel(self) -> str: ...

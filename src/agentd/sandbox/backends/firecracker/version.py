@@ -39,7 +39,7 @@ def parse(text: str) -> Version:
 
 
 class Quirks(NamedTuple):
-    """What one release can do; the ``..._why`` fields are empty where it can."""
+    """The abilities of one release; the ``..._why`` fields are empty where it has them."""
 
     version: Version
     vsock_override: bool  # snapshot/load may name another socket

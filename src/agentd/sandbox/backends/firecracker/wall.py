@@ -101,4 +101,4 @@ class FirecrackerWall(MachineWall[FirecrackerProcess]):
 
 
 class ForeignFirecrackerWall(Foreign, FirecrackerWall):
-    """Of a machine whose agent is not ours."""
+    """The wall of a machine whose agent is not ours."""

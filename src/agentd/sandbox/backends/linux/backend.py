@@ -262,7 +262,7 @@ class LinuxBackend:
         try:
             self._nursery("none").wait_ready()
             blockers = []
-        except InvalidInput:  # no wall is to blame for ids that are said wrong, and none mends them
+        except InvalidInput:  # no wall is to blame for ids that are said wrong, and none fixes them
             raise
         except (AgentdError, OSError) as error:
             from agentd.linux import probe

@@ -27,7 +27,7 @@ _PAGE = 4096
 
 
 class CopySize(NamedTuple):
-    """Of what would be copied. ``open_to_all``: everybody may read all of it."""
+    """The size of what would be copied. ``open_to_all``: everybody may read all of it."""
 
     files: int
     bytes: int

@@ -134,7 +134,7 @@ class _Walk:
 
 
 class _Folder:
-    """One on the way; ``fd`` is its counterpart in the layer, once there is one."""
+    """A folder on the way; ``fd`` is its counterpart in the layer, once there is one."""
 
     def __init__(
         self, parent: "_Folder | None", name: str, info: os.stat_result, writable: bool

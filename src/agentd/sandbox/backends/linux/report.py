@@ -81,9 +81,9 @@ def enforcement(
     return table
 
 
-def blockers(facts: "Facts", error: str, mends: str = "") -> list[Blocker]:
+def blockers(facts: "Facts", error: str, fixes: str = "") -> list[Blocker]:
     """The known reasons first; the kernel's own words where none of them fits, or ours with the
-    fix, ``mends``, that they have."""
+    fix, ``fixes``, that they have."""
     found = []
     if facts.max_user_namespaces == 0:
         fix = "sysctl -w user.max_user_namespaces=65536"
@@ -104,7 +104,7 @@ def blockers(facts: "Facts", error: str, mends: str = "") -> list[Blocker]:
     if facts.chroot and not found:
         fix = "enter the tree by systemd-nspawn, podman or bwrap, whose root is one of its own"
         found.append(Blocker("this is a chroot, where the kernel allows no user namespaces", fix))
-    return found or [Blocker(error, mends) if mends else _contained(facts, error)]
+    return found or [Blocker(error, fixes) if fixes else _contained(facts, error)]
 
 
 def _contained(facts: "Facts", error: str) -> Blocker:
@@ -126,9 +126,9 @@ def _contained(facts: "Facts", error: str) -> Blocker:
         fix += "user (docker run --user UID)"
         return Blocker(why, fix)
     if "proc" in around and "mount proc" in error:
-        mending = [name for name in around if name != "seccomp"]
+        fixing = [name for name in around if name != "seccomp"]
         why = "a sandbox can have no /proc, as something is mounted in the one here"
-        return Blocker(why, container.fix(*mending))
+        return Blocker(why, container.fix(*fixing))
     return Blocker(error, container.fix(*around) if around else _NESTED)
 
 

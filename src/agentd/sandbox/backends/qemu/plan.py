@@ -38,7 +38,7 @@ NET: dict[str, object] = {"address": "10.0.2.15/24", "gateway": "10.0.2.2", "dns
 
 
 class QemuMachine(msgspec.Struct, frozen=True):
-    """What a template and its clones have in common; ``memory`` is the guest's, in bytes."""
+    """The machine that a template and its clones share; ``memory`` is the guest's, in bytes."""
 
     memory: int
     vcpus: int

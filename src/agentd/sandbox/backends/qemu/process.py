@@ -46,8 +46,8 @@ _BANDWIDTH = 1 << 40
 
 
 class Boot(NamedTuple):
-    """What a machine starts from, as paths; ``digest`` is the image's, which is ``foreign`` where
-    its agent is not ours.
+    """The files that a machine starts from, as paths; ``digest`` is the image's, which is
+    ``foreign`` where its agent is not ours.
     """
 
     program: str

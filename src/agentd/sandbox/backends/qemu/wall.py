@@ -140,7 +140,7 @@ class QemuWall(MachineWall[QemuProcess]):
 
 
 class ForeignQemuWall(Foreign, QemuWall):
-    """Of a machine whose agent is not ours."""
+    """The wall of a machine whose agent is not ours."""
 
 
 def read_record(folder: str) -> tuple[MachineRecord, int]:

@@ -20,7 +20,7 @@ _BESIDE = 64 << 20  # page tables, the state's own file, and what the monitor ta
 
 
 class Ceiling:
-    """Of one machine's group; None is no ceiling at all. Not thread-safe."""
+    """Raises and lowers the memory limit of a machine's group; None has none. Not thread-safe."""
 
     def __init__(self, group: Group | None, limit: int) -> None:
         """``limit`` is the one that the group was made with, in bytes."""

@@ -27,7 +27,7 @@ class ConfineError(Exception):
 
 
 class Cell:
-    """What one confined process may do: who it is, which files it reads, whether it has a net.
+    """The confinement of one process: its user, the files it reads, whether it has a network.
 
     ``readable`` and ``writable`` are descriptors of files and directories; ``gid`` None is the
     same number as ``uid``. ``programs`` is False for a process that runs no other program.

@@ -49,8 +49,8 @@ def await_agent(
 
 
 class Foreign:
-    """Of a wall, before its class: it can be paused; its clock is then behind, and its snapshot
-    would be of no use.
+    """A mixin before a wall's class: the wall can be paused, its clock is behind then, and it has
+    no snapshots.
     """
 
     workspace = "/"  # where the original agent starts commands

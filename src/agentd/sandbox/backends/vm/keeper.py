@@ -55,7 +55,7 @@ ORPHAN_SECONDS = 1.0
 
 
 class _Vm:
-    """One machine: its processes' pids and pidfds, and what it printed."""
+    """A machine: its processes' pids and pidfds, and what it printed."""
 
     def __init__(self) -> None:
         self.monitor = 0

@@ -51,8 +51,8 @@ def run(sandbox: Sandbox, argv: list[str], **wanted: Any) -> Any:
     return sandbox.run(argv, cwd="/", **wanted)
 
 
-def strike(sandbox: Sandbox, number: int) -> None:
-    """As the kernel or an operator might strike its monitor."""
+def kill_monitor(sandbox: Sandbox, number: int) -> None:
+    """As the kernel or an operator might kill its monitor."""
     wall: Any = sandbox._service.handle(sandbox.id).wall  # type: ignore[attr-defined]
     signal.pidfd_send_signal(wall._pidfd, number)
 
@@ -216,7 +216,7 @@ def test_the_end_of_a_machine_is_the_cause_of_its_command(
 ) -> None:
     with create() as sandbox, sandbox.start(["sh", "-c", "echo on; sleep 60"], cwd="/") as process:
         assert next(iter(process)).data == b"on\n"
-        strike(sandbox, number)
+        kill_monitor(sandbox, number)
         cause = process.wait().cause
         assert cause.code is code
         assert words in cause.message
@@ -246,5 +246,5 @@ def test_the_end_of_a_machine_is_the_cause_of_a_failed_start(
 def test_what_a_guest_makes_it_log_does_not_push_out_why_it_ended(create: Create) -> None:
     programs = {"chatter": "[main:ERROR] what matters", "noise": 3000}
     with create(programs=programs) as sandbox, sandbox.start(["sleep", "60"], cwd="/") as process:
-        strike(sandbox, signal.SIGKILL)
+        kill_monitor(sandbox, signal.SIGKILL)
         assert "what matters" in process.wait().cause.message
