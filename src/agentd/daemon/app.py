@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from agentd.audit.errors import AuditError
 from agentd.daemon import seal
@@ -23,7 +23,7 @@ from agentd.daemon.events import Events
 from agentd.daemon.idempotency import Idempotency
 from agentd.daemon.keyed import KeyedBounds
 from agentd.daemon.observe import meter
-from agentd.daemon.observe.log import Log
+from agentd.daemon.observe.log import EventReport, Log
 from agentd.daemon.observe.observed import Observer
 from agentd.daemon.pipeline import Pipeline
 from agentd.daemon.sandboxes.endings import Endings
@@ -60,12 +60,6 @@ if TYPE_CHECKING:
 _TICK_SECONDS = 0.5
 _MAX_PATH = 100  # sun_path has 108 bytes, and the supervisor's lock and log lie beside it
 _POOL_GRACE = 60.0
-
-
-class EventReport(Protocol):
-    """Told what happens: the same words each time, and what they are about in ``fields``."""
-
-    def __call__(self, event: str, /, **fields: object) -> object: ...
 
 
 class Daemon:

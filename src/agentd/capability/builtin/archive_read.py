@@ -104,7 +104,7 @@ class Listing(msgspec.Struct, frozen=True):
     truncated: bool
 
 
-class Content(msgspec.Struct, frozen=True):
+class MemberContent(msgspec.Struct, frozen=True):
     format: str
     member: str
     base64: str
@@ -120,7 +120,7 @@ class Extracted(msgspec.Struct, frozen=True):
 
 
 _LISTING = typed.decoder(Listing)
-_CONTENT = typed.decoder(Content)
+_CONTENT = typed.decoder(MemberContent)
 _EXTRACTED = typed.decoder(Extracted)
 
 
@@ -170,7 +170,7 @@ def _asked(given: dict[str, Any], inside: Inside) -> dict[str, Any]:
     }
 
 
-def _content(found: Content) -> dict[str, Any]:
+def _content(found: MemberContent) -> dict[str, Any]:
     try:
         data = b64decode(found.base64, validate=True)
     except binascii.Error:

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -33,6 +33,12 @@ LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _FIRST = ("timestamp", "level", "event", "request", "sandbox")
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.:/+,@[]")
 _FOREIGN = ("uvicorn", "asyncio", "agentd")
+
+
+class EventReport(Protocol):
+    """Takes events: the same words each time, and what they are about in ``fields``."""
+
+    def __call__(self, event: str, /, **fields: object) -> object: ...
 
 
 class Log:
