@@ -2,7 +2,7 @@
 
 import argparse
 
-from agentd.client.cli import remote
+from agentd.client.cli import command, remote
 from agentd.client.cli.options import limit_options, sandbox_options, wall_options
 from agentd.client.cli.parser import named
 
@@ -21,12 +21,8 @@ def main(words: list[str]) -> int:
     from agentd.client import build
     from agentd.client.cli import held, slow
 
-    env: dict[str, str] = {}
-    for path in options.env_file:
-        env |= build.parse_env_file(path)
-    env |= dict(build.parse_variable(text) for text in options.env)
     wanted = sandbox_options(options)
-    wanted["env"] = env
+    wanted["env"] = command.environment(options)
     body = build.sandbox_body(
         snapshot=options.snapshot,
         name=options.name,
@@ -62,17 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         "--label", metavar="KEY=VALUE", action="append", default=[], help="to find it by"
     )
     group.add_argument("--snapshot", type=named, metavar="ID", help="as that sandbox was")
-    group.add_argument(
-        "-e",
-        "--env",
-        metavar="NAME[=VALUE]",
-        action="append",
-        default=[],
-        help="a variable of all its commands",
-    )
-    group.add_argument(
-        "--env-file", metavar="FILE", action="append", default=[], help="NAME=value lines"
-    )
+    command.env_options(group, "a variable of all its commands")
     wall_options(parser)
     limit_options(parser).add_argument("--timeout", metavar="TIME", help="of each command, as 2s")
     return parser

@@ -1,10 +1,10 @@
 """``agentd exec``: a command in a daemon's sandbox."""
 
 import argparse
-import os
 from typing import TYPE_CHECKING
 
 from agentd.client.cli import remote
+from agentd.client.cli.command import env_options
 from agentd.client.cli.interrupts import Interrupted, Interrupts
 from agentd.model.errors import InvalidInput
 
@@ -28,23 +28,9 @@ def main(words: list[str]) -> int:
 
 def execute(options: argparse.Namespace) -> int:
     """Also for ``agentd shell``."""
-    from agentd.client import build
-    from agentd.client.cli import terminal
+    from agentd.client.cli import command
 
-    env = dict(build.parse_variable(text) for text in options.env)
-    pty = None
-    if options.tty:
-        terminal.require(0)
-        pty = terminal.size(0)
-        env.setdefault("TERM", os.environ.get("TERM", "xterm"))
-    request = build.exec_request(
-        options.command,
-        cwd=options.cwd,
-        env=env,
-        timeout=options.timeout,
-        stdin=options.stdin or options.tty,
-        pty=pty,
-    )
+    request = command.request(options, options.timeout)
     with Interrupts() as interrupts:
         try:
             return _run(options, request, interrupts)
@@ -123,12 +109,5 @@ def _parser() -> argparse.ArgumentParser:
 
 def command_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-C", "--cwd", metavar="DIR", help="its working directory")
-    parser.add_argument(
-        "-e",
-        "--env",
-        metavar="NAME[=VALUE]",
-        action="append",
-        default=[],
-        help="a variable for it; without a value, the caller's own",
-    )
+    env_options(parser)
     parser.add_argument("--timeout", metavar="TIME", help="as 250ms, 2s, 10m")

@@ -3,6 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from agentd.client.cli.command import env_options
 from agentd.client.cli.parser import Parser, named
 from agentd.model.errors import InvalidInput
 
@@ -164,17 +165,7 @@ def wall_options(parser: argparse.ArgumentParser) -> None:
 def _command_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the command")
     group.add_argument("-C", "--cwd", metavar="DIR", help="its working directory, as seen inside")
-    group.add_argument(
-        "-e",
-        "--env",
-        metavar="NAME[=VALUE]",
-        action="append",
-        default=[],
-        help="a variable for it; without a value, the caller's own",
-    )
-    group.add_argument(
-        "--env-file", metavar="FILE", action="append", default=[], help="NAME=value lines"
-    )
+    env_options(group)
     group.add_argument("-i", "--stdin", action="store_true", help="pass standard input")
     group.add_argument("-t", "--tty", action="store_true", help="give it a terminal (implies -i)")
     group.add_argument(

@@ -1,7 +1,6 @@
 """``agentd run``: one command in a fresh sandbox, a daemon's where there is one."""
 
 import argparse
-import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
@@ -41,30 +40,6 @@ def main(words: list[str]) -> int:
             raise
 
 
-def request(options: argparse.Namespace) -> "ExecRequest":
-    """The command that is asked for. Raises InvalidInput."""
-    from agentd.client import build
-
-    env: dict[str, str] = {}
-    for path in options.env_file:
-        env |= build.parse_env_file(path)
-    env |= dict(build.parse_variable(text) for text in options.env)
-    pty = None
-    if options.tty:
-        from agentd.client.cli import terminal
-
-        terminal.require(0)
-        pty = terminal.size(0)
-        env.setdefault("TERM", os.environ.get("TERM", "xterm"))
-    return build.exec_request(
-        options.command,
-        cwd=options.cwd,
-        env=env,
-        stdin=options.stdin or options.tty,
-        pty=pty,
-    )
-
-
 def _daemon(options: argparse.Namespace) -> "Address | None":
     """The daemon that was named, or one that listens at the usual place. Snapshots at a path are
     read and written by this process alone."""
@@ -76,11 +51,11 @@ def _daemon(options: argparse.Namespace) -> "Address | None":
 
 
 def _run(where: "Address | None", options: argparse.Namespace, interrupts: Interrupts) -> int:
-    from agentd.client.cli import held, place
+    from agentd.client.cli import command, held, place
 
     floor = IsolationLevel.parse(options.isolation or "namespace")
     with place.service(where, (options.backend, floor)) as service:
-        asked = request(options)
+        asked = command.request(options)
         view = _create(where, service, options, interrupts)
         try:
             held.tell(view.enforcement, "run", verbose=options.verbose, quiet=options.json)

@@ -144,3 +144,12 @@ def test_dashes_within_a_command_belong_to_it(words: list[str], command: list[st
     from agentd.client.cli import exec as cli
 
     assert cli._parse(words).command == command
+
+
+def test_the_variables_of_a_command_may_stand_in_a_file(tmp_path) -> None:
+    from agentd.client.cli import command
+    from agentd.client.cli import exec as cli
+
+    (tmp_path / "env").write_text("A=1\nB=2\n")
+    words = ["--env-file", f"{tmp_path}/env", "-e", "B=3", "sbx", "--", "env"]
+    assert command.request(cli._parse(words)).env == {"A": "1", "B": "3"}

@@ -1,0 +1,51 @@
+"""The command that ``run``, ``exec`` and ``shell`` are given, and its environment."""
+
+import argparse
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from agentd.model.spec import ExecRequest
+
+
+def env_options(
+    parser: "argparse.ArgumentParser | argparse._ArgumentGroup",
+    what: str = "a variable for it; without a value, the caller's own",
+) -> None:
+    parser.add_argument(
+        "-e", "--env", metavar="NAME[=VALUE]", action="append", default=[], help=what
+    )
+    parser.add_argument(
+        "--env-file", metavar="FILE", action="append", default=[], help="NAME=value lines"
+    )
+
+
+def environment(options: argparse.Namespace) -> dict[str, str]:
+    """Raises InvalidInput."""
+    from agentd.client import build
+
+    env: dict[str, str] = {}
+    for path in options.env_file:
+        env |= build.parse_env_file(path)
+    return env | dict(build.parse_variable(text) for text in options.env)
+
+
+def request(options: argparse.Namespace, timeout: str | None = None) -> "ExecRequest":
+    """Raises InvalidInput."""
+    from agentd.client import build
+
+    env, pty = environment(options), None
+    if options.tty:
+        from agentd.client.cli import terminal
+
+        terminal.require(0)
+        pty = terminal.size(0)
+        env.setdefault("TERM", os.environ.get("TERM", "xterm"))
+    return build.exec_request(
+        options.command,
+        cwd=options.cwd,
+        env=env,
+        timeout=timeout,
+        stdin=options.stdin or options.tty,
+        pty=pty,
+    )
