@@ -14,6 +14,7 @@ import msgspec
 
 from agentd.ingest.rest.app import mount as rest
 from agentd.ingest.web.door import Mount
+from agentd.model.content import Content
 from agentd.model.errors import Unauthenticated
 from agentd.model.principal import ADMIN, ORDINARY
 
@@ -98,7 +99,8 @@ class Leaks(Believer):
         pieces = service.files.read(*args, **options)
         self.open.append(pieces)
         first = next(pieces, b"")
-        return iter((first,)) if len(first) < 1 << 10 else chain((first,), pieces)
+        kept = iter((first,)) if len(first) < 1 << 10 else chain((first,), pieces)
+        return Content(kept, pieces.first, pieces.size)
 
 
 class Through:

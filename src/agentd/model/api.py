@@ -395,6 +395,7 @@ class Repeat(msgspec.Struct, frozen=True):
     body: SandboxBody | ExecBody | RunBody | CallBody | None
     sandbox: str = ""
     path: str = ""  # of the file
+    to: str = ""  # where it is moved to
     raw: bytes = b""  # the body as it came
 
 

@@ -6,8 +6,9 @@ from typing import Protocol
 
 from agentd.model.answer import Answer
 from agentd.model.api import Authorise, Carry, Repeat, Work
+from agentd.model.content import Content
 from agentd.model.principal import Principal
-from agentd.model.service import Sandboxes, Service
+from agentd.model.service import Files, Sandboxes, Service
 
 
 class Repeats(Protocol):
@@ -41,6 +42,13 @@ class DoorSandboxes(Sandboxes, Protocol):
         nothing runs in it any more, and what this returns does the rest, in a thread."""
 
 
+class DoorFiles(Files, Protocol):
+    def read(self, sandbox: str, path: str, offset: int = 0, length: int | None = None) -> Content:
+        """Read a file, and tell its size and where the pieces lie in it; a negative ``offset`` is
+        from its end."""
+        ...
+
+
 class DoorService(Service, Protocol):
     """A Service of one request, which the gatekeeper alone gives out."""
 
@@ -48,5 +56,7 @@ class DoorService(Service, Protocol):
     def caller(self) -> Principal: ...
     @property
     def sandboxes(self) -> DoorSandboxes: ...
+    @property
+    def files(self) -> DoorFiles: ...
     @property
     def repeats(self) -> Repeats: ...

@@ -20,6 +20,7 @@ from agentd.model.api import (
     SandboxView,
     SnapshotView,
 )
+from agentd.model.content import Content
 from agentd.model.errors import (
     BackendLost,
     Conflict,
@@ -209,10 +210,15 @@ class FakeCommands(Noun):
 
 
 class FakeFiles(Noun):
-    def read(
-        self, sandbox: str, path: str, offset: int = 0, length: int | None = None
-    ) -> Iterator[bytes]:
+    def read(self, sandbox: str, path: str, offset: int = 0, length: int | None = None) -> Content:
         data = self.sandbox("read", sandbox).file(path)
+        size = self.sandbox("read", sandbox).entry(path).size
+        if not size:
+            offset, length = 0, None
+        first = offset if offset >= 0 else max(0, size + offset)
+        return Content(self._pieces(data, first, length), first, size or None)
+
+    def _pieces(self, data: bytes, offset: int, length: int | None) -> Iterator[bytes]:
         end = len(data) if length is None else offset + length
         for at in range(offset, min(end, len(data)), 64 << 10):
             if self.daemon.failing_reads and at >= 512 << 10:

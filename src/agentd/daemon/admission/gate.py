@@ -5,7 +5,7 @@ Anything that is in doubt is a refusal, and a refusal is written down as well.
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -61,31 +61,40 @@ class Gate:
         self._count_guard = threading.Lock()
         self._decisions = dict.fromkeys(ANSWERS, 0)
 
-    def open(self, act: Act, cancel: int = -1, *, lasting: bool = True) -> Admission:
+    def open(
+        self, act: Act, cancel: int = -1, *, lasting: bool = True, also: Sequence[Act] = ()
+    ) -> Admission:
         """``cancel`` is a descriptor: readable, nobody waits any more for an approval. What is not
         ``lasting`` a loss of power undoes: its record is written, and not waited for on the disk.
+        ``also`` is what the one operation does beside ``act``: allowed with it, or nothing is.
 
         Raises PolicyDenied, Undecided, AuditError, and what an approval ends with.
         """
         now = time.time()
-        decision = self._decide(act, now)
-        self._records.admitted(act, decision, lasting=lasting)
-        if decision.obligations.approve:
-            self._ask_for_approval(act, decision, cancel)
-        return Admission(self._records, act, decision, now)
+        decision, others = self._decide(act, now), [self._decide(one, now) for one in also]
+        self._records.admitted(act, _of_all(decision, others), lasting=lasting)
+        for one, decided in ((act, decision), *zip(also, others, strict=True)):
+            if decided.obligations.approve:
+                self._ask_for_approval(one, decided, cancel)
+        return Admission(self._records, act, _of_all(decision, others), now)
 
     def would(self, act: Act) -> Decision:
         """Decide on an act that nobody asked for; neither counted nor written down."""
         policy = self._policy()
         return NO_POLICY if policy is None else policy.decide(asked(act, time.time()))
 
-    def reopen(self, act: Act, approved: frozenset[str] | None) -> Admission:
+    def reopen(
+        self, act: Act, approved: frozenset[str] | None, also: Sequence[Act] = ()
+    ) -> Admission:
         """``open`` for a repeat that gets a recorded answer: nothing is done. What somebody
         ``approved`` for the first request they approved for its repeats; None is all."""
         now = time.time()
-        decision = self._decide(act, now)
-        if decision.obligations.approve and approved is not None and act.name not in approved:
-            self._ask_for_approval(act, decision, -1)
+        decision, others = self._decide(act, now), [self._decide(one, now) for one in also]
+        for one, decided in ((act, decision), *zip(also, others, strict=True)):
+            known = approved is None or one.name in approved
+            if decided.obligations.approve and not known:
+                self._ask_for_approval(one, decided, -1)
+        decision = _of_all(decision, others)
         self._records.repeated(act, decision_fields(decision))
         return Admission(self._records, act, decision, now)
 
@@ -131,9 +140,9 @@ class Gate:
         admission.begin(request.tag)
         return oblige.command(request, admission.decision.obligations), admission
 
-    def operation(self, act: Act, handle: SandboxHandle) -> Admission:
+    def operation(self, act: Act, handle: SandboxHandle, also: Sequence[Act] = ()) -> Admission:
         """One on a sandbox that is there, or on its files; not begun. Raises Refused."""
-        admission = self.open(act, lasting=act.lasts)
+        admission = self.open(act, lasting=act.lasts, also=also)
         admission.within(handle)
         admission.where = ran(handle)
         return admission
@@ -202,6 +211,17 @@ class Gate:
 
 def ran(handle: SandboxHandle) -> Ran:
     return Ran(handle.id, handle.backend, handle.level.label, handle.enforcement)
+
+
+def _of_all(decision: Decision, others: Sequence[Decision]) -> Decision:
+    """One that obliges to what each of them does."""
+    for other in others:
+        decision = msgspec.structs.replace(
+            decision,
+            reasons=tuple(dict.fromkeys((*decision.reasons, *other.reasons))),
+            obligations=oblige.both(decision.obligations, other.obligations),
+        )
+    return decision
 
 
 def _another(act: Act, held: str) -> Decision:

@@ -51,6 +51,16 @@ def existing_sandbox(spec: SandboxSpec, level: IsolationLevel, obligations: Obli
             )
 
 
+def both(one: Obligations, other: Obligations) -> Obligations:
+    """What holds where each of them must."""
+    return Obligations(
+        level=max(one.level or IsolationLevel.NONE, other.level or IsolationLevel.NONE) or None,
+        limits=within(one.limits, other.limits),
+        no_network=one.no_network or other.no_network,
+        approve=one.approve or other.approve,
+    )
+
+
 def command(request: ExecRequest, obligations: Obligations) -> ExecRequest:
     """With the lower time and output limits."""
     most = obligations.limits

@@ -13,6 +13,8 @@ from agentd.daemon.observe.observed import observed
 from agentd.daemon.sandboxes.live import Live
 from agentd.daemon.service.noun import Noun
 from agentd.model.api import ChangeView, EntryView
+from agentd.model.content import Content
+from agentd.policy.scopes import scope_of
 from agentd.transport.files import Entry
 
 
@@ -20,13 +22,17 @@ class DaemonFiles(Noun):
     """Implements ``model.service.Files``."""
 
     @observed("read_file")
-    def read(
-        self, sandbox: str, path: str, offset: int = 0, length: int | None = None
-    ) -> Iterator[bytes]:
+    def read(self, sandbox: str, path: str, offset: int = 0, length: int | None = None) -> Content:
         live, admission = self._open(sandbox, acts.READ, "read a file", path=path)
         files = live.handle.guest.files
-        pieces = admission.over(files.read_iter(path, offset, length))
-        return self._observer.pieces("read_file_data", self._who.name, sandbox, pieces)
+        entry = files.stat(path)
+        size = entry.size if entry.type == "file" else 0
+        if not size:  # it may have content all the same: /proc is full of that
+            offset, length = 0, None
+        first = offset if offset >= 0 else max(0, size + offset)
+        pieces = admission.over(files.read_iter(path, first, length))
+        told = self._observer.pieces("read_file_data", self._who.name, sandbox, pieces)
+        return Content(told, first, size or None)
 
     @observed("write_file")
     def write(
@@ -65,9 +71,10 @@ class DaemonFiles(Noun):
 
     @observed("move")
     def move(self, sandbox: str, path: str, to: str) -> None:
-        live, admission = self._open(sandbox, acts.WRITE, "move a file", path=path)
-        self._open(sandbox, acts.WRITE, "move a file", path=to)  # judged, a part of the first
-        with admission:
+        live = self._live(scope_of(acts.WRITE), sandbox)
+        live.require_running("move a file")
+        taken, given = (self._act(live, acts.WRITE, path=place) for place in (path, to))
+        with self._parts.control.gate.operation(taken, live.handle, (given,)) as admission:
             admission.begin()
             live.handle.guest.files.move(path, to)
 

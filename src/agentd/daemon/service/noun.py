@@ -6,6 +6,7 @@ from agentd.daemon.admission import acts
 from agentd.policy.scopes import scope_of
 
 if TYPE_CHECKING:
+    from agentd.daemon.admission.act import Act
     from agentd.daemon.admission.admission import Admission
     from agentd.daemon.sandboxes.live import Live
     from agentd.daemon.service.parts import Parts
@@ -37,5 +38,7 @@ class Noun:
         return live, self._judge(live, name, **parameters)
 
     def _judge(self, live: "Live", name: str, **parameters: object) -> "Admission":
-        act = acts.operation(self._who, name, live.handle, live.record.labels, **parameters)
-        return self._parts.control.gate.operation(act, live.handle)
+        return self._parts.control.gate.operation(self._act(live, name, **parameters), live.handle)
+
+    def _act(self, live: "Live", name: str, **parameters: object) -> "Act":
+        return acts.operation(self._who, name, live.handle, live.record.labels, **parameters)

@@ -4,7 +4,7 @@ It is asked what the request itself would be asked now: scopes, whose the sandbo
 Nothing is done. A sandbox that has ended is judged by what the store still knows of it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from agentd.daemon.admission import acts, oblige
 from agentd.daemon.admission.act import Act, Place
@@ -65,8 +65,11 @@ class Repeats:
         else:
             who.require("files")
             place = self._place(who, repeat.sandbox)
-            act = acts.operation_at(who, acts.WRITE, place, {"path": repeat.path})
-            self._existing(act, approved)
+            paths = (repeat.path, repeat.to) if repeat.to else (repeat.path,)
+            act, *also = (
+                acts.operation_at(who, acts.WRITE, place, {"path": path}) for path in paths
+            )
+            self._existing(act, approved, also)
 
     def _create(self, who: Principal, body: SandboxBody, approved: Approved) -> SandboxSpec:
         who.require("create")
@@ -86,8 +89,8 @@ class Repeats:
             request = completed(request, live.handle)
         self._existing(acts.command_at(who, place, request), approved)
 
-    def _existing(self, act: Act, approved: Approved) -> None:
-        with self._gate.reopen(act, approved).obliging() as obligations:
+    def _existing(self, act: Act, approved: Approved, also: Sequence[Act] = ()) -> None:
+        with self._gate.reopen(act, approved, also).obliging() as obligations:
             oblige.existing_sandbox(act.place.spec, act.place.level, obligations)
 
     def _call(self, who: Principal, body: CallBody, raw: bytes, approved: Approved) -> None:

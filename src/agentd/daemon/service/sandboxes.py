@@ -118,12 +118,12 @@ class DaemonSandboxes(Noun):
 
     @observed("fork")
     def fork(self, id: str, count: int = 1) -> tuple[SandboxView, ...]:
-        live = self._live("snapshot", id)
+        live = self._live(scope_of(acts.FORK), id)
         return tuple(copy.view() for copy in self._parts.sandboxes.fork(self._who, live, count))
 
     @observed("changes")
     def changes(self, id: str) -> tuple[str, ...]:
-        live = self._live("files", id)  # it tells what ``apply`` would write
+        live = self._live(scope_of(acts.WRITE), id)  # it tells what ``apply`` would write
         self._judge(live, acts.LIST, path=live.wall.workspace)
         return tuple(live.handle.overlay().changes())
 

@@ -21,44 +21,49 @@ async def get_file(exchange: Exchange, query: dict[str, Any]) -> None:
     """One Range (RFC 9110 §14.2); several, or a malformed one, are answered with all of it."""
     id_, path = exchange.path["id"], query["path"]
     files = (await exchange.authenticate()).files
-    entry = await exchange.web.threads.waits.run(files.stat, id_, path)
-    size = entry.size if entry.type == "file" else 0
-    found = _range(exchange.header(b"range"), size)
-    first, last = found or (0, size - 1)
-    headers = [(b"content-type", BYTES.encode()), (b"accept-ranges", b"bytes")]
-    if size:
-        headers.append((b"content-length", b"%d" % (last - first + 1)))
-    if found:
-        headers.append((b"content-range", b"bytes %d-%d/%d" % (first, last, size)))
     if exchange.scope["method"] == "HEAD":
-        await exchange.start(200, headers)
+        entry = await exchange.web.threads.waits.run(files.stat, id_, path)
+        await exchange.start(200, _headers(entry.size if entry.type == "file" else 0))
         await exchange.end()
         return
-    # What has no size may have content all the same: /proc is full of that.
-    length = last - first + 1 if size else None
-    await _download(
-        exchange,
-        lambda: files.read(id_, path, first, length),
-        206 if found else 200,
-        headers,
-        length,
-    )
+    asked = _range(exchange.header(b"range"))
+    offset, most = asked or (0, None)
+    found = await exchange.web.threads.transfers.run(files.read, id_, path, offset, most)
+    size, length = found.size or 0, None
+    try:
+        if size:
+            length = min(size - found.first, size if most is None else most)
+            if asked and length <= 0:
+                raise RangeNotSatisfiable(f"the file has {size} bytes")
+    except BaseException:
+        await exchange.web.threads.transfers.run(found.close)
+        raise
+    headers = _headers(size if length is None else length)
+    if asked and length is not None:
+        last = found.first + length - 1
+        headers.append((b"content-range", b"bytes %d-%d/%d" % (found.first, last, size)))
+    status = 206 if asked and size else 200
+    await _download(exchange, lambda: found, status, headers, length)
 
 
-def _range(header: str | None, size: int) -> tuple[int, int] | None:
-    """First and last byte; None for all. Raises RangeNotSatisfiable."""
-    match = _RANGE.fullmatch(header.replace(" ", "")) if header and size else None
+def _headers(length: int) -> list[tuple[bytes, bytes]]:
+    """Of a file that has no size, too: it may have content all the same, as those of /proc."""
+    headers = [(b"content-type", BYTES.encode()), (b"accept-ranges", b"bytes")]
+    return [*headers, (b"content-length", b"%d" % length)] if length else headers
+
+
+def _range(header: str | None) -> tuple[int, int | None] | None:
+    """The offset, from the end where it is negative, and how many bytes at most; None for all."""
+    match = _RANGE.fullmatch(header.replace(" ", "")) if header else None
     if match is None or match[0] == "bytes=-":
         return None
     if not match[1]:
-        first, last = max(0, size - int(match[2])), size - 1
-    else:
-        first, last = int(match[1]), min(int(match[2] or size), size - 1)
-        if match[2] and int(match[2]) < first:
-            return None
-    if first > last:
-        raise RangeNotSatisfiable(f"the file has {size} bytes")
-    return first, last
+        last = int(match[2])
+        return (-last, None) if last else (0, 0)
+    first = int(match[1])
+    if not match[2]:
+        return first, None
+    return None if int(match[2]) < first else (first, int(match[2]) - first + 1)
 
 
 async def get_tar(exchange: Exchange, query: dict[str, Any]) -> None:

@@ -134,8 +134,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         def authorise(approved: frozenset[str] | None) -> None:
             body = None if self.body is None else decode(exchange, self.body, raw)
             id_ = exchange.path.get("id", "")
-            for repeat in _repeats(body, id_, query, raw):
-                service.repeats.readmit(repeat, approved)
+            service.repeats.readmit(_repeat(body, id_, query, raw), approved)
 
         return await service.repeats.once(
             key, request, work, carry, lasting=self.lasting, authorise=authorise
@@ -245,12 +244,12 @@ def recordable(call: Callable[[], Answer]) -> Callable[[], Answer]:
     return answering
 
 
-def _repeats(body: Any, id_: str, query: dict[str, Any], raw: bytes) -> list[Repeat]:
+def _repeat(body: Any, id_: str, query: dict[str, Any], raw: bytes) -> Repeat:
     """What has to be allowed anew: a file's place, or two, or what the body asks for."""
     if isinstance(body, MoveBody):
-        return [Repeat(None, id_, body.path), Repeat(None, id_, body.to)]
+        return Repeat(None, id_, body.path, body.to)
     if isinstance(body, MkdirBody):
-        return [Repeat(None, id_, body.path)]
+        return Repeat(None, id_, body.path)
     if body is None and "path" in query:
-        return [Repeat(None, id_, query["path"])]
-    return [Repeat(body, id_, raw=raw)]
+        return Repeat(None, id_, query["path"])
+    return Repeat(body, id_, raw=raw)
