@@ -13,6 +13,8 @@ CONTENDERS = ("agentd", "bubblewrap", "nsjail", "runc", "gVisor")
 SHORT = (
     ("fresh", "a fresh sandbox, one command, all of it gone (ms)", 1,
      ("agentd", "bubblewrap", "nsjail", "runc", "runsc")),
+    ("cli", "the same by the command line, the whole process (ms)", 1,
+     ("agentd run", "bubblewrap", "", "runc", "runsc")),
     ("warm", "a command in a sandbox that is there (ms)", 1,
      ("agentd", "", "", "runc exec", "runsc exec")),
     ("stdout", "output to the host (MiB/s)", 0,

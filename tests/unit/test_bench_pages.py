@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = {
     "fresh sandbox, /bin/true, destroyed": "fresh",
+    "agentd run -- true, the whole process": "cli",
     "/bin/true in a warm sandbox": "warm",
     "1 GiB of stdout to the host": "stdout",
 }
@@ -50,8 +51,12 @@ def cases(page: str) -> list[dict[str, Any]]:
 
 def test_the_readme_has_the_medians_of_the_page(readme: Any) -> None:
     long = cases(block(ROOT / "docs/benchmarks.md"))
-    assert {"fresh", "warm", "stdout", "idle"} <= {case["key"] for case in long}
-    assert readme.report.as_short({"cases": long}) == block(ROOT / "README.md")
+    assert {"fresh", "cli", "warm", "stdout", "idle"} <= {case["key"] for case in long}
+    short = block(ROOT / "README.md")
+    assert readme.report.as_short({"cases": long}) == short
+    assert len(short.splitlines()) == 2 + 5  # its head, and five rows
+    assert (ROOT / "README.md").read_text().count("bench: begin") == 1
+    assert "(docs/benchmarks.md)" in (ROOT / "README.md").read_text()
 
 
 def test_the_tables_are_written_between_the_markers(readme: Any, tmp_path: Path) -> None:
