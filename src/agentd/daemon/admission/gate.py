@@ -72,11 +72,12 @@ class Gate:
         """
         now = time.time()
         decision, others = self._decide(act, now), [self._decide(one, now) for one in also]
-        self._records.admitted(act, _of_all(decision, others), lasting=lasting)
+        whole = _of_all(decision, others) if others else decision
+        self._records.admitted(act, whole, lasting=lasting)
         for one, decided in ((act, decision), *zip(also, others, strict=True)):
             if decided.obligations.approve:
                 self._ask_for_approval(one, decided, cancel)
-        return Admission(self._records, act, _of_all(decision, others), now)
+        return Admission(self._records, act, whole, now)
 
     def would(self, act: Act) -> Decision:
         """Decide on an act that nobody asked for; neither counted nor written down."""
