@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import pytest
 from tests.security.daemons import WAIT, Daemon, Later, fixture, until
 
+from agentd import Sandbox
+
 daemon = fixture()
 
 
@@ -44,6 +46,23 @@ def test_it_is_listed_followed_and_signalled(daemon: Daemon, box: str) -> None:
     assert followed.stdout.read() == b""  # it has seen the end
     followed.stdout.close()
     followed.wait(WAIT)
+
+
+def test_it_is_attached_to_and_goes_on_when_that_is_left(daemon: Daemon, box: str) -> None:
+    script = "trap 'echo last; exit 0' TERM; echo out; while :; do sleep 0.05; done"
+    parameters = {"command": "sh", "args": ["-c", script]}
+    with calling(daemon, box, "shell.exec.v1", parameters) as process:
+        sandbox = Sandbox.connect(box, url=daemon.url)
+        left = sandbox.attach(process)
+        assert next(iter(left)).data == b"out\n"
+        cursors = left.cursors
+        left.detach()
+        again = sandbox.attach(process, cursors)
+        again.signal(15)
+        said = [chunk.data for chunk in again if chunk.stream == "stdout"]
+        assert b"".join(said) == b"last\n"
+        ended = again.wait()
+        assert (ended.exit_code, ended.signal) == (0, None)
 
 
 def _following(daemon: Daemon, box: str, process: str) -> "subprocess.Popen[bytes]":

@@ -19,14 +19,11 @@ class Live:
         """Its lease ends in ``left`` seconds; never, for None."""
         self.handle = handle
         self.record = record
+        self.id = record.id
         self.lease(left)
         self.lock = threading.Lock()  # held while its record changes
         self.ending = False
         self.why = ""  # what is known of it, where it ended by itself
-
-    @property
-    def id(self) -> str:
-        return self.record.id
 
     def lease(self, left: float | None) -> None:
         """From now on, by a clock that nobody sets; what the record says is for people."""
