@@ -34,7 +34,7 @@ def read_public(pem: bytes) -> "Ed25519PublicKey":
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     if b"PRIVATE KEY" in pem:
-        raise ValueError("it holds a private key, and belongs to whoever signs alone")
+        raise ValueError("it holds a private key, which belongs to the signer alone")
     try:
         key = load_pem_public_key(pem)
     except (ValueError, UnsupportedAlgorithm):

@@ -107,7 +107,9 @@ def attach(
     record = commands.history.find(request.get("pid"), request.get("tag"))
     if record is None:
         commands.find(request)
-        raise RequestError("the command is not detached: its output goes to whoever started it")
+        raise RequestError(
+            "the command is not detached: its output goes to the connection that started it"
+        )
     cursor = request.get("cursor")
     if cursor is None:
         cursor = {}

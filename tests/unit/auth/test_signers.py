@@ -162,7 +162,7 @@ def private_pem():
         ("a.pem", b"", "no public key in PEM"),
         ("a.pem", b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", "in PEM"),
         ("a.pem", public(ec.generate_private_key(ec.SECP256R1()).public_key()), "not of Ed25519"),
-        ("a.pem", private_pem(), "belongs to whoever signs alone"),
+        ("a.pem", private_pem(), "belongs to the signer alone"),
         ("a.pem", public() + b"\n" * 5000, "more than 4096 bytes"),
         ("-a.pem", public(), "a signer's name"),
         ("a b.pem", public(), "a signer's name"),

@@ -167,7 +167,7 @@ class Approvals:
             if record.principal == who.name and not self._config().self_approve:
                 raise Forbidden(
                     f"{who.name} asked for this, and cannot decide on it",
-                    remediation="have somebody else do it; approvals.self_approve would let you",
+                    remediation="ask another approver; approvals.self_approve would let you",
                 )
             made = decided(record, who.name, allow, note, self._clock())
             t.put(made)

@@ -200,8 +200,8 @@ class Gate:
         try:
             if self._approvals is None:
                 raise PolicyDenied(
-                    f"the policy wants {act.name} approved, and nobody here could",
-                    remediation="run agentd serve: it parks the request until somebody decides",
+                    f"the policy wants {act.name} approved, and there is no approver here",
+                    remediation="run agentd serve: it parks the request until an approver decides",
                 )
             self._approvals.approve(act, decision, cancel)
         except AgentdError as error:

@@ -78,7 +78,7 @@ class Parked:
         raise ApprovalExpired(
             f"nobody approved {act.name} in time",
             cause=found.note,
-            remediation="have somebody with the scope approve look at agentd approval ls, and ask "
+            remediation="ask a holder of the scope approve to look at agentd approval ls, and ask "
             "again",
         )
 

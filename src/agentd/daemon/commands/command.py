@@ -216,7 +216,7 @@ class Command(Stepped):
             self._handle.counters = dict(self._handle.wall.counters())
             refined = refine(end, self._before, self._handle.counters)
         if self._cancelled and end.signal is not None:
-            gone = Cause.of(CauseCode.CANCELLED, "whoever waited for it has gone")
+            gone = Cause.of(CauseCode.CANCELLED, "the client that waited for it has disconnected")
             refined = msgspec.structs.replace(end, cause=gone)
         result = Result(
             request_id=self.request_id,

@@ -94,7 +94,7 @@ class Bridge(Generic[T]):
         with self._change:
             self._change.wait_for(lambda: self.closed or not self.is_full)
             if self.closed:
-                raise FollowerGone("nobody follows this any more")
+                raise FollowerGone("its follower has disconnected")
             self._add(item, size)
 
     def offer(self, item: T, size: int) -> bool:

@@ -128,7 +128,7 @@ class Approvals:
 
 class TestApproval:
     def test_where_nobody_could_approve_it_is_refused(self, gate, kept):
-        with pytest.raises(PolicyDenied, match="nobody here could"):
+        with pytest.raises(PolicyDenied, match="there is no approver here"):
             gate(allowing(approve=True)).open(act())
         assert kept.kinds() == ["admission", "denial"]
 

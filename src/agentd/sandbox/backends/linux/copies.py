@@ -58,7 +58,7 @@ def failed(mount: Mount, error: OSError) -> InvalidInput:
     return InvalidInput(
         f"cannot copy {mount.source}",
         cause=f"{error.filename or ''}: {error.strerror}".removeprefix(": "),
-        remediation="let nobody change it meanwhile, and try again",
+        remediation="keep others from changing it meanwhile, and try again",
     )
 
 

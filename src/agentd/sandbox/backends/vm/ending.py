@@ -66,7 +66,7 @@ def of_status(status: int | None, log: str, *, oom: bool) -> Ending:
     counted a kill. What the code says of the program itself is its wall's to know.
     """
     if status is None:
-        return Ending(CauseCode.BACKEND_LOST, "nobody saw how it ended")
+        return Ending(CauseCode.BACKEND_LOST, "its exit status is not known")
     return named(Ending(*_meaning(status, oom=oom), safe_log(log), status))
 
 

@@ -186,7 +186,7 @@ def test_when_its_warden_is_killed_it_ends_and_its_jail_goes(start: Start) -> No
     os.kill(parent_of(pid_of(monitor)), signal.SIGKILL)
     assert monitor.wait(120)
     assert eventually(lambda: not os.path.exists(monitor.jail.folder))
-    assert monitor.why() == "nobody saw how it ended"
+    assert monitor.why() == "its exit status is not known"
 
 
 def test_when_its_guard_is_killed_it_ends_and_its_jail_goes_with_us(start: Start) -> None:
