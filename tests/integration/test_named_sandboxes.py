@@ -30,6 +30,41 @@ def test_it_goes_by_its_name_wherever_an_id_does(daemon: Daemon) -> None:
     assert daemon.ask("GET", "/v1/sandboxes/build").status == 404
 
 
+def test_a_repeat_finds_by_the_name_what_it_was_asked_of(daemon: Daemon) -> None:
+    """While it lives, once it has ended, and when it is another that has the name."""
+    ann = daemon.key("ann")
+    asked = [
+        ("POST", "/v1/sandboxes/again/exec", {"cmd": ["sh", "-c", "echo a >>/workspace/n"]}),
+        ("PUT", "/v1/sandboxes/again/files?path=/workspace/a", b"text"),
+        (
+            "POST",
+            "/v1/call",
+            {"capability": "shell.exec.v1", "parameters": {"command": "true"}, "sandbox": "again"},
+        ),
+    ]
+
+    def answers() -> list[tuple[int, bytes]]:
+        found = []
+        for n, (method, path, body) in enumerate(asked):
+            answer = daemon.ask(method, path, body, key=ann, Idempotency_Key=f"again{n}")
+            found.append((answer.status, answer.body))
+        return found
+
+    box = daemon.sandbox(key=ann, name="again")
+    first = answers()
+    assert [status for status, _ in first] == [200] * 3, first
+    assert answers() == first
+    counted = daemon.ask("GET", "/v1/sandboxes/again/files?path=/workspace/n", key=ann)
+    assert counted.body == b"a\n"
+    daemon.ask("DELETE", f"/v1/sandboxes/{box}", key=ann)
+    assert answers() == first
+    daemon.sandbox(key=ann, name="again")
+    assert answers() == first
+    assert daemon.ask("DELETE", "/v1/sandboxes/again", key=ann).status == 204
+    other = daemon.ask(*asked[0], key=daemon.key("bob"), Idempotency_Key="again0")
+    assert other.status == 404
+
+
 def test_a_name_is_taken_while_its_sandbox_lives(daemon: Daemon) -> None:
     first = daemon.sandbox(name="one")
     again = daemon.ask("POST", "/v1/sandboxes", {"name": "one"})

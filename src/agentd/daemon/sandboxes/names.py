@@ -5,6 +5,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from agentd.daemon.store.records import SandboxRecord
+from agentd.daemon.store.sqlite import SqliteStore
 from agentd.model import context
 from agentd.model.errors import Conflict, InvalidInput
 
@@ -56,6 +58,20 @@ class Names:
             with self._changed:
                 self._making.discard(key)
                 self._changed.notify_all()
+
+
+def recalled(store: SqliteStore, owner: str, id_: str) -> SandboxRecord | None:
+    """Return what the store knows by that id, or of the last sandbox that ``owner`` called so."""
+    found = store.get(SandboxRecord, id_)
+    if found is not None or not _NAME.fullmatch(id_):
+        return found
+    after: tuple[str, ...] = ()
+    while page := store.find(SandboxRecord, after=after, principal=owner, name=id_):
+        last = max(page, key=lambda record: record.created)
+        if found is None or last.created > found.created:
+            found = last
+        after = (page[-1].id,)
+    return found
 
 
 def check_name(name: str) -> None:

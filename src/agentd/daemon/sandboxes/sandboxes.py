@@ -20,7 +20,7 @@ from agentd.daemon.sandboxes import bodies
 from agentd.daemon.sandboxes.adoption import GRACE_SECONDS, Adoption, ended, without_env
 from agentd.daemon.sandboxes.bodies import check_labels
 from agentd.daemon.sandboxes.live import Live
-from agentd.daemon.sandboxes.names import Names
+from agentd.daemon.sandboxes.names import Names, recalled
 from agentd.daemon.service.quotas import Ledger
 from agentd.daemon.store.records import SandboxRecord
 from agentd.daemon.store.sqlite import SqliteStore
@@ -221,9 +221,10 @@ class Sandboxes(Adoption):
             return self._live.get(id_)
 
     def recall(self, principal: Principal, id_: str) -> SandboxRecord:
-        """Its record, also after it has ended, for as long as that is kept. Raises NotFound."""
-        live = self.find(id_)
-        record = self._store.get(SandboxRecord, id_) if live is None else live.record
+        """Its record, also after it has ended, for as long as that is kept; of several that had a
+        name, that of the newest. Raises NotFound."""
+        live = self.find(id_) or self.named(principal, id_)
+        record = recalled(self._store, principal.name, id_) if live is None else live.record
         if record is None or not principal.owns(record.principal):
             raise NotFound(
                 f"there is no sandbox {id_[:64]!r}",

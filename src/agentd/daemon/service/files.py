@@ -31,7 +31,7 @@ class DaemonFiles(Noun):
             offset, length = 0, None
         first = offset if offset >= 0 else max(0, size + offset)
         pieces = admission.over(files.read_iter(path, first, length))
-        told = self._observer.pieces("read_file_data", self._who.name, sandbox, pieces)
+        told = self._observer.pieces("read_file_data", self._who.name, live.id, pieces)
         return Content(told, first, size or None)
 
     @observed("write_file")
@@ -97,7 +97,7 @@ class DaemonFiles(Noun):
     def read_tar(self, sandbox: str, path: str) -> Iterator[bytes]:
         live, admission = self._open(sandbox, acts.READ, "read a tree", path=path)
         pieces = admission.over(live.handle.guest.files.read_tar(path))
-        return self._observer.pieces("read_tar_data", self._who.name, sandbox, pieces)
+        return self._observer.pieces("read_tar_data", self._who.name, live.id, pieces)
 
     @observed("write_tar")
     def write_tar(

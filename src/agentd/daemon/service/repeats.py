@@ -103,7 +103,8 @@ class Repeats:
 
     def _place(self, who: Principal, id_: str) -> Place:
         """Raises NotFound."""
-        record, live = self._sandboxes.recall(who, id_), self._sandboxes.find(id_)
+        record = self._sandboxes.recall(who, id_)
+        live = self._sandboxes.find(record.id)
         if live is not None:
             return Place.of(live.handle, record.labels)
         level = IsolationLevel.parse(record.level)
