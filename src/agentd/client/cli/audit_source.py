@@ -112,7 +112,8 @@ class Remote:
 
 def find(options: argparse.Namespace) -> Source:
     """As the options say, else as AGENTD_URL, else the usual daemon, else files of this machine."""
-    from agentd.client.http import address, client
+    from agentd.client.http import address
+    from agentd.client.http.service import alone
 
     if options.url and (options.dir or options.embedded):
         raise InvalidInput("--url goes without --dir and --embedded", remediation="drop one")
@@ -120,16 +121,16 @@ def find(options: argparse.Namespace) -> Source:
         named = address.given(options.url)
         where = named or address.default()
         if where is not None:
-            asker = client.HttpClient(where)
+            service = alone(where)
             try:
-                known = _ask(asker)
+                known = service.audit.head()
             except (NotFound, Unreachable, Forbidden):
                 if named:
                     raise
             else:
                 if not named:
                     output.say(f"of the daemon at {where}", "audit")
-                return Remote(asker, known)
+                return Remote(service.requests, known)
     return LogFiles(directory(options))
 
 
@@ -141,10 +142,3 @@ def directory(options: argparse.Namespace) -> str:
             remediation="name their directory with --dir; a daemon's is STATE/audit",
         )
     return kept.directory(options, "audit", "audit")
-
-
-def _ask(asker: "HttpClient") -> "AuditHead":
-    from agentd.model.api import AuditHead
-
-    found: AuditHead = asker.call("GET", "/v1/audit/head", into=AuditHead)
-    return found

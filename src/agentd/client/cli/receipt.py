@@ -3,7 +3,9 @@
 import argparse
 import os
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from contextlib import closing
+from typing import TYPE_CHECKING, TypeVar
 
 from agentd.client.cli import kept, output, remote
 from agentd.client.cli.parser import Parser
@@ -12,6 +14,9 @@ from agentd.model.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:
     from agentd.audit.receipt import Statement
+    from agentd.model.service import Receipts
+
+T = TypeVar("T")
 
 _EXAMPLES = """\
 examples:
@@ -73,9 +78,8 @@ def _parser() -> Parser:
 
 def _show(options: argparse.Namespace) -> int:
     from agentd.audit import receipt
-    from agentd.client.http.client import segment
 
-    envelope = _asked(options, f"/v1/receipts/{segment(options.id)}")
+    envelope = _asked(options, lambda receipts: receipts.get(options.id))
     if envelope is None:
         envelope = _found(options)
     if options.raw:
@@ -87,11 +91,9 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _key(options: argparse.Namespace) -> int:
-    import msgspec
-
-    answer = _asked(options, "/v1/receipt-key")
+    answer = _asked(options, lambda receipts: receipts.key())
     if answer is not None:
-        return _show_key(msgspec.json.decode(answer, type=str), as_json=options.json)
+        return _show_key(answer, as_json=options.json)
     directory = kept.directory(options, "receipts", "receipt")
     path = os.path.join(os.path.dirname(os.path.abspath(directory)), "receipt.key.pub")
     fix = (
@@ -109,9 +111,10 @@ def _show_key(pem: str, *, as_json: bool) -> int:
     return 0
 
 
-def _asked(options: argparse.Namespace, path: str) -> bytes | None:
+def _asked(options: argparse.Namespace, ask: "Callable[[Receipts], T]") -> T | None:
     """What a daemon answers; None where none is to be asked, or the usual one does not know it."""
-    from agentd.client.http import address, client
+    from agentd.client.http import address
+    from agentd.client.http.service import alone
 
     if options.url and (options.dir or options.embedded):
         raise InvalidInput("--url goes without --dir and --embedded", remediation="drop one")
@@ -121,16 +124,13 @@ def _asked(options: argparse.Namespace, path: str) -> bytes | None:
     where = named or address.default()
     if where is None:
         return None
-    asker = client.HttpClient(where)
     try:
-        with asker.open("GET", path) as answer:
-            return bytes(answer.read(_MAX_FILE))
+        with closing(alone(where)) as service:
+            return ask(service.receipts)
     except (NotFound, Unreachable):
         if named:
             raise
         return None
-    finally:
-        asker.close()
 
 
 def _found(options: argparse.Namespace) -> bytes:

@@ -37,6 +37,7 @@ from agentd.model.port import Port
 from agentd.model.service import Emit
 
 _PAGE = 500
+_MAX_RECEIPT = 1 << 20
 _AS_USUAL = SandboxBody()
 _LABELS = 'write them as {"job": "7"}'
 
@@ -198,7 +199,7 @@ class HttpCapabilities(_Noun):
 class HttpReceipts(_Noun):
     def get(self, id: str) -> bytes:
         with self._requests.open("GET", f"/v1/receipts/{segment(id)}") as response:
-            return bytes(response.read())
+            return bytes(response.read(_MAX_RECEIPT))
 
     def key(self) -> str:
         return str(self._requests.call("GET", "/v1/receipt-key", into=str))
