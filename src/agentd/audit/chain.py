@@ -101,7 +101,7 @@ class Chain:
         return owed
 
     def is_there(self) -> bool:
-        """Whether what was written is where it was written to, and nobody has cut it off."""
+        """Return whether what was written is where it was written to, and nobody has cut it off."""
         if self._fd < 0:
             return True
         try:
@@ -132,7 +132,7 @@ class Chain:
         return (found.st_dev, found.st_ino) == (device, inode) and found.st_size >= self._size
 
     def is_current(self) -> bool:
-        """Whether nobody else has written since."""
+        """Return whether nobody else has written since."""
         return self._fd >= 0 and not self._dirty and self.is_there()
 
     def write(self, bodies: Sequence[bytes], *, synced: bool = True) -> Written:
@@ -176,7 +176,7 @@ class Chain:
         self._place = self._file.path, mine.st_dev, mine.st_ino
 
     def _known(self) -> Mark | None:
-        """What the log must hold: as its mark says, and as it was last written here."""
+        """Return what the log must hold: as its mark says, and as it was last written here."""
         kept = mark.read(self._directory)
         seq, digest = self._last
         if not seq or self._owed or (kept is not None and kept.seq > seq):
@@ -216,7 +216,8 @@ class Chain:
         return [Event(kind=Kind.CUT, fields={**about, "moved_to": side})]
 
     def _accept(self, known: Mark | None) -> list[Event]:
-        """What is owed for all that is gone; the chain goes on behind that, in a new file."""
+        """Return the records owed for all that is gone; the chain goes on behind that, in a new
+        file."""
         if self._fd >= 0 and not self._size:
             os.unlink(self._file.path)
             self.close()

@@ -69,7 +69,7 @@ def losses(found: list[LogFile], last: Last, known: Mark | None) -> tuple[list[E
 
 
 def _missing(found: list[LogFile], last: Last, known: Mark) -> str:
-    """What is gone, in words."""
+    """Return what is gone, in words."""
     if last[0] < known.seq:
         return f"its last record is {last[0]}, and record {known.seq} was written"
     if found and known.first and found[0].first > known.first:

@@ -107,7 +107,7 @@ class AuditLog:
             raise self._not_taken(why) from None
 
     def look(self) -> str:
-        """Whether all that was written is still there: what is wrong, or ""."""
+        """Return whether all that was written is still there: what is wrong, or ""."""
         with self._commits.alone() as alone:  # whoever writes looks, too
             if alone and (self._stale or not self._chain.is_there()):
                 with contextlib.suppress(OSError, AuditError):

@@ -43,7 +43,7 @@ class Losses:
             self._add(count, reason, self._clock())
 
     def taken(self) -> Lost | None:
-        """What no record says yet; the caller writes one, or puts it back."""
+        """Return what no record says yet; the caller writes one, or puts it back."""
         if not self._reasons:
             return None
         with self._guard:

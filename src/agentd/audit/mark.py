@@ -75,7 +75,7 @@ class MarkWriter:
 
 
 def of_receipts(directory: str) -> Mark | None:
-    """What the newest of the receipts beside the log name: for one that has no mark yet."""
+    """Return what the newest of the receipts beside the log name: for one that has no mark yet."""
     from agentd.audit import receipts
 
     beside = os.path.join(os.path.dirname(directory.rstrip("/")), "receipts")

@@ -14,8 +14,8 @@ from agentd.model.audit import Event
 
 
 def damage(directory: str) -> str:
-    """What is wrong, or ""; a torn end is moved aside, as each start does. Raises AuditLocked,
-    AuditError."""
+    """Return what is wrong, or ""; a torn end is moved aside, as each start does. Raises
+    AuditLocked, AuditError."""
     with _Held(directory):
         chain = Chain(directory)
         try:

@@ -96,12 +96,12 @@ def issue(facts: ReceiptFacts, key: KeyPair) -> bytes:
 
 
 def verify(envelope: bytes, public_key: PublicKey) -> Statement:
-    """What ``public_key`` (PEM) has signed. Raises ReceiptInvalid."""
+    """Return what ``public_key`` (PEM) has signed. Raises ReceiptInvalid."""
     return _statement(dsse.open_envelope(envelope, public_key))
 
 
 def peek(envelope: bytes) -> Statement:
-    """What it says, unverified: for display alone. Raises ReceiptInvalid."""
+    """Return what it says, unverified: for display alone. Raises ReceiptInvalid."""
     return _statement(dsse.payload_of(envelope))
 
 

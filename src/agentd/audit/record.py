@@ -108,7 +108,7 @@ def unseal(line: bytes) -> RecordSeal | None:
 
 
 def is_cut(made: LogEntry) -> bool:
-    """Whether its fields were too many."""
+    """Return whether its fields were too many."""
     return made.event.fields.keys() == {"cut", "sha256"}
 
 

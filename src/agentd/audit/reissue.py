@@ -26,7 +26,7 @@ def reissue(log_directory: str, receipts: ReceiptStore, key: KeyPair, first: int
 
 
 def reissue_newest(log_directory: str, receipts: ReceiptStore, key: KeyPair) -> int:
-    """What a daemon that was killed had not issued yet; how many. Raises AuditError."""
+    """Issue what a daemon that was killed had not issued; return how many. Raises AuditError."""
     made = 0
     for count in _RECORDS:
         there = 0  # in a row

@@ -74,7 +74,7 @@ class JwtProvider:
         return Principal(name, scopes_of(claims, issuer), "jwt", str(claims.get("jti", ""))[:200])
 
     def _peek(self, token: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What the token says of itself: enough to choose by, and no more than a claim."""
+        """Return what the token says of itself: enough to choose by, and no more than a claim."""
         if len(token) > MAX_TOKEN:
             raise _invalid(f"it has more than {MAX_TOKEN} bytes")
         try:
@@ -129,7 +129,7 @@ def key_set(file: str | None, url: str | None) -> KeySet:
 
 
 def scopes_of(claims: Mapping[str, Any], issuer: Issuer) -> frozenset[str]:
-    """What the claims give, within what the issuer may give at all."""
+    """Return what the claims give, within what the issuer may give at all."""
     value: Any = claims
     for part in [issuer.claim] if issuer.claim in claims else issuer.claim.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None

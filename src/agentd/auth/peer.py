@@ -84,7 +84,7 @@ def _is_foreign(connection: socket.socket, pid: int) -> bool:
 
 
 def _other_namespace(pid: int) -> bool:
-    """Whether its user or pid namespace is not ours; true as well where it cannot be found."""
+    """Return whether its user or pid namespace is not ours; true where it cannot be found, too."""
     try:
         with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as status:
             pids = next((line for line in status if line.startswith("NSpid:")), "")

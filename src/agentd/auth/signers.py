@@ -85,7 +85,8 @@ class Signers:
             self.problems = (f"{self.folder}: {_words(error)}",)
 
     def _is_as_seen(self, name: str) -> bool:
-        """Whether the one signer's files are those that were read; the others wait for the poll."""
+        """Return whether the one signer's files are those that were read; the others wait for the
+        poll."""
         files = (f"{name}.pem", f"{name}.toml")
         return all(_look_at_file(self.folder, file) == self._files.get(file) for file in files)
 

@@ -42,7 +42,8 @@ class ReplayTable(Protocol):
     """Remembers which signed requests were used. Thread-safe."""
 
     def first_use(self, key: str, nonce: str, issued: float) -> bool:
-        """Whether ``key`` uses ``nonce`` for the first time; it is taken down in the same step.
+        """Return whether ``key`` uses ``nonce`` for the first time; it is taken down in the same
+        step.
 
         ``issued`` is the instant that the request itself names, in seconds since 1970. When this
         returns True, the nonce outlives the daemon, and the machine's power. Raises RequestStale
@@ -138,7 +139,7 @@ def sign(
 
 
 def signed_bytes(request: Mapping[str, Any]) -> bytes:
-    """What the signature is of. Raises InvalidInput for what is no JSON."""
+    """Return what the signature is of. Raises InvalidInput for what is no JSON."""
     kept = {name: value for name, value in request[MEMBER].items() if name != "value"}
     return DOMAIN + canonical({**request, MEMBER: kept})
 

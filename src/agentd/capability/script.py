@@ -147,5 +147,5 @@ def _not_started(result: Result, cause: Cause) -> CallFailed:
 
 
 def safe(text: str) -> str:
-    """What the sandbox wrote, for a message: short and without control codes."""
+    """Return what the sandbox wrote, for a message: short and without control codes."""
     return "".join(c if c.isprintable() else " " for c in text[:_MAX_TEXT])

@@ -162,11 +162,11 @@ class Daemon:
         self._up = True
 
     def of(self, caller: Principal) -> DaemonService:
-        """What ``caller``, who has been authenticated, may ask."""
+        """Return what ``caller``, who has been authenticated, may ask."""
         return DaemonService(self._parts, caller)
 
     def ready(self) -> str:
-        """Why it takes no work, or ""."""
+        """Return why it takes no work, or ""."""
         if not self._up:
             return "it is starting"
         if self.sandboxes.draining:
@@ -351,13 +351,13 @@ class Daemon:
                     guard.tell(error)
 
     def trouble(self) -> str:
-        """Why it cannot work, for the moment or for good; "" where it can."""
+        """Return why it cannot work, for the moment or for good; "" where it can."""
         if dead := self._dead_threads():
             return f"its thread for the {dead[0]} has ended; the log tells of what"
         return self._supervision.trouble
 
     def full(self) -> str:
-        """What the disk refuses; "" where it takes all. It may have room again by itself."""
+        """Return what the disk refuses; "" where it takes all. It may have room again by itself."""
         return self._disk.trouble
 
     def _disk_failures(self) -> int:

@@ -61,7 +61,7 @@ def _free(state: str) -> int:
 
 
 def _tried(state: str) -> str:
-    """What the disk says to a little more; "" where it takes it."""
+    """Return what the disk says to a little more; "" where it takes it."""
     try:
         _allocate(os.path.join(state, _PROBE), _NEEDED)
     except OSError as error:

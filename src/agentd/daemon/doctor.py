@@ -65,7 +65,7 @@ def parts(found: list[Finding]) -> list[CheckedPart]:
 
 
 def _policy_part() -> CheckedPart:
-    """What decides on calls, tried in a worker as a call tries it."""
+    """Return what decides on calls, tried in a worker as a call tries it."""
     try:
         with worker() as process:
             engine = process.engine()
@@ -79,7 +79,7 @@ def _policy_part() -> CheckedPart:
 
 
 def _image_part(found: list[Finding]) -> CheckedPart | None:
-    """What a virtual machine boots, where one can be had."""
+    """Return what a virtual machine boots, where one can be had."""
     from agentd.image.build import ROUGH_SIZE
     from agentd.image.model import Corrupt, NotFound
     from agentd.image.store import Store
@@ -116,7 +116,7 @@ def machine() -> dict[str, object]:
 
 
 def _room() -> str:
-    """How many sandboxes with default limits fit, if each took all that it may."""
+    """Return how many sandboxes with default limits fit, if each took all that it may."""
     limits = usual(Limits())
     parts = [
         f"{file_max() // ((limits.open_files or 1) * (limits.pids or 1))} by open files",
@@ -145,7 +145,7 @@ def _ids() -> str:
 
 
 def _image(name: str = DEFAULT_IMAGE) -> str:
-    """What a virtual machine would boot."""
+    """Return what a virtual machine would boot."""
     from agentd.image.store import Store
 
     try:

@@ -301,7 +301,7 @@ def request_digest(method: str, path: str, body: bytes) -> str:
 
 
 def _about(record: IdempotencyRecord) -> bytes:
-    """What a sealed answer belongs to."""
+    """Return what a sealed answer belongs to."""
     return "\0".join((record.principal, record.key, record.digest)).encode()
 
 

@@ -193,7 +193,7 @@ class TarWriteWhole(TarWrite):
                 os.rename(_TREE, self._name, src_dir_fd=self._root, dst_dir_fd=self._parent)
 
     def _exchanged(self) -> bool:
-        """Whether it is in place, and what was there is where it came from."""
+        """Return whether it is in place, and what was there is where it came from."""
         try:
             self._rename(abi.RENAME_NOREPLACE)
             return True

@@ -51,7 +51,8 @@ class LibcSpawner:
     def prepare(
         self, stdio: tuple[int, int, int], argv: list[bytes], env: dict[bytes, bytes]
     ) -> Callable[[bytes], int]:
-        """What starts a program with these; it returns the pid, or raises OSError."""
+        """Return a function that starts a program with these; it returns the pid, or raises
+        OSError."""
         arguments = (ctypes.c_char_p * (len(argv) + 1))(*argv, None)
         pairs = [name + b"=" + value for name, value in env.items()]
         environment = (ctypes.c_char_p * (len(pairs) + 1))(*pairs, None)

@@ -161,7 +161,7 @@ def _open_stdio(agent: "Agent", _: str, on_end: Callable[[], None]) -> Callable[
 
 
 def _can_wait(fd: int) -> bool:
-    """Whether epoll takes it: not a plain file."""
+    """Return whether epoll takes it: not a plain file."""
     with select.epoll() as epoll:
         try:
             epoll.register(fd, select.EPOLLIN)

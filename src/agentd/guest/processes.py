@@ -193,7 +193,7 @@ def first_grown(before: Mapping[str, int], after: Mapping[str, int]) -> str | No
 
 
 def disk_is_full(paths: Iterable[str]) -> bool:
-    """Whether one of the file systems has no block or no inode left for us."""
+    """Return whether one of the file systems has no block or no inode left for us."""
     for path in paths:
         try:
             found = os.statvfs(path)

@@ -198,7 +198,7 @@ def reported(told: bytes) -> SpawnError | None:
 
 
 def has_children() -> bool:
-    """Whether anything runs below us; orphans are ours. It is ended children, too."""
+    """Return whether anything runs below us; orphans are ours. It is ended children, too."""
     try:
         os.waitid(os.P_ALL, 0, _ANY_CHILD)
     except ChildProcessError:

@@ -119,7 +119,7 @@ class Unpacker:
                 self._make_file(parts, entry)
 
     def _placed(self, entry: TarEntry) -> Parts:
-        """Where it goes, beneath the root."""
+        """Return where it goes, beneath the root."""
         parts = split(entry.path)
         if self._name is None:
             return parts
@@ -315,7 +315,7 @@ class _Judge:
         self._steps = 0
 
     def leads_out(self, path: bytes, target: bytes) -> bool:
-        """Whether following it may leave the tree: as the kernel would, link by link."""
+        """Return whether following it may leave the tree: as the kernel would, link by link."""
         stack = path.split(b"/")[:-1]
         hops = 0
         # A link in the place of the tree itself has nothing beneath that it could lead to.

@@ -69,7 +69,7 @@ _HUGE = _Huge()
 
 
 def is_blank(line: bytes) -> bool:
-    """Whether the line holds Unicode white space only. Raises NotText."""
+    """Return whether the line holds Unicode white space only. Raises NotText."""
     return not _decode(line).strip(_WHITE_SPACE)
 
 

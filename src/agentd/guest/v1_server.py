@@ -251,7 +251,7 @@ class V1Server:
                 self._stream.write(piece)
 
     def _hold_input(self) -> bool:
-        """Whether there is room for the lines at hand, and for the request that is served."""
+        """Return whether there is room for the lines at hand, and for the request being served."""
         return self._input.hold(max(0, len(self._lines) + self._request_bytes - FREE_LINE))
 
     def _release(self) -> None:

@@ -37,7 +37,7 @@ _PASSWD = (
 
 
 def is_machine() -> bool:
-    """Whether our init is the kernel's own, not that of a container."""
+    """Return whether our init is the kernel's own, not that of a container."""
     try:
         return os.getppid() == 1 and os.stat("/proc/self/ns/pid").st_ino == _FIRST_PID_NAMESPACE
     except OSError:
@@ -271,7 +271,7 @@ class GuestMachine:
 
 
 def environment(user: object) -> dict[str, str]:
-    """What a command starts with, as behind the other walls."""
+    """Return what a command starts with, as behind the other walls."""
     name = "root" if user == 0 else "sandbox"
     return {
         "HOME": vm_scratch.HOME,

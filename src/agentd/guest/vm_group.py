@@ -55,7 +55,7 @@ class GuestGroup:
                 os.close(fd)
 
     def limit_memory(self, limit: int | None) -> int:
-        """What holds now, in bytes: ``limit``, or less where the machine has less to give."""
+        """Return what holds now, in bytes: ``limit``, or less where the machine has less."""
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         most = max(total - RESERVE_BYTES, _MIN_BYTES)
         held = most if limit is None else min(limit, most)
@@ -72,7 +72,7 @@ class GuestGroup:
         self._set("cpu.max", f"{max(int(limit * CPU_PERIOD_USEC), 1000)} {CPU_PERIOD_USEC}")
 
     def hits(self) -> dict[str, int]:
-        """How often each limit was met, by its cause."""
+        """Return how often each limit was met, by its cause."""
         if self._changed.poll(0):
             self._hits = self._read_hits()
         return self._hits

@@ -102,7 +102,7 @@ class FrameDecoder:
         return frames
 
     def rest(self) -> bytes:
-        """What is no frame yet; after an oversized one, that one's header first."""
+        """Return what is no frame yet; after an oversized one, that one's header first."""
         return bytes(self._buffer)
 
     def close(self) -> None:

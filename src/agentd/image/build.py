@@ -92,7 +92,7 @@ def ensure(
 
 
 def _why_now(store: Store, name: str) -> str:
-    """What a build that nobody asked for by name costs, and where."""
+    """Return what a build that nobody asked for by name costs, and where."""
     what = "is out of date" if name in store.ls() else "is not built yet"
     return (
         f"the image {name} {what}: building it from packages, {ROUGH_SIZE} in {store.folder} "
@@ -134,7 +134,7 @@ def _current(store: Store, name: str, source: PackageSource | None) -> Image | N
 
 
 def is_stale(store: Store, name: str, source: PackageSource | None = None) -> bool:
-    """Whether what the image is made from has changed. Raises NotFound, Corrupt."""
+    """Return whether what the image is made from has changed. Raises NotFound, Corrupt."""
     folder, manifest = store.manifest(name)
     if manifest.base == OWN:
         return False
@@ -282,7 +282,7 @@ class _Build:
 
 
 def _recorded(store: Store, name: str) -> tuple[str, OwnFiles]:
-    """What the image is to be rebuilt from: the user's own files are those in the old one.
+    """Return what the image is to be rebuilt from: the user's own files are those in the old one.
 
     Raises NotFound, and Corrupt when a file of the user's is damaged: only the user has another.
     """

@@ -57,7 +57,7 @@ def _check_header(image: bytes) -> None:
 
 
 def has_pvh(vmlinux: bytes) -> bool:
-    """Whether a monitor can start this ELF file at its 32-bit PVH entry."""
+    """Return whether a monitor can start this ELF file at its 32-bit PVH entry."""
     if len(vmlinux) < 64 or vmlinux[4:6] != b"\x02\x01":
         return False
     (table,) = struct.unpack_from("<Q", vmlinux, 32)

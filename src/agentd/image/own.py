@@ -32,7 +32,7 @@ class OwnFiles:
         return self.kernel is not None and self.initramfs is not None
 
     def names(self) -> tuple[str, ...]:
-        """What they are called in the image. Raises InvalidInput."""
+        """Return what they are called in the image. Raises InvalidInput."""
         names = [(self.kernel, KERNEL), (self.initramfs, INITRAMFS)]
         if self.rootfs is not None:
             names.append((self.rootfs, _root_name(self.rootfs)))

@@ -42,8 +42,8 @@ def engine(env: Mapping[str, str] = os.environ, root: str = "/") -> str:
 
 
 def masked(root: str = "/") -> bool:
-    """Whether something is mounted in /proc, or it is read-only in part: then the kernel lets
-    nobody mount another one in a user namespace (mount_too_revealing())."""
+    """Return whether something is mounted in /proc, or it is read-only in part: then the kernel
+    lets nobody mount another one in a user namespace (mount_too_revealing())."""
     for line in _read(f"{root}proc/self/mountinfo").splitlines():
         fields = line.split()
         if len(fields) > 5 and fields[4].startswith("/proc/") and fields[4] != _AUTOMOUNT:
@@ -52,7 +52,7 @@ def masked(root: str = "/") -> bool:
 
 
 def filtered() -> bool:
-    """Whether this process has a seccomp filter."""
+    """Return whether this process has a seccomp filter."""
     return re.search(r"^Seccomp:\s+2$", _read("/proc/self/status"), re.MULTILINE) is not None
 
 
@@ -63,13 +63,14 @@ def apparmor() -> str:
 
 
 def around() -> list[str]:
-    """What of ``fix``'s things stands in the way of namespaces and mounts."""
+    """Return what of ``fix``'s things stands in the way of namespaces and mounts."""
     found = {"seccomp": filtered(), "proc": masked(), "apparmor": bool(apparmor())}
     return [name for name, held in found.items() if held]
 
 
 def fix(*things: str, of: str | None = None) -> str:
-    """What gives ``things`` (``seccomp``, ``proc``, ``apparmor``) back, as one line for ``of``."""
+    """Return what gives ``things`` (``seccomp``, ``proc``, ``apparmor``) back, as one line for
+    ``of``."""
     name = engine() if of is None else of
     found = [_SYSTEM[thing].get(name, _SYSTEM[thing][""]) for thing in things]
     if name in ("docker", "podman"):  # one command with all options

@@ -70,7 +70,7 @@ def group_lines(
 
 
 def _less(whole: range, out: range) -> list[range]:
-    """What is left of ``whole`` without ``out``."""
+    """Return what is left of ``whole`` without ``out``."""
     if not out or out.stop <= whole.start or whole.stop <= out.start:
         return [whole] if whole else []
     parts = (range(whole.start, out.start), range(out.stop, whole.stop))
@@ -78,7 +78,7 @@ def _less(whole: range, out: range) -> list[range]:
 
 
 def works(source: int) -> bool:
-    """Whether an idmapped mount of what ``source`` is open on can be had, by trying one."""
+    """Return whether an idmapped mount of what ``source`` is open on can be had, by trying one."""
     userns = userns_fd(0, 0, _TRIAL_ID)
     try:
         os.close(mounts.clone_tree(source, readonly=True, idmap_fd=userns))

@@ -51,7 +51,7 @@ class Inotify:
         _checked(_libc.inotify_rm_watch(self._fd, wd))
 
     def read(self) -> list[InotifyEvent]:
-        """What has happened, at most READ_SIZE bytes of it; [] when nothing has."""
+        """Return what has happened, at most READ_SIZE bytes of it; [] when nothing has."""
         try:
             data = os.read(self._fd, READ_SIZE)
         except BlockingIOError:

@@ -110,7 +110,8 @@ def _try_calls(found: list[str]) -> None:
 
 
 def covers(version: int, *, net: bool) -> str:
-    """What a ruleset that handles everything governs at that ABI; ``net``: TCP too, if it can."""
+    """Return what a ruleset that handles everything governs at that ABI; ``net``: TCP too, if it
+    can."""
     words = ["files"]
     words += ["TCP"] if net and _mask(_NET, version) else []
     words += ["abstract sockets", "signals"] if _mask(_SCOPES, version) else []

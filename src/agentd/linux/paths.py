@@ -44,7 +44,7 @@ def is_folder(fd: int) -> bool:
 
 
 def same_file(one: int, other: int) -> bool:
-    """Whether two descriptors are of one file, on whatever mounts they reach it."""
+    """Return whether two descriptors are of one file, on whatever mounts they reach it."""
     return os.path.samestat(os.fstat(one), os.fstat(other))
 
 

@@ -37,7 +37,8 @@ def missing(*capabilities: int) -> list[str]:
 
 
 def no_users(start: int, end: int) -> str:
-    """Why processes cannot be given the ids from ``start`` to ``end`` here; empty if they can.
+    """Return why processes cannot be given the ids from ``start`` to ``end`` here; empty if they
+    can.
 
     Whoever is not uid 0 counts as an ordinary user, with whatever capabilities: files that only
     root may be trusted with have to be its own.
@@ -55,7 +56,7 @@ def no_users(start: int, end: int) -> str:
 
 
 def may_set_groups() -> bool:
-    """Whether supplementary groups can be given up: not in every user namespace."""
+    """Return whether supplementary groups can be given up: not in every user namespace."""
     try:
         with open("/proc/self/setgroups", encoding="ascii") as file:
             denied = file.read().strip() == "deny"
@@ -65,18 +66,19 @@ def may_set_groups() -> bool:
 
 
 def may_mount() -> bool:
-    """Whether namespaces and mounts can be made without a user namespace, as the machine's root."""
+    """Return whether namespaces and mounts can be made without a user namespace, as the machine's
+    root."""
     return os.geteuid() == 0 and not missing(SYS_ADMIN)
 
 
 def maps_itself() -> bool:
-    """Whether this user can be mapped in a user namespace of its own: uid 0 takes CAP_SETFCAP for
-    that since Linux 5.12 (verify_root_map() in the kernel)."""
+    """Return whether this user can be mapped in a user namespace of its own: uid 0 takes
+    CAP_SETFCAP for that since Linux 5.12 (verify_root_map() in the kernel)."""
     return os.geteuid() != 0 or not missing(SETFCAP)
 
 
 def no_jailer() -> str:
-    """Why Firecracker's jailer cannot do its work here; empty if it can."""
+    """Return why Firecracker's jailer cannot do its work here; empty if it can."""
     if os.geteuid() != 0:
         return f"uid {os.geteuid()}"
     lacking = missing(SYS_ADMIN, SYS_CHROOT, MKNOD, SETUID, SETGID, CHOWN)
@@ -84,13 +86,14 @@ def no_jailer() -> str:
 
 
 def is_machine_root() -> bool:
-    """Whether this is uid 0 of the machine itself, who owns /proc/sys, whatever it lacks."""
+    """Return whether this is uid 0 of the machine itself, who owns /proc/sys, whatever it lacks."""
     return os.geteuid() == 0 and _maps("/proc/self/uid_map", 0, 1, itself=True)
 
 
 @cache
 def _maps(file: str, start: int, end: int, *, itself: bool = False) -> bool:
-    """Whether all ids of a range are mapped in this user namespace; ``itself``: as themselves."""
+    """Return whether all ids of a range are mapped in this user namespace; ``itself``: as
+    themselves."""
     try:
         with open(file, encoding="ascii") as text:
             lines = [[int(word) for word in line.split()] for line in text]

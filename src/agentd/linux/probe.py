@@ -101,7 +101,7 @@ def cgroup_version(root: str = "/sys/fs/cgroup") -> int:
 
 
 def cgroup_writable(version: int, root: str = "/sys/fs/cgroup") -> bool:
-    """Whether our own group's directory takes children; False on a read-only mount too."""
+    """Return whether our own group's directory takes children; False on a read-only mount too."""
     if version == 0:
         return False
     controller = "memory" if version == 1 else ""
@@ -126,7 +126,7 @@ def own_cgroup(text: str, controller: str) -> str | None:
 
 
 def user_namespaces_error(kernel: Kernel = KERNEL) -> str:
-    """Why a user namespace with a mount namespace in it cannot be made; empty when it can.
+    """Return why a user namespace with a mount namespace in it cannot be made; empty when it can.
 
     Tried in a child. Ubuntu's AppArmor restriction lets the user namespace be made and takes its
     capabilities away: only the mount namespace shows it.
@@ -150,7 +150,7 @@ def user_namespaces_error(kernel: Kernel = KERNEL) -> str:
 
 
 def in_chroot(error: str, mounts: str = "", status: str = "") -> bool:
-    """Whether a user namespace was refused because our root is not the mount namespace's.
+    """Return whether a user namespace was refused because our root is not the mount namespace's.
 
     The kernel says EPERM then (unshare(2)), as seccomp filters do. ``mounts`` and ``status`` are
     the texts of /proc/self/mountinfo and /proc/self/status.

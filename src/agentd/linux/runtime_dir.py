@@ -15,7 +15,7 @@ _MODE = 0o700
 
 
 def folder(env: Mapping[str, str], uid: int) -> str:
-    """Where a daemon of this user listens; ``own`` makes the last resort."""
+    """Return where a daemon of this user listens; ``own`` makes the last resort."""
     if uid == 0:
         return _SYSTEM if _usable("/run") or _usable(_SYSTEM) else _fallback(env, uid)
     found = [base for base in _bases(env, uid) if _usable(base) and _may_hold(base, uid)]
@@ -23,8 +23,8 @@ def folder(env: Mapping[str, str], uid: int) -> str:
 
 
 def folders(env: Mapping[str, str], uid: int) -> list[str]:
-    """Where a client of this user looks, in order. One that another could have made is left out:
-    that one's daemon could listen there, and would get what the client sends."""
+    """Return where a client of this user looks, in order. One that another could have made is left
+    out: that one's daemon could listen there, and would get what the client sends."""
     found = [os.path.join(base, "agentd") for base in _bases(env, uid) if _may_hold(base, uid)]
     return [*found, *(last for last in fallbacks(env, uid) if is_private(last, uid))]
 
@@ -54,7 +54,7 @@ def own(path: str, uid: int) -> None:
 
 
 def is_private(path: str, uid: int) -> bool:
-    """Whether it is a folder, no link, that nobody but ``uid`` may enter."""
+    """Return whether it is a folder, no link, that nobody but ``uid`` may enter."""
     try:
         found = os.lstat(path)
     except OSError:
@@ -63,14 +63,14 @@ def is_private(path: str, uid: int) -> bool:
 
 
 def is_trusted(base: str, uid: int) -> bool:
-    """Whether nobody but ``uid`` and root can put something else in the place of what those have in
-    that folder."""
+    """Return whether nobody but ``uid`` and root can put something else in the place of what those
+    have in that folder."""
     found = _look(base, follow=True)
     return found is not None and found.st_uid in (0, uid) and (_closed(found) or _sticky(found))
 
 
 def _may_hold(base: str, uid: int) -> bool:
-    """Whether ``base/agentd`` is this user's or root's, or nobody else can make it."""
+    """Return whether ``base/agentd`` is this user's or root's, or nobody else can make it."""
     top, found = _look(base, follow=True), _look(os.path.join(base, "agentd"))
     if found is None:
         return top is not None and top.st_uid in (0, uid) and _closed(top)

@@ -55,7 +55,8 @@ class SandboxBody(_Body, frozen=True):
     wait: Time | None = None  # for room in one's quota, at most so long; else 429
 
     def options(self) -> SandboxOptions:
-        """What is asked of the sandbox itself: all but name, labels, lease, snapshot and wait."""
+        """Return what is asked of the sandbox itself: all but name, labels, lease, snapshot and
+        wait."""
         return {
             "isolation": self.isolation,
             "backend": self.backend,

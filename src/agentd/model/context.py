@@ -61,7 +61,7 @@ class Recording:
             self._undo.append(undo)
 
     def take_back(self) -> bool:
-        """Whether there was something that must not be answered."""
+        """Return whether there was something that must not be answered."""
         for undo in reversed(self._undo):
             undo()
         return bool(self._undo)
@@ -118,7 +118,7 @@ NEVER = Gone()
 
 
 def client() -> Gone:
-    """Whether this request's client has gone; where nobody can tell, it never has."""
+    """Return whether this request's client has gone; where nobody can tell, it never has."""
     return _gone.get() or NEVER
 
 

@@ -8,7 +8,8 @@ TARGETS = ("group", "sandbox")
 
 
 def check_signal(number: int, target: str = "group") -> bool:
-    """Whether there is something to send: 0 only asks whether the command runs, as kill(2) has it.
+    """Return whether there is something to send: 0 only asks whether the command runs, as kill(2)
+    has it.
 
     Raises InvalidInput.
     """

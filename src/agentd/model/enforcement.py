@@ -44,5 +44,5 @@ def unlimited(missing: Enforcement) -> str:
 
 
 def reasons(missing: Enforcement) -> str:
-    """Why nothing enforces them, each reason once."""
+    """Return why nothing enforces them, each reason once."""
     return "; ".join(dict.fromkeys(control.detail for control in missing.values()))

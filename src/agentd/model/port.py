@@ -10,10 +10,10 @@ class Port(Protocol):
         """Readable when ``recv`` has something, or when it is over."""
 
     def pending(self) -> bool:
-        """Whether ``recv`` returns at once without the descriptor being readable."""
+        """Return whether ``recv`` returns at once without the descriptor being readable."""
 
     def send_some(self, data: bytes) -> int:
-        """How many bytes were taken, maybe none; never waits for the other end to read. The
+        """Return how many bytes were taken, maybe none; never waits for the other end to read. The
         descriptor becomes readable when it takes more again. Raises BackendLost at its end."""
 
     def recv(self, timeout: float | None = None) -> bytes:

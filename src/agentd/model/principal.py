@@ -50,7 +50,7 @@ class Principal(msgspec.Struct, frozen=True):
             )
 
     def owns(self, owner: str) -> bool:
-        """Whether it may see and touch what belongs to the principal named ``owner``."""
+        """Return whether it may see and touch what belongs to the principal named ``owner``."""
         return self.name == owner or ADMIN in self.scopes
 
 

@@ -47,7 +47,7 @@ def in_json(text: str) -> str:
 
 
 def in_options(text: str) -> str:
-    """What ``in_json`` said, as it was before."""
+    """Return what ``in_json`` said, as it was before."""
 
     def each(found: re.Match[str]) -> str:
         name = found[1]

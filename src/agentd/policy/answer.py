@@ -87,7 +87,7 @@ def texts(text: str) -> tuple[str, ...]:
 
 
 def passed(text: str) -> bool:
-    """Whether a test's value is true."""
+    """Return whether a test's value is true."""
     if text == "undefined":
         return False
     found = _parsed(text)["expressions"]

@@ -35,7 +35,7 @@ class Patience:
         self._first = self._computed = self._look()[1]
 
     def over(self) -> tuple[str, str]:
-        """Why nobody should wait any longer, and what helps; ("", "") while there is hope."""
+        """Return why to wait no longer, and what helps; ("", "") while there is hope."""
         state, computed = self._look()
         working = computed != self._computed or state in _WORKING
         self._computed = computed

@@ -116,7 +116,7 @@ class WorkerProcess:
         return self._answer(frame, f"it computed for more than {patience.CPU_SECONDS:g} s")
 
     def engine(self) -> EngineInfo:
-        """What it decides with. Raises WorkerLost, NoEngine."""
+        """Return what it decides with. Raises WorkerLost, NoEngine."""
         return typed.decoder(EngineInfo).decode(
             self.work(b"v", b"", "the start of the policy engine")
         )

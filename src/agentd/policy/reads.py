@@ -90,7 +90,7 @@ def _taken(
 def _passes(
     kind: str, body: Mapping[str, Any], local: int, of: Mapping[int, Any], strings: list[str]
 ) -> bool:
-    """Whether the statement only takes a member of the local, or makes it so."""
+    """Return whether the statement only takes a member of the local, or makes it so."""
     if _taken(kind, body, of, strings) is None:
         return False
     return local in (body["source"]["value"], body["target"])

@@ -85,7 +85,7 @@ class SandboxPool:
         return handle
 
     def sizes(self) -> dict[str, int]:
-        """How many are ready, by image and level."""
+        """Return how many are ready, by image and level."""
         with self._lock:
             return {
                 f"{shelf.wanted.spec.image}/{shelf.wanted.spec.isolation.label}": len(shelf.ready)
@@ -222,6 +222,6 @@ def _is_spare(shelf: _Shelf, one: _Ready) -> bool:
 
 
 def shelf_key(spec: SandboxSpec) -> bytes:
-    """What of a spec makes a wall: the rest may differ between requests for the same shelf."""
+    """Return the parts of a spec that make a wall: requests for a shelf may differ in the rest."""
     limits = msgspec.structs.replace(spec.limits, timeout=None, output=None)
     return msgspec.json.encode(msgspec.structs.replace(spec, env={}, limits=limits))

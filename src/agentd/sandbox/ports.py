@@ -77,8 +77,8 @@ class TellsEnd(Protocol):
     """A wall that can end by itself, and say how."""
 
     def ending(self) -> Cause | None:
-        """How it ended, also after ``kill``; None where that is unknown. Its message has the end
-        of what it printed."""
+        """Return how it ended, also after ``kill``; None where that is unknown. Its message has the
+        end of what it printed."""
 
 
 class CopyOnWrite(Protocol):
@@ -146,7 +146,7 @@ class Backend(Protocol):
         """What its sandboxes can do, some of them at least: names in ``sandbox.abilities``."""
 
     def requirements(self) -> tuple[str, ...]:
-        """What it needs of the machine, in a few words each."""
+        """Return what it needs of the machine, in a few words each."""
 
     def probe(self) -> Availability: ...
 

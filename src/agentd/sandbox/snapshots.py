@@ -87,7 +87,7 @@ class Snapshot:
 
 
 def check_path(path: str) -> str:
-    """Where a snapshot can be written, absolute: asked before there is anything to lose.
+    """Return where a snapshot can be written, absolute: asked before there is anything to lose.
 
     Raises InvalidInput.
     """
@@ -131,7 +131,7 @@ def write(
 
 
 def load(path: str | os.PathLike[str]) -> Snapshot:
-    """What lies at ``path``; its state is not looked at before ``verify``.
+    """Return what lies at ``path``; its state is not looked at before ``verify``.
 
     Raises NotFound where there is none, SandboxError where it cannot be trusted.
     """

@@ -87,7 +87,7 @@ class Planted:
         return found
 
     def signalled(self) -> bool:
-        """Whether SIGUSR1 ever reached the holder. Raises OSError where it is gone."""
+        """Return whether SIGUSR1 ever reached the holder. Raises OSError where it is gone."""
         with open(f"/proc/{self.holder}/status", encoding="ascii", errors="replace") as file:
             fields = dict(line.split(":", 1) for line in file if ":" in line)
         pending = int(fields["SigPnd"], 16) | int(fields["ShdPnd"], 16)

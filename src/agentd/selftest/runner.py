@@ -197,7 +197,7 @@ class _Yard:
         return self.backend.level is not IsolationLevel.PROCESS
 
     def _alive(self, box: SandboxHandle) -> bool:
-        """Whether it still runs commands."""
+        """Return whether it still runs commands."""
         request = ExecRequest(("true",), timeout=_SECONDS)
         try:
             return self.pipeline.execute(_principal(), box, request).status == "ok"
@@ -223,7 +223,7 @@ def _spec(attack: Attack, backend: Backend, planted: Planted) -> SandboxSpec:
 
 
 def _held(controls: Sequence[str], enforcement: Enforcement) -> str:
-    """What the sandbox's own report says of those controls that are not in force."""
+    """Return what the sandbox's own report says of those controls that are not in force."""
     off = []
     for name in controls:
         if name in UNREPORTED:

@@ -32,7 +32,7 @@ def mounted(
 def on_listeners(
     serves: Sequence[tuple[str, ...]], web: Web, mounts: Mapping[str, Mount]
 ) -> list[Doors]:
-    """What each listener serves. Raises InvalidInput where two doors claim one path."""
+    """Return what each listener serves. Raises InvalidInput where two doors claim one path."""
     shared: dict[tuple[str, ...], Doors] = {}
     for names in serves:
         if names not in shared:

@@ -24,7 +24,7 @@ class Gatekeeper:
         self._chain = self.chain(config)
 
     def chain(self, config: Config) -> ProviderChain:
-        """What ``take`` takes. Raises InvalidInput."""
+        """Return the chain that ``take`` takes. Raises InvalidInput."""
         return authentication.chain(config, self._daemon.keys)
 
     def take(self, chain: ProviderChain) -> None:

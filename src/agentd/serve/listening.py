@@ -72,7 +72,7 @@ def _tls(wanted: Listen) -> ssl.SSLContext | None:
 
 
 def _is(one: Listener, wanted: Listen) -> bool:
-    """Whether it listens where ``wanted`` says."""
+    """Return whether it listens where ``wanted`` says."""
     name, address = one.socket.getsockname(), wanted.address
     if one.socket.family == socket.AF_UNIX:
         return bool(address.path) and os.path.realpath(name) == os.path.realpath(address.path)

@@ -41,7 +41,7 @@ class Notifier:
 
 
 def _watchdog(environ: Mapping[str, str]) -> float | None:
-    """How often it wants to hear of us: half the time after which it kills us."""
+    """Return how often it wants to hear of us: half the time after which it kills us."""
     usec, pid = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", "")
     if not usec.isdigit() or int(usec) == 0 or pid not in ("", str(os.getpid())):
         return None

@@ -64,8 +64,8 @@ class AgentCall:
         return True
 
     def send_some(self, data: memoryview) -> int | None:
-        """What the credit allows now, as one DATA frame, and how much that was; None once the
-        agent has ended the operation."""
+        """Return what the credit allows now, as one DATA frame, and how much that was; None once
+        the agent has ended the operation."""
         while not self._event_came and ready(self.connection.fileno(), select.POLLIN, 0.0):
             self._read(self._deadline(), None)
         if self._event_came:
@@ -91,7 +91,7 @@ class AgentCall:
         self._event_came = any(kind == wire.EVENT for kind, _ in self._queue)
 
     def pending(self) -> bool:
-        """Whether ``next`` would find frames without reading."""
+        """Return whether ``next`` would find frames without reading."""
         return bool(self._queue)
 
     def _wait_for_credit(self, forever: bool) -> bool:

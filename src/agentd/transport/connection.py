@@ -22,14 +22,15 @@ _SEND_SECONDS = 10.0
 
 
 def milliseconds(deadline: float | None) -> int | None:
-    """What is left until ``deadline`` (of time.monotonic) for poll; rounded up, so not a spin."""
+    """Return what is left until ``deadline`` (of time.monotonic) for poll; rounded up, so not a
+    spin."""
     if deadline is None:
         return None
     return max(0, min(int((deadline - time.monotonic()) * 1000) + 1, 1 << 30))
 
 
 def ready(fd: int, events: int, deadline: float | None, wake: int = -1) -> bool:
-    """Whether ``fd`` became so in time; ``wake`` readable ends the wait, as too late."""
+    """Return whether ``fd`` became so in time; ``wake`` readable ends the wait, as too late."""
     poller = select.poll()
     poller.register(fd, events)
     if wake >= 0:
@@ -147,7 +148,7 @@ class V2Connection:
         return [frame for frame in frames if not self._was_told(frame)] if self._told else frames
 
     def _was_told(self, frame: Frame) -> bool:
-        """Whether it is the answer to what was told."""
+        """Return whether it is the answer to what was told."""
         kind, number, _ = frame
         if kind != wire.EVENT or number not in self._told:
             return False
@@ -155,7 +156,7 @@ class V2Connection:
         return True
 
     def _greeted(self, data: bytes) -> bytes:
-        """What follows the answer to the greeting."""
+        """Return what follows the answer to the greeting."""
         greeting = self._greeting
         if greeting is None or not greeting.feed(data):
             return b""
@@ -195,7 +196,7 @@ class V2Connection:
         self.send(kept, time.monotonic() + _SEND_SECONDS)
 
     def idle(self) -> bool:
-        """Whether it can serve another request: nothing unasked for came, and it is open."""
+        """Return whether it can serve another request: nothing unasked for came, and it is open."""
         if self._early or self._number >= _LAST_CHANNEL:
             return False
         if not ready(self.fileno(), select.POLLIN, 0.0):

@@ -34,7 +34,7 @@ class Greeting:
         self.instance = ""
 
     def feed(self, data: bytes) -> bool:
-        """Whether the line is whole. Raises GuestError for one that is too long."""
+        """Return whether the line is whole. Raises GuestError for one that is too long."""
         start = len(self._buffer)
         self._buffer += data
         end = self._buffer.find(b"\n", start)

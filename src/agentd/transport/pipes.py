@@ -56,7 +56,7 @@ class Pipes:
             os.close(self.theirs.pop())
 
     def read(self, fd: int, limit: int = READ) -> bytes | None:
-        """What is there, or None where nothing is now; b"" at the end, and ``fd`` is closed."""
+        """Return what is there, or None where nothing is; b"" at the end, and ``fd`` is closed."""
         try:
             data = os.read(fd, min(limit, READ))
         except BlockingIOError:
@@ -137,7 +137,7 @@ class Late:
         return True
 
     def cut(self) -> bool:
-        """Whether somebody went on writing until now to a pipe that is open."""
+        """Return whether somebody went on writing until now to a pipe that is open."""
         marks = self._marks or {}
         return any(count > marks.get(fd, count) for fd, count in self._pipes.written().items())
 

@@ -294,7 +294,7 @@ class StreamCommand(Stepped):
             raise GuestError("the agent did not answer a request in time")
 
     def _all_read(self, end: Exit) -> bool:
-        """Whether what it wrote is here, and what those wrote that it has left behind."""
+        """Return whether what it wrote is here, and what those wrote that it has left behind."""
         pipes, late = self._pipes, self._late
         if pipes is None:
             return True

@@ -42,7 +42,7 @@ class Tunnel:
         return self._call.connection.fileno()
 
     def pending(self) -> bool:
-        """Whether ``recv`` may have something without ``fileno`` being readable."""
+        """Return whether ``recv`` may have something without ``fileno`` being readable."""
         return self._received_all or self._call.pending()
 
     def send(self, data: bytes) -> None:
@@ -54,8 +54,8 @@ class Tunnel:
             raise BackendLost(f"port {self._port} closed its connection")
 
     def send_some(self, data: bytes) -> int:
-        """How many bytes the credit allowed, maybe none: ``fileno`` becomes readable when there is
-        more. Raises BackendLost when the other end closed."""
+        """Return how many bytes the credit allowed, maybe none: ``fileno`` becomes readable when
+        there is more. Raises BackendLost when the other end closed."""
         sent = None if self._sent_all else self._call.send_some(memoryview(data))
         if sent is None:
             self._sent_all = True

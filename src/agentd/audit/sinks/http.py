@@ -66,7 +66,7 @@ class HttpSink:
         return b"".join(lines)
 
     def refused(self, answer: bytes) -> int:
-        """How many of a batch that was taken were not."""
+        """Return how many of a batch that was taken were not."""
         return 0
 
     def _judge(self, answer: "httpcore.Response", count: int) -> int:

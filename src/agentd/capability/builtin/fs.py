@@ -86,7 +86,7 @@ def refusals() -> Iterator[None]:
 
 
 def follow(inside: Inside, path: str) -> tuple[str, Any]:
-    """Where a path leads to by links in its last part, and the entry there.
+    """Return where a path leads to by links in its last part, and the entry there.
 
     Raises OperationFailed. The sandbox may change it at once: no check of it protects anything.
     """

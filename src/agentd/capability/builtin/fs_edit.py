@@ -130,7 +130,7 @@ def _text(data: bytes) -> str:
 
 
 def _spans(old: str, edits: Sequence[Mapping[str, Any]]) -> list[Span]:
-    """Where each edit applies, in order. Raises CallFailed unless each count is exact."""
+    """Return where each edit applies, in order. Raises CallFailed unless each count is exact."""
     found: list[tuple[Span, int]] = []
     for number, edit in enumerate(edits):
         search = edit["search"]

@@ -58,7 +58,7 @@ def parse_networks(texts: Sequence[str]) -> tuple[Network, ...]:
 
 
 def is_allowed(text: str, allowed: Sequence[Network]) -> bool:
-    """Whether a connection may go there: a public address, or one that is allowed by name."""
+    """Return whether a connection may go there: a public address, or one allowed by name."""
     try:
         address = ip_address(text)
     except ValueError:

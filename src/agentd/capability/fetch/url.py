@@ -68,7 +68,7 @@ def parse(text: str) -> Url:
 
 
 def join(base: Url, location: str) -> Url:
-    """What a Location header means, seen from ``base``. Raises CallFailed "url_refused"."""
+    """Return what a Location header means, seen from ``base``. Raises CallFailed "url_refused"."""
     _check_characters(location)
     if location.startswith("///"):  # a path to some, a host to browsers
         raise _refused("its host is missing")

@@ -103,7 +103,7 @@ def work(ask: dict[str, Any]) -> dict[str, Any]:
 
 
 def _has_network() -> bool:
-    """Whether there is a way to anywhere; connecting a datagram socket sends nothing."""
+    """Return whether there is a way to anywhere; connecting a datagram socket sends nothing."""
     for family, address in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
         with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((address, 9))

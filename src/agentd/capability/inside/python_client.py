@@ -267,7 +267,7 @@ def _hello(
 
 
 def interrupt(asked: "dict[str, Any]", context: Context) -> "dict[str, Any]":
-    """Where nobody has the lock nothing runs."""
+    """Interrupt what runs; where nobody has the lock nothing runs."""
     kernel = None if context.try_lock() else context.find()
     if kernel is not None:
         kernel.signal(signal.SIGINT)

@@ -179,7 +179,7 @@ class Approvals:
         return self._view(record)
 
     def ls(self, who: Principal) -> Sequence[ApprovalView]:
-        """What waits, oldest first, then what ended in the last hour; for who may approve
+        """Return what waits, oldest first, then what ended in the last hour; for who may approve
         everybody's, else one's own."""
         _require_seeing(who)
         mine: dict[str, Any] = {} if who.may("approve") else {"principal": who.name}

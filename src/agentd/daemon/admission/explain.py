@@ -68,7 +68,8 @@ def explain(
 
 
 def choose(where: str | None) -> Chosen:
-    """What is named, else AGENTD_POLICY's, else the configuration's, whose default is permissive.
+    """Return what is named, else AGENTD_POLICY's, else the configuration's, whose default is
+    permissive.
 
     Raises InvalidInput for a configuration that is wrong.
     """

@@ -153,7 +153,7 @@ class Gate:
         self.operation(acts.operation(who, acts.FORK, handle, labels, count=count), handle)
 
     def decisions(self) -> dict[str, int]:
-        """How many there were of each of ANSWERS."""
+        """Return how many there were of each of ANSWERS."""
         with self._count_guard:
             return dict(self._decisions)
 

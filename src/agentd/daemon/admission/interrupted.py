@@ -15,7 +15,8 @@ _DECIDED = Decided(True, "", ("decided before the daemon was started again",))
 
 
 def end_dead(state: str, log_directory: str, records: Records, now: float) -> int:
-    """What processes that died, and that no daemon was between, left without an end: how many.
+    """End what processes that died, and that no daemon was between, left without an end: return how
+    many.
 
     ``state`` is where they are told from the living. Raises AuditError.
     """
@@ -42,7 +43,7 @@ class Before:
         self._starts, self.ended = unended.find(log.directory, log.swept or 1, self._opened)
 
     def started(self, sandbox: str) -> list[tuple[str, str]]:
-        """What goes on without its daemon and has no end: (request, process) of each."""
+        """Return what goes on without its daemon and has no end: (request, process) of each."""
         return [
             (start.request, str(start.fields["process"]))
             for start in self._starts

@@ -52,7 +52,7 @@ def existing_sandbox(spec: SandboxSpec, level: IsolationLevel, obligations: Obli
 
 
 def both(one: Obligations, other: Obligations) -> Obligations:
-    """What holds where each of them must."""
+    """Return what holds where each of them must."""
     return Obligations(
         level=max(one.level or IsolationLevel.NONE, other.level or IsolationLevel.NONE) or None,
         limits=within(one.limits, other.limits),

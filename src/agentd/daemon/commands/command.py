@@ -328,7 +328,7 @@ class Command(Stepped):
             emit(stream, bytes(data))
 
     def _missed(self, asked: tuple[int, int]) -> list[Chunk]:
-        """What the agent had dropped while nobody followed, once it has told."""
+        """Return what the agent had dropped while nobody followed, once it has told."""
         begun: tuple[int, int] | None = getattr(self.running, "cursor", None)
         if begun is None:
             return []

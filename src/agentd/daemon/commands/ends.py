@@ -48,7 +48,7 @@ class Digests:
 
 
 def completed(request: ExecRequest, handle: "SandboxHandle") -> ExecRequest:
-    """What the sandbox says where the request says nothing; idempotent."""
+    """Return what the sandbox says where the request says nothing; idempotent."""
     spec = handle.spec
     return msgspec.structs.replace(
         request,
@@ -63,7 +63,7 @@ def completed(request: ExecRequest, handle: "SandboxHandle") -> ExecRequest:
 def of_wall(
     wall: Wall, error: BackendLost | GuestError, before: Mapping[str, int], ms: float
 ) -> Exit:
-    """What a broken stream means; a living wall with a lying agent stays an error."""
+    """Return what a broken stream means; a living wall with a lying agent stays an error."""
     gone = wall.wait(_DEATH_SECONDS)
     if isinstance(error, GuestError) and not gone:
         raise error

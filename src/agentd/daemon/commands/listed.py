@@ -66,7 +66,7 @@ class Listed:
             self.errands.close()
 
     def as_told(self, error: Exception, pid: int | None) -> AgentdError:
-        """What ended it, as its caller is told."""
+        """Return what ended it, as its caller is told."""
         if not isinstance(error, AgentdError):
             guard.tell(error)
         elif self._adopted and pid is None:

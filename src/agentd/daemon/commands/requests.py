@@ -31,7 +31,7 @@ def request_of(body: ExecBody, stdin: bool) -> ExecRequest:
 
 
 def stdin_of(body: ExecBody) -> bytes:
-    """What it reads at first. Raises InvalidInput."""
+    """Return what it reads at first. Raises InvalidInput."""
     if body.stdin is None:
         return b""
     try:

@@ -133,8 +133,8 @@ def read(
 
 
 def doubts(config: Config) -> list[str]:
-    """What a running daemon says of its configuration, in a line each. How much may be asked for
-    at most is of no concern before somebody does."""
+    """Return what a running daemon says of its configuration, in a line each. How much may be asked
+    for at most is of no concern before somebody does."""
     found = (doubt for doubt in doubtful(config) if doubt[0][:2] != ("limits", "max"))
     return [str(Problem(0, dotted(path), message, hint)) for path, message, hint in found]
 

@@ -46,7 +46,7 @@ class Layers:
         return Problem(line, dotted(path), message, suggestion)
 
     def add_file(self, text: str) -> dict[str, Any]:
-        """What it says, which is not in the tree yet; {} where it is no TOML."""
+        """Return what it says, which is not in the tree yet; {} where it is no TOML."""
         try:
             said = tomllib.loads(text)
         except (tomllib.TOMLDecodeError, RecursionError) as error:

@@ -16,7 +16,7 @@ class _Bucket:
         self.dropped = 0
 
     def fill(self, rate: float, burst: float, now: float) -> bool:
-        """Whether there is one to take."""
+        """Return whether there is one to take."""
         self.tokens = min(burst, self.tokens + (now - self.at) * rate)
         self.at = now
         return self.tokens >= 1

@@ -40,7 +40,7 @@ def wanted(env: Mapping[str, str]) -> bool:
 
 
 def start(tracer: Tracer | None = None) -> str:
-    """Why there will be no traces though they are asked for, or ""."""
+    """Return why there will be no traces though they are asked for, or ""."""
     global _tracer  # noqa: PLW0603  one a process, as OpenTelemetry has it
     if tracer is None and wanted(os.environ):
         try:
@@ -69,7 +69,8 @@ def span(
     values: Values = _EMPTY,
     parent: Mapping[str, str] = _NO_PARENT,
 ) -> AbstractContextManager[Any]:
-    """What is done within the block. ``parent`` is a request's headers: traceparent, tracestate."""
+    """Trace what is done within the block. ``parent`` is a request's headers: traceparent,
+    tracestate."""
     return _NOTHING if _tracer is None else _tracer.span(name, values, parent)
 
 

@@ -60,7 +60,7 @@ class View(ABC):
         return [table.record(row) for row in rows]
 
     def measure(self, kind: type[StoreRecord], column: str, **equal: Value) -> Amount:
-        """How many rows there are, and the sum of one of their columns."""
+        """Return how many rows there are, and the sum of one of their columns."""
         table = tables.of(kind)
         where = " AND ".join(f"{table.column(name)} IS ?" for name in equal) or "1"
         total = f"COALESCE(SUM({table.column(column)}), 0)"
@@ -107,7 +107,7 @@ class Transaction(View):
         self._connection.execute(table.put, table.row(record))
 
     def delete(self, kind: type[StoreRecord], *key: Value) -> bool:
-        """Whether it was there."""
+        """Return whether it was there."""
         return self._connection.execute(tables.of(kind).delete, key).rowcount > 0
 
     def delete_before(self, kind: type[StoreRecord], column: str, value: float, limit: int) -> int:

@@ -19,7 +19,8 @@ _KNOWN = ((3, 12), (3, 13), (3, 14))
 
 
 def supported() -> bool:
-    """Whether the counts of this interpreter are known: CPython 3.12 to 3.14, 64 bits, with GIL."""
+    """Return whether the counts of this interpreter are known: CPython 3.12 to 3.14, 64 bits, with
+    GIL."""
     return (
         sys.implementation.name == "cpython"
         and sys.version_info[:2] in _KNOWN
@@ -55,7 +56,7 @@ def make_immortal(address: int) -> None:
 
 
 def _within(thing: object) -> list[object]:
-    """What ``thing`` refers to. The collector does not look into code.
+    """Return what ``thing`` refers to. The collector does not look into code.
 
     Only what a code object holds already: its other attributes are made when they are asked for.
     """

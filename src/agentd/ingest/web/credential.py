@@ -31,7 +31,8 @@ def credential_of(scope: Any) -> Credential:
 
 
 def is_quick(credential: Credential) -> bool:
-    """Whether a look into memory is enough, as for a peer and for an API key, which has no dot.
+    """Return whether a look into memory is enough, as for a peer and for an API key, which has no
+    dot.
 
     A token and a certificate have a signature to be verified, and a token's key may have to be
     fetched first.

@@ -81,7 +81,8 @@ class Doors:
 
 
 def _is_below(path: str, claimed: str) -> bool:
-    """Whether ``path`` is the one that is claimed, or below it; both without a slash at the end."""
+    """Return whether ``path`` is the one that is claimed, or below it; both without a slash at the
+    end."""
     return path == claimed or path.startswith(claimed + "/")
 
 

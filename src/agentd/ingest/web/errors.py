@@ -38,7 +38,7 @@ class Draining(AgentdError):
 
 
 def internal(error: Exception, what: str) -> AgentdError:
-    """What an error that nobody foresaw is told as: the log has the rest."""
+    """Return what an error that nobody foresaw is told as: the log has the rest."""
     _log.error("%s failed", what, exc_info=error)
     return AgentdError(
         "the daemon failed to answer this", remediation="its log says why; please report it"

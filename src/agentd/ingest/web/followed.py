@@ -37,14 +37,14 @@ class Followed(Generic[T, R]):
             yield found
 
     async def first(self) -> list[T]:
-        """What it has first. Raises what kept it from having anything."""
+        """Wait for what it has first, and return it. Raises what kept it from having anything."""
         found = await self._bridge.take()
         if found is None:
             self.result()
         return found or []
 
     def result(self) -> R:
-        """What it returned or raised, behind its last piece."""
+        """Return what it returned or raised, behind its last piece."""
         if self._error is not None:
             raise self._error
         return self._value  # type: ignore[return-value]  # it has returned it

@@ -46,7 +46,7 @@ class Listener:
         return self
 
     def lost(self) -> str:
-        """Why nobody can connect to its socket any more, "" where they can."""
+        """Return why nobody can connect to its socket any more, "" where they can."""
         if self._file is None:
             return ""
         path = self.socket.getsockname()

@@ -289,7 +289,7 @@ class WsConnection(WebSocketsSansIOProtocol):
 
 
 def is_overstaying(link: Link, limits: WebLimits, now: float) -> bool:
-    """Whether a stranger has had its time, whatever it did meanwhile."""
+    """Return whether a stranger has had its time, whatever it did meanwhile."""
     return not link.principal and now - link.since > limits.stranger
 
 

@@ -83,7 +83,7 @@ def status_of(error: AgentdError) -> int:
 
 
 def headers_of(error: AgentdError) -> dict[str, str]:
-    """What an error's answer says of when to come again, and with what."""
+    """Return what an error's answer says of when to come again, and with what."""
     status, headers = status_of(error), {}
     # The same question finds the same policy: to ask again is not its fix.
     again = status == 503 and error.code != "policy_undecided"

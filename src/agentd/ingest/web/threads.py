@@ -109,7 +109,7 @@ class Room:
                 self._done(work, None, full)
 
     def _left(self) -> list[_Work]:
-        """What waits; under the lock."""
+        """Return what waits; under the lock."""
         found: list[_Work] = []
         with contextlib.suppress(Empty):
             while True:

@@ -29,7 +29,7 @@ class Hierarchy(ABC):
 
     @abstractmethod
     def blockers(self) -> list[str]:
-        """Why no group can be made here, each with its fix; [] when it can."""
+        """Return why no group can be made here, each with its fix; [] when it can."""
 
     def create(
         self,

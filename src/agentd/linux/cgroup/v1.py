@@ -203,7 +203,7 @@ class V1Group(Group):
 
 
 def socket_bytes(memory: int) -> int:
-    """What sockets may hold beside ``memory``: version 1 cannot count both together."""
+    """Return what sockets may hold beside ``memory``: version 1 cannot count both together."""
     return max(memory // 8, _LEAST_SOCKET_BYTES)
 
 

@@ -76,7 +76,7 @@ def load(name: str) -> "Backend":
 
 
 def broken(what: str, error: BaseException) -> "Blocker":
-    """Why a third party's backend is not usable."""
+    """Return why a third party's backend is not usable."""
     # Late: what a wall's own processes import has no msgspec.
     from agentd.model.availability import Blocker
 
@@ -90,12 +90,12 @@ def level(name: str) -> IsolationLevel:
 
 
 def images(name: str) -> bool:
-    """Whether it boots the image that a spec names; one that does not say so boots none."""
+    """Return whether it boots the image that a spec names; one that does not say so boots none."""
     return bool(getattr(_about(name), "images", False))
 
 
 def abilities(name: str) -> frozenset[str]:
-    """What its sandboxes can do, some of them at least; see ``agentd.sandbox.abilities``."""
+    """Return what its sandboxes can do, some of them at least; see ``agentd.sandbox.abilities``."""
     found = _about(name)
     forks = {"fork"} if hasattr(found, "restore") else set()
     return frozenset(getattr(found, "abilities", ())) | forks
@@ -107,8 +107,8 @@ def able(ability: str) -> tuple[str, ...]:
 
 
 def _about(name: str) -> object:
-    """What tells of a backend: the class of one of ours, a third party's itself, for a function may
-    make it; None where that cannot be loaded."""
+    """Return what tells of a backend: the class of one of ours, a third party's itself, for a
+    function may make it; None where that cannot be loaded."""
     try:
         return _attribute(BUILTIN[name].where) if name in BUILTIN else load(name)
     except Unavailable:

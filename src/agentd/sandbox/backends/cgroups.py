@@ -110,7 +110,7 @@ def group_name() -> str:
 
 
 def is_stale(name: str) -> bool:
-    """Whether it is a name of ``group_name`` whose owner has died."""
+    """Return whether it is a name of ``group_name`` whose owner has died."""
     match = _NAME.match(name)
     return match is not None and _start_time(int(match[1])) != int(match[2])
 

@@ -110,7 +110,7 @@ def send(
 
 
 def unsent(who: str, error: OSError) -> "Starved":
-    """What a send to a process that is alive fails of."""
+    """Return what a send to a process that is alive fails of."""
     crowded = error.errno == errno.ETOOMANYREFS
     cause = "this user's processes have too many descriptors on their way" if crowded else ""
     return Starved(
@@ -151,7 +151,7 @@ def await_ready(listener: socket.socket, seconds: float = 10.0) -> list[str]:
 
 
 def reap(pid: int) -> bool:
-    """Whether our child has ended; collects it. Never blocks."""
+    """Return whether our child has ended; collects it. Never blocks."""
     try:
         return os.waitpid(pid, os.WNOHANG) != (0, 0)
     except ChildProcessError:

@@ -143,13 +143,14 @@ def collision(found: Range) -> str | None:
 
 
 def hindrance(of: Range | None = None) -> str:
-    """Why sandboxes are the caller outside, and no users of their own; empty where they are not."""
+    """Return why sandboxes are the caller outside, and no users of their own; empty where they are
+    not."""
     found = configured() if of is None else of
     return privileges.no_users(found.start, found.end)
 
 
 def available() -> bool:
-    """Whether each sandbox has a block: nothing else asks whether agentd runs as root."""
+    """Return whether each sandbox has a block: nothing else asks whether agentd runs as root."""
     return not hindrance()
 
 
@@ -196,7 +197,7 @@ def reclaim() -> None:
 
 
 def in_use(of: Range) -> int:
-    """How many of its blocks somebody has, or has left behind."""
+    """Return how many of its blocks somebody has, or has left behind."""
     ids = of.usable()
     with contextlib.suppress(FileNotFoundError):
         return sum(name.isdecimal() and int(name) in ids for name in os.listdir(folder()))
@@ -243,7 +244,7 @@ def _create(id_: int) -> int | None:
 
 
 def _locks(fd: int, id_: int) -> bool:
-    """Whether we have its lock now, and it is still the block's file."""
+    """Return whether we have its lock now, and it is still the block's file."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         ours, there = os.fstat(fd), os.lstat(f"{folder()}/{id_}")
@@ -298,7 +299,7 @@ def _ids_of(pid: str) -> Iterator[int]:
 
 
 def _cleared(fd: int) -> bool:
-    """Whether none of the folders that were noted is left; removes them."""
+    """Return whether none of the folders that were noted is left; removes them."""
     paths = [os.fsdecode(path) for path in os.pread(fd, _MAX_NOTES, 0).split(b"\0") if path]
     for path in paths:
         scratch.remove(path)

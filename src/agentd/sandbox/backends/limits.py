@@ -61,7 +61,7 @@ def _own_most() -> int:
 
 @functools.cache
 def file_max() -> int:
-    """How many files can be open on this machine, by all but root."""
+    """Return how many files can be open on this machine, by all but root."""
     try:
         with open("/proc/sys/fs/file-max", encoding="ascii") as file:
             return int(file.read())
@@ -80,14 +80,14 @@ def limit_control(
 
 
 def capabilities_detail(controls: Collection[str]) -> str:
-    """What there is to say of a process whose capabilities were dropped."""
+    """Return what there is to say of a process whose capabilities were dropped."""
     if "bounding" in controls:
         return "none in any set, and none can be gained"
     return "none held, and under no_new_privs none can be gained; the bounding set is the caller's"
 
 
 def agent_detail(controls: Collection[str]) -> str:
-    """How the agent is protected from the commands that it runs."""
+    """Return how the agent is protected from the commands that it runs."""
     more = ", nor its limits and priority be changed" if "seccomp" in controls else ""
     return f"the agent cannot be traced or read{more}"
 
@@ -110,7 +110,7 @@ def group_controls(
 
 
 def _beside(group: Group, memory: int) -> str:
-    """What the kernel does not count as the group's memory."""
+    """Return what the kernel does not count as the group's memory."""
     apart = group.sockets_apart(memory)
     if apart == 0:
         return ", sockets' buffers too; not counted: file locks"

@@ -295,7 +295,8 @@ class LandlockBackend(HostBackend):
 
 
 def _temporary() -> str:
-    """Where tempfile would put it; that tries each by a file, which we leave if we are killed."""
+    """Return the folder that tempfile would use; that tries each by a file, which we leave if we
+    are killed."""
     for folder in (os.environ.get("TMPDIR"), "/tmp", "/var/tmp"):
         if folder and os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK):
             return os.path.abspath(folder)
@@ -330,7 +331,7 @@ def _closed_above(path: str, owner: os.stat_result) -> str:
 
 
 def _host_files(controls: list[str], *, own_user: bool) -> Control:
-    """What keeps owner, mode, times and attributes of files, which Landlock does not govern."""
+    """Return the control of owner, mode, times and attributes of files: Landlock has none."""
     if "host_files" in controls:
         return Control("default", True, "mounted read-only, all but the sandbox's own folder")
     if own_user:

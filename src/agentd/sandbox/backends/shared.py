@@ -35,8 +35,8 @@ def user_counts() -> list[tuple[str, int]]:
 
 @functools.cache
 def user_rlimits(*, own_user: bool | None = None) -> list[tuple[int, int]]:
-    """What queued signals, message queues and locked memory are bounded to, by resource: a quarter
-    of the caller's, and all of it where nobody else has this user."""
+    """Return what queued signals, message queues and locked memory are bounded to, by resource: a
+    quarter of the caller's, and all of it where nobody else has this user."""
     apart = identity.available() if own_user is None else own_user
     parts = 1 if apart else _PARTS
     found = []
@@ -73,7 +73,8 @@ def of_processes(own_user: bool) -> Control:
 
 
 def refused_calls() -> list[Blocker]:
-    """What neither wall of this kernel can do without, and a seccomp profile around us refuses."""
+    """Return what neither wall of this kernel can do without, and a seccomp profile around us
+    refuses."""
     if names := calls.refused():
         what = f"{', '.join(names)}: refused here, as by a seccomp profile"
         fix = container.fix("seccomp")

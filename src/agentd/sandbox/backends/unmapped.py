@@ -11,7 +11,7 @@ from agentd.model.mount import Mount
 
 
 def why(source: int) -> str:
-    """Why no idmapped mount of what ``source`` is open on can be had; empty if it can."""
+    """Return why no idmapped mount of what ``source`` is open on can be had; empty if it can."""
     if not privileges.may_mount():
         return f"root without CAP_SYS_ADMIN cannot map owners on {mounts.filesystem(source)}"
     if idmap.works(source):

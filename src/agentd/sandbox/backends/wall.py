@@ -138,7 +138,7 @@ class NamespaceWall(ProcessWall):
 
 
 def only_agent_left(group: CountedGroup | None) -> bool:
-    """Whether no command's process is left in a sandbox.
+    """Return whether no command's process is left in a sandbox.
 
     With SIGKILL its agent starts no other (copy_process() in the kernel's fork.c fails with a fatal
     signal) and runs no more itself; to free its memory takes the kernel a while longer.

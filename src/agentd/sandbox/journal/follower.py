@@ -65,7 +65,8 @@ class JournalFollower:
         return {name: at for name, wanted, at in pairs if wanted}
 
     def read(self, limit: int = 256 << 10) -> list[Event]:
-        """What is there now, about ``limit`` bytes at most; [] if nothing is, or after the end.
+        """Return what is there now, about ``limit`` bytes at most; [] if nothing is, or after the
+        end.
 
         To be called until it is []: only then is ``notify`` called for more. The last event of
         all is End.
@@ -164,7 +165,7 @@ class JournalFollower:
             self._cursors[stream] = offset
 
     def _is_over(self, events: list[Event]) -> bool:
-        """Whether there is nothing more now; tells the end if it has come."""
+        """Return whether there is nothing more now; tells the end if it has come."""
         journal = self._journal
         with journal.lock:
             if not self.armed:

@@ -145,7 +145,7 @@ class Journal:
             self._followers.remove(follower)
 
     def loss_at(self, stream: int, offset: int) -> str:
-        """Why this byte was lost, if the disk's refusal was it."""
+        """Return why this byte was lost, if the disk's refusal was it."""
         with self.lock:
             for entry in self._losses:
                 if entry.stream == stream and 0 <= offset - entry.offset < entry.length:

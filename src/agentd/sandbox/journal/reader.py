@@ -84,7 +84,7 @@ class JournalReader:
                 return entry
 
     def survey(self) -> Start:
-        """Where the next segment is to begin. What a crash left half written is cut off."""
+        """Return where the next segment is to begin. What a crash left half written is cut off."""
         segment = self._files.segments[-1]
         self._enter(segment)
         offsets, total = list(segment.start.offsets), segment.start.total

@@ -84,7 +84,7 @@ def decode_head(data: bytes) -> Head | None:
 
 
 def decode(head: Head, payload: bytes) -> JournalEntry | None:
-    """What a DATA or GAP record holds; None if the payload is damaged."""
+    """Return what a DATA or GAP record holds; None if the payload is damaged."""
     if zlib.crc32(payload) != head.crc:
         return None
     if head.kind == GAP:

@@ -104,7 +104,7 @@ class SupervisorLink:
             raise _gone() from error
 
     def _abandon(self, number: int) -> bool:
-        """Whether the answer had not come."""
+        """Return whether the answer had not come."""
         with self._lock:
             return self._waiting.pop(number, None) is not None
 

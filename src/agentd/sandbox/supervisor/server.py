@@ -338,7 +338,7 @@ def _told(wall: object) -> Cause | None:
 
 
 def _why(wall: Wall) -> str:
-    """What is known of how it ended by itself, while it is not freed: a code and words."""
+    """Return what is known of how it ended by itself, while it is not freed: a code and words."""
     told = _told(wall)
     if told is not None:
         return f"{told.code}: {told.message}"

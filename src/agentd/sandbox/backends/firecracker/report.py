@@ -28,7 +28,8 @@ _SWITCHES = (
 
 
 def observe(pid: int, uid: int) -> frozenset[str]:
-    """What the kernel says of the monitor: it was the jailer's to do, and is not taken on trust.
+    """Return what the kernel says of the monitor: it was the jailer's to do, and is not taken on
+    trust.
 
     Of ``user``, ``capabilities``, ``seccomp``, ``root`` and ``pid_namespace`` those that hold.
     """
@@ -74,7 +75,7 @@ def enforcement(
 
 
 def host_notes() -> list[str]:
-    """What a production host has otherwise. Nothing is changed by asking."""
+    """Return what a production host has otherwise. Nothing is changed by asking."""
     notes = [words for path, words in _SWITCHES if (probe.read_int(path) or 0) > 0]
     if _has_swap():
         notes.append("swap is on: a guest's memory may reach the disk")

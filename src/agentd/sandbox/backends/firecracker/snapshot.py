@@ -112,7 +112,7 @@ def discard(root: Root) -> None:
 
 
 def check(folder: str, plan: FirecrackerPlan, version: Version) -> SavedMachine:
-    """Whether this machine can build ``plan`` from it. Raises Refused, SandboxError."""
+    """Return whether this machine can build ``plan`` from it. Raises Refused, SandboxError."""
     about = read(folder)
     for what, there, here in (
         ("of Firecracker", about.version, str(version)),

@@ -207,7 +207,7 @@ class LinuxBackend:
         }
 
     def _plain(self, net: str) -> dict[str, object]:
-        """What the zygote needs to prepare a clone for a request with nothing special."""
+        """Return what the zygote needs to prepare a clone for a request with nothing special."""
         plan = make_plan(SandboxSpec(net=net))
         return {
             "uid": plan.uid,
@@ -221,7 +221,7 @@ class LinuxBackend:
         }
 
     def _is_machine_root(self) -> bool:
-        """Whether the kernel takes sandboxes for the machine's root, who owns /proc/sys."""
+        """Return whether the kernel takes sandboxes for the machine's root, who owns /proc/sys."""
         own = "ids" not in self._without and identity.available()
         return not own and privileges.is_machine_root()
 

@@ -36,8 +36,8 @@ class CopySize(NamedTuple):
 
 
 def measure(mount: Mount, source: int, disk: int) -> tuple[CopySize, str]:
-    """What a copy takes, and what of it is over a bound, ``disk`` bytes or the number of files:
-    then not all was looked at. Raises OSError."""
+    """Return what a copy takes, and what of it is over a bound, ``disk`` bytes or the number of
+    files: then not all was looked at. Raises OSError."""
     survey = _Survey(disk, os.fstat(source), _below(mount.source))
     survey.look(source)
     return survey.found(), survey.over
@@ -167,8 +167,8 @@ class _Copier:
 
 
 def made_by(user: int | None) -> contextlib.AbstractContextManager[None]:
-    """What this thread makes is ``user``'s (None: ours): a tmpfs of a user namespace takes files of
-    no owner outside it."""
+    """Make the files of this thread ``user``'s (None: ours): a tmpfs of a user namespace takes
+    files of no owner outside it."""
     return contextlib.nullcontext() if user is None else lower.acting_as(user, user)
 
 
@@ -213,7 +213,7 @@ def pages(info: os.stat_result) -> int:
 
 
 def _may_read(info: os.stat_result, top: os.stat_result) -> bool:
-    """Whether the folder's owner may, by owner, group and mode."""
+    """Return whether the folder's owner may, by owner, group and mode."""
     if info.st_uid == top.st_uid or stat.S_ISLNK(info.st_mode):
         return True
     wanted = 0o5 if stat.S_ISDIR(info.st_mode) else 0o4

@@ -34,7 +34,7 @@ class Found(NamedTuple):
 
 
 def look(source: int, disk: int, owner: os.stat_result | None = None) -> Found:
-    """What a layer takes, of at most ``disk`` bytes. Raises OSError."""
+    """Return what a layer takes, of at most ``disk`` bytes. Raises OSError."""
     survey = _Survey(disk, owner)
     with _seen(source, owner) as top:
         survey.visit(top, None, ".", 0)

@@ -81,7 +81,7 @@ def of(mount: Mount, source: int, nursery: Nursery, disk: int, *, own_user: bool
 
 
 def _reached(mount: Mount, source: int, nursery: Nursery) -> bool:
-    """Whether whoever makes the mount may go there: without CAP_SYS_ADMIN the zygote's user."""
+    """Return whether the one who mounts may go there: without CAP_SYS_ADMIN the zygote's user."""
     if nursery.may_mount:
         return True
     try:
@@ -109,8 +109,8 @@ def _name(index: int) -> str:
 
 
 def requests(lent: list[Loan]) -> list[dict[str, object]]:
-    """What the sandbox is told of its mounts: descriptors count from 1, ``copy`` is a name on its
-    scratch tmpfs."""
+    """Return what the sandbox is told of its mounts: descriptors count from 1, ``copy`` is a name
+    on its scratch tmpfs."""
     found: list[dict[str, object]] = []
     fd = 0
     for index, loan in enumerate(lent):

@@ -27,11 +27,11 @@ class Lower:
         self._ids = ids
 
     def acting(self) -> contextlib.AbstractContextManager[None]:
-        """What this thread does with names of files is done by the owner."""
+        """Act as the owner in what this thread does with names of files."""
         return acting_as(*self._ids) if self._ids is not None else contextlib.nullcontext()
 
     def may_write(self, folder: int) -> bool:
-        """Whether the owner may: a folder of its own always, for it may change the mode."""
+        """Return whether the owner may: a folder of its own always, for it may change the mode."""
         uid, gid = self._ids or (0, 0)
         if uid == 0:
             return os.access(".", os.W_OK | os.X_OK, dir_fd=folder)
@@ -120,7 +120,7 @@ def enter(name: str, folder: int) -> int:
 
 
 def mounted_beneath(folder: int) -> frozenset[str]:
-    """Where something is mounted in it, by the path from there. Raises OSError."""
+    """Return where something is mounted in it, by the path from there. Raises OSError."""
     top = os.readlink(f"/proc/self/fd/{folder}").rstrip("/") + "/"
     return frozenset(path[len(top) :] for path in mounts.points() if path.startswith(top))
 

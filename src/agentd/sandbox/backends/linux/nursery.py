@@ -177,7 +177,7 @@ class Nursery:
                 block.release(ended)
 
     def _await_end(self) -> bool:
-        """Whether it ended by itself."""
+        """Return whether it ended by itself."""
         deadline = time.monotonic() + 5.0
         while time.monotonic() < deadline:
             if reap(self.pid):

@@ -61,7 +61,8 @@ def sweep(folder: int) -> None:
 
 
 def _in_use(name: str, folder: int) -> bool:
-    """Whether somebody still writes it. Raises OSError for what is neither a file nor a link."""
+    """Return whether somebody still writes it. Raises OSError for what is neither a file nor a
+    link."""
     found = os.stat(name, dir_fd=folder, follow_symlinks=False)
     if stat.S_ISLNK(found.st_mode):
         return False

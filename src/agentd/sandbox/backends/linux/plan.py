@@ -63,7 +63,7 @@ def parse_user(user: str | None) -> int:
 
 
 def environment(extra: dict[str, str], uid: int) -> dict[str, str]:
-    """What a command starts with: nothing of the host's, and what the request names."""
+    """Return what a command starts with: nothing of the host's, and what the request names."""
     base = {
         "HOME": HOME,
         "LANG": "C.UTF-8",

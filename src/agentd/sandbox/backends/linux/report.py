@@ -108,7 +108,7 @@ def blockers(facts: "Facts", error: str, fixes: str = "") -> list[Blocker]:
 
 
 def _contained(facts: "Facts", error: str) -> Blocker:
-    """What a container takes away, and the option that gives it back."""
+    """Return what a container takes away, and the option that gives it back."""
     held = {
         "seccomp": facts.seccomp_filter,
         "proc": facts.proc_masked,

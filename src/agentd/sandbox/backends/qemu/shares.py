@@ -89,7 +89,7 @@ def _lent(mount: Mount, index: int, fd: int, owner: os.stat_result, lent_to: int
 def _as_everybody(
     mount: Mount, index: int, fd: int, owner: os.stat_result, lent_to: int, reason: str
 ) -> Share:
-    """Where the owner's rights cannot be lent: what everybody may read, can be read."""
+    """Share what everybody may read, where the owner's rights cannot be lent."""
     if mount.mode is not MountMode.RO:
         raise unmapped.refused(mount, reason)
     if owner.st_mode & 0o5 != 0o5:

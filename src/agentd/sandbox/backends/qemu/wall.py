@@ -144,7 +144,7 @@ class ForeignQemuWall(Foreign, QemuWall):
 
 
 def read_record(folder: str) -> tuple[MachineRecord, int]:
-    """What a snapshot says of itself, and its verified state, the caller's to close.
+    """Return what a snapshot says of itself, and its verified state, the caller's to close.
 
     Raises SandboxError.
     """

@@ -70,7 +70,7 @@ class Ceiling:
 
 
 def in_memory(path: str) -> bool:
-    """Whether what is written there takes memory for as long as it is there."""
+    """Return whether what is written there takes memory for as long as it is there."""
     kind, options = mounts.kind_of(path)
     if kind != "overlay":
         return kind in _IN_MEMORY

@@ -35,7 +35,7 @@ class Child(NamedTuple):
 
 
 def program_cell(request: dict[str, object], fds: list[int]) -> Cell:
-    """What the request gives a program."""
+    """Return what the request gives a program."""
     names = strings(request["names"])
     uid, gid, stage = request["uid"], request["gid"], request["stage"]
     return Cell(

@@ -54,7 +54,7 @@ def _base_path() -> str:
 
 
 def _is_usable(folder: str, uid: int) -> bool:
-    """Whether run folders may lie there: nobody else can put others in their place."""
+    """Return whether run folders may lie there: nobody else can put others in their place."""
     fits = len(folder) <= _MAX_BASE and os.access(folder, os.W_OK | os.X_OK)
     return fits and runtime_dir.is_trusted(folder, uid)
 

@@ -31,7 +31,7 @@ class MonitorProcess(ABC):
 
     @abstractmethod
     def ending(self) -> Ending:
-        """How it ended, once it has; also after ``end``."""
+        """Return how it ended, once it has; also after ``end``."""
 
     @abstractmethod
     def end(self) -> None:

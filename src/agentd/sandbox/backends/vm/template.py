@@ -172,7 +172,7 @@ def default_folder() -> str:
 
 
 def _is_sound(fd: int, path: str) -> bool:
-    """Whether the content has the digest in its name; hashed only if the file has changed."""
+    """Return whether the content has the digest in its name; hashed only if the file changed."""
     now = states.stamp(fd)
     with contextlib.suppress(OSError, ValueError), open(path + _STAMP, "rb") as file:
         if json.loads(file.read(1024)) == now:
