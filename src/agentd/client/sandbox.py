@@ -1,13 +1,12 @@
 """The SDK: a sandbox as an object. Nothing of it is imported before it is used."""
 
 import os
-import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Unpack
 
-from agentd.client import arguments, build, wording
+from agentd.client import arguments, build, place, wording
 from agentd.client.build import Command, ExecOptions, SandboxOptions
 from agentd.client.code import PYTHON, CodeResult, code_parameters, code_result
 from agentd.client.files import Files
@@ -15,7 +14,7 @@ from agentd.client.http import address
 from agentd.client.process import Process
 from agentd.client.signature import options_shown
 from agentd.model.enforcement import Enforcement
-from agentd.model.errors import AgentdError, InvalidInput, NotFound, SandboxError
+from agentd.model.errors import AgentdError, NotFound, SandboxError
 from agentd.model.options import Time
 from agentd.model.result import Result, SandboxInfo
 from agentd.model.spec import ExecRequest, Pty
@@ -59,7 +58,7 @@ class Sandbox:
         self._lasting = lasting or connected
         self._ended = False
         self._finalizer = weakref.finalize(
-            self, _forget, service, view.id, self._lasting, os.getpid()
+            self, place.forget, service, view.id, self._lasting, os.getpid()
         )
 
     @classmethod
@@ -111,12 +110,12 @@ class Sandbox:
         Raises InvalidInput, Refused (what is in the way, and the fix), SandboxError, Unreachable.
         """
         with wording.spoken():
-            where, named = _place(url, api_key, snapshot is not None, embedded)
-            state = _state(snapshot, of_daemon=where is not None)
+            where, named = place.find(url, api_key, snapshot is not None, embedded)
+            state = place.state(snapshot, of_daemon=where is not None)
             body = build.sandbox_body(
                 snapshot=state, name=name, labels=labels, ttl=ttl, wait=wait, **options
             )
-            service = _service(where)
+            service = place.service(where)
             try:
                 with nullcontext() if where is None or named else wording.found(where):
                     view = service.sandboxes.create(body)
@@ -165,7 +164,7 @@ class Sandbox:
     def _connected_to(
         cls, url: str | None, api_key: str | None, find: "Callable[[Sandboxes], SandboxView]"
     ) -> "Sandbox":
-        service = _service(address.find(url, api_key))
+        service = place.service(address.find(url, api_key))
         try:
             return cls(service, find(service.sandboxes), connected=True)
         except BaseException:
@@ -443,68 +442,3 @@ class Sandbox:
     def __repr__(self) -> str:
         state = "ended" if self._ended else self._view.state
         return f"<Sandbox {self.id} {self._view.backend} {state}>"
-
-
-def _place(
-    url: str | None, api_key: str | None, restored: bool, embedded: bool
-) -> "tuple[address.Address | None, bool]":
-    """The daemon to ask, or None for this process; and whether it was named.
-
-    Raises InvalidInput.
-    """
-    named = address.given(url, api_key)
-    if embedded and url is not None:
-        raise InvalidInput("embedded and url exclude each other", remediation="give one of them")
-    if named is not None and not embedded:
-        return named, True
-    found = None if embedded or restored else address.running(None, api_key)
-    if found is None and api_key is not None:
-        raise InvalidInput(
-            "api_key is for the sandboxes of a daemon",
-            remediation="leave it out, or give url=",
-        )
-    return found, False
-
-
-def _service(where: "address.Address | None") -> "Service":
-    """That daemon's, or this process's."""
-    if where is None:
-        from agentd.client import embedded
-        from agentd.client.embedded_service import EmbeddedService
-
-        return EmbeddedService(embedded.shared())
-    from agentd.client.http.service import shared
-
-    return shared(where)
-
-
-def _state(snapshot: "Snapshot | str | os.PathLike[str] | None", *, of_daemon: bool) -> str | None:
-    """A snapshot's name where it is kept: at a daemon its id, here its path. May raise."""
-    if snapshot is None or isinstance(snapshot, str):
-        return snapshot
-    path = snapshot if isinstance(snapshot, os.PathLike) else snapshot.path
-    if of_daemon and path is not None:
-        raise InvalidInput(
-            "a snapshot of this process is not the daemon's",
-            remediation="take one of a sandbox of the daemon",
-        )
-    if not of_daemon and path is None:
-        raise InvalidInput(
-            "a daemon's snapshot cannot be restored in this process",
-            remediation="give url= of the daemon that keeps it",
-        )
-    return os.fspath(path) if path is not None else snapshot.id  # type: ignore[union-attr]
-
-
-def _forget(service: "Service", id_: str, lasting: bool, owner: int) -> None:
-    """Let go of it: it goes on where it outlives this process, and is ended where not."""
-    # A forked copy: the sandbox belongs to the original.
-    if not lasting and os.getpid() == owner:
-        with suppress(AgentdError):
-            service.sandboxes.kill(id_)
-        warnings.warn(
-            f"sandbox {id_} was never closed (use it in a with statement)",
-            ResourceWarning,
-            stacklevel=3,
-        )
-    service.close()
