@@ -40,9 +40,10 @@ from agentd.daemon.service.repeats import Repeats
 from agentd.daemon.service.retention import Retention
 from agentd.daemon.service.service import DaemonService
 from agentd.daemon.store.sqlite import SqliteStore
-from agentd.model.api import EventKind, Stats
+from agentd.model.api import Stats
 from agentd.model.audit import Kind
 from agentd.model.errors import AgentdError, Forbidden, InvalidInput
+from agentd.model.events import EventKind
 from agentd.model.principal import Principal
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import guard
@@ -250,6 +251,7 @@ class Daemon:
             ends=self.ends,
             approvals=self.approvals,
             control=self.control,
+            events=self.events,
             repeats=Repeats(
                 lambda: self.config, gate, calls, sandboxes, snapshots, lambda: self.signed
             ),

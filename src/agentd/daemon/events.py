@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from agentd.model.api import EventKind, EventPage, EventView
 from agentd.model.errors import InvalidInput
+from agentd.model.events import EventKind, EventPage, EventView
 from agentd.model.principal import ADMIN, Principal
 
 MAX_KEPT = 16_384  # events of everybody; one has about half a kilobyte
@@ -19,7 +19,7 @@ MAX_OF_ONE = 2_048  # of one principal, so that none pushes out what others wait
 MAX_PAGE = 1000
 MAX_FORGETFUL = 4096  # principals of whom it is known which of their events are gone
 
-Notify = Callable[[], None]
+Notify = Callable[[], object]
 
 
 class Publish(Protocol):

@@ -5,7 +5,6 @@ Sizes are bytes or "256M", times seconds or "10m". Bytes that are not UTF-8 trav
 """
 
 from collections.abc import Awaitable, Callable
-from enum import StrEnum
 from typing import Any
 
 import msgspec
@@ -330,39 +329,6 @@ class AuditPage(msgspec.Struct, frozen=True):
     def records(self) -> tuple[Record, ...]:
         """What the lines say."""
         return tuple(msgspec.json.decode(line, type=Record) for line in self.lines)
-
-
-class EventKind(StrEnum):
-    """What an event is about; its ``about`` says more, such as the ``state`` of a process."""
-
-    CREATED = "created"  # a sandbox
-    ENDED = "ended"
-    RENEWED = "renewed"
-    PAUSED = "paused"
-    RESUMED = "resumed"
-    PROCESS = "process"  # "started" or "ended"
-    APPROVAL = "approval"  # "pending", then "approved", "denied", "expired" or "withdrawn"
-    DECISION = "decision"  # "denied" or "undecided": what a policy or a scope refused
-
-
-class EventView(msgspec.Struct, frozen=True):
-    """``id`` grows with time, within one run of the daemon; ``principal`` is whose it is."""
-
-    id: str
-    kind: EventKind
-    time: float
-    principal: str
-    sandbox: str = ""
-    about: dict[str, Any] = {}
-
-
-class EventPage(msgspec.Struct, frozen=True):
-    """``next`` is what to ask for behind these; ``lost`` where events before them are not kept any
-    more, or were a daemon's that has ended: look at the sandboxes themselves."""
-
-    events: tuple[EventView, ...]
-    next: str
-    lost: bool = False
 
 
 class BackendView(msgspec.Struct, frozen=True):

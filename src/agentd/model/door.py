@@ -8,7 +8,7 @@ from agentd.model.answer import Answer
 from agentd.model.api import Authorise, Carry, Repeat, Work
 from agentd.model.content import Content
 from agentd.model.principal import Principal
-from agentd.model.service import Files, Sandboxes, Service
+from agentd.model.service import Events, Files, Sandboxes, Service
 
 
 class Repeats(Protocol):
@@ -49,6 +49,12 @@ class DoorFiles(Files, Protocol):
         ...
 
 
+class DoorEvents(Events, Protocol):
+    def listen(self, notify: Callable[[], object]) -> Callable[[], None]:
+        """Call ``notify``, in any thread, after each event that may be new to the caller, until
+        what this returns is called. It must not wait for anything."""
+
+
 class DoorService(Service, Protocol):
     """A Service of one request, which the gatekeeper alone gives out."""
 
@@ -58,5 +64,6 @@ class DoorService(Service, Protocol):
     def sandboxes(self) -> DoorSandboxes: ...
     @property
     def files(self) -> DoorFiles: ...
+    def events(self) -> DoorEvents: ...
     @property
     def repeats(self) -> Repeats: ...

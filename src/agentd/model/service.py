@@ -29,6 +29,7 @@ from agentd.model.api import (
     SnapshotView,
     Stats,
 )
+from agentd.model.events import EventPage
 from agentd.model.output import STREAMS, Output
 from agentd.model.port import Port
 
@@ -353,6 +354,15 @@ class Audit(Protocol):
         ...
 
 
+class Events(Protocol):
+    """What happens to one's sandboxes; to everybody's for who has the scope admin."""
+
+    def read(self, after: str = "", *, limit: int = 100, wait: str | float = 0) -> EventPage:
+        """Return events behind the id ``after``, the oldest first: without it the oldest that are
+        kept. Where there is none yet, wait for one, for a minute at most. Raises InvalidInput."""
+        ...
+
+
 class Machine(Protocol):
     def version(self) -> Mapping[str, str]:
         """Return the versions that the daemon tells, "agentd" among them."""
@@ -388,5 +398,7 @@ class Service(Protocol):
     def approvals(self) -> Approvals: ...
     @property
     def audit(self) -> Audit: ...
+    @property
+    def events(self) -> Events: ...
     @property
     def machine(self) -> Machine: ...

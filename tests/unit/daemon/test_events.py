@@ -3,8 +3,8 @@
 import pytest
 
 from agentd.daemon.events import MAX_KEPT, MAX_OF_ONE, Events
-from agentd.model.api import EventKind
 from agentd.model.errors import InvalidInput
+from agentd.model.events import EventKind
 from agentd.model.principal import Principal
 
 ANN = Principal("ann", frozenset(("read",)), "key")

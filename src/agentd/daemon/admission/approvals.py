@@ -24,9 +24,10 @@ from agentd.daemon.store.errors import StoreError
 from agentd.daemon.store.records import ApprovalRecord
 from agentd.daemon.store.sqlite import SqliteStore
 from agentd.daemon.store.view import MAX_PAGE, Transaction
-from agentd.model.api import ApprovalView, EventKind
+from agentd.model.api import ApprovalView
 from agentd.model.canonical import canonical
 from agentd.model.errors import Conflict, Forbidden, Full, InvalidInput, NotFound, QuotaExceeded
+from agentd.model.events import EventKind
 from agentd.model.principal import Principal
 
 PENDING = "pending"

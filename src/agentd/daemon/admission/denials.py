@@ -11,8 +11,8 @@ from collections.abc import Callable
 import msgspec
 
 from agentd.daemon import events
-from agentd.model.api import EventKind
 from agentd.model.audit import Event, Kind
+from agentd.model.events import EventKind
 
 BURST = 200.0
 PER_SECOND = 2.0

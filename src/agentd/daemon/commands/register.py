@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from agentd.daemon import events
-from agentd.model.api import EventKind
 from agentd.model.errors import Full, NotFound
+from agentd.model.events import EventKind
 from agentd.model.principal import Principal
 
 if TYPE_CHECKING:

@@ -25,8 +25,9 @@ from agentd.daemon.service.quotas import Ledger
 from agentd.daemon.store.records import SandboxRecord
 from agentd.daemon.store.sqlite import SqliteStore
 from agentd.model import context
-from agentd.model.api import EventKind, SandboxView
+from agentd.model.api import SandboxView
 from agentd.model.errors import AgentdError, BackendLost, Full, InvalidInput, NotFound
+from agentd.model.events import EventKind
 from agentd.model.principal import Principal
 from agentd.model.spec import SandboxSpec
 from agentd.model.units import format_duration

@@ -7,6 +7,7 @@ from agentd.daemon.service.approvals import DaemonApprovals
 from agentd.daemon.service.audit import DaemonAudit
 from agentd.daemon.service.capabilities import DaemonCapabilities
 from agentd.daemon.service.commands import DaemonCommands
+from agentd.daemon.service.events import DaemonEvents
 from agentd.daemon.service.files import DaemonFiles
 from agentd.daemon.service.keys import DaemonKeys
 from agentd.daemon.service.machine import DaemonMachine
@@ -72,6 +73,10 @@ class DaemonService:
     @property
     def audit(self) -> DaemonAudit:
         return DaemonAudit(self._parts, self._who)
+
+    @property
+    def events(self) -> DaemonEvents:
+        return DaemonEvents(self._parts, self.caller)
 
     @property
     def machine(self) -> DaemonMachine:

@@ -7,6 +7,7 @@ from agentd.ingest.rest import (
     approvals,
     audit,
     calls,
+    events,
     files,
     keys,
     meta,
@@ -41,6 +42,7 @@ def operations(*, metrics: bool = False) -> tuple[Operation, ...]:
         *approvals.OPERATIONS,
         *audit.OPERATIONS,
         *calls.OPERATIONS,
+        *events.OPERATIONS,
         *meta.OPERATIONS,
     )
     return (*table, meta.METRICS) if metrics else table

@@ -1,0 +1,103 @@
+"""``GET /v1/events``: a page of what happened, or server-sent events as it happens.
+
+No thread waits for an event: whoever follows is woken, and what there is is read then.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from agentd.ingest.rest.api import Exchange
+from agentd.ingest.rest.operation import Operation
+from agentd.ingest.rest.output import EVENTS
+from agentd.ingest.rest.query import Parameter
+from agentd.ingest.rest.respond import answer, encode
+from agentd.ingest.web.signal import Signal
+from agentd.model.door import DoorEvents
+from agentd.model.events import EventPage, wait_seconds
+
+_PAGE = 100
+
+
+class _Reader:
+    """Reads on from an id. Stopped by the end of its connection, and by a daemon that drains."""
+
+    def __init__(self, events: DoorEvents, after: str, limit: int) -> None:
+        self._events = events
+        self._more = Signal()
+        self.after = after
+        self._limit = limit
+        self.stopped = False
+
+    async def next(self, exchange: Exchange, wait: float) -> EventPage:
+        """What there is now, or within ``wait`` seconds."""
+        loop = asyncio.get_running_loop()
+        end, run = loop.time() + wait, exchange.web.threads.short.run
+        while True:
+            self._more.clear()
+            page = await run(self._events.read, self.after, limit=self._limit)
+            left = end - loop.time()
+            if page.events or page.lost or left <= 0 or self.stopped:
+                self.after = page.next
+                return page
+            await self._more.wait(left)
+
+    def stop(self) -> None:
+        self.stopped = True
+        self._more.set()
+
+    @contextlib.contextmanager
+    def listening(self, exchange: Exchange) -> Iterator[None]:
+        silence = self._events.listen(self._more.set)
+        try:
+            with exchange.staying(self):
+                yield
+        finally:
+            silence()
+
+
+async def _events(exchange: Exchange, query: dict[str, Any]) -> None:
+    wait = wait_seconds(query["wait"])
+    service = await exchange.authenticate()
+    streams = EVENTS in (exchange.header(b"accept") or "").lower()
+    after = (exchange.header(b"last-event-id") if streams else None) or query["after"]
+    reader = _Reader(service.events, after, query["limit"])
+    with reader.listening(exchange):
+        if not streams:
+            await exchange.answer(answer(await reader.next(exchange, wait)))
+            return
+        page = await reader.next(exchange, 0)  # what is wrong with the request is an answer yet
+        headers = [(b"content-type", EVENTS.encode()), (b"cache-control", b"no-store")]
+        await exchange.start(200, headers)
+        while True:
+            await exchange.write(_encoded(page) or b":\n\n")
+            if reader.stopped:
+                break
+            page = await reader.next(exchange, exchange.web.limits.heartbeat)
+        await exchange.end()
+
+
+def _encoded(page: EventPage) -> bytes:
+    lost = b"event: lost\ndata: {}\n\n" if page.lost else b""
+    return lost + b"".join(
+        b"id: %b\nevent: %b\ndata: %b\n\n" % (one.id.encode(), one.kind.encode(), encode(one))
+        for one in page.events
+    )
+
+
+OPERATIONS = (
+    Operation(
+        method="GET",
+        path="/v1/events",
+        scope="read",
+        help="what happens to one's sandboxes: a page, or server-sent events as it happens",
+        stream=_events,
+        query=(
+            Parameter("after", default="", help="the id of the event, or next of the page, before"),
+            Parameter("limit", int, _PAGE),
+            Parameter("wait", default="0", help="for the first one, a minute at most; 30s, say"),
+        ),
+        answer=EventPage,
+    ),
+)
