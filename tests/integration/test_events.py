@@ -163,7 +163,7 @@ def test_ids_of_the_daemon_before_tell_that_events_are_lost() -> None:
 
 def test_what_a_policy_refuses_and_what_waits_for_somebody() -> None:
     with running(policy=RULES) as daemon:
-        ann, eve = daemon.key("ann"), daemon.key("eve", "approve")
+        ann, eve = daemon.key("ann"), daemon.key("eve", "read", "approve")
         box = daemon.sandbox(key=ann)
         start = _read(daemon, ann)["next"]
         path = f"/v1/sandboxes/{box}/exec"
@@ -200,3 +200,17 @@ def test_the_client_reads_them(daemon: Daemon) -> None:
             page = client.events.read(start, wait=30)
             assert [(e.kind, e.sandbox) for e in page.events] == [("created", box.id)]
         assert client.events.read(page.next, wait=30, limit=1).events[0].kind == "ended"
+
+
+def test_the_command_line_prints_them_and_follows(daemon: Daemon) -> None:
+    ann = daemon.key("ann")
+    start = _read(daemon, ann)["next"]
+    box = daemon.sandbox(key=ann)
+    plain = daemon.cli("events", "--after", start, key=ann)
+    assert plain.returncode == 0, plain.stderr
+    assert plain.stdout.split()[1:3] == [b"created", box.encode()]
+    (line,) = daemon.cli("events", "--json", "--after", start, key=ann).stdout.splitlines()
+    assert json.loads(line)["sandbox"] == box
+    wrong = daemon.cli("events", "--after", "7", key=ann)
+    assert wrong.returncode == 2 and b"no event's id" in wrong.stderr
+    daemon.ask("DELETE", f"/v1/sandboxes/{box}", key=ann)

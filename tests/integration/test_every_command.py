@@ -108,6 +108,8 @@ def test_a_reader_that_went_away_ends_each_quietly_as_it_does_other_programs(
         ["ls", "--json"],
         ["inspect", id_],
         ["stats"],
+        ["events"],
+        ["events", "--json"],
         ["doctor"],
         ["print-seccomp"],
         ["print-seccomp", "--asm"],

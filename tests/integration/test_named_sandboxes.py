@@ -145,7 +145,29 @@ def test_the_client_gets_or_creates_one(daemon: Daemon) -> None:
         with agentd.Sandbox.connect("kept", url=daemon.url) as box:
             assert box.id == made.id
             assert box.run(["echo", "hi"]).stdout == b"hi\n"
+        with agentd.Sandbox.get_or_create("kept", url=daemon.url, labels={"a": "b"}) as box:
+            assert (box.id, box.name, dict(box.labels)) == (made.id, "kept", {})
+        assert client.sandboxes.get("kept").id == made.id, "closed, it goes on"
         client.sandboxes.kill("kept")
+    with agentd.Sandbox.create(name="x", wait="1s", url=daemon.url) as box:
+        assert box.name == "x"
+        with pytest.raises(agentd.Conflict, match="'x' already"):
+            agentd.Sandbox.create(name="x", url=daemon.url)
+
+
+def test_the_command_line_names_one_and_lists_its_name(daemon: Daemon) -> None:
+    made = daemon.cli("create", "--name", "shell", "--wait", "1s")
+    assert made.returncode == 0, made.stderr
+    listed = daemon.cli("ls").stdout.splitlines()
+    assert listed[0].split()[:3] == [b"ID", b"NAME", b"STATE"]
+    assert [made.stdout.strip(), b"shell"] in [line.split()[:2] for line in listed]
+    assert daemon.cli("kill", "shell").returncode == 0
+
+
+@pytest.mark.parametrize("option", [{"name": "x"}, {"wait": 1}])
+def test_one_of_this_process_takes_neither(option: dict[str, object]) -> None:
+    with pytest.raises(agentd.InvalidInput, match="for the sandboxes of a daemon"):
+        agentd.Sandbox.create(embedded=True, **option)  # type: ignore[arg-type]
 
 
 def test_put_needs_the_scope_create(daemon: Daemon) -> None:

@@ -103,6 +103,10 @@ class AsyncAudit(_Noun):
     records = aio(service.Audit.records)
 
 
+class AsyncEvents(_Noun):
+    read = aio(service.Events.read)
+
+
 class AsyncMachine(_Noun):
     version = aio(service.Machine.version)
     backends = aio(service.Machine.backends)
@@ -125,6 +129,7 @@ class AsyncClient:
         self.keys = AsyncKeys(self._client.keys)
         self.approvals = AsyncApprovals(self._client.approvals)
         self.audit = AsyncAudit(self._client.audit)
+        self.events = AsyncEvents(self._client.events)
         self.machine = AsyncMachine(self._client.machine)
 
     @property

@@ -199,6 +199,7 @@ class EmbeddedService:
     keys: Any
     approvals: Any
     audit: Any
+    events: Any
     machine: Any
 
     def __init__(self, pipeline: "Pipeline", who: "Principal | None" = None) -> None:

@@ -82,6 +82,11 @@ class Client:
         return self._service.audit
 
     @property
+    def events(self) -> service.Events:
+        """What happens to one's sandboxes: read."""
+        return self._service.events
+
+    @property
     def machine(self) -> service.Machine:
         """The daemon itself: version, backends, stats."""
         return self._service.machine

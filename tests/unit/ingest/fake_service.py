@@ -1,7 +1,7 @@
 """``model.door.DoorService`` of a daemon in memory."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -32,6 +32,7 @@ from agentd.model.errors import (
     InvalidInput,
     NotFound,
 )
+from agentd.model.events import EventPage
 from agentd.model.principal import SCOPES, Principal
 from agentd.model.service import Emit
 
@@ -217,6 +218,18 @@ class FakeRepeats(Noun):
         return msgspec.structs.replace(await asyncio.shield(found[1]), replayed=True)
 
 
+class FakeEvents(Noun):
+    """Over the real feed, in which nothing happens."""
+
+    def read(self, after: str = "", *, limit: int = 100, wait: str | float = 0) -> EventPage:
+        self.who.require("read")
+        return self.daemon.events.read(self.who, after, limit)
+
+    def listen(self, notify: Callable[[], object]) -> Callable[[], None]:
+        self.who.require("read")
+        return self.daemon.events.listen(self.who, notify)
+
+
 class FakeService:
     """``model.door.DoorService`` of one caller."""
 
@@ -232,5 +245,6 @@ class FakeService:
         self.keys = FakeKeys(daemon, caller)
         self.approvals = FakeApprovals(daemon, caller)
         self.audit = FakeAudit(daemon, caller)
+        self.events = FakeEvents(daemon, caller)
         self.machine = FakeMachine(daemon, caller)
         self.repeats = FakeRepeats(daemon, caller)

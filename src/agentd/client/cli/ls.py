@@ -34,6 +34,7 @@ def _show(found: "tuple[SandboxView, ...]", options: argparse.Namespace) -> None
         rows = [
             (
                 view.id,
+                view.name or "-",
                 view.state,
                 f"{view.backend} ({view.level})",
                 table.ago(view.created),
@@ -43,7 +44,7 @@ def _show(found: "tuple[SandboxView, ...]", options: argparse.Namespace) -> None
             )
             for view in found
         ]
-        table.show(("ID", "STATE", "WALL", "CREATED", "ENDS", "OWNER", "LABELS"), rows)
+        table.show(("ID", "NAME", "STATE", "WALL", "CREATED", "ENDS", "OWNER", "LABELS"), rows)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -37,6 +37,7 @@ GROUPS = {
     "the daemon": {
         "serve": "run it",
         "stats": "show what it is doing",
+        "events": "show what happens to sandboxes, as it happens",
         "key": "make, list and revoke API keys",
         "sign": "sign a request, or make a key to sign with",
         "approval": "decide on requests that wait for it",

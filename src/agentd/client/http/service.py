@@ -33,6 +33,7 @@ from agentd.model.api import (
     Stats,
 )
 from agentd.model.errors import InvalidInput, NotFound, Unsupported
+from agentd.model.events import EventPage, wait_seconds
 from agentd.model.port import Port
 from agentd.model.service import Emit
 
@@ -266,6 +267,17 @@ class HttpAudit(_Noun):
         return page
 
 
+class HttpEvents(_Noun):
+    def read(self, after: str = "", *, limit: int = 100, wait: str | float = 0) -> EventPage:
+        query = {
+            "after": after,
+            "limit": arguments.whole(limit, "limit", 1, 1000),
+            "wait": f"{wait_seconds(wait):g}",
+        }
+        page: EventPage = self._requests.call("GET", "/v1/events", query=query, into=EventPage)
+        return page
+
+
 class HttpMachine(_Noun):
     def version(self) -> Mapping[str, str]:
         found: dict[str, str] = self._requests.call("GET", "/v1/version", into=dict[str, str])
@@ -295,6 +307,7 @@ class HttpService:
         self.keys = HttpKeys(requests)
         self.approvals = HttpApprovals(requests)
         self.audit = HttpAudit(requests)
+        self.events = HttpEvents(requests)
         self.machine = HttpMachine(requests)
         self._let_go: Callable[[HttpClient], None] | None = let_go
 
