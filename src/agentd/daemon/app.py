@@ -19,7 +19,7 @@ from agentd.daemon.calls.places import Places
 from agentd.daemon.commands.commands import Commands
 from agentd.daemon.config import Config
 from agentd.daemon.disk import Disk, make_room
-from agentd.daemon.events import Events
+from agentd.daemon.events import EventFeed
 from agentd.daemon.idempotency import Idempotency
 from agentd.daemon.keyed import KeyedBounds
 from agentd.daemon.observe import meter
@@ -111,7 +111,7 @@ class Daemon:
                 allowed=lambda: self.config.sandbox.backends,
                 least=lambda: self.config.sandbox.level,
             )
-            self.events = Events()
+            self.events = EventFeed()
             self.approvals = Approvals(
                 self.store, lambda: self.config.approvals, publish=self.events.publish
             )

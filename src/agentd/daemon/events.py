@@ -23,7 +23,7 @@ Notify = Callable[[], object]
 
 
 class Publish(Protocol):
-    """Tell what happened: ``Events.publish``, or ``nobody``."""
+    """Tell what happened: ``EventFeed.publish``, or ``nobody``."""
 
     def __call__(
         self, kind: EventKind, principal: str, sandbox: str = "", **about: Any
@@ -34,7 +34,7 @@ def nobody(kind: EventKind, principal: str, sandbox: str = "", **about: Any) -> 
     """Tell it to nobody: where no daemon is, none listens."""
 
 
-class Events:
+class EventFeed:
     """Thread-safe. ``read`` and ``publish`` never wait."""
 
     def __init__(self) -> None:

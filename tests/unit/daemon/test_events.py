@@ -2,7 +2,7 @@
 
 import pytest
 
-from agentd.daemon.events import MAX_KEPT, MAX_OF_ONE, Events
+from agentd.daemon.events import MAX_KEPT, MAX_OF_ONE, EventFeed
 from agentd.model.errors import InvalidInput
 from agentd.model.events import EventKind
 from agentd.model.principal import Principal
@@ -13,12 +13,12 @@ EVE = Principal("eve", frozenset(("read", "approve")), "key")
 ROOT = Principal("root", frozenset(("admin",)), "peer")
 
 
-def _sandboxes(events: Events, who: Principal, after: str = "", limit: int = 1000) -> list[str]:
+def _sandboxes(events: EventFeed, who: Principal, after: str = "", limit: int = 1000) -> list[str]:
     return [event.sandbox for event in events.read(who, after, limit).events]
 
 
 def test_a_principal_sees_its_own_and_an_admin_all() -> None:
-    events = Events()
+    events = EventFeed()
     events.publish(EventKind.CREATED, "ann", "sbx-a")
     events.publish(EventKind.CREATED, "bob", "sbx-b")
     events.publish(EventKind.APPROVAL, "bob", "sbx-c", state="pending")
@@ -31,7 +31,7 @@ def test_a_principal_sees_its_own_and_an_admin_all() -> None:
 
 @pytest.mark.parametrize("who", [ANN, ROOT], ids=["owner", "admin"])
 def test_pages_follow_each_other_without_a_gap_or_a_repeat(who: Principal) -> None:
-    events = Events()
+    events = EventFeed()
     for n in range(10):
         events.publish(EventKind.CREATED, "ann", f"sbx-{n}")
         events.publish(EventKind.CREATED, "bob", "")
@@ -47,7 +47,7 @@ def test_pages_follow_each_other_without_a_gap_or_a_repeat(who: Principal) -> No
 
 
 def test_one_principal_pushes_out_its_own_events_alone() -> None:
-    events = Events()
+    events = EventFeed()
     events.publish(EventKind.CREATED, "ann", "sbx-a")
     mark = {who.name: events.read(who).next for who in (ANN, BOB)}
     for n in range(MAX_OF_ONE + 1):
@@ -61,7 +61,7 @@ def test_one_principal_pushes_out_its_own_events_alone() -> None:
 
 
 def test_all_together_are_bounded_and_the_oldest_go() -> None:
-    events = Events()
+    events = EventFeed()
     events.publish(EventKind.CREATED, "ann", "sbx-a")
     begun = events.read(ANN).events[0].id
     events.publish(EventKind.CREATED, "ann", "sbx-b")
@@ -74,7 +74,7 @@ def test_all_together_are_bounded_and_the_oldest_go() -> None:
 
 
 def test_an_id_of_another_daemons_life_tells_that_some_are_lost() -> None:
-    before, events = Events(), Events()
+    before, events = EventFeed(), EventFeed()
     events._life = before._life + "0"
     before.publish(EventKind.CREATED, "ann", "sbx-a")
     events.publish(EventKind.CREATED, "ann", "sbx-b")
@@ -86,17 +86,17 @@ def test_an_id_of_another_daemons_life_tells_that_some_are_lost() -> None:
 @pytest.mark.parametrize("after", ["7", "evt-", "evt-a", "evt-a-b", "evt-a-1-2", "evt--1", "x-a-1"])
 def test_what_is_no_id_is_refused(after: str) -> None:
     with pytest.raises(InvalidInput, match="is no event's id"):
-        Events().read(ANN, after)
+        EventFeed().read(ANN, after)
 
 
 @pytest.mark.parametrize("limit", [0, -1, 1001])
 def test_a_limit_out_of_bounds_is_refused(limit: int) -> None:
     with pytest.raises(InvalidInput, match=f"limit {limit} is not from 1 to 1000"):
-        Events().read(ANN, limit=limit)
+        EventFeed().read(ANN, limit=limit)
 
 
 def test_who_listens_is_told_of_what_it_may_see_until_it_stops() -> None:
-    events, told = Events(), []
+    events, told = EventFeed(), []
     stop = events.listen(ANN, lambda: told.append("ann"))
     events.listen(ROOT, lambda: told.append("root"))
     events.publish(EventKind.CREATED, "ann", "")

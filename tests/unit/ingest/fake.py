@@ -13,7 +13,7 @@ import msgspec
 from tests.unit.ingest.fake_sandbox import FakeProcess as FakeProcess  # noqa: PLC0414
 from tests.unit.ingest.fake_service import FakeService
 
-from agentd.daemon.events import Events
+from agentd.daemon.events import EventFeed
 from agentd.model.api import ApprovalView, CallBody, CallView, KeyView, SnapshotView
 from agentd.model.capability import CallFailed
 from agentd.model.cause import Cause, CauseCode
@@ -47,7 +47,7 @@ class FakeDaemon:
         self.asked: dict[str, ApprovalView] = {}
         self.count = 0
         self.calls: list[str] = []
-        self.events = Events()
+        self.events = EventFeed()
         self.not_ready = ""
         self.anyone: Principal | None = None
         self.seen: dict[str, Any] = {}

@@ -12,7 +12,7 @@ from agentd.daemon.calls.calls import Calls
 from agentd.daemon.calls.ends import Ends
 from agentd.daemon.commands.commands import Commands
 from agentd.daemon.config.schema import Config
-from agentd.daemon.events import Events
+from agentd.daemon.events import EventFeed
 from agentd.daemon.observe.observed import Observer
 from agentd.daemon.pipeline import Pipeline
 from agentd.daemon.sandboxes.sandboxes import Sandboxes
@@ -43,6 +43,6 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     ends: Ends  # of calls that somebody waits for
     approvals: Approvals
     control: AdmissionControl
-    events: Events
+    events: EventFeed
     repeats: Repeats
     observer: Observer
