@@ -269,7 +269,8 @@ class Sandboxes(Adoption):
         self._lease(live, seconds)
         live.lease(seconds)
         self._change(live, deadline=time.time() + seconds)
-        self._tell(EventKind.RENEWED, live, deadline=live.record.deadline)
+        record = live.record
+        self._publish(EventKind.RENEWED, record.principal, record.id, deadline=record.deadline)
 
     def relabel(self, who: Principal, live: Live, changes: Mapping[str, str | None]) -> None:
         """Judged as a new one with those labels is. Raises InvalidInput, and what refuses it."""
@@ -285,21 +286,18 @@ class Sandboxes(Adoption):
         live.require_running("pause it")
         self._pipeline.manager.pause(live.handle)
         self._change(live, state=str(live.handle.state))
-        self._tell(EventKind.PAUSED, live)
+        self._publish(EventKind.PAUSED, live.record.principal, live.id)
 
     def resume(self, live: Live) -> None:
         self._pipeline.manager.resume(live.handle)
         self._change(live, state=str(live.handle.state))
-        self._tell(EventKind.RESUMED, live)
+        self._publish(EventKind.RESUMED, live.record.principal, live.id)
 
     def expire(self) -> None:
         """End those whose lease is over."""
         for live in self.all():
             if live.left == 0.0:
                 self.end(live, "lease_expired")
-
-    def _tell(self, kind: EventKind, live: Live, **about: object) -> None:
-        self._publish(kind, live.record.principal, live.id, **about)
 
     # --- the record ---
 
