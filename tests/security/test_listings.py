@@ -164,3 +164,17 @@ def test_a_slip_is_a_400(daemon: Daemon, box: str, slip: str) -> None:
 def test_so_it_is_for_the_sdk() -> None:
     with Sandbox.create() as box, pytest.raises(InvalidInput, match="is not absolute"):
         box.files.read("x")
+
+
+def test_a_tag_that_is_kept_with_a_command_is_bounded(daemon: Daemon, box: str) -> None:
+    """It would stay in memory, in the store and in each list, for each of many commands."""
+    url = f"/v1/sandboxes/{box}/exec"
+    for tag in ("a" * 257, "a" * MIB, "a\nb", "\x1b[2J"):
+        for body in ({}, {"wait": False}):
+            refused = daemon.ask("POST", url, {"cmd": ["true"], "tag": tag, **body})
+            assert (refused.status, refused.code) == (400, "invalid_input"), refused.body[:300]
+            assert "256 characters" in refused.json["remediation"]
+    once = daemon.ask("POST", "/v1/run", {"exec": {"cmd": ["true"], "tag": "a" * 257}})
+    assert (once.status, once.code) == (400, "invalid_input"), once.body[:300]
+    assert daemon.ask("GET", f"/v1/sandboxes/{box}/processes").json == []
+    assert daemon.ask("POST", url, {"cmd": ["true"], "tag": "ä" * 256}).status == 200

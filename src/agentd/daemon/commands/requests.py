@@ -10,6 +10,7 @@ from agentd.model.errors import InvalidInput
 from agentd.model.spec import ExecRequest
 
 _MAX_STDIN = 64 << 20
+_MAX_TAG = 256
 
 
 def new_id() -> str:
@@ -21,6 +22,7 @@ def new_id() -> str:
 
 def request_of(body: ExecBody, stdin: bool) -> ExecRequest:
     """Raises InvalidInput."""
+    _check_tag(body.tag)
     wanted: options.ExecOptions = {
         "cwd": body.cwd,
         "env": body.env,
@@ -28,6 +30,15 @@ def request_of(body: ExecBody, stdin: bool) -> ExecRequest:
         "limits": body.limits,
     }
     return options.exec_request(body.cmd, stdin=stdin, pty=body.pty, **wanted)
+
+
+def _check_tag(tag: str | None) -> None:
+    """It is kept in memory, in the store and in the feed of events. Raises InvalidInput."""
+    if tag is not None and (len(tag) > _MAX_TAG or not tag.isprintable()):
+        raise InvalidInput(
+            f"tag {tag[:64]!r} is not usable",
+            remediation=f"give printable text of at most {_MAX_TAG} characters",
+        )
 
 
 def stdin_of(body: ExecBody) -> bytes:
