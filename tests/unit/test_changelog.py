@@ -49,7 +49,8 @@ def test_each_fragment_has_a_type_that_is_a_heading_and_says_something(
     for path in FRAGMENTS.iterdir():
         if path.name not in ("README.md", "template.md"):
             assert re.fullmatch(rf"[a-z0-9-]+\.({'|'.join(types)})\.md", path.name), path.name
-            assert path.read_text().strip(), path.name
+            text = path.read_text()
+            assert text.strip() and not text.startswith("- "), path.name
 
 
 def test_the_page_of_the_fragments_names_each_type_with_its_heading(changelog: ModuleType) -> None:
