@@ -15,6 +15,7 @@ from agentd.ingest.rest.query import Parameter
 from agentd.ingest.rest.respond import answer, encode
 from agentd.ingest.web.signal import Signal
 from agentd.model.door import DoorEvents
+from agentd.model.errors import Full
 from agentd.model.events import EventPage, wait_seconds
 
 _PAGE = 100
@@ -28,6 +29,7 @@ class _Reader:
         self._more = Signal()
         self.after = after
         self._limit = limit
+        self._known = asyncio.get_running_loop().time()  # when it was last asked who this is
         self.stopped = False
 
     async def next(self, exchange: Exchange, wait: float) -> EventPage:
@@ -42,6 +44,16 @@ class _Reader:
                 self.after = page.next
                 return page
             await self._more.wait(left)
+
+    async def ask_anew(self, exchange: Exchange) -> None:
+        """A feed has no end: one whose key was revoked, or whose scopes were taken away, is told
+        nothing more than a beat later. Raises Unauthenticated, Forbidden."""
+        now = asyncio.get_running_loop().time()
+        if now - self._known < exchange.web.limits.heartbeat:
+            return
+        with contextlib.suppress(Full):  # known, and in a hurry elsewhere
+            self._events = (await exchange.authenticate()).events
+        self._known = now
 
     def stop(self) -> None:
         self.stopped = True
@@ -75,6 +87,7 @@ async def _events(exchange: Exchange, query: dict[str, Any]) -> None:
             if reader.stopped:
                 break
             page = await reader.next(exchange, exchange.web.limits.heartbeat)
+            await reader.ask_anew(exchange)
         await exchange.end()
 
 
