@@ -6,7 +6,7 @@ from base64 import b32encode
 from typing import TYPE_CHECKING, TypeVar
 
 from agentd.model.enforcement import Enforcement
-from agentd.model.errors import BackendLost, Refused, SandboxError
+from agentd.model.errors import BackendLost, Conflict, Refused
 from agentd.model.result import SandboxInfo
 from agentd.sandbox.abilities import CHANGES, SNAPSHOT, Ability, incapable
 from agentd.sandbox.choose import Choice
@@ -60,7 +60,7 @@ class SandboxHandle:
                 f"sandbox {self.id} is {self.state}", remediation="create a new sandbox"
             )
         if self.state is State.PAUSED:
-            raise SandboxError(f"sandbox {self.id} is paused", remediation="resume it first")
+            raise Conflict(f"sandbox {self.id} is paused", remediation="resume it first")
         return self._guest
 
     @property
@@ -87,12 +87,12 @@ class SandboxHandle:
             self.commands -= 1
 
     def check_idle(self) -> None:
-        """Raises SandboxError while commands run: a snapshot would end them here and there.
+        """Raises Conflict while commands run: a snapshot would end them here and there.
 
         The streams to a virtual machine do not survive one, and with them go attached commands.
         """
         if self.commands:
-            raise SandboxError(
+            raise Conflict(
                 f"{self.commands} commands run in sandbox {self.id}",
                 remediation="wait for them, or let the shell start them in the background",
             )

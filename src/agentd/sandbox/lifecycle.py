@@ -12,7 +12,7 @@ Pausing, resuming and taking a snapshot may fail: the sandbox is then what it wa
 from enum import StrEnum
 from typing import NamedTuple
 
-from agentd.model.errors import SandboxError
+from agentd.model.errors import Conflict, SandboxError
 
 
 class State(StrEnum):
@@ -99,14 +99,13 @@ def advance(state: State, event: LifecycleEvent) -> Step:
     """The next state and what to do to get there, in order.
 
     Ending is idempotent, and cuts short whatever goes on: what comes late to a sandbox that is
-    ending or has ended changes nothing. Raises SandboxError for an event that makes no sense in
-    ``state``.
+    ending or has ended changes nothing. For an event that makes no sense in ``state``
+    raises Conflict where the sandbox is paused, else SandboxError.
     """
     step = _TABLE.get((state, event))
     if step is not None:
         return step
     if state in (State.ENDING, State.ENDED) and event in _LATE:
         return Step(state)
-    raise SandboxError(
-        f"cannot {event} a sandbox that is {state}", remediation=_REMEDIES.get(state, "")
-    )
+    error = Conflict if state is State.PAUSED else SandboxError
+    raise error(f"cannot {event} a sandbox that is {state}", remediation=_REMEDIES.get(state, ""))

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from agentd import AsyncSandbox, Sandbox
-from agentd.model.errors import InvalidInput, NotFound, Refused, SandboxError
+from agentd.model.errors import Conflict, InvalidInput, NotFound, Refused
 
 
 @pytest.fixture
@@ -18,9 +18,9 @@ def sandbox(machines):
 def test_a_paused_sandbox_refuses_work_and_names_the_fix(sandbox):
     sandbox.pause()
     for use in (lambda: sandbox.run("true"), sandbox.ping, lambda: sandbox.files.list("/")):
-        with pytest.raises(SandboxError, match=rf"{sandbox.id} is paused \(resume it first\)"):
+        with pytest.raises(Conflict, match=rf"{sandbox.id} is paused \(resume it first\)"):
             use()
-    with pytest.raises(SandboxError, match="cannot pause a sandbox that is paused"):
+    with pytest.raises(Conflict, match="cannot pause a sandbox that is paused"):
         sandbox.pause()
     sandbox.resume()
     assert sandbox.run("echo on").text == "on\n"
@@ -123,7 +123,7 @@ def test_async_pause_snapshot_and_fork(machines):
         async with await AsyncSandbox.create() as sandbox:
             await sandbox.run("echo one > a")
             await sandbox.pause()
-            with pytest.raises(SandboxError, match="is paused"):
+            with pytest.raises(Conflict, match="is paused"):
                 await sandbox.run("true")
             await sandbox.resume()
             copies = await sandbox.fork(2)

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentd.model.errors import SandboxError
+from agentd.model.errors import Conflict, SandboxError
 from agentd.sandbox.lifecycle import Do, LifecycleEvent, State, advance
 
 
@@ -12,7 +12,7 @@ def walk(events):
     for event in events:
         try:
             step = advance(state, event)
-        except SandboxError:
+        except (Conflict, SandboxError):
             continue
         state = step.state
         done += step.instructions
@@ -87,7 +87,7 @@ def test_what_a_ready_sandbox_may_do(events, state):
 
 
 def test_what_a_paused_sandbox_cannot_do_names_the_fix():
-    with pytest.raises(SandboxError, match=r"cannot snapshot .* is paused \(resume it first\)"):
+    with pytest.raises(Conflict, match=r"cannot snapshot .* is paused \(resume it first\)"):
         advance(State.PAUSED, LifecycleEvent.SNAPSHOT)
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from agentd.model.availability import Availability
-from agentd.model.errors import BackendLost, Refused, SandboxError
+from agentd.model.errors import BackendLost, Conflict, Refused, SandboxError
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.spec import SandboxSpec
@@ -120,7 +120,7 @@ def handle(manager):
 def test_pause_and_resume(manager, handle, backend):
     manager.pause(handle)
     assert handle.state is State.PAUSED
-    with pytest.raises(SandboxError, match="is paused"):
+    with pytest.raises(Conflict, match="is paused"):
         _ = handle.guest
     manager.resume(handle)
     assert handle.state is State.READY
@@ -148,7 +148,7 @@ def test_what_fails_leaves_the_sandbox_as_it_was(manager, handle, backend, befor
 def test_a_paused_sandbox_cannot_be_kept_or_forked(manager, handle):
     manager.pause(handle)
     for use in (lambda: manager.snapshot(handle), lambda: manager.fork(handle, [SPEC])):
-        with pytest.raises(SandboxError, match="cannot snapshot a sandbox that is paused"):
+        with pytest.raises(Conflict, match="cannot snapshot a sandbox that is paused"):
             use()
     assert handle.state is State.PAUSED
 
@@ -253,7 +253,7 @@ def test_a_running_command_is_not_cut_off(manager, handle, backend):
     handle.begin_command()
     handle.begin_command()
     for use in (lambda: manager.snapshot(handle), lambda: manager.fork(handle, [SPEC])):
-        with pytest.raises(SandboxError, match=f"2 commands run in sandbox {handle.id} .wait for"):
+        with pytest.raises(Conflict, match=f"2 commands run in sandbox {handle.id} .wait for"):
             use()
     manager.pause(handle)
     manager.resume(handle)

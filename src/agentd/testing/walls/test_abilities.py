@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from agentd import AgentdError, Refused, Sandbox, SandboxError, Snapshot, Unsupported
+from agentd import AgentdError, Conflict, Refused, Sandbox, SandboxError, Snapshot, Unsupported
 
 ABILITIES = {"pause": "pause", "resume": "pause", "snapshot": "snapshot", "fork": "fork"}
 # A secret that is in one process's memory alone.
@@ -70,7 +70,7 @@ def test_nothing_runs_while_it_is_paused(sandbox: Sandbox, paused: Callable[[], 
         try:
             assert heard.get(timeout=120) == b"before\n"
             paused()
-            with pytest.raises(AgentdError, match="is paused"):
+            with pytest.raises(Conflict, match="is paused"):
                 sandbox.run(["true"])
             process.write("during\n")
             with pytest.raises(queue.Empty):
