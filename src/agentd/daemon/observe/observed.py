@@ -101,8 +101,9 @@ def observed(op: str) -> Callable[[Method], Method]:
                 failure = error
                 raise
             finally:
+                found = context.sandbox.get()
                 context.sandbox.reset(token)
-                self._observer.over(op, who, sandbox, begun, failure)
+                self._observer.over(op, who, found, begun, failure)
 
         return cast("Method", do)
 

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from agentd.daemon.admission import acts
+from agentd.model import context
 from agentd.policy.scopes import scope_of
 
 if TYPE_CHECKING:
@@ -24,7 +25,10 @@ class Noun:
     def _live(self, scope: str, id_: str) -> "Live":
         """Raises Forbidden, NotFound."""
         self._who.require(scope)
-        return self._parts.sandboxes.get(self._who, id_)
+        live = self._parts.sandboxes.get(self._who, id_)
+        if live.id != id_:  # it was asked for by its name: the log has the id all the same
+            context.sandbox.set(live.id)
+        return live
 
     def _open(
         self, id_: str, name: str, doing: str, **parameters: object

@@ -91,10 +91,12 @@ class DaemonSandboxes(Noun):
     def kill_at_once(self, id: str) -> Callable[[], None] | None:
         """As of ``DoorSandboxes``."""
         try:
-            rest = self._parts.sandboxes.end_at_once(self._live("create", id))
+            self._who.require("create")
+            live = self._parts.sandboxes.get(self._who, id)
+            rest = self._parts.sandboxes.end_at_once(live)
         except AgentdError:
             return None  # ``kill`` says so
-        return None if rest is None else partial(self._finish, id, rest)
+        return None if rest is None else partial(self._finish, live.id, rest)
 
     @observed("delete")  # counted as what it begins
     def _finish(self, id: str, rest: Callable[[], None]) -> None:
