@@ -1,7 +1,7 @@
 """A sandbox that its principal has given a name is found by that, wherever an id is asked for."""
 
 import pytest
-from tests.security.daemons import Daemon, Later, fixture, running
+from tests.security.daemons import Daemon, Later, fixture, running, until
 
 import agentd
 
@@ -28,9 +28,13 @@ def test_it_goes_by_its_name_wherever_an_id_does(daemon: Daemon) -> None:
     finally:
         assert daemon.ask("DELETE", "/v1/sandboxes/build").status == 204
     assert daemon.ask("GET", "/v1/sandboxes/build").status == 404
-    for op in (b"get", b"exec", b"write_file", b"delete"):
-        told = [line for line in daemon.log.splitlines() if b" op=%b " % op in line]
-        assert any(b"sandbox=%b " % box.encode() in line for line in told), told
+    for op in (b"get", b"exec", b"write_file", b"delete"):  # the last is told behind its answer
+        until(lambda op=op: _is_logged(daemon, op, box))  # type: ignore[misc]
+
+
+def _is_logged(daemon: Daemon, op: bytes, box: str) -> bool:
+    told = [line for line in daemon.log.splitlines() if b" op=%b " % op in line]
+    return any(b"sandbox=%b " % box.encode() in line for line in told)
 
 
 def test_a_repeat_finds_by_the_name_what_it_was_asked_of(daemon: Daemon) -> None:
