@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -140,6 +141,21 @@ def test_a_wait_that_is_none_is_refused_by_name(daemon: Daemon, wait: object) ->
 def test_a_call_says_that_it_does_not_wait(daemon: Daemon) -> None:
     refused = daemon.call("shell.exec.v1", {"command": "true"}, create={"wait": "1m"})
     assert refused.status == 400 and "has no 'wait'" in refused.json["message"]
+
+
+def test_one_that_a_smaller_quota_has_no_room_for_lets_the_others_pass() -> None:
+    with running(config=TWO) as daemon:
+        key = daemon.key("ann")
+        boxes = [daemon.sandbox(key=key, memory="256M") for _ in range(2)]
+        large = _create(daemon, key, 1, memory="2G")
+        small = _create(daemon, key, 2)
+        daemon.configure(TWO.replace("2G", "1G"))
+        assert daemon.process is not None
+        daemon.process.send_signal(signal.SIGHUP)
+        refused = large.answer()
+        assert (refused.status, refused.code) == (429, "quota_exceeded"), refused.body
+        daemon.ask("DELETE", f"/v1/sandboxes/{boxes[0]}", key=key)
+        assert small.answer().status == 201
 
 
 def test_run_waits_too(daemon: Daemon, full: tuple[str, list[str]]) -> None:

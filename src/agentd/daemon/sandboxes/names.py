@@ -2,17 +2,20 @@
 
 import re
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from agentd.daemon.store.records import SandboxRecord
 from agentd.daemon.store.sqlite import SqliteStore
 from agentd.model import context
-from agentd.model.errors import Conflict, InvalidInput
+from agentd.model.errors import Conflict, Full, InvalidInput
 
 _NAME = re.compile(r"(?!sbx-)[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
 # How often who waits for a name looks whether its client has gone.
 _LOOK_SECONDS = 1.0
+MAX_WAITING_OF_ONE = 128  # each in a thread of its own
 
 
 class Names:
@@ -22,6 +25,7 @@ class Names:
         self._changed = threading.Condition()
         self._ids: dict[tuple[str, str], str] = {}
         self._making: set[tuple[str, str]] = set()
+        self._waiting: Counter[str] = Counter()  # by owner
 
     def find(self, owner: str, name: str) -> str:
         """The id of the sandbox that ``owner`` calls so, or ""."""
@@ -39,18 +43,17 @@ class Names:
                 del self._ids[owner, name]
 
     @contextmanager
-    def making(self, owner: str, name: str, *, wait: bool) -> Iterator[None]:
-        """Nobody else makes one of that name within the block; ``wait`` until nobody does.
+    def making(self, owner: str, name: str, *, wait: float = 0.0) -> Iterator[None]:
+        """Nobody else makes one of that name within the block; for up to ``wait`` seconds it is
+        waited until nobody does.
 
-        Raises InvalidInput for what is no name, Conflict.
+        Raises InvalidInput for what is no name, Conflict, Full.
         """
         check_name(name)
         key = owner, name
         with self._changed:
-            while key in self._making:
-                if not wait or context.waiting_client().is_set:
-                    raise taken(name)
-                self._changed.wait(_LOOK_SECONDS)
+            if key in self._making:
+                self._wait(key, wait)
             self._making.add(key)
         try:
             yield
@@ -58,6 +61,28 @@ class Names:
             with self._changed:
                 self._making.discard(key)
                 self._changed.notify_all()
+
+    def _wait(self, key: tuple[str, str], wait: float) -> None:
+        """Until nobody makes one of that name; under the lock."""
+        owner, name = key
+        if self._waiting[owner] >= MAX_WAITING_OF_ONE:
+            raise Full(
+                f"{MAX_WAITING_OF_ONE} requests of {owner} wait for names",
+                remediation="come back later",
+                retry_after=5.0,
+            )
+        end = time.monotonic() + wait
+        self._waiting[owner] += 1
+        try:
+            while key in self._making:
+                left = end - time.monotonic()
+                if left <= 0 or context.waiting_client().is_set:
+                    raise taken(name) if wait <= 0 else being_made(name, wait)
+                self._changed.wait(min(left, _LOOK_SECONDS))
+        finally:
+            self._waiting[owner] -= 1
+            if not self._waiting[owner]:
+                del self._waiting[owner]
 
 
 def recalled(store: SqliteStore, owner: str, id_: str) -> SandboxRecord | None:
@@ -82,6 +107,14 @@ def check_name(name: str) -> None:
             remediation="give up to 63 letters, digits, dots, underscores and hyphens, a letter or "
             "digit first; 'sbx-' begins ids",
         )
+
+
+def being_made(name: str, wait: float) -> Conflict:
+    return Conflict(
+        f"your sandbox {name!r} is still being made",
+        cause=f"it was waited for {wait:g} s",
+        remediation="ask again, or give a longer wait",
+    )
 
 
 def taken(name: str) -> Conflict:

@@ -186,8 +186,8 @@ class Ledger:
     def _give_up(self, name: str, limits: Limits, turn: _Turn) -> None:
         """What it got meanwhile and cannot use is given back."""
         with self._lock:
-            if not turn.granted:
-                use = self._use(name)
+            use = self._use(name)
+            if turn in use.turns:
                 use.turns.remove(turn)
                 self._grant(name, use)
         if turn.granted:
@@ -198,13 +198,14 @@ class Ledger:
         quota = self._quota(name)
         while use.turns and not self._closed:
             turn = use.turns[0]
-            try:
-                use.check(name, turn, quota)
-            except QuotaExceeded:
+            if not _fits(name, _Use(0.0), turn, quota):  # in a quota that has become smaller
+                use.turns.popleft().told.set()
+            elif _fits(name, use, turn, quota):
+                use.add(use.turns.popleft())
+                turn.granted = True
+                turn.told.set()
+            else:
                 return
-            use.add(use.turns.popleft())
-            turn.granted = True
-            turn.told.set()
 
     @contextlib.contextmanager
     def command(self, name: str) -> Iterator[None]:
@@ -271,6 +272,14 @@ def _exceeded(name: str, bound: str, wait: float) -> QuotaExceeded:
         remediation="end what is not needed, or come back later",
         retry_after=max(wait, 0.01),
     )
+
+
+def _fits(name: str, use: _Use, turn: _Turn, quota: Quota) -> bool:
+    try:
+        use.check(name, turn, quota)
+    except QuotaExceeded:
+        return False
+    return True
 
 
 def _about_to_end() -> Full:

@@ -21,6 +21,7 @@ from agentd.model.units import parse_duration
 from agentd.policy.scopes import scope_of
 
 _AS_USUAL = SandboxBody()
+_BUILD_SECONDS = 60.0  # that somebody else may take to make the sandbox of a name
 
 
 class DaemonSandboxes(Noun):
@@ -40,7 +41,8 @@ class DaemonSandboxes(Noun):
             )
         named = msgspec.structs.replace(body, name=name)
         sandboxes = self._parts.sandboxes
-        with sandboxes.names.making(self._who.name, name, wait=True):
+        wait = bodies.wait_of(body) + _BUILD_SECONDS
+        with sandboxes.names.making(self._who.name, name, wait=wait):
             return (sandboxes.named(self._who, name) or self._make(named)).view()
 
     @observed("list")
@@ -142,7 +144,7 @@ class DaemonSandboxes(Noun):
         if body.name is None:
             return self._make(body)
         sandboxes = self._parts.sandboxes
-        with sandboxes.names.making(self._who.name, body.name, wait=False):
+        with sandboxes.names.making(self._who.name, body.name):
             if sandboxes.named(self._who, body.name) is not None:
                 raise taken(body.name)
             return self._make(body)
