@@ -36,6 +36,7 @@ class Part:
     options: Sequence[str] = ()
     counts: "Counter[str]" = field(default_factory=Counter)
     failed: list[str] = field(default_factory=list)
+    passed: set[str] = field(default_factory=set)
     seconds: float = 0.0
     trouble: str = "not reached"
 
@@ -50,7 +51,6 @@ class Part:
             return
         with tempfile.TemporaryDirectory() as folder:
             report = Path(folder, "report.xml")
-            # The older format names the file of a test.
             report_as = [f"--junitxml={report}", "-o", "junit_family=xunit1", "--tb=short"]
             argv = [*_PYTEST, *report_as, *self.options, *self.tests]
             environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
@@ -73,14 +73,16 @@ class Part:
             ended[_name(case)] = "skipped" if "skipped" in kinds else word
         self.counts.update(ended.values())
         self.failed += [name for name, word in ended.items() if word == "failed"]
+        self.passed |= {name for name, word in ended.items() if word == "passed"}
 
 
 def _name(case: xml.Element) -> str:
-    """As pytest takes it."""
-    file = case.attrib["file"]
-    module = file.removesuffix(".py").replace("/", ".")
-    classes = case.attrib["classname"].removeprefix(module).split(".")
-    return "::".join([file, *filter(None, classes), case.attrib["name"]])
+    """As pytest takes it. Its attribute ``file`` is where a test was written, not collected."""
+    words = case.attrib["classname"].split(".")
+    number = next(
+        n for n in range(len(words), 0, -1) if Path(*words[:n]).with_suffix(".py").exists()
+    )
+    return "::".join([f"{'/'.join(words[:number])}.py", *words[number:], case.attrib["name"]])
 
 
 def _pending() -> list[str]:
@@ -133,7 +135,7 @@ def main() -> int:
 
 
 def _summary(part: Part, again: Part) -> int:
-    failed = again.failed if again.counts else list(again.tests)
+    failed = [name for name in again.tests if name not in again.passed]
     for name in again.tests:
         print(f"{'FAILED' if name in failed else 'FLAKY: passed alone'}: {name}")
     print(f"{part}; {len(failed)} of the failed ones failed once more, too")

@@ -16,8 +16,8 @@ MIB = 1 << 20
 EATER = "import sys; b = bytearray(256 << 20); b[::4096] = b'x' * len(b[::4096])"
 SPINNER = """
 import time
-began = time.monotonic()
-while time.process_time() < 0.3:
+began, end = time.monotonic(), time.process_time() + 0.3
+while time.process_time() < end:
     pass
 print(time.monotonic() - began)
 """
