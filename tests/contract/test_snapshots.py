@@ -13,7 +13,7 @@ from agentd.client import build
 from agentd.client.embedded_service import EmbeddedService
 from agentd.client.sandbox import Sandbox
 from agentd.daemon.pipeline import Pipeline
-from agentd.model.errors import SandboxError
+from agentd.model.errors import Conflict, SandboxError
 from agentd.model.principal import local
 from agentd.sandbox import snapshots
 from agentd.sandbox.abilities import PAUSE, SNAPSHOT
@@ -81,7 +81,7 @@ def test_forks_go_on_from_one_moment_as_machines_of_their_own(
     able.run(["sh", "-c", f"setsid sh -c '{_quoted(_COUNTER)}' >/dev/null 2>&1 &"], check=True)
     _until(able, "pid")
     secret, before = _ask(able)
-    with able.start("sleep 1000"), pytest.raises(SandboxError, match="1 commands run"):
+    with able.start("sleep 1000"), pytest.raises(Conflict, match="1 commands run"):
         able.fork(1)
     with ExitStack() as stack:
         copies = [stack.enter_context(copy) for copy in able.fork(2)]

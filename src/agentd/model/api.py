@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from agentd.model import typed
 from agentd.model.answer import Answer
 from agentd.model.audit import Record
 from agentd.model.cause import Cause
@@ -328,7 +329,7 @@ class AuditPage(msgspec.Struct, frozen=True):
     @property
     def records(self) -> tuple[Record, ...]:
         """What the lines say."""
-        return tuple(msgspec.json.decode(line, type=Record) for line in self.lines)
+        return tuple(typed.decoder(Record).decode(line) for line in self.lines)
 
 
 class BackendView(msgspec.Struct, frozen=True):

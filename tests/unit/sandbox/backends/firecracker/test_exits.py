@@ -25,7 +25,7 @@ from agentd.sandbox.backends.firecracker.exits import of_status
         (-9, CauseCode.BACKEND_LOST, "killed"),
         (-11, CauseCode.BACKEND_LOST, "SIGSEGV"),
         (-40, CauseCode.BACKEND_LOST, "signal 40"),
-        (None, CauseCode.BACKEND_LOST, "nobody saw"),
+        (None, CauseCode.BACKEND_LOST, "is not known"),
     ],
 )
 def test_each_status_has_a_cause(status: int | None, code: CauseCode, words: str) -> None:
