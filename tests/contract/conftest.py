@@ -122,8 +122,12 @@ def own_pipeline(canary: str) -> Iterator[Pipeline]:
 def pipeline(request: pytest.FixtureRequest, lasting: Pipeline | None) -> Iterator[Pipeline]:
     if lasting is None:
         yield request.getfixturevalue("own_pipeline")
-    else:
-        yield lasting
+        return
+    yield lasting
+    # The templates that this test had opened in it, before it is looked at for what it leaves.
+    backend = lasting.manager.backend(KINDS[_kind_of(request)].name)
+    if templates := getattr(backend, "_templates", None):
+        templates.close()
 
 
 @pytest.fixture(params=KINDS)
@@ -284,14 +288,10 @@ class Machines:
         self._pipeline = Pipeline(Manager(_load))
         self._made: dict[str, Lent] = {}
 
-    @contextlib.contextmanager
-    def pipeline(self, kind: Kind) -> Iterator[Pipeline]:
-        """Its own, that wall's keeper started; without the templates that were opened in it."""
-        backend = self._pipeline.manager.backend(kind.name)
-        backend.probe()
-        yield self._pipeline
-        if templates := getattr(backend, "_templates", None):
-            templates.close()
+    def pipeline(self, kind: Kind) -> Pipeline:
+        """Its own, that wall's keeper started."""
+        self._pipeline.manager.backend(kind.name).probe()
+        return self._pipeline
 
     def get(self, name: str) -> Lent | None:
         """None where none can be had."""
@@ -325,14 +325,12 @@ def _kind_of(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def lasting(request: pytest.FixtureRequest, machines: Machines) -> Iterator[Pipeline | None]:
+def lasting(request: pytest.FixtureRequest, machines: Machines) -> Pipeline | None:
     """The one of all tests of machines where starting a keeper for each takes most of its time."""
     name = _kind_of(request)
     if SLOWER == 1 or not name or not KINDS[name].machine:
-        yield None
-        return
-    with machines.pipeline(KINDS[name]) as pipeline:
-        yield pipeline
+        return None
+    return machines.pipeline(KINDS[name])
 
 
 @pytest.fixture
