@@ -147,8 +147,8 @@ def test_one_that_a_smaller_quota_has_no_room_for_lets_the_others_pass() -> None
     with running(config=TWO) as daemon:
         key = daemon.key("ann")
         boxes = [daemon.sandbox(key=key, memory="256M") for _ in range(2)]
-        large = _create(daemon, key, 1, memory="2G")
-        small = _create(daemon, key, 2)
+        large = _create(daemon, key, 1, memory="2G", wait="1h")
+        small = _create(daemon, key, 2, wait="1h")
         daemon.configure(TWO.replace("2G", "1G"))
         assert daemon.process is not None
         daemon.process.send_signal(signal.SIGHUP)
