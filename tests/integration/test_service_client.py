@@ -10,6 +10,7 @@ from tests.integration.test_client_of_a_daemon import Daemon
 
 from agentd import (
     AsyncClient,
+    AsyncSandbox,
     Client,
     Conflict,
     Forbidden,
@@ -165,6 +166,33 @@ def test_the_same_with_asyncio(daemon: Daemon) -> None:
             assert all(key.secret is None for key in keys)
             with pytest.raises(NotFound):
                 await client.sandboxes.get("sbx-none")
+
+    asyncio.run(main())
+
+
+def test_a_watch_of_asyncio_that_is_cancelled_ends_as_cancelled(daemon: Daemon) -> None:
+    async def main() -> None:
+        async with (
+            await AsyncSandbox.create(url=daemon.url) as sandbox,
+            AsyncClient(daemon.url) as client,
+        ):
+            seen: list[str] = []
+
+            async def watch() -> None:
+                async for change in client.files.watch(sandbox.id, "/workspace"):
+                    seen.append(change.path)
+
+            watching = asyncio.create_task(watch())
+            while not seen:
+                await sandbox.files.write("/workspace/a", b"a")
+                await asyncio.sleep(0.05)
+            watching.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await watching
+            text = b"".join(
+                [piece async for piece in client.files.read(sandbox.id, "/workspace/a")]
+            )
+            assert text == b"a"
 
     asyncio.run(main())
 

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from inspect import signature
 from operator import methodcaller
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar, cast
 
@@ -41,17 +42,29 @@ def aio(
 def aio_each(
     method: Callable[Concatenate[Any, P], Iterator[R]],
 ) -> Callable[Concatenate[Any, P], AsyncGenerator[R, None]]:
-    """Make an asynchronous generator of a blocking object's method that gives pieces."""
+    """Make an asynchronous generator of a blocking object's method that gives pieces.
 
-    async def each(self: Aio, /, *args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[R, None]:
-        pieces = await self._call(methodcaller(method.__name__, *args, **kwargs))
+    Cancelling the wait for a piece ends it: at once where the method takes a descriptor, ``wake``.
+    """
+
+    async def each(
+        self: AioOnThreads, /, *args: P.args, **kwargs: P.kwargs
+    ) -> AsyncGenerator[R, None]:
+        bound, wake = getattr(self._blocking, method.__name__), Wake()
         try:
-            while (piece := await self._call(lambda _: next(pieces, _OVER))) is not _OVER:
-                yield cast("R", piece)
+            more = {"wake": wake.fd} if "wake" in signature(bound).parameters else {}
+            begin = functools.partial(bound, *args, **{**more, **kwargs})
+            pieces = await self._threads.call(begin, wake)
+            try:
+                step = functools.partial(next, pieces, _OVER)
+                while (piece := await self._threads.call(step, wake)) is not _OVER:
+                    yield cast("R", piece)
+            finally:
+                close = getattr(pieces, "close", None)
+                if close is not None:
+                    close()
         finally:
-            close = getattr(pieces, "close", None)
-            if close is not None:
-                await self._call(lambda _: close())
+            wake.close()
 
     return functools.update_wrapper(each, method)
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
 from agentd.client.aio_method import aio, aio_each
+from agentd.client.aio_thread import Threads
 from agentd.client.service import Client
 from agentd.model import service
 
@@ -51,6 +52,11 @@ class AsyncCommands(_Noun):
 
 
 class AsyncSandboxFiles(_Noun):
+    def __init__(self, files: Any, threads: Threads) -> None:
+        super().__init__(files)
+        self._blocking = files
+        self._threads = threads
+
     read = aio_each(service.Files.read)
     write = aio(service.Files.write)
     list = aio(service.Files.list)
@@ -119,9 +125,10 @@ class AsyncClient:
 
     def __init__(self, url: str | None = None, *, api_key: str | None = None) -> None:
         self._client = Client(url, api_key=api_key)
+        self._threads = Threads("agentd-client")
         self.sandboxes = AsyncSandboxes(self._client.sandboxes)
         self.commands = AsyncCommands(self._client.commands)
-        self.files = AsyncSandboxFiles(self._client.files)
+        self.files = AsyncSandboxFiles(self._client.files, self._threads)
         self.ports = AsyncPorts(self._client.ports)
         self.snapshots = AsyncSnapshots(self._client.snapshots)
         self.capabilities = AsyncCapabilities(self._client.capabilities)
@@ -140,6 +147,7 @@ class AsyncClient:
     async def close(self) -> None:
         """Close its connections; idempotent."""
         self._client.close()
+        self._threads.shutdown(wait=False)
 
     async def __aenter__(self) -> Self:
         return self

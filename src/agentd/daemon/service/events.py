@@ -15,8 +15,10 @@ class DaemonEvents(Noun):
     @observed("events")
     def read(self, after: str = "", *, limit: int = 100, wait: str | float = 0) -> EventPage:
         self._who.require("read")
-        end = time.monotonic() + wait_seconds(wait)
-        more = threading.Event()
+        seconds = wait_seconds(wait)
+        if not seconds:
+            return self._parts.events.read(self._who, after, limit)
+        end, more = time.monotonic() + seconds, threading.Event()
         stop = self._parts.events.listen(self._who, more.set)
         try:
             while True:

@@ -195,6 +195,8 @@ class Ledger:
 
     def _grant(self, name: str, use: _Use) -> None:
         """Give what room there is to those who wait, in their order; under the lock."""
+        if not use.turns:
+            return
         quota = self._quota(name)
         while use.turns and not self._closed:
             turn = use.turns[0]
