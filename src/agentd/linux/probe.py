@@ -5,7 +5,7 @@ import os
 import warnings
 from dataclasses import asdict, dataclass
 
-from agentd.linux import abi, container, kvm, privileges
+from agentd.linux import abi, container, kvm, privileges, subids
 from agentd.linux.kernel import KERNEL, Kernel
 
 _LANDLOCK_CREATE_RULESET_VERSION = 1
@@ -39,6 +39,7 @@ class Facts:
     seccomp_filter: bool  # this process has one
     proc_masked: bool  # something is mounted in /proc
     apparmor_profile: str  # that confines this process
+    subordinate_ids: str  # what an ordinary user may map, or why there are none; empty for root
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -76,6 +77,7 @@ def gather(kernel: Kernel = KERNEL) -> Facts:
         seccomp_filter=container.filtered(),
         proc_masked=container.masked(),
         apparmor_profile=container.apparmor(),
+        subordinate_ids=subordinate_ids(),
     )
 
 
@@ -162,6 +164,14 @@ def in_chroot(error: str, mounts: str = "", status: str = "") -> bool:
     root_seen = any(line.split()[4:5] == ["/"] for line in mounts.splitlines())
     # A chroot to a mount point is seen by nothing else than that no filter can be to blame.
     return bool(mounts) and (not root_seen or "\nSeccomp:\t0\n" in status)
+
+
+def subordinate_ids() -> str:
+    """The range that this ordinary user may map beside its own id, or why there is none."""
+    if os.geteuid() == 0:
+        return ""
+    found = subids.own()
+    return found if isinstance(found, str) else f"{found.uids.start} to {found.uids.stop - 1}"
 
 
 def read_int(path: str) -> int | None:

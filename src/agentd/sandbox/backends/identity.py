@@ -15,13 +15,13 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from agentd.guest.zygote import scratch
-from agentd.linux import privileges
+from agentd.linux import privileges, subids
 from agentd.model.errors import InvalidInput, SandboxError
 
 SIZE = 1 << 16
 FOLDER = "/run/agentd-ids"
 FALLBACK = "/dev/shm/agentd-ids"  # in which others cannot rename or remove what is root's
-SUBORDINATE = ("/etc/subuid", "/etc/subgid")
+SUBORDINATE = subids.FILES
 # Above the ranges of system users, login users and subordinate ids; what it spans by default ends
 # below what systemd gives to others (its UIDS-GIDS.md).
 START = 2_000_000_000
@@ -32,7 +32,6 @@ _OLD = range(START, START + 2 * SIZE)
 _MOST = (1 << 32) - 2  # the kernel's (uid_t)-1 means "none"
 _MAX_NOTES = 1 << 12
 _MAX_DIGITS = 10
-_MAX_SUBIDS = 1 << 20
 _LEAST = 4  # one for the zygote, one for a clone ahead, and two sandboxes
 
 
@@ -127,17 +126,8 @@ def check(found: Range) -> tuple[str, str, str] | None:
 def collision(found: Range) -> str | None:
     """Return whose subordinate ids (subuid(5)), for containers, overlap with the range."""
     for path in SUBORDINATE:
-        try:
-            with open(path, encoding="utf-8", errors="replace") as file:
-                lines = file.read(_MAX_SUBIDS).splitlines()
-        except OSError:
-            continue
-        for line in lines:
-            who, _, rest = line.partition(":")
-            first, _, count = rest.partition(":")
-            if not (first.isdecimal() and count.isdecimal()):
-                continue
-            if int(first) < found.end and found.start < int(first) + int(count):
+        for who, ids in subids.given(path):
+            if ids.start < found.end and found.start < ids.stop:
                 return f"{found.start} to {found.end - 1} overlap what {path} gives {who!r}"
     return None
 

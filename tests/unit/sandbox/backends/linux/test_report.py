@@ -36,6 +36,7 @@ GOOD: dict[str, Any] = {
     "seccomp_filter": False,
     "proc_masked": False,
     "apparmor_profile": "",
+    "subordinate_ids": "",
 }
 
 
