@@ -45,7 +45,7 @@ def operations(*, metrics: bool = False) -> tuple[Operation, ...]:
         *events.OPERATIONS,
         *meta.OPERATIONS,
     )
-    return (*table, meta.METRICS) if metrics else table
+    return (*table, *meta.METRICS) if metrics else table
 
 
 def mount(web: Web, gatekeeper: Gatekeeper) -> Mount:

@@ -1,50 +1,38 @@
 """Requests that wait for somebody to allow them."""
 
-from agentd.ingest.rest.operation import Arguments, Operation
+from agentd.ingest.rest.operation import Arguments
 from agentd.ingest.rest.pages import QUERY, page
 from agentd.ingest.rest.respond import Reply
+from agentd.ingest.rest.rows import Rows
 from agentd.model.api import ApprovalView, DecideBody
 from agentd.model.service import Service
 
+OPERATIONS = Rows()
+_ALL = "/v1/approvals"
+_ONE = _ALL + "/{id}"
+_EITHER = "read or approve"
 
+
+@OPERATIONS.row("GET", _ALL, _EITHER, query=QUERY, answer=list[ApprovalView])
 def _list(service: Service, a: Arguments) -> Reply:
+    """List what waits, and what was decided lately; one's own without the scope approve."""
     # What waits comes first.
     return page(service.approvals.list(), lambda v: (v.state != "pending", v.id), **a.query)
 
 
-OPERATIONS = (
-    Operation(
-        method="GET",
-        path="/v1/approvals",
-        scope="read or approve",
-        help="what waits, and what was decided lately; one's own without the scope approve",
-        call=_list,
-        query=QUERY,
-        answer=list[ApprovalView],
-    ),
-    Operation(
-        method="GET",
-        path="/v1/approvals/{id}",
-        scope="read or approve",
-        help="one of them",
-        call=lambda s, a: s.approvals.get(a.id),
-        answer=ApprovalView,
-    ),
-    Operation(
-        method="POST",
-        path="/v1/approvals/{id}/decide",
-        scope="approve",
-        help="allow another's request, or refuse it",
-        call=lambda s, a: s.approvals.decide(a.id, allow=a.body.allow, note=a.body.note),
-        body=DecideBody,
-        answer=ApprovalView,
-    ),
-    Operation(
-        method="POST",
-        path="/v1/approvals/{id}/withdraw",
-        scope="read or approve",
-        help="withdraw a request of one's own",
-        call=lambda s, a: s.approvals.withdraw(a.id),
-        answer=ApprovalView,
-    ),
-)
+@OPERATIONS.row("GET", _ONE, _EITHER)
+def _get(service: Service, a: Arguments) -> ApprovalView:
+    """Show one of them."""
+    return service.approvals.get(a.id)
+
+
+@OPERATIONS.row("POST", _ONE + "/decide", "approve", body=DecideBody)
+def _decide(service: Service, a: Arguments) -> ApprovalView:
+    """Allow another's request, or refuse it."""
+    return service.approvals.decide(a.id, allow=a.body.allow, note=a.body.note)
+
+
+@OPERATIONS.row("POST", _ONE + "/withdraw", _EITHER)
+def _withdraw(service: Service, a: Arguments) -> ApprovalView:
+    """Withdraw a request of one's own."""
+    return service.approvals.withdraw(a.id)

@@ -2,11 +2,18 @@
 
 import msgspec
 
-from agentd.ingest.rest.operation import Operation
+from agentd.ingest.rest.operation import Arguments
 from agentd.ingest.rest.query import Parameter
+from agentd.ingest.rest.rows import Rows
 from agentd.model.api import AuditHead, AuditPage
 from agentd.model.audit import Record
+from agentd.model.service import Service
 
+OPERATIONS = Rows()
+_QUERY = (
+    Parameter("from", int, 1, help="the number of the first"),
+    Parameter("limit", int, 1000, help="how many at most, up to 1000"),
+)
 # For the document alone: an AuditPage has its records as the lines that they are.
 _SHOWN = msgspec.defstruct(
     AuditPage.__name__,
@@ -14,25 +21,14 @@ _SHOWN = msgspec.defstruct(
     namespace={"__doc__": AuditPage.__doc__},
 )
 
-OPERATIONS = (
-    Operation(
-        method="GET",
-        path="/v1/audit/head",
-        scope="admin",
-        help="the last record's place in the audit log",
-        call=lambda s, a: s.audit.head(),
-        answer=AuditHead,
-    ),
-    Operation(
-        method="GET",
-        path="/v1/audit/records",
-        scope="admin",
-        help="records of the audit log as they stand in it",
-        call=lambda s, a: s.audit.records(a.query["from"], a.query["limit"]),
-        query=(
-            Parameter("from", int, 1, help="the number of the first"),
-            Parameter("limit", int, 1000, help="how many at most, up to 1000"),
-        ),
-        answer=_SHOWN,
-    ),
-)
+
+@OPERATIONS.row("GET", "/v1/audit/head", "admin")
+def _head(service: Service, a: Arguments) -> AuditHead:
+    """Tell the last record's place in the audit log."""
+    return service.audit.head()
+
+
+@OPERATIONS.row("GET", "/v1/audit/records", "admin", query=_QUERY, answer=_SHOWN)
+def _records(service: Service, a: Arguments) -> AuditPage:
+    """Show records of the audit log as they stand in it."""
+    return service.audit.records(a.query["from"], a.query["limit"])

@@ -6,9 +6,10 @@ from typing import Any
 import msgspec
 
 from agentd.ingest.rest.api import Exchange
-from agentd.ingest.rest.operation import LARGE, Arguments, Operation, decode
+from agentd.ingest.rest.operation import LARGE, Arguments, decode
 from agentd.ingest.rest.output import EVENTS
 from agentd.ingest.rest.respond import encode
+from agentd.ingest.rest.rows import Rows
 from agentd.ingest.rest.worded import error_in_json
 from agentd.ingest.web.bridge import Bridge
 from agentd.ingest.web.errors import internal
@@ -19,12 +20,32 @@ from agentd.model.api import CallBody, CallView, CapabilityView
 from agentd.model.errors import AgentdError
 from agentd.model.service import Service
 
+OPERATIONS = Rows()
 _AHEAD = 1 << 20  # bytes that wait for a slow client; then the call does
 _PIECE = 256  # that one more piece takes, however short it is
 _ENVELOPE = "application/vnd.dsse.envelope.v1+json"
+_SCOPE = "the capability's"
+_FOLLOWED = "leave it out, or call by POST /v1/call, which takes a key and follows nothing"
 
 
+@OPERATIONS.row("GET", "/v1/capabilities", "read")
+def _list(service: Service, a: Arguments) -> tuple[CapabilityView, ...]:
+    """List what can be called: parameters, needs, examples."""
+    return service.capabilities.list()
+
+
+@OPERATIONS.row("POST", "/v1/call", _SCOPE, body=CallBody, waits=True, once=True)
+def _call(service: Service, a: Arguments) -> CallView:
+    """Call a capability, in a sandbox or in one made for it."""
+    return service.capabilities.request(a.raw)
+
+
+@OPERATIONS.row("POST", "/v1/call/stream", _SCOPE, body=CallBody, answer=EVENTS, keyless=_FOLLOWED)
 async def _stream(exchange: Exchange, query: dict[str, Any]) -> None:
+    """Call one and follow it: events of what it has before its end, then result or error.
+
+    The data of events is base64.
+    """
     web, service = exchange.web, await exchange.authenticate()  # before the body is read
     raw = await exchange.body(web.limits.body, LARGE)
     decode(exchange, CallBody, raw)  # raises what is wrong with it in REST's words
@@ -63,62 +84,18 @@ def _event(name: str, data: bytes) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (name.encode(), data)
 
 
-def _call(service: Service, a: Arguments) -> CallView:
-    return service.capabilities.request(a.raw)
-
-
+@OPERATIONS.row("GET", "/v1/receipts/{id}", "read", answer=_ENVELOPE)
 async def _receipt(exchange: Exchange, query: dict[str, Any]) -> None:
-    """As it was signed: nothing of it is decoded on the way."""
+    """Show the signed receipt of one's own execution: a DSSE envelope.
+
+    It is sent as it was signed: nothing of it is decoded on the way.
+    """
     service = await exchange.authenticate()
     found = await exchange.web.threads.short.run(service.receipts.get, exchange.path["id"])
     await exchange.answer(Answer(200, found, {"content-type": _ENVELOPE}))
 
 
-OPERATIONS = (
-    Operation(
-        method="GET",
-        path="/v1/capabilities",
-        scope="read",
-        help="what can be called: parameters, needs, examples",
-        call=lambda s, a: s.capabilities.list(),
-        answer=list[CapabilityView],
-    ),
-    Operation(
-        method="POST",
-        path="/v1/call",
-        scope="the capability's",
-        help="call a capability, in a sandbox or in one made for it",
-        call=_call,
-        body=CallBody,
-        answer=CallView,
-        waits=True,
-        once=True,
-    ),
-    Operation(
-        method="POST",
-        path="/v1/call/stream",
-        scope="the capability's",
-        help="the same, followed: events of what it has before its end (data is base64), then "
-        "result or error",
-        stream=_stream,
-        body=CallBody,
-        answer=EVENTS,
-        keyless="leave it out, or call by POST /v1/call, which takes a key and follows nothing",
-    ),
-    Operation(
-        method="GET",
-        path="/v1/receipts/{id}",
-        scope="read",
-        help="the signed receipt of one's own execution: a DSSE envelope",
-        stream=_receipt,
-        answer=_ENVELOPE,
-    ),
-    Operation(
-        method="GET",
-        path="/v1/receipt-key",
-        scope="read",
-        help="the public key that receipts verify with, PEM",
-        call=lambda s, a: s.receipts.key(),
-        answer=str,
-    ),
-)
+@OPERATIONS.row("GET", "/v1/receipt-key", "read")
+def _receipt_key(service: Service, a: Arguments) -> str:
+    """Show the public key that receipts verify with, PEM."""
+    return service.receipts.key()

@@ -18,7 +18,10 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 
 
 async def get_file(exchange: Exchange, query: dict[str, Any]) -> None:
-    """One Range (RFC 9110 §14.2); several, or a malformed one, are answered with all of it."""
+    """Read a file's bytes, or a Range of them.
+
+    One Range (RFC 9110 §14.2); several, or a malformed one, are answered with all of it.
+    """
     id_, path = exchange.path["id"], query["path"]
     files = (await exchange.authenticate()).files
     if exchange.scope["method"] == "HEAD":
@@ -67,6 +70,7 @@ def _range(header: str | None) -> tuple[int, int | None] | None:
 
 
 async def get_tar(exchange: Exchange, query: dict[str, Any]) -> None:
+    """Read a tar of a folder or file, whose names begin with the last part of path."""
     service, id_ = await exchange.authenticate(), exchange.path["id"]
     headers = [(b"content-type", TAR.encode())]
     await _download(exchange, lambda: service.files.read_tar(id_, query["path"]), 200, headers)

@@ -9,16 +9,22 @@ from collections.abc import Iterator
 from typing import Any
 
 from agentd.ingest.rest.api import Exchange
-from agentd.ingest.rest.operation import Operation
 from agentd.ingest.rest.output import EVENTS
 from agentd.ingest.rest.query import Parameter
 from agentd.ingest.rest.respond import answer, encode
+from agentd.ingest.rest.rows import Rows
 from agentd.ingest.web.signal import Signal
 from agentd.model.door import DoorEvents
 from agentd.model.errors import Full
 from agentd.model.events import EventPage, wait_seconds
 
+OPERATIONS = Rows()
 _PAGE = 100
+_QUERY = (
+    Parameter("after", default="", help="the id of the event, or next of the page, before"),
+    Parameter("limit", int, _PAGE),
+    Parameter("wait", default="0", help="for the first one, a minute at most; 30s, say"),
+)
 
 
 class _Reader:
@@ -69,7 +75,9 @@ class _Reader:
             silence()
 
 
+@OPERATIONS.row("GET", "/v1/events", "read", query=_QUERY, answer=EventPage)
 async def _events(exchange: Exchange, query: dict[str, Any]) -> None:
+    """Tell what happens to one's sandboxes: a page, or server-sent events as it happens."""
     wait = wait_seconds(query["wait"])
     service = await exchange.authenticate()
     streams = EVENTS in (exchange.header(b"accept") or "").lower()
@@ -97,20 +105,3 @@ def _encoded(page: EventPage) -> bytes:
         b"id: %b\nevent: %b\ndata: %b\n\n" % (one.id.encode(), one.kind.encode(), encode(one))
         for one in page.events
     )
-
-
-OPERATIONS = (
-    Operation(
-        method="GET",
-        path="/v1/events",
-        scope="read",
-        help="what happens to one's sandboxes: a page, or server-sent events as it happens",
-        stream=_events,
-        query=(
-            Parameter("after", default="", help="the id of the event, or next of the page, before"),
-            Parameter("limit", int, _PAGE),
-            Parameter("wait", default="0", help="for the first one, a minute at most; 30s, say"),
-        ),
-        answer=EventPage,
-    ),
-)

@@ -9,21 +9,35 @@ import msgspec
 
 from agentd.ingest.rest.api import Exchange
 from agentd.ingest.rest.follower import Follower, Stopped
-from agentd.ingest.rest.operation import Operation
 from agentd.ingest.rest.query import Parameter
 from agentd.ingest.rest.respond import encode
+from agentd.ingest.rest.rows import Rows
 from agentd.ingest.web.exchange import Aborted
 from agentd.model import words
 from agentd.model.api import ResultView
 from agentd.model.errors import InvalidInput
 from agentd.model.output import STREAMS, OutputEvent
 
+OUTPUT = Rows()
 EVENTS = "text/event-stream"
 _MAX_CURSOR = 1 << 62
 _NO_STORE = (b"cache-control", b"no-store")
+_QUERY = (
+    Parameter("stream", default="", help="stdout, stderr or pty; of events: all by default"),
+    Parameter("from", int, 0, help="the cursor of the first byte wanted"),
+    Parameter("follow", bool, None, help="wait for more; of events: true by default"),
+)
 
 
+@OUTPUT.row(
+    "GET",
+    "/v1/sandboxes/{id}/processes/{proc}/output",
+    "read",
+    query=_QUERY,
+    answer="application/octet-stream",
+)
 async def _output(exchange: Exchange, query: dict[str, Any]) -> None:
+    """Tell what it wrote and writes; as server-sent events, or one stream's raw bytes."""
     accept = exchange.header(b"accept") or ""
     is_events = EVENTS in accept.lower()
     streams = (query["stream"],) if query["stream"] else STREAMS
@@ -137,18 +151,3 @@ async def _start_raw(exchange: Exchange, start: int, lost: OutputEvent | None) -
 
 def _names() -> str:
     return f"there are {', '.join(STREAMS)}"
-
-
-OUTPUT = Operation(
-    method="GET",
-    path="/v1/sandboxes/{id}/processes/{proc}/output",
-    scope="read",
-    help="what it wrote and writes; as server-sent events, or one stream's raw bytes",
-    stream=_output,
-    query=(
-        Parameter("stream", default="", help="stdout, stderr or pty; of events: all by default"),
-        Parameter("from", int, 0, help="the cursor of the first byte wanted"),
-        Parameter("follow", bool, None, help="wait for more; of events: true by default"),
-    ),
-    answer="application/octet-stream",
-)

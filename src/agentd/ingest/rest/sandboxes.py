@@ -1,26 +1,39 @@
 """Sandboxes and snapshots."""
 
-from agentd.ingest.rest.operation import Arguments, Operation
+from agentd.ingest.rest.operation import Arguments
 from agentd.ingest.rest.pages import QUERY, page
 from agentd.ingest.rest.query import Parameter, labels
 from agentd.ingest.rest.respond import Reply
-from agentd.model.api import (
-    ForkBody,
-    LabelsBody,
-    RenewBody,
-    SandboxBody,
-    SandboxPage,
-    SandboxView,
-    SnapshotView,
-)
+from agentd.ingest.rest.rows import Rows
+from agentd.model import api
+from agentd.model.api import SandboxPage, SandboxView, SnapshotView
 from agentd.model.door import DoorService
 from agentd.model.errors import InvalidInput
 
-_ONE = "/v1/sandboxes/{id}"
+OPERATIONS = Rows()
+_ALL = "/v1/sandboxes"
+_ONE = _ALL + "/{id}"
+_SNAPSHOT = "/v1/snapshots/{id}"
 _LIMIT, _MOST = 100, 500
+_LIST_QUERY = (
+    Parameter("label", default=(), repeat=True, help="key=value"),
+    Parameter("state", default="", help="those in this state alone"),
+    Parameter("limit", int, _LIMIT),
+    Parameter("cursor", default="", help="next of the page before"),
+)
 
 
+@OPERATIONS.row(
+    "POST", _ALL, "create", body=api.SandboxBody, once=True, lasting=False, status=201, waits=True
+)
+def _create(service: DoorService, a: Arguments) -> SandboxView:
+    """Make a sandbox."""
+    return service.sandboxes.create(a.body)
+
+
+@OPERATIONS.row("GET", _ALL, "read", query=_LIST_QUERY)
 def _list(service: DoorService, a: Arguments) -> SandboxPage:
+    """List one's sandboxes, a page at a time."""
     limit = a.query["limit"]
     if not 1 <= limit <= _MOST:
         raise InvalidInput(f"limit {limit} is not from 1 to {_MOST}")
@@ -34,170 +47,93 @@ def _list(service: DoorService, a: Arguments) -> SandboxPage:
     return SandboxPage(shown, next=shown[-1].id if len(found) > limit else None)
 
 
+@OPERATIONS.row("GET", _ONE, "read", control=True)
+def _get(service: DoorService, a: Arguments) -> SandboxView:
+    """Show a sandbox, with its usage."""
+    return service.sandboxes.get(a.id)
+
+
+@OPERATIONS.row("PUT", _ONE, "create", body=api.SandboxBody, waits=True)
+def _get_or_create(service: DoorService, a: Arguments) -> SandboxView:
+    """Find the sandbox that one has given this name, or make it."""
+    return service.sandboxes.get_or_create(a.id, a.body)
+
+
+@OPERATIONS.row("PATCH", _ONE, "create", body=api.LabelsBody, waits=True)
+def _relabel(service: DoorService, a: Arguments) -> SandboxView:
+    """Change its labels; null takes one away."""
+    return service.sandboxes.relabel(a.id, a.body.labels)
+
+
+@OPERATIONS.row(
+    "DELETE", _ONE, "create", control=True, at_once=lambda s, a: s.sandboxes.kill_at_once(a.id)
+)
+def _kill(service: DoorService, a: Arguments) -> None:
+    """End a sandbox and all that is in it."""
+    service.sandboxes.kill(a.id)
+
+
+@OPERATIONS.row("POST", _ONE + "/renew", "create", body=api.RenewBody, control=True)
+def _renew(service: DoorService, a: Arguments) -> SandboxView:
+    """Let its lease end so many seconds from now."""
+    return service.sandboxes.renew(a.id, a.body.ttl)
+
+
+@OPERATIONS.row("POST", _ONE + "/pause", "create", control=True)
+def _pause(service: DoorService, a: Arguments) -> SandboxView:
+    """Stop everything in it where it is."""
+    return service.sandboxes.pause(a.id)
+
+
+@OPERATIONS.row("POST", _ONE + "/resume", "create", control=True)
+def _resume(service: DoorService, a: Arguments) -> SandboxView:
+    """Let it go on."""
+    return service.sandboxes.resume(a.id)
+
+
+_UNKEPT = "leave it out; GET /v1/snapshots tells whether it was made"
+_UNFORKED = "leave it out; GET /v1/sandboxes tells whether they were made"
+
+
+@OPERATIONS.row("POST", _ONE + "/snapshot", "snapshot", keyless=_UNKEPT, status=201, waits=True)
+def _snapshot(service: DoorService, a: Arguments) -> SnapshotView:
+    """Keep its state, to create others from."""
+    return service.sandboxes.snapshot(a.id)
+
+
+@OPERATIONS.row(
+    "POST", _ONE + "/fork", "snapshot", body=api.ForkBody, keyless=_UNFORKED, status=201, waits=True
+)
+def _fork(service: DoorService, a: Arguments) -> tuple[SandboxView, ...]:
+    """Make copies of it that go on by themselves."""
+    return service.sandboxes.fork(a.id, a.body.count)
+
+
+@OPERATIONS.row("GET", _ONE + "/changes", "files", waits=True)
+def _changes(service: DoorService, a: Arguments) -> tuple[str, ...]:
+    """Tell what it has changed in its copy of the workspace."""
+    return service.sandboxes.changes(a.id)
+
+
+@OPERATIONS.row("POST", _ONE + "/apply", "files", waits=True)
+def _apply(service: DoorService, a: Arguments) -> None:
+    """Change the workspace itself as the copy was changed."""
+    service.sandboxes.apply(a.id)
+
+
+@OPERATIONS.row("GET", "/v1/snapshots", "snapshot", query=QUERY, answer=list[SnapshotView])
 def _snapshots(service: DoorService, a: Arguments) -> Reply:
+    """List one's snapshots, the oldest first."""
     return page(service.snapshots.list(), lambda v: (v.created, v.id), **a.query)
 
 
-OPERATIONS = (
-    Operation(
-        method="POST",
-        path="/v1/sandboxes",
-        scope="create",
-        help="make a sandbox",
-        call=lambda s, a: s.sandboxes.create(a.body),
-        body=SandboxBody,
-        answer=SandboxView,
-        status=201,
-        waits=True,
-        once=True,
-        lasting=False,
-    ),
-    Operation(
-        method="GET",
-        path="/v1/sandboxes",
-        scope="read",
-        help="one's sandboxes, a page at a time",
-        call=_list,
-        query=(
-            Parameter("label", default=(), repeat=True, help="key=value"),
-            Parameter("state", default="", help="those in this state alone"),
-            Parameter("limit", int, _LIMIT),
-            Parameter("cursor", default="", help="next of the page before"),
-        ),
-        answer=SandboxPage,
-    ),
-    Operation(
-        method="GET",
-        path=_ONE,
-        scope="read",
-        help="a sandbox, with its usage",
-        call=lambda s, a: s.sandboxes.get(a.id),
-        answer=SandboxView,
-        control=True,
-    ),
-    Operation(
-        method="PUT",
-        path=_ONE,
-        scope="create",
-        help="the sandbox that one has given this name, made if there is none",
-        call=lambda s, a: s.sandboxes.get_or_create(a.id, a.body),
-        body=SandboxBody,
-        answer=SandboxView,
-        waits=True,
-    ),
-    Operation(
-        method="PATCH",
-        path=_ONE,
-        scope="create",
-        help="change its labels; null takes one away",
-        call=lambda s, a: s.sandboxes.relabel(a.id, a.body.labels),
-        body=LabelsBody,
-        answer=SandboxView,
-        waits=True,
-    ),
-    Operation(
-        method="DELETE",
-        path=_ONE,
-        scope="create",
-        help="end a sandbox and all that is in it",
-        call=lambda s, a: s.sandboxes.kill(a.id),
-        at_once=lambda s, a: s.sandboxes.kill_at_once(a.id),
-        status=204,
-        control=True,
-    ),
-    Operation(
-        method="POST",
-        path=_ONE + "/renew",
-        scope="create",
-        help="let its lease end so many seconds from now",
-        call=lambda s, a: s.sandboxes.renew(a.id, a.body.ttl),
-        body=RenewBody,
-        answer=SandboxView,
-        control=True,
-    ),
-    Operation(
-        method="POST",
-        path=_ONE + "/pause",
-        scope="create",
-        help="stop everything in it where it is",
-        call=lambda s, a: s.sandboxes.pause(a.id),
-        answer=SandboxView,
-        control=True,
-    ),
-    Operation(
-        method="POST",
-        path=_ONE + "/resume",
-        scope="create",
-        help="let it go on",
-        call=lambda s, a: s.sandboxes.resume(a.id),
-        answer=SandboxView,
-        control=True,
-    ),
-    Operation(
-        method="POST",
-        path=_ONE + "/snapshot",
-        scope="snapshot",
-        help="keep its state, to create others from",
-        call=lambda s, a: s.sandboxes.snapshot(a.id),
-        answer=SnapshotView,
-        status=201,
-        waits=True,
-        keyless="leave it out; GET /v1/snapshots tells whether it was made",
-    ),
-    Operation(
-        method="POST",
-        path=_ONE + "/fork",
-        scope="snapshot",
-        help="copies of it that go on by themselves",
-        call=lambda s, a: s.sandboxes.fork(a.id, a.body.count),
-        body=ForkBody,
-        answer=list[SandboxView],
-        status=201,
-        waits=True,
-        keyless="leave it out; GET /v1/sandboxes tells whether they were made",
-    ),
-    Operation(
-        method="GET",
-        path=_ONE + "/changes",
-        scope="files",
-        help="what it has changed in its copy of the workspace",
-        call=lambda s, a: s.sandboxes.changes(a.id),
-        answer=list[str],
-        waits=True,
-    ),
-    Operation(
-        method="POST",
-        path=_ONE + "/apply",
-        scope="files",
-        help="change the workspace itself as the copy was changed",
-        call=lambda s, a: s.sandboxes.apply(a.id),
-        status=204,
-        waits=True,
-    ),
-    Operation(
-        method="GET",
-        path="/v1/snapshots",
-        scope="snapshot",
-        help="one's snapshots, the oldest first",
-        call=_snapshots,
-        query=QUERY,
-        answer=list[SnapshotView],
-    ),
-    Operation(
-        method="GET",
-        path="/v1/snapshots/{id}",
-        scope="snapshot",
-        help="a snapshot",
-        call=lambda s, a: s.snapshots.get(a.id),
-        answer=SnapshotView,
-    ),
-    Operation(
-        method="DELETE",
-        path="/v1/snapshots/{id}",
-        scope="snapshot",
-        help="delete a snapshot",
-        call=lambda s, a: s.snapshots.delete(a.id),
-        status=204,
-        control=True,
-    ),
-)
+@OPERATIONS.row("GET", _SNAPSHOT, "snapshot")
+def _get_snapshot(service: DoorService, a: Arguments) -> SnapshotView:
+    """Show a snapshot."""
+    return service.snapshots.get(a.id)
+
+
+@OPERATIONS.row("DELETE", _SNAPSHOT, "snapshot", control=True)
+def _delete_snapshot(service: DoorService, a: Arguments) -> None:
+    """Delete a snapshot."""
+    service.snapshots.delete(a.id)

@@ -18,6 +18,7 @@ _WHOLE = 1 << 20  # an upload up to this is part of what its Idempotency-Key sta
 
 
 async def put_file(exchange: Exchange, query: dict[str, Any]) -> None:
+    """Write a file: the whole of it or nothing."""
     service, id_ = await exchange.authenticate(), exchange.path["id"]
 
     def write(data: Iterable[bytes]) -> Answer:
@@ -89,6 +90,7 @@ async def _after(head: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[byt
 
 
 async def put_tar(exchange: Exchange, query: dict[str, Any]) -> None:
+    """Unpack a tar into a folder, or as one."""
     service, id_ = await exchange.authenticate(), exchange.path["id"]
 
     def write(data: Iterable[bytes]) -> Answer:

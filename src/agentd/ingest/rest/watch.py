@@ -17,6 +17,7 @@ _EACH = 400
 
 
 async def watch(exchange: Exchange, query: dict[str, Any]) -> None:
+    """Tell changes, as they happen."""
     web, service = exchange.web, await exchange.authenticate()
     id_, path, recursive = exchange.path["id"], query["path"], query["recursive"]
 
