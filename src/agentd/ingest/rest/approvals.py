@@ -3,11 +3,11 @@
 from agentd.ingest.rest.operation import Arguments
 from agentd.ingest.rest.pages import QUERY, page
 from agentd.ingest.rest.respond import Reply
-from agentd.ingest.rest.rows import Rows
+from agentd.ingest.rest.table import OperationTable
 from agentd.model.api import ApprovalView, DecideBody
 from agentd.model.service import Service
 
-OPERATIONS = Rows()
+OPERATIONS = OperationTable()
 _ALL = "/v1/approvals"
 _ONE = _ALL + "/{id}"
 _EITHER = "read or approve"

@@ -4,12 +4,12 @@ import msgspec
 
 from agentd.ingest.rest.operation import Arguments
 from agentd.ingest.rest.query import Parameter
-from agentd.ingest.rest.rows import Rows
+from agentd.ingest.rest.table import OperationTable
 from agentd.model.api import AuditHead, AuditPage
 from agentd.model.audit import Record
 from agentd.model.service import Service
 
-OPERATIONS = Rows()
+OPERATIONS = OperationTable()
 _QUERY = (
     Parameter("from", int, 1, help="the number of the first"),
     Parameter("limit", int, 1000, help="how many at most, up to 1000"),

@@ -9,7 +9,7 @@ from agentd.ingest.rest.api import Exchange
 from agentd.ingest.rest.operation import LARGE, Arguments, decode
 from agentd.ingest.rest.output import EVENTS
 from agentd.ingest.rest.respond import encode
-from agentd.ingest.rest.rows import Rows
+from agentd.ingest.rest.table import OperationTable
 from agentd.ingest.rest.worded import error_in_json
 from agentd.ingest.web.bridge import Bridge
 from agentd.ingest.web.errors import internal
@@ -20,7 +20,7 @@ from agentd.model.api import CallBody, CallView, CapabilityView
 from agentd.model.errors import AgentdError
 from agentd.model.service import Service
 
-OPERATIONS = Rows()
+OPERATIONS = OperationTable()
 _AHEAD = 1 << 20  # bytes that wait for a slow client; then the call does
 _PIECE = 256  # that one more piece takes, however short it is
 _ENVELOPE = "application/vnd.dsse.envelope.v1+json"

@@ -12,13 +12,13 @@ from agentd.ingest.rest.api import Exchange
 from agentd.ingest.rest.output import EVENTS
 from agentd.ingest.rest.query import Parameter
 from agentd.ingest.rest.respond import answer, encode
-from agentd.ingest.rest.rows import Rows
+from agentd.ingest.rest.table import OperationTable
 from agentd.ingest.web.signal import Signal
 from agentd.model.door import DoorEvents
 from agentd.model.errors import Full
 from agentd.model.events import EventPage, wait_seconds
 
-OPERATIONS = Rows()
+OPERATIONS = OperationTable()
 _PAGE = 100
 _QUERY = (
     Parameter("after", default="", help="the id of the event, or next of the page, before"),

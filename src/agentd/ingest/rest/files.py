@@ -4,13 +4,13 @@ from agentd.ingest.rest.download import BYTES, TAR, get_file, get_tar
 from agentd.ingest.rest.operation import Arguments
 from agentd.ingest.rest.output import EVENTS
 from agentd.ingest.rest.query import Parameter
-from agentd.ingest.rest.rows import Rows
+from agentd.ingest.rest.table import OperationTable
 from agentd.ingest.rest.upload import put_file, put_tar
 from agentd.ingest.rest.watch import watch
 from agentd.model.api import EntryView, MkdirBody, MoveBody
 from agentd.model.service import Service
 
-OPERATIONS = Rows()
+OPERATIONS = OperationTable()
 _ALL = "/v1/sandboxes/{id}/files"
 _TAR = _ALL + "/tar"
 _PATH = Parameter("path")

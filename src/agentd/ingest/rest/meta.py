@@ -6,15 +6,15 @@ from typing import Any
 from agentd.ingest.rest.api import Exchange
 from agentd.ingest.rest.operation import Arguments
 from agentd.ingest.rest.respond import error_answer
-from agentd.ingest.rest.rows import Rows
+from agentd.ingest.rest.table import OperationTable
 from agentd.ingest.web.errors import Draining
 from agentd.model.answer import Answer
 from agentd.model.api import BackendView, Stats
 from agentd.model.errors import NotFound, Unavailable
 from agentd.model.service import Service
 
-OPERATIONS = Rows()
-METRICS = Rows()
+OPERATIONS = OperationTable()
+METRICS = OperationTable()
 _PLAIN = "text/plain"
 _TEXT = {"content-type": "text/plain; charset=utf-8"}
 _METRICS = {"content-type": "text/plain; version=0.0.4; charset=utf-8"}

@@ -11,14 +11,14 @@ from agentd.ingest.rest.api import Exchange
 from agentd.ingest.rest.follower import Follower, Stopped
 from agentd.ingest.rest.query import Parameter
 from agentd.ingest.rest.respond import encode
-from agentd.ingest.rest.rows import Rows
+from agentd.ingest.rest.table import OperationTable
 from agentd.ingest.web.exchange import Aborted
 from agentd.model import words
 from agentd.model.api import ResultView
 from agentd.model.errors import InvalidInput
 from agentd.model.output import STREAMS, OutputEvent
 
-OUTPUT = Rows()
+OUTPUT = OperationTable()
 EVENTS = "text/event-stream"
 _MAX_CURSOR = 1 << 62
 _NO_STORE = (b"cache-control", b"no-store")

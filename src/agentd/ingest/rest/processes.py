@@ -8,14 +8,14 @@ from agentd.ingest.rest.output import OUTPUT
 from agentd.ingest.rest.pages import QUERY, page
 from agentd.ingest.rest.query import Parameter
 from agentd.ingest.rest.respond import Reply
-from agentd.ingest.rest.rows import Rows
+from agentd.ingest.rest.table import OperationTable
 from agentd.model import api
 from agentd.model.answer import Answer
 from agentd.model.api import ProcessView, ResultView
 from agentd.model.service import Service
 from agentd.model.spec import Pty
 
-OPERATIONS = Rows()
+OPERATIONS = OperationTable()
 _SANDBOX = "/v1/sandboxes/{id}"
 _ALL = _SANDBOX + "/processes"
 _ONE = _ALL + "/{proc}"

@@ -4,13 +4,13 @@ from agentd.ingest.rest.operation import Arguments
 from agentd.ingest.rest.pages import QUERY, page
 from agentd.ingest.rest.query import Parameter, labels
 from agentd.ingest.rest.respond import Reply
-from agentd.ingest.rest.rows import Rows
+from agentd.ingest.rest.table import OperationTable
 from agentd.model import api
 from agentd.model.api import SandboxPage, SandboxView, SnapshotView
 from agentd.model.door import DoorService
 from agentd.model.errors import InvalidInput
 
-OPERATIONS = Rows()
+OPERATIONS = OperationTable()
 _ALL = "/v1/sandboxes"
 _ONE = _ALL + "/{id}"
 _SNAPSHOT = "/v1/snapshots/{id}"

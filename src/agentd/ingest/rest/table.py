@@ -1,4 +1,4 @@
-"""Rows of the table in docs/api.md: each is written above the function that answers it."""
+"""The table in docs/api.md: each row is written above the function that answers it."""
 
 import inspect
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from agentd.ingest.rest.operation import Operation
 F = TypeVar("F", bound=Callable[..., object])
 
 
-class Rows(list[Operation]):
+class OperationTable(list[Operation]):
     """The operations of a module, in order."""
 
     def row(self, method: str, path: str, scope: str, **facts: Any) -> Callable[[F], F]:
