@@ -1,12 +1,13 @@
 """What only a wall of namespaces can give: mounts anywhere, copies on write, users."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from agentd.client.sandbox import Sandbox
-from agentd.model.errors import Refused
+from agentd.model.errors import InvalidInput, Refused
 
 of_namespaces = pytest.mark.parametrize("kind", ["linux"], indirect=True)
 without_namespaces = pytest.mark.parametrize("kind", ["fake", "host", "landlock"], indirect=True)
@@ -73,6 +74,43 @@ def test_a_mount_of_one_sandbox_is_not_seen_by_another(
     assert second.run(seen).text == ""
 
 
+@pytest.mark.parametrize("kind", ["linux", "linux over HTTP"], indirect=True)
+@pytest.mark.parametrize(
+    "target",
+    ["/mnt/x", "/home/me/project", "/var/x", "/var/run/x", "/run/x", "/etc/new", "/etc/ssl/new"],
+)
+def test_a_folder_can_be_put_anywhere_beside_the_programs(
+    box: Callable[..., Sandbox], project: Path, target: str
+) -> None:
+    sandbox = box(mounts=[f"{project}:{target}", f"{project}/sub:/mnt/own:rw"])
+    assert sandbox.run("pwd -P; cat file", cwd=target).text == f"{os.path.realpath(target)}\nhost\n"
+    assert sandbox.run(f"touch {target}/x").exit_code != 0
+    assert sandbox.run("echo in > /mnt/own/made", check=True)
+    assert (project / "sub" / "made").read_text() == "in\n"
+    # What was there is there still, and as little to be written to.
+    assert sandbox.run("cat /etc/passwd; ls /etc/ssl/certs/ /usr/bin/env", check=True).stdout
+    for folder in ("/", "/etc", "/etc/ssl", "/mnt"):
+        assert sandbox.run(f"touch {folder}/x").exit_code != 0, folder
+
+
+@of_namespaces
+def test_a_file_can_take_the_place_of_one_in_etc(
+    box: Callable[..., Sandbox], project: Path
+) -> None:
+    sandbox = box(mounts=[f"{project}/file:/etc/hosts", f"{project}/file:/etc/new.conf"])
+    assert sandbox.run("cat /etc/hosts /etc/new.conf").text == "host\nhost\n"
+    assert "localhost" in box().run("cat /etc/hosts").text
+
+
+@of_namespaces
+@pytest.mark.parametrize("target", ["/", "/etc", "/usr/local/x", "/lib/x", "/proc/x", "/dev/x"])
+def test_the_places_of_the_wall_itself_are_refused(
+    box: Callable[..., Sandbox], project: Path, target: str
+) -> None:
+    with pytest.raises(InvalidInput, match=f"{target}' belongs to the wall"):
+        box(mounts=[f"{project}:{target}"])
+
+
 @of_namespaces
 def test_the_root_is_read_only_and_bare(box: Callable[..., Sandbox]) -> None:
     sandbox = box()
@@ -116,9 +154,9 @@ def test_a_folder_is_at_its_own_path_or_refused(
         make(mounts=[f"{project}:/data"])
     assert f"{project}:{project}" in caught.value.remediation
     assert "namespace" in caught.value.remediation
-    with pytest.raises(Refused, match="cannot put /etc/ssl at /data") as caught:
-        make(mounts=["/etc/ssl:/data"])
-    assert "/etc/ssl:/etc/ssl" not in caught.value.remediation  # which is the wall's
+    with pytest.raises(Refused, match="cannot put /usr/lib at /data") as caught:
+        make(mounts=["/usr/lib:/data"])
+    assert "/usr/lib:/usr/lib" not in caught.value.remediation  # which is the wall's
     with pytest.raises(Refused, match=f"cannot put {project}/sub at /workspace/sub"):
         make(workspace=project, mounts=[f"{project}/sub:/workspace/sub"])
     (project / "other").symlink_to("sub")

@@ -23,20 +23,22 @@ class Mount(msgspec.Struct, frozen=True):
 
 
 WORKSPACE = "/workspace"
-# A mount over one of these would replace a part of the wall.
+# A mount over one of these, or in it, would replace a part of the wall.
 _RESERVED = (
-    "/",
     "/proc",
     "/sys",
     "/dev",
-    "/etc",
     "/usr",
     "/bin",
     "/sbin",
     "/lib",
+    "/lib32",
     "/lib64",
+    "/libx32",
     "/.agentd",
 )
+# As a whole they are the wall's; a mount in them is the sandbox's own affair.
+_WHOLE = ("/", "/etc")
 
 
 def parse_workspace(text: str) -> Mount:
@@ -72,7 +74,7 @@ def check_target(target: str) -> str:
 
 
 def is_reserved(target: str) -> bool:
-    return any(target == r or (r != "/" and target.startswith(r + "/")) for r in _RESERVED)
+    return target in _WHOLE or any(target == r or target.startswith(r + "/") for r in _RESERVED)
 
 
 def unmountable(mount: Mount, why: str, check: str = "the path") -> InvalidInput:

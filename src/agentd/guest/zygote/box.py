@@ -4,14 +4,14 @@ Reads top to bottom, one step a line, in ``confine``. Runs in the forked child, 
 what the zygote has imported. Standard library and ``agentd.linux`` only.
 """
 
-import contextlib
 import errno
 import fcntl
 import os
 import resource
 from collections.abc import Callable
 
-from agentd.guest.zygote.root import EMPTY_FILE, SANDBOX_HOME, make_private, masks
+from agentd.guest.zygote import own_root
+from agentd.guest.zygote.root import EMPTY_FILE, SANDBOX_HOME, masks
 from agentd.linux import abi, caps, landlock, net, process, seccomp
 from agentd.linux.kernel import Kernel
 
@@ -129,7 +129,7 @@ def confine(
         ("user_namespace", lambda: _identity(box, kernel)),
         ("hostname", lambda: kernel.sethostname(str(box["hostname"]))),
         ("loopback", lambda: _loopback(box, kernel)),
-        ("root", lambda: _private_root(box, kernel)),
+        ("root", lambda: _own_root(box, kernel)),
         ("scratch", lambda: _scratch(box, fds, kernel, prepared)),
         ("workspace", lambda: _mounts(box, fds, kernel, prepared is not None)),
         ("proc", lambda: _proc(kernel)),
@@ -214,7 +214,7 @@ def _mounts(box: Request, fds: list[int], kernel: WallKernel, own: bool) -> None
     for mount, tree in zip(mounts, trees, strict=True):
         target = str(mount["target"])
         if target != WORKSPACE:
-            _mount_point(target, bool(mount["is_dir"]))
+            own_root.mount_point(target, bool(mount["is_dir"]))
         _attach(tree, target, kernel)
         if mount.get("copy") is not None:
             os.close(tree)
@@ -257,44 +257,10 @@ def _attach(fd: int, target: str, kernel: WallKernel) -> None:
     kernel.move_mount(fd, "", abi.AT_FDCWD, target, abi.MOVE_MOUNT_F_EMPTY_PATH)
 
 
-def _mount_point(target: str, is_dir: bool) -> None:
-    if is_dir:
-        os.makedirs(target, 0o755, exist_ok=True)
-        return
-    os.makedirs(os.path.dirname(target), 0o755, exist_ok=True)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    with contextlib.suppress(FileExistsError):  # in a private root it is there, and read-only
-        os.close(os.open(target, flags, 0o644))
-
-
-def _private_root(box: Request, kernel: WallKernel) -> None:
-    """A root of this sandbox's own, where a mount is wanted outside the writable places.
-
-    The shared root is read-only, and a directory made in it would be seen by the other sandboxes.
-    """
-    if not box["private_root"]:
-        return
-    stage, private = "/tmp", bool(box["private_programs"])
-    kernel.mount("tmpfs", stage, "tmpfs", _NOSUID_NODEV, "mode=0755,size=4m,nr_inodes=1k")
-    for entry in os.scandir("/"):
-        if entry.is_symlink():
-            os.symlink(os.readlink(entry.path), stage + entry.path)
-        elif entry.path == stage:
-            kernel.mkdir(stage + entry.path, 0o755)
-        elif private and entry.path not in ("/dev", "/proc"):
-            make_private(entry.path, stage + entry.path, kernel)
-        else:
-            kernel.mkdir(stage + entry.path, 0o755)
-            kernel.mount(entry.path, stage + entry.path, None, abi.MS_BIND | abi.MS_REC)
-    for mount in _dicts(box["mounts"]):
-        target = str(mount["target"])
-        if not target.startswith(tuple(w + "/" for w in WRITABLE)) and target != WORKSPACE:
-            _mount_point(stage + target, bool(mount["is_dir"]))
-    os.chdir(stage)
-    kernel.pivot_root(".", ".")
-    kernel.umount(".", abi.MNT_DETACH)
-    os.chdir("/")
-    kernel.mount_setattr(abi.AT_FDCWD, "/", 0, set_=abi.MOUNT_ATTR_RDONLY)
+def _own_root(box: Request, kernel: WallKernel) -> None:
+    if box["private_root"]:
+        elsewhere = [(str(m["target"]), bool(m["is_dir"])) for m in _dicts(box["mounts"])]
+        own_root.build(elsewhere, WRITABLE, bool(box["private_programs"]), kernel)
 
 
 def _proc(kernel: WallKernel) -> None:

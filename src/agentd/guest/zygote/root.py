@@ -86,7 +86,7 @@ _PROC_FILES = (
 )
 _PROC_DIRECTORIES = ("acpi", "asound", "irq", "scsi")
 # Any directory that exists everywhere: the new root is built on top of it, then pivoted into.
-_STAGE = "/tmp"
+STAGE = "/tmp"
 
 Tree = tuple[str, int]  # where it goes, a detached mount
 
@@ -125,44 +125,6 @@ def masks() -> tuple[tuple[str, str], ...]:
     return tuple((empty, path) for empty, path in places if os.access(path, os.R_OK))
 
 
-def make_private(path: str, target: str, kernel: Kernel = KERNEL) -> None:
-    """Make a part of the root again at ``target``: behind overlays what is mounted, else a copy.
-
-    The files are then others, to inotify and to file locks, than those which the host and other
-    sandboxes use. Raises OSError, also for a mount in another: no overlay can be had of that.
-    """
-    _make_again(path, target, frozenset(mounts.points()), kernel)
-
-
-def _make_again(path: str, target: str, mounted: frozenset[str], kernel: Kernel) -> None:
-    if os.path.islink(path):
-        os.symlink(os.readlink(path), target)
-    elif not os.path.isdir(path):
-        with open(path, "rb") as file:
-            _write(target, file.read())
-    else:
-        os.mkdir(target)
-        if path in mounted:
-            _overlay(path, target, kernel)
-            return
-        for name in os.listdir(path):
-            _make_again(f"{path}/{name}", f"{target}/{name}", mounted, kernel)
-
-
-def _overlay(path: str, target: str, kernel: Kernel) -> None:
-    # Two directories make one that is read-only; the empty one adds nothing.
-    lower = f"userxattr,lowerdir=/sys:{path}"
-    try:
-        flags = abi.MS_RDONLY | abi.MS_NOSUID | abi.MS_NODEV
-        kernel.mount("overlay", target, "overlay", flags, lower)
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"{error.strerror}: no overlay of {path}, perhaps as something is mounted in it; "
-            "leave sandbox.private_programs out",
-        ) from None
-
-
 def read_etc(resolver: bool) -> dict[str, bytes]:
     """Contents of the small files of /etc. With ``resolver`` the host's resolv.conf too."""
     files = {path: text.encode() for path, text in ETC_MADE.items()}
@@ -178,14 +140,14 @@ def read_etc(resolver: bool) -> dict[str, bytes]:
 def enter(trees: list[Tree], files: dict[str, bytes], kernel: Kernel = KERNEL) -> None:
     """Build the root on a tmpfs, pivot into it, make it read-only. Raises OSError."""
     kernel.mount(None, "/", None, abi.MS_REC | abi.MS_PRIVATE)
-    kernel.mount("tmpfs", _STAGE, "tmpfs", abi.MS_NOSUID, "mode=0755,size=4m,nr_inodes=1k")
-    _skeleton(_STAGE, trees, files)
+    kernel.mount("tmpfs", STAGE, "tmpfs", abi.MS_NOSUID, "mode=0755,size=4m,nr_inodes=1k")
+    _skeleton(STAGE, trees, files)
     for path, fd in trees:
-        kernel.move_mount(fd, "", abi.AT_FDCWD, _STAGE + path, abi.MOVE_MOUNT_F_EMPTY_PATH)
+        kernel.move_mount(fd, "", abi.AT_FDCWD, STAGE + path, abi.MOVE_MOUNT_F_EMPTY_PATH)
         os.close(fd)
     # A new proc needs a fully visible one already there; it shows the zygote's pid namespace.
-    kernel.mount("proc", _STAGE + "/proc", "proc", abi.MS_NOSUID | abi.MS_NODEV | abi.MS_NOEXEC)
-    os.chdir(_STAGE)
+    kernel.mount("proc", STAGE + "/proc", "proc", abi.MS_NOSUID | abi.MS_NODEV | abi.MS_NOEXEC)
+    os.chdir(STAGE)
     kernel.pivot_root(".", ".")
     kernel.umount(".", abi.MNT_DETACH)
     os.chdir("/")
@@ -198,7 +160,7 @@ def _skeleton(stage: str, trees: list[Tree], files: dict[str, bytes]) -> None:
     for path in PROGRAMS:
         if os.path.islink(path):
             os.symlink(os.readlink(path), stage + path)
-    _write(stage + EMPTY_FILE, b"")
+    write(stage + EMPTY_FILE, b"")
     os.symlink("/tmp", stage + "/var/tmp")
     os.symlink("/run", stage + "/var/run")
     os.symlink("/proc/self/mounts", stage + "/etc/mtab")
@@ -206,15 +168,16 @@ def _skeleton(stage: str, trees: list[Tree], files: dict[str, bytes]) -> None:
         os.symlink(target, f"{stage}/dev/{name}")
     for path, data in files.items():
         os.makedirs(os.path.dirname(stage + path), 0o755, exist_ok=True)
-        _write(stage + path, data)
+        write(stage + path, data)
     for path, _fd in trees:
         if path.startswith("/dev/"):
-            _write(stage + path, b"")
+            write(stage + path, b"")
         else:
             os.makedirs(stage + path, 0o755, exist_ok=True)
 
 
-def _write(path: str, data: bytes) -> None:
+def write(path: str, data: bytes) -> None:
+    """Make a file, readable to everybody. Raises OSError."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
         os.write(fd, data)

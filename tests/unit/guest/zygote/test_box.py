@@ -67,7 +67,9 @@ def nothing_real(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for name in ("_identity", "_loopback", "_rlimits", "_landlock"):
         monkeypatch.setattr(box, name, lambda *_, name=name: log.append(name))
     monkeypatch.setattr(box, "masks", lambda: (("/run/empty", "/proc/keys"),))
-    monkeypatch.setattr(box, "_mount_point", lambda path, is_dir: log.append(f"point {path}"))
+    monkeypatch.setattr(
+        box.own_root, "mount_point", lambda path, is_dir: log.append(f"point {path}")
+    )
     return log
 
 
