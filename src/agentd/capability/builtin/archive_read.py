@@ -9,6 +9,7 @@ import msgspec
 from agentd.capability import script
 from agentd.capability.builtin import fs, temporary, text
 from agentd.capability.port import Call, Inside
+from agentd.capability.shape import array, choice, integer, parameters, string
 from agentd.model import typed
 from agentd.model.capability import About, Bounds, CallFailed, Example, Needs, Outcome
 from agentd.model.characters import whole_characters
@@ -19,46 +20,30 @@ MAX_EXTRACTED = 4 << 30
 MAX_MEMBERS = 100_000
 _DEFAULT_BYTES = {"list": 0, "read": 1 << 20, "extract": 256 << 20}
 _MOST_BYTES = {"list": MAX_EXTRACTED, "read": MAX_READ, "extract": MAX_EXTRACTED}
-_NAME = {"type": "string", "minLength": 1, "maxLength": 4000}
-_SCHEMA = {
-    "type": "object",
-    "required": ["path"],
-    "additionalProperties": False,
-    "properties": {
-        "path": fs.PATH,
-        "op": {"enum": ["list", "read", "extract"], "default": "list"},
-        "member": {**_NAME, "description": "read: which file of it"},
-        "members": {
-            "type": "array",
-            "items": _NAME,
-            "maxItems": 10_000,
-            "default": [],
-            "description": "extract: these, and what is below them; all if there are none",
-        },
-        "to": {**fs.PATH, "description": "extract: a directory that is not there yet"},
-        "max_bytes": {
-            "type": "integer",
-            "minimum": 1,
-            "maximum": MAX_EXTRACTED,
-            "description": "read: how many are returned, at most 8 MiB (default 1 MiB); extract:"
-            " how many may be written (default 256 MiB)",
-        },
-        "max_members": {
-            "type": "integer",
-            "minimum": 1,
-            "maximum": MAX_MEMBERS,
-            "default": 10_000,
-        },
-        "max_ratio": {
-            "type": "integer",
-            "minimum": 1,
-            "maximum": 100_000,
-            "default": 200,
-            "description": "bytes that may come out for one that is stored, past the first 8 MiB",
-        },
-        "timeout_ms": fs.TIMEOUT_MS,
-    },
-}
+_NAME = string(1, 4000)
+_SCHEMA = parameters(
+    ["path"],
+    path=fs.PATH,
+    op=choice(["list", "read", "extract"], "list"),
+    member={**_NAME, "description": "read: which file of it"},
+    members=array(
+        _NAME, 10_000, "extract: these, and what is below them; all if there are none", default=[]
+    ),
+    to={**fs.PATH, "description": "extract: a directory that is not there yet"},
+    max_bytes=integer(
+        1,
+        MAX_EXTRACTED,
+        description=(
+            "read: how many are returned, at most 8 MiB (default 1 MiB); extract:"
+            " how many may be written (default 256 MiB)"
+        ),
+    ),
+    max_members=integer(1, MAX_MEMBERS, 10_000),
+    max_ratio=integer(
+        1, 100_000, 200, "bytes that may come out for one that is stored, past the first 8 MiB"
+    ),
+    timeout_ms=fs.TIMEOUT_MS,
+)
 _EXAMPLES = (
     Example(
         "something else, whatever it is called",

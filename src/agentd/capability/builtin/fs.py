@@ -8,24 +8,15 @@ from typing import Any
 
 from agentd.capability.builtin import text
 from agentd.capability.port import Inside
+from agentd.capability.shape import integer, string
 from agentd.model.capability import CallFailed
 from agentd.model.errors import InvalidInput, OperationFailed
 
 MAX_FILE = 16 << 20
 MAX_PATH = 4095  # PATH_MAX is 4096 with the NUL
 MAX_LINKS = 40  # as the kernel has it: path_resolution(7)
-PATH = {
-    "type": "string",
-    "minLength": 1,
-    "maxLength": MAX_PATH,
-    "description": "absolute, or from the workspace",
-}
-TIMEOUT_MS = {
-    "type": "integer",
-    "minimum": 1,
-    "maximum": 3_600_000,
-    "description": "how long it may take at most",
-}
+PATH = string(1, MAX_PATH, description="absolute, or from the workspace")
+TIMEOUT_MS = integer(1, 3_600_000, description="how long it may take at most")
 
 _CODES = {
     errno.ENOENT: ("not_found", "check the path; fs.list.v1 shows what is there"),

@@ -7,41 +7,29 @@ from typing import Any
 from agentd.capability.builtin import diff, fs
 from agentd.capability.builtin.diff import Span
 from agentd.capability.port import Call, Inside
+from agentd.capability.shape import array, integer, parameters, string
 from agentd.model.capability import About, Bounds, CallFailed, Example, Needs, Outcome
 
 MAX_REPLACEMENTS = 10_000
 MAX_DIFF = 64 << 10
-_SCHEMA = {
-    "type": "object",
-    "required": ["path", "edits"],
-    "additionalProperties": False,
-    "properties": {
-        "path": fs.PATH,
-        "edits": {
-            "type": "array",
-            "minItems": 1,
-            "maxItems": 100,
-            "description": "each is looked for in the file as it is before the call",
-            "items": {
-                "type": "object",
-                "required": ["search", "replace"],
-                "additionalProperties": False,
-                "properties": {
-                    "search": {"type": "string", "minLength": 1, "description": "exact text"},
-                    "replace": {"type": "string"},
-                    "count": {
-                        "type": "integer",
-                        "minimum": 1,
-                        "maximum": MAX_REPLACEMENTS,
-                        "default": 1,
-                        "description": "how often it is there; another number is an error",
-                    },
-                },
-            },
-        },
-        "timeout_ms": fs.TIMEOUT_MS,
-    },
-}
+_SCHEMA = parameters(
+    ["path", "edits"],
+    path=fs.PATH,
+    edits=array(
+        parameters(
+            ["search", "replace"],
+            search=string(1, description="exact text"),
+            replace=string(),
+            count=integer(
+                1, MAX_REPLACEMENTS, 1, "how often it is there; another number is an error"
+            ),
+        ),
+        100,
+        "each is looked for in the file as it is before the call",
+        minItems=1,
+    ),
+    timeout_ms=fs.TIMEOUT_MS,
+)
 _EXAMPLES = (
     Example(
         "one place",

@@ -6,26 +6,17 @@ from msgspec import json
 
 from agentd.capability.builtin import fs, text
 from agentd.capability.port import Call, Inside
+from agentd.capability.shape import integer, parameters
 from agentd.model.capability import About, Bounds, CallFailed, Example, Outcome
 
 MAX_ENTRIES = 10_000
 MAX_TEXT = 4 << 20  # bytes of JSON of all that is shown: a link's target may have 4095
-_SCHEMA = {
-    "type": "object",
-    "additionalProperties": False,
-    "properties": {
-        "path": {**fs.PATH, "default": "."},
-        "depth": {
-            "type": "integer",
-            "minimum": 1,
-            "maximum": 8,
-            "default": 1,
-            "description": "1: the directory alone; 2: and what is in those in it",
-        },
-        "limit": {"type": "integer", "minimum": 1, "maximum": MAX_ENTRIES, "default": 1000},
-        "timeout_ms": fs.TIMEOUT_MS,
-    },
-}
+_SCHEMA = parameters(
+    path={**fs.PATH, "default": "."},
+    depth=integer(1, 8, 1, "1: the directory alone; 2: and what is in those in it"),
+    limit=integer(1, MAX_ENTRIES, 1000),
+    timeout_ms=fs.TIMEOUT_MS,
+)
 _EXAMPLES = (
     Example("nothing yet", {}, value={"entries": [], "truncated": False}),
     Example(

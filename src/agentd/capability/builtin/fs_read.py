@@ -2,32 +2,21 @@
 
 from agentd.capability.builtin import fs, text
 from agentd.capability.port import Call, Inside
+from agentd.capability.shape import choice, integer, parameters
 from agentd.model.capability import About, Bounds, CallFailed, Example, Outcome
 from agentd.model.characters import whole_characters
 from agentd.model.errors import OperationFailed
 
-_SCHEMA = {
-    "type": "object",
-    "required": ["path"],
-    "additionalProperties": False,
-    "properties": {
-        "path": fs.PATH,
-        "offset": {
-            "type": "integer",
-            "minimum": 0,
-            "maximum": (1 << 62),
-            "default": 0,
-            "description": "bytes to leave out first",
-        },
-        "max_bytes": {"type": "integer", "minimum": 1, "maximum": fs.MAX_FILE, "default": 1 << 20},
-        "encoding": {
-            "enum": ["auto", "utf-8", "base64"],
-            "default": "auto",
-            "description": "auto: utf-8 where it is text, else base64",
-        },
-        "timeout_ms": fs.TIMEOUT_MS,
-    },
-}
+_SCHEMA = parameters(
+    ["path"],
+    path=fs.PATH,
+    offset=integer(0, 1 << 62, 0, "bytes to leave out first"),
+    max_bytes=integer(1, fs.MAX_FILE, 1 << 20),
+    encoding=choice(
+        ["auto", "utf-8", "base64"], "auto", "auto: utf-8 where it is text, else base64"
+    ),
+    timeout_ms=fs.TIMEOUT_MS,
+)
 _EXAMPLES = (
     Example(
         "a small file",

@@ -11,41 +11,25 @@ from msgspec import Meta
 from agentd.capability import script
 from agentd.capability.builtin import fs
 from agentd.capability.port import Call, Inside
+from agentd.capability.shape import boolean, integer, parameters, string
 from agentd.model import typed
 from agentd.model.capability import About, Bounds, CallFailed, Example, Outcome
 
 MAX_MATCHES = 10_000
 MAX_CONTEXT = 10
-_SCHEMA = {
-    "type": "object",
-    "required": ["pattern"],
-    "additionalProperties": False,
-    "properties": {
-        "pattern": {"type": "string", "minLength": 1, "maxLength": 10_000},
-        "regex": {
-            "type": "boolean",
-            "default": False,
-            "description": "the pattern is a regular expression of Python's, not plain text",
-        },
-        "path": {**fs.PATH, "default": "."},
-        "glob": {
-            "type": "string",
-            "maxLength": 1000,
-            "default": "",
-            "description": "only files like *.py, or src/**/*.py from the path",
-        },
-        "case_sensitive": {"type": "boolean", "default": True},
-        "max_matches": {"type": "integer", "minimum": 1, "maximum": MAX_MATCHES, "default": 200},
-        "context": {
-            "type": "integer",
-            "minimum": 0,
-            "maximum": MAX_CONTEXT,
-            "default": 0,
-            "description": "lines before and after",
-        },
-        "timeout_ms": fs.TIMEOUT_MS,
-    },
-}
+_SCHEMA = parameters(
+    ["pattern"],
+    pattern=string(1, 10_000),
+    regex=boolean("the pattern is a regular expression of Python's, not plain text", default=False),
+    path={**fs.PATH, "default": "."},
+    glob=string(
+        maximum=1000, default="", description="only files like *.py, or src/**/*.py from the path"
+    ),
+    case_sensitive=boolean(default=True),
+    max_matches=integer(1, MAX_MATCHES, 200),
+    context=integer(0, MAX_CONTEXT, 0, "lines before and after"),
+    timeout_ms=fs.TIMEOUT_MS,
+)
 _FILES = {"src/a.py": "import os\nprint(1)\n", "notes.txt": "Print it\n"}
 _EXAMPLES = (
     Example(

@@ -2,29 +2,17 @@
 
 from agentd.capability.builtin import fs, text
 from agentd.capability.port import Call, Inside
+from agentd.capability.shape import boolean, choice, parameters, string
 from agentd.model.capability import About, Bounds, Example, Needs, Outcome
 
-_SCHEMA = {
-    "type": "object",
-    "required": ["path", "content"],
-    "additionalProperties": False,
-    "properties": {
-        "path": fs.PATH,
-        "content": {"type": "string"},
-        "encoding": {"enum": ["utf-8", "base64"], "default": "utf-8"},
-        "mode": {
-            "type": "string",
-            "pattern": "^0?[0-7]{3}$",
-            "default": "0644",
-            "description": "its permissions, in octal",
-        },
-        "parents": {
-            "type": "boolean",
-            "default": False,
-            "description": "make the directories that are missing",
-        },
-    },
-}
+_SCHEMA = parameters(
+    ["path", "content"],
+    path=fs.PATH,
+    content=string(),
+    encoding=choice(["utf-8", "base64"], "utf-8"),
+    mode=string(default="0644", description="its permissions, in octal", pattern="^0?[0-7]{3}$"),
+    parents=boolean("make the directories that are missing", default=False),
+)
 _EXAMPLES = (
     Example("a new file", {"path": "a.txt", "content": "hello\n"}, value={"size": 6}),
     Example(

@@ -8,6 +8,7 @@ import msgspec
 from agentd.capability import script
 from agentd.capability.builtin import fs, temporary
 from agentd.capability.port import Call, Inside
+from agentd.capability.shape import integer, parameters, string
 from agentd.model import typed
 from agentd.model.capability import About, Bounds, Example, Needs, Outcome
 from agentd.model.errors import InvalidInput
@@ -20,43 +21,25 @@ _URL = re.compile(
 )
 _REF = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+@-]{0,200}")
 _NO_REF = re.compile(r"\.\.|//|@\{|/\.|\.lock(/|$)|[./]$|^@$")
-_SCHEMA = {
-    "type": "object",
-    "required": ["url", "path"],
-    "additionalProperties": False,
-    "properties": {
-        "url": {"type": "string", "maxLength": 2000, "description": "https://HOST/PATH"},
-        "path": {**fs.PATH, "description": "a directory that is not there yet"},
-        "ref": {
-            "type": "string",
-            "maxLength": 200,
-            "default": "",
-            "description": "a branch, a tag or a commit; the server's choice without one",
-        },
-        "depth": {
-            "type": "integer",
-            "minimum": 0,
-            "maximum": 1_000_000,
-            "default": 1,
-            "description": "commits of history; 0 for all",
-        },
-        "ca_pem": {
-            "type": "string",
-            "maxLength": 1 << 20,
-            "default": "",
-            "description": "certificates of the CAs to trust instead of the sandbox's",
-        },
-        "max_bytes": {
-            "type": "integer",
-            "minimum": 1 << 20,
-            "maximum": 16 << 30,
-            "default": 1 << 30,
-            "description": "of what is fetched, and of the files",
-        },
-        "max_files": {"type": "integer", "minimum": 1, "maximum": 1_000_000, "default": 100_000},
-        "timeout_ms": fs.TIMEOUT_MS,
-    },
-}
+_SCHEMA = parameters(
+    ["url", "path"],
+    url=string(maximum=2000, description="https://HOST/PATH"),
+    path={**fs.PATH, "description": "a directory that is not there yet"},
+    ref=string(
+        maximum=200,
+        default="",
+        description="a branch, a tag or a commit; the server's choice without one",
+    ),
+    depth=integer(0, 1_000_000, 1, "commits of history; 0 for all"),
+    ca_pem=string(
+        maximum=1 << 20,
+        default="",
+        description="certificates of the CAs to trust instead of the sandbox's",
+    ),
+    max_bytes=integer(1 << 20, 16 << 30, 1 << 30, "of what is fetched, and of the files"),
+    max_files=integer(1, 1_000_000, 100_000),
+    timeout_ms=fs.TIMEOUT_MS,
+)
 _EXAMPLES = (
     Example(
         "a sandbox without a network",

@@ -6,67 +6,33 @@ from typing import Any
 
 from agentd.capability.fetch.fetcher import Fetcher, FetchRequest, Response
 from agentd.capability.port import Call, Inside
+from agentd.capability.shape import choice, integer, mapping, parameters, string
 from agentd.model.capability import About, Bounds, Example, Needs, Outcome
 from agentd.model.characters import whole_characters
 from agentd.model.errors import InvalidInput
 
 MAX_BODY = 8 << 20  # either way
 _TIMEOUT = 30.0
-_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "additionalProperties": False,
-    "required": ["url"],
-    "properties": {
-        "url": {
-            "type": "string",
-            "minLength": 1,
-            "maxLength": 8192,
-            "description": "absolute, http or https",
-        },
-        "method": {
-            "enum": ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"],
-            "default": "GET",
-        },
-        "headers": {
-            "type": "object",
-            "maxProperties": 64,
-            "additionalProperties": {"type": "string", "maxLength": 16384},
-            "description": "of the request, by name; lengths, Host and Connection are set for you",
-        },
-        "body": {"type": "string", "maxLength": 12 << 20},
-        "body_encoding": {
-            "enum": ["utf-8", "base64"],
-            "default": "utf-8",
-            "description": "what the parameter body is written in",
-        },
-        "timeout_ms": {
-            "type": "integer",
-            "minimum": 1,
-            "maximum": 300_000,
-            "default": int(_TIMEOUT * 1000),
-            "description": "for all of it, redirects included",
-        },
-        "max_bytes": {
-            "type": "integer",
-            "minimum": 0,
-            "maximum": MAX_BODY,
-            "default": 1 << 20,
-            "description": "of the body; what is over them is cut off",
-        },
-        "max_redirects": {
-            "type": "integer",
-            "minimum": 0,
-            "maximum": 10,
-            "default": 5,
-            "description": "0 gives the redirect itself",
-        },
-        "encoding": {
-            "enum": ["auto", "utf-8", "base64"],
-            "default": "auto",
-            "description": "what the answer's body is written in; auto: text where it is UTF-8",
-        },
-    },
-}
+_SCHEMA = parameters(
+    ["url"],
+    url=string(1, 8192, description="absolute, http or https"),
+    method=choice(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"], "GET"),
+    headers=mapping(
+        string(maximum=16384),
+        64,
+        "of the request, by name; lengths, Host and Connection are set for you",
+    ),
+    body=string(maximum=12 << 20),
+    body_encoding=choice(["utf-8", "base64"], "utf-8", "what the parameter body is written in"),
+    timeout_ms=integer(1, 300_000, int(_TIMEOUT * 1000), "for all of it, redirects included"),
+    max_bytes=integer(0, MAX_BODY, 1 << 20, "of the body; what is over them is cut off"),
+    max_redirects=integer(0, 10, 5, "0 gives the redirect itself"),
+    encoding=choice(
+        ["auto", "utf-8", "base64"],
+        "auto",
+        "what the answer's body is written in; auto: text where it is UTF-8",
+    ),
+)
 
 
 class HttpFetch:

@@ -11,6 +11,7 @@ import msgspec
 
 from agentd.capability import script
 from agentd.capability.port import Call, Inside
+from agentd.capability.shape import boolean, choice, integer, parameters, string
 from agentd.model import typed
 from agentd.model.capability import About, Bounds, CallFailed, Example, Needs, Outcome
 from agentd.model.characters import whole_characters
@@ -30,43 +31,24 @@ _REMEDIES = {
     "timeout": "raise timeout_ms",
     "kernel_failed": "look at what python3 is in the sandbox, and whether its memory is enough",
 }
-_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "additionalProperties": False,
-    "properties": {
-        "op": {
-            "enum": ["run", "interrupt", "reset", "list"],
-            "default": "run",
-            "description": "run code, or interrupt what runs, end the context, list the contexts",
-        },
-        "code": {"type": "string", "maxLength": MAX_CODE, "default": ""},
-        "context": {
-            "type": "string",
-            "pattern": "^[A-Za-z0-9][A-Za-z0-9_-]{0,47}$",
-            "default": "default",
-            "description": "the interpreter's name: each has a state of its own",
-        },
-        "reset": {
-            "type": "boolean",
-            "default": False,
-            "description": "begin with a new interpreter",
-        },
-        "timeout_ms": {
-            "type": "integer",
-            "minimum": 1,
-            "maximum": 3_600_000,
-            "default": int(_TIMEOUT * 1000),
-            "description": "then the code is interrupted",
-        },
-        "max_output": {
-            "type": "integer",
-            "minimum": 0,
-            "maximum": MAX_OUTPUT,
-            "default": 1 << 20,
-            "description": "bytes of stdout and of stderr; what is over them is dropped",
-        },
-    },
-}
+_SCHEMA = parameters(
+    op=choice(
+        ["run", "interrupt", "reset", "list"],
+        "run",
+        "run code, or interrupt what runs, end the context, list the contexts",
+    ),
+    code=string(maximum=MAX_CODE, default=""),
+    context=string(
+        default="default",
+        description="the interpreter's name: each has a state of its own",
+        pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,47}$",
+    ),
+    reset=boolean("begin with a new interpreter", default=False),
+    timeout_ms=integer(1, 3_600_000, int(_TIMEOUT * 1000), "then the code is interrupted"),
+    max_output=integer(
+        0, MAX_OUTPUT, 1 << 20, "bytes of stdout and of stderr; what is over them is dropped"
+    ),
+)
 
 _Bundle = dict[str, str]
 

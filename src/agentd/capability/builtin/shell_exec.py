@@ -6,6 +6,7 @@ import msgspec
 
 from agentd.capability.builtin import fs, text
 from agentd.capability.port import Call, Inside
+from agentd.capability.shape import array, choice, mapping, parameters, string
 from agentd.model.capability import About, Bounds, Example, Needs, Outcome
 from agentd.model.cause import CauseCode
 from agentd.model.errors import InvalidInput
@@ -15,37 +16,22 @@ from agentd.model.spec import ExecRequest
 # Two streams of so many bytes are less than ``Bounds.output`` as base64.
 MAX_OUTPUT = 5 << 20
 _MAX_ARGUMENT = 128 << 10  # MAX_ARG_STRLEN of execve(2)
-_SCHEMA = {
-    "type": "object",
-    "required": ["command"],
-    "additionalProperties": False,
-    "properties": {
-        "command": {
-            "type": "string",
-            "minLength": 1,
-            "maxLength": 4095,
-            "description": "a program on the PATH, or a path; no shell reads it",
-        },
-        "args": {
-            "type": "array",
-            "maxItems": 4096,
-            "items": {"type": "string", "maxLength": _MAX_ARGUMENT},
-            "default": [],
-        },
-        "env": {
-            "type": "object",
-            "maxProperties": 256,
-            "propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_]*$", "maxLength": 255},
-            "additionalProperties": {"type": "string", "maxLength": _MAX_ARGUMENT},
-            "default": {},
-            "description": "variables beside those of the sandbox",
-        },
-        "cwd": fs.PATH,
-        "stdin": {"type": "string", "default": ""},
-        "stdin_encoding": {"enum": ["utf-8", "base64"], "default": "utf-8"},
-        "timeout_ms": fs.TIMEOUT_MS,
-    },
-}
+_SCHEMA = parameters(
+    ["command"],
+    command=string(1, 4095, description="a program on the PATH, or a path; no shell reads it"),
+    args=array(string(maximum=_MAX_ARGUMENT), 4096, default=[]),
+    env=mapping(
+        string(maximum=_MAX_ARGUMENT),
+        256,
+        "variables beside those of the sandbox",
+        propertyNames={"pattern": "^[A-Za-z_][A-Za-z0-9_]*$", "maxLength": 255},
+        default={},
+    ),
+    cwd=fs.PATH,
+    stdin=string(default=""),
+    stdin_encoding=choice(["utf-8", "base64"], "utf-8"),
+    timeout_ms=fs.TIMEOUT_MS,
+)
 _EXAMPLES = (
     Example(
         "a program and its arguments",

@@ -7,6 +7,7 @@ import msgspec
 from agentd.capability import script
 from agentd.capability.builtin import fs
 from agentd.capability.port import Call, Inside
+from agentd.capability.shape import array, integer, mapping, parameters, string
 from agentd.model import typed
 from agentd.model.capability import About, Bounds, Example, Outcome
 
@@ -15,40 +16,22 @@ MAX_ROWS = 100_000
 _SCALAR = {
     "anyOf": [
         {"type": ["null", "boolean", "number", "string"]},
-        {
-            "type": "object",
-            "required": ["base64"],
-            "additionalProperties": False,
-            "properties": {"base64": {"type": "string"}},
-        },
+        parameters(["base64"], base64=string()),
     ]
 }
-_SCHEMA = {
-    "type": "object",
-    "required": ["path", "sql"],
-    "additionalProperties": False,
-    "properties": {
-        "path": fs.PATH,
-        "sql": {"type": "string", "minLength": 1, "maxLength": 100_000},
-        "parameters": {
-            "description": 'of "?" in order, or of ":name" by name; blobs are {"base64": ...}',
-            "anyOf": [
-                {"type": "array", "maxItems": 1000, "items": _SCALAR},
-                {"type": "object", "maxProperties": 1000, "additionalProperties": _SCALAR},
-            ],
-            "default": [],
-        },
-        "max_rows": {"type": "integer", "minimum": 1, "maximum": MAX_ROWS, "default": 1000},
-        "max_bytes": {
-            "type": "integer",
-            "minimum": 1,
-            "maximum": MAX_BYTES,
-            "default": 1 << 20,
-            "description": "of the rows as JSON",
-        },
-        "timeout_ms": fs.TIMEOUT_MS,
+_SCHEMA = parameters(
+    ["path", "sql"],
+    path=fs.PATH,
+    sql=string(1, 100_000),
+    parameters={
+        "description": 'of "?" in order, or of ":name" by name; blobs are {"base64": ...}',
+        "anyOf": [array(_SCALAR, 1000), mapping(_SCALAR, 1000)],
+        "default": [],
     },
-}
+    max_rows=integer(1, MAX_ROWS, 1000),
+    max_bytes=integer(1, MAX_BYTES, 1 << 20, "of the rows as JSON"),
+    timeout_ms=fs.TIMEOUT_MS,
+)
 _EXAMPLES = (
     Example(
         "a file that is no database",
