@@ -48,6 +48,10 @@ class Kernel:
         finally:
             os.close(fd)
 
+    def mkdir(self, path: str, mode: int) -> None:
+        os.mkdir(path)
+        os.chmod(path, mode)  # mkdir's mode is cut by the umask
+
     def unshare(self, flags: int) -> None:
         self.syscall(abi.SYS.unshare, flags)
 

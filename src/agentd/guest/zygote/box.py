@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from agentd.guest.zygote import own_root
 from agentd.guest.zygote.root import EMPTY_FILE, SANDBOX_HOME, masks
-from agentd.linux import abi, caps, landlock, net, process, seccomp
+from agentd.linux import abi, caps, landlock, net, overlay, process, seccomp
 from agentd.linux.kernel import Kernel
 
 NAMESPACES = (
@@ -58,8 +58,7 @@ class WallKernel(Kernel):
 
     def mkdir(self, path: str, mode: int) -> None:
         if not self._dry:
-            os.mkdir(path)
-            os.chmod(path, mode)  # mkdir's mode is cut by the umask
+            super().mkdir(path, mode)
 
     def setrlimit(self, number: int, limit: int) -> None:
         """Both the soft and the hard one."""
@@ -238,19 +237,17 @@ def _own_workspace(kernel: WallKernel) -> None:
 
 
 def _overlay(mount: Request, fds: list[int], kernel: WallKernel) -> None:
-    """Copy on write, mounted inside the user namespace: userxattr (Linux 5.11).
+    """Copy on write, mounted inside the user namespace.
 
-    Without userxattr a replaced lower directory fails with EIO here.
+    The host reads its upper directory (``cow.OverlayWall``).
     """
-    for name in ("l", "u", "k"):
-        kernel.mkdir(f"{WORKSPACE}/{name}", 0o755)
+    kernel.mkdir(f"{WORKSPACE}/l", 0o755)
     # A copy lies over what it is a copy of, where that is there, too.
     lower = [f"{WORKSPACE}/{mount['copy']}"] if mount.get("copy") is not None else []
     if mount["fd"] is not None:
         _attach(fds[_int(mount["fd"])], f"{WORKSPACE}/l", kernel)
         lower.append(f"{WORKSPACE}/l")
-    options = f"userxattr,lowerdir={':'.join(lower)},upperdir={WORKSPACE}/u,workdir={WORKSPACE}/k"
-    kernel.mount("overlay", WORKSPACE, "overlay", _NOSUID_NODEV, options)
+    overlay.mount_paths(WORKSPACE, lower, WORKSPACE, kernel)
 
 
 def _attach(fd: int, target: str, kernel: WallKernel) -> None:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Sequence
 
 from agentd.guest.zygote.root import STAGE, write
-from agentd.linux import abi, mounts
+from agentd.linux import abi, mounts, overlay
 from agentd.linux.kernel import KERNEL, Kernel
 
 # Of a directory in which a mount gets its place, each entry is a mount of its own.
@@ -135,10 +135,8 @@ def _make_again(path: str, target: str, mounted: frozenset[str], kernel: Kernel)
 
 def _overlay(path: str, target: str, kernel: Kernel) -> None:
     # Two directories make one that is read-only; the empty one adds nothing.
-    lower = f"userxattr,lowerdir=/sys:{path}"
     try:
-        flags = abi.MS_RDONLY | abi.MS_NOSUID | abi.MS_NODEV
-        kernel.mount("overlay", target, "overlay", flags, lower)
+        overlay.mount_readonly(target, ("/sys", path), kernel)
     except OSError as error:
         raise OSError(
             error.errno,
