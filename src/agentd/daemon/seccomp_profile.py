@@ -107,7 +107,7 @@ def _checked(level: IsolationLevel, capability: str | None) -> IsolationLevel:
 def _filter(level: IsolationLevel, net: str) -> tuple[str, bool]:
     """The profile's name, and whether it lets internet sockets be made."""
     if level is IsolationLevel.NAMESPACE:
-        return "sandbox", True  # the network namespace is what has no network
+        return seccomp.of_namespaces(net), True  # no network is a namespace without one
     from agentd.sandbox.backends.process import profile_name
 
     return profile_name(), net == "host"

@@ -58,7 +58,7 @@ def main() -> None:
     os.set_inheritable(MOUNTS_FD, False)
     try:
         config, _ = receive(control)
-        filter_ = seccomp.build("sandbox")
+        filter_ = seccomp.build(seccomp.of_namespaces(str(config["net"])))
         zygote = _Zygote(control, entry.prepare(config), config, filter_)
         for fact in (caps.last_capability, root.masks):
             fact()  # found out once, by the user that sandboxes have, for all of them

@@ -17,7 +17,8 @@ from agentd.linux.fingerprint import fingerprint
 from agentd.linux.kernel import KERNEL, Kernel
 from agentd.linux.seccomp import bpf
 from agentd.linux.seccomp.rule import WORD, ArgumentMatch, Rule
-from agentd.linux.seccomp.rules import NO_INET, PROFILES
+from agentd.linux.seccomp.rules import PROFILES
+from agentd.linux.seccomp.socket_rules import NO_INET
 from agentd.linux.seccomp.tables import numbers
 
 SECCOMP_SET_MODE_FILTER = 1

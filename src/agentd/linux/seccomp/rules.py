@@ -4,11 +4,8 @@ import errno
 
 from agentd.linux.seccomp.process_rules import PROCESS, SAME_UID
 from agentd.linux.seccomp.rule import ArgumentMatch, Rule, greater, not_zero
+from agentd.linux.seccomp.socket_rules import SOCKETS, SOCKETS_AND_ROUTES
 
-_AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
-_SOCK_STREAM, _SOCK_DGRAM, _SOCK_RAW, _SOCK_PACKET = 1, 2, 3, 10
-_SOCK_TYPE_MASK = 0xF  # linux/net.h: the bits above are SOCK_CLOEXEC and SOCK_NONBLOCK
-_PROTOCOLS = (0, 1, 6, 17, 58)  # default (and PF_UNIX), ICMP (and PF_UNIX), TCP, UDP, ICMPv6
 # NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET. NEWTIME (0x80) lies in the byte that
 # is clone(2)'s exit signal, so only clone3 and unshare can ask for it.
 _CLONE_NEW = 0x7E020000
@@ -36,7 +33,7 @@ _SOL_UDP, _SOL_UDPLITE, _UDP_ENCAP = 17, 136, 100
 # linux/fscrypt.h: FS_IOC_ADD_ENCRYPTION_KEY, _REMOVE_ENCRYPTION_KEY, _REMOVE_..._KEY_ALL_USERS
 _FSCRYPT_KEYS = (0xC0506617, 0xC0406618, 0xC0406619)
 
-_SANDBOX = (
+_COMMON = (
     Rule(
         "mount",
         "mount umount2 pivot_root chroot open_tree open_tree_attr move_mount fsopen fsconfig "
@@ -285,55 +282,26 @@ _SANDBOX = (
         "lsm_set_self_attr",
         "it asks for another security label",
     ),
-    Rule(
-        "sockets",
-        "socket socketpair",
-        "packet, netlink, vsock, AF_ALG and the rest reach the host or seldom-tested kernel code",
-        (ArgumentMatch(0, "family", (_AF_UNIX, _AF_INET, _AF_INET6), inside=False),),
-        errno.EAFNOSUPPORT,
-    ),
-    Rule(
-        "sockets",
-        "socket socketpair",
-        "raw sockets forge packets and read those of others",
-        (ArgumentMatch(1, "type", (_SOCK_RAW, _SOCK_PACKET), _SOCK_TYPE_MASK),),
-    ),
-    Rule(
-        "sockets",
-        "socket socketpair",
-        "the other internet socket types load SCTP and DCCP, seldom-tested kernel code",
-        (
-            ArgumentMatch(0, "family", (_AF_INET, _AF_INET6)),
-            ArgumentMatch(1, "type", (_SOCK_STREAM, _SOCK_DGRAM), _SOCK_TYPE_MASK, inside=False),
-        ),
-        errno.ESOCKTNOSUPPORT,
-    ),
-    Rule(
-        "sockets",
-        "socket socketpair",
-        "SCTP, SMC and the rest are seldom tested, and they and MPTCP pass Landlock's TCP rules",
-        (ArgumentMatch(2, "protocol", _PROTOCOLS, inside=False),),
-        errno.EPROTONOSUPPORT,
-    ),
 )
 
 #: What a guest asks of a folder of the host's is done by a server of files, which needs the rest.
-_SHARE = tuple(rule for rule in _SANDBOX if rule.group == "set-id bits")
+_SHARE = tuple(rule for rule in _COMMON if rule.group == "set-id bits")
+_HOST_NET = _COMMON + SOCKETS
 
-#: sandbox: behind namespaces of its own. share: virtiofsd's, for a virtual machine.
+#: sandbox: behind namespaces of its own, the network's among them. sandbox-host-net: shares the
+#: host's network. monitor: of a virtual machine. share: virtiofsd's, for a virtual machine.
 #: process: shares the host's pid and ipc namespaces.
 #: process-same-uid: and runs as a user that owns host files.
 PROFILES: dict[str, tuple[Rule, ...]] = {
-    "sandbox": _SANDBOX,
+    "sandbox": _COMMON + SOCKETS_AND_ROUTES,
+    "sandbox-host-net": _HOST_NET,
+    "monitor": _HOST_NET,
     "share": _SHARE,
-    "process": _SANDBOX + PROCESS,
-    "process-same-uid": _SANDBOX + PROCESS + SAME_UID,
+    "process": _HOST_NET + PROCESS,
+    "process-same-uid": _HOST_NET + PROCESS + SAME_UID,
 }
 
-#: Added to any profile whose wall has no network namespace and promises no network.
-NO_INET = Rule(
-    "sockets",
-    "socket socketpair",
-    "no network was granted, and Landlock governs TCP alone",
-    (ArgumentMatch(0, "family", (_AF_INET, _AF_INET6)),),
-)
+
+def of_namespaces(net: str) -> str:
+    """The profile of a sandbox of the namespace wall, with ``net`` "none" or "host"."""
+    return "sandbox" if net == "none" else "sandbox-host-net"

@@ -54,8 +54,9 @@ said("route", tried(route))
 """
 _FAMILIES = """
 for name, family, kind, protocol in (
-    ("netlink", 16, 3, 0), ("vsock", 40, 1, 0), ("kernel crypto", 38, 5, 0), ("key", 15, 3, 2),
-    ("sctp", 2, 5, 132), ("high bits", 1 << 32 | 16, 3, 0)):
+    ("netlink audit", 16, 3, 9), ("netlink netfilter", 16, 3, 12), ("vsock", 40, 1, 0),
+    ("kernel crypto", 38, 5, 0), ("key", 15, 3, 2), ("sctp", 2, 5, 132),
+    ("high bits", 1 << 32 | 16, 3, 1 << 32 | 9)):
     fd = call("socket", family, kind, protocol)
     said(name, "opened" if isinstance(fd, int) else fd)
 """
@@ -65,7 +66,17 @@ for name, family, kind, protocol in (
     fd = call("socket", family, kind, protocol)
     said(name, "opened" if isinstance(fd, int) else fd)
 """
-_NO_SOCKET = {"EPERM", "EACCES", "EAFNOSUPPORT", "EPROTONOSUPPORT", "ESOCKTNOSUPPORT"}
+# RTM_NEWLINK for the loopback interface, of whose flags none is to change: done, it does nothing.
+_CONFIGURE = """
+def ask(kind, body):
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as sock:
+        sock.settimeout(2)
+        sock.send(struct.pack("=IHHII", 16 + len(body), kind, 5, 1, 0) + body)  # REQUEST | ACK
+        code = -struct.unpack_from("=i", sock.recv(4096), 16)[0]
+        return errno.errorcode[code] if code else "done"
+said("interface", tried(ask, 16, struct.pack("=BxHiII", 0, 0, 1, 0, 0)))
+"""
+_NO_SOCKET = {"EPERM", "EACCES", "EAFNOSUPPORT", "EPROTONOSUPPORT", "ESOCKTNOSUPPORT", "ENOTSUP"}
 
 
 def _listeners(planted: Planted) -> tuple[str, ...]:
@@ -108,11 +119,19 @@ ATTACKS = (
         _listeners,
     ),
     Attack(
-        "open netlink, vsock and other rare sockets",
+        "open vsock, kernel crypto and other rare sockets",
         _FAMILIES,
         FILTERED,
         said_only(_NO_SOCKET),
         otherwise="they are the machine's own kernel's",
+    ),
+    Attack(
+        "change a network interface by netlink",
+        _CONFIGURE,
+        by("seccomp user capabilities", "capabilities", ""),
+        said_only(_NO_SOCKET),
+        otherwise="the interfaces are the machine's own",
+        root=True,
     ),
     Attack(
         "open raw and packet sockets",

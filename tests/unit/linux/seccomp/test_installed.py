@@ -126,7 +126,7 @@ def errnos(profile: str, calls: list[tuple[int, list[int]]]) -> list[int]:
 
 def meeting(match: ArgumentMatch) -> int:
     """An argument for which ``match`` holds."""
-    candidates = (*match.values, match.values[0] + 1, 16, match.mask & -match.mask, 1)
+    candidates = (*match.values, match.values[0] + 1, 16, 40, match.mask & -match.mask, 1)
     return next(value for value in candidates if match.holds(value))
 
 

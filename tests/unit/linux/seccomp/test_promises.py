@@ -14,7 +14,8 @@ from agentd.linux.seccomp.tables import MACHINES, numbers
 
 _E, _SYS, _NONE = errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP
 _P, _U = "process", "process-same-uid"
-PROFILES = ("sandbox", _P, _U)
+_H = "sandbox-host-net"
+PROFILES = ("sandbox", _H, _P, _U)
 
 # Whatever the arguments are.
 DENIED = {
@@ -79,6 +80,14 @@ BY_ARGUMENTS: list[tuple[str, str, Args, int]] = [
     )],
     # The mode is where the kernel reads it, and nowhere else.
     *[("sandbox", name, at(i, 0o100644, 0o106000), 0) for name, i in _BY_BITS],
+    *[("sandbox", "socket", (16, kind, protocol), 0 if protocol == 0 else errno.EPROTONOSUPPORT)
+      for kind in (2, 3, 0x80003) for protocol in (0, 4, 6, 9, 12, 16, HIGH | 9)],
+    ("sandbox", "socket", (16 | HIGH, 3, HIGH), 0),
+    *[("sandbox", "socketpair", (16, 3, protocol), errno.EAFNOSUPPORT) for protocol in (0, 9)],
+    *[(profile, "socket", (16, kind, protocol), errno.EOPNOTSUPP)
+      for profile in (_H, "monitor", _P, _U) for kind in (2, 3) for protocol in (0, 9)],
+    *[(_H, "socket", (family, 3, 0), errno.EAFNOSUPPORT) for family in (17, 38, 40)],
+    *[("sandbox", "socket", (family, 3, 0), errno.EAFNOSUPPORT) for family in (15, 17, 38, 40)],
     ("sandbox", "seccomp", (1, 0xF7), 0),
     *[("sandbox", "seccomp", (1, 8 | more), _E) for more in (0, 1, 16, HIGH)],
     *[("sandbox", name, (10, 1, 6), 0) for name in ("socket", "socketpair")],

@@ -3,10 +3,11 @@
 import errno
 
 import pytest
+from tests.unit.linux.seccomp.test_filter import ALLOW, ARCH, decode, fails, run
 
-from agentd.linux.seccomp import PROFILES, explain
+from agentd.linux.seccomp import PROFILES, build, explain, of_namespaces
 from agentd.linux.seccomp.rule import Rule
-from agentd.linux.seccomp.rules import NO_INET
+from agentd.linux.seccomp.socket_rules import NO_INET
 from agentd.linux.seccomp.tables import MACHINES, numbers
 
 LARGEST = (*PROFILES["process-same-uid"], NO_INET)
@@ -40,12 +41,20 @@ def test_no_rule_is_hidden_behind_another() -> None:
 
 
 def test_profiles_only_ever_add() -> None:
-    sandbox, process, same_uid = (
-        PROFILES[name] for name in ("sandbox", "process", "process-same-uid")
+    shared, process, same_uid = (
+        PROFILES[name] for name in ("monitor", "process", "process-same-uid")
     )
-    assert process[: len(sandbox)] == sandbox
+    assert process[: len(shared)] == shared
     assert same_uid[: len(process)] == process
-    assert len(sandbox) < len(process) < len(same_uid)
+    assert len(shared) < len(process) < len(same_uid)
+
+
+def test_only_a_network_of_its_own_is_looked_at() -> None:
+    for net, own in (("none", True), ("host", False)):
+        code = decode(build(of_namespaces(net), "x86_64"))
+        socket = numbers("x86_64")["socket"]
+        answer = run(code, ARCH["x86_64"], socket, (16, 3, 0))
+        assert answer == (ALLOW if own else fails(errno.EOPNOTSUPP))
 
 
 def test_explain_has_a_row_a_rule() -> None:

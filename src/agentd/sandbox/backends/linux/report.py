@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from agentd.linux import container, landlock
+from agentd.linux import container, landlock, seccomp
 from agentd.linux.cgroup import Group
 from agentd.model.availability import Blocker
 from agentd.model.enforcement import Control
@@ -60,7 +60,9 @@ def enforcement(
         ),
         "capabilities": _step("capabilities", controls, "none in any set, and none can be gained"),
         "no_new_privs": _step("no_new_privs", controls, "setuid and file capabilities do nothing"),
-        "seccomp": _step("seccomp", controls, f"profile sandbox {digest}"),
+        "seccomp": _step(
+            "seccomp", controls, f"profile {seccomp.of_namespaces(plan.spec.net)} {digest}"
+        ),
         "landlock": _landlock(controls),
         "agent_protected": _step("dumpable", controls, agent_detail(controls)),
         "shared": shared.of_namespaces("user_counts" in controls, own_user),

@@ -18,7 +18,7 @@ _STEPS = {
     "capabilities": "",  # capabilities_detail() says
     "no_new_privs": "set-user-ID programs do nothing",
     "landlock": "writes no file; the monitor reads programs and the image",
-    "seccomp": "profile sandbox",
+    "seccomp": "profile monitor",
 }
 
 
@@ -68,7 +68,7 @@ def enforcement(
 
 
 def _monitor_filter(held: Sequence[str]) -> Control:
-    ours = " and agentd's, profile sandbox" if "seccomp" in held else ""
+    ours = " and agentd's, profile monitor" if "seccomp" in held else ""
     return Control("default", True, f"QEMU's own filter (-sandbox on){ours}")
 
 
