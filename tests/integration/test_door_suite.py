@@ -95,10 +95,10 @@ def install(folder: Path, module: str, points: dict[str, str]) -> None:
 
 
 def suite(folder: Path, *words: str, path: Iterable[Path] = ()) -> tuple[int, str]:
+    """``pytest`` in that folder."""
     env = dict(os.environ)
     before = [env["PYTHONPATH"]] if env.get("PYTHONPATH") else []
     env["PYTHONPATH"] = os.pathsep.join([str(folder), *map(str, path), *before])
-    """``pytest`` in that folder."""
     ran = subprocess.run(
         [sys.executable, "-c", _PYTEST, "-q", "-p", "no:cacheprovider", *words],
         cwd=folder,
@@ -120,7 +120,7 @@ def test_agentds_own_door_passes_and_each_lie_is_caught(tmp_path: Path, half: st
     words = ["--pyargs", "agentd.testing.doors", "--door", "agentd.testing.doors.rest:Rest"]
     for lie in lies:
         words += ["--door", f"lying_drivers:{lie}"]
-    words += ["--door-patience", "5", "-rpfE", "--tb=line"]
+    words += ["--door-patience", "15", "-rpfE", "--tb=line"]
     _, said = suite(tmp_path, *words, path=[LYING])
 
     outcomes = told(said)
@@ -152,7 +152,7 @@ def test_who_hangs_up_has_what_the_door_says_of_itself(tmp_path: Path) -> None:
     words = ["--pyargs", "agentd.testing.doors", "-k", "its_client_waited_for", "-rpfE"]
     for driver in ("TellsTheTruth", "SaysItDetaches"):
         words += ["--door", f"lying_drivers:{driver}"]
-    _, said = suite(tmp_path, *words, "--door-patience", "5", path=[LYING])
+    _, said = suite(tmp_path, *words, "--door-patience", "15", path=[LYING])
     (name,) = CAUGHT["hanging_up"]
     assert told(said) == {"lies-hanging_up": {name: "PASSED"}, "rest": {name: "FAILED"}}, said
 

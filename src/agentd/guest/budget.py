@@ -6,8 +6,10 @@ exempt from the OOM killer, so that a machine whose memory they held would panic
 
 import os
 
-# A line's first bytes are not counted: whatever others hold, short requests are served.
+# The first bytes of a line and of an output are not counted: whatever others hold, short requests
+# are served and short replies arrive.
 FREE_LINE = 128 << 10
+FREE_OUTPUT = 128 << 10
 _MIN_LINE = 8 << 20
 # One full output can always be had.
 _MIN_SIZE = 64 << 20

@@ -5,7 +5,7 @@ import select
 from collections.abc import Callable, Iterator
 
 from agentd.guest import v1, wire
-from agentd.guest.budget import FREE_LINE, Budget, BudgetShare, of_machine
+from agentd.guest.budget import FREE_LINE, FREE_OUTPUT, Budget, BudgetShare, of_machine
 from agentd.guest.loop import READ
 from agentd.guest.output import STDERR, STDOUT
 from agentd.guest.process import ExitInfo, GuestProcess
@@ -208,7 +208,8 @@ class V1Server:
     def _on_output(self, number: int, data: bytes) -> None:
         if self._crowded_out:
             return
-        if self._output.hold(self._output.held + len(data)):
+        size = sum(map(len, self._outputs.values())) + len(data)
+        if self._output.hold(max(0, size - FREE_OUTPUT)):
             self._outputs[number] += data
             return
         self._crowded_out = True

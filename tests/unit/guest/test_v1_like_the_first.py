@@ -252,6 +252,18 @@ def small(path: Path, size: int, name: str = "agentd-guest", *arguments: str) ->
             process.kill()
 
 
+def test_short_replies_arrive_whatever_others_hold(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with small(path, 3_000_000) as process, contextlib.ExitStack() as stack:
+        assert b"listening" in process.stderr.readline()
+        # Together more than there is: nothing is left of it.
+        for size in (3_000_000, 1_000_000):
+            client = stack.enter_context(connect(str(path)))
+            client.sendall(b'["head",["-c","%d","/dev/zero"]]\n' % size)
+            assert client.recv(1, socket.MSG_PEEK)  # its reply has begun, and nobody reads on
+        assert run(str(path), "echo", "on")["stdout"] == b"on\n"
+
+
 def test_all_outputs_together_are_bounded(tmp_path: Path) -> None:
     path = tmp_path / "s"
     with small(path, 5_000_000) as process, contextlib.ExitStack() as stack:

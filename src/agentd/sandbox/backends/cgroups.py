@@ -116,9 +116,11 @@ def is_stale(name: str) -> bool:
 
 
 def _reap_stale(hierarchy: cgroup.Hierarchy) -> None:
+    """Remove what can be removed: whoever may signal what lives in the others does so later."""
     for name in hierarchy.stale("sbx-"):
         if is_stale(name):
-            hierarchy.reap(name)
+            with contextlib.suppress(OSError):
+                hierarchy.reap(name)
 
 
 def _start_time(pid: int) -> int:

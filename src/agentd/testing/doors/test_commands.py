@@ -4,6 +4,7 @@ import pytest
 
 from agentd.testing.doors.daemon import Daemon, Place
 from agentd.testing.doors.driver import Driver, Ended
+from agentd.testing.same import same
 
 _PIECE = bytes(range(256))
 _SIZES = [0, 1, 300_000]  # the last is more than a pipe holds
@@ -65,7 +66,7 @@ def test_stdin_arrives_whole(
 ) -> None:
     sent = (_PIECE * (size // 256 + 1))[:size]
     door.run(key, alice.sandbox, ["sh", "-c", "cat > got"], stdin=sent)
-    assert daemon.file(alice.sandbox, alice.path("got")) == sent
+    same(daemon.file(alice.sandbox, alice.path("got")), sent)
 
 
 @pytest.mark.claims("start", "write")

@@ -7,6 +7,7 @@ import pytest
 
 from agentd.testing.doors.daemon import Daemon, Place
 from agentd.testing.doors.driver import Driver
+from agentd.testing.same import same
 
 _LINES = 30_000  # more than a pipe holds
 _LONG = b"".join(b"%d\n" % number for number in range(1, _LINES + 1))
@@ -21,7 +22,7 @@ def key(daemon: Daemon, alice: Place) -> str:
 @pytest.mark.claims("run")
 def test_output_is_whole_and_in_order(door: Driver, alice: Place, key: str) -> None:
     ended = door.run(key, alice.sandbox, ["seq", str(_LINES)])
-    assert ended.stdout == _LONG
+    same(ended.stdout, _LONG)
 
 
 @pytest.mark.claims("run")

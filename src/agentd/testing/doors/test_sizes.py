@@ -4,6 +4,7 @@ import pytest
 
 from agentd.testing.doors.daemon import Daemon, Place
 from agentd.testing.doors.driver import Driver, Refusal
+from agentd.testing.same import same
 
 _LARGE = bytes(range(256)) * 12_289  # 3 MiB and a bit, larger than a body may be
 _PIECE = bytes(range(251))
@@ -20,7 +21,7 @@ def test_as_much_stdin_as_it_takes_arrives(
 ) -> None:
     sent = (_PIECE * (door.most_stdin // 251 + 1))[: door.most_stdin]
     door.run(key, alice.sandbox, ["sh", "-c", "cat > most"], stdin=sent)
-    assert daemon.file(alice.sandbox, alice.path("most")) == sent
+    same(daemon.file(alice.sandbox, alice.path("most")), sent)
 
 
 @pytest.mark.claims("run", "most_stdin")
@@ -47,7 +48,7 @@ def test_a_large_file_arrives_whole(door: Driver, daemon: Daemon, alice: Place, 
         assert refusal.code == "too_large"
         assert daemon.file(alice.sandbox, path) == before
     else:
-        assert daemon.file(alice.sandbox, path) == _LARGE
+        same(daemon.file(alice.sandbox, path), _LARGE)
 
 
 @pytest.mark.claims("read_file")
@@ -59,7 +60,7 @@ def test_a_large_file_is_read_whole(door: Driver, daemon: Daemon, alice: Place, 
     except Refusal as refusal:
         assert refusal.code == "too_large"
     else:
-        assert found == _LARGE
+        same(found, _LARGE)
 
 
 @pytest.mark.claims("read_file", "write_file")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from agentd import AgentdError, Files, InvalidInput, OperationFailed, Sandbox
+from agentd.testing.same import same
 
 pytestmark = pytest.mark.shares_machine
 
@@ -23,8 +24,8 @@ def files(sandbox: Sandbox) -> Files:
 def test_what_is_written_is_read(files: Files, workspace: str, size: int) -> None:
     data = os.urandom(size)
     assert files.write(f"{workspace}/file", data) == size
-    assert files.read(f"{workspace}/file") == data
-    assert b"".join(files.read_iter(f"{workspace}/file")) == data
+    same(files.read(f"{workspace}/file"), data)
+    same(b"".join(files.read_iter(f"{workspace}/file")), data)
 
 
 def test_a_command_sees_what_was_written_and_the_other_way(
