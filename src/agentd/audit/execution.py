@@ -87,7 +87,12 @@ def clean(execution: Execution, secrets: Iterable[str] = ()) -> Execution:
             for name, digest in list(execution.outputs.items())[:MAX_OUTPUTS]
         },
         enforcement=_controls(controls, hide) if known else _plain_controls(controls),
-        cause=Cause(cause.code, hide(cause.message)[:_MESSAGE], hide(cause.remediation)[:_MESSAGE]),
+        cause=Cause(
+            cause.code,
+            hide(cause.message)[:_MESSAGE],
+            hide(cause.remediation)[:_MESSAGE],
+            cause.infrastructure,
+        ),
     )
 
 
@@ -115,7 +120,7 @@ def slim(known: Execution) -> Execution:
         known,
         decision=Decided(known.decision.allow, known.decision.bundle),
         enforcement={name: Control("", control.enforced) for name, control in controls},
-        cause=Cause(known.cause.code, "", ""),
+        cause=Cause(known.cause.code, "", "", known.cause.infrastructure),
     )
 
 

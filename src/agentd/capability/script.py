@@ -46,6 +46,7 @@ _CAUSES = {
     CauseCode.CANCELLED: "cancelled",
     CauseCode.OOM: "out_of_memory",
     CauseCode.PIDS_LIMIT: "too_many_processes",
+    CauseCode.LEASE_EXPIRED: "lease_expired",
 }
 
 
@@ -114,7 +115,7 @@ def _answer(result: Result, decoder: "msgspec.json.Decoder[T]", timeout: float) 
 
 def _failure(result: Result, timeout: float) -> CallFailed | BackendLost:
     cause = result.cause
-    if cause.code is CauseCode.BACKEND_LOST:
+    if cause.infrastructure:
         return BackendLost(cause.message, remediation=cause.remediation)
     if cause.code is CauseCode.SPAWN_FAILED:
         return _not_started(result, cause)

@@ -93,7 +93,7 @@ class _Sandboxes(_Noun):
     def kill(self, id: str) -> None:
         handle = self._here.handle(id)
         self._here.handles.pop(id, None)
-        self._here.pipeline.close(handle)
+        self._here.pipeline.end(handle)
 
     def keep(self, id: str, path: str | os.PathLike[str] | None) -> "Snapshot":
         manager, where = self._here.pipeline.manager, None if path is None else os.fspath(path)

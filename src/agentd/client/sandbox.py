@@ -34,6 +34,7 @@ class CommandFailed(AgentdError):
             f"command failed: {result.cause.message}", remediation=result.cause.remediation
         )
         self.result = result
+        self.infrastructure = result.cause.infrastructure
 
 
 class Sandbox:

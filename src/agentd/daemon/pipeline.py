@@ -11,7 +11,7 @@ import msgspec
 
 from agentd.daemon.commands.begin import BeginStreamed
 from agentd.daemon.commands.command import Command, Emit
-from agentd.daemon.commands.ends import completed
+from agentd.daemon.commands.ends import DESTROYED, completed
 from agentd.model.errors import InvalidInput
 from agentd.model.principal import Principal
 from agentd.model.result import Result
@@ -90,6 +90,11 @@ class Pipeline:
             return Command(handle, BeginStreamed(whole, capture=capture))
         within, admission = self.gate.command(who, handle, whole, _NO_LABELS)
         return Command(handle, BeginStreamed(within, capture=capture), admission)
+
+    def end(self, handle: SandboxHandle) -> None:
+        """``close``, and what runs in it says that it was ended."""
+        handle.why = DESTROYED
+        self.close(handle)
 
     def close(self, handle: SandboxHandle) -> None:
         self.manager.destroy(handle)

@@ -38,12 +38,43 @@ REMEDIATION = {
 }
 
 
+#: Whether the machine is to blame: agentd, its host, or the wall. Else what was run, or who asked.
+#: Of a code that is False here, a single cause may say True (a monitor that could not be started).
+INFRASTRUCTURE = {
+    CauseCode.EXITED: False,
+    CauseCode.SIGNALLED: False,
+    CauseCode.TIMEOUT: False,
+    CauseCode.CANCELLED: False,
+    CauseCode.OOM: False,
+    CauseCode.PIDS_LIMIT: False,
+    CauseCode.OUTPUT_LIMIT: False,
+    CauseCode.DISK_FULL: False,
+    CauseCode.SECCOMP_VIOLATION: False,
+    CauseCode.POLICY_DENIED: False,
+    CauseCode.LEASE_EXPIRED: False,
+    CauseCode.BACKEND_LOST: True,
+    CauseCode.SPAWN_FAILED: False,
+    CauseCode.INTERRUPTED: True,
+    CauseCode.FAILED: False,  # as its error says
+}
+
+
 class Cause(msgspec.Struct, frozen=True):
-    """``code`` is for programs, ``message`` for people, ``remediation`` what to do, or empty."""
+    """``code`` is for programs, ``message`` for people, ``remediation`` what to do, or empty.
+
+    ``infrastructure``: the machine is to blame and not the program, so that the same again may end
+    otherwise. It is always so for the codes that INFRASTRUCTURE says it of, also in what an agentd
+    wrote that knew no such field.
+    """
 
     code: CauseCode
     message: str
     remediation: str = ""
+    infrastructure: bool = False
+
+    def __post_init__(self) -> None:
+        if INFRASTRUCTURE[self.code]:
+            msgspec.structs.force_setattr(self, "infrastructure", True)
 
     @classmethod
     def of(cls, code: CauseCode, message: str) -> "Cause":

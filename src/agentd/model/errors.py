@@ -25,6 +25,9 @@
 All of them can be imported from ``agentd``; CallFailed is ``model.capability``'s, and the last two
 are the SDK's own.
 
+``infrastructure`` says of each whether the machine is to blame (agentd, its host, the wall) or who
+asked and what was run: as ``Cause.infrastructure`` does.
+
 Every error says what happened, why, and what to do about it: ``code``, ``message``, ``cause``
 and ``remediation`` are the same four fields on every way in.
 """
@@ -32,6 +35,7 @@ and ``remediation`` are the same four fields on every way in.
 
 class AgentdError(Exception):
     code = "internal"
+    infrastructure = True
 
     def __init__(self, message: str, *, cause: str = "", remediation: str = "") -> None:
         super().__init__(message)
@@ -59,6 +63,7 @@ class AgentdError(Exception):
 
 class InvalidInput(AgentdError):
     code = "invalid_input"
+    infrastructure = False
 
 
 class TooLarge(InvalidInput):
@@ -67,10 +72,12 @@ class TooLarge(InvalidInput):
 
 class Unauthenticated(AgentdError):
     code = "unauthenticated"
+    infrastructure = False
 
 
 class Refused(AgentdError):
     code = "refused"
+    infrastructure = False
 
 
 class Unsupported(Refused):
@@ -89,16 +96,19 @@ class PolicyDenied(Refused):
 
 class Undecided(Refused):
     code = "policy_undecided"
+    infrastructure = True
 
 
 class Unavailable(Refused):
     code = "unavailable"
+    infrastructure = True
 
 
 class Full(Refused):
     """``retry_after`` is in seconds: when it is worth asking again."""
 
     code = "full"
+    infrastructure = True
 
     def __init__(
         self, message: str, *, cause: str = "", remediation: str = "", retry_after: float = 1.0
@@ -109,14 +119,17 @@ class Full(Refused):
 
 class QuotaExceeded(Full):
     code = "quota_exceeded"
+    infrastructure = False
 
 
 class NotFound(AgentdError):
     code = "not_found"
+    infrastructure = False
 
 
 class Conflict(AgentdError):
     code = "conflict"
+    infrastructure = False
 
 
 class SandboxError(AgentdError):
@@ -135,6 +148,7 @@ class OperationFailed(AgentdError):
     """The agent inside refused an operation; ``errno`` is the kernel's number, or 0."""
 
     code = "operation_failed"
+    infrastructure = False
 
     def __init__(
         self, message: str, *, errno: int = 0, cause: str = "", remediation: str = ""

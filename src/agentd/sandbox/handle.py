@@ -15,6 +15,7 @@ from agentd.sandbox.ports import CopyOnWrite, Snapshotable, Wall
 from agentd.transport.guest import Guest
 
 if TYPE_CHECKING:
+    from agentd.model.cause import Cause
     from agentd.model.isolation import IsolationLevel
     from agentd.model.spec import SandboxSpec
 
@@ -36,6 +37,7 @@ class SandboxHandle:
         self.unreported_ms = 0.0  # set-up time that no result has counted yet
         self.counters: dict[str, int] = {}  # the wall's, when last looked at
         self.commands = 0  # that run; guarded by ``lock``
+        self.why: Cause | None = None  # it is ended, said by who ends it, before it does
         self.choice = choice
         self.source = source
         self.lock = threading.Lock()  # held while the state changes

@@ -92,6 +92,7 @@ class ShellExec:
                 "code": str(end.cause.code),
                 "message": end.cause.message,
                 "remediation": end.cause.remediation,
+                "infrastructure": end.cause.infrastructure,
             },
             "stdout": stdout,
             "stderr": stderr,

@@ -77,7 +77,12 @@ def error_json(error: AgentdError) -> bytes:
         "status": "error",
         "exit_code": None,
         "signal": None,
-        "cause": {"code": error.code, "message": message, "remediation": error.remediation},
+        "cause": {
+            "code": error.code,
+            "message": message,
+            "remediation": error.remediation,
+            "infrastructure": error.infrastructure,
+        },
         "stdout": "",
         "stderr": "",
         "encoding": "utf-8",

@@ -59,7 +59,7 @@ def of_error(admission: "Admission", error: BaseException | None) -> Execution:
     elif isinstance(error, AgentdError):
         cause = cause_of(error)
     else:
-        cause = Cause(CauseCode.FAILED, type(error).__name__)
+        cause = Cause(CauseCode.FAILED, type(error).__name__, infrastructure=True)
     return _execution(admission, {}, cause=cause, **admission.where.fields())
 
 

@@ -44,6 +44,8 @@ MAX_ANSWER = 16 << 20
 # No agent starts a process faster: an exec alone takes longer.
 _START_SECONDS = 0.0003
 
+_DISCONNECTED = Cause.of(CauseCode.CANCELLED, "the client that waited for it has disconnected")
+
 Emit = Callable[[str, bytes], None]
 
 
@@ -87,7 +89,7 @@ class Command(Stepped):
         self._admission = admission if begin.place is None else None
         self.cursors = {"stdout": 0, "stderr": 0}  # of one that is not listed
         self._open = False
-        self._cancelled = False
+        self._why: Cause | None = None  # who kills it says so, before it does
         try:
             guest = handle.begin_command()
             self._open = True
@@ -215,9 +217,9 @@ class Command(Stepped):
         if not end.ok and not self._lost:
             self._handle.counters = dict(self._handle.wall.counters())
             refined = refine(end, self._before, self._handle.counters)
-        if self._cancelled and end.signal is not None:
-            gone = Cause.of(CauseCode.CANCELLED, "the client that waited for it has disconnected")
-            refined = msgspec.structs.replace(end, cause=gone)
+        why = self._why or self._handle.why
+        if why is not None and end.signal is not None:
+            refined = msgspec.structs.replace(end, cause=why)
         result = Result(
             request_id=self.request_id,
             status=status(refined),
@@ -277,22 +279,23 @@ class Command(Stepped):
         """Raises Conflict once it has ended."""
         self._do(self.running.kill)
 
-    def cancel(self) -> None:
-        """``kill``, for nobody waits for it any more. Never blocks."""
+    def cancel(self, why: Cause = _DISCONNECTED) -> None:
+        """``kill``, for nobody waits for it any more: that is its cause. Never blocks."""
+
+        def cancel() -> None:
+            self._why = why
+            self.running.kill()
+
         if self._listed is None:
-            self._cancel()
+            cancel()
         else:
-            self._listed.errands.leave(self._cancel)
+            self._listed.errands.leave(cancel)
 
     def _do(self, work: Callable[[], object]) -> None:
         if self._listed is None or self._driver == threading.get_ident():
             work()
         else:
             self._listed.errands.do(work)
-
-    def _cancel(self) -> None:
-        self._cancelled = True
-        self.running.kill()
 
     def _write(self, data: bytes) -> None:
         try:
@@ -348,7 +351,11 @@ class Command(Stepped):
 
     def _lose(self, error: BackendLost | GuestError) -> None:
         ms = (time.monotonic() - self._began) * 1000
-        self._lost = of_wall(self._handle.wall, error, self._before, ms)
+        why = self._handle.why
+        if why is None:
+            self._lost = of_wall(self._handle.wall, error, self._before, ms)
+        else:
+            self._lost = Exit(None, None, why, Usage(wall_ms=ms))
 
     def _let_go(self, error: AgentdError) -> Result:
         """Nobody follows it any more: what is told to have ended does not go on, and the record of

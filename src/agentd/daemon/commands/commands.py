@@ -15,7 +15,7 @@ from agentd.daemon import events
 from agentd.daemon.admission.gate import Gate
 from agentd.daemon.commands.begin import BeginAgain, BeginDetached, BeginStreamed
 from agentd.daemon.commands.command import Command, Emit
-from agentd.daemon.commands.ends import completed
+from agentd.daemon.commands.ends import SHUT_DOWN, completed
 from agentd.daemon.commands.listed import Listed
 from agentd.daemon.commands.past import Past
 from agentd.daemon.commands.register import MAX_KEPT, Register
@@ -161,7 +161,7 @@ class Commands:
         with self._lock:
             going = [command for one in self._waiting.values() for command in one]
         for command in going:
-            _kill(command)
+            command.cancel(SHUT_DOWN)
 
     @contextlib.contextmanager
     def _awaited(self) -> Iterator[list[Command]]:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _DEATH_SECONDS = 1.0
 
 INTERRUPTED = Cause.of(CauseCode.INTERRUPTED, "its daemon ended before it was seen to end")
+SHUT_DOWN = Cause.of(CauseCode.INTERRUPTED, "its daemon shut down while it ran")
+DESTROYED = Cause.of(CauseCode.CANCELLED, "its sandbox was ended while it ran")
+LEASE_OVER = Cause.of(CauseCode.LEASE_EXPIRED, "the lease of its sandbox ended while it ran")
 
 
 class CommandLost(AgentdError):
@@ -111,7 +114,8 @@ def cause_of(error: AgentdError) -> Cause:
         return INTERRUPTED
     if isinstance(error, BackendLost | GuestError):
         return Cause.of(CauseCode.BACKEND_LOST, str(error))
-    return Cause(CauseCode.FAILED, f"{error.code}: {error}")
+    text = f"{error.code}: {error}"
+    return Cause(CauseCode.FAILED, text, infrastructure=error.infrastructure)
 
 
 def lost(request_id: str, handle: "SandboxHandle", error: AgentdError) -> Result:

@@ -4,6 +4,7 @@ import threading
 import time
 from typing import cast
 
+from agentd.daemon.commands.ends import DESTROYED, LEASE_OVER
 from agentd.daemon.store.records import SandboxRecord
 from agentd.model.api import SandboxView
 from agentd.model.errors import Conflict
@@ -12,6 +13,10 @@ from agentd.sandbox.handle import SandboxHandle
 from agentd.sandbox.lifecycle import State
 from agentd.sandbox.ports import Leased
 from agentd.sandbox.supervisor.held import boottime
+
+
+# What is told to have ended the commands that ran in it, where it did not end by itself.
+_WHY = {"destroyed": DESTROYED, "lease_expired": LEASE_OVER}
 
 
 class Live:
@@ -24,6 +29,14 @@ class Live:
         self.lock = threading.Lock()  # held while its record changes
         self.ending = False
         self.why = ""  # what is known of it, where it ended by itself
+
+    def begin_end(self, reason: str) -> bool:
+        """It ends from now on, and what runs in it is told why; False where it ended already."""
+        with self.lock:
+            first, self.ending = not self.ending, True
+            if first:
+                self.handle.why = _WHY.get(reason)
+        return first
 
     def lease(self, left: float | None) -> None:
         """From now on, by a clock that nobody sets; what the record says is for people."""

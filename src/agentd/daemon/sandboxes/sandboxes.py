@@ -150,10 +150,8 @@ class Sandboxes(Adoption):
 
     def end(self, live: Live, reason: str = "destroyed") -> None:
         """End everything in it, then write that down; idempotent."""
-        with live.lock:
-            if live.ending:
-                return
-            live.ending = True
+        if not live.begin_end(reason):
+            return
         try:
             self._finish(live, reason)
         finally:  # what cannot be freed is no more of use for that, and takes no share of anybody's

@@ -71,7 +71,8 @@ def test_the_object_has_its_fields_in_order():
     value = json.loads(line)
     assert list(value) == FIELDS
     assert (value["stdout"], value["stderr"], value["encoding"]) == ("é\n", "err", "utf-8")
-    assert value["cause"] == {"code": "exited", "message": "as it went", "remediation": ""}
+    cause = {"code": "exited", "message": "as it went", "remediation": "", "infrastructure": False}
+    assert value["cause"] == cause
     assert value["usage"] == {"wall_ms": 1.5, "cpu_ms": 0.5, "peak_memory_bytes": 4096}
     assert value["timing"] == {"setup_ms": 1.0, "exec_ms": 2.0, "total_ms": 3.0}
     assert value["sandbox"] == {"id": "sbx-a", "backend": "linux", "level": "namespace"}
@@ -100,6 +101,7 @@ def test_an_error_is_the_same_object():
         "code": "unavailable",
         "message": "no backend: linux: off",
         "remediation": "linux: turn it on",
+        "infrastructure": True,
     }
 
 

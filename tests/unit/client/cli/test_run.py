@@ -100,6 +100,7 @@ def test_a_refusal_is_an_object_too(backend, capfd, monkeypatch):
         "code": "refused",
         "message": "not today",
         "remediation": "come back",
+        "infrastructure": False,
     }
 
 

@@ -83,6 +83,7 @@ def broken(error, *, dies, oom):
         end_command=lambda: None,
         info=info,
         unreported_ms=5.0,
+        why=None,
         enforcement={},
     )
     command = Command(handle, BeginStreamed(ExecRequest(("x",)), capture=True))

@@ -49,7 +49,9 @@ class Ending(NamedTuple):
         return f"{self.what}; the end of its log: {tail(self.log)}" if self.log else self.what
 
     def cause(self) -> Cause:
-        return Cause(self.code, f"the virtual machine ended: {self.text}", self.fix)
+        # A monitor is the machine's: what it had too little of is no limit of the program's.
+        text = f"the virtual machine ended: {self.text}"
+        return Cause(self.code, text, self.fix, infrastructure=True)
 
 
 class MachineEnded(BackendLost):
