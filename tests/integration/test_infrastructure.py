@@ -105,7 +105,9 @@ def test_closed_in_this_process(shared: Daemon) -> None:
 
 def test_a_wall_that_dies_is_the_machines(shared: Daemon) -> None:
     box = shared.sandbox()
-    waits = waiting(shared, box, "sleep 614.75")
+    waits = waiting(shared, box, "exec sleep 614.75")
+    up = f"/v1/sandboxes/{box}/exec", {"cmd": "pgrep -f '^sleep 614.75'"}
+    until(lambda: shared.ask("POST", *up).json["exit_code"] == 0)
     os.kill(first_above("614.75"), signal.SIGKILL)
     told = waits.answer().json
     assert told["cause"]["code"] == "backend_lost" and told["cause"]["infrastructure"] is True

@@ -14,7 +14,6 @@ from agentd.sandbox.lifecycle import State
 from agentd.sandbox.ports import Leased
 from agentd.sandbox.supervisor.held import boottime
 
-
 # What is told to have ended the commands that ran in it, where it did not end by itself.
 _WHY = {"destroyed": DESTROYED, "lease_expired": LEASE_OVER}
 
