@@ -12,10 +12,9 @@ class IsolationLevel(IntEnum):
     USERSPACE_KERNEL = 3
     MICROVM = 4
 
-    @property
-    def label(self) -> str:
-        """The name users type and read: ``userspace-kernel``."""
-        return self.name.lower().replace("_", "-")
+    def __init__(self, _: int) -> None:
+        #: The name users type and read: ``userspace-kernel``.
+        self.label = self.name.lower().replace("_", "-")
 
     @classmethod
     def parse(cls, text: str) -> "IsolationLevel":

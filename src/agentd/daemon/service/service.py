@@ -28,51 +28,47 @@ class DaemonService:
 
     def __init__(self, parts: Parts, caller: Principal) -> None:
         self._parts = parts
-        self._who = caller
-
-    @property
-    def caller(self) -> Principal:
-        return self._who
+        self.caller = caller
 
     @property
     def sandboxes(self) -> DaemonSandboxes:
-        return DaemonSandboxes(self._parts, self._who)
+        return DaemonSandboxes(self._parts, self.caller)
 
     @property
     def commands(self) -> DaemonCommands:
-        return DaemonCommands(self._parts, self._who)
+        return DaemonCommands(self._parts, self.caller)
 
     @property
     def files(self) -> DaemonFiles:
-        return DaemonFiles(self._parts, self._who)
+        return DaemonFiles(self._parts, self.caller)
 
     @property
     def ports(self) -> DaemonPorts:
-        return DaemonPorts(self._parts, self._who)
+        return DaemonPorts(self._parts, self.caller)
 
     @property
     def snapshots(self) -> DaemonSnapshots:
-        return DaemonSnapshots(self._parts, self._who)
+        return DaemonSnapshots(self._parts, self.caller)
 
     @property
     def capabilities(self) -> DaemonCapabilities:
-        return DaemonCapabilities(self._parts, self._who)
+        return DaemonCapabilities(self._parts, self.caller)
 
     @property
     def receipts(self) -> DaemonReceipts:
-        return DaemonReceipts(self._parts, self._who)
+        return DaemonReceipts(self._parts, self.caller)
 
     @property
     def keys(self) -> DaemonKeys:
-        return DaemonKeys(self._parts, self._who)
+        return DaemonKeys(self._parts, self.caller)
 
     @property
     def approvals(self) -> DaemonApprovals:
-        return DaemonApprovals(self._parts, self._who)
+        return DaemonApprovals(self._parts, self.caller)
 
     @property
     def audit(self) -> DaemonAudit:
-        return DaemonAudit(self._parts, self._who)
+        return DaemonAudit(self._parts, self.caller)
 
     @property
     def events(self) -> DaemonEvents:
@@ -80,11 +76,11 @@ class DaemonService:
 
     @property
     def machine(self) -> DaemonMachine:
-        return DaemonMachine(self._parts, self._who)
+        return DaemonMachine(self._parts, self.caller)
 
     @property
     def repeats(self) -> "DaemonRepeats":
-        return DaemonRepeats(self._parts, self._who)
+        return DaemonRepeats(self._parts, self.caller)
 
 
 class DaemonRepeats(Noun):

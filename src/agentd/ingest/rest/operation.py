@@ -86,31 +86,26 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
             await self.stream(exchange, query)
             return
         limit = exchange.web.limits.body
-        length = exchange.length()
+        length = exchange.length
         key = exchange.header(b"idempotency-key") if self.once else None
         if length is not None and length > limit:
             await exchange.body(limit, LARGE)  # raises TooLarge
         service = await exchange.authenticate()
         raw = b"" if length == 0 else await exchange.body(limit, LARGE)
-        if self.at_once is not None:
-            await self._at_once(self.at_once, exchange, service, query, raw)
+        rest = None
+        if self.at_once is not None and not raw:
+            rest = self.at_once(service, Arguments(exchange.path, query, None))
+        if rest is not None:
+            await self._answer_before(rest, exchange)
             return
-        made = await self._at_most_once(exchange, service, key, query, raw)
-        await exchange.answer(as_sent(made))
+        call = partial(self._answer, service, exchange, query, raw)
+        if key is None:
+            made = await self._room(exchange).run(call)
+        else:
+            made = as_sent(await self._at_most_once(exchange, service, key, query, raw, call))
+        await exchange.answer(made)
 
-    async def _at_once(
-        self,
-        begin: AtOnce,
-        exchange: Exchange,
-        service: DoorService,
-        query: dict[str, Any],
-        raw: bytes,
-    ) -> None:
-        rest = None if raw else begin(service, Arguments(exchange.path, query, None))
-        if rest is None:
-            made = await self._room(exchange).run(self._answer, service, exchange, query, raw)
-            await exchange.answer(made)
-            return
+    async def _answer_before(self, rest: Callable[[], None], exchange: Exchange) -> None:
         try:
             await exchange.answer(answer(None, self.status))
         finally:
@@ -121,14 +116,11 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         self,
         exchange: Exchange,
         service: DoorService,
-        key: str | None,
+        key: str,
         query: dict[str, Any],
         raw: bytes,
+        call: Callable[[], Answer],
     ) -> Answer:
-        carry = self._room(exchange).run
-        call = partial(self._answer, service, exchange, query, raw)
-        if key is None:
-            return await carry(call)
         request, work = fingerprint(exchange, raw), recordable(call)
 
         def authorise(approved: frozenset[str] | None) -> None:
@@ -137,7 +129,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
             service.repeats.readmit(_repeat(body, id_, query, raw), approved)
 
         return await service.repeats.once(
-            key, request, work, carry, lasting=self.lasting, authorise=authorise
+            key, request, work, self._room(exchange).run, lasting=self.lasting, authorise=authorise
         )
 
     def _room(self, exchange: Exchange) -> Room:

@@ -187,7 +187,7 @@ class _Forward:
     async def _send_request(self) -> None:
         scope = self._exchange.scope
         headers = [*request_headers(scope, self._target), (b"connection", b"close")]
-        if self._exchange.length() is None:
+        if self._exchange.length is None:
             headers = [h for h in headers if h[0] != b"content-length"]
             headers.append((b"transfer-encoding", b"chunked"))
         method = scope["method"].encode()

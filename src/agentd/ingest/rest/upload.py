@@ -53,7 +53,7 @@ async def _put_once(
     """Of a large upload its length and its Content-Digest (RFC 9530) stand for the bytes; of one
     that says no length, its first MiB does, for the length."""
     carry = exchange.web.threads.uploads.run
-    length, chunks = exchange.length(), exchange.chunks()
+    length, chunks = exchange.length, exchange.chunks()
     head = b"" if (length or 0) > _WHOLE else await _head(chunks)
     if (length or len(head)) <= _WHOLE:
         work = recordable(lambda: write((head,)))

@@ -2,12 +2,11 @@
 
 import ipaddress
 from collections.abc import Iterable
-from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
-from agentd.ingest.web.link import link_of
+from agentd.ingest.web.link import Link
 from agentd.model.credential import Credential
 from agentd.model.errors import Forbidden, InvalidInput
 
@@ -16,10 +15,9 @@ CREDENTIALS = frozenset((b"authorization", b"x-api-key", b"proxy-authorization")
 _READ = frozenset((b"authorization", b"x-api-key", b"origin", b"host"))
 
 
-def credential_of(scope: Any) -> Credential:
+def credential_of(link: Link, headers: Iterable[tuple[bytes, bytes]]) -> Credential:
     """Raises InvalidInput for a credential that is there twice, Forbidden for another site's."""
-    link = link_of(scope)
-    found = _once(scope["headers"])
+    found = _once(headers)
     authorization, api_key = found.get(b"authorization"), found.get(b"x-api-key")
     if authorization is None and api_key is None:
         is_plain_tcp = not link.is_unix and link.credential.certificate is None

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
+from functools import cached_property
 
 from agentd.ingest.web.errors import RequestTimeout
 from agentd.ingest.web.request import D, WebRequest
@@ -42,8 +43,9 @@ class Exchange(WebRequest[D]):
 
     # -- the request's body --
 
+    @cached_property
     def length(self) -> int | None:
-        """Of the body; None where it comes in chunks. The parser has made sure of the number."""
+        """The body's; None where it comes in chunks. The parser has made sure of the number."""
         if self.header(b"transfer-encoding") is not None:
             return None
         return int(self.header(b"content-length") or 0)
@@ -71,7 +73,7 @@ class Exchange(WebRequest[D]):
     async def body(self, limit: int, fix: str = "send a smaller one") -> bytes:
         """The whole of it. Raises TooLarge, before anything is read where its length is known;
         ``fix`` is what to do then."""
-        if (self.length() or 0) > limit:
+        if (self.length or 0) > limit:
             raise _too_large(limit, fix)
         parts, size = [], 0
         async for chunk in self.chunks(whole=True):

@@ -1,7 +1,7 @@
 """uvicorn's protocols, with bounds on what a client may send, and how slowly."""
 
 import asyncio
-from typing import Any, Literal, cast
+from typing import Any, Literal, NoReturn, cast
 
 import httptools
 from uvicorn.config import Config
@@ -115,7 +115,8 @@ class HttpConnection(HttpToolsProtocol):
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
-        self._check_head()
+        if len(self.url) > self.limits.head:
+            self._refuse_head()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._in_head:
@@ -126,13 +127,13 @@ class HttpConnection(HttpToolsProtocol):
                 raise ValueError("the trailers are too large")
             return
         super().on_header(name, value)
-        self._check_head()
+        if len(self.headers) > self.limits.headers:
+            self._refuse_head()
 
     def on_headers_complete(self) -> None:
         size = len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers])
         if size > self.limits.head:
-            self._too_large = True
-        self._check_head()
+            self._refuse_head()
         if len(self.pipeline) >= self.limits.pipelined:
             raise ValueError("too many pipelined requests")
         if self.parser.get_http_version() not in ("1.0", "1.1"):
@@ -187,12 +188,10 @@ class HttpConnection(HttpToolsProtocol):
     def _cycle(self) -> RequestResponseCycle | None:
         return self.cycle  # uvicorn's type of it leaves out that there is none at first
 
-    def _check_head(self) -> None:
+    def _refuse_head(self) -> NoReturn:
         # What a callback raises, the parser turns into an HttpParserCallbackError.
-        if len(self.headers) > self.limits.headers or len(self.url) > self.limits.head:
-            self._too_large = True
-        if self._too_large:
-            raise ValueError("the head of the request is too large")
+        self._too_large = True
+        raise ValueError("the head of the request is too large")
 
     def _reason(self, error: Exception | None) -> AgentdError:
         if self._too_large:

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
-from agentd.ingest.web.callers import identify
+from agentd.ingest.web.credential import credential_of, is_quick
 from agentd.ingest.web.door import Door
 from agentd.ingest.web.link import link_of
+from agentd.ingest.web.threads import caller
 from agentd.model.credential import Credential
 from agentd.model.door import DoorService
 
@@ -20,15 +21,26 @@ class WebRequest(Generic[D]):
         self.web = door.web
         self.scope = scope
         self.link = link_of(scope)
+        self.path: Mapping[str, str] = scope.get("path_params", {})  # the parameters in it
         self._receive = receive
         self._send = send
 
-    @property
-    def path(self) -> Mapping[str, str]:
-        """The parameters in it."""
-        parameters: Mapping[str, str] = self.scope["path_params"]
-        return parameters
-
     async def authenticate(self, credential: Credential | None = None) -> DoorService:
-        """Ask the gatekeeper who asks. Raises Unauthenticated, Forbidden, Full."""
-        return await identify(self.door, self.scope, credential)
+        """Ask the gatekeeper who asks: whatever this task asks of rooms from now on is theirs.
+
+        ``credential`` is for a door that reads another one than ``credential_of`` does. Raises
+        Unauthenticated and others for what proves nothing, Full where the caller has too many
+        connections.
+        """
+        link, authenticate = self.link, self.door.gatekeeper.authenticate
+        given = credential_of(link, self.scope["headers"]) if credential is None else credential
+        # Until it is known who asks, that takes room of the connection's address alone.
+        caller.set(link.address)
+        if is_quick(given):
+            service = authenticate(given)
+        else:
+            service = await self.web.threads.short.run(authenticate, given)
+        name = service.caller.name
+        link.identify(name)
+        caller.set(name)
+        return service
