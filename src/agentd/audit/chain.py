@@ -13,7 +13,7 @@ from agentd.audit import continuity, files, mark
 from agentd.audit.errors import AuditError, LogDamaged, NoLog
 from agentd.audit.files import LogFile
 from agentd.audit.mark import Mark
-from agentd.audit.record import GENESIS, RecordSeal, entry, position, seal
+from agentd.audit.record import GENESIS, RecordSeal, entry, seal
 from agentd.model.audit import Event, Kind, Position
 
 _NOTHING = (0, GENESIS)
@@ -60,7 +60,7 @@ class Chain:
     @property
     def head(self) -> Position | None:
         seq, digest = self._last
-        return position(seq, digest) if seq else None
+        return Position(seq, digest.decode()) if seq else None
 
     @property
     def swept(self) -> int:
@@ -140,7 +140,8 @@ class Chain:
         ``synced`` it is in the file, and on disk with the next that is synced."""
         lines, positions = self._sealed(bodies)
         data = b"".join(lines)
-        rotated = self._fd < 0 or (self._size > 0 and self._size + len(data) > self._max_bytes)
+        most = self._keep.file_bytes
+        rotated = self._fd < 0 or (self._size > 0 and self._size + len(data) > most)
         if rotated:
             self._rotate(positions[0].seq)
         self._put(data, synced=synced)
@@ -189,10 +190,6 @@ class Chain:
         if self._names and seq:
             told = Mark(self._names[0], len(self._names), seq, digest.decode(), self._swept)
             self._mark.write(told)
-
-    @property
-    def _max_bytes(self) -> int:
-        return self._keep.file_bytes
 
     def _find_end(self, found: list[LogFile], accept: bool) -> int:
         """Of the newest file, and how long it is."""
@@ -255,7 +252,7 @@ class Chain:
             seq += 1
             line, prev = seal(seq, prev, body)
             lines.append(line)
-            positions.append(position(seq, prev))
+            positions.append(Position(seq, prev.decode()))
         return lines, positions
 
     def _rotate(self, first: int) -> None:

@@ -17,7 +17,7 @@ import msgspec
 
 from agentd.audit.errors import AuditError
 from agentd.model import typed
-from agentd.model.audit import Event, Position, Record
+from agentd.model.audit import Event, Record
 from agentd.model.redact import Redactor, text
 
 GENESIS = b"0" * 64
@@ -122,10 +122,6 @@ def decode(line: bytes) -> Record:
             cause=str(error),
             remediation="agentd audit verify says where",
         ) from error
-
-
-def position(seq: int, digest: bytes) -> Position:
-    return Position(seq, digest.decode())
 
 
 @lru_cache(1024)

@@ -15,7 +15,7 @@ import msgspec
 from agentd.audit import files, mark, receipts
 from agentd.audit.errors import AuditError, NoLog
 from agentd.audit.files import LogFile
-from agentd.audit.record import GENESIS, MAX_LINE, TAIL, decode, position, unseal
+from agentd.audit.record import GENESIS, MAX_LINE, TAIL, decode, unseal
 from agentd.model.audit import Kind, Position
 
 MAX_PROBLEMS = 100
@@ -165,7 +165,7 @@ class _Walk:
                 self._problems.append(problem)
         self._check_head()
         self._check_receipts()
-        head = position(self._seq, self._prev) if self._records else None
+        head = Position(self._seq, self._prev.decode()) if self._records else None
         return LogVerdict(
             not self._problems,
             self._records,

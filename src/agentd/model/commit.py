@@ -38,8 +38,8 @@ class Job(Generic[W, V]):
     """A piece of work; the commit that it is part of says what came of it."""
 
     __slots__ = (
-        "_error", "_value", "done", "due", "future", "leads", "may_lead", "ready", "size",
-        "synced", "work",
+        "done", "due", "error", "future", "leads", "may_lead", "ready", "size", "synced", "value",
+        "work",
     )  # fmt: skip
 
     def __init__(
@@ -55,19 +55,14 @@ class Job(Generic[W, V]):
         self.ready = threading.Lock()  # released once: when it is done, or when it leads
         self.ready.acquire()
         self.done = False
-        self._value: V | None = None
-        self._error: BaseException | None = None
+        self.value: V | None = None
+        self.error: BaseException | None = None
 
     def succeed(self, value: V) -> None:
-        self._value, self.done = value, True
+        self.value, self.done = value, True
 
     def fail(self, error: BaseException) -> None:
-        self._error, self.done = error, True
-
-    def result(self) -> V:
-        if self._error is not None:
-            raise self._error
-        return self._value  # type: ignore[return-value]  # it is done
+        self.error, self.done = error, True
 
     def tell(self) -> None:
         """Wakes who waits. A leader does not wait."""
@@ -75,10 +70,10 @@ class Job(Generic[W, V]):
             if not self.leads:
                 self.ready.release()
         elif self.future.set_running_or_notify_cancel():
-            if self._error is None:
-                self.future.set_result(self._value)  # type: ignore[arg-type]  # it is done
+            if self.error is None:
+                self.future.set_result(self.value)  # type: ignore[arg-type]  # it is done
             else:
-                self.future.set_exception(self._error)
+                self.future.set_exception(self.error)
 
 
 class GroupCommit(Generic[W, V]):
@@ -128,7 +123,9 @@ class GroupCommit(Generic[W, V]):
             job.ready.acquire()
         if job.leads:
             self._lead(job)
-        return job.result()
+        if job.error is not None:
+            raise job.error
+        return job.value  # type: ignore[return-value]  # it is done
 
     def submit(
         self, work: W, *, size: int = 0, synced: bool = True, lazily: float = 0.0
@@ -183,8 +180,7 @@ class GroupCommit(Generic[W, V]):
             self._queue.append(job)
             self._queued_bytes += job.size
             if not self._led and job.may_lead:
-                self._led = True
-                self._appoint(job)
+                self._led = job.leads = True
 
     def _lead(self, own: Job[W, V] | None) -> None:
         """Commit one batch; a leader goes on until its own job is done, before which may be more

@@ -33,22 +33,19 @@ class Pipes:
         self.theirs: list[int] = []
         self.names: list[str] = []
         try:
-            if stdin:
-                theirs, self.stdin = os.pipe2(os.O_CLOEXEC)
-                self._give("stdin", theirs)
-                os.set_blocking(self.stdin, False)
-            for name in ("stdout", "stderr"):
-                ours, theirs = os.pipe2(os.O_CLOEXEC)
-                self.outputs[ours] = name
-                self._give(name, theirs)
+            for name in ("stdin", "stdout", "stderr") if stdin else ("stdout", "stderr"):
+                reads, writes = os.pipe2(os.O_CLOEXEC)
+                ours, theirs = (writes, reads) if name == "stdin" else (reads, writes)
+                if name == "stdin":
+                    self.stdin = ours
+                else:
+                    self.outputs[ours] = name
+                self.theirs.append(theirs)
+                self.names.append(name)
                 os.set_blocking(ours, False)
         except BaseException:
             self.close()
             raise
-
-    def _give(self, name: str, fd: int) -> None:
-        self.theirs.append(fd)
-        self.names.append(name)
 
     def hand_over(self) -> None:
         """The agent has its ends: without our copies, its close is our end of file."""

@@ -77,7 +77,7 @@ class StreamCommand(Stepped):
         self._imposed = CauseCode.TIMEOUT
         self._overflowed = False
         self._late: Late | None = None
-        self._exit: Exit | None = None
+        self.exit: Exit | None = None  # until its output is here as well
         self._error: AgentdError | None = None
 
     @property
@@ -89,11 +89,6 @@ class StreamCommand(Stepped):
     def cursor(self) -> tuple[int, int] | None:
         """Where an attached command's output began: bytes of stdout and stderr before it."""
         return self._command.cursor
-
-    @property
-    def exit(self) -> Exit | None:
-        """None until its output is here as well."""
-        return self._exit
 
     @property
     def truncated(self) -> bool:
@@ -171,8 +166,9 @@ class StreamCommand(Stepped):
 
     def close(self) -> None:
         """Free everything; a command that has not ended is killed by the connection's end."""
-        if self._pipes is not None:
-            self._pipes.close()
+        pipes, self._pipes = self._pipes, None
+        if pipes is not None:
+            pipes.close()
         self._feed.clear()
         connection, self._connection = self._connection, None
         if connection is not None:
@@ -188,7 +184,7 @@ class StreamCommand(Stepped):
         until = None if timeout is None else time.monotonic() + timeout
         late = self._late
         dues = (self._answer_by, self._end_by, until) if late is None else (late.due, until)
-        due = min((d for d in dues if d is not None), default=None)
+        due = min([d for d in dues if d is not None], default=None)
         poller = select.poll()
         connection = self._connection
         if connection is not None:
@@ -286,7 +282,7 @@ class StreamCommand(Stepped):
     def _expire(self) -> None:
         now = time.monotonic()
         if self._end_by is not None and now >= self._end_by:
-            self._exit = self._command.exit = limit_exit(self._imposed, self._command.request)
+            self.exit = self._command.exit = limit_exit(self._imposed, self._command.request)
             if self._pipes is not None:
                 self._take_all(self._pipes.rest())
             self.close()
@@ -307,15 +303,16 @@ class StreamCommand(Stepped):
             self._take_all(late.first())
         if not late.over():
             return False
-        self._take_all(pipes.rest())
-        self._command.truncated = self._command.truncated or late.cut()
+        if pipes.outputs:
+            self._take_all(pipes.rest())
+            self._command.truncated = self._command.truncated or late.cut()
         return True
 
     def _finish(self, connection: V2Connection, end: Exit) -> None:
         if self._overflowed:
             cause = limit_exit(CauseCode.OUTPUT_LIMIT, self._command.request).cause
             end = Exit(end.exit_code, end.signal, cause, end.usage)
-        self._exit = self._command.exit = end
+        self.exit = self._command.exit = end
         if self._outgoing:
             self._outgoing = self._outgoing[connection.send_some(self._outgoing) :]
         if not self._outgoing:

@@ -73,7 +73,7 @@ class Command(Stepped):
         self.stderr = bytearray()
         self._listed = listed
         self.listed = cast("Listed", listed)  # of one of a daemon, which lists each
-        self.id = "" if listed is None else listed.id
+        self.id, self.tag = ("", None) if listed is None else (listed.id, listed.tag)
         self._keep = 0  # bytes of each
         self._driver = 0  # the thread that drives it
         self._digests = Digests() if admission is not None else None
@@ -107,10 +107,6 @@ class Command(Stepped):
         self._before = handle.counters
 
     # --- what it is ---
-
-    @property
-    def tag(self) -> str | None:
-        return self.listed.tag
 
     @property
     def journal(self) -> "Journal":
@@ -209,9 +205,8 @@ class Command(Stepped):
 
     def finish(self) -> Result:
         """Wait for the end; output that nobody took is dropped, unless it is captured."""
-        while self.exit is None:
+        while (end := self.exit) is None:
             self.step()
-        end = self.exit
         exec_ms = (time.monotonic() - self._began) * 1000
         refined = end
         if not end.ok and not self._lost:
