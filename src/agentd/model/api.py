@@ -5,7 +5,7 @@ Sizes are bytes or "256M", times seconds or "10m". Bytes that are not UTF-8 trav
 """
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -57,23 +57,8 @@ class SandboxBody(_Body, frozen=True):
     def options(self) -> SandboxOptions:
         """Return what is asked of the sandbox itself: all but name, labels, lease, snapshot and
         wait."""
-        return {
-            "isolation": self.isolation,
-            "backend": self.backend,
-            "image": self.image,
-            "memory": self.memory,
-            "cpus": self.cpus,
-            "pids": self.pids,
-            "disk": self.disk,
-            "open_files": self.open_files,
-            "output": self.output,
-            "timeout": self.timeout,
-            "net": self.net,
-            "user": self.user,
-            "env": self.env,
-            "workspace": self.workspace,
-            "mounts": self.mounts,
-        }
+        names = SandboxOptions.__annotations__
+        return cast("SandboxOptions", {name: getattr(self, name) for name in names})
 
 
 class ExecBody(_Body, frozen=True):

@@ -32,8 +32,7 @@ def call(
     if emit is None and cancel < 0:
         # A signature is for one use, and goes without a key of ours.
         once = isinstance(body, CallBody) or b'"signature"' not in body
-        found: CallView = client.call("POST", "/v1/call", sent, into=CallView, once=once)
-        return found
+        return client.call("POST", "/v1/call", sent, into=CallView, once=once)
     from agentd.client.http.sse import events
 
     headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
@@ -42,8 +41,7 @@ def call(
     with client.open("POST", path, body=data, headers=headers, wake=cancel) as response:
         for event in events(response):
             if event.name == "result":
-                last: CallView = client.decode(CallView, event.data.encode())
-                return last
+                return client.decode(CallView, event.data.encode())
             if event.name == "error":
                 raise _error(client, event.data)
             piece = _piece(client, event.data)

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar, Unpack, overload
 from urllib.parse import quote
 
 import msgspec
@@ -29,6 +29,16 @@ T = TypeVar("T")
 Query = Mapping[str, object]
 
 
+class How(TypedDict, total=False):
+    """As of ``HttpClient.call``."""
+
+    query: "Query | Iterable[tuple[str, object]]"
+    once: bool
+    safe: bool
+    wake: int
+    on_wake: Callable[[], bool] | None
+
+
 class HttpClient:
     """Sends requests to one daemon. Thread-safe; ``close`` it when it is no longer needed: the next
     use opens it again."""
@@ -37,20 +47,26 @@ class HttpClient:
         self.address = address
         self.pool = Pool(address)
 
+    @overload
+    def call(
+        self, method: str, path: str, body: object = None, *, into: type[T], **how: Unpack[How]
+    ) -> T: ...
+    @overload
+    def call(self, method: str, path: str, body: object = None, **how: Unpack[How]) -> None: ...
     def call(
         self,
         method: str,
         path: str,
         body: object = None,
         *,
-        into: Any = None,
+        into: type[T] | None = None,
         query: "Query | Iterable[tuple[str, object]]" = (),
         once: bool = False,
         safe: bool = False,
         wake: int = -1,
         on_wake: Callable[[], bool] | None = None,
-    ) -> Any:
-        """The answer as ``into``, or None.
+    ) -> T | None:
+        """Ask, and return the answer as ``into``, or None.
 
         ``once``: the daemon does it at most once, however often it is sent. ``safe``: to do it
         twice does no harm. Either is sent again after a lost connection. Once ``wake`` is readable
@@ -157,7 +173,7 @@ class HttpClient:
     def close(self) -> None:
         self.pool.close()
 
-    def decode(self, into: Any, data: bytes) -> Any:
+    def decode(self, into: type[T], data: bytes) -> T:
         try:
             return typed.decoder(into).decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:

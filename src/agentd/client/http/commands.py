@@ -3,7 +3,7 @@
 from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -23,6 +23,7 @@ from agentd.model.spec import ExecRequest, Pty
 if TYPE_CHECKING:
     from agentd.client.http.output import HttpOutput
 
+T = TypeVar("T")
 # Stdin up to this size goes in the request; larger ones are streamed.
 MAX_INLINE = 8 << 20
 
@@ -34,25 +35,19 @@ class HttpCommands:
         self._requests = requests
 
     def exec(self, sandbox: str, body: ExecBody) -> ResultView:
-        view: ResultView = self._exec(sandbox, body, ResultView, wait=True)
-        return view
+        return self._exec(sandbox, body, ResultView, wait=True)
 
     def start(self, sandbox: str, body: ExecBody) -> ProcessView:
-        view: ProcessView = self._exec(sandbox, body, ProcessView, wait=False)
-        return view
+        return self._exec(sandbox, body, ProcessView, wait=False)
 
     def run(self, body: RunBody) -> ResultView:
-        view: ResultView = self._requests.call("POST", "/v1/run", body, into=ResultView, once=True)
-        return view
+        return self._requests.call("POST", "/v1/run", body, into=ResultView, once=True)
 
     def list(self, sandbox: str) -> tuple[ProcessView, ...]:
         return self._requests.pages(f"{sandbox_path(sandbox)}/processes", ProcessView)
 
     def get(self, sandbox: str, process: str) -> ProcessView:
-        view: ProcessView = self._requests.call(
-            "GET", process_path(sandbox, process), into=ProcessView
-        )
-        return view
+        return self._requests.call("GET", process_path(sandbox, process), into=ProcessView)
 
     def output(self, sandbox: str, process: str, stream: str = "stdout", start: int = 0) -> bytes:
         arguments.whole(start, "start", 0, arguments.MOST)
@@ -92,7 +87,7 @@ class HttpCommands:
         body = Pty(rows=rows, cols=cols)
         self._requests.call("POST", f"{process_path(sandbox, process)}/resize", body)
 
-    def _exec(self, sandbox: str, body: ExecBody, into: Any, *, wait: bool) -> Any:
+    def _exec(self, sandbox: str, body: ExecBody, into: type[T], *, wait: bool) -> T:
         path, asked = f"{sandbox_path(sandbox)}/exec", msgspec.structs.replace(body, wait=wait)
         return self._requests.call("POST", path, asked, into=into, once=True)
 

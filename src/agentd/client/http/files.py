@@ -64,16 +64,14 @@ class HttpFiles:
         return int(self._requests.upload(_path(sandbox), body, query, into=_Size).size)
 
     def stat(self, sandbox: str, path: str) -> EntryView:
-        view: EntryView = self._requests.call(
+        return self._requests.call(
             "GET", _path(sandbox, "stat"), query={"path": path}, into=EntryView
         )
-        return view
 
     def list(self, sandbox: str, path: str) -> tuple[EntryView, ...]:
-        views: tuple[EntryView, ...] = self._requests.call(
+        return self._requests.call(
             "GET", _path(sandbox, "list"), query={"path": path}, into=tuple[EntryView, ...]
         )
-        return views
 
     def mkdir(self, sandbox: str, path: str, *, mode: int = 0o755, parents: bool = False) -> None:
         body = MkdirBody(path=path, mode=mode, parents=parents)

@@ -50,15 +50,11 @@ class _Noun:
 
 class HttpSandboxes(_Noun):
     def create(self, body: SandboxBody = _AS_USUAL) -> SandboxView:
-        view: SandboxView = self._requests.call(
-            "POST", "/v1/sandboxes", body, into=SandboxView, once=True
-        )
-        return view
+        return self._requests.call("POST", "/v1/sandboxes", body, into=SandboxView, once=True)
 
     def get_or_create(self, name: str, body: SandboxBody = _AS_USUAL) -> SandboxView:
         path = f"/v1/sandboxes/{segment(name)}"
-        view: SandboxView = self._requests.call("PUT", path, body, into=SandboxView)
-        return view
+        return self._requests.call("PUT", path, body, into=SandboxView)
 
     def list(
         self,
@@ -83,15 +79,11 @@ class HttpSandboxes(_Noun):
         return tuple(found)
 
     def get(self, id: str) -> SandboxView:
-        view: SandboxView = self._requests.call("GET", sandbox_path(id), into=SandboxView)
-        return view
+        return self._requests.call("GET", sandbox_path(id), into=SandboxView)
 
     def relabel(self, id: str, labels: Mapping[str, str | None]) -> SandboxView:
         body = LabelsBody(labels=dict(arguments.mapping(labels, "labels", _LABELS)))
-        view: SandboxView = self._requests.call(
-            "PATCH", sandbox_path(id), body, into=SandboxView, safe=True
-        )
-        return view
+        return self._requests.call("PATCH", sandbox_path(id), body, into=SandboxView, safe=True)
 
     def renew(self, id: str, ttl: str | float) -> SandboxView:
         return self._change(id, "renew", RenewBody(ttl=ttl), safe=True)
@@ -107,20 +99,15 @@ class HttpSandboxes(_Noun):
 
     def snapshot(self, id: str) -> SnapshotView:
         path = f"{sandbox_path(id)}/snapshot"
-        view: SnapshotView = self._requests.call("POST", path, into=SnapshotView)
-        return view
+        return self._requests.call("POST", path, into=SnapshotView)
 
     def fork(self, id: str, count: int = 1) -> tuple[SandboxView, ...]:
         path, body = f"{sandbox_path(id)}/fork", ForkBody(count=count)
-        views: tuple[SandboxView, ...] = self._requests.call(
-            "POST", path, body, into=tuple[SandboxView, ...]
-        )
-        return views
+        return self._requests.call("POST", path, body, into=tuple[SandboxView, ...])
 
     def changes(self, id: str) -> tuple[str, ...]:
         path = f"{sandbox_path(id)}/changes"
-        found: tuple[str, ...] = self._requests.call("GET", path, into=tuple[str, ...])
-        return found
+        return self._requests.call("GET", path, into=tuple[str, ...])
 
     def apply(self, id: str) -> None:
         self._requests.call("POST", f"{sandbox_path(id)}/apply")
@@ -141,8 +128,7 @@ class HttpSandboxes(_Noun):
         self, id: str, what: str, body: object = None, *, safe: bool = False
     ) -> SandboxView:
         path = f"{sandbox_path(id)}/{what}"
-        view: SandboxView = self._requests.call("POST", path, body, into=SandboxView, safe=safe)
-        return view
+        return self._requests.call("POST", path, body, into=SandboxView, safe=safe)
 
 
 class HttpPorts(_Noun):
@@ -159,10 +145,7 @@ class HttpSnapshots(_Noun):
         return self._requests.pages("/v1/snapshots", SnapshotView)
 
     def get(self, id: str) -> SnapshotView:
-        view: SnapshotView = self._requests.call(
-            "GET", f"/v1/snapshots/{segment(id)}", into=SnapshotView
-        )
-        return view
+        return self._requests.call("GET", f"/v1/snapshots/{segment(id)}", into=SnapshotView)
 
     def delete(self, id: str) -> None:
         self._requests.call("DELETE", f"/v1/snapshots/{segment(id)}")
@@ -203,7 +186,7 @@ class HttpReceipts(_Noun):
             return bytes(response.read(_MAX_RECEIPT))
 
     def key(self) -> str:
-        return str(self._requests.call("GET", "/v1/receipt-key", into=str))
+        return self._requests.call("GET", "/v1/receipt-key", into=str)
 
 
 class HttpKeys(_Noun):
@@ -218,15 +201,13 @@ class HttpKeys(_Noun):
         if isinstance(scopes, str):  # each letter of it would be a scope
             raise InvalidInput("scopes is a text", remediation=f"give a list, as [{scopes!r}]")
         body = KeyBody(name=name, scopes=tuple(scopes), ttl=ttl, principal=principal)
-        view: KeyView = self._requests.call("POST", "/v1/keys", body, into=KeyView)
-        return view
+        return self._requests.call("POST", "/v1/keys", body, into=KeyView)
 
     def list(self) -> tuple[KeyView, ...]:
         return self._requests.pages("/v1/keys", KeyView)
 
     def get(self, id: str) -> KeyView:
-        view: KeyView = self._requests.call("GET", f"/v1/keys/{segment(id)}", into=KeyView)
-        return view
+        return self._requests.call("GET", f"/v1/keys/{segment(id)}", into=KeyView)
 
     def revoke(self, id: str) -> None:
         self._requests.call("DELETE", f"/v1/keys/{segment(id)}")
@@ -238,8 +219,7 @@ class HttpApprovals(_Noun):
 
     def get(self, id: str) -> ApprovalView:
         path = f"/v1/approvals/{segment(id)}"
-        view: ApprovalView = self._requests.call("GET", path, into=ApprovalView)
-        return view
+        return self._requests.call("GET", path, into=ApprovalView)
 
     def decide(self, id: str, *, allow: bool, note: str = "") -> ApprovalView:
         return self._post(id, "decide", DecideBody(allow=allow, note=note))
@@ -249,22 +229,17 @@ class HttpApprovals(_Noun):
 
     def _post(self, id: str, what: str, body: object = None) -> ApprovalView:
         path = f"/v1/approvals/{segment(id)}/{what}"
-        view: ApprovalView = self._requests.call("POST", path, body, into=ApprovalView)
-        return view
+        return self._requests.call("POST", path, body, into=ApprovalView)
 
 
 class HttpAudit(_Noun):
     def head(self) -> AuditHead:
-        head: AuditHead = self._requests.call("GET", "/v1/audit/head", into=AuditHead)
-        return head
+        return self._requests.call("GET", "/v1/audit/head", into=AuditHead)
 
     def records(self, start: int = 1, limit: int = 1000) -> AuditPage:
         arguments.whole(start, "start", 1, arguments.MOST)
         query = {"from": start, "limit": arguments.whole(limit, "limit", 1, 1000)}
-        page: AuditPage = self._requests.call(
-            "GET", "/v1/audit/records", query=query, into=AuditPage
-        )
-        return page
+        return self._requests.call("GET", "/v1/audit/records", query=query, into=AuditPage)
 
 
 class HttpEvents(_Noun):
@@ -274,21 +249,18 @@ class HttpEvents(_Noun):
             "limit": arguments.whole(limit, "limit", 1, 1000),
             "wait": f"{wait_seconds(wait):g}",
         }
-        page: EventPage = self._requests.call("GET", "/v1/events", query=query, into=EventPage)
-        return page
+        return self._requests.call("GET", "/v1/events", query=query, into=EventPage)
 
 
 class HttpMachine(_Noun):
     def version(self) -> Mapping[str, str]:
-        found: dict[str, str] = self._requests.call("GET", "/v1/version", into=dict[str, str])
-        return found
+        return self._requests.call("GET", "/v1/version", into=dict[str, str])
 
     def backends(self) -> tuple[BackendView, ...]:
-        return tuple(self._requests.call("GET", "/v1/backends", into=tuple[BackendView, ...]))
+        return self._requests.call("GET", "/v1/backends", into=tuple[BackendView, ...])
 
     def stats(self) -> Stats:
-        stats: Stats = self._requests.call("GET", "/v1/stats", into=Stats)
-        return stats
+        return self._requests.call("GET", "/v1/stats", into=Stats)
 
 
 class HttpService:
