@@ -1,5 +1,6 @@
 """One command of an agent: fed, pumped, held to its limits, and told of when it ends."""
 
+import contextlib
 import os
 import signal
 import time
@@ -10,6 +11,7 @@ from agentd.guest.loop import READ, Loop, Timer
 from agentd.guest.spawn import REPORT_BYTES, reported
 from agentd.guest.spawn_request import SpawnError, SpawnRequest
 from agentd.guest.stdio import set_window_size
+from agentd.guest.tracing import tracers
 
 if TYPE_CHECKING:
     from agentd.guest.output import Pump
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 # What a command has left behind may still write for so long after its exit, where it holds a pipe;
 # and a PTY's output reaches its master a moment late.
 LATE_S = 0.1
+# What was killed and is not gone then has a tracer that keeps its end: that is killed, too.
+HELD_S = 0.5
 # Who writes in the last half of that, and holds on, would have gone on: told as truncated.
 LAST_S = 0.05
 
@@ -78,6 +82,7 @@ class GuestProcess:
         self._limit_hit = limit_hit
         self._started = started
         self._timers: list[Timer] = []
+        self._held: Timer | None = None
         self._kill_cause: str | None = None
         self._truncated = False
         self._report = -1  # readable once it is known whether it has its program
@@ -166,6 +171,14 @@ class GuestProcess:
         except OSError:
             # A user it turned into may be out of our reach (no CAP_KILL): nothing more to do.
             return
+        if self._held is None:
+            self._held = self._loop.after(HELD_S, self._kill_tracers)
+
+    def _kill_tracers(self) -> None:
+        for pid in tracers(self.pid):
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        self._held = self._loop.after(HELD_S, self._kill_tracers)
 
     def resize(self, rows: int, columns: int) -> None:
         """The kernel sends SIGWINCH. Raises OSError."""
@@ -196,6 +209,8 @@ class GuestProcess:
     def reaped(self, status: int, cpu_ms: float, peak_memory_bytes: int) -> None:
         """It is gone: what it had written is still delivered, as fast as the window allows."""
         self.running = False
+        if self._held is not None:
+            self._held.cancel()
         if self._report >= 0:
             self._on_report(0)
         self._status = status

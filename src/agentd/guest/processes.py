@@ -16,10 +16,12 @@ from agentd.guest.spawn import Spawner
 from agentd.guest.spawn_request import SpawnError, SpawnRequest
 from agentd.guest.stdin import Stdin
 from agentd.guest.stdio import Stdio
+from agentd.guest.tracing import let_go
 
 MAX_RUNNING = 1024
 # Each round ends one child at least; a fork bomb that outruns them is for the sandbox's wall.
 MAX_END_ROUNDS = 4096
+_END_PAUSE_S = 0.001
 
 OnOutput = Callable[[int, bytes], None]
 
@@ -118,6 +120,9 @@ class Processes:
                 return
             if not pid:
                 return
+            if os.WIFSTOPPED(status):
+                let_go(pid, os.WSTOPSIG(status))
+                continue
             process = self._running.pop(pid, None)
             if process is not None:
                 cpu_ms = (usage.ru_utime + usage.ru_stime) * 1000
@@ -134,10 +139,12 @@ class Processes:
                     os.kill(pid, signal.SIGKILL)
             if not children:
                 return
-            # Its own children become ours when it is reaped.
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(-1, 0)
+            # Its own children become ours when it has ended. It is not waited for: what traces it
+            # keeps its end from us, and may be a child of its own that we have not killed yet.
+            before = children
             self.reap()
+            if own_children() == before:
+                time.sleep(_END_PAUSE_S)
 
     def close(self) -> None:
         self._oom_score.close()

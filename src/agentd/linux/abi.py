@@ -23,6 +23,7 @@ class _Common:
 
 class _X86_64(_Common):
     rt_sigaction = 13
+    ptrace = 101
     gettid = 186
     clone = 56
     prctl = 157
@@ -42,6 +43,7 @@ class _X86_64(_Common):
 
 class _AArch64(_Common):
     rt_sigaction = 134
+    ptrace = 117
     gettid = 178
     clone = 220
     prctl = 167
@@ -114,6 +116,8 @@ FSCONFIG_SET_FLAG = 0
 FSCONFIG_SET_STRING = 1
 FSCONFIG_SET_FD = 5
 FSCONFIG_CMD_CREATE = 6
+
+PTRACE_DETACH = 17
 
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4

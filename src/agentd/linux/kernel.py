@@ -52,6 +52,10 @@ class Kernel:
         os.mkdir(path)
         os.chmod(path, mode)  # mkdir's mode is cut by the umask
 
+    def stop_tracing(self, pid: int, number: int) -> None:
+        """Let a process that is stopped and that we trace go on untraced, with that signal or 0."""
+        self.syscall(abi.SYS.ptrace, abi.PTRACE_DETACH, pid, 0, number)
+
     def unshare(self, flags: int) -> None:
         self.syscall(abi.SYS.unshare, flags)
 

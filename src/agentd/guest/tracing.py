@@ -1,0 +1,63 @@
+"""What ptrace(2) does to whoever waits for a command.
+
+A tracer is told of all that its tracee does, its end included, in the parent's place. So a command
+that asks to be traced by its parent (PTRACE_TRACEME) stops at each signal until we let it go; and
+one that another process traces is not told as ended to us before that process allows it.
+"""
+
+import contextlib
+import os
+import signal
+
+from agentd.linux.kernel import KERNEL
+
+# A chain of processes, each of which is the next one's parent or tracer.
+_MAX_CHAIN = 4096
+
+
+def let_go(pid: int, number: int) -> None:
+    """A child that made us its tracer has stopped at that signal: it goes on as one that nobody
+    traces. SIGTRAP is what execve(2) sends the traced alone, and is not handed on."""
+    with contextlib.suppress(OSError):  # it has been killed meanwhile
+        KERNEL.stop_tracing(pid, 0 if number == signal.SIGTRAP else number)
+
+
+def tracers(pid: int) -> set[int]:
+    """The threads that keep a killed process from being gone: those that trace one of its threads,
+    those that trace them, and so on; as far as they descend from us."""
+    found: set[int] = set()
+    waiting = [pid]
+    while waiting and len(found) < _MAX_CHAIN:
+        for tracer in _direct(waiting.pop()):
+            if tracer not in found and tracer != pid and _is_below_us(tracer):
+                found.add(tracer)
+                waiting.append(tracer)
+    return found
+
+
+def _direct(pid: int) -> set[int]:
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return set()
+    return {_number(f"/proc/{pid}/task/{thread}", b"TracerPid:") for thread in threads} - {0}
+
+
+def _is_below_us(pid: int) -> bool:
+    us = os.getpid()
+    for _ in range(_MAX_CHAIN):
+        pid = _number(f"/proc/{pid}", b"PPid:")
+        if pid in (0, us):
+            return pid == us
+    return False
+
+
+def _number(folder: str, name: bytes) -> int:
+    try:
+        with open(f"{folder}/status", "rb") as file:
+            for line in file:
+                if line.startswith(name):
+                    return int(line.split()[1])
+    except OSError:
+        pass
+    return 0
