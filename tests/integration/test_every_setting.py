@@ -126,6 +126,9 @@ backends = ["linux"]
 networks = ["none", "host"]
 mounts = ["{folder}/shown"]
 private_programs = true
+host_configuration = "minimal"
+host_configuration_show = ["/etc/maven"]
+host_configuration_hide = ["/etc/perl"]
 [http]
 waiting = 200
 connections = 100

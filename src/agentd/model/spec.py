@@ -2,6 +2,7 @@
 
 import msgspec
 
+from agentd.model.configuration import HostConfiguration
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.mount import Mount
@@ -23,6 +24,8 @@ class SandboxSpec(msgspec.Struct, frozen=True):
     image: str = DEFAULT_IMAGE  # what a virtual machine boots
     # The host's programs behind overlays, where a wall shows them: inotify tells nothing of others.
     private_programs: bool = False
+    # What is to be read of the host's configuration, where a wall shows its programs.
+    configuration: HostConfiguration = HostConfiguration()
 
 
 class Pty(msgspec.Struct, frozen=True):

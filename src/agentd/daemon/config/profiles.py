@@ -93,7 +93,11 @@ def _paranoid() -> dict[str, Any]:
             },
         },
         "journal": {"keep": "10m", "process": "16M", "total": "1G"},
-        "sandbox": {"minimum": "microvm", "private_programs": True},
+        "sandbox": {
+            "minimum": "microvm",
+            "private_programs": True,
+            "host_configuration": "minimal",
+        },
         "policy": {"bundle": "paranoid"},
         "pool": [{"isolation": "microvm", "min": 0, "max": 2, "ttl": "2m"}],
         "log": {"format": "json"},

@@ -11,6 +11,7 @@ from agentd.auth.mtls import check_match
 from agentd.daemon.config.lines import Path
 from agentd.daemon.config.schema import Config, JwtIssuer, Listen, Quota, Signed
 from agentd.daemon.config.values import SHIPPED_BUNDLES
+from agentd.model.configuration import ROOTS
 from agentd.model.errors import InvalidInput
 from agentd.model.isolation import IsolationLevel
 from agentd.sandbox import backends
@@ -30,6 +31,15 @@ def broken(config: Config) -> Iterator[Found]:
     yield from _ranges(config)
     yield from _policy(config)
     yield from _ids(config)
+    yield from _configuration(config)
+
+
+def _configuration(config: Config) -> Iterator[Found]:
+    for name in ("host_configuration_show", "host_configuration_hide"):
+        for path in getattr(config.sandbox, name):
+            if not path.startswith(ROOTS):
+                fix = "write it as /etc/maven"
+                yield ("sandbox", name), f"{path} is not in /etc or /var/lib", fix
 
 
 def _listening(config: Config) -> Iterator[Found]:

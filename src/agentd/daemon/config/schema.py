@@ -23,6 +23,7 @@ from agentd.daemon.config.values import (
     Size,
     Uid,
 )
+from agentd.model.configuration import HostConfiguration
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.sandbox.backends import identity
@@ -183,10 +184,22 @@ class SandboxSettings(msgspec.Struct, frozen=True, kw_only=True):
     networks: tuple[Literal["none", "host"], ...] = ("none",)
     mounts: tuple[FilePath, ...] = ()  # host folders beneath which a request may mount
     private_programs: bool = False  # the host's programs behind overlays: nobody sees their use
+    # Of /etc and /var/lib: what packages put there for everybody to read, or what languages need.
+    host_configuration: Literal["packages", "minimal"] = "packages"
+    host_configuration_show: tuple[FilePath, ...] = ()  # beside that, as they are
+    host_configuration_hide: tuple[FilePath, ...] = ()
 
     @property
     def level(self) -> IsolationLevel:
         return IsolationLevel.parse(self.minimum)
+
+    @property
+    def configuration(self) -> HostConfiguration:
+        return HostConfiguration(
+            self.host_configuration,
+            tuple(map(str, self.host_configuration_show)),
+            tuple(map(str, self.host_configuration_hide)),
+        )
 
 
 class Ids(msgspec.Struct, frozen=True, kw_only=True):

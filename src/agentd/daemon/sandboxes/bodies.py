@@ -47,6 +47,7 @@ def sandbox_spec(who: Principal, body: SandboxBody, config: Config) -> SandboxSp
         mounts=_judged(spec.mounts, config),
         limits=bounded(spec.limits, config.limits),
         private_programs=rules.private_programs,
+        configuration=rules.configuration,
     )
 
 

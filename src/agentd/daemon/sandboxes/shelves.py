@@ -19,6 +19,7 @@ def shelves(config: Config, gate: Gate) -> list[ShelfSpec]:
             image=pool.image,
             limits=bodies.bounded(Limits(), config.limits),
             private_programs=config.sandbox.private_programs,
+            configuration=config.sandbox.configuration,
         )
         made.append(ShelfSpec(gate.ahead(spec), pool.min, pool.max, float(pool.ttl)))
     return made

@@ -30,18 +30,25 @@ def prepare(config: dict[str, object]) -> Cloner:
         signal.signal(number, signal.SIG_IGN)  # the host ends us by closing the socket
     set_title("agentd")
     cloner = Cloner()
-    files = root.read_etc(config["net"] == "host")
+    files = root.read_etc(config["net"] == "host", _strings(config["hidden"]))
+    configuration = _strings(config["configuration"])
     ids = config["ids"]
     if isinstance(ids, dict) and config["may_mount"]:
-        trees = _enter_as_root(cloner, **ids)
+        trees = _enter_as_root(cloner, configuration, **ids)
     else:
         _enter_namespaces(_Mapper(**ids) if isinstance(ids, dict) else None)
-        trees = root.clone_trees()
+        trees = root.clone_trees(configuration)
     root.enter(trees, files)
     return cloner
 
 
-def _enter_as_root(cloner: Cloner, own: int, start: int, end: int) -> list[root.Tree]:
+def _strings(value: object) -> list[str]:
+    return [str(text) for text in value] if isinstance(value, list) else []
+
+
+def _enter_as_root(
+    cloner: Cloner, configuration: list[str], own: int, start: int, end: int
+) -> list[root.Tree]:
     """Become ``own``, root of a user namespace that has the ids from ``start`` to ``end``, too.
 
     Its maps take root to write: the first process does that, and becomes ``own`` as well then.
@@ -49,7 +56,7 @@ def _enter_as_root(cloner: Cloner, own: int, start: int, end: int) -> list[root.
     # Mounts are copied while that is still allowed, in a mount namespace of our own.
     KERNEL.unshare(abi.CLONE_NEWNS)
     KERNEL.mount(None, "/", None, abi.MS_REC | abi.MS_PRIVATE)
-    trees = root.clone_trees()
+    trees = root.clone_trees(configuration)
     _lift_user_limits()
     written, mapped = os.pipe2(os.O_CLOEXEC)
     os.setgroups([])

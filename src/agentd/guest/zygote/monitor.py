@@ -218,7 +218,10 @@ def _landlock(config: Config) -> None:
     with landlock.Ruleset(abi=version, handle_net=closed, scopes=True) as rules:
         for path in root.PROGRAMS:
             _allow(rules, path, landlock.READ | landlock.EXEC)
-        for path in (*root.ETC_TREES, *root.ETC_FILES, *root.ETC_MADE, "/etc/mtab"):
+        for path in (*root.ETC_FILES, *root.ETC_MADE, "/etc/mtab"):
+            if path not in _paths(config["hidden"]):
+                _allow(rules, path, landlock.READ)
+        for path in _paths(config["configuration"]):
             _allow(rules, path, landlock.READ)
         if not closed:
             _allow(rules, "/etc/resolv.conf", landlock.READ)
@@ -233,6 +236,10 @@ def _landlock(config: Config) -> None:
             readonly = landlock.READ | landlock.EXEC
             _allow_mount(rules, mount["source"], readonly if mount["ro"] else everything)
         rules.restrict()
+
+
+def _paths(value: object) -> list[str]:
+    return [str(path) for path in value] if isinstance(value, list) else []
 
 
 def _allow_mount(rules: landlock.Ruleset, source: str, access: int) -> None:

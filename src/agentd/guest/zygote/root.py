@@ -4,6 +4,8 @@ Runs once, inside the zygote's own user, mount and pid namespaces. Standard libr
 """
 
 import os
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 
 from agentd.linux import abi, mounts
@@ -13,8 +15,8 @@ SANDBOX_HOME = "/home/sandbox"
 # Host directories that hold programs and libraries. Symbolic links among them (merged /usr) are
 # made again as links.
 PROGRAMS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store")
-# Parts of /etc that programs need, none of which holds a secret. /etc/ssl as a whole does not
-# belong here: /etc/ssl/private holds keys.
+# Parts of /etc that the loader and languages need, the least that is shown; which others are, the
+# host finds out. /etc/ssl as a whole does not belong here: /etc/ssl/private holds keys.
 ETC_TREES = (
     "/etc/alternatives",
     "/etc/ca-certificates",
@@ -33,18 +35,35 @@ ETC_TREES = (
     "/etc/terminfo",
 )
 ETC_FILES = (
+    "/etc/alpine-release",
+    "/etc/arch-release",
     "/etc/ca-certificates.conf",
     "/etc/debian_version",
+    "/etc/fedora-release",
     "/etc/inputrc",
     "/etc/ld.so.cache",
     "/etc/ld.so.conf",
+    "/etc/locale.alias",
+    "/etc/locale.conf",
     "/etc/localtime",
+    "/etc/login.defs",
+    "/etc/lsb-release",
     "/etc/magic",
+    "/etc/mailcap",
+    "/etc/manpath.config",
     "/etc/mime.types",
+    "/etc/mke2fs.conf",
     "/etc/os-release",
+    "/etc/papersize",
     "/etc/protocols",
+    "/etc/redhat-release",
+    "/etc/rpc",
+    "/etc/screenrc",
     "/etc/services",
+    "/etc/shells",
     "/etc/ssl/openssl.cnf",
+    "/etc/timezone",
+    "/etc/xattr.conf",
 )
 ETC_MADE = {
     "/etc/group": "root:x:0:\nsandbox:x:1000:\nnogroup:x:65534:\n",
@@ -91,15 +110,17 @@ STAGE = "/tmp"
 Tree = tuple[str, int]  # where it goes, a detached mount
 
 
-def clone_trees(kernel: Kernel = KERNEL) -> list[Tree]:
-    """Detached read-only copies of what the root shows of the host.
+def clone_trees(configuration: Sequence[str], kernel: Kernel = KERNEL) -> list[Tree]:
+    """Detached read-only copies of what the root shows of the host: its programs, and of /etc and
+    /var/lib the directories in ``configuration``.
 
     As root call it before privileges are dropped; otherwise inside the new user namespace.
     """
     trees = []
-    for path in (*PROGRAMS, *ETC_TREES):
+    for path in (*PROGRAMS, *configuration):
         if os.path.isdir(path) and not os.path.islink(path):
-            trees.append((path, mounts.clone_tree(path, readonly=True, kernel=kernel)))
+            with suppress(FileNotFoundError):  # removed since
+                trees.append((path, mounts.clone_tree(path, readonly=True, kernel=kernel)))
     for name in _DEVICES:
         path = f"/dev/{name}"
         fd = kernel.open_tree(-1, path, abi.OPEN_TREE_CLONE | abi.OPEN_TREE_CLOEXEC)
@@ -125,10 +146,12 @@ def masks() -> tuple[tuple[str, str], ...]:
     return tuple((empty, path) for empty, path in places if os.access(path, os.R_OK))
 
 
-def read_etc(resolver: bool) -> dict[str, bytes]:
+def read_etc(resolver: bool, hidden: Sequence[str] = ()) -> dict[str, bytes]:
     """Contents of the small files of /etc. With ``resolver`` the host's resolv.conf too."""
     files = {path: text.encode() for path, text in ETC_MADE.items()}
     for path in (*ETC_FILES, *(("/etc/resolv.conf",) if resolver else ())):
+        if path in hidden:
+            continue
         try:
             with open(path, "rb") as file:
                 files[path] = file.read(1 << 20)
@@ -140,7 +163,7 @@ def read_etc(resolver: bool) -> dict[str, bytes]:
 def enter(trees: list[Tree], files: dict[str, bytes], kernel: Kernel = KERNEL) -> None:
     """Build the root on a tmpfs, pivot into it, make it read-only. Raises OSError."""
     kernel.mount(None, "/", None, abi.MS_REC | abi.MS_PRIVATE)
-    kernel.mount("tmpfs", STAGE, "tmpfs", abi.MS_NOSUID, "mode=0755,size=4m,nr_inodes=1k")
+    kernel.mount("tmpfs", STAGE, "tmpfs", abi.MS_NOSUID, "mode=0755,size=8m,nr_inodes=1k")
     _skeleton(STAGE, trees, files)
     for path, fd in trees:
         kernel.move_mount(fd, "", abi.AT_FDCWD, STAGE + path, abi.MOVE_MOUNT_F_EMPTY_PATH)

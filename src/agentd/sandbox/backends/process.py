@@ -20,7 +20,7 @@ from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.mount import WORKSPACE, Mount, MountMode, is_reserved, unmountable
 from agentd.model.spec import SandboxSpec
-from agentd.sandbox.backends import identity, shared
+from agentd.sandbox.backends import configuration, identity, shared
 from agentd.sandbox.backends.cgroups import explained, let_in, make_group
 from agentd.sandbox.backends.child import await_ready, reap, receive, send, start_python
 from agentd.sandbox.backends.identity import Block
@@ -166,6 +166,8 @@ class HostBackend:
             else [],
             "without": sorted(self._without),
             "profile": self._profile(plan),
+            "configuration": configuration.trees(plan.spec.configuration),
+            "hidden": plan.spec.configuration.hide,
             "mounts": [{"source": m.source, "ro": m.mode is not MountMode.RW} for m in plan.mounts],
         }
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from agentd.guest.zygote.messages import MAX_MESSAGE
 from agentd.linux import cgroup, idmap, landlock, mounts, paths, privileges, process
 from agentd.model.availability import Availability, Blocker
+from agentd.model.configuration import USUAL, HostConfiguration
 from agentd.model.errors import AgentdError, InvalidInput
 from agentd.model.isolation import IsolationLevel
 from agentd.model.mount import Mount, unmountable
@@ -43,7 +44,7 @@ class LinuxBackend:
         self._without = without
         self._lock = threading.Lock()
         begun = adopt()
-        self._nurseries = {"none": begun} if begun is not None else {}
+        self._nurseries = {("none", USUAL): begun} if begun is not None else {}
         self._availability: Availability | None = None
 
     def requirements(self) -> tuple[str, ...]:
@@ -75,7 +76,7 @@ class LinuxBackend:
 
     def _launch(self, plan: LinuxPlan) -> NamespaceWall:
         with contextlib.ExitStack() as undo:
-            nursery = self._nursery(plan.spec.net)
+            nursery = self._nursery(plan.spec.net, plan.spec.configuration)
             sources = [_open_source(mount, undo) for mount in plan.mounts]
             lent = self._lent(plan, sources, nursery)
             request = self._request(plan, lent)
@@ -177,6 +178,7 @@ class LinuxBackend:
                 born.detail,
                 own_user=born.block is not None,
                 digest=nursery.filter_digest,
+                shown=len(nursery.configuration),
                 lent={loan.mount.target: loan.how for loan in lent},
             ),
             workspace="/workspace",
@@ -245,14 +247,15 @@ class LinuxBackend:
     def _take(self, nursery: Nursery) -> Block | None:
         return None if "ids" in self._without else identity.take(nursery.ids)
 
-    def _nursery(self, net: str) -> Nursery:
+    def _nursery(self, net: str, shown: HostConfiguration = USUAL) -> Nursery:
         with self._lock:
-            nursery = self._nurseries.get(net)
+            nursery = self._nurseries.get((net, shown))
             if nursery is not None and not nursery.alive():
                 nursery.close()
                 nursery = None
             if nursery is None:
-                nursery = self._nurseries[net] = Nursery(net=net, plain=self._plain(net))
+                nursery = Nursery(net=net, plain=self._plain(net), shown=shown)
+                self._nurseries[net, shown] = nursery
             return nursery
 
     def _examine(self) -> tuple[list[Blocker], list[str]]:

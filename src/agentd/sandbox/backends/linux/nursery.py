@@ -15,8 +15,9 @@ from agentd.guest.zygote.messages import MAX_MESSAGE
 from agentd.linux import privileges
 from agentd.linux.fingerprint import fingerprint
 from agentd.linux.paths import same_file
+from agentd.model.configuration import USUAL, HostConfiguration
 from agentd.model.errors import AgentdError, SandboxError
-from agentd.sandbox.backends import identity
+from agentd.sandbox.backends import configuration, identity
 from agentd.sandbox.backends.child import (
     Starved,
     reap,
@@ -52,7 +53,13 @@ class Spare(NamedTuple):
 class Nursery:
     """Thread-safe. Closing it ends every sandbox of its zygote: the kernel sees to that."""
 
-    def __init__(self, *, net: str, plain: dict[str, object] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        net: str,
+        plain: dict[str, object] | None = None,
+        shown: HostConfiguration = USUAL,
+    ) -> None:
         """Starts the process and returns at once; the first request waits for it.
 
         ``plain`` is what most requests ask for: the zygote keeps one clone ahead for those.
@@ -68,6 +75,9 @@ class Nursery:
         self._asked = False
         self._next: Block | None = None
         self._owner = os.getpid()
+        #: Directories of the host's /etc and /var/lib that its root has.
+        self.configuration = configuration.trees(shown)
+        self._hidden = shown.hide
         #: Where its sandboxes' ids are from.
         self.ids = identity.configured()
         self._own = identity.take(self.ids)
@@ -231,7 +241,14 @@ class Nursery:
         ids = None
         if self._own is not None:
             ids = {"own": self._own.id, "start": self.ids.start, "end": self.ids.end}
-        return {"ids": ids, "may_mount": self.may_mount, "net": net, "plain": plain}
+        return {
+            "ids": ids,
+            "may_mount": self.may_mount,
+            "net": net,
+            "plain": plain,
+            "configuration": self.configuration,
+            "hidden": self._hidden,
+        }
 
     def _wait_ready(self) -> None:
         if self._ready:

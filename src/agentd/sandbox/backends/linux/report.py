@@ -9,6 +9,7 @@ from agentd.linux import container, landlock, seccomp
 from agentd.linux.cgroup import Group
 from agentd.model.availability import Blocker
 from agentd.model.enforcement import Control
+from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends import identity, shared
 from agentd.sandbox.backends.limits import agent_detail, group_controls, limit_control
 from agentd.sandbox.backends.linux.plan import LinuxPlan
@@ -37,18 +38,20 @@ def enforcement(
     *,
     own_user: bool,
     digest: str,
+    shown: int,
     lent: Mapping[str, str],
 ) -> dict[str, Control]:
     """Every control of the level: asked, enforced, and by what.
 
     ``detail`` says why there is no group; ``digest`` is that of the seccomp filter;
-    ``lent`` how each mount came in, by its target.
+    ``shown`` how many directories of the host's /etc and /var/lib there are; ``lent`` how each
+    mount came in, by its target.
     """
     own = plan.spec.net == "none"
     table = {
         "user_namespace": _fixed(True, f"uid {plan.uid} inside, {_outside(own_user)}"),
         "pid_namespace": _fixed(True, "the sandbox sees and signals only its own processes"),
-        "mount_namespace": _fixed(True, _programs(plan.spec.private_programs)),
+        "mount_namespace": _fixed(True, _programs(plan.spec, shown)),
         "ipc_namespace": _fixed(True),
         "uts_namespace": _fixed(True),
         "hostname": _refusable("hostname", controls, "sethostname", "the host's name is seen"),
@@ -140,10 +143,12 @@ def kernel_version(release: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def _programs(private: bool) -> str:
-    if private:
-        return "read-only root of the host's programs, behind overlays of the sandbox's own"
-    return "read-only root of the host's programs; inotify tells when anybody opens one"
+def _programs(spec: SandboxSpec, shown: int) -> str:
+    root = "read-only root of the host's programs"
+    known = f"; {shown} directories of /etc and /var/lib, {spec.configuration.told}"
+    if spec.private_programs:
+        return f"{root}, behind overlays of the sandbox's own{known}"
+    return f"{root}; inotify tells when anybody opens one{known}"
 
 
 def _outside(own_user: bool) -> str:

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from agentd.model.configuration import USUAL
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends.linux.backend import LinuxBackend
 
@@ -55,11 +56,11 @@ def test_one_that_dies_with_its_zygote_is_not_handed_out(backend, before, monkey
     monkeypatch.setattr(backend, "_wall", die)
     wall = backend.launch(plan)
     assert wall.alive()
-    assert backend._nurseries["none"].pid not in killed
+    assert backend._nurseries["none", USUAL].pid not in killed
     wall.kill()
 
 
 def kill(backend):
-    pid = backend._nurseries["none"].pid
+    pid = backend._nurseries["none", USUAL].pid
     os.kill(pid, signal.SIGKILL)
     return pid

@@ -105,7 +105,7 @@ LENT = {"/workspace": "idmapped", "/data": "idmapped"}
 def _table(controls: tuple[str, ...] = STEPS, **spec: Any) -> Any:
     plan = make_plan(SandboxSpec(**spec))
     return report.enforcement(
-        plan, controls, None, "no cgroup, because", own_user=True, digest="d1", lent=LENT
+        plan, controls, None, "no cgroup, because", own_user=True, digest="d1", shown=9, lent=LENT
     )
 
 
