@@ -18,6 +18,10 @@ class Needs(msgspec.Struct, frozen=True):
     writes: bool = False  # it changes files of the sandbox
     sandbox: bool = True  # False: it acts in the daemon itself, which bounds it
 
+    def told(self) -> dict[str, Any]:
+        """Tell them as JSON has them: the level by its label."""
+        return {**msgspec.structs.asdict(self), "level": self.level.label}
+
 
 class Bounds(msgspec.Struct, frozen=True):
     """The bounds of one call. ``timeout`` in seconds, where its parameters say nothing; ``output``

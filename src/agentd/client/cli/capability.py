@@ -104,16 +104,10 @@ def _end(example: "Example") -> str:
 def _brief(about: "About") -> dict[str, object]:
     from agentd.client import embedded
 
-    needs = about.needs
     return {
         "name": about.name,
         "summary": about.summary,
-        "needs": {
-            "level": needs.level.label,
-            "network": needs.network,
-            "writes": needs.writes,
-            "sandbox": needs.sandbox,
-        },
+        "needs": about.needs.told(),
         "scope": embedded.scope_of(about.name),
         "bounds": about.bounds,
     }

@@ -5,6 +5,7 @@ from base64 import b64decode, b64encode
 from agentd.model import words
 from agentd.model.api import ExecBody, ResultView
 from agentd.model.errors import AgentdError
+from agentd.model.like import like
 from agentd.model.result import Result
 from agentd.model.spec import ExecRequest
 
@@ -30,20 +31,12 @@ def exec_body(request: ExecRequest, stdin: bytes | None = None, *, wait: bool) -
 
 def result(view: ResultView, stdout: bytes | None = None, stderr: bytes | None = None) -> Result:
     """With the view's own output unless another is given."""
-    return Result(
-        request_id=view.request_id,
-        status=view.status,
-        exit_code=view.exit_code,
-        signal=view.signal,
+    return like(
+        Result,
+        view,
         cause=words.cause(view.cause, words.in_options),
         stdout=_bytes(view.stdout, view.encoding) if stdout is None else stdout,
         stderr=_bytes(view.stderr, view.encoding) if stderr is None else stderr,
-        truncated=view.truncated,
-        usage=view.usage,
-        timing=view.timing,
-        sandbox=view.sandbox,
-        enforcement=view.enforcement,
-        receipt=view.receipt,
     )
 
 

@@ -65,18 +65,10 @@ class Act(msgspec.Struct, frozen=True, kw_only=True):
 def asked(act: Act, now: float) -> Asked:
     """The document that policies decide on; variables of an environment by name only, and long
     texts as ``cut`` has them."""
-    who, needs, place = act.who, act.needs, act.place
+    who, place = act.who, act.place
     return Asked(
         principal={"name": who.name, "scopes": sorted(who.scopes), "via": who.via},
-        capability={
-            "name": act.name,
-            "needs": {
-                "level": needs.level.label,
-                "network": needs.network,
-                "writes": needs.writes,
-                "sandbox": needs.sandbox,
-            },
-        },
+        capability={"name": act.name, "needs": act.needs.told()},
         parameters=cut(_without_values(act.parameters)),
         sandbox=_sandbox(place),
         request={"id": act.id, "time": now, "signer": act.signer, "via": act.via},

@@ -28,6 +28,7 @@ from agentd.model.api import ApprovalView
 from agentd.model.canonical import canonical
 from agentd.model.errors import Conflict, Forbidden, Full, InvalidInput, NotFound, QuotaExceeded
 from agentd.model.events import EventKind
+from agentd.model.like import like
 from agentd.model.principal import Principal
 
 PENDING = "pending"
@@ -286,18 +287,7 @@ class Approvals:
 
     def _view(self, record: ApprovalRecord) -> ApprovalView:
         overdue = record.state == PENDING and self._clock() >= record.expires
-        return ApprovalView(
-            id=record.id,
-            state="expired" if overdue else record.state,
-            principal=record.principal,
-            request=record.request,
-            asked=record.asked,
-            created=record.created,
-            expires=record.expires,
-            decided=record.decided,
-            decided_by=record.decided_by,
-            note=record.note,
-        )
+        return like(ApprovalView, record, state="expired" if overdue else record.state)
 
 
 def _sandbox(asked: Mapping[str, Any]) -> str:

@@ -18,17 +18,11 @@ def views(registry: Registry) -> list[CapabilityView]:
 
 
 def view(about: About) -> CapabilityView:
-    needs = about.needs
     return CapabilityView(
         name=about.name,
         summary=about.summary,
         scope=scope_of(about.name),
-        needs={
-            "level": needs.level.label,
-            "network": needs.network,
-            "writes": needs.writes,
-            "sandbox": needs.sandbox,
-        },
+        needs=about.needs.told(),
         parameters=dict(about.schema),
         examples=tuple(_example(example) for example in about.examples),
     )

@@ -5,6 +5,7 @@ from base64 import b64encode
 import msgspec
 
 from agentd.model.api import ResultView
+from agentd.model.like import like
 from agentd.model.result import Result
 from agentd.sandbox.journal.journal import Journal
 
@@ -13,23 +14,7 @@ RUNNING, ENDED = "running", "ended"
 
 def of_result(result: Result, process: str, stdout: bytes, stderr: bytes) -> ResultView:
     out, err, encoding = texts(stdout, stderr)
-    return ResultView(
-        request_id=result.request_id,
-        status=result.status,
-        exit_code=result.exit_code,
-        signal=result.signal,
-        cause=result.cause,
-        stdout=out,
-        stderr=err,
-        encoding=encoding,
-        truncated=result.truncated,
-        usage=result.usage,
-        timing=result.timing,
-        sandbox=result.sandbox,
-        enforcement=result.enforcement,
-        process=process,
-        receipt=result.receipt,
-    )
+    return like(ResultView, result, stdout=out, stderr=err, encoding=encoding, process=process)
 
 
 def texts(stdout: bytes, stderr: bytes) -> tuple[str, str, str]:

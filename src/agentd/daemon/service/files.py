@@ -14,8 +14,8 @@ from agentd.daemon.sandboxes.live import Live
 from agentd.daemon.service.noun import Noun
 from agentd.model.api import ChangeView, EntryView
 from agentd.model.content import Content
+from agentd.model.like import like
 from agentd.policy.scopes import scope_of
-from agentd.transport.files import Entry
 
 
 class DaemonFiles(Noun):
@@ -55,12 +55,12 @@ class DaemonFiles(Noun):
     @observed("list_files")
     def list(self, sandbox: str, path: str) -> tuple[EntryView, ...]:
         live, _ = self._open(sandbox, acts.LIST, "list files", path=path)
-        return tuple(_view(entry) for entry in live.handle.guest.files.list(path))
+        return tuple(like(EntryView, entry) for entry in live.handle.guest.files.list(path))
 
     @observed("stat_file")
     def stat(self, sandbox: str, path: str) -> EntryView:
         live, _ = self._open(sandbox, acts.LIST, "look at a file", path=path)
-        return _view(live.handle.guest.files.stat(path))
+        return like(EntryView, live.handle.guest.files.stat(path))
 
     @observed("mkdir")
     def mkdir(self, sandbox: str, path: str, *, mode: int = 0o755, parents: bool = False) -> None:
@@ -137,16 +137,3 @@ class _Hashed:
 def _changes(live: Live, path: str, recursive: bool, wake: int) -> Iterator[ChangeView]:
     for change in live.handle.guest.files.watch(path, recursive, wake=wake):
         yield ChangeView(kind=change.kind, path=change.path)
-
-
-def _view(entry: Entry) -> EntryView:
-    return EntryView(
-        name=entry.name,
-        type=entry.type,
-        size=entry.size,
-        mode=entry.mode,
-        uid=entry.uid,
-        gid=entry.gid,
-        mtime=entry.mtime,
-        target=entry.target,
-    )

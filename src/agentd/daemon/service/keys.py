@@ -7,6 +7,7 @@ from agentd.daemon.observe.observed import observed
 from agentd.daemon.service.noun import Noun
 from agentd.model.api import KeyView
 from agentd.model.audit import Kind
+from agentd.model.like import like
 from agentd.model.units import parse_duration
 
 if TYPE_CHECKING:
@@ -55,16 +56,5 @@ class DaemonKeys(Noun):
 
 
 def _view(record: "KeyRecord", secret: str | None = None) -> KeyView:
-    return KeyView(
-        id=record.id,
-        name=record.name,
-        scopes=tuple(record.scopes),
-        created=record.created,
-        expires=record.expires,
-        revoked=record.revoked is not None,
-        secret=secret,
-        principal=record.principal,
-        created_by=record.created_by,
-        parent=record.parent,
-        last_used=record.last_used,
-    )
+    revoked, scopes = record.revoked is not None, tuple(record.scopes)
+    return like(KeyView, record, scopes=scopes, revoked=revoked, secret=secret)
