@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.machine.checks import memory_limit, tell
+from tests.machine.scope_checks import scoped
 
 from agentd.client.sandbox import Sandbox
 from agentd.model.errors import AgentdError
@@ -174,7 +175,7 @@ def _do(*argv: str) -> str:
 
 LISTS = {
     "plain": (kernel, walls, mounts, memory_limit, pids_limit),
-    "systemd": (kernel, pid_1, user_scope, units),
+    "systemd": (kernel, pid_1, user_scope, scoped, units),
     "refused": (kernel, refusals),
 }
 

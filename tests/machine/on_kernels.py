@@ -97,6 +97,46 @@ class TestOnEachKernel:
         assert memory["enforced"] is True
         assert (memory["bomb"], memory["after"]) == ("oom", "on\n")
 
+    def test_a_user_who_is_logged_in_has_limits_by_a_scope_of_its_own(self, line: str) -> None:
+        told = found(line, "systemd", "scoped")
+        scoped = "in a scope of your systemd"
+        embedded = told["embedded"]
+        assert embedded["before"].startswith("session-")
+        memory = embedded["memory"]
+        assert (memory["enforced"], memory["bomb"], memory["after"]) == (True, "oom", "on\n")
+        assert memory["detail"].startswith(f"cgroup controller memory {scoped}")
+        assert embedded["limits"] == {
+            "pids": f"cgroup controller pids {scoped}",
+            "cpus": f"cgroup controller cpu {scoped}",
+        }
+        assert embedded["fork refused"]
+        assert told["command"] == {
+            "quota": "50000 100000",
+            "cpus": True,
+            "memory": True,
+            "doctor": True,
+            "not limited": False,
+        }
+        assert told["served"]["enforced"]
+        assert scoped in told["served"]["detail"]
+        assert told["killed"] == {"on": "on", "scopes": 1, "left": []}
+
+    @pytest.mark.parametrize(
+        ("where", "why"),
+        [
+            ("absent", "no systemd of this user's runs (loginctl enable-linger"),
+            ("bounded", "has a limit (memory.max is 1073741824)"),
+            ("first", "it is the first process of run-"),
+        ],
+    )
+    def test_where_no_scope_can_be_had_the_reason_is_told(
+        self, line: str, where: str, why: str
+    ) -> None:
+        enforced, detail = json.loads(found(line, "systemd", "scoped")[where])
+        assert not enforced
+        assert " is not writable by uid 4343, and " in detail
+        assert why in detail
+
     def test_the_units_serve_and_keep_sandboxes_over_a_restart(self, line: str) -> None:
         assert found(line, "systemd", "units") == {
             "memory": [True, "cgroup controller memory"],

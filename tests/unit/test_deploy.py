@@ -10,7 +10,8 @@ import pytest
 from agentd.client.cli import serve
 from agentd.daemon.config import load
 from agentd.daemon.config.profiles import preset
-from agentd.linux.cgroup.v2 import LEAF, LIMITING
+from agentd.linux.cgroup import LIMITING
+from agentd.linux.cgroup.v2 import LEAF
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 Unit = dict[str, dict[str, list[str]]]

@@ -6,6 +6,7 @@ import warnings
 from dataclasses import asdict, dataclass
 
 from agentd.linux import abi, container, kvm, privileges, subids
+from agentd.linux.cgroup import scope
 from agentd.linux.kernel import KERNEL, Kernel
 
 _LANDLOCK_CREATE_RULESET_VERSION = 1
@@ -25,6 +26,7 @@ class Facts:
     seccomp: bool  # filters can be installed
     cgroup_version: int  # 2, 1, or 0 where none is mounted
     cgroup_writable: bool  # child groups of our own group can be made
+    cgroup_scope: str  # that of the user's systemd which this process is in; empty for none
     user_namespaces: bool
     user_namespaces_error: str  # why not, or empty
     chroot: bool  # and that is why: the kernel allows none in one
@@ -63,6 +65,7 @@ def gather(kernel: Kernel = KERNEL) -> Facts:
         seccomp=seccomp_filters(),
         cgroup_version=version,
         cgroup_writable=cgroup_writable(version),
+        cgroup_scope=scope.current(),
         user_namespaces=not userns_error,
         user_namespaces_error=userns_error,
         chroot=allowed and in_chroot(userns_error),

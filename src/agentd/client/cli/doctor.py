@@ -108,6 +108,9 @@ def _show_outlook(found: "Checkup", via: str | None) -> None:
     missing = unlimited(run.unheld)
     if missing:
         table.paragraph(f"{missing[0].upper()}{missing[1:]}: {reasons(run.unheld)}.", "yellow")
+    elif scope := found.machine.get("cgroup_scope"):
+        held = "Memory, processors and processes are limited by a scope of your systemd"
+        table.paragraph(f"{held} ({scope}).", "green")
     for finding in found.findings:
         if finding.name == run.backend and not run.tried:
             for note in finding.availability.notes:

@@ -11,6 +11,8 @@ from agentd.linux.cgroup import files
 from agentd.linux.cgroup.group import Group
 
 PARENT = "agentd"
+#: The controllers that hold a limit.
+LIMITING = ("memory", "pids", "cpu")
 # Period of the CPU quota, and the least quota that the kernel takes, in microseconds.
 CPU_PERIOD_USEC = 100_000
 _CPU_QUOTA_MIN_USEC = 1_000

@@ -9,13 +9,13 @@ from agentd.linux.cgroup import files
 from agentd.linux.cgroup.group import Group
 from agentd.linux.cgroup.hierarchy import (
     CPU_PERIOD_USEC,
+    LIMITING,
     PARENT,
     Hierarchy,
     cpu_quota,
     not_writable,
 )
 
-LIMITING = ("memory", "pids", "cpu")
 # cpuacct only counts; freezer only freezes, and a group's directory there is made when it must.
 KNOWN = (*LIMITING, "cpuacct", "freezer")
 _FREEZE_SECONDS = 5.0

@@ -10,13 +10,13 @@ from agentd.linux.cgroup import files
 from agentd.linux.cgroup.group import Group
 from agentd.linux.cgroup.hierarchy import (
     CPU_PERIOD_USEC,
+    LIMITING,
     PARENT,
     Hierarchy,
     cpu_quota,
     not_writable,
 )
 
-LIMITING = ("memory", "pids", "cpu")
 # A group with processes cannot share its controllers out: they move into this child first.
 LEAF = "agentd-host"
 _MOVE_ROUNDS = 20

@@ -5,39 +5,72 @@ import errno
 import os
 import re
 import socket
+import threading
 from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING
 
 from agentd.linux import cgroup
 from agentd.model.errors import Refused, SandboxError
-from agentd.model.limits import Limits
-from agentd.model.units import readable_size
 from agentd.sandbox.backends.child import unsent
+
+if TYPE_CHECKING:  # a zygote is begun before msgspec is there
+    from agentd.model.limits import Limits
 
 _NAME = re.compile(r"sbx-(\d+)-(\d+)-[0-9a-f]+\Z")
 _CONTROLLERS = {"memory": "memory", "cpus": "cpu", "pids": "pids"}
+_DELEGATED = 2  # the version of which systemd gives an ordinary user a part
 _hierarchy: cgroup.Hierarchy | str | None = None
+_lock = threading.RLock()
 
 
 def own_hierarchy() -> cgroup.Hierarchy | str:
     """The hierarchy that this process may make groups in, or why there is none; looked up once.
 
-    The first look also removes the groups of agentd processes that have died.
+    The first look also removes the groups of agentd processes that have died, and has the systemd
+    of an ordinary user give this process a scope where its own group is not delegated to it. What
+    it starts afterwards is in there, too: so it is asked before that.
     """
     global _hierarchy  # noqa: PLW0603  (a cache of a fact of the machine)
-    if _hierarchy is None:
-        found = cgroup.detect()
-        if found is None:
-            _hierarchy = "no memory, cpu or pids controller is mounted"
-        elif found.blockers():
-            _hierarchy = found.blockers()[0]
-        else:
-            _reap_stale(found)
-            _hierarchy = found
-    return _hierarchy
+    with _lock:
+        if _hierarchy is None:
+            _hierarchy = _look()
+        return _hierarchy
+
+
+def ready_to_start() -> None:
+    """``own_hierarchy`` for whoever starts processes that a group will hold, and needs none yet."""
+    if os.geteuid() != 0:  # root's can be moved at any time
+        own_hierarchy()
+
+
+def _look() -> cgroup.Hierarchy | str:
+    found, why = cgroup.detect(), ""
+    if _lacks_delegation(found):
+        why = cgroup.scope.enter()
+        found = found if why else cgroup.detect()
+    if found is None:
+        return f"no memory, cpu or pids controller is mounted{why and f', and {why}'}"
+    if blockers := found.blockers():
+        what, colon, fix = blockers[0].partition(": ")
+        return f"{what}{why and f', and {why}'}{colon}{fix}"
+    _reap_stale(found)
+    return found
+
+
+def _lacks_delegation(found: cgroup.Hierarchy | None) -> bool:
+    """Return whether an ordinary user could have more of a scope than of the group that it is
+    in."""
+    if os.geteuid() == 0:
+        return False
+    if found is None:
+        return True
+    return found.version == _DELEGATED and (
+        bool(found.blockers()) or found.controllers < frozenset(cgroup.LIMITING)
+    )
 
 
 def make_group(
-    asked: Limits, limits: Limits, needed: Collection[str] = ("memory", "cpus")
+    asked: "Limits", limits: "Limits", needed: Collection[str] = ("memory", "cpus")
 ) -> tuple[cgroup.Group | None, str]:
     """A group with the limits, and the reason where there is none.
 
@@ -52,7 +85,7 @@ def make_group(
         if isinstance(hierarchy, str):
             raise _refused(name, hierarchy)
         if controller not in hierarchy.controllers:
-            raise _refused(name, f"no {controller} controller is mounted")
+            raise _refused(name, _without(controller, hierarchy))
     if isinstance(hierarchy, str):
         return None, hierarchy
     group = hierarchy.create(group_name(), memory=limits.memory, pids=limits.pids, cpus=limits.cpus)
@@ -78,7 +111,7 @@ def let_in(listener: socket.socket, group: cgroup.Group | None) -> None:
 
 
 @contextlib.contextmanager
-def explained(group: cgroup.Group | None, limits: Limits) -> Iterator[None]:
+def explained(group: cgroup.Group | None, limits: "Limits") -> Iterator[None]:
     """A sandbox that ends within it for its limit of memory is told to be too small.
 
     Raises SandboxError for it.
@@ -88,10 +121,20 @@ def explained(group: cgroup.Group | None, limits: Limits) -> Iterator[None]:
     except SandboxError as error:
         if group is None or not group.counters().get("oom"):
             raise
+        from agentd.model.units import readable_size
+
         raise SandboxError(
             f"memory of {readable_size(limits.memory or 0)} is too little to build the sandbox",
             remediation="ask for more, or have limits.max and the policy allow more",
         ) from error
+
+
+def _without(controller: str, hierarchy: cgroup.Hierarchy) -> str:
+    if os.geteuid() == 0 or hierarchy.version != _DELEGATED:
+        return f"no {controller} controller is mounted"
+    needed = " ".join(cgroup.LIMITING)
+    how = f"systemctl edit user@.service, [Service] Delegate={needed}, and log in anew"
+    return f"the {controller} controller is not delegated to this user (as root, {how})"
 
 
 def _refused(name: str, why: str) -> Refused:

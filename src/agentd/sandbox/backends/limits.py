@@ -6,12 +6,13 @@ from collections.abc import Collection
 
 import msgspec
 
-from agentd.linux.cgroup import Group
+from agentd.linux.cgroup import Group, scope
 from agentd.model.enforcement import Control
 from agentd.model.errors import InvalidInput
 from agentd.model.limits import DEFAULTS, Limits
 from agentd.model.units import format_size
 
+_SCOPED = " in a scope of your systemd"
 MOST_FILES = (1 << 63) - 1
 # With fewer no interpreter of today's gets far; below, a machine has too little for a default.
 _LEAST_FILES = 256
@@ -97,12 +98,15 @@ def group_controls(
 ) -> dict[str, Control]:
     """The limits that a cgroup holds; ``detail`` says why there is none."""
     table = {}
+    scoped = group is not None and bool(scope.current())
     for name, controller in (("memory", "memory"), ("cpus", "cpu"), ("pids", "pids")):
         value = getattr(limits, name)
         if value is None:
             continue
         held = group is not None and controller in group.controllers
-        how = f"cgroup controller {controller}" if held else detail or f"no {controller} controller"
+        how = f"cgroup controller {controller}{_SCOPED if scoped else ''}"
+        if not held:
+            how = detail or f"no {controller} controller"
         if group is not None and held and name == "memory":
             how += _beside(group, value)
         table[name] = limit_control(getattr(asked, name), value, held, how)

@@ -21,7 +21,7 @@ from agentd.model.limits import Limits
 from agentd.model.mount import WORKSPACE, Mount, MountMode, is_reserved, unmountable
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends import configuration, identity, shared
-from agentd.sandbox.backends.cgroups import explained, let_in, make_group
+from agentd.sandbox.backends.cgroups import explained, let_in, make_group, ready_to_start
 from agentd.sandbox.backends.child import await_ready, reap, receive, send, start_python
 from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.limits import (
@@ -352,6 +352,7 @@ def _begin(
     config: dict[str, object], undo: contextlib.ExitStack
 ) -> tuple[socket.socket, int, Callable[[], bool]]:
     """The agent's listener and its pid, and what ends its monitor. Raises SandboxError."""
+    ready_to_start()
     control, theirs_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     undo.callback(control.close)
     listener, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

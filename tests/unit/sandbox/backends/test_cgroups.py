@@ -13,6 +13,8 @@ from agentd.sandbox.backends.limits import with_defaults
 class FakeHierarchy:
     """Remembers what it was asked; makes nothing."""
 
+    version = 1
+
     def __init__(self, names: list[str] | None = None, controllers: str = "memory cpu pids"):
         self.names = names or []
         self.controllers = frozenset(controllers.split())

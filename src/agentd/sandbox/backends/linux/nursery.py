@@ -18,6 +18,7 @@ from agentd.linux.paths import same_file
 from agentd.model.configuration import USUAL, HostConfiguration
 from agentd.model.errors import AgentdError, SandboxError
 from agentd.sandbox.backends import configuration, identity
+from agentd.sandbox.backends.cgroups import ready_to_start
 from agentd.sandbox.backends.child import (
     Starved,
     reap,
@@ -64,6 +65,7 @@ class Nursery:
 
         ``plain`` is what most requests ask for: the zygote keeps one clone ahead for those.
         """
+        ready_to_start()
         self._lock = threading.Lock()
         #: Of the seccomp filter, once the zygote is ready.
         self.filter_digest = ""

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from agentd.guest.zygote.messages import MAX_MESSAGE
 from agentd.linux import cgroup, process
 from agentd.model.errors import AgentdError, SandboxError
+from agentd.sandbox.backends.cgroups import ready_to_start
 from agentd.sandbox.backends.child import Ended, reap, receive, send, start_python, unsent
 from agentd.sandbox.backends.vm import folders
 
@@ -41,6 +42,7 @@ class Keeper:
 
     def __init__(self) -> None:
         """Starts the process and returns at once; the first request waits for it."""
+        ready_to_start()
         self._lock = threading.Lock()
         self._ready = False
         self._owner = os.getpid()

@@ -22,6 +22,7 @@ GOOD: dict[str, Any] = {
     "seccomp": True,
     "cgroup_version": 2,
     "cgroup_writable": True,
+    "cgroup_scope": "",
     "user_namespaces": True,
     "user_namespaces_error": "",
     "chroot": False,
