@@ -2,7 +2,7 @@
 
 The user's manager makes a transient scope of which this process is the first member, as it does for
 rootless podman; systemd's busctl(1) asks it, over the user's D-Bus. Version 2 alone: an ordinary
-user is given nothing of version 1. The scope ends with its last process. docs/adr/0026 has the
+user is given nothing of version 1. The scope ends with its last process. docs/adr/0027 has the
 reasons.
 """
 
