@@ -1,7 +1,8 @@
 """Threat: gaining privileges: capabilities, set-uid programs, another uid.
 
-Controls: all capabilities dropped and the securebits locked; no_new_privs, under which no exec
-gains anything; nosuid on every mount of the linux wall, whose user namespace has one uid at all.
+Controls: all capabilities dropped and the securebits locked, or for root all but those over what is
+the sandbox's; no_new_privs, under which no exec gains anything; nosuid on every mount of the linux
+wall, whose user namespace has one uid at all, or root's own.
 """
 
 import os
@@ -14,6 +15,9 @@ from typing import Any
 import pytest
 
 NONE = "0" * 16
+# capabilities(7): CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID, SETUID, SETPCAP,
+# NET_BIND_SERVICE, SYS_CHROOT, SETFCAP
+ROOTS = f"{sum(1 << number for number in (0, 1, 3, 4, 5, 6, 7, 8, 10, 18, 31)):016x}"
 STATUS = """
 for line in open("/proc/self/status"):
     if line.startswith(("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs")):
@@ -79,10 +83,32 @@ def test_nothing_is_held(sandbox: Callable[..., Any], walled: str) -> None:
     assert bounding == "0" or (walled == "landlock" and os.getuid() != 0)
 
 
-@pytest.mark.parametrize("user", ["sandbox", "root"])
-def test_nothing_is_held_says_the_kernel(sandbox: Callable[..., Any], user: str) -> None:
+def test_nothing_is_held_says_the_kernel(sandbox: Callable[..., Any]) -> None:
     held = dict.fromkeys(("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"), NONE)
-    assert sandbox("linux", user=user).attack(STATUS) == held | {"NoNewPrivs": "1"}
+    assert sandbox("linux").attack(STATUS) == held | {"NoNewPrivs": "1"}
+
+
+def test_root_holds_what_is_over_the_sandboxs_own_and_no_more(sandbox: Callable[..., Any]) -> None:
+    box = sandbox("linux", user="root")
+    held = dict.fromkeys(("CapPrm", "CapEff", "CapBnd"), ROOTS)
+    held |= dict.fromkeys(("CapInh", "CapAmb"), NONE)
+    assert box.attack(STATUS) == held | {"NoNewPrivs": "1"}
+    said = box.wall.enforcement["capabilities"].detail
+    assert "CAP_SETUID" in said
+    assert "CAP_NET_ADMIN" not in said
+
+
+def test_root_gains_none_beside_and_another_user_none_at_all(sandbox: Callable[..., Any]) -> None:
+    answers = sandbox("linux", user="root").attack(GAIN + STATUS)
+    assert answers["capset"] == answers["ambient"] == "EPERM"
+    assert answers["CapEff"] in (ROOTS, NONE)  # GAIN became another user, where there is one
+    box = sandbox("linux", user="root")
+    if "and no other" in box.wall.enforcement["user_namespace"].detail:
+        return
+    code = "os.setresgid(7, 7, 7); os.setresuid(7, 7, 7)\n" + ROOT_EXEC
+    assert box.attack(code) == {"after exec": NONE}
+    back = "os.setresuid(7, 7, 7); said('back', call('setresuid', 0, 0, 0))"
+    assert box.attack(back) == {"back": "EPERM"}
 
 
 def test_off_root_inside_holds_all(sandbox: Callable[..., Any]) -> None:
@@ -99,10 +125,10 @@ def test_nothing_comes_back(sandbox: Callable[..., Any], walled: str) -> None:
 
 
 def test_an_exec_of_root_brings_nothing_back(sandbox: Callable[..., Any]) -> None:
-    """Securebits and no_new_privs each see to that."""
-    assert sandbox("linux", user="root").attack(ROOT_EXEC) == {"after exec": NONE}
+    """The bounding set and no_new_privs each see to that."""
+    assert sandbox("linux", user="root").attack(ROOT_EXEC) == {"after exec": ROOTS}
     off = {"no_new_privs", "landlock", "seccomp"}  # which cannot be without it
-    assert sandbox("linux", without=off, user="root").attack(ROOT_EXEC) == {"after exec": NONE}
+    assert sandbox("linux", without=off, user="root").attack(ROOT_EXEC) == {"after exec": ROOTS}
 
 
 def test_off_capabilities_come_back(sandbox: Callable[..., Any]) -> None:

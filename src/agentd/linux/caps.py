@@ -1,6 +1,7 @@
 """Capabilities and securebits: privileges are given up for good."""
 
 import errno
+from collections.abc import Container
 from functools import cache
 
 from agentd.linux import abi
@@ -13,6 +14,22 @@ _NO_SETUID_FIXUP = 0x04 | 0x08
 _KEEP_CAPS_LOCKED = 0x20
 _NO_CAP_AMBIENT_RAISE = 0x40 | 0x80
 SECUREBITS_LOCKED = _NOROOT | _NO_SETUID_FIXUP | _KEEP_CAPS_LOCKED | _NO_CAP_AMBIENT_RAISE
+
+# Root of a sandbox, in the sandbox's own user namespace (capabilities(7)). CAP_NET_ADMIN would undo
+# its network, CAP_SYS_PTRACE reach the agent, CAP_SYS_RESOURCE lift its limits.
+OF_ROOT = {
+    0: "CAP_CHOWN",
+    1: "CAP_DAC_OVERRIDE",
+    3: "CAP_FOWNER",
+    4: "CAP_FSETID",
+    5: "CAP_KILL",
+    6: "CAP_SETGID",
+    7: "CAP_SETUID",
+    8: "CAP_SETPCAP",
+    10: "CAP_NET_BIND_SERVICE",
+    18: "CAP_SYS_CHROOT",
+    31: "CAP_SETFCAP",
+}
 
 # Capability numbers fit the 64 bits of /proc/PID/status.
 _CAP_LIMIT = 64
@@ -30,6 +47,17 @@ def drop_all(kernel: Kernel = KERNEL) -> None:
     kernel.capset_none()
 
 
+def keep_roots(kernel: Kernel = KERNEL) -> None:
+    """Drop every capability but ``OF_ROOT``, and for good: from the bounding set, too.
+
+    What is executed as root has them then, and what becomes another user loses them. The
+    securebits stay as they are: they take privilege away, and root may want that.
+    """
+    drop_bounding(kernel, keep=OF_ROOT)
+    kernel.prctl(abi.PR_CAP_AMBIENT, abi.PR_CAP_AMBIENT_CLEAR_ALL)
+    kernel.capset(sum(1 << number for number in OF_ROOT))
+
+
 def lock_securebits(kernel: Kernel = KERNEL) -> bool:
     """Set and lock the securebits; False where the caller lacks CAP_SETPCAP."""
     try:
@@ -41,13 +69,15 @@ def lock_securebits(kernel: Kernel = KERNEL) -> bool:
     return True
 
 
-def drop_bounding(kernel: Kernel = KERNEL) -> None:
-    """Empty the bounding set, so that no exec gains a capability. Raises OSError (EPERM).
+def drop_bounding(kernel: Kernel = KERNEL, keep: Container[int] = ()) -> None:
+    """Empty the bounding set but for ``keep``, so that no exec gains another. Raises OSError
+    (EPERM).
 
     Before ``drop_all`` and before a change of user: it needs CAP_SETPCAP.
     """
     for number in range(last_capability() + 1):
-        kernel.prctl(abi.PR_CAPBSET_DROP, number)
+        if number not in keep:
+            kernel.prctl(abi.PR_CAPBSET_DROP, number)
 
 
 def drop_bounding_if_allowed(kernel: Kernel = KERNEL) -> bool:

@@ -22,22 +22,25 @@ _NO_IDMAP = (errno.EINVAL, errno.EPERM)
 _WALL = 0x40000000
 
 
-def userns_fd(uid: int, gid: int, lent_to: int, spare: range = range(0)) -> int:
+def userns_fd(
+    uid: int, gid: int, lent_to: int, spare: range = range(0), *, its_ids: int = 1
+) -> int:
     """A user namespace's descriptor, for MOUNT_ATTR_IDMAP: the caller's to close.
 
     On a mount with it, files of ``uid`` on disk belong to ``lent_to``, what that one makes is
     stored as ``uid``'s, and no other owner can be reached. The group ``gid`` is ``lent_to``'s
     likewise. Other groups are mapped too, since the kernel lets nobody write a file of which it
-    cannot tell owner and group; they lead nowhere, for no process of ``lent_to``'s is in one. The
-    first of them become ``spare``, ids that are its own; those above stay what they are. The mount
-    keeps the map. Needs root. Raises OSError.
+    cannot tell owner and group; they lead nowhere, for no process is in one. The first of them
+    become ``spare``, ids that no process has; those above stay what they are, and those that
+    processes of ``lent_to``'s may have, ``its_ids`` from it on, are left out. The mount keeps the
+    map. Needs root. Raises OSError.
     """
     pid = _ended_child()
     try:
         # It is a zombie until we wait for it, and a zombie still has its namespace.
         KERNEL.write(f"/proc/{pid}/uid_map", f"{uid} {lent_to} 1")
         known = known_ids("/proc/self/gid_map")
-        lines = group_lines(gid, lent_to, spare, known)[:_MOST_LINES]
+        lines = group_lines(gid, lent_to, spare, known, its_ids)[:_MOST_LINES]
         KERNEL.write(f"/proc/{pid}/gid_map", "".join(f"{a} {b} {n}\n" for a, b, n in lines))
         return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
@@ -52,7 +55,7 @@ def known_ids(path: str) -> list[range]:
 
 
 def group_lines(
-    gid: int, lent_to: int, spare: range, known: list[range]
+    gid: int, lent_to: int, spare: range, known: list[range], its_ids: int = 1
 ) -> list[tuple[int, int, int]]:
     """A gid_map's lines, ``(on disk, outside, count)``: each group once, and of ``known`` alone."""
     lines = [(gid, lent_to, 1)]
@@ -60,7 +63,7 @@ def group_lines(
         spare = range(0)
     for ids in _less(range(len(spare)), range(gid, gid + 1)):
         lines.append((ids.start, spare.start + ids.start, len(ids)))
-    taken = (range(len(spare)), spare, range(gid, gid + 1), range(lent_to, lent_to + 1))
+    taken = (range(len(spare)), spare, range(gid, gid + 1), range(lent_to, lent_to + its_ids))
     for each in known:
         parts = [each]
         for out in taken:

@@ -153,6 +153,13 @@ class Kernel:
         data = (ctypes.c_uint32 * 6)()
         self.syscall(abi.SYS.capset, ctypes.byref(_cap_header()), ctypes.byref(data))
 
+    def capset(self, mask: int) -> None:
+        """Hold the capabilities of ``mask``, by number, in force, and no other; none is inherited.
+        Raises OSError (EPERM) for one that is not permitted now."""
+        low, high = mask & 0xFFFFFFFF, mask >> 32
+        data = (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)
+        self.syscall(abi.SYS.capset, ctypes.byref(_cap_header()), ctypes.byref(data))
+
     def capset_same(self) -> None:
         """Set what is set: whether the call can be made."""
         data = (ctypes.c_uint32 * 6)()
@@ -162,9 +169,7 @@ class Kernel:
     def capset_effective(self) -> None:
         """Have all permitted capabilities in force, as after a change of the effective user."""
         _, permitted = self.capget()
-        low, high = permitted & 0xFFFFFFFF, permitted >> 32
-        data = (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)
-        self.syscall(abi.SYS.capset, ctypes.byref(_cap_header()), ctypes.byref(data))
+        self.capset(permitted)
 
     def sethostname(self, name: str) -> None:
         raw = name.encode()

@@ -138,7 +138,7 @@ def confine(
         ("cgroup_namespace", lambda: kernel.unshare(abi.CLONE_NEWCGROUP)),
         ("rlimits", lambda: _rlimits(box, kernel)),
         ("no_new_privs", lambda: process.set_no_new_privs(kernel)),
-        ("capabilities", lambda: _capabilities(prepared, kernel)),
+        ("capabilities", lambda: _capabilities(box, prepared, kernel)),
         ("dumpable", lambda: process.set_dumpable(False, kernel)),
         ("landlock", lambda: _landlock(box, prepared, kernel)),
         ("seccomp", lambda: seccomp.install(filter_, kernel)),
@@ -159,14 +159,17 @@ def confine(
 
 def _identity(box: Request, kernel: WallKernel) -> None:
     """One uid and one gid inside; outside they are this sandbox's alone, and own nothing. Without
-    root they are the caller's."""
+    root they are the caller's. Where the zygote has mapped a range, it is root of that."""
+    os.umask(0o022)
+    if box.get("mapped"):
+        kernel.become(0)
+        return
     outside = box.get("outside") or 0
     kernel.write("/proc/self/setgroups", "deny")
     kernel.write("/proc/self/gid_map", f"{box['uid']} {outside} 1")
     kernel.write("/proc/self/uid_map", f"{box['uid']} {outside} 1")
     if outside:
         kernel.become(_int(box["uid"]))
-    os.umask(0o022)
 
 
 def _loopback(box: Request, kernel: WallKernel) -> None:
@@ -296,7 +299,10 @@ def _rlimits(box: Request, kernel: WallKernel) -> None:
         kernel.setrlimit(resource.RLIMIT_NPROC, _int(box["pids"]))
 
 
-def _capabilities(prepared: Prepared | None, kernel: WallKernel) -> None:
+def _capabilities(box: Request, prepared: Prepared | None, kernel: WallKernel) -> None:
+    if box["uid"] == 0:
+        caps.keep_roots(kernel)
+        return
     if prepared is None:
         caps.drop_bounding(kernel)
     caps.drop_all(kernel)

@@ -27,6 +27,7 @@ from agentd.guest.zygote import box as boxes
 from agentd.guest.zygote import entry, immortal, root
 from agentd.guest.zygote.entry import CONTROL_FD, MOUNTS_FD
 from agentd.guest.zygote.group import enter_group
+from agentd.guest.zygote.maps import Maps
 from agentd.guest.zygote.messages import close_all, receive, refuse, send
 from agentd.guest.zygote.rehearsal import rehearse, rehearse_wall
 from agentd.linux import abi, caps, process, seccomp
@@ -176,7 +177,9 @@ class _Zygote:
             with listener:
                 if request["cow"]:
                     scratch.append(_scratch_mount(request))
-                pidfd = self._clone(listener, _id(request["id"]), scratch)
+                ids = request.get("map")
+                maps = Maps(*ids) if isinstance(ids, list) else None
+                pidfd = self._clone(listener, _id(request["id"]), scratch, maps=maps)
             self._hand_over({"n": number, "ok": True}, pidfd, scratch)
         except Exception as error:
             refuse(self._control, number, error)
@@ -203,9 +206,15 @@ class _Zygote:
         id_: int | None,
         scratch: list[int] | None = None,
         host: socket.socket | None = None,
+        maps: Maps | None = None,
     ) -> int:
         """The pidfd of a sandbox to be; ``host`` is the other end of one made ahead."""
-        pid, pidfd = self._clone_as(id_)
+        try:
+            pid, pidfd = self._clone_as(id_)
+        except BaseException:
+            if maps is not None:
+                maps.close()
+            raise
         if pid == 0:
             try:
                 self._control.close()
@@ -213,10 +222,23 @@ class _Zygote:
                     host.close()
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 gc.enable()
-                _box(listener, id_, scratch or [], self._filter, self._plain if host else None)
+                plain = self._plain if host else None
+                _box(listener, id_, scratch or [], self._filter, plain, maps)
             finally:
                 os._exit(1)
+        if maps is not None:
+            self._map(maps, pid, pidfd)
         return pidfd
+
+    def _map(self, maps: Maps, pid: int, pidfd: int) -> None:
+        """A clone whose ids cannot be mapped is ended."""
+        try:
+            maps.write(pid)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.close(pidfd)
+            raise
 
     def _clone_as(self, id_: int | None) -> tuple[int, int]:
         """A clone whose user namespace belongs to ``id_``: that may be mapped in it without any
@@ -270,6 +292,7 @@ def _box(
     scratch: list[int],
     filter_: bytes,
     plain: dict[str, object] | None,
+    maps: Maps | None,
 ) -> None:
     """The child: read what is asked for, confine, then be the agent. Never returns.
 
@@ -277,6 +300,8 @@ def _box(
     common; where that fails it ends without a word, and the host asks for another.
     """
     prepared = made = None
+    if maps is not None:
+        maps.await_written()
     if plain is not None:
         prepared = boxes.Prepared({**plain, "outside": id_})
         rehearse(1)
@@ -284,6 +309,7 @@ def _box(
     try:
         request, passed = receive(listener)
         request["outside"] = id_
+        request["mapped"] = maps is not None
         fds = [listener.fileno(), *passed, *scratch]
         if scratch:
             request["scratch_fd"] = len(fds) - 1

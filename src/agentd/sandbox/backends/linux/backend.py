@@ -119,7 +119,7 @@ class LinuxBackend:
                 _release(block, ended=True)  # nobody was asked for it yet
                 raise
             undo.callback(_release, block)
-            pending = nursery.spawn(theirs, _scratch(plan, lent), block)
+            pending = nursery.spawn(theirs, _scratch(plan, lent), block, whole=plan.uid == 0)
         group, detail = None, ""
         try:
             if not copied:
@@ -319,8 +319,9 @@ def _mount_fd(nursery: Nursery, loan: Loan, block: Block | None) -> int:
         if loan.unmapped:
             return mounts.clone_tree(loan.source, readonly=True, recursive=False)
         owner = os.fstat(loan.source)
-        spare = range(block.id + 1, block.id + identity.SIZE)
-        userns = idmap.userns_fd(owner.st_uid, owner.st_gid, block.id, spare)
+        userns = idmap.userns_fd(
+            owner.st_uid, owner.st_gid, block.id, nursery.nobodys(), its_ids=identity.SIZE
+        )
         try:
             return mounts.clone_tree(loan.source, readonly=loan.readonly, idmap_fd=userns)
         finally:
@@ -352,7 +353,9 @@ def _unmountable(mount: Mount, error: OSError) -> InvalidInput:
 def _let_in(
     plan: LinuxPlan, listener: socket.socket, undo: contextlib.ExitStack
 ) -> tuple[cgroup.Group | None, str]:
-    group, detail = make_group(plan.spec.limits, plan.limits)
+    # What else counts processes counts each user's, and root may become others.
+    needed = ("memory", "cpus", "pids") if _has_all_ids(plan) else ("memory", "cpus")
+    group, detail = make_group(plan.spec.limits, plan.limits, needed)
     if group is not None:
         undo.callback(group.remove)
     let_in(listener, group)
@@ -368,6 +371,10 @@ def _scratch(plan: LinuxPlan, lent: list[Loan]) -> dict[str, object] | None:
         "disk": (plan.limits.disk or 0) + sum(size.bytes for size in copied),
         "inodes": plan.inodes + sum(size.files for size in copied),
     }
+
+
+def _has_all_ids(plan: LinuxPlan) -> bool:
+    return plan.uid == 0 and identity.available()
 
 
 def _process_rlimit(pids: int | None) -> int | None:

@@ -27,7 +27,7 @@ from agentd.sandbox.backends.child import (
     start_python,
     unsent,
 )
-from agentd.sandbox.backends.identity import Block
+from agentd.sandbox.backends.identity import SIZE, Block
 
 # One that ends is seen at once: these are for what hangs, and a starved machine takes its time.
 _START_SECONDS = 60.0
@@ -102,6 +102,11 @@ class Nursery:
             control.close()
             mounts.close()
 
+    def nobodys(self) -> range:
+        """Ids that the zygote's namespace has, and no process ever: the zygote is the first of its
+        block. Root of a sandbox may become any id of its own block."""
+        return range(0) if self._own is None else range(self._own.id + 1, self._own.id + SIZE)
+
     def wait_ready(self) -> None:
         """Raises SandboxError with the zygote's own words when it could not build its root."""
         with self._lock:
@@ -126,16 +131,25 @@ class Nursery:
             self._send({"next": None if self._next is None else self._next.id}, [])
 
     def spawn(
-        self, listener: socket.socket, scratch: dict[str, object] | None, block: Block | None
+        self,
+        listener: socket.socket,
+        scratch: dict[str, object] | None,
+        block: Block | None,
+        *,
+        whole: bool = False,
     ) -> "Pending":
         """Ask for a clone that reads its request from ``listener``; with ``scratch`` (``disk`` and
-        ``inodes``) it gets a tmpfs that the host sees, too. ``Pending.answer`` must be called."""
+        ``inodes``) it gets a tmpfs that the host sees, too, and with ``whole`` all of the block's
+        ids. ``Pending.answer`` must be called."""
         self._lock.acquire()
         try:
             self._wait_ready()
             number = self._next_number()
             id_ = None if block is None else block.id
-            request = {"n": number, "id": id_, "cow": scratch is not None, **(scratch or {})}
+            request: dict[str, object] = {"n": number, "id": id_, "cow": scratch is not None}
+            request |= scratch or {}
+            if whole and block is not None:
+                request["map"] = [block.id, SIZE]
             self._send(request, [listener.fileno()])
             self._spawned += 1
         except BaseException:

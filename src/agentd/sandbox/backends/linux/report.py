@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from agentd.linux import container, landlock, seccomp
+from agentd.linux import caps, container, landlock, seccomp
 from agentd.linux.cgroup import Group
 from agentd.model.availability import Blocker
 from agentd.model.enforcement import Control
@@ -49,7 +49,7 @@ def enforcement(
     """
     own = plan.spec.net == "none"
     table = {
-        "user_namespace": _fixed(True, f"uid {plan.uid} inside, {_outside(own_user)}"),
+        "user_namespace": _fixed(True, _users(plan, own_user)),
         "pid_namespace": _fixed(True, "the sandbox sees and signals only its own processes"),
         "mount_namespace": _fixed(True, _programs(plan.spec, shown)),
         "ipc_namespace": _fixed(True),
@@ -61,7 +61,7 @@ def enforcement(
         "network": Control(
             plan.spec.net, own, "own namespace, loopback only" if own else "shared with the host"
         ),
-        "capabilities": _step("capabilities", controls, "none in any set, and none can be gained"),
+        "capabilities": _step("capabilities", controls, _capabilities(plan)),
         "no_new_privs": _step("no_new_privs", controls, "setuid and file capabilities do nothing"),
         "seccomp": _step(
             "seccomp", controls, f"profile {seccomp.of_namespaces(plan.spec.net)} {digest}"
@@ -79,7 +79,10 @@ def enforcement(
     }
     if table["pids"].enforced is False and "rlimits" in controls:
         asked, limit = plan.spec.limits.pids, plan.limits.pids
-        table["pids"] = limit_control(asked, limit, True, "RLIMIT_NPROC in the user namespace")
+        # It counts each user by itself, and root may become others.
+        alone = plan.uid != 0 or not own_user
+        how = "RLIMIT_NPROC in the user namespace" if alone else "RLIMIT_NPROC, of each user"
+        table["pids"] = limit_control(asked, limit, alone, how)
     for mount in plan.mounts:
         text = f"{mount.source}, {lent[mount.target]}"
         table[f"mount {mount.target}"] = Control(str(mount.mode), True, text)
@@ -149,6 +152,19 @@ def _programs(spec: SandboxSpec, shown: int) -> str:
     if spec.private_programs:
         return f"{root}, behind overlays of the sandbox's own{known}"
     return f"{root}; inotify tells when anybody opens one{known}"
+
+
+def _users(plan: LinuxPlan, own_user: bool) -> str:
+    if plan.uid or not own_user:
+        alone = "" if plan.uid else ", and no other"
+        return f"uid {plan.uid} inside{alone}, {_outside(own_user)}"
+    return f"uids 0 to {identity.SIZE - 1} inside, which are its own and own nothing outside"
+
+
+def _capabilities(plan: LinuxPlan) -> str:
+    if plan.uid:
+        return "none in any set, and none can be gained"
+    return f"root has {', '.join(caps.OF_ROOT.values())} over what is the sandbox's, no other"
 
 
 def _outside(own_user: bool) -> str:
