@@ -61,7 +61,8 @@ def checkup() -> Checkup:
 
 def parts(found: list[Finding]) -> list[CheckedPart]:
     """One line each; what there is nothing to say of is left out."""
-    return [part for part in (_policy_part(), _image_part(found)) if part is not None]
+    told = (_policy_part(), _image_part(found), _oci_part())
+    return [part for part in told if part is not None]
 
 
 def _policy_part() -> CheckedPart:
@@ -98,6 +99,20 @@ def _image_part(found: list[Finding]) -> CheckedPart | None:
         what = ": ".join(filter(None, (error.message, error.cause)))
         return CheckedPart("image", Availability(False, (Blocker(what, error.remediation),)))
     return CheckedPart("image", Availability(True, (), (note,)))
+
+
+def _oci_part() -> CheckedPart:
+    """Return what fetches and unpacks OCI images."""
+    from agentd.image.oci import tools
+
+    lacking = []
+    for name in tools.PACKAGES:
+        try:
+            tools.find(name)
+        except AgentdError as error:
+            lacking.append(Blocker(error.message, error.remediation))
+    found = ", ".join(tools.PACKAGES)
+    return CheckedPart("oci images", Availability.of(lacking, [] if lacking else [found]))
 
 
 def findings() -> list[Finding]:

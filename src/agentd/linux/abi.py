@@ -38,6 +38,7 @@ class _X86_64(_Common):
     sethostname = 170
     signalfd4 = 289
     renameat2 = 316
+    syncfs = 306
     seccomp = 317
 
 
@@ -58,6 +59,7 @@ class _AArch64(_Common):
     sethostname = 161
     signalfd4 = 74
     renameat2 = 276
+    syncfs = 267
     seccomp = 277
 
 

@@ -4,6 +4,9 @@ import errno
 import os
 import stat
 
+from agentd.linux import abi
+from agentd.linux.kernel import KERNEL
+
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -53,5 +56,15 @@ def sync(path: str) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_filesystem(path: str) -> None:
+    """Make all that was written to the file system of ``path`` safe from a loss of power. Raises
+    OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        KERNEL.syscall(abi.SYS.syncfs, fd)
     finally:
         os.close(fd)

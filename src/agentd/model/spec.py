@@ -1,5 +1,7 @@
 """What a caller asks of a sandbox, and of a command in it."""
 
+import re
+
 import msgspec
 
 from agentd.model.configuration import HostConfiguration
@@ -8,6 +10,8 @@ from agentd.model.limits import Limits
 from agentd.model.mount import Mount
 
 DEFAULT_IMAGE = "default"
+#: Of a machine image, or of an OCI image, which may be a registry's: "ghcr.io/me/tool:1.2".
+IMAGE_NAME = re.compile(r"[a-z0-9][A-Za-z0-9._/:-]{0,127}")
 
 
 class SandboxSpec(msgspec.Struct, frozen=True):

@@ -1,10 +1,13 @@
-"""``agentd image``: build, list, check and remove the images that virtual machines start from."""
+"""``agentd image``: OCI images, pulled, and machine images, which virtual machines start from.
+
+A name is of one of them only; ``image_oci`` has what is done with the former.
+"""
 
 import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from agentd.client.cli import image_cache, remote, table
+from agentd.client.cli import image_cache, image_oci, remote, table
 from agentd.client.cli.parser import Actions, Parser
 
 if TYPE_CHECKING:
@@ -12,6 +15,8 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """\
 examples:
+  agentd image pull oci:./layout:tag --name mine
+  agentd image ls
   agentd image build
   agentd image build --name small --base busybox
   agentd image build --name mine --kernel ./vmlinux --initramfs ./initramfs.cpio
@@ -28,10 +33,13 @@ def main(words: list[str]) -> int:
 def _parser() -> Parser:
     parser = Parser(
         prog="agentd image",
-        description="The kernels and root file systems that virtual machines start from.",
+        description="OCI images, and machine images: the kernels and root file systems that "
+        "virtual machines start from.",
         epilog=_EXAMPLES,
     )
     actions = parser.actions()
+    pull = image_oci.pull_parser(actions)
+    pull.set_defaults(run=_pull)
     _build_parser(actions)
     listing = actions.add(
         "ls",
@@ -47,16 +55,18 @@ def _parser() -> Parser:
     inspect.add_argument("name", metavar="NAME", nargs="?", default="default")
     inspect.add_argument("--verify", action="store_true", help="hash every file again")
     inspect.set_defaults(run=_inspect)
+    verify = image_oci.verify_parser(actions)
+    verify.set_defaults(run=image_oci.verify)
     remove = actions.add("rm", "remove images", "  agentd image rm small mine\n")
     remove.add_argument("names", metavar="NAME", nargs="+")
     remove.set_defaults(run=_rm)
     prune = actions.add(
         "prune",
-        "remove what is kept beside the images: it is made anew when it is needed",
+        "remove what no image needs, and what is kept beside machine images",
         "  agentd image prune\n",
     )
     prune.set_defaults(run=_prune)
-    for each in (listing, inspect, remove, prune):
+    for each in (pull, listing, inspect, verify, remove, prune):
         each.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
@@ -64,7 +74,7 @@ def _parser() -> Parser:
 def _build_parser(actions: Actions) -> None:
     build = actions.add(
         "build",
-        "build an image, if there is none or what it is made from has changed",
+        "build a machine image, if there is none or what it is made from has changed",
         "  agentd image build\n"
         "  agentd image build --name small --base busybox\n"
         "  agentd image build --name mine --kernel ./vmlinux --initramfs ./initramfs.cpio\n",
@@ -83,6 +93,16 @@ def _build_parser(actions: Actions) -> None:
     build.set_defaults(run=_build)
 
 
+def _pull(options: argparse.Namespace) -> int:
+    with _Progress() as progress:
+        image = image_oci.pull(options, progress.step)
+    if options.json:
+        remote.print_json(image_oci.summary(image))
+    else:
+        print(f"{image.name} {image.digest}")
+    return 0
+
+
 def _build(options: argparse.Namespace) -> int:
     with _Progress() as progress:
         image = _built(options, progress.step)
@@ -99,8 +119,10 @@ def _built(options: argparse.Namespace, progress: "Progress") -> "Image":
     from agentd.image.build import build, ensure, rebuild
     from agentd.image.store import Store
 
+    known = Store().ls()
+    image_oci.check_free(options.name)
     own = {name: getattr(options, name) for name in ("kernel", "initramfs", "rootfs")}
-    if options.base or any(own.values()) or options.name not in Store().ls():
+    if options.base or any(own.values()) or options.name not in known:
         return build(options.name, options.base or "debian", progress, **own)
     return (rebuild if options.force else ensure)(options.name, progress)
 
@@ -109,22 +131,29 @@ def _ls(options: argparse.Namespace) -> int:
     from agentd.image.store import Store
 
     store = Store()
-    found = [_summary(store, name) for name in store.ls()]
+    found = [_summary(store, name) for name in store.ls()] + image_oci.rows()
+    found.sort(key=lambda row: str(row["name"]))
     if options.json:
         remote.print_json(found)
         return 0
     if not found:
-        print(f"no images in {store.folder} (agentd image build)", file=sys.stderr)
+        print(f"no images in {store.folder} (agentd image pull, or build)", file=sys.stderr)
         return 0
     rows = [
-        (row["name"], row["base"], row["kernel"], _size(row["size"]), row["state"]) for row in found
+        (row["name"], row["kind"], _origin(row), _size(row["size"]), row["state"]) for row in found
     ]
-    table.show(("IMAGE", "BASE", "KERNEL", "SIZE", "STATE"), rows)
+    table.show(("IMAGE", "KIND", "FROM", "SIZE", "STATE"), rows)
     held = image_cache.parts(store)
     if held:
         told = ", ".join(f"{_size(part.bytes)} {part.what}" for part in held)
         table.paragraph(f"\non disk: {told}; agentd image prune removes all but the images")
     return 0
+
+
+def _origin(row: dict[str, Any]) -> str:
+    if row["kind"] == "oci":
+        return str(row["source"])
+    return f"{row['base']}, Linux {row['kernel']}" if row["kernel"] else str(row["base"])
 
 
 def _size(count: int) -> str:
@@ -134,7 +163,7 @@ def _size(count: int) -> str:
 def _prune(options: argparse.Namespace) -> int:
     from agentd.image.store import Store
 
-    freed = image_cache.prune(Store())
+    freed = image_cache.prune(Store()) + image_oci.store().prune().bytes
     if options.json:
         remote.print_json({"freed": freed})
     else:
@@ -146,7 +175,8 @@ def _summary(store: Any, name: str) -> dict[str, Any]:
     from agentd.image.build import is_stale
     from agentd.model.errors import SandboxError
 
-    row: dict[str, Any] = {"name": name, "base": "", "kernel": "", "size": 0, "digest": ""}
+    row: dict[str, Any] = {"name": name, "kind": "machine", "base": "", "kernel": ""}
+    row |= {"size": 0, "digest": ""}
     try:
         _, manifest = store.manifest(name)
         row |= {"base": manifest.base, "kernel": manifest.kernel_release}
@@ -162,6 +192,9 @@ def _inspect(options: argparse.Namespace) -> int:
     from agentd.image.store import Store
 
     store = Store()
+    if options.name not in store.ls() and (other := image_oci.found(options.name)) is not None:
+        image_oci.inspect(other, options)
+        return 0
     image = store.get(options.name, full=options.verify)
     _, manifest = store.manifest(options.name)
     if options.json:
@@ -190,9 +223,12 @@ def _inspect(options: argparse.Namespace) -> int:
 def _rm(options: argparse.Namespace) -> int:
     from agentd.image.store import Store
 
-    store = Store()
+    store, others = Store(), image_oci.store()
     for name in options.names:
-        store.remove(name)
+        if name not in store.ls() and image_oci.is_known(name):
+            others.remove(name)
+        else:
+            store.remove(name)
     if options.json:
         remote.print_json({"removed": options.names})
     return 0

@@ -288,8 +288,12 @@ _COMMON = (
 _SHARE = tuple(rule for rule in _COMMON if rule.group == "set-id bits")
 _HOST_NET = _COMMON + SOCKETS
 
+#: What unpacks an image makes its files as the image has them, in a folder that nobody else enters.
+_UNPACK = tuple(rule for rule in _HOST_NET if rule.group != "set-id bits")
+
 #: sandbox: behind namespaces of its own, the network's among them. sandbox-host-net: shares the
 #: host's network. monitor: of a virtual machine. share: virtiofsd's, for a virtual machine.
+#: unpack: skopeo's and umoci's, which fetch and unpack images.
 #: process: shares the host's pid and ipc namespaces.
 #: process-same-uid: and runs as a user that owns host files.
 PROFILES: dict[str, tuple[Rule, ...]] = {
@@ -297,6 +301,7 @@ PROFILES: dict[str, tuple[Rule, ...]] = {
     "sandbox-host-net": _HOST_NET,
     "monitor": _HOST_NET,
     "share": _SHARE,
+    "unpack": _UNPACK,
     "process": _HOST_NET + PROCESS,
     "process-same-uid": _HOST_NET + PROCESS + SAME_UID,
 }

@@ -1,0 +1,178 @@
+"""What ``agentd image`` does with OCI images; machine images are ``image``'s own."""
+
+import argparse
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from agentd.client.cli import remote
+from agentd.client.cli.parser import Actions
+from agentd.model.errors import Conflict, SandboxError
+
+if TYPE_CHECKING:
+    from agentd.image.model import Progress
+    from agentd.image.oci.store import OciStore
+    from agentd.image.oci.values import OciImage
+
+_PULL = """\
+  agentd image pull oci:./layout:tag
+  agentd image pull docker-archive:image.tar --name mine
+  agentd image pull dir:./rootfs
+"""
+
+
+def pull_parser(actions: Actions) -> argparse.ArgumentParser:
+    """The caller sets what runs it."""
+    pull = actions.add("pull", "fetch an OCI image, check it, and unpack it", _PULL)
+    pull.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="oci:PATH[:TAG], oci-archive:PATH, docker-archive:PATH[:NAME:TAG], or dir:PATH, a "
+        "root file system",
+    )
+    pull.add_argument("--name", metavar="NAME", help="what it is called here")
+    pull.add_argument(
+        "--timeout", metavar="TIME", default="1h", help="how long each step may take (default: 1h)"
+    )
+    return pull
+
+
+def verify_parser(actions: Actions) -> argparse.ArgumentParser:
+    verify = actions.add(
+        "verify",
+        "check all images, or those that are named",
+        "  agentd image verify\n  agentd image verify mine --json\n",
+        "Hash every blob and look at every unpacked file. Exit code 1: one of them is damaged.",
+    )
+    verify.add_argument("names", metavar="NAME", nargs="*")
+    return verify
+
+
+def pull(options: argparse.Namespace, progress: "Progress") -> "OciImage":
+    from agentd.image.oci.pull import pull as pulled
+    from agentd.image.oci.source import parse
+    from agentd.image.store import Store
+    from agentd.model.units import parse_duration
+
+    seconds = parse_duration(options.timeout)
+    name = options.name or parse(options.source).name()
+    if name in Store().ls():
+        raise Conflict(
+            f"{name} is a machine image already",
+            remediation=f"give another --name, or remove that one: agentd image rm {name}",
+        )
+    return pulled(options.source, name, progress, seconds=seconds)
+
+
+def store() -> "OciStore":
+    from agentd.image.oci.store import OciStore
+
+    return OciStore()
+
+
+def check_free(name: str) -> None:
+    """Raises Conflict where an OCI image is called that."""
+    if name in store().names():
+        raise Conflict(
+            f"{name} is an OCI image already",
+            remediation=f"give another --name, or remove that one: agentd image rm {name}",
+        )
+
+
+def found(name: str) -> "OciImage | None":
+    """None where no OCI image is called that. Raises Corrupt."""
+    from agentd.image.model import NotFound
+
+    try:
+        return store().get(name)
+    except NotFound:
+        return None
+
+
+def is_known(name: str) -> bool:
+    """Whether an OCI image is called that, in whatever state it is."""
+    from agentd.image.model import NotFound
+
+    try:
+        store().find(name)
+    except NotFound:
+        return False
+    return True
+
+
+def rows() -> list[dict[str, Any]]:
+    """One for each, whatever its state."""
+    images = store()
+    return [_row(images, name) for name in images.names()]
+
+
+def summary(image: "OciImage") -> dict[str, Any]:
+    return {
+        "name": image.name,
+        "kind": "oci",
+        "digest": image.digest,
+        "source": image.source,
+        "platform": f"{image.config.os}/{image.config.architecture}",
+        "layers": len(image.manifest.layers),
+        "size": image.size,
+        "pulled": image.pulled,
+        "state": "ready",
+    }
+
+
+def _row(images: "OciStore", name: str) -> dict[str, Any]:
+    try:
+        image = images.get(name)
+        images.lease(image).close()
+    except SandboxError as error:
+        gone = {"name": name, "kind": "oci", "digest": "", "source": "", "platform": ""}
+        return gone | {"layers": 0, "size": 0, "pulled": 0.0, "state": str(error)}
+    return summary(image)
+
+
+def inspect(image: "OciImage", options: argparse.Namespace) -> None:
+    if options.verify and (wrong := store().verify([image.name])):
+        from agentd.image.model import Corrupt
+
+        raise Corrupt(wrong[image.name])
+    run = image.config.run
+    root = store().roots.root(image.chain)
+    if options.json:
+        layers = [{"digest": b.digest, "size": b.size} for b in image.manifest.layers]
+        remote.print_json(
+            summary(image)
+            | {"chain": image.chain, "root": root, "layers": layers, "config": run}
+            | {"verified": options.verify}
+        )
+        return
+    lines = {
+        "digest": image.digest + (" (verified)" if options.verify else ""),
+        "source": image.source,
+        "platform": f"{image.config.os}/{image.config.architecture}",
+        "root": root,
+        "pulled": time.strftime("%Y-%m-%d %H:%M", time.localtime(image.pulled)),
+        "user": run.user or "root",
+        "workdir": run.working_dir or "/",
+        "runs": " ".join([*(run.entrypoint or ()), *(run.cmd or ())]) or "-",
+    }
+    for name, text in lines.items():
+        print(f"{name:<9}{remote.safe(text)}")
+    for name, value in sorted(run.environment().items()):
+        print(f"{'env':<9}{remote.safe(f'{name}={value}')}")
+    for blob in image.manifest.layers:
+        print(f"{'layer':<9}{blob.digest} {blob.size}")
+
+
+def verify(options: argparse.Namespace) -> int:
+    """0, or 1 where an image is damaged."""
+    images = store()
+    names = [images.find(each) for each in options.names] or images.names()
+    wrong = images.verify(names) if names else {}
+    if options.json:
+        remote.print_json([{"name": n, "state": wrong.get(n, "ready")} for n in names])
+        return int(bool(wrong))
+    if not names:
+        print(f"no images in {images.folder} (agentd image pull)", file=sys.stderr)
+    for name in names:
+        print(wrong.get(name, f"{name} is what was pulled"))
+    return int(bool(wrong))

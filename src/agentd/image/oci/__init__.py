@@ -1,0 +1,1 @@
+"""OCI images: pulled, kept by digest, unpacked once for every wall."""

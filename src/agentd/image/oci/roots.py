@@ -1,0 +1,185 @@
+"""Unpacked roots: one directory for each chain of layers, shared by all that start of it.
+
+FOLDER/CHAIN/root/       the files, all of one owner; read-only to whoever uses them
+FOLDER/CHAIN/root.json   what they were when they were unpacked (``Unpacked``)
+FOLDER/CHAIN.lock        held shared by each who uses it, alone by who makes or removes it
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+
+import msgspec
+
+from agentd.guest.operation import RequestError
+from agentd.guest.removal import remove_tree
+from agentd.image.model import Corrupt
+from agentd.image.oci.layout import read
+from agentd.image.oci.values import check_digest, decode
+
+ROOT, ABOUT = "root", "root.json"
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_LOCK = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Unpacked(msgspec.Struct, frozen=True):
+    """``digest`` is of each file's path, type, mode, size, time and link, not of its content."""
+
+    files: int
+    bytes: int
+    digest: str
+
+
+class Lease:
+    """A root in use: not removed while any process has one. ``path`` is its directory."""
+
+    def __init__(self, path: str, lock: int) -> None:
+        self.path = path
+        self._lock = lock
+
+    def close(self) -> None:
+        """Idempotent. The kernel does it when the process dies."""
+        lock, self._lock = self._lock, -1
+        if lock >= 0:
+            os.close(lock)
+
+    def __enter__(self) -> "Lease":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Roots:
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def place(self, chain: str) -> str:
+        return os.path.join(self.folder, check_digest(chain))
+
+    def root(self, chain: str) -> str:
+        """The path of its files."""
+        return os.path.join(self.place(chain), ROOT)
+
+    def is_there(self, chain: str) -> bool:
+        return os.path.lexists(self.place(chain))
+
+    def lease(self, chain: str) -> Lease | None:
+        """None where it is not unpacked. Waits while another process unpacks it."""
+        lock = self._locked(chain, fcntl.LOCK_SH)
+        if self.is_there(chain):
+            return Lease(self.root(chain), lock)
+        os.close(lock)
+        return None
+
+    @contextlib.contextmanager
+    def making(self, chain: str) -> Iterator[bool]:
+        """True to the only one who may unpack it now, False where it is there: it stays there
+        until the block ends, in either case."""
+        lease = self.lease(chain)
+        if lease is not None:
+            with lease:
+                yield False
+            return
+        lock = self._locked(chain, fcntl.LOCK_EX)
+        try:
+            yield not self.is_there(chain)
+        finally:
+            os.close(lock)
+
+    def remove(self, chain: str) -> bool:
+        """False for one that is in use, or being unpacked. Under the store's lock."""
+        lock = os.open(f"{self.place(chain)}.lock", _LOCK, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        else:
+            remove_folder(self.place(chain))
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{self.place(chain)}.lock")
+            return True
+        finally:
+            os.close(lock)
+
+    def chains(self) -> list[str]:
+        """Of all that are there or begun."""
+        try:
+            names = {name.removesuffix(".lock") for name in os.listdir(self.folder)}
+        except FileNotFoundError:
+            return []
+        return sorted(f"sha256:{name}" for name in names if len(name) == 64)
+
+    def about(self, chain: str) -> Unpacked:
+        """Raises Corrupt."""
+        try:
+            fd = os.open(self.place(chain), _FOLDER)
+        except OSError as error:
+            raise Corrupt(f"the unpacked root {chain} is gone", cause=str(error)) from error
+        try:
+            return decode(read(ABOUT, fd), Unpacked, "description of its unpacked root")
+        finally:
+            os.close(fd)
+
+    def check(self, chain: str) -> None:
+        """Raises Corrupt where a file was changed, cut or removed since it was unpacked."""
+        if look(self.root(chain)) != self.about(chain):
+            raise Corrupt(f"the unpacked root {chain} is not what was unpacked")
+
+    def _locked(self, chain: str, how: int) -> int:
+        """Of the lock file that is there once it is held: whoever removes a root removes it."""
+        path = f"{self.place(chain)}.lock"
+        while True:
+            lock = os.open(path, _LOCK, 0o600)
+            try:
+                fcntl.flock(lock, how)
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(lock), os.lstat(path)):
+                        return lock
+            except BaseException:
+                os.close(lock)
+                raise
+            os.close(lock)
+
+
+def look(root: str) -> Unpacked:
+    """What a tree is now. A directory that is closed to its owner counts without what is in it.
+    Raises OSError."""
+    total, files, size = hashlib.sha256(), 0, 0
+    for path, folders, names, fd in os.fwalk(root, onerror=_unless_closed):
+        folders.sort()
+        inside = os.fsencode(os.path.relpath(path, root))
+        for name in sorted([".", *folders, *names]):
+            status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            files += 1
+            size += status.st_blocks * 512
+            facts = [stat.S_IFMT(status.st_mode), stat.S_IMODE(status.st_mode)]
+            if not stat.S_ISDIR(status.st_mode):
+                facts += [status.st_size, status.st_mtime_ns]
+            link = os.readlink(name, dir_fd=fd) if stat.S_ISLNK(status.st_mode) else ""
+            for part in (inside, os.fsencode(name), repr(facts).encode(), os.fsencode(link)):
+                total.update(len(part).to_bytes(4, "big") + part)
+    return Unpacked(files, size, f"sha256:{total.hexdigest()}")
+
+
+def _unless_closed(error: OSError) -> None:
+    if not isinstance(error, PermissionError):
+        raise error
+
+
+def remove_folder(path: str) -> None:
+    """Whatever lies in it, through no link; nothing where it is gone. Raises OSError."""
+    above, name = os.path.split(path)
+    parent = os.open(above, _FOLDER)
+    try:
+        for _slice in remove_tree(parent, name, path, force=True):
+            pass
+    except RequestError as error:
+        raise OSError(error.errno, str(error), path) from None
+    except FileNotFoundError:
+        return
+    finally:
+        os.close(parent)

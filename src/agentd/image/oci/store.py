@@ -1,0 +1,376 @@
+"""OCI images on disk: blobs by digest, names that lead to them, roots unpacked once.
+
+FOLDER/blobs/sha256/HEX   manifests, configurations, layers, as they were pulled
+FOLDER/names/NAME.json    which manifest a name means (``Named``); "/" and ":" are quoted
+FOLDER/roots/             unpacked (``roots``)
+FOLDER/work/              of pulls that go on; of one that was killed, until the next one cleans up
+FOLDER/.lock              held while names, blobs or roots come or go
+
+Everything is written aside, hashed, and put in place whole; a name comes last. The folder is its
+owner's alone (0700): what lies in it may be set-user-ID.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+from urllib.parse import quote, unquote
+
+import msgspec
+
+from agentd.image import store as machines
+from agentd.image.model import Corrupt, ImageError, NotFound
+from agentd.image.oci import layout
+from agentd.image.oci.roots import Lease, Roots, remove_folder
+from agentd.image.oci.source import check_name
+from agentd.image.oci.values import (
+    OciConfig,
+    OciImage,
+    OciManifest,
+    chain_id,
+    check_digest,
+    config_of,
+    decode,
+    manifest_of,
+)
+from agentd.linux import paths
+
+FORMAT = 1
+_NAMES, _BLOBS, _ROOTS, _WORK = "names", "blobs/sha256", "roots", "work"
+_LIVE = "live.lock"
+_SUFFIX = ".json"
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Named(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``names/NAME.json``."""
+
+    format: int
+    name: str
+    digest: str
+    source: str
+    pulled: float
+
+
+class Removed(NamedTuple):
+    """Bytes that were freed; roots that stay, since they are in use."""
+
+    bytes: int
+    in_use: int
+
+
+class PullFolder:
+    """A folder of one pull's own. ``layout`` is ours and has what was verified, ``unpacked`` is the
+    new root's with what describes it, or empty where there is one."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.layout = os.path.join(path, "layout")
+        self.blobs = os.path.join(self.layout, "blobs", "sha256")
+        self.unpacked = ""
+
+    def make(self, name: str) -> str:
+        path = os.path.join(self.path, name)
+        os.mkdir(path, 0o700)
+        return path
+
+
+class OciStore:
+    """Any number of processes use one at once. Raises ImageError where it cannot be used."""
+
+    def __init__(self, folder: str | None = None) -> None:
+        self.folder = os.path.realpath(folder or default_folder())
+        self.roots = Roots(os.path.join(self.folder, _ROOTS))
+
+    def names(self) -> list[str]:
+        """Of the images, sorted. Raises ImageError."""
+        try:
+            found = os.listdir(os.path.join(self.folder, _NAMES))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise self._unreachable(error) from error
+        return sorted(unquote(n.removesuffix(_SUFFIX)) for n in found if n.endswith(_SUFFIX))
+
+    def find(self, name: str) -> str:
+        """The full name of what a caller calls ``name``: without a tag it may be "latest"'s, and a
+        digest is whatever image has it. Raises NotFound."""
+        known = self.names()
+        for each in (name, f"{name}:latest"):
+            if each in known:
+                return each
+        if name.startswith("sha256:"):
+            for each in known:
+                if self._named(each).digest == name:
+                    return each
+        raise NotFound(
+            f"no image {name!r} in {self.folder}",
+            remediation=f"pull it: agentd image pull docker://{name}; agentd image ls lists others",
+        )
+
+    def get(self, name: str) -> OciImage:
+        """Raises NotFound, Corrupt, ImageError."""
+        named = self._named(self.find(name))
+        manifest, config = self._described(named.digest)
+        return OciImage(
+            name=named.name,
+            digest=named.digest,
+            source=named.source,
+            pulled=named.pulled,
+            size=sum(blob.size for blob in (manifest.config, *manifest.layers)),
+            chain=chain_id(config.rootfs.diff_ids),
+            manifest=manifest,
+            config=config,
+        )
+
+    def lease(self, image: OciImage) -> Lease:
+        """Its unpacked root, which stays until the lease is closed. Raises Corrupt."""
+        lease = self.roots.lease(image.chain)
+        if lease is None:
+            raise _damaged(image.name, "its unpacked root is gone")
+        return lease
+
+    @contextlib.contextmanager
+    def work(self) -> Iterator[PullFolder]:
+        """A folder for a pull, removed in the end. What killed pulls left is removed first."""
+        self._make_all()
+        above = os.path.join(self.folder, _WORK)
+        with self._locked():
+            self._sweep()
+            path = tempfile.mkdtemp(dir=above)
+            live = _lock_file(os.path.join(path, _LIVE))
+        try:
+            work = PullFolder(path)
+            os.makedirs(work.blobs)
+            yield work
+        finally:
+            os.close(live)
+            with contextlib.suppress(OSError):  # the next one does it
+                remove_folder(path)
+
+    def publish(
+        self, name: str, source: str, digest: str, config: OciConfig, work: PullFolder
+    ) -> None:
+        """Put in place what a pull has verified, and let ``name`` mean it. Raises OSError."""
+        check_name(name)
+        chain = chain_id(config.rootfs.diff_ids)
+        paths.sync_filesystem(work.path)
+        with self._locked():
+            for blob in os.listdir(work.blobs):
+                place = os.path.join(self.folder, _BLOBS, blob)
+                os.replace(os.path.join(work.blobs, blob), place)
+            if work.unpacked:
+                os.rename(work.unpacked, self.roots.place(chain))
+            named = Named(FORMAT, name, digest, source, time.time())
+            self._write_name(named)
+            self._collect()
+
+    def remove(self, name: str) -> Removed:
+        """Forget a name; what no other name needs goes with it. Raises NotFound."""
+        with self._locked():
+            os.unlink(self._name_path(self.find(name)))
+            return self._collect()
+
+    def prune(self) -> Removed:
+        """Remove what no name leads to, and what killed pulls left."""
+        with self._locked():
+            left = self._sweep()
+            removed = self._collect()
+            return Removed(removed.bytes + left, removed.in_use)
+
+    def verify(self, names: Iterable[str] = ()) -> dict[str, str]:
+        """Hash every blob, and look at every file that was unpacked; what is wrong, by name. All
+        images where none is named. Raises NotFound."""
+        wrong = {}
+        for name in [self.find(each) for each in names] or self.names():
+            try:
+                self._verify(name)
+            except Corrupt as error:
+                wrong[name] = str(error)
+        return wrong
+
+    def blob(self, digest: str) -> bytes:
+        """A small one, checked. Raises Corrupt."""
+        with self._blobs() as blobs:
+            return layout.read_blob(digest, blobs)
+
+    def mend(self, chain: str) -> None:
+        """Remove its unpacked root if that is damaged, to be unpacked anew. Raises Corrupt where it
+        is in use."""
+        lease = self.roots.lease(chain)
+        if lease is None:
+            return
+        with lease:
+            try:
+                self.roots.check(chain)
+            except Corrupt:
+                pass
+            else:
+                return
+        with self._locked():
+            if not self.roots.remove(chain):
+                raise Corrupt(
+                    f"the unpacked root {chain} is damaged, and in use",
+                    remediation="end the sandboxes of the image, and pull it again",
+                )
+
+    def _verify(self, name: str) -> None:
+        image = self.get(name)
+        with self._blobs() as blobs:
+            for blob in image.blobs:
+                layout.check_blob(blob, blobs)
+        with self.lease(image):
+            self.roots.check(image.chain)
+
+    def _described(self, digest: str) -> tuple[OciManifest, OciConfig]:
+        manifest = manifest_of(self.blob(digest))
+        return manifest, config_of(self.blob(manifest.config.digest), manifest)
+
+    def _named(self, name: str) -> Named:
+        with layout.folder(self.folder, _NAMES) as names:
+            named = decode(layout.read(quote(name, safe="") + _SUFFIX, names), Named, "name")
+        if named.format != FORMAT or named.name != name:
+            raise _damaged(name, "its name was written by another version, or changed")
+        return named
+
+    def _blobs(self) -> contextlib.AbstractContextManager[int]:
+        return layout.folder(self.folder, *_BLOBS.split("/"))
+
+    def _name_path(self, name: str) -> str:
+        return os.path.join(self.folder, _NAMES, quote(name, safe="") + _SUFFIX)
+
+    def _write_name(self, named: Named) -> None:
+        path = self._name_path(named.name)
+        with open(f"{path}.new", "wb") as file:
+            file.write(msgspec.json.encode(named))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(f"{path}.new", path)
+        paths.sync(os.path.dirname(path))
+
+    def _collect(self) -> Removed:
+        """Remove what no name leads to; under the lock. Where a name cannot be read nothing is."""
+        blobs: set[str] = set()
+        chains: set[str] = set()
+        for name in self.names():
+            try:
+                named = self._named(name)
+                manifest, config = self._described(named.digest)
+            except Corrupt:
+                return Removed(0, 0)
+            all_ = (named.digest, manifest.config.digest, *(b.digest for b in manifest.layers))
+            blobs.update(map(check_digest, all_))
+            chains.add(chain_id(config.rootfs.diff_ids))
+        freed = used = 0
+        for blob in set(self._blob_names()) - blobs:
+            freed += self._blob_size(blob)
+            os.unlink(os.path.join(self.folder, _BLOBS, blob))
+        for chain in set(self.roots.chains()) - chains:
+            size = self._root_size(chain)
+            gone = self.roots.remove(chain)
+            freed, used = (freed + size, used) if gone else (freed, used + 1)
+        return Removed(freed, used)
+
+    def _sweep(self) -> int:
+        """Remove the work of pulls that are dead; under the lock. The bytes of it."""
+        freed = 0
+        above = os.path.join(self.folder, _WORK)
+        for name in os.listdir(above) if os.path.isdir(above) else ():
+            path = os.path.join(above, name)
+            try:
+                live = _lock_file(os.path.join(path, _LIVE))
+            except BlockingIOError:
+                continue
+            try:
+                freed += _size(path)
+                remove_folder(path)
+            finally:
+                os.close(live)
+        return freed
+
+    def _blob_names(self) -> list[str]:
+        try:
+            return os.listdir(os.path.join(self.folder, _BLOBS))
+        except FileNotFoundError:
+            return []
+
+    def _blob_size(self, blob: str) -> int:
+        return os.lstat(os.path.join(self.folder, _BLOBS, blob)).st_blocks * 512
+
+    def _root_size(self, chain: str) -> int:
+        try:
+            return self.roots.about(chain).bytes
+        except Corrupt:
+            return 0
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """For moments only, so that nobody waits long."""
+        self._make_all()
+        try:
+            fd = os.open(os.path.join(self.folder, ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise self._unreachable(error) from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+    def _make_all(self) -> None:
+        try:
+            os.makedirs(self.folder, 0o700, exist_ok=True)
+            status = os.stat(self.folder)
+            if status.st_uid != os.geteuid():
+                raise PermissionError(errno.EPERM, "it is another user's")
+            if stat.S_IMODE(status.st_mode) != 0o700:
+                os.chmod(self.folder, 0o700)
+            for name in (_NAMES, _BLOBS, _ROOTS, _WORK):
+                os.makedirs(os.path.join(self.folder, name), 0o700, exist_ok=True)
+        except OSError as error:
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: OSError) -> ImageError:
+        return ImageError(
+            f"cannot use the images in {self.folder}",
+            cause=error.strerror or "",
+            remediation="set XDG_CACHE_HOME to a folder that you can write to",
+        )
+
+
+def default_folder() -> str:
+    """Beside the machine images."""
+    return os.path.join(os.path.dirname(machines.default_folder()), "oci")
+
+
+def _lock_file(path: str) -> int:
+    """Raises BlockingIOError where another process has it."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _size(path: str) -> int:
+    total = 0
+    for _, folders, files, fd in os.fwalk(path):
+        for name in (*folders, *files):
+            with contextlib.suppress(OSError):
+                total += os.stat(name, dir_fd=fd, follow_symlinks=False).st_blocks * 512
+    return total
+
+
+def _damaged(name: str, why: str) -> Corrupt:
+    return Corrupt(
+        f"the image {name!r} is damaged",
+        cause=why,
+        remediation=f"pull it again, with --name {name}",
+    )

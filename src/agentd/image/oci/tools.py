@@ -1,0 +1,147 @@
+"""skopeo and umoci, which fetch images and unpack layers: each run in a cell of its own."""
+
+import base64
+import contextlib
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from agentd.image.model import ImageError
+from agentd.image.oci import cell
+from agentd.model.errors import Unavailable
+
+Say = Callable[[str], None]
+#: A program -> its package: of the same name on Debian, Fedora and Arch.
+PACKAGES = {"skopeo": "skopeo", "umoci": "umoci"}
+_PATH = "/usr/bin:/bin:/usr/local/bin"
+_TOLD = 64 << 10  # bytes of what it printed that are kept
+_PACKAGE_ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 3))
+
+
+def find(name: str) -> str:
+    """The program's path. Raises Unavailable with the commands that install it."""
+    path = shutil.which(name, path=_PATH)
+    if path is None:
+        raise Unavailable(f"{name} is not installed, and images need it", remediation=fix(name))
+    return path
+
+
+def fix(name: str) -> str:
+    package = PACKAGES[name]
+    return (
+        f"apt-get install {package} (Debian, Ubuntu), dnf install {package} (Fedora) or "
+        f"pacman -S {package} (Arch)"
+    )
+
+
+def run(
+    words: Sequence[str],
+    *,
+    work: str,
+    reads: Mapping[str, str] = {},
+    files: Mapping[str, bytes] = {},
+    env: Mapping[str, str] = {},
+    net: bool = False,
+    seconds: float,
+    say: Say | None = None,
+) -> None:
+    """Run a program in a cell: it writes in ``work``, which it sees at ``cell.WORK``.
+
+    ``reads`` is what else it may read, a path inside -> a path of the host; a file has a place in
+    /dev. ``files`` are made inside. ``say`` is told each line that it prints. Nothing of it runs
+    any more when this returns. Raises Unavailable, ImageError with what the program said last.
+    """
+    program = find(words[0])
+    config = {
+        "parent": os.getpid(),
+        "argv": [program, *words[1:]],
+        "work": work,
+        "reads": dict(reads),
+        "files": {path: base64.b64encode(data).decode() for path, data in files.items()},
+        "env": {"PATH": _PATH, "HOME": "/tmp", "TMPDIR": cell.WORK, "LC_ALL": "C", **env},
+        "net": net,
+    }
+    if cell.own_user():
+        os.chown(work, cell.USER, cell.USER)
+    code = f"import sys; sys.path.insert(0, {_PACKAGE_ROOT!r}); from {cell.__name__} import main"
+    loader = {k: os.environ[k] for k in ("LD_LIBRARY_PATH",) if k in os.environ}
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-E", "-X", "utf8", "-c", f"{code}; main()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=loader,
+        cwd="/",
+    )
+    try:
+        told = _talk(process, json.dumps(config).encode(), words[0], seconds, say)
+    except BaseException:
+        process.kill()
+        raise
+    finally:
+        _drain(process)
+    if process.returncode:
+        raise _failed(words[0], process.returncode, told, work)
+
+
+def _talk(
+    process: "subprocess.Popen[bytes]", config: bytes, name: str, seconds: float, say: Say | None
+) -> str:
+    """Hand over the config, and read what is printed until its end; the last of it."""
+    assert process.stdin is not None and process.stdout is not None  # noqa: S101  (both are pipes)
+    with contextlib.suppress(BrokenPipeError):  # its end says why
+        process.stdin.write(config)
+        process.stdin.close()
+    deadline = time.monotonic() + seconds
+    kept, line = b"", b""
+    while True:
+        left = deadline - time.monotonic()
+        if left <= 0 or not select.select([process.stdout], [], [], left)[0]:
+            raise ImageError(
+                f"{name} took more than {seconds:g} s",
+                remediation="try again, or give it longer: agentd image pull --timeout 2h",
+            )
+        data = os.read(process.stdout.fileno(), 1 << 16)
+        if not data:
+            break
+        kept = (kept + data)[-_TOLD:]
+        *lines, line = (line + data).split(b"\n")
+        line = line[-_TOLD:]
+        if say is not None:
+            for each in lines:
+                say(each.decode("utf-8", "replace").strip())
+    return kept.decode("utf-8", "replace")
+
+
+def _drain(process: "subprocess.Popen[bytes]") -> None:
+    """Until nobody holds the pipe any more: the kernel ends the namespace with the cell."""
+    if process.stdout is not None:
+        with process.stdout as pipe:
+            while os.read(pipe.fileno(), 1 << 16):
+                pass
+    if process.stdin is not None:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+    process.wait()
+
+
+def _failed(name: str, code: int, told: str, work: str) -> ImageError:
+    said = " ".join(told.split())[-600:]
+    if "no space left on device" in told.lower():
+        return ImageError(
+            f"there is no room for the image in {work}",
+            cause=said,
+            remediation="free some: agentd image prune; or set XDG_CACHE_HOME to a larger disk",
+        )
+    if code == cell.NOT_BUILT:
+        return ImageError(
+            f"{name} cannot be shut in here, and does not run otherwise",
+            cause=said,
+            remediation="agentd doctor says what the namespace level lacks on this machine",
+        )
+    return ImageError(f"{name} failed (exit code {code})", cause=said)

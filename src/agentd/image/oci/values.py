@@ -1,0 +1,159 @@
+"""What an OCI image is, in the words of its specification (v1.1).
+
+Digests are ``sha256:`` and 64 hex digits. Only what agentd uses is here; other fields are ignored.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+import msgspec
+
+from agentd.image.model import Corrupt
+from agentd.model import typed
+
+T = TypeVar("T")
+
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+INDEX = "application/vnd.oci.image.index.v1+json"
+CONFIG = "application/vnd.oci.image.config.v1+json"
+LAYER = "application/vnd.oci.image.layer.v1.tar"
+#: How a layer may be packed -> whether umoci unpacks it as it is.
+PACKED = {LAYER: True, f"{LAYER}+gzip": True, f"{LAYER}+zstd": False}
+REF_NAME = "org.opencontainers.image.ref.name"
+MAX_JSON = 4 << 20
+MAX_LAYERS = 500
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+class Descriptor(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """A blob: ``size`` in bytes."""
+
+    media_type: str
+    digest: str
+    size: int
+    annotations: dict[str, str] = {}
+
+
+class OciManifest(msgspec.Struct, frozen=True, rename="camel"):
+    config: Descriptor
+    layers: tuple[Descriptor, ...] = ()
+    media_type: str = MANIFEST
+    schema_version: int = 2
+
+
+class OciIndex(msgspec.Struct, frozen=True, rename="camel"):
+    """``index.json`` of a layout."""
+
+    manifests: tuple[Descriptor, ...]
+    schema_version: int = 2
+
+
+class RunConfig(msgspec.Struct, frozen=True, rename="pascal"):
+    """How a container of the image runs: ``config`` of the image's configuration."""
+
+    user: str = ""
+    env: tuple[str, ...] | None = None
+    entrypoint: tuple[str, ...] | None = None
+    cmd: tuple[str, ...] | None = None
+    working_dir: str = ""
+    labels: dict[str, str] | None = None
+
+    def environment(self) -> dict[str, str]:
+        """``NAME=VALUE`` each; what has no name or no ``=`` is left out."""
+        pairs = (each.partition("=") for each in self.env or ())
+        return {name: value for name, equals, value in pairs if name and equals}
+
+
+class RootFs(msgspec.Struct, frozen=True):
+    diff_ids: tuple[str, ...] = ()
+    type: str = "layers"
+
+
+class OciConfig(msgspec.Struct, frozen=True):
+    architecture: str = ""
+    os: str = ""
+    created: str = ""
+    config: RunConfig | None = None
+    rootfs: RootFs = RootFs()
+
+    @property
+    def run(self) -> RunConfig:
+        return self.config or RunConfig()
+
+
+class OciImage(msgspec.Struct, frozen=True):
+    """An image in the store. ``chain`` names its unpacked root; ``size`` is that of its blobs, in
+    bytes; ``pulled`` is in seconds since 1970."""
+
+    name: str
+    digest: str
+    source: str
+    pulled: float
+    size: int
+    chain: str
+    manifest: OciManifest
+    config: OciConfig
+
+    @property
+    def blobs(self) -> tuple[Descriptor, ...]:
+        """Without the manifest itself."""
+        return (self.manifest.config, *self.manifest.layers)
+
+
+def check_digest(digest: str) -> str:
+    """Return its 64 hex digits. Raises Corrupt."""
+    if not _DIGEST.fullmatch(digest):
+        raise Corrupt(f"{digest[:100]!r} is no sha256 digest")
+    return digest.removeprefix("sha256:")
+
+
+def digest_of(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def chain_id(diff_ids: Iterable[str]) -> str:
+    """Of all layers: sha256 of the chain before and the layer (OCI image-spec, config.md)."""
+    chain = ""
+    for diff_id in diff_ids:
+        chain = digest_of(f"{chain} {diff_id}".encode()) if chain else diff_id
+    return chain or digest_of(b"")
+
+
+def manifest_of(data: bytes) -> OciManifest:
+    """Raises Corrupt for what is none, or has more or other layers than are taken."""
+    manifest = decode(data, OciManifest, "manifest")
+    if len(manifest.layers) > MAX_LAYERS:
+        raise Corrupt(f"the image has {len(manifest.layers)} layers, over {MAX_LAYERS}")
+    for blob in (manifest.config, *manifest.layers):
+        check_digest(blob.digest)
+    for layer in manifest.layers:
+        if layer.media_type not in PACKED:
+            raise Corrupt(
+                f"a layer is {layer.media_type!r}, which is not taken",
+                remediation="use an image whose layers are tar archives, as they are, gzip or zstd",
+            )
+    return manifest
+
+
+def config_of(data: bytes, manifest: OciManifest) -> OciConfig:
+    """Raises Corrupt where it tells of other layers than the manifest."""
+    config = decode(data, OciConfig, "configuration")
+    if len(config.rootfs.diff_ids) != len(manifest.layers):
+        raise Corrupt("the image's configuration and its manifest tell of different layers")
+    for diff_id in config.rootfs.diff_ids:
+        check_digest(diff_id)
+    return config
+
+
+def decode(data: bytes, kind: type[T], what: str) -> T:
+    """Raises Corrupt."""
+    try:
+        return typed.decoder(kind).decode(data)
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise Corrupt(f"the image's {what} is unreadable", cause=str(error)) from error
+
+
+def encode(value: msgspec.Struct | Mapping[str, object]) -> bytes:
+    return msgspec.json.encode(value)

@@ -1,0 +1,406 @@
+"""OCI images by the command line: pulled from what is on disk, kept, checked, removed."""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.oci import ARCHITECTURE, Layout, device, file, folder, layer, link
+
+from agentd.client.cli.main import main
+
+pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(300)]
+_CAPABILITY = "\x01\0\0\x02\0\x04\0\0" + "\0" * 12  # cap_net_bind_service
+
+
+class Images:
+    """``agentd image`` with a cache of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.cache = folder / "cache"
+        self.env = os.environ | {"HOME": str(folder), "XDG_CACHE_HOME": str(self.cache)}
+
+    def start(self, *words: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "-m", "agentd", "image", *words],
+            env=self.env,
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *words: str, code: int | None = 0) -> "subprocess.CompletedProcess[str]":
+        """In this process: to start one a command would be most of the time."""
+        out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_CACHE_HOME", str(self.cache))
+            patch.chdir(self.folder)
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                ended = main(["image", *words])
+        out.seek(0)
+        done = subprocess.CompletedProcess(list(words), ended, out.read(), err.getvalue())
+        assert code is None or ended == code, done
+        return done
+
+    def told(self, *words: str, code: int = 0) -> Any:
+        return json.loads(self.run(*words, "--json", code=code).stdout)
+
+    def root(self, name: str) -> Path:
+        return Path(self.told("inspect", name)["root"])
+
+    def left(self) -> list[str]:
+        """What pulls that ended have left."""
+        return os.listdir(self.cache / "agentd/oci/work")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Images:
+    return Images(tmp_path)
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return Layout(tmp_path / "layout")
+
+
+SMALL = layer(folder("bin"), file("bin/tool", b"#!/bin/sh\n", 0o755))
+
+
+def _content(root: Path) -> dict[str, str]:
+    """Each path of a tree, with its kind and its content or target."""
+    found = {}
+    for path in sorted(root.rglob("*")):
+        name = str(path.relative_to(root))
+        if path.is_symlink():
+            found[name] = f"-> {os.readlink(path)}"
+        else:
+            found[name] = "/" if path.is_dir() else path.read_text()
+    return found
+
+
+def test_an_image_is_pulled_listed_looked_at_checked_and_removed(
+    images: Images, layout: Layout
+) -> None:
+    source = layout.add([SMALL], {"Cmd": ["/bin/tool"], "Env": ["A=b"], "WorkingDir": "/srv"})
+    pulled = images.run("pull", source, "--name", "mine")
+    name, digest = pulled.stdout.split()
+    assert name == "mine" and digest.startswith("sha256:")
+    assert "agentd image: fetching" in pulled.stderr and "unpacking 1 layer" in pulled.stderr
+    (row,) = images.told("ls")
+    assert (row["name"], row["kind"], row["digest"], row["state"]) == (
+        *("mine", "oci", digest), "ready",
+    )  # fmt: skip
+    assert source in images.run("ls").stdout
+    whole = images.told("inspect", "mine", "--verify")
+    assert whole["config"]["Cmd"] == ["/bin/tool"] and whole["config"]["WorkingDir"] == "/srv"
+    assert whole["verified"] and whole["platform"] == f"linux/{ARCHITECTURE}"
+    assert "env      A=b" in images.run("inspect", "mine").stdout
+    assert images.told("verify") == [{"name": "mine", "state": "ready"}]
+    assert images.told("rm", "mine") == {"removed": ["mine"]}
+    assert images.told("ls") == [] and images.left() == []
+    store = images.cache / "agentd/oci"
+    assert os.listdir(store / "blobs/sha256") == os.listdir(store / "roots") == []
+    assert "no image 'mine'" in images.run("inspect", "mine", code=125).stderr
+
+
+def test_however_layers_are_packed_the_root_is_one(images: Images, layout: Layout) -> None:
+    for packed in ("gzip", "zstd", ""):
+        source = layout.add([SMALL], packed=packed, tag=packed or "plain")
+        images.run("pull", source, "--name", f"by-{packed or 'plain'}")
+    names = ("by-gzip", "by-plain", "by-zstd")
+    assert [row["name"] for row in images.told("ls")] == list(names)
+    assert len({images.root(name) for name in names}) == 1
+    assert len({row["digest"] for row in images.told("ls")}) == 3
+    images.run("rm", "by-gzip", "by-plain")
+    assert images.told("verify") == [{"name": "by-zstd", "state": "ready"}]
+
+
+def test_zstd_is_unpacked_where_it_comes_first(images: Images, layout: Layout) -> None:
+    images.run("pull", layout.add([SMALL, layer(file("b", b"2"))], packed="zstd"), "--name", "z")
+    assert _content(images.root("z"))["b"] == "2"
+
+
+def test_layers_lie_on_each_other_as_the_specification_has_it(
+    images: Images, layout: Layout
+) -> None:
+    below = layer(
+        *(folder("kept"), file("kept/a", b"a"), file("gone", b"g"), file("changed", b"1")),
+        *(folder("opaque"), file("opaque/old", b"o"), folder("away"), file("away/x", b"x")),
+        *(file("one", b"linked"), link("two", "one", hard=True), link("to", "/kept/a")),
+    )
+    above = layer(
+        *(file(".wh.gone"), file("changed", b"2"), file("opaque/.wh..wh..opq")),
+        *(file("opaque/new", b"n"), file(".wh.away"), file("kept/b", b"b")),
+    )
+    images.run("pull", layout.add([below, above]), "--name", "x")
+    root = images.root("x")
+    assert _content(root) == {
+        "changed": "2", "kept": "/", "kept/a": "a", "kept/b": "b", "one": "linked",
+        "opaque": "/", "opaque/new": "n", "to": "-> /kept/a", "two": "linked",
+    }  # fmt: skip
+    assert os.path.samefile(root / "one", root / "two")
+
+
+def test_owners_devices_and_what_gives_rights_do_not_come_to_the_host(
+    images: Images, layout: Layout
+) -> None:
+    """All files are of one owner, whose programs give nobody anything; the store is shut."""
+    source = layer(
+        file("su", b"s", 0o4755), file("shadow", b"h", 0o600, uid=5, gid=42), device("sda"),
+        file("cap", b"c", 0o755, pax_headers={"SCHILY.xattr.security.capability": _CAPABILITY}),
+        folder("closed", 0), file("closed/in", b"i", 0),
+    )  # fmt: skip
+    images.run("pull", layout.add([source]), "--name", "x")
+    root = images.root("x")
+    assert (root / "sda").is_file()
+    assert len({path.lstat().st_uid for path in root.iterdir()}) == 1
+    assert (root / "su").stat().st_uid != 0
+    assert "security.capability" not in os.listxattr(root / "cap")
+    assert (images.cache / "agentd/oci").stat().st_mode & 0o777 == 0o700
+    assert images.told("verify") == [{"name": "x", "state": "ready"}]
+    images.run("rm", "x")
+
+
+def test_sixty_layers(images: Images, layout: Layout) -> None:
+    layers = [layer(file("last", str(n).encode()), file(f"f{n}", b"x")) for n in range(60)]
+    images.run("pull", layout.add(layers), "--name", "x")
+    root = images.root("x")
+    assert len(os.listdir(root)) == 61 and (root / "last").read_text() == "59"
+
+
+def test_an_image_without_layers_is_an_empty_root(images: Images, layout: Layout) -> None:
+    images.run("pull", layout.add([]), "--name", "scratch")
+    assert os.listdir(images.root("scratch")) == []
+
+
+def test_of_many_platforms_this_machines_is_taken(images: Images, layout: Layout) -> None:
+    by_name = {"s390x": b"other", ARCHITECTURE: b"ours", "riscv64": b"another"}
+    many = {name: [layer(file("which", text))] for name, text in by_name.items()}
+    images.run("pull", layout.add_index(many, "all"), "--name", "x")
+    assert (images.root("x") / "which").read_text() == "ours"
+    del many[ARCHITECTURE]
+    said = images.run("pull", layout.add_index(many, "none"), "--name", "y", code=125).stderr
+    assert "no image found in image index for architecture" in said
+
+
+def test_docker_archive_and_oci_archive(images: Images, layout: Layout, tmp_path: Path) -> None:
+    source = layout.add([SMALL, layer(file("b", b"2"))], {"Cmd": ["/bin/tool"]})
+    for transport, tag in (("docker-archive", ":me/tool:1"), ("oci-archive", "")):
+        archive = tmp_path / f"{transport}.tar"
+        copy = ["skopeo", "--insecure-policy", "copy", source, f"{transport}:{archive}{tag}"]
+        subprocess.run(copy, check=True, capture_output=True, timeout=60)
+        archive.chmod(0o600)
+        images.run("pull", f"{transport}:{archive}")
+        whole = images.told("inspect", transport)
+        assert whole["config"]["Cmd"] == ["/bin/tool"]
+        assert _content(Path(whole["root"])) == {"b": "2", "bin": "/", "bin/tool": "#!/bin/sh\n"}
+
+
+def test_a_root_file_system_becomes_an_image(images: Images, tmp_path: Path) -> None:
+    root = tmp_path / "rootfs"
+    (root / "etc").mkdir(parents=True)
+    (root / "etc/name").write_text("mine")
+    (root / "out").symlink_to("/etc/passwd")
+    os.link(root / "etc/name", root / "same")
+    os.mkfifo(root / "fifo")
+    images.run("pull", f"dir:{root}")
+    made = images.root("rootfs")
+    assert (made / "etc/name").read_text() == "mine" and os.readlink(made / "out") == "/etc/passwd"
+    assert os.path.samefile(made / "same", made / "etc/name") and (made / "fifo").is_fifo()
+    digest = images.told("ls")[0]["digest"]
+    assert images.told("pull", f"dir:{root}", "--name", "again")["digest"] == digest
+
+
+HOSTILE = [
+    [file("../evil", b"e")],
+    [file("../../../../../../mnt/work/evil", b"e")],
+    [file("/mnt/work/evil", b"e")],
+    [link("out", "../.."), file("out/evil", b"e")],
+    [link("out", "/mnt/work"), file("out/evil", b"e")],
+    [link("a", "b"), link("b", "c"), link("c", "/mnt/work"), file("a/evil", b"e")],
+    [folder("d"), link("d/up", ".."), link("d/e", "up/.."), file("d/e/evil", b"e")],
+    [link("taken", "/etc/passwd", hard=True)],
+    [link("taken", "../../../etc/passwd", hard=True)],
+    [link("s", "/etc/passwd"), link("taken", "s", hard=True), file("taken", b"e")],
+    [link("out", "/mnt/work"), file("out/.wh.root")],
+    [link("out", ".."), file("out/.wh..wh..opq")],
+    [file(".wh..")],
+    [file(".wh...")],
+    [link(".", "/etc")],
+    [link("/", "/mnt/work"), file("evil", b"e")],
+]
+
+
+def test_a_hostile_layer_writes_nowhere_else(
+    images: Images, layout: Layout, tmp_path: Path
+) -> None:
+    """It is refused, or what it names lies in its own root; the host's files are what they were."""
+    passwd = Path("/etc/passwd").read_bytes()
+    images.run("pull", layout.add([SMALL], tag="good"), "--name", "good")
+    for number, entries in enumerate(HOSTILE):
+        source = layout.add([SMALL, layer(*entries)], tag=f"evil{number}")
+        # Whether it is refused is umoci's to say.
+        done = images.run("pull", source, "--name", f"evil{number}", code=None)
+        assert done.returncode in (0, 125), (entries, done)
+    assert sorted(os.listdir(tmp_path)) == ["cache", "layout"]
+    assert Path("/etc/passwd").read_bytes() == passwd
+    for root in (images.cache / "agentd/oci/roots").iterdir():
+        if root.is_dir():
+            assert sorted(os.listdir(root)) == ["root", "root.json"]
+            taken = root / "root/taken"
+            assert not os.path.lexists(taken) or taken.is_symlink() or taken.stat().st_size < 10
+    assert {row["state"] for row in images.told("verify")} == {"ready"}
+    assert images.left() == []
+
+
+def test_a_layer_that_is_not_the_one_told_of_is_refused(images: Images, layout: Layout) -> None:
+    """Whoever could have another's layers taken for theirs could change everybody's root."""
+    theirs = f"sha256:{hashlib.sha256(SMALL).hexdigest()}"
+    for packed in ("gzip", "zstd", ""):
+        one = Layout(layout.path.parent / f"layout-{packed}")
+        source = one.add([layer(file("evil"))], packed=packed, diff_ids=[theirs])
+        images.run("pull", source, "--name", "evil", code=125)
+    images.run("pull", layout.add([SMALL], tag="good"), "--name", "good")
+    assert (images.root("good") / "bin/tool").exists()
+    assert [row["name"] for row in images.told("ls")] == ["good"] and images.left() == []
+
+
+def test_damage_is_found_and_another_pull_mends_it(images: Images, layout: Layout) -> None:
+    source = layout.add([SMALL])
+    images.run("pull", source, "--name", "x")
+    tool = images.root("x") / "bin/tool"
+    tool.chmod(0o644)
+    assert "is not what was unpacked" in images.told("verify", code=1)[0]["state"]
+    images.run("pull", source, "--name", "x")
+    assert images.told("verify", "x") == [{"name": "x", "state": "ready"}]
+    blobs = images.cache / "agentd/oci/blobs/sha256"
+    largest = max(blobs.iterdir(), key=lambda path: path.stat().st_size)
+    largest.chmod(0o644)
+    largest.write_bytes(b"damaged")
+    assert "damaged" in images.run("verify", code=1).stdout
+    assert "damaged" in images.run("inspect", "x", "--verify", code=125).stderr
+    images.run("pull", source, "--name", "x")
+    assert "is what was pulled" in images.run("verify").stdout
+
+
+def test_many_processes_pull_remove_and_prune_at_once(images: Images, layout: Layout) -> None:
+    shared = layer(file("shared", b"s" * 100_000))
+    for n in range(3):
+        layout.add([shared, layer(file(f"own{n}", b"x"))], tag=f"t{n}")
+    same = layout.add([shared], tag="same")
+    words = [["pull", same, "--name", f"same{n}"] for n in range(3)]
+    words += [["pull", f"oci:{layout.path}:t{n}", "--name", f"own{n}"] for n in range(3)]
+    words += [["prune"], ["prune"]]
+    started = [images.start(*each) for each in words]
+    for each, process in zip(words, started, strict=True):
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == 0, (each, out, err)
+    assert len({images.root(f"same{n}") for n in range(3)}) == 1
+    states = {row["name"]: row["state"] for row in images.told("verify")}
+    assert states == {f"{kind}{n}": "ready" for kind in ("same", "own") for n in range(3)}
+    images.run("rm", *states)
+    assert os.listdir(images.cache / "agentd/oci/blobs/sha256") == []
+
+
+@pytest.mark.parametrize("at", ["fetching", "copying blob", "verifying", "unpacking", "publishing"])
+def test_killed_at_any_step_a_pull_leaves_a_store_that_verifies(
+    at: str, images: Images, layout: Layout
+) -> None:
+    images.run("pull", layout.add([SMALL], tag="first"), "--name", "first")
+    source = layout.add([layer(file("big", os.urandom(4 << 20)))], tag="big")
+    process = images.start("pull", source, "--name", "big")
+    assert process.stderr is not None
+    for line in process.stderr:
+        if at in line:
+            break
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    states = {row["name"]: row["state"] for row in images.told("verify")}
+    assert states["first"] == "ready" and set(states.values()) == {"ready"}
+    images.run("prune")
+    assert images.left() == []
+    images.run("pull", source, "--name", "big")
+    assert images.told("verify", "big") == [{"name": "big", "state": "ready"}]
+
+
+@pytest.fixture
+def short_of_room(tmp_path: Path) -> Iterator[None]:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(cache)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    yield
+    subprocess.run(["umount", str(cache)], check=True)
+
+
+@pytest.mark.root
+@pytest.mark.usefixtures("short_of_room")
+@pytest.mark.parametrize("mebibytes", [5, 9])
+def test_where_the_disk_is_full_nothing_is_left_of_it(
+    mebibytes: int, images: Images, layout: Layout
+) -> None:
+    """The larger one does not fit once, the other not once more, unpacked."""
+    images.run("pull", layout.add([SMALL], tag="first"), "--name", "first")
+    source = layout.add([layer(file("big", os.urandom(mebibytes << 20)))], tag="big")
+    said = images.run("pull", source, "--name", "big", code=125).stderr
+    assert "there is no room for the image in " in said and "agentd image prune" in said
+    assert images.told("verify") == [{"name": "first", "state": "ready"}]
+    assert images.left() == [] and shutil.disk_usage(images.cache).used < 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("source", "code", "said"),
+    [
+        ("nosuch", 2, "use one of: docker://"),
+        ("oci:nosuch:tag", 2, "/nosuch does not exist"),
+        ("oci:/etc/passwd", 2, "is not a directory, an OCI layout"),
+        ("docker-archive:/etc", 2, "is not a file"),
+        ("docker-archive:/etc/passwd", 125, "skopeo failed"),
+        ("dir:/etc/passwd", 2, "is no directory"),
+        ("oci:layout:nosuch", 125, "nosuch"),
+        ("docker://Not A Name", 2, "is no reference of a registry"),
+        ("dir:/", 2, "is no name for an image"),
+    ],
+)
+def test_what_cannot_be_pulled_is_said(
+    source: str, code: int, said: str, images: Images, layout: Layout
+) -> None:
+    layout.add([SMALL])
+    err = images.run("pull", source, code=code).stderr
+    assert said in err and "Traceback" not in err
+
+
+def test_a_name_means_one_kind_of_image(images: Images, layout: Layout, tmp_path: Path) -> None:
+    source = layout.add([SMALL])
+    assert "means no image" in images.run("pull", source, "--name", "default", code=2).stderr
+    images.run("pull", source, "--name", "mine")
+    built = images.run("build", "--name", "mine", "--kernel", "x", code=125)
+    assert "mine is an OCI image already" in built.stderr
+
+
+def test_without_the_program_its_package_is_named(images: Images, layout: Layout) -> None:
+    script = (
+        "from agentd.image.oci import tools; tools._PATH = '/nosuch'\n"
+        "from agentd.client.cli.main import main; import sys; sys.exit(main(sys.argv[1:]))"
+    )
+    words = ["image", "pull", layout.add([SMALL]), "--name", "x"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words],
+        env=images.env, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 125
+    for told in ("skopeo is not installed", "apt-get install skopeo", "dnf", "pacman"):
+        assert told in done.stderr

@@ -1,0 +1,125 @@
+"""OCI image layouts for tests, made by hand: what no builder would make, too."""
+
+import gzip
+import hashlib
+import io
+import json
+import platform
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+_TYPES = "application/vnd.oci.image"
+_PACK = {
+    "": lambda data: data,
+    "gzip": lambda data: gzip.compress(data, mtime=0),
+    "zstd": zstandard.compress,
+}
+ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
+
+
+def file(
+    path: str, data: bytes = b"", mode: int = 0o644, **more: Any
+) -> tuple[tarfile.TarInfo, bytes]:
+    """An entry of a layer; ``more`` are TarInfo's fields."""
+    info = tarfile.TarInfo(path)
+    info.mode, info.size = mode, len(data)
+    for name, value in more.items():
+        setattr(info, name, value)
+    return info, data
+
+
+def folder(path: str, mode: int = 0o755, **more: Any) -> tuple[tarfile.TarInfo, bytes]:
+    return file(path, mode=mode, type=tarfile.DIRTYPE, **more)
+
+
+def link(path: str, target: str, *, hard: bool = False) -> tuple[tarfile.TarInfo, bytes]:
+    kind = tarfile.LNKTYPE if hard else tarfile.SYMTYPE
+    return file(path, mode=0o777, type=kind, linkname=target)
+
+
+def device(path: str) -> tuple[tarfile.TarInfo, bytes]:
+    return file(path, mode=0o666, type=tarfile.BLKTYPE, devmajor=8, devminor=0)
+
+
+def layer(*entries: tuple[tarfile.TarInfo, bytes]) -> bytes:
+    """A tar archive."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for info, data in entries:
+            archive.addfile(info, io.BytesIO(data) if info.isreg() else None)
+    return out.getvalue()
+
+
+class Layout:
+    """A layout at ``path``, in which ``add`` puts images."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        (path / "blobs/sha256").mkdir(parents=True)
+        (path / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+        self._index: list[dict[str, Any]] = []
+
+    def add(
+        self,
+        layers: Sequence[bytes],
+        config: dict[str, Any] | None = None,
+        *,
+        tag: str = "latest",
+        packed: str = "gzip",
+        diff_ids: Sequence[str] | None = None,
+    ) -> str:
+        """The text that ``agentd image pull`` takes. ``diff_ids``: instead of the true ones."""
+        self._tag(self.image(layers, config, packed=packed, diff_ids=diff_ids), tag)
+        return f"oci:{self.path}:{tag}"
+
+    def add_index(self, images: dict[str, Sequence[bytes]], tag: str) -> str:
+        """An image of several architectures."""
+        manifests = [
+            self.image(layers, None, architecture=name)
+            | {"platform": {"os": "linux", "architecture": name}}
+            for name, layers in images.items()
+        ]
+        self._tag(self._json(f"{_TYPES}.index.v1+json", {"manifests": manifests}), tag)
+        return f"oci:{self.path}:{tag}"
+
+    def image(
+        self,
+        layers: Sequence[bytes],
+        config: dict[str, Any] | None,
+        *,
+        packed: str = "gzip",
+        diff_ids: Sequence[str] | None = None,
+        architecture: str = ARCHITECTURE,
+    ) -> dict[str, Any]:
+        """The descriptor of a manifest."""
+        kind = f"{_TYPES}.layer.v1.tar" + (f"+{packed}" if packed else "")
+        blobs = [self.put(kind, _PACK[packed](data)) for data in layers]
+        true = [f"sha256:{hashlib.sha256(data).hexdigest()}" for data in layers]
+        told = {
+            "architecture": architecture,
+            "os": "linux",
+            "config": config or {},
+            "rootfs": {"type": "layers", "diff_ids": list(diff_ids or true)},
+        }
+        manifest = {"config": self._json(f"{_TYPES}.config.v1+json", told), "layers": blobs}
+        return self._json(f"{_TYPES}.manifest.v1+json", manifest)
+
+    def put(self, kind: str, data: bytes) -> dict[str, Any]:
+        """The descriptor of a blob."""
+        digest = hashlib.sha256(data).hexdigest()
+        (self.path / "blobs/sha256" / digest).write_bytes(data)
+        return {"mediaType": kind, "digest": f"sha256:{digest}", "size": len(data)}
+
+    def _json(self, kind: str, value: dict[str, Any]) -> dict[str, Any]:
+        whole = {"schemaVersion": 2, "mediaType": kind, **value}
+        return self.put(kind, json.dumps(whole).encode())
+
+    def _tag(self, descriptor: dict[str, Any], tag: str) -> None:
+        named = {"annotations": {"org.opencontainers.image.ref.name": tag}}
+        self._index.append(descriptor | named)
+        whole = {"schemaVersion": 2, "manifests": self._index}
+        (self.path / "index.json").write_text(json.dumps(whole))
