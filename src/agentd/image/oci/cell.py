@@ -26,6 +26,14 @@ NOT_BUILT = 125
 _NAMESPACES = (
     abi.CLONE_NEWUSER | abi.CLONE_NEWNS | abi.CLONE_NEWPID | abi.CLONE_NEWIPC | abi.CLONE_NEWUTS
 )
+# Whom a registry's certificate is checked against.
+_TRUSTED = (
+    "/etc/alternatives",
+    "/etc/ca-certificates",
+    "/etc/pki/ca-trust",
+    "/etc/pki/tls/certs",
+    "/etc/ssl/certs",
+)
 _TMP = "mode=1777,size=64m,nr_inodes=4k"
 
 Config = dict[str, object]
@@ -94,7 +102,7 @@ def _unshare(namespaces: int) -> None:
 def _trees(config: Config, *, foreign: bool) -> list[root.Tree]:
     """The host's programs, the folder that is written, and what else is read; ``foreign``: by a
     user who does not own it, so that it is shown as that one's."""
-    trees = root.clone_trees()
+    trees = root.clone_trees(_TRUSTED)
     trees.append((WORK, mounts.clone_tree(str(config["work"]), readonly=False, recursive=False)))
     for target, source in _pairs(config["reads"]):
         trees.append((target, _readable(source, foreign=foreign)))
