@@ -162,9 +162,9 @@ class Daemon:
         self._timer.start()
         self._up = True
 
-    def of(self, caller: Principal) -> DaemonService:
-        """Return what ``caller``, who has been authenticated, may ask."""
-        return DaemonService(self._parts, caller)
+    def of(self, caller: Principal, again: Callable[[], Principal] | None = None) -> DaemonService:
+        """Return what ``caller``, who has been authenticated, may ask; ``again`` does that anew."""
+        return DaemonService(self._parts, caller, again)
 
     def ready(self) -> str:
         """Return why it takes no work, or ""."""

@@ -1,7 +1,7 @@
 """What a door has, once the gatekeeper has told who asks: the caller's Service, and what only the
 machinery of a door needs beside it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from agentd.model.answer import Answer
@@ -68,3 +68,8 @@ class DoorService(Service, Protocol):
     def events(self) -> DoorEvents: ...
     @property
     def repeats(self) -> Repeats: ...
+    def reauthorise(self, scopes: Sequence[str], sandbox: str = "") -> "DoorService":
+        """Return the service of who asks by the same credential now, for what goes on for long: a
+        key may have been revoked, or the sandbox be another's. Counts as no request. May block
+        where ``authenticate`` may. Raises Unauthenticated, Forbidden, NotFound."""
+        ...

@@ -39,4 +39,4 @@ class Gatekeeper:
     def authenticate(self, credential: Credential) -> DaemonService:
         who = self._chain.authenticate(credential)
         self._daemon.ledger.request(who.name)
-        return self._daemon.of(who)
+        return self._daemon.of(who, lambda: self._chain.authenticate(credential))

@@ -66,7 +66,7 @@ class FakeDaemon:
         return Credential(peer_pid=pid, peer_uid=uid)
 
     def authenticate(self, credential: Credential) -> FakeService:
-        return FakeService(self, self._who(credential))
+        return FakeService(self, self._who(credential), lambda: self._who(credential))
 
     def _who(self, credential: Credential) -> Principal:
         self.seen = {"credential": credential, "thread": threading.get_ident()}

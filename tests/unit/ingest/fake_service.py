@@ -233,8 +233,15 @@ class FakeEvents(Noun):
 class FakeService:
     """``model.door.DoorService`` of one caller."""
 
-    def __init__(self, daemon: "FakeDaemon", caller: Principal) -> None:
+    def __init__(
+        self,
+        daemon: "FakeDaemon",
+        caller: Principal,
+        again: Callable[[], Principal] | None = None,
+    ) -> None:
+        self.daemon = daemon
         self.caller = caller
+        self.again = again or (lambda: caller)
         self.sandboxes = FakeSandboxes(daemon, caller)
         self.commands = FakeCommands(daemon, caller)
         self.files = FakeFiles(daemon, caller)
@@ -248,3 +255,11 @@ class FakeService:
         self.events = FakeEvents(daemon, caller)
         self.machine = FakeMachine(daemon, caller)
         self.repeats = FakeRepeats(daemon, caller)
+
+    def reauthorise(self, scopes: Sequence[str], sandbox: str = "") -> "FakeService":
+        who = self.again()
+        for scope in scopes:
+            who.require(scope)
+        if sandbox in self.daemon.sandboxes:
+            Noun(self.daemon, who).sandbox(scopes[0], sandbox)
+        return FakeService(self.daemon, who, self.again)

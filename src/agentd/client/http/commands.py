@@ -12,7 +12,7 @@ from agentd.client.http import client as clients
 from agentd.client.http import wire
 from agentd.client.http.client import HttpClient, segment
 from agentd.client.http.command import MAX_CAPTURE, RemoteCommand
-from agentd.client.http.errors import Unreachable
+from agentd.client.http.errors import Unreachable, from_event
 from agentd.model.api import ExecBody, ProcessView, ResultView, RunBody, SignalBody
 from agentd.model.drive import execute
 from agentd.model.errors import AgentdError, Conflict
@@ -164,6 +164,8 @@ class HttpCommands:
                     yield event.name, b64decode(event.data)
                 elif event.name in ("exit", "lost"):
                     yield event.name, msgspec.json.decode(event.data)
+                elif event.name == "error":
+                    raise from_event(event.data)
 
     def _killed(self, sandbox: str, tag: str) -> bool:
         """Kill the command with that tag; False where it has perhaps not begun yet."""

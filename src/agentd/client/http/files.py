@@ -9,6 +9,7 @@ import msgspec
 
 from agentd.client.http.client import HttpClient, segment
 from agentd.client.http.connection import Woken
+from agentd.client.http.errors import from_event
 from agentd.client.http.sse import events
 from agentd.model.api import ChangeView, EntryView, MkdirBody, MoveBody
 
@@ -96,6 +97,8 @@ class HttpFiles:
             for event in events(response):
                 if event.name == "change":
                     yield self._requests.decode(ChangeView, event.data.encode())
+                elif event.name == "error":
+                    raise from_event(event.data)
 
     def read_tar(self, sandbox: str, path: str) -> Iterator[bytes]:
         answer = self._requests.open("GET", _path(sandbox, "tar"), query={"path": path})

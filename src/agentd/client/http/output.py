@@ -13,7 +13,7 @@ from contextlib import ExitStack
 import msgspec
 
 from agentd.client.http.client import DELAYS, HttpClient
-from agentd.client.http.errors import Unreachable
+from agentd.client.http.errors import Unreachable, from_event
 from agentd.client.http.sse import ServerEvent, events
 from agentd.model.api import ResultView
 from agentd.model.errors import AgentdError, InvalidInput
@@ -149,6 +149,8 @@ class HttpOutput:
                 return
 
     def _event(self, event: ServerEvent) -> OutputEvent | None:
+        if event.name == "error":
+            raise from_event(event.data)
         if event.name == "exit":
             data = event.data.encode()
             view = None if data == b"{}" else self._client.decode(ResultView, data)

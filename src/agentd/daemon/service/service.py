@@ -1,5 +1,6 @@
 """``model.service.Service`` as a daemon has it: what one caller may ask, by nouns."""
 
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 
 from agentd.daemon.observe.observed import observed
@@ -20,15 +21,30 @@ from agentd.daemon.service.snapshots import DaemonSnapshots
 from agentd.model import context
 from agentd.model.answer import Answer
 from agentd.model.api import Authorise, Carry, Repeat, Work
+from agentd.model.errors import NotFound
 from agentd.model.principal import Principal
 
 
 class DaemonService:
     """Implements ``model.door.DoorService``. Thread-safe; one a request."""
 
-    def __init__(self, parts: Parts, caller: Principal) -> None:
+    def __init__(
+        self, parts: Parts, caller: Principal, again: Callable[[], Principal] | None = None
+    ) -> None:
+        """``again`` authenticates the caller anew; without it nothing can change who that is."""
         self._parts = parts
         self.caller = caller
+        self._again = again
+
+    def reauthorise(self, scopes: Sequence[str], sandbox: str = "") -> "DaemonService":
+        who = self.caller if self._again is None else self._again()
+        for scope in scopes:
+            who.require(scope)
+        known = self._parts.sandboxes
+        live = known.find(sandbox) or known.named(self.caller, sandbox)
+        if live is not None and not who.owns(live.record.principal):
+            raise NotFound(f"there is no sandbox {live.id!r}", remediation="it is another's now")
+        return DaemonService(self._parts, who, self._again)
 
     @property
     def sandboxes(self) -> DaemonSandboxes:

@@ -3,18 +3,14 @@
 import base64
 from typing import Any
 
-import msgspec
-
 from agentd.ingest.rest.api import Exchange
 from agentd.ingest.rest.operation import LARGE, Arguments, decode
-from agentd.ingest.rest.output import EVENTS
+from agentd.ingest.rest.output import EVENTS, last_event
 from agentd.ingest.rest.respond import encode
 from agentd.ingest.rest.table import OperationTable
-from agentd.ingest.rest.worded import error_in_json
 from agentd.ingest.web.bridge import Bridge
 from agentd.ingest.web.errors import internal
 from agentd.ingest.web.followed import Followed
-from agentd.ingest.web.status import status_of
 from agentd.model.answer import Answer
 from agentd.model.api import CallBody, CallView, CapabilityView
 from agentd.model.errors import AgentdError
@@ -75,9 +71,7 @@ def _last(followed: Followed[tuple[str, bytes], CallView]) -> bytes:
         failure = error
     except Exception as error:
         failure = internal(error, "a call")
-    fields = msgspec.structs.asdict(error_in_json(failure))
-    # The answer began with 200: what it would have been otherwise stands in here.
-    return _event("error", encode({**fields, "status": status_of(failure)}))
+    return last_event(failure)
 
 
 def _event(name: str, data: bytes) -> bytes:

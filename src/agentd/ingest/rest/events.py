@@ -5,17 +5,18 @@ No thread waits for an event: whoever follows is woken, and what there is is rea
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 from agentd.ingest.rest.api import Exchange
-from agentd.ingest.rest.output import EVENTS
+from agentd.ingest.rest.output import EVENTS, last_event
 from agentd.ingest.rest.query import Parameter
 from agentd.ingest.rest.respond import answer, encode
 from agentd.ingest.rest.table import OperationTable
 from agentd.ingest.web.signal import Signal
-from agentd.model.door import DoorEvents
-from agentd.model.errors import Full
+from agentd.ingest.web.standing import Standing, standing
+from agentd.model.door import DoorService
+from agentd.model.errors import Forbidden, Unauthenticated
 from agentd.model.events import EventPage, wait_seconds
 
 OPERATIONS = OperationTable()
@@ -30,47 +31,37 @@ _QUERY = (
 class _Reader:
     """Reads on from an id. Stopped by the end of its connection, and by a daemon that drains."""
 
-    def __init__(self, events: DoorEvents, after: str, limit: int) -> None:
-        self._events = events
+    def __init__(self, after: str, limit: int) -> None:
         self._more = Signal()
         self.after = after
         self._limit = limit
-        self._known = asyncio.get_running_loop().time()  # when it was last asked who this is
         self.stopped = False
 
-    async def next(self, exchange: Exchange, wait: float) -> EventPage:
-        """What there is now, or within ``wait`` seconds."""
+    async def next(self, exchange: Exchange, caller: Standing, wait: float) -> EventPage:
+        """What there is now, or within ``wait`` seconds. Raises what ``caller.check`` does."""
         loop = asyncio.get_running_loop()
         end, run = loop.time() + wait, exchange.web.threads.short.run
         while True:
             self._more.clear()
-            page = await run(self._events.read, self.after, limit=self._limit)
+            page = await run(caller.service.events.read, self.after, limit=self._limit)
+            caller.check()
             left = end - loop.time()
             if page.events or page.lost or left <= 0 or self.stopped:
                 self.after = page.next
                 return page
             await self._more.wait(left)
 
-    async def ask_anew(self, exchange: Exchange) -> None:
-        """A feed has no end: one whose key was revoked, or whose scopes were taken away, is told
-        nothing more than a beat later. Raises Unauthenticated, Forbidden."""
-        now = asyncio.get_running_loop().time()
-        if now - self._known < exchange.web.limits.heartbeat:
-            return
-        with contextlib.suppress(Full):  # known, and in a hurry elsewhere
-            self._events = (await exchange.authenticate()).events
-        self._known = now
-
     def stop(self) -> None:
         self.stopped = True
         self._more.set()
 
-    @contextlib.contextmanager
-    def listening(self, exchange: Exchange) -> Iterator[None]:
-        silence = self._events.listen(self._more.set)
+    @contextlib.asynccontextmanager
+    async def listening(self, exchange: Exchange, service: DoorService) -> AsyncIterator[Standing]:
+        silence = service.events.listen(self._more.set)
         try:
             with exchange.staying(self):
-                yield
+                async with standing(exchange, service, ("read",), "", self.stop) as caller:
+                    yield caller
         finally:
             silence()
 
@@ -82,21 +73,25 @@ async def _events(exchange: Exchange, query: dict[str, Any]) -> None:
     service = await exchange.authenticate()
     streams = EVENTS in (exchange.header(b"accept") or "").lower()
     after = (exchange.header(b"last-event-id") if streams else None) or query["after"]
-    reader = _Reader(service.events, after, query["limit"])
-    with reader.listening(exchange):
+    reader = _Reader(after, query["limit"])
+    async with reader.listening(exchange, service) as caller:
         if not streams:
-            await exchange.answer(answer(await reader.next(exchange, wait)))
+            await exchange.answer(answer(await reader.next(exchange, caller, wait)))
             return
-        page = await reader.next(exchange, 0)  # what is wrong with the request is an answer yet
+        # What is wrong with the request is an answer yet.
+        page = await reader.next(exchange, caller, 0)
         headers = [(b"content-type", EVENTS.encode()), (b"cache-control", b"no-store")]
         await exchange.start(200, headers)
-        while True:
-            await exchange.write(_encoded(page) or b":\n\n")
-            if reader.stopped:
-                break
-            page = await reader.next(exchange, exchange.web.limits.heartbeat)
-            await reader.ask_anew(exchange)
-        await exchange.end()
+        last = b""
+        try:
+            while True:
+                await exchange.write(_encoded(page) or b":\n\n")
+                if reader.stopped:
+                    break
+                page = await reader.next(exchange, caller, exchange.web.limits.heartbeat)
+        except (Unauthenticated, Forbidden) as error:
+            last = last_event(error)
+        await exchange.end(last)
 
 
 def _encoded(page: EventPage) -> bytes:

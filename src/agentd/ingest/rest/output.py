@@ -12,10 +12,13 @@ from agentd.ingest.rest.follower import Follower, Stopped
 from agentd.ingest.rest.query import Parameter
 from agentd.ingest.rest.respond import encode
 from agentd.ingest.rest.table import OperationTable
+from agentd.ingest.rest.worded import error_in_json
 from agentd.ingest.web.exchange import Aborted
+from agentd.ingest.web.standing import Standing, standing
+from agentd.ingest.web.status import status_of
 from agentd.model import words
 from agentd.model.api import ResultView
-from agentd.model.errors import InvalidInput
+from agentd.model.errors import AgentdError, InvalidInput
 from agentd.model.output import STREAMS, OutputEvent
 
 OUTPUT = OperationTable()
@@ -55,19 +58,26 @@ async def _output(exchange: Exchange, query: dict[str, Any]) -> None:
         cursors.update(parse_event_id(last))
     follower = Follower(exchange.door, exchange.link)
     try:
-        place = exchange.path["id"], exchange.path["proc"]
-        await follower.open(await exchange.authenticate(), *place, cursors, streams)
-        if is_events:
-            follow = query["follow"] is not False
-            await _send_events(exchange, follower, cursors, follow=follow)
-        else:
-            await _send_raw(exchange, follower, query["from"], follow=bool(query["follow"]))
+        id_, process = exchange.path["id"], exchange.path["proc"]
+        service = await exchange.authenticate()
+        await follower.open(service, id_, process, cursors, streams)
+        async with standing(exchange, service, ("read",), id_, follower.stop) as caller:
+            if is_events:
+                follow = query["follow"] is not False
+                await _send_events(exchange, follower, cursors, caller, follow=follow)
+            else:
+                await _send_raw(exchange, follower, query["from"], follow=bool(query["follow"]))
     finally:
         follower.close()
 
 
 async def _send_events(
-    exchange: Exchange, follower: Follower, cursors: dict[str, int], *, follow: bool
+    exchange: Exchange,
+    follower: Follower,
+    cursors: dict[str, int],
+    caller: Standing,
+    *,
+    follow: bool,
 ) -> None:
     await exchange.start(
         200,
@@ -83,7 +93,14 @@ async def _send_events(
         async for events in follower.events(follow=follow, beat=beat):
             parts = [encode_event(event, cursors) for event in events]
             await exchange.write(b"".join(parts) or b":\n\n")
-    await exchange.end()
+    await exchange.end(b"" if caller.error is None else last_event(caller.error))
+
+
+def last_event(error: AgentdError) -> bytes:
+    """Say why a stream ends that began with 200: the four fields of the error, and the status that
+    the request would be answered with now."""
+    fields = msgspec.structs.asdict(error_in_json(error))
+    return b"event: error\ndata: %b\n\n" % encode({**fields, "status": status_of(error)})
 
 
 def encode_event(event: OutputEvent, cursors: dict[str, int]) -> bytes:

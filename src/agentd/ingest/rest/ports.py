@@ -16,7 +16,8 @@ from agentd.ingest.rest.api import Exchange
 from agentd.ingest.web.credential import CREDENTIALS
 from agentd.ingest.web.exchange import Aborted
 from agentd.ingest.web.pipe import Pipe
-from agentd.model.errors import GuestError, InvalidInput, NotFound
+from agentd.ingest.web.standing import standing
+from agentd.model.errors import AgentdError, GuestError, InvalidInput, NotFound
 
 _HEAD = 64 << 10  # bytes of an answer's head
 _PREFIX = re.compile(rb"/v1/sandboxes/[^/%]+/ports/[^/%]+(?=/|\Z)")
@@ -149,7 +150,12 @@ async def forward(exchange: Exchange) -> None:
         await pipe.open(
             exchange.web.threads.tunnels, lambda: service.ports.open(target.id, target.port)
         )
-        await _Forward(exchange, target, pipe).run()
+        async with standing(exchange, service, ("ports",), target.id, pipe.abort) as caller:
+            try:
+                await _Forward(exchange, target, pipe).run()
+            except AgentdError:
+                caller.check()  # it was cut off for that
+                raise
     finally:
         exchange.link.forget(pipe.abort)
         await pipe.close()

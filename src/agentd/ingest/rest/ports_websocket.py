@@ -16,6 +16,7 @@ from websockets.uri import WebSocketURI
 from agentd.ingest.rest.api import Socket
 from agentd.ingest.rest.ports import Target, request_headers
 from agentd.ingest.web.pipe import Pipe
+from agentd.ingest.web.standing import Standing, standing
 from agentd.ingest.web.websocket import Closed
 from agentd.model.errors import GuestError
 
@@ -34,13 +35,14 @@ async def forward(socket: Socket) -> None:
         inside = _Inside(pipe, target, socket.scope)
         await inside.shake_hands()
         await socket.accept(inside.subprotocol)
-        await _relay(socket, inside)
+        async with standing(socket, service, ("ports",), target.id, pipe.abort) as caller:
+            await _relay(socket, inside, caller)
     finally:
         socket.link.forget(pipe.abort)
         await pipe.close()
 
 
-async def _relay(socket: Socket, inside: "_Inside") -> None:
+async def _relay(socket: Socket, inside: "_Inside", caller: Standing) -> None:
     """Until either side closes; then the other is closed too."""
     up = asyncio.create_task(_up(socket, inside))
     down = asyncio.create_task(_down(socket, inside))
@@ -50,6 +52,7 @@ async def _relay(socket: Socket, inside: "_Inside") -> None:
         up.cancel()
         down.cancel()
         await asyncio.wait([up, down])
+    caller.check()
     for task in (up, down):
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, Closed):

@@ -18,12 +18,15 @@ from agentd.ingest.rest.operation import decode_json
 from agentd.ingest.rest.output import without_output
 from agentd.ingest.rest.query import Parameter, parse
 from agentd.ingest.web.bridge import Bridge
+from agentd.ingest.web.standing import Standing, standing
 from agentd.model.api import ExecBody, ProcessView
+from agentd.model.door import DoorService
 from agentd.model.errors import AgentdError, InvalidInput
 from agentd.model.output import STREAMS, OutputEvent
 from agentd.model.principal import Principal
 from agentd.model.service import Service
 
+_SCOPES = ("run", "read")
 _HEAD = struct.Struct(">BQ")
 _NUMBER = {"stdout": 1, "stderr": 2, "pty": 3}
 _AHEAD = 1 << 20  # bytes of stdin that wait for the process
@@ -83,12 +86,12 @@ async def execute(socket: Socket) -> None:
 
 def _require(who: Principal) -> None:
     """Raises Forbidden: what runs is fed and signalled, and followed."""
-    who.require("run")
-    who.require("read")
+    for scope in _SCOPES:
+        who.require(scope)
 
 
 class _Session:
-    def __init__(self, socket: Socket, service: Service, id_: str, view: ProcessView) -> None:
+    def __init__(self, socket: Socket, service: DoorService, id_: str, view: ProcessView) -> None:
         self._socket = socket
         self._service = service
         self._place = id_, view.id
@@ -96,15 +99,18 @@ class _Session:
         self._stdin: _Stdin | None = None  # most only follow
 
     async def run(self, cursors: Mapping[str, int], *, accept: bool) -> None:
-        follower = Follower(self._socket.door, self._socket.link)
+        socket = self._socket
+        follower = Follower(socket.door, socket.link)
         sending: asyncio.Task[None] | None = None
         try:
             await follower.open(self._service, *self._place, cursors)
             if accept:
-                await self._socket.accept()
-            await self._socket.send_text(event("started", process=self._view))
-            sending = asyncio.create_task(self._send(follower))
-            await self._receive()
+                await socket.accept()
+            await socket.send_text(event("started", process=self._view))
+            id_, stop = self._place[0], follower.stop
+            async with standing(socket, self._service, _SCOPES, id_, stop) as caller:
+                sending = asyncio.create_task(self._send(follower, caller))
+                await self._receive()
         finally:
             follower.stop()
             if self._stdin is not None:
@@ -113,7 +119,7 @@ class _Session:
                 await asyncio.wait([sending])
             follower.close()
 
-    async def _send(self, follower: Follower) -> None:
+    async def _send(self, follower: Follower, caller: Standing) -> None:
         """What is sent to a client who has gone, or as the daemon drains, is not missed: it has
         the cursors, and comes back."""
         with contextlib.suppress(Exception):
@@ -122,7 +128,10 @@ class _Session:
                     for piece in events:
                         await self._tell(piece)
             except Stopped:
-                await self._socket.close(1012, "the daemon is about to end")
+                if caller.error is None:
+                    await self._socket.close(1012, "the daemon is about to end")
+                else:
+                    await self._socket.fail(caller.error)
             else:
                 await self._socket.close()
 

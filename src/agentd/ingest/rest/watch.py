@@ -3,11 +3,12 @@
 from typing import Any
 
 from agentd.ingest.rest.api import Exchange
-from agentd.ingest.rest.output import EVENTS
+from agentd.ingest.rest.output import EVENTS, last_event
 from agentd.ingest.rest.respond import encode
 from agentd.ingest.web.bridge import Bridge
 from agentd.ingest.web.exchange import Aborted
 from agentd.ingest.web.followed import Followed
+from agentd.ingest.web.standing import standing
 from agentd.model.api import ChangeView
 
 # Bytes of changes that wait for a slow client, which is then cut off; a change is its path and so
@@ -36,10 +37,12 @@ async def watch(exchange: Exchange, query: dict[str, Any]) -> None:
         headers = [(b"content-type", EVENTS.encode()), (b"cache-control", b"no-store")]
         await exchange.start(200, headers)
         await exchange.write(b":\n\n" + _events(found))
-        async for found in followed.pieces(web.limits.heartbeat):
-            await exchange.write(_events(found) or b":\n\n")
-        followed.result()
-        await exchange.end()
+        async with standing(exchange, service, ("read",), id_, followed.stop) as caller:
+            async for found in followed.pieces(web.limits.heartbeat):
+                await exchange.write(_events(found) or b":\n\n")
+        if caller.error is None:
+            followed.result()
+        await exchange.end(b"" if caller.error is None else last_event(caller.error))
 
 
 def _events(changes: list[ChangeView | None]) -> bytes:

@@ -30,6 +30,7 @@ class WebLimits(msgspec.Struct, frozen=True, kw_only=True):
     discard_seconds: float = 5.0
     tls_seconds: float = 10.0  # of a TLS handshake
     first_message: float = 10.0  # that WS .../exec waits for its ExecBody
+    reauthorise: float = 5.0  # between two looks at whether a stream's caller still may have it
     heartbeat: float = 15.0  # between comments in an idle stream of server-sent events
 
     short: int = 64  # threads for what only looks something up

@@ -11,7 +11,6 @@ from starlette.routing import Route, Router, WebSocketRoute
 from agentd.ingest.web.door import Door
 from agentd.ingest.web.errors import MethodNotAllowed, internal
 from agentd.ingest.web.exchange import Aborted, Answered, Disconnected, Exchange
-from agentd.ingest.web.status import status_of
 from agentd.ingest.web.websocket import Closed, Socket
 from agentd.model.answer import Answer
 from agentd.model.errors import AgentdError, NotFound
@@ -121,23 +120,12 @@ class _SocketResource(Generic[D]):
         except Closed:
             return
         except AgentdError as error:
-            await _fail_socket(socket, error)
+            await socket.fail(error)
         except asyncio.CancelledError:
             socket.link.transport.abort()
         except Exception as error:
             if not socket.link.transport.is_closing():
-                await _fail_socket(socket, internal(error, f"WS {scope['path'][:200]!r}"))
-
-
-async def _fail_socket(socket: Socket[D], error: AgentdError) -> None:
-    if socket.link.transport.is_closing():
-        return
-    if not socket.accepted:
-        await socket.refuse(error)
-        return
-    await socket.send_error(error)
-    # RFC 6455 §7.4.1: 1008 policy violation, 1011 unexpected condition.
-    await socket.close(1008 if status_of(error) < 500 else 1011, error.message)
+                await socket.fail(internal(error, f"WS {scope['path'][:200]!r}"))
 
 
 class _Nothing(Generic[D]):

@@ -1,6 +1,7 @@
 """One WebSocket, over ASGI."""
 
 from agentd.ingest.web.request import D, WebRequest
+from agentd.ingest.web.status import status_of
 from agentd.model.errors import AgentdError
 
 
@@ -48,6 +49,17 @@ class Socket(WebRequest[D]):
         text = self.door.message(error)
         if text is not None:
             await self.send_text(text)
+
+    async def fail(self, error: AgentdError) -> None:
+        """Tell the error and close, or refuse what was not accepted yet."""
+        if self.link.transport.is_closing():
+            return
+        if not self.accepted:
+            await self.refuse(error)
+            return
+        await self.send_error(error)
+        # RFC 6455 §7.4.1: 1008 policy violation, 1011 unexpected condition.
+        await self.close(1008 if status_of(error) < 500 else 1011, error.message)
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         await self._send({"type": "websocket.close", "code": code, "reason": reason[:120]})
