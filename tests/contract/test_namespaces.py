@@ -13,6 +13,9 @@ of_namespaces = pytest.mark.parametrize("kind", ["linux"], indirect=True)
 without_namespaces = pytest.mark.parametrize("kind", ["fake", "host", "landlock"], indirect=True)
 
 
+OWN_ADDRESS = "import socket; print(socket.gethostbyname(socket.gethostname()))"
+
+
 @pytest.fixture
 def box(make: Callable[..., Sandbox]) -> Callable[..., Sandbox]:
     return make
@@ -131,8 +134,14 @@ def test_the_root_is_read_only_and_bare(box: Callable[..., Sandbox]) -> None:
 def test_hostname_and_loopback_are_its_own(box: Callable[..., Sandbox]) -> None:
     sandbox = box()
     assert sandbox.run(["uname", "-n"]).text == "sandbox\n"
+    assert sandbox.run(["python3", "-c", OWN_ADDRESS], check=True).text == "127.0.1.1\n"
     interfaces = sandbox.run("tail -n +3 /proc/net/dev | cut -d: -f1").text.split()
     assert interfaces == ["lo"]
+
+
+@of_namespaces
+def test_its_own_name_has_an_address_with_the_hosts_network(box: Callable[..., Sandbox]) -> None:
+    assert box(net="host").run(["python3", "-c", OWN_ADDRESS], check=True).text == "127.0.1.1\n"
 
 
 # --- the others refuse ---

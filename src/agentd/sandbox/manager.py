@@ -37,7 +37,11 @@ _FAILED = {
 
 
 def connect(wall: Wall) -> Guest:
-    return Guest(wall.open_stream, passes_descriptors=wall.passes_descriptors)
+    return Guest(
+        wall.open_stream,
+        passes_descriptors=wall.passes_descriptors,
+        pipe_owner=getattr(wall, "pipe_owner", None),  # what other people's walls need not have
+    )
 
 
 class Manager:

@@ -37,7 +37,8 @@ class Guest:
     """Thread-safe; each operation has a connection of its own, and idle ones are reused.
 
     ``passes_descriptors``: the agent is on this kernel and ``open_stream`` gives unix sockets,
-    so a command's output goes through pipes and not through the agent.
+    so a command's output goes through pipes and not through the agent. ``pipe_owner`` is the user
+    and group whose those are, where commands are not the caller's.
     """
 
     def __init__(
@@ -45,12 +46,14 @@ class Guest:
         open_stream: Callable[[], socket.socket],
         *,
         passes_descriptors: bool,
+        pipe_owner: tuple[int, int] | None = None,
         handshake_timeout: float = 10.0,
         answer_timeout: float = ANSWER_TIMEOUT,
     ) -> None:
         # An agent on this kernel is agentd's own, and speaks v2 whatever its version.
         self._pool = Connections(open_stream, handshake_timeout, known=passes_descriptors)
         self._passes = passes_descriptors
+        self._pipe_owner = pipe_owner
         self._answer_timeout = answer_timeout
         # A v1 agent was left with a command that nobody can end.
         self._overran = False
@@ -266,7 +269,7 @@ class Guest:
         pipes = None
         try:
             if self._passes and request.pty is None:
-                pipes = Pipes(feeds)
+                pipes = Pipes(feeds, self._pipe_owner)
             deadline = time.monotonic() + self._answer_timeout
             core = CommandChannel(connection.open_channel(), request, passed=pipes is not None)
             names = pipes.names if pipes else ()

@@ -26,7 +26,8 @@ class Pipes:
     promised us.
     """
 
-    def __init__(self, stdin: bool) -> None:
+    def __init__(self, stdin: bool, owner: tuple[int, int] | None = None) -> None:
+        """``owner`` is whose the pipes are: who opens /dev/stdout anew, opens a file of theirs."""
         self.outputs: dict[int, str] = {}
         self.taken = {"stdout": 0, "stderr": 0}
         self.stdin: int | None = None
@@ -41,6 +42,9 @@ class Pipes:
                 else:
                     self.outputs[ours] = name
                 self.theirs.append(theirs)
+                if owner is not None:
+                    with contextlib.suppress(PermissionError):  # root without CAP_CHOWN
+                        os.fchown(theirs, *owner)
                 self.names.append(name)
                 os.set_blocking(ours, False)
         except BaseException:

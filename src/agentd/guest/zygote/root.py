@@ -67,7 +67,7 @@ ETC_FILES = (
 )
 ETC_MADE = {
     "/etc/group": "root:x:0:\nsandbox:x:1000:\nnogroup:x:65534:\n",
-    "/etc/hosts": "127.0.0.1 localhost\n::1 localhost\n",
+    "/etc/hosts": "127.0.0.1 localhost\n::1 localhost\n127.0.1.1 sandbox\n",
     "/etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
     "/etc/passwd": (
         f"root:x:0:0:root:{SANDBOX_HOME}:/bin/sh\n"

@@ -116,6 +116,7 @@ class HostBackend:
             enforcement=self._enforcement(plan, controls, group, detail),
             workspace=workspace,
             block=block,
+            user=plan.writer,
             before_end=(end,),
             on_end=(lambda: remove(scratch),),
         )

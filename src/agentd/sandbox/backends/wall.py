@@ -33,6 +33,7 @@ class ProcessWall:
         enforcement: Enforcement,
         workspace: str,
         block: Block | None = None,
+        user: tuple[int, int] | None = None,
         before_end: Sequence[Callable[[], object]] = (),
         on_end: Sequence[Callable[[], None]] = (),
     ) -> None:
@@ -44,6 +45,8 @@ class ProcessWall:
         self._listener = listener
         self._group = group
         self._block = block
+        #: Uid and gid that its commands have outside; None where they are the caller's.
+        self.pipe_owner = user if block is None else (block.id, block.id)
         self._before_end = before_end
         self._on_end = on_end
         self._lock = threading.Lock()

@@ -25,6 +25,7 @@ class WallRecord(msgspec.Struct, frozen=True):
     counted: dict[str, object] | None  # the group to read counters from, see linux.cgroup.saved
     deadline: float | None  # seconds since 1970
     paused: bool = False
+    pipe_owner: tuple[int, int] | None = None
 
 
 class HeldWall:
@@ -55,6 +56,7 @@ class HeldWall:
             counted=getattr(self.wall, "counted", None),
             deadline=deadline,
             paused=self.paused,
+            pipe_owner=getattr(self.wall, "pipe_owner", None),
         )
 
 

@@ -107,6 +107,7 @@ class RemoteWall:
         self.enforcement: Enforcement = record.enforcement
         self.workspace = record.workspace
         self.passes_descriptors = record.passes_descriptors
+        self.pipe_owner = record.pipe_owner
         self._lock = threading.Lock()
         self._begun = False
         self._first_killed = False

@@ -35,6 +35,16 @@ def test_ten_megabytes_of_output_are_whole(sandbox: Sandbox) -> None:
     assert _digest(result.stdout) == _digest(lines[:MANY])
 
 
+def test_the_standard_streams_can_be_opened_by_their_names(sandbox: Sandbox) -> None:
+    script = (
+        "cat /dev/stdin; echo out > /dev/stdout; echo err > /dev/stderr; echo one >> /dev/fd/1;"
+        "echo both | tee /dev/stderr"
+    )
+    result = sandbox.run(script, stdin="in\n")
+    assert result.text == "in\nout\none\nboth\n"
+    assert result.stderr == b"err\nboth\n"
+
+
 def test_ten_megabytes_go_through_stdin_and_back(sandbox: Sandbox) -> None:
     data = os.urandom(MANY)
     result = sandbox.run(["cat"], stdin=data)
