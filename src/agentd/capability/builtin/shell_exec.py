@@ -88,12 +88,7 @@ class ShellExec:
         value: dict[str, Any] = {
             "exit_code": end.exit_code,
             "signal": end.signal,
-            "cause": {
-                "code": str(end.cause.code),
-                "message": end.cause.message,
-                "remediation": end.cause.remediation,
-                "infrastructure": end.cause.infrastructure,
-            },
+            "cause": msgspec.to_builtins(end.cause),
             "stdout": stdout,
             "stderr": stderr,
             "encoding": encoding,

@@ -12,6 +12,7 @@ from agentd.model import typed
 from agentd.model.api import ProcessView, ResultView
 from agentd.model.control import check_signal, check_window
 from agentd.model.errors import Conflict
+from agentd.model.like import like
 from agentd.model.result import Exit, Timing, Usage
 from agentd.sandbox.journal.journal import Journal
 from agentd.sandbox.journal.journals import Journals
@@ -81,17 +82,15 @@ class Past:
     def _from_record(self) -> ResultView:
         record, handle = self._record, self.live.handle
         end = record.exit or _UNKNOWN
-        return ResultView(
+        return like(
+            ResultView,
+            end,
             request_id=record.request,
             status=status(end),
-            exit_code=end.exit_code,
-            signal=end.signal,
-            cause=end.cause,
             stdout="",
             stderr="",
             encoding="utf-8",
             truncated=record.exit is None,
-            usage=end.usage,
             timing=Timing(),
             sandbox=handle.info,
             enforcement=dict(handle.enforcement),

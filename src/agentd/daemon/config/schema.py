@@ -25,6 +25,7 @@ from agentd.daemon.config.values import (
 )
 from agentd.model.configuration import HostConfiguration
 from agentd.model.isolation import IsolationLevel
+from agentd.model.like import like
 from agentd.model.limits import Limits
 from agentd.sandbox.backends import identity
 
@@ -158,15 +159,9 @@ class LimitSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     def limits(self) -> Limits:
         """In plain numbers: what leaves the configuration is compared, counted and encoded."""
-        return Limits(
-            memory=_whole(self.memory),
-            cpus=self.cpus,
-            pids=self.pids,
-            disk=_whole(self.disk),
-            open_files=self.open_files,
-            output=_whole(self.output),
-            timeout=None if self.timeout is None else float(self.timeout),
-        )
+        sizes = {name: _whole(getattr(self, name)) for name in ("memory", "disk", "output")}
+        timeout = None if self.timeout is None else float(self.timeout)
+        return like(Limits, self, timeout=timeout, **sizes)
 
 
 def _whole(size: Size | None) -> int | None:

@@ -8,6 +8,7 @@ from agentd.daemon.commands.ends import DESTROYED, LEASE_OVER
 from agentd.daemon.store.records import SandboxRecord
 from agentd.model.api import SandboxView
 from agentd.model.errors import Conflict
+from agentd.model.like import like
 from agentd.sandbox import abilities
 from agentd.sandbox.handle import SandboxHandle
 from agentd.sandbox.lifecycle import State
@@ -60,19 +61,14 @@ class Live:
 
     def view(self, *, usage: bool = False) -> SandboxView:
         record, left = self.record, self.left
-        return SandboxView(
-            id=record.id,
+        return like(
+            SandboxView,
+            record,
             state=str(self.handle.state),
-            backend=record.backend,
-            level=record.level,
             image=record.spec.image,
-            labels=record.labels,
-            principal=record.principal,
-            created=record.created,
             deadline=None if left is None else round(time.time() + left, 3),
             workspace=self.wall.workspace,
             enforcement=dict(self.handle.enforcement),
             usage=self.wall.usage() if usage else {},
             abilities=abilities.names(self.wall),
-            name=record.name,
         )

@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping
 
+from msgspec.structs import asdict
+
 from agentd._version import __version__
 from agentd.daemon import doctor
 from agentd.daemon.observe.observed import observed
 from agentd.daemon.service.noun import Noun
 from agentd.model.api import BackendView, Stats
+from agentd.model.like import like
 
 
 class DaemonMachine(Noun):
@@ -19,14 +22,12 @@ class DaemonMachine(Noun):
     def backends(self) -> tuple[BackendView, ...]:
         self._who.require("read")
         return tuple(
-            BackendView(
-                name=found.name,
-                level=found.level,
+            like(
+                BackendView,
+                found,
                 usable=found.availability.usable,
-                blockers=tuple({"what": b.what, "fix": b.fix} for b in found.availability.blockers),
+                blockers=tuple(map(asdict, found.availability.blockers)),
                 notes=found.availability.notes,
-                images=found.images,
-                abilities=found.abilities,
             )
             for found in doctor.findings()
         )
