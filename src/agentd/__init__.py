@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from agentd.client.aio_service import AsyncClient
     from agentd.client.chunk import Chunk
     from agentd.client.code import CodeError, CodeResult
+    from agentd.client.commands import CommandFailed
     from agentd.client.files import Files
     from agentd.client.http.errors import Unreachable
     from agentd.client.ports import Snapshot
     from agentd.client.process import Process
-    from agentd.client.sandbox import CommandFailed, Sandbox
+    from agentd.client.sandbox import Sandbox
     from agentd.client.service import Client
     from agentd.model.api import CallView
     from agentd.model.capability import CallFailed
@@ -64,7 +65,8 @@ _WHERE = {
     "agentd.client.http.errors": "Unreachable",
     "agentd.client.ports": "Snapshot",
     "agentd.client.process": "Process",
-    "agentd.client.sandbox": "CommandFailed Sandbox",
+    "agentd.client.commands": "CommandFailed",
+    "agentd.client.sandbox": "Sandbox",
     "agentd.client.service": "Client",
     "agentd.model.api": "CallView",
     "agentd.model.capability": "CallFailed",
