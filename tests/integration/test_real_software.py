@@ -38,3 +38,33 @@ def test_ip_changes_none(box: Sandbox) -> None:
     for words in ("addr add 127.0.0.9/8 dev lo", "link set lo down", "link add d0 type dummy"):
         ran = box.run(["ip", *words.split()])
         assert not ran.ok and b"Operation not permitted" in ran.stderr, words
+
+
+def test_a_program_with_leak_checks_runs(box: Sandbox) -> None:
+    needs("gcc")
+    box.run("echo 'int main(void) { return 0; }' > clean.c", check=True)
+    built = box.run("gcc -fsanitize=address clean.c -o clean")
+    if not built.ok:
+        pytest.skip("gcc has no address sanitizer here")
+    ran = box.run("./clean")
+    assert ran.ok, ran.stderr
+
+
+@pytest.mark.parametrize(("body", "how"), [
+    ("*(volatile int *)0 = 1;", "-ex run -ex bt --args ./a.out"),
+    ("pause();", "-ex bt -p $(./a.out >&2 & echo $!)"),
+], ids=["run", "attach"])  # fmt: skip
+def test_a_debugger_runs_and_attaches(box: Sandbox, body: str, how: str) -> None:
+    needs("gdb")
+    needs("gcc")
+    source = f"#include <unistd.h>\nint main(void) {{ {body} return 0; }}"
+    box.files.write("/workspace/a.c", source)
+    box.run("gcc -g a.c", check=True)
+    ran = box.run(f"gdb -nx -batch {how} < /dev/null; pkill -9 a.out; true", timeout=60)
+    assert "main () at a.c:2" in ran.text, (ran.text, ran.stderr)
+
+
+def test_the_agent_is_attached_to_by_no_debugger(box: Sandbox) -> None:
+    needs("gdb")
+    ran = box.run("gdb -nx -batch -ex bt -p 1 < /dev/null", timeout=60)
+    assert b"ptrace: Operation not permitted" in ran.stderr, (ran.text, ran.stderr)

@@ -1,7 +1,7 @@
 """Threat: commands forge, steal or silence the agent's replies, or end the agent and hang the host.
 
-Controls: the agent's descriptors are close-on-exec; it is not dumpable, and seccomp refuses
-ptrace, pidfd_getfd and process_vm_*; as PID 1 of its namespace it cannot be signalled from inside
+Controls: the agent's descriptors are close-on-exec; it is not dumpable, and at the process level
+seccomp refuses ptrace, pidfd_getfd and process_vm_*; as PID 1 of its namespace it cannot be signalled from inside
 (linux); the host takes output as output, whatever it looks like, and a dead wall as dead.
 """
 
@@ -101,13 +101,18 @@ def test_without_the_controls_they_are_taken(sandbox: Callable[..., Any]) -> Non
     assert any(isinstance(fd, int) for fd in eval(said["getfd"]))  # noqa: S307 our own list
 
 
-def test_dumpable_alone_and_seccomp_alone_hold(sandbox: Callable[..., Any]) -> None:
-    for without in ({"seccomp"}, {"dumpable"}):
-        box = sandbox("linux", without=without)
-        said = box.attack(REACH, _pid(box), "4194304")
-        assert set(eval(said.get("getfd", "['EPERM']"))) == {"EPERM"}  # noqa: S307 our own list
-        assert _closed(said["ptrace"])
-        assert _closed(said["read"])
+@pytest.mark.parametrize(("backend", "without"), [
+    ("linux", "seccomp"), ("landlock", "seccomp"), ("landlock", "dumpable"),
+])  # fmt: skip
+def test_one_of_dumpable_and_seccomp_holds_alone(
+    sandbox: Callable[..., Any], backend: str, without: str
+) -> None:
+    """Where commands may trace each other it is not being dumpable alone."""
+    box = sandbox(backend, without={without})
+    said = box.attack(REACH, _pid(box), "4194304")
+    assert set(eval(said.get("getfd", "['EPERM']"))) == {"EPERM"}  # noqa: S307 our own list
+    assert _closed(said["ptrace"])
+    assert _closed(said["read"])
 
 
 @pytest.mark.parametrize("user", ["sandbox", "root"])

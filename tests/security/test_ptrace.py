@@ -1,14 +1,21 @@
 """Threat: reading or changing another process: ptrace, process_vm_*, stolen descriptors.
 
-Controls: seccomp refuses the calls, against any process, a child of one's own included. For the
-agent, whose memory holds every command's output, a second one: it is not dumpable, so that
-/proc/PID/mem and its like are closed to a command of the same uid.
+Controls: at the process level seccomp refuses the calls, against any process, a child of one's own
+included. In a pid namespace of their own commands may trace each other. The agent, whose memory
+holds every command's output, is not dumpable, nor is a child of its that has no program yet: so
+they are neither traced nor read, and /proc/PID/mem and its like are closed. And seccomp refuses the
+one option of ptrace by which two processes could keep each other from ever being gone.
 """
 
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.security.conftest import PRELUDE, PYTHON, Box
+
+from agentd.linux import abi
+from agentd.model.spec import ExecRequest
 
 CALLS = ("traceme", "attach", "seize", "readv", "writev", "getfd", "madvise", "kcmp")
 # The victim is a child, since the kernel itself has nothing against any of this there.
@@ -74,12 +81,21 @@ said("exe", tried(os.readlink, f"/proc/{agent}/exe"))
 REFUSED = ("EACCES", "EPERM", "ENOENT")
 
 
-def test_no_process_is_traced(sandbox: Callable[..., Any], walled: str) -> None:
-    assert sandbox(walled).attack(CHILD) == dict.fromkeys(CALLS, "EPERM")
+def test_at_the_process_level_no_process_is_traced(sandbox: Callable[..., Any]) -> None:
+    assert sandbox("landlock").attack(CHILD) == dict.fromkeys(CALLS, "EPERM")
 
 
-def test_off_a_child_is_traced(sandbox: Callable[..., Any], walled: str) -> None:
-    assert sandbox(walled, without={"seccomp"}).attack(CHILD) == dict.fromkeys(CALLS, "done")
+def test_off_a_child_is_traced(sandbox: Callable[..., Any]) -> None:
+    done = sandbox("landlock", without={"seccomp"}).attack(CHILD)
+    assert done == dict.fromkeys(CALLS, "done")
+
+
+@pytest.mark.parametrize("spec", [{}, {"user": "root"}, {"net": "host"}], ids=str)
+def test_in_its_own_namespace_a_child_is_traced(
+    sandbox: Callable[..., Any], spec: dict[str, str]
+) -> None:
+    answers = sandbox("linux", **spec).attack(CHILD)
+    assert answers == dict.fromkeys(CALLS, "done") | {"madvise": "EPERM"}
 
 
 def test_the_agent_is_closed(sandbox: Callable[..., Any], walled: str) -> None:
@@ -100,3 +116,189 @@ def test_off_the_agent_is_open(sandbox: Callable[..., Any], walled: str, name: s
     box = sandbox(walled, without={"landlock", "dumpable", "identity"})
     answers = box.attack(AGENT, cwd="/")
     assert answers[name] not in REFUSED
+
+
+# On the agent itself; an address that cannot be tells EFAULT of EPERM.
+TRACE_AGENT = """
+agent = os.getppid()
+local = (ctypes.c_char * 8)()
+word, far = struct.pack("=QQ", ctypes.addressof(local), 8), struct.pack("=QQ", 4096, 8)
+for name, request in (("seize", 0x4206), ("attach", 16)):
+    got = call("ptrace", request, agent, 0, 0)
+    said(name, got)
+    if got == 0:
+        call("ptrace", 17, agent, 0, 0)
+said("readv", call("process_vm_readv", agent, word, 1, far, 1, 0))
+said("writev", call("process_vm_writev", agent, word, 1, far, 1, 0))
+fd = os.pidfd_open(agent)
+said("getfd", {call("pidfd_getfd", fd, number, 0) for number in range(3, 16)})
+said("kcmp", call("kcmp", os.getpid(), agent, 0, 0, 0))
+"""
+SPECS = [{}, {"user": "root"}, {"net": "host"}]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_the_agent_is_not_traced(sandbox: Callable[..., Any], spec: dict[str, Any]) -> None:
+    answers = sandbox("linux", **spec).attack(TRACE_AGENT)
+    assert answers == dict.fromkeys(answers, "EPERM") | {"getfd": "{'EPERM'}"}
+
+
+def test_not_being_dumpable_holds_alone(sandbox: Callable[..., Any]) -> None:
+    """Even against uid 0 inside with every capability that its namespace has."""
+    without = {"seccomp", "landlock", "capabilities"}
+    answers = sandbox("linux", without=without, user="root").attack(TRACE_AGENT)
+    assert answers == dict.fromkeys(answers, "EPERM") | {"getfd": "{'EPERM'}"}
+
+
+def test_off_the_agent_is_traced(sandbox: Callable[..., Any]) -> None:
+    answers = sandbox("linux", without={"dumpable"}).attack(TRACE_AGENT)
+    assert answers["seize"] == "0" and answers["kcmp"] in ("1", "2"), answers
+    assert answers["readv"] == answers["writev"] == "EFAULT"
+    assert "EPERM" not in answers["getfd"]
+
+
+# Stops each process that is born after it, waits until it stands, and tries one that is still as
+# the agent has forked it: by its name.
+HUNT = """
+def line(pid, name):
+    with open(f"/proc/{pid}/status") as file:
+        return next(line.split()[1] for line in file if line.startswith(name))
+last = os.getpid()
+print("hunting", flush=True)
+while True:
+    for pid in range(last + 1, last + 40):
+        if isinstance(tried(os.kill, pid, signal.SIGSTOP), str):
+            continue
+        last = max(last, pid)
+        try:
+            while line(pid, "State:") not in "TZX":
+                pass
+            young = line(pid, "State:") == "T" and line(pid, "Name:") == line(1, "Name:")
+        except (OSError, StopIteration):
+            continue
+        if young:
+            said("seize", call("ptrace", 0x4206, pid, 0, 0))
+            said("mem", opens(f"/proc/{pid}/mem"))
+            said("environ", opens(f"/proc/{pid}/environ"))
+            os.kill(pid, signal.SIGCONT)
+            sys.exit()
+        os.kill(pid, signal.SIGCONT)
+"""
+
+
+def hunted(box: Box) -> dict[str, str]:
+    argv = (PYTHON, "-I", "-c", PRELUDE + HUNT)
+    hunter = box.guest.start(ExecRequest(argv, cwd=box.workspace))
+    said = b""
+    try:
+        while b"hunting" not in said:
+            chunks, _ = hunter.step(10)
+            assert hunter.exit is None
+            said += b"".join(data for _, data in chunks)
+        while hunter.exit is None:
+            box.guest.run(ExecRequest(("true",), cwd=box.workspace, timeout=5.0))
+            chunks, _ = hunter.step(0)
+            said += b"".join(data for _, data in chunks)
+    finally:
+        hunter.close()
+    return dict(line.split("=", 1) for line in said.decode().splitlines() if "=" in line)
+
+
+def test_a_command_that_has_no_program_yet_is_not_traced(sandbox: Callable[..., Any]) -> None:
+    answers = hunted(sandbox("linux"))
+    assert answers["seize"] == "EPERM"
+    assert {answers["mem"], answers["environ"]} <= set(REFUSED)
+
+
+def test_off_a_command_that_has_no_program_yet_is_traced(sandbox: Callable[..., Any]) -> None:
+    assert hunted(sandbox("linux", without={"dumpable"}))["seize"] == "0"
+
+
+def test_a_command_that_makes_the_agent_its_tracer_is_told_as_it_ends(
+    sandbox: Callable[..., Any],
+) -> None:
+    script = """
+    signal.signal(signal.SIGUSR1, lambda *_: said("handled", 1))
+    said("traceme", call("ptrace", 0, 0, 0, 0))
+    os.kill(os.getpid(), signal.SIGUSR1)
+    sys.exit(7)
+    """
+    ran = sandbox("linux").run(textwrap.dedent(script))
+    assert (ran.exit.exit_code, ran.stdout) == (7, "traceme=0\nhandled=1\n")
+
+
+# A child that is killed at once, and one tracer: no circle.
+TRACE_EXIT = """
+def asked(request, data):
+    victim = os.fork()
+    if victim == 0:
+        signal.pause()
+    if request != SEIZE:
+        assert call("ptrace", SEIZE, victim, 0, 0) == 0
+        call("ptrace", 0x4207, victim, 0, 0)  # PTRACE_INTERRUPT: options are set while it stands
+        os.waitpid(victim, 0)
+    got = call("ptrace", request, victim, 0, data)
+    os.kill(victim, 9)
+    if got == 0:
+        os.waitpid(victim, 0)  # it stops at its exit
+        call("ptrace", 17, victim, 0, 0)
+    os.waitpid(victim, 0)
+    return "done" if got == 0 else got
+SEIZE = 0x4206
+said("seize", asked(SEIZE, 0x40))
+said("seize, more", asked(SEIZE, 0x5F))
+said("set options", asked(0x4200, 0x40))
+said("set options, more", asked(0x4200, 0x51))
+"""
+
+
+def test_nobody_is_kept_from_being_gone(sandbox: Callable[..., Any]) -> None:
+    assert set(sandbox("linux").attack(TRACE_EXIT).values()) == {"EPERM"}
+
+
+def test_off_a_killed_process_waits_for_its_tracer(sandbox: Callable[..., Any]) -> None:
+    assert set(sandbox("linux", without={"seccomp"}).attack(TRACE_EXIT).values()) == {"done"}
+
+
+# x86: the number of the call lies at ORIG_RAX, which a tracer may change where the call begins.
+PAST_THE_FILTER = """
+SEIZE, INTERRUPT, SYSCALL, CONT, PEEK, POKE = 0x4206, 0x4207, 24, 7, 3, 6
+ready, out = os.pipe(), os.pipe()
+victim = os.fork()
+if victim == 0:
+    os.read(ready[0], 1)
+    os.write(out[1], str(call("getppid")).encode())
+    os._exit(0)
+said("suspend", call("ptrace", SEIZE, victim, 0, 1 << 21))  # PTRACE_O_SUSPEND_SECCOMP
+assert call("ptrace", SEIZE, victim, 0, 1) == 0
+call("ptrace", INTERRUPT, victim, 0, 0)
+os.waitpid(victim, 0)
+said("suspend later", call("ptrace", 0x4200, victim, 0, 1 << 21))
+os.write(ready[1], b"x")
+word = ctypes.c_long()
+while True:
+    call("ptrace", SYSCALL, victim, 0, 0)
+    status = os.waitpid(victim, 0)[1]
+    if os.WIFSTOPPED(status) and os.WSTOPSIG(status) == 0x85:
+        call("ptrace", PEEK, victim, 120, ctypes.byref(word))
+        if word.value == NR["getppid"]:
+            call("ptrace", POKE, victim, 120, NR["io_setup"])
+            break
+call("ptrace", 17, victim, 0, 0)
+said("changed", os.read(out[0], 64).decode())
+os.waitpid(victim, 0)
+"""
+
+
+@pytest.mark.skipif(abi.MACHINE != "x86_64", reason="the attack knows x86-64's registers")
+def test_no_tracer_leads_past_the_filter(sandbox: Callable[..., Any]) -> None:
+    answers = sandbox("linux", user="root").attack(PAST_THE_FILTER)
+    assert answers.pop("suspend") in ("EPERM", "EINVAL")
+    assert answers.pop("suspend later") in ("EPERM", "EINVAL")
+    assert answers == {"changed": "ENOSYS"}
+
+
+@pytest.mark.skipif(abi.MACHINE != "x86_64", reason="the attack knows x86-64's registers")
+def test_off_a_tracer_changes_the_call(sandbox: Callable[..., Any]) -> None:
+    box = sandbox("linux", without={"seccomp"})
+    assert box.attack(PAST_THE_FILTER)["changed"] != "ENOSYS"

@@ -5,6 +5,7 @@ import errno
 from agentd.linux.seccomp.process_rules import PROCESS, SAME_UID
 from agentd.linux.seccomp.rule import ArgumentMatch, Rule, greater, not_zero
 from agentd.linux.seccomp.socket_rules import SOCKETS, SOCKETS_AND_ROUTES
+from agentd.linux.seccomp.trace_rules import NO_TRACING, TRACING
 
 # NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET. NEWTIME (0x80) lies in the byte that
 # is clone(2)'s exit signal, so only clone3 and unshare can ask for it.
@@ -157,8 +158,8 @@ _COMMON = (
     ),
     Rule(
         "other processes",
-        "ptrace process_vm_readv process_vm_writev process_madvise pidfd_getfd kcmp",
-        "they read or change the memory and descriptors of another process of the same user",
+        "process_madvise",
+        "it changes another process's memory",
     ),
     Rule(
         "other processes",
@@ -286,10 +287,10 @@ _COMMON = (
 
 #: What a guest asks of a folder of the host's is done by a server of files, which needs the rest.
 _SHARE = tuple(rule for rule in _COMMON if rule.group == "set-id bits")
-_HOST_NET = _COMMON + SOCKETS
+_SHARED = _COMMON + NO_TRACING + SOCKETS
 
 #: What unpacks an image makes its files as the image has them, in a folder that nobody else enters.
-_UNPACK = tuple(rule for rule in _HOST_NET if rule.group != "set-id bits")
+_UNPACK = tuple(rule for rule in _SHARED if rule.group != "set-id bits")
 
 #: sandbox: behind namespaces of its own, the network's among them. sandbox-host-net: shares the
 #: host's network. monitor: of a virtual machine. share: virtiofsd's, for a virtual machine.
@@ -297,13 +298,13 @@ _UNPACK = tuple(rule for rule in _HOST_NET if rule.group != "set-id bits")
 #: process: shares the host's pid and ipc namespaces.
 #: process-same-uid: and runs as a user that owns host files.
 PROFILES: dict[str, tuple[Rule, ...]] = {
-    "sandbox": _COMMON + SOCKETS_AND_ROUTES,
-    "sandbox-host-net": _HOST_NET,
-    "monitor": _HOST_NET,
+    "sandbox": _COMMON + TRACING + SOCKETS_AND_ROUTES,
+    "sandbox-host-net": _COMMON + TRACING + SOCKETS,
+    "monitor": _SHARED,
     "share": _SHARE,
     "unpack": _UNPACK,
-    "process": _HOST_NET + PROCESS,
-    "process-same-uid": _HOST_NET + PROCESS + SAME_UID,
+    "process": _SHARED + PROCESS,
+    "process-same-uid": _SHARED + PROCESS + SAME_UID,
 }
 
 

@@ -105,7 +105,7 @@ ATTACKS = (
     Attack(
         "trace the agent, take its descriptors",
         _REACH,
-        by("seccomp agent_protected user", "seccomp agent_protected", ""),
+        by("seccomp agent_protected user", "agent_protected", ""),
         otherwise=_OWN_AGENT,
     ),
     Attack(

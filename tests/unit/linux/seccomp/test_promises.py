@@ -30,8 +30,7 @@ DENIED = {
             "get_kernel_syms query_module reboot swapon swapoff syslog acct quotactl quotactl_fd "
             "iopl ioperm sethostname setdomainname "
             "settimeofday clock_settime clock_adjtime adjtimex "
-            "ptrace process_vm_readv process_vm_writev process_madvise pidfd_getfd kcmp "
-            "move_pages migrate_pages "
+            "process_madvise move_pages migrate_pages "
             "open_by_handle_at name_to_handle_at fanotify_init lsm_set_self_attr"
         ),
         _E,
@@ -43,6 +42,7 @@ DENIED = {
         ),
         _NONE,
     ),
+    "process: tracing": ("ptrace process_vm_readv process_vm_writev pidfd_getfd kcmp", _E),
     "process: IPC": (
         (
             "shmget shmat shmctl semget semop semtimedop semctl msgget msgsnd msgrcv msgctl "
@@ -88,6 +88,13 @@ BY_ARGUMENTS: list[tuple[str, str, Args, int]] = [
       for profile in (_H, "monitor", _P, _U) for kind in (2, 3) for protocol in (0, 9)],
     *[(_H, "socket", (family, 3, 0), errno.EAFNOSUPPORT) for family in (17, 38, 40)],
     *[("sandbox", "socket", (family, 3, 0), errno.EAFNOSUPPORT) for family in (15, 17, 38, 40)],
+    *[(profile, "ptrace", (request | more, 7, 0, data), _E if data & 0x40 else 0)
+      for profile in ("sandbox", _H) for request in (0x4200, 0x4206, 21) for more in (0, HIGH)
+      for data in (0, 1, 0x3F, 0x40, 0x51, HIGH | 0x40, 0x100000)],
+    *[(profile, "ptrace", (request, 7, 0, 0x40), 0)
+      for profile in ("sandbox", _H) for request in (0, 3, 7, 16, 17, 24, 0x4201, 0x4207)],
+    *[("monitor", name, (0,) * 6, _E) for name in
+      ("ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd", "kcmp")],
     ("sandbox", "seccomp", (1, 0xF7), 0),
     *[("sandbox", "seccomp", (1, 8 | more), _E) for more in (0, 1, 16, HIGH)],
     *[("sandbox", name, (10, 1, 6), 0) for name in ("socket", "socketpair")],
