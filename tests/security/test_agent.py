@@ -1,8 +1,8 @@
 """Threat: commands forge, steal or silence the agent's replies, or end the agent and hang the host.
 
 Controls: the agent's descriptors are close-on-exec; it is not dumpable, and at the process level
-seccomp refuses ptrace, pidfd_getfd and process_vm_*; as PID 1 of its namespace it cannot be signalled from inside
-(linux); the host takes output as output, whatever it looks like, and a dead wall as dead.
+seccomp refuses ptrace, pidfd_getfd and process_vm_*; as PID 1 of its namespace it cannot be
+signalled from inside (linux); the host takes output as output, whatever it looks like, and a dead wall as dead.
 """
 
 import os
