@@ -2,7 +2,8 @@
 
 Controls: the agent's descriptors are close-on-exec; it is not dumpable, and at the process level
 seccomp refuses ptrace, pidfd_getfd and process_vm_*; as PID 1 of its namespace it cannot be
-signalled from inside (linux); the host takes output as output, whatever it looks like, and a dead wall as dead.
+signalled from inside (linux); the host takes output as output, whatever it looks like, and a dead
+wall as dead.
 """
 
 import os
