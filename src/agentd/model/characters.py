@@ -1,7 +1,16 @@
-"""UTF-8 that comes in pieces: no character is cut in two where pieces meet."""
+"""Bytes as text. Of UTF-8 that comes in pieces no character is cut in two where they meet."""
 
 import codecs
+from base64 import b64encode
 from collections.abc import Iterator
+
+
+def as_texts(stdout: bytes, stderr: bytes) -> tuple[str, str, str]:
+    """Write both as text, or both as base64; and return which, "utf-8" or "base64"."""
+    try:
+        return stdout.decode(), stderr.decode(), "utf-8"
+    except UnicodeDecodeError:
+        return b64encode(stdout).decode(), b64encode(stderr).decode(), "base64"
 
 
 def whole_characters(data: bytes) -> bytes:

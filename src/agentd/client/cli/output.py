@@ -2,11 +2,11 @@
 
 import os
 import sys
-from base64 import b64encode
 from typing import TYPE_CHECKING, TextIO
 
 from agentd.client.cli.remote import json_line, safe
 from agentd.model.cause import Cause, CauseCode
+from agentd.model.characters import as_texts
 from agentd.model.errors import AgentdError
 from agentd.model.result import Result
 
@@ -42,7 +42,7 @@ def as_json(
     ``changes`` is there where the workspace is copy-on-write, ``snapshot`` where one was saved;
     ``via`` is "embedded", or the address of the daemon that did it.
     """
-    stdout, stderr, encoding = _texts(result.stdout, result.stderr)
+    stdout, stderr, encoding = as_texts(result.stdout, result.stderr)
     fields: dict[str, object] = {
         "request_id": result.request_id,
         "status": result.status,
@@ -148,10 +148,3 @@ def _wait_writable(fd: int) -> None:
     poller = select.poll()
     poller.register(fd, select.POLLOUT)
     poller.poll()
-
-
-def _texts(stdout: bytes, stderr: bytes) -> tuple[str, str, str]:
-    try:
-        return stdout.decode(), stderr.decode(), "utf-8"
-    except UnicodeDecodeError:
-        return b64encode(stdout).decode(), b64encode(stderr).decode(), "base64"

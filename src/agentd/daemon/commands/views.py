@@ -1,10 +1,9 @@
 """Commands in the words of the ways in."""
 
-from base64 import b64encode
-
 import msgspec
 
 from agentd.model.api import ResultView
+from agentd.model.characters import as_texts
 from agentd.model.like import like
 from agentd.model.result import Result
 from agentd.sandbox.journal.journal import Journal
@@ -13,16 +12,8 @@ RUNNING, ENDED = "running", "ended"
 
 
 def of_result(result: Result, process: str, stdout: bytes, stderr: bytes) -> ResultView:
-    out, err, encoding = texts(stdout, stderr)
+    out, err, encoding = as_texts(stdout, stderr)
     return like(ResultView, result, stdout=out, stderr=err, encoding=encoding, process=process)
-
-
-def texts(stdout: bytes, stderr: bytes) -> tuple[str, str, str]:
-    """Both as text, or both as base64, and which."""
-    try:
-        return stdout.decode(), stderr.decode(), "utf-8"
-    except UnicodeDecodeError:
-        return b64encode(stdout).decode(), b64encode(stderr).decode(), "base64"
 
 
 def lost_bytes(journal: Journal) -> dict[str, int]:
