@@ -192,7 +192,7 @@ class Chain:
             self._mark.write(told)
 
     def _find_end(self, found: list[LogFile], accept: bool) -> int:
-        """Of the newest file, and how long it is."""
+        """Find the end of the newest file; return how long it is."""
         self._file = found[-1]
         self._fd = os.open(self._file.path, _FLAGS | os.O_NONBLOCK)
         if not stat.S_ISREG(os.fstat(self._fd).st_mode):

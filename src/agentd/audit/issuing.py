@@ -27,7 +27,7 @@ class AtOnce:
         self._key = key
 
     def keep(self, facts: ReceiptFacts) -> None:
-        """One that cannot be kept can be issued again from its record: that is no error."""
+        """Keep a receipt. One that cannot be kept can be issued again from its record: no error."""
         with contextlib.suppress(AuditError):
             self._receipts.put(facts.execution.request, issue(facts, self._key))
 

@@ -124,7 +124,7 @@ class AuditLog:
 
     @property
     def head(self) -> Position | None:
-        """Of the last record: kept elsewhere, it shows later whether the end was cut off."""
+        """Return the last record's place: kept elsewhere, it shows whether the end was cut off."""
         return self._chain.head
 
     @property
@@ -196,7 +196,7 @@ class AuditLog:
             self._fail(batch, OSError(repr(error)))
 
     def _write(self, bodies: Sequence[bytes], *, synced: bool) -> list[Position]:
-        """Those, behind a record of what was lost before. Raises OSError, AuditError."""
+        """Write those, behind a record of what was lost before. Raises OSError, AuditError."""
         self._stale = self._stale or not self._chain.is_there()
         if not bodies and not self._losses and not self._stale:
             self._sync()
@@ -269,7 +269,7 @@ class AuditLog:
         )
 
     def _note(self, event: Event) -> None:
-        """Of a feeder; nobody waits for it."""
+        """Write a feeder's event, which nobody waits for."""
         with contextlib.suppress(AuditError):
             self.submit(event)
 

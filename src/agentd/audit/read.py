@@ -38,7 +38,7 @@ def tail(directory: str, count: int) -> list[bytes]:
 
 
 def _last(file: LogFile, count: int) -> list[bytes]:
-    """Its last whole lines, at most ``count``, read from the end."""
+    """Read its last whole lines, at most ``count``, from the end."""
     try:
         fd = files.open_reading(file.path)
     except FileNotFoundError:  # retired meanwhile

@@ -80,7 +80,7 @@ def known(event: Event, fields: Mapping[str, Any], now: float) -> LogEntry:
 
 
 def plain(clean: Event, now: float) -> LogEntry:
-    """Of an event that is known to hold nothing secret; too many fields are cut."""
+    """Make the entry of an event that is known to hold nothing secret; cut too many fields."""
     body = _body(clean, now)
     if len(body) > _MAX_BODY:
         digest = sha256(_encode(clean.fields)).hexdigest()
@@ -98,7 +98,7 @@ def seal(seq: int, prev: bytes, body: bytes) -> tuple[bytes, bytes]:
 
 
 def unseal(line: bytes) -> RecordSeal | None:
-    """Of a whole line, with its newline, that has its own hash right; else None."""
+    """Return the seal of a whole line, with its newline, whose own hash is right; else None."""
     head = BEGIN.match(line)
     if head is None or not line.endswith(b'"}\n') or len(line) > MAX_LINE:
         return None
@@ -126,7 +126,7 @@ def decode(line: bytes) -> Record:
 
 @lru_cache(1024)
 def _name(words: str) -> str:
-    """As it may stand in a record: the same few come in one after another."""
+    """Return a name as it may stand in a record; the same few come in one after another."""
     return text(words)[:_MAX_NAME]
 
 

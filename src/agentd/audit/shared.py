@@ -99,7 +99,7 @@ class SharedReceipts(ReceiptStore):
         self._turn = threading.Lock()
 
     def put(self, receipt_id: str, envelope: bytes) -> None:
-        """As of ReceiptStore. Raises AuditLocked, too, where another keeps the lock for long."""
+        """Put it as ReceiptStore does. Raises AuditLocked, too, where another keeps the lock."""
         with self._turn:
             self._lock.acquire(WAIT_SECONDS)
             try:

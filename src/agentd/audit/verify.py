@@ -186,7 +186,7 @@ class _Walk:
             self._gaps.append((known.seq, known.hash, gone))
 
     def _check_receipts(self) -> None:
-        """Those of records that are not here: retired ones cannot be compared."""
+        """Compare the receipts with their records; those of retired ones cannot be."""
         for seq in self._beside:
             lost = any(first <= seq <= last for first, last in self._lost)
             if seq > self._retired[0] and not lost:

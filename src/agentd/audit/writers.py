@@ -56,7 +56,7 @@ class WriterOnce:
 
 @contextlib.contextmanager
 def dead(directory: str) -> Iterator[dict[str, int]]:
-    """Those who died in the midst: their names, and the record that all they began is behind.
+    """Name those who died in the midst, and the record behind which is all that they began.
 
     Within the block nobody else has them; after it, unless it raises, they are forgotten.
     """

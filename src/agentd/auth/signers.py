@@ -204,7 +204,7 @@ def _read(place: int, name: str) -> bytes:
 
 
 def _check_owner(found: os.stat_result, path: str, *, sticky: bool = True) -> None:
-    """That nobody but root and ourselves can put something else there. Raises ValueError.
+    """Check that nobody but root and us can put something else there. Raises ValueError.
 
     ``sticky`` lets pass a directory in which everybody may replace their own files alone.
     """

@@ -50,7 +50,7 @@ class CallContext:
         emit: Emit = _nowhere,
         most: float | None = None,
     ) -> "CallContext":
-        """One whose time is its parameter ``timeout_ms``, or what the capability says.
+        """Make one whose time is its parameter ``timeout_ms``, or what the capability says.
 
         ``most`` is what a policy lets it have, in seconds. An AgentdError that ``emit`` raises
         ends the call with it.
@@ -81,7 +81,7 @@ def timeout(about: About, parameters: Mapping[str, Any], most: float | None = No
 
 
 def perform(capability: Capability, call: CallContext, inside: Inside) -> Outcome:
-    """Its outcome, within its bounds. Raises AgentdError and nothing else."""
+    """Return its outcome, within its bounds. Raises AgentdError and nothing else."""
     about = capability.about
     try:
         outcome = capability.run(call, inside)

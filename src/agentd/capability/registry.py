@@ -132,7 +132,7 @@ def check_name(name: str) -> None:
 
 
 def _checked(name: str, where: str) -> Capability | AgentdError:
-    """Its object, or what is wrong with it: whatever it raises, the others stay."""
+    """Return its object, or what is wrong with it: whatever it raises, the others stay."""
     try:
         check_name(name)
         capability: Capability = _attribute(where)

@@ -49,7 +49,7 @@ class AsyncFiles:
     async def _each(
         self, begin: Callable[[int], Generator[T, None, None]]
     ) -> AsyncGenerator[T, None]:
-        """Its items, each waited for on a thread; cancelling the wait ends it."""
+        """Yield its items, each waited for on a thread; cancelling the wait ends it."""
         wake = Wake()
         items = begin(wake.fd)
         try:

@@ -15,14 +15,14 @@ MOST = (1 << 63) - 1  # what an offset may be
 
 
 def stdin(value: bytes | str | None) -> bytes | None:
-    """As UTF-8."""
+    """Return it as UTF-8."""
     if value is not None and not isinstance(value, (str, *_BYTES)):
         raise wrong("stdin", value, "text or bytes")
     return value.encode() if isinstance(value, str) else value
 
 
 def feed(value: bytes | str) -> bytes:
-    """Of what is written to a command that runs."""
+    """Return the bytes of what is written to a command that runs."""
     if not isinstance(value, (str, *_BYTES)):
         raise wrong("data", value, "text or bytes")
     return value.encode() if isinstance(value, str) else value
@@ -35,7 +35,7 @@ def open_stdin(value: bool) -> bool:
 
 
 def content(value: Any) -> Any:
-    """Of a file that is written: bytes, or an iterator of them."""
+    """Return what is written to a file: bytes, or an iterator of them."""
     if isinstance(value, str):
         return value.encode()
     if isinstance(value, _BYTES):
@@ -57,7 +57,7 @@ def _pieces(value: Any) -> Iterator[bytes]:
 
 
 def path(value: str | os.PathLike[str], name: str = "path") -> str:
-    """One inside."""
+    """Return a path inside."""
     return _path(value, name, "write it as /workspace/file")
 
 
@@ -99,7 +99,7 @@ def text(value: str, name: str, fix: str = "") -> str:
 
 
 def mapping(value: "Mapping[str, T] | None", name: str, fix: str) -> "Mapping[str, T]":
-    """Of names to anything."""
+    """Return ``value``, a mapping of names, or an empty one. Raises InvalidInput."""
     if value is None:
         return {}
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
@@ -116,7 +116,7 @@ def attached(process: str, cursors: Mapping[str, int] | None) -> tuple[str, Mapp
 
 
 def called(capability: str, parameters: Mapping[str, Any] | None, bundle: str) -> Mapping[str, Any]:
-    """Its parameters."""
+    """Return a call's parameters."""
     text(capability, "capability", "name one, as fs.read.v1")
     text(bundle, "bundle", "give the digest of a policy's bundle")
     return mapping(parameters, "parameters", 'write them as {"path": "a.txt"}')

@@ -176,7 +176,7 @@ def _kind_inside(files: "Files", path: str) -> str | None:
 
 
 def _kind(word: str) -> str:
-    """As people say it."""
+    """Name a kind as people do."""
     return {"dir": "directory", "link": "symbolic link", "char": "device", "block": "device"}.get(
         word, word
     )

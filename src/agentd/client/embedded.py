@@ -65,7 +65,7 @@ def raise_file_limit() -> None:
 
 
 def shared() -> "Pipeline":
-    """One for the whole process, closed when it exits; a forked child gets its own."""
+    """Return the one of the whole process, closed when it exits; a forked child gets its own."""
     global _shared  # noqa: PLW0603  one zygote a process, however many sandboxes
     with _lock:
         if _shared is None or not _shared.manager.ours:
@@ -152,7 +152,7 @@ def capability(name: str) -> "About":
 
 
 def scope_of(capability: str) -> str:
-    """That a call of it needs of a daemon."""
+    """Return the scope that a call of it needs of a daemon."""
     from agentd.policy import scopes
 
     return scopes.scope_of(capability)

@@ -34,7 +34,7 @@ def find(
 
 
 def service(where: "address.Address | None") -> "Service":
-    """That daemon's, or this process's."""
+    """Return that daemon's service, or this process's."""
     if where is None:
         from agentd.client import embedded
         from agentd.client.embedded_service import EmbeddedService

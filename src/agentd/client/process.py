@@ -31,7 +31,7 @@ class Process:
 
     @property
     def pid(self) -> int | None:
-        """Its process id inside, once it has started."""
+        """Return its process id inside, once it has started."""
         return self._running.pid
 
     @property
@@ -41,13 +41,13 @@ class Process:
 
     @property
     def result(self) -> Result:
-        """Its Result; raises InvalidInput before the output is exhausted."""
+        """Return its Result; raises InvalidInput before the output is exhausted."""
         if self._result is None:
             raise not_ended()
         return self._result
 
     def __iter__(self) -> Iterator[Chunk]:
-        """Its output; a loop that is left early leaves the rest to the next one."""
+        """Yield its output; a loop that is left early leaves the rest to the next one."""
         if self._result is not None:
             return
         yield from self._given()
@@ -118,7 +118,7 @@ class Unread:
             yield self._pieces.popleft()
 
     def cursors(self, came: Mapping[str, int]) -> dict[str, int]:
-        """Of each stream what was given out of the bytes that ``came``."""
+        """Count for each stream what was given out of the bytes that ``came``."""
         given = dict(came)
         for name, data in self._pieces:
             given["pty" if given.get("pty") else name] -= len(data)  # a terminal's are "stdout"

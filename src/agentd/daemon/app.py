@@ -367,7 +367,7 @@ class Daemon:
 
     @property
     def is_hopeless(self) -> bool:
-        """It will not work again by itself: its service manager starts another."""
+        """Return whether it will not work again by itself: its service manager starts another."""
         return self._supervision.hopeless or bool(self._dead_threads())
 
     def _dead_threads(self) -> list[str]:
@@ -382,7 +382,7 @@ class Daemon:
         return [] if self._closing.is_set() else gone
 
     def _look_at_log(self) -> None:
-        """Its files may go while nothing is written to it."""
+        """Look whether its files are there: they may go while nothing is written."""
         before, now = self._damage, self.control.look()
         self._damage = now
         if now != before:

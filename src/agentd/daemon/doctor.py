@@ -60,7 +60,7 @@ def checkup() -> Checkup:
 
 
 def parts(found: list[Finding]) -> list[CheckedPart]:
-    """One line each; what there is nothing to say of is left out."""
+    """Say one line of each part; what there is nothing to say of is left out."""
     told = (_policy_part(), _image_part(found), _oci_part())
     return [part for part in told if part is not None]
 
@@ -175,7 +175,7 @@ def _image_words(image: "Image") -> str:
 
 
 def _version(program: str) -> str:
-    """Its path and the first line of what it says of itself; empty where it is not on PATH."""
+    """Return its path, and the first line that it says of itself; empty where it is not on PATH."""
     path = shutil.which(program)
     if path is None:
         return ""

@@ -43,7 +43,7 @@ class Keyed:
             pass
 
     def write(self, work: Callable[[Transaction], Any], *, synced: bool = True) -> Any:
-        """As the store's: what is undone is counted again."""
+        """Write as the store does; what is undone is counted again."""
         try:
             return self._store.write(work, synced=synced)
         except StoreError:

@@ -36,18 +36,18 @@ class Pipeline:
     def open(
         self, who: Principal, spec: SandboxSpec, snapshot: "Snapshot | None" = None
     ) -> SandboxHandle:
-        """A new sandbox, or one as a snapshot has it.
+        """Make a sandbox, or one as a snapshot has it.
 
         Raises Refused, InvalidInput and SandboxError; nothing is left behind then.
         """
         return self.build(self.admit(who, spec), snapshot)
 
     def admit(self, who: Principal, spec: SandboxSpec, labels: Labels = _NO_LABELS) -> SandboxSpec:
-        """As it may be built."""
+        """Return the spec as it may be built."""
         return spec if self.gate is None else self.gate.sandbox(who, spec, labels)
 
     def build(self, spec: SandboxSpec, snapshot: "Snapshot | None" = None) -> SandboxHandle:
-        """Of a spec that was admitted."""
+        """Make a sandbox of a spec that was admitted."""
         if snapshot is None:
             return self.manager.create(spec)
         return self.manager.restore(spec, snapshot)
@@ -67,7 +67,7 @@ class Pipeline:
     def execute(
         self, who: Principal, handle: SandboxHandle, request: ExecRequest, stdin: bytes = b""
     ) -> Result:
-        """One command, its output captured and bounded, its end typed."""
+        """Run one command to its end, its output captured and bounded."""
         asked = msgspec.structs.replace(request, stdin=bool(stdin))
         with self.start(who, handle, asked, capture=True) as command:
             if stdin:
@@ -81,7 +81,7 @@ class Pipeline:
         request: ExecRequest,
         capture: bool = False,
     ) -> Command:
-        """A command whose stdin the caller feeds, and whose output it takes as it comes.
+        """Start a command whose stdin the caller feeds, and whose output it takes as it comes.
 
         ``capture`` keeps the output for the Result instead, 64 MiB a stream unless limited.
         """
@@ -107,7 +107,7 @@ def run(
     emit: Emit | None = None,
     cancel: int = -1,
 ) -> Result:
-    """A command to its end that nobody is asked about, as one of a call that was decided is."""
+    """Run a command to its end without asking the gate, as one of a call that was decided."""
     begin = BeginStreamed(completed(request, handle), capture=emit is None and cancel < 0)
     with Command(handle, begin) as command:
         if stdin:

@@ -38,14 +38,14 @@ class Profile(msgspec.Struct, frozen=True):
 
     @property
     def label(self) -> str:
-        """As enforcement reports have it."""
+        """Name it as enforcement reports do."""
         return f"profile {self.name} {self.digest}"
 
 
 def profile(
     capability: str | None = None, level: IsolationLevel | None = None, net: str | None = None
 ) -> Profile:
-    """Of the sandboxes that agentd, run by this user, makes at that level.
+    """Return the profile of the sandboxes that agentd, run by this user, makes at that level.
 
     A capability's own needs say what ``level`` and ``net`` leave out; without either it is a
     namespace without a network. Raises NotFound for a capability that nobody has, InvalidInput
@@ -74,7 +74,7 @@ def profile(
 
 
 def assembly(of: Profile) -> list[str]:
-    """Its compiled program, one line an instruction."""
+    """Return its compiled program, one line an instruction."""
     name, inet = _filter(IsolationLevel.parse(of.level), of.net)
     return [str(line) for line in disassemble(seccomp.build(name, inet=inet), of.machine)]
 

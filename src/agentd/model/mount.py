@@ -78,7 +78,7 @@ def is_reserved(target: str) -> bool:
 
 
 def unmountable(mount: Mount, why: str, check: str = "the path") -> InvalidInput:
-    """Of a source that cannot be opened. What is behind its last colon may have been a mode."""
+    """Return the error for a source that cannot be opened: its last part may have been a mode."""
     _, colon, mode = mount.source.rpartition(":")
     meant = f"; {mode!r} is no mode: use ro, rw or cow" if colon and "/" not in mode else ""
     return InvalidInput(

@@ -20,7 +20,7 @@ def decoder(kind: type[T]) -> "msgspec.json.Decoder[T]": ...
 @overload
 def decoder(kind: Any) -> "msgspec.json.Decoder[Any]": ...
 def decoder(kind: Any) -> "msgspec.json.Decoder[Any]":
-    """Of a type that is written in our source: each is kept."""
+    """Return the decoder of a type that is written in our source: each is kept."""
     found = _decoders.get(kind)
     if found is None:
         with _lock:

@@ -60,7 +60,7 @@ def in_options(text: str) -> str:
 
 
 def cause(of: Cause, said: Callable[[str], str]) -> Cause:
-    """It with its texts as ``said`` has them."""
+    """Return it with its texts as ``said`` has them."""
     message, remediation = said(of.message), said(of.remediation)
     if (message, remediation) == (of.message, of.remediation):
         return of
@@ -68,7 +68,7 @@ def cause(of: Cause, said: Callable[[str], str]) -> Cause:
 
 
 def call(view: "CallView", said: Callable[[str], str]) -> "CallView":
-    """It with its cause, and that in its value where a command was run, as ``said`` has them."""
+    """Word its cause, and that in its value where a command was run, as ``said`` does."""
     told, inner = cause(view.cause, said), view.value.get("cause")
     value = view.value
     if isinstance(inner, dict):

@@ -74,7 +74,7 @@ class Cache:
 
 @contextlib.contextmanager
 def worker() -> Iterator[WorkerProcess]:
-    """One that nobody else has, until the end of the block."""
+    """Lend a worker that nobody else has, until the end of the block."""
     process = WorkerProcess()
     try:
         yield process

@@ -89,7 +89,7 @@ def _folder(name: str, path: object) -> str:
 
 
 def _origin(url: object) -> str:
-    """Of a plain http(s) url; any other is learned as a whole."""
+    """Return the origin of a plain http(s) url; any other is learned as a whole."""
     if url is None:
         return ""
     plain = _ORIGIN.fullmatch(str(url))

@@ -51,7 +51,7 @@ class Patience:
         return "", ""
 
     def _look(self) -> tuple[str, float]:
-        """Its state, and the seconds that it has computed."""
+        """Return its state, and the seconds that it has computed."""
         try:
             with open(self._path, "rb") as file:
                 # Behind the name, which may hold anything: state is the 3rd field, utime the 14th.

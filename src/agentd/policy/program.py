@@ -144,7 +144,7 @@ def _add(handle: ctypes.c_void_p, value: Any, depth: int) -> None:
 
 
 def _save(path: str, builder: Any, bundle: Any) -> Any:
-    """As the engine's own file; its plan, which that file does not show."""
+    """Save it as the engine's own file, and its plan, which that file does not show."""
     builder.save_bundle(path, bundle, regopy.BundleFormat.Binary)
     with tempfile.TemporaryDirectory(dir=os.path.dirname(path)) as folder:
         builder.save_bundle(folder, bundle, regopy.BundleFormat.JSON)

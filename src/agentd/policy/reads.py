@@ -20,7 +20,7 @@ _Node = dict[str, Any]
 
 
 def reads(plan: Any) -> Reads:
-    """Of the plan.json that the engine saves with a bundle."""
+    """Find what a plan reads: the plan.json that the engine saves with a bundle."""
     strings = [str(each["value"]) for each in plan["static"]["strings"]]
     statements = list(_statements(plan["plans"])) + list(_statements(plan["funcs"]))
     nodes: dict[int, _Node] = {_INPUT: {}}

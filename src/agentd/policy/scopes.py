@@ -12,7 +12,7 @@ OTHERS = "run"
 
 
 def scope_of(name: str) -> str:
-    """Of a capability, or of an operation such as ``sandbox.port.v1``."""
+    """Return the scope of a capability, or of an operation such as ``sandbox.port.v1``."""
     return table().get(name, OTHERS)
 
 

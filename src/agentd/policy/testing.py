@@ -32,7 +32,7 @@ class TestResult(msgspec.Struct, frozen=True):
 
 
 def test(where: str | BundleSource) -> list[TestResult]:
-    """Of the bundle at a path, or the shipped one of that name; [] where it has none.
+    """Run the tests of the bundle at a path, or of the shipped one of that name; [] for none.
 
     Raises BundleError, AgentdError.
     """

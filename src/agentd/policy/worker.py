@@ -87,7 +87,7 @@ def _build(wanted: Build) -> Compiled:
 
 @contextlib.contextmanager
 def _alarm(seconds: float) -> Iterator[None]:
-    """By what it computes: a slow machine, or a busy one, is no reason to end it."""
+    """Bound what it computes: a slow machine, or a busy one, is no reason to end it."""
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield

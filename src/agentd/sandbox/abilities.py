@@ -101,7 +101,7 @@ def methods(able: Iterable[str]) -> Iterator[Method]:
 
 
 def incapable(name: str, ability: Ability[Any], what: str) -> Unsupported:
-    """That a backend's sandbox lacks ``ability``, and which backends' have it."""
+    """Say that a backend's sandbox lacks ``ability``, and which backends' have it."""
     able = ", ".join(backends.able(ability.name))
     return Unsupported(
         f"backend {name} cannot {what} a sandbox",

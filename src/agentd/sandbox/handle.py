@@ -100,14 +100,14 @@ class SandboxHandle:
             )
 
     def able(self, ability: Ability[P], what: str) -> P:
-        """Its wall, which has ``ability``. Raises Unsupported, naming the backends that have it."""
+        """Return its wall, which has ``ability``. Raises Unsupported: which backends have it."""
         wall = ability.of(self.wall)
         if wall is None:
             raise incapable(self.backend, ability, what)
         return wall
 
     def snapshots(self, what: str) -> Snapshotable:
-        """Its wall, where a snapshot can be taken of it. Raises Refused."""
+        """Return its wall, where a snapshot can be taken of it. Raises Refused."""
         wall = self.able(SNAPSHOT, what)
         if self.spec.mounts:
             raise Refused(
@@ -117,7 +117,7 @@ class SandboxHandle:
         return wall
 
     def overlay(self) -> CopyOnWrite:
-        """Its wall, where that has a copy-on-write workspace. Raises Refused."""
+        """Return its wall, where that has a copy-on-write workspace. Raises Refused."""
         wall = CHANGES.of(self.wall)
         if wall is None:
             raise Refused(

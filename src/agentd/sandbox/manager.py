@@ -143,7 +143,7 @@ class Manager:
         return made
 
     def snapshot(self, handle: SandboxHandle, path: str | None = None) -> "Snapshot":
-        """Its state on disk: at ``path``, kept; else for as long as this process lives."""
+        """Save its state: at ``path``, where it is kept; else for as long as this process lives."""
         from agentd.model.snapshot import SnapshotManifest
         from agentd.sandbox import snapshots
 

@@ -62,7 +62,7 @@ class SandboxPool:
             self._thread.start()
 
     def claim(self, spec: SandboxSpec) -> SandboxHandle | None:
-        """One that serves ``spec`` and is the caller's from now on; None where there is none.
+        """Claim one that serves ``spec``: the caller's from now on; None where there is none.
 
         It gets the spec's environment and bounds of commands, which are no part of a wall.
         """
@@ -215,7 +215,7 @@ class _Shelf:
 
 
 def _is_spare(shelf: _Shelf, one: _Ready) -> bool:
-    """Those too old, dead, or above the number wanted."""
+    """Return whether it is too old, dead, or above the number wanted."""
     if time.monotonic() - one.made > shelf.wanted.ttl or not one.handle.wall.alive():
         return True
     return len(shelf.ready) > max(shelf.target, shelf.wanted.least) and one is shelf.ready[0]

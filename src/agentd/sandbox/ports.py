@@ -120,7 +120,7 @@ class Leased(Wall, Protocol):
     id: str
 
     def renew(self, seconds: float | None) -> None:
-        """Its lease ends so many seconds from now; never, for None. Raises SandboxError."""
+        """Let its lease end so many seconds from now; never, for None. Raises SandboxError."""
 
     def tell_lease(self, seconds: float, env: Mapping[str, str] = ...) -> None:
         """``renew`` for one that has just been seen to live: nothing is waited for. ``env`` is kept

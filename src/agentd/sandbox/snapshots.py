@@ -58,7 +58,7 @@ class Snapshot:
 
     @property
     def spec(self) -> SandboxSpec:
-        """That of the sandbox it was taken of."""
+        """Return the spec of the sandbox that it was taken of."""
         return self.manifest.spec
 
     @property

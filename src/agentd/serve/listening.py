@@ -59,7 +59,7 @@ def _bind(wanted: Listen, tls: ssl.SSLContext | None) -> list[Listener]:
 
 
 def _own_folder(path: str) -> None:
-    """Of the socket, where it lies in the last resort. Raises OSError where that is another's."""
+    """Make the folder of the socket of last resort. Raises OSError where that is another's."""
     folder = os.path.dirname(path)
     if folder in runtime_dir.fallbacks(os.environ, os.geteuid()):
         runtime_dir.own(folder, os.geteuid())

@@ -50,7 +50,7 @@ class AgentCall:
         return self._queue.popleft()
 
     def send_data(self, data: memoryview, *, forever: bool = False) -> bool:
-        """As DATA frames, within the credit; False once the agent has ended the operation."""
+        """Send DATA frames within the credit; False once the agent has ended the operation."""
         while data:
             if not self._wait_for_credit(forever):
                 return False

@@ -182,7 +182,7 @@ class GuestFiles:
         return event
 
     def stat(self, path: str) -> Entry:
-        """Of a link itself."""
+        """Tell what a path is; of a link, the link itself."""
         done = self._simple("fs.stat", path)
         if done.entry is None:
             raise GuestError("the agent sent a stat without an entry")

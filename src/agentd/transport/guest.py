@@ -87,7 +87,7 @@ class Guest:
         return self._start(connection, request, feeds=request.stdin, capture=capture)
 
     def start_with_whole_stdin(self, request: ExecRequest) -> Running:
-        """One of an agent that speaks v1: it begins once its stdin has ended."""
+        """Start one in an agent that speaks v1: it begins once its stdin has ended."""
         connection = self._take(request)
         if isinstance(connection, V1Connection):
             return self._start_v1(connection, request, whole=True)
@@ -158,7 +158,7 @@ class Guest:
         self.call("signal", signal=int(number), target="group", **{key: command})
 
     def call(self, op: str, **fields: object) -> dict[str, Any]:
-        """One request with one answer: the fields of its result."""
+        """Send one request, and return the fields of its one answer."""
         with self._call({"op": op, **fields}, urgent=True) as call:
             return _answer(call, op)
 

@@ -178,7 +178,7 @@ class StreamCommand(Stepped):
     # -- the loop ---------------------------------------------------------------------------
 
     def _pump(self, timeout: float | None, extra_fds: Sequence[int]) -> list[int]:
-        """One round of poll and its I/O; the ready ones of ``extra_fds``."""
+        """Do one round of poll and its I/O; return the ready ones of ``extra_fds``."""
         if self._error is not None:
             raise self._error
         until = None if timeout is None else time.monotonic() + timeout

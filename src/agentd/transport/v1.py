@@ -245,7 +245,7 @@ class V1Command(Stepped):
         raise refuse("terminals")
 
     def kill(self) -> None:
-        """It has ended already, or has not begun."""
+        """Do nothing: it has ended already, or has not begun."""
         if self._run is not None:
             self.close()
             cause = Cause.of(CauseCode.CANCELLED, "cancelled by the caller before it began")
@@ -271,7 +271,7 @@ class V1Command(Stepped):
             self._refusal = self._refusal or refuse("binary stdin")
 
     def _idle(self, timeout: float | None, extra_fds: Sequence[int]) -> list[int]:
-        """It waits for its stdin; nothing of its own can happen."""
+        """Wait for its stdin: nothing of its own can happen."""
         if timeout is None and not extra_fds:
             raise refuse("streamed stdin: its end must come before the command's output")
         poller = select.poll()

@@ -39,7 +39,7 @@ class VhostControl:
         self._protocol_features = 0
 
     def serve(self) -> bool:
-        """One request; False at the end of the stream. Raises Violation."""
+        """Serve one request; False at the end of the stream. Raises Violation."""
         message = wire.receive(self._sock)
         if message is None:
             return False

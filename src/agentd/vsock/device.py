@@ -61,7 +61,7 @@ class Device:
             self.close()
 
     def turn(self, longest: float | None = None) -> bool:
-        """One round of what is ready, ``longest`` seconds of waiting for it at most; False at the
+        """Serve what is ready, after ``longest`` seconds of waiting at most; False at the
         end. For run(), and for a loop of somebody else's. Raises Violation."""
         waits = [wait for wait in (self._wait, longest) if wait is not None]
         self._poller.turn(min(waits) if waits else None)

@@ -76,7 +76,7 @@ class HttpExchange:
         self.headers = _joined(self._response.headers)
 
     def body(self) -> Iterable[bytes]:
-        """As it came: transfer codings undone, content codings not."""
+        """Return it as it came: transfer codings undone, content codings not."""
         assert self._response is not None  # noqa: S101  (after send)
         stream = self._response.stream
         assert isinstance(stream, Iterable)  # noqa: S101  (of the blocking kind)
@@ -98,7 +98,7 @@ class HttpExchange:
 
 
 def _joined(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
-    """By lower-case name; several of one are joined by ", ", and cookies by line ends."""
+    """Join the headers by lower-case name: several of one with ", ", and cookies with line ends."""
     if len(headers) > MAX_HEADERS:
         raise _bad(f"it has over {MAX_HEADERS} headers")
     found: dict[str, str] = {}

@@ -151,7 +151,7 @@ class Fetcher:
 
     @functools.cached_property
     def _tls(self) -> "ssl.SSLContext":
-        """Of TLS 1.2 and later; names and certificates are checked."""
+        """Allow TLS 1.2 and later, and check names and certificates."""
         import ssl
 
         context = ssl.create_default_context(cafile=self._verify)
@@ -168,7 +168,7 @@ def _is_redirect(exchange: "HttpExchange") -> bool:
 
 
 def _next(hop: _Hop, status: int, location: str) -> _Hop:
-    """As browsers do it. Raises CallFailed."""
+    """Follow a redirect as browsers do it. Raises CallFailed."""
     target = urls.join(hop.url, location)
     if hop.url.scheme == "https" and target.scheme == "http":
         raise CallFailed(

@@ -52,7 +52,7 @@ def work(ask: dict[str, Any]) -> dict[str, Any]:
 
 
 def _recognised(file: Bounded, ask: dict[str, Any]) -> tuple[str, Iterator[Member]]:
-    """By its first bytes, whatever its name is."""
+    """Recognise a format by its first bytes, whatever the name is."""
     head = file.read(BLOCK)
     file.seek(0)
     if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):

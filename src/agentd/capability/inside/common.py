@@ -24,7 +24,7 @@ class Failed(Exception):
 
 
 def answer(work: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """One JSON object from stdin to ``work``, and its value or error to stdout."""
+    """Give one JSON object from stdin to ``work``, and write its value or error to stdout."""
     try:
         value = work(json.load(sys.stdin.buffer))
     except Failed as error:

@@ -36,7 +36,7 @@ def bundle_of(value: object) -> "dict[str, str]":
 
 
 def bounded(forms: "dict[Any, Any]") -> "dict[str, str]":
-    """As text, the plain one first."""
+    """Bound the forms, as text, the plain one first."""
     found: dict[str, str] = {}
     room = MAX_BUNDLE
     for kind in sorted(forms, key=lambda kind: kind != "text/plain"):

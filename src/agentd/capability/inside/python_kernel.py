@@ -140,7 +140,7 @@ class OwnEngine:
             return "error", None, self._describe(error)
 
     def _describe(self, error: BaseException) -> "dict[str, str]":
-        """Its words are code of its own, which may fail, or never end."""
+        """Describe an error: its words are code of its own, which may fail, or never end."""
         name = str(type(error).__name__)[:200]
         try:
             self._busy = True

@@ -111,7 +111,7 @@ class Remote:
 
 
 def find(options: argparse.Namespace) -> Source:
-    """As the options say, else as AGENTD_URL, else the usual daemon, else files of this machine."""
+    """Find it as the options say, else AGENTD_URL's, the usual daemon's, or files here."""
     from agentd.client.http import address
     from agentd.client.http.service import alone
 

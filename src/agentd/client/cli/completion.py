@@ -73,7 +73,7 @@ def candidates(words: list[str]) -> list[str]:
 
 
 def _choices(parser: argparse.ArgumentParser, before: list[str]) -> list[str]:
-    """Of the option that stands before, else of the first positional where none is given yet."""
+    """List the choices of the option that stands before, else of a first positional."""
     for action in parser._actions:
         if before[-1] in action.option_strings:
             return _values(action)
@@ -87,7 +87,7 @@ def _choices(parser: argparse.ArgumentParser, before: list[str]) -> list[str]:
 
 
 def _values(option: argparse.Action) -> list[str]:
-    """Its choices, or those that its help names: ``none|host``, ``root|sandbox|UID``."""
+    """List its choices, or those that its help names: ``none|host``, ``root|sandbox|UID``."""
     from agentd.model.isolation import IsolationLevel
     from agentd.sandbox import backends
 

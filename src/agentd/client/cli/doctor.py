@@ -137,7 +137,7 @@ def _show_walls(found: "Checkup", *, verbose: bool) -> None:
 
 
 def _show_whole(name: str, blocker: "Blocker") -> None:
-    """Its fix as it is, to be copied."""
+    """Show its fix as it is, to be copied."""
     table.paragraph(f"\n{name}: {blocker.what}")
     for line in blocker.fix.splitlines():
         print(f"    {remote.safe(line)}")

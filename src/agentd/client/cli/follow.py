@@ -97,7 +97,7 @@ class Follow:
         return waiting
 
     def _feed(self) -> None:
-        """One read of our stdin passed on, or its end."""
+        """Pass on one read of our stdin, or its end."""
         try:
             data = os.read(0, _READ)
         except BlockingIOError:

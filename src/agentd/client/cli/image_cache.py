@@ -16,7 +16,7 @@ class Part(NamedTuple):
 
 
 def parts(store: "Store") -> list[Part]:
-    """Those that take anything."""
+    """List those that take anything."""
     from agentd.sandbox.backends.vm.template import default_folder
 
     builds = os.path.join(store.folder, ".builds")

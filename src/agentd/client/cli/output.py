@@ -20,7 +20,7 @@ RED, GREEN, YELLOW = 31, 32, 33  # of ECMA-48
 
 
 def exit_code(result: Result) -> int:
-    """As shells have it: the command's code, 128+n for a signal; 124 and 125 as timeout(1) has."""
+    """Return what shells do: the command's code, 128+n for a signal; 124 and 125 as timeout(1)."""
     if result.cause.code is CauseCode.TIMEOUT:
         return TIMED_OUT
     if result.signal is not None:
@@ -37,7 +37,7 @@ def as_json(
     saved: "Snapshot | None" = None,
     via: str | None = None,
 ) -> bytes:
-    """One object on one line.
+    """Write one object on one line.
 
     ``changes`` is there where the workspace is copy-on-write, ``snapshot`` where one was saved;
     ``via`` is "embedded", or the address of the daemon that did it.
@@ -113,7 +113,7 @@ def say(line: str, name: str = "run", *, colour: int | None = None) -> None:
 
 
 def coloured(text: str, colour: int | None, to: TextIO) -> str:
-    """As it is, but on a terminal that may have colours. rich takes long to import."""
+    """Colour it on a terminal that may have colours. rich takes long to import."""
     plain = "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
     if colour is None or plain or not to.isatty():
         return text

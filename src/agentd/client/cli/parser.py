@@ -59,13 +59,14 @@ class Parser(argparse.ArgumentParser):
         (file or sys.stderr).write(message)
 
     def _likely(self, word: str) -> str:
-        """By the letters: dashes, which all have, would make any two short names alike."""
+        """Find the likeliest option by its letters: all have dashes, which would make any two short
+        names alike."""
         names = [name.lstrip("-") for name in self._options() if name.startswith("--")]
         found = near(word.lstrip("-"), names)
         return f"--{found}" if found else ""
 
     def _options(self) -> list[str]:
-        """Its own and those of its actions: argparse tells of the latter here, too."""
+        """List its own and those of its actions: argparse tells of the latter here, too."""
         subparsers = [a for a in self._actions if isinstance(a, argparse._SubParsersAction)]
         inner = [parser for each in subparsers for parser in each.choices.values()]
         return [name for each in (self, *inner) for name in each._option_string_actions]
@@ -80,7 +81,7 @@ class Parser(argparse.ArgumentParser):
         return Actions(self, self.add_subparsers(metavar="COMMAND", dest="action", required=True))
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """As argparse has it, with the nearest choice."""
+        """Check as argparse does, and name the nearest choice."""
         choices = action.choices
         if choices is None or value in choices:
             return

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def service(
     where: "Address | None", begin: "tuple[str | None, IsolationLevel] | None" = None
 ) -> "Iterator[Service]":
-    """That daemon's, or one of this process, which ends with the block.
+    """Open that daemon's service, or one of this process, which ends with the block.
 
     ``begin`` is the wall that will be asked for, so that its slow start goes on meanwhile.
     """

@@ -207,7 +207,7 @@ def _learn(options: argparse.Namespace, command: list[str]) -> int:
 
 
 def _run(command: list[str], env: dict[str, str]) -> int:
-    """Its exit code. Ctrl-C is for the command: a daemon ends by it, and then it is learned from.
+    """Return its exit code. Ctrl-C is for the command: a daemon ends by it, and is learned from.
 
     Raises InvalidInput where it cannot be run.
     """

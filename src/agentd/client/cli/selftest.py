@@ -74,7 +74,7 @@ def _parser() -> Parser:
 
 
 def _progress() -> "Callable[[str, AttackRow], None]":
-    """One line on a terminal, written over; nothing elsewhere."""
+    """Write one line on a terminal, over the one before; nothing elsewhere."""
     shown = sys.stderr.isatty()
 
     def told(backend: str, row: "AttackRow") -> None:

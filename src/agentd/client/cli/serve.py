@@ -51,7 +51,7 @@ def _given(options: argparse.Namespace) -> "list[tuple[tuple[str, ...], object]]
 
 
 def _hexadecimal(digest: str) -> str:
-    """As policies' digests are shown, or their digits alone. Raises InvalidInput."""
+    """Read a digest as policies' are shown, or its digits alone. Raises InvalidInput."""
     digits = digest.removeprefix("sha256:").lower()
     if len(digits) != 64 or set(digits) - set("0123456789abcdef"):
         raise InvalidInput(

@@ -47,7 +47,7 @@ def paragraph(text: str, style: str = "") -> None:
 
 
 def indented(line: Sequence[Marked], by: int) -> None:
-    """One line of some colours; on a terminal what does not fit is indented, too."""
+    """Print one line of some colours; on a terminal what does not fit is indented, too."""
     if not is_terminal(sys.stdout):
         print(" " * by + "".join(part.text for part in line))
         return

@@ -283,7 +283,7 @@ def encoded(query: "Query | Iterable[tuple[str, object]]") -> str:
 
 
 def segment(name: str) -> str:
-    """One part of a path; an id with dots in it names nothing of another's.
+    """Quote one part of a path; an id with dots in it names nothing of another's.
 
     Raises InvalidInput for an empty one, as of a variable that is not set: it would be no part; and
     NotFound for one with a slash, which a server may take for two.
@@ -300,7 +300,7 @@ def segment(name: str) -> str:
 
 
 def as_json(body: object) -> bytes:
-    """As JSON. Raises InvalidInput."""
+    """Write a body as JSON. Raises InvalidInput."""
     try:
         return msgspec.json.encode(body)
     except (TypeError, OverflowError) as error:

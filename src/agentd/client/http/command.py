@@ -176,7 +176,7 @@ class RemoteCommand(Stepped):
         return found
 
     def detach(self) -> None:
-        """It goes on; ``cursors`` say what was seen of it."""
+        """Leave it running; ``cursors`` say what was seen of it."""
         with self._lock:
             self._closed = True
             self._drop()

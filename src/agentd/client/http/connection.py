@@ -192,7 +192,7 @@ class Pool:
         self._owner = os.getpid()
 
     def take(self, *, fresh: bool = False) -> Connection:
-        """One to give back. Raises Full when too many are taken for too long."""
+        """Take one, to be given back. Raises Full when too many are taken for too long."""
         deadline, context = time.monotonic() + MAX_WAIT, self.context()
         with self._condition:
             self._check_owner()

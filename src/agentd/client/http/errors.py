@@ -82,13 +82,13 @@ def from_answer(status: int, headers: Headers, body: bytes) -> AgentdError:
 
 
 def from_view(view: ErrorView) -> AgentdError:
-    """Of one that came in a message."""
+    """Make the error that came in a message."""
     found = _Error(view.code, view.message, view.cause, view.remediation)
     return from_fields(found, 0, {})
 
 
 def from_event(data: bytes | str) -> AgentdError:
-    """Of one that came as the last event of a call. Raises msgspec.MsgspecError."""
+    """Make the error that came as the last event of a call. Raises msgspec.MsgspecError."""
     found = _DECODER.decode(data)
     return from_fields(found, found.status, {})
 

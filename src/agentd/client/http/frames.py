@@ -89,7 +89,7 @@ class Frames:
 
 
 def encode(kind: int, data: bytes = b"") -> bytes:
-    """One whole message as a frame, masked as a client's must be (RFC 6455, 5.3)."""
+    """Write one whole message as a frame, masked as a client's must be (RFC 6455, 5.3)."""
     size = len(data)
     if size < 126:
         head = struct.pack("!BB", _FIN | kind, _MASK | size)

@@ -120,7 +120,7 @@ class HttpSandboxes(_Noun):
         return HttpSnapshot(self._requests.address, self.snapshot(id))
 
     def ping(self, id: str) -> dict[str, object]:
-        """Its agent is asked for its root directory."""
+        """Ask its agent for its root directory."""
         entry = HttpFiles(self._requests).stat(id, "/")
         return {"root": {"mode": entry.mode, "uid": entry.uid}}
 

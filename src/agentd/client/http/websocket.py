@@ -53,7 +53,7 @@ class WebSocket:
         self.flush()
 
     def ping(self) -> None:
-        """Its answer is a PONG: then all that was sent before has arrived."""
+        """Ask for a PONG: then all that was sent before has arrived."""
         self.send(PING, b"")
 
     def flush(self) -> None:

@@ -71,7 +71,7 @@ def operation(
     labels: Mapping[str, str],
     **parameters: Any,
 ) -> Act:
-    """One on a sandbox that is there, or on its files."""
+    """Return the act on a sandbox that is there, or on its files."""
     return operation_at(who, name, Place.of(handle, labels), parameters)
 
 

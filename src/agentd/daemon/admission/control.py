@@ -158,7 +158,7 @@ class AdmissionControl:
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """Of the log: commits, records, failures, lost, ...; nothing of a shared one."""
+        """Return the log's counts: commits, records, failures, lost, ...; none of a shared one."""
         log = self.log
         return msgspec.structs.asdict(log.counts) if isinstance(log, AuditLog) else {}
 

@@ -51,7 +51,7 @@ def explain(
     scopes: Sequence[str] | None,
     sandbox: Mapping[str, Any],
 ) -> Explained:
-    """As a call would be: parameters are checked and completed, needs are the capability's own.
+    """Ask as a call does: parameters are checked and completed, needs are the capability's own.
 
     ``sandbox`` takes the place of members of a new one without network and mounts.
     """

@@ -109,7 +109,7 @@ class Gate:
         *,
         ended: bool,
     ) -> Admission:
-        """Of a command that a daemon before admitted, as the request ``id_``."""
+        """Return the admission that the daemon before gave a command, as the request ``id_``."""
         act = msgspec.structs.replace(acts.command(who, handle, request, {}), request=id_)
         return Admission(self._records, act, _BEFORE, began, ran(handle), ended=ended)
 
@@ -142,7 +142,7 @@ class Gate:
         return oblige.command(request, admission.decision.obligations), admission
 
     def operation(self, act: Act, handle: SandboxHandle, also: Sequence[Act] = ()) -> Admission:
-        """One on a sandbox that is there, or on its files; not begun. Raises Refused."""
+        """Admit an act on a sandbox that is there, or on its files; not begun. Raises Refused."""
         admission = self.open(act, lasting=act.lasts, also=also)
         admission.within(handle)
         admission.where = ran(handle)
@@ -215,7 +215,7 @@ def ran(handle: SandboxHandle) -> Ran:
 
 
 def _of_all(decision: Decision, others: Sequence[Decision]) -> Decision:
-    """One that obliges to what each of them does."""
+    """Join decisions into one that obliges to what each of them does."""
     for other in others:
         decision = msgspec.structs.replace(
             decision,

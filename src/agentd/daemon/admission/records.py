@@ -96,7 +96,7 @@ class Records:
 
 @lru_cache(256)
 def plain_fields(decision: Decision) -> Mapping[str, Any]:
-    """Of a decision that no secret is known of: the same one answers request after request."""
+    """Return the fields of a decision without secrets; the same one answers many requests."""
     return Redactor().fields(decision_fields(decision))
 
 

@@ -41,7 +41,7 @@ class CallSandboxes(Protocol):
         """``body.sandbox``, and its labels. Raises NotFound, Forbidden, Conflict."""
 
     def plan(self, who: Principal, body: CallBody) -> tuple[SandboxSpec, Mapping[str, str]]:
-        """Of one to be made. Raises InvalidInput, Refused, Forbidden."""
+        """Return the spec and labels of one to be made. Raises InvalidInput, Refused, Forbidden."""
 
     def run(
         self,

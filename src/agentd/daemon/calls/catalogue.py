@@ -11,7 +11,7 @@ from agentd.policy.scopes import scope_of
 
 
 def views(registry: Registry) -> list[CapabilityView]:
-    """Those that can be called, then those that cannot, with the reason."""
+    """List those that can be called, then those that cannot, with the reason."""
     found = registry.all()
     broken = [CapabilityView(name, blocker=str(error)) for name, error in found.broken.items()]
     return [view(capability.about) for capability in found.capabilities] + broken

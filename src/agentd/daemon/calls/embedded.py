@@ -52,7 +52,7 @@ def call(
 
 
 def shared() -> AdmissionControl:
-    """One for the whole process; a forked child, or another policy, gets its own."""
+    """Return the one of the whole process; a forked child, or another policy, gets its own."""
     global _shared  # noqa: PLW0603  one log, however many calls
     bundle = os.environ.get(POLICY) or "permissive"
     state = state_directory()

@@ -32,7 +32,7 @@ class Ends:
             os.close(reader)
 
     def end(self) -> None:
-        """Those that run now; idempotent."""
+        """End those that run now; idempotent."""
         with self._lock:
             for writer in self._writers:
                 os.write(writer, b"e")

@@ -43,7 +43,7 @@ class HandleInside:
         return self._handle.guest.files
 
     def path(self, path: str) -> str:
-        """As it stands: what a ``..`` behind a symlink means only the sandbox's kernel knows."""
+        """Join it as it stands: what ``..`` behind a symlink means only the kernel there knows."""
         return posixpath.join(self.workspace, path)
 
     def execute(self, request: ExecRequest, stdin: bytes = b"", emit: Emit | None = None) -> Result:

@@ -133,7 +133,7 @@ class Command(Stepped):
     def step(
         self, timeout: float | None = None, extra_fds: Sequence[int] = ()
     ) -> tuple[list[Chunk], list[int]]:
-        """One round: chunks of output, and which of ``extra_fds`` are readable."""
+        """Take one round: chunks of output, and which of ``extra_fds`` are readable."""
         if self._lost is not None:
             return [], []
         try:
@@ -237,7 +237,7 @@ class Command(Stepped):
         return msgspec.structs.replace(result, receipt=admission.end(result, self._digests.found()))
 
     def detach(self) -> NoReturn:
-        """Of one that is not listed: nobody else could come back to it."""
+        """Refuse: of a command that is not listed nobody else could take hold again."""
         raise Refused(
             "a daemon is needed to let a command go on",
             cause="this sandbox lives and ends with this process",

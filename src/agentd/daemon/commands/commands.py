@@ -129,7 +129,7 @@ class Commands:
         return self._register.all(live.id)
 
     def get(self, live: Live, id_: str) -> Command | Past:
-        """By its id or its tag, the newest with that. Raises NotFound."""
+        """Find one by its id or its tag, the newest with that. Raises NotFound."""
         self._remember(live)
         return self._register.get(live.id, id_)
 
@@ -137,11 +137,11 @@ class Commands:
         return len(self._register.running())
 
     def now(self) -> list[Command]:
-        """Those that run."""
+        """Return those that run."""
         return self._register.running()
 
     def sandbox_ended(self, live: Live) -> None:
-        """Its commands end with it; their output stays until it is trimmed."""
+        """Forget its commands, which end with it; their output stays until it is trimmed."""
         self._register.forget(live.id)
         with self._lock:
             self._unread.discard(live.id)
@@ -375,7 +375,7 @@ class Commands:
 
 
 def _begin_thread(command: Command, run: Callable[[], None]) -> None:
-    """It goes on in the request's own context: its id, and its trace.
+    """Begin a thread in the request's own context: its id, and its trace.
 
     Raises Full where no thread is left; the command is killed then.
     """

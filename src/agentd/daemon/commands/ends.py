@@ -109,7 +109,7 @@ def status(end: Exit) -> str:
 
 
 def cause_of(error: AgentdError) -> Cause:
-    """Of a command whose end nobody will see."""
+    """Return the cause of a command whose end nobody will see."""
     if isinstance(error, CommandLost):
         return INTERRUPTED
     if isinstance(error, BackendLost | GuestError):
@@ -119,7 +119,7 @@ def cause_of(error: AgentdError) -> Cause:
 
 
 def lost(request_id: str, handle: "SandboxHandle", error: AgentdError) -> Result:
-    """Of one whose end nobody will see."""
+    """Return the result of a command whose end nobody will see."""
     return Result(
         request_id=request_id,
         status="error",

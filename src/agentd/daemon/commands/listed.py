@@ -58,7 +58,7 @@ class Listed:
         return max(self.journal.offsets.values(), default=0) > size
 
     def conclude(self, view: ResultView) -> None:
-        """It has ended: so who follows it is told, and nothing more is done for it."""
+        """Tell who follows it that it has ended; nothing more is done for it."""
         try:
             self.journal.finish(msgspec.json.encode(bare(view)))
         finally:

@@ -44,7 +44,7 @@ class Past:
 
     @cached_property
     def result(self) -> ResultView:
-        """As its journal has it, else what the record knows."""
+        """Read how it ended in its journal, else in its record."""
         try:
             return bare(_decode(self.journal.info or b""))
         except msgspec.DecodeError:

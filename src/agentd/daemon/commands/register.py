@@ -54,7 +54,7 @@ class Register:
         self._tell(command, "started")
 
     def release(self, who: Principal, command: "Command", *, forget: bool = False) -> None:
-        """It runs no more; ``forget``: nor is it listed."""
+        """Note that it runs no more; ``forget``: nor is it listed."""
         with self._lock:
             ran = self._running.pop(command.id, None) is not None
             if ran:
@@ -82,7 +82,7 @@ class Register:
         )
 
     def add_past(self, sandbox: str, past: "Mapping[str, Past]") -> None:
-        """Those of a daemon before, which come first."""
+        """Add those of the daemon before, which come first."""
         with self._lock:
             self._of[sandbox] = {**past, **self._of.get(sandbox, {})}
 
@@ -96,7 +96,7 @@ class Register:
             return list(self._of.get(sandbox, {}).values())
 
     def get(self, sandbox: str, id_: str) -> "Command | Past":
-        """By its id or its tag, the newest with that. Raises NotFound."""
+        """Find one by its id or its tag, the newest with that. Raises NotFound."""
         with self._lock:
             known = self._of.get(sandbox, {})
             found = known.get(id_)

@@ -33,7 +33,7 @@ def request_of(body: ExecBody, stdin: bool) -> ExecRequest:
 
 
 def _check_tag(tag: str | None) -> None:
-    """It is kept in memory, in the store and in the feed of events. Raises InvalidInput."""
+    """Bound what memory, the store and the feed of events keep. Raises InvalidInput."""
     if tag is not None and (len(tag) > _MAX_TAG or not tag.isprintable()):
         raise InvalidInput(
             f"tag {tag[:64]!r} is not usable",

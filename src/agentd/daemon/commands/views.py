@@ -17,7 +17,7 @@ def of_result(result: Result, process: str, stdout: bytes, stderr: bytes) -> Res
 
 
 def lost_bytes(journal: Journal) -> dict[str, int]:
-    """Of each stream, what the disk refused."""
+    """Count the bytes of each stream that the disk refused."""
     lost: dict[str, int] = {}
     for gap in journal.losses:
         lost[gap.stream] = lost.get(gap.stream, 0) + gap.length

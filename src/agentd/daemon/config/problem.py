@@ -47,5 +47,5 @@ def quoted(key: str) -> str:
 
 
 def basic_string(text: str) -> str:
-    """As TOML writes it: a JSON string, but for the DEL that TOML wants escaped."""
+    """Write it as TOML does: a JSON string, but for the DEL that TOML wants escaped."""
     return msgspec.json.encode(text).decode().replace("\x7f", "\\u007f")

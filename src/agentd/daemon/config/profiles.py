@@ -15,7 +15,7 @@ DEFAULT = "workstation"
 
 
 def preset(name: str, env: Mapping[str, str], uid: int) -> dict[str, Any]:
-    """As tomllib would give it. ``name`` is one of PROFILES."""
+    """Return a profile as tomllib would give it. ``name`` is one of PROFILES."""
     return {
         "daemon": {"state": _state(env, uid)},
         "listen": [{"address": f"unix:{runtime_dir.folder(env, uid)}/agentd.sock"}],

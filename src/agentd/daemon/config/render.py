@@ -13,7 +13,7 @@ from agentd.daemon.config.values import Duration, ListenAddress, Mode, Size
 
 
 def plain(value: Any) -> Any:
-    """As a file would say it: texts, numbers, lists and tables."""
+    """Say a value as a file would: texts, numbers, lists and tables."""
     if value is None:
         return "none"
     if isinstance(value, Size | Duration | Mode | ListenAddress):
@@ -28,7 +28,7 @@ def plain(value: Any) -> Any:
 
 
 def render(config: Config, source: Callable[[Path], str] | None = None) -> str:
-    """One key a line, dotted: TOML that can be loaded, and means the same."""
+    """Write one key a line, dotted: TOML that can be loaded, and means the same."""
     lines = list(_leaves(plain(config), ()))
     texts = [(path, f"{dotted(path)} = {_toml(value)}") for path, value in lines]
     if source is None:

@@ -11,13 +11,13 @@ class Meter:
     """Thread-safe, quick, and never raises."""
 
     def request(self, op: str, status: str, seconds: float) -> None:
-        """One call of the service has ended; ``status`` is "ok" or the error's code."""
+        """Count a call of the service that ended; ``status`` is "ok" or the error's code."""
 
     def command(self, command: "Command") -> None:
-        """One has ended; its result is there."""
+        """Count a command that ended; its result is there."""
 
     def sandbox(self, live: "Live", *, pooled: bool, seconds: float) -> None:
-        """One was made, or claimed from the pool."""
+        """Count a sandbox that was made, or claimed from the pool."""
 
     def sandbox_ended(self, live: "Live", reason: str) -> None: ...
 

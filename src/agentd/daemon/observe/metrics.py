@@ -162,7 +162,7 @@ class _State(Collector):
         self._told: tuple[Count[str], Count[str]] = Count(), Count()
 
     def count(self, command: "Command") -> None:
-        """It has ended."""
+        """Count one that has ended."""
         with self._lock:
             _add(self._output, self._lost, command)
 

@@ -38,7 +38,7 @@ class Observer:
     def over(
         self, op: str, who: str, sandbox: str, begun: float, error: BaseException | None
     ) -> None:
-        """One has ended, with ``error`` if it failed; ``begun`` is of time.perf_counter."""
+        """Tell of a call that ended, with ``error`` if it failed; ``begun``: perf_counter."""
         seconds = time.perf_counter() - begun
         status, words = "ok", ""
         if isinstance(error, AgentdError):

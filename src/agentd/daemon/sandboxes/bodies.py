@@ -54,7 +54,7 @@ def sandbox_spec(who: Principal, body: SandboxBody, config: Config) -> SandboxSp
 def restored_spec(
     who: Principal, kept: SandboxSpec, body: SandboxBody, config: Config
 ) -> SandboxSpec:
-    """Of a sandbox from a snapshot: only ``env``, ``timeout`` and ``output`` may be chosen.
+    """Return the spec of a sandbox from a snapshot: ``env``, ``timeout`` and ``output`` are chosen.
 
     What the snapshot brings is asked for anew: a scope may have been taken away since.
     """

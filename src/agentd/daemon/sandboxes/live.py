@@ -31,7 +31,7 @@ class Live:
         self.why = ""  # what is known of it, where it ended by itself
 
     def begin_end(self, reason: str) -> bool:
-        """It ends from now on, and what runs in it is told why; False where it ended already."""
+        """Begin its end, and tell what runs in it why; False where it ended already."""
         with self.lock:
             first, self.ending = not self.ending, True
             if first:

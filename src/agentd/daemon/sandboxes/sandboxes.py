@@ -120,7 +120,7 @@ class Sandboxes(Adoption):
             raise
 
     def _claim(self, spec: SandboxSpec) -> SandboxHandle | None:
-        """One from the pool that lives: those of a zygote that was killed are dead all at once."""
+        """Claim one from the pool that lives: a zygote that is killed takes its own along."""
         while (handle := self._pool.claim(spec)) is not None:
             if handle.wall.alive():
                 return handle
@@ -200,7 +200,7 @@ class Sandboxes(Adoption):
     # --- found ---
 
     def get(self, principal: Principal, id_: str) -> Live:
-        """By its id, or the name of one's own. Raises NotFound, also for another principal's."""
+        """Find one by its id, or by the name of one's own. Raises NotFound, also for another's."""
         live = self._live.get(id_) or self._live.get(self.names.find(principal.name, id_))
         if live is None or live.ending or not principal.owns(live.record.principal):
             raise NotFound(
@@ -234,7 +234,7 @@ class Sandboxes(Adoption):
     def views(
         self, principal: Principal, labels: Mapping[str, str], state: str | None, after: str
     ) -> Iterator[SandboxView]:
-        """Those that ``principal`` may see, in the order of their ids, from behind ``after`` on.
+        """List what ``principal`` may see, in the order of the ids, from behind ``after`` on.
 
         Raises InvalidInput.
         """
@@ -262,7 +262,7 @@ class Sandboxes(Adoption):
     # --- its state ---
 
     def renew(self, live: Live, ttl: float) -> None:
-        """Its lease ends ``ttl`` seconds from now, not before."""
+        """Let its lease end ``ttl`` seconds from now, not before."""
         seconds = self._ttl(ttl)
         self._lease(live, seconds)
         live.lease(seconds)

@@ -10,7 +10,8 @@ from agentd.sandbox.pool import ShelfSpec
 
 
 def shelves(config: Config, gate: Gate) -> list[ShelfSpec]:
-    """Of what requests that ask for nothing special come to: behind bounds and policy."""
+    """Return the pool's shelves: what a request that asks for nothing special comes to, behind
+    bounds and policy."""
     made = []
     for pool in config.pool:
         spec = SandboxSpec(

@@ -77,7 +77,7 @@ class Ledger:
         self._closed = False
 
     def request(self, name: str) -> None:
-        """One request of ``name``. Raises QuotaExceeded where they come too fast."""
+        """Count one request of ``name``. Raises QuotaExceeded where they come too fast."""
         quota = self._quota(name)
         if quota.requests is None:
             return

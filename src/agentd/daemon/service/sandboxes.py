@@ -91,7 +91,7 @@ class DaemonSandboxes(Noun):
         self._parts.sandboxes.end(self._live("create", id))
 
     def kill_at_once(self, id: str) -> Callable[[], None] | None:
-        """As of ``DoorSandboxes``."""
+        """Do as ``DoorSandboxes`` says."""
         try:
             self._who.require("create")
             live = self._parts.sandboxes.get(self._who, id)
@@ -139,7 +139,7 @@ class DaemonSandboxes(Noun):
             live.handle.overlay().apply()
 
     def made(self, body: SandboxBody) -> Live:
-        """One that is ready, for ``create`` and ``run``."""
+        """Make one that is ready, for ``create`` and ``run``."""
         self._who.require("create")
         if body.name is None:
             return self._make(body)

@@ -86,7 +86,7 @@ class StoreWriter:
             self._synced = wanted
 
     def _do(self, work: Work) -> tuple[Any, BaseException | None]:
-        """Its value, or what it raised. Alone in a savepoint: what it raises undoes it alone."""
+        """Return its value, or what it raised, which undoes it alone: it has its own savepoint."""
         outcome: tuple[Any, BaseException | None]
         self._connection.execute("SAVEPOINT job")
         try:

@@ -16,7 +16,7 @@ def mark(prefix: bytes) -> bytes:
 
 
 def inwards(values: list[bytes], prefix: bytes) -> bytes:
-    """Of the Cookie headers what this port has set; empty where there is nothing."""
+    """Return what of the Cookie headers this port has set; empty where there is nothing."""
     own = mark(prefix)
     pairs = (pair.strip() for value in values for pair in value.split(b";"))
     return b"; ".join(pair.removeprefix(own) for pair in pairs if pair.startswith(own))

@@ -50,7 +50,7 @@ async def get_file(exchange: Exchange, query: dict[str, Any]) -> None:
 
 
 def _headers(length: int) -> list[tuple[bytes, bytes]]:
-    """Of a file that has no size, too: it may have content all the same, as those of /proc."""
+    """Return the headers of a file. One of no size may have content, as those of /proc do."""
     headers = [(b"content-type", BYTES.encode()), (b"accept-ranges", b"bytes")]
     return [*headers, (b"content-length", b"%d" % length)] if length else headers
 

@@ -213,7 +213,7 @@ def check_encoding(exchange: Exchange) -> None:
 
 
 def fingerprint(exchange: Exchange, raw: bytes) -> bytes:
-    """Of what must be the same when an Idempotency-Key is used again."""
+    """Return what must be the same when an Idempotency-Key is used again."""
     scope = exchange.scope
     head = scope["method"].encode(), scope["raw_path"], scope["query_string"], raw
     return b"".join(len(part).to_bytes(8, "big") + part for part in head)

@@ -104,7 +104,7 @@ def last_event(error: AgentdError) -> bytes:
 
 
 def encode_event(event: OutputEvent, cursors: dict[str, int]) -> bytes:
-    """As text/event-stream; ``cursors`` are moved behind it."""
+    """Write it as text/event-stream, and move ``cursors`` behind it."""
     if event.kind == "exit":
         data = b"{}" if event.result is None else encode(without_output(event.result))
         return b"event: exit\ndata: %b\n\n" % data

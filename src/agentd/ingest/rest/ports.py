@@ -78,7 +78,7 @@ class Target:
 
 
 def request_headers(scope: Any, target: Target) -> Headers:
-    """Those for the server inside: without credentials, and nothing that belongs to one hop."""
+    """Return those for the server inside: no credentials, and nothing that belongs to one hop."""
     given: Headers = scope["headers"]
     dropped = HOP | _OURS | CREDENTIALS | _COOKIES | _named(given)
     kept = [

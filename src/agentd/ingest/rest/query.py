@@ -79,7 +79,7 @@ def _convert(parameter: Parameter, text: str) -> Any:
 
 
 def labels(pairs: Sequence[str]) -> Mapping[str, str]:
-    """Of ``k=v`` texts."""
+    """Read labels from ``k=v`` texts. Raises InvalidInput."""
     found = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")

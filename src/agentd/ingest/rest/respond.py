@@ -53,7 +53,7 @@ def error_answer(error: AgentdError) -> Answer:
 
 
 def as_sent(answer: Answer) -> Answer:
-    """It with what a client is told of an answer that an earlier request got."""
+    """Add what a client is told of an answer that an earlier request got."""
     if not answer.replayed:
         return answer
     headers = {**answer.headers, "idempotency-replayed": "true"}

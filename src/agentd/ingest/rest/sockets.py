@@ -68,7 +68,7 @@ async def attach(socket: Socket) -> None:
 
 
 async def execute(socket: Socket) -> None:
-    """Its first message is the ExecBody."""
+    """Start the command of the first message, an ExecBody."""
     web, id_ = socket.web, socket.path["id"]
     parse(socket.scope["query_string"], ())  # it takes none
     service = await socket.authenticate()

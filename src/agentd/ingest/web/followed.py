@@ -59,7 +59,7 @@ class Followed(Generic[T, R]):
             self._close_wake()
 
     def _settled(self, call: "asyncio.Future[None]") -> None:
-        """It has run, or no thread could be had for it."""
+        """Note that it has run, or that no thread could be had for it."""
         error = None if call.cancelled() else call.exception()
         if isinstance(error, Exception):
             self._error = error

@@ -123,7 +123,7 @@ def link_of(scope: Any) -> Link:
 
 
 def _address(connection: socket.socket) -> str:
-    """Of whom a stranger's connection is: a user here, or a network of one household."""
+    """Tell whose a stranger's connection is: a user's here, or that of a household's network."""
     try:
         if connection.family == socket.AF_UNIX:
             raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)

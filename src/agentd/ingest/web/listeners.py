@@ -66,7 +66,7 @@ class Listener:
 
 
 def unix(path: str, *, mode: int = 0o600, group: str | None = None) -> Listener:
-    """Its permissions hold before anybody can connect. Raises Conflict where somebody listens
+    """Listen, with permissions before anybody can connect. Raises Conflict where somebody listens
     there, InvalidInput for a file that is no socket or a group that is not there, OSError."""
     gid = _gid(group)
     os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
@@ -92,7 +92,7 @@ def unix(path: str, *, mode: int = 0o600, group: str | None = None) -> Listener:
 
 
 def tcp(host: str, port: int, *, tls: ssl.SSLContext | None = None) -> list[Listener]:
-    """One for each address of the host. Raises InvalidInput for a host that has none, OSError."""
+    """Listen on each address of the host. Raises InvalidInput for a host that has none, OSError."""
     try:
         found = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
@@ -138,7 +138,7 @@ def tls_context(cert: str, key: str | None = None, client_ca: str | None = None)
 def inherited(
     environ: MutableMapping[str, str], tls: ssl.SSLContext | None = None
 ) -> list[Listener]:
-    """Those that systemd passes (sd_listen_fds(3)); forgets that it did. TCP ones get ``tls``."""
+    """Take those that systemd passes (sd_listen_fds(3)), and forget that. TCP ones get ``tls``."""
     pid, count = environ.pop("LISTEN_PID", ""), environ.pop("LISTEN_FDS", "")
     environ.pop("LISTEN_FDNAMES", None)
     if pid != str(os.getpid()) or not count.isdigit():

@@ -45,7 +45,7 @@ class Socket(WebRequest[D]):
         await self._send({"type": "websocket.send", "text": text})
 
     async def send_error(self, error: AgentdError) -> None:
-        """As the door words it, if it does."""
+        """Send an error as the door words it, if it does."""
         text = self.door.message(error)
         if text is not None:
             await self.send_text(text)

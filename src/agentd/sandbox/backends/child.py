@@ -57,7 +57,7 @@ def start_python(module: str, sockets: Sequence[socket.socket]) -> int:
 
 
 def receive(sock: socket.socket, seconds: float, who: str) -> tuple[dict[str, object], list[int]]:
-    """One message and its descriptors, from our own process.
+    """Receive one message and its descriptors, from our own process.
 
     Raises SandboxError, Ended, and Starved where what was passed along could not be taken.
     """
@@ -89,7 +89,7 @@ def receive(sock: socket.socket, seconds: float, who: str) -> tuple[dict[str, ob
 def send(
     sock: socket.socket, message: dict[str, object], fds: Sequence[int], who: str, most: int
 ) -> None:
-    """One message of at most ``most`` bytes to our own process.
+    """Send one message of at most ``most`` bytes to our own process.
 
     Raises InvalidInput for a longer one, Ended where the process is gone, Starved where the kernel
     passes no descriptors on.

@@ -99,7 +99,7 @@ def configure(found: Range) -> None:
 
 
 def configured() -> Range:
-    """That of ``configure``, or of the environment where nobody has read a configuration."""
+    """Return the range of ``configure``, or the environment's where nobody read a configuration."""
     if _range is None:
         configure(Range(_variable("START", START), _variable("BLOCKS", BLOCKS)))
     assert _range is not None  # noqa: S101  (for the type checker)

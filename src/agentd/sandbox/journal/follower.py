@@ -60,7 +60,7 @@ class JournalFollower:
 
     @property
     def cursor(self) -> dict[str, int]:
-        """Of each stream that is followed, the number of the byte that comes next."""
+        """Return for each stream that is followed the number of the byte that comes next."""
         pairs = zip(STREAMS, self._wanted, self._cursors, strict=True)
         return {name: at for name, wanted, at in pairs if wanted}
 

@@ -77,7 +77,7 @@ class Journal:
 
     @property
     def offsets(self) -> dict[str, int]:
-        """Of each stream, the number of the byte that comes next: where to attach again."""
+        """Return for each stream the number of the byte that comes next: where to attach again."""
         with self.lock:
             return dict(zip(STREAMS, self.ring.offsets, strict=True))
 

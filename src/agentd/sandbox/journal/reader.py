@@ -129,7 +129,7 @@ class JournalReader:
         return False
 
     def _head(self) -> Head | None:
-        """Of the record here; None where the segment ends, or is damaged from here on."""
+        """Read the record's head; None where the segment ends, or is damaged from here on."""
         segment = self._segment
         if segment is None or self._position >= segment.size:
             return None

@@ -39,7 +39,7 @@ class JournalRing:
         return self.total - self.stored_total
 
     def start_offset(self, stream: int) -> int:
-        """Of the oldest byte of the stream that is here."""
+        """Return the number of the oldest byte of the stream that is here."""
         for entry in self.entries:
             if entry.stream == stream:
                 return entry.offset

@@ -214,7 +214,7 @@ class RemoteWall:
         return {"wall": self.id}
 
     def renew(self, seconds: float | None) -> None:
-        """Its lease ends so many seconds from now; never, for None. Raises SandboxError."""
+        """Let its lease end so many seconds from now; never, for None. Raises SandboxError."""
         self._link.ask("renew", id=self.id, lease=seconds)
 
     def tell_lease(self, seconds: float, env: Mapping[str, str] = _NO_ENV) -> None:

@@ -224,7 +224,7 @@ class Supervisor:
         return self._entry(message).wall.wait(bound), []
 
     def _begin_kill(self, daemon: socket.socket, message: Message) -> None:
-        """It ends while a thread is found that waits for that."""
+        """Begin to end it, while a thread is found that waits for that."""
         with self._lock:
             entry = self._entries.pop(str(message.get("id")), None)
         early = None if entry is None else abilities.ENDS_EARLY.of(entry.wall)
@@ -349,7 +349,7 @@ def _why(wall: Wall) -> str:
 
 
 def _first_process(wall: object) -> list[int]:
-    """By which the daemon itself can end the wall, and see that it has."""
+    """Return the pidfd by which the daemon itself can end the wall, and see that it has."""
     early = abilities.ENDS_EARLY.of(wall)
     pidfd = None if early is None else early.first_process()
     return [] if pidfd is None else [pidfd]

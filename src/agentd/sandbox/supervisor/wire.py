@@ -42,8 +42,8 @@ def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None
 
 
 def receive(sock: socket.socket) -> tuple[Message, list[int]]:
-    """One message and its descriptors, close-on-exec. Raises EOFError at the end, OSError, and
-    ValueError for what is no message.
+    """Receive a message and its descriptors, close-on-exec. Raises EOFError at its end, OSError,
+    and ValueError for what is no message.
 
     Where no descriptor is left for those that came along, the answer they came with is an error.
     """

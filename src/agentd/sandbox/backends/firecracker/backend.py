@@ -266,7 +266,7 @@ def _await(monitor: FirecrackerProcess, plan: FirecrackerPlan, *, theirs: bool) 
 
 
 def _quirks_of(monitor: FirecrackerProcess) -> Quirks:
-    """By what the process itself says: the program may have been replaced since it was probed."""
+    """Ask the process itself: the program may have been replaced since it was probed."""
     answer = monitor.request(ApiRequest("GET", "/version", None), _VERSION_SECONDS)
     text = answer.get("firecracker_version") if isinstance(answer, dict) else None
     if not isinstance(text, str):

@@ -149,7 +149,7 @@ class Root:
         return fd, found.st_size
 
     def remove_file(self, name: str) -> None:
-        """Its name, whatever it is; quiet where there is none."""
+        """Remove a name, whatever it is; quiet where there is none."""
         try:
             os.unlink(name, dir_fd=self.fd)
         except FileNotFoundError:

@@ -41,7 +41,7 @@ def make_plan(spec: SandboxSpec) -> FirecrackerPlan:
 
 
 def host_limits(plan: FirecrackerPlan) -> Limits:
-    """Of the cgroup around the monitor: a ceiling above what the guest itself holds."""
+    """Return the limits around the monitor: a ceiling above what the guest itself holds."""
     return Limits(memory=ceiling(plan.memory), cpus=plan.limits.cpus, pids=HOST_TASKS)
 
 

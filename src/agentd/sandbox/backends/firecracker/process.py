@@ -176,7 +176,7 @@ class FirecrackerProcess(MonitorProcess):
                 raise BackendLost("firecracker opened no API", cause=f"within {_API_SECONDS:g} s")
 
     def _end_warden(self) -> None:
-        """It and its guard end when our end is closed; then the jail is gone."""
+        """End the warden and its guard by closing our end; then the jail is gone."""
         self._control.close()
         deadline = time.monotonic() + _END_SECONDS
         while not reap(self._guard):

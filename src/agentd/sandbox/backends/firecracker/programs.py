@@ -50,7 +50,7 @@ def examine(programs: Programs) -> tuple[Version | None, list[Blocker]]:
 
 
 def _version(where: str) -> Version:
-    """By what it prints first. Raises Refused."""
+    """Read a program's version in what it prints first. Raises Refused."""
     try:
         done = subprocess.run(
             [where, "--version"],

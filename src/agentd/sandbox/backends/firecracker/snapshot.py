@@ -42,7 +42,7 @@ def of(plan: FirecrackerPlan, version: Version, image: str) -> SavedMachine:
 
 
 def cpu_model(path: str = "/proc/cpuinfo") -> str:
-    """Its maker, family, model and stepping, or the like on other architectures."""
+    """Name its maker, family, model and stepping, or the like on other architectures."""
     wanted = ("vendor_id", "cpu family", "model", "stepping", "CPU implementer", "CPU part")
     found: dict[str, str] = {}
     with open(path, encoding="utf-8", errors="replace") as file:

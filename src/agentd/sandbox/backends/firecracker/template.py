@@ -23,14 +23,14 @@ class NotKept(SandboxError):
 
 
 def key(plan: FirecrackerPlan, version: Version, image: str) -> str:
-    """Of all that it depends on."""
+    """Return the key of a template: all that it depends on."""
     about = snapshot.of(plan, version, image)
     parts = (about.version, about.cpu, about.image, about.memory, about.vcpus, config.ARGUMENTS)
     return " ".join(map(str, ("firecracker", *parts)))
 
 
 def write(monitor: FirecrackerProcess, ceiling: Ceiling, memory: int, target: int) -> None:
-    """Of a machine that nothing has been said to. It goes on after it; its connections do not.
+    """Keep the state of a machine that was told nothing yet. It goes on; its connections do not.
 
     Raises NotKept.
     """

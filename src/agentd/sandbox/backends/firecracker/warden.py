@@ -182,9 +182,9 @@ class Warden:
         os.close(pidfd)
 
     def _find_monitor(self) -> int:
-        """By the jailer's file, whose folder is the monitor's by now: it must be our own child.
+        """Find the monitor by the jailer's file, which is in a folder of the monitor's by now.
 
-        Raises OSError and ValueError.
+        It must be our own child. Raises OSError and ValueError.
         """
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         fd = os.open(f"{self._root}/firecracker.pid", flags)

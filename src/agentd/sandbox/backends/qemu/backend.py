@@ -244,7 +244,7 @@ class QemuBackend:
 
 
 def _block() -> Block | None:
-    """Of a machine's own users, where its folders can be lent to them, too."""
+    """Take a block of ids for a machine's own users, where its folders can be lent to them, too."""
     return identity.take() if privileges.may_mount() else None
 
 

@@ -87,7 +87,7 @@ def _check_mounts(mounts: tuple[Mount, ...]) -> None:
 
 
 def host_limits(plan: QemuPlan, machine: QemuMachine) -> Limits:
-    """Of the cgroup around QEMU and the device: a ceiling above what the guest itself holds."""
+    """Return the limits around QEMU and the device: a ceiling above what the guest itself holds."""
     return Limits(memory=ceiling(machine.memory), cpus=plan.limits.cpus, pids=HOST_TASKS)
 
 

@@ -106,7 +106,7 @@ class Qmp:
             raise BackendLost("qemu is gone", cause=str(error)) from error
 
     def _read(self, deadline: float) -> dict[str, Any]:
-        """One line, decoded."""
+        """Read one line, decoded."""
         while (end := self._buffer.find(b"\n")) < 0:
             if len(self._buffer) > MAX_LINE:
                 raise SandboxError(f"qemu sent a line of more than {MAX_LINE} bytes")

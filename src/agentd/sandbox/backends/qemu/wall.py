@@ -73,7 +73,7 @@ class QemuWall(MachineWall[QemuProcess]):
             return self._stream
 
     def counters(self) -> dict[str, int]:
-        """Of QEMU's own group; the guest's limits are counted by the agent."""
+        """Return the counters of QEMU's own group; the agent counts those of the guest's limits."""
         return {name: n for name, n in super().counters().items() if name == "oom"}
 
     def save(self) -> dict[str, object]:

@@ -45,7 +45,7 @@ class Ceiling:
 
     @contextlib.contextmanager
     def raised(self, size: int) -> Iterator[None]:
-        """By ``size`` bytes, for as long as a file of that size is written."""
+        """Raise the ceiling by ``size`` bytes, for as long as a file of that size is written."""
         if self._group is None:
             yield
             return

@@ -97,7 +97,7 @@ def _rlimits() -> None:
 
 
 def _identity(cell: Cell) -> bool:
-    """As root a user that owns nothing, of this machine alone; else who the caller is."""
+    """Become, as root, a user of this machine alone that owns nothing; else stay the caller."""
     if cell.uid is None or cell.gid is None:
         return False
     os.setgroups([])

@@ -45,7 +45,7 @@ class Ending(NamedTuple):
 
     @property
     def text(self) -> str:
-        """One line."""
+        """Say it in one line."""
         return f"{self.what}; the end of its log: {tail(self.log)}" if self.log else self.what
 
     def cause(self) -> Cause:
@@ -98,6 +98,6 @@ def tail(log: str) -> str:
 
 
 def safe_log(text: str) -> str:
-    """Its lines without what a terminal would obey; empty ones left out."""
+    """Return its lines without what a terminal would obey; empty ones left out."""
     lines = (safe_text(line.strip(), _CHARACTERS) for line in text.splitlines())
     return "\n".join(line for line in lines if line)

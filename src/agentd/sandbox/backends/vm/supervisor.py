@@ -195,7 +195,7 @@ class Keeper:
         return answer, passed
 
     def _answer(self, number: int) -> tuple[dict[str, object], list[int]]:
-        """One that came too late for its question is nobody's."""
+        """Take the next answer; one that came too late for its question is nobody's."""
         deadline = time.monotonic() + _ANSWER_SECONDS
         while True:
             left = max(0.0, deadline - time.monotonic())
