@@ -13,6 +13,7 @@ of_namespaces = pytest.mark.parametrize("kind", ["linux"], indirect=True)
 without_namespaces = pytest.mark.parametrize("kind", ["fake", "host", "landlock"], indirect=True)
 
 
+VAR = ("cache", "lib", "local", "log", "opt", "spool", "tmp")
 OWN_ADDRESS = "import socket; print(socket.gethostbyname(socket.gethostname()))"
 
 
@@ -116,7 +117,7 @@ def test_the_places_of_the_wall_itself_are_refused(
 @of_namespaces
 def test_the_root_is_read_only_and_bare(box: Callable[..., Sandbox]) -> None:
     sandbox = box()
-    for path in ("/", "/usr", "/etc", "/dev", "/var", "/run", "/mnt"):
+    for path in ("/", "/usr", "/etc", "/dev", "/mnt", "/.agentd", "/.agentd/var", "/var/lib/dpkg"):
         assert sandbox.run(f"touch {path}/x").exit_code != 0, path
     for path in (
         "/root",
@@ -128,6 +129,31 @@ def test_the_root_is_read_only_and_bare(box: Callable[..., Sandbox]) -> None:
     ):
         assert sandbox.run(f"test -e {path}").exit_code != 0, path
     assert int(sandbox.run("ls /proc | grep -c '^[0-9]'").text) < 8
+
+
+@of_namespaces
+def test_var_and_run_can_be_written_to_within_the_disk_limit(box: Callable[..., Sandbox]) -> None:
+    sandbox = box(disk="4M")
+    places = ("/run", "/run/lock", "/var/run", *(f"/var/{name}" for name in VAR))
+    for place in places:
+        assert sandbox.run(f"mkdir -p {place}/x && echo in > {place}/x/y", check=True), place
+    filled = sandbox.run("head -c 5M /dev/zero > /var/log/x/large")
+    assert b"No space left" in filled.stderr
+    assert sandbox.run("echo more > /tmp/more").exit_code != 0
+    assert sandbox.run("rm /var/log/x/large; echo more > /tmp/more", check=True)
+    # Nothing of it is the next one's.
+    assert box().run("find /run /var -name x").text == ""
+
+
+@of_namespaces
+def test_what_programs_expect_in_run_is_there(box: Callable[..., Sandbox]) -> None:
+    """By what their packages have made at each boot."""
+    listed = [path.read_text() for path in Path("/usr/lib/tmpfiles.d").glob("*.conf")]
+    wanted = [name for name in ("/run/screen", "/run/postgresql") if name in "".join(listed)]
+    if not wanted:
+        pytest.skip("neither screen nor PostgreSQL is installed")
+    for path in wanted:
+        assert box().run(f"touch {path}/.lock", check=True)
 
 
 @of_namespaces

@@ -10,7 +10,7 @@ import os
 import resource
 from collections.abc import Callable
 
-from agentd.guest.zygote import own_root
+from agentd.guest.zygote import own_root, var
 from agentd.guest.zygote.root import EMPTY_FILE, SANDBOX_HOME, masks
 from agentd.linux import abi, caps, landlock, net, overlay, process, seccomp
 from agentd.linux.kernel import Kernel
@@ -21,7 +21,7 @@ NAMESPACES = (
 WORKSPACE = "/workspace"
 # Writable places. Each is a directory of one tmpfs, so that one size bounds them all.
 _SCRATCH = (("t", "/tmp", 0o1777), ("h", SANDBOX_HOME, 0o755), ("s", "/dev/shm", 0o1777))
-WRITABLE = (WORKSPACE, "/tmp", SANDBOX_HOME, "/dev/shm", "/dev/pts")
+WRITABLE = (WORKSPACE, "/tmp", SANDBOX_HOME, *var.TOPS, "/dev/shm", "/dev/pts")
 # All sandboxes of the machine have some 3000 together (kernel.pty.max).
 _MAX_TERMINALS = 512
 _SYSRQ = "/proc/sysrq-trigger"
@@ -59,6 +59,10 @@ class WallKernel(Kernel):
     def mkdir(self, path: str, mode: int) -> None:
         if not self._dry:
             super().mkdir(path, mode)
+
+    def symlink(self, target: str, path: str) -> None:
+        if not self._dry:
+            os.symlink(target, path)
 
     def setrlimit(self, number: int, limit: int) -> None:
         """Both the soft and the hard one."""
@@ -199,8 +203,22 @@ def _scratch(
     for name, target, mode in _SCRATCH:
         kernel.mkdir(f"{WORKSPACE}/{name}", mode)
         kernel.mount(f"{WORKSPACE}/{name}", target, None, abi.MS_BIND)
+    _own_var(kernel)
     devpts = f"newinstance,ptmxmode=0666,mode=0620,max={_MAX_TERMINALS}"
     kernel.mount("devpts", "/dev/pts", "devpts", abi.MS_NOSUID | abi.MS_NOEXEC, devpts)
+
+
+def _own_var(kernel: WallKernel) -> None:
+    """/var and /run, on the scratch tmpfs: for who has no root to write to."""
+    found = var.contents()
+    for top in var.TOPS:
+        kernel.mkdir(f"{WORKSPACE}{top}", 0o755)
+    for path, mode in found.folders:
+        kernel.mkdir(f"{WORKSPACE}{path}", mode)
+    for path, target in found.links:
+        kernel.symlink(target, f"{WORKSPACE}{path}")
+    for top in var.TOPS:
+        kernel.mount(f"{WORKSPACE}{top}", top, None, abi.MS_BIND)
 
 
 def _mounts(box: Request, fds: list[int], kernel: WallKernel, own: bool) -> None:

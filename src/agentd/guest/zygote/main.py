@@ -24,7 +24,7 @@ import sys
 
 from agentd.guest import agent
 from agentd.guest.zygote import box as boxes
-from agentd.guest.zygote import entry, immortal, root
+from agentd.guest.zygote import entry, immortal, root, var
 from agentd.guest.zygote.entry import CONTROL_FD, MOUNTS_FD
 from agentd.guest.zygote.group import enter_group
 from agentd.guest.zygote.maps import Maps
@@ -61,7 +61,7 @@ def main() -> None:
         config, _ = receive(control)
         filter_ = seccomp.build(seccomp.of_namespaces(str(config["net"])))
         zygote = _Zygote(control, entry.prepare(config), config, filter_)
-        for fact in (caps.last_capability, root.masks):
+        for fact in (caps.last_capability, root.masks, var.contents):
             fact()  # found out once, by the user that sandboxes have, for all of them
     except Exception as error:
         send(control, {"error": f"{type(error).__name__}: {error}"})

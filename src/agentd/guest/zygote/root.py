@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 
+from agentd.guest.zygote import var
 from agentd.linux import abi, mounts
 from agentd.linux.kernel import KERNEL, Kernel
 
@@ -84,11 +85,11 @@ _DEV_LINKS = {
     "stderr": "/proc/self/fd/2",
     "ptmx": "pts/ptmx",
 }
-_EMPTY = ("/proc", "/sys", "/run", "/mnt", "/tmp", "/workspace", SANDBOX_HOME)
+_EMPTY = ("/proc", "/sys", "/mnt", "/tmp", "/workspace", SANDBOX_HOME)
 _EMPTY_DEV = ("/dev/pts", "/dev/shm")
 # What a /proc tells of the whole machine: the user's keys by name, the kernel's command line, how
 # busy each device is, the paths of swap files. An empty file or directory takes its place.
-EMPTY_FILE = "/run/empty"
+EMPTY_FILE = "/.agentd/empty"
 _PROC_FILES = (
     "bootconfig",
     "cmdline",
@@ -166,7 +167,8 @@ def enter(trees: list[Tree], files: dict[str, bytes], kernel: Kernel = KERNEL) -
     kernel.mount("tmpfs", STAGE, "tmpfs", abi.MS_NOSUID, "mode=0755,size=8m,nr_inodes=1k")
     _skeleton(STAGE, trees, files)
     for path, fd in trees:
-        kernel.move_mount(fd, "", abi.AT_FDCWD, STAGE + path, abi.MOVE_MOUNT_F_EMPTY_PATH)
+        target = STAGE + var.place(path)
+        kernel.move_mount(fd, "", abi.AT_FDCWD, target, abi.MOVE_MOUNT_F_EMPTY_PATH)
         os.close(fd)
     # A new proc needs a fully visible one already there; it shows the zygote's pid namespace.
     kernel.mount("proc", STAGE + "/proc", "proc", abi.MS_NOSUID | abi.MS_NODEV | abi.MS_NOEXEC)
@@ -178,14 +180,13 @@ def enter(trees: list[Tree], files: dict[str, bytes], kernel: Kernel = KERNEL) -
 
 
 def _skeleton(stage: str, trees: list[Tree], files: dict[str, bytes]) -> None:
-    for path in (*_EMPTY, "/dev", *_EMPTY_DEV, "/var", "/etc"):
+    for path in (*_EMPTY, "/dev", *_EMPTY_DEV, "/etc", var.BEHIND):
         os.makedirs(stage + path, 0o755, exist_ok=True)
+    var.make(stage, [path for path, _fd in trees if path.startswith("/var/")])
     for path in PROGRAMS:
         if os.path.islink(path):
             os.symlink(os.readlink(path), stage + path)
     write(stage + EMPTY_FILE, b"")
-    os.symlink("/tmp", stage + "/var/tmp")
-    os.symlink("/run", stage + "/var/run")
     os.symlink("/proc/self/mounts", stage + "/etc/mtab")
     for name, target in _DEV_LINKS.items():
         os.symlink(target, f"{stage}/dev/{name}")
@@ -196,7 +197,7 @@ def _skeleton(stage: str, trees: list[Tree], files: dict[str, bytes]) -> None:
         if path.startswith("/dev/"):
             write(stage + path, b"")
         else:
-            os.makedirs(stage + path, 0o755, exist_ok=True)
+            os.makedirs(stage + var.place(path), 0o755, exist_ok=True)
 
 
 def write(path: str, data: bytes) -> None:

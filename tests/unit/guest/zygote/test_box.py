@@ -13,6 +13,7 @@ import pytest
 from tests.recording import Answer, RecordingKernel
 
 from agentd.guest.zygote import box
+from agentd.guest.zygote.var import Contents
 from agentd.linux import abi, seccomp
 
 STEPS = [
@@ -61,12 +62,17 @@ class Recorder(RecordingKernel, box.WallKernel):
 
 
 @pytest.fixture(autouse=True)
+def no_var(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(box.var, "contents", lambda: Contents((), ()))
+
+
+@pytest.fixture(autouse=True)
 def nothing_real(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What does not go through the kernel port is written down too, and not done."""
     log: list[str] = []
     for name in ("_identity", "_loopback", "_rlimits", "_landlock"):
         monkeypatch.setattr(box, name, lambda *_, name=name: log.append(name))
-    monkeypatch.setattr(box, "masks", lambda: (("/run/empty", "/proc/keys"),))
+    monkeypatch.setattr(box, "masks", lambda: (("/.agentd/empty", "/proc/keys"),))
     monkeypatch.setattr(
         box.own_root, "mount_point", lambda path, is_dir: log.append(f"point {path}")
     )
@@ -133,6 +139,8 @@ def test_the_scratch_is_covered_by_its_own_part() -> None:
         ("mount", b"/tmp"),
         ("mount", b"/home/sandbox"),
         ("mount", b"/dev/shm"),
+        ("mount", b"/run"),
+        ("mount", b"/var"),
         ("mount", b"/dev/pts"),
         ("mount", b"/workspace"),
         ("mount", b"/proc"),

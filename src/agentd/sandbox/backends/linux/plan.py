@@ -10,7 +10,7 @@ from agentd.sandbox.backends.limits import on_this_kernel
 
 HOME = "/home/sandbox"
 # Directories of the scratch tmpfs; a mount elsewhere needs a root of the sandbox's own.
-_SCRATCH = (WORKSPACE + "/", "/tmp/", HOME + "/", "/dev/shm/")
+_SCRATCH = (WORKSPACE + "/", "/tmp/", HOME + "/", "/dev/shm/", "/run/", "/var/")
 MAX_MOUNTS = 32
 _USERS = {"sandbox": 1000, "root": 0}
 _BYTES_PER_INODE = 4096

@@ -69,6 +69,8 @@ def test_the_workspace_comes_first() -> None:
         ("/tmp/in", False),
         ("/home/sandbox/in", False),
         ("/dev/shm/in", False),
+        ("/run/in", False),
+        ("/var/lib/in", False),
         ("/data", True),
         ("/workspaces", True),
         ("/home/other", True),
