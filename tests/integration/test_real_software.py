@@ -68,3 +68,16 @@ def test_the_agent_is_attached_to_by_no_debugger(box: Sandbox) -> None:
     needs("gdb")
     ran = box.run("gdb -nx -batch -ex bt -p 1 < /dev/null", timeout=60)
     assert b"ptrace: Operation not permitted" in ran.stderr, (ran.text, ran.stderr)
+
+
+@pytest.mark.parametrize(("program", "script"), [
+    ("chmod", "mkdir d; chmod g+s d; test -g d"),
+    ("install", "install -d -m 2775 d; test -g d"),
+    ("git", "git init -q --shared r; test -g r/.git/refs"),
+    ("tar", "mkdir d; chmod 6775 d; tar cf t d; rm -r d; tar xpf t; test -g d; test -u d"),
+    ("cp", "mkdir d; chmod 2775 d; cp -a d e; test -g e"),
+])  # fmt: skip
+def test_set_id_bits_are_kept(box: Sandbox, program: str, script: str) -> None:
+    needs(program)
+    ran = box.run(["sh", "-ec", script])
+    assert ran.ok, ran.stderr

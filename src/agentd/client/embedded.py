@@ -189,12 +189,12 @@ def selftest(
 
 
 def seccomp_profile(
-    capability: str | None, level: IsolationLevel | None, net: str | None
+    capability: str | None, level: IsolationLevel | None, net: str | None, *, rw: bool
 ) -> "Profile":
     """The system call filter of a level's sandboxes. Raises InvalidInput."""
     from agentd.daemon.seccomp_profile import profile
 
-    return profile(capability, level, net)
+    return profile(capability, level, net, rw=rw)
 
 
 def seccomp_assembly(profile: "Profile") -> list[str]:

@@ -27,6 +27,7 @@ class Profile(msgspec.Struct, frozen=True):
     name: str
     level: str
     net: str  # "none" or "host"
+    rw: bool  # for sandboxes with a folder of the host's mounted read-write
     digest: str
     machine: str  # uname -m
     instructions: int
@@ -43,9 +44,14 @@ class Profile(msgspec.Struct, frozen=True):
 
 
 def profile(
-    capability: str | None = None, level: IsolationLevel | None = None, net: str | None = None
+    capability: str | None = None,
+    level: IsolationLevel | None = None,
+    net: str | None = None,
+    *,
+    rw: bool = False,
 ) -> Profile:
-    """Return the profile of the sandboxes that agentd, run by this user, makes at that level.
+    """Return the profile of the sandboxes that agentd, run by this user, makes at that level;
+    ``rw``: of those that a folder of the host's is mounted into read-write.
 
     A capability's own needs say what ``level`` and ``net`` leave out; without either it is a
     namespace without a network. Raises NotFound for a capability that nobody has, InvalidInput
@@ -54,11 +60,12 @@ def profile(
     least, network = _needs(capability)
     chosen = _checked(least if level is None else level, capability)
     wanted = net or ("host" if network else "none")
-    name, inet = _filter(chosen, wanted)
+    name, inet = _filter(chosen, wanted, rw=rw)
     return Profile(
         name=name,
         level=chosen.label,
         net=wanted,
+        rw=rw,
         digest=seccomp.digest(seccomp.build(name, inet=inet)),
         machine=abi.MACHINE,
         instructions=len(seccomp.build(name, inet=inet)) // 8,
@@ -75,7 +82,7 @@ def profile(
 
 def assembly(of: Profile) -> list[str]:
     """Return its compiled program, one line an instruction."""
-    name, inet = _filter(IsolationLevel.parse(of.level), of.net)
+    name, inet = _filter(IsolationLevel.parse(of.level), of.net, rw=of.rw)
     return [str(line) for line in disassemble(seccomp.build(name, inet=inet), of.machine)]
 
 
@@ -104,10 +111,10 @@ def _checked(level: IsolationLevel, capability: str | None) -> IsolationLevel:
     )
 
 
-def _filter(level: IsolationLevel, net: str) -> tuple[str, bool]:
+def _filter(level: IsolationLevel, net: str, *, rw: bool) -> tuple[str, bool]:
     """The profile's name, and whether it lets internet sockets be made."""
     if level is IsolationLevel.NAMESPACE:
-        return seccomp.of_namespaces(net), True  # no network is a namespace without one
+        return seccomp.of_namespaces(net, rw=rw), True  # no network is a namespace without one
     from agentd.sandbox.backends.process import profile_name
 
     return profile_name(), net == "host"

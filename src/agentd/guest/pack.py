@@ -19,6 +19,8 @@ SLICE = 128
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 # It went, or became something else, between being listed and being opened.
 _CHANGED = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
+# Whoever unpacks it elsewhere is to become no program's user: set-id bits stay behind.
+_MODE = 0o1777
 _SPECIAL = {stat.S_IFIFO: "a fifo", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
 
@@ -116,7 +118,9 @@ class Packer:
             info = os.fstat(fd)
             if stat.S_ISDIR(info.st_mode):
                 try:
-                    yield from self._put(TarEntry(path, "dir", info.st_mode, 0, int(info.st_mtime)))
+                    yield from self._put(
+                        TarEntry(path, "dir", info.st_mode & _MODE, 0, int(info.st_mtime))
+                    )
                 except BaseException:
                     os.close(fd)
                     raise
@@ -136,7 +140,9 @@ class Packer:
                 f"{shown(path)} ({info.st_size} bytes) is more than what is left of the "
                 f"{tar.MAX_BYTES} bytes that a tree may have"
             )
-        yield from self._put(TarEntry(path, "file", info.st_mode, info.st_size, int(info.st_mtime)))
+        yield from self._put(
+            TarEntry(path, "file", info.st_mode & _MODE, info.st_size, int(info.st_mtime))
+        )
         left, cut = info.st_size, False
         while left:
             data = b"" if cut else os.read(fd, min(CHUNK, left))

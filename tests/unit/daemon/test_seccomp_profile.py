@@ -1,5 +1,7 @@
 """The filter that is shown is the one that a report names."""
 
+from pathlib import Path
+
 import pytest
 
 from agentd.client import build
@@ -25,6 +27,19 @@ def test_it_is_the_one_in_force(backend: str, net: str) -> None:
     finally:
         manager.close()
     assert profile(level=level, net=net).label == told
+
+
+def test_with_a_folder_to_write_it_is_the_one_in_force(tmp_path: Path) -> None:
+    manager = Manager()
+    try:
+        if not manager.backend("linux").probe().usable:
+            pytest.skip("linux is not usable here")
+        spec = build.sandbox_spec(backend="linux", workspace=f"{tmp_path}:rw")
+        handle = Pipeline(manager).open("uid:0", spec)
+        told = handle.enforcement["seccomp"].detail
+    finally:
+        manager.close()
+    assert profile(rw=True).label == told
 
 
 def test_a_capability_says_level_and_network() -> None:

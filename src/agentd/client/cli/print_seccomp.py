@@ -14,6 +14,7 @@ examples:
   agentd print-seccomp
   agentd print-seccomp shell.exec.v1
   agentd print-seccomp --level process --net host
+  agentd print-seccomp --rw
   agentd print-seccomp --json | jq -r '.rules[] | .why'
   agentd print-seccomp --asm | less
 
@@ -28,7 +29,7 @@ def main(words: list[str]) -> int:
     level = IsolationLevel.parse(options.level) if options.level else None
     from agentd.client import embedded
 
-    profile = embedded.seccomp_profile(options.capability, level, options.net)
+    profile = embedded.seccomp_profile(options.capability, level, options.net, rw=options.rw)
     if options.asm:
         print("\n".join(embedded.seccomp_assembly(profile)))
     elif options.json:
@@ -52,6 +53,9 @@ def _parser() -> Parser:
     parser.add_argument(
         "--net", choices=("none", "host"), help="default: the capability's, or none"
     )
+    parser.add_argument(
+        "--rw", action="store_true", help="of sandboxes that a folder is mounted into read-write"
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one JSON object")
     form.add_argument("--asm", action="store_true", help="print the compiled program, disassembled")
@@ -62,6 +66,7 @@ def _show(profile: "Profile") -> None:
     from itertools import groupby
 
     asked = f"level {profile.level}, network {profile.net}"
+    asked += ", a folder mounted rw" if profile.rw else ""
     table.facts(
         [
             ("in force for", f"{profile.capability}, at {asked}" if profile.capability else asked),

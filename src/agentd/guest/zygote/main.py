@@ -59,8 +59,9 @@ def main() -> None:
     os.set_inheritable(MOUNTS_FD, False)
     try:
         config, _ = receive(control)
-        filter_ = seccomp.build(seccomp.of_namespaces(str(config["net"])))
-        zygote = _Zygote(control, entry.prepare(config), config, filter_)
+        net = str(config["net"])
+        filters = {rw: seccomp.build(seccomp.of_namespaces(net, rw=rw)) for rw in (False, True)}
+        zygote = _Zygote(control, entry.prepare(config), config, filters)
         for fact in (caps.last_capability, root.masks, var.contents):
             fact()  # found out once, by the user that sandboxes have, for all of them
     except Exception as error:
@@ -70,7 +71,7 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     # Its digest is the host's business: hashlib would map OpenSSL into every sandbox.
-    send(control, {"ok": True, "filter": filter_.hex()})
+    send(control, {"ok": True, "filter": filters[False].hex(), "filter_rw": filters[True].hex()})
     zygote.serve()
 
 
@@ -86,11 +87,11 @@ class _Zygote:
         control: socket.socket,
         cloner: Cloner,
         config: dict[str, object],
-        filter_: bytes,
+        filters: dict[bool, bytes],
     ) -> None:
         self._control = control
         self._cloner = cloner
-        self._filter = filter_
+        self._filters = filters
         self._flags = boxes.NAMESPACES | (abi.CLONE_NEWNET if config["net"] == "none" else 0)
         plain = config["plain"]
         self._plain = plain if isinstance(plain, dict) else None
@@ -147,7 +148,7 @@ class _Zygote:
         rehearse(_REHEARSALS)
         if self._plain is not None:
             for _ in range(walls):
-                rehearse_wall(self._plain, self._filter)
+                rehearse_wall(self._plain, self._filters[False])
                 rehearse(0)
                 _rehearse_messages()
 
@@ -223,7 +224,7 @@ class _Zygote:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 gc.enable()
                 plain = self._plain if host else None
-                _box(listener, id_, scratch or [], self._filter, plain, maps)
+                _box(listener, id_, scratch or [], self._filters, plain, maps)
             finally:
                 os._exit(1)
         if maps is not None:
@@ -290,7 +291,7 @@ def _box(
     listener: socket.socket,
     id_: int | None,
     scratch: list[int],
-    filter_: bytes,
+    filters: dict[bool, bytes],
     plain: dict[str, object] | None,
     maps: Maps | None,
 ) -> None:
@@ -314,6 +315,7 @@ def _box(
         if scratch:
             request["scratch_fd"] = len(fds) - 1
         ready = made or agent.Ready(pid1=True)  # before Landlock: it opens what is closed then
+        filter_ = filters[request["rw"] is True]
         done = boxes.confine(
             request, fds, filter_, prepared=prepared, enter=lambda: enter_group(listener)
         )

@@ -4,6 +4,7 @@ import errno
 
 from agentd.linux.seccomp.process_rules import PROCESS, SAME_UID
 from agentd.linux.seccomp.rule import ArgumentMatch, Rule, greater, not_zero
+from agentd.linux.seccomp.set_id_rules import SET_ID
 from agentd.linux.seccomp.socket_rules import SOCKETS, SOCKETS_AND_ROUTES
 from agentd.linux.seccomp.trace_rules import NO_TRACING, TRACING
 
@@ -11,7 +12,6 @@ from agentd.linux.seccomp.trace_rules import NO_TRACING, TRACING
 # is clone(2)'s exit signal, so only clone3 and unshare can ask for it.
 _CLONE_NEW = 0x7E020000
 _S_IFMT, _S_IFCHR, _S_IFBLK = 0xF000, 0x2000, 0x6000
-_S_ISUID_ISGID = 0o6000
 _TIOCSTI, _TIOCLINUX, _TIOCSETD = 0x5412, 0x541C, 0x5423
 _PER_LINUX, _UNAME26, _PER_QUERY = 0, 0x20000, 0xFFFFFFFF
 _PR_SET_MM = 35
@@ -228,31 +228,6 @@ _COMMON = (
         (ArgumentMatch(2, "mode", (_S_IFCHR, _S_IFBLK), _S_IFMT),),
     ),
     Rule(
-        "set-id bits",
-        "chmod fchmod",
-        "a writable workspace's files belong to its owner on the host: a set-id program there "
-        "would hand out that user to everyone on the host",
-        (not_zero(1, "mode", _S_ISUID_ISGID),),
-    ),
-    Rule(
-        "set-id bits",
-        "fchmodat fchmodat2",
-        "as chmod; what open(2) makes with such a bit loses it on the first write",
-        (not_zero(2, "mode", _S_ISUID_ISGID),),
-    ),
-    Rule(
-        "set-id bits",
-        "mknod",
-        "as chmod, on a new file",
-        (not_zero(1, "mode", _S_ISUID_ISGID),),
-    ),
-    Rule(
-        "set-id bits",
-        "mknodat",
-        "as chmod, on a new file",
-        (not_zero(2, "mode", _S_ISUID_ISGID),),
-    ),
-    Rule(
         "terminal",
         "ioctl",
         "TIOCSTI and TIOCLINUX type into the terminal that started the sandbox; TIOCSETD loads "
@@ -285,29 +260,32 @@ _COMMON = (
     ),
 )
 
-#: What a guest asks of a folder of the host's is done by a server of files, which needs the rest.
-_SHARE = tuple(rule for rule in _COMMON if rule.group == "set-id bits")
 _SHARED = _COMMON + NO_TRACING + SOCKETS
+_OWN_NET = _COMMON + TRACING + SOCKETS_AND_ROUTES
+_HOST_NET = _COMMON + TRACING + SOCKETS
 
-#: What unpacks an image makes its files as the image has them, in a folder that nobody else enters.
-_UNPACK = tuple(rule for rule in _SHARED if rule.group != "set-id bits")
-
-#: sandbox: behind namespaces of its own, the network's among them. sandbox-host-net: shares the
-#: host's network. monitor: of a virtual machine. share: virtiofsd's, for a virtual machine.
-#: unpack: skopeo's and umoci's, which fetch and unpack images.
+#: sandbox: behind namespaces of its own, the network's among them. -host-net: shares the host's
+#: network. -rw: writes to a folder of the host's.
+#: monitor: of a virtual machine. share: virtiofsd's, for a virtual machine: what a guest asks of a
+#: folder of the host's is done by a server of files, which needs the rest.
+#: unpack: skopeo's and umoci's, which fetch images, and make their files as the images have them,
+#: in a folder that nobody else enters.
 #: process: shares the host's pid and ipc namespaces.
 #: process-same-uid: and runs as a user that owns host files.
 PROFILES: dict[str, tuple[Rule, ...]] = {
-    "sandbox": _COMMON + TRACING + SOCKETS_AND_ROUTES,
-    "sandbox-host-net": _COMMON + TRACING + SOCKETS,
-    "monitor": _SHARED,
-    "share": _SHARE,
-    "unpack": _UNPACK,
-    "process": _SHARED + PROCESS,
-    "process-same-uid": _SHARED + PROCESS + SAME_UID,
+    "sandbox": _OWN_NET,
+    "sandbox-rw": _OWN_NET + SET_ID,
+    "sandbox-host-net": _HOST_NET,
+    "sandbox-host-net-rw": _HOST_NET + SET_ID,
+    "monitor": _SHARED + SET_ID,
+    "share": SET_ID,
+    "unpack": _SHARED,
+    "process": _SHARED + SET_ID + PROCESS,
+    "process-same-uid": _SHARED + SET_ID + PROCESS + SAME_UID,
 }
 
 
-def of_namespaces(net: str) -> str:
-    """The profile of a sandbox of the namespace wall, with ``net`` "none" or "host"."""
-    return "sandbox" if net == "none" else "sandbox-host-net"
+def of_namespaces(net: str, *, rw: bool) -> str:
+    """The profile of a sandbox of the namespace wall, with ``net`` "none" or "host"; ``rw`` where a
+    folder of the host's is mounted read-write."""
+    return ("sandbox" if net == "none" else "sandbox-host-net") + ("-rw" if rw else "")

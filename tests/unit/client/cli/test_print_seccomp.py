@@ -24,6 +24,15 @@ def test_text_names_the_filter_as_reports_do(capsys: pytest.CaptureFixture[str])
     assert "(SIGSYS)" in text
 
 
+def test_a_folder_mounted_rw_has_a_filter_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    groups = {}
+    for words in ([], ["--rw"]):
+        assert main(["print-seccomp", *words, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        groups[found["name"]] = {rule["group"] for rule in found["rules"]}
+    assert groups["sandbox-rw"] - groups["sandbox"] == {"set-id bits"}
+
+
 def test_assembly_is_the_program(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["print-seccomp", "shell.exec.v1", "--asm"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -75,11 +75,16 @@ def at(index: int, value: int, otherwise: int = 0) -> Args:
 BY_ARGUMENTS: list[tuple[str, str, Args, int]] = [
     *[("sandbox", name, at(i, kind | 0o666), code) for name, i in _BY_MODE
       for kind, code in ((0x2000, _E), (0x6000, _E), (0x1000, 0), (0x8000, 0), (0xC000, 0))],
-    *[("sandbox", name, at(i, mode), code) for name, i in _BY_BITS for mode, code in (
+    *[(profile, name, at(i, mode), 0)
+      for profile in ("sandbox", _H, "unpack") for name, i in _BY_BITS
+      for mode in (0o104755, 0o102755, 0o106755)],
+    *[(profile, name, at(i, mode), code)
+      for profile in ("sandbox-rw", f"{_H}-rw", "share", "monitor", _P)
+      for name, i in _BY_BITS for mode, code in (
         (0o104755, _E), (0o102755, _E), (0o106755, _E), (0o101777, 0), (0o100777, 0),
     )],
     # The mode is where the kernel reads it, and nowhere else.
-    *[("sandbox", name, at(i, 0o100644, 0o106000), 0) for name, i in _BY_BITS],
+    *[("sandbox-rw", name, at(i, 0o100644, 0o106000), 0) for name, i in _BY_BITS],
     *[("sandbox", "socket", (16, kind, protocol), 0 if protocol == 0 else errno.EPROTONOSUPPORT)
       for kind in (2, 3, 0x80003) for protocol in (0, 4, 6, 9, 12, 16, HIGH | 9)],
     ("sandbox", "socket", (16 | HIGH, 3, HIGH), 0),

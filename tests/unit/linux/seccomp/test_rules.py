@@ -50,11 +50,19 @@ def test_profiles_only_ever_add() -> None:
 
 
 def test_only_a_network_of_its_own_is_looked_at() -> None:
-    for net, own in (("none", True), ("host", False)):
-        code = decode(build(of_namespaces(net), "x86_64"))
+    for net, rw, own in (("none", False, True), ("none", True, True), ("host", False, False)):
+        code = decode(build(of_namespaces(net, rw=rw), "x86_64"))
         socket = numbers("x86_64")["socket"]
         answer = run(code, ARCH["x86_64"], socket, (16, 3, 0))
         assert answer == (ALLOW if own else fails(errno.EOPNOTSUPP))
+
+
+def test_set_id_bits_are_refused_where_a_folder_is_mounted_rw() -> None:
+    for net in ("none", "host"):
+        plain, rw = (PROFILES[of_namespaces(net, rw=rw)] for rw in (False, True))
+        assert rw[: len(plain)] == plain
+        assert {rule.group for rule in rw[len(plain) :]} == {"set-id bits"}
+        assert "set-id bits" not in {rule.group for rule in plain}
 
 
 def test_explain_has_a_row_a_rule() -> None:

@@ -177,7 +177,7 @@ class LinuxBackend:
                 born.group,
                 born.detail,
                 own_user=born.block is not None,
-                digest=nursery.filter_digest,
+                digest=nursery.filter_digests[plan.rw],
                 shown=len(nursery.configuration),
                 lent={loan.mount.target: loan.how for loan in lent},
             ),
@@ -206,6 +206,7 @@ class LinuxBackend:
             "landlock_abi": landlock.abi_version(),
             "without": sorted(self._without),
             "mounts": loans.requests(lent),
+            "rw": plan.rw,
         }
 
     def _plain(self, net: str) -> dict[str, object]:

@@ -67,8 +67,8 @@ class Nursery:
         """
         ready_to_start()
         self._lock = threading.Lock()
-        #: Of the seccomp filter, once the zygote is ready.
-        self.filter_digest = ""
+        #: Of the seccomp filters, once the zygote is ready: by whether a folder is mounted rw.
+        self.filter_digests: dict[bool, str] = {}
         self._ready = False
         self._count = 0
         self._spawned = 0
@@ -272,7 +272,10 @@ class Nursery:
         answer, _ = receive(self._control, _START_SECONDS, "zygote")
         if "error" in answer:
             raise SandboxError("the sandbox root could not be built", cause=str(answer["error"]))
-        self.filter_digest = fingerprint(bytes.fromhex(str(answer["filter"])))
+        self.filter_digests = {
+            rw: fingerprint(bytes.fromhex(str(answer[name])))
+            for rw, name in ((False, "filter"), (True, "filter_rw"))
+        }
         self._ready = True
 
     def _send(self, request: dict[str, object], fds: Sequence[int]) -> None:

@@ -30,6 +30,11 @@ class LinuxPlan(msgspec.Struct, frozen=True):
     inodes: int
     env: dict[str, str]
 
+    @property
+    def rw(self) -> bool:
+        """Whether what is written in it are files of the host's."""
+        return any(mount.mode is MountMode.RW for mount in self.mounts)
+
 
 def make_plan(spec: SandboxSpec) -> LinuxPlan:
     """Raises InvalidInput or Refused."""

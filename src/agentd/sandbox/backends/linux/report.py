@@ -63,9 +63,7 @@ def enforcement(
         ),
         "capabilities": _step("capabilities", controls, _capabilities(plan)),
         "no_new_privs": _step("no_new_privs", controls, "setuid and file capabilities do nothing"),
-        "seccomp": _step(
-            "seccomp", controls, f"profile {seccomp.of_namespaces(plan.spec.net)} {digest}"
-        ),
+        "seccomp": _step("seccomp", controls, f"profile {_profile(plan)} {digest}"),
         "landlock": _landlock(controls),
         "agent_protected": _step("dumpable", controls, agent_detail(controls)),
         "shared": shared.of_namespaces("user_counts" in controls, own_user),
@@ -144,6 +142,10 @@ def kernel_version(release: str) -> tuple[int, int]:
     """``(6, 18)`` of ``6.18.44-generic``."""
     major, minor, *_ = release.split("-", maxsplit=1)[0].split(".")
     return int(major), int(minor)
+
+
+def _profile(plan: LinuxPlan) -> str:
+    return seccomp.of_namespaces(plan.spec.net, rw=plan.rw)
 
 
 def _programs(spec: SandboxSpec, shown: int) -> str:
