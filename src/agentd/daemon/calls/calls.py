@@ -18,8 +18,7 @@ from agentd.daemon.admission import facts, oblige
 from agentd.daemon.admission.act import Act, Place
 from agentd.daemon.admission.admission import Admission, outputs_of
 from agentd.daemon.admission.gate import Gate, ran
-from agentd.daemon.calls.inside import HandleInside
-from agentd.daemon.calls.nowhere import Nowhere
+from agentd.daemon.calls.inside import HandleInside, Nowhere
 from agentd.model import context
 from agentd.model.api import CallBody, CallView, SandboxBody
 from agentd.model.capability import About, Outcome

@@ -1,11 +1,12 @@
-"""A sandbox as a capability has it: the port's Inside over a handle."""
+"""A sandbox as a capability has it: the port's Inside over a handle; or none."""
 
 import posixpath
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import msgspec
 
+from agentd.model.errors import AgentdError
 from agentd.model.limits import DEFAULTS, Limits
 from agentd.model.result import Result
 from agentd.model.spec import ExecRequest
@@ -61,6 +62,17 @@ class HandleInside:
             stdin=stdin,
             timeout=_least(request.timeout, limits.timeout, most.timeout),
             output_limit=_least(request.output_limit, limits.output, most.output, DEFAULTS.output),
+        )
+
+
+class Nowhere:
+    """Raises on every use: a capability that says it needs no sandbox gets none."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AgentdError(
+            f"there is no sandbox to use {name!r} of",
+            cause="the capability says that it needs none",
+            remediation="let its needs say so: Needs(sandbox=True)",
         )
 
 

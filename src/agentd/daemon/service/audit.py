@@ -1,14 +1,15 @@
-"""The audit log, as an admin reads it."""
+"""What was done: the audit log, as an admin reads it, and a caller's receipts."""
 
 import msgspec
 
 from agentd.audit import files, read
 from agentd.audit.log import AuditLog
+from agentd.audit.receipt import peek
 from agentd.daemon.observe.observed import observed
 from agentd.daemon.service.noun import Noun
 from agentd.model import typed
 from agentd.model.api import AuditHead, AuditPage
-from agentd.model.errors import InvalidInput
+from agentd.model.errors import InvalidInput, NotFound
 
 MAX_RECORDS = 1000  # of one page
 MAX_BYTES = 4 << 20
@@ -54,6 +55,26 @@ class DaemonAudit(Noun):
         if not isinstance(log, AuditLog):
             raise TypeError("only a daemon's log is read over REST")
         return log
+
+
+class DaemonReceipts(Noun):
+    """Implements ``model.service.Receipts``."""
+
+    @observed("receipt")
+    def get(self, id: str) -> bytes:
+        self._who.require("read")
+        found = self._parts.control.records.get(id)
+        if found is None or not self._who.owns(peek(found).predicate.execution.principal):
+            raise NotFound(
+                f"there is no receipt {id[:64]!r}",
+                remediation="its id is the request's; the oldest are dropped",
+            )
+        return found
+
+    @observed("receipt_key")
+    def key(self) -> str:
+        self._who.require("read")
+        return self._parts.control.key.public_pem().decode()
 
 
 class _Numbered(msgspec.Struct):

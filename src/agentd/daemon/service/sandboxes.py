@@ -1,5 +1,6 @@
-"""A caller's sandboxes."""
+"""A caller's sandboxes, their snapshots and their ports."""
 
+import contextlib
 import itertools
 import os
 import time
@@ -16,9 +17,10 @@ from agentd.daemon.sandboxes.names import taken
 from agentd.daemon.sandboxes.snapshots import SnapshotOwner
 from agentd.daemon.service.noun import Noun
 from agentd.model.api import SandboxBody, SandboxView, SnapshotView
-from agentd.model.errors import AgentdError, InvalidInput
+from agentd.model.errors import AgentdError, InvalidInput, NotFound
 from agentd.model.units import parse_duration
 from agentd.policy.scopes import scope_of
+from agentd.transport.tunnel import Tunnel
 
 _AS_USUAL = SandboxBody()
 _BUILD_SECONDS = 60.0  # that somebody else may take to make the sandbox of a name
@@ -167,3 +169,39 @@ class DaemonSandboxes(Noun):
             wait=wait,
             name=body.name or "",
         )
+
+
+class DaemonSnapshots(Noun):
+    """Implements ``model.service.Snapshots``."""
+
+    @observed("snapshots")
+    def list(self) -> tuple[SnapshotView, ...]:
+        self._who.require("snapshot")
+        return tuple(self._parts.snapshots.all(self._who))
+
+    @observed("get_snapshot")
+    def get(self, id: str) -> SnapshotView:
+        self._who.require("snapshot")
+        found = self._parts.snapshots.view(self._who, id)
+        if found is None:
+            raise NotFound(f"there is no snapshot {id[:64]!r}")
+        return found
+
+    @observed("delete_snapshot")
+    def delete(self, id: str) -> None:
+        self._who.require("snapshot")
+        self._parts.snapshots.remove(self._who, id)
+
+
+class DaemonPorts(Noun):
+    """Implements ``model.service.Ports``."""
+
+    @observed("tunnel")
+    def open(self, sandbox: str, port: int) -> Tunnel:
+        live, admission = self._open(sandbox, acts.PORT, "reach a port of it", port=port)
+        admission.begin(written=True)
+        with contextlib.ExitStack() as undo:
+            undo.enter_context(admission)
+            tunnel = live.handle.guest.tunnel(port)
+            tunnel.on_close = undo.pop_all().close
+        return tunnel

@@ -5,7 +5,7 @@ from hashlib import sha256
 
 from agentd.daemon.observe.observed import observed
 from agentd.daemon.service.approvals import DaemonApprovals
-from agentd.daemon.service.audit import DaemonAudit
+from agentd.daemon.service.audit import DaemonAudit, DaemonReceipts
 from agentd.daemon.service.capabilities import DaemonCapabilities
 from agentd.daemon.service.commands import DaemonCommands
 from agentd.daemon.service.events import DaemonEvents
@@ -14,10 +14,7 @@ from agentd.daemon.service.keys import DaemonKeys
 from agentd.daemon.service.machine import DaemonMachine
 from agentd.daemon.service.noun import Noun
 from agentd.daemon.service.parts import Parts
-from agentd.daemon.service.ports import DaemonPorts
-from agentd.daemon.service.receipts import DaemonReceipts
-from agentd.daemon.service.sandboxes import DaemonSandboxes
-from agentd.daemon.service.snapshots import DaemonSnapshots
+from agentd.daemon.service.sandboxes import DaemonPorts, DaemonSandboxes, DaemonSnapshots
 from agentd.model import context
 from agentd.model.answer import Answer
 from agentd.model.api import Authorise, Carry, Repeat, Work
