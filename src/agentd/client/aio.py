@@ -9,6 +9,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack
 from agentd.client import arguments, build
 from agentd.client.aio_files import AsyncFiles
 from agentd.client.aio_method import aio, cancellable
+from agentd.client.aio_ports import AsyncSandboxPorts
 from agentd.client.aio_process import AsyncProcess
 from agentd.client.aio_thread import Threads
 from agentd.client.build import Command, ExecOptions
@@ -104,6 +105,10 @@ class AsyncSandbox:
     @property
     def files(self) -> AsyncFiles:
         return AsyncFiles(self._threads, self._blocking.files)
+
+    @property
+    def ports(self) -> "AsyncSandboxPorts":
+        return AsyncSandboxPorts(self._threads, self._blocking.ports)
 
     @options_shown
     def stream(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from agentd.client.embedded import Command, Pipeline, SandboxHandle, Snapshot
     from agentd.model import service
     from agentd.model.api import CallView
+    from agentd.model.port import Port
     from agentd.model.principal import Principal
     from agentd.model.result import Result
     from agentd.model.service import Emit
@@ -161,6 +162,11 @@ class _Files(_Noun):
     write_tar = _by_its_agent("write_tar")
 
 
+class _Ports(_Noun):
+    def open(self, sandbox: str, port: int) -> "Port":
+        return self._here.handle(sandbox).guest.tunnel(port)
+
+
 class _Capabilities(_Noun):
     def call(
         self,
@@ -193,7 +199,6 @@ class EmbeddedService:
     """Implements ``client.ports.Service`` over a pipeline, which its maker closes."""
 
     url = None
-    ports: Any
     snapshots: Any
     receipts: Any
     keys: Any
@@ -209,6 +214,7 @@ class EmbeddedService:
         self.sandboxes = cast("ports.Sandboxes", _Sandboxes(self, "sandboxes"))
         self.commands = cast("ports.Commands", _Commands(self, "commands"))
         self.files = cast("ports.Files", _Files(self, "files"))
+        self.ports = _Ports(self, "ports")
         self.capabilities = cast("service.Capabilities", _Capabilities(self, "capabilities"))
 
     def __getattr__(self, name: str) -> _Noun:

@@ -9,6 +9,7 @@ from agentd.client.http import address
 from agentd.model.errors import AgentdError, InvalidInput
 
 if TYPE_CHECKING:
+    from agentd.client.forward import Forwards
     from agentd.client.ports import Service, Snapshot
 
 
@@ -63,8 +64,9 @@ def state(snapshot: "Snapshot | str | os.PathLike[str] | None", *, of_daemon: bo
     return os.fspath(path) if path is not None else snapshot.id  # type: ignore[union-attr]
 
 
-def forget(held: "Service", id_: str, lasting: bool, owner: int) -> None:
+def forget(held: "Service", id_: str, forwards: "Forwards", lasting: bool, owner: int) -> None:
     """Let go of it: it goes on where it outlives this process, and is ended where not."""
+    forwards.close()
     # A forked copy: the sandbox belongs to the original.
     if not lasting and os.getpid() == owner:
         with suppress(AgentdError):

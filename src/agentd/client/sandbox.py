@@ -11,6 +11,7 @@ from agentd.client.build import SandboxOptions
 from agentd.client.commands import CommandFailed as CommandFailed  # noqa: PLC0414  its old place
 from agentd.client.commands import SandboxCommands
 from agentd.client.files import Files
+from agentd.client.forward import Forwards, SandboxPorts
 from agentd.client.http import address
 from agentd.client.process import Process as Process  # noqa: PLC0414
 from agentd.client.signature import options_shown
@@ -44,8 +45,9 @@ class Sandbox(SandboxCommands):
         self._connected = connected
         self._lasting = lasting or connected
         self._ended = False
+        self._forwards = Forwards()
         self._finalizer = weakref.finalize(
-            self, place.forget, service, view.id, self._lasting, os.getpid()
+            self, place.forget, service, view.id, self._forwards, self._lasting, os.getpid()
         )
 
     @classmethod
@@ -193,6 +195,11 @@ class Sandbox(SandboxCommands):
         """Reading and writing inside, by absolute paths."""
         return Files(self._open.files, self.id)
 
+    @property
+    def ports(self) -> "SandboxPorts":
+        """Its TCP ports, for servers inside: their addresses here, and connections to them."""
+        return SandboxPorts(self._open.ports, self.id, self._forwards)
+
     def changes(self) -> tuple[str, ...]:
         """List what a copy-on-write workspace has: ``A new``, ``M changed``, ``D gone``."""
         return self._open.sandboxes.changes(self.id)
@@ -245,6 +252,7 @@ class Sandbox(SandboxCommands):
         if not self._connected:
             self.kill()
         elif self._finalizer.detach():
+            self._forwards.close()
             self._service.close()
 
     def kill(self) -> None:
@@ -252,6 +260,7 @@ class Sandbox(SandboxCommands):
         self._finalizer.detach()
         if not self._ended:
             self._ended = True
+            self._forwards.close()
             try:
                 with suppress(NotFound):  # its lease may have ended it
                     self._service.sandboxes.kill(self.id)

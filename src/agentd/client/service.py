@@ -48,7 +48,7 @@ class Client:
 
     @property
     def ports(self) -> service.Ports:
-        """Ports of a sandbox: open, where plain bytes are carried; over HTTP they are not."""
+        """Ports of a sandbox: open, for plain bytes both ways."""
         return self._service.ports
 
     @property

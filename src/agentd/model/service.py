@@ -167,8 +167,8 @@ class Commands(Protocol):
 
 class Ports(Protocol):
     def open(self, sandbox: str, port: int) -> Port:
-        """Connect to a TCP port inside. Raises NotFound, OperationFailed, and Unsupported where
-        what lies between carries no plain bytes: over HTTP."""
+        """Connect to a TCP port inside. Raises NotFound, and OperationFailed where nothing
+        listens."""
         ...
 
 

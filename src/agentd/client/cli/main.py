@@ -29,6 +29,7 @@ GROUPS = {
         "attach": "go back to a command that runs",
         "logs": "print what a command wrote",
         "cp": "copy files and directories in and out",
+        "port": "reach a server inside from this machine",
     },
     "what can be asked for by name": {
         "capability": "list the capabilities, or show one",

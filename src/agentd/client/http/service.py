@@ -32,7 +32,7 @@ from agentd.model.api import (
     SnapshotView,
     Stats,
 )
-from agentd.model.errors import InvalidInput, NotFound, Unsupported
+from agentd.model.errors import InvalidInput, NotFound
 from agentd.model.events import EventPage, wait_seconds
 from agentd.model.port import Port
 from agentd.model.service import Emit
@@ -133,11 +133,9 @@ class HttpSandboxes(_Noun):
 
 class HttpPorts(_Noun):
     def open(self, sandbox: str, port: int) -> Port:
-        raise Unsupported(
-            f"port {port} of {sandbox} cannot be reached as plain bytes over HTTP",
-            remediation=f"ask for {sandbox_path(sandbox)}/ports/{port}/, which carries HTTP and "
-            "WebSocket",
-        )
+        from agentd.client.http.port import HttpPort
+
+        return HttpPort(self._requests, f"{sandbox_path(sandbox)}/tunnels/{port}")
 
 
 class HttpSnapshots(_Noun):

@@ -19,6 +19,7 @@ from agentd.ingest.rest.openapi import document
 from agentd.ingest.rest.operation import Operation
 from agentd.ingest.rest.respond import JSON, encode
 from agentd.ingest.rest.sockets import attach, execute
+from agentd.ingest.rest.tunnels import tunnel
 from agentd.ingest.web.door import Mount
 from agentd.ingest.web.routes import Handler, Routes
 from agentd.ingest.web.web import Web
@@ -62,6 +63,7 @@ def mount(web: Web, gatekeeper: Gatekeeper) -> Mount:
     for path in (_PORTS, _PORTS + "/{path:rest}"):
         routes.add(path, {}, otherwise=_forward)
         routes.add_socket(path, _forward_websocket)
+    routes.add_socket(_SANDBOX + "/tunnels/{port}", tunnel)
     routes.add_socket(_SANDBOX + "/exec", execute)
     routes.add_socket(_SANDBOX + "/processes/{proc}/attach", attach)
     return Mount(api, routes, ("/v1", _DOCUMENT, *_ALWAYS), always=_ALWAYS)

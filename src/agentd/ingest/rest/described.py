@@ -167,4 +167,16 @@ def _ports(id_: dict[str, Any], failed: dict[str, Any]) -> dict[str, Any]:
         }
         for method in _FORWARDED
     }
-    return {f"{_ONE}/ports/{{port}}/{{path}}": methods}
+    tunnel = {
+        "operationId": "ws_tunnel",
+        "summary": "a WebSocket: plain bytes to a server inside",
+        "description": "Scope: ports. Binary messages are bytes, both ways. The text op eof says "
+        "that no more comes from the client, the event eof that no more comes from inside.",
+        "tags": ["ports"],
+        "parameters": [id_, port],
+        "responses": {"101": {"description": "the WebSocket is open"}, **failed},
+    }
+    return {
+        f"{_ONE}/ports/{{port}}/{{path}}": methods,
+        f"{_ONE}/tunnels/{{port}}": {"get": tunnel},
+    }

@@ -13,6 +13,7 @@ import h11
 
 from agentd.ingest.rest import cookies
 from agentd.ingest.rest.api import Exchange
+from agentd.ingest.rest.tunnels import port_of
 from agentd.ingest.web.credential import CREDENTIALS
 from agentd.ingest.web.exchange import Aborted
 from agentd.ingest.web.pipe import Pipe
@@ -65,12 +66,8 @@ class Target:
         path = scope["path_params"]
         if match is None:
             raise NotFound("there is no such path")
-        if not re.fullmatch(r"[1-9][0-9]{0,4}", path["port"], re.ASCII):
-            raise InvalidInput(f"{path['port'][:16]!r} is no port")
         self.id: str = path["id"]
-        self.port = int(path["port"])
-        if self.port > 65535:
-            raise InvalidInput(f"{self.port} is no port")
+        self.port = port_of(path["port"])
         self.prefix = match[0]
         self.target = scope["raw_path"][match.end() :] or b"/"
         if scope["query_string"]:

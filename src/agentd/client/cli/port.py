@@ -1,0 +1,48 @@
+"""``agentd port``: a port of this machine that leads into a daemon's sandbox."""
+
+import argparse
+import sys
+import time
+
+from agentd.client.cli import remote
+
+_EXAMPLES = """\
+  agentd port sbx-abcdefghijkl 8080                        prints 127.0.0.1:PORT, until Ctrl-C
+  agentd port sbx-abcdefghijkl 5432 --host-port 15432      whatever it speaks
+"""
+_LOOK_SECONDS = 2.0
+
+
+def main(words: list[str]) -> int:
+    options = _parser().parse_args(words)
+    from agentd.client.forward import Forwards, SandboxPorts
+
+    with remote.service(options) as service:
+        id_ = service.sandboxes.get(options.id).id
+        ports = SandboxPorts(service.ports, id_, Forwards())
+        with ports.forward(options.port, options.host_port) as forward:
+            address = "{}:{}".format(*forward.address)
+            if options.json:
+                remote.print_json({"address": address, "sandbox": id_, "port": options.port})
+            else:
+                print(address)
+                sys.stdout.flush()
+            while True:  # until it is interrupted, or the sandbox has ended: NotFound
+                time.sleep(_LOOK_SECONDS)
+                service.sandboxes.get(id_)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = remote.parser(
+        "port", "Let a port of 127.0.0.1 lead to one in a sandbox, until interrupted.", _EXAMPLES
+    )
+    parser.add_argument(
+        "--host-port",
+        metavar="N",
+        type=int,
+        default=0,
+        help="which port here (default: a free one)",
+    )
+    parser.add_argument("id", metavar="ID")
+    parser.add_argument("port", metavar="PORT", type=int, help="the port inside")
+    return parser

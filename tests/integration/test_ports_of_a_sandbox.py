@@ -1,0 +1,213 @@
+"""Servers inside are reached alike wherever the sandbox is: their URL, a port here, plain bytes."""
+
+import asyncio
+import contextlib
+import errno
+import hashlib
+import http.client
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from tests.security.daemons import WAIT, Daemon, running, until
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import unix_connect
+
+from agentd import AsyncSandbox, Client, InvalidInput, OperationFailed, Sandbox
+
+# Answers with the digest of all that it is sent, and then with all of it.
+SERVER = """
+import hashlib, socket, threading
+server = socket.create_server(("127.0.0.1", 7000))
+print("up", flush=True)
+def answer(client):
+    data = b"".join(iter(lambda: client.recv(65536), b""))
+    client.sendall(hashlib.sha256(data).digest() + data)
+    client.close()
+while True:
+    threading.Thread(target=answer, args=server.accept()[:1], daemon=True).start()
+"""
+MANY = os.urandom(3 << 20)
+
+
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[Daemon]:
+    with running('[[listen]]\naddress = "127.0.0.1:0"\n') as made:
+        yield made
+
+
+@pytest.fixture(params=["embedded", "unix", "tcp"])
+def where(request: pytest.FixtureRequest, daemon: Daemon) -> dict[str, Any]:
+    if request.param == "embedded":
+        return {"embedded": True}
+    return {
+        "url": daemon.url if request.param == "unix" else _tcp(daemon),
+        "api_key": daemon.key("a"),
+    }
+
+
+def _tcp(daemon: Daemon) -> str:
+    (number,) = set(re.findall(r"127\.0\.0\.1:([0-9]+)", daemon.log.decode()))
+    return f"http://127.0.0.1:{number}"
+
+
+@contextlib.contextmanager
+def served(sandbox: Sandbox) -> Iterator[None]:
+    with sandbox.start(["python3", "-c", SERVER]) as process:
+        assert next(iter(process)).data == b"up\n"
+        yield
+
+
+def fetched(url: str, path: str) -> bytes:
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=WAIT)
+    with contextlib.closing(connection):
+        connection.request("GET", path)
+        return connection.getresponse().read()
+
+
+def asked(address: tuple[str, int], data: bytes) -> bytes:
+    with socket.create_connection(address, WAIT) as client:
+        client.sendall(data)
+        client.shutdown(socket.SHUT_WR)
+        return b"".join(iter(lambda: client.recv(1 << 16), b""))
+
+
+def test_much_goes_both_ways_and_each_side_ends_for_itself(where: dict[str, Any]) -> None:
+    with Sandbox.create(**where) as sandbox, served(sandbox), sandbox.ports.forward(7000) as port:
+        for data in (b"", b"little", MANY):
+            assert asked(port.address, data) == hashlib.sha256(data).digest() + data
+
+
+def test_its_url_is_there_until_the_sandbox_is_closed(where: dict[str, Any]) -> None:
+    with Sandbox.create(**where) as sandbox:
+        sandbox.files.write("/workspace/page", "a page")
+        command = "python3 -u -m http.server 8080 --bind 127.0.0.1"
+        with sandbox.start(command, cwd="/workspace") as process:
+            assert b"Serving" in next(iter(process)).data
+            url = sandbox.ports.url(8080)
+            assert sandbox.ports.url(8080) == url
+            assert fetched(url, "/page") == b"a page"
+    with pytest.raises(ConnectionRefusedError):
+        fetched(url, "/page")
+
+
+def test_plain_bytes_without_waiting(where: dict[str, Any]) -> None:
+    with Sandbox.create(**where) as sandbox, served(sandbox):
+        port = sandbox.ports.open(7000)
+        try:
+            with pytest.raises(TimeoutError):
+                port.recv(0.01)
+            assert port.send_some(b"bytes") == 5
+            port.half_close()
+            found = b"".join(iter(lambda: port.recv(WAIT), b""))
+            assert found == hashlib.sha256(b"bytes").digest() + b"bytes"
+            assert port.pending() and port.recv(0) == b""
+        finally:
+            port.close()
+        with pytest.raises(OperationFailed) as refused:
+            sandbox.ports.open(7001)
+        assert refused.value.errno == errno.ECONNREFUSED
+        with pytest.raises(InvalidInput):
+            sandbox.ports.open(0)
+        with (
+            pytest.raises(InvalidInput, match="cannot be had"),
+            socket.create_server(("127.0.0.1", 0)) as taken,
+        ):
+            sandbox.ports.forward(7000, taken.getsockname()[1])
+
+
+def test_where_nothing_listens_the_connection_ends(where: dict[str, Any]) -> None:
+    with (
+        Sandbox.create(**where) as sandbox,
+        sandbox.ports.forward(7001) as port,
+        socket.create_connection(port.address, WAIT) as client,
+        contextlib.suppress(ConnectionResetError),
+    ):
+        assert client.recv(1) == b""
+
+
+def test_for_asyncio(where: dict[str, Any]) -> None:
+    async def main() -> bytes:
+        async with await AsyncSandbox.create(**where) as sandbox:
+            process = await sandbox.start(["python3", "-c", SERVER])
+            assert (await anext(aiter(process))).data == b"up\n"
+            with await sandbox.ports.forward(7000) as port:
+                reader, writer = await asyncio.open_connection(*port.address)
+                writer.write(b"async")
+                writer.write_eof()
+                found = await reader.read()
+                writer.close()
+            await process.close()
+            assert (await sandbox.ports.url(7000)).startswith("http://127.0.0.1:")
+            return found
+
+    assert asyncio.run(main()).endswith(b"async")
+
+
+def test_by_the_command_line(daemon: Daemon) -> None:
+    with (
+        Client(daemon.url) as client,
+        Sandbox.create(url=daemon.url) as sandbox,
+        served(sandbox),
+    ):
+        words = [sys.executable, "-m", "agentd", "port", sandbox.id, "7000", "--url", daemon.url]
+        with subprocess.Popen(words, stdout=subprocess.PIPE) as command:
+            assert command.stdout is not None
+            host, _, number = command.stdout.readline().decode().strip().partition(":")
+            assert asked((host, int(number)), b"cli").endswith(b"cli")
+            command.send_signal(signal.SIGINT)
+            assert command.wait(WAIT) == 130
+        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
+            assert command.stdout is not None and command.stderr is not None
+            assert command.stdout.readline()
+            client.sandboxes.kill(sandbox.id)
+            assert command.wait(WAIT) == 125
+            assert b"there is no sandbox" in command.stderr.read()
+
+
+def test_by_a_websocket(daemon: Daemon) -> None:
+    mine, other = daemon.key("a"), daemon.key("b")
+    unfit = daemon.key("c", "read")
+    box = daemon.sandbox(mine)
+    with Sandbox.connect(box, url=daemon.url, api_key=mine) as sandbox, served(sandbox):
+
+        def open_(port: object, key: str = mine) -> Any:
+            url = f"ws://localhost/v1/sandboxes/{box}/tunnels/{port}"
+            return unix_connect(daemon.socket, url, additional_headers={"X-API-Key": key})
+
+        with open_(7000) as tunnel:
+            tunnel.send(b"plain ")
+            tunnel.send(b"bytes")
+            tunnel.send('{"op": "eof"}')
+            heard = list(tunnel)
+        assert b"".join(h for h in heard if isinstance(h, bytes)).endswith(b"plain bytes")
+        assert heard[-1] == '{"event":"eof"}'
+        for port, key, status in (
+            (7001, mine, 409),
+            (0, mine, 400),
+            (65536, mine, 400),
+            ("x", mine, 400),
+            (7000, other, 404),
+            (7000, unfit, 403),
+            (7000, "agd_no", 401),
+        ):
+            with pytest.raises(InvalidStatus) as refused:
+                open_(port, key)
+            assert refused.value.response.status_code == status, (port, status)
+        with open_(7000) as tunnel:
+            tunnel.send('{"op": "nonsense"}')
+            assert '"invalid_input"' in tunnel.recv(WAIT)
+    starts = daemon.records(kind="start", sandbox=box, capability="sandbox.port.v1")
+    until(
+        lambda: (
+            len(daemon.records(kind="end", sandbox=box, capability="sandbox.port.v1"))
+            == len(starts)
+        )
+    )
+    daemon.ask("DELETE", f"/v1/sandboxes/{box}")
