@@ -3,8 +3,10 @@
 import os
 import threading
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
+from agentd.client.elsewhere import way_to
 from agentd.model.isolation import IsolationLevel
 
 if TYPE_CHECKING:
@@ -44,9 +46,9 @@ def new(begin: tuple[str | None, IsolationLevel] | None = None) -> "Pipeline":
     if begin is not None:
         _begin(*begin)
     from agentd.daemon.pipeline import Pipeline
-    from agentd.sandbox.manager import Manager
+    from agentd.sandbox.manager import Manager, connect
 
-    return Pipeline(Manager())
+    return Pipeline(Manager(connect=partial(connect, elsewhere=way_to)))
 
 
 def _begin(name: str | None, level: IsolationLevel) -> None:

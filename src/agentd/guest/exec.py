@@ -222,7 +222,8 @@ class Exec:
 
 def _failed(channel: Channel, error: SpawnError) -> None:
     code = error.errno or errno.EINVAL
-    channel.finish("failed", errno=code, stage=error.stage, message=str(error))
+    more = {"detail": error.detail} if error.detail else {}
+    channel.finish("failed", errno=code, stage=error.stage, message=str(error), **more)
 
 
 def control(commands: CommandOperations, process: GuestProcess, request: dict[str, object]) -> None:

@@ -55,6 +55,10 @@ class ExitInfo(NamedTuple):
         }
 
 
+def _explain_nothing(_: SpawnError) -> None:
+    """What was not forked needs no more words."""
+
+
 class GuestProcess:
     """A command of the agent's. Its methods do nothing once it has ended."""
 
@@ -86,6 +90,7 @@ class GuestProcess:
         self._kill_cause: str | None = None
         self._truncated = False
         self._report = -1  # readable once it is known whether it has its program
+        self._explain: Callable[[SpawnError], None] = _explain_nothing
         self._after_start: OnStarted | None = None
         self._status = 0
         self._usage: tuple[float, float, int] = (0.0, 0.0, 0)
@@ -93,8 +98,9 @@ class GuestProcess:
         if wall_ms is not None:
             self._timers.append(loop.after(wall_ms / 1000, lambda: self.kill("timeout")))
 
-    def watch_start(self, report: int) -> None:
-        """It has been forked; ``report`` is ours."""
+    def watch_start(self, report: int, explain: Callable[[SpawnError], None]) -> None:
+        """It has been forked; ``report`` is ours. ``explain`` adds to an error what it knows."""
+        self._explain = explain
         os.set_blocking(report, False)
         self._report = report
         self._loop.watch(report, READ, self._on_report)
@@ -114,6 +120,7 @@ class GuestProcess:
             return
         self._close_report()
         if error is not None:
+            self._explain(error)
             self._on_exit = None
             self._release()
         call, self._after_start = self._after_start, None

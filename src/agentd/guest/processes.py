@@ -90,6 +90,10 @@ class Processes:
             stdio.open()
             with self._oom_score:
                 pid, report = self._spawner.begin(request, stdio.child())
+        except SpawnError as error:
+            stdio.close_ours()
+            self._spawner.explain(error, request)
+            raise
         except BaseException:
             stdio.close_ours()
             raise
@@ -107,7 +111,7 @@ class Processes:
         )
         self._running[pid] = process
         if report >= 0:
-            process.watch_start(report)
+            process.watch_start(report, lambda error: self._spawner.explain(error, request))
         self._attach(process, stdio, on_output, process.once_started(window or _always))
         return process
 

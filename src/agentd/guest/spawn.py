@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, NoReturn
 
+from agentd.guest import diagnosis
 from agentd.guest.libc_spawn import INTERNAL, LibcSpawner, knows_groups
 from agentd.guest.lookup import first_executable, places, search_path, try_each
 from agentd.guest.spawn_request import STAGES, SpawnError, SpawnRequest
@@ -112,6 +113,14 @@ class Spawner:
         finally:
             if request.cwd is not None:
                 os.chdir(self.home)
+
+    def explain(self, error: SpawnError, request: SpawnRequest) -> None:
+        """Add to an error what is to be seen of the program's file."""
+        if error.stage != "exec" or not request.argv:
+            return
+        folder = os.path.join(os.fsencode(self.home), _encoded(request.cwd or ""))
+        path = search_path(self._environment(request))
+        error.detail = diagnosis.of_program(_encoded(request.argv[0]), path, folder, error.errno)
 
     def _environment(self, request: SpawnRequest) -> dict[bytes, bytes]:
         env = {} if request.replace_env else dict(self.base_env)

@@ -10,12 +10,14 @@ _NO_LIMITS: Mapping[str, int] = {}
 
 
 class SpawnError(Exception):
-    """No child came to be. ``stage`` is one of STAGES; ``errno`` is 0 when none fits."""
+    """No child came to be. ``stage`` is one of STAGES; ``errno`` is 0 when none fits; ``detail``
+    says what the kernel has no word for."""
 
     def __init__(self, stage: str, code: int, message: str = "") -> None:
         super().__init__(message or os.strerror(code))
         self.stage = stage
         self.errno = code
+        self.detail = ""
 
 
 class SpawnRequest(NamedTuple):

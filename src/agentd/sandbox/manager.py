@@ -36,11 +36,13 @@ _FAILED = {
 }
 
 
-def connect(wall: Wall) -> Guest:
+def connect(wall: Wall, elsewhere: Callable[[str], str] | None = None) -> Guest:
+    """``elsewhere`` says how a program gets into the sandbox that the caller has, and it not."""
     return Guest(
         wall.open_stream,
         passes_descriptors=wall.passes_descriptors,
         pipe_owner=getattr(wall, "pipe_owner", None),  # what other people's walls need not have
+        elsewhere=elsewhere if wall.passes_descriptors else None,
     )
 
 

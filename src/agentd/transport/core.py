@@ -1,6 +1,7 @@
 """A command on a channel, sans I/O: frames in; output, a pid and an end out."""
 
 import errno
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from agentd.guest import wire
@@ -43,10 +44,18 @@ _NAMES = {wire.STDOUT: "stdout", wire.STDERR: "stderr"}
 class CommandChannel:
     """``passed``: the output goes past this stream; ``request`` is None for an attached one."""
 
-    def __init__(self, channel: Channel, request: ExecRequest | None, *, passed: bool) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        request: ExecRequest | None,
+        *,
+        passed: bool,
+        elsewhere: Callable[[str], str] | None = None,
+    ) -> None:
         self.channel = channel
         self.request = request
         self.passed = passed
+        self._elsewhere = elsewhere
         self.pid: int | None = None
         self.cursor: tuple[int, int] | None = None
         self.exit: Exit | None = None
@@ -85,7 +94,7 @@ class CommandChannel:
         elif isinstance(event, StartFailed):
             if self.request is None:
                 raise GuestError("the agent sent an event out of place")
-            self.exit = spawn_exit(event, self.request)
+            self.exit = spawn_exit(event, self.request, self._elsewhere)
             self.refused_as_full = event.stage == "request" and event.errno == errno.EAGAIN
         elif isinstance(event, Attached) != (self.request is None):
             raise GuestError("the agent sent an event out of place")

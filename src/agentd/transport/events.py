@@ -3,7 +3,7 @@
 import errno
 import json
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -43,6 +43,7 @@ class StartFailed(msgspec.Struct, tag="failed", tag_field="event"):
     errno: Errno
     stage: str = ""
     message: str = ""
+    detail: str = ""
 
 
 class AgentUsage(msgspec.Struct):
@@ -136,15 +137,34 @@ def failure(event: Error, what: str) -> OperationFailed:
 _WANTING = {errno.EAGAIN: CauseCode.PIDS_LIMIT, errno.ENOMEM: CauseCode.OOM}
 
 
-def spawn_exit(event: StartFailed, request: ExecRequest) -> Exit:
-    """Exit code 127 where something was not found and 126 otherwise, as shells have it."""
+_MAX_DETAIL = 1000
+# What the agent says of an interpreter, a loader, or where a link leads.
+_GONE = "does not exist in the sandbox"
+_MOUNT = "show the folder that has it at its own path: --mount DIR:DIR"
+
+
+def spawn_exit(
+    event: StartFailed, request: ExecRequest, elsewhere: Callable[[str], str] | None = None
+) -> Exit:
+    """Exit code 127 where something was not found and 126 otherwise, as shells have it.
+
+    ``elsewhere`` says of a name that was not found how it could be.
+    """
     subject = request.cwd if event.stage == "cwd" and request.cwd else request.argv[0]
     text = kernel_text(event.errno, event.message)
+    if event.detail:
+        text = f"{text}, as {safe_text(event.detail, _MAX_DETAIL)}"
     message = f"{subject}: {text} (stage {safe_text(event.stage, 20) or 'unknown'})"
     cause = Cause.of(CauseCode.SPAWN_FAILED, message)
     wanting = _WANTING.get(event.errno)
-    if wanting is not None:
-        cause = msgspec.structs.replace(cause, remediation=REMEDIATION[wanting])
+    remediation = REMEDIATION[wanting] if wanting is not None else ""
+    if event.stage == "exec" and event.errno == errno.ENOENT:
+        if _GONE in event.detail:
+            remediation = _MOUNT
+        elif elsewhere is not None and "/" not in request.argv[0]:
+            remediation = elsewhere(request.argv[0])
+    if remediation:
+        cause = msgspec.structs.replace(cause, remediation=remediation)
     return Exit(127 if event.errno == 2 else 126, None, cause)
 
 

@@ -38,7 +38,8 @@ class Guest:
 
     ``passes_descriptors``: the agent is on this kernel and ``open_stream`` gives unix sockets,
     so a command's output goes through pipes and not through the agent. ``pipe_owner`` is the user
-    and group whose those are, where commands are not the caller's.
+    and group whose those are, where commands are not the caller's. ``elsewhere`` says of a program
+    that is not there what to do.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Guest:
         *,
         passes_descriptors: bool,
         pipe_owner: tuple[int, int] | None = None,
+        elsewhere: Callable[[str], str] | None = None,
         handshake_timeout: float = 10.0,
         answer_timeout: float = ANSWER_TIMEOUT,
     ) -> None:
@@ -54,6 +56,7 @@ class Guest:
         self._pool = Connections(open_stream, handshake_timeout, known=passes_descriptors)
         self._passes = passes_descriptors
         self._pipe_owner = pipe_owner
+        self._elsewhere = elsewhere
         self._answer_timeout = answer_timeout
         # A v1 agent was left with a command that nobody can end.
         self._overran = False
@@ -104,7 +107,7 @@ class Guest:
             raise InvalidInput("the command is empty")
         fields = exec_fields(request, stdin=request.stdin) | {"detach": True} | _hold(hold)
         with self._call(fields) as call:
-            command = CommandChannel(call.channel, request, passed=False)
+            command = CommandChannel(call.channel, request, passed=False, elsewhere=self._elsewhere)
             kind, payload = call.next()
             command.receive((kind, call.channel.number, payload))
             call.ended = True
@@ -271,7 +274,12 @@ class Guest:
             if self._passes and request.pty is None:
                 pipes = Pipes(feeds, self._pipe_owner)
             deadline = time.monotonic() + self._answer_timeout
-            core = CommandChannel(connection.open_channel(), request, passed=pipes is not None)
+            core = CommandChannel(
+                connection.open_channel(),
+                request,
+                passed=pipes is not None,
+                elsewhere=self._elsewhere,
+            )
             names = pipes.names if pipes else ()
             frame = encode_request(
                 wire.REQUEST, core.channel.number, exec_fields(request, stdin=feeds, fds=names)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from agentd import CauseCode, CommandFailed, Sandbox
+from agentd import CauseCode, CommandFailed, ExecLimits, Sandbox
 
 pytestmark = pytest.mark.shares_machine
 
@@ -92,6 +92,36 @@ def test_a_missing_program_is_127(sandbox: Sandbox) -> None:
         assert result.cause.code is CauseCode.SPAWN_FAILED
         assert argv[0] in result.cause.message
         assert result.cause.remediation
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        # A copy of a program: what it is written over with stays executable.
+        (
+            "cp /bin/true tool; printf '#!/gone/python -I\\n' > tool",
+            "its interpreter /gone/python does not exist",
+        ),
+        (
+            "cp /bin/true tool; ln -s /gone/python link; printf '#!%s/link\\n' $PWD > tool",
+            "is a link to /gone/python, which does not exist",
+        ),
+        ("ln -s /gone/tool tool", "it is a link to /gone/tool, which does not exist"),
+        ("ln -s tool tool", "it is a link to itself"),
+        ("cp /bin/true tool; printf '#!/bin/sh\\r\\n' > tool", "carriage return"),
+        ("mkdir tool", "it is a directory"),
+        ("printf '#!/bin/sh\\n' > tool", "it is not executable"),
+    ],
+)
+def test_what_a_program_lacks_is_named(sandbox: Sandbox, made: str, words: str) -> None:
+    sandbox.run(made, check=True)
+    result = sandbox.run(["./tool"])
+    assert result.cause.code is CauseCode.SPAWN_FAILED
+    assert words in result.cause.message
+    # In another folder, and with a bound, by which it is started in another way.
+    sandbox.run("mkdir sub", check=True)
+    bounded = sandbox.run(["../tool"], cwd="sub", limits=ExecLimits(open_files=64))
+    assert words in bounded.cause.message
 
 
 def test_a_file_that_is_no_program_is_126(sandbox: Sandbox, workspace: str) -> None:
