@@ -4,6 +4,7 @@ Reads top to bottom, one step a line, in ``confine``. Runs in the forked child, 
 what the zygote has imported. Standard library and ``agentd.linux`` only.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -22,6 +23,7 @@ WORKSPACE = "/workspace"
 # Writable places. Each is a directory of one tmpfs, so that one size bounds them all.
 _SCRATCH = (("t", "/tmp", 0o1777), ("h", SANDBOX_HOME, 0o755), ("s", "/dev/shm", 0o1777))
 WRITABLE = (WORKSPACE, "/tmp", SANDBOX_HOME, *var.TOPS, "/dev/shm", "/dev/pts")
+_QUEUES = "/dev/mqueue"
 # All sandboxes of the machine have some 3000 together (kernel.pty.max).
 _MAX_TERMINALS = 512
 _SYSRQ = "/proc/sysrq-trigger"
@@ -206,6 +208,9 @@ def _scratch(
     _own_var(kernel)
     devpts = f"newinstance,ptmxmode=0666,mode=0620,max={_MAX_TERMINALS}"
     kernel.mount("devpts", "/dev/pts", "devpts", abi.MS_NOSUID | abi.MS_NOEXEC, devpts)
+    # Of this ipc namespace. A kernel may be built without message queues.
+    with contextlib.suppress(OSError):
+        kernel.mount("mqueue", _QUEUES, "mqueue", _NOSUID_NODEV | abi.MS_NOEXEC)
 
 
 def _own_var(kernel: WallKernel) -> None:
@@ -346,6 +351,9 @@ def _base_rules(box: Request, kernel: WallKernel) -> landlock.Ruleset | None:
     rules.allow_path("/dev", landlock.WRITE | landlock.IOCTL_DEV)
     for path in WRITABLE:
         rules.allow_path(path, landlock.WRITE | landlock.IOCTL_DEV)
+    # mq_open(3) comes by a mount of the kernel's own, which is beneath no path, and has this root.
+    with contextlib.suppress(FileNotFoundError):
+        rules.allow_path(_QUEUES, landlock.READ | landlock.WRITE)
     return rules
 
 

@@ -86,7 +86,7 @@ _DEV_LINKS = {
     "ptmx": "pts/ptmx",
 }
 _EMPTY = ("/proc", "/sys", "/mnt", "/tmp", "/workspace", SANDBOX_HOME)
-_EMPTY_DEV = ("/dev/pts", "/dev/shm")
+_EMPTY_DEV = ("/dev/pts", "/dev/shm", "/dev/mqueue")
 # What a /proc tells of the whole machine: the user's keys by name, the kernel's command line, how
 # busy each device is, the paths of swap files. An empty file or directory takes its place.
 EMPTY_FILE = "/.agentd/empty"

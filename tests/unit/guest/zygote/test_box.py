@@ -142,6 +142,7 @@ def test_the_scratch_is_covered_by_its_own_part() -> None:
         ("mount", b"/run"),
         ("mount", b"/var"),
         ("mount", b"/dev/pts"),
+        ("mount", b"/dev/mqueue"),
         ("mount", b"/workspace"),
         ("mount", b"/proc"),
         ("mount", b"/proc/keys"),
