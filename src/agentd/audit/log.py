@@ -185,7 +185,7 @@ class AuditLog:
 
     def _commit(self, batch: Sequence[Job[bytes, Position]], is_thread: bool) -> None:
         try:
-            synced = is_thread or any(job.synced for job in batch)
+            synced = is_thread or True in [job.synced for job in batch]
             written = self._write([job.work for job in batch], synced=synced)
             for job, position in zip(batch, written, strict=True):
                 job.succeed(position)

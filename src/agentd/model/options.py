@@ -302,11 +302,13 @@ def _image(value: str) -> str:
 
 
 def _exec_limits(limits: ExecLimits | None) -> ExecLimits | None:
-    if limits is not None and not isinstance(limits, ExecLimits):
+    if limits is None:
+        return None
+    if not isinstance(limits, ExecLimits):
         raise InvalidInput(
             "limits of a command are no ExecLimits", remediation="write ExecLimits(cpu=5)"
         )
-    fields = {} if limits is None else msgspec.structs.asdict(limits)
+    fields = msgspec.structs.asdict(limits)
     for name, value in fields.items():
         # A bool is an int to Python, and not what anyone means here.
         whole = isinstance(value, int) and not isinstance(value, bool)

@@ -35,7 +35,7 @@ def ready(fd: int, events: int, deadline: float | None, wake: int = -1) -> bool:
     poller.register(fd, events)
     if wake >= 0:
         poller.register(wake, select.POLLIN)
-    return fd in (found for found, _ in poller.poll(milliseconds(deadline)))
+    return fd in [found for found, _ in poller.poll(milliseconds(deadline))]
 
 
 class GreetedStream(Protocol):

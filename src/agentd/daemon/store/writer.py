@@ -60,7 +60,7 @@ class StoreWriter:
         if not batch:
             return
         try:
-            self._sync(any(job.synced for job in batch))
+            self._sync(True in [job.synced for job in batch])
             self._connection.execute("BEGIN IMMEDIATE")
             done = [self._do(job.work) for job in batch]
             self._connection.execute("COMMIT")

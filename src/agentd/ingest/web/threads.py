@@ -123,7 +123,8 @@ class Room:
         self._of[work.caller] -= 1
         if not self._of[work.caller]:
             del self._of[work.caller]
-        self._let_in()
+        if self._waiting:
+            self._let_in()
         if work.future.done():  # its caller was cancelled
             return
         if error is None:
