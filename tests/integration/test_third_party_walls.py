@@ -72,6 +72,7 @@ class Kept:
 
     def __init__(self, wall):
         self._wall = wall
+        self.lacks = {"pause": "it keeps files alone"}
 
     def __getattr__(self, name):
         return getattr(self._wall, name)
@@ -248,8 +249,12 @@ def test_one_wall_lists_its_changes_and_is_kept_behind_a_daemon(
         assert daemon.ask("POST", f"{where}/apply").status < 300
         assert (applied / "b").read_text() == "one\n"
         refused = daemon.ask("POST", f"{where}/pause")
-        assert refused.json["message"] == "backend both cannot pause a sandbox", refused.body
-        assert refused.json["remediation"] == "use a backend that can: firecracker, qemu"
+        assert (refused.status, refused.json["code"]) == (501, "unsupported"), refused.body
+        assert refused.json["message"] == "backend both cannot pause a sandbox"
+        assert refused.json["cause"] == "it keeps files alone"
+        assert refused.json["remediation"] == (
+            "use a backend that can: host, landlock, linux, firecracker, qemu"
+        )
 
 
 def test_a_wall_says_itself_whether_it_takes_images(install: Callable[[str, str], None]) -> None:

@@ -4,10 +4,11 @@ Whoever needs an ability asks its row for it: ``PAUSE.of(wall)`` is the wall, ty
 do, or None. The supervisor answers the methods of these rows, and the wall that stands for one
 in the supervisor has the same methods and forwards them; a new ability is a new row here and a
 Protocol in ``ports``. A wall has an ability where it has all methods of the row: it says so
-nowhere else, so that the two cannot differ.
+nowhere else, so that the two cannot differ. What takes something that this machine or this very
+sandbox may not have is in the wall's ``lacks``, with the reason.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import msgspec
@@ -58,6 +59,8 @@ class Ability(msgspec.Struct, Generic[P], frozen=True):
 
     def of(self, owner: object) -> P | None:
         """``owner``, where it has this ability."""
+        if self.name in lacking(owner):
+            return None
         wanted = (*self.attributes, *(method.name for method in self.methods))
         return cast("P", owner) if all(hasattr(owner, name) for name in wanted) else None
 
@@ -94,16 +97,23 @@ def names(wall: object) -> tuple[str, ...]:
     return tuple(ability.name for ability in FORWARDED if ability.of(wall) is not None)
 
 
+def lacking(wall: object) -> Mapping[str, str]:
+    """What this one cannot though others of its backend can: names of abilities, and why."""
+    return getattr(wall, "lacks", {})
+
+
 def methods(able: Iterable[str]) -> Iterator[Method]:
     """The methods of these abilities; names that this version does not know are left out."""
     known = frozenset(able)
     return (one for ability in FORWARDED if ability.name in known for one in ability.methods)
 
 
-def incapable(name: str, ability: Ability[Any], what: str) -> Unsupported:
-    """Say that a backend's sandbox lacks ``ability``, and which backends' have it."""
-    able = ", ".join(backends.able(ability.name))
+def incapable(name: str, ability: Ability[Any], what: str, why: str = "") -> Unsupported:
+    """Say that a backend's sandbox lacks ``ability``, and which backends' have it. ``why`` is of one
+    that others of the same backend have."""
+    able = ", ".join(each for each in backends.able(ability.name) if not why or each != name)
     return Unsupported(
         f"backend {name} cannot {what} a sandbox",
+        cause=why,
         remediation=f"use a backend that can: {able}" if able else "no backend here can",
     )

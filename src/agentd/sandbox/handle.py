@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 from agentd.model.enforcement import Enforcement
 from agentd.model.errors import BackendLost, Conflict, Refused
 from agentd.model.result import SandboxInfo
-from agentd.sandbox.abilities import CHANGES, SNAPSHOT, Ability, incapable
+from agentd.sandbox.abilities import CHANGES, SNAPSHOT, Ability, incapable, lacking
 from agentd.sandbox.choose import Choice
 from agentd.sandbox.lifecycle import State
 from agentd.sandbox.ports import CopyOnWrite, Snapshotable, Wall
@@ -103,7 +103,8 @@ class SandboxHandle:
         """Return its wall, which has ``ability``. Raises Unsupported: which backends have it."""
         wall = ability.of(self.wall)
         if wall is None:
-            raise incapable(self.backend, ability, what)
+            why = lacking(self.wall).get(ability.name, "")
+            raise incapable(self.backend, ability, what, why)
         return wall
 
     def snapshots(self, what: str) -> Snapshotable:

@@ -25,7 +25,7 @@ exit codes:
   the command's own; 128+n ended by signal n; 124 timed out; 125 agentd failed;
   126 not executable; 127 not found; 2 wrong options
 
-Ctrl-Z pauses a virtual machine along with agentd run; fg resumes both.
+Ctrl-Z pauses the sandbox along with agentd run, where its wall can; fg resumes both.
 """
 
 

@@ -21,6 +21,7 @@ from agentd.daemon.sandboxes.adoption import GRACE_SECONDS, Adoption, ended, wit
 from agentd.daemon.sandboxes.bodies import check_labels
 from agentd.daemon.sandboxes.live import Live
 from agentd.daemon.sandboxes.names import Names, recalled
+from agentd.daemon.sandboxes.pauses import Pauses, agents, tell_agent
 from agentd.daemon.service.quotas import Ledger
 from agentd.daemon.store.records import SandboxRecord
 from agentd.daemon.store.sqlite import SqliteStore
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from agentd.sandbox.snapshots import Snapshot
 
 
-class Sandboxes(Adoption):
+class Sandboxes(Adoption, Pauses):
     """Thread-safe. ``on_made(live)`` is called once for each that is ready, and
     ``on_end(live, reason)`` once it has ended."""
 
@@ -280,17 +281,6 @@ class Sandboxes(Adoption):
                 gate.sandbox(who, live.record.spec, kept)
             self._change(live, labels=kept)
 
-    def pause(self, live: Live) -> None:
-        live.require_running("pause it")
-        self._pipeline.manager.pause(live.handle)
-        self._change(live, state=str(live.handle.state))
-        self._publish(EventKind.PAUSED, live.record.principal, live.id)
-
-    def resume(self, live: Live) -> None:
-        self._pipeline.manager.resume(live.handle)
-        self._change(live, state=str(live.handle.state))
-        self._publish(EventKind.RESUMED, live.record.principal, live.id)
-
     def expire(self) -> None:
         """End those whose lease is over."""
         for live in self.all():
@@ -326,7 +316,7 @@ class Sandboxes(Adoption):
             raise BackendLost(f"sandbox {handle.id} has ended", remediation="create another")
         live.wall.tell_lease(seconds + GRACE_SECONDS, handle.spec.env)
         with contextlib.suppress(AgentdError):
-            handle.guest.tell("sys.lease", ms=_agents(seconds))
+            handle.guest.tell("sys.lease", ms=agents(seconds))
         self._put(record, undo=lambda: self.end(live, "not_recorded"))
         self._keep(live)
         self._on_made(live)
@@ -336,9 +326,7 @@ class Sandboxes(Adoption):
         """Ours ends first, then the supervisor's, then the agent's own: each where the one before
         is in no state to."""
         live.wall.renew(seconds + GRACE_SECONDS)
-        # An agent of protocol v1 has none, a paused machine's stands still with it.
-        with contextlib.suppress(AgentdError):
-            live.handle.guest.call("sys.lease", ms=_agents(seconds))
+        tell_agent(live, seconds)
 
     def _change(self, live: Live, **fields: object) -> None:
         with live.lock:
@@ -390,8 +378,3 @@ class Sandboxes(Adoption):
                 remediation="ask for less, and renew it",
             )
         return seconds
-
-
-def _agents(seconds: float) -> int:
-    """The agent's own lease, the last of three, in milliseconds."""
-    return int((seconds + 2 * GRACE_SECONDS) * 1000)

@@ -89,6 +89,10 @@ class Group(ABC):
         """Bytes that the groups around it leave; None where they set no limit."""
 
     @abstractmethod
+    def without_freezer(self) -> str:
+        """Return why it cannot be frozen; empty where it can."""
+
+    @abstractmethod
     def freeze(self) -> None:
         """Stop every process until ``thaw``. Raises OSError where that cannot be had."""
 

@@ -148,10 +148,13 @@ class V1Group(Group):
     def tasks(self) -> int | None:
         return self._number("pids", "pids.current")
 
+    def without_freezer(self) -> str:
+        return "" if "freezer" in self._of else "no freezer controller is mounted"
+
     def freeze(self) -> None:
         directory = self._of.get("freezer")
         if directory is None:
-            raise OSError(errno.EOPNOTSUPP, "no freezer controller is mounted", self.name)
+            raise OSError(errno.EOPNOTSUPP, self.without_freezer(), self.name)
         if directory not in self._directories:
             self._make(directory)
             self._directories += (directory,)

@@ -147,6 +147,10 @@ class V2Group(Group):
     def tasks(self) -> int | None:
         return files.read_int(self._directories[0], "pids.current")
 
+    def without_freezer(self) -> str:
+        there = os.path.exists(f"{self._directories[0]}/cgroup.freeze")
+        return "" if there else "the kernel has no freezer of cgroups: boot Linux 5.2 or newer"
+
     def freeze(self) -> None:
         """The write only starts it: the kernel says when the last process has stopped."""
         directory = self._directories[0]

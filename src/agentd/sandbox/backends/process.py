@@ -56,7 +56,7 @@ class HostBackend:
     name = "host"
     level = IsolationLevel.NONE
     images = False
-    abilities: frozenset[str] = frozenset()
+    abilities = frozenset({"pause"})
     confined = False
 
     def __init__(self, without: frozenset[str] = frozenset()) -> None:
@@ -115,6 +115,7 @@ class HostBackend:
             group=group,
             enforcement=self._enforcement(plan, controls, group, detail),
             workspace=workspace,
+            without_group=detail,
             block=block,
             user=plan.writer,
             before_end=(end,),

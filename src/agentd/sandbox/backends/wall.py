@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from agentd.linux.cgroup import CountedGroup, Group
 from agentd.linux.pidfd import Pidfd
 from agentd.model.enforcement import Enforcement
-from agentd.model.errors import BackendLost
+from agentd.model.errors import BackendLost, SandboxError
 from agentd.sandbox.backends.child import unsent
 from agentd.sandbox.backends.identity import Block
 
@@ -32,6 +32,7 @@ class ProcessWall:
         group: Group | None,
         enforcement: Enforcement,
         workspace: str,
+        without_group: str = "",
         block: Block | None = None,
         user: tuple[int, int] | None = None,
         before_end: Sequence[Callable[[], object]] = (),
@@ -54,6 +55,10 @@ class ProcessWall:
         self._empty = False  # no process is left
         self._gone = False  # and that was seen
         self._ended = False  # and nothing else
+        self._paused = False
+        unable = without_group if group is None else group.without_freezer()
+        #: Abilities that it has not, though it has their methods, and why.
+        self.lacks = {"pause": unable or "it has no cgroup"} if group is None or unable else {}
 
     def open_stream(self) -> socket.socket:
         ours, theirs = socket.socketpair()
@@ -85,6 +90,12 @@ class ProcessWall:
     def wait(self, timeout: float | None = None) -> bool:
         return self._first.wait(timeout)
 
+    def pause(self) -> None:
+        self._freeze_or_thaw(paused=True)
+
+    def resume(self) -> None:
+        self._freeze_or_thaw(paused=False)
+
     def kill(self) -> None:
         self._empty_it()
         with self._lock:
@@ -103,10 +114,31 @@ class ProcessWall:
     def save(self) -> dict[str, object]:
         return {"pid": self.pid, "group": self._group.name if self._group else None}
 
+    def _freeze_or_thaw(self, *, paused: bool) -> None:
+        with self._lock:
+            if self._empty or self._group is None:
+                raise BackendLost(f"sandbox {self.id} is gone")
+            try:
+                if paused:
+                    self._group.freeze()
+                else:
+                    self._group.thaw()
+            except OSError as error:
+                word = "paused" if paused else "resumed"
+                raise SandboxError(
+                    f"sandbox {self.id} could not be {word}",
+                    cause=str(error),
+                    remediation="try again; agentd kill ends it in any state",
+                ) from error
+            self._paused = paused
+
     def _empty_it(self) -> None:
         with self._lock:
             if self._empty:
                 return
+            if self._paused and self._group is not None:
+                # What version 1 has frozen dies only once it is thawed, after it was sent SIGKILL.
+                self._group.kill()
             seen = [callback() for callback in self._before_end]
             self._first.kill()
             self._gone = self.wait(10.0) and False not in seen

@@ -26,6 +26,7 @@ class WallRecord(msgspec.Struct, frozen=True):
     deadline: float | None  # seconds since 1970
     paused: bool = False
     pipe_owner: tuple[int, int] | None = None
+    lacks: dict[str, str] = {}  # abilities that it has not, and why
 
 
 class HeldWall:
@@ -57,6 +58,7 @@ class HeldWall:
             deadline=deadline,
             paused=self.paused,
             pipe_owner=getattr(self.wall, "pipe_owner", None),
+            lacks=dict(abilities.lacking(self.wall)),
         )
 
 

@@ -115,6 +115,7 @@ class RemoteWall:
         self._process = process
         self._group = None if record.counted is None else cgroup.reopen(record.counted)
         self.fidelity = record.fidelity
+        self.lacks = record.lacks
         for method in methods(record.can):
             setattr(self, method.name, partial(self._perform, method))
 

@@ -47,9 +47,9 @@ def paused(sandbox: Sandbox, abilities: frozenset[str]) -> Callable[[], None]:
     def pause() -> None:
         try:
             sandbox.pause()
-        except Unsupported:  # it has not what its backend says
-            raise
         except Refused as refusal:  # an ability is of some of its sandboxes
+            if isinstance(refusal, Unsupported) and not refusal.cause:
+                raise  # it has not what its backend says
             assert refusal.remediation
             pytest.skip(f"refused: {refusal}")
 

@@ -38,7 +38,7 @@ class LinuxBackend:
     name = "linux"
     level = IsolationLevel.NAMESPACE
     images = False
-    abilities = frozenset({"changes"})
+    abilities = frozenset({"changes", "pause"})
 
     def __init__(self, without: frozenset[str] = frozenset()) -> None:
         self._without = without
@@ -182,6 +182,7 @@ class LinuxBackend:
                 lent={loan.mount.target: loan.how for loan in lent},
             ),
             workspace="/workspace",
+            without_group=born.detail,
             block=born.block,
         )
 

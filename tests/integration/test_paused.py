@@ -1,0 +1,216 @@
+"""A sandbox of the shared kernel that stands still: over a daemon's end, by its lease, and killed.
+
+What every wall must do when it is paused is in the suite (agentd.testing.walls.test_abilities).
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests.conftest import OrdinaryUser
+from tests.integration.test_client_of_a_daemon import Daemon
+
+from agentd import Client, Conflict, NotFound, Sandbox
+from agentd.model.api import ExecBody
+
+WAIT = 120.0
+COUNT = "n=0; while :; do n=$((n+1)); echo $n > count.part; mv count.part count; sleep 0.05; done"
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    made = Daemon(tmp_path_factory.mktemp("daemon"))
+    with (made.folder / "agentd.toml").open("a") as file:
+        file.write('[sandbox]\nminimum = "process"\n')
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[Daemon]:
+    """One whose processes may be killed."""
+    made = Daemon(tmp_path)
+    made.start()
+    yield made
+    made.stop()
+
+
+def counting(daemon: Daemon, backend: str) -> Sandbox:
+    """One in which a command counts, by a wall of the shared kernel that can be paused."""
+    made = Sandbox.create(
+        url=daemon.url, backend=backend, isolation="process", ttl="10m", name=f"it-{backend}"
+    )
+    with Client(daemon.url) as client:
+        if "pause" not in client.sandboxes.get(made.id).abilities:
+            made.close()
+            pytest.skip(f"{backend} cannot be paused here")
+    made.run(["sh", "-c", f"setsid sh -c '{COUNT}' >/dev/null 2>&1 &"], check=True)
+    made.run("until [ -e count ]; do sleep 0.02; done", check=True)
+    return made
+
+
+def counters() -> set[int]:
+    """The processes that count, of whatever sandbox."""
+    return {
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdecimal() and b"count.part" in _words(entry)
+    }
+
+
+def _words(process: Path) -> bytes:
+    try:
+        return (process / "cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def test_a_pause_outlives_a_daemon_that_is_killed(fresh: Daemon) -> None:
+    sandbox = counting(fresh, "linux")
+    sandbox.pause()
+    fresh.stop(kill=True)
+    fresh.start()
+    with Client(fresh.url) as client:
+        assert client.sandboxes.get(sandbox.id).state == "paused"
+        with pytest.raises(Conflict, match="paused"):
+            client.commands.exec(sandbox.id, ExecBody(cmd="true"))
+        assert client.sandboxes.resume(sandbox.id).state == "ready"
+        counted = client.commands.exec(sandbox.id, ExecBody(cmd="cat count")).stdout
+        until(lambda: client.commands.exec(sandbox.id, ExecBody(cmd="cat count")).stdout != counted)
+    sandbox.close()
+
+
+@pytest.mark.parametrize(
+    ("backend", "how"), [("linux", "kill"), ("landlock", "kill"), ("linux", "lease")]
+)
+def test_what_is_paused_ends_with_all_that_it_has(daemon: Daemon, backend: str, how: str) -> None:
+    before = counters()
+    sandbox = counting(daemon, backend)
+    members = counters() - before
+    assert members
+    sandbox.pause()
+    with Client(daemon.url) as client:
+        if how == "kill":
+            assert daemon.cli("kill", sandbox.id).returncode == 0
+        else:
+            client.sandboxes.renew(sandbox.id, "1s")
+        until(lambda: _is_gone(client, sandbox.id))
+    until(lambda: not counters() & members)
+    sandbox.close()
+
+
+def test_what_is_paused_ends_with_its_supervisor(fresh: Daemon) -> None:
+    before = counters()
+    sandbox = counting(fresh, "linux")
+    members = counters() - before
+    sandbox.pause()
+    lock = fresh.folder / "state" / "supervisor.sock.lock"
+    os.kill(int(lock.read_text()), signal.SIGKILL)
+    with Client(fresh.url) as client:
+        until(lambda: _is_gone(client, sandbox.id))
+    # Whoever makes the next one ends what version 1 still holds.
+    Sandbox.create(url=fresh.url).close()
+    until(lambda: not counters() & members)
+    sandbox.close()
+
+
+def _is_gone(client: Client, id_: str) -> bool:
+    try:
+        return client.sandboxes.get(id_).state == "ended"
+    except NotFound:
+        return True
+
+
+def test_the_command_line_pauses_and_resumes(daemon: Daemon) -> None:
+    with counting(daemon, "landlock") as sandbox:
+        name = f"it-{sandbox.info.backend}"
+        assert daemon.cli("pause", name).returncode == 0
+        for words in (("exec", name, "true"), ("pause", name)):
+            refused = daemon.cli(*words)
+            assert refused.returncode == 125
+            assert b"paused" in refused.stderr and b"resume it first" in refused.stderr
+        assert daemon.cli("resume", name).returncode == 0
+        assert daemon.cli("exec", name, "true").returncode == 0
+
+
+# A daemon in a process of its own: the leases behind ours end at once, not seconds later.
+_RENEWED = """
+import sys, time
+from agentd.daemon.app import Daemon
+from agentd.daemon.config import load
+from agentd.daemon.sandboxes import pauses, sandboxes
+from agentd.model.api import ExecBody, SandboxBody
+from agentd.model.principal import Principal
+
+pauses.GRACE_SECONDS = sandboxes.GRACE_SECONDS = 0.1
+config = load(None, {}, [(("daemon", "state"), sys.argv[1])])
+daemon = Daemon(config, lambda event, **fields: None)
+service = daemon.of(Principal("me", frozenset({"admin"}), "local"))
+begun = time.monotonic()
+made = service.sandboxes.create(SandboxBody(backend="linux", ttl=2))
+if "pause" in made.abilities:
+    service.sandboxes.pause(made.id)
+    service.sandboxes.renew(made.id, "10m")
+    while time.monotonic() < begun + 2.4:
+        time.sleep(0.02)
+    service.sandboxes.resume(made.id)
+    print(service.commands.exec(made.id, ExecBody(cmd="sleep 0.5; echo on")).stdout)
+else:
+    print("cannot")
+service.sandboxes.kill(made.id)
+daemon.link.ask("shutdown")
+daemon.close()
+"""
+
+
+def test_the_agents_own_lease_ends_nothing_that_was_renewed_meanwhile(tmp_path: Path) -> None:
+    """It is the last of three, and cannot be told to an agent that is frozen."""
+    argv = [sys.executable, "-c", _RENEWED, str(tmp_path)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=WAIT)
+    if done.stdout.strip() == "cannot":
+        pytest.skip("linux cannot be paused here")
+    assert done.stdout.strip() == "on", done.stderr
+
+
+_WITHOUT = """
+import json
+from agentd import Sandbox, Unsupported
+found = []
+for backend in ("linux", "landlock"):
+    with Sandbox.create(backend=backend, isolation="process") as sandbox:
+        held = sandbox.enforcement["memory"].enforced
+        try:
+            sandbox.pause()
+            found.append([held, None])
+        except Unsupported as refusal:
+            found.append([held, refusal.as_dict()])
+        assert sandbox.run("echo on").text == "on\\n"
+print(json.dumps(found))
+"""
+
+
+def test_without_a_cgroup_it_is_unsupported_and_the_reason_is_told(as_user: OrdinaryUser) -> None:
+    done = as_user.python("-c", _WITHOUT)
+    assert done.returncode == 0, done.stderr.decode()
+    for backend, (held, refused) in zip(
+        ("linux", "landlock"), json.loads(done.stdout), strict=True
+    ):
+        if held:
+            pytest.skip("an ordinary user has a cgroup here")
+        assert refused["message"] == f"backend {backend} cannot pause a sandbox"
+        assert "not writable" in refused["cause"] or "not delegated" in refused["cause"]
+        assert backend not in refused["remediation"] and "qemu" in refused["remediation"]
