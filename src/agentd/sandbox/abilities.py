@@ -109,8 +109,8 @@ def methods(able: Iterable[str]) -> Iterator[Method]:
 
 
 def incapable(name: str, ability: Ability[Any], what: str, why: str = "") -> Unsupported:
-    """Say that a backend's sandbox lacks ``ability``, and which backends' have it. ``why`` is of one
-    that others of the same backend have."""
+    """Say that a backend's sandbox lacks ``ability``, and which backends' have it. ``why`` is of
+    one that others of the same backend have."""
     able = ", ".join(each for each in backends.able(ability.name) if not why or each != name)
     return Unsupported(
         f"backend {name} cannot {what} a sandbox",
