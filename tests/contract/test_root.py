@@ -1,6 +1,9 @@
 """Root of a sandbox, on the wall of namespaces: it can do to the sandbox's own what root does."""
 
+import os
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -76,3 +79,81 @@ def test_what_it_may_is_told_and_what_it_may_not_is_refused(root: Sandbox) -> No
         "unshare -r true",
     ):
         assert root.run(command).exit_code != 0, command
+
+
+@pytest.fixture
+def own(make: Callable[..., Sandbox]) -> Sandbox:
+    return make(user="root", writable=True)
+
+
+def test_all_of_a_writable_root_can_be_written_to(
+    own: Sandbox, make: Callable[..., Sandbox]
+) -> None:
+    own.run("mkdir /app /tests /logs && touch /app/x /etc/y", check=True)
+    own.run("echo 127.0.0.1 db >> /etc/hosts; mkdir -p /usr/local/lib/new /opt/x", check=True)
+    own.run("printf '#!/bin/sh\\necho hi\\n' > /usr/local/bin/hi && chmod +x /usr/local/bin/hi")
+    assert own.run("hi; getent hosts db; cat /usr/bin/env | head -c 4 | tail -c 3").text == (
+        "hi\n127.0.0.1       db\nELF"
+    )
+    own.run("rm /usr/bin/env && cp /usr/bin/true /usr/bin/env && mv /etc/passwd /etc/was")
+    assert own.run("env; stat -c %u:%g /usr/bin/env /usr /etc/was /app").text == "0:0\n" * 4
+    assert own.files.read("/etc/hosts").endswith(b"127.0.0.1 db\n")
+    own.files.write("/app/by-the-agent", b"data")
+    # The host's are as they were, and so is another sandbox, before and after.
+    assert not any(os.path.lexists(path) for path in ("/app/x", "/etc/y", "/usr/local/bin/hi"))
+    assert b"ELF" in Path("/usr/bin/env").read_bytes()[:4]
+    assert os.path.getsize("/usr/bin/env") != os.path.getsize("/usr/bin/true")
+    other = make(user="root", writable=True)
+    assert other.run("ls -d /app /etc/y /usr/local/bin/hi 2>/dev/null").text == ""
+    assert other.run("env | grep -c PATH; head -n1 /etc/passwd").text.startswith("1\nroot:x:0:0")
+    assert make().run("test -e /etc/y || touch /etc/y").exit_code != 0
+
+
+def test_another_user_writes_to_its_root_as_well(make: Callable[..., Sandbox]) -> None:
+    sandbox = make(writable=True)
+    done = sandbox.run("id -u; mkdir /app && touch /app/x /etc/y /usr/local/bin/z; stat -c %u /etc")
+    assert done.text == "1000\n1000\n"
+    # What is not everybody's on the host stays so, and /proc is the kernel's.
+    assert sandbox.run("echo 1 > /proc/sys/net/ipv4/ip_forward").exit_code != 0
+
+
+def test_what_is_written_anywhere_counts_as_disk(make: Callable[..., Sandbox]) -> None:
+    sandbox = make(user="root", writable=True, disk="8M")
+    done = sandbox.run("mkdir /app; head -c 16M /dev/zero > /app/large")
+    assert done.exit_code != 0
+    assert b"No space left" in done.stderr
+    assert sandbox.run("rm /app/large; head -c 4M /dev/zero > /usr/large; echo $?").text == "0\n"
+
+
+def test_it_is_told_and_mounts_and_a_copied_workspace_go_with_it(
+    make: Callable[..., Sandbox], folder: Path
+) -> None:
+    (folder / "file").write_text("host")
+    sandbox = make(
+        user="root", writable=True, workspace=f"{folder}:cow", mounts=[f"{folder}:/data/in"]
+    )
+    told = sandbox.enforcement["root"]
+    assert (told.asked, told.enforced) == ("writable", True)
+    assert "changes lists none of it" in told.detail
+    script = "cat /data/in/file; echo more >> file; touch /data/x /etc/y; touch /data/in/x"
+    done = sandbox.run(script)
+    assert done.text == "host"
+    assert b"Read-only file system" in done.stderr
+    assert sandbox.changes() == ("M file",)
+    assert (folder / "file").read_text() == "host"
+
+
+def test_a_large_file_system_is_not_read_beyond_what_everybody_may(
+    own: Sandbox, make: Callable[..., Sandbox]
+) -> None:
+    if os.getuid() != 0:
+        pytest.skip("a file of root's in /usr takes root to make")
+    with tempfile.NamedTemporaryFile(dir="/usr/local/share", prefix="agentd-test-") as secret:
+        secret.write(b"secret")
+        secret.flush()
+        for sandbox in (own, make(writable=True)):
+            for command in ("cat", "head -c1", "cp -t /tmp", "chmod 644", "chown 0:0"):
+                done = sandbox.run(f"{command} {secret.name}")
+                assert done.exit_code != 0, command
+                assert b"secret" not in done.stdout
+        assert Path(secret.name).stat().st_mode & 0o777 == 0o600

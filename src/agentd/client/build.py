@@ -66,6 +66,7 @@ def sandbox_body(
         image=spec.image,
         net=spec.net,
         user=spec.user,
+        writable=spec.writable,
         env=spec.env,
         workspace=f"{workspace[0].source}:{workspace[0].mode}" if workspace else None,
         mounts=tuple(f"{mount.source}:{mount.target}:{mount.mode}" for mount in others),

@@ -82,6 +82,7 @@ class Sandbox(SandboxCommands):
         timeout     of each command, seconds or "30s"
         output      of each stream of each command, bytes or "10M"
         user        "root", "sandbox" or a uid inside
+        writable    True: all of the root can be written to, /etc and /usr too; the host's stay
         env         variables of every command
         image       what a virtual machine boots
 

@@ -4,6 +4,7 @@ import ctypes
 import errno
 import mmap
 import os
+import signal
 
 from agentd.linux import abi, mounts
 from agentd.linux.kernel import KERNEL
@@ -13,6 +14,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _clone = _libc.clone
 _clone.restype = ctypes.c_int
 _EXIT = ctypes.cast(_libc._exit, ctypes.c_void_p)
+_PAUSE = ctypes.cast(_libc.pause, ctypes.c_void_p)
 _STACK_BYTES = 16 << 10
 _TRIAL_ID = 1
 _MOST_LINES = 100  # the kernel takes less than a page of text, and 340 lines
@@ -35,16 +37,38 @@ def userns_fd(
     processes of ``lent_to``'s may have, ``its_ids`` from it on, are left out. The mount keeps the
     map. Needs root. Raises OSError.
     """
+    known = known_ids("/proc/self/gid_map")
+    lines = group_lines(gid, lent_to, spare, known, its_ids)[:_MOST_LINES]
+    groups = "".join(f"{a} {b} {n}\n" for a, b, n in lines)
+    return namespace(f"{uid} {lent_to} 1", groups)
+
+
+def namespace(uid_map: str, gid_map: str) -> int:
+    """A user namespace's descriptor, the caller's to close, with maps as the kernel takes them: for
+    MOUNT_ATTR_IDMAP an id on disk, an id here, how many. Needs the machine's root. Raises OSError.
+    """
     pid = _ended_child()
     try:
         # It is a zombie until we wait for it, and a zombie still has its namespace.
-        KERNEL.write(f"/proc/{pid}/uid_map", f"{uid} {lent_to} 1")
-        known = known_ids("/proc/self/gid_map")
-        lines = group_lines(gid, lent_to, spare, known, its_ids)[:_MOST_LINES]
-        KERNEL.write(f"/proc/{pid}/gid_map", "".join(f"{a} {b} {n}\n" for a, b, n in lines))
+        KERNEL.write(f"/proc/{pid}/uid_map", uid_map)
+        KERNEL.write(f"/proc/{pid}/gid_map", gid_map)
         return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.waitpid(pid, _WALL)
+
+
+def nested_namespace(uid_map: str, gid_map: str) -> int:
+    """``namespace`` for root of a user namespace, whom the kernel lets write no zombie's maps. For
+    a process that is dumpable, and PID 1 of its namespace: the child that waits ends with it."""
+    with mmap.mmap(-1, _STACK_BYTES) as stack:
+        pid = _child(stack, _PAUSE)
+        try:
+            KERNEL.write(f"/proc/{pid}/uid_map", uid_map)
+            KERNEL.write(f"/proc/{pid}/gid_map", gid_map)
+            return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, _WALL)
 
 
 def known_ids(path: str) -> list[range]:
@@ -100,16 +124,22 @@ def _ended_child() -> int:
     Thread-safe, 40 microseconds; a fork would copy our page tables, an interpreter take 13 ms.
     """
     with mmap.mmap(-1, _STACK_BYTES) as stack:
-        top = ctypes.c_char.from_buffer(stack)
-        try:
-            end = ctypes.c_void_p(ctypes.addressof(top) + _STACK_BYTES)
-            # No signal at its end: nobody but us waits for it.
-            pid = int(_clone(_EXIT, end, abi.CLONE_NEWUSER | abi.CLONE_VM, None))
-            code = ctypes.get_errno()
-            if pid > 0:  # it needs its stack until then
-                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | _WALL)
-        finally:
-            del top
+        pid = _child(stack, _EXIT)
+        # It needs its stack until then.
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | _WALL)
+    return pid
+
+
+def _child(stack: mmap.mmap, runs: ctypes.c_void_p) -> int:
+    """A child in a user namespace of its own, that runs one function of the C library's."""
+    top = ctypes.c_char.from_buffer(stack)
+    try:
+        end = ctypes.c_void_p(ctypes.addressof(top) + _STACK_BYTES)
+        # No signal at its end: nobody but us waits for it.
+        pid = int(_clone(runs, end, abi.CLONE_NEWUSER | abi.CLONE_VM, None))
+        code = ctypes.get_errno()
+    finally:
+        del top
     if pid < 0:
         raise OSError(code, f"no user namespace for idmapped mounts: {os.strerror(code)}")
     return pid

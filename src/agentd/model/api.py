@@ -45,6 +45,7 @@ class SandboxBody(_Body, frozen=True):
     timeout: Time | None = None
     net: str = "none"
     user: str | int | None = None
+    writable: bool = False  # all of the root, and not some places only
     env: dict[str, str] = {}
     workspace: str | None = None
     mounts: tuple[str, ...] = ()

@@ -51,6 +51,7 @@ class SandboxOptions(TypedDict, total=False):
     mounts: Iterable[str | Mount] | None
     net: str | None  # "none" or "host"
     user: str | int | None  # "root", "sandbox" or a uid inside
+    writable: bool | None  # all of the root, and not some places only
     env: Mapping[str, str] | None  # for every command
     image: str | None  # what a virtual machine boots
 
@@ -84,6 +85,7 @@ def sandbox_spec(**options: Unpack[SandboxOptions]) -> SandboxSpec:
             timeout=_time(options.get("timeout")),
         ),
         user=None if user is None else _user(str(user)),
+        writable=_flag(options.get("writable"), "writable"),
         env=environment(options.get("env")),
         image=DEFAULT_IMAGE if image is None else _image(image),
     )
@@ -290,6 +292,12 @@ def _user(value: str) -> str:
     raise InvalidInput(
         f"user {value!r} is not known inside a sandbox", remediation="use root, sandbox or a uid"
     )
+
+
+def _flag(value: bool | None, what: str) -> bool:
+    if value is not None and not isinstance(value, bool):
+        raise InvalidInput(f"{what} {value!r} is neither true nor false", remediation="write True")
+    return bool(value)
 
 
 def _image(value: str) -> str:

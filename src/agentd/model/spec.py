@@ -25,6 +25,7 @@ class SandboxSpec(msgspec.Struct, frozen=True):
     user: str | None = None  # uid inside, "root" or "sandbox"
     env: dict[str, str] = {}
     hostname: str = "sandbox"
+    writable: bool = False  # all of the root, and not some places only
     image: str = DEFAULT_IMAGE  # what a virtual machine boots
     # The host's programs behind overlays, where a wall shows them: inotify tells nothing of others.
     private_programs: bool = False

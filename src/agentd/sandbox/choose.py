@@ -50,6 +50,7 @@ def choose(
             continue
         try:
             _check_image(spec, backend)
+            _check_writable(spec, backend)
             return Choice(backend, backend.plan(spec))
         except Refused as refusal:
             if spec.backend is not None:
@@ -176,6 +177,14 @@ def _check_image(spec: SandboxSpec, backend: Backend) -> None:
         raise Refused(
             f"backend {backend.name} boots no image, and {spec.image} was asked for",
             remediation="drop --image, or ask for --isolation microvm",
+        )
+
+
+def _check_writable(spec: SandboxSpec, backend: Backend) -> None:
+    if spec.writable and not getattr(backend, "writable", False):
+        raise Refused(
+            f"backend {backend.name} gives no writable root",
+            remediation="drop --writable, or ask for --isolation namespace",
         )
 
 

@@ -17,6 +17,7 @@ examples:
   tar c src | agentd run -i -- sh -c 'tar x && find . -name "*.py" | wc -l'
   agentd run -t -- bash
   agentd run -w .:cow -- sh -c 'rm -rf *; ls'      the host's files stay as they were
+  agentd run --user root --writable -- sh -c 'mkdir /app; echo x >> /etc/hosts'
   agentd run --isolation process -w . -- make -n   no namespaces, no privileges needed
   agentd run --isolation microvm --save-snapshot ready -- ./set-up
   agentd run --snapshot ready -- ./use             as often as you like
@@ -91,6 +92,7 @@ def sandbox_options(options: argparse.Namespace) -> "SandboxOptions":
         "mounts": options.mount,
         "net": options.net,
         "user": options.user,
+        "writable": options.writable,
     }
     if options.image is not None:
         wanted["image"] = options.image
@@ -160,6 +162,11 @@ def wall_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--image", metavar="NAME", help="what a virtual machine boots")
     group.add_argument("--net", metavar="none|host", default="none", help="default: none")
     group.add_argument("--user", metavar="root|sandbox|UID", help="who the command runs as inside")
+    group.add_argument(
+        "--writable",
+        action="store_true",
+        help="have all of the root written to, /etc and /usr too; the host's files stay",
+    )
 
 
 def _command_options(parser: argparse.ArgumentParser) -> None:

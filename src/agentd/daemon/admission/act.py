@@ -84,6 +84,7 @@ def _sandbox(place: Place) -> dict[str, Any]:
         "image": spec.image,
         "net": spec.net,
         "user": spec.user,
+        "writable": spec.writable,
         "env": sorted(spec.env),
         "mounts": [
             {"source": m.source, "target": m.target, "mode": str(m.mode)} for m in spec.mounts

@@ -11,7 +11,7 @@ import os
 import resource
 from collections.abc import Callable
 
-from agentd.guest.zygote import own_root, var
+from agentd.guest.zygote import own_root, var, writable_root
 from agentd.guest.zygote.root import EMPTY_FILE, SANDBOX_HOME, masks
 from agentd.linux import abi, caps, landlock, net, overlay, process, seccomp
 from agentd.linux.kernel import Kernel
@@ -134,7 +134,7 @@ def confine(
         ("user_namespace", lambda: _identity(box, kernel)),
         ("hostname", lambda: kernel.sethostname(str(box["hostname"]))),
         ("loopback", lambda: _loopback(box, kernel)),
-        ("root", lambda: _own_root(box, kernel)),
+        ("root", lambda: _own_root(box, fds, kernel)),
         ("scratch", lambda: _scratch(box, fds, kernel, prepared)),
         ("workspace", lambda: _mounts(box, fds, kernel, prepared is not None)),
         ("proc", lambda: _proc(kernel)),
@@ -191,21 +191,18 @@ def _scratch(
     It is mounted on the workspace, and its own subdirectory is put on top at the end, so that
     nothing but the subdirectories can be reached.
     """
-    size = f"size={box['disk']},nr_inodes={box['inodes']}"
     if prepared is not None:
         if prepared.disk != box["disk"]:
-            kernel.mount("tmpfs", "/tmp", "tmpfs", abi.MS_REMOUNT | _NOSUID_NODEV, size)
+            flags = abi.MS_REMOUNT | _NOSUID_NODEV
+            kernel.mount("tmpfs", "/tmp", "tmpfs", flags, _size(box))
         return
-    if box["scratch_fd"] is None:
-        options = f"mode=0755,{size}"
-        kernel.mount("tmpfs", WORKSPACE, "tmpfs", _NOSUID_NODEV, options)
-    else:
-        fd = fds[_int(box["scratch_fd"])]
-        kernel.move_mount(fd, "", abi.AT_FDCWD, WORKSPACE, abi.MOVE_MOUNT_F_EMPTY_PATH)
+    if not box.get("layer"):  # a writable root has it already
+        _mount_scratch(box, fds, kernel)
     for name, target, mode in _SCRATCH:
         kernel.mkdir(f"{WORKSPACE}/{name}", mode)
         kernel.mount(f"{WORKSPACE}/{name}", target, None, abi.MS_BIND)
-    _own_var(kernel)
+    if not box.get("layer"):
+        _own_var(kernel)
     devpts = f"newinstance,ptmxmode=0666,mode=0620,max={_MAX_TERMINALS}"
     kernel.mount("devpts", "/dev/pts", "devpts", abi.MS_NOSUID | abi.MS_NOEXEC, devpts)
     # Of this ipc namespace. A kernel may be built without message queues.
@@ -224,6 +221,19 @@ def _own_var(kernel: WallKernel) -> None:
         kernel.symlink(target, f"{WORKSPACE}{path}")
     for top in var.TOPS:
         kernel.mount(f"{WORKSPACE}{top}", top, None, abi.MS_BIND)
+
+
+def _mount_scratch(box: Request, fds: list[int], kernel: WallKernel) -> None:
+    if box["scratch_fd"] is None:
+        options = f"mode=0755,{_size(box)}"
+        kernel.mount("tmpfs", WORKSPACE, "tmpfs", _NOSUID_NODEV, options)
+    else:
+        fd = fds[_int(box["scratch_fd"])]
+        kernel.move_mount(fd, "", abi.AT_FDCWD, WORKSPACE, abi.MOVE_MOUNT_F_EMPTY_PATH)
+
+
+def _size(box: Request) -> str:
+    return f"size={box['disk']},nr_inodes={box['inodes']}"
 
 
 def _mounts(box: Request, fds: list[int], kernel: WallKernel, own: bool) -> None:
@@ -280,8 +290,12 @@ def _attach(fd: int, target: str, kernel: WallKernel) -> None:
     kernel.move_mount(fd, "", abi.AT_FDCWD, target, abi.MOVE_MOUNT_F_EMPTY_PATH)
 
 
-def _own_root(box: Request, kernel: WallKernel) -> None:
-    if box["private_root"]:
+def _own_root(box: Request, fds: list[int], kernel: WallKernel) -> None:
+    layer = box.get("layer")
+    if isinstance(layer, dict):
+        _mount_scratch(box, fds, kernel)
+        writable_root.build(fds[_int(layer["fd"])], layer["trees"], WORKSPACE, kernel)
+    elif box["private_root"]:
         elsewhere = [(str(m["target"]), bool(m["is_dir"])) for m in _dicts(box["mounts"])]
         own_root.build(elsewhere, WRITABLE, bool(box["private_programs"]), kernel)
 
@@ -299,7 +313,8 @@ def _user_counts(box: Request, kernel: WallKernel) -> None:
     have the same user, there or here. Inside nobody has the right to write these."""
     for name, most in _pairs(box.get("user_counts")):
         kernel.write(f"/proc/sys/user/{name}", str(most))
-    if box.get("machine_root"):
+    # Landlock forbids none of it where the root can be written to: its rules have no exceptions.
+    if box.get("machine_root") or box.get("layer"):
         _guard_proc(kernel)
 
 
@@ -348,6 +363,8 @@ def _base_rules(box: Request, kernel: WallKernel) -> landlock.Ruleset | None:
         return None
     rules = landlock.Ruleset(abi=version, handle_net=False, scopes=True, kernel=kernel)
     rules.allow_path("/", landlock.READ | landlock.EXEC)
+    if box.get("layer"):
+        rules.allow_path("/", landlock.WRITE)
     rules.allow_path("/dev", landlock.WRITE | landlock.IOCTL_DEV)
     for path in WRITABLE:
         rules.allow_path(path, landlock.WRITE | landlock.IOCTL_DEV)

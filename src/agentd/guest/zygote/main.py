@@ -21,12 +21,14 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 
 from agentd.guest import agent
 from agentd.guest.zygote import box as boxes
 from agentd.guest.zygote import entry, immortal, root, var
 from agentd.guest.zygote.entry import CONTROL_FD, MOUNTS_FD
 from agentd.guest.zygote.group import enter_group
+from agentd.guest.zygote.layer import Layer
 from agentd.guest.zygote.maps import Maps
 from agentd.guest.zygote.messages import close_all, receive, refuse, send
 from agentd.guest.zygote.rehearsal import rehearse, rehearse_wall
@@ -100,6 +102,7 @@ class _Zygote:
         self._served = 0
         self._spare_from = 0
         self._seasoned = False
+        self._layer: Layer | None = None
 
     def serve(self) -> None:
         poll = select.poll()
@@ -172,20 +175,28 @@ class _Zygote:
         """Start one sandbox; answer with its pidfd, and its scratch tmpfs if the host needs it."""
         number = request.get("n")
         scratch: list[int] = []
+        layer: list[int] = []
         try:
             # The request is ours, but its descriptor may have been lost on the way.
             listener = socket.socket(fileno=fds.pop(0))
             with listener:
                 if request["cow"]:
                     scratch.append(_scratch_mount(request))
+                if request.get("writable"):
+                    layer.append(self._lend_layer(_id(request["id"])))
                 ids = request.get("map")
                 maps = Maps(*ids) if isinstance(ids, list) else None
-                pidfd = self._clone(listener, _id(request["id"]), scratch, maps=maps)
+                pidfd = self._clone(listener, _id(request["id"]), scratch, maps=maps, layer=layer)
             self._hand_over({"n": number, "ok": True}, pidfd, scratch)
         except Exception as error:
             refuse(self._control, number, error)
         finally:
-            close_all([*fds, *scratch])
+            close_all([*fds, *scratch, *layer])
+
+    def _lend_layer(self, id_: int | None) -> int:
+        if self._layer is None:
+            self._layer = Layer()
+        return self._layer.lent(id_)
 
     def _hand_over(self, message: dict[str, object], pidfd: int, fds: list[int]) -> bool:
         """Give the host a clone. One that cannot be given is ended, and False."""
@@ -208,6 +219,7 @@ class _Zygote:
         scratch: list[int] | None = None,
         host: socket.socket | None = None,
         maps: Maps | None = None,
+        layer: Sequence[int] = (),
     ) -> int:
         """The pidfd of a sandbox to be; ``host`` is the other end of one made ahead."""
         try:
@@ -224,7 +236,9 @@ class _Zygote:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 gc.enable()
                 plain = self._plain if host else None
-                _box(listener, id_, scratch or [], self._filters, plain, maps)
+                trees = self._layer.trees if self._layer is not None else []
+                root = (layer[0], trees) if layer else None
+                _box(listener, id_, scratch or [], self._filters, plain, maps, root)
             finally:
                 os._exit(1)
         if maps is not None:
@@ -294,6 +308,7 @@ def _box(
     filters: dict[bool, bytes],
     plain: dict[str, object] | None,
     maps: Maps | None,
+    root: tuple[int, list[tuple[str, str]]] | None,
 ) -> None:
     """The child: read what is asked for, confine, then be the agent. Never returns.
 
@@ -314,6 +329,9 @@ def _box(
         fds = [listener.fileno(), *passed, *scratch]
         if scratch:
             request["scratch_fd"] = len(fds) - 1
+        if root is not None:
+            fds.append(root[0])
+            request["layer"] = {"fd": len(fds) - 1, "trees": root[1]}
         ready = made or agent.Ready(pid1=True)  # before Landlock: it opens what is closed then
         filter_ = filters[request["rw"] is True]
         done = boxes.confine(
@@ -328,8 +346,17 @@ def _box(
     except Exception as error:
         refuse(listener, None, error)
         os._exit(1)
+    if root is not None:
+        _forget_libraries()
     ready.serve(listener, env if isinstance(env, dict) else {})
     os._exit(0)
+
+
+def _forget_libraries() -> None:
+    """Import nothing from now on: what stands where the library was is the sandbox's to write."""
+    sys.path.clear()
+    sys.path_hooks.clear()
+    sys.path_importer_cache.clear()
 
 
 def _id(value: object) -> int | None:

@@ -35,11 +35,16 @@ def build(
     _Copy(_opened(path for path, _ in places), private, kernel).again("/")
     for path, is_dir in places:
         mount_point(STAGE + path, is_dir)
+    enter_stage(kernel)
+    kernel.mount_setattr(abi.AT_FDCWD, "/", 0, set_=abi.MOUNT_ATTR_RDONLY)
+
+
+def enter_stage(kernel: Kernel) -> None:
+    """Leave the root for the one that was built on top of it."""
     os.chdir(STAGE)
     kernel.pivot_root(".", ".")
     kernel.umount(".", abi.MNT_DETACH)
     os.chdir("/")
-    kernel.mount_setattr(abi.AT_FDCWD, "/", 0, set_=abi.MOUNT_ATTR_RDONLY)
 
 
 def mount_point(target: str, is_dir: bool) -> None:

@@ -94,6 +94,11 @@ def images(name: str) -> bool:
     return bool(getattr(_about(name), "images", False))
 
 
+def writable(name: str) -> bool:
+    """Return whether it gives a root that can be written to; who does not say so gives none."""
+    return bool(getattr(_about(name), "writable", False))
+
+
 def abilities(name: str) -> frozenset[str]:
     """Return what its sandboxes can do, some of them at least; see ``agentd.sandbox.abilities``."""
     found = _about(name)

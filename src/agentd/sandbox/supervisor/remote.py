@@ -69,6 +69,10 @@ class RemoteBackend:
         return backends.images(self.name)
 
     @property
+    def writable(self) -> bool:
+        return backends.writable(self.name)
+
+    @property
     def abilities(self) -> frozenset[str]:
         return backends.abilities(self.name)
 

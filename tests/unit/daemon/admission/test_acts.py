@@ -79,6 +79,7 @@ def test_a_creation_says_all_that_is_asked_for():
         "image": spec.image,
         "net": "host",
         "user": "root",
+        "writable": False,
         "mounts": ["/data:/in:ro"],
     }
     assert not found.executes

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from agentd.guest.zygote.messages import MAX_MESSAGE
-from agentd.linux import cgroup, idmap, landlock, mounts, paths, privileges, process
+from agentd.linux import cgroup, idmap, landlock, mounts, overlay, paths, privileges, process
 from agentd.model.availability import Availability, Blocker
 from agentd.model.configuration import USUAL, HostConfiguration
-from agentd.model.errors import AgentdError, InvalidInput
+from agentd.model.errors import AgentdError, InvalidInput, SandboxError
 from agentd.model.isolation import IsolationLevel
 from agentd.model.mount import Mount, unmountable
 from agentd.model.spec import SandboxSpec
@@ -38,6 +38,7 @@ class LinuxBackend:
     name = "linux"
     level = IsolationLevel.NAMESPACE
     images = False
+    writable = True
     abilities = frozenset({"changes", "pause"})
 
     def __init__(self, without: frozenset[str] = frozenset()) -> None:
@@ -73,6 +74,10 @@ class LinuxBackend:
             return self._launch(plan)
         except Ended:  # the zygote was killed: the next one will do
             return self._launch(plan)
+        except SandboxError as error:
+            if plan.spec.writable and overlay.NONE in error.cause:
+                raise report.not_writable(error.cause) from error
+            raise
 
     def _launch(self, plan: LinuxPlan) -> NamespaceWall:
         with contextlib.ExitStack() as undo:
@@ -119,7 +124,13 @@ class LinuxBackend:
                 _release(block, ended=True)  # nobody was asked for it yet
                 raise
             undo.callback(_release, block)
-            pending = nursery.spawn(theirs, _scratch(plan, lent), block, whole=plan.uid == 0)
+            pending = nursery.spawn(
+                theirs,
+                _scratch(plan, lent),
+                block,
+                whole=plan.uid == 0,
+                writable=plan.spec.writable,
+            )
         group, detail = None, ""
         try:
             if not copied:
@@ -231,7 +242,7 @@ class LinuxBackend:
 
     def _is_plain(self, plan: LinuxPlan) -> bool:
         usual = make_plan(SandboxSpec())
-        special = plan.cow or plan.private_root or self._without
+        special = plan.cow or plan.private_root or plan.spec.writable or self._without
         return not special and plan.uid == usual.uid
 
     def _lent(self, plan: LinuxPlan, sources: list[int], nursery: Nursery) -> list[Loan]:

@@ -137,10 +137,11 @@ class Nursery:
         block: Block | None,
         *,
         whole: bool = False,
+        writable: bool = False,
     ) -> "Pending":
         """Ask for a clone that reads its request from ``listener``; with ``scratch`` (``disk`` and
-        ``inodes``) it gets a tmpfs that the host sees, too, and with ``whole`` all of the block's
-        ids. ``Pending.answer`` must be called."""
+        ``inodes``) it gets a tmpfs that the host sees, too, with ``whole`` all of the block's ids,
+        and a ``writable`` root. ``Pending.answer`` must be called."""
         self._lock.acquire()
         try:
             self._wait_ready()
@@ -148,6 +149,8 @@ class Nursery:
             id_ = None if block is None else block.id
             request: dict[str, object] = {"n": number, "id": id_, "cow": scratch is not None}
             request |= scratch or {}
+            if writable:
+                request["writable"] = True
             if whole and block is not None:
                 request["map"] = [block.id, SIZE]
             self._send(request, [listener.fileno()])

@@ -9,6 +9,7 @@ from agentd.linux import caps, container, landlock, seccomp
 from agentd.linux.cgroup import Group
 from agentd.model.availability import Blocker
 from agentd.model.enforcement import Control
+from agentd.model.errors import Refused
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends import identity, shared
 from agentd.sandbox.backends.limits import agent_detail, group_controls, limit_control
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from agentd.linux.probe import Facts
 
 _NESTED = "agentd doctor -v shows what this machine offers; try outside of what agentd runs in"
+_WRITABLE = (
+    "overlays, whose changes count as disk and end with the sandbox; of the host's large trees, "
+    "such as /usr, files are replaced and removed, not changed in place; changes lists none of it"
+)
 MIN_KERNEL = (5, 12)  # mount_setattr(2)
 APPARMOR_PROFILE = """\
 cat > /etc/apparmor.d/agentd <<'EOF'
@@ -81,10 +86,21 @@ def enforcement(
         alone = plan.uid != 0 or not own_user
         how = "RLIMIT_NPROC in the user namespace" if alone else "RLIMIT_NPROC, of each user"
         table["pids"] = limit_control(asked, limit, alone, how)
+    if plan.spec.writable:
+        table["root"] = Control("writable", True, _WRITABLE)
     for mount in plan.mounts:
         text = f"{mount.source}, {lent[mount.target]}"
         table[f"mount {mount.target}"] = Control(str(mount.mode), True, text)
     return table
+
+
+def not_writable(why: str) -> Refused:
+    return Refused(
+        "the root cannot be made writable here",
+        cause=why,
+        remediation="have Linux 5.11 or newer with overlayfs (modprobe overlay), and nothing "
+        "mounted in /usr; or leave --writable out, and mount a folder where it is needed",
+    )
 
 
 def blockers(facts: "Facts", error: str, fixes: str = "") -> list[Blocker]:
@@ -150,8 +166,9 @@ def _profile(plan: LinuxPlan) -> str:
 
 def _programs(spec: SandboxSpec, shown: int) -> str:
     root = "read-only root of the host's programs"
+    root = "root of the host's programs that can be written to" if spec.writable else root
     known = f"; {shown} directories of /etc and /var/lib, {spec.configuration.told}"
-    if spec.private_programs:
+    if spec.private_programs or spec.writable:
         return f"{root}, behind overlays of the sandbox's own{known}"
     return f"{root}; inotify tells when anybody opens one{known}"
 
