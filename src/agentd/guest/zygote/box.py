@@ -6,15 +6,14 @@ what the zygote has imported. Standard library and ``agentd.linux`` only.
 
 import contextlib
 import errno
-import fcntl
 import os
 import resource
 from collections.abc import Callable
 
 from agentd.guest.zygote import own_root, var, writable_root
 from agentd.guest.zygote.root import EMPTY_FILE, SANDBOX_HOME, masks
+from agentd.guest.zygote.wall_kernel import KERNEL, WallKernel
 from agentd.linux import abi, caps, landlock, net, overlay, process, seccomp
-from agentd.linux.kernel import Kernel
 
 NAMESPACES = (
     abi.CLONE_NEWUSER | abi.CLONE_NEWNS | abi.CLONE_NEWPID | abi.CLONE_NEWIPC | abi.CLONE_NEWUTS
@@ -34,54 +33,6 @@ _OPTIONAL = frozenset({"hostname", "cgroup_namespace", "user_counts", "landlock"
 _REFUSED = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EROFS)
 
 Request = dict[str, object]
-
-
-class WallKernel(Kernel):
-    """Also what Python can ask of the kernel by itself: every step of a wall goes through here.
-
-    A ``dry`` one changes nothing. It is no class of its own, and makes a harmless system call in
-    place of each other: so what the interpreter learns of it in a rehearsal holds for a real one.
-    """
-
-    def __init__(self, dry: bool = False) -> None:
-        self._dry = dry
-
-    def syscall(self, number: int, *args: object) -> int:
-        if self._dry:
-            if number == abi.SYS.landlock_create_ruleset:  # whoever gets it closes it
-                return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-            number = abi.SYS.gettid
-            super().syscall(number, *args)
-            return 0
-        return super().syscall(number, *args)
-
-    def write(self, path: str, text: str) -> None:
-        super().write("/dev/null" if self._dry else path, text)
-
-    def mkdir(self, path: str, mode: int) -> None:
-        if not self._dry:
-            super().mkdir(path, mode)
-
-    def symlink(self, target: str, path: str) -> None:
-        if not self._dry:
-            os.symlink(target, path)
-
-    def setrlimit(self, number: int, limit: int) -> None:
-        """Both the soft and the hard one."""
-        if not self._dry:
-            resource.setrlimit(number, (limit, limit))
-
-    def become(self, uid: int) -> None:
-        """Also the real and saved ids; in the user namespace they are the same number."""
-        if not self._dry:
-            os.setresgid(uid, uid, uid)
-            os.setresuid(uid, uid, uid)
-
-    def ioctl(self, fd: int, request: int, data: bytes) -> bytes:
-        return data if self._dry else fcntl.ioctl(fd, request, data)
-
-
-KERNEL = WallKernel()
 
 
 class BoxError(Exception):

@@ -14,8 +14,8 @@ from agentd.guest import agent, wire
 from agentd.guest.listener import FdListener
 from agentd.guest.loop import Loop
 from agentd.guest.zygote import box
-from agentd.guest.zygote.box import WallKernel
 from agentd.guest.zygote.group import enter_group
+from agentd.guest.zygote.wall_kernel import WallKernel
 
 _PROGRAM = "/bin/true"
 _READ = 4096

@@ -13,6 +13,7 @@ import pytest
 from tests.recording import Answer, RecordingKernel
 
 from agentd.guest.zygote import box
+from agentd.guest.zygote.wall_kernel import KERNEL, WallKernel
 from agentd.guest.zygote.var import Contents
 from agentd.linux import abi, seccomp
 
@@ -53,7 +54,7 @@ REQUEST: dict[str, Any] = {
 }
 
 
-class Recorder(RecordingKernel, box.WallKernel):
+class Recorder(RecordingKernel, WallKernel):
     """Dry where it is not asked for a system call, which it writes down."""
 
     def __init__(self, script: Mapping[str, Sequence[Answer]] | None = None) -> None:
@@ -235,7 +236,7 @@ def test_no_core_never_raises_a_hard_limit(hard: int, wanted: tuple[int, int]) -
 
 
 def test_a_dry_kernel_changes_nothing(tmp_path: Path) -> None:
-    dry = box.WallKernel(dry=True)
+    dry = WallKernel(dry=True)
     dry.mkdir(str(tmp_path / "made"), 0o755)
     dry.write(str(tmp_path / "written"), "x")
     dry.setrlimit(resource.RLIMIT_NOFILE, 3)
@@ -249,11 +250,11 @@ def test_a_dry_kernel_changes_nothing(tmp_path: Path) -> None:
 def test_any_other_does_what_it_is_told(tmp_path: Path) -> None:
     made, written = tmp_path / "made", tmp_path / "written"
     written.touch()
-    box.KERNEL.mkdir(str(made), 0o777)
-    box.KERNEL.write(str(written), "x")
+    KERNEL.mkdir(str(made), 0o777)
+    KERNEL.write(str(written), "x")
     assert made.stat().st_mode & 0o777 == 0o777
     assert written.read_text() == "x"
     with written.open() as file, pytest.raises(OSError, match="ioctl"):
-        box.KERNEL.ioctl(file.fileno(), abi.SIOCSIFFLAGS, bytes(40))
+        KERNEL.ioctl(file.fileno(), abi.SIOCSIFFLAGS, bytes(40))
     with pytest.raises(OSError, match=os.strerror(errno.EINVAL)):
-        box.KERNEL.fsconfig(-1, abi.FSCONFIG_CMD_CREATE, None, None)
+        KERNEL.fsconfig(-1, abi.FSCONFIG_CMD_CREATE, None, None)
