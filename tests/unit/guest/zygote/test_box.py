@@ -13,8 +13,8 @@ import pytest
 from tests.recording import Answer, RecordingKernel
 
 from agentd.guest.zygote import box
-from agentd.guest.zygote.wall_kernel import KERNEL, WallKernel
 from agentd.guest.zygote.var import Contents
+from agentd.guest.zygote.wall_kernel import KERNEL, WallKernel
 from agentd.linux import abi, seccomp
 
 STEPS = [
