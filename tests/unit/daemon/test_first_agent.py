@@ -76,6 +76,7 @@ def sandbox(guest: Guest) -> Any:
         end_command=lambda: None,
         info=SandboxInfo("sbx-a", "qemu", "microvm"),
         unreported_ms=0.0,
+        why=None,
         counters={},
         enforcement={},
     )

@@ -58,6 +58,7 @@ class Manager:
             end_command=lambda: None,
             info=info,
             unreported_ms=2.0,
+            why=None,
             enforcement={},
         )
 
