@@ -136,7 +136,7 @@ class Chain:
         return self._fd >= 0 and not self._dirty and self.is_there()
 
     def write(self, bodies: Sequence[bytes], *, synced: bool = True) -> Written:
-        """On disk when it returns; all of it or, where it raises OSError, nothing. Without
+        """Write all of it or, where it raises OSError, nothing: on disk when it returns. Without
         ``synced`` it is in the file, and on disk with the next that is synced."""
         lines, positions = self._sealed(bodies)
         data = b"".join(lines)

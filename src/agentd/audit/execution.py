@@ -109,12 +109,12 @@ def _controls(
 
 @lru_cache(256)
 def _plain_controls(controls: tuple[tuple[str, Control], ...]) -> Mapping[str, Control]:
-    """Without secrets of the caller's: the same for every command of a sandbox."""
+    """Write them without secrets of the caller's: the same for every command of a sandbox."""
     return _controls(controls, Redactor().text)
 
 
 def slim(known: Execution) -> Execution:
-    """Without what says how and why, for one whose text is too long even so."""
+    """Leave out what says how and why, of one whose text is too long even so."""
     controls = list(known.enforcement.items())[: MAX_CONTROLS // 2]
     return msgspec.structs.replace(
         known,

@@ -120,7 +120,7 @@ def cut(file: LogFile, fd: int, end: int, size: int) -> str:
 
 
 def remove(file: LogFile) -> None:
-    """With its side files. Raises OSError."""
+    """Remove it with its side files. Raises OSError."""
     directory = os.path.dirname(file.path)
     for name in os.listdir(directory):
         if name.startswith(file.name + _TORN):

@@ -80,8 +80,8 @@ class AuditLog:
     def append(
         self, event: Event | LogEntry, secrets: Iterable[str] = (), *, synced: bool = True
     ) -> Position:
-        """On disk when it returns. Without ``synced`` it is in the file, where our own death leaves
-        it, and on disk with the next that is, ``LAZY_SECONDS`` later at the latest.
+        """Write it: on disk when this returns. Without ``synced`` in the file, where our death
+        leaves it, and on disk with the next that is, ``LAZY_SECONDS`` later at the latest.
 
         ``secrets`` are values that are hidden wherever they appear in ``fields``; a LogEntry is
         taken as it is. Raises AuditBusy, AuditError: then it is not in the log, and counts as lost.

@@ -83,7 +83,7 @@ def records(directory: str, first: int = 1, last: int | None = None) -> Iterator
 
 
 def _from(found: list[LogFile], first: int) -> list[LogFile]:
-    """Without the files that end before record ``first``."""
+    """Leave out the files that end before record ``first``."""
     begin = max((i for i, file in enumerate(found) if file.first <= first), default=0)
     return found[begin:]
 

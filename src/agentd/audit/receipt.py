@@ -70,7 +70,7 @@ def chain(log: ReceiptLog, execution: Execution, secrets: Iterable[str] = ()) ->
 
 
 def facts_of(record: Record) -> ReceiptFacts:
-    """From the record of an execution's end. Raises AuditError for another."""
+    """Return the facts in the record of an execution's end. Raises AuditError for another."""
     if record.kind != Kind.END:
         raise AuditError(
             f"record {record.seq} is no execution's end", cause=f"its kind is {record.kind}"

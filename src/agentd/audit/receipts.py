@@ -85,7 +85,7 @@ class ReceiptStore:
         self._read_on()
 
     def _read_on(self) -> None:
-        """What the newest segment has that is not known yet."""
+        """Read what the newest segment has that is not known yet."""
         for tag, offset, end in _scan(self._path(self._number), self._size):
             self._offsets[tag] = offset
             self._size = end
@@ -119,7 +119,8 @@ class ReceiptStore:
 
 
 def find(directory: str, receipt_id: str, below: int | None = None) -> bytes | None:
-    """From the files alone, the newest first; for who does not write them. Raises OSError."""
+    """Find one in the files alone, the newest first: for who does not write them. Raises
+    OSError."""
     for number in reversed(_numbers(directory)):
         if below is not None and number >= below:
             continue

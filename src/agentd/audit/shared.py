@@ -42,7 +42,7 @@ class SharedLog:
         self._chain = Chain(directory, keep, clock)
 
     def append(self, event: Event | LogEntry, secrets: Iterable[str] = ()) -> Position:
-        """On disk when it returns. Raises AuditLocked, AuditError."""
+        """Write it: on disk when this returns. Raises AuditLocked, AuditError."""
         made = event if isinstance(event, LogEntry) else entry(event, self._clock(), secrets)
         with self._guard:
             try:

@@ -33,7 +33,7 @@ _of = typed.decoder(_Of).decode
 
 
 def find(directory: str, first: int, last: int) -> Unended:
-    """From record ``first`` to ``last``. Raises AuditError."""
+    """Find those from record ``first`` to ``last``. Raises AuditError."""
     ended: set[str] = set()
     open_: dict[str, list[bytes]] = {}
     for line in _of_executions(directory, first, last):

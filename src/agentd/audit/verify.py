@@ -318,7 +318,7 @@ class _Walk:
 
 
 def _lines(file: LogFile, *, retry: bool) -> Iterator[bytes]:
-    """With their newlines; one that is too long, or the last without, in pieces."""
+    """Yield lines with their newlines; one that is too long, or the last without, in pieces."""
     try:
         fd = files.open_reading(file.path)
     except OSError as error:

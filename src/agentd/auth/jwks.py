@@ -132,7 +132,7 @@ def check_url(url: str) -> None:
 
 
 def fetch_url(url: str) -> bytes:
-    """At most MAX_BYTES and one more. Raises OSError."""
+    """Fetch at most MAX_BYTES and one more. Raises OSError."""
     import http.client
     import urllib.request
 

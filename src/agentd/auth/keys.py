@@ -153,7 +153,7 @@ class KeyService:
         return NewKey(key, record)
 
     def get(self, asker: Principal, key_id: str) -> KeyRecord:
-        """Without its hash. Raises NotFound for a key that the asker does not have."""
+        """Return it without its hash. Raises NotFound for a key that the asker does not have."""
         asker.require("keys")
         record = self._store.get(key_id)
         if record is None or not asker.owns(record.principal):
@@ -172,7 +172,7 @@ class KeyService:
         ]
 
     def revoke(self, asker: Principal, key_id: str) -> list[str]:
-        """At once and for good, with every key that was made with it; their ids.
+        """Revoke it for good, with every key that was made with it; return their ids.
 
         Raises NotFound for a key that the asker does not have.
         """

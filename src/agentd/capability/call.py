@@ -19,7 +19,7 @@ Emit = Callable[[str, bytes], None]
 
 
 def _nowhere(kind: str, data: bytes) -> None:
-    """For who does not follow."""
+    """Drop it: nobody follows."""
 
 
 class CallContext:
@@ -59,7 +59,7 @@ class CallContext:
         return cls(parameters, request_id=request_id, timeout=time, emit=emit)
 
     def emit(self, kind: str, data: bytes) -> None:
-        """In pieces of at most 1 MiB. Raises CallFailed over 64 MiB in all."""
+        """Emit it in pieces of at most 1 MiB. Raises CallFailed over 64 MiB in all."""
         if not _KIND.fullmatch(kind):
             raise InvalidInput(f"{kind[:50]!r} is no kind of output", remediation="use a-z, 0-9, _")
         self._room -= len(data)

@@ -75,7 +75,7 @@ class Registry:
         return found
 
     def use(self, capability: Capability) -> None:
-        """From now on, in the place of the one with its name: set up for whoever has this."""
+        """Use it from now on in the place of the one with its name, set up for whoever has this."""
         with self._lock:
             self._loaded[capability.about.name] = capability
 

@@ -149,7 +149,7 @@ class AsyncSandbox:
 
 
 async def _all_or_none(make: Callable[[], list[Sandbox]]) -> list[Sandbox]:
-    """What ``make`` makes on a thread. Cancelled, it still comes up, and is then ended."""
+    """Make them on a thread. Where that is cancelled, what still comes up is then ended."""
     future = asyncio.ensure_future(asyncio.to_thread(make))
     try:
         return await asyncio.shield(future)

@@ -38,7 +38,7 @@ class Work(Generic[T]):
         self._has_ended = asyncio.Event()
 
     def run(self) -> None:
-        """In the thread."""
+        """Do the work, in the thread."""
         try:
             settle = partial(self._succeed, self._call())
         except BaseException as error:

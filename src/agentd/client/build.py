@@ -52,8 +52,8 @@ def sandbox_body(
     wait: str | float | None = None,
     **asked: Unpack[SandboxOptions],
 ) -> "SandboxBody":
-    """What is asked of a service. Judged here as well, so that what is wrong is told without
-    asking. Raises InvalidInput."""
+    """Return what is asked of a service. It is judged here as well, so that what is wrong is told
+    without asking. Raises InvalidInput."""
     from agentd.model.api import SandboxBody
 
     spec = options.sandbox_spec(**asked)

@@ -42,6 +42,6 @@ class Chunks:
         return Chunk(stream, data, self._texts.feed(stream, data))
 
     def rest(self) -> Iterator[Chunk]:
-        """At the end of the output."""
+        """Return what is left at the end of the output."""
         for stream, text in self._texts.rest():
             yield Chunk(stream, b"", text)

@@ -68,7 +68,7 @@ def check_source(path: str) -> None:
 
 
 def upload_stream(files: "Files", stream: IO[bytes], path: str, *, replace: bool = False) -> Copied:
-    """Until its end, as the file ``path``."""
+    """Write a stream until its end, as the file ``path``."""
     if path.endswith("/"):
         raise InvalidInput("a stream has no name", remediation="name the file that it becomes")
     found = _kind_inside(files, path)

@@ -60,7 +60,7 @@ def _begin(name: str | None, level: IsolationLevel) -> None:
 
 
 def raise_file_limit() -> None:
-    """For a process of our own: the limits of one that has imported us are its own business."""
+    """Raise that of a process of our own: who imported us has limits of their own choice."""
     from agentd.linux import process
 
     process.raise_file_limit()
@@ -112,7 +112,7 @@ def told(result: "Result") -> "ResultView":
 
 
 def load_snapshot(path: str) -> "Snapshot":
-    """What lies at a path. Raises NotFound, InvalidInput, SandboxError."""
+    """Load the snapshot at a path. Raises NotFound, InvalidInput, SandboxError."""
     from agentd.sandbox import snapshots
 
     return snapshots.load(path)
@@ -140,7 +140,7 @@ def principal() -> "Principal":
 
 
 def capabilities() -> "Catalogue":
-    """What can be asked for by name where this process runs, and by name what is broken."""
+    """List what can be asked for by name where this process runs, and what is broken."""
     from agentd.capability.registry import Registry
 
     return Registry().all()
@@ -161,14 +161,14 @@ def scope_of(capability: str) -> str:
 
 
 def doctor() -> "Checkup":
-    """What will happen here, every backend's finding, and the facts of the machine."""
+    """Tell what will happen here, every backend's finding, and the facts of the machine."""
     from agentd.daemon import doctor
 
     return doctor.checkup()
 
 
 def installation() -> "Installation":
-    """What this agentd was installed by, and the distributions that clash with it."""
+    """Tell what this agentd was installed by, and the distributions that clash with it."""
     from agentd.daemon import installed
 
     return installed.installation()
@@ -276,7 +276,7 @@ def explain_policy(
     scopes: Sequence[str] | None,
     sandbox: Mapping[str, object],
 ) -> "Explained":
-    """What a bundle would decide, and why; without ``where`` the one that is in force.
+    """Tell what a bundle would decide, and why; without ``where`` the one that is in force.
 
     Raises InvalidInput for a bundle that cannot be used and for parameters that the capability
     refuses, NotFound for one that nobody has, AgentdError.

@@ -93,7 +93,7 @@ class Process:
         self._running.close()
 
     def _given(self) -> Iterator[Chunk]:
-        """What has come; where the loop is left, the rest is kept for the next one."""
+        """Yield what has come; where the loop is left, the rest is kept for the next one."""
         for name, data in self._unread.taken():
             yield self._chunks.make(name, data, self._running.before)
 

@@ -183,7 +183,7 @@ class Daemon:
         self.pool.reshape(shelves(config, self.control.gate))
 
     def forbidden(self, op: str, who: str, sandbox: str, error: Forbidden) -> None:
-        """What a principal's scopes do not let it do: a denial that no policy was asked about."""
+        """Write down what a principal's scopes do not let it do: no policy was asked about it."""
         with contextlib.suppress(AuditError):
             self.control.denied(who, sandbox, op=op, reasons=[str(error)])
 

@@ -88,7 +88,7 @@ class _Run:
             await self._told.wait()
 
     def decide(self) -> None:
-        """From any thread."""
+        """Decide it, from any thread."""
         self.decided = True
         if self._told is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
@@ -157,7 +157,7 @@ class Idempotency:
         return await asyncio.shield(running.task)
 
     async def drain(self) -> None:
-        """Until what runs has ended and is recorded."""
+        """Wait until what runs has ended and is recorded."""
         while tasks := [run.task for run in self._running.values() if run.task is not None]:
             await asyncio.wait(tasks)
 

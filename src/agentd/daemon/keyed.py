@@ -115,7 +115,7 @@ class Keyed:
         self.count(record.principal, 0, ended.size)
 
     def make_room(self, transaction: Transaction, principal: str) -> bool:
-        """For one more key; False where all those there are run."""
+        """Make room for one more key; False where all those there are run."""
         bounds = self.bounds
         over = self._used(transaction, principal).rows + 1 - bounds.keys
         if over > 0 and self._forget_oldest(transaction, principal, over) < over:

@@ -59,7 +59,7 @@ class Position(msgspec.Struct, frozen=True):
 
     @classmethod
     def parse(cls, text: str) -> "Position":
-        """From ``SEQ:HASH``. Raises InvalidInput."""
+        """Parse ``SEQ:HASH``. Raises InvalidInput."""
         seq, _, digest = text.strip().partition(":")
         good = seq.isascii() and seq.isdecimal() and len(seq) < 20 and int(seq) > 0
         if not good or len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):

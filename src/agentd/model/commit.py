@@ -282,7 +282,7 @@ class _Alarm:
             self._rings.put(False)
 
     def wait(self, due: Callable[[], float]) -> None:
-        """Until it rings; where that was not at once, until ``due()`` by time.monotonic as well."""
+        """Wait until it rings; where that was not at once, until ``due()``, monotonic, too."""
         urgent = self._rings.get()
         self._dozes = True
         while not urgent and (left := due() - time.monotonic()) > 0:

@@ -19,7 +19,7 @@ class Credential(msgspec.Struct, frozen=True, kw_only=True):
     certificate: bytes | None = None
 
     def __repr__(self) -> str:
-        """Without the secrets: this ends up in logs and tracebacks."""
+        """Leave out the secrets: this ends up in logs and tracebacks."""
         present = [
             name for name in ("authorization", "api_key", "certificate") if getattr(self, name)
         ]

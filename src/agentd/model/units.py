@@ -59,7 +59,7 @@ def format_duration(seconds: float) -> str:
 
 
 def readable_size(value: float) -> str:
-    """For a person: ``32 GiB``, ``1.5 MiB``, ``1 byte``."""
+    """Write a size for a person: ``32 GiB``, ``1.5 MiB``, ``1 byte``."""
     for unit in ("T", "G", "M", "K"):
         if value >= _SIZE[unit]:
             return f"{value / _SIZE[unit]:.4g} {unit}iB"

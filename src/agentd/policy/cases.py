@@ -37,7 +37,7 @@ def tests(seen: Sequence[Asked]) -> str:
 
 
 def _document(asked: Asked) -> dict[str, Any]:
-    """With the parameters that are judged alone: others may be large, and secret."""
+    """Write it with the parameters that are judged alone: others may be large, and secret."""
     document: dict[str, Any] = msgspec.to_builtins(asked)
     document["parameters"] = {k: v for k, v in asked.parameters.items() if k in JUDGED}
     document["sandbox"] = {

@@ -75,7 +75,7 @@ class PolicyEngine:
         return self._now.built.digest
 
     def use(self, built: Built) -> None:
-        """From now on. Raises AgentdError, and goes on with what it had, if it cannot be loaded."""
+        """Use it from now on. Raises AgentdError, and keeps what it had, if it cannot be loaded."""
         with self._pool.borrow(WAIT) as process:
             self._load(process, built)
         self._now = _InForce(built)

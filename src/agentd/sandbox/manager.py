@@ -210,7 +210,7 @@ class Manager:
         return handle
 
     def _operate(self, handle: SandboxHandle, event: LifecycleEvent, folder: str = "") -> None:
-        """What a living sandbox may fail to do and go on. Only its end cuts in: one at a time."""
+        """Do what a sandbox may fail to do and live on. Only its end cuts in: one at a time."""
         with handle.turn:
             with handle.lock:
                 step = lifecycle.advance(handle.state, event)

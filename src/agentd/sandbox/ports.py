@@ -52,7 +52,7 @@ class Wall(Protocol):
         """End everything behind the wall and free everything it held; idempotent, never raises."""
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Until the wall has ended; False when it has not within ``timeout`` seconds."""
+        """Wait until the wall has ended; False when it has not within ``timeout`` seconds."""
 
     def save(self) -> dict[str, object]:
         """Enough to find and reap it after the host process died."""

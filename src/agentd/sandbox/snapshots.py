@@ -264,7 +264,7 @@ def _check_owner(path: str) -> None:
 
 
 def _sync(folder: str) -> None:
-    """On the disk before the rename makes it count (rename(2) orders nothing)."""
+    """Sync it before the rename makes it count (rename(2) orders nothing)."""
     for path in [*_files(folder), os.path.join(folder, STATE), folder]:
         paths.sync(path)
 

@@ -34,7 +34,7 @@ def serve(
     ready: Callable[[Sequence[str]], object],
     environ: MutableMapping[str, str] = os.environ,
 ) -> int:
-    """Until a signal ends it: the exit code. ``ready`` is told the addresses once it takes work.
+    """Serve until a signal ends it; return the exit code. ``ready`` is told the addresses.
 
     Raises AgentdError where it cannot come up. To be called in the main thread.
     """
@@ -91,7 +91,7 @@ def announce(names: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _logging(log: Log) -> Iterator[None]:
-    """What a thread dies of goes to the log, and what other packages log."""
+    """Send what a thread dies of to the log, and what other packages log."""
     before = threading.excepthook
 
     def hook(args: threading.ExceptHookArgs) -> None:

@@ -141,7 +141,7 @@ class DaemonProcess:
             self._log.warning("holds after the next start only", changed=found.waiting)
 
     def _tell_passing(self, trouble: str) -> None:
-        """What may end by itself: a full disk, a socket that is gone."""
+        """Tell what may end by itself: a full disk, a socket that is gone."""
         before, self._passing = self._passing, trouble
         if trouble and trouble != before:
             self._log.error("is not ready", reason=trouble)
@@ -173,7 +173,7 @@ def warn(log: Log, config: Config) -> None:
 
 
 async def _at_most(seconds: float, call: Callable[..., Any], *args: Any) -> None:
-    """In a thread that nobody waits for: it may be held up by what a sandbox does."""
+    """Do it in a thread that nobody waits for: it may be held up by what a sandbox does."""
     loop = asyncio.get_running_loop()
     done = asyncio.Event()
 

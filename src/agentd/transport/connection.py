@@ -173,7 +173,7 @@ class V2Connection:
         self._again = reopen
 
     def settle(self) -> None:
-        """What is sent from now on is sent once."""
+        """Send once what is sent from now on."""
         self._again = None
         if self._kept:
             self._kept = bytearray()

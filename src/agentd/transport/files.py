@@ -79,7 +79,7 @@ class GuestFiles:
         self._call = call
 
     def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
-        """At most 256 MiB at once: ``read_iter`` has no bound."""
+        """Read at most 256 MiB at once: ``read_iter`` has no bound."""
         parts = bytearray()
         for piece in self.read_iter(path, offset, length):
             parts += piece
@@ -189,7 +189,7 @@ class GuestFiles:
         return done.entry
 
     def list(self, path: str) -> "list[Entry]":
-        """At most 250 000 entries, and 32 MiB of names, paths and links' targets."""
+        """List at most 250 000 entries, and 32 MiB of names, paths and links' targets."""
         entries: list[Entry] = []
         size = 0
         with self._call({"op": "fs.list", "path": checked(path)}) as call:

@@ -155,7 +155,7 @@ class Guest:
         return processes(value)
 
     def signal(self, command: int | str, number: int) -> None:
-        """To the process group of a command, by pid or tag."""
+        """Signal the process group of a command, by pid or tag."""
         check_signal(number)
         key = "pid" if isinstance(command, int) else "tag"
         self.call("signal", signal=int(number), target="group", **{key: command})

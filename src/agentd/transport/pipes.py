@@ -157,7 +157,7 @@ class Feed:
             self.size += len(data)
 
     def head(self, limit: int) -> memoryview:
-        """At most ``limit`` of the next bytes; they stay until ``drop``."""
+        """Return at most ``limit`` of the next bytes; they stay until ``drop``."""
         return self._parts[0][:limit]
 
     def drop(self, amount: int) -> None:

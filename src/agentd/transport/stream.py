@@ -152,7 +152,7 @@ class StreamCommand(Stepped):
         self._flush()
 
     def signal(self, number: int, target: str = "group") -> None:
-        """To the command's process group, or to everything in the sandbox."""
+        """Signal the command's process group, or everything in the sandbox."""
         if check_signal(number, target):
             self._control({"op": "signal", "signal": int(number), "target": target})
 

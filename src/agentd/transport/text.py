@@ -2,7 +2,7 @@
 
 
 def safe_text(text: str, limit: int = 200) -> str:
-    """At most ``limit`` characters, with control, format and surrogate characters escaped."""
+    """Return at most ``limit`` characters, with control, format and surrogate ones escaped."""
     cut = text[:limit]
     shown = cut if cut.isprintable() else "".join(map(_escape, cut))
     return shown + "..." if len(text) > limit else shown

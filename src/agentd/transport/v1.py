@@ -257,7 +257,7 @@ class V1Command(Stepped):
             self._release()
 
     def _begin(self, run: Callable[[bytes | None], V1Result], stdin: bytes | None) -> None:
-        """To its end."""
+        """Run it to its end."""
         self._run = None
         self._stdin = bytearray()
         self._exit, out, err, self.truncated = run(stdin)

@@ -110,7 +110,7 @@ class VsockConnection:
         return self.wants_data and (self.credit > 0 or not self.ask_sent)
 
     def ask(self) -> None:
-        """For credit, once a standstill."""
+        """Ask for credit, once a standstill."""
         if not self.ask_sent:
             self.ask_sent = True
             self.due |= ASK_DUE

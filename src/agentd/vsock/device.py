@@ -50,7 +50,7 @@ class Device:
         self._poller.watch(control.fileno(), select.EPOLLIN, self._requested)
 
     def run(self) -> None:
-        """Until the VMM closes the control socket; everything is closed then.
+        """Serve until the VMM closes the control socket; everything is closed then.
 
         Raises Violation when the guest or the VMM broke the protocol: the device has ended too.
         """

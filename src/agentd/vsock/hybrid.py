@@ -125,7 +125,7 @@ class GuestPort:
         self._path = path
 
     def dial(self, port: int) -> socket.socket | None:
-        """Without waiting: a full backlog refuses, as nobody listening does."""
+        """Dial without waiting: a full backlog refuses, as nobody listening does."""
         if self._path is None:
             return None
         sock = None

@@ -61,7 +61,7 @@ class Feeder:
             self._guard.notify()
 
     def close(self, seconds: float) -> None:
-        """What is not sent by then is dropped, and counted."""
+        """Drop and count what is not sent by then."""
         with self._guard:
             self._deadline = time.monotonic() + seconds
             self._guard.notify()

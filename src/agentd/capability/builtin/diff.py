@@ -172,7 +172,7 @@ def _extent(old: str, spans: Sequence[Span], index: int) -> tuple[int, int, int]
 
 
 def _trimmed(at: int, line: int, old: list[str], new: list[str]) -> _Block:
-    """Without the lines at its start and its end that are the same."""
+    """Trim the lines at its start and its end that are the same."""
     shorter = min(len(old), len(new))
     head = 0
     while head < shorter and old[head] == new[head]:

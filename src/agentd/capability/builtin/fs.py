@@ -95,7 +95,7 @@ def follow(inside: Inside, path: str) -> tuple[str, Any]:
 
 
 def read(inside: Inside, path: str, offset: int, length: int, deadline: CallDeadline) -> bytes:
-    """At most ``length`` bytes. Raises OperationFailed, CallFailed."""
+    """Read at most ``length`` bytes. Raises OperationFailed, CallFailed."""
     found = bytearray()
     pieces = inside.files.read_iter(path, offset, length)
     try:

@@ -98,7 +98,7 @@ class ShellExec:
 
 
 def _told(end: Result) -> Result:
-    """With the fix in the words of this capability's parameters."""
+    """Return it with the fix in the words of this capability's parameters."""
     if end.cause.code is not CauseCode.TIMEOUT:
         return end
     fix = "raise timeout_ms, or make the command finish sooner"

@@ -63,7 +63,8 @@ def decoder(encoding: str) -> Decoder | None:
 def read(
     chunks: Iterable[bytes], decode: Decoder, most: int, emit: Callable[[bytes], None]
 ) -> tuple[bytes, bool]:
-    """At most ``most`` decoded bytes, each sent to ``emit`` as it comes; whether there is more."""
+    """Read at most ``most`` decoded bytes, sent to ``emit`` as they come; tell whether there is
+    more."""
     body = bytearray()
     wire = most + _OVERHEAD
     for chunk in chunks:

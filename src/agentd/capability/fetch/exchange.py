@@ -47,7 +47,7 @@ class HttpExchange:
         return self._backend.address
 
     def send(self, method: str, headers: Mapping[str, str], body: bytes) -> None:
-        """Until the response's head is there: ``status`` and ``headers``."""
+        """Send it, and wait until the response's head is there: ``status`` and ``headers``."""
         url = httpcore.URL(
             scheme=self._url.scheme.encode(),
             host=self._url.host.encode(),

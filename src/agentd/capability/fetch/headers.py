@@ -28,7 +28,7 @@ _OF_BODY = frozenset(("content-type", "content-language", "content-encoding"))
 
 
 def check(given: Mapping[str, str]) -> dict[str, str]:
-    """With lower-case names. Raises CallFailed "header_refused"."""
+    """Return them with lower-case names. Raises CallFailed "header_refused"."""
     if len(given) > MAX_HEADERS:
         raise _refused(f"there are more than {MAX_HEADERS}")
     if sum(len(name) + len(value) for name, value in given.items()) > MAX_BYTES:

@@ -48,7 +48,7 @@ def bounded(forms: "dict[Any, Any]") -> "dict[str, str]":
 
 
 def clean(text: str, most: int) -> str:
-    """Without lone surrogates, which no JSON can hold."""
+    """Replace lone surrogates, which no JSON can hold."""
     return text[:most].encode("utf-8", "backslashreplace").decode()
 
 

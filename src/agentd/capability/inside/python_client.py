@@ -54,7 +54,7 @@ class RunningKernel:
             signal.pidfd_send_signal(self.pidfd, number)
 
     def kill(self) -> None:
-        """With all of its group, and until it is gone."""
+        """Kill it with all of its group, and wait until it is gone."""
         with contextlib.suppress(OSError):
             if os.getpgid(self.pid) == self.pid:
                 os.killpg(self.pid, signal.SIGKILL)

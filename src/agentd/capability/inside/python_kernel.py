@@ -46,7 +46,7 @@ class OwnEngine:
         self._streams(anew=True)
 
     def interrupt(self) -> None:
-        """In a signal handler. A task is cancelled; if that does nothing, broken off."""
+        """Interrupt, in a signal handler: cancel a task; if that does nothing, break it off."""
         if not self._busy:
             return
         if self._task is not None and not self._task.cancelling_by_us:
@@ -153,7 +153,7 @@ class OwnEngine:
         return {"name": name, "value": value, "traceback": text}
 
     def _figures(self) -> None:
-        """What matplotlib has drawn and nobody has saved."""
+        """Return what matplotlib has drawn and nobody has saved."""
         plots = sys.modules.get("matplotlib.pyplot")
         if plots is None or not callable(getattr(plots, "get_fignums", None)):
             return
@@ -203,7 +203,7 @@ def _flush() -> None:
 
 
 def _traceback(error: BaseException) -> str:
-    """From the caller's code on: how it came to run is no part of it."""
+    """Begin it at the caller's code: how that came to run is no part of it."""
     trace = error.__traceback__
     while trace is not None and not trace.tb_frame.f_code.co_filename.startswith("<cell "):
         trace = trace.tb_next

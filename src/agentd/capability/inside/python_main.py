@@ -5,7 +5,7 @@ from agentd.capability.inside.python_server import KernelServer
 
 
 def main(path: str) -> None:
-    """For ever; where it fails, the client sees the end of the connection."""
+    """Serve for ever; where it fails, the client sees the end of the connection."""
     server = KernelServer(path)
     engine = choose(server)
     server.interrupt = engine.interrupt

@@ -46,7 +46,7 @@ class KernelServer:
             os.dup2(fd, number)
 
     def serve(self, name: str, run: Callable[[str], "dict[str, Any]"]) -> None:
-        """For ever. ``run`` gives what is sent when the code has ended."""
+        """Serve for ever. ``run`` gives what is sent when the code has ended."""
         while True:
             with contextlib.suppress(OSError, ValueError, KeyboardInterrupt, struct.error):
                 connection, _ = self._listener.accept()
@@ -54,7 +54,7 @@ class KernelServer:
                     self._talk(connection, name, run)
 
     def send(self, message: "dict[str, Any]") -> None:
-        """To the client of now. An interrupt waits until the frame is whole."""
+        """Send to the client of now. An interrupt waits until the frame is whole."""
         if self._connection is None:
             return
         self._shielded = True

@@ -53,7 +53,7 @@ def _parser() -> Parser:
 
 
 def candidates(words: list[str]) -> list[str]:
-    """What the last of ``words`` may become; nothing where a file may stand, which shells know."""
+    """List what the last of ``words`` may become; nothing where a file may stand."""
     from agentd.client.cli.main import COMMANDS
 
     *before, last = words

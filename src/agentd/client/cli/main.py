@@ -189,7 +189,7 @@ def _help() -> str:
 
 
 def _credential() -> str:
-    """In the words of the command line: the daemon's answer speaks of an HTTP header."""
+    """Say the fix in the command line's words: the daemon's answer speaks of an HTTP header."""
     if os.environ.get("AGENTD_API_KEY"):
         return "AGENTD_API_KEY holds a key that this daemon does not take: get another"
     return "set AGENTD_API_KEY to a key of this daemon; agentd key create makes one there"
@@ -231,7 +231,7 @@ def _unwritten(error: OSError, name: str = "") -> int:
 
 
 def _silence() -> None:
-    """What neither stream could write is dropped; Python would try again at its exit."""
+    """Drop what neither stream could write; Python would try again at its exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -77,7 +77,7 @@ def parse_run(words: list[str]) -> argparse.Namespace:
 
 
 def sandbox_options(options: argparse.Namespace) -> "SandboxOptions":
-    """What ``wall_options`` and ``limit_options`` say."""
+    """Return what ``wall_options`` and ``limit_options`` say."""
     wanted: SandboxOptions = {
         "isolation": options.isolation,
         "backend": options.backend,

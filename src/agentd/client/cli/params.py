@@ -39,7 +39,7 @@ def renamed(words: list[str], command: str) -> tuple[list[str], str]:
 
 
 def text(given: str | None) -> bytes:
-    """What ``--params`` says: itself, or what is in @FILE. Raises InvalidInput."""
+    """Return what ``--params`` says: itself, or what is in @FILE. Raises InvalidInput."""
     if given is None:
         return b"{}"
     if given == "@":

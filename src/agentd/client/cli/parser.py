@@ -77,7 +77,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("action", metavar="ACTION", choices=tuple(actions), help=_listed(actions))
 
     def actions(self) -> "Actions":
-        """For actions with options of their own; ``add`` each to what this returns."""
+        """Begin actions with options of their own; ``add`` each to what this returns."""
         return Actions(self, self.add_subparsers(metavar="COMMAND", dest="action", required=True))
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -130,7 +130,7 @@ class Help(argparse.HelpFormatter):
 
 
 def named(text: str) -> str:
-    """For an option that, left out, means something else: an unset variable is not that."""
+    """Refuse "", where the option left out means something else: an unset variable is not that."""
     if not text:
         raise argparse.ArgumentTypeError("it is empty, and names nothing")
     return text

@@ -112,7 +112,7 @@ def _show_key(pem: str, *, as_json: bool) -> int:
 
 
 def _asked(options: argparse.Namespace, ask: "Callable[[Receipts], T]") -> T | None:
-    """What a daemon answers; None where none is to be asked, or the usual one does not know it."""
+    """Ask a daemon; None where none is to be asked, or the usual one does not know it."""
     from agentd.client.http import address
     from agentd.client.http.service import alone
 

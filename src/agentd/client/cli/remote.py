@@ -18,7 +18,7 @@ URL_HELP = (
 
 
 def parser(name: str, description: str, examples: str, usage: str | None = None) -> Parser:
-    """With --url and --json; AGENTD_API_KEY says who asks."""
+    """Make a parser with --url and --json; AGENTD_API_KEY says who asks."""
     made = Parser(
         prog=f"agentd {name}",
         usage=usage,
@@ -31,7 +31,7 @@ def parser(name: str, description: str, examples: str, usage: str | None = None)
 
 
 def split(words: list[str]) -> tuple[list[str], list[str]]:
-    """What stands before ``--``, and the command behind it."""
+    """Split what stands before ``--`` from the command behind it."""
     if "--" not in words:
         return words, []
     at = words.index("--")
@@ -40,7 +40,7 @@ def split(words: list[str]) -> tuple[list[str], list[str]]:
 
 @contextmanager
 def service(options: argparse.Namespace) -> "Iterator[HttpService]":
-    """What the daemon that is meant can be asked for, by nouns."""
+    """Open the service of the daemon that is meant."""
     from agentd.client.http import address
     from agentd.client.http.service import alone
 
@@ -76,7 +76,7 @@ def json_line(value: object) -> bytes:
 
 
 def safe(text: object) -> str:
-    """What others chose must not reach the terminal as control codes."""
+    """Escape control codes: what others chose must not reach the terminal as such."""
     line = str(text)
     return line if line.isprintable() else "".join(map(_visible, line))
 

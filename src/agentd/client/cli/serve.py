@@ -37,7 +37,7 @@ def main(words: list[str]) -> int:
 
 
 def _given(options: argparse.Namespace) -> "list[tuple[tuple[str, ...], object]]":
-    """What the command line says, as the configuration has it."""
+    """Return what the command line says, as the configuration has it."""
     given: list[tuple[tuple[str, ...], object]] = []
     if options.listen:
         given.append((("listen",), [{"address": _absolute(where)} for where in options.listen]))

@@ -22,7 +22,7 @@ Cell = object  # a Marked, a tuple of lines, or anything with a text
 
 
 def show(headings: Sequence[str], rows: Sequence[Sequence[Cell]], to: TextIO | None = None) -> None:
-    """On standard output, or ``to``."""
+    """Show a table on standard output, or ``to``."""
     file = to or sys.stdout
     cells = [[_cell(cell) for cell in row] for row in rows]
     if is_terminal(file):
@@ -85,7 +85,7 @@ def until(instant: float | None) -> str:
 
 
 def _about(seconds: float) -> str:
-    """To the nearest unit, so that what was given as 10m is 10m a moment later."""
+    """Round to the nearest unit, so that what was given as 10m is 10m a moment later."""
     for size, unit, larger, most in ((1, "s", "m", 60), (60, "m", "h", 60), (3600, "h", "d", 24)):
         count = round(seconds / size)
         if count < 2 * most:
@@ -130,8 +130,8 @@ def _draw(
 
 
 def console(file: TextIO | None = None) -> "Console":
-    """On standard output, or ``file``; takes long to import. A reader that went away is a
-    BrokenPipeError: rich itself would end the process with 1."""
+    """Return a console on standard output, or ``file``; takes long to import. A reader that went
+    away is a BrokenPipeError: rich itself would end the process with 1."""
     from rich.console import Console
 
     class Raising(Console):

@@ -17,7 +17,7 @@ class ServerEvent(NamedTuple):
 
 
 def events(response: http.client.HTTPResponse) -> Iterator[ServerEvent]:
-    """Until the server ends them, or the response's ``wake`` became readable."""
+    """Yield events until the server ends them, or the response's ``wake`` became readable."""
     buffer = bytearray()
     while True:
         try:

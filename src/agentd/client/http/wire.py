@@ -30,7 +30,7 @@ def exec_body(request: ExecRequest, stdin: bytes | None = None, *, wait: bool) -
 
 
 def result(view: ResultView, stdout: bytes | None = None, stderr: bytes | None = None) -> Result:
-    """With the view's own output unless another is given."""
+    """Return the view's result, with its own output unless another is given."""
     return like(
         Result,
         view,

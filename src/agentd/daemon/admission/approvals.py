@@ -112,7 +112,7 @@ class Approvals:
         return self._view(record)
 
     def wait(self, id_: str, timeout: float | None = None) -> ApprovalView:
-        """Until it has ended, ``timeout`` seconds at most: then it may be "pending" still, and
+        """Wait until it has ended, ``timeout`` seconds at most: it may be "pending" still, and
         ``withdraw`` tells that nobody waits any more. Only "approved" allows anything."""
         with self._lock:
             parked = self._parked.get(id_)

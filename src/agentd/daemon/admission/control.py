@@ -118,7 +118,7 @@ class AdmissionControl:
             old.close()
 
     def denied(self, principal: str, sandbox: str, **fields: object) -> None:
-        """What a scope refused. Raises AuditError."""
+        """Write down what a scope refused. Raises AuditError."""
         request = context.current()
         self.denials.write(
             Event(
@@ -137,7 +137,7 @@ class AdmissionControl:
         return Before(self.log, self.records)
 
     def _take_over(self, folder: str, log: "Waiting", undo: contextlib.ExitStack) -> None:
-        """What those who died had begun is ended, and this process is one of the living."""
+        """End what those who died had begun, and count this process among the living."""
         end_dead(folder, log.directory, self.records, time.time())
         writer = writers.WriterOnce(folder, log.seq())
         undo.callback(writer.close)
@@ -149,7 +149,7 @@ class AdmissionControl:
 
     @property
     def damage(self) -> str:
-        """What is wrong with the log's past, where it is a daemon's: then nothing is done."""
+        """Tell what is wrong with the log's past, where it is a daemon's: then nothing is done."""
         return self.log.damage if isinstance(self.log, AuditLog) else ""
 
     def look(self) -> str:
@@ -246,6 +246,6 @@ def _registry(config: schema.CapabilitySettings) -> Registry:
 
 
 def _learn() -> Callable[[Asked], None] | None:
-    """For ``agentd policy learn``, which says by this variable where to."""
+    """Note it for ``agentd policy learn``, which says by this variable where to."""
     path = os.environ.get(learning.VARIABLE)
     return (lambda asked: learning.record(asked, path)) if path else None

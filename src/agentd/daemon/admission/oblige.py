@@ -62,7 +62,7 @@ def both(one: Obligations, other: Obligations) -> Obligations:
 
 
 def command(request: ExecRequest, obligations: Obligations) -> ExecRequest:
-    """With the lower time and output limits."""
+    """Return the command with the lower time and output limits."""
     most = obligations.limits
     return msgspec.structs.replace(
         request,

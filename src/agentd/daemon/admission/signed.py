@@ -29,7 +29,7 @@ class SignedRequests:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What lies among the signers and is not trusted."""
+        """List what lies among the signers and is not trusted."""
         return self._signers.problems if self._signers is not None else ()
 
     def acting(

@@ -281,4 +281,4 @@ def _view(admission: Admission, outcome: Outcome, timing: Timing, receipt: str) 
 
 
 def _nowhere(kind: str, data: bytes) -> None:
-    """For a call that nobody follows."""
+    """Drop it: nobody follows the call."""

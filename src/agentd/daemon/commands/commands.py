@@ -67,8 +67,8 @@ class Commands:
         self.count = 0  # of those that no call is the reason of
 
     def exec(self, who: Principal, live: Live, body: ExecBody) -> ResultView:
-        """To its end. Its output and its record are written before the answer is given; how it
-        ended is on disk, in the audit log."""
+        """Run one to its end. Its output and its record are written before the answer is given;
+        how it ended is on disk, in the audit log."""
         stdin = stdin_of(body)
         with self._ledger.command(who.name), self._awaited() as awaited:
             command = self._begin(who, live, body, detached=False, feeds=bool(stdin))
@@ -147,7 +147,7 @@ class Commands:
             self._unread.discard(live.id)
 
     def wait_idle(self, seconds: float) -> bool:
-        """Until nothing runs whose caller waits for its end; False when something still does.
+        """Wait until nothing runs whose caller waits for its end; False when something still does.
 
         What was started without waiting goes on in its sandbox when we end.
         """
@@ -311,7 +311,7 @@ class Commands:
         threading.Thread(target=run, name=command.id, daemon=True).start()
 
     def _remember(self, live: Live) -> None:
-        """What ended in it under the daemon before, once."""
+        """Read once what ended in it under the daemon before."""
         if live.id not in self._unread:
             return
         newest: deque[ProcessRecord] = deque(maxlen=MAX_KEPT)

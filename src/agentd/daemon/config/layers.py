@@ -87,7 +87,7 @@ class Layers:
                     self.problems.append(Problem(0, name, "names no key", _near_section(path)))
 
     def give(self, path: Sequence[str], value: Any) -> None:
-        """From the command line."""
+        """Give settings from the command line."""
         _put(self.tree, tuple(path), value)
         self._given.add(tuple(path))
 

@@ -158,7 +158,7 @@ class LimitSettings(msgspec.Struct, frozen=True, kw_only=True):
     timeout: Duration | None = None
 
     def limits(self) -> Limits:
-        """In plain numbers: what leaves the configuration is compared, counted and encoded."""
+        """Return plain numbers: what leaves the configuration is compared, counted and encoded."""
         sizes = {name: _whole(getattr(self, name)) for name in ("memory", "disk", "output")}
         timeout = None if self.timeout is None else float(self.timeout)
         return like(Limits, self, timeout=timeout, **sizes)

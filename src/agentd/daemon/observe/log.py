@@ -76,7 +76,7 @@ class Log:
         )
 
     def set(self, level: str, form: str) -> None:
-        """From the next line on."""
+        """Set it from the next line on."""
         self._level, self._form = LEVELS[level], form
 
     def wants(self, level: str) -> bool:

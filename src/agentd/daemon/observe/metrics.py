@@ -108,7 +108,7 @@ class Metrics(Meter):
         self._registry.register(self._state)
 
     def watch(self, daemon: "Daemon") -> None:
-        """From now on the gauges are read from it."""
+        """Read the gauges from it from now on."""
         self._state.daemon = daemon
 
     def render(self) -> bytes:

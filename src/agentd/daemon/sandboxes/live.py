@@ -39,7 +39,7 @@ class Live:
         return first
 
     def lease(self, left: float | None) -> None:
-        """From now on, by a clock that nobody sets; what the record says is for people."""
+        """Set its lease, by a clock that nobody sets; what the record says is for people."""
         self._ends = None if left is None else boottime() + left
 
     @property

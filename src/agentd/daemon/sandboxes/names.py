@@ -63,7 +63,7 @@ class Names:
                 self._changed.notify_all()
 
     def _wait(self, key: tuple[str, str], wait: float) -> None:
-        """Until nobody makes one of that name; under the lock."""
+        """Wait until nobody makes one of that name; under the lock."""
         owner, name = key
         if self._waiting[owner] >= MAX_WAITING_OF_ONE:
             raise Full(

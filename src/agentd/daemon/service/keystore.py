@@ -44,7 +44,7 @@ class StoredKeys:
             self._put(msgspec.structs.replace(record, revoked=when))
 
     def touch(self, key_id: str, when: float) -> None:
-        """In memory alone: a write with every request would cost more than it tells."""
+        """Note it in memory alone: a write with every request would cost more than it tells."""
         with self._lock:
             record = self._keys.get(key_id)
             if record is not None:
@@ -71,7 +71,7 @@ class StoredKeys:
 
 
 def _ended(record: KeyRecord, now: float) -> float:
-    """For how long it has been of no use; below zero while it is."""
+    """Return how long it has been of no use; below zero while it is."""
     ends = [moment for moment in (record.revoked, record.expires) if moment is not None]
     return now - min(ends) if ends else -1.0
 

@@ -184,7 +184,7 @@ class Ledger:
         )
 
     def _give_up(self, name: str, limits: Limits, turn: _Turn) -> None:
-        """What it got meanwhile and cannot use is given back."""
+        """Give back what it got meanwhile and cannot use."""
         with self._lock:
             use = self._use(name)
             if turn in use.turns:

@@ -111,7 +111,7 @@ class SqliteStore(View):
         return connection
 
     def _rows(self, sql: str, values: Sequence[Value] = ()) -> list[Any]:
-        """On a connection of its own: in WAL mode a reader neither waits nor is waited for."""
+        """Read on a connection of its own: in WAL mode a reader neither waits nor is waited for."""
         connection = self._borrow()
         try:
             return connection.execute(sql, values).fetchall()
@@ -141,7 +141,7 @@ class SqliteStore(View):
 
 
 def _connect(path: str, settings: tuple[str, ...]) -> sqlite3.Connection:
-    """In autocommit mode; used by one thread at a time, not always the same."""
+    """Connect in autocommit mode; one thread at a time uses it, not always the same."""
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
         for setting in settings:

@@ -43,7 +43,7 @@ class Follower:
     async def events(
         self, *, follow: bool = True, beat: float | None = None
     ) -> AsyncIterator[Sequence[OutputEvent]]:
-        """Until the exit; or, without ``follow``, what is there now. Empty after ``beat`` idle
+        """Yield until the exit; without ``follow`` what is there now. Empty after ``beat`` idle
         seconds. Raises Stopped."""
         if self._output is None:
             raise RuntimeError("it is not open")

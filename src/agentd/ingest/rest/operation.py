@@ -237,7 +237,7 @@ def recordable(call: Callable[[], Answer]) -> Callable[[], Answer]:
 
 
 def _repeat(body: Any, id_: str, query: dict[str, Any], raw: bytes) -> Repeat:
-    """What has to be allowed anew: a file's place, or two, or what the body asks for."""
+    """Return what has to be allowed anew: a file's place, or two, or what the body asks for."""
     if isinstance(body, MoveBody):
         return Repeat(None, id_, body.path, body.to)
     if isinstance(body, MkdirBody):

@@ -99,7 +99,7 @@ def request_headers(scope: Any, target: Target) -> Headers:
 
 
 def _named(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
-    """What the Connection header says belongs to this hop; the framing of a body never does."""
+    """List what the Connection header says belongs to this hop; a body's framing never does."""
     names = {
         token.strip().lower()
         for name, value in headers

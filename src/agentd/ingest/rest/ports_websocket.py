@@ -43,7 +43,7 @@ async def forward(socket: Socket) -> None:
 
 
 async def _relay(socket: Socket, inside: "_Inside", caller: Standing) -> None:
-    """Until either side closes; then the other is closed too."""
+    """Relay until either side closes; then the other is closed too."""
     up = asyncio.create_task(_up(socket, inside))
     down = asyncio.create_task(_down(socket, inside))
     try:
@@ -158,7 +158,7 @@ class _Inside:
             await self._flush()
 
     def close_code(self) -> tuple[int, str]:
-        """What to tell the client; 1005 and the like never travel (RFC 6455 §7.4.1)."""
+        """Return the code for the client; 1005 and the like never travel (RFC 6455 §7.4.1)."""
         found = self._protocol.close_rcvd
         if found is None:
             return 1011, "the server inside broke off"

@@ -148,7 +148,7 @@ class _Session:
             await self._socket.send_text(event("exit", result=result))
 
     async def _receive(self) -> None:
-        """Until the client closes. What a process refuses is told, and ends nothing."""
+        """Receive until the client closes. What a process refuses is told, and ends nothing."""
         while True:
             message = await self._socket.receive()
             try:
@@ -189,7 +189,7 @@ class _Stdin:
         await self._pieces.put((data, eof), len(data))
 
     def stop(self) -> None:
-        """What a thread is writing already it goes on with."""
+        """Stop; a thread goes on with what it is writing already."""
         self._task.cancel()
 
     async def _write(self) -> None:

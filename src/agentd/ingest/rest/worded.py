@@ -13,7 +13,7 @@ def error_in_json(error: AgentdError) -> ErrorView:
 
 
 def value_in_json(value: object) -> object:
-    """What REST answers, its causes in JSON's words."""
+    """Return what REST answers, its causes in JSON's words."""
     if isinstance(value, ResultView):
         told = cause(value.cause, in_json)
         return value if told is value.cause else msgspec.structs.replace(value, cause=told)

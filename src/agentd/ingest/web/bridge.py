@@ -116,7 +116,7 @@ class Bridge(Generic[T]):
         return item
 
     def __iter__(self) -> Iterator[T]:
-        """Until the end. Raises the error that it was ended with."""
+        """Yield until the end. Raises the error that it was ended with."""
         while True:
             with self._change:
                 self._change.wait_for(lambda: self._items or self.is_over)

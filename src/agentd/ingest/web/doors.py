@@ -35,7 +35,7 @@ class Doors:
         self._is_one = len(mounts) == 1
 
     def error(self, error: AgentdError) -> Answer:
-        """In the first door's form: where nothing tells yet which one is meant."""
+        """Write it in the first door's form: nothing tells yet which one is meant."""
         return self._first.door.error(error)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:

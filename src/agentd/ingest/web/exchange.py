@@ -130,7 +130,7 @@ class Exchange(WebRequest[D]):
         await self._send({"type": "http.response.body", "body": data, "more_body": False})
 
     async def flush(self, seconds: float) -> None:
-        """Until the kernel has all that was written, the client is gone, or so long at most."""
+        """Wait until the kernel has what was written, the client is gone, or so long at most."""
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         while (

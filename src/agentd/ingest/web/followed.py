@@ -73,7 +73,7 @@ class Followed(Generic[T, R]):
             os.close(wake)
 
     def _run(self) -> None:
-        """In the thread."""
+        """Do the call, in the thread."""
         try:
             self._value = self._call(self._bridge, self._wake)
         except Exception as error:

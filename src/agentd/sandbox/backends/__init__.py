@@ -44,7 +44,7 @@ def names() -> tuple[str, ...]:
 
 
 def third_parties() -> tuple[str, ...]:
-    """In order. One that is called as one of ours is left out: ours is taken."""
+    """List them in order. One that is called as one of ours is left out: ours is taken."""
     return tuple(name for name in sorted(_third_parties()) if name not in BUILTIN)
 
 
@@ -85,7 +85,7 @@ def broken(what: str, error: BaseException) -> "Blocker":
 
 
 def level(name: str) -> IsolationLevel:
-    """Without an import for one of ours. Raises InvalidInput for a name nobody has."""
+    """Return its level, without an import for one of ours. Raises InvalidInput for another name."""
     return BUILTIN[name].level if name in BUILTIN else load(name).level
 
 

@@ -90,7 +90,7 @@ _swept = False
 
 
 def configure(found: Range) -> None:
-    """What ``take`` gives from now on. Raises InvalidInput."""
+    """Set what ``take`` gives from now on. Raises InvalidInput."""
     global _range  # noqa: PLW0603  (a fact of the machine, told once)
     problem = check(found)
     if problem is not None:

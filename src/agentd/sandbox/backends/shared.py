@@ -65,7 +65,7 @@ def of_namespaces(held: bool, own_user: bool) -> Control:
 
 
 def of_processes(own_user: bool) -> Control:
-    """Without a user namespace."""
+    """Share one without a user namespace."""
     if own_user:
         return Control("default", True, f"a user of its own; {_KERNEL}")
     text = f"the caller's own user: they share inotify, {_BY_USER}; {_KERNEL}"

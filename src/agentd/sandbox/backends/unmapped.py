@@ -20,7 +20,7 @@ def why(source: int) -> str:
 
 
 def refused(mount: Mount, reason: str) -> Refused:
-    """To be written to, a folder needs its owner's rights."""
+    """Refuse it: to be written to, a folder needs its owner's rights."""
     volume = "keep it on a volume of ext4, xfs or btrfs"
     if not privileges.may_mount():
         volume += " and give agentd CAP_SYS_ADMIN"

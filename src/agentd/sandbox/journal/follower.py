@@ -84,7 +84,7 @@ class JournalFollower:
         return events
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Until there is more, for a follower without ``notify``; False if there is not yet."""
+        """Wait until there is more, for one without ``notify``; False if there is not yet."""
         return not self.armed or self._event.wait(timeout)
 
     def close(self) -> None:

@@ -126,7 +126,7 @@ class Journal:
         streams: Sequence[str] = STREAMS,
         notify: Callable[[], None] | None = None,
     ) -> JournalFollower:
-        """From these bytes on, each stream's first unless said; to be closed.
+        """Follow it from these bytes on, each stream's first unless said; to be closed.
 
         Raises Refused for one follower too many, InvalidInput for a cursor below zero.
         """

@@ -39,7 +39,7 @@ class JournalReader:
         return None if segment is None else ReadPosition(segment.start.number, self._position)
 
     def seek(self, offsets: Sequence[int | None], total: int) -> None:
-        """To the last segment that begins at or before all of these; None matters not.
+        """Go to the last segment that begins at or before all of these; None matters not.
 
         Stays where it is if that is nearer.
         """
@@ -120,7 +120,7 @@ class JournalReader:
         self.total = segment.start.total
 
     def _advance(self) -> bool:
-        """To the next segment that is there; False at the end of the newest."""
+        """Go to the next segment that is there; False at the end of the newest."""
         here = self._segment
         for segment in list(self._files.segments):
             if here is None or segment.start.number > here.start.number:

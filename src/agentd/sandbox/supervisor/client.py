@@ -178,7 +178,7 @@ class PendingAnswer:
 
 
 def connect(path: str, on_ended: OnEnded) -> SupervisorLink:
-    """To the supervisor at ``path``, started if there is none. Raises SandboxError."""
+    """Connect to the supervisor at ``path``, started if there is none. Raises SandboxError."""
     link = SupervisorLink(_connected(path, _deadline()), on_ended)
     try:
         _see_answer(link, path)
@@ -245,7 +245,7 @@ _KEPT = (
 
 
 def _start(path: str) -> None:
-    """In a session of its own, with nothing of our environment but what finds its files.
+    """Start it in a session of its own, with what finds its files alone of our environment.
 
     The process that is started forks and ends at once, so that we need not reap the supervisor.
     """

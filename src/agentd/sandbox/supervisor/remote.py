@@ -248,7 +248,7 @@ def _process_of(fds: list[int]) -> Pidfd | None:
 
 
 def loader(link: SupervisorLink) -> Callable[[str], RemoteBackend]:
-    """For a Manager: backends of the supervisor by name."""
+    """Return the loader for a Manager: backends of the supervisor by name."""
     return lambda name: RemoteBackend(link, name)
 
 

@@ -322,7 +322,7 @@ class Supervisor:
         return _told(entry.wall)
 
     def _keep_ending(self, entry: HeldWall) -> None:
-        """For whoever asks late: a command's follower looks at its stream first."""
+        """Keep it for whoever asks late: a command's follower looks at its stream first."""
         told = _told(entry.wall)
         if told is None:
             return

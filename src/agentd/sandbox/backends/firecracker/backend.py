@@ -257,7 +257,7 @@ def _write_template(
 
 
 def _await(monitor: FirecrackerProcess, plan: FirecrackerPlan, *, theirs: bool) -> list[str]:
-    """Until the agent answers and knows what its machine is; the controls that hold in there."""
+    """Wait until the agent knows what its machine is; return the controls that hold in there."""
     if theirs:
         foreign.await_agent(monitor, lambda seconds: open_stream(monitor, seconds), BOOT_SECONDS)
         return []

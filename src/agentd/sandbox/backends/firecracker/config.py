@@ -48,7 +48,7 @@ class ApiRequest(NamedTuple):
 def boot(
     plan: FirecrackerPlan, found: Quirks, *, track_dirty: bool = False
 ) -> Iterator[ApiRequest]:
-    """From a fresh process to a running guest."""
+    """List the requests from a fresh process to a running guest."""
     yield from _observe()
     yield ApiRequest(
         "PUT",
@@ -75,7 +75,7 @@ def boot(
 def restore(
     found: Quirks, *, vsock: str | None = None, clock_realtime: bool = False
 ) -> Iterator[ApiRequest]:
-    """From a fresh process to a running clone of the machine that ``STATE`` and ``MEMORY`` hold.
+    """List those from a fresh process to a running clone of what ``STATE`` and ``MEMORY`` hold.
 
     ``vsock`` is for a socket elsewhere than the snapshot says. ``clock_realtime`` sets the clock,
     and makes the monotonic one jump: every timer that is overdue then fires at once, so the agent
@@ -100,7 +100,7 @@ def restore(
 
 
 def snapshot() -> ApiRequest:
-    """For a paused machine."""
+    """Return the request that snapshots a paused machine."""
     return ApiRequest(
         "PUT",
         "/snapshot/create",
@@ -114,7 +114,7 @@ def state(name: str) -> ApiRequest:
 
 
 def _observe() -> Iterator[ApiRequest]:
-    """To standard output, which is kept within bounds; metrics to a file in the jail.
+    """Log to standard output, which is kept within bounds; metrics to a file in the jail.
 
     Of warnings a guest can make as many as it likes, and at each boot it looks for a real-time
     clock that is not there: they would push out why the monitor ended.

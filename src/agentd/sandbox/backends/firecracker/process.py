@@ -90,7 +90,7 @@ class FirecrackerProcess(MonitorProcess):
             return self._ending
 
     def ended(self) -> MachineEnded:
-        """To be raised once it has ended."""
+        """Return the error to raise once it has ended."""
         return MachineEnded(self.ending())
 
     def _log(self) -> str:

@@ -99,14 +99,14 @@ def pack(root: Root, target: int, memory: int) -> None:
 
 
 def copy_rest(source: int, target: int, start: int) -> None:
-    """What follows ``start`` bytes of it. Raises OSError."""
+    """Copy what follows ``start`` bytes of it. Raises OSError."""
     while data := os.pread(source, _BLOCK, start):
         os.write(target, data)
         start += len(data)
 
 
 def discard(root: Root) -> None:
-    """What Firecracker wrote; quiet where there is nothing."""
+    """Remove what Firecracker wrote; quiet where there is nothing."""
     for name in (config.NEW_STATE, config.NEW_MEMORY):
         root.remove_file(name)
 
@@ -142,7 +142,7 @@ def read(folder: str) -> SavedMachine:
 
 
 def binds(folder: str) -> dict[str, str]:
-    """For the jail that is restored into."""
+    """Name the files for the jail that is restored into."""
     return {name: f"{folder}/{name}" for name in (config.STATE, config.MEMORY)}
 
 
@@ -163,8 +163,8 @@ def _copy(root: Root, name: str, target: str, most: int) -> None:
 
 
 def _copy_data(source: int, copy: int, size: int, place: int) -> None:
-    """To ``place`` on. Holes stay holes and zeroes become some: Firecracker writes all of a
-    machine's memory, most of which was never touched.
+    """Copy the data to ``place`` on. Holes stay holes and zeroes become some: Firecracker writes
+    all of a machine's memory, most of which was never touched.
     """
     for start, end in sparse.stretches(source, size):
         at = start

@@ -53,7 +53,7 @@ def _write(monitor: FirecrackerProcess, memory: int, target: int) -> None:
 
 @contextlib.contextmanager
 def binds(state: int, memory: int, folder: str) -> Iterator[dict[str, str]]:
-    """For the jail that is restored into. ``state`` is a template, open for reading."""
+    """Name the files for the jail that is restored into. ``state`` is a template, open to read."""
     # It must have a name to be bound (move_mount(2)); what a killed process leaves goes with the
     # other partial files there.
     with tempfile.NamedTemporaryFile(dir=folder, suffix=PARTIAL) as file:

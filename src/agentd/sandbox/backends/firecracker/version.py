@@ -28,7 +28,7 @@ OLDEST = Version(1, 14, 0)
 
 
 def parse(text: str) -> Version:
-    """From ``1.16.1``, ``Firecracker v1.16.1`` or ``1.17.0-dev``, which counts as 1.17.0.
+    """Parse ``1.16.1``, ``Firecracker v1.16.1`` or ``1.17.0-dev``, which counts as 1.17.0.
 
     Raises Refused for what names none.
     """

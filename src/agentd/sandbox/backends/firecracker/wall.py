@@ -18,7 +18,7 @@ from agentd.sandbox.backends.vm.machine import STREAM_SECONDS, MachineWall
 
 
 def open_stream(monitor: FirecrackerProcess, seconds: float) -> socket.socket:
-    """To the agent, once it listens. Raises MachineEnded, BackendLost."""
+    """Open a stream to the agent, once it listens. Raises MachineEnded, BackendLost."""
 
     def check() -> None:
         if not monitor.alive():

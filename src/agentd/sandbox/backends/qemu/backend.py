@@ -256,7 +256,7 @@ def _monitor() -> Monitor:
 
 
 def _await_agent(process: QemuProcess) -> None:
-    """Until the agent answers, and what a sandbox may ask of the kernel later is loaded.
+    """Wait until the agent answers, and load what a sandbox may ask of the kernel later.
 
     That goes over v1, in which the agent itself acts: in v2 it would be the sandbox's user.
     """
@@ -300,7 +300,7 @@ def _speaks_v2(process: QemuProcess) -> bool:
 
 
 def _mount(process: QemuProcess, opened: list[Share]) -> None:
-    """In the guest, over v1, in which the agent itself acts."""
+    """Mount them in the guest, over v1, in which the agent itself acts."""
     v1 = V1Connection(process.vsock_stream(_ANSWER_SECONDS))
     try:
         for share in opened:

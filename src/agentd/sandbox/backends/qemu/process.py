@@ -339,7 +339,7 @@ class QemuProcess(MonitorProcess):
 
 
 def _open_kvm() -> int:
-    """With our rights, as the probe did: its mode and its group are no matter of the monitor's."""
+    """Open it with our rights, as the probe did: its mode is no matter of the monitor's."""
     try:
         return os.open(kvm.DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:

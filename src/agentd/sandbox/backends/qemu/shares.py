@@ -122,7 +122,7 @@ def command(path: str, share: Share, guest_uid: int) -> list[str]:
 
 
 def mount_command(share: Share) -> tuple[str, ...]:
-    """In the guest, as root."""
+    """Return the command that mounts it in the guest, as root."""
     options = "nosuid,nodev" + (",ro" if share.readonly else "")
     script = 'mkdir -p "$2" && exec mount -t virtiofs -o "$3" "$1" "$2"'
     return ("sh", "-c", script, "sh", share.tag, share.mount.target, options)

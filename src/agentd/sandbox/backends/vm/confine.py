@@ -57,7 +57,7 @@ class Cell:
 
     @property
     def flags(self) -> int:
-        """For clone3(2)."""
+        """Return the flags for clone3(2)."""
         own_net = 0 if self.net else abi.CLONE_NEWNET
         return NAMESPACES | own_net | (0 if self.stage is None else abi.CLONE_NEWNS)
 

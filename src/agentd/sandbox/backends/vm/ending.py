@@ -83,7 +83,7 @@ def _meaning(status: int, *, oom: bool) -> tuple[CauseCode, str, str]:
 
 
 def named(found: Ending) -> Ending:
-    """With the number of the forbidden call, where its log has it."""
+    """Name the number of the forbidden call, where its log has it."""
     calls = _BAD_CALL.findall(found.log)
     if found.code is not CauseCode.SECCOMP_VIOLATION or not calls:
         return found

@@ -32,7 +32,7 @@ def check(spec: SandboxSpec) -> None:
 def await_agent(
     process: MonitorProcess, open_stream: Callable[[float], socket.socket], seconds: float
 ) -> None:
-    """Until it answers over vsock. ``open_stream`` waits for so many seconds.
+    """Wait until it answers over vsock. ``open_stream`` waits for so many seconds.
 
     Raises SandboxError.
     """

@@ -134,7 +134,7 @@ class KeeperServer:
         self._selector.register(control, selectors.EVENT_READ, self._request)
 
     def serve(self) -> None:
-        """Until the host is gone. Raises EOFError then."""
+        """Serve until the host is gone. Raises EOFError then."""
         while True:
             ready = [key for key, _ in self._selector.select(self._end_orphans())]
             # Requests last: what had ended before one was sent is told by its answer.

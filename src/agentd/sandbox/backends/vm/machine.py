@@ -45,7 +45,7 @@ class MonitorProcess(ABC):
         return not self.wait(0)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Until it has ended; False when it has not within ``timeout`` seconds."""
+        """Wait until it has ended; False when it has not within ``timeout`` seconds."""
         if self._ended or self.pidfd < 0:
             return True
         poll = select.poll()
@@ -53,7 +53,7 @@ class MonitorProcess(ABC):
         return bool(poll.poll(None if timeout is None else timeout * 1000))
 
     def why(self) -> str:
-        """In a few words, how it ended."""
+        """Say in a few words how it ended."""
         return self.ending().text
 
     def log_tail(self) -> str:

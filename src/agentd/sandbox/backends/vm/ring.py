@@ -14,5 +14,5 @@ class LogRing:
             del self._data[: len(self._data) - self._size]
 
     def text(self, length: int) -> str:
-        """At most ``length`` characters of its end; bytes that are not UTF-8 become U+FFFD."""
+        """Return at most ``length`` characters of its end; what is not UTF-8 becomes U+FFFD."""
         return bytes(self._data[-length:]).decode(errors="replace")

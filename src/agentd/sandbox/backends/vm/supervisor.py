@@ -70,7 +70,7 @@ class Keeper:
             self._wait_ready()
 
     def number(self) -> int:
-        """For a new machine."""
+        """Return the number of a new machine."""
         with self._lock:
             self._next += 1
             return self._next
