@@ -12,7 +12,7 @@ import signal
 import socket
 from typing import NoReturn
 
-from agentd.guest.zygote import root
+from agentd.guest.zygote import accounts, root
 from agentd.guest.zygote.messages import close_all, receive, refuse, send
 from agentd.linux import abi, mounts, paths, process
 from agentd.linux.clone import Cloner
@@ -30,9 +30,11 @@ def prepare(config: dict[str, object]) -> Cloner:
         signal.signal(number, signal.SIG_IGN)  # the host ends us by closing the socket
     set_title("agentd")
     cloner = Cloner()
-    files = root.read_etc(config["net"] == "host", _strings(config["hidden"]))
-    configuration = _strings(config["configuration"])
+    hidden = _strings(config["hidden"])
     ids = config["ids"]
+    files = root.read_etc(config["net"] == "host", hidden)
+    files |= accounts.files(hidden, one_id=not isinstance(ids, dict))
+    configuration = _strings(config["configuration"])
     if isinstance(ids, dict) and config["may_mount"]:
         trees = _enter_as_root(cloner, configuration, **ids)
     else:

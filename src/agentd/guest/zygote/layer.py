@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 
-from agentd.guest.zygote import var
+from agentd.guest.zygote import accounts, var
 from agentd.linux import abi, idmap, mounts, overlay, process
 from agentd.linux.kernel import KERNEL
 
@@ -40,6 +40,9 @@ class Layer:
         KERNEL.mount("tmpfs", PLACE, "tmpfs", abi.MS_NOSUID | abi.MS_NODEV, _OPTIONS)
         try:
             self._copy("/", frozenset(points))
+            _walk(accounts.PLACE, PLACE, _copy_file)
+            for name in ("shadow", "gshadow"):
+                os.chmod(f"{PLACE}/etc/{name}", 0o600)
             KERNEL.mount_setattr(abi.AT_FDCWD, PLACE, 0, set_=abi.MOUNT_ATTR_RDONLY)
         except BaseException:
             KERNEL.umount(PLACE, abi.MNT_DETACH)
@@ -128,7 +131,7 @@ def _is_open(path: str) -> bool:
 
 
 def _make(path: str, target: str) -> None:
-    os.mkdir(target)
+    os.makedirs(target, exist_ok=True)
     os.chmod(target, stat.S_IMODE(os.lstat(path).st_mode) & 0o1777)
 
 
@@ -143,7 +146,7 @@ def _copy_file(path: str, target: str) -> None:
         source = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:  # not to be read by everybody
         return
-    with open(source, "rb") as file, open(target, "xb") as copy:
+    with open(source, "rb") as file, open(target, "wb") as copy:
         copy.write(file.read())
         os.fchmod(copy.fileno(), stat.S_IMODE(found.st_mode) & 0o777)
     os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))
