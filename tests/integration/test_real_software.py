@@ -64,6 +64,13 @@ def test_a_debugger_runs_and_attaches(box: Sandbox, body: str, how: str) -> None
     assert "main () at a.c:2" in ran.text, (ran.text, ran.stderr)
 
 
+@pytest.mark.parametrize("options", [[], ["-f"], ["-fc"]], ids=str)
+def test_system_calls_are_shown(box: Sandbox, options: list[str]) -> None:
+    needs("strace")
+    ran = box.run(["strace", *options, "sh", "-c", "/bin/true; exit 3"])
+    assert ran.exit_code == 3 and b"execve" in ran.stderr, ran.stderr
+
+
 def test_the_agent_is_attached_to_by_no_debugger(box: Sandbox) -> None:
     needs("gdb")
     ran = box.run("gdb -nx -batch -ex bt -p 1 < /dev/null", timeout=60)

@@ -3,8 +3,9 @@
 Controls: at the process level seccomp refuses the calls, against any process, a child of one's own
 included. In a pid namespace of their own commands may trace each other. The agent, whose memory
 holds every command's output, is not dumpable, nor is a child of its that has no program yet: so
-they are neither traced nor read, and /proc/PID/mem and its like are closed. And seccomp refuses the
-one option of ptrace by which two processes could keep each other from ever being gone.
+they are neither traced nor read, and /proc/PID/mem and its like are closed. One option of ptrace
+lets two processes keep each other from ever being gone: the filter asks the agent, which grants it
+to whoever is above what it traces.
 """
 
 import textwrap
@@ -227,37 +228,107 @@ def test_a_command_that_makes_the_agent_its_tracer_is_told_as_it_ends(
     assert (ran.exit.exit_code, ran.stdout) == (7, "traceme=0\nhandled=1\n")
 
 
-# A child that is killed at once, and one tracer: no circle.
+# Each asks to see another exit; whoever asks goes at once, and takes its request with it.
 TRACE_EXIT = """
-def asked(request, data):
-    victim = os.fork()
-    if victim == 0:
-        signal.pause()
+SEIZE, INTERRUPT, SETOPTIONS, OLD = 0x4206, 0x4207, 0x4200, 21
+libc = ctypes.CDLL(None)
+libc.prctl(0x59616D61, ctypes.c_long(-1), 0, 0, 0)  # PR_SET_PTRACER: Yama
+def asked(victim, request=SEIZE, data=0x40):
     if request != SEIZE:
         assert call("ptrace", SEIZE, victim, 0, 0) == 0
-        call("ptrace", 0x4207, victim, 0, 0)  # PTRACE_INTERRUPT: options are set while it stands
-        os.waitpid(victim, 0)
-    got = call("ptrace", request, victim, 0, data)
-    os.kill(victim, 9)
-    if got == 0:
-        os.waitpid(victim, 0)  # it stops at its exit
-        call("ptrace", 17, victim, 0, 0)
-    os.waitpid(victim, 0)
-    return "done" if got == 0 else got
-SEIZE = 0x4206
-said("seize", asked(SEIZE, 0x40))
-said("seize, more", asked(SEIZE, 0x5F))
-said("set options", asked(0x4200, 0x40))
-said("set options, more", asked(0x4200, 0x51))
+        call("ptrace", INTERRUPT, victim, 0, 0)  # options are set while it stands
+        os.waitpid(victim, 0x40000000)  # __WALL
+    return call("ptrace", request, victim, 0, data)
+def child(action):
+    out, into = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.write(into, str(action()).encode())
+        os._exit(0)
+    os.close(into)
+    said = os.read(out, 64).decode()
+    os.waitpid(pid, 0)
+    return said
+def sleeper():
+    pid = os.fork()
+    if pid == 0:
+        signal.pause()
+    return pid
+def end(pid):
+    os.kill(pid, 9)
+    while True:
+        status = os.waitpid(pid, 0)[1]
+        if not os.WIFSTOPPED(status):
+            break
+        call("ptrace", 17, pid, 0, 0)
+me = os.getpid()
 """
+OLDER = (
+    TRACE_EXIT
+    + """
+said("parent", child(lambda: asked(me)))
+said("parent, more", child(lambda: asked(me, data=0x5F)))
+said("parent, high bits", child(lambda: asked(1 << 32 | me)))
+said("parent, later", child(lambda: asked(me, SETOPTIONS)))
+said("parent, the old way", child(lambda: asked(me, OLD)))
+brother = sleeper()
+said("brother", child(lambda: asked(brother)))
+said("brother, later", child(lambda: asked(brother, SETOPTIONS)))
+said("nobody", asked(4000000))
+end(brother)
+"""
+)
+YOUNGER = (
+    TRACE_EXIT
+    + """
+pid = sleeper()
+said("child", asked(pid))
+end(pid)
+pid = sleeper()
+said("child, later", asked(pid, SETOPTIONS))
+end(pid)
+out, into = os.pipe()
+middle = os.fork()
+if middle == 0:
+    os.write(into, str(sleeper()).encode())
+    signal.pause()
+said("grandchild", asked(int(os.read(out, 64))))
+os.kill(middle, 9)
+"""
+)
 
 
-def test_nobody_is_kept_from_being_gone(sandbox: Callable[..., Any]) -> None:
-    assert set(sandbox("linux").attack(TRACE_EXIT).values()) == {"EPERM"}
+def test_nobody_asks_to_see_the_exit_of_what_is_not_below_it(sandbox: Callable[..., Any]) -> None:
+    said = sandbox("linux").attack(OLDER)
+    assert len(said) == 8
+    assert set(said.values()) <= {"EPERM"}, said
 
 
-def test_off_a_killed_process_waits_for_its_tracer(sandbox: Callable[..., Any]) -> None:
-    assert set(sandbox("linux", without={"seccomp"}).attack(TRACE_EXIT).values()) == {"done"}
+def test_off_it_may(sandbox: Callable[..., Any]) -> None:
+    said = sandbox("linux", without={"seccomp"}).attack(OLDER)
+    assert said.pop("nobody") == "ESRCH"
+    assert {name for name, answer in said.items() if answer != "0"} <= {"parent, the old way"}, said
+
+
+@pytest.mark.parametrize("user", ["sandbox", "root"])
+def test_whoever_is_above_may(sandbox: Callable[..., Any], user: str) -> None:
+    assert set(sandbox("linux", user=user).attack(YOUNGER).values()) == {"0"}
+
+
+def test_the_agent_answers_while_many_ask(sandbox: Callable[..., Any]) -> None:
+    box = sandbox("linux")
+    script = TRACE_EXIT + 'print("asking", flush=True)\nwhile True:\n    asked(1)\n'
+    argv = (PYTHON, "-I", "-c", PRELUDE + script)
+    many = [box.guest.start(ExecRequest(argv, cwd=box.workspace)) for _ in range(4)]
+    try:
+        for one in many:
+            one.step(10)
+        assert box.run(["echo", "here"]).stdout == "here\n"
+    finally:
+        for one in many:
+            one.kill()
+            one.close()
+    assert box.run(["echo", "still"]).stdout == "still\n"
 
 
 # x86: the number of the call lies at ORIG_RAX, which a tracer may change where the call begins.

@@ -18,6 +18,7 @@ from agentd.guest import (
     fs_write,
     spawn,
     system,
+    tracing,
     tunnel,
     v1,
     watch,
@@ -28,7 +29,7 @@ from agentd.guest.connection import HostConnection, guarded, report
 from agentd.guest.exec import CommandOperations
 from agentd.guest.history import History
 from agentd.guest.listener import FdListener, SocketListener, adopt
-from agentd.guest.loop import Loop
+from agentd.guest.loop import READ, Loop
 from agentd.guest.operation import Channel, RequestError, Starter
 from agentd.guest.processes import Processes
 from agentd.guest.stream import HostStream
@@ -257,6 +258,11 @@ class Ready:
         except BaseException:
             self._loop.close()
             raise
+
+    def answer_tracers(self, fd: int) -> None:
+        """Answer what the filter around us asks at ``fd``, which is -1 where it asks nothing."""
+        if fd >= 0:
+            self._loop.watch(fd, READ, lambda _: tracing.answer(fd))
 
     def serve(self, sock: socket.socket, env: Mapping[str, str] | None = None) -> None:
         """Be the agent on a SEQPACKET listener until its EOF; in the main thread.

@@ -6,11 +6,19 @@ one that another process traces is not told as ended to us before that process a
 """
 
 import contextlib
+import errno
+import fcntl
 import os
 import signal
+import struct
 
 from agentd.linux.kernel import KERNEL
 
+# linux/seccomp.h: SECCOMP_IOCTL_NOTIF_RECV, _SEND, and SECCOMP_USER_NOTIF_FLAG_CONTINUE
+_RECEIVE, _SEND, _CONTINUE = 0xC0502100, 0xC0182101, 1
+# struct seccomp_notif: the id, the caller, flags, then struct seccomp_data with six arguments
+_ASKED = struct.Struct("=QI4xi4xQ6Q")
+_ANSWER = struct.Struct("=QqiI")
 # A chain of processes, each of which is the next one's parent or tracer.
 _MAX_CHAIN = 4096
 
@@ -20,6 +28,35 @@ def let_go(pid: int, number: int) -> None:
     traces. SIGTRAP is what execve(2) sends the traced alone, and is not handed on."""
     with contextlib.suppress(OSError):  # it has been killed meanwhile
         KERNEL.stop_tracing(pid, 0 if number == signal.SIGTRAP else number)
+
+
+def answer(listener: int) -> None:
+    """Let whoever asks to see a process's exit do so where that one descends from it, and nobody
+    else: a tracer that is older than its tracee can be in no circle, in which none would be gone.
+
+    Numbers may be taken anew meanwhile, but only by what is younger still.
+    """
+    asked = bytearray(_ASKED.size)
+    try:
+        fcntl.ioctl(listener, _RECEIVE, asked)
+    except OSError:
+        return  # it has been killed meanwhile
+    id_, caller, _call, _address, *arguments = _ASKED.unpack(asked)
+    tracee = arguments[1] & 0xFFFFFFFF  # as the kernel cuts it
+    may = caller > 0 and _descends(tracee, caller)
+    said = _ANSWER.pack(id_, 0, 0 if may else -errno.EPERM, _CONTINUE if may else 0)
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(listener, _SEND, said)
+
+
+def _descends(thread: int, from_: int) -> bool:
+    ancestor = _number(f"/proc/{from_}", b"Tgid:")
+    pid = _number(f"/proc/{thread}", b"Tgid:")
+    for _ in range(_MAX_CHAIN):
+        pid = _number(f"/proc/{pid}", b"PPid:")
+        if pid in (0, ancestor):
+            return pid == ancestor != 0
+    return False
 
 
 def tracers(pid: int) -> set[int]:
@@ -44,12 +81,7 @@ def _direct(pid: int) -> set[int]:
 
 
 def _is_below_us(pid: int) -> bool:
-    us = os.getpid()
-    for _ in range(_MAX_CHAIN):
-        pid = _number(f"/proc/{pid}", b"PPid:")
-        if pid in (0, us):
-            return pid == us
-    return False
+    return _descends(pid, os.getpid())
 
 
 def _number(folder: str, name: bytes) -> int:

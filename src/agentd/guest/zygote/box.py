@@ -72,10 +72,12 @@ def confine(
     kernel: WallKernel = KERNEL,
     prepared: Prepared | None = None,
     enter: Callable[[], list[str]] = list,
+    asked: Callable[[int], object] = lambda _: None,
 ) -> list[str]:
     """Build the wall around this process; the names of the controls that now hold.
 
     ``enter`` takes the process into its control group, and names the controls that this gives.
+    ``asked`` gets the descriptor at which the filter asks, or -1, and owns it.
     Raises BoxError; the caller ends the process.
     """
     without = set(_strings(box["without"]))
@@ -98,7 +100,7 @@ def confine(
         ("capabilities", lambda: _capabilities(box, prepared, kernel)),
         ("dumpable", lambda: process.set_dumpable(False, kernel)),
         ("landlock", lambda: _landlock(box, prepared, kernel)),
-        ("seccomp", lambda: seccomp.install(filter_, kernel)),
+        ("seccomp", lambda: asked(seccomp.install_and_listen(filter_, kernel))),
     )
     for name, step in steps:
         if name in without:

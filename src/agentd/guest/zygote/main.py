@@ -335,7 +335,12 @@ def _box(
         ready = made or agent.Ready(pid1=True)  # before Landlock: it opens what is closed then
         filter_ = filters[request["rw"] is True]
         done = boxes.confine(
-            request, fds, filter_, prepared=prepared, enter=lambda: enter_group(listener)
+            request,
+            fds,
+            filter_,
+            prepared=prepared,
+            enter=lambda: enter_group(listener),
+            asked=ready.answer_tracers,
         )
         for fd in fds[1:]:
             os.close(fd)

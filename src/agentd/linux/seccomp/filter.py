@@ -16,15 +16,17 @@ from agentd.linux import abi
 from agentd.linux.fingerprint import fingerprint
 from agentd.linux.kernel import KERNEL, Kernel
 from agentd.linux.seccomp import bpf
-from agentd.linux.seccomp.rule import WORD, ArgumentMatch, Rule
+from agentd.linux.seccomp.rule import ASK, WORD, ArgumentMatch, Rule
 from agentd.linux.seccomp.rules import PROFILES
 from agentd.linux.seccomp.socket_rules import NO_INET
 from agentd.linux.seccomp.tables import numbers
 
 SECCOMP_SET_MODE_FILTER = 1
 SECCOMP_FILTER_FLAG_TSYNC = 1
+SECCOMP_FILTER_FLAG_NEW_LISTENER = 8
 RET_KILL_PROCESS = 0x80000000
 RET_ERRNO = 0x00050000
+RET_USER_NOTIF = 0x7FC00000
 RET_ALLOW = 0x7FFF0000
 #: The kernel's own (include/linux/errno.h), of a filter that it could not compile.
 ENOTSUPP = 524
@@ -35,7 +37,7 @@ _NR, _ARCH, _ARGS = 0, 4, 16
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _X32 = range(0x40000000, 0x80000000)
 
-_ALLOW, _KILL = "allow", "kill"
+_ALLOW, _KILL, _ASKED = "allow", "kill", "ask"
 
 
 class RuleRow(NamedTuple):
@@ -88,11 +90,32 @@ def explain(profile: str, *, inet: bool = True) -> list[RuleRow]:
             rule.group,
             rule.calls,
             " and ".join(map(str, rule.when)),
-            errno.errorcode[rule.code],
+            "asks the agent" if rule.code == ASK else errno.errorcode[rule.code],
             rule.why,
         )
         for rule in rules(profile, inet=inet)
     ]
+
+
+def install_and_listen(program: bytes, kernel: Kernel = KERNEL) -> int:
+    """Put the calling process, of one thread, under ``program``, as ``install`` does.
+
+    Return the descriptor, close-on-exec, at which what the filter asks is answered; -1 where none
+    can be had: a filter around us has one, and a process can have one alone. Raises OSError.
+    """
+    header = _SockFprog(len(program) // 8, program)
+    try:
+        return kernel.syscall(
+            abi.SYS.seccomp,
+            SECCOMP_SET_MODE_FILTER,
+            SECCOMP_FILTER_FLAG_NEW_LISTENER,
+            ctypes.byref(header),
+        )
+    except OSError as error:
+        if error.errno not in (errno.EBUSY, errno.EINVAL):
+            raise _explained(error) from None
+    install(program, kernel)
+    return -1
 
 
 class _SockFprog(ctypes.Structure):
@@ -110,17 +133,20 @@ def install(program: bytes, kernel: Kernel = KERNEL) -> None:
     try:
         thread = kernel.syscall(abi.SYS.seccomp, *operation, ctypes.byref(header))
     except OSError as error:
-        if error.errno != ENOTSUPP:
-            raise
-        raise OSError(
-            ENOTSUPP, "the machine's memory for filters is used up (net.core.bpf_jit_limit)"
-        ) from None
+        raise _explained(error) from None
     if thread:  # seccomp(2): the id of a thread with another filter, and nothing was installed
         raise OSError(
             errno.EBUSY,
             f"{os.strerror(errno.EBUSY)}: thread {thread} has a seccomp filter of its own; "
             "install before starting threads",
         )
+
+
+def _explained(error: OSError) -> OSError:
+    if error.errno != ENOTSUPP:
+        return error
+    text = "the machine's memory for filters is used up (net.core.bpf_jit_limit)"
+    return OSError(ENOTSUPP, text)
 
 
 def _rules_by_number(chosen: Sequence[Rule], table: dict[str, int]) -> dict[int, tuple[Rule, ...]]:
@@ -164,7 +190,7 @@ def _label(checks: tuple[Rule, ...], leaves: dict[str, tuple[Rule, ...]]) -> str
 
 
 def _errno(code: int) -> str:
-    return f"errno {code}"
+    return _ASKED if code == ASK else f"errno {code}"
 
 
 def _merge(runs: Iterator[_Run]) -> list[_Run]:
@@ -192,6 +218,9 @@ def _program(
     for label in sorted(code for code in codes if code.startswith("errno ")):
         yield bpf.Label(label)
         yield bpf.answer(RET_ERRNO | int(label.split()[1]))
+    if _ASKED in codes:
+        yield bpf.Label(_ASKED)
+        yield bpf.answer(RET_USER_NOTIF)
     if any(run.label == _KILL for run in runs):
         yield bpf.Label(_KILL)
         yield bpf.answer(RET_KILL_PROCESS)

@@ -4,6 +4,8 @@ import errno
 from typing import NamedTuple
 
 WORD = 0xFFFFFFFF
+#: In place of an errno: whoever installed the filter decides, and where nobody can it is ENOSYS.
+ASK = -1
 
 
 class ArgumentMatch(NamedTuple):

@@ -31,6 +31,7 @@ def assemble(line: int, text: str) -> bytes:
     found = re.fullmatch(r"return (\w+)(?:\((\w+)\))?", text)
     assert found, text
     actions = {"KILL_PROCESS": 0x80000000, "ALLOW": 0x7FFF0000, "ERRNO": 0x00050000}
+    actions["USER_NOTIF"] = 0x7FC00000
     import errno
 
     value = actions[found[1]] | (getattr(errno, found[2]) if found[2] else 0)

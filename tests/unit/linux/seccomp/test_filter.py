@@ -10,20 +10,20 @@ from hypothesis import strategies as st
 from tests.recording import RecordingKernel
 
 from agentd.linux import abi
-from agentd.linux.seccomp import PROFILES, build, digest, filter, install
-from agentd.linux.seccomp.rule import Rule
+from agentd.linux.seccomp import PROFILES, build, digest, filter, install, install_and_listen
+from agentd.linux.seccomp.rule import ASK, Rule
 from agentd.linux.seccomp.tables import MACHINES, numbers
 
 ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 I386, ARM = 0x40000003, 0x40000028
-KILL, ALLOW = 0x80000000, 0x7FFF0000
+KILL, ALLOW, ASKED = 0x80000000, 0x7FFF0000, 0x7FC00000
 HIGH = 0xDEAD_BEEF_0000_0000
 Args = tuple[int, ...]
 CASES = [(m, p, i) for m in MACHINES for p in PROFILES for i in (True, False)]
 
 
 def fails(code: int) -> int:
-    return 0x00050000 | code
+    return ASKED if code == ASK else 0x00050000 | code
 
 
 def decode(program: bytes) -> list[tuple[int, int, int, int]]:
@@ -333,6 +333,17 @@ def test_install_makes_one_call_with_the_program() -> None:
     assert header.length == len(program) // 8
     (address,) = struct.unpack_from("Q", bytes(header), 8)
     assert ctypes.string_at(address, 8 * header.length) == program
+
+
+def test_a_listener_comes_with_the_filter_where_none_is_around_it() -> None:
+    kernel = RecordingKernel({"seccomp": [9]})
+    assert install_and_listen(build("sandbox"), kernel) == 9
+    assert [args[:2] for _, args in kernel.calls] == [(1, 8)]
+    kernel = RecordingKernel({"seccomp": [OSError(errno.EBUSY, ""), 0]})
+    assert install_and_listen(build("sandbox"), kernel) == -1
+    assert [args[:2] for _, args in kernel.calls] == [(1, 8), (1, 1)]
+    with pytest.raises(PermissionError):
+        install_and_listen(build("sandbox"), RecordingKernel({"seccomp": [PermissionError(1, "")]}))
 
 
 def test_a_thread_that_cannot_follow_is_an_error() -> None:

@@ -10,6 +10,7 @@ import pytest
 from tests.unit.linux.seccomp.test_filter import ALLOW, ARCH, HIGH, Args, decode, fails, run
 
 from agentd.linux.seccomp import build
+from agentd.linux.seccomp.rule import ASK
 from agentd.linux.seccomp.tables import MACHINES, numbers
 
 _E, _SYS, _NONE = errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP
@@ -93,7 +94,7 @@ BY_ARGUMENTS: list[tuple[str, str, Args, int]] = [
       for profile in (_H, "monitor", _P, _U) for kind in (2, 3) for protocol in (0, 9)],
     *[(_H, "socket", (family, 3, 0), errno.EAFNOSUPPORT) for family in (17, 38, 40)],
     *[("sandbox", "socket", (family, 3, 0), errno.EAFNOSUPPORT) for family in (15, 17, 38, 40)],
-    *[(profile, "ptrace", (request | more, 7, 0, data), _E if data & 0x40 else 0)
+    *[(profile, "ptrace", (request | more, 7, 0, data), ASK if data & 0x40 else 0)
       for profile in ("sandbox", _H) for request in (0x4200, 0x4206, 21) for more in (0, HIGH)
       for data in (0, 1, 0x3F, 0x40, 0x51, HIGH | 0x40, 0x100000)],
     *[(profile, "ptrace", (request, 7, 0, 0x40), 0)
