@@ -265,13 +265,13 @@ def test_a_daemon_of_an_older_version_is_answered_in_its_own_way(path: str, tmp_
     handle = daemon.manager.create(spec)
     run(handle.guest, "touch", "a")
     (held,) = daemon.link.ask("list", after="")["sandboxes"]
-    assert set(held["can"]) | set(held["lacks"]) == {"pause", "changes"}
-    assert held["fidelity"] == ""
+    assert set(held["can"]) | set(held["lacks"]) == {"pause", "snapshot", "changes"}
+    assert held["fidelity"] == "files"
     assert daemon.link.ask("changes", id=held["id"]) == ["A a"]  # it asked for no file
     assert handle.overlay().changes() == ("A a",)
-    for op in (*(("pause", "resume") if held["lacks"] else ()), "snapshot"):
+    for op in ("pause", "resume") if held["lacks"] else ():
         with pytest.raises(InvalidInput, match=f"cannot {op}"):
-            daemon.link.ask(op, id=held["id"], folder=str(tmp_path))
+            daemon.link.ask(op, id=held["id"])
     for op in ("kill_all", "__class__", "begin_kill", "first_process", "save_"):
         with pytest.raises(InvalidInput, match="the supervisor does not know"):
             daemon.link.ask(op, id=held["id"])

@@ -177,6 +177,43 @@ def test_killed_while_it_builds_them(backend: str, token: str, folder: Path, aft
         _nothing_is_left(process, below, token, folder)
 
 
+KEEPING = """
+import sys
+from agentd.model.spec import ExecRequest, SandboxSpec
+from agentd.sandbox import backends
+from agentd.transport.guest import Guest
+token, folder = sys.argv[1:]
+backend = backends.load("linux")
+wall = backend.launch(backend.plan(SandboxSpec()))
+guest = Guest(wall.open_stream, passes_descriptors=True)
+script = f"head -c 400M /dev/zero | tr '\\\\0' x > a; (setsid sleep {token} &)"
+with guest.start(ExecRequest(("sh", "-c", script))) as process:
+    process.wait()
+print("full", flush=True)
+wall.snapshot(folder)
+"""
+
+
+def test_killed_while_it_keeps_the_files_of_one(token: str, folder: Path) -> None:
+    """Which may stand still then, and so cannot end by itself."""
+    (folder / "state").mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-c", KEEPING, token, str(folder / "state")], stdout=subprocess.PIPE
+    ) as process:
+        _lines(process, 1)
+        below = _below(process.pid)
+        assert _sleepers(token)
+        while not (folder / "state/content").exists():
+            time.sleep(0.001)
+        process.kill()
+        process.wait()
+    subprocess.run([sys.executable, "-c", REAP], check=True, timeout=120)
+    for name in ("state/content", "state/entries", "state"):
+        path = folder / name
+        path.rmdir() if path.is_dir() else path.unlink()
+    _nothing_is_left(process, below, token, folder)
+
+
 def test_a_copy_on_write_workspace_is_as_it_was(token: str, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("before")
     with _host("linux", token, folder, f"{tmp_path}:cow") as process:

@@ -52,6 +52,14 @@ class Kernel:
         os.mkdir(path)
         os.chmod(path, mode)  # mkdir's mode is cut by the umask
 
+    def make_folder(self, path: str, mode: int) -> bool:
+        """Return whether it is new: one that there is stays as it is."""
+        try:
+            self.mkdir(path, mode)
+        except FileExistsError:
+            return False
+        return True
+
     def stop_tracing(self, pid: int, number: int) -> None:
         """Let a process that is stopped and that we trace go on untraced, with that signal or 0."""
         self.syscall(abi.SYS.ptrace, abi.PTRACE_DETACH, pid, 0, number)

@@ -20,13 +20,14 @@ def mount(target: str, lowers: Sequence[int], disk: str, kernel: Kernel) -> None
 
     ``lowers`` are descriptors of detached mounts, with a map of owners or without; they are
     attached below ``disk`` and not closed. ``disk`` is a directory that nothing else uses: its
-    file system bounds what is written, and ``u`` in it holds the changes. Raises OSError;
+    file system bounds what is written, and ``u`` in it holds the changes: a snapshot may have
+    brought some. Raises OSError;
     EOVERFLOW comes later, from a change of what belongs to nobody whom that file system knows.
     """
     paths = []
     for index, fd in enumerate(lowers):
         paths.append(f"{disk}/{index}")
-        kernel.mkdir(paths[-1], 0o700)
+        kernel.make_folder(paths[-1], 0o700)
         kernel.move_mount(fd, "", abi.AT_FDCWD, paths[-1], abi.MOVE_MOUNT_F_EMPTY_PATH)
     mount_paths(target, paths, disk, kernel)
 
@@ -35,7 +36,7 @@ def mount_paths(target: str, lowers: Sequence[str], disk: str, kernel: Kernel) -
     """``mount`` of layers that have a path already, without comma and colon. Raises OSError."""
     upper, work = f"{disk}/u", f"{disk}/k"
     for path in (upper, work):
-        kernel.mkdir(path, 0o755)
+        kernel.make_folder(path, 0o755)
     options = f"{_layers(lowers)},upperdir={upper},workdir={work}"
     kernel.mount("overlay", target, "overlay", _NOSUID_NODEV, options)
 

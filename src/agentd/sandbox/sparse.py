@@ -37,13 +37,25 @@ def copy(source: int, target: int, size: int) -> Iterator[int]:
     each piece that was written. Ends early where the source was cut short. Raises OSError."""
     os.ftruncate(target, size)
     for start, end in stretches(source, size):
-        place = os.lseek(target, start, os.SEEK_SET)
-        while place < end:
-            count = os.sendfile(target, source, place, min(_COPY_BYTES, end - place))
-            if not count:
-                return
-            place += count
+        os.lseek(target, start, os.SEEK_SET)
+        sent = 0
+        for count in send(source, target, start, end - start):
+            sent += count
             yield count
+        if sent < end - start:
+            return
+
+
+def send(source: int, target: int, place: int, size: int) -> Iterator[int]:
+    """Copy ``size`` bytes from ``place`` of a file to where another stands; yields the bytes of
+    each piece that was written. Ends early where the source was cut short. Raises OSError."""
+    end = place + size
+    while place < end:
+        count = os.sendfile(target, source, place, min(_COPY_BYTES, end - place))
+        if not count:
+            return
+        place += count
+        yield count
 
 
 def stretches(fd: int, size: int) -> Iterator[tuple[int, int]]:

@@ -19,7 +19,7 @@ examples:
   agentd run -w .:cow -- sh -c 'rm -rf *; ls'      the host's files stay as they were
   agentd run --user root --writable -- sh -c 'mkdir /app; echo x >> /etc/hosts'
   agentd run --isolation process -w . -- make -n   no namespaces, no privileges needed
-  agentd run --isolation microvm --save-snapshot ready -- ./set-up
+  agentd run --save-snapshot ready -- ./set-up
   agentd run --snapshot ready -- ./use             as often as you like
 
 exit codes:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """\
 examples:
-  agentd run --isolation microvm --save-snapshot ready -- ./set-up
+  agentd run --save-snapshot ready -- ./set-up
   agentd snapshot inspect ready
   agentd run --snapshot ready -- ./use
   agentd snapshot rm ready

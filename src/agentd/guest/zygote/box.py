@@ -57,7 +57,8 @@ class Prepared:
         _identity(plain, kernel)
         caps.drop_bounding(kernel)  # a part of ``_capabilities`` that takes its time
         _loopback(plain, kernel)
-        _scratch(plain, [], kernel)
+        self.fds: list[int] = []
+        _scratch(plain, self.fds, kernel)
         _own_workspace(kernel)
         _proc(kernel)
         _user_counts(plain, kernel)
@@ -142,17 +143,20 @@ def _scratch(
     """One tmpfs, bounded in bytes and inodes, seen at every writable place.
 
     It is mounted on the workspace, and its own subdirectory is put on top at the end, so that
-    nothing but the subdirectories can be reached.
+    nothing but the subdirectories can be reached. What it opens of it, for the host to take
+    snapshots by, is added to ``fds``.
     """
     if prepared is not None:
+        fds.extend(prepared.fds)
         if prepared.disk != box["disk"]:
             flags = abi.MS_REMOUNT | _NOSUID_NODEV
             kernel.mount("tmpfs", "/tmp", "tmpfs", flags, _size(box))
         return
     if not box.get("layer"):  # a writable root has it already
         _mount_scratch(box, fds, kernel)
+    fds.append(kernel.open_folder(WORKSPACE))
     for name, target, mode in _SCRATCH:
-        kernel.mkdir(f"{WORKSPACE}/{name}", mode)
+        kernel.make_folder(f"{WORKSPACE}/{name}", mode)
         kernel.mount(f"{WORKSPACE}/{name}", target, None, abi.MS_BIND)
     if not box.get("layer"):
         _own_var(kernel)
@@ -166,12 +170,13 @@ def _scratch(
 def _own_var(kernel: WallKernel) -> None:
     """/var and /run, on the scratch tmpfs: for who has no root to write to."""
     found = var.contents()
-    for top in var.TOPS:
-        kernel.mkdir(f"{WORKSPACE}{top}", 0o755)
+    new = tuple(f"{top}/" for top in var.TOPS if kernel.make_folder(f"{WORKSPACE}{top}", 0o755))
     for path, mode in found.folders:
-        kernel.mkdir(f"{WORKSPACE}{path}", mode)
+        if path.startswith(new):
+            kernel.mkdir(f"{WORKSPACE}{path}", mode)
     for path, target in found.links:
-        kernel.symlink(target, f"{WORKSPACE}{path}")
+        if path.startswith(new):
+            kernel.symlink(target, f"{WORKSPACE}{path}")
     for top in var.TOPS:
         kernel.mount(f"{WORKSPACE}{top}", top, None, abi.MS_BIND)
 
@@ -221,7 +226,7 @@ def _tree(mount: Request, fds: list[int], kernel: WallKernel) -> int:
 
 def _own_workspace(kernel: WallKernel) -> None:
     """A directory of the scratch tmpfs, on top of the tmpfs itself."""
-    kernel.mkdir(f"{WORKSPACE}/w", 0o755)
+    kernel.make_folder(f"{WORKSPACE}/w", 0o755)
     kernel.mount(f"{WORKSPACE}/w", WORKSPACE, None, abi.MS_BIND)
 
 

@@ -332,6 +332,7 @@ def _box(
         if root is not None:
             fds.append(root[0])
             request["layer"] = {"fd": len(fds) - 1, "trees": root[1]}
+        given = len(fds)
         ready = made or agent.Ready(pid1=True)  # before Landlock: it opens what is closed then
         filter_ = filters[request["rw"] is True]
         done = boxes.confine(
@@ -342,10 +343,11 @@ def _box(
             enter=lambda: enter_group(listener),
             asked=ready.answer_tracers,
         )
+        env = request["env"]
+        # Its disk, of which the host takes snapshots: nothing untrusted has run so far.
+        socket.send_fds(listener, [json.dumps({"controls": done}).encode()], fds[given:])
         for fd in fds[1:]:
             os.close(fd)
-        env = request["env"]
-        listener.send(json.dumps({"controls": done}).encode())
     except EOFError:  # nobody wants it any more
         os._exit(0)
     except Exception as error:

@@ -20,12 +20,14 @@ def build(layer: int, trees: Sequence[tuple[str, str]], scratch: str, kernel: Ke
     the layer on top (``zygote.layer.Layer``). ``scratch`` is where the sandbox's tmpfs is mounted,
     in the root of now and the next. Raises OSError."""
     disk = f"{scratch}/r"
-    kernel.mkdir(disk, 0o755)
-    kernel.mkdir(f"{disk}/t", 0o755)
+    kernel.make_folder(disk, 0o755)
+    kernel.make_folder(f"{disk}/t", 0o755)
     kernel.move_mount(layer, "", abi.AT_FDCWD, f"{disk}/t", abi.MOVE_MOUNT_F_EMPTY_PATH)
     _mount("", [f"{disk}/t"], f"{disk}/root", kernel)
-    for number, (source, path) in enumerate(trees):
-        _mount(path, [f"{disk}/t{path}", source], f"{disk}/{number}", kernel)
+    for source, path in trees:
+        # By its name: a snapshot's goes to the same tree again.
+        name = path[1:].replace("-", "--").replace("/", "-")
+        _mount(path, [f"{disk}/t{path}", source], f"{disk}/o-{name}", kernel)
     for path in _AS_THEY_ARE:
         kernel.mount(path, STAGE + path, None, abi.MS_BIND | abi.MS_REC)
     kernel.mount(scratch, STAGE + scratch, None, abi.MS_BIND)
@@ -33,7 +35,7 @@ def build(layer: int, trees: Sequence[tuple[str, str]], scratch: str, kernel: Ke
 
 
 def _mount(path: str, lowers: Sequence[str], disk: str, kernel: Kernel) -> None:
-    kernel.mkdir(disk, 0o755)
+    kernel.make_folder(disk, 0o755)
     try:
         overlay.mount_paths(STAGE + path, lowers, disk, kernel)
     except OSError as error:

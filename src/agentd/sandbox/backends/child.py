@@ -122,32 +122,32 @@ def unsent(who: str, error: OSError) -> "Starved":
     )
 
 
-def await_ready(listener: socket.socket, seconds: float = 10.0) -> list[str]:
-    """The names of the controls that a new sandbox has put in force. Raises SandboxError, Ended.
+def await_ready(listener: socket.socket, seconds: float = 10.0) -> tuple[list[str], list[int]]:
+    """The names of the controls that a new sandbox has put in force, and what it passes along.
 
-    Read before any untrusted code runs, without descriptors.
+    Read before any untrusted code runs. Raises SandboxError, Ended.
     """
     poll = select.poll()
     poll.register(listener, select.POLLIN)
     if not poll.poll(seconds * 1000):
         raise SandboxError(f"the sandbox was not ready within {seconds:g} s")
     try:
-        data = listener.recv(_MAX_MESSAGE)
-    except ConnectionResetError:
-        # As in ``receive``; told once, and before what it said.
+        answer, fds = receive(listener, seconds, "sandbox")
+    except Ended:
+        # A connection that was reset is told once, and before what was said over it.
         try:
-            data = listener.recv(_MAX_MESSAGE)
-        except ConnectionResetError:
-            data = b""
-    if not data:
-        raise Ended("the sandbox could not be built", cause="it ended before it was ready")
-    answer = json.loads(data)
+            answer, fds = receive(listener, 0, "sandbox")
+        except SandboxError:
+            raise Ended(
+                "the sandbox could not be built", cause="it ended before it was ready"
+            ) from None
     if "error" in answer:
         fix = _MORE_FILTERS if answer.get("errno") == _ENOTSUPP else ""
         raise SandboxError(
             "the sandbox could not be built", cause=str(answer["error"]), remediation=fix
         )
-    return [str(name) for name in answer["controls"]]
+    controls = answer["controls"]
+    return [str(name) for name in controls] if isinstance(controls, list) else [], fds
 
 
 def reap(pid: int) -> bool:

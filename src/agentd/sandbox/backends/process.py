@@ -104,7 +104,7 @@ class HostBackend:
                 undo.callback(group.remove)
             with explained(group, plan.limits):
                 let_in(listener, group)
-                controls = await_ready(listener)
+                controls, _ = await_ready(listener)
             pidfd = os.pidfd_open(pid)
             undo.pop_all()
         return ProcessWall(

@@ -141,6 +141,7 @@ class ProcessWall:
                 self._group.kill()
             seen = [callback() for callback in self._before_end]
             self._first.kill()
+            self._first_killed = True
             self._gone = self.wait(10.0) and False not in seen
             self._empty = True
 

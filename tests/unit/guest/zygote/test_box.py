@@ -5,7 +5,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +80,18 @@ def nothing_real(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return log
 
 
-def _confine(kernel: Recorder, fds: list[int] | None = None, **wanted: Any) -> list[str]:
-    return box.confine(REQUEST | wanted, fds or [], seccomp.build("sandbox"), kernel)
+def _confine(
+    kernel: Recorder,
+    fds: list[int] | None = None,
+    enter: Callable[[], list[str]] = list,
+    **wanted: Any,
+) -> list[str]:
+    given = list(fds or [])
+    try:
+        return box.confine(REQUEST | wanted, given, seccomp.build("sandbox"), kernel, enter=enter)
+    finally:
+        for fd in given[len(fds or []) :]:  # of its disk, for the host
+            os.close(fd)
 
 
 def _mounts(kernel: Recorder) -> list[tuple[object, ...]]:
@@ -104,8 +114,7 @@ def test_the_group_is_entered_before_it_is_the_root_of_the_namespace() -> None:
         seen.append(kernel.names())
         return ["cgroup"]
 
-    done = box.confine(REQUEST, [], seccomp.build("sandbox"), kernel, enter=enter)
-    assert "cgroup" in done
+    assert "cgroup" in _confine(kernel, enter=enter)
     assert len(seen) == 1
     assert "unshare" not in seen[0]
     capset = kernel.names().index("capset")

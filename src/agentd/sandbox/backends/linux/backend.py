@@ -9,23 +9,23 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from agentd.guest.zygote.messages import MAX_MESSAGE
-from agentd.linux import cgroup, idmap, landlock, mounts, overlay, paths, privileges, process
+from agentd.linux import cgroup, landlock, overlay, privileges, process
 from agentd.model.availability import Availability, Blocker
 from agentd.model.configuration import USUAL, HostConfiguration
 from agentd.model.errors import AgentdError, InvalidInput, SandboxError
 from agentd.model.isolation import IsolationLevel
-from agentd.model.mount import Mount, unmountable
+from agentd.model.mount import unmountable
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends import identity, shared
 from agentd.sandbox.backends.cgroups import explained, let_in, make_group, own_hierarchy
 from agentd.sandbox.backends.child import Ended, await_ready, send
 from agentd.sandbox.backends.identity import Block
-from agentd.sandbox.backends.linux import loans, report
+from agentd.sandbox.backends.linux import loans, report, restoring
 from agentd.sandbox.backends.linux.cow import OverlayWall
 from agentd.sandbox.backends.linux.loans import Loan
 from agentd.sandbox.backends.linux.nursery import Nursery, Spare, adopt
 from agentd.sandbox.backends.linux.plan import LinuxPlan, make_plan
-from agentd.sandbox.backends.wall import NamespaceWall
+from agentd.sandbox.backends.linux.wall import LinuxWall
 
 # RLIMIT_NPROC counts a fork before the cgroup refuses it.
 _FORKS_IN_FLIGHT = 64
@@ -39,7 +39,7 @@ class LinuxBackend:
     level = IsolationLevel.NAMESPACE
     images = False
     writable = True
-    abilities = frozenset({"changes", "pause"})
+    abilities = frozenset({"changes", "pause", "snapshot"})
 
     def __init__(self, without: frozenset[str] = frozenset()) -> None:
         self._without = without
@@ -69,32 +69,38 @@ class LinuxBackend:
     def plan(self, spec: SandboxSpec) -> LinuxPlan:
         return make_plan(spec)
 
-    def launch(self, plan: LinuxPlan) -> NamespaceWall:
+    def launch(self, plan: LinuxPlan) -> LinuxWall:
+        return self._build(plan, None)
+
+    def restore(self, plan: LinuxPlan, folder: str) -> LinuxWall:
+        return self._build(plan, folder)
+
+    def _build(self, plan: LinuxPlan, kept: str | None) -> LinuxWall:
         try:
-            return self._launch(plan)
+            return self._launch(plan, kept)
         except Ended:  # the zygote was killed: the next one will do
-            return self._launch(plan)
+            return self._launch(plan, kept)
         except SandboxError as error:
             if plan.spec.writable and overlay.NONE in error.cause:
                 raise report.not_writable(error.cause) from error
             raise
 
-    def _launch(self, plan: LinuxPlan) -> NamespaceWall:
+    def _launch(self, plan: LinuxPlan, kept: str | None) -> LinuxWall:
+        """``kept`` is the state of a snapshot, whose files it begins with."""
         with contextlib.ExitStack() as undo:
             nursery = self._nursery(plan.spec.net, plan.spec.configuration)
-            sources = [_open_source(mount, undo) for mount in plan.mounts]
+            sources = [loans.open_source(mount, undo) for mount in plan.mounts]
             lent = self._lent(plan, sources, nursery)
             request = self._request(plan, lent)
-            spare = nursery.take_spare() if request["plain"] else None
+            spare = nursery.take_spare() if request["plain"] and kept is None else None
             ask = functools.partial(self._pass_request, nursery, request, lent)
             if spare is not None:
                 born = _from_spare(spare, nursery, plan, ask, undo)
             else:
-                born = self._clone(nursery, plan, lent, ask, undo)
+                born = self._clone(nursery, plan, lent, ask, undo, kept)
             wall = self._wall(plan, born, lent, nursery)
             if isinstance(wall, OverlayWall):
-                scratch = os.dup(born.fds[1])
-                wall.attach_layers(scratch, os.open(".", _FOLDER, dir_fd=sources[0]))
+                wall.attach_source(os.open(".", _FOLDER, dir_fd=sources[0]))
             undo.pop_all()
             for fd in (*sources, *born.fds[1:]):
                 os.close(fd)
@@ -110,12 +116,13 @@ class LinuxBackend:
         lent: list[Loan],
         ask: "Ask",
         undo: contextlib.ExitStack,
+        kept: str | None,
     ) -> "_Born":
         """A sandbox that is born for this request."""
         block = self._take(nursery)
         listener, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         undo.callback(listener.close)
-        copied = any(loan.copy is not None for loan in lent)
+        copied = kept is not None or any(loan.copy is not None for loan in lent)
         with theirs:
             try:
                 if not copied:
@@ -126,7 +133,7 @@ class LinuxBackend:
             undo.callback(_release, block)
             pending = nursery.spawn(
                 theirs,
-                _scratch(plan, lent),
+                _scratch(plan, lent) if copied else None,
                 block,
                 whole=plan.uid == 0,
                 writable=plan.spec.writable,
@@ -140,7 +147,10 @@ class LinuxBackend:
             for fd in fds:
                 undo.callback(os.close, fd)
         if copied:  # it waits for its request until they are there
-            loans.copy_all(lent, fds[1], None if block is None else block.id)
+            user = None if block is None else block.id
+            if kept is not None:
+                restoring.restore(kept, fds[1], user)
+            loans.copy_all(lent, fds[1], user)
             ask(listener, block)
             group, detail = _let_in(plan, listener, undo)
         nursery.ask_next()
@@ -159,7 +169,7 @@ class LinuxBackend:
             fds = []
             for loan in lent:
                 if loan.mounted:
-                    fds.append(_mount_fd(nursery, loan, block))
+                    fds.append(loans.mount_fd(loan, nursery, block))
                     passed.callback(os.close, fds[-1])
             send(listener, request, fds, "sandbox", MAX_MESSAGE)
 
@@ -171,12 +181,12 @@ class LinuxBackend:
 
     def _wall(
         self, plan: LinuxPlan, born: "_Born", lent: list[Loan], nursery: Nursery
-    ) -> NamespaceWall:
+    ) -> LinuxWall:
         pid = process.pidfd_of_fdinfo(born.fds[0])
         with explained(born.group, plan.limits):
-            controls = await_ready(born.listener)
-        kind = OverlayWall if plan.cow else NamespaceWall
-        return kind(
+            controls, disk = await_ready(born.listener)
+        kind = OverlayWall if plan.cow else LinuxWall
+        wall = kind(
             id_=f"{pid}",
             pid=pid,
             pidfd=born.fds[0],
@@ -196,6 +206,8 @@ class LinuxBackend:
             without_group=born.detail,
             block=born.block,
         )
+        wall.attach_disk(*disk)
+        return wall
 
     def _request(self, plan: LinuxPlan, lent: list[Loan]) -> dict[str, object]:
         return {
@@ -254,7 +266,7 @@ class LinuxBackend:
                     loans.of(mount, source, nursery, plan.limits.disk or 0, own_user=own_user)
                 )
             except OSError as error:
-                raise _unmountable(mount, error) from error
+                raise unmountable(mount, error.strerror or "") from error
         return found
 
     def _take(self, nursery: Nursery) -> Block | None:
@@ -324,43 +336,10 @@ def _from_spare(
     return _Born([spare.pidfd], spare.listener, spare.block, group, detail)
 
 
-def _mount_fd(nursery: Nursery, loan: Loan, block: Block | None) -> int:
-    """A detached mount of what is lent, owned inside by the sandbox's user where it is mapped."""
-    try:
-        if block is None or not nursery.may_mount:
-            return nursery.clone_tree(loan.mount.source, loan.source, readonly=loan.readonly)
-        if loan.unmapped:
-            return mounts.clone_tree(loan.source, readonly=True, recursive=False)
-        owner = os.fstat(loan.source)
-        userns = idmap.userns_fd(
-            owner.st_uid, owner.st_gid, block.id, nursery.nobodys(), its_ids=identity.SIZE
-        )
-        try:
-            return mounts.clone_tree(loan.source, readonly=loan.readonly, idmap_fd=userns)
-        finally:
-            os.close(userns)
-    except OSError as error:
-        raise _unmountable(loan.mount, error) from error
-
-
 def _release(block: Block | None, ended: bool = False) -> None:
     """Without ``ended`` a clone of it may live on for a moment: a look at all processes tells."""
     if block is not None:
         block.release(ended)
-
-
-def _open_source(mount: Mount, undo: contextlib.ExitStack) -> int:
-    """The one look at the path: all that is done with the mount is done with what this found."""
-    try:
-        fd = paths.open_plain(mount.source)
-    except OSError as error:
-        raise _unmountable(mount, error) from error
-    undo.callback(os.close, fd)
-    return fd
-
-
-def _unmountable(mount: Mount, error: OSError) -> InvalidInput:
-    return unmountable(mount, error.strerror or "")
 
 
 def _let_in(
@@ -375,11 +354,9 @@ def _let_in(
     return group, detail
 
 
-def _scratch(plan: LinuxPlan, lent: list[Loan]) -> dict[str, object] | None:
-    """The tmpfs that the host needs to see, too: copies lie beside what the limits allow."""
+def _scratch(plan: LinuxPlan, lent: list[Loan]) -> dict[str, object]:
+    """The tmpfs that the host writes to first: copies lie beside what the limits allow."""
     copied = [loan.copy for loan in lent if loan.copy is not None]
-    if not plan.cow and not copied:
-        return None
     return {
         "disk": (plan.limits.disk or 0) + sum(size.bytes for size in copied),
         "inodes": plan.inodes + sum(size.files for size in copied),

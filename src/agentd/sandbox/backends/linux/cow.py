@@ -18,7 +18,7 @@ from agentd.sandbox import sparse
 from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.linux import placing
 from agentd.sandbox.backends.linux.lower import Lower, enter, lstat, mounted_beneath
-from agentd.sandbox.backends.wall import NamespaceWall
+from agentd.sandbox.backends.linux.wall import LinuxWall
 
 _OPAQUE = "user.overlay.opaque"
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -27,15 +27,15 @@ _MAX_CHANGES = 1_000_000
 _MAX_TEXT = 32 << 20  # of the paths of all changes
 
 
-class OverlayWall(NamespaceWall):
-    """``attach_layers`` is called once, right after construction."""
+class OverlayWall(LinuxWall):
+    """``u`` on its disk is the upper directory. ``attach_source`` is called once, right after
+    construction."""
 
-    def attach_layers(self, scratch_fd: int, source_fd: int) -> None:
-        """Takes ownership of both: of the tmpfs whose ``u`` is the upper directory, and of the
-        host's directory beneath, whose name may mean another one by now."""
-        self._scratch = scratch_fd
-        self._source = source_fd
-        self._on_end = (*self._on_end, lambda: os.close(scratch_fd), lambda: os.close(source_fd))
+    def attach_source(self, source: int) -> None:
+        """Takes ownership of a descriptor of the host's directory beneath, whose name may mean
+        another one by now."""
+        self._source = source
+        self._on_end = (*self._on_end, lambda: os.close(source))
 
     def changes(self) -> tuple[str, ...]:
         found: list[str] = []
@@ -54,7 +54,7 @@ class OverlayWall(NamespaceWall):
     def apply(self) -> None:
         owner = os.fstat(self._source)
         ids = (owner.st_uid, owner.st_gid) if identity.available() else None
-        size = os.fstatvfs(self._scratch)
+        size = os.fstatvfs(self._disk)
         budget = size.f_blocks * size.f_frsize
         host = Lower(ids)
         check = _Check(budget, host, mounted_beneath(self._source))
@@ -71,7 +71,7 @@ class OverlayWall(NamespaceWall):
             ) from error
 
     def _walk(self, visit: Callable[[int, int], None]) -> None:
-        upper = os.open("u", _DIR, dir_fd=self._scratch)
+        upper = os.open("u", _DIR, dir_fd=self._disk)
         try:
             lower = os.open(".", _DIR, dir_fd=self._source)
             try:

@@ -1,13 +1,15 @@
 """How each host folder comes into a sandbox: with its owner's rights, everybody's, or as a copy."""
 
+import contextlib
 import os
 from typing import NamedTuple
 
-from agentd.linux import paths
+from agentd.linux import idmap, mounts, paths
 from agentd.model.errors import InvalidInput
-from agentd.model.mount import Mount, MountMode
+from agentd.model.mount import Mount, MountMode, unmountable
 from agentd.model.units import readable_size
-from agentd.sandbox.backends import unmapped
+from agentd.sandbox.backends import identity, unmapped
+from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.linux import copies, foreign
 from agentd.sandbox.backends.linux.copies import CopySize
 from agentd.sandbox.backends.linux.nursery import Nursery
@@ -56,6 +58,19 @@ class Loan(NamedTuple):
                 text += f"; {self.copy.left_out:,} that its owner may not read are left out"
             return f"{text}: {self.unmapped}"
         return f"as everybody may read it: {self.unmapped}"
+
+
+def open_source(mount: Mount, undo: contextlib.ExitStack) -> int:
+    """The one look at the path: all that is done with the mount is done with what this found.
+
+    Raises InvalidInput.
+    """
+    try:
+        fd = paths.open_plain(mount.source)
+    except OSError as error:
+        raise unmountable(mount, error.strerror or "") from error
+    undo.callback(os.close, fd)
+    return fd
 
 
 def of(mount: Mount, source: int, nursery: Nursery, disk: int, *, own_user: bool) -> Loan:
@@ -123,3 +138,25 @@ def requests(lent: list[Loan]) -> list[dict[str, object]]:
             "is_dir": paths.is_folder(loan.source),
         })  # fmt: skip
     return found
+
+
+def mount_fd(loan: Loan, nursery: Nursery, block: Block | None) -> int:
+    """A detached mount of what is lent, owned inside by the sandbox's user where it is mapped.
+
+    Raises InvalidInput.
+    """
+    try:
+        if block is None or not nursery.may_mount:
+            return nursery.clone_tree(loan.mount.source, loan.source, readonly=loan.readonly)
+        if loan.unmapped:
+            return mounts.clone_tree(loan.source, readonly=True, recursive=False)
+        owner = os.fstat(loan.source)
+        userns = idmap.userns_fd(
+            owner.st_uid, owner.st_gid, block.id, nursery.nobodys(), its_ids=identity.SIZE
+        )
+        try:
+            return mounts.clone_tree(loan.source, readonly=loan.readonly, idmap_fd=userns)
+        finally:
+            os.close(userns)
+    except OSError as error:
+        raise unmountable(loan.mount, error.strerror or "") from error

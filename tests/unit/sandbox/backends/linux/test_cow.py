@@ -46,7 +46,8 @@ def wall(upper: Path, lower: Path) -> Iterator[OverlayWall]:
             workspace="/workspace",
         )
         below = os.open(lower, os.O_RDONLY | os.O_DIRECTORY)
-        wall.attach_layers(fd, below)
+        wall.attach_disk(fd)
+        wall.attach_source(below)
         yield wall
     os.close(fd)
     os.close(below)

@@ -1,0 +1,73 @@
+"""A running sandbox of the ``linux`` backend, whose disk the host can see."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from agentd.model.errors import BackendLost, SandboxError
+from agentd.sandbox.backends.linux import saving
+from agentd.sandbox.backends.wall import NamespaceWall
+
+
+class LinuxWall(NamespaceWall):
+    """Its snapshots hold its files, and none of its processes.
+
+    ``attach_disk`` is called once, right after construction.
+    """
+
+    fidelity = "files"
+
+    def attach_disk(self, disk: int) -> None:
+        """Takes ownership of a descriptor of its tmpfs, as the sandbox had it before anything ran
+        in it: what is mounted over it there is not in the way."""
+        self._disk = disk
+        self._on_end = (*self._on_end, lambda: os.close(disk))
+
+    def snapshot(self, folder: str) -> None:
+        """Write its files beneath ``folder``; it stands still meanwhile where a cgroup can have it
+        so. Raises SandboxError, and BackendLost once it is killed."""
+        first = None if self._block is None else self._block.id
+        with self._disk_open() as disk, self._still() as still:
+            try:
+                saving.save(folder, disk, first, still=still, check=self._check)
+            except OSError as error:
+                raise SandboxError(
+                    "the snapshot cannot be written", cause=error.strerror or str(error)
+                ) from error
+
+    def _check(self) -> None:
+        if self._first_killed or self._empty:
+            raise BackendLost(f"sandbox {self.id} was killed")
+
+    @contextlib.contextmanager
+    def _disk_open(self) -> Iterator[int]:
+        """For as long as we need it, whoever ends the sandbox meanwhile."""
+        with self._lock:
+            self._check()
+            disk = os.dup(self._disk)
+        try:
+            yield disk
+        finally:
+            os.close(disk)
+
+    @contextlib.contextmanager
+    def _still(self) -> Iterator[bool]:
+        """Yields whether nothing runs in it within; it goes on afterwards, unless it was paused."""
+        if self._paused or not self._pause_if_able():
+            yield self._paused
+            return
+        try:
+            yield True
+        finally:
+            with contextlib.suppress(BackendLost):  # it was killed
+                self.resume()
+
+    def _pause_if_able(self) -> bool:
+        if "pause" in self.lacks:
+            return False
+        try:
+            self.pause()
+        except SandboxError:
+            self._check()
+            return False  # its processes could not be stopped in time
+        return True
