@@ -78,6 +78,24 @@ def test_an_ordinary_users_do_too(as_user: OrdinaryUser) -> None:
     _check(json.loads(ran.stdout))
 
 
+def test_a_writable_root_is_kept_with_its_owners_and_what_is_gone() -> None:
+    fill = "mkdir /app; echo x > /app/x; echo y > /etc/y; rm /etc/passwd; echo z > /usr/bin/zz"
+    tell = "ls /etc; cat /app/x /etc/y /usr/bin/zz; ls /usr/bin | wc -l; stat -c '%n %u:%g' /app/x"
+    wanted: Any = {"backend": "linux", "user": "root", "writable": True, "embedded": True}
+    with Sandbox.create(**wanted) as sandbox:
+        sandbox.run(fill, check=True)
+        if os.geteuid() == 0:
+            sandbox.run("chown 33:44 /app/x", check=True)
+        (copy,) = sandbox.fork()
+        with copy:
+            told = copy.run(tell, check=True).text
+            assert told == sandbox.run(tell, check=True).text
+            assert "passwd" not in told.split() and "y" in told.split()
+            assert os.geteuid() or "/app/x 33:44" in told
+            copy.run("rm -r /app /etc/y; echo new > /etc/passwd", check=True)
+        assert sandbox.run(tell, check=True).text == told
+
+
 def test_the_disk_limit_holds_in_a_copy() -> None:
     with Sandbox.create(backend="linux", disk="32M", embedded=True) as sandbox:
         sandbox.run("head -c 20M /dev/zero | tr '\\0' x > a", check=True)
