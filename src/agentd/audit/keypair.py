@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Union
 
 from agentd.audit.errors import AuditError, ReceiptInvalid
 from agentd.audit.files import sync_directory
+from agentd.model.system import os_errors_as
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import (
@@ -34,15 +35,11 @@ class KeyPair:
 
         Raises AuditError for a key that others can read or have written.
         """
-        try:
+        with os_errors_as(AuditError, f"cannot have the signing key {path}"):
             if not os.path.lexists(path):
                 _create(path)
             pair = cls(_loaded(path))
             pair._publish(path + PUBLIC)
-        except OSError as error:
-            raise AuditError(
-                f"cannot have the signing key {path}", cause=error.strerror or str(error)
-            ) from error
         return pair
 
     def sign(self, data: bytes) -> bytes:

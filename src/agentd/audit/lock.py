@@ -8,6 +8,7 @@ import os
 import time
 
 from agentd.audit.errors import AuditError, AuditLocked
+from agentd.model.system import os_errors_as
 
 NAME = "lock"
 _FIRST_WAIT = 0.001
@@ -21,14 +22,10 @@ class Lock:
         """Raises AuditError."""
         self._directory = directory
         path = os.path.join(directory, NAME)
-        try:
+        with os_errors_as(
+            AuditError, f"cannot open the lock {path}", "make the directory writable for this user"
+        ):
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise AuditError(
-                f"cannot open the lock {path}",
-                cause=error.strerror or "",
-                remediation="make the directory writable for this user",
-            ) from error
 
     def acquire(self, wait: float = 0.0) -> None:
         """Waits ``wait`` seconds at most. Raises AuditLocked."""

@@ -17,6 +17,7 @@ from agentd.audit.record import LogEntry, entry
 from agentd.audit.sinks.feeder import Feeder
 from agentd.model.audit import Event, Kind, Position
 from agentd.model.commit import GroupCommit, Job, NotTaken
+from agentd.model.system import os_errors_as
 
 if TYPE_CHECKING:
     from agentd.audit.sinks.port import AuditSink
@@ -287,12 +288,8 @@ def _open(directory: str, keep: Keep | None, clock: Callable[[], float]) -> tupl
 
 def make_directory(directory: str) -> None:
     """Raises AuditError."""
-    try:
+    with os_errors_as(AuditError, f"cannot make the directory of the audit log {directory}"):
         os.makedirs(directory, 0o700, exist_ok=True)
-    except OSError as error:
-        raise AuditError(
-            f"cannot make the directory of the audit log {directory}", cause=error.strerror or ""
-        ) from error
 
 
 def _refused(error: OSError | AuditError) -> AuditError:

@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Iterator
 
 from agentd.audit.errors import AuditError
+from agentd.model.system import os_errors_as
 
 FIELD = "writer"  # of a START in a shared log
 _FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -24,16 +25,14 @@ class WriterOnce:
         """``seq``: all that it begins is behind this record. Raises AuditError."""
         self._directory = directory
         self._owner = os.getpid()
-        try:
+        with os_errors_as(
+            AuditError,
+            f"cannot write in {directory}",
+            "make it writable for this user, and see that its disk has room",
+        ):
             os.makedirs(directory, 0o700, exist_ok=True)
             self.name, self._fd = self._made()
             os.pwrite(self._fd, b"%d\n" % seq, 0)
-        except OSError as error:
-            raise AuditError(
-                f"cannot write in {directory}",
-                cause=error.strerror or str(error),
-                remediation="make it writable for this user, and see that its disk has room",
-            ) from error
 
     def close(self) -> None:
         """All that it began has ended. A forked copy lets go of it alone."""

@@ -6,6 +6,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from agentd.model.errors import InvalidInput
+from agentd.model.system import os_errors_as
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import (
@@ -100,12 +101,8 @@ def _read_private(path: str) -> bytes:
 
 
 def _write_new(path: str, data: bytes, mode: int) -> None:
-    try:
+    with os_errors_as(InvalidInput, f"cannot write {path}", "give another name"):
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    except OSError as error:
-        raise InvalidInput(
-            f"cannot write {path}", cause=error.strerror or "", remediation="give another name"
-        ) from error
     with os.fdopen(fd, "wb") as file:
         file.write(data)
 

@@ -24,6 +24,7 @@ from agentd.model import typed
 from agentd.model.errors import InvalidInput, NotFound, Refused, SandboxError
 from agentd.model.snapshot import FORMAT, SnapshotManifest, StateFile
 from agentd.model.spec import SandboxSpec
+from agentd.model.system import os_errors_as
 from agentd.sandbox import sparse
 
 MANIFEST = "manifest.json"
@@ -197,14 +198,12 @@ def _machine(spec: SandboxSpec) -> dict[str, object]:
 def _partial(path: str) -> Iterator[str]:
     """A folder beside ``path`` to fill; what is left of it at the end is removed."""
     parent, name = os.path.split(path)
-    try:
+    with os_errors_as(
+        InvalidInput,
+        f"no snapshot can be written to {path}",
+        "name a path in a directory that exists and is yours",
+    ):
         folder = tempfile.mkdtemp(prefix=f".{name}.", dir=parent)
-    except OSError as error:
-        raise InvalidInput(
-            f"no snapshot can be written to {path}",
-            cause=error.strerror or "",
-            remediation="name a path in a directory that exists and is yours",
-        ) from None
     try:
         yield folder
     except OSError as error:

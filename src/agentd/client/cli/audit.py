@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from agentd.client.cli import kept, output, remote
 from agentd.client.cli.parser import Parser
 from agentd.model.errors import InvalidInput
+from agentd.model.system import os_errors_as
 
 if TYPE_CHECKING:
     from agentd.audit.verify import LogVerdict
@@ -293,15 +294,12 @@ def _export(options: argparse.Namespace, source: "Source") -> int:
     if options.out is None:
         _write(lines)
         return 0
-    try:
-        with open(options.out, "xb", opener=_private) as file:
-            file.writelines(lines)
-    except OSError as error:
-        raise InvalidInput(
-            f"cannot write {options.out}",
-            cause=error.strerror or "",
-            remediation="name a new file in a directory of yours",
-        ) from error
+    fix = "name a new file in a directory of yours"
+    with (
+        os_errors_as(InvalidInput, f"cannot write {options.out}", fix),
+        open(options.out, "xb", opener=_private) as file,
+    ):
+        file.writelines(lines)
     return 0
 
 

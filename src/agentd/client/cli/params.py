@@ -6,6 +6,7 @@ from typing import Any
 
 from agentd.client.cli import output
 from agentd.model.errors import InvalidInput
+from agentd.model.system import os_errors_as
 
 OPTION = "--params"
 # What it was called; alone it is, as everywhere, to print JSON.
@@ -48,13 +49,11 @@ def text(given: str | None) -> bytes:
 
 
 def read(path: str) -> bytes:
-    try:
+    with os_errors_as(InvalidInput, f"cannot read {path}"):
         if path == "-":
             return sys.stdin.buffer.read(_MAX_INPUT)
         with open(path, "rb") as file:
             return file.read(_MAX_INPUT)
-    except OSError as error:
-        raise InvalidInput(f"cannot read {path}", cause=error.strerror or str(error)) from error
 
 
 def parsed(raw: bytes, what: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from agentd.client.cli import kept, output, remote
 from agentd.client.cli.parser import Parser
 from agentd.client.http.errors import Unreachable
 from agentd.model.errors import InvalidInput, NotFound
+from agentd.model.system import os_errors_as
 
 if TYPE_CHECKING:
     from agentd.audit.receipt import Statement
@@ -139,14 +140,12 @@ def _found(options: argparse.Namespace) -> bytes:
     looked = []
     for directory, whose in kept.directories(options, "receipts"):
         looked.append(directory)
-        try:
+        with os_errors_as(
+            InvalidInput,
+            f"cannot read the receipts in {directory}",
+            "name their directory with --dir, or their daemon with --url",
+        ):
             envelope = receipts.find(directory, options.id)
-        except OSError as error:
-            raise InvalidInput(
-                f"cannot read the receipts in {directory}",
-                cause=error.strerror or "",
-                remediation="name their directory with --dir, or their daemon with --url",
-            ) from error
         if envelope is not None:
             if whose and not options.embedded:
                 output.say(f"found in {directory}, {whose}", "receipt")
@@ -171,13 +170,8 @@ def _read(path: str, fix: str = "correct the path") -> bytes:
     """A bounded file. Raises InvalidInput."""
     if path == "-":
         return sys.stdin.buffer.read(_MAX_FILE)
-    try:
-        with open(path, "rb") as file:
-            return file.read(_MAX_FILE)
-    except OSError as error:
-        raise InvalidInput(
-            f"cannot read {path}", cause=error.strerror or "", remediation=fix
-        ) from error
+    with os_errors_as(InvalidInput, f"cannot read {path}", fix), open(path, "rb") as file:
+        return file.read(_MAX_FILE)
 
 
 def _print(statement: "Statement", *, as_json: bool) -> None:

@@ -6,6 +6,7 @@ import sys
 
 from agentd.client.cli.parser import Parser
 from agentd.model.errors import InvalidInput
+from agentd.model.system import os_errors_as
 
 _EXAMPLES = """\
 examples:
@@ -74,27 +75,21 @@ def _sign(options: argparse.Namespace) -> int:
 def _read(path: str) -> bytes:
     from agentd.model.canonical import MAX_BYTES
 
-    try:
+    with os_errors_as(InvalidInput, f"cannot read {path}", "give another file"):
         if path == "-":
             return sys.stdin.buffer.read(MAX_BYTES + 1)
         with open(path, "rb") as file:
             return file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise InvalidInput(
-            f"cannot read {path}", cause=error.strerror or "", remediation="give another file"
-        ) from error
 
 
 def _write(path: str, data: bytes) -> None:
     # Whoever reads it can send it in: until it is used, or stale, it is a credential.
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-    try:
-        with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
-            file.write(data)
-    except OSError as error:
-        raise InvalidInput(
-            f"cannot write {path}", cause=error.strerror or "", remediation="give another file"
-        ) from error
+    with (
+        os_errors_as(InvalidInput, f"cannot write {path}", "give another file"),
+        os.fdopen(os.open(path, flags, 0o600), "wb") as file,
+    ):
+        file.write(data)
 
 
 def _parser() -> Parser:

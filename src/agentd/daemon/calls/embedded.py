@@ -20,6 +20,7 @@ from agentd.model.options import sandbox_spec
 from agentd.model.principal import Principal
 from agentd.model.result import Result
 from agentd.model.spec import ExecRequest, SandboxSpec
+from agentd.model.system import os_errors_as
 from agentd.sandbox.handle import SandboxHandle
 
 if TYPE_CHECKING:
@@ -81,16 +82,14 @@ def state_directory() -> str:
 
 def _make(state: str) -> None:
     """Where the log and the receipts of calls lie. Raises AuditError: no call goes without them."""
-    try:
+    with os_errors_as(
+        AuditError,
+        f"the log and the receipts of calls cannot be kept in {state}",
+        "set XDG_STATE_HOME to a folder that you can write to",
+    ):
         os.makedirs(state, 0o700, exist_ok=True)
         if not os.access(state, os.W_OK | os.X_OK, effective_ids=True):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
-        raise AuditError(
-            f"the log and the receipts of calls cannot be kept in {state}",
-            cause=error.strerror or str(error),
-            remediation="set XDG_STATE_HOME to a folder that you can write to",
-        ) from error
 
 
 class OwnSandboxes:

@@ -16,6 +16,7 @@ from agentd.model.limits import Limits, said
 from agentd.model.mount import Mount
 from agentd.model.principal import Principal
 from agentd.model.spec import SandboxSpec
+from agentd.model.system import os_errors_as
 from agentd.model.units import format_duration, parse_duration
 from agentd.sandbox.backends import BUILTIN
 
@@ -135,14 +136,10 @@ def _judged(mounts: tuple[Mount, ...], config: Config) -> tuple[Mount, ...]:
 
 
 def _source(mount: Mount, roots: Sequence[str]) -> str:
-    try:
+    # Python 3.11 and 3.12 raise one where a link is replaced as it is read.
+    fix = "leave it as it is while it is mounted"
+    with os_errors_as(Refused, f"cannot read {mount.source}", fix):
         source = os.path.realpath(mount.source)
-    except OSError as error:  # Python 3.11 and 3.12, where a link is replaced as it is read
-        raise Refused(
-            f"cannot read {mount.source}",
-            cause=error.strerror or "",
-            remediation="leave it as it is while it is mounted",
-        ) from error
     # As they were when the configuration was read: not what has their names by now.
     if any(os.path.commonpath((root, source)) == root for root in roots):
         return source

@@ -8,6 +8,7 @@ import fcntl
 import os
 
 from agentd.daemon.store.errors import StoreError, StoreLocked
+from agentd.model.system import os_errors_as
 
 
 class OwnerLock:
@@ -15,10 +16,8 @@ class OwnerLock:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        try:
+        with os_errors_as(StoreError, f"cannot open the lock {path}"):
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise StoreError(f"cannot open the lock {path}", cause=error.strerror or "") from error
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(self._fd, 0)

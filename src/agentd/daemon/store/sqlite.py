@@ -15,6 +15,7 @@ from agentd.daemon.store.migrations import migrate
 from agentd.daemon.store.view import Transaction, Value, View
 from agentd.daemon.store.writer import StoreWriter, WriteCounts, failed
 from agentd.linux.paths import sync
+from agentd.model.system import os_errors_as
 
 T = TypeVar("T")
 
@@ -153,17 +154,15 @@ def _connect(path: str, settings: tuple[str, ...]) -> sqlite3.Connection:
 
 
 def _prepare(folder: str) -> None:
-    try:
+    with os_errors_as(
+        StoreError,
+        f"cannot make {folder}",
+        "give --state a directory that you can write to, or set XDG_STATE_HOME",
+    ):
         if not os.path.isdir(folder):
             os.makedirs(folder, 0o700, exist_ok=True)
             sync(os.path.dirname(folder))
         status = os.stat(folder)
-    except OSError as error:
-        raise StoreError(
-            f"cannot make {folder}",
-            cause=error.strerror or "",
-            remediation="give --state a directory that you can write to, or set XDG_STATE_HOME",
-        ) from error
     if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise StoreError(
             f"others may change {folder}",
@@ -173,12 +172,10 @@ def _prepare(folder: str) -> None:
 
 def _create(path: str) -> None:
     """The empty file, for its owner alone: SQLite gives its log and index the same mode."""
-    try:
+    with os_errors_as(StoreError, f"cannot open {path}"):
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         os.close(fd)
         sync(os.path.dirname(path))  # SQLite does it for its log, not for a file that it found
-    except OSError as error:
-        raise StoreError(f"cannot open {path}", cause=error.strerror or "") from error
 
 
 def _unusable(path: str, error: sqlite3.Error) -> StoreError:

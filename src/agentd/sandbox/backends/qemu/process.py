@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from agentd.linux import cgroup, kvm
 from agentd.model.cause import CauseCode
 from agentd.model.errors import AgentdError, BackendLost, SandboxError
+from agentd.model.system import os_errors_as
 from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.qemu import plan as plans
 from agentd.sandbox.backends.qemu import shares
@@ -340,14 +341,12 @@ class QemuProcess(MonitorProcess):
 
 def _open_kvm() -> int:
     """Open it with our rights, as the probe did: its mode is no matter of the monitor's."""
-    try:
+    with os_errors_as(
+        SandboxError,
+        f"cannot open {kvm.DEVICE}",
+        "agentd doctor says what KVM lacks; then start agentd again",
+    ):
         return os.open(kvm.DEVICE, os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        raise SandboxError(
-            f"cannot open {kvm.DEVICE}",
-            cause=error.strerror or str(error),
-            remediation="agentd doctor says what KVM lacks; then start agentd again",
-        ) from error
 
 
 def start(

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from agentd.model.errors import SandboxError
+from agentd.model.system import os_errors_as
 from agentd.sandbox.backends.vm import states
 
 MAX_KEPT = 4
@@ -129,15 +130,11 @@ class Templates:
         return [f"{self.folder}/{match[0]}" for match in found if match and match[1] == name]
 
     def _make_folder(self) -> None:
-        try:
+        with os_errors_as(
+            SandboxError, f"cannot make {self.folder}", "set XDG_CACHE_HOME to a directory of yours"
+        ):
             os.makedirs(self.folder, mode=0o700, exist_ok=True)
             status = os.lstat(self.folder)
-        except OSError as error:
-            raise SandboxError(
-                f"cannot make {self.folder}",
-                cause=error.strerror or "",
-                remediation="set XDG_CACHE_HOME to a directory of yours",
-            ) from error
         if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o022:
             raise SandboxError(
                 f"{self.folder} can be written by others",
