@@ -1,6 +1,7 @@
 """What only a wall of namespaces can give: mounts anywhere, copies on write, users."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -154,6 +155,42 @@ def test_what_programs_expect_in_run_is_there(box: Callable[..., Sandbox]) -> No
         pytest.skip("neither screen nor PostgreSQL is installed")
     for path in wanted:
         assert box().run(f"touch {path}/.lock", check=True)
+
+
+@of_namespaces
+def test_its_limits_can_be_read_and_not_changed(box: Callable[..., Sandbox]) -> None:
+    sandbox = box(memory="256M", cpus=1)
+    if not sandbox.enforcement["memory"].enforced:
+        pytest.skip(f"no group: {sandbox.enforcement['memory'].detail}")
+    place = "/sys/fs/cgroup"
+    names = f"{place}/memory.max {place}/memory/memory.limit_in_bytes"
+    assert sandbox.run(f"cat {names} 2>/dev/null").text == f"{256 << 20}\n"
+    assert sandbox.run(f"for f in {names}; do echo 1 > $f && exit 1; done; true", check=True)
+    assert sandbox.run("nproc", check=True).text == "1\n"
+    assert box(memory="256M", cpus=1, env={"OMP_NUM_THREADS": "2"}).run("nproc").text == "2\n"
+
+
+_JAVA = "class H { public static void main(String[] a) { %s } }"
+_HEAP = "System.out.println(Runtime.getRuntime().maxMemory() >> 20);"
+
+
+@of_namespaces
+@pytest.mark.parametrize(
+    ("program", "script"),
+    [
+        ("java", f"echo '{_JAVA % _HEAP}' > H.java; java H.java"),
+        ("node", "node -p 'Math.round(process.constrainedMemory() / (1 << 20))'"),
+    ],
+)
+def test_programs_size_themselves_by_the_memory_limit(
+    box: Callable[..., Sandbox], program: str, script: str
+) -> None:
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed")
+    sandbox = box(memory="512M")
+    if not sandbox.enforcement["memory"].enforced:
+        pytest.skip(f"no group: {sandbox.enforcement['memory'].detail}")
+    assert 64 <= int(sandbox.run(script, check=True, timeout=250).text) <= 512
 
 
 @of_namespaces

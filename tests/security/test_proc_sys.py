@@ -256,8 +256,38 @@ def test_off_a_release_agent_is_opened(sandbox: Callable[..., Any]) -> None:
     assert "opened" in answers.values()
 
 
-def test_sys_is_empty(sandbox: Callable[..., Any]) -> None:
-    assert sandbox("linux").attack('said("sys", os.listdir("/sys"))') == {"sys": "[]"}
+def test_sys_has_the_processors_and_the_own_group_alone(sandbox: Callable[..., Any]) -> None:
+    script = """
+said("sys", sorted(os.listdir("/sys")))
+said("fs", os.listdir("/sys/fs"))
+said("devices", [os.listdir("/sys/devices"), os.listdir("/sys/devices/system")])
+groups = [name for _, names, _ in os.walk("/sys/fs/cgroup") for name in names]
+said("groups", sorted(set(groups) - {"memory", "cpu", "cpuacct", "cpuset", "pids"}))
+pids = set()
+for folder, _, names in os.walk("/sys/fs/cgroup"):
+    if "cgroup.procs" in names:
+        pids |= set(open(folder + "/cgroup.procs").read().split())
+said("strangers", sorted(pid for pid in pids if not os.path.exists("/proc/" + pid)))
+for path in ("/sys/fs/cgroup", "/sys/fs/cgroup/memory", "/sys/devices/system/cpu/cpu0"):
+    said("made in " + path, made(path))
+"""
+    answers = sandbox("linux").attack(MADE + script)
+    assert answers.pop("sys") == "['devices', 'fs']"
+    assert answers.pop("fs") == "['cgroup']"
+    assert answers.pop("devices") == "[['system'], ['cpu']]"
+    assert answers.pop("groups") == answers.pop("strangers") == "[]"
+    assert set(answers.values()) == {"no"}
+
+
+MADE = """
+def made(path):
+    try:
+        os.mkdir(path + "/agentd-test")
+        return "yes"
+    except OSError:
+        return "no"
+
+"""
 
 
 @pytest.mark.parametrize("control", ["seccomp", "landlock", "capabilities"])

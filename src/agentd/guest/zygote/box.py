@@ -10,7 +10,7 @@ import os
 import resource
 from collections.abc import Callable
 
-from agentd.guest.zygote import own_root, var, writable_root
+from agentd.guest.zygote import cgroup_view, own_root, var, writable_root
 from agentd.guest.zygote.root import EMPTY_FILE, SANDBOX_HOME, masks
 from agentd.guest.zygote.wall_kernel import KERNEL, WallKernel
 from agentd.linux import abi, caps, landlock, net, overlay, process, seccomp
@@ -84,6 +84,7 @@ def confine(
     without = set(_strings(box["without"]))
     ahead = prepared.steps if prepared is not None else frozenset()
     done: list[str] = []
+    held: list[str] = []
     steps: tuple[tuple[str, Callable[[], object]], ...] = (
         ("user_namespace", lambda: _identity(box, kernel)),
         ("hostname", lambda: kernel.sethostname(str(box["hostname"]))),
@@ -93,9 +94,10 @@ def confine(
         ("workspace", lambda: _mounts(box, fds, kernel, prepared is not None)),
         ("proc", lambda: _proc(kernel)),
         ("user_counts", lambda: _user_counts(box, kernel)),
-        ("group", lambda: done.extend(enter())),
+        ("group", lambda: held.extend(enter())),
         # After it: /proc/self/cgroup shows the group as the root, and not by its name on the host.
         ("cgroup_namespace", lambda: kernel.unshare(abi.CLONE_NEWCGROUP)),
+        ("cgroup_view", lambda: _cgroup_view(done, held, kernel)),
         ("rlimits", lambda: _rlimits(box, kernel)),
         ("no_new_privs", lambda: process.set_no_new_privs(kernel)),
         ("capabilities", lambda: _capabilities(box, prepared, kernel)),
@@ -246,6 +248,13 @@ def _overlay(mount: Request, fds: list[int], kernel: WallKernel) -> None:
 
 def _attach(fd: int, target: str, kernel: WallKernel) -> None:
     kernel.move_mount(fd, "", abi.AT_FDCWD, target, abi.MOVE_MOUNT_F_EMPTY_PATH)
+
+
+def _cgroup_view(done: list[str], held: list[str], kernel: WallKernel) -> None:
+    if held:
+        done.append("cgroup")
+    if "cgroup_namespace" in done:  # else it would show the host's groups
+        cgroup_view.mount(held, kernel)
 
 
 def _own_root(box: Request, fds: list[int], kernel: WallKernel) -> None:

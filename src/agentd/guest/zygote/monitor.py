@@ -122,7 +122,8 @@ def _agent(config: Config) -> None:
             process.set_pdeathsig(signal.SIGKILL)
             if os.getppid() != monitor:
                 os._exit(1)
-            done += enter_group(listener)
+            if enter_group(listener):
+                done.append("cgroup")
         except OSError as error:
             answer = {"error": str(error), "errno": error.errno}
             listener.send(json.dumps(answer).encode())

@@ -9,7 +9,7 @@ import errno
 import os
 from collections.abc import Iterable, Sequence
 
-from agentd.guest.zygote.root import STAGE, write
+from agentd.guest.zygote.root import EMPTY_FOLDER, STAGE, write
 from agentd.linux import abi, mounts, overlay
 from agentd.linux.kernel import KERNEL, Kernel
 
@@ -97,7 +97,7 @@ class _Copy:
             elif entry.path in self._opened:
                 os.mkdir(target, 0o755)
                 self.again(entry.path, of_the_host)
-            elif self._private and entry.path not in ("/dev", "/proc"):
+            elif self._private and entry.path not in ("/dev", "/proc", "/sys"):
                 make_private(entry.path, target, self._kernel)
             else:
                 mount_point(target, entry.is_dir())
@@ -141,7 +141,7 @@ def _make_again(path: str, target: str, mounted: frozenset[str], kernel: Kernel)
 def _overlay(path: str, target: str, kernel: Kernel) -> None:
     # Two directories make one that is read-only; the empty one adds nothing.
     try:
-        overlay.mount_readonly(target, ("/sys", path), kernel)
+        overlay.mount_readonly(target, (EMPTY_FOLDER, path), kernel)
     except OSError as error:
         raise OSError(
             error.errno,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 
-from agentd.guest.zygote import var
+from agentd.guest.zygote import cgroup_view, var
 from agentd.linux import abi, mounts
 from agentd.linux.kernel import KERNEL, Kernel
 
@@ -85,11 +85,14 @@ _DEV_LINKS = {
     "stderr": "/proc/self/fd/2",
     "ptmx": "pts/ptmx",
 }
-_EMPTY = ("/proc", "/sys", "/mnt", "/tmp", "/workspace", SANDBOX_HOME)
+_EMPTY = ("/proc", "/mnt", "/tmp", "/workspace", SANDBOX_HOME)
 _EMPTY_DEV = ("/dev/pts", "/dev/shm", "/dev/mqueue")
 # What a /proc tells of the whole machine: the user's keys by name, the kernel's command line, how
 # busy each device is, the paths of swap files. An empty file or directory takes its place.
 EMPTY_FILE = "/.agentd/empty"
+EMPTY_FOLDER = "/.agentd/nothing"
+# How many processors there are, and of which kind, as /proc/cpuinfo has it: lscpu reads it here.
+_SYSFS = ("/sys/devices/system/cpu",)
 _PROC_FILES = (
     "bootconfig",
     "cmdline",
@@ -118,7 +121,7 @@ def clone_trees(configuration: Sequence[str], kernel: Kernel = KERNEL) -> list[T
     As root call it before privileges are dropped; otherwise inside the new user namespace.
     """
     trees = []
-    for path in (*PROGRAMS, *configuration):
+    for path in (*PROGRAMS, *configuration, *_SYSFS):
         if os.path.isdir(path) and not os.path.islink(path):
             with suppress(FileNotFoundError):  # removed since
                 trees.append((path, mounts.clone_tree(path, readonly=True, kernel=kernel)))
@@ -143,7 +146,7 @@ def masks() -> tuple[tuple[str, str], ...]:
     Each is a mount in every sandbox: what the kernel keeps for its root needs none.
     """
     places = [(EMPTY_FILE, f"/proc/{name}") for name in _PROC_FILES]
-    places += [("/sys", f"/proc/{name}") for name in _PROC_DIRECTORIES]
+    places += [(EMPTY_FOLDER, f"/proc/{name}") for name in _PROC_DIRECTORIES]
     return tuple((empty, path) for empty, path in places if os.access(path, os.R_OK))
 
 
@@ -180,8 +183,9 @@ def enter(trees: list[Tree], files: dict[str, bytes], kernel: Kernel = KERNEL) -
 
 
 def _skeleton(stage: str, trees: list[Tree], files: dict[str, bytes]) -> None:
-    for path in (*_EMPTY, "/dev", *_EMPTY_DEV, "/etc", var.BEHIND):
+    for path in (*_EMPTY, "/dev", *_EMPTY_DEV, "/etc", EMPTY_FOLDER):
         os.makedirs(stage + path, 0o755, exist_ok=True)
+    cgroup_view.make(stage)
     var.make(stage, [path for path, _fd in trees if path.startswith("/var/")])
     for path in PROGRAMS:
         if os.path.islink(path):

@@ -59,6 +59,12 @@ class Group(ABC):
     def where(self) -> dict[str, object]:
         """``version`` and ``directories`` by controller, for ``reopen`` in another process."""
 
+    def hierarchies(self) -> list[str]:
+        """Names of those in which it is: "unified", or controllers of version 1."""
+        places = self.where()["directories"]
+        found = places.items() if isinstance(places, dict) else ()
+        return sorted(name for name, directory in found if directory in self._directories)
+
     @abstractmethod
     def sockets_apart(self, memory: int) -> int | None:
         """Bytes that sockets may hold beside a limit of ``memory``; 0 where they count as memory,

@@ -99,8 +99,9 @@ def let_in(listener: socket.socket, group: cgroup.Group | None) -> None:
     that moves itself does not. The doors count as opened by us, so this takes no right in there.
     """
     doors = group.doors() if group is not None else []
+    names = ",".join(group.hierarchies()) if group is not None else "none"
     try:
-        socket.send_fds(listener, [b"g"], doors)
+        socket.send_fds(listener, [names.encode()], doors)
     except OSError as error:
         if error.errno == errno.EPIPE:
             return  # it has ended: whoever awaits it reads why

@@ -1,6 +1,7 @@
 """Limits with their defaults, and how each is reported."""
 
 import functools
+import math
 import resource
 from collections.abc import Collection
 
@@ -27,6 +28,17 @@ def with_defaults(limits: Limits) -> Limits:
         # The disk is memory too: full, it must leave some for the processes.
         return msgspec.structs.replace(merged, disk=min(merged.disk, merged.memory // 2))
     return merged
+
+
+def processors(cpus: float | None) -> dict[str, str]:
+    """Variables by which programs start no more threads than a limit of CPU time has work for.
+
+    No kernel shows such a limit as fewer processors: nproc(1), OpenMP and Python ask these.
+    """
+    if cpus is None:
+        return {}
+    count = str(max(1, math.ceil(cpus)))
+    return {"OMP_NUM_THREADS": count, "PYTHON_CPU_COUNT": count}
 
 
 def on_this_kernel(limits: Limits) -> Limits:

@@ -30,6 +30,7 @@ from agentd.sandbox.backends.limits import (
     group_controls,
     limit_control,
     on_this_kernel,
+    processors,
 )
 from agentd.sandbox.backends.wall import ProcessWall
 
@@ -161,7 +162,7 @@ class HostBackend:
             "scratch": scratch,
             "workspace": workspace,
             "net": plan.spec.net,
-            "env": base | plan.spec.env,
+            "env": base | processors(plan.limits.cpus) | plan.spec.env,
             "open_files": plan.limits.open_files,
             "user_rlimits": shared.user_rlimits(own_user=block is not None)
             if self.confined

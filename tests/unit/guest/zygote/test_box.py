@@ -28,6 +28,7 @@ STEPS = [
     "user_counts",
     "group",
     "cgroup_namespace",
+    "cgroup_view",
     "rlimits",
     "no_new_privs",
     "capabilities",

@@ -26,7 +26,11 @@ def test_what_is_mounted_lies_behind_an_overlay_that_is_read_only(tmp_path: Path
     kernel = RecordingKernel()
     own_root.make_private("/proc", f"{tmp_path}/to", kernel)
     ((name, args),) = kernel.calls
-    assert (name, args[2], args[4]) == ("mount", b"overlay", b"userxattr,lowerdir=/sys:/proc")
+    assert (name, args[2], args[4]) == (
+        "mount",
+        b"overlay",
+        b"userxattr,lowerdir=/.agentd/nothing:/proc",
+    )
     assert args[3] == abi.MS_RDONLY | abi.MS_NOSUID | abi.MS_NODEV
     assert list((tmp_path / "to").iterdir()) == []
 

@@ -6,7 +6,7 @@ from agentd.model.errors import InvalidInput, Refused
 from agentd.model.limits import Limits
 from agentd.model.mount import WORKSPACE, Mount, MountMode
 from agentd.model.spec import SandboxSpec
-from agentd.sandbox.backends.limits import on_this_kernel
+from agentd.sandbox.backends.limits import on_this_kernel, processors
 
 HOME = "/home/sandbox"
 # Directories of the scratch tmpfs; a mount elsewhere needs a root of the sandbox's own.
@@ -52,7 +52,7 @@ def make_plan(spec: SandboxSpec) -> LinuxPlan:
         private_root=spec.private_programs or any(not _in_scratch(m.target) for m in mounts),
         limits=limits,
         inodes=min(max(disk // _BYTES_PER_INODE, _MIN_INODES), _MAX_INODES),
-        env=environment(spec.env, uid),
+        env=environment(processors(limits.cpus) | spec.env, uid),
     )
 
 
