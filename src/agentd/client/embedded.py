@@ -22,12 +22,9 @@ if TYPE_CHECKING:
     from agentd.daemon.pipeline import Pipeline as Pipeline  # noqa: PLC0414
     from agentd.daemon.seccomp_profile import Profile as Profile  # noqa: PLC0414
     from agentd.model.api import CallBody, CallView, ExecBody, ResultView
-    from agentd.model.capability import About
     from agentd.model.principal import Principal as Principal  # noqa: PLC0414
     from agentd.model.result import Result
     from agentd.model.spec import ExecRequest
-    from agentd.policy.errors import BundleProblem
-    from agentd.policy.testing import TestResult
     from agentd.sandbox.manager import SandboxHandle as SandboxHandle  # noqa: PLC0414
     from agentd.sandbox.snapshots import Snapshot as Snapshot  # noqa: PLC0414
     from agentd.selftest.report import AttackRow as AttackRow  # noqa: PLC0414
@@ -57,13 +54,6 @@ def _begin(name: str | None, level: IsolationLevel) -> None:
     likely = name or next((n for n, known in backends.BUILTIN.items() if known.level >= level), "")
     if likely in backends.BUILTIN:
         backends.begin(likely)
-
-
-def raise_file_limit() -> None:
-    """Raise that of a process of our own: who imported us has limits of their own choice."""
-    from agentd.linux import process
-
-    process.raise_file_limit()
 
 
 def shared() -> "Pipeline":
@@ -109,55 +99,6 @@ def told(result: "Result") -> "ResultView":
     from agentd.daemon.commands import views
 
     return views.of_result(result, "", result.stdout, result.stderr)
-
-
-def load_snapshot(path: str) -> "Snapshot":
-    """Load the snapshot at a path. Raises NotFound, InvalidInput, SandboxError."""
-    from agentd.sandbox import snapshots
-
-    return snapshots.load(path)
-
-
-def check_snapshot_path(path: str) -> None:
-    """Raises InvalidInput where no snapshot can be written."""
-    from agentd.sandbox import snapshots
-
-    snapshots.check_path(path)
-
-
-def verify_snapshot(snapshot: "Snapshot") -> None:
-    """Raises SandboxError unless its files are those that were written."""
-    from agentd.sandbox import snapshots
-
-    snapshots.verify(snapshot)
-
-
-def principal() -> "Principal":
-    """Whoever runs this process: the kernel has authenticated them already."""
-    from agentd.model.principal import local
-
-    return local(f"uid:{os.geteuid()}")
-
-
-def capabilities() -> "Catalogue":
-    """List what can be asked for by name where this process runs, and what is broken."""
-    from agentd.capability.registry import Registry
-
-    return Registry().all()
-
-
-def capability(name: str) -> "About":
-    """Raises NotFound with the nearest names, Unavailable for one that is broken."""
-    from agentd.capability.registry import Registry
-
-    return Registry().get(name).about
-
-
-def scope_of(capability: str) -> str:
-    """Return the scope that a call of it needs of a daemon."""
-    from agentd.policy import scopes
-
-    return scopes.scope_of(capability)
 
 
 def doctor() -> "Checkup":
@@ -253,20 +194,6 @@ def serve(
     return compose.serve(load, compose.announce, env)
 
 
-def check_policy(where: str) -> "list[BundleProblem]":
-    """All that is wrong with a policy bundle, a folder or the name of a shipped one."""
-    from agentd.policy import checking
-
-    return checking.check(where)
-
-
-def test_policy(where: str) -> "list[TestResult]":
-    """Raises InvalidInput for a bundle that cannot be used, AgentdError."""
-    from agentd.policy import testing
-
-    return testing.test(where)
-
-
 def explain_policy(
     where: str | None,
     call: str,
@@ -286,12 +213,3 @@ def explain_policy(
     return explain.explain(
         where, call, parameters, principal=principal, scopes=scopes, sandbox=sandbox
     )
-
-
-def learn_policy(path: str, out: str) -> "tuple[int, list[TestResult]]":
-    """Writes a bundle that allows the calls noted in the file ``path``: how many they were, and
-    what its tests say. Raises InvalidInput, AgentdError."""
-    from agentd.policy import learn, learning, testing
-
-    seen = learning.recorded(path)
-    return len(seen), testing.test(str(learn.learn(seen, out)))

@@ -14,7 +14,8 @@ from agentd.client import build, embedded
 from agentd.model.api import CallBody, ExecBody, ResultView, RunBody, SandboxBody, SandboxView
 from agentd.model.drive import execute
 from agentd.model.errors import InvalidInput, NotFound, Refused
-from agentd.sandbox import abilities
+from agentd.model.principal import local
+from agentd.sandbox import abilities, snapshots
 
 if TYPE_CHECKING:
     from agentd.client import ports
@@ -64,7 +65,7 @@ class _Sandboxes(_Noun):
         pipeline, who = self._here.pipeline, self._here.who
         if body.snapshot is None:
             return self._here.adopt(pipeline.open(who, build.sandbox_spec(**body.options())))
-        kept = embedded.load_snapshot(body.snapshot)
+        kept = snapshots.load(body.snapshot)
         spec = build.restored_spec(kept.spec, **body.options())
         return self._here.adopt(pipeline.open(who, spec, kept))
 
@@ -209,7 +210,7 @@ class EmbeddedService:
 
     def __init__(self, pipeline: "Pipeline", who: "Principal | None" = None) -> None:
         self.pipeline = pipeline
-        self.who = who or embedded.principal()
+        self.who = who or local(f"uid:{os.geteuid()}")  # the kernel has authenticated us
         self.handles: dict[str, tuple[SandboxHandle, float]] = {}  # and when they were made
         self.sandboxes = cast("ports.Sandboxes", _Sandboxes(self, "sandboxes"))
         self.commands = cast("ports.Commands", _Commands(self, "commands"))

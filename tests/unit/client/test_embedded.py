@@ -1,8 +1,10 @@
 import os
+from types import SimpleNamespace
 
 import pytest
 
 from agentd.client import embedded
+from agentd.client.embedded_service import EmbeddedService
 from agentd.model.errors import InvalidInput
 from agentd.model.isolation import IsolationLevel
 from agentd.sandbox import backends
@@ -52,5 +54,5 @@ def test_an_unknown_backend_is_refused_when_it_is_used():
 
 
 def test_the_principal_is_the_kernels_word():
-    who = embedded.principal()
+    who = EmbeddedService(SimpleNamespace()).who
     assert (who.name, who.via) == (f"uid:{os.geteuid()}", "local")

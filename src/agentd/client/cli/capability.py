@@ -27,9 +27,9 @@ def main(words: list[str]) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from agentd.client import embedded
+    from agentd.capability.registry import Registry
 
-    found = embedded.capabilities()
+    found = Registry().all()
     abouts = [capability.about for capability in found.capabilities]
     if options.json:
         broken = {name: error.as_dict() for name, error in found.broken.items()}
@@ -46,11 +46,12 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from agentd.client import embedded
+    from agentd.capability.registry import Registry
+    from agentd.policy.scopes import scope_of
 
     if not options.name:
         raise InvalidInput("no capability given", remediation="agentd capability ls lists them")
-    about = embedded.capability(options.name)
+    about = Registry().get(options.name).about
     if options.json:
         remote.print_json({**_brief(about), "schema": about.schema, "examples": about.examples})
         return 0
@@ -59,7 +60,7 @@ def _show(options: argparse.Namespace) -> int:
         [
             ("wall", f"{about.needs.level.label} or stronger" if about.needs.sandbox else "none"),
             ("runs", "in a sandbox" if about.needs.sandbox else "in the daemon"),
-            ("scope", embedded.scope_of(about.name)),
+            ("scope", scope_of(about.name)),
             ("uses", _effects(about.needs)),
             ("time", f"{about.bounds.timeout:g} s, where the call says nothing"),
             ("answer", f"{_size(about.bounds.output)} of JSON at most"),
@@ -102,13 +103,13 @@ def _end(example: "Example") -> str:
 
 
 def _brief(about: "About") -> dict[str, object]:
-    from agentd.client import embedded
+    from agentd.policy.scopes import scope_of
 
     return {
         "name": about.name,
         "summary": about.summary,
         "needs": about.needs.told(),
-        "scope": embedded.scope_of(about.name),
+        "scope": scope_of(about.name),
         "bounds": about.bounds,
     }
 

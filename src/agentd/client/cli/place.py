@@ -26,8 +26,9 @@ def service(
             yield made
         return
     from agentd.client import embedded
+    from agentd.linux import process
 
-    embedded.raise_file_limit()
+    process.raise_file_limit()  # of a process of our own: who imports us has limits of their choice
     pipeline = embedded.new(begin)
     try:
         from agentd.client.embedded_service import EmbeddedService

@@ -100,9 +100,9 @@ def _parser() -> Parser:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from agentd.client import embedded
+    from agentd.policy import checking
 
-    problems = embedded.check_policy(options.bundle)
+    problems = checking.check(options.bundle)
     if options.json:
         remote.print_json({"bundle": options.bundle, "ok": not problems, "problems": problems})
     elif not problems:
@@ -114,9 +114,9 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _test(options: argparse.Namespace) -> int:
-    from agentd.client import embedded
+    from agentd.policy import testing
 
-    results = embedded.test_policy(options.bundle)
+    results = testing.test(options.bundle)
     failed = [result for result in results if not result.passed]
     if options.json:
         remote.print_json({"bundle": options.bundle, "ok": not failed, "tests": results})
@@ -185,7 +185,7 @@ def _print(found: "Explained", principal: str) -> None:
 
 
 def _learn(options: argparse.Namespace, command: list[str]) -> int:
-    from agentd.client import embedded
+    from agentd.policy import learn, learning, testing
 
     if not command:
         raise InvalidInput("no command given", remediation="write it after --")
@@ -193,14 +193,15 @@ def _learn(options: argparse.Namespace, command: list[str]) -> int:
         path = os.path.join(folder, "seen")
         open(path, "xb").close()
         code = _run(command, {**os.environ, _LEARN: path})
-        seen, results = embedded.learn_policy(path, options.out)
+        seen = learning.recorded(path)
+        results = testing.test(str(learn.learn(seen, options.out)))
     failed = [result for result in results if not result.passed]
     if options.json:
-        about = {"bundle": options.out, "seen": seen, "exit_code": code, "tests": results}
+        about = {"bundle": options.out, "seen": len(seen), "exit_code": code, "tests": results}
         remote.print_json({**about, "ok": not failed})
     else:
         ended = f"; the command ended with {code}" if code else ""
-        calls = "1 call" if seen == 1 else f"{seen} calls"
+        calls = "1 call" if len(seen) == 1 else f"{len(seen)} calls"
         print(f"{remote.safe(options.out)}: {calls} seen, {len(results)} tests{ended}")
         _show(failed)
     return FAILED if failed else 0

@@ -77,12 +77,14 @@ def _create(
     options: argparse.Namespace,
     interrupts: Interrupts,
 ) -> "SandboxView":
-    from agentd.client import build, embedded
+    from agentd.client import build
     from agentd.client.cli import place
 
     body = build.sandbox_body(snapshot=options.snapshot, **sandbox_options(options))
     if options.save_snapshot:
-        embedded.check_snapshot_path(options.save_snapshot)
+        from agentd.sandbox import snapshots
+
+        snapshots.check_path(options.save_snapshot)
     with interrupts.allowed():
         pass  # what came while we were busy ends us before anything is made
     try:

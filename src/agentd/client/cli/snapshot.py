@@ -19,15 +19,15 @@ examples:
 
 def main(words: list[str]) -> int:
     options = _parser().parse_args(words)
-    from agentd.client import embedded
+    from agentd.sandbox import snapshots
 
-    snapshot = embedded.load_snapshot(options.path)
+    snapshot = snapshots.load(options.path)
     if options.action == "rm":
         snapshot.delete()
         if options.json:
             remote.print_json({"removed": snapshot.path})
         return 0
-    embedded.verify_snapshot(snapshot)
+    snapshots.verify(snapshot)
     _show(snapshot, as_json=options.json)
     return 0
 

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 
 from agentd.capability.registry import Catalogue, Registry
-from agentd.client import embedded
 from agentd.client.cli import main as cli
 from agentd.client.cli import parameters
 from agentd.model.capability import About, Example
@@ -27,7 +26,7 @@ HOSTILE = About(
 def test_ls_has_every_one_that_works_and_names_the_others(capsys, monkeypatch):
     broken = {"text.bad.v1": Unavailable("capability text.bad.v1 cannot be used", cause="why\x1b")}
     good = (Registry(points=list).get("fs.read.v1"), SimpleNamespace(about=HOSTILE))
-    monkeypatch.setattr(embedded, "capabilities", lambda: Catalogue(good, broken))
+    monkeypatch.setattr(Registry, "all", lambda _: Catalogue(good, broken))
     assert cli.main(["capability", "ls"]) == 0
     out, err = capsys.readouterr()
     assert re.search(r"^fs\.read\.v1 +process +- +read a file", out, re.M)
@@ -64,7 +63,7 @@ def test_show_as_json_has_the_schema(capsys):
 
 
 def test_a_third_party_s_words_are_no_control_codes(capsys, monkeypatch):
-    monkeypatch.setattr(embedded, "capability", lambda name: HOSTILE)
+    monkeypatch.setattr(Registry, "get", lambda _, name: SimpleNamespace(about=HOSTILE))
     assert cli.main(["capability", "show", "text.hostile.v1"]) == 0
     out = capsys.readouterr().out
     assert not set(out) - {"\n"} & set(map(chr, [*range(32), 127, 0x202E]))
@@ -90,7 +89,7 @@ def test_what_is_refused(capsys, words, code, text):
 
 def test_an_unknown_one_is_not_found():
     with pytest.raises(NotFound):
-        embedded.capability("no.such.v1")
+        Registry().get("no.such.v1")
 
 
 def test_kinds():
