@@ -212,8 +212,8 @@ class Command(Stepped):
         if not end.ok and not self._lost:
             self._handle.counters = dict(self._handle.wall.counters())
             refined = refine(end, self._before, self._handle.counters)
-        why = self._why or self._handle.why
-        if why is not None and end.signal is not None:
+        why = self._ended_for() if end.signal is not None else None
+        if why is not None:
             refined = msgspec.structs.replace(end, cause=why)
         result = Result(
             request_id=self.request_id,
@@ -346,11 +346,15 @@ class Command(Stepped):
 
     def _lose(self, error: BackendLost | GuestError) -> None:
         ms = (time.monotonic() - self._began) * 1000
-        why = self._handle.why
+        why = self._ended_for()
         if why is None:
             self._lost = of_wall(self._handle.wall, error, self._before, ms)
         else:
             self._lost = Exit(None, None, why, Usage(wall_ms=ms))
+
+    def _ended_for(self) -> Cause | None:
+        """Why somebody ends it, or its sandbox; None where it ends by itself."""
+        return self._why or getattr(self._handle, "why", None)
 
     def _let_go(self, error: AgentdError) -> Result:
         """Nobody follows it any more: what is told to have ended does not go on, and the record of

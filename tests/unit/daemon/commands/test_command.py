@@ -83,7 +83,6 @@ def broken(error, *, dies, oom):
         end_command=lambda: None,
         info=info,
         unreported_ms=5.0,
-        why=None,
         enforcement={},
     )
     command = Command(handle, BeginStreamed(ExecRequest(("x",)), capture=True))
