@@ -128,15 +128,17 @@ class SandboxCommands:
         *,
         emit: "Callable[[str, bytes], None] | None" = None,
         bundle: str = "",
+        keep: bool = False,
         **more: Any,
     ) -> "CallView":
         """Call a capability in it: ``sb.call("fs.read.v1", path="a.txt").value["content"]``.
 
         Parameters are those of ``agentd capability show``, as a mapping or by name. ``emit(kind,
         data)`` gets what it has before its end; ``bundle`` is the digest of the policy that must
-        be in force. Raises PolicyDenied, Undecided, and what the capability fails with.
+        be in force; with ``keep``, at a daemon, its commands can be looked at afterwards, by their
+        ids in ``commands``. Raises PolicyDenied, Undecided, and what the capability fails with.
         """
-        return self._call(-1, capability, parameters, emit=emit, bundle=bundle, **more)
+        return self._call(-1, capability, parameters, emit=emit, bundle=bundle, keep=keep, **more)
 
     # The same with ``cancel``, a descriptor: once it is readable, what has begun is ended.
 
@@ -179,6 +181,7 @@ class SandboxCommands:
         *,
         emit: "Callable[[str, bytes], None] | None" = None,
         bundle: str = "",
+        keep: bool = False,
         **more: Any,
     ) -> "CallView":
         with wording.spoken():
@@ -189,6 +192,7 @@ class SandboxCommands:
                     asked,
                     sandbox=self.id,
                     bundle=bundle or None,
+                    keep=keep,
                     emit=emit,
                     cancel=cancel,
                 )

@@ -177,6 +177,7 @@ class _Capabilities(_Noun):
         sandbox: str | None = None,
         create: SandboxBody = _AS_USUAL,
         bundle: str | None = None,
+        keep: bool = False,
         emit: "Emit | None" = None,
         cancel: int = -1,
     ) -> "CallView":
@@ -186,6 +187,7 @@ class _Capabilities(_Noun):
             sandbox=sandbox,
             create=create,
             bundle=bundle or None,
+            keep=keep,
         )
         handle, _ = self._here.handles.get(sandbox or "", (None, 0.0))
         return embedded.call(self._here.pipeline, self._here.who, body, emit, handle, cancel)

@@ -212,7 +212,7 @@ class Daemon:
         more = (
             self._forget_nonces,
             self.approvals.sweep,
-            self.commands.forget_parts,
+            self.commands.parts.forget,
             lambda _: self._idempotency.sweep(),
         )
         return Retention(lambda: self.config, self.store, self.journals, self.keys, more=more)

@@ -88,13 +88,15 @@ class RunBody(_Body, frozen=True):
 class CallBody(_Body, frozen=True):
     """``POST /v1/call``: a capability, by name; in the sandbox with that id, or in one that is made
     as ``create`` says and ends with the call. ``bundle``: the policy that must be in force, by its
-    digest. ``signature`` is what ``agentd sign`` adds to all of the rest."""
+    digest. ``keep``: its commands stay listed, with their output, as those of exec do.
+    ``signature`` is what ``agentd sign`` adds to all of the rest."""
 
     capability: str
     parameters: dict[str, Any] = {}
     sandbox: str | None = None
     create: SandboxBody = SandboxBody()
     bundle: str | None = None
+    keep: bool = False
     signature: dict[str, Any] | None = None
 
 
@@ -191,7 +193,7 @@ class CallView(msgspec.Struct, frozen=True):
     """What came of a call: ``value`` is the capability's own, the rest the same for all.
 
     ``status`` is "ok", or "failed" where a command did it and did not succeed. What did not run is
-    an error and no CallView.
+    an error and no CallView. ``commands`` are the ids of those that were asked to stay.
     """
 
     request_id: str
@@ -205,6 +207,7 @@ class CallView(msgspec.Struct, frozen=True):
     sandbox: SandboxInfo | None
     enforcement: dict[str, Control]
     receipt: str
+    commands: tuple[str, ...] = ()
 
 
 class CapabilityView(msgspec.Struct, frozen=True):

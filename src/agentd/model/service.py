@@ -199,14 +199,16 @@ class Capabilities(Protocol):
         sandbox: str | None = None,
         create: SandboxBody = _AS_USUAL,
         bundle: str | None = None,
+        keep: bool = False,
         emit: Emit | None = None,
         cancel: int = -1,
     ) -> CallView:
         """Call one in that sandbox, or in one that is made as ``create`` says and ends with it.
 
         ``emit(kind, data)`` gets what it has before its end; ``bundle`` is the digest of the policy
-        that must be in force; ``cancel`` is a descriptor that ends it once it is readable. Raises
-        PolicyDenied, Undecided, NotFound, CallFailed.
+        that must be in force; with ``keep`` its commands stay listed, as those of ``exec``, and
+        their ids are in ``commands``; ``cancel`` is a descriptor that ends it once it is readable.
+        Raises PolicyDenied, Undecided, NotFound, CallFailed.
         """
         ...
 

@@ -21,6 +21,7 @@ _EXAMPLES = """\
   agentd call fs.read.v1 --sandbox sbx-abcdefghijkl --params '{"path":"a.txt"}'
   agentd call python.exec.v1 --params '{"code":"x=1\\nx+1"}'
   agentd call --request signed.json            as agentd sign wrote it; for a daemon
+  agentd call python.exec.v1 --sandbox $box --keep --params @params.json --json | jq .commands
   agentd call shell.exec.v1 --params @params.json --json | jq .receipt
 
 It prints the value, which is JSON; with --json all of the answer: decision, wall, receipt, value.
@@ -81,6 +82,7 @@ def _call(
                 sandbox=body.sandbox,
                 create=body.create,
                 bundle=body.bundle,
+                keep=body.keep,
                 emit=emit,
             )
     finally:
@@ -140,6 +142,7 @@ def _request(options: argparse.Namespace, spelled: str) -> "CallBody | bytes":
         sandbox=options.sandbox,
         create=build.sandbox_body(**sandbox_options(options)),
         bundle=options.bundle,
+        keep=options.keep,
     )
 
 
@@ -158,6 +161,11 @@ def _parser() -> Parser:
     parser.add_argument("--request", metavar="FILE", help="a whole request, signed or not")
     parser.add_argument(
         "--bundle", type=named, metavar="DIGEST", help="refuse under any other policy"
+    )
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="let its commands stay for agentd logs and attach; with --sandbox",
     )
     parser.add_argument("--follow", action="store_true", help="its output as it comes, on stderr")
     parser.add_argument(

@@ -161,6 +161,7 @@ class HttpCapabilities(_Noun):
         sandbox: str | None = None,
         create: SandboxBody = _AS_USUAL,
         bundle: str | None = None,
+        keep: bool = False,
         emit: Emit | None = None,
         cancel: int = -1,
     ) -> CallView:
@@ -171,6 +172,7 @@ class HttpCapabilities(_Noun):
             sandbox=sandbox,
             create=create,
             bundle=bundle,
+            keep=keep,
         )
         return calls.call(self._requests, body, emit, cancel)
 

@@ -50,9 +50,11 @@ class CallSandboxes(Protocol):
         stdin: bytes,
         emit: Emit | None,
         cancel: int,
+        *,
+        kept: list[str] | None = None,
     ) -> Result:
         """A command of a call, to its end; what ``emit`` raises ends it and comes out here, and
-        ``cancel`` readable kills it."""
+        ``cancel`` readable kills it. With ``kept``, which gets its id, it stays to be looked at."""
 
     def made(
         self, who: Principal, spec: SandboxSpec, labels: Mapping[str, str]
@@ -87,7 +89,7 @@ class Calls:
 
         Raises what refuses it, and what the capability fails with.
         """
-        begun = time.monotonic()
+        begun, kept = time.monotonic(), _kept(body)
         capability = self.registry.get(body.capability)
         about = capability.about
         parameters = schema.check(about, body.parameters)
@@ -109,13 +111,14 @@ class Calls:
             admission.begin()
             inside: Any = Nowhere()
             if place is not None:
-                run = partial(self._sandboxes.run, who, place)
+                run = partial(self._sandboxes.run, who, place, kept=kept)
                 inside = HandleInside(place, run, cancel, most)
             setup = time.monotonic()
             with admission:
                 outcome = perform(capability, call, inside)
                 receipt = _ended(admission, outcome)
-        return _view(admission, outcome, _timing(begun, setup), receipt)
+        view = _view(admission, outcome, _timing(begun, setup), receipt)
+        return msgspec.structs.replace(view, commands=tuple(kept)) if kept else view
 
     def readmit(
         self,
@@ -184,6 +187,18 @@ class Calls:
             return _Given(handle)
         spec = oblige.new_sandbox(place.spec, obligations)
         return self._sandboxes.made(who, spec, place.labels)
+
+
+def _kept(body: CallBody) -> list[str] | None:
+    """Ids of commands that stay, of a call that asks for that. Raises InvalidInput."""
+    if not body.keep:
+        return None
+    if body.sandbox is None:
+        raise InvalidInput(
+            "a command stays no longer than its sandbox, which would end with the call",
+            remediation="name the sandbox to call it in, or leave out keep",
+        )
+    return []
 
 
 def _ended(admission: Admission, outcome: Outcome) -> str:

@@ -15,7 +15,7 @@ from agentd.daemon.config import profiles, schema
 from agentd.daemon.config.values import Bundle
 from agentd.daemon.pipeline import run
 from agentd.model.api import CallBody, CallView
-from agentd.model.errors import InvalidInput, NotFound
+from agentd.model.errors import InvalidInput, NotFound, Refused
 from agentd.model.options import sandbox_spec
 from agentd.model.principal import Principal
 from agentd.model.result import Result
@@ -45,6 +45,12 @@ def call(
         raise InvalidInput(
             "a signed request is for a daemon",
             remediation="run agentd serve, or leave the signature out",
+        )
+    if body.keep:
+        raise Refused(
+            "a daemon is needed to keep a command",
+            cause="what is in this process lives and ends with it",
+            remediation="give url=, with agentd serve running",
         )
     control = shared()
     places = OwnSandboxes(pipeline, handle)
@@ -124,6 +130,8 @@ class OwnSandboxes:
         stdin: bytes,
         emit: Emit | None,
         cancel: int,
+        *,
+        kept: list[str] | None = None,
     ) -> Result:
         return run(handle, request, stdin, emit, cancel)
 

@@ -59,11 +59,13 @@ class Places:
         stdin: bytes,
         emit: Emit | None,
         cancel: int,
+        *,
+        kept: list[str] | None = None,
     ) -> Result:
         live = self._sandboxes.find(handle.id)
         if live is None:
             raise BackendLost(f"sandbox {handle.id} has ended", remediation="create a new one")
-        return self._commands.part(who, live, request, stdin, emit, cancel)
+        return self._commands.part(who, live, request, stdin, emit, cancel, kept)
 
     @contextmanager
     def made(

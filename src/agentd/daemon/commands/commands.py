@@ -17,6 +17,7 @@ from agentd.daemon.commands.begin import BeginAgain, BeginDetached, BeginStreame
 from agentd.daemon.commands.command import Command, Emit
 from agentd.daemon.commands.ends import SHUT_DOWN, completed
 from agentd.daemon.commands.listed import Listed
+from agentd.daemon.commands.parts import EndedParts
 from agentd.daemon.commands.past import Past
 from agentd.daemon.commands.register import MAX_KEPT, Register
 from agentd.daemon.commands.requests import new_id, request_of, stdin_of
@@ -34,10 +35,6 @@ from agentd.model.result import Exit, Result
 from agentd.model.spec import ExecRequest
 from agentd.sandbox import guard
 from agentd.sandbox.journal.journals import Journals
-
-# Of ended commands of calls the journals stay for who follows them: so many, so long.
-MAX_PARTS = 1024
-_PART_SECONDS = 60.0
 
 
 class Commands:
@@ -62,7 +59,7 @@ class Commands:
         # Sandboxes taken over whose ended commands nobody has asked for yet.
         self._unread: set[str] = set()
         self._waiting: dict[int, list[Command]] = {}  # calls that return with a command's end
-        self._parts: deque[Listed] = deque()
+        self.parts = EndedParts(self._discard)
         self.taken_over: set[str] = set()  # requests of the daemon before whose commands live on
         self.count = 0  # of those that no call is the reason of
 
@@ -207,9 +204,11 @@ class Commands:
         stdin: bytes,
         emit: Emit | None,
         cancel: int,
+        kept: list[str] | None = None,
     ) -> Result:
         """A command of a call, which was decided as a whole, to its end. While it runs it is listed
-        and can be followed; its output is in the result, and its journal goes soon after that."""
+        and can be followed; its output is in the result, and its journal goes soon after that:
+        unless it is to stay, as one of ``exec`` does, which ``kept`` is told the id of."""
         self._register.room(who)
         listed = self._listed(live, request.argv)
         try:
@@ -221,26 +220,21 @@ class Commands:
             raise
         self._register.add(who, command)
         try:
+            if kept is not None:
+                self._record(who, command)  # the next daemon has it, too, should we be killed
+                kept.append(command.id)
             if stdin:
                 command.feed(stdin)
             return command.follow(emit, cancel)
+        except Exception as error:
+            command.abandon(error)
+            raise
         finally:
-            self._register.release(who, command, forget=True)
-            with self._lock:
-                self._parts.append(listed)
-                dropped = self._parts.popleft() if len(self._parts) > MAX_PARTS else None
-            if dropped is not None:
-                self._discard(dropped)
-
-    def forget_parts(self, now: float) -> int:
-        """Removes the journals of commands of calls that ended a while ago: how many."""
-        with self._lock:
-            old = [one for one in self._parts if now - (one.ended or now) > _PART_SECONDS]
-            for one in old:
-                self._parts.remove(one)
-        for one in old:
-            self._discard(one)
-        return len(old)
+            self._register.release(who, command, forget=kept is None)
+            if kept is None:
+                self.parts.add(listed)
+            else:
+                self._record(who, command)
 
     def _begin(
         self, who: Principal, live: Live, body: ExecBody, *, detached: bool, feeds: bool

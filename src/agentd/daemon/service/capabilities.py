@@ -33,6 +33,7 @@ class DaemonCapabilities(Noun):
         sandbox: str | None = None,
         create: SandboxBody = _AS_USUAL,
         bundle: str | None = None,
+        keep: bool = False,
         emit: Emit | None = None,
         cancel: int = -1,
     ) -> CallView:
@@ -42,6 +43,7 @@ class DaemonCapabilities(Noun):
             sandbox=sandbox,
             create=create,
             bundle=bundle,
+            keep=keep,
         )
         acting = self._parts.signed().acting(self._who, _NOT_SIGNED)
         return self._call(acting, body, emit, cancel)
