@@ -48,7 +48,9 @@ class HoldingTransport:
 
     def _let_go(self) -> None:
         held, self._held = self._held, None
-        if held:
+        # Of one that has just gone asyncio's writelines, unlike write, watches the socket that is
+        # about to be closed, and so breaks the next connection that has its number.
+        if held and not self._transport.is_closing():
             self._transport.writelines(held)
 
 

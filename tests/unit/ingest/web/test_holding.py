@@ -1,6 +1,7 @@
 """What is gathered leaves in one send, and whole."""
 
 import asyncio
+import os
 import selectors
 import socket
 from typing import Any
@@ -19,6 +20,9 @@ class Recorder:
 
     def writelines(self, pieces: list[bytes]) -> None:
         self.told.append(pieces)
+
+    def is_closing(self) -> bool:
+        return "close" in self.told
 
     def close(self) -> None:
         self.told.append("close")
@@ -61,5 +65,30 @@ def test_an_empty_piece_leaves_nothing_to_be_sent() -> None:
             transport.abort()
             theirs.close()
             await asyncio.sleep(0)
+
+    asyncio.run(main())
+
+
+def test_an_answer_to_who_has_just_gone_breaks_no_later_connection() -> None:
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_connection(asyncio.Protocol, sock=ours)
+        number = ours.fileno()
+        holding = HoldingTransport(transport)
+        transport.abort()  # its socket is closed when the loop has its turn
+        with holding.holding():
+            holding.write(b"an answer")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert ours.fileno() == -1
+        theirs.close()
+        with socket.socket() as later:
+            if later.fileno() != number:
+                os.dup2(later.fileno(), number)
+            loop.add_reader(number, print)  # FileNotFoundError: watched since before it was opened
+            loop.remove_reader(number)
+            if later.fileno() != number:
+                os.close(number)
 
     asyncio.run(main())
