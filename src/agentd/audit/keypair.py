@@ -123,7 +123,7 @@ def _read(path: str, *, private: bool = False) -> bytes:
 
 
 def _write(path: str, data: bytes, mode: int, *, replace: bool = True) -> None:
-    """All of it or nothing, on disk. Raises FileExistsError where it may not replace."""
+    """Write all of it to disk, or nothing. Raises FileExistsError where it may not replace."""
     folder = os.path.dirname(path) or "."
     os.makedirs(folder, 0o700, exist_ok=True)
     temporary = f"{path}.{os.getpid()}-{os.urandom(4).hex()}"

@@ -38,7 +38,7 @@ def path(directory: str) -> str:
 
 
 def read(directory: str) -> Mark | None:
-    """None where there is none, or one that a loss of power has torn."""
+    """Read it; None where there is none, or one that a loss of power has torn."""
     try:
         fd = os.open(path(directory), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:

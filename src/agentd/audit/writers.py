@@ -35,7 +35,7 @@ class WriterOnce:
             os.pwrite(self._fd, b"%d\n" % seq, 0)
 
     def close(self) -> None:
-        """All that it began has ended. A forked copy lets go of it alone."""
+        """Say that all it began has ended. A forked copy lets go of it alone."""
         if os.getpid() == self._owner:
             with contextlib.suppress(OSError):
                 os.unlink(os.path.join(self._directory, self.name))

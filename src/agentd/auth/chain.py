@@ -14,7 +14,7 @@ class AuthProvider(Protocol):
     """A way to authenticate a caller. Thread-safe. Called for every request."""
 
     def authenticate(self, credential: Credential) -> Principal | None:
-        """None where the credential is of another kind.
+        """Tell who it is; None where the credential is of another kind.
 
         Raises Unauthenticated where it is of this kind and does not hold, Forbidden where it
         holds and its bearer is not let in.

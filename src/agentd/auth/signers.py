@@ -217,7 +217,7 @@ def _check_owner(found: os.stat_result, path: str, *, sticky: bool = True) -> No
 
 
 def _ways(folder: str) -> Iterator[str]:
-    """All directories and links that lead to it: whoever can replace one can replace it."""
+    """List all directories and links that lead to it: whoever replaces one can replace it."""
     for start in {os.path.abspath(folder), os.path.realpath(folder)}:
         path = start
         while path != "/":

@@ -80,7 +80,7 @@ class Registry:
             self._loaded[capability.about.name] = capability
 
     def all(self) -> Catalogue:
-        """Every one that can be used, and by name why others cannot."""
+        """List every one that can be used, and by name why others cannot."""
         found: list[Capability] = []
         broken: dict[str, AgentdError] = {}
         for name in self.names():

@@ -41,7 +41,7 @@ def check(about: About, parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_schema(about: About) -> None:
-    """Whether it can be used for ``check``; compiles nothing. Raises InvalidInput."""
+    """Check that it can be used for ``check``; compile nothing. Raises InvalidInput."""
     schema = about.schema
     wrong = ""
     if len(msgspec.json.encode(schema)) > MAX_SCHEMA:

@@ -81,7 +81,7 @@ def upload_stream(files: "Files", stream: IO[bytes], path: str, *, replace: bool
 def download(
     files: "Files", path: str, host_path: str | os.PathLike[str], *, replace: bool = False
 ) -> Copied:
-    """Nothing is written outside of the target, and nothing at all where it is not whole."""
+    """Write nothing outside of the target, and nothing at all where it is not whole."""
     entry = files.stat(path)
     if entry.type not in ("file", "dir"):
         raise InvalidInput(
@@ -165,7 +165,7 @@ def _name_of(path: str, asked: str) -> str:
 
 
 def _kind_inside(files: "Files", path: str) -> str | None:
-    """None where nothing is there."""
+    """Tell its kind; None where nothing is there."""
     try:
         found: str = files.stat(path.rstrip("/") or "/").type
     except OperationFailed as error:

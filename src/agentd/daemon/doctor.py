@@ -54,7 +54,7 @@ class Checkup:
 
 
 def checkup() -> Checkup:
-    """All that there is to say, what will happen first."""
+    """Say all that there is to say, what will happen first."""
     found = findings()
     return Checkup(outlook(), found, parts(found), machine())
 

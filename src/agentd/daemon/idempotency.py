@@ -214,7 +214,7 @@ class Idempotency:
             raise
 
     def _found_or_new(self, principal: str, key: str, running: _Run) -> IdempotencyRecord | None:
-        """None if full."""
+        """Find its run or begin one; None if full."""
         if not running.lasting:  # room is made for it with its answer
             found = self._store.get(IdempotencyRecord, principal, key)
             if found is None:
@@ -342,6 +342,6 @@ def _begin(work: "Coroutine[Any, Any, Answer]") -> "asyncio.Task[Answer]":
 
 
 def _retrieve(task: "asyncio.Task[Answer]") -> None:
-    """Nobody may be waiting any more; asyncio would complain of an error that nobody saw."""
+    """Retrieve an error that nobody may wait for: asyncio would complain that nobody saw it."""
     if not task.cancelled():
         task.exception()

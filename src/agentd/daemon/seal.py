@@ -31,7 +31,7 @@ class AnswerSeal:
         return nonce + self._cipher.encrypt(nonce, data, about)
 
     def open(self, data: bytes, about: bytes) -> bytes | None:
-        """None where another key sealed it, or it was changed."""
+        """Open it; None where another key sealed it, or it was changed."""
         from cryptography.exceptions import InvalidTag
 
         try:

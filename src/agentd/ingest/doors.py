@@ -13,7 +13,7 @@ ENTRY_POINTS = "agentd.ingests"
 
 
 def known() -> list[str]:
-    """All names that ``serves`` may have."""
+    """List all names that ``serves`` may have."""
     return sorted({*BUILTIN, *installed()})
 
 

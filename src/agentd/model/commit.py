@@ -145,7 +145,7 @@ class GroupCommit(Generic[W, V]):
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[bool]:
-        """No commit is made until the end of the block; False, and no promise, where one is being
+        """Make no commit until the end of the block; False, and no promise, where one is being
         made or all is closed."""
         mine = False
         try:

@@ -45,7 +45,7 @@ class EventPage(msgspec.Struct, frozen=True):
 
 
 def wait_seconds(wait: str | float) -> float:
-    """Seconds of "30s" or 30; 0 is not to wait. Raises InvalidInput."""
+    """Read seconds from "30s" or 30; 0 is not to wait. Raises InvalidInput."""
     if wait in (0, "0"):
         return 0.0
     seconds = parse_duration(wait, "wait")

@@ -150,7 +150,7 @@ def exec_request(
 
 
 def _words(cmd: object) -> tuple[str, ...]:
-    """None where it is no list; bytes are one of numbers."""
+    """Return the words of a list; none where it is no list. Bytes are a list of numbers."""
     return tuple(cmd) if isinstance(cmd, Iterable) and not isinstance(cmd, bytes) else ()
 
 

@@ -10,7 +10,7 @@ _NUMBER = re.compile(r"\A(\d+(?:\.\d+)?)\s*([A-Za-z]*)\Z")
 
 
 def parse_size(text: str | int, what: str = "size", least: int = 1) -> int:
-    """Bytes from ``128M`` (binary units; ``MB`` and ``MiB`` are the same).
+    """Read bytes from ``128M`` (binary units; ``MB`` and ``MiB`` are the same).
 
     Raises InvalidInput for anything else, for zero, and for more than 2**63 - 1. ``least`` is what
     the caller takes, for the words of that error.
@@ -32,7 +32,7 @@ def parse_size(text: str | int, what: str = "size", least: int = 1) -> int:
 
 
 def parse_duration(text: str | float, what: str = "duration") -> float:
-    """Seconds from ``250ms``, ``2s``, ``10m``, ``1h`` or a bare number of seconds.
+    """Read seconds from ``250ms``, ``2s``, ``10m``, ``1h`` or a bare number of seconds.
 
     Raises InvalidInput for anything else, for zero, and for more than a year.
     """

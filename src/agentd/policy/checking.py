@@ -22,7 +22,7 @@ _DECISION = re.compile(r"^(default\s+)?decision\b", re.MULTILINE)
 
 
 def check(where: str) -> list[BundleProblem]:
-    """All problems of the bundle at a path, or of the shipped one of that name; [] if none."""
+    """List all problems of the bundle at a path, or of the shipped one of that name."""
     try:
         found = source.read(where)
         problems = _decides(found) + _unused(found)

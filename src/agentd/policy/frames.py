@@ -61,7 +61,7 @@ def packed(body: bytes) -> bytes:
 
 
 def receive(stream: socket.socket) -> bytes | None:
-    """None at the end. Raises ValueError for a frame that is too large."""
+    """Receive a frame; None at the end. Raises ValueError for a frame that is too large."""
     data = stream.recv(1 << 16)
     while data and len(data) < HEAD.size:
         more = stream.recv(1 << 16)

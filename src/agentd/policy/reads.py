@@ -97,7 +97,7 @@ def _passes(
 
 
 def _mentions(kind: str, body: Mapping[str, Any]) -> Iterator[int]:
-    """Every number that may be a local; those of nested statements are theirs."""
+    """Yield every number that may be a local; those of nested statements are theirs."""
     for key, value in body.items():
         if key in _NO_LOCALS or (kind == "MakeNumberIntStmt" and key == "value"):
             continue

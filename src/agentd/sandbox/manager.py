@@ -164,7 +164,7 @@ class Manager:
         return snapshots.write(where, capture, about, kept=path is not None)
 
     def pause(self, handle: SandboxHandle) -> None:
-        """Nothing in it runs until ``resume``. Raises Refused where its wall cannot."""
+        """Let nothing in it run until ``resume``. Raises Refused where its wall cannot."""
         handle.able(PAUSE, "pause")
         self._operate(handle, LifecycleEvent.PAUSE)
 
@@ -309,7 +309,7 @@ class Manager:
         return None
 
     def _kill(self, wall: Wall) -> None:
-        """Nothing runs behind it when this returns; what it held may take a moment longer."""
+        """Kill it: nothing runs behind it when this returns; what it held may last a moment."""
         early = ENDS_EARLY.of(wall)
         if early is not None:
             early.end()

@@ -65,7 +65,7 @@ class EndsEarly(Protocol):
         """Everything behind the wall begins to end; idempotent, never raises."""
 
     def end(self) -> None:
-        """Nothing runs behind the wall any more when it returns, though the kernel may still be
+        """End it: nothing runs behind the wall when this returns, though the kernel may still be
         freeing what has; idempotent."""
 
     def first_process(self) -> int | None:

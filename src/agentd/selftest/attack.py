@@ -137,7 +137,7 @@ class Attack:
 
     @property
     def controls(self) -> tuple[str, ...]:
-        """All that stop it at any level, for a wall that has one which its level does not promise.
+        """List all that stop it at any level, for a wall with one that its level does not promise.
         ``none`` has none: what stops an attack there is no wall's."""
         of_walls = (names for level, names in self.stopped_by.items() if level)
         return tuple(dict.fromkeys(name for names in of_walls for name in names))

@@ -35,7 +35,7 @@ Told = Callable[[str, AttackRow], None]
 
 
 def default_backends(*, thorough: bool) -> tuple[str, ...]:
-    """All walls where ``thorough``, third parties' too, else the two that start in milliseconds."""
+    """List all walls where ``thorough``, third parties' too, else the two that start at once."""
     if not thorough:
         return QUICK
     ours = (name for name, known in backends.BUILTIN.items() if known.level)

@@ -14,7 +14,7 @@ from agentd.model.errors import InvalidInput
 
 
 def listen(config: Config, environ: MutableMapping[str, str]) -> list[tuple[Listener, Listen]]:
-    """All of them, or none, each with what is said of it.
+    """Listen on all of them, or none, each with what is said of it.
 
     A socket from systemd takes the place of the ``[[listen]]`` with its address, which says what
     TLS it has; one that no ``[[listen]]`` names is refused, for nobody said what it may be used

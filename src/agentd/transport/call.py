@@ -95,7 +95,7 @@ class AgentCall:
         return bool(self._queue)
 
     def _wait_for_credit(self, forever: bool) -> bool:
-        """False where an event came: nothing more need be sent. Data that comes is queued."""
+        """Wait; False where an event came: nothing more need be sent. Data that comes is queued."""
         deadline = None if forever else self._deadline()
         while not self._event_came:
             if self.channel.send_credit and not ready(self.connection.fileno(), select.POLLIN, 0.0):

@@ -84,7 +84,7 @@ class V2Connection:
         return Channel(self._number)
 
     def send_some(self, data: bytes | bytearray | memoryview) -> int:
-        """Bytes that the kernel took now. Raises BackendLost."""
+        """Send what the kernel takes now; return how many bytes. Raises BackendLost."""
         try:
             sent = self._socket.send(data)
         except BlockingIOError:
@@ -99,7 +99,7 @@ class V2Connection:
         return sent
 
     def send(self, data: bytes, deadline: float, fds: Sequence[int] = ()) -> None:
-        """All of it; the descriptors ride with the first byte. Raises BackendLost, GuestError."""
+        """Send all; the descriptors ride with the first byte. Raises BackendLost, GuestError."""
         data, self._unsent = self._unsent + data, b""
         sent = self._send_descriptors(data, fds) if fds else self.send_some(data)
         while sent < len(data):

@@ -78,7 +78,7 @@ class Pipes:
                 yield name, data
 
     def written(self) -> dict[int, int]:
-        """Bytes that were ever written to each that is open."""
+        """Count the bytes that were ever written to each that is open."""
         return {fd: self.taken[name] + _held(fd) for fd, name in self.outputs.items()}
 
     def close_stdin(self) -> None:
@@ -173,7 +173,7 @@ class Feed:
 
 
 def _held(fd: int) -> int:
-    """Bytes that wait in a pipe."""
+    """Count the bytes that wait in a pipe."""
     found = array.array("i", [0])
     with contextlib.suppress(OSError):
         fcntl.ioctl(fd, termios.FIONREAD, found)

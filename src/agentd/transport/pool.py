@@ -58,7 +58,7 @@ class Connections:
         return connection
 
     def renew(self) -> None:
-        """None of the connections there are is used again: what is behind them may have forgotten
+        """Use none of the connections there are again: what is behind them may have forgotten
         them, as a machine has after a snapshot of it."""
         with self._lock:
             self._generation += 1

@@ -46,7 +46,7 @@ class Tunnel:
         return self._received_all or self._call.pending()
 
     def send(self, data: bytes) -> None:
-        """All of it, as far as the credit carries. Raises BackendLost when the other end closed."""
+        """Send all, as far as the credit carries. Raises BackendLost when the other end closed."""
         if self._sent_all:
             raise BackendLost(f"the tunnel to port {self._port} is closed for sending")
         if not self._call.send_data(memoryview(data), forever=True):
@@ -80,7 +80,7 @@ class Tunnel:
         return b""
 
     def half_close(self) -> None:
-        """No more is sent; the rest can still be received."""
+        """Send no more; the rest can still be received."""
         if not self._sent_all:
             self._sent_all = True
             self._call.send(wire.encode(wire.DATA_EOF, self._call.channel.number))

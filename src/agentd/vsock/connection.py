@@ -126,7 +126,7 @@ class VsockConnection:
         return self.gone and not self.wants_data
 
     def read(self, buffers: Sequence[memoryview]) -> int:
-        """Bytes read; 0 when there are none for now, or no more ever (``ended``)."""
+        """Read, and count the bytes: 0 when there are none for now, or no more ever (``ended``)."""
         try:
             count = os.readv(self.sock.fileno(), buffers)
         except BlockingIOError:

@@ -190,7 +190,7 @@ class Muxer:
         return True
 
     def _apply(self, connection: VsockConnection, got: Packet) -> bool:
-        """False when the guest may not say that of this connection."""
+        """Apply it; False when the guest may not say that of this connection."""
         op = got.op
         if op == packet.RW:
             return connection.answered and connection.deliver(got.data, got.length)

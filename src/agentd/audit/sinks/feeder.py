@@ -131,7 +131,7 @@ class Feeder:
         self._note(Event(kind=Kind.LOSS, fields=about))
 
     def _sleep(self, seconds: float) -> bool:
-        """False where it is to end and the time for that is over."""
+        """Sleep; False where it is to end and the time for that is over."""
         until = time.monotonic() + seconds
         with self._guard:
             while (now := time.monotonic()) < until:

@@ -81,7 +81,7 @@ def _joined(blocks: Iterator[_Block | None]) -> Iterator[_Block | None]:
 
 
 def _as_one(blocks: list[_Block]) -> Iterator[_Block]:
-    """Nothing where they come to nothing together."""
+    """Join them; nothing where they come to nothing together."""
     old = [line for block in blocks for line in block.old]
     new = [line for block in blocks for line in block.new]
     one = _trimmed(blocks[0].at, blocks[0].line, old, new)
@@ -131,7 +131,7 @@ def _range(first: int, count: int) -> str:
 
 
 def _blocks(old: str, spans: Sequence[Span]) -> Iterator[_Block | None]:
-    """None, and no more, for one that is too large to be shown."""
+    """Yield blocks; None, and no more, for one that is too large to be shown."""
     index = line = counted = 0
     while index < len(spans):
         start, end, behind = _extent(old, spans, index)

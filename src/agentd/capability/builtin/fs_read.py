@@ -96,7 +96,7 @@ def _as_text(data: bytes, encoding: str, eof: bool) -> tuple[str, str, int]:
 
 
 def _size(inside: Inside, path: str, offset: int, length: int, eof: bool) -> int:
-    """Bytes of the whole file; files of /proc say 0, and have what was seen of them."""
+    """Return the size of the whole file; those of /proc say 0, and have what was seen of them."""
     seen = offset + length if length else 0
     if eof and length:
         return seen

@@ -51,7 +51,7 @@ class Inflate:
 
 
 def decoder(encoding: str) -> Decoder | None:
-    """None for an encoding that is not undone here: its body is given as it came."""
+    """Return its decoder; None for an encoding that is not undone here: it is given as it came."""
     name = encoding.strip().lower()
     if name in {"", "identity"}:
         return Plain()

@@ -122,7 +122,7 @@ class Fetcher:
             hop = following
 
     def _open(self, url: Url, deadline: Deadline) -> "HttpExchange":
-        """Nothing is connected yet. Raises CallFailed where it may not go there."""
+        """Open it, without a connection yet. Raises CallFailed where it may not go there."""
         from agentd.capability.fetch.exchange import HttpExchange
 
         hosts.check(url.host, self._hosts)

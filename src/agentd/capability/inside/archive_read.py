@@ -83,7 +83,7 @@ def _to_the_end(members: Iterator[Member], source: Joined) -> Iterator[Member]:
 
 
 def _bounded(members: Iterable[Member], most: int, stops: bool) -> Iterator[Member | None]:
-    """None for more than ``most``, where that does not fail."""
+    """Read it; None for more than ``most``, where that does not fail."""
     for count, member in enumerate(members):
         if count >= most:
             if not stops:
@@ -155,7 +155,7 @@ def _duplicate(name: str) -> Failed:
 
 
 def _extract(members: Iterator[Member | None], ask: dict[str, Any]) -> dict[str, Any]:
-    """All of it or nothing: into a directory of another name, which then takes the right one."""
+    """Extract all of it or nothing: into a directory that takes the right name at the end."""
     wanted = {_asked(name) for name in ask["members"]}
     place, name = open_parent(ask["root"], ask["to"])
     try:

@@ -44,7 +44,7 @@ CONFIG = (
 
 
 def environment(given: Mapping[str, str]) -> dict[str, str]:
-    """All that git sees: no settings of anybody's, no home, no way to ask."""
+    """Return all that git sees: no settings of anybody's, no home, no way to ask."""
     return {
         **{name: given[name] for name in _PROXIES if name in given},
         "HOME": "/nonexistent",  # no .gitconfig, no .netrc

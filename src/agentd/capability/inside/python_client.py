@@ -241,7 +241,7 @@ def _attach(
 def _hello(
     kernel: RunningKernel, deadline: float, patience: "tuple[tuple[float, int | None], ...]"
 ) -> "tuple[RunningKernel, list[int], str]":
-    """Nobody else has the lock: where it does not answer, it runs code that nobody waits for."""
+    """Greet it, under the lock: where it does not answer, it runs code that nobody waits for."""
     begun = time.monotonic()
     poll = select.poll()
     poll.register(kernel.connection, select.POLLIN)

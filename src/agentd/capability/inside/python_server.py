@@ -131,7 +131,7 @@ def send(connection: socket.socket, message: "dict[str, Any]") -> None:
 
 
 def receive(connection: socket.socket) -> Any:
-    """None at the end. Raises OSError, ValueError."""
+    """Receive a frame; None at the end. Raises OSError, ValueError."""
     head = _exactly(connection, 4)
     if not head:
         return None

@@ -113,7 +113,7 @@ def translated(glob: str) -> str:
 
 
 def content(path: str) -> bytes | None:
-    """Bytes of a regular file that is not too large; None otherwise."""
+    """Read a regular file that is not too large; None otherwise."""
     # Looked at first: opening a device or a fifo acts on it.
     if not stat.S_ISREG(os.lstat(path).st_mode):
         return None

@@ -108,7 +108,7 @@ class _Shown:
             self._write(text)
 
     def _write(self, text: str) -> None:
-        """Nothing of the sandbox's reaches a terminal as control codes."""
+        """Write it; nothing of the sandbox's reaches a terminal as control codes."""
         sys.stderr.write("".join(c if c in "\n\t" else remote.safe(c) for c in text))
         sys.stderr.flush()
 

@@ -53,7 +53,7 @@ class Follow:
         self._left = False
 
     def run(self) -> bool:
-        """Whether it has ended; False when it was let go of. Raises Interrupted."""
+        """Follow it to its end; False when it was let go of. Raises Interrupted."""
         with ExitStack() as stack:
             if self._tty:
                 from agentd.client.cli import terminal

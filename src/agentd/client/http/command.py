@@ -304,7 +304,7 @@ class RemoteCommand(Stepped):
                 socket.ping()
 
     def _send(self, kind: int, data: bytes) -> bool:
-        """False where the command has ended, and nobody would read it."""
+        """Send it; False where the command has ended, and nobody would read it."""
         with self._lock:
             if self.exit is not None:
                 return False

@@ -227,8 +227,8 @@ class Pool:
         return self._context
 
     def close(self, keep: int = 0) -> None:
-        """All idle ones but the ``keep`` warmest. Those that are taken are closed when they come
-        back, or are kept for the next use."""
+        """Close all idle ones but the ``keep`` warmest. Those that are taken are closed when they
+        come back, or are kept for the next use."""
         with self._condition:
             self._check_owner()
             count = max(0, len(self._idle) - keep)

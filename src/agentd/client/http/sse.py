@@ -38,7 +38,7 @@ def events(response: http.client.HTTPResponse) -> Iterator[ServerEvent]:
 
 
 def _event(block: str) -> ServerEvent | None:
-    """None for a comment, which only keeps the connection alive."""
+    """Read an event; None for a comment, which only keeps the connection alive."""
     name, identity = "message", ""
     data: list[str] = []
     for line in block.split("\n"):

@@ -126,7 +126,7 @@ class Approvals:
         return self._view(self._get(id_))
 
     def withdraw(self, id_: str, note: str = "its request has gone") -> None:
-        """Nobody waits for it any more; idempotent."""
+        """Withdraw it: nobody waits for it any more; idempotent."""
         self._finish(id_, "withdrawn", note)
 
     def look(self, id_: str) -> None:

@@ -82,7 +82,7 @@ class Ran:
         return dict(vars(self))
 
     def info(self) -> SandboxInfo | None:
-        """None where there was no sandbox."""
+        """Return the sandbox; None where there was none."""
         return SandboxInfo(self.sandbox, self.backend, self.level) if self.sandbox else None
 
 

@@ -51,7 +51,7 @@ class Before:
         ]
 
     def end(self, going: Set[str], now: float) -> int:
-        """All but ``going``, the requests whose commands live on: how many. Raises AuditError."""
+        """End all but ``going``, requests whose commands live on: how many. Raises AuditError."""
         count, oldest = 0, self._opened
         for start in self._starts:
             if start.request in going:

@@ -81,7 +81,7 @@ def _check_network(spec: SandboxSpec, obligations: Obligations) -> None:
 
 
 def within(asked: Limits, most: Limits) -> Limits:
-    """Nothing above ``most``. What was not asked for keeps its usual value where that is less: a
+    """Bound it by ``most``. What was not asked for keeps its usual value where that is less: a
     maximum is no default. It then stands in the spec, so that a wall that cannot hold it refuses.
     """
     # Memory first: the usual disk is a part of it.

@@ -121,7 +121,7 @@ def _withdrawn(act: Act, found: ApprovalView) -> AgentdError:
 
 
 def _summary(act: Act, decision: Decision) -> dict[str, Any]:
-    """All that is decided on, for a person to read; no value of an environment."""
+    """Say all that is decided on, for a person to read; no value of an environment."""
     parameters: dict[str, Any] = msgspec.to_builtins(dict(act.parameters))
     if isinstance(parameters.get("env"), dict):
         parameters["env"] = sorted(parameters["env"])

@@ -357,8 +357,8 @@ class Command(Stepped):
         return self._why or getattr(self._handle, "why", None)
 
     def _let_go(self, error: AgentdError) -> Result:
-        """Nobody follows it any more: what is told to have ended does not go on, and the record of
-        its end says why."""
+        """Kill what nobody follows any more: what is told to have ended does not go on; the
+        record of its end says why."""
         with contextlib.suppress(AgentdError):
             if self.pid is not None and self._listed and not isinstance(error, BackendLost):
                 self._handle.guest.signal(self.pid, signal.SIGKILL)

@@ -36,7 +36,7 @@ class Errands:
                 self._put(work, Future())
 
     def run(self) -> None:
-        """All that is wanted now."""
+        """Do all that is wanted now."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.wake)
         while True:
@@ -52,7 +52,7 @@ class Errands:
                 done.set_result(None)
 
     def close(self) -> None:
-        """Nothing is done any more; idempotent."""
+        """Do nothing any more; idempotent."""
         with self._lock:
             wake, self.wake = self.wake, -1
         if wake >= 0:

@@ -25,7 +25,7 @@ class ConfigReader:
         self._problem = problem
 
     def read(self, tree: dict[str, Any]) -> Config | None:
-        """None where there are problems."""
+        """Read it; None where there are problems."""
         config = self._struct(Config, tree, ())
         return None if self.problems else config
 
@@ -112,7 +112,7 @@ class ConfigReader:
 
 
 def known_keys(kind: Any = Config, path: str = "") -> Iterator[str]:
-    """Every key, dotted; ``*`` stands for a name of one's own."""
+    """List every key, dotted; ``*`` stands for a name of one's own."""
     inner = typing.get_args(kind)
     if typing.get_origin(kind) is tuple:
         yield from known_keys(inner[0], path)

@@ -43,7 +43,7 @@ class Bound:
         self.dropped = 0
 
     def admit(self, event: str, *, trouble: bool) -> int | None:
-        """None where it is one too many; else how many of the event were left out before it."""
+        """Count an event: None where it is one too many, else how many were left out before it."""
         with self._lock:
             now = self._clock()
             bucket = self._bucket(event, now)

@@ -44,7 +44,7 @@ class Names:
 
     @contextmanager
     def making(self, owner: str, name: str, *, wait: float = 0.0) -> Iterator[None]:
-        """Nobody else makes one of that name within the block; for up to ``wait`` seconds it is
+        """Let nobody else make one of that name within the block; for up to ``wait`` seconds it is
         waited until nobody does.
 
         Raises InvalidInput for what is no name, Conflict, Full.

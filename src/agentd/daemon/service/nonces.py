@@ -66,7 +66,7 @@ class StoredNonces:
         return gone
 
     def close(self) -> None:
-        """All is on disk when this returns: the next daemon need not doubt it. None is used after
+        """Write all to disk: the next daemon need not doubt it then. None is used after
         that."""
         with contextlib.suppress(StoreError):  # then the next one doubts it
             self._store.write(lambda t: t.put(msgspec.structs.replace(_mark(t), boot="")))

@@ -140,7 +140,7 @@ class Ledger:
             return self._waiting
 
     def close(self) -> None:
-        """Nobody waits any more, and those who do are told."""
+        """Let nobody wait any more, and tell those who do."""
         with self._lock:
             self._closed = True
             for use in self._uses.values():

@@ -79,8 +79,8 @@ class StoreWriter:
                 job.fail(refused)
 
     def _sync(self, wanted: bool) -> None:
-        """Whether commits reach the disk. In WAL mode the next that does takes earlier ones along
-        (pragma.html#pragma_synchronous)."""
+        """Set whether commits reach the disk. In WAL mode the next that does takes earlier ones
+        along (pragma.html#pragma_synchronous)."""
         if wanted != self._synced:
             self._connection.execute(f"PRAGMA synchronous = {'FULL' if wanted else 'NORMAL'}")
             self._synced = wanted

@@ -33,8 +33,8 @@ _ALWAYS = ("/healthz", "/readyz", "/metrics")  # answered while draining, too
 
 
 def operations(*, metrics: bool = False) -> tuple[Operation, ...]:
-    """All but WebSockets, ports and the document itself. The hottest first: routes are tried in
-    order."""
+    """List all but WebSockets, ports and the document itself. The hottest first: routes are
+    tried in order."""
     table = (
         *processes.OPERATIONS,
         *sandboxes.OPERATIONS,

@@ -73,7 +73,7 @@ async def _put_once(
 
 
 async def _head(chunks: AsyncIterator[bytes]) -> bytes:
-    """All of it where it is no longer than _WHOLE; else what is more than that, of its begin."""
+    """Read all of it where it is no longer than _WHOLE; else a little more than that of it."""
     head = bytearray()
     async for chunk in chunks:
         head += chunk

@@ -68,7 +68,7 @@ class Bridge(Generic[T]):
         self._poke()
 
     async def take(self, beat: float | None = None) -> list[T] | None:
-        """All that is there; [] where nothing came for ``beat`` seconds; None at the end.
+        """Take all that is there; [] where nothing came for ``beat`` seconds; None at the end.
 
         Raises the error that it was ended with, behind what came before.
         """
@@ -129,7 +129,7 @@ class Bridge(Generic[T]):
     # --- on either side ---
 
     def end(self, error: Exception | None = None) -> None:
-        """Nothing more is put; what is there is still taken. Idempotent."""
+        """Note that nothing more is put; what is there is still taken. Idempotent."""
         with self._change:
             if not self._ended:
                 self._ended, self._error = True, error
@@ -137,7 +137,7 @@ class Bridge(Generic[T]):
         self._poke()
 
     def close(self) -> None:
-        """Nothing more is wanted: ``put`` drops it, ``give`` raises FollowerGone. What is there can
+        """Want nothing more: ``put`` drops it, ``give`` raises FollowerGone. What is there can
         still be taken, and who takes still waits for the end. Idempotent."""
         with self._change:
             self.closed = True

@@ -32,7 +32,7 @@ class Followed(Generic[T, R]):
         self._started = True
 
     async def pieces(self, beat: float) -> AsyncIterator[list[T]]:
-        """All that it has by then, each time; nothing after ``beat`` idle seconds."""
+        """Yield all that it has by then, each time; nothing after ``beat`` idle seconds."""
         while (found := await self._bridge.take(beat)) is not None:
             yield found
 
@@ -50,7 +50,7 @@ class Followed(Generic[T, R]):
         return self._value  # type: ignore[return-value]  # it has returned it
 
     def stop(self) -> None:
-        """Nobody follows it any more. Idempotent; of the loop."""
+        """Stop: nobody follows it any more. Idempotent; of the loop."""
         self._bridge.close()
         if self._waker >= 0:
             os.close(self._waker)  # the other end becomes readable

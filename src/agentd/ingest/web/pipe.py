@@ -52,7 +52,7 @@ class Pipe:
         return b"".join(await self._down.take() or ())
 
     def half_close(self) -> None:
-        """Nothing more is sent, once what waits is."""
+        """Send nothing more, once what waits is sent."""
         self._up.end()
 
     def abort(self) -> None:

@@ -34,7 +34,7 @@ class Seats:
         self._turned_away: set[Sitting] = set()
 
     def enter(self, one: Sitting) -> bool:
-        """False where every seat is a principal's: it is to be told so, or was cut."""
+        """Take a seat; False where every one is a principal's: it is to be told so, or was cut."""
         if self._strange + self._known.total() >= self._size and not self._make_room():
             if len(self._turned_away) >= _TURNED_AWAY:
                 one.cut()

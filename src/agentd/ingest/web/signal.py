@@ -19,7 +19,7 @@ class Signal:
         self._event.clear()
 
     async def wait(self, timeout: float | None = None) -> bool:
-        """False where it was not set in time."""
+        """Wait for it; False where it was not set in time."""
         if timeout is None:
             return await self._event.wait()
         try:

@@ -39,7 +39,7 @@ BUILTIN: dict[str, Known] = {
 
 
 def names() -> tuple[str, ...]:
-    """Every backend's name: ours, weakest first, then third parties' in order."""
+    """List every backend's name: ours, weakest first, then third parties' in order."""
     return (*BUILTIN, *third_parties())
 
 

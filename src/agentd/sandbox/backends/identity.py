@@ -71,8 +71,8 @@ class Block:
             ) from error
 
     def release(self, ended: bool = True) -> None:
-        """Nothing of it is left. Where that is not sure (``ended`` False) it comes back by a look
-        at all processes; idempotent."""
+        """Give it back: nothing of it is left. Where that is not sure (``ended`` False) it comes
+        back by a look at all processes; idempotent."""
         fd, self.fd = self.fd, -1
         if fd < 0:
             return

@@ -88,7 +88,7 @@ class Journal:
             return [Gap(STREAMS[e.stream], e.offset, e.length, e.reason) for e in self._losses]
 
     def append(self, stream: str, data: bytes) -> None:
-        """Bytes of ``stream``, "stdout", "stderr" or "pty"."""
+        """Append bytes of ``stream``, "stdout", "stderr" or "pty"."""
         index = _INDEX[stream]
         with self.lock:
             self._check_open()
@@ -101,7 +101,7 @@ class Journal:
             self._drain()
 
     def skip(self, stream: str, length: int, reason: str) -> None:
-        """Bytes of ``stream`` that never came here: a gap, for this reason."""
+        """Note bytes of ``stream`` that never came here: a gap, for this reason."""
         with self.lock:
             self._check_open()
             self.ring.lose(_INDEX[stream], length, reason)

@@ -50,7 +50,7 @@ def encode_header(start: Start) -> bytes:
 
 
 def decode_header(data: bytes) -> Start | None:
-    """None for what is no whole header of ours."""
+    """Read a header; None for what is no whole one of ours."""
     if len(data) < HEADER_SIZE or _CRC.unpack_from(data, _HEADER.size)[0] != zlib.crc32(
         data[: _HEADER.size]
     ):
@@ -72,7 +72,7 @@ def encode_end(info: bytes, total: int) -> list[bytes]:
 
 
 def decode_head(data: bytes) -> Head | None:
-    """None for what is no whole head of a record."""
+    """Read a record's head; None for what is no whole one."""
     if len(data) < HEAD_SIZE or _CRC.unpack_from(data)[0] != zlib.crc32(data[4:HEAD_SIZE]):
         return None
     kind, stream, how, _, stored, length, crc, offset, total = _HEAD.unpack_from(data, 4)

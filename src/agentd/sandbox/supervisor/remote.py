@@ -253,7 +253,7 @@ def loader(link: SupervisorLink) -> Callable[[str], RemoteBackend]:
 
 
 def held(link: SupervisorLink) -> list[WallRecord]:
-    """Every sandbox of the supervisor: what a daemon that was restarted can go on with."""
+    """List every sandbox of the supervisor: what a daemon that was restarted can go on with."""
     found: list[WallRecord] = []
     after, more = "", True
     while more:

@@ -35,7 +35,7 @@ class Jail(NamedTuple):
 
     @property
     def folder(self) -> str:
-        """All that is on disk of this machine."""
+        """Return the folder of all that is on disk of this machine."""
         return f"{self.base}/{EXEC_NAME}/{self.id}"
 
     @property

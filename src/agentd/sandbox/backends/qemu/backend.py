@@ -333,7 +333,7 @@ def _set_up(process: QemuProcess, fields: dict[str, object], thaw: bool) -> list
 
 
 def _check(record: MachineRecord, plan: QemuPlan, boot: Boot, monitor: Monitor) -> None:
-    """Whether a snapshot can go on here. Raises Refused."""
+    """Check that a snapshot can go on here. Raises Refused."""
     fits = {
         "another version of the image": record.image == boot.digest,
         "another QEMU": record.monitor == monitor.key,

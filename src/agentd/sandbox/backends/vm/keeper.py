@@ -151,7 +151,7 @@ class KeeperServer:
         return None
 
     def _request(self) -> None:
-        """No request that fails ends us: every machine would end with it."""
+        """Serve one request. None that fails ends us: every machine would end with it."""
         try:
             request, fds = receive(self._control)
         except (OSError, ValueError, MemoryError) as error:
