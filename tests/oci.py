@@ -1,16 +1,23 @@
 """OCI image layouts for tests, made by hand: what no builder would make, too."""
 
+import contextlib
 import gzip
 import hashlib
 import io
 import json
+import os
 import platform
+import subprocess
+import sys
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import zstandard
+
+from agentd.client.cli.main import main
 
 _TYPES = "application/vnd.oci.image"
 _PACK = {
@@ -43,6 +50,19 @@ def link(path: str, target: str, *, hard: bool = False) -> tuple[tarfile.TarInfo
 
 def device(path: str) -> tuple[tarfile.TarInfo, bytes]:
     return file(path, mode=0o666, type=tarfile.BLKTYPE, devmajor=8, devminor=0)
+
+
+BUSYBOX = Path("/bin/busybox")  # of busybox-static: no library, no loader
+
+
+def busybox(*more: tuple[tarfile.TarInfo, bytes]) -> bytes:
+    """A layer of the smallest root in which commands run; skips where Debian's is not installed."""
+    if not BUSYBOX.exists():
+        pytest.skip("busybox-static is not installed")
+    names = "sh cat env grep id ls mkdir pwd readlink stat test touch"
+    links = [link(f"bin/{name}", "busybox") for name in names.split()]
+    program = file("bin/busybox", BUSYBOX.read_bytes(), 0o755)
+    return layer(folder("bin"), program, *links, *more)
 
 
 def layer(*entries: tuple[tarfile.TarInfo, bytes]) -> bytes:
@@ -123,3 +143,46 @@ class Layout:
         self._index.append(descriptor | named)
         whole = {"schemaVersion": 2, "manifests": self._index}
         (self.path / "index.json").write_text(json.dumps(whole))
+
+
+class Images:
+    """``agentd image`` with a cache of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.cache = folder / "cache"
+        self.env = os.environ | {"HOME": str(folder), "XDG_CACHE_HOME": str(self.cache)}
+
+    def start(self, *words: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "-m", "agentd", "image", *words],
+            env=self.env,
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *words: str, code: int | None = 0) -> "subprocess.CompletedProcess[str]":
+        """In this process: to start one a command would be most of the time."""
+        out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_CACHE_HOME", str(self.cache))
+            patch.chdir(self.folder)
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                ended = main(["image", *words])
+        out.seek(0)
+        done = subprocess.CompletedProcess(list(words), ended, out.read(), err.getvalue())
+        assert code is None or ended == code, done
+        return done
+
+    def told(self, *words: str, code: int = 0) -> Any:
+        return json.loads(self.run(*words, "--json", code=code).stdout)
+
+    def root(self, name: str) -> Path:
+        return Path(self.told("inspect", name)["root"])
+
+    def left(self) -> list[str]:
+        """What pulls that ended have left."""
+        return os.listdir(self.cache / "agentd/oci/work")

@@ -46,9 +46,11 @@ def asked(daemon: Daemon, method: str, path: str, body: Any = None) -> tuple[int
 
 
 def test_rest_says_the_keys_of_json(daemon: Daemon) -> None:
-    status, error = asked(daemon, "POST", "/v1/sandboxes", {"backend": "linux", "image": "mine"})
+    weak = {"backend": "linux", "isolation": "microvm"}
+    status, error = asked(daemon, "POST", "/v1/sandboxes", weak)
     assert status >= 400
-    assert error["remediation"] == 'drop "image", or ask for "isolation": "microvm"'
+    wanted = 'drop "backend": "linux", or ask for "isolation": "namespace" where'
+    assert error["remediation"].startswith(wanted)
     _, made = asked(daemon, "POST", "/v1/sandboxes", {})
     box = f"/v1/sandboxes/{made['id']}"
     causes = [asked(daemon, "POST", "/v1/run", {"exec": _SLEEP})[1]["cause"]]
@@ -74,8 +76,9 @@ def test_rest_says_the_keys_of_json(daemon: Daemon) -> None:
 
 def test_the_sdk_says_its_keywords_by_a_daemon_too(daemon: Daemon) -> None:
     with pytest.raises(AgentdError) as caught:
-        Sandbox.create(url=daemon.url, backend="linux", image="mine")
-    assert caught.value.remediation == 'drop image=, or ask for isolation="microvm"'
+        Sandbox.create(url=daemon.url, backend="linux", isolation="microvm")
+    wanted = 'drop backend="linux", or ask for isolation="namespace" where'
+    assert caught.value.remediation.startswith(wanted)
     with Sandbox.create(url=daemon.url) as made:
         for result in (
             made.run("sleep 60", timeout="100ms"),
@@ -91,8 +94,10 @@ def test_the_sdk_says_its_keywords_by_a_daemon_too(daemon: Daemon) -> None:
 
 
 def test_the_command_line_says_its_options_by_a_daemon_too(daemon: Daemon) -> None:
-    done = daemon.cli("create", "--backend", "linux", "--image", "mine")
-    assert b"drop --image, or ask for --isolation microvm" in done.stderr, done.stderr
+    done = daemon.cli("create", "--backend", "linux", "--isolation", "microvm")
+    assert b"drop --backend linux, or ask for --isolation namespace where" in done.stderr, (
+        done.stderr
+    )
     done = daemon.cli("run", "--timeout", "100ms", "--", "sleep", "60")
     assert done.returncode == 124 and b"raise --timeout, or make" in done.stderr
     done = daemon.cli("run", "--json", "--timeout", "100ms", "--", "sleep", "60")

@@ -1,9 +1,6 @@
 """OCI images by the command line: pulled from what is on disk, kept, checked, removed."""
 
-import contextlib
 import hashlib
-import io
-import json
 import os
 import shutil
 import signal
@@ -11,58 +8,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tests.oci import ARCHITECTURE, Layout, device, file, folder, layer, link
-
-from agentd.client.cli.main import main
+from tests.oci import ARCHITECTURE, Images, Layout, device, file, folder, layer, link
 
 pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(300)]
 _CAPABILITY = "\x01\0\0\x02\0\x04\0\0" + "\0" * 12  # cap_net_bind_service
-
-
-class Images:
-    """``agentd image`` with a cache of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.cache = folder / "cache"
-        self.env = os.environ | {"HOME": str(folder), "XDG_CACHE_HOME": str(self.cache)}
-
-    def start(self, *words: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            [sys.executable, "-m", "agentd", "image", *words],
-            env=self.env,
-            cwd=self.folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, *words: str, code: int | None = 0) -> "subprocess.CompletedProcess[str]":
-        """In this process: to start one a command would be most of the time."""
-        out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.StringIO()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("XDG_CACHE_HOME", str(self.cache))
-            patch.chdir(self.folder)
-            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                ended = main(["image", *words])
-        out.seek(0)
-        done = subprocess.CompletedProcess(list(words), ended, out.read(), err.getvalue())
-        assert code is None or ended == code, done
-        return done
-
-    def told(self, *words: str, code: int = 0) -> Any:
-        return json.loads(self.run(*words, "--json", code=code).stdout)
-
-    def root(self, name: str) -> Path:
-        return Path(self.told("inspect", name)["root"])
-
-    def left(self) -> list[str]:
-        """What pulls that ended have left."""
-        return os.listdir(self.cache / "agentd/oci/work")
 
 
 @pytest.fixture

@@ -84,7 +84,7 @@ class Sandbox(SandboxCommands):
         user        "root", "sandbox" or a uid inside
         writable    True: all of the root can be written to, /etc and /usr too; the host's stay
         env         variables of every command
-        image       what a virtual machine boots
+        image       an OCI image, or what a virtual machine boots
 
         ``url`` (else AGENTD_URL) is a daemon's, as unix:PATH or https://HOST:PORT, and ``api_key``
         (else AGENTD_API_KEY) says who asks. Where neither names one, a daemon that listens at its

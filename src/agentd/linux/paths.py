@@ -1,5 +1,6 @@
 """Opens host paths that other users may change meanwhile."""
 
+import ctypes
 import errno
 import os
 import stat
@@ -7,6 +8,9 @@ import stat
 from agentd.linux import abi
 from agentd.linux.kernel import KERNEL
 
+# openat2(2), Linux 5.6.
+_RESOLVE_NO_MAGICLINKS = 0x02
+_RESOLVE_IN_ROOT = 0x10
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -27,6 +31,15 @@ def open_plain(path: str) -> int:
         os.close(fd)
         raise OSError(error.errno, error.strerror, path) from None
     return fd
+
+
+def open_inside(root: int, path: str, flags: int) -> int:
+    """A descriptor of a path as a process would open it that has ``root`` as its root directory:
+    links, absolute ones too, and ``..`` lead nowhere else. Raises OSError, ENOSYS where the kernel
+    or a filter has no openat2(2)."""
+    how = (ctypes.c_uint64 * 3)(flags | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
+    size = ctypes.sizeof(how)
+    return KERNEL.syscall(abi.SYS.openat2, root, os.fsencode(path), how, size)
 
 
 def _open_part(fd: int, part: str, *, last: bool) -> int:

@@ -1,7 +1,6 @@
 """What callers write, made into the model's values; every mistake is one InvalidInput. No I/O."""
 
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias, TypedDict, Unpack
 
@@ -12,7 +11,7 @@ from agentd.model.errors import InvalidInput
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.mount import Mount, parse_mount, parse_workspace
-from agentd.model.spec import DEFAULT_IMAGE, ExecLimits, ExecRequest, Pty, SandboxSpec
+from agentd.model.spec import DEFAULT_IMAGE, IMAGE_NAME, ExecLimits, ExecRequest, Pty, SandboxSpec
 from agentd.model.units import parse_duration, parse_size, readable_size
 
 Size: TypeAlias = str | int | None
@@ -23,7 +22,6 @@ NETS = ("none", "host")
 USERS = ("root", "sandbox")
 _MAX_ID = (1 << 32) - 2
 _MAX_NUMBER = (1 << 63) - 1
-_IMAGE = re.compile(r"\A[a-z0-9][a-z0-9._-]{0,63}\Z")
 # What the agent itself takes, before any command of the sandbox does.
 MIN_MEMORY = 1 << 20
 MIN_OPEN_FILES = 16
@@ -53,7 +51,7 @@ class SandboxOptions(TypedDict, total=False):
     user: str | int | None  # "root", "sandbox" or a uid inside
     writable: bool | None  # all of the root, and not some places only
     env: Mapping[str, str] | None  # for every command
-    image: str | None  # what a virtual machine boots
+    image: str | None  # what it starts of: an OCI image, or a machine image
 
 
 class ExecOptions(TypedDict, total=False):
@@ -301,10 +299,10 @@ def _flag(value: bool | None, what: str) -> bool:
 
 
 def _image(value: str) -> str:
-    if not isinstance(value, str) or not _IMAGE.match(value):
+    if not isinstance(value, str) or not IMAGE_NAME.fullmatch(value):
         raise InvalidInput(
             f"image {value!r} is not a name",
-            remediation="use lower case letters, digits and dots; agentd image ls lists them",
+            remediation="begin with a lower case letter or a digit; agentd image ls lists them",
         )
     return value
 

@@ -26,7 +26,7 @@ class SandboxSpec(msgspec.Struct, frozen=True):
     env: dict[str, str] = {}
     hostname: str = "sandbox"
     writable: bool = False  # all of the root, and not some places only
-    image: str = DEFAULT_IMAGE  # what a virtual machine boots
+    image: str = DEFAULT_IMAGE  # of OCI, or what a virtual machine boots
     # The host's programs behind overlays, where a wall shows them: inotify tells nothing of others.
     private_programs: bool = False
     # What is to be read of the host's configuration, where a wall shows its programs.

@@ -175,8 +175,8 @@ def _probed(backend: Backend) -> Availability:
 def _check_image(spec: SandboxSpec, backend: Backend) -> None:
     if spec.image != DEFAULT_IMAGE and not getattr(backend, "images", False):
         raise Refused(
-            f"backend {backend.name} boots no image, and {spec.image} was asked for",
-            remediation="drop --image, or ask for --isolation microvm",
+            f"backend {backend.name} takes no image, and {spec.image} was asked for",
+            remediation="drop --image, or ask for --isolation namespace",
         )
 
 

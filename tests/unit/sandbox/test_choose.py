@@ -110,9 +110,9 @@ def test_an_image_needs_a_wall_that_boots_one(walls):
     walls["vm"] = Fake("vm", IsolationLevel.MICROVM, images=True)
     walls["plain"] = Fake("plain", IsolationLevel.MICROVM)
     walls["oci"] = Fake("oci", IsolationLevel.NAMESPACE, images=True)
-    with pytest.raises(Refused, match="backend linux boots no image, and slim was asked for"):
+    with pytest.raises(Refused, match="backend linux takes no image, and slim was asked for"):
         choose(SandboxSpec(backend="linux", image="slim"), walls.__getitem__)
-    with pytest.raises(Refused, match="backend plain boots no image"):
+    with pytest.raises(Refused, match="backend plain takes no image"):
         choose(SandboxSpec(backend="plain", image="slim"), walls.__getitem__)
     for name in ("vm", "oci"):
         spec = SandboxSpec(backend=name, image="slim")

@@ -163,9 +163,11 @@ def _size(count: int) -> str:
 def _prune(options: argparse.Namespace) -> int:
     from agentd.image.store import Store
 
-    freed = image_cache.prune(Store()) + image_oci.store().prune().bytes
+    freed, removed = image_cache.prune(Store()), image_oci.store().prune()
+    freed += removed.bytes
+    image_oci.tell_kept(removed)
     if options.json:
-        remote.print_json({"freed": freed})
+        remote.print_json({"freed": freed, "in_use": removed.in_use})
     else:
         print(f"{_size(freed)} freed")
     return 0
@@ -226,7 +228,7 @@ def _rm(options: argparse.Namespace) -> int:
     store, others = Store(), image_oci.store()
     for name in options.names:
         if name not in store.ls() and image_oci.is_known(name):
-            others.remove(name)
+            image_oci.tell_kept(others.remove(name))
         else:
             store.remove(name)
     if options.json:

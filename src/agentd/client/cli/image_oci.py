@@ -11,7 +11,7 @@ from agentd.model.errors import Conflict, SandboxError
 
 if TYPE_CHECKING:
     from agentd.image.model import Progress
-    from agentd.image.oci.store import OciStore
+    from agentd.image.oci.store import OciStore, Removed
     from agentd.image.oci.values import OciImage
 
 _PULL = """\
@@ -98,6 +98,15 @@ def is_known(name: str) -> bool:
     except NotFound:
         return False
     return True
+
+
+def tell_kept(removed: "Removed") -> None:
+    """To a person: what stays for now."""
+    if removed.in_use:
+        print(
+            f"agentd image: {removed.in_use} in use, which a later prune removes",
+            file=sys.stderr,
+        )
 
 
 def rows() -> list[dict[str, Any]]:

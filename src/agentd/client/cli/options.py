@@ -159,7 +159,9 @@ def wall_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="show a host path inside (default ro); may be repeated",
     )
-    group.add_argument("--image", metavar="NAME", help="what a virtual machine boots")
+    group.add_argument(
+        "--image", metavar="NAME", help="an OCI image, or what a virtual machine boots"
+    )
     group.add_argument("--net", metavar="none|host", default="none", help="default: none")
     group.add_argument("--user", metavar="root|sandbox|UID", help="who the command runs as inside")
     group.add_argument(

@@ -53,10 +53,12 @@ class Digests:
 def completed(request: ExecRequest, handle: "SandboxHandle") -> ExecRequest:
     """Return what the sandbox says where the request says nothing; idempotent."""
     spec = handle.spec
+    # Where an image says, which not every wall has.
+    begin = getattr(handle.wall, "workdir", None) or handle.wall.workspace
     return msgspec.structs.replace(
         request,
         # The root of a foreign guest is its workspace; an empty path would be none.
-        cwd=os.path.join(handle.wall.workspace, request.cwd or ".").removesuffix("/.") or "/",
+        cwd=os.path.join(begin, request.cwd or ".").removesuffix("/.") or "/",
         env={**spec.env, **request.env},
         timeout=request.timeout or spec.limits.timeout,
         output_limit=request.output_limit or spec.limits.output,

@@ -10,7 +10,7 @@ import os
 import resource
 from collections.abc import Callable
 
-from agentd.guest.zygote import cgroup_view, own_root, var, writable_root
+from agentd.guest.zygote import cgroup_view, image_root, own_root, var, writable_root
 from agentd.guest.zygote.root import EMPTY_FILE, SANDBOX_HOME, masks
 from agentd.guest.zygote.wall_kernel import KERNEL, WallKernel
 from agentd.linux import abi, caps, landlock, net, overlay, process, seccomp
@@ -154,13 +154,13 @@ def _scratch(
             flags = abi.MS_REMOUNT | _NOSUID_NODEV
             kernel.mount("tmpfs", "/tmp", "tmpfs", flags, _size(box))
         return
-    if not box.get("layer"):  # a writable root has it already
+    if not _is_writable(box):  # a writable root has it already
         _mount_scratch(box, fds, kernel)
     fds.append(kernel.open_folder(WORKSPACE))
     for name, target, mode in _SCRATCH:
         kernel.make_folder(f"{WORKSPACE}/{name}", mode)
         kernel.mount(f"{WORKSPACE}/{name}", target, None, abi.MS_BIND)
-    if not box.get("layer"):
+    if not _is_writable(box) and not box.get("image"):
         _own_var(kernel)
     devpts = f"newinstance,ptmxmode=0666,mode=0620,max={_MAX_TERMINALS}"
     kernel.mount("devpts", "/dev/pts", "devpts", abi.MS_NOSUID | abi.MS_NOEXEC, devpts)
@@ -258,9 +258,14 @@ def _cgroup_view(done: list[str], held: list[str], kernel: WallKernel) -> None:
 
 
 def _own_root(box: Request, fds: list[int], kernel: WallKernel) -> None:
-    layer = box.get("layer")
-    if isinstance(layer, dict):
+    image, layer = box.get("image"), box.get("layer")
+    if _is_writable(box):
         _mount_scratch(box, fds, kernel)
+    if isinstance(image, dict):
+        places = [(str(path), bool(is_dir)) for path, is_dir in _pairs(image["places"])]
+        scratch = WORKSPACE if _is_writable(box) else None
+        image_root.build(fds[_int(image["fd"])], places, scratch, kernel)
+    elif isinstance(layer, dict):
         writable_root.build(fds[_int(layer["fd"])], layer["trees"], WORKSPACE, kernel)
     elif box["private_root"]:
         elsewhere = [(str(m["target"]), bool(m["is_dir"])) for m in _dicts(box["mounts"])]
@@ -281,7 +286,7 @@ def _user_counts(box: Request, kernel: WallKernel) -> None:
     for name, most in _pairs(box.get("user_counts")):
         kernel.write(f"/proc/sys/user/{name}", str(most))
     # Landlock forbids none of it where the root can be written to: its rules have no exceptions.
-    if box.get("machine_root") or box.get("layer"):
+    if box.get("machine_root") or _is_writable(box):
         _guard_proc(kernel)
 
 
@@ -330,7 +335,7 @@ def _base_rules(box: Request, kernel: WallKernel) -> landlock.Ruleset | None:
         return None
     rules = landlock.Ruleset(abi=version, handle_net=False, scopes=True, kernel=kernel)
     rules.allow_path("/", landlock.READ | landlock.EXEC)
-    if box.get("layer"):
+    if _is_writable(box):
         rules.allow_path("/", landlock.WRITE)
     rules.allow_path("/dev", landlock.WRITE | landlock.IOCTL_DEV)
     for path in WRITABLE:
@@ -352,6 +357,12 @@ def _landlock(box: Request, prepared: Prepared | None, kernel: WallKernel) -> No
             if not mount["ro"]:
                 rules.allow_path(str(mount["target"]), landlock.WRITE)
         rules.restrict()
+
+
+def _is_writable(box: Request) -> bool:
+    """Whether all of the root can be written to, on the scratch tmpfs."""
+    image = box.get("image")
+    return bool(box.get("layer")) or (isinstance(image, dict) and bool(image["writable"]))
 
 
 def _int(value: object) -> int:

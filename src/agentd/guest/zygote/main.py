@@ -25,7 +25,7 @@ from collections.abc import Sequence
 
 from agentd.guest import agent
 from agentd.guest.zygote import box as boxes
-from agentd.guest.zygote import entry, immortal, root, var
+from agentd.guest.zygote import entry, image_root, immortal, root, var
 from agentd.guest.zygote.entry import CONTROL_FD, MOUNTS_FD
 from agentd.guest.zygote.group import enter_group
 from agentd.guest.zygote.layer import Layer
@@ -348,6 +348,8 @@ def _box(
         socket.send_fds(listener, [json.dumps({"controls": done}).encode()], fds[given:])
         for fd in fds[1:]:
             os.close(fd)
+        if request.get("image") is not None:
+            image_root.import_nothing()
     except EOFError:  # nobody wants it any more
         os._exit(0)
     except Exception as error:

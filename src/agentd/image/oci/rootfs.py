@@ -44,7 +44,7 @@ def make_layout(source: str, path: str) -> None:
         architecture=architecture(),
         os="linux",
         created=_TIME,
-        config=RunConfig(cmd=("/bin/sh",), working_dir="/"),
+        config=RunConfig(cmd=("/bin/sh",)),
         rootfs=RootFs((layer.digest,)),
     )
     manifest = OciManifest(layout.put(encode(config), CONFIG, blobs), (layer,))

@@ -35,6 +35,7 @@ class ProcessWall:
         without_group: str = "",
         block: Block | None = None,
         user: tuple[int, int] | None = None,
+        workdir: str | None = None,
         before_end: Sequence[Callable[[], object]] = (),
         on_end: Sequence[Callable[[], None]] = (),
     ) -> None:
@@ -42,6 +43,8 @@ class ProcessWall:
         self.pid = pid
         self.enforcement = enforcement
         self.workspace = workspace
+        #: Where commands begin, if not in the workspace.
+        self.workdir = workdir
         self._first = Pidfd(pidfd)
         self._listener = listener
         self._group = group

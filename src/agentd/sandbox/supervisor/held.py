@@ -27,6 +27,7 @@ class WallRecord(msgspec.Struct, frozen=True):
     paused: bool = False
     pipe_owner: tuple[int, int] | None = None
     lacks: dict[str, str] = {}  # abilities that it has not, and why
+    workdir: str | None = None
 
 
 class HeldWall:
@@ -59,6 +60,7 @@ class HeldWall:
             paused=self.paused,
             pipe_owner=getattr(self.wall, "pipe_owner", None),
             lacks=dict(abilities.lacking(self.wall)),
+            workdir=getattr(self.wall, "workdir", None),
         )
 
 

@@ -112,6 +112,7 @@ class RemoteWall:
         self.workspace = record.workspace
         self.passes_descriptors = record.passes_descriptors
         self.pipe_owner = record.pipe_owner
+        self.workdir = record.workdir
         self._lock = threading.Lock()
         self._begun = False
         self._first_killed = False

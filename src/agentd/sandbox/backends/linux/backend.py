@@ -15,13 +15,15 @@ from agentd.model.configuration import USUAL, HostConfiguration
 from agentd.model.errors import AgentdError, InvalidInput, SandboxError
 from agentd.model.isolation import IsolationLevel
 from agentd.model.mount import unmountable
-from agentd.model.spec import SandboxSpec
+from agentd.model.spec import DEFAULT_IMAGE, SandboxSpec
 from agentd.sandbox.backends import identity, shared
 from agentd.sandbox.backends.cgroups import explained, let_in, make_group, own_hierarchy
 from agentd.sandbox.backends.child import Ended, await_ready, send
 from agentd.sandbox.backends.identity import Block
+from agentd.sandbox.backends.linux import image as images
 from agentd.sandbox.backends.linux import loans, report, restoring
 from agentd.sandbox.backends.linux.cow import OverlayWall
+from agentd.sandbox.backends.linux.image import ImageRoot
 from agentd.sandbox.backends.linux.loans import Loan
 from agentd.sandbox.backends.linux.nursery import Nursery, Spare, adopt
 from agentd.sandbox.backends.linux.plan import LinuxPlan, make_plan
@@ -37,7 +39,7 @@ class LinuxBackend:
 
     name = "linux"
     level = IsolationLevel.NAMESPACE
-    images = False
+    images = True
     writable = True
     abilities = frozenset({"changes", "pause", "snapshot"})
 
@@ -67,6 +69,8 @@ class LinuxBackend:
         return found
 
     def plan(self, spec: SandboxSpec) -> LinuxPlan:
+        """As every ``plan``, and raises NotFound where there is no such image."""
+        images.check(spec)
         return make_plan(spec)
 
     def launch(self, plan: LinuxPlan) -> LinuxWall:
@@ -89,21 +93,25 @@ class LinuxBackend:
         """``kept`` is the state of a snapshot, whose files it begins with."""
         with contextlib.ExitStack() as undo:
             nursery = self._nursery(plan.spec.net, plan.spec.configuration)
+            root = images.of_spec(plan.spec, undo)
+            plan = plan if root is None else root.planned(plan)
             sources = [loans.open_source(mount, undo) for mount in plan.mounts]
             lent = self._lent(plan, sources, nursery)
-            request = self._request(plan, lent)
+            request = self._request(plan, lent, root)
             spare = nursery.take_spare() if request["plain"] and kept is None else None
-            ask = functools.partial(self._pass_request, nursery, request, lent)
+            ask = functools.partial(self._pass_request, nursery, request, lent, root)
             if spare is not None:
                 born = _from_spare(spare, nursery, plan, ask, undo)
             else:
                 born = self._clone(nursery, plan, lent, ask, undo, kept)
-            wall = self._wall(plan, born, lent, nursery)
+            wall = self._wall(plan, born, lent, nursery, root)
             if isinstance(wall, OverlayWall):
                 wall.attach_source(os.open(".", _FOLDER, dir_fd=sources[0]))
             undo.pop_all()
             for fd in (*sources, *born.fds[1:]):
                 os.close(fd)
+            if root is not None:
+                root.close()  # the wall has its lease
         if not nursery.alive():  # it ends with its zygote, ready or not
             wall.kill()
             raise Ended("the zygote ended unexpectedly")
@@ -136,7 +144,7 @@ class LinuxBackend:
                 _scratch(plan, lent) if copied else None,
                 block,
                 whole=plan.uid == 0,
-                writable=plan.spec.writable,
+                writable=plan.spec.writable and plan.spec.image == DEFAULT_IMAGE,
             )
         group, detail = None, ""
         try:
@@ -161,6 +169,7 @@ class LinuxBackend:
         nursery: Nursery,
         request: dict[str, object],
         lent: list[Loan],
+        root: ImageRoot | None,
         listener: socket.socket,
         block: Block | None,
     ) -> None:
@@ -171,6 +180,9 @@ class LinuxBackend:
                 if loan.mounted:
                     fds.append(loans.mount_fd(loan, nursery, block))
                     passed.callback(os.close, fds[-1])
+            if root is not None:
+                fds.append(root.mount(nursery, block))
+                passed.callback(os.close, fds[-1])
             send(listener, request, fds, "sandbox", MAX_MESSAGE)
 
     def close(self) -> None:
@@ -180,7 +192,12 @@ class LinuxBackend:
             nursery.close()
 
     def _wall(
-        self, plan: LinuxPlan, born: "_Born", lent: list[Loan], nursery: Nursery
+        self,
+        plan: LinuxPlan,
+        born: "_Born",
+        lent: list[Loan],
+        nursery: Nursery,
+        root: ImageRoot | None,
     ) -> LinuxWall:
         pid = process.pidfd_of_fdinfo(born.fds[0])
         with explained(born.group, plan.limits):
@@ -201,17 +218,26 @@ class LinuxBackend:
                 digest=nursery.filter_digests[plan.rw],
                 shown=len(nursery.configuration),
                 lent={loan.mount.target: loan.how for loan in lent},
+                image=None if root is None else root.image,
             ),
             workspace="/workspace",
             without_group=born.detail,
             block=born.block,
+            workdir=plan.workdir,
+            on_end=() if root is None else (root.lease.close,),
         )
         wall.attach_disk(*disk)
         return wall
 
-    def _request(self, plan: LinuxPlan, lent: list[Loan]) -> dict[str, object]:
+    def _request(
+        self, plan: LinuxPlan, lent: list[Loan], root: ImageRoot | None
+    ) -> dict[str, object]:
+        plain = self._is_plain(plan) and all(loan.copy is None for loan in lent)
+        # Its descriptor comes behind those of the mounts, which count from 1.
+        mounted = 1 + sum(loan.mounted for loan in lent)
         return {
-            "plain": self._is_plain(plan) and all(loan.copy is None for loan in lent),
+            "plain": plain and root is None,
+            "image": None if root is None else root.request(mounted, plan),
             "uid": plan.uid,
             "hostname": plan.spec.hostname,
             "net": plan.spec.net,

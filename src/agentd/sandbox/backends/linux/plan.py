@@ -29,6 +29,7 @@ class LinuxPlan(msgspec.Struct, frozen=True):
     limits: Limits
     inodes: int
     env: dict[str, str]
+    workdir: str | None = None  # where commands begin, if not in the workspace
 
     @property
     def rw(self) -> bool:

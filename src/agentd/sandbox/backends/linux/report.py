@@ -16,6 +16,7 @@ from agentd.sandbox.backends.limits import agent_detail, group_controls, limit_c
 from agentd.sandbox.backends.linux.plan import LinuxPlan
 
 if TYPE_CHECKING:
+    from agentd.image.oci.values import OciImage
     from agentd.linux.probe import Facts
 
 _NESTED = "agentd doctor -v shows what this machine offers; try outside of what agentd runs in"
@@ -45,18 +46,19 @@ def enforcement(
     digest: str,
     shown: int,
     lent: Mapping[str, str],
+    image: "OciImage | None" = None,
 ) -> dict[str, Control]:
     """Every control of the level: asked, enforced, and by what.
 
     ``detail`` says why there is no group; ``digest`` is that of the seccomp filter;
     ``shown`` how many directories of the host's /etc and /var/lib there are; ``lent`` how each
-    mount came in, by its target.
+    mount came in, by its target; ``image`` what it starts of, if anything.
     """
     own = plan.spec.net == "none"
     table = {
         "user_namespace": _fixed(True, _users(plan, own_user)),
         "pid_namespace": _fixed(True, "the sandbox sees and signals only its own processes"),
-        "mount_namespace": _fixed(True, _programs(plan.spec, shown)),
+        "mount_namespace": _fixed(True, _programs(plan.spec, shown, image)),
         "ipc_namespace": _fixed(True),
         "uts_namespace": _fixed(True),
         "hostname": _refusable("hostname", controls, "sethostname", "the host's name is seen"),
@@ -164,7 +166,10 @@ def _profile(plan: LinuxPlan) -> str:
     return seccomp.of_namespaces(plan.spec.net, rw=plan.rw)
 
 
-def _programs(spec: SandboxSpec, shown: int) -> str:
+def _programs(spec: SandboxSpec, shown: int, image: "OciImage | None") -> str:
+    if image is not None:
+        how = "that can be written to" if spec.writable else "that is read-only"
+        return f"a root {how}, of the image {image.name}, {image.digest}; nothing of the host's"
     root = "read-only root of the host's programs"
     root = "root of the host's programs that can be written to" if spec.writable else root
     known = f"; {shown} directories of /etc and /var/lib, {spec.configuration.told}"

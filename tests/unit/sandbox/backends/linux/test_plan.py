@@ -46,6 +46,7 @@ def test_the_plan_of_a_spec_that_says_nothing() -> None:
             "PATH": PATH,
             "USER": "sandbox",
         },
+        "workdir": None,
     }
 
 

@@ -1,0 +1,74 @@
+"""The root of a sandbox that starts of an OCI image: its files, with places for ours on top.
+
+Two layers that nobody writes to: directories of ours that something is mounted on, and the image.
+So a link of the image's is nowhere in the way of a mount, and what the image lacks is there. Runs
+in the forked child. Standard library only.
+"""
+
+import errno
+import os
+import sys
+from collections.abc import Iterable
+
+from agentd.guest.zygote.own_root import Target, enter_stage, mount_point
+from agentd.guest.zygote.root import SANDBOX_HOME, STAGE, write
+from agentd.guest.zygote.var import BEHIND
+from agentd.linux import abi, overlay
+from agentd.linux.kernel import KERNEL, Kernel
+
+_NOSUID_NODEV = abi.MS_NOSUID | abi.MS_NODEV
+_DIRECTORIES = ("/run", "/var", "/tmp", "/etc", "/workspace", SANDBOX_HOME)
+# With what agentd keeps there for itself; the host's parts of /var are there too, and stay out.
+_AS_THEY_ARE = (("/dev", True), ("/proc", True), ("/sys", True))
+# Of the shared root, which has them as every sandbox does: names of hosts are the sandbox's own.
+_FILES = ("/etc/hosts", "/etc/resolv.conf")
+
+
+def build(
+    image: int, places: Iterable[Target], scratch: str | None, kernel: Kernel = KERNEL
+) -> None:
+    """Make the root of a detached mount of the image's, and enter it. Raises OSError.
+
+    ``places`` is what else is mounted, a path behind the image's links each. With ``scratch``,
+    where the sandbox's tmpfs is mounted, the root can be written to, and what is lies on that.
+    """
+    kernel.mount("tmpfs", STAGE, "tmpfs", _NOSUID_NODEV, "mode=0755,size=4m,nr_inodes=8k")
+    top, below = f"{STAGE}/t", f"{STAGE}/i"
+    for path in (top, below):
+        kernel.mkdir(path, 0o755)
+    kernel.move_mount(image, "", abi.AT_FDCWD, below, abi.MOVE_MOUNT_F_EMPTY_PATH)
+    ours = [(entry.path, entry.is_dir()) for entry in os.scandir(BEHIND) if entry.name != "var"]
+    _make_places(top, (*_AS_THEY_ARE, *ours, *places))
+    try:
+        if scratch:
+            kernel.make_folder(f"{scratch}/r", 0o755)
+            overlay.mount_paths(STAGE, (top, below), f"{scratch}/r", kernel)
+        else:
+            overlay.mount_readonly(STAGE, (top, below), kernel)
+    except OSError as error:
+        code = error.errno or errno.EINVAL
+        raise OSError(code, f"{overlay.NONE} the image: {error.strerror}") from None
+    for path, _ in (*_AS_THEY_ARE, *ours):
+        kernel.mount(path, STAGE + path, None, abi.MS_BIND | abi.MS_REC)
+    if scratch:
+        kernel.mount(scratch, STAGE + scratch, None, abi.MS_BIND)
+    enter_stage(kernel)
+
+
+def _make_places(top: str, places: Iterable[Target]) -> None:
+    for path in _DIRECTORIES:
+        os.makedirs(top + path, 0o755, exist_ok=True)
+    for path in _FILES:
+        if os.path.exists(path):
+            with open(path, "rb") as file:
+                write(top + path, file.read(1 << 20))
+    for path, is_dir in places:
+        mount_point(top + path, is_dir)
+
+
+def import_nothing() -> None:
+    """Let this interpreter find no module any more: what it does not have yet would be the
+    image's. The builtin ones, which are no files, stay."""
+    sys.path.clear()
+    sys.path_importer_cache.clear()
+    sys.path_hooks.clear()
