@@ -266,7 +266,7 @@ def test_a_wall_says_itself_whether_it_takes_images(install: Callable[[str, str]
     install("air", AIR.format(level="MICROVM"))
     told = {
         "both": (True, ["changes", "fork", "snapshot"]),
-        "air": (False, []),
+        "air": (False, ["pause"]),
         "linux": (True, ["changes", "fork", "pause", "snapshot"]),
         "qemu": (True, ["fork", "pause", "snapshot"]),
     }
