@@ -214,3 +214,106 @@ def test_without_a_cgroup_it_is_unsupported_and_the_reason_is_told(as_user: Ordi
         assert refused["message"] == f"backend {backend} cannot pause a sandbox"
         assert "not writable" in refused["cause"] or "not delegated" in refused["cause"]
         assert backend not in refused["remediation"] and "qemu" in refused["remediation"]
+
+
+# --- idle ---
+
+
+def kinds(client: Client, id_: str) -> list[tuple[str, dict[str, object]]]:
+    """What was told of it, without what says the same of every sandbox."""
+    found = [e for e in client.events.read().events if e.sandbox == id_]
+    return [(str(e.kind), e.about) for e in found if e.kind in ("paused", "resumed", "ended")]
+
+
+def state(client: Client, sandbox: Sandbox) -> str:
+    return client.sandboxes.get(sandbox.id).state
+
+
+def test_what_is_idle_is_paused_and_the_next_request_resumes_it(daemon: Daemon) -> None:
+    with (
+        Client(daemon.url) as client,
+        Sandbox.create(url=daemon.url, backend="linux", idle_timeout="1s") as sandbox,
+    ):
+        view = client.sandboxes.get(sandbox.id)
+        assert (view.idle_timeout, view.on_idle, view.paused_by) == (1.0, "pause", "")
+        for use in (
+            lambda: sandbox.run("echo on", check=True).text == "on\n",
+            lambda: sandbox.files.write("/workspace/a", b"kept") is None or True,
+            lambda: sandbox.files.read("/workspace/a") == b"kept",
+            lambda: sandbox.call("fs.list.v1").value["entries"],
+        ):
+            until(lambda: state(client, sandbox) == "paused")  # to look at it is no use of it
+            assert client.sandboxes.get(sandbox.id).paused_by == "idle"
+            client.sandboxes.renew(sandbox.id, "10m")  # nor is that
+            assert state(client, sandbox) == "paused"
+            assert use()
+            assert state(client, sandbox) == "ready"
+        told = kinds(client, sandbox.id)
+        assert told[:2] == [("paused", {"why": "idle"}), ("resumed", {})]
+
+
+def test_what_runs_or_is_under_way_is_not_idle(daemon: Daemon) -> None:
+    with (
+        Client(daemon.url) as client,
+        Sandbox.create(url=daemon.url, backend="linux", idle_timeout="1s") as sandbox,
+    ):
+        assert sandbox.run("sleep 2.5; echo on").text == "on\n"
+        begun = client.commands.start(sandbox.id, ExecBody(cmd="sleep 2.5; echo behind"))
+        until(lambda: client.commands.get(sandbox.id, begun.id).state == "ended")
+        assert kinds(client, sandbox.id) == []
+        until(lambda: state(client, sandbox) == "paused")
+        assert client.commands.output(sandbox.id, begun.id) == b"behind\n"  # the daemon has it
+
+
+def test_on_idle_end_ends_it(daemon: Daemon) -> None:
+    with Client(daemon.url) as client:
+        sandbox = Sandbox.create(
+            url=daemon.url, backend="linux", idle_timeout="1s", on_idle="end", ttl="10m"
+        )
+        until(lambda: _is_gone(client, sandbox.id))
+        until(lambda: kinds(client, sandbox.id))
+        assert kinds(client, sandbox.id) == [("ended", {"reason": "idle"})]
+        sandbox.close()
+
+
+def test_one_that_a_caller_paused_waits_for_a_caller(daemon: Daemon) -> None:
+    """Also where it rested already when the caller paused it."""
+    with (
+        Client(daemon.url) as client,
+        Sandbox.create(url=daemon.url, backend="linux", idle_timeout="1s") as sandbox,
+    ):
+        until(lambda: state(client, sandbox) == "paused")
+        assert client.sandboxes.pause(sandbox.id).paused_by == ""
+        with pytest.raises(Conflict, match="paused"):
+            sandbox.run("true")
+        assert client.sandboxes.resume(sandbox.id).state == "ready"
+        assert sandbox.run("echo on").text == "on\n"
+
+
+def test_what_rests_does_so_for_the_next_daemon_too(fresh: Daemon) -> None:
+    with Client(fresh.url) as client:
+        sandbox = Sandbox.create(url=fresh.url, backend="linux", idle_timeout="1s", ttl="10m")
+        until(lambda: state(client, sandbox) == "paused")
+        fresh.stop(kill=True)
+        fresh.start()
+        assert client.sandboxes.get(sandbox.id).paused_by == "idle"
+        assert client.commands.exec(sandbox.id, ExecBody(cmd="echo on")).stdout == "on\n"
+        until(lambda: state(client, sandbox) == "paused")
+        sandbox.kill()
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("--idle-timeout", "0.5s"), b"less than a second"),
+        (("--on-idle", "end"), b"without idle_timeout"),
+        (("--idle-timeout", "soon"), b"idle_timeout"),
+    ],
+)
+def test_what_is_wrong_with_it_is_told(daemon: Daemon, words: tuple[str, ...], why: bytes) -> None:
+    done = daemon.cli("create", *words)
+    assert done.returncode == 2 and why in done.stderr
+    made = daemon.cli("create", "--backend", "linux", "--idle-timeout", "10m", "--json")
+    view = json.loads(made.stdout)
+    assert (view["idle_timeout"], view["on_idle"]) == (600, "pause")
+    assert daemon.cli("kill", view["id"]).returncode == 0

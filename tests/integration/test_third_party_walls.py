@@ -256,6 +256,12 @@ def test_one_wall_lists_its_changes_and_is_kept_behind_a_daemon(
         assert (refused.status, refused.json["code"]) == (501, "unsupported"), refused.body
         assert refused.json["message"] == "backend both cannot pause a sandbox"
         assert refused.json["cause"] == "it keeps files alone"
+        asked = {"backend": "both", "idle_timeout": "10m"}
+        refused = daemon.ask("POST", "/v1/sandboxes", asked)
+        assert (refused.status, refused.json["cause"]) == (501, "it keeps files alone")
+        asked["on_idle"] = "end"
+        ending = daemon.ask("POST", "/v1/sandboxes", asked).json
+        assert daemon.ask("DELETE", f"/v1/sandboxes/{ending['id']}").status < 300
         assert refused.json["remediation"] == (
             "use a backend that can: host, landlock, linux, firecracker, qemu"
         )

@@ -50,12 +50,18 @@ def sandbox_body(
     snapshot: str | None = None,
     name: str | None = None,
     wait: str | float | None = None,
+    idle_timeout: str | float | None = None,
+    on_idle: str | None = None,
     **asked: Unpack[SandboxOptions],
 ) -> "SandboxBody":
     """Return what is asked of a service. It is judged here as well, so that what is wrong is told
     without asking. Raises InvalidInput."""
     from agentd.model.api import SandboxBody
 
+    if idle_timeout is not None or on_idle is not None:
+        from agentd.model.idle import idle_rule
+
+        idle_rule(idle_timeout, on_idle)
     spec = options.sandbox_spec(**asked)
     workspace = [mount for mount in spec.mounts if mount.target == WORKSPACE]
     others = [mount for mount in spec.mounts if mount.target != WORKSPACE]
@@ -75,6 +81,8 @@ def sandbox_body(
         snapshot=snapshot,
         name=name,
         wait=wait,
+        idle_timeout=idle_timeout,
+        on_idle=on_idle,
         **structs.asdict(spec.limits),
     )
 

@@ -56,6 +56,8 @@ class _Sandboxes(_Noun):
             ("ttl is", body.ttl),
             ("wait is", body.wait),
             ("name is", body.name),
+            ("idle_timeout is", body.idle_timeout),
+            ("on_idle is", body.on_idle),
         ):
             if asked:
                 raise InvalidInput(

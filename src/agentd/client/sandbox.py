@@ -62,6 +62,8 @@ class Sandbox(SandboxCommands):
         labels: Mapping[str, str] | None = None,
         ttl: str | float | None = None,
         wait: str | float | None = None,
+        idle_timeout: str | float | None = None,
+        on_idle: str | None = None,
         embedded: bool = False,
         **options: Unpack[SandboxOptions],
     ) -> "Sandbox":
@@ -94,8 +96,9 @@ class Sandbox(SandboxCommands):
         From a ``snapshot``, its id or the path it was kept at, it comes up as that sandbox was, and
         only ``env``, ``timeout`` and ``output`` may be given. For a daemon's are a ``name``, by
         which ``connect`` finds it, ``labels``, ``ttl``, the time until it is ended unless it is
-        renewed, and ``wait``, how long to wait for room in one's quota. One of a daemon that was
-        not named ends with this object, unless it has a ``ttl``.
+        renewed, ``wait``, how long to wait for room in one's quota, and ``idle_timeout``: unused
+        for so long it is paused until the next request, or, with ``on_idle`` "end", ended. One of
+        a daemon that was not named ends with this object, unless it has a ``ttl``.
 
         Raises InvalidInput, Refused (what is in the way, and the fix), SandboxError, Unreachable.
         """
@@ -103,7 +106,14 @@ class Sandbox(SandboxCommands):
             where, named = place.find(url, api_key, snapshot is not None, embedded)
             state = place.state(snapshot, of_daemon=where is not None)
             body = build.sandbox_body(
-                snapshot=state, name=name, labels=labels, ttl=ttl, wait=wait, **options
+                snapshot=state,
+                name=name,
+                labels=labels,
+                ttl=ttl,
+                wait=wait,
+                idle_timeout=idle_timeout,
+                on_idle=on_idle,
+                **options,
             )
             service = place.service(where)
             try:
@@ -137,6 +147,8 @@ class Sandbox(SandboxCommands):
         labels: Mapping[str, str] | None = None,
         ttl: str | float | None = None,
         wait: str | float | None = None,
+        idle_timeout: str | float | None = None,
+        on_idle: str | None = None,
         **options: Unpack[SandboxOptions],
     ) -> "Sandbox":
         """Take up the sandbox that a daemon has by this name, as it is; make it if there is none.
@@ -145,7 +157,14 @@ class Sandbox(SandboxCommands):
         """
         with wording.spoken():
             arguments.text(name, "name", 'write it as "build"')
-            body = build.sandbox_body(labels=labels, ttl=ttl, wait=wait, **options)
+            body = build.sandbox_body(
+                labels=labels,
+                ttl=ttl,
+                wait=wait,
+                idle_timeout=idle_timeout,
+                on_idle=on_idle,
+                **options,
+            )
             return cls._connected_to(
                 url, api_key, lambda sandboxes: sandboxes.get_or_create(name, body)
             )

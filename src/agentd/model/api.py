@@ -54,10 +54,12 @@ class SandboxBody(_Body, frozen=True):
     snapshot: str | None = None  # a snapshot's id
     name: str | None = None  # of one's own, which no other of one's sandboxes has
     wait: Time | None = None  # for room in one's quota, at most so long; else 429
+    idle_timeout: Time | None = None  # without use; then it is paused or ended, as on_idle says
+    on_idle: str | None = None  # "pause", which is usual: the next request resumes it; or "end"
 
     def options(self) -> SandboxOptions:
-        """Return what is asked of the sandbox itself: all but name, labels, lease, snapshot and
-        wait."""
+        """Return what is asked of the sandbox itself: all but name, labels, lease, snapshot, wait
+        and what is done with one that is idle."""
         names = SandboxOptions.__annotations__
         return cast("SandboxOptions", {name: getattr(self, name) for name in names})
 
@@ -162,6 +164,9 @@ class SandboxView(msgspec.Struct, frozen=True):
     usage: dict[str, int] = {}
     abilities: tuple[str, ...] = ()
     name: str = ""
+    idle_timeout: float | None = None  # seconds
+    on_idle: str = ""
+    paused_by: str = ""  # "idle": the next request resumes it; empty where a caller paused it
 
 
 class SandboxPage(msgspec.Struct, frozen=True):

@@ -2,7 +2,9 @@
 
 import os
 import threading
+import time
 from base64 import b32encode
+from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from agentd.model.enforcement import Enforcement
@@ -40,6 +42,10 @@ class SandboxHandle:
         self.why: Cause | None = None  # it is ended, said by who ends it, before it does
         self.choice = choice
         self.source = source
+        self.operations = 0  # of a daemon, that are under way; guarded by ``lock``
+        self.used = time.monotonic()  # when anything in it was last asked for
+        #: Called where something is asked of it while it is paused; it may have it go on.
+        self.on_use: Callable[[], None] | None = None
         self.lock = threading.Lock()  # held while the state changes
         self.turn = threading.Lock()  # held by a pause, a resume or a snapshot
         self._wall: Wall | None = None
@@ -54,6 +60,30 @@ class SandboxHandle:
     @property
     def guest(self) -> Guest:
         """Waits while a snapshot is taken: the wall may have no streams then."""
+        self.rouse()
+        return self._guest_now()
+
+    def unused(self) -> Guest | None:
+        """The guest, for what is no use of the sandbox; None where it cannot be asked now."""
+        return self._guest if self.state is State.READY else None
+
+    def rouse(self) -> None:
+        """Somebody uses it: one that rests for being idle goes on. Raises as a resume does."""
+        if self.on_use is None:
+            self.used = time.monotonic()
+            return
+        with self.lock:  # against a look at whether it is idle
+            self.used = time.monotonic()
+            paused = self.state is State.PAUSED
+        if paused:
+            self.on_use()
+
+    def is_idle(self, seconds: float) -> bool:
+        """Return whether nothing goes on in it, and nothing was asked of it for so long."""
+        busy = self.commands or self.operations
+        return not busy and time.monotonic() - self.used >= seconds
+
+    def _guest_now(self) -> Guest:
         if self.state is State.SNAPSHOTTING:
             with self.turn:
                 pass
@@ -76,9 +106,10 @@ class SandboxHandle:
     def begin_command(self) -> Guest:
         """The guest, for a command that counts as running until ``end_command``."""
         while True:
+            self.rouse()
             with self.lock:
                 if self.state is not State.SNAPSHOTTING:
-                    guest = self.guest
+                    guest = self._guest_now()
                     self.commands += 1
                     return guest
             with self.turn:
@@ -87,6 +118,17 @@ class SandboxHandle:
     def end_command(self) -> None:
         with self.lock:
             self.commands -= 1
+            self.used = time.monotonic()
+
+    def begin_operation(self) -> None:
+        """Until ``end_operation`` it is not idle."""
+        with self.lock:
+            self.operations += 1
+
+    def end_operation(self) -> None:
+        with self.lock:
+            self.operations -= 1
+            self.used = time.monotonic()
 
     def check_idle(self) -> None:
         """Raises Conflict while commands run: a snapshot would end them here and there.

@@ -163,10 +163,14 @@ class Manager:
 
         return snapshots.write(where, capture, about, kept=path is not None)
 
-    def pause(self, handle: SandboxHandle) -> None:
-        """Let nothing in it run until ``resume``. Raises Refused where its wall cannot."""
+    def pause(self, handle: SandboxHandle, idle: float | None = None) -> bool:
+        """Let nothing in it run until ``resume``. Raises Refused where its wall cannot.
+
+        With ``idle`` only where it has been idle for so many seconds. Returns False where it has
+        not, and goes on.
+        """
         handle.able(PAUSE, "pause")
-        self._operate(handle, LifecycleEvent.PAUSE)
+        return self._operate(handle, LifecycleEvent.PAUSE, idle=idle)
 
     def resume(self, handle: SandboxHandle) -> None:
         handle.able(PAUSE, "resume")
@@ -209,10 +213,20 @@ class Manager:
         handle.setup_ms = handle.unreported_ms = (time.monotonic() - started) * 1000
         return handle
 
-    def _operate(self, handle: SandboxHandle, event: LifecycleEvent, folder: str = "") -> None:
-        """Do what a sandbox may fail to do and live on. Only its end cuts in: one at a time."""
+    def _operate(
+        self,
+        handle: SandboxHandle,
+        event: LifecycleEvent,
+        folder: str = "",
+        idle: float | None = None,
+    ) -> bool:
+        """Do what a sandbox may fail to do and live on. Only its end cuts in: one at a time.
+
+        Returns False, and does nothing, where it has not been ``idle`` for so many seconds."""
         with handle.turn:
             with handle.lock:
+                if idle is not None and not handle.is_idle(idle):
+                    return False
                 step = lifecycle.advance(handle.state, event)
                 if event is LifecycleEvent.SNAPSHOT:
                     handle.check_idle()
@@ -226,6 +240,7 @@ class Manager:
                 with handle.lock:
                     for result in filter(None, following):
                         self._feed(handle, result)
+        return True
 
     def _restorable(self, spec: SandboxSpec) -> Choice:
         choice = choose(spec, self.backend, self._allowed())

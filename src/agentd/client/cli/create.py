@@ -11,6 +11,7 @@ _EXAMPLES = """\
   agentd create --timeout 30s --ttl 1h --label job=7
   agentd create --name build                 then: agentd exec build -- make
   box=$(agentd create) && agentd exec $box -- uname -a && agentd kill $box
+  agentd create --idle-timeout 10m           paused when unused, resumed by the next request
   agentd create --isolation microvm --json
   agentd create --snapshot snp-0123456789abcdef
 """
@@ -29,6 +30,8 @@ def main(words: list[str]) -> int:
         labels=remote.labels(options.label),
         ttl=options.ttl,
         wait=options.wait,
+        idle_timeout=options.idle_timeout,
+        on_idle=options.on_idle,
         **wanted,
     )
     with remote.service(options) as service, slow.told("create", service.url, options):
@@ -54,6 +57,14 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--name", type=named, metavar="NAME", help="to find it by, as by its id")
     group.add_argument("--wait", metavar="TIME", help="for room in your quota, at most so long")
     group.add_argument("--ttl", metavar="TIME", help="until it is ended unless renewed, as 10m")
+    group.add_argument(
+        "--idle-timeout", metavar="TIME", help="unused for so long, as 10m, it is paused or ended"
+    )
+    group.add_argument(
+        "--on-idle",
+        choices=("pause", "end"),
+        help="pause, which is usual: the next request resumes it; or end",
+    )
     group.add_argument(
         "--label", metavar="KEY=VALUE", action="append", default=[], help="to find it by"
     )

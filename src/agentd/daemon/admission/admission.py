@@ -51,8 +51,10 @@ class Admission:
         self.decision = decision
         self.began = began
         self.where = where
+        self.handle: SandboxHandle | None = None  # of the sandbox that is there, if any
         self._records = records
         self._ended = ended
+        self._busy: SandboxHandle | None = None  # whose operation it is, while that goes on
 
     @property
     def request_id(self) -> str:
@@ -86,6 +88,10 @@ class Admission:
         Its START is synced; should the daemon be killed now, the next one finds it by that.
         ``written``: it is in the file when this returns, where the daemon's own death leaves it.
         """
+        self._end_busy()
+        if self.handle is not None:
+            self._busy = self.handle
+            self._busy.begin_operation()
         fields: dict[str, object] = {} if process is None else {"process": process}
         if not self.act.receipt:
             fields["receipt"] = False
@@ -142,7 +148,13 @@ class Admission:
         if self._ended:
             return self.act.request
         self._ended = True
+        self._end_busy()
         return self._records.end(self.act, execution)
+
+    def _end_busy(self) -> None:
+        busy, self._busy = self._busy, None
+        if busy is not None:
+            busy.end_operation()
 
 
 def outputs_of(result: "Result") -> Mapping[str, str]:

@@ -146,6 +146,7 @@ class Gate:
         admission = self.open(act, lasting=act.lasts, also=also)
         admission.within(handle)
         admission.where = ran(handle)
+        admission.handle = handle
         return admission
 
     def fork(self, who: Principal, handle: SandboxHandle, count: int, labels: Labels) -> None:

@@ -41,7 +41,7 @@ class Places:
                 "a call makes no sandbox of a snapshot",
                 remediation="create one of it, and call in that",
             )
-        for field in ("wait", "name"):
+        for field in ("wait", "name", "idle_timeout", "on_idle"):
             if getattr(body.create, field) is not None:
                 raise InvalidInput(
                     f"a sandbox that is made for a call has no {field!r}",

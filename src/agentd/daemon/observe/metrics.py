@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _QUICK = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 _LONG = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1, 5, 30, 120, 600, 3600)
 # Whatever else a wall says it ended of is one of a kind, and would be a series of its own.
-_REASONS = frozenset(("destroyed", "lease_expired", "backend_lost"))
+_REASONS = frozenset(("destroyed", "lease_expired", "idle", "backend_lost"))
 _OVER_QUOTA = frozenset(("quota_exceeded", "full"))
 _Values = Mapping[Any, float]  # by the values of its labels
 

@@ -38,6 +38,9 @@ class Adoption:
     def all(self) -> list[Live]:
         raise NotImplementedError
 
+    def wake_by_use(self, live: Live) -> None:
+        raise NotImplementedError
+
     def _keep(self, live: Live) -> None:
         raise NotImplementedError
 
@@ -71,7 +74,9 @@ class Adoption:
             record.id, Choice(backend, remote.RemotePlan(spec)), wall, paused=held.paused
         )
         self._ledger.take(record.principal, record.spec.limits, force=True)
-        self._keep(Live(handle, record, _left(record, held)))
+        live = Live(handle, record, _left(record, held))
+        self.wake_by_use(live)
+        self._keep(live)
 
     def _hand_over(self, records: Sequence[SandboxRecord]) -> None:
         """Variables that an agentd before this one wrote to the store go to the supervisor. One

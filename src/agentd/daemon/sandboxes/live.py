@@ -8,6 +8,7 @@ from agentd.daemon.commands.ends import DESTROYED, LEASE_OVER
 from agentd.daemon.store.records import SandboxRecord
 from agentd.model.api import SandboxView
 from agentd.model.errors import Conflict
+from agentd.model.idle import IdleRule
 from agentd.model.like import like
 from agentd.sandbox import abilities
 from agentd.sandbox.handle import SandboxHandle
@@ -27,6 +28,7 @@ class Live:
         self.id = record.id
         self.lease(left)
         self.lock = threading.Lock()  # held while its record changes
+        self.standing = threading.Lock()  # held while it is paused or resumed
         self.ending = False
         self.why = ""  # what is known of it, where it ended by itself
 
@@ -48,11 +50,20 @@ class Live:
         return None if self._ends is None else max(0.0, self._ends - boottime())
 
     @property
+    def idle(self) -> IdleRule:
+        return IdleRule(self.record.idle_timeout, self.record.on_idle)
+
+    @property
     def wall(self) -> Leased:
         return cast("Leased", self.handle.wall)  # a daemon's backends make no other
 
     def require_running(self, what: str) -> None:
-        """Raises Conflict while it is paused or ends."""
+        """Raises Conflict while it is paused or ends; one that rests for being idle goes on."""
+        self.handle.rouse()
+        self.check_ready(what)
+
+    def check_ready(self, what: str) -> None:
+        """``require_running``, and what rests stays so."""
         if self.handle.state is not State.READY:
             fix = "resume it first" if self.handle.state is State.PAUSED else "create a new one"
             raise Conflict(
@@ -71,4 +82,5 @@ class Live:
             enforcement=dict(self.handle.enforcement),
             usage=self.wall.usage() if usage else {},
             abilities=abilities.names(self.wall),
+            paused_by=record.paused_by if self.handle.state is State.PAUSED else "",
         )

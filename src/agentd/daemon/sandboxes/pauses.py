@@ -1,16 +1,25 @@
-"""Sandboxes that stand still, and what their agents know of their leases."""
+"""Sandboxes that stand still: by request, or because they were idle; what their agents are told."""
 
 import contextlib
+import threading
+import time
 from typing import TYPE_CHECKING
 
 from agentd.daemon.sandboxes.adoption import GRACE_SECONDS
 from agentd.model.errors import AgentdError
 from agentd.model.events import EventKind
+from agentd.model.idle import IDLE, OnIdle
+from agentd.sandbox import guard
+from agentd.sandbox.abilities import PAUSE
+from agentd.sandbox.lifecycle import State
 
 if TYPE_CHECKING:
     from agentd.daemon import events
     from agentd.daemon.pipeline import Pipeline
     from agentd.daemon.sandboxes.live import Live
+
+# Until what could not be paused is tried again.
+_AGAIN_SECONDS = 60.0
 
 
 class Pauses:
@@ -18,33 +27,108 @@ class Pauses:
 
     _pipeline: "Pipeline"
     _publish: "events.Publish"
+    _resting: threading.Lock  # held while somebody looks after what is idle
+
+    def all(self) -> "list[Live]":
+        raise NotImplementedError
+
+    def end(self, live: "Live", reason: str = "destroyed") -> None:
+        raise NotImplementedError
 
     def _change(self, live: "Live", **fields: object) -> None:
         raise NotImplementedError
 
     def pause(self, live: "Live") -> None:
-        live.require_running("pause it")
-        tell_agent(live, None)  # its clock goes on where it is a process: ours ends it
-        try:
-            self._pipeline.manager.pause(live.handle)
-        except BaseException:
-            tell_agent(live, live.left)
-            raise
-        self._change(live, state=str(live.handle.state))
-        self._publish(EventKind.PAUSED, live.record.principal, live.id)
+        """Until ``resume``; one that rests for being idle goes on by itself no more."""
+        with live.standing:
+            if live.handle.state is State.PAUSED and live.record.paused_by:
+                self._note(live, "")
+                return
+            live.check_ready("pause it")
+            self._pause(live, "")
 
     def resume(self, live: "Live") -> None:
+        with live.standing:
+            self._resume(live)
+
+    def rest(self) -> None:
+        """Pause, or end, what has been idle for as long as it may. Never blocks: a guest that does
+        not answer holds up a thread of its own."""
+        due = [live for live in self.all() if _is_due(live)]
+        if due and self._resting.acquire(blocking=False):
+            threading.Thread(target=self._rest_all, args=(due,), name="idle", daemon=True).start()
+
+    def wake_by_use(self, live: "Live") -> None:
+        """Let it pause when it is idle, if it is to, and go on with whatever is asked of it then.
+
+        Raises Unsupported where it is to and cannot.
+        """
+        if live.record.on_idle == OnIdle.PAUSE:
+            live.handle.able(PAUSE, "pause")
+            live.handle.on_use = lambda: self._wake(live)
+
+    def _rest_all(self, due: "list[Live]") -> None:
+        try:
+            for live in due:
+                try:
+                    self._rest(live)
+                except Exception as error:  # it goes on, and so do we
+                    live.handle.used = time.monotonic() + _AGAIN_SECONDS
+                    guard.tell(error)
+        finally:
+            self._resting.release()
+
+    def _rest(self, live: "Live") -> None:
+        if not _is_due(live):
+            return
+        if live.record.on_idle == OnIdle.END:
+            self.end(live, IDLE)
+            return
+        with live.standing:
+            self._pause(live, IDLE, live.record.idle_timeout)
+
+    def _wake(self, live: "Live") -> None:
+        with live.standing:
+            if live.record.paused_by == IDLE and not live.ending:
+                self._resume(live)
+
+    def _pause(self, live: "Live", why: str, idle: float | None = None) -> None:
+        tell_agent(live, None)  # its clock goes on where it is a process: ours ends it
+        self._note(live, why)  # first: a daemon that is killed in between leaves it paused
+        paused = False
+        try:
+            paused = self._pipeline.manager.pause(live.handle, idle)
+        finally:
+            if not paused:
+                self._note(live, "")
+                tell_agent(live, live.left)
+        if paused:
+            self._change(live, state=str(live.handle.state))
+            about = {"why": why} if why else {}
+            self._publish(EventKind.PAUSED, live.record.principal, live.id, **about)
+
+    def _note(self, live: "Live", why: str) -> None:
+        if live.record.paused_by != why:
+            self._change(live, paused_by=why)
+
+    def _resume(self, live: "Live") -> None:
         self._pipeline.manager.resume(live.handle)
         tell_agent(live, live.left)
-        self._change(live, state=str(live.handle.state))
+        self._change(live, state=str(live.handle.state), paused_by="")
         self._publish(EventKind.RESUMED, live.record.principal, live.id)
+
+
+def _is_due(live: "Live") -> bool:
+    seconds, handle = live.record.idle_timeout, live.handle
+    return seconds is not None and handle.state is State.READY and handle.is_idle(seconds)
 
 
 def tell_agent(live: "Live", seconds: float | None) -> None:
     """Its own lease; none, for None. One of protocol v1 has none; a paused one is told later."""
-    with contextlib.suppress(AgentdError):
-        ms = None if seconds is None else agents(seconds)
-        live.handle.guest.call("sys.lease", ms=ms)
+    guest = live.handle.unused()
+    if guest is not None:
+        with contextlib.suppress(AgentdError):
+            guest.call("sys.lease", ms=None if seconds is None else agents(seconds))
 
 
 def agents(seconds: float) -> int:

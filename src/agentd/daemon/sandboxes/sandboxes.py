@@ -29,6 +29,7 @@ from agentd.model import context
 from agentd.model.api import SandboxView
 from agentd.model.errors import AgentdError, BackendLost, Full, InvalidInput, NotFound
 from agentd.model.events import EventKind
+from agentd.model.idle import NEVER, IdleRule
 from agentd.model.principal import Principal
 from agentd.model.spec import SandboxSpec
 from agentd.model.units import format_duration
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from agentd.sandbox.snapshots import Snapshot
 
 
-class Sandboxes(Adoption, Pauses):
+class Sandboxes(Pauses, Adoption):
     """Thread-safe. ``on_made(live)`` is called once for each that is ready, and
     ``on_end(live, reason)`` once it has ended."""
 
@@ -72,6 +73,7 @@ class Sandboxes(Adoption, Pauses):
         self._publish = publish
         self._lock = threading.Lock()
         self._relabelling = threading.Lock()
+        self._resting = threading.Lock()
         self._live: dict[str, Live] = {}
         self._by_wall: dict[str, Live] = {}
         self.names = Names()
@@ -90,6 +92,7 @@ class Sandboxes(Adoption, Pauses):
         admitted: bool = False,
         wait: float = 0.0,
         name: str = "",
+        idle: IdleRule = NEVER,
     ) -> Live:
         """A sandbox that is ready and written down. Raises Full, QuotaExceeded, Refused, ...
 
@@ -110,7 +113,7 @@ class Sandboxes(Adoption, Pauses):
                 with trace.span("sandbox.open"), bodies.telling_minimum(spec, self._config()):
                     handle = self._pipeline.build(spec, snapshot)
             try:
-                live = self._write_down(principal.name, handle, checked, seconds, name)
+                live = self._write_down(principal.name, handle, checked, seconds, name, idle)
                 self._meter.sandbox(live, pooled=pooled, seconds=time.monotonic() - begun)
                 return live
             except BaseException:
@@ -140,8 +143,10 @@ class Sandboxes(Adoption, Pauses):
                 taken += 1
             handles = self._pipeline.fork(principal, source.handle, count, source.record.labels)
             seconds = self._ttl(None)
-            labels = source.record.labels
-            return [self._write_down(principal.name, h, labels, seconds) for h in handles]
+            labels, idle = source.record.labels, source.idle
+            return [
+                self._write_down(principal.name, h, labels, seconds, idle=idle) for h in handles
+            ]
         except BaseException:
             for handle in handles:
                 self._pipeline.close(handle)
@@ -282,10 +287,11 @@ class Sandboxes(Adoption, Pauses):
             self._change(live, labels=kept)
 
     def expire(self) -> None:
-        """End those whose lease is over."""
+        """End those whose lease is over; pause or end what has been idle."""
         for live in self.all():
             if live.left == 0.0:
                 self.end(live, "lease_expired")
+        self.rest()
 
     # --- the record ---
 
@@ -296,6 +302,7 @@ class Sandboxes(Adoption, Pauses):
         labels: Mapping[str, str],
         seconds: float,
         name: str = "",
+        idle: IdleRule = NEVER,
     ) -> Live:
         now = time.time()
         record = SandboxRecord(
@@ -310,8 +317,11 @@ class Sandboxes(Adoption, Pauses):
             labels=dict(labels),
             save=dict(handle.wall.save()),
             name=name,
+            idle_timeout=idle.seconds,
+            on_idle=idle.then,
         )
         live = Live(handle, record, seconds)
+        self.wake_by_use(live)
         if not live.wall.alive():
             raise BackendLost(f"sandbox {handle.id} has ended", remediation="create another")
         live.wall.tell_lease(seconds + GRACE_SECONDS, handle.spec.env)

@@ -18,6 +18,7 @@ from agentd.daemon.sandboxes.snapshots import SnapshotOwner
 from agentd.daemon.service.noun import Noun
 from agentd.model.api import SandboxBody, SandboxView, SnapshotView
 from agentd.model.errors import AgentdError, InvalidInput, NotFound
+from agentd.model.idle import idle_rule
 from agentd.model.units import parse_duration
 from agentd.policy.scopes import scope_of
 from agentd.transport.tunnel import Tunnel
@@ -154,6 +155,7 @@ class DaemonSandboxes(Noun):
     def _make(self, body: SandboxBody) -> Live:
         who, parts = self._who, self._parts
         ttl, wait = bodies.ttl_of(body), bodies.wait_of(body)
+        idle = idle_rule(body.idle_timeout, body.on_idle)
         kept = None
         if body.snapshot is None:
             spec = bodies.sandbox_spec(who, body, parts.config())
@@ -168,6 +170,7 @@ class DaemonSandboxes(Noun):
             snapshot=kept,
             wait=wait,
             name=body.name or "",
+            idle=idle,
         )
 
 

@@ -78,12 +78,19 @@ CREATE INDEX idempotency_of ON idempotency (principal, expires, size);
 
 _NAMES = "ALTER TABLE sandboxes ADD COLUMN name TEXT NOT NULL DEFAULT ''"
 
+_IDLE = """
+ALTER TABLE sandboxes ADD COLUMN idle_timeout REAL;
+ALTER TABLE sandboxes ADD COLUMN on_idle TEXT NOT NULL DEFAULT '';
+ALTER TABLE sandboxes ADD COLUMN paused_by TEXT NOT NULL DEFAULT '';
+"""
+
 # Outside of a transaction: the whole file is written anew, without what was deleted from it, and
 # takes the place of the old one with the checkpoint.
 VACUUM = "VACUUM"
 
 STEPS: tuple[str, ...] = (
     _FIRST, _SIGNED_AND_APPROVED, _FEWER_INDEXES, _NOTHING_IN_CLEAR, VACUUM, _NAMES,
+    _IDLE,
 )  # fmt: skip
 
 

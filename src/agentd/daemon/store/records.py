@@ -27,6 +27,9 @@ class SandboxRecord(StoreRecord, frozen=True, kw_only=True):
     save: dict[str, Any] = {}
     ended: float | None = None
     name: str = ""  # that its principal gave it
+    idle_timeout: float | None = None
+    on_idle: str = ""
+    paused_by: str = ""  # "idle", where it rests for that; empty where somebody paused it
 
 
 class ProcessRecord(StoreRecord, frozen=True, kw_only=True):
