@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from agentd.image.oci.values import OciImage
 
 _PULL = """\
+  agentd image pull docker://python:3.13-slim
+  agentd image pull docker://localhost:5000/mine --insecure
   agentd image pull oci:./layout:tag
   agentd image pull docker-archive:image.tar --name mine
   agentd image pull dir:./rootfs
@@ -27,10 +29,15 @@ def pull_parser(actions: Actions) -> argparse.ArgumentParser:
     pull.add_argument(
         "source",
         metavar="SOURCE",
-        help="oci:PATH[:TAG], oci-archive:PATH, docker-archive:PATH[:NAME:TAG], or dir:PATH, a "
-        "root file system",
+        help="docker://NAME:TAG, oci:PATH[:TAG], oci-archive:PATH, docker-archive:PATH[:NAME:TAG] "
+        "or dir:PATH, a root file system",
     )
     pull.add_argument("--name", metavar="NAME", help="what it is called here")
+    pull.add_argument(
+        "--insecure",
+        action="store_true",
+        help="from a registry without TLS, or with a certificate that nobody vouches for",
+    )
     pull.add_argument(
         "--timeout", metavar="TIME", default="1h", help="how long each step may take (default: 1h)"
     )
@@ -61,7 +68,7 @@ def pull(options: argparse.Namespace, progress: "Progress") -> "OciImage":
             f"{name} is a machine image already",
             remediation=f"give another --name, or remove that one: agentd image rm {name}",
         )
-    return pulled(options.source, name, progress, seconds=seconds)
+    return pulled(options.source, name, progress, seconds=seconds, insecure=options.insecure)
 
 
 def store() -> "OciStore":

@@ -5,12 +5,11 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Mapping
 
 import zstandard
 
 from agentd.image.model import Corrupt, ImageError, Progress
-from agentd.image.oci import cell, layout, rootfs, tools
+from agentd.image.oci import cell, layout, registry, rootfs, tools
 from agentd.image.oci.roots import ABOUT, ROOT, look
 from agentd.image.oci.source import ImageSource, check_name, parse
 from agentd.image.oci.store import OciStore, PullFolder
@@ -44,8 +43,11 @@ def pull(
     *,
     store: OciStore | None = None,
     seconds: float = SECONDS,
+    insecure: bool = False,
 ) -> OciImage:
     """Fetch, verify, unpack and name an image; one of that name is replaced.
+
+    ``insecure``: from a registry without TLS, or whose certificate nobody vouches for.
 
     Raises InvalidInput, Unavailable (a program is missing), ImageError.
     """
@@ -55,7 +57,7 @@ def pull(
     say = progress or (lambda what, done, steps: None)
     try:
         with store.work() as work:
-            return _Pull(store, wanted, chosen, work, say, seconds).run()
+            return _Pull(store, wanted, chosen, work, say, seconds, insecure).run()
     except OSError as error:
         raise _explained(error, store) from error
 
@@ -69,9 +71,11 @@ class _Pull:
         work: PullFolder,
         progress: Progress,
         seconds: float,
+        insecure: bool,
     ) -> None:
         self._store, self._source, self._name, self._work = store, source, name, work
         self._progress, self._seconds = progress, seconds
+        self._insecure = insecure
         self._done = 0
 
     def run(self) -> OciImage:
@@ -96,29 +100,36 @@ class _Pull:
         if self._source.transport == "dir":
             rootfs.make_layout(self._source.place, path)
             return path
-        reads, reference = self._place()
-        tools.run(
-            [
-                *("skopeo", "--policy", "/etc/containers/policy.json", "copy"),
-                *("--remove-signatures", *_layers(self._source), reference),
-                f"oci:{cell.WORK}:{layout.TAG}",
-            ],
-            work=path,
-            reads=reads,
-            files={"/etc/containers/policy.json": _ANY},
-            seconds=self._seconds,
-            say=self._say,
-        )
+        remote = self._source.transport == "docker"
+        if remote:
+            access = registry.access(self._source, insecure=self._insecure)
+            reads: dict[str, str] = {}
+            reference = self._source.text
+        else:
+            access = registry.Access({registry.POLICY: registry.policy()}, {}, ())
+            reads, reference = self._place()
+        try:
+            tools.run(
+                [
+                    *("skopeo", "--policy", registry.POLICY, "copy", *access.words),
+                    *("--remove-signatures", *_layers(self._source), reference),
+                    f"oci:{cell.WORK}:{layout.TAG}",
+                ],
+                work=path,
+                reads=reads,
+                files=access.files,
+                env=access.env,
+                net=remote,
+                seconds=self._seconds,
+                say=self._say,
+            )
+        except ImageError as error:
+            raise registry.explained(error, self._source) from error
         return path
 
-    def _place(self) -> tuple[Mapping[str, str], str]:
+    def _place(self) -> tuple[dict[str, str], str]:
         """What skopeo reads of the host, and what it calls the image."""
         source = self._source
-        if source.transport == "docker":
-            raise InvalidInput(
-                "registries are not supported yet",
-                remediation="fetch it elsewhere, and give oci:, docker-archive: or dir:",
-            )
         if not os.path.exists(source.place):
             raise InvalidInput(
                 f"{source.place} does not exist", remediation="give the path of an image"
@@ -220,9 +231,6 @@ class _Pull:
     def _say(self, line: str) -> None:
         if line.startswith("Copying "):
             self._progress(line[0].lower() + line[1:90], self._done, _STEPS)
-
-
-_ANY = b'{"default":[{"type":"insecureAcceptAnything"}]}'
 
 
 def _layers(source: ImageSource) -> tuple[str, ...]:

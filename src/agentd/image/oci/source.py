@@ -16,7 +16,7 @@ FORMS = (
 )
 _REFERENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*(@sha256:[0-9a-f]{64})?")
 _UNFIT = re.compile(r"[^a-z0-9._/:-]+")
-_HUB = "docker.io"
+HUB = "docker.io"
 
 
 class ImageSource(NamedTuple):
@@ -38,7 +38,7 @@ class ImageSource(NamedTuple):
         """``docker.io`` where the reference names none."""
         first, slash, _ = self.place.partition("/")
         named = slash and ("." in first or ":" in first or first == "localhost")
-        return first if named else _HUB
+        return first if named else HUB
 
     def name(self) -> str:
         """As it is called where nobody says otherwise. Raises InvalidInput."""

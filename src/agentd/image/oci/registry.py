@@ -1,0 +1,245 @@
+"""What skopeo is given to speak to a registry: who asks, whom to trust, which mirrors.
+
+All of it is read here, with the caller's own rights, and is made anew in the cell: there is nothing
+else of the caller's in it, and of credentials only those of the one registry.
+"""
+
+import base64
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from agentd.image.model import ImageError
+from agentd.image.oci.source import HUB, ImageSource
+from agentd.model.errors import InvalidInput
+
+#: Places in the cell, which are skopeo's usual ones.
+POLICY, AUTH = "/etc/containers/policy.json", "/etc/containers/auth.json"
+ANY = b'{"default":[{"type":"insecureAcceptAnything"}]}'
+_CONFIGURATION = (
+    "/etc/containers/registries.conf",
+    "/etc/containers/registries.conf.d",
+    "/etc/containers/registries.d",
+    "/etc/containers/certs.d",
+    "/etc/docker/certs.d",
+)
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+_HUB_KEYS = (HUB, "https://index.docker.io/v1/", "index.docker.io")
+_HELPER = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_HELPER_SECONDS = 60.0
+_MAX_FILE = 1 << 20
+_MAX_FILES = 256
+# Whom credential helpers name where the secret is an identity token.
+_IDENTITY_USER = "<token>"
+
+Credentials = dict[str, str]  # as an entry of ``auths``: "auth", or "identitytoken"
+
+
+class Access(NamedTuple):
+    """``files`` are made in the cell, ``env`` is skopeo's, ``words`` stand behind ``copy``."""
+
+    files: dict[str, bytes]
+    env: dict[str, str]
+    words: tuple[str, ...]
+
+
+def access(source: ImageSource, *, insecure: bool) -> Access:
+    """Raises InvalidInput, ImageError."""
+    files = {POLICY: policy(), **_configuration()}
+    words = ("--src-tls-verify=false",) if insecure else ()
+    found = _credentials(source.registry)
+    if found is not None:
+        files[AUTH] = json.dumps({"auths": {source.registry: found}}).encode()
+        words = (*words, "--src-authfile", AUTH)
+    return Access(files, {n: os.environ[n] for n in _PROXIES if n in os.environ}, words)
+
+
+def policy() -> bytes:
+    """Whose signatures are asked for: as the caller's or the machine's policy.json says, else
+    nobody's. Its keys come along in it. Raises InvalidInput."""
+    own = os.path.join(os.path.expanduser("~"), ".config/containers/policy.json")
+    for path in (own, POLICY):
+        with contextlib.suppress(FileNotFoundError):
+            return json.dumps(_with_keys(_json(path))).encode()
+    return ANY
+
+
+def _with_keys(value: Any) -> Any:
+    """The policy with the content of each key in place of its path."""
+    if isinstance(value, list):
+        return [_with_keys(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    if isinstance(path := value.get("keyPath"), str):
+        rest = {name: each for name, each in value.items() if name != "keyPath"}
+        return rest | {"keyData": base64.b64encode(_read(path)).decode()}
+    return {name: _with_keys(each) for name, each in value.items()}
+
+
+def _configuration() -> dict[str, bytes]:
+    files: dict[str, bytes] = {}
+    for top in _CONFIGURATION:
+        for path in _files(top):
+            with contextlib.suppress(FileNotFoundError, PermissionError):
+                files[path] = _read(path)
+            if len(files) > _MAX_FILES:
+                raise ImageError(f"{top} has more than {_MAX_FILES} files")
+    return files
+
+
+def _files(top: str) -> Iterator[str]:
+    if os.path.isfile(top):
+        yield top
+    for folder, _, names in os.walk(top):
+        yield from (os.path.join(folder, name) for name in sorted(names))
+
+
+def _credentials(registry: str) -> Credentials | None:
+    """What docker or podman would send there, None for nothing. Raises InvalidInput, ImageError."""
+    for path in _auth_files():
+        try:
+            config = _json(path)
+        except FileNotFoundError:
+            continue
+        if (found := _of(config, registry)) is not None:
+            return found
+    return None
+
+
+def _auth_files() -> list[str]:
+    home = os.path.expanduser("~")
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    docker = os.environ.get("DOCKER_CONFIG") or os.path.join(home, ".docker")
+    files = [os.environ.get("REGISTRY_AUTH_FILE", "")]
+    files += [os.path.join(runtime, "containers/auth.json")] if runtime else []
+    files += [os.path.join(home, ".config/containers/auth.json")]
+    return [path for path in (*files, os.path.join(docker, "config.json")) if path]
+
+
+def _of(config: Any, registry: str) -> Credentials | None:
+    keys = _HUB_KEYS if registry == HUB else (registry, f"https://{registry}")
+    helpers, auths = _table(config, "credHelpers"), _table(config, "auths")
+    for key in keys:
+        if isinstance(helper := helpers.get(key), str):
+            return _ask(helper, key)
+    for key in keys:
+        entry = auths.get(key)
+        if isinstance(entry, dict) and (entry.get("auth") or entry.get("identitytoken")):
+            return {n: str(entry[n]) for n in ("auth", "identitytoken") if entry.get(n)}
+    store = config.get("credsStore") if isinstance(config, dict) else None
+    if isinstance(store, str) and store:
+        for key in keys if registry == HUB else keys[:1]:
+            if (found := _ask(store, key)) is not None:
+                return found
+    return None
+
+
+def _ask(helper: str, server: str) -> Credentials | None:
+    """What ``docker-credential-HELPER get`` says; None where it knows nothing of the server."""
+    name = f"docker-credential-{helper}"
+    if not _HELPER.fullmatch(helper) or (path := shutil.which(name)) is None:
+        raise ImageError(
+            f"the credential helper {name} is not installed",
+            remediation="install it, or take it out of docker's config.json",
+        )
+    try:
+        done = subprocess.run(
+            [path, "get"],
+            input=server.encode(),
+            capture_output=True,
+            timeout=_HELPER_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        what = f"the credential helper {name} gave no answer"
+        raise ImageError(what, cause=str(error)) from error
+    said = done.stdout[:_MAX_FILE].decode("utf-8", "replace")
+    if done.returncode:
+        if "not found" in said:
+            return None
+        raise ImageError(
+            f"the credential helper {name} failed for {server}", cause=" ".join(said.split())[:300]
+        )
+    try:
+        answer = json.loads(said)
+        user, secret = str(answer["Username"]), str(answer["Secret"])
+    except (ValueError, KeyError, TypeError):
+        raise ImageError(f"the credential helper {name} did not answer as one does") from None
+    if user == _IDENTITY_USER:
+        return {"identitytoken": secret}
+    return {"auth": base64.b64encode(f"{user}:{secret}".encode()).decode()}
+
+
+def _table(config: Any, name: str) -> dict[str, Any]:
+    found = config.get(name) if isinstance(config, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _json(path: str) -> Any:
+    """Raises InvalidInput, FileNotFoundError."""
+    try:
+        return json.loads(_read(path))
+    except (ValueError, IsADirectoryError, PermissionError) as error:
+        raise InvalidInput(
+            f"{path} cannot be read", cause=str(error), remediation="mend it, or move it away"
+        ) from error
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        data = file.read(_MAX_FILE + 1)
+    if len(data) > _MAX_FILE:
+        raise InvalidInput(f"{path} has more than {_MAX_FILE} bytes", remediation="mend it")
+    return data
+
+
+# What skopeo says, what that means, and what to do about it.
+_MEANINGS: tuple[tuple[tuple[str, ...], str, str], ...] = (
+    (
+        ("http response to https client",),
+        "{host} speaks plain HTTP",
+        "say so if the network is to be trusted: agentd image pull --insecure",
+    ),
+    (
+        ("x509", "tls: "),
+        "the certificate of {host} does not hold",
+        "put its CA into /etc/containers/certs.d/{host}, or say --insecure",
+    ),
+    (
+        ("unauthorized", "authentication required", "resource is denied"),
+        "{host} does not let us have {text}",
+        "see to the name; log in with docker login {host}, or skopeo login",
+    ),
+    (
+        ("manifest unknown", "name unknown"),
+        "{host} has no {text}",
+        "see to its name and tag",
+    ),
+    (
+        ("rejected by policy", "signature was required"),
+        "the signature policy does not allow {text}",
+        "see ~/.config/containers/policy.json and /etc/containers/policy.json",
+    ),
+    (
+        ("connection refused", "no such host", "i/o timeout"),
+        "{host} cannot be reached",
+        "see to its name, and to HTTPS_PROXY",
+    ),
+)
+
+
+def explained(error: ImageError, source: ImageSource) -> ImageError:
+    """Return the same with what to do about it, where that is known."""
+    said = error.cause.lower()
+    words = {"host": source.registry, "text": source.text}
+    for signs, message, fix in _MEANINGS:
+        if any(sign in said for sign in signs):
+            return ImageError(
+                message.format(**words), cause=error.cause, remediation=fix.format(**words)
+            )
+    return error

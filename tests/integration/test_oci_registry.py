@@ -1,0 +1,216 @@
+"""Images of a registry: Debian's docker-registry, on the loopback, with and without a password."""
+
+import base64
+import ctypes
+import json
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from tests.oci import ARCHITECTURE, Images, Layout, busybox, file, layer
+
+from agentd import Sandbox
+
+pytestmark = [
+    pytest.mark.needs("skopeo", "umoci", "docker-registry"),
+    pytest.mark.timeout(300),
+]
+Start = Callable[..., str]
+
+
+@pytest.fixture
+def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Images:
+    made = Images(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(made.cache))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    return made
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return Layout(tmp_path / "layout")
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start a registry; "HOST:PORT". ``password``: whose user is "me"."""
+    with ExitStack() as stack:
+
+        def started(password: str = "") -> str:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                place = f"127.0.0.1:{free.getsockname()[1]}"
+            folder = tmp_path / f"registry-{place[10:]}"
+            folder.mkdir()
+            config = {
+                "version": 0.1,
+                "log": {"level": "error"},
+                "storage": {"filesystem": {"rootdirectory": str(folder / "data")}},
+                "http": {"addr": place},
+            }
+            if password:
+                (folder / "users").write_text(f"me:{_bcrypt(password)}\n")
+                config["auth"] = {"htpasswd": {"realm": "x", "path": str(folder / "users")}}
+            (folder / "config.yml").write_text(json.dumps(config))
+            log = stack.enter_context(open(folder / "log", "wb"))
+            process = subprocess.Popen(
+                ["docker-registry", "serve", str(folder / "config.yml")],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            _await(place, process)
+            return place
+
+        yield started
+
+
+def _await(place: str, process: "subprocess.Popen[bytes]") -> None:
+    host, port = place.split(":")
+    deadline = time.monotonic() + 60
+    while True:
+        assert process.poll() is None and time.monotonic() < deadline
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.05)
+
+
+def _bcrypt(password: str) -> str:
+    try:
+        crypt = ctypes.CDLL("libcrypt.so.1").crypt
+    except OSError:
+        pytest.skip("there is no libcrypt")
+    crypt.restype = ctypes.c_char_p
+    made = crypt(password.encode(), b"$2b$04$abcdefghijklmnopqrstuu")
+    return str(made.decode())
+
+
+def push(source: str, place: str, name: str, *words: str) -> None:
+    """With its digest as it is."""
+    done = subprocess.run(
+        ["skopeo", "--insecure-policy", "copy", "--all", "--preserve-digests", *words,
+         "--dest-tls-verify=false", source, f"docker://{place}/{name}"],
+        capture_output=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_image_is_pulled_by_tag_and_by_digest_and_runs(
+    images: Images, layout: Layout, start: Start
+) -> None:
+    place = start()
+    source = layout.add([busybox(), layer(file("a", b"a"))], {"Env": ["A=b"]}, packed="zstd")
+    push(source, place, "me/tool:1.0")
+    by_tag = f"docker://{place}/me/tool:1.0"
+    images.run("pull", by_tag, "--insecure")
+    (row,) = images.told("ls")
+    assert (row["name"], row["source"]) == (f"{place}/me/tool:1.0", by_tag)
+    by_digest = f"docker://{place}/me/tool@{row['digest']}"
+    assert images.told("pull", by_digest, "--insecure", "--name", "d")["digest"] == row["digest"]
+    with Sandbox.create(image=f"{place}/me/tool:1.0") as box:
+        assert box.run("cat /a; echo $A").stdout == b"ab\n"
+    wrong = f"docker://{place}/me/tool@sha256:{'0' * 64}"
+    said = images.run("pull", wrong, "--insecure", "--name", "e", code=125).stderr
+    assert f"{place} has no {wrong}" in said and "see to its name and tag" in said
+
+
+def test_plain_http_is_spoken_only_when_it_is_named(
+    images: Images, layout: Layout, start: Start
+) -> None:
+    place = start()
+    push(layout.add([layer(file("a"))]), place, "a:1")
+    said = images.run("pull", f"docker://{place}/a:1", code=125).stderr
+    assert f"{place} speaks plain HTTP" in said and "agentd image pull --insecure" in said
+    assert images.told("ls") == [] and images.left() == []
+
+
+def test_of_many_platforms_this_machines_is_fetched(
+    images: Images, layout: Layout, start: Start
+) -> None:
+    place = start()
+    many = {name: [layer(file("which", name.encode()))] for name in ("s390x", ARCHITECTURE)}
+    push(layout.add_index(many, "all"), place, "many:1")
+    images.run("pull", f"docker://{place}/many:1", "--insecure", "--name", "x")
+    assert (images.root("x") / "which").read_text() == ARCHITECTURE
+
+
+def _helper(folder: Path, name: str, script: str) -> None:
+    path = folder / f"docker-credential-{name}"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+def test_credentials_are_found_as_docker_and_podman_find_them(
+    images: Images, layout: Layout, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = start(password="secret")
+    push(layout.add([layer(file("a"))]), place, "a:1", "--dest-creds", "me:secret")
+    words = ("pull", f"docker://{place}/a:1", "--insecure", "--name", "a")
+    said = images.run(*words, code=125).stderr
+    assert f"{place} does not let us have docker://{place}/a:1" in said and "docker login" in said
+    (tmp_path / ".docker").mkdir()
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    right = {"auth": base64.b64encode(b"me:secret").decode()}
+    wrong = {"auth": base64.b64encode(b"me:wrong").decode()}
+    answer = '{"ServerURL": "x", "Username": "me", "Secret": "secret"}'
+    _helper(tmp_path / "bin", "good", f"grep -q '^{place}$' && echo '{answer}'")
+    _helper(tmp_path / "bin", "empty", "echo credentials not found in native keychain; exit 1")
+    _helper(tmp_path / "bin", "broken", "echo no keyring is unlocked; exit 1")
+    for config, told in (
+        ({"auths": {place: right}}, ""),
+        ({"auths": {f"https://{place}": right}}, ""),
+        ({"credHelpers": {place: "good"}, "auths": {place: wrong}}, ""),
+        ({"credsStore": "good", "auths": {place: {}}}, ""),
+        ({"auths": {place: wrong}}, "does not let us have"),
+        ({"credsStore": "empty"}, "does not let us have"),
+        ({"credHelpers": {place: "broken"}}, "no keyring is unlocked"),
+        ({"credHelpers": {place: "nosuch"}}, "docker-credential-nosuch is not installed"),
+        ({"credHelpers": {place: "../../bin/sh"}}, "is not installed"),
+        ({"auths": {"other.example": right}}, "does not let us have"),
+    ):
+        (tmp_path / ".docker/config.json").write_text(json.dumps(config))
+        done = images.run(*words, code=125 if told else 0)
+        assert told in done.stderr and "secret" not in done.stderr, config
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(tmp_path / "auth.json"))
+    (tmp_path / "auth.json").write_text(json.dumps({"auths": {place: right}}))
+    images.run(*words)
+    kept = subprocess.run(
+        ["grep", "-rl", right["auth"], str(images.cache)], capture_output=True, check=False
+    )
+    assert kept.stdout == b""
+
+
+def test_a_signature_policy_is_obeyed(
+    images: Images, layout: Layout, start: Start, tmp_path: Path
+) -> None:
+    place = start()
+    push(layout.add([layer(file("a"))]), place, "a:1")
+    (tmp_path / ".config/containers").mkdir(parents=True)
+    path = tmp_path / ".config/containers/policy.json"
+    allowed = {"docker": {f"{place}/a": [{"type": "insecureAcceptAnything"}]}}
+    words = ("pull", f"docker://{place}/a:1", "--insecure", "--name", "a")
+    path.write_text(json.dumps({"default": [{"type": "reject"}]}))
+    said = images.run(*words, code=125).stderr
+    assert "the signature policy does not allow" in said and "policy.json" in said
+    path.write_text(json.dumps({"default": [{"type": "reject"}], "transports": allowed}))
+    images.run(*words)
+    path.write_text("{")
+    assert f"{path} cannot be read" in images.run(*words, code=2).stderr
+
+
+def test_a_registry_that_is_not_there_is_told(images: Images) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{free.getsockname()[1]}"
+    said = images.run("pull", f"docker://{place}/a:1", code=125).stderr
+    assert f"{place} cannot be reached" in said
