@@ -16,7 +16,9 @@ from agentd.sandbox.backends.child import unsent
 if TYPE_CHECKING:  # a zygote is begun before msgspec is there
     from agentd.model.limits import Limits
 
-_NAME = re.compile(r"sbx-(\d+)-(\d+)-[0-9a-f]+\Z")
+# Without the third number: of an agentd that did not tell its pid namespace.
+_NAME = re.compile(r"sbx-(\d+)-(\d+)(?:-(\d+))?-[0-9a-f]+\Z")
+_FIRST_PID_NAMESPACE = 0xEFFFFFFC  # linux/proc_ns.h, PROC_PID_INIT_INO
 _CONTROLLERS = {"memory": "memory", "cpus": "cpu", "pids": "pids"}
 _DELEGATED = 2  # the version of which systemd gives an ordinary user a part
 _hierarchy: cgroup.Hierarchy | str | None = None
@@ -149,14 +151,45 @@ def _refused(name: str, why: str) -> Refused:
 
 
 def group_name() -> str:
-    """Names its owner, so that a later process can tell whether it died: sbx-PID-START-RANDOM."""
-    return f"sbx-{os.getpid()}-{_start_time(os.getpid())}-{os.urandom(4).hex()}"
+    """Names its owner, so that a later process can tell whether it died:
+    sbx-PID-START-NAMESPACE-RANDOM, the third the inode of the pid namespace that PID is of."""
+    pid = os.getpid()
+    return f"sbx-{pid}-{_start_time(pid)}-{_pid_namespace()}-{os.urandom(4).hex()}"
 
 
 def is_stale(name: str) -> bool:
-    """Return whether it is a name of ``group_name`` whose owner has died."""
+    """Return whether it is a name of ``group_name`` whose owner has died, as far as can be seen:
+    numbers of another pid namespace say nothing here."""
     match = _NAME.match(name)
-    return match is not None and _start_time(int(match[1])) != int(match[2])
+    if match is None:
+        return False
+    pid, start, namespace = match.groups()
+    if namespace is None or int(namespace) == _pid_namespace():
+        return _start_time(int(pid)) != int(start)
+    return int(namespace) != 0 and _is_gone(int(namespace))
+
+
+def _pid_namespace() -> int:
+    """Its inode; 0 where /proc is of another."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
+
+
+def _is_gone(namespace: int) -> bool:
+    """Return whether no process is in that pid namespace: only the first one has them all."""
+    if _pid_namespace() != _FIRST_PID_NAMESPACE:
+        return False
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            if os.stat(f"/proc/{pid}/ns/pid").st_ino == namespace:
+                return False
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        except OSError:
+            return False  # another user's: it may be there
+    return True
 
 
 def _reap_stale(hierarchy: cgroup.Hierarchy) -> None:
