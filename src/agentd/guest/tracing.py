@@ -21,6 +21,8 @@ _ASKED = struct.Struct("=QI4xi4xQ6Q")
 _ANSWER = struct.Struct("=QqiI")
 # A chain of processes, each of which is the next one's parent or tracer.
 _MAX_CHAIN = 4096
+# Of those that ask: each step is a read of /proc, and they may ask again and again.
+_MAX_ASKED_CHAIN = 64
 
 
 def let_go(pid: int, number: int) -> None:
@@ -34,7 +36,7 @@ def answer(listener: int) -> None:
     """Let whoever asks to see a process's exit do so where that one descends from it, and nobody
     else: a tracer that is older than its tracee can be in no circle, in which none would be gone.
 
-    Numbers may be taken anew meanwhile, but only by what is younger still.
+    The number may be taken anew before the call goes on, but only by what is younger still.
     """
     asked = bytearray(_ASKED.size)
     try:
@@ -43,20 +45,31 @@ def answer(listener: int) -> None:
         return  # it has been killed meanwhile
     id_, caller, _call, _address, *arguments = _ASKED.unpack(asked)
     tracee = arguments[1] & 0xFFFFFFFF  # as the kernel cuts it
-    may = caller > 0 and _descends(tracee, caller)
+    may = caller > 0 and descends(tracee, caller, _MAX_ASKED_CHAIN)
     said = _ANSWER.pack(id_, 0, 0 if may else -errno.EPERM, _CONTINUE if may else 0)
     with contextlib.suppress(OSError):
         fcntl.ioctl(listener, _SEND, said)
 
 
-def _descends(thread: int, from_: int) -> bool:
+def descends(thread: int, from_: int, most: int = _MAX_CHAIN) -> bool:
+    """Return whether a thread's process descends from another's, in ``most`` steps.
+
+    A chain that is read twice was one in between: a number that ends and is taken anew in the
+    middle of a walk has lost its children.
+    """
+    chain = _chain(thread, from_, most)
+    return bool(chain) and chain == _chain(thread, from_, most)
+
+
+def _chain(thread: int, from_: int, most: int) -> list[int]:
+    """The process of ``thread``, its parent and so on, to the process of ``from_``; [] for none."""
     ancestor = _number(f"/proc/{from_}", b"Tgid:")
-    pid = _number(f"/proc/{thread}", b"Tgid:")
-    for _ in range(_MAX_CHAIN):
-        pid = _number(f"/proc/{pid}", b"PPid:")
-        if pid in (0, ancestor):
-            return pid == ancestor != 0
-    return False
+    found = [_number(f"/proc/{thread}", b"Tgid:")]
+    while len(found) <= most:
+        found.append(_number(f"/proc/{found[-1]}", b"PPid:"))
+        if found[-1] in (0, ancestor):
+            return found if found[-1] == ancestor != 0 else []
+    return []
 
 
 def tracers(pid: int) -> set[int]:
@@ -81,7 +94,7 @@ def _direct(pid: int) -> set[int]:
 
 
 def _is_below_us(pid: int) -> bool:
-    return _descends(pid, os.getpid())
+    return descends(pid, os.getpid())
 
 
 def _number(folder: str, name: bytes) -> int:

@@ -1,10 +1,13 @@
 """Commands that trace, and are traced: what is told of their end stays true."""
 
+import os
 import signal
 import sys
 from typing import Any
 
 import pytest
+
+from agentd.guest import tracing
 
 CALLS = """
 import ctypes, os, signal, sys, time
@@ -61,3 +64,30 @@ def test_the_agent_ends_with_what_keeps_anothers_end(remote: Any) -> None:
     channel = client.request("exec", argv=python(HELD + "time.sleep(600)"))
     client.until(lambda: client.stdout(channel) == b"held\n")
     assert remote.end() == 0
+
+
+def test_only_what_descends_from_it_has_an_exit_to_be_seen() -> None:
+    """By the very numbers of this process, its child and its grandchild."""
+    ready, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        grandchild = os.fork()
+        if grandchild == 0:
+            signal.pause()
+        os.write(tell, str(grandchild).encode())
+        signal.pause()
+    grandchild = int(os.read(ready, 16))
+    try:
+        above = (os.getpid(), child, grandchild)
+        for old, one in enumerate(above):
+            for young, other in enumerate(above):
+                assert tracing.descends(other, one) is (young > old)
+        assert not tracing.descends(grandchild, os.getpid(), most=1)
+        assert not tracing.descends(4_000_000, os.getpid())
+        assert not tracing.descends(child, 4_000_000)
+    finally:
+        for pid in (grandchild, child):
+            os.kill(pid, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(ready)
+        os.close(tell)
