@@ -71,6 +71,8 @@ KINDS = {
     "landlock over HTTP": Kind("landlock", confined=True, over_http=True),
     "qemu over HTTP": Kind("qemu", machine=True, over_http=True),
 }
+# make test-root: where a test names no user, the linux wall's is root of a root to write to.
+AS_ROOT = os.environ.get("AGENTD_TEST_AS_ROOT") == "1"
 # One that runs already, and may do all; otherwise one is started.
 URL = os.environ.get("AGENTD_CONTRACT_URL", "")
 _CONFIG = """
@@ -192,6 +194,8 @@ def _ready(process: "subprocess.Popen[bytes]", url: str, log: Path) -> str:
 
 def create(kind: Kind, pipeline: Pipeline, daemon: str, **wanted: object) -> Sandbox:
     """``Sandbox.create`` of this wall."""
+    if AS_ROOT and kind.namespaces:
+        wanted = {"user": "root", "writable": True} | wanted
     if kind.over_http:
         return Sandbox.create(url=daemon, backend=kind.name, **wanted)  # type: ignore[arg-type]
     spec = build.sandbox_spec(backend=kind.name, **wanted)  # type: ignore[arg-type]

@@ -24,6 +24,8 @@ from agentd.sandbox.backends.process import HostBackend, LandlockBackend
 from agentd.sandbox.ports import Wall
 from agentd.transport.guest import Guest
 
+# make test-root: where a test names no user, the linux wall's is root.
+AS_ROOT = os.environ.get("AGENTD_TEST_AS_ROOT") == "1"
 PYTHON = "/usr/bin/python3"
 BACKENDS = {"host": HostBackend, "landlock": LandlockBackend, "linux": LinuxBackend}
 PRELUDE = f"""
@@ -102,6 +104,8 @@ class _Yard:
 
     def make(self, backend: str, without: Collection[str] = (), **spec: Any) -> Box:
         """``spec`` as of ``build.sandbox_spec``: ``user``, ``net``, ``mounts``, ``memory``..."""
+        if AS_ROOT and backend == "linux":
+            spec = {"user": "root"} | spec
         key = (backend, frozenset(without))
         if key not in self.backends:
             self.backends[key] = BACKENDS[backend](without=key[1])
