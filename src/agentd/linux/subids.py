@@ -100,7 +100,12 @@ def _listed(path: str, name: str) -> list[range]:
     program = _program("getsubids")
     if program is None:
         return []
-    _, text, _ = _run(program, *(["-g"] if path == FILES[1] else []), name)
+    import subprocess
+
+    try:
+        _, text, _ = _run(program, *(["-g"] if path == FILES[1] else []), name)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
     pairs = [(int(first), int(count)) for first, count in _LISTED.findall(text)]
     return [range(first, first + count) for first, count in pairs]
 
@@ -116,7 +121,7 @@ def _run(*argv: str) -> tuple[int, str, str]:
 
     done = subprocess.run(
         argv,
-        stdin=subprocess.DEVNULL,
+        input="",  # not /dev/null, which a chroot may lack
         capture_output=True,
         env={"LANG": "C.UTF-8"},
         encoding="utf-8",
