@@ -97,7 +97,8 @@ def _bcrypt(password: str) -> str:
 def push(source: str, place: str, name: str, *words: str) -> None:
     """With its digest as it is."""
     done = subprocess.run(
-        ["skopeo", "--insecure-policy", "copy", "--all", "--preserve-digests", *words,
+        ["skopeo", "--insecure-policy", "copy", "--all", "--preserve-digests",
+         *(words or ("--dest-no-creds",)),
          "--dest-tls-verify=false", source, f"docker://{place}/{name}"],
         capture_output=True, timeout=120, check=False,
     )  # fmt: skip

@@ -81,6 +81,10 @@ def test_a_writable_root_is_of_one_sandbox_alone(user: str, images: Images, layo
         kept = box.snapshot()
     with kept, Sandbox.create(snapshot=kept) as again:
         assert said(again, "cat a /bin/c; ls -d /new") == "b\nc\n/new\n"
+        images.run("pull", layout.add([busybox()], tag="new"), "--name", name)
+        with pytest.raises(Refused, match="is another image now than the one that the snapshot"):
+            Sandbox.create(snapshot=kept)
+    images.run("pull", f"oci:{layout.path}:{name}", "--name", name)
     with Sandbox.create(**options) as box:
         assert said(box, "cat a; ls -d /new /etc/x; id -u").startswith("a")
     assert images.told("verify", name) == [{"name": name, "state": "ready"}]

@@ -93,7 +93,7 @@ class LinuxBackend:
         """``kept`` is the state of a snapshot, whose files it begins with."""
         with contextlib.ExitStack() as undo:
             nursery = self._nursery(plan.spec.net, plan.spec.configuration)
-            root = images.of_spec(plan.spec, undo)
+            root = images.of_spec(plan.spec, undo, kept)
             plan = plan if root is None else root.planned(plan)
             sources = [loans.open_source(mount, undo) for mount in plan.mounts]
             lent = self._lent(plan, sources, nursery)
@@ -224,9 +224,9 @@ class LinuxBackend:
             without_group=born.detail,
             block=born.block,
             workdir=plan.workdir,
-            on_end=() if root is None else (root.lease.close,),
         )
         wall.attach_disk(*disk)
+        images.attach(root, wall)
         return wall
 
     def _request(

@@ -20,8 +20,10 @@ from agentd.model.errors import Refused, SandboxError
 from agentd.model.spec import DEFAULT_IMAGE, SandboxSpec
 from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.identity import Block
+from agentd.sandbox.backends.linux import kept
 from agentd.sandbox.backends.linux.nursery import Nursery
 from agentd.sandbox.backends.linux.plan import LinuxPlan, parse_user
+from agentd.sandbox.backends.linux.wall import LinuxWall
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _PLACE = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
@@ -182,14 +184,29 @@ class ImageRoot:
             return file.read(_MAX_PASSWD).decode("utf-8", "replace")
 
 
-def of_spec(spec: SandboxSpec, undo: contextlib.ExitStack) -> ImageRoot | None:
-    """None without an image. Raises NotFound, SandboxError."""
+def of_spec(
+    spec: SandboxSpec, undo: contextlib.ExitStack, state: str | None = None
+) -> ImageRoot | None:
+    """None without an image. ``state`` is of a snapshot, whose files are changes of its image:
+    of no other. Raises NotFound, Refused, SandboxError."""
     if spec.image == DEFAULT_IMAGE:
         return None
     root = opened(spec.image)
     undo.callback(root.lease.close)
     undo.callback(root.close)
+    if state is not None and kept.read_image(state) != root.image.digest:
+        raise Refused(
+            f"{spec.image} is another image now than the one that the snapshot was taken of",
+            cause=f"{kept.read_image(state) or 'none'}, and now {root.image.digest}",
+            remediation="pull that one again under this name, or take the snapshot anew",
+        )
     return root
+
+
+def attach(root: ImageRoot | None, wall: LinuxWall) -> None:
+    """Keep the image for as long as the wall stands."""
+    if root is not None:
+        wall.attach_image(root.image.digest, root.lease.close)
 
 
 def opened(name: str) -> ImageRoot:

@@ -1,8 +1,9 @@
-"""A sandbox's files in its snapshot: two plain files, whatever lies in the sandbox.
+"""A sandbox's files in its snapshot: two or three plain files, whatever lies in the sandbox.
 
     entries   records, each four bytes of its length and then msgpack: ``KeptHead``, and a
               ``KeptFile`` for each file, a folder right before what is in it
     content   the data of regular files, one after the other, without the holes
+    image     the digest of the OCI image that they are changes of, where it started of one
 
 So nothing of a sandbox's is ever a file of its own on the host: no set-id bit, no name, no link.
 Owners count from the first of the sandbox's ids, as another sandbox has another block of them.
@@ -15,6 +16,8 @@ from typing import BinaryIO, Literal
 import msgspec
 
 ENTRIES, CONTENT = "entries", "content"
+#: The digest of the image that the files are changes of, where there is one.
+IMAGE = "image"
 FORMAT = 1
 #: Folders in each other; a sandbox that has more is not kept.
 MAX_DEPTH = 256
@@ -114,3 +117,20 @@ def _checked(entry: KeptFile) -> KeptFile:
 def is_name(name: bytes) -> bool:
     """Return whether it names an entry of a folder, and leads nowhere else."""
     return 0 < len(name) <= _NAME_BYTES and name not in (b".", b"..") and not set(name) & {0, 47}
+
+
+def write_image(folder: str, digest: str) -> None:
+    """Say of which image the files are changes. Raises OSError."""
+    with open(f"{folder}/{IMAGE}", "x", encoding="ascii") as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(digest)
+
+
+def read_image(folder: str) -> str:
+    """Return the digest; empty where there was no image. Raises OSError."""
+    try:
+        fd = os.open(f"{folder}/{IMAGE}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return ""
+    with open(fd, encoding="ascii", errors="replace") as file:
+        return file.read(100)

@@ -2,10 +2,10 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from agentd.model.errors import BackendLost, SandboxError
-from agentd.sandbox.backends.linux import saving
+from agentd.sandbox.backends.linux import kept, saving
 from agentd.sandbox.backends.wall import NamespaceWall
 
 
@@ -16,12 +16,19 @@ class LinuxWall(NamespaceWall):
     """
 
     fidelity = "files"
+    #: The digest of the image that it started of; empty without one.
+    image = ""
 
     def attach_disk(self, disk: int) -> None:
         """Takes ownership of a descriptor of its tmpfs, as the sandbox had it before anything ran
         in it: what is mounted over it there is not in the way."""
         self._disk = disk
         self._on_end = (*self._on_end, lambda: os.close(disk))
+
+    def attach_image(self, digest: str, release: Callable[[], None]) -> None:
+        """Have the image that it started of released once it has ended."""
+        self.image = digest
+        self._on_end = (*self._on_end, release)
 
     def snapshot(self, folder: str) -> None:
         """Write its files beneath ``folder``; it stands still meanwhile where a cgroup can have it
@@ -30,6 +37,8 @@ class LinuxWall(NamespaceWall):
         with self._disk_open() as disk, self._still() as still:
             try:
                 saving.save(folder, disk, first, still=still, check=self._check)
+                if self.image:
+                    kept.write_image(folder, self.image)
             except OSError as error:
                 raise SandboxError(
                     "the snapshot cannot be written", cause=error.strerror or str(error)
