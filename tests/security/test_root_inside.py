@@ -5,11 +5,15 @@ owner's are ids that no process can have; the agent is not dumpable, and PID 1.
 """
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from agentd.model.spec import ExecLimits, Pty
 
 GROUPS = """
 found = []
@@ -155,3 +159,45 @@ def test_what_is_made_by_another_of_its_users_ends_with_it(sandbox: Callable[...
     assert len(theirs()) == 1
     box.wall.kill()
     assert theirs() == []
+
+
+POISON = r"""
+echo 'open("/tmp/owned", "a").write(__name__)' > /tmp/poison
+for folder in /usr/lib/python3*; do
+    rm -rf $folder/__pycache__ $folder/encodings/__pycache__
+    for file in $folder/*.py $folder/encodings/*.py; do
+        cp --remove-destination /tmp/poison $file
+    done
+done
+rm -rf /etc/* /usr/local; echo done
+"""
+
+
+def test_a_root_that_is_spoilt_leaves_the_agent_and_the_host_as_they_are(
+    sandbox: Callable[..., Any],
+) -> None:
+    before = sorted(os.listdir("/etc")), Path(os.__file__).read_bytes()
+    box = sandbox("linux", user="root", writable=True)
+    assert box.run(["sh", "-c", POISON], timeout=200.0).stdout == "done\n"
+    assert box.run(["ls", "/etc"]).stdout == ""
+    assert box.guest.call("sys.ping") is not None
+    assert box.run(["sh", "-c", "echo on"], pty=Pty()).stdout == "on\r\n"
+    assert box.run(["true"], limits=ExecLimits(cpu=5)).exit.ok
+    assert box.run(["sh", "-c", "cat /tmp/owned"]).stdout == ""
+    assert (sorted(os.listdir("/etc")), Path(os.__file__).read_bytes()) == before
+
+
+def test_the_agent_imports_nothing_from_a_root_that_can_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "late.py").write_text("")
+    code = (
+        "import sys\nfrom agentd.guest.zygote import main\nsys.path.insert(0, sys.argv[1])\n"
+        "import late\ndel sys.modules['late']\nmain._forget_libraries()\nimport late\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stderr.endswith("ModuleNotFoundError: No module named 'late'\n"), done.stderr

@@ -285,8 +285,11 @@ def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> str:
 
 
 def _user(value: str) -> str:
-    if value in USERS or (value.isascii() and value.isdigit() and int(value[:11]) <= _MAX_ID):
+    """As policies see it: root has one word, however it was written."""
+    if value in USERS:
         return value
+    if value.isascii() and value.isdigit() and len(value) < 12 and int(value) <= _MAX_ID:
+        return str(int(value)) if int(value) else "root"
     raise InvalidInput(
         f"user {value!r} is not known inside a sandbox", remediation="use root, sandbox or a uid"
     )

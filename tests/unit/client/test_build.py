@@ -44,7 +44,7 @@ def test_everything_asked(tmp_path):
         ("/workspace", MountMode.COW),
         ("/data", MountMode.RO),
     ]
-    assert (spec.isolation, spec.net, spec.user) == (IsolationLevel.PROCESS, "host", "0")
+    assert (spec.isolation, spec.net, spec.user) == (IsolationLevel.PROCESS, "host", "root")
 
 
 @pytest.mark.parametrize(
