@@ -1,7 +1,7 @@
 """``agentd run``'s options: parsed here, judged by ``client.build``."""
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from agentd.client.cli.command import env_options
 from agentd.client.cli.parser import Parser, named
@@ -77,26 +77,12 @@ def parse_run(words: list[str]) -> argparse.Namespace:
 
 
 def sandbox_options(options: argparse.Namespace) -> "SandboxOptions":
-    """Return what ``wall_options`` and ``limit_options`` say."""
-    wanted: SandboxOptions = {
-        "isolation": options.isolation,
-        "backend": options.backend,
-        "memory": options.memory,
-        "cpus": options.cpus,
-        "pids": options.pids,
-        "disk": options.disk,
-        "open_files": options.open_files,
-        "output": options.output,
-        "timeout": options.timeout,
-        "workspace": options.workspace,
-        "mounts": options.mount,
-        "net": options.net,
-        "user": options.user,
-        "writable": options.writable,
-    }
-    if options.image is not None:
-        wanted["image"] = options.image
-    return wanted
+    """Return what ``wall_options`` and ``limit_options`` say; variables are ``env_options``'s."""
+    from agentd.model.options import SandboxOptions
+
+    names = SandboxOptions.__annotations__.keys() - {"env"}
+    given = {n: v for n, v in vars(options).items() if n in names and v is not None}
+    return cast("SandboxOptions", given)
 
 
 def _where_options(parser: argparse.ArgumentParser) -> None:
@@ -154,6 +140,7 @@ def wall_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--mount",
+        dest="mounts",
         metavar="SRC:DST[:ro|rw]",
         action="append",
         default=[],

@@ -91,7 +91,7 @@ def _create(
         with place.making(where, "run", options, interrupts.check):
             return service.sandboxes.create(body)
     except Refused as error:
-        if where is not None and (options.workspace or options.mount):
+        if where is not None and (options.workspace or options.mounts):
             error.remediation += "; or use --embedded, to mount with your own rights"
         raise
 

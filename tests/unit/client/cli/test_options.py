@@ -29,7 +29,7 @@ def test_every_option_of_the_manual():
     assert (options.isolation, options.backend, options.cwd) == ("process", "landlock", "/tmp")
     assert (options.env, options.env_file) == (["A=1", "B"], ["f"])
     assert (options.workspace, options.apply) == (".:cow", True)
-    assert options.mount == ["/a:/b:ro", "/c:/d"]
+    assert options.mounts == ["/a:/b:ro", "/c:/d"]
     assert (options.net, options.timeout, options.memory) == ("host", "2s", "128M")
     assert (options.cpus, options.pids, options.disk) == ("0.5", "9", "1G")
     assert (options.output, options.open_files, options.user) == ("1K", "64", "root")
