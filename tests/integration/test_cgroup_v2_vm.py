@@ -177,6 +177,14 @@ def test_a_sandbox_is_held_to_its_memory_and_goes_on(answer: Answer) -> None:
     assert found["left"] == []
 
 
+def test_a_sandbox_reads_its_own_limit_alone_and_writes_none(answer: Answer) -> None:
+    found = answer("sandbox_memory")
+    assert found["limit inside"]["out"] == f"{64 * MIB}\n", found["limit inside"]
+    assert found["groups inside"]["out"] == "/sys/fs/cgroup/*/\n"  # none matches
+    assert found["written inside"]["code"] != 0
+    assert "Read-only file system" in found["written inside"]["err"]
+
+
 def test_without_the_limit_the_same_command_lives(answer: Answer) -> None:
     assert answer("sandbox_without_memory_limit")["bomb"].items() >= EXITED.items()
 

@@ -66,6 +66,9 @@ def sandbox_memory() -> Facts:
                 for name, control in wall.enforcement.items()
             },
             "true": run("true"),
+            "limit inside": run("sh", "-c", "read x < /sys/fs/cgroup/memory.max; echo $x"),
+            "groups inside": run("sh", "-c", "for d in /sys/fs/cgroup/*/; do echo $d; done"),
+            "written inside": run("sh", "-c", "echo 1 > /sys/fs/cgroup/memory.max"),
             "before": wall.counters(),
             "bomb": run(*EAT),
             "after": wall.counters(),
