@@ -226,6 +226,25 @@ def daemon(images: Images, tmp_path: Path) -> Iterator[Daemon]:
     made.stop()
 
 
+@pytest.mark.parametrize(
+    ("config", "code", "wrote"),
+    [
+        ({"Entrypoint": ["/bin/sh", "-c"], "Cmd": ["pwd; exit 3"]}, 3, "/workspace\n"),
+        ({"Cmd": ["cat", "/bin/x"]}, 1, ""),
+        ({}, 2, ""),
+    ],
+)
+def test_without_a_command_the_images_is_run(
+    config: Any, code: int, wrote: str, images: Images, layout: Layout, daemon: Daemon
+) -> None:
+    name = pulled(images, layout, config)
+    for where in ([], ["--embedded"]):
+        done = daemon.cli("run", *where, "--image", name)
+        assert (done.returncode, done.stdout.decode()) == (code, wrote), done
+        if code == 2:
+            assert f"the image {name} has none" in done.stderr.decode()
+
+
 def test_by_a_daemon(images: Images, layout: Layout, daemon: Daemon) -> None:
     name = pulled(images, layout, {"Env": ["A=b"], "WorkingDir": "/srv"})
     done = daemon.cli("run", "--image", name, "--", "sh", "-c", "pwd; echo $A")

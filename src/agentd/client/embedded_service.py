@@ -257,6 +257,7 @@ class EmbeddedService:
             enforcement=dict(handle.enforcement),
             usage=wall.usage() if usage else {},
             abilities=abilities.names(wall),
+            command=getattr(wall, "command", ()),
         )
 
     def again(self) -> "EmbeddedService":

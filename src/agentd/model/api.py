@@ -167,6 +167,7 @@ class SandboxView(msgspec.Struct, frozen=True):
     idle_timeout: float | None = None  # seconds
     on_idle: str = ""
     paused_by: str = ""  # "idle": the next request resumes it; empty where a caller paused it
+    command: tuple[str, ...] = ()  # what its image runs where nobody says what
 
 
 class SandboxPage(msgspec.Struct, frozen=True):

@@ -169,7 +169,7 @@ def inspect(image: "OciImage", options: argparse.Namespace) -> None:
         "pulled": time.strftime("%Y-%m-%d %H:%M", time.localtime(image.pulled)),
         "user": run.user or "root",
         "workdir": run.working_dir or "/",
-        "runs": " ".join([*(run.entrypoint or ()), *(run.cmd or ())]) or "-",
+        "runs": " ".join(run.command) or "-",
     }
     for name, text in lines.items():
         print(f"{name:<9}{remote.safe(text)}")

@@ -34,7 +34,8 @@ def run_parser() -> Parser:
     parser = Parser(
         prog="agentd run",
         usage="agentd run [options] -- COMMAND [ARG...]",
-        description="Run a command in a fresh sandbox that is destroyed afterwards.",
+        description="Run a command in a fresh sandbox that is destroyed afterwards: with --image "
+        "and without a command, what the image runs.",
         epilog=_EXAMPLES,
     )
     _where_options(parser)
@@ -55,7 +56,7 @@ def parse_run(words: list[str]) -> argparse.Namespace:
     options = run_parser().parse_args(head)
     # ``run sh -c x -- y``: the command began before the dashes, so they belong to it.
     options.command = options.command + dashes + tail if options.command else tail
-    if not options.command:
+    if not options.command and not options.image:
         raise InvalidInput("no command given", remediation="write it after --: agentd run -- ls")
     if options.json and options.tty:
         raise InvalidInput(

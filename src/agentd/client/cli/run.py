@@ -55,9 +55,12 @@ def _run(where: "Address | None", options: argparse.Namespace, interrupts: Inter
 
     floor = IsolationLevel.parse(options.isolation or "namespace")
     with place.service(where, (options.backend, floor)) as service:
-        asked = command.request(options)
+        asked = command.request(options) if options.command else None
         view = _create(where, service, options, interrupts)
         try:
+            if asked is None:
+                options.command = _of_image(view)
+                asked = command.request(options)
             held.tell(view.enforcement, "run", verbose=options.verbose, quiet=options.json)
             if options.save_snapshot:  # refused before the command runs, not after
                 cast("EmbeddedService", service).handle(view.id).snapshots("snapshot")
@@ -69,6 +72,16 @@ def _run(where: "Address | None", options: argparse.Namespace, interrupts: Inter
         finally:
             with suppress(NotFound):  # its lease may have ended it
                 service.sandboxes.kill(view.id)
+
+
+def _of_image(view: "SandboxView") -> list[str]:
+    """Return what the image runs. Raises InvalidInput where it says nothing."""
+    if not view.command:
+        raise InvalidInput(
+            f"no command given, and the image {view.image} has none",
+            remediation=f"write it after --: agentd run --image {view.image} -- ls",
+        )
+    return list(view.command)
 
 
 def _create(

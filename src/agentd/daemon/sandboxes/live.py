@@ -79,6 +79,7 @@ class Live:
             image=record.spec.image,
             deadline=None if left is None else round(time.time() + left, 3),
             workspace=self.wall.workspace,
+            command=getattr(self.wall, "command", ()),
             enforcement=dict(self.handle.enforcement),
             usage=self.wall.usage() if usage else {},
             abilities=abilities.names(self.wall),

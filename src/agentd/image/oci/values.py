@@ -60,6 +60,11 @@ class RunConfig(msgspec.Struct, frozen=True, rename="pascal"):
     working_dir: str = ""
     labels: dict[str, str] | None = None
 
+    @property
+    def command(self) -> tuple[str, ...]:
+        """What it runs where nobody says what."""
+        return (*(self.entrypoint or ()), *(self.cmd or ()))
+
     def environment(self) -> dict[str, str]:
         """``NAME=VALUE`` each; what has no name or no ``=`` is left out."""
         pairs = (each.partition("=") for each in self.env or ())

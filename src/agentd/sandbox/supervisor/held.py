@@ -28,6 +28,7 @@ class WallRecord(msgspec.Struct, frozen=True):
     pipe_owner: tuple[int, int] | None = None
     lacks: dict[str, str] = {}  # abilities that it has not, and why
     workdir: str | None = None
+    command: tuple[str, ...] = ()  # the image's
 
 
 class HeldWall:
@@ -61,6 +62,7 @@ class HeldWall:
             pipe_owner=getattr(self.wall, "pipe_owner", None),
             lacks=dict(abilities.lacking(self.wall)),
             workdir=getattr(self.wall, "workdir", None),
+            command=getattr(self.wall, "command", ()),
         )
 
 

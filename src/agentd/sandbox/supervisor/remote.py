@@ -113,6 +113,7 @@ class RemoteWall:
         self.passes_descriptors = record.passes_descriptors
         self.pipe_owner = record.pipe_owner
         self.workdir = record.workdir
+        self.command = record.command
         self._lock = threading.Lock()
         self._begun = False
         self._first_killed = False

@@ -206,7 +206,7 @@ def of_spec(
 def attach(root: ImageRoot | None, wall: LinuxWall) -> None:
     """Keep the image for as long as the wall stands."""
     if root is not None:
-        wall.attach_image(root.image.digest, root.lease.close)
+        wall.attach_image(root.image.digest, root.image.config.run.command, root.lease.close)
 
 
 def opened(name: str) -> ImageRoot:

@@ -18,6 +18,8 @@ class LinuxWall(NamespaceWall):
     fidelity = "files"
     #: The digest of the image that it started of; empty without one.
     image = ""
+    #: What that runs where nobody says what.
+    command: tuple[str, ...] = ()
 
     def attach_disk(self, disk: int) -> None:
         """Takes ownership of a descriptor of its tmpfs, as the sandbox had it before anything ran
@@ -25,9 +27,11 @@ class LinuxWall(NamespaceWall):
         self._disk = disk
         self._on_end = (*self._on_end, lambda: os.close(disk))
 
-    def attach_image(self, digest: str, release: Callable[[], None]) -> None:
+    def attach_image(
+        self, digest: str, command: tuple[str, ...], release: Callable[[], None]
+    ) -> None:
         """Have the image that it started of released once it has ended."""
-        self.image = digest
+        self.image, self.command = digest, command
         self._on_end = (*self._on_end, release)
 
     def snapshot(self, folder: str) -> None:
