@@ -13,6 +13,7 @@ from agentd.client import arguments
 from agentd.model import options
 from agentd.model.errors import InvalidInput
 from agentd.model.isolation import IsolationLevel
+from agentd.model.like import like
 from agentd.model.mount import WORKSPACE, Mount, MountMode, unknown_mode
 from agentd.model.options import Command, ExecOptions, SandboxOptions, check_variable, exec_request
 from agentd.model.spec import Pty, SandboxSpec
@@ -66,14 +67,10 @@ def sandbox_body(
     workspace = [mount for mount in spec.mounts if mount.target == WORKSPACE]
     others = [mount for mount in spec.mounts if mount.target != WORKSPACE]
     level = asked.get("isolation")
-    return SandboxBody(
+    return like(
+        SandboxBody,
+        spec,
         isolation=level.label if isinstance(level, IsolationLevel) else level,
-        backend=spec.backend,
-        image=spec.image,
-        net=spec.net,
-        user=spec.user,
-        writable=spec.writable,
-        env=spec.env,
         workspace=f"{workspace[0].source}:{workspace[0].mode}" if workspace else None,
         mounts=tuple(f"{mount.source}:{mount.target}:{mount.mode}" for mount in others),
         labels=dict(arguments.mapping(labels, "labels", 'write them as {"job": "7"}')),
