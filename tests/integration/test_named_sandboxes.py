@@ -37,6 +37,25 @@ def _is_logged(daemon: Daemon, op: bytes, box: str) -> bool:
     return any(b"sandbox=%b " % box.encode() in line for line in told)
 
 
+def test_a_refusal_by_scope_has_the_id_of_what_was_asked_for_by_its_name(daemon: Daemon) -> None:
+    box = daemon.sandbox(key=daemon.key("cat"), name="mine")
+    reader = daemon.key("cat", "read")
+    path = "/v1/sandboxes/mine"
+    call = {"capability": "shell.exec.v1", "parameters": {"command": "true"}, "sandbox": "mine"}
+    for method, at, body in (
+        ("POST", f"{path}/exec", {"cmd": "true"}),
+        ("POST", f"{path}/renew", {"ttl": "9m"}),
+        ("POST", f"{path}/files/mkdir", {"path": "/workspace/d"}),
+        ("DELETE", path, None),
+        ("POST", "/v1/call", call),
+    ):
+        refused = daemon.ask(method, at, body, key=reader)
+        assert refused.status == 403, at
+        denial = daemon.until_recorded(kind="denial", request=refused.headers["x-request-id"])
+        assert denial.sandbox == box, at
+    assert daemon.ask("DELETE", path, key=daemon.key("cat")).status == 204
+
+
 def test_a_repeat_finds_by_the_name_what_it_was_asked_of(daemon: Daemon) -> None:
     """While it lives, once it has ended, and when it is another that has the name."""
     ann = daemon.key("ann")

@@ -1,7 +1,10 @@
 """The SDK for asyncio: the same sandbox, its blocking calls on a few threads of its own."""
 
 import asyncio
+import contextlib
+import contextvars
 import functools
+import threading
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack
@@ -11,12 +14,13 @@ from agentd.client.aio_files import AsyncFiles
 from agentd.client.aio_method import aio, cancellable
 from agentd.client.aio_ports import AsyncSandboxPorts
 from agentd.client.aio_process import AsyncProcess
-from agentd.client.aio_thread import Threads
+from agentd.client.aio_thread import Threads, Work
 from agentd.client.build import Command, ExecOptions
 from agentd.client.process import Process
 from agentd.client.sandbox import Sandbox
 from agentd.client.signature import documented_by, options_shown
 from agentd.model.enforcement import Enforcement
+from agentd.model.errors import AgentdError
 from agentd.model.result import SandboxInfo
 
 P = ParamSpec("P")
@@ -150,15 +154,45 @@ class AsyncSandbox:
 
 async def _all_or_none(make: Callable[[], list[Sandbox]]) -> list[Sandbox]:
     """Make them on a thread. Where that is cancelled, what still comes up is then ended."""
-    future = asyncio.ensure_future(asyncio.to_thread(make))
+    making = _Making(make)
+    work = Work(making.run)
+    # Not on a thread that the end of the loop, or of the program, waits for: it may take an hour.
+    run = partial(contextvars.copy_context().run, work.run)
+    threading.Thread(target=run, name="agentd-create", daemon=True).start()
     try:
-        return await asyncio.shield(future)
+        return await work.future
     except asyncio.CancelledError:
-        future.add_done_callback(_discard)
+        making.give_up()
         raise
 
 
-def _discard(future: "asyncio.Future[list[Sandbox]]") -> None:
-    if not future.cancelled() and future.exception() is None:
-        for sandbox in future.result():
+class _Making:
+    """Sandboxes on their way to a task, or to their end where it has gone. Thread-safe."""
+
+    def __init__(self, make: Callable[[], list[Sandbox]]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._wanted = True
+        self._made: list[Sandbox] = []
+
+    def run(self) -> list[Sandbox]:
+        made = self._make()
+        with self._lock:
+            if self._wanted:
+                self._made = made
+                return made
+        _end_all(made)
+        return []
+
+    def give_up(self) -> None:
+        with self._lock:
+            self._wanted = False
+            made, self._made = self._made, []
+        if made:
+            threading.Thread(target=_end_all, args=(made,), daemon=True).start()
+
+
+def _end_all(sandboxes: list[Sandbox]) -> None:
+    for sandbox in sandboxes:
+        with contextlib.suppress(AgentdError):  # a daemon that has gone took it along, or its lease
             sandbox.close()

@@ -82,13 +82,14 @@ class EventFeed:
             for n in newest_first:
                 if n <= start:
                     break
-                found.append(self._kept[n])
-            page = tuple(reversed(found[-limit:]))
+                found.append(n)
+            page = tuple([self._kept[n] for n in reversed(found[-limit:])])
             # What others did meanwhile is passed over, too: the next page begins behind it.
             more = len(found) > limit
             following = page[-1].id if more else self._id(self._last)
             lost = bool(after) and (not ours or start < self._dropped(who))
-            return EventPage(page, following, lost)
+            first = self._id(found[-1] - 1 if found else self._last) if lost else ""
+            return EventPage(page, following, lost, first)
 
     def listen(self, who: Principal, notify: Notify) -> Callable[[], None]:
         """Call ``notify``, in any thread, after each event that ``who`` may see, until what this

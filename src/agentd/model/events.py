@@ -37,11 +37,13 @@ class EventView(msgspec.Struct, frozen=True):
 
 class EventPage(msgspec.Struct, frozen=True):
     """``next`` is what to ask for behind these; ``lost`` where events before them are not kept any
-    more, or were a daemon's that has ended: look at the sandboxes themselves."""
+    more, or were a daemon's that has ended: look at the sandboxes themselves. ``first`` is then
+    what these come right behind, to ask from there on again."""
 
     events: tuple[EventView, ...]
     next: str
     lost: bool = False
+    first: str = ""
 
 
 def wait_seconds(wait: str | float) -> float:

@@ -50,7 +50,10 @@ class _Noun:
 
 class HttpSandboxes(_Noun):
     def create(self, body: SandboxBody = _AS_USUAL) -> SandboxView:
-        return self._requests.call("POST", "/v1/sandboxes", body, into=SandboxView, once=True)
+        # Who waits by a unix socket needs no key, for that breaks with the daemon alone; without
+        # one the daemon gives up the turn of a client that has gone.
+        once = body.wait is None or not self._requests.address.path
+        return self._requests.call("POST", "/v1/sandboxes", body, into=SandboxView, once=once)
 
     def get_or_create(self, name: str, body: SandboxBody = _AS_USUAL) -> SandboxView:
         path = f"/v1/sandboxes/{segment(name)}"

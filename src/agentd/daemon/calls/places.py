@@ -1,7 +1,7 @@
 """Where a daemon's calls run: its principals' sandboxes, or one made for the call."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from agentd.daemon.commands.command import Emit
 from agentd.daemon.commands.commands import Commands
@@ -9,8 +9,9 @@ from agentd.daemon.config.schema import Config
 from agentd.daemon.sandboxes import bodies
 from agentd.daemon.sandboxes.bodies import check_labels
 from agentd.daemon.sandboxes.sandboxes import Sandboxes
+from agentd.model import context
 from agentd.model.api import CallBody
-from agentd.model.errors import BackendLost, InvalidInput
+from agentd.model.errors import BackendLost, Forbidden, InvalidInput, NotFound
 from agentd.model.principal import Principal
 from agentd.model.result import Result
 from agentd.model.spec import ExecRequest, SandboxSpec
@@ -29,8 +30,14 @@ class Places:
         self._commands = commands
 
     def get(self, who: Principal, body: CallBody) -> tuple[SandboxHandle, Mapping[str, str]]:
-        who.require(scope_of(body.capability))
-        live = self._sandboxes.get(who, body.sandbox or "")
+        id_ = body.sandbox or ""
+        try:
+            who.require(scope_of(body.capability))
+        except Forbidden:
+            with suppress(NotFound):  # the record of it has the id, also of what goes by its name
+                context.sandbox.set(self._sandboxes.get(who, id_).handle.id)
+            raise
+        live = self._sandboxes.get(who, id_)
         live.require_running("call a capability in it")
         return live.handle, live.record.labels
 

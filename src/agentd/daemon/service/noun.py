@@ -24,11 +24,12 @@ class Noun:
 
     def _live(self, scope: str, id_: str) -> "Live":
         """Raises Forbidden, NotFound."""
+        sandboxes = self._parts.sandboxes
+        named = sandboxes.named(self._who, id_) if not id_.startswith("sbx-") else None
+        if named is not None:  # the log has its id all the same, of what is refused, too
+            context.sandbox.set(named.id)
         self._who.require(scope)
-        live = self._parts.sandboxes.get(self._who, id_)
-        if live.id != id_:  # it was asked for by its name: the log has the id all the same
-            context.sandbox.set(live.id)
-        return live
+        return sandboxes.get(self._who, id_)
 
     def _open(
         self, id_: str, name: str, doing: str, **parameters: object

@@ -95,7 +95,8 @@ async def _events(exchange: Exchange, query: dict[str, Any]) -> None:
 
 
 def _encoded(page: EventPage) -> bytes:
-    lost = b"event: lost\ndata: {}\n\n" if page.lost else b""
+    # Who comes back with its id is told only what is lost from then on.
+    lost = b"id: %b\nevent: lost\ndata: {}\n\n" % page.first.encode() if page.lost else b""
     return lost + b"".join(
         b"id: %b\nevent: %b\ndata: %b\n\n" % (one.id.encode(), one.kind.encode(), encode(one))
         for one in page.events
