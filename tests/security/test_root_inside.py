@@ -190,8 +190,8 @@ def test_a_root_that_is_spoilt_leaves_the_agent_and_the_host_as_they_are(
 def test_the_agent_imports_nothing_from_a_root_that_can_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "late.py").write_text("")
     code = (
-        "import sys\nfrom agentd.guest.zygote import main\nsys.path.insert(0, sys.argv[1])\n"
-        "import late\ndel sys.modules['late']\nmain._forget_libraries()\nimport late\n"
+        "import sys\nfrom agentd.guest.zygote import image_root\nsys.path.insert(0, sys.argv[1])\n"
+        "import late\ndel sys.modules['late']\nimage_root.import_nothing()\nimport late\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)],

@@ -348,24 +348,15 @@ def _box(
         socket.send_fds(listener, [json.dumps({"controls": done}).encode()], fds[given:])
         for fd in fds[1:]:
             os.close(fd)
-        if request.get("image") is not None:
+        if root is not None or request.get("image") is not None:
             image_root.import_nothing()
     except EOFError:  # nobody wants it any more
         os._exit(0)
     except Exception as error:
         refuse(listener, None, error)
         os._exit(1)
-    if root is not None:
-        _forget_libraries()
     ready.serve(listener, env if isinstance(env, dict) else {})
     os._exit(0)
-
-
-def _forget_libraries() -> None:
-    """Import nothing from now on: what stands where the library was is the sandbox's to write."""
-    sys.path.clear()
-    sys.path_hooks.clear()
-    sys.path_importer_cache.clear()
 
 
 def _id(value: object) -> int | None:

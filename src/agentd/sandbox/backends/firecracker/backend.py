@@ -64,6 +64,7 @@ class FirecrackerBackend:
     name = "firecracker"
     level = IsolationLevel.MICROVM
     images = True
+    writable = True
     abilities = frozenset({"pause", "snapshot", "fork"})
 
     def __init__(

@@ -67,7 +67,7 @@ def enforcement(
     for name, how in _MONITOR.items():
         held = name in monitor
         table[f"monitor_{name}"] = Control("default", held, how if held else _UNSEEN)
-    table |= of_guest(plan.spec.limits, plan.limits, setup)
+    table |= of_guest(plan.spec, plan.limits, setup)
     ceiling = group is not None and "memory" in group.controllers
     how = "cgroup controller memory" if ceiling else detail or "no memory controller"
     table["host_memory"] = Control("default", ceiling, how)

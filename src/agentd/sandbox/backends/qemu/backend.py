@@ -57,6 +57,7 @@ class QemuBackend:
     name = "qemu"
     level = IsolationLevel.MICROVM
     images = True
+    writable = True
     abilities = frozenset({"pause", "snapshot", "fork"})
 
     def __init__(self, templates: Templates | None = None, transport: str = "vsock") -> None:

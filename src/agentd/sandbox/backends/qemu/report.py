@@ -57,7 +57,7 @@ def enforcement(
         table[f"mount {mount.target}"] = Control(
             str(mount.mode), True, f"{mount.source}, virtiofs {share.how}"
         )
-    table |= of_guest(plan.spec.limits, plan.limits, setup)
+    table |= of_guest(plan.spec, plan.limits, setup)
     ceiling = group is not None and "memory" in group.controllers
     table["host_memory"] = Control(
         f"default {format_size(machine.memory // MIB * MIB)} and QEMU's own",

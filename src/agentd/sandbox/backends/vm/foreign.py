@@ -21,7 +21,7 @@ def check(spec: SandboxSpec) -> None:
     """Raises Refused for what such a guest cannot be made to do."""
     limits = [f"--{name}" for name in _IN_GUEST if getattr(spec.limits, name) is not None]
     others = ["mounts"] * bool(spec.mounts) + ["a network"] * (spec.net != "none")
-    users = ["--user"] * (spec.user is not None)
+    users = ["--user"] * (spec.user is not None) + ["--writable"] * spec.writable
     for what in (*limits, *others, *users):
         raise Refused(
             f"image {spec.image} cannot be given {what}: its agent is not ours",

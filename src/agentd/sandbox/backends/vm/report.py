@@ -4,9 +4,11 @@ from collections.abc import Collection
 
 from agentd.model.enforcement import Control
 from agentd.model.limits import Limits
+from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends.limits import limit_control
 
 _IDENTITY = {"entropy", "machine_id", "boot_id", "clock"}
+_ROOT = "the machine's own, in its memory: bounded by that, not by the disk limit"
 _LIMITS = {
     "memory": "the guest's cgroup, and the machine's memory",
     "cpus": "the guest's cgroup",
@@ -16,19 +18,22 @@ _LIMITS = {
 }
 
 
-def of_guest(asked: Limits, limits: Limits, setup: Collection[str]) -> dict[str, Control]:
-    """The guest's identity and limits. ``limits`` are those asked for with their defaults in;
-    ``setup`` names the controls that hold in the guest, none where its agent is not ours.
+def of_guest(spec: SandboxSpec, limits: Limits, setup: Collection[str]) -> dict[str, Control]:
+    """The guest's identity and limits, and its root where that is asked for. ``limits`` have their
+    defaults in; ``setup`` names the controls that hold in the guest, none where its agent is not
+    ours.
     """
     own = "own random numbers, machine-id, boot_id and clock"
     foreign = "as the image has it: its agent is not ours"
     table = {
         "identity": Control("default", set(setup) >= _IDENTITY, own if setup else foreign),
     }
+    if spec.writable:
+        table["root"] = Control("writable", True, _ROOT)
     for name, how in _LIMITS.items():
         value = getattr(limits, name)
         if value is not None:
             held = name in setup
             detail = how if held else "not set in the guest"
-            table[name] = limit_control(getattr(asked, name), value, held, detail)
+            table[name] = limit_control(getattr(spec.limits, name), value, held, detail)
     return table

@@ -2,7 +2,7 @@
 
 import math
 
-from agentd.model.errors import InvalidInput
+from agentd.model.errors import InvalidInput, Refused
 from agentd.model.limits import MIB, Limits
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends.limits import with_defaults
@@ -19,6 +19,11 @@ def size(spec: SandboxSpec, step: int, most_vcpus: int) -> tuple[Limits, int, in
         raise InvalidInput(f"unknown network {spec.net!r}", remediation="use none or host")
     if spec.user not in (None, "sandbox", "root"):
         raise InvalidInput(f"unknown user {spec.user!r}", remediation="use root or sandbox")
+    if spec.writable and spec.user != "root":
+        raise Refused(
+            "the root of a virtual machine is written to by its root alone",
+            remediation="add --user root, or ask for --isolation namespace",
+        )
     limits = with_defaults(spec.limits)
     memory = (limits.memory or 0) + GUEST_OVERHEAD
     if memory > _MAX_MEMORY:
