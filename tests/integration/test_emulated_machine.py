@@ -17,7 +17,7 @@ import pytest
 from tests.machine.machine import ROOT, UNAVAILABLE, Lost, Machine
 from tests.vm import boot, debian
 
-CHECKS = ("doctor", "run", "files", "snapshot", "fork", "close", "memory_limit")
+CHECKS = ("doctor", "run", "files", "snapshot", "fork", "close", "memory_limit", "user_scope")
 # 100 s on two processors; a first run downloads 110 MB. It ends what hangs.
 _SECONDS = 1800.0
 
@@ -88,6 +88,25 @@ def test_memory_is_held_by_version_2(told: dict[str, dict[str, Any]]) -> None:
     assert found["enforced"] is True
     assert found["detail"].startswith("cgroup controller memory")
     assert (found["bomb"], found["after"]) == ("oom", "on\n")
+
+
+def test_an_ordinary_user_has_limits_and_pauses_by_a_scope_of_its_systemd(
+    told: dict[str, dict[str, Any]],
+) -> None:
+    found = value(told, "user_scope")
+    if "missing" in found:
+        pytest.skip(f"needs a systemd: {found['missing']}")
+    assert found == {
+        "held": {
+            "memory": "cgroup controller memory in a scope of your systemd",
+            "cpus": "cgroup controller cpu in a scope of your systemd",
+            "pids": "cgroup controller pids in a scope of your systemd",
+        },
+        "bomb": "oom",
+        "fork refused": True,
+        "frozen": ["frozen 1", "frozen 0"],
+        "after": "on\n",
+    }
 
 
 def test_a_machine_ends_with_its_owner_however_that_ends() -> None:

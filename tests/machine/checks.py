@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
+from tests.machine import manager
+
 from agentd.client.sandbox import Sandbox
 
 # The smallest machine: under two emulations each page of it takes its time.
 MACHINE: dict[str, Any] = {"isolation": "microvm", "backend": "qemu", "memory": "64M", "cpus": 1}
 MIB = 1 << 20
-_BOMB = f"python3 -c 'b=bytearray({256 * MIB}); b[::4096]=b\"x\"*len(b[::4096])'"
+BOMB = f"python3 -c 'b=bytearray({256 * MIB}); b[::4096]=b\"x\"*len(b[::4096])'"
 _COUNT = "n=0; while :; do n=$((n+1)); echo $n > count.part; mv count.part count; sleep 0.1; done"
 
 
@@ -94,13 +96,27 @@ def memory_limit() -> object:
     """Of the namespace wall, by cgroup v2: a command that outgrows it ends, the sandbox goes on."""
     with Sandbox.create(backend="linux", memory="64M") as sandbox:
         control = sandbox.enforcement["memory"]
-        bomb = sandbox.run(_BOMB)
+        bomb = sandbox.run(BOMB)
         return {
             "enforced": control.enforced,
             "detail": control.detail,
             "bomb": bomb.cause.code,
             "after": sandbox.run("echo on").text,
         }
+
+
+def user_scope() -> object:
+    """An ordinary user's limits: by a scope that agentd asks the user's systemd for."""
+    if missing := [path for path in manager.NEEDED if not os.path.exists(path)]:
+        return {"missing": missing[0]}
+    with manager.running():
+        argv = [sys.executable, "-m", "tests.machine.scope_checks", "limits"]
+        done = subprocess.run(
+            manager.within("session", *argv), capture_output=True, text=True, check=False
+        )
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return json.loads(done.stdout)
 
 
 def tell(checks: Iterable[Callable[[], object]]) -> None:

@@ -14,13 +14,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.machine.checks import memory_limit
+from tests.machine import manager
+from tests.machine.checks import BOMB, memory_limit
 
 from agentd.client.sandbox import Sandbox
 
 AGENTD = [sys.executable, "-m", "agentd"]
-USER, NAME = 4343, "agentd-scoped"
-_HOME = Path("/tmp/agentd-scoped")
+USER, NAME, _HOME = manager.UID, manager.NAME, manager.HOME
 _FORKS = "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 30 & done"
 _SECONDS = 120.0
 
@@ -29,8 +29,7 @@ def scoped() -> object:
     """Of each way in, as that user: what it said. Then what is left of the scopes."""
     with Path("/etc/pam.d/common-session").open("a") as file:
         file.write("session optional pam_systemd.so\n")  # where packages were unpacked alone
-    argv = ["useradd", "--uid", str(USER), "--create-home", "--home-dir", str(_HOME), NAME]
-    subprocess.run(argv, check=True, capture_output=True)
+    manager.add_user()
     absent = _outside("setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups")
     found = {name: _as_user(name) for name in ("embedded", "command", "served", "killed")}
     subprocess.run(["loginctl", "enable-linger", NAME], check=True)
@@ -87,6 +86,30 @@ def embedded() -> object:
         "limits": detail,
         "fork refused": "fork" in forked.stderr.decode().lower(),
     }
+
+
+def limits() -> object:
+    """All three of one sandbox, and its pause, for a machine in which every second counts."""
+    with Sandbox.create(backend="linux", memory="64M", pids=8, cpus=0.5) as sandbox:
+        held = {n: sandbox.enforcement[n].detail for n in ("memory", "cpus", "pids")}
+        return {
+            "held": {name: detail.partition(",")[0] for name, detail in held.items()},
+            "bomb": sandbox.run(BOMB).cause.code,
+            "fork refused": "fork" in sandbox.run(_FORKS).stderr.decode().lower(),
+            "frozen": _frozen_by_pause(sandbox),
+            "after": sandbox.run("echo on").text,
+        }
+
+
+def _frozen_by_pause(sandbox: Sandbox) -> list[str]:
+    """What version 2 says of its group while it is paused, and after it."""
+    scope = Path(f"/sys/fs/cgroup{_group().removeprefix('0::')}").parent
+    [events] = scope.glob("agentd/sbx-*/cgroup.events")
+    sandbox.pause()
+    during = events.read_text()
+    sandbox.resume()
+    lines = (during + events.read_text()).splitlines()
+    return [line for line in lines if line.startswith("frozen")]
 
 
 def command() -> object:
