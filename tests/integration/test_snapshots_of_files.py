@@ -139,6 +139,7 @@ def test_over_rest(daemon: Daemon) -> None:
     assert (kept.status, kept.json["fidelity"], kept.json["sandbox"]) == (201, "files", made)
     path = f"/v1/snapshots/{kept.json['id']}"
     assert daemon.ask("GET", path, key=alice).json == kept.json
+    assert daemon.ask("GET", where, key=alice).json["fidelity"] == "files"
     for method, asked in (("GET", path), ("DELETE", path)):  # as one that is not there
         answer = daemon.ask(method, asked, key=bob)
         assert answer.code == "not_found", answer.body

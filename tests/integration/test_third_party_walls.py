@@ -271,10 +271,10 @@ def test_a_wall_says_itself_whether_it_takes_images(install: Callable[[str, str]
     install("both", BOTH)
     install("air", AIR.format(level="MICROVM"))
     told = {
-        "both": (True, ["changes", "fork", "snapshot"]),
-        "air": (False, ["pause"]),
-        "linux": (True, ["changes", "fork", "pause", "snapshot"]),
-        "qemu": (True, ["fork", "pause", "snapshot"]),
+        "both": (True, ["changes", "fork", "snapshot"], "files"),
+        "air": (False, ["pause"], ""),
+        "linux": (True, ["changes", "fork", "pause", "snapshot"], "files"),
+        "qemu": (True, ["fork", "pause", "snapshot"], "memory"),
     }
     for name, code in (("both", 0), ("air", 125), ("landlock", 125)):
         ran = agentd(
@@ -286,7 +286,7 @@ def test_a_wall_says_itself_whether_it_takes_images(install: Callable[[str, str]
     with running() as daemon:
         for listed in (found, daemon.ask("GET", "/v1/backends").json):
             assert told == {
-                one["name"]: (one["images"], one["abilities"])
+                one["name"]: (one["images"], one["abilities"], one["fidelity"])
                 for one in listed
                 if one["name"] in told
             }

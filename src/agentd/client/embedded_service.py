@@ -258,6 +258,7 @@ class EmbeddedService:
             usage=wall.usage() if usage else {},
             abilities=abilities.names(wall),
             command=getattr(wall, "command", ()),
+            fidelity=abilities.fidelity(wall),
         )
 
     def again(self) -> "EmbeddedService":

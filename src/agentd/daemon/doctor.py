@@ -35,6 +35,7 @@ class Finding:
     availability: Availability
     images: bool = False
     abilities: tuple[str, ...] = ()
+    fidelity: str = ""
 
 
 @dataclass(frozen=True)
@@ -208,6 +209,7 @@ def _examine(name: str) -> Finding:
             _probe(backend),
             backends.images(name),
             tuple(sorted(backends.abilities(name))),
+            backends.fidelity(name),
         )
     except Exception as error:
         blocker = backends.broken("examined", error)

@@ -168,6 +168,7 @@ class SandboxView(msgspec.Struct, frozen=True):
     on_idle: str = ""
     paused_by: str = ""  # "idle": the next request resumes it; empty where a caller paused it
     command: tuple[str, ...] = ()  # what its image runs where nobody says what
+    fidelity: str = ""  # what its snapshots keep: "memory" or "files"
 
 
 class SandboxPage(msgspec.Struct, frozen=True):
@@ -335,6 +336,7 @@ class BackendView(msgspec.Struct, frozen=True):
     notes: tuple[str, ...]
     images: bool = False
     abilities: tuple[str, ...] = ()
+    fidelity: str = ""  # what snapshots of its sandboxes keep: "memory" or "files"
 
 
 class ErrorView(msgspec.Struct, frozen=True):

@@ -102,6 +102,12 @@ def lacking(wall: object) -> Mapping[str, str]:
     return getattr(wall, "lacks", {})
 
 
+def fidelity(wall: object) -> str:
+    """Return what its snapshots keep, "memory" or "files"; "" where it has none."""
+    able = SNAPSHOT.of(wall)
+    return "" if able is None else able.fidelity
+
+
 def methods(able: Iterable[str]) -> Iterator[Method]:
     """The methods of these abilities; names that this version does not know are left out."""
     known = frozenset(able)

@@ -69,6 +69,7 @@ def as_dict(found: "Checkup", via: str | None = None) -> dict[str, Any]:
             "requirements": finding.requirements,
             "images": finding.images,
             "abilities": finding.abilities,
+            "fidelity": finding.fidelity,
         }
         for finding in found.findings
     ]

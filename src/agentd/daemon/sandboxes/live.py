@@ -84,4 +84,5 @@ class Live:
             usage=self.wall.usage() if usage else {},
             abilities=abilities.names(self.wall),
             paused_by=record.paused_by if self.handle.state is State.PAUSED else "",
+            fidelity=abilities.fidelity(self.wall),
         )

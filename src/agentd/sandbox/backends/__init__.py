@@ -106,6 +106,12 @@ def abilities(name: str) -> frozenset[str]:
     return frozenset(getattr(found, "abilities", ())) | forks
 
 
+def fidelity(name: str) -> str:
+    """Return what snapshots of its sandboxes keep, "memory" or "files"; "" for one that takes none,
+    or does not say so before there is a sandbox."""
+    return str(getattr(_about(name), "fidelity", ""))
+
+
 def able(ability: str) -> tuple[str, ...]:
     """The backends whose sandboxes have an ability, some of them at least."""
     return tuple(name for name in names() if ability in abilities(name))

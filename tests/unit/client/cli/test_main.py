@@ -98,7 +98,8 @@ def test_doctor_tells_the_same_to_people_and_programs(monkeypatch, capfdbinary):
             requirements=("userns",),
             availability=Availability(False, (blocker,)),
             images=False,
-            abilities=("changes",),
+            abilities=("changes", "snapshot"),
+            fidelity="files",
         ),
         SimpleNamespace(
             name="host",
@@ -107,6 +108,7 @@ def test_doctor_tells_the_same_to_people_and_programs(monkeypatch, capfdbinary):
             availability=Availability(True),
             images=False,
             abilities=(),
+            fidelity="",
         ),
     ]
     found = SimpleNamespace(
@@ -136,7 +138,8 @@ def test_doctor_tells_the_same_to_people_and_programs(monkeypatch, capfdbinary):
         "notes": [],
         "requirements": ["userns"],
         "images": False,
-        "abilities": ["changes"],
+        "abilities": ["changes", "snapshot"],
+        "fidelity": "files",
     }
     assert value["backends"][1]["usable"] is True
     assert value["run"]["weaker"] == "process" and value["parts"][0]["name"] == "engine"

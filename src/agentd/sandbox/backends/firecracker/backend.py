@@ -66,6 +66,7 @@ class FirecrackerBackend:
     images = True
     writable = True
     abilities = frozenset({"pause", "snapshot", "fork"})
+    fidelity = FirecrackerWall.fidelity
 
     def __init__(
         self,

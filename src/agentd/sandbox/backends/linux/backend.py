@@ -42,6 +42,7 @@ class LinuxBackend:
     images = True
     writable = True
     abilities = frozenset({"changes", "pause", "snapshot"})
+    fidelity = LinuxWall.fidelity
 
     def __init__(self, without: frozenset[str] = frozenset()) -> None:
         self._without = without

@@ -59,6 +59,7 @@ class QemuBackend:
     images = True
     writable = True
     abilities = frozenset({"pause", "snapshot", "fork"})
+    fidelity = QemuWall.fidelity
 
     def __init__(self, templates: Templates | None = None, transport: str = "vsock") -> None:
         self._templates = templates or Templates()
