@@ -23,6 +23,8 @@ _CONTROLLERS = {"memory": "memory", "cpus": "cpu", "pids": "pids"}
 _DELEGATED = 2  # the version of which systemd gives an ordinary user a part
 _hierarchy: cgroup.Hierarchy | str | None = None
 _lock = threading.RLock()
+# RLIMIT_NPROC counts a fork before the cgroup refuses it.
+_FORKS_IN_FLIGHT = 64
 
 
 def own_hierarchy() -> cgroup.Hierarchy | str:
@@ -211,3 +213,10 @@ def _start_time(pid: int) -> int:
     except OSError:
         return 0
     return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def process_rlimit(pids: int | None) -> int | None:
+    """Above the cgroup's limit where there is one: only the cgroup tells that it was met."""
+    hierarchy = own_hierarchy()
+    counted = isinstance(hierarchy, cgroup.Hierarchy) and "pids" in hierarchy.controllers
+    return pids + _FORKS_IN_FLIGHT if pids is not None and counted else pids

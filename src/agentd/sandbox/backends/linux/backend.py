@@ -16,7 +16,7 @@ from agentd.model.errors import AgentdError, InvalidInput, SandboxError
 from agentd.model.isolation import IsolationLevel
 from agentd.model.mount import unmountable
 from agentd.model.spec import DEFAULT_IMAGE, SandboxSpec
-from agentd.sandbox.backends import identity, shared
+from agentd.sandbox.backends import cgroups, identity, shared
 from agentd.sandbox.backends.cgroups import explained, let_in, make_group, own_hierarchy
 from agentd.sandbox.backends.child import Ended, await_ready, send
 from agentd.sandbox.backends.identity import Block
@@ -29,8 +29,6 @@ from agentd.sandbox.backends.linux.nursery import Nursery, Spare, adopt
 from agentd.sandbox.backends.linux.plan import LinuxPlan, make_plan
 from agentd.sandbox.backends.linux.wall import LinuxWall
 
-# RLIMIT_NPROC counts a fork before the cgroup refuses it.
-_FORKS_IN_FLIGHT = 64
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -244,7 +242,7 @@ class LinuxBackend:
             "net": plan.spec.net,
             "disk": plan.limits.disk,
             "inodes": plan.inodes,
-            "pids": _process_rlimit(plan.limits.pids),
+            "pids": cgroups.process_rlimit(plan.limits.pids),
             "open_files": plan.limits.open_files,
             "user_counts": shared.user_counts(),
             "user_rlimits": shared.user_rlimits(),
@@ -392,10 +390,3 @@ def _scratch(plan: LinuxPlan, lent: list[Loan]) -> dict[str, object]:
 
 def _has_all_ids(plan: LinuxPlan) -> bool:
     return plan.uid == 0 and identity.available()
-
-
-def _process_rlimit(pids: int | None) -> int | None:
-    """Above the cgroup's limit where there is one: only the cgroup tells that it was met."""
-    hierarchy = own_hierarchy()
-    counted = isinstance(hierarchy, cgroup.Hierarchy) and "pids" in hierarchy.controllers
-    return pids + _FORKS_IN_FLIGHT if pids is not None and counted else pids
