@@ -17,6 +17,7 @@ examples:
   tar c src | agentd run -i -- sh -c 'tar x && find . -name "*.py" | wc -l'
   agentd run -t -- bash
   agentd run -w .:cow -- sh -c 'rm -rf *; ls'      the host's files stay as they were
+  agentd run --mount $PWD:$PWD:rw -C $PWD -- .venv/bin/pytest      a project at its own path
   agentd run --user root --writable -- sh -c 'mkdir /app; echo x >> /etc/hosts'
   agentd run --isolation process -w . -- make -n   no namespaces, no privileges needed
   agentd run --save-snapshot ready -- ./set-up
@@ -145,7 +146,7 @@ def wall_options(parser: argparse.ArgumentParser) -> None:
         metavar="SRC:DST[:ro|rw]",
         action="append",
         default=[],
-        help="show a host path inside (default ro); may be repeated",
+        help="show a host path inside, anywhere beside the programs (default ro); may be repeated",
     )
     group.add_argument(
         "--image", metavar="NAME", help="an OCI image, or what a virtual machine boots"
