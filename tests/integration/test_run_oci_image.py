@@ -218,9 +218,8 @@ def test_the_agent_imports_nothing_once_the_root_is_the_images() -> None:
 
 
 @pytest.fixture
-def daemon(images: Images, tmp_path: Path) -> Iterator[Daemon]:
-    (tmp_path / "daemon").mkdir()
-    made = Daemon(tmp_path / "daemon")
+def daemon(images: Images, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    made = Daemon(tmp_path_factory.mktemp("d"))  # the path of a socket is short
     made.start()
     yield made
     made.stop()
