@@ -59,6 +59,12 @@ def test_it_becomes_another_and_that_one_is_no_root(root: Sandbox) -> None:
     assert signalled.cause.code == "timeout"
 
 
+def test_it_has_a_root_within_its_root(root: Sandbox, make: Callable[..., Sandbox]) -> None:
+    code = "import os; os.mkdir('/tmp/in'); os.chroot('/tmp'); print(os.listdir('/'))"
+    assert root.run(["python3", "-c", code]).text == "['in']\n"
+    assert b"PermissionError" in make().run(["python3", "-c", code]).stderr
+
+
 def test_a_port_below_1024_is_its(root: Sandbox, make: Callable[..., Sandbox]) -> None:
     assert root.run(["python3", "-c", _PORT]).text == "80\n"
     assert make().run(["python3", "-c", _PORT]).exit_code != 0

@@ -93,17 +93,18 @@ def test_off_root_inside_mounts(sandbox: Callable[..., Any]) -> None:
     assert {name: got for name, got in answers.items() if not got.isdigit()} == {}
 
 
-@pytest.mark.parametrize("user", ["sandbox", "root"])
-def test_chroot_is_refused(sandbox: Callable[..., Any], user: str, tmp_path: Path) -> None:
-    box = sandbox("linux", without=_alone("seccomp"), user=user)
+@pytest.mark.parametrize("control", ["seccomp", "capabilities"])
+def test_chroot_is_refused(sandbox: Callable[..., Any], control: str, tmp_path: Path) -> None:
+    box = sandbox("linux", without=_alone(control), user="sandbox")
     assert box.attack(CHROOT, str(tmp_path))["chroot"] == "EPERM"
 
 
-def test_off_chroot_escapes_to_the_sandboxs_root_only(
-    sandbox: Callable[..., Any], tmp_path: Path
+@pytest.mark.parametrize("without", [frozenset(), CONTROLS], ids=["whole", "off"])
+def test_roots_chroot_escapes_to_the_sandboxs_root_only(
+    sandbox: Callable[..., Any], tmp_path: Path, without: frozenset[str]
 ) -> None:
     """pivot_root left nothing of the host above the sandbox's own root."""
-    answers = sandbox("linux", without=CONTROLS, user="root").attack(CHROOT, str(tmp_path))
+    answers = sandbox("linux", without=without, user="root").attack(CHROOT, str(tmp_path))
     assert answers == {
         "chroot": "0",
         "again": "0",

@@ -46,6 +46,9 @@ _REHEARSALS = 12
 # which is written down there.
 _WALLS = 32
 
+# By whether a folder of the host's is written to, and whether commands are root inside.
+Filters = dict[tuple[bool, bool], bytes]
+
 
 def main() -> None:
     """Serve until the host closes its end. Never returns."""
@@ -62,7 +65,11 @@ def main() -> None:
     try:
         config, _ = receive(control)
         net = str(config["net"])
-        filters = {rw: seccomp.build(seccomp.of_namespaces(net, rw=rw)) for rw in (False, True)}
+        filters = {
+            (rw, root): seccomp.build(seccomp.of_namespaces(net, rw=rw, root=root))
+            for rw in (False, True)
+            for root in (False, True)
+        }
         zygote = _Zygote(control, entry.prepare(config), config, filters)
         for fact in (caps.last_capability, root.masks, var.contents):
             fact()  # found out once, by the user that sandboxes have, for all of them
@@ -73,8 +80,14 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     # Its digest is the host's business: hashlib would map OpenSSL into every sandbox.
-    send(control, {"ok": True, "filter": filters[False].hex(), "filter_rw": filters[True].hex()})
+    send(control, {"ok": True, **_told(filters)})
     zygote.serve()
+
+
+def _told(filters: Filters) -> dict[str, str]:
+    names = {(False, False): "filter", (True, False): "filter_rw"}
+    names |= {(False, True): "filter_root", (True, True): "filter_root_rw"}
+    return {name: filters[key].hex() for key, name in names.items()}
 
 
 class _Zygote:
@@ -89,7 +102,7 @@ class _Zygote:
         control: socket.socket,
         cloner: Cloner,
         config: dict[str, object],
-        filters: dict[bool, bytes],
+        filters: Filters,
     ) -> None:
         self._control = control
         self._cloner = cloner
@@ -151,7 +164,7 @@ class _Zygote:
         rehearse(_REHEARSALS)
         if self._plain is not None:
             for _ in range(walls):
-                rehearse_wall(self._plain, self._filters[False])
+                rehearse_wall(self._plain, self._filters[False, False])
                 rehearse(0)
                 _rehearse_messages()
 
@@ -305,7 +318,7 @@ def _box(
     listener: socket.socket,
     id_: int | None,
     scratch: list[int],
-    filters: dict[bool, bytes],
+    filters: Filters,
     plain: dict[str, object] | None,
     maps: Maps | None,
     root: tuple[int, list[tuple[str, str]]] | None,
@@ -334,7 +347,7 @@ def _box(
             request["layer"] = {"fd": len(fds) - 1, "trees": root[1]}
         given = len(fds)
         ready = made or agent.Ready(pid1=True)  # before Landlock: it opens what is closed then
-        filter_ = filters[request["rw"] is True]
+        filter_ = filters[request["rw"] is True, request["uid"] == 0]
         done = boxes.confine(
             request,
             fds,

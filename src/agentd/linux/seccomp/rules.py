@@ -34,10 +34,16 @@ _SOL_UDP, _SOL_UDPLITE, _UDP_ENCAP = 17, 136, 100
 # linux/fscrypt.h: FS_IOC_ADD_ENCRYPTION_KEY, _REMOVE_ENCRYPTION_KEY, _REMOVE_..._KEY_ALL_USERS
 _FSCRYPT_KEYS = (0xC0506617, 0xC0406618, 0xC0406619)
 
+# Root of a sandbox may: it is in a root of its own already, and gains no right by another.
+_NO_CHROOT = Rule(
+    "mount",
+    "chroot",
+    "whoever has a directory open outside of a root can leave it; it takes root anyway",
+)
 _COMMON = (
     Rule(
         "mount",
-        "mount umount2 pivot_root chroot open_tree open_tree_attr move_mount fsopen fsconfig "
+        "mount umount2 pivot_root open_tree open_tree_attr move_mount fsopen fsconfig "
         "fsmount fspick mount_setattr",
         "a changed mount table or root uncovers what the sandbox's own root hides",
     ),
@@ -260,12 +266,14 @@ _COMMON = (
     ),
 )
 
-_SHARED = _COMMON + NO_TRACING + SOCKETS
-_OWN_NET = _COMMON + TRACING + SOCKETS_AND_ROUTES
-_HOST_NET = _COMMON + TRACING + SOCKETS
+_SHARED = (*_COMMON, _NO_CHROOT, *NO_TRACING, *SOCKETS)
+_OWN_NET_ROOT = _COMMON + TRACING + SOCKETS_AND_ROUTES
+_OWN_NET = (*_OWN_NET_ROOT, _NO_CHROOT)
+_HOST_NET_ROOT = _COMMON + TRACING + SOCKETS
+_HOST_NET = (*_HOST_NET_ROOT, _NO_CHROOT)
 
 #: sandbox: behind namespaces of its own, the network's among them. -host-net: shares the host's
-#: network. -rw: writes to a folder of the host's.
+#: network. -root: commands are root inside. -rw: writes to a folder of the host's.
 #: monitor: of a virtual machine. share: virtiofsd's, for a virtual machine: what a guest asks of a
 #: folder of the host's is done by a server of files, which needs the rest.
 #: unpack: skopeo's and umoci's, which fetch images, and make their files as the images have them,
@@ -275,8 +283,12 @@ _HOST_NET = _COMMON + TRACING + SOCKETS
 PROFILES: dict[str, tuple[Rule, ...]] = {
     "sandbox": _OWN_NET,
     "sandbox-rw": _OWN_NET + SET_ID,
+    "sandbox-root": _OWN_NET_ROOT,
+    "sandbox-root-rw": _OWN_NET_ROOT + SET_ID,
     "sandbox-host-net": _HOST_NET,
     "sandbox-host-net-rw": _HOST_NET + SET_ID,
+    "sandbox-host-net-root": _HOST_NET_ROOT,
+    "sandbox-host-net-root-rw": _HOST_NET_ROOT + SET_ID,
     "monitor": _SHARED + SET_ID,
     "share": SET_ID,
     "unpack": _SHARED,
@@ -285,7 +297,8 @@ PROFILES: dict[str, tuple[Rule, ...]] = {
 }
 
 
-def of_namespaces(net: str, *, rw: bool) -> str:
+def of_namespaces(net: str, *, rw: bool, root: bool = False) -> str:
     """The profile of a sandbox of the namespace wall, with ``net`` "none" or "host"; ``rw`` where a
-    folder of the host's is mounted read-write."""
-    return ("sandbox" if net == "none" else "sandbox-host-net") + ("-rw" if rw else "")
+    folder of the host's is mounted read-write, ``root`` where commands are uid 0 inside."""
+    name = "sandbox" if net == "none" else "sandbox-host-net"
+    return name + "-root" * root + "-rw" * rw

@@ -214,7 +214,7 @@ class LinuxBackend:
                 born.group,
                 born.detail,
                 own_user=born.block is not None,
-                digest=nursery.filter_digests[plan.rw],
+                digest=nursery.filter_digests[plan.rw, plan.uid == 0],
                 shown=len(nursery.configuration),
                 lent={loan.mount.target: loan.how for loan in lent},
                 image=None if root is None else root.image,

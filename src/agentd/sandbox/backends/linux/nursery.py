@@ -68,7 +68,7 @@ class Nursery:
         ready_to_start()
         self._lock = threading.Lock()
         #: Of the seccomp filters, once the zygote is ready: by whether a folder is mounted rw.
-        self.filter_digests: dict[bool, str] = {}
+        self.filter_digests: dict[tuple[bool, bool], str] = {}
         self._ready = False
         self._count = 0
         self._spawned = 0
@@ -276,8 +276,13 @@ class Nursery:
         if "error" in answer:
             raise SandboxError("the sandbox root could not be built", cause=str(answer["error"]))
         self.filter_digests = {
-            rw: fingerprint(bytes.fromhex(str(answer[name])))
-            for rw, name in ((False, "filter"), (True, "filter_rw"))
+            (rw, root): fingerprint(bytes.fromhex(str(answer[name])))
+            for rw, root, name in (
+                (False, False, "filter"),
+                (True, False, "filter_rw"),
+                (False, True, "filter_root"),
+                (True, True, "filter_root_rw"),
+            )
         }
         self._ready = True
 

@@ -163,7 +163,7 @@ def kernel_version(release: str) -> tuple[int, int]:
 
 
 def _profile(plan: LinuxPlan) -> str:
-    return seccomp.of_namespaces(plan.spec.net, rw=plan.rw)
+    return seccomp.of_namespaces(plan.spec.net, rw=plan.rw, root=plan.uid == 0)
 
 
 def _programs(spec: SandboxSpec, shown: int, image: "OciImage | None") -> str:
