@@ -215,6 +215,8 @@ def test_what_is_named_and_is_not_there_has_one_exit_code(daemon: Daemon) -> Non
         ["image", "inspect", "nosuch"],
         ["image", "rm", "nosuch"],
         *(["snapshot", action, path] for action in ("inspect", "rm") for path in ("no", "/etc")),
+        *(["snapshot", action, "snp-0123456789abcdef"] for action in ("inspect", "rm")),
+        ["snapshot", "take", _BOX],
         ["create", "--snapshot", "snp-0123456789ab"],
         ["create", "--image", "nosuch", "--isolation", "microvm"],
         ["run", "--embedded", "--snapshot", "nosuch", "--", "true"],

@@ -166,6 +166,27 @@ def test_by_the_command_line(tmp_path: Path, daemon: Daemon) -> None:
     assert not os.path.exists(path)
 
 
+def test_a_daemons_by_the_command_line(daemon: Daemon) -> None:
+    alice, bob = daemon.key("alice"), daemon.key("bob")
+    made = daemon.sandbox(alice, backend="linux")
+    daemon.ask("POST", f"/v1/sandboxes/{made}/exec", {"cmd": "echo kept > a"}, key=alice)
+    taken = daemon.cli("snapshot", "take", made, key=alice)
+    assert taken.returncode == 0, taken.stderr
+    id_ = taken.stdout.decode().strip()
+    (row,) = json.loads(daemon.cli("snapshot", "ls", "--json", key=alice).stdout)
+    assert (row["id"], row["sandbox"], row["fidelity"]) == (id_, made, "files")
+    assert id_ in daemon.cli("snapshot", "ls", key=alice).stdout.decode()
+    assert json.loads(daemon.cli("snapshot", "inspect", id_, "--json", key=alice).stdout) == row
+    for action, what in (("inspect", id_), ("rm", id_), ("take", made)):
+        refused = daemon.cli("snapshot", action, what, key=bob)
+        assert refused.returncode == 125 and b"there is no s" in refused.stderr, refused.stderr
+    assert daemon.cli("snapshot", "ls", "--json", key=bob).stdout == b"[]\n"
+    again = daemon.cli("create", "--snapshot", id_, key=alice).stdout.decode().strip()
+    assert daemon.cli("exec", again, "--", "cat", "a", key=alice).stdout == b"kept\n"
+    assert daemon.cli("snapshot", "rm", id_, key=alice).returncode == 0
+    assert daemon.cli("snapshot", "inspect", id_, key=alice).returncode == 125
+
+
 def _partial(daemon: Daemon) -> bool:
     return any((daemon.state / "snapshots").glob("snp-*/.snapshot.*/state/content"))
 

@@ -51,7 +51,7 @@ GROUPS = {
     },
     "what sandboxes are made of": {
         "image": "build and list what virtual machines start from",
-        "snapshot": "look at a saved sandbox, or delete it",
+        "snapshot": "keep a sandbox as it is, list and delete what is kept",
         "guest": "write the guest agent as one file",
         "print-seccomp": "show the filter of system calls, and why it is as it is",
     },

@@ -1,27 +1,46 @@
-"""``agentd snapshot``: what was saved with ``agentd run --save-snapshot`` or from the SDK."""
+"""``agentd snapshot``: what a daemon keeps of its sandboxes; and what was saved to a path."""
 
+import argparse
+import os
+import re
 from typing import TYPE_CHECKING
 
-from agentd.client.cli import image_cache, remote
+from agentd.client.cli import image_cache, remote, table
 from agentd.client.cli.parser import Parser
 
 if TYPE_CHECKING:
     from agentd.client.embedded import Snapshot
+    from agentd.model.api import SnapshotView
 
 _EXAMPLES = """\
 examples:
-  agentd run --save-snapshot ready -- ./set-up
+  agentd snapshot take sbx-abcdefghijkl         a daemon's, under an id
+  agentd snapshot ls
+  agentd create --snapshot snp-0123456789abcdef
+  agentd snapshot rm snp-0123456789abcdef
+  agentd run --save-snapshot ready -- ./set-up  a path of yours
   agentd snapshot inspect ready
   agentd run --snapshot ready -- ./use
-  agentd snapshot rm ready
 """
+_ACTIONS = {
+    "take": "keep a daemon's sandbox as it is now",
+    "ls": "list what a daemon keeps for you",
+    "inspect": "show what it is; of one at a path, that it is whole",
+    "rm": "delete it",
+}
+_ID = re.compile(r"snp-[0-9a-f]{16}")
 
 
 def main(words: list[str]) -> int:
-    options = _parser().parse_args(words)
+    parser = _parser()
+    options = parser.parse_args(words)
+    if (options.what is None) is not (options.action == "ls"):
+        parser.error("ls takes no name" if options.what else f"{options.action} WHAT is missing")
+    if options.action in ("take", "ls") or _is_id(options.what):
+        return _of_daemon(options)
     from agentd.sandbox import snapshots
 
-    snapshot = snapshots.load(options.path)
+    snapshot = snapshots.load(options.what)
     if options.action == "rm":
         snapshot.delete()
         if options.json:
@@ -32,15 +51,51 @@ def main(words: list[str]) -> int:
     return 0
 
 
+def _is_id(text: str) -> bool:
+    return _ID.fullmatch(text) is not None and not os.path.exists(text)
+
+
+def _of_daemon(options: argparse.Namespace) -> int:
+    with remote.service(options) as service:
+        if options.action == "take":
+            made = service.sandboxes.snapshot(options.what)
+            remote.print_json(made) if options.json else print(made.id)
+        elif options.action == "rm":
+            service.snapshots.delete(options.what)
+            if options.json:
+                remote.print_json({"removed": options.what})
+        elif options.action == "ls":
+            found = service.snapshots.list()
+            remote.print_json(found) if options.json else _show_views(found)
+        else:
+            view = service.snapshots.get(options.what)
+            remote.print_json(view) if options.json else _show_views((view,))
+    return 0
+
+
+def _show_views(found: "tuple[SnapshotView, ...]") -> None:
+    from agentd.model.units import readable_size
+
+    rows = [
+        (view.id, view.sandbox, view.fidelity, table.ago(view.created), readable_size(view.bytes))
+        for view in found
+    ]
+    table.show(("ID", "SANDBOX", "KEEPS", "CREATED", "SIZE"), rows)
+
+
 def _parser() -> Parser:
     parser = Parser(
         prog="agentd snapshot",
-        description="Look at a saved sandbox, and check that it is whole; or delete it.",
+        description="Keep a daemon's sandbox, list what it keeps; look at a saved sandbox, and "
+        "check that it is whole; or delete it.",
         epilog=_EXAMPLES,
     )
-    parser.action({"inspect": "show what it is, and that it is whole", "rm": "delete it"})
-    parser.add_argument("path", metavar="PATH")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.action(_ACTIONS)
+    parser.add_argument(
+        "what", metavar="WHAT", nargs="?", help="a sandbox to take, a snapshot's id, or its path"
+    )
+    parser.add_argument("--url", metavar="URL", help=remote.URL_HELP)
+    parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
