@@ -90,6 +90,21 @@ def test_a_writable_root_is_of_one_sandbox_alone(user: str, images: Images, layo
     assert images.told("verify", name) == [{"name": name, "state": "ready"}]
 
 
+def test_nothing_of_the_hosts_is_to_be_seen(images: Images, layout: Layout) -> None:
+    """Also after a sandbox whose writable root has made copies of the host's in the zygote."""
+    with Sandbox.create(writable=True) as other:
+        assert other.run(["ls", "/etc/passwd"]).ok
+    with Sandbox.create(image=pulled(images, layout)) as box:
+        assert set(said(box, "ls -A /.agentd").split()) <= {"cgroup", "empty", "nothing"}
+        assert said(box, "ls -A /.agentd/nothing /etc /var /run").split() == [
+            *("/.agentd/nothing:", "/etc:", "hosts", "/run:", "/var:")
+        ]
+        mounts = said(box, ["cat", "/proc/mounts"]).splitlines()
+        kinds = {line.split()[1]: line.split()[2] for line in mounts}
+        real = {path: kind for path, kind in kinds.items() if kind in ("ext4", "xfs", "btrfs")}
+        assert real == {}
+
+
 def test_what_the_image_says_is_respected(images: Images, layout: Layout) -> None:
     config = {"Env": ["A=image", "B=image", "PATH=/bin"], "WorkingDir": "/srv/app", "User": "node"}
     name = pulled(images, layout, config, folder("etc"), file("etc/passwd", PASSWD))

@@ -19,7 +19,7 @@ PLACE = "/sys/fs/cgroup"
 UNIFIED = "unified"
 _FLAGS = abi.MS_RDONLY | abi.MS_NOSUID | abi.MS_NODEV | abi.MS_NOEXEC
 _CONTROLLERS = ("memory", "cpu", "cpuacct", "cpuset", "pids")
-_STATIC = "/.agentd/cgroup"
+STATIC = "/.agentd/cgroup"
 
 
 def make(stage: str) -> None:
@@ -27,9 +27,9 @@ def make(stage: str) -> None:
     os.makedirs(stage + PLACE, 0o755, exist_ok=True)
     for name in hierarchies():
         os.mkdir(f"{stage}{PLACE}/{name}", 0o755)
-        os.makedirs(f"{stage}{_STATIC}/{name}", 0o755)
+        os.makedirs(f"{stage}{STATIC}/{name}", 0o755)
         for file, text in _unlimited(name).items():
-            with open(f"{stage}{_STATIC}/{name}/{file}", "x", encoding="ascii") as made:
+            with open(f"{stage}{STATIC}/{name}/{file}", "x", encoding="ascii") as made:
                 made.write(f"{text}\n")
 
 
@@ -64,7 +64,7 @@ def _mount_each(held: Collection[str], kernel: Kernel) -> None:
         kernel.mount("cgroup", target, "cgroup", _FLAGS, controllers)
         if name not in held:
             try:
-                kernel.mount(f"{_STATIC}/{name}", target, None, abi.MS_BIND)
+                kernel.mount(f"{STATIC}/{name}", target, None, abi.MS_BIND)
             except OSError:
                 kernel.umount(target, abi.MNT_DETACH)
                 raise

@@ -10,16 +10,16 @@ import os
 import sys
 from collections.abc import Iterable
 
+from agentd.guest.zygote import cgroup_view
 from agentd.guest.zygote.own_root import Target, enter_stage, mount_point
-from agentd.guest.zygote.root import SANDBOX_HOME, STAGE, write
-from agentd.guest.zygote.var import BEHIND
+from agentd.guest.zygote.root import EMPTY_FILE, EMPTY_FOLDER, SANDBOX_HOME, STAGE, write
 from agentd.linux import abi, overlay
 from agentd.linux.kernel import KERNEL, Kernel
 
 _NOSUID_NODEV = abi.MS_NOSUID | abi.MS_NODEV
 _DIRECTORIES = ("/run", "/var", "/tmp", "/etc", "/workspace", SANDBOX_HOME)
-# With what agentd keeps there for itself; the host's parts of /var are there too, and stay out.
-_AS_THEY_ARE = (("/dev", True), ("/proc", True), ("/sys", True))
+# As the shared root has them. Beside these three of ours it has parts of the host's there.
+_SHARED = ("/dev", "/proc", "/sys", EMPTY_FILE, EMPTY_FOLDER, cgroup_view.STATIC)
 # Of the shared root, which has them as every sandbox does: names of hosts are the sandbox's own.
 _FILES = ("/etc/hosts", "/etc/resolv.conf")
 
@@ -37,8 +37,8 @@ def build(
     for path in (top, below):
         kernel.mkdir(path, 0o755)
     kernel.move_mount(image, "", abi.AT_FDCWD, below, abi.MOVE_MOUNT_F_EMPTY_PATH)
-    ours = [(entry.path, entry.is_dir()) for entry in os.scandir(BEHIND) if entry.name != "var"]
-    _make_places(top, (*_AS_THEY_ARE, *ours, *places))
+    shared = [(path, os.path.isdir(path)) for path in _SHARED if os.path.exists(path)]
+    _make_places(top, (*shared, *places))
     try:
         if scratch:
             kernel.make_folder(f"{scratch}/r", 0o755)
@@ -48,7 +48,7 @@ def build(
     except OSError as error:
         code = error.errno or errno.EINVAL
         raise OSError(code, f"{overlay.NONE} the image: {error.strerror}") from None
-    for path, _ in (*_AS_THEY_ARE, *ours):
+    for path, _ in shared:
         kernel.mount(path, STAGE + path, None, abi.MS_BIND | abi.MS_REC)
     if scratch:
         kernel.mount(scratch, STAGE + scratch, None, abi.MS_BIND)
