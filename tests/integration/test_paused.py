@@ -3,11 +3,13 @@
 What every wall must do when it is paused is in the suite (agentd.testing.walls.test_abilities).
 """
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,10 +18,11 @@ import pytest
 from tests.conftest import OrdinaryUser
 from tests.integration.test_client_of_a_daemon import Daemon
 
-from agentd import Client, Conflict, NotFound, Sandbox
+from agentd import AgentdError, Client, Conflict, NotFound, Sandbox
 from agentd.model.api import ExecBody
 
 WAIT = 120.0
+AWAITED = b"7654321"
 COUNT = "n=0; while :; do n=$((n+1)); echo $n > count.part; mv count.part count; sleep 0.05; done"
 
 
@@ -63,12 +66,12 @@ def counting(daemon: Daemon, backend: str) -> Sandbox:
     return made
 
 
-def counters() -> set[int]:
-    """The processes that count, of whatever sandbox."""
+def counters(mark: bytes = b"count.part") -> set[int]:
+    """The processes that count, of whatever sandbox, or have another word among theirs."""
     return {
         int(entry.name)
         for entry in Path("/proc").iterdir()
-        if entry.name.isdecimal() and b"count.part" in _words(entry)
+        if entry.name.isdecimal() and mark in _words(entry)
     }
 
 
@@ -79,10 +82,21 @@ def _words(process: Path) -> bytes:
         return b""
 
 
-def test_a_pause_outlives_a_daemon_that_is_killed(fresh: Daemon) -> None:
+def _wait_for(sandbox: Sandbox) -> None:
+    with contextlib.suppress(AgentdError):
+        sandbox.run(["sleep", AWAITED.decode()])
+
+
+@pytest.mark.parametrize("kill", [True, False])
+def test_a_pause_outlives_a_daemon_that_is_killed_or_drained(fresh: Daemon, kill: bool) -> None:
+    """Not so a command that somebody waits for: it ends when what it runs in goes on."""
     sandbox = counting(fresh, "linux")
+    waiting = threading.Thread(target=_wait_for, args=(sandbox,))
+    waiting.start()
+    until(lambda: counters(AWAITED))
     sandbox.pause()
-    fresh.stop(kill=True)
+    fresh.stop(kill=kill)
+    waiting.join(WAIT)
     fresh.start()
     with Client(fresh.url) as client:
         assert client.sandboxes.get(sandbox.id).state == "paused"
@@ -91,6 +105,7 @@ def test_a_pause_outlives_a_daemon_that_is_killed(fresh: Daemon) -> None:
         assert client.sandboxes.resume(sandbox.id).state == "ready"
         counted = client.commands.exec(sandbox.id, ExecBody(cmd="cat count")).stdout
         until(lambda: client.commands.exec(sandbox.id, ExecBody(cmd="cat count")).stdout != counted)
+        until(lambda: not counters(AWAITED))
     sandbox.close()
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from agentd.ingest.rest.operation import Operation
 from agentd.model.control import MAX_SIDE, MAX_SIGNAL, TARGETS
+from agentd.model.idle import IDLE, OnIdle
 from agentd.model.isolation import IsolationLevel
 from agentd.model.options import NETS
 from agentd.model.output import STREAMS
@@ -20,6 +21,7 @@ MEMBERS: dict[tuple[str, str], dict[str, Any]] = {
     ("SandboxBody", "net"): {"enum": list(NETS)},
     ("SandboxBody", "image"): {"pattern": "^[a-z0-9][a-z0-9._-]{0,63}$"},
     ("SandboxBody", "snapshot"): {"pattern": "^snp-[0-9a-f]+$"},
+    ("SandboxBody", "on_idle"): {"enum": list(OnIdle)},
     ("ExecBody", "stdin_encoding"): {"enum": ["utf-8", "base64"]},
     ("KeyBody", "name"): {"pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"},
     ("SignalBody", "signal"): {"minimum": 0, "maximum": MAX_SIGNAL},
@@ -30,6 +32,8 @@ MEMBERS: dict[tuple[str, str], dict[str, Any]] = {
     ("CallBody", "capability"): {"pattern": "^[a-z][a-z0-9_.]*$"},
     ("SandboxView", "level"): {"enum": _LEVELS},
     ("SandboxView", "state"): {"enum": _STATES},
+    ("SandboxView", "on_idle"): {"enum": ["", *OnIdle]},
+    ("SandboxView", "paused_by"): {"enum": ["", IDLE]},
     ("ProcessView", "state"): {"enum": ["running", "ended"]},
     ("ResultView", "encoding"): {"enum": ["utf-8", "base64"]},
     ("ResultView", "status"): {"enum": ["ok", "failed", "error"]},
