@@ -19,6 +19,7 @@ from agentd.model.spec import SandboxSpec
 from agentd.model.system import os_errors_as
 from agentd.model.units import format_duration, parse_duration
 from agentd.sandbox.backends import BUILTIN
+from agentd.sandbox.backends.linux.image import with_user
 
 MAX_LABELS = 32
 MAX_LABEL = 256
@@ -44,7 +45,7 @@ def sandbox_spec(who: Principal, body: SandboxBody, config: Config) -> SandboxSp
         )
     _check_scopes(who, spec)
     return msgspec.structs.replace(
-        spec,
+        with_user(spec),
         mounts=_judged(spec.mounts, config),
         limits=bounded(spec.limits, config.limits),
         private_programs=rules.private_programs,
@@ -60,7 +61,7 @@ def restored_spec(
     What the snapshot brings is asked for anew: a scope may have been taken away since.
     """
     _check_scopes(who, kept)
-    kept = msgspec.structs.replace(kept, mounts=_judged(kept.mounts, config))
+    kept = msgspec.structs.replace(with_user(kept), mounts=_judged(kept.mounts, config))
     wanted: options.SandboxOptions = {
         "env": body.env,
         "timeout": body.timeout,

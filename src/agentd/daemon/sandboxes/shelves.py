@@ -1,11 +1,15 @@
 """What the pool keeps ready, as the configuration has it."""
 
+import contextlib
+
 from agentd.daemon.admission.gate import Gate
 from agentd.daemon.config import Config
 from agentd.daemon.sandboxes import bodies
+from agentd.model.errors import AgentdError
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.spec import SandboxSpec
+from agentd.sandbox.backends.linux.image import with_user
 from agentd.sandbox.pool import ShelfSpec
 
 
@@ -22,5 +26,7 @@ def shelves(config: Config, gate: Gate) -> list[ShelfSpec]:
             private_programs=config.sandbox.private_programs,
             configuration=config.sandbox.configuration,
         )
+        with contextlib.suppress(AgentdError):  # its image cannot be used: the pool says so
+            spec = with_user(spec)
         made.append(ShelfSpec(gate.ahead(spec), pool.min, pool.max, float(pool.ttl)))
     return made

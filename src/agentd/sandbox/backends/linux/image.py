@@ -50,6 +50,22 @@ def check(spec: SandboxSpec) -> None:
         raise
 
 
+def with_user(spec: SandboxSpec) -> SandboxSpec:
+    """Return ``spec`` with the user whom its OCI image names, where it names none itself: who
+    judges it is to see as whom commands run. Raises Refused, SandboxError."""
+    if spec.image == DEFAULT_IMAGE or spec.user is not None:
+        return spec
+    from agentd.image.model import NotFound
+
+    try:
+        root = opened(spec.image)
+    except NotFound:  # a machine's, whose commands run as its ``sandbox``; or none at all
+        return spec
+    with root.lease, contextlib.closing(root):
+        uid = root.uid()
+    return msgspec.structs.replace(spec, user="root" if uid == 0 else str(uid))
+
+
 class ImageRoot:
     """The root of an image that a sandbox is to start of, in use until ``lease`` is closed."""
 
@@ -66,7 +82,7 @@ class ImageRoot:
     def planned(self, plan: LinuxPlan) -> LinuxPlan:
         """The plan with what the image says where the request says nothing. Raises Refused."""
         run = self.image.config.run
-        uid = plan.uid if plan.spec.user is not None else self._uid(run)
+        uid = plan.uid if plan.spec.user is not None else self.uid()
         mounted = any(mount.target == "/workspace" for mount in plan.mounts)
         return msgspec.structs.replace(
             plan,
@@ -108,9 +124,9 @@ class ImageRoot:
                 remediation="keep images on ext4, xfs, btrfs or tmpfs: set XDG_CACHE_HOME",
             ) from error
 
-    def _uid(self, run: RunConfig) -> int:
-        """Raises Refused for a user whom the image does not have."""
-        name = run.user.partition(":")[0]
+    def uid(self) -> int:
+        """Return whom it runs as. Raises Refused for a user whom the image does not have."""
+        name = self.image.config.run.user.partition(":")[0]
         if not name or name == "root":
             return 0
         if name.isascii() and name.isdigit():
