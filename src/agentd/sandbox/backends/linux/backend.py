@@ -39,7 +39,7 @@ class LinuxBackend:
     level = IsolationLevel.NAMESPACE
     images = True
     writable = True
-    abilities = frozenset({"changes", "pause", "snapshot"})
+    abilities = frozenset({"changes", "pause", "snapshot", "fork"})
     fidelity = LinuxWall.fidelity
 
     def __init__(self, without: frozenset[str] = frozenset()) -> None:
