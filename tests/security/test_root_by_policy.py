@@ -3,6 +3,7 @@
 Control: the policy sees who commands are inside, and whether the root can be written to.
 """
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -52,3 +53,11 @@ def test_root_that_an_image_asks_for_is_denied_too(
         for options, uid in (({"image": "node"}, 77), ({"image": "silent", "user": 5}, 5)):
             with Sandbox.create(url=daemon.url, **options) as sandbox:
                 assert sandbox.run(["id", "-u"]).text == f"{uid}\n"
+        with Sandbox.create(url=daemon.url, image="node") as sandbox:
+            kept = sandbox.snapshot()
+        manifest = daemon.state / "snapshots" / kept.id / "snapshot/manifest.json"
+        older = json.loads(manifest.read_text())
+        assert older["spec"]["user"] == "77"
+        manifest.write_text(json.dumps(older | {"spec": older["spec"] | {"user": None}}))
+        with Sandbox.create(url=daemon.url, snapshot=kept) as sandbox:
+            assert sandbox.run(["id", "-u"]).text == "77\n"

@@ -23,7 +23,7 @@ from agentd.linux import paths
 from agentd.model import typed
 from agentd.model.errors import InvalidInput, NotFound, Refused, SandboxError
 from agentd.model.snapshot import FORMAT, SnapshotManifest, StateFile
-from agentd.model.spec import SandboxSpec
+from agentd.model.spec import DEFAULT_IMAGE, SandboxSpec
 from agentd.model.system import os_errors_as
 from agentd.sandbox import sparse
 
@@ -177,8 +177,11 @@ def check_spec(asked: SandboxSpec, kept: SandboxSpec) -> None:
     """Raises Refused unless both describe the same machine.
 
     Each sandbox may choose what the machine does not know of: the variables of its commands, and
-    the bounds of their time and output.
+    the bounds of their time and output. An image's user may be named, or left to the image, which
+    is the same one.
     """
+    if kept.user is None and kept.image != DEFAULT_IMAGE:
+        asked = msgspec.structs.replace(asked, user=None)
     for name in SandboxSpec.__struct_fields__:
         if _machine(asked)[name] != _machine(kept)[name]:
             raise Refused(

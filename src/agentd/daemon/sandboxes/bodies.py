@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 
 from agentd.daemon.admission import oblige
-from agentd.daemon.config.schema import Config, LimitBounds
+from agentd.daemon.config.schema import Config, LimitBounds, SandboxSettings
 from agentd.model import options
 from agentd.model.api import SandboxBody
 from agentd.model.errors import InvalidInput, Refused, Unavailable
@@ -30,20 +30,7 @@ def sandbox_spec(who: Principal, body: SandboxBody, config: Config) -> SandboxSp
     """Raises InvalidInput for what is malformed, Refused and Forbidden for what is not allowed."""
     spec = options.sandbox_spec(**body.options())
     rules = config.sandbox
-    _check_level(spec, rules.level)
-    if spec.isolation < rules.level:
-        spec = msgspec.structs.replace(spec, isolation=rules.level)
-    if rules.backends and spec.backend is not None and spec.backend not in rules.backends:
-        raise Refused(
-            f"backend {spec.backend} may not be used here",
-            remediation=f"use one of: {', '.join(rules.backends)}",
-        )
-    if spec.net not in rules.networks:
-        raise Refused(
-            f"network {spec.net} is not allowed here",
-            remediation="leave it out, or have it added to sandbox.networks",
-        )
-    _check_scopes(who, spec)
+    spec = _allowed(who, spec, rules)
     return msgspec.structs.replace(
         with_user(spec),
         mounts=_judged(spec.mounts, config),
@@ -58,9 +45,12 @@ def restored_spec(
 ) -> SandboxSpec:
     """Return the spec of a sandbox from a snapshot: ``env``, ``timeout`` and ``output`` are chosen.
 
-    What the snapshot brings is asked for anew: a scope may have been taken away since.
+    What the snapshot brings is asked for anew: a scope may have been taken away since, and the
+    configuration may allow less.
     """
-    _check_scopes(who, kept)
+    kept = _allowed(who, kept, config.sandbox)
+    machine = msgspec.structs.replace(kept.limits, timeout=None, output=None)
+    bounded(machine, config.limits)  # those of a machine that is kept cannot be lowered
     kept = msgspec.structs.replace(with_user(kept), mounts=_judged(kept.mounts, config))
     wanted: options.SandboxOptions = {
         "env": body.env,
@@ -72,6 +62,23 @@ def restored_spec(
     held = bounded(asked, config.limits)
     limits = msgspec.structs.replace(spec.limits, timeout=held.timeout, output=held.output)
     return msgspec.structs.replace(spec, limits=limits)
+
+
+def _allowed(who: Principal, spec: SandboxSpec, rules: SandboxSettings) -> SandboxSpec:
+    """``spec`` with the level that is the least here. Raises Refused and Forbidden."""
+    _check_level(spec, rules.level)
+    if rules.backends and spec.backend is not None and spec.backend not in rules.backends:
+        raise Refused(
+            f"backend {spec.backend} may not be used here",
+            remediation=f"use one of: {', '.join(rules.backends)}",
+        )
+    if spec.net not in rules.networks:
+        raise Refused(
+            f"network {spec.net} is not allowed here",
+            remediation="leave it out, or have it added to sandbox.networks",
+        )
+    _check_scopes(who, spec)
+    return msgspec.structs.replace(spec, isolation=max(spec.isolation, rules.level))
 
 
 def _check_level(spec: SandboxSpec, least: IsolationLevel) -> None:
