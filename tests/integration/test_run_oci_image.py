@@ -13,7 +13,7 @@ import pytest
 from tests.integration.test_client_of_a_daemon import Daemon
 from tests.oci import Images, Layout, busybox, file, folder, link
 
-from agentd import AgentdError, Refused, Sandbox
+from agentd import AgentdError, NotFound, Refused, Sandbox
 
 pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(300)]
 PASSWD = b"root:x:0:0::/root:/bin/sh\nnode:x:77:77::/home/node:/bin/sh\n"
@@ -194,8 +194,9 @@ def test_an_image_in_use_is_kept_until_its_last_sandbox_has_ended(
             assert said(other, ["id", "-u"]) == "0\n"
         assert images.told("prune")["in_use"] == 1
         assert one.run(["cat", "/bin/busybox"]).ok and root.exists()
-        with pytest.raises(AgentdError, match=f"no image '{name}'"):
+        with pytest.raises(NotFound, match=f"no image '{name}'") as refused:
             Sandbox.create(image=name)
+        assert not refused.value.infrastructure  # the same again ends the same way
     deadline = time.monotonic() + 60  # what an ended sandbox held is freed behind our back
     while images.told("prune")["in_use"]:
         assert time.monotonic() < deadline

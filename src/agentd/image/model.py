@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from agentd.model.errors import SandboxError
+from agentd.model import errors
 
 # What is being done, steps done, steps in all.
 Progress = Callable[[str, int, int], None]
@@ -22,11 +22,11 @@ CMDLINE = (
 )
 
 
-class ImageError(SandboxError):
+class ImageError(errors.SandboxError):
     code = "image_error"
 
 
-class NotFound(ImageError):
+class NotFound(ImageError, errors.NotFound):
     code = "image_not_found"
 
 

@@ -168,7 +168,7 @@ def inspect(image: "OciImage", options: argparse.Namespace) -> None:
         "root": root,
         "pulled": time.strftime("%Y-%m-%d %H:%M", time.localtime(image.pulled)),
         "user": run.user or "root",
-        "workdir": run.working_dir or "/",
+        "workdir": run.working_dir or "-",
         "runs": " ".join(run.command) or "-",
     }
     for name, text in lines.items():

@@ -20,8 +20,8 @@ examples:
   agentd run --mount $PWD:$PWD:rw -C $PWD -- .venv/bin/pytest      a project at its own path
   agentd run --user root --writable -- sh -c 'mkdir /app; echo x >> /etc/hosts'
   agentd run --isolation process -w . -- make -n   no namespaces, no privileges needed
-  agentd run --save-snapshot ready -- ./set-up
-  agentd run --snapshot ready -- ./use             as often as you like
+  agentd run --save-snapshot ready -- sh -c 'echo done > state'
+  agentd run --snapshot ready -- cat state         as often as you like
 
 exit codes:
   the command's own; 128+n ended by signal n; 124 timed out; 125 agentd failed;
@@ -118,7 +118,7 @@ def _kept_options(parser: argparse.ArgumentParser) -> None:
         "--save-snapshot",
         type=named,
         metavar="PATH",
-        help="after exit code 0 save the sandbox there, processes and files (virtual machines)",
+        help="after exit code 0 save the sandbox there: files, and a machine's processes",
     )
 
 

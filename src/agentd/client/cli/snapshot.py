@@ -18,9 +18,9 @@ examples:
   agentd snapshot ls
   agentd create --snapshot snp-0123456789abcdef
   agentd snapshot rm snp-0123456789abcdef
-  agentd run --save-snapshot ready -- ./set-up  a path of yours
+  agentd run --save-snapshot ready -- sh -c 'echo done > state'      a path of yours
   agentd snapshot inspect ready
-  agentd run --snapshot ready -- ./use
+  agentd run --snapshot ready -- cat state
 """
 _ACTIONS = {
     "take": "keep a daemon's sandbox as it is now",

@@ -111,7 +111,9 @@ class _Pull:
         try:
             tools.run(
                 [
-                    *("skopeo", "--policy", registry.POLICY, "copy", *access.words),
+                    # it heeds no TMPDIR for archives, which it unpacks in /var/tmp
+                    *("skopeo", "--tmpdir", cell.WORK, "--policy", registry.POLICY),
+                    *("copy", *access.words),
                     *("--remove-signatures", *_layers(self._source), reference),
                     f"oci:{cell.WORK}:{layout.TAG}",
                 ],

@@ -221,6 +221,11 @@ _MEANINGS: tuple[tuple[tuple[str, ...], str, str], ...] = (
         "see to its name and tag",
     ),
     (
+        ("no descriptor found for reference",),
+        "{place} has no image of that tag",
+        "name one of its tags, or none where it has one image",
+    ),
+    (
         ("rejected by policy", "signature was required"),
         "the signature policy does not allow {text}",
         "see ~/.config/containers/policy.json and /etc/containers/policy.json",
@@ -236,7 +241,7 @@ _MEANINGS: tuple[tuple[tuple[str, ...], str, str], ...] = (
 def explained(error: ImageError, source: ImageSource) -> ImageError:
     """Return the same with what to do about it, where that is known."""
     said = error.cause.lower()
-    words = {"host": source.registry, "text": source.text}
+    words = {"host": source.registry, "text": source.text, "place": source.place}
     for signs, message, fix in _MEANINGS:
         if any(sign in said for sign in signs):
             return ImageError(

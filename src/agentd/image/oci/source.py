@@ -98,5 +98,5 @@ def _divided(place: str) -> tuple[str, str]:
 
 def _unknown(text: str) -> InvalidInput:
     return InvalidInput(
-        f"{text!r} says not where the image is", remediation=f"use one of: {', '.join(FORMS)}"
+        f"{text!r} does not say where the image is", remediation=f"use one of: {', '.join(FORMS)}"
     )
