@@ -62,7 +62,7 @@ class _Sandboxes(_Noun):
             if asked:
                 raise InvalidInput(
                     f"{what} for the sandboxes of a daemon",
-                    remediation="leave them out, or give url=",
+                    remediation=f"leave {what.partition(' ')[0]} out, or give url=",
                 )
         pipeline, who = self._here.pipeline, self._here.who
         if body.snapshot is None:

@@ -14,6 +14,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast
 import msgspec
 
 from agentd.model.errors import Unsupported
+from agentd.model.isolation import IsolationLevel
 from agentd.sandbox import backends
 from agentd.sandbox.ports import (
     CopyOnWrite,
@@ -117,9 +118,19 @@ def methods(able: Iterable[str]) -> Iterator[Method]:
 def incapable(name: str, ability: Ability[Any], what: str, why: str = "") -> Unsupported:
     """Say that a backend's sandbox lacks ``ability``, and which backends' have it. ``why`` is of
     one that others of the same backend have."""
-    able = ", ".join(each for each in backends.able(ability.name) if not why or each != name)
+    others = backends.able(ability.name)
+    if why:
+        # What one of ours lacks is the host's (a cgroup): no wall on the host's kernel has it.
+        lack = {each for each in backends.BUILTIN if _on_hosts_kernel(each)}
+        lack = (lack if name in lack else set()) | {name}
+        others = tuple(each for each in others if each not in lack)
+    able = ", ".join(others)
     return Unsupported(
         f"backend {name} cannot {what} a sandbox",
         cause=why,
         remediation=f"use a backend that can: {able}" if able else "no backend here can",
     )
+
+
+def _on_hosts_kernel(name: str) -> bool:
+    return backends.level(name) < IsolationLevel.USERSPACE_KERNEL
