@@ -1,3 +1,4 @@
+import contextvars
 import json
 import logging
 import threading
@@ -77,7 +78,7 @@ def test_lines_have_their_request_and_sandbox_in_every_thread_of_their_own() -> 
         thread.start()
     for thread in threads:
         thread.join()
-    log.info("outside")
+    contextvars.Context().run(log.info, "outside")
     for event in lines.json[:2]:
         assert event["request"] == f"req-{event['number']}"
         assert event["sandbox"] == f"sbx-{event['number']}"
