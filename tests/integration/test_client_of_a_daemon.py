@@ -144,6 +144,13 @@ def test_a_daemon_at_its_usual_place_is_taken_and_told(usual: str) -> None:
     asyncio.run(main())
 
 
+def test_a_snapshot_of_a_daemon_that_nobody_named_is_restored_there(usual: str) -> None:
+    with Sandbox.create() as sandbox:
+        sandbox.run("echo ready > state", check=True)
+        with sandbox.snapshot() as kept, Sandbox.create(snapshot=kept) as again:
+            assert (again.url, again.run("cat state").text) == (usual, "ready\n")
+
+
 def test_one_of_a_daemon_that_nobody_named_ends_when_it_is_forgotten(usual: str) -> None:
     with pytest.warns(ResourceWarning, match="was never closed"):
         name = Sandbox.create().id

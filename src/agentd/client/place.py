@@ -46,6 +46,11 @@ def service(where: "address.Address | None") -> "Service":
     return shared(where)
 
 
+def kept_here(snapshot: "Snapshot | str | os.PathLike[str] | None") -> bool:
+    """Whether it is at a path; a daemon's ``Snapshot`` has none."""
+    return snapshot is not None and getattr(snapshot, "path", "") is not None
+
+
 def state(snapshot: "Snapshot | str | os.PathLike[str] | None", *, of_daemon: bool) -> str | None:
     """A snapshot's name where it is kept: at a daemon its id, here its path. May raise."""
     if snapshot is None or isinstance(snapshot, str):

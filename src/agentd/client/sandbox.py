@@ -91,7 +91,7 @@ class Sandbox(SandboxCommands):
         ``url`` (else AGENTD_URL) is a daemon's, as unix:PATH or https://HOST:PORT, and ``api_key``
         (else AGENTD_API_KEY) says who asks. Where neither names one, a daemon that listens at its
         usual place is taken, as ``agentd run`` does; else, with ``embedded``, and from a
-        ``snapshot`` that is not a named daemon's, the sandbox is one of this process. The ``url``
+        ``snapshot`` at a path, the sandbox is one of this process. The ``url``
         of what was made says which.
         From a ``snapshot``, its id or the path it was kept at, it comes up as that sandbox was, and
         only ``env``, ``timeout`` and ``output`` may be given. For a daemon's are a ``name``, by
@@ -103,7 +103,7 @@ class Sandbox(SandboxCommands):
         Raises InvalidInput, Refused (what is in the way, and the fix), SandboxError, Unreachable.
         """
         with wording.spoken():
-            where, named = place.find(url, api_key, snapshot is not None, embedded)
+            where, named = place.find(url, api_key, place.kept_here(snapshot), embedded)
             state = place.state(snapshot, of_daemon=where is not None)
             body = build.sandbox_body(
                 snapshot=state,
