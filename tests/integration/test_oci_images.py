@@ -337,6 +337,20 @@ def test_what_cannot_be_pulled_is_said(
     assert said in err and "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    "config",
+    [{"WorkingDir": "/a\0b"}, {"WorkingDir": f"/{'n' * 256}"}, {"WorkingDir": "/a" * 2048},
+     {"Env": ["A=b\0c"]}, {"Cmd": ["a\0"]}, {"User": "\0"}],
+    ids=["NUL", "name", "length", "Env", "Cmd", "User"],
+)  # fmt: skip
+def test_what_no_command_can_be_given_is_refused(
+    images: Images, layout: Layout, config: dict[str, object]
+) -> None:
+    refused = images.run("pull", layout.add([SMALL], config), code=125).stderr
+    assert "the image's configuration has a NUL byte" in refused or "longer than a path" in refused
+    assert images.told("ls") == [] and images.left() == []
+
+
 def test_a_name_means_one_kind_of_image(images: Images, layout: Layout, tmp_path: Path) -> None:
     source = layout.add([SMALL])
     assert "means no image" in images.run("pull", source, "--name", "default", code=2).stderr

@@ -4,6 +4,7 @@ Digests are ``sha256:`` and 64 hex digits. Only what agentd uses is here; other 
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
@@ -24,6 +25,8 @@ PACKED = {LAYER: True, f"{LAYER}+gzip": True, f"{LAYER}+zstd": False}
 REF_NAME = "org.opencontainers.image.ref.name"
 MAX_JSON = 4 << 20
 MAX_LAYERS = 500
+_PATH_BYTES = 4096  # with the NUL at its end
+_NAME_BYTES = 255
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -149,7 +152,18 @@ def config_of(data: bytes, manifest: OciManifest) -> OciConfig:
         raise Corrupt("the image's configuration and its manifest tell of different layers")
     for diff_id in config.rootfs.diff_ids:
         check_digest(diff_id)
+    _check_run(config.run)
     return config
+
+
+def _check_run(run: RunConfig) -> None:
+    """Raises Corrupt for what no command could be given."""
+    words = (*(run.env or ()), *run.command, run.user, run.working_dir)
+    if any("\0" in word for word in words):
+        raise Corrupt("the image's configuration has a NUL byte in Env, Cmd, User or WorkingDir")
+    path = os.fsencode(run.working_dir)
+    if len(path) >= _PATH_BYTES or any(len(part) > _NAME_BYTES for part in path.split(b"/")):
+        raise Corrupt(f"the image's WorkingDir {run.working_dir[:100]!r}... is longer than a path")
 
 
 def decode(data: bytes, kind: type[T], what: str) -> T:
