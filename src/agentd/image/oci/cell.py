@@ -19,8 +19,9 @@ from agentd.linux.kernel import KERNEL
 
 #: Where the program writes; it begins there.
 WORK = "/mnt/work"
-#: As whom root has the program run, and to whom what it writes belongs then.
-USER = 65534
+#: As whom root has the program run, and to whom what it writes belongs then: above the blocks of
+#: sandboxes (``ids.first``), and no user of a host, whose processes could trace it.
+USER = 2_147_000_000
 #: What the cell itself ends with where it could not be built.
 NOT_BUILT = 125
 _NAMESPACES = (
