@@ -589,6 +589,13 @@ def _read_until(fd: int, wanted: bytes) -> None:
         seen += os.read(fd, 4096)
 
 
+def test_what_is_no_utf_8_is_named(daemon: Daemon, box: str) -> None:
+    for words in (["run", "--", "echo", "a\udcff"], ["exec", box, "echo", "a\udcff"]):
+        done = daemon.cli(*words)
+        assert done.returncode == 2
+        assert b"'a\\udcff' is not UTF-8" in done.stderr and b"--embedded" in done.stderr
+
+
 def test_finding_and_ending(daemon: Daemon, box: str) -> None:
     found = json.loads(daemon.cli("ls", "--json", "--label", "of=cli").stdout)
     assert [view["id"] for view in found] == [box]

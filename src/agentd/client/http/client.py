@@ -310,6 +310,11 @@ def as_json(body: object) -> bytes:
             remediation="send text, finite numbers of up to 64 bits, true, false, null, lists, "
             "objects",
         ) from None
+    except UnicodeEncodeError as error:
+        raise InvalidInput(
+            f"{error.object[:200]!a} is not UTF-8, and a daemon is asked in UTF-8 alone",
+            remediation="name it otherwise, or ask without a daemon (--embedded, embedded=True)",
+        ) from None
 
 
 def new_key() -> str:
