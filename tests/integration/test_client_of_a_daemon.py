@@ -589,6 +589,11 @@ def _read_until(fd: int, wanted: bytes) -> None:
         seen += os.read(fd, 4096)
 
 
+def test_the_limit_that_ended_a_command_is_named(daemon: Daemon, box: str) -> None:
+    done = daemon.cli("exec", "--timeout", "500ms", box, "--", "sleep", "60")
+    assert done.returncode == 124 and b"ran longer than 0.5 s" in done.stderr
+
+
 def test_what_is_no_utf_8_is_named(daemon: Daemon, box: str) -> None:
     for words in (["run", "--", "echo", "a\udcff"], ["exec", box, "echo", "a\udcff"]):
         done = daemon.cli(*words)

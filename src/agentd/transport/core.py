@@ -42,7 +42,8 @@ _NAMES = {wire.STDOUT: "stdout", wire.STDERR: "stderr"}
 
 
 class CommandChannel:
-    """``passed``: the output goes past this stream; ``request`` is None for an attached one."""
+    """``passed``: the output goes past this stream; ``request`` is None for an attached one, of
+    which ``asked`` is what it was asked as, where that is known: its end names the limits."""
 
     def __init__(
         self,
@@ -51,9 +52,11 @@ class CommandChannel:
         *,
         passed: bool,
         elsewhere: Callable[[str], str] | None = None,
+        asked: ExecRequest | None = None,
     ) -> None:
         self.channel = channel
         self.request = request
+        self.asked = request or asked
         self.passed = passed
         self._elsewhere = elsewhere
         self.pid: int | None = None
@@ -87,7 +90,7 @@ class CommandChannel:
         if isinstance(event, Error):
             raise failure(event, self.request.argv[0] if self.request else "attach")
         if isinstance(event, Exited) and self.pid is not None:
-            self.exit = command_exit(event, self.request)
+            self.exit = command_exit(event, self.asked)
             self.truncated = self.truncated or event.truncated
         elif self.pid is not None or isinstance(event, Exited):
             raise GuestError("the agent sent an event out of place")

@@ -124,11 +124,17 @@ class Guest:
         return command.pid
 
     def attach(
-        self, command: int | str, cursor: tuple[int, int] = (0, 0), *, hold: bool = False
+        self,
+        command: int | str,
+        cursor: tuple[int, int] = (0, 0),
+        *,
+        hold: bool = False,
+        asked: ExecRequest | None = None,
     ) -> StreamCommand:
         """Follow a command by pid or tag, from those bytes of stdout and stderr on.
 
         ``hold``: it waits for us rather than have us miss anything, as long as we are there.
+        ``asked``: what it was started as, so that its end names the limits.
 
         Leaving it does not end it; ``cursor`` says where the output really began.
         """
@@ -136,7 +142,7 @@ class Guest:
         place = {"stdout": cursor[0], "stderr": cursor[1]}
         connection = self._v2("attach", urgent=True)  # what it is to follow runs already
         try:
-            core = CommandChannel(connection.open_channel(), None, passed=False)
+            core = CommandChannel(connection.open_channel(), None, passed=False, asked=asked)
             fields = {"op": "attach", key: command, "cursor": place} | _hold(hold)
             deadline = time.monotonic() + self._answer_timeout
             connection.send(encode_request(wire.REQUEST, core.channel.number, fields), deadline)

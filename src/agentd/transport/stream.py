@@ -282,7 +282,7 @@ class StreamCommand(Stepped):
     def _expire(self) -> None:
         now = time.monotonic()
         if self._end_by is not None and now >= self._end_by:
-            self.exit = self._command.exit = limit_exit(self._imposed, self._command.request)
+            self.exit = self._command.exit = limit_exit(self._imposed, self._command.asked)
             if self._pipes is not None:
                 self._take_all(self._pipes.rest())
             self.close()
@@ -310,7 +310,7 @@ class StreamCommand(Stepped):
 
     def _finish(self, connection: V2Connection, end: Exit) -> None:
         if self._overflowed:
-            cause = limit_exit(CauseCode.OUTPUT_LIMIT, self._command.request).cause
+            cause = limit_exit(CauseCode.OUTPUT_LIMIT, self._command.asked).cause
             end = Exit(end.exit_code, end.signal, cause, end.usage)
         self.exit = self._command.exit = end
         if self._outgoing:

@@ -55,7 +55,7 @@ class BeginDetached:
             return NeverRan(failure.exit)
         self.pid = pid
         try:
-            return guest.attach(pid, hold=True)
+            return guest.attach(pid, hold=True, asked=self._request)
         except BaseException:  # it is refused, and does not go on all the same
             with contextlib.suppress(AgentdError):
                 guest.signal(pid, signal.SIGKILL)
