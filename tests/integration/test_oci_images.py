@@ -61,11 +61,13 @@ def test_an_image_is_pulled_listed_looked_at_checked_and_removed(
     assert whole["verified"] and whole["platform"] == f"linux/{ARCHITECTURE}"
     assert "env      A=b" in images.run("inspect", "mine").stdout
     assert images.told("verify") == [{"name": "mine", "state": "ready"}]
-    assert images.told("rm", "mine") == {"removed": ["mine"]}
+    assert images.told("rm", "mine", "mine") == {"removed": ["mine"]}
     assert images.told("ls") == [] and images.left() == []
     store = images.cache / "agentd/oci"
     assert os.listdir(store / "blobs/sha256") == os.listdir(store / "roots") == []
-    assert "no image 'mine'" in images.run("inspect", "mine", code=125).stderr
+    for action in ("inspect", "rm"):
+        said = images.run(action, "mine", code=125).stderr
+        assert "no image 'mine' in" in said and "nor a machine image in" in said
 
 
 def test_however_layers_are_packed_the_root_is_one(images: Images, layout: Layout) -> None:

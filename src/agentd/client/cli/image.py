@@ -11,7 +11,8 @@ from agentd.client.cli import image_cache, image_oci, remote, table
 from agentd.client.cli.parser import Actions, Parser
 
 if TYPE_CHECKING:
-    from agentd.image.model import Image, Progress
+    from agentd.image.model import Image, NotFound, Progress
+    from agentd.image.store import Store
 
 _EXAMPLES = """\
 examples:
@@ -194,7 +195,10 @@ def _inspect(options: argparse.Namespace) -> int:
     from agentd.image.store import Store
 
     store = Store()
-    if options.name not in store.ls() and (other := image_oci.found(options.name)) is not None:
+    if options.name not in store.ls():
+        other = image_oci.found(options.name)
+        if other is None:
+            raise _unknown(options.name, store)
         image_oci.inspect(other, options)
         return 0
     image = store.get(options.name, full=options.verify)
@@ -226,14 +230,27 @@ def _rm(options: argparse.Namespace) -> int:
     from agentd.image.store import Store
 
     store, others = Store(), image_oci.store()
-    for name in options.names:
-        if name not in store.ls() and image_oci.is_known(name):
+    names = list(dict.fromkeys(options.names))
+    for name in names:
+        if name in store.ls():
+            store.remove(name)
+        elif image_oci.is_known(name):
             image_oci.tell_kept(others.remove(name))
         else:
-            store.remove(name)
+            raise _unknown(name, store)
     if options.json:
-        remote.print_json({"removed": options.names})
+        remote.print_json({"removed": names})
     return 0
+
+
+def _unknown(name: str, store: "Store") -> "NotFound":
+    """What is raised for a name that neither kind of image has."""
+    from agentd.image.model import NotFound
+
+    return NotFound(
+        f"no image {name!r} in {image_oci.store().folder}, nor a machine image in {store.folder}",
+        remediation="see agentd image ls, or fetch it: agentd image pull",
+    )
 
 
 class _Progress:

@@ -176,15 +176,22 @@ class _Pull:
             source = self._readable(manifest, config)
             for each in ("", "blobs", "blobs/sha256"):  # whatever the umask: umoci is another user
                 os.chmod(os.path.join(source, each), _OPEN)
-            tools.run(
-                [
-                    *("umoci", "raw", "unpack", "--rootless"),
-                    *("--image", f"{_LAYOUT}:{layout.TAG}", f"{cell.WORK}/{ROOT}"),
-                ],
-                work=path,
-                reads={_LAYOUT: source},
-                seconds=self._seconds,
-            )
+            free = shutil.disk_usage(path).free
+            try:
+                tools.run(
+                    [
+                        *("umoci", "raw", "unpack", "--rootless"),
+                        *("--image", f"{_LAYOUT}:{layout.TAG}", f"{cell.WORK}/{ROOT}"),
+                    ],
+                    work=path,
+                    reads={_LAYOUT: source},
+                    seconds=self._seconds,
+                )
+            except tools.ToolPanicked:
+                # On a full disk it hashes and reads at once, and panics ("d.nx != 0").
+                if _unpacked_size(self._work.blobs, manifest) < free:
+                    raise
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
         else:
             os.mkdir(os.path.join(path, ROOT), 0o755)
         # It was its writer's; the root beneath it stays so.
@@ -258,6 +265,18 @@ def _decompress(source: str, target: str, diff_id: str) -> int:
             raise Corrupt("a layer cannot be decompressed", cause=str(error)) from error
     if f"sha256:{total.hexdigest()}" != diff_id:
         raise Corrupt(f"a layer is not the {diff_id} that the image's configuration tells of")
+    return size
+
+
+def _unpacked_size(blobs: str, manifest: OciManifest) -> int:
+    """Bytes of the layers' archives at least, as gzip tells of itself in its last four."""
+    size = 0
+    for layer in manifest.layers:
+        with open(os.path.join(blobs, check_digest(layer.digest)), "rb") as file:
+            packed = file.seek(0, os.SEEK_END)
+            file.seek(max(0, packed - 4))
+            told = int.from_bytes(file.read(4), "little")
+        size += told if layer.media_type == f"{LAYER}+gzip" else packed
     return size
 
 

@@ -19,8 +19,13 @@ Say = Callable[[str], None]
 #: A program -> its package: of the same name on Debian, Fedora and Arch.
 PACKAGES = {"skopeo": "skopeo", "umoci": "umoci"}
 _PATH = "/usr/bin:/bin:/usr/local/bin"
+_PANICKED = 2  # what a program in Go ends with
 _TOLD = 64 << 10  # bytes of what it printed that are kept
 _PACKAGE_ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 3))
+
+
+class ToolPanicked(ImageError):
+    """A program gave up amid what it did: why, it may not have said."""
 
 
 def find(name: str) -> str:
@@ -144,4 +149,6 @@ def _failed(name: str, code: int, told: str, work: str) -> ImageError:
             cause=said,
             remediation="agentd doctor says what the namespace level lacks on this machine",
         )
+    if code == _PANICKED and "panic: " in told:
+        return ToolPanicked(f"{name} failed by itself", cause=said)
     return ImageError(f"{name} failed (exit code {code})", cause=said)
