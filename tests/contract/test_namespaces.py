@@ -157,11 +157,16 @@ def test_what_programs_expect_in_run_is_there(box: Callable[..., Sandbox]) -> No
         assert box().run(f"touch {path}/.lock", check=True)
 
 
+def _needs_a_group(box: Callable[..., Sandbox]) -> None:
+    memory = box().enforcement["memory"]
+    if not memory.enforced:
+        pytest.skip(f"no group: {memory.detail}")
+
+
 @of_namespaces
 def test_its_limits_can_be_read_and_not_changed(box: Callable[..., Sandbox]) -> None:
+    _needs_a_group(box)
     sandbox = box(memory="256M", cpus=1)
-    if not sandbox.enforcement["memory"].enforced:
-        pytest.skip(f"no group: {sandbox.enforcement['memory'].detail}")
     place = "/sys/fs/cgroup"
     names = f"{place}/memory.max {place}/memory/memory.limit_in_bytes"
     assert sandbox.run(f"cat {names} 2>/dev/null").text == f"{256 << 20}\n"
@@ -187,9 +192,8 @@ def test_programs_size_themselves_by_the_memory_limit(
 ) -> None:
     if shutil.which(program) is None:
         pytest.skip(f"{program} is not installed")
+    _needs_a_group(box)
     sandbox = box(memory="512M")
-    if not sandbox.enforcement["memory"].enforced:
-        pytest.skip(f"no group: {sandbox.enforcement['memory'].detail}")
     assert 64 <= int(sandbox.run(script, check=True, timeout=250).text) <= 512
 
 

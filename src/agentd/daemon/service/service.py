@@ -30,70 +30,75 @@ class DaemonService:
     ) -> None:
         """``again`` authenticates the caller anew; without it nothing can change who that is."""
         self._parts = parts
-        self.caller = caller
+        self._caller = caller
         self._again = again
 
+    @property
+    def caller(self) -> Principal:
+        """Whom it is bound to: no door can set another."""
+        return self._caller
+
     def reauthorise(self, scopes: Sequence[str], sandbox: str = "") -> "DaemonService":
-        who = self.caller if self._again is None else self._again()
+        who = self._caller if self._again is None else self._again()
         for scope in scopes:
             who.require(scope)
         known = self._parts.sandboxes
-        live = known.find(sandbox) or known.named(self.caller, sandbox)
+        live = known.find(sandbox) or known.named(self._caller, sandbox)
         if live is not None and not who.owns(live.record.principal):
             raise NotFound(f"there is no sandbox {live.id!r}", remediation="it is another's now")
         return DaemonService(self._parts, who, self._again)
 
     @property
     def sandboxes(self) -> DaemonSandboxes:
-        return DaemonSandboxes(self._parts, self.caller)
+        return DaemonSandboxes(self._parts, self._caller)
 
     @property
     def commands(self) -> DaemonCommands:
-        return DaemonCommands(self._parts, self.caller)
+        return DaemonCommands(self._parts, self._caller)
 
     @property
     def files(self) -> DaemonFiles:
-        return DaemonFiles(self._parts, self.caller)
+        return DaemonFiles(self._parts, self._caller)
 
     @property
     def ports(self) -> DaemonPorts:
-        return DaemonPorts(self._parts, self.caller)
+        return DaemonPorts(self._parts, self._caller)
 
     @property
     def snapshots(self) -> DaemonSnapshots:
-        return DaemonSnapshots(self._parts, self.caller)
+        return DaemonSnapshots(self._parts, self._caller)
 
     @property
     def capabilities(self) -> DaemonCapabilities:
-        return DaemonCapabilities(self._parts, self.caller)
+        return DaemonCapabilities(self._parts, self._caller)
 
     @property
     def receipts(self) -> DaemonReceipts:
-        return DaemonReceipts(self._parts, self.caller)
+        return DaemonReceipts(self._parts, self._caller)
 
     @property
     def keys(self) -> DaemonKeys:
-        return DaemonKeys(self._parts, self.caller)
+        return DaemonKeys(self._parts, self._caller)
 
     @property
     def approvals(self) -> DaemonApprovals:
-        return DaemonApprovals(self._parts, self.caller)
+        return DaemonApprovals(self._parts, self._caller)
 
     @property
     def audit(self) -> DaemonAudit:
-        return DaemonAudit(self._parts, self.caller)
+        return DaemonAudit(self._parts, self._caller)
 
     @property
     def events(self) -> DaemonEvents:
-        return DaemonEvents(self._parts, self.caller)
+        return DaemonEvents(self._parts, self._caller)
 
     @property
     def machine(self) -> DaemonMachine:
-        return DaemonMachine(self._parts, self.caller)
+        return DaemonMachine(self._parts, self._caller)
 
     @property
     def repeats(self) -> "DaemonRepeats":
-        return DaemonRepeats(self._parts, self.caller)
+        return DaemonRepeats(self._parts, self._caller)
 
 
 class DaemonRepeats(Noun):

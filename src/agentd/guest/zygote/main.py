@@ -14,6 +14,7 @@ make copies of the host's mounts (``entry``).
 """
 
 import contextlib
+import errno
 import gc
 import json
 import os
@@ -358,7 +359,7 @@ def _box(
         )
         env = request["env"]
         # Its disk, of which the host takes snapshots: nothing untrusted has run so far.
-        socket.send_fds(listener, [json.dumps({"controls": done}).encode()], fds[given:])
+        _say_ready(listener, json.dumps({"controls": done}).encode(), fds[given:])
         for fd in fds[1:]:
             os.close(fd)
         if root is not None or request.get("image") is not None:
@@ -370,6 +371,16 @@ def _box(
         os._exit(1)
     ready.serve(listener, env if isinstance(env, dict) else {})
     os._exit(0)
+
+
+def _say_ready(listener: socket.socket, message: bytes, disk: list[int]) -> None:
+    try:
+        socket.send_fds(listener, [message], disk)
+    except OSError as error:
+        if error.errno != errno.ETOOMANYREFS:
+            raise
+        # Others of this user have too many on their way: it works, and its files cannot be kept.
+        listener.sendall(message)
 
 
 def _id(value: object) -> int | None:

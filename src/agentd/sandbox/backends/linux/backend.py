@@ -224,7 +224,7 @@ class LinuxBackend:
             block=born.block,
             workdir=plan.workdir,
         )
-        wall.attach_disk(*disk)
+        wall.attach_disk(disk[0] if disk else None)
         images.attach(root, wall)
         return wall
 

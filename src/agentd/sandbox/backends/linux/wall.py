@@ -21,9 +21,13 @@ class LinuxWall(NamespaceWall):
     #: What that runs where nobody says what.
     command: tuple[str, ...] = ()
 
-    def attach_disk(self, disk: int) -> None:
+    def attach_disk(self, disk: int | None) -> None:
         """Takes ownership of a descriptor of its tmpfs, as the sandbox had it before anything ran
-        in it: what is mounted over it there is not in the way."""
+        in it: what is mounted over it there is not in the way. None where it could not pass it."""
+        if disk is None:
+            why = "this user's processes had too many descriptors on their way as it was made"
+            self.lacks = {**self.lacks, "snapshot": why, "fork": why}
+            return
         self._disk = disk
         self._on_end = (*self._on_end, lambda: os.close(disk))
 
