@@ -51,6 +51,9 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     made = Daemon(tmp_path_factory.mktemp("every"))
     made.start()
     yield made
+    left = [view["id"] for view in json.loads(made.cli("ls", "--json").stdout)]
+    if left:  # they would outlive it, and the supervisor with them
+        made.cli("kill", *left)
     made.stop()
 
 
