@@ -44,6 +44,13 @@ class Parser(argparse.ArgumentParser):
         # ``--timeout -1s``: a value that is wrong, and no option.
         self._negative_number_matcher = re.compile(r"-\.?\d")
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, where an option stands before an optional word, too: ``show --json
+        NAME``. Before Python 3.13 it gave the word up at the option."""
+        if any(action.nargs == "?" for action in self._get_positional_actions()):
+            return self.parse_intermixed_args(args, namespace)
+        return super().parse_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         fix = f"see {self.prog} --help"
         if self._actions_here and message.startswith((f"{_MISSING}ACTION", f"{_MISSING}COMMAND")):

@@ -29,7 +29,7 @@ def make(stage: str) -> None:
         os.mkdir(f"{stage}{PLACE}/{name}", 0o755)
         os.makedirs(f"{stage}{STATIC}/{name}", 0o755)
         for file, text in _unlimited(name).items():
-            with open(f"{stage}{STATIC}/{name}/{file}", "x", encoding="ascii") as made:
+            with open(f"{stage}{STATIC}/{name}/{file}", "x", encoding="utf-8") as made:
                 made.write(f"{text}\n")
 
 
