@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 class Process:
-    """A running command: iterate for its output, ``wait`` for its Result. One thread drives it."""
+    """A running command: iterate for its output, ``wait`` for its Result. One thread
+    drives it; another may write, signal and kill."""
 
     def __init__(self, running: "RunningCommand") -> None:
         self._running = running

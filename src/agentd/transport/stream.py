@@ -1,7 +1,9 @@
-"""A command in a sandbox, driven from one thread: a poll loop around ``core.Command``."""
+"""A command in a sandbox, driven from one thread, and written to from any: a poll loop around
+``core.Command``."""
 
 import os
 import select
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -69,6 +71,8 @@ class StreamCommand(Stepped):
         self._queue: deque[Chunk] = deque()
         self._queued = 0
         self._outgoing = bytearray()
+        # Of stdin and ``_outgoing``: who writes and signals may be another thread than who reads.
+        self._sending = threading.RLock()
         self._feed = Feed()
         self._stdin_open = stdin
         self._answer_by: float | None = answer_by
@@ -135,20 +139,23 @@ class StreamCommand(Stepped):
         """
         if not self._stdin_open:
             raise InvalidInput("stdin is not open", remediation="start the command with stdin")
-        self._feed.add(data)
+        with self._sending:
+            self._feed.add(data)
         self._flush()
         while self._feed.size > MAX_BACKLOG and self.exit is None and not self._queue:
             self._pump(None, ())
 
     def feed_all(self, data: bytes) -> None:
         """Queue all of stdin and its end; ``wait`` sends it."""
-        self._feed.add(data)
+        with self._sending:
+            self._feed.add(data)
         self.close_stdin()
 
     def close_stdin(self) -> None:
         """End of file, after what was written."""
-        self._stdin_open = False
-        self._feed.ended = True
+        with self._sending:
+            self._stdin_open = False
+            self._feed.ended = True
         self._flush()
 
     def signal(self, number: int, target: str = "group") -> None:
@@ -263,7 +270,8 @@ class StreamCommand(Stepped):
 
     def _consumed(self, amount: int) -> None:
         if self._pipes is None and self.exit is None:
-            self._outgoing += self._command.channel.consumed(amount)
+            with self._sending:
+                self._outgoing += self._command.channel.consumed(amount)
             self._flush()
 
     def _impose(self, cause: CauseCode) -> None:
@@ -313,11 +321,12 @@ class StreamCommand(Stepped):
             cause = limit_exit(CauseCode.OUTPUT_LIMIT, self._command.asked).cause
             end = Exit(end.exit_code, end.signal, cause, end.usage)
         self.exit = self._command.exit = end
-        if self._outgoing:
-            self._outgoing = self._outgoing[connection.send_some(self._outgoing) :]
-        if not self._outgoing:
-            self._connection = None
-            self._give_back(connection)
+        with self._sending:
+            if self._outgoing:
+                self._outgoing = self._outgoing[connection.send_some(self._outgoing) :]
+            if not self._outgoing:
+                self._connection = None
+                self._give_back(connection)
         self.close()
 
     # -- stdin and controls -----------------------------------------------------------------
@@ -325,22 +334,28 @@ class StreamCommand(Stepped):
     def _control(self, fields: dict[str, Any]) -> None:
         if self.exit is not None:
             return
-        if len(self._outgoing) > MAX_BACKLOG:
-            raise GuestError("the agent does not read its requests")
-        self._outgoing += encode_request(wire.CONTROL, self._command.channel.number, fields)
+        with self._sending:
+            if len(self._outgoing) > MAX_BACKLOG:
+                raise GuestError("the agent does not read its requests")
+            self._outgoing += encode_request(wire.CONTROL, self._command.channel.number, fields)
         self._flush()
 
     def _flush(self) -> None:
         """Send what can be sent without waiting."""
-        if self._connection is None:
+        with self._sending:
+            self._send_some()
+
+    def _send_some(self) -> None:
+        connection, pipes = self._connection, self._pipes  # whoever closes it meanwhile
+        if connection is None:
             return
-        if self._pipes is not None:
-            self._flush_pipe(self._pipes)
+        if pipes is not None:
+            self._flush_pipe(pipes)
         else:
             self._frame_stdin()
         if self._outgoing:
             try:
-                del self._outgoing[: self._connection.send_some(self._outgoing)]
+                del self._outgoing[: connection.send_some(self._outgoing)]
             except BackendLost:
                 # What it said before it closed is still to be read, and says more.
                 self._outgoing.clear()

@@ -4,7 +4,7 @@ import argparse
 import re
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from agentd.model.errors import InvalidInput
@@ -44,7 +44,9 @@ class Parser(argparse.ArgumentParser):
         # ``--timeout -1s``: a value that is wrong, and no option.
         self._negative_number_matcher = re.compile(r"-\.?\d")
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+    def parse_args(  # type: ignore[override]  # argparse's overloads are for other namespaces
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
         """As argparse does, where an option stands before an optional word, too: ``show --json
         NAME``. Before Python 3.13 it gave the word up at the option."""
         if any(action.nargs == "?" for action in self._get_positional_actions()):

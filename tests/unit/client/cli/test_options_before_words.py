@@ -5,7 +5,7 @@ import pytest
 from agentd.client.cli import capability, config, key, snapshot
 
 
-@pytest.mark.parametrize("order", [("--json", "word"), ("word", "--json")], ids=["before", "behind"])
+@pytest.mark.parametrize("order", [("--json", "word"), ("word", "--json")])
 @pytest.mark.parametrize(
     ("command", "action", "name"),
     [
