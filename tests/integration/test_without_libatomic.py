@@ -35,11 +35,14 @@ class Hidden:
         self._names = names
 
     def run(self, *words: str, env: dict[str, str] | None = None) -> tuple[int, str, str]:
+        return self.python("-m", "agentd", *words, env=env)
+
+    def python(self, *words: str, env: dict[str, str] | None = None) -> tuple[int, str, str]:
         # As a user, a namespace of one's own makes the mount possible.
         unshare = ["unshare", "-m"] if os.getuid() == 0 else ["unshare", "-rm"]
         hide = _HIDE.format(names=" ".join(self._names), room=self._folder)
         done = subprocess.run(
-            [*unshare, "sh", "-c", hide, "sh", sys.executable, "-m", "agentd", *words],
+            [*unshare, "sh", "-c", hide, "sh", sys.executable, *words],
             capture_output=True,
             text=True,
             check=False,
@@ -71,6 +74,28 @@ def test_policies_are_decided_without_libatomic(tmp_path: Path) -> None:
     code, out, err = bare.run("policy", "check", "strict", env=env)
     assert (code, out, err) == (0, "strict: all is well\n", "")
     assert list(temporary.iterdir()) == []
+
+
+_KILLED_AS_IT_STARTS = """
+import os, sys, time
+from agentd.policy.process import WorkerProcess
+for attempt in range(100):  # it may be missed
+    worker, end = WorkerProcess(), time.monotonic() + 3
+    while not (seen := os.listdir(sys.argv[1])) and time.monotonic() < end:
+        pass
+    worker.close()
+    if seen:
+        break
+print(len(seen), os.listdir(sys.argv[1]))
+"""
+
+
+def test_a_worker_that_is_killed_as_it_starts_leaves_nothing(tmp_path: Path) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    bare = Hidden(tmp_path, "libatomic.so.1")
+    words = ("-c", _KILLED_AS_IT_STARTS, str(temporary))
+    assert bare.python(*words, env={"TMPDIR": str(temporary)}) == (0, "1 []\n", "")
 
 
 def test_a_call_is_made_without_libatomic(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from agentd.model import typed
 from agentd.model.errors import AgentdError, Full, Refused, Unavailable
-from agentd.policy import patience
+from agentd.policy import patience, start
 from agentd.policy.frames import EngineInfo, EngineMissing, packed, receive, send
 from agentd.policy.patience import Patience
 
@@ -163,6 +163,7 @@ class WorkerProcess:
         self._stream.close()
         self._child.kill()
         self._child.wait()
+        start.sweep(self._child.pid)
         if self._words >= 0:
             os.close(self._words)
             self._words = -1

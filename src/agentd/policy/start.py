@@ -3,10 +3,12 @@
 regopy's library names libatomic.so.1 among what it needs, and uses no symbol of it. It comes with a
 C compiler, so minimal systems have none (Debian's, Ubuntu's and python:3-slim's images). Where it
 is missing, the worker starts itself once more with a folder in which that name is a link to the C
-library. The real one is taken wherever there is one.
+library. The real one is taken wherever there is one. The folder goes once the library is loaded, or
+with the worker, by its owner.
 """
 
 import ctypes
+import glob
 import os
 import shutil
 import socket
@@ -60,7 +62,7 @@ def _start_again(error: Exception) -> EngineMissing:
     """Does not return, unless that cannot be had."""
     folder = None
     try:
-        folder = tempfile.mkdtemp(prefix="agentd-policy-")
+        folder = tempfile.mkdtemp(prefix=_prefix(os.getpid()))
         os.symlink(_c_library(), os.path.join(folder, _ATOMIC))
         paths = [folder, *filter(None, [os.environ.get(PATH)])]
         env = {**os.environ, STAND_IN: folder, PATH: ":".join(paths)}
@@ -69,6 +71,16 @@ def _start_again(error: Exception) -> EngineMissing:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
         return _missing(error, f", and nothing could be put in its place: {failure}")
+
+
+def sweep(pid: int) -> None:
+    """Removes what a worker that was killed as it started has left; it is gone already."""
+    for folder in glob.glob(glob.escape(os.path.join(tempfile.gettempdir(), _prefix(pid))) + "*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _prefix(pid: int) -> str:
+    return f"agentd-policy-{pid}-"
 
 
 def _c_library() -> str:
