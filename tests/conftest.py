@@ -196,8 +196,9 @@ _of_others: set[str] = set()  # groups once seen to be another run's; by now the
 def _cgroups() -> set[str]:
     """Sandboxes' groups. The directory above them is every agentd's on the machine, and stays.
 
-    A group's name holds its owner's pid: those of a live process that is not below us are another
-    run's, and stay so when it dies.
+    A group's name holds its owner's pid and pid namespace: those of a live process that is not
+    below us are another run's, and stay so when it dies; so are those of another namespace (a
+    container), whose numbers say nothing here. Tests that make one look after its groups.
     """
     hierarchy = _hierarchy()
     groups = set() if hierarchy is None else set(hierarchy.stale("sbx-")) - _of_others
@@ -206,7 +207,9 @@ def _cgroups() -> set[str]:
 
 
 def _is_anothers(name: str) -> bool:
-    pid = name.split("-")[1]
+    _, pid, _, *more = name.split("-")  # at last its random part, before that the namespace
+    if more[:-1] not in ([], [str(os.stat("/proc/self/ns/pid").st_ino)]):
+        return True
     while pid not in ("0", str(os.getpid())):
         try:
             stat = Path(f"/proc/{pid}/stat").read_text()
