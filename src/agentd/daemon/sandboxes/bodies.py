@@ -19,7 +19,7 @@ from agentd.model.spec import SandboxSpec
 from agentd.model.system import os_errors_as
 from agentd.model.units import format_duration, parse_duration
 from agentd.sandbox.backends import BUILTIN
-from agentd.sandbox.backends.linux.image import with_user
+from agentd.sandbox.backends.image_root import with_user
 
 MAX_LABELS = 32
 MAX_LABEL = 256

@@ -9,7 +9,7 @@ from agentd.model.errors import AgentdError
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.spec import SandboxSpec
-from agentd.sandbox.backends.linux.image import with_user
+from agentd.sandbox.backends.image_root import with_user
 from agentd.sandbox.pool import ShelfSpec
 
 

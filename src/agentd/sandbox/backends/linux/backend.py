@@ -23,7 +23,7 @@ from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.linux import image as images
 from agentd.sandbox.backends.linux import loans, report, restoring
 from agentd.sandbox.backends.linux.cow import OverlayWall
-from agentd.sandbox.backends.linux.image import ImageRoot
+from agentd.sandbox.backends.linux.image import LinuxImageRoot
 from agentd.sandbox.backends.linux.loans import Loan
 from agentd.sandbox.backends.linux.nursery import Nursery, Spare, adopt
 from agentd.sandbox.backends.linux.plan import LinuxPlan, make_plan
@@ -168,7 +168,7 @@ class LinuxBackend:
         nursery: Nursery,
         request: dict[str, object],
         lent: list[Loan],
-        root: ImageRoot | None,
+        root: LinuxImageRoot | None,
         listener: socket.socket,
         block: Block | None,
     ) -> None:
@@ -196,7 +196,7 @@ class LinuxBackend:
         born: "_Born",
         lent: list[Loan],
         nursery: Nursery,
-        root: ImageRoot | None,
+        root: LinuxImageRoot | None,
     ) -> LinuxWall:
         pid = process.pidfd_of_fdinfo(born.fds[0])
         with explained(born.group, plan.limits):
@@ -229,7 +229,7 @@ class LinuxBackend:
         return wall
 
     def _request(
-        self, plan: LinuxPlan, lent: list[Loan], root: ImageRoot | None
+        self, plan: LinuxPlan, lent: list[Loan], root: LinuxImageRoot | None
     ) -> dict[str, object]:
         plain = self._is_plain(plan) and all(loan.copy is None for loan in lent)
         # Its descriptor comes behind those of the mounts, which count from 1.

@@ -7,12 +7,12 @@ from agentd.model.limits import Limits
 from agentd.model.mount import WORKSPACE, Mount, MountMode
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends.limits import on_this_kernel, processors
+from agentd.sandbox.backends.users import parse_user
 
 HOME = "/home/sandbox"
 # Directories of the scratch tmpfs; a mount elsewhere needs a root of the sandbox's own.
 _SCRATCH = (WORKSPACE + "/", "/tmp/", HOME + "/", "/dev/shm/", "/run/", "/var/")
 MAX_MOUNTS = 32
-_USERS = {"sandbox": 1000, "root": 0}
 _BYTES_PER_INODE = 4096
 _MIN_INODES, _MAX_INODES = 1024, 1 << 20
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -55,17 +55,6 @@ def make_plan(spec: SandboxSpec) -> LinuxPlan:
         inodes=min(max(disk // _BYTES_PER_INODE, _MIN_INODES), _MAX_INODES),
         env=environment(processors(limits.cpus) | spec.env, uid),
     )
-
-
-def parse_user(user: str | None) -> int:
-    """The uid inside: 1000 by default, 0 for root. Raises InvalidInput."""
-    if user is None:
-        return _USERS["sandbox"]
-    if user in _USERS:
-        return _USERS[user]
-    if user.isascii() and user.isdigit() and int(user) < 1 << 31:
-        return int(user)
-    raise InvalidInput(f"unknown user {user!r}", remediation="use root, sandbox or a number")
 
 
 def environment(extra: dict[str, str], uid: int) -> dict[str, str]:

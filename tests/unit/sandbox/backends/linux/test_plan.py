@@ -8,7 +8,7 @@ from agentd.model.limits import Limits
 from agentd.model.mount import Mount, MountMode
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends.limits import file_max
-from agentd.sandbox.backends.linux.plan import MAX_MOUNTS, environment, make_plan, parse_user
+from agentd.sandbox.backends.linux.plan import MAX_MOUNTS, environment, make_plan
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -106,20 +106,6 @@ def test_names_that_only_begin_alike_are_not_nested() -> None:
 def test_an_unknown_network() -> None:
     with pytest.raises(InvalidInput, match="'some'"):
         _plan(net="some")
-
-
-@pytest.mark.parametrize(
-    ("user", "uid"), [(None, 1000), ("sandbox", 1000), ("root", 0), ("0", 0), ("77", 77)]
-)
-def test_users(user: str | None, uid: int) -> None:
-    assert parse_user(user) == uid
-
-
-@pytest.mark.parametrize("user", ["", "daemon", "-1", "1.0", "\u0663", "2147483648", "1000 "])
-def test_users_that_are_none(user: str) -> None:
-    with pytest.raises(InvalidInput) as caught:
-        parse_user(user)
-    assert caught.value.remediation
 
 
 def test_the_environment_is_ours_and_the_requests() -> None:
