@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from tests.compat.page import put
 from tests.compat.rows import Outcome, Row, inside, missing, outside, rows
 
 _RAN = ("works", "fails", "by design")
@@ -26,9 +27,7 @@ def main() -> int:
     table = "\n".join(_table(results))
     print(table)
     if options.write:
-        page = Path(options.write)
-        before, _, rest = page.read_text().partition(BEGIN)
-        page.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{rest.partition(END)[2]}")
+        put(Path(options.write), BEGIN, END, table)
     return 1 if any(state == "fails" for _, state, _ in results) else 0
 
 

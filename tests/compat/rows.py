@@ -49,7 +49,7 @@ def missing(row: Row) -> str:
     for need in row.needs:
         if need.startswith(_MODULE):
             code = f"import {need.removeprefix(_MODULE)}"
-            found = _bash(f"python3 -c '{code}'", Path("/")).passed
+            found = run(["python3", "-c", code], Path("/")).passed
         else:
             found = shutil.which(need, path=PATH) is not None
         if not found:
@@ -60,38 +60,43 @@ def missing(row: Row) -> str:
 def outside(row: Row, *, as_root: bool) -> Outcome:
     """Of whoever runs this; of nobody where that is root, and ``as_root`` not wanted."""
     with tempfile.TemporaryDirectory(prefix="agentd-compat-") as folder:
-        if os.getuid() != 0 or as_root:
-            return _bash(row.script, Path(folder))
-        os.chown(folder, NOBODY, NOBODY)
-        drop = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
-        return _bash(row.script, Path(folder), drop)
+        user = None if as_root else NOBODY
+        return run(["bash", "-c", row.script], Path(folder), user=user)
 
 
 def inside(row: Row, **options: Any) -> Outcome:
     with Sandbox.create(embedded=True, **options) as sandbox:
         result = sandbox.run(["bash", "-c", row.script], timeout=SECONDS)
     said = result.stderr.decode(errors="replace") or result.text
-    return Outcome(result.status == "ok", _last(said) or str(result.cause.message))
+    return Outcome(result.status == "ok", last_line(said) or str(result.cause.message))
 
 
-def _bash(script: str, folder: Path, before: Sequence[str] = ()) -> Outcome:
+def run(
+    command: Sequence[str], folder: Path, *, seconds: float = SECONDS, user: int | None = None
+) -> Outcome:
+    """There, and as ``user`` where this is root; the folder becomes that user's."""
+    before: list[str] = []
+    if user is not None and os.getuid() == 0:
+        os.chown(folder, user, user)
+        before = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
     env = {"PATH": PATH, "HOME": str(folder), "LANG": "C.UTF-8"}
     try:
         ran = subprocess.run(
-            [*before, "bash", "-c", script],
+            [*before, *command],
             cwd=folder,
             env=env,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=SECONDS,
+            timeout=seconds,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return Outcome(False, f"took more than {SECONDS} s")
+        return Outcome(False, f"took more than {seconds} s")
     said = (ran.stderr or ran.stdout).decode(errors="replace")
-    return Outcome(ran.returncode == 0, _last(said))
+    return Outcome(ran.returncode == 0, last_line(said))
 
 
-def _last(text: str) -> str:
+def last_line(text: str) -> str:
+    """The last that says something, cut to a cell of a table."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:120] if lines else ""

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from tests.compat import cpython
 from tests.compat.__main__ import BEGIN, END
 from tests.compat.rows import LIST, Row, inside, missing, outside, rows
 
@@ -57,3 +58,13 @@ def test_what_works_outside_works_inside(row: Row) -> None:
     if not found.passed and not outside(row, as_root=False).passed:
         pytest.skip("it does not work outside either")
     assert found.passed, found.said
+
+
+MODULES = ("test_pty", "test_ioctl", "test_posixpath", "test_mmap")  # of some seconds
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_of_cpythons_suite_passes_inside(name: str) -> None:
+    if name not in cpython.modules():
+        pytest.skip("libpython3.13-testsuite is not installed")
+    assert cpython.inside([cpython.PYTHON, "-m", "test", name]) == ("passed", "")
