@@ -65,6 +65,7 @@ KINDS = {
     "host": Kind("host"),
     "landlock": Kind("landlock", confined=True),
     "linux": Kind("linux", confined=True, namespaces=True),
+    "oci": Kind("oci", confined=True, namespaces=True),
     "qemu": Kind("qemu", machine=True),
     "firecracker": Kind("firecracker", machine=True),
     "linux over HTTP": Kind("linux", confined=True, namespaces=True, over_http=True),

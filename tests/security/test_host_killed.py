@@ -22,12 +22,14 @@ import pytest
 
 from agentd.model.errors import BackendLost
 from agentd.model.spec import ExecRequest
+from agentd.sandbox.backends.oci import runtimes
 
 # Builds walls one after the other, each with commands that ignore what can be ignored.
 HOST = """
 import sys
 from agentd.client import build
 from agentd.model.spec import ExecRequest
+from agentd.sandbox.backends.oci import runtimes
 from agentd.sandbox import backends
 from agentd.transport.guest import Guest
 name, token, many = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -138,6 +140,11 @@ def folder() -> Iterator[Path]:
         yield Path(path)
 
 
+def _need(backend: str) -> None:
+    if backend == "oci" and not any(runtimes.find(name) for name in runtimes.RUNTIMES):
+        pytest.skip("oci: no runtime is installed")
+
+
 def _nothing_is_left(process: Any, below: dict[int, str], token: str, folder: Path) -> None:
     def alive() -> list[int]:
         same = [pid for pid, start in below.items() if start and _started(pid) == start]
@@ -150,8 +157,9 @@ def _nothing_is_left(process: Any, below: dict[int, str], token: str, folder: Pa
     assert _groups(process.pid) == []
 
 
-@pytest.mark.parametrize("backend", ["linux", "landlock", "host"])
+@pytest.mark.parametrize("backend", ["linux", "oci", "landlock", "host"])
 def test_killed_with_its_sandboxes_up(backend: str, token: str, folder: Path) -> None:
+    _need(backend)
     before = Path("/proc/self/mountinfo").read_text()
     with _host(backend, token, folder) as process:
         _lines(process, 4)
@@ -165,9 +173,15 @@ def test_killed_with_its_sandboxes_up(backend: str, token: str, folder: Path) ->
     assert Path("/proc/self/mountinfo").read_text() == before
 
 
-@pytest.mark.parametrize("backend", ["linux", "landlock"])
-@pytest.mark.parametrize("after", [0, 0.004, 0.02, 0.05, 0.08, 0.11, 0.15])
+@pytest.mark.parametrize(
+    ("backend", "after"),
+    [
+        *((name, s) for name in ("linux", "landlock") for s in (0, 0.004, 0.02, 0.05, 0.08, 0.11)),
+        *(("linux", 0.15), ("landlock", 0.15), ("oci", 0.1), ("oci", 0.3)),
+    ],
+)
 def test_killed_while_it_builds_them(backend: str, token: str, folder: Path, after: float) -> None:
+    _need(backend)
     with _host(backend, token, folder) as process:
         _lines(process, 1)
         time.sleep(after)  # any moment will do: whatever was begun must end

@@ -27,6 +27,7 @@ class SandboxSpec(msgspec.Struct, frozen=True):
     hostname: str = "sandbox"
     writable: bool = False  # all of the root, and not some places only
     image: str = DEFAULT_IMAGE  # of OCI, or what a virtual machine boots
+    runtime: str | None = None  # which OCI runtime builds it, where a wall has a choice
     # The host's programs behind overlays, where a wall shows them: inotify tells nothing of others.
     private_programs: bool = False
     # What is to be read of the host's configuration, where a wall shows its programs.

@@ -51,6 +51,7 @@ def choose(
         try:
             _check_image(spec, backend)
             _check_writable(spec, backend)
+            _check_runtime(spec, backend)
             return Choice(backend, backend.plan(spec))
         except Refused as refusal:
             if spec.backend is not None:
@@ -185,6 +186,14 @@ def _check_writable(spec: SandboxSpec, backend: Backend) -> None:
         raise Refused(
             f"backend {backend.name} gives no writable root",
             remediation="drop --writable, or ask for --isolation namespace",
+        )
+
+
+def _check_runtime(spec: SandboxSpec, backend: Backend) -> None:
+    if spec.runtime is not None and spec.runtime not in getattr(backend, "runtimes", ()):
+        raise Refused(
+            f"backend {backend.name} has no runtime {spec.runtime}",
+            remediation="drop --runtime, or name the backend that has it, such as --backend oci",
         )
 
 

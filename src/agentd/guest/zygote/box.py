@@ -129,12 +129,17 @@ def _identity(box: Request, kernel: WallKernel) -> None:
     if box.get("mapped"):
         kernel.become(0)
         return
-    outside = box.get("outside") or 0
-    kernel.write("/proc/self/setgroups", "deny")
-    kernel.write("/proc/self/gid_map", f"{box['uid']} {outside} 1")
-    kernel.write("/proc/self/uid_map", f"{box['uid']} {outside} 1")
+    outside = _int(box.get("outside") or 0)
+    map_itself(_int(box["uid"]), outside, kernel)
     if outside:
         kernel.become(_int(box["uid"]))
+
+
+def map_itself(uid: int, outside: int, kernel: WallKernel = KERNEL) -> None:
+    """In a new user namespace: map ``uid`` alone, to ``outside`` above. Raises OSError."""
+    kernel.write("/proc/self/setgroups", "deny")
+    kernel.write("/proc/self/gid_map", f"{uid} {outside} 1")
+    kernel.write("/proc/self/uid_map", f"{uid} {outside} 1")
 
 
 def _loopback(box: Request, kernel: WallKernel) -> None:

@@ -46,25 +46,26 @@ def hierarchies() -> dict[str, str]:
     return found
 
 
-def mount(held: Collection[str], kernel: Kernel) -> None:
-    """``held`` names the controllers in whose hierarchies the group is this sandbox's own.
+def mount(held: Collection[str], kernel: Kernel, below: str = "") -> None:
+    """``held`` names the controllers in whose hierarchies the group is this sandbox's own; its root
+    is at ``below``.
 
     Only once the group is the root of the cgroup namespace. Where it cannot be had, there is none.
     """
     with suppress(OSError):
         if UNIFIED in held:
-            kernel.mount("cgroup2", PLACE, "cgroup2", _FLAGS, None)
+            kernel.mount("cgroup2", below + PLACE, "cgroup2", _FLAGS, None)
         elif held:
-            _mount_each(held, kernel)
+            _mount_each(held, kernel, below)
 
 
-def _mount_each(held: Collection[str], kernel: Kernel) -> None:
+def _mount_each(held: Collection[str], kernel: Kernel, below: str) -> None:
     for name, controllers in hierarchies().items():
-        target = f"{PLACE}/{name}"
+        target = f"{below}{PLACE}/{name}"
         kernel.mount("cgroup", target, "cgroup", _FLAGS, controllers)
         if name not in held:
             try:
-                kernel.mount(f"{STATIC}/{name}", target, None, abi.MS_BIND)
+                kernel.mount(f"{below}{STATIC}/{name}", target, None, abi.MS_BIND)
             except OSError:
                 kernel.umount(target, abi.MNT_DETACH)
                 raise

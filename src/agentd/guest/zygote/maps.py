@@ -17,11 +17,12 @@ _SECONDS = 60.0
 class Maps:
     """Made before the clone, by the zygote; each of both then calls one method, and once.
 
-    ``first`` is what 0 inside is in the zygote's namespace, and ``count`` how many follow it.
+    Each line is an id inside, what it is in the zygote's namespace, and how many there are of both
+    from these on.
     """
 
-    def __init__(self, first: int, count: int) -> None:
-        self._line = f"0 {first} {count}"
+    def __init__(self, *lines: tuple[int, int, int]) -> None:
+        self._text = "".join(f"{inside} {outside} {count}\n" for inside, outside, count in lines)
         self._zygotes, self._clones = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     def close(self) -> None:
@@ -46,5 +47,5 @@ class Maps:
             if not poll.poll(_SECONDS * 1000) or self._zygotes.recv(1) != b"r":
                 raise ChildProcessError("the clone ended before its ids were mapped")
             for name in ("gid_map", "uid_map"):
-                KERNEL.write(f"/proc/{pid}/{name}", self._line)
+                KERNEL.write(f"/proc/{pid}/{name}", self._text)
             self._zygotes.send(b"m")

@@ -168,7 +168,7 @@ def enter(trees: list[Tree], files: dict[str, bytes], kernel: Kernel = KERNEL) -
     """Build the root on a tmpfs, pivot into it, make it read-only. Raises OSError."""
     kernel.mount(None, "/", None, abi.MS_REC | abi.MS_PRIVATE)
     kernel.mount("tmpfs", STAGE, "tmpfs", abi.MS_NOSUID, "mode=0755,size=8m,nr_inodes=1k")
-    _skeleton(STAGE, trees, files)
+    skeleton(STAGE, trees, files)
     for path, fd in trees:
         target = STAGE + var.place(path)
         kernel.move_mount(fd, "", abi.AT_FDCWD, target, abi.MOVE_MOUNT_F_EMPTY_PATH)
@@ -182,7 +182,8 @@ def enter(trees: list[Tree], files: dict[str, bytes], kernel: Kernel = KERNEL) -
     kernel.mount_setattr(abi.AT_FDCWD, "/", 0, set_=abi.MOUNT_ATTR_RDONLY | abi.MOUNT_ATTR_NOSUID)
 
 
-def _skeleton(stage: str, trees: list[Tree], files: dict[str, bytes]) -> None:
+def skeleton(stage: str, trees: list[Tree], files: dict[str, bytes]) -> None:
+    """Make the root's directories, links and small files, and the places of the trees."""
     for path in (*_EMPTY, "/dev", *_EMPTY_DEV, "/etc", EMPTY_FOLDER):
         os.makedirs(stage + path, 0o755, exist_ok=True)
     cgroup_view.make(stage)

@@ -91,20 +91,20 @@ def _lines(paths: list[str]) -> Iterator[str]:
 
 
 @cache
-def contents() -> Contents:
-    """What a sandbox has there, as the zygote's root has it."""
+def contents(below: str = "") -> Contents:
+    """What a sandbox has there, as the zygote's root has it, or one that is made at ``below``."""
     folders: list[tuple[str, int]] = []
     links: list[tuple[str, str]] = []
 
     def look(folder: str) -> None:
         for entry in sorted(os.scandir(folder), key=lambda found: found.name):
             if entry.is_symlink():
-                links.append((entry.path, os.readlink(entry.path)))
+                links.append((entry.path.removeprefix(below), os.readlink(entry.path)))
             elif entry.is_dir():
                 is_open = entry.stat(follow_symlinks=False).st_mode & 0o002
-                folders.append((entry.path, 0o1777 if is_open else 0o755))
+                folders.append((entry.path.removeprefix(below), 0o1777 if is_open else 0o755))
                 look(entry.path)
 
     for top in TOPS:
-        look(top)
+        look(below + top)
     return Contents(tuple(folders), tuple(links))

@@ -30,6 +30,7 @@ BUILTIN: dict[str, Known] = {
         "agentd.sandbox.backends.linux.backend:LinuxBackend",
         "agentd.sandbox.backends.linux.nursery:begin",
     ),
+    "oci": Known(IsolationLevel.NAMESPACE, "agentd.sandbox.backends.oci.backend:OciBackend"),
     "firecracker": Known(
         IsolationLevel.MICROVM,
         "agentd.sandbox.backends.firecracker.backend:FirecrackerBackend",

@@ -13,7 +13,7 @@ from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.image_root import ImageRoot, opened
 from agentd.sandbox.backends.linux import kept
-from agentd.sandbox.backends.linux.nursery import Nursery
+from agentd.sandbox.backends.linux.loans import Lender
 from agentd.sandbox.backends.linux.plan import LinuxPlan
 from agentd.sandbox.backends.linux.wall import LinuxWall
 
@@ -58,15 +58,15 @@ class LinuxImageRoot(ImageRoot):
             "writable": plan.spec.writable,
         }
 
-    def mount(self, nursery: Nursery, block: Block | None) -> int:
+    def mount(self, lender: Lender, block: Block | None) -> int:
         """A detached mount, read-only, its files the sandbox's user's; the caller's to close.
         Raises SandboxError."""
         try:
-            if block is None or not nursery.may_mount:
-                return nursery.clone_tree(self.lease.path, self._root, readonly=True)
+            if block is None or not lender.may_mount:
+                return lender.clone_tree(self.lease.path, self._root, readonly=True)
             owner = os.fstat(self._root)
             userns = idmap.userns_fd(
-                owner.st_uid, owner.st_gid, block.id, nursery.nobodys(), its_ids=identity.SIZE
+                owner.st_uid, owner.st_gid, block.id, lender.nobodys(), its_ids=identity.SIZE
             )
             try:
                 return mounts.clone_tree(self._root, readonly=True, idmap_fd=userns)

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from agentd.linux import idmap, mounts, paths
 from agentd.model.errors import InvalidInput
@@ -12,9 +12,22 @@ from agentd.sandbox.backends import identity, unmapped
 from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.linux import copies, foreign
 from agentd.sandbox.backends.linux.copies import CopySize
-from agentd.sandbox.backends.linux.nursery import Nursery
 
 _CALLERS = "the caller's own rights"
+
+
+class Lender(Protocol):
+    """Who makes the mounts: the nursery, or the launcher of OCI runtimes."""
+
+    @property
+    def may_mount(self) -> bool:
+        """Whether the host itself does, as the machine's root."""
+
+    def nobodys(self) -> range:
+        """Ids that no process ever has."""
+
+    def clone_tree(self, path: str, source: int, *, readonly: bool) -> int:
+        """A detached mount of ``path``, which is what ``source`` is open on. Raises OSError."""
 
 
 class Loan(NamedTuple):
@@ -73,7 +86,7 @@ def open_source(mount: Mount, undo: contextlib.ExitStack) -> int:
     return fd
 
 
-def of(mount: Mount, source: int, nursery: Nursery, disk: int, *, own_user: bool) -> Loan:
+def of(mount: Mount, source: int, lender: Lender, disk: int, *, own_user: bool) -> Loan:
     """Raises Refused for what cannot be written, InvalidInput for what is too large to copy."""
     reason = unmapped.why(source) if own_user else ""
     if not reason and mount.mode is MountMode.COW:
@@ -84,7 +97,7 @@ def of(mount: Mount, source: int, nursery: Nursery, disk: int, *, own_user: bool
     if mount.mode is MountMode.RW:
         raise unmapped.refused(mount, reason)
     size, over = copies.measure(mount, source, disk)
-    if mount.mode is MountMode.RO and size.open_to_all and _reached(mount, source, nursery):
+    if mount.mode is MountMode.RO and size.open_to_all and _reached(mount, source, lender):
         return Loan(mount, source, own_user, reason)
     if over:
         raise InvalidInput(
@@ -95,12 +108,12 @@ def of(mount: Mount, source: int, nursery: Nursery, disk: int, *, own_user: bool
     return Loan(mount, source, own_user, reason, size)
 
 
-def _reached(mount: Mount, source: int, nursery: Nursery) -> bool:
+def _reached(mount: Mount, source: int, lender: Lender) -> bool:
     """Return whether the one who mounts may go there: without CAP_SYS_ADMIN the zygote's user."""
-    if nursery.may_mount:
+    if lender.may_mount:
         return True
     try:
-        os.close(nursery.clone_tree(mount.source, source, readonly=True))
+        os.close(lender.clone_tree(mount.source, source, readonly=True))
     except OSError:
         return False
     return True
@@ -140,19 +153,19 @@ def requests(lent: list[Loan]) -> list[dict[str, object]]:
     return found
 
 
-def mount_fd(loan: Loan, nursery: Nursery, block: Block | None) -> int:
+def mount_fd(loan: Loan, lender: Lender, block: Block | None) -> int:
     """A detached mount of what is lent, owned inside by the sandbox's user where it is mapped.
 
     Raises InvalidInput.
     """
     try:
-        if block is None or not nursery.may_mount:
-            return nursery.clone_tree(loan.mount.source, loan.source, readonly=loan.readonly)
+        if block is None or not lender.may_mount:
+            return lender.clone_tree(loan.mount.source, loan.source, readonly=loan.readonly)
         if loan.unmapped:
             return mounts.clone_tree(loan.source, readonly=True, recursive=False)
         owner = os.fstat(loan.source)
         userns = idmap.userns_fd(
-            owner.st_uid, owner.st_gid, block.id, nursery.nobodys(), its_ids=identity.SIZE
+            owner.st_uid, owner.st_gid, block.id, lender.nobodys(), its_ids=identity.SIZE
         )
         try:
             return mounts.clone_tree(loan.source, readonly=loan.readonly, idmap_fd=userns)

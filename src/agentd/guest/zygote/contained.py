@@ -1,0 +1,101 @@
+"""The agent as PID 1 of a container: what an OCI runtime started in its namespaces and its root.
+
+The runtime has put in force what it was told of (``agentd.sandbox.backends.oci.config``) before
+anything here runs: this adds what no runtime can, and serves. Standard library only.
+"""
+
+import json
+import os
+import socket
+from collections.abc import Callable
+
+from agentd.guest import agent
+from agentd.guest.zygote import box, image_root
+from agentd.guest.zygote.messages import receive, refuse
+from agentd.linux import abi, caps, landlock, process, seccomp
+from agentd.linux.kernel import KERNEL
+
+_ALL = landlock.READ | landlock.EXEC | landlock.WRITE
+_EVERYWHERE = landlock.READ | landlock.EXEC
+_QUEUES = "/dev/mqueue"
+
+Request = dict[str, object]
+
+
+def main(listener_fd: int = 3) -> None:
+    """Serve the host's end of ``listener_fd`` until it is closed. Never returns."""
+    listener = socket.socket(fileno=listener_fd)
+    listener.set_inheritable(False)
+    os.umask(0o022)
+    os.chdir("/")
+    try:
+        agent.preload()
+        request, _ = receive(listener)
+        ready = agent.Ready(pid1=True)
+        done = confine(request, ready)
+        listener.sendall(json.dumps({"controls": done}).encode())
+        if request["image"] is True:
+            image_root.import_nothing()
+    except EOFError:  # nobody wants it any more
+        os._exit(0)
+    except Exception as error:
+        refuse(listener, None, error)
+        os._exit(1)
+    env = request["env"]
+    ready.serve(listener, env if isinstance(env, dict) else {})
+    os._exit(0)
+
+
+def confine(request: Request, ready: agent.Ready) -> list[str]:
+    """The names of the controls that now hold. Raises OSError."""
+    without = request["without"]
+    skip = set(without) if isinstance(without, list) else set()
+    steps: tuple[tuple[str, Callable[[], object]], ...] = (
+        ("identity", lambda: _become(request["becomes"])),
+        ("rlimits", box.no_core),
+        ("no_new_privs", process.set_no_new_privs),
+        ("capabilities", lambda: _capabilities(request)),
+        ("dumpable", lambda: process.set_dumpable(False)),
+        ("landlock", lambda: _landlock(request)),
+        ("seccomp", lambda: _seccomp(request, ready)),
+    )
+    return [name for name, step in steps if name not in skip and step() is not False]
+
+
+def _become(uid: object) -> bool:
+    """Without root a runtime maps the caller to 0 and to nothing else: be ``uid`` instead, in a
+    user namespace below."""
+    if not isinstance(uid, int):
+        return False
+    KERNEL.unshare(abi.CLONE_NEWUSER)
+    box.map_itself(uid, 0)
+    return True
+
+
+def _capabilities(request: Request) -> None:
+    if request["uid"] == 0:
+        caps.keep_roots()
+    else:
+        caps.drop_bounding_if_allowed()
+        caps.drop_all()
+
+
+def _landlock(request: Request) -> bool:
+    """Defence in depth behind the read-only mounts, as the namespace wall has it."""
+    version = request["landlock_abi"]
+    if not isinstance(version, int) or not version:
+        return False
+    places = request["writable"]
+    with landlock.Ruleset(abi=version, handle_net=False, scopes=True) as rules:
+        rules.allow_path("/", _EVERYWHERE)
+        rules.allow_path("/dev", landlock.WRITE | landlock.IOCTL_DEV)
+        for path in places if isinstance(places, list) else []:
+            rules.allow_path(str(path), _ALL | landlock.IOCTL_DEV)
+        if os.path.isdir(_QUEUES):
+            rules.allow_path(_QUEUES, landlock.READ | landlock.WRITE)
+        rules.restrict()
+    return True
+
+
+def _seccomp(request: Request, ready: agent.Ready) -> None:
+    ready.answer_tracers(seccomp.install_and_listen(seccomp.build(str(request["profile"]))))

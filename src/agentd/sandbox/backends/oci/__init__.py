@@ -1,0 +1,1 @@
+"""Walls that an OCI runtime builds, of a bundle that agentd makes."""

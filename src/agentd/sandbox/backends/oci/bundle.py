@@ -1,0 +1,201 @@
+"""What an OCI runtime is given: a root, mounts and ``config.json``, made by a builder of its own.
+
+Runs in a clone of the launcher, which is root of a user namespace and in a mount namespace that
+nobody else has. All lies on a tmpfs at ``STAGE``. Standard library only.
+
+Fields of a request: ``config`` is ``config.json``, made by the host, in which paths of ``STAGE``
+stand; ``argv`` the runtime's command line, ``seconds`` what it may take; ``disk`` and ``inodes``
+bound the scratch tmpfs; ``folders`` are ``[name, mode]`` of its directories, which are ``uid``'s;
+``mounts`` are ``[name, is_dir]`` of what is passed along, each attached at ``STAGE/m/name``.
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import time
+from typing import NoReturn
+
+from agentd.guest.zygote import cgroup_view, root, var
+from agentd.guest.zygote.group import enter_group
+from agentd.guest.zygote.messages import refuse, send
+from agentd.linux import abi, mounts, net, process
+from agentd.linux.kernel import KERNEL
+
+#: Covers what the host has there once all that comes from the host is open.
+STAGE = "/tmp"
+ROOT = f"{STAGE}/root"
+SCRATCH = f"{STAGE}/scratch"
+MOUNTS = f"{STAGE}/m"
+BUNDLE = f"{STAGE}/bundle"
+STATE = f"{STAGE}/state"
+LOG = f"{STAGE}/log"
+PID_FILE = f"{STAGE}/pid"
+NETWORK = f"{STAGE}/network"
+#: Where the agent's code is, and its interpreter's files, if the root has none.
+AGENT = "/.agentd/agent"
+#: The descriptor at which the agent is spoken to.
+LISTENER_FD = 3
+_NOSUID_NODEV = abi.MS_NOSUID | abi.MS_NODEV
+_ENVIRONMENT = {
+    "HOME": STAGE,
+    "LANG": "C.UTF-8",
+    "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+    "XDG_RUNTIME_DIR": STATE,
+}
+# The launcher ignores them, and nobody tells its children apart.
+_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_LOG_BYTES = 4 << 10
+_END_SECONDS = 5.0
+
+Request = dict[str, object]
+
+
+def clone_trees(request: Request) -> list[root.Tree]:
+    """Detached read-only mounts of what the root shows of the host, for one sandbox."""
+    trees = []
+    for path, fd in root.clone_trees(_strings(request["configuration"])):
+        if path.startswith("/dev/"):  # the runtime makes its own
+            os.close(fd)
+        else:
+            trees.append((path, fd))
+    for source, target in _pairs(request["agent"]):
+        trees.append((target, mounts.clone_tree(source, readonly=True)))
+    return trees
+
+
+def build(request: Request, fds: list[int], trees: list[root.Tree]) -> NoReturn:
+    """Make the bundle and have the runtime start it; answer, and end.
+
+    ``fds``: the agent's listener, the socket to answer at, mounts in order.
+    """
+    listener, answers = fds[0], socket.socket(fileno=fds[1])
+    try:
+        _make(request, fds[2:], trees)
+        held = _enter_group(answers)
+        pid = _run(_strings(request["argv"]), listener, float(str(request["seconds"])))
+        pidfd = os.pidfd_open(pid)
+        send(answers, {"ok": True, "held": held}, [pidfd])
+        os._exit(0)
+    except Exception as error:
+        # An orphan of the runtime's is ours, as we are a subreaper.
+        process.kill_descendants(os.getpid(), time.monotonic() + _END_SECONDS)
+        refuse(answers, None, error)
+    os._exit(1)
+
+
+def _make(request: Request, passed: list[int], trees: list[root.Tree]) -> None:
+    process.set_child_subreaper(True)
+    config = request["config"]
+    assert isinstance(config, dict)  # noqa: S101  (the host made it; this narrows the type)
+    if request["net"] == "none":
+        KERNEL.unshare(abi.CLONE_NEWNET)
+        net.loopback_up()
+    for name, most in _counts(request["user_counts"]):
+        KERNEL.write(f"/proc/sys/user/{name}", str(most))
+    KERNEL.mount("tmpfs", STAGE, "tmpfs", _NOSUID_NODEV, "mode=0755,size=16m,nr_inodes=4k")
+    for path in (ROOT, SCRATCH, MOUNTS, BUNDLE, STATE):
+        KERNEL.mkdir(path, 0o755)
+    if request["net"] == "none":
+        # Made by agentd, and not by the runtime: it is there before anything of an image runs.
+        root.write(NETWORK, b"")
+        KERNEL.mount("/proc/self/ns/net", NETWORK, None, abi.MS_BIND)
+    files = root.read_etc(request["net"] == "host", _strings(request["hidden"]))
+    root.skeleton(ROOT, trees, files)
+    for path, fd in trees:
+        _attach(fd, ROOT + var.place(path))
+    _scratch(request)
+    for (name, is_dir), fd in zip(_places(request["mounts"]), passed, strict=True):
+        target = f"{MOUNTS}/{name}"
+        if is_dir:
+            os.mkdir(target)
+        else:
+            root.write(target, b"")
+        _attach(fd, target)
+    with open(f"{BUNDLE}/config.json", "x", encoding="utf-8") as file:
+        json.dump(config, file)
+
+
+def _enter_group(answers: socket.socket) -> list[str]:
+    """The names of what that puts in force: the group's controllers show in the root then."""
+    held = enter_group(answers)
+    done = ["cgroup"] if held else []
+    with contextlib.suppress(PermissionError):  # one control less, where what we are in refuses it
+        KERNEL.unshare(abi.CLONE_NEWCGROUP)
+        done.append("cgroup_namespace")
+        cgroup_view.mount(held, KERNEL, ROOT)
+    return done
+
+
+def _attach(fd: int, target: str) -> None:
+    KERNEL.move_mount(fd, "", abi.AT_FDCWD, target, abi.MOVE_MOUNT_F_EMPTY_PATH)
+
+
+def _scratch(request: Request) -> None:
+    """One tmpfs, bounded in bytes and inodes, of which the writable places are directories."""
+    options = f"mode=0755,size={request['disk']},nr_inodes={request['inodes']}"
+    KERNEL.mount("tmpfs", SCRATCH, "tmpfs", _NOSUID_NODEV, options)
+    uid = int(str(request["uid"]))
+    for name, mode in _counts(request["folders"]):
+        KERNEL.mkdir(f"{SCRATCH}/{name}", mode)
+    found = var.contents(ROOT)
+    for path, mode in found.folders:
+        KERNEL.make_folder(f"{SCRATCH}{path}", mode)
+    for path, target in found.links:
+        os.symlink(target, f"{SCRATCH}{path}")
+    for folder, folders, links in os.walk(SCRATCH):
+        for path in (*folders, *links):
+            os.chown(f"{folder}/{path}", uid, uid, follow_symlinks=False)
+
+
+def _run(argv: list[str], listener: int, seconds: float) -> int:
+    """The pid of the sandbox's first process. Raises OSError with what the runtime said."""
+    actions = [
+        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
+        (os.POSIX_SPAWN_DUP2, 1, 2),
+        (os.POSIX_SPAWN_DUP2, listener, LISTENER_FD),
+    ]
+    runtime = os.posix_spawn(argv[0], argv, _ENVIRONMENT, file_actions=actions, setsigdef=_IGNORED)
+    ended = os.pidfd_open(runtime)
+    try:
+        poll = select.poll()
+        poll.register(ended, select.POLLIN)
+        if not poll.poll(seconds * 1000):
+            raise TimeoutError(f"{argv[0]} gave no answer within {seconds:g} s")
+    finally:
+        os.close(ended)
+    status = os.waitstatus_to_exitcode(os.waitpid(runtime, 0)[1])
+    if status:
+        raise ChildProcessError(_said() or f"{argv[0]} ended with {status}")
+    with open(PID_FILE, encoding="ascii") as file:
+        return int(file.read())
+
+
+def _said() -> str:
+    """The end of what the runtime wrote to its log."""
+    with contextlib.suppress(OSError), open(LOG, "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_BYTES))
+        lines = file.read().decode("utf-8", "replace").strip().splitlines()
+        return lines[-1] if lines else ""
+    return ""
+
+
+def _strings(value: object) -> list[str]:
+    return [str(text) for text in value] if isinstance(value, list) else []
+
+
+def _pairs(value: object) -> list[tuple[str, str]]:
+    return [(str(one), str(other)) for one, other in value] if isinstance(value, list) else []
+
+
+def _counts(value: object) -> list[tuple[str, int]]:
+    return [(str(name), int(count)) for name, count in value] if isinstance(value, list) else []
+
+
+def _places(value: object) -> list[tuple[str, bool]]:
+    return (
+        [(str(name), is_dir is True) for name, is_dir in value] if isinstance(value, list) else []
+    )

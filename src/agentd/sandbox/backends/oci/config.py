@@ -1,0 +1,186 @@
+"""``config.json`` of a bundle: what the namespace wall puts in force, in the words of OCI.
+
+Pure, so that it can be compared and tested. Sources of mounts are paths of the builder's
+(``bundle``), and what is bounded beyond a process is the cgroup's, which agentd makes itself.
+"""
+
+import os
+import resource
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+
+from agentd.guest.zygote import root
+from agentd.linux import caps, seccomp
+from agentd.model.mount import WORKSPACE
+from agentd.sandbox.backends import cgroups, shared
+from agentd.sandbox.backends.child import LOADER
+from agentd.sandbox.backends.linux.plan import HOME, LinuxPlan
+from agentd.sandbox.backends.oci import bundle, filters
+
+Json = dict[str, object]
+
+_VERSION = "1.0.2"
+_LIMITS = {
+    resource.RLIMIT_NOFILE: "RLIMIT_NOFILE",
+    resource.RLIMIT_NPROC: "RLIMIT_NPROC",
+    resource.RLIMIT_CORE: "RLIMIT_CORE",
+    resource.RLIMIT_SIGPENDING: "RLIMIT_SIGPENDING",
+    resource.RLIMIT_MSGQUEUE: "RLIMIT_MSGQUEUE",
+    resource.RLIMIT_MEMLOCK: "RLIMIT_MEMLOCK",
+}
+#: Directories of the scratch tmpfs: name, where it is mounted, mode.
+SCRATCH = (
+    ("w", WORKSPACE, 0o755),
+    ("t", "/tmp", 0o1777),
+    ("h", HOME, 0o755),
+    ("s", "/dev/shm", 0o1777),
+    ("run", "/run", 0o755),
+    ("var", "/var", 0o755),
+)
+_MAX_TERMINALS = 512
+_READONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+_START = f"""\
+import sys; sys.path.insert(0, {bundle.AGENT!r}); \
+from agentd.guest.zygote.contained import main; main()"""
+
+
+def of_plan(
+    plan: LinuxPlan,
+    mounts: Sequence[tuple[str, str, bool]],
+    *,
+    own_users: bool,
+    filtered: bool = True,
+) -> Json:
+    """The configuration for a runtime that is root of the sandbox's user namespace.
+
+    ``mounts`` are ``(source, target, is read-only)`` of what is passed along, the workspace among
+    them if it is. ``own_users``: the sandbox's ids are its own; without, the caller is 0 in it, and
+    no other. ``filtered``: the runtime installs the seccomp profile.
+    """
+    uid = plan.uid if own_users else 0
+    becomes_another = not own_users and plan.uid != 0
+    linux: Json = {
+        "namespaces": [*_namespaces(plan.spec.net)],
+        "maskedPaths": [path for _, path in root.masks()],
+        "readonlyPaths": list(_READONLY),
+        "rootfsPropagation": "private",
+    }
+    if filtered:
+        linux["seccomp"] = filters.of_profile(profile(plan), becomes_another=becomes_another)
+    return {
+        "ociVersion": _VERSION,
+        "hostname": plan.spec.hostname,
+        "root": {"path": bundle.ROOT, "readonly": True},
+        "mounts": [*_kernels(), *_scratch(mounts), *_given(mounts)],
+        "process": {
+            "terminal": False,
+            "user": {"uid": uid, "gid": uid, "umask": 0o022},
+            "args": agent_argv(),
+            "env": [f"{name}={os.environ[name]}" for name in LOADER if name in os.environ],
+            "cwd": "/",
+            "capabilities": _capabilities(plan.uid, becomes_another),
+            "rlimits": _rlimits(plan),
+            "noNewPrivileges": True,
+        },
+        "linux": linux,
+    }
+
+
+def profile(plan: LinuxPlan) -> str:
+    return seccomp.of_namespaces(plan.spec.net, rw=plan.rw, root=plan.uid == 0)
+
+
+def writable(mounts: Sequence[tuple[str, str, bool]]) -> list[str]:
+    """Where commands may write."""
+    found = [target for _, target, readonly in mounts if not readonly]
+    return [*(target for _, target, _ in SCRATCH), "/dev/pts", *found]
+
+
+def agent_argv() -> list[str]:
+    return [_interpreter(), "-I", "-S", "-E", "-X", "utf8", "-c", _START]
+
+
+@cache
+def agent_files() -> tuple[tuple[str, str], ...]:
+    """What of the host's is mounted for the agent: sources and targets.
+
+    Its code, and the files of this interpreter where they are not among the host's programs.
+    """
+    package = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 3))
+    found = [(package, f"{bundle.AGENT}/agentd")]
+    program = _interpreter()
+    if not any(program.startswith(f"{os.path.realpath(top)}/") for top in root.PROGRAMS):
+        prefix = os.path.realpath(sys.base_prefix)
+        found.append((prefix, prefix))
+    return tuple(found)
+
+
+@cache
+def _interpreter() -> str:
+    return os.path.realpath(sys.executable)
+
+
+def _namespaces(net: str) -> Iterator[Json]:
+    """No user namespace: the runtime is in the sandbox's own. Nor one of control groups: so is it
+    in that."""
+    for kind in ("pid", "mount", "ipc", "uts"):
+        yield {"type": kind}
+    if net == "none":
+        yield {"type": "network", "path": bundle.NETWORK}
+
+
+def _kernels() -> list[Json]:
+    flags = ["nosuid", "noexec", "nodev"]
+    devpts = ["newinstance", "ptmxmode=0666", "mode=0620", f"max={_MAX_TERMINALS}"]
+    return [
+        _mount("proc", "proc", "/proc", flags),
+        _mount(
+            "tmpfs", "tmpfs", "/dev", ["nosuid", "noexec", "mode=755", "size=64k", "nr_inodes=64"]
+        ),
+        _mount("devpts", "devpts", "/dev/pts", ["nosuid", "noexec", *devpts]),
+        _mount("mqueue", "mqueue", "/dev/mqueue", flags),
+    ]
+
+
+def _scratch(mounts: Sequence[tuple[str, str, bool]]) -> list[Json]:
+    taken = {target for _, target, _ in mounts}
+    flags = ["bind", "rw", "nosuid", "nodev"]
+    return [
+        _mount("bind", f"{bundle.SCRATCH}/{name}", target, flags)
+        for name, target, _ in SCRATCH
+        if target not in taken
+    ]
+
+
+def _given(mounts: Sequence[tuple[str, str, bool]]) -> list[Json]:
+    return [
+        _mount("bind", source, target, ["rbind", "ro" if readonly else "rw", "nosuid", "nodev"])
+        for source, target, readonly in mounts
+    ]
+
+
+def _mount(kind: str, source: str, target: str, options: list[str]) -> Json:
+    return {"type": kind, "source": source, "destination": target, "options": options}
+
+
+def _capabilities(uid: int, becomes_another: bool) -> Mapping[str, list[str]]:
+    """The agent's own at first: to map the caller, who is 0 there, to another takes one
+    (user_namespaces(7)), and it holds none afterwards."""
+    held = list(caps.OF_ROOT.values()) if uid == 0 else ["CAP_SETFCAP"] * becomes_another
+    sets = dict.fromkeys(("bounding", "effective", "permitted"), held)
+    return {**sets, "inheritable": [], "ambient": []}
+
+
+def _rlimits(plan: LinuxPlan) -> list[Json]:
+    found = {resource.RLIMIT_CORE: min(resource.getrlimit(resource.RLIMIT_CORE)[1] % (1 << 64), 1)}
+    found |= dict(shared.user_rlimits())
+    pids = cgroups.process_rlimit(plan.limits.pids)
+    for number, wanted in (
+        (resource.RLIMIT_NOFILE, plan.limits.open_files),
+        (resource.RLIMIT_NPROC, pids),
+    ):
+        if wanted is not None:
+            hard = resource.getrlimit(number)[1]
+            found[number] = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    return [{"type": _LIMITS[number], "soft": most, "hard": most} for number, most in found.items()]

@@ -1,0 +1,88 @@
+"""The OCI runtimes that a wall can be built by: where they are, and how each is called."""
+
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+
+import msgspec
+
+from agentd.sandbox.backends.oci import bundle
+
+#: Beside what PATH has: an ordinary user's often lacks the last three.
+_PLACES = ("/usr/local/bin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/sbin", "/sbin")
+_VERSION = re.compile(r"(\d+(?:\.\d+)+\S*)")
+_SECONDS = 10.0
+
+
+class Runtime(msgspec.Struct, frozen=True):
+    """``flags`` come before the command, ``passing`` has it hand on descriptor 3."""
+
+    name: str
+    flags: tuple[str, ...]
+    passing: tuple[str, ...]
+    #: Distributions and what its package is called there.
+    packages: Mapping[str, str]
+
+    def argv(self, program: str, sandbox: str) -> list[str]:
+        """The command line that starts ``sandbox`` of the builder's bundle, and then ends."""
+        return [
+            program,
+            *self.flags,
+            *("--root", bundle.STATE, "--log", bundle.LOG),
+            "run",
+            *self.passing,
+            *("--detach", "--pid-file", bundle.PID_FILE, "--bundle", bundle.BUNDLE, sandbox),
+        ]
+
+    def install(self) -> str:
+        """How it is had, for whoever lacks it."""
+        told = ", ".join(f"{how} on {where}" for where, how in self.packages.items())
+        return f"install {self.name}: {told}"
+
+
+#: The first that is there is taken where none is named. ``--rootless``: it is root of a user
+#: namespace alone, and may have no control groups; the sandbox's is made by agentd.
+RUNTIMES: dict[str, Runtime] = {
+    "runc": Runtime(
+        "runc",
+        ("--rootless", "true", "--log-format", "text"),
+        ("--preserve-fds", "1"),
+        {
+            "Debian and Ubuntu": "apt install runc",
+            "Fedora": "dnf install runc",
+            "Arch": "pacman -S runc",
+        },
+    ),
+    "crun": Runtime(
+        "crun",
+        ("--cgroup-manager", "disabled"),
+        ("--preserve-fds", "1"),
+        {
+            "Debian and Ubuntu": "apt install crun",
+            "Fedora": "dnf install crun",
+            "Arch": "pacman -S crun",
+        },
+    ),
+}
+
+
+def find(name: str) -> str | None:
+    """Where the program ``name`` is; None where it is not."""
+    for folder in (*os.environ.get("PATH", "").split(":"), *_PLACES):
+        path = os.path.join(folder, name)
+        if folder.startswith("/") and os.path.isfile(path) and os.access(path, os.X_OK):
+            return os.path.realpath(path)
+    return None
+
+
+def version(program: str) -> str:
+    """What it calls itself; empty where it cannot be run or says nothing."""
+    try:
+        said = subprocess.run(
+            [program, "--version"], capture_output=True, text=True, timeout=_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    found = _VERSION.search(said.stdout)
+    return found[1] if found is not None else ""

@@ -1,0 +1,144 @@
+"""The backend against runtimes and launchers that fail it; what works is in the suite of walls."""
+
+import os
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from agentd.model.errors import InvalidInput, Refused, SandboxError
+from agentd.model.spec import ExecRequest, SandboxSpec
+from agentd.sandbox.backends.oci import backend as backends
+from agentd.sandbox.backends.oci import runtimes
+from agentd.sandbox.backends.oci.backend import OciBackend
+from agentd.transport.guest import Guest
+
+
+@pytest.fixture
+def backend():
+    backend = OciBackend()
+    found = backend.probe()
+    if not found.usable:
+        pytest.skip(f"oci: {'; '.join(blocker.what for blocker in found.blockers)}")
+    yield backend
+    backend.close()
+
+
+@pytest.fixture
+def folder():
+    """Of programs: what is in /tmp a builder does not see."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as path:
+        os.chmod(path, 0o755)  # noqa: S103 the launcher's user goes there
+        yield Path(path)
+
+
+@pytest.fixture(params=runtimes.RUNTIMES)
+def runtime(request, backend):
+    if runtimes.find(request.param) is None:
+        pytest.skip(f"{request.param} is not installed")
+    return request.param
+
+
+def output(wall, *argv):
+    guest = Guest(wall.open_stream, passes_descriptors=wall.passes_descriptors)
+    try:
+        end, stdout, stderr, _ = guest.run(ExecRequest(argv))
+        assert end.ok, stderr
+        return stdout
+    finally:
+        guest.close()
+
+
+def stand_in(folder, monkeypatch, script):
+    """A ``runc`` that is none."""
+    path = folder / "runc"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+def alive(word):
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                line = (entry / "cmdline").read_bytes()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if word.encode() in line:
+                found.append(entry.name)
+    return found
+
+
+def test_each_runtime_says_who_it_is_and_keeps_nothing(backend, runtime):
+    places = [Path("/run") / name for name in runtimes.RUNTIMES]
+    before = [sorted(place.iterdir()) if place.is_dir() else [] for place in places]
+    wall = backend.launch(backend.plan(SandboxSpec(runtime=runtime)))
+    try:
+        assert output(wall, "id", "-u") == b"1000\n"
+        assert wall.enforcement["runtime"].detail.startswith(f"{runtime} ")
+        # Our filter on top of the runtime's, which was there before any code of the root's ran.
+        status = Path(f"/proc/{wall.pid}/status").read_text()
+        assert "Seccomp_filters:\t2\n" in status
+        assert "NoNewPrivs:\t1\n" in status
+        assert "CapBnd:\t0000000000000000\n" in status
+    finally:
+        wall.kill()
+    assert [sorted(place.iterdir()) if place.is_dir() else [] for place in places] == before
+
+
+def test_root_inside_has_the_ids_of_its_block_and_roots_few_capabilities(backend, runtime):
+    wall = backend.launch(backend.plan(SandboxSpec(runtime=runtime, user="root")))
+    try:
+        status = output(wall, "cat", "/proc/self/status").decode()
+        assert "Uid:\t0\t0\t0\t0\n" in status
+        assert "CapEff:\t00000000800405fb\n" in status
+    finally:
+        wall.kill()
+
+
+def test_a_launcher_that_was_killed_is_replaced(backend):
+    plan = backend.plan(SandboxSpec())
+    first = backend.launch(plan)
+    killed = backend._launcher.pid
+    os.kill(killed, signal.SIGKILL)
+    assert first.wait(60)  # it ends with its launcher
+    first.kill()
+    second = backend.launch(plan)
+    assert backend._launcher.pid != killed
+    assert output(second, "echo", "here") == b"here\n"
+    second.kill()
+
+
+def test_a_runtime_that_hangs_is_ended_with_what_it_started(backend, folder, monkeypatch):
+    word = f"87{int.from_bytes(os.urandom(4)):010d}"
+    stand_in(folder, monkeypatch, f"setsid sleep {word} & sleep {word}")
+    monkeypatch.setattr(backends, "_RUNTIME_SECONDS", 0.5)
+    with pytest.raises(SandboxError, match=r"runc could not build the sandbox.*within 0\.5 s"):
+        backend.launch(backend.plan(SandboxSpec()))
+    deadline = time.monotonic() + 60
+    while alive(word):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_runtime_that_fails_is_told_in_its_own_words(backend, folder, monkeypatch):
+    script = 'while [ "$1" != --log ]; do shift; done; echo no such luck >> "$2"; exit 3'
+    stand_in(folder, monkeypatch, script)
+    with pytest.raises(SandboxError, match="no such luck"):
+        backend.launch(backend.plan(SandboxSpec()))
+
+
+def test_a_runtime_that_is_not_there_is_named_with_its_package(backend, monkeypatch):
+    monkeypatch.setattr(runtimes, "find", lambda name: None)
+    with pytest.raises(Refused, match="crun is not installed") as refused:
+        backend.plan(SandboxSpec(runtime="crun"))
+    assert "apt install crun" in refused.value.remediation
+    with pytest.raises(InvalidInput, match="unknown OCI runtime 'docker'"):
+        backend.plan(SandboxSpec(runtime="docker"))
+    found = OciBackend().probe()
+    assert not found.usable
+    for word in ("apt install runc", "dnf install crun", "pacman -S runc"):
+        assert word in found.blockers[0].fix
