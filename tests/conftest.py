@@ -26,6 +26,8 @@ from agentd.testing.patience import SLOWER
 GRACE = 20.0  # seconds that a closing sandbox's last child, mount or group may take to go
 NOBODY = 65534
 MS_SHARED = 1 << 20  # mount(2)
+# Where root's daemon listens, keeps its state and its images of registries: mode of each.
+USUAL_PLACES = {"/run/agentd": 0o711, "/var/lib/agentd": 0o700, "/var/cache/agentd/oci": 0o700}
 R = TypeVar("R")
 SOURCE = Path(__file__).resolve().parent.parent / "src"
 TOOLS = ("bwrap", "runc", "runsc", "crun", "setpriv", "firecracker", "jailer")
@@ -108,6 +110,17 @@ def _leave_the_mounts_of_others() -> None:
         KERNEL.unshare(abi.CLONE_NEWNS)
         KERNEL.mount(None, "/", None, abi.MS_REC | abi.MS_PRIVATE)
         KERNEL.mount(None, "/", None, abi.MS_REC | MS_SHARED)
+        _leave_the_daemon_of_others()
+
+
+def _leave_the_daemon_of_others() -> None:
+    """Empty folders at root's usual places, here alone: no test meets a daemon of this machine, or
+    what another test keeps there, whatever environment it starts agentd with."""
+    for path, mode in USUAL_PLACES.items():
+        os.makedirs(path, mode, exist_ok=True)
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"mode={mode:o}", "agentd-tests", path], check=True
+        )
 
 
 def pytest_report_header() -> list[str]:

@@ -1,8 +1,10 @@
 """The checks that every test runs under, themselves tested: each leak must fail its test."""
 
 import os
+import socketserver
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,33 @@ def test_what_another_run_leaves_behind_fails_none(tmp_path: Path, groups: Hiera
 
 def test_a_clean_test_passes(tmp_path: Path) -> None:
     done = run_pytest(tmp_path, "def test_clean():\n    os.close(os.open('/dev/null', 0))")
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.root
+def test_no_test_meets_a_daemon_at_its_usual_place(tmp_path: Path) -> None:
+    """The one here is seen by no test of the run below, nor are its state and its images."""
+    state, images = Path("/var/lib/agentd/decoy"), Path("/var/cache/agentd/oci/decoy")
+    body = "import sys\ndef test_it():\n"
+    body += "    words = [sys.executable, '-m', 'agentd', 'ls']\n"
+    body += "    done = subprocess.run(words, capture_output=True, text=True, env={})\n"
+    body += "    assert 'no daemon at /run/agentd/agentd.sock' in done.stderr, done.stderr\n"
+    body += f"    assert not os.path.exists({str(state)!r})\n"
+    body += f"    assert not os.path.exists({str(images)!r})\n"
+    decoy, folder = "/run/agentd/agentd.sock", tmp_path / "inner"
+    folder.mkdir()
+    with socketserver.ThreadingUnixStreamServer(decoy, socketserver.BaseRequestHandler) as daemon:
+        serving = threading.Thread(target=daemon.serve_forever)  # it hangs up on who comes
+        serving.start()
+        for path in (state, images):
+            path.touch()
+        try:
+            done = run_pytest(folder, body)
+        finally:
+            daemon.shutdown()
+            serving.join()
+            for path in (decoy, state, images):
+                os.unlink(path)
     assert done.returncode == 0, done.stdout
 
 
