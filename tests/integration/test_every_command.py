@@ -315,6 +315,7 @@ def test_json_is_one_document_or_one_a_line(daemon: Daemon, tmp_path: Path) -> N
         ["image", "prune"],
         ["image", "verify"],
         ["guest", "--out", f"{tmp_path}/guest.pyz"],
+        ["guest", "--bundle", f"{tmp_path}/guest"],
         ["print-seccomp"],
         ["kill", id_],
     ]  # fmt: skip

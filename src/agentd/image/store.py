@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from agentd.image import digest
+from agentd.image import cache, digest
 from agentd.image.model import (
     CMDLINE,
     EROFS,
@@ -243,11 +243,7 @@ class Store:
 
 
 def default_folder() -> str:
-    """Root's is not in its home, which the unprivileged user that monitors run as cannot enter."""
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(cache):
-        cache = "/var/cache" if os.geteuid() == 0 else os.path.expanduser("~/.cache")
-    return os.path.join(cache, "agentd", "images")
+    return cache.folder("images")
 
 
 def _make_folders(path: str) -> None:

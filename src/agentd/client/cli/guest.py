@@ -1,4 +1,4 @@
-"""``agentd guest``: the guest agent as one file, for images of your own."""
+"""``agentd guest``: the guest agent for machines of your own, with a Python or without."""
 
 from agentd.client.cli.parser import Parser
 from agentd.model.errors import InvalidInput
@@ -7,35 +7,60 @@ _EXAMPLES = """\
 examples:
   agentd guest --out agentd-guest.pyz
   ./agentd-guest.pyz --listen vsock:5000           inside a virtual machine, as its PID 1
+  agentd guest --bundle guest.tar.gz               where there is no Python, nor a libc
+  tar -xzf guest.tar.gz -C /opt && /opt/agentd-guest/agentd-guest --listen stdio
 """
 
 
 def _parser() -> Parser:
     parser = Parser(
         prog="agentd guest",
-        description="Write the guest agent as one executable file that needs only Python 3.11.",
+        description="Write the guest agent: as one executable file that needs only Python 3.11,"
+        " or with an interpreter of its own, which needs nothing but Linux on this processor.",
         epilog=_EXAMPLES,
     )
-    parser.add_argument("--out", metavar="FILE", required=True, help="where to write it")
+    form = parser.add_mutually_exclusive_group(required=True)
+    form.add_argument("--out", metavar="FILE", help="where to write the file")
+    form.add_argument(
+        "--bundle",
+        metavar="PATH",
+        help="where to write agent and interpreter: a file that ends in .tar, .tar.gz or .tgz,"
+        " or a new directory",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
 
 def main(words: list[str]) -> int:
     options = _parser().parse_args(words)
-    path = options.out
+    told = _bundle(options.bundle) if options.out is None else _file(options.out)
+    if options.json:
+        from agentd.client.cli import remote
+
+        remote.print_json(told)
+    else:
+        print(f"{told['path']} sha256:{told['sha256']}")
+    return 0
+
+
+def _file(path: str) -> dict[str, object]:
     from agentd.guest.bundle import build
 
     try:
-        digest = build(path)
+        return {"path": path, "sha256": build(path)}
     except OSError as error:
         raise InvalidInput(
             f"cannot write {path!r}: {error.strerror}", remediation="give a writable path"
         ) from error
-    if options.json:
-        from agentd.client.cli import remote
 
-        remote.print_json({"path": path, "sha256": digest})
-    else:
-        print(f"{path} sha256:{digest}")
-    return 0
+
+def _bundle(path: str) -> dict[str, object]:
+    from agentd.image.runtime import export
+
+    made = export.write(path)
+    return {
+        "path": made.path,
+        "sha256": made.digest,
+        "python": made.version,
+        "bytes": made.size,
+    }

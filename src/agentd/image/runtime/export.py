@@ -1,0 +1,84 @@
+"""Writes a runtime for another machine: a directory, or an archive of one."""
+
+import gzip
+import io
+import os
+import shutil
+import tarfile
+import tempfile
+from dataclasses import dataclass
+
+from agentd.image.runtime.store import AgentRuntime, ensure
+from agentd.model.errors import InvalidInput
+
+#: Of the directory in an archive.
+NAME = "agentd-guest"
+_TAR, _GZIP = (".tar",), (".tar.gz", ".tgz")
+ARCHIVES = (*_TAR, *_GZIP)
+
+
+@dataclass(frozen=True)
+class GuestBundle:
+    """``digest`` is of what it was made from, whatever it was written as; ``size`` is unpacked."""
+
+    path: str
+    digest: str
+    version: str
+    size: int
+
+
+def write(path: str) -> GuestBundle:
+    """An archive where the path ends in one of ``ARCHIVES``, replaced whole; else a directory that
+    is not there yet, or empty. Raises InvalidInput, Unavailable."""
+    runtime = ensure()
+    try:
+        if path.endswith(ARCHIVES):
+            _archive(runtime, path)
+        else:
+            _directory(runtime, path)
+    except OSError as error:
+        raise InvalidInput(
+            f"cannot write {path!r}: {error.strerror}",
+            remediation=f"give a new directory, or a file that ends in {', '.join(ARCHIVES)}",
+        ) from error
+    return GuestBundle(path, runtime.digest, runtime.version, runtime.size)
+
+
+def _directory(runtime: AgentRuntime, path: str) -> None:
+    path = os.path.abspath(path)
+    new = tempfile.mkdtemp(prefix=".agentd-guest-", dir=os.path.dirname(path))
+    try:
+        inner = os.path.join(new, NAME)
+        shutil.copytree(runtime.folder, inner, copy_function=shutil.copy)
+        os.rename(inner, path)  # takes the place of an empty directory, and of no other
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _archive(runtime: AgentRuntime, path: str) -> None:
+    data = _tar(runtime.folder)
+    if path.endswith(_GZIP):
+        data = gzip.compress(data, mtime=0)
+    fd, new = tempfile.mkstemp(prefix=".agentd-guest-", dir=os.path.dirname(os.path.abspath(path)))
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            os.fchmod(file.fileno(), 0o644)
+        os.replace(new, path)
+    except BaseException:
+        os.unlink(new)
+        raise
+
+
+def _tar(folder: str) -> bytes:
+    """The same bytes for the same runtime: sorted, root's, of no time."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        archive.add(folder, NAME, filter=_plain)
+    return buffer.getvalue()
+
+
+def _plain(info: tarfile.TarInfo) -> tarfile.TarInfo:
+    info.uid = info.gid = info.mtime = 0
+    info.uname = info.gname = ""
+    return info
