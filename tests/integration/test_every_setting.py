@@ -123,6 +123,7 @@ timeout = "5m"
 [sandbox]
 minimum = "process"
 backends = ["linux"]
+runtime = "crun"
 networks = ["none", "host"]
 mounts = ["{folder}/shown"]
 private_programs = true

@@ -20,6 +20,7 @@ from agentd.linux.seccomp.tables import numbers
 from agentd.model.result import Exit
 from agentd.model.spec import ExecRequest
 from agentd.sandbox.backends.linux.backend import LinuxBackend
+from agentd.sandbox.backends.oci.backend import OciBackend
 from agentd.sandbox.backends.process import HostBackend, LandlockBackend
 from agentd.sandbox.ports import Wall
 from agentd.transport.guest import Guest
@@ -27,7 +28,12 @@ from agentd.transport.guest import Guest
 # make test-root: where a test names no user, the linux wall's is root.
 AS_ROOT = os.environ.get("AGENTD_TEST_AS_ROOT") == "1"
 PYTHON = "/usr/bin/python3"
-BACKENDS = {"host": HostBackend, "landlock": LandlockBackend, "linux": LinuxBackend}
+BACKENDS = {
+    "host": HostBackend,
+    "landlock": LandlockBackend,
+    "linux": LinuxBackend,
+    "oci": OciBackend,
+}
 PRELUDE = f"""
 import ctypes, errno, os, signal, socket, struct, sys
 NR = {numbers(abi.MACHINE)!r}
@@ -136,7 +142,7 @@ def sandbox() -> Iterator[Callable[..., Box]]:
         yard.close()
 
 
-@pytest.fixture(params=["linux", "landlock"])
+@pytest.fixture(params=["linux", "landlock", "oci"])
 def walled(request: pytest.FixtureRequest) -> str:
     """The name of every backend that confines."""
     name: str = request.param

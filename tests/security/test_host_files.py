@@ -185,7 +185,7 @@ def test_off_the_owner_of_nothing_owns_everything(
 @pytest.mark.parametrize("path", ["/etc/shadow", "/etc/gshadow", "/etc/ssl/private", "/root"])
 def test_secret_paths(sandbox: Callable[..., Any], walled: str, path: str) -> None:
     answer = sandbox(walled).attack('said("open", opens(sys.argv[1]))', path)
-    assert answer["open"] in {"linux": ("ENOENT",), "landlock": ("EACCES", "ENOENT")}[walled]
+    assert answer["open"] in {"landlock": ("EACCES", "ENOENT")}.get(walled, ("ENOENT",))
 
 
 def _state(folder: Path) -> dict[str, str]:

@@ -43,7 +43,7 @@ said("scheduler", call("sched_setscheduler", pid, 0, struct.pack("=i", 0)))
 said("ioprio", call("ioprio_set", 1, pid, 0))
 said("limits", call("prlimit64", pid, 7, 0, ctypes.create_string_buffer(16)))
 """
-REFUSED = {"linux": {"ESRCH"}, "landlock": {"EPERM"}}
+REFUSED = {"linux": {"ESRCH"}, "oci": {"ESRCH"}, "landlock": {"EPERM"}}
 UNSEEN = {"ENOENT", "EACCES", "ESRCH", "False"}
 
 

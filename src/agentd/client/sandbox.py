@@ -73,6 +73,7 @@ class Sandbox(SandboxCommands):
 
         isolation   the least wall that will do: "process", "namespace" (default), "microvm", ...
         backend     one wall by its name, as ``agentd doctor`` lists them
+        runtime     the OCI runtime that builds it, as "crun", of a wall that has several
         workspace   "PATH[:ro|rw|cow]" of this machine, at /workspace; cow: changes stay back
         mounts      further folders, each "SOURCE:TARGET[:ro|rw]"
         net         "none" (default) or "host"

@@ -35,6 +35,7 @@ class SandboxBody(_Body, frozen=True):
 
     isolation: str | None = None
     backend: str | None = None
+    runtime: str | None = None  # the OCI runtime that builds it, of a wall that has several
     image: str = "default"
     memory: Size | None = None
     cpus: float | None = None

@@ -11,7 +11,15 @@ from agentd.model.errors import InvalidInput
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.mount import Mount, parse_mount, parse_workspace
-from agentd.model.spec import DEFAULT_IMAGE, IMAGE_NAME, ExecLimits, ExecRequest, Pty, SandboxSpec
+from agentd.model.spec import (
+    DEFAULT_IMAGE,
+    IMAGE_NAME,
+    RUNTIME_NAME,
+    ExecLimits,
+    ExecRequest,
+    Pty,
+    SandboxSpec,
+)
 from agentd.model.units import parse_duration, parse_size, readable_size
 
 Size: TypeAlias = str | int | None
@@ -38,6 +46,7 @@ class SandboxOptions(TypedDict, total=False):
 
     isolation: str | IsolationLevel | None
     backend: str | None
+    runtime: str | None  # the OCI runtime that builds it, of a wall that has several
     memory: Size
     cpus: float | str | None
     pids: int | str | None
@@ -71,6 +80,7 @@ def sandbox_spec(**options: Unpack[SandboxOptions]) -> SandboxSpec:
     return SandboxSpec(
         isolation=_level(options.get("isolation"), options.get("backend")),
         backend=options.get("backend"),
+        runtime=_runtime(options.get("runtime")),
         mounts=_mounts(options.get("workspace"), options.get("mounts")),
         net="none" if net is None else _one_of("network", net, NETS),
         limits=Limits(
@@ -299,6 +309,14 @@ def _flag(value: bool | None, what: str) -> bool:
     if value is not None and not isinstance(value, bool):
         raise InvalidInput(f"{what} {value!r} is neither true nor false", remediation="write True")
     return bool(value)
+
+
+def _runtime(value: str | None) -> str | None:
+    if value is not None and not (isinstance(value, str) and RUNTIME_NAME.fullmatch(value)):
+        raise InvalidInput(
+            f"runtime {value!r} is not a name", remediation="use one that agentd doctor lists"
+        )
+    return value
 
 
 def _image(value: str) -> str:

@@ -13,6 +13,9 @@ DEFAULT_IMAGE = "default"
 #: Of a machine image, or of an OCI image, which may be a registry's: "ghcr.io/me/tool:1.2".
 IMAGE_NAME = re.compile(r"[a-z0-9][A-Za-z0-9._/:-]{0,127}")
 
+#: Of an OCI runtime.
+RUNTIME_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
+
 
 class SandboxSpec(msgspec.Struct, frozen=True):
     """``isolation`` is the least that will do; ``backend`` names one wall and no other."""

@@ -20,6 +20,7 @@ examples:
   agentd run --mount $PWD:$PWD:rw -C $PWD -- .venv/bin/pytest      a project at its own path
   agentd run --user root --writable -- sh -c 'mkdir /app; echo x >> /etc/hosts'
   agentd run --isolation process -w . -- make -n   no namespaces, no privileges needed
+  agentd run --backend oci --runtime crun -- id    a wall that crun builds
   agentd run --save-snapshot ready -- sh -c 'echo done > state'
   agentd run --snapshot ready -- cat state         as often as you like
 
@@ -132,6 +133,9 @@ def wall_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--backend", metavar="NAME", help="this wall and no other; see agentd doctor"
+    )
+    group.add_argument(
+        "--runtime", metavar="NAME", help="the OCI runtime that builds it: runc or crun"
     )
     group.add_argument(
         "-w",

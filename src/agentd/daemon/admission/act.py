@@ -81,6 +81,7 @@ def _sandbox(place: Place) -> dict[str, Any]:
         "id": place.id,
         "level": place.level.label,
         "backend": place.backend,
+        "runtime": spec.runtime,
         "image": spec.image,
         "net": spec.net,
         "user": spec.user,

@@ -56,6 +56,7 @@ def creation(who: Principal, spec: SandboxSpec, labels: Mapping[str, str]) -> Ac
     parameters |= {
         "isolation": spec.isolation.label,
         "backend": spec.backend,
+        "runtime": spec.runtime,
         "image": spec.image,
         "net": spec.net,
         "user": spec.user,

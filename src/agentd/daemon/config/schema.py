@@ -176,6 +176,7 @@ class LimitBounds(msgspec.Struct, frozen=True, kw_only=True):
 class SandboxSettings(msgspec.Struct, frozen=True, kw_only=True):
     minimum: Isolation = "namespace"  # no request gets less, whatever it asks for
     backends: tuple[str, ...] = ()  # those that may be used; empty: all
+    runtime: Literal["runc", "crun"] | None = None  # of backend oci, where a request names none
     networks: tuple[Literal["none", "host"], ...] = ("none",)
     mounts: tuple[FilePath, ...] = ()  # host folders beneath which a request may mount
     private_programs: bool = False  # the host's programs behind overlays: nobody sees their use
@@ -187,6 +188,10 @@ class SandboxSettings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def level(self) -> IsolationLevel:
         return IsolationLevel.parse(self.minimum)
+
+    def runtime_of(self, backend: str | None) -> str | None:
+        """Return what builds a wall of ``backend`` where a request does not say."""
+        return self.runtime if backend == "oci" else None
 
     @property
     def configuration(self) -> HostConfiguration:

@@ -35,6 +35,7 @@ def sandbox_spec(who: Principal, body: SandboxBody, config: Config) -> SandboxSp
         with_user(spec),
         mounts=_judged(spec.mounts, config),
         limits=bounded(spec.limits, config.limits),
+        runtime=spec.runtime or rules.runtime_of(spec.backend),
         private_programs=rules.private_programs,
         configuration=rules.configuration,
     )

@@ -21,6 +21,7 @@ def shelves(config: Config, gate: Gate) -> list[ShelfSpec]:
         spec = SandboxSpec(
             isolation=IsolationLevel.parse(pool.isolation),
             backend=pool.backend,
+            runtime=config.sandbox.runtime_of(pool.backend),
             image=pool.image,
             limits=bodies.bounded(Limits(), config.limits),
             private_programs=config.sandbox.private_programs,

@@ -6,6 +6,7 @@ anything here runs: this adds what no runtime can, and serves. Standard library 
 
 import json
 import os
+import signal
 import socket
 from collections.abc import Callable
 
@@ -17,6 +18,7 @@ from agentd.linux.kernel import KERNEL
 
 _ALL = landlock.READ | landlock.EXEC | landlock.WRITE
 _EVERYWHERE = landlock.READ | landlock.EXEC
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _QUEUES = "/dev/mqueue"
 
 Request = dict[str, object]
@@ -26,6 +28,8 @@ def main(listener_fd: int = 3) -> None:
     """Serve the host's end of ``listener_fd`` until it is closed. Never returns."""
     listener = socket.socket(fileno=listener_fd)
     listener.set_inheritable(False)
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # the host ends us by closing the socket
     os.umask(0o022)
     os.chdir("/")
     try:

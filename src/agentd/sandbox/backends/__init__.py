@@ -100,6 +100,11 @@ def writable(name: str) -> bool:
     return bool(getattr(_about(name), "writable", False))
 
 
+def runtimes(name: str) -> tuple[str, ...]:
+    """Return the OCI runtimes that it builds walls by; none where it does not say so."""
+    return tuple(getattr(_about(name), "runtimes", ()))
+
+
 def abilities(name: str) -> frozenset[str]:
     """Return what its sandboxes can do, some of them at least; see ``agentd.sandbox.abilities``."""
     found = _about(name)

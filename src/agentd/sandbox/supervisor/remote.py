@@ -73,6 +73,10 @@ class RemoteBackend:
         return backends.writable(self.name)
 
     @property
+    def runtimes(self) -> tuple[str, ...]:
+        return backends.runtimes(self.name)
+
+    @property
     def abilities(self) -> frozenset[str]:
         return backends.abilities(self.name)
 

@@ -146,7 +146,12 @@ class OciBackend:
                 fds.append(loans.mount_fd(loan, launcher, block))
                 passed.callback(os.close, fds[-1])
             shown = configuration.trees(plan.spec.configuration)
-            launcher.start(_request(plan, runtime, program, lent, block, shown), fds)
+            request = _request(plan, runtime, program, lent, block, shown)
+            mounts = _mounts(lent)
+            request["config"] = config.of_plan(
+                plan, mounts, own_users=block is not None, without=self._without
+            )
+            launcher.start(request, fds)
             theirs.close()
             theirs_answers.close()
             group, detail = make_group(plan.spec.limits, plan.limits, _needed(plan, block))
@@ -259,7 +264,6 @@ def _request(
         "configuration": shown,
         "hidden": plan.spec.configuration.hide,
         "agent": config.agent_files(),
-        "config": config.of_plan(plan, _mounts(lent), own_users=block is not None),
         "argv": runtime.argv(program, name),
         "seconds": _RUNTIME_SECONDS,
         "disk": plan.limits.disk,

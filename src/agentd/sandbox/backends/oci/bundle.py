@@ -93,6 +93,8 @@ def _make(request: Request, passed: list[int], trees: list[root.Tree]) -> None:
     if request["net"] == "none":
         KERNEL.unshare(abi.CLONE_NEWNET)
         net.loopback_up()
+    # What this user, who is the sandbox's, can read there at all.
+    config["linux"]["maskedPaths"] = [path for _, path in root.masks()]
     for name, most in _counts(request["user_counts"]):
         KERNEL.write(f"/proc/sys/user/{name}", str(most))
     KERNEL.mount("tmpfs", STAGE, "tmpfs", _NOSUID_NODEV, "mode=0755,size=16m,nr_inodes=4k")

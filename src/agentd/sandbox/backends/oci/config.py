@@ -7,7 +7,7 @@ Pure, so that it can be compared and tested. Sources of mounts are paths of the 
 import os
 import resource
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 
 from agentd.guest.zygote import root
@@ -38,6 +38,8 @@ SCRATCH = (
     ("run", "/run", 0o755),
     ("var", "/var", 0o755),
 )
+#: What root of a container would have beside ours, for the tests of what that stops.
+_DANGEROUS = ("CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE")
 _MAX_TERMINALS = 512
 _READONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 _START = f"""\
@@ -50,23 +52,22 @@ def of_plan(
     mounts: Sequence[tuple[str, str, bool]],
     *,
     own_users: bool,
-    filtered: bool = True,
+    without: Collection[str] = (),
 ) -> Json:
     """The configuration for a runtime that is root of the sandbox's user namespace.
 
     ``mounts`` are ``(source, target, is read-only)`` of what is passed along, the workspace among
     them if it is. ``own_users``: the sandbox's ids are its own; without, the caller is 0 in it, and
-    no other. ``filtered``: the runtime installs the seccomp profile.
+    no other. ``without`` names controls to leave out, and those that a runtime itself has not.
     """
     uid = plan.uid if own_users else 0
     becomes_another = not own_users and plan.uid != 0
     linux: Json = {
         "namespaces": [*_namespaces(plan.spec.net)],
-        "maskedPaths": [path for _, path in root.masks()],
         "readonlyPaths": list(_READONLY),
         "rootfsPropagation": "private",
     }
-    if filtered:
+    if "seccomp" not in without:
         linux["seccomp"] = filters.of_profile(profile(plan), becomes_another=becomes_another)
     return {
         "ociVersion": _VERSION,
@@ -79,9 +80,9 @@ def of_plan(
             "args": agent_argv(),
             "env": [f"{name}={os.environ[name]}" for name in LOADER if name in os.environ],
             "cwd": "/",
-            "capabilities": _capabilities(plan.uid, becomes_another),
-            "rlimits": _rlimits(plan),
-            "noNewPrivileges": True,
+            "capabilities": _capabilities(plan.uid, becomes_another, without),
+            "rlimits": [] if "rlimits" in without else _rlimits(plan),
+            "noNewPrivileges": "no_new_privs" not in without,
         },
         "linux": linux,
     }
@@ -164,10 +165,13 @@ def _mount(kind: str, source: str, target: str, options: list[str]) -> Json:
     return {"type": kind, "source": source, "destination": target, "options": options}
 
 
-def _capabilities(uid: int, becomes_another: bool) -> Mapping[str, list[str]]:
+def _capabilities(
+    uid: int, becomes_another: bool, without: Collection[str]
+) -> Mapping[str, list[str]]:
     """The agent's own at first: to map the caller, who is 0 there, to another takes one
     (user_namespaces(7)), and it holds none afterwards."""
     held = list(caps.OF_ROOT.values()) if uid == 0 else ["CAP_SETFCAP"] * becomes_another
+    held = [*held, *_DANGEROUS] if "capabilities" in without else held
     sets = dict.fromkeys(("bounding", "effective", "permitted"), held)
     return {**sets, "inheritable": [], "ambient": []}
 

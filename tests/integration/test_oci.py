@@ -1,0 +1,63 @@
+"""Walls of OCI runtimes, by the command line, the SDK and a daemon."""
+
+import json
+from typing import Any
+
+import pytest
+from tests.security.daemons import running
+
+from agentd import InvalidInput, Refused, Sandbox
+from agentd.client.cli.main import main
+from agentd.sandbox.backends.oci import runtimes
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(params=runtimes.RUNTIMES)
+def runtime(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    if runtimes.find(name) is None:
+        pytest.skip(f"{name} is not installed")
+    return name
+
+
+def builder(sandbox: Sandbox) -> str:
+    return sandbox.enforcement["runtime"].detail.partition(" ")[0]
+
+
+def test_the_command_line_names_the_runtime(
+    runtime: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["run", "--embedded", "--backend", "oci", "--runtime", runtime, "--json"]
+    assert main([*argv, "--", "id", "-un"]) == 0
+    told: Any = json.loads(capfd.readouterr().out)
+    assert told["stdout"] == "sandbox\n"
+    assert told["enforcement"]["runtime"]["asked"] == runtime
+    assert told["enforcement"]["runtime"]["detail"].startswith(f"{runtime} ")
+
+
+def test_a_runtime_alone_chooses_the_wall_that_has_it(runtime: str) -> None:
+    with Sandbox.create(runtime=runtime, embedded=True) as sandbox:
+        assert (sandbox.info.backend, builder(sandbox)) == ("oci", runtime)
+
+
+def test_a_daemon_takes_the_one_of_its_configuration_unless_one_is_asked_for(runtime: str) -> None:
+    other = next(name for name in runtimes.RUNTIMES if name != runtime)
+    with running(f"[sandbox]\nruntime = '{runtime}'\n") as daemon:
+        with Sandbox.create(url=daemon.url, backend="oci") as sandbox:
+            assert builder(sandbox) == runtime
+            assert sandbox.run("id -u", check=True).text == "1000\n"
+        with Sandbox.create(url=daemon.url) as sandbox:
+            assert sandbox.info.backend == "linux"
+        if runtimes.find(other) is not None:
+            with Sandbox.create(url=daemon.url, backend="oci", runtime=other) as sandbox:
+                assert builder(sandbox) == other
+
+
+def test_a_runtime_that_a_wall_has_not_is_refused() -> None:
+    with pytest.raises(Refused, match="backend linux has no runtime runc"):
+        Sandbox.create(backend="linux", runtime="runc", embedded=True)
+    with pytest.raises(Refused, match="backend oci has no runtime docker"):
+        Sandbox.create(backend="oci", runtime="docker", embedded=True)
+    with pytest.raises(InvalidInput, match=r"runtime '\.\./runc' is not a name"):
+        Sandbox.create(backend="oci", runtime="../runc", embedded=True)
