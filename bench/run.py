@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import audit
 import cases
 import density
+import forks
 import machines
 import peers
 import plot
@@ -24,7 +25,7 @@ import service
 if TYPE_CHECKING:
     from stats import Case
 
-CASES = ("fresh", "warm", "stdout", "idle", "cli", "vm", "daemon", "policy", "audit")
+CASES = ("fresh", "warm", "stdout", "fork", "idle", "cli", "vm", "daemon", "policy", "audit")
 OUT = Path(__file__).resolve().parent / "out"
 
 
@@ -34,6 +35,7 @@ def main() -> int:
         "fresh": lambda: [cases.fresh(options.rounds)],
         "warm": lambda: [cases.warm(options.rounds)],
         "stdout": lambda: [cases.stdout(options.rounds)],
+        "fork": lambda: [forks.forks(max(1, options.rounds // 10))],
         "idle": lambda: [density.idle(options.sandboxes)],
         "cli": lambda: [cases.cli(max(1, options.rounds // 3))],
         "vm": lambda: machines.machines(options.rounds),

@@ -12,6 +12,7 @@ class _Common:
     fsopen = 430
     fsconfig = 431
     fsmount = 432
+    fspick = 433
     pidfd_open = 434
     clone3 = 435
     openat2 = 437
@@ -118,6 +119,9 @@ FSCONFIG_SET_FLAG = 0
 FSCONFIG_SET_STRING = 1
 FSCONFIG_SET_FD = 5
 FSCONFIG_CMD_CREATE = 6
+FSCONFIG_CMD_RECONFIGURE = 7
+FSPICK_CLOEXEC = 1
+FSPICK_EMPTY_PATH = 8
 
 PTRACE_DETACH = 17
 

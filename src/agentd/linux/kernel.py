@@ -122,6 +122,22 @@ class Kernel:
     def fsopen(self, fstype: str) -> int:
         return self.syscall(abi.SYS.fsopen, _text(fstype), abi.FSOPEN_CLOEXEC)
 
+    def reconfigure(self, fd: int, flags: Iterable[str] = (), **options: int) -> None:
+        """Change the file system of which ``fd`` is the top: its flags, "ro" among them, and
+        options. Raises OSError: EBUSY where a file is open to be written."""
+        picked = self.syscall(abi.SYS.fspick, fd, b"", abi.FSPICK_CLOEXEC | abi.FSPICK_EMPTY_PATH)
+        try:
+            for flag in flags:
+                self.fsconfig(picked, abi.FSCONFIG_SET_FLAG, flag, None)
+            for key, value in options.items():
+                self.fsconfig(picked, abi.FSCONFIG_SET_STRING, key, str(value))
+            self.fsconfig(picked, abi.FSCONFIG_CMD_RECONFIGURE, None, None)
+        finally:
+            os.close(picked)
+
+    def setns(self, fd: int, kind: int) -> None:
+        self.syscall(abi.SYS.setns, fd, kind)
+
     def fsconfig(self, fd: int, command: int, key: str | None, value: object, aux: int = 0) -> None:
         if isinstance(value, str):
             value = _text(value)

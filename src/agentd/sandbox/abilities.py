@@ -17,6 +17,7 @@ from agentd.model.errors import Unsupported
 from agentd.model.isolation import IsolationLevel
 from agentd.sandbox import backends
 from agentd.sandbox.ports import (
+    Branches,
     CopyOnWrite,
     EndsEarly,
     Leased,
@@ -74,11 +75,13 @@ PAUSE: Ability[Pausable] = Ability(
 SNAPSHOT: Ability[Snapshotable] = Ability(
     "snapshot", (Method("snapshot", Folder),), attributes=("fidelity",)
 )
+#: As a snapshot, for forks alone that are made at once: it may share what it has with them.
+BRANCH: Ability[Branches] = Ability("branch", (Method("branch", Folder),))
 CHANGES: Ability[CopyOnWrite] = Ability(
     "changes",
     (Method("changes", result=tuple[str, ...], in_file=True), Method("apply")),
 )
-FORWARDED: tuple[Ability[Any], ...] = (PAUSE, SNAPSHOT, CHANGES)
+FORWARDED: tuple[Ability[Any], ...] = (PAUSE, SNAPSHOT, BRANCH, CHANGES)
 
 # --- of backends ---
 

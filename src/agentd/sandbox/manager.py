@@ -12,7 +12,7 @@ from agentd.model.errors import AgentdError, Refused, SandboxError
 from agentd.model.isolation import IsolationLevel
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import backends, lifecycle
-from agentd.sandbox.abilities import ENDS_EARLY, FORK, PAUSE, incapable
+from agentd.sandbox.abilities import BRANCH, ENDS_EARLY, FORK, PAUSE, incapable
 from agentd.sandbox.choose import Choice, choose
 from agentd.sandbox.finisher import Finisher
 from agentd.sandbox.handle import SandboxHandle
@@ -131,7 +131,7 @@ class Manager:
         folder = self._own_shelf().new_folder()
         made: list[SandboxHandle] = []
         try:
-            self._operate(handle, LifecycleEvent.SNAPSHOT, folder)
+            self._operate(handle, LifecycleEvent.SNAPSHOT, folder, forks=True)
             for spec in specs:
                 started = time.monotonic()
                 choice = self._restorable(msgspec.structs.replace(spec, backend=handle.backend))
@@ -219,8 +219,11 @@ class Manager:
         event: LifecycleEvent,
         folder: str = "",
         idle: float | None = None,
+        *,
+        forks: bool = False,
     ) -> bool:
-        """Do what a sandbox may fail to do and live on. Only its end cuts in: one at a time.
+        """Do what a sandbox may fail to do and live on. Only its end cuts in: one at a time. A
+        snapshot that is for ``forks`` alone may share what the sandbox has.
 
         Returns False, and does nothing, where it has not been ``idle`` for so many seconds."""
         with handle.turn:
@@ -232,7 +235,7 @@ class Manager:
                     handle.check_idle()
                 handle.state = step.state
             try:
-                following = [self._perform(handle, do, folder) for do in step.instructions]
+                following = [self._perform(handle, do, folder, forks) for do in step.instructions]
             except BaseException:
                 following = [_FAILED[event]]
                 raise
@@ -285,7 +288,7 @@ class Manager:
                 self._feed(handle, following)
 
     def _perform(
-        self, handle: SandboxHandle, instruction: Do, folder: str = ""
+        self, handle: SandboxHandle, instruction: Do, folder: str = "", forks: bool = False
     ) -> LifecycleEvent | None:
         if instruction is Do.LAUNCH:
             handle._wall = _launch(handle)
@@ -312,7 +315,7 @@ class Manager:
             return None
         if instruction is Do.CAPTURE:
             try:
-                handle.snapshots("snapshot").snapshot(folder)
+                _capture(handle, folder, forks)
             finally:
                 if handle._guest is not None:  # whose streams have not survived it
                     handle._guest.renew()
@@ -331,6 +334,15 @@ class Manager:
             self._finisher.soon(wall.kill)
         else:
             wall.kill()
+
+
+def _capture(handle: SandboxHandle, folder: str, forks: bool) -> None:
+    able = handle.snapshots("snapshot")
+    shares = BRANCH.of(able) if forks else None
+    if shares is not None and not (handle._guest is not None and handle._guest.busy()):
+        shares.branch(folder)
+    else:
+        able.snapshot(folder)
 
 
 def _launch(handle: SandboxHandle) -> Wall:

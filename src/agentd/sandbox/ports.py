@@ -114,6 +114,14 @@ class Snapshotable(Protocol):
         """
 
 
+class Branches(Protocol):
+    """A wall that can share its state with forks of it, in place of a snapshot's copy."""
+
+    def branch(self, folder: str) -> None:
+        """``snapshot`` for ``Restores`` of its backend to make forks of, while this one lives. The
+        caller asks nothing of the agent meanwhile."""
+
+
 class Leased(Wall, Protocol):
     """A wall that another process holds for us, for as long as its lease lasts."""
 

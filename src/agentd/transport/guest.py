@@ -192,6 +192,10 @@ class Guest:
             connection.close()
             raise
 
+    def busy(self) -> bool:
+        """Return whether anything is asked of the agent now, by us."""
+        return self._pool.in_use()
+
     def renew(self) -> None:
         """The streams there were may be dead without a sign: let go of those that idle, and of the
         others once they are given back."""

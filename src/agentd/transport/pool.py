@@ -57,6 +57,11 @@ class Connections:
                     self._used[connection] = generation
         return connection
 
+    def in_use(self) -> bool:
+        """Return whether anybody has one now."""
+        with self._lock:
+            return self._opening > 0 or any(one.fileno() >= 0 for one in self._used)
+
     def renew(self) -> None:
         """Use none of the connections there are again: what is behind them may have forgotten
         them, as a machine has after a snapshot of it."""

@@ -10,7 +10,10 @@ import os
 import resource
 from collections.abc import Callable
 
-from agentd.guest.zygote import cgroup_view, image_root, own_root, var, writable_root
+from agentd.guest.zygote import cgroup_view, disk, image_root, own_root, var, writable_root
+from agentd.guest.zygote.asked import Request, dicts, number, pairs, strings
+from agentd.guest.zygote.disk import WORKSPACE
+from agentd.guest.zygote.messages import close_all
 from agentd.guest.zygote.root import EMPTY_FILE, SANDBOX_HOME, masks
 from agentd.guest.zygote.wall_kernel import KERNEL, WallKernel
 from agentd.linux import abi, caps, landlock, net, overlay, process, seccomp
@@ -18,24 +21,16 @@ from agentd.linux import abi, caps, landlock, net, overlay, process, seccomp
 NAMESPACES = (
     abi.CLONE_NEWUSER | abi.CLONE_NEWNS | abi.CLONE_NEWPID | abi.CLONE_NEWIPC | abi.CLONE_NEWUTS
 )
-WORKSPACE = "/workspace"
-# Writable places. Each is a directory of one tmpfs, so that one size bounds them all.
-_SCRATCH = (("t", "/tmp", 0o1777), ("h", SANDBOX_HOME, 0o755), ("s", "/dev/shm", 0o1777))
 WRITABLE = (WORKSPACE, "/tmp", SANDBOX_HOME, *var.TOPS, "/dev/shm", "/dev/pts")
-_QUEUES = "/dev/mqueue"
 # What may be read everywhere is named again where it may be written, too: at each open(2) the
 # kernel looks no further up than where all that is asked for is found (6 % of stat and open).
 _ALL = landlock.READ | landlock.EXEC | landlock.WRITE
-# All sandboxes of the machine have some 3000 together (kernel.pty.max).
-_MAX_TERMINALS = 512
 _SYSRQ = "/proc/sysrq-trigger"
 _NOSUID_NODEV = abi.MS_NOSUID | abi.MS_NODEV
 
 # One control less where the container that we are in refuses it: the report says so.
 _OPTIONAL = frozenset({"hostname", "cgroup_namespace", "user_counts", "landlock"})
 _REFUSED = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EROFS)
-
-Request = dict[str, object]
 
 
 class BoxError(Exception):
@@ -61,12 +56,14 @@ class Prepared:
         caps.drop_bounding(kernel)  # a part of ``_capabilities`` that takes its time
         _loopback(plain, kernel)
         self.fds: list[int] = []
-        _scratch(plain, self.fds, kernel)
-        _own_workspace(kernel)
+        coming: list[int] = []
+        disk.build(plain, self.fds, coming, kernel)
+        disk.show_workspace(plain, kernel)
         _proc(kernel)
         _user_counts(plain, kernel)
-        self.rules = _base_rules(plain, kernel)
-        self.disk = plain["disk"]
+        self.rules = _base_rules(plain, coming, kernel)
+        close_all(coming)
+        self.size = plain["disk"]
 
 
 def confine(
@@ -84,16 +81,17 @@ def confine(
     ``asked`` gets the descriptor at which the filter asks, or -1, and owns it.
     Raises BoxError; the caller ends the process.
     """
-    without = set(_strings(box["without"]))
+    without = set(strings(box["without"]))
     ahead = prepared.steps if prepared is not None else frozenset()
     done: list[str] = []
     held: list[str] = []
+    coming: list[int] = []
     steps: tuple[tuple[str, Callable[[], object]], ...] = (
         ("user_namespace", lambda: _identity(box, kernel)),
         ("hostname", lambda: kernel.sethostname(str(box["hostname"]))),
         ("loopback", lambda: _loopback(box, kernel)),
         ("root", lambda: _own_root(box, fds, kernel)),
-        ("scratch", lambda: _scratch(box, fds, kernel, prepared)),
+        ("scratch", lambda: _scratch(box, fds, coming, kernel, prepared)),
         ("workspace", lambda: _mounts(box, fds, kernel, prepared is not None)),
         ("proc", lambda: _proc(kernel)),
         ("user_counts", lambda: _user_counts(box, kernel)),
@@ -105,20 +103,23 @@ def confine(
         ("no_new_privs", lambda: process.set_no_new_privs(kernel)),
         ("capabilities", lambda: _capabilities(box, prepared, kernel)),
         ("dumpable", lambda: process.set_dumpable(False, kernel)),
-        ("landlock", lambda: _landlock(box, prepared, kernel)),
+        ("landlock", lambda: _landlock(box, prepared, coming, kernel)),
         ("seccomp", lambda: asked(seccomp.install_and_listen(filter_, kernel))),
     )
-    for name, step in steps:
-        if name in without:
-            continue
-        try:
-            if name not in ahead:
-                step()
-        except OSError as error:
-            if name in _OPTIONAL and error.errno in _REFUSED:
+    try:
+        for name, step in steps:
+            if name in without:
                 continue
-            raise BoxError(name, error) from None
-        done.append(name)
+            try:
+                if name not in ahead:
+                    step()
+            except OSError as error:
+                if name in _OPTIONAL and error.errno in _REFUSED:
+                    continue
+                raise BoxError(name, error) from None
+            done.append(name)
+    finally:
+        close_all(coming)
     return done
 
 
@@ -129,10 +130,10 @@ def _identity(box: Request, kernel: WallKernel) -> None:
     if box.get("mapped"):
         kernel.become(0)
         return
-    outside = _int(box.get("outside") or 0)
-    map_itself(_int(box["uid"]), outside, kernel)
+    outside = number(box.get("outside") or 0)
+    map_itself(number(box["uid"]), outside, kernel)
     if outside:
-        kernel.become(_int(box["uid"]))
+        kernel.become(number(box["uid"]))
 
 
 def map_itself(uid: int, outside: int, kernel: WallKernel = KERNEL) -> None:
@@ -148,72 +149,26 @@ def _loopback(box: Request, kernel: WallKernel) -> None:
 
 
 def _scratch(
-    box: Request, fds: list[int], kernel: WallKernel, prepared: "Prepared | None" = None
+    box: Request, fds: list[int], coming: list[int], kernel: WallKernel, prepared: Prepared | None
 ) -> None:
-    """One tmpfs, bounded in bytes and inodes, seen at every writable place.
-
-    It is mounted on the workspace, and its own subdirectory is put on top at the end, so that
-    nothing but the subdirectories can be reached. What it opens of it, for the host to take
-    snapshots by, is added to ``fds``.
-    """
-    if prepared is not None:
-        fds.extend(prepared.fds)
-        if prepared.disk != box["disk"]:
-            flags = abi.MS_REMOUNT | _NOSUID_NODEV
-            kernel.mount("tmpfs", "/tmp", "tmpfs", flags, _size(box))
+    if prepared is None:
+        disk.build(box, fds, coming, kernel)
         return
-    if not _is_writable(box):  # a writable root has it already
-        _mount_scratch(box, fds, kernel)
-    fds.append(kernel.open_folder(WORKSPACE))
-    for name, target, mode in _SCRATCH:
-        kernel.make_folder(f"{WORKSPACE}/{name}", mode)
-        kernel.mount(f"{WORKSPACE}/{name}", target, None, abi.MS_BIND)
-    if not _is_writable(box) and not box.get("image"):
-        _own_var(kernel)
-    devpts = f"newinstance,ptmxmode=0666,mode=0620,max={_MAX_TERMINALS}"
-    kernel.mount("devpts", "/dev/pts", "devpts", abi.MS_NOSUID | abi.MS_NOEXEC, devpts)
-    # Of this ipc namespace. A kernel may be built without message queues.
-    with contextlib.suppress(OSError):
-        kernel.mount("mqueue", _QUEUES, "mqueue", _NOSUID_NODEV | abi.MS_NOEXEC)
-
-
-def _own_var(kernel: WallKernel) -> None:
-    """/var and /run, on the scratch tmpfs: for who has no root to write to."""
-    found = var.contents()
-    new = tuple(f"{top}/" for top in var.TOPS if kernel.make_folder(f"{WORKSPACE}{top}", 0o755))
-    for path, mode in found.folders:
-        if path.startswith(new):
-            kernel.mkdir(f"{WORKSPACE}{path}", mode)
-    for path, target in found.links:
-        if path.startswith(new):
-            kernel.symlink(target, f"{WORKSPACE}{path}")
-    for top in var.TOPS:
-        kernel.mount(f"{WORKSPACE}{top}", top, None, abi.MS_BIND)
-
-
-def _mount_scratch(box: Request, fds: list[int], kernel: WallKernel) -> None:
-    if box["scratch_fd"] is None:
-        options = f"mode=0755,{_size(box)}"
-        kernel.mount("tmpfs", WORKSPACE, "tmpfs", _NOSUID_NODEV, options)
-    else:
-        fd = fds[_int(box["scratch_fd"])]
-        kernel.move_mount(fd, "", abi.AT_FDCWD, WORKSPACE, abi.MOVE_MOUNT_F_EMPTY_PATH)
-
-
-def _size(box: Request) -> str:
-    return f"size={box['disk']},nr_inodes={box['inodes']}"
+    fds.extend(prepared.fds)
+    if prepared.size != box["disk"]:
+        disk.resize(box, kernel)
 
 
 def _mounts(box: Request, fds: list[int], kernel: WallKernel, own: bool) -> None:
     """The workspace, then what else of the host was asked for; ``own`` if it has one already."""
-    mounts = list(_dicts(box["mounts"]))
+    mounts = list(dicts(box["mounts"]))
     cow = mounts.pop(0) if box["cow"] else None
     # Before anything covers the scratch tmpfs.
     trees = [_tree(mount, fds, kernel) for mount in mounts]
     if cow is not None:
         _overlay(cow, fds, kernel)
     elif not own and not any(mount["target"] == WORKSPACE for mount in mounts):
-        _own_workspace(kernel)
+        disk.show_workspace(box, kernel)
     for mount, tree in zip(mounts, trees, strict=True):
         target = str(mount["target"])
         if target != WORKSPACE:
@@ -226,18 +181,12 @@ def _mounts(box: Request, fds: list[int], kernel: WallKernel, own: bool) -> None
 def _tree(mount: Request, fds: list[int], kernel: WallKernel) -> int:
     """The descriptor of a detached mount; of a copy one is made."""
     if mount.get("copy") is None:
-        return fds[_int(mount["fd"])]
+        return fds[number(mount["fd"])]
     flags = abi.OPEN_TREE_CLONE | abi.OPEN_TREE_CLOEXEC
     fd = kernel.open_tree(abi.AT_FDCWD, f"{WORKSPACE}/{mount['copy']}", flags)
     attributes = abi.MOUNT_ATTR_RDONLY | abi.MOUNT_ATTR_NOSUID | abi.MOUNT_ATTR_NODEV
     kernel.mount_setattr(fd, "", abi.AT_EMPTY_PATH, set_=attributes)
     return fd
-
-
-def _own_workspace(kernel: WallKernel) -> None:
-    """A directory of the scratch tmpfs, on top of the tmpfs itself."""
-    kernel.make_folder(f"{WORKSPACE}/w", 0o755)
-    kernel.mount(f"{WORKSPACE}/w", WORKSPACE, None, abi.MS_BIND)
 
 
 def _overlay(mount: Request, fds: list[int], kernel: WallKernel) -> None:
@@ -249,7 +198,7 @@ def _overlay(mount: Request, fds: list[int], kernel: WallKernel) -> None:
     # A copy lies over what it is a copy of, where that is there, too.
     lower = [f"{WORKSPACE}/{mount['copy']}"] if mount.get("copy") is not None else []
     if mount["fd"] is not None:
-        _attach(fds[_int(mount["fd"])], f"{WORKSPACE}/l", kernel)
+        _attach(fds[number(mount["fd"])], f"{WORKSPACE}/l", kernel)
         lower.append(f"{WORKSPACE}/l")
     overlay.mount_paths(WORKSPACE, lower, WORKSPACE, kernel)
 
@@ -267,16 +216,16 @@ def _cgroup_view(done: list[str], held: list[str], kernel: WallKernel) -> None:
 
 def _own_root(box: Request, fds: list[int], kernel: WallKernel) -> None:
     image, layer = box.get("image"), box.get("layer")
-    if _is_writable(box):
-        _mount_scratch(box, fds, kernel)
+    if disk.is_writable(box):
+        disk.mount(box, fds, kernel)
     if isinstance(image, dict):
-        places = [(str(path), bool(is_dir)) for path, is_dir in _pairs(image["places"])]
-        scratch = WORKSPACE if _is_writable(box) else None
-        image_root.build(fds[_int(image["fd"])], places, scratch, kernel)
+        places = [(str(path), bool(is_dir)) for path, is_dir in pairs(image["places"])]
+        scratch = WORKSPACE if disk.is_writable(box) else None
+        image_root.build(fds[number(image["fd"])], places, scratch, kernel)
     elif isinstance(layer, dict):
-        writable_root.build(fds[_int(layer["fd"])], layer["trees"], WORKSPACE, kernel)
+        writable_root.build(fds[number(layer["fd"])], layer["trees"], WORKSPACE, kernel)
     elif box["private_root"]:
-        elsewhere = [(str(m["target"]), bool(m["is_dir"])) for m in _dicts(box["mounts"])]
+        elsewhere = [(str(m["target"]), bool(m["is_dir"])) for m in dicts(box["mounts"])]
         own_root.build(elsewhere, WRITABLE, bool(box["private_programs"]), kernel)
 
 
@@ -291,10 +240,10 @@ def _proc(kernel: WallKernel) -> None:
 def _user_counts(box: Request, kernel: WallKernel) -> None:
     """Less than all of what the kernel counts by user, and in the namespaces above as well: others
     have the same user, there or here. Inside nobody has the right to write these."""
-    for name, most in _pairs(box.get("user_counts")):
+    for name, most in pairs(box.get("user_counts")):
         kernel.write(f"/proc/sys/user/{name}", str(most))
     # Landlock forbids none of it where the root can be written to: its rules have no exceptions.
-    if box.get("machine_root") or _is_writable(box):
+    if box.get("machine_root") or disk.is_writable(box):
         _guard_proc(kernel)
 
 
@@ -309,12 +258,12 @@ def _guard_proc(kernel: WallKernel) -> None:
 
 def _rlimits(box: Request, kernel: WallKernel) -> None:
     no_core(kernel)
-    kernel.setrlimit(resource.RLIMIT_NOFILE, _int(box["open_files"]))
-    for number, most in _pairs(box.get("user_rlimits")):
-        kernel.setrlimit(_int(number), most)
+    kernel.setrlimit(resource.RLIMIT_NOFILE, number(box["open_files"]))
+    for limit, most in pairs(box.get("user_rlimits")):
+        kernel.setrlimit(number(limit), most)
     if box["pids"] is not None:
         # Counted per user and user namespace (Linux 5.14): the sandbox's own count.
-        kernel.setrlimit(resource.RLIMIT_NPROC, _int(box["pids"]))
+        kernel.setrlimit(resource.RLIMIT_NPROC, number(box["pids"]))
 
 
 def _capabilities(box: Request, prepared: Prepared | None, kernel: WallKernel) -> None:
@@ -336,55 +285,37 @@ def no_core(kernel: WallKernel = KERNEL) -> None:
     kernel.setrlimit(resource.RLIMIT_CORE, limit)
 
 
-def _base_rules(box: Request, kernel: WallKernel) -> landlock.Ruleset | None:
-    """Read and run anything, write in the writable places; None where the kernel has none."""
-    version = _int(box["landlock_abi"])
+def _base_rules(box: Request, coming: list[int], kernel: WallKernel) -> landlock.Ruleset | None:
+    """Read and run anything, write in the writable places, and in what a fork will show there,
+    ``coming``; None where the kernel has none."""
+    version = number(box["landlock_abi"])
     if not version:
         return None
     rules = landlock.Ruleset(abi=version, handle_net=False, scopes=True, kernel=kernel)
     rules.allow_path("/", landlock.READ | landlock.EXEC)
-    if _is_writable(box):
+    if disk.is_writable(box):
         rules.allow_path("/", landlock.WRITE)
     rules.allow_path("/dev", landlock.WRITE | landlock.IOCTL_DEV)
     for path in WRITABLE:
         rules.allow_path(path, _ALL | landlock.IOCTL_DEV)
+    for fd in coming:
+        rules.allow_path(fd, _ALL | landlock.IOCTL_DEV)
     # mq_open(3) comes by a mount of the kernel's own, which is beneath no path, and has this root.
     with contextlib.suppress(FileNotFoundError):
-        rules.allow_path(_QUEUES, landlock.READ | landlock.WRITE)
+        rules.allow_path(disk.QUEUES, landlock.READ | landlock.WRITE)
     return rules
 
 
-def _landlock(box: Request, prepared: Prepared | None, kernel: WallKernel) -> None:
+def _landlock(
+    box: Request, prepared: Prepared | None, coming: list[int], kernel: WallKernel
+) -> None:
     """Defence in depth behind the read-only mounts; the abstract sockets' only control where the
     host's network is shared."""
-    rules = prepared.rules if prepared is not None else _base_rules(box, kernel)
+    rules = prepared.rules if prepared is not None else _base_rules(box, coming, kernel)
     if rules is None:
         return
     with rules:
-        for mount in _dicts(box["mounts"]):
+        for mount in dicts(box["mounts"]):
             if not mount["ro"]:
                 rules.allow_path(str(mount["target"]), _ALL)
         rules.restrict()
-
-
-def _is_writable(box: Request) -> bool:
-    """Whether all of the root can be written to, on the scratch tmpfs."""
-    image = box.get("image")
-    return bool(box.get("layer")) or (isinstance(image, dict) and bool(image["writable"]))
-
-
-def _int(value: object) -> int:
-    assert isinstance(value, int)  # noqa: S101  (the host made it; this narrows the type)
-    return value
-
-
-def _strings(value: object) -> list[str]:
-    return [str(v) for v in value] if isinstance(value, list) else []
-
-
-def _dicts(value: object) -> list[dict[str, object]]:
-    return value if isinstance(value, list) else []
-
-
-def _pairs(value: object) -> list[tuple[object, int]]:
-    return value if isinstance(value, list) else []

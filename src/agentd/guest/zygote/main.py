@@ -26,7 +26,7 @@ from collections.abc import Sequence
 
 from agentd.guest import agent
 from agentd.guest.zygote import box as boxes
-from agentd.guest.zygote import entry, image_root, immortal, root, var
+from agentd.guest.zygote import entry, image_root, immortal, restack, root, var
 from agentd.guest.zygote.entry import CONTROL_FD, MOUNTS_FD
 from agentd.guest.zygote.group import enter_group
 from agentd.guest.zygote.layer import Layer
@@ -135,7 +135,9 @@ class _Zygote:
             self._served += 1
             if self._served == _BUSY:
                 self._season()
-            if "next" in request:
+            if "layer" in request:
+                restack.answer(self._control, request, fds)
+            elif "next" in request:
                 self._wanted = (_id(request["next"]),)
                 close_all(fds)
             else:

@@ -38,9 +38,13 @@ class WallKernel(Kernel):
         if not self._dry:
             os.symlink(target, path)
 
-    def open_folder(self, path: str) -> int:
+    def open_folder(self, path: str, above: int | None = None) -> int:
         path = "/" if self._dry else path
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=above)
+
+    def open_mount_namespace(self) -> int:
+        """A descriptor of this process's own."""
+        return os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
 
     def setrlimit(self, number: int, limit: int) -> None:
         """Both the soft and the hard one."""

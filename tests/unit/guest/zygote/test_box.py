@@ -152,6 +152,8 @@ def test_the_scratch_is_covered_by_its_own_part() -> None:
         ("mount", b"/dev/shm"),
         ("mount", b"/run"),
         ("mount", b"/var"),
+        ("mount", b"/workspace/n"),
+        ("mount", b"/workspace/n/o"),
         ("mount", b"/dev/pts"),
         ("mount", b"/dev/mqueue"),
         ("mount", b"/workspace"),

@@ -5,11 +5,9 @@ import functools
 import os
 import socket
 import threading
-from collections.abc import Callable
-from typing import NamedTuple
 
 from agentd.guest.zygote.messages import MAX_MESSAGE
-from agentd.linux import cgroup, landlock, overlay, privileges, process
+from agentd.linux import landlock, overlay, privileges, process
 from agentd.model.availability import Availability, Blocker
 from agentd.model.configuration import USUAL, HostConfiguration
 from agentd.model.errors import AgentdError, InvalidInput, SandboxError
@@ -17,16 +15,28 @@ from agentd.model.isolation import IsolationLevel
 from agentd.model.mount import unmountable
 from agentd.model.spec import DEFAULT_IMAGE, SandboxSpec
 from agentd.sandbox.backends import cgroups, identity, shared
-from agentd.sandbox.backends.cgroups import explained, let_in, make_group, own_hierarchy
+from agentd.sandbox.backends.cgroups import explained, own_hierarchy
 from agentd.sandbox.backends.child import Ended, await_ready, send
 from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.linux import image as images
-from agentd.sandbox.backends.linux import loans, report, restoring
+from agentd.sandbox.backends.linux import kept as keeping
+from agentd.sandbox.backends.linux import loans, report, restoring, shared_layer
+from agentd.sandbox.backends.linux.born import (
+    Ask,
+    Born,
+    disk_of,
+    from_spare,
+    let_into_group,
+    release,
+    room,
+    scratch,
+)
 from agentd.sandbox.backends.linux.cow import OverlayWall
 from agentd.sandbox.backends.linux.image import LinuxImageRoot
 from agentd.sandbox.backends.linux.loans import Loan
-from agentd.sandbox.backends.linux.nursery import Nursery, Spare, adopt
+from agentd.sandbox.backends.linux.nursery import Nursery, adopt
 from agentd.sandbox.backends.linux.plan import LinuxPlan, make_plan
+from agentd.sandbox.backends.linux.shared_layer import SharedLayer
 from agentd.sandbox.backends.linux.wall import LinuxWall
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -96,13 +106,16 @@ class LinuxBackend:
             plan = plan if root is None else root.planned(plan)
             sources = [loans.open_source(mount, undo) for mount in plan.mounts]
             lent = self._lent(plan, sources, nursery)
-            request = self._request(plan, lent, root)
+            shared = None if kept is None else shared_layer.of_fork(kept)
+            if shared is not None:
+                undo.callback(shared.close)
+            request = self._request(plan, lent, root, forked=shared is not None)
             spare = nursery.take_spare() if request["plain"] and kept is None else None
-            ask = functools.partial(self._pass_request, nursery, request, lent, root)
+            ask = functools.partial(self._pass_request, nursery, request, lent, root, shared)
             if spare is not None:
-                born = _from_spare(spare, nursery, plan, ask, undo)
+                born = from_spare(spare, nursery, plan, ask, undo)
             else:
-                born = self._clone(nursery, plan, lent, ask, undo, kept)
+                born = self._clone(nursery, plan, lent, ask, undo, kept, shared)
             wall = self._wall(plan, born, lent, nursery, root)
             if isinstance(wall, OverlayWall):
                 wall.attach_source(os.open(".", _FOLDER, dir_fd=sources[0]))
@@ -121,10 +134,11 @@ class LinuxBackend:
         nursery: Nursery,
         plan: LinuxPlan,
         lent: list[Loan],
-        ask: "Ask",
+        ask: Ask,
         undo: contextlib.ExitStack,
         kept: str | None,
-    ) -> "_Born":
+        shared: SharedLayer | None,
+    ) -> Born:
         """A sandbox that is born for this request."""
         block = self._take(nursery)
         listener, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -135,12 +149,12 @@ class LinuxBackend:
                 if not copied:
                     ask(listener, block)
             except BaseException:
-                _release(block, ended=True)  # nobody was asked for it yet
+                release(block, ended=True)  # nobody was asked for it yet
                 raise
-            undo.callback(_release, block)
+            undo.callback(release, block)
             pending = nursery.spawn(
                 theirs,
-                _scratch(plan, lent) if copied else None,
+                scratch(room(plan, lent), shared) if copied else None,
                 block,
                 whole=plan.uid == 0,
                 writable=plan.spec.writable and plan.spec.image == DEFAULT_IMAGE,
@@ -148,20 +162,20 @@ class LinuxBackend:
         group, detail = None, ""
         try:
             if not copied:
-                group, detail = _let_in(plan, listener, undo)
+                group, detail = let_into_group(plan, listener, undo)
         finally:
             fds = pending.answer()
             for fd in fds:
                 undo.callback(os.close, fd)
         if copied:  # it waits for its request until they are there
             user = None if block is None else block.id
-            if kept is not None:
+            if kept is not None and keeping.has_files(kept):
                 restoring.restore(kept, fds[1], user)
             loans.copy_all(lent, fds[1], user)
             ask(listener, block)
-            group, detail = _let_in(plan, listener, undo)
+            group, detail = let_into_group(plan, listener, undo)
         nursery.ask_next()
-        return _Born(fds, listener, block, group, detail)
+        return Born(fds, listener, block, group, detail, shared, copied)
 
     def _pass_request(
         self,
@@ -169,6 +183,7 @@ class LinuxBackend:
         request: dict[str, object],
         lent: list[Loan],
         root: LinuxImageRoot | None,
+        shared: SharedLayer | None,
         listener: socket.socket,
         block: Block | None,
     ) -> None:
@@ -182,6 +197,9 @@ class LinuxBackend:
             if root is not None:
                 fds.append(root.mount(nursery, block))
                 passed.callback(os.close, fds[-1])
+            if shared is not None:
+                fds.append(shared.lend(block))
+                passed.callback(os.close, fds[-1])
             send(listener, request, fds, "sandbox", MAX_MESSAGE)
 
     def close(self) -> None:
@@ -193,7 +211,7 @@ class LinuxBackend:
     def _wall(
         self,
         plan: LinuxPlan,
-        born: "_Born",
+        born: Born,
         lent: list[Loan],
         nursery: Nursery,
         root: LinuxImageRoot | None,
@@ -224,12 +242,12 @@ class LinuxBackend:
             block=born.block,
             workdir=plan.workdir,
         )
-        wall.attach_disk(disk[0] if disk else None)
+        wall.attach_disk(disk_of(disk, born, plan, lent, nursery))
         images.attach(root, wall)
         return wall
 
     def _request(
-        self, plan: LinuxPlan, lent: list[Loan], root: LinuxImageRoot | None
+        self, plan: LinuxPlan, lent: list[Loan], root: LinuxImageRoot | None, *, forked: bool
     ) -> dict[str, object]:
         plain = self._is_plain(plan) and all(loan.copy is None for loan in lent)
         # Its descriptor comes behind those of the mounts, which count from 1.
@@ -237,6 +255,7 @@ class LinuxBackend:
         return {
             "plain": plain and root is None,
             "image": None if root is None else root.request(mounted, plan),
+            "shared": mounted + (root is not None) if forked else None,
             "uid": plan.uid,
             "hostname": plan.spec.hostname,
             "net": plan.spec.net,
@@ -331,62 +350,3 @@ class LinuxBackend:
         if not landlock.abi_version():
             notes.append("Landlock is off: the read-only root stands alone")
         return blockers, notes
-
-
-class _Born(NamedTuple):
-    """``fds``: its pidfd, and its scratch tmpfs where the host needs that, too."""
-
-    fds: list[int]
-    listener: socket.socket
-    block: Block | None
-    group: cgroup.Group | None
-    detail: str  # why there is no group
-
-
-Ask = Callable[[socket.socket, Block | None], None]
-
-
-def _from_spare(
-    spare: Spare, nursery: Nursery, plan: LinuxPlan, ask: Ask, undo: contextlib.ExitStack
-) -> _Born:
-    """A sandbox out of the clone that was made ahead."""
-    undo.callback(_release, spare.block)
-    undo.callback(spare.close)
-    try:
-        ask(spare.listener, spare.block)
-        group, detail = _let_in(plan, spare.listener, undo)
-    finally:
-        # Not before: the zygote would wake up on the core that we need.
-        nursery.ask_next()
-    return _Born([spare.pidfd], spare.listener, spare.block, group, detail)
-
-
-def _release(block: Block | None, ended: bool = False) -> None:
-    """Without ``ended`` a clone of it may live on for a moment: a look at all processes tells."""
-    if block is not None:
-        block.release(ended)
-
-
-def _let_in(
-    plan: LinuxPlan, listener: socket.socket, undo: contextlib.ExitStack
-) -> tuple[cgroup.Group | None, str]:
-    # What else counts processes counts each user's, and root may become others.
-    needed = ("memory", "cpus", "pids") if _has_all_ids(plan) else ("memory", "cpus")
-    group, detail = make_group(plan.spec.limits, plan.limits, needed)
-    if group is not None:
-        undo.callback(group.remove)
-    let_in(listener, group)
-    return group, detail
-
-
-def _scratch(plan: LinuxPlan, lent: list[Loan]) -> dict[str, object]:
-    """The tmpfs that the host writes to first: copies lie beside what the limits allow."""
-    copied = [loan.copy for loan in lent if loan.copy is not None]
-    return {
-        "disk": (plan.limits.disk or 0) + sum(size.bytes for size in copied),
-        "inodes": plan.inodes + sum(size.files for size in copied),
-    }
-
-
-def _has_all_ids(plan: LinuxPlan) -> bool:
-    return plan.uid == 0 and identity.available()

@@ -54,7 +54,7 @@ class OverlayWall(LinuxWall):
     def apply(self) -> None:
         owner = os.fstat(self._source)
         ids = (owner.st_uid, owner.st_gid) if identity.available() else None
-        size = os.fstatvfs(self._disk)
+        size = os.fstatvfs(self._disk.fd)
         budget = size.f_blocks * size.f_frsize
         host = Lower(ids)
         check = _Check(budget, host, mounted_beneath(self._source))
@@ -71,7 +71,7 @@ class OverlayWall(LinuxWall):
             ) from error
 
     def _walk(self, visit: Callable[[int, int], None]) -> None:
-        upper = os.open("u", _DIR, dir_fd=self._disk)
+        upper = os.open("u", _DIR, dir_fd=self._disk.fd)
         try:
             lower = os.open(".", _DIR, dir_fd=self._source)
             try:

@@ -1,8 +1,10 @@
-"""A sandbox's files in its snapshot: two or three plain files, whatever lies in the sandbox.
+"""A sandbox's files in its snapshot: a few plain files, whatever lies in the sandbox.
 
     entries   records, each four bytes of its length and then msgpack: ``KeptHead``, and a
               ``KeptFile`` for each file, a folder right before what is in it
     content   the data of regular files, one after the other, without the holes
+    layer     of a fork: the name of the layer that it shares with the sandbox that it is a fork of;
+              the rest has the changes of that, if there are any
     image     the digest of the OCI image that they are changes of, where it started of one
 
 So nothing of a sandbox's is ever a file of its own on the host: no set-id bit, no name, no link.
@@ -18,6 +20,8 @@ import msgspec
 ENTRIES, CONTENT = "entries", "content"
 #: The digest of the image that the files are changes of, where there is one.
 IMAGE = "image"
+#: The name of the layer that a fork shares, for as long as what it is a fork of lives.
+LAYER = "layer"
 FORMAT = 1
 #: Folders in each other; a sandbox that has more is not kept.
 MAX_DEPTH = 256
@@ -119,17 +123,40 @@ def is_name(name: bytes) -> bool:
     return 0 < len(name) <= _NAME_BYTES and name not in (b".", b"..") and not set(name) & {0, 47}
 
 
+def has_files(folder: str) -> bool:
+    """Return whether there are any beside the layers of a fork."""
+    return os.path.lexists(f"{folder}/{ENTRIES}")
+
+
 def write_image(folder: str, digest: str) -> None:
     """Say of which image the files are changes. Raises OSError."""
-    with open(f"{folder}/{IMAGE}", "x", encoding="ascii") as file:
-        os.fchmod(file.fileno(), 0o600)
-        file.write(digest)
+    _write_word(f"{folder}/{IMAGE}", digest)
 
 
 def read_image(folder: str) -> str:
     """Return the digest; empty where there was no image. Raises OSError."""
+    return _read_word(f"{folder}/{IMAGE}")
+
+
+def write_layer(folder: str, name: str) -> None:
+    """Say by which name the layer is offered. Raises OSError."""
+    _write_word(f"{folder}/{LAYER}", name)
+
+
+def read_layer(folder: str) -> str:
+    """Return the name; empty where none is shared. Raises OSError."""
+    return _read_word(f"{folder}/{LAYER}")
+
+
+def _write_word(path: str, word: str) -> None:
+    with open(path, "x", encoding="ascii") as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(word)
+
+
+def _read_word(path: str) -> str:
     try:
-        fd = os.open(f"{folder}/{IMAGE}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return ""
     with open(fd, encoding="ascii", errors="replace") as file:

@@ -184,6 +184,36 @@ class Nursery:
             raise OSError(errno.ESTALE, "it was replaced meanwhile", path)
         return fds[0]
 
+    def stack(
+        self, namespace: int, disk: int, size: int, inodes: int
+    ) -> tuple[tuple[int, int], int]:
+        """Put the layer to come on a sandbox's disk (``guest/zygote/restack.py``): ``size`` bytes
+        and ``inodes`` are left for it.
+
+        Returns a namespace and a tree that hold what was there, and what ``lend`` would of those;
+        all the caller's to close. Raises OSError, SandboxError.
+        """
+        request: dict[str, object] = {"layer": "freeze", "size": size, "inodes": inodes}
+        namespace, tree, lent = self._ask_of_layer(request, (namespace, disk))
+        return (namespace, tree), lent
+
+    def lend(self, held: tuple[int, int]) -> int:
+        """A detached mount of what ``stack`` returned, the caller's to close. Raises OSError,
+        SandboxError."""
+        (lent,) = self._ask_of_layer({"layer": "lend"}, held)
+        return lent
+
+    def _ask_of_layer(self, request: dict[str, object], fds: Sequence[int]) -> list[int]:
+        with self._lock:
+            self._wait_ready()
+            number = self._next_number()
+            self._send({"n": number, **request}, fds)
+            answer, got = self._receive(self._control, number)
+        if "error" in answer:
+            code = answer.get("errno")
+            raise OSError(code if isinstance(code, int) else errno.EIO, str(answer["error"]))
+        return got
+
     def alive(self) -> bool:
         # A killed zygote closes its socket before it can be reaped (do_exit, kernel/exit.c).
         poll = select.poll()

@@ -11,8 +11,9 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
+from agentd.guest.zygote import stack
 from agentd.model.errors import Conflict, SandboxError
 from agentd.model.units import readable_size
 from agentd.sandbox import sparse
@@ -30,16 +31,26 @@ _OF_AN_OVERLAY = frozenset(f"user.overlay.{name}" for name in ("origin", "impure
 _MAX_TARGET = 4000  # of a hard link: the kernel takes a path of 4096 bytes
 
 
+class SavedDisk(NamedTuple):
+    """What is saved: ``fd`` is a tmpfs, or two that are ``merged`` in an overlay; ``used``
+    bytes are on it, and ``size`` at most."""
+
+    fd: int
+    used: int
+    size: int
+    merged: bool = False
+
+
 def save(
-    folder: str, disk: int, first: int | None, *, still: bool, check: Callable[[], None]
+    folder: str, disk: SavedDisk, first: int | None, *, still: bool, check: Callable[[], None]
 ) -> None:
-    """Write what is on ``disk``, a descriptor of a tmpfs, into ``folder``.
+    """Write what is on ``disk`` into ``folder``.
 
     ``first`` is the first id of the sandbox outside, None where that is the caller. Where the
     sandbox is not ``still`` all of it is looked at once more, and written anew should anything have
     changed. ``check`` is called again and again, and may raise. Raises SandboxError.
     """
-    _check_room(folder, disk)
+    _check_room(folder, disk.used)
     for _ in range(1 if still else _ATTEMPTS):
         written = _Saver(folder, disk, first, check).save()
         if still or written == _Look(disk, check).look():
@@ -53,9 +64,8 @@ def save(
     )
 
 
-def _check_room(folder: str, disk: int) -> None:
-    size, space = os.fstatvfs(disk), os.statvfs(folder)
-    used = (size.f_blocks - size.f_bfree) * size.f_frsize
+def _check_room(folder: str, used: int) -> None:
+    space = os.statvfs(folder)
     left = space.f_bavail * space.f_frsize
     if used > left:
         raise SandboxError(
@@ -80,41 +90,60 @@ class _Stamps:
         return self._found.digest()
 
 
-class _Look:
-    """Goes through all as ``_Saver`` does, and reads nothing."""
+class _Walk:
+    """Which files there are."""
 
-    def __init__(self, disk: int, check: Callable[[], None]) -> None:
+    def __init__(self, disk: SavedDisk, check: Callable[[], None]) -> None:
         self._disk, self._check = disk, check
-        self._device = os.fstat(disk).st_dev
-        self._stamps = _Stamps()
+        self._device = os.fstat(disk.fd).st_dev
 
-    def look(self) -> bytes:
-        self._folder(self._disk, 1)
-        return self._stamps.digest()
-
-    def _folder(self, fd: int, depth: int) -> None:
+    def _found(self, fd: int, depth: int) -> Iterator[tuple[str, os.stat_result]]:
+        """What is in a folder, without mounts, which are made anew."""
         for name in sorted(os.listdir(fd)):
             self._check()
             info = lstat(name, fd)
-            if info is None or info.st_dev != self._device:
+            if info is None:
                 continue
+            # An overlay has files of several devices, and nothing is mounted in it; the place of
+            # the layer to come, where that of a layer below was.
+            if not self._disk.merged and info.st_dev != self._device:
+                continue
+            if depth == 1 and name == stack.NEXT:
+                continue
+            yield name, info
+
+
+class _Look(_Walk):
+    """Goes through all as ``_Saver`` does, and reads nothing."""
+
+    def __init__(self, disk: SavedDisk, check: Callable[[], None]) -> None:
+        super().__init__(disk, check)
+        self._stamps = _Stamps()
+
+    def look(self) -> bytes:
+        self._folder(self._disk.fd, 1)
+        return self._stamps.digest()
+
+    def _folder(self, fd: int, depth: int) -> None:
+        for name, info in self._found(fd, depth):
             self._stamps.add(depth, name, info)
             if stat.S_ISDIR(info.st_mode) and depth < kept.MAX_DEPTH:
                 with _opened(name, fd, info, _DIR) as inner:
                     self._folder(inner, depth + 1)
 
 
-class _Saver:
+class _Saver(_Walk):
     def __init__(
-        self, folder: str, disk: int, first: int | None, check: Callable[[], None]
+        self, folder: str, disk: SavedDisk, first: int | None, check: Callable[[], None]
     ) -> None:
-        self._where, self._disk, self._first, self._check = folder, disk, first, check
-        self._device = os.fstat(disk).st_dev
-        size = os.fstatvfs(disk)
-        self._left = size.f_blocks * size.f_frsize
+        super().__init__(disk, check)
+        self._where, self._first = folder, first
+        self._left = disk.size
         self._stamps = _Stamps()
         self._count = 0
-        self._linked: dict[int, bytes] = {}  # the path of each file that has another name
+        self._linked: dict[
+            tuple[int, int], bytes
+        ] = {}  # the path of each file that has another name
 
     def save(self) -> bytes:
         with contextlib.ExitStack() as opened:
@@ -124,17 +153,14 @@ class _Saver:
             self._content = os.open(f"{self._where}/{kept.CONTENT}", _NEW, 0o600)
             opened.callback(os.close, self._content)
             kept.write(self._entries, kept.KeptHead(kept.FORMAT))
-            self._folder(self._disk, b"", 1)
+            self._folder(self._disk.fd, b"", 1)
         return self._stamps.digest()
 
     def _folder(self, fd: int, path: bytes, depth: int) -> None:
         if depth > kept.MAX_DEPTH:
             raise _unkept(path, f"is nested deeper than {kept.MAX_DEPTH} folders")
-        for name in sorted(os.listdir(fd)):
-            self._check()
-            info = lstat(name, fd)
-            if info is not None and info.st_dev == self._device:  # else a mount, made anew
-                self._entry(name, info, fd, path + b"/" + os.fsencode(name), depth)
+        for name, info in self._found(fd, depth):
+            self._entry(name, info, fd, path + b"/" + os.fsencode(name), depth)
 
     def _entry(self, name: str, info: os.stat_result, fd: int, path: bytes, depth: int) -> None:
         if stat.S_ISDIR(info.st_mode):
@@ -157,12 +183,12 @@ class _Saver:
     def _file(self, name: str, fd: int, info: os.stat_result, path: bytes, depth: int) -> None:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             return  # it was replaced just now: the second look finds that
-        before = self._linked.get(info.st_ino)
+        before = self._linked.get((info.st_dev, info.st_ino))
         if before is not None:
             self._write("hard link", name, info, path, depth, target=before)
             return
         if info.st_nlink > 1 and len(path) <= _MAX_TARGET:
-            self._linked[info.st_ino] = path[1:]
+            self._linked[info.st_dev, info.st_ino] = path[1:]
         data = tuple(self._copy(fd, info.st_size, path))
         attributes = _attributes(fd, path)
         size = info.st_size

@@ -2,10 +2,13 @@
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterator
 
+from agentd.linux import process
 from agentd.model.errors import BackendLost, SandboxError
-from agentd.sandbox.backends.linux import kept, saving
+from agentd.sandbox.backends.linux import kept, saving, shared_layer
+from agentd.sandbox.backends.linux.disk import SandboxDisk
 from agentd.sandbox.backends.wall import NamespaceWall
 
 
@@ -20,16 +23,17 @@ class LinuxWall(NamespaceWall):
     image = ""
     #: What that runs where nobody says what.
     command: tuple[str, ...] = ()
+    #: The name under which forks are offered its layer; empty before the first.
+    _offered = ""
 
-    def attach_disk(self, disk: int | None) -> None:
-        """Takes ownership of a descriptor of its tmpfs, as the sandbox had it before anything ran
-        in it: what is mounted over it there is not in the way. None where it could not pass it."""
+    def attach_disk(self, disk: SandboxDisk | None) -> None:
+        """Takes ownership. None where the sandbox could not pass its host a descriptor of it."""
         if disk is None:
             why = "this user's processes had too many descriptors on their way as it was made"
-            self.lacks = {**self.lacks, "snapshot": why, "fork": why}
+            self.lacks = {**self.lacks, "snapshot": why, "fork": why, "branch": why}
             return
-        self._disk = disk
-        self._on_end = (*self._on_end, lambda: os.close(disk))
+        self._disk, self._disk_lock = disk, threading.Lock()
+        self._on_end = (*self._on_end, self._close_disk)
 
     def attach_image(
         self, digest: str, command: tuple[str, ...], release: Callable[[], None]
@@ -41,31 +45,80 @@ class LinuxWall(NamespaceWall):
     def snapshot(self, folder: str) -> None:
         """Write its files beneath ``folder``; it stands still meanwhile where a cgroup can have it
         so. Raises SandboxError, and BackendLost once it is killed."""
+        with self._written(), self._still() as still, self._disk_held() as disk:
+            with disk.all() as source:
+                self._save(folder, source, still=still)
+            if self.image:
+                kept.write_image(folder, self.image)
+
+    def branch(self, folder: str) -> None:
+        """Write beneath ``folder`` what ``restore`` makes forks of, for as long as this one lives.
+
+        Where nothing but its agent runs in it, that is no copy: what is on its disk is shared from
+        then on, and both go on with a layer of their own. The caller sees to it that nobody asks
+        anything of the agent meanwhile. Raises as ``snapshot``.
+        """
+        alone = self._runs_nothing()
+        stands = contextlib.nullcontext(True) if alone else self._still()
+        with self._written(), stands as still, self._disk_held() as disk:
+            stacked = alone and self._stack(disk)
+            if disk.shared is not None:
+                self._offered = self._offered or shared_layer.offer(disk.shared)
+                kept.write_layer(folder, self._offered)
+            if not stacked:
+                with disk.own() as source:
+                    self._save(folder, source, still=still)
+            if self.image:
+                kept.write_image(folder, self.image)
+
+    def _stack(self, disk: SandboxDisk) -> bool:
+        """Return whether what it has is a layer now. Nothing may run in it, which would be left
+        with files and working directories of the layer."""
+        if not disk.can_stack():
+            return False
+        try:
+            disk.stack()
+        except OSError:  # a file is open to be written: a copy is made as it is
+            self._check()
+            return False
+        return True
+
+    def _runs_nothing(self) -> bool:
+        """Return whether it is known that no process but its agent is in it."""
+        try:
+            known = os.path.exists(f"/proc/{self.pid}/task")  # it may be hidden from us (hidepid)
+            return known and not process.children(self.pid)
+        except OSError:  # no such file in this kernel
+            return False
+
+    def _save(self, folder: str, source: saving.SavedDisk, *, still: bool) -> None:
         first = None if self._block is None else self._block.id
-        with self._disk_open() as disk, self._still() as still:
-            try:
-                saving.save(folder, disk, first, still=still, check=self._check)
-                if self.image:
-                    kept.write_image(folder, self.image)
-            except OSError as error:
-                raise SandboxError(
-                    "the snapshot cannot be written", cause=error.strerror or str(error)
-                ) from error
+        saving.save(folder, source, first, still=still, check=self._check)
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise SandboxError(
+                "the snapshot cannot be written", cause=error.strerror or str(error)
+            ) from error
 
     def _check(self) -> None:
         if self._first_killed or self._empty:
             raise BackendLost(f"sandbox {self.id} was killed")
 
     @contextlib.contextmanager
-    def _disk_open(self) -> Iterator[int]:
+    def _disk_held(self) -> Iterator[SandboxDisk]:
         """For as long as we need it, whoever ends the sandbox meanwhile."""
-        with self._lock:
+        with self._disk_lock:
             self._check()
-            disk = os.dup(self._disk)
-        try:
-            yield disk
-        finally:
-            os.close(disk)
+            yield self._disk
+
+    def _close_disk(self) -> None:
+        with self._disk_lock:
+            shared_layer.withdraw(self._offered)
+            self._disk.close()
 
     @contextlib.contextmanager
     def _still(self) -> Iterator[bool]:

@@ -11,6 +11,8 @@ import pytest
 
 from agentd.model.errors import Conflict
 from agentd.sandbox.backends.linux.cow import OverlayWall
+from agentd.sandbox.backends.linux.disk import SandboxDisk
+from agentd.sandbox.backends.linux.shared_layer import Taken
 
 
 @pytest.fixture
@@ -46,7 +48,7 @@ def wall(upper: Path, lower: Path) -> Iterator[OverlayWall]:
             workspace="/workspace",
         )
         below = os.open(lower, os.O_RDONLY | os.O_DIRECTORY)
-        wall.attach_disk(fd)
+        wall.attach_disk(SandboxDisk(fd, Taken(0, 0)))
         wall.attach_source(below)
         yield wall
     os.close(fd)

@@ -12,9 +12,14 @@ import pytest
 from agentd.model.errors import BackendLost, Conflict, SandboxError
 from agentd.sandbox.backends.linux import kept, restoring, saving
 from agentd.sandbox.backends.linux.kept import KeptFile
+from agentd.sandbox.backends.linux.saving import SavedDisk
 
 
 def nothing() -> None: ...
+
+
+def _all_of(disk: int) -> SavedDisk:
+    return SavedDisk(disk, used=0, size=1 << 40)
 
 
 @pytest.fixture
@@ -80,7 +85,7 @@ def test_all_comes_back_as_it_was(disk: int, other: int, work: Path, state: str)
     os.utime(work / "sub", ns=(1, 2))
     os.utime(work / "link", ns=(3, 4), follow_symlinks=False)
     before = _facts(disk)
-    saving.save(state, disk, None, still=True, check=nothing)
+    saving.save(state, _all_of(disk), None, still=True, check=nothing)
     assert sorted(os.listdir(state)) == ["content", "entries"]
     assert os.stat(f"{state}/content").st_size < 1 << 20, "holes are not kept"
     restoring.restore(state, other, None)
@@ -105,7 +110,7 @@ def test_what_has_no_meaning_without_its_process_is_left_out(
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(f"/proc/self/fd/{disk}/w/socket")
         (work / "file").touch()
-        saving.save(state, disk, None, still=True, check=nothing)
+        saving.save(state, _all_of(disk), None, still=True, check=nothing)
     restoring.restore(state, other, None)
     assert os.listdir(Path(os.readlink(f"/proc/self/fd/{other}")) / "w") == ["file"]
 
@@ -120,7 +125,7 @@ def test_files_that_change_meanwhile_are_no_snapshot(disk: int, work: Path, stat
             file.write("more")
 
     with pytest.raises(Conflict, match="faster than they can be copied") as caught:
-        saving.save(state, disk, None, still=False, check=write_on)
+        saving.save(state, _all_of(disk), None, still=False, check=write_on)
     assert caught.value.remediation
     assert os.listdir(state) == []
     calls = 0
@@ -131,7 +136,7 @@ def test_files_that_change_meanwhile_are_no_snapshot(disk: int, work: Path, stat
         if calls == 3:
             write_on()
 
-    saving.save(state, disk, None, still=False, check=write_once)
+    saving.save(state, _all_of(disk), None, still=False, check=write_once)
     (entry,) = [one for one in _entries(state) if one.name == b"c"]
     assert entry.size == (work / "c").stat().st_size
 
@@ -143,7 +148,7 @@ def test_it_ends_when_the_sandbox_does(disk: int, work: Path, state: str) -> Non
         raise BackendLost("it was killed")
 
     with pytest.raises(BackendLost):
-        saving.save(state, disk, None, still=True, check=killed)
+        saving.save(state, _all_of(disk), None, still=True, check=killed)
 
 
 def test_what_is_too_deep_is_named(disk: int, work: Path, state: str) -> None:
@@ -152,7 +157,7 @@ def test_what_is_too_deep_is_named(disk: int, work: Path, state: str) -> None:
         deep = deep / "d"
     deep.mkdir(parents=True)
     with pytest.raises(SandboxError, match="nested deeper than 256"):
-        saving.save(state, disk, None, still=True, check=nothing)
+        saving.save(state, _all_of(disk), None, still=True, check=nothing)
 
 
 def _entries(state: str) -> list[KeptFile]:
@@ -232,4 +237,4 @@ def test_an_owner_is_one_of_the_new_sandboxes(disk: int, work: Path, state: str)
     """Of no sandbox, in a disk whose ids begin elsewhere."""
     (work / "file").touch()
     with pytest.raises(SandboxError, match="not one of the sandbox's"):
-        saving.save(state, disk, 1_000_000, still=True, check=nothing)
+        saving.save(state, _all_of(disk), 1_000_000, still=True, check=nothing)

@@ -1,0 +1,94 @@
+"""Puts the layer to come on a sandbox's disk, and lends what was there to its forks (``stack``).
+
+A child of the zygote does it: that has every capability in the namespaces of its sandboxes, and may
+enter theirs for as long as it takes. Standard library only.
+"""
+
+import os
+import socket
+
+from agentd.guest.zygote.asked import Request, number
+from agentd.guest.zygote.messages import close_all, refuse, send
+from agentd.guest.zygote.stack import NEXT, OVER, PLACES
+from agentd.linux import abi
+from agentd.linux.kernel import KERNEL
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_CLONE = abi.OPEN_TREE_CLONE | abi.OPEN_TREE_CLOEXEC
+# In the zygote's root: where a namespace of its own holds a layer.
+_HELD = "/workspace"
+
+
+def answer(control: socket.socket, request: Request, fds: list[int]) -> None:
+    """Have a child do what is asked for and answer it; close ``fds``. Never raises."""
+    try:
+        if os.fork() == 0:
+            _answer(control, request, fds)
+    except (OSError, MemoryError) as error:
+        refuse(control, request.get("n"), error)
+    finally:
+        close_all(fds)
+
+
+def _answer(control: socket.socket, request: Request, fds: list[int]) -> None:
+    asked = request.get("n")
+    try:
+        given = _put_on_top(request, *fds) if request["layer"] == "freeze" else [_lend(*fds)]
+        send(control, {"n": asked, "ok": True}, given)
+    except BaseException as error:
+        refuse(control, asked, error)
+    finally:
+        os._exit(0)
+
+
+def _put_on_top(request: Request, namespace: int, disk: int) -> list[int]:
+    """Let nobody write what is on ``disk`` any more, and show the layer to come at the places.
+
+    ``namespace`` is the sandbox's, of mounts. Returns a namespace that holds what was frozen, a
+    descriptor of that in it, and a detached mount. Raises OSError, EBUSY where a file is open to be
+    written, and all is as it was.
+    """
+    top = os.open(NEXT, _FOLDER, dir_fd=disk)
+    over = os.open(OVER, _FOLDER, dir_fd=top)
+    home = _own_namespace()
+    there = os.listdir(disk)
+    covered: list[str] = []
+    KERNEL.reconfigure(disk, ["ro"])
+    try:
+        KERNEL.reconfigure(top, size=number(request["size"]), nr_inodes=number(request["inodes"]))
+        KERNEL.setns(namespace, abi.CLONE_NEWNS)
+        layer = KERNEL.open_tree(disk, "", _CLONE | abi.AT_EMPTY_PATH)
+        for name, path in PLACES.items():
+            if name in there:
+                # What the overlay knows of it is of before anything ran: this has it look anew.
+                os.chmod(name, os.stat(name, dir_fd=disk).st_mode & 0o7777, dir_fd=over)
+                tree = KERNEL.open_tree(over, name, _CLONE)
+                KERNEL.move_mount(tree, "", abi.AT_FDCWD, path, abi.MOVE_MOUNT_F_EMPTY_PATH)
+                covered.append(path)
+        KERNEL.setns(home, abi.CLONE_NEWNS)
+        held = _hold(layer)
+        return [*held, _lend(*held)]
+    except BaseException:
+        KERNEL.setns(namespace, abi.CLONE_NEWNS)
+        for path in covered:
+            KERNEL.umount(path, abi.MNT_DETACH)
+        KERNEL.reconfigure(disk, ["rw"])
+        raise
+
+
+def _hold(layer: int) -> tuple[int, int]:
+    """A mount namespace in which a detached mount is, for as long as either is open: mounts are
+    cloned from where they are mounted alone."""
+    KERNEL.unshare(abi.CLONE_NEWNS)
+    KERNEL.move_mount(layer, "", abi.AT_FDCWD, _HELD, abi.MOVE_MOUNT_F_EMPTY_PATH)
+    return _own_namespace(), os.open(_HELD, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _lend(namespace: int, tree: int) -> int:
+    """A detached mount of what ``_hold`` holds. Raises OSError."""
+    KERNEL.setns(namespace, abi.CLONE_NEWNS)
+    return KERNEL.open_tree(tree, "", _CLONE | abi.AT_EMPTY_PATH)
+
+
+def _own_namespace() -> int:
+    return os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)

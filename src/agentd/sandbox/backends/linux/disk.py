@@ -1,0 +1,117 @@
+"""A running sandbox's disk, seen from the host: its own tmpfs, and a layer that it shares."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from agentd.guest.zygote import stack
+from agentd.sandbox.backends.linux.nursery import Nursery
+from agentd.sandbox.backends.linux.saving import SavedDisk
+from agentd.sandbox.backends.linux.shared_layer import FileIds, SharedLayer, Taken
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+# What has less is copied, in some ten milliseconds: no layer stays behind then, in which no
+# directory can be renamed and no file has two names that is written.
+_LARGE = Taken(32 << 20, 1000)
+# The part of a disk that must be left for the sandbox's own changes.
+_LEAST_LEFT = 8
+
+
+class Coming(NamedTuple):
+    """What a layer to come takes: a descriptor of the sandbox's namespace of mounts, its zygote,
+    and how the file system below calls its ids."""
+
+    namespace: int
+    nursery: Nursery
+    ids: FileIds
+
+
+class SandboxDisk:
+    """``fd`` is the tmpfs as the sandbox had it before anything ran in it, ``room`` what there may
+    be in all, ``shared`` what lies below. ``coming`` is None where there is no layer to come. Owns
+    all descriptors. Not thread-safe.
+    """
+
+    def __init__(
+        self,
+        fd: int,
+        room: Taken,
+        shared: SharedLayer | None = None,
+        coming: Coming | None = None,
+    ) -> None:
+        self.fd = fd
+        self.shared = shared
+        self._room = room
+        self._coming = coming
+        self._stacked = False
+
+    def close(self) -> None:
+        os.close(self.fd)
+        if self._coming is not None:
+            os.close(self._coming.namespace)
+        if self.shared is not None:
+            self.shared.close()
+
+    @contextlib.contextmanager
+    def all(self) -> Iterator[SavedDisk]:
+        """All that it has, as the sandbox sees it."""
+        with self.own() as own:
+            if self.shared is None:
+                yield own
+                return
+            used = self.shared.taken.size + own.used
+            view = f"{stack.NEXT}/{stack.OVER}" if self._stacked else stack.MERGED
+            with _opened(view, self.fd) as fd:
+                yield SavedDisk(fd, used, self._room.size, merged=True)
+
+    @contextlib.contextmanager
+    def own(self) -> Iterator[SavedDisk]:
+        """What it has beside the layer below."""
+        if not self._stacked:
+            yield SavedDisk(self.fd, _taken(self.fd).size, self._room.size)
+            return
+        with _opened(stack.NEXT, self.fd) as fd:
+            yield SavedDisk(fd, _taken(fd).size, self._room.size)
+
+    def can_stack(self) -> bool:
+        """Return whether what it has can become a layer, and is worth it: once, and while there is
+        room for more."""
+        if self.shared is not None or self._coming is None:
+            return False
+        taken = _taken(self.fd)
+        left = (
+            total - some > total // _LEAST_LEFT
+            for total, some in zip(self._room, taken, strict=True)
+        )
+        large = taken.size > _LARGE.size or taken.files > _LARGE.files
+        return large and all(left)
+
+    def stack(self) -> None:
+        """Make what it has a layer, and put an empty one on top. Nothing but its agent runs.
+
+        Raises OSError (EBUSY where a file is open to be written) and SandboxError, and then all is
+        as it was.
+        """
+        assert self._coming is not None  # noqa: S101  (``can_stack``)
+        namespace, nursery, ids = self._coming
+        taken = _taken(self.fd)
+        left = Taken(self._room.size - taken.size, self._room.files - taken.files)
+        held, lent = nursery.stack(namespace, self.fd, left.size, left.files)
+        self.shared = SharedLayer(nursery, held, ids, taken, lent)
+        self._stacked = True
+
+
+def _taken(fd: int) -> Taken:
+    found = os.fstatvfs(fd)
+    used = (found.f_blocks - found.f_bfree) * found.f_frsize
+    return Taken(used, found.f_files - found.f_ffree)
+
+
+@contextlib.contextmanager
+def _opened(path: str, above: int) -> Iterator[int]:
+    fd = os.open(path, _FOLDER, dir_fd=above)
+    try:
+        yield fd
+    finally:
+        os.close(fd)

@@ -1,0 +1,123 @@
+"""What a sandbox had when it was forked, shared by it and its forks: nobody can write it any more.
+
+It is held by a mount namespace of its own, of which every sandbox that has it keeps a descriptor:
+with the last of them the kernel frees it, however those who held it have ended.
+"""
+
+import os
+import threading
+from typing import NamedTuple
+
+from agentd.linux import abi, idmap
+from agentd.linux.kernel import KERNEL
+from agentd.model.errors import SandboxError
+from agentd.sandbox.backends.identity import Block
+from agentd.sandbox.backends.linux import kept
+from agentd.sandbox.backends.linux.nursery import Nursery
+
+
+class FileIds(NamedTuple):
+    """How the file system that has a sandbox's files calls its ids: the first, and how many."""
+
+    first: int
+    many: int
+
+
+class Taken(NamedTuple):
+    """Bytes and files on a file system."""
+
+    size: int
+    files: int
+
+
+class SharedLayer:
+    """One sandbox's hold on it, and its to close. ``taken`` is what it has."""
+
+    def __init__(
+        self, nursery: Nursery, held: tuple[int, int], ids: FileIds, taken: Taken, lent: int = -1
+    ) -> None:
+        """``held`` is a mount namespace and a tree in it. ``lent`` is a detached mount for whoever
+        wants one first, owned as it is."""
+        self.taken = taken
+        self._nursery, self._held, self._ids, self._lent = nursery, held, ids, lent
+
+    def duplicate(self) -> "SharedLayer":
+        """Raises OSError. What is lent already goes with the first."""
+        namespace = os.dup(self._held[0])
+        try:
+            tree = os.dup(self._held[1])
+        except OSError:
+            os.close(namespace)
+            raise
+        lent, self._lent = self._lent, -1
+        return SharedLayer(self._nursery, (namespace, tree), self._ids, self.taken, lent)
+
+    def lend(self, block: Block | None) -> int:
+        """A detached mount, which belongs to the ids of a sandbox of ``block``; the caller's to
+        close. Raises OSError, SandboxError."""
+        fd, self._lent = self._lent, -1
+        if fd < 0:
+            fd = self._nursery.lend(self._held)
+        try:
+            self._give(fd, block)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def close(self) -> None:
+        """Idempotent."""
+        fds = (*self._held, self._lent)
+        self._held, self._lent = (-1, -1), -1
+        for fd in fds:
+            if fd >= 0:
+                os.close(fd)
+
+    def _give(self, fd: int, block: Block | None) -> None:
+        if block is None:  # it is the caller, as whoever made the files is
+            return
+        line = f"{self._ids.first} {block.id} {self._ids.many}"
+        userns = idmap.namespace(line, line)
+        try:
+            set_ = abi.MOUNT_ATTR_RDONLY | abi.MOUNT_ATTR_IDMAP
+            KERNEL.mount_setattr(fd, "", abi.AT_EMPTY_PATH, set_=set_, userns_fd=userns)
+        finally:
+            os.close(userns)
+
+
+# By a name that nobody can guess, which a fork's folder has: those of sandboxes that live.
+_offered: dict[str, SharedLayer] = {}
+_lock = threading.Lock()
+
+
+def offer(layer: SharedLayer) -> str:
+    """Return a name by which forks have it from now on; it stays the caller's."""
+    name = os.urandom(16).hex()
+    with _lock:
+        _offered[name] = layer
+    return name
+
+
+def withdraw(name: str) -> None:
+    with _lock:
+        _offered.pop(name, None)
+
+
+def of_fork(folder: str) -> SharedLayer | None:
+    """The one that the folder of a fork names, the caller's to close; None of a snapshot.
+
+    Raises SandboxError.
+    """
+    name = kept.read_layer(folder)
+    if not name:
+        return None
+    with _lock:
+        if name in _offered:
+            try:
+                return _offered[name].duplicate()
+            except OSError as error:
+                raise SandboxError("no fork can be made", cause=error.strerror or "") from error
+    raise SandboxError(
+        "the sandbox that is forked has ended",
+        remediation="fork one that lives, or restore from a snapshot",
+    )

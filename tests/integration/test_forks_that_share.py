@@ -1,0 +1,238 @@
+"""Forks of namespace sandboxes with much in them: nothing is copied, and nobody sees the other."""
+
+import inspect
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from tests.conftest import OrdinaryUser
+from tests.security.daemons import Daemon, fixture
+
+from agentd import Sandbox
+
+daemon = fixture()
+MIB = 1 << 20
+# More than what is copied though nothing runs (``linux/disk.py``).
+FILL = """
+head -c 48M /dev/zero | tr '\\0' x > large
+echo one > a; ln a hard; ln -s a link; mkfifo pipe; chmod 640 a; touch -d @978307200 a
+: > su; chmod 4711 su; mkdir -p sub/deep; echo in > sub/deep/file; chmod 750 .
+echo home > ~/h; echo tmp > /tmp/t; echo shm > /dev/shm/s; echo var > /var/tmp/v; echo run > /run/r
+"""
+TELL = """
+stat -c '%n %A %u:%g %Y' . a su sub sub/deep; stat -c %h hard; readlink link; ls; wc -c < large
+cat a hard sub/deep/file ~/h /tmp/t /dev/shm/s /var/tmp/v /run/r
+"""
+CHANGE = """
+echo $0 >> a; rm large sub/deep/file su; echo $0 > su; mkdir new; echo $0 > new/x; chmod 700 .
+rm -r sub; mkdir sub; echo $0 > ~/h; echo $0 > /tmp/$0; rm /var/tmp/v /run/r; echo $0 > /dev/shm/s
+"""
+# Kilobytes on its own disk, without what it shares.
+OWN = "df -k --output=used /workspace | tail -1"
+
+
+@pytest.fixture
+def source() -> Iterator[Sandbox]:
+    with Sandbox.create(backend="linux", disk="200M", embedded=True) as sandbox:
+        sandbox.run(FILL, check=True)
+        yield sandbox
+
+
+def _changed(sandbox: Sandbox, name: str) -> None:
+    sandbox.run(["sh", "-c", CHANGE, name], check=True)
+
+
+def _own_kilobytes(sandbox: Sandbox) -> int:
+    return int(sandbox.run(OWN, check=True).text)
+
+
+def _story() -> dict[str, Any]:
+    """What the original and its forks have, as each changes what is its own."""
+    with Sandbox.create(backend="linux", disk="200M", embedded=True) as source:
+        source.run(FILL, check=True)
+        before = source.run(TELL, check=True).text
+        first, second = source.fork(2)
+        with first, second:
+            found: dict[str, Any] = {
+                "same": [one.run(TELL, check=True).text for one in (first, second, source)],
+                "own": [int(one.run(OWN).text) for one in (first, second, source)],
+            }
+            first.run(["sh", "-c", CHANGE, "first"], check=True)
+            found["unseen"] = [one.run(TELL, check=True).text for one in (second, source)]
+            source.run(["sh", "-c", CHANGE, "source"], check=True)
+            found["unseen"].append(second.run(TELL, check=True).text)
+            look = "cat a su new/x ~/h /dev/shm/s; ls /tmp sub /var/tmp /run/r; stat -c %A ."
+            found["changed"] = [one.run(look).text for one in (first, source)]
+            (again,) = source.fork()  # of what it has now
+            with again:
+                found["again"] = again.run(look).text
+            with source.snapshot() as kept, Sandbox.create(snapshot=kept, embedded=True) as copy:
+                found["restored"] = copy.run(look).text
+            (deeper,) = first.fork()
+            with deeper:
+                found["deeper"] = deeper.run(look).text
+        return {"before": before, **found}
+
+
+def _check(found: dict[str, Any]) -> None:
+    assert set(found["same"] + found["unseen"]) == {found["before"]}
+    assert f"{48 * MIB}\n" in found["before"]
+    assert max(found["own"]) < 1024, "it was copied"
+    for text, name in zip(found["changed"], ("first", "source"), strict=True):
+        assert text.split()[:6] == ["one", name, name, name, name, name]
+        assert text.endswith(f"/tmp:\n{name}\nt\n\n/var/tmp:\n\nsub:\ndrwx------\n")
+    assert found["again"] == found["restored"] == found["changed"][1]
+    assert found["deeper"] == found["changed"][0]
+
+
+def test_nothing_is_copied_and_nobody_sees_what_another_changes() -> None:
+    _check(_story())
+
+
+def test_an_ordinary_users_share_too(as_user: OrdinaryUser) -> None:
+    parts = {"FILL": FILL, "TELL": TELL, "CHANGE": CHANGE, "OWN": OWN}
+    names = "\n".join(f"{name} = {text!r}" for name, text in parts.items())
+    script = "import json\nfrom typing import Any\nfrom agentd import Sandbox\n" + names
+    script += f"\n{inspect.getsource(_story)}\nprint(json.dumps(_story()))"
+    ran = as_user.python("-c", script)
+    assert ran.returncode == 0, ran.stderr
+    _check(json.loads(ran.stdout))
+
+
+@pytest.mark.parametrize("user", [None, "root"])
+def test_all_places_can_be_written_and_no_other(source: Sandbox, user: str | None) -> None:
+    wanted: Any = {"backend": "linux", "disk": "200M", "embedded": True, "user": user}
+    with Sandbox.create(**wanted) as sandbox:
+        sandbox.run(FILL, check=True)
+        (fork,) = sandbox.fork()
+        with fork:
+            for one in (sandbox, fork):
+                for place in (
+                    "/workspace",
+                    "/tmp",
+                    "~",
+                    "/dev/shm",
+                    "/var/tmp",
+                    "/run",
+                    "/var/log",
+                ):
+                    told = one.run(f"cd {place} && echo x > y && mkdir d && mv y d/z && cat d/z")
+                    assert told.text == "x\n", (place, told.stderr)
+                for place in ("/", "/etc", "/usr/bin", "/proc/sys/kernel", "/sys"):
+                    assert one.run(f"echo x > {place}/y").exit_code != 0, place
+                assert one.run("umount /workspace || umount /tmp").exit_code != 0
+                if user == "root" and os.geteuid() == 0:
+                    owned = one.run("chown 33:44 large hard && stat -c %u:%g large hard a")
+                    assert owned.text == "33:44\n33:44\n0:0\n", owned.stderr
+
+
+def test_owners_are_kept_in_another_block_of_ids() -> None:
+    wanted: Any = {"backend": "linux", "disk": "200M", "user": "root", "embedded": True}
+    with Sandbox.create(**wanted) as sandbox:
+        sandbox.run(FILL, check=True)
+        own = (
+            sandbox.run(
+                "touch x && chown 33:44 x && mkdir -m 700 /tmp/d && chown 33 /tmp/d"
+            ).exit_code
+            == 0
+        )
+        if os.geteuid() == 0:
+            assert own
+        copies = sandbox.fork(2)
+        for copy in copies:
+            with copy:
+                if own:
+                    assert copy.run("stat -c %u:%g x /tmp/d").text == "33:44\n33:0\n"
+                    copy.run(
+                        "setpriv --reuid 33 --regid 33 --clear-groups touch /tmp/d/y", check=True
+                    )
+                assert copy.run("echo more >> a && cat a").text == "one\nmore\n"
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "cd sub; exec sleep 1000",  # its working directory is there
+        "exec sleep 1000 >> a",  # its file is open
+        "exec 3< large; exec sleep 1000",
+    ],
+)
+def test_what_runs_goes_on_undisturbed(source: Sandbox, program: str) -> None:
+    source.run(f"(setsid sh -c '{program}' >/dev/null 2>&1 &)", check=True)
+    look = "for p in /proc/[0-9]*; do grep -l sleep $p/comm; done 2>/dev/null | cut -d/ -f3"
+    (pid,) = source.run(look).text.split()
+    (fork,) = source.fork()
+    with fork:
+        assert _own_kilobytes(fork) > 40 * 1024, "what has files open was shared"
+        fork.run("echo fork > a; echo fork > sub/fork", check=True)
+        told = source.run(
+            f"ls /proc/{pid}/cwd/; echo on > /proc/{pid}/cwd/new; cat a; ls -R ."
+        ).text
+        assert "fork" not in told and "new" in told
+
+
+def test_one_outlives_the_other(source: Sandbox) -> None:
+    first, second = source.fork(2)
+    source.close()
+    with second:
+        with first:
+            assert first.run("cat a").text == "one\n"
+        (third,) = second.fork()
+        with third:
+            assert third.run("wc -c < large; cat /tmp/t").text == f"{48 * MIB}\ntmp\n"
+            third.run("rm large", check=True)
+        assert second.run("wc -c < large").text == f"{48 * MIB}\n"
+
+
+def test_what_an_overlay_is_not_is_as_the_page_says(source: Sandbox) -> None:
+    (fork,) = source.fork()
+    with fork:
+        assert fork.run("stat -c %h a").text == "2\n"
+        assert fork.run("echo x >> a; cat a hard").text == "one\nx\none\n"
+        rename = "import os; os.rename('sub/deep', 'sub/moved')"
+        assert "cross-device" in fork.run(["python3", "-c", rename]).stderr_text
+        assert fork.run("mv sub moved && cat moved/deep/file").text == "in\n"
+        assert source.run("cat a hard; ls sub").text == "one\none\ndeep\n"
+
+
+def test_the_disk_limit_counts_what_is_shared(source: Sandbox) -> None:
+    (fork,) = source.fork()
+    with fork:
+        for one in (source, fork):
+            assert one.run("head -c 160M /dev/zero | tr '\\0' x > b").exit_code != 0
+            assert one.run("rm b; head -c 100M /dev/zero | tr '\\0' x > b; wc -c < b").text == (
+                f"{100 * MIB}\n"
+            )
+
+
+def test_a_full_disk_is_copied_and_goes_on() -> None:
+    with Sandbox.create(backend="linux", disk="50M", embedded=True) as sandbox:
+        sandbox.run("head -c 48M /dev/zero | tr '\\0' x > large", check=True)
+        (fork,) = sandbox.fork()
+        with fork:
+            for one in (sandbox, fork):
+                told = one.run("rm large; head -c 48M /dev/zero | tr '\\0' y > l; wc -c < l").text
+                assert told == f"{48 * MIB}\n"
+
+
+def test_a_daemons_share_and_outlive_each_other(daemon: Daemon) -> None:
+    key = daemon.key("alice")
+    made = daemon.sandbox(key, backend="linux", disk="200M")
+
+    def told(id_: str, script: str) -> str:
+        answer = daemon.ask("POST", f"/v1/sandboxes/{id_}/exec", {"cmd": script}, key=key)
+        assert answer.status == 200, answer.body
+        return str(answer.json["stdout"])
+
+    told(made, FILL)
+    before = told(made, TELL)
+    copies = daemon.ask("POST", f"/v1/sandboxes/{made}/fork", {"count": 2}, key=key).json
+    ids = [copy["id"] for copy in copies]
+    assert [told(id_, TELL) for id_ in (*ids, made)] == [before] * 3
+    assert int(told(ids[0], OWN)) < 1024, "it was copied"
+    told(made, "echo changed > a; rm large")
+    assert told(ids[0], TELL) == before
+    assert daemon.ask("DELETE", f"/v1/sandboxes/{made}", key=key).status == 204
+    assert told(ids[1], TELL) == before
