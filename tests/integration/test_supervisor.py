@@ -265,7 +265,7 @@ def test_a_daemon_of_an_older_version_is_answered_in_its_own_way(path: str, tmp_
     handle = daemon.manager.create(spec)
     run(handle.guest, "touch", "a")
     (held,) = daemon.link.ask("list", after="")["sandboxes"]
-    assert set(held["can"]) | set(held["lacks"]) == {"pause", "snapshot", "changes"}
+    assert set(held["can"]) | set(held["lacks"]) == {"pause", "snapshot", "branch", "changes"}
     assert held["fidelity"] == "files"
     assert daemon.link.ask("changes", id=held["id"]) == ["A a"]  # it asked for no file
     assert handle.overlay().changes() == ("A a",)
