@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     # "as": re-exported, for the annotations of the rest of the client.
     from agentd.capability.registry import Catalogue as Catalogue  # noqa: PLC0414
     from agentd.daemon.admission.explain import Explained as Explained  # noqa: PLC0414
+    from agentd.daemon.builds import SandboxRunner as SandboxRunner  # noqa: PLC0414
     from agentd.daemon.commands.command import Command as Command  # noqa: PLC0414
     from agentd.daemon.config import ReadConfig
     from agentd.daemon.doctor import CheckedPart as CheckedPart  # noqa: PLC0414
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from agentd.daemon.pipeline import Pipeline as Pipeline  # noqa: PLC0414
     from agentd.daemon.seccomp_profile import Profile as Profile  # noqa: PLC0414
     from agentd.model.api import CallBody, CallView, ExecBody, ResultView
+    from agentd.model.limits import Limits
     from agentd.model.principal import Principal as Principal  # noqa: PLC0414
     from agentd.model.result import Result
     from agentd.model.spec import ExecRequest
@@ -85,6 +87,13 @@ def call(
     from agentd.daemon.calls import embedded
 
     return embedded.call(pipeline, who, body, emit, handle, cancel)
+
+
+def step_runner(net: str, limits: "Limits") -> "SandboxRunner":
+    """What runs the RUNs of a build, each in a sandbox; the caller closes it."""
+    from agentd.daemon.builds import SandboxRunner
+
+    return SandboxRunner(net, limits)
 
 
 def requested(body: "ExecBody") -> "tuple[ExecRequest, bytes]":

@@ -1,4 +1,4 @@
-"""``agentd image``: OCI images, pulled, and machine images, which virtual machines start from.
+"""``agentd image``: OCI images, pulled or built, and machine images, which virtual machines boot.
 
 A name is of one of them only; ``image_oci`` has what is done with the former.
 """
@@ -7,8 +7,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from agentd.client.cli import image_cache, image_oci, remote, table
-from agentd.client.cli.parser import Actions, Parser
+from agentd.client.cli import image_build, image_cache, image_oci, remote, table
+from agentd.client.cli.parser import Parser
 
 if TYPE_CHECKING:
     from agentd.image.model import Image, NotFound, Progress
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _EXAMPLES = """\
 examples:
   agentd image pull oci:./layout:tag --name mine
+  agentd image build -t mine .
   agentd image ls
   agentd image build
   agentd image build --name small --base busybox
@@ -41,7 +42,7 @@ def _parser() -> Parser:
     actions = parser.actions()
     pull = image_oci.pull_parser(actions)
     pull.set_defaults(run=_pull)
-    _build_parser(actions)
+    image_build.build_parser(actions).set_defaults(run=_build)
     listing = actions.add(
         "ls",
         "list the images, and what the cache holds beside them",
@@ -72,28 +73,6 @@ def _parser() -> Parser:
     return parser
 
 
-def _build_parser(actions: Actions) -> None:
-    build = actions.add(
-        "build",
-        "build a machine image, if there is none or what it is made from has changed",
-        "  agentd image build\n"
-        "  agentd image build --name small --base busybox\n"
-        "  agentd image build --name mine --kernel ./vmlinux --initramfs ./initramfs.cpio\n",
-    )
-    build.add_argument("--name", metavar="NAME", default="default")
-    build.add_argument(
-        "--base",
-        metavar="debian|busybox",
-        help="Debian's Python, bash and busybox (default), or less of Python and no bash",
-    )
-    build.add_argument("--kernel", metavar="PATH", help="a vmlinux or bzImage of your own")
-    build.add_argument("--initramfs", metavar="PATH", help="an initramfs of your own")
-    build.add_argument("--rootfs", metavar="PATH", help="an ext4 or erofs image of your own")
-    build.add_argument("--force", action="store_true", help="build even if nothing has changed")
-    build.add_argument("--json", action="store_true", help="print one JSON object")
-    build.set_defaults(run=_build)
-
-
 def _pull(options: argparse.Namespace) -> int:
     with _Progress() as progress:
         image = image_oci.pull(options, progress.step)
@@ -105,6 +84,9 @@ def _pull(options: argparse.Namespace) -> int:
 
 
 def _build(options: argparse.Namespace) -> int:
+    if image_build.is_of_dockerfile(options):
+        return image_build.build(options)
+    options.name = options.name or "default"
     with _Progress() as progress:
         image = _built(options, progress.step)
     if options.json:

@@ -76,7 +76,7 @@ _ELSEWHERE = {
     "ssh": "shell",
     "copy": "cp",
     "images": "image ls",
-    "pull": "image build",
+    "pull": "image pull",
     "build": "image build",
     "commit": "snapshot",
     "daemon": "serve",

@@ -167,7 +167,7 @@ def _mounts(box: Request, fds: list[int], kernel: WallKernel, own: bool) -> None
     trees = [_tree(mount, fds, kernel) for mount in mounts]
     if cow is not None:
         _overlay(cow, fds, kernel)
-    elif not own and not any(mount["target"] == WORKSPACE for mount in mounts):
+    elif not (own or disk.is_bare(box)) and not any(m["target"] == WORKSPACE for m in mounts):
         disk.show_workspace(box, kernel)
     for mount, tree in zip(mounts, trees, strict=True):
         target = str(mount["target"])
@@ -221,7 +221,8 @@ def _own_root(box: Request, fds: list[int], kernel: WallKernel) -> None:
     if isinstance(image, dict):
         places = [(str(path), bool(is_dir)) for path, is_dir in pairs(image["places"])]
         scratch = WORKSPACE if disk.is_writable(box) else None
-        image_root.build(fds[number(image["fd"])], places, scratch, kernel)
+        bare = disk.is_bare(box)
+        image_root.build(fds[number(image["fd"])], places, scratch, kernel, bare=bare)
     elif isinstance(layer, dict):
         writable_root.build(fds[number(layer["fd"])], layer["trees"], WORKSPACE, kernel)
     elif box["private_root"]:
@@ -296,7 +297,7 @@ def _base_rules(box: Request, coming: list[int], kernel: WallKernel) -> landlock
     if disk.is_writable(box):
         rules.allow_path("/", landlock.WRITE)
     rules.allow_path("/dev", landlock.WRITE | landlock.IOCTL_DEV)
-    for path in WRITABLE:
+    for path in WRITABLE if not disk.is_bare(box) else (image_root.SHM, "/dev/pts"):
         rules.allow_path(path, _ALL | landlock.IOCTL_DEV)
     for fd in coming:
         rules.allow_path(fd, _ALL | landlock.IOCTL_DEV)

@@ -8,13 +8,14 @@ import contextlib
 
 from agentd.guest.zygote import stack, var
 from agentd.guest.zygote.asked import Request, dicts, number
+from agentd.guest.zygote.image_root import SHM
 from agentd.guest.zygote.root import SANDBOX_HOME
 from agentd.guest.zygote.wall_kernel import WallKernel
 from agentd.linux import abi
 
 WORKSPACE = "/workspace"
 # Writable places. Each is a directory of one tmpfs, so that one size bounds them all.
-_SCRATCH = (("t", "/tmp", 0o1777), ("h", SANDBOX_HOME, 0o755), ("s", "/dev/shm", 0o1777))
+_SCRATCH = (("t", "/tmp", 0o1777), ("h", SANDBOX_HOME, 0o755), ("s", SHM, 0o1777))
 _VAR = [top.strip("/") for top in var.TOPS]
 QUEUES = "/dev/mqueue"
 # All sandboxes of the machine have some 3000 together (kernel.pty.max).
@@ -27,13 +28,14 @@ def build(box: Request, fds: list[int], coming: list[int], kernel: WallKernel) -
     ``coming`` gets what a fork will show."""
     if not is_writable(box):  # a writable root has it already
         mount(box, fds, kernel)
-    disk = kernel.open_folder(WORKSPACE)
-    view = WORKSPACE
+    view = SHM if is_bare(box) else WORKSPACE
+    disk = kernel.open_folder(view)
     if box.get("shared") is not None:
         view = stack.mount_shared(fds[number(box["shared"])], WORKSPACE, kernel)
     for name, target, mode in _SCRATCH:
-        kernel.make_folder(f"{view}/{name}", mode)
-        kernel.mount(f"{view}/{name}", target, None, abi.MS_BIND)
+        if target == SHM or not is_bare(box):
+            kernel.make_folder(f"{view}/{name}", mode)
+            kernel.mount(f"{view}/{name}", target, None, abi.MS_BIND)
     if not is_writable(box) and not box.get("image"):
         _own_var(view, kernel)
     fds.append(disk)
@@ -94,6 +96,12 @@ def is_writable(box: Request) -> bool:
     """Whether all of the root can be written to, on the scratch tmpfs."""
     image = box.get("image")
     return bool(box.get("layer")) or (isinstance(image, dict) and bool(image["writable"]))
+
+
+def is_bare(box: Request) -> bool:
+    """Whether all of its root is an image's: it has no folders of ours but SHM."""
+    image = box.get("image")
+    return isinstance(image, dict) and bool(image.get("bare"))
 
 
 def _is_stackable(box: Request) -> bool:

@@ -7,8 +7,10 @@ in the forked child. Standard library only.
 
 import errno
 import os
+import stat
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 
 from agentd.guest.zygote import cgroup_view
 from agentd.guest.zygote.own_root import Target, enter_stage, mount_point
@@ -20,17 +22,25 @@ _NOSUID_NODEV = abi.MS_NOSUID | abi.MS_NODEV
 _DIRECTORIES = ("/run", "/var", "/tmp", "/etc", "/workspace", SANDBOX_HOME)
 # As the shared root has them. Beside these three of ours it has parts of the host's there.
 _SHARED = ("/dev", "/proc", "/sys", EMPTY_FILE, EMPTY_FOLDER, cgroup_view.STATIC)
+#: Where the sandbox's tmpfs is in a root without folders of ours.
+SHM = "/dev/shm"
 # Of the shared root, which has them as every sandbox does: names of hosts are the sandbox's own.
 _FILES = ("/etc/hosts", "/etc/resolv.conf")
 
 
 def build(
-    image: int, places: Iterable[Target], scratch: str | None, kernel: Kernel = KERNEL
+    image: int,
+    places: Iterable[Target],
+    scratch: str | None,
+    kernel: Kernel = KERNEL,
+    *,
+    bare: bool = False,
 ) -> None:
     """Make the root of a detached mount of the image's, and enter it. Raises OSError.
 
     ``places`` is what else is mounted, a path behind the image's links each. With ``scratch``,
-    where the sandbox's tmpfs is mounted, the root can be written to, and what is lies on that.
+    where the sandbox's tmpfs is mounted, the root can be written to, and what is lies on that. With
+    ``bare`` there are no folders of ours: the tmpfs is at SHM then, for the steps to come.
     """
     kernel.mount("tmpfs", STAGE, "tmpfs", _NOSUID_NODEV, "mode=0755,size=4m,nr_inodes=8k")
     top, below = f"{STAGE}/t", f"{STAGE}/i"
@@ -38,6 +48,10 @@ def build(
         kernel.mkdir(path, 0o755)
     kernel.move_mount(image, "", abi.AT_FDCWD, below, abi.MOVE_MOUNT_F_EMPTY_PATH)
     shared = [(path, os.path.isdir(path)) for path in _SHARED if os.path.exists(path)]
+    if bare:
+        _make_etc(top, below)
+    else:
+        _make_folders(top)
     _make_places(top, (*shared, *places))
     try:
         if scratch:
@@ -51,13 +65,25 @@ def build(
     for path, _ in shared:
         kernel.mount(path, STAGE + path, None, abi.MS_BIND | abi.MS_REC)
     if scratch:
-        kernel.mount(scratch, STAGE + scratch, None, abi.MS_BIND)
+        kernel.mount(scratch, STAGE + (SHM if bare else scratch), None, abi.MS_BIND)
     enter_stage(kernel)
 
 
-def _make_places(top: str, places: Iterable[Target]) -> None:
+def _make_folders(top: str) -> None:
     for path in _DIRECTORIES:
         os.makedirs(top + path, 0o755, exist_ok=True)
+
+
+def _make_etc(top: str, image: str) -> None:
+    """With the mode that the image's has: what is written in it takes the folder along."""
+    os.mkdir(f"{top}/etc", 0o755)
+    with suppress(OSError):
+        found = os.lstat(f"{image}/etc")
+        if stat.S_ISDIR(found.st_mode):
+            os.chmod(f"{top}/etc", stat.S_IMODE(found.st_mode))
+
+
+def _make_places(top: str, places: Iterable[Target]) -> None:
     for path in _FILES:
         if os.path.exists(path):
             with open(path, "rb") as file:

@@ -1,38 +1,27 @@
 """Pulls an image: fetched by skopeo, hashed by us, unpacked by umoci, then named."""
 
 import errno
-import hashlib
 import os
 import shutil
-import stat
 
-import zstandard
-
-from agentd.image.model import Corrupt, ImageError, Progress
+from agentd.image.model import ImageError, Progress
 from agentd.image.oci import cell, layout, registry, rootfs, tools
-from agentd.image.oci.roots import ABOUT, ROOT, look
 from agentd.image.oci.source import ImageSource, check_name, parse
 from agentd.image.oci.store import OciStore, PullFolder
+from agentd.image.oci.unpacking import unpack
 from agentd.image.oci.values import (
-    CONFIG,
-    LAYER,
     MANIFEST,
-    PACKED,
     Descriptor,
     OciConfig,
     OciImage,
     OciManifest,
     chain_id,
     check_digest,
-    encode,
 )
 from agentd.model.errors import InvalidInput
 
 SECONDS = 3600.0
 _STEPS = 4
-_PIECE = 1 << 20
-_OPEN = 0o755
-_ZSTD_WINDOW = 1 << 27  # what zstd itself takes by default; a larger one would be so much memory
 _LAYOUT, _ARCHIVE = "/mnt/layout", "/dev/archive"
 
 
@@ -59,7 +48,7 @@ def pull(
         with store.work() as work:
             return _Pull(store, wanted, chosen, work, say, seconds, insecure).run()
     except OSError as error:
-        raise _explained(error, store) from error
+        raise explained(error, store) from error
 
 
 class _Pull:
@@ -89,7 +78,9 @@ class _Pull:
             if ours:
                 layers = len(manifest.layers)
                 self._step(f"unpacking {layers} layer{'s' if layers != 1 else ''}")
-                self._work.unpacked = self._unpack(manifest, config)
+                path = self._work.make("unpacked")
+                unpack(path, self._work.layout, manifest, config, self._seconds)
+                self._work.unpacked = path
             self._step("publishing")
             self._store.publish(self._name, self._source.text, digest, config, self._work)
         return self._store.get(self._name)
@@ -170,69 +161,6 @@ class _Pull:
         finally:
             os.close(fd)
 
-    def _unpack(self, manifest: OciManifest, config: OciConfig) -> str:
-        path = self._work.make("unpacked")
-        if manifest.layers:
-            source = self._readable(manifest, config)
-            for each in ("", "blobs", "blobs/sha256"):  # whatever the umask: umoci is another user
-                os.chmod(os.path.join(source, each), _OPEN)
-            free = shutil.disk_usage(path).free
-            try:
-                tools.run(
-                    [
-                        *("umoci", "raw", "unpack", "--rootless"),
-                        *("--image", f"{_LAYOUT}:{layout.TAG}", f"{cell.WORK}/{ROOT}"),
-                    ],
-                    work=path,
-                    reads={_LAYOUT: source},
-                    seconds=self._seconds,
-                )
-            except tools.ToolPanicked:
-                # On a full disk it hashes and reads at once, and panics ("d.nx != 0").
-                if _unpacked_size(self._work.blobs, manifest) < free:
-                    raise
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
-        else:
-            os.mkdir(os.path.join(path, ROOT), 0o755)
-        # It was its writer's; the root beneath it stays so.
-        os.chown(path, os.geteuid(), os.getegid())
-        if os.listdir(path) != [ROOT] or not stat.S_ISDIR(os.lstat(f"{path}/{ROOT}").st_mode):
-            raise Corrupt("the image's layers write outside of its root")
-        try:
-            about = look(os.path.join(path, ROOT))
-        except RecursionError:
-            raise Corrupt("the image has directories too deep in each other") from None
-        with open(os.path.join(path, ABOUT), "xb") as file:
-            file.write(encode(about))
-        return path
-
-    def _readable(self, manifest: OciManifest, config: OciConfig) -> str:
-        """The path of a layout that umoci can unpack: it knows no zstd."""
-        if all(PACKED[layer.media_type] for layer in manifest.layers):
-            return self._work.layout
-        path = self._work.make("plain")
-        blobs = os.path.join(path, "blobs", "sha256")
-        os.makedirs(blobs)
-        layers = []
-        for layer, diff_id in zip(manifest.layers, config.rootfs.diff_ids, strict=True):
-            source = os.path.join(self._work.blobs, check_digest(layer.digest))
-            if PACKED[layer.media_type]:
-                os.link(source, os.path.join(blobs, check_digest(layer.digest)))
-                layers.append(layer)
-            else:
-                size = _decompress(source, os.path.join(blobs, check_digest(diff_id)), diff_id)
-                layers.append(Descriptor(LAYER, diff_id, size))
-        told = layout.put(self._store_config(manifest), CONFIG, blobs)
-        plain = OciManifest(told, tuple(layers))
-        layout.write_index(path, layout.put(encode(plain), MANIFEST, blobs))
-        return path
-
-    def _store_config(self, manifest: OciManifest) -> bytes:
-        with open(
-            os.path.join(self._work.blobs, check_digest(manifest.config.digest)), "rb"
-        ) as file:
-            return file.read()
-
     def _step(self, what: str) -> None:
         self._done += 1
         self._progress(what, self._done, _STEPS)
@@ -250,37 +178,7 @@ def _layers(source: ImageSource) -> tuple[str, ...]:
     return ("--dest-oci-accept-uncompressed-layers",)
 
 
-def _decompress(source: str, target: str, diff_id: str) -> int:
-    """Its size. Raises Corrupt where it is not the layer that the configuration tells of."""
-    total, size = hashlib.sha256(), 0
-    decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
-    with open(source, "rb") as packed, open(target, "xb") as plain:
-        os.fchmod(plain.fileno(), 0o444)
-        try:
-            with decompressor.stream_reader(packed, read_across_frames=True) as reader:
-                while data := reader.read(_PIECE):
-                    total.update(data)
-                    size += plain.write(data)
-        except zstandard.ZstdError as error:
-            raise Corrupt("a layer cannot be decompressed", cause=str(error)) from error
-    if f"sha256:{total.hexdigest()}" != diff_id:
-        raise Corrupt(f"a layer is not the {diff_id} that the image's configuration tells of")
-    return size
-
-
-def _unpacked_size(blobs: str, manifest: OciManifest) -> int:
-    """Bytes of the layers' archives at least, as gzip tells of itself in its last four."""
-    size = 0
-    for layer in manifest.layers:
-        with open(os.path.join(blobs, check_digest(layer.digest)), "rb") as file:
-            packed = file.seek(0, os.SEEK_END)
-            file.seek(max(0, packed - 4))
-            told = int.from_bytes(file.read(4), "little")
-        size += told if layer.media_type == f"{LAYER}+gzip" else packed
-    return size
-
-
-def _explained(error: OSError, store: OciStore) -> ImageError:
+def explained(error: OSError, store: OciStore) -> ImageError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(store.folder).free
         return ImageError(

@@ -3,6 +3,7 @@
 FOLDER/blobs/sha256/HEX   manifests, configurations, layers, as they were pulled
 FOLDER/names/NAME.json    which manifest a name means (``Named``); "/" and ":" are quoted
 FOLDER/roots/             unpacked (``roots``)
+FOLDER/steps/             what steps of builds became (``steps``)
 FOLDER/work/              of pulls that go on; of one that was killed, until the next one cleans up
 FOLDER/.lock              held while names, blobs or roots come or go
 
@@ -28,6 +29,7 @@ from agentd.image.model import Corrupt, ImageError, NotFound
 from agentd.image.oci import layout
 from agentd.image.oci.roots import Lease, Roots, remove_folder
 from agentd.image.oci.source import check_name
+from agentd.image.oci.steps import BuiltStep, BuiltSteps
 from agentd.image.oci.values import (
     OciConfig,
     OciImage,
@@ -66,13 +68,14 @@ class Removed(NamedTuple):
 
 class PullFolder:
     """A folder of one pull's own. ``layout`` is ours and has what was verified, ``unpacked`` is the
-    new root's with what describes it, or empty where there is one."""
+    new root's with what describes it, or empty where there is one; ``steps`` are of a build."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.layout = os.path.join(path, "layout")
         self.blobs = os.path.join(self.layout, "blobs", "sha256")
         self.unpacked = ""
+        self.steps: dict[str, BuiltStep] = {}
 
     def make(self, name: str) -> str:
         path = os.path.join(self.path, name)
@@ -86,6 +89,7 @@ class OciStore:
     def __init__(self, folder: str | None = None) -> None:
         self.folder = os.path.realpath(folder or default_folder())
         self.roots = Roots(os.path.join(self.folder, _ROOTS))
+        self.steps = BuiltSteps(self.folder)
 
     def names(self) -> list[str]:
         """Of the images, sorted. Raises ImageError."""
@@ -166,6 +170,7 @@ class OciStore:
                 os.replace(os.path.join(work.blobs, blob), place)
             if work.unpacked:
                 os.rename(work.unpacked, self.roots.place(chain))
+            self.steps.put(work.steps)
             named = Named(FORMAT, name, digest, source, time.time())
             self._write_name(named)
             self._collect()
@@ -177,9 +182,10 @@ class OciStore:
             return self._collect()
 
     def prune(self) -> Removed:
-        """Remove what no name leads to, and what killed pulls left."""
+        """Remove what no name leads to, what killed pulls left, and the cache of builds."""
         with self._locked():
             left = self._sweep()
+            self.steps.clear()
             removed = self._collect()
             return Removed(removed.bytes + left, removed.in_use)
 
@@ -193,6 +199,9 @@ class OciStore:
             except Corrupt as error:
                 wrong[name] = str(error)
         return wrong
+
+    def blob_path(self, digest: str) -> str:
+        return os.path.join(self.folder, _BLOBS, check_digest(digest))
 
     def blob(self, digest: str) -> bytes:
         """A small one, checked. Raises Corrupt."""
@@ -255,7 +264,7 @@ class OciStore:
 
     def _collect(self) -> Removed:
         """Remove what no name leads to; under the lock. Where a name cannot be read nothing is."""
-        blobs: set[str] = set()
+        blobs = self.steps.blobs()
         chains: set[str] = set()
         for name in self.names():
             try:

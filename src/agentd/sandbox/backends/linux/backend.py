@@ -102,7 +102,7 @@ class LinuxBackend:
         """``kept`` is the state of a snapshot, whose files it begins with."""
         with contextlib.ExitStack() as undo:
             nursery = self._nursery(plan.spec.net, plan.spec.configuration)
-            root = images.of_spec(plan.spec, undo, kept)
+            root = self._image_root(plan, undo, kept)
             plan = plan if root is None else root.planned(plan)
             sources = [loans.open_source(mount, undo) for mount in plan.mounts]
             lent = self._lent(plan, sources, nursery)
@@ -128,6 +128,12 @@ class LinuxBackend:
             wall.kill()
             raise Ended("the zygote ended unexpectedly")
         return wall
+
+    def _image_root(
+        self, plan: LinuxPlan, undo: contextlib.ExitStack, kept: str | None
+    ) -> LinuxImageRoot | None:
+        """The root that it starts of; what it holds is freed with ``undo``."""
+        return images.of_spec(plan.spec, undo, kept)
 
     def _clone(
         self,

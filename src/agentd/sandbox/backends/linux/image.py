@@ -56,6 +56,7 @@ class LinuxImageRoot(ImageRoot):
             "fd": fd,
             "places": self.places(plan.mounts, plan.workdir),
             "writable": plan.spec.writable,
+            "bare": plan.bare,
         }
 
     def mount(self, lender: Lender, block: Block | None) -> int:

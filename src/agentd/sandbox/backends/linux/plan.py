@@ -30,6 +30,7 @@ class LinuxPlan(msgspec.Struct, frozen=True):
     inodes: int
     env: dict[str, str]
     workdir: str | None = None  # where commands begin, if not in the workspace
+    bare: bool = False  # all of the root is the image's: no workspace, no /tmp of the sandbox's own
 
     @property
     def rw(self) -> bool:

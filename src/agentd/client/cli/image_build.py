@@ -1,0 +1,202 @@
+"""``agentd image build``: of a Dockerfile where a context is given, else a machine image."""
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from agentd.client.cli import image_oci, remote
+from agentd.client.cli.parser import Actions
+from agentd.model.errors import Conflict, InvalidInput
+
+if TYPE_CHECKING:
+    from agentd.client.embedded import SandboxRunner
+    from agentd.image.oci.building.layer import LayerWriter
+    from agentd.image.oci.building.make import BuiltImage
+    from agentd.image.oci.building.running import Output, RunEnd, RunStep
+    from agentd.model.limits import Limits
+
+_EXAMPLES = """\
+  agentd image build -t mine .
+  agentd image build -t mine -f Dockerfile.test --build-arg VERSION=3 --target test .
+  agentd image build -t mine --net host .          RUN has the host's network
+  agentd image build
+  agentd image build --name small --base busybox
+  agentd image build --name mine --kernel ./vmlinux --initramfs ./initramfs.cpio
+"""
+_MORE = (
+    "With a CONTEXT, a directory, an OCI image is built of its Dockerfile, each RUN in a sandbox "
+    "of its own. Without one a machine image is made, which virtual machines boot."
+)
+_MACHINE = ("base", "kernel", "initramfs", "rootfs", "force")
+_DOCKERFILE = ("file", "build_arg", "target", "net", "no_cache", "memory", "disk", "timeout")
+FAILED = 1
+
+
+def build_parser(actions: Actions) -> argparse.ArgumentParser:
+    """The caller sets what runs it."""
+    build = actions.add(
+        "build",
+        "build an image of a Dockerfile; without a context, a machine image",
+        _EXAMPLES,
+        _MORE,
+    )
+    build.add_argument("context", metavar="CONTEXT", nargs="?", help="a directory, as .")
+    build.add_argument("-t", "--tag", "--name", dest="name", metavar="NAME", help="its name")
+    own = build.add_argument_group("of a Dockerfile")
+    own.add_argument(
+        "-f", "--file", metavar="FILE", help="(default: CONTEXT/Dockerfile); - is stdin"
+    )
+    own.add_argument(
+        "--build-arg",
+        metavar="NAME=VALUE",
+        action="append",
+        help="of an ARG; without =VALUE that of this environment",
+    )
+    own.add_argument("--target", metavar="STAGE", help="build this stage (default: the last)")
+    own.add_argument("--net", metavar="none|host", help="of each RUN (default: none)")
+    own.add_argument("--no-cache", action="store_true", help="run every step anew")
+    own.add_argument("--memory", metavar="SIZE", help="of each RUN, as 128M, 2G")
+    own.add_argument("--disk", metavar="SIZE", help="what each RUN may write")
+    own.add_argument("--timeout", metavar="TIME", help="of each RUN, as 10m (default: none)")
+    machine = build.add_argument_group("of a machine image")
+    machine.add_argument(
+        "--base",
+        metavar="debian|busybox",
+        help="Debian's Python, bash and busybox (default), or less of Python and no bash",
+    )
+    machine.add_argument("--kernel", metavar="PATH", help="a vmlinux or bzImage of your own")
+    machine.add_argument("--initramfs", metavar="PATH", help="an initramfs of your own")
+    machine.add_argument("--rootfs", metavar="PATH", help="an ext4 or erofs image of your own")
+    machine.add_argument("--force", action="store_true", help="build even if nothing has changed")
+    build.add_argument("--json", action="store_true", help="print one JSON object")
+    return build
+
+
+def is_of_dockerfile(options: argparse.Namespace) -> bool:
+    """Raises InvalidInput for options of both kinds of image."""
+    unfit = _DOCKERFILE if options.context is None else _MACHINE
+    for name in unfit:
+        if getattr(options, name):
+            option = "--" + name.replace("_", "-")
+            if options.context is not None:
+                raise InvalidInput(
+                    f"{option} is for machine images",
+                    remediation=f"leave out {option}, or the context",
+                )
+            raise InvalidInput(
+                f"{option} is for a Dockerfile",
+                remediation="give the directory to build, as: agentd image build -t NAME .",
+            )
+    if options.context is not None and options.name is None:
+        raise InvalidInput("the image has no name", remediation="give it one: -t NAME")
+    return options.context is not None
+
+
+def build(options: argparse.Namespace) -> int:
+    from agentd.image.oci.building.errors import BuildFailed
+
+    try:
+        built = _built(options)
+    except BuildFailed as error:
+        if options.json:
+            remote.print_json(
+                error.as_dict()
+                | {"line": error.line, "instruction": error.instruction}
+                | {"exit_code": error.exit_code}
+            )
+        print(f"agentd image: {remote.safe(error)}", file=sys.stderr)
+        return FAILED
+    for name in built.unused:
+        print(f"note: no ARG asks for --build-arg {remote.safe(name)}", file=sys.stderr)
+    if options.json:
+        steps = {"steps": built.steps, "cached": built.cached}
+        remote.print_json(image_oci.summary(built.image) | steps)
+    else:
+        print(f"{built.image.name} {built.image.digest}")
+    return 0
+
+
+def _built(options: argparse.Namespace) -> "BuiltImage":
+    from agentd.image.oci.building.make import Wanted, make
+    from agentd.image.store import Store
+    from agentd.model.limits import Limits
+    from agentd.model.units import parse_duration, parse_size
+
+    if options.name in Store().ls():
+        raise Conflict(
+            f"{options.name} is a machine image already",
+            remediation=f"give another -t, or remove that one: agentd image rm {options.name}",
+        )
+    wanted = Wanted(
+        context=_context(options.context),
+        name=options.name,
+        file=options.file,
+        args=_arguments(options.build_arg or []),
+        target=options.target,
+        net=options.net or "none",
+        cache=not options.no_cache,
+    )
+    limits = Limits(
+        memory=parse_size(options.memory, "memory") if options.memory else None,
+        disk=parse_size(options.disk, "disk") if options.disk else None,
+        timeout=parse_duration(options.timeout) if options.timeout else None,
+    )
+    runner = _LateRunner(wanted.net, limits)
+    try:
+        return make(wanted, runner, _step, _output)
+    finally:
+        runner.close()
+
+
+class _LateRunner:
+    """What runs commands is imported once there is one: a cached build has none."""
+
+    def __init__(self, net: str, limits: "Limits") -> None:
+        self._net, self._limits = net, limits
+        self._runner: SandboxRunner | None = None
+
+    def run(self, step: "RunStep", layer: "LayerWriter", output: "Output") -> "RunEnd":
+        if self._runner is None:
+            from agentd.client import embedded
+
+            self._runner = embedded.step_runner(self._net, self._limits)
+        return self._runner.run(step, layer, output)
+
+    def close(self) -> None:
+        if self._runner is not None:
+            self._runner.close()
+
+
+def _context(text: str) -> str:
+    if text == "-" or "://" in text or text.startswith("git@"):
+        raise InvalidInput(
+            f"{text[:200]} is no directory", remediation="fetch it first, and give its directory"
+        )
+    return text
+
+
+def _arguments(words: list[str]) -> dict[str, str]:
+    """Raises InvalidInput."""
+    found: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not name or not name.isprintable():
+            raise InvalidInput(f"--build-arg {word!r}", remediation="write NAME=VALUE")
+        found[name] = value if equals else os.environ.get(name)
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _step(what: str, done: int, total: int) -> None:
+    print(f"agentd image: {remote.safe(what)}", file=sys.stderr, flush=True)
+
+
+def _output(name: str, data: bytes) -> None:
+    """Of a RUN, as it comes."""
+    sys.stderr.flush()
+    binary = getattr(sys.stderr, "buffer", None)
+    if binary is None:
+        sys.stderr.write(data.decode("utf-8", "replace"))
+        return
+    binary.write(data)
+    binary.flush()

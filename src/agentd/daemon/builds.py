@@ -1,0 +1,111 @@
+"""The steps of a build that run commands: each in a sandbox of its own."""
+
+import os
+import shutil
+import tempfile
+from typing import TYPE_CHECKING, cast
+
+from agentd.daemon.commands.begin import BeginStreamed
+from agentd.daemon.commands.command import Command
+from agentd.daemon.commands.ends import completed
+from agentd.image.oci.building.layer import LayerWriter
+from agentd.image.oci.building.running import Output, RunEnd, RunStep
+from agentd.linux.paths import open_inside
+from agentd.model.limits import Limits
+from agentd.model.spec import ExecRequest, SandboxSpec
+from agentd.sandbox.backends.linux.exported import Exported, write_layer
+from agentd.sandbox.backends.linux.stepping import StepBackend
+from agentd.sandbox.handle import SandboxHandle
+from agentd.sandbox.manager import Manager
+
+if TYPE_CHECKING:
+    from agentd.sandbox.ports import Backend
+
+_MAX_PASSWD = 1 << 20
+
+
+class SandboxRunner:
+    """Close it in the end. ``net`` is "none" or "host"."""
+
+    def __init__(self, net: str, limits: Limits) -> None:
+        self._net, self._limits = net, limits
+        self._backend: StepBackend | None = None
+        self._manager: Manager | None = None
+
+    def close(self) -> None:
+        if self._manager is not None:
+            self._manager.close()
+
+    def run(self, step: RunStep, layer: LayerWriter, output: Output) -> RunEnd:
+        """As ``running.Runner`` has it."""
+        if self._manager is None or self._backend is None:
+            self._backend = StepBackend()
+            self._manager = Manager(made={"linux": cast("Backend", self._backend)})
+        backend = self._backend
+        backend.start_of(step.image, step.root)
+        spec = SandboxSpec(
+            backend="linux",
+            image=step.image.name,
+            writable=True,
+            net=self._net,
+            limits=self._limits,
+            env=_home(step) | step.env,
+            hostname="build",
+        )
+        handle = self._manager.create(spec)
+        try:
+            end = _run(handle, step, output)
+            if end.exit_code == 0:
+                _write(handle, step, layer, backend.only_uid())
+            return end
+        finally:
+            self._manager.destroy(handle)
+
+
+def _write(handle: SandboxHandle, step: RunStep, layer: LayerWriter, uid: int | None) -> None:
+    folder = tempfile.mkdtemp(prefix="changes", dir=os.path.dirname(layer.path))
+    try:
+        handle.snapshots("build").snapshot(folder)
+        write_layer(Exported(folder, step.root, uid), layer)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _run(handle: SandboxHandle, step: RunStep, output: Output) -> RunEnd:
+    request = completed(ExecRequest(step.argv), handle)
+    with Command(handle, BeginStreamed(request)) as command:
+        command.feed(b"")
+        while command.exit is None:
+            chunks, _ = command.step()
+            for name, data in chunks:
+                output(name, data)
+        result = command.finish()
+    if result.exit_code is not None:
+        return RunEnd(result.exit_code)
+    return RunEnd(None, result.cause.message)
+
+
+def _home(step: RunStep) -> dict[str, str]:
+    """HOME as a login has it, where the image does not say."""
+    run = step.image.config.run
+    if "HOME" in run.environment():
+        return {}
+    user = run.user.partition(":")[0] or "0"
+    root = os.open(step.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for line in _passwd(root).splitlines():
+            fields = line.split(":")
+            if len(fields) > 5 and user in (fields[0], fields[2]):
+                return {"HOME": fields[5] or "/"}
+    finally:
+        os.close(root)
+    return {"HOME": "/root" if user in ("0", "root") else "/"}
+
+
+def _passwd(root: int) -> str:
+    try:
+        fd = open_inside(root, "/etc/passwd", os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return ""
+    with os.fdopen(fd, "rb") as file:
+        return file.read(_MAX_PASSWD).decode("utf-8", "replace")

@@ -1,0 +1,1 @@
+"""Images built of a Dockerfile: read, run step by step in sandboxes, cached by digest."""

@@ -1,0 +1,142 @@
+"""The images that a build starts of, and the roots that its RUNs get: leased, or unpacked."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+
+from agentd.image.model import NotFound
+from agentd.image.oci import layout
+from agentd.image.oci.building.state import NEVER, BuiltLayer, StageState
+from agentd.image.oci.rootfs import architecture
+from agentd.image.oci.roots import ROOT
+from agentd.image.oci.store import OciStore, PullFolder
+from agentd.image.oci.unpacking import unpack
+from agentd.image.oci.values import (
+    CONFIG,
+    MANIFEST,
+    Descriptor,
+    OciConfig,
+    OciImage,
+    OciManifest,
+    RootFs,
+    chain_id,
+    decode,
+)
+
+Pull = Callable[[str], OciImage]
+
+
+class Bases:
+    """``pull`` fetches what the store does not have, by a registry's reference."""
+
+    def __init__(self, store: OciStore, work: PullFolder, pull: Pull, seconds: float) -> None:
+        self._store, self._work, self._pull, self._seconds = store, work, pull, seconds
+        self._images: dict[str, OciImage] = {}
+        self._unpacked: dict[str, str] = {}  # chains, and the folders in which their roots are
+
+    def image(self, name: str) -> OciImage:
+        """Raises ImageError, InvalidInput."""
+        if name not in self._images:
+            try:
+                self._images[name] = self._store.get(name.rpartition("@")[2])
+            except NotFound:
+                self._images[name] = self._pull(name)
+        return self._images[name]
+
+    @contextlib.contextmanager
+    def root(self, state: StageState) -> Iterator[str]:
+        """The path of a root with all layers, for as long as it is used."""
+        lease = self._store.roots.lease(state.chain)
+        if lease is not None:
+            with lease:
+                yield lease.path
+            return
+        yield os.path.join(self.folder(state), ROOT)
+
+    @contextlib.contextmanager
+    def beneath(self, state: StageState) -> Iterator[tuple[str | None, int]]:
+        """A root that is there, and how many of the layers it has; those above it were built here,
+        so that their archives can be read. (None, 0) where they are all."""
+        for count in range(len(state.layers), -1, -1):
+            chain = chain_id(layer.diff_id for layer in state.layers[:count])
+            if not count:
+                break
+            if chain in self._unpacked:
+                yield os.path.join(self._unpacked[chain], ROOT), count
+                return
+            lease = self._store.roots.lease(chain)
+            if lease is not None:
+                with lease:
+                    yield lease.path, count
+                return
+            if not state.layers[count - 1].plain:
+                yield os.path.join(self._made(state.layers[:count]), ROOT), count
+                return
+        yield None, 0
+
+    def folder(self, state: StageState) -> str:
+        """Where its root is unpacked, with what describes it: of this build alone."""
+        return self._made(state.layers)
+
+    def keep(self, state: StageState) -> str:
+        """The same, for the store to take: it is not this build's any more."""
+        path = self._made(state.layers)
+        del self._unpacked[state.chain]
+        return path
+
+    def described(self, state: StageState) -> OciImage:
+        """As an image that is in no store: for a RUN."""
+        whole = dict(state.config)
+        whole["WorkingDir"] = state.workdir
+        config = decode(
+            msgspec.json.encode(
+                {"architecture": architecture(), "os": "linux", "config": whole}
+                | {"rootfs": RootFs(tuple(layer.diff_id for layer in state.layers))}
+            ),
+            OciConfig,
+            "configuration",
+        )
+        nothing = Descriptor(CONFIG, state.chain, 0)
+        blobs = tuple(layer.blob for layer in state.layers)
+        manifest = OciManifest(nothing, blobs)
+        return OciImage("build", state.chain, "", 0.0, 0, state.chain, manifest, config)
+
+    def _made(self, layers: list[BuiltLayer]) -> str:
+        chain = chain_id(layer.diff_id for layer in layers)
+        if chain not in self._unpacked:
+            number = len(os.listdir(self._work.path))
+            source = self._work.make(f"source{number}")
+            blobs = os.path.join(source, "blobs", "sha256")
+            os.makedirs(blobs)
+            for layer in layers:
+                with contextlib.suppress(FileExistsError):
+                    os.link(layer.path, os.path.join(blobs, os.path.basename(layer.path)))
+            config = OciConfig(
+                architecture=architecture(),
+                os="linux",
+                created=NEVER,
+                rootfs=RootFs(tuple(layer.diff_id for layer in layers)),
+            )
+            manifest = OciManifest(
+                layout.put(msgspec.json.encode(config), CONFIG, blobs),
+                tuple(layer.blob for layer in layers),
+            )
+            whole = layout.put(msgspec.json.encode(manifest), MANIFEST, blobs)
+            layout.write_index(source, whole)
+            path = self._work.make(f"root{number}")
+            unpack(path, source, manifest, config, self._seconds)
+            self._unpacked[chain] = path
+        return self._unpacked[chain]
+
+
+def whole_config(state: StageState) -> dict[str, Any]:
+    """The configuration of a finished image, as it is written."""
+    told = {"architecture": architecture(), "os": "linux"} | state.whole
+    told["created"] = state.created
+    told["config"] = state.config
+    told["history"] = state.history
+    told["rootfs"] = {"type": "layers", "diff_ids": [layer.diff_id for layer in state.layers]}
+    return told

@@ -1,0 +1,259 @@
+"""Where COPY and ADD take files from: the context, or the root of an image or stage.
+
+Read descriptor by descriptor: a link on the way, or as what is named itself, leads nowhere but
+within the source; one that is met in a folder is copied as a link. What is there may change
+meanwhile, and be hostile.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from agentd.image.oci.building.ignore import Ignored, translated
+from agentd.linux.paths import open_inside
+from agentd.model.errors import InvalidInput
+
+MAX_FILES = 1 << 20
+_MAX_DEPTH = 256
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_PLACE = os.O_PATH
+_PIECE = 1 << 20
+_MAGIC = frozenset("*?[")
+
+
+class Unusable(ValueError):
+    """What a COPY names cannot be copied; the text says why."""
+
+
+class Item(NamedTuple):
+    """A file to be copied. ``path`` is below what was named, "" for that itself; ``content`` is
+    the SHA-256 of a plain file's data in hex, and of a link it is what it says."""
+
+    path: str
+    kind: int  # as stat.S_IFMT has it: S_IFDIR, S_IFREG, S_IFLNK or S_IFIFO
+    mode: int
+    size: int
+    modified: int  # in whole seconds
+    content: str
+    source: str  # its path in the source
+
+
+class FileSource:
+    """``what`` is what an error calls it."""
+
+    def __init__(self, folder: str, what: str, ignored: Ignored | None = None) -> None:
+        """Raises InvalidInput where it is no directory."""
+        self._what, self._ignored = what, ignored or Ignored()
+        self._count = 0
+        try:
+            self._root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise InvalidInput(
+                f"{what} {folder} cannot be read: {error.strerror}",
+                remediation="give a directory that you may read",
+            ) from error
+
+    def close(self) -> None:
+        os.close(self._root)
+
+    def matches(self, pattern: str) -> list[str]:
+        """The paths that a COPY's word means, sorted; itself where it has no ``*``, ``?``, ``[``.
+        Raises Unusable, BadPattern."""
+        parts = [part for part in pattern.split("/") if part not in ("", ".")]
+        if ".." in parts:
+            raise Unusable(f"{pattern} leads out of the {self._what}")
+        found = [""]
+        for part in parts:
+            if not _MAGIC & set(part):
+                found = [_below(path, part) for path in found]
+                continue
+            fits = translated(part)
+            found = [
+                _below(path, name)
+                for path in found
+                for name in self._names(path)
+                if fits.fullmatch(name)
+            ]
+        magic = bool(_MAGIC & set(pattern))
+        found = sorted(path for path in found if not magic or not self._is_left_out(path))
+        if not found:
+            raise Unusable(f"nothing in the {self._what} fits {pattern}")
+        return found
+
+    def items(self, path: str) -> Iterator[Item]:
+        """It and all in it, each folder before what is in it, by name. Raises Unusable."""
+        fd = self._opened(path)
+        try:
+            info = os.fstat(fd)
+            if stat.S_ISDIR(info.st_mode):
+                inner = open_inside(self._root, path or ".", os.O_RDONLY | os.O_DIRECTORY)
+                try:
+                    yield self._item("", info, "", path)
+                    yield from self._folder(inner, "", path, 1)
+                finally:
+                    os.close(inner)
+                return
+            if path and self._is_left_out(path):
+                raise Unusable(f"{path} is left out of the {self._what} by .dockerignore")
+            if not stat.S_ISREG(info.st_mode):
+                raise Unusable(f"{path} is neither a file nor a folder")
+        finally:
+            os.close(fd)
+        with self.opened(path) as file:
+            yield self._item("", os.fstat(file), _digest(file), path)
+
+    @contextlib.contextmanager
+    def opened(self, path: str) -> Iterator[int]:
+        """A descriptor of a plain file. Raises Unusable."""
+        try:
+            fd = open_inside(self._root, path, os.O_RDONLY | os.O_NONBLOCK)
+        except OSError as error:
+            raise Unusable(f"{path} cannot be read: {error.strerror}") from error
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise Unusable(f"{path} was replaced while it was read")
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _folder(self, fd: int, above: str, source: str, depth: int) -> Iterator[Item]:
+        if depth > _MAX_DEPTH:
+            raise Unusable(f"{source[:200]} is nested deeper than {_MAX_DEPTH} folders")
+        for name in sorted(os.listdir(fd)):
+            path, place = _below(above, name), _below(source, name)
+            left_out = self._is_left_out(place)
+            if left_out and not self._ignored.again:
+                continue
+            try:
+                info = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            if stat.S_ISDIR(info.st_mode):
+                yield from self._inner(name, fd, path, place, depth, left_out=left_out)
+            elif not left_out and not stat.S_ISSOCK(info.st_mode):
+                yield self._entry(name, fd, info, path, place)
+
+    def _inner(
+        self, name: str, fd: int, path: str, place: str, depth: int, *, left_out: bool
+    ) -> Iterator[Item]:
+        try:
+            inner = os.open(name, _FOLDER, dir_fd=fd)
+        except OSError as error:
+            raise Unusable(f"{place} cannot be read: {error.strerror}") from error
+        try:
+            told = self._item(path, os.fstat(inner), "", place)
+            below = self._folder(inner, path, place, depth + 1)
+            if left_out:  # it is made for what of it is taken all the same
+                first = next(below, None)
+                if first is None:
+                    return
+                yield told
+                yield first
+            else:
+                yield told
+            yield from below
+        finally:
+            os.close(inner)
+
+    def _entry(self, name: str, fd: int, info: os.stat_result, path: str, place: str) -> Item:
+        if stat.S_ISLNK(info.st_mode):
+            return self._item(path, info, os.readlink(name, dir_fd=fd), place)
+        if stat.S_ISFIFO(info.st_mode):
+            return self._item(path, info, "", place)
+        if not stat.S_ISREG(info.st_mode):
+            raise Unusable(f"{place} is a device")
+        try:
+            file = os.open(name, _FILE, dir_fd=fd)
+        except OSError as error:
+            raise Unusable(f"{place} cannot be read: {error.strerror}") from error
+        try:
+            told = os.fstat(file)
+            if not stat.S_ISREG(told.st_mode):
+                raise Unusable(f"{place} was replaced while it was read")
+            return self._item(path, told, _digest(file), place)
+        finally:
+            os.close(file)
+
+    def _item(self, path: str, info: os.stat_result, content: str, place: str) -> Item:
+        self._count += 1
+        if self._count > MAX_FILES:
+            raise Unusable(f"the {self._what} has over {MAX_FILES:,} files")
+        kind, mode = stat.S_IFMT(info.st_mode), stat.S_IMODE(info.st_mode)
+        size = info.st_size if kind == stat.S_IFREG else 0
+        return Item(path, kind, mode, size, int(info.st_mtime), content, place)
+
+    def _opened(self, path: str) -> int:
+        try:
+            return open_inside(self._root, path or ".", _PLACE)
+        except OSError as error:
+            if error.errno == errno.ENOSYS:
+                raise
+            raise Unusable(f"{path} is not in the {self._what}{self._link(path)}") from error
+
+    def _link(self, path: str) -> str:
+        with contextlib.suppress(OSError):
+            fd = open_inside(self._root, path, _PLACE | os.O_NOFOLLOW)
+            try:
+                return f": it is a link to {os.readlink('', dir_fd=fd)[:200]}, which is not"
+            finally:
+                os.close(fd)
+        return ""
+
+    def _names(self, path: str) -> list[str]:
+        try:
+            fd = open_inside(self._root, path or ".", os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:
+            return []
+        try:
+            return sorted(os.listdir(fd))
+        finally:
+            os.close(fd)
+
+    def _is_left_out(self, path: str) -> bool:
+        return bool(path) and self._ignored.leaves_out(path)
+
+
+def read_small(folder: str, name: str, most: int) -> str | None:
+    """A text file right in a folder, through no link; None where there is none. Raises
+    InvalidInput."""
+    try:
+        fd = os.open(os.path.join(folder, name), _FILE)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InvalidInput(
+            f"{folder}/{name} cannot be read: {error.strerror}", remediation="make it a plain file"
+        ) from error
+    with os.fdopen(fd, "rb") as file:
+        return text_of(file.fileno(), f"{folder}/{name}", most)
+
+
+def text_of(fd: int, name: str, most: int) -> str:
+    """All of a plain file, or of what comes by a pipe. Raises InvalidInput."""
+    if stat.S_ISDIR(os.fstat(fd).st_mode):
+        raise InvalidInput(f"{name} is a directory", remediation="give a file")
+    data = b""
+    while len(data) <= most and (piece := os.read(fd, most + 1 - len(data))):
+        data += piece
+    if len(data) > most:
+        raise InvalidInput(f"{name} has over {most} bytes", remediation="make it smaller")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{name} is not UTF-8", remediation="save it as that") from error
+
+
+def _below(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
+
+
+def _digest(fd: int) -> str:
+    total = hashlib.sha256()
+    while data := os.read(fd, _PIECE):
+        total.update(data)
+    return total.hexdigest()

@@ -1,0 +1,157 @@
+"""What a sandbox changed of its image's root, out of its kept files, as a layer of an image.
+
+Owners are as the sandbox has them. What the store keeps flat (``user.rootlesscontainers``) gets the
+owner that it had; without a range of ids what was there before keeps its own.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+from agentd.image.oci.building.layer import LayerWriter
+from agentd.image.oci.owners import ATTRIBUTE, owner_of
+from agentd.linux.paths import open_inside
+from agentd.model.errors import SandboxError
+from agentd.sandbox.backends.linux import kept
+from agentd.sandbox.backends.linux.kept import KeptFile
+
+_OPAQUE = "user.overlay.opaque"
+_OF_OVERLAYS = "user.overlay."
+_PIECE = 1 << 20
+_KINDS = {"folder": stat.S_IFDIR, "link": stat.S_IFLNK, "pipe": stat.S_IFIFO, "file": stat.S_IFREG}
+#: Where the changes lie on a sandbox's disk (``zygote.image_root``, ``linux.overlay``).
+UPPER = b"r/u"
+# Ours in every sandbox, whatever the image has there.
+_OURS = frozenset((b"etc/hosts", b"etc/resolv.conf", b"dev", b"proc", b"sys", b".agentd"))
+
+
+class Exported(NamedTuple):
+    """``root`` is the path of the image's root; ``uid`` the only one of the sandbox, None where it
+    has a range of them."""
+
+    folder: str
+    root: str
+    uid: int | None
+
+
+def write_layer(exported: Exported, layer: LayerWriter) -> None:
+    """Raises SandboxError, ImageError, OSError."""
+    root = os.open(exported.root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        with (
+            open(os.path.join(exported.folder, kept.ENTRIES), "rb") as entries,
+            open(os.path.join(exported.folder, kept.CONTENT), "rb") as content,
+        ):
+            _Layering(exported, root, content, layer).write(entries)
+    except kept.DamagedFiles as error:
+        raise SandboxError("the sandbox's files cannot be read", cause=str(error)) from error
+    finally:
+        os.close(root)
+
+
+class _Layering:
+    def __init__(
+        self, exported: Exported, root: int, content: BinaryIO, layer: LayerWriter
+    ) -> None:
+        self._uid, self._root = exported.uid, root
+        self._content, self._layer = content, layer
+
+    def write(self, entries: BinaryIO) -> None:
+        path: list[bytes] = []
+        for entry in kept.read(entries):
+            del path[entry.depth - 1 :]
+            path.append(entry.name)
+            whole = b"/".join(path)
+            inside = whole[len(UPPER) + 1 :]
+            skipped = not whole.startswith(UPPER + b"/") or _is_ours(inside)
+            if not skipped:
+                self._entry(os.fsdecode(inside), entry)
+            if entry.kind == "file" and skipped:
+                self._content.seek(sum(length for _, length in entry.data), os.SEEK_CUR)
+
+    def _entry(self, path: str, entry: KeptFile) -> None:
+        owner = self._owner(path, entry)
+        when = entry.modified // 1_000_000_000
+        attributes = {
+            name: value
+            for name, value in entry.attributes.items()
+            if not name.startswith(_OF_OVERLAYS) and name != ATTRIBUTE
+        }
+        if entry.kind == "whiteout":
+            self._layer.whiteout(path)
+        elif entry.kind == "file":
+            data: BinaryIO = _Data(self._content, entry)  # type: ignore[assignment]
+            self._layer.add_file(
+                path, entry.mode, owner, when, entry.size, data, attributes=attributes
+            )
+        elif entry.kind == "hard link":
+            target = os.fsdecode(entry.target[len(UPPER) + 1 :])
+            self._layer.add_hard_link(path, target, owner, entry.mode)
+        else:
+            target = os.fsdecode(entry.target) if entry.kind == "link" else ""
+            self._layer.add(
+                path, _KINDS[entry.kind], entry.mode, owner, when,
+                target=target, attributes=attributes,
+            )  # fmt: skip
+            if entry.kind == "folder" and entry.attributes.get(_OPAQUE) == b"y":
+                self._layer.opaque(path)
+
+    def _owner(self, path: str, entry: KeptFile) -> tuple[int, int]:
+        known = owner_of(entry.attributes.get(ATTRIBUTE, b""))
+        if known is not None and not (entry.uid or entry.gid):
+            return known
+        if self._uid is None:
+            return entry.uid, entry.gid
+        if self._uid and self._was(path) == _KINDS.get(entry.kind):
+            return 0, 0
+        return self._uid, self._uid
+
+    def _was(self, path: str) -> int | None:
+        """The kind of what the image has there."""
+        try:
+            fd = open_inside(self._root, path, os.O_PATH | os.O_NOFOLLOW)
+        except OSError:
+            return None
+        try:
+            return stat.S_IFMT(os.fstat(fd).st_mode)
+        finally:
+            os.close(fd)
+
+
+def _is_ours(path: bytes) -> bool:
+    return path in _OURS or path.split(b"/")[0] in _OURS
+
+
+class _Data:
+    """The bytes of one file, its holes as zeros, in order."""
+
+    def __init__(self, content: BinaryIO, entry: KeptFile) -> None:
+        self._pieces = self._read(content, entry)
+        self._rest = b""
+
+    def read(self, size: int) -> bytes:
+        found = self._rest
+        while len(found) < size and (piece := next(self._pieces, b"")):
+            found += piece
+        found, self._rest = found[:size], found[size:]
+        return found
+
+    @staticmethod
+    def _read(content: BinaryIO, entry: KeptFile) -> Iterator[bytes]:
+        place = 0
+        for start, length in (*entry.data, (entry.size, 0)):
+            for size in _sizes(start - place):
+                yield bytes(size)
+            for size in _sizes(length):
+                data = content.read(size)
+                if len(data) < size:
+                    raise kept.DamagedFiles("its data has no end")
+                yield data
+            place = start + length
+
+
+def _sizes(length: int) -> Iterator[int]:
+    while length > 0:
+        yield min(length, _PIECE)
+        length -= _PIECE
