@@ -249,6 +249,7 @@ class EmbeddedService:
             backend=handle.backend,
             level=handle.level.label,
             image=handle.spec.image,
+            image_digest=handle.spec.image_digest,
             labels={},
             principal=self.who.name,
             created=created,

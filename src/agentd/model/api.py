@@ -170,6 +170,7 @@ class SandboxView(msgspec.Struct, frozen=True):
     paused_by: str = ""  # "idle": the next request resumes it; empty where a caller paused it
     command: tuple[str, ...] = ()  # what its image runs where nobody says what
     fidelity: str = ""  # what its snapshots keep: "memory" or "files"
+    image_digest: str = ""  # of its OCI image, as it was when the sandbox was made
 
 
 class SandboxPage(msgspec.Struct, frozen=True):

@@ -31,6 +31,8 @@ class SandboxSpec(msgspec.Struct, frozen=True):
     writable: bool = False  # all of the root, and not some places only
     image: str = DEFAULT_IMAGE  # of OCI, or what a virtual machine boots
     runtime: str | None = None  # which OCI runtime builds it, where a wall has a choice
+    # Of the OCI image that ``image`` meant when it was looked up; "" before that, and without one.
+    image_digest: str = ""
     # The host's programs behind overlays, where a wall shows them: inotify tells nothing of others.
     private_programs: bool = False
     # What is to be read of the host's configuration, where a wall shows its programs.

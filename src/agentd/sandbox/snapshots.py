@@ -192,7 +192,8 @@ def check_spec(asked: SandboxSpec, kept: SandboxSpec) -> None:
 
 def _machine(spec: SandboxSpec) -> dict[str, object]:
     fields = msgspec.structs.asdict(spec)
-    fields |= {"isolation": None, "backend": None, "env": None}
+    # That it is the same image is checked as it is opened.
+    fields |= {"isolation": None, "backend": None, "env": None, "image_digest": None}
     fields["limits"] = msgspec.structs.replace(spec.limits, output=None, timeout=None)
     return fields
 

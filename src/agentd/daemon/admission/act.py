@@ -83,6 +83,7 @@ def _sandbox(place: Place) -> dict[str, Any]:
         "backend": place.backend,
         "runtime": spec.runtime,
         "image": spec.image,
+        "image_digest": spec.image_digest,
         "net": spec.net,
         "user": spec.user,
         "writable": spec.writable,

@@ -58,6 +58,7 @@ def creation(who: Principal, spec: SandboxSpec, labels: Mapping[str, str]) -> Ac
         "backend": spec.backend,
         "runtime": spec.runtime,
         "image": spec.image,
+        "image_digest": spec.image_digest,
         "net": spec.net,
         "user": spec.user,
         "writable": spec.writable,

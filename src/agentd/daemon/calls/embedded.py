@@ -21,6 +21,7 @@ from agentd.model.principal import Principal
 from agentd.model.result import Result
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.model.system import os_errors_as
+from agentd.sandbox.backends.image_root import resolved
 from agentd.sandbox.handle import SandboxHandle
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class OwnSandboxes:
             raise InvalidInput(
                 "snapshots, labels and leases are a daemon's", remediation="leave them out"
             )
-        return sandbox_spec(**create.options()), {}
+        return resolved(sandbox_spec(**create.options())), {}
 
     def run(
         self,

@@ -19,7 +19,7 @@ from agentd.model.spec import SandboxSpec
 from agentd.model.system import os_errors_as
 from agentd.model.units import format_duration, parse_duration
 from agentd.sandbox.backends import BUILTIN
-from agentd.sandbox.backends.image_root import with_user
+from agentd.sandbox.backends.image_root import resolved
 
 MAX_LABELS = 32
 MAX_LABEL = 256
@@ -32,7 +32,7 @@ def sandbox_spec(who: Principal, body: SandboxBody, config: Config) -> SandboxSp
     rules = config.sandbox
     spec = _allowed(who, spec, rules)
     return msgspec.structs.replace(
-        with_user(spec),
+        resolved(spec),
         mounts=_judged(spec.mounts, config),
         limits=bounded(spec.limits, config.limits),
         runtime=spec.runtime or rules.runtime_of(spec.backend),
@@ -52,7 +52,7 @@ def restored_spec(
     kept = _allowed(who, kept, config.sandbox)
     machine = msgspec.structs.replace(kept.limits, timeout=None, output=None)
     bounded(machine, config.limits)  # those of a machine that is kept cannot be lowered
-    kept = msgspec.structs.replace(with_user(kept), mounts=_judged(kept.mounts, config))
+    kept = msgspec.structs.replace(resolved(kept, kept=True), mounts=_judged(kept.mounts, config))
     wanted: options.SandboxOptions = {
         "env": body.env,
         "timeout": body.timeout,

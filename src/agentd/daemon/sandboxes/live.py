@@ -77,6 +77,7 @@ class Live:
             record,
             state=str(self.handle.state),
             image=record.spec.image,
+            image_digest=record.spec.image_digest,
             deadline=None if left is None else round(time.time() + left, 3),
             workspace=self.wall.workspace,
             command=getattr(self.wall, "command", ()),

@@ -9,7 +9,7 @@ from agentd.model.errors import AgentdError
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.spec import SandboxSpec
-from agentd.sandbox.backends.image_root import with_user
+from agentd.sandbox.backends.image_root import resolved
 from agentd.sandbox.pool import ShelfSpec
 
 
@@ -28,6 +28,6 @@ def shelves(config: Config, gate: Gate) -> list[ShelfSpec]:
             configuration=config.sandbox.configuration,
         )
         with contextlib.suppress(AgentdError):  # its image cannot be used: the pool says so
-            spec = with_user(spec)
+            spec = resolved(spec)
         made.append(ShelfSpec(gate.ahead(spec), pool.min, pool.max, float(pool.ttl)))
     return made

@@ -17,7 +17,7 @@ from agentd.image.oci.roots import Lease
 from agentd.image.oci.store import OciStore
 from agentd.image.oci.values import OciImage
 from agentd.linux.paths import open_inside
-from agentd.model.errors import Refused
+from agentd.model.errors import AgentdError, Conflict, Refused
 from agentd.model.mount import Mount
 from agentd.model.spec import DEFAULT_IMAGE, SandboxSpec
 from agentd.sandbox.backends.users import parse_user
@@ -29,20 +29,22 @@ _MAX_PASSWD = 1 << 20
 _MAX_LINKS = 40
 
 
-def with_user(spec: SandboxSpec) -> SandboxSpec:
-    """Return ``spec`` with the user whom its OCI image names, where it names none itself: who
-    judges it is to see as whom commands run. Raises Refused, SandboxError."""
-    if spec.image == DEFAULT_IMAGE or spec.user is not None:
+def resolved(spec: SandboxSpec, *, kept: bool = False) -> SandboxSpec:
+    """Return ``spec`` with its OCI image's digest, and the user whom that names where it names none
+    itself: who judges it is to see what is used, and as whom commands run. ``kept`` is a
+    snapshot's. Raises Refused, Conflict, SandboxError."""
+    if spec.image == DEFAULT_IMAGE:
         return spec
     from agentd.image.model import NotFound
 
     try:
-        root = opened(spec.image, ImageRoot)
+        root = opened(spec, ImageRoot, kept=kept)
     except NotFound:  # a machine's, whose commands run as its ``sandbox``; or none at all
         return spec
     with root.lease, contextlib.closing(root):
-        uid = root.uid()
-    return msgspec.structs.replace(spec, user="root" if uid == 0 else str(uid))
+        uid = root.uid() if spec.user is None else None
+    user = spec.user if uid is None else "root" if uid == 0 else str(uid)
+    return msgspec.structs.replace(spec, user=user, image_digest=root.image.digest)
 
 
 class ImageRoot:
@@ -151,13 +153,37 @@ class ImageRoot:
 R = TypeVar("R", bound=ImageRoot)
 
 
-def opened(name: str, kind: type[R]) -> R:
-    """The caller closes it, and its lease once no sandbox of it runs. Raises NotFound, Corrupt."""
+def opened(spec: SandboxSpec, kind: type[R], *, kept: bool = False) -> R:
+    """The caller closes it, and its lease once no sandbox of it runs. Raises as ``meant`` does."""
     store = OciStore()
-    image = store.get(name)
+    image = meant(spec, store, kept=kept)
     lease = store.lease(image)
     try:
         return kind(image, lease)
     except BaseException:
         lease.close()
         raise
+
+
+def meant(spec: SandboxSpec, store: OciStore, *, kept: bool = False) -> OciImage:
+    """Return the image of the spec's digest, once it has one: its name may mean another by now.
+    Raises NotFound, Corrupt, and as ``moved`` says where the one with the digest is gone."""
+    from agentd.image.model import NotFound
+
+    if spec.image_digest:
+        with contextlib.suppress(NotFound):
+            return store.get(spec.image_digest)
+    image = store.get(spec.image)
+    if spec.image_digest and image.digest != spec.image_digest:
+        raise moved(spec, spec.image_digest, image, kept=kept)
+    return image
+
+
+def moved(spec: SandboxSpec, wanted: str, image: OciImage, *, kept: bool) -> AgentdError:
+    """Refused of a snapshot (``kept``), whose caller can mend it; else Conflict: it just moved."""
+    what = f"{spec.image} is another image now than the one that"
+    cause = f"{wanted or 'none'}, and now {image.digest}"
+    if kept:
+        fix = "pull that one again under this name, or take the snapshot anew"
+        return Refused(f"{what} the snapshot was taken of", cause=cause, remediation=fix)
+    return Conflict(f"{what} was decided on", cause=cause, remediation="ask again")

@@ -78,6 +78,7 @@ def test_a_creation_says_all_that_is_asked_for():
         "backend": "qemu",
         "runtime": None,
         "image": spec.image,
+        "image_digest": "",
         "net": "host",
         "user": "root",
         "writable": False,

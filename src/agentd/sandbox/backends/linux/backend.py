@@ -79,8 +79,7 @@ class LinuxBackend:
 
     def plan(self, spec: SandboxSpec) -> LinuxPlan:
         """As every ``plan``, and raises NotFound where there is no such image."""
-        images.check(spec)
-        return make_plan(spec)
+        return make_plan(images.found(spec))
 
     def launch(self, plan: LinuxPlan) -> LinuxWall:
         return self._build(plan, None)

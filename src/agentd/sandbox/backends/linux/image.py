@@ -11,22 +11,23 @@ from agentd.model.errors import Refused, SandboxError
 from agentd.model.spec import DEFAULT_IMAGE, SandboxSpec
 from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.identity import Block
-from agentd.sandbox.backends.image_root import ImageRoot, opened
+from agentd.sandbox.backends.image_root import ImageRoot, moved, opened
 from agentd.sandbox.backends.linux import kept
 from agentd.sandbox.backends.linux.loans import Lender
 from agentd.sandbox.backends.linux.plan import LinuxPlan
 from agentd.sandbox.backends.linux.wall import LinuxWall
 
 
-def check(spec: SandboxSpec) -> None:
-    """Raises NotFound where there is no such image, Refused where it is a machine image."""
-    if spec.image == DEFAULT_IMAGE:
-        return
+def found(spec: SandboxSpec) -> SandboxSpec:
+    """Return ``spec`` with the digest of its image; one that has it is looked at as it is used.
+    Raises NotFound where there is none, Refused where it is a machine image."""
+    if spec.image == DEFAULT_IMAGE or spec.image_digest:
+        return spec
     from agentd.image import store as machines
     from agentd.image.model import NotFound
 
     try:
-        OciStore().find(spec.image)
+        return msgspec.structs.replace(spec, image_digest=OciStore().get(spec.image).digest)
     except NotFound:
         if spec.image in machines.Store().ls():
             raise Refused(
@@ -89,15 +90,11 @@ def of_spec(
     of no other. Raises NotFound, Refused, SandboxError."""
     if spec.image == DEFAULT_IMAGE:
         return None
-    root = opened(spec.image, LinuxImageRoot)
+    root = opened(spec, LinuxImageRoot, kept=state is not None)
     undo.callback(root.lease.close)
     undo.callback(root.close)
     if state is not None and kept.read_image(state) != root.image.digest:
-        raise Refused(
-            f"{spec.image} is another image now than the one that the snapshot was taken of",
-            cause=f"{kept.read_image(state) or 'none'}, and now {root.image.digest}",
-            remediation="pull that one again under this name, or take the snapshot anew",
-        )
+        raise moved(spec, kept.read_image(state), root.image, kept=True)
     return root
 
 

@@ -90,6 +90,8 @@ def enforcement(
         table["pids"] = limit_control(asked, limit, alone, how)
     if plan.spec.writable:
         table["root"] = Control("writable", True, _WRITABLE)
+    if image is not None:
+        table["image"] = Control(plan.spec.image, True, image.digest)
     for mount in plan.mounts:
         text = f"{mount.source}, {lent[mount.target]}"
         table[f"mount {mount.target}"] = Control(str(mount.mode), True, text)
