@@ -58,7 +58,7 @@ BUSYBOX = Path("/bin/busybox")  # of busybox-static: no library, no loader
 
 def busybox(*more: tuple[tarfile.TarInfo, bytes]) -> bytes:
     """A layer of the smallest root in which commands run; skips where Debian's is not installed."""
-    if not _is_static(BUSYBOX):
+    if not is_static(BUSYBOX):
         pytest.skip("busybox-static is not installed")
     names = "sh cat env grep id ls mkdir pwd readlink stat test touch"
     links = [link(f"bin/{name}", "busybox") for name in names.split()]
@@ -66,7 +66,7 @@ def busybox(*more: tuple[tarfile.TarInfo, bytes]) -> bytes:
     return layer(folder("bin"), program, *links, *more)
 
 
-def _is_static(program: Path) -> bool:
+def is_static(program: Path) -> bool:
     """Return whether no loader is named in an ELF file of 64 bits (PT_INTERP is 3)."""
     if not program.exists():
         return False

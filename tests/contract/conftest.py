@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import rootfs
 from tests.conftest import nothing_left_behind
 from tests.contract.ways import Refusal, rest
 
@@ -113,6 +114,13 @@ def _load(name: str) -> Backend:
 # --- sandboxes for the tests ---
 
 
+@pytest.fixture(scope="session", autouse=True)
+def image() -> Iterator[str]:
+    """The name of the image that sandboxes start of, in a store of this run; or none."""
+    with rootfs.of_the_run() as name:
+        yield name
+
+
 @pytest.fixture
 def own_pipeline(canary: str) -> Iterator[Pipeline]:
     """A new one each test, so that what a backend leaves behind is seen too."""
@@ -144,7 +152,7 @@ def kind(request: pytest.FixtureRequest, pipeline: Pipeline) -> Kind:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def daemon(request: pytest.FixtureRequest) -> Iterator[str]:
+def daemon(request: pytest.FixtureRequest, image: str) -> Iterator[str]:
     """The address of one, for all tests that need one: there before the first looks for leaks."""
     if URL or not any("over HTTP" in item.name for item in request.session.items):
         yield URL
@@ -197,6 +205,8 @@ def create(kind: Kind, pipeline: Pipeline, daemon: str, **wanted: object) -> San
     """``Sandbox.create`` of this wall."""
     if AS_ROOT and kind.namespaces:
         wanted = {"user": "root", "writable": True} | wanted
+    if rootfs.IMAGE and kind.name == "linux":
+        wanted = {"image": rootfs.name_of(rootfs.IMAGE)} | wanted
     if kind.over_http:
         return Sandbox.create(url=daemon, backend=kind.name, **wanted)  # type: ignore[arg-type]
     spec = build.sandbox_spec(backend=kind.name, **wanted)  # type: ignore[arg-type]

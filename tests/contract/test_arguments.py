@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from agentd.client.sandbox import Process, Sandbox
+from agentd.testing.walls.claims import needs
 
 confined = pytest.mark.parametrize("kind", ["landlock", "linux"], indirect=True)
 namespaced = pytest.mark.parametrize("kind", ["linux"], indirect=True)
@@ -138,6 +139,7 @@ def _first(process: Process) -> bytes:
 
 
 def _said(sandbox: Sandbox, script: str, *args: str) -> str:
+    needs(sandbox, "/usr/bin/python3")
     result = sandbox.run(_python(script, *args))
     assert result.exit_code == 0, result.stderr
     return result.text.strip()
@@ -173,6 +175,7 @@ def test_a_program_of_the_commands_own_does_not_hold_the_agent_up(
     sandbox: Sandbox, workspace: str
 ) -> None:
     """Whoever runs a leased program waits for its holder: that would be the agent."""
+    needs(sandbox, "/usr/bin/python3")
     sandbox.run("cp /usr/bin/true held", check=True)
     with sandbox.start(_python(HOLD), stdin=True) as holder:
         assert _first(holder) == b"EPERM EPERM\n"
@@ -185,6 +188,7 @@ def test_a_read_only_mount_keeps_nobody_waiting(make: Callable[..., Sandbox], fo
     file = folder / "held"
     file.write_text("on")
     sandbox = make(workspace=f"{folder}:ro")
+    needs(sandbox, "/usr/bin/python3")
     with sandbox.start(_python(HOLD), stdin=True) as holder:
         assert _first(holder) == b"EPERM EPERM\n"
         # A lease would be broken by this, and EWOULDBLOCK is what it says meanwhile.

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.rootfs import IMAGE
 
 from agentd.client.sandbox import Sandbox
 
 pytestmark = [
     pytest.mark.parametrize("kind", ["linux"], indirect=True),
+    pytest.mark.skipif(bool(IMAGE), reason="the root is an image's"),
     pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb is not installed"),
 ]
 _CONTROL = """\

@@ -117,6 +117,48 @@ def test_what_the_image_says_is_respected(images: Images, layout: Layout) -> Non
         assert said(box, ["id", "-u"]) == "1234\n"
 
 
+def test_a_limit_of_processors_is_told_to_its_programs(images: Images, layout: Layout) -> None:
+    told = "echo $OMP_NUM_THREADS $PYTHON_CPU_COUNT"
+    with Sandbox.create(image=pulled(images, layout), cpus=1.5) as box:
+        assert said(box, told) == "2 2\n"
+    chosen = {"Env": ["OMP_NUM_THREADS=7"]}
+    with Sandbox.create(image=pulled(images, layout, chosen), cpus=1.5) as box:
+        assert said(box, told) == "7 2\n"
+
+
+def test_the_suite_of_walls_runs_over_an_image(images: Images, layout: Layout) -> None:
+    """What the image lacks is named by the case that needs it, and none of the wall is missing."""
+    name = pulled(images, layout)
+    suite = ["agentd.testing.walls.test_run", "agentd.testing.walls.test_enforcement"]
+    cases = "test_state_stays or test_seccomp or test_a_namespace_is"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-rs",
+            "-p",
+            "no:cacheprovider",
+            "--pyargs",
+            *suite,
+            "--backend",
+            "linux",
+            "--image",
+            name,
+            "-k",
+            cases,
+        ],
+        cwd=images.folder,
+        env=images.env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert f"it needs /usr/bin/python3 inside, and the image {name} on linux" in done.stdout
+    assert "7 passed, 1 skipped" in done.stdout, done.stdout
+
+
 @pytest.mark.parametrize(
     ("user", "uid"), [("", "0"), ("root", "0"), ("0:0", "0"), ("77:88", "77"), ("node:node", "77")]
 )

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from tests import rootfs
 
 from agentd.client import build
 from agentd.linux import abi
@@ -112,6 +113,8 @@ class _Yard:
         """``spec`` as of ``build.sandbox_spec``: ``user``, ``net``, ``mounts``, ``memory``..."""
         if AS_ROOT and backend == "linux":
             spec = {"user": "root"} | spec
+        if rootfs.IMAGE and backend == "linux":
+            spec = {"image": rootfs.name_of(rootfs.IMAGE)} | spec
         key = (backend, frozenset(without))
         if key not in self.backends:
             self.backends[key] = BACKENDS[backend](without=key[1])
@@ -130,6 +133,13 @@ class _Yard:
             box.wall.kill()
         for backend in self.backends.values():
             backend.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def image() -> Iterator[str]:
+    """The name of the image that boxes of the linux wall start of; or none."""
+    with rootfs.of_the_run() as name:
+        yield name
 
 
 @pytest.fixture

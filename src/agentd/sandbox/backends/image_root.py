@@ -20,6 +20,7 @@ from agentd.linux.paths import open_inside
 from agentd.model.errors import AgentdError, Conflict, Refused
 from agentd.model.mount import Mount
 from agentd.model.spec import DEFAULT_IMAGE, SandboxSpec
+from agentd.sandbox.backends.limits import processors
 from agentd.sandbox.backends.users import parse_user
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -60,10 +61,10 @@ class ImageRoot:
         """The lease stays."""
         os.close(self._root)
 
-    def environment(self) -> dict[str, str]:
-        """Return what a command starts with where nobody says otherwise."""
-        told = self.image.config.run.environment()
-        return {"HOME": SANDBOX_HOME, "LANG": "C.UTF-8", "PATH": _PATH} | told
+    def environment(self, cpus: float | None) -> dict[str, str]:
+        """Return what a command starts with where nobody says otherwise, ``cpus`` its limit."""
+        usual = {"HOME": SANDBOX_HOME, "LANG": "C.UTF-8", "PATH": _PATH} | processors(cpus)
+        return usual | self.image.config.run.environment()
 
     def workdir(self) -> str | None:
         """Return where commands begin; None where the image does not say."""

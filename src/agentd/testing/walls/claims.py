@@ -29,6 +29,15 @@ def claimed(sandbox: Sandbox, *controls: str) -> None:
     )
 
 
+def needs(sandbox: Sandbox, *programs: str) -> None:
+    """Skip a case that takes programs which are not behind this wall: an image need have none."""
+    for program in programs:
+        if sandbox.run(f"command -v {program}").exit_code:
+            image = sandbox.enforcement.get("image")
+            where = f"the image {image.asked} on {sandbox.info.backend}" if image else "it"
+            pytest.skip(f"it needs {program} inside, and {where} has none")
+
+
 def own_kernel(sandbox: Sandbox) -> bool:
     """Whether the host's kernel sees nothing of what runs behind its wall."""
     return reports(sandbox, *OWN_KERNEL)

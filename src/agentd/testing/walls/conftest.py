@@ -37,6 +37,8 @@ def where(request: pytest.FixtureRequest, backend: str | None, canary: str) -> d
     url = request.config.getoption("url")
     found: dict[str, Any] = {"backend": backend} if backend else {}
     found |= {"url": url} if url else {"embedded": True}
+    if image := request.config.getoption("image"):
+        found["image"] = image
     try:
         Sandbox.create(**found).close()
     except AgentdError as error:
@@ -66,7 +68,7 @@ def sandbox(make: Callable[..., Sandbox]) -> Sandbox:
 @pytest.fixture
 def restore(where: dict[str, Any]) -> Callable[[Snapshot], Sandbox]:
     """Makes a sandbox of a snapshot, where the wall is; the caller closes it."""
-    place = {name: value for name, value in where.items() if name != "backend"}
+    place = {name: value for name, value in where.items() if name not in ("backend", "image")}
     return lambda snapshot: Sandbox.create(snapshot=snapshot, **place)
 
 

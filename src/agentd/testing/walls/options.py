@@ -21,6 +21,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="URL",
         help="the daemon that has the wall, as unix:PATH; else the wall is one of this process",
     )
+    group.addoption(
+        "--image",
+        metavar="NAME",
+        help="an image that sandboxes start of; it must have a shell; else they start of none",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

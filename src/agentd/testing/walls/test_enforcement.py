@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agentd import AgentdError, Sandbox
-from agentd.testing.walls.claims import FILES, OWN_KERNEL, claimed, granted, reports
+from agentd.testing.walls.claims import FILES, OWN_KERNEL, claimed, granted, needs, reports
 
 pytestmark = pytest.mark.shares_machine
 
@@ -78,9 +78,8 @@ def test_each_result_carries_them(sandbox: Sandbox) -> None:
 
 def python(sandbox: Sandbox, script: str, *arguments: str) -> str:
     """Run the script with the Python inside; skips where there is none."""
+    needs(sandbox, "/usr/bin/python3")
     result = sandbox.run(["/usr/bin/python3", "-I", "-c", script, *arguments])
-    if result.exit_code == 127:
-        pytest.skip(f"there is no /usr/bin/python3 behind {sandbox.info.backend}")
     assert result.exit_code == 0, result.stderr
     return result.text
 

@@ -100,7 +100,7 @@ def test_stat_tells_the_kinds_apart(sandbox: Sandbox, files: Files, workspace: s
 
 
 def test_the_root_is_told_however_it_is_named(files: Files) -> None:
-    for path in ("/", "//", "/usr/..", "/usr/./../.."):
+    for path in ("/", "//", "/tmp/..", "/tmp/./../.."):
         entry = files.stat(path)
         assert (entry.name, entry.type) == ("/", "dir"), path
 

@@ -47,7 +47,7 @@ class LinuxImageRoot(ImageRoot):
         return msgspec.structs.replace(
             plan,
             uid=uid,
-            env=self.environment() | plan.spec.env,
+            env=self.environment(plan.limits.cpus) | plan.spec.env,
             workdir=None if mounted else self.workdir(),
         )
 

@@ -1,0 +1,181 @@
+"""Root file systems of whole images, made of what is installed here: no registry is asked.
+
+``pulled(kind)`` has agentd pull one into the cache of the environment:
+
+``busybox``   a static busybox and nothing else: no library, no loader, no bash
+``debian``    Debian's essential programs with their libraries, merged /usr; no Python
+``python``    the same with /usr/bin/python3 and its library, for what only a language can ask
+
+In each, commands run as ``sandbox`` (1000), as they do without an image.
+"""
+
+import contextlib
+import functools
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.oci import BUSYBOX, Layout, file, folder, is_static, layer, link
+
+from agentd.image.oci.pull import pull
+
+Entry = tuple[tarfile.TarInfo, bytes]
+
+KINDS = ("busybox", "debian", "python")
+_PACKAGES = (
+    *("base-files", "base-passwd", "bash", "coreutils", "dash", "debianutils", "diffutils"),
+    *(
+        "findutils",
+        "grep",
+        "gzip",
+        "hostname",
+        "libc-bin",
+        "login",
+        "mawk",
+        "ncurses-bin",
+        "passwd",
+    ),
+    *("procps", "sed", "tar", "util-linux"),
+)
+_MERGED = ("bin", "sbin", "lib", "lib64")
+_LEFT_OUT = re.compile(r"/usr/share/(doc|man|locale|info|lintian|bash-completion)|/usr/lib/systemd")
+_LIBRARY = re.compile(r"(/\S+) \(0x[0-9a-f]+\)")
+_CONFIG = {"User": "sandbox"}
+_USERS = (
+    folder("etc"),
+    file("etc/passwd", b"root:x:0:0::/root:/bin/sh\nsandbox:x:1000:1000::/home/sandbox:/bin/sh\n"),
+    file("etc/group", b"root:x:0:\nsandbox:x:1000:\n"),
+)
+
+
+#: make test-images: the root of the linux wall's sandboxes is of this image.
+IMAGE = os.environ.get("AGENTD_TEST_IMAGE", "")
+
+
+@contextlib.contextmanager
+def of_the_run() -> Iterator[str]:
+    """``pulled(IMAGE)`` in a store of this run alone, or an empty name."""
+    if not IMAGE:
+        yield ""
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix="agentd-images-") as cache,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("XDG_CACHE_HOME", cache)
+        yield pulled(IMAGE)
+
+
+def name_of(kind: str) -> str:
+    return f"agentd-test-{kind}"
+
+
+def pulled(kind: str) -> str:
+    """Its name; skips, by name, where what it is made of is not installed."""
+    for program in ("skopeo", "umoci"):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed")
+    name = name_of(kind)
+    with tempfile.TemporaryDirectory(prefix="agentd-rootfs-") as place:
+        made = Layout(Path(place, "layout"))
+        entries = _busybox() if kind == "busybox" else _debian(python=kind == "python")
+        pull(made.add([layer(*entries)], _CONFIG, packed=""), name)
+    return name
+
+
+def _busybox() -> Iterator[Entry]:
+    if not is_static(BUSYBOX):
+        pytest.skip("busybox-static is not installed")
+    listed = subprocess.run([BUSYBOX, "--list"], capture_output=True, text=True, check=True)
+    yield folder("bin")
+    yield file("bin/busybox", BUSYBOX.read_bytes(), 0o755)
+    yield from (
+        link(f"bin/{name}", "busybox") for name in listed.stdout.split() if name != "busybox"
+    )
+    yield from _USERS
+
+
+def _debian(*, python: bool) -> Iterator[Entry]:
+    if shutil.which("dpkg-query") is None:
+        pytest.skip("dpkg is not installed: no Debian")
+    paths = {path for name in _PACKAGES for path in _files_of(name)}
+    if python:
+        paths |= _python()
+    paths |= {library for path in paths for library in _libraries(path)}
+    yield folder("usr")
+    for name in _MERGED:
+        yield folder(f"usr/{name}")
+        yield link(name, f"usr/{name}")
+    made = {"/usr", *(f"/usr/{name}" for name in _MERGED)}
+    for path in sorted(_at_home(paths)):
+        for above in reversed(Path(path).parents):
+            if str(above) not in {"/", *made}:
+                made.add(str(above))
+                yield folder(str(above)[1:])
+        if os.path.islink(path):
+            yield link(path[1:], os.readlink(path))
+        else:
+            yield file(path[1:], Path(path).read_bytes(), os.stat(path).st_mode & 0o755)
+    yield link("usr/bin/sh", "dash")
+    yield from _USERS[1:] if "/etc" in made else _USERS
+    yield folder("root", 0o700)
+
+
+def _at_home(paths: set[str]) -> set[str]:
+    """Each by its path behind the links of a merged /usr, with all that a link of it leads to."""
+    found: set[str] = set()
+    left = list(paths)
+    while left:
+        folder_, name = os.path.split(left.pop())
+        path = os.path.join(os.path.realpath(folder_), name)
+        if path not in found and os.path.isfile(path):
+            found.add(path)
+            if os.path.islink(path):
+                left.append(os.path.normpath(os.path.join(folder_, os.readlink(path))))
+    return found - {"/usr/bin/sh", "/etc/passwd", "/etc/group"}
+
+
+@functools.cache
+def _files_of(package: str) -> tuple[str, ...]:
+    done = subprocess.run(
+        ["dpkg-query", "-L", package], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"{package} is not installed")
+    return tuple(
+        path
+        for path in done.stdout.splitlines()
+        if path.startswith("/")
+        and os.path.isfile(path)
+        and not _LEFT_OUT.match(path)
+        and os.access(path, os.R_OK)
+    )
+
+
+@functools.cache
+def _libraries(path: str) -> tuple[str, ...]:
+    """Those that its loader finds, and the loader."""
+    with open(path, "rb") as opened:
+        if opened.read(4) != b"\x7fELF":
+            return ()
+    done = subprocess.run(["ldd", path], capture_output=True, text=True, check=False)
+    return tuple(_LIBRARY.findall(done.stdout))
+
+
+def _python() -> set[str]:
+    code = "import sysconfig; print(sysconfig.get_path('stdlib'))"
+    done = subprocess.run(["/usr/bin/python3", "-I", "-c", code], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip("there is no /usr/bin/python3")
+    found = {"/usr/bin/python3"}
+    for base, names, files in os.walk(done.stdout.decode().strip()):
+        left_out = {"__pycache__", "test", "dist-packages", "site-packages", "config-3"}
+        names[:] = [name for name in names if name not in left_out and "config-" not in name]
+        found |= {os.path.join(base, name) for name in files}
+    return {path for path in found if os.path.isfile(path)}
