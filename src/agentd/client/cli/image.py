@@ -18,6 +18,7 @@ _EXAMPLES = """\
 examples:
   agentd image pull oci:./layout:tag --name mine
   agentd image build -t mine .
+  agentd image push mine oci:./layout:tag
   agentd image ls
   agentd image build
   agentd image build --name small --base busybox
@@ -43,6 +44,8 @@ def _parser() -> Parser:
     pull = image_oci.pull_parser(actions)
     pull.set_defaults(run=_pull)
     image_build.build_parser(actions).set_defaults(run=_build)
+    push = image_oci.push_parser(actions)
+    push.set_defaults(run=image_oci.push)
     listing = actions.add(
         "ls",
         "list the images, and what the cache holds beside them",
@@ -68,7 +71,7 @@ def _parser() -> Parser:
         "  agentd image prune\n",
     )
     prune.set_defaults(run=_prune)
-    for each in (pull, listing, inspect, verify, remove, prune):
+    for each in (pull, push, listing, inspect, verify, remove, prune):
         each.add_argument("--json", action="store_true", help="print JSON")
     return parser
 

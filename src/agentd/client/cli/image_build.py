@@ -29,7 +29,17 @@ _MORE = (
     "of its own. Without one a machine image is made, which virtual machines boot."
 )
 _MACHINE = ("base", "kernel", "initramfs", "rootfs", "force")
-_DOCKERFILE = ("file", "build_arg", "target", "net", "no_cache", "memory", "disk", "timeout")
+_DOCKERFILE = (
+    "file",
+    "build_arg",
+    "target",
+    "net",
+    "no_cache",
+    "insecure",
+    "memory",
+    "disk",
+    "timeout",
+)
 FAILED = 1
 
 
@@ -54,6 +64,11 @@ def build_parser(actions: Actions) -> argparse.ArgumentParser:
         help="of an ARG; without =VALUE that of this environment",
     )
     own.add_argument("--target", metavar="STAGE", help="build this stage (default: the last)")
+    own.add_argument(
+        "--insecure",
+        action="store_true",
+        help="FROM may pull from a registry without TLS, or with a certificate nobody vouches for",
+    )
     own.add_argument("--net", metavar="none|host", help="of each RUN (default: none)")
     own.add_argument("--no-cache", action="store_true", help="run every step anew")
     own.add_argument("--memory", metavar="SIZE", help="of each RUN, as 128M, 2G")
@@ -136,6 +151,7 @@ def _built(options: argparse.Namespace) -> "BuiltImage":
         target=options.target,
         net=options.net or "none",
         cache=not options.no_cache,
+        insecure=options.insecure,
     )
     limits = Limits(
         memory=parse_size(options.memory, "memory") if options.memory else None,

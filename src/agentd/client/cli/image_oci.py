@@ -23,6 +23,13 @@ _PULL = """\
 """
 
 
+_PUSH = """\
+  agentd image push mine oci:./layout:tag
+  agentd image push mine oci-archive:./mine.tar
+  agentd image push mine docker://registry.example/me/mine:1.0
+"""
+
+
 def pull_parser(actions: Actions) -> argparse.ArgumentParser:
     """The caller sets what runs it."""
     pull = actions.add("pull", "fetch an OCI image, check it, and unpack it", _PULL)
@@ -42,6 +49,25 @@ def pull_parser(actions: Actions) -> argparse.ArgumentParser:
         "--timeout", metavar="TIME", default="1h", help="how long each step may take (default: 1h)"
     )
     return pull
+
+
+def push_parser(actions: Actions) -> argparse.ArgumentParser:
+    push = actions.add("push", "write an OCI image into a layout, an archive or a registry", _PUSH)
+    push.add_argument("name", metavar="NAME", help="of an image here")
+    push.add_argument(
+        "target",
+        metavar="TARGET",
+        help="oci:PATH[:TAG], oci-archive:PATH[:TAG] or docker://HOST/NAME:TAG",
+    )
+    push.add_argument(
+        "--insecure",
+        action="store_true",
+        help="to a registry without TLS, or with a certificate that nobody vouches for",
+    )
+    push.add_argument(
+        "--timeout", metavar="TIME", default="1h", help="how long it may take (default: 1h)"
+    )
+    return push
 
 
 def verify_parser(actions: Actions) -> argparse.ArgumentParser:
@@ -69,6 +95,22 @@ def pull(options: argparse.Namespace, progress: "Progress") -> "OciImage":
             remediation=f"give another --name, or remove that one: agentd image rm {name}",
         )
     return pulled(options.source, name, progress, seconds=seconds, insecure=options.insecure)
+
+
+def push(options: argparse.Namespace) -> int:
+    from agentd.image.oci.push import push as pushed
+    from agentd.model.units import parse_duration
+
+    def say(what: str, done: int, total: int) -> None:
+        print(f"agentd image: {remote.safe(what)}", file=sys.stderr)
+
+    seconds = parse_duration(options.timeout)
+    image = pushed(options.name, options.target, say, seconds=seconds, insecure=options.insecure)
+    if options.json:
+        remote.print_json({"name": image.name, "digest": image.digest, "pushed": options.target})
+    else:
+        print(f"{image.name} {image.digest}")
+    return 0
 
 
 def store() -> "OciStore":

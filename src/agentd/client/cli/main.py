@@ -78,6 +78,7 @@ _ELSEWHERE = {
     "images": "image ls",
     "pull": "image pull",
     "build": "image build",
+    "push": "image push",
     "commit": "snapshot",
     "daemon": "serve",
     "start": "serve, or resume",

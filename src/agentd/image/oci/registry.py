@@ -48,14 +48,14 @@ class Access(NamedTuple):
     words: tuple[str, ...]
 
 
-def access(source: ImageSource, *, insecure: bool) -> Access:
-    """Raises InvalidInput, ImageError."""
+def access(source: ImageSource, *, insecure: bool, side: str = "src") -> Access:
+    """``side`` is "dest" where it is pushed to. Raises InvalidInput, ImageError."""
     files = {POLICY: policy(), **_configuration()}
-    words = ("--src-tls-verify=false",) if insecure else ()
+    words = (f"--{side}-tls-verify=false",) if insecure else ()
     found = _credentials(source.registry)
     if found is not None:
         files[AUTH] = json.dumps({"auths": {source.registry: found}}).encode()
-        words = (*words, "--src-authfile", AUTH)
+        words = (*words, f"--{side}-authfile", AUTH)
     return Access(files, {n: os.environ[n] for n in _PROXIES if n in os.environ}, words)
 
 
@@ -203,7 +203,7 @@ _MEANINGS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (
         ("http response to https client",),
         "{host} speaks plain HTTP",
-        "say so if the network is to be trusted: agentd image pull --insecure",
+        "say so if the network is to be trusted: agentd image {action} --insecure",
     ),
     (
         ("x509", "tls: "),
@@ -212,7 +212,7 @@ _MEANINGS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     ),
     (
         ("unauthorized", "authentication required", "resource is denied"),
-        "{host} does not let us have {text}",
+        "{host} does not let us {verb} {text}",
         "see to the name; log in with docker login {host}, or skopeo login",
     ),
     (
@@ -238,10 +238,11 @@ _MEANINGS: tuple[tuple[tuple[str, ...], str, str], ...] = (
 )
 
 
-def explained(error: ImageError, source: ImageSource) -> ImageError:
+def explained(error: ImageError, source: ImageSource, action: str = "pull") -> ImageError:
     """Return the same with what to do about it, where that is known."""
     said = error.cause.lower()
     words = {"host": source.registry, "text": source.text, "place": source.place}
+    words |= {"action": action, "verb": "have" if action == "pull" else action}
     for signs, message, fix in _MEANINGS:
         if any(sign in said for sign in signs):
             return ImageError(

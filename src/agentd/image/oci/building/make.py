@@ -39,6 +39,7 @@ class Wanted(NamedTuple):
     target: str | None = None
     net: str = "none"
     cache: bool = True
+    insecure: bool = False
     seconds: float = SECONDS
 
 
@@ -93,7 +94,8 @@ def _built(
     def fetch(reference: str) -> OciImage:
         progress(f"pulling {reference}", 0, 0)
         source = f"docker://{reference}"
-        return pull(source, store=store, seconds=wanted.seconds, progress=progress)
+        seconds, insecure = wanted.seconds, wanted.insecure
+        return pull(source, progress=progress, store=store, seconds=seconds, insecure=insecure)
 
     bases = Bases(store, work, fetch, wanted.seconds)
     options = Options(wanted.args, wanted.net, wanted.cache, _epoch())

@@ -1,0 +1,235 @@
+"""Pushes an image of the store: into a layout or an archive on disk by us, to a registry by skopeo.
+
+Its manifest and layers are as they are in the store, so that its digest stays.
+"""
+
+import contextlib
+import hashlib
+import io
+import os
+import tarfile
+import tempfile
+from typing import Any, BinaryIO
+
+import msgspec
+
+from agentd.image.model import Corrupt, ImageError, Progress
+from agentd.image.oci import layout, registry, tools
+from agentd.image.oci.pull import SECONDS, explained
+from agentd.image.oci.source import ImageSource, parse
+from agentd.image.oci.store import OciStore, PullFolder
+from agentd.image.oci.values import (
+    MANIFEST,
+    REF_NAME,
+    Descriptor,
+    OciImage,
+    OciIndex,
+    check_digest,
+    decode,
+    encode,
+)
+from agentd.model.errors import InvalidInput
+
+FORMS = ("oci:./layout:tag", "oci-archive:./image.tar", "docker://HOST/NAME:TAG")
+_DEFAULT_TAG = "latest"
+_LAYOUT = "/mnt/layout"
+_PIECE = 1 << 20
+_OPEN = 0o755
+_VERSION = b'{"imageLayoutVersion":"1.0.0"}'
+
+
+def push(
+    name: str,
+    target: str,
+    progress: Progress | None = None,
+    *,
+    store: OciStore | None = None,
+    seconds: float = SECONDS,
+    insecure: bool = False,
+) -> OciImage:
+    """The image that was pushed. ``insecure``: to a registry without TLS, or whose certificate
+    nobody vouches for.
+
+    Raises InvalidInput, NotFound, Unavailable (skopeo is missing), Corrupt, ImageError.
+    """
+    wanted = _target(target)
+    store = store or OciStore()
+    say = progress or (lambda what, done, steps: None)
+    image = store.get(name)
+    try:
+        with store.work() as work:
+            pushing = _Push(store, image, wanted, work)
+            say(f"pushing {image.name} to {wanted.text}", 1, 1)
+            if wanted.transport == "docker":
+                pushing.to_registry(seconds, insecure=insecure)
+            elif wanted.transport == "oci":
+                pushing.to_layout()
+            else:
+                pushing.to_archive()
+    except OSError as error:
+        if wanted.transport != "docker":
+            raise ImageError(
+                f"{wanted.place} cannot be written: {error.strerror}",
+                remediation="name a place that is yours, with room for the image",
+            ) from error
+        raise explained(error, store) from error
+    return image
+
+
+class _Push:
+    def __init__(
+        self, store: OciStore, image: OciImage, target: ImageSource, work: PullFolder
+    ) -> None:
+        self._store, self._image, self._target, self._work = store, image, target, work
+        self._tag = target.tag or _DEFAULT_TAG
+        size = os.stat(store.blob_path(image.digest)).st_size
+        self._manifest = Descriptor(MANIFEST, image.digest, size, {REF_NAME: self._tag})
+        self._blobs = {b.digest: b for b in (*image.blobs, self._manifest)}
+        for digest in self._blobs:  # nobody removes them meanwhile
+            os.link(store.blob_path(digest), os.path.join(work.blobs, check_digest(digest)))
+
+    def to_layout(self) -> None:
+        """Into a directory that is a layout, or becomes one; an image of that tag is replaced."""
+        place = self._target.place
+        os.makedirs(place, exist_ok=True)
+        held = os.listdir(place)
+        if held and "oci-layout" not in held:
+            raise InvalidInput(
+                f"{place} is no OCI layout, and not empty", remediation="name another directory"
+            )
+        for part in ("blobs", "blobs/sha256"):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(os.path.join(place, part))
+        with layout.folder(place, "blobs", "sha256") as blobs, layout.folder(place) as top:
+            for blob in self._blobs.values():
+                self._copy(blob, blobs)
+            index = self._index(top if "index.json" in held else None)
+            _replace("oci-layout", _VERSION, top)
+            _replace("index.json", index, top)
+
+    def to_archive(self) -> None:
+        """A tar archive with a layout; a file that is there is replaced."""
+        folder, name = os.path.split(self._target.place)
+        if os.path.isdir(self._target.place):
+            raise InvalidInput(f"{self._target.place} is a directory", remediation="name a file")
+        fd, partial = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
+        try:
+            with open(fd, "wb") as file:
+                os.fchmod(fd, 0o666 & ~_umask())
+                self._archive(file)
+                os.fsync(fd)
+            os.replace(partial, self._target.place)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(partial)
+            raise
+
+    def to_registry(self, seconds: float, *, insecure: bool) -> None:
+        layout.write_index(self._work.layout, self._manifest)
+        for each in ("", "blobs", "blobs/sha256"):  # whatever the umask: skopeo is another user
+            os.chmod(os.path.join(self._work.layout, each), _OPEN)
+        access = registry.access(self._target, insecure=insecure, side="dest")
+        try:
+            tools.run(
+                [
+                    *("skopeo", "--policy", registry.POLICY, "copy", *access.words),
+                    *("--preserve-digests", f"oci:{_LAYOUT}:{layout.TAG}", self._target.text),
+                ],
+                work=self._work.make("pushed"),
+                reads={_LAYOUT: self._work.layout},
+                files=access.files | {registry.POLICY: registry.ANY},
+                env=access.env,
+                net=True,
+                seconds=seconds,
+            )
+        except ImageError as error:
+            raise registry.explained(error, self._target, "push") from error
+
+    def _archive(self, file: BinaryIO) -> None:
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
+            for name, told in (("oci-layout", _VERSION), ("index.json", self._index(None))):
+                _add(archive, name, len(told), io.BytesIO(told))
+            for digest, blob in self._blobs.items():
+                path = os.path.join(self._work.blobs, check_digest(digest))
+                with open(path, "rb") as data:
+                    self._check(data, blob)
+                    _add(archive, f"blobs/sha256/{check_digest(digest)}", blob.size, data)
+
+    def _copy(self, blob: Descriptor, blobs: int) -> None:
+        name = check_digest(blob.digest)
+        with contextlib.suppress(Corrupt):  # it is another's, or not there yet
+            layout.check_blob(blob, blobs)
+            return
+        partial = f".{name}.{os.getpid()}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(partial, flags, 0o644, dir_fd=blobs)
+        try:
+            with open(os.path.join(self._work.blobs, name), "rb") as data, open(fd, "wb") as file:
+                self._check(data, blob)
+                while piece := data.read(_PIECE):
+                    file.write(piece)
+                file.flush()
+                os.fsync(fd)
+            os.rename(partial, name, src_dir_fd=blobs, dst_dir_fd=blobs)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(partial, dir_fd=blobs)
+            raise
+
+    def _check(self, data: io.BufferedReader, blob: Descriptor) -> None:
+        """Raises Corrupt for what is damaged; ``data`` is at its begin again then."""
+        total = hashlib.file_digest(data, "sha256")
+        if f"sha256:{total.hexdigest()}" != blob.digest:
+            raise Corrupt(
+                f"the image {self._image.name!r} is damaged",
+                cause=f"its blob {blob.digest}",
+                remediation="pull or build it again",
+            )
+        data.seek(0)
+
+    def _index(self, top: int | None) -> bytes:
+        """With the images of other tags that the layout has."""
+        if top is None:
+            return encode(OciIndex((self._manifest,)))
+        found: dict[str, Any] = decode(layout.read("index.json", top), dict[str, Any], "index")
+        others = found.get("manifests")
+        kept = [
+            each
+            for each in (others if isinstance(others, list) else [])
+            if isinstance(each, dict) and (each.get("annotations") or {}).get(REF_NAME) != self._tag
+        ]
+        found |= {"schemaVersion": 2, "manifests": [*kept, msgspec.to_builtins(self._manifest)]}
+        return msgspec.json.encode(found)
+
+
+def _target(text: str) -> ImageSource:
+    """Raises InvalidInput, with the forms that there are."""
+    wanted = parse(text) if text.partition(":")[0] in ("oci", "oci-archive", "docker") else None
+    if wanted is None or "@" in (wanted.place if wanted.transport == "docker" else ""):
+        raise InvalidInput(
+            f"{text[:200]!r} is no place to push to", remediation=f"use one of: {', '.join(FORMS)}"
+        )
+    return wanted
+
+
+def _add(archive: tarfile.TarFile, name: str, size: int, data: BinaryIO) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    archive.addfile(info, data)
+
+
+def _replace(name: str, data: bytes, folder: int) -> None:
+    partial = f".{name}.{os.getpid()}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(partial, flags, 0o644, dir_fd=folder)
+    with open(fd, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(fd)
+    os.rename(partial, name, src_dir_fd=folder, dst_dir_fd=folder)
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
