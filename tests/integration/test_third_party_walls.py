@@ -263,7 +263,7 @@ def test_one_wall_lists_its_changes_and_is_kept_behind_a_daemon(
         ending = daemon.ask("POST", "/v1/sandboxes", asked).json
         assert daemon.ask("DELETE", f"/v1/sandboxes/{ending['id']}").status < 300
         assert refused.json["remediation"] == (
-            "use a backend that can: host, landlock, linux, firecracker, qemu"
+            "use a backend that can: host, landlock, linux, oci, firecracker, qemu"
         )
 
 

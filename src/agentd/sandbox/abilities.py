@@ -58,6 +58,8 @@ class Ability(msgspec.Struct, Generic[P], frozen=True):
     name: str
     methods: tuple[Method, ...]
     attributes: tuple[str, ...] = ()
+    #: Whether callers are told of it, as something that they can ask for.
+    told: bool = True
 
     def of(self, owner: object) -> P | None:
         """``owner``, where it has this ability."""
@@ -76,7 +78,7 @@ SNAPSHOT: Ability[Snapshotable] = Ability(
     "snapshot", (Method("snapshot", Folder),), attributes=("fidelity",)
 )
 #: As a snapshot, for forks alone that are made at once: it may share what it has with them.
-BRANCH: Ability[Branches] = Ability("branch", (Method("branch", Folder),))
+BRANCH: Ability[Branches] = Ability("branch", (Method("branch", Folder),), told=False)
 CHANGES: Ability[CopyOnWrite] = Ability(
     "changes",
     (Method("changes", result=tuple[str, ...], in_file=True), Method("apply")),
@@ -97,7 +99,13 @@ LEASED: Ability[Leased] = Ability("leased", (Method("renew"), Method("tell_lease
 
 
 def names(wall: object) -> tuple[str, ...]:
-    """The forwarded abilities that ``wall`` has."""
+    """The abilities that ``wall`` has, of those that callers are told of."""
+    told = {ability.name for ability in FORWARDED if ability.told}
+    return tuple(name for name in forwarded(wall) if name in told)
+
+
+def forwarded(wall: object) -> tuple[str, ...]:
+    """All that ``wall`` has and a supervisor forwards."""
     return tuple(ability.name for ability in FORWARDED if ability.of(wall) is not None)
 
 

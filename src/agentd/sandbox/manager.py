@@ -338,7 +338,9 @@ class Manager:
 
 def _capture(handle: SandboxHandle, folder: str, forks: bool) -> None:
     able = handle.snapshots("snapshot")
-    shares = BRANCH.of(able) if forks else None
+    # Somebody else's wall may be one of ours with a snapshot and a restore of its own.
+    ours = handle.backend in backends.BUILTIN
+    shares = BRANCH.of(able) if forks and ours else None
     if shares is not None and not (handle._guest is not None and handle._guest.busy()):
         shares.branch(folder)
     else:

@@ -54,7 +54,7 @@ class HeldWall:
             workspace=self.wall.workspace,
             passes_descriptors=self.wall.passes_descriptors,
             enforcement=dict(self.wall.enforcement),
-            can=abilities.names(self.wall),
+            can=abilities.forwarded(self.wall),
             fidelity="" if snapshots is None else snapshots.fidelity,
             counted=getattr(self.wall, "counted", None),
             deadline=deadline,
