@@ -79,6 +79,13 @@ class AsyncSnapshots(_Noun):
     delete = aio(service.Snapshots.delete)
 
 
+class AsyncVolumes(_Noun):
+    create = aio(service.Volumes.create)
+    list = aio(service.Volumes.list)
+    get = aio(service.Volumes.get)
+    delete = aio(service.Volumes.delete)
+
+
 class AsyncCapabilities(_Noun):
     list = aio(service.Capabilities.list)
     call = aio(service.Capabilities.call)
@@ -131,6 +138,7 @@ class AsyncClient:
         self.files = AsyncSandboxFiles(self._client.files, self._threads)
         self.ports = AsyncPorts(self._client.ports)
         self.snapshots = AsyncSnapshots(self._client.snapshots)
+        self.volumes = AsyncVolumes(self._client.volumes)
         self.capabilities = AsyncCapabilities(self._client.capabilities)
         self.receipts = AsyncReceipts(self._client.receipts)
         self.keys = AsyncKeys(self._client.keys)

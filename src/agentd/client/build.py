@@ -40,7 +40,7 @@ def sandbox_spec(**asked: Unpack[SandboxOptions]) -> SandboxSpec:
     """As ``model.options``, and what is to be mounted must be there. Raises InvalidInput."""
     spec = options.sandbox_spec(**asked)
     # Backends follow no link in a source: one's own are followed here, once.
-    mounts = tuple(structs.replace(m, source=_source(m)) for m in spec.mounts)
+    mounts = tuple(m if m.volume else structs.replace(m, source=_source(m)) for m in spec.mounts)
     return structs.replace(spec, mounts=mounts) if mounts else spec
 
 
@@ -64,8 +64,10 @@ def sandbox_body(
 
         idle_rule(idle_timeout, on_idle)
     spec = options.sandbox_spec(**asked)
-    workspace = [mount for mount in spec.mounts if mount.target == WORKSPACE]
-    others = [mount for mount in spec.mounts if mount.target != WORKSPACE]
+    folders = [mount for mount in spec.mounts if not mount.volume]
+    workspace = [mount for mount in folders if mount.target == WORKSPACE]
+    others = [mount for mount in folders if mount.target != WORKSPACE]
+    volumes = [mount for mount in spec.mounts if mount.volume]
     level = asked.get("isolation")
     return like(
         SandboxBody,
@@ -73,6 +75,7 @@ def sandbox_body(
         isolation=level.label if isinstance(level, IsolationLevel) else level,
         workspace=f"{workspace[0].source}:{workspace[0].mode}" if workspace else None,
         mounts=tuple(f"{mount.source}:{mount.target}:{mount.mode}" for mount in others),
+        volumes=tuple(f"{mount.volume}:{mount.target}:{mount.mode}" for mount in volumes),
         labels=dict(arguments.mapping(labels, "labels", 'write them as {"job": "7"}')),
         ttl=ttl,
         snapshot=snapshot,

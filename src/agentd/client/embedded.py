@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from agentd.model.limits import Limits
     from agentd.model.principal import Principal as Principal  # noqa: PLC0414
     from agentd.model.result import Result
-    from agentd.model.spec import ExecRequest
+    from agentd.model.spec import ExecRequest, SandboxSpec
     from agentd.sandbox.manager import SandboxHandle as SandboxHandle  # noqa: PLC0414
     from agentd.sandbox.snapshots import Snapshot as Snapshot  # noqa: PLC0414
+    from agentd.sandbox.volumes import VolumeStore
     from agentd.selftest.report import AttackRow as AttackRow  # noqa: PLC0414
     from agentd.selftest.report import SelftestReport as SelftestReport  # noqa: PLC0414
 
@@ -178,6 +179,20 @@ def own_directory() -> str:
     from agentd.daemon.calls import embedded
 
     return embedded.state_directory()
+
+
+def volumes() -> "VolumeStore":
+    """Where the volumes are that need no daemon."""
+    from agentd.daemon.calls import embedded
+
+    return embedded.volumes()
+
+
+def with_volumes(who: "Principal", spec: "SandboxSpec") -> "SandboxSpec":
+    """The spec, with the place of each volume. Raises NotFound."""
+    from agentd.daemon.calls import embedded
+
+    return embedded.found(who, spec)
 
 
 def serve(

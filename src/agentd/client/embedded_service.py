@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from agentd.client import build, embedded
-from agentd.model.api import CallBody, ExecBody, ResultView, RunBody, SandboxBody, SandboxView
+from agentd.model.api import (
+    CallBody,
+    ExecBody,
+    ResultView,
+    RunBody,
+    SandboxBody,
+    SandboxView,
+    VolumeView,
+)
 from agentd.model.drive import execute
 from agentd.model.errors import InvalidInput, NotFound, Refused
 from agentd.model.principal import local
@@ -27,6 +35,7 @@ if TYPE_CHECKING:
     from agentd.model.result import Result
     from agentd.model.service import Emit
     from agentd.model.spec import ExecRequest
+    from agentd.sandbox.volumes import Volume
 
 _AS_USUAL = SandboxBody()
 
@@ -66,7 +75,10 @@ class _Sandboxes(_Noun):
                 )
         pipeline, who = self._here.pipeline, self._here.who
         if body.snapshot is None:
-            return self._here.adopt(pipeline.open(who, build.sandbox_spec(**body.options())))
+            spec = build.sandbox_spec(**body.options())
+            if body.volumes:
+                spec = embedded.with_volumes(who, spec)
+            return self._here.adopt(pipeline.open(who, spec))
         kept = snapshots.load(body.snapshot)
         spec = build.restored_spec(kept.spec, **body.options())
         return self._here.adopt(pipeline.open(who, spec, kept))
@@ -170,6 +182,30 @@ class _Ports(_Noun):
         return self._here.handle(sandbox).guest.tunnel(port)
 
 
+class _Volumes(_Noun):
+    def create(self, name: str) -> VolumeView:
+        return _shown(embedded.volumes().create(self._owner, name))
+
+    def list(self) -> tuple[VolumeView, ...]:
+        return tuple(_shown(volume) for volume in embedded.volumes().all(self._owner))
+
+    def get(self, name: str) -> VolumeView:
+        return _shown(embedded.volumes().get(self._owner, name))
+
+    def delete(self, name: str) -> None:
+        embedded.volumes().remove(self._owner, name, lambda id: id in self._here.handles)
+
+    @property
+    def _owner(self) -> str:
+        return self._here.who.name
+
+
+def _shown(volume: "Volume") -> VolumeView:
+    from agentd.sandbox.volumes import view
+
+    return view(volume)
+
+
 class _Capabilities(_Noun):
     def call(
         self,
@@ -220,6 +256,7 @@ class EmbeddedService:
         self.commands = cast("ports.Commands", _Commands(self, "commands"))
         self.files = cast("ports.Files", _Files(self, "files"))
         self.ports = _Ports(self, "ports")
+        self.volumes = _Volumes(self, "volumes")
         self.capabilities = cast("service.Capabilities", _Capabilities(self, "capabilities"))
 
     def __getattr__(self, name: str) -> _Noun:

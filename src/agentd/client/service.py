@@ -57,6 +57,11 @@ class Client:
         return self._service.snapshots
 
     @property
+    def volumes(self) -> service.Volumes:
+        """Volumes, which outlive sandboxes: create, list, get, delete."""
+        return self._service.volumes
+
+    @property
     def capabilities(self) -> service.Capabilities:
         """Capabilities: list, call, and request for one that is signed."""
         return self._service.capabilities

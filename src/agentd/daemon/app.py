@@ -54,6 +54,7 @@ from agentd.sandbox.journal.journals import Journals
 from agentd.sandbox.manager import Manager
 from agentd.sandbox.pool import SandboxPool
 from agentd.sandbox.supervisor import client, remote
+from agentd.sandbox.volumes import VolumeStore
 
 if TYPE_CHECKING:
     from agentd.auth.keys import KeyService
@@ -247,6 +248,7 @@ class Daemon:
             sandboxes=sandboxes,
             commands=self.commands,
             snapshots=snapshots,
+            volumes=VolumeStore(os.path.join(state, "volumes")),
             calls=calls,
             ends=self.ends,
             approvals=self.approvals,

@@ -30,7 +30,7 @@ class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 class SandboxBody(_Body, frozen=True):
     """``POST /v1/sandboxes``: as the SDK's ``Sandbox.create``.
 
-    Host paths need the scope mount, the host's network needs the scope net.
+    Host paths need the scope mount, volumes the scope volumes, the host's network the scope net.
     """
 
     isolation: str | None = None
@@ -50,6 +50,7 @@ class SandboxBody(_Body, frozen=True):
     env: dict[str, str] = {}
     workspace: str | None = None
     mounts: tuple[str, ...] = ()
+    volumes: tuple[str, ...] = ()  # "NAME:/data[:ro|rw]"
     labels: dict[str, str] = {}
     ttl: Time | None = None
     snapshot: str | None = None  # a snapshot's id
@@ -131,6 +132,12 @@ class MkdirBody(_Body, frozen=True):
 class MoveBody(_Body, frozen=True):
     path: str
     to: str
+
+
+class VolumeBody(_Body, frozen=True):
+    """``POST /v1/volumes``"""
+
+    name: str
 
 
 class KeyBody(_Body, frozen=True):
@@ -252,6 +259,15 @@ class SnapshotView(msgspec.Struct, frozen=True):
     fidelity: str
     created: float
     bytes: int
+
+
+class VolumeView(msgspec.Struct, frozen=True):
+    """``sandboxes`` have it now."""
+
+    name: str
+    principal: str
+    created: float
+    sandboxes: tuple[str, ...] = ()
 
 
 class EntryView(msgspec.Struct, frozen=True):

@@ -17,6 +17,8 @@ class Kind(StrEnum):
     END = "end"
     KEY_CREATED = "key_created"
     KEY_REVOKED = "key_revoked"
+    VOLUME_CREATED = "volume_created"
+    VOLUME_DELETED = "volume_deleted"
     POLICY_CHANGED = "policy_changed"
     APPROVAL_ASKED = "approval_asked"
     APPROVAL_DECIDED = "approval_decided"

@@ -1,5 +1,6 @@
 """Host paths that a sandbox may see."""
 
+import re
 from enum import StrEnum
 from os.path import abspath, expanduser, normpath
 
@@ -15,14 +16,25 @@ class MountMode(StrEnum):
 
 
 class Mount(msgspec.Struct, frozen=True):
-    """``source`` on the host appears at ``target`` inside; both absolute."""
+    """``source`` on the host appears at ``target`` inside; both absolute.
+
+    That of a ``volume``, its name, is agentd's own; where nobody has looked for it yet, it is no
+    path.
+    """
 
     source: str
     target: str
     mode: MountMode
+    volume: str = ""
+
+    @property
+    def named(self) -> str:
+        """The source as callers, policies and receipts know it."""
+        return f"volume:{self.volume}" if self.volume else self.source
 
 
 WORKSPACE = "/workspace"
+VOLUME_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # A mount over one of these, or in it, would replace a part of the wall.
 _RESERVED = (
     "/proc",
@@ -58,6 +70,31 @@ def parse_mount(text: str) -> Mount:
             f"mount {text!r} has no target", remediation="write it as SRC:DST[:ro|rw]"
         )
     return Mount(_host_path(source, text), check_target(target), mode)
+
+
+def parse_volume(text: str) -> Mount:
+    """``NAME:DST[:ro|rw]``; read-write unless said otherwise."""
+    pair, mode = _split_mode(text, MountMode.RW, (MountMode.RO, MountMode.RW))
+    name, colon, target = pair.partition(":")
+    if not colon:
+        raise InvalidInput(
+            f"volume {text!r} has no target", remediation="write it as NAME:/data[:ro|rw]"
+        )
+    if ":" in target:
+        raise unknown_mode(text, target.rpartition(":")[2], (MountMode.RO, MountMode.RW))
+    # No path: whoever opens it without having looked for the volume opens nothing.
+    return Mount(f"volume:{check_volume(name)}", check_target(target), mode, name)
+
+
+def check_volume(name: str) -> str:
+    """Raises InvalidInput for what is no name of a volume."""
+    if not isinstance(name, str) or not VOLUME_NAME.fullmatch(name):
+        raise InvalidInput(
+            f"volume {str(name)[:100]!r} is not a name",
+            remediation="use up to 64 letters, digits, dots, dashes and underscores, as my-data; "
+            "a folder of the host is a mount",
+        )
+    return name
 
 
 def check_target(target: str) -> str:

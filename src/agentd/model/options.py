@@ -10,7 +10,7 @@ from agentd.model.control import check_window
 from agentd.model.errors import InvalidInput
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
-from agentd.model.mount import Mount, parse_mount, parse_workspace
+from agentd.model.mount import Mount, parse_mount, parse_volume, parse_workspace
 from agentd.model.spec import (
     DEFAULT_IMAGE,
     IMAGE_NAME,
@@ -41,7 +41,8 @@ class SandboxOptions(TypedDict, total=False):
 
     ``isolation`` is the least that will do: "namespace" unless a ``backend`` is named. Sizes are
     bytes or "256M", times seconds or "2s"; ``workspace`` is "PATH[:ro|rw|cow]", a mount
-    "SRC:DST[:ro|rw]". ``timeout`` and ``output`` bound each command, the rest all of them together.
+    "SRC:DST[:ro|rw]", a volume "NAME:DST[:ro|rw]". ``timeout`` and ``output`` bound each command,
+    the rest all of them together.
     """
 
     isolation: str | IsolationLevel | None
@@ -56,6 +57,7 @@ class SandboxOptions(TypedDict, total=False):
     timeout: Time
     workspace: str | os.PathLike[str] | None
     mounts: Iterable[str | Mount] | None
+    volumes: Iterable[str] | None
     net: str | None  # "none" or "host"
     user: str | int | None  # "root", "sandbox" or a uid inside
     writable: bool | None  # all of the root, and not some places only
@@ -81,7 +83,7 @@ def sandbox_spec(**options: Unpack[SandboxOptions]) -> SandboxSpec:
         isolation=_level(options.get("isolation"), options.get("backend")),
         backend=options.get("backend"),
         runtime=_runtime(options.get("runtime")),
-        mounts=_mounts(options.get("workspace"), options.get("mounts")),
+        mounts=_mounts(options.get("workspace"), options.get("mounts"), options.get("volumes")),
         net="none" if net is None else _one_of("network", net, NETS),
         limits=Limits(
             memory=_memory(options.get("memory")),
@@ -203,7 +205,9 @@ def _level(isolation: str | IsolationLevel | None, backend: str | None) -> Isola
 
 
 def _mounts(
-    workspace: str | os.PathLike[str] | None, mounts: Iterable[str | Mount] | None
+    workspace: str | os.PathLike[str] | None,
+    mounts: Iterable[str | Mount] | None,
+    volumes: Iterable[str] | None,
 ) -> tuple[Mount, ...]:
     # One text would be taken for a list of its letters.
     if isinstance(mounts, str) or not isinstance(mounts, Iterable | None):
@@ -219,6 +223,7 @@ def _mounts(
             )
     found = [] if workspace is None else [parse_workspace(_host_path(workspace))]
     found += [mount if isinstance(mount, Mount) else parse_mount(mount) for mount in mounts]
+    found += _volumes(volumes)
     targets = [mount.target for mount in found]
     for target in targets:
         if targets.count(target) > 1:
@@ -226,6 +231,16 @@ def _mounts(
                 f"two mounts have the target {target!r}", remediation="give each its own"
             )
     return tuple(found)
+
+
+def _volumes(volumes: Iterable[str] | None) -> list[Mount]:
+    fix = 'write them as ["NAME:/data[:ro|rw]"]'
+    if isinstance(volumes, str) or not isinstance(volumes, Iterable | None):
+        raise InvalidInput("volumes are no list of volumes", remediation=fix)
+    volumes = tuple(volumes or ())
+    if wrong := [volume for volume in volumes if not isinstance(volume, str)]:
+        raise InvalidInput(f"volume {wrong[0]!r} is no text", remediation=fix)
+    return [parse_volume(volume) for volume in volumes]
 
 
 def _host_path(workspace: str | os.PathLike[str]) -> str:

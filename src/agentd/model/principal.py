@@ -13,6 +13,7 @@ SCOPES = {
     "ports": "connect to their ports",
     "snapshot": "pause, snapshot and fork them",
     "mount": "show them folders of the host, beneath sandbox.mounts",
+    "volumes": "make, show to them and remove volumes of one's own",
     "net": "give them the host's network, where sandbox.networks has it",
     "approve": "approve what a policy wants approved",
     "keys": "make and revoke API keys of one's own",

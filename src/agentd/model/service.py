@@ -26,6 +26,7 @@ from agentd.model.api import (
     SandboxView,
     SnapshotView,
     Stats,
+    VolumeView,
 )
 from agentd.model.events import EventPage
 from agentd.model.files import Files as Files  # noqa: PLC0414
@@ -186,6 +187,28 @@ class Snapshots(Protocol):
         ...
 
 
+class Volumes(Protocol):
+    """Folders of one's own that outlive sandboxes, which have them by ``SandboxBody.volumes``."""
+
+    def create(self, name: str) -> VolumeView:
+        """Make an empty one. Raises InvalidInput, Conflict where one has a volume of that name,
+        QuotaExceeded."""
+        ...
+
+    def list(self) -> tuple[VolumeView, ...]:
+        """List them, by name."""
+        ...
+
+    def get(self, name: str) -> VolumeView:
+        """Return one, with the sandboxes that have it now. Raises NotFound."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """Delete one and all that is in it. Raises NotFound, and Conflict while a sandbox has
+        it."""
+        ...
+
+
 class Capabilities(Protocol):
     def list(self) -> tuple[CapabilityView, ...]:
         """List what can be called by name, and why some of it cannot be used here."""
@@ -322,6 +345,8 @@ class Service(Protocol):
     def ports(self) -> Ports: ...
     @property
     def snapshots(self) -> Snapshots: ...
+    @property
+    def volumes(self) -> Volumes: ...
     @property
     def capabilities(self) -> Capabilities: ...
     @property

@@ -52,6 +52,7 @@ def choose(
             _check_image(spec, backend)
             _check_writable(spec, backend)
             _check_runtime(spec, backend)
+            _check_volumes(spec, backend)
             return Choice(backend, backend.plan(spec))
         except Refused as refusal:
             if spec.backend is not None:
@@ -194,6 +195,15 @@ def _check_runtime(spec: SandboxSpec, backend: Backend) -> None:
         raise Refused(
             f"backend {backend.name} has no runtime {spec.runtime}",
             remediation="drop --runtime, or name the backend that has it, such as --backend oci",
+        )
+
+
+def _check_volumes(spec: SandboxSpec, backend: Backend) -> None:
+    named = [mount.volume for mount in spec.mounts if mount.volume]
+    if named and not getattr(backend, "volumes", False):
+        raise Refused(
+            f"backend {backend.name} takes no volume, and {named[0]} was asked for",
+            remediation="drop --volume, or ask for --isolation namespace",
         )
 
 

@@ -18,6 +18,7 @@ from agentd.sandbox.finisher import Finisher
 from agentd.sandbox.handle import SandboxHandle
 from agentd.sandbox.lifecycle import Do, LifecycleEvent, State
 from agentd.sandbox.ports import Backend, Restores, Wall
+from agentd.sandbox.volume_lease import holder
 from agentd.transport.guest import Guest
 
 if TYPE_CHECKING:
@@ -348,6 +349,14 @@ def _capture(handle: SandboxHandle, folder: str, forks: bool) -> None:
 
 
 def _launch(handle: SandboxHandle) -> Wall:
+    told = holder.set(handle.id)
+    try:
+        return _launched(handle)
+    finally:
+        holder.reset(told)
+
+
+def _launched(handle: SandboxHandle) -> Wall:
     backend, plan = handle.choice
     if handle.source is None:
         try:

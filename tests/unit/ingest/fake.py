@@ -14,7 +14,7 @@ from tests.unit.ingest.fake_sandbox import FakeProcess as FakeProcess  # noqa: P
 from tests.unit.ingest.fake_service import FakeService
 
 from agentd.daemon.events import EventFeed
-from agentd.model.api import ApprovalView, CallBody, CallView, KeyView, SnapshotView
+from agentd.model.api import ApprovalView, CallBody, CallView, KeyView, SnapshotView, VolumeView
 from agentd.model.capability import CallFailed
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.credential import Credential
@@ -44,6 +44,7 @@ class FakeDaemon:
         self.sandboxes: dict[str, FakeSandbox] = {}
         self.api_keys: dict[str, KeyView] = {}
         self.kept: dict[str, SnapshotView] = {}
+        self.volumes: dict[str, VolumeView] = {}
         self.asked: dict[str, ApprovalView] = {}
         self.count = 0
         self.calls: list[str] = []

@@ -24,6 +24,7 @@ from agentd.model.api import (
     SandboxBody,
     SnapshotView,
     Stats,
+    VolumeView,
     Work,
 )
 from agentd.model.errors import (
@@ -33,6 +34,7 @@ from agentd.model.errors import (
     NotFound,
 )
 from agentd.model.events import EventPage
+from agentd.model.mount import VOLUME_NAME
 from agentd.model.principal import SCOPES, Principal
 from agentd.model.service import Emit
 
@@ -67,6 +69,31 @@ class FakeSnapshots(Noun):
         self.who.require("snapshot")
         if self.daemon.kept.pop(id, None) is None:
             raise NotFound("there is no such snapshot")
+
+
+class FakeVolumes(Noun):
+    def create(self, name: str) -> VolumeView:
+        self.who.require("volumes")
+        if not VOLUME_NAME.fullmatch(name):
+            raise InvalidInput("that is not a name")
+        if name in self.daemon.volumes:
+            raise Conflict("there is one already")
+        self.daemon.volumes[name] = VolumeView(name, self.who.name, 1.0)
+        return self.daemon.volumes[name]
+
+    def list(self) -> tuple[VolumeView, ...]:
+        self.who.require("volumes")
+        return tuple(self.daemon.volumes.values())
+
+    def get(self, name: str) -> VolumeView:
+        self.who.require("volumes")
+        if name not in self.daemon.volumes:
+            raise NotFound("there is no such volume")
+        return self.daemon.volumes[name]
+
+    def delete(self, name: str) -> None:
+        self.get(name)
+        del self.daemon.volumes[name]
 
 
 class FakeCapabilities(Noun):
@@ -247,6 +274,7 @@ class FakeService:
         self.files = FakeFiles(daemon, caller)
         self.ports = FakePorts(daemon, caller)
         self.snapshots = FakeSnapshots(daemon, caller)
+        self.volumes = FakeVolumes(daemon, caller)
         self.capabilities = FakeCapabilities(daemon, caller)
         self.receipts = FakeReceipts(daemon, caller)
         self.keys = FakeKeys(daemon, caller)

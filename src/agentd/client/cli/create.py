@@ -12,6 +12,7 @@ _EXAMPLES = """\
   agentd create --name build                 then: agentd exec build -- make
   box=$(agentd create) && agentd exec $box -- uname -a && agentd kill $box
   agentd create --idle-timeout 10m           paused when unused, resumed by the next request
+  agentd create --volume data:/data          a volume, made by agentd volume create
   agentd create --isolation microvm --json
   agentd create --snapshot snp-0123456789abcdef
 """

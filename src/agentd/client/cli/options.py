@@ -18,6 +18,7 @@ examples:
   agentd run -t -- bash
   agentd run -w .:cow -- sh -c 'rm -rf *; ls'      the host's files stay as they were
   agentd run --mount $PWD:$PWD:rw -C $PWD -- .venv/bin/pytest      a project at its own path
+  agentd run --volume data:/data -- ls /data       a volume, made by agentd volume create
   agentd run --user root --writable -- sh -c 'mkdir /app; echo x >> /etc/hosts'
   agentd run --isolation process -w . -- make -n   no namespaces, no privileges needed
   agentd run --backend oci --runtime crun -- id    a wall that crun builds
@@ -151,6 +152,15 @@ def wall_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         help="show a host path inside, anywhere beside the programs (default ro); may be repeated",
+    )
+    group.add_argument(
+        "--volume",
+        dest="volumes",
+        metavar="NAME:DST[:ro|rw]",
+        action="append",
+        default=[],
+        help="have a volume inside, which outlives the sandbox: agentd volume (default rw); may be "
+        "repeated",
     )
     group.add_argument(
         "--image", metavar="NAME", help="an OCI image, or what a virtual machine boots"

@@ -31,6 +31,8 @@ from agentd.model.api import (
     SandboxView,
     SnapshotView,
     Stats,
+    VolumeBody,
+    VolumeView,
 )
 from agentd.model.errors import InvalidInput, NotFound
 from agentd.model.events import EventPage, wait_seconds
@@ -150,6 +152,21 @@ class HttpSnapshots(_Noun):
 
     def delete(self, id: str) -> None:
         self._requests.call("DELETE", f"/v1/snapshots/{segment(id)}")
+
+
+class HttpVolumes(_Noun):
+    def create(self, name: str) -> VolumeView:
+        return self._requests.call("POST", "/v1/volumes", VolumeBody(name=name), into=VolumeView)
+
+    def list(self) -> tuple[VolumeView, ...]:
+        found = self._requests.pages("/v1/volumes", VolumeView)
+        return tuple(sorted(found, key=lambda view: view.name))
+
+    def get(self, name: str) -> VolumeView:
+        return self._requests.call("GET", f"/v1/volumes/{segment(name)}", into=VolumeView)
+
+    def delete(self, name: str) -> None:
+        self._requests.call("DELETE", f"/v1/volumes/{segment(name)}")
 
 
 class HttpCapabilities(_Noun):
@@ -277,6 +294,7 @@ class HttpService:
         self.files = HttpFiles(requests)
         self.ports = HttpPorts(requests)
         self.snapshots = HttpSnapshots(requests)
+        self.volumes = HttpVolumes(requests)
         self.capabilities = HttpCapabilities(requests)
         self.receipts = HttpReceipts(requests)
         self.keys = HttpKeys(requests)

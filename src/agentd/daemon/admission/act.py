@@ -89,7 +89,7 @@ def _sandbox(place: Place) -> dict[str, Any]:
         "writable": spec.writable,
         "env": sorted(spec.env),
         "mounts": [
-            {"source": m.source, "target": m.target, "mode": str(m.mode)} for m in spec.mounts
+            {"source": m.named, "target": m.target, "mode": str(m.mode)} for m in spec.mounts
         ],
         "limits": msgspec.structs.asdict(spec.limits),
         "labels": dict(place.labels),

@@ -62,7 +62,7 @@ def creation(who: Principal, spec: SandboxSpec, labels: Mapping[str, str]) -> Ac
         "net": spec.net,
         "user": spec.user,
         "writable": spec.writable,
-        "mounts": [f"{m.source}:{m.target}:{m.mode}" for m in spec.mounts],
+        "mounts": [f"{m.named}:{m.target}:{m.mode}" for m in spec.mounts],
     }
     return _act(who, CREATE, parameters, Place.new(spec, labels))
 

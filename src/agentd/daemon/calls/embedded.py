@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from agentd.audit.errors import AuditError
 from agentd.daemon.admission.control import POLICY, AdmissionControl
 from agentd.daemon.calls.calls import Calls, Emit
@@ -23,6 +25,7 @@ from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.model.system import os_errors_as
 from agentd.sandbox.backends.image_root import resolved
 from agentd.sandbox.handle import SandboxHandle
+from agentd.sandbox.volumes import VolumeStore
 
 if TYPE_CHECKING:
     from agentd.daemon.pipeline import Pipeline
@@ -87,6 +90,18 @@ def state_directory() -> str:
     return os.path.join(daemons, FOLDER)
 
 
+def volumes() -> VolumeStore:
+    """Where the volumes are that need no daemon: those of one with the same state, too."""
+    return VolumeStore(os.path.join(os.path.dirname(state_directory()), "volumes"))
+
+
+def found(who: Principal, spec: SandboxSpec) -> SandboxSpec:
+    """The spec, with the place of each volume. Raises NotFound."""
+    if not any(mount.volume for mount in spec.mounts):
+        return spec
+    return msgspec.structs.replace(spec, mounts=volumes().found(who.name, spec.mounts))
+
+
 def _make(state: str) -> None:
     """Where the log and the receipts of calls lie. Raises AuditError: no call goes without them."""
     with os_errors_as(
@@ -121,7 +136,7 @@ class OwnSandboxes:
             raise InvalidInput(
                 "snapshots, labels and leases are a daemon's", remediation="leave them out"
             )
-        return resolved(sandbox_spec(**create.options())), {}
+        return found(who, resolved(sandbox_spec(**create.options()))), {}
 
     def run(
         self,

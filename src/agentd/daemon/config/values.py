@@ -15,7 +15,7 @@ from agentd.model.units import format_size, parse_duration, parse_size
 Isolation = Literal["none", "process", "namespace", "userspace-kernel", "microvm"]
 Scope = Literal[
     "run", "create", "files", "read", "ports", "snapshot",
-    "mount", "net", "approve", "keys", "admin",
+    "mount", "volumes", "net", "approve", "keys", "admin",
 ]  # fmt: skip
 Algorithm = Literal[
     "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"

@@ -20,6 +20,7 @@ from agentd.model.system import os_errors_as
 from agentd.model.units import format_duration, parse_duration
 from agentd.sandbox.backends import BUILTIN
 from agentd.sandbox.backends.image_root import resolved
+from agentd.sandbox.volumes import VolumeStore
 
 MAX_LABELS = 32
 MAX_LABEL = 256
@@ -33,7 +34,7 @@ def sandbox_spec(who: Principal, body: SandboxBody, config: Config) -> SandboxSp
     spec = _allowed(who, spec, rules)
     return msgspec.structs.replace(
         resolved(spec),
-        mounts=_judged(spec.mounts, config),
+        mounts=_judged(who, spec.mounts, config),
         limits=bounded(spec.limits, config.limits),
         runtime=spec.runtime or rules.runtime_of(spec.backend),
         private_programs=rules.private_programs,
@@ -52,7 +53,8 @@ def restored_spec(
     kept = _allowed(who, kept, config.sandbox)
     machine = msgspec.structs.replace(kept.limits, timeout=None, output=None)
     bounded(machine, config.limits)  # those of a machine that is kept cannot be lowered
-    kept = msgspec.structs.replace(resolved(kept, kept=True), mounts=_judged(kept.mounts, config))
+    judged = _judged(who, kept.mounts, config)
+    kept = msgspec.structs.replace(resolved(kept, kept=True), mounts=judged)
     wanted: options.SandboxOptions = {
         "env": body.env,
         "timeout": body.timeout,
@@ -126,22 +128,30 @@ def wait_of(body: SandboxBody) -> float:
 
 def _check_scopes(who: Principal, spec: SandboxSpec) -> None:
     """The host's folders and its network are the daemon's to give, with its own rights."""
-    if spec.mounts:
+    if any(not mount.volume for mount in spec.mounts):
         who.require("mount")
+    if any(mount.volume for mount in spec.mounts):
+        who.require("volumes")
     if spec.net != "none":
         who.require("net")
 
 
-def _judged(mounts: tuple[Mount, ...], config: Config) -> tuple[Mount, ...]:
+def volumes(config: Config) -> VolumeStore:
+    return VolumeStore(os.path.join(str(config.daemon.state), "volumes"))
+
+
+def _judged(who: Principal, mounts: tuple[Mount, ...], config: Config) -> tuple[Mount, ...]:
     """Only beneath what the daemon was told that it may show; each by the path that was judged.
 
     Its caller may be able to put a link there a moment later: backends open it without following
-    any. Raises Refused.
+    any. Volumes are found among the caller's own. Raises Refused, NotFound.
     """
-    return tuple(
-        msgspec.structs.replace(mount, source=_source(mount, config.sandbox.mounts))
+    roots = config.sandbox.mounts
+    folders = tuple(
+        mount if mount.volume else msgspec.structs.replace(mount, source=_source(mount, roots))
         for mount in mounts
     )
+    return volumes(config).found(who.name, folders)
 
 
 def _source(mount: Mount, roots: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ from agentd.daemon.sandboxes.snapshots import Snapshots
 from agentd.daemon.service.quotas import Ledger
 from agentd.daemon.service.repeats import Repeats
 from agentd.model.api import Stats
+from agentd.sandbox.volumes import VolumeStore
 
 if TYPE_CHECKING:
     from agentd.daemon.admission.signed import SignedRequests
@@ -39,6 +40,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     sandboxes: Sandboxes
     commands: Commands
     snapshots: Snapshots
+    volumes: VolumeStore
     calls: Calls
     ends: Ends  # of calls that somebody waits for
     approvals: Approvals

@@ -15,6 +15,7 @@ from agentd.daemon.service.machine import DaemonMachine
 from agentd.daemon.service.noun import Noun
 from agentd.daemon.service.parts import Parts
 from agentd.daemon.service.sandboxes import DaemonPorts, DaemonSandboxes, DaemonSnapshots
+from agentd.daemon.service.volumes import DaemonVolumes
 from agentd.model import context
 from agentd.model.answer import Answer
 from agentd.model.api import Authorise, Carry, Repeat, Work
@@ -67,6 +68,10 @@ class DaemonService:
     @property
     def snapshots(self) -> DaemonSnapshots:
         return DaemonSnapshots(self._parts, self._caller)
+
+    @property
+    def volumes(self) -> DaemonVolumes:
+        return DaemonVolumes(self._parts, self._caller)
 
     @property
     def capabilities(self) -> DaemonCapabilities:

@@ -13,6 +13,7 @@ from agentd.ingest.rest import (
     meta,
     processes,
     sandboxes,
+    volumes,
 )
 from agentd.ingest.rest.api import Api, Exchange, Socket
 from agentd.ingest.rest.openapi import document
@@ -39,6 +40,7 @@ def operations(*, metrics: bool = False) -> tuple[Operation, ...]:
         *processes.OPERATIONS,
         *sandboxes.OPERATIONS,
         *files.OPERATIONS,
+        *volumes.OPERATIONS,
         *keys.OPERATIONS,
         *approvals.OPERATIONS,
         *audit.OPERATIONS,

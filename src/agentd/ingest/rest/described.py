@@ -8,6 +8,7 @@ from agentd.ingest.rest.operation import Operation
 from agentd.model.control import MAX_SIDE, MAX_SIGNAL, TARGETS
 from agentd.model.idle import IDLE, OnIdle
 from agentd.model.isolation import IsolationLevel
+from agentd.model.mount import VOLUME_NAME
 from agentd.model.options import NETS
 from agentd.model.output import STREAMS
 from agentd.model.principal import SCOPES
@@ -23,6 +24,7 @@ MEMBERS: dict[tuple[str, str], dict[str, Any]] = {
     ("SandboxBody", "snapshot"): {"pattern": "^snp-[0-9a-f]+$"},
     ("SandboxBody", "on_idle"): {"enum": list(OnIdle)},
     ("ExecBody", "stdin_encoding"): {"enum": ["utf-8", "base64"]},
+    ("VolumeBody", "name"): {"pattern": f"^{VOLUME_NAME.pattern}$"},
     ("KeyBody", "name"): {"pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"},
     ("SignalBody", "signal"): {"minimum": 0, "maximum": MAX_SIGNAL},
     ("SignalBody", "target"): {"enum": list(TARGETS)},
@@ -55,6 +57,7 @@ _WORDS = {
     "sandboxes": "sandboxes", "processes": "processes", "exec": "processes", "run": "processes",
     "files": "files", "changes": "files", "apply": "files", "ports": "ports",
     "snapshots": "snapshots", "snapshot": "snapshots", "fork": "snapshots", "keys": "keys",
+    "volumes": "volumes",
     "approvals": "approvals", "call": "capabilities", "capabilities": "capabilities",
     "receipts": "audit", "receipt-key": "audit", "audit": "audit",
 }  # fmt: skip

@@ -105,6 +105,11 @@ def runtimes(name: str) -> tuple[str, ...]:
     return tuple(getattr(_about(name), "runtimes", ()))
 
 
+def volumes(name: str) -> bool:
+    """Return whether its sandboxes can have named volumes; who does not say so takes none."""
+    return bool(getattr(_about(name), "volumes", False))
+
+
 def abilities(name: str) -> frozenset[str]:
     """Return what its sandboxes can do, some of them at least; see ``agentd.sandbox.abilities``."""
     found = _about(name)

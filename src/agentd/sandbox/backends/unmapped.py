@@ -21,6 +21,15 @@ def why(source: int) -> str:
 
 def refused(mount: Mount, reason: str) -> Refused:
     """Refuse it: to be written to, a folder needs its owner's rights."""
+    if mount.volume:
+        fix = "keep agentd's state (--state) on ext4, xfs or btrfs"
+        if not privileges.may_mount():
+            fix += " and give agentd CAP_SYS_ADMIN"
+        return Refused(
+            f"volume {mount.volume} cannot be used here: {reason}",
+            cause="agentd runs as root, so commands run as a user of their own, which owns nothing",
+            remediation=f"{fix}; or run agentd as an ordinary user",
+        )
     volume = "keep it on a volume of ext4, xfs or btrfs"
     if not privileges.may_mount():
         volume += " and give agentd CAP_SYS_ADMIN"

@@ -15,7 +15,7 @@ from agentd.linux.pidfd import Pidfd
 from agentd.model import typed
 from agentd.model.availability import Availability
 from agentd.model.cause import Cause
-from agentd.model.errors import AgentdError, BackendLost
+from agentd.model.errors import AgentdError, BackendLost, InvalidInput, Refused
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import backends
 from agentd.sandbox.abilities import FORK, Method, methods
@@ -23,6 +23,7 @@ from agentd.sandbox.backends.wall import only_agent_left
 from agentd.sandbox.supervisor import wire
 from agentd.sandbox.supervisor.client import PendingAnswer, SupervisorLink
 from agentd.sandbox.supervisor.held import WallRecord
+from agentd.sandbox.volume_lease import holder
 
 if TYPE_CHECKING:
     from agentd.model.enforcement import Enforcement
@@ -58,6 +59,8 @@ class RemoteBackend:
         return self._availability
 
     def plan(self, spec: SandboxSpec) -> RemotePlan:
+        if any(mount.volume for mount in spec.mounts):
+            self._check_volumes()
         self._link.ask("plan", backend=self.name, spec=msgspec.to_builtins(spec))
         return RemotePlan(spec)
 
@@ -77,6 +80,10 @@ class RemoteBackend:
         return backends.runtimes(self.name)
 
     @property
+    def volumes(self) -> bool:
+        return backends.volumes(self.name)
+
+    @property
     def abilities(self) -> frozenset[str]:
         return backends.abilities(self.name)
 
@@ -90,10 +97,21 @@ class RemoteBackend:
     def close(self) -> None:
         """The supervisor's backends live on with its sandboxes."""
 
+    def _check_volumes(self) -> None:
+        """A supervisor of before would take one for a folder, and let it be removed in use."""
+        try:
+            self._link.ask("volumes")
+        except InvalidInput as error:
+            raise Refused(
+                "the supervisor is of an older agentd, which knows no volumes",
+                remediation="end its sandboxes and restart the daemon: the next one knows them",
+            ) from error
+
     def _launch(self, op: str, plan: "Plan", **fields: Any) -> "RemoteWall":
         id_ = "wall-" + os.urandom(10).hex()
         spec = msgspec.to_builtins(plan.spec)
         fields |= {"backend": self.name, "id": id_, "spec": spec, "lease": _UNCLAIMED_SECONDS}
+        fields["sandbox"] = holder.get()
         answer, fds = self._link.ask_fds(op, **fields)
         process = _process_of(fds)
         return RemoteWall(self._link, typed.convert(answer, WallRecord), process)

@@ -20,10 +20,11 @@ from agentd.sandbox import abilities, backends, guard
 from agentd.sandbox.abilities import Ability, Method, incapable
 from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.child import unsent
-from agentd.sandbox.ports import Backend, Wall
+from agentd.sandbox.ports import Backend, Plan, Wall
 from agentd.sandbox.supervisor import wire
 from agentd.sandbox.supervisor.held import HeldWall, boottime
 from agentd.sandbox.supervisor.wire import Message
+from agentd.sandbox.volume_lease import holder
 
 _WORKERS = 32
 _TICK_SECONDS = 0.5
@@ -55,6 +56,7 @@ class Supervisor:
             "hello": self._hello,
             "probe": self._probe,
             "plan": self._plan,
+            "volumes": lambda _: (True, []),  # that it knows them
             "launch": self._launch,
             "restore": self._launch,
             "list": self._list,
@@ -196,14 +198,11 @@ class Supervisor:
         spec = typed.convert(message["spec"], SandboxSpec)
         backend = self._backend(name)
         plan = backend.plan(spec)
-        folder = message.get("folder")
-        restores = abilities.FORK.of(backend)
-        if folder is None:
-            wall = backend.launch(plan)
-        elif restores is not None:
-            wall = restores.restore(plan, str(folder))
-        else:
-            raise incapable(name, abilities.FORK, "restore")
+        told = holder.set(str(message.get("sandbox") or id_))
+        try:
+            wall = _built(backend, plan, message.get("folder"))
+        finally:
+            holder.reset(told)
         entry = HeldWall(id_, spec, name, wall)
         entry.deadline = _after(message.get("lease"))
         with self._lock:
@@ -330,6 +329,16 @@ class Supervisor:
             self._endings[entry.id] = told
             while len(self._endings) > _MAX_ENDINGS:
                 del self._endings[next(iter(self._endings))]
+
+
+def _built(backend: Backend, plan: Plan, folder: object) -> Wall:
+    """``folder`` is the state of a snapshot to begin with, or None."""
+    if folder is None:
+        return backend.launch(plan)
+    restores = abilities.FORK.of(backend)
+    if restores is None:
+        raise incapable(backend.name, abilities.FORK, "restore")
+    return restores.restore(plan, str(folder))
 
 
 def _told(wall: object) -> Cause | None:

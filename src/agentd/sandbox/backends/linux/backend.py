@@ -12,9 +12,8 @@ from agentd.model.availability import Availability, Blocker
 from agentd.model.configuration import USUAL, HostConfiguration
 from agentd.model.errors import AgentdError, InvalidInput, SandboxError
 from agentd.model.isolation import IsolationLevel
-from agentd.model.mount import unmountable
 from agentd.model.spec import DEFAULT_IMAGE, SandboxSpec
-from agentd.sandbox.backends import cgroups, identity, shared
+from agentd.sandbox.backends import cgroups, identity, leases, shared
 from agentd.sandbox.backends.cgroups import explained, own_hierarchy
 from agentd.sandbox.backends.child import Ended, await_ready, send
 from agentd.sandbox.backends.identity import Block
@@ -49,6 +48,7 @@ class LinuxBackend:
     level = IsolationLevel.NAMESPACE
     images = True
     writable = True
+    volumes = True
     abilities = frozenset({"changes", "pause", "snapshot", "fork"})
     fidelity = LinuxWall.fidelity
 
@@ -103,8 +103,12 @@ class LinuxBackend:
             nursery = self._nursery(plan.spec.net, plan.spec.configuration)
             root = self._image_root(plan, undo, kept)
             plan = plan if root is None else root.planned(plan)
+            taken = leases.take(plan.mounts, undo)
             sources = [loans.open_source(mount, undo) for mount in plan.mounts]
-            lent = self._lent(plan, sources, nursery)
+            own_user = nursery.own_users and "ids" not in self._without
+            lent = loans.all_of(
+                plan.mounts, sources, taken, nursery, plan.limits.disk or 0, own_user=own_user
+            )
             shared = None if kept is None else shared_layer.of_fork(kept)
             if shared is not None:
                 undo.callback(shared.close)
@@ -116,6 +120,7 @@ class LinuxBackend:
             else:
                 born = self._clone(nursery, plan, lent, ask, undo, kept, shared)
             wall = self._wall(plan, born, lent, nursery, root)
+            wall.attach_leases(lease for lease in taken if lease is not None)
             if isinstance(wall, OverlayWall):
                 wall.attach_source(os.open(".", _FOLDER, dir_fd=sources[0]))
             undo.pop_all()
@@ -305,18 +310,6 @@ class LinuxBackend:
         usual = make_plan(SandboxSpec())
         special = plan.cow or plan.private_root or plan.spec.writable or self._without
         return not special and plan.uid == usual.uid
-
-    def _lent(self, plan: LinuxPlan, sources: list[int], nursery: Nursery) -> list[Loan]:
-        own_user = nursery.own_users and "ids" not in self._without
-        found = []
-        for mount, source in zip(plan.mounts, sources, strict=True):
-            try:
-                found.append(
-                    loans.of(mount, source, nursery, plan.limits.disk or 0, own_user=own_user)
-                )
-            except OSError as error:
-                raise unmountable(mount, error.strerror or "") from error
-        return found
 
     def _take(self, nursery: Nursery) -> Block | None:
         return None if "ids" in self._without else identity.take(nursery.ids)

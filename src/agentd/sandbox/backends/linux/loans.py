@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from agentd.linux import idmap, mounts, paths
@@ -12,6 +13,7 @@ from agentd.sandbox.backends import identity, unmapped
 from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.linux import copies, foreign
 from agentd.sandbox.backends.linux.copies import CopySize
+from agentd.sandbox.volume_lease import VolumeLease
 
 _CALLERS = "the caller's own rights"
 
@@ -32,7 +34,8 @@ class Lender(Protocol):
 
 class Loan(NamedTuple):
     """``source`` is a descriptor. ``unmapped`` says why its owner is not mapped to the sandbox's
-    user, and is empty where it is; ``copy`` is what a copy takes, where there is one."""
+    user, and is empty where it is; ``copy`` is what a copy takes, where there is one. ``first_id``
+    is of a volume, whose files have as many owners as a sandbox has ids."""
 
     mount: Mount
     source: int
@@ -40,6 +43,7 @@ class Loan(NamedTuple):
     unmapped: str = ""
     copy: CopySize | None = None
     told: str = ""
+    first_id: int | None = None
 
     @property
     def layered(self) -> bool:
@@ -86,6 +90,26 @@ def open_source(mount: Mount, undo: contextlib.ExitStack) -> int:
     return fd
 
 
+def all_of(
+    mounted: Sequence[Mount],
+    sources: Sequence[int],
+    leases: Sequence[VolumeLease | None],
+    lender: Lender,
+    disk: int,
+    *,
+    own_user: bool,
+) -> list[Loan]:
+    """``of`` of each mount. Raises as it does."""
+    found = []
+    for mount, source, lease in zip(mounted, sources, leases, strict=True):
+        try:
+            loan = of(mount, source, lender, disk, own_user=own_user)
+        except OSError as error:
+            raise unmountable(mount, error.strerror or "") from error
+        found.append(loan._replace(first_id=None if lease is None else lease.first_id))
+    return found
+
+
 def of(mount: Mount, source: int, lender: Lender, disk: int, *, own_user: bool) -> Loan:
     """Raises Refused for what cannot be written, InvalidInput for what is too large to copy."""
     reason = unmapped.why(source) if own_user else ""
@@ -94,7 +118,7 @@ def of(mount: Mount, source: int, lender: Lender, disk: int, *, own_user: bool) 
         return Loan(mount, source, own_user, copy=found.copy, told=found.told)
     if not reason:
         return Loan(mount, source, own_user)
-    if mount.mode is MountMode.RW:
+    if mount.mode is MountMode.RW or mount.volume:
         raise unmapped.refused(mount, reason)
     size, over = copies.measure(mount, source, disk)
     if mount.mode is MountMode.RO and size.open_to_all and _reached(mount, source, lender):
@@ -163,13 +187,21 @@ def mount_fd(loan: Loan, lender: Lender, block: Block | None) -> int:
             return lender.clone_tree(loan.mount.source, loan.source, readonly=loan.readonly)
         if loan.unmapped:
             return mounts.clone_tree(loan.source, readonly=True, recursive=False)
-        owner = os.fstat(loan.source)
-        userns = idmap.userns_fd(
-            owner.st_uid, owner.st_gid, block.id, lender.nobodys(), its_ids=identity.SIZE
-        )
+        userns = _userns(loan, lender, block)
         try:
             return mounts.clone_tree(loan.source, readonly=loan.readonly, idmap_fd=userns)
         finally:
             os.close(userns)
     except OSError as error:
         raise unmountable(loan.mount, error.strerror or "") from error
+
+
+def _userns(loan: Loan, lender: Lender, block: Block) -> int:
+    """A user namespace with the map of its mount. Raises OSError."""
+    if loan.first_id is not None:
+        ids = f"{loan.first_id} {block.id} {identity.SIZE}"
+        return idmap.namespace(ids, ids)
+    owner = os.fstat(loan.source)
+    return idmap.userns_fd(
+        owner.st_uid, owner.st_gid, block.id, lender.nobodys(), its_ids=identity.SIZE
+    )

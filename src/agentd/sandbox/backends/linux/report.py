@@ -93,7 +93,8 @@ def enforcement(
     if image is not None:
         table["image"] = Control(plan.spec.image, True, image.digest)
     for mount in plan.mounts:
-        text = f"{mount.source}, {lent[mount.target]}"
+        text = f"{mount.named}, {lent[mount.target]}"
+        text += "; nothing bounds its size" if mount.volume else ""
         table[f"mount {mount.target}"] = Control(str(mount.mode), True, text)
     return table
 

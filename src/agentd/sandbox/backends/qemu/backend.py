@@ -18,7 +18,7 @@ from agentd.model.isolation import IsolationLevel
 from agentd.model.result import Exit
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox import progress
-from agentd.sandbox.backends import identity
+from agentd.sandbox.backends import identity, leases
 from agentd.sandbox.backends.cgroups import make_group
 from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.qemu import process as machines
@@ -58,6 +58,7 @@ class QemuBackend:
     level = IsolationLevel.MICROVM
     images = True
     writable = True
+    volumes = True
     abilities = frozenset({"pause", "snapshot", "fork"})
     fidelity = QemuWall.fidelity
 
@@ -187,8 +188,10 @@ class QemuBackend:
             if block is not None:
                 undo.callback(block.release, ended=False)
             opened: list[Share] = []
-            for index, mount in enumerate(plan.spec.mounts):
-                opened.append(open_share(mount, index, None if block is None else block.id + 1))
+            taken = leases.take(plan.spec.mounts, undo)
+            lent_to = None if block is None else block.id + 1
+            for index, (mount, lease) in enumerate(zip(plan.spec.mounts, taken, strict=True)):
+                opened.append(open_share(mount, index, lent_to, lease))
                 passed.callback(os.close, opened[-1].fd)
             # The guest holds the limits; what is around QEMU holds a guest that was broken.
             group, detail = make_group(plan.spec.limits, host_limits(plan, machine), needed=())
@@ -217,6 +220,7 @@ class QemuBackend:
                 serial=self._serial,
                 shares=bool(opened),
             )
+            wall.attach_leases(lease for lease in taken if lease is not None)
             undo.pop_all()
             return wall
 

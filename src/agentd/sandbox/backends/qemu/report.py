@@ -54,9 +54,9 @@ def enforcement(
                 table[f"{who}_{name}"] = _step(name, how, held)
     for share in shares:
         mount = share.mount
-        table[f"mount {mount.target}"] = Control(
-            str(mount.mode), True, f"{mount.source}, virtiofs {share.how}"
-        )
+        how = f"{mount.named}, virtiofs {share.how}"
+        how += "; nothing bounds its size" if mount.volume else ""
+        table[f"mount {mount.target}"] = Control(str(mount.mode), True, how)
     table |= of_guest(plan.spec, plan.limits, setup)
     ceiling = group is not None and "memory" in group.controllers
     table["host_memory"] = Control(

@@ -14,6 +14,7 @@ from agentd.model.errors import Refused
 from agentd.model.mount import Mount, MountMode, unmountable
 from agentd.sandbox.backends import unmapped
 from agentd.sandbox.backends.vm.confine import STAGE
+from agentd.sandbox.volume_lease import VolumeLease
 
 # Debian's place, which is on no PATH.
 _PATH = "/usr/libexec:/usr/lib/qemu:/usr/lib:" + os.defpath
@@ -49,8 +50,11 @@ def program() -> str:
     return found
 
 
-def open_share(mount: Mount, index: int, lent_to: int | None) -> Share:
-    """``lent_to`` is the user that gets the owner's rights there; None without root.
+def open_share(
+    mount: Mount, index: int, lent_to: int | None, lease: VolumeLease | None = None
+) -> Share:
+    """``lent_to`` is the user that gets the owner's rights there; None without root. ``lease`` is
+    of a volume, and says who owns that.
 
     Raises InvalidInput for what is no directory that the caller may read.
     """
@@ -60,7 +64,9 @@ def open_share(mount: Mount, index: int, lent_to: int | None) -> Share:
         if lent_to is None:
             return Share(f"share{index}", fd, owner.st_uid, owner.st_gid, mount, False)
         try:
-            return _lent(mount, index, fd, owner, lent_to)
+            first = None if lease is None else lease.first_id
+            owners = (owner.st_uid, owner.st_gid) if first is None else (first, first)
+            return _lent(mount, index, fd, owners, lent_to)
         finally:
             os.close(fd)
     except OSError as error:
@@ -75,10 +81,10 @@ def _open(source: str) -> int:
         os.close(found)
 
 
-def _lent(mount: Mount, index: int, fd: int, owner: os.stat_result, lent_to: int) -> Share:
+def _lent(mount: Mount, index: int, fd: int, owners: tuple[int, int], lent_to: int) -> Share:
     if reason := unmapped.why(fd):
-        return _as_everybody(mount, index, fd, owner, lent_to, reason)
-    userns = idmap.userns_fd(owner.st_uid, owner.st_gid, lent_to)
+        return _as_everybody(mount, index, fd, lent_to, reason)
+    userns = idmap.userns_fd(*owners, lent_to)
     try:
         tree = mounts.clone_tree(fd, readonly=mount.mode is MountMode.RO, idmap_fd=userns)
     finally:
@@ -86,13 +92,11 @@ def _lent(mount: Mount, index: int, fd: int, owner: os.stat_result, lent_to: int
     return Share(f"share{index}", tree, lent_to, lent_to, mount, True)
 
 
-def _as_everybody(
-    mount: Mount, index: int, fd: int, owner: os.stat_result, lent_to: int, reason: str
-) -> Share:
+def _as_everybody(mount: Mount, index: int, fd: int, lent_to: int, reason: str) -> Share:
     """Share what everybody may read, where the owner's rights cannot be lent."""
-    if mount.mode is not MountMode.RO:
+    if mount.mode is not MountMode.RO or mount.volume:
         raise unmapped.refused(mount, reason)
-    if owner.st_mode & 0o5 != 0o5:
+    if os.fstat(fd).st_mode & 0o5 != 0o5:
         raise Refused(
             f"cannot mount {mount.source}: {reason}, and not everybody may read it",
             remediation=f"chmod o+rx {mount.source}, or use --isolation namespace, which copies it",

@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Generic, TypeVar
 
 from agentd.linux.cgroup import Group
@@ -15,6 +16,7 @@ from agentd.model.errors import SandboxError
 from agentd.sandbox.backends.vm.ceiling import Ceiling
 from agentd.sandbox.backends.vm.ending import Ending, safe_log, tail
 from agentd.sandbox.backends.vm.handshake import tell
+from agentd.sandbox.volume_lease import VolumeLease
 
 # The first stream waits for the guest's driver; a guest may be slow, as eight beside each other.
 STREAM_SECONDS = 30.0
@@ -101,6 +103,11 @@ class MachineWall(ABC, Generic[P]):
         self._killing = threading.Lock()
         self._paused = False
         self._gone = False
+        self._leases: tuple[VolumeLease, ...] = ()
+
+    def attach_leases(self, leases: Iterable[VolumeLease]) -> None:
+        """Have the volumes in it given back once it has ended."""
+        self._leases = tuple(leases)
 
     @property
     def _pidfd(self) -> int:
@@ -141,6 +148,8 @@ class MachineWall(ABC, Generic[P]):
                 return
             self._gone = True
             self._process.end()
+            for lease in self._leases:
+                lease.close()
             if self._group is not None:
                 with contextlib.suppress(OSError):  # reaped by name later
                     self._group.remove()

@@ -1,0 +1,120 @@
+"""``agentd volume``: folders that outlive sandboxes."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from agentd.client.cli import remote, table
+from agentd.client.cli.parser import Actions, Parser
+
+if TYPE_CHECKING:
+    from agentd.client.http.address import Address
+    from agentd.model.api import VolumeView
+    from agentd.model.service import Volumes
+
+_EXAMPLES = """\
+examples:
+  agentd volume create data
+  agentd run --volume data:/data -- sh -c 'echo kept > /data/note'
+  agentd run --volume data:/data:ro -- cat /data/note
+  agentd volume ls
+  agentd volume rm data
+"""
+
+
+def main(words: list[str]) -> int:
+    options = _parser().parse_args(words)
+    from agentd.client.cli import place
+
+    with place.service(_daemon(options)) as service:
+        return int(options.run(options, service.volumes))
+
+
+def _daemon(options: argparse.Namespace) -> "Address | None":
+    """As with ``agentd run``: the daemon that was named, or one that listens at the usual place."""
+    if options.embedded:
+        return None
+    from agentd.client.http import address
+
+    return address.running(options.url)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="agentd volume",
+        description="Volumes: folders that outlive sandboxes, for any number of them at once.",
+        epilog=_EXAMPLES,
+    )
+    actions = parser.actions()
+    create = _action(actions, "create", "make an empty one", "  agentd volume create data\n")
+    create.add_argument("name", metavar="NAME")
+    create.set_defaults(run=_create)
+    _action(actions, "ls", "list yours", "  agentd volume ls\n").set_defaults(run=_ls)
+    inspect = _action(
+        actions,
+        "inspect",
+        "show one, and which sandboxes have it",
+        "  agentd volume inspect data --json\n",
+    )
+    inspect.add_argument("name", metavar="NAME")
+    inspect.set_defaults(run=_inspect)
+    remove = _action(
+        actions, "rm", "delete them, and all that is in them", "  agentd volume rm data\n"
+    )
+    remove.add_argument("names", metavar="NAME", nargs="+")
+    remove.set_defaults(run=_rm)
+    return parser
+
+
+def _action(actions: Actions, name: str, text: str, examples: str) -> argparse.ArgumentParser:
+    made = actions.add(name, text, examples)
+    made.add_argument("--url", metavar="URL", help=remote.URL_HELP)
+    made.add_argument(
+        "--embedded", action="store_true", help="yours of this process, whatever daemon runs"
+    )
+    made.add_argument("--json", action="store_true", help="print JSON")
+    return made
+
+
+def _create(options: argparse.Namespace, volumes: "Volumes") -> int:
+    made = volumes.create(options.name)
+    remote.print_json(made) if options.json else print(made.name)
+    return 0
+
+
+def _ls(options: argparse.Namespace, volumes: "Volumes") -> int:
+    found = volumes.list()
+    if options.json:
+        remote.print_json(found)
+    else:
+        rows = [(view.name, table.ago(view.created), _users(view)) for view in found]
+        table.show(("VOLUME", "CREATED", "IN USE BY"), rows)
+    return 0
+
+
+def _inspect(options: argparse.Namespace, volumes: "Volumes") -> int:
+    view = volumes.get(options.name)
+    if options.json:
+        remote.print_json(view)
+        return 0
+    table.facts(
+        [
+            ("name", view.name),
+            ("of", view.principal),
+            ("created", table.ago(view.created)),
+            ("in use by", _users(view)),
+        ]
+    )
+    return 0
+
+
+def _rm(options: argparse.Namespace, volumes: "Volumes") -> int:
+    names = list(dict.fromkeys(options.names))
+    for name in names:
+        volumes.delete(name)
+    if options.json:
+        remote.print_json({"removed": names})
+    return 0
+
+
+def _users(view: "VolumeView") -> str:
+    return ", ".join(view.sandboxes) or "-"

@@ -1,0 +1,37 @@
+"""Named volumes."""
+
+from agentd.ingest.rest.operation import Arguments
+from agentd.ingest.rest.pages import QUERY, page
+from agentd.ingest.rest.respond import Reply
+from agentd.ingest.rest.table import OperationTable
+from agentd.model.api import VolumeBody, VolumeView
+from agentd.model.service import Service
+
+OPERATIONS = OperationTable()
+_ALL = "/v1/volumes"
+_ONE = _ALL + "/{name}"
+_NAMED = "leave it out: a repeat finds the volume, and is a conflict"
+
+
+@OPERATIONS.row("POST", _ALL, "volumes", body=VolumeBody, status=201, keyless=_NAMED)
+def _create(service: Service, a: Arguments) -> VolumeView:
+    """Make an empty volume."""
+    return service.volumes.create(a.body.name)
+
+
+@OPERATIONS.row("GET", _ALL, "volumes", query=QUERY, answer=list[VolumeView])
+def _list(service: Service, a: Arguments) -> Reply:
+    """List one's volumes, the oldest first."""
+    return page(service.volumes.list(), lambda v: (v.created, v.name), **a.query)
+
+
+@OPERATIONS.row("GET", _ONE, "volumes")
+def _get(service: Service, a: Arguments) -> VolumeView:
+    """Show a volume, and which sandboxes have it."""
+    return service.volumes.get(a.path["name"])
+
+
+@OPERATIONS.row("DELETE", _ONE, "volumes", waits=True)
+def _delete(service: Service, a: Arguments) -> None:
+    """Delete a volume and all that is in it."""
+    service.volumes.delete(a.path["name"])

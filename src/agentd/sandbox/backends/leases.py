@@ -1,0 +1,21 @@
+"""The volumes among a sandbox's mounts, taken for as long as its wall stands."""
+
+import contextlib
+from collections.abc import Sequence
+
+from agentd.model.mount import Mount
+from agentd.sandbox.volume_lease import VolumeLease
+
+
+def take(mounts: tuple[Mount, ...], undo: contextlib.ExitStack) -> Sequence[VolumeLease | None]:
+    """A lease of each that is a volume. Raises NotFound, Conflict."""
+    found: list[VolumeLease | None] = []
+    for mount in mounts:
+        lease = None
+        if mount.volume:
+            from agentd.sandbox import volumes  # late: few sandboxes have one
+
+            lease = volumes.store_of(mount).lease(mount)
+            undo.callback(lease.close)
+        found.append(lease)
+    return found

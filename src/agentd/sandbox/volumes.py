@@ -1,0 +1,378 @@
+"""Named volumes: folders of agentd's own that outlive sandboxes, and who has them now.
+
+    FOLDER/lock                   held while the rest is changed, and never for long
+    FOLDER/OWNER/NAME/about.json  what it is (``VolumeAbout``); OWNER is a digest of whose it is
+    FOLDER/OWNER/NAME/data/       what sandboxes see
+    FOLDER/OWNER/NAME/used/       a file for each sandbox that has it, locked by who holds that one
+    FOLDER/.new-X, .gone-X        one that is being made, or removed, by whoever has its file "busy"
+
+A lock is the kernel's (flock(2)): it is given up whatever kills its holder. So any number of
+processes and daemons use one FOLDER, and what one of them left half done the next removes.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from typing import NamedTuple
+
+import msgspec
+
+from agentd.guest.operation import RequestError
+from agentd.guest.removal import remove_tree
+from agentd.linux import paths
+from agentd.model import typed
+from agentd.model.api import VolumeView
+from agentd.model.errors import Conflict, NotFound, QuotaExceeded, SandboxError
+from agentd.model.like import like
+from agentd.model.mount import Mount, MountMode, check_volume
+from agentd.model.system import os_errors_as
+from agentd.sandbox.backends import identity
+from agentd.sandbox.volume_lease import VolumeLease, holder
+
+MAX_VOLUMES = 256  # of one principal
+FORMAT = 1
+_ABOUT, _DATA, _USED, _BUSY, _LOCK = "about.json", "data", "used", "busy", "lock"
+_NEW, _GONE = ".new-", ".gone-"
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_NAMED = 8  # of those that have it, in a refusal
+_MAX_ABOUT = 1 << 16
+_TURN_SECONDS = 30.0  # whoever has it needs it for milliseconds
+_TURN_POLL = 0.005
+_END_SECONDS, _END_POLL = 5.0, 0.02
+
+
+class VolumeAbout(msgspec.Struct, frozen=True):
+    """``first_id`` stands for the sandbox's user on disk, and those after it for the other ids of
+    a sandbox; None where sandboxes are the caller."""
+
+    name: str
+    principal: str
+    created: float
+    first_id: int | None = None
+    format: int = FORMAT
+
+
+class Volume(NamedTuple):
+    """``users`` are the sandboxes that have it now, by their ids."""
+
+    about: VolumeAbout
+    path: str
+    users: tuple[str, ...] = ()
+
+    @property
+    def data(self) -> str:
+        return os.path.join(self.path, _DATA)
+
+
+class _Entry(NamedTuple):
+    holder: str
+    mode: str
+
+
+class VolumeStore:
+    """Thread-safe, and safe beside other processes. Nothing is made before the first volume is."""
+
+    def __init__(self, folder: str) -> None:
+        # Backends follow no link on the way to what they mount.
+        self.folder = os.path.realpath(folder)
+
+    def create(self, owner: str, name: str) -> Volume:
+        """Make an empty one. Raises InvalidInput, Conflict, QuotaExceeded, SandboxError."""
+        check_volume(name)
+        self._sweep()
+        # The first block of the usual range is never a sandbox's (``identity``).
+        first = identity.configured().start if identity.available() else None
+        about = VolumeAbout(name, owner, time.time(), first)
+        with self._errors(f"volume {name} cannot be made"), self._making(about) as made:
+            os.mkdir(os.path.join(made, _DATA))
+            os.chmod(os.path.join(made, _DATA), 0o755)  # noqa: S103  (FOLDER is its owner's alone)
+            if first is not None:
+                os.chown(os.path.join(made, _DATA), first, first)
+        return Volume(about, self._path(owner, name))
+
+    def all(self, owner: str) -> tuple[Volume, ...]:
+        """List those of one principal, by name."""
+        self._sweep()
+        with self._errors("volumes cannot be listed"), self._turn():
+            found = [self._find(owner, name) for name in self._names(owner)]
+        return tuple(volume for volume in found if volume is not None)
+
+    def get(self, owner: str, name: str) -> Volume:
+        """Raises NotFound."""
+        check_volume(name)
+        with self._errors(f"volume {name} cannot be read"), self._turn():
+            return self._get(owner, name)
+
+    def remove(self, owner: str, name: str, lives: Callable[[str], bool] = lambda _: False) -> None:
+        """Remove it and all that is in it. Raises NotFound, and Conflict while it is in use.
+
+        A sandbox that was ended may have it for a moment more. So those are waited for of which
+        the caller does not know by ``lives`` that they live.
+        """
+        check_volume(name)
+        self._sweep()
+        deadline = time.monotonic() + _END_SECONDS
+        with self._errors(f"volume {name} cannot be removed"):
+            while True:
+                users = self.get(owner, name).users
+                if not users or any(map(lives, users)) or time.monotonic() >= deadline:
+                    break
+                time.sleep(_END_POLL)
+            with self._turn():
+                volume = self._get(owner, name)
+                if volume.users:
+                    raise _in_use(volume)
+                busy = _busy(volume.path)
+                gone = os.path.join(self.folder, _GONE + os.urandom(8).hex())
+                os.rename(volume.path, gone)
+            self._discard(gone, busy)
+
+    def found(self, owner: str, mounts: tuple[Mount, ...]) -> tuple[Mount, ...]:
+        """The mounts, with the place of each that is a volume. Raises NotFound."""
+        return tuple(
+            msgspec.structs.replace(mount, source=self.get(owner, mount.volume).data)
+            if mount.volume
+            else mount
+            for mount in mounts
+        )
+
+    def lease(self, mount: Mount) -> VolumeLease:
+        """Take one that ``found`` has found, for ``holder``. Raises NotFound, Conflict."""
+        path = os.path.dirname(mount.source)
+        with self._errors(f"volume {mount.volume} cannot be used"), self._turn():
+            about = self._about(path)
+            if about is None or about.name != mount.volume:
+                raise _none(mount.volume)
+            entry = self._enter(path, holder.get() or f"process-{os.getpid()}", mount.mode)
+        return VolumeLease(about.first_id, *entry)
+
+    # --- under the lock ---
+
+    def _get(self, owner: str, name: str) -> Volume:
+        volume = self._find(owner, name)
+        if volume is None:
+            raise _none(name)
+        return volume
+
+    def _find(self, owner: str, name: str) -> Volume | None:
+        path = self._path(owner, name)
+        about = self._about(path)
+        if about is None:
+            return None
+        users = {entry.holder for entry in self._entries(path)}
+        return Volume(about, path, tuple(sorted(users)))
+
+    def _about(self, path: str) -> VolumeAbout | None:
+        try:
+            with open(os.path.join(path, _ABOUT), "rb") as file:
+                return typed.decoder(VolumeAbout).decode(file.read(_MAX_ABOUT))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except msgspec.MsgspecError as error:
+            raise SandboxError(f"volume {path} is damaged", cause=f"{_ABOUT}: {error}") from error
+
+    def _names(self, owner: str) -> list[str]:
+        try:
+            return sorted(os.listdir(self._home(owner)))
+        except FileNotFoundError:
+            return []
+
+    def _entries(self, path: str) -> list[_Entry]:
+        """Who has it; what was left by those who have died is removed."""
+        found = []
+        for name in os.listdir(os.path.join(path, _USED)):
+            entry = os.path.join(path, _USED, name)
+            with contextlib.suppress(FileNotFoundError):
+                fd = os.open(entry, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    who, mode, _ = name.rsplit(".", 2)
+                    found.append(_Entry(who, mode))
+                else:
+                    os.unlink(entry)
+                finally:
+                    os.close(fd)
+        return found
+
+    def _enter(self, path: str, who: str, mode: MountMode) -> tuple[str, int]:
+        """The file that says that ``who`` has it, and its lock."""
+        entry = os.path.join(path, _USED, f"{who}.{mode}.{os.urandom(4).hex()}")
+        fd = os.open(entry, _FILE | os.O_EXCL, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        return entry, fd
+
+    # --- the folder itself ---
+
+    def _sweep(self) -> None:
+        """Remove what those who died left half made or half removed; quiet where it cannot."""
+        dead: dict[str, int] = {}
+        with contextlib.suppress(OSError), self._turn():
+            for name in os.listdir(self.folder):
+                path = os.path.join(self.folder, name)
+                if name.startswith((_NEW, _GONE)):
+                    with contextlib.suppress(OSError):
+                        dead[path] = _busy(path)
+        for path, busy in dead.items():
+            with contextlib.suppress(OSError):
+                self._discard(path, busy)
+
+    def _discard(self, path: str, busy: int) -> None:
+        """Remove one that is no volume. Owns ``busy``, its lock, which goes last.
+
+        Raises OSError."""
+        try:
+            for name in os.listdir(path):
+                if name != _BUSY:
+                    _remove(os.path.join(path, name))
+            with self._turn():
+                os.unlink(os.path.join(path, _BUSY))
+                os.rmdir(path)
+        finally:
+            os.close(busy)
+
+    def _home(self, owner: str) -> str:
+        return os.path.join(self.folder, sha256(owner.encode()).hexdigest()[:32])
+
+    def _path(self, owner: str, name: str) -> str:
+        return os.path.join(self._home(owner), name)
+
+    @contextlib.contextmanager
+    def _making(self, about: VolumeAbout) -> Iterator[str]:
+        """A folder that becomes the volume at the block's end, or is gone where it fails."""
+        made = os.path.join(self.folder, _NEW + os.urandom(8).hex())
+        with self._turn():
+            self._check_room(about)
+            os.mkdir(made, 0o700)
+            busy = _busy(made)
+        try:
+            yield made
+            os.mkdir(os.path.join(made, _USED), 0o700)
+            with open(os.path.join(made, _ABOUT), "xb") as file:
+                file.write(msgspec.json.encode(about))
+                file.flush()
+                os.fsync(file.fileno())
+            with self._turn():
+                self._check_room(about)
+                os.makedirs(self._home(about.principal), 0o700, exist_ok=True)
+                os.unlink(os.path.join(made, _BUSY))
+                os.rename(made, self._path(about.principal, about.name))
+                paths.sync(self._home(about.principal))
+            os.close(busy)
+        except BaseException:
+            with contextlib.suppress(OSError):  # whoever sweeps next does it
+                self._discard(made, busy)
+            raise
+
+    def _check_room(self, about: VolumeAbout) -> None:
+        if os.path.lexists(self._path(about.principal, about.name)):
+            raise Conflict(
+                f"there is a volume {about.name} already",
+                remediation=f"use it, choose another name, or agentd volume rm {about.name}",
+            )
+        if len(self._names(about.principal)) >= MAX_VOLUMES:
+            raise QuotaExceeded(
+                f"{about.principal} has {MAX_VOLUMES} volumes already",
+                remediation="remove some: agentd volume ls lists them",
+            )
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """The one process, and thread, that changes the folder now."""
+        self._make_folder()
+        lock = os.open(os.path.join(self.folder, _LOCK), _FILE, 0o600)
+        deadline = time.monotonic() + _TURN_SECONDS
+        try:
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= deadline:
+                        raise SandboxError(
+                            f"another process holds {self.folder}/{_LOCK}",
+                            remediation="let it go on, or end it",
+                        ) from None
+                    time.sleep(_TURN_POLL)
+            yield
+        finally:
+            os.close(lock)
+
+    def _make_folder(self) -> None:
+        """Raises OSError, and SandboxError for one that is another's to change."""
+        os.makedirs(self.folder, 0o700, exist_ok=True)
+        found = os.lstat(self.folder)
+        if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+            raise SandboxError(
+                f"{self.folder} could be written by others",
+                remediation=f"chown {os.geteuid()} {self.folder} && chmod 700 {self.folder}",
+            )
+
+    @contextlib.contextmanager
+    def _errors(self, what: str) -> Iterator[None]:
+        fix = f"see to {self.folder}, which must be writable, with room"
+        with os_errors_as(SandboxError, what, fix):
+            yield
+
+
+def view(volume: Volume) -> VolumeView:
+    """A volume as the contract has it."""
+    return like(VolumeView, volume.about, sandboxes=volume.users)
+
+
+def store_of(mount: Mount) -> VolumeStore:
+    """The store in which the volume of a mount was found."""
+    return VolumeStore(os.path.dirname(os.path.dirname(os.path.dirname(mount.source))))
+
+
+def _busy(folder: str) -> int:
+    """The lock of one that is being made or removed.
+
+    Raises BlockingIOError where another has it."""
+    fd = os.open(os.path.join(folder, _BUSY), _FILE, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _remove(path: str) -> None:
+    """A file, or a folder and whatever lies in it, through no link. Raises OSError."""
+    if not os.path.isdir(path) or os.path.islink(path):
+        os.unlink(path)
+        return
+    above, name = os.path.split(path)
+    parent = os.open(above, _FOLDER)
+    try:
+        for _slice in remove_tree(parent, name, path, force=True):
+            pass
+    except RequestError as error:
+        raise OSError(error.errno or errno.EIO, str(error), path) from None
+    except FileNotFoundError:
+        return
+    finally:
+        os.close(parent)
+
+
+def _none(name: str) -> NotFound:
+    return NotFound(
+        f"there is no volume {name!r}",
+        remediation=f"agentd volume ls lists yours; agentd volume create {name} makes it",
+    )
+
+
+def _in_use(volume: Volume) -> Conflict:
+    who = volume.users
+    more = f" and {len(who) - _NAMED} more" if len(who) > _NAMED else ""
+    return Conflict(
+        f"volume {volume.about.name} is in use",
+        cause=f"by {', '.join(who[:_NAMED])}{more}",
+        remediation="end them first: agentd kill",
+    )

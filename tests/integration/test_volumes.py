@@ -1,0 +1,365 @@
+"""Named volumes: what outlives a sandbox, who has it, who may not, and who may be killed."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.conftest import OrdinaryUser
+from tests.security.daemons import Daemon, fixture, running, until
+
+from agentd import AgentdError, Client, Conflict, InvalidInput, NotFound, Sandbox
+from agentd.client.cli.main import main
+
+daemon = fixture()
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A state of this process's own, for what needs no daemon."""
+    monkeypatch.setenv("AGENTD_DAEMON__STATE", str(tmp_path))
+    return tmp_path
+
+
+def cli(*words: str) -> "subprocess.CompletedProcess[str]":
+    argv = [sys.executable, "-m", "agentd", *words]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=250, check=False)
+
+
+def said(*words: str) -> str:
+    done = cli(*words)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+WRITE = "umask 077; echo by-$(id -u) > /data/$(id -u); mkdir -p /data/d; echo in > /data/d/f"
+READ = "cat /data/0 /data/1000 /data/d/f; stat -c %u /data/0 /data/1000 /data/d/f /data"
+
+
+def outlives() -> list[str]:
+    """What another sandbox reads of what root and the user of two have written."""
+    for user in ("root", "sandbox"):
+        done = cli("run", "--embedded", "--volume", "v:/data", "--user", user, "--", "sh", "-c",
+                   WRITE)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    return said("run", "--embedded", "--volume", "v:/data:ro", "--", "sh", "-c", READ).split()
+
+
+_READ = ["by-0", "by-1000", "in", "1000", "1000", "1000", "1000"]
+
+
+def test_files_are_the_next_sandboxs_whoever_wrote_them(own: Path) -> None:
+    assert said("volume", "create", "--embedded", "v") == "v\n"
+    assert outlives() == _READ
+    view = json.loads(said("volume", "inspect", "--embedded", "v", "--json"))
+    assert (view["name"], view["sandboxes"]) == ("v", [])
+    told = cli("run", "-v", "--embedded", "--volume", "v:/data:ro", "--", "touch", "/data/x")
+    assert told.returncode == 1, told.stderr
+    assert "Read-only file system" in told.stderr
+    (line,) = [line for line in told.stderr.splitlines() if line.startswith("mount /data")]
+    assert "volume:v" in line
+    assert "nothing bounds its size" in line
+    assert said("volume", "rm", "--embedded", "v") == ""
+    assert said("volume", "ls", "--embedded", "--json") == "[]\n"
+
+
+def test_an_ordinary_user_has_them_too(as_user: OrdinaryUser) -> None:
+    def run(*words: str, code: int = 0) -> str:
+        done = as_user.agentd(*words)
+        assert done.returncode == code, done.stderr
+        return (done.stdout + done.stderr).decode()
+
+    run("volume", "create", "--embedded", "v")
+    for user in ("root", "sandbox"):
+        run("run", "--embedded", "--volume", "v:/data", "--user", user, "--", "sh", "-c", WRITE)
+    # Closed to their owner: they go all the same.
+    run("run", "--embedded", "--volume", "v:/data", "--", "sh", "-c", "chmod 0 /data/d")
+    read = run("run", "--embedded", "--volume", "v:/data:ro", "--", "cat", "/data/0", "/data/1000")
+    assert read.split() == ["by-0", "by-1000"]
+    run("volume", "rm", "--embedded", "v")
+    assert run("volume", "ls", "--embedded", "--json") == "[]\n"
+
+
+@pytest.mark.root
+def test_root_of_a_sandbox_has_owners_of_its_own_there(own: Path) -> None:
+    """As a database's image chowns its folder: the next root finds them, and the host no set-id
+    program and no file of anybody it knows."""
+    said("volume", "create", "--embedded", "v")
+    first = "chown 105:106 /data; install -o 33 -g 44 /dev/null /data/x; stat -c %u:%g /data/x"
+    script = ["sh", "-c", first]
+    assert said("run", "--embedded", "--user", "root", "--volume", "v:/data", "--", *script) == (
+        "33:44\n"
+    )
+    again = ["sh", "-c", "stat -c %u:%g /data /data/x; chmod u+s /data/x"]
+    done = cli("run", "--embedded", "--user", "root", "--volume", "v:/data", "--", *again)
+    assert done.stdout == "105:106\n33:44\n"
+    assert done.returncode == 1, "a set-id bit was set"
+    owners = {os.lstat(path).st_uid for path in own.rglob("x")}
+    assert owners, "the file is nowhere"
+    assert all(owner > 1 << 20 for owner in owners)
+    said("volume", "rm", "--embedded", "v")
+
+
+def test_what_is_wrong_is_told_with_the_way_out(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, told in (
+        (["create", "v"], ""),
+        (["create", "v"], "there is a volume v already"),
+        (["create", "../v"], "is not a name"),
+        (["create", "x" * 65], "is not a name"),
+        (["rm", "none"], "there is no volume 'none'"),
+        (["inspect", "none"], "there is no volume 'none'"),
+    ):
+        assert bool(main(["volume", words[0], "--embedded", *words[1:]])) is bool(told), words
+        assert told in capsys.readouterr().err, words
+    for volume, more, told in (
+        ("none:/data", {}, "no volume 'none'"),
+        ("v", {}, "has no target"),
+        ("v:/data:cow", {}, "cannot be cow"),
+        ("v:/data:rx", {}, "unknown mode 'rx'"),
+        ("v:/usr/x", {}, "belongs to the wall"),
+        ("v:data", {}, "is not a plain absolute path"),
+        ("/tmp:/data", {}, "is not a name"),
+        ("v:/data", {"mounts": ["/tmp:/data"]}, "two mounts have the target"),
+        ("v:/data", {"backend": "landlock"}, "backend landlock takes no volume"),
+        ("v:/data", {"backend": "host"}, "backend host takes no volume"),
+    ):
+        with pytest.raises(AgentdError, match=told):
+            Sandbox.create(volumes=[volume], embedded=True, **more)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="no list"):
+        Sandbox.create(volumes="v:/data", embedded=True)
+    assert main(["volume", "rm", "--embedded", "v"]) == 0
+
+
+def test_in_use_it_stays_until_the_last_has_ended_however_that_ends(own: Path) -> None:
+    said("volume", "create", "--embedded", "v")
+    with Sandbox.create(volumes=["v:/data"], embedded=True) as one:
+        with Sandbox.create(volumes=["v:/data"], embedded=True) as other:
+            one.run("echo here > /data/f", check=True)
+            assert other.run("cat /data/f", check=True).text == "here\n"
+            view = json.loads(said("volume", "inspect", "--embedded", "v", "--json"))
+            assert view["sandboxes"] == sorted([one.id, other.id])
+        refused = cli("volume", "rm", "--embedded", "v")
+        assert refused.returncode != 0
+        assert one.id in refused.stderr
+        assert other.id not in refused.stderr
+        assert one.run("cat /data/f", check=True).text == "here\n"
+    holds = (
+        "import sys; from agentd import Sandbox\n"
+        "with Sandbox.create(volumes=['v:/data'], embedded=True) as box:\n"
+        "    print(box.id, flush=True); sys.stdin.read()"
+    )
+    argv = [sys.executable, "-c", holds]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        id_ = process.stdout.readline().decode().strip()
+        assert id_ in cli("volume", "rm", "--embedded", "v").stderr
+        process.kill()
+    assert json.loads(said("volume", "ls", "--embedded", "--json"))[0]["sandboxes"] == []
+    said("volume", "rm", "--embedded", "v")
+
+
+# Each mkdir, rename, unlink and rmdir is a place to be killed at; the hook comes before each.
+_KILLED = """
+import os, signal, sys
+sys.dont_write_bytecode = True
+from agentd.client.cli.main import main
+import agentd.client.cli.volume, agentd.client.embedded_service, agentd.daemon.calls.embedded
+import agentd.client.cli.place, agentd.daemon.pipeline, agentd.sandbox.volumes
+def attempt(at, words):
+    pid = os.fork()
+    if pid:
+        return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+    left = [at]
+    def hook(event, _):
+        if event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir"):
+            left[0] -= 1
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(hook)
+    os.dup2(2, 1)
+    os._exit(main(words))
+def all_attempts(words, before=(), after=()):
+    at = 1
+    while True:
+        for each in before:
+            assert not attempt(1 << 30, each)
+        killed = attempt(at, words)
+        names = sorted(os.listdir(sys.argv[1]))
+        for each in after:
+            assert not attempt(1 << 30, each)
+        left = [n for n in sorted(os.listdir(sys.argv[1])) if n.startswith(".")]
+        assert not left, (at, words, names, left)
+        if not killed:
+            return at
+        at += 1
+create, remove = ["volume", "create", "--embedded", "v"], ["volume", "rm", "--embedded", "v"]
+made = all_attempts(create, after=[["volume", "ls", "--embedded"], remove])
+gone = all_attempts(remove, before=[create], after=[["volume", "ls", "--embedded"]])
+print(made, gone)
+"""
+
+
+def test_killed_anywhere_it_leaves_none_that_is_half(own: Path) -> None:
+    """Made or not made, there or gone; and what was left behind the next command removes."""
+    os.mkdir(own / "volumes", 0o700)
+    argv = [sys.executable, "-c", _KILLED, str(own / "volumes")]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stderr
+    made, gone = map(int, done.stdout.split())
+    assert made > 4, "it was killed at no place"
+    assert gone > 4, "it was killed at no place"
+
+
+# --- of a daemon ---
+
+
+@pytest.fixture
+def volume(daemon: Daemon) -> Iterator[str]:
+    assert daemon.ask("POST", "/v1/volumes", {"name": "v"}).status == 201
+    yield "v"
+    until(lambda: daemon.ask("DELETE", "/v1/volumes/v").status in (204, 404))
+
+
+def ran(daemon: Daemon, box: str, script: str, key: str = "") -> Any:
+    answer = daemon.ask("POST", f"/v1/sandboxes/{box}/exec", {"cmd": script}, key=key)
+    assert answer.status == 200, answer.body
+    return answer.json
+
+
+def test_a_daemons_by_rest_and_the_sdk(daemon: Daemon, volume: str) -> None:
+    one, other = (daemon.sandbox(volumes=["v:/data"]) for _ in range(2))
+    assert ran(daemon, one, "echo here > /data/f")["exit_code"] == 0
+    assert ran(daemon, other, "cat /data/f")["stdout"] == "here\n"
+    with Client(daemon.url) as client:
+        assert client.volumes.get("v").sandboxes == tuple(sorted((one, other)))
+        with pytest.raises(Conflict) as refused:
+            client.volumes.delete("v")
+        assert one in str(refused.value)
+        with pytest.raises(Conflict):
+            client.volumes.create("v")
+        with pytest.raises(NotFound):
+            client.volumes.get("none")
+        client.volumes.create("a")
+        assert [view.name for view in client.volumes.list()] == ["a", "v"]
+        client.volumes.delete("a")
+    listed = daemon.ask("GET", "/v1/volumes")
+    assert [view["name"] for view in listed.json] == ["v"]
+    assert listed.json[0]["principal"] == f"uid:{os.getuid()}"
+    for box in (one, other):
+        assert daemon.ask("DELETE", f"/v1/sandboxes/{box}").status == 204
+    with Sandbox.create(volumes=["v:/data:ro"], url=daemon.url) as third:
+        assert third.run("cat /data/f", check=True).text == "here\n"
+        assert third.run("touch /data/f").exit_code == 1
+        assert "volume:v" in third.enforcement["mount /data"].detail
+    kinds = [record.kind for record in daemon.records() if "volume" in record.kind]
+    assert kinds == ["volume_created", "volume_created", "volume_deleted"]
+
+
+def test_the_command_line_uses_the_daemons(daemon: Daemon, volume: str) -> None:
+    wrote = daemon.cli("run", "--volume", "v:/data", "--", "sh", "-c", "echo cli > /data/f")
+    assert wrote.returncode == 0, wrote.stderr
+    made = daemon.cli("create", "--volume", "v:/data:ro")
+    box = made.stdout.decode().strip()
+    assert box in daemon.cli("volume", "ls").stdout.decode()
+    assert box.encode() in daemon.cli("volume", "rm", "v").stderr
+    assert ran(daemon, box, "cat /data/f")["stdout"] == "cli\n"
+    # The same volumes, without it.
+    assert box in daemon.cli("volume", "inspect", "v", "--embedded").stdout.decode()
+    assert box.encode() in daemon.cli("volume", "rm", "v", "--embedded").stderr
+    daemon.cli("kill", box)
+
+
+def test_they_are_of_ones_own_and_take_a_scope(daemon: Daemon, volume: str) -> None:
+    plain = daemon.key("bob")
+    for method, path, body in (
+        ("POST", "/v1/volumes", {"name": "b"}),
+        ("GET", "/v1/volumes", None),
+        ("GET", "/v1/volumes/v", None),
+        ("DELETE", "/v1/volumes/v", None),
+        ("POST", "/v1/sandboxes", {"volumes": ["v:/data"]}),
+    ):
+        assert daemon.ask(method, path, body, key=plain).status == 403, path
+    bob = daemon.key("bob", "run", "create", "read", "volumes")
+    assert daemon.ask("GET", "/v1/volumes", key=bob).json == []
+    assert daemon.ask("GET", "/v1/volumes/v", key=bob).status == 404
+    assert daemon.ask("DELETE", "/v1/volumes/v", key=bob).status == 404
+    assert daemon.ask("POST", "/v1/sandboxes", {"volumes": ["v:/data"]}, key=bob).status == 404
+    # It is no folder of the host: a mount takes another scope, and no name leads there.
+    mounted = daemon.ask("POST", "/v1/sandboxes", {"mounts": ["v:/data"]}, key=bob)
+    assert mounted.status == 403
+    assert daemon.ask("POST", "/v1/volumes", {"name": "v"}, key=bob).status == 201
+    box = daemon.sandbox(key=bob, volumes=["v:/data"])
+    assert ran(daemon, box, "ls -A /data", key=bob)["stdout"] == ""
+    assert daemon.ask("DELETE", f"/v1/sandboxes/{box}").status == 204
+    assert daemon.ask("DELETE", "/v1/volumes/v", key=bob).status == 204
+    assert daemon.ask("GET", "/v1/volumes/v").status == 200
+
+
+@pytest.mark.parametrize("name", ["..", ".hidden", "a b", "", "x" * 65, "a/b"])
+def test_no_other_name_is_one(daemon: Daemon, name: str) -> None:
+    assert daemon.ask("POST", "/v1/volumes", {"name": name}).code == "invalid_input"
+    wanted = {"volumes": [f"{name}:/data"]}
+    assert daemon.ask("POST", "/v1/sandboxes", wanted).code == "invalid_input"
+
+
+def test_a_policy_sees_them() -> None:
+    rules = (
+        'default decision := {"allow": true}\n'
+        'decision := {"allow": false, "reasons": ["no secrets"]} if {\n'
+        "some mount in input.sandbox.mounts\n"
+        'mount.source == "volume:secrets"\nmount.mode == "rw"\n}'
+    )
+    with running(policy=rules) as daemon:
+        for name in ("secrets", "others"):
+            assert daemon.ask("POST", "/v1/volumes", {"name": name}).status == 201
+        for volume, status in (
+            ("secrets:/data", 403),
+            ("secrets:/data:ro", 201),
+            ("others:/data", 201),
+        ):
+            made = daemon.ask("POST", "/v1/sandboxes", {"volumes": [volume]})
+            assert made.status == status, made.body
+        called = daemon.call(
+            "shell.exec.v1", {"command": "true"}, create={"volumes": ["secrets:/data"]}
+        )
+        assert called.code == "policy_denied"
+
+
+def test_a_daemon_killed_leaves_them_to_their_sandboxes_and_to_the_next() -> None:
+    with running() as daemon:
+        assert daemon.ask("POST", "/v1/volumes", {"name": "v"}).status == 201
+        box = daemon.sandbox(volumes=["v:/data"])
+        ran(daemon, box, "echo before > /data/f")
+        daemon.stop(kill=True)
+        # Whoever asks meanwhile is told that it is in use, though no daemon lives.
+        refused = daemon.cli("volume", "rm", "--embedded", "v")
+        assert box.encode() in refused.stderr
+        daemon.start()
+        assert daemon.ask("GET", "/v1/volumes/v").json["sandboxes"] == [box]
+        assert daemon.ask("DELETE", "/v1/volumes/v").code == "conflict"
+        assert ran(daemon, box, "cat /data/f")["stdout"] == "before\n"
+        assert daemon.ask("DELETE", f"/v1/sandboxes/{box}").status == 204
+        until(lambda: daemon.ask("GET", "/v1/volumes/v").json["sandboxes"] == [])
+        again = daemon.sandbox(volumes=["v:/data"])
+        assert ran(daemon, again, "cat /data/f")["stdout"] == "before\n"
+        daemon.stop(kill=True)
+        daemon.end_supervisor()
+        daemon.start()
+        assert daemon.ask("DELETE", "/v1/volumes/v").status == 204
+        assert daemon.ask("GET", "/v1/volumes").json == []
+
+
+def test_a_call_without_a_daemon_has_them(own: Path) -> None:
+    said("volume", "create", "--embedded", "v")
+    with Sandbox.create(volumes=["v:/data"], embedded=True) as box:
+        box.run("echo kept > /data/f", check=True)
+    call = ["call", "shell.exec.v1", "--embedded", "--volume", "v:/data"]
+    parameters = json.dumps({"command": "cat", "args": ["/data/f"]})
+    assert "kept" in said(*call, "--params", parameters)
+    said("volume", "rm", "--embedded", "v")
