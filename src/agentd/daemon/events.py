@@ -136,7 +136,8 @@ class EventFeed:
             return "", 0
         prefix, _, rest = after.partition("-")
         life, _, number = rest.partition("-")
-        if prefix != "evt" or not life.isalnum() or not (number.isdecimal() and len(number) < 19):
+        known = number.isascii() and number.isdecimal() and len(number) < 19
+        if prefix != "evt" or not life.isalnum() or not known:
             raise InvalidInput(
                 f"{after[:64]!r} is no event's id",
                 remediation="give the id of an event, or `next` of the page before",

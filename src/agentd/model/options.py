@@ -282,7 +282,8 @@ def _time(value: Time) -> float | None:
 
 def _cpus(value: float | str) -> float:
     try:
-        number = float(value)
+        # Of texts float takes the digits of every script, and a "_" between them.
+        number = float(value) if str(value).isascii() and "_" not in str(value) else 0.0
     except (ValueError, TypeError):
         number = 0.0
     if not 0.01 <= number <= 4096:

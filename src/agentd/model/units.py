@@ -6,7 +6,8 @@ from agentd.model.errors import InvalidInput
 
 _SIZE = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _TIME = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_NUMBER = re.compile(r"\A(\d+(?:\.\d+)?)\s*([A-Za-z]*)\Z")
+_NUMBER = re.compile(r"\A(\d+(?:\.\d+)?)\s*([A-Za-z]*)\Z", re.ASCII)
+MAX_COUNT = 1 << 31
 
 
 def parse_size(text: str | int, what: str = "size", least: int = 1) -> int:
@@ -29,6 +30,17 @@ def parse_size(text: str | int, what: str = "size", least: int = 1) -> int:
         fix = f"at least {readable_size(least)}" if value < 1 else f"at most {(1 << 63) - 1} bytes"
         raise InvalidInput(f"{what} {text!r} is out of range", remediation=f"give {fix}")
     return value
+
+
+def parse_count(text: str | int, what: str = "count", least: int = 1, most: int = MAX_COUNT) -> int:
+    """Read a whole number, in the ten digits of ASCII. Raises InvalidInput for any other."""
+    digits = str(text)
+    whole = digits.isascii() and digits.isdigit() and len(digits) < 20
+    if not whole or not least <= int(digits) <= most:
+        raise InvalidInput(
+            f"{what} {text!r} is not a count", remediation=f"give a number from {least} to {most}"
+        )
+    return int(digits)
 
 
 def parse_duration(text: str | float, what: str = "duration") -> float:

@@ -41,7 +41,7 @@ def _attempt(scheme: str, rest: str, deadline: float) -> socket.socket:
         return _connect(socket.AF_UNIX, rest, deadline)
     path, number = _split(rest)
     if scheme == "vsock":
-        if not path.isdecimal():
+        if not (path.isascii() and path.isdecimal()):
             raise InvalidInput(f"vsock address {rest!r} names no CID", remediation=_HINT)
         return _connect(socket.AF_VSOCK, (int(path), number), deadline)
     stream = _connect(socket.AF_UNIX, path, deadline)
@@ -55,7 +55,7 @@ def _attempt(scheme: str, rest: str, deadline: float) -> socket.socket:
 
 def _split(rest: str) -> tuple[str, int]:
     path, _, port = rest.rpartition(":")
-    if not path or not port.isdecimal() or int(port) >= 1 << 32:
+    if not path or not (port.isascii() and port.isdecimal()) or int(port) >= 1 << 32:
         raise InvalidInput(f"address {rest!r} names no port", remediation=_HINT)
     return path, int(port)
 

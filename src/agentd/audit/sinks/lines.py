@@ -93,12 +93,13 @@ def _parse(address: str) -> tuple[str, str, int]:
         return "unix", "", 0
     how, _, rest = address.partition(":")
     host, _, port = rest.rpartition(":")
-    if how not in ("udp", "tcp") or not host or not port.isdecimal() or int(port) > 65535:
+    number = int(port) if port.isascii() and port.isdecimal() else -1
+    if how not in ("udp", "tcp") or not host or not 0 <= number <= 65535:
         raise InvalidInput(
             f"{address!r} is no address of a syslog",
             remediation="use a path, udp:HOST:PORT or tcp:HOST:PORT",
         )
-    return how, host.strip("[]"), int(port)
+    return how, host.strip("[]"), number
 
 
 def _resolved(host: str, port: int) -> tuple[socket.AddressFamily, Any]:

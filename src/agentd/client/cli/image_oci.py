@@ -48,6 +48,15 @@ def pull_parser(actions: Actions) -> argparse.ArgumentParser:
     pull.add_argument(
         "--timeout", metavar="TIME", default="1h", help="how long each step may take (default: 1h)"
     )
+    pull.add_argument(
+        "--max-size", metavar="SIZE", default="32G", help="of its layers, unpacked (default: 32G)"
+    )
+    pull.add_argument(
+        "--max-files",
+        metavar="N",
+        default="2000000",
+        help="of its layers, unpacked (default: 2000000)",
+    )
     return pull
 
 
@@ -82,19 +91,31 @@ def verify_parser(actions: Actions) -> argparse.ArgumentParser:
 
 
 def pull(options: argparse.Namespace, progress: "Progress") -> "OciImage":
+    from agentd.image.oci.bounds import ImageBounds
     from agentd.image.oci.pull import pull as pulled
     from agentd.image.oci.source import parse
     from agentd.image.store import Store
-    from agentd.model.units import parse_duration
+    from agentd.model.units import parse_count, parse_duration, parse_size
 
     seconds = parse_duration(options.timeout)
+    bounds = ImageBounds(
+        unpacked=parse_size(options.max_size, "--max-size"),
+        files=parse_count(options.max_files, "--max-files"),
+    )
     name = options.name or parse(options.source).name()
     if name in Store().ls():
         raise Conflict(
             f"{name} is a machine image already",
             remediation=f"give another --name, or remove that one: agentd image rm {name}",
         )
-    return pulled(options.source, name, progress, seconds=seconds, insecure=options.insecure)
+    return pulled(
+        options.source,
+        name,
+        progress,
+        seconds=seconds,
+        insecure=options.insecure,
+        bounds=bounds,
+    )
 
 
 def push(options: argparse.Namespace) -> int:

@@ -5,6 +5,8 @@ import sys
 import time
 
 from agentd.client.cli import remote
+from agentd.model.errors import InvalidInput
+from agentd.model.units import parse_count
 
 _EXAMPLES = """\
   agentd port sbx-abcdefghijkl 8080                        prints 127.0.0.1:PORT, until Ctrl-C
@@ -39,10 +41,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--host-port",
         metavar="N",
-        type=int,
+        type=_number,
         default=0,
         help="which port here (default: a free one)",
     )
     parser.add_argument("id", metavar="ID")
-    parser.add_argument("port", metavar="PORT", type=int, help="the port inside")
+    parser.add_argument("port", metavar="PORT", type=_number, help="the port inside")
     return parser
+
+
+def _number(text: str) -> int:
+    try:
+        return parse_count(text, "port", 0, 65535)
+    except InvalidInput as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

@@ -78,7 +78,7 @@ class Layers:
         for name in sorted(env):
             if name.startswith(_VARIABLE) and "__" in name:
                 path: Path = tuple(
-                    int(part) if part.isdigit() else part
+                    int(part) if part.isascii() and part.isdigit() else part
                     for part in name.removeprefix(_VARIABLE).lower().split("__")
                 )
                 if _put(self.tree, path, _value(env[name])):

@@ -155,6 +155,9 @@ class Mode(int):
         return f"{int(self):04o}"
 
 
+_USER = re.compile(r"\*|[0-9]{1,10}|[a-z_][a-z0-9_.-]{0,31}")
+
+
 class Uid(str):
     """A number, ``self`` (the daemon's own), a user's name, or ``*`` for all others."""
 
@@ -164,7 +167,7 @@ class Uid(str):
     def of(cls, value: object) -> "Uid":
         if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 32:
             return cls(value)
-        if isinstance(value, str) and re.fullmatch(r"\*|\d{1,10}|[a-z_][a-z0-9_.-]{0,31}", value):
+        if isinstance(value, str) and _USER.fullmatch(value):
             return cls(value)
         raise InvalidInput(
             f"{value!r} is no user", remediation='give a uid, a user name, "self" or "*"'
@@ -176,7 +179,7 @@ class Uid(str):
             return "*"
         if self == "self":
             return os.geteuid()
-        if self.isdigit():
+        if self.isascii() and self.isdigit():
             return int(self)
         import pwd
 

@@ -129,7 +129,7 @@ def _become(config: Config, trees: list[root.Tree]) -> None:
     files |= {path: base64.b64decode(data) for path, data in _pairs(config["files"])}
     root.enter(trees, files)
     KERNEL.mount("tmpfs", "/tmp", "tmpfs", abi.MS_NOSUID | abi.MS_NODEV, _TMP)
-    rlimits.apply({"core": 0, "message_queues": 0})
+    rlimits.apply({"core": 0, "message_queues": 0} | _file_size(config))
     process.set_no_new_privs()
     caps.drop_bounding_if_allowed()
     caps.drop_all()
@@ -147,6 +147,15 @@ def _become(config: Config, trees: list[root.Tree]) -> None:
     argv = [str(word) for word in _list(config["argv"])]
     seccomp.install(filter_)
     os.execve(argv[0], argv, dict(_pairs(config["env"])))  # noqa: S606  (a path of ours, no shell)
+
+
+def _file_size(config: Config) -> dict[str, int]:
+    """Beyond it a write fails, and the program says so."""
+    most = config["file_size"]
+    if not isinstance(most, int):
+        return {}
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    return {"file_size": most}
 
 
 def _list(value: object) -> list[object]:

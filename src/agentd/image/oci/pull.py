@@ -6,6 +6,7 @@ import shutil
 
 from agentd.image.model import ImageError, Progress
 from agentd.image.oci import cell, layout, registry, rootfs, tools
+from agentd.image.oci.bounds import BOUNDS, ImageBounds
 from agentd.image.oci.source import ImageSource, check_name, parse
 from agentd.image.oci.store import OciStore, PullFolder
 from agentd.image.oci.unpacking import unpack
@@ -33,6 +34,7 @@ def pull(
     store: OciStore | None = None,
     seconds: float = SECONDS,
     insecure: bool = False,
+    bounds: ImageBounds = BOUNDS,
 ) -> OciImage:
     """Fetch, verify, unpack and name an image; one of that name is replaced.
 
@@ -46,7 +48,7 @@ def pull(
     say = progress or (lambda what, done, steps: None)
     try:
         with store.work() as work:
-            return _Pull(store, wanted, chosen, work, say, seconds, insecure).run()
+            return _Pull(store, wanted, chosen, work, say, seconds, insecure, bounds).run()
     except OSError as error:
         raise explained(error, store) from error
 
@@ -61,10 +63,12 @@ class _Pull:
         progress: Progress,
         seconds: float,
         insecure: bool,
+        bounds: ImageBounds,
     ) -> None:
         self._store, self._source, self._name, self._work = store, source, name, work
         self._progress, self._seconds = progress, seconds
         self._insecure = insecure
+        self._bounds = bounds
         self._done = 0
 
     def run(self) -> OciImage:
@@ -79,7 +83,7 @@ class _Pull:
                 layers = len(manifest.layers)
                 self._step(f"unpacking {layers} layer{'s' if layers != 1 else ''}")
                 path = self._work.make("unpacked")
-                unpack(path, self._work.layout, manifest, config, self._seconds)
+                unpack(path, self._work.layout, manifest, config, self._seconds, self._bounds)
                 self._work.unpacked = path
             self._step("publishing")
             self._store.publish(self._name, self._source.text, digest, config, self._work)
@@ -115,6 +119,7 @@ class _Pull:
                 net=remote,
                 seconds=self._seconds,
                 say=self._say,
+                file_size=self._bounds.layer,
             )
         except ImageError as error:
             raise registry.explained(error, self._source) from error
@@ -140,6 +145,7 @@ class _Pull:
         """Move what the image consists of into a layout of ours, each blob hashed first. Nobody
         who could change it runs any more."""
         digest, manifest, config = layout.only_image(fetched)
+        self._bounds.check_layers(manifest.layers)
         with layout.folder(fetched, "blobs", "sha256") as blobs:
             size = os.stat(check_digest(digest), dir_fd=blobs).st_size
             whole = Descriptor(MANIFEST, digest, size)

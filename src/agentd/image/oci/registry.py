@@ -226,6 +226,16 @@ _MEANINGS: tuple[tuple[tuple[str, ...], str, str], ...] = (
         "name one of its tags, or none where it has one image",
     ),
     (
+        ("invalid tar header", 'component "manifest.json"', "unexpected eof"),
+        "{place} is no archive of an image",
+        "give what docker save or skopeo copy has written, whole",
+    ),
+    (
+        ("/index.json: no such file", "/oci-layout: no such file"),
+        "{place} is no OCI layout",
+        "give a folder that has index.json and blobs",
+    ),
+    (
         ("rejected by policy", "signature was required"),
         "the signature policy does not allow {text}",
         "see ~/.config/containers/policy.json and /etc/containers/policy.json",
@@ -240,6 +250,8 @@ _MEANINGS: tuple[tuple[tuple[str, ...], str, str], ...] = (
 
 def explained(error: ImageError, source: ImageSource, action: str = "pull") -> ImageError:
     """Return the same with what to do about it, where that is known."""
+    for inside in (source.transport != "docker") * ("/dev/archive", "/mnt/layout"):
+        error.cause = error.cause.replace(inside, source.place)
     said = error.cause.lower()
     words = {"host": source.registry, "text": source.text, "place": source.place}
     words |= {"action": action, "verb": "have" if action == "pull" else action}

@@ -4,6 +4,7 @@ import base64
 import contextlib
 import json
 import os
+import re
 import select
 import shutil
 import subprocess
@@ -14,12 +15,14 @@ from collections.abc import Callable, Mapping, Sequence
 from agentd.image.model import ImageError
 from agentd.image.oci import cell
 from agentd.model.errors import Unavailable
+from agentd.model.units import readable_size
 
 Say = Callable[[str], None]
 #: A program -> its package: of the same name on Debian, Fedora and Arch.
 PACKAGES = {"skopeo": "skopeo", "umoci": "umoci"}
 _PATH = "/usr/bin:/bin:/usr/local/bin"
 _PANICKED = 2  # what a program in Go ends with
+_FATAL = re.compile(r'level=(?:fatal|error) msg="((?:[^"\\]|\\.)*)"')
 _TOLD = 64 << 10  # bytes of what it printed that are kept
 _PACKAGE_ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 3))
 
@@ -54,12 +57,14 @@ def run(
     net: bool = False,
     seconds: float,
     say: Say | None = None,
+    file_size: int | None = None,
 ) -> None:
     """Run a program in a cell: it writes in ``work``, which it sees at ``cell.WORK``.
 
     ``reads`` is what else it may read, a path inside -> a path of the host; a file has a place in
-    /dev. ``files`` are made inside. ``say`` is told each line that it prints. Nothing of it runs
-    any more when this returns. Raises Unavailable, ImageError with what the program said last.
+    /dev. ``files`` are made inside. No file that it writes is larger than ``file_size``, in bytes.
+    ``say`` is told each line that it prints. Nothing of it runs any more when this returns. Raises
+    Unavailable, ImageError with what the program said last.
     """
     program = find(words[0])
     config = {
@@ -70,6 +75,7 @@ def run(
         "files": {path: base64.b64encode(data).decode() for path, data in files.items()},
         "env": {"PATH": _PATH, "HOME": "/tmp", "TMPDIR": cell.WORK, "LC_ALL": "C", **env},
         "net": net,
+        "file_size": file_size,
     }
     if cell.own_user():
         os.chown(work, cell.USER, cell.USER)
@@ -91,6 +97,12 @@ def run(
     finally:
         _drain(process)
     if process.returncode:
+        if file_size is not None and "file too large" in told:
+            most = readable_size(file_size)
+            raise ImageError(
+                f"the image has a layer larger than the {most} that one may have",
+                remediation="use another image: what is built so is not meant to be run",
+            )
         raise _failed(words[0], process.returncode, told, work)
 
 
@@ -136,7 +148,10 @@ def _drain(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _failed(name: str, code: int, told: str, work: str) -> ImageError:
-    said = " ".join(told.split())[-600:]
+    # Of a program that logs, its last message, without what is around it.
+    fatal = _FATAL.findall(told)
+    said = fatal[-1].replace('\\"', '"') if fatal else told
+    said = " ".join(said.split())[-600:]
     if "no space left on device" in told.lower():
         return ImageError(
             f"there is no room for the image in {work}",

@@ -10,6 +10,7 @@ import zstandard
 
 from agentd.image.model import Corrupt
 from agentd.image.oci import cell, layout, tools
+from agentd.image.oci.bounds import BOUNDS, ZSTD_WINDOW, ImageBounds, measure
 from agentd.image.oci.roots import ABOUT, ROOT, look
 from agentd.image.oci.values import (
     CONFIG,
@@ -25,18 +26,27 @@ from agentd.image.oci.values import (
 
 _PIECE = 1 << 20
 _OPEN = 0o755
-_ZSTD_WINDOW = 1 << 27  # what zstd itself takes by default; a larger one would be so much memory
 _LAYOUT = "/mnt/layout"
 
 
 def unpack(
-    path: str, source: str, manifest: OciManifest, config: OciConfig, seconds: float
+    path: str,
+    source: str,
+    manifest: OciManifest,
+    config: OciConfig,
+    seconds: float,
+    bounds: ImageBounds = BOUNDS,
 ) -> None:
     """Make ``path``, an empty folder, a root and what describes it, as ``roots`` keeps them.
 
     ``source`` is a layout with what was verified. Raises Corrupt, ImageError, OSError.
     """
     if manifest.layers:
+        blobs = _blobs(source)
+        measure(
+            ((os.path.join(blobs, check_digest(b.digest)), b.media_type) for b in manifest.layers),
+            bounds,
+        )
         plain = _readable(path, source, manifest, config)
         for each in ("", "blobs", "blobs/sha256"):  # whatever the umask: umoci is another user
             os.chmod(os.path.join(plain, each), _OPEN)
@@ -50,6 +60,7 @@ def unpack(
                 work=path,
                 reads={_LAYOUT: plain},
                 seconds=seconds,
+                file_size=bounds.unpacked,
             )
         except tools.ToolPanicked:
             # On a full disk it hashes and reads at once, and panics ("d.nx != 0").
@@ -66,6 +77,7 @@ def unpack(
         about = look(os.path.join(path, ROOT))
     except RecursionError:
         raise Corrupt("the image has directories too deep in each other") from None
+    bounds.check_root(about.files, about.bytes)
     with open(os.path.join(path, ABOUT), "xb") as file:
         file.write(encode(about))
 
@@ -100,7 +112,7 @@ def _blobs(path: str) -> str:
 def _decompress(source: str, target: str, diff_id: str) -> int:
     """Its size. Raises Corrupt where it is not the layer that the configuration tells of."""
     total, size = hashlib.sha256(), 0
-    decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
+    decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW)
     with open(source, "rb") as packed, open(target, "xb") as plain:
         os.fchmod(plain.fileno(), 0o444)
         try:

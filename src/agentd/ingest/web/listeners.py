@@ -197,6 +197,6 @@ def _gid(group: str | None) -> int:
     if group is None:
         return -1
     try:
-        return int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+        return int(group) if group.isascii() and group.isdigit() else grp.getgrnam(group).gr_gid
     except KeyError:
         raise InvalidInput(f"there is no group {group!r}") from None

@@ -1,0 +1,217 @@
+"""What an image may be at most, measured before anything of it is unpacked.
+
+Headers are read as umoci will read them, from the layers as they are packed; the root is counted
+once more when it is there (``ImageBounds.check_root``), whatever the headers said.
+"""
+
+import tarfile
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO
+
+import msgspec
+import zstandard
+
+from agentd.image.model import Corrupt, ImageError
+from agentd.image.oci.values import LAYER, Descriptor
+from agentd.model.units import readable_size
+
+#: What zstd itself takes by default; a larger one would be so much memory.
+ZSTD_WINDOW = 1 << 27
+_PIECE = 1 << 20
+_BLOCK = 512
+_GZIP = 31  # with gzip's own header (zlib.h, inflateInit2)
+_MAX_HEADER = 1 << 20  # of a long name, or the records of a pax header
+_SPARSE_SIZES = (b"GNU.sparse.realsize", b"GNU.sparse.size")
+
+
+class ImageBounds(msgspec.Struct, frozen=True):
+    """``unpacked`` is in bytes, of all layers as archives; ``layer`` in bytes, of one as it is
+    fetched; ``files`` counts what all layers have; ``depth`` directories in each other."""
+
+    unpacked: int = 32 << 30
+    layer: int = 16 << 30
+    files: int = 2_000_000
+    depth: int = 256
+
+    def check_layers(self, layers: Iterable[Descriptor]) -> None:
+        """Raises ImageError for one that is too large as it was fetched."""
+        for layer in layers:
+            if layer.size > self.layer:
+                raise _beyond(f"a layer of {layer.size} bytes", readable_size(self.layer))
+
+    def check_size(self, size: int) -> None:
+        if size > self.unpacked:
+            raise _beyond(
+                f"more than {readable_size(self.unpacked)} unpacked",
+                readable_size(self.unpacked),
+                "pull it with a larger --max-size, if it is what you want",
+            )
+
+    def check_files(self, files: int) -> None:
+        if files > self.files:
+            raise _beyond(
+                f"more than {self.files} files",
+                str(self.files),
+                "pull it with a larger --max-files, if it is what you want",
+            )
+
+    def check_path(self, path: str) -> None:
+        depth = sum(part not in ("", ".") for part in path.split("/"))
+        if depth > self.depth:
+            raise _beyond(f"directories {depth} deep in each other", str(self.depth))
+
+    def check_root(self, files: int, size: int) -> None:
+        """Of the files that are there, by their blocks; nobody told the truth where it is more."""
+        self.check_files(files)
+        self.check_size(size)
+
+
+BOUNDS = ImageBounds()
+
+
+def _beyond(what: str, most: str, fix: str = "") -> ImageError:
+    return ImageError(
+        f"the image has {what}, and {most} is the most that is unpacked",
+        remediation=fix or "use another image: what is built so is not meant to be run",
+    )
+
+
+def measure(paths: Iterable[tuple[str, str]], bounds: ImageBounds) -> None:
+    """Read the layers, each a path and a media type. Raises ImageError, Corrupt, OSError."""
+    files = size = 0
+    for path, media_type in paths:
+        with open(path, "rb") as file:
+            archive = _Archive(_plain(file, media_type), bounds, size)
+            for name, more in archive.entries():
+                files += 1
+                bounds.check_files(files)
+                bounds.check_path(name)
+                archive.count(more)
+            size = archive.finish()
+
+
+class _Archive:
+    """A tar archive as it streams by. ``size`` counts its bytes, and those of holes."""
+
+    def __init__(self, pieces: Iterator[bytes], bounds: ImageBounds, size: int) -> None:
+        self._pieces = pieces
+        self._bounds = bounds
+        self._size = size
+        self._buffer = b""
+        self._at = 0
+
+    def entries(self) -> Iterator[tuple[str, int]]:
+        """The path of each, and the bytes of its holes."""
+        path, length, whole = "", -1, 0
+        while len(block := self._read(_BLOCK)) == _BLOCK:
+            if block.count(0) == _BLOCK:
+                return
+            try:
+                info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+            except tarfile.HeaderError as error:
+                raise Corrupt("a layer is no tar archive", cause=str(error)) from error
+            if info.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
+                path, length, whole = _records(self._header(info.size), path, length)
+            elif info.type == tarfile.GNUTYPE_LONGNAME:
+                path = self._header(info.size).rstrip(b"\0").decode("utf-8", "surrogateescape")
+            elif info.type in (tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE):
+                self._header(info.size)
+            else:
+                size = info.size if length < 0 else length
+                if info.type == tarfile.GNUTYPE_SPARSE:
+                    whole = tarfile.nti(block[483:495])  # type: ignore[attr-defined]
+                    extended = block[482]
+                    while extended:
+                        more = self._read(_BLOCK)
+                        extended = len(more) == _BLOCK and more[504]
+                yield path or info.name, max(0, whole - size)
+                if info.isreg() or info.type not in tarfile.SUPPORTED_TYPES:
+                    self._skip(_padded(size))
+                path, length, whole = "", -1, 0
+
+    def count(self, more: int) -> None:
+        self._size += more
+        self._bounds.check_size(self._size)
+
+    def finish(self) -> int:
+        """The size of all of it, with what comes behind its end."""
+        while self._fill():
+            pass
+        return self._size
+
+    def _header(self, size: int) -> bytes:
+        if size > _MAX_HEADER:
+            raise Corrupt(f"a layer has a header of {size} bytes, over {_MAX_HEADER}")
+        return self._read(_padded(size))[:size]
+
+    def _read(self, size: int) -> bytes:
+        while len(self._buffer) - self._at < size:
+            if not self._fill():
+                break
+        data = self._buffer[self._at : self._at + size]
+        self._at += len(data)
+        return data
+
+    def _skip(self, size: int) -> None:
+        while size:
+            step = min(size, len(self._buffer) - self._at)
+            self._at += step
+            size -= step
+            if size and not self._fill():
+                return
+
+    def _fill(self) -> bool:
+        piece = next(self._pieces, b"")
+        self._buffer = self._buffer[self._at :] + piece
+        self._at = 0
+        self.count(len(piece))
+        return bool(piece)
+
+
+def _records(data: bytes, path: str, length: int) -> tuple[str, int, int]:
+    """The path, the size and the size with holes of a pax header (pax(1)), where it tells them."""
+    whole = 0
+    while data:
+        told, _, rest = data.partition(b" ")
+        if not told.isdigit() or len(told) > 7 or not len(told) < int(told) <= len(data):
+            break
+        key, _, value = rest[: int(told) - len(told) - 2].partition(b"=")
+        if key in (b"path", b"GNU.sparse.name"):
+            path = value.decode("utf-8", "surrogateescape")
+        elif value.isdigit() and len(value) < 20:
+            length = int(value) if key == b"size" else length
+            whole = int(value) if key in _SPARSE_SIZES else whole
+        data = data[int(told) :]
+    return path, length, whole
+
+
+def _padded(size: int) -> int:
+    return -(-max(0, size) // _BLOCK) * _BLOCK
+
+
+def _plain(file: BinaryIO, media_type: str) -> Iterator[bytes]:
+    try:
+        if media_type == f"{LAYER}+gzip":
+            yield from _gunzip(file)
+        elif media_type == f"{LAYER}+zstd":
+            decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW)
+            with decompressor.stream_reader(file, read_across_frames=True) as reader:
+                yield from iter(lambda: reader.read(_PIECE), b"")
+        else:
+            yield from iter(lambda: file.read(_PIECE), b"")
+    except (zlib.error, zstandard.ZstdError) as error:
+        raise Corrupt("a layer cannot be decompressed", cause=str(error)) from error
+
+
+def _gunzip(file: BinaryIO) -> Iterator[bytes]:
+    """All members of it, a piece at a time."""
+    member = zlib.decompressobj(_GZIP)
+    while packed := file.read(_PIECE >> 3):
+        while packed:
+            if piece := member.decompress(packed, _PIECE):
+                yield piece
+            packed = member.unconsumed_tail
+            if member.eof:
+                packed, member = member.unused_data, zlib.decompressobj(_GZIP)
+    yield member.flush()

@@ -1,0 +1,127 @@
+"""An image that is larger than it may be: told by name, before it is unpacked, and nothing left."""
+
+import os
+import tarfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from tests.oci import Images, Layout, file, folder, layer
+
+from agentd.image.model import ImageError
+from agentd.image.oci.bounds import ImageBounds
+from agentd.image.oci.pull import pull
+
+pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(300)]
+MIB = 1 << 20
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Images:
+    return Images(tmp_path)
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return Layout(tmp_path / "layout")
+
+
+def zeros() -> list[bytes]:
+    """Half in each: no layer is too large by itself."""
+    return [layer(file(f"zeros{n}", bytes(MIB * 3 // 4))) for n in range(2)]
+
+
+def many() -> list[bytes]:
+    return [layer(*(file(f"{n}-{m}") for m in range(60))) for n in range(2)]
+
+
+def deep() -> list[bytes]:
+    """What umoci takes 40 s for; and by a name that a pax header has."""
+    paths = ["d/" * depth + "d" for depth in range(1, 1300)]
+    return [layer(*(folder(path) for path in paths))]
+
+
+def sparse() -> list[bytes]:
+    """A file of 2 GiB, of which 1 byte is in the archive."""
+    info = tarfile.TarInfo("sparse")
+    info.size = 1
+    info.pax_headers = {
+        "GNU.sparse.major": "0",
+        "GNU.sparse.minor": "1",
+        "GNU.sparse.size": str(2 << 30),
+        "GNU.sparse.numblocks": "1",
+        "GNU.sparse.map": "0,1",
+    }
+    return [layer((info, b"x"))]
+
+
+def sparse_of_old() -> list[bytes]:
+    """The same in GNU's own format, whose header tells the size."""
+    info = tarfile.TarInfo("sparse")
+    info.size, info.type = 1, tarfile.GNUTYPE_SPARSE
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    block[386:410] = b"%011o\0%011o\0" % (0, 1)
+    block[483:495] = b"%011o\0" % (2 << 30)
+    block[148:156] = b"%06o\0 " % sum(block[:148] + b" " * 8 + block[156:])
+    return [bytes(block) + b"x".ljust(512, b"\0") + bytes(1024)]
+
+
+def behind_the_end() -> list[bytes]:
+    """What no file has, and is there to be read."""
+    return [layer(file("a")) + bytes(2 * MIB)]
+
+
+@pytest.mark.parametrize(
+    ("layers", "packed", "option", "said"),
+    [
+        (zeros, "gzip", ("--max-size", "1M"), "has more than 1 MiB unpacked"),
+        (zeros, "zstd", ("--max-size", "1M"), "has more than 1 MiB unpacked"),
+        (zeros, "", ("--max-size", "1M"), "has more than 1 MiB unpacked"),
+        (behind_the_end, "gzip", ("--max-size", "1M"), "has more than 1 MiB unpacked"),
+        (sparse, "gzip", ("--max-size", "1G"), "has more than 1 GiB unpacked"),
+        (sparse_of_old, "gzip", ("--max-size", "1G"), "has more than 1 GiB unpacked"),
+        (many, "gzip", ("--max-files", "100"), "has more than 100 files"),
+        (deep, "gzip", (), "has directories 257 deep in each other, and 256 is the most"),
+    ],
+)
+def test_beyond_a_bound_it_is_refused_by_name(
+    layers: Callable[[], Sequence[bytes]],
+    packed: str,
+    option: tuple[str, ...],
+    said: str,
+    images: Images,
+    layout: Layout,
+) -> None:
+    source = layout.add(layers(), packed=packed)
+    err = images.run("pull", source, "--name", "big", *option, code=125).stderr
+    assert said in err and "Traceback" not in err
+    if option:
+        assert f"pull it with a larger {option[0]}" in err
+    nothing_is_left(images)
+
+
+def test_at_its_bounds_it_is_pulled(images: Images, layout: Layout) -> None:
+    images.run("pull", layout.add(many()), "--name", "a", "--max-files", "130", "--max-size", "1M")
+    for option in ("--max-files", "--max-size"):
+        for wrong in ("0", "-1", "٣", "x", "1e3"):
+            err = images.run("pull", "dir:/etc", "--name", "a", option, wrong, code=2).stderr
+            assert option in err and "Traceback" not in err
+
+
+def test_a_layer_is_as_large_as_it_may_be_and_is_not_fetched_beyond(
+    images: Images, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(images.cache))
+    source = layout.add([layer(file("random", os.urandom(MIB)))])
+    with pytest.raises(ImageError, match=r"larger than the 512 KiB"):
+        pull(source, "big", bounds=ImageBounds(layer=MIB >> 1))
+    nothing_is_left(images)
+    pull(source, "big", bounds=ImageBounds(layer=2 * MIB))
+
+
+def nothing_is_left(images: Images) -> None:
+    assert images.left() == []
+    assert images.told("ls") == []
+    oci = images.cache / "agentd/oci"
+    assert os.listdir(oci / "blobs/sha256") == []
+    assert [name for name in os.listdir(oci / "roots") if not name.endswith(".lock")] == []
