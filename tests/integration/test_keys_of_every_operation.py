@@ -90,6 +90,7 @@ def test_what_could_be_done_twice_refuses_one(daemon: Daemon) -> None:
         ("/v1/call/stream", {"capability": "fs.list.v1", "parameters": {"path": "/"}}),
         (f"{box}/snapshot", None),
         (f"{box}/fork", {"count": 1}),
+        (f"{box}/commit", {"name": "mine"}),
         (f"{box}/processes/{process}/stdin", b"a"),
         (f"{box}/processes/{process}/signal", {"signal": 15}),
         ("/v1/keys", {"name": "n", "scopes": ["read"]}),

@@ -22,6 +22,7 @@ BODIES: dict[str, object] = {
     "POST /v1/sandboxes": {"snapshot": "snp-00"},
     "POST /v1/sandboxes/{id}/renew": {"ttl": 60},
     "POST /v1/sandboxes/{id}/fork": {"count": 1},
+    "POST /v1/sandboxes/{id}/commit": {"name": "mine"},
     "POST /v1/sandboxes/{id}/exec": {"cmd": "true"},
     "POST /v1/run": {"exec": {"cmd": "true"}, "sandbox": {"snapshot": "snp-00"}},
     "POST /v1/sandboxes/{id}/processes/{proc}/signal": {"signal": 0},

@@ -75,6 +75,7 @@ class AsyncSandbox:
     pause = aio(Sandbox.pause)
     resume = aio(Sandbox.resume)
     snapshot = aio(Sandbox.snapshot)
+    commit = aio(Sandbox.commit)
     ping = aio(Sandbox.ping)
     renew = aio(Sandbox.renew)
 

@@ -34,6 +34,7 @@ class AsyncSandboxes(_Noun):
     kill = aio(service.Sandboxes.kill)
     snapshot = aio(service.Sandboxes.snapshot)
     fork = aio(service.Sandboxes.fork)
+    commit = aio(service.Sandboxes.commit)
     changes = aio(service.Sandboxes.changes)
     apply = aio(service.Sandboxes.apply)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from agentd.daemon.installed import Installation
     from agentd.daemon.pipeline import Pipeline as Pipeline  # noqa: PLC0414
     from agentd.daemon.seccomp_profile import Profile as Profile  # noqa: PLC0414
-    from agentd.model.api import CallBody, CallView, ExecBody, ResultView
+    from agentd.model.api import CallBody, CallView, ExecBody, ImageView, ResultView
     from agentd.model.limits import Limits
     from agentd.model.principal import Principal as Principal  # noqa: PLC0414
     from agentd.model.result import Result
@@ -88,6 +88,13 @@ def call(
     from agentd.daemon.calls import embedded
 
     return embedded.call(pipeline, who, body, emit, handle, cancel)
+
+
+def commit(pipeline: "Pipeline", handle: "SandboxHandle", name: str) -> "ImageView":
+    """An OCI image of what a sandbox is now. Raises what refuses it."""
+    from agentd.daemon import commits
+
+    return commits.commit(pipeline.manager, handle, name)
 
 
 def step_runner(net: str, limits: "Limits") -> "SandboxRunner":

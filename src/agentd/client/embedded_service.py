@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from agentd.client import ports
     from agentd.client.embedded import Command, Pipeline, SandboxHandle, Snapshot
     from agentd.model import service
-    from agentd.model.api import CallView
+    from agentd.model.api import CallView, ImageView
     from agentd.model.port import Port
     from agentd.model.principal import Principal
     from agentd.model.result import Result
@@ -118,6 +118,9 @@ class _Sandboxes(_Noun):
     def fork(self, id: str, count: int = 1) -> tuple[SandboxView, ...]:
         made = self._here.pipeline.fork(self._here.who, self._here.handle(id), count)
         return tuple(self._here.adopt(handle) for handle in made)
+
+    def commit(self, id: str, name: str) -> "ImageView":
+        return embedded.commit(self._here.pipeline, self._here.handle(id), name)
 
     def changes(self, id: str) -> tuple[str, ...]:
         return self._here.handle(id).overlay().changes()

@@ -21,7 +21,7 @@ from agentd.model.result import SandboxInfo
 
 if TYPE_CHECKING:
     from agentd.client.ports import Sandboxes, Service, Snapshot
-    from agentd.model.api import SandboxView
+    from agentd.model.api import ImageView, SandboxView
 
 
 class Sandbox(SandboxCommands):
@@ -260,6 +260,16 @@ class Sandbox(SandboxCommands):
             views = self._open.sandboxes.fork(self.id, count)
         again = self._service.again
         return [type(self)(again(), view, lasting=self._lasting) for view in views]
+
+    def commit(self, name: str) -> "ImageView":
+        """Name an OCI image of what it is now, for ``create(image=name)``: the image that it
+        started of, and on top what it has changed. It goes on running.
+
+        With ``writable=True`` that is all of its root; what is mounted is left out. Raises Refused
+        where it started of no OCI image, and SandboxError while commands run.
+        """
+        with wording.spoken():
+            return self._open.sandboxes.commit(self.id, arguments.text(name, "name", "as mine:1"))
 
     def ping(self) -> dict[str, object]:
         """Ask the agent inside whether it answers. Raises BackendLost when it is gone."""

@@ -32,7 +32,7 @@ class Client:
     @property
     def sandboxes(self) -> service.Sandboxes:
         """Sandboxes: create, get_or_create, list, get, relabel, renew, pause, resume, kill,
-        snapshot, fork, changes, apply."""
+        snapshot, fork, commit, changes, apply."""
         return self._service.sandboxes
 
     @property

@@ -118,6 +118,10 @@ class ForkBody(_Body, frozen=True):
     count: int = 1
 
 
+class CommitBody(_Body, frozen=True):
+    name: str
+
+
 class SignalBody(_Body, frozen=True):
     signal: int = 15
     target: str = "group"  # or "sandbox"
@@ -251,6 +255,15 @@ class ProcessView(msgspec.Struct, frozen=True):
     output: dict[str, int]
     lost: dict[str, int] = {}
     result: ResultView | None = None
+
+
+class ImageView(msgspec.Struct, frozen=True):
+    """An OCI image; ``bytes`` are those of its blobs."""
+
+    name: str
+    digest: str
+    layers: int
+    bytes: int
 
 
 class SnapshotView(msgspec.Struct, frozen=True):

@@ -18,6 +18,7 @@ from agentd.model.api import (
     CallView,
     CapabilityView,
     ExecBody,
+    ImageView,
     KeyView,
     ProcessView,
     ResultView,
@@ -92,6 +93,11 @@ class Sandboxes(Protocol):
     def fork(self, id: str, count: int = 1) -> tuple[SandboxView, ...]:
         """Make so many copies of it as it is now, all of them or none. Raises NotFound, Conflict,
         Unsupported, QuotaExceeded."""
+        ...
+
+    def commit(self, id: str, name: str) -> ImageView:
+        """Name an OCI image of what it is now: its image, and its changes as a layer. One of that
+        name is replaced. Raises Forbidden but for an admin, NotFound, Conflict, Refused."""
         ...
 
     def changes(self, id: str) -> tuple[str, ...]:

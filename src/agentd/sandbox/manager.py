@@ -164,6 +164,11 @@ class Manager:
 
         return snapshots.write(where, capture, about, kept=path is not None)
 
+    def capture(self, handle: SandboxHandle, folder: str) -> None:
+        """Write its state into an empty folder, for whoever knows what its wall writes."""
+        handle.snapshots("commit")
+        self._operate(handle, LifecycleEvent.SNAPSHOT, folder)
+
     def pause(self, handle: SandboxHandle, idle: float | None = None) -> bool:
         """Let nothing in it run until ``resume``. Raises Refused where its wall cannot.
 

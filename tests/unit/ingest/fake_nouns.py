@@ -13,6 +13,7 @@ from agentd.model.api import (
     ChangeView,
     EntryView,
     ExecBody,
+    ImageView,
     ProcessView,
     ResultView,
     RunBody,
@@ -119,6 +120,10 @@ class FakeSandboxes(Noun):
         if not 1 <= count <= 64:
             raise InvalidInput("count is not from 1 to 64")
         return tuple(self.create(sandbox.body) for _ in range(count))
+
+    def commit(self, id: str, name: str) -> ImageView:
+        self.sandbox("admin", id)
+        return ImageView(name, f"sha256:{'0' * 64}", 2, 10)
 
     def changes(self, id: str) -> tuple[str, ...]:
         return tuple(sorted(self.sandbox("files", id).files))

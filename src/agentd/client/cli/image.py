@@ -18,6 +18,7 @@ _EXAMPLES = """\
 examples:
   agentd image pull oci:./layout:tag --name mine
   agentd image build -t mine .
+  agentd image commit sbx-abcdefghijkl mine:1
   agentd image push mine oci:./layout:tag
   agentd image ls
   agentd image build
@@ -44,6 +45,8 @@ def _parser() -> Parser:
     pull = image_oci.pull_parser(actions)
     pull.set_defaults(run=_pull)
     image_build.build_parser(actions).set_defaults(run=_build)
+    commit = image_oci.commit_parser(actions)
+    commit.set_defaults(run=image_oci.commit)
     push = image_oci.push_parser(actions)
     push.set_defaults(run=image_oci.push)
     listing = actions.add(
@@ -71,7 +74,7 @@ def _parser() -> Parser:
         "  agentd image prune\n",
     )
     prune.set_defaults(run=_prune)
-    for each in (pull, push, listing, inspect, verify, remove, prune):
+    for each in (pull, commit, push, listing, inspect, verify, remove, prune):
         each.add_argument("--json", action="store_true", help="print JSON")
     return parser
 

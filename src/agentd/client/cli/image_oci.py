@@ -79,6 +79,19 @@ def push_parser(actions: Actions) -> argparse.ArgumentParser:
     return push
 
 
+def commit_parser(actions: Actions) -> argparse.ArgumentParser:
+    commit = actions.add(
+        "commit",
+        "name an image of what a daemon's sandbox is now",
+        "  agentd image commit sbx-abcdefghijkl mine:1\n",
+        "The image that it started of, and its changes as one more layer.",
+    )
+    commit.add_argument("sandbox", metavar="SANDBOX", help="its id or name")
+    commit.add_argument("name", metavar="NAME", help="an image of that name is replaced")
+    commit.add_argument("--url", metavar="URL", help=remote.URL_HELP)
+    return commit
+
+
 def verify_parser(actions: Actions) -> argparse.ArgumentParser:
     verify = actions.add(
         "verify",
@@ -131,6 +144,13 @@ def push(options: argparse.Namespace) -> int:
         remote.print_json({"name": image.name, "digest": image.digest, "pushed": options.target})
     else:
         print(f"{image.name} {image.digest}")
+    return 0
+
+
+def commit(options: argparse.Namespace) -> int:
+    with remote.service(options) as service:
+        made = service.sandboxes.commit(options.sandbox, options.name)
+    remote.print_json(made) if options.json else print(f"{made.name} {made.digest}")
     return 0
 
 

@@ -80,7 +80,7 @@ _ELSEWHERE = {
     "pull": "image pull",
     "build": "image build",
     "push": "image push",
-    "commit": "snapshot",
+    "commit": "image commit",
     "daemon": "serve",
     "start": "serve, or resume",
     "unpause": "resume",

@@ -20,8 +20,10 @@ from agentd.model.api import (
     CallBody,
     CallView,
     CapabilityView,
+    CommitBody,
     DecideBody,
     ForkBody,
+    ImageView,
     KeyBody,
     KeyView,
     LabelsBody,
@@ -109,6 +111,10 @@ class HttpSandboxes(_Noun):
     def fork(self, id: str, count: int = 1) -> tuple[SandboxView, ...]:
         path, body = f"{sandbox_path(id)}/fork", ForkBody(count=count)
         return self._requests.call("POST", path, body, into=tuple[SandboxView, ...])
+
+    def commit(self, id: str, name: str) -> ImageView:
+        path, body = f"{sandbox_path(id)}/commit", CommitBody(name=name)
+        return self._requests.call("POST", path, body, into=ImageView)
 
     def changes(self, id: str) -> tuple[str, ...]:
         path = f"{sandbox_path(id)}/changes"

@@ -16,9 +16,10 @@ from agentd.daemon.sandboxes.live import Live
 from agentd.daemon.sandboxes.names import taken
 from agentd.daemon.sandboxes.snapshots import SnapshotOwner
 from agentd.daemon.service.noun import Noun
-from agentd.model.api import SandboxBody, SandboxView, SnapshotView
+from agentd.model.api import ImageView, SandboxBody, SandboxView, SnapshotView
 from agentd.model.errors import AgentdError, InvalidInput, NotFound
 from agentd.model.idle import idle_rule
+from agentd.model.principal import ADMIN
 from agentd.model.units import parse_duration
 from agentd.policy.scopes import scope_of
 from agentd.transport.tunnel import Tunnel
@@ -127,6 +128,14 @@ class DaemonSandboxes(Noun):
     def fork(self, id: str, count: int = 1) -> tuple[SandboxView, ...]:
         live = self._live(scope_of(acts.FORK), id)
         return tuple(copy.view() for copy in self._parts.sandboxes.fork(self._who, live, count))
+
+    @observed("commit")
+    def commit(self, id: str, name: str) -> ImageView:
+        from agentd.daemon.commits import commit  # late: few need it
+
+        self._who.require(ADMIN)  # everybody's sandboxes start of what has the name
+        live, _ = self._open(id, acts.SNAPSHOT, "commit it", image=name)
+        return commit(self._parts.pipeline.manager, live.handle, name)
 
     @observed("changes")
     def changes(self, id: str) -> tuple[str, ...]:

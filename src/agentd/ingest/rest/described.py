@@ -31,6 +31,7 @@ MEMBERS: dict[tuple[str, str], dict[str, Any]] = {
     ("Pty", "rows"): _SIDE,
     ("Pty", "cols"): _SIDE,
     ("ForkBody", "count"): {"minimum": 1},
+    ("CommitBody", "name"): {"pattern": "^[a-z0-9][A-Za-z0-9._/:-]{0,127}$"},
     ("CallBody", "capability"): {"pattern": "^[a-z][a-z0-9_.]*$"},
     ("SandboxView", "level"): {"enum": _LEVELS},
     ("SandboxView", "state"): {"enum": _STATES},
@@ -56,8 +57,8 @@ QUERY: dict[str, dict[str, Any]] = {
 _WORDS = {
     "sandboxes": "sandboxes", "processes": "processes", "exec": "processes", "run": "processes",
     "files": "files", "changes": "files", "apply": "files", "ports": "ports",
-    "snapshots": "snapshots", "snapshot": "snapshots", "fork": "snapshots", "keys": "keys",
-    "volumes": "volumes",
+    "snapshots": "snapshots", "snapshot": "snapshots", "fork": "snapshots",
+    "commit": "snapshots", "keys": "keys", "volumes": "volumes",
     "approvals": "approvals", "call": "capabilities", "capabilities": "capabilities",
     "receipts": "audit", "receipt-key": "audit", "audit": "audit",
 }  # fmt: skip

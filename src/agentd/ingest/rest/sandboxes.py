@@ -6,7 +6,7 @@ from agentd.ingest.rest.query import Parameter, labels
 from agentd.ingest.rest.respond import Reply
 from agentd.ingest.rest.table import OperationTable
 from agentd.model import api
-from agentd.model.api import SandboxPage, SandboxView, SnapshotView
+from agentd.model.api import ImageView, SandboxPage, SandboxView, SnapshotView
 from agentd.model.door import DoorService
 from agentd.model.errors import InvalidInput
 
@@ -92,6 +92,7 @@ def _resume(service: DoorService, a: Arguments) -> SandboxView:
 
 
 _UNKEPT = "leave it out; GET /v1/snapshots tells whether it was made"
+_UNCOMMITTED = "leave it out; an image of that name is replaced"
 _UNFORKED = "leave it out; GET /v1/sandboxes tells whether they were made"
 
 
@@ -107,6 +108,20 @@ def _snapshot(service: DoorService, a: Arguments) -> SnapshotView:
 def _fork(service: DoorService, a: Arguments) -> tuple[SandboxView, ...]:
     """Make copies of it that go on by themselves."""
     return service.sandboxes.fork(a.id, a.body.count)
+
+
+@OPERATIONS.row(
+    "POST",
+    _ONE + "/commit",
+    "admin",
+    body=api.CommitBody,
+    keyless=_UNCOMMITTED,
+    status=201,
+    waits=True,
+)
+def _commit(service: DoorService, a: Arguments) -> ImageView:
+    """Name an OCI image of what it is now."""
+    return service.sandboxes.commit(a.id, a.body.name)
 
 
 @OPERATIONS.row("GET", _ONE + "/changes", "files", waits=True)

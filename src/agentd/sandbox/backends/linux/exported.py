@@ -20,19 +20,24 @@ _OPAQUE = "user.overlay.opaque"
 _OF_OVERLAYS = "user.overlay."
 _PIECE = 1 << 20
 _KINDS = {"folder": stat.S_IFDIR, "link": stat.S_IFLNK, "pipe": stat.S_IFIFO, "file": stat.S_IFREG}
-#: Where the changes lie on a sandbox's disk (``zygote.image_root``, ``linux.overlay``).
-UPPER = b"r/u"
+# Where changes lie on a sandbox's disk (``zygote.image_root``, ``linux.overlay``), and what of.
+_UPPER = (b"r/u", b"")
+#: Of the steps of a build: all of the root is the image's.
+OF_A_STEP = (_UPPER,)
+#: Of other sandboxes, which have folders of their own there (``zygote.disk``).
+OF_A_SANDBOX = (_UPPER, (b"w", b"workspace"), (b"h", b"home/sandbox"), (b"t", b"tmp"))
 # Ours in every sandbox, whatever the image has there.
 _OURS = frozenset((b"etc/hosts", b"etc/resolv.conf", b"dev", b"proc", b"sys", b".agentd"))
 
 
 class Exported(NamedTuple):
     """``root`` is the path of the image's root; ``uid`` the only one of the sandbox, None where it
-    has a range of them."""
+    has a range of them. ``places`` say what on its disk is where in the root."""
 
     folder: str
     root: str
     uid: int | None
+    places: tuple[tuple[bytes, bytes], ...] = OF_A_STEP
 
 
 def write_layer(exported: Exported, layer: LayerWriter) -> None:
@@ -54,21 +59,35 @@ class _Layering:
     def __init__(
         self, exported: Exported, root: int, content: BinaryIO, layer: LayerWriter
     ) -> None:
-        self._uid, self._root = exported.uid, root
+        self._uid, self._root, self._places = exported.uid, root, exported.places
         self._content, self._layer = content, layer
 
     def write(self, entries: BinaryIO) -> None:
         path: list[bytes] = []
+        place: tuple[bytes, KeptFile] | None = None  # one of ours, in which nothing was met yet
         for entry in kept.read(entries):
             del path[entry.depth - 1 :]
             path.append(entry.name)
             whole = b"/".join(path)
-            inside = whole[len(UPPER) + 1 :]
-            skipped = not whole.startswith(UPPER + b"/") or _is_ours(inside)
-            if not skipped:
-                self._entry(os.fsdecode(inside), entry)
-            if entry.kind == "file" and skipped:
-                self._content.seek(sum(length for _, length in entry.data), os.SEEK_CUR)
+            inside = self._inside(whole)
+            if inside is None or _is_ours(inside):
+                if entry.kind == "file":
+                    self._content.seek(sum(length for _, length in entry.data), os.SEEK_CUR)
+                top = dict(self._places).get(whole, b"")
+                place = (top, entry) if top else None
+                continue
+            if place is not None:
+                self._entry(os.fsdecode(place[0]), place[1])
+                place = None
+            self._entry(os.fsdecode(inside), entry)
+
+    def _inside(self, path: bytes) -> bytes | None:
+        """Where it is in the root; None for what is not in it."""
+        for place, where in self._places:
+            if path.startswith(place + b"/"):
+                rest = path[len(place) + 1 :]
+                return where + b"/" + rest if where else rest
+        return None
 
     def _entry(self, path: str, entry: KeptFile) -> None:
         owner = self._owner(path, entry)
@@ -86,7 +105,7 @@ class _Layering:
                 path, entry.mode, owner, when, entry.size, data, attributes=attributes
             )
         elif entry.kind == "hard link":
-            target = os.fsdecode(entry.target[len(UPPER) + 1 :])
+            target = os.fsdecode(self._inside(entry.target) or b"")
             self._layer.add_hard_link(path, target, owner, entry.mode)
         else:
             target = os.fsdecode(entry.target) if entry.kind == "link" else ""

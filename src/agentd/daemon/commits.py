@@ -1,0 +1,123 @@
+"""A sandbox's changes become the last layer of an image: its own image with that on top."""
+
+import os
+import shutil
+import tempfile
+import time
+from typing import Any
+
+import msgspec
+
+from agentd.image.model import NotFound
+from agentd.image.oci.building.bases import Bases
+from agentd.image.oci.building.layer import LayerWriter
+from agentd.image.oci.building.make import publish
+from agentd.image.oci.building.stages import BuildStages
+from agentd.image.oci.building.state import BuiltLayer, StageState, utc
+from agentd.image.oci.building.syntax import Dockerfile, Instructed
+from agentd.image.oci.pull import SECONDS, explained
+from agentd.image.oci.source import check_name
+from agentd.image.oci.store import OciStore, PullFolder
+from agentd.image.oci.values import LAYER, Descriptor, OciImage, check_digest
+from agentd.image.store import Store
+from agentd.model.api import ImageView
+from agentd.model.errors import Conflict, Refused
+from agentd.model.spec import DEFAULT_IMAGE
+from agentd.sandbox.backends import identity
+from agentd.sandbox.backends.image_root import ImageRoot
+from agentd.sandbox.backends.linux import kept
+from agentd.sandbox.backends.linux.exported import OF_A_SANDBOX, Exported, write_layer
+from agentd.sandbox.backends.users import parse_user
+from agentd.sandbox.handle import SandboxHandle
+from agentd.sandbox.manager import Manager
+
+_BACKEND = "linux"
+
+
+def commit(manager: Manager, handle: SandboxHandle, name: str) -> ImageView:
+    """Name an image of what the sandbox is now; one of that name is replaced.
+
+    Raises InvalidInput, Conflict, Refused (it started of no OCI image, or host directories are
+    mounted in it), Unsupported, ImageError.
+    """
+    check_name(name)
+    _check(handle, name)
+    store = OciStore()
+    try:
+        with store.work() as work:
+            image = _committed(manager, handle, name, store, work)
+    except OSError as error:
+        raise explained(error, store) from error
+    return ImageView(image.name, image.digest, len(image.manifest.layers), image.size)
+
+
+def _check(handle: SandboxHandle, name: str) -> None:
+    if name in Store().ls():
+        raise Conflict(
+            f"{name} is a machine image already", remediation="give the new one another name"
+        )
+    if handle.backend != _BACKEND or handle.spec.image == DEFAULT_IMAGE:
+        raise Refused(
+            f"sandbox {handle.id} did not start of an OCI image on the namespace wall",
+            remediation="create it with --image NAME, and --writable for all of its root",
+        )
+
+
+def _committed(
+    manager: Manager, handle: SandboxHandle, name: str, store: OciStore, work: PullFolder
+) -> OciImage:
+    folder = tempfile.mkdtemp(prefix="changes", dir=work.path)
+    manager.capture(handle, folder)
+    image = _image(kept.read_image(folder), handle, store)
+    state = _state(image, store, work)
+    path = os.path.join(work.path, "layer")
+    layer = LayerWriter(path)
+    try:
+        with store.lease(image) as lease:
+            root = ImageRoot(image, lease)
+            try:
+                uid = root.uid() if handle.spec.user is None else parse_user(handle.spec.user)
+            finally:
+                root.close()
+            only = None if uid == 0 and identity.available() else uid
+            write_layer(Exported(folder, lease.path, only, OF_A_SANDBOX), layer)
+        digest, size = layer.finish()
+    finally:
+        layer.close()
+    shutil.rmtree(folder)
+    if layer.entries:
+        blob = os.path.join(work.blobs, check_digest(digest))
+        os.replace(path, blob)
+        state.layers.append(BuiltLayer(Descriptor(LAYER, digest, size), digest, blob, plain=True))
+    else:
+        os.unlink(path)
+    told = Instructed("commit", 0, {}, handle.id)
+    state.remember(told, utc(int(time.time())) if layer.entries else None)
+    bases = Bases(store, work, store.get, SECONDS)
+    publish(state, name, f"sandbox:{handle.id}", store, work, bases)
+    return store.get(name)
+
+
+def _image(digest: str, handle: SandboxHandle, store: OciStore) -> OciImage:
+    """The image that it started of, which its name may not mean any more."""
+    try:
+        return store.get(digest)
+    except NotFound as error:
+        raise Refused(
+            f"the image that sandbox {handle.id} started of is not there any more",
+            cause=digest,
+            remediation="pull or build that one again, under any name",
+        ) from error
+
+
+def _state(image: OciImage, store: OciStore, work: PullFolder) -> StageState:
+    raw = store.blob(image.manifest.config.digest)
+    whole = msgspec.json.decode(raw, type=dict[str, Any])
+    state = StageState(BuildStages(Dockerfile("", ()), {}, ()), whole, {})
+    pairs = zip(image.manifest.layers, image.config.rootfs.diff_ids, strict=True)
+    for blob, diff_id in pairs:
+        path = os.path.join(work.blobs, check_digest(blob.digest))
+        if not os.path.exists(path):
+            os.link(store.blob_path(blob.digest), path)
+        state.layers.append(BuiltLayer(blob, diff_id, path, plain=False))
+    return state
