@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from agentd.daemon.installed import Installation
     from agentd.daemon.pipeline import Pipeline as Pipeline  # noqa: PLC0414
     from agentd.daemon.seccomp_profile import Profile as Profile  # noqa: PLC0414
-    from agentd.model.api import CallBody, CallView, ExecBody, ImageView, ResultView
+    from agentd.model.api import CallBody, CallView, ExecBody, ResultView
+    from agentd.model.image import ImageView
     from agentd.model.limits import Limits
     from agentd.model.principal import Principal as Principal  # noqa: PLC0414
     from agentd.model.result import Result

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from agentd.client import ports
     from agentd.client.embedded import Command, Pipeline, SandboxHandle, Snapshot
     from agentd.model import service
-    from agentd.model.api import CallView, ImageView
+    from agentd.model.api import CallView
+    from agentd.model.image import ImageView
     from agentd.model.port import Port
     from agentd.model.principal import Principal
     from agentd.model.result import Result

@@ -21,7 +21,8 @@ from agentd.model.result import SandboxInfo
 
 if TYPE_CHECKING:
     from agentd.client.ports import Sandboxes, Service, Snapshot
-    from agentd.model.api import ImageView, SandboxView
+    from agentd.model.api import SandboxView
+    from agentd.model.image import ImageView
 
 
 class Sandbox(SandboxCommands):

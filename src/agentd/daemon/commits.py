@@ -20,8 +20,8 @@ from agentd.image.oci.source import check_name
 from agentd.image.oci.store import OciStore, PullFolder
 from agentd.image.oci.values import LAYER, Descriptor, OciImage, check_digest
 from agentd.image.store import Store
-from agentd.model.api import ImageView
 from agentd.model.errors import Conflict, Refused
+from agentd.model.image import ImageView
 from agentd.model.spec import DEFAULT_IMAGE
 from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.image_root import ImageRoot

@@ -257,15 +257,6 @@ class ProcessView(msgspec.Struct, frozen=True):
     result: ResultView | None = None
 
 
-class ImageView(msgspec.Struct, frozen=True):
-    """An OCI image; ``bytes`` are those of its blobs."""
-
-    name: str
-    digest: str
-    layers: int
-    bytes: int
-
-
 class SnapshotView(msgspec.Struct, frozen=True):
     id: str
     sandbox: str

@@ -18,7 +18,6 @@ from agentd.model.api import (
     CallView,
     CapabilityView,
     ExecBody,
-    ImageView,
     KeyView,
     ProcessView,
     ResultView,
@@ -31,6 +30,7 @@ from agentd.model.api import (
 )
 from agentd.model.events import EventPage
 from agentd.model.files import Files as Files  # noqa: PLC0414
+from agentd.model.image import ImageView
 from agentd.model.output import STREAMS, Output
 from agentd.model.port import Port
 

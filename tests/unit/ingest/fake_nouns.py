@@ -13,7 +13,6 @@ from agentd.model.api import (
     ChangeView,
     EntryView,
     ExecBody,
-    ImageView,
     ProcessView,
     ResultView,
     RunBody,
@@ -29,6 +28,7 @@ from agentd.model.errors import (
     NotFound,
     OperationFailed,
 )
+from agentd.model.image import ImageView
 from agentd.model.output import STREAMS
 from agentd.model.principal import Principal
 

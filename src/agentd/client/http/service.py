@@ -23,7 +23,6 @@ from agentd.model.api import (
     CommitBody,
     DecideBody,
     ForkBody,
-    ImageView,
     KeyBody,
     KeyView,
     LabelsBody,
@@ -38,6 +37,7 @@ from agentd.model.api import (
 )
 from agentd.model.errors import InvalidInput, NotFound
 from agentd.model.events import EventPage, wait_seconds
+from agentd.model.image import ImageView
 from agentd.model.port import Port
 from agentd.model.service import Emit
 

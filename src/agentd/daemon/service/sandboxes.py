@@ -16,9 +16,10 @@ from agentd.daemon.sandboxes.live import Live
 from agentd.daemon.sandboxes.names import taken
 from agentd.daemon.sandboxes.snapshots import SnapshotOwner
 from agentd.daemon.service.noun import Noun
-from agentd.model.api import ImageView, SandboxBody, SandboxView, SnapshotView
+from agentd.model.api import SandboxBody, SandboxView, SnapshotView
 from agentd.model.errors import AgentdError, InvalidInput, NotFound
 from agentd.model.idle import idle_rule
+from agentd.model.image import ImageView
 from agentd.model.principal import ADMIN
 from agentd.model.units import parse_duration
 from agentd.policy.scopes import scope_of

@@ -6,9 +6,10 @@ from agentd.ingest.rest.query import Parameter, labels
 from agentd.ingest.rest.respond import Reply
 from agentd.ingest.rest.table import OperationTable
 from agentd.model import api
-from agentd.model.api import ImageView, SandboxPage, SandboxView, SnapshotView
+from agentd.model.api import SandboxPage, SandboxView, SnapshotView
 from agentd.model.door import DoorService
 from agentd.model.errors import InvalidInput
+from agentd.model.image import ImageView
 
 OPERATIONS = OperationTable()
 _ALL = "/v1/sandboxes"
