@@ -21,6 +21,7 @@ from tests.vm import boot
 
 import agentd
 from agentd.client import build
+from agentd.client.cli.main import main
 from agentd.client.embedded_service import EmbeddedService
 from agentd.client.sandbox import Sandbox
 from agentd.daemon.pipeline import Pipeline
@@ -29,7 +30,7 @@ from agentd.linux import process
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.errors import AgentdError, BackendLost, Refused, SandboxError
 from agentd.model.limits import MIB, Limits
-from agentd.model.mount import Mount, MountMode, parse_workspace
+from agentd.model.mount import Mount, MountMode, parse_volume, parse_workspace
 from agentd.model.principal import local
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox.backends.cgroups import own_hierarchy
@@ -42,6 +43,7 @@ from agentd.sandbox.manager import Manager
 from agentd.sandbox.supervisor.client import SupervisorLink
 from agentd.sandbox.supervisor.remote import loader
 from agentd.sandbox.supervisor.server import Supervisor
+from agentd.sandbox.volumes import VolumeStore
 from agentd.transport.guest import Guest
 
 SOURCE = os.path.dirname(os.path.dirname(agentd.__file__))
@@ -304,6 +306,27 @@ def test_a_share_killed_ends_its_machine(own: QemuBackend, make: Make, project: 
     os.kill(share, signal.SIGKILL)
     assert box.wall.wait(SECONDS)
     assert _wait(lambda: not process.children(inner))
+
+
+@with_mounts
+def test_a_volume_is_the_users_whichever_wall_wrote_it(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENTD_DAEMON__STATE", str(tmp_path))
+    assert main(["volume", "create", "--embedded", "v"]) == 0
+    with Sandbox.create(volumes=["v:/data"], embedded=True) as box:
+        box.run("umask 077; echo linux > /data/linux", check=True)
+    store = VolumeStore(str(tmp_path / "volumes"))
+    mounts = store.found(f"uid:{os.geteuid()}", (parse_volume("v:/data"),))
+    machine = make(mounts=mounts)
+    assert machine.sh("cat /data/linux; stat -c %u /data /data/linux") == "linux\n1000\n1000\n"
+    machine.sh("umask 077; echo qemu > /data/qemu")
+    assert "volume:v" in machine.wall.enforcement["mount /data"].detail
+    assert main(["volume", "rm", "--embedded", "v"]) != 0
+    with Sandbox.create(volumes=["v:/data"], user="root", embedded=True) as box:
+        assert box.run("cat /data/qemu", check=True).text == "qemu\n"
+    machine.close()
+    assert main(["volume", "rm", "--embedded", "v"]) == 0
 
 
 def _name(pid: int) -> str:
