@@ -1,5 +1,6 @@
 """Named volumes: what outlives a sandbox, who has it, who may not, and who may be killed."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from tests.conftest import OrdinaryUser
 from tests.security.daemons import Daemon, fixture, running, until
 
 from agentd import AgentdError, Client, Conflict, InvalidInput, NotFound, Sandbox
+from agentd.client.cli import place
 from agentd.client.cli.main import main
 
 daemon = fixture()
@@ -102,6 +104,90 @@ def test_root_of_a_sandbox_has_owners_of_its_own_there(own: Path) -> None:
     assert owners, "the file is nowhere"
     assert all(owner > 1 << 20 for owner in owners)
     said("volume", "rm", "--embedded", "v")
+
+
+@pytest.mark.needs("runc")
+def test_walls_of_oci_runtimes_have_the_same(own: Path) -> None:
+    assert main(["volume", "create", "--embedded", "v"]) == 0
+    with Sandbox.create(volumes=["v:/data"], user="root", embedded=True) as box:
+        box.run(WRITE, check=True)
+    with Sandbox.create(volumes=["v:/data"], backend="oci", embedded=True) as box:
+        box.run(WRITE, check=True)
+        assert box.run(READ, check=True).text.split() == _READ
+        assert "volume:v, owned by the sandbox's user" in box.enforcement["mount /data"].detail
+        assert main(["volume", "rm", "--embedded", "v"]) != 0
+    with Sandbox.create(volumes=["v:/data:ro"], embedded=True) as box:
+        assert box.run(READ, check=True).text.split() == _READ
+    assert main(["volume", "rm", "--embedded", "v"]) == 0
+
+
+def test_a_snapshot_is_a_volume_of_its_own(own: Path) -> None:
+    assert main(["volume", "create", "--embedded", "v"]) == 0
+    fill = (
+        "umask 077; cd /data; echo one > a; ln a hard; ln -s /etc/passwd link; mkfifo pipe; "
+        "mkdir d; echo in > d/f; chmod 750 d; touch -d @978307200 a; truncate -s 1G holes"
+    )
+    tell = "cd /data; stat -c '%n %A %u %h %Y %s' * d/f; readlink link; cat a d/f"
+    with Sandbox.create(volumes=["v:/data"], embedded=True) as writer:
+        writer.run(fill, check=True)
+        told = writer.run(tell, check=True).text
+        with _volumes() as volumes, pytest.raises(Conflict, match=f"written to: by {writer.id}"):
+            volumes.snapshot("v", "w")
+    with Sandbox.create(volumes=["v:/data:ro"], embedded=True), _volumes() as volumes:
+        assert volumes.snapshot("v", "w").sandboxes == ()
+        with pytest.raises(Conflict, match="there is a volume w already"):
+            volumes.snapshot("v", "w")
+        with pytest.raises(NotFound, match="no volume 'none'"):
+            volumes.snapshot("none", "x")
+        with pytest.raises(InvalidInput, match="is not a name"):
+            volumes.snapshot("v", "../x")
+    with Sandbox.create(volumes=["w:/data"], embedded=True) as other:
+        assert other.run(tell, check=True).text == told
+        other.run("echo two > /data/a", check=True)
+    with Sandbox.create(volumes=["v:/data:ro"], embedded=True) as first:
+        assert first.run("cat /data/a", check=True).text == "one\n"
+    assert sum(path.stat().st_blocks for path in own.rglob("holes")) < 1 << 10
+    assert main(["volume", "rm", "--embedded", "v", "w"]) == 0
+
+
+@contextlib.contextmanager
+def _volumes() -> Iterator[Any]:
+    """This process's own, as the command line has them."""
+    with place.service(None) as service:
+        yield service.volumes
+
+
+# cp waits to be let go: what is copied meanwhile is nobody's to change.
+_SLOW_CP = """#!/bin/sh
+/usr/bin/touch "$0.began"; while [ ! -e "$0.go" ]; do /bin/sleep 0.05; done
+exec /bin/cp "$@"
+"""
+
+
+def test_killed_while_it_copies_it_leaves_nothing(own: Path) -> None:
+    """Nor is it removed under cp, or written to, before that has ended, too."""
+    assert main(["volume", "create", "--embedded", "v"]) == 0
+    with Sandbox.create(volumes=["v:/data"], embedded=True) as box:
+        box.run("echo one > /data/a", check=True)
+    slow = own / "cp"
+    slow.write_text(_SLOW_CP)
+    slow.chmod(0o755)
+    script = (
+        "import sys; from agentd.sandbox import volume_copy\n"
+        f"volume_copy._PATH = {str(own)!r}\n"
+        "from agentd.client.cli.main import main; main(sys.argv[1:])"
+    )
+    argv = [sys.executable, "-c", script, "volume", "snapshot", "--embedded", "v", "w"]
+    with subprocess.Popen(argv) as process:
+        until((own / "cp.began").exists)
+        process.kill()
+    with pytest.raises(Conflict, match="is being copied"):
+        Sandbox.create(volumes=["v:/data"], embedded=True)
+    assert main(["volume", "rm", "--embedded", "v"]) != 0
+    (own / "cp.go").touch()
+    until(lambda: main(["volume", "rm", "--embedded", "v"]) == 0)
+    assert main(["volume", "ls", "--embedded"]) == 0
+    assert [path.name for path in (own / "volumes").glob(".*")] == []
 
 
 def test_what_is_wrong_is_told_with_the_way_out(
@@ -246,7 +332,11 @@ def test_a_daemons_by_rest_and_the_sdk(daemon: Daemon, volume: str) -> None:
             client.volumes.create("v")
         with pytest.raises(NotFound):
             client.volumes.get("none")
+        with pytest.raises(Conflict):
+            client.volumes.snapshot("v", "a")
         client.volumes.create("a")
+        assert client.volumes.snapshot("a", "b").name == "b"
+        client.volumes.delete("b")
         assert [view.name for view in client.volumes.list()] == ["a", "v"]
         client.volumes.delete("a")
     listed = daemon.ask("GET", "/v1/volumes")
@@ -259,12 +349,14 @@ def test_a_daemons_by_rest_and_the_sdk(daemon: Daemon, volume: str) -> None:
         assert third.run("touch /data/f").exit_code == 1
         assert "volume:v" in third.enforcement["mount /data"].detail
     kinds = [record.kind for record in daemon.records() if "volume" in record.kind]
-    assert kinds == ["volume_created", "volume_created", "volume_deleted"]
+    assert kinds == ["volume_created"] * 3 + ["volume_deleted"] * 2
 
 
 def test_the_command_line_uses_the_daemons(daemon: Daemon, volume: str) -> None:
     wrote = daemon.cli("run", "--volume", "v:/data", "--", "sh", "-c", "echo cli > /data/f")
     assert wrote.returncode == 0, wrote.stderr
+    assert daemon.cli("volume", "snapshot", "v", "w").stdout == b"w\n"
+    assert daemon.cli("volume", "rm", "w").returncode == 0
     made = daemon.cli("create", "--volume", "v:/data:ro")
     box = made.stdout.decode().strip()
     assert box in daemon.cli("volume", "ls").stdout.decode()
@@ -283,6 +375,7 @@ def test_they_are_of_ones_own_and_take_a_scope(daemon: Daemon, volume: str) -> N
         ("GET", "/v1/volumes", None),
         ("GET", "/v1/volumes/v", None),
         ("DELETE", "/v1/volumes/v", None),
+        ("POST", "/v1/volumes/v/snapshot", {"name": "b"}),
         ("POST", "/v1/sandboxes", {"volumes": ["v:/data"]}),
     ):
         assert daemon.ask(method, path, body, key=plain).status == 403, path
@@ -290,6 +383,8 @@ def test_they_are_of_ones_own_and_take_a_scope(daemon: Daemon, volume: str) -> N
     assert daemon.ask("GET", "/v1/volumes", key=bob).json == []
     assert daemon.ask("GET", "/v1/volumes/v", key=bob).status == 404
     assert daemon.ask("DELETE", "/v1/volumes/v", key=bob).status == 404
+    copied = daemon.ask("POST", "/v1/volumes/v/snapshot", {"name": "b"}, key=bob)
+    assert copied.status == 404
     assert daemon.ask("POST", "/v1/sandboxes", {"volumes": ["v:/data"]}, key=bob).status == 404
     # It is no folder of the host: a mount takes another scope, and no name leads there.
     mounted = daemon.ask("POST", "/v1/sandboxes", {"mounts": ["v:/data"]}, key=bob)

@@ -84,6 +84,7 @@ class AsyncVolumes(_Noun):
     create = aio(service.Volumes.create)
     list = aio(service.Volumes.list)
     get = aio(service.Volumes.get)
+    snapshot = aio(service.Volumes.snapshot)
     delete = aio(service.Volumes.delete)
 
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from agentd.model.result import Result
     from agentd.model.service import Emit
     from agentd.model.spec import ExecRequest
-    from agentd.sandbox.volumes import Volume
+    from agentd.sandbox.volume import Volume
 
 _AS_USUAL = SandboxBody()
 
@@ -196,6 +196,9 @@ class _Volumes(_Noun):
     def get(self, name: str) -> VolumeView:
         return _shown(embedded.volumes().get(self._owner, name))
 
+    def snapshot(self, name: str, new: str) -> VolumeView:
+        return _shown(embedded.volumes().snapshot(self._owner, name, new))
+
     def delete(self, name: str) -> None:
         embedded.volumes().remove(self._owner, name, lambda id: id in self._here.handles)
 
@@ -205,7 +208,7 @@ class _Volumes(_Noun):
 
 
 def _shown(volume: "Volume") -> VolumeView:
-    from agentd.sandbox.volumes import view
+    from agentd.sandbox.volume import view
 
     return view(volume)
 

@@ -58,7 +58,7 @@ class Client:
 
     @property
     def volumes(self) -> service.Volumes:
-        """Volumes, which outlive sandboxes: create, list, get, delete."""
+        """Volumes, which outlive sandboxes: create, list, get, snapshot, delete."""
         return self._service.volumes
 
     @property

@@ -139,7 +139,7 @@ class MoveBody(_Body, frozen=True):
 
 
 class VolumeBody(_Body, frozen=True):
-    """``POST /v1/volumes``"""
+    """``POST /v1/volumes``, and ``.../{name}/snapshot``: of the new one."""
 
     name: str
 

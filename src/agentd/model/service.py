@@ -209,6 +209,11 @@ class Volumes(Protocol):
         """Return one, with the sandboxes that have it now. Raises NotFound."""
         ...
 
+    def snapshot(self, name: str, new: str) -> VolumeView:
+        """Make another that has what this one has now. Raises NotFound, and Conflict while a
+        sandbox may write to it, or where one has a volume called ``new``."""
+        ...
+
     def delete(self, name: str) -> None:
         """Delete one and all that is in it. Raises NotFound, and Conflict while a sandbox has
         it."""

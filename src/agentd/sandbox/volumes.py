@@ -25,48 +25,23 @@ from agentd.guest.operation import RequestError
 from agentd.guest.removal import remove_tree
 from agentd.linux import paths
 from agentd.model import typed
-from agentd.model.api import VolumeView
-from agentd.model.errors import Conflict, NotFound, QuotaExceeded, SandboxError
-from agentd.model.like import like
+from agentd.model.errors import Conflict, QuotaExceeded, SandboxError
 from agentd.model.mount import Mount, MountMode, check_volume
 from agentd.model.system import os_errors_as
 from agentd.sandbox.backends import identity
+from agentd.sandbox.volume import DATA, SNAPSHOT, Volume, VolumeAbout, in_use, none_called
+from agentd.sandbox.volume_copy import copy_tree
 from agentd.sandbox.volume_lease import VolumeLease, holder
 
 MAX_VOLUMES = 256  # of one principal
-FORMAT = 1
-_ABOUT, _DATA, _USED, _BUSY, _LOCK = "about.json", "data", "used", "busy", "lock"
+_ABOUT, _USED, _BUSY, _LOCK = "about.json", "used", "busy", "lock"
 _NEW, _GONE = ".new-", ".gone-"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-_NAMED = 8  # of those that have it, in a refusal
 _MAX_ABOUT = 1 << 16
 _TURN_SECONDS = 30.0  # whoever has it needs it for milliseconds
 _TURN_POLL = 0.005
 _END_SECONDS, _END_POLL = 5.0, 0.02
-
-
-class VolumeAbout(msgspec.Struct, frozen=True):
-    """``first_id`` stands for the sandbox's user on disk, and those after it for the other ids of
-    a sandbox; None where sandboxes are the caller."""
-
-    name: str
-    principal: str
-    created: float
-    first_id: int | None = None
-    format: int = FORMAT
-
-
-class Volume(NamedTuple):
-    """``users`` are the sandboxes that have it now, by their ids."""
-
-    about: VolumeAbout
-    path: str
-    users: tuple[str, ...] = ()
-
-    @property
-    def data(self) -> str:
-        return os.path.join(self.path, _DATA)
 
 
 class _Entry(NamedTuple):
@@ -88,11 +63,11 @@ class VolumeStore:
         # The first block of the usual range is never a sandbox's (``identity``).
         first = identity.configured().start if identity.available() else None
         about = VolumeAbout(name, owner, time.time(), first)
-        with self._errors(f"volume {name} cannot be made"), self._making(about) as made:
-            os.mkdir(os.path.join(made, _DATA))
-            os.chmod(os.path.join(made, _DATA), 0o755)  # noqa: S103  (FOLDER is its owner's alone)
+        with self._errors(f"volume {name} cannot be made"), self._making(about) as (made, _):
+            os.mkdir(os.path.join(made, DATA))
+            os.chmod(os.path.join(made, DATA), 0o755)  # noqa: S103  (FOLDER is its owner's alone)
             if first is not None:
-                os.chown(os.path.join(made, _DATA), first, first)
+                os.chown(os.path.join(made, DATA), first, first)
         return Volume(about, self._path(owner, name))
 
     def all(self, owner: str) -> tuple[Volume, ...]:
@@ -109,7 +84,7 @@ class VolumeStore:
             return self._get(owner, name)
 
     def remove(self, owner: str, name: str, lives: Callable[[str], bool] = lambda _: False) -> None:
-        """Remove it and all that is in it. Raises NotFound, and Conflict while it is in use.
+        """Remove it and all that is in it. Raises and Conflict while it is in use.
 
         A sandbox that was ended may have it for a moment more. So those are waited for of which
         the caller does not know by ``lives`` that they live.
@@ -126,11 +101,30 @@ class VolumeStore:
             with self._turn():
                 volume = self._get(owner, name)
                 if volume.users:
-                    raise _in_use(volume)
+                    raise in_use(volume)
                 busy = _busy(volume.path)
                 gone = os.path.join(self.folder, _GONE + os.urandom(8).hex())
                 os.rename(volume.path, gone)
             self._discard(gone, busy)
+
+    def snapshot(self, owner: str, name: str, new: str) -> Volume:
+        """Make another that has what this one has now: no sandbox may write to it meanwhile.
+
+        Raises InvalidInput, Conflict, QuotaExceeded, SandboxError.
+        """
+        check_volume(name)
+        check_volume(new)
+        self._sweep()
+        with self._errors(f"volume {name} cannot be copied"):
+            with self._turn():
+                volume = self._get(owner, name)
+                self._check_still(volume)
+                entry, lock = self._enter(volume.path, SNAPSHOT, MountMode.RO)
+            lease = VolumeLease(None, entry, lock)
+            about = VolumeAbout(new, owner, time.time(), volume.about.first_id)
+            with contextlib.closing(lease), self._making(about) as (made, busy):
+                copy_tree(volume.data, made, (busy, lock))
+        return Volume(about, self._path(owner, new))
 
     def found(self, owner: str, mounts: tuple[Mount, ...]) -> tuple[Mount, ...]:
         """The mounts, with the place of each that is a volume. Raises NotFound."""
@@ -142,12 +136,14 @@ class VolumeStore:
         )
 
     def lease(self, mount: Mount) -> VolumeLease:
-        """Take one that ``found`` has found, for ``holder``. Raises NotFound, Conflict."""
+        """Take one that ``found`` has found, for ``holder``. Raises Conflict."""
         path = os.path.dirname(mount.source)
         with self._errors(f"volume {mount.volume} cannot be used"), self._turn():
             about = self._about(path)
             if about is None or about.name != mount.volume:
-                raise _none(mount.volume)
+                raise none_called(mount.volume)
+            if mount.mode is not MountMode.RO:
+                self._check_not_copied(about.name, path)
             entry = self._enter(path, holder.get() or f"process-{os.getpid()}", mount.mode)
         return VolumeLease(about.first_id, *entry)
 
@@ -156,7 +152,7 @@ class VolumeStore:
     def _get(self, owner: str, name: str) -> Volume:
         volume = self._find(owner, name)
         if volume is None:
-            raise _none(name)
+            raise none_called(name)
         return volume
 
     def _find(self, owner: str, name: str) -> Volume | None:
@@ -175,6 +171,19 @@ class VolumeStore:
             return None
         except msgspec.MsgspecError as error:
             raise SandboxError(f"volume {path} is damaged", cause=f"{_ABOUT}: {error}") from error
+
+    def _check_still(self, volume: Volume) -> None:
+        """Raises Conflict where a sandbox may write to it."""
+        who = {e.holder for e in self._entries(volume.path) if e.mode != MountMode.RO}
+        if who:
+            raise in_use(volume._replace(users=tuple(sorted(who))), "written to")
+
+    def _check_not_copied(self, name: str, path: str) -> None:
+        if any(entry.holder == SNAPSHOT for entry in self._entries(path)):
+            raise Conflict(
+                f"volume {name} is being copied",
+                remediation=f"mount it as {name}:...:ro, or wait until its snapshot is there",
+            )
 
     def _names(self, owner: str) -> list[str]:
         try:
@@ -243,15 +252,16 @@ class VolumeStore:
         return os.path.join(self._home(owner), name)
 
     @contextlib.contextmanager
-    def _making(self, about: VolumeAbout) -> Iterator[str]:
-        """A folder that becomes the volume at the block's end, or is gone where it fails."""
+    def _making(self, about: VolumeAbout) -> Iterator[tuple[str, int]]:
+        """A folder that becomes the volume at the block's end, or is gone where it fails; and its
+        lock, which keeps others from removing it."""
         made = os.path.join(self.folder, _NEW + os.urandom(8).hex())
         with self._turn():
             self._check_room(about)
             os.mkdir(made, 0o700)
             busy = _busy(made)
         try:
-            yield made
+            yield made, busy
             os.mkdir(os.path.join(made, _USED), 0o700)
             with open(os.path.join(made, _ABOUT), "xb") as file:
                 file.write(msgspec.json.encode(about))
@@ -320,11 +330,6 @@ class VolumeStore:
             yield
 
 
-def view(volume: Volume) -> VolumeView:
-    """A volume as the contract has it."""
-    return like(VolumeView, volume.about, sandboxes=volume.users)
-
-
 def store_of(mount: Mount) -> VolumeStore:
     """The store in which the volume of a mount was found."""
     return VolumeStore(os.path.dirname(os.path.dirname(os.path.dirname(mount.source))))
@@ -359,20 +364,3 @@ def _remove(path: str) -> None:
         return
     finally:
         os.close(parent)
-
-
-def _none(name: str) -> NotFound:
-    return NotFound(
-        f"there is no volume {name!r}",
-        remediation=f"agentd volume ls lists yours; agentd volume create {name} makes it",
-    )
-
-
-def _in_use(volume: Volume) -> Conflict:
-    who = volume.users
-    more = f" and {len(who) - _NAMED} more" if len(who) > _NAMED else ""
-    return Conflict(
-        f"volume {volume.about.name} is in use",
-        cause=f"by {', '.join(who[:_NAMED])}{more}",
-        remediation="end them first: agentd kill",
-    )

@@ -91,6 +91,10 @@ class FakeVolumes(Noun):
             raise NotFound("there is no such volume")
         return self.daemon.volumes[name]
 
+    def snapshot(self, name: str, new: str) -> VolumeView:
+        self.get(name)
+        return self.create(new)
+
     def delete(self, name: str) -> None:
         self.get(name)
         del self.daemon.volumes[name]

@@ -51,7 +51,7 @@ GROUPS = {
     },
     "what sandboxes are made of": {
         "image": "build and list what virtual machines start from",
-        "volume": "make, list and delete folders that outlive sandboxes",
+        "volume": "make, list, copy and delete folders that outlive sandboxes",
         "snapshot": "keep a sandbox as it is, list and delete what is kept",
         "guest": "write the guest agent, with a Python or without",
         "print-seccomp": "show the filter of system calls, and why it is as it is",

@@ -16,8 +16,9 @@ examples:
   agentd volume create data
   agentd run --volume data:/data -- sh -c 'echo kept > /data/note'
   agentd run --volume data:/data:ro -- cat /data/note
+  agentd volume snapshot data before
   agentd volume ls
-  agentd volume rm data
+  agentd volume rm data before
 """
 
 
@@ -57,6 +58,15 @@ def _parser() -> Parser:
     )
     inspect.add_argument("name", metavar="NAME")
     inspect.set_defaults(run=_inspect)
+    snapshot = _action(
+        actions,
+        "snapshot",
+        "make another that has what one has now",
+        "  agentd volume snapshot data data-before\n",
+    )
+    snapshot.add_argument("name", metavar="NAME")
+    snapshot.add_argument("new", metavar="NEW")
+    snapshot.set_defaults(run=_snapshot)
     remove = _action(
         actions, "rm", "delete them, and all that is in them", "  agentd volume rm data\n"
     )
@@ -104,6 +114,12 @@ def _inspect(options: argparse.Namespace, volumes: "Volumes") -> int:
             ("in use by", _users(view)),
         ]
     )
+    return 0
+
+
+def _snapshot(options: argparse.Namespace, volumes: "Volumes") -> int:
+    made = volumes.snapshot(options.name, options.new)
+    remote.print_json(made) if options.json else print(made.name)
     return 0
 
 

@@ -171,6 +171,10 @@ class HttpVolumes(_Noun):
     def get(self, name: str) -> VolumeView:
         return self._requests.call("GET", f"/v1/volumes/{segment(name)}", into=VolumeView)
 
+    def snapshot(self, name: str, new: str) -> VolumeView:
+        path = f"/v1/volumes/{segment(name)}/snapshot"
+        return self._requests.call("POST", path, VolumeBody(name=new), into=VolumeView)
+
     def delete(self, name: str) -> None:
         self._requests.call("DELETE", f"/v1/volumes/{segment(name)}")
 

@@ -6,7 +6,7 @@ from agentd.daemon.observe.observed import observed
 from agentd.daemon.service.noun import Noun
 from agentd.model.api import VolumeView
 from agentd.model.audit import Kind
-from agentd.sandbox.volumes import view
+from agentd.sandbox.volume import view
 
 if TYPE_CHECKING:
     from agentd.sandbox.volumes import VolumeStore
@@ -28,6 +28,12 @@ class DaemonVolumes(Noun):
     @observed("volume")
     def get(self, name: str) -> VolumeView:
         return view(self._store.get(self._who.name, name))
+
+    @observed("snapshot_volume")
+    def snapshot(self, name: str, new: str) -> VolumeView:
+        made = self._store.snapshot(self._who.name, name, new)
+        self._parts.control.note(Kind.VOLUME_CREATED, self._who.name, name=new, of=name)
+        return view(made)
 
     @observed("delete_volume")
     def delete(self, name: str) -> None:

@@ -31,6 +31,20 @@ def _get(service: Service, a: Arguments) -> VolumeView:
     return service.volumes.get(a.path["name"])
 
 
+@OPERATIONS.row(
+    "POST",
+    _ONE + "/snapshot",
+    "volumes",
+    body=VolumeBody,
+    status=201,
+    keyless=_NAMED,
+    waits=True,
+)
+def _snapshot(service: Service, a: Arguments) -> VolumeView:
+    """Make another, of the body's name, that has what this one has now."""
+    return service.volumes.snapshot(a.path["name"], a.body.name)
+
+
 @OPERATIONS.row("DELETE", _ONE, "volumes", waits=True)
 def _delete(service: Service, a: Arguments) -> None:
     """Delete a volume and all that is in it."""

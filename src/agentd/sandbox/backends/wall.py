@@ -4,7 +4,7 @@ import contextlib
 import errno
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from agentd.linux.cgroup import CountedGroup, Group
 from agentd.linux.pidfd import Pidfd
@@ -12,6 +12,7 @@ from agentd.model.enforcement import Enforcement
 from agentd.model.errors import BackendLost, SandboxError
 from agentd.sandbox.backends.child import unsent
 from agentd.sandbox.backends.identity import Block
+from agentd.sandbox.volume_lease import VolumeLease
 
 
 class ProcessWall:
@@ -62,6 +63,10 @@ class ProcessWall:
         unable = without_group if group is None else group.without_freezer()
         #: Abilities that it has not, though it has their methods, and why.
         self.lacks = {"pause": unable or "it has no cgroup"} if group is None or unable else {}
+
+    def attach_leases(self, leases: Iterable[VolumeLease | None]) -> None:
+        """Have the volumes in it given back once it has ended."""
+        self._on_end = (*self._on_end, *(lease.close for lease in leases if lease is not None))
 
     def open_stream(self) -> socket.socket:
         ours, theirs = socket.socketpair()

@@ -120,7 +120,7 @@ class LinuxBackend:
             else:
                 born = self._clone(nursery, plan, lent, ask, undo, kept, shared)
             wall = self._wall(plan, born, lent, nursery, root)
-            wall.attach_leases(lease for lease in taken if lease is not None)
+            wall.attach_leases(taken)
             if isinstance(wall, OverlayWall):
                 wall.attach_source(os.open(".", _FOLDER, dir_fd=sources[0]))
             undo.pop_all()

@@ -3,14 +3,13 @@
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from agentd.linux import process
 from agentd.model.errors import BackendLost, SandboxError
 from agentd.sandbox.backends.linux import kept, saving, shared_layer
 from agentd.sandbox.backends.linux.disk import SandboxDisk
 from agentd.sandbox.backends.wall import NamespaceWall
-from agentd.sandbox.volume_lease import VolumeLease
 
 
 class LinuxWall(NamespaceWall):
@@ -42,10 +41,6 @@ class LinuxWall(NamespaceWall):
         """Have the image that it started of released once it has ended."""
         self.image, self.command = digest, command
         self._on_end = (*self._on_end, release)
-
-    def attach_leases(self, leases: Iterable[VolumeLease]) -> None:
-        """Have the volumes in it given back once it has ended."""
-        self._on_end = (*self._on_end, *(lease.close for lease in leases))
 
     def snapshot(self, folder: str) -> None:
         """Write its files beneath ``folder``; it stands still meanwhile where a cgroup can have it

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from agentd.guest.zygote.messages import MAX_MESSAGE
@@ -13,9 +14,8 @@ from agentd.linux.cgroup import Group
 from agentd.model.availability import Availability, Blocker
 from agentd.model.errors import AgentdError, InvalidInput, Refused
 from agentd.model.isolation import IsolationLevel
-from agentd.model.mount import unmountable
 from agentd.model.spec import DEFAULT_IMAGE, SandboxSpec
-from agentd.sandbox.backends import configuration, identity, shared
+from agentd.sandbox.backends import configuration, identity, leases, shared
 from agentd.sandbox.backends.cgroups import explained, let_in, make_group, own_hierarchy
 from agentd.sandbox.backends.child import Ended, await_ready, send
 from agentd.sandbox.backends.identity import Block
@@ -26,6 +26,7 @@ from agentd.sandbox.backends.oci import bundle, config, report, runtimes
 from agentd.sandbox.backends.oci.runtimes import RUNTIMES, Runtime
 from agentd.sandbox.backends.oci.starting import Launcher, await_started
 from agentd.sandbox.backends.wall import NamespaceWall
+from agentd.sandbox.volume_lease import VolumeLease
 
 #: What a runtime may take; then it is ended by its pid, and what it started.
 _RUNTIME_SECONDS = 30.0
@@ -39,6 +40,7 @@ class OciBackend:
     level = IsolationLevel.NAMESPACE
     runtimes = tuple(RUNTIMES)
     images = False
+    volumes = True
     writable = False
     abilities = frozenset({"pause"})
 
@@ -112,13 +114,15 @@ class OciBackend:
         runtime, program = _runtime(plan.spec.runtime)
         with contextlib.ExitStack() as undo:
             launcher = self._started()
+            taken = leases.take(plan.mounts, undo)
             sources = [loans.open_source(mount, undo) for mount in plan.mounts]
-            lent = [_lend(plan, index, source, launcher) for index, source in enumerate(sources)]
+            lent = _lend(plan, sources, taken, launcher)
             block = identity.take(launcher.ids) if launcher.own_users else None
             if block is not None:
                 undo.callback(block.release, ended=False)
             born = self._start(plan, launcher, (runtime, program), lent, block, undo)
             wall = self._wall(plan, born, f"{runtime.name} {self._version(program)}", lent)
+            wall.attach_leases(taken)
             undo.pop_all()
             for fd in sources:
                 os.close(fd)
@@ -292,18 +296,22 @@ def _mounts(lent: list[Loan]) -> list[tuple[str, str, bool]]:
     ]
 
 
-def _lend(plan: LinuxPlan, index: int, source: int, launcher: Launcher) -> Loan:
-    mount = plan.mounts[index]
-    try:
-        loan = loans.of(mount, source, launcher, plan.limits.disk or 0, own_user=launcher.own_users)
-    except OSError as error:
-        raise unmountable(mount, error.strerror or "") from error
-    if loan.copy is not None:
-        raise Refused(
-            f"backend oci cannot mount {mount.source}: {loan.unmapped}",
-            remediation="keep it on ext4, xfs or btrfs; or use --backend linux, which copies it",
-        )
-    return loan
+def _lend(
+    plan: LinuxPlan,
+    sources: Sequence[int],
+    taken: Sequence[VolumeLease | None],
+    launcher: Launcher,
+) -> list[Loan]:
+    disk = plan.limits.disk or 0
+    lent = loans.all_of(plan.mounts, sources, taken, launcher, disk, own_user=launcher.own_users)
+    for loan in lent:
+        if loan.copy is not None:
+            raise Refused(
+                f"backend oci cannot mount {loan.mount.source}: {loan.unmapped}",
+                remediation="keep it on ext4, xfs or btrfs; or use --backend linux, which copies "
+                "it",
+            )
+    return lent
 
 
 def _needed(plan: LinuxPlan, block: Block | None) -> tuple[str, ...]:

@@ -220,7 +220,7 @@ class QemuBackend:
                 serial=self._serial,
                 shares=bool(opened),
             )
-            wall.attach_leases(lease for lease in taken if lease is not None)
+            wall.attach_leases(taken)
             undo.pop_all()
             return wall
 

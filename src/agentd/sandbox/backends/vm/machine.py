@@ -105,9 +105,9 @@ class MachineWall(ABC, Generic[P]):
         self._gone = False
         self._leases: tuple[VolumeLease, ...] = ()
 
-    def attach_leases(self, leases: Iterable[VolumeLease]) -> None:
+    def attach_leases(self, leases: Iterable[VolumeLease | None]) -> None:
         """Have the volumes in it given back once it has ended."""
-        self._leases = tuple(leases)
+        self._leases = tuple(lease for lease in leases if lease is not None)
 
     @property
     def _pidfd(self) -> int:
