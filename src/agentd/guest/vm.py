@@ -4,28 +4,30 @@ Speaks to the kernel that init has booted; nothing here is for a container.
 """
 
 import contextlib
+import errno
 import json
 import os
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from agentd.guest import system, vm_net, vm_scratch
+from agentd.guest import system, vm_net, vm_root, vm_scratch
 from agentd.guest.init import say
 from agentd.guest.operation import Channel, ChannelOperation, RequestError, Starter
 from agentd.guest.stepped import plain
 from agentd.guest.vm_group import GuestGroup
 from agentd.guest.vm_identity import AsRoot, Identity
-from agentd.guest.vm_setup import Net, Setup
+from agentd.guest.vm_setup import ImageDisk, Net, Setup
+from agentd.guest.zygote.image_root import import_nothing
 from agentd.linux.kernel import KERNEL, Kernel
 
 if TYPE_CHECKING:
     from agentd.guest.agent import Agent
 
 USER = 1000
-STATE = "/run/agentd"
+STATE = vm_scratch.STATE
 _STATE_FILE = f"{STATE}/state.json"
-_MAX_STATE = 1 << 20
+_MAX_STATE = 4 << 20
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # The kernel's own numbers of its first namespaces (include/linux/proc_ns.h, PROC_PID_INIT_INO).
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC
@@ -80,6 +82,11 @@ class GuestMachine:
         self.env: dict[str, str] = {}
         self.open_files: int | None = None
         self.group: GuestGroup | None = None
+        #: Where commands begin, and with what, in the root of an image; None in the machine's own.
+        self.workdir = vm_scratch.WORKSPACE
+        self.image_env: dict[str, str] | None = None
+        # What was put over files of the root: mounts of this process's namespace there.
+        self._placed: dict[str, str] = {}
         self.identity = Identity()
         self._processes = agent.processes
         self._kernel = kernel
@@ -107,6 +114,14 @@ class GuestMachine:
         except FileNotFoundError:
             return
         self._remember(state["user"], state["env"], state["open_files"])
+        if state["image_env"] is not None:
+            try:
+                vm_root.enter(self._kernel)
+            except OSError as error:
+                # Not one of the steps that are done without: commands would be in another root.
+                raise RuntimeError(f"the image's root cannot be entered: {error}") from error
+            self._begin_in(state["workdir"], state["image_env"])
+            self._place(state["placed"])
         self._enter_group()
 
     # --- sys.setup ---
@@ -132,9 +147,10 @@ class GuestMachine:
         steps: list[tuple[object, str, Callable[[], object]]] = [
             (setup.entropy, "entropy", lambda: self._reseed(setup.entropy or b"")),
             (setup.unix_ns, "clock", lambda: _set_clock(setup.unix_ns or 0)),
+            (setup.root, "root", lambda: self._change_root(setup.root)),
             (setup.hostname, "hostname", lambda: self._hostname(setup.hostname or "")),
             (setup.machine_id, "machine_id", lambda: self._machine_id(setup.machine_id or "")),
-            (setup.boot_id, "boot_id", lambda: self._place(_BOOT_ID, setup.boot_id or "")),
+            (setup.boot_id, "boot_id", lambda: self._place({_BOOT_ID: f"{setup.boot_id}\n"})),
             (setup.user, "user", lambda: self._become(setup.user or 0)),
             (setup.env, "env", lambda: self._remember(self.user, setup.env or {}, self.open_files)),
             (True, "memory", lambda: self._limit(limits, "memory", setup.memory)),
@@ -150,22 +166,42 @@ class GuestMachine:
         if not system.add_entropy(entropy):
             raise OSError(1, "the kernel does not credit it")
 
+    def _change_root(self, image: ImageDisk | None) -> None:
+        if image is None:
+            return
+        if self.image_env is not None:
+            raise OSError(errno.EBUSY, "it is an image's already")
+        places = [*image.places, *((share.target, True) for share in image.shares)]
+        vm_root.build(
+            image.serial,
+            writable=image.writable,
+            places=places,
+            shares=image.shares,
+            kernel=self._kernel,
+        )
+        vm_root.enter(self._kernel)
+        self._begin_in(image.workdir, image.env)
+
+    def _begin_in(self, workdir: str | None, env: dict[str, str]) -> None:
+        """From here on nothing of the machine's own root is in reach."""
+        self.workdir, self.image_env = workdir or vm_scratch.WORKSPACE, env
+        import_nothing()
+
     def _hostname(self, name: str) -> None:
         self._kernel.sethostname(name)
-        vm_scratch.place(
+        self._place(
             {
                 "/etc/hostname": f"{name}\n",
                 "/etc/hosts": f"127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {name}\n",
-            },
-            STATE,
-            self._kernel,
+            }
         )
 
     def _machine_id(self, value: str) -> None:
-        self._place("/etc/machine-id", value)
+        self._place({"/etc/machine-id": f"{value}\n"})
 
-    def _place(self, path: str, value: str) -> None:
-        vm_scratch.place({path: f"{value}\n"}, STATE, self._kernel)
+    def _place(self, contents: dict[str, str]) -> None:
+        vm_scratch.place(contents, STATE, self._kernel)
+        self._placed |= contents
 
     def _become(self, user: int) -> None:
         self._remember(user, self.env, self.open_files)
@@ -204,7 +240,7 @@ class GuestMachine:
         device = net.device or vm_net.find()
         vm_net.configure(device, net.address, net.mask, net.gateway)
         text = "".join(f"nameserver {address}\n" for address in net.dns)
-        vm_scratch.place({"/etc/resolv.conf": text}, STATE, self._kernel)
+        self._place({"/etc/resolv.conf": text})
 
     # --- what is remembered ---
 
@@ -214,7 +250,14 @@ class GuestMachine:
 
     def _save(self) -> None:
         os.makedirs(STATE, exist_ok=True)
-        state = {"user": self.user, "env": self.env, "open_files": self.open_files}
+        state = {
+            "user": self.user,
+            "env": self.env,
+            "open_files": self.open_files,
+            "workdir": self.workdir,
+            "image_env": self.image_env,
+            "placed": self._placed,
+        }
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         fd = os.open(_STATE_FILE, flags, 0o600)
         try:
@@ -238,13 +281,14 @@ class GuestMachine:
         cwd = request.get("cwd")
         filled = {**request, "user": user}
         if cwd is None:
-            filled["cwd"] = vm_scratch.WORKSPACE
+            filled["cwd"] = self.workdir
         elif isinstance(cwd, str):
-            filled["cwd"] = os.path.join(vm_scratch.WORKSPACE, cwd)
+            filled["cwd"] = os.path.join(self.workdir, cwd)
         env = request.get("env") or {}
         if request.get("env_mode", "merge") == "merge" and isinstance(env, dict):
             filled["env_mode"] = "replace"
-            filled["env"] = {**environment(user), **self.env, **env}
+            first = environment(user) if self.image_env is None else self.image_env
+            filled["env"] = {**first, **self.env, **env}
         limits = request.get("limits") or {}
         if self.open_files is not None and isinstance(limits, dict):
             files = limits.get("open_files")

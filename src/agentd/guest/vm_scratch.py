@@ -8,6 +8,9 @@ from agentd.linux.kernel import KERNEL, Kernel
 
 WORKSPACE = "/workspace"
 HOME = "/home/sandbox"
+STATE = "/run/agentd"  # the agent's own
+#: Where a root that can be written to has its changes.
+UPPER = f"{STATE}/upper"
 BYTES_PER_INODE = 4096
 MIN_INODES, MAX_INODES = 1024, 1 << 20
 # None: the sandbox's user can make neither a device node nor a file of root's, and v1's root may.
@@ -17,6 +20,7 @@ _FLAGS = 0
 _PLACES = (
     ("t", "/tmp", 0o1777, False),
     ("s", "/dev/shm", 0o1777, False),
+    ("r", UPPER, 0o700, False),
     ("h", HOME, 0o755, True),
     ("w", WORKSPACE, 0o755, True),
 )

@@ -3,8 +3,9 @@
 import re
 
 from agentd.guest import vm_net
-from agentd.guest.operation import RequestError, get_int
+from agentd.guest.operation import RequestError, get_bool, get_int
 from agentd.guest.system import parse_entropy
+from agentd.guest.vm_root import Shared
 
 MAX_ID = (1 << 32) - 2
 MAX_BYTES = 1 << 50
@@ -12,13 +13,16 @@ MAX_PIDS = 1 << 22
 MAX_CPUS = 4096
 MAX_ENV = 256
 MAX_RESOLVERS = 8
+MAX_PLACES = 64
+_MAX_PATH = 4095
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?\Z")
 _MACHINE_ID = re.compile(r"[0-9a-f]{32}\Z")
 _BOOT_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 _FIELDS = frozenset(
     {"op", "entropy", "unix_ns", "hostname", "machine_id", "boot_id", "user", "env", "limits"}
-    | {"cpus", "net"}
+    | {"cpus", "net", "root"}
 )
+_TAG = re.compile(r"[a-z0-9-]{1,20}\Z")
 _LIMITS = {
     "memory": (1 << 20, MAX_BYTES),
     "pids": (1, MAX_PIDS),
@@ -47,6 +51,22 @@ class Net:
         self.device = _text(request, "device")
 
 
+class ImageDisk:
+    """An OCI image, on the disk of that serial number: what is mounted on in its root, as (path
+    behind its links, whether it is a directory), the host's directories among it, and what commands
+    begin with."""
+
+    def __init__(self, request: dict[str, object]) -> None:
+        known = {"disk", "writable", "places", "shares", "workdir", "env"}
+        _known(request, known, "root")
+        self.serial = _named(request, "disk", "a serial number")
+        self.writable = get_bool(request, "writable")
+        self.places = [_place(each) for each in _list(request, "places")]
+        self.shares = [_shared(each) for each in _list(request, "shares")]
+        self.workdir = None if request.get("workdir") is None else _path(request["workdir"])
+        self.env = _env(request.get("env")) or {}
+
+
 class Setup:
     """Raises RequestError for what is malformed. None is what was not asked for."""
 
@@ -67,6 +87,8 @@ class Setup:
         self.disk, self.open_files = found["disk"], found["open_files"]
         net = _object(request, "net")
         self.net = None if net is None else Net(net)
+        root = _object(request, "root")
+        self.root = None if root is None else ImageDisk(root)
 
 
 def _known(value: dict[str, object], names: frozenset[str] | set[str], what: str) -> None:
@@ -80,6 +102,45 @@ def _object(request: dict[str, object], key: str) -> dict[str, object] | None:
     value = request.get(key)
     if value is not None and not isinstance(value, dict):
         raise RequestError(f"{key!r} must be an object")
+    return value
+
+
+def _list(request: dict[str, object], key: str) -> list[object]:
+    value = request.get(key, [])
+    if not isinstance(value, list) or len(value) > MAX_PLACES:
+        raise RequestError(f"{key!r} must be a list of at most {MAX_PLACES}")
+    return value
+
+
+def _place(value: object) -> tuple[str, bool]:
+    if not isinstance(value, list) or len(value) != 2 or not isinstance(value[1], bool):
+        raise RequestError("each of 'places' must be a path, and whether it is a directory")
+    return _path(value[0]), value[1]
+
+
+def _shared(value: object) -> Shared:
+    if not isinstance(value, dict):
+        raise RequestError("each of 'shares' must be an object")
+    _known(value, {"tag", "target", "readonly"}, "shares")
+    return Shared(
+        _named(value, "tag", "a tag"), _path(value.get("target")), get_bool(value, "readonly")
+    )
+
+
+def _named(request: dict[str, object], key: str, what: str) -> str:
+    found = _matching(request, key, _TAG, what)
+    if found is None:
+        raise RequestError(f"{key!r} must be a string")
+    return found
+
+
+def _path(value: object) -> str:
+    """An absolute one that leads nowhere but down."""
+    plain = isinstance(value, str) and value.startswith("/") and "\0" not in value
+    if not isinstance(value, str) or not plain or len(value) > _MAX_PATH:
+        raise RequestError("root: a path must be absolute")
+    if ".." in value.split("/"):
+        raise RequestError("root: a path must not have '..'")
     return value
 
 

@@ -102,13 +102,13 @@ def _quoted(word: str) -> str:
 
 def erofs(tree: ImageTree, path: str) -> str:
     """Write the image; returns why not, or "" when it is there."""
-    if not _takes_tar():
+    if not takes_tar():
         return f"no {os.path.basename(path)}: mkfs.erofs takes no tar archive here: it is too old"
     argv = ["mkfs.erofs", "--quiet", "-T0", f"-U{_UUID}", "--tar=f", path, f"{path}.tar"]
     return _make(argv, "erofs-utils", tar(tree), path, {})
 
 
-def _takes_tar() -> bool:
+def takes_tar() -> bool:
     """False for an mkfs.erofs that does not know the option, such as Debian 12's."""
     if shutil.which("mkfs.erofs", path=_PATH) is None:
         return True  # and _make says what is missing

@@ -11,10 +11,19 @@ import pytest
 from agentd.guest import vm, vm_net
 from agentd.guest.operation import RequestError
 from agentd.guest.vm_group import GuestGroup
+from agentd.guest.vm_root import Shared
 from agentd.guest.vm_setup import Setup
 from agentd.linux.clone import Cloner
 
 NET = {"address": "10.0.2.15/24", "gateway": "10.0.2.2", "dns": ["10.0.2.3"]}
+ROOT = {
+    "disk": "image",
+    "writable": True,
+    "places": [["/app", True]],
+    "shares": [{"tag": "s", "target": "/d", "readonly": True}],
+    "workdir": "/app",
+    "env": {"A": "b"},
+}
 CONFIGURE = """
 from agentd.guest import vm_net
 import sys
@@ -44,12 +53,17 @@ def test_everything_can_be_asked_for() -> None:
             "cpus": 0.5,
             "limits": {"memory": 1 << 26, "pids": 1, "disk": 4096, "open_files": 8},
             "net": NET,
+            "root": ROOT,
         }
     )
     assert (setup.entropy, setup.unix_ns, setup.user, setup.cpus) == (b"\0\1\2", 5, 0, 0.5)
     assert (setup.memory, setup.pids, setup.disk, setup.open_files) == (1 << 26, 1, 4096, 8)
     assert setup.net is not None
     assert (setup.net.address, setup.net.mask) == (b"\n\0\2\x0f", b"\xff\xff\xff\0")
+    assert setup.root is not None
+    assert (setup.root.serial, setup.root.writable, setup.root.workdir) == ("image", True, "/app")
+    assert (setup.root.places, setup.root.shares) == ([("/app", True)], [Shared("s", "/d", True)])
+    assert setup.root.env == {"A": "b"}
     assert (setup.net.gateway, setup.net.dns, setup.net.device) == (b"\n\0\2\2", ["10.0.2.3"], None)
 
 
@@ -71,6 +85,18 @@ def test_everything_can_be_asked_for() -> None:
         ({"net": NET | {"dns": ["x\nnameserver 1.1.1.1"]}}, "is no IPv4 address"),
         ({"net": {"gateway": "10.0.0.1"}}, "is no IPv4 address with a prefix"),
         ({"net": NET | {"address": "fe80::1/64"}}, "is no IPv4 address"),
+        ({"root": {}}, "'disk' must be a string"),
+        ({"root": ROOT | {"disk": "../x"}}, "'disk' must be a serial number"),
+        ({"root": ROOT | {"disks": ""}}, "root has no field 'disks'"),
+        ({"root": ROOT | {"writable": 1}}, "'writable' must be true or false"),
+        ({"root": ROOT | {"places": [["/a/../../b", True]]}}, "a path must not have '..'"),
+        ({"root": ROOT | {"places": [["a", True]]}}, "a path must be absolute"),
+        ({"root": ROOT | {"places": [["/a"]]}}, "each of 'places' must be a path"),
+        ({"root": ROOT | {"places": [["/a", True]] * 65}}, "'places' must be a list of at most"),
+        ({"root": ROOT | {"shares": [{"tag": "s"}]}}, "a path must be absolute"),
+        ({"root": ROOT | {"shares": [{"target": "/a"}]}}, "'tag' must be a string"),
+        ({"root": ROOT | {"workdir": "/\0"}}, "a path must be absolute"),
+        ({"root": ROOT | {"env": {"A": 1}}}, "'env' must be an object"),
     ],
 )
 def test_what_is_malformed_is_named(fields: dict[str, object], complaint: str) -> None:

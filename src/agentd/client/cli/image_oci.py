@@ -236,11 +236,12 @@ def inspect(image: "OciImage", options: argparse.Namespace) -> None:
         raise Corrupt(wrong[image.name])
     run = image.config.run
     root = store().roots.root(image.chain)
+    disk = _disk(image)
     if options.json:
         layers = [{"digest": b.digest, "size": b.size} for b in image.manifest.layers]
         remote.print_json(
             summary(image)
-            | {"chain": image.chain, "root": root, "layers": layers, "config": run}
+            | {"chain": image.chain, "root": root, "disk": disk, "layers": layers, "config": run}
             | {"verified": options.verify}
         )
         return
@@ -249,6 +250,7 @@ def inspect(image: "OciImage", options: argparse.Namespace) -> None:
         "source": image.source,
         "platform": f"{image.config.os}/{image.config.architecture}",
         "root": root,
+        "disk": disk["path"] if disk else "- (made when a virtual machine first needs it)",
         "pulled": time.strftime("%Y-%m-%d %H:%M", time.localtime(image.pulled)),
         "user": run.user or "root",
         "workdir": run.working_dir or "-",
@@ -260,6 +262,23 @@ def inspect(image: "OciImage", options: argparse.Namespace) -> None:
         print(f"{'env':<9}{remote.safe(f'{name}={value}')}")
     for blob in image.manifest.layers:
         print(f"{'layer':<9}{blob.digest} {blob.size}")
+
+
+def _disk(image: "OciImage") -> dict[str, Any] | None:
+    """Where machines have it from; None where none was made yet."""
+    import os.path
+
+    from agentd.image.oci import disk
+    from agentd.model.errors import AgentdError
+
+    place = store().roots.place(image.chain)
+    try:
+        found = disk.about(place)
+    except AgentdError:
+        found = None  # ``verify`` says so
+    if found is None:
+        return None
+    return {"path": os.path.join(place, disk.DISK), "size": found.size, "digest": found.digest}
 
 
 def verify(options: argparse.Namespace) -> int:

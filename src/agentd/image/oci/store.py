@@ -2,7 +2,7 @@
 
 FOLDER/blobs/sha256/HEX   manifests, configurations, layers, as they were pulled
 FOLDER/names/NAME.json    which manifest a name means (``Named``); "/" and ":" are quoted
-FOLDER/roots/             unpacked (``roots``)
+FOLDER/roots/             unpacked (``roots``), and made disks of (``disk``)
 FOLDER/steps/             what steps of builds became (``steps``)
 FOLDER/work/              of pulls that go on; of one that was killed, until the next one cleans up
 FOLDER/.lock              held while names, blobs or roots come or go
@@ -26,7 +26,7 @@ import msgspec
 
 from agentd.image import store as machines
 from agentd.image.model import Corrupt, ImageError, NotFound
-from agentd.image.oci import layout
+from agentd.image.oci import disk, layout
 from agentd.image.oci.roots import Lease, Roots, remove_folder
 from agentd.image.oci.source import check_name
 from agentd.image.oci.steps import BuiltStep, BuiltSteps
@@ -209,12 +209,16 @@ class OciStore:
             return layout.read_blob(digest, blobs)
 
     def mend(self, chain: str) -> None:
-        """Remove its unpacked root if that is damaged, to be unpacked anew. Raises Corrupt where it
-        is in use."""
+        """Remove its unpacked root if that is damaged, to be unpacked anew, or its disk. Raises
+        Corrupt where it is in use."""
         lease = self.roots.lease(chain)
         if lease is None:
             return
         with lease:
+            try:
+                disk.check(self.roots.place(chain))
+            except Corrupt:  # machines that have it open keep what they have
+                disk.remove(self.roots.place(chain))
             try:
                 self.roots.check(chain)
             except Corrupt:
@@ -235,6 +239,7 @@ class OciStore:
                 layout.check_blob(blob, blobs)
         with self.lease(image):
             self.roots.check(image.chain)
+            disk.check(self.roots.place(image.chain))
 
     def _described(self, digest: str) -> tuple[OciManifest, OciConfig]:
         manifest = manifest_of(self.blob(digest))
@@ -312,10 +317,14 @@ class OciStore:
         return os.lstat(os.path.join(self.folder, _BLOBS, blob)).st_blocks * 512
 
     def _root_size(self, chain: str) -> int:
-        try:
-            return self.roots.about(chain).bytes
-        except Corrupt:
-            return 0
+        """With its disk's."""
+        size = 0
+        with contextlib.suppress(Corrupt):
+            size += self.roots.about(chain).bytes
+        with contextlib.suppress(Corrupt):
+            made = disk.about(self.roots.place(chain))
+            size += made.size if made else 0
+        return size
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

@@ -20,6 +20,8 @@ from agentd.model.units import readable_size
 Say = Callable[[str], None]
 #: A program -> its package: of the same name on Debian, Fedora and Arch.
 PACKAGES = {"skopeo": "skopeo", "umoci": "umoci"}
+#: Of machines alone.
+_OF_MACHINES = {"mkfs.erofs": "erofs-utils"}
 _PATH = "/usr/bin:/bin:/usr/local/bin"
 _PANICKED = 2  # what a program in Go ends with
 _FATAL = re.compile(r'level=(?:fatal|error) msg="((?:[^"\\]|\\.)*)"')
@@ -40,7 +42,7 @@ def find(name: str) -> str:
 
 
 def fix(name: str) -> str:
-    package = PACKAGES[name]
+    package = (PACKAGES | _OF_MACHINES)[name]
     return (
         f"apt-get install {package} (Debian, Ubuntu), dnf install {package} (Fedora) or "
         f"pacman -S {package} (Arch)"

@@ -36,6 +36,7 @@ from agentd.sandbox.backends.firecracker.wall import FirecrackerWall, open_strea
 from agentd.sandbox.backends.vm import BOOT_SECONDS, foreign
 from agentd.sandbox.backends.vm.ceiling import Ceiling
 from agentd.sandbox.backends.vm.handshake import set_up, settings
+from agentd.sandbox.backends.vm.image import refuse
 from agentd.sandbox.backends.vm.template import Templates
 from agentd.transport.handshake import greet
 
@@ -80,6 +81,7 @@ class FirecrackerBackend:
         self._base = base
         self._found = found
         self._kvm_works = kvm_works
+        self._stored = image is None
         self._image = image or _stored_image
         self._templates = templates or (Templates() if image is None else None)
         self._lock = threading.Lock()
@@ -104,6 +106,9 @@ class FirecrackerBackend:
             return self._availability
 
     def plan(self, spec: SandboxSpec) -> FirecrackerPlan:
+        """As every ``plan``, and raises NotFound where there is no such image."""
+        if self._stored:
+            refuse(spec, self.name, "qemu")
         return plans.make_plan(spec)
 
     def launch(self, plan: FirecrackerPlan) -> FirecrackerWall:

@@ -16,12 +16,13 @@ from agentd.model.cause import CauseCode
 from agentd.model.errors import Refused, SandboxError
 from agentd.model.isolation import IsolationLevel
 from agentd.model.result import Exit
-from agentd.model.spec import ExecRequest, SandboxSpec
+from agentd.model.spec import DEFAULT_IMAGE, ExecRequest, SandboxSpec
 from agentd.sandbox import progress
 from agentd.sandbox.backends import identity, leases
 from agentd.sandbox.backends.cgroups import make_group
 from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.qemu import process as machines
+from agentd.sandbox.backends.qemu import record as records
 from agentd.sandbox.backends.qemu import report
 from agentd.sandbox.backends.qemu.plan import (
     NET,
@@ -33,22 +34,23 @@ from agentd.sandbox.backends.qemu.plan import (
 )
 from agentd.sandbox.backends.qemu.probe import Monitor, examine, find
 from agentd.sandbox.backends.qemu.process import Boot, QemuProcess, StateRefused
+from agentd.sandbox.backends.qemu.record import MachineRecord
 from agentd.sandbox.backends.qemu.shares import Share, mount_command, open_share
-from agentd.sandbox.backends.qemu.wall import ForeignQemuWall, MachineRecord, QemuWall, read_record
+from agentd.sandbox.backends.qemu.wall import ForeignQemuWall, QemuWall
 from agentd.sandbox.backends.vm import BOOT_SECONDS, foreign
-from agentd.sandbox.backends.vm.handshake import CardMissing, set_up, settings
+from agentd.sandbox.backends.vm.handshake import DeviceMissing, set_up, settings
+from agentd.sandbox.backends.vm.image import found, of_spec
 from agentd.sandbox.backends.vm.supervisor import Keeper
 from agentd.sandbox.backends.vm.template import Templates
 from agentd.transport.handshake import greet
 from agentd.transport.v1 import V1Connection
 
 _ANSWER_SECONDS = 60.0
-_CARD_SECONDS = 20.0
-_CARD_POLL = 0.05
+_DEVICE_SECONDS = 60.0
+_DEVICE_POLL = 0.05
 _LEAVE_SECONDS = 0.1
-_RECORD_FORMAT = 1
 # What a guest may need later, when nothing in it loads modules for a device that is plugged in.
-_MODULES = ("failover", "net_failover", "virtio_net", "virtiofs")
+_MODULES = ("failover", "net_failover", "virtio_net", "virtiofs", "virtio_blk", "erofs", "overlay")
 
 
 class QemuBackend:
@@ -94,13 +96,14 @@ class QemuBackend:
         return Availability.of(blockers, notes if not blockers else [])
 
     def plan(self, spec: SandboxSpec) -> QemuPlan:
+        """As every ``plan``, and raises NotFound where there is no such image."""
         if spec.mounts and os.geteuid() == 0 and not privileges.may_mount():
             raise Refused(
                 "backend qemu run by root without CAP_SYS_ADMIN cannot mount: nobody's rights can "
                 "be lent to its virtiofsd",
                 remediation="leave the mounts out, or run agentd as an ordinary user",
             )
-        return make_plan(spec)
+        return make_plan(found(spec))
 
     def launch(self, plan: QemuPlan) -> QemuWall:
         if self._serial and plan.spec.mounts:
@@ -111,14 +114,14 @@ class QemuBackend:
         keeper = self._keeper()  # starts while we look at the rest
         monitor = _monitor()
         machine = msgspec.structs.replace(plan.machine, accel=monitor.accel)
-        boot = self._boot(plan.spec, monitor)
+        boot = self._boot(plan, monitor)
         if boot.foreign:
             return self._foreign(keeper, plan, machine, boot, monitor)
         key = " ".join((boot.digest, monitor.key, machine.key, kernel_arguments(), *_MODULES))
         for attempt in (1, 2):
             state = self._templates.get(key, lambda fd: self._make(keeper, machine, boot, fd))
             try:
-                return self._restored(keeper, plan, machine, boot, monitor, state, thaw=False)
+                return self._restored(keeper, plan, machine, boot, monitor, state)
             except StateRefused:
                 # As after an upgrade of QEMU's firmware alone.
                 self._templates.drop(key)
@@ -132,11 +135,11 @@ class QemuBackend:
         """The snapshot decides what the machine is; memory and CPUs of ``plan`` must fit it."""
         keeper = self._keeper()
         monitor = _monitor()
-        boot = self._boot(plan.spec, monitor)
-        record, state = read_record(folder)
+        boot = self._boot(plan, monitor)
+        kept, state = records.read_record(folder)
         try:
-            _check(record, plan, boot, monitor)
-            return self._restored(keeper, plan, record.machine, boot, monitor, state, thaw=True)
+            records.check(kept, plan, boot, monitor)
+            return self._restored(keeper, plan, kept.machine, boot, monitor, state, kept)
         finally:
             os.close(state)
 
@@ -156,8 +159,10 @@ class QemuBackend:
                 self._kept = Keeper()
             return self._kept
 
-    def _boot(self, spec: SandboxSpec, monitor: Monitor) -> Boot:
-        image = images.ensure(spec.image, self.progress)
+    def _boot(self, plan: QemuPlan, monitor: Monitor) -> Boot:
+        image = images.ensure(
+            DEFAULT_IMAGE if plan.spec.image_digest else plan.spec.image, self.progress
+        )
         theirs = image.base == OWN
         return Boot(monitor.path, image.kernel, image.initramfs, image.digest, theirs)
 
@@ -180,10 +185,14 @@ class QemuBackend:
         boot: Boot,
         monitor: Monitor,
         state: int,
-        *,
-        thaw: bool,
+        kept: MachineRecord | None = None,
     ) -> QemuWall:
+        """``kept``: of a snapshot, whose state it is. That machine has its root already."""
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as passed:
+            root = of_spec(plan.spec, undo, passed, self.progress, kept=kept is not None)
+            record = records.of(machine, boot, monitor, root)
+            if kept is not None:
+                records.check_image(kept, record)
             block = _block()
             if block is not None:
                 undo.callback(block.release, ended=False)
@@ -199,28 +208,48 @@ class QemuBackend:
                 undo.callback(group.remove)
             net = plan.spec.net == "host"
             process = machines.start(
-                keeper, machine, boot, state=state, net=net, group=group, block=block
+                keeper,
+                machine,
+                boot,
+                state=state,
+                net=net,
+                group=group,
+                block=block,
+                disk=root.disk if root is not None and kept is not None else None,
             )
             undo.callback(process.end)
             if net:
                 process.attach_card()
+            if root is not None and kept is None:
+                process.attach_disk(root.disk)
             if not self._serial:
                 process.attach_vsock()
             fields = settings(plan.spec, plan.limits, NET if net else None)
+            if root is not None:
+                fields["user"] = root.user(plan.spec)
             for share in opened:
                 process.attach_share(share, int(str(fields["user"])))
-            setup = _set_up(process, fields, thaw)
-            if opened:
+            if root is not None and kept is None:
+                fields["root"] = root.request(
+                    plan.spec, plan.limits, [share.tag for share in opened]
+                )
+            setup = _set_up(process, fields, thaw=kept is not None)
+            if opened and root is None:
                 _mount(process, opened)
+            image = None if root is None else root.image
             wall = QemuWall(
                 process,
                 group,
-                report.enforcement(plan, machine, process.controls, setup, group, detail, opened),
-                MachineRecord(_RECORD_FORMAT, boot.digest, monitor.key, machine, ""),
+                report.enforcement(
+                    plan, machine, process.controls, setup, group, detail, opened, image
+                ),
+                record,
                 serial=self._serial,
                 shares=bool(opened),
             )
             wall.attach_leases(taken)
+            if root is not None:
+                wall.attach_image(root, root.begin(plan.spec.mounts))
             undo.pop_all()
             return wall
 
@@ -241,7 +270,7 @@ class QemuBackend:
                 process,
                 group,
                 report.enforcement(plan, machine, process.controls, (), group, detail),
-                MachineRecord(_RECORD_FORMAT, boot.digest, monitor.key, machine, ""),
+                records.of(machine, boot, monitor, None),
                 serial=False,
                 shares=False,
             )
@@ -311,7 +340,7 @@ def _mount(process: QemuProcess, opened: list[Share]) -> None:
     try:
         for share in opened:
             request = ExecRequest(argv=mount_command(share), timeout=_ANSWER_SECONDS)
-            deadline = time.monotonic() + _CARD_SECONDS
+            deadline = time.monotonic() + _DEVICE_SECONDS
             while True:
                 end, _, error, _ = v1.run(request, None, _ANSWER_SECONDS)
                 if _answered(end).ok:
@@ -321,37 +350,18 @@ def _mount(process: QemuProcess, opened: list[Share]) -> None:
                         f"the guest could not mount {share.mount.target}",
                         cause=error.decode(errors="replace").strip()[:500],
                     )
-                time.sleep(_CARD_POLL)  # the device may not be found yet
+                time.sleep(_DEVICE_POLL)  # the device may not be found yet
     finally:
         v1.close()
 
 
-def _set_up(process: QemuProcess, fields: dict[str, object], thaw: bool) -> list[str]:
-    deadline = time.monotonic() + _CARD_SECONDS
+def _set_up(process: QemuProcess, fields: dict[str, object], *, thaw: bool) -> list[str]:
+    deadline = time.monotonic() + _DEVICE_SECONDS
     while True:
         try:
             stream = process.serial_stream(_ANSWER_SECONDS)
             return set_up(stream, fields, _ANSWER_SECONDS, thaw=thaw)
-        except CardMissing:
+        except DeviceMissing:
             if time.monotonic() >= deadline:
                 raise
-            time.sleep(_CARD_POLL)
-
-
-def _check(record: MachineRecord, plan: QemuPlan, boot: Boot, monitor: Monitor) -> None:
-    """Check that a snapshot can go on here. Raises Refused."""
-    fits = {
-        "another version of the image": record.image == boot.digest,
-        "another QEMU": record.monitor == monitor.key,
-        f"accel={record.machine.accel}": record.machine.accel == monitor.accel,
-        "another format": record.format == _RECORD_FORMAT,
-        f"a machine of {record.machine.memory} bytes": (
-            record.machine.memory == plan.machine.memory
-        ),
-    }
-    for what, fit in fits.items():
-        if not fit:
-            raise Refused(
-                f"the snapshot was taken with {what}",
-                remediation="take it again, or restore it where it was taken",
-            )
+            time.sleep(_DEVICE_POLL)

@@ -20,7 +20,12 @@ HOST_TASKS = 128
 _TRANSLATED_MIB = 128
 # One template serves all that round up to the same size.
 _STEP = 128 * MIB
-_KVM_SET = 1
+_KVM_SET, _DISK_SET = 1, 2
+#: The disk of an OCI image, by QEMU's names.
+DISK = "image"
+_DISK_ADDRESS = (
+    "1e"  # a slot that what is plugged in later does not get: those are taken from below
+)
 _MAX_VCPUS = 64
 MAX_MOUNTS = 8
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
@@ -61,7 +66,7 @@ class QemuPlan(msgspec.Struct, frozen=True):
 def make_plan(spec: SandboxSpec) -> QemuPlan:
     """Raises InvalidInput or Refused."""
     _check_mounts(spec.mounts)
-    limits, memory, vcpus = size(spec, _STEP, _MAX_VCPUS)
+    limits, memory, vcpus = size(spec, _STEP, _MAX_VCPUS, own_root=bool(spec.image_digest))
     return QemuPlan(spec, limits, QemuMachine(memory, vcpus))
 
 
@@ -117,6 +122,29 @@ def command(machine: QemuMachine, kernel_arguments: str, program: str = PROGRAM)
         *("-chardev", "socket,id=serial,fd={serial},server=on,wait=off"),
         *("-device", "virtio-serial-pci,id=ports,max_ports=2,addr=4"),
         *("-device", f"virtserialport,chardev=serial,name={SERIAL_PORT},nr=1"),
+    ]
+
+
+def disk_block(path: str) -> dict[str, object]:
+    """The block device of the disk of an image, of a file: nobody's to write, and never guessed
+    what it is by its content."""
+    file = {"driver": "file", "filename": path, "locking": "off", "read-only": True}
+    return {"driver": "raw", "node-name": DISK, "read-only": True, "file": file}
+
+
+def disk_device(serial: str) -> dict[str, object]:
+    """In a place of its own, the same where a machine is restored."""
+    device = {"driver": "virtio-blk-pci", "id": DISK, "drive": DISK, "serial": serial}
+    return {**device, "addr": _DISK_ADDRESS}
+
+
+def disk_arguments(serial: str) -> list[str]:
+    """``{disk}`` stands for the number of a descriptor."""
+    block, device = disk_block(f"/dev/fdset/{_DISK_SET}"), disk_device(serial)
+    return [
+        *("-add-fd", f"fd={{disk}},set={_DISK_SET}"),
+        *("-blockdev", msgspec.json.encode(block).decode()),
+        *("-device", msgspec.json.encode(device).decode()),
     ]
 
 

@@ -21,6 +21,7 @@ from agentd.sandbox.backends.qemu.qmp import Qmp, QmpError
 from agentd.sandbox.backends.qemu.shares import Share
 from agentd.sandbox.backends.vm import ending, streams
 from agentd.sandbox.backends.vm.ending import Ending, MachineEnded
+from agentd.sandbox.backends.vm.image import SERIAL
 from agentd.sandbox.backends.vm.machine import MonitorProcess
 from agentd.sandbox.backends.vm.supervisor import Keeper
 from agentd.transport.text import safe_text
@@ -85,11 +86,16 @@ class QemuProcess(MonitorProcess):
 
     # --- starting ---
 
-    def start(self, machine: QemuMachine, boot: Boot, *, incoming: bool, net: bool) -> None:
-        """Returns once QEMU answers; it boots, or waits for ``load`` where ``incoming``."""
+    def start(
+        self, machine: QemuMachine, boot: Boot, *, incoming: bool, net: bool, disk: int | None
+    ) -> None:
+        """Returns once QEMU answers; it boots, or waits for ``load`` where ``incoming``. ``disk``
+        is an image's, which the state to come knows."""
         argv = plans.command(machine, plans.kernel_arguments(), boot.program)
         if incoming:
             argv += ["-incoming", "defer"]
+        if disk is not None:
+            argv += plans.disk_arguments(SERIAL)
         ours, theirs = socket.socketpair()
         with contextlib.ExitStack() as passed:
             undo = passed.enter_context(contextlib.ExitStack())
@@ -97,6 +103,8 @@ class QemuProcess(MonitorProcess):
             passed.callback(theirs.close)
             serial = passed.enter_context(self._listen("serial"))
             fds = {"qmp": theirs.fileno(), "serial": serial.fileno()}
+            if disk is not None:
+                fds["disk"] = disk
             for name, path in (("kernel", boot.kernel), ("initramfs", boot.initramfs)):
                 fds[name] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 passed.callback(os.close, fds[name])
@@ -215,6 +223,12 @@ class QemuProcess(MonitorProcess):
         backend = {"type": "socket", "data": {"addr": address, "server": False}}
         self.execute("chardev-add", {"id": name, "backend": backend})
         self.execute("device_add", {"driver": driver, "id": name, "chardev": name, **options})
+
+    def attach_disk(self, disk: int) -> None:
+        """Plug an image's disk in; ``disk`` is of its file, the caller's to close."""
+        fdset = self.execute("add-fd", fds=[disk])["fdset-id"]
+        self.execute("blockdev-add", plans.disk_block(f"/dev/fdset/{int(fdset)}"))
+        self.execute("device_add", plans.disk_device(SERIAL))
 
     def attach_card(self) -> None:
         """Plug a network card in, behind QEMU's own NAT."""
@@ -358,14 +372,16 @@ def start(
     net: bool = False,
     group: cgroup.Group | None = None,
     block: Block | None = None,
+    disk: int | None = None,
 ) -> QemuProcess:
-    """A running machine; ``state`` is a descriptor of what ``save`` wrote, else it boots.
+    """A running machine; ``state`` is a descriptor of what ``save`` wrote, else it boots. ``disk``
+    is of the file of the disk that the state has.
 
     ``block`` is released when it ends, and when it does not come up.
     """
     process = QemuProcess(keeper, keeper.number(), block, group)
     try:
-        process.start(machine, boot, incoming=state is not None, net=net)
+        process.start(machine, boot, incoming=state is not None, net=net, disk=disk)
         if state is not None:
             process.load(state)
     except BaseException:

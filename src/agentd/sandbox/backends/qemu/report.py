@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from agentd.image.oci.values import OciImage
 from agentd.linux import landlock
 from agentd.linux.cgroup import Group
 from agentd.model.enforcement import Control
@@ -30,6 +31,7 @@ def enforcement(
     group: Group | None,
     detail: str,
     shares: Sequence[Share] = (),
+    image: OciImage | None = None,
 ) -> dict[str, Control]:
     """``controls`` of the monitor and the device; ``setup`` those that hold in the guest;
     ``detail`` says why there is no cgroup around them.
@@ -57,7 +59,7 @@ def enforcement(
         how = f"{mount.named}, virtiofs {share.how}"
         how += "; nothing bounds its size" if mount.volume else ""
         table[f"mount {mount.target}"] = Control(str(mount.mode), True, how)
-    table |= of_guest(plan.spec, plan.limits, setup)
+    table |= of_guest(plan.spec, plan.limits, setup, image)
     ceiling = group is not None and "memory" in group.controllers
     table["host_memory"] = Control(
         f"default {format_size(machine.memory // MIB * MIB)} and QEMU's own",

@@ -3,30 +3,20 @@
 import contextlib
 import os
 import socket
+from collections.abc import Callable
 
 import msgspec
 
 from agentd.linux.cgroup import Group
-from agentd.model import typed
 from agentd.model.enforcement import Enforcement
 from agentd.model.errors import SandboxError
-from agentd.sandbox.backends.qemu.plan import QemuMachine, ceiling
+from agentd.sandbox.backends.qemu.plan import ceiling
 from agentd.sandbox.backends.qemu.process import QemuProcess
+from agentd.sandbox.backends.qemu.record import RECORD, STATE, MachineRecord
 from agentd.sandbox.backends.vm import states
 from agentd.sandbox.backends.vm.foreign import Foreign
+from agentd.sandbox.backends.vm.image import DiskRoot
 from agentd.sandbox.backends.vm.machine import STREAM_SECONDS, MachineWall
-
-STATE, RECORD = "memory.state", "machine.json"
-
-
-class MachineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``machine.json``: what a state fits, and the digest of its file."""
-
-    format: int
-    image: str
-    monitor: str
-    machine: QemuMachine
-    digest: str
 
 
 class QemuWall(MachineWall[QemuProcess]):
@@ -36,6 +26,12 @@ class QemuWall(MachineWall[QemuProcess]):
     vsock device cannot be part of one. What listens in the guest goes on listening. The same is
     true of the machine that the snapshot was taken of.
     """
+
+    #: The digest of the OCI image that it started of; empty without one.
+    image = ""
+    #: What that runs where nobody says what, and where commands begin.
+    command: tuple[str, ...] = ()
+    workdir: str | None = None
 
     def __init__(
         self,
@@ -55,9 +51,20 @@ class QemuWall(MachineWall[QemuProcess]):
             process, group, enforcement, pid=process.pid, memory=memory, ceiling=ceiling(memory)
         )
         self._shares = shares
+        self._on_end: Callable[[], None] = lambda: None
         self._record = record
         self._over_serial = serial
         self._stream: socket.socket | None = None
+
+    def attach_image(self, root: DiskRoot, workdir: str | None) -> None:
+        """Have the image that it started of released once it has ended."""
+        self.image, self.command = root.image.digest, root.image.config.run.command
+        self.workdir = workdir
+        self._on_end = root.lease.close
+
+    def kill(self) -> None:
+        super().kill()
+        self._on_end()
 
     def open_stream(self) -> socket.socket:
         self._check_running()
@@ -141,20 +148,3 @@ class QemuWall(MachineWall[QemuProcess]):
 
 class ForeignQemuWall(Foreign, QemuWall):
     """The wall of a machine whose agent is not ours."""
-
-
-def read_record(folder: str) -> tuple[MachineRecord, int]:
-    """Return what a snapshot says of itself, and its verified state, the caller's to close.
-
-    Raises SandboxError.
-    """
-    try:
-        with open(f"{folder}/{RECORD}", "rb") as file:
-            record = typed.decoder(MachineRecord).decode(file.read(1 << 16))
-        fd = os.open(f"{folder}/{STATE}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except (OSError, msgspec.MsgspecError) as error:
-        raise SandboxError(f"{folder} holds no snapshot of qemu", cause=str(error)) from error
-    if states.digest(fd) != record.digest:
-        os.close(fd)
-        raise SandboxError(f"the snapshot in {folder} is damaged", remediation="take it again")
-    return record, fd

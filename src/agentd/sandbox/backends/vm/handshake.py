@@ -15,14 +15,14 @@ from collections.abc import Sequence
 from agentd.model.errors import AgentdError, OperationFailed, SandboxError
 from agentd.model.limits import Limits
 from agentd.model.spec import SandboxSpec
+from agentd.sandbox.backends.users import parse_user
 from agentd.transport.guest import Guest
 
 _ENTROPY_BYTES = 256
-_USERS = {None: 1000, "sandbox": 1000, "root": 0}
 
 
-class CardMissing(SandboxError):
-    """The guest has not found its network card yet."""
+class DeviceMissing(SandboxError):
+    """The guest has not found a device yet: its network card, or a disk."""
 
 
 def settings(spec: SandboxSpec, limits: Limits, net: dict[str, object] | None) -> dict[str, object]:
@@ -32,7 +32,7 @@ def settings(spec: SandboxSpec, limits: Limits, net: dict[str, object] | None) -
         "hostname": spec.hostname,
         "machine_id": os.urandom(16).hex(),
         "boot_id": str(uuid.UUID(bytes=os.urandom(16), version=4)),
-        "user": _USERS[spec.user],
+        "user": parse_user(spec.user),
         "env": dict(spec.env),
         "limits": {
             name: getattr(limits, name)
@@ -65,7 +65,11 @@ def set_up(
     except SandboxError:
         raise
     except OperationFailed as error:
-        kind = CardMissing if error.errno == errno.ENODEV and "net" in fields else SandboxError
+        kind = (
+            DeviceMissing
+            if error.errno == errno.ENODEV and {"net", "root"} & fields.keys()
+            else SandboxError
+        )
         raise kind("the machine could not be set up", cause=str(error)) from error
     except AgentdError as error:
         raise SandboxError("the machine could not be set up", cause=str(error)) from error

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 
+from agentd.image.oci.values import OciImage
 from agentd.model.enforcement import Control
 from agentd.model.limits import Limits
 from agentd.model.spec import SandboxSpec
@@ -18,17 +19,24 @@ _LIMITS = {
 }
 
 
-def of_guest(spec: SandboxSpec, limits: Limits, setup: Collection[str]) -> dict[str, Control]:
+def of_guest(
+    spec: SandboxSpec, limits: Limits, setup: Collection[str], image: OciImage | None = None
+) -> dict[str, Control]:
     """The guest's identity and limits, and its root where that is asked for. ``limits`` have their
     defaults in; ``setup`` names the controls that hold in the guest, none where its agent is not
-    ours.
+    ours. ``image`` is the root of commands, where it is not the machine's.
     """
     own = "own random numbers, machine-id, boot_id and clock"
     foreign = "as the image has it: its agent is not ours"
     table = {
         "identity": Control("default", set(setup) >= _IDENTITY, own if setup else foreign),
     }
-    if spec.writable:
+    if image is not None:
+        table["image"] = Control(spec.image, True, image.digest)
+        how = "can be written to, on the disk limit" if spec.writable else "read-only"
+        told = f"{how}, of the image {image.name}, {image.digest}, a disk that nobody writes to"
+        table["root"] = Control("writable" if spec.writable else "default", True, told)
+    elif spec.writable:
         table["root"] = Control("writable", True, _ROOT)
     for name, how in _LIMITS.items():
         value = getattr(limits, name)

@@ -6,20 +6,23 @@ from agentd.model.errors import InvalidInput, Refused
 from agentd.model.limits import MIB, Limits
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends.limits import with_defaults
+from agentd.sandbox.backends.users import parse_user
 
 # The guest's kernel, its root in memory and the agent, beside what the sandbox may use.
 GUEST_OVERHEAD = 160 * MIB
 _MAX_MEMORY = 1 << 40
 
 
-def size(spec: SandboxSpec, step: int, most_vcpus: int) -> tuple[Limits, int, int]:
+def size(
+    spec: SandboxSpec, step: int, most_vcpus: int, *, own_root: bool = False
+) -> tuple[Limits, int, int]:
     """The limits with their defaults in, the machine's memory in bytes, a multiple of ``step``, and
-    its virtual CPUs. Raises InvalidInput."""
+    its virtual CPUs. ``own_root``: commands are in another root than the machine's. Raises
+    InvalidInput."""
     if spec.net not in ("none", "host"):
         raise InvalidInput(f"unknown network {spec.net!r}", remediation="use none or host")
-    if spec.user not in (None, "sandbox", "root"):
-        raise InvalidInput(f"unknown user {spec.user!r}", remediation="use root or sandbox")
-    if spec.writable and spec.user != "root":
+    uid = parse_user(spec.user)
+    if spec.writable and uid != 0 and not own_root:
         raise Refused(
             "the root of a virtual machine is written to by its root alone",
             remediation="add --user root, or ask for --isolation namespace",

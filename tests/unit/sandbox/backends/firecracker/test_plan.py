@@ -32,7 +32,7 @@ def test_parts_of_a_cpu_are_rounded_up(cpus: float | None, vcpus: int) -> None:
         (SandboxSpec(net="host"), Refused, "no network"),
         (SandboxSpec(net="bridge"), InvalidInput, "unknown network"),
         (SandboxSpec(mounts=(Mount("/a", "/workspace", MountMode.RW),)), Refused, "mount /a"),
-        (SandboxSpec(user="1234"), InvalidInput, "unknown user"),
+        (SandboxSpec(user="nobody"), InvalidInput, "unknown user"),
         (SandboxSpec(limits=Limits(cpus=33)), InvalidInput, "32 CPUs"),
         (SandboxSpec(limits=Limits(memory=1 << 41)), InvalidInput, "1T"),
     ],

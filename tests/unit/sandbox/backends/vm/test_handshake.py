@@ -11,7 +11,7 @@ from agentd.guest import wire
 from agentd.model.errors import SandboxError
 from agentd.model.limits import Limits
 from agentd.model.spec import SandboxSpec
-from agentd.sandbox.backends.vm.handshake import CardMissing, set_up, settings
+from agentd.sandbox.backends.vm.handshake import DeviceMissing, set_up, settings
 
 SPEC = SandboxSpec(hostname="box", env={"A": "b"})
 HELLO = b'{"agentd":2,"agent":"0","features":[],"boot":{}}\n'
@@ -77,13 +77,16 @@ def test_a_refusal_is_an_error() -> None:
         set_up(_guest(lambda _: refuse), settings(SPEC, Limits(), None), 10)
 
 
-def test_a_card_that_is_not_there_yet_is_told_apart() -> None:
+def test_a_device_that_is_not_there_yet_is_told_apart() -> None:
     refuse = {"event": "error", "errno": 19, "message": "network: no such device"}
-    with pytest.raises(CardMissing):
+    with pytest.raises(DeviceMissing):
         set_up(_guest(lambda _: refuse), settings(SPEC, Limits(), {"address": "x"}), 10)
+    with pytest.raises(DeviceMissing):
+        fields = settings(SPEC, Limits(), None) | {"root": {"disk": "image"}}
+        set_up(_guest(lambda _: refuse), fields, 10)
     with pytest.raises(SandboxError) as caught:
         set_up(_guest(lambda _: refuse), settings(SPEC, Limits(), None), 10)
-    assert not isinstance(caught.value, CardMissing)
+    assert not isinstance(caught.value, DeviceMissing)
 
 
 def test_an_agent_that_never_answers_is_given_up() -> None:
