@@ -34,15 +34,21 @@ Judge = Callable[[AttackOutcome], Judged]
 
 
 def by(
-    process: str = "", namespace: str = "", microvm: str = "virtual_machine"
+    process: str = "",
+    namespace: str = "",
+    microvm: str = "virtual_machine",
+    *,
+    userspace_kernel: bool = True,
 ) -> dict[IsolationLevel, tuple[str, ...]]:
     """``stopped_by`` from names separated by spaces; a level without any is left out.
 
     ``none`` stops nothing: to run the attacks there shows that they are real. A kernel in user
     space promises what both its neighbours do: what is reached behind it is neither the host's
-    files, processes and sockets, nor the host's kernel.
+    files, processes and sockets, nor the host's kernel. ``userspace_kernel`` False: it does not
+    promise that.
     """
-    between = microvm.replace("virtual_machine", "userspace_kernel") if namespace else ""
+    both = namespace and userspace_kernel
+    between = microvm.replace("virtual_machine", "userspace_kernel") if both else ""
     levels = {
         IsolationLevel.PROCESS: process,
         IsolationLevel.NAMESPACE: namespace,

@@ -22,10 +22,14 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _QUEUES = "/dev/mqueue"
 
 Request = dict[str, object]
+Confine = Callable[[Request, agent.Ready], list[str]]
 
 
-def main(listener_fd: int = 3) -> None:
-    """Serve the host's end of ``listener_fd`` until it is closed. Never returns."""
+def main(listener_fd: int = 3, confine: Confine | None = None) -> None:
+    """Serve the host's end of ``listener_fd`` until it is closed. Never returns.
+
+    ``confine`` puts in force what this kernel has of the controls, and names them.
+    """
     listener = socket.socket(fileno=listener_fd)
     listener.set_inheritable(False)
     for number in _SIGNALS:
@@ -36,7 +40,7 @@ def main(listener_fd: int = 3) -> None:
         agent.preload()
         request, _ = receive(listener)
         ready = agent.Ready(pid1=True)
-        done = confine(request, ready)
+        done = (confine or confined)(request, ready)
         listener.sendall(json.dumps({"controls": done}).encode())
         if request["image"] is True:
             image_root.import_nothing()
@@ -50,7 +54,7 @@ def main(listener_fd: int = 3) -> None:
     os._exit(0)
 
 
-def confine(request: Request, ready: agent.Ready) -> list[str]:
+def confined(request: Request, ready: agent.Ready) -> list[str]:
     """The names of the controls that now hold. Raises OSError."""
     without = request["without"]
     skip = set(without) if isinstance(without, list) else set()

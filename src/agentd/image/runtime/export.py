@@ -30,18 +30,18 @@ class GuestBundle:
 def write(path: str) -> GuestBundle:
     """An archive where the path ends in one of ``ARCHIVES``, replaced whole; else a directory that
     is not there yet, or empty. Raises InvalidInput, Unavailable."""
-    runtime = ensure()
-    try:
-        if path.endswith(ARCHIVES):
-            _archive(runtime, path)
-        else:
-            _directory(runtime, path)
-    except OSError as error:
-        raise InvalidInput(
-            f"cannot write {path!r}: {error.strerror}",
-            remediation=f"give a new directory, or a file that ends in {', '.join(ARCHIVES)}",
-        ) from error
-    return GuestBundle(path, runtime.digest, runtime.version, runtime.size)
+    with ensure() as runtime:
+        try:
+            if path.endswith(ARCHIVES):
+                _archive(runtime, path)
+            else:
+                _directory(runtime, path)
+        except OSError as error:
+            raise InvalidInput(
+                f"cannot write {path!r}: {error.strerror}",
+                remediation=f"give a new directory, or a file that ends in {', '.join(ARCHIVES)}",
+            ) from error
+        return GuestBundle(path, runtime.digest, runtime.version, runtime.size)
 
 
 def _directory(runtime: AgentRuntime, path: str) -> None:

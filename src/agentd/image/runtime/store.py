@@ -18,7 +18,6 @@ import shutil
 import stat
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -38,17 +37,31 @@ _NEW, _OLD, _LOCK = ".new-", ".old-", ".lock"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-@dataclass(frozen=True)
 class AgentRuntime:
-    """An interpreter with the agent, whose files do not change and stay while this process lives.
+    """An interpreter with the agent, whose files do not change, and stay until it is closed.
 
     ``folder`` is to be mounted read-only at ``PLACE``; ``size`` is in bytes, ``version`` Python's.
     """
 
-    folder: str
-    digest: str
-    version: str
-    size: int
+    def __init__(self, folder: str, digest: str, version: str, size: int, lock: int) -> None:
+        """Owns the descriptor ``lock``, by which it is in use."""
+        self.folder = folder
+        self.digest = digest
+        self.version = version
+        self.size = size
+        self._lock = lock
+
+    def close(self) -> None:
+        """Nothing of it is in use any more; idempotent. The kernel does it when a process dies."""
+        lock, self._lock = self._lock, -1
+        if lock >= 0:
+            os.close(lock)
+
+    def __enter__(self) -> "AgentRuntime":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def argv(self, words: Sequence[str], module: str = AGENT, place: str = PLACE) -> list[str]:
         """What starts ``module.main()`` with the arguments, where the folder is at ``place``. To be
@@ -76,20 +89,16 @@ class _Known:
 
 
 _T = TypeVar("_T", _Made, _Known)
-_lock = threading.Lock()
-# The descriptor of each that this process uses: a shared lock.
-_used: dict[str, int] = {}
 
 
 def ensure(folder: str | None = None) -> AgentRuntime:
-    """The runtime of this Python and this agentd, made if it is not there.
+    """The runtime of this Python and this agentd, made if it is not there; the caller closes it.
 
     It takes seconds to make and milliseconds to find. Raises Unavailable: what is wrong, the fix.
     """
     folder = os.path.realpath(folder or cache.folder("runtime"))
     try:
-        with _lock:
-            return _Store(folder).ensure()
+        return _Store(folder).ensure()
     except (OSError, py_compile.PyCompileError) as error:
         raise Unavailable(
             f"the agent's own interpreter cannot be made in {folder}",
@@ -133,16 +142,18 @@ class _Store:
         """The runtime, locked and verified."""
         place = os.path.join(self._folder, name)
         made = _load(f"{place}.json", _Made)
-        if made is None or not _hold(place):
+        lock = None if made is None else _hold(place)
+        if made is None or lock is None:
             return None
         stamps = _verified(place, made)
         if stamps is None:
+            os.close(lock)
             return None
         if stamps != made.stamps:
             with contextlib.suppress(OSError):  # it is hashed again next time
                 _write(f"{place}.json", _Made(made.version, made.size, made.files, stamps))
-        os.utime(place)  # when it was used last
-        return AgentRuntime(place, name, made.version, made.size)
+        os.utime(lock)  # when it was used last
+        return AgentRuntime(place, name, made.version, made.size, lock)
 
     def _make(self, name: str, have: Inventory) -> AgentRuntime:
         """Under the lock."""
@@ -156,16 +167,16 @@ class _Store:
             paths.sync_filesystem(new)
             os.chmod(new, OPEN)
             if os.path.lexists(place):  # damaged, and maybe mounted somewhere
-                _let_go(place)
                 os.rename(place, os.path.join(self._folder, _OLD + os.path.basename(new)))
             os.rename(new, place)
         finally:
             shutil.rmtree(new, ignore_errors=True)
         stamps = {inner: stamp(os.path.join(place, inner)) for inner in files}
         _write(f"{place}.json", _Made(have.version, size, files, stamps))
-        if not _hold(place):
+        lock = _hold(place)
+        if lock is None:
             raise FileNotFoundError(2, "it was removed meanwhile", place)
-        return AgentRuntime(place, name, have.version, size)
+        return AgentRuntime(place, name, have.version, size, lock)
 
     def _sweep(self) -> None:
         """Remove what killed processes left; under the lock."""
@@ -221,22 +232,17 @@ def _verified(place: str, made: _Made) -> Stamps | None:
     return stamps
 
 
-def _hold(place: str) -> bool:
-    """Lock it against removal for as long as this process lives. False where it is not there."""
-    if place in _used:
-        if _is_open_on(_used[place], place):
-            return True
-        _let_go(place)
+def _hold(place: str) -> int | None:
+    """Lock it against removal. None where it is not there."""
     try:
         fd = os.open(place, _FOLDER)
     except FileNotFoundError:
-        return False
+        return None
     fcntl.flock(fd, fcntl.LOCK_SH)
-    if not _is_open_on(fd, place):  # removed before it was locked
-        os.close(fd)
-        return False
-    _used[place] = fd
-    return True
+    if _is_open_on(fd, place):
+        return fd
+    os.close(fd)  # removed before it was locked
+    return None
 
 
 def _remove_unused(place: str) -> bool:
@@ -251,11 +257,6 @@ def _remove_unused(place: str) -> bool:
         return True
     finally:
         os.close(fd)
-
-
-def _let_go(place: str) -> None:
-    if place in _used:
-        os.close(_used.pop(place))
 
 
 def _is_open_on(fd: int, place: str) -> bool:

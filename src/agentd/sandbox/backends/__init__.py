@@ -31,6 +31,9 @@ BUILTIN: dict[str, Known] = {
         "agentd.sandbox.backends.linux.nursery:begin",
     ),
     "oci": Known(IsolationLevel.NAMESPACE, "agentd.sandbox.backends.oci.backend:OciBackend"),
+    "gvisor": Known(
+        IsolationLevel.USERSPACE_KERNEL, "agentd.sandbox.backends.gvisor.backend:GvisorBackend"
+    ),
     "firecracker": Known(
         IsolationLevel.MICROVM,
         "agentd.sandbox.backends.firecracker.backend:FirecrackerBackend",

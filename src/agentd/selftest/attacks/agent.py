@@ -123,7 +123,7 @@ ATTACKS = (
     Attack(
         "kill the agent and PID 1",
         _KILL,
-        by("", "pid_namespace", "virtual_machine"),
+        by("", "pid_namespace", "virtual_machine", userspace_kernel=False),
         _judge_kill,
         otherwise="without a pid namespace a command can end its own agent, and so its sandbox",
         fresh=True,

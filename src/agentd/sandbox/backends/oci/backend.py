@@ -5,15 +5,17 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from agentd.guest.zygote.messages import MAX_MESSAGE
 from agentd.linux import landlock, paths, privileges, process
 from agentd.linux.cgroup import Group
 from agentd.model.availability import Availability, Blocker
+from agentd.model.enforcement import Enforcement
 from agentd.model.errors import AgentdError, InvalidInput, Refused
 from agentd.model.isolation import IsolationLevel
+from agentd.model.limits import Limits
 from agentd.model.spec import DEFAULT_IMAGE, SandboxSpec
 from agentd.sandbox.backends import configuration, identity, leases, shared
 from agentd.sandbox.backends.cgroups import explained, let_in, make_group, own_hierarchy
@@ -38,11 +40,14 @@ class OciBackend:
 
     name = "oci"
     level = IsolationLevel.NAMESPACE
+    #: By which it can be built; the first that is there is taken where none is named.
+    known: Mapping[str, Runtime] = RUNTIMES
     runtimes = tuple(RUNTIMES)
     images = False
     volumes = True
     writable = False
     abilities = frozenset({"pause"})
+    wall = NamespaceWall
 
     def __init__(self, without: frozenset[str] = frozenset()) -> None:
         self._without = without
@@ -61,10 +66,9 @@ class OciBackend:
 
     def probe(self) -> Availability:
         """Looks for the runtimes, and has the launcher enter its namespaces."""
-        found = {name: program for name in RUNTIMES if (program := runtimes.find(name))}
+        found = {name: at for name, runtime in self.known.items() if (at := runtime.find())}
         if not found:
-            fix = "; or ".join(runtime.install() for runtime in RUNTIMES.values())
-            return Availability.of([Blocker("no OCI runtime is installed", fix)], [])
+            return Availability.of([Blocker(*_absent(self.known.values()))], [])
         if refused := shared.refused_calls():
             return Availability.of(refused, [])
         if privileges.is_machine_root() and not privileges.may_mount():
@@ -88,7 +92,7 @@ class OciBackend:
     def plan(self, spec: SandboxSpec) -> LinuxPlan:
         """Raises InvalidInput or Refused, also where the runtime that is named is not there."""
         plan = make_plan(spec)
-        _runtime(spec.runtime)
+        self._runtime(spec.runtime)
         for what, wanted, instead in (
             ("sandbox.private_programs", spec.private_programs, "use --backend linux"),
             ("a workspace that is copy-on-write", plan.cow, "use --backend linux"),
@@ -111,7 +115,7 @@ class OciBackend:
             launcher.close()
 
     def _launch(self, plan: LinuxPlan) -> NamespaceWall:
-        runtime, program = _runtime(plan.spec.runtime)
+        runtime, program = self._runtime(plan.spec.runtime)
         with contextlib.ExitStack() as undo:
             launcher = self._started()
             taken = leases.take(plan.mounts, undo)
@@ -139,7 +143,7 @@ class OciBackend:
         lent: list[Loan],
         block: Block | None,
         undo: contextlib.ExitStack,
-    ) -> "_Born":
+    ) -> "Contained":
         runtime, program = called
         listener, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         undo.callback(listener.close)
@@ -151,14 +155,12 @@ class OciBackend:
                 passed.callback(os.close, fds[-1])
             shown = configuration.trees(plan.spec.configuration)
             request = _request(plan, runtime, program, lent, block, shown)
-            mounts = _mounts(lent)
-            request["config"] = config.of_plan(
-                plan, mounts, own_users=block is not None, without=self._without
-            )
+            request |= self._bundle(plan, _mounts(lent), block)
             launcher.start(request, fds)
             theirs.close()
             theirs_answers.close()
-            group, detail = make_group(plan.spec.limits, plan.limits, _needed(plan, block))
+            bounds = self._bounds(plan.limits)
+            group, detail = make_group(plan.spec.limits, bounds, _needed(plan, block))
             if group is not None:
                 undo.callback(group.remove)
             with explained(group, plan.limits):
@@ -167,30 +169,21 @@ class OciBackend:
                 held, pidfd = await_started(answers, _RUNTIME_SECONDS * 2, runtime.name)
         undo.callback(os.close, pidfd)
         undo.callback(_kill, pidfd)
-        return _Born(pidfd, listener, block, group, detail, held, len(shown))
+        return Contained(pidfd, listener, block, group, detail, held, len(shown))
 
     def _wall(
-        self, plan: LinuxPlan, born: "_Born", runtime: str, lent: list[Loan]
+        self, plan: LinuxPlan, born: "Contained", runtime: str, lent: list[Loan]
     ) -> NamespaceWall:
         with explained(born.group, plan.limits):
             controls, _ = await_ready(born.listener, _READY_SECONDS)
         pid = process.pidfd_of_fdinfo(born.pidfd)
-        return NamespaceWall(
+        return self.wall(
             id_=str(pid),
             pid=pid,
             pidfd=born.pidfd,
             listener=born.listener,
             group=born.group,
-            enforcement=report.enforcement(
-                plan,
-                [*controls, *born.held],
-                born.group,
-                born.detail,
-                runtime=runtime,
-                own_user=born.block is not None,
-                shown=born.shown,
-                lent={loan.mount.target: loan.how for loan in lent},
-            ),
+            enforcement=self._enforcement(plan, [*controls, *born.held], born, runtime, lent),
             workspace="/workspace",
             without_group=born.detail,
             block=born.block,
@@ -211,6 +204,52 @@ class OciBackend:
             "writable": config.writable(_mounts(lent)),
         }
 
+    def _runtime(self, name: str | None) -> tuple[Runtime, str]:
+        """Raises InvalidInput for a name that none has, Refused for one that is not installed."""
+        if name is not None and name not in self.known:
+            raise InvalidInput(
+                f"unknown OCI runtime {name!r}",
+                remediation=f"use one of: {', '.join(self.known)}",
+            )
+        wanted = list(self.known.values()) if name is None else [self.known[name]]
+        for runtime in wanted:
+            program = runtime.find()
+            if program is not None:
+                return runtime, program
+        what, fix = _absent(wanted)
+        raise Refused(what, remediation=fix)
+
+    def _bundle(
+        self, plan: LinuxPlan, mounts: config.Mounts, block: Block | None
+    ) -> dict[str, object]:
+        """What the runtime is told, and which files of the host's the agent has."""
+        own = block is not None
+        of_plan = config.of_plan(plan, mounts, own_users=own, without=self._without)
+        return {"config": of_plan, "agent": config.agent_files()}
+
+    def _bounds(self, limits: Limits) -> Limits:
+        """Those of the cgroup, where the runtime itself needs something in it."""
+        return limits
+
+    def _enforcement(
+        self,
+        plan: LinuxPlan,
+        controls: list[str],
+        born: "Contained",
+        runtime: str,
+        lent: list[Loan],
+    ) -> Enforcement:
+        return report.enforcement(
+            plan,
+            controls,
+            born.group,
+            born.detail,
+            runtime=runtime,
+            own_user=born.block is not None,
+            shown=born.shown,
+            lent={loan.mount.target: loan.how for loan in lent},
+        )
+
     def _started(self) -> Launcher:
         with self._lock:
             launcher = self._launcher
@@ -227,7 +266,9 @@ class OciBackend:
         return self._versions[program]
 
 
-class _Born(NamedTuple):
+class Contained(NamedTuple):
+    """A sandbox whose first process runs, and whose agent was not heard yet."""
+
     pidfd: int
     listener: socket.socket
     block: Block | None
@@ -237,19 +278,10 @@ class _Born(NamedTuple):
     shown: int
 
 
-def _runtime(name: str | None) -> tuple[Runtime, str]:
-    """Raises InvalidInput for a name that none has, Refused for one that is not installed."""
-    if name is not None and name not in RUNTIMES:
-        raise InvalidInput(
-            f"unknown OCI runtime {name!r}", remediation=f"use one of: {', '.join(RUNTIMES)}"
-        )
-    wanted = RUNTIMES.values() if name is None else (RUNTIMES[name],)
-    for runtime in wanted:
-        program = runtimes.find(runtime.name)
-        if program is not None:
-            return runtime, program
-    what = "no OCI runtime is installed" if name is None else f"{name} is not installed"
-    raise Refused(what, remediation="; or ".join(runtime.install() for runtime in wanted))
+def _absent(wanted: Iterable[Runtime]) -> tuple[str, str]:
+    """What is missing, and the fix."""
+    named = {runtime.program or runtime.name: runtime.install() for runtime in wanted}
+    return f"{' or '.join(named)} is not installed", "; or ".join(named.values())
 
 
 def _request(
@@ -267,7 +299,6 @@ def _request(
         "net": plan.spec.net,
         "configuration": shown,
         "hidden": plan.spec.configuration.hide,
-        "agent": config.agent_files(),
         "argv": runtime.argv(program, name),
         "seconds": _RUNTIME_SECONDS,
         "disk": plan.limits.disk,

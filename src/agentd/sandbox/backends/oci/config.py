@@ -19,6 +19,8 @@ from agentd.sandbox.backends.linux.plan import HOME, LinuxPlan
 from agentd.sandbox.backends.oci import bundle, filters
 
 Json = dict[str, object]
+#: (source, target, is read-only)
+Mounts = Sequence[tuple[str, str, bool]]
 
 _VERSION = "1.0.2"
 _LIMITS = {
@@ -49,7 +51,7 @@ from agentd.guest.zygote.contained import main; main()"""
 
 def of_plan(
     plan: LinuxPlan,
-    mounts: Sequence[tuple[str, str, bool]],
+    mounts: Mounts,
     *,
     own_users: bool,
     without: Collection[str] = (),

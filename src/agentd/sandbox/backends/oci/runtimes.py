@@ -23,6 +23,12 @@ class Runtime(msgspec.Struct, frozen=True):
     passing: tuple[str, ...]
     #: Distributions and what its package is called there.
     packages: Mapping[str, str]
+    #: What it is called on PATH, where that is not its name.
+    program: str = ""
+
+    def find(self) -> str | None:
+        """Where its program is; None where it is not installed."""
+        return find(self.program or self.name)
 
     def argv(self, program: str, sandbox: str) -> list[str]:
         """The command line that starts ``sandbox`` of the builder's bundle, and then ends."""
@@ -38,7 +44,7 @@ class Runtime(msgspec.Struct, frozen=True):
     def install(self) -> str:
         """How it is had, for whoever lacks it."""
         told = ", ".join(f"{how} on {where}" for where, how in self.packages.items())
-        return f"install {self.name}: {told}"
+        return f"install {self.program or self.name}: {told}"
 
 
 #: The first that is there is taken where none is named. ``--rootless``: it is root of a user

@@ -1,0 +1,74 @@
+"""What a wall of gVisor says of itself.
+
+Commands have gVisor's kernel, so that what the namespace wall says of this one's controls is not
+true of them: those hold gVisor's kernel, and are one row.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from agentd.linux.cgroup import Group
+from agentd.model.enforcement import Control, Enforcement
+from agentd.model.units import format_size
+from agentd.sandbox.backends.gvisor.runsc import BASE_MEMORY
+from agentd.sandbox.backends.limits import limit_control
+from agentd.sandbox.backends.linux import report
+from agentd.sandbox.backends.linux.plan import LinuxPlan
+from agentd.sandbox.backends.oci.report import BY_BUILDER, BY_RUNTIME
+
+_SENTRY = (
+    "in namespaces and an empty root of its own, behind a seccomp filter that runsc installs; as {}"
+)
+_AGENT = "it cannot be traced nor its memory read; its maps can, and a command can end it"
+_NO_FILTER = "commands make no system call of this kernel's: gVisor's kernel answers them"
+_NO_LANDLOCK = "gVisor's kernel has none; what is not to be written is mounted read-only"
+_SHARED = "keyrings, inotify and the like are gVisor's, which is a process of this kernel"
+_SAME = ("hostname", "network", "no_new_privs", "memory", "cpus", "disk", "open_files")
+
+
+def enforcement(
+    plan: LinuxPlan,
+    controls: Sequence[str],
+    group: Group | None,
+    detail: str,
+    *,
+    runtime: str,
+    own_user: bool,
+    shown: int,
+    lent: Mapping[str, str],
+) -> Enforcement:
+    """As ``oci.report.enforcement``; ``runtime`` names runsc and its version."""
+    held = [*BY_RUNTIME, *BY_BUILDER, *controls]
+    told = report.enforcement(
+        plan, held, group, detail, own_user=own_user, digest="", shown=shown, lent=lent
+    )
+    platform = "kvm" if runtime.startswith("runsc-kvm") else "systrap"
+    user = "a user that owns nothing" if own_user else "the caller's own user"
+    table = {
+        "userspace_kernel": Control("default", True, f"gVisor, {platform}, by {runtime}"),
+        "sentry": Control("default", own_user, _SENTRY.format(user)),
+        "root": Control("default", True, told["mount_namespace"].detail),
+        "seccomp": Control("default", False, _NO_FILTER),
+        "landlock": Control("default", False, _NO_LANDLOCK),
+        "agent_protected": Control("default", False, _AGENT),
+        "shared": Control("default", True, _SHARED),
+        "runtime": Control(plan.spec.runtime or "default", True, runtime),
+        "pids": _pids(plan),
+    }
+    table |= {name: told[name] for name in _SAME if name in told}
+    table |= {name: control for name, control in told.items() if name.startswith("mount ")}
+    if table["memory"].enforced:
+        more = f"; {format_size(BASE_MEMORY)} more for gVisor's kernel; over it all of it ends"
+        table["memory"] = _told(table["memory"], more)
+    return table
+
+
+def _pids(plan: LinuxPlan) -> Control:
+    alone = plan.uid != 0
+    how = "RLIMIT_NPROC in gVisor's kernel" if alone else "RLIMIT_NPROC does not bound root"
+    return limit_control(plan.spec.limits.pids, plan.limits.pids, alone, how)
+
+
+def _told(control: Control, more: str) -> Control:
+    return msgspec.structs.replace(control, detail=control.detail + more)

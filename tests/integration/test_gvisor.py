@@ -1,0 +1,106 @@
+"""The wall of gVisor, by the command line and the SDK, and the suite for walls over it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.conftest import OrdinaryUser
+
+from agentd import Refused, Sandbox, Unavailable
+from agentd.client.cli.main import main
+
+pytestmark = [pytest.mark.needs("runsc"), pytest.mark.timeout(300)]
+
+SUITE = "agentd.testing.walls"
+#: Of the suite for walls what is quick; scripts/test-gvisor runs all of it.
+QUICK = "test_an_exit_code_comes_back or test_streams_are_kept or no_network or trace or end"
+
+
+def run(*words: str, capfd: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert main(["run", "--embedded", "--json", *words]) == 0
+    told: dict[str, Any] = json.loads(capfd.readouterr().out)
+    return told
+
+
+def test_another_kernel_answers(capfd: pytest.CaptureFixture[str]) -> None:
+    told = run("--isolation", "userspace-kernel", "--", "dmesg", capfd=capfd)
+    assert "gVisor" in told["stdout"]
+    assert told["sandbox"]["backend"] == "gvisor"
+    report = told["enforcement"]
+    assert report["userspace_kernel"]["enforced"]
+    assert "systrap" in report["userspace_kernel"]["detail"]
+    assert not report["landlock"]["enforced"]
+    assert not report["seccomp"]["enforced"]
+
+
+def test_as_an_ordinary_user_files_are_its_own(as_user: OrdinaryUser) -> None:
+    workspace = as_user.home / "work"
+    workspace.mkdir()
+    os.chown(workspace, *as_user_ids(as_user))
+    argv = ["-m", "agentd", "run", "--embedded", "--backend", "gvisor", "-w", str(workspace)]
+    done = as_user.python(*argv, "--", "sh", "-c", "id -un; echo inside > made", timeout=250)
+    assert (done.returncode, done.stdout) == (0, b"sandbox\n"), done
+    assert (workspace / "made").read_text() == "inside\n"
+
+
+def as_user_ids(as_user: OrdinaryUser) -> tuple[int, int]:
+    found = as_user.home.stat()
+    return found.st_uid, found.st_gid
+
+
+def test_root_is_root_of_gvisor_alone() -> None:
+    with Sandbox.create(backend="gvisor", embedded=True, user="root") as sandbox:
+        script = "id -u; touch /workspace/x && chown 7:8 /workspace/x; mount -t tmpfs t /mnt"
+        done = sandbox.run(["sh", "-c", script])
+        assert done.text.startswith("0\n")
+        assert done.exit_code != 0
+        assert not sandbox.enforcement["pids"].enforced
+
+
+def test_processes_are_counted() -> None:
+    with Sandbox.create(backend="gvisor", embedded=True, pids=30) as sandbox:
+        fork = "for i in $(seq 60); do sleep 60 & done; kill $(jobs -p); wait"
+        done = sandbox.run(["bash", "-c", fork], timeout=120)
+        assert b"fork" in done.stderr, done
+        assert sandbox.run("echo still", check=True).text == "still\n"
+
+
+def test_all_of_it_ends_with_a_cause_when_memory_is_out() -> None:
+    with Sandbox.create(backend="gvisor", embedded=True, memory="64M") as sandbox:
+        assert sandbox.run("echo small", check=True).text == "small\n"
+        if not sandbox.enforcement["memory"].enforced:
+            pytest.skip(sandbox.enforcement["memory"].detail)
+        eat = "import mmap; m = mmap.mmap(-1, 1 << 30); m.write(b'x' * (1 << 29))"
+        done = sandbox.run(["python3", "-c", eat], timeout=200)
+        assert done.cause.code == "oom", done
+
+
+def test_a_network_of_the_host_is_refused() -> None:
+    with pytest.raises(Refused, match="cannot have the network host"):
+        Sandbox.create(backend="gvisor", embedded=True, net="host")
+
+
+def test_who_lacks_runsc_is_told_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentd.sandbox.backends.oci.runtimes._PLACES", ())
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(Unavailable, match=r"runsc is not installed.*apt install runsc"):
+        Sandbox.create(backend="gvisor", embedded=True)
+
+
+def test_the_suite_for_walls_passes(tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "--pyargs"]
+    done = subprocess.run(
+        [*argv, SUITE, "--backend", "gvisor", "-k", QUICK],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert shutil.which("runsc") or "passed" in done.stdout
