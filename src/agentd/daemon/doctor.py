@@ -154,10 +154,21 @@ def _memory() -> int:
 
 def _ids() -> str:
     if why := identity.hindrance():
-        return f"the caller's own: {why}"
+        return f"the caller's own: {why}{_of_root()}"
     of = identity.configured()
     taken = identity.collision(of)
     return f"{of.start} to {of.end - 1}" if taken is None else f"{taken}: set ids.start"
+
+
+def _of_root() -> str:
+    """Return which ids root inside has beside, where agentd is an ordinary user."""
+    from agentd.sandbox.backends.linux import subid_range  # late: few ask
+
+    found = subid_range.own()
+    if isinstance(found, str):
+        return f"; root inside has no other: {found}" if found else ""
+    last = found.uids + found.many - 1
+    return f"; root inside has the subordinate ids {found.uids} to {last}, too"
 
 
 def _image(name: str = DEFAULT_IMAGE) -> str:

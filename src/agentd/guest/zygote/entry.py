@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from agentd.guest.zygote import accounts, root
 from agentd.guest.zygote.messages import close_all, receive, refuse, send
+from agentd.guest.zygote.subid_mapper import SubidMapper
 from agentd.linux import abi, mounts, paths, process
 from agentd.linux.clone import Cloner
 from agentd.linux.kernel import KERNEL
@@ -33,12 +34,13 @@ def prepare(config: dict[str, object]) -> Cloner:
     hidden = _strings(config["hidden"])
     ids = config["ids"]
     files = root.read_etc(config["net"] == "host", hidden)
-    files |= accounts.files(hidden, one_id=not isinstance(ids, dict))
+    given = config.get("subids")
+    files |= accounts.files(hidden, one_id=not (isinstance(ids, dict) or isinstance(given, dict)))
     configuration = _strings(config["configuration"])
     if isinstance(ids, dict) and config["may_mount"]:
         trees = _enter_as_root(cloner, configuration, **ids)
     else:
-        _enter_namespaces(_Mapper(**ids) if isinstance(ids, dict) else None)
+        _enter_namespaces(_mapper(ids, given))
         trees = root.clone_trees(configuration)
     root.enter(trees, files)
     return cloner
@@ -157,7 +159,13 @@ def _map_when_told(sock: socket.socket, target: int, maps: str) -> NoReturn:
         os._exit(0)
 
 
-def _enter_namespaces(mapper: _Mapper | None) -> None:
+def _mapper(ids: object, given: object) -> "_Mapper | SubidMapper | None":
+    if isinstance(ids, dict):
+        return _Mapper(**ids)
+    return SubidMapper(**given) if isinstance(given, dict) else None
+
+
+def _enter_namespaces(mapper: "_Mapper | SubidMapper | None") -> None:
     """As an ordinary user does; with ``mapper`` all ids of sandboxes are mapped, else the caller's
     alone."""
     uid, gid = os.geteuid(), os.getegid()

@@ -201,7 +201,7 @@ class _Zygote:
                 if request.get("writable"):
                     layer.append(self._lend_layer(_id(request["id"])))
                 ids = request.get("map")
-                maps = Maps((0, *ids)) if isinstance(ids, list) else None
+                maps = Maps(*ids) if isinstance(ids, list) else None
                 pidfd = self._clone(listener, _id(request["id"]), scratch, maps=maps, layer=layer)
             self._hand_over({"n": number, "ok": True}, pidfd, scratch)
         except Exception as error:

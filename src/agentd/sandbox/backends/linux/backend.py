@@ -19,7 +19,7 @@ from agentd.sandbox.backends.child import Ended, await_ready, send
 from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.linux import image as images
 from agentd.sandbox.backends.linux import kept as keeping
-from agentd.sandbox.backends.linux import loans, report, restoring, shared_layer
+from agentd.sandbox.backends.linux import loans, report, restoring, shared_layer, subid_range
 from agentd.sandbox.backends.linux.born import (
     Ask,
     Born,
@@ -36,7 +36,11 @@ from agentd.sandbox.backends.linux.loans import Loan
 from agentd.sandbox.backends.linux.nursery import Nursery, adopt
 from agentd.sandbox.backends.linux.plan import LinuxPlan, make_plan
 from agentd.sandbox.backends.linux.shared_layer import SharedLayer
+from agentd.sandbox.backends.linux.subid_range import SubidRange
 from agentd.sandbox.backends.linux.wall import LinuxWall
+
+#: Network, what is shown of the host's configuration, and the subordinate ids if there are any.
+_Key = tuple[str, HostConfiguration] | tuple[str, HostConfiguration, SubidRange]
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -56,7 +60,9 @@ class LinuxBackend:
         self._without = without
         self._lock = threading.Lock()
         begun = adopt()
-        self._nurseries = {("none", USUAL): begun} if begun is not None else {}
+        self._nurseries: dict[_Key, Nursery] = {}
+        if begun is not None:
+            self._nurseries["none", USUAL] = begun
         self._availability: Availability | None = None
 
     def requirements(self) -> tuple[str, ...]:
@@ -100,9 +106,9 @@ class LinuxBackend:
     def _launch(self, plan: LinuxPlan, kept: str | None) -> LinuxWall:
         """``kept`` is the state of a snapshot, whose files it begins with."""
         with contextlib.ExitStack() as undo:
-            nursery = self._nursery(plan.spec.net, plan.spec.configuration)
             root = self._image_root(plan, undo, kept)
             plan = plan if root is None else root.planned(plan)
+            nursery, no_range = self._nursery_for(plan)
             taken = leases.take(plan.mounts, undo)
             sources = [loans.open_source(mount, undo) for mount in plan.mounts]
             own_user = nursery.own_users and "ids" not in self._without
@@ -119,7 +125,8 @@ class LinuxBackend:
                 born = from_spare(spare, nursery, plan, ask, undo)
             else:
                 born = self._clone(nursery, plan, lent, ask, undo, kept, shared)
-            wall = self._wall(plan, born, lent, nursery, root)
+            given = nursery.subids or no_range
+            wall = self._wall(plan, born, lent, nursery, root, given)
             wall.attach_leases(taken)
             if isinstance(wall, OverlayWall):
                 wall.attach_source(os.open(".", _FOLDER, dir_fd=sources[0]))
@@ -172,7 +179,7 @@ class LinuxBackend:
         group, detail = None, ""
         try:
             if not copied:
-                group, detail = let_into_group(plan, listener, undo)
+                group, detail = let_into_group(plan, listener, nursery, undo)
         finally:
             fds = pending.answer()
             for fd in fds:
@@ -183,7 +190,7 @@ class LinuxBackend:
                 restoring.restore(kept, fds[1], user)
             loans.copy_all(lent, fds[1], user)
             ask(listener, block)
-            group, detail = let_into_group(plan, listener, undo)
+            group, detail = let_into_group(plan, listener, nursery, undo)
         nursery.ask_next()
         return Born(fds, listener, block, group, detail, shared, copied)
 
@@ -225,6 +232,7 @@ class LinuxBackend:
         lent: list[Loan],
         nursery: Nursery,
         root: LinuxImageRoot | None,
+        given: SubidRange | str,
     ) -> LinuxWall:
         pid = process.pidfd_of_fdinfo(born.fds[0])
         with explained(born.group, plan.limits):
@@ -242,6 +250,7 @@ class LinuxBackend:
                 born.group,
                 born.detail,
                 own_user=born.block is not None,
+                given=given,
                 digest=nursery.filter_digests[plan.rw, plan.uid == 0],
                 shown=len(nursery.configuration),
                 lent={loan.mount.target: loan.how for loan in lent},
@@ -314,15 +323,37 @@ class LinuxBackend:
     def _take(self, nursery: Nursery) -> Block | None:
         return None if "ids" in self._without else identity.take(nursery.ids)
 
-    def _nursery(self, net: str, shown: HostConfiguration = USUAL) -> Nursery:
+    def _nursery_for(self, plan: LinuxPlan) -> tuple[Nursery, str]:
+        """Also says why root of an ordinary user's sandbox has no range of ids, if it has none."""
+        net, shown = plan.spec.net, plan.spec.configuration
+        given: SubidRange | str = ""
+        # What a build makes a layer of has to be read by us.
+        one_id = plan.bare or identity.available() or "ids" in self._without
+        if plan.uid == 0 and not one_id:
+            given = subid_range.own()
+        if isinstance(given, SubidRange):
+            nursery = self._nursery(net, shown, given)
+            try:
+                nursery.wait_ready()
+            except SandboxError as error:  # newuidmap may not be what it should be here
+                given = error.cause or error.message
+            else:
+                return nursery, ""
+        return self._nursery(net, shown), given
+
+    def _nursery(
+        self, net: str, shown: HostConfiguration = USUAL, subids: SubidRange | None = None
+    ) -> Nursery:
+        key: _Key = (net, shown) if subids is None else (net, shown, subids)
         with self._lock:
-            nursery = self._nurseries.get((net, shown))
+            nursery = self._nurseries.get(key)
             if nursery is not None and not nursery.alive():
                 nursery.close()
                 nursery = None
             if nursery is None:
-                nursery = Nursery(net=net, plain=self._plain(net), shown=shown)
-                self._nurseries[net, shown] = nursery
+                plain = self._plain(net) if subids is None else None
+                nursery = Nursery(net=net, plain=plain, shown=shown, subids=subids)
+                self._nurseries[key] = nursery
             return nursery
 
     def _examine(self) -> tuple[list[Blocker], list[str]]:

@@ -42,7 +42,7 @@ def from_spare(
     undo.callback(spare.close)
     try:
         ask(spare.listener, spare.block)
-        group, detail = let_into_group(plan, spare.listener, undo)
+        group, detail = let_into_group(plan, spare.listener, nursery, undo)
     finally:
         # Not before: the zygote would wake up on the core that we need.
         nursery.ask_next()
@@ -56,10 +56,10 @@ def release(block: Block | None, ended: bool = False) -> None:
 
 
 def let_into_group(
-    plan: LinuxPlan, listener: socket.socket, undo: contextlib.ExitStack
+    plan: LinuxPlan, listener: socket.socket, nursery: Nursery, undo: contextlib.ExitStack
 ) -> tuple[cgroup.Group | None, str]:
     # What else counts processes counts each user's, and root may become others.
-    needed = ("memory", "cpus", "pids") if _has_all_ids(plan) else ("memory", "cpus")
+    needed = ("memory", "cpus", "pids") if has_range(plan, nursery) else ("memory", "cpus")
     group, detail = make_group(plan.spec.limits, plan.limits, needed)
     if group is not None:
         undo.callback(group.remove)
@@ -103,5 +103,6 @@ def disk_of(
     return SandboxDisk(fd, wanted, coming=Coming(namespace, nursery, ids))
 
 
-def _has_all_ids(plan: LinuxPlan) -> bool:
-    return plan.uid == 0 and identity.available()
+def has_range(plan: LinuxPlan, nursery: Nursery) -> bool:
+    """Return whether root inside can become others."""
+    return plan.uid == 0 and (identity.available() or nursery.subids is not None)

@@ -85,6 +85,7 @@ class SandboxDisk:
             for total, some in zip(self._room, taken, strict=True)
         )
         large = taken.size > _LARGE.size or taken.files > _LARGE.files
+        large |= self._coming.nursery.subids is not None  # we may not read what is another's
         return large and all(left)
 
     def stack(self) -> None:

@@ -28,6 +28,7 @@ from agentd.sandbox.backends.child import (
     unsent,
 )
 from agentd.sandbox.backends.identity import SIZE, Block
+from agentd.sandbox.backends.linux.subid_range import SubidRange
 
 # One that ends is seen at once: these are for what hangs, and a starved machine takes its time.
 _START_SECONDS = 60.0
@@ -60,10 +61,12 @@ class Nursery:
         net: str,
         plain: dict[str, object] | None = None,
         shown: HostConfiguration = USUAL,
+        subids: SubidRange | None = None,
     ) -> None:
         """Starts the process and returns at once; the first request waits for it.
 
-        ``plain`` is what most requests ask for: the zygote keeps one clone ahead for those.
+        ``plain`` is what most requests ask for: the zygote keeps one clone ahead for those. With
+        ``subids`` root of its sandboxes has these, too.
         """
         ready_to_start()
         self._lock = threading.Lock()
@@ -87,6 +90,8 @@ class Nursery:
         self.own_users = self._own is not None
         #: Whether mounts are made as the machine's root, by the host itself.
         self.may_mount = self._own is not None and privileges.may_mount()
+        #: Of an ordinary user, for root of its sandboxes alone.
+        self.subids = subids
         self._control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._mounts, mounts = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -152,7 +157,9 @@ class Nursery:
             if writable:
                 request["writable"] = True
             if whole and block is not None:
-                request["map"] = [block.id, SIZE]
+                request["map"] = [[0, block.id, SIZE]]
+            elif whole and self.subids is not None:
+                request["map"] = [[0, 0, 1], [1, 1, self.subids.many]]
             self._send(request, [listener.fileno()])
             self._spawned += 1
         except BaseException:
@@ -292,6 +299,7 @@ class Nursery:
             ids = {"own": self._own.id, "start": self.ids.start, "end": self.ids.end}
         return {
             "ids": ids,
+            "subids": None if self.subids is None else self.subids._asdict(),
             "may_mount": self.may_mount,
             "net": net,
             "plain": plain,

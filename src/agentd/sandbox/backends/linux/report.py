@@ -14,6 +14,7 @@ from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends import identity, shared
 from agentd.sandbox.backends.limits import agent_detail, group_controls, limit_control
 from agentd.sandbox.backends.linux.plan import LinuxPlan
+from agentd.sandbox.backends.linux.subid_range import SubidRange
 
 if TYPE_CHECKING:
     from agentd.image.oci.values import OciImage
@@ -46,17 +47,19 @@ def enforcement(
     digest: str,
     shown: int,
     lent: Mapping[str, str],
+    given: SubidRange | str = "",
     image: "OciImage | None" = None,
 ) -> dict[str, Control]:
     """Every control of the level: asked, enforced, and by what.
 
-    ``detail`` says why there is no group; ``digest`` is that of the seccomp filter;
+    ``detail`` says why there is no group; ``given`` which subordinate ids root has, or why it has
+    none; ``digest`` is that of the seccomp filter;
     ``shown`` how many directories of the host's /etc and /var/lib there are; ``lent`` how each
     mount came in, by its target; ``image`` what it starts of, if anything.
     """
     own = plan.spec.net == "none"
     table = {
-        "user_namespace": _fixed(True, _users(plan, own_user)),
+        "user_namespace": _fixed(True, _users(plan, own_user, given)),
         "pid_namespace": _fixed(True, "the sandbox sees and signals only its own processes"),
         "mount_namespace": _fixed(True, _programs(plan.spec, shown, image)),
         "ipc_namespace": _fixed(True),
@@ -85,7 +88,7 @@ def enforcement(
     if table["pids"].enforced is False and "rlimits" in controls:
         asked, limit = plan.spec.limits.pids, plan.limits.pids
         # It counts each user by itself, and root may become others.
-        alone = plan.uid != 0 or not own_user
+        alone = plan.uid != 0 or not (own_user or isinstance(given, SubidRange))
         how = "RLIMIT_NPROC in the user namespace" if alone else "RLIMIT_NPROC, of each user"
         table["pids"] = limit_control(asked, limit, alone, how)
     if plan.spec.writable:
@@ -181,10 +184,16 @@ def _programs(spec: SandboxSpec, shown: int, image: "OciImage | None") -> str:
     return f"{root}; inotify tells when anybody opens one{known}"
 
 
-def _users(plan: LinuxPlan, own_user: bool) -> str:
+def _users(plan: LinuxPlan, own_user: bool, given: SubidRange | str) -> str:
+    if isinstance(given, SubidRange):
+        return (
+            f"uids 0 to {given.many} inside: 0 is {_outside(own_user)}; the others are its "
+            f"subordinate ids from {given.uids} on (subuid(5))"
+        )
     if plan.uid or not own_user:
         alone = "" if plan.uid else ", and no other"
-        return f"uid {plan.uid} inside{alone}, {_outside(own_user)}"
+        why = f"; no range: {given}" if given else ""
+        return f"uid {plan.uid} inside{alone}, {_outside(own_user)}{why}"
     return f"uids 0 to {identity.SIZE - 1} inside, which are its own and own nothing outside"
 
 

@@ -163,6 +163,7 @@ class _Saver(_Walk):
             self._entry(name, info, fd, path + b"/" + os.fsencode(name), depth)
 
     def _entry(self, name: str, info: os.stat_result, fd: int, path: bytes, depth: int) -> None:
+        self._inside(info.st_uid, os.geteuid(), path)  # before it is opened, which may not be ours
         if stat.S_ISDIR(info.st_mode):
             with _opened(name, fd, info, _DIR) as inner:
                 self._write("folder", name, info, path, depth, attributes=_attributes(inner, path))
@@ -234,6 +235,12 @@ class _Saver(_Walk):
 
     def _inside(self, owner: int, own: int, path: bytes) -> int:
         first, size = (own, 1) if self._first is None else (self._first, identity.SIZE)
+        if self._first is None and owner != own:
+            raise SandboxError(
+                f"{_shown(path)} belongs to another than root, and an ordinary user can keep only "
+                "files of its own",
+                remediation="chown it to root in the sandbox, or run agentd as root",
+            )
         if not 0 <= owner - first < size:
             raise _unkept(path, f"belongs to {owner}, who is not one of the sandbox's")
         return owner - first
@@ -300,7 +307,12 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
-def _unkept(path: bytes, why: str) -> SandboxError:
+def _shown(path: bytes) -> str:
     text = ascii(os.fsdecode(path))[1:-1]
-    shown = text if len(text) <= 200 else f"...{text[-200:]}"
-    return SandboxError(f"{shown} {why}", remediation="change that in the sandbox, and try again")
+    return text if len(text) <= 200 else f"...{text[-200:]}"
+
+
+def _unkept(path: bytes, why: str) -> SandboxError:
+    return SandboxError(
+        f"{_shown(path)} {why}", remediation="change that in the sandbox, and try again"
+    )
