@@ -107,3 +107,47 @@ def test_an_admin_commits_what_a_daemon_has_and_nobody_else(images: Images, tmp_
             assert box.run(["cat", "/x"]).text == "x\n"
     finally:
         daemon.stop()
+
+
+PLACES = ("workspace", "tmp", "home/sandbox")
+
+
+@pytest.fixture
+def full(images: Images) -> str:
+    """An image that has something where sandboxes have folders of their own."""
+    context = images.folder / "context"
+    (context / "files/d").mkdir(parents=True)
+    for name in ("keep", "change", "drop", "d/x"):
+        (context / "files" / name).write_text(f"{name}\n")
+    copies = "".join(f"COPY files /{place}/\n" for place in PLACES)
+    (context / "Dockerfile").write_text(f"FROM base\n{copies}WORKDIR /workspace/d\n")
+    images.run("build", "-t", "full", "context")
+    return "full"
+
+
+@pytest.mark.parametrize("writable", [False, True])
+@pytest.mark.parametrize("user", ["root", "1000"])
+def test_what_an_image_has_at_a_writable_place_is_seen_and_changed(
+    user: str, writable: bool, full: str, images: Images
+) -> None:
+    options: Any = {"user": user, "writable": writable}
+    script = "cat d/x change && rm drop && echo c >> change && mkdir new && echo n > new/n && ls"
+    with Sandbox.create(image=full, **options) as box:
+        assert box.run("pwd; cat x").text == "/workspace/d\nd/x\n"
+        for place in PLACES:
+            told = box.run(script, cwd=f"/{place}", check=True).text
+            assert told == "d/x\nchange\nchange\nd\nkeep\nnew\n"
+        assert box.run("stat -c %a /tmp").text == "1777\n"
+        look = " && ".join(f"cat /{place}/change /{place}/new/n" for place in PLACES)
+        with box.snapshot() as kept, Sandbox.create(snapshot=kept) as again:
+            assert again.run(look, check=True).text == "change\nc\nn\n" * 3
+            assert not again.run("test -e /workspace/drop").ok
+        (copy,) = box.fork()
+        with copy:
+            assert copy.run(look, check=True).text == "change\nc\nn\n" * 3
+        box.commit("later")
+    names = {f"{place}/{name}" for place in PLACES for name in ("change", ".wh.drop", "new/n")}
+    assert names <= set(layer(images, "later"))
+    with Sandbox.create(image="later", **options) as box:
+        assert box.run(look, check=True).text == "change\nc\nn\n" * 3
+        assert not box.run("ls /workspace/drop").ok

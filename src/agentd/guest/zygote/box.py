@@ -10,7 +10,7 @@ import os
 import resource
 from collections.abc import Callable
 
-from agentd.guest.zygote import cgroup_view, disk, image_root, own_root, var, writable_root
+from agentd.guest.zygote import cgroup_view, disk, image_root, own_root, stack, var, writable_root
 from agentd.guest.zygote.asked import Request, dicts, number, pairs, strings
 from agentd.guest.zygote.disk import WORKSPACE
 from agentd.guest.zygote.messages import close_all
@@ -86,13 +86,14 @@ def confine(
     done: list[str] = []
     held: list[str] = []
     coming: list[int] = []
+    lowers: dict[str, int] = {}
     steps: tuple[tuple[str, Callable[[], object]], ...] = (
         ("user_namespace", lambda: _identity(box, kernel)),
         ("hostname", lambda: kernel.sethostname(str(box["hostname"]))),
         ("loopback", lambda: _loopback(box, kernel)),
-        ("root", lambda: _own_root(box, fds, kernel)),
-        ("scratch", lambda: _scratch(box, fds, coming, kernel, prepared)),
-        ("workspace", lambda: _mounts(box, fds, kernel, prepared is not None)),
+        ("root", lambda: _own_root(box, fds, lowers, kernel)),
+        ("scratch", lambda: _scratch(box, fds, coming, lowers, kernel, prepared)),
+        ("workspace", lambda: _mounts(box, fds, lowers, kernel, prepared is not None)),
         ("proc", lambda: _proc(kernel)),
         ("user_counts", lambda: _user_counts(box, kernel)),
         ("group", lambda: held.extend(enter())),
@@ -119,7 +120,7 @@ def confine(
                 raise BoxError(name, error) from None
             done.append(name)
     finally:
-        close_all(coming)
+        close_all([*coming, *lowers.values()])
     return done
 
 
@@ -149,17 +150,24 @@ def _loopback(box: Request, kernel: WallKernel) -> None:
 
 
 def _scratch(
-    box: Request, fds: list[int], coming: list[int], kernel: WallKernel, prepared: Prepared | None
+    box: Request,
+    fds: list[int],
+    coming: list[int],
+    lowers: dict[str, int],
+    kernel: WallKernel,
+    prepared: Prepared | None,
 ) -> None:
     if prepared is None:
-        disk.build(box, fds, coming, kernel)
+        disk.build(box, fds, coming, kernel, lowers)
         return
     fds.extend(prepared.fds)
     if prepared.size != box["disk"]:
         disk.resize(box, kernel)
 
 
-def _mounts(box: Request, fds: list[int], kernel: WallKernel, own: bool) -> None:
+def _mounts(
+    box: Request, fds: list[int], lowers: dict[str, int], kernel: WallKernel, own: bool
+) -> None:
     """The workspace, then what else of the host was asked for; ``own`` if it has one already."""
     mounts = list(dicts(box["mounts"]))
     cow = mounts.pop(0) if box["cow"] else None
@@ -168,7 +176,7 @@ def _mounts(box: Request, fds: list[int], kernel: WallKernel, own: bool) -> None
     if cow is not None:
         _overlay(cow, fds, kernel)
     elif not (own or disk.is_bare(box)) and not any(m["target"] == WORKSPACE for m in mounts):
-        disk.show_workspace(box, kernel)
+        disk.show_workspace(box, kernel, lowers)
     for mount, tree in zip(mounts, trees, strict=True):
         target = str(mount["target"])
         if target != WORKSPACE:
@@ -214,7 +222,7 @@ def _cgroup_view(done: list[str], held: list[str], kernel: WallKernel) -> None:
         cgroup_view.mount(held, kernel)
 
 
-def _own_root(box: Request, fds: list[int], kernel: WallKernel) -> None:
+def _own_root(box: Request, fds: list[int], lowers: dict[str, int], kernel: WallKernel) -> None:
     image, layer = box.get("image"), box.get("layer")
     if disk.is_writable(box):
         disk.mount(box, fds, kernel)
@@ -222,7 +230,11 @@ def _own_root(box: Request, fds: list[int], kernel: WallKernel) -> None:
         places = [(str(path), bool(is_dir)) for path, is_dir in pairs(image["places"])]
         scratch = WORKSPACE if disk.is_writable(box) else None
         bare = disk.is_bare(box)
-        image_root.build(fds[number(image["fd"])], places, scratch, kernel, bare=bare)
+        names = strings(image.get("shown"))
+        shown = [stack.PLACES[name] for name in names]
+        root = fds[number(image["fd"])]
+        found = image_root.build(root, places, scratch, kernel, bare=bare, shown=shown)
+        lowers.update(zip(names, found, strict=True))
     elif isinstance(layer, dict):
         writable_root.build(fds[number(layer["fd"])], layer["trees"], WORKSPACE, kernel)
     elif box["private_root"]:

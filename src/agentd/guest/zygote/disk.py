@@ -5,13 +5,15 @@ but the subdirectories can be reached (``stack`` has what lies on it). Standard 
 """
 
 import contextlib
+import os
+from collections.abc import Mapping
 
 from agentd.guest.zygote import stack, var
 from agentd.guest.zygote.asked import Request, dicts, number
 from agentd.guest.zygote.image_root import SHM
 from agentd.guest.zygote.root import SANDBOX_HOME
 from agentd.guest.zygote.wall_kernel import WallKernel
-from agentd.linux import abi
+from agentd.linux import abi, overlay
 
 WORKSPACE = "/workspace"
 # Writable places. Each is a directory of one tmpfs, so that one size bounds them all.
@@ -20,12 +22,19 @@ _VAR = [top.strip("/") for top in var.TOPS]
 QUEUES = "/dev/mqueue"
 # All sandboxes of the machine have some 3000 together (kernel.pty.max).
 _MAX_TERMINALS = 512
+_NOTHING: Mapping[str, int] = {}
 _NOSUID_NODEV = abi.MS_NOSUID | abi.MS_NODEV
 
 
-def build(box: Request, fds: list[int], coming: list[int], kernel: WallKernel) -> None:
+def build(
+    box: Request,
+    fds: list[int],
+    coming: list[int],
+    kernel: WallKernel,
+    lowers: Mapping[str, int] = _NOTHING,
+) -> None:
     """Mount it. What it opens of it, for the host to take snapshots by, is added to ``fds``, and
-    ``coming`` gets what a fork will show."""
+    ``coming`` gets what a fork will show. ``lowers`` are what an image has at a writable place."""
     if not is_writable(box):  # a writable root has it already
         mount(box, fds, kernel)
     view = SHM if is_bare(box) else WORKSPACE
@@ -34,12 +43,11 @@ def build(box: Request, fds: list[int], coming: list[int], kernel: WallKernel) -
         view = stack.mount_shared(fds[number(box["shared"])], WORKSPACE, kernel)
     for name, target, mode in _SCRATCH:
         if target == SHM or not is_bare(box):
-            kernel.make_folder(f"{view}/{name}", mode)
-            kernel.mount(f"{view}/{name}", target, None, abi.MS_BIND)
+            _show(name, target, mode, view, lowers, kernel)
     if not is_writable(box) and not box.get("image"):
         _own_var(view, kernel)
     fds.append(disk)
-    if _is_stackable(box):
+    if _is_stackable(box) and not lowers:
         kernel.make_folder(f"{view}/w", 0o755)
         places = [name for name in stack.PLACES if not box.get("image") or name not in _VAR]
         coming.extend(stack.prepare(WORKSPACE, places, size(box), kernel))
@@ -85,11 +93,25 @@ def resize(box: Request, kernel: WallKernel) -> None:
     kernel.mount("tmpfs", "/tmp", "tmpfs", flags, size(box))
 
 
-def show_workspace(box: Request, kernel: WallKernel) -> None:
+def show_workspace(box: Request, kernel: WallKernel, lowers: Mapping[str, int] = _NOTHING) -> None:
     """A directory of it, on top of the tmpfs itself."""
     view = f"{WORKSPACE}/{stack.MERGED}" if box.get("shared") is not None else WORKSPACE
-    kernel.make_folder(f"{view}/w", 0o755)
-    kernel.mount(f"{view}/w", WORKSPACE, None, abi.MS_BIND)
+    _show("w", WORKSPACE, 0o755, view, lowers, kernel)
+
+
+def _show(
+    name: str, target: str, mode: int, view: str, lowers: Mapping[str, int], kernel: WallKernel
+) -> None:
+    """A directory of it at a writable place; above what the image has there, changes of that. An
+    older snapshot has brought a directory all the same."""
+    if name not in lowers or os.path.isdir(f"{view}/{name}"):
+        kernel.make_folder(f"{view}/{name}", mode)
+        kernel.mount(f"{view}/{name}", target, None, abi.MS_BIND)
+        return
+    own = f"{view}/{stack.ABOVE}{name}"
+    kernel.make_folder(own, 0o755)
+    kernel.make_folder(f"{own}/u", mode)
+    overlay.mount(target, [lowers[name]], own, kernel)
 
 
 def is_writable(box: Request) -> bool:

@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from agentd.guest.zygote import cgroup_view
@@ -35,18 +35,23 @@ def build(
     kernel: Kernel = KERNEL,
     *,
     bare: bool = False,
-) -> None:
+    shown: Sequence[str] = (),
+) -> list[int]:
     """Make the root of a detached mount of the image's, and enter it. Raises OSError.
 
     ``places`` is what else is mounted, a path behind the image's links each. With ``scratch``,
     where the sandbox's tmpfs is mounted, the root can be written to, and what is lies on that. With
     ``bare`` there are no folders of ours: the tmpfs is at SHM then, for the steps to come.
+
+    Returns detached mounts of ``shown``, folders of the image's, for what is to lie above them.
     """
     kernel.mount("tmpfs", STAGE, "tmpfs", _NOSUID_NODEV, "mode=0755,size=4m,nr_inodes=8k")
     top, below = f"{STAGE}/t", f"{STAGE}/i"
     for path in (top, below):
         kernel.mkdir(path, 0o755)
     kernel.move_mount(image, "", abi.AT_FDCWD, below, abi.MOVE_MOUNT_F_EMPTY_PATH)
+    flags = abi.OPEN_TREE_CLONE | abi.OPEN_TREE_CLOEXEC
+    lowers = [kernel.open_tree(abi.AT_FDCWD, below + path, flags) for path in shown]
     shared = [(path, os.path.isdir(path)) for path in _SHARED if os.path.exists(path)]
     if bare:
         _make_etc(top, below)
@@ -67,6 +72,7 @@ def build(
     if scratch:
         kernel.mount(scratch, STAGE + (SHM if bare else scratch), None, abi.MS_BIND)
     enter_stage(kernel)
+    return lowers
 
 
 def _make_folders(top: str) -> None:

@@ -3,6 +3,8 @@
 A disk is one tmpfs, mounted on the workspace and covered there by its own folders. On it:
 
     w, t, h, s, run, var   what is shown at the writable places
+    iw, it, ih             where the image has something at those: on each u, k, the changes of that
+                           and the overlay's own, and 0, what the image has
     n                      a tmpfs for the layer to come, and on that u, k (the overlay's own) and
                            o, the overlay of what is below and u
     0, u, k, m             of a fork, in place of all others: what it shares, which nobody can write
@@ -35,6 +37,8 @@ PLACES = {
     "run": "/run",
     "var": "/var",
 }
+#: Before the name of what lies above something of the image's.
+ABOVE = "i"
 _NOSUID_NODEV = abi.MS_NOSUID | abi.MS_NODEV
 
 

@@ -95,6 +95,22 @@ class ImageRoot:
             remediation="say as whom, by --user: root, or a number",
         )
 
+    def has_files(self, path: str) -> bool:
+        """Return whether a directory is right there, no link, with anything in it."""
+        parts = path.strip("/").split("/")
+        fd = os.dup(self._root)
+        try:
+            for part in parts:
+                inner = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=fd)
+                os.close(fd)
+                fd = inner
+            with os.scandir(fd) as entries:
+                return next(entries, None) is not None
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+
     def _is_directory(self, path: str) -> bool:
         try:
             os.close(open_inside(self._root, path, _PLACE))

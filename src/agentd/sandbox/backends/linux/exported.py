@@ -25,7 +25,10 @@ _UPPER = (b"r/u", b"")
 #: Of the steps of a build: all of the root is the image's.
 OF_A_STEP = (_UPPER,)
 #: Of other sandboxes, which have folders of their own there (``zygote.disk``).
-OF_A_SANDBOX = (_UPPER, (b"w", b"workspace"), (b"h", b"home/sandbox"), (b"t", b"tmp"))
+OF_A_SANDBOX = (
+    *(_UPPER, (b"w", b"workspace"), (b"h", b"home/sandbox"), (b"t", b"tmp")),
+    *((b"iw/u", b"workspace"), (b"ih/u", b"home/sandbox"), (b"it/u", b"tmp")),
+)
 # Ours in every sandbox, whatever the image has there.
 _OURS = frozenset((b"etc/hosts", b"etc/resolv.conf", b"dev", b"proc", b"sys", b".agentd"))
 
@@ -76,9 +79,9 @@ class _Layering:
                 top = dict(self._places).get(whole, b"")
                 place = (top, entry) if top else None
                 continue
-            if place is not None:
+            if place is not None and self._was(os.fsdecode(place[0])) != stat.S_IFDIR:
                 self._entry(os.fsdecode(place[0]), place[1])
-                place = None
+            place = None
             self._entry(os.fsdecode(inside), entry)
 
     def _inside(self, path: bytes) -> bytes | None:

@@ -5,6 +5,7 @@ import os
 
 import msgspec
 
+from agentd.guest.zygote.stack import PLACES
 from agentd.image.oci.store import OciStore
 from agentd.linux import idmap, mounts
 from agentd.model.errors import Refused, SandboxError
@@ -16,6 +17,9 @@ from agentd.sandbox.backends.linux import kept
 from agentd.sandbox.backends.linux.loans import Lender
 from agentd.sandbox.backends.linux.plan import LinuxPlan
 from agentd.sandbox.backends.linux.wall import LinuxWall
+
+# Names of writable places, of which an image may have something (``zygote.stack``).
+_LAYERED = ("w", "t", "h")
 
 
 def found(spec: SandboxSpec) -> SandboxSpec:
@@ -58,7 +62,17 @@ class LinuxImageRoot(ImageRoot):
             "places": self.places(plan.mounts, plan.workdir),
             "writable": plan.spec.writable,
             "bare": plan.bare,
+            "shown": [] if plan.bare else self._shown(plan),
         }
+
+    def _shown(self, plan: LinuxPlan) -> list[str]:
+        """Names of the writable places where the image has something, which is to be seen there."""
+        mounted = {mount.target for mount in plan.mounts}
+        return [
+            name
+            for name in _LAYERED
+            if PLACES[name] not in mounted and self.has_files(PLACES[name])
+        ]
 
     def mount(self, lender: Lender, block: Block | None) -> int:
         """A detached mount, read-only, its files the sandbox's user's; the caller's to close.
