@@ -48,6 +48,7 @@ def test_the_plan_of_a_spec_that_says_nothing() -> None:
             "USER": "sandbox",
         },
         "workdir": None,
+        "bare": False,
     }
 
 
