@@ -48,7 +48,6 @@ def test_the_plan_of_a_spec_that_says_nothing() -> None:
             "USER": "sandbox",
         },
         "workdir": None,
-        "bare": False,
     }
 
 
