@@ -91,7 +91,8 @@ def inside(command: Sequence[str]) -> tuple[str, str]:
     if result.exit_code == _NO_TESTS:
         return "none", ""
     said = result.text + result.stderr.decode(errors="replace")
-    return "failed", ", ".join(_cases(said)) or last_line(said)
+    several = "several" if "multiple errors occurred" in said else last_line(said)
+    return "failed", ", ".join(_cases(said)) or several
 
 
 def _cases(text: str) -> list[str]:
