@@ -20,6 +20,9 @@ BEGIN, END = "<!-- compat: begin -->", "<!-- compat: end -->"
 def main() -> int:
     options = _parsed()
     chosen = [row for row in rows() if options.only in f"{row.kind}: {row.name}"]
+    if not chosen:
+        print(f"no row has {options.only!r} in its name: see tests/compat/programs.toml")
+        return 2
     wanted: dict[str, object] = {"isolation": options.isolation, "memory": "2G"}
     if options.root:
         wanted |= {"user": "root", "writable": True}

@@ -152,8 +152,14 @@ def _checked(name: str, where: str) -> Capability | AgentdError:
     return capability
 
 
+_VERSION = re.compile(r"\.v[0-9]+\Z")
+
+
 def _unknown(name: str, names: Iterable[str]) -> NotFound:
-    near = get_close_matches(name[:_MAX_NAME], list(names), n=3, cutoff=0.5)
+    # Without versions, which are alike whatever they are of.
+    stems = {each.rpartition(".v")[0] or each: each for each in names}
+    stem = _VERSION.sub("", name[:_MAX_NAME])
+    near = [stems[each] for each in get_close_matches(stem, list(stems), n=3)]
     return NotFound(
         f"there is no capability {name[:_MAX_NAME]!r}",
         remediation=f"did you mean {' or '.join(near)}?" if near else "see agentd capability ls",

@@ -14,18 +14,25 @@ if TYPE_CHECKING:
 
 
 def find(
-    url: str | None, api_key: str | None, restored: bool, embedded: bool
+    url: str | None,
+    api_key: str | None,
+    snapshot: "Snapshot | str | os.PathLike[str] | None",
+    embedded: bool,
 ) -> "tuple[address.Address | None, bool]":
-    """The daemon to ask, or None for this process; and whether it was named.
+    """The daemon to ask, or None for this process; and whether it was named. A ``snapshot`` that a
+    daemon keeps names that one.
 
     Raises InvalidInput.
     """
+    keeper = getattr(snapshot, "address", None)
+    if isinstance(keeper, address.Address) and url is None and api_key is None and not embedded:
+        return keeper, False
     named = address.given(url, api_key)
     if embedded and url is not None:
         raise InvalidInput("embedded and url exclude each other", remediation="give one of them")
     if named is not None and not embedded:
         return named, True
-    found = None if embedded or restored else address.running(None, api_key)
+    found = None if embedded or kept_here(snapshot) else address.running(None, api_key)
     if found is None and api_key is not None:
         raise InvalidInput(
             "api_key is for the sandboxes of a daemon",

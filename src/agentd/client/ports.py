@@ -27,6 +27,10 @@ class Snapshot(Protocol):
         """The folder it is kept in; None where a daemon keeps it."""
 
     @property
+    def url(self) -> str | None:
+        """The daemon that keeps it, where ``create`` makes sandboxes of it; None without one."""
+
+    @property
     def fidelity(self) -> str:
         """What is in it: "memory" is processes and files, "files" is files alone."""
 

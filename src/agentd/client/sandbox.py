@@ -106,7 +106,9 @@ class Sandbox(SandboxCommands):
         Raises InvalidInput, Refused (what is in the way, and the fix), SandboxError, Unreachable.
         """
         with wording.spoken():
-            where, named = place.find(url, api_key, place.kept_here(snapshot), embedded)
+            where, named = place.find(url, api_key, snapshot, embedded)
+            if name is not None:
+                arguments.text(name, "name", 'write it as "build"')
             state = place.state(snapshot, of_daemon=where is not None)
             body = build.sandbox_body(
                 snapshot=state,

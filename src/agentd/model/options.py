@@ -33,6 +33,8 @@ _MAX_NUMBER = (1 << 63) - 1
 # What the agent itself takes, before any command of the sandbox does.
 MIN_MEMORY = 1 << 20
 MIN_OPEN_FILES = 16
+#: Of the sandbox's own directories, before a command writes anything.
+MIN_DISK = 64 << 10
 _MAX_COUNT = 1 << 22  # the kernel's own ceiling of pids (PID_MAX_LIMIT, 64-bit)
 
 
@@ -86,10 +88,10 @@ def sandbox_spec(**options: Unpack[SandboxOptions]) -> SandboxSpec:
         mounts=_mounts(options.get("workspace"), options.get("mounts"), options.get("volumes")),
         net="none" if net is None else _one_of("network", net, NETS),
         limits=Limits(
-            memory=_memory(options.get("memory")),
+            memory=_at_least(options.get("memory"), "memory", MIN_MEMORY),
             cpus=None if cpus is None else _cpus(cpus),
             pids=None if pids is None else _count(pids, "pids"),
-            disk=_size(options.get("disk"), "disk"),
+            disk=_at_least(options.get("disk"), "disk", MIN_DISK),
             open_files=None if open_files is None else _open_files(open_files),
             output=_size(options.get("output"), "output"),
             timeout=_time(options.get("timeout")),
@@ -256,12 +258,12 @@ def _size(value: Size, what: str, least: int = 1) -> int | None:
     return None if value is None else parse_size(value, what, least)
 
 
-def _memory(value: Size) -> int | None:
-    size = _size(value, "memory", MIN_MEMORY)
-    if size is not None and size < MIN_MEMORY:
+def _at_least(value: Size, what: str, least: int) -> int | None:
+    size = _size(value, what, least)
+    if size is not None and size < least:
         raise InvalidInput(
-            f"memory of {readable_size(size)} is too little for a sandbox",
-            remediation=f"give at least {readable_size(MIN_MEMORY)}",
+            f"{what} of {readable_size(size)} is too little for a sandbox",
+            remediation=f"give at least {readable_size(least)}",
         )
     return size
 

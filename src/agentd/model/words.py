@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 # As JSON and Python call it -> as the command line does, where that differs by more than a dash.
 _OPTIONS = {"mounts": "mount"}
-_NAMES = {*SandboxOptions.__annotations__, *ExecOptions.__annotations__, "ttl", "labels"}
+_NAMES = {*SandboxOptions.__annotations__, *ExecOptions.__annotations__, "ttl", "labels", "on_idle"}
 _FROM_OPTION = {_OPTIONS.get(name, name).replace("_", "-"): name for name in _NAMES}
-_CHOICES = {"isolation", "backend", "net"}
+_CHOICES = {"isolation", "backend", "net", "on_idle"}
 # Another program's options, and whole commands, are left as they are.
 _OPTION = re.compile(
     r"(?:systemd-run|docker run|podman run|agentd [a-z]+) [^);`]*"

@@ -39,6 +39,9 @@ class Snapshot:
     In a with statement it is deleted at the end, unless it was given a path to keep it at.
     """
 
+    #: The daemon that keeps it: none.
+    url = None
+
     def __init__(self, manifest: SnapshotManifest, path: str, *, kept: bool) -> None:
         self.manifest = manifest
         self.path = path

@@ -140,6 +140,7 @@ _WANTING = {errno.EAGAIN: CauseCode.PIDS_LIMIT, errno.ENOMEM: CauseCode.OOM}
 _MAX_DETAIL = 1000
 # What the agent says of an interpreter, a loader, or where a link leads.
 _GONE = "does not exist in the sandbox"
+_NO_FOLDER = "name a directory of the sandbox as the working directory, or make it first: mkdir -p"
 _MOUNT = "show the folder that has it at its own path: --mount DIR:DIR"
 
 
@@ -158,6 +159,8 @@ def spawn_exit(
     cause = Cause.of(CauseCode.SPAWN_FAILED, message)
     wanting = _WANTING.get(event.errno)
     remediation = REMEDIATION[wanting] if wanting is not None else ""
+    if event.stage == "cwd":
+        remediation = remediation or _NO_FOLDER
     if event.stage == "exec" and event.errno == errno.ENOENT:
         if _GONE in event.detail:
             remediation = _MOUNT

@@ -1,5 +1,6 @@
 """A TCP connection to a port inside, carried over the agent's stream."""
 
+import errno
 from collections.abc import Callable
 from typing import Any
 
@@ -100,5 +101,11 @@ class Tunnel:
             raise GuestError(f"the agent sent a frame of type {kind} out of place")
         event = decode(_EVENTS, payload)
         if isinstance(event, Error):
-            raise failure(event, f"port {self._port}")
+            error = failure(event, f"port {self._port}")
+            if event.errno == errno.ECONNREFUSED:
+                error.remediation = (
+                    f"have a server listen on 127.0.0.1:{self._port} inside, or on all addresses; "
+                    "one that was just started may need a moment"
+                )
+            raise error
         return event

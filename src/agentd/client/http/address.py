@@ -16,7 +16,8 @@ CA, CERT, CERT_KEY = "AGENTD_CA", "AGENTD_CERT", "AGENTD_CERT_KEY"
 SYSTEM_SOCKET = "/run/agentd/agentd.sock"
 _PORTS = {"http": 80, "https": 443}
 _HOST = re.compile(
-    r"(?P<scheme>https?)://(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]{1,253})(:(?P<port>\d{1,5}))?/?"
+    r"(?P<scheme>https?)://(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]{1,253})(:(?P<port>\d{1,5}))?/?",
+    re.ASCII,
 )
 _LISTENS_SECONDS = 2.0  # a full backlog of a daemon that is busy
 _MAX_PATH = 107  # bytes of sun_path before its NUL, unix(7)

@@ -345,6 +345,15 @@ class HttpSnapshot:
         self.created = view.created
         self.size = view.bytes
 
+    @property
+    def address(self) -> Address:
+        """The daemon that keeps it, and as whom to ask it."""
+        return self._address
+
+    @property
+    def url(self) -> str:
+        return str(self._address)
+
     def delete(self) -> None:
         """Idempotent. Sandboxes that were made of it stay as they are."""
         with closing(shared(self._address)) as service, suppress(NotFound):

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from agentd.daemon.sandboxes.adoption import GRACE_SECONDS
-from agentd.model.errors import AgentdError
+from agentd.model.errors import AgentdError, Unsupported
 from agentd.model.events import EventKind
 from agentd.model.idle import IDLE, OnIdle
 from agentd.sandbox import guard
@@ -64,7 +64,11 @@ class Pauses:
         Raises Unsupported where it is to and cannot.
         """
         if live.record.on_idle == OnIdle.PAUSE:
-            live.handle.able(PAUSE, "pause")
+            try:
+                live.handle.able(PAUSE, "pause")
+            except Unsupported as error:
+                error.remediation += "; or have it ended when it is idle: --on-idle end"
+                raise
             live.handle.on_use = lambda: self._wake(live)
 
     def _rest_all(self, due: "list[Live]") -> None:

@@ -59,8 +59,15 @@ class KeptFile(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
     attributes: dict[str, bytes] = {}
 
 
+class TooLong(ValueError):
+    """A record is longer than ``read`` takes."""
+
+
 def write(file: BinaryIO, record: KeptHead | KeptFile) -> None:
+    """Raises TooLong, before anything of it is written."""
     data = msgspec.msgpack.encode(record)
+    if len(data) > _MAX_RECORD:
+        raise TooLong(f"{len(data)} bytes")
     file.write(len(data).to_bytes(4, "big"))
     file.write(data)
 

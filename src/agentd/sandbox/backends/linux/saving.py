@@ -231,7 +231,10 @@ class _Saver(_Walk):
             "accessed": info.st_atime_ns,
             "modified": info.st_mtime_ns,
         }
-        kept.write(self._entries, KeptFile(**about, **fields))  # type: ignore[arg-type]
+        try:
+            kept.write(self._entries, KeptFile(**about, **fields))  # type: ignore[arg-type]
+        except kept.TooLong:
+            raise _unkept(path, "has more stretches of data between holes than are kept") from None
 
     def _inside(self, owner: int, own: int, path: bytes) -> int:
         first, size = (own, 1) if self._first is None else (self._first, identity.SIZE)

@@ -1,5 +1,6 @@
 """Files of a disk, written down and put back: the same, whatever they are; and what is forged."""
 
+import io
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -238,3 +239,14 @@ def test_an_owner_is_one_of_the_new_sandboxes(disk: int, work: Path, state: str)
     (work / "file").touch()
     with pytest.raises(SandboxError, match="not one of the sandbox's"):
         saving.save(state, _all_of(disk), 1_000_000, still=True, check=nothing)
+
+
+def test_a_record_longer_than_is_read_is_not_written() -> None:
+    """So many stretches take 14 GB of a disk; the bound is the reader's."""
+    many = kept.KeptFile(
+        1, b"", "folder", 0o755, 0, 0, 0, 0, attributes={"user.a": bytes(64 << 20)}
+    )
+    whole = io.BytesIO()
+    with pytest.raises(kept.TooLong):
+        kept.write(whole, many)
+    assert whole.getvalue() == b""
