@@ -22,6 +22,8 @@ import pytest
 from tests import rootfs
 from tests.conftest import nothing_left_behind
 from tests.contract.ways import Refusal, rest
+from tests.lasting import lasting as lasting_manager
+from tests.lasting import used
 
 from agentd.client import build
 from agentd.client.embedded_service import EmbeddedService
@@ -36,7 +38,6 @@ from agentd.sandbox.backends.wall import ProcessWall
 from agentd.sandbox.manager import Manager
 from agentd.sandbox.ports import Backend
 from agentd.sandbox.supervisor import client as supervisor
-from agentd.testing.patience import SLOWER
 from agentd.testing.walls.fixtures import canary, folder, workspace
 
 __all__ = ["canary", "folder", "workspace"]
@@ -123,7 +124,7 @@ def image() -> Iterator[str]:
 
 @pytest.fixture
 def own_pipeline(canary: str) -> Iterator[Pipeline]:
-    """A new one each test, so that what a backend leaves behind is seen too."""
+    """For a test that no other's sandboxes may be beside."""
     pipeline = Pipeline(Manager(_load))
     yield pipeline
     pipeline.manager.close()
@@ -134,11 +135,8 @@ def pipeline(request: pytest.FixtureRequest, lasting: Pipeline | None) -> Iterat
     if lasting is None:
         yield request.getfixturevalue("own_pipeline")
         return
-    yield lasting
-    # The templates that this test had opened in it, before it is looked at for what it leaves.
-    backend = lasting.manager.backend(KINDS[_kind_of(request)].name)
-    if templates := getattr(backend, "_templates", None):
-        templates.close()
+    with used(lasting.manager, KINDS[_kind_of(request)].name):
+        yield lasting
 
 
 @pytest.fixture(params=KINDS)
@@ -302,11 +300,12 @@ class Machines:
 
     def __init__(self, daemon: str) -> None:
         self._daemon = daemon
-        self._pipeline = Pipeline(Manager(_load))
+        self._freed = contextlib.ExitStack()
+        self._pipeline = Pipeline(self._freed.enter_context(lasting_manager(_load)))
         self._made: dict[str, Lent] = {}
 
     def pipeline(self, kind: Kind) -> Pipeline:
-        """Its own, that wall's keeper started."""
+        """Its own, with what makes that wall's sandboxes started."""
         self._pipeline.manager.backend(kind.name).probe()
         return self._pipeline
 
@@ -325,7 +324,7 @@ class Machines:
     def close(self) -> None:
         for machine in self._made.values():
             machine.end()
-        self._pipeline.manager.close()
+        self._freed.close()
 
 
 @pytest.fixture(scope="session")
@@ -343,11 +342,9 @@ def _kind_of(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def lasting(request: pytest.FixtureRequest, machines: Machines) -> Pipeline | None:
-    """The one of all tests of machines where starting a keeper for each takes most of its time."""
+    """The one of all tests, whose own leavings are looked at when all have ended."""
     name = _kind_of(request)
-    if SLOWER == 1 or not name or not KINDS[name].machine:
-        return None
-    return machines.pipeline(KINDS[name])
+    return machines.pipeline(KINDS[name]) if name else None
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from tests.lasting import lasting, used
 
 from agentd.capability import schema
 from agentd.capability.call import CallContext, perform
@@ -66,13 +67,35 @@ def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(scope="session")
+def manager() -> Iterator[Manager]:
+    """What a backend leaves behind when it is closed is looked at by the contract suite."""
+    with lasting() as manager:
+        yield manager
+
+
+@pytest.fixture(scope="module")
+def started(backend: str, manager: Manager) -> Manager:
+    found = manager.backend(backend).probe()
+    if not found.usable:
+        pytest.skip(f"{backend}: {'; '.join(blocker.what for blocker in found.blockers)}")
+    return manager
+
+
 @pytest.fixture
-def pipeline(backend: str) -> Iterator[Pipeline]:
-    """A new one each test, so that what a backend leaves behind is seen too."""
-    with contextlib.closing(Manager()) as manager:
-        found = manager.backend(backend).probe()
-        if not found.usable:
-            pytest.skip(f"{backend}: {'; '.join(blocker.what for blocker in found.blockers)}")
+def shared(request: pytest.FixtureRequest) -> None:
+    if "pipeline" in request.fixturenames:
+        request.getfixturevalue("started")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind(shared: None, _nothing_left_behind: None) -> None:
+    """What tests share is there before each of them is looked at."""
+
+
+@pytest.fixture
+def pipeline(backend: str, started: Manager) -> Iterator[Pipeline]:
+    with used(started, backend) as manager:
         yield Pipeline(manager)
 
 
