@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 from tests.conftest import OrdinaryUser
+from tests.integration.test_oci_images import short_of_room
 from tests.oci import Images, Layout, busybox, file, folder, link
 
 from agentd import Sandbox
 
 pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(300)]
+__all__ = ["short_of_room"]  # a fixture
 PASSWD = b"root:x:0:0::/root:/bin/sh\nnode:x:77:78::/home/node:/bin/sh\n"
 GROUP = b"root:x:0:\nstaff:x:50:\n"
 
@@ -514,3 +516,41 @@ def test_a_build_takes_no_longer_for_what_was_cached(on_base: Builds) -> None:
     time.sleep(0.01)  # that another time would show
     on_base.build("FROM base AS a\nRUN echo x > /x\nFROM scratch\nCOPY --from=a /x /x\n")
     assert {path.name: path.stat().st_ctime_ns for path in roots.iterdir()} == before
+
+
+def test_a_layer_is_bounded_whatever_holes_a_file_has(on_base: Builds) -> None:
+    (on_base.context / "sparse").touch()
+    os.truncate(on_base.context / "sparse", 64 << 30)
+    done = on_base.build("FROM base\nCOPY sparse /x\n", code=2)
+    assert "Dockerfile:2: COPY: more than 32 GiB of the context is copied" in done.stderr
+    (on_base.context / "sparse").unlink()
+    sparse = "busybox dd if=/dev/zero of=/x bs=1 count=1 seek=68719476736"
+    done = on_base.build(f"FROM base\nRUN {sparse}\n", code=125)
+    assert "Dockerfile:2: RUN: the layer would be larger than 32 GiB" in done.stderr
+    assert on_base.left() == []
+
+
+@pytest.mark.root
+@pytest.mark.usefixtures("short_of_room")
+def test_where_the_disk_is_full_a_build_leaves_nothing(on_base: Builds) -> None:
+    before = on_base.store()
+    (on_base.context / "big").write_bytes(os.urandom(9 << 20))
+    run = "busybox dd if=/dev/urandom of=/big bs=1M count=9"
+    for text in ("FROM base\nCOPY big /big\n", f"FROM base\nRUN {run}\n"):
+        done = on_base.build(text, code=125)
+        assert "there is no room for" in done.stderr or "make room" in done.stderr
+        assert on_base.store() == before
+    assert on_base.told("verify") == [{"name": "base", "state": "ready"}]
+
+
+def test_interrupted_a_build_ends_its_sandbox_and_leaves_nothing(on_base: Builds) -> None:
+    (on_base.context / "Dockerfile").write_text("FROM base\nRUN echo now && sleep 1000\n")
+    process = on_base.start("build", "-t", "mine", str(on_base.context))
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line == "now\n":
+            break
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert on_base.left() == [] and [row["name"] for row in on_base.told("ls")] == ["base"]

@@ -11,6 +11,7 @@ from agentd.daemon.commands.ends import completed
 from agentd.image.oci.building.layer import LayerWriter
 from agentd.image.oci.building.running import Output, RunEnd, RunStep
 from agentd.linux.paths import open_inside
+from agentd.model.drive import drive
 from agentd.model.limits import Limits
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox.backends.linux.exported import Exported, write_layer
@@ -75,8 +76,7 @@ def _run(handle: SandboxHandle, step: RunStep, output: Output) -> RunEnd:
     request = completed(ExecRequest(step.argv), handle)
     with Command(handle, BeginStreamed(request)) as command:
         command.feed(b"")
-        while command.exit is None:
-            chunks, _ = command.step()
+        for chunks, _ in drive(command):
             for name, data in chunks:
                 output(name, data)
         result = command.finish()

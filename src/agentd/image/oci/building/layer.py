@@ -11,6 +11,8 @@ import tarfile
 from typing import BinaryIO
 
 from agentd.image.model import ImageError
+from agentd.image.oci.bounds import BOUNDS
+from agentd.model.units import readable_size
 
 _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
 MAX_ENTRIES = 1 << 21
@@ -86,6 +88,12 @@ class LayerWriter:
         """Its SHA-256 in hex. Raises Changed where ``data`` is shorter."""
         info = self._info(path, mode, owner, modified, attributes)
         info.size = size
+        if self._hashing.size + size > BOUNDS.unpacked:
+            raise ImageError(
+                f"the layer would be larger than {readable_size(BOUNDS.unpacked)}",
+                cause=f"{path!r} has {size} bytes, holes among them",
+                remediation="make what is kept smaller",
+            )
         reader = _Reader(data)
         try:
             self._add(info, reader)

@@ -13,9 +13,11 @@ import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from agentd.image.oci.bounds import BOUNDS
 from agentd.image.oci.building.ignore import Ignored, translated
 from agentd.linux.paths import open_inside
 from agentd.model.errors import InvalidInput
+from agentd.model.units import readable_size
 
 MAX_FILES = 1 << 20
 _MAX_DEPTH = 256
@@ -49,7 +51,7 @@ class FileSource:
     def __init__(self, folder: str, what: str, ignored: Ignored | None = None) -> None:
         """Raises InvalidInput where it is no directory."""
         self._what, self._ignored = what, ignored or Ignored()
-        self._count = 0
+        self._count = self._bytes = 0
         try:
             self._root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
@@ -105,6 +107,7 @@ class FileSource:
         finally:
             os.close(fd)
         with self.opened(path) as file:
+            self._count_bytes(os.fstat(file))
             yield self._item("", os.fstat(file), _digest(file), path)
 
     @contextlib.contextmanager
@@ -173,6 +176,7 @@ class FileSource:
             raise Unusable(f"{place} cannot be read: {error.strerror}") from error
         try:
             told = os.fstat(file)
+            self._count_bytes(told)
             if not stat.S_ISREG(told.st_mode):
                 raise Unusable(f"{place} was replaced while it was read")
             return self._item(path, told, _digest(file), place)
@@ -186,6 +190,13 @@ class FileSource:
         kind, mode = stat.S_IFMT(info.st_mode), stat.S_IMODE(info.st_mode)
         size = info.st_size if kind == stat.S_IFREG else 0
         return Item(path, kind, mode, size, int(info.st_mtime), content, place)
+
+    def _count_bytes(self, info: os.stat_result) -> None:
+        """Before they are read, holes of sparse files among them."""
+        self._bytes += info.st_size
+        if self._bytes > BOUNDS.unpacked:
+            most = readable_size(BOUNDS.unpacked)
+            raise Unusable(f"more than {most} of the {self._what} is copied")
 
     def _opened(self, path: str) -> int:
         try:
