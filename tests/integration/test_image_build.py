@@ -4,6 +4,8 @@ import io
 import json
 import os
 import signal
+import subprocess
+import sys
 import tarfile
 import time
 from pathlib import Path
@@ -554,3 +556,30 @@ def test_interrupted_a_build_ends_its_sandbox_and_leaves_nothing(on_base: Builds
     process.communicate(timeout=60)
     assert process.returncode == 130
     assert on_base.left() == [] and [row["name"] for row in on_base.told("ls")] == ["base"]
+
+
+def test_each_run_is_bounded_as_it_is_said(on_base: Builds) -> None:
+    done = on_base.build("FROM base\nRUN sleep 100\n", "--timeout", "1s", code=1)
+    assert "Dockerfile:2: RUN sleep 100 failed: " in done.stderr
+    full = "FROM base\nRUN busybox dd if=/dev/zero of=/x bs=1M count=4\n"
+    assert "No space left" in on_base.build(full, "--disk", "2M", code=1).stderr
+    on_base.build(full, "--disk", "8M")
+    for option, wrong in (("--memory", "much"), ("--disk", "0"), ("--timeout", "soon")):
+        assert wrong in on_base.build(full, option, wrong, code=2).stderr
+
+
+def test_a_dockerfile_comes_by_stdin_and_an_argument_by_the_environment(builds: Builds) -> None:
+    words = ["build", "-t", "mine", "-f", "-", "--build-arg", "A", "--json", str(builds.context)]
+    done = subprocess.run(
+        [sys.executable, "-m", "agentd", "image", *words],
+        input="FROM scratch\nARG A\nLABEL a=$A\nNOSUCH x\n",
+        env=builds.env | {"A": "b"}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and "-:4: NOSUCH is no instruction" in done.stderr
+    done = subprocess.run(
+        [sys.executable, "-m", "agentd", "image", *words],
+        input="FROM scratch\nARG A\nLABEL a=$A\n",
+        env=builds.env | {"A": "b"}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert json.loads(done.stdout)["name"] == "mine"
+    assert builds.config()["Labels"] == {"a": "b"}
