@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
 from agentd.guest.zygote import cgroup_view
@@ -25,7 +25,7 @@ _SHARED = ("/dev", "/proc", "/sys", EMPTY_FILE, EMPTY_FOLDER, cgroup_view.STATIC
 #: Where the sandbox's tmpfs is in a root without folders of ours.
 SHM = "/dev/shm"
 # Of the shared root, which has them as every sandbox does: names of hosts are the sandbox's own.
-_FILES = ("/etc/hosts", "/etc/resolv.conf")
+FILES = ("/etc/hosts", "/etc/resolv.conf")
 
 
 def build(
@@ -56,8 +56,8 @@ def build(
     if bare:
         _make_etc(top, below)
     else:
-        _make_folders(top)
-    _make_places(top, (*shared, *places))
+        make_folders(top)
+    make_places(top, (*shared, *places), dict(_files()))
     try:
         if scratch:
             kernel.make_folder(f"{scratch}/r", 0o755)
@@ -75,7 +75,8 @@ def build(
     return lowers
 
 
-def _make_folders(top: str) -> None:
+def make_folders(top: str) -> None:
+    """Make the directories of ours that every sandbox has."""
     for path in _DIRECTORIES:
         os.makedirs(top + path, 0o755, exist_ok=True)
 
@@ -89,13 +90,19 @@ def _make_etc(top: str, image: str) -> None:
             os.chmod(f"{top}/etc", stat.S_IMODE(found.st_mode))
 
 
-def _make_places(top: str, places: Iterable[Target]) -> None:
-    for path in _FILES:
-        if os.path.exists(path):
-            with open(path, "rb") as file:
-                write(top + path, file.read(1 << 20))
+def make_places(top: str, places: Iterable[Target], files: Mapping[str, bytes]) -> None:
+    """Make the rest of the layer on top: ``files``, and what else is mounted on."""
+    for path, data in files.items():
+        write(top + path, data)
     for path, is_dir in places:
         mount_point(top + path, is_dir)
+
+
+def _files() -> Iterator[tuple[str, bytes]]:
+    for path in FILES:
+        if os.path.exists(path):
+            with open(path, "rb") as file:
+                yield path, file.read(1 << 20)
 
 
 def import_nothing() -> None:

@@ -92,7 +92,7 @@ _EMPTY_DEV = ("/dev/pts", "/dev/shm", "/dev/mqueue")
 EMPTY_FILE = "/.agentd/empty"
 EMPTY_FOLDER = "/.agentd/nothing"
 # How many processors there are, and of which kind, as /proc/cpuinfo has it: lscpu reads it here.
-_SYSFS = ("/sys/devices/system/cpu",)
+SYSFS = ("/sys/devices/system/cpu",)
 _PROC_FILES = (
     "bootconfig",
     "cmdline",
@@ -121,7 +121,7 @@ def clone_trees(configuration: Sequence[str], kernel: Kernel = KERNEL) -> list[T
     As root call it before privileges are dropped; otherwise inside the new user namespace.
     """
     trees = []
-    for path in (*PROGRAMS, *configuration, *_SYSFS):
+    for path in (*PROGRAMS, *configuration, *SYSFS):
         if os.path.isdir(path) and not os.path.islink(path):
             with suppress(FileNotFoundError):  # removed since
                 trees.append((path, mounts.clone_tree(path, readonly=True, kernel=kernel)))

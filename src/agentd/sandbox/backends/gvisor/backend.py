@@ -1,40 +1,35 @@
 """The ``gvisor`` backend: runsc builds the wall, as ``oci`` has its runtimes build one."""
 
-import threading
+import os
 
 import msgspec
 
-from agentd.image.runtime import store
 from agentd.model.enforcement import Enforcement
 from agentd.model.errors import Refused
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
-from agentd.model.spec import SandboxSpec
+from agentd.model.spec import DEFAULT_IMAGE, SandboxSpec
 from agentd.sandbox.backends.gvisor import config, report
 from agentd.sandbox.backends.gvisor.runsc import BASE_MEMORY, RUNTIMES
 from agentd.sandbox.backends.gvisor.wall import GvisorWall
 from agentd.sandbox.backends.identity import Block
-from agentd.sandbox.backends.linux.loans import Loan
 from agentd.sandbox.backends.linux.plan import LinuxPlan
-from agentd.sandbox.backends.oci.backend import Contained, OciBackend
-from agentd.sandbox.backends.oci.config import Mounts
+from agentd.sandbox.backends.oci.container import Contained, ContainerBackend
+from agentd.sandbox.backends.oci.request import Lent
 
 # Of this kernel's processes and threads: those of gVisor's kernel, and what it runs each of the
 # sandbox's in. Beyond that it ends, which only a sandbox that is beside itself sees.
 _THREADS, _THREADS_EACH = 1024, 4
 
 
-class GvisorBackend(OciBackend):
+class GvisorBackend(ContainerBackend[GvisorWall]):
     name = "gvisor"
     level = IsolationLevel.USERSPACE_KERNEL
     known = RUNTIMES
     runtimes = tuple(RUNTIMES)
-    wall = GvisorWall
-
-    def __init__(self, without: frozenset[str] = frozenset()) -> None:
-        super().__init__(without)
-        self._agent: store.AgentRuntime | None = None
-        self._making = threading.Lock()
+    images = False
+    writable = False
+    abilities = frozenset({"pause"})
 
     def requirements(self) -> tuple[str, ...]:
         return (
@@ -46,7 +41,16 @@ class GvisorBackend(OciBackend):
 
     def plan(self, spec: SandboxSpec) -> LinuxPlan:
         """Raises InvalidInput or Refused, also where runsc is not there."""
+        if spec.image != DEFAULT_IMAGE:
+            raise Refused(
+                f"backend {self.name} cannot have an image", remediation="use --backend linux"
+            )
         plan = super().plan(spec)
+        if plan.cow:
+            raise Refused(
+                f"backend {self.name} cannot have a workspace that is copy-on-write",
+                remediation="use --backend linux",
+            )
         if spec.net != "none":
             raise Refused(
                 f"backend gvisor cannot have the network {spec.net}",
@@ -55,10 +59,10 @@ class GvisorBackend(OciBackend):
             )
         return plan
 
-    def _bundle(self, plan: LinuxPlan, mounts: Mounts, block: Block | None) -> dict[str, object]:
+    def _bundle(self, plan: LinuxPlan, lent: Lent, block: Block | None) -> dict[str, object]:
         agent = self._agents()
         changed: dict[str, object] = {
-            "config": config.of_plan(plan, mounts, agent),
+            "config": config.of_plan(plan, lent.mounts(plan), agent),
             "agent": config.agent_files(agent),
         }
         if plan.uid != 0:
@@ -67,9 +71,7 @@ class GvisorBackend(OciBackend):
             changed |= {"uid": 0, "maps": [(0, 0 if block is None else block.id, 1)]}
         return changed
 
-    def _agent_request(
-        self, plan: LinuxPlan, lent: list[Loan], block: Block | None
-    ) -> dict[str, object]:
+    def _agent_request(self, plan: LinuxPlan, lent: Lent, block: Block | None) -> dict[str, object]:
         return super()._agent_request(plan, lent, block) | {"becomes": plan.uid or None}
 
     def _bounds(self, limits: Limits) -> Limits:
@@ -80,8 +82,14 @@ class GvisorBackend(OciBackend):
             pids=None if pids is None else pids * _THREADS_EACH + _THREADS,
         )
 
+    def _kind(self, plan: LinuxPlan) -> type[GvisorWall]:
+        return GvisorWall
+
+    def _attach(self, wall: GvisorWall, plan: LinuxPlan, born: Contained, lent: Lent) -> None:
+        os.close(born.disk)
+
     def _enforcement(
-        self, plan: LinuxPlan, controls: list[str], born: Contained, runtime: str, lent: list[Loan]
+        self, plan: LinuxPlan, controls: list[str], born: Contained, runtime: str, lent: Lent
     ) -> Enforcement:
         return report.enforcement(
             plan,
@@ -90,20 +98,5 @@ class GvisorBackend(OciBackend):
             born.detail,
             runtime=runtime,
             own_user=born.block is not None,
-            shown=born.shown,
-            lent={loan.mount.target: loan.how for loan in lent},
+            lent={loan.mount.target: loan.how for loan in lent.loans},
         )
-
-    def close(self) -> None:
-        super().close()
-        with self._making:
-            agent, self._agent = self._agent, None
-        if agent is not None:
-            agent.close()
-
-    def _agents(self) -> store.AgentRuntime:
-        """The agent's own interpreter: an image may have none."""
-        with self._making:
-            if self._agent is None:
-                self._agent = store.ensure()
-            return self._agent

@@ -16,10 +16,15 @@ def of_plan(plan: LinuxPlan, mounts: config.Mounts, runtime: AgentRuntime) -> Js
 
     No seccomp: what commands call is answered by gVisor's kernel, and by nothing of this one.
     """
-    made = config.of_plan(plan, mounts, own_users=plan.uid == 0, without={"seccomp"})
+    made = config.of_plan(
+        plan,
+        mounts,
+        own_users=plan.uid == 0,
+        argv=runtime.argv([], _AGENT),
+        without={"seccomp"},
+    )
     process = made["process"]
     assert isinstance(process, dict)  # noqa: S101  (made above; this narrows the type)
-    process["args"] = runtime.argv([], _AGENT)
     process["env"] = []
     process["rlimits"] = [*_others(process["rlimits"]), *_processes(plan)]
     return made

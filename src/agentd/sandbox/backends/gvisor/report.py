@@ -11,6 +11,7 @@ import msgspec
 from agentd.linux.cgroup import Group
 from agentd.model.enforcement import Control, Enforcement
 from agentd.model.units import format_size
+from agentd.sandbox.backends import configuration
 from agentd.sandbox.backends.gvisor.runsc import BASE_MEMORY
 from agentd.sandbox.backends.limits import limit_control
 from agentd.sandbox.backends.linux import report
@@ -35,11 +36,11 @@ def enforcement(
     *,
     runtime: str,
     own_user: bool,
-    shown: int,
     lent: Mapping[str, str],
 ) -> Enforcement:
     """As ``oci.report.enforcement``; ``runtime`` names runsc and its version."""
     held = [*BY_RUNTIME, *BY_BUILDER, *controls]
+    shown = len(configuration.trees(plan.spec.configuration))
     told = report.enforcement(
         plan, held, group, detail, own_user=own_user, digest="", shown=shown, lent=lent
     )

@@ -149,14 +149,15 @@ def copy_all(lent: list[Loan], scratch: int, user: int | None) -> None:
         if loan.layered:
             try:
                 owner = os.fstat(loan.source) if loan.own_user else None
-                foreign.make(loan.source, scratch, _name(index), owner, user)
+                foreign.make(loan.source, scratch, name(index), owner, user)
             except OSError as error:
                 raise copies.failed(loan.mount, error) from error
         elif loan.copy is not None:
-            copies.make(loan.mount, loan.source, scratch, _name(index), user)
+            copies.make(loan.mount, loan.source, scratch, name(index), user)
 
 
-def _name(index: int) -> str:
+def name(index: int) -> str:
+    """What a copy is called on the scratch tmpfs."""
     return f"c{index}"
 
 
@@ -170,7 +171,7 @@ def requests(lent: list[Loan]) -> list[dict[str, object]]:
         found.append({
             "target": loan.mount.target,
             "fd": fd if loan.mounted else None,
-            "copy": None if loan.copy is None else _name(index),
+            "copy": None if loan.copy is None else name(index),
             "ro": loan.mount.mode is MountMode.RO,
             "is_dir": paths.is_folder(loan.source),
         })  # fmt: skip

@@ -6,7 +6,9 @@ nobody else has. All lies on a tmpfs at ``STAGE``. Standard library only.
 Fields of a request: ``config`` is ``config.json``, made by the host, in which paths of ``STAGE``
 stand; ``argv`` the runtime's command line, ``seconds`` what it may take; ``disk`` and ``inodes``
 bound the scratch tmpfs; ``folders`` are ``[name, mode]`` of its directories, which are ``uid``'s;
-``mounts`` are ``[name, is_dir]`` of what is passed along, each attached at ``STAGE/m/name``.
+``mounts`` are ``[name, is_dir, passed]``, each attached at ``STAGE/m/name`` where it is passed
+along. With ``cow`` the first of them is the workspace, below an overlay, and ``cow_copies`` are
+what the host has put on the scratch tmpfs to lie over it. With ``lend`` the host gets that first.
 """
 
 import contextlib
@@ -21,8 +23,9 @@ from typing import NoReturn
 from agentd.guest.zygote import cgroup_view, root, var
 from agentd.guest.zygote.group import enter_group
 from agentd.guest.zygote.messages import refuse, send
-from agentd.linux import abi, mounts, net, process
+from agentd.linux import abi, mounts, net, overlay, process
 from agentd.linux.kernel import KERNEL
+from agentd.sandbox.backends.oci import roots
 
 #: Covers what the host has there once all that comes from the host is open.
 STAGE = "/tmp"
@@ -34,6 +37,7 @@ STATE = f"{STAGE}/state"
 LOG = f"{STAGE}/log"
 PID_FILE = f"{STAGE}/pid"
 NETWORK = f"{STAGE}/network"
+COW = f"{STAGE}/cow"
 #: Where the agent's code is, and its interpreter's files, if the root has none.
 AGENT = "/.agentd/agent"
 #: The descriptor at which the agent is spoken to.
@@ -55,12 +59,8 @@ Request = dict[str, object]
 
 def clone_trees(request: Request) -> list[root.Tree]:
     """Detached read-only mounts of what the root shows of the host, for one sandbox."""
-    trees = []
-    for path, fd in root.clone_trees(_strings(request["configuration"])):
-        if path.startswith("/dev/"):  # the runtime makes its own
-            os.close(fd)
-        else:
-            trees.append((path, fd))
+    image = request["image"] is not None
+    trees = roots.clone_trees(_strings(request["configuration"]), image=image)
     for source, target in _pairs(request["agent"]):
         trees.append((target, mounts.clone_tree(source, readonly=True)))
     return trees
@@ -69,15 +69,20 @@ def clone_trees(request: Request) -> list[root.Tree]:
 def build(request: Request, fds: list[int], trees: list[root.Tree]) -> NoReturn:
     """Make the bundle and have the runtime start it; answer, and end.
 
-    ``fds``: the agent's listener, the socket to answer at, mounts in order.
+    ``fds``: the agent's listener, the socket to answer at, mounts in order, the image's at last.
     """
     listener, answers = fds[0], socket.socket(fileno=fds[1])
     try:
-        _make(request, fds[2:], trees)
-        held = _enter_group(answers)
+        process.set_child_subreaper(True)
+        disk = _stage(request)
+        if request["lend"] is True:
+            # What it is to begin with the host writes there, and lets us into the group then.
+            send(answers, {"ok": True}, [disk])
+        held = enter_group(answers)
+        done = _make(request, fds[2:], trees, held)
         pid = _run(_strings(request["argv"]), listener, float(str(request["seconds"])))
         pidfd = os.pidfd_open(pid)
-        send(answers, {"ok": True, "held": held}, [pidfd])
+        send(answers, {"ok": True, "held": done}, [pidfd, disk])
         os._exit(0)
     except Exception as error:
         # An orphan of the runtime's is ours, as we are a subreaper.
@@ -86,43 +91,50 @@ def build(request: Request, fds: list[int], trees: list[root.Tree]) -> NoReturn:
     os._exit(1)
 
 
-def _make(request: Request, passed: list[int], trees: list[root.Tree]) -> None:
-    process.set_child_subreaper(True)
+def _stage(request: Request) -> int:
+    """The places for all that comes; a descriptor of the scratch tmpfs, bounded in bytes and
+    inodes, of which the writable places are directories."""
+    # All that is to be had of the host by its path is open by now.
+    KERNEL.mount("tmpfs", STAGE, "tmpfs", _NOSUID_NODEV, "mode=0755,size=16m,nr_inodes=8k")
+    for path in (ROOT, SCRATCH, MOUNTS, BUNDLE, STATE, COW):
+        KERNEL.mkdir(path, 0o755)
+    uid = request["uid"]
+    options = f"mode=0755,size={request['disk']},nr_inodes={request['inodes']},uid={uid},gid={uid}"
+    KERNEL.mount("tmpfs", SCRATCH, "tmpfs", _NOSUID_NODEV, options)
+    return os.open(SCRATCH, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _make(
+    request: Request, passed: list[int], trees: list[root.Tree], held: list[str]
+) -> list[str]:
+    """The bundle; the names of what this puts in force."""
     config = request["config"]
     assert isinstance(config, dict)  # noqa: S101  (the host made it; this narrows the type)
     if request["net"] == "none":
+        # Made by agentd, and not by the runtime: it is there before anything of an image runs.
         KERNEL.unshare(abi.CLONE_NEWNET)
         net.loopback_up()
+        root.write(NETWORK, b"")
+        KERNEL.mount("/proc/self/ns/net", NETWORK, None, abi.MS_BIND)
     # What this user, who is the sandbox's, can read there at all.
     config["linux"]["maskedPaths"] = [path for _, path in root.masks()]
     for name, most in _counts(request["user_counts"]):
         KERNEL.write(f"/proc/sys/user/{name}", str(most))
-    KERNEL.mount("tmpfs", STAGE, "tmpfs", _NOSUID_NODEV, "mode=0755,size=16m,nr_inodes=4k")
-    for path in (ROOT, SCRATCH, MOUNTS, BUNDLE, STATE):
-        KERNEL.mkdir(path, 0o755)
-    if request["net"] == "none":
-        # Made by agentd, and not by the runtime: it is there before anything of an image runs.
-        root.write(NETWORK, b"")
-        KERNEL.mount("/proc/self/ns/net", NETWORK, None, abi.MS_BIND)
-    files = root.read_etc(request["net"] == "host", _strings(request["hidden"]))
-    root.skeleton(ROOT, trees, files)
-    for path, fd in trees:
-        _attach(fd, ROOT + var.place(path))
-    _scratch(request)
-    for (name, is_dir), fd in zip(_places(request["mounts"]), passed, strict=True):
-        target = f"{MOUNTS}/{name}"
-        if is_dir:
-            os.mkdir(target)
-        else:
-            root.write(target, b"")
-        _attach(fd, target)
+    image = request["image"]
+    if isinstance(image, dict):
+        roots.of_image(image, passed.pop(), trees, ROOT, SCRATCH, image_stage=f"{STAGE}/image")
+    else:
+        files = root.read_etc(request["net"] == "host", _strings(request["hidden"]))
+        roots.of_host(trees, files, ROOT)
+    _scratch(request, image=image is not None)
+    _mounts(request, passed)
     with open(f"{BUNDLE}/config.json", "x", encoding="utf-8") as file:
         json.dump(config, file)
+    return _view_group(held)
 
 
-def _enter_group(answers: socket.socket) -> list[str]:
-    """The names of what that puts in force: the group's controllers show in the root then."""
-    held = enter_group(answers)
+def _view_group(held: list[str]) -> list[str]:
+    """Of the group that this process is in: its controllers show in the root then."""
     done = ["cgroup"] if held else []
     with contextlib.suppress(PermissionError):  # one control less, where what we are in refuses it
         KERNEL.unshare(abi.CLONE_NEWCGROUP)
@@ -131,25 +143,41 @@ def _enter_group(answers: socket.socket) -> list[str]:
     return done
 
 
-def _attach(fd: int, target: str) -> None:
-    KERNEL.move_mount(fd, "", abi.AT_FDCWD, target, abi.MOVE_MOUNT_F_EMPTY_PATH)
-
-
-def _scratch(request: Request) -> None:
-    """One tmpfs, bounded in bytes and inodes, of which the writable places are directories."""
-    options = f"mode=0755,size={request['disk']},nr_inodes={request['inodes']}"
-    KERNEL.mount("tmpfs", SCRATCH, "tmpfs", _NOSUID_NODEV, options)
+def _scratch(request: Request, *, image: bool) -> None:
+    """The directories of the scratch tmpfs that a snapshot has not brought."""
+    folders = list(_counts(request["folders"]))
+    # The changes of a workspace, which the sandbox's user is to own as much as what is below.
+    folders += [("u", 0o755)] if request["cow"] is True else []
+    found = var.Contents((), ()) if image else var.contents(ROOT)
+    folders += [(path.lstrip("/"), mode) for path, mode in found.folders]
     uid = int(str(request["uid"]))
-    for name, mode in _counts(request["folders"]):
-        KERNEL.mkdir(f"{SCRATCH}/{name}", mode)
-    found = var.contents(ROOT)
-    for path, mode in found.folders:
-        KERNEL.make_folder(f"{SCRATCH}{path}", mode)
+    for name, mode in folders:
+        if KERNEL.make_folder(f"{SCRATCH}/{name}", mode):
+            os.chown(f"{SCRATCH}/{name}", uid, uid)
     for path, target in found.links:
-        os.symlink(target, f"{SCRATCH}{path}")
-    for folder, folders, links in os.walk(SCRATCH):
-        for path in (*folders, *links):
-            os.chown(f"{folder}/{path}", uid, uid, follow_symlinks=False)
+        with contextlib.suppress(FileExistsError):
+            os.symlink(target, f"{SCRATCH}{path}")
+            os.chown(f"{SCRATCH}{path}", uid, uid, follow_symlinks=False)
+
+
+def _mounts(request: Request, passed: list[int]) -> None:
+    """Attach what is passed along; the workspace is an overlay of the first, if it is so."""
+    fds = iter(passed)
+    cow = [f"{SCRATCH}/{name}" for name in _strings(request["cow_copies"])]
+    for name, is_dir, is_passed in _places(request["mounts"]):
+        if not is_passed:
+            continue
+        target = f"{MOUNTS}/{name}"
+        if is_dir:
+            os.mkdir(target)
+        else:
+            root.write(target, b"")
+        roots.attach(next(fds), target)
+        if request["cow"] is True and name == "0":
+            cow.append(target)
+    if request["cow"] is True:
+        # A copy lies over what it is a copy of, where that is there, too.
+        overlay.mount_paths(COW, cow, SCRATCH, KERNEL)
 
 
 def _run(argv: list[str], listener: int, seconds: float) -> int:
@@ -197,7 +225,6 @@ def _counts(value: object) -> list[tuple[str, int]]:
     return [(str(name), int(count)) for name, count in value] if isinstance(value, list) else []
 
 
-def _places(value: object) -> list[tuple[str, bool]]:
-    return (
-        [(str(name), is_dir is True) for name, is_dir in value] if isinstance(value, list) else []
-    )
+def _places(value: object) -> list[tuple[str, bool, bool]]:
+    places = value if isinstance(value, list) else []
+    return [(str(name), is_dir is True, passed is True) for name, is_dir, passed in places]

@@ -13,6 +13,7 @@ from functools import cache
 from agentd.guest.zygote import root
 from agentd.linux import caps, seccomp
 from agentd.model.mount import WORKSPACE
+from agentd.model.spec import DEFAULT_IMAGE, SandboxSpec
 from agentd.sandbox.backends import cgroups, shared
 from agentd.sandbox.backends.child import LOADER
 from agentd.sandbox.backends.linux.plan import HOME, LinuxPlan
@@ -40,6 +41,7 @@ SCRATCH = (
     ("run", "/run", 0o755),
     ("var", "/var", 0o755),
 )
+_OF_ANY_ROOT = 4
 #: What root of a container would have beside ours, for the tests of what that stops.
 _DANGEROUS = ("CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE")
 _MAX_TERMINALS = 512
@@ -54,33 +56,38 @@ def of_plan(
     mounts: Mounts,
     *,
     own_users: bool,
+    argv: Sequence[str],
     without: Collection[str] = (),
 ) -> Json:
     """The configuration for a runtime that is root of the sandbox's user namespace.
 
     ``mounts`` are ``(source, target, is read-only)`` of what is passed along, the workspace among
-    them if it is. ``own_users``: the sandbox's ids are its own; without, the caller is 0 in it, and
-    no other. ``without`` names controls to leave out, and those that a runtime itself has not.
+    them if it is. ``argv`` starts the agent. ``own_users``: the sandbox's ids are its own; without,
+    the caller is 0 in it, and no other. ``without`` names controls to leave out, and those that a
+    runtime itself has not.
     """
     uid = plan.uid if own_users else 0
     becomes_another = not own_users and plan.uid != 0
+    image = plan.spec.image != DEFAULT_IMAGE
     linux: Json = {
         "namespaces": [*_namespaces(plan.spec.net)],
         "readonlyPaths": list(_READONLY),
         "rootfsPropagation": "private",
     }
     if "seccomp" not in without:
-        linux["seccomp"] = filters.of_profile(profile(plan), becomes_another=becomes_another)
+        linux["seccomp"] = filters.of_profile(
+            profile(plan), becomes_another=becomes_another, image=image
+        )
     return {
         "ociVersion": _VERSION,
         "hostname": plan.spec.hostname,
-        "root": {"path": bundle.ROOT, "readonly": True},
-        "mounts": [*_kernels(), *_scratch(mounts), *_given(mounts)],
+        "root": {"path": bundle.ROOT, "readonly": not plan.spec.writable},
+        "mounts": [*_kernels(), *_scratch(plan.spec, mounts), *_given(mounts)],
         "process": {
             "terminal": False,
             "user": {"uid": uid, "gid": uid, "umask": 0o022},
-            "args": agent_argv(),
-            "env": [f"{name}={os.environ[name]}" for name in LOADER if name in os.environ],
+            "args": list(argv),
+            "env": [] if image else _environment(),
             "cwd": "/",
             "capabilities": _capabilities(plan.uid, becomes_another, without),
             "rlimits": [] if "rlimits" in without else _rlimits(plan),
@@ -94,21 +101,29 @@ def profile(plan: LinuxPlan) -> str:
     return seccomp.of_namespaces(plan.spec.net, rw=plan.rw, root=plan.uid == 0)
 
 
-def writable(mounts: Sequence[tuple[str, str, bool]]) -> list[str]:
+def writable(plan: LinuxPlan, mounts: Sequence[tuple[str, str, bool]]) -> list[str]:
     """Where commands may write."""
+    if plan.spec.writable:
+        return ["/"]
     found = [target for _, target, readonly in mounts if not readonly]
-    return [*(target for _, target, _ in SCRATCH), "/dev/pts", *found]
+    return [*(target for _, target, _ in scratch(plan.spec)), "/dev/pts", *found]
+
+
+def scratch(spec: SandboxSpec) -> tuple[tuple[str, str, int], ...]:
+    """The directories of the scratch tmpfs: of an image /run and /var are its own."""
+    return SCRATCH if spec.image == DEFAULT_IMAGE else SCRATCH[:_OF_ANY_ROOT]
 
 
 def agent_argv() -> list[str]:
+    """What starts the agent by this interpreter."""
     return [_interpreter(), "-I", "-S", "-E", "-X", "utf8", "-c", _START]
 
 
 @cache
 def agent_files() -> tuple[tuple[str, str], ...]:
-    """What of the host's is mounted for the agent: sources and targets.
+    """What of the host's is mounted for it: sources and targets.
 
-    Its code, and the files of this interpreter where they are not among the host's programs.
+    Its code, and this interpreter's files where those are not among the host's programs.
     """
     package = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 3))
     found = [(package, f"{bundle.AGENT}/agentd")]
@@ -146,12 +161,16 @@ def _kernels() -> list[Json]:
     ]
 
 
-def _scratch(mounts: Sequence[tuple[str, str, bool]]) -> list[Json]:
+def _environment() -> list[str]:
+    return [f"{name}={os.environ[name]}" for name in LOADER if name in os.environ]
+
+
+def _scratch(spec: SandboxSpec, mounts: Sequence[tuple[str, str, bool]]) -> list[Json]:
     taken = {target for _, target, _ in mounts}
     flags = ["bind", "rw", "nosuid", "nodev"]
     return [
         _mount("bind", f"{bundle.SCRATCH}/{name}", target, flags)
-        for name, target, _ in SCRATCH
+        for name, target, _ in scratch(spec)
         if target not in taken
     ]
 

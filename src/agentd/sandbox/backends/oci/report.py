@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from agentd.image.oci.values import OciImage
 from agentd.linux import seccomp
 from agentd.linux.cgroup import Group
 from agentd.model.enforcement import Control, Enforcement
+from agentd.sandbox.backends import configuration
 from agentd.sandbox.backends.linux import report
 from agentd.sandbox.backends.linux.plan import LinuxPlan
 from agentd.sandbox.backends.oci import config
@@ -25,14 +27,22 @@ def enforcement(
     *,
     runtime: str,
     own_user: bool,
-    shown: int,
     lent: Mapping[str, str],
+    image: OciImage | None,
 ) -> Enforcement:
     """``runtime`` is its name and version; the rest as ``linux.report.enforcement`` has it."""
     held = [*BY_RUNTIME, *BY_BUILDER, *controls]
     digest = seccomp.digest(seccomp.build(config.profile(plan)))
     table = report.enforcement(
-        plan, held, group, detail, own_user=own_user, digest=digest, shown=shown, lent=lent
+        plan,
+        held,
+        group,
+        detail,
+        own_user=own_user,
+        digest=digest,
+        shown=len(configuration.trees(plan.spec.configuration)),
+        lent=lent,
+        image=image,
     )
     table["runtime"] = Control(plan.spec.runtime or "default", True, runtime)
     for name in ("seccomp", "capabilities", "no_new_privs"):

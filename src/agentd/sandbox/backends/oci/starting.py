@@ -120,8 +120,11 @@ class Launcher:
         send(self._control, request, fds, "launcher", MAX_MESSAGE)
 
 
-def await_started(answers: socket.socket, seconds: float, runtime: str) -> tuple[list[str], int]:
-    """What the cgroup is called by, and a pidfd of the sandbox's first process.
+def await_started(
+    answers: socket.socket, seconds: float, runtime: str
+) -> tuple[list[str], list[int]]:
+    """What is in force by now, and what is passed along: a pidfd of the sandbox's first process,
+    and its disk; or that alone, before it is started.
 
     Raises SandboxError with the runtime's own words, Ended where the launcher was killed.
     """
@@ -131,5 +134,5 @@ def await_started(answers: socket.socket, seconds: float, runtime: str) -> tuple
         raise Ended("the sandbox could not be built", cause="its builder was killed") from None
     if "error" in answer:
         raise SandboxError(f"{runtime} could not build the sandbox", cause=str(answer["error"]))
-    held = answer["held"]
-    return [str(name) for name in held] if isinstance(held, list) else [], fds[0]
+    held = answer.get("held")
+    return [str(name) for name in held] if isinstance(held, list) else [], fds

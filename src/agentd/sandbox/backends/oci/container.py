@@ -1,0 +1,325 @@
+"""What all walls of OCI runtimes have in common: how one is asked for, heard and ended.
+
+A backend says by which runtimes, and what of it is its own: ``_bundle`` and what follows it.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterable, Mapping
+from typing import Generic, NamedTuple, TypeVar
+
+from agentd.guest.zygote.messages import MAX_MESSAGE
+from agentd.image.runtime import store
+from agentd.linux import landlock, privileges, process
+from agentd.linux.cgroup import Group
+from agentd.model.availability import Availability, Blocker
+from agentd.model.enforcement import Enforcement
+from agentd.model.errors import AgentdError, InvalidInput, Refused
+from agentd.model.limits import Limits
+from agentd.model.spec import SandboxSpec
+from agentd.sandbox.backends import identity, leases, shared
+from agentd.sandbox.backends.cgroups import explained, let_in, make_group, own_hierarchy
+from agentd.sandbox.backends.child import Ended, await_ready, send
+from agentd.sandbox.backends.identity import Block
+from agentd.sandbox.backends.linux import image as images
+from agentd.sandbox.backends.linux import kept as keeping
+from agentd.sandbox.backends.linux import loans, restoring
+from agentd.sandbox.backends.linux.image import LinuxImageRoot
+from agentd.sandbox.backends.linux.plan import LinuxPlan, make_plan
+from agentd.sandbox.backends.oci import config, runtimes
+from agentd.sandbox.backends.oci.request import Lent, has_image, lend, of_plan
+from agentd.sandbox.backends.oci.runtimes import Runtime
+from agentd.sandbox.backends.oci.starting import Launcher, await_started
+from agentd.sandbox.backends.wall import NamespaceWall
+
+#: What a runtime may take; then it is ended by its pid, and what it started.
+_RUNTIME_SECONDS = 30.0
+_READY_SECONDS = 30.0
+
+W = TypeVar("W", bound=NamespaceWall)
+
+
+class Contained(NamedTuple):
+    """A sandbox whose first process runs, and whose agent was not heard yet."""
+
+    pidfd: int
+    disk: int  # of its scratch tmpfs
+    listener: socket.socket
+    block: Block | None
+    group: Group | None
+    detail: str  # why there is no group
+    held: list[str]
+
+
+class ContainerBackend(Generic[W]):
+    """``without`` leaves controls out, for the tests that prove what each one stops."""
+
+    name: str
+    #: By which it can be built; the first that is there is taken where none is named.
+    known: Mapping[str, Runtime]
+    volumes = True
+
+    def __init__(self, without: frozenset[str] = frozenset()) -> None:
+        self._without = without
+        self._lock = threading.Lock()
+        self._launcher: Launcher | None = None
+        self._versions: dict[str, str] = {}
+        self._agent: store.AgentRuntime | None = None
+        self._making = threading.Lock()
+
+    def probe(self) -> Availability:
+        """Looks for the runtimes, and has the launcher enter its namespaces."""
+        found = {name: at for name, runtime in self.known.items() if (at := runtime.find())}
+        if not found:
+            return Availability.of([Blocker(*_absent(self.known.values()))], [])
+        if refused := shared.refused_calls():
+            return Availability.of(refused, [])
+        if privileges.is_machine_root() and not privileges.may_mount():
+            what = "root without CAP_SYS_ADMIN cannot give each sandbox a user of its own here"
+            fix = "give agentd CAP_SYS_ADMIN, or run it as an ordinary user (docker run --user UID)"
+            return Availability.of([Blocker(what, fix)], [])
+        try:
+            self._started().wait_ready()
+        except InvalidInput:  # no wall is to blame for ids that are said wrong
+            raise
+        except (AgentdError, OSError) as error:
+            fix = "agentd doctor -v shows what this machine offers"
+            said = getattr(error, "cause", "") or str(error)
+            return Availability.of([Blocker(said, fix)], [])
+        notes = [f"{name} {self._version(program)}" for name, program in found.items()]
+        hierarchy = own_hierarchy()
+        if isinstance(hierarchy, str):
+            notes.append(f"no memory or CPU limits: {hierarchy}")
+        return Availability.of([], notes)
+
+    def plan(self, spec: SandboxSpec) -> LinuxPlan:
+        """Raises InvalidInput, NotFound where there is no such image, and Refused, also where the
+        runtime that is named is not there."""
+        plan = make_plan(images.found(spec))
+        self._runtime(spec.runtime)
+        for what, wanted in (
+            ("sandbox.private_programs", spec.private_programs),
+            ("a writable root of the host's programs", spec.writable and not has_image(plan)),
+        ):
+            if wanted:
+                raise Refused(
+                    f"backend {self.name} cannot have {what}", remediation="use --backend linux"
+                )
+        return plan
+
+    def launch(self, plan: LinuxPlan) -> W:
+        return self._build(plan, None)
+
+    def close(self) -> None:
+        with self._lock:
+            launcher, self._launcher = self._launcher, None
+        if launcher is not None:
+            launcher.close()
+        with self._making:
+            agent, self._agent = self._agent, None
+        if agent is not None:
+            agent.close()
+
+    def _build(self, plan: LinuxPlan, kept: str | None) -> W:
+        """``kept`` is the state of a snapshot, whose files it begins with."""
+        try:
+            return self._launch(plan, kept)
+        except Ended:  # the launcher was killed: the next one will do
+            return self._launch(plan, kept)
+
+    def _launch(self, plan: LinuxPlan, kept: str | None) -> W:
+        called = self._runtime(plan.spec.runtime)
+        with contextlib.ExitStack() as undo:
+            launcher = self._started()
+            image = self._image(plan, undo, kept)
+            plan = plan if image is None else image.planned(plan)
+            taken = leases.take(plan.mounts, undo)
+            sources = [loans.open_source(mount, undo) for mount in plan.mounts]
+            lent = lend(plan, sources, taken, launcher, image)
+            block = identity.take(launcher.ids) if launcher.own_users else None
+            if block is not None:
+                undo.callback(block.release, ended=False)
+            born = self._start(plan, launcher, called, lent, block, kept, undo)
+            wall = self._wall(plan, born, f"{called[0].name} {self._version(called[1])}", lent)
+            wall.attach_leases(taken)
+            undo.pop_all()
+            for fd in sources:
+                os.close(fd)
+            if image is not None:
+                image.close()  # the wall has its lease
+        if not launcher.alive():
+            wall.kill()
+            raise Ended("the launcher ended unexpectedly")
+        return wall
+
+    def _image(
+        self, plan: LinuxPlan, undo: contextlib.ExitStack, kept: str | None
+    ) -> LinuxImageRoot | None:
+        """The root that it starts of; what it holds is freed with ``undo``."""
+        return images.of_spec(plan.spec, undo, kept)
+
+    def _start(
+        self,
+        plan: LinuxPlan,
+        launcher: Launcher,
+        called: tuple[Runtime, str],
+        lent: Lent,
+        block: Block | None,
+        kept: str | None,
+        undo: contextlib.ExitStack,
+    ) -> Contained:
+        runtime, program = called
+        argv = runtime.argv(program, f"agentd-{os.urandom(6).hex()}")
+        request = of_plan(plan, lent, block, argv, kept=kept is not None, seconds=_RUNTIME_SECONDS)
+        request |= self._bundle(plan, lent, block)
+        listener, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        undo.callback(listener.close)
+        answers, theirs_answers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with answers:
+            with theirs, theirs_answers, contextlib.ExitStack() as passed:
+                fds = [theirs.fileno(), theirs_answers.fileno()]
+                for fd in lent.opened(launcher, block):
+                    fds.append(fd)
+                    passed.callback(os.close, fd)
+                launcher.start(request, fds)
+            if request["lend"]:
+                _fill(answers, lent, block, kept)
+            bounds = self._bounds(plan.limits)
+            group, detail = make_group(plan.spec.limits, bounds, _needed(plan, block))
+            if group is not None:
+                undo.callback(group.remove)
+            with explained(group, plan.limits):
+                let_in(answers, group)
+                send(listener, self._agent_request(plan, lent, block), [], "sandbox", MAX_MESSAGE)
+                held, fds = await_started(answers, _RUNTIME_SECONDS * 2, runtime.name)
+        for fd in fds:
+            undo.callback(os.close, fd)
+        undo.callback(_kill, fds[0])
+        return Contained(fds[0], fds[1], listener, block, group, detail, held)
+
+    def _wall(self, plan: LinuxPlan, born: Contained, runtime: str, lent: Lent) -> W:
+        with explained(born.group, plan.limits):
+            controls, _ = await_ready(born.listener, _READY_SECONDS)
+        pid = process.pidfd_of_fdinfo(born.pidfd)
+        wall = self._kind(plan)(
+            id_=str(pid),
+            pid=pid,
+            pidfd=born.pidfd,
+            listener=born.listener,
+            group=born.group,
+            enforcement=self._enforcement(plan, [*controls, *born.held], born, runtime, lent),
+            workspace="/workspace",
+            without_group=born.detail,
+            block=born.block,
+            workdir=plan.workdir,
+        )
+        self._attach(wall, plan, born, lent)
+        return wall
+
+    # --- what differs ---
+
+    def _bundle(self, plan: LinuxPlan, lent: Lent, block: Block | None) -> dict[str, object]:
+        """``config``, what the runtime is told, ``agent``, which files of the host's the agent has,
+        and any field of the request that is another than usual."""
+        raise NotImplementedError
+
+    def _kind(self, plan: LinuxPlan) -> type[W]:
+        raise NotImplementedError
+
+    def _attach(self, wall: W, plan: LinuxPlan, born: Contained, lent: Lent) -> None:
+        """Give the wall what it owns beside its processes: the disk's descriptor, at least."""
+        raise NotImplementedError
+
+    def _enforcement(
+        self, plan: LinuxPlan, controls: list[str], born: Contained, runtime: str, lent: Lent
+    ) -> Enforcement:
+        """``runtime`` is its name and version."""
+        raise NotImplementedError
+
+    def _bounds(self, limits: Limits) -> Limits:
+        """Those of the cgroup, where the runtime itself needs something in it."""
+        return limits
+
+    def _agent_request(self, plan: LinuxPlan, lent: Lent, block: Block | None) -> dict[str, object]:
+        return {
+            "becomes": plan.uid if block is None and plan.uid else None,
+            "uid": plan.uid,
+            "env": plan.env,
+            "image": has_image(plan),
+            "landlock_abi": landlock.abi_version(),
+            "profile": config.profile(plan),
+            "without": sorted(self._without),
+            "writable": config.writable(plan, lent.mounts(plan)),
+        }
+
+    # --- what they share ---
+
+    def _agents(self) -> store.AgentRuntime:
+        """The agent's own interpreter: an image may have none."""
+        with self._making:
+            if self._agent is None:
+                self._agent = store.ensure()
+            return self._agent
+
+    def _runtime(self, name: str | None) -> tuple[Runtime, str]:
+        """Raises InvalidInput for a name that none has, Refused for one that is not installed."""
+        if name is not None and name not in self.known:
+            raise InvalidInput(
+                f"unknown OCI runtime {name!r}",
+                remediation=f"use one of: {', '.join(self.known)}",
+            )
+        wanted = list(self.known.values()) if name is None else [self.known[name]]
+        for runtime in wanted:
+            program = runtime.find()
+            if program is not None:
+                return runtime, program
+        what, fix = _absent(wanted)
+        raise Refused(what, remediation=fix)
+
+    def _started(self) -> Launcher:
+        with self._lock:
+            launcher = self._launcher
+            if launcher is not None and not launcher.alive():
+                launcher.close()
+                launcher = None
+            if launcher is None:
+                launcher = self._launcher = Launcher()
+            return launcher
+
+    def _version(self, program: str) -> str:
+        if program not in self._versions:
+            self._versions[program] = runtimes.version(program)
+        return self._versions[program]
+
+
+def _absent(wanted: Iterable[Runtime]) -> tuple[str, str]:
+    """What is missing, and the fix."""
+    named = {runtime.program or runtime.name: runtime.install() for runtime in wanted}
+    return f"{' or '.join(named)} is not installed", "; or ".join(named.values())
+
+
+def _fill(answers: socket.socket, lent: Lent, block: Block | None, kept: str | None) -> None:
+    """Put on its disk what it is to begin with; nothing of it runs yet."""
+    _, (disk,) = await_started(answers, _RUNTIME_SECONDS, "the launcher")
+    user = None if block is None else block.id
+    try:
+        if kept is not None and keeping.has_files(kept):
+            restoring.restore(kept, disk, user)
+        loans.copy_all(lent.loans, disk, user)
+    finally:
+        os.close(disk)
+
+
+def _needed(plan: LinuxPlan, block: Block | None) -> tuple[str, ...]:
+    """The limits that nothing but a group can hold; root may become others, and processes are
+    counted by user otherwise."""
+    everyone = plan.uid == 0 and block is not None
+    return ("memory", "cpus", "pids") if everyone else ("memory", "cpus")
+
+
+def _kill(pidfd: int) -> None:
+    with contextlib.suppress(OSError):
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)

@@ -1,0 +1,127 @@
+"""What a launcher is asked for: a plan, with what the host lends, in the words of ``bundle``."""
+
+import os
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from agentd.linux import paths
+from agentd.model.spec import DEFAULT_IMAGE
+from agentd.sandbox.backends import configuration, identity, shared
+from agentd.sandbox.backends.identity import Block
+from agentd.sandbox.backends.linux import loans
+from agentd.sandbox.backends.linux.born import room
+from agentd.sandbox.backends.linux.image import LinuxImageRoot
+from agentd.sandbox.backends.linux.loans import Loan
+from agentd.sandbox.backends.linux.plan import LinuxPlan
+from agentd.sandbox.backends.oci import bundle, config
+from agentd.sandbox.backends.oci.starting import Launcher
+from agentd.sandbox.volume_lease import VolumeLease
+
+
+class Lent(msgspec.Struct, frozen=True):
+    """What a sandbox gets of the host's: folders, and its image."""
+
+    loans: list[Loan]
+    places: list[tuple[str, bool]]  # where each is mounted, then others that an image lacks
+    image: LinuxImageRoot | None
+
+    @property
+    def copied(self) -> bool:
+        """Whether the host writes to its disk before it starts."""
+        return any(loan.copy is not None for loan in self.loans)
+
+    def opened(self, launcher: Launcher, block: Block | None) -> Iterator[int]:
+        """Yield what is passed along, in order: each the caller's to close. Raises SandboxError."""
+        for loan in self.loans:
+            if loan.mounted:
+                yield loans.mount_fd(loan, launcher, block)
+        if self.image is not None:
+            yield self.image.mount(launcher, block)
+
+    def mounts(self, plan: LinuxPlan) -> list[tuple[str, str, bool]]:
+        """Source, as the builder has it, target, and whether it is read-only."""
+        found = []
+        for index, (loan, (target, _)) in enumerate(zip(self.loans, self.places, strict=False)):
+            if index == 0 and plan.cow:
+                found.append((bundle.COW, target, False))
+            elif loan.mounted:
+                found.append((f"{bundle.MOUNTS}/{index}", target, loan.readonly))
+            else:
+                found.append((f"{bundle.SCRATCH}/{loans.name(index)}", target, True))
+        return found
+
+
+def lend(
+    plan: LinuxPlan,
+    sources: Sequence[int],
+    leases: Sequence[VolumeLease | None],
+    launcher: Launcher,
+    image: LinuxImageRoot | None,
+) -> Lent:
+    """Raises InvalidInput, Refused for a folder that cannot be lent, SandboxError."""
+    found = loans.all_of(
+        plan.mounts,
+        sources,
+        leases,
+        launcher,
+        plan.limits.disk or 0,
+        own_user=launcher.own_users,
+    )
+    if image is not None:
+        return Lent(found, image.places(plan.mounts, plan.workdir), image)
+    return Lent(found, [(m.target, os.path.isdir(m.source)) for m in plan.mounts], None)
+
+
+def of_plan(
+    plan: LinuxPlan,
+    lent: Lent,
+    block: Block | None,
+    argv: Sequence[str],
+    *,
+    kept: bool,
+    seconds: float,
+) -> dict[str, object]:
+    """The request, without ``op``, ``config`` and ``agent``. ``argv`` is the runtime's, which may
+    take ``seconds``; ``kept``: the host puts files on its disk first."""
+    disk = room(plan, lent.loans)
+    image = None
+    if lent.image is not None:
+        image = lent.image.request(0, plan)
+        image |= {"places": lent.places, "resolver": plan.spec.net == "host"}
+    return {
+        "maps": maps(plan.uid, block),
+        "owner": None if block is None else block.id,
+        "net": plan.spec.net,
+        "configuration": configuration.trees(plan.spec.configuration),
+        "hidden": plan.spec.configuration.hide,
+        "image": image,
+        "argv": argv,
+        "seconds": seconds,
+        "disk": disk.size,
+        "inodes": disk.files,
+        "uid": plan.uid if block is not None else 0,
+        "folders": [(name, mode) for name, _, mode in config.scratch(plan.spec)],
+        "user_counts": shared.user_counts(),
+        "lend": kept or lent.copied,
+        "cow": plan.cow,
+        "cow_copies": [loans.name(0)] if plan.cow and lent.loans[0].copy is not None else [],
+        "mounts": [
+            (str(n), paths.is_folder(loan.source), loan.mounted)
+            for n, loan in enumerate(lent.loans)
+        ],
+    }
+
+
+def maps(uid: int, block: Block | None) -> list[tuple[int, int, int]]:
+    """Ids inside, and what they are outside. The sandbox's user is the first of its block: folders
+    are lent to that one. Root of the namespace, if another, is whom the runtime alone runs as."""
+    if block is None:
+        return [(0, 0, 1)]
+    if uid == 0:
+        return [(0, block.id, identity.SIZE)]
+    return [(0, block.id + 1, 1), (uid, block.id, 1)]
+
+
+def has_image(plan: LinuxPlan) -> bool:
+    return plan.spec.image != DEFAULT_IMAGE

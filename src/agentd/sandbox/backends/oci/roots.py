@@ -1,0 +1,88 @@
+"""The root that a runtime is given: the host's programs, or an image's files. Runs in a builder.
+
+The runtime mounts the rest on it, where there is a place for each: it makes none behind a link of
+an image's. Standard library only.
+"""
+
+import errno
+import os
+from collections.abc import Iterable, Sequence
+
+from agentd.guest.zygote import cgroup_view, image_root, root, var
+from agentd.guest.zygote.own_root import Target
+from agentd.linux import abi, mounts, overlay, paths
+from agentd.linux.kernel import KERNEL
+
+_PLACES = ("/dev", "/proc", "/sys")
+
+
+def of_host(trees: Sequence[root.Tree], files: dict[str, bytes], target: str) -> None:
+    """The read-only root of the host's programs, as every sandbox of the namespace wall has it."""
+    root.skeleton(target, list(trees), files)
+    for path, fd in trees:
+        attach(fd, target + var.place(path))
+
+
+def of_image(
+    image: dict[str, object],
+    fd: int,
+    trees: Iterable[root.Tree],
+    target: str,
+    scratch: str,
+    *,
+    image_stage: str,
+) -> None:
+    """An overlay of two layers that nobody writes to: directories of ours that something is mounted
+    on, and the image, a detached mount. ``writable``: with a third, on the scratch tmpfs."""
+    top, below = f"{image_stage}/t", f"{image_stage}/i"
+    for path in (image_stage, top, below):
+        KERNEL.mkdir(path, 0o755)
+    attach(fd, below)
+    ours = [(path, True) for path in _PLACES]
+    ours += [(path, paths.is_folder(tree)) for path, tree in trees]
+    image_root.make_folders(top)
+    image_root.make_places(top, (*ours, *_targets(image["places"])), _files(image))
+    cgroup_view.make(top)
+    try:
+        if image["writable"] is True:
+            KERNEL.make_folder(f"{scratch}/r", 0o755)
+            overlay.mount_paths(target, (top, below), f"{scratch}/r", KERNEL)
+        else:
+            overlay.mount_readonly(target, (top, below), KERNEL)
+    except OSError as error:
+        code = error.errno or errno.EINVAL
+        raise OSError(code, f"{overlay.NONE} the image: {error.strerror}") from None
+    for path, tree in trees:
+        attach(tree, target + path)
+
+
+def clone_trees(configuration: Sequence[str], *, image: bool) -> list[root.Tree]:
+    """Detached read-only mounts of what the root shows of the host; devices the runtime makes."""
+    if image:
+        return [
+            (path, mounts.clone_tree(path, readonly=True))
+            for path in root.SYSFS
+            if os.path.isdir(path)
+        ]
+    found = []
+    for path, fd in root.clone_trees(configuration):
+        if path.startswith("/dev/"):
+            os.close(fd)
+        else:
+            found.append((path, fd))
+    return found
+
+
+def attach(fd: int, target: str) -> None:
+    KERNEL.move_mount(fd, "", abi.AT_FDCWD, target, abi.MOVE_MOUNT_F_EMPTY_PATH)
+
+
+def _files(image: dict[str, object]) -> dict[str, bytes]:
+    """Names of hosts are the sandbox's own."""
+    files = root.read_etc(image["resolver"] is True)
+    return {path: files[path] for path in image_root.FILES if path in files}
+
+
+def _targets(value: object) -> list[Target]:
+    places = value if isinstance(value, list) else []
+    return [(str(path), is_dir is True) for path, is_dir in places]

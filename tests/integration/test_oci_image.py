@@ -1,0 +1,97 @@
+"""Images behind walls of OCI runtimes: by the command line, each run a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.oci import Images, Layout, busybox, file, folder, link
+
+from agentd.sandbox.backends.oci import runtimes
+
+pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(600)]
+# In the way of all that is mounted, and of all that a loader or a runtime reads.
+HOSTILE = (
+    *(link(name, "/etc") for name in ("workspace", "dev", "proc", "sys", "tmp", ".agentd", "run")),
+    folder("etc"),
+    link("etc/hosts", "/escaped"),
+    file("etc/ld.so.preload", b"/evil.so\n"),
+    file("etc/passwd", b"root:x:0:0::/:/bin/sh\nnode:x:77:77::/home/node:/bin/sh\n"),
+    file("evil.so", b"\x7fELF no library"),
+)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Images]:
+    """One cache for all: the agent's interpreter is made once."""
+    path = tmp_path_factory.mktemp("oci-image")
+    made, layout = Images(path), Layout(path / "layout")
+    config = {"Env": ["GREETING=hello"], "WorkingDir": "/srv", "Cmd": ["id"]}
+    made.run("pull", layout.add([busybox()], config, tag="plain"), "--name", "plain")
+    config = {"User": "node"}
+    made.run("pull", layout.add([busybox(*HOSTILE)], config, tag="hostile"), "--name", "hostile")
+    yield made
+
+
+@pytest.fixture(params=runtimes.RUNTIMES)
+def runtime(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    if runtimes.find(name) is None:
+        pytest.skip(f"{name} is not installed")
+    return name
+
+
+def run(images: Images, *words: str) -> Any:
+    """The answer as JSON."""
+    argv = [sys.executable, "-m", "agentd", "run", "--embedded", "--backend", "oci", "--json"]
+    done = subprocess.run(
+        [*argv, *words], env=images.env, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.stdout, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_an_image_without_python_runs_its_own_programs(
+    images: Images, runtime: str, tmp_path: Path
+) -> None:
+    script = "id -u; pwd; echo $GREETING; ls /; touch /new 2>&1; echo x > /workspace/a && cat a"
+    told = run(
+        images,
+        *("--runtime", runtime, "--image", "plain", "-w", f"{tmp_path}:cow"),
+        *("--", "sh", "-c", script),
+    )
+    lines = told["stdout"].splitlines()
+    assert lines[:3] == ["0", "/workspace", "hello"]
+    assert "usr" not in lines and "root" not in lines  # nothing of the host's
+    assert "touch: /new: Read-only file system" in lines
+    assert lines[-1] == "x"
+    assert told["changes"] == ["A a"]
+    assert "of the image plain" in told["enforcement"]["mount_namespace"]["detail"]
+    assert run(images, "--runtime", runtime, "--image", "plain")["stdout"] == "uid=0 gid=0\n"
+
+
+def test_links_and_preloads_of_an_image_lead_nowhere(images: Images, runtime: str) -> None:
+    script = "id -u; pwd; echo x > a; cat /proc/1/status | grep Seccomp_filters; cat /etc/hosts"
+    told = run(images, "--runtime", runtime, "--image", "hostile", "--", "sh", "-c", script)
+    uid, workspace, filters, *hosts = told["stdout"].splitlines()
+    assert (uid, workspace) == ("77", "/workspace")
+    assert filters == "Seccomp_filters:\t2"
+    assert "127.0.0.1 localhost" in hosts
+    assert not os.path.exists("/escaped") and not os.path.exists("/etc/a")
+
+
+def test_a_writable_image_is_one_sandboxs_alone_and_kept(
+    images: Images, runtime: str, tmp_path: Path
+) -> None:
+    of = ("--runtime", runtime, "--image", "plain", "--writable")
+    script = "mkdir /app && echo changed > /bin/own && cat /bin/own"
+    kept = tmp_path / "kept"
+    told = run(images, *of, "--save-snapshot", str(kept), "--", "sh", "-c", script)
+    assert told["stdout"] == "changed\n", told
+    assert run(images, *of, "--", "ls", "/app")["exit_code"] != 0
+    told = run(images, "--snapshot", str(kept), "--", "sh", "-c", "ls -d /app; cat /bin/own")
+    assert told["stdout"] == "/app\nchanged\n", told
