@@ -122,7 +122,15 @@ def _make(
         KERNEL.write(f"/proc/sys/user/{name}", str(most))
     image = request["image"]
     if isinstance(image, dict):
-        roots.of_image(image, passed.pop(), trees, ROOT, SCRATCH, image_stage=f"{STAGE}/image")
+        roots.of_image(
+            image,
+            passed.pop(),
+            trees,
+            ROOT,
+            SCRATCH,
+            image_stage=f"{STAGE}/image",
+            uid=int(str(request["uid"])),
+        )
     else:
         files = root.read_etc(request["net"] == "host", _strings(request["hidden"]))
         roots.of_host(trees, files, ROOT)

@@ -6,6 +6,7 @@ an image's. Standard library only.
 
 import errno
 import os
+import stat
 from collections.abc import Iterable, Sequence
 
 from agentd.guest.zygote import cgroup_view, image_root, root, var
@@ -31,9 +32,11 @@ def of_image(
     scratch: str,
     *,
     image_stage: str,
+    uid: int,
 ) -> None:
     """An overlay of two layers that nobody writes to: directories of ours that something is mounted
-    on, and the image, a detached mount. ``writable``: with a third, on the scratch tmpfs."""
+    on, and the image, a detached mount. ``writable``: with a third, on the scratch tmpfs. Its files
+    are ``uid``'s, and so are ours."""
     top, below = f"{image_stage}/t", f"{image_stage}/i"
     for path in (image_stage, top, below):
         KERNEL.mkdir(path, 0o755)
@@ -41,11 +44,15 @@ def of_image(
     ours = [(path, True) for path in _PLACES]
     ours += [(path, paths.is_folder(tree)) for path, tree in trees]
     image_root.make_folders(top)
-    image_root.make_places(top, (*ours, *_targets(image["places"])), _files(image))
+    files = _files(image) | dict.fromkeys(_traps(below), b"")
+    image_root.make_places(top, (*ours, *_targets(image["places"])), files)
     cgroup_view.make(top)
+    _give(top, uid)
     try:
         if image["writable"] is True:
-            KERNEL.make_folder(f"{scratch}/r", 0o755)
+            for name in ("r", "r/u"):
+                if KERNEL.make_folder(f"{scratch}/{name}", 0o755):
+                    os.chown(f"{scratch}/{name}", uid, uid)
             overlay.mount_paths(target, (top, below), f"{scratch}/r", KERNEL)
         else:
             overlay.mount_readonly(target, (top, below), KERNEL)
@@ -75,6 +82,34 @@ def clone_trees(configuration: Sequence[str], *, image: bool) -> list[root.Tree]
 
 def attach(fd: int, target: str) -> None:
     KERNEL.move_mount(fd, "", abi.AT_FDCWD, target, abi.MOVE_MOUNT_F_EMPTY_PATH)
+
+
+def _traps(image: str) -> list[str]:
+    """What a runtime opens before it starts anything, and could wait for: a fifo, say."""
+    found = []
+    root_fd = os.open(image, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for path in ("/etc/passwd", "/etc/group"):
+            try:
+                fd = paths.open_inside(root_fd, path, os.O_PATH)
+            except FileNotFoundError:
+                continue
+            except OSError:  # a link that leads in a circle, or out
+                found.append(path)
+                continue
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                found.append(path)
+            os.close(fd)
+    finally:
+        os.close(root_fd)
+    return found
+
+
+def _give(top: str, uid: int) -> None:
+    for folder, folders, files in os.walk(top):
+        for name in (*folders, *files):
+            os.chown(f"{folder}/{name}", uid, uid, follow_symlinks=False)
+    os.chown(top, uid, uid)
 
 
 def _files(image: dict[str, object]) -> dict[str, bytes]:
