@@ -10,8 +10,7 @@ import pytest
 
 from agentd.model.errors import InvalidInput, Refused, SandboxError
 from agentd.model.spec import ExecRequest, SandboxSpec
-from agentd.sandbox.backends.oci import backend as backends
-from agentd.sandbox.backends.oci import runtimes
+from agentd.sandbox.backends.oci import container, runtimes
 from agentd.sandbox.backends.oci.backend import OciBackend
 from agentd.transport.guest import Guest
 
@@ -115,7 +114,7 @@ def test_a_launcher_that_was_killed_is_replaced(backend):
 def test_a_runtime_that_hangs_is_ended_with_what_it_started(backend, folder, monkeypatch):
     word = f"87{int.from_bytes(os.urandom(4)):010d}"
     stand_in(folder, monkeypatch, f"setsid sleep {word} & sleep {word}")
-    monkeypatch.setattr(backends, "_RUNTIME_SECONDS", 0.5)
+    monkeypatch.setattr(container, "_RUNTIME_SECONDS", 0.5)
     with pytest.raises(SandboxError, match=r"runc could not build the sandbox.*within 0\.5 s"):
         backend.launch(backend.plan(SandboxSpec()))
     deadline = time.monotonic() + 60
