@@ -32,8 +32,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Images]:
     """One cache for all: the agent's interpreter is made once."""
     path = tmp_path_factory.mktemp("oci-image")
     made, layout = Images(path), Layout(path / "layout")
+    given = (folder("workspace"), file("workspace/given", b"given\n"))
     config = {"Env": ["GREETING=hello"], "WorkingDir": "/srv", "Cmd": ["id"]}
-    made.run("pull", layout.add([busybox()], config, tag="plain"), "--name", "plain")
+    made.run("pull", layout.add([busybox(*given)], config, tag="plain"), "--name", "plain")
     config = {"User": "node"}
     made.run("pull", layout.add([busybox(*HOSTILE)], config, tag="hostile"), "--name", "hostile")
     yield made
@@ -90,12 +91,21 @@ def test_a_writable_image_is_one_sandboxs_alone_and_kept(
     images: Images, runtime: str, tmp_path: Path
 ) -> None:
     of = ("--runtime", runtime, "--image", "plain", "--writable")
-    script = "mkdir /app && echo changed > /bin/own && cat /bin/own"
+    script = "mkdir /app && echo changed > /bin/own && cat /bin/own /workspace/given"
+    script += "; echo more >> /workspace/given"
     kept = tmp_path / "kept"
     told = run(images, *of, "--save-snapshot", str(kept), "--", "sh", "-c", script)
-    assert told["stdout"] == "changed\n", told
+    assert told["stdout"] == "changed\ngiven\n", told
     script = "ls /app; touch /etc/x /y && id -u"
     told = run(images, *of, "--user", "1000", "--", "sh", "-c", script)
     assert (told["stdout"], told["exit_code"]) == ("1000\n", 0), told
-    told = run(images, "--snapshot", str(kept), "--", "sh", "-c", "ls -d /app; cat /bin/own")
-    assert told["stdout"] == "/app\nchanged\n", told
+    told = run(
+        images,
+        "--snapshot",
+        str(kept),
+        "--",
+        "sh",
+        "-c",
+        "ls -d /app; cat /bin/own /workspace/given",
+    )
+    assert told["stdout"] == "/app\nchanged\ngiven\nmore\n", told

@@ -53,6 +53,7 @@ class OciBackend(ContainerBackend[LinuxWall]):
             lent.mounts(plan),
             own_users=block is not None,
             argv=argv,
+            shown=lent.shown(plan),
             without=self._without,
         )
         return {"config": made, "agent": files}

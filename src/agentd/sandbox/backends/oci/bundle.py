@@ -20,7 +20,7 @@ import socket
 import time
 from typing import NoReturn
 
-from agentd.guest.zygote import cgroup_view, root, var
+from agentd.guest.zygote import cgroup_view, root, stack, var
 from agentd.guest.zygote.group import enter_group
 from agentd.guest.zygote.messages import refuse, send
 from agentd.linux import abi, mounts, net, overlay, process
@@ -38,6 +38,8 @@ LOG = f"{STAGE}/log"
 PID_FILE = f"{STAGE}/pid"
 NETWORK = f"{STAGE}/network"
 COW = f"{STAGE}/cow"
+IMAGE = f"{STAGE}/image"
+SHOWN = f"{STAGE}/shown"
 #: Where the agent's code is, and its interpreter's files, if the root has none.
 AGENT = "/.agentd/agent"
 #: The descriptor at which the agent is spoken to.
@@ -128,13 +130,14 @@ def _make(
             trees,
             ROOT,
             SCRATCH,
-            image_stage=f"{STAGE}/image",
+            image_stage=IMAGE,
             uid=int(str(request["uid"])),
         )
     else:
         files = root.read_etc(request["net"] == "host", _strings(request["hidden"]))
         roots.of_host(trees, files, ROOT)
-    _scratch(request, image=image is not None)
+    shown = _strings(image["shown"]) if isinstance(image, dict) else []
+    _scratch(request, shown, image=image is not None)
     _mounts(request, passed)
     with open(f"{BUNDLE}/config.json", "x", encoding="utf-8") as file:
         json.dump(config, file)
@@ -151,9 +154,13 @@ def _view_group(held: list[str]) -> list[str]:
     return done
 
 
-def _scratch(request: Request, *, image: bool) -> None:
-    """The directories of the scratch tmpfs that a snapshot has not brought."""
-    folders = list(_counts(request["folders"]))
+def _scratch(request: Request, shown: list[str], *, image: bool) -> None:
+    """The directories of the scratch tmpfs that a snapshot has not brought; those that are
+    ``shown`` lie above what the image has there."""
+    folders = [one for one in _counts(request["folders"]) if one[0] not in shown]
+    modes = dict(_counts(request["folders"]))
+    folders += [(f"{stack.ABOVE}{name}", 0o755) for name in shown]
+    folders += [(f"{stack.ABOVE}{name}/u", modes[name]) for name in shown]
     # The changes of a workspace, which the sandbox's user is to own as much as what is below.
     folders += [("u", 0o755)] if request["cow"] is True else []
     found = var.Contents((), ()) if image else var.contents(ROOT)
@@ -166,6 +173,18 @@ def _scratch(request: Request, *, image: bool) -> None:
         with contextlib.suppress(FileExistsError):
             os.symlink(target, f"{SCRATCH}{path}")
             os.chown(f"{SCRATCH}{path}", uid, uid, follow_symlinks=False)
+    for name in shown:
+        _show(name)
+
+
+def _show(name: str) -> None:
+    """At ``SHOWN``; an older snapshot has brought a directory all the same."""
+    os.makedirs(f"{SHOWN}/{name}")
+    if os.path.isdir(f"{SCRATCH}/{name}"):
+        KERNEL.mount(f"{SCRATCH}/{name}", f"{SHOWN}/{name}", None, abi.MS_BIND)
+        return
+    lower = f"{IMAGE}/i{stack.PLACES[name]}"
+    overlay.mount_paths(f"{SHOWN}/{name}", [lower], f"{SCRATCH}/{stack.ABOVE}{name}", KERNEL)
 
 
 def _mounts(request: Request, passed: list[int]) -> None:

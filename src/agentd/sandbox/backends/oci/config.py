@@ -57,12 +57,14 @@ def of_plan(
     *,
     own_users: bool,
     argv: Sequence[str],
+    shown: Collection[str] = (),
     without: Collection[str] = (),
 ) -> Json:
     """The configuration for a runtime that is root of the sandbox's user namespace.
 
     ``mounts`` are ``(source, target, is read-only)`` of what is passed along, the workspace among
-    them if it is. ``argv`` starts the agent. ``own_users``: the sandbox's ids are its own; without,
+    them if it is. ``argv`` starts the agent. ``shown`` are directories of the scratch tmpfs that
+    lie above what an image has there. ``own_users``: the sandbox's ids are its own; without,
     the caller is 0 in it, and no other. ``without`` names controls to leave out, and those that a
     runtime itself has not.
     """
@@ -82,7 +84,7 @@ def of_plan(
         "ociVersion": _VERSION,
         "hostname": plan.spec.hostname,
         "root": {"path": bundle.ROOT, "readonly": not plan.spec.writable},
-        "mounts": [*_kernels(), *_scratch(plan.spec, mounts), *_given(mounts)],
+        "mounts": [*_kernels(), *_scratch(plan.spec, mounts, shown), *_given(mounts)],
         "process": {
             "terminal": False,
             "user": {"uid": uid, "gid": uid, "umask": 0o022},
@@ -165,11 +167,11 @@ def _environment() -> list[str]:
     return [f"{name}={os.environ[name]}" for name in LOADER if name in os.environ]
 
 
-def _scratch(spec: SandboxSpec, mounts: Sequence[tuple[str, str, bool]]) -> list[Json]:
+def _scratch(spec: SandboxSpec, mounts: Mounts, shown: Collection[str]) -> list[Json]:
     taken = {target for _, target, _ in mounts}
     flags = ["bind", "rw", "nosuid", "nodev"]
     return [
-        _mount("bind", f"{bundle.SCRATCH}/{name}", target, flags)
+        _mount("bind", f"{bundle.SHOWN if name in shown else bundle.SCRATCH}/{name}", target, flags)
         for name, target, _ in scratch(spec)
         if target not in taken
     ]

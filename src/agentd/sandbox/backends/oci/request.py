@@ -39,6 +39,11 @@ class Lent(msgspec.Struct, frozen=True):
         if self.image is not None:
             yield self.image.mount(launcher, block)
 
+    def shown(self, plan: LinuxPlan) -> list[str]:
+        """Names of the writable places at which the image has something."""
+        found = [] if self.image is None else self.image.request(0, plan)["shown"]
+        return [str(name) for name in found] if isinstance(found, list) else []
+
     def mounts(self, plan: LinuxPlan) -> list[tuple[str, str, bool]]:
         """Source, as the builder has it, target, and whether it is read-only."""
         found = []
