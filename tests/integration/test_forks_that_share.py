@@ -4,10 +4,12 @@ import inspect
 import json
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.conftest import OrdinaryUser
+from tests.oci import Images, Layout, busybox
 from tests.security.daemons import Daemon, fixture
 
 from agentd import Sandbox
@@ -205,6 +207,23 @@ def test_the_disk_limit_counts_what_is_shared(source: Sandbox) -> None:
             assert one.run("rm b; head -c 100M /dev/zero | tr '\\0' x > b; wc -c < b").text == (
                 f"{100 * MIB}\n"
             )
+
+
+@pytest.mark.needs("skopeo", "umoci")
+def test_those_of_an_image_share_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, layout = Images(tmp_path), Layout(tmp_path / "layout")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(images.cache))
+    images.run("pull", layout.add([busybox()], {"User": "77"}, tag="mine"), "--name", "mine")
+    fill = "head -c 48M /dev/zero | tr '\\0' x > large; echo one > /tmp/a; echo one > a"
+    with Sandbox.create(image="mine", disk="200M", embedded=True) as sandbox:
+        sandbox.run(fill, check=True)
+        (fork,) = sandbox.fork()
+        with fork:
+            own = fork.run("df -k /workspace | tail -1").text.split()[2]
+            assert int(own) < 1024, "it was copied"
+            fork.run("echo fork > a; echo fork > /tmp/a; rm large", check=True)
+            assert fork.run("id -u; cat a /tmp/a; ls").text == "77\nfork\nfork\na\n"
+        assert sandbox.run("cat a /tmp/a; ls").text == "one\none\na\nlarge\n"
 
 
 def test_a_full_disk_is_copied_and_goes_on() -> None:

@@ -187,6 +187,26 @@ def test_a_daemons_by_the_command_line(daemon: Daemon) -> None:
     assert daemon.cli("snapshot", "inspect", id_, key=alice).returncode == 125
 
 
+def test_one_with_folders_of_the_host_is_refused_by_each_door_and_they_are_named(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    work, kept = tmp_path / "work", tmp_path / "kept"
+    work.mkdir()
+    for mode in ("rw", "cow"):
+        made = daemon.sandbox(backend="linux", workspace=f"{work}:{mode}")
+        for operation in ("snapshot", "fork"):
+            told = daemon.ask("POST", f"/v1/sandboxes/{made}/{operation}")
+            assert (told.status, told.code) == (403, "refused"), told.body
+            assert told.json["cause"] == f"{work} at /workspace"
+            assert "agentd cp" in told.json["remediation"]
+            assert ("apply" in told.json["remediation"]) is (mode == "cow")
+        taken = daemon.cli("snapshot", "take", made)
+        assert taken.returncode == 125 and b"are mounted in it" in taken.stderr, taken.stderr
+    ran = daemon.cli("run", "--save-snapshot", str(kept), "-w", f"{work}:rw", "--", "touch", "ran")
+    assert ran.returncode == 125 and str(work) in ran.stderr.decode(), ran.stderr
+    assert not kept.exists() and os.listdir(work) == []
+
+
 def _partial(daemon: Daemon) -> bool:
     return any((daemon.state / "snapshots").glob("snp-*/.snapshot.*/state/content"))
 

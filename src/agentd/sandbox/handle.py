@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from agentd.model.enforcement import Enforcement
 from agentd.model.errors import BackendLost, Conflict, Refused
+from agentd.model.mount import MountMode
 from agentd.model.result import SandboxInfo
 from agentd.sandbox.abilities import CHANGES, SNAPSHOT, Ability, incapable, lacking
 from agentd.sandbox.choose import Choice
@@ -153,11 +154,23 @@ class SandboxHandle:
         """Return its wall, where a snapshot can be taken of it. Raises Refused."""
         wall = self.able(SNAPSHOT, what)
         if self.spec.mounts:
-            raise Refused(
-                f"cannot {what} sandbox {self.id}: host directories are mounted in it",
-                remediation="create it without them, and write the files into it",
-            )
+            raise self._mounted(what)
         return wall
+
+    def _mounted(self, what: str) -> Refused:
+        """A folder that changes below what is kept would be another one than the sandbox saw."""
+        mounts = self.spec.mounts
+        kinds = "volumes" if all(mount.volume for mount in mounts) else "host directories"
+        ways = ["create it without them, and write the files into it (agentd cp, files.upload)"]
+        if any(mount.volume for mount in mounts):
+            ways.append("agentd volume snapshot keeps a volume")
+        if any(mount.mode is MountMode.COW for mount in mounts):
+            ways.append("apply writes the changes of a cow workspace to its folder")
+        return Refused(
+            f"cannot {what} sandbox {self.id}: {kinds} are mounted in it",
+            cause=", ".join(f"{mount.named} at {mount.target}" for mount in mounts),
+            remediation="; ".join(ways),
+        )
 
     def overlay(self) -> CopyOnWrite:
         """Return its wall, where that has a copy-on-write workspace. Raises Refused."""
