@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 from tests.oci import BUSYBOX, Layout, file, folder, is_static, layer, link
 
+from agentd.image import store
 from agentd.image.oci.pull import pull
 
 Entry = tuple[tarfile.TarInfo, bytes]
@@ -54,20 +55,26 @@ _USERS = (
 )
 
 
-#: make test-images: the root of the linux wall's sandboxes is of this image.
+#: make test-images and test-images-vm: the root of these walls' sandboxes is of this image.
 IMAGE = os.environ.get("AGENTD_TEST_IMAGE", "")
+WALLS = ("linux", "qemu")
 
 
 @contextlib.contextmanager
 def of_the_run() -> Iterator[str]:
-    """``pulled(IMAGE)`` in a store of this run alone, or an empty name."""
+    """``pulled(IMAGE)`` in a store of this run alone, or an empty name. Machine images are those of
+    all: to build one takes a minute."""
     if not IMAGE:
         yield ""
         return
+    machines = store.default_folder()
     with (
         tempfile.TemporaryDirectory(prefix="agentd-images-") as cache,
         pytest.MonkeyPatch.context() as patch,
     ):
+        os.makedirs(machines, exist_ok=True)
+        os.mkdir(f"{cache}/agentd", 0o700)
+        os.symlink(machines, f"{cache}/agentd/images")
         patch.setenv("XDG_CACHE_HOME", cache)
         yield pulled(IMAGE)
 

@@ -203,7 +203,7 @@ def create(kind: Kind, pipeline: Pipeline, daemon: str, **wanted: object) -> San
     """``Sandbox.create`` of this wall."""
     if AS_ROOT and kind.namespaces:
         wanted = {"user": "root", "writable": True} | wanted
-    if rootfs.IMAGE and kind.name == "linux":
+    if rootfs.IMAGE and kind.name in rootfs.WALLS:
         wanted = {"image": rootfs.name_of(rootfs.IMAGE)} | wanted
     if kind.over_http:
         return Sandbox.create(url=daemon, backend=kind.name, **wanted)  # type: ignore[arg-type]

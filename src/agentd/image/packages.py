@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from agentd.image import distribution
+from agentd.image import apt, distribution
 from agentd.image.digest import of_file
 from agentd.image.distribution import ELSEWHERE
 from agentd.image.merged import is_merged, merge
@@ -20,7 +20,6 @@ from agentd.model.errors import Unavailable
 
 _SECONDS = 600
 _NAMED = 3  # packages that an error names
-_UPDATE = "run apt-get update as root, and check /etc/apt/sources.list"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +36,9 @@ class Package:
         return f"{self.name}-{self.sha256[:16]}"
 
 
-def lists_stamp(folder: str = "/var/lib/apt/lists") -> str:
+def lists_stamp(folder: str | None = None) -> str:
     """Changes when ``apt-get update`` brings news; empty without apt."""
+    folder = folder or apt.lists()
     try:
         with os.scandir(folder) as entries:
             found = sorted((e.name, e.stat().st_mtime_ns) for e in entries if e.is_file())
@@ -47,6 +47,13 @@ def lists_stamp(folder: str = "/var/lib/apt/lists") -> str:
     from hashlib import sha256
 
     return sha256(repr(found).encode()).hexdigest()
+
+
+def refresh() -> None:
+    """Look up what Debian's archive has, where that is not this machine's. Raises Unavailable."""
+    with apt.updating() as wanted:
+        if wanted:
+            _run(["apt-get", "update"], "/")
 
 
 def show(names: Iterable[str]) -> dict[str, Package]:
@@ -74,13 +81,14 @@ def show(names: Iterable[str]) -> dict[str, Package]:
 def require(names: Iterable[str]) -> dict[str, Package]:
     """Raises Unavailable when apt does not know one of them."""
     wanted = list(names)
+    refresh()
     found = show(wanted)
     if missing := ", ".join(name for name in wanted if name not in found):
-        if distribution.is_debian():
-            raise Unavailable(f"apt knows no package {missing}", remediation=_UPDATE)
+        if not apt.is_private():
+            raise Unavailable(f"apt knows no package {missing}", remediation=apt.fix())
         raise Unavailable(
-            f"{distribution.name()} has no package {missing}, of which images are built",
-            remediation=ELSEWHERE,
+            f"{apt.archive()} has no package {missing}, of which images are built",
+            remediation=f"{apt.fix()}; or {ELSEWHERE}",
         )
     return found
 
@@ -166,7 +174,7 @@ def _unpack_one(package: Package, place: str, target: str, keep: Callable[[str],
         raise Unavailable(f"apt-get download {package.name} gave {len(archives)} files")
     archive = os.path.join(place, archives[0])
     if of_file(archive) != package.sha256:
-        raise Unavailable(f"{package.name} is not what apt's index says", remediation=_UPDATE)
+        raise Unavailable(f"{package.name} is not what apt's index says", remediation=apt.fix())
     tree = os.path.join(place, f"tree-{package.name}")
     _run(["dpkg-deb", "-x", archive, tree], place)
     os.unlink(archive)
@@ -196,14 +204,15 @@ def _run(argv: list[str], folder: str, *, check: bool = True) -> str:
         where = "here" if distribution.is_debian() else f"on {distribution.name()}"
         raise Unavailable(
             f"{argv[0]} is not installed {where}, and images are built of Debian's packages",
-            remediation=ELSEWHERE,
+            remediation=f"install apt and dpkg, which use Debian's archive and change nothing of "
+            f"this machine's packages; or {ELSEWHERE}",
         )
     shown = " ".join(argv[:3])
     try:
         done = subprocess.run(
             argv,
             cwd=folder,
-            env={**os.environ, "LC_ALL": "C"},
+            env={**os.environ, "LC_ALL": "C", **apt.variables()},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -212,9 +221,9 @@ def _run(argv: list[str], folder: str, *, check: bool = True) -> str:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise Unavailable(f"{shown} took more than {_SECONDS} s", remediation=_UPDATE) from None
+        raise Unavailable(f"{shown} took more than {_SECONDS} s", remediation=apt.fix()) from None
     if check and done.returncode != 0:
         errors = [line for line in done.stderr.splitlines() if line.startswith("E:")]
         reason = "; ".join(errors) or done.stderr.strip()[-400:]
-        raise Unavailable(f"{shown} failed", cause=reason, remediation=_UPDATE)
+        raise Unavailable(f"{shown} failed", cause=reason, remediation=apt.fix())
     return done.stdout

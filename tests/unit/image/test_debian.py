@@ -78,11 +78,24 @@ def test_another_distribution_is_named_with_the_ways_out(
 ) -> None:
     ubuntu = {"ID": "ubuntu", "PRETTY_NAME": "Ubuntu 24.04.1 LTS"}
     monkeypatch.setattr(platform, "freedesktop_os_release", lambda: ubuntu)
+    monkeypatch.setattr("agentd.image.apt._KEYRINGS", (__file__,))
     apt.remove("linux-image-cloud-amd64")
     said = build(capsys)
-    assert "Ubuntu 24.04.1 LTS has no package linux-image-cloud-amd64" in said
-    assert "build one on a Debian machine" in said and "--kernel and --initramfs" in said
-    assert "apt-get update" not in said
+    assert "http://deb.debian.org/debian has no package linux-image-cloud-amd64" in said
+    assert "AGENTD_DEBIAN_MIRROR" in said and "build one on a Debian machine" in said
+    assert "--kernel and --initramfs" in said and "apt-get update" not in said
+
+
+def test_what_debians_archive_takes_elsewhere_is_said(
+    apt: Apt, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(platform, "freedesktop_os_release", lambda: {"ID": "ubuntu"})
+    monkeypatch.setattr("agentd.image.apt._KEYRINGS", ("/nowhere",))
+    assert "install debian-archive-keyring" in build(capsys)
+    for url in ("ftp:x", "http://a b", "http://a [trusted=yes]", "http://a\ndeb http://b c d"):
+        monkeypatch.setenv("AGENTD_DEBIAN_MIRROR", url)
+        assert main(["image", "build"]) == 2
+        assert "is no address of an archive" in capsys.readouterr().err
 
 
 def test_a_distribution_without_apt_is_named(
@@ -91,8 +104,9 @@ def test_a_distribution_without_apt_is_named(
     monkeypatch.setattr(platform, "freedesktop_os_release", lambda: {"PRETTY_NAME": "Fedora 42"})
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("agentd.image.apt._KEYRINGS", (__file__,))
     said = build(capsys)
-    assert "apt-cache is not installed on Fedora 42" in said
+    assert "apt-get is not installed on Fedora 42" in said and "install apt and dpkg" in said
     assert "build one on a Debian machine" in said
 
 

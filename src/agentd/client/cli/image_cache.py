@@ -22,7 +22,7 @@ def parts(store: "Store") -> list[Part]:
     builds = os.path.join(store.folder, ".builds")
     named = {os.path.basename(os.readlink(os.path.join(store.folder, n))) for n in store.ls()}
     images = [os.path.join(builds, name) for name in _names(builds)]
-    kept = [os.path.join(store.folder, name) for name in (".packages", ".parts")]
+    kept = [os.path.join(store.folder, name) for name in (".apt", ".packages", ".parts")]
     found = [
         Part("images", _sum([path for path in images if os.path.basename(path) in named])),
         Part("replaced images", _sum([p for p in images if os.path.basename(p) not in named])),
@@ -39,7 +39,7 @@ def prune(store: "Store") -> int:
     before = sum(part.bytes for part in parts(store))
     with store.locked():
         store.clean()
-        for name in (".packages", ".parts"):
+        for name in (".apt", ".packages", ".parts"):
             shutil.rmtree(os.path.join(store.folder, name), ignore_errors=True)
     Templates().clear()
     return before - sum(part.bytes for part in parts(store))
