@@ -107,7 +107,7 @@ def test_an_option_that_is_none_is_told_with_the_one_that_was_meant(words, meant
     [
         ["run", "--bogus", "--", "id"],
         ["audit", "export", "--since", "1h"],
-        ["image", "build", "--size", "5"],
+        ["image", "build", "--shape", "5"],
     ],
 )
 def test_an_option_like_none_is_told_without_a_guess(words, capsys):
