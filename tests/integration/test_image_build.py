@@ -108,6 +108,10 @@ END
 RUN cat <<END >> out
 from a heredoc
 END
+RUN <<"END"
+#!/bin/sh -e
+echo $0 $WHO >> out
+END
 RUN ["/bin/sh", "-c", "echo $HOME in /tmp: > /tmp/here && cat /tmp/here >> out"]
 SHELL ["/bin/busybox", "sh", "-ec"]
 RUN mkdir /workspace && echo kept > /workspace/w && id -u >> out
@@ -134,7 +138,8 @@ def test_a_dockerfile_of_all_instructions_is_built_and_runs(on_base: Builds) -> 
     assert done.stdout.startswith("mine sha256:")
     assert "note: no ARG asks for --build-arg NONE" in done.stderr
     assert "[1/" in done.stderr and "RUN exit 9" not in done.stderr
-    out = "one\nme\nhello me\n$GREETING\n/bin/sh\n/srv/app\nfrom a heredoc\n/root in /tmp:\n0\n"
+    out = "one\nme\nhello me\n$GREETING\n/bin/sh\n/srv/app\nfrom a heredoc\n"
+    out += "/dev/shm/heredoc me\n/root in /tmp:\n0\n"
     assert said("mine", "cat /srv/app/out /srv/app/deep/l /copied/*", user="7") == (
         f"{out}xhello me\nkept\n"
     )

@@ -9,7 +9,7 @@ from agentd.daemon.commands.begin import BeginStreamed
 from agentd.daemon.commands.command import Command
 from agentd.daemon.commands.ends import completed
 from agentd.image.oci.building.layer import LayerWriter
-from agentd.image.oci.building.running import Output, RunEnd, RunStep
+from agentd.image.oci.building.running import SCRIPT, Output, RunEnd, RunStep
 from agentd.linux.paths import open_inside
 from agentd.model.drive import drive
 from agentd.model.limits import Limits
@@ -55,6 +55,8 @@ class SandboxRunner:
         )
         handle = self._manager.create(spec)
         try:
+            if step.script:
+                handle.guest.files.write(SCRIPT, step.script.encode(), 0o755)
             end = _run(handle, step, output)
             if end.exit_code == 0:
                 _write(handle, step, layer, backend.only_uid())

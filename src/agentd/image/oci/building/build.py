@@ -16,6 +16,7 @@ import msgspec
 from agentd.image.model import Corrupt, Progress
 from agentd.image.oci.building import copying
 from agentd.image.oci.building.bases import Bases
+from agentd.image.oci.building.command import command_of
 from agentd.image.oci.building.copying import Copy, Inline
 from agentd.image.oci.building.errors import BuildFailed, DockerfileError
 from agentd.image.oci.building.ignore import BadPattern
@@ -147,15 +148,22 @@ class ImageBuild:
         if net not in ("default", self._options.net):
             fix = f"leave it out, or build with --net {net}"
             raise state.wrong(instruction, f"RUN --network={net} is not what was granted", fix)
-        argv = self._argv(state, instruction)
+        argv, script = command_of(state, instruction)
         args = state.arguments()
-        seen = (argv, args, state.config.get("Env"), state.config.get("User"), state.workdir)
+        seen = (
+            argv,
+            script,
+            args,
+            state.config.get("Env"),
+            state.config.get("User"),
+            state.workdir,
+        )
         key = self._key("RUN", state, (seen, self._options.net))
         if self._cached(state, instruction, [key]):
             return
         self._told(instruction.line, instruction.shown)
         with self._explained(instruction.line, "RUN"), self._bases.root(state) as root:
-            step = RunStep(self._bases.described(state), root, argv, args | state.proxies())
+            step = RunStep(self._bases.described(state), root, argv, args | state.proxies(), script)
             with self._new_layer() as layer:
                 end = self._runner.run(step, layer, self._output)
                 if end.exit_code != 0:
@@ -172,24 +180,6 @@ class ImageBuild:
             exit_code=code,
             cause=told if code is not None else "",
         )
-
-    def _argv(self, state: StageState, instruction: Instructed) -> tuple[str, ...]:
-        words = instruction.words
-        if words is not None:
-            if not words:
-                raise state.wrong(instruction, "RUN [] runs nothing", "name a program")
-            return words
-        docs = instruction.heredocs
-        if len(docs) == 1 and instruction.text == docs[0].word:
-            script = docs[0].content
-            if script.startswith("#!"):
-                fix = f"write RUN PROGRAM {docs[0].word} instead of the line that begins with #!"
-                raise state.wrong(instruction, "a heredoc that names its interpreter", fix)
-            return (*state.shell, script)
-        text = instruction.text
-        for doc in docs:
-            text += f"\n{doc.content}{doc.name}"
-        return (*state.shell, text)
 
     # --- COPY and ADD ---
 

@@ -6,15 +6,19 @@ from typing import NamedTuple, Protocol
 from agentd.image.oci.building.layer import LayerWriter
 from agentd.image.oci.values import OciImage
 
+SCRIPT = "/dev/shm/heredoc"
+
 
 class RunStep(NamedTuple):
     """``image`` says who runs it, where, and in which environment; ``root`` is the path of its
-    unpacked root. ``env`` are the arguments that it sees, beside that."""
+    unpacked root. ``env`` are the arguments that it sees, beside that. ``script`` is what a heredoc
+    says that names its interpreter: it is at SCRIPT, which is in no layer."""
 
     image: OciImage
     root: str
     argv: tuple[str, ...]
     env: dict[str, str]
+    script: str = ""
 
 
 class RunEnd(NamedTuple):
