@@ -16,6 +16,7 @@ Requests come over a SEQPACKET socket, one JSON object each, descriptors beside 
     A detached mount, made with this user's rights.
 """
 
+import codecs
 import contextlib
 import os
 import signal
@@ -36,6 +37,7 @@ CONTROL_FD = 3
 _CGROUPS = "/sys/fs/cgroup"
 _UNIFIED = f"{_CGROUPS}/unified"
 _PRIVATE = abi.MS_NOSUID | abi.MS_NODEV | abi.MS_NOEXEC
+_ENCODINGS = ("ascii", "utf-8", "latin-1", "unicode_escape")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
@@ -44,6 +46,8 @@ def main() -> None:
     os.closerange(CONTROL_FD + 1, os.sysconf("SC_OPEN_MAX"))  # what the host forgot to mark
     process.raise_file_limit()
     os.umask(0o022)
+    for encoding in _ENCODINGS:
+        codecs.lookup(encoding)  # a builder may not read this interpreter's files any more
     control = socket.socket(fileno=CONTROL_FD)
     control.set_inheritable(False)
     try:
