@@ -18,7 +18,10 @@ pytestmark = [pytest.mark.needs("runsc"), pytest.mark.timeout(300)]
 
 SUITE = "agentd.testing.walls"
 #: Of the suite for walls what is quick; scripts/test-gvisor runs all of it.
-QUICK = "test_an_exit_code_comes_back or test_streams_are_kept or no_network or trace or end"
+QUICK = (
+    "an_exit_code_comes or streams_are_kept or no_network or trace or test_end or keeps or forks"
+    " or copy_on"
+)
 
 
 def run(*words: str, capfd: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -104,3 +107,19 @@ def test_the_suite_for_walls_passes(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert shutil.which("runsc") or "passed" in done.stdout
+
+
+def test_no_attack_gets_through(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["selftest", "--backend", "gvisor", "--json"]) == 0
+    (report,) = json.loads(capfd.readouterr().out)["backends"]
+    stopped = {row["name"] for row in report["attacks"] if row["verdict"] == "stopped"}
+    assert len(stopped) > 15, report
+
+
+def test_doctor_names_what_was_tried(capfd: pytest.CaptureFixture[str]) -> None:
+    main(["doctor", "--json"])
+    told = json.loads(capfd.readouterr().out)["backends"]
+    (found,) = (backend for backend in told if backend["name"] == "gvisor")
+    assert found["usable"], found
+    assert [note.split()[0] for note in found["notes"]][:1] == ["runsc"]
+    assert not any("kvm" in note for note in found["notes"])

@@ -1,19 +1,20 @@
 """The ``gvisor`` backend: runsc builds the wall, as ``oci`` has its runtimes build one."""
 
-import os
-
 import msgspec
 
+from agentd.model.availability import Availability
 from agentd.model.enforcement import Enforcement
 from agentd.model.errors import Refused
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
-from agentd.model.spec import DEFAULT_IMAGE, SandboxSpec
+from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends.gvisor import config, report
 from agentd.sandbox.backends.gvisor.runsc import BASE_MEMORY, RUNTIMES
-from agentd.sandbox.backends.gvisor.wall import GvisorWall
+from agentd.sandbox.backends.gvisor.wall import GvisorOverlayWall, GvisorWall
 from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.linux.plan import LinuxPlan
+from agentd.sandbox.backends.linux.wall import LinuxWall
+from agentd.sandbox.backends.oci.backend import attach
 from agentd.sandbox.backends.oci.container import Contained, ContainerBackend
 from agentd.sandbox.backends.oci.request import Lent
 
@@ -22,14 +23,15 @@ from agentd.sandbox.backends.oci.request import Lent
 _THREADS, _THREADS_EACH = 1024, 4
 
 
-class GvisorBackend(ContainerBackend[GvisorWall]):
+class GvisorBackend(ContainerBackend[LinuxWall]):
     name = "gvisor"
     level = IsolationLevel.USERSPACE_KERNEL
     known = RUNTIMES
     runtimes = tuple(RUNTIMES)
-    images = False
-    writable = False
-    abilities = frozenset({"pause"})
+    images = True
+    writable = True  # of an image
+    abilities = frozenset({"changes", "pause", "snapshot", "fork"})
+    fidelity = LinuxWall.fidelity
 
     def requirements(self) -> tuple[str, ...]:
         return (
@@ -39,18 +41,15 @@ class GvisorBackend(ContainerBackend[GvisorWall]):
             "cgroups for memory and CPU limits",
         )
 
+    def probe(self) -> Availability:
+        """As ``oci``. KVM is not tried: where it runs no ordinary guest runsc waits for ever."""
+        found = super().probe()
+        notes = [note for note in found.notes if not note.startswith("runsc-kvm")]
+        return msgspec.structs.replace(found, notes=tuple(notes))
+
     def plan(self, spec: SandboxSpec) -> LinuxPlan:
-        """Raises InvalidInput or Refused, also where runsc is not there."""
-        if spec.image != DEFAULT_IMAGE:
-            raise Refused(
-                f"backend {self.name} cannot have an image", remediation="use --backend linux"
-            )
+        """Raises as ``oci``, and Refused for a network."""
         plan = super().plan(spec)
-        if plan.cow:
-            raise Refused(
-                f"backend {self.name} cannot have a workspace that is copy-on-write",
-                remediation="use --backend linux",
-            )
         if spec.net != "none":
             raise Refused(
                 f"backend gvisor cannot have the network {spec.net}",
@@ -82,11 +81,14 @@ class GvisorBackend(ContainerBackend[GvisorWall]):
             pids=None if pids is None else pids * _THREADS_EACH + _THREADS,
         )
 
-    def _kind(self, plan: LinuxPlan) -> type[GvisorWall]:
-        return GvisorWall
+    def restore(self, plan: LinuxPlan, folder: str) -> LinuxWall:
+        return self._build(plan, folder)
 
-    def _attach(self, wall: GvisorWall, plan: LinuxPlan, born: Contained, lent: Lent) -> None:
-        os.close(born.disk)
+    def _kind(self, plan: LinuxPlan) -> type[LinuxWall]:
+        return GvisorOverlayWall if plan.cow else GvisorWall
+
+    def _attach(self, wall: LinuxWall, plan: LinuxPlan, born: Contained, lent: Lent) -> None:
+        attach(wall, plan, born, lent)
 
     def _enforcement(
         self, plan: LinuxPlan, controls: list[str], born: Contained, runtime: str, lent: Lent
@@ -99,4 +101,5 @@ class GvisorBackend(ContainerBackend[GvisorWall]):
             runtime=runtime,
             own_user=born.block is not None,
             lent={loan.mount.target: loan.how for loan in lent.loans},
+            image=None if lent.image is None else lent.image.image,
         )

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from agentd.image.oci.values import OciImage
 from agentd.linux.cgroup import Group
 from agentd.model.enforcement import Control, Enforcement
 from agentd.model.units import format_size
@@ -37,19 +38,29 @@ def enforcement(
     runtime: str,
     own_user: bool,
     lent: Mapping[str, str],
+    image: OciImage | None,
 ) -> Enforcement:
     """As ``oci.report.enforcement``; ``runtime`` names runsc and its version."""
     held = [*BY_RUNTIME, *BY_BUILDER, *controls]
     shown = len(configuration.trees(plan.spec.configuration))
     told = report.enforcement(
-        plan, held, group, detail, own_user=own_user, digest="", shown=shown, lent=lent
+        plan,
+        held,
+        group,
+        detail,
+        own_user=own_user,
+        digest="",
+        shown=shown,
+        lent=lent,
+        image=image,
     )
     platform = "kvm" if runtime.startswith("runsc-kvm") else "systrap"
     user = "a user that owns nothing" if own_user else "the caller's own user"
+    asked = "writable" if plan.spec.writable else "default"
     table = {
         "userspace_kernel": Control("default", True, f"gVisor, {platform}, by {runtime}"),
         "sentry": Control("default", own_user, _SENTRY.format(user)),
-        "root": Control("default", True, told["mount_namespace"].detail),
+        "root": Control(asked, True, told["mount_namespace"].detail),
         "seccomp": Control("default", False, _NO_FILTER),
         "landlock": Control("default", False, _NO_LANDLOCK),
         "agent_protected": Control("default", False, _AGENT),

@@ -8,8 +8,10 @@ _PACKAGES = {
     "others": "the release at https://gvisor.dev/docs/user_guide/install",
 }
 # Its own network has loopback and nothing else. Control groups are agentd's. What is written goes
-# to agentd's bounded scratch, and to no overlay of runsc's own, which nothing bounds.
-_FLAGS = ("--network=none", "--ignore-cgroups", "--overlay2=none", "--log-format=text")
+# to agentd's bounded scratch, and to no overlay of runsc's own, which nothing bounds; and at once,
+# so that a snapshot has it.
+_FILES = ("--overlay2=none", "--file-access=shared")
+_FLAGS = ("--network=none", "--ignore-cgroups", *_FILES, "--log-format=text")
 _PASSING = ("--pass-fd", "3:3")
 
 #: The first is taken where none is named. KVM never is by itself: on a machine whose /dev/kvm runs

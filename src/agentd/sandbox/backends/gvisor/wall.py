@@ -1,12 +1,21 @@
 """A sandbox of gVisor, seen from the host."""
 
-from agentd.sandbox.backends.wall import NamespaceWall
+from agentd.sandbox.backends.linux.cow import OverlayWall
+from agentd.sandbox.backends.linux.wall import LinuxWall
 
 
-class GvisorWall(NamespaceWall):
+class GvisorWall(LinuxWall):
     """Its first process is gVisor's kernel, with which all commands end: they are none of the
     host's. What opens files for it, a process beside it, ends a moment later by itself."""
 
     def end(self) -> None:
         """Nothing runs in it any more: of its processes none is a command."""
         self._empty_it()
+
+    def _runs_nothing(self) -> bool:
+        """What runs in it is gVisor's to know."""
+        return False
+
+
+class GvisorOverlayWall(GvisorWall, OverlayWall):
+    """One with a copy-on-write workspace."""

@@ -62,10 +62,7 @@ class OciBackend(ContainerBackend[LinuxWall]):
         return OverlayWall if plan.cow else LinuxWall
 
     def _attach(self, wall: LinuxWall, plan: LinuxPlan, born: Contained, lent: Lent) -> None:
-        wall.attach_disk(SandboxDisk(born.disk, room(plan, lent.loans)))
-        images.attach(lent.image, wall)
-        if isinstance(wall, OverlayWall):
-            wall.attach_source(os.open(".", _FOLDER, dir_fd=lent.loans[0].source))
+        attach(wall, plan, born, lent)
 
     def _enforcement(
         self, plan: LinuxPlan, controls: list[str], born: Contained, runtime: str, lent: Lent
@@ -80,3 +77,11 @@ class OciBackend(ContainerBackend[LinuxWall]):
             lent={loan.mount.target: loan.how for loan in lent.loans},
             image=None if lent.image is None else lent.image.image,
         )
+
+
+def attach(wall: LinuxWall, plan: LinuxPlan, born: Contained, lent: Lent) -> None:
+    """Give a wall its disk, its image, and what is beneath its copy-on-write workspace."""
+    wall.attach_disk(SandboxDisk(born.disk, room(plan, lent.loans)))
+    images.attach(lent.image, wall)
+    if isinstance(wall, OverlayWall):
+        wall.attach_source(os.open(".", _FOLDER, dir_fd=lent.loans[0].source))

@@ -14,7 +14,8 @@ from agentd.guest.zygote.own_root import Target
 from agentd.linux import abi, mounts, overlay, paths
 from agentd.linux.kernel import KERNEL
 
-_PLACES = ("/dev", "/proc", "/sys")
+# Beneath /dev, too: runsc mounts there before that is a file system of its own.
+_PLACES = ("/dev", "/dev/shm", "/proc", "/sys")
 
 
 def of_host(trees: Sequence[root.Tree], files: dict[str, bytes], target: str) -> None:
