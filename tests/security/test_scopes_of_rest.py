@@ -15,7 +15,7 @@ from tests.security.daemons import Answer, Daemon, running
 from agentd.model.principal import ADMIN, SCOPES
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/api.md").read_text()
-NAMES = {"id": "sbx-none", "proc": "prc-none", "port": "8000", "path": "x"}
+NAMES = {"id": "sbx-none", "name": "none", "proc": "prc-none", "port": "8000", "path": "x"}
 # What each needs to be well-formed; it is for a sandbox that is not there, and so nothing happens.
 BODIES: dict[str, object] = {
     "PATCH /v1/sandboxes/{id}": {"labels": {}},
@@ -33,10 +33,12 @@ BODIES: dict[str, object] = {
     "POST /v1/sandboxes/{id}/files/mkdir": {"path": "/x"},
     "POST /v1/sandboxes/{id}/files/move": {"path": "/x", "to": "/y"},
     "POST /v1/keys": {"name": "x", "scopes": []},
+    "POST /v1/volumes": {"name": "../x"},
+    "POST /v1/volumes/{name}/snapshot": {"name": "x"},
     "POST /v1/approvals/{id}/decide": {"allow": False},
 }
-# A good one would make a key, or a sandbox.
-ILL_FORMED = ("POST /v1/keys", "PUT /v1/sandboxes/{id}")
+# A good one would make a key, a volume, or a sandbox.
+ILL_FORMED = ("POST /v1/keys", "POST /v1/volumes", "PUT /v1/sandboxes/{id}")
 QUERIES = {"path": "/x", "stream": "stdout"}
 SOCKET = {
     "Connection": "Upgrade",
