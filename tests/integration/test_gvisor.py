@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.conftest import OrdinaryUser
 
-from agentd import Refused, Sandbox, Unavailable
+from agentd import Refused, Sandbox, SandboxError, Unavailable
 from agentd.client.cli.main import main
 
 pytestmark = [pytest.mark.needs("runsc"), pytest.mark.timeout(300)]
@@ -81,6 +81,14 @@ def test_all_of_it_ends_with_a_cause_when_memory_is_out() -> None:
         eat = "import mmap; m = mmap.mmap(-1, 1 << 30); m.write(b'x' * (1 << 29))"
         done = sandbox.run(["python3", "-c", eat], timeout=200)
         assert done.cause.code == "oom", done
+
+
+def test_what_runsc_says_is_told_in_its_words() -> None:
+    with pytest.raises(SandboxError) as refused:
+        Sandbox.create(backend="gvisor", embedded=True, runtime="runsc-kvm").close()
+        pytest.skip("KVM runs gVisor here")
+    assert "runsc-kvm" in str(refused.value)
+    assert "{" not in refused.value.cause, refused.value
 
 
 def test_a_network_of_the_host_is_refused() -> None:

@@ -236,8 +236,20 @@ def _said() -> str:
     with contextlib.suppress(OSError), open(LOG, "rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_BYTES))
         lines = file.read().decode("utf-8", "replace").strip().splitlines()
-        return lines[-1] if lines else ""
+        return _message(lines[-1]) if lines else ""
     return ""
+
+
+def _message(line: str) -> str:
+    """What a line of the log says; runsc writes errors as JSON objects, one after the other."""
+    said, at = [], 0
+    try:
+        while at < len(line):
+            told, at = json.JSONDecoder().raw_decode(line, at)
+            said.append(str(told["msg"]))
+    except (ValueError, TypeError, KeyError):
+        return line
+    return "; ".join(said)
 
 
 def _strings(value: object) -> list[str]:
