@@ -4,6 +4,7 @@ import base64
 import ctypes
 import json
 import os
+import re
 import socket
 import subprocess
 import time
@@ -122,6 +123,39 @@ def test_an_image_is_pulled_by_tag_and_by_digest_and_runs(
     wrong = f"docker://{place}/me/tool@sha256:{'0' * 64}"
     said = images.run("pull", wrong, "--insecure", "--name", "e", code=125).stderr
     assert f"{place} has no {wrong}" in said and "see to its name and tag" in said
+
+
+def fetched(tmp_path: Path, place: str) -> list[str]:
+    """The blobs that were asked for, by the registry's own log of accesses."""
+    log = (tmp_path / f"registry-{place[10:]}" / "log").read_text()
+    return re.findall(r'"GET /v2/[a-z/]+/blobs/(sha256:[0-9a-f]{64}) ', log)
+
+
+def test_layers_that_are_here_are_not_fetched_again(
+    images: Images, layout: Layout, start: Start, tmp_path: Path
+) -> None:
+    place = start()
+    shared, own = busybox(), layer(file("own", b"own"))
+    for name, layers in (("first", [shared]), ("second", [shared, own])):
+        push(layout.add(layers, tag=name), place, f"{name}:1")
+    images.run("pull", f"docker://{place}/first:1", "--insecure", "--name", "first")
+    (base,) = [b["digest"] for b in images.told("inspect", "first")["layers"]]
+    assert fetched(tmp_path, place).count(base) == 1
+    images.run("pull", f"docker://{place}/second:1", "--insecure", "--name", "second")
+    layers = [b["digest"] for b in images.told("inspect", "second")["layers"]]
+    assert [fetched(tmp_path, place).count(digest) for digest in layers] == [1, 1]
+    with Sandbox.create(image="second") as box:
+        assert box.run("cat /own").stdout == b"own"
+    # A second time nothing is; and what was damaged since is fetched once more.
+    images.run("pull", f"docker://{place}/second:1", "--insecure", "--name", "again")
+    assert [fetched(tmp_path, place).count(digest) for digest in layers] == [1, 1]
+    blob = images.cache / "agentd/oci/blobs/sha256" / base.removeprefix("sha256:")
+    blob.chmod(0o600)
+    blob.write_bytes(blob.read_bytes()[:-1] + b"x")
+    images.run("pull", f"docker://{place}/second:1", "--insecure", "--name", "again")
+    assert fetched(tmp_path, place).count(base) == 2
+    assert {row["state"] for row in images.told("verify")} == {"ready"}
+    assert images.left() == []
 
 
 def test_plain_http_is_spoken_only_when_it_is_named(

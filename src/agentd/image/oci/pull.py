@@ -3,9 +3,10 @@
 import errno
 import os
 import shutil
+from collections.abc import Mapping
 
-from agentd.image.model import ImageError, Progress
-from agentd.image.oci import cell, layout, registry, rootfs, tools
+from agentd.image.model import Corrupt, ImageError, Progress
+from agentd.image.oci import cell, layout, registry, reuse, rootfs, tools
 from agentd.image.oci.bounds import BOUNDS, ImageBounds
 from agentd.image.oci.source import ImageSource, check_name, parse
 from agentd.image.oci.store import OciStore, PullFolder
@@ -73,9 +74,7 @@ class _Pull:
 
     def run(self) -> OciImage:
         self._step(f"fetching {self._source.text}")
-        fetched = self._fetch()
-        self._step("verifying")
-        digest, manifest, config = self._verified(fetched)
+        digest, manifest, config = self._fetched_and_verified()
         chain = chain_id(config.rootfs.diff_ids)
         self._store.mend(chain)
         with self._store.roots.making(chain) as ours:
@@ -89,9 +88,24 @@ class _Pull:
             self._store.publish(self._name, self._source.text, digest, config, self._work)
         return self._store.get(self._name)
 
-    def _fetch(self) -> str:
-        """The path of a layout that nobody vouches for."""
-        path = self._work.make("fetched")
+    def _fetched_and_verified(self) -> tuple[str, OciManifest, OciConfig]:
+        """Blobs that are here already are not fetched again, unless one of them is damaged."""
+        here = reuse.sizes(self._store) if self._source.transport == "docker" else {}
+        fetched = self._fetch("fetched", here)
+        self._step("verifying")
+        try:
+            return self._verified(fetched, frozenset(here))
+        except Corrupt:
+            if not here:
+                raise
+        return self._verified(self._fetch("again", {}), frozenset())
+
+    def _fetch(self, name: str, here: Mapping[str, int]) -> str:
+        """The path of a layout that nobody vouches for. In the place of blobs that are ``here``, by
+        their sizes, it has holes: what fetches sees nothing of other images."""
+        path = self._work.make(name)
+        if here:
+            reuse.offer(here, path)
         if self._source.transport == "dir":
             rootfs.make_layout(self._source.place, path)
             return path
@@ -141,9 +155,9 @@ class _Pull:
         tag = f":{source.tag}" if source.tag else ""
         return {inside: source.place}, f"{source.transport}:{inside}{tag}"
 
-    def _verified(self, fetched: str) -> tuple[str, OciManifest, OciConfig]:
+    def _verified(self, fetched: str, here: frozenset[str]) -> tuple[str, OciManifest, OciConfig]:
         """Move what the image consists of into a layout of ours, each blob hashed first. Nobody
-        who could change it runs any more."""
+        who could change it runs any more. Of those that were ``here`` it is the store's."""
         digest, manifest, config = layout.only_image(fetched)
         self._bounds.check_layers(manifest.layers)
         with layout.folder(fetched, "blobs", "sha256") as blobs:
@@ -152,8 +166,14 @@ class _Pull:
             for blob in {
                 each.digest: each for each in (whole, manifest.config, *manifest.layers)
             }.values():
+                name = check_digest(blob.digest)
+                place = os.path.join(self._work.blobs, name)
+                if os.path.lexists(place):
+                    continue
+                if name in here and reuse.link(self._store, blob, place):
+                    continue
                 layout.check_blob(blob, blobs)
-                self._take(check_digest(blob.digest), blobs)
+                self._take(name, blobs)
         layout.write_index(self._work.layout, whole)
         return digest, manifest, config
 
