@@ -1,6 +1,8 @@
 """Walls of OCI runtimes, by the command line, the SDK and a daemon."""
 
 import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -61,3 +63,22 @@ def test_a_runtime_that_a_wall_has_not_is_refused() -> None:
         Sandbox.create(backend="oci", runtime="docker", embedded=True)
     with pytest.raises(InvalidInput, match=r"runtime '\.\./runc' is not a name"):
         Sandbox.create(backend="oci", runtime="../runc", embedded=True)
+
+
+@pytest.mark.root
+@pytest.mark.needs("unshare", "mount")
+def test_where_control_groups_are_version_2_the_same_is_built(runtime: str) -> None:
+    """As a runtime sees it: a mount over the machine's own, in a namespace of mounts of its own."""
+    run = (sys.executable, "-m", "agentd", "run", "--embedded", "--backend", "oci")
+    script = 'mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec "$@"'
+    done = subprocess.run(
+        [
+            *("unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh"),
+            *(*run, "--runtime", runtime, "--", "id", "-u"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert (done.returncode, done.stdout) == (0, "1000\n"), done.stderr
