@@ -43,6 +43,13 @@ ENTRIES = (
 )  # fmt: skip
 
 
+# At places that are a sandbox's to write.
+IN_PLACES = (
+    folder("workspace", uid=5), file("workspace/in", b"w"), folder("tmp", 0o1777),
+    file("tmp/in", b"t"), folder("home"), folder("home/sandbox"), file("home/sandbox/in", b"h"),
+)  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Images]:
     """Two of them, in a store of these tests beside the machine images of all."""
@@ -53,7 +60,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Images]:
     (made.cache / "agentd/images").symlink_to(machines)
     layout = Layout(made.folder / "layout")
     made.run("pull", layout.add([busybox(*ENTRIES)], CONFIG, tag="node"), "--name", "node")
-    made.run("pull", layout.add([busybox()], tag="bare"), "--name", "bare")
+    made.run("pull", layout.add([busybox(*IN_PLACES)], tag="bare"), "--name", "bare")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(made.cache))
         yield made
@@ -144,6 +151,9 @@ def test_by_a_daemon(images: Images, tmp_path_factory: pytest.TempPathFactory) -
             assert said(box, "id -u; pwd; ls /etc") == (
                 "0\n/workspace\nhostname\nhosts\nmachine-id\nresolv.conf\n"
             )
+            own = "cd /workspace; echo x >> in; mkdir d; cat in ~/in /tmp/in; stat -c %a /tmp; ls"
+            assert said(box, own) == "wx\nht1777\nd\nin\n"
+            box.files.write("/tmp/new", b"n")
             assert "1 in use" in images.run("rm", "bare").stderr
             assert box.run(["cat", "/bin/busybox"]).ok
             told = daemon.cli("inspect", view["id"], "--json").stdout

@@ -177,6 +177,7 @@ class GuestMachine:
             writable=image.writable,
             places=places,
             shares=image.shares,
+            shown=image.shown,
             kernel=self._kernel,
         )
         vm_root.enter(self._kernel)

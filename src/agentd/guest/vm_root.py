@@ -26,7 +26,8 @@ _NOSUID_NODEV = abi.MS_NOSUID | abi.MS_NODEV
 _DIRECTORIES = ("/run", "/var", "/tmp", "/etc", vm_scratch.WORKSPACE, vm_scratch.HOME)
 # Of the machine: what is mounted in them comes along. The agent's state, which is not in /run then.
 _SHARED = ("/dev", "/proc", "/sys")
-_SCRATCH = ("/tmp", vm_scratch.HOME, vm_scratch.WORKSPACE)
+#: Writable places.
+SCRATCH = ("/tmp", vm_scratch.HOME, vm_scratch.WORKSPACE)
 # Each is put in place later, as the machine is told who it is.
 _FILES = ("/etc/hosts", "/etc/hostname", "/etc/machine-id", "/etc/resolv.conf")
 
@@ -45,12 +46,14 @@ def build(
     writable: bool,
     places: Iterable[tuple[str, bool]],
     shares: Sequence[Shared],
+    shown: Sequence[str] = (),
     kernel: Kernel = KERNEL,
 ) -> None:
     """Mount it at ``ROOT``. Raises OSError: ENODEV where a device is not found, perhaps not yet.
 
     ``serial`` is the disk's; ``places`` is what is mounted on, or begun in, a path behind the
-    image's links each, and whether it is a directory. Nothing is left mounted where it fails.
+    image's links each, and whether it is a directory; ``shown`` are writable places where the image
+    has something. Nothing is left mounted where it fails.
     """
     disk = find(serial)
     with contextlib.ExitStack() as undo:
@@ -67,8 +70,11 @@ def build(
             # ENODEV is of a device that may come; a file system will not.
             raise OSError(errno.EOPNOTSUPP, f"no overlay of the image: {error.strerror}") from None
         undo.callback(kernel.umount, ROOT, abi.MNT_DETACH)
-        for path in (*_SHARED, *_SCRATCH):
-            kernel.mount(path, ROOT + path, None, abi.MS_BIND | abi.MS_REC)
+        for path in (*_SHARED, *SCRATCH):
+            if path in shown:
+                vm_scratch.show(path, _IMAGE + path, ROOT, kernel)
+            else:
+                kernel.mount(path, ROOT + path, None, abi.MS_BIND | abi.MS_REC)
         kernel.mount(_STATE, ROOT + _STATE, None, abi.MS_BIND)
         for share in shares:
             _mount_share(share, kernel)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 
-from agentd.linux import abi
+from agentd.linux import abi, overlay
 from agentd.linux.kernel import KERNEL, Kernel
 
 WORKSPACE = "/workspace"
@@ -43,6 +43,16 @@ def prepare(user: int, kernel: Kernel = KERNEL) -> None:
         kernel.mount(path, target, None, abi.MS_BIND)
 
 
+def show(target: str, lower: str, root: str, kernel: Kernel = KERNEL) -> None:
+    """Have what an image has at a writable place be seen there below ``root``, and changes of it on
+    the tmpfs. ``lower`` is the image's folder. Raises OSError."""
+    name, mode = next((name, mode) for name, path, mode, _ in _PLACES if path == target)
+    own = f"{UPPER}/above-{name}"
+    kernel.make_folder(own, 0o755)
+    kernel.make_folder(f"{own}/u", mode)
+    overlay.mount_paths(root + target, [lower], own, kernel)
+
+
 def give_to(user: int) -> None:
     """The user's places; what others have made in them stays theirs."""
     for _, target, _, owned in _PLACES:
@@ -54,7 +64,8 @@ def bound(size: int, kernel: Kernel = KERNEL) -> None:
     """In bytes and in inodes. Raises OSError, EINVAL where more than that is in use."""
     inodes = min(max(size // BYTES_PER_INODE, MIN_INODES), MAX_INODES)
     options = f"size={size},nr_inodes={inodes}"
-    kernel.mount("tmpfs", WORKSPACE, "tmpfs", abi.MS_REMOUNT | _FLAGS, options)
+    # There nothing of an image's lies below it.
+    kernel.mount("tmpfs", "/dev/shm", "tmpfs", abi.MS_REMOUNT | _FLAGS, options)
 
 
 def place(contents: Mapping[str, str], backing: str, kernel: Kernel = KERNEL) -> None:

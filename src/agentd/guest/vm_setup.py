@@ -5,7 +5,7 @@ import re
 from agentd.guest import vm_net
 from agentd.guest.operation import RequestError, get_bool, get_int
 from agentd.guest.system import parse_entropy
-from agentd.guest.vm_root import Shared
+from agentd.guest.vm_root import SCRATCH, Shared
 
 MAX_ID = (1 << 32) - 2
 MAX_BYTES = 1 << 50
@@ -57,12 +57,15 @@ class ImageDisk:
     begin with."""
 
     def __init__(self, request: dict[str, object]) -> None:
-        known = {"disk", "writable", "places", "shares", "workdir", "env"}
+        known = {"disk", "writable", "places", "shares", "shown", "workdir", "env"}
         _known(request, known, "root")
         self.serial = _named(request, "disk", "a serial number")
         self.writable = get_bool(request, "writable")
         self.places = [_place(each) for each in _list(request, "places")]
         self.shares = [_shared(each) for each in _list(request, "shares")]
+        self.shown = [_path(each) for each in _list(request, "shown")]
+        if not set(self.shown) <= set(SCRATCH):
+            raise RequestError(f"'shown' must be some of {', '.join(SCRATCH)}")
         self.workdir = None if request.get("workdir") is None else _path(request["workdir"])
         self.env = _env(request.get("env")) or {}
 

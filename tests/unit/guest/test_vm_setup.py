@@ -21,6 +21,7 @@ ROOT = {
     "writable": True,
     "places": [["/app", True]],
     "shares": [{"tag": "s", "target": "/d", "readonly": True}],
+    "shown": ["/tmp"],
     "workdir": "/app",
     "env": {"A": "b"},
 }
@@ -63,7 +64,7 @@ def test_everything_can_be_asked_for() -> None:
     assert setup.root is not None
     assert (setup.root.serial, setup.root.writable, setup.root.workdir) == ("image", True, "/app")
     assert (setup.root.places, setup.root.shares) == ([("/app", True)], [Shared("s", "/d", True)])
-    assert setup.root.env == {"A": "b"}
+    assert (setup.root.env, setup.root.shown) == ({"A": "b"}, ["/tmp"])
     assert (setup.net.gateway, setup.net.dns, setup.net.device) == (b"\n\0\2\2", ["10.0.2.3"], None)
 
 
@@ -96,6 +97,7 @@ def test_everything_can_be_asked_for() -> None:
         ({"root": ROOT | {"shares": [{"tag": "s"}]}}, "a path must be absolute"),
         ({"root": ROOT | {"shares": [{"target": "/a"}]}}, "'tag' must be a string"),
         ({"root": ROOT | {"workdir": "/\0"}}, "a path must be absolute"),
+        ({"root": ROOT | {"shown": ["/etc"]}}, "'shown' must be some of /tmp, "),
         ({"root": ROOT | {"env": {"A": 1}}}, "'env' must be an object"),
     ],
 )

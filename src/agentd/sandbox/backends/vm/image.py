@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from agentd.guest.vm_root import SCRATCH
 from agentd.image.model import NotFound, Progress
 from agentd.image.oci import make_disk
 from agentd.image.oci.store import OciStore
@@ -64,6 +65,7 @@ class DiskRoot(ImageRoot):
         """What sys.setup is told of it; ``tags`` are those of the mounts' devices."""
         workdir = self.begin(spec.mounts)
         places = self.places(spec.mounts, workdir)
+        mounted = {mount.target for mount in spec.mounts}
         shares = [
             {"tag": tag, "target": path, "readonly": mount.mode is MountMode.RO}
             for tag, mount, (path, _) in zip(tags, spec.mounts, places, strict=False)
@@ -73,6 +75,7 @@ class DiskRoot(ImageRoot):
             "writable": spec.writable,
             "places": [list(place) for place in places[len(shares) :]],
             "shares": shares,
+            "shown": [path for path in SCRATCH if path not in mounted and self.has_files(path)],
             "workdir": workdir,
             "env": self.environment(limits.cpus),
         }
