@@ -69,12 +69,75 @@ def test_files_are_the_next_sandboxs_whoever_wrote_them(own: Path) -> None:
     assert said("volume", "ls", "--embedded", "--json") == "[]\n"
 
 
+def _loops(folder: Path) -> list[str]:
+    """The files in it that a loop device has."""
+    found = Path("/sys/block").glob("loop*/loop/backing_file")
+    with contextlib.suppress(OSError):
+        return [text for path in found if (text := path.read_text()).startswith(str(folder))]
+    return ["one that went as we looked"]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("wall", ["linux", pytest.param("oci", marks=pytest.mark.needs("runc"))])
+def test_one_with_a_size_holds_no_more(own: Path, wall: str) -> None:
+    fill = "head -c 40M /dev/zero > /data/big; wc -c < /data/big; rm /data/big; echo x > /data/f"
+    with _volumes() as volumes:
+        assert volumes.create("v", "32MiB").size == 32 << 20
+        with Sandbox.create(volumes=["v:/data"], backend=wall, embedded=True) as box:
+            assert box.run("ls -A /data; stat -c %u /data", check=True).text == "1000\n"
+            assert (
+                "at most 32 MiB, a file system of its own" in box.enforcement["mount /data"].detail
+            )
+            filled = box.run(fill)
+            assert b"No space left on device" in filled.stderr
+            assert 16 << 20 < int(filled.text) < 32 << 20
+            # Another, of another wall, and one that only reads: they are of one file system.
+            with Sandbox.create(volumes=["v:/d"], user="root", embedded=True) as other:
+                assert other.run("cat /d/f; chown 5:6 /d/f; echo y > /d/g").text == "x\n"
+                assert box.run("cat /data/g", check=True).text == "y\n"
+            with pytest.raises(Conflict, match="is in use"):
+                volumes.snapshot("v", "w")
+            with Sandbox.create(volumes=["v:/d:ro"], embedded=True) as reader:
+                assert reader.run("touch /d/f").exit_code == 1
+        assert volumes.snapshot("v", "w").size == 32 << 20
+        with Sandbox.create(volumes=["w:/data"], user="root", embedded=True) as box:
+            assert box.run("stat -c %u:%g /data/f; cat /data/g", check=True).text == "5:6\ny\n"
+            assert b"No space left on device" in box.run(fill).stderr
+        assert sum(path.stat().st_blocks for path in own.rglob("*.img")) >= (64 << 20) / 512
+        for name in ("v", "w"):
+            volumes.delete(name)
+    until(lambda: not _loops(own))
+
+
+@pytest.mark.root
+def test_nothing_of_its_file_system_outlives_who_is_killed(own: Path) -> None:
+    with _volumes() as volumes:
+        volumes.create("v", "32MiB")
+    holds = (
+        "import sys; from agentd import Sandbox\n"
+        "with Sandbox.create(volumes=['v:/data'], embedded=True) as box:\n"
+        "    box.run('echo kept > /data/f; sync', check=True); print(flush=True); sys.stdin.read()"
+    )
+    argv = [sys.executable, "-c", holds]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n"
+        assert _loops(own)
+        process.kill()
+    until(lambda: not _loops(own))
+    read = said("run", "--embedded", "--volume", "v:/data", "--", "cat", "/data/f")
+    assert read == "kept\n"
+    assert main(["volume", "rm", "--embedded", "v"]) == 0
+
+
 def test_an_ordinary_user_has_them_too(as_user: OrdinaryUser) -> None:
     def run(*words: str, code: int = 0) -> str:
         done = as_user.agentd(*words)
         assert done.returncode == code, done.stderr
         return (done.stdout + done.stderr).decode()
 
+    refused = run("volume", "create", "--embedded", "v", "--size", "1GiB", code=125)
+    assert "cannot be enforced here: agentd does not run as root" in refused
     run("volume", "create", "--embedded", "v")
     for user in ("root", "sandbox"):
         run("run", "--embedded", "--volume", "v:/data", "--user", user, "--", "sh", "-c", WRITE)
@@ -198,6 +261,8 @@ def test_what_is_wrong_is_told_with_the_way_out(
         (["create", "v"], "there is a volume v already"),
         (["create", "../v"], "is not a name"),
         (["create", "x" * 65], "is not a name"),
+        (["create", "small", "--size", "1M"], "size"),
+        (["create", "odd", "--size", "much"], "size"),
         (["rm", "none"], "there is no volume 'none'"),
         (["inspect", "none"], "there is no volume 'none'"),
     ):

@@ -187,8 +187,8 @@ class _Ports(_Noun):
 
 
 class _Volumes(_Noun):
-    def create(self, name: str) -> VolumeView:
-        return _shown(embedded.volumes().create(self._owner, name))
+    def create(self, name: str, size: str | int | None = None) -> VolumeView:
+        return _shown(embedded.volumes().create(self._owner, name, size))
 
     def list(self) -> tuple[VolumeView, ...]:
         return tuple(_shown(volume) for volume in embedded.volumes().all(self._owner))
@@ -197,10 +197,13 @@ class _Volumes(_Noun):
         return _shown(embedded.volumes().get(self._owner, name))
 
     def snapshot(self, name: str, new: str) -> VolumeView:
-        return _shown(embedded.volumes().snapshot(self._owner, name, new))
+        return _shown(embedded.volumes().snapshot(self._owner, name, new, self._lives))
 
     def delete(self, name: str) -> None:
-        embedded.volumes().remove(self._owner, name, lambda id: id in self._here.handles)
+        embedded.volumes().remove(self._owner, name, self._lives)
+
+    def _lives(self, sandbox: str) -> bool:
+        return sandbox in self._here.handles
 
     @property
     def _owner(self) -> str:

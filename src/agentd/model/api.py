@@ -139,9 +139,12 @@ class MoveBody(_Body, frozen=True):
 
 
 class VolumeBody(_Body, frozen=True):
-    """``POST /v1/volumes``, and ``.../{name}/snapshot``: of the new one."""
+    """``POST /v1/volumes``, and ``.../{name}/snapshot``: of the new one.
+
+    ``size`` bounds what is in it, where agentd is root; else it is refused."""
 
     name: str
+    size: Size | None = None
 
 
 class KeyBody(_Body, frozen=True):
@@ -266,11 +269,12 @@ class SnapshotView(msgspec.Struct, frozen=True):
 
 
 class VolumeView(msgspec.Struct, frozen=True):
-    """``sandboxes`` have it now."""
+    """``sandboxes`` have it now; ``size`` is the bound of its bytes, None without one."""
 
     name: str
     principal: str
     created: float
+    size: int | None = None
     sandboxes: tuple[str, ...] = ()
 
 

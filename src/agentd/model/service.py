@@ -196,9 +196,9 @@ class Snapshots(Protocol):
 class Volumes(Protocol):
     """Folders of one's own that outlive sandboxes, which have them by ``SandboxBody.volumes``."""
 
-    def create(self, name: str) -> VolumeView:
-        """Make an empty one. Raises InvalidInput, Conflict where one has a volume of that name,
-        QuotaExceeded."""
+    def create(self, name: str, size: str | int | None = None) -> VolumeView:
+        """Make an empty one, which holds at most ``size`` bytes. Raises InvalidInput, Refused where
+        no size can be enforced, Conflict where one has a volume of that name, QuotaExceeded."""
         ...
 
     def list(self) -> tuple[VolumeView, ...]:

@@ -5,14 +5,19 @@ from typing import NamedTuple
 
 import msgspec
 
+from agentd.linux import disk, privileges
 from agentd.model.api import VolumeView
-from agentd.model.errors import Conflict, NotFound
+from agentd.model.errors import Conflict, InvalidInput, NotFound, Refused
 from agentd.model.like import like
+from agentd.model.units import parse_size, readable_size
+from agentd.sandbox.backends import identity
 
 FORMAT = 1
-DATA = "data"
+DATA, IMAGE = "data", "disk.img"
+MIN_SIZE = 32 << 20  # less is most of it what a file system keeps of itself
 #: Who has one while it is copied.
 SNAPSHOT = "snapshot"
+_BLOCK = 4096
 _NAMED = 8  # of those that have it, in a refusal
 
 
@@ -24,6 +29,7 @@ class VolumeAbout(msgspec.Struct, frozen=True):
     principal: str
     created: float
     first_id: int | None = None
+    size: int | None = None  # of the file system that it has of its own, in ``IMAGE``
     format: int = FORMAT
 
 
@@ -37,6 +43,32 @@ class Volume(NamedTuple):
     @property
     def data(self) -> str:
         return os.path.join(self.path, DATA)
+
+    @property
+    def image(self) -> str:
+        """Empty without a size."""
+        return "" if self.about.size is None else os.path.join(self.path, IMAGE)
+
+
+def size_of(size: str | int | None) -> int | None:
+    """Whole bytes. Raises InvalidInput, and Refused where nothing can hold a volume to it."""
+    if size is None:
+        return None
+    found = parse_size(size, "size", MIN_SIZE) // _BLOCK * _BLOCK
+    if found < MIN_SIZE:
+        raise InvalidInput(
+            f"a size of {readable_size(found)} is too little for a volume",
+            remediation=f"give at least {readable_size(MIN_SIZE)}",
+        )
+    why = identity.hindrance()
+    if not why and not privileges.may_mount():
+        why = "root here lacks CAP_SYS_ADMIN"
+    fix = "leave the size out, or run agentd as root"
+    if not why and disk.program() is None:
+        why, fix = "mke2fs is not installed", "leave the size out, or apt-get install e2fsprogs"
+    if why:
+        raise Refused("the size of a volume cannot be enforced here", cause=why, remediation=fix)
+    return found
 
 
 def view(volume: Volume) -> VolumeView:

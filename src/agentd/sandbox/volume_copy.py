@@ -1,22 +1,29 @@
-"""Copies what is in a volume: by reflink where the file system can, with all that a file has."""
+"""Removes what is in a volume, and copies it, with all that a file has."""
 
+import errno
 import os
 import subprocess
 from collections.abc import Sequence
 
+from agentd.guest.operation import RequestError
+from agentd.guest.removal import remove_tree
 from agentd.model.errors import SandboxError
 
 _PATH = "/usr/local/bin:/usr/bin:/bin"
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST = 500  # of what cp says
 
 
-def copy_tree(source: str, folder: str, locks: Sequence[int]) -> None:
-    """Copy the directory ``source`` into ``folder``, under its own name, following no link.
+def copy_tree(source: str, folder: str, locks: Sequence[int], *, whole: bool = False) -> None:
+    """Copy the file or directory ``source`` into ``folder``, under its own name, following no link.
+
+    ``whole``: what is zero takes room as well.
 
     Nobody may write to it. cp(1) has the descriptors ``locks``, so that what they lock stays
     locked should we be killed before it ends. Raises SandboxError.
     """
-    argv = ["cp", "-a", "--reflink=auto", "--sparse=auto", "--", source, folder]
+    holes = "--sparse=never" if whole else "--sparse=auto"
+    argv = ["cp", "-a", "--reflink=auto", holes, "--", source, folder]
     try:
         done = subprocess.run(
             argv,
@@ -38,3 +45,21 @@ def copy_tree(source: str, folder: str, locks: Sequence[int]) -> None:
             cause=said or f"cp ended with {done.returncode}",
             remediation="make room, or have its files readable (chmod -R u+rX inside)",
         )
+
+
+def remove_path(path: str) -> None:
+    """A file, or a folder and whatever lies in it, through no link. Raises OSError."""
+    if not os.path.isdir(path) or os.path.islink(path):
+        os.unlink(path)
+        return
+    above, name = os.path.split(path)
+    parent = os.open(above, _FOLDER)
+    try:
+        for _slice in remove_tree(parent, name, path, force=True):
+            pass
+    except RequestError as error:
+        raise OSError(error.errno or errno.EIO, str(error), path) from None
+    except FileNotFoundError:
+        return
+    finally:
+        os.close(parent)

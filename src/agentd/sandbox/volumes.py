@@ -11,7 +11,6 @@ processes and daemons use one FOLDER, and what one of them left half done the ne
 """
 
 import contextlib
-import errno
 import fcntl
 import os
 import time
@@ -21,16 +20,23 @@ from typing import NamedTuple
 
 import msgspec
 
-from agentd.guest.operation import RequestError
-from agentd.guest.removal import remove_tree
-from agentd.linux import paths
+from agentd.linux import disk, paths
 from agentd.model import typed
 from agentd.model.errors import Conflict, QuotaExceeded, SandboxError
 from agentd.model.mount import Mount, MountMode, check_volume
 from agentd.model.system import os_errors_as
 from agentd.sandbox.backends import identity
-from agentd.sandbox.volume import DATA, SNAPSHOT, Volume, VolumeAbout, in_use, none_called
-from agentd.sandbox.volume_copy import copy_tree
+from agentd.sandbox.volume import (
+    DATA,
+    IMAGE,
+    SNAPSHOT,
+    Volume,
+    VolumeAbout,
+    in_use,
+    none_called,
+    size_of,
+)
+from agentd.sandbox.volume_copy import copy_tree, remove_path
 from agentd.sandbox.volume_lease import VolumeLease, holder
 
 MAX_VOLUMES = 256  # of one principal
@@ -42,6 +48,14 @@ _MAX_ABOUT = 1 << 16
 _TURN_SECONDS = 30.0  # whoever has it needs it for milliseconds
 _TURN_POLL = 0.005
 _END_SECONDS, _END_POLL = 5.0, 0.02
+
+
+#: Whether a sandbox, by its id, is known to live.
+Lives = Callable[[str], bool]
+
+
+def _unknown(_: str) -> bool:
+    return False
 
 
 class _Entry(NamedTuple):
@@ -56,17 +70,21 @@ class VolumeStore:
         # Backends follow no link on the way to what they mount.
         self.folder = os.path.realpath(folder)
 
-    def create(self, owner: str, name: str) -> Volume:
-        """Make an empty one. Raises InvalidInput, Conflict, QuotaExceeded, SandboxError."""
+    def create(self, owner: str, name: str, size: str | int | None = None) -> Volume:
+        """Make an empty one. Raises InvalidInput, Refused where no ``size`` can be enforced,
+        Conflict, QuotaExceeded, SandboxError."""
         check_volume(name)
+        bound = size_of(size)
         self._sweep()
         # The first block of the usual range is never a sandbox's (``identity``).
         first = identity.configured().start if identity.available() else None
-        about = VolumeAbout(name, owner, time.time(), first)
+        about = VolumeAbout(name, owner, time.time(), first, bound)
         with self._errors(f"volume {name} cannot be made"), self._making(about) as (made, _):
             os.mkdir(os.path.join(made, DATA))
             os.chmod(os.path.join(made, DATA), 0o755)  # noqa: S103  (FOLDER is its owner's alone)
-            if first is not None:
+            if bound is not None and first is not None:
+                disk.make(os.path.join(made, IMAGE), bound, first)
+            elif first is not None:
                 os.chown(os.path.join(made, DATA), first, first)
         return Volume(about, self._path(owner, name))
 
@@ -83,21 +101,16 @@ class VolumeStore:
         with self._errors(f"volume {name} cannot be read"), self._turn():
             return self._get(owner, name)
 
-    def remove(self, owner: str, name: str, lives: Callable[[str], bool] = lambda _: False) -> None:
-        """Remove it and all that is in it. Raises and Conflict while it is in use.
+    def remove(self, owner: str, name: str, lives: Lives = _unknown) -> None:
+        """Remove it and all that is in it. Raises NotFound, and Conflict while it is in use.
 
         A sandbox that was ended may have it for a moment more. So those are waited for of which
         the caller does not know by ``lives`` that they live.
         """
         check_volume(name)
         self._sweep()
-        deadline = time.monotonic() + _END_SECONDS
         with self._errors(f"volume {name} cannot be removed"):
-            while True:
-                users = self.get(owner, name).users
-                if not users or any(map(lives, users)) or time.monotonic() >= deadline:
-                    break
-                time.sleep(_END_POLL)
+            self._await_ended(owner, name, lives)
             with self._turn():
                 volume = self._get(owner, name)
                 if volume.users:
@@ -107,23 +120,28 @@ class VolumeStore:
                 os.rename(volume.path, gone)
             self._discard(gone, busy)
 
-    def snapshot(self, owner: str, name: str, new: str) -> Volume:
-        """Make another that has what this one has now: no sandbox may write to it meanwhile.
+    def snapshot(self, owner: str, name: str, new: str, lives: Lives = _unknown) -> Volume:
+        """Make another that has what this one has now: no sandbox may write to it meanwhile. Those
+        that were ended are waited for as ``remove`` does.
 
-        Raises InvalidInput, Conflict, QuotaExceeded, SandboxError.
+        Raises InvalidInput, NotFound, Conflict, QuotaExceeded, SandboxError.
         """
         check_volume(name)
         check_volume(new)
         self._sweep()
         with self._errors(f"volume {name} cannot be copied"):
+            self._await_ended(owner, name, lives, writing=True)
             with self._turn():
                 volume = self._get(owner, name)
                 self._check_still(volume)
                 entry, lock = self._enter(volume.path, SNAPSHOT, MountMode.RO)
             lease = VolumeLease(None, entry, lock)
-            about = VolumeAbout(new, owner, time.time(), volume.about.first_id)
+            kept = volume.about
+            about = VolumeAbout(new, owner, time.time(), kept.first_id, kept.size)
             with contextlib.closing(lease), self._making(about) as (made, busy):
                 copy_tree(volume.data, made, (busy, lock))
+                if volume.image:
+                    copy_tree(volume.image, made, (busy, lock), whole=True)
         return Volume(about, self._path(owner, new))
 
     def found(self, owner: str, mounts: tuple[Mount, ...]) -> tuple[Mount, ...]:
@@ -136,16 +154,16 @@ class VolumeStore:
         )
 
     def lease(self, mount: Mount) -> VolumeLease:
-        """Take one that ``found`` has found, for ``holder``. Raises Conflict."""
+        """Take one that ``found`` has found, for ``holder``. Raises NotFound, Conflict."""
         path = os.path.dirname(mount.source)
         with self._errors(f"volume {mount.volume} cannot be used"), self._turn():
             about = self._about(path)
             if about is None or about.name != mount.volume:
                 raise none_called(mount.volume)
-            if mount.mode is not MountMode.RO:
+            if mount.mode is not MountMode.RO or about.size is not None:
                 self._check_not_copied(about.name, path)
             entry = self._enter(path, holder.get() or f"process-{os.getpid()}", mount.mode)
-        return VolumeLease(about.first_id, *entry)
+        return VolumeLease(about.first_id, *entry, Volume(about, path).image, about.size)
 
     # --- under the lock ---
 
@@ -173,10 +191,29 @@ class VolumeStore:
             raise SandboxError(f"volume {path} is damaged", cause=f"{_ABOUT}: {error}") from error
 
     def _check_still(self, volume: Volume) -> None:
-        """Raises Conflict where a sandbox may write to it."""
-        who = {e.holder for e in self._entries(volume.path) if e.mode != MountMode.RO}
-        if who:
-            raise in_use(volume._replace(users=tuple(sorted(who))), "written to")
+        """Raises Conflict where a sandbox may write to it; a file system of its own is whole only
+        once nobody has it."""
+        if who := self._writers(volume):
+            raise in_use(volume._replace(users=who), "in use" if volume.image else "written to")
+        if volume.image and disk.is_mounted(volume.image):
+            raise Conflict(f"volume {volume.about.name} is in use", remediation="try again")
+
+    def _writers(self, volume: Volume) -> tuple[str, ...]:
+        entries = self._entries(volume.path)
+        who = {e.holder for e in entries if volume.image or e.mode != MountMode.RO}
+        return tuple(sorted(who))
+
+    def _await_ended(self, owner: str, name: str, lives: Lives, *, writing: bool = False) -> None:
+        """Wait a moment while those who have it, or are ``writing``, may be ending."""
+        deadline = time.monotonic() + _END_SECONDS
+        while time.monotonic() < deadline:
+            with self._turn():
+                volume = self._get(owner, name)
+                users = self._writers(volume) if writing else volume.users
+            mounted = writing and bool(volume.image) and disk.is_mounted(volume.image)
+            if any(map(lives, users)) or not (users or mounted):
+                return
+            time.sleep(_END_POLL)
 
     def _check_not_copied(self, name: str, path: str) -> None:
         if any(entry.holder == SNAPSHOT for entry in self._entries(path)):
@@ -238,7 +275,7 @@ class VolumeStore:
         try:
             for name in os.listdir(path):
                 if name != _BUSY:
-                    _remove(os.path.join(path, name))
+                    remove_path(os.path.join(path, name))
             with self._turn():
                 os.unlink(os.path.join(path, _BUSY))
                 os.rmdir(path)
@@ -346,21 +383,3 @@ def _busy(folder: str) -> int:
         os.close(fd)
         raise
     return fd
-
-
-def _remove(path: str) -> None:
-    """A file, or a folder and whatever lies in it, through no link. Raises OSError."""
-    if not os.path.isdir(path) or os.path.islink(path):
-        os.unlink(path)
-        return
-    above, name = os.path.split(path)
-    parent = os.open(above, _FOLDER)
-    try:
-        for _slice in remove_tree(parent, name, path, force=True):
-            pass
-    except RequestError as error:
-        raise OSError(error.errno or errno.EIO, str(error), path) from None
-    except FileNotFoundError:
-        return
-    finally:
-        os.close(parent)

@@ -72,7 +72,7 @@ class FakeSnapshots(Noun):
 
 
 class FakeVolumes(Noun):
-    def create(self, name: str) -> VolumeView:
+    def create(self, name: str, size: str | int | None = None) -> VolumeView:
         self.who.require("volumes")
         if not VOLUME_NAME.fullmatch(name):
             raise InvalidInput("that is not a name")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 _EXAMPLES = """\
 examples:
   agentd volume create data
+  agentd volume create cache --size 1GiB          as root: it holds no more
   agentd run --volume data:/data -- sh -c 'echo kept > /data/note'
   agentd run --volume data:/data:ro -- cat /data/note
   agentd volume snapshot data before
@@ -48,6 +49,9 @@ def _parser() -> Parser:
     actions = parser.actions()
     create = _action(actions, "create", "make an empty one", "  agentd volume create data\n")
     create.add_argument("name", metavar="NAME")
+    create.add_argument(
+        "--size", metavar="SIZE", help="what it holds at most, as 1GiB; refused without root"
+    )
     create.set_defaults(run=_create)
     _action(actions, "ls", "list yours", "  agentd volume ls\n").set_defaults(run=_ls)
     inspect = _action(
@@ -86,7 +90,7 @@ def _action(actions: Actions, name: str, text: str, examples: str) -> argparse.A
 
 
 def _create(options: argparse.Namespace, volumes: "Volumes") -> int:
-    made = volumes.create(options.name)
+    made = volumes.create(options.name, options.size)
     remote.print_json(made) if options.json else print(made.name)
     return 0
 
@@ -96,8 +100,8 @@ def _ls(options: argparse.Namespace, volumes: "Volumes") -> int:
     if options.json:
         remote.print_json(found)
     else:
-        rows = [(view.name, table.ago(view.created), _users(view)) for view in found]
-        table.show(("VOLUME", "CREATED", "IN USE BY"), rows)
+        rows = [(view.name, table.ago(view.created), _size(view), _users(view)) for view in found]
+        table.show(("VOLUME", "CREATED", "SIZE", "IN USE BY"), rows)
     return 0
 
 
@@ -111,6 +115,7 @@ def _inspect(options: argparse.Namespace, volumes: "Volumes") -> int:
             ("name", view.name),
             ("of", view.principal),
             ("created", table.ago(view.created)),
+            ("size", _size(view)),
             ("in use by", _users(view)),
         ]
     )
@@ -130,6 +135,12 @@ def _rm(options: argparse.Namespace, volumes: "Volumes") -> int:
     if options.json:
         remote.print_json({"removed": names})
     return 0
+
+
+def _size(view: "VolumeView") -> str:
+    from agentd.model.units import readable_size
+
+    return "not bounded" if view.size is None else f"at most {readable_size(view.size)}"
 
 
 def _users(view: "VolumeView") -> str:

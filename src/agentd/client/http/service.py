@@ -161,8 +161,9 @@ class HttpSnapshots(_Noun):
 
 
 class HttpVolumes(_Noun):
-    def create(self, name: str) -> VolumeView:
-        return self._requests.call("POST", "/v1/volumes", VolumeBody(name=name), into=VolumeView)
+    def create(self, name: str, size: str | int | None = None) -> VolumeView:
+        body = VolumeBody(name=name, size=size)
+        return self._requests.call("POST", "/v1/volumes", body, into=VolumeView)
 
     def list(self) -> tuple[VolumeView, ...]:
         found = self._requests.pages("/v1/volumes", VolumeView)

@@ -16,8 +16,8 @@ class DaemonVolumes(Noun):
     """Implements ``model.service.Volumes``."""
 
     @observed("create_volume")
-    def create(self, name: str) -> VolumeView:
-        made = self._store.create(self._who.name, name)
+    def create(self, name: str, size: str | int | None = None) -> VolumeView:
+        made = self._store.create(self._who.name, name, size)
         self._parts.control.note(Kind.VOLUME_CREATED, self._who.name, name=name)
         return view(made)
 
@@ -31,7 +31,7 @@ class DaemonVolumes(Noun):
 
     @observed("snapshot_volume")
     def snapshot(self, name: str, new: str) -> VolumeView:
-        made = self._store.snapshot(self._who.name, name, new)
+        made = self._store.snapshot(self._who.name, name, new, self._lives)
         self._parts.control.note(Kind.VOLUME_CREATED, self._who.name, name=new, of=name)
         return view(made)
 

@@ -5,6 +5,7 @@ from agentd.ingest.rest.pages import QUERY, page
 from agentd.ingest.rest.respond import Reply
 from agentd.ingest.rest.table import OperationTable
 from agentd.model.api import VolumeBody, VolumeView
+from agentd.model.errors import InvalidInput
 from agentd.model.service import Service
 
 OPERATIONS = OperationTable()
@@ -16,7 +17,7 @@ _NAMED = "leave it out: a repeat finds the volume, and is a conflict"
 @OPERATIONS.row("POST", _ALL, "volumes", body=VolumeBody, status=201, keyless=_NAMED)
 def _create(service: Service, a: Arguments) -> VolumeView:
     """Make an empty volume."""
-    return service.volumes.create(a.body.name)
+    return service.volumes.create(a.body.name, a.body.size)
 
 
 @OPERATIONS.row("GET", _ALL, "volumes", query=QUERY, answer=list[VolumeView])
@@ -42,6 +43,8 @@ def _get(service: Service, a: Arguments) -> VolumeView:
 )
 def _snapshot(service: Service, a: Arguments) -> VolumeView:
     """Make another, of the body's name, that has what this one has now."""
+    if a.body.size is not None:
+        raise InvalidInput("a snapshot has the size of its volume", remediation="leave size out")
     return service.volumes.snapshot(a.path["name"], a.body.name)
 
 

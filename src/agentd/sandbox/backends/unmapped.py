@@ -39,3 +39,12 @@ def refused(mount: Mount, reason: str) -> Refused:
         remediation=f"{volume}; or mount it as {mount.source}:cow and take over what changed "
         "(--apply); or run agentd as the ordinary user who owns it",
     )
+
+
+def unbounded(mount: Mount) -> Refused:
+    """Refuse a volume of a size of its own, which only the machine's root can mount."""
+    return Refused(
+        f"volume {mount.volume} has a file system of its own, which cannot be mounted here",
+        cause="agentd is not root that may mount, with users for its sandboxes",
+        remediation="run agentd as root, with CAP_SYS_ADMIN, or use a volume without a size",
+    )

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from agentd.linux import disk as disks
 from agentd.linux import idmap, mounts, paths
 from agentd.model.errors import InvalidInput
 from agentd.model.mount import Mount, MountMode, unmountable
@@ -34,7 +35,7 @@ class Lender(Protocol):
 
 class Loan(NamedTuple):
     """``source`` is a descriptor. ``unmapped`` says why its owner is not mapped to the sandbox's
-    user, and is empty where it is; ``copy`` is what a copy takes, where there is one. ``first_id``
+    user, and is empty where it is; ``copy`` is what a copy takes, where there is one. ``lease``
     is of a volume, whose files have as many owners as a sandbox has ids."""
 
     mount: Mount
@@ -43,7 +44,7 @@ class Loan(NamedTuple):
     unmapped: str = ""
     copy: CopySize | None = None
     told: str = ""
-    first_id: int | None = None
+    lease: VolumeLease | None = None
 
     @property
     def layered(self) -> bool:
@@ -67,7 +68,8 @@ class Loan(NamedTuple):
                 whose = "groups" if self.own_user else "owners or groups"
                 text += f"; {self.copy.files:,} files and folders of other {whose} are "
                 text += f"copies, {readable_size(self.copy.bytes)}"
-            return f"{text}; {self.told}" if self.told else text
+            told = self.told if self.lease is None else self.lease.bound
+            return f"{text}; {told}" if told else text
         if self.copy is not None:
             files, size = self.copy.files, readable_size(self.copy.bytes)
             text = f"a copy of {files:,} files, {size}, owned by the sandbox's user"
@@ -102,11 +104,16 @@ def all_of(
     """``of`` of each mount. Raises as it does."""
     found = []
     for mount, source, lease in zip(mounted, sources, leases, strict=True):
+        if lease is not None and lease.image:
+            if not (own_user and lender.may_mount):
+                raise unmapped.unbounded(mount)
+            found.append(Loan(mount, source, own_user, lease=lease))
+            continue
         try:
             loan = of(mount, source, lender, disk, own_user=own_user)
         except OSError as error:
             raise unmountable(mount, error.strerror or "") from error
-        found.append(loan._replace(first_id=None if lease is None else lease.first_id))
+        found.append(loan._replace(lease=lease))
     return found
 
 
@@ -190,6 +197,8 @@ def mount_fd(loan: Loan, lender: Lender, block: Block | None) -> int:
             return mounts.clone_tree(loan.source, readonly=True, recursive=False)
         userns = _userns(loan, lender, block)
         try:
+            if loan.lease is not None and loan.lease.image:
+                return disks.mount(loan.lease.image, readonly=loan.readonly, userns_fd=userns)
             return mounts.clone_tree(loan.source, readonly=loan.readonly, idmap_fd=userns)
         finally:
             os.close(userns)
@@ -199,8 +208,9 @@ def mount_fd(loan: Loan, lender: Lender, block: Block | None) -> int:
 
 def _userns(loan: Loan, lender: Lender, block: Block) -> int:
     """A user namespace with the map of its mount. Raises OSError."""
-    if loan.first_id is not None:
-        ids = f"{loan.first_id} {block.id} {identity.SIZE}"
+    first = None if loan.lease is None else loan.lease.first_id
+    if first is not None:
+        ids = f"{first} {block.id} {identity.SIZE}"
         return idmap.namespace(ids, ids)
     owner = os.fstat(loan.source)
     return idmap.userns_fd(

@@ -97,7 +97,6 @@ def enforcement(
         table["image"] = Control(plan.spec.image, True, image.digest)
     for mount in plan.mounts:
         text = f"{mount.named}, {lent[mount.target]}"
-        text += "; nothing bounds its size" if mount.volume else ""
         table[f"mount {mount.target}"] = Control(str(mount.mode), True, text)
     return table
 

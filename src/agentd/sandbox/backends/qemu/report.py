@@ -57,7 +57,6 @@ def enforcement(
     for share in shares:
         mount = share.mount
         how = f"{mount.named}, virtiofs {share.how}"
-        how += "; nothing bounds its size" if mount.volume else ""
         table[f"mount {mount.target}"] = Control(str(mount.mode), True, how)
     table |= of_guest(plan.spec, plan.limits, setup, image)
     ceiling = group is not None and "memory" in group.controllers

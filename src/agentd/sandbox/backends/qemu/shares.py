@@ -9,7 +9,7 @@ import os
 import shutil
 from typing import NamedTuple
 
-from agentd.linux import idmap, mounts, paths
+from agentd.linux import disk, idmap, mounts, paths
 from agentd.model.errors import Refused
 from agentd.model.mount import Mount, MountMode, unmountable
 from agentd.sandbox.backends import unmapped
@@ -61,12 +61,16 @@ def open_share(
     try:
         fd = _open(mount.source)
         owner = os.fstat(fd)
+        how = "as its owner" if lease is None else f"as its owner; {lease.bound}"
         if lent_to is None:
-            return Share(f"share{index}", fd, owner.st_uid, owner.st_gid, mount, False)
+            if lease is not None and lease.image:
+                os.close(fd)
+                raise unmapped.unbounded(mount)
+            return Share(f"share{index}", fd, owner.st_uid, owner.st_gid, mount, False, how)
         try:
-            first = None if lease is None else lease.first_id
-            owners = (owner.st_uid, owner.st_gid) if first is None else (first, first)
-            return _lent(mount, index, fd, owners, lent_to)
+            if lease is not None and lease.first_id is not None:
+                return _lent_volume(mount, index, fd, lease, lent_to)._replace(how=how)
+            return _lent(mount, index, fd, (owner.st_uid, owner.st_gid), lent_to)
         finally:
             os.close(fd)
     except OSError as error:
@@ -87,6 +91,19 @@ def _lent(mount: Mount, index: int, fd: int, owners: tuple[int, int], lent_to: i
     userns = idmap.userns_fd(*owners, lent_to)
     try:
         tree = mounts.clone_tree(fd, readonly=mount.mode is MountMode.RO, idmap_fd=userns)
+    finally:
+        os.close(userns)
+    return Share(f"share{index}", tree, lent_to, lent_to, mount, True)
+
+
+def _lent_volume(mount: Mount, index: int, fd: int, lease: VolumeLease, lent_to: int) -> Share:
+    first = lease.first_id or 0
+    if not lease.image:
+        return _lent(mount, index, fd, (first, first), lent_to)
+    userns = idmap.userns_fd(first, first, lent_to)
+    try:
+        readonly = mount.mode is MountMode.RO
+        tree = disk.mount(lease.image, readonly=readonly, userns_fd=userns)
     finally:
         os.close(userns)
     return Share(f"share{index}", tree, lent_to, lent_to, mount, True)
