@@ -4,54 +4,31 @@ The runtime has put in force what it was told of (``agentd.sandbox.backends.oci.
 anything here runs: this adds what no runtime can, and serves. Standard library only.
 """
 
-import json
 import os
-import signal
-import socket
 from collections.abc import Callable
 
 from agentd.guest import agent
-from agentd.guest.zygote import box, image_root
-from agentd.guest.zygote.messages import receive, refuse
+from agentd.guest.zygote import box, image_root, served
+from agentd.guest.zygote.served import Request
 from agentd.linux import abi, caps, landlock, process, seccomp
 from agentd.linux.kernel import KERNEL
 
 _ALL = landlock.READ | landlock.EXEC | landlock.WRITE
 _EVERYWHERE = landlock.READ | landlock.EXEC
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _QUEUES = "/dev/mqueue"
 
-Request = dict[str, object]
-Confine = Callable[[Request, agent.Ready], list[str]]
+
+def main() -> None:
+    """Serve the host until it closes its end. Never returns."""
+    served.main(confine)
 
 
-def main(listener_fd: int = 3, confine: Confine | None = None) -> None:
-    """Serve the host's end of ``listener_fd`` until it is closed. Never returns.
-
-    ``confine`` puts in force what this kernel has of the controls, and names them.
-    """
-    listener = socket.socket(fileno=listener_fd)
-    listener.set_inheritable(False)
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # the host ends us by closing the socket
-    os.umask(0o022)
-    os.chdir("/")
-    try:
-        agent.preload()
-        request, _ = receive(listener)
-        ready = agent.Ready(pid1=True)
-        done = (confine or confined)(request, ready)
-        listener.sendall(json.dumps({"controls": done}).encode())
-        if request["image"] is True:
-            image_root.import_nothing()
-    except EOFError:  # nobody wants it any more
-        os._exit(0)
-    except Exception as error:
-        refuse(listener, None, error)
-        os._exit(1)
-    env = request["env"]
-    ready.serve(listener, env if isinstance(env, dict) else {})
-    os._exit(0)
+def confine(request: Request, ready: agent.Ready) -> list[str]:
+    """The names of the controls that now hold. Raises OSError."""
+    done = confined(request, ready)
+    if request["image"] is True:
+        image_root.import_nothing()
+    return done
 
 
 def confined(request: Request, ready: agent.Ready) -> list[str]:

@@ -5,25 +5,26 @@ listener of a seccomp filter: the sentry itself, a process without a privilege b
 its own, is what stands between a command and the machine.
 """
 
+import resource
 from collections.abc import Callable
 
 from agentd.guest import agent
-from agentd.guest.zygote import box, contained
-from agentd.guest.zygote.contained import Request
+from agentd.guest.zygote import served
+from agentd.guest.zygote.served import Request
 from agentd.linux import abi, caps, process
 from agentd.linux.kernel import KERNEL
 
 
 def main() -> None:
-    """Serve as ``contained.main`` does. Never returns."""
-    contained.main(confine=confine)
+    """Serve the host until it closes its end. Never returns."""
+    served.main(confine)
 
 
 def confine(request: Request, _ready: agent.Ready) -> list[str]:
     """The names of the controls that now hold. Raises OSError."""
     steps: tuple[tuple[str, Callable[[], object]], ...] = (
         ("identity", lambda: _become(request["becomes"])),
-        ("rlimits", box.no_core),
+        ("rlimits", _no_core),
         ("no_new_privs", process.set_no_new_privs),
         ("capabilities", lambda: _capabilities(request["uid"])),
         ("dumpable", lambda: process.set_dumpable(False)),
@@ -40,6 +41,10 @@ def _become(uid: object) -> None:
         KERNEL.unshare(abi.CLONE_NEWUSER)
         for name in ("gid_map", "uid_map"):  # there is no setgroups to deny first
             KERNEL.write(f"/proc/self/{name}", f"{uid} 0 1")
+
+
+def _no_core() -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _capabilities(uid: object) -> None:
