@@ -169,13 +169,22 @@ def test_root_of_a_sandbox_has_owners_of_its_own_there(own: Path) -> None:
     said("volume", "rm", "--embedded", "v")
 
 
-@pytest.mark.needs("runc")
-def test_walls_of_oci_runtimes_have_the_same(own: Path) -> None:
+@pytest.mark.parametrize(
+    "wall",
+    [
+        pytest.param("oci", marks=pytest.mark.needs("runc")),
+        pytest.param("gvisor", marks=pytest.mark.needs("runsc")),
+    ],
+)
+def test_walls_of_oci_runtimes_have_the_same(own: Path, wall: str) -> None:
     assert main(["volume", "create", "--embedded", "v"]) == 0
     with Sandbox.create(volumes=["v:/data"], user="root", embedded=True) as box:
         box.run(WRITE, check=True)
-    with Sandbox.create(volumes=["v:/data"], backend="oci", embedded=True) as box:
+    with Sandbox.create(volumes=["v:/data"], backend=wall, embedded=True) as box:
         box.run(WRITE, check=True)
+        with Sandbox.create(volumes=["v:/data"], embedded=True) as other:
+            other.run("echo at-once > /data/now", check=True)
+        assert box.run("cat /data/now", check=True).text == "at-once\n"
         assert box.run(READ, check=True).text.split() == _READ
         assert "volume:v, owned by the sandbox's user" in box.enforcement["mount /data"].detail
         assert main(["volume", "rm", "--embedded", "v"]) != 0
