@@ -20,7 +20,7 @@ SUITE = "agentd.testing.walls"
 #: Of the suite for walls what is quick; scripts/test-gvisor runs all of it.
 QUICK = (
     "an_exit_code_comes or streams_are_kept or no_network or trace or test_end or keeps or forks"
-    " or copy_on"
+    " or copy_on or folders_go"
 )
 
 

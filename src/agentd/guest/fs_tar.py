@@ -198,6 +198,9 @@ class TarWriteWhole(TarWrite):
             self._rename(abi.RENAME_NOREPLACE)
             return True
         except OSError as error:
+            if error.errno == errno.EINVAL and not self._replace:
+                self._rename_plainly()
+                return True
             if error.errno not in (errno.EEXIST, errno.EINVAL) or not self._replace:
                 raise
         try:
@@ -208,6 +211,14 @@ class TarWriteWhole(TarWrite):
             if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOENT):
                 raise
         return False
+
+    def _rename_plainly(self) -> None:
+        """On a file system that takes no flags, such as gVisor's: what another process puts there
+        in between is replaced, unless it is a directory that holds something."""
+        with suppress(FileNotFoundError):
+            os.stat(self._name, dir_fd=self._parent, follow_symlinks=False)
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        os.rename(_TREE, self._name, src_dir_fd=self._root, dst_dir_fd=self._parent)
 
     def _rename(self, flags: int) -> None:
         name = os.fsencode(self._name)
