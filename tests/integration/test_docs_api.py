@@ -46,7 +46,7 @@ def test_the_examples_do_what_they_say(daemon: Daemon) -> None:
         ("/v1/run", {"exec": {}}, "give exec.cmd; the fields are: cmd, cwd, env"),
         ("/v1/run", {"exec": {"cmd": 5}}, "the fields of RunBody are in docs/api.md"),
         ("/v1/sandboxes", {"memry": "1G"}, "did you mean memory?"),
-        ("/v1/sandboxes", {"zzzz": 1}, "the fields are: isolation, backend, image"),
+        ("/v1/sandboxes", {"zzzz": 1}, "the fields are: isolation, backend, runtime, image"),
         ("/v1/keys", {"name": "x", "scope": ["run"], "scopes": ["run"]}, "did you mean scopes?"),
     ],
 )

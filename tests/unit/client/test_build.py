@@ -65,7 +65,7 @@ def test_naming_a_wall_asks_for_what_it_gives(isolation, backend, level):
         ({"isolation": "vm"}, r"unknown isolation level 'vm' \(use one of: none, process"),
         ({"memory": "lots"}, r"memory 'lots' is not a size \(write it as 512K"),
         ({"memory": "0"}, r"memory '0' is out of range \(give at least 1 MiB\)"),
-        ({"disk": "0"}, r"disk '0' is out of range \(give at least 1 byte\)"),
+        ({"disk": "0"}, r"disk '0' is out of range \(give at least 64 KiB\)"),
         ({"cpus": "two"}, r"cpus 'two' is not a number of cores \(write 0.5 or 2\)"),
         ({"cpus": "nan"}, "not a number of cores"),
         ({"cpus": 0}, "not a number of cores"),

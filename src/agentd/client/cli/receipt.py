@@ -140,6 +140,8 @@ def _found(options: argparse.Namespace) -> bytes:
     looked = []
     for directory, whose in kept.directories(options, "receipts"):
         looked.append(directory)
+        if whose and not os.path.exists(directory):
+            continue  # there was no call yet
         with os_errors_as(
             InvalidInput,
             f"cannot read the receipts in {directory}",

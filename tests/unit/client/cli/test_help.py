@@ -9,7 +9,7 @@ ACTIONS = {
     "audit": ("tail", "head", "verify", "export", "accept-loss"),
     "capability": ("ls", "show"),
     "config": ("check", "show"),
-    "image": ("pull", "build", "ls", "inspect", "verify", "rm", "prune"),
+    "image": ("pull", "build", "commit", "push", "ls", "inspect", "verify", "rm", "prune"),
     "key": ("create", "ls", "revoke"),
     "policy": ("check", "test", "explain", "learn"),
     "receipt": ("show", "key", "verify"),
