@@ -74,6 +74,9 @@ KINDS = {
     "landlock over HTTP": Kind("landlock", confined=True, over_http=True),
     "qemu over HTTP": Kind("qemu", machine=True, over_http=True),
 }
+# What these ask is the agent's or the wall's, and is asked of each wall without a daemon; what a
+# daemon changes in it, of one.
+OF_ONE_WALL_OVER_HTTP = ("test_files", "test_streams", "test_late_output")
 # make test-root: where a test names no user, the linux wall's is root of a root to write to.
 AS_ROOT = os.environ.get("AGENTD_TEST_AS_ROOT") == "1"
 # One that runs already, and may do all; otherwise one is started.
@@ -89,6 +92,20 @@ minimum = "none"
 networks = ["none", "host"]
 mounts = ["/"]
 """
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out, of ours, what ``OF_ONE_WALL_OVER_HTTP`` says."""
+    twice = [item for item in items if not URL and _asked_elsewhere(item)]
+    if twice:
+        config.hook.pytest_deselected(items=twice)
+        items[:] = [item for item in items if not _asked_elsewhere(item)]
+
+
+def _asked_elsewhere(item: pytest.Item) -> bool:
+    kind = KINDS.get(_kind_of(item), KINDS["fake"])
+    return kind.over_http and kind.name != "linux" and item.path.stem in OF_ONE_WALL_OVER_HTTP
+
 
 # --- the fake ---
 
@@ -135,7 +152,7 @@ def pipeline(request: pytest.FixtureRequest, lasting: Pipeline | None) -> Iterat
     if lasting is None:
         yield request.getfixturevalue("own_pipeline")
         return
-    with used(lasting.manager, KINDS[_kind_of(request)].name):
+    with used(lasting.manager, KINDS[_kind_of(request.node)].name):
         yield lasting
 
 
@@ -335,15 +352,15 @@ def machines(canary: str, daemon: str) -> Iterator[Machines]:
         machines.close()
 
 
-def _kind_of(request: pytest.FixtureRequest) -> str:
-    call = getattr(request.node, "callspec", None)
+def _kind_of(item: pytest.Item) -> str:
+    call = getattr(item, "callspec", None)
     return str(call.params.get("kind", "")) if call else ""
 
 
 @pytest.fixture
 def lasting(request: pytest.FixtureRequest, machines: Machines) -> Pipeline | None:
     """The one of all tests, whose own leavings are looked at when all have ended."""
-    name = _kind_of(request)
+    name = _kind_of(request.node)
     return machines.pipeline(KINDS[name]) if name else None
 
 
@@ -353,7 +370,7 @@ def shared(request: pytest.FixtureRequest, machines: Machines) -> Lent | None:
     marked = request.node.get_closest_marker("shares_machine")
     if not marked or "sandbox" not in request.fixturenames:
         return None
-    name = _kind_of(request)
+    name = _kind_of(request.node)
     return machines.get(name) if KINDS[name].machine else None
 
 
