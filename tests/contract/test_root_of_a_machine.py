@@ -3,11 +3,15 @@
 from collections.abc import Callable
 
 import pytest
+from tests.rootfs import IMAGE
 
 from agentd.client.sandbox import Sandbox
 from agentd.model.errors import Refused
 
-pytestmark = pytest.mark.parametrize("kind", ["qemu"], indirect=True)
+pytestmark = [
+    pytest.mark.parametrize("kind", ["qemu"], indirect=True),
+    pytest.mark.skipif(bool(IMAGE), reason="the root is an image's, not the machine's"),
+]
 
 
 def test_it_writes_anywhere_and_is_told_so(make: Callable[..., Sandbox]) -> None:
