@@ -29,7 +29,7 @@ def test_bash_completes_commands_actions_options_and_choices() -> None:
         "agentd help au": "audit",
         "agentd key ": "create ls revoke",
         "agentd image bu": "build",
-        "agentd image build --b": "--base",
+        "agentd image build --b": "--build-arg --base",
         "agentd audit verify --h": "--help --head",
         "agentd run --iso": "--isolation",
         "agentd logs --stream ": "stdout stderr pty",

@@ -78,20 +78,26 @@ def _unavailable(
     weaker: Backend | None,
     least: IsolationLevel,
 ) -> Unavailable:
-    """Says why no wall will do, and what helps. Where no virtual machine was asked for, what these
-    lack is one line. ``weaker`` is a wall below the level asked for that would do here."""
+    """Says why no wall will do, and what helps. What walls stronger than namespaces lack is one
+    line where they were not asked for, and what several lack alike is said of the first. ``weaker``
+    is a wall below the level asked for that would do here."""
     if spec.backend is not None:
         wanted = f"backend {spec.backend} is not usable here"
     else:
         wanted = f"no backend here gives isolation {spec.isolation.label} or stronger"
-    machines = {
+    stronger = {
         name
         for name, known in backends.BUILTIN.items()
-        if known.level >= IsolationLevel.MICROVM > spec.isolation and spec.backend is None
+        if known.level > max(spec.isolation, IsolationLevel.NAMESPACE) and spec.backend is None
     }
-    lines = [describe(name, blocker) for name, blocker in blockers if name not in machines]
-    if lines and len(lines) < len(blockers):
-        lines.append(("nor can virtual machines be had (agentd doctor says why)", ""))
+    first = {blocker.what: name for name, blocker in reversed(blockers)}
+    lines = [
+        describe(name, blocker)
+        for name, blocker in blockers
+        if name not in stronger and first[blocker.what] == name
+    ]
+    if lines and any(name in stronger for name, _ in blockers):
+        lines.append(("nor can anything stronger be had (agentd doctor says why)", ""))
     lines = lines or [describe(name, blocker) for name, blocker in blockers]
     fixes = list(dict.fromkeys(fix for _, fix in lines if fix))
     more = "; ".join(fixes) or "install a backend for it; agentd doctor lists them"

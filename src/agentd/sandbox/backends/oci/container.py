@@ -13,7 +13,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from agentd.guest.zygote.messages import MAX_MESSAGE
 from agentd.image.runtime import store
-from agentd.linux import landlock, privileges, process
+from agentd.linux import landlock, privileges, probe, process
 from agentd.linux.cgroup import Group
 from agentd.model.availability import Availability, Blocker
 from agentd.model.enforcement import Enforcement
@@ -26,7 +26,7 @@ from agentd.sandbox.backends.child import Ended, await_ready, send
 from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.linux import image as images
 from agentd.sandbox.backends.linux import kept as keeping
-from agentd.sandbox.backends.linux import loans, restoring
+from agentd.sandbox.backends.linux import loans, report, restoring
 from agentd.sandbox.backends.linux.image import LinuxImageRoot
 from agentd.sandbox.backends.linux.plan import LinuxPlan, make_plan
 from agentd.sandbox.backends.oci import config, runtimes
@@ -77,6 +77,8 @@ class ContainerBackend(Generic[W]):
             return Availability.of([Blocker(*_absent(self.known.values()))], [])
         if refused := shared.refused_calls():
             return Availability.of(refused, [])
+        if error := probe.user_namespaces_error():
+            return Availability.of(report.blockers(probe.gather(), error), [])
         if privileges.is_machine_root() and not privileges.may_mount():
             what = "root without CAP_SYS_ADMIN cannot give each sandbox a user of its own here"
             fix = "give agentd CAP_SYS_ADMIN, or run it as an ordinary user (docker run --user UID)"
@@ -86,9 +88,8 @@ class ContainerBackend(Generic[W]):
         except InvalidInput:  # no wall is to blame for ids that are said wrong
             raise
         except (AgentdError, OSError) as error:
-            fix = "agentd doctor -v shows what this machine offers"
             said = getattr(error, "cause", "") or str(error)
-            return Availability.of([Blocker(said, fix)], [])
+            return Availability.of(report.blockers(probe.gather(), said), [])
         notes = [f"{name} {self._version(program)}" for name, program in found.items()]
         hierarchy = own_hierarchy()
         if isinstance(hierarchy, str):
