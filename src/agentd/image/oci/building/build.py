@@ -214,7 +214,7 @@ class ImageBuild:
         with contextlib.ExitStack() as stack:
             source = self._source(stage, state, instruction, stack) if words else None
             if source is not None:
-                found = copying.look(source, words, archives=word == "ADD")
+                found = copying.look(source, words, unpacks=word == "ADD")
                 copy = copy._replace(named=found)
             keys.append(self._key(word, state, copy.digest()))
             if self._cached(state, instruction, keys):
@@ -222,7 +222,8 @@ class ImageBuild:
             self._told(instruction.line, instruction.shown)
             layer = stack.enter_context(self._new_layer())
             view = stack.enter_context(self._view(state))
-            copying.write(copy, source, view, layer)
+            with self._explained(instruction.line, word):
+                copying.write(copy, source, view, layer)
             self._add(state, instruction, keys, layer)
 
     def _copied(self, state: StageState, instruction: Instructed) -> list[str]:

@@ -1,6 +1,5 @@
 """COPY and ADD: what they name, and the layer that it becomes."""
 
-import contextlib
 import hashlib
 import io
 import os
@@ -8,11 +7,13 @@ import posixpath
 import re
 import stat
 import tarfile
+import tempfile
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
 
+from agentd.image.oci.building import archives
 from agentd.image.oci.building.layer import Changed, LayerWriter
 from agentd.image.oci.building.source import FileSource, Item, Unusable
 from agentd.image.oci.building.view import RootView
@@ -69,14 +70,14 @@ def _plain(value: object) -> object:
     return value
 
 
-def look(source: FileSource, words: Sequence[str], *, archives: bool) -> tuple[NamedFiles, ...]:
-    """What the words of a COPY mean; of an ADD with ``archives``. Raises Unusable, BadPattern."""
+def look(source: FileSource, words: Sequence[str], *, unpacks: bool) -> tuple[NamedFiles, ...]:
+    """What the words of a COPY mean; of an ADD with ``unpacks``. Raises Unusable, BadPattern."""
     found = []
     for word in words:
         for path in source.matches(word):
             items = tuple(source.items(path))
             plain = items[0].kind == stat.S_IFREG
-            archive = archives and plain and _is_archive(source, path)
+            archive = unpacks and plain and _is_archive(source, path)
             found.append(NamedFiles(path.rpartition("/")[2], items, archive))
     return tuple(found)
 
@@ -163,16 +164,20 @@ class _Writing:
         self._made[path] = item.kind
 
     def _unpack(self, item: Item, target: str) -> None:
+        """Of a copy, which is what its digest says: the file itself may change meanwhile."""
         assert self._source is not None  # noqa: S101  (only heredocs have none)
-        with self._source.opened(item.source) as fd, open(fd, "rb", closefd=False) as data:
+        with tempfile.TemporaryFile(dir=os.path.dirname(self._layer.path)) as copy:
+            with self._source.opened(item.source) as fd, open(fd, "rb", closefd=False) as data:
+                found = archives.copied(data, copy, item.size)
+            if found != item.content:
+                raise Changed(f"{item.source} was changed while it was copied")
             try:
-                with tarfile.open(fileobj=data, mode="r:*") as archive:
-                    for member in archive:
-                        self._member(archive, member, target)
-            except (tarfile.TarError, EOFError, OSError) as error:
-                if isinstance(error, OSError) and error.errno:
-                    raise
+                for archive, member in archives.members(copy):
+                    self._member(archive, member, target)
+            except archives.NoArchive as error:
                 raise Unusable(f"{item.source} cannot be unpacked: {error}") from error
+            except Changed as error:
+                raise Unusable(f"{item.source} cannot be unpacked: it ends too early") from error
 
     def _member(self, archive: tarfile.TarFile, member: tarfile.TarInfo, target: str) -> None:
         inside = _member_path(member.name)
@@ -296,14 +301,8 @@ def _line(text: str, name: str, least: int) -> list[str] | None:
 
 
 def _is_archive(source: FileSource, path: str) -> bool:
-    with (
-        source.opened(path) as fd,
-        open(fd, "rb", closefd=False) as data,
-        contextlib.suppress(tarfile.TarError, EOFError, OSError),
-        tarfile.open(fileobj=data, mode="r:*") as archive,
-    ):
-        return archive.next() is not None
-    return False
+    with source.opened(path) as fd, open(fd, "rb", closefd=False) as data:
+        return archives.is_archive(data)
 
 
 def _member_path(name: str) -> str:

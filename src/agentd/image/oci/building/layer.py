@@ -16,6 +16,7 @@ from agentd.model.units import readable_size
 
 _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
 MAX_ENTRIES = 1 << 21
+_LATEST = 8**11 - 1  # what a header holds: in the year 2242
 _KINDS = {
     stat.S_IFDIR: tarfile.DIRTYPE,
     stat.S_IFLNK: tarfile.SYMTYPE,
@@ -136,7 +137,7 @@ class LayerWriter:
             )
         info = tarfile.TarInfo(path)
         info.mode, (info.uid, info.gid) = mode, owner
-        info.mtime = max(modified, 0) if self._most is None else min(max(modified, 0), self._most)
+        info.mtime = min(max(modified, 0), _LATEST if self._most is None else self._most)
         self.newest = max(self.newest, int(info.mtime))
         info.pax_headers = {
             f"SCHILY.xattr.{name}": value.decode("utf-8", "surrogateescape")
