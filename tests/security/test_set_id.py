@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from tests.security.test_workspace_races import SET_ID
 
-NONE_SET = {"EPERM"}
+NONE_SET = {"EPERM", "ENOSYS"}
 BITS = stat.S_ISUID | stat.S_ISGID
 FOLDER = """
 os.mkdir("shared")
@@ -75,6 +75,42 @@ def test_they_are_not_applied(sandbox: Callable[..., Any], folder: Path) -> None
     modes = {path.name: path.lstat().st_mode for path in folder.rglob("*")}
     assert {"shared", "program"} <= modes.keys()
     assert not [name for name, mode in modes.items() if mode & BITS], modes
+
+
+# Version 2: CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, effective for whoever runs it.
+CAPABLE = """
+open("capable", "w").close()
+value = struct.pack("<5I", 0x02000001, 0x6, 0, 0, 0)
+said("capable", tried(os.setxattr, "capable", "security.capability", value))
+"""
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("backend", ["linux", "oci"])
+@pytest.mark.parametrize("place", ["workspace", "mount"])
+def test_roots_file_capabilities_reach_no_folder_of_the_hosts(
+    sandbox: Callable[..., Any], folder: Path, place: str, backend: str
+) -> None:
+    """What is root's inside is root's in the folder: the kernel would write them as the host's."""
+    at = "/workspace" if place == "workspace" else "/tmp/shown"
+    spec = {"mounts": [f"{folder}:{at}:rw"]}
+    spec = {"workspace": f"{folder}:rw"} if place == "workspace" else spec
+    said = sandbox(backend, user="root", **spec).attack(CAPABLE, cwd=at)
+    assert said == {"capable": "EPERM"}
+    assert not os.listxattr(folder / "capable")
+
+
+@pytest.mark.root
+def test_without_that_they_would(sandbox: Callable[..., Any], folder: Path) -> None:
+    box = sandbox("linux", without={"capabilities"}, user="root", workspace=f"{folder}:rw")
+    assert box.attack(CAPABLE, cwd="/workspace") == {"capable": "None"}
+    assert os.listxattr(folder / "capable") == ["security.capability"]
+
+
+@pytest.mark.root
+def test_root_sets_them_where_no_folder_is_written(sandbox: Callable[..., Any]) -> None:
+    said = sandbox("linux", user="root").attack(CAPABLE, cwd="/workspace")
+    assert said == {"capable": "None"}
 
 
 @pytest.mark.root

@@ -261,6 +261,11 @@ for name, bit in (("uid", 0o4755), ("gid", 0o2755)):
     said(f"fchmodat {name}", call("fchmodat", -100, b"program", bit))
     said(f"fchmodat2 {name}", call("fchmodat2", -100, b"program", bit, 0))
     said(f"mknod {name}", call("mknodat", -100, b"node-" + name.encode(), 0o100000 | bit, 0))
+    said(f"open {name}", tried(os.open, "opened-" + name, os.O_CREAT | os.O_WRONLY, bit))
+    said(f"unnamed {name}", tried(os.open, ".", os.O_TMPFILE | os.O_WRONLY, bit))
+    how = struct.pack("=3Q", os.O_CREAT | os.O_WRONLY, bit, 0)
+    made = call("openat2", -100, b"opened2-" + name.encode(), how, 24)
+    said(f"openat2 {name}", made if isinstance(made, str) else "made")
 """
 
 

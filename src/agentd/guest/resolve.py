@@ -7,6 +7,7 @@ descriptor of its directory, and the entry is named relative to that.
 import ctypes
 import errno
 import os
+import stat
 from contextlib import suppress
 
 from agentd.guest.operation import RequestError, get_str
@@ -18,6 +19,10 @@ MAX_PATH = 4095
 # openat2(2), Linux 5.6.
 RESOLVE_NO_XDEV = 1
 RESOLVE_NO_MAGICLINKS = 2
+_PATH = os.O_PATH | os.O_CLOEXEC
+_MAX_LINKS = 40  # as the kernel's
+_AT_EMPTY_PATH, _STATX_MNT_ID, _MNT_ID = 0x1000, 0x1000, 144  # the last: where it is in statx
+_PROC_ROOT = 1  # the inode of /proc itself
 
 
 class naming:
@@ -51,8 +56,8 @@ def get_path(request: dict[str, object], key: str = "path") -> str:
 def open_at(dir_fd: int, path: str, flags: int, resolve: int = 0) -> int:
     """open(2), close-on-exec, that goes through no magic link such as /proc/self/fd/3.
 
-    The agent's own descriptors are behind those, and a planted symlink may point there. Before
-    Linux 5.6, and where a filter answers ENOSYS, it is a plain open.
+    The agent's own descriptors are behind those, and a planted symlink may point there. Makes no
+    file. Before Linux 5.6, and where a filter answers ENOSYS, we go from part to part.
     """
     how = (ctypes.c_uint64 * 3)(flags | os.O_CLOEXEC, 0, resolve | RESOLVE_NO_MAGICLINKS)
     try:
@@ -61,7 +66,73 @@ def open_at(dir_fd: int, path: str, flags: int, resolve: int = 0) -> int:
     except OSError as error:
         if error.errno != errno.ENOSYS:
             raise OSError(error.errno, error.strerror, path) from None
-    return os.open(path, flags, dir_fd=dir_fd)
+    with naming(path):
+        return _walk(dir_fd, path, flags, resolve)
+
+
+def _walk(dir_fd: int, path: str, flags: int, resolve: int) -> int:
+    """What openat2(2) does, by openat(2): of a link only what it says is used."""
+    at = os.open("/" if path.startswith("/") else ".", _PATH | os.O_DIRECTORY, dir_fd=dir_fd)
+    mount = _mount_of(at) if resolve & RESOLVE_NO_XDEV else 0
+    parts, links = _parts(path), 0
+    found = -1
+    try:
+        while parts:
+            part = parts.pop()
+            found = os.open(part, _PATH | os.O_NOFOLLOW, dir_fd=at)
+            if mount and _mount_of(found) != mount:
+                raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+            status = os.fstat(found)
+            if stat.S_ISLNK(status.st_mode) and (parts or not flags & os.O_NOFOLLOW):
+                links += 1
+                if links > _MAX_LINKS or _is_magic(at, status):
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+                target = os.readlink("", dir_fd=found)
+                parts += _parts(target)
+                if target.startswith("/"):
+                    root = os.open("/", _PATH | os.O_DIRECTORY)
+                    os.close(at)
+                    at = root
+            elif parts:
+                at, found = found, at
+            else:  # one that was swapped for a link meanwhile is refused
+                return os.open(part, flags | os.O_NOFOLLOW, dir_fd=at)
+            os.close(found)
+            found = -1
+        return os.open(".", flags, dir_fd=at)
+    finally:
+        os.close(at)
+        if found >= 0:
+            os.close(found)
+
+
+def _mount_of(fd: int) -> int:
+    """The number of the mount that it lies in (statx(2), Linux 5.8)."""
+    about = ctypes.create_string_buffer(256)
+    KERNEL.syscall(abi.SYS.statx, fd, b"", _AT_EMPTY_PATH, _STATX_MNT_ID, about)
+    return int.from_bytes(about.raw[_MNT_ID : _MNT_ID + 8], "little")
+
+
+def _parts(path: str) -> list[str]:
+    """The last first; of one that must be a directory, as ``a/``, that is "." ."""
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    is_directory = path.endswith(("/", "/."))
+    return ["."] * is_directory + parts[::-1]
+
+
+def _replaced(fd: int, by: int) -> int:
+    os.close(fd)
+    return by
+
+
+def _is_magic(parent: int, link: os.stat_result) -> bool:
+    """Return whether it is a link of a process's own in /proc, which leads to what is open. Those
+    of /proc itself (self, mounts) say a path."""
+    try:
+        proc = os.stat("/proc").st_dev
+    except FileNotFoundError:
+        return False
+    return link.st_dev == proc and os.fstat(parent).st_ino != _PROC_ROOT
 
 
 def open_path(path: str, flags: int) -> int:

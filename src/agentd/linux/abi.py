@@ -39,6 +39,7 @@ class _X86_64(_Common):
     sethostname = 170
     signalfd4 = 289
     renameat2 = 316
+    statx = 332
     syncfs = 306
     seccomp = 317
 
@@ -49,6 +50,7 @@ class _AArch64(_Common):
     gettid = 178
     clone = 220
     prctl = 167
+    statx = 291
     mount = 40
     umount2 = 39
     pivot_root = 41

@@ -31,6 +31,8 @@ OF_ROOT = {
     31: "CAP_SETFCAP",
 }
 
+_SETFCAP = 31
+
 # Capability numbers fit the 64 bits of /proc/PID/status.
 _CAP_LIMIT = 64
 
@@ -47,15 +49,25 @@ def drop_all(kernel: Kernel = KERNEL) -> None:
     kernel.capset_none()
 
 
-def keep_roots(kernel: Kernel = KERNEL) -> None:
-    """Drop every capability but ``OF_ROOT``, and for good: from the bounding set, too.
+def of_root(*, rw: bool) -> dict[int, str]:
+    """``OF_ROOT``, without CAP_SETFCAP where a folder of the host's is mounted read-write, ``rw``.
+
+    Behind an idmapped mount what is root's inside is root's on the host, and so are the file
+    capabilities that it writes: everyone there could run them.
+    """
+    return {number: name for number, name in OF_ROOT.items() if not (rw and number == _SETFCAP)}
+
+
+def keep_roots(kernel: Kernel = KERNEL, *, rw: bool) -> None:
+    """Drop every capability but ``of_root``, and for good: from the bounding set, too.
 
     What is executed as root has them then, and what becomes another user loses them. The
     securebits stay as they are: they take privilege away, and root may want that.
     """
-    drop_bounding(kernel, keep=OF_ROOT)
+    keep = of_root(rw=rw)
+    drop_bounding(kernel, keep=keep)
     kernel.prctl(abi.PR_CAP_AMBIENT, abi.PR_CAP_AMBIENT_CLEAR_ALL)
-    kernel.capset(sum(1 << number for number in OF_ROOT))
+    kernel.capset(sum(1 << number for number in keep))
 
 
 def lock_securebits(kernel: Kernel = KERNEL) -> bool:

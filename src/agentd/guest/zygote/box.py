@@ -281,7 +281,7 @@ def _rlimits(box: Request, kernel: WallKernel) -> None:
 
 def _capabilities(box: Request, prepared: Prepared | None, kernel: WallKernel) -> None:
     if box["uid"] == 0:
-        caps.keep_roots(kernel)
+        caps.keep_roots(kernel, rw=box["rw"] is True)
         return
     if prepared is None:
         caps.drop_bounding(kernel)

@@ -59,7 +59,7 @@ def _become(uid: object) -> bool:
 
 def _capabilities(request: Request) -> None:
     if request["uid"] == 0:
-        caps.keep_roots()
+        caps.keep_roots(rw=request["rw"] is True)
     else:
         caps.drop_bounding_if_allowed()
         caps.drop_all()

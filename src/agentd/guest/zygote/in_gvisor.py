@@ -26,7 +26,7 @@ def confine(request: Request, _ready: agent.Ready) -> list[str]:
         ("identity", lambda: _become(request["becomes"])),
         ("rlimits", _no_core),
         ("no_new_privs", process.set_no_new_privs),
-        ("capabilities", lambda: _capabilities(request["uid"])),
+        ("capabilities", lambda: _capabilities(request["uid"], rw=request["rw"] is True)),
         ("dumpable", lambda: process.set_dumpable(False)),
     )
     for _, step in steps:
@@ -47,9 +47,9 @@ def _no_core() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _capabilities(uid: object) -> None:
+def _capabilities(uid: object, *, rw: bool) -> None:
     """The bounding set is the runtime's: what root has, or nothing."""
     if uid == 0:
-        KERNEL.capset(sum(1 << number for number in caps.OF_ROOT))
+        KERNEL.capset(sum(1 << number for number in caps.of_root(rw=rw)))
     else:
         KERNEL.capset_none()

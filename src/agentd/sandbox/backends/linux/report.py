@@ -199,7 +199,8 @@ def _users(plan: LinuxPlan, own_user: bool, given: SubidRange | str) -> str:
 def _capabilities(plan: LinuxPlan) -> str:
     if plan.uid:
         return "none in any set, and none can be gained"
-    return f"root has {', '.join(caps.OF_ROOT.values())} over what is the sandbox's, no other"
+    held = ", ".join(caps.of_root(rw=plan.rw).values())
+    return f"root has {held} over what is the sandbox's, no other"
 
 
 def _outside(own_user: bool) -> str:

@@ -91,7 +91,7 @@ def of_plan(
             "args": list(argv),
             "env": [] if image else _environment(),
             "cwd": "/",
-            "capabilities": _capabilities(plan.uid, becomes_another, without),
+            "capabilities": _capabilities(plan, becomes_another, without),
             "rlimits": [] if "rlimits" in without else _rlimits(plan),
             "noNewPrivileges": "no_new_privs" not in without,
         },
@@ -189,11 +189,12 @@ def _mount(kind: str, source: str, target: str, options: list[str]) -> Json:
 
 
 def _capabilities(
-    uid: int, becomes_another: bool, without: Collection[str]
+    plan: LinuxPlan, becomes_another: bool, without: Collection[str]
 ) -> Mapping[str, list[str]]:
     """The agent's own at first: to map the caller, who is 0 there, to another takes one
     (user_namespaces(7)), and it holds none afterwards."""
-    held = list(caps.OF_ROOT.values()) if uid == 0 else ["CAP_SETFCAP"] * becomes_another
+    roots = list(caps.of_root(rw=plan.rw).values())
+    held = roots if plan.uid == 0 else ["CAP_SETFCAP"] * becomes_another
     held = [*held, *_DANGEROUS] if "capabilities" in without else held
     sets = dict.fromkeys(("bounding", "effective", "permitted"), held)
     return {**sets, "inheritable": [], "ambient": []}

@@ -252,6 +252,7 @@ class ContainerBackend(Generic[W]):
             "image": has_image(plan),
             "landlock_abi": landlock.abi_version(),
             "profile": config.profile(plan),
+            "rw": plan.rw,
             "without": sorted(self._without),
             "writable": config.writable(plan, lent.mounts(plan)),
         }
