@@ -131,3 +131,43 @@ def test_doctor_names_what_was_tried(capfd: pytest.CaptureFixture[str]) -> None:
     assert found["usable"], found
     assert [note.split()[0] for note in found["notes"]][:1] == ["runsc"]
     assert not any("kvm" in note for note in found["notes"])
+
+
+@pytest.mark.parametrize("mode", ["4755", "2755"])
+def test_a_command_sets_no_set_id_bit_on_the_host(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], mode: str
+) -> None:
+    mount = f"{tmp_path}:/workspace/m:rw"
+    script = f"cp /usr/bin/id /workspace/m/id && chmod {mode} /workspace/m/id"
+    argv = ["run", "--embedded", "--backend", "gvisor", "--mount", mount, "--", "sh", "-c", script]
+    assert main(argv) == 1
+    assert "Operation not permitted" in capfd.readouterr().err
+    assert not (tmp_path / "id").stat().st_mode & 0o6000
+
+
+def test_devices_are_nobodys() -> None:
+    """gVisor keeps them in memory: what could be written there no limit of the disk would bound."""
+    with Sandbox.create(backend="gvisor", embedded=True, disk="20M") as sandbox:
+        assert "memory limit alone" not in sandbox.enforcement["disk"].detail
+        for script in (
+            "echo x > /dev/x",
+            "mkdir /dev/net/x",
+            "rm -f /dev/null",
+            "mv /dev/zero /dev/null",
+            "chmod 777 /dev",
+            "chmod 600 /dev/null",
+            "unshare -r sh -c 'rm -f /dev/null || chown 0 /dev'",
+        ):
+            assert sandbox.run(script).exit_code != 0, script
+        works = (
+            "echo hi > /dev/null; head -c 4 /dev/urandom > /dev/shm/a; echo > /dev/full || stat -c "
+            "%t:%T:%U /dev/null; python3 -c 'import pty; pty.openpty()'; cat /dev/null; wc -c < "
+            "/dev/shm/a"
+        )
+        assert sandbox.run(works, check=True).text == "1:3:nobody\n4\n"
+
+
+def test_what_bounds_roots_devices_is_told() -> None:
+    with Sandbox.create(backend="gvisor", embedded=True, user="root") as sandbox:
+        assert "memory limit alone" in sandbox.enforcement["disk"].detail
+        assert sandbox.run("echo hi > /dev/null && touch /dev/x").exit_code == 0

@@ -186,6 +186,10 @@ def test_walls_of_oci_runtimes_have_the_same(own: Path, wall: str) -> None:
             other.run("echo at-once > /data/now", check=True)
         assert box.run("cat /data/now", check=True).text == "at-once\n"
         assert box.run(READ, check=True).text.split() == _READ
+        refused = box.run("cp /usr/bin/id /data/id; chmod 4755 /data/id; chmod g+s /data")
+        assert refused.exit_code == 1, "a set-id bit was set"
+        assert not [path for path in (own, *own.rglob("*")) if path.lstat().st_mode & 0o6000]
+        box.run("rm /data/id", check=True)
         assert "volume:v, owned by the sandbox's user" in box.enforcement["mount /data"].detail
         assert main(["volume", "rm", "--embedded", "v"]) != 0
     with Sandbox.create(volumes=["v:/data:ro"], embedded=True) as box:

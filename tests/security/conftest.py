@@ -21,6 +21,7 @@ from agentd.linux import abi
 from agentd.linux.seccomp.tables import numbers
 from agentd.model.result import Exit
 from agentd.model.spec import ExecRequest
+from agentd.sandbox.backends.gvisor.backend import GvisorBackend
 from agentd.sandbox.backends.linux.backend import LinuxBackend
 from agentd.sandbox.backends.oci.backend import OciBackend
 from agentd.sandbox.backends.process import HostBackend, LandlockBackend
@@ -35,6 +36,7 @@ BACKENDS = {
     "landlock": LandlockBackend,
     "linux": LinuxBackend,
     "oci": OciBackend,
+    "gvisor": GvisorBackend,
 }
 PRELUDE = f"""
 import ctypes, errno, os, signal, socket, struct, sys

@@ -5,7 +5,9 @@ listener of a seccomp filter: the sentry itself, a process without a privilege b
 its own, is what stands between a command and the machine.
 """
 
+import os
 import resource
+import stat
 from collections.abc import Callable
 
 from agentd.guest import agent
@@ -13,6 +15,10 @@ from agentd.guest.zygote import served
 from agentd.guest.zygote.served import Request
 from agentd.linux import abi, caps, process
 from agentd.linux.kernel import KERNEL
+
+# Whom no user namespace of a sandbox's user has: what is its own that user cannot change.
+_NOBODY = 65534
+_DEVICES = "/dev"
 
 
 def main() -> None:
@@ -22,16 +28,39 @@ def main() -> None:
 
 def confine(request: Request, _ready: agent.Ready) -> list[str]:
     """The names of the controls that now hold. Raises OSError."""
+    without = request["without"]
+    skip = set(without) if isinstance(without, list) else set()
     steps: tuple[tuple[str, Callable[[], object]], ...] = (
+        ("devices", lambda: _give_away(_DEVICES, request["becomes"])),
         ("identity", lambda: _become(request["becomes"])),
         ("rlimits", _no_core),
         ("no_new_privs", process.set_no_new_privs),
+        ("seccomp", lambda: _seccomp(str(request["filter"]))),
         ("capabilities", lambda: _capabilities(request["uid"], rw=request["rw"] is True)),
         ("dumpable", lambda: process.set_dumpable(False)),
     )
-    for _, step in steps:
-        step()
-    return [name for name, _ in steps]
+    return [name for name, step in steps if name not in skip and step() is not False]
+
+
+def _give_away(folder: str, becomes: object) -> bool:
+    """To nobody, with what is in it and no mount: to root, who is the sandbox's user, these belong.
+
+    gVisor's /dev is in memory and has no bound, and mounted read-only its /dev/null cannot be
+    opened for writing.
+    """
+    if not isinstance(becomes, int):
+        return False
+    device = os.lstat(folder).st_dev
+    pending = [folder]
+    while pending:
+        path = pending.pop()
+        found = os.lstat(path)
+        if found.st_dev != device:
+            continue
+        if stat.S_ISDIR(found.st_mode):
+            pending.extend(f"{path}/{name}" for name in os.listdir(path))
+        os.lchown(path, _NOBODY, _NOBODY)
+    return True
 
 
 def _become(uid: object) -> None:
@@ -41,6 +70,17 @@ def _become(uid: object) -> None:
         KERNEL.unshare(abi.CLONE_NEWUSER)
         for name in ("gid_map", "uid_map"):  # there is no setgroups to deny first
             KERNEL.write(f"/proc/self/{name}", f"{uid} 0 1")
+
+
+def _seccomp(program: str) -> bool:
+    """Whether there is one: gVisor's kernel says of a change of mode that this kernel refused that
+    it was done, and so the agent and commands have its filter, too."""
+    if not program:
+        return False
+    from agentd.linux import seccomp  # some milliseconds, and few need it
+
+    seccomp.install(bytes.fromhex(program))
+    return True
 
 
 def _no_core() -> None:

@@ -65,17 +65,22 @@ def rules(profile: str, *, inet: bool = True) -> tuple[Rule, ...]:
 
 
 @cache
-def build(profile: str, machine: str = abi.MACHINE, *, inet: bool = True) -> bytes:
+def build(
+    profile: str, machine: str = abi.MACHINE, *, inet: bool = True, kills: bool = True
+) -> bytes:
     """The filter as an array of ``struct sock_filter``; without ``inet``, unix sockets only.
 
-    Wrong architecture or an x32 number: the process dies of SIGSYS. A number that the table does
-    not have, a future one too: ENOSYS. Raises LookupError for an unknown profile or machine.
+    Wrong architecture or an x32 number: the process dies of SIGSYS, or without ``kills`` it is
+    ENOSYS: a tracer's own answer to a call, which a filter of its gives, comes before an errno and
+    after that. A number that the table does not have, a future one too: ENOSYS.
+    Raises LookupError for an unknown profile or machine.
     """
     table = numbers(machine)
     by_number = _rules_by_number(rules(profile, inet=inet), table)
     leaves: dict[str, tuple[Rule, ...]] = {}
     runs = _merge(_outcomes(table, by_number, machine, leaves))
-    return bpf.assemble(_program(runs, leaves, machine))
+    foreign = RET_KILL_PROCESS if kills else RET_ERRNO | errno.ENOSYS
+    return bpf.assemble(_program(runs, leaves, machine, foreign))
 
 
 def digest(program: bytes) -> str:
@@ -202,12 +207,12 @@ def _merge(runs: Iterator[_Run]) -> list[_Run]:
 
 
 def _program(
-    runs: Sequence[_Run], leaves: dict[str, tuple[Rule, ...]], machine: str
+    runs: Sequence[_Run], leaves: dict[str, tuple[Rule, ...]], machine: str, foreign: int
 ) -> Iterator[bpf.Item]:
     yield bpf.load(_ARCH)
     # Here, and not at the far end: that would take a jump more for every call.
     yield bpf.equal(_AUDIT_ARCH[machine], "native", None)
-    yield bpf.answer(RET_KILL_PROCESS)
+    yield bpf.answer(foreign)
     yield bpf.Label("native")
     yield bpf.load(_NR)
     yield from _search(runs)
@@ -223,7 +228,7 @@ def _program(
         yield bpf.answer(RET_USER_NOTIF)
     if any(run.label == _KILL for run in runs):
         yield bpf.Label(_KILL)
-        yield bpf.answer(RET_KILL_PROCESS)
+        yield bpf.answer(foreign)
     yield bpf.Label(_ALLOW)
     yield bpf.answer(RET_ALLOW)
 

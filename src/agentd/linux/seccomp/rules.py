@@ -275,7 +275,7 @@ _HOST_NET = (*_HOST_NET_ROOT, _NO_CHROOT)
 #: sandbox: behind namespaces of its own, the network's among them. -host-net: shares the host's
 #: network. -root: commands are root inside. -rw: writes to a folder of the host's.
 #: monitor: of a virtual machine. share: virtiofsd's, for a virtual machine: what a guest asks of a
-#: folder of the host's is done by a server of files, which needs the rest.
+#: folder of the host's is done by a server of files, which needs the rest. runsc's, too.
 #: unpack: skopeo's and umoci's, which fetch images, and make their files as the images have them,
 #: in a folder that nobody else enters.
 #: process: shares the host's pid and ipc namespaces.

@@ -127,6 +127,20 @@ def test_x32_is_killed_and_its_neighbours_are_not() -> None:
     assert run(code, ARCH["x86_64"], 0xFFFFFFFF) == fails(38)
 
 
+def test_without_kills_what_is_foreign_is_an_error() -> None:
+    """A tracer answers it first: an errno of one filter comes after the trap of another."""
+    for machine in MACHINES:
+        killing, code = (decode(build("share", machine, kills=kills)) for kills in (True, False))
+        for arch in {I386, ARM, *ARCH.values()} - {ARCH[machine]}:
+            assert run(code, arch, 1) == fails(errno.ENOSYS)
+        for number in (0x40000000, 0x7FFFFFFF):
+            assert run(code, ARCH[machine], number) == fails(errno.ENOSYS)
+        for number in range(600):
+            for args in ((0, 0o4755), (0, 0, 0o2755), (0, 0o755, 0o755)):
+                wanted = run(killing, ARCH[machine], number, (*args, 0, 0, 0, 0)[:6])
+                assert run(code, ARCH[machine], number, (*args, 0, 0, 0, 0)[:6]) == wanted
+
+
 # The rules read back as behaviour, so that an edit of the data cannot silently open a door.
 _P, _E = "process", errno.EPERM
 EXPECT: list[tuple[str, str, Args, int]] = [

@@ -64,6 +64,8 @@ class GvisorBackend(ContainerBackend[LinuxWall]):
             "config": config.of_plan(plan, lent.mounts(plan), agent),
             "agent": config.agent_files(agent),
         }
+        if plan.rw and "set_id" not in self._without:
+            changed["filter"] = config.set_id_filter().hex()
         if plan.uid != 0:
             # What opens files for gVisor is root of the sandbox's user namespace: folders are lent
             # to that one, and the agent maps itself to it.
@@ -71,7 +73,9 @@ class GvisorBackend(ContainerBackend[LinuxWall]):
         return changed
 
     def _agent_request(self, plan: LinuxPlan, lent: Lent, block: Block | None) -> dict[str, object]:
-        return super()._agent_request(plan, lent, block) | {"becomes": plan.uid or None}
+        filter_ = config.set_id_filter().hex() if plan.rw else ""
+        asked = super()._agent_request(plan, lent, block)
+        return asked | {"becomes": plan.uid or None, "filter": filter_}
 
     def _bounds(self, limits: Limits) -> Limits:
         memory, pids = limits.memory, limits.pids

@@ -1,8 +1,10 @@
 """``config.json`` for runsc: that of ``oci``, in the words that gVisor's kernel understands."""
 
 import resource
+from collections.abc import Mapping
 
 from agentd.image.runtime.store import PLACE, AgentRuntime
+from agentd.linux import seccomp
 from agentd.sandbox.backends.linux.plan import LinuxPlan
 from agentd.sandbox.backends.oci import config
 from agentd.sandbox.backends.oci.config import Json
@@ -14,7 +16,8 @@ _NPROC = "RLIMIT_NPROC"
 def of_plan(plan: LinuxPlan, mounts: config.Mounts, runtime: AgentRuntime) -> Json:
     """The agent begins as root, and becomes the sandbox's user by a user namespace of gVisor's.
 
-    No seccomp: what commands call is answered by gVisor's kernel, and by nothing of this one.
+    No seccomp: what commands call is answered by gVisor's kernel, and by nothing of this one. What
+    that one asks of this kernel for them, ``set_id_filter`` bounds.
     """
     made = config.of_plan(
         plan,
@@ -26,13 +29,29 @@ def of_plan(plan: LinuxPlan, mounts: config.Mounts, runtime: AgentRuntime) -> Js
     process = made["process"]
     assert isinstance(process, dict)  # noqa: S101  (made above; this narrows the type)
     process["env"] = []
+    if plan.uid != 0:  # the agent's own at first, to give /dev away
+        process["capabilities"] = _with(process["capabilities"], "CAP_CHOWN")
     process["rlimits"] = [*_others(process["rlimits"]), *_processes(plan)]
     return made
+
+
+def set_id_filter() -> bytes:
+    """For runsc, where a folder of the host's is mounted rw: a mode that a command sets is one that
+    runsc's processes set on the host.
+
+    The agent and commands have it in gVisor's kernel, too, for the answer. It kills nobody: what a
+    command calls by a number of another convention is runsc's to answer.
+    """
+    return seccomp.build("share", kills=False)
 
 
 def agent_files(runtime: AgentRuntime) -> tuple[tuple[str, str], ...]:
     """What of the host's is mounted for the agent: sources and targets."""
     return ((runtime.folder, PLACE),)
+
+
+def _with(sets: Mapping[str, list[str]], name: str) -> Json:
+    return {kind: [*names, name] if names else [] for kind, names in sets.items()}
 
 
 def _others(limits: list[dict[str, object]]) -> list[dict[str, object]]:

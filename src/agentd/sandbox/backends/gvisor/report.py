@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from agentd.image.oci.values import OciImage
+from agentd.linux import seccomp
 from agentd.linux.cgroup import Group
 from agentd.model.enforcement import Control, Enforcement
 from agentd.model.units import format_size
 from agentd.sandbox.backends import configuration
+from agentd.sandbox.backends.gvisor import config
 from agentd.sandbox.backends.gvisor.runsc import BASE_MEMORY
 from agentd.sandbox.backends.limits import limit_control
 from agentd.sandbox.backends.linux import report
@@ -26,6 +28,11 @@ _AGENT = "it cannot be traced nor its memory read; its maps can, and a command c
 _NO_FILTER = "commands make no system call of this kernel's: gVisor's kernel answers them"
 _NO_LANDLOCK = "gVisor's kernel has none; what is not to be written is mounted read-only"
 _SHARED = "keyrings, inotify and the like are gVisor's, which is a process of this kernel"
+_SET_ID = (
+    "a folder of the host's is mounted rw: profile share, digest {}, on runsc and what it starts, "
+    "and in gVisor's kernel"
+)
+_DEV = "; root's /dev is gVisor's, in memory: of that the memory limit alone is a bound"
 _SAME = ("hostname", "network", "no_new_privs", "memory", "cpus", "disk", "open_files")
 
 
@@ -70,6 +77,11 @@ def enforcement(
     }
     table |= {name: told[name] for name in _SAME if name in told}
     table |= {name: control for name, control in told.items() if name.startswith("mount ")}
+    if plan.rw:
+        digest = seccomp.digest(config.set_id_filter())
+        table["set_id"] = Control("default", "filter" in controls, _SET_ID.format(digest))
+    if plan.uid == 0:
+        table["disk"] = _told(table["disk"], _DEV)
     if table["memory"].enforced:
         more = f"; {format_size(BASE_MEMORY)} more for gVisor's kernel; over it all of it ends"
         table["memory"] = _told(table["memory"], more)

@@ -9,6 +9,7 @@ bound the scratch tmpfs; ``folders`` are ``[name, mode]`` of its directories, wh
 ``mounts`` are ``[name, is_dir, passed]``, each attached at ``STAGE/m/name`` where it is passed
 along. With ``cow`` the first of them is the workspace, below an overlay, and ``cow_copies`` are
 what the host has put on the scratch tmpfs to lie over it. With ``lend`` the host gets that first.
+``filter`` is a seccomp program in hexadecimal, or none, that holds the runtime and all it starts.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ from typing import NoReturn
 from agentd.guest.zygote import cgroup_view, root, stack, var
 from agentd.guest.zygote.group import enter_group
 from agentd.guest.zygote.messages import refuse, send
-from agentd.linux import abi, mounts, net, overlay, process
+from agentd.linux import abi, mounts, net, overlay, process, seccomp
 from agentd.linux.kernel import KERNEL
 from agentd.sandbox.backends.oci import roots
 
@@ -82,6 +83,7 @@ def build(request: Request, fds: list[int], trees: list[root.Tree]) -> NoReturn:
             send(answers, {"ok": True}, [disk])
         held = enter_group(answers)
         done = _make(request, fds[2:], trees, held)
+        done += _filter(str(request["filter"]))
         pid = _run(_strings(request["argv"]), listener, float(str(request["seconds"])))
         pidfd = os.pidfd_open(pid)
         send(answers, {"ok": True, "held": done}, [pidfd, disk])
@@ -205,6 +207,15 @@ def _mounts(request: Request, passed: list[int]) -> None:
     if request["cow"] is True:
         # A copy lies over what it is a copy of, where that is there, too.
         overlay.mount_paths(COW, cow, SCRATCH, KERNEL)
+
+
+def _filter(program: str) -> list[str]:
+    """Put this process under a filter, which what it starts inherits. No no_new_privs, which a
+    runtime is to set itself: root of a user namespace needs none for it."""
+    if not program:
+        return []
+    seccomp.install(bytes.fromhex(program))
+    return ["filter"]
 
 
 def _run(argv: list[str], listener: int, seconds: float) -> int:

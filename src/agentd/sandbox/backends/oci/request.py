@@ -103,6 +103,7 @@ def of_plan(
         "image": image,
         "argv": argv,
         "seconds": seconds,
+        "filter": "",
         "disk": disk.size,
         "inodes": disk.files,
         "uid": plan.uid if block is not None else 0,
