@@ -11,7 +11,7 @@ import pytest
 from tests.integration.test_client_of_a_daemon import Daemon
 from tests.oci import Images, Layout, busybox, file, folder
 
-from agentd import AgentdError, AsyncSandbox, Client, Forbidden, Refused, Sandbox
+from agentd import AgentdError, AsyncSandbox, Client, Forbidden, Refused, Sandbox, Unsupported
 
 pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(300)]
 
@@ -83,6 +83,23 @@ def test_what_cannot_be_committed_is_refused(images: Images, tmp_path: Path) -> 
         with pytest.raises(AgentdError, match=r"'old/\.wh\.x' cannot be in an image"):
             box.commit("mine")
     assert [row["name"] for row in images.told("ls")] == ["base"] and images.left() == []
+
+
+@pytest.mark.needs("runc")
+def test_another_wall_says_which_one_can(images: Images) -> None:
+    with Sandbox.create(image="base", backend="oci") as box:
+        with pytest.raises(Unsupported, match="backend oci cannot commit a sandbox") as refused:
+            box.commit("mine")
+        assert refused.value.remediation == 'create it with backend="linux"'
+    assert [row["name"] for row in images.told("ls")] == ["base"]
+
+
+def test_the_report_has_the_name_that_was_asked_for(images: Images) -> None:
+    """Another name of the same digest came first."""
+    images.run("pull", f"oci:{images.folder}/layout", "--name", "another")
+    for name in ("base", "another"):
+        with Sandbox.create(image=name) as box:
+            assert f"of the image {name}, " in box.enforcement["mount_namespace"].detail
 
 
 def test_an_admin_commits_what_a_daemon_has_and_nobody_else(images: Images, tmp_path: Path) -> None:

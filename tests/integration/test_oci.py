@@ -57,10 +57,15 @@ def test_a_daemon_takes_the_one_of_its_configuration_unless_one_is_asked_for(run
 
 
 def test_a_runtime_that_a_wall_has_not_is_refused() -> None:
-    with pytest.raises(Refused, match="backend linux has no runtime runc"):
+    with pytest.raises(Refused, match="backend linux has no runtime runc") as refused:
         Sandbox.create(backend="linux", runtime="runc", embedded=True)
-    with pytest.raises(Refused, match="backend oci has no runtime docker"):
+    assert refused.value.remediation == "drop runtime=, or name a backend that has it: oci"
+    with pytest.raises(Refused, match="backend oci has no runtime docker") as refused:
         Sandbox.create(backend="oci", runtime="docker", embedded=True)
+    assert refused.value.remediation == "drop runtime=, or name one of: runc, crun"
+    with pytest.raises(InvalidInput, match="unknown runtime 'docker'") as unknown:
+        Sandbox.create(runtime="docker", embedded=True)
+    assert unknown.value.remediation == "use one of: runc, crun, runsc, runsc-kvm"
     with pytest.raises(InvalidInput, match=r"runtime '\.\./runc' is not a name"):
         Sandbox.create(backend="oci", runtime="../runc", embedded=True)
 

@@ -16,7 +16,7 @@ class Client:
 
     ``url`` (else AGENTD_URL, else a daemon at its usual place) is unix:PATH or https://HOST:PORT;
     ``api_key`` (else AGENTD_API_KEY) says who asks. Thread-safe. ``close`` it, or use it in a with
-    statement. Raises InvalidInput where there is no daemon; its methods raise Unreachable, and what
+    statement. Raises Unreachable where there is no daemon; its methods raise that too, and what
     the daemon says: Forbidden, NotFound, ...
     """
 

@@ -20,7 +20,7 @@ from agentd.image.oci.source import check_name
 from agentd.image.oci.store import OciStore, PullFolder
 from agentd.image.oci.values import LAYER, Descriptor, OciImage, check_digest
 from agentd.image.store import Store
-from agentd.model.errors import Conflict, Refused
+from agentd.model.errors import Conflict, Refused, Unsupported
 from agentd.model.image import ImageView
 from agentd.model.spec import DEFAULT_IMAGE
 from agentd.sandbox.backends import identity
@@ -56,10 +56,15 @@ def _check(handle: SandboxHandle, name: str) -> None:
         raise Conflict(
             f"{name} is a machine image already", remediation="give the new one another name"
         )
-    if handle.backend != _BACKEND or handle.spec.image == DEFAULT_IMAGE:
+    if handle.spec.image == DEFAULT_IMAGE:
         raise Refused(
-            f"sandbox {handle.id} did not start of an OCI image on the namespace wall",
+            f"sandbox {handle.id} did not start of an OCI image",
             remediation="create it with --image NAME, and --writable for all of its root",
+        )
+    if handle.backend != _BACKEND:
+        raise Unsupported(
+            f"backend {handle.backend} cannot commit a sandbox",
+            remediation=f"create it with --backend {_BACKEND}",
         )
 
 

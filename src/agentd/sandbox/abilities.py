@@ -131,7 +131,7 @@ def incapable(name: str, ability: Ability[Any], what: str, why: str = "") -> Uns
     one that others of the same backend have."""
     others = backends.able(ability.name)
     if why:
-        # What one of ours lacks is the host's (a cgroup): no wall on the host's kernel has it.
+        # What one of ours lacks is the host's (a cgroup): no wall but a machine has it.
         lack = {each for each in backends.BUILTIN if _on_hosts_kernel(each)}
         lack = (lack if name in lack else set()) | {name}
         others = tuple(each for each in others if each not in lack)
@@ -144,4 +144,5 @@ def incapable(name: str, ability: Ability[Any], what: str, why: str = "") -> Uns
 
 
 def _on_hosts_kernel(name: str) -> bool:
-    return backends.level(name) < IsolationLevel.USERSPACE_KERNEL
+    """Whether the host's control groups hold its sandboxes: all but a machine's."""
+    return backends.level(name) < IsolationLevel.MICROVM

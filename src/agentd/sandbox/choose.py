@@ -7,7 +7,7 @@ from typing import NamedTuple
 import msgspec
 
 from agentd.model.availability import Availability, Blocker
-from agentd.model.errors import AgentdError, Refused, SandboxError, Unavailable
+from agentd.model.errors import AgentdError, InvalidInput, Refused, SandboxError, Unavailable
 from agentd.model.isolation import IsolationLevel
 from agentd.model.spec import DEFAULT_IMAGE, SandboxSpec
 from agentd.sandbox import backends
@@ -40,6 +40,7 @@ def choose(
             f"backend {spec.backend} may not be used here",
             remediation=f"use one of: {', '.join(allowed)}",
         )
+    _check_known_runtime(spec)
     blockers: list[tuple[str, Blocker]] = []
     for backend in _candidates(spec, load, allowed, blockers):
         if backend.level < spec.isolation:
@@ -200,8 +201,27 @@ def _check_runtime(spec: SandboxSpec, backend: Backend) -> None:
     if spec.runtime is not None and spec.runtime not in getattr(backend, "runtimes", ()):
         raise Refused(
             f"backend {backend.name} has no runtime {spec.runtime}",
-            remediation="drop --runtime, or name the backend that has it, such as --backend oci",
+            remediation=_runtimes_fix(spec.runtime, getattr(backend, "runtimes", ())),
         )
+
+
+def _runtimes_fix(wanted: str, own: Collection[str]) -> str:
+    others = backends.building(wanted)
+    if others:
+        return f"drop --runtime, or name a backend that has it: {', '.join(others)}"
+    if own:
+        return f"drop --runtime, or name one of: {', '.join(own)}"
+    return "drop --runtime"
+
+
+def _check_known_runtime(spec: SandboxSpec) -> None:
+    """Raises InvalidInput for a runtime that no wall has: said once, not of each wall."""
+    if spec.runtime is None or spec.backend is not None or backends.building(spec.runtime):
+        return
+    known = [runtime for name in backends.names() for runtime in backends.runtimes(name)]
+    raise InvalidInput(
+        f"unknown runtime {spec.runtime!r}", remediation=f"use one of: {', '.join(known)}"
+    )
 
 
 def _check_volumes(spec: SandboxSpec, backend: Backend) -> None:

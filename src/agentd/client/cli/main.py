@@ -50,7 +50,7 @@ GROUPS = {
         "receipt": "look at what a receipt says, and verify it",
     },
     "what sandboxes are made of": {
-        "image": "build and list what virtual machines start from",
+        "image": "fetch, build and list images",
         "volume": "make, list, copy and delete folders that outlive sandboxes",
         "snapshot": "keep a sandbox as it is, list and delete what is kept",
         "guest": "write the guest agent, with a Python or without",

@@ -136,7 +136,9 @@ def wall_options(parser: argparse.ArgumentParser) -> None:
         "--backend", metavar="NAME", help="this wall and no other; see agentd doctor"
     )
     group.add_argument(
-        "--runtime", metavar="NAME", help="the OCI runtime that builds it: runc or crun"
+        "--runtime",
+        metavar="NAME",
+        help="the OCI runtime that builds it: runc or crun of oci, runsc or runsc-kvm of gvisor",
     )
     group.add_argument(
         "-w",

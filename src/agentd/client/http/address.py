@@ -121,10 +121,14 @@ def sockets(env: Mapping[str, str] = os.environ) -> list[str]:
 def find(
     url: str | None, api_key: str | None = None, env: Mapping[str, str] = os.environ
 ) -> Address:
-    """The daemon to talk to. Raises InvalidInput where none is named and none is at its place."""
+    """The daemon to talk to. Raises Unreachable where none is named and none is at its place,
+    InvalidInput for what is no address."""
     found = given(url, api_key, env) or default(api_key, env)
     if found is None:
-        raise InvalidInput(
+        # Late: who only asks whether there is a daemon needs nothing of HTTP's.
+        from agentd.client.http.errors import Unreachable
+
+        raise Unreachable(
             f"no daemon at {' or '.join(sockets(env))}",
             remediation=f"start one with agentd serve, or give --url or {URL}",
         )

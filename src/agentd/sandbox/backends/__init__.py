@@ -108,6 +108,11 @@ def runtimes(name: str) -> tuple[str, ...]:
     return tuple(getattr(_about(name), "runtimes", ()))
 
 
+def building(runtime: str) -> tuple[str, ...]:
+    """Return the backends that build walls by this OCI runtime."""
+    return tuple(name for name in names() if runtime in runtimes(name))
+
+
 def volumes(name: str) -> bool:
     """Return whether its sandboxes can have named volumes; who does not say so takes none."""
     return bool(getattr(_about(name), "volumes", False))

@@ -16,7 +16,6 @@ from agentd.model.errors import InvalidInput, NotFound
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["ls"], "no daemon at"),
         (["ls", "--url", "nonsense"], "is not the address of a daemon"),
         (["ls", "--label", "x"], "label 'x' is not usable (write it as KEY=VALUE)"),
         (["create", "--memory", "lots"], "is not a size"),
@@ -38,7 +37,7 @@ from agentd.model.errors import InvalidInput, NotFound
     ],
 )
 def test_wrong_input_is_one_line_and_2(words, said, capsys, tmp_path, monkeypatch):
-    if not any(word.startswith("--url") for word in words) and words != ["ls"]:
+    if not any(word.startswith("--url") for word in words):
         monkeypatch.setenv("AGENTD_URL", f"unix:{tmp_path}/none")
     monkeypatch.setattr(os, "isatty", lambda fd: False)
     assert cli.main(words) == 2
@@ -54,6 +53,22 @@ def test_no_daemon_there_is_125(words, capsys, tmp_path):
     assert cli.main([*words[:1], "--url", f"unix:{tmp_path}/none", *words[1:]]) == 125
     err = capsys.readouterr().err
     assert "no daemon answers" in err and "agentd serve" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["ls"],
+        ["snapshot", "ls"],
+        ["snapshot", "take", "x"],
+        ["image", "commit", "x", "y"],
+    ],
+)
+def test_no_daemon_at_its_place_is_125_too(words, capsys, monkeypatch):
+    monkeypatch.delenv("AGENTD_URL", raising=False)
+    assert cli.main(words) == 125
+    err = capsys.readouterr().err
+    assert "no daemon at" in err and "agentd serve" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

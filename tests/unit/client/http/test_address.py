@@ -4,6 +4,7 @@ import pytest
 
 from agentd.client.http import address
 from agentd.client.http.address import Address
+from agentd.client.http.errors import Unreachable
 from agentd.model.errors import InvalidInput
 
 
@@ -76,7 +77,7 @@ def test_the_usual_socket(tmp_path, monkeypatch):
     monkeypatch.setattr(address, "SYSTEM_SOCKET", str(tmp_path / "system.sock"))
     env = {"XDG_RUNTIME_DIR": str(tmp_path)}
     assert address.default(env=env) is None
-    with pytest.raises(InvalidInput, match=r"no daemon at .*agentd serve"):
+    with pytest.raises(Unreachable, match=r"no daemon at .*agentd serve"):
         address.find(None, env=env)
     (tmp_path / "agentd").mkdir()
     (tmp_path / "agentd" / "agentd.sock").write_text("no socket")

@@ -174,7 +174,7 @@ def _profile(plan: LinuxPlan) -> str:
 def _programs(spec: SandboxSpec, shown: int, image: "OciImage | None") -> str:
     if image is not None:
         how = "that can be written to" if spec.writable else "that is read-only"
-        return f"a root {how}, of the image {image.name}, {image.digest}; nothing of the host's"
+        return f"a root {how}, of the image {spec.image}, {image.digest}; nothing of the host's"
     root = "read-only root of the host's programs"
     root = "root of the host's programs that can be written to" if spec.writable else root
     known = f"; {shown} directories of /etc and /var/lib, {spec.configuration.told}"

@@ -34,7 +34,7 @@ def of_guest(
     if image is not None:
         table["image"] = Control(spec.image, True, image.digest)
         how = "can be written to, on the disk limit" if spec.writable else "read-only"
-        told = f"{how}, of the image {image.name}, {image.digest}, a disk that nobody writes to"
+        told = f"{how}, of the image {spec.image}, {image.digest}, a disk that nobody writes to"
         table["root"] = Control("writable" if spec.writable else "default", True, told)
     elif spec.writable:
         table["root"] = Control("writable", True, _ROOT)
