@@ -24,7 +24,7 @@ def asked(running: Running, monkeypatch: pytest.MonkeyPatch) -> ApprovalView:
         request="req-7",
         asked={"command": ["rm", "\x1b[2Jx"]},
         created=now - 30,
-        expires=now + 570.5,
+        expires=now + 600,
     )
     running.service.asked["apr-1"] = view
     return view
