@@ -122,3 +122,38 @@ def test_an_archive_of_add_takes_no_memory_for_what_it_says(
     assert done.returncode == 2, done.stderr[-500:]
     assert "Dockerfile:2: ADD: a.tgz cannot be unpacked: " in done.stderr and told in done.stderr
     assert builds.left() == []
+
+
+_MEGABYTE = "x" * 900_000
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (f"FROM scratch\nARG A={_MEGABYTE}\nLABEL B={'$A' * 1500}\n", 3),
+        (f'FROM scratch\nARG A={_MEGABYTE}\nLABEL B="{"$A" * 1500}"\n', 3),
+        (f"FROM scratch\nARG A={_MEGABYTE}\nLABEL B=${{B:-{'$A' * 1500}}}\n", 3),
+        (f"ARG A={_MEGABYTE}\nFROM {'$A' * 1500}\n", 2),
+        (f"FROM scratch\nARG A={_MEGABYTE}\nARG {' '.join(f'B{n}=$A' for n in range(1500))}\n", 3),
+        (f"FROM scratch\nARG A={_MEGABYTE}\nENV {' '.join(f'B{n}=$A' for n in range(1500))}\n", 3),
+        (f"FROM scratch\nARG A={_MEGABYTE}\nCOPY {'$A ' * 1500} /\n", 3),
+        (f"FROM scratch\nARG A={_MEGABYTE}\nCOPY {'<<E ' * 1500}/\n" + "$A\nE\n" * 1500, 3),
+        (f"FROM scratch\nEXPOSE {'0-65535 ' * 50_000}\n", 2),
+        (f"FROM scratch\nENV A={_MEGABYTE}\nENV B=$A\n", 3),
+    ],
+    ids=["word", "quoted", "inner", "from", "args", "env", "words", "heredocs", "ports", "image"],
+)
+def test_a_small_dockerfile_stays_small(text: str, line: int, builds: Builds) -> None:
+    """However often it says what is large; nor does it fill the terminal."""
+    done = bounded(builds, text)
+    assert done.returncode == 2, done.stderr[-500:]
+    assert f"Dockerfile:{line}: " in done.stderr and len(done.stderr) < 5000
+
+
+@pytest.mark.parametrize("word", ["RUN", "CMD", "SHELL"])
+@pytest.mark.parametrize("letter", [r"\u0000", r"\ud800"])
+def test_a_word_that_no_program_can_be_given_is_refused(
+    word: str, letter: str, builds: Builds
+) -> None:
+    done = builds.build(f'FROM scratch\n{word} ["x{letter}"]\n', code=2)
+    assert f"Dockerfile:2: {word} has a word that no program can be given" in done.stderr

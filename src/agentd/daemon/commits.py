@@ -10,6 +10,7 @@ import msgspec
 
 from agentd.image.model import NotFound
 from agentd.image.oci.building.bases import Bases
+from agentd.image.oci.building.expand import Expanded
 from agentd.image.oci.building.layer import LayerWriter
 from agentd.image.oci.building.make import publish
 from agentd.image.oci.building.stages import BuildStages
@@ -118,7 +119,7 @@ def _image(digest: str, handle: SandboxHandle, store: OciStore) -> OciImage:
 def _state(image: OciImage, store: OciStore, work: PullFolder) -> StageState:
     raw = store.blob(image.manifest.config.digest)
     whole = msgspec.json.decode(raw, type=dict[str, Any])
-    state = StageState(BuildStages(Dockerfile("", ()), {}, ()), whole, {})
+    state = StageState(BuildStages(Dockerfile("", (), Expanded()), {}, ()), whole, {})
     pairs = zip(image.manifest.layers, image.config.rootfs.diff_ids, strict=True)
     for blob, diff_id in pairs:
         path = os.path.join(work.blobs, check_digest(blob.digest))

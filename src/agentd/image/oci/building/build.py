@@ -33,6 +33,7 @@ from agentd.image.oci.values import LAYER, Descriptor, check_digest
 from agentd.model.errors import AgentdError
 
 _COPY_FLAGS = frozenset(("from", "chown", "chmod", "link"))
+_SHOWN = 300  # letters of an instruction
 _WORDS = "COPY SOURCE... TARGET"
 
 
@@ -174,7 +175,7 @@ class ImageBuild:
         how = f"exit code {code}" if code is not None else told
         where = f"{self._stages.file.name}:{instruction.line}"
         return BuildFailed(
-            f"{where}: {instruction.shown[:300]} failed: {how}",
+            f"{where}: {instruction.shown[:_SHOWN]} failed: {how}",
             line=instruction.line,
             instruction=instruction.shown,
             exit_code=code,
@@ -374,7 +375,8 @@ class ImageBuild:
 
     def _told(self, line: int, what: str) -> None:
         self.steps += 1
-        self._progress(f"[{self.steps}/{self._total}] {what}", self.steps, self._total)
+        shown = f"{what[:_SHOWN]}..." if len(what) > _SHOWN else what
+        self._progress(f"[{self.steps}/{self._total}] {shown}", self.steps, self._total)
 
     @contextlib.contextmanager
     def _explained(self, line: int, what: str) -> Iterator[None]:
@@ -384,5 +386,5 @@ class ImageBuild:
         except (DockerfileError, BuildFailed):
             raise
         except AgentdError as error:
-            error.message = f"{self._stages.file.name}:{line}: {what}: {error.message}"
+            error.message = f"{self._stages.file.name}:{line}: {what[:_SHOWN]}: {error.message}"
             raise

@@ -6,20 +6,49 @@ from collections.abc import Callable
 Lookup = Callable[[str], str | None]
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _OPERATOR = re.compile(r":?[-+?]")
-_MAX_BYTES = 1 << 20
+_MAX_LETTERS = 1 << 20
+_MAX_IN_ALL = 1 << 25
 
 
 class Unexpandable(ValueError):
     """The text says what is wrong."""
 
 
+class Expanded:
+    """How much the words of one Dockerfile have become, in letters: what a build keeps of them."""
+
+    def __init__(self) -> None:
+        self._total = 0
+
+    def count(self, text: str) -> str:
+        """Return it. Raises Unexpandable."""
+        self._total += len(text)
+        if self._total > _MAX_IN_ALL:
+            raise Unexpandable(f"with it all words become longer than {_MAX_IN_ALL} letters")
+        return text
+
+
+class _Growing:
+    """A text to which pieces are added. Raises Unexpandable as soon as it is too long."""
+
+    def __init__(self) -> None:
+        self._pieces: list[str] = []
+        self._size = 0
+
+    def add(self, piece: str) -> None:
+        self._size += len(piece)
+        if self._size > _MAX_LETTERS:
+            raise Unexpandable(f"it becomes longer than {_MAX_LETTERS} letters")
+        self._pieces.append(piece)
+
+    def text(self) -> str:
+        return "".join(self._pieces)
+
+
 def expand(text: str, lookup: Lookup, escape: str, *, quotes: bool = True) -> str:
     """``text`` with what its variables mean, and without its quotes: with ``quotes`` False those
     are letters like others, as in a heredoc. Raises Unexpandable."""
-    found = _Expander(text, lookup, escape, quotes).all()
-    if len(found) > _MAX_BYTES:
-        raise Unexpandable(f"it becomes longer than {_MAX_BYTES} letters")
-    return found
+    return _Expander(text, lookup, escape, quotes).all()
 
 
 class _Expander:
@@ -28,10 +57,10 @@ class _Expander:
         self._at = 0
 
     def all(self) -> str:
-        found = []
+        found = _Growing()
         while self._at < len(self._text):
-            found.append(self._one())
-        return "".join(found)
+            found.add(self._one())
+        return found.text()
 
     def _one(self) -> str:
         letter = self._take()
@@ -56,20 +85,20 @@ class _Expander:
         return found
 
     def _double(self) -> str:
-        found = ""
+        found = _Growing()
         while self._at < len(self._text):
             letter = self._take()
             if letter == '"':
-                return found
+                return found.text()
             if letter == "$":
-                found += self._variable()
+                found.add(self._variable())
             elif letter == self._escape and self._text[self._at : self._at + 1] in (
                 *('"', "$"),
                 self._escape,
             ):
-                found += self._take()
+                found.add(self._take())
             else:
-                found += letter
+                found.add(letter)
         raise Unexpandable('nothing ends the quote "')
 
     def _variable(self) -> str:

@@ -156,6 +156,6 @@ def check_variable(file: Dockerfile, instruction: Instructed, name: str) -> None
 def expanded(file: Dockerfile, line: int, text: str, lookup: Lookup, *, quotes: bool = True) -> str:
     """Raises DockerfileError."""
     try:
-        return expand(text, lookup, file.escape, quotes=quotes)
+        return file.expanded.count(expand(text, lookup, file.escape, quotes=quotes))
     except (Unexpandable, RecursionError) as error:
         raise file.wrong(line, str(error), "mend it, or quote it: '$'") from None

@@ -14,6 +14,8 @@ from agentd.image.oci.building.syntax import Instructed, split
 from agentd.image.oci.values import Descriptor, chain_id
 
 NEVER = "1970-01-01T00:00:00Z"
+_MAX_PAIRS = 1 << 20
+_MAX_PORTS = 1 << 16
 _SHELL = ["/bin/sh", "-c"]
 _PORT = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?(?:/(tcp|udp|sctp))?")
 #: Arguments that a RUN sees without an ARG, and that do not count for the cache.
@@ -60,6 +62,7 @@ class StageState:
         self.layers: list[BuiltLayer] = []
         self.args: dict[str, str] = {}
         self._own_cmd = False
+        self._env_of: tuple[object, dict[str, str]] = (None, {})
 
     def copy(self, given: dict[str, str]) -> "StageState":
         """As another stage begins that is FROM this one."""
@@ -75,8 +78,12 @@ class StageState:
 
     @property
     def env(self) -> dict[str, str]:
-        pairs = (each.partition("=") for each in self.config.get("Env") or [])
-        return {name: value for name, equals, value in pairs if equals}
+        """Not to be changed: it is kept until ENV says something else."""
+        told = self.config.get("Env") or []
+        if self._env_of[0] is not told:
+            pairs = (each.partition("=") for each in told)
+            self._env_of = told, {name: value for name, equals, value in pairs if equals}
+        return self._env_of[1]
 
     @property
     def shell(self) -> list[str]:
@@ -148,14 +155,21 @@ class StageState:
                 self.args[name] = value
 
     def _env(self, instruction: Instructed) -> None:
-        env = self.env
-        env.update(self._pairs(instruction))
+        env = self.env | self._pairs(instruction)
+        self._check_size(instruction, env)
         self.config["Env"] = [f"{name}={value}" for name, value in env.items()]
 
     def _label(self, instruction: Instructed) -> None:
         labels = dict(self.config.get("Labels") or {})
         labels.update(self._pairs(instruction, names=False))
+        self._check_size(instruction, labels)
         self.config["Labels"] = labels
+
+    def _check_size(self, instruction: Instructed, pairs: dict[str, str]) -> None:
+        """What an image says of itself is read as a whole, by all that start of it."""
+        if sum(len(name) + len(value) for name, value in pairs.items()) > _MAX_PAIRS:
+            what = f"{instruction.word} has more than {_MAX_PAIRS} letters in all"
+            raise self.wrong(instruction, what, "put it into a file of the image")
 
     def _user(self, instruction: Instructed) -> None:
         user = self.expanded(instruction, instruction.text)
@@ -179,6 +193,7 @@ class StageState:
 
     def _expose(self, instruction: Instructed) -> None:
         ports = dict(self.config.get("ExposedPorts") or {})
+        asked = 0
         for word in split(self.expanded(instruction, instruction.text), self.file.escape):
             found = _PORT.fullmatch(word)
             last = int(found[2] or found[1]) if found else 0
@@ -186,6 +201,9 @@ class StageState:
                 raise self.wrong(
                     instruction, f"EXPOSE {word[:80]}", "write a port, as 80 or 53/udp"
                 )
+            asked += last + 1 - int(found[1])
+            if asked > _MAX_PORTS:
+                raise self.wrong(instruction, f"EXPOSE of over {_MAX_PORTS} ports", "name fewer")
             for port in range(int(found[1]), last + 1):
                 ports[f"{port}/{found[3] or 'tcp'}"] = {}
         self.config["ExposedPorts"] = ports

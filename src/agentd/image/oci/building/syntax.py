@@ -8,9 +8,11 @@ import re
 from typing import NamedTuple
 
 from agentd.image.oci.building.errors import DockerfileError
+from agentd.image.oci.building.expand import Expanded
 
 MAX_BYTES = 1 << 20
 MAX_INSTRUCTIONS = 2000
+_SHOWN = 500
 _DIRECTIVE = re.compile(r"#\s*([A-Za-z][A-Za-z0-9]*)\s*=\s*(.*?)\s*\Z")
 _FLAG = re.compile(r"--([a-z][a-z0-9-]*)(?:=(\S*))?(?:\s+|\Z)")
 _HEREDOC = re.compile(r"\d*<<(-?)([\"']?)([^\s<>;|&()\"']+)\2\Z")
@@ -59,10 +61,11 @@ class Instructed(NamedTuple):
 class Dockerfile(NamedTuple):
     name: str
     instructions: tuple[Instructed, ...]
+    expanded: Expanded
     escape: str = "\\"
 
     def wrong(self, line: int, what: str, fix: str) -> DockerfileError:
-        return DockerfileError(f"{self.name}:{line}: {what}", remediation=fix)
+        return DockerfileError(f"{self.name}:{line}: {what[:_SHOWN]}", remediation=fix)
 
 
 def parse(text: str, name: str = "Dockerfile") -> Dockerfile:
@@ -74,7 +77,7 @@ class _Parser:
     def __init__(self, text: str, name: str) -> None:
         self._lines = text.removeprefix("\ufeff").split("\n")
         self._at = 0
-        self._file = Dockerfile(name, ())
+        self._file = Dockerfile(name, (), Expanded())
 
     def parse(self) -> Dockerfile:
         self._directives()
@@ -120,6 +123,8 @@ class _Parser:
                 line, f"{word[:40]} says nothing", "write what it is to do, or drop it"
             )
         instruction = Instructed(word, line, flags, rest)
+        if any("\0" in each or not _is_unicode(each) for each in instruction.words or ()):
+            raise self._wrong(line, f"{word[:40]} has a word that no program can be given")
         if word in _WITH_HEREDOCS and instruction.words is None:
             return instruction._replace(heredocs=self._heredocs(rest, line))
         return instruction
@@ -170,6 +175,11 @@ class _Parser:
 
     def _wrong(self, line: int, what: str, fix: str = "make it smaller") -> DockerfileError:
         return self._file.wrong(line, what, fix)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it is without halves of a pair, as JSON may have them."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def split(text: str, escape: str) -> list[str]:
