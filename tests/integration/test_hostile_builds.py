@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 from tests.integration.test_image_build import Builds, builds, on_base
-from tests.oci import file, layer
+from tests.oci import Layout, file, layer
 
+from agentd import Sandbox, SandboxError
 from agentd.client.cli.main import main
 
 pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(120)]
@@ -22,13 +23,13 @@ _MEMORY = 512 << 20
 _LARGE = 400 << 20
 
 
-def bounded(made: Builds, text: str, *words: str, seconds: float = 60) -> Any:
+def bounded(made: Builds, text: str, memory: int | str = _MEMORY) -> Any:
     """A build in a process that gets so much address space; its end, whatever it is."""
     (made.context / "Dockerfile").write_text(text)
-    command = [sys.executable, "-m", "agentd", "image", "build", "-t", "mine", *words]
+    command = [sys.executable, "-m", "agentd", "image", "build", "-t", "mine"]
     return subprocess.run(
-        ["prlimit", f"--as={_MEMORY}", *command, str(made.context)],
-        env=made.env, capture_output=True, text=True, timeout=seconds, check=False,
+        ["prlimit", f"--as={memory}", *command, str(made.context)],
+        env=made.env, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
 
 
@@ -157,3 +158,131 @@ def test_a_word_that_no_program_can_be_given_is_refused(
 ) -> None:
     done = builds.build(f'FROM scratch\n{word} ["x{letter}"]\n', code=2)
     assert f"Dockerfile:2: {word} has a word that no program can be given" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["**/" * 25 + "x", "*a" * 60, "**a" * 40, "a/**/*a*/**/a*/**/" * 9 + "x", "*" * 300 + "x"],
+    ids=["folders", "stars", "any", "mixed", "one"],
+)
+@pytest.mark.parametrize("word", [".", "pattern"])
+def test_a_pattern_takes_no_time_that_grows_with_its_wildcards(
+    pattern: str, word: str, builds: Builds
+) -> None:
+    if word == "pattern" and "/" in pattern:
+        pattern = pattern.replace("/", "")
+    deep = builds.context / "/".join(["a" * 8] * 25)
+    deep.mkdir(parents=True)
+    (builds.context / ("a" * 200 + "b")).write_text("")
+    (builds.context / ".dockerignore").write_text(f"Dockerfile\n{pattern if word == '.' else ''}")
+    text = f"FROM scratch\nCOPY {pattern if word == 'pattern' else word} /all/\n"
+    done = bounded(builds, text, "unlimited")
+    if word == ".":
+        assert done.returncode == 0, done.stderr
+    else:
+        assert "nothing in the context fits" in done.stderr and done.returncode == 2
+
+
+def test_a_pattern_that_is_none_is_named_by_its_line(builds: Builds) -> None:
+    for text, told in (
+        ("a\n[b\n", ".dockerignore: line 2: nothing ends the ["),
+        ("#\n\n" + "x" * 5000, ".dockerignore: line 3: 'xxx"),
+        ("x\n" * 10_001, ".dockerignore: line 10001: over 10000 patterns"),
+    ):
+        (builds.context / ".dockerignore").write_text(text)
+        assert told in builds.build("FROM scratch\nCOPY . /\n", code=2).stderr
+
+
+def test_no_link_leads_around_dockerignore(builds: Builds) -> None:
+    context = builds.context
+    (context / "sd/in").mkdir(parents=True)
+    for name in ("secret", "sd/x", "sd/in/y", "open"):
+        (context / name).write_text(name)
+    links = {"pub": "secret", "pubd": "sd", "again": "pubd", "in": "sd/in", "ok": "open"}
+    for name, target in links.items():
+        (context / name).symlink_to(target)
+    ignored = context / ".dockerignore"
+    ignored.write_text("secret\nsd\n")
+    for word in ("secret", "sd", "sd/x", "pub", "pubd", "pubd/x", "again/x", "again", "in", "in/y"):
+        done = builds.build(f"FROM scratch\nCOPY {word} /p\n", code=2)
+        assert "is left out of the context by .dockerignore" in done.stderr, word
+    done = builds.build("FROM scratch\nCOPY pu* sd/* pubd/* /p/\n", code=2)
+    assert "nothing in the context fits pu*" in done.stderr
+    builds.build("FROM scratch\nCOPY o* /p/\nCOPY ok /q\n")
+    ignored.write_text("secret\nsd\n!sd/x\n")
+    builds.build("FROM scratch\nCOPY pubd /p/\nCOPY again/x /q/\n")
+    builds.build("FROM scratch\nCOPY pubd /p/\n")
+    assert sorted(builds.files()) == ["p", "p/x"]
+
+
+def test_a_file_that_is_a_pipe_is_not_waited_for(builds: Builds) -> None:
+    os.mkfifo(builds.folder / "pipe")
+    done = builds.run("build", "-t", "mine", "-f", "pipe", "context", code=2)
+    assert "pipe is no plain file (make it a plain file; what comes by a pipe is" in done.stderr
+    (builds.context / "Dockerfile").write_text("FROM scratch\nLABEL a=b\n")
+    os.mkfifo(builds.context / ".dockerignore")
+    done = builds.run("build", "-t", "mine", "context", code=2)
+    assert "context/.dockerignore is no plain file" in done.stderr
+    (builds.context / "Dockerfile").unlink()
+    os.mkfifo(builds.context / "Dockerfile")
+    done = builds.run("build", "-t", "mine", "context", code=2)
+    assert "context/Dockerfile is no plain file" in done.stderr
+
+
+def test_names_that_are_no_utf_8(builds: Builds, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A word of the command line may be any bytes."""
+    text = "FROM scratch\nARG X\nLABEL a=$X\n"
+    for word in ("X=\udcff", "\udcff=1"):
+        done = builds.build(text, "--build-arg", word, code=2)
+        assert "--build-arg" in done.stderr and "internal" not in done.stderr
+    monkeypatch.setenv("X", "\udcff")
+    done = builds.build(text, "--build-arg", "X", code=2)
+    assert "--build-arg X is not UTF-8" in done.stderr
+    odd = builds.folder / "\udcff"
+    odd.mkdir()
+    (odd / "file\udcff").write_text("FROM scratch\nCOPY . /\n")
+    builds.run("build", "-t", "mine", "-f", "\udcff/file\udcff", "\udcff")
+    assert len(builds.files()) == 1
+    assert builds.told("inspect", "mine")["source"].startswith("dockerfile:/")
+    builds.build(text, "--target", "\udcff", code=2)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"ExposedPorts": "abc"}, {"ExposedPorts": [1]}, {"Shell": {"a": 1}}, {"Shell": [1, 2]},
+        {"Shell": "sh"}, {"Volumes": [1]}, {"OnBuild": "RUN x"}, {"StopSignal": 9},
+        {"Env": "A=b"}, {"Labels": ["a"]}, {"User": 1}, {"WorkingDir": ["/"]}, {"Cmd": "x"},
+        {"Entrypoint": [1]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_base_whose_configuration_is_odd_is_refused(
+    config: dict[str, Any], builds: Builds, tmp_path: Path
+) -> None:
+    source = Layout(tmp_path / "layout").add([layer(file("x"))], config)
+    pulled = builds.run("pull", source, "--name", "base", code=None)
+    if pulled.returncode:  # it is refused where it comes from
+        assert "internal error" not in pulled.stderr and "onfig" in pulled.stderr
+        return
+    text = 'FROM base\nENV A=b\nLABEL a=b\nEXPOSE 80\nWORKDIR /w\nCMD x\nENTRYPOINT ["y"]\n'
+    done = builds.build(text, code=125)
+    assert "Dockerfile:1: FROM base: the image's configuration is unreadable" in done.stderr
+
+
+def test_a_run_makes_no_layer_of_holes(on_base: Builds) -> None:
+    """Nor a file, nor many: a layer has them as zeros, on this machine's disk."""
+    before = on_base.store()
+    for size, count in (("20G", 1), ("200M", 3)):
+        run = " && ".join(f"busybox truncate -s {size} /sparse{n}" for n in range(count))
+        done = on_base.build(f"FROM base\nRUN {run}\n", code=125)
+        assert "Dockerfile:2: RUN: the layer would be larger than 512 MiB with 'spa" in done.stderr
+        assert on_base.store() == before and on_base.left() == []
+    on_base.build("FROM base\nRUN busybox truncate -s 3M /s\n", "--disk", "4M")
+    done = on_base.build("FROM base\nRUN busybox truncate -s 5M /s\n", "--disk", "4M", code=125)
+    assert "larger than 4 MiB with 's'" in done.stderr and "--disk" in done.stderr
+    with Sandbox.create(image="base", writable=True, disk="4M") as box:
+        box.run("busybox truncate -s 5M /s", check=True)
+        with pytest.raises(SandboxError, match="larger than 4 MiB with 's'"):
+            box.commit("mine")
+    assert on_base.left() == []

@@ -199,7 +199,14 @@ def _arguments(words: list[str]) -> dict[str, str]:
         name, equals, value = word.partition("=")
         if not name or not name.isprintable():
             raise InvalidInput(f"--build-arg {word!r}", remediation="write NAME=VALUE")
-        found[name] = value if equals else os.environ.get(name)
+        told = value if equals else os.environ.get(name)
+        try:
+            (told or "").encode()
+        except UnicodeEncodeError as error:
+            raise InvalidInput(
+                f"--build-arg {name} is not UTF-8", remediation="give it as UTF-8, or in a file"
+            ) from error
+        found[name] = told
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -101,7 +101,8 @@ def _built(
     options = Options(wanted.args, wanted.net, wanted.cache, _epoch())
     build = ImageBuild(stages, context, store, work, bases, runner, options, progress, output)
     state = build.run(target)
-    source = f"dockerfile:{os.path.abspath(wanted.context)}"
+    context_path = os.fsencode(os.path.abspath(wanted.context)).decode("utf-8", "replace")
+    source = f"dockerfile:{context_path}"
     publish(state, name, source, store, work, bases)
     asked = set(PROXIES) | _asked(stages)
     unused = tuple(sorted(set(wanted.args) - asked))
@@ -143,13 +144,16 @@ def _dockerfile(wanted: Wanted) -> tuple[str, str]:
         return "-", files.text_of(sys.stdin.fileno(), "the standard input", syntax.MAX_BYTES)
     if wanted.file is not None:
         try:
-            fd = os.open(wanted.file, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(wanted.file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise InvalidInput(
                 f"{wanted.file} cannot be read: {error.strerror}", remediation="give it with -f"
             ) from error
-        with os.fdopen(fd, "rb"):
+        try:
+            files.check_plain(fd, wanted.file)
             return wanted.file, files.text_of(fd, wanted.file, syntax.MAX_BYTES)
+        finally:
+            os.close(fd)
     text = files.read_small(wanted.context, DOCKERFILE, syntax.MAX_BYTES)
     if text is None:
         raise InvalidInput(

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from agentd.image.oci.bounds import BOUNDS
-from agentd.image.oci.building.ignore import Ignored, translated
+from agentd.image.oci.building.ignore import Ignored, fitting
 from agentd.linux.paths import open_inside
 from agentd.model.errors import InvalidInput
 from agentd.model.units import readable_size
@@ -74,15 +74,12 @@ class FileSource:
             if not _MAGIC & set(part):
                 found = [_below(path, part) for path in found]
                 continue
-            fits = translated(part)
+            fits = fitting(part)
             found = [
-                _below(path, name)
-                for path in found
-                for name in self._names(path)
-                if fits.fullmatch(name)
+                _below(path, name) for path in found for name in self._names(path) if fits(name)
             ]
         magic = bool(_MAGIC & set(pattern))
-        found = sorted(path for path in found if not magic or not self._is_left_out(path))
+        found = sorted(path for path in found if not magic or not self._is_hidden(path))
         if not found:
             raise Unusable(f"nothing in the {self._what} fits {pattern}")
         return found
@@ -92,6 +89,8 @@ class FileSource:
         fd = self._opened(path)
         try:
             info = os.fstat(fd)
+            path = self._place(fd, path)
+            self._check_seen(path, folder=stat.S_ISDIR(info.st_mode))
             if stat.S_ISDIR(info.st_mode):
                 inner = open_inside(self._root, path or ".", os.O_RDONLY | os.O_DIRECTORY)
                 try:
@@ -100,8 +99,6 @@ class FileSource:
                 finally:
                     os.close(inner)
                 return
-            if path and self._is_left_out(path):
-                raise Unusable(f"{path} is left out of the {self._what} by .dockerignore")
             if not stat.S_ISREG(info.st_mode):
                 raise Unusable(f"{path} is neither a file nor a folder")
         finally:
@@ -225,6 +222,37 @@ class FileSource:
         finally:
             os.close(fd)
 
+    def _place(self, fd: int, path: str) -> str:
+        """Where what ``path`` led to is in the source; links lead around no .dockerignore."""
+        if not self._ignored:
+            return path
+        root, real = (os.readlink(f"/proc/self/fd/{each}") for each in (self._root, fd))
+        if real == root:
+            return ""
+        top = root.rstrip("/") + "/"
+        if not real.startswith(top):
+            raise Unusable(f"{path} was moved while it was read")
+        return real.removeprefix(top)
+
+    def _check_seen(self, path: str, *, folder: bool) -> None:
+        if self._is_left_out(path) and not (folder and self._ignored.again):
+            raise Unusable(f"{path} is left out of the {self._what} by .dockerignore")
+
+    def _is_hidden(self, path: str) -> bool:
+        """Whether it is left out, or what it is a link to."""
+        if self._is_left_out(path) or not self._ignored:
+            return self._is_left_out(path)
+        try:
+            fd = open_inside(self._root, path or ".", _PLACE)
+        except OSError:
+            return False
+        try:
+            place = self._place(fd, path)
+            is_folder = stat.S_ISDIR(os.fstat(fd).st_mode)
+            return self._is_left_out(place) and not (is_folder and self._ignored.again)
+        finally:
+            os.close(fd)
+
     def _is_left_out(self, path: str) -> bool:
         return bool(path) and self._ignored.leaves_out(path)
 
@@ -240,14 +268,22 @@ def read_small(folder: str, name: str, most: int) -> str | None:
         raise InvalidInput(
             f"{folder}/{name} cannot be read: {error.strerror}", remediation="make it a plain file"
         ) from error
-    with os.fdopen(fd, "rb") as file:
-        return text_of(file.fileno(), f"{folder}/{name}", most)
+    try:
+        check_plain(fd, f"{folder}/{name}")
+        return text_of(fd, f"{folder}/{name}", most)
+    finally:
+        os.close(fd)
+
+
+def check_plain(fd: int, name: str) -> None:
+    """Raises InvalidInput."""
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        fix = "make it a plain file; what comes by a pipe is given with -f -"
+        raise InvalidInput(f"{name} is no plain file", remediation=fix)
 
 
 def text_of(fd: int, name: str, most: int) -> str:
     """All of a plain file, or of what comes by a pipe. Raises InvalidInput."""
-    if stat.S_ISDIR(os.fstat(fd).st_mode):
-        raise InvalidInput(f"{name} is a directory", remediation="give a file")
     data = b""
     while len(data) <= most and (piece := os.read(fd, most + 1 - len(data))):
         data += piece
