@@ -537,7 +537,7 @@ def test_a_layer_is_bounded_whatever_holes_a_file_has(on_base: Builds) -> None:
     (on_base.context / "sparse").unlink()
     sparse = "busybox dd if=/dev/zero of=/x bs=1 count=1 seek=68719476736"
     done = on_base.build(f"FROM base\nRUN {sparse}\n", code=125)
-    assert "Dockerfile:2: RUN: the layer would be larger than 32 GiB" in done.stderr
+    assert "Dockerfile:2: RUN: the layer would be larger than 512 MiB with 'x'" in done.stderr
     assert on_base.left() == []
 
 

@@ -14,6 +14,7 @@ from agentd.linux.paths import open_inside
 from agentd.model.drive import drive
 from agentd.model.limits import Limits
 from agentd.model.spec import ExecRequest, SandboxSpec
+from agentd.sandbox.backends.limits import on_this_kernel
 from agentd.sandbox.backends.linux.exported import Exported, write_layer
 from agentd.sandbox.backends.linux.stepping import StepBackend
 from agentd.sandbox.handle import SandboxHandle
@@ -69,6 +70,7 @@ def _write(handle: SandboxHandle, step: RunStep, layer: LayerWriter, uid: int | 
     folder = tempfile.mkdtemp(prefix="changes", dir=os.path.dirname(layer.path))
     try:
         handle.snapshots("build").snapshot(folder)
+        layer.bound = on_this_kernel(handle.spec.limits).disk or layer.bound
         write_layer(Exported(folder, step.root, uid), layer)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

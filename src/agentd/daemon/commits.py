@@ -4,12 +4,9 @@ import os
 import shutil
 import tempfile
 import time
-from typing import Any
-
-import msgspec
 
 from agentd.image.model import NotFound
-from agentd.image.oci.building.bases import Bases
+from agentd.image.oci.building.bases import Bases, configuration
 from agentd.image.oci.building.expand import Expanded
 from agentd.image.oci.building.layer import LayerWriter
 from agentd.image.oci.building.make import publish
@@ -26,6 +23,7 @@ from agentd.model.image import ImageView
 from agentd.model.spec import DEFAULT_IMAGE
 from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.image_root import ImageRoot
+from agentd.sandbox.backends.limits import on_this_kernel
 from agentd.sandbox.backends.linux import kept
 from agentd.sandbox.backends.linux.exported import OF_A_SANDBOX, Exported, write_layer
 from agentd.sandbox.backends.users import parse_user
@@ -86,6 +84,7 @@ def _committed(
             finally:
                 root.close()
             only = None if uid == 0 and identity.available() else uid
+            layer.bound = on_this_kernel(handle.spec.limits).disk or layer.bound
             write_layer(Exported(folder, lease.path, only, OF_A_SANDBOX), layer)
         digest, size = layer.finish()
     finally:
@@ -117,8 +116,7 @@ def _image(digest: str, handle: SandboxHandle, store: OciStore) -> OciImage:
 
 
 def _state(image: OciImage, store: OciStore, work: PullFolder) -> StageState:
-    raw = store.blob(image.manifest.config.digest)
-    whole = msgspec.json.decode(raw, type=dict[str, Any])
+    whole = configuration(store.blob(image.manifest.config.digest))
     state = StageState(BuildStages(Dockerfile("", (), Expanded()), {}, ()), whole, {})
     pairs = zip(image.manifest.layers, image.config.rootfs.diff_ids, strict=True)
     for blob, diff_id in pairs:

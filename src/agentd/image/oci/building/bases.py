@@ -29,6 +29,35 @@ from agentd.image.oci.values import (
 Pull = Callable[[str], OciImage]
 
 
+class _Told(msgspec.Struct, rename="pascal"):
+    """What steps read or change of a configuration, beside what every image's is checked for."""
+
+    env: list[str] | None = None
+    labels: dict[str, str] | None = None
+    cmd: list[str] | None = None
+    entrypoint: list[str] | None = None
+    shell: list[str] | None = None
+    exposed_ports: dict[str, Any] | None = None
+    volumes: dict[str, Any] | None = None
+    on_build: list[str] | None = None
+    user: str | None = None
+    working_dir: str | None = None
+    stop_signal: str | None = None
+
+
+class _Whole(msgspec.Struct):
+    config: _Told | None = None
+    history: list[dict[str, Any]] | None = None
+    created: str | None = None
+    author: str | None = None
+
+
+def configuration(raw: bytes) -> dict[str, Any]:
+    """An image's, with all that is not known here. Raises Corrupt."""
+    decode(raw, _Whole, "configuration")
+    return decode(raw, dict[str, Any], "configuration")
+
+
 class Bases:
     """``pull`` fetches what the store does not have, by a registry's reference."""
 

@@ -9,13 +9,13 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 from agentd.image.model import Corrupt, Progress
 from agentd.image.oci.building import copying
-from agentd.image.oci.building.bases import Bases
+from agentd.image.oci.building.bases import Bases, configuration
 from agentd.image.oci.building.command import command_of
 from agentd.image.oci.building.copying import Copy, Inline
 from agentd.image.oci.building.errors import BuildFailed, DockerfileError
@@ -102,8 +102,7 @@ class ImageBuild:
             return StageState(self._stages, {}, self._given)
         with self._explained(line, f"FROM {name}"):
             image = self._bases.image(name)
-            raw = self._store.blob(image.manifest.config.digest)
-            whole = msgspec.json.decode(raw, type=dict[str, Any])
+            whole = configuration(self._store.blob(image.manifest.config.digest))
             state = StageState(self._stages, whole, self._given)
             pairs = zip(image.manifest.layers, image.config.rootfs.diff_ids, strict=True)
             for blob, diff_id in pairs:

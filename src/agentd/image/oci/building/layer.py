@@ -30,13 +30,16 @@ class Changed(ImageError):
 
 class LayerWriter:
     """Paths have no slash at their begin. ``entries`` counts what was written; ``newest`` is the
-    latest time of a file in it. ``most`` bounds times, where builds are to be repeated."""
+    latest time of a file in it. ``most`` bounds times, where builds are to be repeated. ``bound``
+    is in bytes, of all files, holes among them: a disk's, for what was written to one."""
 
     def __init__(self, path: str, most: int | None = None) -> None:
         self.path = path
         self.entries = 0
         self.newest = 0
+        self.bound = BOUNDS.unpacked
         self._most = most
+        self._content = 0
         self._file = open(path, "xb")  # noqa: SIM115  (closed by ``finish``)
         self._hashing = _Hashing(self._file)
         self._archive = tarfile.open(  # type: ignore[call-overload]  # noqa: SIM115
@@ -89,11 +92,13 @@ class LayerWriter:
         """Its SHA-256 in hex. Raises Changed where ``data`` is shorter."""
         info = self._info(path, mode, owner, modified, attributes)
         info.size = size
-        if self._hashing.size + size > BOUNDS.unpacked:
+        self._content += size
+        if self._content > self.bound or self._hashing.size + size > BOUNDS.unpacked:
+            most = readable_size(min(self.bound, BOUNDS.unpacked))
             raise ImageError(
-                f"the layer would be larger than {readable_size(BOUNDS.unpacked)}",
-                cause=f"{path!r} has {size} bytes, holes among them",
-                remediation="make what is kept smaller",
+                f"the layer would be larger than {most} with {path!r}",
+                cause=f"it has {size} bytes, holes among them",
+                remediation="make what is kept smaller, or allow more --disk",
             )
         reader = _Reader(data)
         try:
