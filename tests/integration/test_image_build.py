@@ -240,8 +240,8 @@ def test_an_escape_of_its_own_and_the_base_are_heeded(on_base: Builds) -> None:
         ("", 2, "Dockerfile:1: it has no FROM"),
         ("RUN x\nFROM scratch\n", 2, "Dockerfile:1: RUN stands before the first FROM"),
         ("FROM scratch\nRUNN x\n", 2, "Dockerfile:2: RUNN is no instruction"),
-        ("FROM scratch\nVOLUME /x\n", 2, "Dockerfile:2: VOLUME is not understood"),
-        ("FROM scratch\nHEALTHCHECK CMD x\n", 2, "Dockerfile:2: HEALTHCHECK is not understood"),
+        ("FROM scratch\nVOLUME $NONE\n", 2, "Dockerfile:2: VOLUME of nothing"),
+        ("FROM scratch\nSTOPSIGNAL a b\n", 2, "Dockerfile:2: STOPSIGNAL a b (write a signal"),
         ("FROM scratch\nONBUILD RUN x\n", 2, "Dockerfile:2: ONBUILD is not understood"),
         ("FROM scratch\nRUN --mount=type=cache,target=/x x\n", 2, "2: RUN --mount is not unders"),
         ("FROM scratch\nRUN --network=host x\n", 2, "build with --net host"),
@@ -276,6 +276,26 @@ def test_what_cannot_be_built_is_refused_by_its_line(
     assert words in done.stderr and not done.stdout
     assert "(" in done.stderr  # what to do about it
     assert [path for path in builds.store() if "/" in path] in ([], ["blobs/sha256"])
+
+
+def test_what_has_no_effect_here_is_kept_for_others(builds: Builds) -> None:
+    """And said once, where a sandbox does not do it."""
+    text = (
+        "FROM scratch AS one\nMAINTAINER Me <me@x.example>\nARG S=INT\nSTOPSIGNAL SIG$S\n"
+        'VOLUME /a "/b c"\nVOLUME ["/d"]\nHEALTHCHECK --interval=5s CMD x || exit 1\n'
+        "FROM one\nLABEL a=b\n"
+    )
+    done = builds.build(text)
+    for word in ("STOPSIGNAL", "VOLUME", "HEALTHCHECK"):
+        assert f"agentd image: note: {word} has no effect here: " in done.stderr
+    blobs = builds.cache / "agentd/oci/blobs/sha256"
+    digest = done.stdout.split()[1].removeprefix("sha256:")
+    manifest = json.loads((blobs / digest).read_text())
+    told = json.loads((blobs / manifest["config"]["digest"].removeprefix("sha256:")).read_text())
+    assert told["author"] == "Me <me@x.example>" and told["config"]["StopSignal"] == "SIGINT"
+    assert told["config"]["Volumes"] == {"/a": {}, "/b c": {}, "/d": {}}
+    assert "Healthcheck" not in told["config"]
+    builds.build("FROM mine\nVOLUME /e\n")
 
 
 def test_a_run_that_fails_is_named_and_leaves_nothing(on_base: Builds) -> None:

@@ -24,7 +24,7 @@ from agentd.image.oci.building.layer import LayerWriter
 from agentd.image.oci.building.running import Output, Runner, RunStep
 from agentd.image.oci.building.source import FileSource, Unusable
 from agentd.image.oci.building.stages import SCRATCH, BuildStage, BuildStages
-from agentd.image.oci.building.state import REFUSED, BuiltLayer, StageState, utc
+from agentd.image.oci.building.state import REFUSED, WITHOUT_EFFECT, BuiltLayer, StageState, utc
 from agentd.image.oci.building.syntax import Instructed, split
 from agentd.image.oci.building.view import LayerIndex, RootView
 from agentd.image.oci.steps import FORMAT, BuiltStep
@@ -132,6 +132,9 @@ class ImageBuild:
             self._workdir(state, instruction)
         elif state.apply(instruction):
             self._told(instruction.line, instruction.shown)
+            if word in WITHOUT_EFFECT:
+                note = f"note: {word} has no effect here: {WITHOUT_EFFECT[word]}"
+                self._progress(note, self.steps, self._total)
         else:
             fix = "write one of FROM, RUN, COPY, ADD, ENV, ARG, WORKDIR, USER, CMD, ENTRYPOINT"
             raise state.wrong(instruction, f"{word[:40]} is no instruction", fix)

@@ -25,13 +25,14 @@ PROXIES = frozenset(
     for word in (name, name.upper())
 )
 #: What Docker knows and a build here does not, and what to do instead.
-REFUSED = {
-    "HEALTHCHECK": "leave it out: agentd looks after no health of a sandbox",
-    "MAINTAINER": 'write LABEL maintainer="..."',
-    "ONBUILD": "write the instruction into the Dockerfile that it is meant for",
-    "STOPSIGNAL": "leave it out: a command is ended by the signal that its caller names",
-    "VOLUME": "leave it out: folders are mounted when a sandbox is made, -v",
+REFUSED = {"ONBUILD": "write the instruction into the Dockerfile that it is meant for"}
+#: What may stand there and has no effect in a sandbox, and why.
+WITHOUT_EFFECT = {
+    "HEALTHCHECK": "nobody looks after the health of a sandbox; the image has none",
+    "VOLUME": "folders are mounted when a sandbox is made, -v; the image names it for others",
+    "STOPSIGNAL": "a command is ended by the signal that its caller names; the image names it",
 }
+_SIGNAL = re.compile(r"[A-Z0-9+-]{1,20}")
 
 
 def utc(seconds: int) -> str:
@@ -136,6 +137,10 @@ class StageState:
             "ENTRYPOINT": self._entrypoint,
             "EXPOSE": self._expose,
             "SHELL": self._shell,
+            "MAINTAINER": self._maintainer,
+            "STOPSIGNAL": self._stop_signal,
+            "VOLUME": self._volume,
+            "HEALTHCHECK": lambda _: None,
         }
         done = known.get(instruction.word)
         if done is None:
@@ -207,6 +212,24 @@ class StageState:
             for port in range(int(found[1]), last + 1):
                 ports[f"{port}/{found[3] or 'tcp'}"] = {}
         self.config["ExposedPorts"] = ports
+
+    def _maintainer(self, instruction: Instructed) -> None:
+        self.whole = self.whole | {"author": self.expanded(instruction, instruction.text)}
+
+    def _stop_signal(self, instruction: Instructed) -> None:
+        signal = self.expanded(instruction, instruction.text)
+        if not _SIGNAL.fullmatch(signal):
+            raise self.wrong(instruction, f"STOPSIGNAL {signal}", "write a signal, as SIGTERM")
+        self.config["StopSignal"] = signal
+
+    def _volume(self, instruction: Instructed) -> None:
+        words = instruction.words or split(instruction.text, self.file.escape)
+        paths = [self.expanded(instruction, word) for word in words]
+        if not all(paths):
+            raise self.wrong(instruction, "VOLUME of nothing", "write the path of a folder")
+        volumes = dict(self.config.get("Volumes") or {}) | {path: {} for path in paths}
+        self._check_size(instruction, dict.fromkeys(volumes, ""))
+        self.config["Volumes"] = volumes
 
     def _shell(self, instruction: Instructed) -> None:
         words = instruction.words
