@@ -55,7 +55,7 @@ def test_a_layout_gets_images_by_tag_that_others_read(images: Images) -> None:
 
 def test_an_archive_is_replaced_whole(images: Images) -> None:
     archive = images.folder / "mine.tar"
-    archive.write_text("old")
+    archive.touch()  # as mktemp makes it
     digest = images.told("push", "mine", "oci-archive:mine.tar:v1")["digest"]
     assert inspected(f"oci-archive:{archive}:v1")["Digest"] == digest
     first = archive.read_bytes()
@@ -98,6 +98,8 @@ def test_a_registry_gets_it_with_the_credentials_that_a_pull_has(
         (["mine", "oci:./context:x"], 2, "is no OCI layout, and not empty"),
         (["mine", "oci:./context/Dockerfile:x"], 125, "cannot be written: "),
         (["mine", "oci-archive:./context"], 2, "is a directory"),
+        (["mine", "oci-archive:./context/Dockerfile"], 2, "exists, and is no archive of an image"),
+        (["mine", "oci-archive:/dev/null"], 2, "exists, and is no archive of an image"),
         (["mine", "oci-archive:./nosuch/x"], 125, "cannot be written: No such file"),
     ],
 )
@@ -108,6 +110,7 @@ def test_what_cannot_be_pushed_is_told_and_leaves_nothing(
     done = images.run("push", *words, code=code)
     assert said in done.stderr and not done.stdout
     assert sorted(os.listdir(images.folder)) == before and images.left() == []
+    assert (images.folder / "context/Dockerfile").read_text().startswith("FROM")
 
 
 def test_a_damaged_image_is_not_pushed(images: Images) -> None:

@@ -159,6 +159,9 @@ def test_docker_archive_and_oci_archive(images: Images, layout: Layout, tmp_path
         archive = tmp_path / f"{transport}.tar"
         copy = ["skopeo", "--insecure-policy", "copy", source, f"{transport}:{archive}{tag}"]
         subprocess.run(copy, check=True, capture_output=True, timeout=60)
+        (other,) = {"docker-archive", "oci-archive"} - {transport}
+        done = images.run("pull", f"{other}:{archive}", code=2)
+        assert f"(pull {transport}:{archive})" in done.stderr
         if transport == "docker-archive":  # as docker save | gzip
             archive.write_bytes(gzip.compress(archive.read_bytes()))
         archive.chmod(0o600)
@@ -249,8 +252,11 @@ def test_damage_is_found_and_another_pull_mends_it(images: Images, layout: Layou
     largest = max(blobs.iterdir(), key=lambda path: path.stat().st_size)
     largest.chmod(0o644)
     largest.write_bytes(b"damaged")
-    assert "damaged" in images.run("verify", code=1).stdout
-    assert "damaged" in images.run("inspect", "x", "--verify", code=125).stderr
+    for done in (
+        images.run("verify", code=1).stdout,
+        images.run("inspect", "x", "--verify", code=125).stderr,
+    ):
+        assert "the image 'x' is damaged: " in done and "(pull or build it again, as x)" in done
     images.run("pull", source, "--name", "x")
     assert "is what was pulled" in images.run("verify").stdout
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.security.daemons import Daemon, running
 
-from agentd import CauseCode, Client, InvalidInput, OperationFailed, Sandbox
+from agentd import CauseCode, Client, InvalidInput, NotFound, OperationFailed, Sandbox
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,16 @@ def test_a_snapshot_knows_the_daemon_that_keeps_it(daemon: Daemon) -> None:
 def agentd(*words: str) -> "subprocess.CompletedProcess[str]":
     argv = [sys.executable, "-m", "agentd", *words]
     return subprocess.run(argv, capture_output=True, text=True, check=False)
+
+
+def test_a_snapshot_that_is_not_there(daemon: Daemon) -> None:
+    gone = "snp-0123456789abcdef"
+    for name in (gone, "nosuch"):
+        done = agentd("snapshot", "rm", "--url", daemon.url, name)
+        assert done.returncode == 125 and "agentd snapshot ls" in done.stderr, done.stderr
+    with Client(daemon.url) as client, pytest.raises(NotFound) as caught:
+        client.snapshots.get(gone)
+    assert "agentd snapshot ls" in caught.value.remediation
 
 
 @pytest.mark.parametrize(

@@ -283,7 +283,7 @@ def _none(path: str, error: OSError) -> NotFound:
         f"no snapshot at {path}",
         cause=why,
         remediation="name the folder that agentd run --save-snapshot, or the SDK's snapshot(), "
-        "has written",
+        "has written, or an id of agentd snapshot ls",
     )
 
 

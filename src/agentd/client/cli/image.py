@@ -234,10 +234,14 @@ def _rm(options: argparse.Namespace) -> int:
 def _unknown(name: str, store: "Store") -> "NotFound":
     """What is raised for a name that neither kind of image has."""
     from agentd.image.model import NotFound
+    from agentd.model.spec import DEFAULT_IMAGE
 
+    fix = "see agentd image ls, or fetch it: agentd image pull"
+    if name == DEFAULT_IMAGE:
+        fix = "agentd image build makes that machine image"
     return NotFound(
         f"no image {name!r} in {image_oci.store().folder}, nor a machine image in {store.folder}",
-        remediation="see agentd image ls, or fetch it: agentd image pull",
+        remediation=fix,
     )
 
 

@@ -52,7 +52,9 @@ def build_parser(actions: Actions) -> argparse.ArgumentParser:
         _MORE,
     )
     build.add_argument("context", metavar="CONTEXT", nargs="?", help="a directory, as .")
-    build.add_argument("-t", "--tag", "--name", dest="name", metavar="NAME", help="its name")
+    name = build.add_mutually_exclusive_group()
+    name.add_argument("-t", "--tag", metavar="NAME", help="its name, of a Dockerfile")
+    name.add_argument("--name", metavar="NAME", help="its name, of either kind")
     own = build.add_argument_group("of a Dockerfile")
     own.add_argument(
         "-f", "--file", metavar="FILE", help="(default: CONTEXT/Dockerfile); - is stdin"
@@ -89,7 +91,7 @@ def build_parser(actions: Actions) -> argparse.ArgumentParser:
 
 
 def is_of_dockerfile(options: argparse.Namespace) -> bool:
-    """Raises InvalidInput for options of both kinds of image."""
+    """Raises InvalidInput for options of both kinds of image. ``name`` is the image's then."""
     unfit = _DOCKERFILE if options.context is None else _MACHINE
     for name in unfit:
         if getattr(options, name):
@@ -103,6 +105,14 @@ def is_of_dockerfile(options: argparse.Namespace) -> bool:
                 f"{option} is for a Dockerfile",
                 remediation="give the directory to build, as: agentd image build -t NAME .",
             )
+    if options.tag is not None and options.context is None:
+        raise InvalidInput(
+            "-t is for a Dockerfile, and no directory is given",
+            remediation="give it, as: agentd image build -t NAME . (or say --name NAME, for a "
+            "machine image)",
+        )
+    if options.tag is not None:
+        options.name = options.tag
     if options.context is not None and options.name is None:
         raise InvalidInput("the image has no name", remediation="give it one: -t NAME")
     return options.context is not None

@@ -45,7 +45,7 @@ class Snapshots:
         if about is None or not who.owns(about.principal):
             raise NotFound(
                 f"there is no snapshot {id_[:64]!r}",
-                remediation="name one of yours by the id that was answered when it was made",
+                remediation="agentd snapshot ls lists yours",
             )
         return snapshots.load(self.place(id_))
 

@@ -197,7 +197,9 @@ class DaemonSnapshots(Noun):
         self._who.require("snapshot")
         found = self._parts.snapshots.view(self._who, id)
         if found is None:
-            raise NotFound(f"there is no snapshot {id[:64]!r}")
+            raise NotFound(
+                f"there is no snapshot {id[:64]!r}", remediation="agentd snapshot ls lists yours"
+            )
         return found
 
     @observed("delete_snapshot")

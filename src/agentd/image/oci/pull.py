@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 
 from agentd.image.model import Corrupt, ImageError, Progress
-from agentd.image.oci import cell, layout, registry, reuse, rootfs, tools
+from agentd.image.oci import archives, cell, layout, registry, reuse, rootfs, tools
 from agentd.image.oci.bounds import BOUNDS, ImageBounds
 from agentd.image.oci.source import ImageSource, check_name, parse
 from agentd.image.oci.store import OciStore, PullFolder
@@ -151,6 +151,13 @@ class _Pull:
             kind = "a directory, an OCI layout" if inside == _LAYOUT else "a file"
             raise InvalidInput(
                 f"{source.place} is not {kind}", remediation="see agentd image pull --help"
+            )
+        known = archives.kinds(source.place) if inside == _ARCHIVE else frozenset()
+        if known and source.transport not in known:
+            (other,) = known
+            raise InvalidInput(
+                f"{source.place} is of the kind {other}, not {source.transport}",
+                remediation=f"pull {other}:{source.place}",
             )
         tag = f":{source.tag}" if source.tag else ""
         return {inside: source.place}, f"{source.transport}:{inside}{tag}"

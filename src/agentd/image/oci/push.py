@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import io
 import os
+import stat
 import tarfile
 import tempfile
 from typing import Any, BinaryIO
@@ -14,7 +15,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from agentd.image.model import Corrupt, ImageError, Progress
-from agentd.image.oci import layout, registry, tools
+from agentd.image.oci import archives, layout, registry, tools
 from agentd.image.oci.pull import SECONDS, explained
 from agentd.image.oci.source import ImageSource, parse
 from agentd.image.oci.store import OciStore, PullFolder
@@ -108,10 +109,15 @@ class _Push:
             _replace("index.json", index, top)
 
     def to_archive(self) -> None:
-        """A tar archive with a layout; a file that is there is replaced."""
+        """A tar archive with a layout; one of an image that is there is replaced."""
         folder, name = os.path.split(self._target.place)
         if os.path.isdir(self._target.place):
             raise InvalidInput(f"{self._target.place} is a directory", remediation="name a file")
+        if not _may_be_replaced(self._target.place):
+            raise InvalidInput(
+                f"{self._target.place} exists, and is no archive of an image",
+                remediation="name another file, or remove that one first",
+            )
         fd, partial = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
         try:
             with open(fd, "wb") as file:
@@ -210,6 +216,15 @@ def _target(text: str) -> ImageSource:
             f"{text[:200]!r} is no place to push to", remediation=f"use one of: {', '.join(FORMS)}"
         )
     return wanted
+
+
+def _may_be_replaced(path: str) -> bool:
+    """Whether nothing is lost: it is not there, empty, or an archive of an image."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return True
+    return stat.S_ISREG(status.st_mode) and (not status.st_size or bool(archives.kinds(path)))
 
 
 def _add(archive: tarfile.TarFile, name: str, size: int, data: BinaryIO) -> None:

@@ -49,7 +49,7 @@ class ImageSource(NamedTuple):
             stem = stem.removesuffix(".tar") if self.transport.endswith("-archive") else stem
             name = _UNFIT.sub("-", stem.lower()).strip("-._")
             name += f":{self.tag}" if self.tag else ""
-        return check_name(name)
+        return check_name(name, "give one with --name: ")
 
 
 def parse(text: str) -> ImageSource:
@@ -73,17 +73,17 @@ def parse(text: str) -> ImageSource:
     raise _unknown(text)
 
 
-def check_name(name: str) -> str:
-    """Raises InvalidInput."""
+def check_name(name: str, fix: str = "") -> str:
+    """``fix``: what to do about one that the caller did not give. Raises InvalidInput."""
     if not IMAGE_NAME.fullmatch(name) or ".." in name or "//" in name:
         raise InvalidInput(
             f"{name[:200]!r} is no name for an image",
-            remediation="give one with --name: begin with a lower case letter or a digit, go on "
+            remediation=f"{fix}begin with a lower case letter or a digit, go on "
             "with letters, digits, '.', '_', '-', '/' and ':', 128 at most",
         )
     if name == DEFAULT_IMAGE:
         raise InvalidInput(
-            f"{name!r} means no image at all", remediation="give it another name, with --name"
+            f"{name!r} means no image at all", remediation=f"{fix}any other name will do"
         )
     return name
 

@@ -120,7 +120,10 @@ class OciStore:
     def get(self, name: str) -> OciImage:
         """Raises NotFound, Corrupt, ImageError."""
         named = self._named(self.find(name))
-        manifest, config = self._described(named.digest)
+        try:
+            manifest, config = self._described(named.digest)
+        except Corrupt as error:
+            raise _damaged(named.name, str(error)) from error
         return OciImage(
             name=named.name,
             digest=named.digest,
@@ -234,12 +237,14 @@ class OciStore:
 
     def _verify(self, name: str) -> None:
         image = self.get(name)
-        with self._blobs() as blobs:
-            for blob in image.blobs:
-                layout.check_blob(blob, blobs)
-        with self.lease(image):
-            self.roots.check(image.chain)
-            disk.check(self.roots.place(image.chain))
+        with self.lease(image), self._blobs() as blobs:
+            try:
+                for blob in image.blobs:
+                    layout.check_blob(blob, blobs)
+                self.roots.check(image.chain)
+                disk.check(self.roots.place(image.chain))
+            except Corrupt as error:
+                raise _damaged(name, str(error)) from error
 
     def _described(self, digest: str) -> tuple[OciManifest, OciConfig]:
         manifest = manifest_of(self.blob(digest))
@@ -390,5 +395,5 @@ def _damaged(name: str, why: str) -> Corrupt:
     return Corrupt(
         f"the image {name!r} is damaged",
         cause=why,
-        remediation=f"pull it again, with --name {name}",
+        remediation=f"pull or build it again, as {name}",
     )

@@ -15,6 +15,11 @@ from agentd.model.errors import InvalidInput
 NAME = "agentd-guest"
 _TAR, _GZIP = (".tar",), (".tar.gz", ".tgz")
 ARCHIVES = (*_TAR, *_GZIP)
+# What nobody means by the name of a directory.
+_OTHER_ARCHIVES = (
+    *(".gz", ".xz", ".bz2", ".zst", ".lz4", ".txz", ".tbz", ".tbz2", ".tzst"),
+    *(".zip", ".7z", ".rar", ".pyz", ".cpio", ".TAR", ".TGZ", ".GZ", ".ZIP"),
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,11 @@ class GuestBundle:
 def write(path: str) -> GuestBundle:
     """An archive where the path ends in one of ``ARCHIVES``, replaced whole; else a directory that
     is not there yet, or empty. Raises InvalidInput, Unavailable."""
+    if not path.endswith(ARCHIVES) and path.endswith(_OTHER_ARCHIVES):
+        raise InvalidInput(
+            f"{path!r} is of a kind of archive that is not written",
+            remediation=f"give a file that ends in {', '.join(ARCHIVES)}, or a new directory",
+        )
     with ensure() as runtime:
         try:
             if path.endswith(ARCHIVES):

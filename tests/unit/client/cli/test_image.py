@@ -148,6 +148,11 @@ class NoPackages:
         (["image", "build", "--name", "../x", "--kernel", "/nosuch"], "is no name"),
         (["image", "build", "--name", "x", "--kernel", "/nosuch"], "/nosuch is no plain file"),
         (["image", "build", "--nosuch"], "--nosuch"),
+        (["image", "build", "-t", "x"], "agentd image build -t NAME . (or say --name NAME"),
+        (["image", "build", "-t", "x", "--name", "y", "."], "not allowed with argument"),
+        (["image", "build", "-t", "X", "."], "is no name for an image (begin with a lower case"),
+        (["guest", "--bundle", "x.zip"], "give a file that ends in .tar, .tar.gz, .tgz, or a new"),
+        (["guest", "--bundle", "x.tar.xz"], "is of a kind of archive that is not written"),
     ],
 )
 def test_wrong_words_are_exit_code_2(
@@ -155,6 +160,11 @@ def test_wrong_words_are_exit_code_2(
 ) -> None:
     assert main(words) == 2
     assert said in capsys.readouterr().err
+
+
+def test_the_machine_image_that_is_not_built_yet(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["image", "inspect"]) == 125
+    assert "agentd image build makes that machine image" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("action", [["ls"], ["prune"], ["inspect"], ["build"]])
