@@ -100,6 +100,32 @@ def test_beyond_a_bound_it_is_refused_by_name(
     nothing_is_left(images)
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (("--max-files", "5"), "has more than 5 files"),
+        (("--max-size", "1G"), "has more than 1 GiB unpacked"),
+        ((), "has directories 257 deep in each other"),
+    ],
+)
+def test_a_directory_is_measured_as_it_is_packed(
+    option: tuple[str, ...], said: str, images: Images, tmp_path: Path
+) -> None:
+    """A file of holes would be packed for hours, and fill the disk."""
+    root = tmp_path / "rootfs"
+    (root / "a").mkdir(parents=True)
+    for name in "bcdefg":
+        (root / name).touch()
+    if not option:
+        (root / "a" / "/".join("d" * 256)).mkdir(parents=True)
+    else:
+        with open(root / "hole", "wb") as hole:
+            hole.truncate(1 << 40)
+    err = images.run("pull", f"dir:{root}", "--name", "big", *option, code=125).stderr
+    assert said in err and "Traceback" not in err
+    nothing_is_left(images)
+
+
 def test_at_its_bounds_it_is_pulled(images: Images, layout: Layout) -> None:
     images.run("pull", layout.add(many()), "--name", "a", "--max-files", "130", "--max-size", "1M")
     for option in ("--max-files", "--max-size"):

@@ -83,7 +83,17 @@ def test_all_of_it_ends_with_a_cause_when_memory_is_out() -> None:
         assert done.cause.code == "oom", done
 
 
-def test_what_runsc_says_is_told_in_its_words() -> None:
+def test_kvm_that_runsc_cannot_open_is_refused() -> None:
+    if Path("/dev/kvm").exists() and (os.geteuid() or Path("/dev/kvm").stat().st_mode & 0o6 == 0o6):
+        pytest.skip("/dev/kvm may be opened here")
+    with pytest.raises(Refused, match="runtime runsc-kvm cannot open /dev/kvm") as refused:
+        Sandbox.create(backend="gvisor", embedded=True, runtime="runsc-kvm")
+    assert refused.value.remediation.startswith("drop runtime=")
+
+
+def test_what_runsc_says_is_told_in_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    # So that runsc is asked where it is known beforehand what it will say.
+    monkeypatch.setattr("agentd.sandbox.backends.gvisor.backend._opens_kvm", lambda: True)
     with pytest.raises(SandboxError) as refused:
         Sandbox.create(backend="gvisor", embedded=True, runtime="runsc-kvm").close()
         pytest.skip("KVM runs gVisor here")

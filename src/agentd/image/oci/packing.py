@@ -9,6 +9,7 @@ import os
 import stat
 import sys
 import tarfile
+from collections.abc import Callable
 from typing import NoReturn
 
 from agentd.image.oci.owners import ATTRIBUTE, owner_of
@@ -26,10 +27,20 @@ NO_ROOM = 28
 class Walk:
     """Adds a directory to an archive, in the order of names, so that the same gives the same."""
 
-    def __init__(self, archive: tarfile.TarFile, *, owners: bool = False) -> None:
-        """``owners``: files belong to whom they did in the image."""
+    def __init__(
+        self,
+        archive: tarfile.TarFile,
+        *,
+        owners: bool = False,
+        entered: Callable[[str], None] = lambda inside: None,
+        reading: Callable[[int], None] = lambda size: None,
+    ) -> None:
+        """``owners``: files belong to whom they did in the image. ``entered`` is told the path of
+        each entry, ``reading`` the size of each file before it is read; both may raise."""
         self._archive = archive
         self._owners = owners
+        self._entered = entered
+        self._reading = reading
         self._linked: dict[tuple[int, int], str] = {}
 
     def add(self, source: str) -> None:
@@ -47,6 +58,7 @@ class Walk:
                     self._entry(os.path.normpath(f"{inside}/{name}"), status, fd, name)
 
     def _entry(self, inside: str, status: os.stat_result, dir_fd: int, name: str) -> None:
+        self._entered(inside)
         info = tarfile.TarInfo(inside)
         info.mode = stat.S_IMODE(status.st_mode)
         info.uid, info.gid = status.st_uid, status.st_gid
@@ -77,6 +89,7 @@ class Walk:
         self._linked[key] = info.name
         with os.fdopen(os.open(name, _OPEN, dir_fd=dir_fd), "rb") as file:
             info.size = os.fstat(file.fileno()).st_size
+            self._reading(info.size)
             self._archive.addfile(info, file)
 
 

@@ -107,7 +107,7 @@ class _Pull:
         if here:
             reuse.offer(here, path)
         if self._source.transport == "dir":
-            rootfs.make_layout(self._source.place, path)
+            rootfs.make_layout(self._source.place, path, self._bounds)
             return path
         remote = self._source.transport == "docker"
         if remote:

@@ -1,5 +1,7 @@
 """The ``gvisor`` backend: runsc builds the wall, as ``oci`` has its runtimes build one."""
 
+import os
+
 import msgspec
 
 from agentd.model.availability import Availability
@@ -21,6 +23,16 @@ from agentd.sandbox.backends.oci.request import Lent
 # Of this kernel's processes and threads: those of gVisor's kernel, and what it runs each of the
 # sandbox's in. Beyond that it ends, which only a sandbox that is beside itself sees.
 _THREADS, _THREADS_EACH = 1024, 4
+_KVM_RUNTIME, _KVM = "runsc-kvm", "/dev/kvm"
+
+
+def _opens_kvm() -> bool:
+    """Whether runsc could: without root it is us, as root a user of no group."""
+    try:
+        mode = os.stat(_KVM).st_mode
+    except OSError:
+        return False
+    return mode & 0o006 == 0o006 or (os.geteuid() != 0 and os.access(_KVM, os.R_OK | os.W_OK))
 
 
 class GvisorBackend(ContainerBackend[LinuxWall]):
@@ -48,8 +60,14 @@ class GvisorBackend(ContainerBackend[LinuxWall]):
         return msgspec.structs.replace(found, notes=tuple(notes))
 
     def plan(self, spec: SandboxSpec) -> LinuxPlan:
-        """Raises as ``oci``, and Refused for a network."""
+        """Raises as ``oci``, and Refused for a network, or KVM that cannot be opened."""
         plan = super().plan(spec)
+        if spec.runtime == _KVM_RUNTIME and not _opens_kvm():
+            raise Refused(
+                f"runtime {_KVM_RUNTIME} cannot open {_KVM}",
+                cause="it is not there, or not for who runsc runs as",
+                remediation=f"drop --runtime, or let every user open {_KVM}",
+            )
         if spec.net != "none":
             raise Refused(
                 f"backend gvisor cannot have the network {spec.net}",
