@@ -272,8 +272,8 @@ class Lent:
     def __init__(self, kind: Kind, pipeline: Pipeline, url: str) -> None:
         self._url = url if kind.over_http else ""
         if self._url:
-            # The usual lease ends in the midst of a test, ten minutes from now.
-            wanted = {"backend": kind.name, "ttl": 86400}
+            # The usual lease ends in the midst of a test; this one, with a run that was killed.
+            wanted = {"backend": kind.name, "ttl": 7200}
             made = json.loads(rest(url, "POST", "/v1/sandboxes", wanted))
             self._id: str = made["id"]
         else:
