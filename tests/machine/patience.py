@@ -21,10 +21,15 @@ _WAITS = {
 
 
 def pytest_configure() -> None:
+    lengthen(SLOWER)
+
+
+def lengthen(times: float) -> None:
+    """What agentd waits for, in this process, so many times as long from now on."""
     for name, waits in _WAITS.items():
         module = import_module(f"{_BACKENDS}.{name}")
         for wait in waits:
-            setattr(module, wait, getattr(module, wait) * SLOWER)
+            setattr(module, wait, getattr(module, wait) * times)
     # What the manager's connections to a guest wait for: a test that gives its own has that.
     usual = import_module("agentd.transport.guest").Guest.__init__.__kwdefaults__
-    usual.update({name: usual[name] * SLOWER for name in ("handshake_timeout", "answer_timeout")})
+    usual.update({name: usual[name] * times for name in ("handshake_timeout", "answer_timeout")})
