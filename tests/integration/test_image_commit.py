@@ -102,10 +102,11 @@ def test_the_report_has_the_name_that_was_asked_for(images: Images) -> None:
             assert f"of the image {name}, " in box.enforcement["mount_namespace"].detail
 
 
-def test_an_admin_commits_what_a_daemon_has_and_nobody_else(images: Images, tmp_path: Path) -> None:
+def test_an_admin_commits_what_a_daemon_has_and_nobody_else(
+    images: Images, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """Its sandboxes are the supervisor's; who names an image names it for everybody."""
-    (tmp_path / "daemon").mkdir()
-    daemon = Daemon(tmp_path / "daemon")
+    daemon = Daemon(tmp_path_factory.mktemp("d"))  # the path of a socket is short
     daemon.start()
     try:
         with Sandbox.create(url=daemon.url, image="base", writable=True) as box:

@@ -53,7 +53,8 @@ def where(request: pytest.FixtureRequest, daemon: Daemon) -> dict[str, Any]:
 
 
 def _tcp(daemon: Daemon) -> str:
-    (number,) = set(re.findall(r"127\.0\.0\.1:([0-9]+)", daemon.log.decode()))
+    # Where it listens is told first; later lines name who came.
+    number = re.findall(r"127\.0\.0\.1:([0-9]+)", daemon.log.decode())[0]
     return f"http://127.0.0.1:{number}"
 
 

@@ -260,7 +260,9 @@ def test_what_is_no_image_of_oci_is_told(images: Images, layout: Layout) -> None
 def test_the_root_that_was_damaged_is_told_with_the_fix(images: Images, layout: Layout) -> None:
     name = pulled(images, layout)
     images.root(name).parent.rename(images.folder / "moved")
-    with pytest.raises(AgentdError, match=f"its unpacked root is gone .*pull it again.*{name}"):
+    with pytest.raises(
+        AgentdError, match=f"{name}.*its unpacked root is gone .*build it again, as {name}"
+    ):
         Sandbox.create(image=name)
 
 

@@ -202,7 +202,7 @@ def test_where_no_daemon_is_it_says_how_to_start_one(
 ) -> None:
     monkeypatch.delenv("AGENTD_URL", raising=False)
     monkeypatch.setattr("agentd.client.http.address.sockets", lambda env: [f"{tmp_path}/none"])
-    with pytest.raises(InvalidInput) as found:
+    with pytest.raises(Unreachable) as found:
         Client()
     assert "agentd serve" in found.value.remediation
     with Client(f"unix:{tmp_path}/none") as nobody, pytest.raises(Unreachable):
