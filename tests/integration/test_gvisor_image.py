@@ -52,6 +52,8 @@ def test_an_image_of_busybox_alone_runs(images: Images) -> None:
     assert told["exit_code"] == 0, told
     assert told["stdout"].startswith("/srv\nhello\n127.0.0.1 localhost\n")
     assert "of the image plain" in told["enforcement"]["root"]["detail"]
+    (row,) = [row for row in images.told("ls") if row["name"] == "plain"]
+    assert told["enforcement"]["image"]["detail"] == row["digest"]
 
 
 def test_its_root_can_be_written_to_and_it_stays_as_it_was(images: Images) -> None:

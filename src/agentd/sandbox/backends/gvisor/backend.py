@@ -15,10 +15,9 @@ from agentd.sandbox.backends.gvisor.runsc import BASE_MEMORY, RUNTIMES
 from agentd.sandbox.backends.gvisor.wall import GvisorOverlayWall, GvisorWall
 from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.linux.plan import LinuxPlan
-from agentd.sandbox.backends.linux.wall import LinuxWall
-from agentd.sandbox.backends.oci.backend import attach
-from agentd.sandbox.backends.oci.container import Contained, ContainerBackend
+from agentd.sandbox.backends.oci.container import ContainerBackend
 from agentd.sandbox.backends.oci.request import Lent
+from agentd.sandbox.backends.oci.starting import Contained
 
 # Of this kernel's processes and threads: those of gVisor's kernel, and what it runs each of the
 # sandbox's in. Beyond that it ends, which only a sandbox that is beside itself sees.
@@ -35,15 +34,11 @@ def _opens_kvm() -> bool:
     return mode & 0o006 == 0o006 or (os.geteuid() != 0 and os.access(_KVM, os.R_OK | os.W_OK))
 
 
-class GvisorBackend(ContainerBackend[LinuxWall]):
+class GvisorBackend(ContainerBackend):
     name = "gvisor"
     level = IsolationLevel.USERSPACE_KERNEL
-    known = RUNTIMES
-    runtimes = tuple(RUNTIMES)
-    images = True
-    writable = True  # of an image
-    abilities = frozenset({"changes", "pause", "snapshot", "fork"})
-    fidelity = LinuxWall.fidelity
+    runtimes = RUNTIMES
+    walls = GvisorWall, GvisorOverlayWall
 
     def requirements(self) -> tuple[str, ...]:
         return (
@@ -103,25 +98,7 @@ class GvisorBackend(ContainerBackend[LinuxWall]):
             pids=None if pids is None else pids * _THREADS_EACH + _THREADS,
         )
 
-    def restore(self, plan: LinuxPlan, folder: str) -> LinuxWall:
-        return self._build(plan, folder)
-
-    def _kind(self, plan: LinuxPlan) -> type[LinuxWall]:
-        return GvisorOverlayWall if plan.cow else GvisorWall
-
-    def _attach(self, wall: LinuxWall, plan: LinuxPlan, born: Contained, lent: Lent) -> None:
-        attach(wall, plan, born, lent)
-
     def _enforcement(
-        self, plan: LinuxPlan, controls: list[str], born: Contained, runtime: str, lent: Lent
+        self, plan: LinuxPlan, controls: list[str], born: Contained, lent: Lent, runtime: str
     ) -> Enforcement:
-        return report.enforcement(
-            plan,
-            controls,
-            born.group,
-            born.detail,
-            runtime=runtime,
-            own_user=born.block is not None,
-            lent={loan.mount.target: loan.how for loan in lent.loans},
-            image=None if lent.image is None else lent.image.image,
-        )
+        return report.enforcement(plan, controls, born, lent, runtime)

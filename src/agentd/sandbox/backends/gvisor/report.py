@@ -4,22 +4,20 @@ Commands have gVisor's kernel, so that what the namespace wall says of this one'
 true of them: those hold gVisor's kernel, and are one row.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
-from agentd.image.oci.values import OciImage
 from agentd.linux import seccomp
-from agentd.linux.cgroup import Group
-from agentd.model.enforcement import Control, Enforcement
+from agentd.model.enforcement import Control
 from agentd.model.units import format_size
-from agentd.sandbox.backends import configuration
 from agentd.sandbox.backends.gvisor import config
 from agentd.sandbox.backends.gvisor.runsc import BASE_MEMORY
 from agentd.sandbox.backends.limits import limit_control
-from agentd.sandbox.backends.linux import report
 from agentd.sandbox.backends.linux.plan import LinuxPlan
-from agentd.sandbox.backends.oci.report import BY_BUILDER, BY_RUNTIME
+from agentd.sandbox.backends.oci.report import of_namespaces
+from agentd.sandbox.backends.oci.request import Lent
+from agentd.sandbox.backends.oci.starting import Contained
 
 _SENTRY = (
     "in namespaces and an empty root of its own, behind a seccomp filter that runsc installs; as {}"
@@ -33,34 +31,18 @@ _SET_ID = (
     "and in gVisor's kernel"
 )
 _DEV = "; root's /dev is gVisor's, in memory: of that the memory limit alone is a bound"
-_SAME = ("hostname", "network", "no_new_privs", "memory", "cpus", "disk", "open_files")
+_SAME = (
+    *("runtime", "image", "hostname", "network", "no_new_privs"),
+    *("memory", "cpus", "disk", "open_files"),
+)
 
 
 def enforcement(
-    plan: LinuxPlan,
-    controls: Sequence[str],
-    group: Group | None,
-    detail: str,
-    *,
-    runtime: str,
-    own_user: bool,
-    lent: Mapping[str, str],
-    image: OciImage | None,
-) -> Enforcement:
+    plan: LinuxPlan, controls: Sequence[str], born: Contained, lent: Lent, runtime: str
+) -> dict[str, Control]:
     """As ``oci.report.enforcement``; ``runtime`` names runsc and its version."""
-    held = [*BY_RUNTIME, *BY_BUILDER, *controls]
-    shown = len(configuration.trees(plan.spec.configuration))
-    told = report.enforcement(
-        plan,
-        held,
-        group,
-        detail,
-        own_user=own_user,
-        digest="",
-        shown=shown,
-        lent=lent,
-        image=image,
-    )
+    told = of_namespaces(plan, controls, born, lent, runtime, digest="")
+    own_user = born.block is not None
     platform = "kvm" if runtime.startswith("runsc-kvm") else "systrap"
     user = "a user that owns nothing" if own_user else "the caller's own user"
     asked = "writable" if plan.spec.writable else "default"
@@ -72,14 +54,14 @@ def enforcement(
         "landlock": Control("default", False, _NO_LANDLOCK),
         "agent_protected": Control("default", False, _AGENT),
         "shared": Control("default", True, _SHARED),
-        "runtime": Control(plan.spec.runtime or "default", True, runtime),
         "pids": _pids(plan),
     }
-    table |= {name: told[name] for name in _SAME if name in told}
-    table |= {name: control for name, control in told.items() if name.startswith("mount ")}
+    for name, control in told.items():
+        if name in _SAME or name.startswith("mount "):
+            table[name] = control
     if plan.rw:
         digest = seccomp.digest(config.set_id_filter())
-        table["set_id"] = Control("default", "filter" in controls, _SET_ID.format(digest))
+        table["set_id"] = Control("default", "filter" in born.held, _SET_ID.format(digest))
     if plan.uid == 0:
         table["disk"] = _told(table["disk"], _DEV)
     if table["memory"].enforced:

@@ -1,7 +1,4 @@
-"""What all walls of OCI runtimes have in common: how one is asked for, heard and ended.
-
-A backend says by which runtimes, and what of it is its own: ``_bundle`` and what follows it.
-"""
+"""What all walls of OCI runtimes have in common: how one is asked for, heard and ended."""
 
 import contextlib
 import os
@@ -9,12 +6,10 @@ import signal
 import socket
 import threading
 from collections.abc import Iterable, Mapping
-from typing import Generic, NamedTuple, TypeVar
 
 from agentd.guest.zygote.messages import MAX_MESSAGE
 from agentd.image.runtime import store
 from agentd.linux import landlock, privileges, probe, process
-from agentd.linux.cgroup import Group
 from agentd.model.availability import Availability, Blocker
 from agentd.model.enforcement import Enforcement
 from agentd.model.errors import AgentdError, InvalidInput, Refused
@@ -27,40 +22,35 @@ from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.linux import image as images
 from agentd.sandbox.backends.linux import kept as keeping
 from agentd.sandbox.backends.linux import loans, report, restoring
-from agentd.sandbox.backends.linux.image import LinuxImageRoot
+from agentd.sandbox.backends.linux.born import room
+from agentd.sandbox.backends.linux.cow import OverlayWall
+from agentd.sandbox.backends.linux.disk import SandboxDisk
 from agentd.sandbox.backends.linux.plan import LinuxPlan, make_plan
+from agentd.sandbox.backends.linux.wall import LinuxWall
 from agentd.sandbox.backends.oci import config, runtimes
 from agentd.sandbox.backends.oci.request import Lent, has_image, lend, of_plan
 from agentd.sandbox.backends.oci.runtimes import Runtime
-from agentd.sandbox.backends.oci.starting import Launcher, await_started
-from agentd.sandbox.backends.wall import NamespaceWall
+from agentd.sandbox.backends.oci.starting import Contained, Launcher, await_started
 
 #: What a runtime may take; then it is ended by its pid, and what it started.
 _RUNTIME_SECONDS = 30.0
 _READY_SECONDS = 30.0
-
-W = TypeVar("W", bound=NamespaceWall)
-
-
-class Contained(NamedTuple):
-    """A sandbox whose first process runs, and whose agent was not heard yet."""
-
-    pidfd: int
-    disk: int  # of its scratch tmpfs
-    listener: socket.socket
-    block: Block | None
-    group: Group | None
-    detail: str  # why there is no group
-    held: list[str]
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-class ContainerBackend(Generic[W]):
+class ContainerBackend:
     """``without`` leaves controls out, for the tests that prove what each one stops."""
 
     name: str
     #: By which it can be built; the first that is there is taken where none is named.
-    known: Mapping[str, Runtime]
+    runtimes: Mapping[str, Runtime]
+    #: Without a copy-on-write workspace, and with one.
+    walls: tuple[type[LinuxWall], type[OverlayWall]] = LinuxWall, OverlayWall
+    images = True
+    writable = True  # of an image
     volumes = True
+    abilities = frozenset({"changes", "pause", "snapshot", "fork"})
+    fidelity = LinuxWall.fidelity
 
     def __init__(self, without: frozenset[str] = frozenset()) -> None:
         self._without = without
@@ -72,9 +62,9 @@ class ContainerBackend(Generic[W]):
 
     def probe(self) -> Availability:
         """Looks for the runtimes, and has the launcher enter its namespaces."""
-        found = {name: at for name, runtime in self.known.items() if (at := runtime.find())}
+        found = {name: at for name, runtime in self.runtimes.items() if (at := runtime.find())}
         if not found:
-            return Availability.of([Blocker(*_absent(self.known.values()))], [])
+            return Availability.of([Blocker(*_absent(self.runtimes.values()))], [])
         if refused := shared.refused_calls():
             return Availability.of(refused, [])
         if error := probe.user_namespaces_error():
@@ -111,8 +101,11 @@ class ContainerBackend(Generic[W]):
                 )
         return plan
 
-    def launch(self, plan: LinuxPlan) -> W:
+    def launch(self, plan: LinuxPlan) -> LinuxWall:
         return self._build(plan, None)
+
+    def restore(self, plan: LinuxPlan, folder: str) -> LinuxWall:
+        return self._build(plan, folder)
 
     def close(self) -> None:
         with self._lock:
@@ -124,18 +117,18 @@ class ContainerBackend(Generic[W]):
         if agent is not None:
             agent.close()
 
-    def _build(self, plan: LinuxPlan, kept: str | None) -> W:
+    def _build(self, plan: LinuxPlan, kept: str | None) -> LinuxWall:
         """``kept`` is the state of a snapshot, whose files it begins with."""
         try:
             return self._launch(plan, kept)
         except Ended:  # the launcher was killed: the next one will do
             return self._launch(plan, kept)
 
-    def _launch(self, plan: LinuxPlan, kept: str | None) -> W:
+    def _launch(self, plan: LinuxPlan, kept: str | None) -> LinuxWall:
         called = self._runtime(plan.spec.runtime)
         with contextlib.ExitStack() as undo:
             launcher = self._started()
-            image = self._image(plan, undo, kept)
+            image = images.of_spec(plan.spec, undo, kept)
             plan = plan if image is None else image.planned(plan)
             taken = leases.take(plan.mounts, undo)
             sources = [loans.open_source(mount, undo) for mount in plan.mounts]
@@ -155,12 +148,6 @@ class ContainerBackend(Generic[W]):
             wall.kill()
             raise Ended("the launcher ended unexpectedly")
         return wall
-
-    def _image(
-        self, plan: LinuxPlan, undo: contextlib.ExitStack, kept: str | None
-    ) -> LinuxImageRoot | None:
-        """The root that it starts of; what it holds is freed with ``undo``."""
-        return images.of_spec(plan.spec, undo, kept)
 
     def _start(
         self,
@@ -201,23 +188,26 @@ class ContainerBackend(Generic[W]):
         undo.callback(_kill, fds[0])
         return Contained(fds[0], fds[1], listener, block, group, detail, held)
 
-    def _wall(self, plan: LinuxPlan, born: Contained, runtime: str, lent: Lent) -> W:
+    def _wall(self, plan: LinuxPlan, born: Contained, runtime: str, lent: Lent) -> LinuxWall:
         with explained(born.group, plan.limits):
             controls, _ = await_ready(born.listener, _READY_SECONDS)
         pid = process.pidfd_of_fdinfo(born.pidfd)
-        wall = self._kind(plan)(
+        wall = self.walls[plan.cow](
             id_=str(pid),
             pid=pid,
             pidfd=born.pidfd,
             listener=born.listener,
             group=born.group,
-            enforcement=self._enforcement(plan, [*controls, *born.held], born, runtime, lent),
+            enforcement=self._enforcement(plan, controls, born, lent, runtime),
             workspace="/workspace",
             without_group=born.detail,
             block=born.block,
             workdir=plan.workdir,
         )
-        self._attach(wall, plan, born, lent)
+        wall.attach_disk(SandboxDisk(born.disk, room(plan, lent.loans)))
+        images.attach(lent.image, wall)
+        if isinstance(wall, OverlayWall):
+            wall.attach_source(os.open(".", _FOLDER, dir_fd=lent.loans[0].source))
         return wall
 
     # --- what differs ---
@@ -227,17 +217,10 @@ class ContainerBackend(Generic[W]):
         and any field of the request that is another than usual."""
         raise NotImplementedError
 
-    def _kind(self, plan: LinuxPlan) -> type[W]:
-        raise NotImplementedError
-
-    def _attach(self, wall: W, plan: LinuxPlan, born: Contained, lent: Lent) -> None:
-        """Give the wall what it owns beside its processes: the disk's descriptor, at least."""
-        raise NotImplementedError
-
     def _enforcement(
-        self, plan: LinuxPlan, controls: list[str], born: Contained, runtime: str, lent: Lent
+        self, plan: LinuxPlan, controls: list[str], born: Contained, lent: Lent, runtime: str
     ) -> Enforcement:
-        """``runtime`` is its name and version."""
+        """``controls`` are what the agent put in force, ``runtime`` its name and version."""
         raise NotImplementedError
 
     def _bounds(self, limits: Limits) -> Limits:
@@ -268,12 +251,12 @@ class ContainerBackend(Generic[W]):
 
     def _runtime(self, name: str | None) -> tuple[Runtime, str]:
         """Raises InvalidInput for a name that none has, Refused for one that is not installed."""
-        if name is not None and name not in self.known:
+        if name is not None and name not in self.runtimes:
             raise InvalidInput(
                 f"unknown OCI runtime {name!r}",
-                remediation=f"use one of: {', '.join(self.known)}",
+                remediation=f"use one of: {', '.join(self.runtimes)}",
             )
-        wanted = list(self.known.values()) if name is None else [self.known[name]]
+        wanted = list(self.runtimes.values()) if name is None else [self.runtimes[name]]
         for runtime in wanted:
             program = runtime.find()
             if program is not None:

@@ -1,55 +1,53 @@
 """What a wall of an OCI runtime says of itself: the namespace wall's controls, and by whom."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
-from agentd.image.oci.values import OciImage
 from agentd.linux import seccomp
-from agentd.linux.cgroup import Group
-from agentd.model.enforcement import Control, Enforcement
+from agentd.model.enforcement import Control
 from agentd.sandbox.backends import configuration
 from agentd.sandbox.backends.linux import report
 from agentd.sandbox.backends.linux.plan import LinuxPlan
 from agentd.sandbox.backends.oci import config
+from agentd.sandbox.backends.oci.request import Lent
+from agentd.sandbox.backends.oci.starting import Contained
 
-#: What the runtime does before the agent runs: the agent need not say so.
-BY_RUNTIME = ("hostname", "no_new_privs", "capabilities", "rlimits")
-#: What else the builder does.
-BY_BUILDER = ("user_counts",)
+# What the runtime does before the agent runs, and what the builder does: the agent need not say so.
+_BEFORE = ("hostname", "no_new_privs", "capabilities", "rlimits", "user_counts")
 
 
 def enforcement(
-    plan: LinuxPlan,
-    controls: Sequence[str],
-    group: Group | None,
-    detail: str,
-    *,
-    runtime: str,
-    own_user: bool,
-    lent: Mapping[str, str],
-    image: OciImage | None,
-) -> Enforcement:
-    """``runtime`` is its name and version; the rest as ``linux.report.enforcement`` has it."""
-    held = [*BY_RUNTIME, *BY_BUILDER, *controls]
+    plan: LinuxPlan, controls: Sequence[str], born: Contained, lent: Lent, runtime: str
+) -> dict[str, Control]:
+    """Every control; ``controls`` are what the agent put in force, ``runtime`` its name and
+    version."""
     digest = seccomp.digest(seccomp.build(config.profile(plan)))
-    table = report.enforcement(
-        plan,
-        held,
-        group,
-        detail,
-        own_user=own_user,
-        digest=digest,
-        shown=len(configuration.trees(plan.spec.configuration)),
-        lent=lent,
-        image=image,
-    )
-    table["runtime"] = Control(plan.spec.runtime or "default", True, runtime)
+    table = of_namespaces(plan, controls, born, lent, runtime, digest)
     for name in ("seccomp", "capabilities", "no_new_privs"):
-        table[name] = _by(table[name], runtime)
+        detail = f"{table[name].detail}; by {runtime}, and again by the agent"
+        table[name] = msgspec.structs.replace(table[name], detail=detail)
     return table
 
 
-def _by(control: Control, runtime: str) -> Control:
-    detail = f"{control.detail}; by {runtime}, and again by the agent"
-    return msgspec.structs.replace(control, detail=detail)
+def of_namespaces(
+    plan: LinuxPlan,
+    controls: Sequence[str],
+    born: Contained,
+    lent: Lent,
+    runtime: str,
+    digest: str,
+) -> dict[str, Control]:
+    """What the namespace wall would say, with the runtime; ``digest`` is the seccomp filter's."""
+    table = report.enforcement(
+        plan,
+        [*_BEFORE, *born.held, *controls],
+        born.group,
+        born.detail,
+        own_user=born.block is not None,
+        digest=digest,
+        shown=len(configuration.trees(plan.spec.configuration)),
+        lent={loan.mount.target: loan.how for loan in lent.loans},
+        image=None if lent.image is None else lent.image.image,
+    )
+    return table | {"runtime": Control(plan.spec.runtime or "default", True, runtime)}

@@ -8,19 +8,34 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from agentd.guest.zygote.messages import MAX_MESSAGE
 from agentd.linux import privileges
+from agentd.linux.cgroup import Group
 from agentd.linux.paths import same_file
 from agentd.model.errors import SandboxError
 from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.cgroups import ready_to_start
 from agentd.sandbox.backends.child import Ended, reap, receive, send, start_python
+from agentd.sandbox.backends.identity import Block
 
 _MODULE = "agentd.sandbox.backends.oci.launcher"
 _START_SECONDS = 60.0
 _ANSWER_SECONDS = 60.0
 _END_SECONDS = 5.0
+
+
+class Contained(NamedTuple):
+    """A sandbox whose first process runs, and whose agent was not heard yet."""
+
+    pidfd: int
+    disk: int  # of its scratch tmpfs
+    listener: socket.socket
+    block: Block | None
+    group: Group | None
+    detail: str  # why there is no group
+    held: list[str]
 
 
 class Launcher:
