@@ -7,6 +7,7 @@ from typing import TypeAlias, TypedDict, Unpack
 import msgspec
 
 from agentd.model.control import check_window
+from agentd.model.egress import parse_rules
 from agentd.model.errors import InvalidInput
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
@@ -24,9 +25,13 @@ from agentd.model.units import parse_duration, parse_size, readable_size
 
 Size: TypeAlias = str | int | None
 Time: TypeAlias = str | float | None
+#: Rules are a text with commas, or a list of texts, which may be empty: then nothing is reached.
+Net: TypeAlias = str | Iterable[str] | None
 Command: TypeAlias = str | Sequence[str]
 
 NETS = ("none", "host")
+RESTRICTED = "restricted"  # to what its rules allow
+_NET_FIX = "use none, host, or rules: pypi,api.example.com,10.1.2.3:5432"
 USERS = ("root", "sandbox")
 _MAX_ID = (1 << 32) - 2
 _MAX_NUMBER = (1 << 63) - 1
@@ -60,7 +65,7 @@ class SandboxOptions(TypedDict, total=False):
     workspace: str | os.PathLike[str] | None
     mounts: Iterable[str | Mount] | None
     volumes: Iterable[str] | None
-    net: str | None  # "none" or "host"
+    net: Net  # "none", "host", or the rules of what it may reach: "pypi,api.example.com"
     user: str | int | None  # "root", "sandbox" or a uid inside
     writable: bool | None  # all of the root, and not some places only
     env: Mapping[str, str] | None  # for every command
@@ -80,13 +85,15 @@ def sandbox_spec(**options: Unpack[SandboxOptions]) -> SandboxSpec:
     """The spec of a sandbox. Raises InvalidInput, naming what is wrong and the fix."""
     _check_names(options, SandboxOptions)
     cpus, pids, open_files = options.get("cpus"), options.get("pids"), options.get("open_files")
-    user, net, image = options.get("user"), options.get("net"), options.get("image")
+    user, image = options.get("user"), options.get("image")
+    net, egress = network(options.get("net"))
     return SandboxSpec(
         isolation=_level(options.get("isolation"), options.get("backend")),
         backend=options.get("backend"),
         runtime=_runtime(options.get("runtime")),
         mounts=_mounts(options.get("workspace"), options.get("mounts"), options.get("volumes")),
-        net="none" if net is None else _one_of("network", net, NETS),
+        net=net,
+        egress=egress,
         limits=Limits(
             memory=_at_least(options.get("memory"), "memory", MIN_MEMORY),
             cpus=None if cpus is None else _cpus(cpus),
@@ -101,6 +108,17 @@ def sandbox_spec(**options: Unpack[SandboxOptions]) -> SandboxSpec:
         env=environment(options.get("env")),
         image=DEFAULT_IMAGE if image is None else _image(image),
     )
+
+
+def network(net: Net) -> tuple[str, tuple[str, ...]]:
+    """The kind of a sandbox's network, and the rules of one that is restricted. Raises
+    InvalidInput."""
+    if net is None or net in NETS:
+        return (net if isinstance(net, str) else "none"), ()
+    if isinstance(net, str) and not net.strip():
+        raise InvalidInput("network '' says nothing", remediation=_NET_FIX)
+    texts = [text.strip() for text in net.split(",")] if isinstance(net, str) else net
+    return RESTRICTED, tuple(rule.text for rule in parse_rules(texts))
 
 
 def restored_spec(kept: SandboxSpec, **options: Unpack[SandboxOptions]) -> SandboxSpec:
@@ -302,14 +320,6 @@ def _count(value: int | str, what: str, least: int = 1) -> int:
             remediation=f"give a number from {least} to {_MAX_COUNT}",
         )
     return int(text)
-
-
-def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise InvalidInput(
-            f"unknown {what} {value!r}", remediation=f"use one of: {', '.join(allowed)}"
-        )
-    return value
 
 
 def _user(value: str) -> str:

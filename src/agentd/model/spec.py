@@ -5,6 +5,7 @@ import re
 import msgspec
 
 from agentd.model.configuration import HostConfiguration
+from agentd.model.egress import EgressBounds
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.mount import Mount
@@ -23,7 +24,9 @@ class SandboxSpec(msgspec.Struct, frozen=True):
     isolation: IsolationLevel = IsolationLevel.NAMESPACE
     backend: str | None = None
     mounts: tuple[Mount, ...] = ()
-    net: str = "none"  # "none" or "host"
+    net: str = "none"  # "none", "host" or "restricted"
+    egress: tuple[str, ...] = ()  # of a restricted network: its rules, as model.egress spells them
+    egress_bounds: EgressBounds = EgressBounds()  # what who runs this agentd lets them be
     limits: Limits = Limits()
     user: str | None = None  # uid inside, "root" or "sandbox"
     env: dict[str, str] = {}

@@ -54,6 +54,7 @@ def choose(
             _check_writable(spec, backend)
             _check_runtime(spec, backend)
             _check_volumes(spec, backend)
+            _check_network(spec, backend)
             return Choice(backend, backend.plan(spec))
         except Refused as refusal:
             if spec.backend is not None:
@@ -230,6 +231,15 @@ def _check_volumes(spec: SandboxSpec, backend: Backend) -> None:
         raise Refused(
             f"backend {backend.name} takes no volume, and {named[0]} was asked for",
             remediation="drop --volume, or ask for --isolation namespace",
+        )
+
+
+def _check_network(spec: SandboxSpec, backend: Backend) -> None:
+    """A wall that knows nothing of rules would give the host's network, or say that it gave one."""
+    if spec.net not in ("none", "host") and not getattr(backend, "restricts_network", False):
+        raise Refused(
+            f"backend {backend.name} cannot restrict a network to rules",
+            remediation="drop --net, or ask for --isolation namespace",
         )
 
 

@@ -1,0 +1,1 @@
+"""What sandboxes may reach: rules as tables, and the process that dials by them."""

@@ -1,0 +1,156 @@
+"""The verdicts of a sandbox's rules, pure: may this name be resolved, may this be dialled?
+
+It runs in the relay: standard library alone. A table is plain JSON, made by ``compile``:
+
+    {"rules": [{"allow": true, "host": "*.example.com", "ports": [443, 80], "text": "pypi",
+                "private": false},
+               {"allow": true, "network": "10.0.0.0/8", "ports": null, "text": "10.0.0.0/8:*",
+                "private": true}],
+     "hosts": {"db.internal": ["127.0.0.1", 5432]}}
+
+``ports`` null is every port; ``text`` is the rule as it was written; ``private`` says whether it
+reaches addresses that are somebody's own. Which addresses nobody reaches is not said here.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from typing import Any, NamedTuple
+
+Address = IPv4Address | IPv6Address
+
+#: Somebody's own networks (RFC 1918, 6598, 4193): reached where a rule names them alone.
+PRIVATE = (
+    IPv4Network("10.0.0.0/8"),
+    IPv4Network("172.16.0.0/12"),
+    IPv4Network("192.168.0.0/16"),
+    IPv4Network("100.64.0.0/10"),
+    IPv6Network("fc00::/7"),
+)
+
+
+class EgressVerdict(NamedTuple):
+    """``rule`` is the text of the rule that decided, or "" where none did; ``reason`` says why it
+    is refused. ``private``: the rule reaches private addresses."""
+
+    allowed: bool
+    rule: str = ""
+    reason: str = ""
+    private: bool = False
+
+
+class _Line(NamedTuple):
+    allow: bool
+    ports: frozenset[int] | None
+    text: str
+    private: bool
+
+    def has(self, port: int) -> bool:
+        return self.ports is None or port in self.ports
+
+
+class EgressTable:
+    """Immutable: a change of the rules is another table."""
+
+    def __init__(self, wire: Mapping[str, Any]) -> None:
+        self.wire = wire
+        self._exact: dict[str, list[_Line]] = {}
+        self._below: dict[str, list[_Line]] = {}
+        self._networks: list[tuple[IPv4Network | IPv6Network, _Line]] = []
+        self._static = {name: (str(to[0]), int(to[1])) for name, to in wire["hosts"].items()}
+        for rule in wire["rules"]:
+            ports = None if rule["ports"] is None else frozenset(rule["ports"])
+            line = _Line(rule["allow"], ports, rule["text"], rule["private"])
+            if "network" in rule:
+                self._networks.append((ip_network(rule["network"]), line))
+            elif rule["host"].startswith("*."):
+                self._below.setdefault(rule["host"][2:], []).append(line)
+            else:
+                self._exact.setdefault(rule["host"], []).append(line)
+
+    @classmethod
+    def of(cls, wire: Mapping[str, Any]) -> "EgressTable":
+        """Raises KeyError, TypeError or ValueError for what ``compile`` does not make."""
+        return cls(wire)
+
+    def may_resolve(self, name: str) -> bool:
+        """Return whether some connection to that name could be allowed."""
+        lines = list(self._lines(_normal(name)))
+        denied = any(not line.allow and line.ports is None for line in lines)
+        return not denied and any(line.allow for line in lines)
+
+    def of_name(self, name: str, port: int) -> EgressVerdict:
+        """Judge a connection to that name. Where it goes is judged by ``of_answer`` then."""
+        return _judge(list(self._lines(_normal(name))), port, f"no rule has {_normal(name)}")
+
+    def of_address(self, ip: Address, port: int) -> EgressVerdict:
+        """Judge a connection to a number that a program dialled."""
+        address = _plain(ip)
+        lines = list(self._at(address))
+        if is_private(address):
+            lines = [line for line in lines if line.private or not line.allow]
+        return _judge(lines, port, f"no rule has the address {address}")
+
+    def of_answer(self, named: EgressVerdict, ip: Address, port: int) -> EgressVerdict:
+        """Judge an address that a name, which ``of_name`` allowed, was resolved to."""
+        address = _plain(ip)
+        lines = list(self._at(address))
+        for line in lines:
+            if not line.allow and line.has(port):
+                return EgressVerdict(False, line.text, f"denied by {line.text}")
+        if not is_private(address) or named.private:
+            return named
+        for line in lines:
+            if line.private and line.has(port):
+                return named
+        reason = f"{address} is private, and no rule names it, or the host by its whole name"
+        return EgressVerdict(False, named.rule, reason)
+
+    def static(self, name: str) -> tuple[str, int] | None:
+        """Return the address and port that connections to that name go to, where the operator
+        says so: they are dialled unjudged."""
+        return self._static.get(_normal(name))
+
+    def _lines(self, name: str) -> Iterator[_Line]:
+        yield from self._exact.get(name, ())
+        rest = name.partition(".")[2]
+        while rest:
+            yield from self._below.get(rest, ())
+            rest = rest.partition(".")[2]
+
+    def _at(self, address: Address) -> Iterator[_Line]:
+        for network, line in self._networks:
+            if network.version == address.version and address in network:
+                yield line
+
+
+def is_private(address: Address) -> bool:
+    return any(own.version == address.version and address in own for own in PRIVATE)
+
+
+def _judge(lines: Iterable[_Line], port: int, none: str) -> EgressVerdict:
+    allowed: _Line | None = None
+    ports: set[int] = set()
+    for line in lines:
+        if not line.allow and line.has(port):
+            return EgressVerdict(False, line.text, f"denied by {line.text}")
+        if line.allow and line.has(port):
+            # One that reaches private addresses says more than one that does not.
+            allowed = line if allowed is None or line.private else allowed
+        elif line.allow:
+            ports |= line.ports or frozenset()
+    if allowed is not None:
+        return EgressVerdict(True, allowed.text, private=allowed.private)
+    if ports:
+        told = ", ".join(map(str, sorted(ports)))
+        return EgressVerdict(False, "", f"port {port} is not among {told}")
+    return EgressVerdict(False, "", none)
+
+
+def _normal(name: str) -> str:
+    return name.lower().removesuffix(".")
+
+
+def _plain(address: Address) -> Address:
+    """An IPv4 address that came as ::ffff:1.2.3.4 is that IPv4 address."""
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return address if mapped is None else mapped

@@ -1,0 +1,233 @@
+"""The grammar of what a sandbox may reach: a rule is a text, and has one canonical spelling.
+
+pypi                     a preset, a versioned file of rules
+api.example.com          ports 443 and 80
+*.example.com            any depth below, never the name itself
+example.com:5432         that port               example.com:*   every port
+10.1.2.3:5432            an address              10.0.0.0/8:*    a network
+[2001:db8::1]:443        of IPv6                 [2001:db8::/32]:*
+!gist.github.com         never, at any port; wins over all others
+"""
+
+import re
+from collections.abc import Iterable
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import NoReturn
+
+import msgspec
+
+from agentd.model.errors import InvalidInput
+
+MAX_RULES = 256
+MAX_NAME = 253  # RFC 1035, without the dot at its end
+USUAL_PORTS = (443, 80)
+#: Each is a file in ``egress/presets``.
+PRESETS = ("crates", "debian", "dockerhub", "ghcr", "github", "go", "huggingface", "npm", "pypi")
+#: Networks that are no rules, and words that have another meaning where rules are written.
+RESERVED = ("none", "host", "restricted", "public", "learn")
+
+_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
+_PRESET = re.compile(r"[a-z][a-z0-9-]{0,31}")
+# What inet_aton(3) takes for an address: its last label is a number.
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_REGISTRIES = {"ac", "co", "com", "edu", "gov", "net", "org"}  # as in co.uk: a public suffix too
+_FORMS = "write a preset, a name, *.name, name:port, address:port or network:port"
+
+Network = IPv4Network | IPv6Network
+
+
+class EgressRule(msgspec.Struct, frozen=True):
+    """One of ``preset``, ``host`` and ``network`` is there. ``ports`` None is every port."""
+
+    text: str  # canonical
+    allow: bool = True
+    preset: str = ""
+    host: str = ""  # "api.example.com" or "*.example.com"
+    network: Network | None = None
+    ports: tuple[int, ...] | None = None
+
+
+class StaticHost(msgspec.Struct, frozen=True):
+    """A name that the operator answers: connections to it go to ``address`` and ``port``, whatever
+    address that is."""
+
+    name: str
+    address: str
+    port: int
+
+
+class EgressBounds(msgspec.Struct, frozen=True):
+    """What an operator lets callers be granted. ``allow`` None: all, as for oneself."""
+
+    allow: tuple[str, ...] | None = None
+    hosts: tuple[StaticHost, ...] = ()
+
+
+def parse_rules(texts: Iterable[str]) -> tuple[EgressRule, ...]:
+    """Return each rule once, in the order of their first. Raises InvalidInput."""
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        raise InvalidInput(
+            "network rules are no list of texts", remediation='write them as ["pypi"]'
+        )
+    found: dict[str, EgressRule] = {}
+    for text in texts:
+        rule = parse_rule(text)
+        found.setdefault(rule.text, rule)
+        if len(found) > MAX_RULES:
+            raise InvalidInput(
+                f"more than {MAX_RULES} network rules",
+                remediation="use a wildcard, as *.example.com, or a network, as 10.0.0.0/8:443",
+            )
+    return tuple(found.values())
+
+
+def parse_rule(text: str) -> EgressRule:
+    """Raises InvalidInput, naming the mistake and the fix."""
+    if not isinstance(text, str):
+        raise InvalidInput(f"network rule {text!r} is no text", remediation=_FORMS)
+    allow, rest = not text.strip().startswith("!"), text.strip().removeprefix("!").lower()
+    if not rest:
+        _wrong(text, "says nothing", _FORMS)
+    if len(rest) > MAX_NAME + 8:
+        _wrong(text[:64] + "...", "is too long", f"a name has at most {MAX_NAME} characters")
+    if "://" in rest:
+        _wrong(text, "is a URL", f"write its host, as {_of_url(rest)}")
+    sign = "" if allow else "!"
+    if (name := rest.removeprefix("preset:")) != rest or _PRESET.fullmatch(rest):
+        return _preset(text, name, sign)
+    where, ports = _ports(text, rest, allow)
+    said = "" if ":" not in _after_bracket(rest) else "*" if ports is None else str(ports[0])
+    before, slash, _ = where.partition("/")
+    if slash and not before.startswith("[") and not _is_number(before):
+        _wrong(text, "has a path", f"write {before}")
+    if where.startswith("[") or ":" in where or "/" in where or _is_number(where):
+        network = _network(text, where)
+        if allow and not said:
+            fix = f"write it as {_spelled(network)}:443, or :* for every port"
+            _wrong(text, "has no port", fix)
+        return EgressRule(
+            sign + _with(_spelled(network), said), allow, network=network, ports=ports
+        )
+    _check_host(text, where)
+    return EgressRule(sign + _with(where, said), allow, host=where, ports=ports)
+
+
+_MAPPED = IPv6Network("::ffff:0:0/96")
+
+
+def _preset(text: str, name: str, sign: str) -> EgressRule:
+    if name == "localhost":
+        _wrong(text, "is the sandbox's own", "leave it out: it is always there")
+    if name in RESERVED:
+        _wrong(text, "is no rule", "name what is needed, as pypi or api.example.com")
+    if not _PRESET.fullmatch(name):
+        _wrong(text, "is no name of a preset", "write it as preset:pypi")
+    if name not in PRESETS:
+        fix = f"use one of {', '.join(PRESETS)}; or a host, as {name}.example.com"
+        _wrong(text, "is no preset", fix)
+    return EgressRule(sign + name, not sign, preset=name)
+
+
+def _after_bracket(rest: str) -> str:
+    return rest.rpartition("]")[2] if rest.startswith("[") else rest
+
+
+def _ports(text: str, rest: str, allow: bool) -> tuple[str, tuple[int, ...] | None]:
+    """Split it; of a rule that denies every port is meant where none is named."""
+    tail = _after_bracket(rest)
+    if tail.count(":") > 1:
+        _wrong(text, "has more than one colon", "write IPv6 in brackets, as [2001:db8::1]:443")
+    head, colon, port = tail.partition(":")
+    where = rest[: len(rest) - len(tail)] + head
+    if not colon:
+        return where, USUAL_PORTS if allow else None
+    if port == "*":
+        return where, None
+    if not (port.isascii() and port.isdigit()) or len(port) > 5 or not 1 <= int(port) <= 65535:
+        _wrong(text, f"has the port {port!r}", "give a number from 1 to 65535, or * for every port")
+    return where, (int(port),)
+
+
+def _is_number(where: str) -> bool:
+    return _NUMBER.fullmatch(where.rpartition(".")[2]) is not None
+
+
+def _network(text: str, where: str) -> Network:
+    bracketed = where.startswith("[") and where.endswith("]")
+    inner = where[1:-1] if bracketed else where
+    if (":" in inner) != bracketed or "%" in inner:
+        _wrong(text, "is no address", "write IPv6 in brackets, as [2001:db8::1]:443")
+    try:
+        network = ip_network(inner, strict=False)
+    except ValueError:
+        fix = "write four decimal numbers, as 10.1.2.3:443; or a network, as 10.0.0.0/8:443"
+        _wrong(text, "is no address", fix)
+    address, _, prefix = inner.partition("/")
+    if prefix not in ("", str(network.prefixlen)):  # as a mask: 10.0.0.0/255.0.0.0
+        _wrong(text, "has a mask", f"write {_spelled(network)}")
+    if int(ip_address(address)) != int(network.network_address):
+        _wrong(text, "has bits beyond its prefix", f"write {_spelled(network)}")
+    if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
+        plain = IPv4Network((int(network.network_address) & 0xFFFF_FFFF, network.prefixlen - 96))
+        _wrong(text, "is IPv4 in IPv6", f"write {_spelled(plain)}")
+    return network
+
+
+def _spelled(network: Network) -> str:
+    single = network.prefixlen == network.max_prefixlen
+    text = str(network.network_address) if single else str(network)
+    return f"[{text}]" if network.version == 6 else text
+
+
+def _with(where: str, port: str) -> str:
+    return f"{where}:{port}" if port else where
+
+
+def check_name(name: str) -> str:
+    """Return a host's name as DNS has it, without a wildcard. Raises InvalidInput."""
+    low = name.lower()
+    if low.startswith("*") or _is_number(low):
+        _wrong(name, "is no name of a host", "write it as db.internal")
+    _check_host(name, low)
+    return low
+
+
+def _check_host(text: str, host: str) -> None:
+    name = host.removeprefix("*.")
+    if host in ("*", "*."):
+        _wrong(text, "would be everything", "name what is needed, or use --net host")
+    if "*" in name:
+        _wrong(text, "has a wildcard in its middle", "write *. once, at the front")
+    if not name.isascii():
+        _wrong(text, "is not ASCII", f"write it as {_punycode(host)}")
+    if name.endswith("."):
+        _wrong(text, "ends with a dot", f"write {host.rstrip('.')}")
+    if "localhost" in (name, name.rpartition(".")[2]):
+        _wrong(text, "is the sandbox's own", "leave it out: it is always there")
+    if len(name) > MAX_NAME or not all(_LABEL.fullmatch(label) for label in name.split(".")):
+        _wrong(text, "is no name of a host", _FORMS)
+    labels = name.split(".")
+    if host != name and (len(labels) < 2 or _is_registry(labels)):
+        _wrong(text, "is the wildcard of a registry", "name the domain too, as *.example.com")
+
+
+def _is_registry(labels: list[str]) -> bool:
+    return len(labels) == 2 and labels[0] in _REGISTRIES and len(labels[1]) == 2
+
+
+def _punycode(host: str) -> str:
+    import idna
+
+    try:
+        prefix = "*." if host.startswith("*.") else ""
+        return prefix + idna.encode(host.removeprefix("*."), uts46=True).decode()
+    except idna.IDNAError:
+        return "xn--... (punycode)"
+
+
+def _of_url(text: str) -> str:
+    return re.split(r"[/?#]", text.partition("://")[2])[0].rpartition("@")[2] or "example.com"
+
+
+def _wrong(text: str, what: str, fix: str) -> NoReturn:
+    raise InvalidInput(f"network rule {text!r} {what}", remediation=fix)

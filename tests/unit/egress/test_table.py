@@ -1,0 +1,112 @@
+"""What a table made of rules says of names, addresses and ports."""
+
+from ipaddress import ip_address
+
+import pytest
+
+from agentd.egress.compile import compile_table
+from agentd.egress.table import EgressTable
+from agentd.model.egress import EgressBounds, StaticHost
+
+
+def table(*texts: str) -> EgressTable:
+    return EgressTable.of(compile_table(texts))
+
+
+@pytest.mark.parametrize(
+    ("rules", "name", "port", "by"),
+    [
+        (["pypi"], "pypi.org", 443, "pypi"),
+        (["pypi"], "PyPI.ORG.", 443, "pypi"),
+        (["pypi"], "pypi.org", 22, None),
+        (["pypi"], "test.pypi.org", 443, None),
+        (["pypi"], "pypi.org.example.com", 443, None),
+        (["api.example.com"], "api.example.com", 80, "api.example.com"),
+        (["api.example.com"], "api.example.com", 8080, None),
+        (["*.example.com"], "a.b.example.com", 443, "*.example.com"),
+        (["*.example.com"], "example.com", 443, None),
+        (["*.example.com"], "badexample.com", 443, None),
+        (["example.com:*"], "example.com", 65535, "example.com:*"),
+        (["*.example.com", "!gist.example.com"], "gist.example.com", 443, None),
+        (["*.example.com", "!gist.example.com"], "a.gist.example.com", 443, "*.example.com"),
+        (["gist.example.com", "!*.example.com"], "gist.example.com", 443, None),
+        (["gist.example.com", "!*.example.com:80"], "gist.example.com", 443, "gist.example.com"),
+        (["github", "!github"], "github.com", 443, None),
+        ([], "pypi.org", 443, None),
+    ],
+)
+def test_names(rules: list[str], name: str, port: int, by: str | None) -> None:
+    verdict = table(*rules).of_name(name, port)
+    assert verdict.allowed is (by is not None)
+    if by is not None:
+        assert verdict.rule == by and not verdict.reason
+    else:
+        assert verdict.reason
+
+
+def test_only_a_name_that_some_port_is_allowed_of_is_resolved() -> None:
+    rules = table("*.example.com", "db.internal:5432", "!gist.example.com", "!ftp.example.com:21")
+    assert rules.may_resolve("a.example.com") and rules.may_resolve("DB.internal.")
+    assert rules.may_resolve("ftp.example.com")
+    for name in ("example.com", "gist.example.com", "com", "", ".", "10.1.2.3"):
+        assert not rules.may_resolve(name)
+
+
+@pytest.mark.parametrize(
+    ("rules", "address", "port", "allowed"),
+    [
+        (["10.1.2.3:5432"], "10.1.2.3", 5432, True),
+        (["10.1.2.3:5432"], "::ffff:10.1.2.3", 5432, True),
+        (["10.1.2.3:5432"], "10.1.2.3", 22, False),
+        (["10.1.2.3:5432"], "10.1.2.4", 5432, False),
+        (["10.0.0.0/8:*"], "10.200.0.1", 22, True),
+        (["10.0.0.0/8:*", "!10.1.0.0/16"], "10.1.0.1", 22, False),
+        (["0.0.0.0/0:443"], "8.8.8.8", 443, True),
+        (["0.0.0.0/0:443"], "192.168.1.1", 443, False),
+        (["[2001:db8::/32]:443"], "2001:db8::5", 443, True),
+        (["[::/0]:443"], "fd00::1", 443, False),
+        (["[fd00::/8]:443"], "fd00::1", 443, True),
+        (["pypi", "*.example.com"], "151.101.0.223", 443, False),
+    ],
+)
+def test_addresses(rules: list[str], address: str, port: int, allowed: bool) -> None:
+    assert table(*rules).of_address(ip_address(address), port).allowed is allowed
+
+
+@pytest.mark.parametrize(
+    ("rules", "address", "allowed"),
+    [
+        (["db.example.com"], "93.184.216.34", True),
+        (["db.example.com"], "10.1.2.3", True),
+        (["*.example.com"], "93.184.216.34", True),
+        (["*.example.com"], "10.1.2.3", False),
+        (["*.example.com"], "::ffff:10.1.2.3", False),
+        (["*.example.com", "10.0.0.0/8:443"], "10.1.2.3", True),
+        (["*.example.com", "10.0.0.0/8:5432"], "10.1.2.3", False),
+        (["*.example.com", "0.0.0.0/0:443"], "10.1.2.3", False),
+        (["db.example.com", "!10.0.0.0/8"], "10.1.2.3", False),
+        (["db.example.com", "!93.184.216.0/24"], "93.184.216.34", False),
+    ],
+)
+def test_what_a_name_is_resolved_to(rules: list[str], address: str, allowed: bool) -> None:
+    """A wildcard reaches no private address: who has the domain chooses what its names are."""
+    found = table(*rules)
+    named = found.of_name("db.example.com", 443)
+    assert named.allowed
+    answer = found.of_answer(named, ip_address(address), 443)
+    assert answer.allowed is allowed and bool(answer.reason) is not allowed
+
+
+def test_no_preset_reaches_a_private_address() -> None:
+    found = table("pypi")
+    assert not found.of_answer(found.of_name("pypi.org", 443), ip_address("10.0.0.1"), 443).allowed
+
+
+def test_the_operator_answers_for_names_of_their_own() -> None:
+    bounds = EgressBounds(hosts=(StaticHost("db.internal", "127.0.0.1", 5432),))
+    found = EgressTable.of(compile_table(["db.internal:5432"], bounds))
+    assert found.static("DB.internal") == ("127.0.0.1", 5432)
+    assert found.static("other.internal") is None
+    assert found.of_name("db.internal", 5432).allowed
+    assert not found.of_name("db.internal", 22).allowed
+    assert not EgressTable.of(compile_table(["pypi"], bounds)).may_resolve("db.internal")

@@ -1,0 +1,129 @@
+"""One spelling a rule, and each mistake named with its fix."""
+
+import pytest
+
+from agentd.egress.compile import preset
+from agentd.model.egress import MAX_RULES, PRESETS, parse_rule, parse_rules
+from agentd.model.errors import InvalidInput
+from agentd.model.options import network
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("pypi", "pypi"),
+        ("preset:PyPI", "pypi"),
+        ("!github", "!github"),
+        (" API.Example.com ", "api.example.com"),
+        ("*.example.com", "*.example.com"),
+        ("*.Example.com:443", "*.example.com:443"),
+        ("example.com:*", "example.com:*"),
+        ("db:5432", "db:5432"),
+        ("my_bucket.example.com", "my_bucket.example.com"),
+        ("xn--bcher-kva.de", "xn--bcher-kva.de"),
+        ("10.1.2.3:05432", "10.1.2.3:5432"),
+        ("10.0.0.0/8:*", "10.0.0.0/8:*"),
+        ("[2001:0DB8::0:1]:443", "[2001:db8::1]:443"),
+        ("[2001:db8::/32]:*", "[2001:db8::/32]:*"),
+        ("!10.0.0.0/8", "!10.0.0.0/8"),
+        ("!gist.github.com", "!gist.github.com"),
+        ("!gist.github.com:22", "!gist.github.com:22"),
+    ],
+)
+def test_a_rule_has_one_spelling_which_says_the_same(text: str, canonical: str) -> None:
+    rule = parse_rule(text)
+    assert rule.text == canonical
+    assert parse_rule(rule.text) == rule
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "write a preset"),
+        ("!", "write a preset"),
+        ("*", "--net host"),
+        ("*:443", "--net host"),
+        ("*.", "--net host"),
+        ("*.com", "*.example.com"),
+        ("*.co.uk", "*.example.com"),
+        ("a.*.com", "at the front"),
+        ("a*.example.com", "at the front"),
+        ("*.*.example.com", "at the front"),
+        ("example.com.", "write example.com"),
+        ("bücher.de", "write it as xn--bcher-kva.de"),
+        ("*.bücher.de:443", "write it as *.xn--bcher-kva.de"),
+        ("pypy", "use one of crates"),
+        ("preset:pypy", "use one of crates"),
+        ("preset:a.b", "preset:pypi"),
+        ("none", "as pypi"),
+        ("host", "as pypi"),
+        ("localhost", "always there"),
+        ("localhost:80", "always there"),
+        ("a.localhost", "always there"),
+        ("example.com:0", "from 1 to 65535"),
+        ("example.com:65536", "from 1 to 65535"),
+        ("example.com:https", "from 1 to 65535"),
+        ("example.com:", "from 1 to 65535"),
+        ("example.com:٤٤٣", "from 1 to 65535"),
+        ("example.com:80:80", "in brackets"),
+        ("https://pypi.org/simple", "write its host, as pypi.org"),
+        ("10.1.2.3", "write it as 10.1.2.3:443"),
+        ("0x7f.1:80", "four decimal numbers"),
+        ("2130706433:80", "four decimal numbers"),
+        ("127.1:80", "four decimal numbers"),
+        ("010.1.2.3:80", "four decimal numbers"),
+        ("example.0x7f:80", "four decimal numbers"),
+        ("10.1.2.3/8:80", "write 10.0.0.0/8"),
+        ("10.0.0.0/255.0.0.0:80", "write 10.0.0.0/8"),
+        ("10.0.0.0/33:80", "four decimal numbers"),
+        ("2001:db8::1", "in brackets"),
+        ("2001:db8::1:443", "in brackets"),
+        ("[1.2.3.4]:80", "in brackets"),
+        ("[fe80::1%eth0]:80", "in brackets"),
+        ("[::ffff:1.2.3.4]:80", "write 1.2.3.4"),
+        ("[::1", "in brackets"),
+        ("-a.example.com", "write a preset"),
+        ("a..example.com", "write a preset"),
+        ("a b.example.com", "write a preset"),
+        ("exa\0mple.com", "write a preset"),
+        ("example.com/path", "write example.com"),
+        ("x" * 64 + ".example.com", "write a preset"),
+        ("a." * 130 + "com", "253"),
+        (5, "write a preset"),
+    ],
+)
+def test_a_mistake_is_named_with_its_fix(text: str, told: str) -> None:
+    with pytest.raises(InvalidInput) as raised:
+        parse_rule(text)
+    assert told in raised.value.remediation
+
+
+def test_rules_are_had_once_and_are_bounded() -> None:
+    texts = [rule.text for rule in parse_rules(["npm", "PYPI", "preset:npm", "pypi"])]
+    assert texts == ["npm", "pypi"]
+    names = [f"n{number}.example.com" for number in range(MAX_RULES)]
+    assert len(parse_rules([*names, names[0]])) == MAX_RULES
+    with pytest.raises(InvalidInput, match="more than 256"):
+        parse_rules([*names, "one.example.com"])
+    with pytest.raises(InvalidInput, match="no list of texts"):
+        parse_rules("pypi")
+
+
+def test_a_network_is_none_the_hosts_or_rules() -> None:
+    assert network(None) == network("none") == ("none", ())
+    assert network("host") == ("host", ())
+    assert network("pypi, api.example.com") == ("restricted", ("pypi", "api.example.com"))
+    assert network(["pypi"]) == ("restricted", ("pypi",))
+    assert network([]) == ("restricted", ())
+    for wrong in ("", " ", "pypi,", "none,pypi", ["host"], "restricted", 5, [5]):
+        with pytest.raises(InvalidInput):
+            network(wrong)  # type: ignore[arg-type]
+
+
+def test_each_preset_is_a_file_of_names_on_one_port() -> None:
+    for name in PRESETS:
+        found = preset(name)
+        assert found.version >= 1 and found.about and found.source.startswith("https://")
+        for rule in map(parse_rule, found.rules):
+            assert rule.allow and rule.host
+            assert name == "debian" or rule.ports == (443,)
