@@ -128,6 +128,17 @@ def test_what_is_paused_ends_with_all_that_it_has(daemon: Daemon, backend: str, 
     sandbox.close()
 
 
+def test_what_starts_programs_all_the_time_is_paused_each_time(daemon: Daemon) -> None:
+    """Version 1 leaves one that waits for its vfork(2) as it is, unless it is asked again."""
+    with counting(daemon, "linux") as sandbox:
+        starts = "while :; do /bin/true; done"
+        for _ in range(4):
+            sandbox.run(["sh", "-c", f"setsid sh -c '{starts}' >/dev/null 2>&1 &"], check=True)
+        for _ in range(150):
+            sandbox.pause()
+            sandbox.resume()
+
+
 def test_what_is_paused_ends_with_its_supervisor(fresh: Daemon) -> None:
     before = counters()
     sandbox = counting(fresh, "linux")

@@ -160,12 +160,17 @@ class V1Group(Group):
             self._directories += (directory,)
         deadline = time.monotonic() + _FREEZE_SECONDS
         self._gather(directory, deadline)
-        files.write(directory, "freezer.state", "FROZEN")
-        while files.read(directory, "freezer.state").strip() != "FROZEN":
+        while not self._is_frozen(directory):
             if time.monotonic() >= deadline:
                 self.thaw()
                 raise OSError(errno.ETIMEDOUT, "processes did not freeze", directory)
             time.sleep(_POLL_SECONDS)
+
+    def _is_frozen(self, directory: str) -> bool:
+        """Ask all of them to freeze, each time anew: one that was asked as it was about to wait
+        for its vfork(2) waits on, unfrozen, until it is asked again."""
+        files.write(directory, "freezer.state", "FROZEN")
+        return files.read(directory, "freezer.state").strip() == "FROZEN"
 
     def thaw(self) -> None:
         directory = self._of.get("freezer")

@@ -184,6 +184,11 @@ class Daemon:
             following = page["next"]
         return found
 
+    def settle(self, sandbox: str) -> None:
+        """See that all which was recorded so far can be read: records are written in order, and
+        the start of what we ask for here before it is answered."""
+        self.put(sandbox, "settled", b"")
+
     def until(self, holds: Callable[[], bool], what: str) -> None:
         """Wait for what must come, and fail where it does not."""
         deadline = time.monotonic() + self.patience
