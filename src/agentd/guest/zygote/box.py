@@ -9,6 +9,7 @@ import errno
 import os
 import resource
 from collections.abc import Callable
+from typing import NamedTuple
 
 from agentd.guest.zygote import cgroup_view, disk, image_root, own_root, stack, var, writable_root
 from agentd.guest.zygote.asked import Request, dicts, number, pairs, strings
@@ -42,19 +43,28 @@ class BoxError(Exception):
         self.errno = getattr(error, "errno", 0) or 0
 
 
+class Confined(NamedTuple):
+    """The names of the controls that hold, and the sockets at which the host accepts what is
+    dialled; the caller's to close."""
+
+    controls: list[str]
+    sockets: list[int]
+
+
 class Prepared:
     """A clone that waits for its request, and has done the steps in ``steps`` ahead of it.
 
     Only for a plain sandbox, one that asks for nothing else than the defaults of those steps.
     """
 
-    steps = frozenset({"user_namespace", "loopback", "root", "proc", "user_counts"})
+    steps = frozenset({"user_namespace", "network", "root", "proc", "user_counts"})
 
     def __init__(self, plain: Request, kernel: WallKernel = KERNEL) -> None:
         """Raises OSError; the process is of no use then."""
         _identity(plain, kernel)
         caps.drop_bounding(kernel)  # a part of ``_capabilities`` that takes its time
-        _loopback(plain, kernel)
+        self.sockets: list[int] = []
+        _network(plain, self.sockets, kernel)
         self.fds: list[int] = []
         coming: list[int] = []
         disk.build(plain, self.fds, coming, kernel)
@@ -74,8 +84,8 @@ def confine(
     prepared: Prepared | None = None,
     enter: Callable[[], list[str]] = list,
     asked: Callable[[int], object] = lambda _: None,
-) -> list[str]:
-    """Build the wall around this process; the names of the controls that now hold.
+) -> Confined:
+    """Build the wall around this process.
 
     ``enter`` takes the process into its control group, and names the controls that this gives.
     ``asked`` gets the descriptor at which the filter asks, or -1, and owns it.
@@ -87,10 +97,11 @@ def confine(
     held: list[str] = []
     coming: list[int] = []
     lowers: dict[str, int] = {}
+    sockets = [] if prepared is None else prepared.sockets
     steps: tuple[tuple[str, Callable[[], object]], ...] = (
         ("user_namespace", lambda: _identity(box, kernel)),
         ("hostname", lambda: kernel.sethostname(str(box["hostname"]))),
-        ("loopback", lambda: _loopback(box, kernel)),
+        ("network", lambda: _network(box, sockets, kernel)),
         ("root", lambda: _own_root(box, fds, lowers, kernel)),
         ("scratch", lambda: _scratch(box, fds, coming, lowers, kernel, prepared)),
         ("workspace", lambda: _mounts(box, fds, lowers, kernel, prepared is not None)),
@@ -121,7 +132,7 @@ def confine(
             done.append(name)
     finally:
         close_all([*coming, *lowers.values()])
-    return done
+    return Confined(done, sockets)
 
 
 def _identity(box: Request, kernel: WallKernel) -> None:
@@ -144,9 +155,12 @@ def map_itself(uid: int, outside: int, kernel: WallKernel = KERNEL) -> None:
     kernel.write("/proc/self/uid_map", f"{uid} {outside} 1")
 
 
-def _loopback(box: Request, kernel: WallKernel) -> None:
-    if box["net"] == "none":
+def _network(box: Request, sockets: list[int], kernel: WallKernel) -> None:
+    """A loopback; of a restricted network all else arrives at ``sockets``, which the host gets."""
+    if box["net"] != "host":
         net.loopback_up(kernel.ioctl)
+    if box["net"] == "restricted":
+        sockets += kernel.capture()
 
 
 def _scratch(

@@ -33,7 +33,7 @@ def prepare(config: dict[str, object]) -> Cloner:
     cloner = Cloner()
     hidden = _strings(config["hidden"])
     ids = config["ids"]
-    files = root.read_etc(config["net"] == "host", hidden)
+    files = root.read_etc(str(config["net"]), hidden)
     given = config.get("subids")
     files |= accounts.files(hidden, one_id=not (isinstance(ids, dict) or isinstance(given, dict)))
     configuration = _strings(config["configuration"])

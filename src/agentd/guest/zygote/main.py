@@ -108,7 +108,7 @@ class _Zygote:
         self._control = control
         self._cloner = cloner
         self._filters = filters
-        self._flags = boxes.NAMESPACES | (abi.CLONE_NEWNET if config["net"] == "none" else 0)
+        self._flags = boxes.NAMESPACES | (abi.CLONE_NEWNET if config["net"] != "host" else 0)
         plain = config["plain"]
         self._plain = plain if isinstance(plain, dict) else None
         # That a spare is asked for, and its id outside.
@@ -351,7 +351,7 @@ def _box(
         given = len(fds)
         ready = made or agent.Ready(pid1=True)  # before Landlock: it opens what is closed then
         filter_ = filters[request["rw"] is True, request["uid"] == 0]
-        done = boxes.confine(
+        done, sockets = boxes.confine(
             request,
             fds,
             filter_,
@@ -360,9 +360,10 @@ def _box(
             asked=ready.answer_tracers,
         )
         env = request["env"]
-        # Its disk, of which the host takes snapshots: nothing untrusted has run so far.
-        _say_ready(listener, json.dumps({"controls": done}).encode(), fds[given:])
-        for fd in fds[1:]:
+        # Its disk, of which the host takes snapshots, and its network: nothing untrusted has run
+        # so far.
+        _say_ready(listener, done, sockets, fds[given:])
+        for fd in (*sockets, *fds[1:]):
             os.close(fd)
         if root is not None or request.get("image") is not None:
             image_root.import_nothing()
@@ -375,11 +376,14 @@ def _box(
     os._exit(0)
 
 
-def _say_ready(listener: socket.socket, message: bytes, disk: list[int]) -> None:
+def _say_ready(
+    listener: socket.socket, controls: list[str], sockets: list[int], disk: list[int]
+) -> None:
+    message = json.dumps({"controls": controls, "sockets": len(sockets)}).encode()
     try:
-        socket.send_fds(listener, [message], disk)
+        socket.send_fds(listener, [message], [*sockets, *disk])
     except OSError as error:
-        if error.errno != errno.ETOOMANYREFS:
+        if error.errno != errno.ETOOMANYREFS or sockets:
             raise
         # Others of this user have too many on their way: it works, and its files cannot be kept.
         listener.sendall(message)

@@ -77,6 +77,10 @@ ETC_MADE = {
     ),
     "/etc/profile": "PS1='$ '\n",
 }
+_RESOLVER = "/etc/resolv.conf"
+# Any address is answered at port 53 there (``linux.anyip``). Where the relay is gone it is refused
+# at once, so nothing is gained by asking for long.
+_RESTRICTED_RESOLVER = b"nameserver 127.0.0.53\noptions timeout:2 attempts:2\n"
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _DEV_LINKS = {
     "fd": "/proc/self/fd",
@@ -150,10 +154,13 @@ def masks() -> tuple[tuple[str, str], ...]:
     return tuple((empty, path) for empty, path in places if os.access(path, os.R_OK))
 
 
-def read_etc(resolver: bool, hidden: Sequence[str] = ()) -> dict[str, bytes]:
-    """Contents of the small files of /etc. With ``resolver`` the host's resolv.conf too."""
+def read_etc(net: str, hidden: Sequence[str] = ()) -> dict[str, bytes]:
+    """Contents of the small files of /etc. Of the "host" network its resolv.conf too, of a
+    "restricted" one where its names are asked."""
     files = {path: text.encode() for path, text in ETC_MADE.items()}
-    for path in (*ETC_FILES, *(("/etc/resolv.conf",) if resolver else ())):
+    if net == "restricted":
+        files[_RESOLVER] = _RESTRICTED_RESOLVER
+    for path in (*ETC_FILES, *((_RESOLVER,) if net == "host" else ())):
         if path in hidden:
             continue
         try:

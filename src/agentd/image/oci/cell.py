@@ -125,7 +125,7 @@ def _readable(source: str, *, foreign: bool) -> int:
 
 def _become(config: Config, trees: list[root.Tree]) -> None:
     process.set_pdeathsig(signal.SIGKILL)
-    files = root.read_etc(bool(config["net"]))
+    files = root.read_etc("host" if config["net"] else "none")
     files |= {path: base64.b64decode(data) for path, data in _pairs(config["files"])}
     root.enter(trees, files)
     KERNEL.mount("tmpfs", "/tmp", "tmpfs", abi.MS_NOSUID | abi.MS_NODEV, _TMP)

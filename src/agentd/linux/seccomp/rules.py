@@ -298,7 +298,8 @@ PROFILES: dict[str, tuple[Rule, ...]] = {
 
 
 def of_namespaces(net: str, *, rw: bool, root: bool = False) -> str:
-    """The profile of a sandbox of the namespace wall, with ``net`` "none" or "host"; ``rw`` where a
-    folder of the host's is mounted read-write, ``root`` where commands are uid 0 inside."""
-    name = "sandbox" if net == "none" else "sandbox-host-net"
+    """The profile of a sandbox of the namespace wall, with ``net`` "none", "restricted" or "host";
+    ``rw`` where a folder of the host's is mounted read-write, ``root`` where commands are uid 0
+    inside."""
+    name = "sandbox-host-net" if net == "host" else "sandbox"
     return name + "-root" * root + "-rw" * rw

@@ -9,6 +9,7 @@ import select
 import socket
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from agentd.model.errors import InvalidInput, SandboxError
 
@@ -16,6 +17,7 @@ from agentd.model.errors import InvalidInput, SandboxError
 LOADER = ("LD_LIBRARY_PATH",)
 _PACKAGE_ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 3))
 _MAX_MESSAGE = 64 << 10
+_MAX_FDS = 8
 # The kernel's word where it has no memory for a seccomp filter (agentd.linux.seccomp).
 _ENOTSUPP = 524
 _MORE_FILTERS = "sysctl -w net.core.bpf_jit_limit=1073741824, or end what loads many filters"
@@ -67,7 +69,7 @@ def receive(sock: socket.socket, seconds: float, who: str) -> tuple[dict[str, ob
         raise SandboxError(f"the {who} gave no answer within {seconds:g} s")
     try:
         data, ancillary, flags, _ = sock.recvmsg(
-            _MAX_MESSAGE, socket.CMSG_SPACE(16), socket.MSG_CMSG_CLOEXEC
+            _MAX_MESSAGE, socket.CMSG_SPACE(_MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC
         )
     except ConnectionResetError:  # it ended before it had read all that it was sent
         raise Ended(f"the {who} ended unexpectedly") from None
@@ -122,8 +124,17 @@ def unsent(who: str, error: OSError) -> "Starved":
     )
 
 
-def await_ready(listener: socket.socket, seconds: float = 10.0) -> tuple[list[str], list[int]]:
-    """The names of the controls that a new sandbox has put in force, and what it passes along.
+class Readiness(NamedTuple):
+    """The names of the controls that a new sandbox has put in force, and what it passes along: its
+    network's sockets, and descriptors of its disk. The caller's to close."""
+
+    controls: list[str]
+    sockets: list[socket.socket]
+    disk: list[int]
+
+
+def await_ready(listener: socket.socket, seconds: float = 10.0) -> Readiness:
+    """Wait for a new sandbox's word that it is confined.
 
     Read before any untrusted code runs. Raises SandboxError, Ended.
     """
@@ -146,8 +157,10 @@ def await_ready(listener: socket.socket, seconds: float = 10.0) -> tuple[list[st
         raise SandboxError(
             "the sandbox could not be built", cause=str(answer["error"]), remediation=fix
         )
-    controls = answer["controls"]
-    return [str(name) for name in controls] if isinstance(controls, list) else [], fds
+    controls, many = answer["controls"], answer.get("sockets")
+    count = many if isinstance(many, int) else 0
+    names = [str(name) for name in controls] if isinstance(controls, list) else []
+    return Readiness(names, [socket.socket(fileno=fd) for fd in fds[:count]], fds[count:])
 
 
 def reap(pid: int) -> bool:

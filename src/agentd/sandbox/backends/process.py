@@ -105,7 +105,7 @@ class HostBackend:
                 undo.callback(group.remove)
             with explained(group, plan.limits):
                 let_in(listener, group)
-                controls, _ = await_ready(listener)
+                controls = await_ready(listener).controls
             pidfd = os.pidfd_open(pid)
             undo.pop_all()
         return ProcessWall(

@@ -20,7 +20,7 @@ from agentd.linux import abi, seccomp
 STEPS = [
     "user_namespace",
     "hostname",
-    "loopback",
+    "network",
     "root",
     "scratch",
     "workspace",
@@ -72,7 +72,7 @@ def no_var(monkeypatch: pytest.MonkeyPatch) -> None:
 def nothing_real(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What does not go through the kernel port is written down too, and not done."""
     log: list[str] = []
-    for name in ("_identity", "_loopback", "_rlimits", "_landlock"):
+    for name in ("_identity", "_network", "_rlimits", "_landlock"):
         monkeypatch.setattr(box, name, lambda *_, name=name: log.append(name))
     monkeypatch.setattr(box, "masks", lambda: (("/.agentd/empty", "/proc/keys"),))
     monkeypatch.setattr(
@@ -89,7 +89,8 @@ def _confine(
 ) -> list[str]:
     given = list(fds or [])
     try:
-        return box.confine(REQUEST | wanted, given, seccomp.build("sandbox"), kernel, enter=enter)
+        filter_ = seccomp.build("sandbox")
+        return box.confine(REQUEST | wanted, given, filter_, kernel, enter=enter).controls
     finally:
         for fd in given[len(fds or []) :]:  # of its disk, for the host
             os.close(fd)

@@ -236,7 +236,7 @@ class LinuxBackend:
     ) -> LinuxWall:
         pid = process.pidfd_of_fdinfo(born.fds[0])
         with explained(born.group, plan.limits):
-            controls, disk = await_ready(born.listener)
+            controls, _, disk = await_ready(born.listener)
         kind = OverlayWall if plan.cow else LinuxWall
         wall = kind(
             id_=f"{pid}",

@@ -136,7 +136,7 @@ def _make(
             uid=int(str(request["uid"])),
         )
     else:
-        files = root.read_etc(request["net"] == "host", _strings(request["hidden"]))
+        files = root.read_etc(str(request["net"]), _strings(request["hidden"]))
         roots.of_host(trees, files, ROOT)
     shown = _strings(image["shown"]) if isinstance(image, dict) else []
     _scratch(request, shown, image=image is not None)

@@ -190,7 +190,7 @@ class ContainerBackend:
 
     def _wall(self, plan: LinuxPlan, born: Contained, runtime: str, lent: Lent) -> LinuxWall:
         with explained(born.group, plan.limits):
-            controls, _ = await_ready(born.listener, _READY_SECONDS)
+            controls = await_ready(born.listener, _READY_SECONDS).controls
         pid = process.pidfd_of_fdinfo(born.pidfd)
         wall = self.walls[plan.cow](
             id_=str(pid),

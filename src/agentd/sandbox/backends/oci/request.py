@@ -93,7 +93,7 @@ def of_plan(
     image = None
     if lent.image is not None:
         image = lent.image.request(0, plan)
-        image |= {"places": lent.places, "resolver": plan.spec.net == "host"}
+        image |= {"places": lent.places, "net": plan.spec.net}
     return {
         "maps": maps(plan.uid, block),
         "owner": None if block is None else block.id,

@@ -115,7 +115,7 @@ def _give(top: str, uid: int) -> None:
 
 def _files(image: dict[str, object]) -> dict[str, bytes]:
     """Names of hosts are the sandbox's own."""
-    files = root.read_etc(image["resolver"] is True)
+    files = root.read_etc(str(image["net"]))
     return {path: files[path] for path in image_root.FILES if path in files}
 
 

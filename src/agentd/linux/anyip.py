@@ -1,0 +1,248 @@
+"""A network namespace in which every address is local, and whose sockets somebody else may hold.
+
+What a program dials by TCP arrives at one listener, whatever the address was; SO_ORIGINAL_DST tells
+which. The namespace's own loopback is left alone. What it asks by DNS arrives at a UDP socket on
+port 53; other UDP finds nobody and is refused at once. A socket belongs to the namespace that it
+was made in, so all of this can be passed to another process, which accepts there.
+
+Needs CAP_NET_ADMIN and CAP_NET_BIND_SERVICE in the user namespace that the network belongs to, and
+``lo`` up. Standard library only.
+"""
+
+import errno
+import socket
+import struct
+from collections.abc import Iterable, Sequence
+
+#: Where what is dialled arrives, on 127.0.0.1 and ::1. Below 1024, so that no program of an
+#: ordinary user wants it.
+PORT = 1019
+DNS_PORT = 53
+_BACKLOG = 1024
+_SECONDS = 10  # that the kernel may take to answer; it may load a module meanwhile
+#: What the redirect takes of a kernel, by the names of its modules.
+MODULES = ("nf_tables", "nft_chain_nat", "nft_redir")
+
+# linux/netlink.h, linux/rtnetlink.h
+_HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
+_NLMSG_ERROR = 2
+_REQUEST, _ACK, _CREATE, _APPEND = 0x1, 0x4, 0x400, 0x800
+_NESTED = 0x8000
+_RTM_NEWROUTE = 24
+_RT_TABLE_LOCAL, _RTPROT_BOOT, _RT_SCOPE_HOST, _RTN_LOCAL = 255, 3, 254, 2
+_RTA_OIF = 4
+_LOOPBACK = 1  # the index of lo: it is the first device of every namespace
+
+# linux/netfilter/nfnetlink.h, nf_tables.h
+_NETLINK_NETFILTER = 12
+_SUBSYSTEM = 10 << 8
+_BATCH_BEGIN, _BATCH_END = 16, 17
+_NEWTABLE, _NEWCHAIN, _NEWRULE = _SUBSYSTEM | 0, _SUBSYSTEM | 3, _SUBSYSTEM | 6
+_HOOK_OUTPUT, _PRIORITY_DNAT = 3, -100
+_NETWORK_HEADER, _META_L4PROTO = 1, 16
+_ACCEPT = 1
+_TABLE, _CHAIN = b"agentd\0", b"output\0"
+
+# linux/in.h, linux/in6.h
+_IP_PKTINFO = 8
+_IPV6_RECVPKTINFO, _IPV6_FREEBIND = 49, 78
+
+# Families by their own numbers and by netfilter's, which are the same; where a packet has its
+# destination, and what of that is the loopback's.
+_V4 = (socket.AF_INET, 16, b"\x7f")
+_V6 = (socket.AF_INET6, 24, b"\0" * 15 + b"\x01")
+_Family = tuple[socket.AddressFamily, int, bytes]
+# A kernel, or a namespace, that has no IPv6, or no redirect of it.
+_NO_IPV6 = (
+    *(errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT),
+    *(errno.ENOENT, errno.ENODEV, errno.EINVAL, errno.EACCES),
+)
+_NO_MODULES = (errno.EPROTONOSUPPORT, errno.EOPNOTSUPP, errno.ENOENT)
+
+
+def capture() -> list[socket.socket]:
+    """Have all that is dialled in this network namespace arrive at the sockets that are returned.
+
+    A TCP listener on ``PORT`` a family, then a UDP socket on port 53 a family, which tells by
+    IP_PKTINFO or IPV6_PKTINFO which address was asked, and may answer from it; IPv4's first, and of
+    IPv6 where there is any. The caller's to close.
+    Raises OSError; where the kernel cannot redirect, it names the modules.
+    """
+    made: list[socket.socket] = []
+    try:
+        made += _of(_V4)
+        try:
+            made += _of(_V6)
+            _redirect((_V4, _V6))
+        except OSError as error:
+            if error.errno not in _NO_IPV6:
+                raise
+            _redirect((_V4,))
+            for sock in made[2:]:
+                sock.close()
+            del made[2:]
+    except BaseException:
+        for sock in made:
+            sock.close()
+        raise
+    return made[::2] + made[1::2]
+
+
+def _of(family: _Family) -> tuple[socket.socket, socket.socket]:
+    """The listener and the UDP socket of a family, all of whose addresses are local from now on."""
+    number = family[0]
+    listener = socket.socket(number, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        asked = socket.socket(number, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    except BaseException:
+        listener.close()
+        raise
+    try:
+        if number == socket.AF_INET6:
+            for sock in (listener, asked):
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            asked.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
+            # An answer comes from the address that was asked; by a route alone IPv6 lets none.
+            asked.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
+        else:
+            asked.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        listener.bind(("127.0.0.1" if number == socket.AF_INET else "::1", PORT))
+        listener.listen(_BACKLOG)
+        asked.bind(("", DNS_PORT))
+        _exchange(socket.NETLINK_ROUTE, _route(number), 1)
+    except BaseException:
+        listener.close()
+        asked.close()
+        raise
+    return listener, asked
+
+
+def _redirect(families: Sequence[_Family]) -> None:
+    try:
+        _exchange(_NETLINK_NETFILTER, *_batch(families))
+    except OSError as error:
+        if error.errno not in _NO_MODULES:
+            raise
+        what = f"the kernel redirects nothing, for want of {', '.join(MODULES)}"
+        raise OSError(error.errno, what) from None
+
+
+def _route(family: int) -> bytes:
+    """RTM_NEWROUTE: ``local default dev lo``."""
+    route = struct.pack(
+        *("=8BI", family, 0, 0, 0, _RT_TABLE_LOCAL, _RTPROT_BOOT, _RT_SCOPE_HOST, _RTN_LOCAL, 0)
+    )
+    body = route + _attribute(_RTA_OIF, struct.pack("=I", _LOOPBACK))
+    return _message(_RTM_NEWROUTE, _REQUEST | _ACK | _CREATE, 1, body)
+
+
+def _batch(families: Iterable[_Family]) -> tuple[bytes, int]:
+    """The messages that set the redirect of these families, and the number of the one that is
+    acknowledged. In one batch: it holds as a whole, or not at all.
+
+    A table a family, with a chain of nat at its output: what goes to the loopback is accepted as it
+    is, all other TCP goes to ``PORT`` there.
+    """
+    found = [_nf_message(_BATCH_BEGIN, _REQUEST, 0, 0, b"", _SUBSYSTEM >> 8)]
+    last = 0
+    for family, offset, loopback in families:
+        table = _attribute(1, _TABLE)
+        hook = _nest(4, _attribute(1, _be32(_HOOK_OUTPUT)), _attribute(2, _be32(_PRIORITY_DNAT)))
+        chain = table + _attribute(3, _CHAIN) + hook + _attribute(7, b"nat\0")
+        rule = table + _attribute(2, _CHAIN)
+        own = _nest(4, _load(offset, len(loopback)), _equal(loopback), _verdict(_ACCEPT))
+        tcp = bytes((socket.IPPROTO_TCP,))
+        rest = _nest(4, _load_protocol(), _equal(tcp), _number(PORT), _redirected())
+        for kind, more, body in (
+            (_NEWTABLE, 0, table),
+            (_NEWCHAIN, 0, chain),
+            (_NEWRULE, _APPEND, rule + own),
+            (_NEWRULE, _APPEND | _ACK, rule + rest),
+        ):
+            last += 1
+            found.append(_nf_message(kind, _REQUEST | _CREATE | more, last, family, body))
+    found.append(_nf_message(_BATCH_END, _REQUEST, last + 1, 0, b"", _SUBSYSTEM >> 8))
+    return b"".join(found), last
+
+
+# Expressions of a rule: a name and attributes each. Register 1 has what is compared, 2 the port.
+
+
+def _load(offset: int, length: int) -> bytes:
+    """Load so many bytes of the IP header."""
+    fields = (1, _NETWORK_HEADER, offset, length)
+    return _expression("payload", *(_attribute(n, _be32(v)) for n, v in enumerate(fields, 1)))
+
+
+def _load_protocol() -> bytes:
+    return _expression("meta", _attribute(2, _be32(_META_L4PROTO)), _attribute(1, _be32(1)))
+
+
+def _equal(value: bytes) -> bytes:
+    """Go on to the next rule where what was loaded is another."""
+    parts = (_attribute(1, _be32(1)), _attribute(2, _be32(0)), _nest(3, _attribute(1, value)))
+    return _expression("cmp", *parts)
+
+
+def _verdict(code: int) -> bytes:
+    verdict = _nest(2, _nest(2, _attribute(1, _be32(code))))
+    return _expression("immediate", _attribute(1, _be32(0)), verdict)
+
+
+def _number(port: int) -> bytes:
+    value = _nest(2, _attribute(1, struct.pack(">H", port)))
+    return _expression("immediate", _attribute(1, _be32(2)), value)
+
+
+def _redirected() -> bytes:
+    return _expression("redir", _attribute(1, _be32(2)))
+
+
+def _expression(name: str, *attributes: bytes) -> bytes:
+    return _nest(1, _attribute(1, name.encode() + b"\0"), _nest(2, *attributes))
+
+
+def _nest(kind: int, *attributes: bytes) -> bytes:
+    return _attribute(kind | _NESTED, b"".join(attributes))
+
+
+def _attribute(kind: int, data: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(data), kind) + data + b"\0" * (-len(data) % 4)
+
+
+def _be32(value: int) -> bytes:
+    return struct.pack(">i", value)
+
+
+def _message(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
+    return _HEADER.pack(_HEADER.size + len(body), kind, flags, sequence, 0) + body
+
+
+def _nf_message(
+    kind: int, flags: int, sequence: int, family: int, body: bytes, resource: int = 0
+) -> bytes:
+    return _message(kind, flags, sequence, struct.pack(">BBH", family, 0, resource) + body)
+
+
+def _exchange(protocol: int, request: bytes, last: int) -> None:
+    """Send messages of netlink, and wait until number ``last`` is acknowledged. Raises OSError."""
+    kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
+    with socket.socket(socket.AF_NETLINK, kind, protocol) as netlink:
+        netlink.settimeout(_SECONDS)
+        netlink.send(request)
+        while not _acknowledged(netlink.recv(1 << 16), last):
+            pass
+
+
+def _acknowledged(answers: bytes, last: int) -> bool:
+    """Raises OSError for the first that is an error."""
+    at, found = 0, False
+    while at + _HEADER.size <= len(answers):
+        length, kind, _flags, sequence, _port = _HEADER.unpack_from(answers, at)
+        if kind == _NLMSG_ERROR:
+            (code,) = struct.unpack_from("=i", answers, at + _HEADER.size)
+            if code:
+                raise OSError(-code, "a route or redirect was refused by the kernel")
+            found = found or sequence == last
+        at += max(length + 3 & ~3, _HEADER.size)
+    return found

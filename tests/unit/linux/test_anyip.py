@@ -1,0 +1,180 @@
+"""In a network namespace of its own, whose sockets this process holds."""
+
+import contextlib
+import errno
+import json
+import os
+import select
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentd.linux import anyip
+
+# It hands its sockets over, and then does what it is told, a line of Python each.
+INSIDE = """
+import json, os, socket, sys
+from agentd.linux import abi, anyip, net
+from agentd.linux.kernel import KERNEL
+KERNEL.unshare(abi.CLONE_NEWNET | (abi.CLONE_NEWUSER if os.geteuid() else 0))
+if "without IPv6" in sys.argv:
+    open("/proc/sys/net/ipv6/conf/all/disable_ipv6", "w").write("1")
+net.loopback_up()
+host = socket.socket(fileno=int(sys.argv[1]))
+made = anyip.capture()
+socket.send_fds(host, [b"x"], [sock.fileno() for sock in made])
+for sock in made:
+    sock.close()
+def tcp(host, port):
+    with socket.create_connection((host, port), 30) as sock:
+        return sock.recv(100).decode()
+def udp(family, host, port):
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(30)
+        sock.connect((host, port))
+        sock.send(b"?")
+        return sock.recv(100).decode()
+def own(address, dialled):
+    with socket.create_server((address, 8080)) as server:
+        with socket.create_connection((dialled, 8080), 30) as ours, server.accept()[0] as theirs:
+            theirs.send(b"own")
+            return ours.recv(100).decode()
+for line in sys.stdin:
+    try:
+        answer = eval(line)
+    except OSError as error:
+        answer = error.errno
+    print(json.dumps(answer), flush=True)
+"""
+REFUSED = errno.ECONNREFUSED
+
+
+class Inside:
+    def __init__(self, *argv: str) -> None:
+        host, theirs = socket.socketpair()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", INSIDE, str(theirs.fileno()), *argv],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            pass_fds=[theirs.fileno()],
+            env={"PYTHONPATH": str(Path(anyip.__file__).parents[2])},
+        )
+        theirs.close()
+        with host:
+            _, fds, _, _ = socket.recv_fds(host, 10, 8)
+        self.sockets = [socket.socket(fileno=fd) for fd in fds]
+
+    def ask(self, line: str) -> Any:
+        """The answer, while whatever arrives is told where it was going."""
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
+        while True:
+            ready, _, _ = select.select([*self.sockets, self.process.stdout], [], [], 60)
+            assert ready
+            if self.process.stdout in ready:
+                return json.loads(self.process.stdout.readline())
+            for sock in ready:
+                (_accept if sock.type == socket.SOCK_STREAM else _answer)(sock)
+
+    def close(self) -> None:
+        self.process.communicate(timeout=60)
+        for sock in self.sockets:
+            sock.close()
+
+
+def _accept(listener: socket.socket) -> None:
+    connection, _ = listener.accept()
+    with connection:
+        if listener.family == socket.AF_INET:
+            found = connection.getsockopt(socket.SOL_IP, 80, 16)  # SO_ORIGINAL_DST
+            host = socket.inet_ntop(socket.AF_INET, found[4:8])
+        else:
+            found = connection.getsockopt(socket.IPPROTO_IPV6, 80, 28)
+            host = socket.inet_ntop(socket.AF_INET6, found[8:24])
+        (port,) = struct.unpack_from(">H", found, 2)
+        connection.sendall(f"{host} {port}".encode())
+
+
+def _answer(asked: socket.socket) -> None:
+    _, [(level, kind, found)], _, client = asked.recvmsg(100, 200)
+    if asked.family == socket.AF_INET:
+        address, source = found[8:12], struct.pack("I4s4s", 0, found[8:12], bytes(4))
+    else:
+        address, source = found[:16], found[:16] + bytes(4)
+    text = socket.inet_ntop(asked.family, address).encode()
+    asked.sendmsg([text], [(level, kind, source)], 0, client)
+
+
+@contextlib.contextmanager
+def inside(*argv: str) -> Iterator[Inside]:
+    made = Inside(*argv)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace needs uid 0")
+def test_what_is_dialled_arrives_with_its_address() -> None:
+    with inside() as sandbox:
+        for host, port in (
+            ("8.8.8.8", 443),
+            ("10.0.0.1", 5432),
+            ("192.0.2.7", 1),
+            ("2001:4860:4860::8888", 443),
+            ("fd61:6765:6e74::1", 65535),
+        ):
+            assert sandbox.ask(f"tcp({host!r}, {port})") == f"{host} {port}"
+        assert sandbox.ask("tcp('::ffff:9.9.9.9', 25)") == "9.9.9.9 25"
+        # Whoever dials the listener itself is known by that.
+        assert sandbox.ask(f"tcp('127.0.0.1', {anyip.PORT})") == f"127.0.0.1 {anyip.PORT}"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace needs uid 0")
+def test_the_loopback_is_its_own() -> None:
+    with inside() as sandbox:
+        assert sandbox.ask("own('127.0.0.1', '127.0.0.1')") == "own"
+        assert sandbox.ask("own('0.0.0.0', '127.0.0.5')") == "own"
+        assert sandbox.ask("own('0.0.0.0', '0.0.0.0')") == "own"
+        # What listens on every address gets nothing of what was meant for another.
+        assert sandbox.ask("own('', '127.0.0.1')") == "own"
+        assert sandbox.ask("tcp('127.0.0.1', 80)") == REFUSED
+        assert sandbox.ask("tcp('::1', 80)") == REFUSED
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace needs uid 0")
+def test_of_udp_dns_alone_is_heard_and_answered_by_who_was_asked() -> None:
+    with inside() as sandbox:
+        for host in ("127.0.0.53", "127.0.0.1", "8.8.8.8"):
+            assert sandbox.ask(f"udp(socket.AF_INET, {host!r}, 53)") == host
+        for host in ("::1", "2001:4860:4860::8888"):
+            assert sandbox.ask(f"udp(socket.AF_INET6, {host!r}, 53)") == host
+        assert sandbox.ask("udp(socket.AF_INET, '8.8.8.8', 443)") == REFUSED
+        assert sandbox.ask("udp(socket.AF_INET6, '2001:db8::1', 443)") == REFUSED
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace needs uid 0")
+def test_ipv4_is_enough() -> None:
+    with inside("without IPv6") as sandbox:
+        assert [sock.family for sock in sandbox.sockets] == [socket.AF_INET] * 2
+        assert sandbox.ask("tcp('8.8.8.8', 443)") == "8.8.8.8 443"
+        assert sandbox.ask("udp(socket.AF_INET, '8.8.8.8', 53)") == "8.8.8.8"
+        assert sandbox.ask("tcp('2001:db8::1', 443)") in (errno.ENETUNREACH, errno.EADDRNOTAVAIL)
+
+
+def test_a_kernel_without_the_modules_is_told_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(protocol: int, request: bytes, last: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, "no such subsystem")
+
+    monkeypatch.setattr(anyip, "_exchange", refuse)  # no kernel of ours lacks them
+    with pytest.raises(OSError, match="nf_tables, nft_chain_nat, nft_redir") as refusal:
+        anyip._redirect(())
+    assert refusal.value.errno == errno.EOPNOTSUPP
