@@ -3,6 +3,8 @@
 ``pulled(kind)`` has agentd pull one into the cache of the environment:
 
 ``busybox``   a static busybox and nothing else: no library, no loader, no bash
+``musl``      the same beside musl's libc and its loader, as Alpine has them: what tests run most,
+              and ``libc``, are programs of that (``tests/data/musl.c``)
 ``debian``    Debian's essential programs with their libraries, merged /usr; no Python
 ``python``    the same with /usr/bin/python3 and its library, for what only a language can ask
 
@@ -17,7 +19,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -28,7 +30,11 @@ from agentd.image.oci.pull import pull
 
 Entry = tuple[tarfile.TarInfo, bytes]
 
-KINDS = ("busybox", "debian", "python")
+KINDS = ("busybox", "musl", "debian", "python")
+#: Of these, those whose programs are busybox's.
+SMALL = ("busybox", "musl")
+_OF_MUSL = ("cat", "libc", "sleep", "true")
+_SOURCE = Path(__file__).parent / "data/musl.c"
 _PACKAGES = (
     *("base-files", "base-passwd", "bash", "coreutils", "dash", "debianutils", "diffutils"),
     *(
@@ -57,7 +63,7 @@ _USERS = (
 
 #: make test-images and test-images-vm: the root of these walls' sandboxes is of this image.
 IMAGE = os.environ.get("AGENTD_TEST_IMAGE", "")
-WALLS = ("linux", "qemu")
+WALLS = ("linux", "oci", "gvisor", "qemu")
 
 
 @contextlib.contextmanager
@@ -91,21 +97,43 @@ def pulled(kind: str) -> str:
     name = name_of(kind)
     with tempfile.TemporaryDirectory(prefix="agentd-rootfs-") as place:
         made = Layout(Path(place, "layout"))
-        entries = _busybox() if kind == "busybox" else _debian(python=kind == "python")
-        pull(made.add([layer(*entries)], _CONFIG, packed=""), name)
+        pull(made.add([layer(*_entries(kind))], _CONFIG, packed=""), name)
     return name
 
 
-def _busybox() -> Iterator[Entry]:
+def _entries(kind: str) -> Iterator[Entry]:
+    if kind == "busybox":
+        return _busybox()
+    return _musl() if kind == "musl" else _debian(python=kind == "python")
+
+
+def _busybox(without: Sequence[str] = ()) -> Iterator[Entry]:
     if not is_static(BUSYBOX):
         pytest.skip("busybox-static is not installed")
     listed = subprocess.run([BUSYBOX, "--list"], capture_output=True, text=True, check=True)
     yield folder("bin")
     yield file("bin/busybox", BUSYBOX.read_bytes(), 0o755)
     yield from (
-        link(f"bin/{name}", "busybox") for name in listed.stdout.split() if name != "busybox"
+        link(f"bin/{name}", "busybox")
+        for name in listed.stdout.split()
+        if name not in ("busybox", *without)
     )
     yield from _USERS
+
+
+def _musl() -> Iterator[Entry]:
+    loader = f"lib/ld-musl-{os.uname().machine}.so.1"
+    compiler = shutil.which("musl-gcc")
+    if compiler is None or not os.path.exists(f"/{loader}"):
+        pytest.skip("musl-tools is not installed")
+    with tempfile.TemporaryDirectory(prefix="agentd-musl-") as place:
+        program = Path(place, "program")
+        argv = [compiler, "-O1", "-pthread", "-o", str(program), str(_SOURCE)]
+        subprocess.run(argv, check=True, timeout=120)
+        yield from _busybox(_OF_MUSL)
+        yield folder("lib")
+        yield file(loader, Path(f"/{loader}").read_bytes(), 0o755)
+        yield from (file(f"bin/{name}", program.read_bytes(), 0o755) for name in _OF_MUSL)
 
 
 def _debian(*, python: bool) -> Iterator[Entry]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests import rootfs
+from tests import gvisor, rootfs
 from tests.conftest import nothing_left_behind
 from tests.contract.ways import Refusal, rest
 from tests.lasting import lasting as lasting_manager
@@ -34,6 +34,7 @@ from agentd.daemon.pipeline import Pipeline
 from agentd.model.errors import AgentdError
 from agentd.model.principal import local
 from agentd.sandbox import backends
+from agentd.sandbox.backends.oci.container import ContainerBackend
 from agentd.sandbox.backends.wall import ProcessWall
 from agentd.sandbox.manager import Manager
 from agentd.sandbox.ports import Backend
@@ -54,12 +55,13 @@ class Kind:
     confined: bool = False
     namespaces: bool = False
     machine: bool = False  # a kernel of its own
+    sentry: bool = False  # one of its own in user space, which is a process of the host's
     over_http: bool = False  # a daemon's: its processes and its kernel objects are out of reach
 
     @property
     def apart(self) -> bool:
         """Whether nothing of the host's is within reach."""
-        return self.confined or self.machine
+        return self.confined or self.machine or self.sentry
 
 
 KINDS = {
@@ -68,6 +70,7 @@ KINDS = {
     "landlock": Kind("landlock", confined=True),
     "linux": Kind("linux", confined=True, namespaces=True),
     "oci": Kind("oci", confined=True, namespaces=True),
+    "gvisor": Kind("gvisor", sentry=True),
     "qemu": Kind("qemu", machine=True),
     "firecracker": Kind("firecracker", machine=True),
     "linux over HTTP": Kind("linux", confined=True, namespaces=True, over_http=True),
@@ -95,15 +98,17 @@ mounts = ["/"]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out, of ours, what ``OF_ONE_WALL_OVER_HTTP`` says."""
-    twice = [item for item in items if not URL and _asked_elsewhere(item)]
-    if twice:
-        config.hook.pytest_deselected(items=twice)
-        items[:] = [item for item in items if not _asked_elsewhere(item)]
+    """Leaves out, of ours, what ``OF_ONE_WALL_OVER_HTTP`` and ``gvisor.CASES`` say."""
+    out = {item for item in items if not URL and _asked_elsewhere(item)}
+    if out:
+        config.hook.pytest_deselected(items=list(out))
+        items[:] = [item for item in items if item not in out]
 
 
 def _asked_elsewhere(item: pytest.Item) -> bool:
     kind = KINDS.get(_kind_of(item), KINDS["fake"])
+    if kind.sentry and not gvisor.ALL:
+        return getattr(item, "originalname", "") not in gvisor.CASES
     return kind.over_http and kind.name != "linux" and item.path.stem in OF_ONE_WALL_OVER_HTTP
 
 
@@ -323,7 +328,10 @@ class Machines:
 
     def pipeline(self, kind: Kind) -> Pipeline:
         """Its own, with what makes that wall's sandboxes started."""
-        self._pipeline.manager.backend(kind.name).probe()
+        backend: Any = self._pipeline.manager.backend(kind.name)
+        asked = kind.sentry or bool(rootfs.IMAGE)
+        if backend.probe().usable and asked and isinstance(backend, ContainerBackend):
+            backend._agents()  # the interpreter, which it has from its first sandbox on
         return self._pipeline
 
     def get(self, name: str) -> Lent | None:
@@ -417,6 +425,8 @@ def end_agent(handle_of: Callable[[Sandbox], Any]) -> Callable[[Sandbox], None]:
         wall = handle_of(sandbox).wall
         if isinstance(wall, ProcessWall):
             wall._first.kill()
+            # One of many threads takes a moment, in which it answers as if it were there.
+            assert wall._first.wait(120)
         else:
             signal.pidfd_send_signal(wall._pidfd, signal.SIGKILL)
 

@@ -7,6 +7,9 @@ from agentd.testing.walls.test_abilities import *
 # Of machines over HTTP the daemon's own tests ask this; each case of it boots one.
 pytestmark = pytest.mark.parametrize(
     "kind",
-    ["fake", "host", "landlock", "linux", "oci", "linux over HTTP", "qemu", "firecracker"],
+    [
+        *("fake", "host", "landlock", "linux", "oci", "gvisor"),
+        *("linux over HTTP", "qemu", "firecracker"),
+    ],
     indirect=True,
 )

@@ -5,5 +5,5 @@ import pytest
 from agentd.testing.walls.test_folders import *
 
 pytestmark = pytest.mark.parametrize(
-    "kind", ["fake", "landlock", "linux", "oci", "linux over HTTP"], indirect=True
+    "kind", ["fake", "landlock", "linux", "oci", "gvisor", "linux over HTTP"], indirect=True
 )

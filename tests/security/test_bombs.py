@@ -202,16 +202,16 @@ def _argv(box: Any, script: str) -> tuple[str, ...]:
 
 
 @pytest.mark.usefixtures("groups")
-def test_with_room_the_same_bomb_is_not_refused(sandbox: Callable[..., Any], walled: str) -> None:
-    end, said = _ended(sandbox(walled, pids=300), FORK)
+def test_with_room_the_same_bomb_is_not_refused(sandbox: Callable[..., Any], enclosed: str) -> None:
+    end, said = _ended(sandbox(enclosed, pids=300), FORK)
     assert said == {"made": "100"}
     assert end.ok
 
 
 @pytest.mark.usefixtures("groups")
 @pytest.mark.parametrize("attack", [MEMORY, MAPPED], ids=["heap", "mapping"])
-def test_a_memory_bomb(sandbox: Callable[..., Any], walled: str, attack: str) -> None:
-    box = sandbox(walled, **SMALL)
+def test_a_memory_bomb(sandbox: Callable[..., Any], enclosed: str, attack: str) -> None:
+    box = sandbox(enclosed, **SMALL)
     witness = _witness(box)
     end, said = _ended(box, attack)
     assert said == {}
@@ -236,9 +236,9 @@ def test_a_memory_bomb_of_files(sandbox: Callable[..., Any], place: str) -> None
 @pytest.mark.usefixtures("groups")
 @pytest.mark.parametrize("attack", [MEMORY, MAPPED], ids=["heap", "mapping"])
 def test_with_room_the_same_memory_is_had(
-    sandbox: Callable[..., Any], walled: str, attack: str
+    sandbox: Callable[..., Any], enclosed: str, attack: str
 ) -> None:
-    end, said = _ended(sandbox(walled, memory="256M"), attack)
+    end, said = _ended(sandbox(enclosed, memory="256M"), attack)
     assert said == {"took": "150"}
     assert end.ok
 
@@ -303,9 +303,9 @@ def test_with_room_the_inodes_are_had(sandbox: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize(("limit", "refused"), [(256, True), (5100, False)])
 def test_a_descriptor_bomb(
-    sandbox: Callable[..., Any], walled: str, limit: int, refused: bool
+    sandbox: Callable[..., Any], enclosed: str, limit: int, refused: bool
 ) -> None:
-    box = sandbox(walled, open_files=limit)
+    box = sandbox(enclosed, open_files=limit)
     _, said = _ended(box, DESCRIPTORS)
     assert (said.get("refused") == "EMFILE") is refused
     assert int(said["kept"]) < limit
@@ -320,8 +320,8 @@ def test_a_descriptor_bomb(
     assert raised["raise"] == "refused"
 
 
-def test_an_output_flood(sandbox: Callable[..., Any], walled: str) -> None:
-    box = sandbox(walled)
+def test_an_output_flood(sandbox: Callable[..., Any], enclosed: str) -> None:
+    box = sandbox(enclosed)
     witness = _witness(box)
     ran = box.run(FLOOD, output_limit=100_000, timeout=20.0)
     assert ran.exit.cause.code is CauseCode.OUTPUT_LIMIT
@@ -331,9 +331,9 @@ def test_an_output_flood(sandbox: Callable[..., Any], walled: str) -> None:
     _goes_on(box)
 
 
-def test_a_flood_that_nobody_reads_waits(sandbox: Callable[..., Any], walled: str) -> None:
+def test_a_flood_that_nobody_reads_waits(sandbox: Callable[..., Any], enclosed: str) -> None:
     """Back-pressure: neither the host's memory nor the agent's grows with what is written."""
-    box = sandbox(walled)
+    box = sandbox(enclosed)
     flood = "for _ in range(1 << 12): os.write(1, b'x' * 65536)\nprint('all')"
     with box.guest.start(ExecRequest(_argv(box, flood), timeout=30.0)) as running:
         while running.pid is None:

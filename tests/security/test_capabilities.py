@@ -118,8 +118,8 @@ def test_off_root_inside_holds_all(sandbox: Callable[..., Any]) -> None:
     assert answers["after exec"] == answers["CapEff"]
 
 
-def test_nothing_comes_back(sandbox: Callable[..., Any], walled: str) -> None:
-    answers = sandbox(walled).attack(GAIN)
+def test_nothing_comes_back(sandbox: Callable[..., Any], enclosed: str) -> None:
+    answers = sandbox(enclosed).attack(GAIN)
     assert answers.pop("no_new_privs") == "EINVAL"  # it cannot be unset
     assert set(answers.values()) <= {"EPERM", "EINVAL"}  # EINVAL: a uid without a mapping
 

@@ -138,10 +138,10 @@ def test_a_command_inherits_three_descriptors(sandbox: Callable[..., Any], held:
 
 
 def test_no_working_directory_leads_out(
-    sandbox: Callable[..., Any], walled: str, held: Path
+    sandbox: Callable[..., Any], enclosed: str, held: Path
 ) -> None:
     """``cwd`` is what CVE-2024-21626 was asked with: a descriptor of the starter."""
-    box = sandbox(walled)
+    box = sandbox(enclosed)
     script = 'cat "../../../../../../../../../../$1" "./$1" 2>/dev/null; pwd'
     places = [f"/proc/self/fd/{n}" for n in range(24)]
     places += [f"/proc/1/{n}" for n in ("cwd", "root", "fd/3", "fd/4")]

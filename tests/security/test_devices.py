@@ -46,8 +46,8 @@ for path in {PATHS!r}:
 HARMLESS = {"null", "zero", "full", "random", "urandom", "tty"}
 
 
-def test_no_device_is_made(sandbox: Callable[..., Any], walled: str) -> None:
-    answers = sandbox(walled).attack(MAKE)
+def test_no_device_is_made(sandbox: Callable[..., Any], enclosed: str) -> None:
+    answers = sandbox(enclosed).attack(MAKE)
     assert answers == dict.fromkeys(answers, "EPERM")
 
 
@@ -90,8 +90,8 @@ def test_off_a_device_is_made_and_opened(sandbox: Callable[..., Any]) -> None:
     assert sandbox("landlock", without=off).attack(OPEN)["null"] == "opened"
 
 
-def test_fifos_and_files_are_made(sandbox: Callable[..., Any], walled: str) -> None:
-    assert sandbox(walled).attack(PLAIN) == {"fifo": "None", "file": "None"}
+def test_fifos_and_files_are_made(sandbox: Callable[..., Any], enclosed: str) -> None:
+    assert sandbox(enclosed).attack(PLAIN) == {"fifo": "None", "file": "None"}
 
 
 def test_dev_holds_nothing_else(sandbox: Callable[..., Any]) -> None:

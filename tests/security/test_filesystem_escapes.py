@@ -70,9 +70,10 @@ def _alone(control: str) -> frozenset[str]:
     return CONTROLS - {control}
 
 
-def test_no_mount_is_made(sandbox: Callable[..., Any], walled: str) -> None:
-    answers = sandbox(walled).attack(MOUNTS + PIVOT)
-    assert answers == dict.fromkeys(answers, "EPERM")
+def test_no_mount_is_made(sandbox: Callable[..., Any], enclosed: str) -> None:
+    answers = sandbox(enclosed).attack(MOUNTS + PIVOT)
+    unknown = {"ENOSYS"} if enclosed == "gvisor" else set()
+    assert set(answers.values()) <= {"EPERM", *unknown}, answers
 
 
 @pytest.mark.parametrize("control", ["seccomp", "capabilities"])

@@ -142,9 +142,9 @@ said("remove", tried(os.rmdir, "/usr/share/man"))
 
 
 def test_nothing_of_the_host_is_read(
-    sandbox: Callable[..., Any], walled: str, planted: Planted
+    sandbox: Callable[..., Any], enclosed: str, planted: Planted
 ) -> None:
-    box = sandbox(walled)
+    box = sandbox(enclosed)
     assert box.attack(READ, *planted.args()) == dict.fromkeys(PLACES, "False")
 
 
@@ -183,9 +183,9 @@ def test_off_the_owner_of_nothing_owns_everything(
 
 
 @pytest.mark.parametrize("path", ["/etc/shadow", "/etc/gshadow", "/etc/ssl/private", "/root"])
-def test_secret_paths(sandbox: Callable[..., Any], walled: str, path: str) -> None:
-    answer = sandbox(walled).attack('said("open", opens(sys.argv[1]))', path)
-    assert answer["open"] in {"landlock": ("EACCES", "ENOENT")}.get(walled, ("ENOENT",))
+def test_secret_paths(sandbox: Callable[..., Any], enclosed: str, path: str) -> None:
+    answer = sandbox(enclosed).attack('said("open", opens(sys.argv[1]))', path)
+    assert answer["open"] in {"landlock": ("EACCES", "ENOENT")}.get(enclosed, ("ENOENT",))
 
 
 def _state(folder: Path) -> dict[str, str]:
@@ -193,10 +193,10 @@ def _state(folder: Path) -> dict[str, str]:
 
 
 def test_nothing_of_the_host_is_written(
-    sandbox: Callable[..., Any], walled: str, planted: Planted
+    sandbox: Callable[..., Any], enclosed: str, planted: Planted
 ) -> None:
     before = _state(planted.file.parent)
-    answers = sandbox(walled).attack(WRITE, str(planted.file))
+    answers = sandbox(enclosed).attack(WRITE, str(planted.file))
     assert set(answers.values()) <= {"ENOENT", "EACCES", "EXDEV", "EPERM", "EROFS"}
     assert _state(planted.file.parent) == before
 
@@ -211,8 +211,8 @@ def test_off_the_host_is_written(sandbox: Callable[..., Any], planted: Planted) 
     assert not planted.file.exists()
 
 
-def test_programs_are_read_only(sandbox: Callable[..., Any], walled: str) -> None:
-    assert set(sandbox(walled).attack(PROGRAMS).values()) <= {"EACCES", "EROFS"}
+def test_programs_are_read_only(sandbox: Callable[..., Any], enclosed: str) -> None:
+    assert set(sandbox(enclosed).attack(PROGRAMS).values()) <= {"EACCES", "EROFS"}
 
 
 def test_programs_are_read_only_by_their_mounts_too(sandbox: Callable[..., Any]) -> None:

@@ -105,9 +105,9 @@ def test_capabilities_do_not_come_back(sandbox: Callable[..., Any]) -> None:
     assert off["gained"] != no
 
 
-def test_threads_and_forks_pass(sandbox: Callable[..., Any], walled: str) -> None:
+def test_threads_and_forks_pass(sandbox: Callable[..., Any], enclosed: str) -> None:
     """The rules read flags: without this a filter that refuses everything would pass above."""
-    assert sandbox(walled).attack(PLAIN) == {"thread": "ran", "fork": "0", "exec": "0"}
+    assert sandbox(enclosed).attack(PLAIN) == {"thread": "ran", "fork": "0", "exec": "0"}
 
 
 @pytest.mark.parametrize("kind", ["user", "mnt", "pid", "net", "ipc", "uts", "cgroup"])

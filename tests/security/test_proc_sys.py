@@ -202,8 +202,8 @@ said("agent's", {line.rstrip().split(":", 2)[2] for line in open("/proc/1/cgroup
         assert "sbx-" in answers["groups"]
 
 
-def test_kernel_memory_is_not_read(sandbox: Callable[..., Any], walled: str) -> None:
-    assert set(sandbox(walled).attack(READ).values()) <= REFUSED
+def test_kernel_memory_is_not_read(sandbox: Callable[..., Any], enclosed: str) -> None:
+    assert set(sandbox(enclosed).attack(READ).values()) <= REFUSED
 
 
 def test_landlock_closes_the_sandboxs_own_proc(sandbox: Callable[..., Any]) -> None:
@@ -238,8 +238,8 @@ def test_off_a_crash_has_the_callers_limit(sandbox: Callable[..., Any], walled: 
     assert sandbox(walled, without={"rlimits"}).attack(CORE)["core"] != "(1, 1)"
 
 
-def test_no_release_agent(sandbox: Callable[..., Any], walled: str) -> None:
-    answers = sandbox(walled).attack(RELEASE_AGENT)
+def test_no_release_agent(sandbox: Callable[..., Any], enclosed: str) -> None:
+    answers = sandbox(enclosed).attack(RELEASE_AGENT)
     assert answers["found"] == "False"
     assert answers["new group"] in REFUSED
 

@@ -99,9 +99,12 @@ def test_in_its_own_namespace_a_child_is_traced(
     assert answers == dict.fromkeys(CALLS, "done") | {"madvise": "EPERM"}
 
 
-def test_the_agent_is_closed(sandbox: Callable[..., Any], walled: str) -> None:
-    answers = sandbox(walled).attack(AGENT)
-    assert {name: got for name, got in answers.items() if got not in REFUSED} == {}
+def test_the_agent_is_closed(sandbox: Callable[..., Any], enclosed: str) -> None:
+    answers = sandbox(enclosed).attack(AGENT)
+    # As docs/gvisor.md says: its kernel asks for these who owns a process, and not what it allows.
+    open_there = {"environ", "maps", "auxv", "io", "fd"} if enclosed == "gvisor" else set()
+    left = {name: got for name, got in answers.items() if name not in open_there}
+    assert {name: got for name, got in left.items() if got not in REFUSED} == {}
 
 
 def test_the_agent_is_closed_without_landlock(sandbox: Callable[..., Any], walled: str) -> None:

@@ -61,8 +61,8 @@ def _lines() -> list[str]:
     return [f"{name}: {arguments}" for name, arguments in SOCKETS.items()]
 
 
-def test_no_such_socket_can_be_made(sandbox: Callable[..., Any], walled: str) -> None:
-    box = sandbox(walled)
+def test_no_such_socket_can_be_made(sandbox: Callable[..., Any], enclosed: str) -> None:
+    box = sandbox(enclosed)
     said = box.attack(ATTACK, *_lines())
     assert said.keys() == SOCKETS.keys()
     assert "opened" not in said.values(), said
@@ -71,8 +71,8 @@ def test_no_such_socket_can_be_made(sandbox: Callable[..., Any], walled: str) ->
 
 
 @pytest.mark.parametrize("net", ["none", "host"])
-def test_with_a_network_neither(sandbox: Callable[..., Any], walled: str, net: str) -> None:
-    said = sandbox(walled, net=net).attack(ATTACK, *_lines())
+def test_with_a_network_neither(sandbox: Callable[..., Any], enclosed: str, net: str) -> None:
+    said = sandbox(enclosed, net=net).attack(ATTACK, *_lines())
     assert "opened" not in said.values(), said
 
 

@@ -133,8 +133,8 @@ def prelude(request: pytest.FixtureRequest) -> str:
     return text
 
 
-def test_the_host_terminal_gets_nothing(terminal: Terminal, walled: str, prelude: str) -> None:
-    agentd = [sys.executable, "-m", "agentd", "run", "--backend", walled, "--"]
+def test_the_host_terminal_gets_nothing(terminal: Terminal, enclosed: str, prelude: str) -> None:
+    agentd = [sys.executable, "-m", "agentd", "run", "--backend", enclosed, "--"]
     output = terminal.run([*agentd, *_script(prelude)])
     assert "end=reached" in output
     assert "=done" not in output, output

@@ -22,9 +22,16 @@ from agentd.sandbox.backends.oci.starting import Contained
 _SENTRY = (
     "in namespaces and an empty root of its own, behind a seccomp filter that runsc installs; as {}"
 )
-_AGENT = "it cannot be traced nor its memory read; its maps can, and a command can end it"
+_AGENT = (
+    "it cannot be traced nor its memory read; maps, environment and the list of its descriptors "
+    "can, and a command can end it"
+)
 _NO_FILTER = "commands make no system call of this kernel's: gVisor's kernel answers them"
 _NO_LANDLOCK = "gVisor's kernel has none; what is not to be written is mounted read-only"
+_NONE_HELD = (
+    "none in any set, in gVisor's kernel; a user namespace that a command makes has some over what "
+    "is its own"
+)
 _SHARED = "keyrings, inotify and the like are gVisor's, which is a process of this kernel"
 _SET_ID = (
     "a folder of the host's is mounted rw: profile share, digest {}, on runsc and what it starts, "
@@ -50,6 +57,7 @@ def enforcement(
         "userspace_kernel": Control("default", True, f"gVisor, {platform}, by {runtime}"),
         "sentry": Control("default", own_user, _SENTRY.format(user)),
         "root": Control(asked, True, told["mount_namespace"].detail),
+        "capabilities": _capabilities(plan, told["capabilities"], "capabilities" in controls),
         "seccomp": Control("default", False, _NO_FILTER),
         "landlock": Control("default", False, _NO_LANDLOCK),
         "agent_protected": Control("default", False, _AGENT),
@@ -68,6 +76,11 @@ def enforcement(
         more = f"; {format_size(BASE_MEMORY)} more for gVisor's kernel; over it all of it ends"
         table["memory"] = _told(table["memory"], more)
     return table
+
+
+def _capabilities(plan: LinuxPlan, namespaces: Control, held: bool) -> Control:
+    how = f"{namespaces.detail}; in gVisor's kernel" if plan.uid == 0 else _NONE_HELD
+    return Control("default", held, how if held else "switched off")
 
 
 def _pids(plan: LinuxPlan) -> Control:
