@@ -286,3 +286,9 @@ def test_a_run_makes_no_layer_of_holes(on_base: Builds) -> None:
         with pytest.raises(SandboxError, match="larger than 4 MiB with 's'"):
             box.commit("mine")
     assert on_base.left() == []
+
+
+def test_a_passwd_that_is_a_folder_has_no_users(on_base: Builds) -> None:
+    text = "FROM base\nRUN rm -r /etc/passwd && mkdir /etc/passwd\nRUN echo $HOME > /home-of\n"
+    on_base.build(text)
+    assert on_base.files()["home-of"].size == len("/root\n")

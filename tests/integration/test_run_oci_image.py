@@ -175,6 +175,7 @@ def test_the_user_of_an_image(user: str, uid: str, images: Images, layout: Layou
         [folder("etc"), link("etc/passwd", "../../../../../../../../../etc/passwd")],
         [folder("etc"), link("etc/passwd", "/proc/self/root/etc/passwd")],
         [folder("etc"), file("etc/passwd", type=b"6")],  # a fifo, which nobody writes
+        [folder("etc"), folder("etc/passwd")],
     ],
 )
 def test_a_user_whom_the_image_does_not_have_is_refused(

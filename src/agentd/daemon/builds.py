@@ -10,7 +10,7 @@ from agentd.daemon.commands.command import Command
 from agentd.daemon.commands.ends import completed
 from agentd.image.oci.building.layer import LayerWriter
 from agentd.image.oci.building.running import SCRIPT, Output, RunEnd, RunStep
-from agentd.linux.paths import open_inside
+from agentd.image.oci.inside import read_small
 from agentd.model.drive import drive
 from agentd.model.limits import Limits
 from agentd.model.spec import ExecRequest, SandboxSpec
@@ -22,8 +22,6 @@ from agentd.sandbox.manager import Manager
 
 if TYPE_CHECKING:
     from agentd.sandbox.ports import Backend
-
-_MAX_PASSWD = 1 << 20
 
 
 class SandboxRunner:
@@ -97,19 +95,10 @@ def _home(step: RunStep) -> dict[str, str]:
     user = run.user.partition(":")[0] or "0"
     root = os.open(step.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        for line in _passwd(root).splitlines():
+        for line in read_small(root, "/etc/passwd").splitlines():
             fields = line.split(":")
             if len(fields) > 5 and user in (fields[0], fields[2]):
                 return {"HOME": fields[5] or "/"}
     finally:
         os.close(root)
     return {"HOME": "/root" if user in ("0", "root") else "/"}
-
-
-def _passwd(root: int) -> str:
-    try:
-        fd = open_inside(root, "/etc/passwd", os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
-        return ""
-    with os.fdopen(fd, "rb") as file:
-        return file.read(_MAX_PASSWD).decode("utf-8", "replace")

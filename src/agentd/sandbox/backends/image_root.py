@@ -4,15 +4,15 @@ Nothing of the image is opened by a name that could lead out of its root.
 """
 
 import contextlib
-import errno
+import functools
 import os
-import stat
 from collections.abc import Iterable
 from typing import TypeVar
 
 import msgspec
 
 from agentd.guest.zygote.root import SANDBOX_HOME
+from agentd.image.oci import inside
 from agentd.image.oci.roots import Lease
 from agentd.image.oci.store import OciStore
 from agentd.image.oci.values import OciImage
@@ -26,8 +26,6 @@ from agentd.sandbox.backends.users import parse_user
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _PLACE = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_MAX_PASSWD = 1 << 20
-_MAX_LINKS = 40
 
 
 def resolved(spec: SandboxSpec, *, kept: bool = False) -> SandboxSpec:
@@ -73,11 +71,15 @@ class ImageRoot:
         return path.replace("//", "/") or None
 
     def places(self, mounts: Iterable[Mount], workdir: str | None) -> list[tuple[str, bool]]:
-        """Where something is mounted, behind the image's links, and whether it is a directory."""
+        """Where something is mounted, behind the image's links, and whether it is a directory.
+        Raises Refused for links that lead in a circle."""
         wanted = [(mount.target, os.path.isdir(mount.source)) for mount in mounts]
         if workdir is not None and not self._is_directory(workdir):
             wanted.append((workdir, True))
-        return [(self._behind_links(path), is_dir) for path, is_dir in wanted]
+        try:
+            return [(self._behind_links(path), is_dir) for path, is_dir in wanted]
+        except inside.LinkCircle as error:
+            raise Refused(f"/{error} leads in a circle in the image {self.image.name}") from None
 
     def uid(self) -> int:
         """Return whom it runs as. Raises Refused for a user whom the image does not have."""
@@ -86,7 +88,7 @@ class ImageRoot:
             return 0
         if name.isascii() and name.isdigit():
             return parse_user(name)
-        for line in self._read("/etc/passwd").splitlines():
+        for line in inside.read_small(self._root, "/etc/passwd").splitlines():
             fields = line.split(":")
             if fields[0] == name and len(fields) > 2 and fields[2].isdigit():
                 return parse_user(fields[2])
@@ -119,52 +121,8 @@ class ImageRoot:
         return True
 
     def _behind_links(self, path: str) -> str:
-        """The path with the links on the way to its last part replaced by where they lead in the
-        image; a part that is not there is what it is called. Raises Refused for a circle."""
-        done: list[str] = []
-        parts = path.strip("/").split("/")
-        links = 0
-        while len(parts) > 1:
-            part = parts.pop(0)
-            if part in ("", "."):
-                continue
-            if part == "..":
-                done = done[:-1]
-                continue
-            target = self._link("/".join([*done, part]))
-            if target is None:
-                done.append(part)
-                continue
-            links += 1
-            if links > _MAX_LINKS:
-                raise Refused(f"{path} leads in a circle in the image {self.image.name}")
-            done = [] if target.startswith("/") else done
-            parts = [*target.strip("/").split("/"), *parts]
-        return "/" + "/".join([*done, *parts])
-
-    def _link(self, path: str) -> str | None:
-        """Where a link leads; None for what is none, or is not there."""
-        try:
-            fd = open_inside(self._root, path, os.O_PATH | os.O_NOFOLLOW)
-        except OSError:
-            return None
-        try:
-            return os.readlink("", dir_fd=fd) if stat.S_ISLNK(os.fstat(fd).st_mode) else None
-        finally:
-            os.close(fd)
-
-    def _read(self, path: str) -> str:
-        """A small plain file; empty for anything else."""
-        try:
-            fd = open_inside(self._root, path, os.O_RDONLY | os.O_NONBLOCK)
-        except OSError as error:
-            if error.errno in (errno.ENOSYS, errno.EMFILE, errno.ENFILE):
-                raise
-            return ""
-        with os.fdopen(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                return ""
-            return file.read(_MAX_PASSWD).decode("utf-8", "replace")
+        find = functools.partial(inside.node_at, self._root)
+        return "/" + inside.behind_links(path.strip("/"), find, last=False)
 
 
 R = TypeVar("R", bound=ImageRoot)

@@ -3,27 +3,17 @@
 So a COPY after a COPY needs no root of its own. Links are followed within what is shown.
 """
 
-import contextlib
 import os
 import stat
 import tarfile
 from collections.abc import Sequence
-from typing import NamedTuple
 
+from agentd.image.oci import inside
 from agentd.image.oci.building.source import Unusable
-from agentd.linux.paths import open_inside
+from agentd.image.oci.inside import Node
 
-_MAX_LINKS = 40
-_MAX_SMALL = 1 << 20
 _OPAQUE = ".wh..wh..opq"
 _WHITEOUT = ".wh."
-
-
-class Node(NamedTuple):
-    """``kind`` is as stat.S_IFMT has it; ``target`` is a link's."""
-
-    kind: int
-    target: str = ""
 
 
 class LayerIndex:
@@ -91,7 +81,7 @@ class RootView:
                 return layer.nodes[path]
             if layer.hides(path):
                 return None
-        return self._in_root(path)
+        return None if self._root < 0 else inside.node_at(self._root, path)
 
     def is_folder(self, path: str) -> bool:
         node = self.node(path)
@@ -100,26 +90,10 @@ class RootView:
     def resolve(self, path: str) -> str:
         """The path behind all links, the last part's too; what is not there is what it is called.
         Raises Unusable for a circle."""
-        done: list[str] = []
-        parts = path.split("/")
-        links = 0
-        while parts:
-            part = parts.pop(0)
-            if part in ("", "."):
-                continue
-            if part == "..":
-                done = done[:-1]
-                continue
-            node = self.node("/".join([*done, part]))
-            if node is None or node.kind != stat.S_IFLNK:
-                done.append(part)
-                continue
-            links += 1
-            if links > _MAX_LINKS:
-                raise Unusable(f"/{path} leads in a circle")
-            done = [] if node.target.startswith("/") else done
-            parts = [*node.target.split("/"), *parts]
-        return "/".join(done)
+        try:
+            return inside.behind_links(path, self.node)
+        except inside.LinkCircle:
+            raise Unusable(f"/{path} leads in a circle") from None
 
     def read(self, path: str) -> str:
         """A small plain file; empty where there is none."""
@@ -129,31 +103,10 @@ class RootView:
                 offset, size = layer.data[path]
                 with open(layer.path, "rb") as file:
                     file.seek(offset)
-                    return file.read(min(size, _MAX_SMALL)).decode("utf-8", "replace")
+                    return file.read(min(size, inside.MAX_SMALL)).decode("utf-8", "replace")
             if path in layer.nodes or layer.hides(path):
                 return ""
-        if self._root < 0:
-            return ""
-        with contextlib.suppress(OSError):
-            fd = open_inside(self._root, path, os.O_RDONLY | os.O_NONBLOCK)
-            with os.fdopen(fd, "rb") as file:
-                if stat.S_ISREG(os.fstat(fd).st_mode):
-                    return file.read(_MAX_SMALL).decode("utf-8", "replace")
-        return ""
-
-    def _in_root(self, path: str) -> Node | None:
-        if self._root < 0:
-            return None
-        try:
-            fd = open_inside(self._root, path, os.O_PATH | os.O_NOFOLLOW)
-        except OSError:
-            return None
-        try:
-            kind = stat.S_IFMT(os.fstat(fd).st_mode)
-            target = os.readlink("", dir_fd=fd) if kind == stat.S_IFLNK else ""
-            return Node(kind, target)
-        finally:
-            os.close(fd)
+        return "" if self._root < 0 else inside.read_small(self._root, path)
 
 
 def _above(path: str) -> list[str]:

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from agentd.image.oci.building.layer import LayerWriter
+from agentd.image.oci.inside import node_at
 from agentd.image.oci.owners import ATTRIBUTE, owner_of
-from agentd.linux.paths import open_inside
 from agentd.model.errors import SandboxError
 from agentd.sandbox.backends.linux import kept
 from agentd.sandbox.backends.linux.kept import KeptFile
@@ -131,14 +131,8 @@ class _Layering:
 
     def _was(self, path: str) -> int | None:
         """The kind of what the image has there."""
-        try:
-            fd = open_inside(self._root, path, os.O_PATH | os.O_NOFOLLOW)
-        except OSError:
-            return None
-        try:
-            return stat.S_IFMT(os.fstat(fd).st_mode)
-        finally:
-            os.close(fd)
+        node = node_at(self._root, path)
+        return None if node is None else node.kind
 
 
 def _is_ours(path: bytes) -> bool:

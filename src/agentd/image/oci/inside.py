@@ -1,0 +1,83 @@
+"""What lies in a root, as who has it for a root sees it: no name leads out of it."""
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from typing import NamedTuple
+
+from agentd.linux.paths import open_inside
+
+_MAX_LINKS = 40
+MAX_SMALL = 1 << 20
+_FILE = os.O_RDONLY | os.O_NONBLOCK  # what is no plain file is not waited for
+
+
+class Node(NamedTuple):
+    """``kind`` is as stat.S_IFMT has it; ``target`` is a link's."""
+
+    kind: int
+    target: str = ""
+
+
+class LinkCircle(ValueError):
+    pass
+
+
+def node_at(root: int, path: str) -> Node | None:
+    """What is right there, no link at its end followed; None for nothing."""
+    try:
+        fd = open_inside(root, path, os.O_PATH | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        kind = stat.S_IFMT(os.fstat(fd).st_mode)
+        return Node(kind, os.readlink("", dir_fd=fd) if kind == stat.S_IFLNK else "")
+    finally:
+        os.close(fd)
+
+
+def read_small(root: int, path: str) -> str:
+    """A plain file, of 1 MiB at most; empty for anything else. Raises OSError where nothing can be
+    opened here."""
+    try:
+        fd = open_inside(root, path, _FILE)
+    except OSError as error:
+        if error.errno in (errno.ENOSYS, errno.EMFILE, errno.ENFILE):
+            raise
+        return ""
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return ""
+        with open(fd, "rb", closefd=False) as file:
+            return file.read(MAX_SMALL).decode("utf-8", "replace")
+    finally:
+        os.close(fd)
+
+
+def behind_links(path: str, find: Callable[[str], Node | None], *, last: bool = True) -> str:
+    """The path without slashes around it, with links on the way replaced by where they lead in the
+    root, and with ``last`` one at its end, too. A part that is not there is what it is called.
+
+    ``find`` is as ``node_at``. Raises LinkCircle.
+    """
+    done: list[str] = []
+    parts = path.split("/")
+    links = 0
+    while len(parts) > (not last):
+        part = parts.pop(0)
+        if part in ("", "."):
+            continue
+        if part == "..":
+            done = done[:-1]
+            continue
+        node = find("/".join([*done, part]))
+        if node is None or node.kind != stat.S_IFLNK:
+            done.append(part)
+            continue
+        links += 1
+        if links > _MAX_LINKS:
+            raise LinkCircle(path)
+        done = [] if node.target.startswith("/") else done
+        parts = [*node.target.split("/"), *parts]
+    return "/".join([*done, *parts])
