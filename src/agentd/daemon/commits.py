@@ -15,8 +15,9 @@ from agentd.image.oci.building.state import BuiltLayer, StageState, utc
 from agentd.image.oci.building.syntax import Dockerfile, Instructed
 from agentd.image.oci.pull import SECONDS, explained
 from agentd.image.oci.source import check_name
-from agentd.image.oci.store import OciStore, PullFolder
+from agentd.image.oci.store import OciStore
 from agentd.image.oci.values import LAYER, Descriptor, OciImage, check_digest
+from agentd.image.oci.work import WorkFolder
 from agentd.image.store import Store
 from agentd.model.errors import Conflict, Refused, Unsupported
 from agentd.model.image import ImageView
@@ -68,7 +69,7 @@ def _check(handle: SandboxHandle, name: str) -> None:
 
 
 def _committed(
-    manager: Manager, handle: SandboxHandle, name: str, store: OciStore, work: PullFolder
+    manager: Manager, handle: SandboxHandle, name: str, store: OciStore, work: WorkFolder
 ) -> OciImage:
     folder = tempfile.mkdtemp(prefix="changes", dir=work.path)
     manager.capture(handle, folder)
@@ -115,7 +116,7 @@ def _image(digest: str, handle: SandboxHandle, store: OciStore) -> OciImage:
         ) from error
 
 
-def _state(image: OciImage, store: OciStore, work: PullFolder) -> StageState:
+def _state(image: OciImage, store: OciStore, work: WorkFolder) -> StageState:
     whole = configuration(store.blob(image.manifest.config.digest))
     state = StageState(BuildStages(Dockerfile("", (), Expanded()), {}, ()), whole, {})
     pairs = zip(image.manifest.layers, image.config.rootfs.diff_ids, strict=True)

@@ -42,6 +42,22 @@ def remove_tree(parent: int, name: str, path: str, *, force: bool = False) -> St
     return {"count": emptying.removed + 1}
 
 
+def remove_folder(path: str) -> None:
+    """Remove a folder and whatever lies in it, through no link; nothing where it is gone. Raises
+    OSError."""
+    above, name = os.path.split(path)
+    parent = os.open(above, _DIRECTORY | os.O_CLOEXEC)
+    try:
+        for _slice in remove_tree(parent, name, path, force=True):
+            pass
+    except RequestError as error:
+        raise OSError(error.errno or errno.EIO, str(error), path) from None
+    except FileNotFoundError:
+        return
+    finally:
+        os.close(parent)
+
+
 class _Emptying:
     def __init__(self, fd: int, path: str, force: bool) -> None:
         self._fd = fd

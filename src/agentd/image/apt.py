@@ -5,7 +5,6 @@ FOLDER/.apt/   lists, sources and configuration of that one: nothing of this mac
 """
 
 import contextlib
-import fcntl
 import os
 import re
 import subprocess
@@ -13,6 +12,7 @@ import time
 from collections.abc import Iterator
 
 from agentd.image import distribution, store
+from agentd.linux import locks
 from agentd.model.errors import InvalidInput, Unavailable
 
 #: The archive of a site's own, which is used on Debian as well then.
@@ -85,17 +85,13 @@ def updating() -> Iterator[bool]:
         yield False
         return
     variables()
-    fd = os.open(os.path.join(_folder(), "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+    with locks.held(os.path.join(_folder(), "lock")):
         stamp = os.path.join(_folder(), "updated")
         wanted = not _is_fresh(stamp)
         yield wanted
         if wanted:
             _write(stamp, archive())
             os.utime(stamp)
-    finally:
-        os.close(fd)
 
 
 def fix() -> str:

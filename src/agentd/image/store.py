@@ -32,6 +32,7 @@ from agentd.image.model import (
     ImageManifest,
     NotFound,
 )
+from agentd.linux import locks
 from agentd.model import typed
 from agentd.model.errors import InvalidInput
 
@@ -134,18 +135,15 @@ class Store:
         self._check_owner()
         path = os.path.join(self.folder, ".lock")
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            lock = locks.HeldLock(locks.take(path, fcntl.LOCK_EX))
         except OSError as error:
             raise ImageError(
                 f"cannot change the images in {self.folder}",
                 cause=error.strerror or "",
                 remediation="do it as their owner, or set XDG_CACHE_HOME to a folder of your own",
             ) from error
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+        with lock:
             yield
-        finally:
-            os.close(fd)
 
     @contextlib.contextmanager
     def temporary(self) -> Iterator[str]:

@@ -4,12 +4,12 @@ A process that was killed leaves its folder behind; the next one that keeps snap
 Whether an owner lives is told by the lock it holds (flock(2)): the kernel lets go of it.
 """
 
-import fcntl
 import os
 import shutil
 import tempfile
 import threading
 
+from agentd.linux import locks
 from agentd.model.errors import SandboxError
 
 _PREFIX = "p-"
@@ -22,7 +22,7 @@ class Shelf:
     def __init__(self) -> None:
         self._guard = threading.Lock()
         self._folder: str | None = None
-        self._lock_fd = -1
+        self._lock = locks.HeldLock(-1)
 
     def folder(self) -> str:
         """This process's own, mode 0700. Raises SandboxError."""
@@ -48,22 +48,17 @@ class Shelf:
             folder, self._folder = self._folder, None
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
-            if self._lock_fd >= 0:
-                os.close(self._lock_fd)
-                self._lock_fd = -1
+            self._lock.close()
 
     def _make(self) -> str:
         base = _base()
         if base is None:
             return tempfile.mkdtemp(prefix="agentd-snapshots-")
         # Nobody sweeps between a folder's making and its locking.
-        turn = _lock(os.path.join(base, _LOCK), fcntl.LOCK_EX)
-        try:
+        with locks.held(os.path.join(base, _LOCK)):
             _sweep(base)
             folder = tempfile.mkdtemp(prefix=_PREFIX, dir=base)
-            self._lock_fd = _lock(os.path.join(folder, _LOCK))
-        finally:
-            os.close(turn)
+            self._lock = locks.HeldLock(locks.take(os.path.join(folder, _LOCK)))
         return folder
 
 
@@ -90,19 +85,8 @@ def _sweep(base: str) -> None:
         if not name.startswith(_PREFIX):
             continue
         try:
-            fd = _lock(os.path.join(folder, _LOCK))
+            lock = locks.HeldLock(locks.take(os.path.join(folder, _LOCK)))
         except OSError:
             continue
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(fd)
-
-
-def _lock(path: str, how: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> int:
-    """A descriptor that holds the lock. Raises BlockingIOError where another does."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, how)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+        with lock:
+            shutil.rmtree(folder, ignore_errors=True)

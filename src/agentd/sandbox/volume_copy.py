@@ -1,16 +1,12 @@
-"""Removes what is in a volume, and copies it, with all that a file has."""
+"""Copies what is in a volume, with all that a file has."""
 
-import errno
 import os
 import subprocess
 from collections.abc import Sequence
 
-from agentd.guest.operation import RequestError
-from agentd.guest.removal import remove_tree
 from agentd.model.errors import SandboxError
 
 _PATH = "/usr/local/bin:/usr/bin:/bin"
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST = 500  # of what cp says
 
 
@@ -45,21 +41,3 @@ def copy_tree(source: str, folder: str, locks: Sequence[int], *, whole: bool = F
             cause=said or f"cp ended with {done.returncode}",
             remediation="make room, or have its files readable (chmod -R u+rX inside)",
         )
-
-
-def remove_path(path: str) -> None:
-    """A file, or a folder and whatever lies in it, through no link. Raises OSError."""
-    if not os.path.isdir(path) or os.path.islink(path):
-        os.unlink(path)
-        return
-    above, name = os.path.split(path)
-    parent = os.open(above, _FOLDER)
-    try:
-        for _slice in remove_tree(parent, name, path, force=True):
-            pass
-    except RequestError as error:
-        raise OSError(error.errno or errno.EIO, str(error), path) from None
-    except FileNotFoundError:
-        return
-    finally:
-        os.close(parent)

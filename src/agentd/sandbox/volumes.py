@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from agentd.linux import disk, paths
+from agentd.guest.removal import remove_folder
+from agentd.linux import disk, locks, paths
 from agentd.model import typed
 from agentd.model.errors import Conflict, QuotaExceeded, SandboxError
 from agentd.model.mount import Mount, MountMode, check_volume
@@ -36,14 +37,12 @@ from agentd.sandbox.volume import (
     none_called,
     size_of,
 )
-from agentd.sandbox.volume_copy import copy_tree, remove_path
+from agentd.sandbox.volume_copy import copy_tree
 from agentd.sandbox.volume_lease import VolumeLease, holder
 
 MAX_VOLUMES = 256  # of one principal
 _ABOUT, _USED, _BUSY, _LOCK = "about.json", "used", "busy", "lock"
 _NEW, _GONE = ".new-", ".gone-"
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_ABOUT = 1 << 16
 _TURN_SECONDS = 30.0  # whoever has it needs it for milliseconds
 _TURN_POLL = 0.005
@@ -115,7 +114,7 @@ class VolumeStore:
                 volume = self._get(owner, name)
                 if volume.users:
                     raise in_use(volume)
-                busy = _busy(volume.path)
+                busy = locks.take(os.path.join(volume.path, _BUSY))
                 gone = os.path.join(self.folder, _GONE + os.urandom(8).hex())
                 os.rename(volume.path, gone)
             self._discard(gone, busy)
@@ -249,9 +248,7 @@ class VolumeStore:
     def _enter(self, path: str, who: str, mode: MountMode) -> tuple[str, int]:
         """The file that says that ``who`` has it, and its lock."""
         entry = os.path.join(path, _USED, f"{who}.{mode}.{os.urandom(4).hex()}")
-        fd = os.open(entry, _FILE | os.O_EXCL, 0o600)
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        return entry, fd
+        return entry, locks.take(entry)
 
     # --- the folder itself ---
 
@@ -263,7 +260,7 @@ class VolumeStore:
                 path = os.path.join(self.folder, name)
                 if name.startswith((_NEW, _GONE)):
                     with contextlib.suppress(OSError):
-                        dead[path] = _busy(path)
+                        dead[path] = locks.take(os.path.join(path, _BUSY))
         for path, busy in dead.items():
             with contextlib.suppress(OSError):
                 self._discard(path, busy)
@@ -274,8 +271,11 @@ class VolumeStore:
         Raises OSError."""
         try:
             for name in os.listdir(path):
-                if name != _BUSY:
-                    remove_path(os.path.join(path, name))
+                inner = os.path.join(path, name)
+                if os.path.isdir(inner) and not os.path.islink(inner):
+                    remove_folder(inner)
+                elif name != _BUSY:
+                    os.unlink(inner)
             with self._turn():
                 os.unlink(os.path.join(path, _BUSY))
                 os.rmdir(path)
@@ -296,7 +296,7 @@ class VolumeStore:
         with self._turn():
             self._check_room(about)
             os.mkdir(made, 0o700)
-            busy = _busy(made)
+            busy = locks.take(os.path.join(made, _BUSY))
         try:
             yield made, busy
             os.mkdir(os.path.join(made, _USED), 0o700)
@@ -332,23 +332,20 @@ class VolumeStore:
     def _turn(self) -> Iterator[None]:
         """The one process, and thread, that changes the folder now."""
         self._make_folder()
-        lock = os.open(os.path.join(self.folder, _LOCK), _FILE, 0o600)
         deadline = time.monotonic() + _TURN_SECONDS
-        try:
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() >= deadline:
-                        raise SandboxError(
-                            f"another process holds {self.folder}/{_LOCK}",
-                            remediation="let it go on, or end it",
-                        ) from None
-                    time.sleep(_TURN_POLL)
+        while True:
+            try:
+                lock = locks.HeldLock(locks.take(os.path.join(self.folder, _LOCK)))
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise SandboxError(
+                        f"another process holds {self.folder}/{_LOCK}",
+                        remediation="let it go on, or end it",
+                    ) from None
+                time.sleep(_TURN_POLL)
+        with lock:
             yield
-        finally:
-            os.close(lock)
 
     def _make_folder(self) -> None:
         """Raises OSError, and SandboxError for one that is another's to change."""
@@ -370,16 +367,3 @@ class VolumeStore:
 def store_of(mount: Mount) -> VolumeStore:
     """The store in which the volume of a mount was found."""
     return VolumeStore(os.path.dirname(os.path.dirname(os.path.dirname(mount.source))))
-
-
-def _busy(folder: str) -> int:
-    """The lock of one that is being made or removed.
-
-    Raises BlockingIOError where another has it."""
-    fd = os.open(os.path.join(folder, _BUSY), _FILE, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd

@@ -4,10 +4,11 @@ Headers are read as umoci will read them, from the layers as they are packed; th
 once more when it is there (``ImageBounds.check_root``), whatever the headers said.
 """
 
+import gzip
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import msgspec
 import zstandard
@@ -16,11 +17,10 @@ from agentd.image.model import Corrupt, ImageError
 from agentd.image.oci.values import LAYER, Descriptor
 from agentd.model.units import readable_size
 
-#: What zstd itself takes by default; a larger one would be so much memory.
-ZSTD_WINDOW = 1 << 27
+# What zstd itself takes by default; a larger one would be so much memory.
+_ZSTD_WINDOW = 1 << 27
 _PIECE = 1 << 20
 _BLOCK = 512
-_GZIP = 31  # with gzip's own header (zlib.h, inflateInit2)
 _MAX_HEADER = 1 << 20  # of a long name, or the records of a pax header
 _SPARSE_SIZES = (b"GNU.sparse.realsize", b"GNU.sparse.size")
 
@@ -82,7 +82,7 @@ def measure(paths: Iterable[tuple[str, str]], bounds: ImageBounds) -> None:
     files = size = 0
     for path, media_type in paths:
         with open(path, "rb") as file:
-            archive = _Archive(_plain(file, media_type), bounds, size)
+            archive = _Archive(unpacked(file, media_type), bounds, size)
             for name, more in archive.entries():
                 files += 1
                 bounds.check_files(files)
@@ -190,28 +190,15 @@ def _padded(size: int) -> int:
     return -(-max(0, size) // _BLOCK) * _BLOCK
 
 
-def _plain(file: BinaryIO, media_type: str) -> Iterator[bytes]:
+def unpacked(file: BinaryIO, media_type: str) -> Iterator[bytes]:
+    """The archive of a layer, a piece at a time. Raises Corrupt."""
+    reader: Any = file
+    if media_type == f"{LAYER}+gzip":
+        reader = gzip.GzipFile(fileobj=file)
+    elif media_type == f"{LAYER}+zstd":
+        decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
+        reader = decompressor.stream_reader(file, read_across_frames=True)
     try:
-        if media_type == f"{LAYER}+gzip":
-            yield from _gunzip(file)
-        elif media_type == f"{LAYER}+zstd":
-            decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW)
-            with decompressor.stream_reader(file, read_across_frames=True) as reader:
-                yield from iter(lambda: reader.read(_PIECE), b"")
-        else:
-            yield from iter(lambda: file.read(_PIECE), b"")
-    except (zlib.error, zstandard.ZstdError) as error:
+        yield from iter(lambda: reader.read(_PIECE), b"")
+    except (gzip.BadGzipFile, EOFError, zlib.error, zstandard.ZstdError) as error:
         raise Corrupt("a layer cannot be decompressed", cause=str(error)) from error
-
-
-def _gunzip(file: BinaryIO) -> Iterator[bytes]:
-    """All members of it, a piece at a time."""
-    member = zlib.decompressobj(_GZIP)
-    while packed := file.read(_PIECE >> 3):
-        while packed:
-            if piece := member.decompress(packed, _PIECE):
-                yield piece
-            packed = member.unconsumed_tail
-            if member.eof:
-                packed, member = member.unused_data, zlib.decompressobj(_GZIP)
-    yield member.flush()

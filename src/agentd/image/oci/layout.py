@@ -32,6 +32,9 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # A file that is no plain one is not waited for.
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _PIECE = 1 << 20
+_OPEN = 0o755
+BLOBS = ("blobs", "sha256")
+VERSION = b'{"imageLayoutVersion":"1.0.0"}'
 
 
 @contextlib.contextmanager
@@ -98,7 +101,7 @@ def only_image(path: str) -> tuple[str, OciManifest, OciConfig]:
     if len(index.manifests) != 1 or index.manifests[0].media_type != MANIFEST:
         raise Corrupt("the layout has not exactly one image")
     digest = index.manifests[0].digest
-    with folder(path, "blobs", "sha256") as blobs:
+    with folder(path, *BLOBS) as blobs:
         manifest = manifest_of(read_blob(digest, blobs))
         return digest, manifest, config_of(read_blob(manifest.config.digest, blobs), manifest)
 
@@ -106,7 +109,7 @@ def only_image(path: str) -> tuple[str, OciManifest, OciConfig]:
 def write_index(path: str, manifest: Descriptor) -> None:
     """Make a layout with one image, TAG, of the folder whose ``blobs`` are there already."""
     tagged = Descriptor(manifest.media_type, manifest.digest, manifest.size, {REF_NAME: TAG})
-    _write(os.path.join(path, "oci-layout"), b'{"imageLayoutVersion":"1.0.0"}')
+    _write(os.path.join(path, "oci-layout"), VERSION)
     _write(os.path.join(path, "index.json"), encode(OciIndex((tagged,))))
 
 
@@ -115,6 +118,17 @@ def put(data: bytes, media_type: str, blobs: str) -> Descriptor:
     digest = digest_of(data)
     _write(os.path.join(blobs, check_digest(digest)), data)
     return Descriptor(media_type, digest, len(data))
+
+
+def blobs_of(path: str) -> str:
+    """Where the blobs of a layout are."""
+    return os.path.join(path, *BLOBS)
+
+
+def open_to_all(path: str) -> None:
+    """Whatever the umask, for a program that runs as another user."""
+    for each in (path, os.path.dirname(blobs_of(path)), blobs_of(path)):
+        os.chmod(each, _OPEN)
 
 
 def _write(path: str, data: bytes) -> None:

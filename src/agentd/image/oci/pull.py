@@ -9,7 +9,7 @@ from agentd.image.model import Corrupt, ImageError, Progress
 from agentd.image.oci import archives, cell, layout, registry, reuse, rootfs, tools
 from agentd.image.oci.bounds import BOUNDS, ImageBounds
 from agentd.image.oci.source import ImageSource, check_name, parse
-from agentd.image.oci.store import OciStore, PullFolder
+from agentd.image.oci.store import OciStore
 from agentd.image.oci.unpacking import unpack
 from agentd.image.oci.values import (
     MANIFEST,
@@ -20,6 +20,7 @@ from agentd.image.oci.values import (
     chain_id,
     check_digest,
 )
+from agentd.image.oci.work import WorkFolder
 from agentd.model.errors import InvalidInput
 
 SECONDS = 3600.0
@@ -60,7 +61,7 @@ class _Pull:
         store: OciStore,
         source: ImageSource,
         name: str,
-        work: PullFolder,
+        work: WorkFolder,
         progress: Progress,
         seconds: float,
         insecure: bool,
@@ -167,7 +168,7 @@ class _Pull:
         who could change it runs any more. Of those that were ``here`` it is the store's."""
         digest, manifest, config = layout.only_image(fetched)
         self._bounds.check_layers(manifest.layers)
-        with layout.folder(fetched, "blobs", "sha256") as blobs:
+        with layout.folder(fetched, *layout.BLOBS) as blobs:
             size = os.stat(check_digest(digest), dir_fd=blobs).st_size
             whole = Descriptor(MANIFEST, digest, size)
             for blob in {

@@ -18,7 +18,7 @@ from agentd.image.model import Corrupt, ImageError, Progress
 from agentd.image.oci import archives, layout, registry, tools
 from agentd.image.oci.pull import SECONDS, explained
 from agentd.image.oci.source import ImageSource, parse
-from agentd.image.oci.store import OciStore, PullFolder
+from agentd.image.oci.store import OciStore
 from agentd.image.oci.values import (
     MANIFEST,
     REF_NAME,
@@ -29,14 +29,13 @@ from agentd.image.oci.values import (
     decode,
     encode,
 )
+from agentd.image.oci.work import WorkFolder
 from agentd.model.errors import InvalidInput
 
 FORMS = ("oci:./layout:tag", "oci-archive:./image.tar", "docker://HOST/NAME:TAG")
 _DEFAULT_TAG = "latest"
 _LAYOUT = "/mnt/layout"
 _PIECE = 1 << 20
-_OPEN = 0o755
-_VERSION = b'{"imageLayoutVersion":"1.0.0"}'
 
 
 def push(
@@ -79,7 +78,7 @@ def push(
 
 class _Push:
     def __init__(
-        self, store: OciStore, image: OciImage, target: ImageSource, work: PullFolder
+        self, store: OciStore, image: OciImage, target: ImageSource, work: WorkFolder
     ) -> None:
         self._store, self._image, self._target, self._work = store, image, target, work
         self._tag = target.tag or _DEFAULT_TAG
@@ -98,14 +97,12 @@ class _Push:
             raise InvalidInput(
                 f"{place} is no OCI layout, and not empty", remediation="name another directory"
             )
-        for part in ("blobs", "blobs/sha256"):
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(os.path.join(place, part))
-        with layout.folder(place, "blobs", "sha256") as blobs, layout.folder(place) as top:
+        os.makedirs(layout.blobs_of(place), exist_ok=True)
+        with layout.folder(place, *layout.BLOBS) as blobs, layout.folder(place) as top:
             for blob in self._blobs.values():
                 self._copy(blob, blobs)
             index = self._index(top if "index.json" in held else None)
-            _replace("oci-layout", _VERSION, top)
+            _replace("oci-layout", layout.VERSION, top)
             _replace("index.json", index, top)
 
     def to_archive(self) -> None:
@@ -132,8 +129,7 @@ class _Push:
 
     def to_registry(self, seconds: float, *, insecure: bool) -> None:
         layout.write_index(self._work.layout, self._manifest)
-        for each in ("", "blobs", "blobs/sha256"):  # whatever the umask: skopeo is another user
-            os.chmod(os.path.join(self._work.layout, each), _OPEN)
+        layout.open_to_all(self._work.layout)
         access = registry.access(self._target, insecure=insecure, side="dest")
         try:
             tools.run(
@@ -153,7 +149,7 @@ class _Push:
 
     def _archive(self, file: BinaryIO) -> None:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
-            for name, told in (("oci-layout", _VERSION), ("index.json", self._index(None))):
+            for name, told in (("oci-layout", layout.VERSION), ("index.json", self._index(None))):
                 _add(archive, name, len(told), io.BytesIO(told))
             for digest, blob in self._blobs.items():
                 path = os.path.join(self._work.blobs, check_digest(digest))

@@ -12,23 +12,23 @@ from collections.abc import Mapping
 from agentd.image.model import Corrupt
 from agentd.image.oci import cell, layout
 from agentd.image.oci.store import OciStore
-from agentd.image.oci.values import Descriptor, check_digest
+from agentd.image.oci.values import Descriptor
 
 
 def sizes(store: OciStore) -> dict[str, int]:
     """Of the blobs that are there, in bytes, by their 64 hex digits."""
     found = {}
     with contextlib.suppress(FileNotFoundError):
-        for name in os.listdir(_folder(store)):
+        for name in os.listdir(layout.blobs_of(store.folder)):
             with contextlib.suppress(FileNotFoundError):  # removed just now
-                found[name] = os.lstat(os.path.join(_folder(store), name)).st_size
+                found[name] = os.lstat(store.blob_path(f"sha256:{name}")).st_size
     return found
 
 
 def offer(here: Mapping[str, int], path: str) -> None:
     """Make a layout's folder of blobs in ``path``, an empty one, with a hole for each."""
     folder = path
-    for part in ("blobs", "sha256"):
+    for part in layout.BLOBS:
         folder = os.path.join(folder, part)
         os.mkdir(folder, 0o700)
         _give(folder)
@@ -41,9 +41,8 @@ def offer(here: Mapping[str, int], path: str) -> None:
 
 def link(store: OciStore, blob: Descriptor, place: str) -> bool:
     """Give a blob a second name, ``place``, and hash it; False where it is gone or damaged."""
-    name = check_digest(blob.digest)
     try:
-        os.link(os.path.join(_folder(store), name), place, follow_symlinks=False)
+        os.link(store.blob_path(blob.digest), place, follow_symlinks=False)
         with layout.folder(os.path.dirname(place)) as folder:
             layout.check_blob(blob, folder)
     except (FileNotFoundError, Corrupt):
@@ -51,10 +50,6 @@ def link(store: OciStore, blob: Descriptor, place: str) -> bool:
             os.unlink(place)
         return False
     return True
-
-
-def _folder(store: OciStore) -> str:
-    return os.path.join(store.folder, "blobs", "sha256")
 
 
 def _give(path: str) -> None:

@@ -31,7 +31,7 @@ def make_layout(source: str, path: str, bounds: ImageBounds = BOUNDS) -> None:
     OSError."""
     if not os.path.isdir(source):
         raise InvalidInput(f"{source} is no directory", remediation="give one: dir:./rootfs")
-    blobs = os.path.join(path, "blobs", "sha256")
+    blobs = layout.blobs_of(path)
     os.makedirs(blobs)
     partial = os.path.join(blobs, "layer")
     with open(partial, "wb") as file:

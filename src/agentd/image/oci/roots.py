@@ -14,15 +14,14 @@ from collections.abc import Iterator
 
 import msgspec
 
-from agentd.guest.operation import RequestError
-from agentd.guest.removal import remove_tree
+from agentd.guest.removal import remove_folder
 from agentd.image.model import Corrupt
 from agentd.image.oci.layout import read
 from agentd.image.oci.values import check_digest, decode
+from agentd.linux import locks
 
 ROOT, ABOUT = "root", "root.json"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_LOCK = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Unpacked(msgspec.Struct, frozen=True):
@@ -33,24 +32,12 @@ class Unpacked(msgspec.Struct, frozen=True):
     digest: str
 
 
-class Lease:
+class Lease(locks.HeldLock):
     """A root in use: not removed while any process has one. ``path`` is its directory."""
 
     def __init__(self, path: str, lock: int) -> None:
+        super().__init__(lock)
         self.path = path
-        self._lock = lock
-
-    def close(self) -> None:
-        """Idempotent. The kernel does it when the process dies."""
-        lock, self._lock = self._lock, -1
-        if lock >= 0:
-            os.close(lock)
-
-    def __enter__(self) -> "Lease":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class Roots:
@@ -84,26 +71,20 @@ class Roots:
             with lease:
                 yield False
             return
-        lock = self._locked(chain, fcntl.LOCK_EX)
-        try:
+        with locks.HeldLock(self._locked(chain, fcntl.LOCK_EX)):
             yield not self.is_there(chain)
-        finally:
-            os.close(lock)
 
     def remove(self, chain: str) -> bool:
         """False for one that is in use, or being unpacked. Under the store's lock."""
-        lock = os.open(f"{self.place(chain)}.lock", _LOCK, 0o600)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = locks.take(f"{self.place(chain)}.lock")
         except BlockingIOError:
             return False
-        else:
+        with locks.HeldLock(lock):
             remove_folder(self.place(chain))
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(f"{self.place(chain)}.lock")
-            return True
-        finally:
-            os.close(lock)
+        return True
 
     def chains(self) -> list[str]:
         """Of all that are there or begun."""
@@ -133,15 +114,10 @@ class Roots:
         """Of the lock file that is there once it is held: whoever removes a root removes it."""
         path = f"{self.place(chain)}.lock"
         while True:
-            lock = os.open(path, _LOCK, 0o600)
-            try:
-                fcntl.flock(lock, how)
-                with contextlib.suppress(FileNotFoundError):
-                    if os.path.samestat(os.fstat(lock), os.lstat(path)):
-                        return lock
-            except BaseException:
-                os.close(lock)
-                raise
+            lock = locks.take(path, how)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock), os.lstat(path)):
+                    return lock
             os.close(lock)
 
 
@@ -168,18 +144,3 @@ def look(root: str) -> Unpacked:
 def _unless_closed(error: OSError) -> None:
     if not isinstance(error, PermissionError):
         raise error
-
-
-def remove_folder(path: str) -> None:
-    """Whatever lies in it, through no link; nothing where it is gone. Raises OSError."""
-    above, name = os.path.split(path)
-    parent = os.open(above, _FOLDER)
-    try:
-        for _slice in remove_tree(parent, name, path, force=True):
-            pass
-    except RequestError as error:
-        raise OSError(error.errno, str(error), path) from None
-    except FileNotFoundError:
-        return
-    finally:
-        os.close(parent)

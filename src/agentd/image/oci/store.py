@@ -16,7 +16,6 @@ import errno
 import fcntl
 import os
 import stat
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -27,9 +26,9 @@ import msgspec
 from agentd.image import store as machines
 from agentd.image.model import Corrupt, ImageError, NotFound
 from agentd.image.oci import disk, layout
-from agentd.image.oci.roots import Lease, Roots, remove_folder
+from agentd.image.oci.roots import Lease, Roots
 from agentd.image.oci.source import check_name
-from agentd.image.oci.steps import BuiltStep, BuiltSteps
+from agentd.image.oci.steps import BuiltSteps
 from agentd.image.oci.values import (
     OciConfig,
     OciImage,
@@ -40,13 +39,12 @@ from agentd.image.oci.values import (
     decode,
     manifest_of,
 )
-from agentd.linux import paths
+from agentd.image.oci.work import WorkFolder, sweep
+from agentd.linux import locks, paths
 
 FORMAT = 1
-_NAMES, _BLOBS, _ROOTS, _WORK = "names", "blobs/sha256", "roots", "work"
-_LIVE = "live.lock"
+_NAMES, _ROOTS, _WORK = "names", "roots", "work"
 _SUFFIX = ".json"
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Named(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -66,23 +64,6 @@ class Removed(NamedTuple):
     in_use: int
 
 
-class PullFolder:
-    """A folder of one pull's own. ``layout`` is ours and has what was verified, ``unpacked`` is the
-    new root's with what describes it, or empty where there is one; ``steps`` are of a build."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.layout = os.path.join(path, "layout")
-        self.blobs = os.path.join(self.layout, "blobs", "sha256")
-        self.unpacked = ""
-        self.steps: dict[str, BuiltStep] = {}
-
-    def make(self, name: str) -> str:
-        path = os.path.join(self.path, name)
-        os.mkdir(path, 0o700)
-        return path
-
-
 class OciStore:
     """Any number of processes use one at once. Raises ImageError where it cannot be used."""
 
@@ -90,11 +71,14 @@ class OciStore:
         self.folder = os.path.realpath(folder or default_folder())
         self.roots = Roots(os.path.join(self.folder, _ROOTS))
         self.steps = BuiltSteps(self.folder)
+        self._names = os.path.join(self.folder, _NAMES)
+        self._blobs = layout.blobs_of(self.folder)
+        self._work = os.path.join(self.folder, _WORK)
 
     def names(self) -> list[str]:
         """Of the images, sorted. Raises ImageError."""
         try:
-            found = os.listdir(os.path.join(self.folder, _NAMES))
+            found = os.listdir(self._names)
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -143,25 +127,17 @@ class OciStore:
         return lease
 
     @contextlib.contextmanager
-    def work(self) -> Iterator[PullFolder]:
+    def work(self) -> Iterator[WorkFolder]:
         """A folder for a pull, removed in the end. What killed pulls left is removed first."""
-        self._make_all()
-        above = os.path.join(self.folder, _WORK)
         with self._locked():
-            self._sweep()
-            path = tempfile.mkdtemp(dir=above)
-            live = _lock_file(os.path.join(path, _LIVE))
-        try:
-            work = PullFolder(path)
+            sweep(self._work)
+            work = WorkFolder(self._work)
+        with contextlib.closing(work):
             os.makedirs(work.blobs)
             yield work
-        finally:
-            os.close(live)
-            with contextlib.suppress(OSError):  # the next one does it
-                remove_folder(path)
 
     def publish(
-        self, name: str, source: str, digest: str, config: OciConfig, work: PullFolder
+        self, name: str, source: str, digest: str, config: OciConfig, work: WorkFolder
     ) -> None:
         """Put in place what a pull has verified, and let ``name`` mean it. Raises OSError."""
         check_name(name)
@@ -169,8 +145,7 @@ class OciStore:
         paths.sync_filesystem(work.path)
         with self._locked():
             for blob in os.listdir(work.blobs):
-                place = os.path.join(self.folder, _BLOBS, blob)
-                os.replace(os.path.join(work.blobs, blob), place)
+                os.replace(os.path.join(work.blobs, blob), os.path.join(self._blobs, blob))
             if work.unpacked:
                 os.rename(work.unpacked, self.roots.place(chain))
             self.steps.put(work.steps)
@@ -187,7 +162,7 @@ class OciStore:
     def prune(self) -> Removed:
         """Remove what no name leads to, what killed pulls left, and the cache of builds."""
         with self._locked():
-            left = self._sweep()
+            left = sweep(self._work)
             self.steps.clear()
             removed = self._collect()
             return Removed(removed.bytes + left, removed.in_use)
@@ -204,11 +179,11 @@ class OciStore:
         return wrong
 
     def blob_path(self, digest: str) -> str:
-        return os.path.join(self.folder, _BLOBS, check_digest(digest))
+        return os.path.join(self._blobs, check_digest(digest))
 
     def blob(self, digest: str) -> bytes:
         """A small one, checked. Raises Corrupt."""
-        with self._blobs() as blobs:
+        with layout.folder(self.folder, *layout.BLOBS) as blobs:
             return layout.read_blob(digest, blobs)
 
     def mend(self, chain: str) -> None:
@@ -237,7 +212,7 @@ class OciStore:
 
     def _verify(self, name: str) -> None:
         image = self.get(name)
-        with self.lease(image), self._blobs() as blobs:
+        with self.lease(image), layout.folder(self.folder, *layout.BLOBS) as blobs:
             try:
                 for blob in image.blobs:
                     layout.check_blob(blob, blobs)
@@ -257,11 +232,8 @@ class OciStore:
             raise _damaged(name, "its name was written by another version, or changed")
         return named
 
-    def _blobs(self) -> contextlib.AbstractContextManager[int]:
-        return layout.folder(self.folder, *_BLOBS.split("/"))
-
     def _name_path(self, name: str) -> str:
-        return os.path.join(self.folder, _NAMES, quote(name, safe="") + _SUFFIX)
+        return os.path.join(self._names, quote(name, safe="") + _SUFFIX)
 
     def _write_name(self, named: Named) -> None:
         path = self._name_path(named.name)
@@ -288,38 +260,21 @@ class OciStore:
         freed = used = 0
         for blob in set(self._blob_names()) - blobs:
             freed += self._blob_size(blob)
-            os.unlink(os.path.join(self.folder, _BLOBS, blob))
+            os.unlink(os.path.join(self._blobs, blob))
         for chain in set(self.roots.chains()) - chains:
             size = self._root_size(chain)
             gone = self.roots.remove(chain)
             freed, used = (freed + size, used) if gone else (freed, used + 1)
         return Removed(freed, used)
 
-    def _sweep(self) -> int:
-        """Remove the work of pulls that are dead; under the lock. The bytes of it."""
-        freed = 0
-        above = os.path.join(self.folder, _WORK)
-        for name in os.listdir(above) if os.path.isdir(above) else ():
-            path = os.path.join(above, name)
-            try:
-                live = _lock_file(os.path.join(path, _LIVE))
-            except BlockingIOError:
-                continue
-            try:
-                freed += _size(path)
-                remove_folder(path)
-            finally:
-                os.close(live)
-        return freed
-
     def _blob_names(self) -> list[str]:
         try:
-            return os.listdir(os.path.join(self.folder, _BLOBS))
+            return os.listdir(self._blobs)
         except FileNotFoundError:
             return []
 
     def _blob_size(self, blob: str) -> int:
-        return os.lstat(os.path.join(self.folder, _BLOBS, blob)).st_blocks * 512
+        return os.lstat(os.path.join(self._blobs, blob)).st_blocks * 512
 
     def _root_size(self, chain: str) -> int:
         """With its disk's."""
@@ -336,14 +291,11 @@ class OciStore:
         """For moments only, so that nobody waits long."""
         self._make_all()
         try:
-            fd = os.open(os.path.join(self.folder, ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+            lock = locks.HeldLock(locks.take(os.path.join(self.folder, ".lock"), fcntl.LOCK_EX))
         except OSError as error:
             raise self._unreachable(error) from error
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+        with lock:
             yield
-        finally:
-            os.close(fd)
 
     def _make_all(self) -> None:
         try:
@@ -353,8 +305,8 @@ class OciStore:
                 raise PermissionError(errno.EPERM, "it is another user's")
             if stat.S_IMODE(status.st_mode) != 0o700:
                 os.chmod(self.folder, 0o700)
-            for name in (_NAMES, _BLOBS, _ROOTS, _WORK):
-                os.makedirs(os.path.join(self.folder, name), 0o700, exist_ok=True)
+            for path in (self._names, self._blobs, self.roots.folder, self._work):
+                os.makedirs(path, 0o700, exist_ok=True)
         except OSError as error:
             raise self._unreachable(error) from error
 
@@ -369,26 +321,6 @@ class OciStore:
 def default_folder() -> str:
     """Beside the machine images."""
     return os.path.join(os.path.dirname(machines.default_folder()), "oci")
-
-
-def _lock_file(path: str) -> int:
-    """Raises BlockingIOError where another process has it."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _size(path: str) -> int:
-    total = 0
-    for _, folders, files, fd in os.fwalk(path):
-        for name in (*folders, *files):
-            with contextlib.suppress(OSError):
-                total += os.stat(name, dir_fd=fd, follow_symlinks=False).st_blocks * 512
-    return total
 
 
 def _damaged(name: str, why: str) -> Corrupt:

@@ -6,11 +6,9 @@ import os
 import shutil
 import stat
 
-import zstandard
-
 from agentd.image.model import Corrupt
 from agentd.image.oci import cell, layout, tools
-from agentd.image.oci.bounds import BOUNDS, ZSTD_WINDOW, ImageBounds, measure
+from agentd.image.oci.bounds import BOUNDS, ImageBounds, measure, unpacked
 from agentd.image.oci.roots import ABOUT, ROOT, look
 from agentd.image.oci.values import (
     CONFIG,
@@ -24,8 +22,6 @@ from agentd.image.oci.values import (
     encode,
 )
 
-_PIECE = 1 << 20
-_OPEN = 0o755
 _LAYOUT = "/mnt/layout"
 
 
@@ -42,14 +38,13 @@ def unpack(
     ``source`` is a layout with what was verified. Raises Corrupt, ImageError, OSError.
     """
     if manifest.layers:
-        blobs = _blobs(source)
+        blobs = layout.blobs_of(source)
         measure(
             ((os.path.join(blobs, check_digest(b.digest)), b.media_type) for b in manifest.layers),
             bounds,
         )
         plain = _readable(path, source, manifest, config)
-        for each in ("", "blobs", "blobs/sha256"):  # whatever the umask: umoci is another user
-            os.chmod(os.path.join(plain, each), _OPEN)
+        layout.open_to_all(plain)
         free = shutil.disk_usage(path).free
         try:
             tools.run(
@@ -64,7 +59,7 @@ def unpack(
             )
         except tools.ToolPanicked:
             # On a full disk it hashes and reads at once, and panics ("d.nx != 0").
-            if _unpacked_size(_blobs(source), manifest) < free:
+            if _unpacked_size(blobs, manifest) < free:
                 raise
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
     else:
@@ -87,41 +82,32 @@ def _readable(path: str, source: str, manifest: OciManifest, config: OciConfig) 
     if all(PACKED[layer.media_type] for layer in manifest.layers):
         return source
     plain = f"{path}.plain"
-    blobs = _blobs(plain)
+    packed_blobs, blobs = layout.blobs_of(source), layout.blobs_of(plain)
     os.makedirs(blobs)
     layers = []
     for layer, diff_id in zip(manifest.layers, config.rootfs.diff_ids, strict=True):
-        packed = os.path.join(_blobs(source), check_digest(layer.digest))
+        packed = os.path.join(packed_blobs, check_digest(layer.digest))
         if PACKED[layer.media_type]:
             os.link(packed, os.path.join(blobs, check_digest(layer.digest)))
             layers.append(layer)
         else:
             size = _decompress(packed, os.path.join(blobs, check_digest(diff_id)), diff_id)
             layers.append(Descriptor(LAYER, diff_id, size))
-    with open(os.path.join(_blobs(source), check_digest(manifest.config.digest)), "rb") as file:
+    with open(os.path.join(packed_blobs, check_digest(manifest.config.digest)), "rb") as file:
         told = layout.put(file.read(), CONFIG, blobs)
     whole = OciManifest(told, tuple(layers))
     layout.write_index(plain, layout.put(encode(whole), MANIFEST, blobs))
     return plain
 
 
-def _blobs(path: str) -> str:
-    return os.path.join(path, "blobs", "sha256")
-
-
 def _decompress(source: str, target: str, diff_id: str) -> int:
     """Its size. Raises Corrupt where it is not the layer that the configuration tells of."""
     total, size = hashlib.sha256(), 0
-    decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW)
     with open(source, "rb") as packed, open(target, "xb") as plain:
         os.fchmod(plain.fileno(), 0o444)
-        try:
-            with decompressor.stream_reader(packed, read_across_frames=True) as reader:
-                while data := reader.read(_PIECE):
-                    total.update(data)
-                    size += plain.write(data)
-        except zstandard.ZstdError as error:
-            raise Corrupt("a layer cannot be decompressed", cause=str(error)) from error
+        for data in unpacked(packed, f"{LAYER}+zstd"):
+            total.update(data)
+            size += plain.write(data)
     if f"sha256:{total.hexdigest()}" != diff_id:
         raise Corrupt(f"a layer is not the {diff_id} that the image's configuration tells of")
     return size

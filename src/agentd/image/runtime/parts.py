@@ -23,7 +23,7 @@ from agentd.model.errors import Unavailable
 LAUNCHER = "agentd-guest"
 LOADER, PYTHON, START = "lib/agentd-guest", "bin/python3", "start.py"
 # What of the agent's rooms runs on hosts only.
-_LINUX_ON_HOSTS = ("container", "kvm", "kvm_guest", "probe", "runtime_dir", "subids")
+_LINUX_ON_HOSTS = ("container", "kvm", "kvm_guest", "locks", "probe", "runtime_dir", "subids")
 _ON_HOSTS = {"__main__", "agentd.guest.bundle", "agentd.linux.seccomp.disassembler"}
 _ON_HOSTS.update(f"agentd.linux.{name}" for name in _LINUX_ON_HOSTS)
 # Imported by functions that only hosts call.

@@ -25,7 +25,7 @@ from typing import TypeVar
 from agentd.image import cache, digest
 from agentd.image.runtime.making import OPEN, Stamps, check, fill, identify, make_folders, stamp
 from agentd.image.runtime.parts import LOADER, PYTHON, START, Inventory, inventory
-from agentd.linux import paths
+from agentd.linux import locks, paths
 from agentd.model.errors import Unavailable
 
 #: Where sandboxes have it: outside of what an image has.
@@ -37,7 +37,7 @@ _NEW, _OLD, _LOCK = ".new-", ".old-", ".lock"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-class AgentRuntime:
+class AgentRuntime(locks.HeldLock):
     """An interpreter with the agent, whose files do not change, and stay until it is closed.
 
     ``folder`` is to be mounted read-only at ``PLACE``; ``size`` is in bytes, ``version`` Python's.
@@ -45,23 +45,11 @@ class AgentRuntime:
 
     def __init__(self, folder: str, digest: str, version: str, size: int, lock: int) -> None:
         """Owns the descriptor ``lock``, by which it is in use."""
+        super().__init__(lock)
         self.folder = folder
         self.digest = digest
         self.version = version
         self.size = size
-        self._lock = lock
-
-    def close(self) -> None:
-        """Nothing of it is in use any more; idempotent. The kernel does it when a process dies."""
-        lock, self._lock = self._lock, -1
-        if lock >= 0:
-            os.close(lock)
-
-    def __enter__(self) -> "AgentRuntime":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def argv(self, words: Sequence[str], module: str = AGENT, place: str = PLACE) -> list[str]:
         """What starts ``module.main()`` with the arguments, where the folder is at ``place``. To be
@@ -200,16 +188,10 @@ class _Store:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """The kernel gives the lock back when the process dies."""
         make_folders(self._folder)
         self._check_owner()
-        path = os.path.join(self._folder, _LOCK)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+        with locks.held(os.path.join(self._folder, _LOCK)):
             yield
-        finally:
-            os.close(fd)
 
     def _check_owner(self) -> None:
         with contextlib.suppress(FileNotFoundError):

@@ -12,7 +12,7 @@ from agentd.image.oci import layout
 from agentd.image.oci.building.state import NEVER, BuiltLayer, StageState
 from agentd.image.oci.rootfs import architecture
 from agentd.image.oci.roots import ROOT
-from agentd.image.oci.store import OciStore, PullFolder
+from agentd.image.oci.store import OciStore
 from agentd.image.oci.unpacking import unpack
 from agentd.image.oci.values import (
     CONFIG,
@@ -25,6 +25,7 @@ from agentd.image.oci.values import (
     chain_id,
     decode,
 )
+from agentd.image.oci.work import WorkFolder
 
 Pull = Callable[[str], OciImage]
 
@@ -61,7 +62,7 @@ def configuration(raw: bytes) -> dict[str, Any]:
 class Bases:
     """``pull`` fetches what the store does not have, by a registry's reference."""
 
-    def __init__(self, store: OciStore, work: PullFolder, pull: Pull, seconds: float) -> None:
+    def __init__(self, store: OciStore, work: WorkFolder, pull: Pull, seconds: float) -> None:
         self._store, self._work, self._pull, self._seconds = store, work, pull, seconds
         self._images: dict[str, OciImage] = {}
         self._unpacked: dict[str, str] = {}  # chains, and the folders in which their roots are
@@ -138,7 +139,7 @@ class Bases:
         if chain not in self._unpacked:
             number = len(os.listdir(self._work.path))
             source = self._work.make(f"source{number}")
-            blobs = os.path.join(source, "blobs", "sha256")
+            blobs = layout.blobs_of(source)
             os.makedirs(blobs)
             for layer in layers:
                 with contextlib.suppress(FileExistsError):

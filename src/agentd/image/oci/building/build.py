@@ -28,8 +28,9 @@ from agentd.image.oci.building.state import REFUSED, WITHOUT_EFFECT, BuiltLayer,
 from agentd.image.oci.building.syntax import Instructed, split
 from agentd.image.oci.building.view import LayerIndex, RootView
 from agentd.image.oci.steps import FORMAT, BuiltStep
-from agentd.image.oci.store import OciStore, PullFolder
+from agentd.image.oci.store import OciStore
 from agentd.image.oci.values import LAYER, Descriptor, check_digest
+from agentd.image.oci.work import WorkFolder
 from agentd.model.errors import AgentdError
 
 _COPY_FLAGS = frozenset(("from", "chown", "chmod", "link"))
@@ -55,7 +56,7 @@ class ImageBuild:
         stages: BuildStages,
         context: FileSource,
         store: OciStore,
-        work: PullFolder,
+        work: WorkFolder,
         bases: Bases,
         runner: Runner,
         options: Options,

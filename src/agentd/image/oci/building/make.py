@@ -20,8 +20,9 @@ from agentd.image.oci.building.stages import BuildStage, BuildStages, stages_of
 from agentd.image.oci.building.state import PROXIES, StageState
 from agentd.image.oci.pull import SECONDS, explained, pull
 from agentd.image.oci.source import check_name
-from agentd.image.oci.store import OciStore, PullFolder
+from agentd.image.oci.store import OciStore
 from agentd.image.oci.values import CONFIG, MANIFEST, OciConfig, OciImage, OciManifest, config_of
+from agentd.image.oci.work import WorkFolder
 from agentd.model.errors import InvalidInput
 
 DOCKERFILE = "Dockerfile"
@@ -87,7 +88,7 @@ def _built(
     runner: Runner,
     told: tuple[Progress, Output],
     store: OciStore,
-    work: PullFolder,
+    work: WorkFolder,
 ) -> BuiltImage:
     progress, output = told
 
@@ -110,7 +111,7 @@ def _built(
 
 
 def publish(
-    state: StageState, name: str, source: str, store: OciStore, work: PullFolder, bases: Bases
+    state: StageState, name: str, source: str, store: OciStore, work: WorkFolder, bases: Bases
 ) -> None:
     """Put a finished stage into the store under ``name``. Raises ImageError, OSError."""
     told = msgspec.json.encode(whole_config(state), order="sorted")

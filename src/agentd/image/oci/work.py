@@ -1,0 +1,64 @@
+"""Folders of pulls, builds and pushes that go on: each locked for as long as its process lives."""
+
+import contextlib
+import os
+import tempfile
+from typing import TYPE_CHECKING
+
+from agentd.guest.removal import remove_folder
+from agentd.image.oci import layout
+from agentd.linux import locks
+
+if TYPE_CHECKING:
+    from agentd.image.oci.steps import BuiltStep
+
+_LIVE = "live.lock"
+
+
+class WorkFolder:
+    """``layout`` is ours and has what was verified, ``unpacked`` is the new root's with what
+    describes it, or empty where there is one; ``steps`` are of a build."""
+
+    def __init__(self, above: str) -> None:
+        """Make it, in use until it is closed. Under the store's lock. Raises OSError."""
+        self.path = tempfile.mkdtemp(dir=above)
+        self.layout = os.path.join(self.path, "layout")
+        self.blobs = layout.blobs_of(self.layout)
+        self.unpacked = ""
+        self.steps: dict[str, BuiltStep] = {}
+        self._live = locks.HeldLock(locks.take(os.path.join(self.path, _LIVE)))
+
+    def make(self, name: str) -> str:
+        path = os.path.join(self.path, name)
+        os.mkdir(path, 0o700)
+        return path
+
+    def close(self) -> None:
+        """Remove it; what cannot be is the next sweep's."""
+        self._live.close()
+        with contextlib.suppress(OSError):
+            remove_folder(self.path)
+
+
+def sweep(above: str) -> int:
+    """Remove the folders of dead processes; the bytes that were freed. Under the store's lock."""
+    freed = 0
+    for name in os.listdir(above) if os.path.isdir(above) else ():
+        path = os.path.join(above, name)
+        try:
+            live = locks.take(os.path.join(path, _LIVE))
+        except BlockingIOError:
+            continue
+        with locks.HeldLock(live):
+            freed += _size(path)
+            remove_folder(path)
+    return freed
+
+
+def _size(path: str) -> int:
+    total = 0
+    for _, folders, files, fd in os.fwalk(path):
+        for name in (*folders, *files):
+            with contextlib.suppress(OSError):
+                total += os.stat(name, dir_fd=fd, follow_symlinks=False).st_blocks * 512
+    return total

@@ -1,0 +1,53 @@
+"""Locks on files (flock(2)): the kernel gives one back when its holder has died, however it did."""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from typing import Self
+
+_FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class HeldLock:
+    """Owns the descriptor of a lock: what is locked by it is in use until this is closed."""
+
+    def __init__(self, fd: int) -> None:
+        """``fd`` is -1 where somebody else has it in use for as long."""
+        self._fd = fd
+
+    def close(self) -> None:
+        """Idempotent."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def take(path: str, how: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> int:
+    """A descriptor that holds the lock of a file, which is made if it is not there.
+
+    Raises OSError, of it BlockingIOError where another has it and ``how`` does not wait.
+    """
+    fd = os.open(path, _FILE, 0o600)
+    try:
+        fcntl.flock(fd, how)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+@contextlib.contextmanager
+def held(path: str) -> Iterator[None]:
+    """Hold it alone within the block, waiting for whoever has it. Raises OSError."""
+    fd = take(path, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        os.close(fd)
