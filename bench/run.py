@@ -14,6 +14,7 @@ import audit
 import cases
 import density
 import forks
+import images
 import machines
 import peers
 import plot
@@ -25,7 +26,19 @@ import service
 if TYPE_CHECKING:
     from stats import Case
 
-CASES = ("fresh", "warm", "stdout", "fork", "idle", "cli", "vm", "daemon", "policy", "audit")
+CASES = (
+    "fresh",
+    "warm",
+    "stdout",
+    "fork",
+    "image",
+    "idle",
+    "cli",
+    "vm",
+    "daemon",
+    "policy",
+    "audit",
+)
 OUT = Path(__file__).resolve().parent / "out"
 
 
@@ -36,6 +49,7 @@ def main() -> int:
         "warm": lambda: [cases.warm(options.rounds)],
         "stdout": lambda: [cases.stdout(options.rounds)],
         "fork": lambda: [forks.forks(max(1, options.rounds // 10))],
+        "image": lambda: [images.images(max(9, options.rounds // 5))],
         "idle": lambda: [density.idle(options.sandboxes)],
         "cli": lambda: [cases.cli(max(1, options.rounds // 3))],
         "vm": lambda: machines.machines(options.rounds),

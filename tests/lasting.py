@@ -17,7 +17,7 @@ def lasting(load: Callable[[str], Backend] = backends.load) -> Iterator[Manager]
     """One for a whole session; all of it is closed in the end."""
     with pytest.MonkeyPatch.context() as patch, contextlib.closing(Manager(load)) as manager:
         # No sandbox is made ahead: it would be there after a test, and was not before it.
-        patch.setattr("agentd.sandbox.backends.linux.nursery._OFTEN", sys.maxsize)
+        patch.setattr("agentd.sandbox.backends.linux.spares.OFTEN", sys.maxsize)
         manager._finisher.soon(int)  # its thread has begun
         yield manager
 

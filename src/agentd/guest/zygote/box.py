@@ -54,26 +54,33 @@ class Confined(NamedTuple):
 class Prepared:
     """A clone that waits for its request, and has done the steps in ``steps`` ahead of it.
 
-    Only for a plain sandbox, one that asks for nothing else than the defaults of those steps.
+    ``box`` is what the requests that it may get have in common: user, network and root, the host's
+    programs or an image's. ``fds`` are numbered as those of a request are.
     """
 
     steps = frozenset({"user_namespace", "network", "root", "proc", "user_counts"})
 
-    def __init__(self, plain: Request, kernel: WallKernel = KERNEL) -> None:
+    def __init__(
+        self, box: Request, fds: list[int] | None = None, kernel: WallKernel = KERNEL
+    ) -> None:
         """Raises OSError; the process is of no use then."""
-        _identity(plain, kernel)
-        caps.drop_bounding(kernel)  # a part of ``_capabilities`` that takes its time
+        _identity(box, kernel)
+        if box["uid"] != 0:
+            caps.drop_bounding(kernel)  # a part of ``_capabilities`` that takes its time
         self.sockets: list[int] = []
-        _network(plain, self.sockets, kernel)
+        _network(box, self.sockets, kernel)
         self.fds: list[int] = []
         coming: list[int] = []
-        disk.build(plain, self.fds, coming, kernel)
-        disk.show_workspace(plain, kernel)
+        lowers: dict[str, int] = {}
+        _own_root({"private_root": False, **box}, fds or [], lowers, kernel)
+        disk.build(box, self.fds, coming, kernel, lowers)
+        if not dicts(box.get("mounts")):
+            disk.show_workspace(box, kernel, lowers)
         _proc(kernel)
-        _user_counts(plain, kernel)
-        self.rules = _base_rules(plain, coming, kernel)
-        close_all(coming)
-        self.size = plain["disk"]
+        _user_counts(box, kernel)
+        self.rules = _base_rules(box, coming, kernel)
+        close_all([*coming, *lowers.values()])
+        self.size = box["disk"]
 
 
 def confine(

@@ -90,7 +90,8 @@ def size(box: Request) -> str:
 def resize(box: Request, kernel: WallKernel) -> None:
     """Of one that is mounted already."""
     flags = abi.MS_REMOUNT | _NOSUID_NODEV
-    kernel.mount("tmpfs", "/tmp", "tmpfs", flags, size(box))
+    # Where nothing of an image's is below, and so no overlay in the way.
+    kernel.mount("tmpfs", SHM, "tmpfs", flags, size(box))
 
 
 def show_workspace(box: Request, kernel: WallKernel, lowers: Mapping[str, int] = _NOTHING) -> None:

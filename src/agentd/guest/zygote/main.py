@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from agentd.guest import agent
 from agentd.guest.zygote import box as boxes
 from agentd.guest.zygote import entry, image_root, immortal, restack, root, var
+from agentd.guest.zygote.ahead import Ahead, maps_of, prepare
 from agentd.guest.zygote.entry import CONTROL_FD, MOUNTS_FD
 from agentd.guest.zygote.group import enter_group
 from agentd.guest.zygote.layer import Layer
@@ -92,10 +93,10 @@ def _told(filters: Filters) -> dict[str, str]:
 
 
 class _Zygote:
-    """Answers requests one by one. Between them, when asked, it clones one ahead for the host.
+    """Answers requests one by one. Between them, when asked, it clones some ahead for the host.
 
-    A spare is in its namespaces, prepared for a plain request, not yet confined, and never used.
-    The host sends it such a request itself, and then asks for the next one.
+    A spare is in its namespaces, prepared for one kind of sandbox, not yet confined, and never
+    used. The host tells it what to prepare for, and later its request, over a socket of its own.
     """
 
     def __init__(
@@ -111,8 +112,7 @@ class _Zygote:
         self._flags = boxes.NAMESPACES | (abi.CLONE_NEWNET if config["net"] != "host" else 0)
         plain = config["plain"]
         self._plain = plain if isinstance(plain, dict) else None
-        # That a spare is asked for, and its id outside.
-        self._wanted: tuple[int | None] | None = None
+        self._ahead = Ahead()
         self._served = 0
         self._spare_from = 0
         self._seasoned = False
@@ -122,7 +122,7 @@ class _Zygote:
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         while True:
-            due = self._wanted is not None and self._served > self._spare_from
+            due = self._ahead and self._served > self._spare_from
             if due and not poll.poll(_IDLE_MS):
                 self._prepare_spare()
             try:
@@ -138,8 +138,7 @@ class _Zygote:
             if "layer" in request:
                 restack.answer(self._control, request, fds)
             elif "next" in request:
-                self._wanted = (_id(request["next"]),)
-                close_all(fds)
+                self._ahead.add(request, fds)
             else:
                 self._spawn(request, fds)
 
@@ -172,20 +171,16 @@ class _Zygote:
                 _rehearse_messages()
 
     def _prepare_spare(self) -> None:
-        # Where it fails, the next request clones for itself and says what is wrong.
-        self._spare_from = self._served
         self._season()
+        wanted = self._ahead.first()
         try:
-            host, listener = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        except OSError:
+            pidfd = self._clone(wanted.listener, wanted.id, maps=wanted.maps(), ahead=True)
+        except (OSError, MemoryError):
+            # The next request clones for itself and says what is wrong; this is tried after it.
+            self._spare_from = self._served
             return
-        with host, listener:
-            try:
-                pidfd = self._clone(listener, self._wanted[0] if self._wanted else None, host=host)
-            except (OSError, MemoryError):
-                return
-            if self._hand_over({"spare": True}, pidfd, [host.fileno()]):
-                self._wanted = None
+        self._ahead.drop_first()
+        self._hand_over({"spare": wanted.number}, pidfd, [])
 
     def _spawn(self, request: dict[str, object], fds: list[int]) -> None:
         """Start one sandbox; answer with its pidfd, and its scratch tmpfs if the host needs it."""
@@ -200,9 +195,8 @@ class _Zygote:
                     scratch.append(_scratch_mount(request))
                 if request.get("writable"):
                     layer.append(self._lend_layer(_id(request["id"])))
-                ids = request.get("map")
-                maps = Maps(*ids) if isinstance(ids, list) else None
-                pidfd = self._clone(listener, _id(request["id"]), scratch, maps=maps, layer=layer)
+                id_, maps = _id(request["id"]), maps_of(request)
+                pidfd = self._clone(listener, id_, scratch, maps=maps, layer=layer)
             self._hand_over({"n": number, "ok": True}, pidfd, scratch)
         except Exception as error:
             refuse(self._control, number, error)
@@ -232,12 +226,13 @@ class _Zygote:
         self,
         listener: socket.socket,
         id_: int | None,
-        scratch: list[int] | None = None,
-        host: socket.socket | None = None,
+        scratch: Sequence[int] = (),
         maps: Maps | None = None,
         layer: Sequence[int] = (),
+        *,
+        ahead: bool = False,
     ) -> int:
-        """The pidfd of a sandbox to be; ``host`` is the other end of one made ahead."""
+        """The pidfd of a sandbox to be."""
         try:
             pid, pidfd = self._clone_as(id_)
         except BaseException:
@@ -247,14 +242,12 @@ class _Zygote:
         if pid == 0:
             try:
                 self._control.close()
-                if host is not None:
-                    host.close()
+                self._ahead.close_others(listener)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 gc.enable()
-                plain = self._plain if host else None
                 trees = self._layer.trees if self._layer is not None else []
                 root = (layer[0], trees) if layer else None
-                _box(listener, id_, scratch or [], self._filters, plain, maps, root)
+                _box(listener, id_, scratch, self._filters, maps, root, ahead=ahead)
             finally:
                 os._exit(1)
         if maps is not None:
@@ -320,24 +313,25 @@ def _scratch_mount(request: dict[str, object]) -> int:
 def _box(
     listener: socket.socket,
     id_: int | None,
-    scratch: list[int],
+    scratch: Sequence[int],
     filters: Filters,
-    plain: dict[str, object] | None,
     maps: Maps | None,
     root: tuple[int, list[tuple[str, str]]] | None,
+    *,
+    ahead: bool,
 ) -> None:
     """The child: read what is asked for, confine, then be the agent. Never returns.
 
-    With ``plain`` it is one made ahead, and does before it reads what all such requests have in
-    common; where that fails it ends without a word, and the host asks for another.
+    One made ``ahead`` is told first what all requests that it may get have in common, and does
+    that; where it fails it ends without a word, and the host asks for another.
     """
     prepared = made = None
     if maps is not None:
         maps.await_written()
-    if plain is not None:
-        prepared = boxes.Prepared({**plain, "outside": id_})
-        rehearse(1)
+    if ahead:
+        rehearse(1)  # in the zygote's root still: no program of an image's runs unconfined
         made = agent.Ready(pid1=True)
+        prepared = prepare(listener, id_, mapped=maps is not None)
     try:
         request, passed = receive(listener)
         request["outside"] = id_

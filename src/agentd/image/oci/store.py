@@ -89,17 +89,19 @@ class OciStore:
         """The full name of what a caller calls ``name``: without a tag it may be "latest"'s, and a
         digest is whatever image has it. Raises NotFound."""
         known = self.names()
-        for each in (name, f"{name}:latest"):
-            if each in known:
-                return each
-        if name.startswith("sha256:"):
-            for each in known:
-                if self._named(each).digest == name:
-                    return each
+        meant = [each for each in (name, f"{name}:latest") if each in known]
+        if not meant and name.startswith("sha256:"):
+            meant = [each for each in known if self.digest(each) == name]
+        if meant:
+            return meant[0]
         raise NotFound(
             f"no image {name!r} in {self.folder}",
             remediation=f"pull it: agentd image pull docker://{name}; agentd image ls lists others",
         )
+
+    def digest(self, name: str) -> str:
+        """Which image a name means, and nothing of what that is. Raises NotFound, Corrupt."""
+        return self._named(self.find(name)).digest
 
     def get(self, name: str) -> OciImage:
         """Raises NotFound, Corrupt, ImageError."""
@@ -168,8 +170,7 @@ class OciStore:
             return Removed(removed.bytes + left, removed.in_use)
 
     def verify(self, names: Iterable[str] = ()) -> dict[str, str]:
-        """Hash every blob, and look at every file that was unpacked; what is wrong, by name. All
-        images where none is named. Raises NotFound."""
+        """Hash blobs, look at unpacked files, by default of all; what is wrong. Raises NotFound."""
         wrong = {}
         for name in [self.find(each) for each in names] or self.names():
             try:

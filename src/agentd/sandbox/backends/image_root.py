@@ -147,6 +147,10 @@ def meant(spec: SandboxSpec, store: OciStore, *, kept: bool = False) -> OciImage
 
     if spec.image_digest:
         with contextlib.suppress(NotFound):
+            image = store.get(spec.image)  # as a rule; to look for a digest takes longer
+            if image.digest == spec.image_digest:
+                return image
+        with contextlib.suppress(NotFound):
             return store.get(spec.image_digest)
     image = store.get(spec.image)
     if spec.image_digest and image.digest != spec.image_digest:

@@ -19,7 +19,14 @@ from agentd.sandbox.backends.child import Ended, await_ready, send
 from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.linux import image as images
 from agentd.sandbox.backends.linux import kept as keeping
-from agentd.sandbox.backends.linux import loans, report, restoring, shared_layer, subid_range
+from agentd.sandbox.backends.linux import (
+    loans,
+    preparing,
+    report,
+    restoring,
+    shared_layer,
+    subid_range,
+)
 from agentd.sandbox.backends.linux.born import (
     Ask,
     Born,
@@ -36,6 +43,7 @@ from agentd.sandbox.backends.linux.loans import Loan
 from agentd.sandbox.backends.linux.nursery import Nursery, adopt
 from agentd.sandbox.backends.linux.plan import LinuxPlan, make_plan
 from agentd.sandbox.backends.linux.shared_layer import SharedLayer
+from agentd.sandbox.backends.linux.spares import SpareKind
 from agentd.sandbox.backends.linux.subid_range import SubidRange
 from agentd.sandbox.backends.linux.wall import LinuxWall
 
@@ -118,13 +126,18 @@ class LinuxBackend:
             shared = None if kept is None else shared_layer.of_fork(kept)
             if shared is not None:
                 undo.callback(shared.close)
-            request = self._request(plan, lent, root, forked=shared is not None)
-            spare = nursery.take_spare() if request["plain"] and kept is None else None
-            ask = functools.partial(self._pass_request, nursery, request, lent, root, shared)
+            special = kept is not None or self._without
+            kind = None if special else preparing.kind_of(plan, lent, root)
+            spare = None if kind is None else nursery.take_spare(kind)
+            entered = root if spare is None else None  # a spare is in its root already
+            request = self._request(plan, lent, entered, forked=shared is not None)
+            ask = functools.partial(self._pass_request, nursery, request, lent, entered, shared)
+            ask_next = functools.partial(self._ask_next, nursery, kind, plan, root)
             if spare is not None:
-                born = from_spare(spare, nursery, plan, ask, undo)
+                born = from_spare(spare, nursery, plan, ask, ask_next, undo)
             else:
                 born = self._clone(nursery, plan, lent, ask, undo, kept, shared)
+                ask_next()
             given = nursery.subids or no_range
             wall = self._wall(plan, born, lent, nursery, root, given)
             wall.attach_leases(taken)
@@ -191,7 +204,6 @@ class LinuxBackend:
             loans.copy_all(lent, fds[1], user)
             ask(listener, block)
             group, detail = let_into_group(plan, listener, nursery, undo)
-        nursery.ask_next()
         return Born(fds, listener, block, group, detail, shared, copied)
 
     def _pass_request(
@@ -268,11 +280,9 @@ class LinuxBackend:
     def _request(
         self, plan: LinuxPlan, lent: list[Loan], root: LinuxImageRoot | None, *, forked: bool
     ) -> dict[str, object]:
-        plain = self._is_plain(plan) and all(loan.copy is None for loan in lent)
         # Its descriptor comes behind those of the mounts, which count from 1.
         mounted = 1 + sum(loan.mounted for loan in lent)
         return {
-            "plain": plain and root is None,
             "image": None if root is None else root.request(mounted, plan),
             "shared": mounted + (root is not None) if forked else None,
             "uid": plan.uid,
@@ -297,28 +307,22 @@ class LinuxBackend:
         }
 
     def _plain(self, net: str) -> dict[str, object]:
-        """Return what the zygote needs to prepare a clone for a request with nothing special."""
+        """Return what the zygote needs to rehearse a request with nothing special."""
         plan = make_plan(SandboxSpec(net=net))
-        return {
-            "uid": plan.uid,
-            "net": net,
-            "disk": plan.limits.disk,
-            "inodes": plan.inodes,
-            "scratch_fd": None,
-            "user_counts": shared.user_counts(),
-            "machine_root": self._is_machine_root(),
-            "landlock_abi": landlock.abi_version(),
-        }
+        return preparing.common(plan, machine_root=self._is_machine_root())
+
+    def _ask_next(
+        self, nursery: Nursery, kind: SpareKind | None, plan: LinuxPlan, root: LinuxImageRoot | None
+    ) -> None:
+        if kind is not None:
+            message = preparing.common(plan, machine_root=self._is_machine_root())
+            prepare = functools.partial(preparing.prepare, message, nursery, plan, root)
+            nursery.ask_next(kind, prepare)
 
     def _is_machine_root(self) -> bool:
         """Return whether the kernel takes sandboxes for the machine's root, who owns /proc/sys."""
         own = "ids" not in self._without and identity.available()
         return not own and privileges.is_machine_root()
-
-    def _is_plain(self, plan: LinuxPlan) -> bool:
-        usual = make_plan(SandboxSpec())
-        special = plan.cow or plan.private_root or plan.spec.writable or self._without
-        return not special and plan.uid == usual.uid
 
     def _take(self, nursery: Nursery) -> Block | None:
         return None if "ids" in self._without else identity.take(nursery.ids)

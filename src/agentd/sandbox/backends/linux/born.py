@@ -12,9 +12,10 @@ from agentd.sandbox.backends.cgroups import let_in, make_group
 from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.linux.disk import Coming, SandboxDisk
 from agentd.sandbox.backends.linux.loans import Loan
-from agentd.sandbox.backends.linux.nursery import Nursery, Spare
+from agentd.sandbox.backends.linux.nursery import Nursery
 from agentd.sandbox.backends.linux.plan import LinuxPlan
 from agentd.sandbox.backends.linux.shared_layer import FileIds, SharedLayer, Taken
+from agentd.sandbox.backends.linux.spares import Spare
 
 
 class Born(NamedTuple):
@@ -35,7 +36,12 @@ Ask = Callable[[socket.socket, Block | None], None]
 
 
 def from_spare(
-    spare: Spare, nursery: Nursery, plan: LinuxPlan, ask: Ask, undo: contextlib.ExitStack
+    spare: Spare,
+    nursery: Nursery,
+    plan: LinuxPlan,
+    ask: Ask,
+    ask_next: Callable[[], None],
+    undo: contextlib.ExitStack,
 ) -> Born:
     """A sandbox out of the clone that was made ahead."""
     undo.callback(release, spare.block)
@@ -45,7 +51,7 @@ def from_spare(
         group, detail = let_into_group(plan, spare.listener, nursery, undo)
     finally:
         # Not before: the zygote would wake up on the core that we need.
-        nursery.ask_next()
+        ask_next()
     return Born([spare.pidfd], spare.listener, spare.block, group, detail)
 
 

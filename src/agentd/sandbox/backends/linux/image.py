@@ -16,6 +16,7 @@ from agentd.sandbox.backends.image_root import ImageRoot, moved, opened
 from agentd.sandbox.backends.linux import kept
 from agentd.sandbox.backends.linux.loans import Lender
 from agentd.sandbox.backends.linux.plan import LinuxPlan
+from agentd.sandbox.backends.linux.spares import ImageFiles
 from agentd.sandbox.backends.linux.wall import LinuxWall
 
 # Names of writable places, of which an image may have something (``zygote.stack``).
@@ -31,7 +32,7 @@ def found(spec: SandboxSpec) -> SandboxSpec:
     from agentd.image.model import NotFound
 
     try:
-        return msgspec.structs.replace(spec, image_digest=OciStore().get(spec.image).digest)
+        return msgspec.structs.replace(spec, image_digest=OciStore().digest(spec.image))
     except NotFound:
         if spec.image in machines.Store().ls():
             raise Refused(
@@ -54,6 +55,11 @@ class LinuxImageRoot(ImageRoot):
             env=self.environment(plan.limits.cpus) | plan.spec.env,
             workdir=None if mounted else self.workdir(),
         )
+
+    def files(self) -> ImageFiles:
+        """Which directory it is, once and for all: one that is unpacked anew is another."""
+        found = os.fstat(self._root)
+        return ImageFiles(self.image.digest, found.st_dev, found.st_ino)
 
     def request(self, fd: int, plan: LinuxPlan) -> dict[str, object]:
         """Return what the sandbox is told of its root; ``fd`` counts what is passed along."""

@@ -8,8 +8,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 from agentd.guest.zygote.messages import MAX_MESSAGE
 from agentd.linux import privileges
@@ -28,28 +27,17 @@ from agentd.sandbox.backends.child import (
     unsent,
 )
 from agentd.sandbox.backends.identity import SIZE, Block
+from agentd.sandbox.backends.linux.spares import AskedSpare, Spare, SpareKind, Spares
 from agentd.sandbox.backends.linux.subid_range import SubidRange
 
 # One that ends is seen at once: these are for what hangs, and a starved machine takes its time.
 _START_SECONDS = 60.0
 _ANSWER_SECONDS = 60.0
 _MODULE = "agentd.guest.zygote.main"
-# Who asks once may never ask again, and shall not pay for a spare.
-_OFTEN = 2
+# Blocks of ids of which a few may lie idle.
+_ROOMY = 64
 
-
-class Spare(NamedTuple):
-    """A clone that waits for a plain request: its pidfd, the host's end of its listener, and whose
-    ids it has."""
-
-    pidfd: int
-    listener: socket.socket
-    block: Block | None
-
-    def close(self) -> None:
-        """It ends; its block is released by whoever sees that."""
-        self.listener.close()
-        os.close(self.pidfd)
+Prepare = Callable[[socket.socket, Block | None], None]
 
 
 class Nursery:
@@ -65,8 +53,8 @@ class Nursery:
     ) -> None:
         """Starts the process and returns at once; the first request waits for it.
 
-        ``plain`` is what most requests ask for: the zygote keeps one clone ahead for those. With
-        ``subids`` root of its sandboxes has these, too.
+        ``plain`` is what most requests ask for: the zygote rehearses those. With ``subids`` root of
+        its sandboxes has these, too.
         """
         ready_to_start()
         self._lock = threading.Lock()
@@ -74,11 +62,7 @@ class Nursery:
         self.filter_digests: dict[tuple[bool, bool], str] = {}
         self._ready = False
         self._count = 0
-        self._spawned = 0
-        self._spare: Spare | None = None
-        # A spare is asked for, and on its way to us; its ids are taken already.
-        self._asked = False
-        self._next: Block | None = None
+        self._spares = Spares()
         self._owner = os.getpid()
         #: Directories of the host's /etc and /var/lib that its root has.
         self.configuration = configuration.trees(shown)
@@ -117,23 +101,66 @@ class Nursery:
         with self._lock:
             self._wait_ready()
 
-    def take_spare(self) -> Spare | None:
-        """The clone that waits for a plain request, if there is one. The caller owns all of it, and
-        calls ``ask_next`` in time."""
+    def take_spare(self, kind: SpareKind) -> Spare | None:
+        """The clone that waits for a request of this kind, if there is one. The caller owns all of
+        it, and calls ``ask_next`` in time."""
         with self._lock:
-            self._collect_spare()
-            spare, self._spare = self._spare, None
-            return spare
+            self._collect_spares()
+            return self._spares.take(kind)
 
-    def ask_next(self) -> None:
-        """Have the zygote clone a spare, where there is none, once nobody asks it for anything."""
-        with self._lock, contextlib.suppress(SandboxError):  # whoever needs it says so
-            if self._asked or self._spare is not None or self._spawned < _OFTEN:
-                return
-            if self._next is None:
-                self._next = identity.take(self.ids)
-            self._asked = True
-            self._send({"next": None if self._next is None else self._next.id}, [])
+    def ask_next(self, kind: SpareKind, prepare: Prepare) -> None:
+        """Have the zygote clone a spare of this kind, where it is asked for often and there is
+        none, once nobody asks it for anything.
+
+        ``prepare`` sends the clone what it is to do before its request, at the socket that it gets
+        and of the block that it gets.
+        """
+        with contextlib.suppress(AgentdError, OSError):  # whoever needs it says so
+            with self._lock:
+                if not (self._may_spare(kind) and self._spares.wants(kind)):
+                    return
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                with contextlib.ExitStack() as undo:
+                    undo.callback(ours.close)
+                    undo.callback(theirs.close)
+                    number, block = self._next_number(), identity.take(self.ids)
+                    undo.pop_all()
+                self._spares.expect(kind, AskedSpare(number, ours, block))
+            with theirs:
+                self._ask_next(kind, number, ours, theirs, block, prepare)
+
+    def _ask_next(
+        self,
+        kind: SpareKind,
+        number: int,
+        ours: socket.socket,
+        theirs: socket.socket,
+        block: Block | None,
+        prepare: Prepare,
+    ) -> None:
+        try:
+            prepare(ours, block)  # not under the lock: it may ask for mounts
+            request: dict[str, object] = {"next": number, "id": None if block is None else block.id}
+            if kind.uid == 0:
+                request |= self._map(block)
+            with self._lock:
+                self._send(request, [theirs.fileno()])
+        except BaseException:
+            with self._lock:
+                self._spares.give_up(kind)
+            raise
+
+    def _may_spare(self, kind: SpareKind) -> bool:
+        """Where there are few blocks, sandboxes get them."""
+        return kind.image is None or not self.own_users or self.ids.blocks >= _ROOMY
+
+    def _map(self, block: Block | None) -> dict[str, object]:
+        """The id maps of root's sandboxes, where they are more than one id."""
+        if block is not None:
+            return {"map": [[0, block.id, SIZE]]}
+        if self.subids is not None:
+            return {"map": [[0, 0, 1], [1, 1, self.subids.many]]}
+        return {}
 
     def spawn(
         self,
@@ -156,12 +183,9 @@ class Nursery:
             request |= scratch or {}
             if writable:
                 request["writable"] = True
-            if whole and block is not None:
-                request["map"] = [[0, block.id, SIZE]]
-            elif whole and self.subids is not None:
-                request["map"] = [[0, 0, 1], [1, 1, self.subids.many]]
+            if whole:
+                request |= self._map(block)
             self._send(request, [listener.fileno()])
-            self._spawned += 1
         except BaseException:
             self._lock.release()
             raise
@@ -231,16 +255,15 @@ class Nursery:
         """End the zygote and with it every sandbox; idempotent."""
         self._control.close()
         self._mounts.close()
-        spare, self._spare = self._spare, None
-        if spare is not None:
-            spare.close()
+        blocks = self._spares.close()
         if os.getpid() != self._owner:
             return  # a forked copy of us: the zygote belongs to the original
         # It waits for the zygote, and the kernel ends every clone with that.
         ended = self._await_end()
-        for block in (self._own, self._next, None if spare is None else spare.block):
-            if block is not None:
-                block.release(ended)
+        if self._own is not None:
+            blocks.append(self._own)
+        for block in blocks:
+            block.release(ended)
 
     def _await_end(self) -> bool:
         """Return whether it ended by itself."""
@@ -254,17 +277,15 @@ class Nursery:
             os.waitpid(self.pid, 0)
         return False
 
-    def _collect_spare(self) -> None:
-        """Take the clone that the zygote may have sent since."""
+    def _collect_spares(self) -> None:
+        """Take the clones that the zygote may have sent since."""
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         while self._ready and poll.poll(0):
             try:
                 answer, fds = receive(self._control, 0, "zygote")
-            except Starved:  # one that we could not take: it ends, as nobody holds it
-                block, self._next, self._asked = self._next, None, False
-                if block is not None:
-                    block.release(ended=False)
+            except Starved:  # one that we could not take, and nobody knows which
+                self._spares.give_up_coming()
                 return
             self._sort(answer, fds)
 
@@ -279,8 +300,9 @@ class Nursery:
             self._sort(answer, fds)
 
     def _sort(self, answer: dict[str, object], fds: list[int]) -> None:
-        if "spare" in answer:
-            self._keep_spare(fds)
+        number = answer.get("spare")
+        if isinstance(number, int) and len(fds) == 1:
+            self._spares.arrived(number, fds[0])
             return
         for fd in fds:  # came too late; its sandbox has nobody at the other end, and ends
             os.close(fd)
@@ -288,10 +310,6 @@ class Nursery:
     def _next_number(self) -> int:
         self._count += 1
         return self._count
-
-    def _keep_spare(self, fds: list[int]) -> None:
-        self._spare = Spare(fds[0], socket.socket(fileno=fds[1]), self._next)
-        self._asked, self._next = False, None
 
     def _config(self, net: str, plain: dict[str, object] | None) -> dict[str, object]:
         ids = None
