@@ -66,7 +66,7 @@ def maps_of(request: dict[str, object]) -> Maps | None:
 
 
 def prepare(listener: socket.socket, id_: int | None, *, mapped: bool) -> box.Prepared:
-    """In a clone made ahead: the first half of the way, as the host says. Raises EOFError, OSError."""
+    """In a clone made ahead: go the first half of the way. Raises EOFError, OSError."""
     request, passed = receive(listener)
     request |= {"outside": id_, "mapped": mapped}
     prepared = box.Prepared(request, [listener.fileno(), *passed])
