@@ -75,8 +75,13 @@ def build(
     after that. A number that the table does not have, a future one too: ENOSYS.
     Raises LookupError for an unknown profile or machine.
     """
+    return compile_rules(rules(profile, inet=inet), machine, kills=kills)
+
+
+def compile_rules(chosen: Sequence[Rule], machine: str, *, kills: bool = True) -> bytes:
+    """``build`` of rules that are no profile's."""
     table = numbers(machine)
-    by_number = _rules_by_number(rules(profile, inet=inet), table)
+    by_number = _rules_by_number(chosen, table)
     leaves: dict[str, tuple[Rule, ...]] = {}
     runs = _merge(_outcomes(table, by_number, machine, leaves))
     foreign = RET_KILL_PROCESS if kills else RET_ERRNO | errno.ENOSYS

@@ -1,8 +1,7 @@
-"""Starting agentd's own isolated interpreters: next to no environment, nothing inherited."""
+"""Starting agentd's own processes, and talking with them by messages."""
 
 import array
 import errno
-import fcntl
 import json
 import os
 import select
@@ -11,11 +10,9 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from agentd.linux import python
 from agentd.model.errors import InvalidInput, SandboxError
 
-#: A Python whose libpython lies outside of the loader's paths does not start without it.
-LOADER = ("LD_LIBRARY_PATH",)
-_PACKAGE_ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 3))
 _MAX_MESSAGE = 64 << 10
 _MAX_FDS = 8
 # The kernel's word where it has no memory for a seccomp filter (agentd.linux.seccomp).
@@ -32,30 +29,11 @@ class Starved(SandboxError):
 
 
 def start_python(module: str, sockets: Sequence[socket.socket]) -> int:
-    """Run ``module.main()`` with the sockets as descriptors 3, 4, ...; its pid.
-
-    ``-I -S -E`` keeps the caller's site-packages and environment out, but for where the loader
-    finds the libraries of this very Python. A session of its own keeps the terminal's Ctrl-C out.
-    Raises SandboxError.
-    """
-    code = f"import sys; sys.path.insert(0, {_PACKAGE_ROOT!r}); from {module} import main; main()"
-    argv = [sys.executable, "-I", "-S", "-E", "-X", "utf8", "-c", code]
-    # Above the numbers they will get, so that no dup2 overwrites another's source.
-    sources = [fcntl.fcntl(sock, fcntl.F_DUPFD_CLOEXEC, 10) for sock in sockets]
-    actions = [
-        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-        (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
-        (os.POSIX_SPAWN_DUP2, 1, 2),
-        *((os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(sources, 3)),
-    ]
-    env = {name: os.environ[name] for name in LOADER if name in os.environ}
+    """``agentd.linux.python.start``. Raises SandboxError."""
     try:
-        return os.posix_spawn(argv[0], argv, env, file_actions=actions, setsid=True, setsigmask=[])
+        return python.start(module, sockets)
     except OSError as error:
         raise SandboxError(f"cannot start {sys.executable}", cause=str(error)) from error
-    finally:
-        for fd in sources:
-            os.close(fd)
 
 
 def receive(sock: socket.socket, seconds: float, who: str) -> tuple[dict[str, object], list[int]]:

@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from agentd.linux.python import LOADER
 from agentd.model.errors import BackendLost, SandboxError
 from agentd.sandbox import guard
 from agentd.sandbox.backends import identity
-from agentd.sandbox.backends.child import LOADER
 from agentd.sandbox.supervisor import wire
 
 _START_SECONDS = 10.0

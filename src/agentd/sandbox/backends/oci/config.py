@@ -12,10 +12,10 @@ from functools import cache
 
 from agentd.guest.zygote import root
 from agentd.linux import caps, seccomp
+from agentd.linux.python import LOADER
 from agentd.model.mount import WORKSPACE
 from agentd.model.spec import DEFAULT_IMAGE, SandboxSpec
 from agentd.sandbox.backends import cgroups, shared
-from agentd.sandbox.backends.child import LOADER
 from agentd.sandbox.backends.linux.plan import HOME, LinuxPlan
 from agentd.sandbox.backends.oci import bundle, filters
 

@@ -1,0 +1,74 @@
+"""One sandbox: its sockets, its rules, its names, and what it has open."""
+
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+from agentd.egress.relay.synthetic import Synthetic
+from agentd.egress.table import Table
+
+if TYPE_CHECKING:
+    from agentd.egress.relay.connection import Connection
+
+MAX_CONNECTIONS = 512
+MAX_DIALLING = 128
+#: Names a second that are asked of the host's servers for one sandbox, and how many at once.
+NAMES_A_SECOND, NAMES_AT_ONCE = 50.0, 200.0
+
+_SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h; IP6T_SO_ORIGINAL_DST is the same
+
+
+class Tenant:
+    __slots__ = (
+        "_allowance", "_since", "connections", "denials", "dialling", "id", "repeats", "sockets",
+        "synthetic", "table",
+    )  # fmt: skip
+
+    def __init__(self, id_: int, table: Table, sockets: list[socket.socket], now: float) -> None:
+        self.id = id_
+        self.table = table
+        self.sockets = sockets
+        self.synthetic = Synthetic()
+        self.connections: set[Connection] = set()
+        self.dialling = 0
+        self.denials: set[tuple[object, ...]] = set()
+        self.repeats = 0
+        self._allowance, self._since = NAMES_AT_ONCE, now
+
+    @property
+    def has_ipv6(self) -> bool:
+        """Whether its programs can dial IPv6 at all."""
+        return any(
+            sock.family == socket.AF_INET6 and sock.type == socket.SOCK_STREAM
+            for sock in self.sockets
+        )
+
+    def may_ask(self, now: float) -> bool:
+        """Take one of the names that it may have asked for now; False where it has had them."""
+        self._allowance = min(
+            self._allowance + (now - self._since) * NAMES_A_SECOND, NAMES_AT_ONCE
+        )
+        self._since = now
+        if self._allowance < 1:
+            return False
+        self._allowance -= 1
+        return True
+
+
+def destination(client: socket.socket, v6: bool) -> tuple[bytes, int] | None:
+    """What the program dialled, as 4 or 16 bytes and a port; None where it was our own listener.
+
+    Raises OSError where the kernel does not know: nothing redirected it.
+    """
+    if v6:
+        # struct sockaddr_in6: family, port, flow, address, scope
+        raw = client.getsockopt(socket.IPPROTO_IPV6, _SO_ORIGINAL_DST, 28)
+        address = raw[8:24]
+        own = address == b"\0" * 15 + b"\1"
+    else:
+        # struct sockaddr_in: family, port, address
+        raw = client.getsockopt(socket.IPPROTO_IP, _SO_ORIGINAL_DST, 16)
+        address = raw[4:8]
+        own = address[0] == 127
+    (port,) = struct.unpack_from(">H", raw, 2)
+    return None if own else (address, port)

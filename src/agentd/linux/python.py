@@ -1,0 +1,38 @@
+"""Starting agentd's own isolated interpreters: next to no environment, nothing inherited."""
+
+import fcntl
+import os
+import socket
+import sys
+from collections.abc import Sequence
+
+#: A Python whose libpython lies outside of the loader's paths does not start without it.
+LOADER = ("LD_LIBRARY_PATH",)
+_PACKAGE_ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 2))
+
+
+def start(module: str, sockets: Sequence[socket.socket]) -> int:
+    """Run ``module.main()`` with the sockets as descriptors 3, 4, ...; its pid.
+
+    ``-I -S -E`` keeps the caller's site-packages and environment out, but for where the loader
+    finds the libraries of this very Python. A session of its own keeps the terminal's Ctrl-C out.
+    Raises OSError.
+    """
+    code = f"import sys; sys.path.insert(0, {_PACKAGE_ROOT!r}); from {module} import main; main()"
+    argv = [sys.executable, "-I", "-S", "-E", "-X", "utf8", "-c", code]
+    # Above the numbers they will get, so that no dup2 overwrites another's source.
+    sources: list[int] = []
+    try:
+        for sock in sockets:
+            sources.append(fcntl.fcntl(sock, fcntl.F_DUPFD_CLOEXEC, 10))
+        actions = [
+            (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+            *((os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(sources, 3)),
+        ]
+        env = {name: os.environ[name] for name in LOADER if name in os.environ}
+        return os.posix_spawn(argv[0], argv, env, file_actions=actions, setsid=True, setsigmask=[])
+    finally:
+        for fd in sources:
+            os.close(fd)
