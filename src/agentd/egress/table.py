@@ -78,6 +78,11 @@ class EgressTable:
         denied = any(not line.allow and line.ports is None for line in lines)
         return not denied and any(line.allow for line in lines)
 
+    def has_whole(self, name: str) -> bool:
+        """Return whether a rule has that very name, and no wildcard alone."""
+        name = _normal(name)
+        return name in self._exact or name in self._static
+
     def of_name(self, name: str, port: int) -> EgressVerdict:
         """Judge a connection to that name. Where it goes is judged by ``of_answer`` then."""
         return _judge(list(self._lines(_normal(name))), port, f"no rule has {_normal(name)}")

@@ -22,8 +22,8 @@ CALLS = """
 accept4 close connect epoll_create1 epoll_ctl epoll_pwait epoll_wait fcntl fstat getpeername
 getsockname getsockopt ioctl newfstatat pipe2 read recvfrom recvmsg sendmsg sendto setsockopt
 shutdown socket splice write
-brk clock_gettime clock_nanosleep exit exit_group futex getpid getrandom gettid madvise mmap mprotect
-mremap munmap restart_syscall rt_sigaction rt_sigprocmask rt_sigreturn sched_yield
+brk clock_gettime clock_nanosleep exit exit_group futex getpid getrandom gettid madvise mmap
+mprotect mremap munmap restart_syscall rt_sigaction rt_sigprocmask rt_sigreturn sched_yield
 """
 _LEVELS = (socket.SOL_SOCKET, socket.IPPROTO_TCP, socket.IPPROTO_IP, socket.IPPROTO_IPV6)
 # TCP_NODELAY, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT, IP_PKTINFO, SO_KEEPALIVE, SO_LINGER, and

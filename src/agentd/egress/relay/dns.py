@@ -1,6 +1,6 @@
 """Messages of DNS (RFC 1035), as little of them as a name server of synthetic answers needs.
 
-Pure: bytes in, values out. What is malformed raises ``Malformed``; nothing here recurses, and no
+Pure: bytes in, values out. What is malformed raises ``MalformedDns``; nothing here recurses, and no
 loop is longer than its message.
 """
 
@@ -22,7 +22,7 @@ _MAX_RECORDS = 256
 _MAX_POINTERS = 64  # a name has at most 127 labels
 
 
-class Malformed(ValueError):
+class MalformedDns(ValueError):
     """The message is none, or not of a kind that is answered. ``code`` is what it is told."""
 
     def __init__(self, what: str, code: int = FORMERR) -> None:
@@ -30,7 +30,7 @@ class Malformed(ValueError):
         self.code = code
 
 
-class Asked(NamedTuple):
+class DnsQuestion(NamedTuple):
     """The one question of a query. ``name`` is lower case, without the dot at its end; ``question``
     is it as it was sent, which an answer repeats. ``recursion``: the flag, repeated too."""
 
@@ -41,7 +41,7 @@ class Asked(NamedTuple):
     recursion: int
 
 
-class Reply(NamedTuple):
+class DnsReply(NamedTuple):
     """What an upstream server said. ``addresses`` are those at the end of the chain of aliases that
     begins with the name; ``alias`` is where that chain ends where it has none. ``ttl``: seconds."""
 
@@ -52,24 +52,24 @@ class Reply(NamedTuple):
     ttl: int
 
 
-def parse_query(message: bytes) -> Asked:
-    """Raises Malformed."""
+def parse_query(message: bytes) -> DnsQuestion:
+    """Raises MalformedDns."""
     if len(message) < _HEADER.size:
-        raise Malformed("shorter than its header")
+        raise MalformedDns("shorter than its header")
     number, flags, questions, answers, authorities, _more = _HEADER.unpack_from(message)
     if flags & _QR:
-        raise Malformed("an answer where a query is awaited")
+        raise MalformedDns("an answer where a query is awaited")
     if flags & _OPCODE:
-        raise Malformed("no ordinary query", NOTIMP)
+        raise MalformedDns("no ordinary query", NOTIMP)
     if questions != 1 or answers or authorities:
-        raise Malformed(f"{questions} questions, {answers} answers")
+        raise MalformedDns(f"{questions} questions, {answers} answers")
     name, at = _plain_name(message, _HEADER.size)
     if at + 4 > len(message):
-        raise Malformed("the question ends early")
+        raise MalformedDns("the question ends early")
     kind, klass = struct.unpack_from(">HH", message, at)
     if klass != IN:
-        raise Malformed(f"class {klass}", NOTIMP)
-    return Asked(number, name, kind, message[_HEADER.size : at + 4], flags & _RD)
+        raise MalformedDns(f"class {klass}", NOTIMP)
+    return DnsQuestion(number, name, kind, message[_HEADER.size : at + 4], flags & _RD)
 
 
 def number_of(message: bytes) -> int | None:
@@ -85,7 +85,7 @@ def refusal(number: int, code: int) -> bytes:
     return _HEADER.pack(number, _QR | _RA | code, 0, 0, 0, 0)
 
 
-def answer(asked: Asked, code: int, address: bytes = b"", ttl: int = 0) -> bytes:
+def answer(asked: DnsQuestion, code: int, address: bytes = b"", ttl: int = 0) -> bytes:
     """``address`` has 4 or 16 bytes, or none: then there is no such record, or no such name."""
     flags = _QR | _RA | asked.recursion | code
     head = _HEADER.pack(asked.number, flags, 1, 1 if address else 0, 0, 0) + asked.question
@@ -102,27 +102,27 @@ def query(number: int, labels: Iterable[bytes], kind: int) -> bytes:
     return head + name + struct.pack(">BHH", 0, kind, IN)
 
 
-def parse_reply(message: bytes, sent: bytes, *, exact: bool) -> Reply:
+def parse_reply(message: bytes, sent: bytes, *, exact: bool) -> DnsReply:
     """``sent`` is the query: its question must be repeated, with ``exact`` to the letter's case.
 
-    Raises Malformed, for what is no answer to it as well.
+    Raises MalformedDns, for what is no answer to it as well.
     """
     if len(message) < _HEADER.size:
-        raise Malformed("shorter than its header")
+        raise MalformedDns("shorter than its header")
     number, flags, questions, answers, _authorities, _more = _HEADER.unpack_from(message)
     question = sent[_HEADER.size :]
     echoed = message[_HEADER.size : len(sent)]
     same = echoed == question if exact else echoed.lower() == question.lower()
     if number != sent[0] << 8 | sent[1] or not flags & _QR or questions != 1 or not same:
-        raise Malformed("no answer to what was asked")
+        raise MalformedDns("no answer to what was asked")
     code, kind = flags & _RCODE, question[-3]
     if flags & _TC or code not in (NOERROR, NXDOMAIN):
-        return Reply(code, bool(flags & _TC), (), "", 0)
+        return DnsReply(code, bool(flags & _TC), (), "", 0)
     name, at = _plain_name(message, _HEADER.size)
     return _follow(message, at + 4, min(answers, _MAX_RECORDS), name, kind)
 
 
-def _follow(message: bytes, at: int, count: int, name: str, kind: int) -> Reply:
+def _follow(message: bytes, at: int, count: int, name: str, kind: int) -> DnsReply:
     """Read the records of an answer, which has an alias before what it stands for."""
     aliases: dict[str, tuple[str, int]] = {}
     found: dict[str, list[tuple[str, int]]] = {}
@@ -130,12 +130,12 @@ def _follow(message: bytes, at: int, count: int, name: str, kind: int) -> Reply:
     for _ in range(count):
         owner, at = read_name(message, at)
         if at + 10 > len(message):
-            raise Malformed("a record ends early")
+            raise MalformedDns("a record ends early")
         type_, klass, ttl, length = struct.unpack_from(">HHIH", message, at)
         at += 10
         data = message[at : at + length]
         if len(data) != length:
-            raise Malformed("a record ends early")
+            raise MalformedDns("a record ends early")
         if klass == IN and type_ == CNAME:
             aliases[owner] = (read_name(message, at)[0], ttl)
         elif klass == IN and type_ == kind:
@@ -147,59 +147,59 @@ def _follow(message: bytes, at: int, count: int, name: str, kind: int) -> Reply:
         name, ttl = aliases[name]
         ttls.append(ttl)
         if name in seen:
-            raise Malformed("aliases in a circle")
+            raise MalformedDns("aliases in a circle")
         seen.add(name)
     records = found.get(name, [])
     ttls += [ttl for _, ttl in records]
     alias = name if len(seen) > 1 and not records and code == NOERROR else ""
     addresses = tuple(dict.fromkeys(address for address, _ in records))
-    return Reply(code, False, addresses, alias, min(ttls, default=0))
+    return DnsReply(code, False, addresses, alias, min(ttls, default=0))
 
 
 def read_name(message: bytes, at: int) -> tuple[str, int]:
     """A name and where what follows it begins; pointers (4.1.4) only lead back. Raises
-    Malformed."""
+    MalformedDns."""
     labels: list[str] = []
     end, left, limit = -1, MAX_NAME + 1, at
     for _ in range(2 * _MAX_POINTERS + 128):
         if at >= len(message):
-            raise Malformed("a name ends early")
+            raise MalformedDns("a name ends early")
         length = message[at]
         if length >= 0xC0:
             if at + 1 >= len(message):
-                raise Malformed("a name ends early")
+                raise MalformedDns("a name ends early")
             target = (length & 0x3F) << 8 | message[at + 1]
             end = at + 2 if end < 0 else end
             if target >= limit:
-                raise Malformed("a pointer that does not lead back")
+                raise MalformedDns("a pointer that does not lead back")
             at = limit = target
             continue
         if length == 0:
             return ".".join(labels), at + 1 if end < 0 else end
         if length > MAX_LABEL:
-            raise Malformed("a label of an unknown kind")
+            raise MalformedDns("a label of an unknown kind")
         label = message[at + 1 : at + 1 + length]
         left -= length + 1
         if len(label) != length or left < 0:
-            raise Malformed("a name that is too long")
+            raise MalformedDns("a name that is too long")
         labels.append(label.lower().decode("latin-1"))
         at += 1 + length
-    raise Malformed("a name without end")
+    raise MalformedDns("a name without end")
 
 
 def _plain_name(message: bytes, at: int) -> tuple[str, int]:
     """A question's name: without pointers, of characters that names of hosts have."""
     name, end = read_name(message, at)
     if end - at != len(name) + (2 if name else 1):
-        raise Malformed("a question with a pointer")
+        raise MalformedDns("a question with a pointer")
     if not name.isascii() or not name.replace(".", "").replace("-", "").replace("_", "").isalnum():
-        raise Malformed("no name of a host", NXDOMAIN)
+        raise MalformedDns("no name of a host", NXDOMAIN)
     return name, end
 
 
 def _spelled(data: bytes, kind: int) -> str:
     if len(data) != (4 if kind == A else 16):
-        raise Malformed("an address of a wrong length")
+        raise MalformedDns("an address of a wrong length")
     if kind == A:
         return ".".join(map(str, data))
     return ":".join(f"{high << 8 | low:x}" for high, low in zip(data[::2], data[1::2], strict=True))

@@ -13,7 +13,9 @@ import socket
 _SETPIPE_SZ = 1031  # F_SETPIPE_SZ, linux/fcntl.h
 _CHUNK = 1 << 20
 _PIPE_BYTES = 1 << 20
-_POOL = 32  # pipes kept for the next: they and what they hold are this user's, whose share is 64 MiB
+_POOL = (
+    32  # pipes kept for the next: they and what they hold are this user's, whose share is 64 MiB
+)
 _TURNS = 16  # then others have theirs
 _FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 

@@ -8,9 +8,11 @@ records are answered with none: HTTPS records would give clients keys that hide 
 import socket
 import struct
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from agentd.egress.relay import dns, synthetic
+from agentd.egress.relay.dns import DnsQuestion
 from agentd.egress.relay.records import Reports
 from agentd.egress.relay.resolver import MAX_TTL, MIN_TTL, Resolved, Resolver
 from agentd.egress.relay.targets import Finder
@@ -30,6 +32,11 @@ class _Asker(NamedTuple):
     sock: socket.socket
     place: tuple[str, int]
     source: list[tuple[int, int, bytes]]
+
+
+# The code, address and seconds to answer with; no code where the answer is sent later.
+_Said = tuple[int | None, bytes, int]
+_Then = Callable[[Tenant, DnsQuestion, _Asker, Resolved], _Said]
 
 
 class NameServer:
@@ -55,7 +62,7 @@ class NameServer:
     def _answer(self, tenant: Tenant, query: bytes, asker: _Asker) -> None:
         try:
             asked = dns.parse_query(query)
-        except dns.Malformed as error:
+        except dns.MalformedDns as error:
             number = dns.number_of(query)
             if number is not None:
                 _send(asker, dns.refusal(number, error.code))
@@ -64,10 +71,7 @@ class NameServer:
         if code is not None:
             _send(asker, dns.answer(asked, code, address, ttl))
 
-    def _known(
-        self, tenant: Tenant, asked: dns.Asked, asker: _Asker
-    ) -> tuple[int | None, bytes, int]:
-        """The code, address and seconds to answer with; no code where the answer is sent later."""
+    def _known(self, tenant: Tenant, asked: DnsQuestion, asker: _Asker) -> _Said:
         name = asked.name
         if not tenant.table.may_resolve(name):
             self._deny(tenant, name, "no rule allows that name")
@@ -76,25 +80,19 @@ class NameServer:
             return dns.NOERROR, b"", 0
         if asked.kind == dns.AAAA and not tenant.has_ipv6:
             return dns.NOERROR, b"", 0
-        static = tenant.table.static(name)
-        if static is not None:
-            return (dns.NOERROR, *self._published(tenant, asked, MAX_TTL, static[0]))
+        if tenant.table.static(name) is not None:
+            return self._published(tenant, asked, MAX_TTL)
         if tenant.is_wild(name) and len(name) > MAX_WILD_NAME:
             self._deny(tenant, name, f"the name is over {MAX_WILD_NAME} characters")
             return dns.NXDOMAIN, b"", 0
         resolved = self._resolver.known(name, asked.kind)
-        if resolved is not None:
-            return self._of(tenant, asked, asker, resolved)
-        self._ask(tenant, asked, asker, asked.kind, self._of)
-        return None, b"", 0
+        if resolved is None:
+            self._ask(tenant, asked, asker, asked.kind, self._of)
+            return None, b"", 0
+        return self._of(tenant, asked, asker, resolved)
 
     def _ask(
-        self,
-        tenant: Tenant,
-        asked: dns.Asked,
-        asker: _Asker,
-        kind: int,
-        then: "Callable[[Tenant, dns.Asked, _Asker, Resolved], tuple[int | None, bytes, int]]",
+        self, tenant: Tenant, asked: DnsQuestion, asker: _Asker, kind: int, then: _Then
     ) -> None:
         if not tenant.may_ask(self._resolver.loop.now):
             self._deny(tenant, asked.name, "too many names were asked for at once")
@@ -110,42 +108,57 @@ class NameServer:
 
         self._resolver.ask(asked.name, kind, done)
 
-    def _of(
-        self, tenant: Tenant, asked: dns.Asked, asker: _Asker, resolved: Resolved
-    ) -> tuple[int | None, bytes, int]:
-        """The answer that follows from what the host's servers say."""
-        if resolved.code == dns.NOERROR and not resolved.addresses and asked.kind == dns.A:
-            # A host of IPv6 alone is reached by its IPv4 address here: it is dialled by name.
-            other = self._resolver.known(asked.name, dns.AAAA)
-            if other is None:
-                self._ask(tenant, asked, asker, dns.AAAA, self._published_if_any)
-                return None, b"", 0
-            resolved = other
-        return self._published_if_any(tenant, asked, asker, resolved)
+    def _of(self, tenant: Tenant, asked: DnsQuestion, asker: _Asker, resolved: Resolved) -> _Said:
+        """What follows from what the host's servers say."""
+        if resolved.code != dns.NOERROR or asked.kind == dns.AAAA or self._usable(resolved):
+            return self._of_last(tenant, asked, asker, resolved)
+        # A host of IPv6 alone has an IPv4 address here all the same: it is dialled by its name.
+        other = self._resolver.known(asked.name, dns.AAAA)
+        if other is None:
+            last: _Then = self._of_last
+            if resolved.addresses:
+                last = partial(self._of_better, resolved)
+            self._ask(tenant, asked, asker, dns.AAAA, last)
+            return None, b"", 0
+        return self._of_better(resolved, tenant, asked, asker, other)
 
-    def _published_if_any(
-        self, tenant: Tenant, asked: dns.Asked, _asker: _Asker, resolved: Resolved
-    ) -> tuple[int | None, bytes, int]:
+    def _of_better(
+        self,
+        first: Resolved,
+        tenant: Tenant,
+        asked: DnsQuestion,
+        asker: _Asker,
+        second: Resolved,
+    ) -> _Said:
+        better = second if self._usable(second) or not first.addresses else first
+        return self._of_last(tenant, asked, asker, better)
+
+    def _of_last(
+        self, tenant: Tenant, asked: DnsQuestion, _asker: _Asker, resolved: Resolved
+    ) -> _Said:
         if resolved.code != dns.NOERROR or not resolved.addresses:
             return resolved.code, b"", 0
-        whys = [self._finder.hindrance(address) for address in resolved.addresses]
-        if all(whys):
-            self._deny(tenant, asked.name, whys[0])
-            return dns.NXDOMAIN, b"", 0
+        if not self._usable(resolved):
+            # No such address, and not no such name: there may be one of the other family.
+            if asked.kind == dns.A:
+                self._deny(tenant, asked.name, self._finder.hindrance(resolved.addresses[0]))
+            return dns.NOERROR, b"", 0
         seconds = int(resolved.until - self._resolver.loop.now)
-        ttl = min(max(seconds, MIN_TTL), MAX_TTL)
-        address, ttl = self._published(tenant, asked, ttl, "")
-        return (dns.NOERROR if address else dns.SERVFAIL), address, ttl
+        return self._published(tenant, asked, min(max(seconds, MIN_TTL), MAX_TTL))
 
-    def _published(
-        self, tenant: Tenant, asked: dns.Asked, ttl: int, _static: str
-    ) -> tuple[bytes, int]:
+    def _usable(self, resolved: Resolved) -> bool:
+        return not all(self._finder.hindrance(address) for address in resolved.addresses)
+
+    def _published(self, tenant: Tenant, asked: DnsQuestion, ttl: int) -> _Said:
+        fresh = not tenant.synthetic.has(asked.name)
         number = tenant.synthetic.give(asked.name, wild=tenant.is_wild(asked.name))
         if number is None:
             self._deny(tenant, asked.name, "too many different names were asked for")
-            return b"", 0
+            return dns.SERVFAIL, b"", 0
+        if fresh:
+            self._reports.named(tenant, asked.name)
         family = socket.AF_INET if asked.kind == dns.A else socket.AF_INET6
-        return synthetic.packed(number, family), ttl
+        return dns.NOERROR, synthetic.packed(number, family), ttl
 
     def _deny(self, tenant: Tenant, name: str, reason: str) -> None:
         row: dict[str, object] = {"sandbox": tenant.id, "name": name, "address": "", "port": None}

@@ -54,6 +54,10 @@ class Reports:
         self._repeats[tenant.id] = tenant
         self._arm()
 
+    def named(self, tenant: "Tenant", name: str) -> None:
+        """A name has an address now: the next relay has to know."""
+        self._add({"sandbox": tenant.id, "named": name})
+
     def fault(self, text: str) -> None:
         self._add({"fault": text[-2000:]})
 

@@ -15,7 +15,6 @@ from agentd.egress.relay.loop import BOTH, IN, EventLoop, Later
 
 #: Seconds that an answer is held for, and that its lack is.
 MIN_TTL, MAX_TTL, NEGATIVE_TTL = 1, 30, 5
-_PORT = 53
 _MAX_CACHED = 8192
 _MAX_PENDING = 1024
 _MAX_ALIASES = 8
@@ -33,9 +32,10 @@ class Resolved(NamedTuple):
     until: float
 
 
-class Server(NamedTuple):
+class Upstream(NamedTuple):
     address: str
     scope: int = 0  # the index of the interface of a link-local address
+    port: int = 53
 
 
 Done = Callable[[Resolved], None]
@@ -44,12 +44,12 @@ Done = Callable[[Resolved], None]
 class Resolver:
     def __init__(self, loop: EventLoop) -> None:
         self.loop = loop
-        self.servers: tuple[Server, ...] = ()
+        self.servers: tuple[Upstream, ...] = ()
         self._hosts: dict[str, tuple[str, ...]] = {}
         self._cache: dict[tuple[str, int], Resolved] = {}
         self._pending: dict[tuple[str, int], _Exchange] = {}
 
-    def configure(self, servers: Sequence[Server], hosts: dict[str, tuple[str, ...]]) -> None:
+    def configure(self, servers: Sequence[Upstream], hosts: dict[str, tuple[str, ...]]) -> None:
         """What resolv.conf and /etc/hosts of the host say, now and from now on."""
         self.servers = tuple(servers)[:_MAX_SERVERS]
         self._hosts = hosts
@@ -99,8 +99,8 @@ class _Exchange:
     """One name and kind, asked of one server after the other."""
 
     __slots__ = (
-        "_aliases", "_got", "_resolver", "_sent", "_sock", "_tcp", "_timer", "_told", "_tried", "_ttl",
-        "asked", "kind", "name", "waiting",
+        "_aliases", "_got", "_resolver", "_sent", "_sock", "_tcp", "_timer", "_told", "_tried",
+        "_ttl", "asked", "kind", "name", "waiting",
     )  # fmt: skip
 
     def __init__(self, resolver: Resolver, name: str, kind: int, done: Done) -> None:
@@ -135,7 +135,7 @@ class _Exchange:
         self._sent = dns.query(int.from_bytes(os.urandom(2), "big"), mixed, self.kind)
         self._open(servers[at], socket.SOCK_DGRAM, _PATIENCE[min(turn, len(_PATIENCE) - 1)])
 
-    def _open(self, server: Server, kind: int, seconds: float) -> None:
+    def _open(self, server: Upstream, kind: int, seconds: float) -> None:
         loop = self._resolver.loop
         self._tcp = kind == socket.SOCK_STREAM
         self._timer = loop.later(seconds, self._next)
@@ -145,8 +145,8 @@ class _Exchange:
             self._sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
             loop.watch(self._sock.fileno(), BOTH if self._tcp else IN, self._event)
             with contextlib.suppress(BlockingIOError):
-                place = (server.address, _PORT, 0, server.scope) if v6 else (server.address, _PORT)
-                self._sock.connect(place)
+                place = (server.address, server.port)
+                self._sock.connect((*place, 0, server.scope) if v6 else place)
             if not self._tcp:
                 self._sock.send(self._sent)
         except OSError:
@@ -169,7 +169,7 @@ class _Exchange:
         try:
             # Where capitals are not given back at first, some server on the way does not keep them.
             reply = dns.parse_reply(message, self._sent, exact=self._tried == 1)
-        except dns.Malformed:
+        except dns.MalformedDns:
             return  # somebody else's: the right one may come yet
         if reply.truncated:
             self._ask_by_tcp()
@@ -207,12 +207,12 @@ class _Exchange:
         whole = self._got[2 : 2 + _length(self._got)]
         try:
             reply = dns.parse_reply(whole, self._sent[2:], exact=False)
-        except dns.Malformed:
+        except dns.MalformedDns:
             self._next()
             return
         self._take(reply)
 
-    def _take(self, reply: dns.Reply) -> None:
+    def _take(self, reply: dns.DnsReply) -> None:
         if reply.truncated or reply.code not in (dns.NOERROR, dns.NXDOMAIN):
             self._next()
             return

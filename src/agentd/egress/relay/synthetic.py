@@ -8,7 +8,9 @@ that remember an address go on to reach what they meant.
 import socket
 from zlib import crc32
 
-V4_START = 198 << 24 | 18 << 16  # 198.18.0.0/15, for benchmarks (RFC 2544): nobody's on the Internet
+V4_START = (
+    198 << 24 | 18 << 16
+)  # 198.18.0.0/15, for benchmarks (RFC 2544): nobody's on the Internet
 V4_SIZE = 1 << 17
 V6_PREFIX = bytes.fromhex("fd6167656e74") + b"\0" * 6  # fd61:6765:6e74::/48
 #: Names that one sandbox has asked for, and of those the ones that a wildcard allows: each tells
@@ -42,6 +44,9 @@ class Synthetic:
         self._names[number], self._at[name] = name, number
         self._wild += wild
         return number
+
+    def has(self, name: str) -> bool:
+        return name in self._at
 
     def name(self, number: int) -> str | None:
         return self._names.get(number)

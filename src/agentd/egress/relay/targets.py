@@ -12,7 +12,7 @@ from agentd.egress import addresses
 from agentd.egress.relay import dns
 from agentd.egress.relay.resolver import Resolved, Resolver
 from agentd.egress.relay.routes import KernelRoutes
-from agentd.egress.table import Table, Verdict
+from agentd.egress.table import EgressTable, EgressVerdict
 
 _MOST = 4  # addresses of one name that are tried
 
@@ -42,7 +42,7 @@ class Finder:
         return Targets(((address, port),))
 
     def of_name(
-        self, table: Table, verdict: Verdict, name: str, port: int, found: Found
+        self, table: EgressTable, verdict: EgressVerdict, name: str, port: int, found: Found
     ) -> Targets | None:
         """Return the places of a name, or None and call ``found`` with them later: once, and with
         what ``table`` said now."""
@@ -89,8 +89,8 @@ def _better(second: Targets, first: Targets) -> Targets:
 
 class _Judge(NamedTuple):
     finder: Finder
-    table: Table
-    verdict: Verdict
+    table: EgressTable
+    verdict: EgressVerdict
     name: str
     port: int
 
@@ -119,5 +119,3 @@ class _Judge(NamedTuple):
 
 def spelled(address: bytes) -> str:
     return socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address)
-
-

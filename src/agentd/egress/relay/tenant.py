@@ -5,10 +5,10 @@ import struct
 from typing import TYPE_CHECKING
 
 from agentd.egress.relay.synthetic import Synthetic
-from agentd.egress.table import Table
+from agentd.egress.table import EgressTable
 
 if TYPE_CHECKING:
-    from agentd.egress.relay.connection import Connection
+    from agentd.egress.relay.connection import RelayedConnection
 
 MAX_CONNECTIONS = 512
 MAX_DIALLING = 128
@@ -20,34 +20,35 @@ _SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h; IP6T_SO_ORIGINAL_DST is the sam
 
 class Tenant:
     __slots__ = (
-        "_allowance", "_since", "connections", "denials", "dialling", "id", "repeats", "sockets",
-        "synthetic", "table",
+        "_allowance", "_since", "closed", "connections", "denials", "dialling", "has_ipv6", "id",
+        "repeats", "sockets", "synthetic", "table",
     )  # fmt: skip
 
-    def __init__(self, id_: int, table: Table, sockets: list[socket.socket], now: float) -> None:
+    def __init__(
+        self, id_: int, table: EgressTable, sockets: list[socket.socket], now: float
+    ) -> None:
         self.id = id_
         self.table = table
         self.sockets = sockets
         self.synthetic = Synthetic()
-        self.connections: set[Connection] = set()
+        self.connections: set[RelayedConnection] = set()
         self.dialling = 0
         self.denials: set[tuple[object, ...]] = set()
         self.repeats = 0
+        self.closed = False
+        #: Whether its programs can dial IPv6 at all.
+        self.has_ipv6 = any(
+            sock.family == socket.AF_INET6 and sock.type == socket.SOCK_STREAM for sock in sockets
+        )
         self._allowance, self._since = NAMES_AT_ONCE, now
 
-    @property
-    def has_ipv6(self) -> bool:
-        """Whether its programs can dial IPv6 at all."""
-        return any(
-            sock.family == socket.AF_INET6 and sock.type == socket.SOCK_STREAM
-            for sock in self.sockets
-        )
+    def is_wild(self, name: str) -> bool:
+        """Whether only a wildcard allows it."""
+        return not self.table.has_whole(name)
 
     def may_ask(self, now: float) -> bool:
         """Take one of the names that it may have asked for now; False where it has had them."""
-        self._allowance = min(
-            self._allowance + (now - self._since) * NAMES_A_SECOND, NAMES_AT_ONCE
-        )
+        self._allowance = min(self._allowance + (now - self._since) * NAMES_A_SECOND, NAMES_AT_ONCE)
         self._since = now
         if self._allowance < 1:
             return False

@@ -12,9 +12,7 @@ from agentd.linux.seccomp.rule import Rule
 from agentd.linux.seccomp.tables import numbers
 
 
-def build_allowing(
-    calls: str, checks: Sequence[Rule] = (), machine: str = abi.MACHINE
-) -> bytes:
+def build_allowing(calls: str, checks: Sequence[Rule] = (), machine: str = abi.MACHINE) -> bytes:
     """The filter as an array of ``struct sock_filter``.
 
     ``calls`` are the names that pass, where no rule of ``checks`` refuses their arguments; a name
@@ -24,4 +22,3 @@ def build_allowing(
     table = numbers(machine)
     rest = " ".join(sorted(set(table) - set(calls.split())))
     return compile_rules((*checks, Rule("others", rest, "it needs them not")), machine)
-

@@ -1,0 +1,93 @@
+"""What is known of a sandbox's connections: the last of them, and sums of all."""
+
+import threading
+from collections import OrderedDict
+from typing import Any, NamedTuple
+
+MOST = 1000
+_MOST_HOSTS = 256
+Row = dict[str, Any]
+
+
+class ConnectionList(NamedTuple):
+    """``rows`` in the order in which they changed, ``cursor`` for what changes after them.
+
+    A row: ``n``, ``name``, ``address`` (that was dialled), ``port`` (None: the name was not
+    resolved), ``rule``, ``allowed``, ``reason``, ``ended``; of connections ``sent`` and
+    ``received`` (bytes, as the sandbox sees them) and ``ms`` as well. ``totals``: ``allowed``,
+    ``denied``, ``sent``, ``received``, and ``lost``, the rows that nobody could take in time.
+    ``hosts``: connections that were allowed, by host.
+    """
+
+    rows: list[Row]
+    cursor: int
+    totals: dict[str, int]
+    hosts: dict[str, int]
+
+
+class ConnectionLog:
+    """Thread-safe; holds the last ``MOST`` rows."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._rows: OrderedDict[int, tuple[int, Row]] = OrderedDict()
+        self._by_relay: dict[tuple[int, int], int] = {}
+        self._n = 0
+        self._changes = 0
+        self._totals = dict.fromkeys(("allowed", "denied", "sent", "received", "lost"), 0)
+        self._hosts: dict[str, int] = {}
+
+    def take(self, generation: int, row: Row) -> None:
+        """A row of the relay, whose own ``n`` counts by ``generation``."""
+        with self._lock:
+            key = generation, row.get("n", 0)
+            known = self._by_relay.pop(key, None)
+            if known is None:
+                self._n += 1
+                self._count(row)
+            elif not row["allowed"]:  # it was, until it said whom it talks to
+                self._totals["allowed"] -= 1
+                self._totals["denied"] += 1
+            n = self._n if known is None else known
+            if row["ended"]:
+                self._totals["sent"] += row.get("sent", 0)
+                self._totals["received"] += row.get("received", 0)
+            else:
+                self._by_relay[key] = n
+            self._put(n, {**row, "n": n})
+
+    def repeats(self, count: int) -> None:
+        """So many denials more, each of which was told once."""
+        with self._lock:
+            self._totals["denied"] += count
+
+    def lost(self, count: int) -> None:
+        with self._lock:
+            self._totals["lost"] += count
+
+    def cut(self) -> None:
+        """Their relay died: what was open is not any more."""
+        with self._lock:
+            for n in self._by_relay.values():
+                found = self._rows.get(n)
+                if found is not None:
+                    self._put(n, {**found[1], "ended": True, "reason": "the relay died"})
+            self._by_relay.clear()
+
+    def after(self, cursor: int) -> ConnectionList:
+        with self._lock:
+            rows = [row for change, row in self._rows.values() if change > cursor]
+            return ConnectionList(rows, self._changes, dict(self._totals), dict(self._hosts))
+
+    def _put(self, n: int, row: Row) -> None:
+        self._changes += 1
+        self._rows.pop(n, None)
+        self._rows[n] = (self._changes, row)
+        while len(self._rows) > MOST:
+            self._rows.popitem(last=False)
+
+    def _count(self, row: Row) -> None:
+        self._totals["allowed" if row["allowed"] else "denied"] += 1
+        host = row["name"] or row["address"]
+        if row["allowed"] and (host in self._hosts or len(self._hosts) < _MOST_HOSTS):
+            self._hosts[host] = self._hosts.get(host, 0) + 1

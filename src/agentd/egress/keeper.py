@@ -1,0 +1,357 @@
+"""The host's end of the relay: starts it, hands sandboxes over, takes what it tells, starts the
+next where one died.
+
+It holds a copy of each sandbox's sockets. What a sandbox dials while there is no relay waits at
+them for the next; where none can be had they are closed, and programs get ECONNREFUSED.
+"""
+
+import atexit
+import contextlib
+import json
+import os
+import select
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from agentd.egress.connections import ConnectionLog, ConnectionList
+from agentd.egress.hostnames import HostFiles
+from agentd.linux import privileges, python
+from agentd.model.errors import InvalidInput, SandboxError
+
+MODULE = "agentd.egress.relay.main"
+#: Of a message to the relay; a table has to fit.
+MAX_MESSAGE = 160 << 10
+_START_SECONDS = 60.0
+_SEND_SECONDS = 20.0
+_LOOK_SECONDS = 5.0  # between looks at resolv.conf and hosts
+# So many deaths within so many seconds, and it is not started again.
+_DEATHS, _WITHIN = 5, 60.0
+_MAX_NAMES = 1024
+_NOBODY = 65534
+_keepers: "weakref.WeakSet[RelayKeeper]" = weakref.WeakSet()
+
+
+class Admitted:
+    """A sandbox whose sockets the relay serves, until it is closed."""
+
+    def __init__(
+        self, keeper: "RelayKeeper", id_: int, sockets: Sequence[socket.socket], table: Any
+    ) -> None:
+        self._keeper = keeper
+        self.id = id_
+        self.sockets = list(sockets)
+        self.table = table
+        self.log = ConnectionLog()
+        #: Names that it was told addresses of: the next relay gives the same.
+        self.names: dict[str, None] = {}
+
+    def set(self, table: Mapping[str, Any]) -> None:
+        """Other rules from now on; connections that they do not allow end. Raises SandboxError,
+        InvalidInput."""
+        self._keeper.set(self, table)
+
+    def connections(self, after: int = 0) -> ConnectionList:
+        """What changed after the ``cursor`` of an earlier answer, and sums of all."""
+        return self.log.after(after)
+
+    def close(self) -> None:
+        """Its sockets are closed, and what it has open ends. Idempotent."""
+        self._keeper.release(self)
+
+    def close_sockets(self) -> None:
+        sockets, self.sockets = self.sockets, []
+        for sock in sockets:
+            sock.close()
+
+
+class RelayKeeper:
+    """Thread-safe. One a process: its relay serves all sandboxes of that. Has a thread while there
+    is a relay."""
+
+    def __init__(self, user: int | None = None, files: HostFiles | None = None) -> None:
+        """``user`` is who the relay is, where we are root: an id that owns nothing and that nobody
+        else has; nobody's where none is given."""
+        self._user = _default_user() if user is None else user
+        self._files = files or HostFiles()
+        self._changed = threading.Condition()
+        self._control: socket.socket | None = None
+        self._thread: threading.Thread | None = None
+        self._ready = False
+        self._failure = ""
+        self._closed = False
+        self._ids = 0
+        self._generation = 0
+        self._pid = 0
+        self._deaths: list[float] = []
+        self._admitted: dict[int, Admitted] = {}
+        #: What holds of the relay, in its own words; empty before it is ready.
+        self.confinement: tuple[str, ...] = ()
+        #: What went wrong within the relay, the last few.
+        self.faults: list[str] = []
+        _keepers.add(self)
+
+    @property
+    def pid(self) -> int:
+        """The relay's, 0 where there is none."""
+        return self._pid
+
+    def begin(self) -> None:
+        """Start the relay, unless there is one, and do not wait for it. Raises SandboxError."""
+        with self._changed:
+            self._begin()
+
+    def admit(
+        self, sockets: Sequence[socket.socket], table: Mapping[str, Any]
+    ) -> Admitted:
+        """Have the relay serve the sockets that ``linux.anyip`` made, which are the keeper's from
+        now on, by a table of ``egress.compile``.
+
+        Raises InvalidInput for a table that is too large, SandboxError where there is no relay;
+        the sockets are closed then.
+        """
+        with self._changed:
+            self._ids += 1
+            admitted = Admitted(self, self._ids, sockets, table)
+            try:
+                self._begin()
+                self._await_ready()
+                self._hand_over(admitted)
+            except BaseException:
+                admitted.close_sockets()
+                raise
+            self._admitted[admitted.id] = admitted
+            return admitted
+
+    def set(self, admitted: Admitted, table: Mapping[str, Any]) -> None:
+        with self._changed:
+            if admitted.id not in self._admitted:
+                raise SandboxError("the sandbox has no network any more")
+            message = _packed({"set": admitted.id, "table": table})
+            admitted.table = table  # the next relay's, should this one be gone
+            if self._ready:
+                self._send(message)
+
+    def release(self, admitted: Admitted) -> None:
+        with self._changed:
+            if self._admitted.pop(admitted.id, None) is not None and self._ready:
+                with contextlib.suppress(SandboxError):  # one that is gone has released it
+                    self._send(_packed({"release": admitted.id}))
+            admitted.close_sockets()
+
+    def close(self) -> None:
+        """End the relay and all that it serves. Idempotent."""
+        with self._changed:
+            self._closed = True
+            thread = self._thread
+            if self._control is not None:
+                with contextlib.suppress(OSError):
+                    self._control.shutdown(socket.SHUT_RDWR)
+            self._give_up("it was closed")
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def forget_after_fork(self) -> None:
+        """In a child of ours: what we hold is the parent's, and would outlive it there."""
+        for sock in (self._control, *(s for a in self._admitted.values() for s in a.sockets)):
+            if sock is not None:
+                with contextlib.suppress(OSError):
+                    sock.close()
+        self._closed, self._ready, self._failure = True, False, "it is of the parent process"
+
+    # --- under the lock ---
+
+    def _begin(self) -> None:
+        if self._closed:
+            raise SandboxError("the network relay was closed")
+        if self._thread is None:
+            self._failure, self._deaths = "", []
+            self._start()
+            self._thread = threading.Thread(
+                target=self._keep, name="agentd-egress", daemon=True
+            )
+            self._thread.start()
+
+    def _await_ready(self) -> None:
+        if not self._changed.wait_for(lambda: self._ready or self._failure, _START_SECONDS):
+            raise SandboxError(f"the network relay was not ready within {_START_SECONDS:g} s")
+        if not self._ready:
+            raise SandboxError("there is no network relay", cause=self._failure)
+
+    def _start(self) -> None:
+        """A new process, which is told who it is and not yet ready. Raises SandboxError."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.settimeout(_SEND_SECONDS)
+        try:
+            self._pid = python.start(MODULE, (theirs,))
+        except OSError as error:
+            ours.close()
+            raise SandboxError("the network relay cannot be started", cause=str(error)) from error
+        finally:
+            theirs.close()
+        self._control = ours
+        self._generation += 1
+        self._send(_packed({"user": self._user}))
+        self._tell_names()
+
+    def _tell_names(self) -> None:
+        names = self._files.read()
+        self._send(_packed({"servers": names.servers, "hosts": names.hosts}))
+
+    def _hand_over(self, admitted: Admitted) -> None:
+        message = {"admit": admitted.id, "table": admitted.table, "names": list(admitted.names)}
+        self._send(_packed(message), admitted.sockets)
+
+    def _send(self, data: bytes, sockets: Sequence[socket.socket] = ()) -> None:
+        """Raises SandboxError where it is gone, or takes nothing."""
+        assert self._control is not None  # noqa: S101  (for the type checker)
+        try:
+            socket.send_fds(self._control, [data], [sock.fileno() for sock in sockets])
+        except OSError as error:
+            raise SandboxError("the network relay takes no messages", cause=str(error)) from error
+
+    def _give_up(self, why: str) -> None:
+        """Nobody serves what was admitted: close it, so that programs are refused at once."""
+        self._ready, self._failure = False, why
+        for admitted in self._admitted.values():
+            admitted.close_sockets()
+        self._admitted.clear()
+        self._changed.notify_all()
+
+    # --- the thread ---
+
+    def _keep(self) -> None:
+        """Serve one relay after the other, until we are closed or it dies too often."""
+        while True:
+            self._listen()
+            with self._changed:
+                self._ready, self._pid, dead = False, 0, self._pid
+                control, self._control = self._control, None
+                if control is not None:
+                    control.close()
+                _reap(dead)
+                for admitted in self._admitted.values():
+                    admitted.log.cut()
+                if self._closed or not self._again():
+                    self._thread = None
+                    return
+
+    def _again(self) -> bool:
+        now = time.monotonic()
+        self._deaths = [each for each in self._deaths if now - each < _WITHIN] + [now]
+        if len(self._deaths) >= _DEATHS or self._failure:
+            self._give_up(self._failure or f"it died {_DEATHS} times within {_WITHIN:g} s")
+            return False
+        try:
+            self._start()
+        except SandboxError as error:
+            self._give_up(str(error))
+            return False
+        return True
+
+    def _listen(self) -> None:
+        """Take what the relay tells, until it is gone."""
+        control = self._control
+        assert control is not None  # noqa: S101  (for the type checker)
+        poll = select.poll()
+        poll.register(control, select.POLLIN)
+        while True:
+            try:
+                if not poll.poll(_LOOK_SECONDS * 1000):
+                    self._look_at_files()
+                    continue
+                data = control.recv(MAX_MESSAGE)
+                if not data:
+                    return
+                self._take(json.loads(data))
+            except (OSError, SandboxError, ValueError):
+                return
+
+    def _look_at_files(self) -> None:
+        with self._changed:
+            if self._ready and self._files.changed():
+                self._tell_names()
+
+    def _take(self, message: dict[str, Any]) -> None:
+        if "rows" in message:
+            self._take_rows(message)
+            return
+        with self._changed:
+            if "error" in message:
+                self._failure = message["error"]
+            else:
+                self.confinement = tuple(message["ready"])
+                for admitted in self._admitted.values():
+                    self._hand_over(admitted)
+                self._ready = True
+            self._changed.notify_all()
+
+    def _take_rows(self, message: dict[str, Any]) -> None:
+        with self._changed:
+            admitted = dict(self._admitted)
+        if message["lost"]:
+            for each in admitted.values():
+                each.log.lost(message["lost"])
+        for row in message["rows"]:
+            if "fault" in row:
+                self.faults = [*self.faults[-9:], row["fault"]]
+                continue
+            found = admitted.get(row.pop("sandbox"))
+            if found is None:
+                continue
+            if "repeats" in row:
+                found.log.repeats(row["repeats"])
+            elif "named" in row:
+                if len(found.names) < _MAX_NAMES:
+                    found.names[row["named"]] = None
+            else:
+                found.log.take(self._generation, row)
+
+
+_shared: RelayKeeper | None = None
+_shared_lock = threading.Lock()
+
+
+def shared() -> RelayKeeper:
+    """Return this process' keeper, made now where there is none yet."""
+    global _shared  # noqa: PLW0603  (one a process)
+    with _shared_lock:
+        if _shared is None:
+            _shared = RelayKeeper()
+            atexit.register(_shared.close)
+        return _shared
+
+
+def _packed(message: Mapping[str, Any]) -> bytes:
+    """Raises InvalidInput where it is too large."""
+    data = json.dumps(message, separators=(",", ":")).encode()
+    if len(data) > MAX_MESSAGE:
+        raise InvalidInput(
+            f"the network's rules take {len(data)} bytes, over {MAX_MESSAGE}",
+            remediation="use fewer, or wildcards, as *.example.com",
+        )
+    return data
+
+
+def _default_user() -> int | None:
+    if os.geteuid() != 0 or privileges.no_users(_NOBODY, _NOBODY + 1):
+        return None
+    return _NOBODY
+
+
+def _reap(pid: int) -> None:
+    with contextlib.suppress(ChildProcessError):  # it was somebody else's to collect
+        os.waitpid(pid, 0)
+
+
+def _forget_after_fork() -> None:
+    global _shared, _shared_lock  # noqa: PLW0603
+    _shared, _shared_lock = None, threading.Lock()
+    for keeper in list(_keepers):
+        keeper.forget_after_fork()
+
+
+os.register_at_fork(after_in_child=_forget_after_fork)

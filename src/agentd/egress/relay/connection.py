@@ -1,0 +1,316 @@
+"""One connection: what a program dialled, judged, dialled for it, and then bytes both ways.
+
+The two ends are dialled and read at once; what the program says first is held back until it names
+the host that was dialled (``hello``), where it names one. A connection that is refused is reset, so
+that the program sees it at once.
+"""
+
+import contextlib
+import errno
+import socket
+import struct
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from agentd.egress.relay import hello
+from agentd.egress.relay.flow import Flow
+from agentd.egress.relay.loop import BOTH, GONE, IN, OUT, Later
+from agentd.egress.relay.targets import Targets
+from agentd.egress.table import EgressVerdict
+
+if TYPE_CHECKING:
+    from agentd.egress.relay.relay import Relay
+    from agentd.egress.relay.tenant import Tenant
+
+TLS_PORT, HTTP_PORT = 443, 80
+#: Seconds until both ends are there and the first words are said; that one address of several is
+#: tried; that a connection rests, in all and when one end has said all it will; that it lasts.
+START_SECONDS, TRY_SECONDS = 20.0, 3.0
+IDLE_SECONDS, HALF_SECONDS, TOTAL_SECONDS = 3600.0, 120.0, 86400.0
+_KEEPALIVE = 60  # seconds: middle boxes forget a connection that says nothing
+_RESET = struct.pack("=ii", 1, 0)  # struct linger: on, and no time
+_READ_ENDS = IN | GONE | (BOTH & ~OUT)
+_words = bytearray(max(hello.MAX_HELLO, hello.MAX_HEAD))
+
+Gate = Callable[[bytes], "hello.First | None"]
+
+
+class RelayedConnection:
+    __slots__ = (
+        "_attempt", "_began", "_client", "_down", "_ended", "_gate", "_places", "_relay",
+        "_start", "_strict", "_tenant", "_up", "_upstream", "address", "allowed", "connected",
+        "moved_at", "n", "name", "port", "reason", "rule",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        relay: "Relay",
+        tenant: "Tenant",
+        client: socket.socket,
+        to: tuple[str | None, str, int],
+        n: int,
+    ) -> None:
+        """``to`` is the name, the address and the port that were dialled."""
+        self._relay, self._tenant, self._client = relay, tenant, client
+        self.name, self.address, self.port = to
+        self.n = n
+        self._began = self.moved_at = relay.loop.now
+        self._gate: Gate | None = None
+        self._strict = False
+        self._upstream: socket.socket | None = None
+        self._up: Flow | None = None
+        self._down: Flow | None = None
+        self._places: list[tuple[str, int]] = []
+        self._attempt: Later | None = None
+        self.connected = False
+        self._ended = False
+        self.allowed, self.rule, self.reason = True, "", ""
+        tenant.dialling += 1
+        tenant.connections.add(self)
+        relay.reports.opened(n, self.row)
+        self._start = relay.loop.later(START_SECONDS, self._late)
+
+    def begin(self, verdict: EgressVerdict) -> None:
+        """Dial what a rule allows."""
+        self.rule = verdict.rule
+        if self.name is not None:
+            self._strict = self.port == TLS_PORT
+            self._gate = hello.host if self.port == HTTP_PORT else hello.server_name
+        self._relay.loop.watch(self._client.fileno(), BOTH, self._client_event)
+        if self.name is None:
+            self._found(self._relay.finder.of_number(self.address, self.port))
+            return
+        table = self._tenant.table
+        found = self._relay.finder.of_name(table, verdict, self.name, self.port, self._found)
+        if found is not None:
+            self._found(found)
+
+    def judge(self) -> EgressVerdict:
+        """What the rules of now say of it."""
+        table = self._tenant.table
+        if self.name is None:
+            return table.of_address(self._relay.parse(self.address), self.port)
+        verdict = table.of_name(self.name, self.port)
+        if not verdict.allowed or not self.connected or table.static(self.name) is not None:
+            return verdict
+        return table.of_answer(verdict, self._relay.parse(self.address), self.port)
+
+    def refuse(self, reason: str) -> None:
+        """End it as nothing that is allowed."""
+        self.allowed = False
+        self.end(reason, reset=True)
+
+    def sweep(self, now: float) -> None:
+        """End it where it rests too long."""
+        quiet = now - self.moved_at
+        half = self._up is not None and (self._up.finished or self._down.finished)  # type: ignore[union-attr]
+        if quiet > (HALF_SECONDS if half else IDLE_SECONDS):
+            self.end(f"nothing was said for {quiet:.0f} s", reset=True)
+        elif now - self._began > TOTAL_SECONDS:
+            self.end(f"it lasted {TOTAL_SECONDS:.0f} s", reset=True)
+
+    def row(self) -> dict[str, object]:
+        return {
+            "sandbox": self._tenant.id,
+            "n": self.n,
+            "name": self.name or "",
+            "address": self.address,
+            "port": self.port,
+            "rule": self.rule,
+            "allowed": self.allowed,
+            "reason": self.reason,
+            "sent": self._up.moved if self._up is not None else 0,
+            "received": self._down.moved if self._down is not None else 0,
+            "ms": round((self._relay.loop.now - self._began) * 1000, 1),
+            "ended": self._ended,
+        }
+
+    def end(self, reason: str = "", *, reset: bool = False) -> None:
+        """Close both ends, with ``reset`` so that the program sees an error. Idempotent."""
+        if self._ended:
+            return
+        self._ended, self.reason = True, reason
+        if not self.connected:
+            self._tenant.dialling -= 1
+        self._tenant.connections.discard(self)
+        self._start.cancel()
+        self._drop_upstream(reset=reset)
+        for flow in (self._up, self._down):
+            if flow is not None:
+                flow.close()
+        self._relay.loop.forget(self._client.fileno())
+        close(self._client, reset=reset)
+        self._relay.ended(self)
+
+    # --- dialling ---
+
+    def _found(self, targets: Targets) -> None:
+        if self._ended:
+            return
+        if targets.refused:
+            self.refuse(targets.reason)
+        elif not targets.places:
+            self.end(targets.reason, reset=True)
+        else:
+            self._places = list(targets.places)
+            self._dial()
+
+    def _dial(self, why: int = 0) -> None:
+        """Try the next place; ``why`` is the error of the last."""
+        self._drop_upstream()
+        while self._places:
+            address, port = self._places.pop(0)
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+            try:
+                self._upstream = upstream = socket.socket(family, kind, 0)
+                why = upstream.connect_ex((address, port))
+            except OSError as error:
+                why = error.errno or errno.EIO
+            if why not in (0, errno.EINPROGRESS):
+                self._drop_upstream()
+                continue
+            self.address = address
+            self._relay.loop.watch(upstream.fileno(), BOTH, self._upstream_event)
+            if why == 0:
+                self._connect()
+            elif self._places:
+                late = self._relay.loop.later(TRY_SECONDS, lambda: self._dial(errno.ETIMEDOUT))
+                self._attempt = late
+            return
+        self.end(f"{self.address} cannot be reached: {errno.errorcode.get(why, why)}", reset=True)
+
+    def _connect(self) -> None:
+        assert self._upstream is not None  # noqa: S101  (for the type checker)
+        if self._attempt is not None:
+            self._attempt.cancel()
+        self.connected = True
+        self._tenant.dialling -= 1
+        self._places = []
+        for sock in (self._client, self._upstream):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._upstream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE)
+        self._up = Flow(self._client, self._upstream, self._relay.pipes)
+        self._down = Flow(self._upstream, self._client, self._relay.pipes)
+        self._settle()
+        self._pump(up=True, down=True)
+
+    def _drop_upstream(self, *, reset: bool = False) -> None:
+        if self._attempt is not None:
+            self._attempt.cancel()
+            self._attempt = None
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            self._relay.loop.forget(upstream.fileno())
+            close(upstream, reset=reset)
+
+    def _late(self) -> None:
+        if not self.connected:
+            self.end(f"{self.address} did not answer within {START_SECONDS:.0f} s", reset=True)
+        elif self._strict or self.port == HTTP_PORT:
+            self.refuse(f"it said nothing whole within {START_SECONDS:.0f} s")
+
+    def _settle(self) -> None:
+        """Stop the clock of the start once nothing is awaited any more. What speaks no TLS may stay
+        silent, for its server may speak first."""
+        if self.connected and not (self._gate and (self._strict or self.port == HTTP_PORT)):
+            self._start.cancel()
+
+    # --- what happens at the two ends ---
+
+    def _client_event(self, mask: int) -> None:
+        self._guarded(self._client_ready, mask)
+
+    def _upstream_event(self, mask: int) -> None:
+        self._guarded(self._upstream_ready, mask)
+
+    def _guarded(self, ready: Callable[[int], None], mask: int) -> None:
+        try:
+            ready(mask)
+        except OSError as error:
+            self.end(errno.errorcode.get(error.errno or 0, str(error)), reset=True)
+        except Exception:
+            self.end("the relay failed", reset=True)
+            raise
+
+    def _client_ready(self, mask: int) -> None:
+        if self._gate is not None and mask & _READ_ENDS:
+            self._listen_in(over=bool(mask & _READ_ENDS & ~IN))
+        if self._ended:
+            return
+        if self.connected:
+            self._pump(up=bool(mask & _READ_ENDS), down=bool(mask & (OUT | GONE)))
+        elif mask & GONE:
+            self.end("the program went away")
+
+    def _upstream_ready(self, mask: int) -> None:
+        if self.connected:
+            self._pump(up=bool(mask & (OUT | GONE)), down=bool(mask & _READ_ENDS))
+            return
+        assert self._upstream is not None  # noqa: S101  (for the type checker)
+        why = self._upstream.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if why:
+            self._dial(why)
+        elif mask & OUT:
+            self._connect()
+
+    def _pump(self, *, up: bool, down: bool) -> None:
+        assert self._up is not None and self._down is not None  # noqa: S101
+        before = self._up.moved + self._down.moved
+        more_up = up and self._gate is None and self._up.pump()
+        more_down = down and self._down.pump()
+        if self._up.moved + self._down.moved != before:
+            self.moved_at = self._relay.loop.now
+        if self._up.finished and self._down.finished:
+            self.end()
+        elif more_up or more_down:
+            self._relay.loop.soon(lambda: self._again(up=more_up, down=more_down))
+
+    def _again(self, *, up: bool, down: bool) -> None:
+        if not self._ended:
+            self._guarded(lambda _: self._pump(up=up, down=down), 0)
+
+    def _listen_in(self, *, over: bool) -> None:
+        """Look at what the program has said so far, without taking it; ``over``: no more comes."""
+        try:
+            count = self._client.recv_into(_words, 0, socket.MSG_PEEK)
+        except BlockingIOError:
+            return
+        said = bytes(_words[:count])
+        assert self._gate is not None  # noqa: S101  (for the type checker)
+        plain = self._gate is hello.server_name and not self._strict
+        if plain and (said or over) and not hello.is_tls(said):
+            self._open_gate()
+            return
+        if not said:
+            if over:
+                self.end("the program said nothing")
+            return
+        first = self._gate(said)
+        if first is hello.MORE:
+            if over:
+                self.refuse("it ended before it said whom it talks to")
+        elif first.wrong:
+            self.refuse(f"what it says {first.wrong}")
+        elif first.name is None and self._strict:
+            self.refuse("its ClientHello names no server")
+        elif first.name not in (None, self.name):
+            self.refuse(f"it dialled {self.name} and asks for {first.name}"[:300])
+        else:
+            self._open_gate()
+
+    def _open_gate(self) -> None:
+        self._gate = None
+        self._settle()
+        # What was said meanwhile is told by no other event.
+        if self.connected:
+            self._pump(up=True, down=False)
+
+
+def close(sock: socket.socket, *, reset: bool) -> None:
+    """With ``reset`` the other end sees an error, and nothing lingers here."""
+    if reset:
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    sock.close()

@@ -1,0 +1,230 @@
+"""What the relay's parts have in common, and what its host tells it."""
+
+import json
+import os
+import resource
+import socket
+from functools import partial
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any
+
+from agentd.egress import addresses
+from agentd.egress.relay import synthetic
+from agentd.egress.relay.connection import RelayedConnection, close
+from agentd.egress.relay.flow import SparePipes
+from agentd.egress.relay.loop import IN, EventLoop, Handler
+from agentd.egress.relay.nameserver import NameServer
+from agentd.egress.relay.records import MAX_MESSAGE, Reports
+from agentd.egress.relay.resolver import Resolver, Upstream
+from agentd.egress.relay.routes import KernelRoutes
+from agentd.egress.relay.targets import Finder, spelled
+from agentd.egress.relay.tenant import MAX_CONNECTIONS, MAX_DIALLING, Tenant, destination
+from agentd.egress.table import EgressTable
+
+_MAX_SOCKETS = 8  # of a sandbox
+_ACCEPTS = 32  # of a listener, then others have their turn
+_SWEEP_SECONDS = 15.0
+_PER_CONNECTION = 6  # descriptors: two sockets, a pipe each way
+_RESERVED = 128  # for the queries of names, and what the interpreter has
+
+
+class Relay:
+    """Serves until its host closes the control socket."""
+
+    def __init__(self, control: socket.socket, routes: KernelRoutes) -> None:
+        self._control = control
+        self.loop = EventLoop(self._fault)
+        self.reports = Reports(self.loop, control)
+        self.pipes = SparePipes()
+        self._resolver = Resolver(self.loop)
+        self.finder = Finder(self._resolver, routes)
+        self._names = NameServer(self._resolver, self.finder, self.reports)
+        self._tenants: dict[int, Tenant] = {}
+        # Tables that sandboxes have alike are one: a thousand have the memory of one.
+        self._tables: dict[str, tuple[EgressTable, set[int]]] = {}
+        self._count = 0
+        self._open = 0
+        self._swept = False
+        self._files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def serve(self) -> None:
+        self.loop.watch(self._control.fileno(), IN, self._hear)
+        self.loop.run()
+
+    @staticmethod
+    def parse(address: str) -> IPv4Address | IPv6Address:
+        return addresses.judged(addresses.parse(address))
+
+    def ended(self, connection: RelayedConnection) -> None:
+        self._open -= 1
+        self.reports.ended(connection.n, connection.row())
+
+    # --- what the host says ---
+
+    def _hear(self, _mask: int) -> None:
+        try:
+            data, fds, flags, _ = socket.recv_fds(
+                self._control, MAX_MESSAGE, _MAX_SOCKETS, socket.MSG_DONTWAIT
+            )
+        except BlockingIOError:
+            return
+        except OSError:
+            os._exit(0)
+        if not data:
+            os._exit(0)
+        message = json.loads(data)
+        if "admit" in message:
+            whole = not flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC)
+            self._admit(message, fds, whole=whole)
+        elif "set" in message:
+            self._set(message["set"], message["table"])
+        elif "release" in message:
+            self._release(message["release"])
+        elif "servers" in message:
+            servers = [Upstream(*each) for each in message["servers"]]
+            hosts = {name: tuple(found) for name, found in message["hosts"].items()}
+            self._resolver.configure(servers, hosts)
+
+    def _admit(self, message: dict[str, Any], fds: list[int], *, whole: bool) -> None:
+        id_, table = message["admit"], message["table"]
+        sockets = [socket.socket(fileno=fd) for fd in fds]
+        if not whole:
+            for sock in sockets:
+                sock.close()
+            raise OSError(f"the sockets of sandbox {id_} did not arrive whole")
+        tenant = Tenant(id_, self._table(id_, table), sockets, self.loop.now)
+        self._tenants[id_] = tenant
+        for name in message["names"]:  # that it was told the addresses of by another relay
+            tenant.synthetic.give(name, wild=tenant.is_wild(name))
+        for sock in sockets:
+            sock.setblocking(False)
+            if sock.type == socket.SOCK_STREAM:
+                v6 = sock.family == socket.AF_INET6
+                handler: Handler = partial(self._accept, tenant, sock, v6)
+            else:
+                handler = self._names.handler(tenant, sock)
+            self.loop.watch(sock.fileno(), IN, handler)
+
+    def _set(self, id_: int, table: dict[str, Any]) -> None:
+        """Other rules: what they do not allow ends."""
+        tenant = self._tenants.get(id_)
+        if tenant is None:
+            return
+        self._drop_table(id_)
+        tenant.table = self._table(id_, table)
+        tenant.denials.clear()
+        for connection in list(tenant.connections):
+            verdict = connection.judge()
+            if not verdict.allowed:
+                connection.refuse(f"the rules were changed: {verdict.reason}")
+
+    def _release(self, id_: int) -> None:
+        tenant = self._tenants.pop(id_, None)
+        if tenant is None:
+            return
+        tenant.closed = True
+        for sock in tenant.sockets:
+            self.loop.forget(sock.fileno())
+            sock.close()
+        for connection in list(tenant.connections):
+            connection.end("the sandbox ended", reset=True)
+        self.reports.forget(tenant)
+        self._drop_table(id_)
+
+    def _table(self, id_: int, wire: dict[str, Any]) -> EgressTable:
+        text = json.dumps(wire, sort_keys=True)
+        if text not in self._tables:
+            self._tables[text] = (EgressTable.of(wire), set())
+        table, users = self._tables[text]
+        users.add(id_)
+        return table
+
+    def _drop_table(self, id_: int) -> None:
+        for text, (_, users) in list(self._tables.items()):
+            users.discard(id_)
+            if not users:
+                del self._tables[text]
+
+    # --- what sandboxes dial ---
+
+    def _accept(self, tenant: Tenant, listener: socket.socket, v6: bool, _mask: int) -> None:
+        for _ in range(_ACCEPTS):
+            try:
+                client, _ = listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            client.setblocking(False)
+            try:
+                to = destination(client, v6)
+            except OSError:
+                to = None
+            if to is None:
+                close(client, reset=True)
+                continue
+            self._take(tenant, client, *to)
+
+    def _take(self, tenant: Tenant, client: socket.socket, address: bytes, port: int) -> None:
+        number = synthetic.number_of(address)
+        name = None if number is None else tenant.synthetic.name(number)
+        text = spelled(address)
+        if number is not None and name is None:
+            self._deny(tenant, client, ("", text, port), "", "no name has that address")
+            return
+        if name is not None:
+            verdict = tenant.table.of_name(name, port)
+        else:
+            verdict = tenant.table.of_address(self.parse(text), port)
+        if not verdict.allowed:
+            self._deny(tenant, client, (name or "", text, port), verdict.rule, verdict.reason)
+        elif why := self._crowded(tenant):
+            self._deny(tenant, client, (name or "", text, port), verdict.rule, why)
+        else:
+            self._count += 1
+            self._open += 1
+            connection = RelayedConnection(self, tenant, client, (name, text, port), self._count)
+            connection.begin(verdict)
+            self._sweep_later()
+
+    def _crowded(self, tenant: Tenant) -> str:
+        if len(tenant.connections) >= MAX_CONNECTIONS:
+            return f"{MAX_CONNECTIONS} connections of the sandbox are open"
+        if tenant.dialling >= MAX_DIALLING:
+            return f"{MAX_DIALLING} connections of the sandbox are being made"
+        used = _RESERVED + _MAX_SOCKETS // 2 * len(self._tenants)
+        if used + (self._open + 1) * _PER_CONNECTION > self._files:
+            return "the relay has no descriptors left"
+        return ""
+
+    def _deny(
+        self, tenant: Tenant, client: socket.socket, to: tuple[str, str, int], rule: str, why: str
+    ) -> None:
+        close(client, reset=True)
+        name, address, port = to
+        row: dict[str, object] = {"sandbox": tenant.id, "name": name, "address": address}
+        row |= {"port": port, "rule": rule, "allowed": False, "reason": why, "ended": True}
+        self.reports.denied(tenant, (name or address, port, why), row)
+
+    # --- the rest ---
+
+    def _sweep_later(self) -> None:
+        if not self._swept:
+            self._swept = True
+            self.loop.later(_SWEEP_SECONDS, self._sweep)
+
+    def _sweep(self) -> None:
+        self._swept = False
+        for tenant in self._tenants.values():
+            for connection in list(tenant.connections):
+                connection.sweep(self.loop.now)
+        if self._open:
+            self._sweep_later()
+
+    def _fault(self, error: BaseException) -> None:
+        """Tell the host where it was; by no module that would read our source."""
+        places = []
+        trace = error.__traceback__
+        while trace is not None:
+            code = trace.tb_frame.f_code
+            places.append(f"{os.path.basename(code.co_filename)}:{trace.tb_lineno} {code.co_name}")
+            trace = trace.tb_next
+        self.reports.fault(f"{type(error).__name__}: {error}; {' < '.join(reversed(places))}")
