@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.rootfs import IMAGE
 
 from agentd.linux import abi
 from agentd.linux.seccomp.tables import numbers
@@ -52,6 +53,17 @@ for place in (b"/usr\0", b"/\0", b"/etc/ssl/certs\0"):
     said(place[:-1].decode(), call("mount_setattr", -100, place, 0, writable, 32))
 said("remount", call("mount", b"none\0", b"/usr\0", b"none\0", 32 | 4096, 0))
 said("uncover", call("umount2", b"/usr\0", 2))
+"""
+# Of the file system itself, then what that would allow: MS_REMOUNT; FSCONFIG_CMD_RECONFIGURE.
+REOPEN = r"""
+said("file system", call("mount", b"none\0", b"/\0", b"none\0", 32, 0))
+picked = call("fspick", -100, b"/\0", 0)
+call("fsconfig", picked, 0, b"rw\0", 0, 0)
+said("reconfigure", call("fsconfig", picked, 7, 0, 0, 0))
+said("write over", opens("/usr/bin/env", os.O_WRONLY))
+said("write new", tried(os.mkdir, "/made"))
+said("write name", tried(os.rename, "/usr/bin/env", "/usr/bin/moved"))
+said("write mode", tried(os.chmod, "/usr/bin/env", 0o777))
 """
 HANDLE = r"""
 handle = bytes.fromhex(sys.argv[1])
@@ -114,10 +126,24 @@ def test_roots_chroot_escapes_to_the_sandboxs_root_only(
     }
 
 
+@pytest.mark.skipif(bool(IMAGE), reason="an image's is mounted by the sandbox: see the next test")
 def test_locked_mounts_stay(sandbox: Callable[..., Any]) -> None:
     """The host's directories stay read-only and in place, all three controls gone."""
     answers = sandbox("linux", without=CONTROLS, user="root").attack(UNLOCK)
     assert set(answers.values()) <= {"EPERM", "EINVAL"}  # EINVAL: locked, or not unmountable
+
+
+@pytest.mark.skipif(not IMAGE, reason="make test-images: it takes an image with Python")
+def test_an_images_root_is_written_to_by_nobody(sandbox: Callable[..., Any]) -> None:
+    """All three controls gone, root inside makes its mount writable, but not what is mounted: that
+    is an overlay of layers that nobody writes to, and takes no other while it is there."""
+    box = sandbox("linux", without=CONTROLS, user="root")
+    answers = box.attack(UNLOCK + REOPEN)
+    assert answers["/"] == "0"
+    assert {answers[name] for name in ("file system", "reconfigure")} <= {"EROFS", "EINVAL"}
+    written = {name: got for name, got in answers.items() if name.startswith("write ")}
+    assert written == dict.fromkeys(written, "EROFS")
+    assert len(written) == 4
 
 
 def _handle_of(path: str) -> str:
