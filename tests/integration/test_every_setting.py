@@ -130,6 +130,11 @@ private_programs = true
 host_configuration = "minimal"
 host_configuration_show = ["/etc/maven"]
 host_configuration_hide = ["/etc/perl"]
+[egress]
+allow = ["pypi", "db.internal:5432"]
+[[egress.host]]
+name = "db.internal"
+address = "127.0.0.1:5432"
 [http]
 waiting = 200
 connections = 100

@@ -75,6 +75,7 @@ def sandbox_body(
         isolation=level.label if isinstance(level, IsolationLevel) else level,
         workspace=f"{workspace[0].source}:{workspace[0].mode}" if workspace else None,
         mounts=tuple(f"{mount.source}:{mount.target}:{mount.mode}" for mount in others),
+        net=spec.egress if spec.net == options.RESTRICTED else spec.net,
         volumes=tuple(f"{mount.volume}:{mount.target}:{mount.mode}" for mount in volumes),
         labels=dict(arguments.mapping(labels, "labels", 'write them as {"job": "7"}')),
         ttl=ttl,

@@ -307,6 +307,8 @@ class EmbeddedService:
             abilities=abilities.names(wall),
             command=getattr(wall, "command", ()),
             fidelity=abilities.fidelity(wall),
+            net=handle.spec.net,
+            egress=handle.spec.egress,
         )
 
     def again(self) -> "EmbeddedService":

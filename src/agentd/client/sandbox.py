@@ -78,7 +78,7 @@ class Sandbox(SandboxCommands):
         workspace   "PATH[:ro|rw|cow]" of this machine, at /workspace; cow: changes stay back
         mounts      further folders, each "SOURCE:TARGET[:ro|rw]"
         volumes     named ones, each "NAME:TARGET[:ro|rw]", which outlive it (Client.volumes)
-        net         "none" (default) or "host"
+        net         "none" (default), "host", or what it may reach: ["pypi", "api.example.com"]
         memory      of all commands together, bytes or "256M"; refused where it cannot be enforced
         cpus        of all commands together, as 0.5 or 2; refused like ``memory``
         pids        processes and threads at once

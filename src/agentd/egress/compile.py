@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 
 from agentd.egress.table import PRIVATE
-from agentd.model.egress import EgressBounds, EgressRule, Network, parse_rule, parse_rules
+from agentd.model.egress import PUBLIC, EgressBounds, EgressRule, Network, parse_rule, parse_rules
+from agentd.model.errors import Refused
 
 Wire = dict[str, Any]
 _ONESELF = EgressBounds()
@@ -26,14 +27,61 @@ class Preset(msgspec.Struct, frozen=True):
 
 
 def compile_table(texts: Sequence[str], bounds: EgressBounds = _ONESELF) -> Wire:
-    """Return the table as JSON. Raises InvalidInput for a rule that is none."""
-    rules: list[Wire] = []
-    for rule in parse_rules(texts):
-        rules += [_line(each, rule) for each in expanded(rule)]
-    return {
-        "rules": rules,
-        "hosts": {host.name: [host.address, host.port] for host in bounds.hosts},
-    }
+    """Return the table as JSON. Raises InvalidInput for a rule that is none, Refused for one that
+    is more than ``bounds``."""
+    operator = None if bounds.allow is None else Bounds(bounds.allow)
+    lines: list[Wire] = []
+    for written in parse_rules(texts):
+        for rule in expanded(written):
+            private = _private(rule, written)
+            if operator is not None and rule.allow:
+                private = operator.check(rule, written) and private
+            lines.append(_line(rule, written.text, private))
+    if operator is not None:
+        lines += [_line(rule, text, False) for rule, text in operator.denied]
+    # A wildcard does not name the operator's own hosts, whatever it matches.
+    named = {line["host"] for line in lines if line["private"] and "host" in line}
+    hosts = {host.name: [host.address, host.port] for host in bounds.hosts if host.name in named}
+    return {"rules": lines, "hosts": hosts}
+
+
+class Bounds:
+    """What an operator lets be granted: ``PUBLIC``, and rules."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._texts = texts
+        self._public = PUBLIC in texts
+        rules = [
+            (rule, written)
+            for written in parse_rules(text for text in texts if text != PUBLIC)
+            for rule in expanded(written)
+        ]
+        self._allowed = [pair for pair in rules if pair[0].allow]
+        self.denied = [(rule, written.text) for rule, written in rules if not rule.allow]
+
+    def check(self, asked: EgressRule, written: EgressRule) -> bool:
+        """Return whether it may reach private addresses too. Raises Refused for more than this."""
+        ports: tuple[int | None, ...] = (None,) if asked.ports is None else asked.ports
+        if all(self._has(asked, port, private=True) for port in ports):
+            return True
+        if not all(self._has(asked, port, private=False) for port in ports):
+            allowed = ", ".join(self._texts) or "nothing"
+            raise Refused(
+                f"network rule {written.text!r} is not allowed here",
+                cause=f"what may be granted is {allowed}",
+                remediation="leave it out, or have it added to egress.allow",
+            )
+        return False
+
+    def _has(self, asked: EgressRule, port: int | None, *, private: bool) -> bool:
+        if not private and self._public and not _of_private_network(asked):
+            return True
+        return any(
+            _covers(rule, asked)
+            and (rule.ports is None or port in rule.ports)
+            and (not private or _private(rule, written))
+            for rule, written in self._allowed
+        )
 
 
 def expanded(rule: EgressRule) -> tuple[EgressRule, ...]:
@@ -53,18 +101,34 @@ def preset(name: str) -> Preset:
     return msgspec.convert({"name": name, **tomllib.loads(text)}, Preset)
 
 
-def _line(rule: EgressRule, written: EgressRule) -> Wire:
+def _line(rule: EgressRule, text: str, private: bool) -> Wire:
     wire: Wire = {"allow": rule.allow, "ports": None if rule.ports is None else list(rule.ports)}
     where = {"network": str(rule.network)} if rule.network else {"host": rule.host}
-    return {**wire, **where, "text": written.text, "private": _private(rule, written)}
+    return {**wire, **where, "text": text, "private": private}
 
 
 def _private(rule: EgressRule, written: EgressRule) -> bool:
     """Only what names one host, or networks that are private as a whole, reaches private addresses:
     no preset, no wildcard, and no network that is wider."""
     if rule.network is not None:
-        return rule.allow and any(_within(rule.network, own) for own in PRIVATE)
+        return rule.allow and _of_private_network(rule)
     return rule.allow and not written.preset and not rule.host.startswith("*.")
+
+
+def _of_private_network(rule: EgressRule) -> bool:
+    network = rule.network
+    return network is not None and any(_within(network, own) for own in PRIVATE)
+
+
+def _covers(rule: EgressRule, asked: EgressRule) -> bool:
+    """Return whether all that ``asked`` names is in ``rule``, whatever their ports."""
+    if rule.network is not None or asked.network is not None:
+        both = rule.network is not None and asked.network is not None
+        return both and _within(asked.network, rule.network)  # type: ignore[arg-type]
+    if rule.host == asked.host:
+        return True
+    below = rule.host[1:] if rule.host.startswith("*.") else None
+    return below is not None and asked.host.removeprefix("*").endswith(below)
 
 
 def _within(network: Network, other: Network) -> bool:

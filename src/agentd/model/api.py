@@ -30,7 +30,8 @@ class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 class SandboxBody(_Body, frozen=True):
     """``POST /v1/sandboxes``: as the SDK's ``Sandbox.create``.
 
-    Host paths need the scope mount, volumes the scope volumes, the host's network the scope net.
+    Host paths need the scope mount, volumes the scope volumes, the host's network the scope net,
+    rules of a network the scope egress.
     """
 
     isolation: str | None = None
@@ -44,7 +45,7 @@ class SandboxBody(_Body, frozen=True):
     open_files: int | None = None
     output: Size | None = None
     timeout: Time | None = None
-    net: str = "none"
+    net: str | tuple[str, ...] = "none"  # or "host", or rules: ["pypi", "api.example.com"]
     user: str | int | None = None
     writable: bool = False  # all of the root, and not some places only
     env: dict[str, str] = {}
@@ -185,6 +186,8 @@ class SandboxView(msgspec.Struct, frozen=True):
     command: tuple[str, ...] = ()  # what its image runs where nobody says what
     fidelity: str = ""  # what its snapshots keep: "memory" or "files"
     image_digest: str = ""  # of its OCI image, as it was when the sandbox was made
+    net: str = "none"  # "none", "host" or "restricted"
+    egress: tuple[str, ...] = ()  # the rules of a network that is restricted
 
 
 class SandboxPage(msgspec.Struct, frozen=True):

@@ -15,8 +15,9 @@ class Asked(msgspec.Struct, frozen=True):
     principal: {name, scopes, via}
     capability: {name, needs: {level, network, writes, sandbox}}
     parameters: as the caller gave them, already checked against the schema
-    sandbox: {id (or ""), level, backend, image, net, user, env (names only), mounts: [{source,
-        target, mode}], limits: {memory, cpus, pids, disk, open_files, output, timeout}, labels}
+    sandbox: {id (or ""), level, backend, image, net, egress (its rules, where it is
+        restricted), user, env (names only), mounts: [{source, target, mode}],
+        limits: {memory, cpus, pids, disk, open_files, output, timeout}, labels}
     request: {id, time (seconds since 1970), signer (key id, or ""), via ("http", "cli", ...)}
     """
 

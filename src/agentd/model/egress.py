@@ -23,8 +23,10 @@ MAX_NAME = 253  # RFC 1035, without the dot at its end
 USUAL_PORTS = (443, 80)
 #: Each is a file in ``egress/presets``.
 PRESETS = ("crates", "debian", "dockerhub", "ghcr", "github", "go", "huggingface", "npm", "pypi")
+#: What an operator may write in place of a rule: every name and address that is public.
+PUBLIC = "public"
 #: Networks that are no rules, and words that have another meaning where rules are written.
-RESERVED = ("none", "host", "restricted", "public", "learn")
+RESERVED = ("none", "host", "restricted", PUBLIC, "learn")
 
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _PRESET = re.compile(r"[a-z][a-z0-9-]{0,31}")
@@ -57,7 +59,8 @@ class StaticHost(msgspec.Struct, frozen=True):
 
 
 class EgressBounds(msgspec.Struct, frozen=True):
-    """What an operator lets callers be granted. ``allow`` None: all, as for oneself."""
+    """What an operator lets callers be granted: rules, ``PUBLIC`` and rules that forbid. ``allow``
+    None is all, as for oneself."""
 
     allow: tuple[str, ...] | None = None
     hosts: tuple[StaticHost, ...] = ()

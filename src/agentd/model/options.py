@@ -124,12 +124,17 @@ def network(net: Net) -> tuple[str, tuple[str, ...]]:
 def restored_spec(kept: SandboxSpec, **options: Unpack[SandboxOptions]) -> SandboxSpec:
     """The spec of a sandbox from a snapshot, whose machine is given.
 
-    ``env``, ``timeout`` and ``output`` may be chosen anew. Raises InvalidInput for what may not.
+    ``env``, ``timeout`` and ``output`` may be chosen anew, and the rules of a restricted network.
+    Raises InvalidInput for what may not.
     """
     asked, nothing = sandbox_spec(**options), SandboxSpec()
     if asked.backend is None and options.get("isolation") is None:
         asked = msgspec.structs.replace(asked, isolation=kept.isolation)
     free = {"isolation", "backend", "env", "limits"}
+    egress = kept.egress
+    if asked.net == kept.net == RESTRICTED:
+        free |= {"net", "egress"}
+        egress = asked.egress
     limits = msgspec.structs.asdict(asked.limits)
     anew = {name: limits.pop(name) for name in ("timeout", "output")}
     fixed = {name: getattr(asked, name) for name in asked.__struct_fields__ if name not in free}
@@ -145,6 +150,7 @@ def restored_spec(kept: SandboxSpec, **options: Unpack[SandboxOptions]) -> Sandb
         kept,
         isolation=asked.isolation,
         backend=asked.backend,
+        egress=egress,
         env={**kept.env, **asked.env},
         limits=msgspec.structs.replace(kept.limits, **chosen),
     )

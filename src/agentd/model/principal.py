@@ -15,6 +15,7 @@ SCOPES = {
     "mount": "show them folders of the host, beneath sandbox.mounts",
     "volumes": "make, show to them and remove volumes of one's own",
     "net": "give them the host's network, where sandbox.networks has it",
+    "egress": "give them a network that rules restrict, within egress.allow",
     "approve": "approve what a policy wants approved",
     "keys": "make and revoke API keys of one's own",
     "admin": "everything, and everybody's sandboxes",

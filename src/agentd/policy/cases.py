@@ -41,7 +41,9 @@ def _document(asked: Asked) -> dict[str, Any]:
     document: dict[str, Any] = msgspec.to_builtins(asked)
     document["parameters"] = {k: v for k, v in asked.parameters.items() if k in JUDGED}
     document["sandbox"] = {
-        key: asked.sandbox[key] for key in ("level", "net", "mounts") if key in asked.sandbox
+        key: asked.sandbox[key]
+        for key in ("level", "net", "egress", "mounts")
+        if key in asked.sandbox
     }
     document["request"] = {}
     return document
@@ -55,6 +57,10 @@ def _neighbours(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]
             yield key, {**document, "parameters": {**document["parameters"], key: other}}
     if document["sandbox"].get("net") != "elsewhere":
         yield "net", {**document, "sandbox": {**document["sandbox"], "net": "elsewhere"}}
+    # What a request asks for counts where it asks for any.
+    named = "parameters" if "egress" in document["parameters"] else "sandbox"
+    rules = {**document[named], "egress": ["learned-nowhere.invalid"]}
+    yield "egress", {**document, named: rules}
 
 
 def _rule(name: str, document: dict[str, Any], expected: str) -> str:

@@ -31,6 +31,7 @@ def example(
         "backend": "linux",
         "image": "default",
         "net": "none",
+        "egress": [],
         "user": "sandbox",
         "env": [],
         "mounts": [],

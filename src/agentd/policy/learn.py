@@ -32,6 +32,7 @@ class Shape(msgspec.Struct, frozen=True):
     folder: str
     origin: str
     net: Any
+    egress: Any
     mounts: Any
     asked: Any
 
@@ -70,6 +71,7 @@ def _shape(asked: Asked) -> Shape:
         folder=_folder(str(asked.capability["name"]), given.get("path")),
         origin=_origin(given.get("url")),
         net=asked.sandbox.get("net"),
+        egress=given.get("egress", asked.sandbox.get("egress", [])),
         mounts=asked.sandbox.get("mounts", []),
         asked=[given.get(key) for key in ("port", "net", "mounts", "workspace", "isolation")],
     )

@@ -19,8 +19,8 @@ _EXAMPLES = """\
 
 A key is shown when it is created and never again. It may do no more than you may.
 Scopes: run, create, files, read, ports, snapshot; mount (folders of the host), net (its
-network) and volumes (folders of your own that outlive sandboxes), which a key has only where
-they are named; approve, keys, admin.
+network), egress (a network that rules restrict) and volumes (folders of your own that outlive
+sandboxes), which a key has only where they are named; approve, keys, admin.
 """
 
 

@@ -167,7 +167,12 @@ def wall_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--image", metavar="NAME", help="an OCI image, or what a virtual machine boots"
     )
-    group.add_argument("--net", metavar="none|host", default="none", help="default: none")
+    group.add_argument(
+        "--net",
+        metavar="none|host|RULES",
+        default="none",
+        help="none (default), host, or what it may reach, as pypi,api.example.com,10.1.2.3:5432",
+    )
     group.add_argument("--user", metavar="root|sandbox|UID", help="who the command runs as inside")
     group.add_argument(
         "--writable",

@@ -85,6 +85,7 @@ def _sandbox(place: Place) -> dict[str, Any]:
         "image": spec.image,
         "image_digest": spec.image_digest,
         "net": spec.net,
+        "egress": list(spec.egress),
         "user": spec.user,
         "writable": spec.writable,
         "env": sorted(spec.env),

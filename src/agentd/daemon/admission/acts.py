@@ -60,6 +60,7 @@ def creation(who: Principal, spec: SandboxSpec, labels: Mapping[str, str]) -> Ac
         "image": spec.image,
         "image_digest": spec.image_digest,
         "net": spec.net,
+        "egress": list(spec.egress),
         "user": spec.user,
         "writable": spec.writable,
         "mounts": [f"{m.named}:{m.target}:{m.mode}" for m in spec.mounts],

@@ -132,5 +132,6 @@ def _summary(act: Act, decision: Decision) -> dict[str, Any]:
         "sandbox": place.id or "a new one",
         "level": place.level.label,
         "net": place.spec.net,
+        "egress": list(place.spec.egress),
         "policy": decision_fields(decision),
     }

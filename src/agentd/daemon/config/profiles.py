@@ -34,7 +34,7 @@ def _workstation() -> dict[str, Any]:
     return {
         "auth": {"peers": [{"uid": "self", "scopes": ["admin"]}]},
         "pool": [{"min": 1, "max": 4}],
-        "sandbox": {"networks": ["none", "host"], "mounts": ["/"]},
+        "sandbox": {"networks": ["none", "host", "restricted"], "mounts": ["/"]},
     }
 
 
@@ -55,6 +55,8 @@ def _server() -> dict[str, Any]:
                 "concurrency": 64,
             }
         },
+        "sandbox": {"networks": ["none", "restricted"]},
+        "egress": {"allow": []},  # nothing, until somebody says what
         "policy": {"bundle": "strict"},
         "limits": {"max": {"memory": "8G", "pids": 4096, "disk": "16G", "open_files": 65536}},
         "pool": [{"min": 4, "max": 16}],

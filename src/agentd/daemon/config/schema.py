@@ -9,11 +9,14 @@ from typing import Literal
 import msgspec
 
 from agentd.daemon.config.values import (
+    AddressAndPort,
     Algorithm,
     Bundle,
     DoorName,
     Duration,
     FilePath,
+    Grant,
+    HostName,
     Isolation,
     ListenAddress,
     Mode,
@@ -24,6 +27,7 @@ from agentd.daemon.config.values import (
     Uid,
 )
 from agentd.model.configuration import HostConfiguration
+from agentd.model.egress import PUBLIC, EgressBounds, StaticHost
 from agentd.model.isolation import IsolationLevel
 from agentd.model.like import like
 from agentd.model.limits import Limits
@@ -32,7 +36,8 @@ from agentd.sandbox.backends import identity
 MIB = 1 << 20
 GIB = 1 << 30
 RELOADED = (
-    "auth", "quotas", "pool", "leases", "limits", "sandbox", "log", "policy", "approvals",
+    "auth", "quotas", "pool", "leases", "limits", "sandbox", "egress", "log", "policy",
+    "approvals",
 )  # fmt: skip
 
 # As model.principal has it, of the type that the reader checks.
@@ -177,7 +182,7 @@ class SandboxSettings(msgspec.Struct, frozen=True, kw_only=True):
     minimum: Isolation = "namespace"  # no request gets less, whatever it asks for
     backends: tuple[str, ...] = ()  # those that may be used; empty: all
     runtime: Literal["runc", "crun"] | None = None  # of backend oci, where a request names none
-    networks: tuple[Literal["none", "host"], ...] = ("none",)
+    networks: tuple[Literal["none", "host", "restricted"], ...] = ("none",)
     mounts: tuple[FilePath, ...] = ()  # host folders beneath which a request may mount
     private_programs: bool = False  # the host's programs behind overlays: nobody sees their use
     # Of /etc and /var/lib: what packages put there for everybody to read, or what languages need.
@@ -200,6 +205,26 @@ class SandboxSettings(msgspec.Struct, frozen=True, kw_only=True):
             tuple(map(str, self.host_configuration_show)),
             tuple(map(str, self.host_configuration_hide)),
         )
+
+
+class OwnHost(msgspec.Struct, frozen=True, kw_only=True):
+    """A name of one's own. Who is granted it by its whole name reaches ``address``."""
+
+    name: HostName
+    address: AddressAndPort
+
+
+class EgressSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """The most that a restricted network may be granted."""
+
+    allow: tuple[Grant, ...] = (Grant(PUBLIC),)  # rules; "public": all names, no private address
+    host: tuple[OwnHost, ...] = ()
+
+    def bounds(self) -> EgressBounds:
+        hosts = (
+            StaticHost(str(own.name), own.address.address, own.address.port) for own in self.host
+        )
+        return EgressBounds(tuple(map(str, self.allow)), tuple(hosts))
 
 
 class Ids(msgspec.Struct, frozen=True, kw_only=True):
@@ -283,6 +308,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     journal: JournalSettings = JournalSettings()
     limits: LimitBounds = LimitBounds()
     sandbox: SandboxSettings = SandboxSettings()
+    egress: EgressSettings = EgressSettings()
     ids: Ids = Ids()
     http: Http = Http()
     idempotency: IdempotencySettings = IdempotencySettings()

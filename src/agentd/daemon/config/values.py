@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from agentd.ingest import doors
+from agentd.model.egress import PUBLIC, check_name, parse_rule
 from agentd.model.errors import InvalidInput
 from agentd.model.units import format_size, parse_duration, parse_size
 
@@ -15,7 +16,7 @@ from agentd.model.units import format_size, parse_duration, parse_size
 Isolation = Literal["none", "process", "namespace", "userspace-kernel", "microvm"]
 Scope = Literal[
     "run", "create", "files", "read", "ports", "snapshot",
-    "mount", "volumes", "net", "approve", "keys", "admin",
+    "mount", "volumes", "net", "egress", "approve", "keys", "admin",
 ]  # fmt: skip
 Algorithm = Literal[
     "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
@@ -139,6 +140,47 @@ class DoorName(str):
                 "or install the package that has it",
             )
         return cls(value)
+
+
+class Grant(str):
+    """A rule of what sandboxes may reach, as model.egress spells it, or "public"."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, value: object) -> "Grant":
+        return cls(value if value == PUBLIC else parse_rule(value).text)  # type: ignore[arg-type]
+
+
+class HostName(str):
+    """As DNS has it, in lower case."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, value: object) -> "HostName":
+        if not isinstance(value, str):
+            raise InvalidInput(f"{value!r} is no name of a host", remediation='write "db.internal"')
+        return cls(check_name(value))
+
+
+class AddressAndPort(msgspec.Struct, frozen=True):
+    address: str
+    port: int
+
+    @classmethod
+    def of(cls, value: object) -> "AddressAndPort":
+        rule = parse_rule(value) if isinstance(value, str) else None
+        network = None if rule is None or not rule.allow or rule.ports is None else rule.network
+        if rule is None or network is None or network.num_addresses > 1:
+            raise InvalidInput(
+                f"{value!r} is no address and port", remediation='write it as "127.0.0.1:5432"'
+            )
+        return cls(str(network.network_address), (rule.ports or (0,))[0])
+
+    def __str__(self) -> str:
+        address = f"[{self.address}]" if ":" in self.address else self.address
+        return f"{address}:{self.port}"
 
 
 class Mode(int):

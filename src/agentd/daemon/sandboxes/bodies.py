@@ -32,6 +32,7 @@ def sandbox_spec(who: Principal, body: SandboxBody, config: Config) -> SandboxSp
     spec = options.sandbox_spec(**body.options())
     rules = config.sandbox
     spec = _allowed(who, spec, rules)
+    spec = _granted(spec, config)
     return msgspec.structs.replace(
         resolved(spec),
         mounts=_judged(who, spec.mounts, config),
@@ -45,7 +46,8 @@ def sandbox_spec(who: Principal, body: SandboxBody, config: Config) -> SandboxSp
 def restored_spec(
     who: Principal, kept: SandboxSpec, body: SandboxBody, config: Config
 ) -> SandboxSpec:
-    """Return the spec of a sandbox from a snapshot: ``env``, ``timeout`` and ``output`` are chosen.
+    """Return the spec of a sandbox from a snapshot: ``env``, ``timeout``, ``output`` and the rules
+    of a restricted network are chosen.
 
     What the snapshot brings is asked for anew: a scope may have been taken away since, and the
     configuration may allow less.
@@ -60,7 +62,9 @@ def restored_spec(
         "timeout": body.timeout,
         "output": body.output,
     }
-    spec = options.restored_spec(kept, **wanted)
+    if body.net not in ("none", kept.net):
+        wanted["net"] = body.net
+    spec = _granted(options.restored_spec(kept, **wanted), config)
     asked = Limits(timeout=spec.limits.timeout, output=spec.limits.output)
     held = bounded(asked, config.limits)
     limits = msgspec.structs.replace(spec.limits, timeout=held.timeout, output=held.output)
@@ -82,6 +86,28 @@ def _allowed(who: Principal, spec: SandboxSpec, rules: SandboxSettings) -> Sandb
         )
     _check_scopes(who, spec)
     return msgspec.structs.replace(spec, isolation=max(spec.isolation, rules.level))
+
+
+def rules_of(net: options.Net) -> tuple[str, ...]:
+    """Return the rules of a network that is to be restricted. Raises InvalidInput."""
+    kind, rules = options.network(net)
+    if kind != options.RESTRICTED:
+        raise InvalidInput(
+            f"network {kind} is no rules", remediation='give rules, as ["pypi"]; [] is none at all'
+        )
+    return rules
+
+
+def _granted(spec: SandboxSpec, config: Config) -> SandboxSpec:
+    """Return it with the bounds of what a restricted network may be granted here. Raises Refused
+    for more than these."""
+    if spec.net != options.RESTRICTED:
+        return spec
+    bounds = config.egress.bounds()
+    from agentd.egress.compile import compile_table  # late: few need it
+
+    compile_table(spec.egress, bounds)
+    return msgspec.structs.replace(spec, egress_bounds=bounds)
 
 
 def _check_level(spec: SandboxSpec, least: IsolationLevel) -> None:
@@ -133,7 +159,7 @@ def _check_scopes(who: Principal, spec: SandboxSpec) -> None:
     if any(mount.volume for mount in spec.mounts):
         who.require("volumes")
     if spec.net != "none":
-        who.require("net")
+        who.require("egress" if spec.net == options.RESTRICTED else "net")
 
 
 def volumes(config: Config) -> VolumeStore:

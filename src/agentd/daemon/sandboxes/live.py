@@ -78,6 +78,8 @@ class Live:
             state=str(self.handle.state),
             image=record.spec.image,
             image_digest=record.spec.image_digest,
+            net=record.spec.net,
+            egress=record.spec.egress,
             deadline=None if left is None else round(time.time() + left, 3),
             workspace=self.wall.workspace,
             command=getattr(self.wall, "command", ()),

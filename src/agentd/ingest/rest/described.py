@@ -9,7 +9,7 @@ from agentd.model.control import MAX_SIDE, MAX_SIGNAL, TARGETS
 from agentd.model.idle import IDLE, OnIdle
 from agentd.model.isolation import IsolationLevel
 from agentd.model.mount import VOLUME_NAME
-from agentd.model.options import NETS
+from agentd.model.options import NETS, RESTRICTED
 from agentd.model.output import STREAMS
 from agentd.model.principal import SCOPES
 
@@ -19,7 +19,6 @@ _SIDE = {"minimum": 1, "maximum": MAX_SIDE}
 # By component and property; where a property may be null, only its other forms are narrowed.
 MEMBERS: dict[tuple[str, str], dict[str, Any]] = {
     ("SandboxBody", "isolation"): {"enum": _LEVELS},
-    ("SandboxBody", "net"): {"enum": list(NETS)},
     ("SandboxBody", "image"): {"pattern": "^[a-z0-9][a-z0-9._-]{0,63}$"},
     ("SandboxBody", "snapshot"): {"pattern": "^snp-[0-9a-f]+$"},
     ("SandboxBody", "on_idle"): {"enum": list(OnIdle)},
@@ -35,6 +34,7 @@ MEMBERS: dict[tuple[str, str], dict[str, Any]] = {
     ("CallBody", "capability"): {"pattern": "^[a-z][a-z0-9_.]*$"},
     ("SandboxView", "level"): {"enum": _LEVELS},
     ("SandboxView", "state"): {"enum": _STATES},
+    ("SandboxView", "net"): {"enum": [*NETS, RESTRICTED]},
     ("SandboxView", "on_idle"): {"enum": ["", *OnIdle]},
     ("SandboxView", "paused_by"): {"enum": ["", IDLE]},
     ("ProcessView", "state"): {"enum": ["running", "ended"]},

@@ -80,6 +80,7 @@ def test_a_creation_says_all_that_is_asked_for():
         "image": spec.image,
         "image_digest": "",
         "net": "host",
+        "egress": [],
         "user": "root",
         "writable": False,
         "mounts": ["/data:/in:ro"],

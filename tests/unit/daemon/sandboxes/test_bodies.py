@@ -1,3 +1,4 @@
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, get_args
 
@@ -5,9 +6,26 @@ import msgspec
 import pytest
 
 from agentd.daemon.config import schema
-from agentd.daemon.config.schema import Config, LimitBounds, LimitSettings, SandboxSettings
-from agentd.daemon.config.values import Duration, FilePath, Scope, Size
+from agentd.daemon.config.schema import (
+    Config,
+    EgressSettings,
+    LimitBounds,
+    LimitSettings,
+    OwnHost,
+    SandboxSettings,
+)
+from agentd.daemon.config.values import (
+    AddressAndPort,
+    Duration,
+    FilePath,
+    Grant,
+    HostName,
+    Scope,
+    Size,
+)
 from agentd.daemon.sandboxes import bodies
+from agentd.egress.compile import compile_table
+from agentd.egress.table import EgressTable as Table
 from agentd.model.api import SandboxBody
 from agentd.model.errors import AgentdError, Forbidden, InvalidInput, Refused
 from agentd.model.isolation import IsolationLevel
@@ -15,6 +33,7 @@ from agentd.model.principal import ORDINARY, SCOPES, Principal
 
 PEER = Principal("uid:1", frozenset({"create"}), "peer")
 SHOWN = Principal("ci", frozenset({"create", "mount"}), "key")
+NETWORKS = ("none", "host", "restricted")
 KEY = Principal("ci", frozenset({"create"}), "key")
 
 
@@ -110,20 +129,113 @@ def test_a_folder_that_may_be_shown_is_not_another_one_later(tmp_path: Path) -> 
     ("asked", "scopes"),
     [
         ({"net": "host"}, ("net",)),
+        ({"net": ("pypi",)}, ("egress",)),
         ({"workspace": "/tmp"}, ("mount",)),
     ],
 )
 def test_what_reaches_the_host_needs_a_scope_of_its_own(
     asked: dict[str, Any], scopes: tuple[str, ...]
 ) -> None:
-    rules = config(sandbox={"networks": ("none", "host"), "mounts": (FilePath("/"),)})
+    rules = config(sandbox={"networks": NETWORKS, "mounts": (FilePath("/"),)})
     body = SandboxBody(**asked)
     for missing in scopes:
-        held = frozenset({*ORDINARY, "approve", "keys", "mount", "net"}) - {missing}
+        held = frozenset({*ORDINARY, "approve", "keys", "mount", "net", "egress"}) - {missing}
         with pytest.raises(Forbidden, match=f"scope '{missing}'"):
             bodies.sandbox_spec(Principal("ci", held, "peer"), body, rules)
     bodies.sandbox_spec(Principal("ci", frozenset({"create", *scopes}), "key"), body, rules)
     bodies.sandbox_spec(Principal("root", frozenset({"admin"}), "peer"), body, rules)
+
+
+ROOT = Principal("root", frozenset({"admin"}), "peer")
+
+
+def granted(*rules: str, allow: tuple[str, ...] = ("public",)) -> Table:
+    """What a request for these rules has where the configuration allows those."""
+    said = config(
+        sandbox={"networks": NETWORKS}, egress=EgressSettings(allow=tuple(map(Grant.of, allow)))
+    )
+    spec = bodies.sandbox_spec(ROOT, SandboxBody(net=rules), said)
+    assert spec.net == "restricted" and spec.egress == rules
+    return Table.of(compile_table(spec.egress, spec.egress_bounds))
+
+
+def test_rules_are_granted_within_what_the_configuration_allows() -> None:
+    private = ip_address("10.1.2.3")
+    usual = granted("db.example.com", "8.8.8.8:53")
+    assert usual.of_address(ip_address("8.8.8.8"), 53).allowed
+    named = usual.of_name("db.example.com", 443)
+    assert named.allowed and not usual.of_answer(named, private, 443).allowed
+    told = granted("db.example.com:5432", allow=("pypi", "*.example.com", "db.example.com:5432"))
+    named = told.of_name("db.example.com", 5432)
+    assert told.of_answer(named, private, 5432).allowed  # the operator named that very host
+    kept = granted("a.example.com", allow=("public", "!a.example.com:80"))
+    assert not kept.of_name("a.example.com", 80).allowed
+    assert kept.of_name("a.example.com", 443).allowed
+
+
+@pytest.mark.parametrize(
+    ("rule", "allow"),
+    [
+        ("pypi", ()),
+        ("pypi", ("npm",)),
+        ("pypi", ("pypi.org:443",)),
+        ("example.com", ("*.example.com",)),
+        ("*.example.com", ("a.example.com:*",)),
+        ("a.example.com:*", ("*.example.com",)),
+        ("a.example.com", ("a.example.com:443",)),
+        ("10.1.2.3:5432", ("public",)),
+        ("10.0.0.0/8:*", ("public", "10.1.0.0/16:*")),
+        ("8.8.8.8:53", ("pypi",)),
+    ],
+)
+def test_more_than_the_configuration_allows_is_refused(rule: str, allow: tuple[str, ...]) -> None:
+    with pytest.raises(Refused) as raised:
+        granted(rule, allow=allow)
+    assert rule in raised.value.message and "egress.allow" in raised.value.remediation
+
+
+@pytest.mark.parametrize(
+    ("rule", "allow"),
+    [
+        ("pypi", ("pypi.org:443", "files.pythonhosted.org:443")),
+        ("a.example.com", ("a.example.com:443", "a.example.com:80")),
+        ("*.b.example.com", ("*.example.com",)),
+        ("10.1.2.3:5432", ("public", "10.1.0.0/16:*")),
+        ("!pypi", ()),
+    ],
+)
+def test_as_much_as_the_configuration_allows_is_granted(rule: str, allow: tuple[str, ...]) -> None:
+    granted(rule, allow=allow)
+
+
+def test_the_operator_s_own_host_is_for_who_is_granted_it_by_name() -> None:
+    own = (OwnHost(name=HostName("db.my.internal"), address=AddressAndPort("127.0.0.1", 5432)),)
+    for rule, allow, found in (
+        ("db.my.internal:5432", ("db.my.internal:5432",), ("127.0.0.1", 5432)),
+        ("db.my.internal:5432", ("*.my.internal:*",), None),
+        ("*.my.internal:5432", ("public", "db.my.internal:5432"), None),
+    ):
+        egress = EgressSettings(allow=tuple(map(Grant.of, allow)), host=own)
+        said = config(sandbox={"networks": NETWORKS}, egress=egress)
+        spec = bodies.sandbox_spec(ROOT, SandboxBody(net=(rule,)), said)
+        table = Table.of(compile_table(spec.egress, spec.egress_bounds))
+        assert table.static("db.my.internal") == found
+
+
+def test_a_snapshot_s_rules_are_granted_anew_and_may_be_others() -> None:
+    rules = config(sandbox={"networks": NETWORKS})
+    kept = bodies.sandbox_spec(ROOT, SandboxBody(net=("pypi",)), rules)
+    assert bodies.restored_spec(ROOT, kept, SandboxBody(), rules).egress == ("pypi",)
+    other = bodies.restored_spec(ROOT, kept, SandboxBody(net="npm,crates"), rules)
+    assert other.egress == ("npm", "crates")
+    with pytest.raises(InvalidInput):
+        bodies.restored_spec(ROOT, kept, SandboxBody(net="host"), rules)
+    less = config(sandbox={"networks": NETWORKS}, egress=EgressSettings(allow=()))
+    with pytest.raises(Refused, match="'pypi' is not allowed here"):
+        bodies.restored_spec(ROOT, kept, SandboxBody(), less)
+    none = bodies.sandbox_spec(ROOT, SandboxBody(), rules)
+    with pytest.raises(InvalidInput, match="net"):
+        bodies.restored_spec(ROOT, none, SandboxBody(net=("pypi",)), rules)
 
 
 def test_the_lists_of_scopes_agree() -> None:

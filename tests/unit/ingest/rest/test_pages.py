@@ -59,7 +59,7 @@ def test_the_document_tells_what_may_be_said() -> None:
     made = document(operations(metrics=True), "1")
     schemas = made["components"]["schemas"]
     assert schemas["SignalBody"]["properties"]["target"]["enum"] == ["group", "sandbox"]
-    assert "none" in schemas["SandboxBody"]["properties"]["net"]["enum"]
+    assert "restricted" in schemas["SandboxView"]["properties"]["net"]["enum"]
     isolation = schemas["SandboxBody"]["properties"]["isolation"]["anyOf"]
     assert "microvm" in isolation[0]["enum"] and "enum" not in isolation[1]
     assert "admin" in schemas["KeyBody"]["properties"]["scopes"]["items"]["enum"]

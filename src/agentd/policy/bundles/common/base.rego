@@ -54,4 +54,5 @@ no_network if {
 } else if {
 	network == "listed"
 	not reaches
+	not input.sandbox.net == "restricted"
 } else := false

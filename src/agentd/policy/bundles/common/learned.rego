@@ -15,6 +15,7 @@ deny contains concat("", ["learned.unseen: no such call of ", name, " was seen"]
 seen if {
 	some shape in data.learned[name]
 	shape.net == net
+	object.get(shape, "egress", []) == egress
 	shape.mounts == mounts
 	shape.asked == asked
 	place(shape.folder)
@@ -24,6 +25,13 @@ seen if {
 default net := null
 
 net := input.sandbox.net
+
+# The rules of a restricted network: those that are asked for, or that the sandbox has.
+default egress := []
+
+egress := input.parameters.egress if {
+	input.parameters.egress != null
+} else := input.sandbox.egress
 
 default mounts := []
 

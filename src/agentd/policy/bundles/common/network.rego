@@ -4,19 +4,39 @@ package agentd
 
 import rego.v1
 
-# "any", "listed" (http.fetch to the hosts and ports of the policy) or "none".
+# "any", "listed" (http.fetch to the hosts and ports of the policy, and sandboxes with rules, which
+# the daemon's egress.allow bounds) or "none".
 network := data.policy.network
 
-deny contains "network.host: a sandbox with a network of the host is not allowed" if {
+deny contains hosts if {
 	network != "any"
+	network != "listed"
 	input.parameters.net != "none"
 }
 
-deny contains "network.host: a sandbox with a network of the host is not allowed" if {
+deny contains hosts if {
+	network == "listed"
+	input.parameters.net != "none"
+	input.parameters.net != "restricted"
+}
+
+deny contains hosts if {
 	network != "any"
+	network != "listed"
 	not input.sandbox.net == "none"
 	not bare
 }
+
+deny contains hosts if {
+	network == "listed"
+	not input.sandbox.net == "none"
+	not input.sandbox.net == "restricted"
+	not bare
+}
+
+hosts := "network.restricted: a sandbox with a network is not allowed" if {
+	input.sandbox.net == "restricted"
+} else := "network.host: a sandbox with a network of the host is not allowed"
 
 # No sandbox, and none is asked for.
 bare if {
