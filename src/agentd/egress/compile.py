@@ -29,7 +29,7 @@ class Preset(msgspec.Struct, frozen=True):
 def compile_table(texts: Sequence[str], bounds: EgressBounds = _ONESELF) -> Wire:
     """Return the table as JSON. Raises InvalidInput for a rule that is none, Refused for one that
     is more than ``bounds``."""
-    operator = None if bounds.allow is None else Bounds(bounds.allow)
+    operator = None if bounds.allow is None else OperatorRules(bounds.allow)
     lines: list[Wire] = []
     for written in parse_rules(texts):
         for rule in expanded(written):
@@ -45,7 +45,7 @@ def compile_table(texts: Sequence[str], bounds: EgressBounds = _ONESELF) -> Wire
     return {"rules": lines, "hosts": hosts}
 
 
-class Bounds:
+class OperatorRules:
     """What an operator lets be granted: ``PUBLIC``, and rules."""
 
     def __init__(self, texts: Sequence[str]) -> None:

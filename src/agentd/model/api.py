@@ -30,8 +30,7 @@ class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 class SandboxBody(_Body, frozen=True):
     """``POST /v1/sandboxes``: as the SDK's ``Sandbox.create``.
 
-    Host paths need the scope mount, volumes the scope volumes, the host's network the scope net,
-    rules of a network the scope egress.
+    Host paths need the scope mount, volumes volumes, the host's network net, rules of one egress.
     """
 
     isolation: str | None = None
