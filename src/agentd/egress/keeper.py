@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agentd.egress.connections import ConnectionLog, ConnectionList
+from agentd.egress.connections import ConnectionList, ConnectionLog
 from agentd.egress.hostnames import HostFiles
 from agentd.linux import privileges, python
 from agentd.model.errors import InvalidInput, SandboxError
@@ -104,9 +104,7 @@ class RelayKeeper:
         with self._changed:
             self._begin()
 
-    def admit(
-        self, sockets: Sequence[socket.socket], table: Mapping[str, Any]
-    ) -> Admitted:
+    def admit(self, sockets: Sequence[socket.socket], table: Mapping[str, Any]) -> Admitted:
         """Have the relay serve the sockets that ``linux.anyip`` made, which are the keeper's from
         now on, by a table of ``egress.compile``.
 
@@ -170,9 +168,7 @@ class RelayKeeper:
         if self._thread is None:
             self._failure, self._deaths = "", []
             self._start()
-            self._thread = threading.Thread(
-                target=self._keep, name="agentd-egress", daemon=True
-            )
+            self._thread = threading.Thread(target=self._keep, name="agentd-egress", daemon=True)
             self._thread.start()
 
     def _await_ready(self) -> None:
@@ -348,7 +344,7 @@ def _reap(pid: int) -> None:
 
 
 def _forget_after_fork() -> None:
-    global _shared, _shared_lock  # noqa: PLW0603
+    global _shared, _shared_lock
     _shared, _shared_lock = None, threading.Lock()
     for keeper in list(_keepers):
         keeper.forget_after_fork()
