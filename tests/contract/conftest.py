@@ -79,7 +79,16 @@ KINDS = {
 }
 # What these ask is the agent's or the wall's, and is asked of each wall without a daemon; what a
 # daemon changes in it, of one.
-OF_ONE_WALL_OVER_HTTP = ("test_files", "test_streams", "test_late_output")
+OF_ONE_WALL_OVER_HTTP = (
+    *("test_files", "test_streams", "test_late_output", "test_limits", "test_enforcement"),
+    # Of machines that a daemon makes at once there is one more, in the same file.
+    *("test_eight_threads_in_one_sandbox", "test_files_and_commands_at_once"),
+    *("test_one_after_another", "test_closing_one_leaves_its_neighbour"),
+)
+# By these ways calls are made on a machine; by every way, on the namespace wall, and one on both.
+WAYS_TO_A_MACHINE = ("REST", "SDK embedded")
+# make test-combinations: all that the two above leave out of every run.
+ALL_COMBINATIONS = os.environ.get("AGENTD_TEST_COMBINATIONS") == "1"
 # make test-root: where a test names no user, the linux wall's is root of a root to write to.
 AS_ROOT = os.environ.get("AGENTD_TEST_AS_ROOT") == "1"
 # One that runs already, and may do all; otherwise one is started.
@@ -98,7 +107,8 @@ mounts = ["/"]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out, of ours, what ``OF_ONE_WALL_OVER_HTTP`` and ``gvisor.CASES`` say."""
+    """Leaves out, of ours, what ``OF_ONE_WALL_OVER_HTTP``, ``WAYS_TO_A_MACHINE`` and
+    ``gvisor.CASES`` say."""
     out = {item for item in items if not URL and _asked_elsewhere(item)}
     if out:
         config.hook.pytest_deselected(items=list(out))
@@ -106,10 +116,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _asked_elsewhere(item: pytest.Item) -> bool:
+    params = _params(item)
+    if params.get("governed") == "paranoid" and not ALL_COMBINATIONS:
+        return params.get("way", "REST") not in WAYS_TO_A_MACHINE
     kind = KINDS.get(_kind_of(item), KINDS["fake"])
     if kind.sentry and not gvisor.ALL:
         return getattr(item, "originalname", "") not in gvisor.CASES
-    return kind.over_http and kind.name != "linux" and item.path.stem in OF_ONE_WALL_OVER_HTTP
+    names = {item.path.stem, getattr(item, "originalname", "")}
+    one = kind.name != "linux" and not names.isdisjoint(OF_ONE_WALL_OVER_HTTP)
+    return kind.over_http and one and not ALL_COMBINATIONS
 
 
 # --- the fake ---
@@ -361,8 +376,12 @@ def machines(canary: str, daemon: str) -> Iterator[Machines]:
 
 
 def _kind_of(item: pytest.Item) -> str:
+    return str(_params(item).get("kind", ""))
+
+
+def _params(item: pytest.Item) -> dict[str, object]:
     call = getattr(item, "callspec", None)
-    return str(call.params.get("kind", "")) if call else ""
+    return call.params if call else {}
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ _COUNTER = """
 secret=$(od -An -N8 -tx8 /dev/urandom); n=0
 trap 'echo $secret > told.part; echo $n >> told.part; mv told.part told' USR1
 echo $$ > pid.part; mv pid.part pid
-while :; do n=$((n+1)); sleep 0.02; done
+while :; do n=$((n+1)); sleep 0.2; done
 """
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _IDENTITY = f"head -c 16 /dev/urandom | od -An -tx8; cat /etc/machine-id; cat {_BOOT_ID}"
@@ -46,8 +46,12 @@ def pipeline(own_pipeline: Pipeline) -> Pipeline:
 
 
 @pytest.fixture
-def able(make: Callable[..., Sandbox], handle_of: Callable[[Sandbox], Any], cache: Path) -> Sandbox:
+def able(
+    kind: Any, make: Callable[..., Sandbox], handle_of: Callable[[Sandbox], Any], cache: Path
+) -> Sandbox:
     """A sandbox of a wall that can; one of another is skipped by its name."""
+    if kind.over_http:
+        pytest.skip("over HTTP: the wall is the daemon's")
     sandbox = make()
     if not _can(handle_of(sandbox).wall):
         pytest.skip(f"{sandbox.info.backend} has no snapshots: see the test of its refusal")
@@ -124,7 +128,8 @@ def test_nothing_runs_in_a_copy_before_it_is_a_machine_of_its_own(
     _until(able, "log")
     old = able.run(["cat", _BOOT_ID]).text
     with ExitStack() as stack:
-        copies = [stack.enter_context(copy) for copy in able.fork(3)]
+        copies = [stack.enter_context(copy) for copy in able.fork(2)]
+        able.close()  # an emulated one would take a processor from its copies
         # All begin with what the original wrote; what a copy added in its name differs in length.
         counts = [copy.run(f"grep -c {old.strip()} log").text for copy in copies]
         assert int(counts[0]) > 0

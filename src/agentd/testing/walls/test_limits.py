@@ -14,7 +14,11 @@ from agentd.testing.walls.claims import granted, needs, own_kernel
 
 MIB = 1 << 20
 # The shell itself has it, and no other program.
-EATER = "eaten=$(head -c 256000000 /dev/zero | tr '\\0' x); echo ${#eaten}"
+EATER = """
+eaten=0123456789abcdef
+while [ ${#eaten} -lt 256000000 ]; do eaten=$eaten$eaten; done
+echo ${#eaten}
+"""
 SPINNER = """
 import time
 began, end = time.monotonic(), time.process_time() + 0.3
