@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests import gvisor, rootfs
 
 from agentd.client import build
 from agentd.linux import abi
 from agentd.linux.seccomp.tables import numbers
+from agentd.model.egress import EgressBounds, StaticHost
 from agentd.model.errors import Refused
 from agentd.model.result import Exit
 from agentd.model.spec import ExecRequest
@@ -113,8 +115,15 @@ class _Yard:
     backends: dict[tuple[str, frozenset[str]], Any] = field(default_factory=dict)
     boxes: list[Box] = field(default_factory=list)
 
-    def make(self, backend: str, without: Collection[str] = (), **spec: Any) -> Box:
-        """``spec`` as of ``build.sandbox_spec``: ``user``, ``net``, ``mounts``, ``memory``..."""
+    def make(
+        self,
+        backend: str,
+        without: Collection[str] = (),
+        hosts: Collection[StaticHost] = (),
+        **spec: Any,
+    ) -> Box:
+        """``spec`` as of ``build.sandbox_spec``: ``user``, ``net``, ``mounts``, ``memory``...;
+        ``hosts`` are an operator's, of a network with rules."""
         if AS_ROOT and backend == "linux":
             spec = {"user": "root"} | spec
         if rootfs.IMAGE and backend == "linux":
@@ -130,8 +139,10 @@ class _Yard:
             if not found.usable:
                 pytest.skip(f"{backend}: {'; '.join(b.what for b in found.blockers)}")
         of = self.backends[key]
+        wanted = build.sandbox_spec(backend=backend, **spec)
+        bounds = EgressBounds(hosts=tuple(hosts))
         try:
-            plan = of.plan(build.sandbox_spec(backend=backend, **spec))
+            plan = of.plan(msgspec.structs.replace(wanted, egress_bounds=bounds))
         except Refused as refusal:
             if backend != "gvisor":
                 raise

@@ -38,11 +38,11 @@ _lock = threading.Lock()
 _shared: "Pipeline | None" = None
 
 
-def new(begin: tuple[str | None, IsolationLevel] | None = None) -> "Pipeline":
+def new(begin: tuple[str | None, IsolationLevel, str] | None = None) -> "Pipeline":
     """The caller closes its ``manager``.
 
-    ``begin`` is the backend and the least level that will be asked for: where that tells which
-    backend it will be, its slow start goes on while the rest is imported.
+    ``begin`` is the backend, the least level and the kind of network that will be asked for: where
+    that tells which backend it will be, its slow start goes on while the rest is imported.
     """
     if begin is not None:
         _begin(*begin)
@@ -52,12 +52,12 @@ def new(begin: tuple[str | None, IsolationLevel] | None = None) -> "Pipeline":
     return Pipeline(Manager(connect=partial(connect, elsewhere=way_to)))
 
 
-def _begin(name: str | None, level: IsolationLevel) -> None:
+def _begin(name: str | None, level: IsolationLevel, net: str) -> None:
     from agentd.sandbox import backends
 
     likely = name or next((n for n, known in backends.BUILTIN.items() if known.level >= level), "")
     if likely in backends.BUILTIN:
-        backends.begin(likely)
+        backends.begin(likely, net)
 
 
 def shared() -> "Pipeline":

@@ -83,6 +83,7 @@ class RelayKeeper:
         self._ready = False
         self._failure = ""
         self._closed = False
+        self._resting = False
         self._ids = 0
         self._generation = 0
         self._pid = 0
@@ -140,6 +141,17 @@ class RelayKeeper:
                     self._send(_packed({"release": admitted.id}))
             admitted.close_sockets()
 
+    def rest(self) -> None:
+        """End the relay where it serves nobody: the next sandbox starts another."""
+        with self._changed:
+            if self._admitted or self._thread is None:
+                return
+            self._resting, self._ready = True, False
+            if self._control is not None:
+                with contextlib.suppress(OSError):
+                    self._control.shutdown(socket.SHUT_RDWR)
+            self._changed.wait_for(lambda: self._thread is None or not self._resting, _SEND_SECONDS)
+
     def close(self) -> None:
         """End the relay and all that it serves. Idempotent."""
         with self._changed:
@@ -165,6 +177,7 @@ class RelayKeeper:
     def _begin(self) -> None:
         if self._closed:
             raise SandboxError("the network relay was closed")
+        self._resting = False
         if self._thread is None:
             self._failure, self._deaths = "", []
             self._start()
@@ -231,8 +244,9 @@ class RelayKeeper:
                 _reap(dead)
                 for admitted in self._admitted.values():
                     admitted.log.cut()
-                if self._closed or not self._again():
+                if self._closed or self._resting or not self._again():
                     self._thread = None
+                    self._changed.notify_all()
                     return
 
     def _again(self) -> bool:

@@ -3,9 +3,12 @@
 import fcntl
 import socket
 import struct
+import sys
 from collections.abc import Callable
 
 from agentd.linux import abi
+
+_SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
 
 # struct ifreq: a name of 16 bytes, then a union of 24 whose first member here is a short of flags.
 _IFREQ = struct.Struct("=16sh22x")
@@ -21,3 +24,13 @@ def loopback_up(ioctl: Callable[[int, int, bytes], bytes] = fcntl.ioctl) -> None
         answer = ioctl(fd, abi.SIOCGIFFLAGS, _IFREQ.pack(b"lo", 0))
         flags = _IFREQ.unpack(answer)[1]
         ioctl(fd, abi.SIOCSIFFLAGS, _IFREQ.pack(b"lo", flags | abi.IFF_UP))
+
+
+def namespace_cookie(sock: socket.socket) -> int | None:
+    """A number of the network namespace that a socket is of: no other has the same until the
+    machine is booted again. None where the kernel does not tell."""
+    try:
+        told = sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+    except OSError:
+        return None
+    return int.from_bytes(told, sys.byteorder)

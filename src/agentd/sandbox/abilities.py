@@ -13,6 +13,8 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import msgspec
 
+from agentd.egress.connections import ConnectionList
+from agentd.model.enforcement import Control
 from agentd.model.errors import Unsupported
 from agentd.model.isolation import IsolationLevel
 from agentd.sandbox import backends
@@ -21,6 +23,7 @@ from agentd.sandbox.ports import (
     CopyOnWrite,
     EndsEarly,
     Leased,
+    Networked,
     Pausable,
     Restores,
     Snapshotable,
@@ -38,6 +41,14 @@ class Folder(msgspec.Struct, frozen=True):
     folder: str
 
 
+class Rules(msgspec.Struct, frozen=True):
+    egress: tuple[str, ...]
+
+
+class After(msgspec.Struct, frozen=True):
+    after: int
+
+
 class Method(NamedTuple):
     """A method, which goes over the supervisor's socket under its own name."""
 
@@ -50,6 +61,10 @@ class Method(NamedTuple):
     in_file: bool = False
     #: Whether the sandbox stands still afterwards; None: as before.
     paused: bool | None = None
+    #: Whether the arguments are in the sandbox's spec from then on, under their names.
+    in_spec: bool = False
+    #: The control that is reported as the result says from then on; "" where none changes.
+    control: str = ""
 
 
 class Ability(msgspec.Struct, Generic[P], frozen=True):
@@ -83,7 +98,14 @@ CHANGES: Ability[CopyOnWrite] = Ability(
     "changes",
     (Method("changes", result=tuple[str, ...], in_file=True), Method("apply")),
 )
-FORWARDED: tuple[Ability[Any], ...] = (PAUSE, SNAPSHOT, BRANCH, CHANGES)
+NETWORK: Ability[Networked] = Ability(
+    "network",
+    (
+        Method("set_network", Rules, result=Control, in_spec=True, control="network"),
+        Method("connections", After, result=ConnectionList),
+    ),
+)
+FORWARDED: tuple[Ability[Any], ...] = (PAUSE, SNAPSHOT, BRANCH, CHANGES, NETWORK)
 
 # --- of backends ---
 

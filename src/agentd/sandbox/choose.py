@@ -11,6 +11,7 @@ from agentd.model.errors import AgentdError, InvalidInput, Refused, SandboxError
 from agentd.model.isolation import IsolationLevel
 from agentd.model.spec import DEFAULT_IMAGE, SandboxSpec
 from agentd.sandbox import backends
+from agentd.sandbox.abilities import NETWORK, incapable
 from agentd.sandbox.ports import Backend, Plan
 
 
@@ -236,11 +237,8 @@ def _check_volumes(spec: SandboxSpec, backend: Backend) -> None:
 
 def _check_network(spec: SandboxSpec, backend: Backend) -> None:
     """A wall that knows nothing of rules would give the host's network, or say that it gave one."""
-    if spec.net not in ("none", "host") and not getattr(backend, "restricts_network", False):
-        raise Refused(
-            f"backend {backend.name} cannot restrict a network to rules",
-            remediation="drop --net, or ask for --isolation namespace",
-        )
+    if spec.net not in ("none", "host") and NETWORK.name not in getattr(backend, "abilities", ()):
+        raise incapable(backend.name, NETWORK, "restrict the network of")
 
 
 def _too_weak(spec: SandboxSpec, backend: Backend) -> Refused:

@@ -8,9 +8,10 @@ import socket
 from collections.abc import Mapping
 from typing import Protocol
 
+from agentd.egress.connections import ConnectionList
 from agentd.model.availability import Availability
 from agentd.model.cause import Cause
-from agentd.model.enforcement import Enforcement
+from agentd.model.enforcement import Control, Enforcement
 from agentd.model.isolation import IsolationLevel
 from agentd.model.spec import SandboxSpec
 
@@ -120,6 +121,17 @@ class Branches(Protocol):
     def branch(self, folder: str) -> None:
         """``snapshot`` for ``Restores`` of its backend to make forks of, while this one lives. The
         caller asks nothing of the agent meanwhile."""
+
+
+class Networked(Protocol):
+    """A wall whose network is restricted to rules, which can be changed while it lives."""
+
+    def set_network(self, egress: tuple[str, ...]) -> Control:
+        """Let these rules hold in place of those before, of open connections, too; what the wall
+        says of its network from now on. Raises InvalidInput for a rule that is none."""
+
+    def connections(self, after: int) -> ConnectionList:
+        """Return what is known of its connections, from a cursor on; 0 is the beginning."""
 
 
 class Leased(Wall, Protocol):

@@ -15,7 +15,7 @@ from agentd.sandbox.backends.linux.backend import LinuxBackend
 @pytest.fixture
 def begun(monkeypatch):
     names = []
-    monkeypatch.setattr(backends, "begin", names.append)
+    monkeypatch.setattr(backends, "begin", lambda name, net: names.append(name))
     return names
 
 
@@ -30,7 +30,7 @@ def begun(monkeypatch):
     ],
 )
 def test_what_is_likely_used_begins_early(begun, name, level, likely):
-    embedded.new(begin=(name, IsolationLevel.parse(level))).manager.close()
+    embedded.new(begin=(name, IsolationLevel.parse(level), "none")).manager.close()
     assert begun == likely
 
 
@@ -40,14 +40,14 @@ def test_nothing_begins_unasked(begun):
 
 
 def test_the_zygote_that_begun_early_is_the_backends():
-    nursery.begin()
+    nursery.begin("none")
     backend = LinuxBackend()
     assert nursery.adopt() is None
     backend.close()
 
 
 def test_an_unknown_backend_is_refused_when_it_is_used():
-    manager = embedded.new(begin=("nope", IsolationLevel.NONE)).manager
+    manager = embedded.new(begin=("nope", IsolationLevel.NONE, "none")).manager
     with pytest.raises(InvalidInput, match="unknown backend 'nope'"):
         manager.backend("nope")
     manager.close()

@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
 @contextmanager
 def service(
-    where: "Address | None", begin: "tuple[str | None, IsolationLevel] | None" = None
+    where: "Address | None", begin: "tuple[str | None, IsolationLevel, str] | None" = None
 ) -> "Iterator[Service]":
     """Open that daemon's service, or one of this process, which ends with the block.
 
-    ``begin`` is the wall that will be asked for, so that its slow start goes on meanwhile.
+    ``begin`` is the wall and the kind of network that will be asked for, so that their slow start
+    goes on meanwhile.
     """
     if where is not None:
         from agentd.client.http.service import alone

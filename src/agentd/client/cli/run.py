@@ -54,7 +54,7 @@ def _run(where: "Address | None", options: argparse.Namespace, interrupts: Inter
     from agentd.client.cli import command, held, place
 
     floor = IsolationLevel.parse(options.isolation or "namespace")
-    with place.service(where, (options.backend, floor)) as service:
+    with place.service(where, (options.backend, floor, _network(options.net))) as service:
         asked = command.request(options) if options.command else None
         view = _create(where, service, options, interrupts)
         try:
@@ -82,6 +82,11 @@ def _of_image(view: "SandboxView") -> list[str]:
             remediation=f"write it after --: agentd run --image {view.image} -- ls",
         )
     return list(view.command)
+
+
+def _network(net: str | None) -> str:
+    """Its kind, to begin with what it takes: whether it is one at all is looked at later."""
+    return net if net in ("none", "host") else "none" if net is None else "restricted"
 
 
 def _create(

@@ -52,10 +52,11 @@ def third_parties() -> tuple[str, ...]:
     return tuple(name for name in sorted(_third_parties()) if name not in BUILTIN)
 
 
-def begin(name: str) -> None:
-    """Start the slow part of one of our backends ahead of ``load``; returns at once."""
+def begin(name: str, net: str) -> None:
+    """Start the slow part of one of our backends, for sandboxes with that kind of network, ahead of
+    ``load``; returns at once."""
     if BUILTIN[name].begin:
-        _attribute(BUILTIN[name].begin)()
+        _attribute(BUILTIN[name].begin)(net)
 
 
 def load(name: str) -> "Backend":

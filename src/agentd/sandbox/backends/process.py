@@ -75,6 +75,7 @@ class HostBackend:
             ("--user", spec.user is not None),
             ("--disk", spec.limits.disk is not None),
             ("sandbox.private_programs", spec.private_programs),
+            ("--net with rules", spec.net == "restricted"),
         ):
             if wanted:
                 raise Refused(

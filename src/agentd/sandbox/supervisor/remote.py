@@ -155,7 +155,10 @@ class RemoteWall:
         if fds:  # a supervisor of an older version has it in its message
             value = wire.from_file(fds[0])
         # What a method without a result answered differs by version.
-        return None if method.result is None else typed.convert(value, method.result)
+        result: Any = None if method.result is None else typed.convert(value, method.result)
+        if method.control:
+            self.enforcement = {**self.enforcement, method.control: result}
+        return result
 
     def open_stream(self) -> socket.socket:
         _, fds = self._link.ask_fds("stream", id=self.id)

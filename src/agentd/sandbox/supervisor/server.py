@@ -266,14 +266,18 @@ class Supervisor:
         wall = ability.of(entry.wall)
         if wall is None:
             raise InvalidInput(f"sandbox {entry.id} cannot {method.name}")
-        given = msgspec.structs.astuple(typed.convert(message, method.arguments))
-        call = partial(getattr(wall, method.name), *given)
-        if method.paused is None:
+        given = typed.convert(message, method.arguments)
+        call = partial(getattr(wall, method.name), *msgspec.structs.astuple(given))
+        if method.paused is None and not method.in_spec:
             value = msgspec.to_builtins(call())
         else:
             with entry.lock:
                 value = msgspec.to_builtins(call())
-                entry.paused = method.paused
+                if method.paused is not None:
+                    entry.paused = method.paused
+                if method.in_spec:  # a daemon that comes up later is told of it
+                    anew = msgspec.structs.asdict(given)
+                    entry.spec = msgspec.structs.replace(entry.spec, **anew)
         # A daemon of an older version asks for no file.
         in_file = method.in_file and message.get("file")
         return (None, [wire.to_file(value)]) if in_file else (value, [])

@@ -40,6 +40,7 @@ from agentd.sandbox.backends.linux.born import (
 from agentd.sandbox.backends.linux.cow import OverlayWall
 from agentd.sandbox.backends.linux.image import LinuxImageRoot
 from agentd.sandbox.backends.linux.loans import Loan
+from agentd.sandbox.backends.linux.network import admitted, rest
 from agentd.sandbox.backends.linux.nursery import Nursery, adopt
 from agentd.sandbox.backends.linux.plan import LinuxPlan, make_plan
 from agentd.sandbox.backends.linux.shared_layer import SharedLayer
@@ -61,7 +62,7 @@ class LinuxBackend:
     images = True
     writable = True
     volumes = True
-    abilities = frozenset({"changes", "pause", "snapshot", "fork"})
+    abilities = frozenset({"changes", "pause", "snapshot", "fork", "network"})
     fidelity = LinuxWall.fidelity
 
     def __init__(self, without: frozenset[str] = frozenset()) -> None:
@@ -70,7 +71,7 @@ class LinuxBackend:
         begun = adopt()
         self._nurseries: dict[_Key, Nursery] = {}
         if begun is not None:
-            self._nurseries["none", USUAL] = begun
+            self._nurseries[begun.net, USUAL] = begun
         self._availability: Availability | None = None
 
     def requirements(self) -> tuple[str, ...]:
@@ -139,7 +140,7 @@ class LinuxBackend:
                 born = self._clone(nursery, plan, lent, ask, undo, kept, shared)
                 ask_next()
             given = nursery.subids or no_range
-            wall = self._wall(plan, born, lent, nursery, root, given)
+            wall = self._wall(plan, born, lent, nursery, root, given, undo)
             wall.attach_leases(taken)
             if isinstance(wall, OverlayWall):
                 wall.attach_source(os.open(".", _FOLDER, dir_fd=sources[0]))
@@ -236,6 +237,8 @@ class LinuxBackend:
             nurseries, self._nurseries = list(self._nurseries.values()), {}
         for nursery in nurseries:
             nursery.close()
+        if any(nursery.net == "restricted" for nursery in nurseries):
+            rest()
 
     def _wall(
         self,
@@ -245,10 +248,12 @@ class LinuxBackend:
         nursery: Nursery,
         root: LinuxImageRoot | None,
         given: SubidRange | str,
+        undo: contextlib.ExitStack,
     ) -> LinuxWall:
         pid = process.pidfd_of_fdinfo(born.fds[0])
         with explained(born.group, plan.limits):
-            controls, _, disk = await_ready(born.listener)
+            controls, sockets, disk = await_ready(born.listener)
+        network = admitted(plan, sockets, undo, disk)
         kind = OverlayWall if plan.cow else LinuxWall
         wall = kind(
             id_=f"{pid}",
@@ -274,6 +279,7 @@ class LinuxBackend:
             workdir=plan.workdir,
         )
         wall.attach_disk(disk_of(disk, born, plan, lent, nursery))
+        wall.attach_network(network)
         images.attach(root, wall)
         return wall
 
@@ -360,12 +366,18 @@ class LinuxBackend:
                 self._nurseries[key] = nursery
             return nursery
 
+    def _any_nursery(self) -> Nursery:
+        """One that was begun ahead, where there is one: what one can build, all can."""
+        with self._lock:
+            net = next((nursery.net for nursery in self._nurseries.values()), "none")
+        return self._nursery(net)
+
     def _examine(self) -> tuple[list[Blocker], list[str]]:
         notes = []
         if refused := shared.refused_calls():
             return refused, []
         try:
-            self._nursery("none").wait_ready()
+            self._any_nursery().wait_ready()
             blockers = []
         except InvalidInput:  # no wall is to blame for ids that are said wrong, and none fixes them
             raise

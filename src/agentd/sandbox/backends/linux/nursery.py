@@ -58,6 +58,7 @@ class Nursery:
         """
         ready_to_start()
         self._lock = threading.Lock()
+        self.net = net
         #: Of the seccomp filters, once the zygote is ready: by whether a folder is mounted rw.
         self.filter_digests: dict[tuple[bool, bool], str] = {}
         self._ready = False
@@ -361,12 +362,17 @@ class Nursery:
 _begun: Nursery | None = None
 
 
-def begin() -> None:
-    """Start a zygote that the process's first backend will adopt; returns at once."""
+def begin(net: str) -> None:
+    """Start a zygote that the process's first backend will adopt, and the relay where its sandboxes
+    need one; returns at once."""
     global _begun  # noqa: PLW0603  (handed over before any backend exists)
     if _begun is None:
         with contextlib.suppress(AgentdError, OSError):  # said again by whoever needs it
-            _begun = Nursery(net="none")
+            _begun = Nursery(net=net)
+            if net == "restricted":
+                from agentd.egress import keeper
+
+                keeper.shared().begin()
 
 
 def adopt() -> Nursery | None:

@@ -1,7 +1,11 @@
 """From a spec to what the zygote is told: pure, so that it can be compared and tested."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import msgspec
 
+from agentd.model.egress import EgressBounds
 from agentd.model.errors import InvalidInput, Refused
 from agentd.model.limits import Limits
 from agentd.model.mount import WORKSPACE, Mount, MountMode
@@ -30,6 +34,7 @@ class LinuxPlan(msgspec.Struct, frozen=True):
     inodes: int
     env: dict[str, str]
     workdir: str | None = None  # where commands begin, if not in the workspace
+    table: dict[str, Any] | None = None  # by which the relay decides, of a restricted network
     bare: bool = False  # all of the root is the image's: no workspace, no /tmp of the sandbox's own
 
     @property
@@ -40,8 +45,10 @@ class LinuxPlan(msgspec.Struct, frozen=True):
 
 def make_plan(spec: SandboxSpec) -> LinuxPlan:
     """Raises InvalidInput or Refused."""
-    if spec.net not in ("none", "host"):
-        raise InvalidInput(f"unknown network {spec.net!r}", remediation="use none or host")
+    if spec.net not in ("none", "host", "restricted"):
+        raise InvalidInput(
+            f"unknown network {spec.net!r}", remediation="use none, host or restricted"
+        )
     mounts = _ordered(spec.mounts)
     limits = on_this_kernel(spec.limits)
     disk = limits.disk or 0
@@ -53,9 +60,17 @@ def make_plan(spec: SandboxSpec) -> LinuxPlan:
         cow=bool(mounts) and mounts[0].mode is MountMode.COW,
         private_root=spec.private_programs or any(not _in_scratch(m.target) for m in mounts),
         limits=limits,
+        table=egress_table(spec.egress, spec.egress_bounds) if spec.net == "restricted" else None,
         inodes=min(max(disk // _BYTES_PER_INODE, _MIN_INODES), _MAX_INODES),
         env=environment(processors(limits.cpus) | spec.env, uid),
     )
+
+
+def egress_table(egress: Sequence[str], bounds: EgressBounds) -> dict[str, Any]:
+    """Return the table of a network's rules. Raises InvalidInput."""
+    from agentd.egress.compile import compile_table
+
+    return compile_table(egress, bounds)
 
 
 def environment(extra: dict[str, str], uid: int) -> dict[str, str]:

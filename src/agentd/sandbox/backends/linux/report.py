@@ -57,7 +57,6 @@ def enforcement(
     ``shown`` how many directories of the host's /etc and /var/lib there are; ``lent`` how each
     mount came in, by its target; ``image`` what it starts of, if anything.
     """
-    own = plan.spec.net == "none"
     table = {
         "user_namespace": _fixed(True, _users(plan, own_user, given)),
         "pid_namespace": _fixed(True, "the sandbox sees and signals only its own processes"),
@@ -68,9 +67,7 @@ def enforcement(
         "cgroup_namespace": _refusable(
             "cgroup_namespace", controls, "unshare", "/proc/self/cgroup shows names of the host's"
         ),
-        "network": Control(
-            plan.spec.net, own, "own namespace, loopback only" if own else "shared with the host"
-        ),
+        "network": network(plan.spec.net, plan.spec.egress),
         "capabilities": _step("capabilities", controls, _capabilities(plan)),
         "no_new_privs": _step("no_new_privs", controls, "setuid and file capabilities do nothing"),
         "seccomp": _step("seccomp", controls, f"profile {_profile(plan)} {digest}"),
@@ -99,6 +96,17 @@ def enforcement(
         text = f"{mount.named}, {lent[mount.target]}"
         table[f"mount {mount.target}"] = Control(str(mount.mode), True, text)
     return table
+
+
+def network(net: str, egress: Sequence[str]) -> Control:
+    """What is said of a network; of one that is restricted its rules, as they were written."""
+    if net == "host":
+        return Control(net, False, "shared with the host")
+    if net == "none":
+        return Control(net, True, "own namespace, loopback only")
+    return Control(
+        net, True, f"own namespace, and by the host's relay {' '.join(egress) or 'nothing'}"
+    )
 
 
 def not_writable(why: str) -> Refused:

@@ -5,17 +5,22 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 
+from agentd.egress.connections import ConnectionList
 from agentd.linux import process
+from agentd.model.enforcement import Control
 from agentd.model.errors import BackendLost, SandboxError
 from agentd.sandbox.backends.linux import kept, saving, shared_layer
 from agentd.sandbox.backends.linux.disk import SandboxDisk
+from agentd.sandbox.backends.linux.network import SandboxNetwork
 from agentd.sandbox.backends.wall import NamespaceWall
+
+_NO_RULES = "it was made with another network than one that is restricted to rules"
 
 
 class LinuxWall(NamespaceWall):
     """Its snapshots hold its files, and none of its processes.
 
-    ``attach_disk`` is called once, right after construction.
+    ``attach_disk`` and ``attach_network`` are called once, right after construction.
     """
 
     fidelity = "files"
@@ -34,6 +39,24 @@ class LinuxWall(NamespaceWall):
             return
         self._disk, self._disk_lock = disk, threading.Lock()
         self._on_end = (*self._on_end, self._close_disk)
+
+    def attach_network(self, network: SandboxNetwork | None) -> None:
+        """Takes ownership. None where its network is not restricted to rules."""
+        if network is None:
+            self.lacks = {**self.lacks, "network": _NO_RULES}
+            return
+        self._network = network
+        self._on_end = (*self._on_end, network.close)
+
+    def set_network(self, egress: tuple[str, ...]) -> Control:
+        """Let these rules hold in place of those before, of open connections, too."""
+        told = self._network.set(egress)
+        self.enforcement = {**self.enforcement, "network": told}
+        return told
+
+    def connections(self, after: int) -> ConnectionList:
+        """Return what is known of its connections, from a cursor on; 0 is the beginning."""
+        return self._network.connections(after)
 
     def attach_image(
         self, digest: str, command: tuple[str, ...], release: Callable[[], None]

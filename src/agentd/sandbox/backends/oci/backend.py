@@ -18,6 +18,7 @@ class OciBackend(ContainerBackend):
     name = "oci"
     level = IsolationLevel.NAMESPACE
     runtimes = RUNTIMES
+    abilities = ContainerBackend.abilities | {"network"}
 
     def requirements(self) -> tuple[str, ...]:
         return (

@@ -24,7 +24,7 @@ from typing import NoReturn
 from agentd.guest.zygote import cgroup_view, root, stack, var
 from agentd.guest.zygote.group import enter_group
 from agentd.guest.zygote.messages import refuse, send
-from agentd.linux import abi, mounts, net, overlay, process, seccomp
+from agentd.linux import abi, anyip, mounts, net, overlay, process, seccomp
 from agentd.linux.kernel import KERNEL
 from agentd.sandbox.backends.oci import roots
 
@@ -82,11 +82,12 @@ def build(request: Request, fds: list[int], trees: list[root.Tree]) -> NoReturn:
             # What it is to begin with the host writes there, and lets us into the group then.
             send(answers, {"ok": True}, [disk])
         held = enter_group(answers)
+        sockets = _network(str(request["net"]))
         done = _make(request, fds[2:], trees, held)
         done += _filter(str(request["filter"]))
         pid = _run(_strings(request["argv"]), listener, float(str(request["seconds"])))
         pidfd = os.pidfd_open(pid)
-        send(answers, {"ok": True, "held": done}, [pidfd, disk])
+        send(answers, {"ok": True, "held": done}, [pidfd, disk, *sockets])
         os._exit(0)
     except Exception as error:
         # An orphan of the runtime's is ours, as we are a subreaper.
@@ -108,18 +109,24 @@ def _stage(request: Request) -> int:
     return os.open(SCRATCH, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
+def _network(kind: str) -> list[int]:
+    """A network namespace, made by agentd and not by the runtime: it is there before anything of an
+    image runs. Of a restricted one the sockets are returned at which the host accepts."""
+    if kind == "host":
+        return []
+    KERNEL.unshare(abi.CLONE_NEWNET)
+    net.loopback_up()
+    root.write(NETWORK, b"")
+    KERNEL.mount("/proc/self/ns/net", NETWORK, None, abi.MS_BIND)
+    return [sock.detach() for sock in anyip.capture()] if kind == "restricted" else []
+
+
 def _make(
     request: Request, passed: list[int], trees: list[root.Tree], held: list[str]
 ) -> list[str]:
     """The bundle; the names of what this puts in force."""
     config = request["config"]
     assert isinstance(config, dict)  # noqa: S101  (the host made it; this narrows the type)
-    if request["net"] == "none":
-        # Made by agentd, and not by the runtime: it is there before anything of an image runs.
-        KERNEL.unshare(abi.CLONE_NEWNET)
-        net.loopback_up()
-        root.write(NETWORK, b"")
-        KERNEL.mount("/proc/self/ns/net", NETWORK, None, abi.MS_BIND)
     # What this user, who is the sandbox's, can read there at all.
     config["linux"]["maskedPaths"] = [path for _, path in root.masks()]
     for name, most in _counts(request["user_counts"]):

@@ -146,7 +146,7 @@ def _namespaces(net: str) -> Iterator[Json]:
     in that."""
     for kind in ("pid", "mount", "ipc", "uts"):
         yield {"type": kind}
-    if net == "none":
+    if net != "host":
         yield {"type": "network", "path": bundle.NETWORK}
 
 

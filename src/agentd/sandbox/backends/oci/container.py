@@ -25,6 +25,7 @@ from agentd.sandbox.backends.linux import loans, report, restoring
 from agentd.sandbox.backends.linux.born import room
 from agentd.sandbox.backends.linux.cow import OverlayWall
 from agentd.sandbox.backends.linux.disk import SandboxDisk
+from agentd.sandbox.backends.linux.network import admitted, rest
 from agentd.sandbox.backends.linux.plan import LinuxPlan, make_plan
 from agentd.sandbox.backends.linux.wall import LinuxWall
 from agentd.sandbox.backends.oci import config, runtimes
@@ -59,6 +60,7 @@ class ContainerBackend:
         self._versions: dict[str, str] = {}
         self._agent: store.AgentRuntime | None = None
         self._making = threading.Lock()
+        self._networked = False  # whether the relay was needed
 
     def probe(self) -> Availability:
         """Looks for the runtimes, and has the launcher enter its namespaces."""
@@ -116,6 +118,8 @@ class ContainerBackend:
             agent, self._agent = self._agent, None
         if agent is not None:
             agent.close()
+        if self._networked:
+            rest()
 
     def _build(self, plan: LinuxPlan, kept: str | None) -> LinuxWall:
         """``kept`` is the state of a snapshot, whose files it begins with."""
@@ -137,7 +141,8 @@ class ContainerBackend:
             if block is not None:
                 undo.callback(block.release, ended=False)
             born = self._start(plan, launcher, called, lent, block, kept, undo)
-            wall = self._wall(plan, born, f"{called[0].name} {self._version(called[1])}", lent)
+            told = f"{called[0].name} {self._version(called[1])}"
+            wall = self._wall(plan, born, told, lent, undo)
             wall.attach_leases(taken)
             undo.pop_all()
             for fd in sources:
@@ -183,15 +188,26 @@ class ContainerBackend:
                 let_in(answers, group)
                 send(listener, self._agent_request(plan, lent, block), [], "sandbox", MAX_MESSAGE)
                 held, fds = await_started(answers, _RUNTIME_SECONDS * 2, runtime.name)
-        for fd in fds:
+        pidfd, disk, *others = fds
+        for fd in (pidfd, disk):
             undo.callback(os.close, fd)
-        undo.callback(_kill, fds[0])
-        return Contained(fds[0], fds[1], listener, block, group, detail, held)
+        sockets = [undo.enter_context(socket.socket(fileno=fd)) for fd in others]
+        undo.callback(_kill, pidfd)
+        return Contained(pidfd, disk, listener, block, group, detail, held, sockets)
 
-    def _wall(self, plan: LinuxPlan, born: Contained, runtime: str, lent: Lent) -> LinuxWall:
+    def _wall(
+        self,
+        plan: LinuxPlan,
+        born: Contained,
+        runtime: str,
+        lent: Lent,
+        undo: contextlib.ExitStack,
+    ) -> LinuxWall:
         with explained(born.group, plan.limits):
             controls = await_ready(born.listener, _READY_SECONDS).controls
         pid = process.pidfd_of_fdinfo(born.pidfd)
+        network = admitted(plan, born.sockets, undo)
+        self._networked = self._networked or network is not None
         wall = self.walls[plan.cow](
             id_=str(pid),
             pid=pid,
@@ -205,6 +221,7 @@ class ContainerBackend:
             workdir=plan.workdir,
         )
         wall.attach_disk(SandboxDisk(born.disk, room(plan, lent.loans)))
+        wall.attach_network(network)
         images.attach(lent.image, wall)
         if isinstance(wall, OverlayWall):
             wall.attach_source(os.open(".", _FOLDER, dir_fd=lent.loans[0].source))

@@ -36,6 +36,7 @@ class Contained(NamedTuple):
     group: Group | None
     detail: str  # why there is no group
     held: list[str]
+    sockets: list[socket.socket]  # of a network that is restricted to rules
 
 
 class Launcher:
@@ -139,7 +140,7 @@ def await_started(
     answers: socket.socket, seconds: float, runtime: str
 ) -> tuple[list[str], list[int]]:
     """What is in force by now, and what is passed along: a pidfd of the sandbox's first process,
-    and its disk; or that alone, before it is started.
+    its disk, and the sockets of its network; or its disk alone, before it is started.
 
     Raises SandboxError with the runtime's own words, Ended where the launcher was killed.
     """

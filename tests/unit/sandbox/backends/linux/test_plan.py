@@ -39,6 +39,7 @@ def test_the_plan_of_a_spec_that_says_nothing() -> None:
             "timeout": None,
         },
         "inodes": 131072,
+        "table": None,
         "bare": False,
         "env": {
             "HOME": "/home/sandbox",

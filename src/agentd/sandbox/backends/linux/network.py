@@ -1,0 +1,96 @@
+"""A network that is restricted to rules, seen from its host: who may be reached is the relay's to
+decide, at sockets that the sandbox made before anything ran in it."""
+
+import contextlib
+import socket
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from agentd.egress.connections import ConnectionList
+from agentd.guest.zygote.messages import close_all
+from agentd.linux import anyip
+from agentd.linux.net import namespace_cookie
+from agentd.model.enforcement import Control
+from agentd.model.errors import SandboxError
+from agentd.sandbox.backends.linux import report
+from agentd.sandbox.backends.linux.plan import LinuxPlan, egress_table
+
+if TYPE_CHECKING:
+    from agentd.egress.keeper import Admitted
+
+_STREAM, _DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
+_SHAPES = (
+    [(socket.AF_INET, _STREAM), (socket.AF_INET, _DATAGRAM)],
+    [
+        *((socket.AF_INET, _STREAM), (socket.AF_INET6, _STREAM)),
+        *((socket.AF_INET, _DATAGRAM), (socket.AF_INET6, _DATAGRAM)),
+    ],
+)
+_PORTS = {_STREAM: anyip.PORT, _DATAGRAM: anyip.DNS_PORT}
+
+
+class SandboxNetwork:
+    """Thread-safe, as the keeper is."""
+
+    def __init__(self, plan: LinuxPlan, admitted: "Admitted") -> None:
+        """Takes ownership of ``admitted``."""
+        self._spec = plan.spec
+        self._admitted = admitted
+
+    def set(self, egress: Sequence[str]) -> Control:
+        """Let these rules hold from now on. Raises InvalidInput for one that is none."""
+        self._admitted.set(egress_table(egress, self._spec.egress_bounds))
+        return report.network("restricted", egress)
+
+    def connections(self, after: int) -> ConnectionList:
+        return self._admitted.connections(after)
+
+    def close(self) -> None:
+        self._admitted.close()
+
+
+def admitted(
+    plan: LinuxPlan,
+    sockets: Sequence[socket.socket],
+    undo: contextlib.ExitStack,
+    disk: Sequence[int] = (),
+) -> SandboxNetwork | None:
+    """Give the keeper what a sandbox passed; None where its network is none of rules. Takes
+    ownership of ``sockets``. Raises SandboxError; ``disk``, what came along, is closed then."""
+    if plan.table is None:
+        return None
+    try:
+        _check(sockets)
+        from agentd.egress import keeper
+
+        network = SandboxNetwork(plan, keeper.shared().admit(sockets, plan.table))
+    except BaseException:
+        for sock in sockets:
+            sock.close()
+        close_all(disk)
+        raise
+    undo.callback(network.close)
+    return network
+
+
+def rest() -> None:
+    """End this process's relay where no sandbox needs it any more."""
+    from agentd.egress import keeper
+
+    keeper.shared().rest()
+
+
+def _check(sockets: Sequence[socket.socket]) -> None:
+    """They are what was asked for, and none of them is of the network that we are in ourselves."""
+    found = [(sock.family, sock.type) for sock in sockets]
+    ports = [sock.getsockname()[1] for sock in sockets]
+    if found not in _SHAPES or ports != [_PORTS[kind] for _, kind in found]:
+        raise SandboxError(
+            "the sandbox did not pass the sockets of its network",
+            cause=f"it passed {len(sockets)}",
+            remediation="close some descriptors, or raise the limit of open files (ulimit -n)",
+        )
+    with socket.socket(socket.AF_INET, _DATAGRAM) as ours:
+        own = namespace_cookie(ours)
+    if own is not None and any(namespace_cookie(sock) == own for sock in sockets):
+        raise SandboxError("the sandbox passed a socket of the host's network")
