@@ -6,12 +6,12 @@ import tempfile
 import time
 
 from agentd.image.model import NotFound
-from agentd.image.oci.building.bases import Bases, configuration
+from agentd.image.oci.building.bases import Bases, state_of
 from agentd.image.oci.building.expand import Expanded
 from agentd.image.oci.building.layer import LayerWriter
 from agentd.image.oci.building.make import publish
 from agentd.image.oci.building.stages import BuildStages
-from agentd.image.oci.building.state import BuiltLayer, StageState, utc
+from agentd.image.oci.building.state import BuiltLayer, utc
 from agentd.image.oci.building.syntax import Dockerfile, Instructed
 from agentd.image.oci.pull import SECONDS, explained
 from agentd.image.oci.source import check_name
@@ -74,7 +74,8 @@ def _committed(
     folder = tempfile.mkdtemp(prefix="changes", dir=work.path)
     manager.capture(handle, folder)
     image = _image(kept.read_image(folder), handle, store)
-    state = _state(image, store, work)
+    around = BuildStages(Dockerfile("", (), Expanded()), {}, ())
+    state = state_of(image, around, {}, store, work)
     path = os.path.join(work.path, "layer")
     layer = LayerWriter(path)
     try:
@@ -114,15 +115,3 @@ def _image(digest: str, handle: SandboxHandle, store: OciStore) -> OciImage:
             cause=digest,
             remediation="pull or build that one again, under any name",
         ) from error
-
-
-def _state(image: OciImage, store: OciStore, work: WorkFolder) -> StageState:
-    whole = configuration(store.blob(image.manifest.config.digest))
-    state = StageState(BuildStages(Dockerfile("", (), Expanded()), {}, ()), whole, {})
-    pairs = zip(image.manifest.layers, image.config.rootfs.diff_ids, strict=True)
-    for blob, diff_id in pairs:
-        path = os.path.join(work.blobs, check_digest(blob.digest))
-        if not os.path.exists(path):
-            os.link(store.blob_path(blob.digest), path)
-        state.layers.append(BuiltLayer(blob, diff_id, path, plain=False))
-    return state

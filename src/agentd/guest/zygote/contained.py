@@ -5,7 +5,6 @@ anything here runs: this adds what no runtime can, and serves. Standard library 
 """
 
 import os
-from collections.abc import Callable
 
 from agentd.guest import agent
 from agentd.guest.zygote import box, image_root, served
@@ -25,17 +24,7 @@ def main() -> None:
 
 def confine(request: Request, ready: agent.Ready) -> list[str]:
     """The names of the controls that now hold. Raises OSError."""
-    done = confined(request, ready)
-    if request["image"] is True:
-        image_root.import_nothing()
-    return done
-
-
-def confined(request: Request, ready: agent.Ready) -> list[str]:
-    """The names of the controls that now hold. Raises OSError."""
-    without = request["without"]
-    skip = set(without) if isinstance(without, list) else set()
-    steps: tuple[tuple[str, Callable[[], object]], ...] = (
+    steps = (
         ("identity", lambda: _become(request["becomes"])),
         ("rlimits", box.no_core),
         ("no_new_privs", process.set_no_new_privs),
@@ -44,7 +33,10 @@ def confined(request: Request, ready: agent.Ready) -> list[str]:
         ("landlock", lambda: _landlock(request)),
         ("seccomp", lambda: _seccomp(request, ready)),
     )
-    return [name for name, step in steps if name not in skip and step() is not False]
+    done = served.in_force(request, steps)
+    if request["image"] is True:
+        image_root.import_nothing()
+    return done
 
 
 def _become(uid: object) -> bool:

@@ -13,6 +13,7 @@ import socket
 from typing import NoReturn
 
 from agentd.guest.zygote import accounts, root
+from agentd.guest.zygote.asked import strings
 from agentd.guest.zygote.messages import close_all, receive, refuse, send
 from agentd.guest.zygote.subid_mapper import SubidMapper
 from agentd.linux import abi, mounts, paths, process
@@ -31,12 +32,12 @@ def prepare(config: dict[str, object]) -> Cloner:
         signal.signal(number, signal.SIG_IGN)  # the host ends us by closing the socket
     set_title("agentd")
     cloner = Cloner()
-    hidden = _strings(config["hidden"])
+    hidden = strings(config["hidden"])
     ids = config["ids"]
     files = root.read_etc(str(config["net"]), hidden)
     given = config.get("subids")
     files |= accounts.files(hidden, one_id=not (isinstance(ids, dict) or isinstance(given, dict)))
-    configuration = _strings(config["configuration"])
+    configuration = strings(config["configuration"])
     if isinstance(ids, dict) and config["may_mount"]:
         trees = _enter_as_root(cloner, configuration, **ids)
     else:
@@ -44,10 +45,6 @@ def prepare(config: dict[str, object]) -> Cloner:
         trees = root.clone_trees(configuration)
     root.enter(trees, files)
     return cloner
-
-
-def _strings(value: object) -> list[str]:
-    return [str(text) for text in value] if isinstance(value, list) else []
 
 
 def _enter_as_root(

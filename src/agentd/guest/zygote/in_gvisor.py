@@ -8,7 +8,6 @@ its own, is what stands between a command and the machine.
 import os
 import resource
 import stat
-from collections.abc import Callable
 
 from agentd.guest import agent
 from agentd.guest.zygote import served
@@ -28,9 +27,7 @@ def main() -> None:
 
 def confine(request: Request, _ready: agent.Ready) -> list[str]:
     """The names of the controls that now hold. Raises OSError."""
-    without = request["without"]
-    skip = set(without) if isinstance(without, list) else set()
-    steps: tuple[tuple[str, Callable[[], object]], ...] = (
+    steps = (
         ("devices", lambda: _give_away(_DEVICES, request["becomes"])),
         ("identity", lambda: _become(request["becomes"])),
         ("rlimits", _no_core),
@@ -39,7 +36,7 @@ def confine(request: Request, _ready: agent.Ready) -> list[str]:
         ("capabilities", lambda: _capabilities(request["uid"], rw=request["rw"] is True)),
         ("dumpable", lambda: process.set_dumpable(False)),
     )
-    return [name for name, step in steps if name not in skip and step() is not False]
+    return served.in_force(request, steps)
 
 
 def _give_away(folder: str, becomes: object) -> bool:

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from agentd.guest import agent
 from agentd.guest.zygote.messages import receive, refuse
@@ -18,6 +18,14 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 Request = dict[str, object]
 #: Puts in force what this kernel has of the controls, and names them.
 Confine = Callable[[Request, agent.Ready], list[str]]
+
+
+def in_force(request: Request, steps: Iterable[tuple[str, Callable[[], object]]]) -> list[str]:
+    """Take the steps, and name those that hold: a step that is False could not be taken here, and
+    ``without`` of the request leaves some out."""
+    without = request["without"]
+    skip = without if isinstance(without, list) else []
+    return [name for name, step in steps if name not in skip and step() is not False]
 
 
 def main(confine: Confine) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 import msgspec
 
-from agentd.image.model import NotFound
+from agentd.image.model import Corrupt, NotFound
 from agentd.image.oci import layout
+from agentd.image.oci.building.stages import BuildStages
 from agentd.image.oci.building.state import NEVER, BuiltLayer, StageState
 from agentd.image.oci.rootfs import architecture
 from agentd.image.oci.roots import ROOT
@@ -23,6 +24,7 @@ from agentd.image.oci.values import (
     OciManifest,
     RootFs,
     chain_id,
+    check_digest,
     decode,
 )
 from agentd.image.oci.work import WorkFolder
@@ -160,6 +162,35 @@ class Bases:
             unpack(path, source, manifest, config, self._seconds)
             self._unpacked[chain] = path
         return self._unpacked[chain]
+
+
+def state_of(
+    image: OciImage,
+    around: BuildStages,
+    given: dict[str, str],
+    store: OciStore,
+    work: WorkFolder,
+) -> StageState:
+    """As a stage begins that is FROM the image, whose blobs are ``work``'s from now on. Raises
+    Corrupt."""
+    state = StageState(around, configuration(store.blob(image.manifest.config.digest)), given)
+    pairs = zip(image.manifest.layers, image.config.rootfs.diff_ids, strict=True)
+    for blob, diff_id in pairs:
+        path = take_blob(blob.digest, store, work)
+        state.layers.append(BuiltLayer(blob, diff_id, path, plain=False))
+    return state
+
+
+def take_blob(digest: str, store: OciStore, work: WorkFolder) -> str:
+    """The path of a blob of the store's, which is ``work``'s from now on. Raises Corrupt where it
+    is gone."""
+    path = os.path.join(work.blobs, check_digest(digest))
+    with contextlib.suppress(FileExistsError):
+        try:
+            os.link(store.blob_path(digest), path)
+        except FileNotFoundError:
+            raise Corrupt(f"the blob {digest} is gone") from None
+    return path
 
 
 def whole_config(state: StageState) -> dict[str, Any]:

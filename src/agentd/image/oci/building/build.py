@@ -15,7 +15,7 @@ import msgspec
 
 from agentd.image.model import Corrupt, Progress
 from agentd.image.oci.building import copying
-from agentd.image.oci.building.bases import Bases, configuration
+from agentd.image.oci.building.bases import Bases, state_of, take_blob
 from agentd.image.oci.building.command import command_of
 from agentd.image.oci.building.copying import Copy, Inline
 from agentd.image.oci.building.errors import BuildFailed, DockerfileError
@@ -103,23 +103,7 @@ class ImageBuild:
             return StageState(self._stages, {}, self._given)
         with self._explained(line, f"FROM {name}"):
             image = self._bases.image(name)
-            whole = configuration(self._store.blob(image.manifest.config.digest))
-            state = StageState(self._stages, whole, self._given)
-            pairs = zip(image.manifest.layers, image.config.rootfs.diff_ids, strict=True)
-            for blob, diff_id in pairs:
-                path = self._take(blob.digest)
-                state.layers.append(BuiltLayer(blob, diff_id, path, plain=False))
-        return state
-
-    def _take(self, digest: str) -> str:
-        """The path of a blob of the store's, which is this build's from now on."""
-        path = os.path.join(self._work.blobs, check_digest(digest))
-        with contextlib.suppress(FileExistsError):
-            try:
-                os.link(self._store.blob_path(digest), path)
-            except FileNotFoundError:
-                raise Corrupt(f"the blob {digest} is gone") from None
-        return path
+            return state_of(image, self._stages, self._given, self._store, self._work)
 
     def _step(self, stage: BuildStage, state: StageState, instruction: Instructed) -> None:
         word = instruction.word
@@ -337,7 +321,7 @@ class ImageBuild:
         path = ""
         if step.digest:
             try:
-                path = self._take(step.digest)
+                path = take_blob(step.digest, self._store, self._work)
             except Corrupt:
                 return False
             if os.stat(path).st_size != step.size:

@@ -68,11 +68,13 @@ class LinuxImageRoot(ImageRoot):
             "places": self.places(plan.mounts, plan.workdir),
             "writable": plan.spec.writable,
             "bare": plan.bare,
-            "shown": [] if plan.bare else self._shown(plan),
+            "shown": self.shown(plan),
         }
 
-    def _shown(self, plan: LinuxPlan) -> list[str]:
+    def shown(self, plan: LinuxPlan) -> list[str]:
         """Names of the writable places where the image has something, which is to be seen there."""
+        if plan.bare:
+            return []
         mounted = {mount.target for mount in plan.mounts}
         return [
             name

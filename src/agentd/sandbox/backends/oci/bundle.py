@@ -22,6 +22,7 @@ import time
 from typing import NoReturn
 
 from agentd.guest.zygote import cgroup_view, root, stack, var
+from agentd.guest.zygote.asked import Request, number, strings
 from agentd.guest.zygote.group import enter_group
 from agentd.guest.zygote.messages import refuse, send
 from agentd.linux import abi, anyip, mounts, net, overlay, process, seccomp
@@ -57,13 +58,11 @@ _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _LOG_BYTES = 4 << 10
 _END_SECONDS = 5.0
 
-Request = dict[str, object]
-
 
 def clone_trees(request: Request) -> list[root.Tree]:
     """Detached read-only mounts of what the root shows of the host, for one sandbox."""
     image = request["image"] is not None
-    trees = roots.clone_trees(_strings(request["configuration"]), image=image)
+    trees = roots.clone_trees(strings(request["configuration"]), image=image)
     for source, target in _pairs(request["agent"]):
         trees.append((target, mounts.clone_tree(source, readonly=True)))
     return trees
@@ -85,7 +84,7 @@ def build(request: Request, fds: list[int], trees: list[root.Tree]) -> NoReturn:
         sockets = _network(str(request["net"]))
         done = _make(request, fds[2:], trees, held)
         done += _filter(str(request["filter"]))
-        pid = _run(_strings(request["argv"]), listener, float(str(request["seconds"])))
+        pid = _run(strings(request["argv"]), listener, float(str(request["seconds"])))
         pidfd = os.pidfd_open(pid)
         send(answers, {"ok": True, "held": done}, [pidfd, disk, *sockets])
         os._exit(0)
@@ -140,12 +139,12 @@ def _make(
             ROOT,
             SCRATCH,
             image_stage=IMAGE,
-            uid=int(str(request["uid"])),
+            uid=number(request["uid"]),
         )
     else:
-        files = root.read_etc(str(request["net"]), _strings(request["hidden"]))
+        files = root.read_etc(str(request["net"]), strings(request["hidden"]))
         roots.of_host(trees, files, ROOT)
-    shown = _strings(image["shown"]) if isinstance(image, dict) else []
+    shown = strings(image["shown"]) if isinstance(image, dict) else []
     _scratch(request, shown, image=image is not None)
     _mounts(request, passed)
     with open(f"{BUNDLE}/config.json", "x", encoding="utf-8") as file:
@@ -174,7 +173,7 @@ def _scratch(request: Request, shown: list[str], *, image: bool) -> None:
     folders += [("u", 0o755)] if request["cow"] is True else []
     found = var.Contents((), ()) if image else var.contents(ROOT)
     folders += [(path.lstrip("/"), mode) for path, mode in found.folders]
-    uid = int(str(request["uid"]))
+    uid = number(request["uid"])
     for name, mode in folders:
         if KERNEL.make_folder(f"{SCRATCH}/{name}", mode):
             os.chown(f"{SCRATCH}/{name}", uid, uid)
@@ -199,7 +198,7 @@ def _show(name: str) -> None:
 def _mounts(request: Request, passed: list[int]) -> None:
     """Attach what is passed along; the workspace is an overlay of the first, if it is so."""
     fds = iter(passed)
-    cow = [f"{SCRATCH}/{name}" for name in _strings(request["cow_copies"])]
+    cow = [f"{SCRATCH}/{name}" for name in strings(request["cow_copies"])]
     for name, is_dir, is_passed in _places(request["mounts"]):
         if not is_passed:
             continue
@@ -268,10 +267,6 @@ def _message(line: str) -> str:
     except (ValueError, TypeError, KeyError):
         return line
     return "; ".join(said)
-
-
-def _strings(value: object) -> list[str]:
-    return [str(text) for text in value] if isinstance(value, list) else []
 
 
 def _pairs(value: object) -> list[tuple[str, str]]:

@@ -41,8 +41,7 @@ class Lent(msgspec.Struct, frozen=True):
 
     def shown(self, plan: LinuxPlan) -> list[str]:
         """Names of the writable places at which the image has something."""
-        found = [] if self.image is None else self.image.request(0, plan)["shown"]
-        return [str(name) for name in found] if isinstance(found, list) else []
+        return [] if self.image is None else self.image.shown(plan)
 
     def mounts(self, plan: LinuxPlan) -> list[tuple[str, str, bool]]:
         """Source, as the builder has it, target, and whether it is read-only."""
