@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 import pytest
+from tests.conftest import OrdinaryUser
 from tests.security.daemons import running
 
 from agentd import InvalidInput, Refused, Sandbox
@@ -68,6 +69,20 @@ def test_a_runtime_that_a_wall_has_not_is_refused() -> None:
     assert unknown.value.remediation == "use one of: runc, crun, runsc, runsc-kvm"
     with pytest.raises(InvalidInput, match=r"runtime '\.\./runc' is not a name"):
         Sandbox.create(backend="oci", runtime="../runc", embedded=True)
+
+
+def test_without_root_a_command_has_no_privilege_either(
+    as_user: OrdinaryUser, runtime: str
+) -> None:
+    """Its agent becomes the sandbox's user in a user namespace of its own, with all that has."""
+    argv = ["run", "--embedded", "--backend", "oci", "--runtime", runtime]
+    done = as_user.agentd(*argv, "--", "cat", "/proc/self/status")
+    assert done.returncode == 0, done.stderr
+    lines = (line.partition(":") for line in done.stdout.decode().splitlines())
+    told = {name: value.split() for name, _, value in lines}
+    for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert told[name] == ["0" * 16], name
+    assert (told["Uid"], told["NoNewPrivs"], told["Seccomp"]) == (["1000"] * 4, ["1"], ["2"])
 
 
 @pytest.mark.root

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -444,6 +445,19 @@ def test_the_command_line_uses_the_daemons(daemon: Daemon, volume: str) -> None:
     assert box in daemon.cli("volume", "inspect", "v", "--embedded").stdout.decode()
     assert box.encode() in daemon.cli("volume", "rm", "v", "--embedded").stderr
     daemon.cli("kill", box)
+
+
+def test_one_principal_has_256_at_most(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["volume", "create", "--embedded", "first"]) == 0
+    (first,) = (own / "volumes").glob("*/first")
+    for number in range(255):  # to make as many would take its time
+        shutil.copytree(first, first.parent / f"v{number}")
+    for words in (["create", "more"], ["snapshot", "first", "more"]):
+        assert main(["volume", words[0], "--embedded", *words[1:]]) != 0
+        said = capsys.readouterr().err
+        assert f"uid:{os.getuid()} has 256 volumes already" in said and "remove some" in said
+    assert main(["volume", "rm", "--embedded", "first"]) == 0
+    assert main(["volume", "create", "--embedded", "more"]) == 0
 
 
 def test_they_are_of_ones_own_and_take_a_scope(daemon: Daemon, volume: str) -> None:

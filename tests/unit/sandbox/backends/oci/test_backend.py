@@ -1,5 +1,6 @@
 """The backend against runtimes and launchers that fail it; what works is in the suite of walls."""
 
+import json
 import os
 import signal
 import tempfile
@@ -50,6 +51,12 @@ def output(wall, *argv):
         guest.close()
 
 
+def outside(wall):
+    """Users and groups of the machine that its user namespace has."""
+    maps = [Path(f"/proc/{wall.pid}/{kind}_map").read_text() for kind in ("uid", "gid")]
+    return {int(line.split()[1]) for lines in maps for line in lines.splitlines()}
+
+
 def stand_in(folder, monkeypatch, script):
     """A ``runc`` that is none."""
     path = folder / "runc"
@@ -72,8 +79,6 @@ def alive(word):
 
 
 def test_each_runtime_says_who_it_is_and_keeps_nothing(backend, runtime):
-    places = [Path("/run") / name for name in runtimes.RUNTIMES]
-    before = [sorted(place.iterdir()) if place.is_dir() else [] for place in places]
     wall = backend.launch(backend.plan(SandboxSpec(runtime=runtime)))
     try:
         assert output(wall, "id", "-u") == b"1000\n"
@@ -83,9 +88,10 @@ def test_each_runtime_says_who_it_is_and_keeps_nothing(backend, runtime):
         assert "Seccomp_filters:\t2\n" in status
         assert "NoNewPrivs:\t1\n" in status
         assert "CapBnd:\t0000000000000000\n" in status
+        assert 0 not in outside(wall)
     finally:
         wall.kill()
-    assert [sorted(place.iterdir()) if place.is_dir() else [] for place in places] == before
+    assert list(Path("/run", runtime).glob("agentd-*")) == []
 
 
 def test_root_inside_has_the_ids_of_its_block_and_roots_few_capabilities(backend, runtime):
@@ -94,6 +100,7 @@ def test_root_inside_has_the_ids_of_its_block_and_roots_few_capabilities(backend
         status = output(wall, "cat", "/proc/self/status").decode()
         assert "Uid:\t0\t0\t0\t0\n" in status
         assert "CapEff:\t00000000800405fb\n" in status
+        assert 0 not in outside(wall)
     finally:
         wall.kill()
 
@@ -128,6 +135,37 @@ def test_a_runtime_that_fails_is_told_in_its_own_words(backend, folder, monkeypa
     stand_in(folder, monkeypatch, script)
     with pytest.raises(SandboxError, match="no such luck"):
         backend.launch(backend.plan(SandboxSpec()))
+
+
+# A runtime that starts nothing, and says what it was told.
+_SAYS = """\
+#!/usr/bin/python3
+import json, sys
+place = dict(zip(sys.argv, sys.argv[1:]))
+with open(place["--bundle"] + "/config.json") as told, open(place["--log"], "w") as log:
+    config = json.load(told)
+    process, linux = config["process"], config["linux"]
+    log.write(json.dumps([
+        config["root"]["readonly"], process["noNewPrivileges"], process["capabilities"],
+        linux["readonlyPaths"], linux["maskedPaths"], len(linux["seccomp"]["syscalls"]) > 20,
+    ]))
+sys.exit(3)
+"""
+
+
+def test_a_runtime_is_told_what_the_agent_puts_in_force_again(backend, folder, monkeypatch):
+    """Code of an image's may run before the agent's steps: these hold by then."""
+    stand_in(folder, monkeypatch, "")
+    (folder / "runc").write_text(_SAYS)
+    with pytest.raises(SandboxError) as failed:
+        backend.launch(backend.plan(SandboxSpec()))
+    readonly, no_new_privs, capabilities, readable, masked, filtered = json.loads(
+        failed.value.cause
+    )
+    assert readonly and no_new_privs and filtered
+    assert {kind: names for kind, names in capabilities.items() if names} == {}
+    assert {"/proc/sys", "/proc/sysrq-trigger", "/proc/irq"} <= {*readable}
+    assert masked
 
 
 def test_a_runtime_that_is_not_there_is_named_with_its_package(backend, monkeypatch):
