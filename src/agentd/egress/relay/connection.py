@@ -37,7 +37,7 @@ Gate = Callable[[bytes], "hello.First | None"]
 
 class RelayedConnection:
     __slots__ = (
-        "_attempt", "_began", "_client", "_down", "_ended", "_gate", "_places", "_relay",
+        "_attempt", "_began", "_client", "_down", "_ended", "_gate", "_kept", "_places", "_relay",
         "_start", "_strict", "_tenant", "_up", "_upstream", "address", "allowed", "connected",
         "moved_at", "n", "name", "port", "reason", "rule",
     )  # fmt: skip
@@ -63,7 +63,7 @@ class RelayedConnection:
         self._places: list[tuple[str, int]] = []
         self._attempt: Later | None = None
         self.connected = False
-        self._ended = False
+        self._ended = self._kept = False
         self.allowed, self.rule, self.reason = True, "", ""
         tenant.dialling += 1
         tenant.connections.add(self)
@@ -101,7 +101,11 @@ class RelayedConnection:
         self.end(reason, reset=True)
 
     def sweep(self, now: float) -> None:
-        """End it where it rests too long."""
+        """End it where it rests too long, and keep alive one that lasts."""
+        if not self._kept and self._upstream is not None:
+            self._kept = True
+            self._upstream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            self._upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE)
         quiet = now - self.moved_at
         half = self._up is not None and (self._up.finished or self._down.finished)  # type: ignore[union-attr]
         if quiet > (HALF_SECONDS if half else IDLE_SECONDS):
@@ -138,7 +142,7 @@ class RelayedConnection:
         for flow in (self._up, self._down):
             if flow is not None:
                 flow.close()
-        self._relay.loop.forget(self._client.fileno())
+        self._relay.loop.drop(self._client.fileno())
         close(self._client, reset=reset)
         self._relay.ended(self)
 
@@ -187,10 +191,8 @@ class RelayedConnection:
         self.connected = True
         self._tenant.dialling -= 1
         self._places = []
-        for sock in (self._client, self._upstream):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._upstream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        self._upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE)
+        # The program's end has that from its listener.
+        self._upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._up = Flow(self._client, self._upstream, self._relay.pipes)
         self._down = Flow(self._upstream, self._client, self._relay.pipes)
         self._settle()
@@ -202,7 +204,7 @@ class RelayedConnection:
             self._attempt = None
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
-            self._relay.loop.forget(upstream.fileno())
+            self._relay.loop.drop(upstream.fileno())
             close(upstream, reset=reset)
 
     def _late(self) -> None:
@@ -240,13 +242,15 @@ class RelayedConnection:
         if self._ended:
             return
         if self.connected:
-            self._pump(up=bool(mask & _READ_ENDS), down=bool(mask & (OUT | GONE)))
+            assert self._down is not None  # noqa: S101  (for the type checker)
+            self._pump(up=bool(mask & _READ_ENDS), down=self._down.waits or bool(mask & GONE))
         elif mask & GONE:
             self.end("the program went away")
 
     def _upstream_ready(self, mask: int) -> None:
         if self.connected:
-            self._pump(up=bool(mask & (OUT | GONE)), down=bool(mask & _READ_ENDS))
+            assert self._up is not None  # noqa: S101  (for the type checker)
+            self._pump(up=self._up.waits or bool(mask & GONE), down=bool(mask & _READ_ENDS))
             return
         assert self._upstream is not None  # noqa: S101  (for the type checker)
         why = self._upstream.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)

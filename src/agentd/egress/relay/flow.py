@@ -80,6 +80,11 @@ class Flow:
             self.moved += moved
         return True
 
+    @property
+    def waits(self) -> bool:
+        """Whether bytes wait for ``target`` to take them."""
+        return self._held > 0
+
     def close(self) -> None:
         self._release()
         self.finished = True

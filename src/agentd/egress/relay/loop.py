@@ -69,6 +69,11 @@ class EventLoop:
         if self._handlers.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
+    def drop(self, fd: int) -> None:
+        """``forget`` of a descriptor that nobody else has, and which is closed next: the kernel
+        forgets it by that."""
+        self._handlers.pop(fd, None)
+
     def later(self, seconds: float, call: Callable[[], None]) -> Later:
         timer = Later(self.now + seconds, call)
         if len(self._timers) > 1024 and len(self._timers) > _STALE * len(self._handlers):

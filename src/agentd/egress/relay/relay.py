@@ -99,6 +99,8 @@ class Relay:
         for sock in sockets:
             sock.setblocking(False)
             if sock.type == socket.SOCK_STREAM:
+                # What it accepts has it as well.
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 v6 = sock.family == socket.AF_INET6
                 handler: Handler = partial(self._accept, tenant, sock, v6)
             else:
