@@ -15,6 +15,7 @@ from agentd.egress import keeper
 from agentd.egress.hostnames import HostNames
 from agentd.egress.relay import dns
 from agentd.linux import anyip
+from agentd.testing.patience import SLOWER
 
 # It hands its sockets over, and then does what it is told, a line of Python each: an expression
 # whose value is JSON, or an error's number.
@@ -68,11 +69,13 @@ def whole(host, port, said=b""):
 def keep(host, port):
     kept.append(dial(host, port))
     return len(kept) - 1
-for line in sys.stdin:
+def attempt(what, *args):
     try:
-        answer = eval(line)
+        return what(*args)
     except OSError as error:
-        answer = error.errno
+        return error.errno
+for line in sys.stdin:
+    answer = attempt(eval, line)
     print(json.dumps(answer, default=lambda said: said.decode("latin-1")), flush=True)
 """
 
@@ -128,6 +131,7 @@ class Names(threading.Thread):
         super().__init__(daemon=True)
         self.answers = {name.replace("_", "."): found for name, found in answers.items()}
         self.asked: list[tuple[str, int]] = []
+        self.ttl = 60
         self._sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._sock.bind(("127.0.0.1", 0))
         self.port = self._sock.getsockname()[1]
@@ -149,14 +153,17 @@ class Names(threading.Thread):
     def reply(self, message: bytes) -> bytes:
         asked = dns.parse_query(message)
         self.asked.append((asked.name, asked.kind))
-        found = self.answers.get(asked.name)
+        name = asked.name
+        while name and name not in self.answers:  # a name answers for those below it, too
+            name = name.partition(".")[2]
+        found = self.answers.get(name)
         if found is None:
             return dns.answer(asked, dns.NXDOMAIN)
         addresses = found() if callable(found) else found
         family = socket.AF_INET if asked.kind == dns.A else socket.AF_INET6
         for address in addresses:
             if (":" in address) == (asked.kind == dns.AAAA):
-                return dns.answer(asked, dns.NOERROR, socket.inet_pton(family, address), 60)
+                return dns.answer(asked, dns.NOERROR, socket.inet_pton(family, address), self.ttl)
         return dns.answer(asked, dns.NOERROR)
 
     def close(self) -> None:
@@ -198,6 +205,16 @@ class Served:
         self._listener.close()
         for thread in self._threads:
             thread.join(30)
+
+
+def eventually(holds: Callable[[], Any]) -> None:
+    """Raises AssertionError where it does not hold within a minute."""
+    waited = threading.Event()
+    for _ in range(int(1200 * SLOWER)):
+        if holds():
+            return
+        waited.wait(0.05)
+    raise AssertionError("it was awaited in vain")
 
 
 def echo(sock: socket.socket) -> None:

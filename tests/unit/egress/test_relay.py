@@ -4,12 +4,11 @@ import errno
 import os
 import signal
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from tests.captured import Captured, Names, Served, echo, relayed
+from tests.captured import Captured, Names, Served, echo, eventually, relayed
 from tests.unit.egress.relay.test_hello import client_hello
 
 from agentd.egress.compile import compile_table
@@ -61,13 +60,13 @@ def table(*rules: str, **hosts: int) -> dict[str, Any]:
 
 def rows(admitted: Admitted, count: int, *, ended: bool = True) -> list[dict[str, Any]]:
     """The first ``count`` that there are, once they have ended."""
-    waited = threading.Event()
-    for _ in range(int(600 * SLOWER)):
+
+    def there() -> bool:
         found = admitted.connections().rows
-        if len(found) >= count and all(row["ended"] == ended for row in found):
-            return sorted(found, key=lambda row: int(row["n"]))
-        waited.wait(0.05)
-    raise AssertionError(f"{count} rows were awaited: {admitted.connections()}")
+        return len(found) >= count and all(row["ended"] == ended for row in found)
+
+    eventually(there)
+    return sorted(admitted.connections().rows, key=lambda row: int(row["n"]))
 
 
 def test_bytes_go_both_ways_and_are_counted(host, inside, served) -> None:
@@ -157,9 +156,7 @@ def test_repeated_denials_are_counted(host, inside) -> None:
     keeper, _ = host
     admitted = keeper.admit(inside.sockets, table("far.example"))
     assert inside.ask("[resolve('no.example')[0] for _ in range(20)]") == [3] * 20
-    waited = threading.Event()
-    while admitted.connections().totals["denied"] < 20:
-        waited.wait(0.05)
+    eventually(lambda: admitted.connections().totals["denied"] >= 20)
     assert len(admitted.connections().rows) == 1
     admitted.close()
 
@@ -278,8 +275,7 @@ def test_where_no_relay_can_be_had_programs_are_refused(inside, served, monkeypa
         assert inside.ask("talk('db.internal', 1, b'x')") == "x"
         monkeypatch.setattr("agentd.egress.keeper.MODULE", "agentd.egress.no_such_relay")
         os.kill(keeper.pid, signal.SIGKILL)
-        while inside.ask("dial('8.8.8.8', 1).close()") != REFUSED:
-            pass
+        eventually(lambda: inside.ask("dial('8.8.8.8', 1).close()") == REFUSED)
         assert inside.ask("resolve('db.internal')") == REFUSED
         admitted.close()
 
