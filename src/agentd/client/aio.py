@@ -12,7 +12,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack
 from agentd.client import arguments, build
 from agentd.client.aio_files import AsyncFiles
 from agentd.client.aio_method import aio, cancellable
-from agentd.client.aio_ports import AsyncSandboxPorts
+from agentd.client.aio_ports import AsyncNetworkControl, AsyncSandboxPorts
 from agentd.client.aio_process import AsyncProcess
 from agentd.client.aio_thread import Threads, Work
 from agentd.client.build import Command, ExecOptions
@@ -114,6 +114,10 @@ class AsyncSandbox:
     @property
     def ports(self) -> "AsyncSandboxPorts":
         return AsyncSandboxPorts(self._threads, self._blocking.ports)
+
+    @property
+    def network(self) -> AsyncNetworkControl:
+        return AsyncNetworkControl(self._threads, self._blocking.network)
 
     @options_shown
     def stream(

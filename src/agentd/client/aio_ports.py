@@ -1,4 +1,4 @@
-"""Ports of a sandbox for asyncio."""
+"""Ports and network of a sandbox for asyncio."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,9 +7,26 @@ from typing import TypeVar
 from agentd.client.aio_method import aio
 from agentd.client.aio_thread import Threads
 from agentd.client.forward import SandboxPorts
+from agentd.client.network import NetworkControl
 from agentd.client.signature import documented_by
 
 R = TypeVar("R")
+
+
+@documented_by(NetworkControl)
+class AsyncNetworkControl:
+    """The methods of NetworkControl as coroutines."""
+
+    get = aio(NetworkControl.get)
+    set = aio(NetworkControl.set)
+    connections = aio(NetworkControl.connections)
+
+    def __init__(self, threads: Threads, network: NetworkControl) -> None:
+        self._threads = threads
+        self._network = network
+
+    async def _call(self, work: Callable[[NetworkControl], R]) -> R:
+        return await self._threads.call(partial(work, self._network))
 
 
 @documented_by(SandboxPorts)

@@ -74,6 +74,12 @@ class AsyncPorts(_Noun):
     open = aio(service.Ports.open)
 
 
+class AsyncNetwork(_Noun):
+    get = aio(service.Network.get)
+    set = aio(service.Network.set)
+    connections = aio(service.Network.connections)
+
+
 class AsyncSnapshots(_Noun):
     list = aio(service.Snapshots.list)
     get = aio(service.Snapshots.get)
@@ -139,6 +145,7 @@ class AsyncClient:
         self.commands = AsyncCommands(self._client.commands)
         self.files = AsyncSandboxFiles(self._client.files, self._threads)
         self.ports = AsyncPorts(self._client.ports)
+        self.network = AsyncNetwork(self._client.network)
         self.snapshots = AsyncSnapshots(self._client.snapshots)
         self.volumes = AsyncVolumes(self._client.volumes)
         self.capabilities = AsyncCapabilities(self._client.capabilities)

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from agentd.model.api import CallBody, CallView, ExecBody, ResultView
     from agentd.model.image import ImageView
     from agentd.model.limits import Limits
+    from agentd.model.network import ConnectionPage, NetworkView
     from agentd.model.principal import Principal as Principal  # noqa: PLC0414
     from agentd.model.result import Result
     from agentd.model.spec import ExecRequest, SandboxSpec
@@ -96,6 +97,31 @@ def commit(pipeline: "Pipeline", handle: "SandboxHandle", name: str) -> "ImageVi
     from agentd.daemon import commits
 
     return commits.commit(pipeline.manager, handle, name)
+
+
+def network_of(handle: "SandboxHandle") -> "NetworkView":
+    from agentd.egress import shown
+
+    return shown.network(handle.spec)
+
+
+def set_network(handle: "SandboxHandle", net: "str | Iterable[str]") -> "NetworkView":
+    """Let these rules hold from now on. Raises InvalidInput, Refused."""
+    from agentd.egress import shown
+    from agentd.model.options import with_rules
+    from agentd.sandbox.abilities import NETWORK
+
+    spec = with_rules(handle.spec, net)
+    handle.able(NETWORK, "change the network of").set_network(spec.egress)
+    handle.spec = spec
+    return shown.network(spec)
+
+
+def connections(handle: "SandboxHandle", after: int) -> "ConnectionPage":
+    from agentd.egress import shown
+    from agentd.sandbox.abilities import NETWORK
+
+    return shown.connections(handle.able(NETWORK, "tell the connections of"), after)
 
 
 def step_runner(net: str, limits: "Limits") -> "SandboxRunner":

@@ -5,7 +5,7 @@ Direct operations ask no policy: their caller runs the process. Calls do, and ar
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from agentd.model import service
     from agentd.model.api import CallView
     from agentd.model.image import ImageView
+    from agentd.model.network import ConnectionPage, NetworkView
     from agentd.model.port import Port
     from agentd.model.principal import Principal
     from agentd.model.result import Result
@@ -186,6 +187,17 @@ class _Ports(_Noun):
         return self._here.handle(sandbox).guest.tunnel(port)
 
 
+class _Network(_Noun):
+    def get(self, sandbox: str) -> "NetworkView":
+        return embedded.network_of(self._here.handle(sandbox))
+
+    def set(self, sandbox: str, net: "str | Iterable[str]") -> "NetworkView":
+        return embedded.set_network(self._here.handle(sandbox), net)
+
+    def connections(self, sandbox: str, after: int = 0) -> "ConnectionPage":
+        return embedded.connections(self._here.handle(sandbox), after)
+
+
 class _Volumes(_Noun):
     def create(self, name: str, size: str | int | None = None) -> VolumeView:
         return _shown(embedded.volumes().create(self._owner, name, size))
@@ -266,6 +278,7 @@ class EmbeddedService:
         self.commands = cast("ports.Commands", _Commands(self, "commands"))
         self.files = cast("ports.Files", _Files(self, "files"))
         self.ports = _Ports(self, "ports")
+        self.network = _Network(self, "network")
         self.volumes = _Volumes(self, "volumes")
         self.capabilities = cast("service.Capabilities", _Capabilities(self, "capabilities"))
 

@@ -13,6 +13,7 @@ from agentd.client.commands import SandboxCommands
 from agentd.client.files import Files
 from agentd.client.forward import Forwards, SandboxPorts
 from agentd.client.http import address
+from agentd.client.network import NetworkControl
 from agentd.client.process import Process as Process  # noqa: PLC0414
 from agentd.client.signature import options_shown
 from agentd.model.enforcement import Enforcement
@@ -224,6 +225,11 @@ class Sandbox(SandboxCommands):
     def ports(self) -> "SandboxPorts":
         """Its TCP ports, for servers inside: their addresses here, and connections to them."""
         return SandboxPorts(self._open.ports, self.id, self._forwards)
+
+    @property
+    def network(self) -> NetworkControl:
+        """What it may reach, where it was made with rules, and what it connected to."""
+        return NetworkControl(self._open.network, self.id)
 
     def changes(self) -> tuple[str, ...]:
         """List what a copy-on-write workspace has: ``A new``, ``M changed``, ``D gone``."""

@@ -52,6 +52,11 @@ class Client:
         return self._service.ports
 
     @property
+    def network(self) -> service.Network:
+        """What a sandbox may reach, and did: get, set, connections."""
+        return self._service.network
+
+    @property
     def snapshots(self) -> service.Snapshots:
         """Snapshots: list, get, delete."""
         return self._service.snapshots

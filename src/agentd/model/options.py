@@ -8,7 +8,7 @@ import msgspec
 
 from agentd.model.control import check_window
 from agentd.model.egress import parse_rules
-from agentd.model.errors import InvalidInput
+from agentd.model.errors import InvalidInput, Refused
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.mount import Mount, parse_mount, parse_volume, parse_workspace
@@ -119,6 +119,22 @@ def network(net: Net) -> tuple[str, tuple[str, ...]]:
         raise InvalidInput("network '' says nothing", remediation=_NET_FIX)
     texts = [text.strip() for text in net.split(",")] if isinstance(net, str) else net
     return RESTRICTED, tuple(rule.text for rule in parse_rules(texts))
+
+
+def with_rules(spec: SandboxSpec, net: Net) -> SandboxSpec:
+    """Return it with other rules of its network. Raises InvalidInput where they are none, Refused
+    where its network has none."""
+    kind, rules = network(net)
+    if kind != RESTRICTED:
+        raise InvalidInput(
+            f"network {kind} is no rules", remediation='give rules, as ["pypi"]; [] is none at all'
+        )
+    if spec.net != RESTRICTED:
+        raise Refused(
+            f"the sandbox has the network {spec.net}, which has no rules to change",
+            remediation="create it with rules, as --net pypi; net=[] reaches nothing at first",
+        )
+    return msgspec.structs.replace(spec, egress=rules)
 
 
 def restored_spec(kept: SandboxSpec, **options: Unpack[SandboxOptions]) -> SandboxSpec:

@@ -31,6 +31,7 @@ from agentd.model.api import (
 from agentd.model.events import EventPage
 from agentd.model.files import Files as Files  # noqa: PLC0414
 from agentd.model.image import ImageView
+from agentd.model.network import Network as Network  # noqa: PLC0414
 from agentd.model.output import STREAMS, Output
 from agentd.model.port import Port
 
@@ -354,6 +355,8 @@ class Service(Protocol):
     def files(self) -> Files: ...
     @property
     def ports(self) -> Ports: ...
+    @property
+    def network(self) -> Network: ...
     @property
     def snapshots(self) -> Snapshots: ...
     @property

@@ -30,6 +30,7 @@ GROUPS = {
         "logs": "print what a command wrote",
         "cp": "copy files and directories in and out",
         "port": "reach a server inside from this machine",
+        "net": "show and change what they may reach, and see what they did",
     },
     "what can be asked for by name": {
         "capability": "list the capabilities, or show one",

@@ -12,6 +12,7 @@ from agentd.client.http.address import Address
 from agentd.client.http.client import HttpClient, segment
 from agentd.client.http.commands import HttpCommands, sandbox_path
 from agentd.client.http.files import HttpFiles
+from agentd.client.http.network import HttpNetwork
 from agentd.model.api import (
     ApprovalView,
     AuditHead,
@@ -304,6 +305,7 @@ class HttpService:
         self.commands = HttpCommands(requests)
         self.files = HttpFiles(requests)
         self.ports = HttpPorts(requests)
+        self.network = HttpNetwork(requests)
         self.snapshots = HttpSnapshots(requests)
         self.volumes = HttpVolumes(requests)
         self.capabilities = HttpCapabilities(requests)

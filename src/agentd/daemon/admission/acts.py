@@ -21,8 +21,9 @@ CREATE = "sandbox.create.v1"
 FORK = "sandbox.fork.v1"
 SNAPSHOT = "sandbox.snapshot.v1"
 PORT = "sandbox.port.v1"
+NETWORK = "sandbox.network.v1"
 # Not in the registry: they have no call.
-OPERATIONS = (CREATE, FORK, SNAPSHOT, PORT)
+OPERATIONS = (CREATE, FORK, SNAPSHOT, PORT, NETWORK)
 READ, WRITE, LIST = "fs.read.v1", "fs.write.v1", "fs.list.v1"
 _WRITES = Needs(writes=True)
 

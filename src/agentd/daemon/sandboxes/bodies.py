@@ -88,14 +88,10 @@ def _allowed(who: Principal, spec: SandboxSpec, rules: SandboxSettings) -> Sandb
     return msgspec.structs.replace(spec, isolation=max(spec.isolation, rules.level))
 
 
-def rules_of(net: options.Net) -> tuple[str, ...]:
-    """Return the rules of a network that is to be restricted. Raises InvalidInput."""
-    kind, rules = options.network(net)
-    if kind != options.RESTRICTED:
-        raise InvalidInput(
-            f"network {kind} is no rules", remediation='give rules, as ["pypi"]; [] is none at all'
-        )
-    return rules
+def regranted(spec: SandboxSpec, net: options.Net, config: Config) -> SandboxSpec:
+    """Return it with other rules of its network, which is restricted. Raises InvalidInput, Refused
+    for more than is granted here."""
+    return _granted(options.with_rules(spec, net), config)
 
 
 def _granted(spec: SandboxSpec, config: Config) -> SandboxSpec:

@@ -37,6 +37,7 @@ from agentd.sandbox import guard
 from agentd.sandbox.handle import SandboxHandle
 from agentd.sandbox.lifecycle import State
 from agentd.sandbox.pool import SandboxPool
+from agentd.sandbox.ports import Networked
 from agentd.sandbox.supervisor import remote
 from agentd.sandbox.supervisor.client import SupervisorLink
 
@@ -285,6 +286,13 @@ class Sandboxes(Pauses, Adoption):
             if gate is not None:
                 gate.sandbox(who, live.record.spec, kept)
             self._change(live, labels=kept)
+
+    def restrict(self, live: Live, wall: Networked, spec: SandboxSpec) -> None:
+        """Let the rules of ``spec`` hold from now on."""
+        with live.standing:
+            wall.set_network(spec.egress)
+            live.handle.spec = spec
+            self._change(live, spec=without_env(spec))
 
     def expire(self) -> None:
         """End those whose lease is over; pause or end what has been idle."""

@@ -12,6 +12,7 @@ from agentd.daemon.service.events import DaemonEvents
 from agentd.daemon.service.files import DaemonFiles
 from agentd.daemon.service.keys import DaemonKeys
 from agentd.daemon.service.machine import DaemonMachine
+from agentd.daemon.service.network import DaemonNetwork
 from agentd.daemon.service.noun import Noun
 from agentd.daemon.service.parts import Parts
 from agentd.daemon.service.sandboxes import DaemonPorts, DaemonSandboxes, DaemonSnapshots
@@ -64,6 +65,10 @@ class DaemonService:
     @property
     def ports(self) -> DaemonPorts:
         return DaemonPorts(self._parts, self._caller)
+
+    @property
+    def network(self) -> DaemonNetwork:
+        return DaemonNetwork(self._parts, self._caller)
 
     @property
     def snapshots(self) -> DaemonSnapshots:

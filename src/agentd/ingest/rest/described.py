@@ -37,6 +37,7 @@ MEMBERS: dict[tuple[str, str], dict[str, Any]] = {
     ("SandboxView", "net"): {"enum": [*NETS, RESTRICTED]},
     ("SandboxView", "on_idle"): {"enum": ["", *OnIdle]},
     ("SandboxView", "paused_by"): {"enum": ["", IDLE]},
+    ("NetworkView", "net"): {"enum": [*NETS, RESTRICTED]},
     ("ProcessView", "state"): {"enum": ["running", "ended"]},
     ("ResultView", "encoding"): {"enum": ["utf-8", "base64"]},
     ("ResultView", "status"): {"enum": ["ok", "failed", "error"]},
@@ -58,7 +59,8 @@ _WORDS = {
     "sandboxes": "sandboxes", "processes": "processes", "exec": "processes", "run": "processes",
     "files": "files", "changes": "files", "apply": "files", "ports": "ports",
     "snapshots": "snapshots", "snapshot": "snapshots", "fork": "snapshots",
-    "commit": "snapshots", "keys": "keys", "volumes": "volumes",
+    "commit": "snapshots", "network": "network", "connections": "network", "keys": "keys",
+    "volumes": "volumes",
     "approvals": "approvals", "call": "capabilities", "capabilities": "capabilities",
     "receipts": "audit", "receipt-key": "audit", "audit": "audit",
 }  # fmt: skip

@@ -1,0 +1,195 @@
+"""``agentd net``: what sandboxes may reach, and what they did."""
+
+import argparse
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from agentd.client.cli import remote, table
+from agentd.client.cli.parser import Actions, Parser
+from agentd.model.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from agentd.model.network import ConnectionView, NetworkView
+
+_EXAMPLES = """\
+examples:
+  agentd net presets                              what each of them opens
+  agentd net explain https://pypi.org/simple --net pypi,npm
+  agentd net explain db.internal:5432 build       of a daemon's sandbox
+  agentd net ls build                             what it connected to, and was refused
+  agentd net set build pypi,api.example.com       from now on; '' lets it reach nothing
+  agentd net watch build
+"""
+REFUSED = 1
+_LOOK_SECONDS = 1.0
+
+
+def main(words: list[str]) -> int:
+    options = _parser().parse_args(words)
+    return int(options.run(options))
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="agentd net",
+        description="The network of sandboxes: which rules hold, and what came of them.",
+        epilog=_EXAMPLES,
+    )
+    actions = parser.actions()
+    presets = actions.add("presets", "list the presets", "  agentd net presets\n")
+    presets.add_argument("--json", action="store_true", help="print JSON")
+    presets.set_defaults(run=_presets)
+    explain = _of_daemon(
+        actions,
+        "explain",
+        "would this be allowed, and by which rule? 1 where it would not",
+        "  agentd net explain https://pypi.org/simple --net pypi\n"
+        "  agentd net explain 10.1.2.3:5432 sbx-abcdefghijkl\n",
+    )
+    explain.add_argument("target", metavar="URL|HOST:PORT")
+    explain.add_argument("id", metavar="SANDBOX", nargs="?", help="a daemon's, by its rules")
+    explain.add_argument("--net", metavar="RULES", help="by these, as agentd run takes them")
+    explain.set_defaults(run=_explain)
+    ls = _of_daemon(
+        actions,
+        "ls",
+        "list the last connections of one, and what it was refused",
+        "  agentd net ls sbx-abcdefghijkl\n",
+    )
+    ls.add_argument("id", metavar="SANDBOX")
+    ls.set_defaults(run=_ls)
+    set_ = _of_daemon(
+        actions,
+        "set",
+        "let other rules hold in one that was made with rules",
+        "  agentd net set sbx-abcdefghijkl pypi,npm\n"
+        "  agentd net set sbx-abcdefghijkl ''              nothing any more\n",
+    )
+    set_.add_argument("id", metavar="SANDBOX")
+    set_.add_argument("rules", metavar="RULES", help="as pypi,api.example.com; '' is none")
+    set_.set_defaults(run=_set)
+    watch = _of_daemon(
+        actions,
+        "watch",
+        "show connections as they come, until Ctrl-C",
+        "  agentd net watch sbx-abcdefghijkl\n",
+    )
+    watch.add_argument("id", metavar="SANDBOX")
+    watch.set_defaults(run=_watch)
+    return parser
+
+
+def _of_daemon(actions: Actions, name: str, text: str, examples: str) -> argparse.ArgumentParser:
+    made = actions.add(name, text, examples)
+    made.add_argument("--url", metavar="URL", help=remote.URL_HELP)
+    made.add_argument("--json", action="store_true", help="print JSON")
+    return made
+
+
+def _presets(options: argparse.Namespace) -> int:
+    from agentd.egress.compile import preset
+    from agentd.model.egress import PRESETS
+
+    found = [preset(name) for name in PRESETS]
+    if options.json:
+        remote.print_json(found)
+    else:
+        rows = [(each.name, each.version, each.about, " ".join(each.rules)) for each in found]
+        table.show(("PRESET", "VERSION", "WHAT", "OPENS"), rows)
+    return 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from agentd.egress.explain import explain
+    from agentd.egress.table import EgressTable
+
+    if (options.net is None) == (options.id is None):
+        raise InvalidInput("by which rules?", remediation="give --net RULES, or a sandbox")
+    if options.net is not None:
+        from agentd.egress.compile import compile_table
+
+        wire = compile_table(_rules(options.net))
+    else:
+        wire = {"rules": list(_rules_of(options).rules), "hosts": {}}
+    found = explain(EgressTable.of(wire), options.target)
+    if options.json:
+        remote.print_json(found)
+    else:
+        how = f"allowed by {found.rule}" if found.allowed else f"refused: {found.reason}"
+        print(f"{found.host}:{found.port} is {how}")
+    return 0 if found.allowed else REFUSED
+
+
+def _rules_of(options: argparse.Namespace) -> "NetworkView":
+    with remote.service(options) as service:
+        view = service.network.get(options.id)
+    if view.net != "restricted":
+        raise InvalidInput(
+            f"{options.id} has the network {view.net}, and no rules",
+            remediation="ask of one that was made with rules, as --net pypi",
+        )
+    return view
+
+
+def _rules(text: str) -> tuple[str, ...]:
+    """Return the rules of a text with commas; none of an empty one. Raises InvalidInput."""
+    from agentd.model.options import network
+
+    kind, rules = network(text if text.strip() else [])
+    if kind != "restricted":
+        raise InvalidInput(f"{kind} is no rules", remediation="write them as pypi,api.example.com")
+    return rules
+
+
+def _ls(options: argparse.Namespace) -> int:
+    with remote.service(options) as service:
+        page = service.network.connections(options.id)
+    if options.json:
+        remote.print_json(page)
+        return 0
+    headings = ("HOST", "ADDRESS", "PORT", "DECISION", "BY", "SENT", "RECEIVED", "MS")
+    table.show(headings, [_row(each) for each in page.connections])
+    if lost := page.totals.get("lost"):
+        print(f"agentd net: {lost} came too fast to be listed", file=sys.stderr)
+    return 0
+
+
+def _row(each: "ConnectionView") -> tuple[object, ...]:
+    port = "name" if each.port is None else each.port
+    decision = "allowed" if each.allowed else "refused"
+    ms = f"{each.ms:.0f}" if each.ended and each.allowed else "-"
+    by = each.rule if each.allowed and not each.reason else each.reason or each.rule
+    return each.name or "-", each.address or "-", port, decision, by, each.sent, each.received, ms
+
+
+def _set(options: argparse.Namespace) -> int:
+    with remote.service(options) as service:
+        view = service.network.set(options.id, _rules(options.rules))
+    if options.json:
+        remote.print_json(view)
+    else:
+        print(remote.safe(", ".join(view.egress) or "nothing"))
+    return 0
+
+
+def _watch(options: argparse.Namespace) -> int:
+    after = 0
+    with remote.service(options) as service:
+        while True:  # until it is interrupted, or the sandbox has ended: NotFound
+            page = service.network.connections(options.id, after)
+            after = page.next
+            for each in page.connections:
+                _tell(each, options)
+            sys.stdout.flush()
+            time.sleep(_LOOK_SECONDS)
+
+
+def _tell(each: "ConnectionView", options: argparse.Namespace) -> None:
+    if options.json:
+        sys.stdout.buffer.write(remote.json_line(each))
+        return
+    host, address, port, decision, by, sent, received, _ = _row(each)
+    done = f"  sent {sent}, received {received}" if each.allowed and each.ended else ""
+    where = f"{host if host != '-' else address}:{port}"
+    print(f"{decision:8} {remote.safe(where):40} {remote.safe(by)}{done}".rstrip())

@@ -1,0 +1,27 @@
+"""The noun ``network``, by HTTP."""
+
+from collections.abc import Iterable
+
+from agentd.client import arguments
+from agentd.client.http.client import HttpClient
+from agentd.client.http.commands import sandbox_path
+from agentd.model.network import ConnectionPage, NetworkBody, NetworkView
+from agentd.model.options import network
+
+
+class HttpNetwork:
+    def __init__(self, requests: HttpClient) -> None:
+        self._requests = requests
+
+    def get(self, sandbox: str) -> NetworkView:
+        return self._requests.call("GET", f"{sandbox_path(sandbox)}/network", into=NetworkView)
+
+    def set(self, sandbox: str, net: str | Iterable[str]) -> NetworkView:
+        rules = net if isinstance(net, str) else network(net)[1]
+        path, body = f"{sandbox_path(sandbox)}/network", NetworkBody(rules)
+        return self._requests.call("PUT", path, body, into=NetworkView)
+
+    def connections(self, sandbox: str, after: int = 0) -> ConnectionPage:
+        path = f"{sandbox_path(sandbox)}/network/connections"
+        query = {"after": arguments.whole(after, "after", 0, arguments.MOST)}
+        return self._requests.call("GET", path, query=query, into=ConnectionPage)

@@ -1,0 +1,36 @@
+"""What a caller's sandboxes may reach, and what they did."""
+
+from collections.abc import Iterable
+
+from agentd.daemon.admission import acts
+from agentd.daemon.observe.observed import observed
+from agentd.daemon.sandboxes import bodies
+from agentd.daemon.service.noun import Noun
+from agentd.egress import shown
+from agentd.model.network import ConnectionPage, NetworkView
+from agentd.sandbox.abilities import NETWORK
+
+
+class DaemonNetwork(Noun):
+    """Implements ``model.network.Network``."""
+
+    @observed("network")
+    def get(self, sandbox: str) -> NetworkView:
+        return shown.network(self._live("read", sandbox).handle.spec)
+
+    @observed("set_network")
+    def set(self, sandbox: str, net: str | Iterable[str]) -> NetworkView:
+        live = self._live("egress", sandbox)
+        live.require_running("change its network")
+        asked = bodies.regranted(live.handle.spec, net, self._parts.config())
+        wall = live.handle.able(NETWORK, "change the network of")
+        rules = {"net": asked.net, "egress": list(asked.egress)}
+        with self._judge(live, acts.NETWORK, **rules) as admission:
+            admission.begin()
+            self._parts.sandboxes.restrict(live, wall, asked)
+        return shown.network(asked)
+
+    @observed("connections")
+    def connections(self, sandbox: str, after: int = 0) -> ConnectionPage:
+        live = self._live("read", sandbox)
+        return shown.connections(live.handle.able(NETWORK, "tell the connections of"), after)

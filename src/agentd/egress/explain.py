@@ -1,0 +1,51 @@
+"""Would this be allowed, and by which rule? Nothing is asked of a network."""
+
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+import msgspec
+
+from agentd.egress.table import EgressTable
+from agentd.model.egress import check_name
+from agentd.model.errors import InvalidInput
+
+_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443, "ssh": 22, "git": 9418, "ftp": 21}
+
+
+class ExplainedTarget(msgspec.Struct, frozen=True):
+    """``private``: the rule reaches private addresses too, should the name lead to one."""
+
+    host: str
+    port: int
+    allowed: bool
+    rule: str
+    reason: str
+    private: bool
+
+
+def explain(table: EgressTable, target: str) -> ExplainedTarget:
+    """``target`` is a URL, HOST:PORT, or a HOST, of port 443. Raises InvalidInput."""
+    host, port = _parts(target)
+    try:
+        address = ip_address(host)
+    except ValueError:
+        verdict = table.of_name(check_name(host), port)
+    else:
+        verdict = table.of_address(address, port)
+    return ExplainedTarget(
+        host, port, verdict.allowed, verdict.rule, verdict.reason, verdict.private
+    )
+
+
+def _parts(target: str) -> tuple[str, int]:
+    fix = "write it as https://pypi.org/simple, db.internal:5432 or [2001:db8::1]:443"
+    url = target if "://" in target else f"https://{target}"
+    try:
+        parts = urlsplit(url)
+        port = parts.port or _PORTS.get(parts.scheme)
+    except ValueError as error:
+        raise InvalidInput(f"{target!r} is no target: {error}", remediation=fix) from None
+    if not parts.hostname or port is None:
+        what = "has no port" if parts.hostname else "has no host"
+        raise InvalidInput(f"{target!r} {what}", remediation=fix)
+    return parts.hostname.removesuffix("."), port
