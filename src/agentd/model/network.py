@@ -25,9 +25,9 @@ class NetworkView(msgspec.Struct, frozen=True):
 class ConnectionView(msgspec.Struct, frozen=True):
     """A connection that was asked for, or a name that was (``port`` is null then).
 
-    ``name`` is "" where a number was dialled, ``address`` where none was. ``rule`` decided, or is ""
-    where none did; ``reason`` says why it was refused, or ended. ``sent`` and ``received`` are bytes as
-    the sandbox sees them, ``ms`` how long it lasted, known once it has ``ended``."""
+    ``name`` is "" where a number was dialled, ``address`` where none was. ``rule`` decided, or is
+    "" where none did; ``reason`` says why it was refused, or ended. ``sent`` and ``received`` are
+    bytes as the sandbox sees them, ``ms`` is how long it lasted, known once it has ``ended``."""
 
     n: int
     name: str

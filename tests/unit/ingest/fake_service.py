@@ -1,7 +1,7 @@
 """``model.door.DoorService`` of a daemon in memory."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -35,6 +35,8 @@ from agentd.model.errors import (
 )
 from agentd.model.events import EventPage
 from agentd.model.mount import VOLUME_NAME
+from agentd.model.network import ConnectionPage, ConnectionView, NetworkView
+from agentd.model.options import network
 from agentd.model.principal import SCOPES, Principal
 from agentd.model.service import Emit
 
@@ -52,6 +54,21 @@ class FakePorts(Noun):
     def open(self, sandbox: str, port: int) -> FakePort:
         self.sandbox("ports", sandbox)
         return FakePort(port)
+
+
+class FakeNetwork(Noun):
+    def get(self, sandbox: str) -> NetworkView:
+        self.sandbox("read", sandbox)
+        return NetworkView("restricted", ("pypi",))
+
+    def set(self, sandbox: str, net: str | Iterable[str]) -> NetworkView:
+        self.sandbox("egress", sandbox)
+        return NetworkView(*network(net))
+
+    def connections(self, sandbox: str, after: int = 0) -> ConnectionPage:
+        self.sandbox("read", sandbox)
+        row = ConnectionView(1, "pypi.org", "192.0.2.1", 443, allowed=True, rule="pypi")
+        return ConnectionPage((row,) if after < 1 else (), 1, {"allowed": 1}, {"pypi.org": 1})
 
 
 class FakeSnapshots(Noun):
@@ -278,6 +295,7 @@ class FakeService:
         self.files = FakeFiles(daemon, caller)
         self.ports = FakePorts(daemon, caller)
         self.snapshots = FakeSnapshots(daemon, caller)
+        self.network = FakeNetwork(daemon, caller)
         self.volumes = FakeVolumes(daemon, caller)
         self.capabilities = FakeCapabilities(daemon, caller)
         self.receipts = FakeReceipts(daemon, caller)

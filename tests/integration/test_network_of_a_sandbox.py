@@ -1,0 +1,163 @@
+"""The network of a daemon's sandbox, by every door: its rules, others from now on, what it did."""
+
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+from tests.security.daemons import Daemon, running, until
+
+from agentd import AsyncSandbox, Refused, Sandbox
+
+_DIAL = """
+import socket, sys
+try:
+    with socket.create_connection(("db.internal", 5432), 20) as sock:
+        print(sock.recv(100).decode())
+except OSError:
+    print("refused")
+"""
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """A server of the host's, which greets."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=_greet, args=(server,))
+        thread.start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def _greet(server: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            client, _ = server.accept()
+            with client:
+                client.sendall(b"hello")
+
+
+@pytest.fixture(scope="module")
+def daemon(port: int) -> Iterator[Daemon]:
+    config = f"""
+[sandbox]
+networks = ["none", "restricted"]
+[egress]
+allow = ["public", "db.internal:5432"]
+[[egress.host]]
+name = "db.internal"
+address = "127.0.0.1:{port}"
+"""
+    with running(config) as made:
+        yield made
+
+
+def _dials(sandbox: Sandbox) -> str:
+    return sandbox.run(["python3", "-c", _DIAL], check=True).stdout.decode().strip()
+
+
+def _cli(daemon: Daemon, *words: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "agentd", *words, "--url", daemon.url]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=240, check=False)
+
+
+def test_rules_hold_and_change_and_what_was_done_is_told(daemon: Daemon) -> None:
+    with Sandbox.create(url=daemon.url, net=["db.internal:5432"]) as sandbox:
+        assert _dials(sandbox) == "hello"
+        # What the relay tells comes a moment after it was done.
+        until(lambda: sandbox.network.connections().totals["received"] == 5)
+        page = sandbox.network.connections()
+        (made,) = [each for each in page.connections if each.port]
+        assert (made.name, made.allowed, made.rule) == ("db.internal", True, "db.internal:5432")
+        assert page.totals["allowed"] == 1 and page.hosts == {"db.internal": 1}
+
+        view = sandbox.network.set([])
+        assert (view.net, view.egress, view.rules) == ("restricted", (), ())
+        assert _dials(sandbox) == "refused"
+        until(lambda: sandbox.network.connections(page.next).totals["denied"])
+        later = sandbox.network.connections(page.next).connections
+        assert {each.name for each in later if not each.allowed} == {"db.internal"}
+        shown = daemon.ask("GET", f"/v1/sandboxes/{sandbox.id}").json
+        assert shown["egress"] == [] and "nothing" in str(shown["enforcement"]["network"])
+
+        # What the operator does not let be granted is refused, and the rules stay.
+        with pytest.raises(Refused, match=r"10\.1\.2\.3"):
+            sandbox.network.set(["10.1.2.3:5432"])
+        assert sandbox.network.get().egress == ()
+        assert sandbox.network.set("db.internal:5432,pypi").egress == ("db.internal:5432", "pypi")
+        assert _dials(sandbox) == "hello"
+
+
+def test_by_rest_and_the_command_line_it_is_the_same(daemon: Daemon) -> None:
+    made = daemon.ask("POST", "/v1/sandboxes", {"net": "db.internal:5432, pypi"})
+    assert made.status == 201
+    box = made.json["id"]
+    assert (made.json["net"], made.json["egress"]) == ("restricted", ["db.internal:5432", "pypi"])
+    where = f"/v1/sandboxes/{box}/network"
+    view = daemon.ask("GET", where).json
+    assert view["egress"] == ["db.internal:5432", "pypi"]
+    assert {rule["host"] for rule in view["rules"]} >= {"db.internal", "pypi.org"}
+    explained = _cli(daemon, "net", "explain", "https://pypi.org/simple", box)
+    assert (explained.returncode, explained.stdout) == (0, "pypi.org:443 is allowed by pypi\n")
+
+    assert daemon.ask("PUT", where, {"net": ["npm"]}).json["egress"] == ["npm"]
+    explained = _cli(daemon, "net", "explain", "pypi.org:443", box, "--json")
+    assert explained.returncode == 1 and json.loads(explained.stdout)["allowed"] is False
+    for wrong in ({"net": "none"}, {"net": "host"}, {"net": ["*"]}, {"net": ""}, {}):
+        assert daemon.ask("PUT", where, wrong).status == 400
+
+    assert _cli(daemon, "net", "set", box, "db.internal:5432").stdout == "db.internal:5432\n"
+    assert _dials(Sandbox.connect(box, url=daemon.url)) == "hello"
+    until(lambda: "allowed" in _cli(daemon, "net", "ls", box).stdout)
+    listed = _cli(daemon, "net", "ls", box).stdout
+    assert "db.internal" in listed
+    rows = daemon.ask("GET", f"{where}/connections").json["connections"]
+    assert [row["name"] for row in rows if row["port"] == 5432] == ["db.internal"]
+    assert _cli(daemon, "net", "set", box, "").stdout == "nothing\n"
+    assert daemon.ask("DELETE", f"/v1/sandboxes/{box}").status == 204
+    assert daemon.ask("GET", where).status in (404, 410)
+
+
+def test_who_may_change_it_has_a_scope_of_its_own(daemon: Daemon) -> None:
+    plain = daemon.key("plain", "run", "create", "read")
+    granted = daemon.key("granted", "run", "create", "read", "egress")
+    body = {"net": ["pypi"]}
+    assert daemon.ask("POST", "/v1/sandboxes", body, key=plain).status == 403
+    made = daemon.ask("POST", "/v1/sandboxes", body, key=granted)
+    assert made.status == 201
+    where = f"/v1/sandboxes/{made.json['id']}/network"
+    assert daemon.ask("PUT", where, {"net": ["npm"]}, key=plain).status in (403, 404)
+    assert daemon.ask("GET", where, key=plain).status == 404  # another's
+    assert daemon.ask("PUT", where, {"net": ["npm"]}, key=granted).status == 200
+    assert daemon.ask("DELETE", f"/v1/sandboxes/{made.json['id']}", key=granted).status == 204
+    # One that was made without a network gets none later.
+    bare = daemon.ask("POST", "/v1/sandboxes", {}, key=granted).json["id"]
+    answer = daemon.ask("PUT", f"/v1/sandboxes/{bare}/network", {"net": ["npm"]}, key=granted)
+    assert (answer.status, answer.code) == (403, "refused")
+    assert daemon.ask("GET", f"/v1/sandboxes/{bare}/network", key=granted).json["net"] == "none"
+    assert daemon.ask("DELETE", f"/v1/sandboxes/{bare}", key=granted).status == 204
+
+
+async def _by_asyncio(daemon: Daemon) -> None:
+    async with await AsyncSandbox.create(url=daemon.url, net=["pypi"]) as sandbox:
+        assert (await sandbox.network.get()).egress == ("pypi",)
+        assert (await sandbox.network.set(["npm"])).egress == ("npm",)
+        assert (await sandbox.network.connections()).connections == ()
+
+
+def test_for_asyncio_it_is_the_same(daemon: Daemon) -> None:
+    import asyncio
+
+    asyncio.run(_by_asyncio(daemon))
+
+
+def test_without_a_daemon_the_caller_is_the_operator() -> None:
+    with Sandbox.create(embedded=True, url=None, net=["10.1.2.3:5432"]) as sandbox:
+        assert sandbox.network.get().egress == ("10.1.2.3:5432",)
+        assert sandbox.network.set(["pypi"]).egress == ("pypi",)
+        assert sandbox.network.connections().totals["allowed"] == 0
