@@ -4,6 +4,7 @@ Control: skopeo and umoci run in a cell: a user and a root of their own, no capa
 """
 
 import os
+import select
 import socket
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,6 @@ _STATUS = {"Seccomp": "2", "NoNewPrivs": "1", **dict.fromkeys(("CapEff", "CapPrm
 def registry() -> Iterator[socket.socket]:
     """One that takes connections, and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(120)
         yield server
 
 
@@ -41,7 +41,9 @@ def test_what_fetches_has_nothing_of_the_host(tmp_path: Path, registry: socket.s
     place = f"127.0.0.1:{registry.getsockname()[1]}"
     pull = images.start("pull", f"docker://{place}/x:1", "--insecure")
     try:
-        connection, _ = registry.accept()  # it fetches, and waits
+        ready, _, _ = select.select([registry, pull.stdout], [], [], 120)
+        assert registry in ready, pull.communicate()  # it fetches, and waits
+        connection, _ = registry.accept()
         with connection:
             (skopeo,) = [
                 pid

@@ -204,15 +204,19 @@ def test_descriptors_in_flight_of_one_are_not_anothers(
     assert victim.attack(SENDS)["sent"] == ("ETOOMANYREFS" if off else "1")
 
 
-@pytest.mark.parametrize("off", [(), ("user_counts",)], ids=["on", "off"])
+@pytest.mark.parametrize(
+    ("wall", "off"),
+    [("linux", ()), ("linux", ("user_counts",)), ("oci", ())],
+    ids=["on", "off", "oci"],
+)
 def test_inotify_of_one_leaves_some_to_others(
-    sandbox: Callable[..., Any], off: tuple[str, ...]
+    sandbox: Callable[..., Any], wall: str, off: tuple[str, ...]
 ) -> None:
     """Counted in the user namespaces above, too: there all sandboxes of a zygote are one user."""
     most = int(Path("/proc/sys/user/max_inotify_instances").read_text())
     if most > 1000:
         pytest.skip("this machine's limit is above what one process may open")
-    attacker, victim = (sandbox("linux", without=off) for _ in range(2))
+    attacker, victim = (sandbox(wall, without=off) for _ in range(2))
     held = attacker.attack(WATCHES + _HOLD)
     assert held == {"held": str(most if off else most // 4), "stopped": "EMFILE"}
     shared = attacker.wall.enforcement["shared"]

@@ -19,7 +19,7 @@ from agentd.image.oci.store import OciStore
 from agentd.image.oci.values import LAYER, Descriptor, OciImage, check_digest
 from agentd.image.oci.work import WorkFolder
 from agentd.image.store import Store
-from agentd.model.errors import Conflict, Refused, Unsupported
+from agentd.model.errors import Refused, Unsupported
 from agentd.model.image import ImageView
 from agentd.model.spec import DEFAULT_IMAGE
 from agentd.sandbox.backends import identity
@@ -52,10 +52,7 @@ def commit(manager: Manager, handle: SandboxHandle, name: str) -> ImageView:
 
 
 def _check(handle: SandboxHandle, name: str) -> None:
-    if name in Store().ls():
-        raise Conflict(
-            f"{name} is a machine image already", remediation="give the new one another name"
-        )
+    Store().check_free(name)
     if handle.spec.image == DEFAULT_IMAGE:
         raise Refused(
             f"sandbox {handle.id} did not start of an OCI image",

@@ -34,7 +34,7 @@ from agentd.image.model import (
 )
 from agentd.linux import locks
 from agentd.model import typed
-from agentd.model.errors import InvalidInput
+from agentd.model.errors import Conflict, InvalidInput
 
 MANIFEST, STAMPS = "manifest.json", "verified.json"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -103,6 +103,14 @@ class Store:
         if not {KERNEL, INITRAMFS} <= manifest.files.keys() <= {KERNEL, INITRAMFS, EXT4, EROFS}:
             raise _corrupt(name, "its manifest lists other files than an image has")
         return folder, manifest
+
+    def check_free(self, name: str) -> None:
+        """Raises Conflict where an image is called that, so that no OCI image may be."""
+        if name in self.ls():
+            raise Conflict(
+                f"{name} is a machine image already",
+                remediation=f"give another name, or remove that one: agentd image rm {name}",
+            )
 
     def ls(self) -> list[str]:
         """Names of the images, sorted, whatever their state. Raises ImageError."""

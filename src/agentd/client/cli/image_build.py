@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentd.client.cli import image_oci, remote
 from agentd.client.cli.parser import Actions
-from agentd.model.errors import Conflict, InvalidInput
+from agentd.model.errors import InvalidInput
 
 if TYPE_CHECKING:
     from agentd.client.embedded import SandboxRunner
@@ -148,11 +148,7 @@ def _built(options: argparse.Namespace) -> "BuiltImage":
     from agentd.model.limits import Limits
     from agentd.model.units import parse_duration, parse_size
 
-    if options.name in Store().ls():
-        raise Conflict(
-            f"{options.name} is a machine image already",
-            remediation=f"give another -t, or remove that one: agentd image rm {options.name}",
-        )
+    Store().check_free(options.name)
     wanted = Wanted(
         context=_context(options.context),
         name=options.name,

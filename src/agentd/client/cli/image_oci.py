@@ -116,11 +116,7 @@ def pull(options: argparse.Namespace, progress: "Progress") -> "OciImage":
         files=parse_count(options.max_files, "--max-files"),
     )
     name = options.name or parse(options.source).name()
-    if name in Store().ls():
-        raise Conflict(
-            f"{name} is a machine image already",
-            remediation=f"give another --name, or remove that one: agentd image rm {name}",
-        )
+    Store().check_free(name)
     return pulled(
         options.source,
         name,

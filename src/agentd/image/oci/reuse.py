@@ -17,11 +17,11 @@ from agentd.image.oci.values import Descriptor
 
 def sizes(store: OciStore) -> dict[str, int]:
     """Of the blobs that are there, in bytes, by their 64 hex digits."""
-    found = {}
+    found, folder = {}, layout.blobs_of(store.folder)
     with contextlib.suppress(FileNotFoundError):
-        for name in os.listdir(layout.blobs_of(store.folder)):
+        for name in os.listdir(folder):
             with contextlib.suppress(FileNotFoundError):  # removed just now
-                found[name] = os.lstat(store.blob_path(f"sha256:{name}")).st_size
+                found[name] = os.lstat(os.path.join(folder, name)).st_size
     return found
 
 
