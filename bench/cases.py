@@ -1,6 +1,5 @@
 """The five measured cases. A contender is a context manager that yields the work of one round."""
 
-import os
 import random
 import subprocess
 import sys
@@ -14,7 +13,8 @@ import peers
 from peers import ISOLATES, TRUE, Absent, Oci
 from stats import Case, Row, Target, milliseconds
 
-Work = Callable[[], None]
+#: One round; a float that it returns is what it measured itself, in place of the time it took.
+Work = Callable[[], object]
 Contender = Callable[[ExitStack], Work]
 GIB = 1 << 30
 CHUNK = 1 << 20
@@ -104,8 +104,8 @@ def fresh(rounds: int) -> Case:
         "bubblewrap": _command(lambda: peers.bubblewrap(TRUE)),
         "nsjail": _command(lambda: peers.nsjail(TRUE)),
         "sandlock": _sandlock,
-        "runc": _oci_run("runc"),
-        "runsc": _oci_run("runsc"),
+        "runc": oci_run("runc"),
+        "runsc": oci_run("runsc"),
         "agentd": _agentd_fresh(),
         # Another user inside is a request that no waiting clone can take.
         "agentd (none ahead)": _agentd_fresh(user="root"),
@@ -131,7 +131,7 @@ def _sandlock(_: ExitStack) -> Work:
     return lambda: _check(box.run([TRUE]).success)
 
 
-def _oci_run(name: str) -> Contender:
+def oci_run(name: str) -> Contender:
     def prepare(stack: ExitStack) -> Work:
         runtime = stack.enter_context(peers.oci(name))
         bundle = runtime.bundle(TRUE)
@@ -162,8 +162,8 @@ def warm(rounds: int) -> Case:
     contenders: dict[str, Contender] = {
         "posix_spawn": _command(lambda: [TRUE]),
         "subprocess": lambda _: lambda: _check(subprocess.run([TRUE], check=True)),
-        "runc exec": _oci_exec("runc"),
-        "runsc exec": _oci_exec("runsc"),
+        "runc exec": oci_exec("runc"),
+        "runsc exec": oci_exec("runsc"),
         "agentd": _agentd_warm,
     }
     case.note = "in turns of ten commands each, as a session has them"
@@ -175,7 +175,7 @@ def warm(rounds: int) -> Case:
     return case
 
 
-def _oci_exec(name: str) -> Contender:
+def oci_exec(name: str) -> Contender:
     def prepare(stack: ExitStack) -> Work:
         runtime = stack.enter_context(peers.oci(name))
         container = runtime.start(runtime.bundle("/usr/bin/sleep", "600"))
@@ -213,22 +213,10 @@ def stdout(rounds: int) -> Case:
     return case
 
 
-def _drain(argv: list[str]) -> None:
-    read_end, write_end = os.pipe()
-    pid = peers.spawn(argv, stdout=write_end)
-    os.close(write_end)
-    total = 0
-    while data := os.read(read_end, CHUNK):
-        total += len(data)
-    os.close(read_end)
-    peers.wait(pid, argv)
-    assert total == GIB, total
-
-
 def _piped(argv: Callable[[], list[str]]) -> Contender:
     def prepare(_: ExitStack) -> Work:
         words = argv()
-        return lambda: _drain(words)
+        return lambda: peers.drain(words, CHUNK, GIB)
 
     return prepare
 
@@ -237,7 +225,7 @@ def _oci_piped(name: str) -> Contender:
     def prepare(stack: ExitStack) -> Work:
         runtime: Oci = stack.enter_context(peers.oci(name))
         bundle = runtime.bundle(*HEAD)
-        return lambda: _drain(runtime.run(bundle))
+        return lambda: peers.drain(runtime.run(bundle), CHUNK, GIB)
 
     return prepare
 
@@ -263,8 +251,8 @@ def cli(rounds: int) -> Case:
     contenders: dict[str, Contender] = {
         "python3 -c pass": _command(lambda: [sys.executable, "-c", "pass"]),
         "bubblewrap": _command(lambda: peers.bubblewrap(TRUE)),
-        "runc": _oci_run("runc"),
-        "runsc": _oci_run("runsc"),
+        "runc": oci_run("runc"),
+        "runsc": oci_run("runsc"),
         "agentd run": _command(lambda: [agentd, "run", "--", "true"]),
     }
     interleave(case, contenders, rounds, 30)

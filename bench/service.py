@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from cases import Contender, _oci_exec, interleave, reason
+from cases import Contender, interleave, oci_exec, reason
 from stats import Case, Row, Target, milliseconds
 
 TRUE = "/bin/true"
@@ -122,8 +122,8 @@ def _guarded(
 
 def _latency(case: Case, daemon: Daemon, rounds: int) -> None:
     contenders: dict[str, Contender] = {
-        "runc exec": _oci_exec("runc"),
-        "runsc exec": _oci_exec("runsc"),
+        "runc exec": oci_exec("runc"),
+        "runsc exec": oci_exec("runsc"),
         "true, sync SDK": lambda stack: _sync(stack, daemon),
         "true, async SDK": lambda stack: _async(stack, daemon),
         "a call that runs nothing": lambda stack: _nothing(stack, daemon),
