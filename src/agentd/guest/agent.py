@@ -8,22 +8,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import TYPE_CHECKING
 
 from agentd._version import __version__
-from agentd.guest import (
-    budget,
-    fs,
-    fs_read,
-    fs_tar,
-    fs_write,
-    spawn,
-    system,
-    tracing,
-    tunnel,
-    v1,
-    watch,
-    wire,
-)
+from agentd.guest import late, spawn, system, tracing, wire
 from agentd.guest.attach import attach
 from agentd.guest.connection import HostConnection, guarded, report
 from agentd.guest.exec import CommandOperations
@@ -33,8 +21,10 @@ from agentd.guest.loop import READ, Loop
 from agentd.guest.operation import Channel, RequestError, Starter
 from agentd.guest.processes import Processes
 from agentd.guest.stream import HostStream
-from agentd.guest.v1_server import V1Server
 from agentd.linux import process
+
+if TYPE_CHECKING:
+    from agentd.guest.budget import Budget
 
 # The host keeps to half of it: one that it has closed may still count here for a moment.
 MAX_CONNECTIONS = 256
@@ -72,7 +62,7 @@ class Agent:
         self.on_connection: Callable[[bool], None] | None = None
         # Around what takes rights over files that the agent does without otherwise.
         self.privileged: AbstractContextManager[object] = nullcontext()
-        self._budget: budget.Budget | None = None
+        self._budget: Budget | None = None
         self._hello = {"agent": __version__, "features": list(features), **(hello or {})}
         self._max_connections = max_connections
         # By which a host tells whether it still is the agent that it gave a request to.
@@ -126,6 +116,9 @@ class Agent:
 
     def serve_v1(self, stream: HostStream, first: bytes) -> None:
         """Go on in v1 with what has come."""
+        from agentd.guest import budget, v1  # few hosts speak it
+        from agentd.guest.v1_server import V1Server
+
         if self._budget is None:
             self._budget = budget.of_machine(v1.MAX_LINE)
         V1Server(stream, self.processes, budget=self._budget).start(first)
@@ -226,12 +219,7 @@ class _Handshake:
 def builtin_operations(agent_context: system.SystemContext) -> dict[str, Starter]:
     """Everything that this package offers beyond the agent's own operations."""
     return {
-        **fs.OPERATIONS,
-        **fs_read.OPERATIONS,
-        **fs_write.OPERATIONS,
-        **fs_tar.OPERATIONS,
-        **watch.OPERATIONS,
-        **tunnel.OPERATIONS,
+        **late.operations(),
         **system.operations(agent_context),
     }
 
@@ -263,6 +251,10 @@ class Ready:
         """Answer what the filter around us asks at ``fd``, which is -1 where it asks nothing."""
         if fd >= 0:
             self._loop.watch(fd, READ, lambda _: tracing.answer(fd))
+
+    def import_late(self) -> None:
+        """Import what nobody has asked for in quiet moments, once it serves."""
+        late.in_quiet_moments(self._loop)
 
     def serve(self, sock: socket.socket, env: Mapping[str, str] | None = None) -> None:
         """Be the agent on a SEQPACKET listener until its EOF; in the main thread.
@@ -302,3 +294,4 @@ def become_subreaper() -> None:
 def preload() -> None:
     """Import all that is imported late: after pivot_root the library may be out of reach."""
     spawn.preload()
+    late.everything()

@@ -98,13 +98,14 @@ def run(places: Sequence[str], *, pid1: bool) -> int:
     As PID 1's child it goes on trying for those that cannot be had.
     """
     # Imported here: --help, and an init that will only fork, do without.
-    from agentd.guest.agent import create
+    from agentd.guest.agent import create, preload
     from agentd.guest.connection import report
     from agentd.guest.loop import Loop
 
     # The agent works in the root directory.
     places = [_absolute(where) for where in places]
     protect_from_oom()
+    preload()  # the file that it is of may be replaced one day
     loop = Loop(on_error=report)
     agent = create(loop, pid1=pid1)
     for number in (signal.SIGTERM, signal.SIGINT):

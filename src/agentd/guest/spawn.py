@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, NoReturn
 
-from agentd.guest import diagnosis
 from agentd.guest.libc_spawn import INTERNAL, LibcSpawner, knows_groups
 from agentd.guest.lookup import first_executable, places, search_path, try_each
 from agentd.guest.spawn_request import STAGES, SpawnError, SpawnRequest
@@ -120,6 +119,8 @@ class Spawner:
             return
         folder = os.path.join(os.fsencode(self.home), _encoded(request.cwd or ""))
         path = search_path(self._environment(request))
+        from agentd.guest import diagnosis  # of a start that has failed alone
+
         error.detail = diagnosis.of_program(_encoded(request.argv[0]), path, folder, error.errno)
 
     def _environment(self, request: SpawnRequest) -> dict[bytes, bytes]:

@@ -9,7 +9,6 @@ import errno
 import os
 import stat
 import struct
-import threading
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
@@ -85,6 +84,8 @@ def refused() -> str:
     A seccomp profile around us may allow the one that tells the ABI alone. They are tried in a
     thread of their own, for a restricted thread binds no other, and ends with it.
     """
+    import threading  # of the host alone: to the agent it is a millisecond
+
     found: list[str] = []
     trial = threading.Thread(target=_try_calls, args=(found,), name="agentd-landlock")
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from agentd.guest import tracing
-from agentd.linux import abi
+from agentd.linux import abi, filtering
 from agentd.linux.seccomp import bpf, filter, process_rules, rules
 from agentd.linux.seccomp import socket_rules as sockets
 from agentd.linux.seccomp import trace_rules as trace
@@ -38,7 +38,10 @@ _NAMES = (
     (rules, "_F_SETDELEG _SOL_SOCKET _TCP_ULP _UDP_ENCAP _SECCOMP_FILTER_FLAG_NEW_LISTENER"),
     (sockets, "_NETLINK_ROUTE"),
     (trace, "_PTRACE_SETOPTIONS _PTRACE_SEIZE _PTRACE_O_TRACEEXIT _PTRACE_OLDSETOPTIONS"),
-    (filter, "SECCOMP_SET_MODE_FILTER SECCOMP_FILTER_FLAG_TSYNC SECCOMP_FILTER_FLAG_NEW_LISTENER"),
+    (
+        filtering,
+        "SECCOMP_SET_MODE_FILTER SECCOMP_FILTER_FLAG_TSYNC SECCOMP_FILTER_FLAG_NEW_LISTENER",
+    ),
 )
 _LISTS = (
     (rules._SO_ATTACH, ("SO_ATTACH_FILTER SO_ATTACH_BPF SO_ATTACH_REUSEPORT_CBPF "

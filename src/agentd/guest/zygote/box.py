@@ -14,6 +14,8 @@ from typing import NamedTuple
 from agentd.guest.zygote import cgroup_view, disk, image_root, own_root, stack, var, writable_root
 from agentd.guest.zygote.asked import Request, dicts, number, pairs, strings
 from agentd.guest.zygote.disk import WORKSPACE
+from agentd.guest.zygote.limits import no_core
+from agentd.guest.zygote.maps import map_itself
 from agentd.guest.zygote.messages import close_all
 from agentd.guest.zygote.root import EMPTY_FILE, SANDBOX_HOME, masks
 from agentd.guest.zygote.wall_kernel import KERNEL, WallKernel
@@ -153,13 +155,6 @@ def _identity(box: Request, kernel: WallKernel) -> None:
     map_itself(number(box["uid"]), outside, kernel)
     if outside:
         kernel.become(number(box["uid"]))
-
-
-def map_itself(uid: int, outside: int, kernel: WallKernel = KERNEL) -> None:
-    """In a new user namespace: map ``uid`` alone, to ``outside`` above. Raises OSError."""
-    kernel.write("/proc/self/setgroups", "deny")
-    kernel.write("/proc/self/gid_map", f"{uid} {outside} 1")
-    kernel.write("/proc/self/uid_map", f"{uid} {outside} 1")
 
 
 def _network(box: Request, sockets: list[int], kernel: WallKernel) -> None:
@@ -307,16 +302,6 @@ def _capabilities(box: Request, prepared: Prepared | None, kernel: WallKernel) -
     if prepared is None:
         caps.drop_bounding(kernel)
     caps.drop_all(kernel)
-
-
-def no_core(kernel: WallKernel = KERNEL) -> None:
-    """No core file, and no handler of the host's, which runs as its root.
-
-    One byte is too little for a file, and the limit that a core_pattern which is a pipe heeds: of
-    0 it takes no notice (do_coredump() in the kernel). A hard limit of 0 cannot be raised to it.
-    """
-    limit = min(resource.getrlimit(resource.RLIMIT_CORE)[1] % (1 << 64), 1)  # unlimited is -1
-    kernel.setrlimit(resource.RLIMIT_CORE, limit)
 
 
 def _base_rules(box: Request, coming: list[int], kernel: WallKernel) -> landlock.Ruleset | None:

@@ -7,9 +7,9 @@ anything here runs: this adds what no runtime can, and serves. Standard library 
 import os
 
 from agentd.guest import agent
-from agentd.guest.zygote import box, image_root, served
+from agentd.guest.zygote import limits, maps, served
 from agentd.guest.zygote.served import Request
-from agentd.linux import abi, caps, landlock, process, seccomp
+from agentd.linux import abi, caps, filtering, landlock, process
 from agentd.linux.kernel import KERNEL
 
 _ALL = landlock.READ | landlock.EXEC | landlock.WRITE
@@ -26,7 +26,7 @@ def confine(request: Request, ready: agent.Ready) -> list[str]:
     """The names of the controls that now hold. Raises OSError."""
     steps = (
         ("identity", lambda: _become(request["becomes"])),
-        ("rlimits", box.no_core),
+        ("rlimits", limits.no_core),
         ("no_new_privs", process.set_no_new_privs),
         ("capabilities", lambda: _capabilities(request)),
         ("dumpable", lambda: process.set_dumpable(False)),
@@ -35,6 +35,9 @@ def confine(request: Request, ready: agent.Ready) -> list[str]:
     )
     done = served.in_force(request, steps)
     if request["image"] is True:
+        from agentd.guest.zygote import image_root
+
+        agent.preload()
         image_root.import_nothing()
     return done
 
@@ -45,7 +48,7 @@ def _become(uid: object) -> bool:
     if not isinstance(uid, int):
         return False
     KERNEL.unshare(abi.CLONE_NEWUSER)
-    box.map_itself(uid, 0)
+    maps.map_itself(uid, 0)
     return True
 
 
@@ -75,4 +78,4 @@ def _landlock(request: Request) -> bool:
 
 
 def _seccomp(request: Request, ready: agent.Ready) -> None:
-    ready.answer_tracers(seccomp.install_and_listen(seccomp.build(str(request["profile"]))))
+    ready.answer_tracers(filtering.install_and_listen(bytes.fromhex(str(request["filter"]))))

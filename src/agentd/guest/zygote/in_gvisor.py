@@ -74,9 +74,9 @@ def _seccomp(program: str) -> bool:
     it was done, and so the agent and commands have its filter, too."""
     if not program:
         return False
-    from agentd.linux import seccomp  # some milliseconds, and few need it
+    from agentd.linux import filtering  # some milliseconds, and few need it
 
-    seccomp.install(bytes.fromhex(program))
+    filtering.install(bytes.fromhex(program))
     return True
 
 

@@ -65,6 +65,7 @@ def main() -> None:
     control.set_inheritable(False)
     os.set_inheritable(MOUNTS_FD, False)
     try:
+        agent.preload()  # the library is out of reach once the host is left behind
         config, _ = receive(control)
         net = str(config["net"])
         filters = {
@@ -78,7 +79,6 @@ def main() -> None:
     except Exception as error:
         send(control, {"error": f"{type(error).__name__}: {error}"})
         os._exit(1)
-    agent.preload()
     gc.collect()
     gc.freeze()
     # Its digest is the host's business: hashlib would map OpenSSL into every sandbox.

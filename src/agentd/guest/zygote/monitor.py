@@ -19,8 +19,8 @@ from collections.abc import Callable
 
 from agentd.guest import agent
 from agentd.guest.zygote import root, scratch
-from agentd.guest.zygote.box import no_core
 from agentd.guest.zygote.group import enter_group
+from agentd.guest.zygote.limits import no_core
 from agentd.guest.zygote.messages import receive
 from agentd.linux import abi, caps, landlock, paths, process, seccomp
 from agentd.linux.kernel import KERNEL

@@ -37,7 +37,6 @@ def main(confine: Confine) -> None:
     os.umask(0o022)
     os.chdir("/")
     try:
-        agent.preload()
         request, _ = receive(listener)
         ready = agent.Ready(pid1=True)
         done = confine(request, ready)
@@ -48,5 +47,6 @@ def main(confine: Confine) -> None:
         refuse(listener, None, error)
         os._exit(1)
     env = request["env"]
+    ready.import_late()
     ready.serve(listener, env if isinstance(env, dict) else {})
     os._exit(0)

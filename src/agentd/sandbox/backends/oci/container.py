@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from agentd.guest.zygote.messages import MAX_MESSAGE
 from agentd.image.runtime import store
-from agentd.linux import landlock, privileges, probe, process
+from agentd.linux import landlock, privileges, probe, process, seccomp
 from agentd.model.availability import Availability, Blocker
 from agentd.model.enforcement import Enforcement
 from agentd.model.errors import AgentdError, InvalidInput, Refused
@@ -251,7 +251,7 @@ class ContainerBackend:
             "env": plan.env,
             "image": has_image(plan),
             "landlock_abi": landlock.abi_version(),
-            "profile": config.profile(plan),
+            "filter": seccomp.build(config.profile(plan)).hex(),
             "rw": plan.rw,
             "without": sorted(self._without),
             "writable": config.writable(plan, lent.mounts(plan)),
