@@ -135,6 +135,7 @@ class Names(threading.Thread):
         self._sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._sock.bind(("127.0.0.1", 0))
         self.port = self._sock.getsockname()[1]
+        self.place = ("", 0)  # who asked last
         self.start()
 
     def read(self) -> HostNames:
@@ -145,10 +146,13 @@ class Names(threading.Thread):
 
     def run(self) -> None:
         while True:
-            message, place = self._sock.recvfrom(4096)
+            message, self.place = self._sock.recvfrom(4096)
             if not message:
                 return
-            self._sock.sendto(self.reply(message), place)
+            self.send(self.reply(message), self.place)
+
+    def send(self, message: bytes, place: tuple[str, int]) -> None:
+        self._sock.sendto(message, place)
 
     def reply(self, message: bytes) -> bytes:
         asked = dns.parse_query(message)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from agentd.capability.fetch.address import is_allowed
 from agentd.egress import addresses
 
 NEVER = [
@@ -21,6 +22,11 @@ GRANTABLE = [
 @pytest.mark.parametrize("text", NEVER)
 def test_nobody_is_granted(text: str) -> None:
     assert addresses.never(addresses.parse(text))
+
+
+@pytest.mark.parametrize("text", NEVER)
+def test_http_fetch_goes_to_none_of_them_either(text: str) -> None:
+    assert not is_allowed(text, ())
 
 
 @pytest.mark.parametrize("text", GRANTABLE)

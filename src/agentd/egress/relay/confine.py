@@ -26,9 +26,9 @@ brk clock_gettime clock_nanosleep exit exit_group futex getpid getrandom gettid 
 mprotect mremap munmap restart_syscall rt_sigaction rt_sigprocmask rt_sigreturn sched_yield
 """
 _LEVELS = (socket.SOL_SOCKET, socket.IPPROTO_TCP, socket.IPPROTO_IP, socket.IPPROTO_IPV6)
-# TCP_NODELAY, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT, IP_PKTINFO, SO_KEEPALIVE, SO_LINGER, and
-# IPV6_RECVPKTINFO: by their numbers, whatever the level.
-_OPTIONS = (1, 4, 5, 6, 8, 9, 13, 49)
+# TCP_NODELAY, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT, IP_PKTINFO, SO_SNDBUF, SO_RCVBUF,
+# SO_KEEPALIVE, SO_LINGER and IPV6_RECVPKTINFO: by their numbers, whatever the level.
+_OPTIONS = (1, 4, 5, 6, 7, 8, 9, 13, 49)
 CHECKS = (
     Rule(
         "sockets",

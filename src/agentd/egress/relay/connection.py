@@ -27,6 +27,9 @@ TLS_PORT, HTTP_PORT = 443, 80
 #: tried; that a connection rests, in all and when one end has said all it will; that it lasts.
 START_SECONDS, TRY_SECONDS = 20.0, 3.0
 IDLE_SECONDS, HALF_SECONDS, TOTAL_SECONDS = 3600.0, 120.0, 86400.0
+#: Bytes that the kernel holds of a connection for a program that does not read, and for one whose
+#: host does not: by itself it would take some megabytes. The first FEW to other hosts have those.
+NEAR_BUFFER, FAR_BUFFER, FEW = 128 << 10, 64 << 10, 32
 _KEEPALIVE = 60  # seconds: middle boxes forget a connection that says nothing
 _RESET = struct.pack("=ii", 1, 0)  # struct linger: on, and no time
 _READ_ENDS = IN | GONE | (BOTH & ~OUT)
@@ -168,6 +171,9 @@ class RelayedConnection:
             kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
             try:
                 self._upstream = upstream = socket.socket(family, kind, 0)
+                if len(self._tenant.connections) > FEW:
+                    upstream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, FAR_BUFFER)
+                    upstream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, FAR_BUFFER)
                 why = upstream.connect_ex((address, port))
             except OSError as error:
                 why = error.errno or errno.EIO

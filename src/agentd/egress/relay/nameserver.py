@@ -99,7 +99,10 @@ class NameServer:
             _send(asker, dns.answer(asked, dns.SERVFAIL))
             return
 
+        tenant.asking += 1
+
         def done(resolved: Resolved) -> None:
+            tenant.asking -= 1
             if tenant.closed:
                 return
             code, address, ttl = then(tenant, asked, asker, resolved)

@@ -10,7 +10,7 @@ from typing import Any
 
 from agentd.egress import addresses
 from agentd.egress.relay import synthetic
-from agentd.egress.relay.connection import RelayedConnection, close
+from agentd.egress.relay.connection import NEAR_BUFFER, RelayedConnection, close
 from agentd.egress.relay.flow import SparePipes
 from agentd.egress.relay.loop import IN, EventLoop, Handler
 from agentd.egress.relay.nameserver import NameServer
@@ -25,6 +25,7 @@ _MAX_SOCKETS = 8  # of a sandbox
 _ACCEPTS = 32  # of a listener, then others have their turn
 _SWEEP_SECONDS = 15.0
 _PER_CONNECTION = 6  # descriptors: two sockets, a pipe each way
+_SHARE = 4  # one sandbox has at most a quarter of them, however few there are
 _RESERVED = 128  # for the queries of names, and what the interpreter has
 
 
@@ -99,8 +100,10 @@ class Relay:
         for sock in sockets:
             sock.setblocking(False)
             if sock.type == socket.SOCK_STREAM:
-                # What it accepts has it as well.
+                # What it accepts has these as well.
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, NEAR_BUFFER)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, NEAR_BUFFER)
                 v6 = sock.family == socket.AF_INET6
                 handler: Handler = partial(self._accept, tenant, sock, v6)
             else:
@@ -188,12 +191,14 @@ class Relay:
             self._sweep_later()
 
     def _crowded(self, tenant: Tenant) -> str:
-        if len(tenant.connections) >= MAX_CONNECTIONS:
-            return f"{MAX_CONNECTIONS} connections of the sandbox are open"
+        free = self._files - _RESERVED - _MAX_SOCKETS // 2 * len(self._tenants)
+        most = free // _PER_CONNECTION
+        own = min(MAX_CONNECTIONS, most // _SHARE)
+        if len(tenant.connections) >= own:
+            return f"{own} connections of the sandbox are open"
         if tenant.dialling >= MAX_DIALLING:
             return f"{MAX_DIALLING} connections of the sandbox are being made"
-        used = _RESERVED + _MAX_SOCKETS // 2 * len(self._tenants)
-        if used + (self._open + 1) * _PER_CONNECTION > self._files:
+        if self._open >= most:
             return "the relay has no descriptors left"
         return ""
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 MAX_CONNECTIONS = 512
 MAX_DIALLING = 128
+MAX_ASKING = 64  # names that are asked of the host's servers at the same time
 #: Names a second that are asked of the host's servers for one sandbox, and how many at once.
 NAMES_A_SECOND, NAMES_AT_ONCE = 50.0, 200.0
 
@@ -20,8 +21,8 @@ _SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h; IP6T_SO_ORIGINAL_DST is the sam
 
 class Tenant:
     __slots__ = (
-        "_allowance", "_since", "closed", "connections", "denials", "dialling", "has_ipv6", "id",
-        "repeats", "sockets", "synthetic", "table",
+        "_allowance", "_since", "asking", "closed", "connections", "denials", "dialling",
+        "has_ipv6", "id", "repeats", "sockets", "synthetic", "table",
     )  # fmt: skip
 
     def __init__(
@@ -35,6 +36,7 @@ class Tenant:
         self.dialling = 0
         self.denials: set[tuple[object, ...]] = set()
         self.repeats = 0
+        self.asking = 0
         self.closed = False
         #: Whether its programs can dial IPv6 at all.
         self.has_ipv6 = any(
@@ -50,7 +52,7 @@ class Tenant:
         """Take one of the names that it may have asked for now; False where it has had them."""
         self._allowance = min(self._allowance + (now - self._since) * NAMES_A_SECOND, NAMES_AT_ONCE)
         self._since = now
-        if self._allowance < 1:
+        if self._allowance < 1 or self.asking >= MAX_ASKING:
             return False
         self._allowance -= 1
         return True
