@@ -16,7 +16,7 @@ from agentd.daemon.admission import acts
 from agentd.policy.scopes import OTHERS, scope_of, table
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/capabilities.md").read_text()
-ALL = ("run", "create", "files", "read", "ports", "snapshot")
+ALL = ("run", "create", "files", "read", "ports", "snapshot", "egress")
 NAMES = [capability.about.name for capability in Registry().all().capabilities]
 
 daemon = fixture()

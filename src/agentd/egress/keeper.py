@@ -27,6 +27,7 @@ MODULE = "agentd.egress.relay.main"
 MAX_MESSAGE = 160 << 10
 _START_SECONDS = 60.0
 _SEND_SECONDS = 20.0
+_SYNC_SECONDS = 2.0
 _LOOK_SECONDS = 5.0  # between looks at resolv.conf and hosts
 # So many deaths within so many seconds, and it is not started again.
 _DEATHS, _WITHIN = 5, 60.0
@@ -55,7 +56,9 @@ class Admitted:
         self._keeper.set(self, table)
 
     def connections(self, after: int = 0) -> ConnectionList:
-        """What changed after the ``cursor`` of an earlier answer, and sums of all."""
+        """What changed after the ``cursor`` of an earlier answer, and sums of all: what has been
+        done by now, unless the relay does not say so in time."""
+        self._keeper.sync()
         return self.log.after(after)
 
     def close(self) -> None:
@@ -85,6 +88,8 @@ class RelayKeeper:
         self._closed = False
         self._resting = False
         self._ids = 0
+        self._asked = 0  # the last ``sync``, and the last that was answered
+        self._synced = 0
         self._generation = 0
         self._pid = 0
         self._deaths: list[float] = []
@@ -133,6 +138,22 @@ class RelayKeeper:
             admitted.table = table  # the next relay's, should this one be gone
             if self._ready:
                 self._send(message)
+
+    def sync(self) -> None:
+        """Wait until the relay has told what was done until now, or is gone; not for long."""
+        with self._changed:
+            if not self._ready:
+                return
+            self._asked += 1
+            asked, generation = self._asked, self._generation
+            with contextlib.suppress(SandboxError):
+                self._send(_packed({"sync": asked}))
+                self._changed.wait_for(
+                    lambda: (
+                        self._synced >= asked or not self._ready or self._generation != generation
+                    ),
+                    _SYNC_SECONDS,
+                )
 
     def release(self, admitted: Admitted) -> None:
         with self._changed:
@@ -290,7 +311,9 @@ class RelayKeeper:
             self._take_rows(message)
             return
         with self._changed:
-            if "error" in message:
+            if "synced" in message:
+                self._synced = message["synced"]
+            elif "error" in message:
                 self._failure = message["error"]
             else:
                 self.confinement = tuple(message["ready"])

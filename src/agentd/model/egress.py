@@ -19,6 +19,7 @@ import msgspec
 from agentd.model.errors import InvalidInput
 
 MAX_RULES = 256
+MAX_TEXT = 16 << 10  # characters of a sandbox's rules
 MAX_NAME = 253  # RFC 1035, without the dot at its end
 USUAL_PORTS = (443, 80)
 #: Each is a file in ``egress/presets``.
@@ -33,6 +34,7 @@ _PRESET = re.compile(r"[a-z][a-z0-9-]{0,31}")
 # What inet_aton(3) takes for an address: its last label is a number.
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _REGISTRIES = {"ac", "co", "com", "edu", "gov", "net", "org"}  # as in co.uk: a public suffix too
+_FEWER = "use a wildcard, as *.example.com, or a network, as 10.0.0.0/8:443"
 _FORMS = "write a preset, a name, *.name, name:port, address:port or network:port"
 
 Network = IPv4Network | IPv6Network
@@ -79,8 +81,10 @@ def parse_rules(texts: Iterable[str]) -> tuple[EgressRule, ...]:
         if len(found) > MAX_RULES:
             raise InvalidInput(
                 f"more than {MAX_RULES} network rules",
-                remediation="use a wildcard, as *.example.com, or a network, as 10.0.0.0/8:443",
+                remediation=_FEWER,
             )
+    if sum(map(len, found)) > MAX_TEXT:
+        raise InvalidInput(f"network rules of more than {MAX_TEXT} characters", remediation=_FEWER)
     return tuple(found.values())
 
 

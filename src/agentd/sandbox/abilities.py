@@ -102,7 +102,7 @@ NETWORK: Ability[Networked] = Ability(
     "network",
     (
         Method("set_network", Rules, result=Control, in_spec=True, control="network"),
-        Method("connections", After, result=ConnectionList),
+        Method("connections", After, result=ConnectionList, in_file=True),
     ),
 )
 FORWARDED: tuple[Ability[Any], ...] = (PAUSE, SNAPSHOT, BRANCH, CHANGES, NETWORK)

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from agentd.egress.compile import preset
-from agentd.model.egress import MAX_RULES, PRESETS, parse_rule
+from agentd.model.egress import MAX_RULES, MAX_TEXT, PRESETS, parse_rule
 
 PAGE = (Path(__file__).parents[3] / "docs/network.md").read_text()
 
@@ -27,4 +27,4 @@ def test_every_rule_of_the_page_is_one() -> None:
     assert len(texts) >= 12
     for text in texts:
         assert parse_rule(text).text == text.removeprefix("preset:")
-    assert f"At most {MAX_RULES}." in PAGE
+    assert f"At most {MAX_RULES}, of {MAX_TEXT >> 10} KiB together." in PAGE

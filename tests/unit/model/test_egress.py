@@ -105,6 +105,8 @@ def test_rules_are_had_once_and_are_bounded() -> None:
     assert len(parse_rules([*names, names[0]])) == MAX_RULES
     with pytest.raises(InvalidInput, match="more than 256"):
         parse_rules([*names, "one.example.com"])
+    with pytest.raises(InvalidInput, match="more than 16384 characters"):
+        parse_rules([f"{'x' * 60}.{'x' * 60}.n{number}.example.com" for number in range(200)])
     with pytest.raises(InvalidInput, match="no list of texts"):
         parse_rules("pypi")
 

@@ -151,7 +151,7 @@ def _report(
     result: "Result",
     saved: "Snapshot | None",
 ) -> int:
-    from agentd.client.cli import output
+    from agentd.client.cli import output, refused
 
     changes = None
     # A daemon of an older version tells no abilities.
@@ -165,6 +165,8 @@ def _report(
         output.write_all(1, output.as_json(result, changes, saved, via=via))
     else:
         output.explain(result.cause, truncated=result.truncated)
+        failed = result.status != "ok"
+        refused.tell(service, view, failed=failed, verbose=options.verbose)
         if changes is not None:
             output.list_changes(changes, applied)
         if saved is not None:

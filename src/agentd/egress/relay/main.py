@@ -1,8 +1,9 @@
 """The relay's process: ``python -I -S -E``, its control socket as descriptor 3.
 
 The first message is ``{"user": ID or null}``, the answer ``{"ready": [what holds]}`` or
-``{"error": TEXT}``. Then, from the host: ``admit`` with sockets, ``set``, ``release``, ``servers``
-(``relay``); to it: ``rows`` (``records``). It ends when the host's end is closed.
+``{"error": TEXT}``. Then, from the host: ``admit`` with sockets, ``set``, ``release``, ``sync``,
+``servers`` (``relay``); to it: ``rows`` and ``synced`` (``records``). It ends when the host's end
+is closed.
 """
 
 import gc

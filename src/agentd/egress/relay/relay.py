@@ -81,6 +81,8 @@ class Relay:
             self._set(message["set"], message["table"])
         elif "release" in message:
             self._release(message["release"])
+        elif "sync" in message:
+            self.reports.sync(message["sync"])
         elif "servers" in message:
             servers = [Upstream(*each) for each in message["servers"]]
             hosts = {name: tuple(found) for name, found in message["hosts"].items()}

@@ -1,0 +1,64 @@
+"""What a sandbox's network refused while a command ran, for who wonders why it failed."""
+
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from agentd.client.cli import output, table
+from agentd.client.cli.remote import safe
+from agentd.model.errors import AgentdError
+
+if TYPE_CHECKING:
+    from agentd.client.ports import Service
+    from agentd.model.api import SandboxView
+    from agentd.model.network import ConnectionPage, ConnectionView
+
+_SHOWN = 5
+
+
+def tell(service: "Service", view: "SandboxView", *, failed: bool, verbose: bool) -> None:
+    """One line on standard error: where the command failed, and for a person at a terminal."""
+    if view.net != "restricted" or not (failed or verbose or table.is_terminal(sys.stderr)):
+        return
+    with suppress(AgentdError):  # it has ended: there is nobody to ask
+        line = said(service.network.connections(view.id), view.egress)
+        if line:
+            output.say(line, colour=output.YELLOW)
+
+
+def said(page: "ConnectionPage", egress: Iterable[str]) -> str:
+    """Name what was refused, why, and the rules that would have allowed it; "" for nothing."""
+    refused = {_where(each): each for each in page.connections if not each.allowed}
+    if not refused:
+        return ""
+    shown = [f"{where} ({each.reason})" for where, each in list(refused.items())[:_SHOWN]]
+    more = f" and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
+    line = f"the network refused {', '.join(shown)}{more}"
+    missing = [_rule(each) for each in refused.values() if not each.rule][:_SHOWN]
+    if missing and not more:
+        rules = ",".join(dict.fromkeys([*egress, *missing]))
+        line += f"; allow what should be with --net {_quoted(rules)}"
+    return safe(line)
+
+
+def _where(each: "ConnectionView") -> str:
+    host = each.name or each.address
+    return host if each.port is None else f"{_bracketed(host)}:{each.port}"
+
+
+def _rule(each: "ConnectionView") -> str:
+    """The rule that would have allowed it."""
+    if each.port is None or (each.name and each.port in (80, 443)):
+        return each.name
+    return f"{_bracketed(each.name or each.address)}:{each.port}"
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _quoted(rules: str) -> str:
+    import shlex
+
+    return shlex.quote(rules)
