@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from agentd.linux.pidfd import Pidfd
+from agentd.model.egress import EgressBounds, StaticHost
 from agentd.model.errors import AgentdError, BackendLost, InvalidInput, SandboxError
 from agentd.model.mount import parse_workspace
 from agentd.model.spec import ExecRequest, SandboxSpec
-from agentd.sandbox.abilities import CHANGES, PAUSE, SNAPSHOT
+from agentd.sandbox.abilities import CHANGES, NETWORK, PAUSE, SNAPSHOT
 from agentd.sandbox.handle import SandboxHandle
 from agentd.sandbox.manager import Manager, connect
 from agentd.sandbox.supervisor import client, remote, wire
@@ -265,11 +266,12 @@ def test_a_daemon_of_an_older_version_is_answered_in_its_own_way(path: str, tmp_
     handle = daemon.manager.create(spec)
     run(handle.guest, "touch", "a")
     (held,) = daemon.link.ask("list", after="")["sandboxes"]
-    assert set(held["can"]) | set(held["lacks"]) == {"pause", "snapshot", "branch", "changes"}
+    known = {"pause", "snapshot", "branch", "changes", "network"}
+    assert set(held["can"]) | set(held["lacks"]) == known
     assert held["fidelity"] == "files"
     assert daemon.link.ask("changes", id=held["id"]) == ["A a"]  # it asked for no file
     assert handle.overlay().changes() == ("A a",)
-    for op in ("pause", "resume") if held["lacks"] else ():
+    for op in ("pause", "resume") if "pause" in held["lacks"] else ():
         with pytest.raises(InvalidInput, match=f"cannot {op}"):
             daemon.link.ask(op, id=held["id"])
     for op in ("kill_all", "__class__", "begin_kill", "first_process", "save_"):
@@ -334,4 +336,58 @@ def test_errors_come_across_with_their_class_and_words(path: str) -> None:
     direct.close()
     assert type(caught.value) is type(there.value)
     assert caught.value.as_dict() == there.value.as_dict()
+    daemon.link.close()
+
+
+def test_the_rules_of_a_network_outlive_the_daemon_that_set_them(path: str) -> None:
+    first = Daemon(path)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        host = StaticHost("db.internal", "127.0.0.1", server.getsockname()[1])
+        rules = ("db.internal:5432",)
+        bounds = EgressBounds(hosts=(host,))
+        spec = SandboxSpec(net="restricted", egress=rules, egress_bounds=bounds)
+        handle = first.manager.create(spec)
+        network = NETWORK.of(handle.wall)
+        assert network is not None
+        assert handle.wall.enforcement["network"].detail.endswith(" db.internal:5432")
+        look = ("getent", "hosts", "db.internal")
+        assert run(handle.guest, *look)[0] == 0
+        assert network.set_network(()).detail.endswith(" nothing")
+        assert handle.wall.enforcement["network"].detail.endswith(" nothing")
+        assert run(handle.guest, *look)[0] == 2  # getent(1): not found
+        with pytest.raises(InvalidInput, match="'no rule' is no"):
+            network.set_network(("no rule",))
+        handle.guest.close()
+        first.link.close()
+
+        second = Daemon(path)
+        [held] = remote.held(second.link)
+        assert (held.spec.net, held.spec.egress, held.spec.egress_bounds) == (
+            *("restricted", ()),
+            bounds,
+        )
+        assert held.enforcement["network"].detail.endswith(" nothing")
+        wall = remote.wall_of(second.link, held)
+        again = NETWORK.of(wall)
+        assert again is not None
+        again.set_network(rules)
+        guest = connect(wall)
+        assert run(guest, *look)[0] == 0
+        dial = "exec 3<>/dev/tcp/db.internal/5432"
+        assert run(guest, "bash", "-c", dial)[0] == 0
+        until(lambda: again.connections(0).totals["allowed"] == 1)
+        assert again.connections(0).rows[-1]["rule"] == "db.internal:5432"
+        guest.close()
+        wall.kill()
+    second.link.close()
+
+
+def test_a_sandbox_without_rules_says_that_it_has_none(path: str) -> None:
+    daemon = Daemon(path)
+    _, wall = made(daemon)
+    assert NETWORK.of(wall) is None
+    assert "restricted" in wall.lacks["network"]
+    with pytest.raises(InvalidInput, match="cannot set_network"):
+        daemon.link.ask("set_network", id=wall.id, egress=["pypi"])
+    daemon.manager.close()
     daemon.link.close()
