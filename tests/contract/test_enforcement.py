@@ -48,6 +48,8 @@ def test_the_kernel_agrees(kind: Any, sandbox: Sandbox, agent_status: Status) ->
         # It sees gVisor's kernel alone, which is behind a filter, and holds no right over the host.
         assert status["Seccomp"] == "2"
         assert status["NoNewPrivs"] == "1"
+        # The one that commands have says the same of them.
+        assert "CapBnd:\t0000000000000000" in sandbox.run("cat /proc/self/status").text
         return
     # Of a virtual machine the host's kernel sees the monitor.
     who = "monitor_" if kind.machine else ""

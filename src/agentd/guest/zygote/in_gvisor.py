@@ -85,8 +85,9 @@ def _no_core() -> None:
 
 
 def _capabilities(uid: object, *, rw: bool) -> None:
-    """The bounding set is the runtime's: what root has, or nothing."""
+    """Root's bounding set is the runtime's; a user namespace below has one of its own, with all."""
     if uid == 0:
         KERNEL.capset(sum(1 << number for number in caps.of_root(rw=rw)))
     else:
+        caps.drop_bounding()
         KERNEL.capset_none()

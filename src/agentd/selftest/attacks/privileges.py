@@ -1,5 +1,6 @@
 """Gaining privileges, and the namespaces that would give them."""
 
+from dataclasses import replace
 from functools import partial
 
 from agentd.linux import caps
@@ -25,7 +26,8 @@ call("capget", header, data)
 low, high = struct.unpack("=3I", data.raw[:12]), struct.unpack("=3I", data.raw[12:24])
 held = [(a | b << 32) & ~roots for a, b in zip(low, high)]
 said("held", "none" if not any(held) else " ".join(map(hex, held)))
-said("ambient", "none" if not any(call("prctl", 47, 1, n, 0, 0) for n in range(38)) else "some")
+ambient = [n for n in range(38) if call("prctl", 47, 1, n, 0, 0) == 1]
+said("ambient", "some" if ambient else "none")
 """
 _GAIN = """
 header = ctypes.create_string_buffer(struct.pack("=Ii", 0x20080522, 0))
@@ -35,6 +37,7 @@ if os.getuid():
     said("securebits", call("prctl", 28, 0, 0, 0, 0))
 said("setuid", in_child(lambda: call("setuid", other)))
 said("setgid", in_child(lambda: call("setgid", other)))
+said("uid", os.getuid())
 """
 _SETUID = """
 import subprocess
@@ -68,6 +71,16 @@ for name, flag in (("user", 0x10000000), ("mnt", 0x00020000), ("net", 0x40000000
 """
 
 
+def _judge_gain(seen: AttackOutcome) -> Judged:
+    """gVisor's root has every id of gVisor's, of which none is anybody's outside: none to gain."""
+    said = dict(seen.said)
+    kernel = seen.result.enforcement.get("userspace_kernel")
+    if said.pop("uid", "") == "0" and kernel is not None and kernel.enforced:
+        said = {name: got for name, got in said.items() if name not in ("setuid", "setgid")}
+    # EINVAL: a uid that the namespace does not have
+    return refused("EINVAL")(replace(seen, said=said))
+
+
 def _judge_setuid(seen: AttackOutcome) -> Judged:
     early = unfinished(seen)
     if early is not None:
@@ -99,7 +112,7 @@ ATTACKS = (
         "gain capabilities or another uid",
         _GAIN,
         _CAPABILITIES,
-        refused("EINVAL"),  # a uid that the namespace does not have
+        _judge_gain,
         root=True,
     ),
     _attack(

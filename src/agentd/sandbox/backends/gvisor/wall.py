@@ -1,5 +1,8 @@
 """A sandbox of gVisor, seen from the host."""
 
+import socket
+
+from agentd.model.errors import BackendLost
 from agentd.sandbox.backends.linux.cow import OverlayWall
 from agentd.sandbox.backends.linux.wall import LinuxWall
 
@@ -7,6 +10,13 @@ from agentd.sandbox.backends.linux.wall import LinuxWall
 class GvisorWall(LinuxWall):
     """Its first process is gVisor's kernel, with which all commands end: they are none of the
     host's. What opens files for it, a process beside it, ends a moment later by itself."""
+
+    def open_stream(self) -> socket.socket:
+        """Raises BackendLost once gVisor's kernel has ended: what opens files for it holds the
+        listener for a moment more, and would take a connection that nobody serves."""
+        if not self.alive():
+            raise BackendLost(f"sandbox {self.id} is gone", cause="gVisor's kernel has ended")
+        return super().open_stream()
 
     def end(self) -> None:
         """Nothing runs in it any more: of its processes none is a command."""
