@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from agentd.client.elsewhere import way_to
 from agentd.model.isolation import IsolationLevel
+from agentd.model.spec import DEFAULT_IMAGE
 
 if TYPE_CHECKING:
     # "as": re-exported, for the annotations of the rest of the client.
@@ -160,17 +161,21 @@ def installation() -> "Installation":
 
 
 def selftest(
-    names: Sequence[str], *, thorough: bool, told: "Callable[[str, AttackRow], None]"
+    names: Sequence[str],
+    *,
+    thorough: bool,
+    told: "Callable[[str, AttackRow], None]",
+    image: str = DEFAULT_IMAGE,
 ) -> "SelftestReport":
-    """Attacks run behind these walls, or behind those that start at once.
+    """Attacks run behind these walls, or behind those that start at once, in sandboxes of an image.
 
-    Raises InvalidInput for a backend nobody has.
+    Raises InvalidInput for a backend nobody has, NotFound for such an image.
     """
     from agentd.selftest import selftest
 
     pipeline = new()
     try:
-        return selftest(pipeline, names, thorough=thorough, told=told)
+        return selftest(pipeline, names, thorough=thorough, image=image, told=told)
     finally:
         pipeline.manager.close()
 

@@ -6,6 +6,7 @@ import msgspec
 
 from agentd._version import __version__
 from agentd.model.availability import Blocker
+from agentd.model.spec import DEFAULT_IMAGE
 
 
 class Verdict(StrEnum):
@@ -62,4 +63,5 @@ class SelftestReport(msgspec.Struct, frozen=True):
     machine: dict[str, object]
     backends: tuple[BackendReport, ...]
     passed: bool
+    image: str = DEFAULT_IMAGE
     agentd: str = __version__

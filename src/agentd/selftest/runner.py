@@ -17,7 +17,7 @@ from agentd.model.limits import Limits
 from agentd.model.mount import Mount, MountMode
 from agentd.model.principal import Principal, local
 from agentd.model.result import Result
-from agentd.model.spec import ExecRequest, Pty, SandboxSpec
+from agentd.model.spec import DEFAULT_IMAGE, ExecRequest, Pty, SandboxSpec
 from agentd.sandbox import backends
 from agentd.sandbox.handle import SandboxHandle
 from agentd.sandbox.ports import Backend
@@ -29,17 +29,19 @@ from agentd.selftest.report import AttackRow, BackendReport, SelftestReport, Ver
 
 QUICK = ("landlock", "linux")
 _ROOTED = (IsolationLevel.NAMESPACE, IsolationLevel.USERSPACE_KERNEL)
+# Whom an image knows or not: what it says of its own user is no part of what is attacked.
+_USER_OF_AN_IMAGE = "1000"
 _SECONDS = 120.0  # of one attack; most take a tenth of one, in an emulated machine that is busy ten
 #: Called with the backend's name and each row as it comes.
 Told = Callable[[str, AttackRow], None]
 
 
-def default_backends(*, thorough: bool) -> tuple[str, ...]:
-    """List all walls where ``thorough``, third parties' too, else the two that start at once."""
-    if not thorough:
-        return QUICK
+def default_backends(*, thorough: bool, image: str = DEFAULT_IMAGE) -> tuple[str, ...]:
+    """List all walls where ``thorough``, third parties' too, else the two that start at once. With
+    an image, those of them that take one."""
     ours = (name for name, known in backends.BUILTIN.items() if known.level)
-    return (*ours, *backends.third_parties())
+    found = (*ours, *backends.third_parties()) if thorough else QUICK
+    return tuple(name for name in found if image == DEFAULT_IMAGE or backends.images(name))
 
 
 def selftest(
@@ -47,32 +49,36 @@ def selftest(
     names: Sequence[str] = (),
     *,
     thorough: bool = False,
+    image: str = DEFAULT_IMAGE,
     told: Told = lambda *_: None,
     attacks: Iterable[Attack] = ATTACKS,
 ) -> SelftestReport:
-    """Behind the walls ``names``, or the default ones. The pipeline's manager must be fresh.
+    """Behind the walls ``names``, or the default ones, in sandboxes of ``image``. The pipeline's
+    manager must be fresh.
 
-    Raises InvalidInput for a backend nobody has, OSError where the host has no room for what is
-    laid out for the attacks.
+    Raises InvalidInput for a backend nobody has, NotFound for such an image, OSError where the host
+    has no room for what is laid out for the attacks.
     """
     from agentd.linux import probe
 
-    chosen = tuple(dict.fromkeys(names)) or default_backends(thorough=thorough)
+    chosen = tuple(dict.fromkeys(names)) or default_backends(thorough=thorough, image=image)
     suite = [attack for attack in attacks if thorough or not attack.thorough]
-    reports = [_of(pipeline, name, suite, told) for name in chosen]
+    reports = [_of(pipeline, name, image, suite, told) for name in chosen]
     tried = [report for report in reports if report.usable]
     missing = bool(names) and len(tried) < len(reports)
     passed = bool(tried) and not missing and all(report.held for report in tried)
-    return SelftestReport(probe.gather().as_dict(), tuple(reports), passed)
+    return SelftestReport(probe.gather().as_dict(), tuple(reports), passed, image)
 
 
-def _of(pipeline: Pipeline, name: str, suite: Sequence[Attack], told: Told) -> BackendReport:
+def _of(
+    pipeline: Pipeline, name: str, image: str, suite: Sequence[Attack], told: Told
+) -> BackendReport:
     try:
         backend = pipeline.manager.backend(name)
     except Unavailable as error:  # a third party's that cannot be loaded
         return BackendReport(name, "unknown", False, (Blocker(error.message, error.remediation),))
     with plant() as planted:
-        return _behind(_Yard(pipeline, backend, planted), suite, told)
+        return _behind(_Yard(pipeline, backend, image, planted), suite, told)
 
 
 def _behind(yard: "_Yard", suite: Sequence[Attack], told: Told) -> BackendReport:
@@ -86,6 +92,8 @@ def _behind(yard: "_Yard", suite: Sequence[Attack], told: Told) -> BackendReport
         return BackendReport(backend.name, level, False, tuple(availability.blockers))
     rows = []
     with yard:
+        if blocker := yard.blocker():
+            return BackendReport(backend.name, level, False, (blocker,))
         for attack in suite:
             row = _attack(yard, attack)
             told(backend.name, row)
@@ -123,6 +131,7 @@ class _Yard:
 
     pipeline: Pipeline
     backend: Backend
+    image: str
     planted: Planted
     _boxes: dict[bytes, SandboxHandle] = field(default_factory=dict)
 
@@ -133,14 +142,28 @@ class _Yard:
         while self._boxes:
             self.pipeline.close(self._boxes.popitem()[1])
 
+    def blocker(self) -> Blocker | None:
+        """Return why no attack can be tried in the image, if one was named."""
+        if self.image == DEFAULT_IMAGE:
+            return None
+        request = ExecRequest(("python3", "-c", "import ctypes"), timeout=_SECONDS)
+        try:
+            with self._box(_plain(self.backend, self.image), fresh=False) as box:
+                ended = self.pipeline.execute(_principal(), box, request)
+        except Refused as refusal:
+            return Blocker(refusal.message, refusal.remediation)
+        if ended.status == "ok":
+            return None
+        what = f"the image {self.image} has no python3 with ctypes, which attacks are written in"
+        return Blocker(what, "name an image that has one, such as python:3.13-slim")
+
     def controls(self, attack: Attack) -> tuple[str, ...] | None:
         """Those that must stop it: what the level promises, or else what the wall itself says that
         it has. None where neither has any."""
         promised = attack.stopped_by.get(self.backend.level)
         if promised is not None and (not promised or set(promised) & UNREPORTED):
             return promised
-        spec = SandboxSpec(isolation=IsolationLevel.NONE, backend=self.backend.name)
-        with self._box(spec, fresh=False) as box:
+        with self._box(_plain(self.backend, self.image), fresh=False) as box:
             told = dict(box.enforcement)
         if promised is not None and told.keys() & set(promised):
             return promised
@@ -149,7 +172,7 @@ class _Yard:
 
     def judge(self, attack: Attack, controls: Sequence[str]) -> Judged:
         self.planted.arrived()  # what came for an earlier one is not this one's
-        spec = _spec(attack, self.backend, self.planted)
+        spec = _spec(attack, _plain(self.backend, self.image), self.backend, self.planted)
         with self._box(spec, fresh=attack.fresh) as box:
             result = self._run(box, attack)
             verdict, detail = attack.judge(
@@ -205,8 +228,15 @@ class _Yard:
             return False
 
 
-def _spec(attack: Attack, backend: Backend, planted: Planted) -> SandboxSpec:
-    spec = SandboxSpec(isolation=IsolationLevel.NONE, backend=backend.name, limits=attack.limits)
+def _plain(backend: Backend, image: str) -> SandboxSpec:
+    spec = SandboxSpec(isolation=IsolationLevel.NONE, backend=backend.name)
+    if image == DEFAULT_IMAGE:
+        return spec
+    return msgspec.structs.replace(spec, image=image, user=_USER_OF_AN_IMAGE)
+
+
+def _spec(attack: Attack, plain: SandboxSpec, backend: Backend, planted: Planted) -> SandboxSpec:
+    spec = msgspec.structs.replace(plain, limits=attack.limits)
     if attack.root and backend.level in _ROOTED:
         rooted = msgspec.structs.replace(spec, user="root")
         # Not each wall can: then it is tried as the user that it gives.

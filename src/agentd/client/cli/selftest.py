@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from agentd.client.cli import remote, table
 from agentd.client.cli.parser import Parser
+from agentd.model.spec import DEFAULT_IMAGE
 
 if TYPE_CHECKING:
     from agentd.client.embedded import AttackRow, SelftestReport
@@ -16,6 +17,7 @@ examples:
   agentd selftest
   agentd selftest --comprehensive                     slower attacks, every wall that works here
   agentd selftest --backend linux --backend qemu
+  agentd selftest --backend linux --image mine        the sandboxes' root is of this image
   agentd selftest --json | jq '.backends[].attacks[].verdict' | sort | uniq -c
   agentd selftest --backend host                      what the attacks do where there is no wall
 
@@ -41,7 +43,12 @@ def main(words: list[str]) -> int:
     options = _parser().parse_args(words)
     from agentd.client import embedded
 
-    report = embedded.selftest(options.backend, thorough=options.comprehensive, told=_progress())
+    report = embedded.selftest(
+        options.backend,
+        thorough=options.comprehensive,
+        image=options.image,
+        told=_progress(),
+    )
     _clear()
     if options.json:
         remote.print_json(report)
@@ -68,6 +75,12 @@ def _parser() -> Parser:
         action="append",
         default=[],
         help="this wall; may be repeated; see agentd doctor",
+    )
+    parser.add_argument(
+        "--image",
+        metavar="NAME",
+        default=DEFAULT_IMAGE,
+        help="an OCI image that their sandboxes start of; it must have python3",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
