@@ -494,7 +494,16 @@ def test_a_run_has_the_network_that_is_granted(on_base: Builds) -> None:
     here = os.readlink("/proc/self/ns/net")
     assert here not in on_base.build(text).stderr
     assert here in on_base.build(text, "--net", "host").stderr
-    assert "use none or host" in on_base.build(text, "--net", "other", code=2).stderr
+    assert "is no preset" in on_base.build(text, "--net", "other", code=2).stderr
+
+
+def test_a_run_reaches_what_rules_allow(on_base: Builds) -> None:
+    """Alone, by its own network; and each spelling of the rules is the same step."""
+    text = "FROM base\nRUN nslookup pypi.org; nslookup example.com; true\n"
+    told = on_base.build(text, "--net", "PyPI, *.example.org").stderr
+    assert "198.18." in told and "can't find example.com: NXDOMAIN" in told
+    again = on_base.build(text, "--net", "pypi,*.example.org", "--json")
+    assert json.loads(again.stdout)["cached"] == 1
 
 
 def test_a_file_and_a_context_elsewhere(builds: Builds) -> None:

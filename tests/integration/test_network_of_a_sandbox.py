@@ -47,6 +47,8 @@ def daemon(port: int) -> Iterator[Daemon]:
     config = f"""
 [sandbox]
 networks = ["none", "restricted"]
+[policy]
+bundle = "strict"
 [egress]
 allow = ["public", "db.internal:5432"]
 [[egress.host]]

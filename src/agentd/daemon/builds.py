@@ -13,6 +13,7 @@ from agentd.image.oci.building.running import SCRIPT, Output, RunEnd, RunStep
 from agentd.image.oci.inside import read_small
 from agentd.model.drive import drive
 from agentd.model.limits import Limits
+from agentd.model.options import network
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox.backends.limits import on_this_kernel
 from agentd.sandbox.backends.linux.exported import Exported, write_layer
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
 
 
 class SandboxRunner:
-    """Close it in the end. ``net`` is "none" or "host"."""
+    """Close it in the end. ``net`` is "none", "host" or rules."""
 
     def __init__(self, net: str, limits: Limits) -> None:
-        self._net, self._limits = net, limits
+        (self._net, self._egress), self._limits = network(net), limits
         self._backend: StepBackend | None = None
         self._manager: Manager | None = None
 
@@ -48,6 +49,7 @@ class SandboxRunner:
             image=step.image.name,
             writable=True,
             net=self._net,
+            egress=self._egress,
             limits=self._limits,
             env=_home(step) | step.env,
             hostname="build",

@@ -1,3 +1,6 @@
+import json
+import shutil
+
 import msgspec
 import pytest
 
@@ -25,6 +28,7 @@ SEEN = [
     call("sandbox.port.v1", {"port": 8080}),
     call("sandbox.create.v1", {"mounts": ["/a:/b"], "isolation": "namespace"}),
     call("my.own.v1", {}),
+    call("python.exec.v1", {"code": "1"}, net="restricted", egress=["pypi"]),
 ]
 
 
@@ -38,8 +42,8 @@ def test_it_passes_its_own_tests_and_the_check(learned):
     results = run_tests(learned)
     assert [result for result in results if not result.passed] == []
     names = [result.name for result in results]
-    assert sum(".test_seen_" in name for name in names) == 9  # two of the ten are one kind
-    assert sum(".test_unseen_" in name for name in names) > 9
+    assert sum(".test_seen_" in name for name in names) == 10  # two of the eleven are one kind
+    assert sum(".test_unseen_" in name for name in names) > 10
     assert check(learned) == []
 
 
@@ -67,6 +71,11 @@ def test_what_was_seen_is_allowed(learned, store):
         call("http.fetch.v1", {}),
         call("shell.exec.v1", {"command": "ls"}, net="host"),
         call("shell.exec.v1", {"command": "ls"}, mounts=[{"source": "/home"}]),
+        call("python.exec.v1", {"code": "1"}, net="restricted", egress=["npm"]),
+        call("python.exec.v1", {"code": "1"}, net="restricted", egress=["pypi", "npm"]),
+        call("python.exec.v1", {"code": "1"}, net="restricted"),
+        call("python.exec.v1", {"code": "1"}, egress=["pypi"]),
+        call("shell.exec.v1", {"command": "ls"}, net="restricted", egress=["pypi"]),
         call("sandbox.port.v1", {"port": 8081}),
         call("sandbox.create.v1", {"mounts": ["/home:/b"], "isolation": "namespace"}),
         call("sandbox.create.v1", {"mounts": ["/a:/b"], "isolation": "none"}),
@@ -143,3 +152,17 @@ def test_the_same_folder_by_another_name_is_learned_as_one(tmp_path, store, path
     assert store(learned).decide(call("fs.list.v1", {"path": path})).allow is allowed
     assert store(learned).decide(call("fs.write.v1", {"path": "out/y"})).allow
     assert not store(learned).decide(call("fs.write.v1", {"path": "./outer/y"})).allow
+
+
+def test_what_was_learned_before_there_were_rules_holds(learned, store, tmp_path):
+    """Of an older version: its shapes have no egress, and were of sandboxes without any."""
+    older = tmp_path / "older"
+    shutil.copytree(learned, older)
+    data = json.loads((older / "data.json").read_text())
+    for shapes in data["learned"].values():
+        for shape in shapes:
+            shape.pop("egress", None)
+    (older / "data.json").write_text(json.dumps(data))
+    opened = store(str(older))
+    assert all(opened.decide(asked).allow for asked in SEEN[:-1])
+    assert not opened.decide(SEEN[-1]).allow

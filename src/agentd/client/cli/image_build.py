@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _EXAMPLES = """\
   agentd image build -t mine .
   agentd image build -t mine -f Dockerfile.test --build-arg VERSION=3 --target test .
+  agentd image build -t mine --net pypi,debian .   what each RUN may reach
   agentd image build -t mine --net host .          RUN has the host's network
   agentd image build
   agentd image build --name small --base busybox
@@ -71,7 +72,11 @@ def build_parser(actions: Actions) -> argparse.ArgumentParser:
         action="store_true",
         help="FROM may pull from a registry without TLS, or with a certificate nobody vouches for",
     )
-    own.add_argument("--net", metavar="none|host", help="of each RUN (default: none)")
+    own.add_argument(
+        "--net",
+        metavar="none|host|RULES",
+        help="of each RUN (default: none); rules as pypi,deb.example.com",
+    )
     own.add_argument("--no-cache", action="store_true", help="run every step anew")
     own.add_argument("--memory", metavar="SIZE", help="of each RUN, as 128M, 2G")
     own.add_argument("--disk", metavar="SIZE", help="what each RUN may write")

@@ -39,7 +39,7 @@ _WORDS = "COPY SOURCE... TARGET"
 
 
 class Options(NamedTuple):
-    """``args`` are the caller's; ``net`` is "none" or "host", of each RUN. ``epoch`` bounds all
+    """``args`` are the caller's; ``net`` is that of each RUN. ``epoch`` bounds all
     times, in seconds since 1970 (SOURCE_DATE_EPOCH)."""
 
     args: Mapping[str, str]
@@ -231,9 +231,7 @@ class ImageBuild:
     def _check_local(self, state: StageState, instruction: Instructed, words: list[str]) -> None:
         for word in words:
             if "://" in word or word.startswith("git@"):
-                fix = (
-                    "fetch it first, and ADD the file; or RUN a program that does, with --net host"
-                )
+                fix = "fetch it first, and ADD it; or RUN a program that does, with --net HOST"
                 raise state.wrong(instruction, f"ADD of a URL, {word[:200]}", fix)
 
     def _source(

@@ -24,6 +24,7 @@ from agentd.image.oci.store import OciStore
 from agentd.image.oci.values import CONFIG, MANIFEST, OciConfig, OciImage, OciManifest, config_of
 from agentd.image.oci.work import WorkFolder
 from agentd.model.errors import InvalidInput
+from agentd.model.options import RESTRICTED, network
 
 DOCKERFILE = "Dockerfile"
 _IGNORE = ".dockerignore"
@@ -38,7 +39,7 @@ class Wanted(NamedTuple):
     file: str | None = None
     args: Mapping[str, str] = {}
     target: str | None = None
-    net: str = "none"
+    net: str = "none"  # or "host", or rules: "pypi,api.example.com"
     cache: bool = True
     insecure: bool = False
     seconds: float = SECONDS
@@ -63,8 +64,9 @@ def make(
     """Raises InvalidInput, DockerfileError (its line), BuildFailed (a RUN), Unavailable,
     ImageError; nothing is left in the store then."""
     name = check_name(wanted.name)
-    if wanted.net not in ("none", "host"):
-        raise InvalidInput(f"unknown network {wanted.net!r}", remediation="use none or host")
+    kind, rules = network(wanted.net)
+    if kind == RESTRICTED:  # one spelling, as it is a part of what a step is looked up by
+        wanted = wanted._replace(net=",".join(rules))
     store = store or OciStore()
     stages, target = _stages(wanted)
     context = _context(wanted)

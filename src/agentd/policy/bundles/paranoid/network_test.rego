@@ -44,3 +44,19 @@ test_unknown_network if {
 	decision := decide(asked)
 	not decision.allow
 }
+
+test_rules if {
+	decision := decide(inside(call("shell.exec.v1", ["admin"], {"command": "ls"}), {"net": "restricted", "egress": ["pypi"]}))
+	not decision.allow
+}
+
+test_asks_for_rules if {
+	decision := decide(call("sandbox.create.v1", ["admin"], {"net": "restricted", "egress": ["pypi"]}))
+	not decision.allow
+}
+
+test_other_rules if {
+	asked := call("sandbox.network.v1", ["admin"], {"net": "restricted", "egress": ["pypi"]})
+	decision := decide(inside(asked, {"net": "restricted", "egress": []}))
+	not decision.allow
+}

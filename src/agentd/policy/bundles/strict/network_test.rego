@@ -120,3 +120,28 @@ test_unknown_network if {
 	decision := decide(asked)
 	not decision.allow
 }
+
+test_rules_are_for_the_configuration if {
+	decision := decide(inside(call("shell.exec.v1", ["run"], {"command": "ls"}), {"net": "restricted", "egress": ["pypi"]}))
+	decision.allow
+	not decision.obligations.no_network
+}
+
+test_asks_for_rules if {
+	asked := call("sandbox.create.v1", ["create"], {"net": "restricted", "egress": ["pypi"]})
+	decision := decide(inside(asked, {"net": "restricted", "egress": ["pypi"]}))
+	decision.allow
+	not decision.obligations.no_network
+}
+
+test_other_rules if {
+	asked := call("sandbox.network.v1", ["egress"], {"net": "restricted", "egress": ["pypi"]})
+	decision := decide(inside(asked, {"net": "restricted", "egress": []}))
+	decision.allow
+}
+
+test_other_rules_without_the_scope if {
+	asked := call("sandbox.network.v1", ["create", "net"], {"net": "restricted", "egress": ["pypi"]})
+	decision := decide(inside(asked, {"net": "restricted", "egress": []}))
+	not decision.allow
+}
