@@ -29,7 +29,7 @@ from agentd.image.oci.building.syntax import Instructed, split
 from agentd.image.oci.building.view import LayerIndex, RootView
 from agentd.image.oci.steps import FORMAT, BuiltStep
 from agentd.image.oci.store import OciStore
-from agentd.image.oci.values import LAYER, Descriptor, check_digest
+from agentd.image.oci.values import LAYER, Descriptor, OciImage, check_digest
 from agentd.image.oci.work import WorkFolder
 from agentd.model.errors import AgentdError
 
@@ -194,14 +194,15 @@ class ImageBuild:
             chmod=copying.check_mode(state.expanded(instruction, chmod)) if chmod else None,
         )
         keys: list[str] = []
-        if "from" in instruction.flags:  # what it holds is known, without a look at it
-            chain = self._source_chain(stage, state, instruction)
-            keys.append(self._key("COPY --from", state, (chain, words, copy.digest())))
-            if self._cached(state, instruction, keys):
-                return
+        source = self._context
         with contextlib.ExitStack() as stack:
-            source = self._source(stage, state, instruction, stack) if words else None
-            if source is not None:
+            if "from" in instruction.flags:  # what it holds is known, without a look at it
+                name, origin = self._origin(stage, state, instruction)
+                keys.append(self._key("COPY --from", state, (origin.chain, words, copy.digest())))
+                if self._cached(state, instruction, keys):
+                    return
+                source = self._files(name, origin, instruction.line, stack)
+            if words:
                 found = copying.look(source, words, unpacks=word == "ADD")
                 copy = copy._replace(named=found)
             keys.append(self._key(word, state, copy.digest()))
@@ -234,38 +235,31 @@ class ImageBuild:
                 fix = "fetch it first, and ADD it; or RUN a program that does, with --net HOST"
                 raise state.wrong(instruction, f"ADD of a URL, {word[:200]}", fix)
 
-    def _source(
-        self,
-        stage: BuildStage,
-        state: StageState,
-        instruction: Instructed,
-        stack: contextlib.ExitStack,
-    ) -> FileSource:
-        """Where the files come from: what is opened for it is closed with ``stack``."""
-        if "from" not in instruction.flags:
-            return self._context
-        name = state.expanded(instruction, instruction.flags["from"])
-        earlier = self._stages.earlier(stage, name)
-        with self._explained(instruction.line, f"COPY --from={name}"):
-            if earlier is not None:
-                root = stack.enter_context(self._bases.root(self._stage(earlier)))
-            else:
-                lease = self._store.lease(self._bases.image(name))
-                root = stack.enter_context(lease).path
-            source = FileSource(root, f"files of {name}")
-        stack.callback(source.close)
-        return source
-
-    def _source_chain(self, stage: BuildStage, state: StageState, instruction: Instructed) -> str:
-        """What names all files of a --from."""
+    def _origin(
+        self, stage: BuildStage, state: StageState, instruction: Instructed
+    ) -> tuple[str, StageState | OciImage]:
+        """What a --from names, and that: a stage that is built, or an image that is here."""
         name = state.expanded(instruction, instruction.flags["from"])
         earlier = self._stages.earlier(stage, name)
         if earlier is not None:
-            return self._stage(earlier).chain
+            return name, self._stage(earlier)
         if not name or name == SCRATCH:
             raise Unusable(f"--from={name} has no files")
         with self._explained(instruction.line, f"COPY --from={name}"):
-            return self._bases.image(name).chain
+            return name, self._bases.image(name)
+
+    def _files(
+        self, name: str, origin: StageState | OciImage, line: int, stack: contextlib.ExitStack
+    ) -> FileSource:
+        """All of it: what is opened for that is closed with ``stack``."""
+        with self._explained(line, f"COPY --from={name}"):
+            if isinstance(origin, StageState):
+                root = stack.enter_context(self._bases.root(origin))
+            else:
+                root = stack.enter_context(self._store.lease(origin)).path
+            source = FileSource(root, f"files of {name}")
+        stack.callback(source.close)
+        return source
 
     def _workdir(self, state: StageState, instruction: Instructed) -> None:
         path = state.absolute(state.expanded(instruction, instruction.text)).rstrip("/") or "/"
