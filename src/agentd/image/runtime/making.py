@@ -2,30 +2,31 @@
 
 import contextlib
 import glob
+import marshal
 import os
 import py_compile
 
 from agentd.image import digest
-from agentd.image.runtime.parts import LOADER, PYTHON, Inventory, cut, parts, run_python
+from agentd.image.runtime import start
+from agentd.image.runtime.parts import (
+    LOADER,
+    PYTHON,
+    Inventory,
+    archived,
+    cut,
+    parts,
+    run_python,
+)
 from agentd.model.errors import Unavailable
 
 #: Changes with how a runtime is made of the same files.
-FORMAT = 1
+FORMAT = 2
 #: Whatever the umask: sandboxes have other users.
 OPEN = 0o755
+# Without docstrings and assertions.
+_OPTIMIZE = 2
 _HERE = os.path.dirname(os.path.abspath(__file__))
-# Run in a new one: the agent; which files of code it has then, and where it looks for more.
-_CHECK = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import agentd.guest.main, agentd.guest.agent
-agentd.guest.agent.preload()
-with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as file:
-    lines = [line.split(None, 5) for line in file]
-print(*{line[5].strip() for line in lines if "x" in line[1] and "/" in line[-1]}, sep=chr(10))
-print(*sys.path, sep=chr(10))
-print(*(getattr(m, "__file__", None) or sys.path[0] for m in sys.modules.values()), sep=chr(10))
-"""
+_CHECK = os.path.join(_HERE, "checking.py")
 
 #: Of a file: inode, size, time of its content and of its change.
 Stamps = dict[str, list[int]]
@@ -47,26 +48,36 @@ def identify(have: Inventory) -> tuple[str, Stamps]:
 
 
 def fill(new: str, have: Inventory) -> None:
+    code: start.Code = {}
     for name, part in parts(have):
+        module = archived(name, have.library)
+        if module:
+            compiled = compile(part.data, name, "exec", dont_inherit=True, optimize=_OPTIMIZE)
+            code[module] = name.endswith("/__init__.py"), marshal.dumps(compiled)
+            continue
         path = os.path.join(new, name)
         make_folders(os.path.dirname(path))
         with open(path, "wb") as file:
             file.write(part.data if name.endswith(".py") else cut(name, part.data))
         if name.endswith(".py"):
-            # Without docstrings and assertions, times and sources.
+            # Without times and sources.
             mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
             py_compile.compile(
-                path, path + "c", name, doraise=True, optimize=2, invalidation_mode=mode
+                path, path + "c", name, doraise=True, optimize=_OPTIMIZE, invalidation_mode=mode
             )
             os.unlink(path)
             path += "c"
         os.chmod(path, OPEN if part.executable else 0o644)
+    path = os.path.join(new, start.CODE)
+    with open(path, "wb") as file:
+        file.write(marshal.dumps(code))
+    os.chmod(path, 0o644)
 
 
 def check(new: str) -> None:
     """Run it: all that it loads must be its own. Raises Unavailable."""
-    start = [os.path.join(new, LOADER), "--inhibit-cache", "--library-path", f"{new}/lib"]
-    used = run_python([*start, os.path.join(new, PYTHON)], ["-c", _CHECK, new]).splitlines()
+    loader = [os.path.join(new, LOADER), "--inhibit-cache", "--library-path", f"{new}/lib"]
+    used = run_python([*loader, os.path.join(new, PYTHON)], [_CHECK, new]).splitlines()
     # sys.path names an archive of the standard library, which is not there.
     foreign = sorted(path for path in used if not path.startswith(new) and os.path.exists(path))
     if foreign:

@@ -1,9 +1,11 @@
 """Which files a runtime consists of, found out by the interpreter itself.
 
-lib/              its libraries, and its loader by the name that ps(1) shows of the agent; the
-                  standard library in pythonX.Y, as byte code, with its modules in C in lib-dynload
+lib/              its libraries, and its loader by the name that ps(1) shows of the agent; in
+                  pythonX.Y what of the standard library the interpreter loads by itself, as byte
+                  code, and the modules in C in lib-dynload
 bin/python3       the interpreter, without what only debuggers read
-agentd/, start.py the agent: byte code, too
+code              the byte code of all other modules, the agent's among them
+start.pyc         what reads that, and runs the agent
 agentd-guest      starts it where there is a shell
 """
 
@@ -15,9 +17,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.machinery import FrozenImporter
 
 from agentd.guest import bundle
-from agentd.image.runtime import elf
+from agentd.image.runtime import elf, start
 from agentd.model.errors import Unavailable
 
 LAUNCHER = "agentd-guest"
@@ -32,13 +35,6 @@ _SECONDS = 300
 _PACKAGE_ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 3))
 # A Python whose libpython lies outside of the loader's paths does not start without it.
 _ENVIRONMENT = ("LD_LIBRARY_PATH",)
-_START = b"""\
-import sys
-from importlib import import_module
-
-sys.path.insert(0, __file__.rpartition("/")[0])
-sys.exit(import_module(sys.argv.pop(1)).main())
-"""
 # dash and others put these into their environment.
 _LAUNCHER = f"""\
 #!/bin/sh
@@ -91,6 +87,16 @@ def inventory() -> Inventory:
             remediation="start agentd anew",
         )
     return found
+
+
+def archived(name: str, library: str) -> str:
+    """The module that a file of byte code is, where it goes into ``start.CODE``; empty otherwise:
+    what the interpreter loads before that is read, or has in itself, has a file of its own."""
+    inner = name.removeprefix(f"{library}/")
+    module = _module(inner)
+    if not name.endswith(".py") or name == START or module.partition(".")[0] == "encodings":
+        return ""
+    return "" if FrozenImporter.find_spec(module) is not None else module
 
 
 def _agent() -> dict[str, bytes]:
@@ -154,7 +160,7 @@ def parts(found: Inventory) -> Iterator[tuple[str, RuntimeFile]]:
         yield f"{found.library}/{name}", _read(path)
     for name, data in sorted(_agent().items()):
         yield name, RuntimeFile(data, os.path.join(_PACKAGE_ROOT, name))
-    yield START, RuntimeFile(_START)
+    yield START, _read(start.__file__)
     yield LAUNCHER, RuntimeFile(_LAUNCHER.encode(), executable=True)
 
 
