@@ -37,6 +37,9 @@ ISOLATES = {
     "runsc": "a kernel in user space (gVisor)",
     "crun": "6 namespaces, mounts, no capabilities",
     "skopeo": "nothing: it is one program that fetches, and umoci another that unpacks",
+    "host loopback": "nothing: no sandbox at all",
+    "slirp4netns": "a network namespace with a TAP device; all of the network, and the host's",
+    "agentd relay": "a network namespace without a way out; names and addresses by rules",
     "agentd gvisor": "a kernel in user space (gVisor), in namespaces and a user of its own",
     "agentd": "7 namespaces, mounts, Landlock, seccomp, cgroups, rlimits, no capabilities",
 }

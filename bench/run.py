@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import audit
 import cases
 import density
+import egress
 import forks
 import images
 import inside
@@ -40,6 +41,7 @@ CASES = (
     "pull",
     "idle",
     "cli",
+    "net",
     "vm",
     "daemon",
     "policy",
@@ -61,6 +63,7 @@ def main() -> int:
         "pull": lambda: registry.registry(options.rounds),
         "idle": lambda: [density.idle(options.sandboxes)],
         "cli": lambda: [cases.cli(max(1, options.rounds // 3))],
+        "net": lambda: egress.egress(options.rounds, options.sandboxes),
         "vm": lambda: machines.machines(options.rounds),
         "daemon": lambda: service.service(options.rounds),
         "policy": lambda: policy.policy(options.rounds),

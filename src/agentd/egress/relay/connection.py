@@ -183,14 +183,15 @@ class RelayedConnection:
             self.address = address
             self._relay.loop.watch(upstream.fileno(), BOTH, self._upstream_event)
             if why == 0:
-                self._connect()
+                self._connect(said=False)
             elif self._places:
                 late = self._relay.loop.later(TRY_SECONDS, lambda: self._dial(errno.ETIMEDOUT))
                 self._attempt = late
             return
         self.end(f"{self.address} cannot be reached: {errno.errorcode.get(why, why)}", reset=True)
 
-    def _connect(self) -> None:
+    def _connect(self, *, said: bool) -> None:
+        """It is connected; ``said``: its host has said something already."""
         assert self._upstream is not None  # noqa: S101  (for the type checker)
         if self._attempt is not None:
             self._attempt.cancel()
@@ -202,7 +203,7 @@ class RelayedConnection:
         self._up = Flow(self._client, self._upstream, self._relay.pipes)
         self._down = Flow(self._upstream, self._client, self._relay.pipes)
         self._settle()
-        self._pump(up=True, down=True)
+        self._pump(up=True, down=said)
 
     def _drop_upstream(self, *, reset: bool = False) -> None:
         if self._attempt is not None:
@@ -263,7 +264,7 @@ class RelayedConnection:
         if why:
             self._dial(why)
         elif mask & OUT:
-            self._connect()
+            self._connect(said=bool(mask & _READ_ENDS))
 
     def _pump(self, *, up: bool, down: bool) -> None:
         assert self._up is not None and self._down is not None  # noqa: S101
