@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests import gvisor, rootfs
+from tests import combinations, gvisor, rootfs
 from tests.conftest import nothing_left_behind
 from tests.contract.ways import Refusal, rest
 from tests.lasting import lasting as lasting_manager
@@ -87,8 +87,6 @@ OF_ONE_WALL_OVER_HTTP = (
 )
 # By these ways calls are made on a machine; by every way, on the namespace wall, and one on both.
 WAYS_TO_A_MACHINE = ("REST", "SDK embedded")
-# make test-combinations: all that the two above leave out of every run.
-ALL_COMBINATIONS = os.environ.get("AGENTD_TEST_COMBINATIONS") == "1"
 # make test-root: where a test names no user, the linux wall's is root of a root to write to.
 AS_ROOT = os.environ.get("AGENTD_TEST_AS_ROOT") == "1"
 # One that runs already, and may do all; otherwise one is started.
@@ -117,14 +115,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _asked_elsewhere(item: pytest.Item) -> bool:
     params = _params(item)
-    if params.get("governed") == "paranoid" and not ALL_COMBINATIONS:
+    if params.get("governed") == "paranoid" and not combinations.ALL:
         return params.get("way", "REST") not in WAYS_TO_A_MACHINE
     kind = KINDS.get(_kind_of(item), KINDS["fake"])
     if kind.sentry and not gvisor.ALL:
         return getattr(item, "originalname", "") not in gvisor.CASES
     names = {item.path.stem, getattr(item, "originalname", "")}
     one = kind.name != "linux" and not names.isdisjoint(OF_ONE_WALL_OVER_HTTP)
-    return kind.over_http and one and not ALL_COMBINATIONS
+    return kind.over_http and one and not combinations.ALL
 
 
 # --- the fake ---

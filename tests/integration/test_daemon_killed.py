@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests import combinations
 
 from agentd.model.errors import AgentdError
 from agentd.sandbox.supervisor import client
 
-KILLS = 100
+KILLS = 100 if combinations.ALL else 25
 WAIT = 120.0
 
 # A daemon, and four principals that keep it busy. Each acknowledged step is told on stdout: one
@@ -65,7 +66,7 @@ def work(number):
                     tell(kept=id_)
             elif kind < 0.85:
                 id_ = random.choice(mine)
-                body = ExecBody(cmd="while :; do date; sleep 0.05; done")
+                body = ExecBody(cmd="while :; do date; sleep 0.2; done")
                 started = service.commands.start(id_, body)
                 tell(started=started.id, of=id_)
             else:

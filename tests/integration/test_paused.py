@@ -134,7 +134,7 @@ def test_what_starts_programs_all_the_time_is_paused_each_time(daemon: Daemon) -
         starts = "while :; do /bin/true; done"
         for _ in range(4):
             sandbox.run(["sh", "-c", f"setsid sh -c '{starts}' >/dev/null 2>&1 &"], check=True)
-        for _ in range(150):
+        for _ in range(100):
             sandbox.pause()
             sandbox.resume()
 

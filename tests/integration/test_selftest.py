@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests import combinations
 
 from agentd.daemon.pipeline import Pipeline
 from agentd.model.isolation import IsolationLevel
@@ -61,6 +62,8 @@ OFF_AS_ROOT = [
 ]
 
 
+# Of a machine, where each attack starts an emulated Python, every run asks a third.
+ON_A_MACHINE = ATTACKS if combinations.ALL else ATTACKS[::3]
 WALLS = ("--backend", "landlock", "--backend", "linux")
 LEVEL = IsolationLevel.PROCESS
 
@@ -298,6 +301,7 @@ def test_a_virtual_machine_passes() -> None:
         found = pipeline.manager.backend("qemu").probe()
         if not found.usable:
             pytest.skip(f"qemu: {'; '.join(b.what for b in found.blockers)}")
-        report = selftest(pipeline, ["qemu"])
+        report = selftest(pipeline, ["qemu"], attacks=ON_A_MACHINE)
     assert report.passed, [row for row in _rows(report).values() if row.verdict.bad]
-    assert len([r for r in _rows(report).values() if r.verdict is Verdict.STOPPED]) >= 15
+    stopped = [row for row in _rows(report).values() if row.verdict is Verdict.STOPPED]
+    assert len(stopped) >= (15 if combinations.ALL else 5)

@@ -17,7 +17,12 @@ from agentd.policy import patience, start
 from agentd.policy.frames import EngineInfo, EngineMissing, packed, receive, send
 from agentd.policy.patience import Patience
 
-_CODE = "import sys; sys.path[:] = {path!r}; from agentd.policy.start import main; main()"
+# msgspec looks for typing_extensions, a sixth of a start with it, and does without:
+# None is "cannot be had" (PEP 328).
+_CODE = (
+    "import sys; sys.path[:] = {path!r}; sys.modules['typing_extensions'] = None; "
+    "from agentd.policy.start import main; main()"
+)
 # What a worker has of its owner's environment: where a Python of one's own has its libraries, and
 # where there is room for files.
 _ENVIRONMENT = ("LD_LIBRARY_PATH", "TMPDIR")

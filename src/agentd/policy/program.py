@@ -11,7 +11,6 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from typing import Any
 
 import msgspec
@@ -21,7 +20,6 @@ from regopy import rego_shared
 from agentd.policy.errors import BundleProblem
 from agentd.policy.reads import Reads, reads
 
-VERSION = f"regopy {version('regopy')}"
 MAX_DEPTH = 64
 _INT64 = 1 << 63
 _ERROR = re.compile(r"\(error (?:\d+:)?([^|\s]*)\|(\d+)\|\d+\s+\(errormsg \d+:(.*)\)")

@@ -18,12 +18,12 @@ import msgspec
 
 from agentd.policy.frames import Build, Compiled, EngineInfo, Load, Query, receive, send
 from agentd.policy.patience import CPU_SECONDS
-from agentd.policy.program import VERSION, Program, Uncompiled, Unevaluated, compile_to
+from agentd.policy.program import Program, Uncompiled, Unevaluated, compile_to
 
 
 class Worker:
-    def __init__(self, engine: EngineInfo) -> None:
-        self._engine = engine
+    def __init__(self, *, stand_in: bool) -> None:
+        self._stand_in = stand_in
         self._program: Program | None = None
         self._seconds = 0.0  # what it has loaded comes with its own
 
@@ -41,7 +41,7 @@ class Worker:
                     self._program, self._seconds = Program(load.path), load.seconds
                 return b"+"
             if operation == b"v":
-                return b"+" + msgspec.json.encode(self._engine)
+                return b"+" + msgspec.json.encode(EngineInfo(_version(), self._stand_in))
             return b"+" + msgspec.json.encode(_build(msgspec.json.decode(body, type=Build)))
         except Unevaluated as error:
             return b"-" + str(error).encode()
@@ -62,11 +62,17 @@ def main(*, stand_in: bool) -> None:
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _die_first()
-    worker = Worker(EngineInfo(VERSION, stand_in))
+    worker = Worker(stand_in=stand_in)
     with socket.socket(fileno=0) as stream:
         while (frame := receive(stream)) is not None:
             send(stream, worker.answer(frame))
     os._exit(0)  # the engine's own end at exit is nothing to wait for
+
+
+def _version() -> str:
+    from importlib.metadata import version  # a third of a worker's start, asked for by doctor alone
+
+    return f"regopy {version('regopy')}"
 
 
 def _die_first() -> None:
