@@ -1,5 +1,6 @@
 """The door suite over agentd's own door and the example's; and over doors that lie in one thing
-each, every one of which it must catch by the cases that name it."""
+each, every one of which it must catch by the cases that name it, and by none that names another:
+of those every run asks one of each lie, and make test-combinations all."""
 
 import os
 import re
@@ -10,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from tests import combinations
 
 ROOT = Path(__file__).resolve().parents[2]
 LYING = ROOT / "tests/doors"
@@ -117,24 +119,49 @@ def test_agentds_own_door_passes_and_each_lie_is_caught(tmp_path: Path, half: st
     """In two halves, which may run beside each other."""
     lies = sorted(CAUGHT)[half == "one" :: 2]
     install(tmp_path, "lying_doors", {f"lies-{lie}": lie for lie in lies})
-    words = ["--pyargs", "agentd.testing.doors", "--door", "agentd.testing.doors.rest:Rest"]
+    every = cases(tmp_path)
+    assert len(every) > 100
+    caught = {lie: {one for one in every if is_of(one, names)} for lie, names in CAUGHT.items()}
+    others = set(every) if combinations.ALL else {min(named) for named in caught.values()}
+    asked = {"rest": set(every)} | {f"lies-{lie}": caught[lie] | others for lie in lies}
+
+    words = ["--pyargs", "--door", "agentd.testing.doors.rest:Rest"]
     for lie in lies:
         words += ["--door", f"lying_drivers:{lie}"]
     words += ["--door-patience", "15", "-rpfE", "--tb=line"]
+    for door, names in asked.items():
+        words += [f"{every[name]}::{of_door(name, door)}" for name in sorted(names)]
     _, said = suite(tmp_path, *words, path=[LYING])
 
     outcomes = told(said)
-    assert set(outcomes) == {"rest", *(f"lies-{lie}" for lie in lies)}, said[-3000:]
-    every = set(outcomes["rest"])
-    assert len(every) > 100
+    assert set(outcomes) == set(asked), said[-3000:]
     wrong = {}
     for door, found in outcomes.items():
-        names = CAUGHT.get(door.removeprefix("lies-"), set())
+        expected = caught.get(door.removeprefix("lies-"), set())
         failed = {name for name, how in found.items() if how != "PASSED"}
-        expected = {one for one in every if one in names or one.partition("[")[0] in names}
-        if failed != expected or set(found) != every:
+        if failed != expected or set(found) != asked[door]:
             wrong[door] = {"too many": failed - expected, "too few": expected - failed}
     assert wrong == {}, said[-5000:]
+
+
+def cases(folder: Path) -> dict[str, str]:
+    """The module of each, by the case's name without its door."""
+    words = ("--collect-only", "--pyargs", "agentd.testing.doors")
+    _, said = suite(folder, *words, "--door", "agentd.testing.doors.rest:Rest")
+    found = re.finditer(r"^\S*?(\w+)\.py::(\w+)\[rest(?:-(.*))?\]$", said, re.M)
+    return {
+        name + (f"[{case}]" if case else ""): f"agentd.testing.doors.{module}"
+        for module, name, case in (one.groups() for one in found)
+    }
+
+
+def is_of(case: str, names: Iterable[str]) -> bool:
+    return case in names or case.partition("[")[0] in names
+
+
+def of_door(case: str, door: str) -> str:
+    name, _, rest = case.partition("[")
+    return f"{name}[{door}-{rest}" if rest else f"{name}[{door}]"
 
 
 def told(said: str) -> dict[str, dict[str, str]]:
