@@ -111,7 +111,8 @@ def test_by_rest_and_the_command_line_it_is_the_same(daemon: Daemon) -> None:
         assert daemon.ask("PUT", where, wrong).status == 400
 
     assert _cli(daemon, "net", "set", box, "db.internal:5432").stdout == "db.internal:5432\n"
-    assert _dials(Sandbox.connect(box, url=daemon.url)) == "hello"
+    with Sandbox.connect(box, url=daemon.url) as sandbox:
+        assert _dials(sandbox) == "hello"
     listed = _cli(daemon, "net", "ls", box).stdout
     assert "db.internal" in listed and "allowed" in listed
     rows = daemon.ask("GET", f"{where}/connections").json["connections"]
@@ -137,6 +138,37 @@ def test_many_connections_are_told_by_a_daemon(daemon: Daemon) -> None:
         page = sandbox.network.connections()
     assert page.totals["allowed"] == page.hosts["db.internal"] == 600
     assert len([each for each in page.connections if each.port]) == 600
+
+
+def test_forks_snapshots_and_the_next_daemon_have_the_rules_that_hold(port: int) -> None:
+    host = f'[[egress.host]]\nname = "db.internal"\naddress = "127.0.0.1:{port}"\n'
+    config = f'[sandbox]\nnetworks = ["none", "restricted"]\n[egress]\n{{}}\n{host}'
+    allowed = 'allow = ["public", "db.internal:5432"]'
+    with running(config.format(allowed)) as daemon, Sandbox.create(url=daemon.url, net=[]) as box:
+        box.network.set(["db.internal:5432"])
+        with box.fork(1)[0] as fork:
+            assert fork.network.get().egress == ("db.internal:5432",)
+            fork.network.set([])
+            assert (_dials(fork), _dials(box)) == ("refused", "hello")
+        kept = box.snapshot()
+        for rules, egress, said in (
+            (None, ("db.internal:5432",), "hello"),
+            (["pypi"], ("pypi",), "refused"),
+        ):
+            with Sandbox.create(url=daemon.url, snapshot=kept.id, net=rules) as again:
+                assert (again.network.get().egress, _dials(again)) == (egress, said)
+        # The next daemon lets less be granted: what lives goes on, what is made anew may not.
+        daemon.stop(kill=True)
+        daemon.configure(config.format('allow = ["pypi"]'))
+        daemon.start()
+        with Sandbox.connect(box.id, url=daemon.url) as found:
+            assert (found.network.get().egress, _dials(found)) == (("db.internal:5432",), "hello")
+            with pytest.raises(Refused, match=r"db\.internal"):
+                Sandbox.create(url=daemon.url, snapshot=kept.id)
+            with pytest.raises(Refused, match=r"db\.internal"):
+                found.network.set(["db.internal:5432"])
+            assert found.network.set(["pypi"]).egress == ("pypi",)
+            assert _dials(found) == "refused"
 
 
 def test_as_many_rules_as_there_may_be(daemon: Daemon) -> None:

@@ -179,9 +179,9 @@ def verify(snapshot: Snapshot) -> None:
 def check_spec(asked: SandboxSpec, kept: SandboxSpec) -> None:
     """Raises Refused unless both describe the same machine.
 
-    Each sandbox may choose what the machine does not know of: the variables of its commands, and
-    the bounds of their time and output. An image's user may be named, or left to the image, which
-    is the same one.
+    Each sandbox may choose what the machine does not know of: the variables of its commands, the
+    bounds of their time and output, and the rules of its network. An image's user may be named, or
+    left to the image, which is the same one.
     """
     if kept.user is None and kept.image != DEFAULT_IMAGE:
         asked = msgspec.structs.replace(asked, user=None)
@@ -197,6 +197,7 @@ def _machine(spec: SandboxSpec) -> dict[str, object]:
     fields = msgspec.structs.asdict(spec)
     # That it is the same image is checked as it is opened.
     fields |= {"isolation": None, "backend": None, "env": None, "image_digest": None}
+    fields |= {"egress": None, "egress_bounds": None}  # the relay's to know
     fields["limits"] = msgspec.structs.replace(spec.limits, output=None, timeout=None)
     return fields
 

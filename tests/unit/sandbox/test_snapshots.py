@@ -172,7 +172,12 @@ def test_a_block_deletes_what_nobody_named(tmp_path, kept_at_end):
 
 @pytest.mark.parametrize(
     "fields",
-    [{"env": {}}, {"backend": "qemu"}, {"limits": Limits(memory=64 << 20, timeout=1, output=1)}],
+    [
+        {"env": {}},
+        {"backend": "qemu"},
+        {"egress": ("npm",)},
+        {"limits": Limits(memory=64 << 20, timeout=1, output=1)},
+    ],
 )
 def test_what_a_machine_does_not_know_of_may_differ(fields):
     snapshots.check_spec(msgspec.structs.replace(ABOUT.spec, **fields), ABOUT.spec)
