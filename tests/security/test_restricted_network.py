@@ -23,14 +23,10 @@ from agentd.model.errors import SandboxError
 
 WALLS = pytest.mark.parametrize("backend", ["linux", "oci"])
 DIAL = """
-def dial(host, port, family=0):
-    for family, kind, protocol, _, address in socket.getaddrinfo(
-            host, port, family, socket.SOCK_STREAM):
-        with socket.socket(family, kind, protocol) as sock:
-            sock.settimeout(20)
-            sock.connect(address)
-            sock.sendall(b"who?")
-            return sock.recv(100).decode() or "closed"
+def dial(host, port):
+    with socket.create_connection((host, port), 20) as sock:
+        sock.sendall(b"who?")
+        return sock.recv(100).decode() or "closed"
 def named(host, port):
     try:
         return dial(host, port)
