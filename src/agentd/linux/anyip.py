@@ -9,7 +9,9 @@ Needs CAP_NET_ADMIN and CAP_NET_BIND_SERVICE in the user namespace that the netw
 ``lo`` up. Standard library only.
 """
 
+import contextlib
 import errno
+import os
 import socket
 import struct
 from collections.abc import Iterable, Sequence
@@ -21,7 +23,7 @@ DNS_PORT = 53
 _BACKLOG = 1024
 _SECONDS = 10  # that the kernel may take to answer; it may load a module meanwhile
 #: What the redirect takes of a kernel, by the names of its modules.
-MODULES = ("nf_tables", "nft_chain_nat", "nft_redir")
+MODULES = ("nf_tables", "nft_chain_nat", "nft_redir", "nft_ct")
 
 # linux/netlink.h, linux/rtnetlink.h
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
@@ -38,14 +40,30 @@ _NETLINK_NETFILTER = 12
 _SUBSYSTEM = 10 << 8
 _BATCH_BEGIN, _BATCH_END = 16, 17
 _NEWTABLE, _NEWCHAIN, _NEWRULE = _SUBSYSTEM | 0, _SUBSYSTEM | 3, _SUBSYSTEM | 6
-_HOOK_OUTPUT, _PRIORITY_DNAT = 3, -100
+_HOOK_OUTPUT, _PRIORITY_RAW, _PRIORITY_DNAT = 3, -300, -100
 _NETWORK_HEADER, _META_L4PROTO = 1, 16
 _ACCEPT = 1
-_TABLE, _CHAIN = b"agentd\0", b"output\0"
+_EQUAL, _NOT_EQUAL = 0, 1
+_TABLE, _UNTRACKED, _REDIRECTED = b"agentd\0", b"untracked\0", b"redirected\0"
+_TCP = bytes((socket.IPPROTO_TCP,))
 
 # linux/in.h, linux/in6.h
 _IP_PKTINFO = 8
 _IPV6_RECVPKTINFO, _IPV6_FREEBIND = 49, 78
+
+# How long the kernel remembers a connection of this namespace, in seconds. What nobody answers, or
+# has ended, is soon forgotten: entries are memory that no control group counts, in a table that is
+# the whole machine's. A connection of which one end has said its last is not: the other may take
+# its time, and without the entry what it says then has another address than the one dialled.
+_REMEMBERED = {
+    "tcp_timeout_syn_sent": 2,
+    "tcp_timeout_syn_recv": 5,
+    "tcp_timeout_close": 1,
+    "tcp_timeout_time_wait": 2,
+    "tcp_timeout_fin_wait": 86400,
+    "tcp_timeout_close_wait": 86400,
+}
+_TRACKING = "/proc/sys/net/netfilter/nf_conntrack"
 
 # Families by their own numbers and by netfilter's, which are the same; where a packet has its
 # destination, and what of that is the loopback's.
@@ -85,6 +103,7 @@ def capture() -> list[socket.socket]:
         for sock in made:
             sock.close()
         raise
+    _bound_tracking()
     return made[::2] + made[1::2]
 
 
@@ -127,6 +146,17 @@ def _redirect(families: Sequence[_Family]) -> None:
         raise OSError(error.errno, what) from None
 
 
+def _bound_tracking() -> None:
+    """After the redirect: with that the kernel begins to track connections here."""
+    for name, seconds in _REMEMBERED.items():
+        with contextlib.suppress(OSError):  # a kernel may be built without these files
+            fd = os.open(f"{_TRACKING}_{name}", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(fd, b"%d" % seconds)
+            finally:
+                os.close(fd)
+
+
 def _route(family: int) -> bytes:
     """RTM_NEWROUTE: ``local default dev lo``."""
     route = struct.pack(
@@ -140,29 +170,36 @@ def _batch(families: Iterable[_Family]) -> tuple[bytes, int]:
     """The messages that set the redirect of these families, and the number of the one that is
     acknowledged. In one batch: it holds as a whole, or not at all.
 
-    A table a family, with a chain of nat at its output: what goes to the loopback is accepted as it
-    is, all other TCP goes to ``PORT`` there.
+    A table a family, with two chains at its output. Of all but TCP no connections are tracked:
+    entries are memory. What goes to the loopback is accepted as it is, all other TCP goes to
+    ``PORT`` there.
     """
     found = [_nf_message(_BATCH_BEGIN, _REQUEST, 0, 0, b"", _SUBSYSTEM >> 8)]
     last = 0
     for family, offset, loopback in families:
         table = _attribute(1, _TABLE)
-        hook = _nest(4, _attribute(1, _be32(_HOOK_OUTPUT)), _attribute(2, _be32(_PRIORITY_DNAT)))
-        chain = table + _attribute(3, _CHAIN) + hook + _attribute(7, b"nat\0")
-        rule = table + _attribute(2, _CHAIN)
-        own = _nest(4, _load(offset, len(loopback)), _equal(loopback), _verdict(_ACCEPT))
-        tcp = bytes((socket.IPPROTO_TCP,))
-        rest = _nest(4, _load_protocol(), _equal(tcp), _number(PORT), _redirected())
+        untracked = table + _attribute(2, _UNTRACKED)
+        other = _nest(4, _load_protocol(), _compare(_NOT_EQUAL, _TCP), _expression("notrack"))
+        redirected = table + _attribute(2, _REDIRECTED)
+        own = (_load(offset, len(loopback)), _compare(_EQUAL, loopback), _verdict(_ACCEPT))
+        rest = (_load_protocol(), _compare(_EQUAL, _TCP), _number(PORT), _redirect_there())
         for kind, more, body in (
             (_NEWTABLE, 0, table),
-            (_NEWCHAIN, 0, chain),
-            (_NEWRULE, _APPEND, rule + own),
-            (_NEWRULE, _APPEND | _ACK, rule + rest),
+            (_NEWCHAIN, 0, table + _chain(_UNTRACKED, b"filter\0", _PRIORITY_RAW)),
+            (_NEWCHAIN, 0, table + _chain(_REDIRECTED, b"nat\0", _PRIORITY_DNAT)),
+            (_NEWRULE, _APPEND, untracked + other),
+            (_NEWRULE, _APPEND, redirected + _nest(4, *own)),
+            (_NEWRULE, _APPEND | _ACK, redirected + _nest(4, *rest)),
         ):
             last += 1
             found.append(_nf_message(kind, _REQUEST | _CREATE | more, last, family, body))
     found.append(_nf_message(_BATCH_END, _REQUEST, last + 1, 0, b"", _SUBSYSTEM >> 8))
     return b"".join(found), last
+
+
+def _chain(name: bytes, kind: bytes, priority: int) -> bytes:
+    hook = _attribute(1, _be32(_HOOK_OUTPUT)) + _attribute(2, _be32(priority))
+    return _attribute(3, name) + _nest(4, hook) + _attribute(7, kind)
 
 
 # Expressions of a rule: a name and attributes each. Register 1 has what is compared, 2 the port.
@@ -178,10 +215,10 @@ def _load_protocol() -> bytes:
     return _expression("meta", _attribute(2, _be32(_META_L4PROTO)), _attribute(1, _be32(1)))
 
 
-def _equal(value: bytes) -> bytes:
-    """Go on to the next rule where what was loaded is another."""
-    parts = (_attribute(1, _be32(1)), _attribute(2, _be32(0)), _nest(3, _attribute(1, value)))
-    return _expression("cmp", *parts)
+def _compare(operation: int, value: bytes) -> bytes:
+    """Go on to the next rule where that does not hold for what was loaded."""
+    how = _attribute(1, _be32(1)) + _attribute(2, _be32(operation))
+    return _expression("cmp", how, _nest(3, _attribute(1, value)))
 
 
 def _verdict(code: int) -> bytes:
@@ -194,7 +231,7 @@ def _number(port: int) -> bytes:
     return _expression("immediate", _attribute(1, _be32(2)), value)
 
 
-def _redirected() -> bytes:
+def _redirect_there() -> bytes:
     return _expression("redir", _attribute(1, _be32(2)))
 
 

@@ -175,6 +175,25 @@ def test_a_kernel_without_the_modules_is_told_which(monkeypatch: pytest.MonkeyPa
         raise OSError(errno.EOPNOTSUPP, "no such subsystem")
 
     monkeypatch.setattr(anyip, "_exchange", refuse)  # no kernel of ours lacks them
-    with pytest.raises(OSError, match="nf_tables, nft_chain_nat, nft_redir") as refusal:
+    with pytest.raises(OSError, match="nf_tables, nft_chain_nat, nft_redir, nft_ct") as refusal:
         anyip._redirect(())
     assert refusal.value.errno == errno.EOPNOTSUPP
+
+
+TRACKED = "int(open('/proc/sys/net/netfilter/nf_conntrack_{}').read())"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace needs uid 0")
+def test_what_the_kernel_remembers_is_bounded() -> None:
+    """Entries are memory that no control group counts."""
+    with inside() as sandbox:
+        datagrams = "[udp(socket.AF_INET, f'127.0.0.{n}', 53) for n in range(1, 40)][-1]"
+        assert sandbox.ask(datagrams) == "127.0.0.39"
+        assert sandbox.ask("udp(socket.AF_INET6, '2001:db8::1', 53)") == "2001:db8::1"
+        assert sandbox.ask(TRACKED.format("count")) == 0
+        sandbox.ask("tcp('8.8.8.8', 443)")
+        assert sandbox.ask(TRACKED.format("count")) >= 1
+        assert sandbox.ask(TRACKED.format("tcp_timeout_time_wait")) <= 2
+        # An end that has said its last may wait for long for what the other says.
+        assert sandbox.ask(TRACKED.format("tcp_timeout_close_wait")) >= 3600
+        assert sandbox.ask(TRACKED.format("tcp_timeout_fin_wait")) >= 3600
