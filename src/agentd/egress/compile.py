@@ -8,8 +8,16 @@ from typing import Any
 
 import msgspec
 
-from agentd.egress.table import PRIVATE
-from agentd.model.egress import PUBLIC, EgressBounds, EgressRule, Network, parse_rule, parse_rules
+from agentd.egress.table import PRIVATE as PRIVATE_NETWORKS
+from agentd.model.egress import (
+    PRIVATE,
+    PUBLIC,
+    EgressBounds,
+    EgressRule,
+    Network,
+    parse_rule,
+    parse_rules,
+)
 from agentd.model.errors import Refused
 
 Wire = dict[str, Any]
@@ -46,14 +54,14 @@ def compile_table(texts: Sequence[str], bounds: EgressBounds = _ONESELF) -> Wire
 
 
 class OperatorRules:
-    """What an operator lets be granted: ``PUBLIC``, and rules."""
+    """What an operator lets be granted: ``PUBLIC``, ``PRIVATE``, and rules."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self._texts = texts
-        self._public = PUBLIC in texts
+        self._public, self._private = PUBLIC in texts, PRIVATE in texts
         rules = [
             (rule, written)
-            for written in parse_rules(text for text in texts if text != PUBLIC)
+            for written in parse_rules(text for text in texts if text not in (PUBLIC, PRIVATE))
             for rule in expanded(written)
         ]
         self._allowed = [pair for pair in rules if pair[0].allow]
@@ -61,6 +69,8 @@ class OperatorRules:
 
     def check(self, asked: EgressRule, written: EgressRule) -> bool:
         """Return whether it may reach private addresses too. Raises Refused for more than this."""
+        if self._private and _private(asked, written):
+            return True
         ports: tuple[int | None, ...] = (None,) if asked.ports is None else asked.ports
         if all(self._has(asked, port, private=True) for port in ports):
             return True
@@ -117,7 +127,7 @@ def _private(rule: EgressRule, written: EgressRule) -> bool:
 
 def _of_private_network(rule: EgressRule) -> bool:
     network = rule.network
-    return network is not None and any(_within(network, own) for own in PRIVATE)
+    return network is not None and any(_within(network, own) for own in PRIVATE_NETWORKS)
 
 
 def _covers(rule: EgressRule, asked: EgressRule) -> bool:

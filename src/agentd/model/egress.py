@@ -24,10 +24,11 @@ MAX_NAME = 253  # RFC 1035, without the dot at its end
 USUAL_PORTS = (443, 80)
 #: Each is a file in ``egress/presets``.
 PRESETS = ("crates", "debian", "dockerhub", "ghcr", "github", "go", "huggingface", "npm", "pypi")
-#: What an operator may write in place of a rule: every name and address that is public.
-PUBLIC = "public"
+#: What an operator may write in place of a rule: every name and address, as far as it is public;
+#: and what reaches private ones: hosts by their whole name, and networks that are private.
+PUBLIC, PRIVATE = "public", "private"
 #: Networks that are no rules, and words that have another meaning where rules are written.
-RESERVED = ("none", "host", "restricted", PUBLIC, "learn")
+RESERVED = ("none", "host", "restricted", PUBLIC, PRIVATE, "learn")
 
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _PRESET = re.compile(r"[a-z][a-z0-9-]{0,31}")
@@ -61,8 +62,8 @@ class StaticHost(msgspec.Struct, frozen=True):
 
 
 class EgressBounds(msgspec.Struct, frozen=True):
-    """What an operator lets callers be granted: rules, ``PUBLIC`` and rules that forbid. ``allow``
-    None is all, as for oneself."""
+    """What an operator lets callers be granted: rules, ``PUBLIC``, ``PRIVATE`` and rules that
+    forbid. ``allow`` None is all, as for oneself."""
 
     allow: tuple[str, ...] | None = None
     hosts: tuple[StaticHost, ...] = ()

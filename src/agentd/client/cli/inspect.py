@@ -40,6 +40,7 @@ def _show(view: "SandboxView", processes: "tuple[ProcessView, ...]") -> None:
             ("created", table.ago(view.created)),
             ("ends", table.until(view.deadline)),
             ("workspace", view.workspace),
+            ("network", _network(view)),
             *((f"label {key}", value) for key, value in view.labels.items()),
             *((f"uses {key}", value) for key, value in view.usage.items()),
         ]
@@ -51,6 +52,12 @@ def _show(view: "SandboxView", processes: "tuple[ProcessView, ...]") -> None:
     if processes:
         print()
         show_processes(processes)
+
+
+def _network(view: "SandboxView") -> str:
+    if view.net != "restricted":
+        return view.net
+    return f"what rules allow: {', '.join(view.egress) or 'nothing'}"
 
 
 def show_processes(processes: "tuple[ProcessView, ...]") -> None:

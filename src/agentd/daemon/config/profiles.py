@@ -35,6 +35,7 @@ def _workstation() -> dict[str, Any]:
         "auth": {"peers": [{"uid": "self", "scopes": ["admin"]}]},
         "pool": [{"min": 1, "max": 4}],
         "sandbox": {"networks": ["none", "host", "restricted"], "mounts": ["/"]},
+        "egress": {"allow": ["public", "private"]},
     }
 
 

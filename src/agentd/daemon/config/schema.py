@@ -217,7 +217,7 @@ class OwnHost(msgspec.Struct, frozen=True, kw_only=True):
 class EgressSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The most that a restricted network may be granted."""
 
-    allow: tuple[Grant, ...] = (Grant(PUBLIC),)  # rules; "public": all names, no private address
+    allow: tuple[Grant, ...] = (Grant(PUBLIC),)  # rules, "public", "private"
     host: tuple[OwnHost, ...] = ()
 
     def bounds(self) -> EgressBounds:

@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from agentd.ingest import doors
-from agentd.model.egress import PUBLIC, check_name, parse_rule
+from agentd.model.egress import PRIVATE, PUBLIC, check_name, parse_rule
 from agentd.model.errors import InvalidInput
 from agentd.model.units import format_size, parse_duration, parse_size
 
@@ -143,13 +143,15 @@ class DoorName(str):
 
 
 class Grant(str):
-    """A rule of what sandboxes may reach, as model.egress spells it, or "public"."""
+    """A rule of what sandboxes may reach, as model.egress spells it; "public" or "private"."""
 
     __slots__ = ()
 
     @classmethod
     def of(cls, value: object) -> "Grant":
-        return cls(value if value == PUBLIC else parse_rule(value).text)  # type: ignore[arg-type]
+        if value in (PUBLIC, PRIVATE):
+            return cls(value)
+        return cls(parse_rule(value).text)  # type: ignore[arg-type]
 
 
 class HostName(str):

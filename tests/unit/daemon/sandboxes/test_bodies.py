@@ -168,6 +168,9 @@ def test_rules_are_granted_within_what_the_configuration_allows() -> None:
     told = granted("db.example.com:5432", allow=("pypi", "*.example.com", "db.example.com:5432"))
     named = told.of_name("db.example.com", 5432)
     assert told.of_answer(named, private, 5432).allowed  # the operator named that very host
+    both = granted("db.example.com:5432", allow=("public", "private"))
+    named = both.of_name("db.example.com", 5432)
+    assert both.of_answer(named, private, 5432).allowed
     kept = granted("a.example.com", allow=("public", "!a.example.com:80"))
     assert not kept.of_name("a.example.com", 80).allowed
     assert kept.of_name("a.example.com", 443).allowed
@@ -186,6 +189,10 @@ def test_rules_are_granted_within_what_the_configuration_allows() -> None:
         ("10.1.2.3:5432", ("public",)),
         ("10.0.0.0/8:*", ("public", "10.1.0.0/16:*")),
         ("8.8.8.8:53", ("pypi",)),
+        ("8.8.8.8:53", ("private",)),
+        ("*.example.com", ("private",)),
+        ("pypi", ("private",)),
+        ("0.0.0.0/0:443", ("private",)),
     ],
 )
 def test_more_than_the_configuration_allows_is_refused(rule: str, allow: tuple[str, ...]) -> None:
@@ -202,6 +209,8 @@ def test_more_than_the_configuration_allows_is_refused(rule: str, allow: tuple[s
         ("*.b.example.com", ("*.example.com",)),
         ("10.1.2.3:5432", ("public", "10.1.0.0/16:*")),
         ("!pypi", ()),
+        ("10.1.2.3:5432", ("private",)),
+        ("db.example.com:5432", ("private",)),
     ],
 )
 def test_as_much_as_the_configuration_allows_is_granted(rule: str, allow: tuple[str, ...]) -> None:
