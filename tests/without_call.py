@@ -19,7 +19,7 @@ NUMBERS = {
     "sendfile": 40, "clone": 56, "flock": 73, "chown": 92, "ptrace": 101, "setgroups": 116,
     "setfsuid": 122, "capset": 126, "personality": 135, "prctl": 157, "chroot": 161, "mount": 165,
     "setrlimit": 160, "umount2": 166, "pivot_root": 155, "sethostname": 170, "mq_open": 240,
-    "add_key": 248, "keyctl": 250, "waitid": 247, "unshare": 272, "fallocate": 285,
+    "socket": 41, "add_key": 248, "keyctl": 250, "waitid": 247, "unshare": 272, "fallocate": 285,
     "signalfd4": 289, "eventfd2": 290, "epoll_create1": 291, "inotify_init1": 294,
     "prlimit64": 302, "name_to_handle_at": 303, "setns": 308, "renameat2": 316, "seccomp": 317,
     "getrandom": 318, "memfd_create": 319, "bpf": 321, "userfaultfd": 323,
@@ -37,6 +37,7 @@ DOCKER = (
     "add_key=EPERM,userfaultfd=EPERM,io_uring_setup=EPERM,name_to_handle_at=EPERM"
 )
 _NAMESPACES = 0x7E020000  # CLONE_NEW*
+_NETLINK_NETFILTER = 12  # of socket(2)'s protocols
 
 
 def _step(code: int, yes: int, no: int, value: int) -> bytes:
@@ -44,13 +45,17 @@ def _step(code: int, yes: int, no: int, value: int) -> bytes:
 
 
 def program(refused: str) -> bytes:
-    """The filter: ``NAME=ERRNO``, ``NAME:namespaces=ERRNO``, with commas between."""
+    """The filter: ``NAME=ERRNO``, ``NAME:namespaces=ERRNO``, ``socket:netfilter=ERRNO``, with
+    commas between."""
     steps = _step(_LOAD, 0, 0, 0)
     for word in refused.split(","):
         name, _, error = word.partition("=")
         name, _, part = name.partition(":")
         answer = _step(_RETURN, 0, 0, _ERRNO | getattr(errno, error))
-        if part:
+        if part == "netfilter":
+            steps += _step(_EQUAL, 0, 4, NUMBERS[name]) + _step(_LOAD, 0, 0, _ARGUMENT + 16)
+            steps += _step(_EQUAL, 0, 1, _NETLINK_NETFILTER) + answer + _step(_LOAD, 0, 0, 0)
+        elif part:
             steps += _step(_EQUAL, 0, 4, NUMBERS[name]) + _step(_LOAD, 0, 0, _ARGUMENT)
             steps += _step(_SET, 0, 1, _NAMESPACES) + answer + _step(_LOAD, 0, 0, 0)
         else:

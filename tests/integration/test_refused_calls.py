@@ -143,3 +143,13 @@ def test_doctor_tells_of_a_wall_that_only_its_last_call_is_refused(call: str, er
     assert not walls["landlock"]["usable"], done.stdout
     (blocker,) = walls["landlock"]["blockers"]
     assert call in blocker["what"] and "seccomp" in blocker["fix"]
+
+
+@pytest.mark.parametrize("wall", ["linux", "oci"])
+def test_a_kernel_without_netfilter_restricts_no_network_and_says_so(wall: str) -> None:
+    words = ("--backend", wall, "--net", "db.example", "--", "true")
+    done = _run("socket:netfilter=EPROTONOSUPPORT", "namespace", *words)
+    assert done.returncode == 125
+    assert "a network cannot be restricted to rules here" in done.stderr, done.stderr
+    assert "modprobe -a nf_tables" in done.stderr
+    assert _report("socket:netfilter=EPROTONOSUPPORT", "namespace")["network"]["enforced"]

@@ -75,6 +75,8 @@ _NO_IPV6 = (
     *(errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT),
     *(errno.ENOENT, errno.ENODEV, errno.EINVAL, errno.EACCES),
 )
+#: How an error begins that says so.
+NONE = "the kernel redirects nothing"
 _NO_MODULES = (errno.EPROTONOSUPPORT, errno.EOPNOTSUPP, errno.ENOENT)
 
 
@@ -142,8 +144,7 @@ def _redirect(families: Sequence[_Family]) -> None:
     except OSError as error:
         if error.errno not in _NO_MODULES:
             raise
-        what = f"the kernel redirects nothing, for want of {', '.join(MODULES)}"
-        raise OSError(error.errno, what) from None
+        raise OSError(error.errno, f"{NONE}, for want of {', '.join(MODULES)}") from None
 
 
 def _bound_tracking() -> None:

@@ -7,7 +7,7 @@ import socket
 import threading
 
 from agentd.guest.zygote.messages import MAX_MESSAGE
-from agentd.linux import landlock, overlay, privileges, process
+from agentd.linux import landlock, privileges, process
 from agentd.model.availability import Availability, Blocker
 from agentd.model.configuration import USUAL, HostConfiguration
 from agentd.model.errors import AgentdError, InvalidInput, SandboxError
@@ -108,8 +108,8 @@ class LinuxBackend:
         except Ended:  # the zygote was killed: the next one will do
             return self._launch(plan, kept)
         except SandboxError as error:
-            if plan.spec.writable and overlay.NONE in error.cause:
-                raise report.not_writable(error.cause) from error
+            if (refused := report.refusal(plan.spec, error.cause)) is not None:
+                raise refused from error
             raise
 
     def _launch(self, plan: LinuxPlan, kept: str | None) -> LinuxWall:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from agentd.linux import caps, container, landlock, seccomp
+from agentd.linux import anyip, caps, container, landlock, overlay, seccomp
 from agentd.linux.cgroup import Group
 from agentd.model.availability import Blocker
 from agentd.model.enforcement import Control
@@ -112,7 +112,22 @@ def network(net: str, egress: Sequence[str]) -> Control:
     return Control(net, True, f"own namespace, and by the host's relay {named}{more}")
 
 
-def not_writable(why: str) -> Refused:
+def refusal(spec: SandboxSpec, why: str) -> Refused | None:
+    """Return what is said where this kernel lacks what a sandbox asks for; None where it is another
+    thing that failed."""
+    if spec.writable and overlay.NONE in why:
+        return _not_writable(why)
+    if spec.net == "restricted" and anyip.NONE in why:
+        return Refused(
+            "a network cannot be restricted to rules here",
+            cause=why,
+            remediation=f"load the kernel's modules (modprobe -a {' '.join(anyip.MODULES)}), which "
+            "its package has; in a container that is the host's to do; or leave --net out",
+        )
+    return None
+
+
+def _not_writable(why: str) -> Refused:
     return Refused(
         "the root cannot be made writable here",
         cause=why,

@@ -12,7 +12,7 @@ from agentd.image.runtime import store
 from agentd.linux import landlock, privileges, probe, process, seccomp
 from agentd.model.availability import Availability, Blocker
 from agentd.model.enforcement import Enforcement
-from agentd.model.errors import AgentdError, InvalidInput, Refused
+from agentd.model.errors import AgentdError, InvalidInput, Refused, SandboxError
 from agentd.model.limits import Limits
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends import identity, leases, shared
@@ -127,6 +127,10 @@ class ContainerBackend:
             return self._launch(plan, kept)
         except Ended:  # the launcher was killed: the next one will do
             return self._launch(plan, kept)
+        except SandboxError as error:
+            if (refused := report.refusal(plan.spec, error.cause)) is not None:
+                raise refused from error
+            raise
 
     def _launch(self, plan: LinuxPlan, kept: str | None) -> LinuxWall:
         called = self._runtime(plan.spec.runtime)
