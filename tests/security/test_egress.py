@@ -15,14 +15,17 @@ import pytest
 from tests.captured import Captured, Names, Served, echo, eventually, relayed
 from tests.unit.egress.relay.test_hello import client_hello
 
+from agentd import Sandbox
 from agentd.egress import keeper as keepers
+from agentd.egress import process as processes
 from agentd.egress.compile import compile_table
 from agentd.egress.keeper import Admitted, RelayKeeper
 from agentd.model.egress import EgressBounds, StaticHost
+from agentd.sandbox.backends import identity
 from agentd.testing.patience import SLOWER
 
 RESET, REFUSED = errno.ECONNRESET, errno.ECONNREFUSED
-RELAY = keepers.MODULE
+RELAY = processes.MODULE
 # What a relay is started with where a control is off: its main, after some lines more.
 WITHOUT = {
     "addresses": "from agentd.egress.relay.targets import Finder; "
@@ -41,12 +44,12 @@ WITHOUT = {
 def relay(without: str = "", **answers: Any) -> Iterator[tuple[RelayKeeper, Names]]:
     """A relay, with a control switched off where one is named."""
     if without:
-        keepers.MODULE = f"{RELAY} import main; {WITHOUT[without]}; from {RELAY}"
+        processes.MODULE = f"{RELAY} import main; {WITHOUT[without]}; from {RELAY}"
     try:
         with relayed(**answers) as (keeper, names):
             yield keeper, names
     finally:
-        keepers.MODULE = RELAY
+        processes.MODULE = RELAY
 
 
 @contextlib.contextmanager
@@ -298,19 +301,68 @@ relay.Relay.serve = tried
 def test_a_relay_that_was_taken_over_has_nothing() -> None:
     """By: its seccomp filter, which names what it may call; Landlock; no capability; no root."""
     try:
-        keepers.MODULE = f"{RELAY} import main; exec({ATTACKS!r}); from {RELAY}"
+        processes.MODULE = f"{RELAY} import main; exec({ATTACKS!r}); from {RELAY}"
         with relayed() as (keeper, _):
             with sandbox(keeper, "db.internal:1"):
                 eventually(lambda: keeper.faults)
             found = __import__("json").loads(keeper.faults[0])
             status = _status(keeper.pid)
     finally:
-        keepers.MODULE = RELAY
+        processes.MODULE = RELAY
     assert set(found.values()) <= {errno.EPERM, errno.EACCES}, found
     assert status["NoNewPrivs"] == "1"
     assert status["Seccomp"] == "2"
     assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == 0
     assert status["Uid"].split()[0] != "0"
+
+
+# Says something else in place of serving, and does not end by itself.
+LIES = """
+import time
+from agentd.egress.relay import relay
+def lie(self):
+    self._control.recv(1 << 18)
+    self._control.send({!r})
+    while True:
+        time.sleep(60)
+relay.Relay.serve = lie
+"""
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"nonsense",
+        b"[]",
+        b"{}",
+        b'{"rows": [{"sandbox": {}}], "lost": 0}',
+        b'{"rows": [{"sandbox": 1, "n": [], "port": 1}], "lost": 0}',
+        b'{"rows": 1}',
+    ],
+)
+def test_what_a_relay_that_was_taken_over_says_harms_nobody(said: bytes) -> None:
+    """By: what it says is looked at; it is ended, and where the next are no better, so is the
+    network."""
+    try:
+        processes.MODULE = f"{RELAY} import main; exec({LIES.format(said)!r}); from {RELAY}"
+        with relayed() as (keeper, _), sandbox(keeper, "db.internal:1") as (inside, admitted):
+            eventually(lambda: inside.ask("attempt(talk, '8.8.8.8', 1)") == REFUSED)
+            assert keeper.faults
+            assert admitted.connections().rows == []
+    finally:
+        processes.MODULE = RELAY
+
+
+@pytest.mark.root
+def test_the_relay_is_a_user_that_nobody_else_is() -> None:
+    """By: an id of the block that it alone has, which is given back when it has ended."""
+    with Sandbox.create(net=["pypi"], backend="linux", embedded=True):
+        users = _status(keepers.shared().pid)["Uid"].split()
+        assert len(set(users)) == 1
+        assert int(users[0]) in identity.configured().usable()
+        assert os.path.exists(f"{identity.folder()}/{users[0]}")
+    keepers.shared().rest()
+    assert not os.path.exists(f"{identity.folder()}/{users[0]}")
 
 
 def _status(pid: int) -> dict[str, str]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 MOST = 1000
 _MOST_HOSTS = 256
+_MAX_TEXT = 400
 Row = dict[str, Any]
 
 
@@ -39,6 +40,7 @@ class ConnectionLog:
 
     def take(self, generation: int, row: Row) -> None:
         """A row of the relay, whose own ``n`` counts by ``generation``."""
+        row = _plain(row)
         with self._lock:
             key = generation, row.get("n", 0)
             known = self._by_relay.pop(key, None)
@@ -91,3 +93,20 @@ class ConnectionLog:
         host = row["name"] or row["address"]
         if row["allowed"] and (host in self._hosts or len(self._hosts) < _MOST_HOSTS):
             self._hosts[host] = self._hosts.get(host, 0) + 1
+
+
+_TEXTS, _NUMBERS = ("name", "address", "rule", "reason"), ("n", "sent", "received")
+
+
+def _plain(row: Row) -> Row:
+    """What a row is to have and no more: who tells it parses what hostile ends send.
+
+    Raises KeyError, TypeError, ValueError."""
+    port = row["port"]
+    found: Row = {name: str(row[name])[:_MAX_TEXT] for name in _TEXTS}
+    found |= {name: int(row[name]) for name in _NUMBERS if name in row}
+    found |= {name: bool(row[name]) for name in ("allowed", "ended")}
+    found["port"] = None if port is None else int(port)
+    if "ms" in row:
+        found["ms"] = float(row["ms"])
+    return found

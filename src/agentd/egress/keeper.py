@@ -7,7 +7,6 @@ them for the next; where none can be had they are closed, and programs get ECONN
 
 import atexit
 import contextlib
-import json
 import os
 import select
 import socket
@@ -19,20 +18,16 @@ from typing import Any
 
 from agentd.egress.connections import ConnectionList, ConnectionLog
 from agentd.egress.hostnames import HostFiles
-from agentd.linux import privileges, python
-from agentd.model.errors import InvalidInput, SandboxError
+from agentd.egress.process import RelayProcess, TakeUser, pack
+from agentd.model.errors import SandboxError
 
-MODULE = "agentd.egress.relay.main"
-#: Of a message to the relay; a table has to fit.
-MAX_MESSAGE = 160 << 10
 _START_SECONDS = 60.0
-_SEND_SECONDS = 20.0
+_REST_SECONDS = 20.0
 _SYNC_SECONDS = 2.0
 _LOOK_SECONDS = 5.0  # between looks at resolv.conf and hosts
 # So many deaths within so many seconds, and it is not started again.
 _DEATHS, _WITHIN = 5, 60.0
-_MAX_NAMES = 1024
-_NOBODY = 65534
+_MAX_NAMES, _MAX_NAME = 1024, 253
 _keepers: "weakref.WeakSet[RelayKeeper]" = weakref.WeakSet()
 
 
@@ -75,13 +70,14 @@ class RelayKeeper:
     """Thread-safe. One a process: its relay serves all sandboxes of that. Has a thread while there
     is a relay."""
 
-    def __init__(self, user: int | None = None, files: HostFiles | None = None) -> None:
-        """``user`` is who the relay is, where we are root: an id that owns nothing and that nobody
-        else has; nobody's where none is given."""
-        self._user = _default_user() if user is None else user
+    def __init__(self, take: TakeUser | None = None, files: HostFiles | None = None) -> None:
+        """``take`` gives who a relay is, where we are root: an id that owns nothing and that no
+        other process has. Where it has none to give, or raises SandboxError, the relay is nobody.
+        """
+        self._take_user = take
         self._files = files or HostFiles()
         self._changed = threading.Condition()
-        self._control: socket.socket | None = None
+        self._process: RelayProcess | None = None
         self._thread: threading.Thread | None = None
         self._ready = False
         self._failure = ""
@@ -91,7 +87,6 @@ class RelayKeeper:
         self._asked = 0  # the last ``sync``, and the last that was answered
         self._synced = 0
         self._generation = 0
-        self._pid = 0
         self._deaths: list[float] = []
         self._admitted: dict[int, Admitted] = {}
         #: What holds of the relay, in its own words; empty before it is ready.
@@ -103,7 +98,8 @@ class RelayKeeper:
     @property
     def pid(self) -> int:
         """The relay's, 0 where there is none."""
-        return self._pid
+        process = self._process
+        return 0 if process is None else process.pid
 
     def begin(self) -> None:
         """Start the relay, unless there is one, and do not wait for it. Raises SandboxError."""
@@ -121,9 +117,15 @@ class RelayKeeper:
             self._ids += 1
             admitted = Admitted(self, self._ids, sockets, table)
             try:
+                pack({"set": admitted.id, "table": table})
                 self._begin()
                 self._await_ready()
-                self._hand_over(admitted)
+                try:
+                    self._hand_over(admitted)
+                except SandboxError:  # it died just now, and another comes
+                    self._ready = False
+                    self._await_ready()
+                    self._hand_over(admitted)
             except BaseException:
                 admitted.close_sockets()
                 raise
@@ -134,10 +136,11 @@ class RelayKeeper:
         with self._changed:
             if admitted.id not in self._admitted:
                 raise SandboxError("the sandbox has no network any more")
-            message = _packed({"set": admitted.id, "table": table})
-            admitted.table = table  # the next relay's, should this one be gone
+            message = pack({"set": admitted.id, "table": table})
+            admitted.table = table
             if self._ready:
-                self._send(message)
+                with contextlib.suppress(SandboxError):  # it is gone, and the next one is told this
+                    self._send(message)
 
     def sync(self) -> None:
         """Wait until the relay has told what was done until now, or is gone; not for long."""
@@ -147,7 +150,7 @@ class RelayKeeper:
             self._asked += 1
             asked, generation = self._asked, self._generation
             with contextlib.suppress(SandboxError):
-                self._send(_packed({"sync": asked}))
+                self._send(pack({"sync": asked}))
                 self._changed.wait_for(
                     lambda: (
                         self._synced >= asked or not self._ready or self._generation != generation
@@ -159,7 +162,7 @@ class RelayKeeper:
         with self._changed:
             if self._admitted.pop(admitted.id, None) is not None and self._ready:
                 with contextlib.suppress(SandboxError):  # one that is gone has released it
-                    self._send(_packed({"release": admitted.id}))
+                    self._send(pack({"release": admitted.id}))
             admitted.close_sockets()
 
     def rest(self) -> None:
@@ -168,29 +171,29 @@ class RelayKeeper:
             if self._admitted or self._thread is None:
                 return
             self._resting, self._ready = True, False
-            if self._control is not None:
-                with contextlib.suppress(OSError):
-                    self._control.shutdown(socket.SHUT_RDWR)
-            self._changed.wait_for(lambda: self._thread is None or not self._resting, _SEND_SECONDS)
+            if self._process is not None:
+                self._process.shut()
+            self._changed.wait_for(lambda: self._thread is None or not self._resting, _REST_SECONDS)
 
     def close(self) -> None:
         """End the relay and all that it serves. Idempotent."""
         with self._changed:
             self._closed = True
             thread = self._thread
-            if self._control is not None:
-                with contextlib.suppress(OSError):
-                    self._control.shutdown(socket.SHUT_RDWR)
+            if self._process is not None:
+                self._process.shut()
             self._give_up("it was closed")
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
     def forget_after_fork(self) -> None:
         """In a child of ours: what we hold is the parent's, and would outlive it there."""
-        for sock in (self._control, *(s for a in self._admitted.values() for s in a.sockets)):
-            if sock is not None:
-                with contextlib.suppress(OSError):
-                    sock.close()
+        socks = [sock for admitted in self._admitted.values() for sock in admitted.sockets]
+        if self._process is not None:
+            socks.append(self._process.control)
+        for sock in socks:
+            with contextlib.suppress(OSError):
+                sock.close()
         self._closed, self._ready, self._failure = True, False, "it is of the parent process"
 
     # --- under the lock ---
@@ -213,35 +216,28 @@ class RelayKeeper:
 
     def _start(self) -> None:
         """A new process, which is told who it is and not yet ready. Raises SandboxError."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.settimeout(_SEND_SECONDS)
-        try:
-            self._pid = python.start(MODULE, (theirs,))
-        except OSError as error:
-            ours.close()
-            raise SandboxError("the network relay cannot be started", cause=str(error)) from error
-        finally:
-            theirs.close()
-        self._control = ours
+        self._process = RelayProcess(self._take_user)
         self._generation += 1
-        self._send(_packed({"user": self._user}))
-        self._tell_names()
+        try:
+            self._tell_names()
+        except SandboxError:
+            process, self._process = self._process, None
+            process.close()
+            raise
 
     def _tell_names(self) -> None:
         names = self._files.read()
-        self._send(_packed({"servers": names.servers, "hosts": names.hosts}))
+        self._send(pack({"servers": names.servers, "hosts": names.hosts}))
 
     def _hand_over(self, admitted: Admitted) -> None:
         message = {"admit": admitted.id, "table": admitted.table, "names": list(admitted.names)}
-        self._send(_packed(message), admitted.sockets)
+        self._send(pack(message), admitted.sockets)
 
     def _send(self, data: bytes, sockets: Sequence[socket.socket] = ()) -> None:
         """Raises SandboxError where it is gone, or takes nothing."""
-        assert self._control is not None  # noqa: S101  (for the type checker)
-        try:
-            socket.send_fds(self._control, [data], [sock.fileno() for sock in sockets])
-        except OSError as error:
-            raise SandboxError("the network relay takes no messages", cause=str(error)) from error
+        if self._process is None:
+            raise SandboxError("there is no network relay")
+        self._process.send(data, sockets)
 
     def _give_up(self, why: str) -> None:
         """Nobody serves what was admitted: close it, so that programs are refused at once."""
@@ -258,11 +254,10 @@ class RelayKeeper:
         while True:
             self._listen()
             with self._changed:
-                self._ready, self._pid, dead = False, 0, self._pid
-                control, self._control = self._control, None
-                if control is not None:
-                    control.close()
-                _reap(dead)
+                self._ready = False
+                process, self._process = self._process, None
+                if process is not None:
+                    process.close()
                 for admitted in self._admitted.values():
                     admitted.log.cut()
                 if self._closed or self._resting or not self._again():
@@ -285,20 +280,22 @@ class RelayKeeper:
 
     def _listen(self) -> None:
         """Take what the relay tells, until it is gone."""
-        control = self._control
-        assert control is not None  # noqa: S101  (for the type checker)
+        process = self._process
+        assert process is not None  # noqa: S101  (for the type checker)
         poll = select.poll()
-        poll.register(control, select.POLLIN)
+        poll.register(process.control, select.POLLIN)
         while True:
             try:
                 if not poll.poll(_LOOK_SECONDS * 1000):
                     self._look_at_files()
                     continue
-                data = control.recv(MAX_MESSAGE)
-                if not data:
+                message = process.receive()
+                if message is None:
                     return
-                self._take(json.loads(data))
-            except (OSError, SandboxError, ValueError):
+                self._take(message)
+            except Exception as error:
+                # Nothing that it says may end this thread: whoever says it is ended, and followed.
+                self._note(f"{type(error).__name__}: {error}")
                 return
 
     def _look_at_files(self) -> None:
@@ -322,24 +319,27 @@ class RelayKeeper:
                 self._ready = True
             self._changed.notify_all()
 
+    def _note(self, fault: str) -> None:
+        self.faults = [*self.faults[-9:], fault[:2000]]
+
     def _take_rows(self, message: dict[str, Any]) -> None:
         with self._changed:
             admitted = dict(self._admitted)
         if message["lost"]:
             for each in admitted.values():
-                each.log.lost(message["lost"])
+                each.log.lost(int(message["lost"]))
         for row in message["rows"]:
             if "fault" in row:
-                self.faults = [*self.faults[-9:], row["fault"]]
+                self._note(str(row["fault"]))
                 continue
             found = admitted.get(row.pop("sandbox"))
             if found is None:
                 continue
             if "repeats" in row:
-                found.log.repeats(row["repeats"])
+                found.log.repeats(int(row["repeats"]))
             elif "named" in row:
                 if len(found.names) < _MAX_NAMES:
-                    found.names[row["named"]] = None
+                    found.names[str(row["named"])[:_MAX_NAME]] = None
             else:
                 found.log.take(self._generation, row)
 
@@ -348,36 +348,14 @@ _shared: RelayKeeper | None = None
 _shared_lock = threading.Lock()
 
 
-def shared() -> RelayKeeper:
+def shared(take: TakeUser | None = None) -> RelayKeeper:
     """Return this process' keeper, made now where there is none yet."""
     global _shared  # noqa: PLW0603  (one a process)
     with _shared_lock:
         if _shared is None:
-            _shared = RelayKeeper()
+            _shared = RelayKeeper(take)
             atexit.register(_shared.close)
         return _shared
-
-
-def _packed(message: Mapping[str, Any]) -> bytes:
-    """Raises InvalidInput where it is too large."""
-    data = json.dumps(message, separators=(",", ":")).encode()
-    if len(data) > MAX_MESSAGE:
-        raise InvalidInput(
-            f"the network's rules take {len(data)} bytes, over {MAX_MESSAGE}",
-            remediation="use fewer, or wildcards, as *.example.com",
-        )
-    return data
-
-
-def _default_user() -> int | None:
-    if os.geteuid() != 0 or privileges.no_users(_NOBODY, _NOBODY + 1):
-        return None
-    return _NOBODY
-
-
-def _reap(pid: int) -> None:
-    with contextlib.suppress(ChildProcessError):  # it was somebody else's to collect
-        os.waitpid(pid, 0)
 
 
 def _forget_after_fork() -> None:

@@ -12,11 +12,12 @@ from agentd.linux import anyip
 from agentd.linux.net import namespace_cookie
 from agentd.model.enforcement import Control
 from agentd.model.errors import SandboxError
+from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.linux import report
 from agentd.sandbox.backends.linux.plan import LinuxPlan, egress_table
 
 if TYPE_CHECKING:
-    from agentd.egress.keeper import Admitted
+    from agentd.egress.keeper import Admitted, RelayKeeper
 
 _STREAM, _DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
 _SHAPES = (
@@ -61,9 +62,7 @@ def admitted(
         return None
     try:
         _check(sockets)
-        from agentd.egress import keeper
-
-        network = SandboxNetwork(plan, keeper.shared().admit(sockets, plan.table))
+        network = SandboxNetwork(plan, relay().admit(sockets, plan.table))
     except BaseException:
         for sock in sockets:
             sock.close()
@@ -75,9 +74,14 @@ def admitted(
 
 def rest() -> None:
     """End this process's relay where no sandbox needs it any more."""
+    relay().rest()
+
+
+def relay() -> "RelayKeeper":
+    """Return this process's keeper, whose relay has an id of its own where sandboxes have."""
     from agentd.egress import keeper
 
-    keeper.shared().rest()
+    return keeper.shared(identity.take)
 
 
 def _check(sockets: Sequence[socket.socket]) -> None:

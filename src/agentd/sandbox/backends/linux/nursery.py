@@ -370,9 +370,9 @@ def begin(net: str) -> None:
         with contextlib.suppress(AgentdError, OSError):  # said again by whoever needs it
             _begun = Nursery(net=net)
             if net == "restricted":
-                from agentd.egress import keeper
+                from agentd.sandbox.backends.linux import network
 
-                keeper.shared().begin()
+                network.relay().begin()
 
 
 def adopt() -> Nursery | None:

@@ -1,0 +1,114 @@
+"""One relay's process as its host sees it: started, told things, ended for sure."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from agentd.linux import privileges, python
+from agentd.model.errors import InvalidInput, SandboxError
+
+MODULE = "agentd.egress.relay.main"
+#: Of a message to the relay; a table has to fit.
+MAX_MESSAGE = 160 << 10
+_SEND_SECONDS = 20.0
+_NOBODY = 65534
+
+
+class RelayUser(Protocol):
+    """A user id that is one relay's."""
+
+    id: int
+
+    def release(self) -> None:
+        """No process has it any more."""
+
+
+TakeUser = Callable[[], RelayUser | None]
+
+
+class RelayProcess:
+    """Thread-compatible. It parses what hostile ends send, so nothing it says is believed without
+    a look, and it is killed rather than waited for."""
+
+    def __init__(self, take: TakeUser | None) -> None:
+        """Return at once; it says later that it is ready. Raises SandboxError."""
+        self._user: RelayUser | None = None
+        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.control.settimeout(_SEND_SECONDS)
+        try:
+            self.pid = python.start(MODULE, (theirs,))
+            self._pidfd = os.pidfd_open(self.pid)
+        except OSError as error:
+            self.control.close()
+            raise SandboxError("the network relay cannot be started", cause=str(error)) from error
+        finally:
+            theirs.close()
+        if take is not None:
+            with contextlib.suppress(SandboxError):  # none is left: it is nobody then
+                self._user = take()
+        try:
+            self.send(pack({"user": _nobody() if self._user is None else self._user.id}))
+        except BaseException:
+            self.close()
+            raise
+
+    def send(self, data: bytes, sockets: Sequence[socket.socket] = ()) -> None:
+        """Raises SandboxError where it is gone or takes nothing: it is ended then."""
+        try:
+            socket.send_fds(self.control, [data], [sock.fileno() for sock in sockets])
+        except OSError as error:
+            self.kill()
+            raise SandboxError("the network relay takes no messages", cause=str(error)) from error
+
+    def receive(self) -> dict[str, Any] | None:
+        """Return what it says; None where it is gone. Raises OSError, and ValueError for what is no
+        message."""
+        data = self.control.recv(MAX_MESSAGE)
+        if not data:
+            return None
+        message = json.loads(data)
+        if not isinstance(message, dict):
+            raise ValueError("no object")
+        return message
+
+    def shut(self) -> None:
+        """Have it end: whoever receives sees that."""
+        with contextlib.suppress(OSError):
+            self.control.shutdown(socket.SHUT_RDWR)
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def close(self) -> None:
+        """It has ended when this returns, and its id is nobody's."""
+        self.control.close()
+        self.kill()
+        with contextlib.suppress(ChildProcessError):  # it was somebody else's to collect
+            os.waitpid(self.pid, 0)
+        os.close(self._pidfd)
+        user, self._user = self._user, None
+        if user is not None:
+            user.release()
+
+
+def pack(message: Mapping[str, Any]) -> bytes:
+    """Raises InvalidInput where it is too large."""
+    data = json.dumps(message, separators=(",", ":")).encode()
+    if len(data) > MAX_MESSAGE:
+        raise InvalidInput(
+            f"the network's rules take {len(data)} bytes, over {MAX_MESSAGE}",
+            remediation="use fewer, or wildcards, as *.example.com",
+        )
+    return data
+
+
+def _nobody() -> int | None:
+    """Nobody's id, where we are root that may become another; else None: it stays as we are."""
+    if os.geteuid() != 0 or privileges.no_users(_NOBODY, _NOBODY + 1):
+        return None
+    return _NOBODY
