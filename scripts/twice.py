@@ -20,6 +20,8 @@ SOME_FAILED = 1  # pytest's exit status where all ran; with every other, tests a
 def main(options: list[str]) -> int:
     # A cache of its own: another run in this checkout must not change what failed here.
     with tempfile.TemporaryDirectory(prefix="agentd-twice-") as cache:
+        if "-n" in options:
+            compile_first(cache, *options)
         status = pytest(cache, *options)
         if status != SOME_FAILED:
             return status
@@ -29,14 +31,30 @@ def main(options: list[str]) -> int:
     return status or judged(failed)
 
 
+def compile_first(cache: str, *options: str) -> None:
+    """In one process what each worker would compile, since all of them begin with it. What is wrong
+    with the tests, their run will say."""
+    words = (*options, "-n0", "--collect-only", "-qq")
+    subprocess.run(
+        command(cache, *words), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, check=False
+    )
+
+
 def pytest(cache: str, *options: str) -> int:
-    # uv leaves no bytecode: what is imported is compiled once, and test modules rewritten once, not
-    # by each worker and by each daemon that a test starts.
-    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": ""}
     # It has an interrupt itself, and cleans up before it ends.
     signal.signal(signal.SIGINT, lambda *_: None)
-    argv = [sys.executable, "-m", "pytest", "-q", "-o", f"cache_dir={cache}", *options]
-    return subprocess.run(argv, cwd=ROOT, env=environment, check=False).returncode
+    argv = command(cache, *options)
+    return subprocess.run(argv, cwd=ROOT, env=environment(), check=False).returncode
+
+
+def command(cache: str, *options: str) -> list[str]:
+    return [sys.executable, "-m", "pytest", "-q", "-o", f"cache_dir={cache}", *options]
+
+
+def environment() -> dict[str, str]:
+    # uv leaves no bytecode: what is imported is compiled once, and test modules rewritten once, not
+    # by each worker and by each daemon that a test starts.
+    return os.environ | {"PYTHONDONTWRITEBYTECODE": ""}
 
 
 def judged(flaky: list[str]) -> int:
