@@ -73,8 +73,8 @@ _WHERE = {
     "agentd.model.cause": "Cause CauseCode",
     "agentd.model.enforcement": "Control Enforcement",
     "agentd.model.errors": "AgentdError BackendLost Conflict Forbidden Full GuestError "
-    "InvalidInput NotFound OperationFailed PolicyDenied QuotaExceeded Refused SandboxError "
-    "TooLarge Unauthenticated Unavailable Undecided Unsupported",
+    "InvalidInput NotFound NotReady OperationFailed PolicyDenied QuotaExceeded Refused "
+    "SandboxError TooLarge Unauthenticated Unavailable Undecided Unsupported",
     "agentd.model.isolation": "IsolationLevel",
     "agentd.model.mount": "Mount",
     "agentd.model.options": "Command ExecOptions SandboxOptions",
@@ -115,6 +115,7 @@ __all__ = [
     "IsolationLevel",
     "Mount",
     "NotFound",
+    "NotReady",
     "OperationFailed",
     "PolicyDenied",
     "Process",

@@ -95,6 +95,29 @@ backend = "linux"
 min = 1
 max = 2
 ttl = "5m"
+[[template]]
+name = "made"
+image = "none-such"
+isolation = "namespace"
+backend = "linux"
+runtime = "crun"
+net = "host"
+user = "root"
+writable = true
+env = {{ A = "b" }}
+start = ["true"]
+ready = ["true"]
+ready_timeout = "5s"
+min = 1
+max = 2
+ttl = "5m"
+memory = "192M"
+cpus = 1.5
+pids = 100
+disk = "64M"
+open_files = 512
+output = "1M"
+timeout = "50s"
 [leases]
 default = "5m"
 max = "1h"

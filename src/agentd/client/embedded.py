@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from agentd.daemon.admission.explain import Explained as Explained  # noqa: PLC0414
     from agentd.daemon.builds import SandboxRunner as SandboxRunner  # noqa: PLC0414
     from agentd.daemon.commands.command import Command as Command  # noqa: PLC0414
-    from agentd.daemon.config import ReadConfig
+    from agentd.daemon.config import Config, ReadConfig
     from agentd.daemon.doctor import CheckedPart as CheckedPart  # noqa: PLC0414
     from agentd.daemon.doctor import Checkup as Checkup  # noqa: PLC0414
     from agentd.daemon.doctor import Finding as Finding  # noqa: PLC0414
     from agentd.daemon.installed import Installation
     from agentd.daemon.pipeline import Pipeline as Pipeline  # noqa: PLC0414
     from agentd.daemon.seccomp_profile import Profile as Profile  # noqa: PLC0414
-    from agentd.model.api import CallBody, CallView, ExecBody, ResultView
+    from agentd.model.api import CallBody, CallView, ExecBody, ResultView, SandboxBody
     from agentd.model.image import ImageView
     from agentd.model.limits import Limits
     from agentd.model.network import ConnectionPage, NetworkView
@@ -225,6 +225,25 @@ def volumes() -> "VolumeStore":
     from agentd.daemon.calls import embedded
 
     return embedded.volumes()
+
+
+def of_template(body: "SandboxBody") -> "tuple[SandboxBody, Config]":
+    """What is asked for with what its template says, and the configuration that has that: the one
+    that a daemon with this process's environment would have. Raises AgentdError."""
+    from agentd.daemon import config
+    from agentd.daemon.sandboxes import templates
+
+    found = config.load(config.find(os.environ), dict(os.environ), ())
+    return templates.completed(body, found), found
+
+
+def made_of(
+    config: "Config", pipeline: "Pipeline", who: "Principal", spec: "SandboxSpec"
+) -> "SandboxHandle":
+    """A sandbox of a template, ready as that says. Raises what refuses it, and NotReady."""
+    from agentd.daemon.sandboxes import starting
+
+    return starting.built(pipeline, pipeline.admit(who, spec), None, config)
 
 
 def with_volumes(who: "Principal", spec: "SandboxSpec") -> "SandboxSpec":

@@ -77,9 +77,15 @@ class _Sandboxes(_Noun):
                 )
         pipeline, who = self._here.pipeline, self._here.who
         if body.snapshot is None:
+            template = None
+            if body.template is not None:
+                body, template = embedded.of_template(body)
             spec = build.sandbox_spec(**body.options())
             if body.volumes:
                 spec = embedded.with_volumes(who, spec)
+            if template is not None:
+                spec = msgspec.structs.replace(spec, template=body.template or "")
+                return self._here.adopt(embedded.made_of(template, pipeline, who, spec))
             return self._here.adopt(pipeline.open(who, spec))
         kept = snapshots.load(body.snapshot)
         spec = build.restored_spec(kept.spec, **body.options())
@@ -310,6 +316,7 @@ class EmbeddedService:
             level=handle.level.label,
             image=handle.spec.image,
             image_digest=handle.spec.image_digest,
+            template=handle.spec.template,
             labels={},
             principal=self.who.name,
             created=created,

@@ -60,6 +60,7 @@ class Sandbox(SandboxCommands):
         url: str | None = None,
         api_key: str | None = None,
         snapshot: "Snapshot | str | os.PathLike[str] | None" = None,
+        template: str | None = None,
         name: str | None = None,
         labels: Mapping[str, str] | None = None,
         ttl: str | float | None = None,
@@ -97,6 +98,8 @@ class Sandbox(SandboxCommands):
         usual place is taken, as ``agentd run`` does; else, with ``embedded``, and from a
         ``snapshot`` at a path, the sandbox is one of this process. The ``url``
         of what was made says which.
+        Of a ``template``, by the name that the daemon's configuration gives it, are its image, its
+        wall, and what it starts; variables and limits may be given beside it.
         From a ``snapshot``, its id or the path it was kept at, it comes up as that sandbox was, and
         only ``env``, ``timeout`` and ``output`` may be given. For a daemon's are a ``name``, by
         which ``connect`` finds it, ``labels``, ``ttl``, the time until it is ended unless it is
@@ -113,6 +116,7 @@ class Sandbox(SandboxCommands):
             state = place.state(snapshot, of_daemon=where is not None)
             body = build.sandbox_body(
                 snapshot=state,
+                template=template,
                 name=name,
                 labels=labels,
                 ttl=ttl,
@@ -150,6 +154,7 @@ class Sandbox(SandboxCommands):
         *,
         url: str | None = None,
         api_key: str | None = None,
+        template: str | None = None,
         labels: Mapping[str, str] | None = None,
         ttl: str | float | None = None,
         wait: str | float | None = None,
@@ -164,6 +169,7 @@ class Sandbox(SandboxCommands):
         with wording.spoken():
             arguments.text(name, "name", 'write it as "build"')
             body = build.sandbox_body(
+                template=template,
                 labels=labels,
                 ttl=ttl,
                 wait=wait,

@@ -28,8 +28,8 @@ from agentd.daemon.observe.observed import Observer
 from agentd.daemon.pipeline import Pipeline
 from agentd.daemon.sandboxes.endings import Endings
 from agentd.daemon.sandboxes.live import Live
+from agentd.daemon.sandboxes.pools import Pools
 from agentd.daemon.sandboxes.sandboxes import Sandboxes
-from agentd.daemon.sandboxes.shelves import shelves
 from agentd.daemon.sandboxes.snapshots import Snapshots
 from agentd.daemon.sandboxes.supervision import Supervision
 from agentd.daemon.service.keystore import StoredKeys, key_service
@@ -45,14 +45,10 @@ from agentd.model.audit import Kind
 from agentd.model.errors import AgentdError, Forbidden, InvalidInput
 from agentd.model.events import EventKind
 from agentd.model.principal import Principal
-from agentd.model.spec import SandboxSpec
 from agentd.sandbox import guard
-from agentd.sandbox.abilities import LEASED
 from agentd.sandbox.backends import identity
-from agentd.sandbox.handle import SandboxHandle
 from agentd.sandbox.journal.journals import Journals
 from agentd.sandbox.manager import Manager
-from agentd.sandbox.pool import SandboxPool
 from agentd.sandbox.supervisor import client, remote
 from agentd.sandbox.volumes import VolumeStore
 
@@ -61,7 +57,6 @@ if TYPE_CHECKING:
 
 _TICK_SECONDS = 0.5
 _MAX_PATH = 100  # sun_path has 108 bytes, and the supervisor's lock and log lie beside it
-_POOL_GRACE = 60.0
 
 
 class Daemon:
@@ -121,8 +116,7 @@ class Daemon:
             undo.callback(self.control.close)
             self.pipeline = Pipeline(self.manager, self.control.gate)
             self.ledger = Ledger(lambda: self.config.quotas)
-            self._pool_trouble = ""  # that was told
-            self.pool = SandboxPool((), self._create_for_pool, self.pipeline.close)
+            self.pool = Pools(lambda: self.config, self.manager, self.control.gate, report)
             undo.callback(self.pool.close)
             self.commands = Commands(
                 self.store,
@@ -156,7 +150,7 @@ class Daemon:
                 self.link, socket_path, self.sandboxes.sort_out, self._lose_all, report
             )
             # Not before: walls that no record tells of are taken for those of the daemon before.
-            self.pool.reshape(shelves(config, self.control.gate))
+            self.pool.reshape()
             undo.pop_all()
         self._disk = Disk(state, self._disk_failures)
         self._timer = threading.Thread(target=self._keep_time, name="daemon-timer", daemon=True)
@@ -176,12 +170,12 @@ class Daemon:
         return self.trouble() or self.full() or self.unreachable() or self.control.damage
 
     def reload(self, config: Config) -> None:
-        """Take over what a running daemon can: quotas, leases, limits, signers, the pool."""
+        """Take over what a running daemon can: quotas, leases, limits, signers, templates."""
         signed = self._signed_requests(config)
         self.control.reload(config.policy)
         self.signed = signed
         self.config = config
-        self.pool.reshape(shelves(config, self.control.gate))
+        self.pool.reshape()
 
     def forbidden(self, op: str, who: str, sandbox: str, error: Forbidden) -> None:
         """Write down what a principal's scopes do not let it do: no policy was asked about it."""
@@ -303,23 +297,10 @@ class Daemon:
                 "went on after a restart", sandboxes=adopted, commands=commands, reaped=reaped
             )
 
-    def _create_for_pool(self, spec: SandboxSpec) -> SandboxHandle:
-        try:
-            handle = self.manager.create(spec)
-        except AgentdError as error:
-            if str(error) != self._pool_trouble:  # it is tried again, and again
-                self._pool_trouble = str(error)
-                self._report("no sandbox can be kept ready", error=self._pool_trouble)
-            raise
-        oldest = max((float(p.ttl) for p in self.config.pool), default=0.0)
-        leased = LEASED.of(handle.wall)
-        if leased is not None:
-            leased.renew(oldest + _POOL_GRACE)
-        return handle
-
     def _on_sandbox_made(self, live: Live) -> None:
         # That it was asked for is in the log already; this tells which one came of it.
         record = live.record
+        self.commands.list_begun(live)
         about = {"backend": record.backend, "level": record.level}
         with contextlib.suppress(AgentdError):
             self.control.note(Kind.SANDBOX_CREATED, record.principal, live.id, lazily=True, **about)
@@ -343,6 +324,7 @@ class Daemon:
             self._retention.tick,
             self._look_at_log,
             self._disk.look,
+            self.pool.look,
             self.control.denials.tick,
         )
         while not self._closing.wait(_TICK_SECONDS):

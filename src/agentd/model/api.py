@@ -37,6 +37,7 @@ class SandboxBody(_Body, frozen=True):
     backend: str | None = None
     runtime: str | None = None  # the OCI runtime that builds it, of a wall that has several
     image: str = "default"
+    template: str | None = None  # of the daemon's configuration: what it says where this does not
     memory: Size | None = None
     cpus: float | None = None
     pids: int | None = None
@@ -60,8 +61,7 @@ class SandboxBody(_Body, frozen=True):
     on_idle: str | None = None  # "pause", which is usual: the next request resumes it; or "end"
 
     def options(self) -> SandboxOptions:
-        """Return what is asked of the sandbox itself: all but name, labels, lease, snapshot, wait
-        and what is done with one that is idle."""
+        """Return what is asked of the sandbox itself, not of a daemon, a snapshot, a template."""
         names = SandboxOptions.__annotations__
         return cast("SandboxOptions", {name: getattr(self, name) for name in names})
 
@@ -187,6 +187,7 @@ class SandboxView(msgspec.Struct, frozen=True):
     image_digest: str = ""  # of its OCI image, as it was when the sandbox was made
     net: str = "none"  # "none", "host" or "restricted"
     egress: tuple[str, ...] = ()  # the rules of a network that is restricted
+    template: str = ""  # that it was made of
 
 
 class SandboxPage(msgspec.Struct, frozen=True):
@@ -333,8 +334,7 @@ class ApprovalView(msgspec.Struct, frozen=True):
 
 class AuditHead(msgspec.Struct, frozen=True):
     """``head`` is the last record's place, SEQ:HASH, as ``seq`` and ``hash`` as well; ``first`` the
-    oldest record that is kept. ``damage`` says what is wrong with what was written, where something
-    is."""
+    oldest record that is kept. ``damage`` says what is wrong with what was written."""
 
     head: str
     first: int

@@ -16,6 +16,7 @@
       +-- NotFound              there is no such sandbox, process or snapshot (or it is another's)
       +-- Conflict              it is in a state that does not allow that
       +-- SandboxError          the sandbox could not be built, or it broke
+      |     +-- NotReady        what its template starts did not come up in time, or at all
       |     +-- BackendLost     the wall died under its work
       |     +-- GuestError      the agent inside broke the protocol
       +-- OperationFailed       the agent answered with an error (a missing file, say)
@@ -134,6 +135,13 @@ class Conflict(AgentdError):
 
 class SandboxError(AgentdError):
     code = "sandbox_error"
+
+
+class NotReady(SandboxError):
+    """The template is to blame: its start command, or the check of that."""
+
+    code = "not_ready"
+    infrastructure = False
 
 
 class BackendLost(SandboxError):

@@ -38,6 +38,7 @@ class SandboxSpec(msgspec.Struct, frozen=True):
     image_digest: str = ""
     # The host's programs behind overlays, where a wall shows them: inotify tells nothing of others.
     private_programs: bool = False
+    template: str = ""  # whose settings it was made with; "" where that is none
     # What is to be read of the host's configuration, where a wall shows its programs.
     configuration: HostConfiguration = HostConfiguration()
 

@@ -5,9 +5,9 @@ import threading
 import time
 from base64 import b32encode
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from agentd.model.enforcement import Enforcement
+from agentd.model.enforcement import Control, Enforcement
 from agentd.model.errors import BackendLost, Conflict, Refused
 from agentd.model.mount import MountMode
 from agentd.model.result import SandboxInfo
@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     from agentd.model.spec import SandboxSpec
 
 P = TypeVar("P")
+
+
+class BegunCommand(NamedTuple):
+    """A command that is begun before the sandbox is anybody's; the agent knows it by its ``id``."""
+
+    id: str
+    argv: tuple[str, ...]
+    began: float
 
 
 class SandboxHandle:
@@ -41,6 +49,7 @@ class SandboxHandle:
         self.counters: dict[str, int] = {}  # the wall's, when last looked at
         self.commands = 0  # that run; guarded by ``lock``
         self.why: Cause | None = None  # it is ended, said by who ends it, before it does
+        self.begun: BegunCommand | None = None  # by its template
         self.choice = choice
         self.source = source
         self.operations = 0  # of a daemon, that are under way; guarded by ``lock``
@@ -98,7 +107,10 @@ class SandboxHandle:
 
     @property
     def enforcement(self) -> Enforcement:
-        return self.wall.enforcement
+        """Also which template it was made of: who reads what held is to know what it was."""
+        held = self.wall.enforcement
+        template = self.spec.template
+        return {**held, "template": Control(template, True)} if template else held
 
     @property
     def info(self) -> SandboxInfo:

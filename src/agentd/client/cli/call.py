@@ -140,7 +140,7 @@ def _request(options: argparse.Namespace, spelled: str) -> "CallBody | bytes":
         capability=options.name,
         parameters=params.parsed(params.text(options.params), spelled),
         sandbox=options.sandbox,
-        create=build.sandbox_body(**sandbox_options(options)),
+        create=build.sandbox_body(template=options.template, **sandbox_options(options)),
         bundle=options.bundle,
         keep=options.keep,
     )

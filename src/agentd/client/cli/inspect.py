@@ -35,6 +35,7 @@ def _show(view: "SandboxView", processes: "tuple[ProcessView, ...]") -> None:
             ("state", view.state),
             ("wall", f"{view.backend} ({view.level})"),
             ("image", view.image),
+            *((("template", view.template),) if view.template else ()),
             *((("image digest", view.image_digest),) if view.image_digest else ()),
             ("owner", view.principal),
             ("created", table.ago(view.created)),

@@ -22,6 +22,7 @@ examples:
   agentd run --user root --writable -- sh -c 'mkdir /app; echo x >> /etc/hosts'
   agentd run --isolation process -w . -- make -n   no namespaces, no privileges needed
   agentd run --backend oci --runtime crun -- id    a wall that crun builds
+  agentd run --template py -- python -V            as the configuration says of py
   agentd run --save-snapshot ready -- sh -c 'echo done > state'
   agentd run --snapshot ready -- cat state         as often as you like
 
@@ -59,7 +60,7 @@ def parse_run(words: list[str]) -> argparse.Namespace:
     options = run_parser().parse_args(head)
     # ``run sh -c x -- y``: the command began before the dashes, so they belong to it.
     options.command = options.command + dashes + tail if options.command else tail
-    if not options.command and not options.image:
+    if not (options.command or options.image or options.template):
         raise InvalidInput("no command given", remediation="write it after --: agentd run -- ls")
     if options.json and options.tty:
         raise InvalidInput(
@@ -166,6 +167,9 @@ def wall_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--image", metavar="NAME", help="an OCI image, or what a virtual machine boots"
+    )
+    group.add_argument(
+        "--template", metavar="NAME", help="as the configuration says: image, wall, what it starts"
     )
     group.add_argument(
         "--net",

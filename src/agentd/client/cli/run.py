@@ -98,7 +98,9 @@ def _create(
     from agentd.client import build
     from agentd.client.cli import place
 
-    body = build.sandbox_body(snapshot=options.snapshot, **sandbox_options(options))
+    body = build.sandbox_body(
+        snapshot=options.snapshot, template=options.template, **sandbox_options(options)
+    )
     if options.save_snapshot:
         from agentd.sandbox import snapshots
 

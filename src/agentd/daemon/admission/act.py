@@ -84,6 +84,7 @@ def _sandbox(place: Place) -> dict[str, Any]:
         "runtime": spec.runtime,
         "image": spec.image,
         "image_digest": spec.image_digest,
+        "template": spec.template,
         "net": spec.net,
         "egress": list(spec.egress),
         "user": spec.user,

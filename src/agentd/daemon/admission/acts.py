@@ -60,6 +60,7 @@ def creation(who: Principal, spec: SandboxSpec, labels: Mapping[str, str]) -> Ac
         "runtime": spec.runtime,
         "image": spec.image,
         "image_digest": spec.image_digest,
+        "template": spec.template,
         "net": spec.net,
         "egress": list(spec.egress),
         "user": spec.user,

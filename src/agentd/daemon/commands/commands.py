@@ -2,17 +2,17 @@
 with where the sandbox outlived the daemon."""
 
 import contextlib
-import contextvars
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from signal import SIGKILL
 
 import msgspec
 
 from agentd.daemon import events
 from agentd.daemon.admission.gate import Gate
+from agentd.daemon.commands import begun
 from agentd.daemon.commands.begin import BeginAgain, BeginDetached, BeginStreamed
 from agentd.daemon.commands.command import Command, Emit
 from agentd.daemon.commands.ends import SHUT_DOWN, completed
@@ -21,6 +21,7 @@ from agentd.daemon.commands.parts import EndedParts
 from agentd.daemon.commands.past import Past
 from agentd.daemon.commands.register import MAX_KEPT, Register
 from agentd.daemon.commands.requests import new_id, request_of, stdin_of
+from agentd.daemon.commands.threads import begin_thread
 from agentd.daemon.commands.views import ENDED, RUNNING
 from agentd.daemon.observe import meter, trace
 from agentd.daemon.sandboxes.live import Live
@@ -107,7 +108,7 @@ class Commands:
                 self._record(who, command)
 
         try:
-            _begin_thread(command, run)
+            begin_thread(command, run)
         except Full:
             over.close()
             raise
@@ -185,6 +186,31 @@ class Commands:
                 # It ended while nobody looked, and the agent has forgotten it.
                 self._put(msgspec.structs.replace(record, state=ENDED, ended=time.time()))
         return adopted
+
+    def list_begun(self, live: Live) -> None:
+        """List what its template has begun in it before it was anybody's. What cannot be listed
+        goes on all the same: that is no reason to refuse the sandbox."""
+        who = Principal(live.record.principal, frozenset(), "local")
+        with contextlib.suppress(AgentdError, OSError):
+            command = begun.found(live, self._journals)
+            if command is None:
+                return
+            self._count(who, command)
+            try:
+                self._follow(who, command)
+            except RuntimeError:  # no thread is left
+                self._register.release(who, command, forget=True)
+                command.close()
+                return
+            self._record(who, command)
+
+    def _follow(self, who: Principal, command: Command) -> None:
+        def run() -> None:
+            command.drive(keep=False)
+            self._over(who, command)
+            self._record(who, command)
+
+        threading.Thread(target=run, name=command.id, daemon=True).start()
 
     def end_unheard(self, live: Live, started: Iterable[tuple[str, str]]) -> None:
         """Kill what was ``started`` in it, by (request, process), right before the daemon was
@@ -296,13 +322,7 @@ class Commands:
             raise
         self.taken_over.add(record.request)
         self._count(who, command)
-
-        def run() -> None:
-            command.drive(keep=False)
-            self._over(who, command)
-            self._record(who, command)
-
-        threading.Thread(target=run, name=command.id, daemon=True).start()
+        self._follow(who, command)
 
     def _remember(self, live: Live) -> None:
         """Read once what ended in it under the daemon before."""
@@ -366,24 +386,6 @@ class Commands:
             self._store.write(lambda t: t.put(record), synced=False)
         else:
             self._store.submit(lambda t: t.put(record), synced=False, urgent=False)
-
-
-def _begin_thread(command: Command, run: Callable[[], None]) -> None:
-    """Begin a thread in the request's own context: its id, and its trace.
-
-    Raises Full where no thread is left; the command is killed then.
-    """
-    target = contextvars.copy_context().run
-    thread = threading.Thread(target=target, args=(run,), name=command.id, daemon=True)
-    try:
-        thread.start()
-    except RuntimeError as error:
-        command.abandon(error)
-        raise Full(
-            "no thread can be started for the command",
-            cause=str(error),
-            remediation="come back when others have ended, or raise the limit of processes",
-        ) from error
 
 
 def _kill(command: Command) -> None:

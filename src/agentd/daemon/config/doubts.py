@@ -5,8 +5,8 @@ import os
 import resource
 from collections.abc import Iterator
 
+from agentd.daemon.config.found import Found
 from agentd.daemon.config.lines import Path
-from agentd.daemon.config.rules import Found
 from agentd.daemon.config.schema import Config, PeerUser, Quota
 from agentd.daemon.config.values import SHIPPED_BUNDLES
 from agentd.model.errors import InvalidInput

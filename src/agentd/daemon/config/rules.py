@@ -8,6 +8,8 @@ import msgspec
 
 from agentd.auth.jwks import check_url
 from agentd.auth.mtls import check_match
+from agentd.daemon.config import templates
+from agentd.daemon.config.found import Found
 from agentd.daemon.config.lines import Path
 from agentd.daemon.config.schema import Config, JwtIssuer, Listen, Quota, Signed
 from agentd.daemon.config.values import SHIPPED_BUNDLES
@@ -16,8 +18,6 @@ from agentd.model.errors import InvalidInput
 from agentd.model.isolation import IsolationLevel
 from agentd.sandbox import backends
 from agentd.sandbox.backends import identity
-
-Found = tuple[Path, str, str]  # where, what, and its fix
 
 # Their nonces are remembered for that long.
 _MAX_AGE = 3600.0
@@ -199,6 +199,7 @@ def _ranges(config: Config) -> Iterator[Found]:
         yield ("http", "connections"), "nobody could connect", "give 1 or more"
     yield from _backends(config)
     yield from _pools(config)
+    yield from templates.broken(config)
     yield from _quota(config.quotas.default, ("quotas", "default"))
     for name, quota in config.quotas.principals.items():
         yield from _quota(quota, ("quotas", "principals", name))

@@ -36,7 +36,7 @@ from agentd.sandbox.backends import identity
 MIB = 1 << 20
 GIB = 1 << 30
 RELOADED = (
-    "auth", "quotas", "pool", "leases", "limits", "sandbox", "egress", "log", "policy",
+    "auth", "quotas", "pool", "template", "leases", "limits", "sandbox", "egress", "log", "policy",
     "approvals",
 )  # fmt: skip
 
@@ -173,6 +173,26 @@ def _whole(size: Size | None) -> int | None:
     return None if size is None else int(size)
 
 
+class TemplateSettings(LimitSettings, frozen=True, kw_only=True):
+    """An image, and what sandboxes of it are made with: a request names all of it by one word."""
+
+    name: Name
+    image: str = "default"
+    isolation: Isolation | None = None
+    backend: str | None = None
+    runtime: str | None = None
+    net: str = "none"
+    user: str | None = None
+    writable: bool = False
+    env: dict[str, str] = {}
+    start: tuple[str, ...] = ()  # a command that is begun in each
+    ready: tuple[str, ...] = ()  # a command that succeeds once one may be handed out
+    ready_timeout: Duration = Duration(30)  # until when it must
+    min: int = 0  # that are kept ready, as of [[pool]]
+    max: int = 4
+    ttl: Duration = Duration(600)
+
+
 class LimitBounds(msgspec.Struct, frozen=True, kw_only=True):
     default: LimitSettings = LimitSettings()  # where a request says nothing
     max: LimitSettings = LimitSettings()  # that a request may ask for
@@ -304,6 +324,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     auth: Auth = Auth()
     quotas: Quotas = Quotas()
     pool: tuple[PoolSettings, ...] = ()
+    template: tuple[TemplateSettings, ...] = ()
     leases: Leases = Leases()
     journal: JournalSettings = JournalSettings()
     limits: LimitBounds = LimitBounds()

@@ -56,7 +56,12 @@ TABLE = (
     Row("agentd_sandboxes_made_total", "counter", ("backend", "source"), "from pool, or cold"),
     Row("agentd_sandbox_seconds", "histogram", ("backend", "source"), "how long making one took"),
     Row("agentd_sandbox_ends_total", "counter", ("backend", "reason"), "why sandboxes ended"),
-    Row("agentd_pool_ready", "gauge", ("shelf",), "sandboxes kept ready, by image/level"),
+    Row(
+        "agentd_pool_ready",
+        "gauge",
+        ("shelf",),
+        "sandboxes kept ready, by image/level, or template/NAME",
+    ),
     Row("agentd_commands_running", "gauge", (), "commands that run now"),
     Row("agentd_commands_total", "counter", ("backend", "cause"), "commands, by why they ended"),
     Row("agentd_command_seconds", "histogram", ("backend",), "how long commands ran, inside"),

@@ -8,6 +8,7 @@ import msgspec
 
 from agentd.daemon.admission import oblige
 from agentd.daemon.config.schema import Config, LimitBounds, SandboxSettings
+from agentd.daemon.sandboxes import templates
 from agentd.model import options
 from agentd.model.api import SandboxBody
 from agentd.model.errors import InvalidInput, Refused, Unavailable
@@ -29,6 +30,7 @@ MAX_WAIT_SECONDS = 3600.0  # for room in a quota
 
 def sandbox_spec(who: Principal, body: SandboxBody, config: Config) -> SandboxSpec:
     """Raises InvalidInput for what is malformed, Refused and Forbidden for what is not allowed."""
+    body = templates.completed(body, config)
     spec = options.sandbox_spec(**body.options())
     rules = config.sandbox
     spec = _allowed(who, spec, rules)
@@ -40,6 +42,7 @@ def sandbox_spec(who: Principal, body: SandboxBody, config: Config) -> SandboxSp
         runtime=spec.runtime or rules.runtime_of(spec.backend),
         private_programs=rules.private_programs,
         configuration=rules.configuration,
+        template=body.template or "",
     )
 
 
@@ -52,6 +55,7 @@ def restored_spec(
     What the snapshot brings is asked for anew: a scope may have been taken away since, and the
     configuration may allow less.
     """
+    templates.completed(body, config)
     kept = _allowed(who, kept, config.sandbox)
     machine = msgspec.structs.replace(kept.limits, timeout=None, output=None)
     bounded(machine, config.limits)  # those of a machine that is kept cannot be lowered

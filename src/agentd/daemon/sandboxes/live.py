@@ -80,6 +80,7 @@ class Live:
             image_digest=record.spec.image_digest,
             net=record.spec.net,
             egress=record.spec.egress,
+            template=record.spec.template,
             deadline=None if left is None else round(time.time() + left, 3),
             workspace=self.wall.workspace,
             command=getattr(self.wall, "command", ()),

@@ -22,6 +22,8 @@ from agentd.daemon.sandboxes.bodies import check_labels
 from agentd.daemon.sandboxes.live import Live
 from agentd.daemon.sandboxes.names import Names, recalled
 from agentd.daemon.sandboxes.pauses import Pauses, agents, tell_agent
+from agentd.daemon.sandboxes.pools import Pools
+from agentd.daemon.sandboxes.starting import built
 from agentd.daemon.service.quotas import Ledger
 from agentd.daemon.store.records import SandboxRecord
 from agentd.daemon.store.sqlite import SqliteStore
@@ -36,7 +38,6 @@ from agentd.model.units import format_duration
 from agentd.sandbox import guard
 from agentd.sandbox.handle import SandboxHandle
 from agentd.sandbox.lifecycle import State
-from agentd.sandbox.pool import SandboxPool
 from agentd.sandbox.ports import Networked
 from agentd.sandbox.supervisor import remote
 from agentd.sandbox.supervisor.client import SupervisorLink
@@ -55,7 +56,7 @@ class Sandboxes(Pauses, Adoption):
         store: SqliteStore,
         link: SupervisorLink,
         pipeline: Pipeline,
-        pool: SandboxPool,
+        pool: Pools,
         ledger: Ledger,
         on_made: Callable[[Live], None],
         on_end: Callable[[Live, str], None],
@@ -112,7 +113,7 @@ class Sandboxes(Pauses, Adoption):
             pooled = handle is not None
             if handle is None:
                 with trace.span("sandbox.open"), bodies.telling_minimum(spec, self._config()):
-                    handle = self._pipeline.build(spec, snapshot)
+                    handle = built(self._pipeline, spec, snapshot, self._config())
             try:
                 live = self._write_down(principal.name, handle, checked, seconds, name, idle)
                 self._meter.sandbox(live, pooled=pooled, seconds=time.monotonic() - begun)

@@ -1,16 +1,23 @@
-"""What the pool keeps ready, as the configuration has it."""
+"""What is kept ready, as the configuration has it."""
 
 import contextlib
 
 from agentd.daemon.admission.gate import Gate
 from agentd.daemon.config import Config
+from agentd.daemon.config.schema import TemplateSettings
 from agentd.daemon.sandboxes import bodies
+from agentd.image.model import ImageError
+from agentd.image.oci.store import OciStore
+from agentd.model.api import SandboxBody
 from agentd.model.errors import AgentdError
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
-from agentd.model.spec import SandboxSpec
+from agentd.model.principal import SCOPES, Principal
+from agentd.model.spec import DEFAULT_IMAGE, SandboxSpec
 from agentd.sandbox.backends.image_root import resolved
 from agentd.sandbox.pool import ShelfSpec
+
+_ANYBODY = Principal("anybody", frozenset(SCOPES), "key")
 
 
 def shelves(config: Config, gate: Gate) -> list[ShelfSpec]:
@@ -31,3 +38,23 @@ def shelves(config: Config, gate: Gate) -> list[ShelfSpec]:
             spec = resolved(spec)
         made.append(ShelfSpec(gate.ahead(spec), pool.min, pool.max, float(pool.ttl)))
     return made
+
+
+def of_template(template: TemplateSettings, config: Config, gate: Gate) -> ShelfSpec:
+    """Return the shelf of what a request comes to that names the template and nothing else.
+
+    Raises what such a request would be told."""
+    spec = bodies.sandbox_spec(_ANYBODY, SandboxBody(template=str(template.name)), config)
+    return ShelfSpec(gate.ahead(spec), template.min, template.max, float(template.ttl))
+
+
+def images(config: Config) -> dict[str, str]:
+    """Return which image each name means that sandboxes are kept ready of; "" for none."""
+    found, store = {}, OciStore()
+    names = {pool.image for pool in config.pool} | {one.image for one in config.template}
+    for name in names - {DEFAULT_IMAGE}:
+        try:
+            found[name] = store.digest(name)
+        except ImageError:
+            found[name] = ""
+    return found

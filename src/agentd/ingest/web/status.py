@@ -36,6 +36,7 @@ STATUS = {
     "unsupported": 501,
     "sandbox_error": 502,
     "guest_error": 502,
+    "not_ready": 502,
     "operation_failed": 502,
     "unavailable": 503,
     "draining": 503,

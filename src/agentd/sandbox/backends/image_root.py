@@ -25,6 +25,9 @@ from agentd.sandbox.backends.users import parse_user
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _PLACE = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+# As whom commands of an image run, by its digest, which has that for ever.
+_users: dict[str, str] = {}
+_MOST_USERS = 256
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -37,12 +40,20 @@ def resolved(spec: SandboxSpec, *, kept: bool = False) -> SandboxSpec:
     from agentd.image.model import NotFound
 
     try:
+        digest = "" if kept or spec.image_digest else OciStore().digest(spec.image)
+        if digest in _users:
+            known = spec.user or _users[digest]
+            return msgspec.structs.replace(spec, user=known, image_digest=digest)
         root = opened(spec, ImageRoot, kept=kept)
     except NotFound:  # a machine's, whose commands run as its ``sandbox``; or none at all
         return spec
     with root.lease, contextlib.closing(root):
         uid = root.uid() if spec.user is None else None
     user = spec.user if uid is None else "root" if uid == 0 else str(uid)
+    if uid is not None and user is not None:
+        if len(_users) >= _MOST_USERS:
+            _users.clear()
+        _users[root.image.digest] = user
     return msgspec.structs.replace(spec, user=user, image_digest=root.image.digest)
 
 

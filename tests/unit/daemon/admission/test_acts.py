@@ -79,6 +79,7 @@ def test_a_creation_says_all_that_is_asked_for():
         "runtime": None,
         "image": spec.image,
         "image_digest": "",
+        "template": "",
         "net": "host",
         "egress": [],
         "user": "root",

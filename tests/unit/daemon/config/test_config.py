@@ -113,7 +113,7 @@ def test_a_slip_of_the_pen_finds_its_way_back(key, data):
     assert one(typed.problems).suggestion == f"did you mean {leaf!r}?"
 
 
-ARRAYS = "listen[peers[jwt[certificates[pool[host["
+ARRAYS = "listen[peers[jwt[certificates[pool[template[host["
 
 
 # --- what must hold between settings ---
@@ -154,6 +154,16 @@ JWT = "[[auth.jwt]]\nname = 'a'\nissuer = 'i'\naudience = ['x']\nalgorithms = ['
         ("journal.total = '1M'", 1, "journal", "is more than journal.total"),
         ("[[pool]]\nmin = 9", 2, "pool[0].min", "is more than max"),
         ("[[pool]]\nisolation = 'process'", 2, "pool[0].isolation", "less than sandbox.minimum"),
+        ("[[template]]\nname = 'a'\nmin = 9", 3, "template[0].min", "is more than max"),
+        ("sandbox.networks = ['none']\n[[template]]\nname = 'a'\nnet = 'host'", 4,
+         "template[0].net", "sandbox.networks"),
+        ("[[template]]\nname = 'a'\nisolation = 'process'", 3, "template[0].isolation", "less"),
+        ("[[template]]\nname = 'a'\nimage = '/x'", 1, "template[0]", "image"),
+        ("[[template]]\nname = 'a'\n[[template]]\nname = 'a'", 4, "template[1].name", "twice"),
+        ("sandbox.backends = ['linux']\n[[template]]\nname = 'a'\nbackend = 'oci'", 4,
+         "template[0].backend", "sandbox.backends"),
+        ("limits.max.pids = 9\n[[template]]\nname = 'a'\npids = 99", 4, "template[0].pids",
+         "limits.max.pids"),
         ("policy.sha256 = 'ab'", 1, "policy.sha256", "no SHA-256"),
         (f"policy.sha256 = '{'ab' * 32}'\npolicy.bundle = 'none'", 1, "policy.sha256", "no policy"),
         ("auth.signed.required = true", 1, "auth.signed.required", "nobody could sign"),

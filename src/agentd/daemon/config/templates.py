@@ -1,0 +1,63 @@
+"""What must hold of each [[template]]: a request that names it could not be served otherwise."""
+
+from collections.abc import Iterator
+
+import msgspec
+
+from agentd.daemon.config.found import Found
+from agentd.daemon.config.lines import Path
+from agentd.daemon.config.schema import Config, TemplateSettings
+from agentd.model import options
+from agentd.model.errors import InvalidInput
+from agentd.model.limits import Limits
+from agentd.model.spec import SandboxSpec
+
+_NOBODY = "no request could be given one of them"
+
+
+def broken(config: Config) -> Iterator[Found]:
+    names = [template.name for template in config.template]
+    for n, template in enumerate(config.template):
+        path: Path = ("template", n)
+        if template.name in names[:n]:
+            yield (*path, "name"), f"{template.name!r} is there twice", "drop one of them"
+        try:
+            spec = spec_of(template)
+        except InvalidInput as error:
+            yield path, str(error), "correct it: a request could not ask for that either"
+            continue
+        yield from _allowed(config, template, spec, path)
+        yield from _commands(template, path)
+
+
+def spec_of(template: TemplateSettings) -> SandboxSpec:
+    """Return what it asks for. Raises InvalidInput."""
+    limits = {n: v for n, v in msgspec.structs.asdict(template.limits()).items() if v is not None}
+    names = ("image", "isolation", "backend", "runtime", "net", "user", "writable", "env")
+    return options.sandbox_spec(**{name: getattr(template, name) for name in names}, **limits)
+
+
+def _allowed(
+    config: Config, template: TemplateSettings, spec: SandboxSpec, path: Path
+) -> Iterator[Found]:
+    allowed = config.sandbox.backends
+    if template.isolation is not None and spec.isolation < config.sandbox.level:
+        least = f"is less than sandbox.minimum, {config.sandbox.minimum}"
+        yield (*path, "isolation"), least, _NOBODY
+    if template.backend is not None and allowed and template.backend not in allowed:
+        named = f"{template.backend} is not among sandbox.backends"
+        yield (*path, "backend"), named, _NOBODY
+    if spec.net not in config.sandbox.networks:
+        yield (*path, "net"), f"{spec.net} is not among sandbox.networks", _NOBODY
+    for name in msgspec.structs.fields(Limits):
+        value, bound = getattr(template, name.name), getattr(config.limits.max, name.name)
+        if value is not None and bound is not None and value > bound:
+            fix = "lower it, or raise the other"
+            yield (*path, name.name), f"is more than limits.max.{name.name}", fix
+
+
+def _commands(template: TemplateSettings, path: Path) -> Iterator[Found]:
+    if template.min > template.max:
+        yield (*path, "min"), "is more than max", "lower it, or raise max"
+    if template.ready and not template.ready_timeout:
+        yield (*path, "ready_timeout"), "nothing is ready at once", "give a second or more"

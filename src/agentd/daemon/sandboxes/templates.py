@@ -1,0 +1,54 @@
+"""Templates of the configuration: what they say where a request says nothing."""
+
+import msgspec
+
+from agentd.daemon.config.schema import Config, TemplateSettings
+from agentd.model.api import SandboxBody
+from agentd.model.errors import InvalidInput, NotFound
+from agentd.model.limits import Limits
+
+# What a template says of these holds: who judges a request by its name knows what that means.
+FIXED = ("image", "isolation", "backend", "runtime", "net", "user", "writable")
+_LIMITS = tuple(field.name for field in msgspec.structs.fields(Limits))
+_USUAL = SandboxBody()
+
+
+def find(config: Config, name: str) -> TemplateSettings:
+    """Raises NotFound."""
+    for template in config.template:
+        if template.name == name:
+            return template
+    names = ", ".join(template.name for template in config.template)
+    raise NotFound(
+        f"there is no template {name[:64]!r}",
+        remediation=f"use one of: {names}" if names else "add a [[template]] to the configuration",
+    )
+
+
+def completed(body: SandboxBody, config: Config) -> SandboxBody:
+    """Return ``body`` with what its template says, where it has one: variables and limits of its
+    own come first. Raises NotFound, and InvalidInput for what is the template's to say."""
+    if body.template is None:
+        return body
+    if body.snapshot is not None:
+        raise InvalidInput(
+            "a sandbox from a snapshot is what that was taken of, and of no template",
+            remediation="leave template out, or snapshot",
+        )
+    template = find(config, body.template)
+    found: dict[str, object] = {"env": {**template.env, **body.env}}
+    for name in FIXED:
+        asked, said = getattr(body, name), getattr(template, name)
+        if said is None:  # it leaves that to the request
+            continue
+        if asked not in (getattr(_USUAL, name), said):
+            raise InvalidInput(
+                f"the template {template.name} has {name} {said}, and not {asked}",
+                remediation=f"leave {name} out, or the template",
+            )
+        found[name] = str(said) if isinstance(said, str) else said
+    limits = msgspec.structs.asdict(template.limits())
+    for name in _LIMITS:
+        if getattr(body, name) is None:
+            found[name] = limits[name]
+    return msgspec.structs.replace(body, **found)

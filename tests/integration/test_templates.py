@@ -1,0 +1,298 @@
+"""Templates: an image, what sandboxes of it are made with and what they start, by one name."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.integration.test_profiles import reload
+from tests.oci import Images, Layout, busybox, file
+from tests.security.daemons import Daemon, running, until
+
+from agentd import InvalidInput, NotFound, NotReady, Sandbox
+
+pytestmark = pytest.mark.timeout(300)
+
+TEMPLATES = """
+[[template]]
+name = "web"
+memory = "256M"
+env = { WORD = "of the template" }
+start = ["sh", "-c", "echo begun: $WORD; touch /tmp/up; exec sleep 1000"]
+ready = ["test", "-e", "/tmp/up"]
+min = 1
+[[template]]
+name = "cold"
+env = { WORD = "of the template" }
+start = ["sh", "-c", "echo begun: $WORD; touch /tmp/up; exec sleep 1000"]
+ready = ["test", "-e", "/tmp/up"]
+user = "root"
+max = 0
+[[template]]
+name = "late"
+start = ["sleep", "1000"]
+ready = ["sh", "-c", "echo not yet >&2; exit 3"]
+ready_timeout = "1s"
+max = 0
+[[template]]
+name = "hangs"
+ready = ["sleep", "1000"]
+ready_timeout = "1s"
+min = 1
+[[template]]
+name = "dies"
+start = ["sh", "-c", "exit 7"]
+ready = ["false"]
+ready_timeout = "2m"
+min = 1
+[[template]]
+name = "nothing"
+start = ["/no/such/program"]
+min = 1
+"""
+
+
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[Daemon]:
+    with running(TEMPLATES) as made:
+        yield made
+
+
+def ready(daemon: Daemon, name: str) -> int:
+    """How many of a template stand ready."""
+    pools = daemon.ask("GET", "/v1/stats").json["pool"]
+    return int(pools.get(f"template/{name}", 0))
+
+
+def from_pool(daemon: Daemon, name: str) -> Sandbox:
+    until(lambda: ready(daemon, name) > 0)
+    return Sandbox.create(url=daemon.url, template=name)
+
+
+def begun(daemon: Daemon, id_: str) -> Any:
+    listed = daemon.ask("GET", f"/v1/sandboxes/{id_}/processes").json
+    (found,) = [one for one in listed if one["tag"] == "start"]
+    return found
+
+
+def said(daemon: Daemon, id_: str) -> bytes:
+    """What was begun in it has written."""
+    path = f"/v1/sandboxes/{id_}/processes/start/output?stream=stdout"
+    answer = daemon.ask("GET", path)
+    assert answer.status == 200, answer
+    return answer.body
+
+
+@pytest.mark.parametrize("name", ["cold", "web"])
+def test_a_sandbox_is_as_its_template_says(daemon: Daemon, name: str) -> None:
+    make = from_pool if name == "web" else lambda d, n: Sandbox.create(url=d.url, template=n)
+    asked = time.time()
+    with make(daemon, name) as box:
+        assert box.run("echo $WORD", check=True).text == "of the template\n"
+        assert box.enforcement["template"].asked == name
+        view = daemon.ask("GET", f"/v1/sandboxes/{box.id}").json
+        assert view["template"] == name
+        process = begun(daemon, box.id)
+        assert (process["tag"], process["state"]) == ("start", "running")
+        until(lambda: b"begun: of the template" in said(daemon, box.id))
+        if name == "web":
+            assert process["started"] < asked or ready(daemon, name)
+            assert box.enforcement["memory"].asked == "256M"
+        else:
+            assert box.run(["id", "-u"], check=True).text == "0\n"
+        result = daemon.ask("POST", f"/v1/sandboxes/{box.id}/exec", {"cmd": ["true"]}).json
+        assert result["enforcement"]["template"]["asked"] == name
+        receipt = daemon.ask("GET", f"/v1/receipts/{result['receipt']}").body
+        assert b'"template"' in receipt or b"template" in _payload(receipt)
+        daemon.ask("POST", f"/v1/sandboxes/{box.id}/processes/start/signal", {"signal": 9})
+        until(lambda: begun(daemon, box.id)["state"] == "ended")
+
+
+def _payload(receipt: bytes) -> bytes:
+    from base64 import b64decode
+
+    return b64decode(json.loads(receipt).get("payload", ""))
+
+
+def test_variables_and_limits_of_a_request_come_first(daemon: Daemon) -> None:
+    """What was begun has the template's, so that it is the same from a pool and without one."""
+    with Sandbox.create(
+        url=daemon.url, template="web", env={"WORD": "mine", "B": "b"}, memory="128M"
+    ) as box:
+        assert box.run("echo $WORD $B", check=True).text == "mine b\n"
+        assert box.enforcement["memory"].asked == "128M"
+        until(lambda: b"begun: of the template" in said(daemon, box.id))
+
+
+def test_by_the_command_line_and_a_call(daemon: Daemon) -> None:
+    done = daemon.cli("run", "--template", "web", "--", "sh", "-c", "echo $WORD")
+    assert done.stdout == b"of the template\n", done.stderr
+    made = daemon.cli("create", "--template", "web")
+    id_ = made.stdout.decode().strip()
+    shown = daemon.cli("inspect", id_)
+    assert b"template                web" in shown.stdout, shown
+    daemon.ask("DELETE", f"/v1/sandboxes/{id_}")
+    create = {"template": "web"}
+    called = daemon.call("shell.exec.v1", {"command": "printenv", "args": ["WORD"]}, create=create)
+    assert called.json["value"]["stdout"] == "of the template\n", called.body
+    called = daemon.cli(
+        "call", "--template", "web", "shell.exec.v1", "--params", '{"command": "true"}'
+    )
+    assert called.returncode == 0, called.stderr
+
+
+def test_what_a_template_says_is_its_own_to_say(daemon: Daemon) -> None:
+    for option in ({"user": "root"}, {"writable": True}, {"net": "host"}, {"image": "other"}):
+        # "web" leaves the user to the request.
+        name = "cold" if option != {"user": "root"} else "web"
+        if name == "web":
+            with Sandbox.create(url=daemon.url, template=name, **option) as box:  # type: ignore[arg-type]
+                assert box.run(["id", "-u"], check=True).text == "0\n"
+            continue
+        with pytest.raises(InvalidInput, match=f"the template cold has {next(iter(option))}"):
+            Sandbox.create(url=daemon.url, template=name, **option)  # type: ignore[arg-type]
+    with pytest.raises(NotFound, match=r"there is no template 'nope'.*web"):
+        Sandbox.create(url=daemon.url, template="nope")
+    with pytest.raises(InvalidInput, match="text"):
+        Sandbox.create(url=daemon.url, template=3)  # type: ignore[arg-type]
+    with Sandbox.create(url=daemon.url) as box:
+        kept = box.snapshot()
+        with pytest.raises(InvalidInput, match="of no template"):
+            Sandbox.create(url=daemon.url, snapshot=kept, template="web")
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "cause"),
+    [
+        ("late", "was not ready within 1s", "exited with code 3: not yet"),
+        ("hangs", "was not ready within 1s", "its check: "),
+        ("dies", "ended before it was ready", "exit code 7"),
+        ("nothing", "cannot be run", "/no/such/program"),
+    ],
+)
+def test_one_that_does_not_come_up_says_why_and_leaves_nothing(
+    daemon: Daemon, name: str, message: str, cause: str
+) -> None:
+    with pytest.raises(NotReady, match=message) as caught:
+        Sandbox.create(url=daemon.url, template=name)
+    error = caught.value
+    assert (error.code, error.infrastructure) == ("not_ready", False)
+    assert cause in error.cause, error.cause
+    made = daemon.ask("GET", "/v1/sandboxes").json["sandboxes"]
+    assert [view for view in made if view["template"] == name] == []
+    # Its pool tries on, and says why; the others' are filled all the same.
+    if name != "late":
+        until(lambda: b"template=" + name.encode() in daemon.log)
+    until(lambda: ready(daemon, "web") > 0)
+
+
+def test_those_of_a_pool_are_of_whoever_gets_them(daemon: Daemon) -> None:
+    ours, theirs = daemon.key("ours"), daemon.key("theirs")
+    until(lambda: ready(daemon, "web") > 0)
+    id_ = daemon.sandbox(key=ours, template="web")
+    other = daemon.sandbox(key=theirs, template="web")
+    for path in (f"/v1/sandboxes/{id_}", f"/v1/sandboxes/{id_}/processes/start"):
+        assert daemon.ask("GET", path, key=theirs).status == 404
+    assert id_ != other
+    for key, box in ((ours, id_), (theirs, other)):
+        assert daemon.ask("DELETE", f"/v1/sandboxes/{box}", key=key).status == 204
+
+
+def test_a_policy_is_asked_about_the_template() -> None:
+    rules = """
+decision := {"allow": input.sandbox.template != "web", "reasons": ["by the template"]} if {
+	input.capability.name == "sandbox.create.v1"
+} else := {"allow": true}
+"""
+    with running(TEMPLATES.replace("min = 1", "max = 0"), policy=rules) as daemon:
+        refused = daemon.ask("POST", "/v1/sandboxes", {"template": "web"})
+        assert refused.code == "policy_denied"
+        assert "by the template" in refused.json["cause"]
+        id_ = daemon.sandbox(template="cold")
+        assert daemon.ask("DELETE", f"/v1/sandboxes/{id_}").status == 204
+
+
+def test_a_reload_takes_a_template_away_and_another_start(tmp_path: Path) -> None:
+    """What was made of it lives on. A daemon that is killed takes along what stood ready."""
+    with running(TEMPLATES) as daemon:
+        box = from_pool(daemon, "web")
+        until(lambda: ready(daemon, "web") > 0)
+        daemon.configure(TEMPLATES.replace("begun: $WORD", "anew: $WORD", 1))
+        reload(daemon)
+        until(lambda: ready(daemon, "web") > 0)
+        with Sandbox.create(url=daemon.url, template="web") as other:
+            until(lambda: b"anew: of the template" in said(daemon, other.id))
+        until(lambda: ready(daemon, "web") > 0)
+        daemon.stop(kill=True)
+        daemon.configure("")
+        daemon.start()
+        assert daemon.ask("POST", "/v1/sandboxes", {"template": "web"}).status == 404
+        views = daemon.ask("GET", "/v1/sandboxes").json["sandboxes"]
+        assert [view["template"] for view in views] == ["web"], "those that stood ready are gone"
+        process = begun(daemon, box.id)
+        assert (process["tag"], process["state"]) == ("start", "running")
+        assert box.run("echo $WORD", check=True).text == "of the template\n"
+        box.kill()
+
+
+@pytest.mark.needs("skopeo", "umoci")
+def test_an_image_that_moves_takes_those_that_stand_ready_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, layout = Images(tmp_path), Layout(tmp_path / "layout")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(images.cache))
+
+    def pull(text: str) -> None:
+        source = layout.add([busybox(file("what", text.encode()))], tag=text)
+        images.run("pull", source, "--name", "moving")
+
+    def what() -> str:
+        with Sandbox.create(url=daemon.url, template="of-it") as box:
+            assert box.enforcement["image"].asked == "moving"
+            return box.run(["cat", "/what"], check=True).text
+
+    config = '[[template]]\nname = "of-it"\nimage = "moving"\nmin = 1\n'
+    with running(config) as daemon:  # there is no such image yet
+        pull("one")
+        until(lambda: ready(daemon, "of-it") > 0)
+        assert what() == "one"
+        until(lambda: ready(daemon, "of-it") > 0)
+        pull("two")
+        assert what() == "two"  # whether or not the pool has seen it
+        before = _from_pools(daemon)
+
+        def taken() -> bool:
+            assert what() == "two"
+            return _from_pools(daemon) > before
+
+        until(taken)
+        images.run("rm", "moving")
+        assert daemon.ask("POST", "/v1/sandboxes", {"template": "of-it"}).status in (404, 422)
+        until(lambda: ready(daemon, "of-it") == 0)
+
+
+def _from_pools(daemon: Daemon) -> int:
+    lines = daemon.ask("GET", "/metrics").body.decode().splitlines()
+    return sum(
+        int(float(line.split()[-1]))
+        for line in lines
+        if line.startswith("agentd_sandboxes_made_total") and 'source="pool"' in line
+    )
+
+
+def test_without_a_daemon_the_configuration_is_read_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listen = f'[[listen]]\naddress = "unix:{tmp_path}/s"\n'
+    (tmp_path / "agentd.toml").write_text(listen + TEMPLATES)
+    monkeypatch.setenv("AGENTD_CONFIG", str(tmp_path / "agentd.toml"))
+    with Sandbox.create(template="web", embedded=True, env={"B": "b"}) as box:
+        assert box.url is None
+        assert box.run("echo $WORD $B; ls /tmp", check=True).text == "of the template b\nup\n"
+        assert box.enforcement["template"].asked == "web"
+    with pytest.raises(NotReady, match="was not ready within 1s"):
+        Sandbox.create(template="late", embedded=True)
+    with pytest.raises(NotFound, match="there is no template 'nope'"):
+        Sandbox.create(template="nope", embedded=True)
