@@ -293,7 +293,7 @@ def said(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         for name, item in value.items():
             star = "*" if path == "quotas.principals" else name
             yield from said(item, f"{path}.{star}" if path else star)
-        if path.endswith("grants"):
+        if path in ("auth.jwt.grants", "template.env"):
             yield path, value
     elif isinstance(value, list) and value and isinstance(value[0], dict):
         for item in value:
