@@ -60,7 +60,10 @@ class RemoteBackend:
 
     def plan(self, spec: SandboxSpec) -> RemotePlan:
         if any(mount.volume for mount in spec.mounts):
-            self._check_volumes()
+            # One of before would take it for a folder, and let it be removed in use.
+            self._check_known("volumes", "volumes")
+        if spec.net == "restricted":
+            self._check_known("networks", "networks of rules")
         self._link.ask("plan", backend=self.name, spec=msgspec.to_builtins(spec))
         return RemotePlan(spec)
 
@@ -97,13 +100,13 @@ class RemoteBackend:
     def close(self) -> None:
         """The supervisor's backends live on with its sandboxes."""
 
-    def _check_volumes(self) -> None:
-        """A supervisor of before would take one for a folder, and let it be removed in use."""
+    def _check_known(self, op: str, what: str) -> None:
+        """Raises Refused where the supervisor does not answer ``op``."""
         try:
-            self._link.ask("volumes")
+            self._link.ask(op)
         except InvalidInput as error:
             raise Refused(
-                "the supervisor is of an older agentd, which knows no volumes",
+                f"the supervisor is of an older agentd, which knows no {what}",
                 remediation="end its sandboxes and restart the daemon: the next one knows them",
             ) from error
 

@@ -57,6 +57,7 @@ class Supervisor:
             "probe": self._probe,
             "plan": self._plan,
             "volumes": lambda _: (True, []),  # that it knows them
+            "networks": lambda _: (True, []),  # of rules
             "launch": self._launch,
             "restore": self._launch,
             "list": self._list,
