@@ -1,17 +1,22 @@
 """The wall of gVisor, by the command line and the SDK, and the suite for walls over it."""
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.conftest import OrdinaryUser
+from tests.security.daemons import running
 
-from agentd import Refused, Sandbox, SandboxError, Unavailable
+from agentd import AgentdError, Refused, Sandbox, SandboxError, Unavailable
 from agentd.client.cli.main import main
 
 pytestmark = [pytest.mark.needs("runsc"), pytest.mark.timeout(300)]
@@ -68,6 +73,48 @@ def test_processes_are_counted() -> None:
         done = sandbox.run(["bash", "-c", fork], timeout=120)
         assert b"fork" in done.stderr, done
         assert sandbox.run("echo still", check=True).text == "still\n"
+
+
+def widest_pipe(pid: int) -> int:
+    """Bytes that the widest pipe of a process holds."""
+    widest = 0
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            if not os.readlink(f"/proc/{pid}/fd/{name}").startswith("pipe:"):
+                continue
+            fd = os.open(f"/proc/{pid}/fd/{name}", os.O_RDONLY | os.O_NONBLOCK)
+            widest = max(widest, fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ))
+            os.close(fd)
+    return widest
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="how much a user may have in pipes is root's to say")
+def test_output_has_a_wide_pipe_with_a_daemon_and_without() -> None:
+    """gVisor's kernel waits each time that it finds one full."""
+    with (
+        Sandbox.create(backend="gvisor", embedded=True) as sandbox,
+        sandbox.stream(["sh", "-c", "echo begun; sleep 600"]) as process,
+    ):
+        assert next(iter(process)).data == b"begun\n"
+        assert widest_pipe(os.getpid()) == 1 << 20
+        process.kill()
+    with running() as daemon, Sandbox.create(url=daemon.url, backend="gvisor") as sandbox:
+        assert daemon.process is not None
+
+        def run() -> None:
+            with contextlib.suppress(AgentdError):  # its sandbox ends
+                sandbox.run(["sleep", "600"])
+
+        command = threading.Thread(target=run)
+        command.start()
+        try:
+            deadline = time.monotonic() + 120
+            while widest_pipe(daemon.process.pid) < 1 << 20:
+                assert time.monotonic() < deadline and command.is_alive()
+                time.sleep(0.05)
+        finally:
+            sandbox.close()
+            command.join()
 
 
 def test_all_of_it_ends_with_a_cause_when_memory_is_out() -> None:

@@ -42,7 +42,9 @@ def connect(wall: Wall, elsewhere: Callable[[str], str] | None = None) -> Guest:
     return Guest(
         wall.open_stream,
         passes_descriptors=wall.passes_descriptors,
-        pipe_owner=getattr(wall, "pipe_owner", None),  # what other people's walls need not have
+        # What other people's walls need not have.
+        pipe_owner=getattr(wall, "pipe_owner", None),
+        pipe_bytes=getattr(wall, "pipe_bytes", 0),
         elsewhere=elsewhere if wall.passes_descriptors else None,
     )
 

@@ -38,8 +38,9 @@ class Guest:
 
     ``passes_descriptors``: the agent is on this kernel and ``open_stream`` gives unix sockets,
     so a command's output goes through pipes and not through the agent. ``pipe_owner`` is the user
-    and group whose those are, where commands are not the caller's. ``elsewhere`` says of a program
-    that is not there what to do.
+    and group whose those are, where commands are not the caller's, and ``pipe_bytes`` what that of
+    stdout holds, if not as much as usual. ``elsewhere`` says of a program that is not there what to
+    do.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Guest:
         *,
         passes_descriptors: bool,
         pipe_owner: tuple[int, int] | None = None,
+        pipe_bytes: int = 0,
         elsewhere: Callable[[str], str] | None = None,
         handshake_timeout: float = 10.0,
         answer_timeout: float = ANSWER_TIMEOUT,
@@ -56,6 +58,7 @@ class Guest:
         self._pool = Connections(open_stream, handshake_timeout, known=passes_descriptors)
         self._passes = passes_descriptors
         self._pipe_owner = pipe_owner
+        self._pipe_bytes = pipe_bytes
         self._elsewhere = elsewhere
         self._answer_timeout = answer_timeout
         # A v1 agent was left with a command that nobody can end.
@@ -282,7 +285,7 @@ class Guest:
         pipes = None
         try:
             if self._passes and request.pty is None:
-                pipes = Pipes(feeds, self._pipe_owner)
+                pipes = Pipes(feeds, self._pipe_owner, self._pipe_bytes)
             deadline = time.monotonic() + self._answer_timeout
             core = CommandChannel(
                 connection.open_channel(),

@@ -26,8 +26,12 @@ class Pipes:
     promised us.
     """
 
-    def __init__(self, stdin: bool, owner: tuple[int, int] | None = None) -> None:
-        """``owner`` is whose the pipes are: who opens /dev/stdout anew, opens a file of theirs."""
+    def __init__(
+        self, stdin: bool, owner: tuple[int, int] | None = None, stdout_bytes: int = 0
+    ) -> None:
+        """``owner`` is whose the pipes are: who opens /dev/stdout anew, opens a file of theirs.
+        ``stdout_bytes``: how many that one holds, where the caller may have so many; 0: as usual.
+        """
         self.outputs: dict[int, str] = {}
         self.taken = {"stdout": 0, "stderr": 0}
         self.stdin: int | None = None
@@ -45,6 +49,9 @@ class Pipes:
                 if owner is not None:
                     with contextlib.suppress(PermissionError):  # root without CAP_CHOWN
                         os.fchown(theirs, *owner)
+                if stdout_bytes and name == "stdout":
+                    with contextlib.suppress(OSError):  # more than a user may have in pipes
+                        fcntl.fcntl(ours, fcntl.F_SETPIPE_SZ, stdout_bytes)
                 self.names.append(name)
                 os.set_blocking(ours, False)
         except BaseException:

@@ -29,6 +29,7 @@ class WallRecord(msgspec.Struct, frozen=True):
     lacks: dict[str, str] = {}  # abilities that it has not, and why
     workdir: str | None = None
     command: tuple[str, ...] = ()  # the image's
+    pipe_bytes: int = 0  # that a pipe of its output holds, if not as many as usual
 
 
 class HeldWall:
@@ -63,6 +64,7 @@ class HeldWall:
             lacks=dict(abilities.lacking(self.wall)),
             workdir=getattr(self.wall, "workdir", None),
             command=getattr(self.wall, "command", ()),
+            pipe_bytes=getattr(self.wall, "pipe_bytes", 0),
         )
 
 

@@ -137,6 +137,7 @@ class RemoteWall:
         self.workspace = record.workspace
         self.passes_descriptors = record.passes_descriptors
         self.pipe_owner = record.pipe_owner
+        self.pipe_bytes = record.pipe_bytes
         self.workdir = record.workdir
         self.command = record.command
         self._lock = threading.Lock()

@@ -11,6 +11,10 @@ class GvisorWall(LinuxWall):
     """Its first process is gVisor's kernel, with which all commands end: they are none of the
     host's. What opens files for it, a process beside it, ends a moment later by itself."""
 
+    #: Each time that gVisor's kernel finds a pipe full it waits for this one: output goes through a
+    #: pipe of 1 MiB 1.6 times as fast as through one of the usual 64 KiB.
+    pipe_bytes = 1 << 20
+
     def open_stream(self) -> socket.socket:
         """Raises BackendLost once gVisor's kernel has ended: what opens files for it holds the
         listener for a moment more, and would take a connection that nobody serves."""
