@@ -131,6 +131,22 @@ for _ in range(600):
 """
 
 
+def test_a_receipt_has_what_was_connected_to(daemon: Daemon) -> None:
+    with Sandbox.create(url=daemon.url, net=["db.internal:5432"]) as sandbox:
+        code = _DIAL + "\ntry:\n    socket.getaddrinfo('x.example.com', 1)\nexcept OSError: pass"
+        done = sandbox.run(["python3", "-c", code], check=True)
+        used = done.usage.network
+        assert used and used.hosts == {"db.internal": 1}
+        assert (used.allowed, used.received) == (1, 5) and used.denied
+        shown = _cli(daemon, "receipt", "show", done.receipt, "--json")
+        told = json.loads(shown.stdout)["predicate"]["execution"]["usage"]["network"]
+        assert told["hosts"] == {"db.internal": 1} and told["denied"] == used.denied
+        assert "connected to db.internal" in _cli(daemon, "receipt", "show", done.receipt).stdout
+    # Without such a network nothing is said.
+    with Sandbox.create(url=daemon.url) as plain:
+        assert not plain.run("true", check=True).usage.network
+
+
 def test_many_connections_are_told_by_a_daemon(daemon: Daemon) -> None:
     """More than fits into one message of the process that holds its sandboxes."""
     with Sandbox.create(url=daemon.url, net=["db.internal:5432"]) as sandbox:

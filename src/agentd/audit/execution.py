@@ -11,11 +11,12 @@ from agentd.model.cause import Cause
 from agentd.model.enforcement import Control
 from agentd.model.errors import InvalidInput
 from agentd.model.redact import Redactor
-from agentd.model.result import Usage
+from agentd.model.result import NetworkUsage, Usage
 
 MAX_CONTROLS = 64
 MAX_OUTPUTS = 32
 MAX_REASONS = 8
+MAX_HOSTS = 32
 _NAME = 96  # characters; with the bounds above it all fits into a record
 _TEXT = 192
 _MESSAGE = 512
@@ -86,6 +87,7 @@ def clean(execution: Execution, secrets: Iterable[str] = ()) -> Execution:
             _bounded(hide(name), _NAME): digest
             for name, digest in list(execution.outputs.items())[:MAX_OUTPUTS]
         },
+        usage=_usage(execution.usage, hide),
         enforcement=_controls(controls, hide) if known else _plain_controls(controls),
         cause=Cause(
             cause.code,
@@ -94,6 +96,16 @@ def clean(execution: Execution, secrets: Iterable[str] = ()) -> Execution:
             cause.infrastructure,
         ),
     )
+
+
+def _usage(usage: Usage, hide: Callable[[str], str]) -> Usage:
+    """Bound the hosts of a network, the most used first: names may be of whoever ran."""
+    if not isinstance(usage.network, NetworkUsage):
+        return usage
+    most = sorted(usage.network.hosts.items(), key=lambda item: -item[1])[:MAX_HOSTS]
+    hosts = {_bounded(hide(name), _NAME): count for name, count in most}
+    network = msgspec.structs.replace(usage.network, hosts=hosts)
+    return msgspec.structs.replace(usage, network=network)
 
 
 def _controls(
@@ -121,6 +133,7 @@ def slim(known: Execution) -> Execution:
         decision=Decided(known.decision.allow, known.decision.bundle),
         enforcement={name: Control("", control.enforced) for name, control in controls},
         cause=Cause(known.cause.code, "", "", known.cause.infrastructure),
+        usage=msgspec.structs.replace(known.usage, network=msgspec.UNSET),
     )
 
 

@@ -6,10 +6,23 @@ from agentd.model.cause import Cause, CauseCode
 from agentd.model.enforcement import Control
 
 
+class NetworkUsage(msgspec.Struct, frozen=True):
+    """What a sandbox has done of a restricted network, up to the command's end: connections and
+    names that were ``allowed`` and ``denied``, bytes ``sent`` and ``received`` by what has ended,
+    and how many connections went to which host."""
+
+    allowed: int = 0
+    denied: int = 0
+    sent: int = 0
+    received: int = 0
+    hosts: dict[str, int] = {}
+
+
 class Usage(msgspec.Struct, frozen=True):
     wall_ms: float = 0.0
     cpu_ms: float = 0.0
     peak_memory_bytes: int = 0
+    network: NetworkUsage | msgspec.UnsetType = msgspec.UNSET  # of one that rules restrict
 
 
 class Timing(msgspec.Struct, frozen=True):

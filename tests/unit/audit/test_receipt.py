@@ -6,7 +6,7 @@ from tests.unit.audit.executions import DIGEST, execution
 
 from agentd.audit import dsse, receipt
 from agentd.audit.errors import AuditError, ReceiptInvalid
-from agentd.audit.execution import Decided
+from agentd.audit.execution import MAX_HOSTS, Decided
 from agentd.audit.keypair import KeyPair
 from agentd.audit.log import AuditLog
 from agentd.audit.read import records
@@ -19,6 +19,7 @@ from agentd.model.cause import Cause, CauseCode
 from agentd.model.enforcement import Control
 from agentd.model.errors import InvalidInput
 from agentd.model.redact import HIDDEN
+from agentd.model.result import NetworkUsage, Usage
 
 
 def test_a_receipt_says_what_was_done_and_where_it_is_recorded(log: AuditLog, key: KeyPair) -> None:
@@ -139,3 +140,19 @@ def test_a_shared_log_will_do(tmp_path: Path, key: KeyPair) -> None:
     facts = receipt.chain(log, execution())
     log.close()
     assert receipt.peek(receipt.issue(facts, key)).predicate == facts
+
+
+def test_hosts_that_were_connected_to_are_bounded_and_hide_secrets(
+    log: AuditLog, key: KeyPair
+) -> None:
+    hosts = {f"n{number}.example.com": number for number in range(100)}
+    hosts |= {"hunter2.example.com": 500, "x" * 200: 400}
+    told = execution(usage=Usage(network=NetworkUsage(allowed=1, hosts=hosts)))
+    facts = receipt.chain(log, told, ["hunter2"])
+    found = facts.execution.usage.network
+    assert isinstance(found, NetworkUsage)
+    assert len(found.hosts) == MAX_HOSTS and found.allowed == 1
+    assert not any("hunter2" in name or len(name) > 96 for name in found.hosts)
+    assert found.hosts["n99.example.com"] == 99
+    _, end = records(log.directory)
+    assert receipt.issue(receipt.facts_of(end), key) == receipt.issue(facts, key)

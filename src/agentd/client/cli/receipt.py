@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, TypeVar
 
@@ -15,6 +15,7 @@ from agentd.model.system import os_errors_as
 
 if TYPE_CHECKING:
     from agentd.audit.receipt import Statement
+    from agentd.model.result import Usage
     from agentd.model.service import Receipts
 
 T = TypeVar("T")
@@ -176,6 +177,19 @@ def _read(path: str, fix: str = "correct the path") -> bytes:
         return file.read(_MAX_FILE)
 
 
+def _network(usage: "Usage") -> "Iterator[tuple[str, str]]":
+    """What its sandbox did of a network of rules."""
+    from agentd.model.result import NetworkUsage
+
+    done = usage.network
+    if not isinstance(done, NetworkUsage):
+        return
+    what = f"{done.allowed} connections, {done.denied} refused"
+    yield "network", f"{what}, {done.sent} bytes sent, {done.received} received"
+    for host, count in done.hosts.items():
+        yield f"connected to {host}", str(count)
+
+
 def _print(statement: "Statement", *, as_json: bool) -> None:
     from agentd.client.cli import table
 
@@ -198,6 +212,7 @@ def _print(statement: "Statement", *, as_json: bool) -> None:
             *(("reason", reason) for reason in told.decision.reasons),
             ("cause", f"{told.cause.code}, {code}"),
             ("took", f"{told.usage.wall_ms:.1f} ms, {told.usage.cpu_ms:.1f} ms of CPU"),
+            *_network(told.usage),
             ("audit", record),
         ]
     )

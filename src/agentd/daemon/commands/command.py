@@ -21,6 +21,7 @@ from agentd.daemon.commands.ends import (
     ours,
     refine,
     status,
+    used,
 )
 from agentd.model import context
 from agentd.model.cause import Cause, CauseCode
@@ -215,6 +216,7 @@ class Command(Stepped):
         why = self._ended_for() if end.signal is not None else None
         if why is not None:
             refined = msgspec.structs.replace(end, cause=why)
+        network = msgspec.UNSET if self._lost else used(self._handle)
         result = Result(
             request_id=self.request_id,
             status=status(refined),
@@ -224,7 +226,7 @@ class Command(Stepped):
             stdout=bytes(getattr(self.running, "stdout", b"")),
             stderr=bytes(getattr(self.running, "stderr", b"")),
             truncated=self.running.truncated,
-            usage=refined.usage,
+            usage=msgspec.structs.replace(refined.usage, network=network),
             timing=Timing(self._setup_ms, exec_ms, self._setup_ms + exec_ms),
             sandbox=self._handle.info,
             enforcement=dict(self._handle.enforcement),

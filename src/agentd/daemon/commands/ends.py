@@ -1,5 +1,6 @@
 """What completes a command's request, and how it ends: its cause, its status, its digests."""
 
+import contextlib
 import os
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
@@ -9,9 +10,10 @@ import msgspec
 
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.errors import AgentdError, BackendLost, GuestError, SandboxError
-from agentd.model.result import Exit, Result, Timing, Usage
+from agentd.model.options import RESTRICTED
+from agentd.model.result import Exit, NetworkUsage, Result, Timing, Usage
 from agentd.model.spec import ExecRequest
-from agentd.sandbox.abilities import TELLS_END
+from agentd.sandbox.abilities import NETWORK, TELLS_END
 from agentd.sandbox.ports import Wall
 from agentd.transport.core import Chunk
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 # A wall that dies takes its agent's stream along first; the process itself follows.
 _DEATH_SECONDS = 1.0
+_COUNTED = ("allowed", "denied", "sent", "received")
+_NO_ROWS = 1 << 62  # a cursor that no connection comes after
 
 INTERRUPTED = Cause.of(CauseCode.INTERRUPTED, "its daemon ended before it was seen to end")
 SHUT_DOWN = Cause.of(CauseCode.INTERRUPTED, "its daemon shut down while it ran")
@@ -81,6 +85,17 @@ def of_wall(
     else:
         cause = Cause.of(CauseCode.BACKEND_LOST, f"the sandbox ended under its work: {error}")
     return Exit(None, None, cause, Usage(wall_ms=ms))
+
+
+def used(handle: "SandboxHandle") -> NetworkUsage | msgspec.UnsetType:
+    """Return what a sandbox has done of its network, where rules restrict that."""
+    wall = NETWORK.of(handle.wall) if handle.spec.net == RESTRICTED else None
+    if wall is not None:
+        with contextlib.suppress(AgentdError):  # it may have ended
+            found = wall.connections(_NO_ROWS)
+            counted = {name: found.totals[name] for name in _COUNTED}
+            return NetworkUsage(**counted, hosts=found.hosts)
+    return msgspec.UNSET
 
 
 def refine(end: Exit, before: Mapping[str, int], after: Mapping[str, int]) -> Exit:
