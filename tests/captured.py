@@ -165,10 +165,15 @@ class Names(threading.Thread):
             return dns.answer(asked, dns.NXDOMAIN)
         addresses = found() if callable(found) else found
         family = socket.AF_INET if asked.kind == dns.A else socket.AF_INET6
-        for address in addresses:
-            if (":" in address) == (asked.kind == dns.AAAA):
-                return dns.answer(asked, dns.NOERROR, socket.inet_pton(family, address), self.ttl)
-        return dns.answer(asked, dns.NOERROR)
+        packed = [
+            socket.inet_pton(family, address)
+            for address in addresses
+            if (":" in address) == (family == socket.AF_INET6)
+        ]
+        answer = dns.answer(asked, dns.NOERROR, packed[0] if packed else b"", self.ttl)
+        for more in packed[1:]:
+            answer += answer[-len(more) - 12 : -len(more)] + more
+        return answer[:6] + len(packed).to_bytes(2, "big") + answer[8:]
 
     def close(self) -> None:
         self._sock.sendto(b"", self._sock.getsockname())

@@ -16,8 +16,6 @@ _RTA_DST = 1
 _RTN_UNICAST, _RTN_LOCAL = 1, 2
 _KINDS = {3: "broadcast", 4: "anycast", 5: "multicast", 6: "a black hole", 7: "unreachable",
           8: "prohibited"}  # fmt: skip
-# An address on the Internet, to see whether IPv6 leads there at all (a root server of DNS).
-_FAR6 = "2001:500:2f::f"
 
 
 class KernelRoutes:
@@ -39,9 +37,6 @@ class KernelRoutes:
         if kind == _RTN_LOCAL:
             return f"{address} is this host itself"
         return f"{address} is {_KINDS.get(kind, 'no place to connect to')}"
-
-    def has_ipv6(self) -> bool:
-        return not self.hindrance(_FAR6)
 
     def _kind(self, address: str) -> int:
         """The type of the route, RTN_*. Raises OSError where there is none.

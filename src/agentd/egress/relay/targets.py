@@ -71,7 +71,7 @@ class Finder:
 
     def _of_v4(self, judge: "_Judge", resolved: Resolved, found: Found) -> Targets | None:
         targets = judge.targets(resolved)
-        if targets.places or resolved.code != dns.NOERROR or not self._routes.has_ipv6():
+        if targets.places or resolved.code != dns.NOERROR:
             return targets
         other = self._resolver.known(judge.name, dns.AAAA)
         if other is None:
