@@ -35,6 +35,14 @@ def named(host, port):
     except OSError as error:
         return errno.errorcode[error.errno]
 """
+ROUTE = """
+def route(kind):
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as sock:
+        body = struct.pack("=8BI", 2, 0, 0, 0, 255, 3, 254, 2, 0) + struct.pack("=HHI", 8, 4, 1)
+        sock.send(struct.pack("=IHHII", 16 + len(body), kind, 5, 1, 0) + body)
+        code = -struct.unpack_from("=i", sock.recv(4096), 16)[0]
+        return errno.errorcode[code] if code else "done"
+"""
 
 
 @pytest.fixture
@@ -141,19 +149,15 @@ def test_it_cannot_change_where_packets_go(
     sandbox: Callable[..., Any], backend: str, user: str
 ) -> None:
     box = sandbox(backend, net=[], user=user)
-    said = box.attack("""
+    said = box.attack(
+        ROUTE
+        + """
 def raw(family, kind, protocol=0):
     socket.socket(family, kind, protocol).close()
     return "made"
 said("raw", tried(raw, socket.AF_INET, socket.SOCK_RAW, 6))
 said("packet", tried(raw, socket.AF_PACKET, socket.SOCK_RAW, 3))
 said("netfilter", tried(raw, socket.AF_NETLINK, socket.SOCK_RAW, 12))
-def route(kind):
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as sock:
-        body = struct.pack("=8BI", 2, 0, 0, 0, 255, 3, 254, 2, 0) + struct.pack("=HHI", 8, 4, 1)
-        sock.send(struct.pack("=IHHII", 16 + len(body), kind, 5, 1, 0) + body)
-        code = -struct.unpack_from("=i", sock.recv(4096), 16)[0]
-        return errno.errorcode[code] if code else "done"
 said("delete the route", tried(route, 25))
 def option(level, name):
     with socket.socket() as sock:
@@ -162,7 +166,8 @@ def option(level, name):
 said("transparent", tried(option, socket.SOL_IP, 19))
 said("mark", tried(option, socket.SOL_SOCKET, 36))
 said("another namespace", call("unshare", 0x40000000))
-""")
+"""
+    )
     assert set(said.values()) <= {
         *("EPERM", "EACCES", "EAFNOSUPPORT", "EPROTONOSUPPORT", "ESOCKTNOSUPPORT")
     }, said
@@ -227,3 +232,31 @@ def test_where_the_relay_is_killed_nothing_is_let_through(
 def test_a_sandbox_that_passes_no_sockets_is_not_built(sandbox: Callable[..., Any]) -> None:
     with pytest.raises(SandboxError, match="did not pass the sockets of its network"):
         sandbox("linux", without={"network"}, net=[])
+
+
+def test_off_capabilities_it_changes_routes_and_has_no_way_out_all_the_same(
+    sandbox: Callable[..., Any], service: int
+) -> None:
+    box = sandbox(
+        *("linux", {"capabilities"}, _static("db.internal", service)),
+        net=["db.internal:*"],
+        user="root",
+    )
+    said = box.attack(
+        DIAL
+        + ROUTE
+        + """
+said("before", named("db.internal", 5432))
+said("delete the route", tried(route, 25))
+said("after", named("198.18.0.1", 5432))
+said("the host", named(sys.argv[2], int(sys.argv[1])))
+""",
+        str(service),
+        *(_own_addresses()[:1] or ["192.0.2.1"]),
+    )
+    assert said == {
+        "before": "the host",
+        "delete the route": "done",
+        "after": "ENETUNREACH",
+        "the host": "ENETUNREACH",
+    }
