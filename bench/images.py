@@ -6,10 +6,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import service
 from cases import Contender, Work, interleave, sandbox_class
 from peers import Absent
 from stats import Case, Target
@@ -17,6 +19,21 @@ from stats import Case, Target
 _BUSYBOX = Path("/bin/busybox")
 _NAME = "bench"
 _MOST = 1.3
+_MOST_OF_POOL = 1.05
+_FULL = 8
+_TEMPLATES = """
+[[template]]
+name = "plain"
+image = "bench"
+min = 8
+max = 24
+[[template]]
+name = "started"
+image = "bench"
+start = ["/bin/busybox", "sleep", "100000"]
+min = 8
+max = 24
+"""
 
 
 def images(rounds: int) -> Case:
@@ -45,6 +62,48 @@ def images(rounds: int) -> Case:
         ),
     ]
     return case
+
+
+def templates(rounds: int) -> Case:
+    case = Case("template", "sandbox of a warm template, its first command, destroyed", "ms")
+    case.note = (
+        "by the SDK of a daemon, each from a pool of its own that is full; of the same image as "
+        "above. (started): with a start command, which is listed and goes on while the first runs"
+    )
+    with _store() as env, ExitStack() as stack:
+        if isinstance(env, str):
+            case.skipped["agentd template"] = env
+            return case
+        daemon = service.Daemon(stack, more=_TEMPLATES)
+        names = {"agentd pool": None, "agentd template": "plain", "agentd (started)": "started"}
+        _await_full(daemon.url, len(names) * _FULL)
+        contenders = {key: _claimed(daemon.url, name) for key, name in names.items()}
+        interleave(case, contenders, rounds, 120)
+    ratio = case.ratio("agentd template", "agentd pool")
+    case.targets = [Target("at most 1.05x one of the default pool", ratio, _MOST_OF_POOL)]
+    return case
+
+
+def _await_full(url: str, many: int) -> None:
+    from agentd import Client
+
+    with Client(url=url) as client:
+        while sum(client.machine.stats().pool.values()) < many:
+            time.sleep(0.05)
+
+
+def _claimed(url: str, template: str | None) -> Contender:
+    def prepare(_: ExitStack) -> Work:
+        create = sandbox_class().create
+
+        def work() -> None:
+            with create(url=url, template=template) as box:
+                box.run(["/bin/true"], check=True)
+                box.kill()
+
+        return work
+
+    return prepare
 
 
 @contextlib.contextmanager

@@ -57,7 +57,10 @@ def main() -> int:
         "warm": lambda: [cases.warm(options.rounds)],
         "stdout": lambda: [cases.stdout(options.rounds)],
         "fork": lambda: [forks.forks(max(1, options.rounds // 10))],
-        "image": lambda: [images.images(max(9, options.rounds // 5))],
+        "image": lambda: [
+            images.images(max(9, options.rounds // 5)),
+            images.templates(options.rounds),
+        ],
         "oci": lambda: runtimes.runtimes(options.rounds),
         "inside": lambda: inside.inside(options.rounds),
         "pull": lambda: registry.registry(options.rounds),

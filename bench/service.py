@@ -43,11 +43,13 @@ WALL = "7 namespaces, mounts, Landlock, seccomp, cgroups, rlimits, no capabiliti
 class Daemon:
     """``agentd serve`` in a folder of its own, until ``close``."""
 
-    def __init__(self, stack: ExitStack, policy: str = "permissive") -> None:
+    def __init__(self, stack: ExitStack, policy: str = "permissive", more: str = "") -> None:
+        """``more`` is TOML that comes behind what each of them has."""
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agentd-")))
         self.socket, self.state = folder / "a.sock", folder / "state"
         config = folder / "agentd.toml"
-        config.write_text(CONFIG.format(state=self.state, socket=self.socket, policy=policy))
+        text = CONFIG.format(state=self.state, socket=self.socket, policy=policy)
+        config.write_text(text + more)
         self.url = f"unix:{self.socket}"
         agentd = str(Path(sys.executable).with_name("agentd"))
         started = time.perf_counter()

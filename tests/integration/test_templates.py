@@ -1,6 +1,9 @@
 """Templates: an image, what sandboxes of it are made with and what they start, by one name."""
 
+import contextlib
 import json
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -198,6 +201,29 @@ def test_those_of_a_pool_are_of_whoever_gets_them(daemon: Daemon) -> None:
     assert id_ != other
     for key, box in ((ours, id_), (theirs, other)):
         assert daemon.ask("DELETE", f"/v1/sandboxes/{box}", key=key).status == 204
+
+
+def test_one_whose_start_command_died_while_it_stood_ready_is_given_to_nobody() -> None:
+    seconds = 100_000 + os.getpid()  # by which it is found on the machine
+    config = f'[[template]]\nname = "web"\nstart = ["sleep", "{seconds}"]\nmin = 1\nmax = 1\n'
+    with running(config) as daemon:
+        until(lambda: ready(daemon, "web") > 0)
+        until(lambda: bool(_running(f"sleep {seconds}")))
+        for pid in _running(f"sleep {seconds}"):
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: not _running(f"sleep {seconds}"))
+        with Sandbox.create(url=daemon.url, template="web") as box:
+            assert begun(daemon, box.id)["state"] == "running"
+
+
+def _running(command: str) -> list[int]:
+    """The processes of the machine that were started so."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if path.read_bytes().replace(b"\0", b" ").strip() == command.encode():
+                found.append(int(path.parent.name))
+    return found
 
 
 def test_a_policy_is_asked_about_the_template() -> None:

@@ -12,10 +12,14 @@ from agentd.model.errors import InvalidInput
 from agentd.model.limits import Limits
 from agentd.model.spec import SandboxSpec
 
+#: Each has a thread that keeps its sandboxes ready.
+MAX_TEMPLATES = 64
 _NOBODY = "no request could be given one of them"
 
 
 def broken(config: Config) -> Iterator[Found]:
+    if len(config.template) > MAX_TEMPLATES:
+        yield ("template",), f"{len(config.template)} are over {MAX_TEMPLATES}", "drop some of them"
     names = [template.name for template in config.template]
     for n, template in enumerate(config.template):
         path: Path = ("template", n)

@@ -4,6 +4,7 @@ Each template has a pool of its own, with a thread of its own: one that does not
 other.
 """
 
+import contextlib
 import os
 import threading
 import time
@@ -12,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from agentd.daemon.sandboxes.shelves import images, of_template, shelves
-from agentd.daemon.sandboxes.starting import bring_up
+from agentd.daemon.sandboxes.starting import bring_up, stands
 from agentd.model.errors import AgentdError
 from agentd.sandbox.abilities import LEASED
 from agentd.sandbox.pool import SandboxPool, ShelfSpec
@@ -69,11 +70,16 @@ class Pools:
         self._closed = False
 
     def claim(self, spec: "SandboxSpec") -> "SandboxHandle | None":
-        """Do as ``SandboxPool.claim``."""
+        """Do as ``SandboxPool.claim``: what its template has begun still stands."""
         if not spec.template:
             return self._plain.claim(spec)
         kept = self._of.get(spec.template)
-        return None if kept is None else kept.pool.claim(spec)
+        while kept is not None and (handle := kept.pool.claim(spec)) is not None:
+            if handle.begun is None or stands(handle):
+                return handle
+            with contextlib.suppress(AgentdError):  # its lease ends what could not be ended
+                self._manager.destroy(handle)
+        return None
 
     def sizes(self) -> dict[str, int]:
         """Return how many are ready: by image and level, and by "template/NAME"."""

@@ -11,7 +11,7 @@ from agentd.daemon.commands.requests import new_id
 from agentd.daemon.pipeline import Pipeline, run
 from agentd.daemon.sandboxes import templates
 from agentd.model import context
-from agentd.model.errors import NotReady
+from agentd.model.errors import AgentdError, NotReady
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.model.units import format_duration
 from agentd.sandbox.handle import BegunCommand, SandboxHandle
@@ -63,6 +63,14 @@ def bring_up(
     return begun
 
 
+def stands(handle: SandboxHandle) -> bool:
+    """Return whether what was begun in it has not failed since."""
+    try:
+        return not _failure(handle, handle.begun)
+    except AgentdError:
+        return False
+
+
 def _begin(handle: SandboxHandle, template: "TemplateSettings") -> BegunCommand:
     """It outlives us, and is found by its id; of output that nobody reads the latest is kept."""
     asked = ExecRequest(template.start, env=dict(template.env), tag=new_id())
@@ -112,16 +120,21 @@ def _check_begun(
     handle: SandboxHandle, template: "TemplateSettings", begun: BegunCommand | None
 ) -> None:
     """One that has done its work and ended well is no reason to wait no longer. Raises NotReady."""
+    if how := _failure(handle, begun):
+        raise NotReady(
+            f"the start command of template {template.name} ended before it was ready",
+            cause=how,
+            remediation="correct start in the [[template]]",
+        )
+
+
+def _failure(handle: SandboxHandle, begun: BegunCommand | None) -> str:
     if begun is None:
-        return
+        return ""
     for known in handle.guest.processes():
         if known.tag == begun.id and known.state == "exited" and (known.code or known.signal):
-            how = f"signal {known.signal}" if known.signal else f"exit code {known.code}"
-            raise NotReady(
-                f"the start command of template {template.name} ended before it was ready",
-                cause=how,
-                remediation="correct start in the [[template]]",
-            )
+            return f"signal {known.signal}" if known.signal else f"exit code {known.code}"
+    return ""
 
 
 def _take(said: list[bytes], stream: str, data: bytes) -> None:

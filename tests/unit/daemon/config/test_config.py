@@ -154,6 +154,7 @@ JWT = "[[auth.jwt]]\nname = 'a'\nissuer = 'i'\naudience = ['x']\nalgorithms = ['
         ("journal.total = '1M'", 1, "journal", "is more than journal.total"),
         ("[[pool]]\nmin = 9", 2, "pool[0].min", "is more than max"),
         ("[[pool]]\nisolation = 'process'", 2, "pool[0].isolation", "less than sandbox.minimum"),
+        ("".join(f"[[template]]\nname = 't{n}'\n" for n in range(65)), 1, "template", "over 64"),
         ("[[template]]\nname = 'a'\nmin = 9", 3, "template[0].min", "is more than max"),
         ("sandbox.networks = ['none']\n[[template]]\nname = 'a'\nnet = 'host'", 4,
          "template[0].net", "sandbox.networks"),
