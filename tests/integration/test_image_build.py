@@ -364,6 +364,7 @@ def test_a_step_is_cached_by_what_it_depends_on(on_base: Builds) -> None:
     assert cached(CACHED.replace("B=1", "B=2")) == 2
     assert cached(CACHED.replace("again", "other")) == 2
     assert cached(CACHED.replace("ENV B", "USER node\nENV B")) == 2
+    assert cached(CACHED.replace("ENV B", "WORKDIR /tmp\nENV B")) == 2, "which is there already"
     assert cached(CACHED, "--net", "host") == 1
     assert cached(CACHED, "--no-cache") == 0
     assert cached() == 3
@@ -374,6 +375,25 @@ def test_a_step_is_cached_by_what_it_depends_on(on_base: Builds) -> None:
     on_base.run("prune")
     assert cached() == 0
     assert on_base.told("verify", "mine") == [{"name": "mine", "state": "ready"}]
+
+
+def test_a_copy_is_cached_by_all_that_is_said_of_it(
+    builds: Builds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (builds.context / "a").write_text("a")
+
+    def cached(line: str) -> int:
+        return int(builds.built(f"FROM scratch\n{line}\n")["cached"])
+
+    heredoc = "COPY <<E /x\n{}\nE"
+    for line in (
+        "COPY a /x",
+        *("COPY a /x/", "COPY a /y", "ADD a /x", "COPY --chown=5 a /x", "COPY --chown=5:6 a /x"),
+        *("COPY --chmod=600 a /x", heredoc.format("one"), heredoc.format("two")),
+    ):
+        assert (cached(line), cached(line)) == (0, 1), line
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1000000000")
+    assert cached("COPY a /x") == 0, "its layer has other times"
 
 
 def test_the_same_gives_the_same(on_base: Builds, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -460,6 +460,16 @@ def test_one_principal_has_256_at_most(own: Path, capsys: pytest.CaptureFixture[
     assert main(["volume", "create", "--embedded", "more"]) == 0
 
 
+def test_where_others_may_write_are_none(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["volume", "create", "--embedded", "v"]) == 0
+    (own / "volumes").chmod(0o777)
+    for words in (["create", "w"], ["ls"], ["rm", "v"]):
+        assert main(["volume", *words, "--embedded"]) != 0
+        assert "volumes could be written by others" in capsys.readouterr().err
+    (own / "volumes").chmod(0o700)
+    assert main(["volume", "rm", "--embedded", "v"]) == 0
+
+
 def test_they_are_of_ones_own_and_take_a_scope(daemon: Daemon, volume: str) -> None:
     plain = daemon.key("bob")
     for method, path, body in (

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tests.oci import Images, Layout, file, layer
 
-from agentd import Sandbox, SandboxError
+from agentd import Refused, Sandbox, SandboxError
 from agentd.client.cli.main import main
 
 pytestmark = pytest.mark.needs("skopeo", "umoci")
@@ -79,3 +79,22 @@ def test_what_was_fetched_is_hashed_before_it_counts(images: Images, source: str
         assert main(["image", "pull", source, "--name", "x"]) != 0
     assert "is damaged" in errors.getvalue()
     assert images.told("ls") == [] and images.left() == []
+
+
+def test_changes_of_one_image_are_put_on_no_other(
+    images: Images, source: str, tmp_path: Path
+) -> None:
+    """Whatever the snapshot's manifest says, which its digests do not prove."""
+    images.run("pull", source, "--name", "x")
+    kept = tmp_path / "kept"
+    with Sandbox.create(image="x") as sandbox, sandbox.snapshot(kept):
+        other = Layout(tmp_path / "other").add([layer(file("other"))], {"User": "1234"})
+        images.run("pull", other, "--name", "x")
+        (row,) = images.told("ls")
+        manifest = kept / "manifest.json"
+        told = manifest.read_text()
+        before = sandbox.enforcement["image"].detail
+        assert before in told and before != row["digest"]
+        manifest.write_text(told.replace(before, row["digest"]))
+        with pytest.raises(Refused, match="is another image now than the one that the snapshot"):
+            Sandbox.create(snapshot=kept)

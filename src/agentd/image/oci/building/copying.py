@@ -57,7 +57,7 @@ class Copy(NamedTuple):
             for each in self.named
         ]
         inline = [(each.name, each.data) for each in self.inline]
-        whole = (self.target, told, inline, self.chown, self.chmod, [n.archive for n in self.named])
+        whole = (self.target, told, inline, self.chown, self.chmod)
         return hashlib.sha256(msgspec.json.encode(_plain(whole))).hexdigest()
 
 
