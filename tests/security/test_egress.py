@@ -353,6 +353,24 @@ def test_what_a_relay_that_was_taken_over_says_harms_nobody(said: bytes) -> None
         processes.MODULE = RELAY
 
 
+def test_a_relay_that_hangs_is_followed_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By: it is asked now and then whether it lives."""
+    monkeypatch.setattr(keepers, "_LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(keepers, "_HANG_SECONDS", 0.5)
+    with (
+        server() as host,
+        relay() as (keeper, _),
+        sandbox(keeper, "db.internal:1", db_internal=host.port) as (inside, _),
+    ):
+        assert inside.ask("talk('db.internal', 1, b'x')") == "x"
+        first = keeper.pid
+        os.kill(first, signal.SIGSTOP)
+        inside.begin("attempt(talk, 'db.internal', 1, b'again')")
+        eventually(lambda: keeper.pid not in (0, first))
+        assert inside.answer() in ("again", RESET, REFUSED)
+        assert inside.ask("talk('db.internal', 1, b'x')") == "x"
+
+
 @pytest.mark.root
 def test_the_relay_is_a_user_that_nobody_else_is() -> None:
     """By: an id of the block that it alone has, which is given back when it has ended."""

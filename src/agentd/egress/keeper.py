@@ -24,7 +24,8 @@ from agentd.model.errors import SandboxError
 _START_SECONDS = 60.0
 _REST_SECONDS = 20.0
 _SYNC_SECONDS = 2.0
-_LOOK_SECONDS = 5.0  # between looks at resolv.conf and hosts
+_LOOK_SECONDS = 5.0  # between looks at resolv.conf and hosts, and at the relay
+_HANG_SECONDS = 60.0  # without a word: a busy machine's takes its time
 # So many deaths within so many seconds, and it is not started again.
 _DEATHS, _WITHIN = 5, 60.0
 _MAX_NAMES, _MAX_NAME = 1024, 253
@@ -86,6 +87,7 @@ class RelayKeeper:
         self._ids = 0
         self._asked = 0  # the last ``sync``, and the last that was answered
         self._synced = 0
+        self._asked_at = 0.0
         self._generation = 0
         self._deaths: list[float] = []
         self._admitted: dict[int, Admitted] = {}
@@ -147,10 +149,9 @@ class RelayKeeper:
         with self._changed:
             if not self._ready:
                 return
-            self._asked += 1
-            asked, generation = self._asked, self._generation
+            generation = self._generation
             with contextlib.suppress(SandboxError):
-                self._send(pack({"sync": asked}))
+                asked = self._ask()
                 self._changed.wait_for(
                     lambda: (
                         self._synced >= asked or not self._ready or self._generation != generation
@@ -239,6 +240,14 @@ class RelayKeeper:
             raise SandboxError("there is no network relay")
         self._process.send(data, sockets)
 
+    def _ask(self) -> int:
+        """Have the relay say that it has come to this; the number by which it does."""
+        if self._synced == self._asked:
+            self._asked_at = time.monotonic()
+        self._asked += 1
+        self._send(pack({"sync": self._asked}))
+        return self._asked
+
     def _give_up(self, why: str) -> None:
         """Nobody serves what was admitted: close it, so that programs are refused at once."""
         self._ready, self._failure = False, why
@@ -287,7 +296,7 @@ class RelayKeeper:
         while True:
             try:
                 if not poll.poll(_LOOK_SECONDS * 1000):
-                    self._look_at_files()
+                    self._look()
                     continue
                 message = process.receive()
                 if message is None:
@@ -298,10 +307,18 @@ class RelayKeeper:
                 self._note(f"{type(error).__name__}: {error}")
                 return
 
-    def _look_at_files(self) -> None:
+    def _look(self) -> None:
+        """At the host's files, and at whether a relay that says nothing lives: one that hangs is
+        killed, and followed."""
         with self._changed:
-            if self._ready and self._files.changed():
+            if not self._ready or self._process is None:
+                return
+            if self._files.changed():
                 self._tell_names()
+            if self._synced == self._asked and self._admitted:
+                self._ask()
+            elif self._synced < self._asked and time.monotonic() - self._asked_at > _HANG_SECONDS:
+                self._process.kill()
 
     def _take(self, message: dict[str, Any]) -> None:
         if "rows" in message:
@@ -316,7 +333,7 @@ class RelayKeeper:
                 self.confinement = tuple(message["ready"])
                 for admitted in self._admitted.values():
                     self._hand_over(admitted)
-                self._ready = True
+                self._synced, self._ready = self._asked, True
             self._changed.notify_all()
 
     def _note(self, fault: str) -> None:
