@@ -99,7 +99,7 @@ uid = {uid}
 scopes = ["admin"]
 [sandbox]
 minimum = "none"
-networks = ["none", "host"]
+networks = ["none", "restricted", "host"]
 mounts = ["/"]
 """
 
