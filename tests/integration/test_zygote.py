@@ -97,6 +97,20 @@ def test_a_command_has_its_three_descriptors_and_no_other(box: Box) -> None:
     assert box.guest.run(pty)[1] == b"[0, 1, 2]\r\n"
 
 
+@pytest.mark.root
+def test_an_agent_holds_no_more_once_its_zygote_has_rehearsed(make: Make) -> None:
+    """What the rehearsals open would be in every later sandbox."""
+
+    def held(box: Box) -> int:
+        return len(os.listdir(f"/proc/{box.wall.pid}/fd"))
+
+    first = held(make())
+    for _ in range(20):  # it takes the time for rehearsals after 16
+        later = make()
+        later.run("true")
+    assert held(later) == first
+
+
 @pytest.mark.parametrize("name", ["environ", "mem", "maps", "fd", "root", "cwd", "exe"])
 def test_the_agent_cannot_be_read(box: Box, name: str) -> None:
     script = (

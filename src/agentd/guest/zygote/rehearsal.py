@@ -56,7 +56,10 @@ def rehearse(commands: int) -> None:
     rehearsed.processes.trust()  # the zygote's children are sandboxes
     host, listener = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
+    served: list[socket.socket] = []
+
     def serve(sock: socket.socket) -> None:
+        served.append(sock)
         rehearsed.serve_stream(sock)
 
     accept = FdListener(loop, listener, serve, loop.stop)
@@ -94,6 +97,8 @@ def rehearse(commands: int) -> None:
             process.abandon()
         rehearsed.processes.close()
         accept.close()
+        for sock in served:  # what the agent has not noticed the end of: each clone would have it
+            sock.close()
         loop.close()
         host.close()
         ours.close()
