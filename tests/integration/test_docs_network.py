@@ -60,6 +60,8 @@ def test_its_commands_do_what_they_say(daemon: Daemon, tmp_path: Path) -> None:
         done = _ran(tmp_path, sys.executable, "-m", *line, AGENTD_URL=daemon.url)
         refused = line[1:3] == ["net", "explain"] and "db.internal:5432" in line
         assert done.returncode == (1 if refused else 0), (line, done.stderr)
+        if "learn" in line:
+            assert "what it connected to is allowed by --net pypi\n" in done.stderr
         if line[1] == "create":
             assert daemon.ask("DELETE", f"/v1/sandboxes/{done.stdout.strip()}").status == 204
     assert daemon.ask("DELETE", "/v1/sandboxes/build").status == 204

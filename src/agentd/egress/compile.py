@@ -4,12 +4,15 @@ import functools
 import tomllib
 from collections.abc import Sequence
 from importlib import resources
+from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
 import msgspec
 
+from agentd.egress import addresses
 from agentd.egress.table import PRIVATE as PRIVATE_NETWORKS
 from agentd.model.egress import (
+    LEARN,
     PRIVATE,
     PUBLIC,
     EgressBounds,
@@ -18,7 +21,7 @@ from agentd.model.egress import (
     parse_rule,
     parse_rules,
 )
-from agentd.model.errors import Refused
+from agentd.model.errors import InvalidInput, Refused
 
 Wire = dict[str, Any]
 _ONESELF = EgressBounds()
@@ -41,6 +44,7 @@ def compile_table(texts: Sequence[str], bounds: EgressBounds = _ONESELF) -> Wire
     lines: list[Wire] = []
     for written in parse_rules(texts):
         for rule in expanded(written):
+            _check_grantable(rule)
             private = _private(rule, written)
             if operator is not None and rule.allow:
                 private = operator.check(rule, written) and private
@@ -51,6 +55,22 @@ def compile_table(texts: Sequence[str], bounds: EgressBounds = _ONESELF) -> Wire
     named = {line["host"] for line in lines if line["private"] and "host" in line}
     hosts = {host.name: [host.address, host.port] for host in bounds.hosts if host.name in named}
     return {"rules": lines, "hosts": hosts}
+
+
+def _check_grantable(rule: EgressRule) -> None:
+    """Raises InvalidInput for what no rule can allow: to be told is better than to be refused."""
+    if rule.network is None or not rule.allow:
+        return
+    first, last = rule.network[0], rule.network[-1]
+    why = addresses.never(first).partition(" ")[2]
+    if not why or why != addresses.never(last).partition(" ")[2]:
+        return
+    fix = "leave it out"
+    if first.is_loopback:
+        fix += ": a sandbox has its own; this machine's is for [[egress.host]] of a daemon"
+    raise InvalidInput(
+        f"network rule {rule.text!r} is nobody's to grant: it {why}", remediation=fix
+    )
 
 
 class OperatorRules:
@@ -95,7 +115,10 @@ class OperatorRules:
 
 
 def expanded(rule: EgressRule) -> tuple[EgressRule, ...]:
-    """Return the rules of a preset, and any other as it is."""
+    """Return the rules of a preset or of ``LEARN``, and any other as it is."""
+    if rule.text == LEARN:
+        networks = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
+        return rule, *(EgressRule(LEARN, network=network) for network in networks)
     if not rule.preset:
         return (rule,)
     rules = (parse_rule(text) for text in preset(rule.preset).rules)
@@ -122,7 +145,7 @@ def _private(rule: EgressRule, written: EgressRule) -> bool:
     no preset, no wildcard, and no network that is wider."""
     if rule.network is not None:
         return rule.allow and _of_private_network(rule)
-    return rule.allow and not written.preset and not rule.host.startswith("*.")
+    return rule.allow and not written.preset and not rule.host.startswith("*")
 
 
 def _of_private_network(rule: EgressRule) -> bool:

@@ -5,7 +5,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from agentd.egress.table import EgressTable
+from agentd.egress.addresses import never
+from agentd.egress.table import EgressTable, EgressVerdict
 from agentd.model.egress import check_name
 from agentd.model.errors import InvalidInput
 
@@ -32,6 +33,8 @@ def explain(table: EgressTable, target: str) -> ExplainedTarget:
         verdict = table.of_name(check_name(host), port)
     else:
         verdict = table.of_address(address, port)
+        if verdict.allowed and (why := never(address)):
+            verdict = EgressVerdict(False, verdict.rule, why)
     return ExplainedTarget(
         host, port, verdict.allowed, verdict.rule, verdict.reason, verdict.private
     )

@@ -8,8 +8,9 @@ It runs in the relay: standard library alone. A table is plain JSON, made by ``c
                 "private": true}],
      "hosts": {"db.internal": ["127.0.0.1", 5432]}}
 
-``ports`` null is every port; ``text`` is the rule as it was written; ``private`` says whether it
-reaches addresses that are somebody's own. Which addresses nobody reaches is not said here.
+``host`` "*" is every name, ``ports`` null every port; ``text`` is the rule as it was
+written; ``private`` says whether it reaches addresses that are somebody's own. Which addresses
+nobody reaches is not said here.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -55,6 +56,7 @@ class EgressTable:
         self.wire = wire
         self._exact: dict[str, list[_Line]] = {}
         self._below: dict[str, list[_Line]] = {}
+        self._every: list[_Line] = []
         self._networks: list[tuple[IPv4Network | IPv6Network, _Line]] = []
         self._static = {name: (str(to[0]), int(to[1])) for name, to in wire["hosts"].items()}
         for rule in wire["rules"]:
@@ -62,6 +64,8 @@ class EgressTable:
             line = _Line(rule["allow"], ports, rule["text"], rule["private"])
             if "network" in rule:
                 self._networks.append((ip_network(rule["network"]), line))
+            elif rule["host"] == "*":
+                self._every.append(line)
             elif rule["host"].startswith("*."):
                 self._below.setdefault(rule["host"][2:], []).append(line)
             else:
@@ -116,6 +120,8 @@ class EgressTable:
         return self._static.get(_normal(name))
 
     def _lines(self, name: str) -> Iterator[_Line]:
+        if name:
+            yield from self._every
         yield from self._exact.get(name, ())
         rest = name.partition(".")[2]
         while rest:

@@ -7,6 +7,7 @@ example.com:5432         that port               example.com:*   every port
 10.1.2.3:5432            an address              10.0.0.0/8:*    a network
 [2001:db8::1]:443        of IPv6                 [2001:db8::/32]:*
 !gist.github.com         never, at any port; wins over all others
+learn                    all that is public, to see what is needed
 """
 
 import re
@@ -27,8 +28,10 @@ PRESETS = ("crates", "debian", "dockerhub", "ghcr", "github", "go", "huggingface
 #: What an operator may write in place of a rule: every name and address, as far as it is public;
 #: and what reaches private ones: hosts by their whole name, and networks that are private.
 PUBLIC, PRIVATE = "public", "private"
+#: The rule that allows every public name and address, so that what is needed can be seen.
+LEARN = "learn"
 #: Networks that are no rules, and words that have another meaning where rules are written.
-RESERVED = ("none", "host", "restricted", PUBLIC, PRIVATE, "learn")
+RESERVED = ("none", "host", "restricted", PUBLIC, PRIVATE)
 
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _PRESET = re.compile(r"[a-z][a-z0-9-]{0,31}")
@@ -47,7 +50,7 @@ class EgressRule(msgspec.Struct, frozen=True):
     text: str  # canonical
     allow: bool = True
     preset: str = ""
-    host: str = ""  # "api.example.com" or "*.example.com"
+    host: str = ""  # "api.example.com" or "*.example.com"; "*" of ``LEARN`` alone
     network: Network | None = None
     ports: tuple[int, ...] | None = None
 
@@ -126,7 +129,9 @@ _MAPPED = IPv6Network("::ffff:0:0/96")
 def _preset(text: str, name: str, sign: str) -> EgressRule:
     if name == "localhost":
         _wrong(text, "is the sandbox's own", "leave it out: it is always there")
-    if name in RESERVED:
+    if name == LEARN and not sign:
+        return EgressRule(LEARN, host="*")
+    if name in RESERVED or name == LEARN:
         _wrong(text, "is no rule", "name what is needed, as pypi or api.example.com")
     if not _PRESET.fullmatch(name):
         _wrong(text, "is no name of a preset", "write it as preset:pypi")

@@ -5,8 +5,11 @@ from ipaddress import ip_address
 import pytest
 
 from agentd.egress.compile import compile_table
+from agentd.egress.learned import shortest
 from agentd.egress.table import EgressTable
 from agentd.model.egress import EgressBounds, StaticHost
+from agentd.model.errors import InvalidInput, Refused
+from agentd.model.network import ConnectionView
 
 
 def table(*texts: str) -> EgressTable:
@@ -95,6 +98,60 @@ def test_what_a_name_is_resolved_to(rules: list[str], address: str, allowed: boo
     assert named.allowed
     answer = found.of_answer(named, ip_address(address), 443)
     assert answer.allowed is allowed and bool(answer.reason) is not allowed
+
+
+def test_learning_is_all_that_is_public() -> None:
+    found = table("learn", "!gist.github.com")
+    assert found.may_resolve("com") and found.may_resolve("a.example.com")
+    assert not found.may_resolve("") and not found.may_resolve("gist.github.com")
+    named = found.of_name("a.example.com", 22)
+    assert (named.allowed, named.rule) == (True, "learn")
+    assert found.of_answer(named, ip_address("93.184.216.34"), 22).allowed
+    assert not found.of_answer(named, ip_address("10.0.0.1"), 22).allowed
+    assert found.of_address(ip_address("93.184.216.34"), 22).allowed
+    assert not found.of_address(ip_address("fd00::1"), 22).allowed
+    with pytest.raises(Refused):
+        compile_table(["learn"], EgressBounds(allow=("*.example.com", "10.0.0.0/8:*")))
+    assert compile_table(["learn"], EgressBounds(allow=("public",)))["rules"]
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "127.0.0.1:80",
+        "127.0.0.0/8:*",
+        "169.254.169.254:80",
+        "224.0.0.1:*",
+        "[::1]:80",
+        "0.1.2.3:1",
+    ],
+)
+def test_what_is_nobodys_to_grant_is_told(rule: str) -> None:
+    with pytest.raises(InvalidInput, match="nobody's to grant"):
+        compile_table([rule])
+    compile_table([f"!{rule}", "0.0.0.0/0:443", "[::/0]:443"])
+
+
+def test_the_shortest_rules_of_what_was_done() -> None:
+    done = [
+        *(("pypi.org", 443), ("files.pythonhosted.org", 443), ("pypi.org", 443)),
+        *(("github.com", 443), ("b.example.com", 443), ("b.example.com", 80)),
+        *(("a.example.com", 8443), ("a.example.com", 443), ("", 53), ("c.example.com", None)),
+    ]
+    rows = [
+        ConnectionView(n, name, "2001:db8::1", port, allowed=True)
+        for n, (name, port) in enumerate(done)
+    ]
+    assert shortest(rows) == (
+        "pypi",
+        "[2001:db8::1]:53",
+        *("a.example.com:443", "a.example.com:8443"),
+        "b.example.com",
+        "github.com",
+    )
+    found = table(*shortest(rows))
+    assert all(found.of_name(name, port).allowed for name, port in done if name and port)
+    assert shortest([]) == ()
 
 
 def test_no_preset_reaches_a_private_address() -> None:

@@ -27,6 +27,7 @@ from agentd.model.options import network
         ("[2001:db8::/32]:*", "[2001:db8::/32]:*"),
         ("!10.0.0.0/8", "!10.0.0.0/8"),
         ("!gist.github.com", "!gist.github.com"),
+        ("Learn", "learn"),
         ("!gist.github.com:22", "!gist.github.com:22"),
     ],
 )
@@ -57,6 +58,8 @@ def test_a_rule_has_one_spelling_which_says_the_same(text: str, canonical: str) 
         ("preset:a.b", "preset:pypi"),
         ("none", "as pypi"),
         ("host", "as pypi"),
+        ("!learn", "as pypi"),
+        ("public", "as pypi"),
         ("localhost", "always there"),
         ("localhost:80", "always there"),
         ("a.localhost", "always there"),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from agentd.client.cli import output, table
 from agentd.client.cli.remote import safe
+from agentd.model.egress import LEARN
 from agentd.model.errors import AgentdError
 
 if TYPE_CHECKING:
@@ -19,12 +20,26 @@ _SHOWN = 5
 
 def tell(service: "Service", view: "SandboxView", *, failed: bool, verbose: bool) -> None:
     """One line on standard error: where the command failed, and for a person at a terminal."""
+    if view.net == "restricted" and LEARN in view.egress:
+        with suppress(AgentdError):
+            output.say(learned(service.network.connections(view.id)))
+        return
     if view.net != "restricted" or not (failed or verbose or table.is_terminal(sys.stderr)):
         return
     with suppress(AgentdError):  # it has ended: there is nobody to ask
         line = said(service.network.connections(view.id), view.egress)
         if line:
             output.say(line, colour=output.YELLOW)
+
+
+def learned(page: "ConnectionPage") -> str:
+    """Name the rules that would do in place of ``--net learn``."""
+    from agentd.egress.learned import shortest
+
+    rules = shortest(page.connections)
+    if not rules:
+        return "it connected to nothing: --net none would do"
+    return safe(f"what it connected to is allowed by --net {_quoted(','.join(rules))}")
 
 
 def said(page: "ConnectionPage", egress: Iterable[str]) -> str:
