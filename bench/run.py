@@ -84,7 +84,7 @@ def main() -> int:
     (OUT / f"{stem}.json").write_text(json.dumps(document, indent=2) + "\n")
     plot.write(results, OUT / f"{stem}.png")
     print(json.dumps(document) if options.json else report.as_text(results, document["machine"]))
-    return 0 if options.only else readme.main()
+    return readme.main(only=options.only)
 
 
 def _options() -> argparse.Namespace:

@@ -92,6 +92,36 @@ def test_the_tables_are_written_between_the_markers(readme: Any, tmp_path: Path)
     assert readme.main(tmp_path) == 1
 
 
+def test_a_case_by_itself_has_markers_of_its_own_until_a_whole_run_has_it(
+    readme: Any, tmp_path: Path
+) -> None:
+    row = {"name": "agentd", "median": 2.5, "p95": 3.0, "ratio": 1.0, "n": 9, "isolates": "all"}
+    case = {"note": "", "skipped": {}, "targets": [], "unit": "ms", "title": "one", "key": "fork"}
+    document = {"machine": {"load": "18.9"}, "cases": [case | {"rows": [row]}]}
+    for folder in ("bench/out", "docs"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("results", "results-fork", "results-vm"):
+        (tmp_path / f"bench/out/{name}.json").write_text(json.dumps(document))
+    whole = "<!-- bench: begin -->\nold\n<!-- bench: end -->\n"
+    (tmp_path / "README.md").write_text(whole)
+    one, end = "<!-- bench fork: begin -->\n", "<!-- bench fork: end -->\n"
+    other = "<!-- bench pull: begin -->\nothers\n<!-- bench pull: end -->\n"
+    page = tmp_path / "docs/benchmarks.md"
+    page.write_text(f"{whole}between\n{one}{end}{other}below\n")
+    for _ in range(2):
+        assert readme.main(tmp_path, "fork") == 0
+        text = page.read_text()
+        assert text.startswith(f"{whole}between\n{one}Taken on: load 18.9.\n")
+        assert text.endswith(f"{end}{other}below\n")
+        assert text.count("| agentd | 2.50 | 3.00 | 1.00x | 9 | all |") == 1
+    before = page.read_text()
+    assert readme.main(tmp_path, "vm") == 0  # the page has no place for it
+    assert page.read_text() == before
+    assert readme.main(tmp_path) == 0
+    nothing = other.replace("others\n", "")
+    assert page.read_text().endswith(f"between\n{one}{end}{nothing}below\n")
+
+
 def test_what_the_bench_imports_of_agentd_is_there():
     """Inside functions, too, which neither its start nor the type checker looks into."""
     for path in sorted((ROOT / "bench").glob("*.py")):
