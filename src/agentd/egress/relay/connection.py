@@ -260,9 +260,9 @@ class RelayedConnection:
             self._pump(up=self._up.waits or bool(mask & GONE), down=bool(mask & _READ_ENDS))
             return
         assert self._upstream is not None  # noqa: S101  (for the type checker)
-        why = self._upstream.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if why:
-            self._dial(why)
+        if mask & GONE:
+            why = self._upstream.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            self._dial(why or errno.ECONNRESET)
         elif mask & OUT:
             self._connect(said=bool(mask & _READ_ENDS))
 

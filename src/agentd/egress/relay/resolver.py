@@ -79,7 +79,8 @@ class Resolver:
             failed = Resolved(dns.SERVFAIL, (), self.loop.now)
             self.loop.soon(lambda: done(failed))
             return
-        self._pending[key] = _Exchange(self, name, kind, done)
+        exchange = self._pending[key] = _Exchange(self, name, kind, done)
+        exchange.start()
 
     def finish(self, exchange: "_Exchange", code: int, addresses: Sequence[str], ttl: int) -> None:
         key = exchange.asked, exchange.kind
@@ -116,6 +117,8 @@ class _Exchange:
         self._got = b""
         self._told = False
         self._tcp = False
+
+    def start(self) -> None:
         self._next()
 
     def _next(self) -> None:
