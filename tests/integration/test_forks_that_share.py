@@ -93,6 +93,21 @@ def test_nothing_is_copied_and_nobody_sees_what_another_changes() -> None:
     _check(_story())
 
 
+def _file_systems(sandbox: Sandbox) -> dict[str, tuple[str, str]]:
+    """Where each is mounted that has a device, and whether anybody can write it: ro or rw."""
+    lines = sandbox.run("cat /proc/self/mountinfo", check=True).text.splitlines()
+    return {f[2]: (f[4], f[-1].split(",")[0]) for f in map(str.split, lines)}
+
+
+def test_what_they_share_can_be_written_by_no_way(source: Sandbox) -> None:
+    """Not by a mount that others cover, nor by a file that somebody has open."""
+    (disk,) = (d for d, found in _file_systems(source).items() if found == ("/workspace", "rw"))
+    (fork,) = source.fork()
+    with fork:
+        for one in (source, fork):
+            assert _file_systems(one)[disk][1] == "ro"
+
+
 def test_an_ordinary_users_share_too(as_user: OrdinaryUser) -> None:
     parts = {"FILL": FILL, "TELL": TELL, "CHANGE": CHANGE, "OWN": OWN}
     names = "\n".join(f"{name} = {text!r}" for name, text in parts.items())
