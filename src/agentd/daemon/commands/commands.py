@@ -208,7 +208,8 @@ class Commands:
         def run() -> None:
             command.drive(keep=False)
             self._over(who, command)
-            self._record(who, command)
+            with contextlib.suppress(AgentdError):  # of a full disk: the next daemon finds it ended
+                self._record(who, command)
 
         threading.Thread(target=run, name=command.id, daemon=True).start()
 
