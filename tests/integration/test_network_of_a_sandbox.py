@@ -131,6 +131,17 @@ for _ in range(600):
 """
 
 
+def _denied(daemon: Daemon, sandbox: str) -> list[str]:
+    page = daemon.ask("GET", "/v1/audit/records?limit=1000").json
+    return [
+        reason
+        for record in page["records"]
+        if record["kind"] == "denial" and record.get("sandbox") == sandbox
+        if record["capability"] == "network.connect"
+        for reason in record["fields"]["reasons"]
+    ]
+
+
 def test_a_receipt_has_what_was_connected_to(daemon: Daemon) -> None:
     with Sandbox.create(url=daemon.url, net=["db.internal:5432"]) as sandbox:
         code = _DIAL + "\ntry:\n    socket.getaddrinfo('x.example.com', 1)\nexcept OSError: pass"
@@ -142,6 +153,16 @@ def test_a_receipt_has_what_was_connected_to(daemon: Daemon) -> None:
         told = json.loads(shown.stdout)["predicate"]["execution"]["usage"]["network"]
         assert told["hosts"] == {"db.internal": 1} and told["denied"] == used.denied
         assert "connected to db.internal" in _cli(daemon, "receipt", "show", done.receipt).stdout
+        assert "x.example.com: no rule allows that name" in _denied(daemon, sandbox.id)
+        # Once, however often it is asked for; and what is refused later by itself.
+        told = _denied(daemon, sandbox.id)
+        sandbox.run(["python3", "-c", code], check=True)
+        assert _denied(daemon, sandbox.id) == told
+        sandbox.network.set([])
+        assert _dials(sandbox) == "refused"
+        assert [
+            reason.partition(":")[0] for reason in _denied(daemon, sandbox.id)[len(told) :]
+        ] == ["db.internal"]
     # Without such a network nothing is said.
     with Sandbox.create(url=daemon.url) as plain:
         assert not plain.run("true", check=True).usage.network

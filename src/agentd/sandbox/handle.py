@@ -47,6 +47,8 @@ class SandboxHandle:
         self.setup_ms = 0.0
         self.unreported_ms = 0.0  # set-up time that no result has counted yet
         self.counters: dict[str, int] = {}  # the wall's, when last looked at
+        #: The cursor of its connections when last looked at; None: as they are by then.
+        self.network_seen: int | None = 0
         self.commands = 0  # that run; guarded by ``lock``
         self.why: Cause | None = None  # it is ended, said by who ends it, before it does
         self.begun: BegunCommand | None = None  # by its template

@@ -94,6 +94,7 @@ class Manager:
         """A sandbox that another process made and that outlived it, under its old id."""
         handle = SandboxHandle(choice)
         handle.id = id_
+        handle.network_seen = None
         handle._wall = wall
         handle._guest = self._connect(wall)
         handle.state = State.PAUSED if paused else State.READY

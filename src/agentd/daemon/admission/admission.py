@@ -13,8 +13,10 @@ does.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Self, TypeVar, cast
+
+import msgspec
 
 from agentd.audit.errors import AuditError
 from agentd.daemon.admission import facts, oblige
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from agentd.sandbox.handle import SandboxHandle
 
 Piece = TypeVar("Piece")
+CONNECT = "network.connect"
+_MOST_REFUSED = 64  # that are written of a command
 
 
 class Admission:
@@ -98,6 +102,14 @@ class Admission:
         self._records.write(
             Kind.START, self.act, fields, synced=process is not None, written=written
         )
+
+    def unconnected(self, reasons: Sequence[str]) -> None:
+        """Write down what the sandbox's network refused meanwhile, each by itself: as denials of
+        ``network.connect``, which are bounded."""
+        if reasons:
+            act = msgspec.structs.replace(self.act, name=CONNECT)
+            for reason in reasons[:_MOST_REFUSED]:
+                self._records.write(Kind.DENIAL, act, {"reasons": [reason]})
 
     def end(self, result: "Result", outputs: facts.Digests) -> str:
         """Writes the END of a command, or of a call that a command did; returns the receipt's id.

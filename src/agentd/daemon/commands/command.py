@@ -216,7 +216,7 @@ class Command(Stepped):
         why = self._ended_for() if end.signal is not None else None
         if why is not None:
             refined = msgspec.structs.replace(end, cause=why)
-        network = msgspec.UNSET if self._lost else used(self._handle)
+        network, refused = (msgspec.UNSET, []) if self._lost else used(self._handle)
         result = Result(
             request_id=self.request_id,
             status=status(refined),
@@ -235,6 +235,7 @@ class Command(Stepped):
         admission, self._admission = self._admission, None
         if admission is None or self._digests is None:
             return result
+        admission.unconnected(refused)
         self._digests.take((("stdout", result.stdout), ("stderr", result.stderr)))
         return msgspec.structs.replace(result, receipt=admission.end(result, self._digests.found()))
 

@@ -1,6 +1,5 @@
 """What completes a command's request, and how it ends: its cause, its status, its digests."""
 
-import contextlib
 import os
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
@@ -87,15 +86,28 @@ def of_wall(
     return Exit(None, None, cause, Usage(wall_ms=ms))
 
 
-def used(handle: "SandboxHandle") -> NetworkUsage | msgspec.UnsetType:
-    """Return what a sandbox has done of its network, where rules restrict that."""
-    wall = NETWORK.of(handle.wall) if handle.spec.net == RESTRICTED else None
-    if wall is not None:
-        with contextlib.suppress(AgentdError):  # it may have ended
-            found = wall.connections(_NO_ROWS)
-            counted = {name: found.totals[name] for name in _COUNTED}
-            return NetworkUsage(**counted, hosts=found.hosts)
-    return msgspec.UNSET
+def used(handle: "SandboxHandle") -> tuple[NetworkUsage | msgspec.UnsetType, list[str]]:
+    """Return what a sandbox has done of its network, where rules restrict that; and what it was
+    refused since it was last looked at, with the reason."""
+    if handle.spec.net != RESTRICTED:
+        return msgspec.UNSET, []
+    try:
+        wall = handle.able(NETWORK, "tell the connections of")
+        seen = handle.network_seen
+        found = wall.connections(_NO_ROWS if seen is None else seen)
+    except AgentdError:  # it may have ended
+        return msgspec.UNSET, []
+    handle.network_seen = found.cursor
+    refused = [f"{_target(row)}: {row['reason']}" for row in found.rows if not row["allowed"]]
+    counted = {name: found.totals[name] for name in _COUNTED}
+    return NetworkUsage(**counted, hosts=found.hosts), refused
+
+
+def _target(row: Mapping[str, Any]) -> str:
+    host = row["name"] or row["address"]
+    if row["port"] is None:
+        return str(host)
+    return f"[{host}]:{row['port']}" if ":" in host else f"{host}:{row['port']}"
 
 
 def refine(end: Exit, before: Mapping[str, int], after: Mapping[str, int]) -> Exit:
