@@ -14,7 +14,7 @@ from agentd.image import cpio, etc, kernel, packages, userland
 from agentd.image.digest import of_parts
 from agentd.image.distribution import ELSEWHERE
 from agentd.image.modules import AT_BOOT, ON_DEMAND, Modules
-from agentd.image.packages import Package
+from agentd.image.packages import Index, Package
 from agentd.image.tree import ImageTree
 from agentd.model.errors import InvalidInput, Unavailable
 
@@ -69,7 +69,11 @@ class Debian:
         return self._found
 
     def _resolve(self) -> dict[str, Package]:
-        first = packages.require([*self._kernels(), _BUSYBOX, _PYTHON])
+        with packages.indexed(self.cache) as index:
+            return self._resolved(index)
+
+    def _resolved(self, index: Index) -> dict[str, Package]:
+        first = packages.require([*self._kernels(), _BUSYBOX, _PYTHON], index)
         real = [_named(first[name], _REAL_KERNEL) for name in self._kernels()]
         minimal = _named(first[_PYTHON], re.compile(r"python3\.\d+-minimal"))
         version = minimal.removesuffix("-minimal")
@@ -80,8 +84,8 @@ class Debian:
             "bash",
             "ca-certificates",
         ]
-        found = packages.closure(roots, lambda name: _FOLLOWED.fullmatch(name) is not None)
-        found |= packages.require(real)
+        found = packages.closure(roots, lambda name: _FOLLOWED.fullmatch(name) is not None, index)
+        found |= packages.require(real, index)
         found[_BUSYBOX] = first[_BUSYBOX]
         return found
 

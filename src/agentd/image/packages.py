@@ -20,6 +20,9 @@ from agentd.model.errors import Unavailable
 
 _SECONDS = 600
 _NAMED = 3  # packages that an error names
+_KEPT = ("dump", "--format", "%v%n", "Dir::Cache::pkgcache")
+#: Options of apt-cache that say where its index is kept; none where it keeps one by itself.
+Index = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +59,22 @@ def refresh() -> None:
             _run(["apt-get", "update"], "/")
 
 
-def show(names: Iterable[str]) -> dict[str, Package]:
+@contextlib.contextmanager
+def indexed(cache: str) -> Iterator[Index]:
+    """Have apt keep its index of what it knows in the cache until the end of the block, where it
+    keeps none, as it is told to in Docker's images: each call would make it anew, for a second."""
+    if not shutil.which("apt-config") or _run(["apt-config", *_KEPT], "/", check=False).strip():
+        yield ()
+        return
+    os.makedirs(cache, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".index-") as folder:
+        yield ("-o", f"Dir::Cache::pkgcache={folder}/pkgcache.bin")
+
+
+def show(names: Iterable[str], index: Index = ()) -> dict[str, Package]:
     """The candidate versions of those names that apt knows. Raises Unavailable."""
-    wanted = sorted(names)
-    text = _run(["apt-cache", "show", "--no-all-versions", *wanted], "/", check=False)
+    wanted = ["show", "--no-all-versions", *sorted(names)]
+    text = _run(["apt-cache", *index, *wanted], "/", check=False)
     found = {}
     for stanza in text.split("\n\n"):
         fields = dict(re.findall(r"^([\w-]+): (.*)$", stanza, re.MULTILINE))
@@ -78,11 +93,11 @@ def show(names: Iterable[str]) -> dict[str, Package]:
     return found
 
 
-def require(names: Iterable[str]) -> dict[str, Package]:
+def require(names: Iterable[str], index: Index = ()) -> dict[str, Package]:
     """Raises Unavailable when apt does not know one of them."""
     wanted = list(names)
     refresh()
-    found = show(wanted)
+    found = show(wanted, index)
     if missing := ", ".join(name for name in wanted if name not in found):
         if not apt.is_private():
             raise Unavailable(f"apt knows no package {missing}", remediation=apt.fix())
@@ -93,16 +108,18 @@ def require(names: Iterable[str]) -> dict[str, Package]:
     return found
 
 
-def closure(roots: Iterable[str], follow: Callable[[str], bool]) -> dict[str, Package]:
+def closure(
+    roots: Iterable[str], follow: Callable[[str], bool], index: Index = ()
+) -> dict[str, Package]:
     """The packages and those they depend on whose name ``follow`` accepts."""
-    found = require(roots)
+    found = require(roots, index)
     wanted = set(found)
     while True:
         news = {d for p in found.values() for d in p.depends if follow(d)} - wanted
         if not news:
             return found
         wanted |= news
-        found |= show(news)
+        found |= show(news, index)
 
 
 def unpack(

@@ -39,6 +39,7 @@ class Apt:
             (folder / name).mkdir()
         for name, depends in _DEPENDS.items():
             self.add(name, depends)
+        self._program("apt-config", '[ "$2" != --format ] || echo pkgcache.bin')
         self._program("apt-cache", f'shift 2; cd {folder}/index; cat "$@" 2>/dev/null')
         self._program(
             "apt-get", 'shift; for each; do printf archive >"${each%%=*}_1_amd64.deb"; done'

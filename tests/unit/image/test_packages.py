@@ -103,6 +103,22 @@ def test_apts_own_words_are_passed_on(programs: Path, tmp_path: Path) -> None:
         packages.unpack([_thing()], str(tmp_path / "cache"), lambda _: True, _quiet)
 
 
+@pytest.mark.parametrize("keeps", ["", "pkgcache.bin"])
+def test_where_apt_keeps_no_index_one_is_kept_for_all_calls(
+    programs: Path, tmp_path: Path, keeps: str
+) -> None:
+    asked = tmp_path / "asked"
+    _program(programs, "apt-config", f"#!/bin/sh\necho {keeps}\n")
+    _program(programs, "apt-cache", f'#!/bin/sh\necho "$@" >> {asked}\n{_SHOW}')
+    cache = tmp_path / "cache"
+    with packages.indexed(str(cache)) as index:
+        packages.closure(["top"], lambda name: name.startswith("lib"), index)
+    options = {line.partition("show ")[0] for line in asked.read_text().splitlines()}
+    (kept,) = options
+    assert kept == "" if keeps else kept.startswith(f"-o Dir::Cache::pkgcache={cache}/.index-")
+    assert keeps or not list(cache.iterdir())
+
+
 def test_without_apt_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(Unavailable, match=r"apt-cache is not installed .*--kernel and --initramfs"):
