@@ -1,6 +1,7 @@
 """Walls of OCI runtimes, by the command line, the SDK and a daemon."""
 
 import json
+import os
 import subprocess
 import sys
 from typing import Any
@@ -42,6 +43,16 @@ def test_the_command_line_names_the_runtime(
 def test_a_runtime_alone_chooses_the_wall_that_has_it(runtime: str) -> None:
     with Sandbox.create(runtime=runtime, embedded=True) as sandbox:
         assert (sandbox.info.backend, builder(sandbox)) == ("oci", runtime)
+
+
+def test_what_the_kernel_allows_is_asked_once(runtime: str) -> None:
+    """By a fork, which copies the tables of all the memory that a daemon has."""
+    forks: list[None] = []
+    with Sandbox.create(backend="oci", runtime=runtime, embedded=True):
+        os.register_at_fork(before=lambda: forks.append(None))
+        with Sandbox.create(backend="oci", runtime=runtime, embedded=True) as sandbox:
+            assert sandbox.run("echo on", check=True).text == "on\n"
+    assert forks == []
 
 
 def test_a_daemon_takes_the_one_of_its_configuration_unless_one_is_asked_for(runtime: str) -> None:

@@ -60,21 +60,17 @@ class ContainerBackend:
         self._versions: dict[str, str] = {}
         self._agent: store.AgentRuntime | None = None
         self._making = threading.Lock()
+        self._allowed = False  # whether this kernel is known to let walls be built
         self._networked = False  # whether the relay was needed
 
     def probe(self) -> Availability:
-        """Looks for the runtimes, and has the launcher enter its namespaces."""
+        """Looks for the runtimes, and has the launcher enter its namespaces. What this kernel was
+        found to allow is not asked anew, before each sandbox, as that takes a fork of us."""
         found = {name: at for name, runtime in self.runtimes.items() if (at := runtime.find())}
         if not found:
             return Availability.of([Blocker(*_absent(self.runtimes.values()))], [])
-        if refused := shared.refused_calls():
-            return Availability.of(refused, [])
-        if error := probe.user_namespaces_error():
-            return Availability.of(report.blockers(probe.gather(), error), [])
-        if privileges.is_machine_root() and not privileges.may_mount():
-            what = "root without CAP_SYS_ADMIN cannot give each sandbox a user of its own here"
-            fix = "give agentd CAP_SYS_ADMIN, or run it as an ordinary user (docker run --user UID)"
-            return Availability.of([Blocker(what, fix)], [])
+        if not self._allowed and (blockers := _blockers()):
+            return Availability.of(blockers, [])
         try:
             self._started().wait_ready()
         except InvalidInput:  # no wall is to blame for ids that are said wrong
@@ -82,6 +78,7 @@ class ContainerBackend:
         except (AgentdError, OSError) as error:
             said = getattr(error, "cause", "") or str(error)
             return Availability.of(report.blockers(probe.gather(), said), [])
+        self._allowed = True
         notes = [f"{name} {self._version(program)}" for name, program in found.items()]
         hierarchy = own_hierarchy()
         if isinstance(hierarchy, str):
@@ -299,6 +296,19 @@ class ContainerBackend:
         if program not in self._versions:
             self._versions[program] = runtimes.version(program)
         return self._versions[program]
+
+
+def _blockers() -> list[Blocker]:
+    """What of this kernel's is in the way of every wall of a runtime."""
+    if refused := shared.refused_calls():
+        return refused
+    if error := probe.user_namespaces_error():
+        return report.blockers(probe.gather(), error)
+    if privileges.is_machine_root() and not privileges.may_mount():
+        what = "root without CAP_SYS_ADMIN cannot give each sandbox a user of its own here"
+        fix = "give agentd CAP_SYS_ADMIN, or run it as an ordinary user (docker run --user UID)"
+        return [Blocker(what, fix)]
+    return []
 
 
 def _absent(wanted: Iterable[Runtime]) -> tuple[str, str]:
