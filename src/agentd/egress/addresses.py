@@ -6,6 +6,7 @@ this very machine are not told by their numbers: ``relay.routes`` asks the kerne
 Sources: the IANA special-purpose registries; each cloud's page on its metadata service.
 """
 
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 Address = IPv4Address | IPv6Address
@@ -46,6 +47,7 @@ _NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052: how a network without IPv4 rea
 _ISATAP = (0x0000_5EFE, 0x0200_5EFE)  # RFC 5214: interface identifiers that hold an IPv4 address
 
 
+@lru_cache(4096)
 def parse(text: str) -> Address:
     """Return the address that a connection to ``text`` would reach: an IPv4 address that is
     spelled as ::ffff:1.2.3.4 is that one. Raises ValueError, for one with a scope too."""
@@ -57,6 +59,7 @@ def parse(text: str) -> Address:
     return address.ipv4_mapped or address
 
 
+@lru_cache(4096)
 def never(address: Address) -> str:
     """Return why nobody is let there; empty where a rule may allow it."""
     if isinstance(address, IPv4Address):

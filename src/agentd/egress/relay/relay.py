@@ -118,8 +118,7 @@ class Relay:
         if tenant is None:
             return
         self._drop_table(id_)
-        tenant.table = self._table(id_, table)
-        tenant.denials.clear()
+        tenant.change(self._table(id_, table))
         for connection in list(tenant.connections):
             verdict = connection.judge()
             if not verdict.allowed:
@@ -178,7 +177,7 @@ class Relay:
             self._deny(tenant, client, ("", text, port), "", "no name has that address")
             return
         if name is not None:
-            verdict = tenant.table.of_name(name, port)
+            verdict = tenant.verdict(name, port)
         else:
             verdict = tenant.table.of_address(self.parse(text), port)
         if not verdict.allowed:

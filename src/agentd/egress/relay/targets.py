@@ -103,11 +103,13 @@ class _Judge(NamedTuple):
         reason = f"{self.name} has no address"
         refused = False
         for address in resolved.addresses:
+            if len(places) == _MOST:
+                break
             if why := self._why_not(address):
                 reason, refused = why, True
             else:
                 places.append((address, self.port))
-        return Targets(tuple(places[:_MOST]), "" if places else reason, refused and not places)
+        return Targets(tuple(places), "" if places else reason, refused and not places)
 
     def _why_not(self, address: str) -> str:
         if why := self.finder.hindrance(address):

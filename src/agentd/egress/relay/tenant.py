@@ -5,7 +5,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from agentd.egress.relay.synthetic import Synthetic
-from agentd.egress.table import EgressTable
+from agentd.egress.table import EgressTable, EgressVerdict
 
 if TYPE_CHECKING:
     from agentd.egress.relay.connection import RelayedConnection
@@ -16,13 +16,26 @@ MAX_ASKING = 64  # names that are asked of the host's servers at the same time
 #: Names a second that are asked of the host's servers for one sandbox, and how many at once.
 NAMES_A_SECOND, NAMES_AT_ONCE = 50.0, 200.0
 
+_MAX_VERDICTS = 512
 _SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h; IP6T_SO_ORIGINAL_DST is the same
 
 
 class Tenant:
     __slots__ = (
-        "_allowance", "_since", "asking", "closed", "connections", "denials", "dialling",
-        "has_ipv6", "id", "repeats", "sockets", "synthetic", "table",
+        "_allowance",
+        "_since",
+        "_verdicts",
+        "asking",
+        "closed",
+        "connections",
+        "denials",
+        "dialling",
+        "has_ipv6",
+        "id",
+        "repeats",
+        "sockets",
+        "synthetic",
+        "table",
     )  # fmt: skip
 
     def __init__(
@@ -36,6 +49,7 @@ class Tenant:
         self.dialling = 0
         self.denials: set[tuple[object, ...]] = set()
         self.repeats = 0
+        self._verdicts: dict[tuple[str, int], EgressVerdict] = {}
         self.asking = 0
         self.closed = False
         #: Whether its programs can dial IPv6 at all.
@@ -47,6 +61,21 @@ class Tenant:
     def is_wild(self, name: str) -> bool:
         """Whether only a wildcard allows it."""
         return not self.table.has_whole(name)
+
+    def verdict(self, name: str, port: int) -> EgressVerdict:
+        """What its rules say of a connection to that name; looked up once."""
+        found = self._verdicts.get((name, port))
+        if found is None:
+            if len(self._verdicts) >= _MAX_VERDICTS:
+                self._verdicts.clear()
+            found = self._verdicts[name, port] = self.table.of_name(name, port)
+        return found
+
+    def change(self, table: EgressTable) -> None:
+        """Other rules from now on."""
+        self.table = table
+        self._verdicts.clear()
+        self.denials.clear()
 
     def may_ask(self, now: float) -> bool:
         """Take one of the names that it may have asked for now; False where it has had them."""
