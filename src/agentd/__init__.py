@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         GuestError,
         InvalidInput,
         NotFound,
+        NotReady,
         OperationFailed,
         PolicyDenied,
         QuotaExceeded,

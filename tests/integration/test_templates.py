@@ -1,5 +1,6 @@
 """Templates: an image, what sandboxes of it are made with and what they start, by one name."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -15,7 +16,8 @@ from tests.integration.test_profiles import reload
 from tests.oci import Images, Layout, busybox, file
 from tests.security.daemons import Daemon, running, until
 
-from agentd import InvalidInput, NotFound, NotReady, Sandbox
+from agentd import AsyncSandbox, InvalidInput, NotFound, NotReady, Sandbox
+from agentd.daemon import config
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -141,10 +143,34 @@ def test_by_the_command_line_and_a_call(daemon: Daemon) -> None:
     create = {"template": "web"}
     called = daemon.call("shell.exec.v1", {"command": "printenv", "args": ["WORD"]}, create=create)
     assert called.json["value"]["stdout"] == "of the template\n", called.body
-    called = daemon.cli(
+    done = daemon.cli(
         "call", "--template", "web", "shell.exec.v1", "--params", '{"command": "true"}'
     )
-    assert called.returncode == 0, called.stderr
+    assert done.returncode == 0, done.stderr
+
+
+def test_by_each_way_to_make_a_sandbox(daemon: Daemon) -> None:
+    ran = {"exec": {"cmd": "echo $WORD"}, "sandbox": {"template": "web"}}
+    assert daemon.ask("POST", "/v1/run", ran).json["stdout"] == "of the template\n"
+    named = Sandbox.get_or_create("named", url=daemon.url, template="web")
+    try:
+        assert named.enforcement["template"].asked == "web"
+    finally:
+        named.kill()
+
+    async def asynchronously() -> str:
+        async with await AsyncSandbox.create(url=daemon.url, template="web") as box:
+            return (await box.run("echo $WORD")).text
+
+    assert asyncio.run(asynchronously()) == "of the template\n"
+
+
+def test_the_example_of_the_page_is_a_configuration(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/templates.md").read_text()
+    (example,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    listen = f'[[listen]]\naddress = "unix:{tmp_path}/s"\n'
+    (tmp_path / "agentd.toml").write_text(listen + example)
+    assert config.check(str(tmp_path / "agentd.toml"), {}) == []
 
 
 def test_what_a_template_says_is_its_own_to_say(daemon: Daemon) -> None:
@@ -152,11 +178,11 @@ def test_what_a_template_says_is_its_own_to_say(daemon: Daemon) -> None:
         # "web" leaves the user to the request.
         name = "cold" if option != {"user": "root"} else "web"
         if name == "web":
-            with Sandbox.create(url=daemon.url, template=name, **option) as box:  # type: ignore[arg-type]
+            with Sandbox.create(url=daemon.url, template=name, **option) as box:
                 assert box.run(["id", "-u"], check=True).text == "0\n"
             continue
         with pytest.raises(InvalidInput, match=f"the template cold has {next(iter(option))}"):
-            Sandbox.create(url=daemon.url, template=name, **option)  # type: ignore[arg-type]
+            Sandbox.create(url=daemon.url, template=name, **option)
     with pytest.raises(NotFound, match=r"there is no template 'nope'.*web"):
         Sandbox.create(url=daemon.url, template="nope")
     with pytest.raises(InvalidInput, match="text"):
@@ -206,8 +232,8 @@ def test_those_of_a_pool_are_of_whoever_gets_them(daemon: Daemon) -> None:
 
 def test_one_whose_start_command_died_while_it_stood_ready_is_given_to_nobody() -> None:
     seconds = 100_000 + os.getpid()  # by which it is found on the machine
-    config = f'[[template]]\nname = "web"\nstart = ["sleep", "{seconds}"]\nmin = 1\nmax = 1\n'
-    with running(config) as daemon:
+    text = f'[[template]]\nname = "web"\nstart = ["sleep", "{seconds}"]\nmin = 1\nmax = 1\n'
+    with running(text) as daemon:
         until(lambda: ready(daemon, "web") > 0)
         until(lambda: bool(_running(f"sleep {seconds}")))
         for pid in _running(f"sleep {seconds}"):
@@ -280,8 +306,8 @@ def test_an_image_that_moves_takes_those_that_stand_ready_along(
             assert box.enforcement["image"].asked == "moving"
             return box.run(["cat", "/what"], check=True).text
 
-    config = '[[template]]\nname = "of-it"\nimage = "moving"\nmin = 1\n'
-    with running(config) as daemon:  # there is no such image yet
+    text = '[[template]]\nname = "of-it"\nimage = "moving"\nmin = 1\n'
+    with running(text) as daemon:  # there is no such image yet
         pull("one")
         until(lambda: ready(daemon, "of-it") > 0)
         assert what() == "one"
