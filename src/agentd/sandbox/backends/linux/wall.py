@@ -5,7 +5,6 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 
-from agentd.egress.connections import ConnectionList
 from agentd.linux import process
 from agentd.model.enforcement import Control
 from agentd.model.errors import BackendLost, SandboxError
@@ -45,18 +44,16 @@ class LinuxWall(NamespaceWall):
         if network is None:
             self.lacks = {**self.lacks, "network": _NO_RULES}
             return
-        self._network = network
         self._on_end = (*self._on_end, network.close)
 
-    def set_network(self, egress: tuple[str, ...]) -> Control:
-        """Let these rules hold in place of those before, of open connections, too."""
-        told = self._network.set(egress)
-        self.enforcement = {**self.enforcement, "network": told}
-        return told
+        def set_network(egress: tuple[str, ...]) -> Control:
+            told = network.set(egress)
+            self.enforcement = {**self.enforcement, "network": told}
+            return told
 
-    def connections(self, after: int) -> ConnectionList:
-        """Return what is known of its connections, from a cursor on; 0 is the beginning."""
-        return self._network.connections(after)
+        # The methods of ``Networked``, which no other wall of this kind has: whoever stands for one
+        # and hands on what it is asked has them then, or not, as it has.
+        self.set_network, self.connections = set_network, network.connections
 
     def attach_image(
         self, digest: str, command: tuple[str, ...], release: Callable[[], None]
