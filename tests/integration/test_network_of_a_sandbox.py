@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 from tests.security.daemons import Daemon, running
 
-from agentd import AsyncSandbox, Refused, Sandbox
+from agentd import AsyncSandbox, InvalidInput, Refused, Sandbox
 
 _DIAL = """
 import socket, sys
@@ -84,6 +84,9 @@ def test_rules_hold_and_change_and_what_was_done_is_told(daemon: Daemon) -> None
         shown = daemon.ask("GET", f"/v1/sandboxes/{sandbox.id}").json
         assert shown["egress"] == [] and "nothing" in str(shown["enforcement"]["network"])
 
+        for wrong in (None, "none", "host", "", ["*"]):
+            with pytest.raises(InvalidInput):
+                sandbox.network.set(wrong)  # type: ignore[arg-type]
         # What the operator does not let be granted is refused, and the rules stay.
         with pytest.raises(Refused, match=r"10\.1\.2\.3"):
             sandbox.network.set(["10.1.2.3:5432"])

@@ -11,6 +11,7 @@ from msgspec import structs
 
 from agentd.client import arguments
 from agentd.model import options
+from agentd.model.egress import RESTRICTED
 from agentd.model.errors import InvalidInput
 from agentd.model.isolation import IsolationLevel
 from agentd.model.like import like
@@ -76,7 +77,7 @@ def sandbox_body(
         isolation=level.label if isinstance(level, IsolationLevel) else level,
         workspace=f"{workspace[0].source}:{workspace[0].mode}" if workspace else None,
         mounts=tuple(f"{mount.source}:{mount.target}:{mount.mode}" for mount in others),
-        net=spec.egress if spec.net == options.RESTRICTED else spec.net,
+        net=spec.egress if spec.net == RESTRICTED else spec.net,
         volumes=tuple(f"{mount.volume}:{mount.target}:{mount.mode}" for mount in volumes),
         labels=dict(arguments.mapping(labels, "labels", 'write them as {"job": "7"}')),
         ttl=ttl,

@@ -12,8 +12,8 @@ from agentd.image.oci.building.layer import LayerWriter
 from agentd.image.oci.building.running import SCRIPT, Output, RunEnd, RunStep
 from agentd.image.oci.inside import read_small
 from agentd.model.drive import drive
+from agentd.model.egress import network
 from agentd.model.limits import Limits
-from agentd.model.options import network
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox.backends.limits import on_this_kernel
 from agentd.sandbox.backends.linux.exported import Exported, write_layer

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from agentd.egress.compile import compile_table
+from agentd.model.egress import RESTRICTED
 from agentd.model.network import ConnectionPage, ConnectionView, NetworkView
-from agentd.model.options import RESTRICTED
 
 if TYPE_CHECKING:
     from agentd.egress.connections import ConnectionList

@@ -13,7 +13,7 @@ learn                    all that is public, to see what is needed
 import re
 from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 import msgspec
 
@@ -23,6 +23,11 @@ MAX_RULES = 256
 MAX_TEXT = 16 << 10  # characters of a sandbox's rules
 MAX_NAME = 253  # RFC 1035, without the dot at its end
 USUAL_PORTS = (443, 80)
+NETS = ("none", "host")
+RESTRICTED = "restricted"  # to what its rules allow
+_NET_FIX = "use none, host, or rules: pypi,api.example.com,10.1.2.3:5432"
+#: Rules are a text with commas, or a list of texts, which may be empty: then nothing is reached.
+Net: TypeAlias = str | Iterable[str] | None
 #: Each is a file in ``egress/presets``.
 PRESETS = ("crates", "debian", "dockerhub", "ghcr", "github", "go", "huggingface", "npm", "pypi")
 #: What an operator may write in place of a rule: every name and address, as far as it is public;
@@ -70,6 +75,27 @@ class EgressBounds(msgspec.Struct, frozen=True):
 
     allow: tuple[str, ...] | None = None
     hosts: tuple[StaticHost, ...] = ()
+
+
+def network(net: Net) -> tuple[str, tuple[str, ...]]:
+    """The kind of a sandbox's network, and the rules of one that is restricted. Raises
+    InvalidInput."""
+    if net is None or net in NETS:
+        return (net if isinstance(net, str) else "none"), ()
+    if isinstance(net, str) and not net.strip():
+        raise InvalidInput("network '' says nothing", remediation=_NET_FIX)
+    texts = [text.strip() for text in net.split(",")] if isinstance(net, str) else net
+    return RESTRICTED, tuple(rule.text for rule in parse_rules(texts))
+
+
+def rules_of(net: Net) -> tuple[str, ...]:
+    """Return the rules of a network that is to be restricted. Raises InvalidInput."""
+    kind, rules = network(net)
+    if kind != RESTRICTED:
+        raise InvalidInput(
+            f"network {kind} is no rules", remediation='give rules, as ["pypi"]; [] is none at all'
+        )
+    return rules
 
 
 def parse_rules(texts: Iterable[str]) -> tuple[EgressRule, ...]:

@@ -7,7 +7,7 @@ from typing import TypeAlias, TypedDict, Unpack
 import msgspec
 
 from agentd.model.control import check_window
-from agentd.model.egress import parse_rules
+from agentd.model.egress import RESTRICTED, Net, network, rules_of
 from agentd.model.errors import InvalidInput, Refused
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
@@ -25,13 +25,8 @@ from agentd.model.units import parse_duration, parse_size, readable_size
 
 Size: TypeAlias = str | int | None
 Time: TypeAlias = str | float | None
-#: Rules are a text with commas, or a list of texts, which may be empty: then nothing is reached.
-Net: TypeAlias = str | Iterable[str] | None
 Command: TypeAlias = str | Sequence[str]
 
-NETS = ("none", "host")
-RESTRICTED = "restricted"  # to what its rules allow
-_NET_FIX = "use none, host, or rules: pypi,api.example.com,10.1.2.3:5432"
 USERS = ("root", "sandbox")
 _MAX_ID = (1 << 32) - 2
 _MAX_NUMBER = (1 << 63) - 1
@@ -110,29 +105,14 @@ def sandbox_spec(**options: Unpack[SandboxOptions]) -> SandboxSpec:
     )
 
 
-def network(net: Net) -> tuple[str, tuple[str, ...]]:
-    """The kind of a sandbox's network, and the rules of one that is restricted. Raises
-    InvalidInput."""
-    if net is None or net in NETS:
-        return (net if isinstance(net, str) else "none"), ()
-    if isinstance(net, str) and not net.strip():
-        raise InvalidInput("network '' says nothing", remediation=_NET_FIX)
-    texts = [text.strip() for text in net.split(",")] if isinstance(net, str) else net
-    return RESTRICTED, tuple(rule.text for rule in parse_rules(texts))
-
-
 def with_rules(spec: SandboxSpec, net: Net) -> SandboxSpec:
     """Return it with other rules of its network. Raises InvalidInput where they are none, Refused
     where its network has none."""
-    kind, rules = network(net)
-    if kind != RESTRICTED:
-        raise InvalidInput(
-            f"network {kind} is no rules", remediation='give rules, as ["pypi"]; [] is none at all'
-        )
+    rules = rules_of(net)
     if spec.net != RESTRICTED:
         raise Refused(
             f"the sandbox has the network {spec.net}, which has no rules to change",
-            remediation="create it with rules, as --net pypi; net=[] reaches nothing at first",
+            remediation="create it with rules, as --net pypi",
         )
     return msgspec.structs.replace(spec, egress=rules)
 

@@ -27,6 +27,7 @@ from agentd.model.api import (
     VolumeView,
     Work,
 )
+from agentd.model.egress import network
 from agentd.model.errors import (
     Conflict,
     Forbidden,
@@ -36,7 +37,6 @@ from agentd.model.errors import (
 from agentd.model.events import EventPage
 from agentd.model.mount import VOLUME_NAME
 from agentd.model.network import ConnectionPage, ConnectionView, NetworkView
-from agentd.model.options import network
 from agentd.model.principal import SCOPES, Principal
 from agentd.model.service import Emit
 

@@ -3,9 +3,8 @@
 import pytest
 
 from agentd.egress.compile import preset
-from agentd.model.egress import MAX_RULES, PRESETS, parse_rule, parse_rules
+from agentd.model.egress import MAX_RULES, PRESETS, network, parse_rule, parse_rules
 from agentd.model.errors import InvalidInput
-from agentd.model.options import network
 
 
 @pytest.mark.parametrize(

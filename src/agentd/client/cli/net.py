@@ -134,7 +134,7 @@ def _rules_of(options: argparse.Namespace) -> "NetworkView":
 
 def _rules(text: str) -> tuple[str, ...]:
     """Return the rules of a text with commas; none of an empty one. Raises InvalidInput."""
-    from agentd.model.options import network
+    from agentd.model.egress import network
 
     kind, rules = network(text if text.strip() else [])
     if kind != "restricted":

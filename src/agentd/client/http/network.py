@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from agentd.client import arguments
 from agentd.client.http.client import HttpClient
 from agentd.client.http.commands import sandbox_path
+from agentd.model.egress import rules_of
 from agentd.model.network import ConnectionPage, NetworkBody, NetworkView
-from agentd.model.options import network
 
 
 class HttpNetwork:
@@ -17,8 +17,7 @@ class HttpNetwork:
         return self._requests.call("GET", f"{sandbox_path(sandbox)}/network", into=NetworkView)
 
     def set(self, sandbox: str, net: str | Iterable[str]) -> NetworkView:
-        rules = net if isinstance(net, str) else network(net)[1]
-        path, body = f"{sandbox_path(sandbox)}/network", NetworkBody(rules)
+        path, body = f"{sandbox_path(sandbox)}/network", NetworkBody(rules_of(net))
         return self._requests.call("PUT", path, body, into=NetworkView)
 
     def connections(self, sandbox: str, after: int = 0) -> ConnectionPage:

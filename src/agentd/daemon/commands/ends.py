@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from agentd.model.cause import Cause, CauseCode
+from agentd.model.egress import RESTRICTED
 from agentd.model.errors import AgentdError, BackendLost, GuestError, SandboxError
-from agentd.model.options import RESTRICTED
 from agentd.model.result import Exit, NetworkUsage, Result, Timing, Usage
 from agentd.model.spec import ExecRequest
 from agentd.sandbox.abilities import NETWORK, TELLS_END

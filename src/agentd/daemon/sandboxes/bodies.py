@@ -11,6 +11,7 @@ from agentd.daemon.config.schema import Config, LimitBounds, SandboxSettings
 from agentd.daemon.sandboxes import templates
 from agentd.model import options
 from agentd.model.api import SandboxBody
+from agentd.model.egress import RESTRICTED, Net
 from agentd.model.errors import InvalidInput, Refused, Unavailable
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits, said
@@ -92,7 +93,7 @@ def _allowed(who: Principal, spec: SandboxSpec, rules: SandboxSettings) -> Sandb
     return msgspec.structs.replace(spec, isolation=max(spec.isolation, rules.level))
 
 
-def regranted(spec: SandboxSpec, net: options.Net, config: Config) -> SandboxSpec:
+def regranted(spec: SandboxSpec, net: Net, config: Config) -> SandboxSpec:
     """Return it with other rules of its network, which is restricted. Raises InvalidInput, Refused
     for more than is granted here."""
     return _granted(options.with_rules(spec, net), config)
@@ -101,7 +102,7 @@ def regranted(spec: SandboxSpec, net: options.Net, config: Config) -> SandboxSpe
 def _granted(spec: SandboxSpec, config: Config) -> SandboxSpec:
     """Return it with the bounds of what a restricted network may be granted here. Raises Refused
     for more than these."""
-    if spec.net != options.RESTRICTED:
+    if spec.net != RESTRICTED:
         return spec
     bounds = config.egress.bounds()
     from agentd.egress.compile import compile_table  # late: few need it
@@ -159,7 +160,7 @@ def _check_scopes(who: Principal, spec: SandboxSpec) -> None:
     if any(mount.volume for mount in spec.mounts):
         who.require("volumes")
     if spec.net != "none":
-        who.require("egress" if spec.net == options.RESTRICTED else "net")
+        who.require("egress" if spec.net == RESTRICTED else "net")
 
 
 def volumes(config: Config) -> VolumeStore:

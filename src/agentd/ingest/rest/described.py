@@ -6,10 +6,10 @@ from typing import Any
 
 from agentd.ingest.rest.operation import Operation
 from agentd.model.control import MAX_SIDE, MAX_SIGNAL, TARGETS
+from agentd.model.egress import NETS, RESTRICTED
 from agentd.model.idle import IDLE, OnIdle
 from agentd.model.isolation import IsolationLevel
 from agentd.model.mount import VOLUME_NAME
-from agentd.model.options import NETS, RESTRICTED
 from agentd.model.output import STREAMS
 from agentd.model.principal import SCOPES
 

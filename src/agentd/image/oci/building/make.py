@@ -23,8 +23,8 @@ from agentd.image.oci.source import check_name
 from agentd.image.oci.store import OciStore
 from agentd.image.oci.values import CONFIG, MANIFEST, OciConfig, OciImage, OciManifest, config_of
 from agentd.image.oci.work import WorkFolder
+from agentd.model.egress import RESTRICTED, network
 from agentd.model.errors import InvalidInput
-from agentd.model.options import RESTRICTED, network
 
 DOCKERFILE = "Dockerfile"
 _IGNORE = ".dockerignore"
