@@ -212,6 +212,50 @@ def test_a_flood_of_connections_is_bounded_and_starves_nobody(without: str) -> N
         eventually(lambda: admitted.connections().totals["denied"] >= 1200 - 512)
 
 
+FEW_FILES = (
+    "import resource; from agentd.linux import process; "
+    "process.raise_file_limit = lambda: resource.setrlimit(7, ({0}, {0}))"
+)
+
+
+def test_a_relay_without_descriptors_goes_on_once_there_are_some() -> None:
+    """By: it stops to accept for a moment; without its bounds, which keep it from that."""
+    off = "from agentd.egress.relay.relay import Relay; Relay._crowded = lambda self, tenant: ''"
+    processes.MODULE = f"{RELAY} import main; {FEW_FILES.format(64)}; {off}; from {RELAY}"
+    try:
+        with (
+            server() as host,
+            relayed() as (keeper, _),
+            sandbox(keeper, "db.internal:1", db_internal=host.port) as (inside, _),
+        ):
+            address = inside.ask("resolve('db.internal')")[1]
+            assert inside.ask(f"[keep('{address}', 1) for _ in range(80)][-1]") == 79
+            assert inside.ask("[sock.close() for sock in kept][-1]") is None
+            assert inside.ask(f"talk('{address}', 1, b'x')") == "x"
+            assert keeper.faults == []
+    finally:
+        processes.MODULE = RELAY
+
+
+def test_a_relay_with_few_descriptors_refuses_before_it_has_none() -> None:
+    processes.MODULE = f"{RELAY} import main; {FEW_FILES.format(660)}; from {RELAY}"
+    try:
+        with (
+            server() as host,
+            relayed() as (keeper, _),
+            sandbox(keeper, "db.internal:1", db_internal=host.port) as (inside, admitted),
+        ):
+            address = inside.ask("resolve('db.internal')")[1]
+            inside.ask(f"len([attempt(keep, '{address}', 1) for _ in range(40)])")
+            eventually(lambda: admitted.connections().totals["denied"])
+            reasons = [row["reason"] for row in admitted.connections().rows]
+            assert any("connections of the sandbox are open" in reason for reason in reasons)
+            assert inside.ask("kept[0].send(b'x') and kept[0].recv(1)") == "x"
+            assert keeper.faults == []
+    finally:
+        processes.MODULE = RELAY
+
+
 def test_slow_readers_hold_up_nobody_and_fill_no_memory() -> None:
     """By: bytes stay in a pipe of the connection, and in the sender's window."""
 

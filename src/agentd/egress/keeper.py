@@ -352,7 +352,10 @@ class RelayKeeper:
             found = admitted.get(row.pop("sandbox"))
             if found is None:
                 continue
-            if "repeats" in row:
+            if "failed" in row:  # programs are refused then, and do not wait
+                self._note(str(row["failed"]))
+                found.close_sockets()
+            elif "repeats" in row:
                 found.log.repeats(int(row["repeats"]))
             elif "named" in row:
                 if len(found.names) < _MAX_NAMES:

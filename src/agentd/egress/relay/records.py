@@ -64,6 +64,10 @@ class Reports:
         except OSError:
             self._add(row)
 
+    def failed(self, sandbox: int, why: str) -> None:
+        """A sandbox that was handed over is not served."""
+        self._add({"sandbox": sandbox, "failed": why})
+
     def fault(self, text: str) -> None:
         self._add({"fault": text[-2000:]})
 

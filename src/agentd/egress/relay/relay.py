@@ -1,5 +1,6 @@
 """What the relay's parts have in common, and what its host tells it."""
 
+import errno
 import json
 import os
 import resource
@@ -15,7 +16,7 @@ from agentd.egress.relay.flow import SparePipes
 from agentd.egress.relay.loop import IN, EventLoop, Handler
 from agentd.egress.relay.nameserver import NameServer
 from agentd.egress.relay.records import MAX_MESSAGE, Reports
-from agentd.egress.relay.resolver import Resolver, Upstream
+from agentd.egress.relay.resolver import MAX_PENDING, Resolver, Upstream
 from agentd.egress.relay.routes import KernelRoutes
 from agentd.egress.relay.targets import Finder, spelled
 from agentd.egress.relay.tenant import MAX_CONNECTIONS, MAX_DIALLING, Tenant, destination
@@ -26,7 +27,9 @@ _ACCEPTS = 32  # of a listener, then others have their turn
 _SWEEP_SECONDS = 15.0
 _PER_CONNECTION = 6  # descriptors: two sockets, a pipe each way
 _SHARE = 4  # one sandbox has at most a quarter of them, however few there are
-_RESERVED = 128  # for the queries of names, and what the interpreter has
+_RESERVED = MAX_PENDING + 64  # for names that are asked for, and what the interpreter has
+_SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_PAUSE_SECONDS = 0.1
 
 
 class Relay:
@@ -94,7 +97,8 @@ class Relay:
         if not whole:
             for sock in sockets:
                 sock.close()
-            raise OSError(f"the sockets of sandbox {id_} did not arrive whole")
+            self.reports.failed(id_, "the relay has no descriptors left for its sockets")
+            return
         tenant = Tenant(id_, self._table(id_, table), sockets, self.loop.now)
         self._tenants[id_] = tenant
         for name in message["names"]:  # that it was told the addresses of by another relay
@@ -157,7 +161,10 @@ class Relay:
         for _ in range(_ACCEPTS):
             try:
                 client, _ = listener.accept()
-            except (BlockingIOError, ConnectionAbortedError):
+            except OSError as error:
+                # Else it is nothing more to accept, or one that went away: see accept(2).
+                if error.errno in _SHORT:
+                    self._pause(tenant, listener)
                 return
             client.setblocking(False)
             try:
@@ -168,6 +175,16 @@ class Relay:
                 close(client, reset=True)
                 continue
             self._take(tenant, client, *to)
+
+    def _pause(self, tenant: Tenant, listener: socket.socket) -> None:
+        """What one dials waits for a moment: there are no descriptors, or no memory, for it."""
+
+        def go_on() -> None:
+            if not tenant.closed:
+                self.loop.change(listener.fileno(), IN)
+
+        self.loop.change(listener.fileno(), 0)
+        self.loop.later(_PAUSE_SECONDS, go_on)
 
     def _take(self, tenant: Tenant, client: socket.socket, address: bytes, port: int) -> None:
         number = synthetic.number_of(address)
@@ -193,14 +210,14 @@ class Relay:
 
     def _crowded(self, tenant: Tenant) -> str:
         free = self._files - _RESERVED - _MAX_SOCKETS // 2 * len(self._tenants)
-        most = free // _PER_CONNECTION
-        own = min(MAX_CONNECTIONS, most // _SHARE)
+        most = max(free // _PER_CONNECTION, 0)
+        if self._open >= most:
+            return "the relay has no descriptors left"
+        own = min(MAX_CONNECTIONS, max(most // _SHARE, 1))
         if len(tenant.connections) >= own:
             return f"{own} connections of the sandbox are open"
         if tenant.dialling >= MAX_DIALLING:
             return f"{MAX_DIALLING} connections of the sandbox are being made"
-        if self._open >= most:
-            return "the relay has no descriptors left"
         return ""
 
     def _deny(

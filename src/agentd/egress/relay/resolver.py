@@ -16,7 +16,7 @@ from agentd.egress.relay.loop import BOTH, IN, EventLoop, Later
 #: Seconds that an answer is held for, and that its lack is.
 MIN_TTL, MAX_TTL, NEGATIVE_TTL = 1, 30, 5
 _MAX_CACHED = 8192
-_MAX_PENDING = 1024
+MAX_PENDING = 512
 _MAX_ALIASES = 8
 _MAX_SERVERS = 3  # resolv.conf(5)
 _TRIES = 3  # a server
@@ -75,7 +75,7 @@ class Resolver:
         if pending is not None:
             pending.waiting.append(done)
             return
-        if len(self._pending) >= _MAX_PENDING or not self.servers:
+        if len(self._pending) >= MAX_PENDING or not self.servers:
             failed = Resolved(dns.SERVFAIL, (), self.loop.now)
             self.loop.soon(lambda: done(failed))
             return
