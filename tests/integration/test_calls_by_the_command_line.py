@@ -93,4 +93,4 @@ def test_what_a_daemon_is_asked_is_learned_until_it_ends(tmp_path: Path) -> None
     assert made.cli("call", "fs.list.v1").returncode == 0
     os.killpg(learn.pid, signal.SIGINT)  # as a terminal does for Ctrl-C
     out, _ = learn.communicate(timeout=120)
-    assert (learn.returncode, out) == (0, b"learned: 1 call seen, 4 tests\n")
+    assert (learn.returncode, out) == (0, b"learned: 1 call seen, 5 tests\n")

@@ -65,6 +65,7 @@ def test_every_public_method_says_what_it_does_and_takes(kind: type) -> None:
 
 
 ASYNC = {
+    "AsyncNetworkControl": "NetworkControl",
     "AsyncSandbox": "Sandbox",
     "AsyncProcess": "Process",
     "AsyncFiles": "Files",

@@ -116,7 +116,7 @@ class AsyncSandbox:
         return AsyncSandboxPorts(self._threads, self._blocking.ports)
 
     @property
-    def network(self) -> AsyncNetworkControl:
+    def network(self) -> "AsyncNetworkControl":
         return AsyncNetworkControl(self._threads, self._blocking.network)
 
     @options_shown

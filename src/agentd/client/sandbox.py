@@ -233,7 +233,7 @@ class Sandbox(SandboxCommands):
         return SandboxPorts(self._open.ports, self.id, self._forwards)
 
     @property
-    def network(self) -> NetworkControl:
+    def network(self) -> "NetworkControl":
         """What it may reach, where it was made with rules, and what it connected to."""
         return NetworkControl(self._open.network, self.id)
 

@@ -144,7 +144,7 @@ except KeyboardInterrupt:
     )
     out = str(tmp_path / "policy")
     assert cli.main(["learn", "--out", out, "--", sys.executable, "-c", script]) == 0
-    assert capfd.readouterr().out == f"{out}: 1 call seen, 4 tests; the command ended with 7\n"
+    assert capfd.readouterr().out == f"{out}: 1 call seen, 5 tests; the command ended with 7\n"
 
 
 def test_learn_of_nothing_is_refused(tmp_path):
