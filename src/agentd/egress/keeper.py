@@ -188,13 +188,15 @@ class RelayKeeper:
             thread.join()
 
     def forget_after_fork(self) -> None:
-        """In a child of ours: what we hold is the parent's, and would outlive it there."""
-        socks = [sock for admitted in self._admitted.values() for sock in admitted.sockets]
-        if self._process is not None:
-            socks.append(self._process.control)
-        for sock in socks:
-            with contextlib.suppress(OSError):
-                sock.close()
+        """In a child of ours: what we hold is the parent's, and would outlive it there. Whoever had
+        the lock is in the parent."""
+        self._changed = threading.Condition()
+        process, self._process = self._process, None
+        if process is not None:
+            process.abandon()
+        for admitted in self._admitted.values():
+            admitted.close_sockets()
+        self._admitted, self._thread = {}, None
         self._closed, self._ready, self._failure = True, False, "it is of the parent process"
 
     # --- under the lock ---

@@ -84,6 +84,11 @@ class RelayProcess:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
+    def abandon(self) -> None:
+        """Let go of it in a process that did not start it, and which it is to outlive."""
+        self.control.close()
+        os.close(self._pidfd)
+
     def close(self) -> None:
         """It has ended when this returns, and its id is nobody's."""
         self.control.close()

@@ -4,7 +4,10 @@ import errno
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -272,6 +275,48 @@ def test_where_no_relay_can_be_had_programs_are_refused(inside, served, monkeypa
         eventually(lambda: inside.ask("dial('8.8.8.8', 1).close()") == REFUSED)
         assert inside.ask("resolve('db.internal')") == REFUSED
         admitted.close()
+
+
+FORKS = """
+import os, threading
+from tests.captured import Captured, Served, echo, relayed
+from tests.unit.egress.test_relay import table
+served, inside = Served(echo), Captured()
+with relayed() as (keeper, _):
+    admitted = keeper.admit(inside.sockets, table("db.internal:1", db_internal=served.port))
+    held, free = threading.Event(), threading.Event()
+    def hold():  # as any thread may when a program forks
+        with keeper._changed:
+            held.set()
+            free.wait()
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    child = os.fork()
+    if child == 0:
+        keeper.close()
+        admitted.close()
+        os._exit(0)
+    free.set()
+    thread.join()
+    print(os.waitpid(child, 0)[1], inside.ask("talk('db.internal', 1, b'mine')"))
+    admitted.close()
+inside.close()
+served.close()
+"""
+
+
+def test_a_fork_of_its_host_ends_nothing() -> None:
+    root = Path(__file__).resolve().parents[3]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKS],
+        env={**os.environ, "PYTHONPATH": f"{root / 'src'}:{root}"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120 * SLOWER,
+    )
+    assert done.stdout == "0 mine\n", done.stderr
 
 
 def test_it_ends_with_its_host(inside) -> None:

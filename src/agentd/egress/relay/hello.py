@@ -171,6 +171,6 @@ def _more_head(data: bytes) -> First | None:
 
 
 def _bare(authority: bytes) -> bytes:
-    """Without its port."""
+    """Without its port, and without the dot that may stand at a name's end."""
     name, colon, port = authority.rpartition(b":")
-    return (name if colon and port.isdigit() else authority).lower()
+    return (name if colon and port.isdigit() else authority).lower().removesuffix(b".")

@@ -81,6 +81,7 @@ GET = b"GET / HTTP/1.1\r\n"
         (GET + b"Accept: */*\r\nHOST:A.example:80 \r\n\r\nbody", "a.example"),
         (b"GET http://a.example/x HTTP/1.1\r\nHost: a.example\r\n\r\n", "a.example"),
         (b"GET / HTTP/1.0\nHost: a.example\n\n", "a.example"),
+        (b"GET http://a.example./ HTTP/1.1\r\nHost: a.example.:80\r\n\r\n", "a.example"),
     ],
 )
 def test_the_host_of_a_request(said: bytes, name: str) -> None:
