@@ -78,9 +78,9 @@ ETC_MADE = {
     "/etc/profile": "PS1='$ '\n",
 }
 _RESOLVER = "/etc/resolv.conf"
-# Any address is answered at port 53 there (``linux.anyip``). Where the relay is gone it is refused
-# at once, so nothing is gained by asking for long.
-_RESTRICTED_RESOLVER = b"nameserver 127.0.0.53\noptions timeout:2 attempts:2\n"
+# Any address is answered at port 53 there (``linux.anyip``). What is asked between two relays waits
+# for the next one, for as long as the C libraries wait unless they are told otherwise: 10 seconds.
+_RESTRICTED_RESOLVER = b"nameserver 127.0.0.53\n"
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _DEV_LINKS = {
     "fd": "/proc/self/fd",
