@@ -22,6 +22,7 @@ from agentd.model.egress import (
     parse_rules,
 )
 from agentd.model.errors import InvalidInput, Refused
+from agentd.model.typed import convert
 
 Wire = dict[str, Any]
 _ONESELF = EgressBounds()
@@ -131,7 +132,7 @@ def expanded(rule: EgressRule) -> tuple[EgressRule, ...]:
 def preset(name: str) -> Preset:
     """Return one of ``model.egress.PRESETS``."""
     text = (resources.files("agentd.egress") / "presets" / f"{name}.toml").read_text()
-    return msgspec.convert({"name": name, **tomllib.loads(text)}, Preset)
+    return convert({"name": name, **tomllib.loads(text)}, Preset)
 
 
 def _line(rule: EgressRule, text: str, private: bool) -> Wire:

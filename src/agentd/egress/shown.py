@@ -2,11 +2,10 @@
 
 from typing import TYPE_CHECKING, Protocol
 
-import msgspec
-
 from agentd.egress.compile import compile_table
 from agentd.model.egress import RESTRICTED
 from agentd.model.network import ConnectionPage, ConnectionView, NetworkView
+from agentd.model.typed import convert
 
 if TYPE_CHECKING:
     from agentd.egress.connections import ConnectionList
@@ -28,7 +27,7 @@ def network(spec: "SandboxSpec") -> NetworkView:
 def connections(wall: TellsConnections, after: int) -> ConnectionPage:
     found = wall.connections(after)
     return ConnectionPage(
-        connections=tuple(msgspec.convert(row, ConnectionView) for row in found.rows),
+        connections=tuple(convert(row, ConnectionView) for row in found.rows),
         next=found.cursor,
         totals=found.totals,
         hosts=found.hosts,
