@@ -15,7 +15,7 @@ KEEPER = """
 secret=$(od -An -N8 -tx8 /dev/urandom)
 trap 'echo $secret > told.part; mv told.part told' USR1
 echo $$ > pid.part; mv pid.part pid
-while :; do sleep 0.02; done
+while :; do sleep 0.2; done
 """
 TOLD = "rm -f told; kill -USR1 $(cat pid); until cat told 2>/dev/null; do sleep 0.02; done"
 
