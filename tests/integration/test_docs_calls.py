@@ -76,7 +76,7 @@ def test_what_a_command_calls_without_a_daemon_is_learned(env: dict[str, str]) -
         'agentd policy learn --out learned -- agentd call fs.list.v1 --params \'{"path": "."}\''
     )
     assert "learned: 1 call seen, 5 tests" in shell(script, env)
-    assert "4 passed, 0 failed" in shell("agentd policy test learned", env)
+    assert "5 passed, 0 failed" in shell("agentd policy test learned", env)
     assert "nothing to learn" not in shell("agentd policy check learned", env)
     allowed = shell('AGENTD_POLICY="$PWD/learned" agentd call fs.list.v1', env)
     assert json.loads(allowed)["entries"] == []
