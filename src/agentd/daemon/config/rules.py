@@ -32,6 +32,15 @@ def broken(config: Config) -> Iterator[Found]:
     yield from _policy(config)
     yield from _ids(config)
     yield from _configuration(config)
+    yield from _egress(config)
+
+
+def _egress(config: Config) -> Iterator[Found]:
+    names = [own.name for own in config.egress.host]
+    for n, name in enumerate(names):
+        if name in names[:n]:
+            where: Path = ("egress", "host", n, "name")
+            yield where, f"{str(name)!r} is there twice", "drop one of them"
 
 
 def _configuration(config: Config) -> Iterator[Found]:
