@@ -128,9 +128,9 @@ def test_what_is_paused_ends_with_all_that_it_has(daemon: Daemon, backend: str, 
     sandbox.close()
 
 
-def test_what_starts_programs_all_the_time_is_paused_each_time(daemon: Daemon) -> None:
+def test_what_starts_programs_all_the_time_is_paused_each_time(fresh: Daemon) -> None:
     """Version 1 leaves one that waits for its vfork(2) as it is, unless it is asked again."""
-    with counting(daemon, "linux") as sandbox:
+    with counting(fresh, "linux") as sandbox:
         starts = "while :; do /bin/true; done"
         for _ in range(4):
             sandbox.run(["sh", "-c", f"setsid sh -c '{starts}' >/dev/null 2>&1 &"], check=True)
