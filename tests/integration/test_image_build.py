@@ -184,6 +184,16 @@ def test_a_layer_holds_what_a_step_changed(text: str, changed: set[str], on_base
     assert ("mine" in shown) == (text == "COPY . /old")
 
 
+def test_a_copy_sees_what_steps_before_it_took_away(on_base: Builds) -> None:
+    (on_base.context / "a").write_text("mine")
+    for text, changed in (
+        ("RUN rm -r /old\nCOPY a /old", {"old"}),  # no folder any more, to copy into
+        ("RUN rm -r /old && mkdir /old\nCOPY a /old/b/c", {"old/b", "old/b/c"}),
+    ):
+        on_base.build(f"FROM base\n{text}\n")
+        assert set(on_base.files()) == changed
+
+
 @pytest.mark.root
 def test_owners_and_modes_are_in_the_layer(on_base: Builds) -> None:
     """Of a range of ids, too; what the flat root says of an owner before is heeded."""

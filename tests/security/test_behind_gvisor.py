@@ -1,6 +1,7 @@
-"""Threat: what a command does with sockets this kernel does, behind a wall that says otherwise.
+"""Threat: this kernel does what a command behind gVisor asks, or a command gains what its agent has.
 
-Control: gVisor's network is its own (runsc's --network=none), beside a network namespace of ours.
+Controls: gVisor's network is its own (runsc's --network=none), beside a network namespace of ours;
+no_new_privs, and an agent that is not dumpable, in gVisor's kernel.
 """
 
 from collections.abc import Callable
@@ -29,3 +30,15 @@ said("child", child.stdout.readline().strip())
     assert box.attack(start)["child"] == "listening"
     of_its_namespace = Path(f"/proc/{box.wall.pid}/net/tcp").read_text().splitlines()
     assert of_its_namespace[1:] == []
+
+
+def test_a_command_gains_nothing_and_has_nothing_of_the_agents(
+    sandbox: Callable[..., Any],
+) -> None:
+    said = sandbox("gvisor").attack("""
+said("no_new_privs", ctypes.CDLL(None).prctl(39, 0, 0, 0, 0))
+said("memory", opens("/proc/1/mem"))
+said("trace", call("ptrace", 16, 1, 0, 0))
+""")
+    assert said["no_new_privs"] == "1"
+    assert said["memory"] != "opened" and said["trace"] in ("EPERM", "EACCES")
