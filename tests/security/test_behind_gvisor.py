@@ -1,4 +1,4 @@
-"""Threat: this kernel does what a command behind gVisor asks, or a command gains what its agent has.
+"""Threat: this kernel does what a command behind gVisor asks, or it has what its agent has.
 
 Controls: gVisor's network is its own (runsc's --network=none), beside a network namespace of ours;
 no_new_privs, and an agent that is not dumpable, in gVisor's kernel.
