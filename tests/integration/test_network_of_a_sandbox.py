@@ -248,6 +248,8 @@ def test_who_may_change_it_has_a_scope_of_its_own(daemon: Daemon) -> None:
     answer = daemon.ask("PUT", f"/v1/sandboxes/{bare}/network", {"net": ["npm"]}, key=granted)
     assert (answer.status, answer.code) == (403, "refused")
     assert daemon.ask("GET", f"/v1/sandboxes/{bare}/network", key=granted).json["net"] == "none"
+    answer = daemon.ask("GET", f"/v1/sandboxes/{bare}/network/connections", key=granted)
+    assert (answer.status, answer.code) == (403, "refused")
     assert daemon.ask("DELETE", f"/v1/sandboxes/{bare}", key=granted).status == 204
 
 

@@ -120,8 +120,10 @@ def set_network(handle: "SandboxHandle", net: "str | Iterable[str]") -> "Network
 
 def connections(handle: "SandboxHandle", after: int) -> "ConnectionPage":
     from agentd.egress import shown
+    from agentd.model.options import require_rules
     from agentd.sandbox.abilities import NETWORK
 
+    require_rules(handle.spec)
     return shown.connections(handle.able(NETWORK, "tell the connections of"), after)
 
 

@@ -69,5 +69,6 @@ class Network(Protocol):
 
     def connections(self, sandbox: str, after: int = 0) -> ConnectionPage:
         """Return what it connected to and was refused, a thousand at most: all that is kept, or
-        what changed after the ``next`` of an earlier answer. Raises NotFound, Unsupported."""
+        what changed after the ``next`` of an earlier answer. Raises NotFound, and Refused where its
+        network has no rules."""
         ...

@@ -105,15 +105,20 @@ def sandbox_spec(**options: Unpack[SandboxOptions]) -> SandboxSpec:
     )
 
 
+def require_rules(spec: SandboxSpec) -> None:
+    """Raises Refused where its network is none of rules."""
+    if spec.net != RESTRICTED:
+        raise Refused(
+            f"the sandbox has the network {spec.net}, which has no rules",
+            remediation="create it with rules, as --net pypi",
+        )
+
+
 def with_rules(spec: SandboxSpec, net: Net) -> SandboxSpec:
     """Return it with other rules of its network. Raises InvalidInput where they are none, Refused
     where its network has none."""
     rules = rules_of(net)
-    if spec.net != RESTRICTED:
-        raise Refused(
-            f"the sandbox has the network {spec.net}, which has no rules to change",
-            remediation="create it with rules, as --net pypi",
-        )
+    require_rules(spec)
     return msgspec.structs.replace(spec, egress=rules)
 
 

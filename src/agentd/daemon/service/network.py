@@ -8,6 +8,7 @@ from agentd.daemon.sandboxes import bodies
 from agentd.daemon.service.noun import Noun
 from agentd.egress import shown
 from agentd.model.network import ConnectionPage, NetworkView
+from agentd.model.options import require_rules
 from agentd.sandbox.abilities import NETWORK
 
 
@@ -33,4 +34,5 @@ class DaemonNetwork(Noun):
     @observed("connections")
     def connections(self, sandbox: str, after: int = 0) -> ConnectionPage:
         live = self._live("read", sandbox)
+        require_rules(live.handle.spec)
         return shown.connections(live.handle.able(NETWORK, "tell the connections of"), after)
