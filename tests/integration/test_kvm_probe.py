@@ -1,9 +1,17 @@
-"""The probe where KVM works: a guest with a KVM of its own is booted and asked."""
+"""The probe where KVM works: a guest with a KVM of its own is booted and asked.
+
+By make test-combinations; every run finds a KVM in its emulated machine, by the same probe.
+"""
 
 from typing import Any
 
 import pytest
+from tests import combinations
 from tests.vm import debian, nested
+
+pytestmark = pytest.mark.skipif(
+    not combinations.ALL, reason="make test-combinations boots a machine for this alone"
+)
 
 
 @pytest.fixture(scope="module")
