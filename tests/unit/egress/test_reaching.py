@@ -62,6 +62,20 @@ def test_this_hosts_own_addresses_are_nobodys(found: dict[str, Any]) -> None:
     assert reason(found, "203.0.113.1") == "203.0.113.1 is this host itself"
 
 
+def test_this_hosts_own_addresses_are_nobodys_within_ipv6_either(found: dict[str, Any]) -> None:
+    assert (found["mapped.example"], found["translated.example"]) == (None, None)
+    for name in ("mapped.example", "translated.example"):
+        assert reason(found, name) == "203.0.113.1 is this host itself"
+    assert found["mappedfar.example"] == "203.0.113.9"
+
+
+def test_rules_that_change_while_a_name_is_resolved_hold_for_where_it_leads(
+    found: dict[str, Any],
+) -> None:
+    assert found["late"] == errno.ECONNRESET
+    assert "denied by !10.0.0.0/8" in reason(found, "late.example")
+
+
 def test_where_nobody_listens_the_connection_is_reset_and_told(found: dict[str, Any]) -> None:
     assert found["closed"] == errno.ECONNRESET
     assert reason(found, "203.0.113.9") == "203.0.113.9 cannot be reached: ECONNREFUSED"

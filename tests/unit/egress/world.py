@@ -10,11 +10,13 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from typing import Any
 
-from tests.captured import Captured, relayed
+from tests.captured import Captured, Names, relayed
 
 from agentd.egress.compile import compile_table
+from agentd.egress.keeper import Admitted
 from agentd.linux import abi, net
 from agentd.linux.kernel import KERNEL
 
@@ -45,8 +47,12 @@ NAMES = {
     "mine.example": ["10.9.0.9"],
     "wild.evil.example": ["10.9.0.9"],
     "host.example": ["203.0.113.1"],
+    "mapped.example": ["::ffff:203.0.113.1"],
+    "translated.example": ["64:ff9b::203.0.113.1"],
+    "mappedfar.example": ["::ffff:203.0.113.9"],
 }
 RULES = ("far.example:7", "second.example:7", "six.example:7", "both.example:7", "mine.example:7")
+RULES += ("mapped.example:7", "translated.example:7", "mappedfar.example:7", "late.example:7")
 RULES += ("*.evil.example:7", "host.example:7", "203.0.113.0/24:*")
 
 
@@ -75,6 +81,7 @@ def main() -> None:
         ip("address", "add", address.format(9), "dev", "far", *nodad, inside=enter)
     ip("link", "set", "near", "up")
     ip("link", "set", "far", "up", inside=enter)
+    ip("-6", "route", "add", "default", "via", "2001:db8::9")
     neighbour.stdin.write("\n")
     neighbour.stdin.flush()
     neighbour.stdout.readline()
@@ -90,20 +97,56 @@ def ip(*argv: str, inside: tuple[str, ...] = ()) -> None:
 def tried() -> dict[str, Any]:
     found: dict[str, Any] = {}
     own = socket.create_server(("203.0.113.1", 7))
-    threading.Thread(target=own.accept, daemon=True).start()
+    threading.Thread(target=_serve, args=(own,), daemon=True).start()
     captured = Captured()
-    with relayed(**NAMES) as (keeper, _):
+    with relayed(**NAMES) as (keeper, names):
         admitted = keeper.admit(captured.sockets, compile_table(RULES))
         for name in (*NAMES, "203.0.113.9", "203.0.113.1", "10.9.0.9"):
             address = name if name[0].isdigit() else captured.ask(f"resolve({name!r})")[1]
             found[name] = captured.ask(f"talk({address!r}, 7)") if address else None
         found["closed"] = captured.ask("talk('203.0.113.9', 8)")
+        found["late"] = changed_meanwhile(captured, admitted, names)
         found["rows"] = [
             (row["name"] or row["address"], row["allowed"], row["reason"])
             for row in admitted.connections().rows
         ]
     captured.close()
     return found
+
+
+def _serve(listener: socket.socket) -> None:
+    while True:
+        with listener.accept()[0] as sock:
+            sock.sendall(b"the host")
+
+
+class Late:
+    """A name that is resolved at once, and then not before it is let go."""
+
+    def __init__(self) -> None:
+        self.asked, self.let_go = threading.Event(), threading.Event()
+        self._known = False
+
+    def __call__(self) -> list[str]:
+        if self._known:
+            self.asked.set()
+            self.let_go.wait(60)
+        self._known = True
+        return ["10.9.0.9"]
+
+
+def changed_meanwhile(captured: Captured, admitted: Admitted, names: Names) -> Any:
+    """What came of dialling a name whose address is forbidden while it is looked up."""
+    late = names.answers["late.example"] = Late()
+    names.ttl = 1
+    address = captured.ask("resolve('late.example')")[1]
+    time.sleep(1.5)  # the answer is kept for a second, from before we had it
+    captured.begin(f"talk({address!r}, 7)")
+    assert late.asked.wait(60)
+    admitted.set(compile_table(["late.example:7", "!10.0.0.0/8"]))
+    admitted.connections()  # the relay has been told then
+    late.let_go.set()
+    return captured.answer()
 
 
 if __name__ == "__main__":

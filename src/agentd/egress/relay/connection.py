@@ -16,7 +16,7 @@ from agentd.egress.relay import hello
 from agentd.egress.relay.flow import Flow
 from agentd.egress.relay.loop import BOTH, GONE, IN, OUT, Later
 from agentd.egress.relay.targets import Targets
-from agentd.egress.table import EgressVerdict
+from agentd.egress.table import EgressTable, EgressVerdict
 
 if TYPE_CHECKING:
     from agentd.egress.relay.relay import Relay
@@ -41,8 +41,8 @@ Gate = Callable[[bytes], "hello.First | None"]
 class RelayedConnection:
     __slots__ = (
         "_attempt", "_began", "_client", "_down", "_ended", "_gate", "_kept", "_places", "_relay",
-        "_start", "_strict", "_tenant", "_up", "_upstream", "address", "allowed", "connected",
-        "moved_at", "n", "name", "port", "reason", "rule",
+        "_start", "_strict", "_table", "_tenant", "_up", "_upstream", "address", "allowed",
+        "connected", "moved_at", "n", "name", "port", "reason", "rule",
     )  # fmt: skip
 
     def __init__(
@@ -60,6 +60,7 @@ class RelayedConnection:
         self._began = self.moved_at = relay.loop.now
         self._gate: Gate | None = None
         self._strict = False
+        self._table: EgressTable | None = None  # by which it was looked up
         self._upstream: socket.socket | None = None
         self._up: Flow | None = None
         self._down: Flow | None = None
@@ -75,27 +76,44 @@ class RelayedConnection:
 
     def begin(self, verdict: EgressVerdict) -> None:
         """Dial what a rule allows."""
-        self.rule = verdict.rule
         if self.name is not None:
             self._strict = self.port == TLS_PORT
             self._gate = hello.host if self.port == HTTP_PORT else hello.server_name
         self._relay.loop.watch(self._client.fileno(), BOTH, self._client_event)
+        self._look_up(verdict)
+
+    def rules_changed(self) -> None:
+        """End it where these do not allow it; what is being dialled is looked up anew."""
+        verdict = self._judge()
+        if not verdict.allowed:
+            self.refuse(f"the rules were changed: {verdict.reason}")
+        elif self._upstream is not None and not self.connected:
+            self._drop_upstream()
+            self._look_up(verdict)
+
+    def _look_up(self, verdict: EgressVerdict) -> None:
+        self.rule = verdict.rule
         if self.name is None:
             self._found(self._relay.finder.of_number(self.address, self.port))
             return
-        table = self._tenant.table
+        self._table = table = self._tenant.table
         found = self._relay.finder.of_name(table, verdict, self.name, self.port, self._found)
         if found is not None:
             self._found(found)
 
-    def judge(self) -> EgressVerdict:
+    def _judge(self) -> EgressVerdict:
         """What the rules of now say of it."""
         table = self._tenant.table
         if self.name is None:
             return table.of_address(self._relay.parse(self.address), self.port)
         verdict = table.of_name(self.name, self.port)
-        if not verdict.allowed or not self.connected or table.static(self.name) is not None:
+        if not verdict.allowed or not self.connected:
             return verdict
+        if (table.static(self.name) or ("",))[0] == self.address:
+            return verdict
+        # The operator's own host is nobody's else.
+        if why := self._relay.finder.hindrance(self.address):
+            return EgressVerdict(False, verdict.rule, why)
         return table.of_answer(verdict, self._relay.parse(self.address), self.port)
 
     def refuse(self, reason: str) -> None:
@@ -154,7 +172,9 @@ class RelayedConnection:
     def _found(self, targets: Targets) -> None:
         if self._ended:
             return
-        if targets.refused:
+        if self._table is not None and self._table is not self._tenant.table:
+            self._look_up(self._judge())  # the rules were changed while it was resolved
+        elif targets.refused:
             self.refuse(targets.reason)
         elif not targets.places:
             self.end(targets.reason, reset=True)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 MAX_HELLO = 16 << 10
 MAX_HEAD = 8 << 10
+_MAX_RECORDS = 64  # it is read anew with every piece that comes: many small ones take long
 _HANDSHAKE, _CLIENT_HELLO, _SERVER_NAME = 22, 1, 0
 _RECORD = 5
 
@@ -32,7 +33,7 @@ def server_name(data: bytes) -> First | None:
     """The name of a ClientHello; ``MORE`` while it is not whole."""
     hello = bytearray()
     at = 0
-    while True:
+    for _ in range(_MAX_RECORDS):
         if len(hello) >= 4:
             if hello[0] != _CLIENT_HELLO:
                 return First(None, "begins TLS with no ClientHello")
@@ -56,6 +57,7 @@ def server_name(data: bytes) -> First | None:
         if len(part) < size and not _is_whole(hello):
             return _more(data)
         at += _RECORD + size
+    return First(None, f"its ClientHello is in {_MAX_RECORDS} records or more")
 
 
 def _is_whole(hello: bytearray) -> bool:
@@ -122,6 +124,7 @@ class _Reader:
         return self.take(self.number(size))
 
 
+_CR = b"\r"  # within a line: some servers take it for the end of one
 _METHOD = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ-")
 
 
@@ -134,8 +137,9 @@ def host(data: bytes) -> First | None:
         return First(None, "is no HTTP") if data else MORE
     if not newline:
         return _more_head(data)
-    words = line.rstrip(b"\r").split(b" ")
-    if len(words) != 3 or not words[2].startswith(b"HTTP/1."):
+    line = line.rstrip(b"\r")
+    words = line.split(b" ")
+    if len(words) != 3 or _CR in line or not words[2].startswith(b"HTTP/1."):
         return First(None, "is no request of HTTP/1")
     head, end = _head(rest)
     if not end:
@@ -143,7 +147,7 @@ def host(data: bytes) -> First | None:
     hosts = []
     for field in head.split(b"\n")[:-1]:
         name, colon, value = field.partition(b":")
-        if field[:1] in b" \t" or not colon or name != name.strip():
+        if field[:1] in b" \t" or not colon or name != name.strip() or _CR in field[:-1]:
             return First(None, "has a malformed field")
         if name.lower() == b"host":
             hosts.append(_bare(value.strip()))

@@ -24,6 +24,7 @@ _PKTINFO = {socket.AF_INET: (socket.IPPROTO_IP, 8), socket.AF_INET6: (socket.IPP
 _SPACE = socket.CMSG_SPACE(20)
 #: Characters in a name that a wildcard allows: enough for hosts, little for data.
 MAX_WILD_NAME = 150
+_TOO_MANY = "too many different names were asked for"
 
 
 class _Asker(NamedTuple):
@@ -98,6 +99,10 @@ class NameServer:
             self._deny(tenant, asked.name, "too many names were asked for at once")
             _send(asker, dns.answer(asked, dns.SERVFAIL))
             return
+        if not tenant.may_ask_for(asked.name):
+            self._deny(tenant, asked.name, _TOO_MANY)
+            _send(asker, dns.answer(asked, dns.SERVFAIL))
+            return
 
         tenant.asking += 1
 
@@ -156,7 +161,7 @@ class NameServer:
         fresh = not tenant.synthetic.has(asked.name)
         number = tenant.synthetic.give(asked.name, wild=tenant.is_wild(asked.name))
         if number is None:
-            self._deny(tenant, asked.name, "too many different names were asked for")
+            self._deny(tenant, asked.name, _TOO_MANY)
             return dns.SERVFAIL, b"", 0
         if fresh:
             self._reports.named(tenant, asked.name)

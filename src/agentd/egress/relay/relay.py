@@ -124,9 +124,7 @@ class Relay:
         self._drop_table(id_)
         tenant.change(self._table(id_, table))
         for connection in list(tenant.connections):
-            verdict = connection.judge()
-            if not verdict.allowed:
-                connection.refuse(f"the rules were changed: {verdict.reason}")
+            connection.rules_changed()
 
     def _release(self, id_: int) -> None:
         tenant = self._tenants.pop(id_, None)

@@ -38,6 +38,13 @@ class KernelRoutes:
             return f"{address} is this host itself"
         return f"{address} is {_KINDS.get(kind, 'no place to connect to')}"
 
+    def is_own(self, address: str) -> bool:
+        """Whether it is this machine's; False also where no route leads there."""
+        try:
+            return self._kind(address) == _RTN_LOCAL
+        except OSError:
+            return False
+
     def _kind(self, address: str) -> int:
         """The type of the route, RTN_*. Raises OSError where there is none.
 

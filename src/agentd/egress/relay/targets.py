@@ -59,10 +59,16 @@ class Finder:
     def hindrance(self, address: str) -> str:
         """Return why nobody may be let there, whatever the rules say; empty where a rule may."""
         try:
-            why = addresses.never(addresses.parse(address))
+            found = addresses.parse(address)
         except ValueError:
             return f"{address} is no address"
-        return why or self._routes.hindrance(address)
+        if why := addresses.never(found):
+            return why
+        # The routes of IPv6 say nothing of where an IPv4 address within one of IPv6 leads.
+        inner = addresses.judged(found)
+        if inner != found and self._routes.is_own(str(inner)):
+            return f"{inner} is this host itself"
+        return self._routes.hindrance(str(found))
 
     def _second(self, judge: "_Judge", resolved: Resolved, found: Found) -> None:
         targets = self._of_v4(judge, resolved, found)

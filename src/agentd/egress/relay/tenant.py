@@ -4,6 +4,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING
 
+from agentd.egress.relay import synthetic
 from agentd.egress.relay.synthetic import Synthetic
 from agentd.egress.table import EgressTable, EgressVerdict
 
@@ -25,6 +26,7 @@ class Tenant:
         "_allowance",
         "_since",
         "_verdicts",
+        "_wild",
         "asking",
         "closed",
         "connections",
@@ -50,6 +52,7 @@ class Tenant:
         self.denials: set[tuple[object, ...]] = set()
         self.repeats = 0
         self._verdicts: dict[tuple[str, int], EgressVerdict] = {}
+        self._wild: set[str] = set()
         self.asking = 0
         self.closed = False
         #: Whether its programs can dial IPv6 at all.
@@ -84,6 +87,16 @@ class Tenant:
         if self._allowance < 1 or self.asking >= MAX_ASKING:
             return False
         self._allowance -= 1
+        return True
+
+    def may_ask_for(self, name: str) -> bool:
+        """Whether the host's servers may be asked for one name more that only a wildcard allows: it
+        tells the domain's owner as much where there is no such name."""
+        if not self.is_wild(name) or name in self._wild or self.synthetic.has(name):
+            return True
+        if len(self._wild) >= synthetic.MAX_WILD:
+            return False
+        self._wild.add(name)
         return True
 
 

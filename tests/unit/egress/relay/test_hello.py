@@ -23,12 +23,18 @@ def client_hello(name: str | None, record: int = 1 << 14) -> bytes:
     return b"".join(said[:3] + len(part).to_bytes(2, "big") + part for part in parts)
 
 
-@pytest.mark.parametrize("record", [1 << 14, 100, 1])
+@pytest.mark.parametrize("record", [1 << 14, 100, 40])
 def test_the_name_is_read_whole_over_records_and_segments(record: int) -> None:
     said = client_hello("api.example.com", record)
     assert hello.server_name(said) == ("api.example.com", "")
     for end in range(0, len(said) - 1, 7):
         assert hello.server_name(said[:end]) is hello.MORE
+
+
+def test_one_in_very_many_records_is_refused() -> None:
+    first = hello.server_name(client_hello("api.example.com", 1))
+    assert first is not None
+    assert "records" in first.wrong
 
 
 def test_no_name() -> None:
@@ -103,6 +109,8 @@ def test_the_host_of_a_request(said: bytes, name: str) -> None:
         b"SSH-2.0-x\r\n",
         b"GET / HTTP/1.1 x\r\nHost: a.example\r\n\r\n",
         GET + b"X: " + b"a" * hello.MAX_HEAD,
+        GET + b"X: 1\rHost: b.example\r\nHost: a.example\r\n\r\n",
+        b"GET / HTTP/1.1\rHost:b.example\r\nHost: a.example\r\n\r\n",
     ],
 )
 def test_what_names_no_one_host_is_refused(said: bytes) -> None:
