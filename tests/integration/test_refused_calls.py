@@ -153,3 +153,20 @@ def test_a_kernel_without_netfilter_restricts_no_network_and_says_so(wall: str) 
     assert "a network cannot be restricted to rules here" in done.stderr, done.stderr
     assert "modprobe -a nf_tables" in done.stderr
     assert _report("socket:netfilter=EPROTONOSUPPORT", "namespace")["network"]["enforced"]
+
+
+def test_doctor_tells_of_a_kernel_without_netfilter() -> None:
+    words = [sys.executable, LAUNCHER, "socket:netfilter=EPROTONOSUPPORT", "--"]
+    done = subprocess.run(
+        [*words, sys.executable, "-m", "agentd", "doctor", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    told = json.loads(done.stdout)
+    (part,) = (part for part in told["parts"] if part["name"] == "network rules")
+    (blocker,) = part["blockers"]
+    assert not part["usable"] and "nft_redir" in blocker["what"], part
+    assert "modprobe -a nf_tables" in blocker["fix"]
+    assert told["run"]["blocker"] is None  # of networks there are others

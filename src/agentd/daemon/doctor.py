@@ -44,6 +44,7 @@ class CheckedPart:
 
     name: str
     availability: Availability
+    detail: bool = False  # of concern where it is not usable, or where all is asked for
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def checkup() -> Checkup:
 
 def parts(found: list[Finding]) -> list[CheckedPart]:
     """Say one line of each part; what there is nothing to say of is left out."""
-    told = (_policy_part(), _image_part(found), _oci_part())
+    told = (_policy_part(), _image_part(found), _oci_part(), _network_part())
     return [part for part in told if part is not None]
 
 
@@ -114,6 +115,19 @@ def _oci_part() -> CheckedPart:
             lacking.append(Blocker(error.message, error.remediation))
     found = ", ".join(tools.PACKAGES)
     return CheckedPart("oci images", Availability.of(lacking, [] if lacking else [found]))
+
+
+def _network_part() -> CheckedPart:
+    """Return whether a network can be restricted to rules, as the walls linux and oci do it."""
+    from agentd.linux import anyip
+    from agentd.sandbox.backends.linux import report
+
+    name, why = "network rules", probe.restricted_network_error()
+    if not why:
+        return CheckedPart(name, Availability(True, (), ("linux and oci: --net pypi",)), True)
+    fix = report.NETWORK_FIX if anyip.NONE in why else "see what is said of the wall linux"
+    blocker = Blocker(f"--net takes no rules: {why}", fix)
+    return CheckedPart(name, Availability(False, (blocker,)), True)
 
 
 def findings() -> list[Finding]:

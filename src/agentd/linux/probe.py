@@ -5,7 +5,7 @@ import os
 import warnings
 from dataclasses import asdict, dataclass
 
-from agentd.linux import abi, container, kvm, privileges, subids
+from agentd.linux import abi, anyip, container, kvm, net, privileges, subids
 from agentd.linux.cgroup import scope
 from agentd.linux.kernel import KERNEL, Kernel
 
@@ -152,6 +152,35 @@ def user_namespaces_error(kernel: Kernel = KERNEL) -> str:
             os._exit(code)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return os.strerror(code) if code else ""
+
+
+def restricted_network_error(kernel: Kernel = KERNEL) -> str:
+    """Return why a network cannot be restricted to rules; empty when it can.
+
+    Tried in a child, as a sandbox does it: what it makes ends with it.
+    """
+    reader, writer = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads; it runs nothing of theirs
+        pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            step = "user and network namespaces cannot be made: "
+            kernel.unshare(abi.CLONE_NEWUSER | abi.CLONE_NEWNET)
+            step = ""
+            net.loopback_up()
+            anyip.capture()
+            code = 0
+        except OSError as error:
+            os.write(writer, f"{step}{error.strerror or error}".encode())
+        finally:
+            os._exit(code)
+    os.close(writer)
+    with open(reader, encoding="utf-8", errors="replace") as pipe:
+        said = pipe.read()
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return (said or f"what tries it ended with {code}") if code else ""
 
 
 def in_chroot(error: str, mounts: str = "", status: str = "") -> bool:

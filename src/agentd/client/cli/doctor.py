@@ -130,7 +130,8 @@ def _show_walls(found: "Checkup", *, verbose: bool) -> None:
         remark = _remark(finding.name, finding.availability, told, below, folded=folded)
         usable = _usable(finding.availability, caveat=bool(finding.availability.notes))
         rows.append((finding.name, finding.level, usable, remark))
-    rows += [_part_row(part, below) for part in found.parts]
+    parts = [p for p in found.parts if verbose or not (p.detail and p.availability.usable)]
+    rows += [_part_row(part, below) for part in parts]
     print()
     table.show(("WALL", "ISOLATION", "USABLE", "WHY, AND WHAT HELPS"), rows)
     for name, blocker in below:
