@@ -352,11 +352,11 @@ def test_the_rules_of_a_network_outlive_the_daemon_that_set_them(path: str) -> N
         assert handle.wall.enforcement["network"].detail.endswith(" db.internal:5432")
         look = ("getent", "hosts", "db.internal")
         assert run(handle.guest, *look)[0] == 0
-        assert network.set_network(()).detail.endswith(" nothing")
+        assert network.set_network((), bounds).detail.endswith(" nothing")
         assert handle.wall.enforcement["network"].detail.endswith(" nothing")
         assert run(handle.guest, *look)[0] == 2  # getent(1): not found
         with pytest.raises(InvalidInput, match="'no rule' is no"):
-            network.set_network(("no rule",))
+            network.set_network(("no rule",), bounds)
         handle.guest.close()
         first.link.close()
 
@@ -370,7 +370,7 @@ def test_the_rules_of_a_network_outlive_the_daemon_that_set_them(path: str) -> N
         wall = remote.wall_of(second.link, held)
         again = NETWORK.of(wall)
         assert again is not None
-        again.set_network(rules)
+        again.set_network(rules, bounds)
         guest = connect(wall)
         assert run(guest, *look)[0] == 0
         dial = "exec 3<>/dev/tcp/db.internal/5432"

@@ -239,8 +239,10 @@ def test_one_whose_start_command_died_while_it_stood_ready_is_given_to_nobody() 
         for pid in _running(f"sleep {seconds}"):
             os.kill(pid, signal.SIGKILL)
         until(lambda: not _running(f"sleep {seconds}"))
+        killed = time.time()
         with Sandbox.create(url=daemon.url, template="web") as box:
-            assert begun(daemon, box.id)["state"] == "running"
+            process = begun(daemon, box.id)
+            assert process["state"] == "running" and process["started"] > killed
 
 
 def _running(command: str) -> list[int]:

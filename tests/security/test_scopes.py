@@ -69,6 +69,7 @@ DOORS: dict[str, Callable[[str], tuple[str, str, object]]] = {
     acts.CREATE: lambda _: ("POST", "/v1/sandboxes", {}),
     acts.SNAPSHOT: lambda box: ("POST", f"/v1/sandboxes/{box}/snapshot", None),
     acts.FORK: lambda box: ("POST", f"/v1/sandboxes/{box}/fork", {"count": 1}),
+    acts.NETWORK: lambda box: ("PUT", f"/v1/sandboxes/{box}/network", {"net": ["pypi"]}),
     acts.PORT: lambda box: ("GET", f"/v1/sandboxes/{box}/ports/8000/", None),
 }
 

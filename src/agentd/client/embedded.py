@@ -113,7 +113,8 @@ def set_network(handle: "SandboxHandle", net: "str | Iterable[str]") -> "Network
     from agentd.sandbox.abilities import NETWORK
 
     spec = with_rules(handle.spec, net)
-    handle.able(NETWORK, "change the network of").set_network(spec.egress)
+    wall = handle.able(NETWORK, "change the network of")
+    wall.set_network(spec.egress, spec.egress_bounds)
     handle.spec = spec
     return shown.network(spec)
 

@@ -47,9 +47,10 @@ class Admitted:
         self.names: dict[str, None] = {}
 
     def set(self, table: Mapping[str, Any]) -> None:
-        """Other rules from now on; connections that they do not allow end. Raises SandboxError,
-        InvalidInput."""
+        """Other rules from now on; connections that they do not allow end. When it returns the
+        relay has them, unless it does not say so in time. Raises SandboxError, InvalidInput."""
         self._keeper.set(self, table)
+        self._keeper.sync()
 
     def connections(self, after: int = 0) -> ConnectionList:
         """What changed after the ``cursor`` of an earlier answer, and sums of all: what has been

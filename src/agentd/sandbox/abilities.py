@@ -14,6 +14,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast
 import msgspec
 
 from agentd.egress.connections import ConnectionList
+from agentd.model.egress import EgressBounds
 from agentd.model.enforcement import Control
 from agentd.model.errors import Unsupported
 from agentd.model.isolation import IsolationLevel
@@ -43,6 +44,7 @@ class Folder(msgspec.Struct, frozen=True):
 
 class Rules(msgspec.Struct, frozen=True):
     egress: tuple[str, ...]
+    egress_bounds: EgressBounds
 
 
 class After(msgspec.Struct, frozen=True):

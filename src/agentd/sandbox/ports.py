@@ -11,6 +11,7 @@ from typing import Protocol
 from agentd.egress.connections import ConnectionList
 from agentd.model.availability import Availability
 from agentd.model.cause import Cause
+from agentd.model.egress import EgressBounds
 from agentd.model.enforcement import Control, Enforcement
 from agentd.model.isolation import IsolationLevel
 from agentd.model.spec import SandboxSpec
@@ -126,9 +127,10 @@ class Branches(Protocol):
 class Networked(Protocol):
     """A wall whose network is restricted to rules, which can be changed while it lives."""
 
-    def set_network(self, egress: tuple[str, ...]) -> Control:
-        """Let these rules hold in place of those before, of open connections, too; what the wall
-        says of its network from now on. Raises InvalidInput for a rule that is none."""
+    def set_network(self, egress: tuple[str, ...], egress_bounds: EgressBounds) -> Control:
+        """Let these rules, and the bounds of now, hold in place of those before, of open
+        connections, too; what the wall says of its network from now on. Raises InvalidInput for a
+        rule that is none, Refused for more than the bounds."""
 
     def connections(self, after: int) -> ConnectionList:
         """Return what is known of its connections, from a cursor on; 0 is the beginning."""

@@ -40,9 +40,9 @@ Gate = Callable[[bytes], "hello.First | None"]
 
 class RelayedConnection:
     __slots__ = (
-        "_attempt", "_began", "_client", "_down", "_ended", "_gate", "_kept", "_places", "_relay",
-        "_start", "_strict", "_table", "_tenant", "_up", "_upstream", "address", "allowed",
-        "connected", "moved_at", "n", "name", "port", "reason", "rule",
+        "_attempt", "_began", "_client", "_down", "_ended", "_gate", "_kept", "_place", "_places",
+        "_relay", "_start", "_strict", "_table", "_tenant", "_up", "_upstream", "address",
+        "allowed", "connected", "moved_at", "n", "name", "port", "reason", "rule",
     )  # fmt: skip
 
     def __init__(
@@ -64,6 +64,7 @@ class RelayedConnection:
         self._upstream: socket.socket | None = None
         self._up: Flow | None = None
         self._down: Flow | None = None
+        self._place: tuple[str, int] | None = None  # that was dialled last
         self._places: list[tuple[str, int]] = []
         self._attempt: Later | None = None
         self.connected = False
@@ -109,7 +110,7 @@ class RelayedConnection:
         verdict = table.of_name(self.name, self.port)
         if not verdict.allowed or not self.connected:
             return verdict
-        if (table.static(self.name) or ("",))[0] == self.address:
+        if table.static(self.name) == self._place:
             return verdict
         # The operator's own host is nobody's else.
         if why := self._relay.finder.hindrance(self.address):
@@ -186,7 +187,7 @@ class RelayedConnection:
         """Try the next place; ``why`` is the error of the last."""
         self._drop_upstream()
         while self._places:
-            address, port = self._places.pop(0)
+            self._place = address, port = self._places.pop(0)
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
             kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
             try:

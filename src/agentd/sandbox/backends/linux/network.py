@@ -10,6 +10,7 @@ from agentd.egress.connections import ConnectionList
 from agentd.guest.zygote.messages import close_all
 from agentd.linux import anyip
 from agentd.linux.net import namespace_cookie
+from agentd.model.egress import EgressBounds
 from agentd.model.enforcement import Control
 from agentd.model.errors import SandboxError
 from agentd.sandbox.backends import identity
@@ -33,14 +34,14 @@ _PORTS = {_STREAM: anyip.PORT, _DATAGRAM: anyip.DNS_PORT}
 class SandboxNetwork:
     """Thread-safe, as the keeper is."""
 
-    def __init__(self, plan: LinuxPlan, admitted: "Admitted") -> None:
+    def __init__(self, admitted: "Admitted") -> None:
         """Takes ownership of ``admitted``."""
-        self._spec = plan.spec
         self._admitted = admitted
 
-    def set(self, egress: Sequence[str]) -> Control:
-        """Let these rules hold from now on. Raises InvalidInput for one that is none."""
-        self._admitted.set(egress_table(egress, self._spec.egress_bounds))
+    def set(self, egress: Sequence[str], bounds: EgressBounds) -> Control:
+        """Let these rules hold from now on. Raises InvalidInput for one that is none, Refused for
+        more than ``bounds``."""
+        self._admitted.set(egress_table(egress, bounds))
         return report.network("restricted", egress)
 
     def connections(self, after: int) -> ConnectionList:
@@ -62,7 +63,7 @@ def admitted(
         return None
     try:
         _check(sockets)
-        network = SandboxNetwork(plan, relay().admit(sockets, plan.table))
+        network = SandboxNetwork(relay().admit(sockets, plan.table))
     except BaseException:
         for sock in sockets:
             sock.close()

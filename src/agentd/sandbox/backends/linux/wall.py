@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from agentd.linux import process
+from agentd.model.egress import EgressBounds
 from agentd.model.enforcement import Control
 from agentd.model.errors import BackendLost, SandboxError
 from agentd.sandbox.backends.linux import kept, saving, shared_layer
@@ -46,8 +47,8 @@ class LinuxWall(NamespaceWall):
             return
         self._on_end = (*self._on_end, network.close)
 
-        def set_network(egress: tuple[str, ...]) -> Control:
-            told = network.set(egress)
+        def set_network(egress: tuple[str, ...], egress_bounds: EgressBounds) -> Control:
+            told = network.set(egress, egress_bounds)
             self.enforcement = {**self.enforcement, "network": told}
             return told
 

@@ -1,0 +1,123 @@
+"""What a daemon's configuration and its policy say of a network, of a sandbox that lives."""
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+from tests.integration.test_network_of_a_sandbox import _greet
+from tests.integration.test_profiles import reload
+from tests.security.daemons import running
+
+from agentd import Refused, Sandbox
+
+_DIAL = """
+import socket, sys
+try:
+    with socket.create_connection((sys.argv[1], 5432), 20) as sock:
+        print(sock.recv(100).decode())
+except OSError:
+    print("refused")
+"""
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """A server of the host's, which greets."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=_greet, args=(server,))
+        thread.start()
+        yield server.getsockname()[1]
+        with contextlib.suppress(OSError):
+            server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def _dials(sandbox: Sandbox, host: str) -> str:
+    done = sandbox.run(["python3", "-c", _DIAL, host], check=True)
+    return done.stdout.decode().strip()
+
+
+def _config(port: int, name: str, *allow: str) -> str:
+    return f"""
+[sandbox]
+networks = ["none", "restricted"]
+[egress]
+allow = {list(allow)}
+[[egress.host]]
+name = "{name}"
+address = "127.0.0.1:{port}"
+"""
+
+
+def test_other_rules_are_within_the_configuration_of_now(port: int) -> None:
+    """Not of when the sandbox was made: what it allows, forbids, and which hosts are its own."""
+    config = _config(port, "old.my.internal", "old.my.internal:5432")
+    with (
+        running(config) as daemon,
+        Sandbox.create(url=daemon.url, net=["old.my.internal:5432"]) as box,
+    ):
+        assert _dials(box, "old.my.internal") == "hello"
+        new = ("public", "new.my.internal:5432", "!bad.my.internal")
+        daemon.configure(_config(port, "new.my.internal", *new))
+        reload(daemon)
+        assert _dials(box, "old.my.internal") == "hello"  # what was granted goes on
+        view = box.network.set(["new.my.internal:5432", "*.my.internal"])
+        assert "!bad.my.internal" in {rule["text"] for rule in view.rules}
+        assert _dials(box, "new.my.internal") == "hello"
+        assert _dials(box, "old.my.internal") == "refused"
+        assert _dials(box, "bad.my.internal") == "refused"
+        rows = box.network.connections().connections
+        assert [row.reason for row in rows if row.name == "bad.my.internal"] == [
+            "no rule allows that name"
+        ]
+        daemon.configure(_config(port, "new.my.internal", "pypi"))
+        reload(daemon)
+        with pytest.raises(Refused, match=r"new\.my\.internal"):
+            box.network.set(["new.my.internal:5432"])
+        assert _dials(box, "new.my.internal") == "hello"
+
+
+POLICY = """
+decision := {"allow": false, "reasons": ["by what is asked for"]} if {
+	"npm" in input.parameters.egress
+} else := {"allow": false, "reasons": ["by what it has"]} if {
+	"crates" in input.sandbox.egress
+	input.capability.name == "shell.exec.v1"
+} else := {"allow": true}
+"""
+
+
+def test_a_policy_decides_about_rules_where_they_are_given_and_had() -> None:
+    config = '[sandbox]\nnetworks = ["none", "restricted"]\n[egress]\nallow = ["public"]\n'
+    with running(config, policy=POLICY) as daemon:
+        refused = daemon.ask("POST", "/v1/sandboxes", {"net": ["npm"]})
+        assert refused.code == "policy_denied"
+        assert "by what is asked for" in refused.json["cause"]
+        box = daemon.sandbox(net=["pypi"])
+        where = f"/v1/sandboxes/{box}/network"
+        refused = daemon.ask("PUT", where, {"net": ["npm"]})
+        assert refused.code == "policy_denied"
+        assert daemon.ask("GET", where).json["egress"] == ["pypi"]
+        command = f"/v1/sandboxes/{box}/exec"
+        assert daemon.ask("POST", command, {"cmd": ["true"]}).status == 200
+        assert daemon.ask("PUT", where, {"net": ["crates"]}).status == 200
+        refused = daemon.ask("POST", command, {"cmd": ["true"]})
+        assert refused.code == "policy_denied"
+        assert "by what it has" in refused.json["cause"]
+        assert daemon.ask("DELETE", f"/v1/sandboxes/{box}").status == 204
+
+
+def test_whose_scope_was_taken_away_changes_no_rules() -> None:
+    """Of a sandbox of their own, that they made while they had it."""
+    config = '[sandbox]\nnetworks = ["none", "restricted"]\n[egress]\nallow = ["public"]\n'
+    with running(config) as daemon:
+        had = daemon.key("bob", "create", "read", "egress")
+        has = daemon.key("bob", "create", "read")
+        box = daemon.sandbox(key=had, net=["pypi"])
+        where = f"/v1/sandboxes/{box}/network"
+        assert daemon.ask("GET", where, key=has).json["egress"] == ["pypi"]
+        refused = daemon.ask("PUT", where, {"net": ["npm"]}, key=has)
+        assert (refused.status, refused.code) == (403, "forbidden")
+        assert daemon.ask("PUT", where, {"net": ["npm"]}, key=had).status == 200

@@ -1,0 +1,60 @@
+"""Other rules for a sandbox that lives: for what it remembers and has open, and for a relay that
+comes later."""
+
+import errno
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+from tests.captured import Captured, Served, echo, eventually, relayed
+from tests.unit.egress.test_relay import table
+
+RESET, REFUSED = errno.ECONNRESET, errno.ECONNREFUSED
+
+
+@pytest.fixture
+def inside() -> Iterator[Captured]:
+    captured = Captured()
+    yield captured
+    captured.close()
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    served = Served(echo)
+    yield served.port
+    served.close()
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_they_hold_for_addresses_that_are_remembered(
+    inside: Captured, port: int, killed: bool
+) -> None:
+    """The next relay is told the rules of now, and not those that the sandbox was made with."""
+    hosts = {"a_internal": port, "b_internal": port}
+    both = ("a.internal:1", "b.internal:1")
+    with relayed() as (keeper, _):
+        admitted = keeper.admit(inside.sockets, table(*both, **hosts))
+        a, b = (inside.ask(f"resolve('{name}.internal')")[1] for name in "ab")
+        for address in (a, b):
+            assert inside.ask(f"talk({address!r}, 1, b'x')") == "x"
+        admitted.set(table("b.internal:1", **hosts))
+        if killed:
+            before = keeper.pid
+            os.kill(before, signal.SIGKILL)
+            eventually(lambda: keeper.pid not in (0, before))
+        assert inside.ask(f"talk({b!r}, 1, b'x')") == "x"
+        assert inside.ask(f"talk({a!r}, 1, b'x')") in (RESET, REFUSED)
+        admitted.set(table(*both, **hosts))
+        assert inside.ask(f"talk({a!r}, 1, b'x')") == "x"
+
+
+def test_what_is_open_to_an_operators_host_ends_where_that_is_another(
+    inside: Captured, port: int
+) -> None:
+    with relayed() as (keeper, _):
+        admitted = keeper.admit(inside.sockets, table("db.internal:1", db_internal=port))
+        assert inside.ask("keep('db.internal', 1)") == 0
+        admitted.set(table("db.internal:1", db_internal=port + 1 if port < 65535 else 1))
+        assert inside.ask("kept[0].recv(1)") == RESET
