@@ -18,15 +18,20 @@ LINES = [
     for block in re.findall(r"^```sh\n(.*?)^```", PAGE, re.M | re.S)
     for line in block.splitlines()
 ]
+APT = re.findall(r"^```bash\n(.*?)^```", PAGE, re.M | re.S)
 PYTHON = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
 
 
-def _reaches_pypi() -> bool:
+def _reaches(host: str, port: int) -> bool:
     try:
-        socket.create_connection(("pypi.org", 443), 20).close()
+        socket.create_connection((host, port), 20).close()
     except OSError:
         return False
     return True
+
+
+def _reaches_pypi() -> bool:
+    return _reaches("pypi.org", 443)
 
 
 def _ran(folder: Path, *argv: str, **env: str) -> "subprocess.CompletedProcess[str]":
@@ -65,6 +70,19 @@ def test_its_commands_do_what_they_say(daemon: Daemon, tmp_path: Path) -> None:
         if line[1] == "create":
             assert daemon.ask("DELETE", f"/v1/sandboxes/{done.stdout.strip()}").status == 204
     assert daemon.ask("DELETE", "/v1/sandboxes/build").status == 204
+
+
+def test_apt_installs_beside_the_hosts_programs(tmp_path: Path) -> None:
+    (command,) = APT
+    key = re.search(r"key=(\S+)", command)
+    assert key
+    if not (Path(key[1]).exists() and _reaches("deb.debian.org", 80)):
+        pytest.skip("needs Debian's keyring, and deb.debian.org")
+    words = [sys.executable, "-m", *shlex.split(command)]
+    words.insert(4, "--embedded")
+    done = _ran(tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("Hello, world!\n")
 
 
 def test_its_programs_run(daemon: Daemon, tmp_path: Path) -> None:

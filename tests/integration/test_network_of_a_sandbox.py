@@ -231,6 +231,58 @@ def test_a_command_that_failed_is_told_what_was_refused() -> None:
     assert told.endswith("--net pypi,files.example.com")
 
 
+def test_a_name_that_was_refused_is_watched_without_a_port(daemon: Daemon) -> None:
+    with Sandbox.create(url=daemon.url, net=["pypi"]) as sandbox:
+        sandbox.run(["python3", "-c", "import socket; socket.getaddrinfo('x.example.com', 1)"])
+        words = ["net", "watch", sandbox.id, "--url", daemon.url]
+        argv = [sys.executable, "-m", "agentd", *words]
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as watching:
+            assert watching.stdout
+            line = watching.stdout.readline()
+            watching.kill()
+    assert line.split(None, 2) == ["refused", "x.example.com", "no rule allows that name\n"]
+
+
+def test_a_service_that_is_looked_up_is_no_host_to_allow() -> None:
+    """As apt does for each mirror: no rule could have it answered."""
+    code = "import socket; socket.getaddrinfo('_http._tcp.deb.debian.org', 80)"
+    words = ["run", "--embedded", "--net", "debian", "--", "python3", "-c", code]
+    done = subprocess.run(
+        [sys.executable, "-m", "agentd", *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    told = done.stderr.splitlines()[-1]
+    assert told.endswith("refused _http._tcp.deb.debian.org (no rule allows that name)")
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        ("http://localhost:8000", "localhost:8000 is refused: localhost is the sandbox's own"),
+        ("a.localhost", "a.localhost:443 is refused: a.localhost is the sandbox's own"),
+        ("127.0.0.1:80", "127.0.0.1:80 is refused: 127.0.0.1 is loopback"),
+    ],
+)
+def test_what_no_rule_can_allow_is_explained_as_such(target: str, told: str) -> None:
+    words = ["net", "explain", target, "--net", "pypi"]
+    done = subprocess.run(
+        [sys.executable, "-m", "agentd", *words], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, f"{told}\n", "")
+
+
+def test_connections_of_a_sandbox_without_rules_are_told_to_need_some(daemon: Daemon) -> None:
+    made = daemon.ask("POST", "/v1/sandboxes", {"net": "none"}).json["id"]
+    sandbox = Sandbox.connect(made, url=daemon.url)
+    with pytest.raises(Refused, match=r'another network than one of rules .*net="pypi"'):
+        sandbox.network.connections()
+    sandbox.close()
+    listed = _cli(daemon, "net", "ls", made)
+    assert listed.returncode == 125
+    assert "create it with rules, as --net pypi" in listed.stderr
+    assert daemon.ask("DELETE", f"/v1/sandboxes/{made}").status == 204
+
+
 def test_who_may_change_it_has_a_scope_of_its_own(daemon: Daemon) -> None:
     plain = daemon.key("plain", "run", "create", "read")
     granted = daemon.key("granted", "run", "create", "read", "egress")

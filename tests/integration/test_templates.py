@@ -183,6 +183,8 @@ def test_what_a_template_says_is_its_own_to_say(daemon: Daemon) -> None:
             continue
         with pytest.raises(InvalidInput, match=f"the template cold has {next(iter(option))}"):
             Sandbox.create(url=daemon.url, template=name, **option)
+    with pytest.raises(InvalidInput, match="has net none, and not pypi,npm"):
+        Sandbox.create(url=daemon.url, template="cold", net=["pypi", "npm"])
     with pytest.raises(NotFound, match=r"there is no template 'nope'.*web"):
         Sandbox.create(url=daemon.url, template="nope")
     with pytest.raises(InvalidInput, match="text"):

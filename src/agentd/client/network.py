@@ -32,4 +32,5 @@ class NetworkControl:
     def connections(self, after: int = 0) -> "network.ConnectionPage":
         """Return what it connected to and what it was refused, a thousand at most; after the
         ``next`` of an earlier answer only what has changed since."""
-        return self._service.connections(self._sandbox, after)
+        with wording.spoken():
+            return self._service.connections(self._sandbox, after)

@@ -30,14 +30,20 @@ def explain(table: EgressTable, target: str) -> ExplainedTarget:
     try:
         address = ip_address(host)
     except ValueError:
-        verdict = table.of_name(check_name(host), port)
+        verdict = _of_name(table, host, port)
     else:
         verdict = table.of_address(address, port)
-        if verdict.allowed and (why := never(address)):
+        if why := never(address):
             verdict = EgressVerdict(False, verdict.rule, why)
     return ExplainedTarget(
         host, port, verdict.allowed, verdict.rule, verdict.reason, verdict.private
     )
+
+
+def _of_name(table: EgressTable, host: str, port: int) -> EgressVerdict:
+    if host == "localhost" or host.endswith(".localhost"):
+        return EgressVerdict(False, "", f"{host} is the sandbox's own")
+    return table.of_name(check_name(host), port)
 
 
 def _parts(target: str) -> tuple[str, int]:

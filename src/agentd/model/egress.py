@@ -10,6 +10,7 @@ example.com:5432         that port               example.com:*   every port
 learn                    all that is public, to see what is needed
 """
 
+import difflib
 import re
 from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
@@ -157,12 +158,16 @@ def _preset(text: str, name: str, sign: str) -> EgressRule:
         _wrong(text, "is the sandbox's own", "leave it out: it is always there")
     if name == LEARN and not sign:
         return EgressRule(LEARN, host="*")
+    if name in NETS:
+        _wrong(text, "is a network of its own", f"ask for {name} alone, or for rules, as pypi")
     if name in RESERVED or name == LEARN:
         _wrong(text, "is no rule", "name what is needed, as pypi or api.example.com")
     if not _PRESET.fullmatch(name):
         _wrong(text, "is no name of a preset", "write it as preset:pypi")
     if name not in PRESETS:
-        fix = f"use one of {', '.join(PRESETS)}; or a host, as {name}.example.com"
+        near = difflib.get_close_matches(name, PRESETS, n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        fix = f"{meant}use one of {', '.join(PRESETS)}; or a host, as {name}.example.com"
         _wrong(text, "is no preset", fix)
     return EgressRule(sign + name, not sign, preset=name)
 
@@ -243,6 +248,8 @@ def _check_host(text: str, host: str) -> None:
         _wrong(text, "ends with a dot", f"write {host.rstrip('.')}")
     if "localhost" in (name, name.rpartition(".")[2]):
         _wrong(text, "is the sandbox's own", "leave it out: it is always there")
+    if "," in name:
+        _wrong(text, "is more than one", "write each as a text of its own")
     if len(name) > MAX_NAME or not all(_LABEL.fullmatch(label) for label in name.split(".")):
         _wrong(text, "is no name of a host", _FORMS)
     labels = name.split(".")

@@ -191,5 +191,5 @@ def _tell(each: "ConnectionView", options: argparse.Namespace) -> None:
         return
     host, address, port, decision, by, sent, received, _ = _row(each)
     done = f"  sent {sent}, received {received}" if each.allowed and each.ended else ""
-    where = f"{host if host != '-' else address}:{port}"
+    where = f"{host if host != '-' else address}:{port}" if each.port is not None else host
     print(f"{decision:8} {remote.safe(where):40} {remote.safe(by)}{done}".rstrip())

@@ -18,6 +18,7 @@ examples:
   agentd run -t -- bash
   agentd run -w .:cow -- sh -c 'rm -rf *; ls'      the host's files stay as they were
   agentd run --mount $PWD:$PWD:rw -C $PWD -- .venv/bin/pytest      a project at its own path
+  agentd run --net pypi -- pip download six        PyPI, and nothing else
   agentd run --volume data:/data -- ls /data       a volume, made by agentd volume create
   agentd run --user root --writable -- sh -c 'mkdir /app; echo x >> /etc/hosts'
   agentd run --isolation process -w . -- make -n   no namespaces, no privileges needed

@@ -50,7 +50,7 @@ def said(page: "ConnectionPage", egress: Iterable[str]) -> str:
     shown = [f"{where} ({each.reason})" for where, each in list(refused.items())[:_SHOWN]]
     more = f" and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
     line = f"the network refused {', '.join(shown)}{more}"
-    missing = [_rule(each) for each in refused.values() if not each.rule][:_SHOWN]
+    missing = [_rule(each) for each in refused.values() if _can_be_allowed(each)][:_SHOWN]
     if missing and not more:
         rules = ",".join(dict.fromkeys([*egress, *missing]))
         line += f"; allow what should be with --net {_quoted(rules)}"
@@ -60,6 +60,12 @@ def said(page: "ConnectionPage", egress: Iterable[str]) -> str:
 def _where(each: "ConnectionView") -> str:
     host = each.name or each.address
     return host if each.port is None else f"{_bracketed(host)}:{each.port}"
+
+
+def _can_be_allowed(each: "ConnectionView") -> bool:
+    """Not what a rule forbids; nor where a service is said to be, as apt asks of its mirrors
+    (_http._tcp.deb.debian.org): that is no address, and goes without an answer."""
+    return not each.rule and not (each.port is None and each.name.startswith("_"))
 
 
 def _rule(each: "ConnectionView") -> str:

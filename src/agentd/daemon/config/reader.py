@@ -1,5 +1,6 @@
 """From a tree of plain values to the schema's structs, with every problem found on the way."""
 
+import json
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -94,7 +95,10 @@ class ConfigReader:
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if type(value) is not kind:  # exactly: a bool is an int to Python
-            return self._wrong(path, f"{value!r} is not {_NAMES[kind]}", "")
+            hint = ""
+            if kind is str and isinstance(value, list) and all(type(one) is str for one in value):
+                hint = f"write it as one text: {json.dumps(','.join(value))}"
+            return self._wrong(path, f"{value!r} is not {_NAMES[kind]}", hint)
         if isinstance(value, int | float) and not 0 <= value <= _MAX_INT:  # nor NaN
             return self._wrong(path, f"{value!r} is out of range", "give 0 or more")
         if isinstance(value, str) and ("\0" in value or not value):

@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 
+from agentd.daemon.config.problem import nearest
 from agentd.ingest import doors
 from agentd.model.egress import PRIVATE, PUBLIC, check_name, parse_rule
 from agentd.model.errors import InvalidInput
@@ -21,6 +22,7 @@ Scope = Literal[
 Algorithm = Literal[
     "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
 ]
+_LIKE = 0.75  # how near a word is that was meant, as "pubic"
 _MAX_SUN_PATH = 107  # unix(7): 108 bytes with the zero
 _TIMES = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 
@@ -151,7 +153,13 @@ class Grant(str):
     def of(cls, value: object) -> "Grant":
         if value in (PUBLIC, PRIVATE):
             return cls(value)
-        return cls(parse_rule(value).text)  # type: ignore[arg-type]
+        try:
+            return cls(parse_rule(value).text)  # type: ignore[arg-type]
+        except InvalidInput as error:
+            near = nearest(str(value), (PUBLIC, PRIVATE), _LIKE)
+            if near is None:
+                raise
+            raise InvalidInput(error.message, remediation=f"did you mean {near!r}?") from None
 
 
 class HostName(str):

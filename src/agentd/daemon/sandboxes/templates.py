@@ -42,8 +42,9 @@ def completed(body: SandboxBody, config: Config) -> SandboxBody:
         if said is None:  # it leaves that to the request
             continue
         if asked not in (getattr(_USUAL, name), said):
+            told = asked if isinstance(asked, str) or name != "net" else ",".join(asked)
             raise InvalidInput(
-                f"the template {template.name} has {name} {said}, and not {asked}",
+                f"the template {template.name} has {name} {said}, and not {told}",
                 remediation=f"leave {name} out, or the template",
             )
         found[name] = str(said) if isinstance(said, str) else said

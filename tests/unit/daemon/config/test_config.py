@@ -54,6 +54,13 @@ def one(problems):
         ("[sandbox]\nmemory = '3G'\n", 2, "sandbox.memory", "'quotas.default.memory'?"),
         ("[log]\nqqq = 1", 2, "log.qqq", "known: level, format"),
         ("zzz = 1", 1, "zzz", "known: profile, daemon, listen"),
+        ("[egress]\nallow = ['pubic']", 2, "egress.allow[0]", "did you mean 'public'?"),
+        (
+            "[[template]]\nname = 'web'\nnet = ['pypi', 'npm']",
+            3,
+            "template[0].net",
+            'write it as one text: "pypi,npm"',
+        ),
         ("[sandbox]\nminimum = 'namespce'", 2, "sandbox.minimum", "did you mean 'namespace'?"),
         ("[sandbox]\nminimum = 3", 2, "sandbox.minimum", "use one of: none, process"),
         ("profile = 'sever'", 1, "profile", "did you mean 'server'?"),
