@@ -10,6 +10,7 @@ import msgspec
 from agentd.daemon.config import reader, rules
 from agentd.daemon.config.doubts import doubtful
 from agentd.daemon.config.layers import Layers
+from agentd.daemon.config.lines import Path
 from agentd.daemon.config.problem import Problem, dotted
 from agentd.daemon.config.profiles import PROFILES
 from agentd.daemon.config.render import leaves, plain, render
@@ -128,15 +129,24 @@ def read(
     if config is None or problems:
         return ReadConfig(None, problems, layers, path)
     # A preset is ours to answer for: it is as it is on every machine.
-    found = [doubt for doubt in doubtful(config) if layers.source(doubt[0]) != "profile"]
+    found = [doubt for doubt in doubtful(config) if _is_said(doubt[0], layers)]
     return ReadConfig(config, [], layers, path, tuple(layers.problem(*doubt) for doubt in found))
 
 
 def doubts(config: Config) -> list[str]:
     """Return what a running daemon says of its configuration, in a line each. How much may be asked
-    for at most is of no concern before somebody does."""
-    found = (doubt for doubt in doubtful(config) if doubt[0][:2] != ("limits", "max"))
+    for at most, and what may be granted, is of no concern before somebody asks."""
+    found = (
+        (path, message, hint)
+        for path, message, hint in doubtful(config)
+        if path[:2] != ("limits", "max") and path[:1] != ("egress",)
+    )
     return [str(Problem(0, dotted(path), message, hint)) for path, message, hint in found]
+
+
+def _is_said(path: Path, layers: Layers) -> bool:
+    source = layers.source(path)
+    return source != "profile" and (source, path[0]) != ("default", "egress")
 
 
 def changes(old: Config, new: Config) -> Changes:

@@ -1,15 +1,17 @@
-"""What a configuration may say, and is told of all the same: it makes somebody root, or cannot work
-on this machine."""
+"""What a configuration may say, and is told of all the same: it makes somebody root, cannot work on
+this machine, or has no effect."""
 
 import os
 import resource
 from collections.abc import Iterator
 
+from agentd.daemon.config import templates
 from agentd.daemon.config.found import Found
 from agentd.daemon.config.lines import Path
 from agentd.daemon.config.schema import Config, PeerUser, Quota
 from agentd.daemon.config.values import SHIPPED_BUNDLES
-from agentd.model.errors import InvalidInput
+from agentd.model.egress import RESTRICTED
+from agentd.model.errors import InvalidInput, Refused
 from agentd.model.limits import DEFAULTS
 from agentd.model.options import MIN_MEMORY, MIN_OPEN_FILES
 from agentd.model.units import readable_size
@@ -21,6 +23,8 @@ def doubtful(config: Config) -> Iterator[Found]:
     yield from _open_files(config)
     yield from _limits(config)
     yield from _quotas(config)
+    yield from _egress(config)
+    yield from _templates(config)
 
 
 def _roots(config: Config) -> Iterator[Found]:
@@ -136,3 +140,36 @@ def _usual(config: Config, name: str) -> int:
     if name == "disk" and default is None:
         usual = min(usual, _usual(config, "memory") // 2)
     return usual if most is None else min(usual, int(most))
+
+
+def _egress(config: Config) -> Iterator[Found]:
+    """What would bound a network that no sandbox here may have."""
+    if RESTRICTED in config.sandbox.networks:
+        return
+    for name in ("allow", "host"):
+        if getattr(config.egress, name):
+            yield (
+                ("egress", name),
+                f"has no effect: {RESTRICTED} is not among sandbox.networks",
+                f'add "{RESTRICTED}" to sandbox.networks, or drop it',
+            )
+
+
+def _templates(config: Config) -> Iterator[Found]:
+    """Those whose network is more than may be granted: one is refused, unless a request for it
+    names another network."""
+    for n, template in enumerate(config.template):
+        spec = templates.spec_of(template)
+        if spec.net != RESTRICTED:
+            continue
+        from agentd.egress.compile import compile_table  # late: few need it
+
+        try:
+            compile_table(spec.egress, config.egress.bounds())
+        except (InvalidInput, Refused) as error:
+            why = ": ".join(filter(None, (error.message, error.cause)))
+            yield (
+                ("template", n, "net"),
+                f"is refused to whoever asks for it: {why}",
+                error.remediation,
+            )

@@ -505,6 +505,9 @@ def test_the_schema_and_the_model_agree():
 
 PEER = "[[auth.peers]]\nuid = 'daemon'\nscopes = ['create', 'run'{}]\n"
 UNIX = "[[listen]]\naddress = 'unix:/run/a.sock'\n"
+PYPI = "egress.allow = ['pypi']\n"
+OWN_HOST = "[[egress.host]]\nname = 'db.internal'\naddress = '127.0.0.1:5432'\n"
+TEMPLATE = "[[template]]\nname = 'work'\nnet = '{}'\n"
 
 
 @pytest.mark.parametrize(
@@ -524,6 +527,10 @@ UNIX = "[[listen]]\naddress = 'unix:/run/a.sock'\n"
         ("quotas.default.memory = '512M'\n", "quotas.default.memory", "asks for nothing, 1 GiB"),
         ("quotas.default.disk = '1M'\n", "quotas.default.disk", "asks for nothing, 512 MiB"),
         ("quotas.principals.ci.memory = '1M'\n", "quotas.principals.ci.memory", "1 GiB"),
+        ("profile = 'paranoid'\negress.allow = ['public']\n", "egress.allow", "has no effect"),
+        ("sandbox.networks = ['none']\n" + OWN_HOST, "egress.host", "not among sandbox.networks"),
+        (PYPI + TEMPLATE.format("pypi,example.org"), "template[0].net", "'example.org' is not"),
+        (TEMPLATE.format("127.0.0.1:80"), "template[0].net", "nobody's to grant"),
     ],
 )  # fmt: skip
 def test_what_makes_somebody_root_or_cannot_work_is_told(file, text, key, message):
@@ -549,6 +556,10 @@ def test_what_makes_somebody_root_or_cannot_work_is_told(file, text, key, messag
         TCP.format("127.0.0.1:80") + JWT + "jwks_url = 'https://x'\n",
         "limits.default.memory = '256M'\nquotas.default.memory = '256M'\n",
         "quotas.default.disk = '128M'\nlimits.default.memory = '256M'\n",
+        "sandbox.networks = ['none']\n",  # the profile's bounds are nobody's mistake
+        "profile = 'paranoid'\nsandbox.networks = ['restricted']\negress.allow = ['public']\n",
+        OWN_HOST + TEMPLATE.format("pypi,db.internal,!gist.github.com"),
+        PYPI + TEMPLATE.format("none"),
     ],
 )
 def test_what_is_sound_is_not_warned_of(file, text):
