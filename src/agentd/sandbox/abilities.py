@@ -160,10 +160,11 @@ def incapable(name: str, ability: Ability[Any], what: str, why: str = "") -> Uns
         lack = (lack if name in lack else set()) | {name}
         others = tuple(each for each in others if each not in lack)
     able = ", ".join(others)
-    fix = f"use a backend that can: {able}" if able else "no backend here can"
-    if why and ability is NETWORK:  # it is what was asked for, and no wall's lack
-        fix = "create it with rules, as --net pypi"
-    return Unsupported(f"backend {name} cannot {what} a sandbox", cause=why, remediation=fix)
+    return Unsupported(
+        f"backend {name} cannot {what} a sandbox",
+        cause=why,
+        remediation=f"use a backend that can: {able}" if able else "no backend here can",
+    )
 
 
 def _on_hosts_kernel(name: str) -> bool:

@@ -14,7 +14,7 @@ from agentd.sandbox.backends.linux.disk import SandboxDisk
 from agentd.sandbox.backends.linux.network import SandboxNetwork
 from agentd.sandbox.backends.wall import NamespaceWall
 
-_NO_RULES = "it was made with another network than one of rules"
+_NO_RULES = "it was made with another network than one that is restricted to rules"
 
 
 class LinuxWall(NamespaceWall):
