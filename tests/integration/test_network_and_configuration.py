@@ -70,7 +70,7 @@ def test_other_rules_are_within_the_configuration_of_now(port: int) -> None:
         assert _dials(box, "bad.my.internal") == "refused"
         rows = box.network.connections().connections
         assert [row.reason for row in rows if row.name == "bad.my.internal"] == [
-            "no rule allows that name"
+            "denied by !bad.my.internal"
         ]
         daemon.configure(_config(port, "new.my.internal", "pypi"))
         reload(daemon)

@@ -231,6 +231,19 @@ def test_a_command_that_failed_is_told_what_was_refused() -> None:
     assert told.endswith("--net pypi,files.example.com")
 
 
+def test_a_name_that_a_rule_forbids_is_told_by_that_rule() -> None:
+    """And nobody is advised to allow what no other rule can."""
+    code = "import socket; socket.getaddrinfo('admin.example.com', 443)"
+    rules = "*.example.com,!admin.example.com"
+    words = ["run", "--embedded", "--net", rules, "--", "python3", "-c", code]
+    done = subprocess.run(
+        [sys.executable, "-m", "agentd", *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    told = done.stderr.splitlines()[-1]
+    assert told.endswith("refused admin.example.com (denied by !admin.example.com)")
+
+
 def test_a_name_that_was_refused_is_watched_without_a_port(daemon: Daemon) -> None:
     with Sandbox.create(url=daemon.url, net=["pypi"]) as sandbox:
         sandbox.run(["python3", "-c", "import socket; socket.getaddrinfo('x.example.com', 1)"])

@@ -78,9 +78,19 @@ class EgressTable:
 
     def may_resolve(self, name: str) -> bool:
         """Return whether some connection to that name could be allowed."""
-        lines = list(self._lines(_normal(name)))
-        denied = any(not line.allow and line.ports is None for line in lines)
-        return not denied and any(line.allow for line in lines)
+        return self.of_question(name).allowed
+
+    def of_question(self, name: str) -> EgressVerdict:
+        """Judge that a name is asked for: whether some connection to it could be allowed."""
+        allowed: _Line | None = None
+        for line in self._lines(_normal(name)):
+            if not line.allow and line.ports is None:
+                return EgressVerdict(False, line.text, f"denied by {line.text}")
+            if line.allow:
+                allowed = allowed or line
+        if allowed is None:
+            return EgressVerdict(False, "", "no rule allows that name")
+        return EgressVerdict(True, allowed.text)
 
     def has_whole(self, name: str) -> bool:
         """Return whether a rule has that very name, and no wildcard alone."""

@@ -74,8 +74,9 @@ class NameServer:
 
     def _known(self, tenant: Tenant, asked: DnsQuestion, asker: _Asker) -> _Said:
         name = asked.name
-        if not tenant.table.may_resolve(name):
-            self._deny(tenant, name, "no rule allows that name")
+        verdict = tenant.table.of_question(name)
+        if not verdict.allowed:
+            self._deny(tenant, name, verdict.reason, verdict.rule)
             return dns.NXDOMAIN, b"", 0
         if asked.kind not in (dns.A, dns.AAAA):
             return dns.NOERROR, b"", 0
@@ -168,9 +169,9 @@ class NameServer:
         family = socket.AF_INET if asked.kind == dns.A else socket.AF_INET6
         return dns.NOERROR, synthetic.packed(number, family), ttl
 
-    def _deny(self, tenant: Tenant, name: str, reason: str) -> None:
+    def _deny(self, tenant: Tenant, name: str, reason: str, rule: str = "") -> None:
         row: dict[str, object] = {"sandbox": tenant.id, "name": name, "address": "", "port": None}
-        row |= {"rule": "", "allowed": False, "reason": reason, "ended": True}
+        row |= {"rule": rule, "allowed": False, "reason": reason, "ended": True}
         self._reports.denied(tenant, (name, None, reason), row)
 
 
