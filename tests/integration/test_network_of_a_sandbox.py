@@ -125,6 +125,26 @@ def test_by_rest_and_the_command_line_it_is_the_same(daemon: Daemon) -> None:
     assert daemon.ask("GET", where).status in (404, 410)
 
 
+def test_the_command_line_spells_a_network_of_no_rules(daemon: Daemon) -> None:
+    made = _cli(daemon, "create", "--net", "", "--json")
+    assert made.returncode == 0, made.stderr
+    view = json.loads(made.stdout)
+    assert (view["net"], view["egress"]) == ("restricted", [])
+    with Sandbox.connect(view["id"], url=daemon.url) as sandbox:
+        assert _dials(sandbox) == "refused"
+        assert _cli(daemon, "net", "set", sandbox.id, "db.internal:5432").returncode == 0
+        assert _dials(sandbox) == "hello"
+    assert daemon.ask("DELETE", f"/v1/sandboxes/{view['id']}").status == 204
+    params = json.dumps({"command": "true"})
+    called = _cli(daemon, "call", "shell.exec.v1", "--net", " ", "--params", params, "--json")
+    assert called.returncode == 0, called.stdout + called.stderr
+    words = ["run", "--url", daemon.url, "--net", "", "--", "python3", "-c", _DIAL]
+    ran = subprocess.run(
+        [sys.executable, "-m", "agentd", *words], capture_output=True, text=True, check=False
+    )
+    assert (ran.returncode, ran.stdout) == (0, "refused\n"), ran.stderr
+
+
 _MANY = """
 import socket
 for _ in range(600):

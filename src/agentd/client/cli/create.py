@@ -13,6 +13,7 @@ _EXAMPLES = """\
   box=$(agentd create) && agentd exec $box -- uname -a && agentd kill $box
   agentd create --idle-timeout 10m           paused when unused, resumed by the next request
   agentd create --volume data:/data          a volume, made by agentd volume create
+  agentd create --net ''                     reaches nothing, until agentd net set
   agentd create --template py                as the daemon's configuration says of py
   agentd create --isolation microvm --json
   agentd create --snapshot snp-0123456789abcdef

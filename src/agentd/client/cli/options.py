@@ -88,6 +88,8 @@ def sandbox_options(options: argparse.Namespace) -> "SandboxOptions":
 
     names = SandboxOptions.__annotations__.keys() - {"env"}
     given = {n: v for n, v in vars(options).items() if n in names and v is not None}
+    if not given.get("net", "none").strip():
+        given["net"] = []  # rules, of which there are none
     return cast("SandboxOptions", given)
 
 
@@ -176,7 +178,8 @@ def wall_options(parser: argparse.ArgumentParser) -> None:
         "--net",
         metavar="none|host|RULES",
         default="none",
-        help="none (default), host, or what it may reach, as pypi,api.example.com,10.1.2.3:5432",
+        help="none (default), host, or what it may reach, as pypi,api.example.com,10.1.2.3:5432; "
+        "'' is rules too: nothing, until agentd net set gives others",
     )
     group.add_argument("--user", metavar="root|sandbox|UID", help="who the command runs as inside")
     group.add_argument(
