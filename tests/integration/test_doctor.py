@@ -81,7 +81,7 @@ def test_doctor_says_what_run_then_does(start: tuple[list[str], dict[str, str]])
         assert said["unheld"].keys() == missing.keys()
         return
     assert did["status"] == "error" and said["blocker"]["what"] in did["cause"]["message"]
-    (rules,) = (part for part in doctor["parts"] if part["name"] == "network rules")
+    (rules,) = (part for part in doctor["parts"] if part["name"] == "net rules")
     assert not rules["usable"] and "namespaces" in rules["blockers"][0]["what"]
     weaker = told(start, "run", "--json", "--isolation", "process", "--", "/bin/true")
     assert said["weaker"] == ("process" if weaker["status"] == "ok" else "")
@@ -102,7 +102,7 @@ def test_it_fits_a_terminal_and_says_first_what_will_happen(
                                 "agentd run cannot work here:"))  # fmt: skip
     facts = [line for line in lines if line.startswith("kernel ")]
     assert bool(facts) == ("-v" in words)
-    rules = [line for line in lines if line.startswith("network rules ")]
+    rules = [line for line in lines if line.startswith("net rules ")]
     assert rules or "-v" not in words
     # Where they work they are one of the details.
     assert all("-v" in words or " no " in line for line in rules)

@@ -165,7 +165,7 @@ def test_doctor_tells_of_a_kernel_without_netfilter() -> None:
         check=False,
     )
     told = json.loads(done.stdout)
-    (part,) = (part for part in told["parts"] if part["name"] == "network rules")
+    (part,) = (part for part in told["parts"] if part["name"] == "net rules")
     (blocker,) = part["blockers"]
     assert not part["usable"] and "nft_redir" in blocker["what"], part
     assert "modprobe -a nf_tables" in blocker["fix"]

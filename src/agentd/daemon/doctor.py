@@ -122,7 +122,7 @@ def _network_part() -> CheckedPart:
     from agentd.linux import anyip
     from agentd.sandbox.backends.linux import report
 
-    name, why = "network rules", probe.restricted_network_error()
+    name, why = "net rules", probe.restricted_network_error()
     if not why:
         return CheckedPart(name, Availability(True, (), ("linux and oci: --net pypi",)), True)
     fix = report.NETWORK_FIX if anyip.NONE in why else "see what is said of the wall linux"
