@@ -218,17 +218,37 @@ def test_forks_snapshots_and_the_next_daemon_have_the_rules_that_hold(port: int)
             with Sandbox.create(url=daemon.url, snapshot=kept.id, net=rules) as again:
                 assert (again.network.get().egress, _dials(again)) == (egress, said)
         # The next daemon lets less be granted: what lives goes on, what is made anew may not.
-        daemon.stop(kill=True)
-        daemon.configure(config.format('allow = ["pypi"]'))
-        daemon.start()
+        _again(daemon, config.format('allow = ["pypi"]'))
         with Sandbox.connect(box.id, url=daemon.url) as found:
             assert (found.network.get().egress, _dials(found)) == (("db.internal:5432",), "hello")
             with pytest.raises(Refused, match=r"db\.internal"):
                 Sandbox.create(url=daemon.url, snapshot=kept.id)
             with pytest.raises(Refused, match=r"db\.internal"):
+                found.fork(1)
+            with pytest.raises(Refused, match=r"db\.internal"):
                 found.network.set(["db.internal:5432"])
             assert found.network.set(["pypi"]).egress == ("pypi",)
             assert _dials(found) == "refused"
+        # What is set is within what is granted now, and not when the sandbox was made.
+        _again(daemon, config.format('allow = ["db.internal:5432", "!db.internal:5432"]'))
+        with Sandbox.connect(box.id, url=daemon.url) as found:
+            found.network.set(["db.internal:5432"])
+            assert _dials(found) == "refused"
+            with found.fork(1)[0] as fork:
+                assert _dials(fork) == "refused"
+        _again(daemon, config.format(allowed).replace(', "restricted"', ""))
+        with Sandbox.connect(box.id, url=daemon.url) as found:
+            with pytest.raises(Refused, match="network restricted"):
+                found.network.set(["pypi"])
+            with pytest.raises(Refused, match="network restricted"):
+                found.fork(1)
+            assert found.network.set([]).egress == ()
+
+
+def _again(daemon: Daemon, config: str) -> None:
+    daemon.stop(kill=True)
+    daemon.configure(config)
+    daemon.start()
 
 
 def test_as_many_rules_as_there_may_be(daemon: Daemon) -> None:

@@ -53,16 +53,22 @@ class Pipeline:
         return self.manager.restore(spec, snapshot)
 
     def fork(
-        self, who: Principal, handle: SandboxHandle, count: int, labels: Labels = _NO_LABELS
+        self,
+        who: Principal,
+        handle: SandboxHandle,
+        count: int,
+        labels: Labels = _NO_LABELS,
+        spec: SandboxSpec | None = None,
     ) -> list[SandboxHandle]:
-        """Make ``count`` copies of a sandbox as it is now: all of them or none."""
+        """Make ``count`` copies of a sandbox as it is now: all of them or none. ``spec`` is theirs
+        where it is not the sandbox's own."""
         if not 1 <= count <= MAX_FORKS:
             raise InvalidInput(
                 f"cannot fork {count} sandboxes", remediation=f"give 1 to {MAX_FORKS}"
             )
         if self.gate is not None:
             self.gate.fork(who, handle, count, labels)
-        return self.manager.fork(handle, [handle.spec] * count)
+        return self.manager.fork(handle, [spec or handle.spec] * count)
 
     def execute(
         self, who: Principal, handle: SandboxHandle, request: ExecRequest, stdin: bytes = b""

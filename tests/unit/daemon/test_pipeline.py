@@ -92,6 +92,9 @@ class Admission:
         self._ends.append(result)
         return "rcp-1"
 
+    def unconnected(self, reasons):
+        assert not reasons
+
     def fail(self, error):
         self._ends.append(error)
 

@@ -84,19 +84,34 @@ def _allowed(who: Principal, spec: SandboxSpec, rules: SandboxSettings) -> Sandb
             f"backend {spec.backend} may not be used here",
             remediation=f"use one of: {', '.join(rules.backends)}",
         )
+    _check_network(spec, rules)
+    _check_scopes(who, spec)
+    return msgspec.structs.replace(spec, isolation=max(spec.isolation, rules.level))
+
+
+def forked_spec(who: Principal, spec: SandboxSpec, config: Config) -> SandboxSpec:
+    """Return the spec of a sandbox's forks: its network and the host's folders are asked for anew.
+    Raises Refused and Forbidden."""
+    _check_network(spec, config.sandbox)
+    _check_scopes(who, spec)
+    return _granted(spec, config)
+
+
+def _check_network(spec: SandboxSpec, rules: SandboxSettings) -> None:
     if spec.net not in rules.networks:
         raise Refused(
             f"network {spec.net} is not allowed here",
             remediation="leave it out, or have it added to sandbox.networks",
         )
-    _check_scopes(who, spec)
-    return msgspec.structs.replace(spec, isolation=max(spec.isolation, rules.level))
 
 
 def regranted(spec: SandboxSpec, net: Net, config: Config) -> SandboxSpec:
     """Return it with other rules of its network, which is restricted. Raises InvalidInput, Refused
     for more than is granted here."""
-    return _granted(options.with_rules(spec, net), config)
+    asked = options.with_rules(spec, net)
+    if asked.egress:  # to take away what it has is never refused
+        _check_network(asked, config.sandbox)
+    return _granted(asked, config)
 
 
 def _granted(spec: SandboxSpec, config: Config) -> SandboxSpec:

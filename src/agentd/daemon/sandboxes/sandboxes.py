@@ -133,7 +133,7 @@ class Sandboxes(Pauses, Adoption):
             self._pipeline.close(handle)
         return None
 
-    def fork(self, principal: Principal, source: Live, count: int) -> list[Live]:
+    def fork(self, principal: Principal, source: Live, count: int, spec: SandboxSpec) -> list[Live]:
         """Copies with the source's labels and a lease of their own; all of them or none."""
         source.require_running("fork it")
         self._admit()
@@ -143,9 +143,9 @@ class Sandboxes(Pauses, Adoption):
             for _ in range(count):
                 self._ledger.take(principal.name, source.handle.spec.limits)
                 taken += 1
-            handles = self._pipeline.fork(principal, source.handle, count, source.record.labels)
-            seconds = self._ttl(None)
             labels, idle = source.record.labels, source.idle
+            handles = self._pipeline.fork(principal, source.handle, count, labels, spec)
+            seconds = self._ttl(None)
             return [
                 self._write_down(principal.name, h, labels, seconds, idle=idle) for h in handles
             ]

@@ -128,7 +128,9 @@ class DaemonSandboxes(Noun):
     @observed("fork")
     def fork(self, id: str, count: int = 1) -> tuple[SandboxView, ...]:
         live = self._live(scope_of(acts.FORK), id)
-        return tuple(copy.view() for copy in self._parts.sandboxes.fork(self._who, live, count))
+        spec = bodies.forked_spec(self._who, live.handle.spec, self._parts.config())
+        made = self._parts.sandboxes.fork(self._who, live, count, spec)
+        return tuple(copy.view() for copy in made)
 
     @observed("commit")
     def commit(self, id: str, name: str) -> ImageView:
