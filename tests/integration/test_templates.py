@@ -271,6 +271,27 @@ decision := {"allow": input.sandbox.template != "web", "reasons": ["by the templ
         assert daemon.ask("DELETE", f"/v1/sandboxes/{id_}").status == 204
 
 
+def test_a_policy_is_asked_about_one_that_stands_ready_too() -> None:
+    """Whoever it was made for: it is given to those alone who may have it."""
+    rules = """
+decision := {"allow": input.principal.name != "theirs", "reasons": ["by who asks"]} if {
+	input.capability.name == "sandbox.create.v1"
+	input.sandbox.template == "web"
+} else := {"allow": true}
+"""
+    with running(TEMPLATES, policy=rules) as daemon:
+        ours, theirs = daemon.key("ours"), daemon.key("theirs")
+        until(lambda: ready(daemon, "web") > 0)
+        refused = daemon.ask("POST", "/v1/sandboxes", {"template": "web"}, key=theirs)
+        assert refused.code == "policy_denied" and "by who asks" in refused.json["cause"]
+        assert daemon.ask("GET", "/v1/sandboxes", key=theirs).json["sandboxes"] == []
+        before = _from_pools(daemon)
+        until(lambda: ready(daemon, "web") > 0)
+        id_ = daemon.sandbox(key=ours, template="web")
+        assert _from_pools(daemon) == before + 1
+        assert daemon.ask("DELETE", f"/v1/sandboxes/{id_}", key=ours).status == 204
+
+
 def test_a_reload_takes_a_template_away_and_another_start(tmp_path: Path) -> None:
     """What was made of it lives on. A daemon that is killed takes along what stood ready."""
     with running(TEMPLATES) as daemon:

@@ -20,6 +20,7 @@ from agentd.egress import keeper as keepers
 from agentd.egress import process as processes
 from agentd.egress.compile import compile_table
 from agentd.egress.keeper import Admitted, RelayKeeper
+from agentd.linux import landlock
 from agentd.model.egress import EgressBounds, StaticHost
 from agentd.sandbox.backends import identity
 from agentd.testing.patience import SLOWER
@@ -386,6 +387,28 @@ def test_a_relay_that_was_taken_over_has_nothing() -> None:
     assert status["Seccomp"] == "2"
     assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == 0
     assert status["Uid"].split()[0] != "0"
+
+
+NO_FILTER = (
+    "from agentd.egress.relay import confine; confine.install = lambda *args: None; "
+    "import os; os.fork = lambda: 0"
+)
+
+
+def test_a_relay_whose_filter_has_a_hole_has_no_files() -> None:
+    """By: Landlock, alone: its filter is switched off here."""
+    if not landlock.abi_version():
+        pytest.skip("this kernel has no Landlock")
+    more = f"{NO_FILTER}; exec({ATTACKS!r})"
+    try:
+        processes.MODULE = f"{RELAY} import main; {more}; from {RELAY}"
+        with relayed() as (keeper, _), sandbox(keeper, "db.internal:1"):
+            eventually(lambda: keeper.faults)
+        found = __import__("json").loads(keeper.faults[0])
+    finally:
+        processes.MODULE = RELAY
+    assert found["stat"] == 0  # the filter is off
+    assert {found[name] for name in ("open", "list", "exec")} == {errno.EACCES}
 
 
 # Says something else in place of serving, and does not end by itself.
