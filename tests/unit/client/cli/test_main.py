@@ -87,7 +87,8 @@ def test_doctor_tells_the_same_to_people_and_programs(monkeypatch, capfdbinary):
     import msgspec
 
     from agentd.client import embedded
-    from agentd.daemon.outlook import Outlook
+    from agentd.daemon.doctor import CheckedPart
+from agentd.daemon.outlook import Outlook
     from agentd.model.availability import Availability, Blocker
 
     blocker = Blocker("user namespaces are switched off", "sysctl -w a=1\nand more")
@@ -114,7 +115,10 @@ def test_doctor_tells_the_same_to_people_and_programs(monkeypatch, capfdbinary):
     found = SimpleNamespace(
         run=Outlook("", "", tried=True, blocker=Blocker("none can be had", ""), weaker="process"),
         findings=findings,
-        parts=[SimpleNamespace(name="engine", availability=Availability(True, (), ("1.0",)))],
+        parts=[
+            CheckedPart("engine", Availability(True, (), ("1.0",))),
+            CheckedPart("small thing", Availability(True), detail=True),
+        ],
         machine={"kernel": "6.18", "kvm": True},
     )
     monkeypatch.setattr(embedded, "doctor", lambda: found)
@@ -125,8 +129,10 @@ def test_doctor_tells_the_same_to_people_and_programs(monkeypatch, capfdbinary):
     # What is to be pasted stands whole, beneath.
     assert "linux: user namespaces are switched off\n    sysctl -w a=1\n    and more\n" in text
     assert "\x1b" not in text and "6.18" not in text
+    assert "engine" in text and "small thing" not in text
     assert cli.main(["doctor", "-v"]) == 0
-    assert "kernel  6.18\nkvm     yes\n" in capfdbinary.readouterr().out.decode()
+    text = capfdbinary.readouterr().out.decode()
+    assert "kernel  6.18\nkvm     yes\n" in text and "small thing" in text
     assert cli.main(["doctor", "--json"]) == 0
     value = msgspec.json.decode(capfdbinary.readouterr().out)
     assert value["machine"] == {"kernel": "6.18", "kvm": True}
