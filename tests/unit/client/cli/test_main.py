@@ -88,7 +88,7 @@ def test_doctor_tells_the_same_to_people_and_programs(monkeypatch, capfdbinary):
 
     from agentd.client import embedded
     from agentd.daemon.doctor import CheckedPart
-from agentd.daemon.outlook import Outlook
+    from agentd.daemon.outlook import Outlook
     from agentd.model.availability import Availability, Blocker
 
     blocker = Blocker("user namespaces are switched off", "sysctl -w a=1\nand more")
